@@ -1,0 +1,181 @@
+"""Devices: the memory of tensors, and the small protocol that a runtime fulfils.
+
+A runtime is found by the name of its device: "CPU", "CPU:1", "REF", "CL" … Nothing else in
+`minigrad/` knows which runtimes exist.
+"""
+
+from __future__ import annotations
+
+import importlib
+import itertools
+import threading
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+from minigrad.dtype import DType
+from minigrad.errors import DeviceError
+from minigrad.graph.canonical import Graph
+from minigrad.settings import getenv, put
+
+# Kind of device → module that has `open_device(name: str) -> Runtime`.
+RUNTIMES = {
+    "CPU": "minigrad.runtimes.cpu",
+    "REF": "minigrad.runtimes.reference",
+    "CL": "minigrad.runtimes.opencl",
+}
+
+
+class Program(Protocol):
+    """A compiled graph."""
+
+    def run(self, buffers: Sequence[Buffer], variables: dict[str, int]) -> None:
+        """Compute every root of the graph into its slot.
+
+        `buffers` has one allocated buffer per slot; `variables` one value per symbolic integer.
+        May return before the work is done where the device is asynchronous.
+        """
+        ...
+
+
+class Runtime(Protocol):
+    """What a device must be able to do. `memory` is whatever `allocate` returned."""
+
+    name: str
+
+    def allocate(self, nbytes: int) -> Any:
+        """Uninitialised memory of at least nbytes (which may be 0)."""
+        ...
+
+    def free(self, memory: Any, nbytes: int) -> None:
+        """Give memory back (it may be kept for a later `allocate`)."""
+        ...
+
+    def copy_in(self, memory: Any, data: memoryview) -> None:
+        """Fill the first len(data) bytes of memory; `data` is a flat view of bytes."""
+        ...
+
+    def copy_out(self, memory: Any, data: memoryview) -> None:
+        """Read the first len(data) bytes into the writable flat view `data`, when work is done."""
+        ...
+
+    def compile(self, graph: Graph) -> Program:
+        """Turn a canonical graph into a program."""
+        ...
+
+    def synchronize(self) -> None:
+        """Wait for all work that was started."""
+        ...
+
+
+_buffer_numbers = itertools.count()
+
+
+class Buffer:
+    """A piece of a device's memory that holds `size` elements of `dtype`; allocated at first need.
+
+    The device gets its memory back when the last reference to the buffer goes.
+    """
+
+    __slots__ = ("device", "dtype", "size", "number", "_memory", "__weakref__")
+
+    def __init__(self, device: str, dtype: DType, size: int) -> None:
+        self.device, self.dtype, self.size = device, dtype, size
+        self.number = next(_buffer_numbers)
+        self._memory: Any = None
+
+    @property
+    def nbytes(self) -> int:
+        """Size in bytes."""
+        return self.size * self.dtype.itemsize
+
+    @property
+    def memory(self) -> Any:
+        """The runtime's handle, allocated at first use."""
+        if self._memory is None:
+            self._memory = Device[self.device].allocate(self.nbytes)
+        return self._memory
+
+    @property
+    def is_allocated(self) -> bool:
+        """Whether the device holds memory for it already."""
+        return self._memory is not None
+
+    def copy_in(self, data: bytes | bytearray | memoryview) -> None:
+        """Fill it with nbytes bytes of the host."""
+        view = memoryview(data).cast("B")
+        if view.nbytes != self.nbytes:
+            raise ValueError(f"a buffer of {self.nbytes} bytes cannot take {view.nbytes} bytes")
+        if self.nbytes:
+            Device[self.device].copy_in(self.memory, view)
+
+    def copy_out(self) -> bytearray:
+        """Its bytes, copied to the host."""
+        data = bytearray(self.nbytes)
+        if self.nbytes:
+            Device[self.device].copy_out(self.memory, memoryview(data))
+        return data
+
+    def __repr__(self) -> str:
+        return f"<Buffer {self.number} on {self.device}: {self.size} × {self.dtype.name}>"
+
+    def __del__(self) -> None:
+        memory = getattr(self, "_memory", None)
+        if memory is not None and Device is not None:
+            runtime = Device.opened.get(self.device)
+            if runtime is not None:
+                runtime.free(memory, self.nbytes)
+
+
+class _Devices:
+    """`Device["CPU"]` opens a device once; `Device.DEFAULT` is where tensors live by default."""
+
+    def __init__(self) -> None:
+        self.opened: dict[str, Runtime] = {}
+        self._lock = threading.RLock()
+
+    @property
+    def DEFAULT(self) -> str:
+        """Name of the default device of this thread (`MINIGRAD_DEVICE` chooses it)."""
+        return self.canonical(str(getenv("DEVICE")))
+
+    @DEFAULT.setter
+    def DEFAULT(self, name: str) -> None:
+        put("DEVICE", self.canonical(name))
+
+    def canonical(self, name: str) -> str:
+        """One spelling per device: "cpu" and "CPU:0" are "CPU". DeviceError for unknown kinds."""
+        kind, _, number = name.upper().partition(":")
+        if kind not in RUNTIMES or (number and not number.isdecimal()):
+            known = ", ".join(RUNTIMES)
+            raise DeviceError(f"unknown device {name!r}: expected one of {known}, or e.g. CPU:1")
+        return kind if not number or int(number) == 0 else f"{kind}:{int(number)}"
+
+    def __getitem__(self, name: str) -> Runtime:
+        runtime = self.opened.get(name)
+        if runtime is None:
+            name = self.canonical(name)
+            with self._lock:
+                runtime = self.opened.get(name)
+                if runtime is None:
+                    module = importlib.import_module(RUNTIMES[name.partition(":")[0]])
+                    runtime = self.opened[name] = module.open_device(name)
+        return runtime
+
+    def available(self) -> list[str]:
+        """Kinds of devices that can be opened on this machine."""
+        found = []
+        for kind in RUNTIMES:
+            try:
+                self[kind]
+            except (DeviceError, ImportError):
+                continue
+            found.append(kind)
+        return found
+
+    def synchronize(self) -> None:
+        """Wait for the work of every opened device."""
+        for runtime in list(self.opened.values()):
+            runtime.synchronize()
+
+
+Device = _Devices()

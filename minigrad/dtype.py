@@ -1,0 +1,184 @@
+"""Element types and the rules by which two of them combine.
+
+Promotion follows the lattice that JAX publishes ("JAX Type Promotion Semantics"), which PyTorch
+users will find unsurprising: bool < integers < floats, and an integer never widens a float.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+from functools import lru_cache
+
+
+@dataclass(frozen=True, eq=False)
+class DType:
+    """One element type.
+
+    kind is "b" (bool), "i" (signed), "u" (unsigned) or "f" (float); itemsize is in bytes;
+    code is the format of the `struct` and buffer protocols ("" where there is none: bfloat16).
+    """
+
+    name: str
+    kind: str
+    itemsize: int
+    code: str
+
+    def __repr__(self) -> str:
+        return f"dtypes.{self.name}"
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return (named, (self.name,))
+
+    @property
+    def bits(self) -> int:
+        """Width in bits (a bool takes 8 in memory)."""
+        return self.itemsize * 8
+
+    @property
+    def is_float(self) -> bool:
+        """True for float16, bfloat16, float32 and float64."""
+        return self.kind == "f"
+
+    @property
+    def is_int(self) -> bool:
+        """True for signed and unsigned integers, not for bool."""
+        return self.kind in "iu"
+
+    @property
+    def is_bool(self) -> bool:
+        """True for bool only."""
+        return self.kind == "b"
+
+    @property
+    def minimum(self) -> int | float | bool:
+        """The identity of a maximum: smallest value, −inf for floats."""
+        if self.kind == "f":
+            return float("-inf")
+        if self.kind == "i":
+            return -(1 << (self.bits - 1))
+        return False if self.kind == "b" else 0
+
+    @property
+    def maximum(self) -> int | float | bool:
+        """The identity of a minimum: largest value, inf for floats."""
+        if self.kind == "f":
+            return float("inf")
+        if self.kind == "b":
+            return True
+        return (1 << (self.bits - (self.kind == "i"))) - 1
+
+
+class dtypes:
+    """The namespace of all element types: `dtypes.float32`, …"""
+
+    bool = DType("bool", "b", 1, "?")
+    int8 = DType("int8", "i", 1, "b")
+    uint8 = DType("uint8", "u", 1, "B")
+    int16 = DType("int16", "i", 2, "h")
+    uint16 = DType("uint16", "u", 2, "H")
+    int32 = DType("int32", "i", 4, "i")
+    uint32 = DType("uint32", "u", 4, "I")
+    int64 = DType("int64", "i", 8, "q")
+    uint64 = DType("uint64", "u", 8, "Q")
+    float16 = DType("float16", "f", 2, "e")
+    bfloat16 = DType("bfloat16", "f", 2, "")
+    float32 = DType("float32", "f", 4, "f")
+    float64 = DType("float64", "f", 8, "d")
+    half = float16
+    float = float32
+    double = float64
+    int = int32
+    long = int64
+    default_int = int32
+    default_float = float32
+
+
+ALL: tuple[DType, ...] = (
+    dtypes.bool,
+    dtypes.int8, dtypes.uint8, dtypes.int16, dtypes.uint16,
+    dtypes.int32, dtypes.uint32, dtypes.int64, dtypes.uint64,
+    dtypes.float16, dtypes.bfloat16, dtypes.float32, dtypes.float64,
+)  # fmt: skip
+_BY_NAME = {dtype.name: dtype for dtype in ALL}
+FLOATS = tuple(dtype for dtype in ALL if dtype.is_float)
+INTS = tuple(dtype for dtype in ALL if dtype.is_int)
+
+
+def named(name: str) -> DType:
+    """The dtype called `name` ("float32"); KeyError lists the known names."""
+    try:
+        return _BY_NAME[name]
+    except KeyError:
+        raise KeyError(f"unknown dtype {name!r}; known: {', '.join(_BY_NAME)}") from None
+
+
+# Each dtype's direct successors in the promotion lattice.
+_SUCCESSORS: dict[str, tuple[str, ...]] = {
+    "bool": ("int8", "uint8"),
+    "int8": ("int16",), "int16": ("int32",), "int32": ("int64",), "int64": ("float16", "bfloat16"),
+    "uint8": ("int16", "uint16"), "uint16": ("int32", "uint32"), "uint32": ("int64", "uint64"),
+    "uint64": ("float16", "bfloat16"),
+    "float16": ("float32",), "bfloat16": ("float32",), "float32": ("float64",), "float64": (),
+}  # fmt: skip
+
+
+@lru_cache(maxsize=None)
+def _above(name: str) -> frozenset[str]:
+    names = {name}
+    for successor in _SUCCESSORS[name]:
+        names |= _above(successor)
+    return frozenset(names)
+
+
+@lru_cache(maxsize=None)
+def promote(*given: DType) -> DType:
+    """The smallest dtype that all of `given` convert to, e.g. int8 and uint8 give int16."""
+    common = frozenset.intersection(*(_above(dtype.name) for dtype in given))
+    return named(max(common, key=lambda name: len(_above(name))))
+
+
+def sum_dtype(dtype: DType) -> DType:
+    """The dtype in which a sum is returned: bool → int32, small ints → (u)int32."""
+    if dtype.is_float or dtype.itemsize >= 4:
+        return dtype
+    return dtypes.uint32 if dtype.kind == "u" else dtypes.int32
+
+
+def _round_float(value: float, dtype: DType) -> float:
+    if dtype.name == "float64" or value != value or value in (float("inf"), float("-inf")):
+        return value
+    if dtype.name == "bfloat16":
+        (bits,) = struct.unpack("<I", struct.pack("<f", _round_float(value, dtypes.float32)))
+        if bits & 0x7F800000 == 0x7F800000:  # overflowed to infinity already
+            return float(struct.unpack("<f", struct.pack("<I", bits))[0])
+        bits = (bits + 0x7FFF + ((bits >> 16) & 1)) & 0xFFFF0000
+        return float(struct.unpack("<f", struct.pack("<I", bits))[0])
+    try:
+        return float(struct.unpack("<" + dtype.code, struct.pack("<" + dtype.code, value))[0])
+    except OverflowError:
+        return float("inf") if value > 0 else float("-inf")
+
+
+def convert(value: int | float | bool, dtype: DType) -> int | float | bool:
+    """A Python number as `dtype` holds it.
+
+    Integers wrap, floats round to nearest even, and a float saturates on its way to an integer
+    (NaN gives 0): the meaning that CAST has on every device.
+    """
+    if dtype.is_bool:
+        return bool(value)
+    if dtype.is_float:
+        try:
+            return _round_float(float(value), dtype)
+        except OverflowError:
+            return float("inf") if value > 0 else float("-inf")
+    if isinstance(value, float):
+        if value != value:
+            return 0
+        low, high = int(dtype.minimum), int(dtype.maximum)
+        return int(min(max(value, low), high)) if abs(value) < 2**70 else (low, high)[value > 0]
+    wrapped = int(value) & ((1 << dtype.bits) - 1)
+    if dtype.kind == "i" and wrapped >> (dtype.bits - 1):
+        wrapped -= 1 << dtype.bits
+    return wrapped

@@ -1,0 +1,39 @@
+"""Every exception that minigrad raises on purpose.
+
+Each one derives from `MinigradError` and from the builtin that a caller would expect, so that
+`except ValueError` keeps working. A message says what was given, what was expected, what to do.
+"""
+
+from __future__ import annotations
+
+
+class MinigradError(Exception):
+    """Root of all errors raised by minigrad."""
+
+
+class ShapeError(MinigradError, ValueError):
+    """Shapes or axes do not fit an operation."""
+
+
+class DTypeError(MinigradError, TypeError):
+    """A dtype does not fit an operation, or is not supported by a device."""
+
+
+class DeviceError(MinigradError, RuntimeError):
+    """Tensors live on different devices, or a device is missing or failed."""
+
+
+class GradientError(MinigradError, RuntimeError):
+    """A gradient was asked for where none exists."""
+
+
+class CompileError(MinigradError, RuntimeError):
+    """A kernel could not be lowered, rendered or compiled."""
+
+
+class JitError(MinigradError, RuntimeError):
+    """Replaying a captured step would silently give another result."""
+
+
+class BoundsError(MinigradError, IndexError):
+    """An index lies outside its axis."""

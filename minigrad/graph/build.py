@@ -1,0 +1,317 @@
+"""Constructors of nodes: they check what they are given and simplify what is obvious.
+
+The checks here are the house's inner contract (operands of equal shape and dtype); `Tensor`
+broadcasts and promotes before it calls them and speaks to users in its own words.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from minigrad.dtype import DType, dtypes
+from minigrad.errors import DeviceError, DTypeError, ShapeError
+from minigrad.graph.node import (
+    BINARY,
+    COMPARISONS,
+    ELEMENTWISE,
+    REDUCTIONS,
+    UNARY,
+    Node,
+    Op,
+    Shape,
+    make,
+)
+from minigrad.graph.symbolic import Affine, Integer, add, high, low, numel, sub
+
+
+def const(value: int | float | bool, dtype: DType, shape: Shape, device: str) -> Node:
+    """An array filled with one number."""
+    return make(Op.CONST, dtype, tuple(shape), (), value, device)
+
+
+def buffer(memory: Any, dtype: DType, shape: Shape, device: str) -> Node:
+    """An array in memory, row-major; `memory` is a device Buffer or the int slot of a parameter."""
+    return make(Op.BUFFER, dtype, tuple(shape), (), memory, device)
+
+
+def iota(length: Integer, device: str, dtype: DType = dtypes.int32) -> Node:
+    """0, 1, …, length − 1."""
+    return make(Op.IOTA, dtype, (length,), (), None, device)
+
+
+def variable(value: Affine, device: str) -> Node:
+    """A symbolic integer as a 0-d int32 array."""
+    return make(Op.VARIABLE, dtypes.int32, (), (), value, device)
+
+
+def _device(op: Op, src: Sequence[Node]) -> str:
+    device = src[0].device
+    for node in src:
+        if node.device != device:
+            raise DeviceError(
+                f"{op.value}: operands are on {device} and {node.device}; "
+                f"move one with .to({device!r})"
+            )
+    return device
+
+
+def elementwise(op: Op, *src: Node) -> Node:
+    """An elementwise operation on operands of equal shape and (but for WHERE) equal dtype."""
+    arity = 3 if op is Op.WHERE else 2 if op in BINARY else 1
+    if op not in ELEMENTWISE or op in (Op.CAST, Op.BITCAST) or len(src) != arity:
+        raise ValueError(f"elementwise({op}): expected {arity} operands, got {len(src)}")
+    shape, dtype = src[-1].shape, src[-1].dtype
+    if any(node.shape != shape for node in src):
+        raise ShapeError(f"{op.value}: shapes {[node.shape for node in src]} differ")
+    if any(node.dtype is not dtype for node in (src[1:] if op is Op.WHERE else src)):
+        raise DTypeError(f"{op.value}: dtypes {[node.dtype.name for node in src]} differ")
+    if op is Op.WHERE and src[0].dtype is not dtypes.bool:
+        raise DTypeError(f"where: the condition is {src[0].dtype.name}, expected bool")
+    _check_dtype(op, dtype)
+    device = _device(op, src)
+    return make(op, dtypes.bool if op in COMPARISONS else dtype, shape, src, None, device)
+
+
+_FLOAT_ONLY = frozenset({
+    Op.SQRT, Op.EXP, Op.EXP2, Op.LOG, Op.LOG2, Op.SIN, Op.COS, Op.TANH, Op.ERF, Op.FLOOR, Op.CEIL,
+    Op.TRUNC, Op.ROUND, Op.DIV, Op.POW,
+})  # fmt: skip
+_INT_ONLY = frozenset({Op.IDIV, Op.SHL, Op.SHR})
+_BITS_ONLY = frozenset({Op.NOT, Op.AND, Op.OR, Op.XOR})
+_NUMBERS_ONLY = frozenset({Op.NEG, Op.SUB, Op.MOD})
+
+
+def _check_dtype(op: Op, dtype: DType) -> None:
+    fits = (
+        dtype.is_float if op in _FLOAT_ONLY
+        else dtype.is_int if op in _INT_ONLY
+        else not dtype.is_float if op in _BITS_ONLY
+        else not dtype.is_bool if op in _NUMBERS_ONLY
+        else True
+    )  # fmt: skip
+    if not fits:
+        raise DTypeError(f"{op.value} is not defined for {dtype.name}")
+
+
+def cast(x: Node, dtype: DType) -> Node:
+    """x converted to dtype."""
+    if x.dtype is dtype:
+        return x
+    if x.op is Op.CONST:
+        return make(Op.CONST, dtype, x.shape, (), x.arg, x.device)
+    return make(Op.CAST, dtype, x.shape, (x,), dtype, x.device)
+
+
+def bitcast(x: Node, dtype: DType) -> Node:
+    """The bits of x read as another dtype of the same size."""
+    if x.dtype is dtype:
+        return x
+    if x.dtype.itemsize != dtype.itemsize or dtypes.bool in (x.dtype, dtype):
+        raise DTypeError(f"bitcast from {x.dtype.name} to {dtype.name}: sizes must be equal")
+    return make(Op.BITCAST, dtype, x.shape, (x,), dtype, x.device)
+
+
+def reduce(op: Op, x: Node, axes: Sequence[int]) -> Node:
+    """A reduction; the axes stay with length 1. Over no elements it gives the identity."""
+    if op not in REDUCTIONS:
+        raise ValueError(f"{op} is not a reduction")
+    axes = tuple(sorted(set(axes)))
+    if any(not 0 <= axis < x.ndim for axis in axes):
+        raise ShapeError(f"{op.value}: axes {axes} of an array of {x.ndim} dimensions")
+    axes = tuple(axis for axis in axes if x.shape[axis] != 1)
+    if not axes:
+        return x
+    shape = tuple(1 if axis in axes else extent for axis, extent in enumerate(x.shape))
+    return make(op, x.dtype, shape, (x,), axes, x.device)
+
+
+def _same_numel(a: Shape, b: Shape) -> bool:
+    left = sorted((e for e in a if isinstance(e, Affine)), key=repr)
+    right = sorted((e for e in b if isinstance(e, Affine)), key=repr)
+    plain_a = numel([e for e in a if isinstance(e, int)])
+    return left == right and plain_a == numel([e for e in b if isinstance(e, int)])
+
+
+def reshape(x: Node, shape: Shape) -> Node:
+    """The same elements in row-major order under another shape."""
+    shape = tuple(shape)
+    if x.shape == shape:
+        return x
+    if not _same_numel(x.shape, shape):
+        raise ShapeError(f"reshape from {x.shape} to {shape}: numbers of elements differ")
+    if x.op is Op.CONST:
+        return make(Op.CONST, x.dtype, shape, (), x.arg, x.device)
+    if x.op is Op.RESHAPE:
+        return reshape(x.src[0], shape)
+    return make(Op.RESHAPE, x.dtype, shape, (x,), None, x.device)
+
+
+def permute(x: Node, order: Sequence[int]) -> Node:
+    """out.shape[i] = x.shape[order[i]]."""
+    order = tuple(order)
+    if sorted(order) != list(range(x.ndim)):
+        raise ShapeError(f"permute {order} of an array of {x.ndim} dimensions")
+    if order == tuple(range(x.ndim)):
+        return x
+    shape = tuple(x.shape[axis] for axis in order)
+    if x.op is Op.CONST:
+        return make(Op.CONST, x.dtype, shape, (), x.arg, x.device)
+    if x.op is Op.PERMUTE:
+        return permute(x.src[0], tuple(x.arg[axis] for axis in order))
+    return make(Op.PERMUTE, x.dtype, shape, (x,), order, x.device)
+
+
+def expand(x: Node, shape: Shape) -> Node:
+    """Repeat dimensions of length 1; the number of dimensions stays."""
+    shape = tuple(shape)
+    if x.shape == shape:
+        return x
+    if len(shape) != x.ndim or any(a != b and a != 1 for a, b in zip(x.shape, shape, strict=True)):
+        raise ShapeError(f"expand from {x.shape} to {shape}: only dimensions of 1 can grow")
+    if x.op is Op.CONST:
+        return make(Op.CONST, x.dtype, shape, (), x.arg, x.device)
+    if x.op is Op.EXPAND:
+        return expand(x.src[0], shape)
+    return make(Op.EXPAND, x.dtype, shape, (x,), None, x.device)
+
+
+def pad(x: Node, amounts: Sequence[tuple[Integer, Integer]]) -> Node:
+    """Zeros before and after each dimension."""
+    pairs = tuple((before, after) for before, after in amounts)
+    if len(pairs) != x.ndim or any(low(a) < 0 or low(b) < 0 for a, b in pairs):
+        raise ShapeError(f"pad {pairs} of shape {x.shape}: expected one pair ≥ 0 per dimension")
+    if all(pair == (0, 0) for pair in pairs):
+        return x
+    shape = tuple(add(add(e, a), b) for e, (a, b) in zip(x.shape, pairs, strict=True))
+    if x.op is Op.CONST and x.arg == 0 and str(x.arg)[0] != "-":
+        return make(Op.CONST, x.dtype, shape, (), x.arg, x.device)
+    return make(Op.PAD, x.dtype, shape, (x,), pairs, x.device)
+
+
+def shrink(x: Node, ranges: Sequence[tuple[Integer, Integer]]) -> Node:
+    """The part start … stop − 1 of each dimension."""
+    pairs = tuple((start, stop) for start, stop in ranges)
+    if len(pairs) != x.ndim:
+        raise ShapeError(f"shrink {pairs} of shape {x.shape}: expected one range per dimension")
+    for (start, stop), extent in zip(pairs, x.shape, strict=True):
+        if low(start) < 0 or low(sub(stop, start)) < 0 or high(stop) > high(extent):
+            raise ShapeError(f"shrink {pairs} of shape {x.shape}: a range leaves its dimension")
+    if all(pair == (0, extent) for pair, extent in zip(pairs, x.shape, strict=True)):
+        return x
+    shape = tuple(sub(stop, start) for start, stop in pairs)
+    if x.op is Op.CONST:
+        return make(Op.CONST, x.dtype, shape, (), x.arg, x.device)
+    if x.op is Op.SHRINK:
+        inner = zip(pairs, x.src[0].shape, x.arg, strict=True)
+        moved = tuple((add(start, o), add(stop, o)) for (start, stop), _, (o, _) in inner)
+        return shrink(x.src[0], moved)
+    return make(Op.SHRINK, x.dtype, shape, (x,), pairs, x.device)
+
+
+def flip(x: Node, axes: Sequence[int]) -> Node:
+    """Reverse the order along axes."""
+    axes = tuple(sorted(set(axes)))
+    if any(not 0 <= axis < x.ndim for axis in axes):
+        raise ShapeError(f"flip: axes {axes} of an array of {x.ndim} dimensions")
+    if any(isinstance(x.shape[axis], Affine) for axis in axes):
+        raise ShapeError(f"flip: axes {axes} of {x.shape}: a symbolic dimension cannot be flipped")
+    axes = tuple(axis for axis in axes if x.shape[axis] != 1)
+    if not axes or x.op is Op.CONST:
+        return x
+    if x.op is Op.FLIP:
+        return flip(x.src[0], sorted(set(axes) ^ set(x.arg)))
+    return make(Op.FLIP, x.dtype, x.shape, (x,), axes, x.device)
+
+
+def gather(x: Node, index: Node, axis: int) -> Node:
+    """out[…, i, …] = x[…, index[…, i, …], …] along axis; other dimensions are equal.
+
+    An index outside 0 … x.shape[axis] − 1 reads 0.
+    """
+    _check_addressed("gather", x, index, axis)
+    return make(Op.GATHER, x.dtype, index.shape, (x, index), axis, _device(Op.GATHER, (x, index)))
+
+
+def scatter_add(base: Node, index: Node, x: Node, axis: int) -> Node:
+    """base plus, for each element of x, x added at index along axis; other dimensions are equal.
+
+    An index outside 0 … base.shape[axis] − 1 writes nothing. Additions are made in index order.
+    """
+    _check_addressed("scatter_add", base, index, axis)
+    if index.shape != x.shape or base.dtype is not x.dtype:
+        raise ShapeError(
+            f"scatter_add: index {index.shape} and x {x.shape} must have equal shapes, "
+            f"base {base.dtype.name} and x {x.dtype.name} equal dtypes"
+        )
+    src = (base, index, x)
+    return make(Op.SCATTER_ADD, base.dtype, base.shape, src, axis, _device(Op.SCATTER_ADD, src))
+
+
+def _check_addressed(name: str, x: Node, index: Node, axis: int) -> None:
+    if not index.dtype.is_int:
+        raise DTypeError(f"{name}: the index is {index.dtype.name}, expected an integer dtype")
+    same = x.ndim == index.ndim and 0 <= axis < x.ndim and all(
+        a == b for d, (a, b) in enumerate(zip(x.shape, index.shape, strict=True)) if d != axis
+    )
+    if not same:
+        raise ShapeError(
+            f"{name} along axis {axis}: array {x.shape} and index {index.shape} "
+            "must have equal shapes but for that axis"
+        )
+
+
+def contiguous(x: Node) -> Node:
+    """x, stored in a buffer of its own."""
+    if x.op in (Op.BUFFER, Op.CONTIGUOUS, Op.ASSIGN):
+        return x
+    return make(Op.CONTIGUOUS, x.dtype, x.shape, (x,), None, x.device)
+
+
+def assign(target: Node, value: Node) -> Node:
+    """`value`, stored in the memory of the BUFFER `target`."""
+    if target.op is not Op.BUFFER:
+        raise ValueError(f"assign to {target.op.name}: the target must be a BUFFER")
+    if target.shape != value.shape or target.dtype is not value.dtype:
+        raise ShapeError(
+            f"assign: target {target.shape} {target.dtype.name}, "
+            f"value {value.shape} {value.dtype.name}"
+        )
+    src = (target, value)
+    return make(Op.ASSIGN, value.dtype, value.shape, src, None, _device(Op.ASSIGN, src))
+
+
+def copy(x: Node, device: str) -> Node:
+    """x on another device."""
+    return x if x.device == device else make(Op.COPY, x.dtype, x.shape, (x,), device, device)
+
+
+def rebuild(node: Node, src: Sequence[Node]) -> Node:
+    """The same operation on other sources (through the constructors, so it simplifies)."""
+    src = tuple(src)
+    if src == node.src:
+        return node
+    op = node.op
+    if op is Op.CAST:
+        return cast(src[0], node.dtype)
+    if op is Op.BITCAST:
+        return bitcast(src[0], node.dtype)
+    if op in UNARY or op in BINARY or op is Op.WHERE:
+        return elementwise(op, *src)
+    if op in REDUCTIONS:
+        return reduce(op, src[0], node.arg)
+    if op is Op.RESHAPE:
+        return reshape(src[0], node.shape)
+    if op is Op.PERMUTE:
+        return permute(src[0], node.arg)
+    if op is Op.EXPAND:
+        return expand(src[0], node.shape)
+    if op is Op.PAD:
+        return pad(src[0], node.arg)
+    if op is Op.SHRINK:
+        return shrink(src[0], node.arg)
+    if op is Op.FLIP:
+        return flip(src[0], node.arg)
+    if op is Op.CONTIGUOUS:
+        return contiguous(src[0])
+    return make(op, node.dtype, node.shape, src, node.arg, node.device)

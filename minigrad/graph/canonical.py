@@ -1,0 +1,114 @@
+"""Canonical graphs: programs without the memory and the bound values that one call gives them.
+
+Two training steps build two graphs that differ only in their buffers and in the values of their
+variables. `canonicalize` numbers buffers by first use and lifts the values out, so that both steps
+have one key, one compiled program, and different arguments.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from minigrad.graph.node import Node, Op, make, topological
+from minigrad.graph.symbolic import Affine, unbind
+
+
+@dataclass(frozen=True)
+class Graph:
+    """What a program computes.
+
+    roots[i] is the value to be stored in buffer slot outputs[i]. BUFFER nodes hold slots as `arg`;
+    slots 0 … len(outputs) − 1 are not necessarily outputs: an in-place update reads and writes one
+    slot. A program sees every input as it was before the program started.
+    variables: names of the symbolic integers whose values are given per call.
+    device: the device whose runtime computes it.
+    """
+
+    roots: tuple[Node, ...]
+    outputs: tuple[int, ...]
+    slots: int
+    variables: tuple[str, ...]
+    device: str
+
+
+@dataclass(frozen=True)
+class Canonical:
+    """A graph's key together with one call's arguments.
+
+    key: hashable; equal keys mean equal programs. inputs: the memory of each slot that exists
+    before the call; `targets[i]` is the slot of root i, at or beyond len(inputs) where it is new.
+    """
+
+    key: Any
+    order: tuple[Node, ...]
+    roots: tuple[Node, ...]
+    inputs: tuple[Any, ...]
+    targets: tuple[int, ...]
+    values: dict[str, int]
+
+    def graph(self) -> Graph:
+        """The graph itself, rewritten onto slots (made only when a program must be compiled)."""
+        slots = {memory: slot for slot, memory in enumerate(self.inputs)}
+        new: dict[Node, Node] = {}
+        unbound: dict[str, int] = {}
+        for node in self.order:
+            shape = tuple(unbind(extent, unbound) for extent in node.shape)
+            arg = slots[node.arg] if node.op is Op.BUFFER else _unbind_arg(node.arg, unbound)
+            src = tuple(new[source] for source in node.src)
+            new[node] = make(node.op, node.dtype, shape, src, arg, node.device)
+        roots = []
+        for root in self.roots:
+            value = new[root]
+            roots.append(value.src[1] if value.op is Op.ASSIGN else value)
+        return Graph(
+            roots=tuple(roots),
+            outputs=self.targets,
+            slots=max((*self.targets, len(self.inputs) - 1)) + 1,
+            variables=tuple(sorted(self.values)),
+            device=self.roots[0].device,
+        )
+
+
+def _unbind_arg(arg: Any, values: dict[str, int]) -> Any:
+    """`arg` without bound values: pads and ranges hold pairs of integers, VARIABLE an Affine."""
+    if isinstance(arg, Affine):
+        return unbind(arg, values)
+    if isinstance(arg, tuple) and arg and isinstance(arg[0], tuple):
+        return tuple(tuple(unbind(x, values) for x in pair) for pair in arg)
+    return arg
+
+
+def canonicalize(roots: Sequence[Node]) -> Canonical:
+    """Number the buffers of a graph whose roots are to be stored (ASSIGN roots: in place)."""
+    order = topological(roots)
+    number: dict[Node, int] = {}
+    inputs: dict[Any, int] = {}
+    values: dict[str, int] = {}
+    rows: list[Any] = []
+    for index, node in enumerate(order):
+        number[node] = index
+        op, arg, shape = node.op, node.arg, node.shape
+        if op is Op.BUFFER:
+            arg = inputs.setdefault(arg, len(inputs))
+        elif op is Op.CONST:
+            arg = struct.pack("<d", arg) if node.dtype.is_float else int(arg)
+        elif arg is not None:
+            arg = _unbind_arg(arg, values)
+        for extent in shape:
+            if extent.__class__ is not int:
+                shape = tuple(unbind(e, values) for e in shape)
+                break
+        rows.append((op, node.dtype, shape, arg, *[number[source] for source in node.src]))
+    targets = []
+    new = len(inputs)
+    for root in roots:
+        if root.op is Op.ASSIGN:
+            targets.append(inputs[root.src[0].arg])
+        else:
+            targets.append(new)
+            new += 1
+    key = (tuple(rows), tuple(number[root] for root in roots), tuple(targets), roots[0].device)
+    return Canonical(key, tuple(order), tuple(roots), tuple(inputs), tuple(targets), values)

@@ -1,0 +1,538 @@
+"""Symbolic integers: sums of variables, quotients and remainders, with known bounds.
+
+An integer of a graph (a dimension, an offset) or of a loop nest (an index) is either an `int` or an
+`Affine`: a canonical sum c + Σ coefficient·atom. Because the sum is *always* canonical, a stride is
+a look-up, equality is `==`, and a range follows from the atoms' ranges. What is not linear hides
+inside an atom: a floor division, a remainder, or (in kernels only) a value loaded from memory.
+
+    i = var("i", 0, 11)
+    floordiv(add(mul(i, 32), 7), 32)     # i
+    mod(add(mul(i, 33), 7), 32)          # mod(i + 7, 32): coefficients are reduced modulo 32
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
+from math import gcd
+from typing import Any
+
+
+class Atom:
+    """An indivisible part of a sum, with the inclusive range [low, high] of its values.
+
+    kind: "var" (a loop's variable or a user's `Variable`), "div" and "mod" (floor division and
+    remainder of `inner` by the positive int `divisor`), "value" (`payload` is a kernel expression).
+    A variable whose extent is symbolic carries it in `payload`: it runs over 0 … payload − 1.
+    """
+
+    __slots__ = ("kind", "name", "inner", "divisor", "low", "high", "payload", "key", "hash")
+
+    def __init__(
+        self,
+        kind: str,
+        name: str,
+        low: int,
+        high: int,
+        inner: Affine | None = None,
+        divisor: int = 0,
+        payload: Any = None,
+    ) -> None:
+        self.kind, self.name, self.inner, self.divisor = kind, name, inner, divisor
+        self.low, self.high, self.payload = low, high, payload
+        self.key = (kind, name, inner, divisor, low, high, payload)
+        self.hash = hash(self.key)
+
+    def __hash__(self) -> int:
+        return self.hash
+
+    def __eq__(self, other: object) -> bool:
+        if self is other:
+            return True
+        return isinstance(other, Atom) and self.hash == other.hash and self.key == other.key
+
+    def __repr__(self) -> str:
+        if self.kind == "div":
+            return f"({self.inner!r} // {self.divisor})"
+        if self.kind == "mod":
+            return f"({self.inner!r} % {self.divisor})"
+        if self.kind == "value":
+            return f"[{self.payload!r}]"
+        return self.name
+
+    @property
+    def sort_key(self) -> str:
+        """A total order of atoms that does not depend on hashing."""
+        return f"{self.kind} {self!r}"
+
+
+class Affine:
+    """constant + Σ coefficient·atom, with at least one term; plain constants are `int`s."""
+
+    __slots__ = ("constant", "terms", "hash", "_low", "_high")
+
+    def __init__(self, constant: int, terms: tuple[tuple[Atom, int], ...]) -> None:
+        self.constant, self.terms = constant, terms
+        self.hash = hash((constant, terms))
+        self._low: int | None = None
+        self._high = 0
+
+    def __hash__(self) -> int:
+        return self.hash
+
+    def __eq__(self, other: object) -> bool:
+        if self is other:
+            return True
+        return (
+            isinstance(other, Affine)
+            and self.hash == other.hash
+            and self.constant == other.constant
+            and self.terms == other.terms
+        )
+
+    def _bounds(self) -> None:
+        low = high = self.constant
+        for atom, coefficient in self.terms:
+            if coefficient > 0:
+                low += coefficient * atom.low
+                high += coefficient * atom.high
+            else:
+                low += coefficient * atom.high
+                high += coefficient * atom.low
+        self._low, self._high = low, high
+
+    @property
+    def low(self) -> int:
+        """Smallest value that the sum can take (a safe bound)."""
+        if self._low is None:
+            self._bounds()
+        assert self._low is not None
+        return self._low
+
+    @property
+    def high(self) -> int:
+        """Largest value that the sum can take (a safe bound)."""
+        if self._low is None:
+            self._bounds()
+        return self._high
+
+    def __repr__(self) -> str:
+        parts = []
+        for atom, coefficient in self.terms:
+            text = repr(atom) if abs(coefficient) == 1 else f"{abs(coefficient)}·{atom!r}"
+            parts.append(("- " if coefficient < 0 else "+ ") + text)
+        if self.constant:
+            parts.append(f"{'-' if self.constant < 0 else '+'} {abs(self.constant)}")
+        text = " ".join(parts)
+        return text[2:] if text.startswith("+ ") else "-" + text[2:]
+
+    def __add__(self, other: Integer) -> Integer:
+        return add(self, other)
+
+    def __radd__(self, other: int) -> Integer:
+        return add(other, self)
+
+    def __sub__(self, other: Integer) -> Integer:
+        return sub(self, other)
+
+    def __rsub__(self, other: int) -> Integer:
+        return sub(other, self)
+
+    def __neg__(self) -> Integer:
+        return mul(self, -1)
+
+    def __mul__(self, other: Integer) -> Integer:
+        return mul(self, other)
+
+    __rmul__ = __mul__
+
+    def __floordiv__(self, other: int) -> Integer:
+        return floordiv(self, other)
+
+    def __mod__(self, other: int) -> Integer:
+        return mod(self, other)
+
+
+Integer = int | Affine
+
+
+def var(name: str, low: int, high: int, payload: Any = None) -> Affine:
+    """The variable `name` as a sum of one term; `payload` is its symbolic extent, if it has one."""
+    return Affine(0, ((Atom("var", name, low, high, payload=payload), 1),))
+
+
+def low(x: Integer) -> int:
+    """A safe lower bound."""
+    return x if isinstance(x, int) else x.low
+
+
+def high(x: Integer) -> int:
+    """A safe upper bound."""
+    return x if isinstance(x, int) else x.high
+
+
+def _build(constant: int, terms: dict[Atom, int]) -> Integer:
+    """Make the canonical sum; joins `c·(x // c) + x % c` back into x."""
+    items = [(atom, c) for atom, c in terms.items() if c]
+    for atom, coefficient in items:
+        if atom.kind != "mod":
+            continue
+        assert atom.inner is not None
+        quotient = floordiv(atom.inner, atom.divisor)
+        scale = coefficient * atom.divisor
+        if (
+            isinstance(quotient, Affine)
+            and quotient.constant == 0
+            and len(quotient.terms) == 1
+            and quotient.terms[0][1] == 1
+            and terms.get(quotient.terms[0][0], 0) == scale
+        ):
+            rest = {a: c for a, c in items if a is not atom and a != quotient.terms[0][0]}
+            return add(_build(constant, rest), mul(atom.inner, coefficient))
+    if not items:
+        return constant
+    if len(items) > 1:
+        items.sort(key=lambda item: item[0].sort_key)
+    return Affine(constant, tuple(items))
+
+
+def total(parts: Iterable[Integer]) -> Integer:
+    """Σ parts."""
+    constant = 0
+    terms: dict[Atom, int] = {}
+    for part in parts:
+        if isinstance(part, int):
+            constant += part
+            continue
+        constant += part.constant
+        for atom, coefficient in part.terms:
+            terms[atom] = terms.get(atom, 0) + coefficient
+    return _build(constant, terms) if terms else constant
+
+
+@lru_cache(maxsize=1 << 16)
+def _add(x: Affine, y: Affine) -> Integer:
+    return total((x, y))
+
+
+def add(x: Integer, y: Integer) -> Integer:
+    """x + y."""
+    if isinstance(x, int):
+        if isinstance(y, int):
+            return x + y
+        x, y = y, x
+    if isinstance(y, int):
+        return Affine(x.constant + y, x.terms) if y else x
+    return _add(x, y)
+
+
+def sub(x: Integer, y: Integer) -> Integer:
+    """x − y."""
+    return add(x, mul(y, -1))
+
+
+def mul(x: Integer, y: Integer) -> Integer:
+    """x · y, where one of the two is an int: products of two symbols stay out of the house."""
+    if isinstance(x, int):
+        x, y = y, x
+    if not isinstance(y, int):
+        raise ValueError(f"the product of two symbolic integers, {x} and {y}, is not supported")
+    if isinstance(x, int):
+        return x * y
+    if y == 0:
+        return 0
+    if y == 1:
+        return x
+    return Affine(x.constant * y, tuple((atom, c * y) for atom, c in x.terms))
+
+
+def _reduce_coefficients(x: Affine, d: int) -> tuple[Integer, Integer]:
+    """x = d·quotient + rest, coefficients of rest reduced modulo d to the narrower range."""
+    best: tuple[Integer, Integer] | None = None
+    for signed in (False, True):
+        quotient: dict[Atom, int] = {}
+        rest: dict[Atom, int] = {}
+        for atom, coefficient in x.terms:
+            q, r = divmod(coefficient, d)
+            if signed and 2 * r > d:
+                q, r = q + 1, r - d
+            if q:
+                quotient[atom] = q
+            if r:
+                rest[atom] = r
+        q, r = divmod(x.constant, d)
+        pair = (_build(q, quotient), _build(r, rest))
+        if low(pair[1]) // d == high(pair[1]) // d:
+            return pair
+        if best is None or _width(pair[1]) < _width(best[1]):
+            best = pair
+    assert best is not None
+    return best
+
+
+def _width(x: Integer) -> int:
+    return high(x) - low(x)
+
+
+@lru_cache(maxsize=1 << 16)
+def _floordiv(x: Affine, d: int) -> Integer:
+    quotient, rest = _reduce_coefficients(x, d)
+    if low(rest) // d == high(rest) // d:
+        return add(quotient, low(rest) // d)
+    assert isinstance(rest, Affine)
+    common = gcd(d, *(c for _, c in rest.terms))
+    if common > 1:
+        smaller = _build(rest.constant // common, {a: c // common for a, c in rest.terms})
+        return add(quotient, floordiv(smaller, d // common))
+    if len(rest.terms) == 1 and rest.constant == 0 and rest.terms[0][1] == 1:
+        atom = rest.terms[0][0]
+        if atom.kind == "div":  # (y // e) // d = y // (e·d)
+            assert atom.inner is not None
+            return add(quotient, floordiv(atom.inner, atom.divisor * d))
+        if atom.kind == "mod" and atom.divisor % d == 0:  # (y % n) // d = (y // d) % (n / d)
+            assert atom.inner is not None
+            return add(quotient, mod(floordiv(atom.inner, d), atom.divisor // d))
+    made = Atom("div", "", low(rest) // d, high(rest) // d, rest, d)
+    return add(quotient, Affine(0, ((made, 1),)))
+
+
+def floordiv(x: Integer, d: int) -> Integer:
+    """x // d for a positive int d, rounding towards −∞."""
+    if d <= 0:
+        raise ValueError(f"division of the symbolic integer {x} by {d}: expected a positive int")
+    if isinstance(x, int):
+        return x // d
+    return x if d == 1 else _floordiv(x, d)
+
+
+@lru_cache(maxsize=1 << 16)
+def _mod(x: Affine, d: int) -> Integer:
+    terms = dict(x.terms)
+    constant = x.constant
+    changed = False
+    for atom, coefficient in x.terms:  # (… + c·(y % n)) % d with d | c·n: drop the inner remainder
+        if atom.kind == "mod" and (coefficient * atom.divisor) % d == 0:
+            del terms[atom]
+            assert atom.inner is not None
+            return mod(add(_build(constant, terms), mul(atom.inner, coefficient)), d)
+        if coefficient % d == 0:
+            del terms[atom]
+            changed = True
+    if changed:
+        return mod(_build(constant, terms), d)
+    _, rest = _reduce_coefficients(x, d)
+    if low(rest) // d == high(rest) // d:
+        return sub(rest, low(rest) // d * d)
+    assert isinstance(rest, Affine)
+    common = gcd(d, *(c for _, c in rest.terms))
+    if common > 1:
+        smaller = _build(rest.constant // common, {a: c // common for a, c in rest.terms})
+        return add(mul(mod(smaller, d // common), common), rest.constant % common)
+    made = Atom("mod", "", 0, d - 1, rest, d)
+    return Affine(0, ((made, 1),))
+
+
+def mod(x: Integer, d: int) -> Integer:
+    """x % d for a positive int d; the result lies in 0 … d − 1."""
+    if d <= 0:
+        raise ValueError(f"remainder of the symbolic integer {x} by {d}: expected a positive int")
+    if isinstance(x, int):
+        return x % d
+    return 0 if d == 1 else _mod(x, d)
+
+
+def substitute(x: Integer, values: Mapping[Atom, Integer]) -> Integer:
+    """x with some of its variables replaced, simplified anew."""
+    if isinstance(x, int):
+        return x
+    parts: list[Integer] = [x.constant]
+    for atom, coefficient in x.terms:
+        replacement = values.get(atom)
+        if replacement is None:
+            if atom.kind == "div":
+                replacement = floordiv(substitute(atom.inner or 0, values), atom.divisor)
+            elif atom.kind == "mod":
+                replacement = mod(substitute(atom.inner or 0, values), atom.divisor)
+            elif atom.kind == "value":
+                replacement = atom.payload.substitute_atom(atom, values)
+            else:
+                replacement = Affine(0, ((atom, 1),))
+        parts.append(mul(replacement, coefficient))
+    return total(parts)
+
+
+def variables(x: Integer) -> frozenset[Atom]:
+    """All variables in x, also those inside quotients, remainders and loaded values."""
+    return frozenset() if isinstance(x, int) else _variables(x)
+
+
+@lru_cache(maxsize=1 << 16)
+def _variables(x: Affine) -> frozenset[Atom]:
+    found: set[Atom] = set()
+    for atom, _ in x.terms:
+        if atom.kind == "var":
+            found.add(atom)
+        elif atom.kind == "value":
+            found |= atom.payload.variables
+        elif atom.inner is not None:
+            found |= _variables(atom.inner)
+    return frozenset(found)
+
+
+def coefficient(x: Integer, atom: Atom) -> int | None:
+    """The stride of x along a variable; None where the variable hides inside an atom."""
+    if isinstance(x, int):
+        return 0
+    found = 0
+    for other, c in x.terms:
+        if other == atom:
+            found = c
+        elif other.kind != "var" and atom in _variables(Affine(0, ((other, 1),))):
+            return None
+    return found
+
+
+def only_atom(x: Integer) -> Atom:
+    """The atom of a sum that is exactly one variable."""
+    assert isinstance(x, Affine) and x.constant == 0 and len(x.terms) == 1 and x.terms[0][1] == 1
+    return x.terms[0][0]
+
+
+def proven_nonnegative(x: Integer) -> bool:
+    """True where x ≥ 0 follows from the ranges, symbolic extents included."""
+    for _ in range(8):
+        if low(x) >= 0:
+            return True
+        if isinstance(x, int):
+            return False
+        for atom, c in x.terms:  # a variable with a symbolic extent: i ≤ extent − 1
+            if c < 0 and atom.kind == "var" and isinstance(atom.payload, Affine):
+                x = add(x, mul(sub(sub(atom.payload, 1), Affine(0, ((atom, 1),))), c))
+                break
+        else:
+            return False
+    return False
+
+
+def strides_of(shape: Sequence[Integer]) -> tuple[int, ...]:
+    """Row-major strides in elements; symbolic dimensions count with their upper bound."""
+    strides = [1] * len(shape)
+    for axis in range(len(shape) - 2, -1, -1):
+        strides[axis] = strides[axis + 1] * max(high(shape[axis + 1]), 1)
+    return tuple(strides)
+
+
+def numel(shape: Sequence[Integer]) -> int:
+    """Number of elements to reserve; symbolic dimensions count with their upper bound."""
+    count = 1
+    for extent in shape:
+        count *= high(extent)
+    return count
+
+
+def flatten(index: Sequence[Integer], shape: Sequence[Integer]) -> Integer:
+    """Row-major position of `index` in an array of `shape`."""
+    return total(mul(i, stride) for i, stride in zip(index, strides_of(shape), strict=True))
+
+
+def unflatten(position: Integer, shape: Sequence[Integer]) -> tuple[Integer, ...]:
+    """Inverse of `flatten`."""
+    index: list[Integer] = []
+    strides = strides_of(shape)
+    for axis, (extent, stride) in enumerate(zip(shape, strides, strict=True)):
+        part = floordiv(position, stride)
+        index.append(part if axis == 0 else mod(part, max(high(extent), 1)))
+        if isinstance(extent, int) and extent == 1:
+            index[-1] = 0
+    return tuple(index)
+
+
+def reshape_index(
+    index: Sequence[Integer], shape: Sequence[Integer], old: Sequence[Integer]
+) -> tuple[Integer, ...]:
+    """Index into `old` of the element that has `index` after a reshape to `shape`.
+
+    Dimensions equal on both sides from the left or the right are passed through, which is also
+    what makes symbolic dimensions work: they may move past ones, but never merge or split.
+    """
+    new_axes = [axis for axis, extent in enumerate(shape) if extent != 1]
+    old_axes = [axis for axis, extent in enumerate(old) if extent != 1]
+    result: list[Integer] = [0] * len(old)
+    while new_axes and old_axes and shape[new_axes[0]] == old[old_axes[0]]:
+        result[old_axes.pop(0)] = index[new_axes.pop(0)]
+    while new_axes and old_axes and shape[new_axes[-1]] == old[old_axes[-1]]:
+        result[old_axes.pop()] = index[new_axes.pop()]
+    if old_axes:
+        position = flatten([index[a] for a in new_axes], [shape[a] for a in new_axes])
+        parts = unflatten(position, [old[a] for a in old_axes])
+        for axis, part in zip(old_axes, parts, strict=True):
+            result[axis] = part
+    return tuple(result)
+
+
+class Variable:
+    """A named whole number in minimum … maximum whose value is given per call.
+
+    `Variable("pos", 0, 1023).bind(17)` is usable as a dimension or an offset; the compiled kernel
+    serves every value, and its loops run only as far as the bound value.
+    """
+
+    def __init__(self, name: str, minimum: int, maximum: int) -> None:
+        if not name.isidentifier() or name.startswith("_"):
+            raise ValueError(f"Variable({name!r}): expected a plain identifier as name")
+        if minimum < 0 or maximum < minimum:
+            raise ValueError(
+                f"Variable({name!r}, {minimum}, {maximum}): expected 0 <= minimum <= maximum"
+            )
+        self.name, self.minimum, self.maximum = name, minimum, maximum
+
+    def bind(self, value: int) -> Affine:
+        """The variable with a value for this call."""
+        if not self.minimum <= value <= self.maximum:
+            raise ValueError(
+                f"{self!r}.bind({value}): expected a value in {self.minimum} … {self.maximum}"
+            )
+        return Affine(
+            0, ((Atom("var", self.name, self.minimum, self.maximum, divisor=0, payload=value), 1),)
+        )
+
+    def __repr__(self) -> str:
+        return f"Variable({self.name!r}, {self.minimum}, {self.maximum})"
+
+
+def unbind(x: Integer, values: dict[str, int]) -> Integer:
+    """x without the bound values, which are recorded in `values`.
+
+    Raises ValueError where one variable carries two values: a program runs with one.
+    """
+    if isinstance(x, int):
+        return x
+    replaced: dict[Atom, Integer] = {}
+    for atom in _variables(x):
+        if isinstance(atom.payload, int):
+            if values.setdefault(atom.name, atom.payload) != atom.payload:
+                raise ValueError(
+                    f"variable {atom.name!r} is bound to {values[atom.name]} and to "
+                    f"{atom.payload} in one program: realize the first tensor before binding anew"
+                )
+            replaced[atom] = var(atom.name, atom.low, atom.high)
+    return substitute(x, replaced) if replaced else x
+
+
+def evaluate(x: Integer, values: Mapping[str, int]) -> int:
+    """The number that x is when its variables have these values (unbound ones must be given)."""
+    if isinstance(x, int):
+        return x
+    result = x.constant
+    for atom, c in x.terms:
+        if atom.kind == "div":
+            result += c * (evaluate(atom.inner or 0, values) // atom.divisor)
+        elif atom.kind == "mod":
+            result += c * (evaluate(atom.inner or 0, values) % atom.divisor)
+        elif isinstance(atom.payload, int):
+            result += c * atom.payload
+        else:
+            result += c * values[atom.name]
+    return result
+
+

@@ -1,0 +1,94 @@
+"""The few settings, in one table.
+
+Each setting is an environment variable `MINIGRAD_<NAME>` outside and a keyword of `Context` inside:
+
+    with Context(DEBUG=2):
+        loss.realize()
+
+Settings are per thread: a thread starts from the environment, never from another thread's context.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from types import TracebackType
+
+DEFAULTS: dict[str, int | str] = {
+    "DEBUG": 0,  # 1 summary, 2 kernels with times, 3 schedule, 4 loop nests, 5 IR and assembly
+    "DEVICE": "CPU",  # where tensors live unless told otherwise
+    "THREADS": 0,  # 0: as many as affinity and cgroup quota allow
+    "CACHE": "",  # folder of the kernel cache; empty: the user's cache folder
+    "FUSE": 1,  # 0: every operation is a kernel of its own
+    "GUARD": 0,  # 1: unreadable pages behind every buffer, index checks
+}
+
+
+def _parse(name: str, text: str) -> int | str:
+    """Turn the text of an environment variable into the type of the setting's default."""
+    if isinstance(DEFAULTS[name], str):
+        return text
+    try:
+        return int(text)
+    except ValueError:
+        raise ValueError(f"MINIGRAD_{name}={text!r}: expected a whole number") from None
+
+
+def _from_environment() -> dict[str, int | str]:
+    values = dict(DEFAULTS)
+    for name in DEFAULTS:
+        text = os.environ.get(f"MINIGRAD_{name}")
+        if text is not None:
+            values[name] = _parse(name, text)
+    return values
+
+
+class _Settings(threading.local):
+    def __init__(self) -> None:
+        self.values = _from_environment()
+
+
+_settings = _Settings()
+
+
+def getenv(name: str) -> int | str:
+    """Current value of a setting in this thread, e.g. `getenv("DEBUG")`."""
+    try:
+        return _settings.values[name]
+    except KeyError:
+        known = ", ".join(DEFAULTS)
+        raise KeyError(f"unknown setting {name!r}; known settings: {known}") from None
+
+
+def flag(name: str) -> int:
+    """Current value of an integer setting."""
+    return int(getenv(name))
+
+
+def put(name: str, value: int | str) -> None:
+    """Change a setting of this thread for good (scripts use it for `--device` and `--debug`)."""
+    getenv(name)
+    _settings.values[name] = value
+
+
+class Context:
+    """Change settings inside a `with` block: `with Context(DEBUG=2, FUSE=0): …`."""
+
+    def __init__(self, **changes: int | str) -> None:
+        for name in changes:
+            getenv(name)
+        self.changes = changes
+        self.saved: list[dict[str, int | str]] = []
+
+    def __enter__(self) -> Context:
+        self.saved.append(dict(_settings.values))
+        _settings.values.update(self.changes)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        _settings.values = self.saved.pop()
