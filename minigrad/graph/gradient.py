@@ -1,0 +1,356 @@
+"""Reverse-mode differentiation: one table with a rule per operation and source.
+
+A rule takes a node and the gradient of some scalar with respect to it, and gives the gradient with
+respect to one of its sources. Gradients are nodes like any others, so they are differentiable too.
+
+An operation that stands in `RULES` with None for a source, or not at all, passes nothing on: its
+derivative is zero almost everywhere (FLOOR, comparisons) or its source is not a float. BITCAST is
+one of them, so x seen as an integer and back is x detached from its past.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+from minigrad.dtype import dtypes
+from minigrad.errors import DTypeError, GradientError, ShapeError
+from minigrad.graph import build
+from minigrad.graph.build import elementwise
+from minigrad.graph.node import Node, Op, Shape, topological
+from minigrad.graph.symbolic import Integer, high, sub
+
+Rule = Callable[[Node, Node], Node]  # (node, gradient of the node) → gradient of one source
+
+
+def gradient(
+    outputs: Sequence[Node], seeds: Sequence[Node], targets: Sequence[Node]
+) -> list[Node | None]:
+    """For each target, the gradient of Σ seed·output; None where no output depends on it.
+
+    Each seed has its output's shape and dtype, each result its target's. A target may lie between
+    an output and another target. Raises GradientError where an output is not a float and where a
+    gradient would have to flow through an in-place write.
+    """
+    _check(outputs, seeds)
+    order = topological(outputs)
+    active = _active(order, targets)
+    parts: dict[Node, list[Node]] = {}
+    for output, seed in zip(outputs, seeds, strict=True):
+        if output in active:
+            parts.setdefault(output, []).append(seed)
+    found: dict[Node, Node] = {}
+    for node in reversed(order):
+        if node not in parts:
+            continue
+        total = found[node] = _sum(parts.pop(node))
+        rules = _rules_of(node, active)
+        for source, rule in zip(node.src, rules, strict=False):
+            if rule is not None and source in active:
+                parts.setdefault(source, []).append(rule(node, total))
+    return [found.get(target) for target in targets]
+
+
+def _check(outputs: Sequence[Node], seeds: Sequence[Node]) -> None:
+    if len(outputs) != len(seeds):
+        raise GradientError(f"gradient: {len(outputs)} outputs and {len(seeds)} seeds, expected "
+                            "one seed per output")  # fmt: skip
+    for output, seed in zip(outputs, seeds, strict=True):
+        if not output.dtype.is_float:
+            raise GradientError(
+                f"gradient of {output!r}: only floats have gradients; cast it to a float dtype"
+            )
+        if output.shape != seed.shape:
+            raise ShapeError(f"gradient: the seed of {output!r} has shape {seed.shape}")
+        if output.dtype is not seed.dtype:
+            raise DTypeError(f"gradient: the seed of {output!r} is {seed.dtype.name}")
+
+
+def _active(order: Sequence[Node], targets: Sequence[Node]) -> set[Node]:
+    """The float nodes that depend on a target."""
+    active = {target for target in targets if target.dtype.is_float}
+    for node in order:
+        if node.dtype.is_float and any(source in active for source in node.src):
+            active.add(node)
+    return active
+
+
+def _rules_of(node: Node, active: set[Node]) -> tuple[Rule | None, ...]:
+    if node.op is Op.ASSIGN and any(source in active for source in node.src):
+        raise GradientError(
+            f"a gradient would flow through the in-place write to {node.src[0]!r}: compute the "
+            "loss from the value that was written, or write (assign, setitem, optimizer step) "
+            "inside no_grad() or to a detached tensor"
+        )
+    return RULES.get(node.op, ())
+
+
+def _sum(parts: Sequence[Node]) -> Node:
+    """The contributions of a node's users, added in the order in which they came."""
+    total = parts[0]
+    for part in parts[1:]:
+        total = elementwise(Op.ADD, total, part)
+    return total
+
+
+# --- short names for what the rules write --------------------------------------------------------
+
+
+def _full(like: Node, value: float) -> Node:
+    return build.const(value, like.dtype, like.shape, like.device)
+
+
+def _neg(x: Node) -> Node:
+    return elementwise(Op.NEG, x)
+
+
+def _mul(x: Node, y: Node) -> Node:
+    return elementwise(Op.MUL, x, y)
+
+
+def _scale(x: Node, factor: float) -> Node:
+    return _mul(x, _full(x, factor))
+
+
+def _div(x: Node, y: Node) -> Node:
+    return elementwise(Op.DIV, x, y)
+
+
+def _where(condition: Node, x: Node, y: Node) -> Node:
+    return elementwise(Op.WHERE, condition, x, y)
+
+
+# --- elementwise ---------------------------------------------------------------------------------
+
+
+def _sqrt(node: Node, g: Node) -> Node:
+    """g / 2√x: infinite at 0."""
+    return _div(g, _scale(node, 2.0))
+
+
+def _log2(node: Node, g: Node) -> Node:
+    return _div(g, _scale(node.src[0], math.log(2.0)))
+
+
+def _sin(node: Node, g: Node) -> Node:
+    return _mul(g, elementwise(Op.COS, node.src[0]))
+
+
+def _cos(node: Node, g: Node) -> Node:
+    return _neg(_mul(g, elementwise(Op.SIN, node.src[0])))
+
+
+def _tanh(node: Node, g: Node) -> Node:
+    return _mul(g, elementwise(Op.SUB, _full(node, 1.0), _mul(node, node)))
+
+
+def _erf(node: Node, g: Node) -> Node:
+    """2/√π · exp(−x²)."""
+    x = node.src[0]
+    bell = elementwise(Op.EXP, _neg(_mul(x, x)))
+    return _mul(g, _scale(bell, 2.0 / math.sqrt(math.pi)))
+
+
+def _cast(node: Node, g: Node) -> Node:
+    return build.cast(g, node.src[0].dtype)
+
+
+def _div_by(node: Node, g: Node) -> Node:
+    return _neg(_mul(g, _div(node, node.src[1])))
+
+
+def _mod_by(node: Node, g: Node) -> Node:
+    x, y = node.src
+    return _neg(_mul(g, elementwise(Op.FLOOR, _div(x, y))))
+
+
+def _pow_base(node: Node, g: Node) -> Node:
+    """g·y·xʸ⁻¹, and 0 where y is 0.
+
+    The exponent is taken as 1 where it is 0, so that no x makes 0·∞ of it; masking the result
+    would leave that NaN to the second derivative.
+    """
+    x, y = node.src
+    if y.op is Op.CONST:
+        if y.arg == 0:
+            return _full(node, 0.0)
+        less = build.const(y.arg - 1.0, y.dtype, y.shape, y.device)
+        power = x if y.arg == 2 else _full(x, 1.0) if y.arg == 1 else elementwise(Op.POW, x, less)
+        return _mul(g, _scale(power, y.arg))
+    one = _full(y, 1.0)
+    exponent = _where(elementwise(Op.EQ, y, _full(y, 0.0)), one, y)
+    return _mul(g, _mul(y, elementwise(Op.POW, x, elementwise(Op.SUB, exponent, one))))
+
+
+def _pow_exponent(node: Node, g: Node) -> Node:
+    """g·xʸ·ln x, and 0 where x is 0 and y is not negative."""
+    x, y = node.src
+    zero = _full(x, 0.0)
+    flat = elementwise(
+        Op.AND, elementwise(Op.EQ, x, zero), elementwise(Op.LE, zero, y)
+    )
+    base = _where(flat, _full(x, 1.0), x)
+    return _mul(g, _mul(node, elementwise(Op.LOG, base)))
+
+
+def _chosen(winner: int, op: Op) -> Rule:
+    """Of MAXIMUM and MINIMUM: all to the chosen operand, half to each of two equal ones."""
+
+    def rule(node: Node, g: Node) -> Node:
+        mine, other = node.src[winner], node.src[1 - winner]
+        lost = elementwise(Op.LT, *((mine, other) if op is Op.MAXIMUM else (other, mine)))
+        tie = elementwise(Op.EQ, mine, other)
+        return _where(lost, _full(g, 0.0), _where(tie, _scale(g, 0.5), g))
+
+    return rule
+
+
+# --- reductions ----------------------------------------------------------------------------------
+
+
+def _spread(node: Node, g: Node) -> Node:
+    return build.expand(g, node.src[0].shape)
+
+
+def _max(node: Node, g: Node) -> Node:
+    """g, divided evenly among the elements that are the maximum."""
+    x = node.src[0]
+    is_maximum = elementwise(Op.EQ, x, build.expand(node, x.shape))
+    # counted in at least float32: bfloat16 cannot hold 257
+    wide = dtypes.float32 if x.dtype.itemsize < 4 else x.dtype
+    count = build.reduce(Op.SUM, build.cast(is_maximum, wide), node.arg)
+    share = build.cast(_div(build.cast(g, wide), count), x.dtype)
+    return _where(is_maximum, build.expand(share, x.shape), _full(x, 0.0))
+
+
+def _prod(node: Node, g: Node) -> Node:
+    """g times the product of the *other* elements, right where some are 0."""
+    stages = [node.src[0]]
+    for axis in node.arg[:-1]:
+        stages.append(build.reduce(Op.PROD, stages[-1], (axis,)))
+    for stage, axis in zip(reversed(stages), reversed(node.arg), strict=True):
+        g = _prod_along(stage, axis, g)
+    return g
+
+
+def _prod_along(x: Node, axis: int, g: Node) -> Node:
+    """The product as a balanced tree of multiplications, differentiated level by level.
+
+    n work and log n levels; no division, so zeros do no harm to any derivative.
+    """
+    extent = x.shape[axis]
+    size = 1 << max(high(extent) - 1, 0).bit_length()
+    level = _padded_with_ones(x, axis, size)
+    halves: list[tuple[Node, Node]] = []
+    while size > 1:
+        size //= 2
+        halves.append((_part(level, axis, 0, size), _part(level, axis, size, 2 * size)))
+        level = _mul(*halves[-1])
+    for left, right in reversed(halves):
+        below = _along(left.shape, axis, (0, size), (0, 0))
+        above = _along(left.shape, axis, (size, 0), (0, 0))
+        g = elementwise(Op.ADD, build.pad(_mul(g, right), below), build.pad(_mul(g, left), above))
+        size *= 2
+    return _part(g, axis, 0, extent)
+
+
+def _along(
+    shape: Shape, axis: int, pair: tuple[Integer, Integer], others: tuple[Integer, Integer]
+) -> list[tuple[Integer, Integer]]:
+    return [pair if d == axis else others for d in range(len(shape))]
+
+
+def _part(x: Node, axis: int, start: Integer, stop: Integer) -> Node:
+    """x from start to stop − 1 along axis."""
+    ranges = [(start, stop) if d == axis else (0, extent) for d, extent in enumerate(x.shape)]
+    return build.shrink(x, ranges)
+
+
+def _padded_with_ones(x: Node, axis: int, size: int) -> Node:
+    amounts = _along(x.shape, axis, (0, sub(size, x.shape[axis])), (0, 0))
+    padded = build.pad(x, amounts)
+    if padded is x:
+        return x
+    inside = build.pad(build.const(True, dtypes.bool, x.shape, x.device), amounts)
+    return _where(inside, padded, _full(padded, 1.0))
+
+
+# --- movement and addressing ---------------------------------------------------------------------
+
+
+def _reshape(node: Node, g: Node) -> Node:
+    return build.reshape(g, node.src[0].shape)
+
+
+def _permute(node: Node, g: Node) -> Node:
+    return build.permute(g, sorted(range(node.ndim), key=lambda axis: int(node.arg[axis])))
+
+
+def _expand(node: Node, g: Node) -> Node:
+    old = node.src[0].shape
+    return build.reduce(Op.SUM, g, [d for d in range(node.ndim) if old[d] != node.shape[d]])
+
+
+def _pad(node: Node, g: Node) -> Node:
+    pairs = zip(node.arg, node.src[0].shape, strict=True)
+    return build.shrink(g, [(before, before + extent) for (before, _), extent in pairs])
+
+
+def _shrink(node: Node, g: Node) -> Node:
+    pairs = zip(node.arg, node.src[0].shape, strict=True)
+    return build.pad(g, [(start, sub(extent, stop)) for (start, stop), extent in pairs])
+
+
+def _gather(node: Node, g: Node) -> Node:
+    x, index = node.src
+    return build.scatter_add(_full(x, 0.0), index, g, node.arg)
+
+
+def _scatter_add(node: Node, g: Node) -> Node:
+    return build.gather(g, node.src[1], node.arg)
+
+
+def _same(node: Node, g: Node) -> Node:
+    return g
+
+
+# One rule per source; None: nothing flows there.
+RULES: dict[Op, tuple[Rule | None, ...]] = {
+    Op.NEG: (lambda node, g: _neg(g),),
+    Op.SQRT: (_sqrt,),
+    Op.EXP: (lambda node, g: _mul(g, node),),
+    Op.EXP2: (lambda node, g: _mul(g, _scale(node, math.log(2.0))),),
+    Op.LOG: (lambda node, g: _div(g, node.src[0]),),
+    Op.LOG2: (_log2,),
+    Op.SIN: (_sin,),
+    Op.COS: (_cos,),
+    Op.TANH: (_tanh,),
+    Op.ERF: (_erf,),
+    Op.CAST: (_cast,),
+    Op.ADD: (_same, _same),
+    Op.SUB: (_same, lambda node, g: _neg(g)),
+    Op.MUL: (lambda node, g: _mul(g, node.src[1]), lambda node, g: _mul(g, node.src[0])),
+    Op.DIV: (lambda node, g: _div(g, node.src[1]), _div_by),
+    Op.MOD: (_same, _mod_by),
+    Op.POW: (_pow_base, _pow_exponent),
+    Op.MAXIMUM: (_chosen(0, Op.MAXIMUM), _chosen(1, Op.MAXIMUM)),
+    Op.MINIMUM: (_chosen(0, Op.MINIMUM), _chosen(1, Op.MINIMUM)),
+    Op.WHERE: (
+        None,
+        lambda node, g: _where(node.src[0], g, _full(g, 0.0)),
+        lambda node, g: _where(node.src[0], _full(g, 0.0), g),
+    ),
+    Op.SUM: (_spread,),
+    Op.MAX: (_max,),
+    Op.PROD: (_prod,),
+    Op.RESHAPE: (_reshape,),
+    Op.PERMUTE: (_permute,),
+    Op.EXPAND: (_expand,),
+    Op.PAD: (_pad,),
+    Op.SHRINK: (_shrink,),
+    Op.FLIP: (lambda node, g: build.flip(g, node.arg),),
+    Op.GATHER: (_gather, None),
+    Op.SCATTER_ADD: (_same, None, _scatter_add),
+    Op.CONTIGUOUS: (_same,),
+    Op.COPY: (lambda node, g: build.copy(g, node.src[0].device),),
+}

@@ -1,0 +1,80 @@
+"""The rewrite engine: tables of named rules, applied from the sources up until none applies.
+
+    def double_negation(node: Node) -> Node | None:
+        inner = node.src[0]
+        return inner.src[0] if inner.op is Op.NEG else None
+
+    (root,) = rewrite([root], {Op.NEG: [double_negation]})
+
+A rule sees a node whose sources are in their final form and gives a node that computes the same
+values, shape and dtype, or None.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+from minigrad.errors import CompileError
+from minigrad.graph.build import rebuild
+from minigrad.graph.node import Node, Op
+
+Rule = Callable[[Node], Node | None]
+Rules = Mapping[Op, Sequence[Rule]]
+
+
+def rewrite(roots: Sequence[Node], rules: Rules) -> tuple[Node, ...]:
+    """The roots with every rule applied to every node until nothing changes.
+
+    Each node is looked at once, shared nodes too. Raises CompileError where a rule changes a
+    shape, dtype or device and where rules undo one another for ever.
+    """
+    final: dict[Node, Node] = {}
+    becomes: dict[Node, Node] = {}  # replaced by a node that may not be final itself
+    stack = list(reversed(roots))
+    while stack:
+        node = stack[-1]
+        if node in final:
+            stack.pop()
+            continue
+        new = becomes.get(node)
+        if new is None:
+            missing = [source for source in node.src if source not in final]
+            if missing:
+                _check_progress(missing, becomes)
+                stack.extend(reversed(missing))
+                continue
+            new = _step(node, [final[source] for source in node.src], rules)
+            if new is node:
+                final[node] = node
+                stack.pop()
+                continue
+            becomes[node] = new
+        if new in final:
+            final[node] = final[new]
+            stack.pop()
+        else:
+            _check_progress([new], becomes)
+            stack.append(new)
+    return tuple(final[root] for root in roots)
+
+
+def _step(node: Node, sources: Sequence[Node], rules: Rules) -> Node:
+    """The node on its final sources, or else what the first rule that applies makes of it."""
+    rebuilt = rebuild(node, sources)
+    if rebuilt is not node:
+        return rebuilt
+    for rule in rules.get(node.op, ()):
+        new = rule(node)
+        if new is None or new is node:
+            continue
+        if new.shape != node.shape or new.dtype is not node.dtype or new.device != node.device:
+            raise CompileError(f"rule {rule.__name__} turned {node!r} into {new!r}")
+        return new
+    return node
+
+
+def _check_progress(needed: Sequence[Node], becomes: Mapping[Node, Node]) -> None:
+    """A node that waits for its own replacement must not be needed by that replacement."""
+    for node in needed:
+        if node in becomes:
+            raise CompileError(f"the rewrite rules never end: {node!r} comes back to itself")

@@ -1,0 +1,403 @@
+"""The algebraic rules: each gives the same values by less work.
+
+Floats are IEEE numbers here, so a rule for them is in the table only where it holds for −0, ∞ and
+NaN too: x + 0.0 is not x (−0.0 + 0.0 is 0.0), x·0 is not 0, x − x is not 0. The one freedom that
+reductions have anyway is used: the order of their additions.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+from minigrad.dtype import DType, convert
+from minigrad.graph import build
+from minigrad.graph.build import elementwise
+from minigrad.graph.fold import fold
+from minigrad.graph.node import BINARY, REDUCTIONS, UNARY, Node, Op
+from minigrad.graph.rewrite import Rule, rewrite
+from minigrad.graph.symbolic import Affine, add, high, low, sub
+
+
+def simplify(roots: Sequence[Node]) -> tuple[Node, ...]:
+    """The same values, shapes and dtypes from fewer or cheaper nodes."""
+    return rewrite(roots, RULES)
+
+
+def _is(node: Node, value: int | float) -> bool:
+    """Whether node is this constant; 0.0 and −0.0 are told apart for floats."""
+    if node.op is not Op.CONST or node.arg != value:
+        return False
+    if not node.dtype.is_float or value != 0:
+        return True
+    return math.copysign(1.0, node.arg) == math.copysign(1.0, value)
+
+
+def _const(like: Node, value: int | float | bool) -> Node:
+    return build.const(value, like.dtype, like.shape, like.device)
+
+
+# --- elementwise ---------------------------------------------------------------------------------
+
+
+def fold_constants(node: Node) -> Node | None:
+    """2 + 3 → 5, in the result's dtype."""
+    for source in node.src:
+        if source.op is not Op.CONST:
+            return None
+    value = fold(node.op, node.src[-1].dtype, tuple(source.arg for source in node.src))
+    return None if value is None else _const(node, value)
+
+
+def constant_second(node: Node) -> Node | None:
+    """2 + x → x + 2, so that the other rules look at one side only."""
+    x, y = node.src
+    return elementwise(node.op, y, x) if x.op is Op.CONST and y.op is not Op.CONST else None
+
+
+def add_nothing(node: Node) -> Node | None:
+    """x + 0 → x for integers and bools, x + −0.0 → x for floats."""
+    x, y = node.src
+    return x if _is(y, -0.0 if node.dtype.is_float else 0) else None
+
+
+def subtract_nothing(node: Node) -> Node | None:
+    """x − 0 → x; for integers x − x → 0 and x − c → x + −c."""
+    x, y = node.src
+    if _is(y, 0):
+        return x
+    if node.dtype.is_int:
+        if x is y:
+            return _const(node, 0)
+        if y.op is Op.CONST:
+            return elementwise(Op.ADD, x, _const(y, -int(y.arg)))
+    return None
+
+
+def multiply_by_constant(node: Node) -> Node | None:
+    """x·1 → x, x·−1 → −x, and for integers and bools x·0 → 0."""
+    x, y = node.src
+    if _is(y, 1):
+        return x
+    if not node.dtype.is_float and _is(y, 0):
+        return y
+    return elementwise(Op.NEG, x) if _is(y, -1) and not node.dtype.is_bool else None
+
+
+def join_constants(node: Node) -> Node | None:
+    """(x + a) + b → x + (a + b) and (x·a)·b → x·(a·b), for integers."""
+    inner, outer = node.src
+    if node.dtype.is_float or outer.op is not Op.CONST or inner.op is not node.op:
+        return None
+    if inner.src[1].op is not Op.CONST:
+        return None
+    both = fold(node.op, node.dtype, (inner.src[1].arg, outer.arg))
+    return None if both is None else elementwise(node.op, inner.src[0], _const(outer, both))
+
+
+def divide_by_power_of_two(node: Node) -> Node | None:
+    """x / 4.0 → x · 0.25, where the reciprocal is exact and normal (x / 1.0 → x)."""
+    x, y = node.src
+    if y.op is not Op.CONST or not math.isfinite(y.arg) or abs(math.frexp(y.arg)[0]) != 0.5:
+        return None
+    exponent = math.frexp(y.arg)[1]
+    if abs(exponent) > (13 if node.dtype.name == "float16" else 125):
+        return None
+    return elementwise(Op.MUL, x, _const(y, 1.0 / y.arg))
+
+
+def whole_division(node: Node) -> Node | None:
+    """x // 1 → x, x // 0 → 0."""
+    x, y = node.src
+    return x if _is(y, 1) else y if _is(y, 0) else None
+
+
+def whole_remainder(node: Node) -> Node | None:
+    """x % 1 → 0, x % 0 → 0, for integers."""
+    y = node.src[1]
+    return _const(node, 0) if node.dtype.is_int and (_is(y, 1) or _is(y, 0)) else None
+
+
+def undo(node: Node) -> Node | None:
+    """−(−x) → x, ~(~x) → x; −(x − y) stays (its zero has a sign)."""
+    inner = node.src[0]
+    return inner.src[0] if inner.op is node.op else None
+
+
+def add_negated(node: Node) -> Node | None:
+    """x + −y → x − y, −x + y → y − x."""
+    x, y = node.src
+    if y.op is Op.NEG:
+        return elementwise(Op.SUB, x, y.src[0])
+    return elementwise(Op.SUB, y, x.src[0]) if x.op is Op.NEG else None
+
+
+def subtract_negated(node: Node) -> Node | None:
+    """x − −y → x + y."""
+    x, y = node.src
+    return elementwise(Op.ADD, x, y.src[0]) if y.op is Op.NEG else None
+
+
+def signs_outside(node: Node) -> Node | None:
+    """−x · −y → x · y, −x · c → x · −c; the same for quotients."""
+    x, y = node.src
+    if x.op is Op.NEG and y.op is Op.NEG:
+        return elementwise(node.op, x.src[0], y.src[0])
+    if x.op is Op.NEG and y.op is Op.CONST:
+        return elementwise(node.op, x.src[0], _const(y, -y.arg))
+    return None
+
+
+def bits_with_constant(node: Node) -> Node | None:
+    """AND, OR and XOR with all bits or none, and of a value with itself."""
+    x, y = node.src
+    if x is y:
+        return _const(node, 0) if node.op is Op.XOR else x
+    none, every = _is(y, 0), _is(y, convert(-1, node.dtype))
+    if node.op is Op.AND:
+        return y if none else x if every else None
+    if node.op is Op.OR:
+        return x if none else y if every else None
+    return x if none else elementwise(Op.NOT, x) if every else None
+
+
+def shift_by_nothing(node: Node) -> Node | None:
+    """x << 0 → x, x >> 0 → x."""
+    return node.src[0] if _is(node.src[1], 0) else None
+
+
+def extremes(node: Node) -> Node | None:
+    """max(x, x) → x and max(x, −∞) → x; the same for min."""
+    x, y = node.src
+    if x is y:
+        return x
+    identity = node.dtype.minimum if node.op is Op.MAXIMUM else node.dtype.maximum
+    return x if _is(y, identity) else None
+
+
+def compare_with_itself(node: Node) -> Node | None:
+    """x == x → True and the like, for integers and bools."""
+    x, y = node.src
+    return _const(node, node.op in (Op.LE, Op.EQ)) if x is y and not x.dtype.is_float else None
+
+
+def choose(node: Node) -> Node | None:
+    """WHERE with a known or negated condition, or with equal or nested branches."""
+    condition, x, y = node.src
+    if condition.op is Op.CONST:
+        return x if condition.arg else y
+    if x is y:
+        return x
+    if condition.op is Op.NOT:
+        return elementwise(Op.WHERE, condition.src[0], y, x)
+    if node.dtype.is_bool and x.op is y.op is Op.CONST:
+        return condition if x.arg else elementwise(Op.NOT, condition)
+    inner_x = x.src[1] if x.op is Op.WHERE and x.src[0] is condition else x
+    inner_y = y.src[2] if y.op is Op.WHERE and y.src[0] is condition else y
+    if inner_x is not x or inner_y is not y:
+        return elementwise(Op.WHERE, condition, inner_x, inner_y)
+    return None
+
+
+_MANTISSA = {"bfloat16": 8, "float16": 11, "float32": 24, "float64": 53}
+
+
+def holds(wide: DType, narrow: DType) -> bool:
+    """Whether every value of `narrow` is a value of `wide`."""
+    if narrow is wide or narrow.is_bool:
+        return True
+    if wide.is_bool or (narrow.is_float and not wide.is_float):
+        return False
+    if narrow.is_float:
+        return wide.itemsize > narrow.itemsize
+    if wide.is_float:
+        return narrow.bits - (narrow.kind == "i") <= _MANTISSA[wide.name]
+    return narrow.minimum >= wide.minimum and narrow.maximum <= wide.maximum
+
+
+def cast_of_cast(node: Node) -> Node | None:
+    """x → B → C becomes x → C where B keeps x, or where both steps only drop high bits."""
+    inner = node.src[0]
+    if inner.op is not Op.CAST:
+        return None
+    start, middle, end = inner.src[0].dtype, inner.dtype, node.dtype
+    wraps = start.is_int and middle.is_int and end.is_int and middle.bits >= end.bits
+    # an integer that goes through a float saturates, where directly it would wrap
+    saturates = middle.is_float and start.is_int and end.is_int and not holds(end, start)
+    if wraps or (holds(middle, start) and not saturates):
+        return build.cast(inner.src[0], end)
+    return None
+
+
+def bitcast_of_bitcast(node: Node) -> Node | None:
+    """The bits stay what they are."""
+    inner = node.src[0]
+    return build.bitcast(inner.src[0], node.dtype) if inner.op is Op.BITCAST else None
+
+
+# --- reductions ----------------------------------------------------------------------------------
+
+
+def merge_reductions(node: Node) -> Node | None:
+    """A sum of sums over other axes is one sum; the same for MAX and PROD."""
+    inner = node.src[0]
+    if inner.op is not node.op:
+        return None
+    return build.reduce(node.op, inner.src[0], (*inner.arg, *node.arg))
+
+
+def _repeated(node: Node, x: Node, count: int) -> Node | None:
+    """The reduction of `count` ≥ 1 equal elements x, if it is one cheap and exact operation."""
+    if node.op is Op.MAX or node.dtype.is_bool or count == 1:
+        return x
+    if node.op is not Op.SUM or (node.dtype.is_float and convert(count, node.dtype) != count):
+        return None
+    return elementwise(Op.MUL, x, _const(x, count))
+
+
+def reduce_constant(node: Node) -> Node | None:
+    """SUM of n times c → n·c, MAX of c → c; over no elements the identity."""
+    x = node.src[0]
+    count = 1
+    for axis in node.arg:
+        extent = x.shape[axis]
+        if isinstance(extent, Affine):
+            return None
+        count *= extent
+    if count == 0:
+        identity = {Op.SUM: 0, Op.PROD: 1, Op.MAX: node.dtype.minimum}[node.op]
+        return _const(node, identity)
+    return _repeated(node, _const(node, x.arg), count) if x.op is Op.CONST else None
+
+
+def reduce_expanded(node: Node) -> Node | None:
+    """SUM over an axis along which x was repeated n times → n·x; MAX → x."""
+    expanded = node.src[0]
+    if expanded.op is not Op.EXPAND:
+        return None
+    x, shape, count, axes = expanded.src[0], list(expanded.shape), 1, []
+    for axis in node.arg:
+        extent = shape[axis]
+        if x.shape[axis] == 1 and isinstance(extent, int) and extent > 1:
+            shape[axis], count = 1, count * extent
+        else:
+            axes.append(axis)
+    if count == 1:
+        return None
+    rest = build.reduce(node.op, build.expand(x, tuple(shape)), axes)
+    return _repeated(node, rest, count)
+
+
+# --- movement ------------------------------------------------------------------------------------
+
+
+def permute_of_ones(node: Node) -> Node | None:
+    """A permutation that only moves dimensions of 1 is a reshape."""
+    x = node.src[0]
+    long = [axis for axis in node.arg if x.shape[axis] != 1]
+    return build.reshape(x, node.shape) if long == sorted(long) else None
+
+
+def pad_of_pad(node: Node) -> Node | None:
+    """Zeros around zeros."""
+    inner = node.src[0]
+    if inner.op is not Op.PAD:
+        return None
+    pairs = zip(inner.arg, node.arg, strict=True)
+    return build.pad(inner.src[0], [(add(a, c), add(b, d)) for (a, b), (c, d) in pairs])
+
+
+def shrink_of_pad(node: Node) -> Node | None:
+    """What was padded and cut off again, dimension by dimension, where it is all inside."""
+    inner = node.src[0]
+    if inner.op is not Op.PAD:
+        return None
+    x = inner.src[0]
+    cut, amounts, changed = [], [], False
+    for (start, stop), (before, after), extent in zip(node.arg, inner.arg, x.shape, strict=True):
+        inside = low(sub(start, before)) >= 0 and high(sub(stop, add(before, extent))) <= 0
+        if inside and (before != 0 or after != 0):
+            cut.append((sub(start, before), sub(stop, before)))
+            amounts.append((0, 0))
+            changed = True
+        elif (start, stop) == (0, inner.shape[len(cut)]):
+            cut.append((0, extent))
+            amounts.append((before, after))
+        elif inside:
+            cut.append((start, stop))
+            amounts.append((0, 0))
+        else:
+            return None
+    return build.pad(build.shrink(x, cut), amounts) if changed else None
+
+
+def shrink_of_expand(node: Node) -> Node | None:
+    """Repeat only as often as is kept."""
+    inner = node.src[0]
+    if inner.op is not Op.EXPAND:
+        return None
+    x = inner.src[0]
+    ranges = [
+        (0, 1) if extent == 1 and long != 1 else pair
+        for pair, extent, long in zip(node.arg, x.shape, inner.shape, strict=True)
+    ]
+    return build.expand(build.shrink(x, ranges), node.shape)
+
+
+def gather_constant(node: Node) -> Node | None:
+    """One known index for all is a part of x, repeated; out of range it is 0."""
+    x, index = node.src
+    extent = x.shape[node.arg]
+    if index.op is not Op.CONST or isinstance(extent, Affine):
+        return None
+    place = int(index.arg)
+    if not 0 <= place < extent:
+        return _const(node, 0)
+    ranges = [
+        (place, place + 1) if axis == node.arg else (0, size) for axis, size in enumerate(x.shape)
+    ]
+    return build.expand(build.shrink(x, ranges), node.shape)
+
+
+def _table() -> dict[Op, list[Rule]]:
+    rules: dict[Op, list[Rule]] = {}
+
+    def on(rule: Callable[[Node], Node | None], *ops: Op) -> None:
+        for op in ops:
+            rules.setdefault(op, []).append(rule)
+
+    foldable = (UNARY | BINARY | {Op.WHERE}) - {Op.CAST, Op.BITCAST}
+    on(fold_constants, *sorted(foldable, key=lambda op: op.value))
+    on(constant_second, Op.ADD, Op.MUL, Op.MAXIMUM, Op.MINIMUM, Op.AND, Op.OR, Op.XOR)
+    on(add_nothing, Op.ADD)
+    on(add_negated, Op.ADD)
+    on(subtract_nothing, Op.SUB)
+    on(subtract_negated, Op.SUB)
+    on(multiply_by_constant, Op.MUL)
+    on(join_constants, Op.ADD, Op.MUL)
+    on(signs_outside, Op.MUL, Op.DIV)
+    on(divide_by_power_of_two, Op.DIV)
+    on(whole_division, Op.IDIV)
+    on(whole_remainder, Op.MOD)
+    on(undo, Op.NEG, Op.NOT)
+    on(bits_with_constant, Op.AND, Op.OR, Op.XOR)
+    on(shift_by_nothing, Op.SHL, Op.SHR)
+    on(extremes, Op.MAXIMUM, Op.MINIMUM)
+    on(compare_with_itself, Op.LT, Op.LE, Op.EQ, Op.NE)
+    on(choose, Op.WHERE)
+    on(cast_of_cast, Op.CAST)
+    on(bitcast_of_bitcast, Op.BITCAST)
+    reductions = sorted(REDUCTIONS, key=lambda op: op.value)
+    on(merge_reductions, *reductions)
+    on(reduce_constant, *reductions)
+    on(reduce_expanded, *reductions)
+    on(permute_of_ones, Op.PERMUTE)
+    on(pad_of_pad, Op.PAD)
+    on(shrink_of_pad, Op.SHRINK)
+    on(shrink_of_expand, Op.SHRINK)
+    on(gather_constant, Op.GATHER)
+    return rules
+
+
+# A rule's place in its list is its priority.
+RULES = _table()

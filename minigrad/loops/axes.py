@@ -1,0 +1,138 @@
+"""What recipes do with the axes of stages: merge neighbours, pick the one for vectors, fix rows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from minigrad.dtype import DType
+from minigrad.graph.symbolic import (
+    Atom,
+    Integer,
+    coefficient,
+    floordiv,
+    mod,
+    unflatten,
+)
+from minigrad.loops.target import Target
+from minigrad.schedule import expr
+from minigrad.schedule.expr import Expr
+from minigrad.schedule.fuse import prefix_length
+from minigrad.schedule.stage import Axis, Stage, index_of, make_axis
+
+def row_axis(rows: int) -> Axis:
+    """The axis "r" of a kernel's parallel loop."""
+    return make_axis("r", 0, rows)
+
+
+def fix_rows(stage: Stage, rows: int, row: Integer) -> Stage:
+    """The stage with its leading axes computed from the row."""
+    leading = stage.axes[: prefix_length(stage, rows)]
+    parts = unflatten(row, [axis.extent for axis in leading])
+    return stage.substitute({a.variable: p for a, p in zip(leading, parts, strict=True)})
+
+
+def indices(exprs: Sequence[Expr], positions: Sequence[Integer]) -> list[Integer]:
+    """Every index that is used: of loads and their guards, of values, of stores."""
+    found: list[Integer] = list(positions)
+    for e in expr.walk(*exprs):
+        if e.op is expr.Leaf.LOAD:
+            found.append(e.payload[1])
+            found.extend(e.payload[2])
+        elif e.op in (expr.Leaf.INDEX, expr.Leaf.CONDITION):
+            found.append(e.payload)
+    return found
+
+
+def merge(axes: tuple[Axis, ...], used: Sequence[Integer]) -> list[tuple[Axis, dict[Atom, Integer]]]:
+    """Join neighbouring axes that every index walks through as if they were one.
+
+    Gives the new axes, each with the values of the old variables in terms of the new one.
+    """
+    merged: list[tuple[Axis, dict[Atom, Integer]]] = []
+    rest = list(axes)
+    while rest:
+        run = [rest.pop()]
+        while rest and _joins(rest[-1], run[0], run, used):
+            run.insert(0, rest.pop())
+        if len(run) == 1:
+            merged.insert(0, (run[0], {}))
+            continue
+        extent = 1
+        for axis in run:
+            assert isinstance(axis.extent, int)
+            extent *= axis.extent
+        whole = make_axis(run[0].variable.name + "_", 0, extent)
+        values: dict[Atom, Integer] = {}
+        position: Integer = index_of(whole.variable)
+        for axis in reversed(run):
+            assert isinstance(axis.extent, int)
+            first = axis is run[0]
+            values[axis.variable] = position if first else mod(position, axis.extent)
+            position = floordiv(position, axis.extent)
+        merged.insert(0, (whole, values))
+    return merged
+
+
+def _joins(outer: Axis, inner: Axis, run: Sequence[Axis], used: Sequence[Integer]) -> bool:
+    if not isinstance(outer.extent, int) or not isinstance(inner.extent, int):
+        return False
+    for x in used:
+        if isinstance(x, int):
+            continue
+        of_outer, of_inner = coefficient(x, outer.variable), coefficient(x, inner.variable)
+        if of_outer is None or of_inner is None or of_outer != inner.extent * of_inner:
+            return False
+    return True
+
+
+def merge_stage(stage: Stage) -> Stage:
+    """The stage with its kept and its reduced axes merged where possible."""
+    used = indices(stage.exprs(), [stage.position, *stage.guard])
+    kept = merge(stage.axes, used)
+    reduced = merge(stage.reduced, used)
+    values = {atom: value for _, known in kept + reduced for atom, value in known.items()}
+    if not values:
+        return stage
+    changed = stage.substitute(values)
+    return replace(
+        changed, axes=tuple(a for a, _ in kept), reduced=tuple(a for a, _ in reduced)
+    )
+
+
+def unit_stride_axis(
+    axes: Sequence[Axis], exprs: Sequence[Expr], positions: Sequence[Integer]
+) -> Axis | None:
+    """The axis along which most accesses are to neighbouring elements (stores count double)."""
+    best, best_score = None, -1
+    for axis in axes:
+        score = sum(2 for x in positions if coefficient(x, axis.variable) == 1)
+        for load in expr.loads(*exprs):
+            stride = coefficient(load.payload[1], axis.variable)
+            score += 1 if stride == 1 else -1 if stride not in (0, 1) else 0
+        long = isinstance(axis.extent, int) and axis.extent >= 4
+        score = 4 * score + (2 if long else 0)
+        if score >= best_score:
+            best, best_score = axis, score
+    return best
+
+
+def vector_width(target: Target, exprs: Sequence[Expr], extent: Integer, reduces: bool) -> int:
+    """Lanes of a loop: one register, or several where the body is short and the loop long."""
+    if not target.vector_bytes:
+        return 1
+    widest = max((e.dtype for e in expr.walk(*exprs)), key=_register_bytes)
+    lanes = target.lanes(widest)
+    operations = sum(expr.cost(e.op) for e in expr.walk(*exprs))
+    copies = 4 if operations <= 8 or reduces and operations <= 16 else 2 if operations <= 24 else 1
+    while copies > 1 and isinstance(extent, int) and extent < copies * lanes:
+        copies //= 2
+    if isinstance(extent, int) and extent < lanes:
+        while lanes > 1 and lanes // 2 >= extent:
+            lanes //= 2
+    return lanes * copies
+
+
+def _register_bytes(dtype: DType) -> int:
+    return max(dtype.itemsize, 4)
+

@@ -1,0 +1,110 @@
+"""Pieces that recipes are made of: loops over axes, stores of inlined stages, reduction steps."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from minigrad.graph.node import Op
+from minigrad.graph.symbolic import Atom, Integer, flatten, numel, substitute, unflatten
+from minigrad.loops.axes import row_axis
+from minigrad.loops.nest import Loop, Set, Statement, Store, Stores
+from minigrad.schedule import expr
+from minigrad.schedule.expr import Expr
+from minigrad.schedule.schedule import Kernel
+from minigrad.schedule.stage import Axis, index_of
+
+
+def inline_stages(kernel: Kernel, axes: Sequence[Axis]) -> list[Store]:
+    """The stores of stages that all have the elements of `axes`, each in terms of these axes."""
+    place = flatten([index_of(axis.variable) for axis in axes], [axis.extent for axis in axes])
+    known: dict[Expr, Expr] = {}
+    stores = []
+    for stage in kernel.stages:
+        if tuple(stage.axes) != tuple(axes):
+            parts = unflatten(place, [axis.extent for axis in stage.axes])
+            stage = stage.substitute(
+                {a.variable: part for a, part in zip(stage.axes, parts, strict=True)}
+            )
+        stage = stage.replace_loads(known)
+        known[expr.load(stage.array, stage.position)] = stage.body
+        if stage.array in kernel.stored:
+            stores.append(Store(stage.array, stage.position, stage.body))
+    return stores
+
+
+def substitute_stores(stores: Sequence[Store], values: dict[Atom, Integer]) -> list[Store]:
+    """Stores with loop variables replaced."""
+    if not values:
+        return list(stores)
+    return [
+        Store(s.array, substitute(s.index, values), expr.substitute_in(s.value, values))
+        for s in stores
+    ]
+
+
+def lanes_loop(
+    axis: Axis,
+    width: int,
+    body: tuple[Statement, ...],
+    start: Integer = 0,
+    stops: tuple[Integer, ...] = (),
+    lane: Atom | None = None,
+) -> Loop:
+    """A vector loop over an axis (serial where the target has no vectors)."""
+    kind = "lanes" if width > 1 else "serial"
+    return Loop(axis.variable, start, stops or (axis.extent,), body, kind, width, lane)
+
+
+def serial_loop(axis: Axis, body: tuple[Statement, ...]) -> Loop:
+    """A plain loop over an axis."""
+    return Loop(axis.variable, 0, (axis.extent,), body)
+
+
+def flat_loop(axes: Sequence[Axis], body: tuple[Statement, ...]) -> Loop:
+    """One loop over the product of several axes."""
+    if len(axes) == 1:
+        return serial_loop(axes[0], body)
+    row = row_axis(numel([axis.extent for axis in axes]))
+    parts = unflatten(index_of(row.variable), [axis.extent for axis in axes])
+    values = {axis.variable: part for axis, part in zip(axes, parts, strict=True)}
+    return serial_loop(row, tuple(substitute_statement(s, values) for s in body))
+
+
+def substitute_statement(statement: Statement, values: dict[Atom, Integer]) -> Statement:
+    """A statement with loop variables replaced by indices."""
+    if isinstance(statement, Store):
+        return Store(
+            statement.array,
+            substitute(statement.index, values),
+            expr.substitute_in(statement.value, values),
+            expr.restrict((), [substitute(c, values) for c in statement.guard]),
+        )
+    if isinstance(statement, Stores):
+        items = (substitute_statement(item, values) for item in statement.items)
+        return Stores(tuple(item for item in items if isinstance(item, Store)))
+    if isinstance(statement, Set):
+        value = expr.substitute_in(statement.value, values)
+        return Set(statement.local, substitute(statement.slot, values), value)
+    if isinstance(statement, Loop):
+        return replace(
+            statement,
+            start=substitute(statement.start, values),
+            stops=tuple(substitute(stop, values) for stop in statement.stops),
+            body=tuple(substitute_statement(s, values) for s in statement.body),
+        )
+    return statement
+
+
+def once(body: tuple[Statement, ...]) -> Loop:
+    """A parallel loop of one iteration."""
+    return serial_loop(row_axis(1), body)
+
+
+def combine(op: Op, old: Expr, new: Expr) -> Expr:
+    """One step of a reduction."""
+    if op is Op.MAX:
+        return expr.apply(Op.MAXIMUM, (old, new), old.dtype)
+    if old.dtype.is_bool:
+        return expr.apply(Op.OR if op is Op.SUM else Op.AND, (old, new), old.dtype)
+    return expr.apply(Op.ADD if op is Op.SUM else Op.MUL, (old, new), old.dtype)

@@ -1,0 +1,117 @@
+"""The last step of every recipe: arguments, scratch places, grain and estimates of a nest."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from minigrad.graph.symbolic import Affine, Atom, Integer, variables
+from minigrad.loops.nest import (
+    Fold,
+    Loop,
+    Nest,
+    Set,
+    Statement,
+    Store,
+    Stores,
+    expressions,
+)
+from minigrad.loops.target import Target
+from minigrad.schedule import expr
+from minigrad.schedule.expr import Array, Leaf
+from minigrad.schedule.schedule import Kernel
+from minigrad.schedule.show import label
+
+CHUNK_OPERATIONS = 40_000  # vector operations that make a chunk worth handing to another thread
+MOST_CHUNKS = 64
+_ALIGNMENT = 64
+
+
+def finish(name: str, kernel: Kernel, loop: Loop, target: Target) -> Nest:
+    """Wrap a parallel loop into a Nest."""
+    arrays: dict[Array, None] = {}
+    scratch: dict[Array, None] = {}
+    symbols: dict[str, None] = {}
+    _collect(loop, arrays, scratch, symbols)
+    places, offset = [], 0
+    for array in scratch:
+        places.append((array, offset))
+        size = array.size * max(array.dtype.itemsize, 4 if array.dtype.is_float else 1)
+        offset += -(-size // _ALIGNMENT) * _ALIGNMENT
+    (stop,) = loop.stops
+    assert isinstance(stop, int)
+    operations = sum(
+        stage.iterations * (expr.operations(stage.body) + (stage.op is not None))
+        for stage in kernel.stages
+    )
+    traffic = sum(array.size * array.dtype.itemsize for array in arrays)
+    return Nest(
+        name, loop, tuple(arrays), tuple(sorted(symbols)), tuple(places), offset,
+        grain_of(loop, stop, operations, target), operations, traffic,
+        label(kernel),
+    )  # fmt: skip
+
+
+def grain_of(loop: Loop, total: int, operations: int, target: Target) -> int:
+    """Iterations per chunk: enough work to share, few enough chunks, whole vectors.
+
+    Depends on the kernel only, never on the number of threads: so do the results.
+    """
+    step = loop.step if loop.kind == "lanes" else 1
+    vectors = operations / max(target.vector_bytes // 4, 1)
+    chunks = int(min(max(vectors // CHUNK_OPERATIONS, 1), MOST_CHUNKS))
+    grain = -(-total // chunks)
+    return max(-(-grain // step) * step, 1)
+
+
+def _collect(
+    statement: Statement,
+    arrays: dict[Array, None],
+    scratch: dict[Array, None],
+    symbols: dict[str, None],
+) -> None:
+    """All arrays and symbols below a statement, in order of appearance."""
+    bound: set[Atom] = set()
+
+    def see_array(array: Array) -> None:
+        (arrays if array.space == "buffer" else scratch)[array] = None
+
+    def see_index(x: Integer) -> None:
+        for atom in variables(x):
+            if isinstance(atom.payload, Affine):
+                see_index(atom.payload)
+            if atom not in bound and atom.name != "never":
+                symbols[atom.name] = None
+
+    def see_values(roots: Iterable[expr.Expr]) -> None:
+        for e in expr.walk(*roots):
+            if e.op is Leaf.LOAD:
+                see_array(e.payload[0])
+                see_index(e.payload[1])
+                for c in e.payload[2]:
+                    see_index(c)
+            elif e.op in (Leaf.INDEX, Leaf.CONDITION):
+                see_index(e.payload)
+
+    def visit(statement: Statement) -> None:
+        if isinstance(statement, Loop):
+            bound.add(statement.variable)
+            if statement.lane is not None:
+                bound.add(statement.lane)
+            for x in (statement.start, *statement.stops):
+                see_index(x)
+            for inner in statement.body:
+                visit(inner)
+        elif isinstance(statement, Store | Stores | Set):
+            see_values(expressions(statement))
+            items = statement.items if isinstance(statement, Stores) else (statement,)
+            for item in items:
+                if isinstance(item, Store):
+                    see_array(item.array)
+                    for x in (item.index, *item.guard):
+                        see_index(x)
+                        see_values(expr.values_in(x))
+        else:
+            assert isinstance(statement, Fold)
+
+    visit(statement)
+

@@ -1,0 +1,164 @@
+"""The loop-nest IR: what a kernel does, as loops, stores and registers, for any renderer.
+
+A `Nest` has one parallel loop; the runtime calls it with ranges of that loop's iterations. Inside,
+loops are serial, unrolled (the renderer repeats the body), or lanes (all iterations of one vector
+at once; what is left over at the end runs under a mask).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from minigrad.graph.node import Op
+from minigrad.graph.symbolic import Atom, Integer
+from minigrad.schedule.expr import Array, Expr, Guard, Local
+
+
+@dataclass(frozen=True)
+class Store:
+    """array[index] = value where the guard holds."""
+
+    array: Array
+    index: Integer
+    value: Expr
+    guard: Guard = ()
+
+
+@dataclass(frozen=True)
+class Stores:
+    """Several stores: all values are computed before the first is written."""
+
+    items: tuple[Store, ...]
+
+
+@dataclass(frozen=True)
+class Set:
+    """local[slot] = value (lanes outside a mask keep their old value)."""
+
+    local: Local
+    slot: Integer
+    value: Expr
+
+
+@dataclass(frozen=True)
+class Fold:
+    """target[0] = the combination by `op` of all lanes of source[0]."""
+
+    target: Local
+    op: Op
+    source: Local
+
+
+@dataclass(frozen=True)
+class Loop:
+    """for variable in start, start + step, … while it is below every one of `stops`.
+
+    kind: "serial"; "unroll" (start and stop are ints); "lanes" (`step` consecutive iterations at
+    once, `lane` being the number 0 … step − 1 of an iteration within its vector).
+    """
+
+    variable: Atom
+    start: Integer
+    stops: tuple[Integer, ...]
+    body: tuple[Statement, ...]
+    kind: str = "serial"
+    step: int = 1
+    lane: Atom | None = None
+
+
+Statement = Loop | Store | Stores | Set | Fold
+
+
+@dataclass(frozen=True)
+class Nest:
+    """A kernel. `parallel`: its outermost loop, over 0 … total − 1, of kind serial or lanes.
+
+    arrays: the buffers that it takes, in order; symbols: the symbolic integers, which follow them.
+    scratch: places in bytes in the thread's private memory. A runtime may cut the parallel loop at
+    multiples of `grain`. operations and traffic (bytes) are estimates of the whole kernel's work; label says what it does.
+    """
+
+    name: str
+    parallel: Loop
+    arrays: tuple[Array, ...]
+    symbols: tuple[str, ...]
+    scratch: tuple[tuple[Array, int], ...]
+    scratch_bytes: int
+    grain: int
+    operations: int
+    traffic: int
+    label: str
+
+    @property
+    def total(self) -> int:
+        """Iterations of the parallel loop."""
+        (stop,) = self.parallel.stops
+        assert isinstance(stop, int)
+        return stop
+
+
+def arrays_written(statement: Statement) -> frozenset[Array]:
+    """All arrays that a statement stores to."""
+    if isinstance(statement, Store):
+        return frozenset((statement.array,))
+    if isinstance(statement, Stores):
+        return frozenset(item.array for item in statement.items)
+    if isinstance(statement, Loop):
+        return frozenset().union(*(arrays_written(s) for s in statement.body))
+    return frozenset()
+
+
+def locals_set(statement: Statement) -> frozenset[Local]:
+    """All registers that a statement changes."""
+    if isinstance(statement, Set):
+        return frozenset((statement.local,))
+    if isinstance(statement, Fold):
+        return frozenset((statement.target,))
+    if isinstance(statement, Loop):
+        return frozenset().union(*(locals_set(s) for s in statement.body))
+    return frozenset()
+
+
+def expressions(statement: Statement) -> list[Expr]:
+    """All expressions directly or indirectly in a statement."""
+    if isinstance(statement, Store | Set):
+        return [statement.value]
+    if isinstance(statement, Stores):
+        return [item.value for item in statement.items]
+    if isinstance(statement, Loop):
+        return [e for s in statement.body for e in expressions(s)]
+    return []
+
+
+def show(nest: Nest) -> str:
+    """The nest as indented text."""
+    args = ", ".join(f"{a.name}: {a.dtype.name}[{a.size}]" for a in nest.arrays)
+    more = "".join(f", {symbol}" for symbol in nest.symbols)
+    lines = [f"kernel {nest.name}({args}{more})  # grain {nest.grain}"]
+    for array, offset in nest.scratch:
+        lines.append(f"  scratch {array.name}: {array.dtype.name}[{array.size}] at {offset}")
+    _show(nest.parallel, "  ", lines, "parallel ")
+    return "\n".join(lines)
+
+
+def _show(statement: Statement, indent: str, lines: list[str], prefix: str = "") -> None:
+    if isinstance(statement, Loop):
+        stop = ", ".join(str(s) for s in statement.stops)
+        stop = f"min({stop})" if len(statement.stops) > 1 else stop
+        step = f" step {statement.step}" if statement.step > 1 else ""
+        kind = "" if statement.kind == "serial" else f" {statement.kind}"
+        lines.append(
+            f"{indent}{prefix}for {statement.variable!r} in {statement.start} … {stop}{step}{kind}:"
+        )
+        for inner in statement.body:
+            _show(inner, indent + "  ", lines)
+    elif isinstance(statement, Store):
+        test = "".join(f" if {c!r} >= 0" for c in statement.guard)
+        lines.append(f"{indent}{statement.array.name}[{statement.index}] = {statement.value!r}{test}")
+    elif isinstance(statement, Stores):
+        for item in statement.items:
+            _show(item, indent, lines)
+    elif isinstance(statement, Set):
+        lines.append(f"{indent}{statement.local.name}[{statement.slot}] = {statement.value!r}")
+    else:
+        lines.append(f"{indent}{statement.target.name} = {statement.op.value} of {statement.source}")

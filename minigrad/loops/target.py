@@ -1,0 +1,30 @@
+"""The numbers of a machine that recipes ask for, in one place."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from minigrad.dtype import DType
+
+
+@dataclass(frozen=True)
+class Target:
+    """vector_bytes: width of a register (0: a device whose compiler sees scalars only).
+
+    registers: vector registers. l1, l2: bytes of the caches of one core.
+
+    """
+
+    vector_bytes: int
+    registers: int
+    l1: int
+    l2: int
+
+    def lanes(self, dtype: DType) -> int:
+        """Elements of a register; values narrower than 4 bytes are computed in 4."""
+        return max(self.vector_bytes // max(dtype.itemsize, 4), 1)
+
+    @property
+    def tile_rows(self) -> int:
+        """Rows of the register tile: two accumulators a row, leaving room for operands."""
+        return 14 if self.registers >= 32 else 6

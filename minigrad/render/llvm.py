@@ -1,0 +1,426 @@
+"""From a loop nest to LLVM IR.
+
+    define void @kernel(i64 %begin, i64 %end, ptr %args, ptr %scratch)
+
+runs iterations begin … end − 1 of the nest's parallel loop. `args` holds one 64-bit word per array
+(its address) and per symbol (its value).
+
+Every open loop is a `Level` with its own list of lines. An instruction goes to the outermost level
+at which all that it depends on is known, so invariant code leaves its loops by itself; since a
+loop's lines are put into its parent only when it is closed, what was moved out comes before it.
+"""
+
+from __future__ import annotations
+
+from minigrad.dtype import DType, dtypes
+from minigrad.graph.node import Op
+from minigrad.graph.symbolic import Integer
+from minigrad.loops.nest import (
+    Fold,
+    Loop,
+    Nest,
+    Set,
+    Statement,
+    Store,
+    Stores,
+    arrays_written,
+    locals_set,
+)
+from minigrad.render import llvm_values as values
+from minigrad.render.llvm_index import IndexEmitter
+from minigrad.render.llvm_values import Value, constant, memory_type, vector_type
+from minigrad.render.vector_math import expand
+from minigrad.schedule import expr
+from minigrad.schedule.expr import Array, Expr, Leaf, Local
+
+
+def render(nest: Nest) -> str:
+    """The text of an LLVM module with one function, named as the nest."""
+    return _Emitter(nest).module()
+
+
+class _Emitter(IndexEmitter):
+    """Emits statements; expressions and memory accesses. Indices are in the base class."""
+
+    def __init__(self, nest: Nest) -> None:
+        super().__init__()
+        self.nest = nest
+        self.slots: dict[tuple[Local, int], tuple[str, int]] = {}
+        self.bases: dict[Array, str] = {}
+        self.writable = arrays_written(nest.parallel)
+        self.expanded: dict[Expr, Expr] = {}
+        self.changing: dict[Expr, frozenset[Array | Local]] = {}
+
+    def module(self) -> str:
+        """Declarations, constants and the function."""
+        entry = self.levels[0]
+        for number, array in enumerate(self.nest.arrays):
+            self.bases[array] = f"%arg{number}"
+            self._argument(f"%arg{number}", number, "ptr")
+        for number, symbol in enumerate(self.nest.symbols, len(self.nest.arrays)):
+            self._argument(f"%sym.{symbol}", number, "i64")
+        for number, (array, offset) in enumerate(self.nest.scratch):
+            self.bases[array] = f"%scratch{number}"
+            entry.lines.append(
+                f"  %scratch{number} = getelementptr i8, ptr %scratch, i64 {offset}"
+            )
+        self.loop(self.nest.parallel, parallel=True)
+        body = [*self.allocas, *entry.lines, "  ret void"]
+        head = f"define void @{self.nest.name}(i64 %begin, i64 %end, ptr %args, ptr %scratch)"
+        zeros = "@zeros = private constant [64 x i8] zeroinitializer, align 64"
+        declarations = sorted(self.declarations)
+        return "\n".join([zeros, *declarations, f"{head} {{", "entry:", *body, "}", ""])
+
+    def _argument(self, name: str, number: int, kind: str) -> None:
+        lines = self.levels[0].lines
+        lines.append(f"  {name}.p = getelementptr i64, ptr %args, i64 {number}")
+        lines.append(f"  {name} = load {kind}, ptr {name}.p")
+
+    # ---- statements ----
+
+    def statement(self, statement: Statement) -> None:
+        """Emit one statement at the current level."""
+        if isinstance(statement, Loop):
+            self.loop(statement)
+            self.forget(arrays_written(statement) | locals_set(statement))
+        elif isinstance(statement, Store):
+            self._store(statement, self.value(statement.value))
+        elif isinstance(statement, Stores):
+            computed = [self.value(item.value) for item in statement.items]
+            for item, value in zip(statement.items, computed, strict=True):
+                self._store(item, value)
+        elif isinstance(statement, Set):
+            self._set(statement)
+        else:
+            self._fold(statement)
+
+    def loop(self, loop: Loop, parallel: bool = False) -> None:
+        """Emit a loop of any kind."""
+        if loop.kind == "unroll":
+            assert isinstance(loop.start, int) and isinstance(loop.stops[0], int)
+            for number in range(loop.start, loop.stops[0], loop.step):
+                self.open()
+                self.bind_constant(loop.variable, number)
+                self.close_straight(loop.body, self.statement)
+        elif loop.kind == "lanes":
+            self._lanes(loop, parallel)
+        else:
+            start, stop = self._range(loop, parallel)
+            self._serial(loop, start, stop)
+
+    def _range(self, loop: Loop, parallel: bool) -> tuple[str, str]:
+        if parallel:
+            return "%begin", "%end"
+        start = self.scalar(loop.start)
+        stop = self.scalar(loop.stops[0])
+        for other in loop.stops[1:]:
+            stop = self.minimum(stop, self.scalar(other))
+        return start, stop
+
+    def _serial(self, loop: Loop, start: str, stop: str) -> None:
+        constant_range = _is_number(start) and _is_number(stop)
+        if constant_range and int(start) >= int(stop):
+            return
+        if constant_range and int(start) + loop.step >= int(stop):
+            self.open()
+            self.bind_constant(loop.variable, int(start))
+            self.close_straight(loop.body, self.statement)
+            return
+        self.open_loop(loop.variable, start, stop, loop.step, not constant_range)
+        self.levels[-1].changes = arrays_written(loop) | locals_set(loop)
+        for inner in loop.body:
+            self.statement(inner)
+        self.close_loop()
+
+    def _lanes(self, loop: Loop, parallel: bool) -> None:
+        """Whole vectors in a loop, then the rest under a mask."""
+        width = loop.step
+        start, stop = self._range(loop, parallel)
+        if _is_number(start) and _is_number(stop):
+            self._constant_lanes(loop, int(start), int(stop))
+            return
+        exact = _is_multiple(loop, width)
+        whole = stop
+        if not exact:
+            here = self.builder()
+            length = here.line(f"sub i64 {stop}, {start}")
+            rest = here.line(f"srem i64 {length}, {width}")
+            positive = self.maximum(rest, "0")
+            whole = here.line(f"sub i64 {stop}, {positive}")
+        self.open_loop(None, start, whole, width, True)
+        self.bind_lanes(loop, self.counter(), width)
+        for inner in loop.body:
+            self.statement(inner)
+        self.close_loop()
+        if exact:
+            return
+        here = self.builder()
+        tail = here.line(f"icmp slt i64 {whole}, {stop}")
+        self.open_branch(tail)
+        here = self.builder()
+        left = here.line(f"sub i64 {stop}, {whole}")
+        self.bind_lanes(loop, whole, width)
+        numbers = values.broadcast(here, Value(left, dtypes.int64, 1), width)
+        steps = _iota("i64", width)
+        mask = here.line(f"icmp slt <{width} x i64> {steps}, {numbers.text}")
+        self.levels[-1].mask = mask
+        for inner in loop.body:
+            self.statement(inner)
+        self.close_branch()
+
+    def _constant_lanes(self, loop: Loop, start: int, stop: int) -> None:
+        width = loop.step
+        whole = max(stop - start, 0) // width
+        if whole > 1:
+            self.open_loop(None, str(start), str(start + whole * width), width, False)
+            self.bind_lanes(loop, self.counter(), width)
+            for inner in loop.body:
+                self.statement(inner)
+            self.close_loop()
+        elif whole == 1:
+            self.open()
+            self.bind_lanes(loop, str(start), width)
+            self.close_straight(loop.body, self.statement)
+        rest = stop - start - whole * width
+        if rest > 0:
+            self.open()
+            self.bind_lanes(loop, str(start + whole * width), width)
+            bits = ", ".join(f"i1 {'true' if i < rest else 'false'}" for i in range(width))
+            self.levels[-1].mask = f"<{bits}>"
+            self.close_straight(loop.body, self.statement)
+
+    def _set(self, statement: Set) -> None:
+        value = self.value(statement.value)
+        slot = self.scalar(statement.slot)
+        name, lanes = self._slot(statement.local, int(slot))
+        here = self.builder()
+        value = values.broadcast(here, value, lanes)
+        mask = self.mask()
+        if mask is not None and statement.local.lanes is not None:
+            old = here.line(f"load {value.type}, ptr {name}")
+            text = here.line(
+                f"select <{lanes} x i1> {mask}, {value.typed}, {value.type} {old}"
+            )
+            value = Value(text, value.dtype, lanes)
+        here.lines.append(f"  store {value.typed}, ptr {name}")
+        self.forget((statement.local,))
+
+    def _slot(self, local: Local, slot: int) -> tuple[str, int]:
+        """The stack place of a register, promoted to a register by SROA; and its lanes."""
+        key = (local, slot)
+        if key not in self.slots:
+            lanes = local.width
+            name = f"%{local.name}.{slot}"
+            kind = vector_type(values.register_type(local.dtype), lanes)
+            self.allocas.append(f"  {name} = alloca {kind}")
+            self.slots[key] = (name, lanes)
+        return self.slots[key]
+
+    def _fold(self, statement: Fold) -> None:
+        source, lanes = self._slot(statement.source, 0)
+        target, _ = self._slot(statement.target, 0)
+        here = self.builder()
+        kind = vector_type(values.register_type(statement.source.dtype), lanes)
+        loaded = Value(here.line(f"load {kind}, ptr {source}"), statement.source.dtype, lanes)
+        folded = values.fold(here, statement.op, loaded)
+        here.lines.append(f"  store {folded.typed}, ptr {target}")
+        self.forget((statement.target,))
+
+    def _store(self, statement: Store, value: Value) -> None:
+        array, lanes_atom = statement.array, self.lanes_atom()
+        stride = self.lane_stride(statement.index)
+        here = self.builder()
+        guard = self.guard(statement.guard)
+        if lanes_atom is None or stride == 0:
+            self._store_scalar(statement, value, guard)
+        else:
+            width = self.width_of(lanes_atom)
+            value = values.broadcast(here, value, width)
+            mask = self.both(self.mask(), guard, width)
+            kind = vector_type(memory_type(array.dtype), width)
+            if stride == 1:
+                pointer = self.pointer(array, self.at_base(statement.index))
+                text = values.to_memory(here, value)
+                size = array.dtype.itemsize
+                if mask is None:
+                    here.lines.append(f"  store {kind} {text}, ptr {pointer}, align {size}")
+                else:
+                    self._masked_store(kind, text, pointer, mask, width, size)
+            else:
+                text = values.to_memory(here, value)
+                pointers = self.pointers(array, statement.index, width)
+                mask = mask or "splat (i1 true)"
+                name = f"llvm.masked.scatter.{values.suffix(kind)}.v{width}p0"
+                self.declarations.add(
+                    f"declare void @{name}({kind}, <{width} x ptr>, i32, <{width} x i1>)"
+                )
+                here.lines.append(
+                    f"  call void @{name}({kind} {text}, <{width} x ptr> {pointers}, "
+                    f"i32 {array.dtype.itemsize}, <{width} x i1> {mask})"
+                )
+        self.forget((array,))
+
+    def _masked_store(
+        self, kind: str, text: str, pointer: str, mask: str, width: int, size: int
+    ) -> None:
+        name = f"llvm.masked.store.{values.suffix(kind)}.p0"
+        self.declarations.add(f"declare void @{name}({kind}, ptr, i32, <{width} x i1>)")
+        self.builder().lines.append(
+            f"  call void @{name}({kind} {text}, ptr {pointer}, i32 {size}, "
+            f"<{width} x i1> {mask})"
+        )
+
+    def _store_scalar(self, statement: Store, value: Value, guard: str | None) -> None:
+        if guard is not None:
+            self.open_branch(guard)
+        here = self.builder()
+        pointer = self.pointer(statement.array, statement.index)
+        text = values.to_memory(here, value)
+        kind = memory_type(statement.array.dtype)
+        here.lines.append(f"  store {kind} {text}, ptr {pointer}")
+        if guard is not None:
+            self.close_branch()
+
+    # ---- expressions ----
+
+    def value(self, root: Expr) -> Value:
+        """The value of an expression, each part at the outermost level where it is known."""
+        root = self._expand(root)
+        for e in expr.walk(root):
+            if e not in self.memo:
+                self._emit(e)
+        return self.memo[root][0]
+
+    def _root(self, e: Expr) -> Expr:
+        return self._expand(e)
+
+    def _expand(self, root: Expr) -> Expr:
+        if root not in self.expanded:
+            self.expanded[root] = expand(root)
+        return self.expanded[root]
+
+    def _emit(self, e: Expr) -> None:
+        level = self.level_of(e.variables)
+        depends = self._changing(e)
+        for item in depends:
+            level = max(level, self.pinned(item))
+        if e.op is Leaf.LOCAL:
+            level = len(self.levels) - 1
+        for arg in e.args:
+            level = max(level, self.memo[arg][1])
+        lanes = self.lanes_of(e)
+        with self.at(level):
+            if e.op is Op.CONST:
+                value = constant(e.payload, e.dtype)
+            elif e.op is Leaf.LOAD:
+                value = self._load(e, lanes)
+            elif e.op is Leaf.INDEX:
+                value = self._index_value(e.payload, e.dtype, lanes)
+            elif e.op is Leaf.CONDITION:
+                value = self.condition(e.payload)
+            elif e.op is Leaf.LOCAL:
+                value = self._read_local(e)
+            else:
+                value = self._operation(e, lanes)
+        self.remember(e, value, level, depends)
+
+    def _changing(self, e: Expr) -> frozenset[Array | Local]:
+        """The arrays and registers below an expression that this kernel changes."""
+        found = self.changing.get(e)
+        if found is None:
+            found = frozenset()
+            if e.op is Leaf.LOAD:
+                if e.payload[0] in self.writable:
+                    found |= {e.payload[0]}
+                for x in (e.payload[1], *e.payload[2]):
+                    for inner in expr.values_in(x):
+                        found |= self._changing(inner)
+            elif e.op is Leaf.LOCAL:
+                found |= {e.payload[0]}
+            elif e.op in (Leaf.INDEX, Leaf.CONDITION):
+                for inner in expr.values_in(e.payload):
+                    found |= self._changing(inner)
+            for arg in e.args:
+                found |= self._changing(arg)
+            self.changing[e] = found
+        return found
+
+    def _operation(self, e: Expr, lanes: int) -> Value:
+        here = self.builder()
+        args = [values.broadcast(here, self.memo[arg][0], lanes) for arg in e.args]
+        if e.op is getattr(Leaf, "FMA", None):
+            kind = args[0].type
+            text = here.call(f"llvm.fma.{values.suffix(kind)}", kind, [a.typed for a in args])
+            return Value(text, e.dtype, lanes)
+        assert isinstance(e.op, Op)
+        return values.operation(here, e.op, args, e.dtype)
+
+    def _read_local(self, e: Expr) -> Value:
+        local, slot = e.payload
+        name, lanes = self._slot(local, int(self.scalar(slot)))
+        kind = vector_type(values.register_type(local.dtype), lanes)
+        return Value(self.builder().line(f"load {kind}, ptr {name}"), local.dtype, lanes)
+
+    def _index_value(self, x: Integer, dtype: DType, lanes: int) -> Value:
+        here = self.builder()
+        if lanes == 1:
+            return values.cast(here, Value(self.scalar(x), dtypes.int64, 1), dtype)
+        return values.cast(here, self.vector(x, lanes), dtype)
+
+    def _load(self, e: Expr, lanes: int) -> Value:
+        array, index, guard_conditions = e.payload
+        here = self.builder()
+        guard = self.guard(guard_conditions)
+        kind = vector_type(memory_type(array.dtype), lanes)
+        size = array.dtype.itemsize
+        if lanes == 1:
+            pointer = self.pointer(array, index)
+            if guard is not None:
+                pointer = here.line(f"select i1 {guard}, ptr {pointer}, ptr @zeros")
+            text = here.line(f"load {kind}, ptr {pointer}, align {size}")
+            return values.from_memory(here, text, array.dtype, 1)
+        mask = self.both(self.mask(), guard, lanes)
+        if self.lane_stride(index) == 1:
+            pointer = self.pointer(array, self.at_base(index))
+            if mask is None:
+                text = here.line(f"load {kind}, ptr {pointer}, align {size}")
+            else:
+                name = f"llvm.masked.load.{values.suffix(kind)}.p0"
+                self.declarations.add(
+                    f"declare {kind} @{name}(ptr, i32, <{lanes} x i1>, {kind})"
+                )
+                text = here.line(
+                    f"call {kind} @{name}(ptr {pointer}, i32 {size}, <{lanes} x i1> {mask}, "
+                    f"{kind} zeroinitializer)"
+                )
+        else:
+            pointers = self.pointers(array, index, lanes)
+            name = f"llvm.masked.gather.{values.suffix(kind)}.v{lanes}p0"
+            self.declarations.add(
+                f"declare {kind} @{name}(<{lanes} x ptr>, i32, <{lanes} x i1>, {kind})"
+            )
+            text = here.line(
+                f"call {kind} @{name}(<{lanes} x ptr> {pointers}, i32 {size}, "
+                f"<{lanes} x i1> {mask or 'splat (i1 true)'}, {kind} zeroinitializer)"
+            )
+        return values.from_memory(here, text, array.dtype, lanes)
+
+
+def _is_number(text: str) -> bool:
+    return text.lstrip("-").isdecimal()
+
+
+def _iota(scalar: str, lanes: int) -> str:
+    return "<" + ", ".join(f"{scalar} {i}" for i in range(lanes)) + ">"
+
+
+def _is_multiple(loop: Loop, width: int) -> bool:
+    """Whether the loop never has a rest: its start and every stop are multiples of the width."""
+    return all(_divides(x, width) for x in (loop.start, *loop.stops))
+
+
+def _divides(x: Integer, width: int) -> bool:
+    if isinstance(x, int):
+        return x % width == 0
+    return x.constant % width == 0 and all(c % width == 0 for _, c in x.terms)
+

@@ -1,0 +1,551 @@
+"""Levels of open loops, and the arithmetic of indices: the lower half of the LLVM renderer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from minigrad.dtype import DType, dtypes
+from minigrad.graph.symbolic import Affine, Atom, Integer, coefficient, substitute, variables
+from minigrad.loops.nest import Loop, Statement, arrays_written, locals_set
+from minigrad.render import llvm_values as values
+from minigrad.render.llvm_values import Builder, Value, memory_type
+from minigrad.schedule import expr
+from minigrad.schedule.expr import Array, Expr, Guard, Local
+
+
+@dataclass
+class Level:
+    """An open loop, branch or straight piece: its lines so far, and what dies when it is closed."""
+
+    lines: list[str] = field(default_factory=list)
+    block: str = "entry"  # label of the block that the next line goes to
+    remembered: list[object] = field(default_factory=list)
+    bound: list[Atom] = field(default_factory=list)
+    changes: frozenset[Array | Local] = frozenset()
+    mask: str | None = None
+    counter: str = ""
+    close: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Lanes:
+    """The vector variable in scope: its scalar base, and how many lanes."""
+
+    base: str
+    width: int
+
+
+class IndexEmitter:
+    """What statements and expressions are emitted with."""
+
+    def __init__(self) -> None:
+        self.levels: list[Level] = [Level()]
+        self.allocas: list[str] = []
+        self.declarations: set[str] = set()
+        self.memo: dict[object, tuple[Value, int]] = {}
+        self.dependents: dict[Array | Local, list[object]] = {}
+        self.where: dict[Atom, int] = {}
+        self.constants: dict[Atom, int] = {}
+        self.scalars: dict[Atom, str] = {}
+        self.vectors: dict[Atom, Lanes] = {}
+        self.bases: dict[Array, str] = {}
+        self._names = 0
+        self._labels = 0
+        self._current: int | None = None
+
+    # to be given by the subclass
+    def value(self, root: Expr) -> Value:
+        """The value of an expression."""
+        raise NotImplementedError
+
+    # ---- levels ----
+
+    def fresh(self) -> str:
+        """A new name."""
+        self._names += 1
+        return f"%v{self._names}"
+
+    def label(self) -> str:
+        """A new label."""
+        self._labels += 1
+        return f"b{self._labels}"
+
+    @property
+    def level(self) -> int:
+        """The level that instructions go to now."""
+        return len(self.levels) - 1 if self._current is None else self._current
+
+    @contextmanager
+    def at(self, level: int) -> Iterator[None]:
+        """Let instructions go to an outer level for a while."""
+        before, self._current = self._current, level
+        try:
+            yield
+        finally:
+            self._current = before
+
+    def builder(self) -> Builder:
+        """A builder at the current level."""
+        builder = Builder(self.fresh, self.declarations.add)
+        builder.lines = self.levels[self.level].lines
+        return builder
+
+    def open(self) -> None:
+        """Open a straight piece."""
+        self.levels.append(Level(block=self.levels[-1].block))
+
+    def close_straight(
+        self, body: Iterable[Statement], emit: Callable[[Statement], None]
+    ) -> None:
+        """Emit the body of a straight piece and put it behind its parent's lines."""
+        body = tuple(body)
+        self.levels[-1].changes = _changes(body)
+        for statement in body:
+            emit(statement)
+        done = self._pop()
+        self.levels[-1].lines.extend(done.lines)
+        self.levels[-1].block = done.block
+
+    def open_loop(
+        self, variable: Atom | None, start: str, stop: str, step: int, check: bool
+    ) -> None:
+        """Open a loop from start to stop; `check`: it may have no iterations."""
+        body, after, counter = self.label(), self.label(), self.fresh()
+        level = Level(block=body, counter=counter)
+        level.close = (start, stop, str(step), body, after, "check" if check else "")
+        self.levels.append(level)
+        if variable is not None:
+            self.scalars[variable] = counter
+            self._bind(variable)
+
+    def counter(self) -> str:
+        """The counter of the innermost loop."""
+        return self.levels[-1].counter
+
+    def close_loop(self) -> None:
+        """Close a loop: header, body and latch go behind the parent's lines."""
+        done = self._pop()
+        start, stop, step, body, after, check = done.close
+        parent = self.levels[-1]
+        following = self.fresh()
+        again = self.fresh()
+        if check:
+            enter = self.fresh()
+            parent.lines.append(f"  {enter} = icmp slt i64 {start}, {stop}")
+            parent.lines.append(f"  br i1 {enter}, label %{body}, label %{after}")
+        else:
+            parent.lines.append(f"  br label %{body}")
+        parent.lines.append(f"{body}:")
+        parent.lines.append(
+            f"  {done.counter} = phi i64 [{start}, %{parent.block}], "
+            f"[{following}, %{done.block}]"
+        )
+        parent.lines.extend(done.lines)
+        parent.lines.append(f"  {following} = add i64 {done.counter}, {step}")
+        parent.lines.append(f"  {again} = icmp slt i64 {following}, {stop}")
+        parent.lines.append(f"  br i1 {again}, label %{body}, label %{after}")
+        parent.lines.append(f"{after}:")
+        parent.block = after
+
+    def open_branch(self, test: str) -> None:
+        """Open a piece that runs where an i1 is true."""
+        body, after = self.label(), self.label()
+        level = Level(block=body)
+        level.close = (test, body, after)
+        self.levels.append(level)
+
+    def close_branch(self) -> None:
+        """Close a branch."""
+        done = self._pop()
+        test, body, after = done.close
+        parent = self.levels[-1]
+        parent.lines.append(f"  br i1 {test}, label %{body}, label %{after}")
+        parent.lines.append(f"{body}:")
+        parent.lines.extend(done.lines)
+        parent.lines.append(f"  br label %{after}")
+        parent.lines.append(f"{after}:")
+        parent.block = after
+
+    def _pop(self) -> Level:
+        done = self.levels.pop()
+        for key in done.remembered:
+            self.memo.pop(key, None)
+        for atom in done.bound:
+            for known in (self.where, self.constants, self.scalars, self.vectors):
+                known.pop(atom, None)  # type: ignore[attr-defined]
+        return done
+
+    # ---- variables ----
+
+    def _bind(self, atom: Atom) -> None:
+        self.where[atom] = len(self.levels) - 1
+        self.levels[-1].bound.append(atom)
+
+    def bind_constant(self, atom: Atom, value: int) -> None:
+        """Let a variable be a number in the innermost level."""
+        self.constants[atom] = value
+        self._bind(atom)
+
+    def bind_lanes(self, loop: Loop, base: str, width: int) -> None:
+        """Let a lanes loop's variable be base + 0 … width − 1 in the innermost level."""
+        self.vectors[loop.variable] = Lanes(base, width)
+        self._bind(loop.variable)
+        if loop.lane is not None:
+            self.vectors[loop.lane] = Lanes("0", width)
+            self._bind(loop.lane)
+        self.levels[-1].changes = _changes(loop.body)
+
+    def lanes_atom(self) -> Atom | None:
+        """The vector variable in scope."""
+        return next(iter(self.vectors), None)
+
+    def lane_atom(self) -> Atom | None:
+        """The lane number of the vector variable in scope."""
+        atoms = list(self.vectors)
+        return atoms[1] if len(atoms) > 1 else None
+
+    def width_of(self, atom: Atom) -> int:
+        """Lanes of a vector variable."""
+        return self.vectors[atom].width
+
+    def lanes_of(self, e: Expr) -> int:
+        """Lanes of an expression's value."""
+        for atom, lanes in self.vectors.items():
+            if atom in e.variables:
+                return lanes.width
+        return 1
+
+    def level_of(self, atoms: Iterable[Atom]) -> int:
+        """The innermost level that binds one of the variables."""
+        return max((self.where.get(atom, 0) for atom in atoms), default=0)
+
+    def pinned(self, item: Array | Local) -> int:
+        """The innermost open level whose statements change an array or register."""
+        for number in range(len(self.levels) - 1, -1, -1):
+            if item in self.levels[number].changes:
+                return number
+        return 0
+
+    def mask(self) -> str | None:
+        """The mask in force."""
+        for level in reversed(self.levels):
+            if level.mask is not None:
+                return level.mask
+        return None
+
+    # ---- memory of what was computed ----
+
+    def remember(
+        self, key: object, value: Value, level: int, depends: Iterable[Array | Local] = ()
+    ) -> None:
+        """Keep a value until its level is closed or something it depends on changes."""
+        self.memo[key] = (value, level)
+        self.levels[level].remembered.append(key)
+        for item in depends:
+            self.dependents.setdefault(item, []).append(key)
+
+    def forget(self, changed: Iterable[Array | Local]) -> None:
+        """Drop what depends on arrays or registers that were just changed."""
+        for item in changed:
+            for key in self.dependents.pop(item, ()):
+                self.memo.pop(key, None)
+
+    # ---- indices ----
+
+    def scalar(self, x: Integer) -> str:
+        """A sum without vector variables, as i64 text."""
+        dynamic, offset = self._parts(x)
+        if dynamic is None:
+            return str(offset)
+        if offset == 0:
+            return dynamic
+        level = self._level_of_integer(x)
+        with self.at(level):
+            key = ("offset", dynamic, offset)
+            if key not in self.memo:
+                text = self.builder().line(f"add i64 {dynamic}, {offset}")
+                self.remember(key, Value(text, dtypes.int64, 1), level)
+            return self.memo[key][0].text
+
+    def _level_of_integer(self, x: Integer) -> int:
+        level = self.level_of(variables(x))
+        for e in expr.values_in(x):
+            self.value(e)
+            level = max(level, self.memo[self._root(e)][1])
+        return level
+
+    def _root(self, e: Expr) -> Expr:
+        """The key under which an expression's value is remembered."""
+        raise NotImplementedError
+
+    def _parts(self, x: Integer) -> tuple[str | None, int]:
+        """(text of the part that is not constant, constant part)."""
+        if isinstance(x, int):
+            return None, x
+        offset = x.constant
+        terms: list[tuple[int, str, int]] = []
+        for atom, factor in x.terms:
+            if atom in self.constants:
+                offset += factor * self.constants[atom]
+                continue
+            text, level = self._atom(atom)
+            if text.lstrip("-").isdecimal():
+                offset += factor * int(text)
+            else:
+                terms.append((level, text, factor))
+        if not terms:
+            return None, offset
+        terms.sort(key=lambda term: term[0])
+        total: str | None = None
+        for level, text, factor in terms:
+            product = text if factor == 1 else self._binary("mul", text, str(factor), level)
+            total = product if total is None else self._binary("add", total, product, level)
+        return total, offset
+
+    def _binary(self, name: str, left: str, right: str, level: int) -> str:
+        key = (name, left, right)
+        if key not in self.memo:
+            with self.at(level):
+                text = self.builder().line(f"{name} i64 {left}, {right}")
+            self.remember(key, Value(text, dtypes.int64, 1), level)
+        return self.memo[key][0].text
+
+    def minimum(self, a: str, b: str) -> str:
+        """The smaller of two i64."""
+        return self._choose("slt", a, b)
+
+    def maximum(self, a: str, b: str) -> str:
+        """The larger of two i64."""
+        return self._choose("sgt", a, b)
+
+    def _choose(self, test: str, a: str, b: str) -> str:
+        if a.lstrip("-").isdecimal() and b.lstrip("-").isdecimal():
+            return str(min(int(a), int(b)) if test == "slt" else max(int(a), int(b)))
+        here = self.builder()
+        first = here.line(f"icmp {test} i64 {a}, {b}")
+        return here.line(f"select i1 {first}, i64 {a}, i64 {b}")
+
+    def _atom(self, atom: Atom) -> tuple[str, int]:
+        """An atom's value as i64 text, and its level."""
+        if atom.kind == "var":
+            if atom in self.scalars:
+                return self.scalars[atom], self.where[atom]
+            return f"%sym.{atom.name}", 0
+        if atom.kind == "value":
+            value = self.value(atom.payload)
+            level = self.memo[self._root(atom.payload)][1]
+            with self.at(level):
+                key = ("wide", value.text)
+                if key not in self.memo:
+                    wide = values.cast(self.builder(), value, dtypes.int64)
+                    self.remember(key, wide, level)
+            return self.memo[key][0].text, level
+        assert atom.inner is not None
+        inner = self.scalar(atom.inner)
+        level = self._level_of_integer(atom.inner)
+        if inner.lstrip("-").isdecimal():
+            number = int(inner)
+            result = number // atom.divisor if atom.kind == "div" else number % atom.divisor
+            return str(result), level
+        key = (atom.kind, inner, atom.divisor)
+        if key not in self.memo:
+            with self.at(level):
+                divided = self._divide(Value(inner, dtypes.int64, 1), atom)
+            self.remember(key, divided, level)
+        return self.memo[key][0].text, level
+
+    def _divide(self, x: Value, atom: Atom) -> Value:
+        """Floor division or remainder by a positive constant."""
+        here = self.builder()
+        scalar = values.register_type(x.dtype)
+        divisor = values.literal(atom.divisor, scalar, x.lanes)
+        assert atom.inner is not None
+        if atom.inner.low >= 0:
+            name = "udiv" if atom.kind == "div" else "urem"
+            return Value(here.line(f"{name} {x.typed}, {divisor}"), x.dtype, x.lanes)
+        zero = values.literal(0, scalar, x.lanes)
+        rest = here.line(f"srem {x.typed}, {divisor}")
+        negative = here.line(f"icmp slt {x.type} {rest}, {zero}")
+        mask = values.mask_type(x)
+        if atom.kind == "mod":
+            moved = here.line(f"add {x.type} {rest}, {divisor}")
+            text = here.line(f"select {mask} {negative}, {x.type} {moved}, {x.type} {rest}")
+        else:
+            one = values.literal(1, scalar, x.lanes)
+            quotient = here.line(f"sdiv {x.typed}, {divisor}")
+            lower = here.line(f"sub {x.type} {quotient}, {one}")
+            text = here.line(f"select {mask} {negative}, {x.type} {lower}, {x.type} {quotient}")
+        return Value(text, x.dtype, x.lanes)
+
+    def vector(self, x: Integer, width: int) -> Value:
+        """A sum with vector variables, one value a lane: i32 where all its parts fit, else i64."""
+        dtype = dtypes.int32 if _fits(x) else dtypes.int64
+        return self._vector(x, width, dtype)
+
+    def _vector(self, x: Integer, width: int, dtype: DType) -> Value:
+        kind = values.register_type(dtype)
+        here = self.builder()
+        if isinstance(x, int):
+            return values.constant(x, dtype, width)
+        plain: list[tuple[Atom, int]] = []
+        total: Value | None = None
+        for atom, factor in x.terms:
+            if atom in self.vectors:
+                lanes = self.vectors[atom]
+                steps = ", ".join(f"{kind} {i * factor}" for i in range(width))
+                part = Value(f"<{steps}>", dtype, width)
+                if lanes.base != "0":
+                    base = lanes.base
+                    if base.isdecimal():
+                        plain.append((atom, factor))
+                    else:
+                        scaled = base if factor == 1 else here.line(f"mul i64 {base}, {factor}")
+                        wide = values.cast(here, Value(scaled, dtypes.int64, 1), dtype)
+                        part = self._add(part, values.broadcast(here, wide, width))
+            elif self.vectors.keys().isdisjoint(variables(Affine(0, ((atom, 1),)))):
+                plain.append((atom, factor))
+                continue
+            else:
+                part = self._vector_atom(atom, width, dtype)
+                if factor != 1:
+                    by = values.literal(factor, kind, width)
+                    part = Value(here.line(f"mul {part.typed}, {by}"), dtype, width)
+            total = part if total is None else self._add(total, part)
+        rest = x.constant
+        terms = []
+        for atom, factor in plain:
+            if atom in self.vectors:
+                rest += factor * int(self.vectors[atom].base)
+            else:
+                terms.append((atom, factor))
+        text = self.scalar(Affine(rest, tuple(terms)) if terms else rest)
+        if text != "0" or total is None:
+            scalar = values.cast(here, Value(text, dtypes.int64, 1), dtype)
+            spread = values.broadcast(here, scalar, width)
+            total = spread if total is None else self._add(total, spread)
+        return total
+
+    def _add(self, a: Value, b: Value) -> Value:
+        text = self.builder().line(f"add {a.typed}, {b.text}")
+        return Value(text, a.dtype, a.lanes)
+
+    def _vector_atom(self, atom: Atom, width: int, dtype: DType) -> Value:
+        here = self.builder()
+        if atom.kind == "value":
+            value = values.broadcast(here, self.value(atom.payload), width)
+            return values.cast(here, value, dtype)
+        assert atom.inner is not None
+        return self._divide(self._vector(atom.inner, width, dtype), atom)
+
+    def lane_stride(self, x: Integer) -> int | None:
+        """The stride of an index along the vector in scope; None where it has no constant one."""
+        total = 0
+        for atom in self.vectors:
+            stride = coefficient(x, atom)
+            if stride is None:
+                return None
+            total += stride
+        return total
+
+    def at_base(self, x: Integer) -> Integer:
+        """An index at lane 0 of the vector in scope, in terms of names that `scalar` knows."""
+        changed: dict[Atom, Integer] = {}
+        for atom, lanes in self.vectors.items():
+            if lanes.base.isdecimal():
+                changed[atom] = int(lanes.base)
+            else:
+                base = Atom("var", atom.name + ".base", atom.low, atom.high)
+                if base not in self.scalars:
+                    self.scalars[base] = lanes.base
+                    self.where[base] = self.where[atom]
+                    self.levels[self.where[atom]].bound.append(base)
+                changed[atom] = Affine(0, ((base, 1),))
+        return substitute(x, changed)
+
+    def pointer(self, array: Array, x: Integer) -> str:
+        """The address of array[x]."""
+        dynamic, offset = self._parts(x)
+        base = self.bases[array]
+        kind = memory_type(array.dtype)
+        if dynamic is not None:
+            level = max(self._level_of_integer(x), 0)
+            key = ("pointer", base, dynamic)
+            if key not in self.memo:
+                with self.at(level):
+                    text = self.builder().line(f"getelementptr {kind}, ptr {base}, i64 {dynamic}")
+                self.remember(key, Value(text, dtypes.int64, 1), level)
+            base = self.memo[key][0].text
+        if offset == 0:
+            return base
+        return self.builder().line(f"getelementptr {kind}, ptr {base}, i64 {offset}")
+
+    def pointers(self, array: Array, x: Integer, width: int) -> str:
+        """The addresses of array[x], one a lane."""
+        index = self.vector(x, width)
+        kind = memory_type(array.dtype)
+        return self.builder().line(
+            f"getelementptr {kind}, ptr {self.bases[array]}, {index.typed}"
+        )
+
+    # ---- conditions ----
+
+    def condition(self, x: Integer) -> Value:
+        """Whether x ≥ 0, one i1 (or one a lane)."""
+        here = self.builder()
+        if self.vectors.keys().isdisjoint(variables(x)):
+            text = self.scalar(x)
+            if text.lstrip("-").isdecimal():
+                return values.constant(int(text) >= 0, dtypes.bool)
+            return Value(here.line(f"icmp sge i64 {text}, 0"), dtypes.bool, 1)
+        width = next(iter(self.vectors.values())).width
+        number = self.vector(x, width)
+        zero = values.literal(0, values.register_type(number.dtype), width)
+        return Value(here.line(f"icmp sge {number.typed}, {zero}"), dtypes.bool, width)
+
+    def guard(self, conditions: Guard) -> str | None:
+        """All conditions at once: text of an i1, or of a mask where a vector takes part."""
+        total: Value | None = None
+        for c in conditions:
+            one = self.condition(c)
+            if total is None:
+                total = one
+            else:
+                here = self.builder()
+                width = max(one.lanes, total.lanes)
+                left, right = (values.broadcast(here, v, width) for v in (total, one))
+                total = Value(here.line(f"and {left.typed}, {right.text}"), dtypes.bool, width)
+        self._guard_lanes = total.lanes if total is not None else 1
+        return None if total is None else total.text
+
+    def both(self, mask: str | None, guard: str | None, width: int) -> str | None:
+        """A mask and the guard computed last, as one mask."""
+        if guard is None:
+            return mask
+        here = self.builder()
+        full = values.broadcast(here, Value(guard, dtypes.bool, self._guard_lanes), width)
+        if mask is None:
+            return full.text
+        return here.line(f"and <{width} x i1> {mask}, {full.text}")
+
+
+def _changes(body: Iterable[Statement]) -> frozenset[Array | Local]:
+    found: frozenset[Array | Local] = frozenset()
+    for statement in body:
+        found |= arrays_written(statement) | locals_set(statement)
+    return found
+
+
+def _fits(x: Integer) -> bool:
+    """Whether an index and everything inside it fits into 32 bits."""
+    if isinstance(x, int):
+        return abs(x) < 1 << 31
+    if x.low < -(1 << 31) or x.high >= 1 << 31:
+        return False
+    size = abs(x.constant)
+    for atom, factor in x.terms:
+        size += abs(factor) * max(abs(atom.low), abs(atom.high))
+        if atom.inner is not None and not _fits(atom.inner):
+            return False
+    return size < 1 << 31

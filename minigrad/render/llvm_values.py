@@ -1,0 +1,447 @@
+"""Values of LLVM IR and the instructions for each scalar operation, one function an operation.
+
+In registers float16 and bfloat16 are floats that already have the precision of what was loaded; they
+are rounded when stored and where a program casts to them. A bool is an i1, in memory an i8.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable
+from typing import NamedTuple
+
+from minigrad.dtype import DType
+from minigrad.errors import CompileError
+from minigrad.graph.node import Op
+
+
+class Value(NamedTuple):
+    """An operand: its text without type, its dtype, and its number of lanes (1: a scalar)."""
+
+    text: str
+    dtype: DType
+    lanes: int
+
+    @property
+    def type(self) -> str:
+        """LLVM's type of it."""
+        return vector_type(register_type(self.dtype), self.lanes)
+
+    @property
+    def typed(self) -> str:
+        """Type and text, as instructions take them."""
+        return f"{self.type} {self.text}"
+
+
+def register_type(dtype: DType) -> str:
+    """LLVM's type of a value in registers."""
+    if dtype.is_bool:
+        return "i1"
+    if dtype.is_float:
+        return "double" if dtype.itemsize == 8 else "float"
+    return f"i{dtype.bits}"
+
+
+def memory_type(dtype: DType) -> str:
+    """LLVM's type of an element in memory."""
+    if dtype.is_bool:
+        return "i8"
+    if dtype.name == "float16":
+        return "half"
+    if dtype.name == "bfloat16":
+        return "i16"
+    return register_type(dtype)
+
+
+def vector_type(scalar: str, lanes: int) -> str:
+    """<lanes x scalar>, or the scalar."""
+    return scalar if lanes == 1 else f"<{lanes} x {scalar}>"
+
+
+def suffix(type_name: str) -> str:
+    """The mangled name of a type in an intrinsic's name: <16 x float> is v16f32."""
+    if type_name.startswith("<"):
+        lanes, _, scalar = type_name[1:-1].split(" ")
+        return f"v{lanes}{suffix(scalar)}"
+    return {"float": "f32", "double": "f64", "half": "f16"}.get(type_name, type_name)
+
+
+def literal(value: int | float | bool, scalar: str, lanes: int = 1) -> str:
+    """A constant as text."""
+    if scalar in ("float", "double"):
+        number = float(value)
+        if scalar == "float" and number == number and abs(number) != float("inf"):
+            (number,) = struct.unpack("<f", struct.pack("<f", number))
+        text = "0x" + struct.pack(">d", number).hex().upper()
+    elif scalar == "i1":
+        text = "true" if value else "false"
+    else:
+        text = str(int(value))
+    return text if lanes == 1 else f"splat ({scalar} {text})"
+
+
+def constant(value: int | float | bool, dtype: DType, lanes: int = 1) -> Value:
+    """A constant value."""
+    return Value(literal(value, register_type(dtype), lanes), dtype, lanes)
+
+
+class Builder:
+    """Appends instructions to a list of lines and hands out names."""
+
+    def __init__(self, fresh: Callable[[], str], declare: Callable[[str], None]) -> None:
+        self.lines: list[str] = []
+        self.fresh, self.declare = fresh, declare
+
+    def line(self, text: str) -> str:
+        """One instruction with a result; gives the result's name."""
+        name = self.fresh()
+        self.lines.append(f"  {name} = {text}")
+        return name
+
+    def call(self, intrinsic: str, result: str, arguments: list[str], flags: str = "") -> str:
+        """A call of an intrinsic; arguments are "type text"."""
+        types = ", ".join(_type_of(argument) for argument in arguments)
+        self.declare(f"declare {result} @{intrinsic}({types})")
+        return self.line(f"call {flags}{result} @{intrinsic}({', '.join(arguments)})")
+
+
+def _type_of(argument: str) -> str:
+    if argument.startswith("<"):
+        return argument[: argument.index(">") + 1]
+    return argument.split(" ", 1)[0]
+
+
+_FLOAT_BINARY = {Op.ADD: "fadd", Op.SUB: "fsub", Op.MUL: "fmul", Op.DIV: "fdiv"}
+_INT_BINARY = {
+    Op.ADD: "add", Op.SUB: "sub", Op.MUL: "mul", Op.AND: "and", Op.OR: "or", Op.XOR: "xor",
+}  # fmt: skip
+_BOOL_BINARY = {Op.ADD: "or", Op.MUL: "and", Op.MAXIMUM: "or", Op.MINIMUM: "and"}
+_FLOAT_COMPARE = {Op.LT: "olt", Op.LE: "ole", Op.EQ: "oeq", Op.NE: "une"}
+_INTRINSICS = {
+    Op.SQRT: "sqrt", Op.FLOOR: "floor", Op.CEIL: "ceil", Op.TRUNC: "trunc", Op.ROUND: "roundeven",
+}  # fmt: skip
+
+
+def operation(b: Builder, op: Op, args: list[Value], dtype: DType) -> Value:
+    """The instructions of one elementwise operation; all args have equal lanes."""
+    lanes = args[0].lanes
+    source = args[0].dtype
+    if op is Op.CAST:
+        return cast(b, args[0], dtype)
+    if op is Op.BITCAST:
+        return _bitcast(b, args[0], dtype)
+    if op is Op.WHERE:
+        test, then, other = args
+        text = b.line(f"select {test.typed}, {then.typed}, {other.typed}")
+    elif op in _FLOAT_COMPARE:
+        text = _compare(b, op, args)
+    elif op in _INTRINSICS:
+        text = b.call(f"llvm.{_INTRINSICS[op]}.{suffix(args[0].type)}", args[0].type,
+                      [args[0].typed])  # fmt: skip
+    elif op is Op.NEG:
+        zero = literal(0, register_type(source), lanes)
+        text = b.line(
+            f"fneg {args[0].typed}"
+            if source.is_float
+            else f"sub {args[0].type} {zero}, {args[0].text}"
+        )
+    elif op is Op.NOT:
+        ones = literal(True if source.is_bool else -1, register_type(source), lanes)
+        text = b.line(f"xor {args[0].typed}, {ones}")
+    elif source.is_bool and (op in _BOOL_BINARY or op in _INT_BINARY):
+        name = _BOOL_BINARY.get(op) or _INT_BINARY[op]
+        text = b.line(f"{name} {args[0].typed}, {args[1].text}")
+    elif source.is_float and op in _FLOAT_BINARY:
+        text = b.line(f"{_FLOAT_BINARY[op]} contract {args[0].typed}, {args[1].text}")
+    elif op in _INT_BINARY and not source.is_float:
+        text = b.line(f"{_INT_BINARY[op]} {args[0].typed}, {args[1].text}")
+    elif op in (Op.MAXIMUM, Op.MINIMUM):
+        text = _extremum(b, op, *args)
+    elif op in (Op.SHL, Op.SHR):
+        text = _shift(b, op, *args)
+    elif op in (Op.IDIV, Op.MOD):
+        text = _float_mod(b, *args) if source.is_float else _divide(b, op, *args)
+    else:
+        raise CompileError(f"LLVM renderer: {op} of {source.name} is not a primitive operation")
+    return Value(text, dtype, lanes)
+
+
+def _compare(b: Builder, op: Op, args: list[Value]) -> str:
+    left, right = args
+    if left.dtype.is_float:
+        return b.line(f"fcmp {_FLOAT_COMPARE[op]} {left.typed}, {right.text}")
+    sign = "s" if left.dtype.kind == "i" else "u"
+    name = {Op.LT: sign + "lt", Op.LE: sign + "le", Op.EQ: "eq", Op.NE: "ne"}[op]
+    return b.line(f"icmp {name} {left.typed}, {right.text}")
+
+
+def _extremum(b: Builder, op: Op, old: Value, new: Value) -> str:
+    """Maximum or minimum; for floats a NaN on either side wins (one more blend than maxps)."""
+    name = "gt" if op is Op.MAXIMUM else "lt"
+    if not old.dtype.is_float:
+        sign = "s" if old.dtype.kind == "i" else "u"
+        test = b.line(f"icmp {sign}{name} {old.typed}, {new.text}")
+        return b.line(f"select {mask_type(old)} {test}, {old.typed}, {new.typed}")
+    test = b.line(f"fcmp o{name} {new.typed}, {old.text}")
+    larger = b.line(f"select {mask_type(old)} {test}, {new.typed}, {old.typed}")
+    unordered = b.line(f"fcmp uno {new.typed}, {new.text}")
+    return b.line(f"select {mask_type(old)} {unordered}, {new.typed}, {old.type} {larger}")
+
+
+def mask_type(value: Value) -> str:
+    """The type of a mask for a value's lanes."""
+    return vector_type("i1", value.lanes)
+
+
+def _shift(b: Builder, op: Op, x: Value, count: Value) -> str:
+    """A shift whose count may reach the width: then 0, or the sign of a signed x."""
+    bits, signed = x.dtype.bits, x.dtype.kind == "i"
+    name = "shl" if op is Op.SHL else "ashr" if signed else "lshr"
+    digits = count.text.removeprefix(f"splat (i{bits} ").rstrip(")")
+    if digits.isdecimal() and int(digits) < bits:
+        return b.line(f"{name} {x.typed}, {count.text}")
+    scalar = register_type(x.dtype)
+    top, zero = literal(bits - 1, scalar, x.lanes), literal(0, scalar, x.lanes)
+    fits = b.line(f"icmp ule {count.typed}, {top}")
+    safe = b.line(f"select {mask_type(x)} {fits}, {count.typed}, {x.type} {top}")
+    shifted = b.line(f"{name} {x.typed}, {safe}")
+    if name == "ashr":
+        return shifted
+    return b.line(f"select {mask_type(x)} {fits}, {x.type} {shifted}, {x.type} {zero}")
+
+
+def _divide(b: Builder, op: Op, x: Value, y: Value) -> str:
+    """Floor division and remainder; by zero they give 0, and INT_MIN // −1 wraps."""
+    scalar, kind = register_type(x.dtype), x.type
+    zero, one = literal(0, scalar, x.lanes), literal(1, scalar, x.lanes)
+    mask = mask_type(x)
+    by_zero = b.line(f"icmp eq {y.typed}, {zero}")
+    if x.dtype.kind == "u":
+        safe = b.line(f"select {mask} {by_zero}, {kind} {one}, {y.typed}")
+        name = "udiv" if op is Op.IDIV else "urem"
+        result = b.line(f"{name} {x.typed}, {safe}")
+        return b.line(f"select {mask} {by_zero}, {kind} {zero}, {kind} {result}")
+    minus = literal(-1, scalar, x.lanes)
+    negates = b.line(f"icmp eq {y.typed}, {minus}")
+    unsafe = b.line(f"or {mask} {by_zero}, {negates}")
+    safe = b.line(f"select {mask} {unsafe}, {kind} {one}, {y.typed}")
+    quotient = b.line(f"sdiv {x.typed}, {safe}")
+    back = b.line(f"mul {kind} {quotient}, {safe}")
+    rest = b.line(f"sub {x.typed}, {back}")
+    inexact = b.line(f"icmp ne {kind} {rest}, {zero}")
+    mixed = b.line(f"xor {kind} {rest}, {safe}")
+    opposite = b.line(f"icmp slt {kind} {mixed}, {zero}")
+    adjust = b.line(f"and {mask} {inexact}, {opposite}")
+    if op is Op.MOD:
+        moved = b.line(f"add {kind} {rest}, {safe}")
+        result = b.line(f"select {mask} {adjust}, {kind} {moved}, {kind} {rest}")
+        return b.line(f"select {mask} {unsafe}, {kind} {zero}, {kind} {result}")
+    lower = b.line(f"sub {kind} {quotient}, {one}")
+    result = b.line(f"select {mask} {adjust}, {kind} {lower}, {kind} {quotient}")
+    negative = b.line(f"sub {kind} {zero}, {x.text}")
+    result = b.line(f"select {mask} {negates}, {kind} {negative}, {kind} {result}")
+    return b.line(f"select {mask} {by_zero}, {kind} {zero}, {kind} {result}")
+
+
+def _float_mod(b: Builder, x: Value, y: Value) -> str:
+    """x − y·floor(x / y), exact: the C remainder, moved to the divisor's sign."""
+    kind, mask = x.type, mask_type(x)
+    zero = literal(0.0, register_type(x.dtype), x.lanes)
+    rest = b.line(f"frem {x.typed}, {y.text}")
+    nonzero = b.line(f"fcmp une {kind} {rest}, {zero}")
+    negative = b.line(f"fcmp olt {kind} {rest}, {zero}")
+    below = b.line(f"fcmp olt {y.typed}, {zero}")
+    differ = b.line(f"xor {mask} {negative}, {below}")
+    adjust = b.line(f"and {mask} {nonzero}, {differ}")
+    moved = b.line(f"fadd {kind} {rest}, {y.text}")
+    result = b.line(f"select {mask} {adjust}, {kind} {moved}, {kind} {rest}")
+    # a remainder of zero has the divisor's sign
+    signed = b.call(f"llvm.copysign.{suffix(kind)}", kind, [f"{kind} {zero}", y.typed])
+    return b.line(f"select {mask} {nonzero}, {kind} {result}, {kind} {signed}")
+
+
+def cast(b: Builder, x: Value, to: DType) -> Value:
+    """A conversion with the meaning of CAST: truncating and saturating from float to integer."""
+    source, lanes = x.dtype, x.lanes
+    kind = vector_type(register_type(to), lanes)
+    if source is to:
+        return x
+    if to.is_bool:
+        zero = literal(0, register_type(source), lanes)
+        name = "fcmp une" if source.is_float else "icmp ne"
+        return Value(b.line(f"{name} {x.typed}, {zero}"), to, lanes)
+    if to.is_float:
+        if source.is_float:
+            text = _resize_float(b, x, to, kind)
+        else:
+            name = "sitofp" if source.kind == "i" else "uitofp"
+            text = b.line(f"{name} {x.typed} to {kind}")
+        return round_half(b, Value(text, to, lanes), source)
+    if source.is_float:
+        name = "fptosi" if to.kind == "i" else "fptoui"
+        intrinsic = f"llvm.{name}.sat.{suffix(kind)}.{suffix(x.type)}"
+        return Value(b.call(intrinsic, kind, [x.typed]), to, lanes)
+    if source.bits == to.bits and not source.is_bool:
+        return Value(x.text, to, lanes)
+    if to.bits < source.bits and not source.is_bool:
+        return Value(b.line(f"trunc {x.typed} to {kind}"), to, lanes)
+    name = "sext" if source.kind == "i" else "zext"
+    return Value(b.line(f"{name} {x.typed} to {kind}"), to, lanes)
+
+
+def _resize_float(b: Builder, x: Value, to: DType, kind: str) -> str:
+    before, after = x.dtype.itemsize == 8, to.itemsize == 8
+    if before == after:
+        return x.text
+    if after:
+        return b.line(f"fpext {x.typed} to {kind}")
+    if to.itemsize == 2:  # one rounding, not two: go straight to the narrow type
+        return _narrow_double(b, x, to)
+    return b.line(f"fptrunc {x.typed} to {kind}")
+
+
+def _narrow_double(b: Builder, x: Value, to: DType) -> str:
+    """double → half precision held in a float, rounded once.
+
+    The double is rounded to odd in float precision first, which makes the second rounding exact
+    (Boldo and Melquiond, "Emulation of FMA and correctly rounded sums", 2008).
+    """
+    narrow = b.line(f"fptrunc {x.typed} to {vector_type('float', x.lanes)}")
+    kind = vector_type("float", x.lanes)
+    wide = b.line(f"fpext {kind} {narrow} to {x.type}")
+    exact = b.line(f"fcmp ueq {x.type} {wide}, {x.text}")
+    int_kind = vector_type("i32", x.lanes)
+    bits = b.line(f"bitcast {kind} {narrow} to {int_kind}")
+    magnitude = b.call(f"llvm.fabs.{suffix(x.type)}", x.type, [x.typed])
+    wide_magnitude = b.call(f"llvm.fabs.{suffix(x.type)}", x.type, [f"{x.type} {wide}"])
+    above = b.line(f"fcmp ogt {x.type} {wide_magnitude}, {magnitude}")
+    one = literal(1, "i32", x.lanes)
+    down = b.line(f"sub {int_kind} {bits}, {one}")
+    mask = mask_type(x)
+    toward_zero = b.line(f"select {mask} {above}, {int_kind} {down}, {int_kind} {bits}")
+    odd = b.line(f"or {int_kind} {toward_zero}, {one}")
+    chosen = b.line(f"select {mask} {exact}, {int_kind} {bits}, {int_kind} {odd}")
+    return b.line(f"bitcast {int_kind} {chosen} to {kind}")
+
+
+def round_half(b: Builder, x: Value, source: DType | None = None) -> Value:
+    """A float with the precision of its dtype: float16 and bfloat16 are rounded."""
+    if x.dtype.itemsize != 2 or source is x.dtype:
+        return x
+    if x.dtype.name == "float16":
+        half = vector_type("half", x.lanes)
+        narrow = b.line(f"fptrunc {x.typed} to {half}")
+        return Value(b.line(f"fpext {half} {narrow} to {x.type}"), x.dtype, x.lanes)
+    return Value(_from_bits(b, bfloat_bits(b, x), x.lanes), x.dtype, x.lanes)
+
+
+def bfloat_bits(b: Builder, x: Value) -> str:
+    """The bits of a float rounded to bfloat16 (nearest, ties to even), in the upper half."""
+    kind = vector_type("i32", x.lanes)
+
+    def number(value: int) -> str:
+        return literal(value, "i32", x.lanes)
+
+    bits = b.line(f"bitcast {x.typed} to {kind}")
+    shifted = b.line(f"lshr {kind} {bits}, {number(16)}")
+    last = b.line(f"and {kind} {shifted}, {number(1)}")
+    half = b.line(f"add {kind} {last}, {number(0x7FFF)}")
+    rounded = b.line(f"add {kind} {bits}, {half}")
+    quiet = b.line(f"or {kind} {bits}, {number(0x400000)}")
+    unordered = b.line(f"fcmp uno {x.typed}, {x.text}")
+    return b.line(f"select {mask_type(x)} {unordered}, {kind} {quiet}, {kind} {rounded}")
+
+
+def _from_bits(b: Builder, bits: str, lanes: int) -> str:
+    kind = vector_type("i32", lanes)
+    upper = b.line(f"and {kind} {bits}, {literal(-65536, 'i32', lanes)}")
+    return b.line(f"bitcast {kind} {upper} to {vector_type('float', lanes)}")
+
+
+def to_memory(b: Builder, x: Value) -> str:
+    """A value as it is stored: text of memory_type(dtype)."""
+    kind = vector_type(memory_type(x.dtype), x.lanes)
+    if x.dtype.is_bool:
+        return b.line(f"zext {x.typed} to {kind}")
+    if x.dtype.name == "float16":
+        return b.line(f"fptrunc {x.typed} to {kind}")
+    if x.dtype.name == "bfloat16":
+        int_kind = vector_type("i32", x.lanes)
+        upper = b.line(f"lshr {int_kind} {bfloat_bits(b, x)}, {literal(16, 'i32', x.lanes)}")
+        return b.line(f"trunc {int_kind} {upper} to {kind}")
+    return x.text
+
+
+def from_memory(b: Builder, text: str, dtype: DType, lanes: int) -> Value:
+    """A loaded value, in registers."""
+    kind = vector_type(memory_type(dtype), lanes)
+    if dtype.is_bool:
+        text = b.line(f"icmp ne {kind} {text}, {literal(0, 'i8', lanes)}")
+    elif dtype.name == "float16":
+        text = b.line(f"fpext {kind} {text} to {vector_type('float', lanes)}")
+    elif dtype.name == "bfloat16":
+        int_kind = vector_type("i32", lanes)
+        wide = b.line(f"zext {kind} {text} to {int_kind}")
+        upper = b.line(f"shl {int_kind} {wide}, {literal(16, 'i32', lanes)}")
+        text = b.line(f"bitcast {int_kind} {upper} to {vector_type('float', lanes)}")
+    return Value(text, dtype, lanes)
+
+
+def _bitcast(b: Builder, x: Value, to: DType) -> Value:
+    stored = to_memory(b, x)
+    before = vector_type(memory_type(x.dtype), x.lanes)
+    after = vector_type(memory_type(to), x.lanes)
+    text = stored if before == after else b.line(f"bitcast {before} {stored} to {after}")
+    return from_memory(b, text, to, x.lanes)
+
+
+def fold(b: Builder, op: Op, x: Value) -> Value:
+    """All lanes of x combined by SUM, MAX or PROD."""
+    scalar = register_type(x.dtype)
+    if op is Op.MAX and x.dtype.is_float:
+        while x.lanes > 1:
+            half = x.lanes // 2
+            order = [", ".join(f"i32 {i}" for i in range(s, s + half)) for s in (0, half)]
+            low, high = (
+                Value(
+                    b.line(
+                        f"shufflevector {x.typed}, {x.type} poison, <{half} x i32> <{lanes}>"
+                    ),
+                    x.dtype,
+                    half,
+                )
+                for lanes in order
+            )
+            if half == 1:
+                low, high = (
+                    Value(b.line(f"extractelement <1 x {scalar}> {v.text}, i64 0"), x.dtype, 1)
+                    for v in (low, high)
+                )
+            x = Value(_extremum(b, Op.MAXIMUM, low, high), x.dtype, half)
+        return x
+    if x.dtype.is_bool:
+        name = "and" if op is Op.PROD else "or"
+    elif x.dtype.is_float:
+        name = "fadd" if op is Op.SUM else "fmul"
+    else:
+        sign = "s" if x.dtype.kind == "i" else "u"
+        name = {Op.SUM: "add", Op.PROD: "mul", Op.MAX: f"{sign}max"}[op]
+    arguments = [x.typed]
+    if name in ("fadd", "fmul"):
+        arguments.insert(0, f"{scalar} {literal(-0.0 if name == 'fadd' else 1.0, scalar)}")
+    intrinsic = f"llvm.vector.reduce.{name}.{suffix(x.type)}"
+    flags = "reassoc " if x.dtype.is_float else ""
+    return Value(b.call(intrinsic, scalar, arguments, flags), x.dtype, 1)
+
+
+def broadcast(b: Builder, x: Value, lanes: int) -> Value:
+    """A scalar in every lane."""
+    if x.lanes == lanes:
+        return x
+    if not x.text.startswith("%"):
+        return Value(f"splat ({x.type} {x.text})", x.dtype, lanes)
+    kind = vector_type(x.type, lanes)
+    first = b.line(f"insertelement {kind} poison, {x.typed}, i64 0")
+    zeros = f"<{lanes} x i32> zeroinitializer"
+    text = b.line(f"shufflevector {kind} {first}, {kind} poison, {zeros}")
+    return Value(text, x.dtype, lanes)

@@ -1,0 +1,67 @@
+"""What makes a stage a contraction: Σ over k of left(m, k) · right(k, n), batched if both share axes.
+
+Only the sets of loop variables matter, not how an operand is indexed, so transposes, broadcasts,
+paddings and windows of a convolution pass.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from minigrad.graph.node import Op
+from minigrad.graph.symbolic import Atom
+from minigrad.schedule.expr import Expr, Leaf
+from minigrad.schedule.stage import Axis, Stage
+
+
+@dataclass(frozen=True)
+class Contraction:
+    """left varies along batch, m and k; right along batch, n and k; the last kept axis is in n."""
+
+    left: Expr
+    right: Expr
+    batch: tuple[Axis, ...]
+    m: tuple[Axis, ...]
+    n: tuple[Axis, ...]
+    k: tuple[Axis, ...]
+
+
+def contraction_of(stage: Stage) -> Contraction | None:
+    """The stage as a contraction, or None if it is none."""
+    if stage.op is not Op.SUM or not stage.axes or not stage.body.dtype.is_float:
+        return None
+    product = stage.body
+    if product.op is Op.CAST:
+        product = product.args[0]
+    if product.op is not Op.MUL:
+        return None
+    left, right = product.args
+    last = stage.axes[-1].variable
+    if last in left.variables:
+        left, right = right, left
+    if last in left.variables or last not in right.variables:
+        return None
+    if not (_is_operand(left) and _is_operand(right)):
+        return None
+    reduced = {axis.variable for axis in stage.reduced}
+    if not reduced <= left.variables or not reduced <= right.variables:
+        return None
+    batch = _select(stage, left.variables & right.variables)
+    m = _select(stage, left.variables - right.variables)
+    n = _select(stage, right.variables - left.variables)
+    if not m or len(batch) + len(m) + len(n) != len(stage.axes):
+        return None
+    if any(not isinstance(axis.extent, int) for axis in (*m[-1:], *n[-1:])):
+        return None
+    return Contraction(left, right, batch, m, n, stage.reduced)
+
+
+def _select(stage: Stage, names: frozenset[Atom]) -> tuple[Axis, ...]:
+    return tuple(axis for axis in stage.axes if axis.variable in names)
+
+
+def _is_operand(expr: Expr) -> bool:
+    """Loads, converted or masked, are read again and again without harm; sums of them are not."""
+    while expr.op is Op.CAST or expr.op is Op.WHERE:
+        expr = expr.args[0] if expr.op is Op.CAST else expr.args[1]
+    return expr.op is Leaf.LOAD

@@ -1,0 +1,348 @@
+"""Scalar expressions: what one element of a stage costs to compute.
+
+An `Expr` is a tree (with sharing) over graph operations whose leaves read memory at an index, turn
+an index into a value, or test a condition. Expressions are interned, so equal ones are identical.
+"""
+
+from __future__ import annotations
+
+import struct
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any
+
+from minigrad.dtype import DType, convert, dtypes
+from minigrad.graph.node import Op
+from minigrad.graph.symbolic import (
+    Affine,
+    Atom,
+    Integer,
+    add,
+    low,
+    proven_nonnegative,
+    substitute,
+    variables,
+)
+
+
+class Leaf(Enum):
+    """Leaves of expressions; `payload` in parentheses."""
+
+    LOAD = "load"  # (Array, index, guard): memory at a flat index; 0 where the guard fails
+    INDEX = "index"  # (Integer) an index as a value
+    CONDITION = "condition"  # (Affine) whether it is ≥ 0
+    LOCAL = "local"  # (Local, slot) a register of the loop nest
+
+
+@dataclass(frozen=True)
+class Array:
+    """Memory that stages read and write. space: "buffer" (a kernel argument) or "scratch"."""
+
+    name: str
+    dtype: DType
+    size: int
+    space: str = "buffer"
+
+    def __repr__(self) -> str:
+        return self.name
+
+
+@dataclass(frozen=True)
+class Local:
+    """Registers: `count` values of `dtype`, each of `width` lanes: those of the loop `lanes`."""
+
+    name: str
+    dtype: DType
+    count: int
+    lanes: Atom | None = None
+    width: int = 1
+
+    def __repr__(self) -> str:
+        return self.name
+
+
+Guard = tuple[Affine, ...]
+
+
+class Expr:
+    """One scalar operation. `variables`: the loop variables that its value depends on."""
+
+    __slots__ = ("op", "dtype", "args", "payload", "variables", "__weakref__")
+    op: Op | Leaf
+    dtype: DType
+    args: tuple[Expr, ...]
+    payload: Any
+    variables: frozenset[Atom]
+
+    def __repr__(self) -> str:
+        return show(self)
+
+    def substitute_atom(self, atom: Atom, values: Mapping[Atom, Integer]) -> Integer:
+        """The `value` atom whose payload is this expression, after a substitution."""
+        return value_of(substitute_in(self, values))
+
+
+_interned: weakref.WeakValueDictionary[Any, Expr] = weakref.WeakValueDictionary()
+
+
+def _make(op: Op | Leaf, dtype: DType, args: tuple[Expr, ...], payload: Any, key: Any) -> Expr:
+    full_key = (op, dtype, args, key)
+    expr = _interned.get(full_key)
+    if expr is None:
+        expr = Expr()
+        expr.op, expr.dtype, expr.args, expr.payload = op, dtype, args, payload
+        found: frozenset[Atom] = frozenset()
+        for arg in args:
+            found |= arg.variables
+        if op is Leaf.LOAD:
+            found |= variables(payload[1])
+            for condition in payload[2]:
+                found |= variables(condition)
+        elif op in (Leaf.INDEX, Leaf.CONDITION):
+            found |= variables(payload)
+        elif op is Leaf.LOCAL:
+            local, slot = payload
+            found |= variables(slot)
+            if local.lanes is not None:
+                found |= {local.lanes}
+        expr.variables = found
+        expr = _interned.setdefault(full_key, expr)
+    return expr
+
+
+def const(value: int | float | bool, dtype: DType) -> Expr:
+    """A number."""
+    value = convert(value, dtype)
+    key = struct.pack("<d", value) if dtype.is_float else int(value)
+    return _make(Op.CONST, dtype, (), value, key)
+
+
+def load(array: Array, index: Integer, guard: Guard = ()) -> Expr:
+    """array[index], or 0 where one of the guard's conditions is negative."""
+    payload = (array, index, guard)
+    return _make(Leaf.LOAD, array.dtype, (), payload, payload)
+
+
+def local(registers: Local, slot: Integer = 0) -> Expr:
+    """A register's value."""
+    payload = (registers, slot)
+    return _make(Leaf.LOCAL, registers.dtype, (), payload, payload)
+
+
+def index(value: Integer, dtype: DType = dtypes.int32) -> Expr:
+    """An index as a value."""
+    if isinstance(value, int):
+        return const(value, dtype)
+    return _make(Leaf.INDEX, dtype, (), value, value)
+
+
+def condition(value: Integer) -> Expr:
+    """Whether value ≥ 0."""
+    if isinstance(value, int):
+        return const(value >= 0, dtypes.bool)
+    return _make(Leaf.CONDITION, dtypes.bool, (), value, value)
+
+
+def apply(op: Op, args: tuple[Expr, ...], dtype: DType) -> Expr:
+    """An elementwise operation of the graph, on scalars."""
+    if op is Op.WHERE:
+        if args[0].op is Op.CONST:
+            return args[1] if args[0].payload else args[2]
+        if args[1] is args[2]:
+            return args[1]
+    if op is Op.CAST and args[0].dtype is dtype:
+        return args[0]
+    return _make(op, dtype, args, None, None)
+
+
+def value_of(expr: Expr) -> Integer:
+    """An integer expression as part of an index."""
+    if expr.op is Op.CONST:
+        return int(expr.payload)
+    if expr.op is Leaf.INDEX:
+        return expr.payload  # type: ignore[no-any-return]
+    dtype = expr.dtype
+    atom = Atom("value", "", int(dtype.minimum), int(dtype.maximum), payload=expr)
+    return Affine(0, ((atom, 1),))
+
+
+def restrict(guard: Guard, conditions: Iterable[Integer]) -> Guard:
+    """The guard with more conditions, without those that always hold."""
+    added = list(guard)
+    for c in conditions:
+        if isinstance(c, int):
+            if c < 0:
+                return (_never(),)
+        elif c not in added and not proven_nonnegative(c):
+            added.append(c)
+    return tuple(added)
+
+
+def _never() -> Affine:
+    """A condition that fails always, yet is an Affine."""
+    atom = Atom("var", "never", -1, -1)
+    return Affine(0, ((atom, 1),))
+
+
+def guarded(guard: Guard, inner: Expr, otherwise: Expr) -> Expr:
+    """inner where every condition of the guard holds, else otherwise."""
+    test: Expr | None = None
+    for c in guard:
+        one = condition(c)
+        test = one if test is None else apply(Op.AND, (test, one), dtypes.bool)
+    return inner if test is None else apply(Op.WHERE, (test, inner, otherwise), inner.dtype)
+
+
+def walk(*roots: Expr) -> list[Expr]:
+    """All distinct expressions below roots, operands first (loads inside indices included)."""
+    order: list[Expr] = []
+    seen: set[Expr] = set()
+    stack: list[tuple[Expr, Iterator[Expr]]] = []
+    for root in roots:
+        if root in seen:
+            continue
+        seen.add(root)
+        stack.append((root, iter(_operands(root))))
+        while stack:
+            expr, rest = stack[-1]
+            for arg in rest:
+                if arg not in seen:
+                    seen.add(arg)
+                    stack.append((arg, iter(_operands(arg))))
+                    break
+            else:
+                order.append(expr)
+                stack.pop()
+    return order
+
+
+def _operands(expr: Expr) -> tuple[Expr, ...]:
+    if expr.op is Leaf.LOAD:
+        inside = values_in(expr.payload[1])
+        for c in expr.payload[2]:
+            inside += values_in(c)
+        return inside
+    if expr.op in (Leaf.INDEX, Leaf.CONDITION):
+        return values_in(expr.payload)
+    return expr.args
+
+
+def values_in(x: Integer) -> tuple[Expr, ...]:
+    """Expressions inside an index's `value` atoms."""
+    if isinstance(x, int):
+        return ()
+    found: tuple[Expr, ...] = ()
+    for atom, _ in x.terms:
+        if atom.kind == "value":
+            found += (atom.payload,)
+        elif atom.inner is not None:
+            found += values_in(atom.inner)
+    return found
+
+
+def loads(*roots: Expr) -> list[Expr]:
+    """The LOAD leaves below roots."""
+    return [expr for expr in walk(*roots) if expr.op is Leaf.LOAD]
+
+
+def rebuild(root: Expr, change: Callable[[Expr], Expr | None]) -> Expr:
+    """root with leaves replaced: `change` sees each leaf and gives its successor or None."""
+    new: dict[Expr, Expr] = {}
+    for expr in walk(root):
+        if expr.args:
+            args = tuple(new[arg] for arg in expr.args)
+            if args == expr.args:
+                new[expr] = expr
+            else:
+                new[expr] = apply(expr.op, args, expr.dtype)  # type: ignore[arg-type]
+        else:
+            new[expr] = change(expr) or expr
+    return new[root]
+
+
+def substitute_in(root: Expr, values: Mapping[Atom, Integer]) -> Expr:
+    """root with loop variables replaced."""
+    if not values or root.variables.isdisjoint(values):
+        return root
+
+    def change(expr: Expr) -> Expr | None:
+        if expr.variables.isdisjoint(values):
+            return None
+        if expr.op is Leaf.LOAD:
+            array, position, guard = expr.payload
+            moved = restrict((), (substitute(c, values) for c in guard))
+            return load(array, substitute(position, values), moved)
+        if expr.op is Leaf.INDEX:
+            return index(substitute(expr.payload, values), expr.dtype)
+        if expr.op is Leaf.CONDITION:
+            moved_condition = substitute(expr.payload, values)
+            if proven_nonnegative(moved_condition):
+                return const(True, dtypes.bool)
+            return condition(moved_condition)
+        registers, slot = expr.payload
+        return local(registers, substitute(slot, values))
+
+    return rebuild(root, change)
+
+
+def show(root: Expr) -> str:
+    """The expression as one line of text (with sharing lost; for printing only)."""
+    text: dict[Expr, str] = {}
+    for expr in walk(root):
+        if expr.op is Op.CONST:
+            text[expr] = str(expr.payload)
+        elif expr.op is Leaf.LOAD:
+            array, position, guard = expr.payload
+            test = "".join(f" if {c!r}>=0" for c in guard)
+            text[expr] = f"{array!r}[{position!r}{test}]"
+        elif expr.op is Leaf.INDEX:
+            text[expr] = f"({expr.payload!r})"
+        elif expr.op is Leaf.CONDITION:
+            text[expr] = f"({expr.payload!r} >= 0)"
+        elif expr.op is Leaf.LOCAL:
+            text[expr] = f"{expr.payload[0]!r}[{expr.payload[1]!r}]"
+        else:
+            args = [text[arg] for arg in expr.args]
+            symbol = _SYMBOLS.get(expr.op)  # type: ignore[call-overload]
+            if symbol and len(args) == 2:
+                text[expr] = f"({args[0]} {symbol} {args[1]})"
+            else:
+                name = expr.dtype.name if expr.op is Op.CAST else expr.op.value
+                text[expr] = f"{name}({', '.join(args)})"
+        if len(text[expr]) > 4000:
+            text[expr] = text[expr][:3990] + "…"
+    return text[root]
+
+
+_SYMBOLS = {
+    Op.ADD: "+", Op.SUB: "-", Op.MUL: "*", Op.DIV: "/", Op.IDIV: "//", Op.MOD: "%", Op.LT: "<",
+    Op.LE: "<=", Op.EQ: "==", Op.NE: "!=", Op.AND: "&", Op.OR: "|", Op.XOR: "^", Op.SHL: "<<",
+    Op.SHR: ">>",
+}  # fmt: skip
+
+# Rough cost of one evaluation, in vector instructions.
+COST = {
+    Op.CONST: 0, Op.EXP: 10, Op.EXP2: 8, Op.LOG: 12, Op.LOG2: 12, Op.SIN: 18, Op.COS: 18,
+    Op.TANH: 14, Op.ERF: 20, Op.POW: 40, Op.DIV: 4, Op.SQRT: 6, Op.IDIV: 12, Op.MOD: 12,
+}  # fmt: skip
+
+
+def cost(op: Op | Leaf) -> int:
+    """Vector instructions that one evaluation takes, about."""
+    if isinstance(op, Leaf):
+        return 1
+    return COST.get(op, 1)
+
+
+def operations(root: Expr) -> int:
+    """Σ cost over the distinct expressions below root."""
+    return sum(cost(expr.op) for expr in walk(root))
+
+
+def non_negative(conditions: Guard) -> bool:
+    """True where every condition is known to hold."""
+    return all(low(c) >= 0 for c in conditions)
+
+

@@ -1,0 +1,199 @@
+"""Which stages share a kernel.
+
+Every kept value starts as a kernel of its own. Going from inputs to outputs, a stage joins a kernel
+of its producers, or of a sibling that reads the same memory, where both can be computed row by row
+with nothing but the row passing between them. The question asked of each read is whether it is
+*aligned*: whether row r of the consumer reads only row r of the producer, for some number of rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from minigrad.graph.node import Op
+from minigrad.graph.symbolic import high, low, mul, sub, variables
+from minigrad.schedule import expr
+from minigrad.schedule.contraction import contraction_of
+from minigrad.schedule.expr import Array, Leaf
+from minigrad.schedule.stage import Stage, flatten, index_of
+
+ROW_LIMIT = 1 << 17  # elements of one row's values that may pass from stage to stage (half of L2)
+TINY = 4096  # kernels of so little work may lose their parallelism
+ENOUGH_ROWS = 32  # rows that still keep every thread busy
+
+
+@dataclass(eq=False)
+class Group:
+    """Stages that become one kernel. rows: the numbers of rows into which all of them divide."""
+
+    stages: list[Stage]
+    rows: frozenset[int]
+    kind: str  # "rows", "contraction" or "scatter"
+    needs: set[Group] = field(default_factory=set)  # groups whose arrays it reads
+
+    def writes(self, array: Array) -> bool:
+        """Whether one of its stages makes the array."""
+        return any(stage.array == array for stage in self.stages)
+
+
+def group(
+    stages: Iterable[Stage], fuse: bool, alone: frozenset[Array] = frozenset()
+) -> list[Group]:
+    """Distribute stages, given in topological order, over kernels; `alone` arrays share none."""
+    groups: list[Group] = []
+    maker: dict[Array, Group] = {}
+    readers: dict[Array, list[Group]] = {}
+    for stage in stages:
+        read = list(dict.fromkeys(load.payload[0] for load in expr.loads(*stage.exprs())))
+        producers = {maker[array] for array in read if array in maker}
+        own = _alone(stage)
+        home = None
+        if fuse and stage.array not in alone:
+            siblings = [other for array in read for other in readers.get(array, ())[-4:]]
+            near = sorted(producers, key=groups.index, reverse=True)
+            for candidate in dict.fromkeys([*near, *siblings]):
+                rows = _shared_rows(candidate, own, stage, candidate in producers)
+                if candidate.stages[0].array in alone:
+                    continue
+                if rows and not reaches(producers - {candidate}, candidate):
+                    home = candidate
+                    home.stages.append(stage)
+                    home.rows = rows
+                    break
+        if home is None:
+            home = own
+            groups.append(home)
+        home.needs |= producers - {home}
+        maker[stage.array] = home
+        for array in read:
+            if home not in (known := readers.setdefault(array, [])):
+                known.append(home)
+    return groups
+
+
+def _alone(stage: Stage) -> Group:
+    if stage.op is Op.SCATTER_ADD:
+        return Group([stage], frozenset(), "scatter")
+    if contraction_of(stage) is not None:
+        return Group([stage], frozenset(), "contraction")
+    counts = [1]
+    for axis in stage.axes:
+        if not isinstance(axis.extent, int):
+            break
+        counts.append(counts[-1] * axis.extent)
+    return Group([stage], frozenset(counts), "rows")
+
+
+def reaches(start: Iterable[Group], goal: Group) -> bool:
+    """Whether a group of `start` needs `goal`, directly or not."""
+    seen: set[Group] = set()
+    stack = list(start)
+    while stack:
+        item = stack.pop()
+        if item is goal:
+            return True
+        if item not in seen:
+            seen.add(item)
+            stack.extend(item.needs)
+    return False
+
+
+def _shared_rows(target: Group, own: Group, stage: Stage, produces: bool) -> frozenset[int]:
+    """The row counts under which `stage` may join `target`; empty where it may not."""
+    if own.kind != "rows" or target.kind == "scatter":
+        return frozenset()
+    if target.kind == "contraction":
+        fits = stage.op is None and _same_elements(target.stages, stage)
+        return frozenset((stage.size,)) if fits and produces else frozenset()
+    rows = target.rows & own.rows
+    for producer in target.stages:
+        rows = frozenset(r for r in rows if aligned(stage, producer, r))
+    if not rows:
+        return rows
+    best = max(rows)
+    work = sum(member.iterations for member in (*target.stages, stage))
+    parallel = best >= min(max(target.rows), max(own.rows), ENOUGH_ROWS)
+    if not produces and best < max(max(target.rows), max(own.rows)):
+        return frozenset()
+    if not (parallel or work <= TINY):
+        return frozenset()
+    if any(member.size > ROW_LIMIT * best for member in (*target.stages, stage)):
+        return frozenset()
+    if not _same_direction([*target.stages, stage], best) and work > TINY:
+        return frozenset()
+    return rows
+
+
+def _same_elements(stages: list[Stage], stage: Stage) -> bool:
+    """Whether `stage` reads of these stages just the element at its own place."""
+    if stage.size != stages[0].size or any(not isinstance(a.extent, int) for a in stage.axes):
+        return False
+    made = {member.array for member in stages}
+    return all(
+        load.payload[1] == stage.position and not load.payload[2]
+        for load in expr.loads(stage.body)
+        if load.payload[0] in made
+    )
+
+
+def aligned(consumer: Stage, producer: Stage, rows: int, array: Array | None = None) -> bool:
+    """Whether row r of the consumer reads only row r of the producer.
+
+    `array`: look at the reads of this array instead, which is laid out as the producer's.
+    """
+    source = array or producer.array
+    reads = [load for load in expr.loads(consumer.body) if load.payload[0] == source]
+    if not reads:
+        return True
+    prefix = prefix_length(consumer, rows)
+    leading = consumer.axes[:prefix]
+    row = flatten([index_of(axis.variable) for axis in leading], [a.extent for a in leading])
+    inner = producer.size // rows
+    fixed = {axis.variable for axis in leading}
+    for load in reads:
+        rest = sub(load.payload[1], mul(row, inner))
+        if low(rest) < 0 or high(rest) >= inner or not fixed.isdisjoint(variables(rest)):
+            return False
+    return True
+
+
+def prefix_length(stage: Stage, rows: int) -> int:
+    """How many leading axes of the stage make up `rows` rows."""
+    count = 1
+    for length, axis in enumerate(stage.axes):
+        if count == rows:
+            return length
+        count *= high(axis.extent)
+    return len(stage.axes)
+
+
+def runs_along_rows(stage: Stage, rows: int) -> bool:
+    """Whether neighbouring rows are neighbours in memory: vectors should run across rows."""
+    prefix = prefix_length(stage, rows)
+    inner = {axis.variable for axis in (*stage.axes[prefix:], *stage.reduced)}
+    if prefix == 0 or not inner:
+        return False
+    last = stage.axes[prefix - 1].variable
+    across = along = 0
+    for load in expr.loads(stage.body):
+        terms = load.payload[1].terms if load.op is Leaf.LOAD and _is_sum(load) else ()
+        for atom, coefficient in terms:
+            if coefficient == 1:
+                across += atom == last
+                along += atom in inner
+    return across > along
+
+
+def _is_sum(load: expr.Expr) -> bool:
+    return not isinstance(load.payload[1], int)
+
+
+def _same_direction(stages: list[Stage], rows: int) -> bool:
+    """Whether all stages that care want their vectors in the same direction."""
+    wishes = set()
+    for stage in stages:
+        prefix = prefix_length(stage, rows)
+        if stage.axes[prefix:] or stage.reduced:
+            wishes.add(runs_along_rows(stage, rows))
+    return len(wishes) <= 1

@@ -1,0 +1,176 @@
+"""From nodes to scalar expressions: index expressions are pushed through movement operations.
+
+Movement operations never become code. `Lowering.value(node, index)` starts with the index of one
+element and walks towards the sources; each movement operation changes the index, a PAD adds a
+condition, and what is left at the leaves is a load at an index expression.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from minigrad.errors import CompileError
+from minigrad.graph.node import ELEMENTWISE, Node, Op
+from minigrad.graph.symbolic import (
+    Integer,
+    add,
+    flatten,
+    reshape_index,
+    sub,
+)
+from minigrad.schedule import expr
+from minigrad.schedule.expr import Array, Expr, Guard, restrict
+
+Index = tuple[Integer, ...]
+# A value that is asked for: this node's element at this index, read under this guard.
+Request = tuple[Node, Index, Guard]
+
+
+class Lowering:
+    """Lowers values of one kernel; `arrays` maps the nodes that are in memory to their arrays."""
+
+    def __init__(self, arrays: Mapping[Node, Array]) -> None:
+        self.arrays = arrays
+        self.known: dict[Request, Expr] = {}
+
+    def value(self, node: Node, index: Index, inside: bool = False) -> Expr:
+        """The expression of node[index]; `inside` computes node even if it has an array."""
+        first: Request = (node, index, ())
+        if inside:
+            sources = self._sources(first, self.known)
+            for source in sources:
+                self._fill(source)
+            while len(more := self._sources(first, self.known)) > len(sources):
+                self._fill(more[-1])
+                sources = more
+            return self._combine(first, [self.known[source] for source in sources])
+        self._fill(first)
+        return self.known[first]
+
+    def _fill(self, request: Request) -> None:
+        """Lower a request and all that it needs, without recursion."""
+        stack = [request]
+        while stack:
+            top = stack[-1]
+            if top in self.known:
+                stack.pop()
+                continue
+            if top[0] in self.arrays:
+                self.known[top] = self._load(top)
+                continue
+            sources = self._sources(top, self.known)
+            missing = [source for source in sources if source not in self.known]
+            if missing:
+                stack.extend(missing)
+                continue
+            more = self._sources(top, self.known)
+            if len(more) > len(sources):
+                continue
+            self.known[top] = self._combine(top, [self.known[source] for source in sources])
+
+    def _load(self, request: Request) -> Expr:
+        node, index, guard = request
+        return expr.load(self.arrays[node], flatten(index, node.shape), guard)
+
+    def _sources(self, request: Request, known: Mapping[Request, Expr]) -> list[Request]:
+        """What a request needs. GATHER asks for its index first, and then for what it selects."""
+        node, index, guard = request
+        op = node.op
+        if op in ELEMENTWISE:
+            return [(source, index, guard) for source in node.src]
+        if op in (Op.CONTIGUOUS, Op.COPY):
+            return [(node.src[0], index, guard)]
+        if op is Op.ASSIGN:
+            return [(node.src[1], index, guard)]
+        if op is Op.GATHER:
+            first = (node.src[1], index, guard)
+            if first not in known:
+                return [first]
+            moved, conditions = self._gathered(node, index, known[first])
+            return [first, (node.src[0], moved, restrict(guard, conditions))]
+        if op is Op.PAD:
+            moved, conditions = _unpad(node, index)
+            return [(node.src[0], moved, restrict(guard, conditions))]
+        if op in _MOVES:
+            return [(node.src[0], _MOVES[op](node, index), guard)]
+        return []
+
+    def _gathered(self, node: Node, index: Index, position: Expr) -> tuple[Index, list[Integer]]:
+        """The index that a GATHER reads, and the conditions for it to be in range."""
+        where = expr.value_of(position)
+        moved = tuple(where if axis == node.arg else i for axis, i in enumerate(index))
+        return moved, [where, sub(sub(node.src[0].shape[node.arg], 1), where)]
+
+    def _combine(self, request: Request, args: list[Expr]) -> Expr:
+        node, index, guard = request
+        op = node.op
+        if op in ELEMENTWISE:
+            return expr.apply(op, tuple(args), node.dtype)
+        if op is Op.CONST:
+            return expr.const(node.arg, node.dtype)
+        if op is Op.IOTA:
+            return expr.index(index[0], node.dtype)
+        if op is Op.VARIABLE:
+            return expr.index(node.arg, node.dtype)
+        if op is Op.PAD or op is Op.GATHER:
+            if op is Op.PAD:
+                conditions = _unpad(node, index)[1]
+            else:
+                conditions = self._gathered(node, index, args[0])[1]
+            new = restrict((), conditions)
+            return expr.guarded(new, args[-1], expr.const(0, node.dtype))
+        if args:
+            return args[0]
+        raise CompileError(f"{node!r} must be stored before it can be read")
+
+
+def _unpad(node: Node, index: Index) -> tuple[Index, list[Integer]]:
+    """The index into a PAD's source and the conditions under which it exists."""
+    moved = []
+    conditions: list[Integer] = []
+    source = node.src[0].shape
+    for i, (before, after), extent in zip(index, node.arg, source, strict=True):
+        inner = sub(i, before)
+        moved.append(inner)
+        if before != 0:
+            conditions.append(inner)
+        if after != 0:
+            conditions.append(sub(sub(extent, 1), inner))
+    return tuple(moved), conditions
+
+
+def _unreshape(node: Node, index: Index) -> Index:
+    return reshape_index(index, node.shape, node.src[0].shape)
+
+
+def _unpermute(node: Node, index: Index) -> Index:
+    moved: list[Integer] = [0] * len(index)
+    for i, axis in zip(index, node.arg, strict=True):
+        moved[axis] = i
+    return tuple(moved)
+
+
+def _unexpand(node: Node, index: Index) -> Index:
+    return tuple(
+        0 if extent == 1 else i for i, extent in zip(index, node.src[0].shape, strict=True)
+    )
+
+
+def _unshrink(node: Node, index: Index) -> Index:
+    return tuple(add(i, start) for i, (start, _) in zip(index, node.arg, strict=True))
+
+
+def _unflip(node: Node, index: Index) -> Index:
+    return tuple(
+        sub(sub(extent, 1), i) if axis in node.arg else i
+        for axis, (i, extent) in enumerate(zip(index, node.shape, strict=True))
+    )
+
+
+_MOVES = {
+    Op.RESHAPE: _unreshape,
+    Op.PERMUTE: _unpermute,
+    Op.EXPAND: _unexpand,
+    Op.SHRINK: _unshrink,
+    Op.FLIP: _unflip,
+}

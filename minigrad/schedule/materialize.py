@@ -1,0 +1,142 @@
+"""Which values are kept, and which are recomputed wherever they are read.
+
+A reduction is never recomputed. An elementwise value is, unless that is dear: unless it would be
+evaluated more often than it has elements at a cost that memory would save, or it would make each of
+several readers read several arrays instead of one, or a contraction reads it over and over.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from minigrad.graph.node import ELEMENTWISE, MOVEMENT, REDUCTIONS, Node, Op
+from minigrad.graph.symbolic import numel
+from minigrad.schedule.expr import cost
+
+CHEAP = 4  # operations that are always recomputed
+SCRATCH_COST = 6  # operations saved per element that pay for a place in cache
+MEMORY_COST = 24  # operations saved per element that pay for a round trip to memory
+DEEPEST = 400  # nodes in a chain of one body
+_LEAVES = REDUCTIONS | {Op.SCATTER_ADD, Op.BUFFER, Op.CONTIGUOUS}
+_ALWAYS = REDUCTIONS | {Op.SCATTER_ADD, Op.CONTIGUOUS}
+
+
+class Materialized:
+    """The kept nodes of a graph, in topological order.
+
+    nodes: all of them; recomputable: those that are kept only to save `saved[node]` operations per
+    element, and could as well be recomputed.
+    """
+
+    def __init__(self, nodes: list[Node], recomputable: dict[Node, int]) -> None:
+        self.nodes, self.recomputable = nodes, recomputable
+
+
+def choose(
+    order: Sequence[Node], roots: Sequence[Node], recomputed: frozenset[Node], fuse: bool
+) -> Materialized:
+    """Decide for every node of a topological order; `recomputed` nodes are not kept for cost."""
+    below, leaves, depth = _measure(order)
+    kept = set(roots)
+    recomputable: dict[Node, int] = {}
+    evaluations: dict[Node, int] = dict.fromkeys(order, 0)
+    for node in reversed(order):
+        if node.op is Op.BUFFER:
+            kept.discard(node) if node not in roots else None
+            continue
+        if node.op in _ALWAYS or depth[node] >= DEEPEST and depth[node] % DEEPEST == 0:
+            kept.add(node)
+        elif not fuse and node.op not in MOVEMENT and node.src:
+            kept.add(node)
+        elif node not in kept and (node.op in ELEMENTWISE or node.op is Op.GATHER):
+            size = numel(node.shape)
+            extra = evaluations[node] - size
+            if extra > 0 and leaves[node] > 1 and 2 * extra >= size and node.op in ELEMENTWISE:
+                kept.add(node)
+            elif below[node] > CHEAP and extra * below[node] > SCRATCH_COST * size:
+                if node not in recomputed:
+                    kept.add(node)
+                    recomputable[node] = below[node]
+        if node in kept:
+            inner = node.src[0] if node.op in REDUCTIONS else node
+            count = numel(inner.shape)
+        else:
+            count = evaluations[node]
+        for source in node.src:
+            evaluations[source] += count
+        if node.op is Op.SUM:
+            for operand in contraction_operands(node):
+                base = _below_movement(operand)
+                if base.op in ELEMENTWISE or base.op is Op.GATHER:
+                    kept.add(base)
+                    recomputable.pop(base, None)
+    return Materialized([node for node in order if node in kept], recomputable)
+
+
+def _measure(order: Sequence[Node]) -> tuple[dict[Node, int], dict[Node, int], dict[Node, int]]:
+    """Per node: operations below it down to kept values; large arrays read; length of the chain."""
+    below: dict[Node, int] = {}
+    reads: dict[Node, frozenset[Node]] = {}
+    depth: dict[Node, int] = {}
+    for node in order:
+        depth[node] = 1 + max((depth[source] for source in node.src), default=0)
+        if node.op in _LEAVES:
+            below[node], reads[node] = 0, frozenset((node,))
+            if node.op is not Op.BUFFER:
+                depth[node] = 0
+            continue
+        own = 4 if node.op is Op.GATHER else cost(node.op) if node.op in ELEMENTWISE else 0
+        below[node] = min(own + sum(below[source] for source in node.src), 1 << 20)
+        found: frozenset[Node] = frozenset()
+        for source in node.src:
+            if len(found) < 8:
+                found |= reads[source]
+        reads[node] = found
+    leaves = {}
+    for node in order:
+        size = numel(node.shape)
+        leaves[node] = sum(2 * numel(leaf.shape) >= size > 1 for leaf in reads[node])
+    return below, leaves, depth
+
+
+def _below_movement(node: Node) -> Node:
+    while node.op in MOVEMENT or node.op is Op.CAST:
+        if node.op is Op.CAST and node.src[0].op not in MOVEMENT | {Op.CAST}:
+            return node if node.src[0].op in ELEMENTWISE else node.src[0]
+        node = node.src[0]
+    return node
+
+
+def contraction_operands(node: Node) -> tuple[Node, ...]:
+    """The two factors of a SUM that is a matrix product (however batched or permuted), or ()."""
+    product = node.src[0]
+    while product.op is Op.CAST:
+        product = product.src[0]
+    if product.op is not Op.MUL:
+        return ()
+    left, right = product.src
+    uses_left, uses_right = _depends(left), _depends(right)
+    only_left = only_right = 1
+    for axis, extent in enumerate(product.shape):
+        if extent == 1:
+            continue
+        if axis in node.arg:
+            if not (uses_left[axis] and uses_right[axis]):
+                return ()
+        elif uses_left[axis] and not uses_right[axis]:
+            only_left *= numel((extent,))
+        elif uses_right[axis] and not uses_left[axis]:
+            only_right *= numel((extent,))
+    return (left, right) if only_left > 1 and only_right > 1 else ()
+
+
+def _depends(node: Node) -> list[bool]:
+    """For each axis, whether the value changes along it (False where it is expanded)."""
+    order = list(range(node.ndim))
+    while node.op is Op.PERMUTE or node.op is Op.CAST:
+        if node.op is Op.PERMUTE:
+            order = [node.arg[axis] for axis in order]
+        node = node.src[0]
+    if node.op is not Op.EXPAND:
+        return [True] * len(order)
+    return [node.src[0].shape[axis] == node.shape[axis] for axis in order]

@@ -1,0 +1,285 @@
+"""The schedule of a program: kernels in order, where each value lives, and when memory is free."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from minigrad.graph import build as graph_build
+from minigrad.graph.canonical import Graph
+from minigrad.graph.node import REDUCTIONS, Node, Op, make, topological
+from minigrad.graph.simplify import simplify
+from minigrad.graph.symbolic import numel
+from minigrad.schedule import expr
+from minigrad.schedule.expr import Array
+from minigrad.schedule.fuse import Group, aligned, group, reaches
+from minigrad.schedule.materialize import MEMORY_COST, Materialized, choose
+from minigrad.schedule.stage import Stage, build
+
+ALIGNMENT = 64  # bytes; every array of the arena starts on a cache line
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """Stages that run under one parallel loop.
+
+    kind: "rows" (row r of every stage after row r of its producers), "contraction" (a matrix
+    product and elementwise stages on its result) or "scatter". rows: the number of rows.
+    stored: the arrays that must reach memory; the others live and die inside the kernel.
+    """
+
+    kind: str
+    stages: tuple[Stage, ...]
+    rows: int
+    stored: frozenset[Array]
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """kernels in order; slots: arrays that are buffers of the call; arena: places of the others."""
+
+    kernels: tuple[Kernel, ...]
+    slots: dict[Array, int]
+    arena: dict[Array, int]
+    arena_bytes: int
+    variables: tuple[str, ...]
+
+
+def schedule(graph: Graph, fuse: bool = True) -> Schedule:
+    """Turn a canonical graph into kernels."""
+    roots = _distinct_roots(split_reductions(simplify(graph.roots)))
+    recomputed: frozenset[Node] = frozenset()
+    deferred: frozenset[int] = frozenset()
+    while True:
+        plan = _Plan(graph, roots, recomputed, deferred, fuse)
+        worth = plan.better_recomputed() - recomputed
+        if worth:
+            recomputed |= worth
+            continue
+        unsafe = plan.order_in_place_writes() - deferred
+        if not unsafe:
+            return plan.finish()
+        deferred |= unsafe
+
+
+def _distinct_roots(roots: Sequence[Node]) -> list[Node]:
+    """Every root a node of its own, and none a BUFFER, so that each has one array to go to."""
+    result: list[Node] = []
+    for root in roots:
+        while root.op is Op.BUFFER or root in result:
+            root = make(Op.CONTIGUOUS, root.dtype, root.shape, (root,), None, root.device)
+        result.append(root)
+    return result
+
+
+FEW_ROWS = 64
+LONG = 1 << 15
+
+
+def split_reductions(roots: Sequence[Node]) -> list[Node]:
+    """Cut a long reduction that leaves few elements in two, so that its first half is parallel.
+
+    The cut depends on the shape only, so results do not depend on the number of threads.
+    """
+    new: dict[Node, Node] = {}
+    for node in topological(roots):
+        source = graph_build.rebuild(node, [new[s] for s in node.src])
+        new[node] = _split(source) if source.op in REDUCTIONS else source
+    return [new[root] for root in roots]
+
+
+def _split(node: Node) -> Node:
+    x = node.src[0]
+    if numel(node.shape) >= FEW_ROWS or numel(x.shape) < LONG * max(numel(node.shape), 1):
+        return node
+    plain = [a for a in node.arg if isinstance(x.shape[a], int)]
+    if not plain:
+        return node
+    axis = max(plain, key=lambda a: (numel((x.shape[a],)) >= FEW_ROWS, -a))
+    extent = numel((x.shape[axis],))
+    parts = next((c for c in range(128, 7, -1) if extent % c == 0), 0)
+    if not parts:
+        if node.op is not Op.SUM or extent < FEW_ROWS:
+            return node
+        parts = FEW_ROWS
+        amounts = [(0, -extent % parts if a == axis else 0) for a in range(x.ndim)]
+        x = graph_build.pad(x, amounts)
+        extent = numel((x.shape[axis],))
+    shape = (*x.shape[:axis], parts, extent // parts, *x.shape[axis + 1 :])
+    inner = [a + (a >= axis) for a in node.arg]  # the second half of the cut axis, and the rest
+    inner[node.arg.index(axis)] = axis + 1
+    first = graph_build.reduce(node.op, graph_build.reshape(x, shape), inner)
+    second = graph_build.reduce(node.op, first, [axis])
+    return graph_build.reshape(second, node.shape)
+
+
+class _Plan:
+    """One attempt at a schedule."""
+
+    def __init__(
+        self,
+        graph: Graph,
+        roots: Sequence[Node],
+        recomputed: frozenset[Node],
+        deferred: frozenset[int],
+        fuse: bool,
+    ) -> None:
+        self.graph = graph
+        targets = list(zip(roots, graph.outputs, strict=True))
+        roots = list(roots)
+        late: set[Node] = set()
+        for place, (root, slot) in enumerate(targets):
+            if slot in deferred:  # compute elsewhere; copy when nobody needs the old value
+                copy = make(Op.CONTIGUOUS, root.dtype, root.shape, (root,), "late", root.device)
+                targets[place] = (copy, slot)
+                roots.append(copy)
+                late.add(copy)
+        order = topological(roots)
+        self.kept: Materialized = choose(order, roots, recomputed, fuse)
+        self.arrays: dict[Node, Array] = {}
+        self.slots: dict[Array, int] = {}
+        for node in order:
+            if node.op is Op.BUFFER:
+                array = Array(f"s{node.arg}", node.dtype, numel(node.shape))
+                self.arrays[node] = array
+                self.slots[array] = node.arg
+        for root, slot in targets:
+            array = Array(f"o{slot}", root.dtype, numel(root.shape))
+            self.arrays[root] = array
+            self.slots[array] = slot
+        for number, node in enumerate(self.kept.nodes):
+            if node not in self.arrays:
+                self.arrays[node] = Array(f"t{number}", node.dtype, numel(node.shape))
+        nodes = [node for node in self.kept.nodes if numel(node.shape)]
+        self.stages = {node: build(node, self.arrays) for node in nodes}
+        self.late = frozenset(self.arrays[node] for node in late)
+        self.groups = group(self.stages.values(), fuse, self.late)
+        self.readers: dict[Array, list[Group]] = {}
+        for member in self.groups:
+            for stage in member.stages:
+                for load in expr.loads(*stage.exprs()):
+                    known = self.readers.setdefault(load.payload[0], [])
+                    if member not in known:
+                        known.append(member)
+        self.maker = {stage.array: g for g in self.groups for stage in g.stages}
+
+    def better_recomputed(self) -> frozenset[Node]:
+        """Values kept to save operations that turned out to need a round trip to memory."""
+        found = set()
+        for node, saved in self.kept.recomputable.items():
+            array = self.arrays[node]
+            if node not in self.stages or array in self.slots or saved > MEMORY_COST:
+                continue
+            if self.readers.get(array, []) != [self.maker[array]]:
+                found.add(node)
+        return frozenset(found)
+
+    def order_in_place_writes(self) -> frozenset[int]:
+        """Make every reader of an overwritten slot run first; gives the slots where it cannot."""
+        unsafe = set()
+        inputs = {slot: a for a, slot in self.slots.items() if a.name.startswith("s")}
+        for array, slot in self.slots.items():
+            old = inputs.get(slot)
+            if old is None or array == old or array not in self.maker:
+                continue
+            writer = self.maker[array]
+            for reader in self.readers.get(old, []):
+                if reader is writer:
+                    if array not in self.late and not _safe_in_place(writer, array, old):
+                        unsafe.add(slot)
+                elif reaches([reader], writer):
+                    unsafe.add(slot)
+                else:
+                    writer.needs.add(reader)
+        return frozenset(unsafe)
+
+    def finish(self) -> Schedule:
+        """The kernels in order, and the arena."""
+        kernels = []
+        for member in _in_order(self.groups):
+            stored = frozenset(
+                stage.array
+                for stage in member.stages
+                if stage.array in self.slots
+                or any(reader is not member for reader in self.readers.get(stage.array, ()))
+            )
+            rows = max(member.rows, default=1)
+            kernels.append(Kernel(member.kind, tuple(member.stages), rows, stored))
+        arena, size = plan_arena(kernels, self.slots)
+        return Schedule(tuple(kernels), self.slots, arena, size, self.graph.variables)
+
+
+def _safe_in_place(writer: Group, array: Array, old: Array) -> bool:
+    """Whether the kernel that overwrites `old` reads it only at, or before, its own place."""
+    place = next(i for i, stage in enumerate(writer.stages) if stage.array == array)
+    target = writer.stages[place]
+    if target.op is Op.SCATTER_ADD:
+        return False
+    for position, stage in enumerate(writer.stages):
+        for load in expr.loads(*stage.exprs()):
+            if load.payload[0] != old:
+                continue
+            same = load.payload[1] == stage.position and stage.op is None
+            if writer.kind == "contraction" or max(writer.rows) == target.size:
+                if not (same and stage.size == target.size):
+                    return False
+            elif position > place or (position == place and not same):
+                return False
+            elif not same and not aligned(stage, target, max(writer.rows), old):
+                return False
+    return True
+
+
+def _in_order(groups: Sequence[Group]) -> list[Group]:
+    """Groups after what they need, otherwise in the order given."""
+    order: list[Group] = []
+    done: set[Group] = set()
+    for start in groups:
+        stack = [start]
+        while stack:
+            top = stack[-1]
+            if top in done:
+                stack.pop()
+                continue
+            waiting = [g for g in groups if g in top.needs and g not in done]
+            if waiting:
+                stack.append(waiting[0])
+            else:
+                done.add(top)
+                order.append(stack.pop())
+    return order
+
+
+def plan_arena(
+    kernels: Sequence[Kernel], slots: dict[Array, int]
+) -> tuple[dict[Array, int], int]:
+    """Offsets in bytes for the stored arrays that are no slots, by liveness, first fit."""
+    first: dict[Array, int] = {}
+    last: dict[Array, int] = {}
+    for step, kernel in enumerate(kernels):
+        for stage in kernel.stages:
+            touched = [load.payload[0] for load in expr.loads(*stage.exprs())]
+            if stage.array in kernel.stored:
+                touched.append(stage.array)
+            for array in touched:
+                if array not in slots:
+                    first.setdefault(array, step)
+                    last[array] = step
+    needed = [a for a in first if any(a in kernel.stored for kernel in kernels)]
+    needed.sort(key=lambda a: -a.size * a.dtype.itemsize)
+    placed: list[tuple[int, int, Array]] = []
+    offsets: dict[Array, int] = {}
+    for array in needed:
+        size = -(-array.size * array.dtype.itemsize // ALIGNMENT) * ALIGNMENT
+        offset = 0
+        for start, stop, other in placed:  # sorted by start
+            if last[other] < first[array] or last[array] < first[other]:
+                continue
+            if offset + size <= start:
+                break
+            offset = max(offset, stop)
+        offsets[array] = offset
+        placed.append((offset, offset + size, array))
+        placed.sort(key=lambda item: item[:2])
+    return offsets, max((stop for _, stop, _ in placed), default=0)
+

@@ -1,0 +1,175 @@
+"""Stages: the values of a program that are computed once and kept, with their bodies.
+
+A stage is a small loop program: for every index of its kept axes, combine `body` over the reduced
+axes, and put the result at `position` of its array. All bodies are final before any decision about
+loops is made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from minigrad.dtype import DType
+from minigrad.graph.node import REDUCTIONS, Node, Op, Shape
+from minigrad.graph.symbolic import (
+    Affine,
+    Atom,
+    Integer,
+    flatten,
+    high,
+    numel,
+    only_atom,
+    sub,
+    substitute,
+    var,
+)
+from minigrad.schedule import expr
+from minigrad.schedule.expr import Array, Expr, Guard, restrict
+from minigrad.schedule.lower import Lowering
+
+
+@dataclass(frozen=True)
+class Axis:
+    """A loop variable with its extent: it runs over 0 … extent − 1."""
+
+    variable: Atom
+    extent: Integer
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One kept value.
+
+    shape: of the whole value. axes: kept axes (none of length 1). reduced: axes that `op` (SUM,
+    MAX, PROD) runs over. position: row-major place of the element in `array`. A SCATTER_ADD has
+    op SCATTER_ADD, its updates as `body`, a data-dependent `position` valid under `guard`, and the
+    initial value in `initial`, which runs over the kept and the initial axes.
+    """
+
+    array: Array
+    shape: Shape
+    axes: tuple[Axis, ...]
+    reduced: tuple[Axis, ...]
+    op: Op | None
+    body: Expr
+    position: Integer
+    guard: Guard = ()
+    initial: Expr | None = None
+    initial_axes: tuple[Axis, ...] = ()
+    initial_position: Integer = 0
+
+    @property
+    def size(self) -> int:
+        """Elements of the value (symbolic axes at their upper bound)."""
+        return numel(self.shape)
+
+    @property
+    def iterations(self) -> int:
+        """Evaluations of the body."""
+        return numel([axis.extent for axis in self.axes + self.reduced])
+
+    def exprs(self) -> tuple[Expr, ...]:
+        """All expressions of the stage."""
+        return (self.body,) if self.initial is None else (self.body, self.initial)
+
+    def substitute(self, values: Mapping[Atom, Integer]) -> Stage:
+        """The stage with some kept axes replaced by given indices."""
+        return replace(
+            self,
+            axes=tuple(axis for axis in self.axes if axis.variable not in values),
+            body=expr.substitute_in(self.body, values),
+            position=substitute(self.position, values),
+            guard=restrict((), (substitute(c, values) for c in self.guard)),
+        )
+
+    def replace_loads(self, known: Mapping[Expr, Expr]) -> Stage:
+        """The stage with some loads replaced by expressions."""
+        return replace(self, body=expr.rebuild(self.body, known.get))
+
+
+def make_axis(prefix: str, number: int, extent: Integer) -> Axis:
+    """A fresh variable over 0 … extent − 1, named by its place so that equal stages are equal."""
+    symbolic = None if isinstance(extent, int) else extent
+    top = max(high(extent) - 1, 0)
+    return Axis(only_atom(var(f"{prefix}{number}", 0, top, symbolic)), extent)
+
+
+def index_of(variable: Atom) -> Affine:
+    """A loop variable as an index."""
+    return Affine(0, ((variable, 1),))
+
+
+def build(node: Node, arrays: Mapping[Node, Array]) -> Stage:
+    """Lower one kept node; its sources are read from `arrays` where they are kept too."""
+    lowering = Lowering(arrays)
+    array = arrays[node]
+    if node.op is Op.SCATTER_ADD:
+        return _scatter(node, lowering, array)
+    if node.op not in REDUCTIONS:
+        axes, index = _axes("i", node.shape)
+        body = lowering.value(node, index, inside=True)
+        return Stage(array, node.shape, axes, (), None, body, flatten(index, node.shape))
+    source = node.src[0]
+    kept, kept_index = _axes("i", node.shape)
+    inner_shape = tuple(
+        extent if axis in node.arg else 1 for axis, extent in enumerate(source.shape)
+    )
+    reduced, reduced_index = _axes("k", inner_shape)
+    index = tuple(
+        reduced_index[axis] if axis in node.arg else kept_index[axis] for axis in range(node.ndim)
+    )
+    position = flatten(kept_index, node.shape)
+    if not numel(source.shape):  # nothing to reduce: the identity
+        return Stage(array, node.shape, kept, (), None, identity(node.op, node.dtype), position)
+    body = lowering.value(source, index)
+    return Stage(array, node.shape, kept, reduced, node.op, body, position)
+
+
+def identity(op: Op, dtype: DType) -> Expr:
+    """The value that a reduction starts from."""
+    value = dtype.minimum if op is Op.MAX else 1 if op is Op.PROD else 0
+    return expr.const(value, dtype)
+
+
+def _axes(prefix: str, shape: Shape) -> tuple[tuple[Axis, ...], tuple[Integer, ...]]:
+    """Axes for the dimensions that are not 1, and the index that they make."""
+    axes, index = [], []
+    for extent in shape:
+        if extent == 1:
+            index.append(0)
+            continue
+        axis = make_axis(prefix, len(axes), extent)
+        axes.append(axis)
+        index.append(index_of(axis.variable))
+    return tuple(axes), tuple(index)
+
+
+def _scatter(node: Node, lowering: Lowering, array: Array) -> Stage:
+    """base and updates of a SCATTER_ADD; the updates' axis along which is scattered is reduced."""
+    base, where, updates = node.src
+    axis = node.arg
+    outer_shape = tuple(1 if d == axis else extent for d, extent in enumerate(node.shape))
+    inner_shape = tuple(
+        extent if d == axis else 1 for d, extent in enumerate(updates.shape)
+    )
+    kept, kept_index = _axes("i", outer_shape)
+    reduced, reduced_index = _axes("k", inner_shape)
+    filled, filled_index = _axes("f", tuple(
+        extent if d == axis else 1 for d, extent in enumerate(node.shape)
+    ))
+    source = tuple(
+        reduced_index[d] if d == axis else kept_index[d] for d in range(node.ndim)
+    )
+    target = expr.value_of(lowering.value(where, source))
+    position = flatten(
+        [target if d == axis else kept_index[d] for d in range(node.ndim)], node.shape
+    )
+    guard = restrict((), [target, sub(sub(node.shape[axis], 1), target)])
+    start = tuple(filled_index[d] if d == axis else kept_index[d] for d in range(node.ndim))
+    return Stage(
+        array, node.shape, kept, reduced, Op.SCATTER_ADD, lowering.value(updates, source),
+        position, guard, lowering.value(base, start), filled,
+        flatten(start, node.shape),
+    )  # fmt: skip
+

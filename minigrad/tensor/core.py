@@ -1,0 +1,462 @@
+"""What a tensor is: a node, a way to its value, and a way back to the leaves it came from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Self
+
+from minigrad.device import Buffer, Device
+from minigrad.dtype import DType, dtypes, named
+from minigrad.errors import DeviceError, DTypeError, GradientError, MinigradError, ShapeError
+from minigrad.graph import build
+from minigrad.graph.gradient import gradient as node_gradient
+from minigrad.graph.node import Node, Op, Shape, make, topological
+from minigrad.graph.symbolic import Integer, evaluate, mul, numel
+from minigrad.program import bytes_of
+from minigrad.tensor import engine, history, hostdata
+from minigrad.tensor.modes import modes, no_grad, train
+from minigrad.tensor.nodes import (
+    Path,
+    Scalar,
+    axis_of,
+    broadcast_to,
+    follow,
+    product,
+    same_device,
+    shape_of_path,
+    show,
+    stop,
+    write_through,
+)
+from minigrad.tensor.registry import Holder, holders
+
+
+class _TensorType(type):
+    """Makes `Tensor.training` a property of the class, per thread."""
+
+    @property
+    def training(cls) -> bool:
+        """Whether layers such as dropout behave as in training; set by `Tensor.train()`."""
+        return modes.training
+
+    @training.setter
+    def training(cls, mode: bool) -> None:
+        modes.training = mode
+
+
+class Core(Holder, metaclass=_TensorType):
+    """The engine's part of `Tensor`: data in and out, realization, writes, gradients.
+
+    grad: the gradient that `backward` left here, or None. made: True for a tensor that the user
+    made of data or random numbers, which may be a leaf.
+    """
+
+    __slots__ = ("grad", "made", "_base", "_path")
+    grad: Self | None
+    train = train
+    no_grad = no_grad
+
+    def __init__(
+        self,
+        data: Any,
+        *,
+        dtype: DType | str | None = None,
+        device: str | None = None,
+        requires_grad: bool | None = None,
+    ) -> None:
+        """Copy `data`: a number, nested lists, an array (numpy, bfloat16 too), or a buffer.
+
+        Python ints give int32 and floats float32; arrays keep their dtype unless `dtype` is given.
+        """
+        wanted = named(dtype) if isinstance(dtype, str) else dtype
+        if isinstance(data, Core):
+            node = data.node if device is None else build.copy(data.node, Device.canonical(device))
+        else:
+            raw, shape, found = hostdata.read(data, wanted)
+            node = _stored(raw, found, shape, Device.canonical(device or Device.DEFAULT))
+        self._start(node if wanted is None else build.cast(node, wanted))
+        self.made = not isinstance(data, Core)
+        if requires_grad is not None:
+            self.requires_grad = requires_grad
+
+    def _start(self, node: Node) -> None:
+        self.grad, self.made, self._base, self._path = None, False, None, None
+        self._requires_grad, self.stopped = None, not modes.gradients
+        self._enter(node)
+
+    @classmethod
+    def _of(cls, node: Node) -> Self:
+        """The tensor that stands for a node."""
+        result = cls.__new__(cls)
+        result._start(node)
+        return result
+
+    def _new(self, node: Node) -> Self:
+        return type(self)._of(node)
+
+    def _view(self, step: Callable[[Node], Node]) -> Self:
+        """A tensor that shows part of this one; writing to it writes here."""
+        result = self._new(step(self.node))
+        if result.raw is self.raw:
+            result.stopped = self.stopped
+        result._base = self._base or self._link
+        result._path = (self._path, step)
+        return result
+
+    # --- what it is -------------------------------------------------------------------------------
+
+    @property
+    def node(self) -> Node:
+        """The node to compute with: a barrier where no gradient may flow."""
+        return stop(self.raw) if self.stopped and modes.gradients else self.raw
+
+    @property
+    def shape(self) -> Shape:
+        """Extents; ints, or symbolic integers where a bound `Variable` was used."""
+        return self.raw.shape
+
+    @property
+    def ndim(self) -> int:
+        """Number of dimensions."""
+        return len(self.raw.shape)
+
+    @property
+    def dtype(self) -> DType:
+        """Element type."""
+        return self.raw.dtype
+
+    @property
+    def device(self) -> str:
+        """Name of the device that holds or will compute it."""
+        return self.raw.device
+
+    @property
+    def requires_grad(self) -> bool | None:
+        """True for a leaf that wants a gradient, False for one that must have none."""
+        return self._requires_grad
+
+    @requires_grad.setter
+    def requires_grad(self, wanted: bool | None) -> None:
+        if wanted and not self.dtype.is_float:
+            raise GradientError(
+                f"requires_grad of a {self.dtype.name} tensor: only floats have gradients; "
+                "cast it first, e.g. .float()"
+            )
+        if wanted and not self._requires_grad:
+            self._become_leaf()
+        self._requires_grad = wanted
+
+    def requires_grad_(self, wanted: bool = True) -> Self:
+        """Set `requires_grad`; gives the tensor itself."""
+        self.requires_grad = wanted
+        return self
+
+    def _become_leaf(self) -> None:
+        """Take an identity of its own: nodes are interned, and equal ones are one leaf otherwise."""
+        node = self.raw
+        if node.op is Op.CONST and numel(node.shape) and not any(
+            not isinstance(extent, int) for extent in node.shape
+        ):
+            raw = hostdata.pack([node.arg], node.dtype) * numel(node.shape)
+            self._point(_stored(raw, node.dtype, node.shape, node.device))
+        elif not self.made or len(holders(node)) > 1:
+            self._point(make(Op.CONTIGUOUS, node.dtype, node.shape, (stop(node),), None, node.device))
+            engine.realize([self])
+        self.stopped, self._base, self._path = False, None, None
+
+    def numel(self) -> Integer:
+        """Number of elements."""
+        return product(self.shape)
+
+    def size(self, dim: int | None = None) -> Any:
+        """The shape, or the extent of one dimension."""
+        return self.shape if dim is None else self.shape[axis_of("size", dim, self.ndim)]
+
+    def nbytes(self) -> Integer:
+        """Number of bytes of its elements."""
+        return mul(self.numel(), self.dtype.itemsize)
+
+    def __len__(self) -> int:
+        if not self.shape:
+            raise TypeError("len() of a 0-d tensor; it has no first dimension")
+        return evaluate(self.shape[0], {})
+
+    # --- engine -----------------------------------------------------------------------------------
+
+    def realize(self, *others: Core) -> Self:
+        """Compute it, and `others` in the same program; gives the tensor itself."""
+        engine.realize((self, *others))
+        return self
+
+    def is_realized(self) -> bool:
+        """Whether its value is in memory."""
+        return self.raw.op is Op.BUFFER
+
+    def contiguous(self) -> Self:
+        """The same values, to be stored in a buffer rather than recomputed where they are read."""
+        return self._new(build.contiguous(self.node))
+
+    def clone(self) -> Self:
+        """A copy with memory of its own; gradients flow through it."""
+        node = self.node
+        return self._new(make(Op.CONTIGUOUS, node.dtype, node.shape, (node,), None, node.device))
+
+    def detach(self) -> Self:
+        """The same values as a constant: no gradient flows to where they came from."""
+        result = self._new(self.raw)
+        result.stopped, result._requires_grad = True, False
+        result._base, result._path = self._base or self._link, self._path
+        return result
+
+    def to(self, device: str | None) -> Self:
+        """A copy on another device, or the tensor itself where it is there already."""
+        name = Device.canonical(device or Device.DEFAULT)
+        return self if name == self.device else self._new(build.copy(self.node, name))
+
+    def assign(self, value: Any) -> Self:
+        """Replace its values in place; `value` is broadcast and cast.
+
+        Lazy tensors made before see the old values. Writing to a view writes its base. Raises
+        GradientError for a leaf that wants a gradient, outside `no_grad`.
+        """
+        if self._requires_grad and modes.gradients:
+            raise GradientError(
+                f"in-place write to a leaf of shape {show(self.shape)} that requires a gradient; "
+                "write inside `with Tensor.no_grad():`, or to a .clone()"
+            )
+        node = self._value_node(value)
+        base = self._base() if self._base is not None else None
+        if base is None:
+            engine.write(self, node)
+        else:
+            assert isinstance(base, Core)
+            base.assign(base._new(write_through(base.node, self._path, node)))
+            self._point(follow(self._path, base.raw))
+        if self.raw.op is not Op.BUFFER:
+            self.stopped = not modes.gradients
+        return self
+
+    def _value_node(self, value: Any) -> Node:
+        """What is written by `assign`: a number, a tensor, or data."""
+        if isinstance(value, (bool, int, float)):
+            return build.const(value, self.dtype, self.shape, self.device)
+        tensor = value if isinstance(value, Core) else type(self)(value, device=self.device)
+        same_device("assign", (self.raw, tensor.raw))
+        return broadcast_to(build.cast(tensor.node, self.dtype), self.shape, "assign")
+
+    def _same_view(self, other: Core) -> bool:
+        """Whether two views show the same elements of the same base."""
+        return (
+            self._base is not None
+            and self._base is other._base
+            and (base := self._base()) is not None
+            and shape_of_path(self._path, base.raw) is shape_of_path(other._path, base.raw)
+        )
+
+    # --- gradients --------------------------------------------------------------------------------
+
+    def backward(self, gradient: Core | None = None) -> Self:
+        """Add d(self)/d(leaf) to the `.grad` of every leaf that wants one.
+
+        Those are the tensors with requires_grad=True; where none is reached, every float leaf whose
+        requires_grad is not False. self has one element unless its own `gradient` is given.
+        """
+        seed = self._seed(gradient)
+        self._settle_unmarked()
+        (output,), back = history.expand([self.node])
+        leaves = self._find_leaves(output, back)
+        if not leaves:
+            raise GradientError(
+                f"backward of a tensor of shape {show(self.shape)}: it depends on no float leaf "
+                "that takes a gradient (was it detached, or computed inside no_grad?)"
+            )
+        found = node_gradient([output], [seed], list(leaves))
+        with no_grad():
+            grads = history.substitute([g for g in found if g is not None], back)
+            reached = [leaf for leaf, g in zip(leaves.values(), found, strict=True) if g]
+            for tensors, node in zip(reached, grads, strict=True):
+                for tensor in tensors:
+                    tensor._add_grad(node)
+        return self
+
+    def _add_grad(self, node: Node) -> None:
+        if self.grad is not None:
+            node = build.elementwise(Op.ADD, self.grad.raw, node)
+        self.grad = self._new(node)
+        self.grad._requires_grad = False
+
+    def gradient(self, *targets: Core, gradient: Core | None = None) -> list[Self]:
+        """d(self)/d(target) for each target; results are differentiable again.
+
+        A target may be any tensor that self was computed from. Raises GradientError for one that
+        self does not depend on.
+        """
+        seed = self._seed(gradient)
+        nodes, back = history.expand([self.node, *(target.node for target in targets)])
+        found = node_gradient(nodes[:1], [seed], nodes[1:])
+        for target, node in zip(targets, found, strict=True):
+            if node is None:
+                raise GradientError(
+                    f"gradient: the tensor of shape {show(self.shape)} does not depend on the "
+                    f"target of shape {show(target.shape)} {target.dtype.name}"
+                )
+        grads = [node for node in found if node is not None]
+        return [self._new(node) for node in history.substitute(grads, back)]
+
+    def _seed(self, gradient: Core | None) -> Node:
+        if not self.dtype.is_float:
+            raise GradientError(
+                f"gradient of a {self.dtype.name} tensor: only floats have gradients"
+            )
+        if gradient is None:
+            if self.numel() != 1:
+                raise GradientError(
+                    f"backward of a tensor of shape {show(self.shape)}: expected one element; "
+                    "reduce it, e.g. with .sum(), or pass gradient= of its shape"
+                )
+            return build.const(1.0, self.dtype, self.shape, self.device)
+        return broadcast_to(build.cast(gradient.node, self.dtype), self.shape, "gradient=")
+
+    def _settle_unmarked(self) -> None:
+        """Carry out waiting writes to tensors that nobody marked, so that these are leaves."""
+        order = topological([self.raw])
+        tensors = [holder for node in order for holder in holders(node)]
+        if not any(t._requires_grad for t in tensors) and not any(
+            history.has_history(node) for node in order
+        ):
+            waiting = [t for t in tensors if t.raw.op is Op.ASSIGN and t is not self]
+            if waiting:
+                engine.realize(waiting)
+
+    def _find_leaves(self, output: Node, back: dict[Node, Node]) -> dict[Node, list[Core]]:
+        """Node of each leaf → the tensors that stand for it."""
+        marked: dict[Node, list[Core]] = {}
+        others: dict[Node, list[Core]] = {}
+        for node in topological([output]):
+            if not node.dtype.is_float:
+                continue
+            for holder in holders(node) + (holders(back[node]) if node in back else []):
+                assert isinstance(holder, Core)
+                if holder._requires_grad:
+                    marked.setdefault(node, []).append(holder)
+                elif holder._requires_grad is None and (holder.made or node.op is Op.BUFFER):
+                    others.setdefault(node, []).append(holder)
+        return marked or others
+
+    # --- values -----------------------------------------------------------------------------------
+
+    def _known_shape(self) -> tuple[int, ...]:
+        return tuple(evaluate(extent, {}) for extent in self.shape)
+
+    def _bytes(self) -> bytearray:
+        self.realize()
+        return hostdata.crop(
+            bytes_of(self.raw), self.shape, self._known_shape(), self.dtype.itemsize
+        )
+
+    def numpy(self) -> Any:
+        """A numpy array that is a copy (bfloat16 through `ml_dtypes`)."""
+        return hostdata.to_numpy(self._bytes(), self._known_shape(), self.dtype)
+
+    def data(self) -> memoryview:
+        """A copy of its values as a memoryview of its shape; DTypeError for bfloat16."""
+        if not self.dtype.code:
+            raise DTypeError(f"data() of a {self.dtype.name} tensor: cast it first, e.g. .float()")
+        flat = memoryview(self._bytes())
+        shape = self._known_shape()
+        if 0 in shape:  # the buffer protocol has no shape of no elements
+            return flat.cast(self.dtype.code)
+        return flat.cast(self.dtype.code, shape)  # type: ignore[call-overload,no-any-return]
+
+    def tolist(self) -> Any:
+        """Nested lists of Python numbers; a number for a 0-d tensor."""
+        return hostdata.nest(hostdata.unpack(self._bytes(), self.dtype), self._known_shape())
+
+    def item(self) -> Scalar:
+        """The only element as a Python number; ShapeError for more or fewer."""
+        if self.numel() != 1 and numel(self._known_shape()) != 1:
+            raise ShapeError(
+                f"item() of a tensor of shape {show(self.shape)}: expected one element; "
+                "use .tolist()"
+            )
+        value: Scalar = hostdata.unpack(self._bytes(), self.dtype)[0]
+        return value
+
+    def __bool__(self) -> bool:
+        if numel(self._known_shape()) != 1:
+            raise ShapeError(
+                f"the truth of a tensor of shape {show(self.shape)} is ambiguous; "
+                "use .any() or .all()"
+            )
+        return bool(self.item())
+
+    def __int__(self) -> int:
+        return int(self.item())
+
+    def __float__(self) -> float:
+        return float(self.item())
+
+    def __index__(self) -> int:
+        if self.dtype.is_float:
+            raise TypeError(f"a {self.dtype.name} tensor is no index; cast it, e.g. .int()")
+        return int(self.item())
+
+    def __format__(self, specification: str) -> str:
+        return format(self.item(), specification) if specification else repr(self)
+
+    # numpy leaves mixed operations to our reflected operators
+    __array_priority__ = 1000
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> Any:
+        values = self.numpy()
+        return values if dtype is None else values.astype(dtype)
+
+    def __hash__(self) -> int:
+        return object.__hash__(self)
+
+    def __repr__(self) -> str:
+        text = f"Tensor {show(self.shape)} {self.dtype.name} on {self.device}"
+        grad = ", requires_grad" if self._requires_grad else ""
+        if self.is_realized() and numel(self._known_shape()) <= 64:
+            try:
+                return f"<{text}{grad}: {_rounded(self.tolist())}>"
+            except MinigradError as error:  # a repr must not fail
+                return f"<{text}{grad}: unreadable, {error}>"
+        return f"<{text}{grad}{'' if self.is_realized() else ', lazy'}>"
+
+    def __reduce__(self) -> Any:
+        state = (bytes(self._bytes()), self._known_shape(), self.dtype.name, self.device)
+        return _restore, (type(self), state, self._requires_grad, self.grad)
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_rounded(x) for x in value]
+    return float(f"{value:.6g}") if isinstance(value, float) else value
+
+
+def _stored(raw: bytes, dtype: DType, shape: Sequence[int], device: str) -> Node:
+    """A BUFFER node with the bytes of the host."""
+    memory = Buffer(device, dtype, numel(shape))
+    memory.copy_in(raw)
+    return build.buffer(memory, dtype, tuple(shape), device)
+
+
+def _restore(
+    cls: type[Core],
+    state: tuple[bytes, tuple[int, ...], str, str],
+    requires_grad: bool | None,
+    grad: Core | None,
+) -> Core:
+    """What pickle and deepcopy call; a missing device becomes the default one."""
+    raw, shape, dtype, device = state
+    try:
+        node = _stored(raw, named(dtype), shape, device)
+    except (DeviceError, ImportError):
+        node = _stored(raw, named(dtype), shape, Device.DEFAULT)
+    result = cls._of(node)
+    result.made, result._requires_grad, result.grad = True, requires_grad, grad
+    return result
+
+
+__all__ = ["Core", "dtypes"]

@@ -1,0 +1,490 @@
+"""Arithmetic, comparisons, bits, and the functions of one number."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Self
+
+from minigrad.dtype import DType, dtypes, named, promote
+from minigrad.errors import DTypeError, ShapeError
+from minigrad.graph import build
+from minigrad.graph.node import COMPARISONS, Node, Op
+from minigrad.tensor.core import Core
+from minigrad.tensor.nodes import (
+    broadcast_shape,
+    broadcast_to,
+    common,
+    holding,
+    same_device,
+    scalar_dtype,
+    show,
+)
+
+_KINDS = "buif"  # bool < unsigned, signed < float: the order in which in-place results may not rise
+
+
+class Elementwise(Core):
+    """Elementwise methods; operands broadcast and promote, Python scalars are weakly typed."""
+
+    __slots__ = ()
+
+    # --- operands ---------------------------------------------------------------------------------
+
+    def _pair(self, name: str, other: Any, reverse: bool, comparing: bool = False) -> list[Node]:
+        """self and other with one shape and dtype, in the order of the operation."""
+        mine = self.node
+        if isinstance(other, (bool, int, float)):
+            dtype = scalar_dtype(other, mine.dtype)
+            if comparing:
+                dtype = holding(other, dtype)
+            pair = [build.cast(mine, dtype), build.const(other, dtype, mine.shape, mine.device)]
+        else:
+            tensor = other if isinstance(other, Core) else type(self)(other, device=self.device)
+            pair = common(name, [mine, tensor.node])
+        return pair[::-1] if reverse else pair
+
+    def _binary(self, op: Op, name: str, other: Any, reverse: bool = False) -> Self:
+        pair = self._pair(name, other, reverse, op in COMPARISONS)
+        return self._new(_apply(op, name, pair))
+
+    def _unary(self, op: Op) -> Self:
+        """A function of floats; integers are converted to float32."""
+        return self._new(build.elementwise(op, self._float_node()))
+
+    def _float_node(self) -> Node:
+        node = self.node
+        return node if node.dtype.is_float else build.cast(node, dtypes.default_float)
+
+    def _as_float(self) -> Self:
+        return self if self.dtype.is_float else self.cast(dtypes.default_float)
+
+    # --- dtypes -----------------------------------------------------------------------------------
+
+    def cast(self, dtype: DType | str) -> Self:
+        """Converted: floats truncate and saturate on their way to integers, NaN gives 0."""
+        wanted = named(dtype) if isinstance(dtype, str) else dtype
+        return self if wanted is self.dtype else self._new(build.cast(self.node, wanted))
+
+    def bitcast(self, dtype: DType | str) -> Self:
+        """The bits read as another dtype of the same size; no gradient flows."""
+        wanted = named(dtype) if isinstance(dtype, str) else dtype
+        return self if wanted is self.dtype else self._new(build.bitcast(self.node, wanted))
+
+    def half(self) -> Self:
+        """float16."""
+        return self.cast(dtypes.float16)
+
+    def float(self) -> Self:
+        """float32."""
+        return self.cast(dtypes.float32)
+
+    def double(self) -> Self:
+        """float64."""
+        return self.cast(dtypes.float64)
+
+    def bfloat16(self) -> Self:
+        """bfloat16."""
+        return self.cast(dtypes.bfloat16)
+
+    def int(self) -> Self:
+        """int32."""
+        return self.cast(dtypes.int32)
+
+    def long(self) -> Self:
+        """int64."""
+        return self.cast(dtypes.int64)
+
+    def bool(self) -> Self:
+        """bool: x ≠ 0."""
+        return self.cast(dtypes.bool)
+
+    # --- arithmetic -------------------------------------------------------------------------------
+
+    def add(self, other: Any) -> Self:
+        """self + other (for bool tensors: or)."""
+        return self._binary(Op.ADD, "add", other)
+
+    def sub(self, other: Any) -> Self:
+        """self − other."""
+        return self._binary(Op.SUB, "sub", other)
+
+    def mul(self, other: Any) -> Self:
+        """self · other (for bool tensors: and)."""
+        return self._binary(Op.MUL, "mul", other)
+
+    def div(self, other: Any, rounding_mode: str | None = None) -> Self:
+        """self / other in floats; rounding_mode "floor" or "trunc" gives whole numbers."""
+        if rounding_mode == "floor":
+            return self._floordiv(other, False)
+        if rounding_mode == "trunc":
+            return self._truncdiv(other)
+        if rounding_mode is not None:
+            raise ValueError(f"div(rounding_mode={rounding_mode!r}): expected 'floor' or 'trunc'")
+        return self._div(other, False)
+
+    def _div(self, other: Any, reverse: bool) -> Self:
+        pair = self._pair("div", other, reverse)
+        if not pair[0].dtype.is_float:
+            pair = [build.cast(node, dtypes.default_float) for node in pair]
+        return self._new(build.elementwise(Op.DIV, *pair))
+
+    def _floordiv(self, other: Any, reverse: bool) -> Self:
+        x, y = self._pair("floor division", other, reverse)
+        if x.dtype.is_bool:
+            x, y = build.cast(x, dtypes.default_int), build.cast(y, dtypes.default_int)
+        if x.dtype.is_int:
+            return self._new(build.elementwise(Op.IDIV, x, y))
+        rest = build.elementwise(Op.MOD, x, y)  # exact, so the quotient is a whole number but for ½ ulp
+        quotient = build.elementwise(Op.DIV, build.elementwise(Op.SUB, x, rest), y)
+        whole = build.elementwise(Op.ROUND, quotient)
+        by_zero = build.elementwise(Op.EQ, y, build.const(0, y.dtype, y.shape, y.device))
+        return self._new(
+            build.elementwise(Op.WHERE, by_zero, build.elementwise(Op.DIV, x, y), whole)
+        )
+
+    def _truncdiv(self, other: Any) -> Self:
+        x, y = self._pair("truncated division", other, False)
+        left, right = self._new(x), self._new(y)
+        if x.dtype.is_float:
+            return (left / right).trunc()
+        quotient = left.abs()._floordiv(right.abs(), False)
+        return ((left < 0) ^ (right < 0)).where(-quotient, quotient) if x.dtype.kind == "i" else (
+            quotient
+        )
+
+    def mod(self, other: Any) -> Self:
+        """The remainder with the sign of the divisor (Python's and numpy's `%`)."""
+        return self._mod(other, False)
+
+    def _mod(self, other: Any, reverse: bool) -> Self:
+        pair = self._pair("mod", other, reverse)
+        if pair[0].dtype.is_bool:
+            pair = [build.cast(node, dtypes.default_int) for node in pair]
+        return self._new(build.elementwise(Op.MOD, *pair))
+
+    def fmod(self, other: Any) -> Self:
+        """The remainder with the sign of the dividend (C's)."""
+        pair = [self._new(node) for node in self._pair("fmod", other, False)]
+        rest = pair[0].abs()._mod(pair[1].abs(), False)
+        return (pair[0] < 0).where(-rest, rest) if pair[0].dtype.kind in "if" else rest
+
+    def pow(self, other: Any, reverse: bool = False) -> Self:
+        """self ** other. For integers a negative exponent truncates (0, or ±1 for ±1)."""
+        if isinstance(other, (bool, int, float)) and not reverse:
+            simple = self._pow_number(other)
+            if simple is not None:
+                return simple
+        x, y = self._pair("pow", other, reverse)
+        if x.dtype.is_float:
+            return self._new(build.elementwise(Op.POW, x, y))
+        return self._new(x)._pow_integer(self._new(y))
+
+    def _pow_number(self, exponent: int | float | bool) -> Self | None:
+        """The powers that are cheaper, and better behaved, than the general one."""
+        if not self.dtype.is_float and isinstance(exponent, float):
+            return None
+        if exponent == 1:
+            return self.cast(scalar_dtype(exponent, self.dtype))
+        if exponent == 2:
+            return self * self
+        if exponent == 3:
+            return self * self * self
+        if self.dtype.is_float and exponent == 0.5:
+            return self.sqrt()
+        if self.dtype.is_float and exponent == -0.5:
+            return self.rsqrt()
+        return self.reciprocal() if self.dtype.is_float and exponent == -1 else None
+
+    def _pow_integer(self, exponent: Self) -> Self:
+        """Square and multiply, one bit of the exponent at a time."""
+        if self.dtype.is_bool:
+            return self.int()._pow_integer(exponent.int())
+        result = self * 0 + 1
+        power = self
+        for bit in range(self.dtype.bits - (self.dtype.kind == "i")):
+            result = ((exponent >> bit) & 1).eq(1).where(result * power, result)
+            power = power * power
+        if self.dtype.kind == "u":
+            return result
+        odd = (exponent & 1).eq(1)
+        unit = self.eq(1).where(1, self.eq(-1).where(odd.where(-1, 1), 0)).cast(self.dtype)
+        return (exponent < 0).where(unit, result)
+
+    def maximum(self, other: Any) -> Self:
+        """The larger of the two; NaN wins."""
+        return self._binary(Op.MAXIMUM, "maximum", other)
+
+    def minimum(self, other: Any) -> Self:
+        """The smaller of the two; NaN wins."""
+        return self._binary(Op.MINIMUM, "minimum", other)
+
+    def neg(self) -> Self:
+        """−self."""
+        node = self.node
+        if node.dtype.is_bool:
+            raise DTypeError("neg of a bool tensor: use ~ for logical not, or cast it first")
+        return self._new(build.elementwise(Op.NEG, node))
+
+    # --- bits and logic ---------------------------------------------------------------------------
+
+    def bitwise_and(self, other: Any) -> Self:
+        """Bitwise (for bool: logical) and."""
+        return self._binary(Op.AND, "bitwise_and", other)
+
+    def bitwise_or(self, other: Any) -> Self:
+        """Bitwise (for bool: logical) or."""
+        return self._binary(Op.OR, "bitwise_or", other)
+
+    def bitwise_xor(self, other: Any) -> Self:
+        """Bitwise (for bool: logical) exclusive or."""
+        return self._binary(Op.XOR, "bitwise_xor", other)
+
+    def bitwise_not(self) -> Self:
+        """Bitwise (for bool: logical) not."""
+        return self._new(_apply(Op.NOT, "bitwise_not", [self.node]))
+
+    def lshift(self, other: Any) -> Self:
+        """Shifted left; a shift by the width or more gives 0."""
+        return self._binary(Op.SHL, "lshift", other)
+
+    def rshift(self, other: Any) -> Self:
+        """Shifted right, keeping the sign; a shift by the width or more gives 0 or −1."""
+        return self._binary(Op.SHR, "rshift", other)
+
+    def logical_not(self) -> Self:
+        """True where self is 0."""
+        return self.bool().bitwise_not()
+
+    # --- comparisons ------------------------------------------------------------------------------
+
+    def eq(self, other: Any) -> Self:
+        """self == other."""
+        return self._binary(Op.EQ, "eq", other)
+
+    def ne(self, other: Any) -> Self:
+        """self != other."""
+        return self._binary(Op.NE, "ne", other)
+
+    def lt(self, other: Any) -> Self:
+        """self < other."""
+        return self._binary(Op.LT, "lt", other)
+
+    def le(self, other: Any) -> Self:
+        """self <= other."""
+        return self._binary(Op.LE, "le", other)
+
+    def gt(self, other: Any) -> Self:
+        """self > other."""
+        return self._new(_apply(Op.LT, "gt", self._pair("gt", other, True, True)))
+
+    def ge(self, other: Any) -> Self:
+        """self >= other."""
+        return self._new(_apply(Op.LE, "ge", self._pair("ge", other, True, True)))
+
+    def isnan(self) -> Self:
+        """True where self is NaN."""
+        return self.ne(self)
+
+    def isinf(self) -> Self:
+        """True where self is +∞ or −∞."""
+        if not self.dtype.is_float:
+            return self.ne(self)
+        return self.eq(float("inf")) | self.eq(float("-inf"))
+
+    def isfinite(self) -> Self:
+        """True where self is neither infinite nor NaN."""
+        return ~(self.isnan() | self.isinf())
+
+    def isclose(
+        self, other: Any, rtol: Any = 1e-5, atol: Any = 1e-8, equal_nan: Any = False
+    ) -> Self:
+        """|self − other| ≤ atol + rtol·|other|, and equality of infinities."""
+        y = self._operand(other)
+        near = (self - y).abs() <= y.abs() * rtol + atol
+        close = self.eq(y) | (near & self.isfinite() & y.isfinite())
+        return close | (self.isnan() & y.isnan()) if equal_nan else close
+
+    def _operand(self, other: Any) -> Self:
+        """other as a tensor, a scalar with the dtype it would have beside self."""
+        if isinstance(other, (bool, int, float)):
+            dtype = scalar_dtype(other, self.dtype)
+            return self._new(build.const(other, dtype, (), self.device))
+        return other if isinstance(other, type(self)) else type(self)(other, device=self.device)
+
+    # --- choices ----------------------------------------------------------------------------------
+
+    def where(self, x: Any, y: Any) -> Self:
+        """x where self is true, y elsewhere; x and y broadcast and promote."""
+        condition = build.cast(self.node, dtypes.bool)
+        x, y = _choices(self, x, y)
+        same_device("where", [condition, x, y])
+        shape = broadcast_shape("where", condition.shape, x.shape, y.shape)
+        nodes = [broadcast_to(node, shape) for node in (condition, x, y)]
+        return self._new(build.elementwise(Op.WHERE, *nodes))
+
+    def masked_fill(self, mask: Core, value: Any) -> Self:
+        """self with `value` where mask is true; keeps self's dtype."""
+        shape = broadcast_shape("masked_fill", self.shape, mask.shape)
+        filled = self._operand(value).cast(self.dtype).node
+        nodes = [build.cast(mask.node, dtypes.bool), filled, self.node]
+        same_device("masked_fill", nodes)
+        return self._new(
+            build.elementwise(Op.WHERE, *(broadcast_to(node, shape) for node in nodes))
+        )
+
+    def clip(self, min_: Any = None, max_: Any = None, **named_bounds: Any) -> Self:
+        """self limited to min … max; None leaves that side open. Keywords: min, max."""
+        low, high = named_bounds.pop("min", min_), named_bounds.pop("max", max_)
+        if named_bounds or (low is None and high is None):
+            raise TypeError(f"clip({', '.join(named_bounds)}): expected min, max, or both")
+        # outside the range nothing depends on self; at a bound the gradient passes (as in PyTorch)
+        result = self
+        if low is not None:
+            result = (result < low).where(low, result)
+        return result if high is None else (result > high).where(high, result)
+
+    def clamp(self, min_: Any = None, max_: Any = None, **named_bounds: Any) -> Self:
+        """As `clip`."""
+        return self.clip(min_, max_, **named_bounds)
+
+    def lerp(self, end: Any, weight: Any) -> Self:
+        """self + weight·(end − self)."""
+        return self + (self._operand(end) - self) * weight
+
+    def copysign(self, other: Any) -> Self:
+        """|self| with the sign of other, that of −0 included."""
+        x, y = (self._new(node) for node in self._pair("copysign", other, False))
+        if not x.dtype.is_float:
+            x, y = x.float(), y.float()
+        bits = {2: dtypes.int16, 4: dtypes.int32, 8: dtypes.int64}[x.dtype.itemsize]
+        size = x.abs()
+        return (y.bitcast(bits) < 0).where(-size, size)
+
+    def logaddexp(self, other: Any) -> Self:
+        """log(eˣ + eʸ) without overflow."""
+        x, y = (self._new(node)._as_float() for node in self._pair("logaddexp", other, False))
+        top = x.maximum(y).detach()
+        top = top.isfinite().where(top, 0.0)
+        return ((x - top).exp() + (y - top).exp()).log() + top
+
+    # --- operators --------------------------------------------------------------------------------
+
+    __add__ = add
+    __sub__ = sub
+    __mul__ = mul
+    __mod__ = mod
+    __pow__ = pow
+    __and__ = bitwise_and
+    __or__ = bitwise_or
+    __xor__ = bitwise_xor
+    __lshift__ = lshift
+    __rshift__ = rshift
+    __neg__ = neg
+    __invert__ = bitwise_not
+    __lt__ = lt
+    __le__ = le
+    __gt__ = gt
+    __ge__ = ge
+    __eq__ = eq  # type: ignore[assignment]
+    __ne__ = ne  # type: ignore[assignment]
+    __hash__ = Core.__hash__
+
+    def __pos__(self) -> Self:
+        return self
+
+    def __abs__(self) -> Self:
+        return self.abs()
+
+    def __truediv__(self, other: Any) -> Self:
+        return self._div(other, False)
+
+    def __floordiv__(self, other: Any) -> Self:
+        return self._floordiv(other, False)
+
+    def __radd__(self, other: Any) -> Self:
+        return self._binary(Op.ADD, "add", other, True)
+
+    def __rsub__(self, other: Any) -> Self:
+        return self._binary(Op.SUB, "sub", other, True)
+
+    def __rmul__(self, other: Any) -> Self:
+        return self._binary(Op.MUL, "mul", other, True)
+
+    def __rtruediv__(self, other: Any) -> Self:
+        return self._div(other, True)
+
+    def __rfloordiv__(self, other: Any) -> Self:
+        return self._floordiv(other, True)
+
+    def __rmod__(self, other: Any) -> Self:
+        return self._mod(other, True)
+
+    def __rpow__(self, other: Any) -> Self:
+        return self.pow(other, True)
+
+    def __rand__(self, other: Any) -> Self:
+        return self._binary(Op.AND, "bitwise_and", other, True)
+
+    def __ror__(self, other: Any) -> Self:
+        return self._binary(Op.OR, "bitwise_or", other, True)
+
+    def __rxor__(self, other: Any) -> Self:
+        return self._binary(Op.XOR, "bitwise_xor", other, True)
+
+    def __rlshift__(self, other: Any) -> Self:
+        return self._binary(Op.SHL, "lshift", other, True)
+
+    def __rrshift__(self, other: Any) -> Self:
+        return self._binary(Op.SHR, "rshift", other, True)
+
+    def _in_place(self, name: str, result: Self) -> Self:
+        """self, with the values of an in-place operation written to it."""
+        if result.shape != self.shape:
+            raise ShapeError(
+                f"in-place {name}: the result has shape {show(result.shape)}, the tensor "
+                f"{show(self.shape)}; write x = x {name} … instead"
+            )
+        if promote(result.dtype, self.dtype) is not self.dtype and (
+            _KINDS.index(result.dtype.kind) > _KINDS.index(self.dtype.kind)
+        ):
+            raise DTypeError(
+                f"in-place {name}: the result is {result.dtype.name}, the tensor "
+                f"{self.dtype.name}; write x = x {name} … instead"
+            )
+        return self.assign(result)
+
+    def __iadd__(self, other: Any) -> Self:  # type: ignore[misc]
+        return self._in_place("+", self + other)
+
+    def __isub__(self, other: Any) -> Self:  # type: ignore[misc]
+        return self._in_place("-", self - other)
+
+    def __imul__(self, other: Any) -> Self:  # type: ignore[misc]
+        return self._in_place("*", self * other)
+
+    def __itruediv__(self, other: Any) -> Self:  # type: ignore[misc]
+        return self._in_place("/", self / other)
+
+    def __ifloordiv__(self, other: Any) -> Self:  # type: ignore[misc]
+        return self._in_place("//", self // other)
+
+    def __imod__(self, other: Any) -> Self:  # type: ignore[misc]
+        return self._in_place("%", self % other)
+
+    def __ipow__(self, other: Any) -> Self:  # type: ignore[misc]
+        return self._in_place("**", self**other)
+
+    def __iand__(self, other: Any) -> Self:  # type: ignore[misc]
+        return self._in_place("&", self & other)
+
+    def __ior__(self, other: Any) -> Self:  # type: ignore[misc]
+        return self._in_place("|", self | other)
+
+    def __ixor__(self, other: Any) -> Self:  # type: ignore[misc]
+        return self._in_place("^", self ^ other)
+
+    def __ilshift__(self, other: Any) -> Self:  # type: ignore[misc]
+        return self._in_place("<<", self << other)
+
+    def __irshift__(self, other: Any) -> Self:  # type: ignore[misc]
+        return self._in_place(">>", self >> other)

@@ -1,0 +1,232 @@
+"""How a set of tensors is realized, and what must be realized with them.
+
+`realize` decides on the roots of one program, under a lock; lets `minigrad.program` run it, without
+the lock; and then points every tensor that stood for a root to the root's buffer. Roots are
+
+- the tensors that the user wants;
+- every in-place write that they depend on, and the advance of the random state that they read;
+- parameters (marked leaves) on the way that have no memory yet: they are there to stay;
+- every other live tensor that reads memory which is about to be overwritten: a lazy tensor sees
+  its sources as they were when it was made.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterable, Sequence
+
+from minigrad import program
+from minigrad.graph import build
+from minigrad.graph.node import Node, Op, make, topological
+from minigrad.tensor import history
+from minigrad.tensor.history import see_through, substitute
+from minigrad.tensor.registry import Holder, holders, lazy_holders, lock, wants_gradient
+
+# id of a BUFFER node → the newest write to it that waits. A waiting ASSIGN keeps its target alive.
+_waiting: weakref.WeakValueDictionary[int, Node] = weakref.WeakValueDictionary()
+# BUFFER node → the tensor whose waiting write goes along with whoever reads it (random states).
+_companions: weakref.WeakKeyDictionary[Node, weakref.ref[Holder]] = weakref.WeakKeyDictionary()
+
+
+def write(holder: Holder, value: Node) -> None:
+    """Give a tensor a new value: in its memory where it has some, else by standing for `value`."""
+    node = holder.raw
+    target = node.src[0] if node.op is Op.ASSIGN else node
+    if target.op is not Op.BUFFER:
+        holder._point(value)
+        return
+    if value is target:
+        with lock:
+            _waiting.pop(id(target), None)
+            holder._point(target)
+        return
+    written = build.assign(target, value)
+    with lock:
+        _waiting[id(target)] = written
+        holder._point(written)
+
+
+def accompany(buffer: Node, holder: Holder) -> None:
+    """Realize the waiting write of `holder` together with whoever reads its BUFFER."""
+    _companions[buffer] = weakref.ref(holder)
+
+
+def realize(tensors: Iterable[Holder]) -> None:
+    """Give every tensor memory that holds its value."""
+    with lock:
+        plan = _Plan([holder for holder in tensors if holder.raw.op is not Op.BUFFER])
+    _run(plan)
+
+
+def overwrite(holder: Holder, buffer: Node, data: bytes) -> None:
+    """Replace the contents of a tensor's BUFFER from the host, after every reader of the old."""
+    with lock:
+        plan = _Plan([], {buffer}, holder)
+    _run(plan)
+    buffer.arg.copy_in(data)
+    with lock:
+        history.overwritten(buffer)
+        _waiting.pop(id(buffer), None)
+        holder._point(buffer)
+
+
+def _run(plan: _Plan) -> None:
+    if plan.roots:
+        buffers = program.realize(plan.values)
+        with lock:
+            plan.settle(buffers)
+
+
+def _is_waiting(node: Node) -> bool:
+    return node.op is Op.ASSIGN and _waiting.get(id(node.src[0])) is node
+
+
+class _Plan:
+    """The roots of one program.
+
+    roots: what to compute, as the tensors know it; values: the same for the program, without
+    writes that a later one has replaced. targets: BUFFERs that are about to be overwritten. copies:
+    those of them that have other readers than their owner → the root that saves their value.
+    """
+
+    def __init__(
+        self,
+        wanted: Sequence[Holder],
+        targets: Iterable[Node] = (),
+        owner: Holder | None = None,
+    ) -> None:
+        self.wanted, self.owner, self.given_targets = wanted, owner, tuple(targets)
+        self.roots: dict[Node, None] = dict.fromkeys(holder.raw for holder in wanted)
+        self.copies: dict[Node, Node] = {}
+        self.order: list[Node] = []
+        self.targets: dict[Node, None] = {}  # in an order that does not depend on addresses
+        self.tracked: set[Node] = set()
+        self.kept: list[Node] = []
+        size = -1
+        while size != len(self.roots):
+            size = len(self.roots)
+            self._extend()
+            if size == len(self.roots):
+                self._save_for_backward()
+        writes = {n for n in self.order if n.op is Op.ASSIGN and not _is_waiting(n)}
+        self.values = see_through(list(self.roots), writes)
+
+    def _extend(self) -> None:
+        """Add waiting writes, random states, and parameters that are read, and other readers."""
+        self.order = topological(self.roots)
+        for node in self.order:
+            if node.op is Op.BUFFER:
+                companion = _companions.get(node)
+                owner = companion() if companion is not None else None
+                if owner is not None and owner.raw.op is Op.ASSIGN:
+                    self.roots.setdefault(owner.raw)
+            elif node not in self.roots and (_is_waiting(node) or wants_gradient(node)):
+                self.roots.setdefault(node)
+        waiting = [root.src[0] for root in self.roots if _is_waiting(root)]
+        self.targets = dict.fromkeys((*self.given_targets, *waiting))
+        if self.targets:
+            self._add_readers()
+
+    def _add_readers(self) -> None:
+        """Live tensors that read a target other than through a root, or stand for one."""
+        lazy = [holder.raw for holder in lazy_holders()]
+        reads: set[Node] = set()
+        for node in topological(lazy):
+            if node in self.targets:
+                reads.add(node)
+            elif node not in self.roots and any(source in reads for source in node.src):
+                reads.add(node)
+        for node in lazy:
+            if node in reads:
+                self.roots.setdefault(node)
+        for target in self.targets:
+            if any(holder is not self.owner for holder in holders(target)):
+                self._copy(target)
+
+    def _copy(self, target: Node) -> None:
+        """Save the value of a BUFFER that is about to be overwritten."""
+        if target not in self.copies:
+            copied = make(Op.CONTIGUOUS, target.dtype, target.shape, (target,), None, target.device)
+            self.copies[target] = copied
+            self.roots.setdefault(copied)
+
+    # -- histories ---------------------------------------------------------------------------------
+
+    def _save_for_backward(self) -> None:
+        """Decide which roots keep a history, and store what such a history could not recompute.
+
+        tracked: depends on a marked leaf. stale: depends on memory that is about to be overwritten.
+        lost: depends on a marked leaf that is about to be overwritten; no history is possible.
+        """
+        leaves = {t for t in self.targets if wants_gradient(_waiting.get(id(t), t))}
+        tracked: set[Node] = set()
+        stale, lost = set(self.targets), set(leaves)
+        for node in self.order:
+            if any(source in stale for source in node.src):
+                stale.add(node)
+            if node.op is Op.BUFFER:
+                if node in leaves or history.has_history(node) or wants_gradient(node):
+                    tracked.add(node)
+            elif wants_gradient(node):
+                tracked.add(node)
+            elif node.dtype.is_float and node.op is not Op.BITCAST:
+                if any(source in tracked for source in node.src):
+                    tracked.add(node)
+                    if any(source in lost for source in node.src):
+                        lost.add(node)
+        self.tracked = tracked
+        self.kept = [
+            root
+            for root in self.roots
+            if root in tracked
+            and root not in lost
+            and root.op is not Op.ASSIGN
+            and not wants_gradient(root)
+            and any(not holder.stopped for holder in holders(root))
+        ]
+        for node in topological([root for root in self.kept if root in stale]):
+            if node in tracked and node.op is not Op.BUFFER:
+                for source in node.src[1:] if node.op is Op.ASSIGN else node.src:
+                    if source in stale and source not in tracked:
+                        if source.op is Op.BUFFER:
+                            self._copy(source)
+                        else:
+                            self.roots.setdefault(source)
+
+    def settle(self, buffers: Sequence[Node]) -> None:
+        """Point tensors to what was computed."""
+        made = dict(zip(self.roots, buffers, strict=True))
+        for target, copied in self.copies.items():
+            for holder in holders(target):
+                if holder is not self.owner:
+                    holder._point(made[copied])
+        for root in self.roots:
+            if _is_waiting(root):
+                history.overwritten(root.src[0])
+                del _waiting[id(root.src[0])]
+        self._record(made)
+        for holder in self.wanted:  # a constant is nobody's own: others keep it as it is
+            if holder.raw.op is Op.CONST:
+                holder._point(made[holder.raw])
+        for root in self.roots:
+            if root.op is Op.CONST:
+                del made[root]
+        kept = set(self.kept)
+        for root, buffer in made.items():
+            for holder in holders(root):
+                holder._point(buffer)
+                if root not in kept and not wants_gradient(buffer):
+                    holder.stopped = False
+        lazy = lazy_holders()
+        nodes = substitute([holder.raw for holder in lazy], made)
+        for holder, node in zip(lazy, nodes, strict=True):
+            if holder.raw is not node:
+                holder._point(node)
+
+    def _record(self, made: dict[Node, Node]) -> None:
+        """Keep the graphs of the roots that were chosen for it."""
+        saved = {n: b for n, b in made.items() if n not in self.tracked or wants_gradient(n)}
+        for target, copied in self.copies.items():
+            saved[target] = made[copied]
+        for root in self.kept:
+            history.record(made[root], root, saved)

@@ -1,0 +1,110 @@
+"""How realized tensors came to be, so that `backward` still works after `item()` or `print`.
+
+Realizing replaces a node by the BUFFER that holds its value. Where the value depends on a marked
+leaf, the graph that computed it is kept beside the BUFFER, for as long as somebody holds that. A
+history is stored expanded: it reaches back to leaves, never to a BUFFER with a history of its own.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from minigrad.errors import GradientError
+from minigrad.graph.build import rebuild
+from minigrad.graph.node import Node, Op, topological
+from minigrad.tensor.registry import wants_gradient
+
+_versions: weakref.WeakKeyDictionary[Node, int] = weakref.WeakKeyDictionary()
+
+
+@dataclass(frozen=True)
+class _History:
+    """node: the expanded graph; versions: what the buffers it reads contained when it was made."""
+
+    node: Node
+    versions: tuple[tuple[Node, int], ...]
+
+
+_histories: weakref.WeakKeyDictionary[Node, _History] = weakref.WeakKeyDictionary()
+
+
+def substitute(roots: Sequence[Node], mapping: dict[Node, Node]) -> list[Node]:
+    """The roots with some of the nodes they need replaced; replacements are taken as they are."""
+    if not mapping:
+        return list(roots)
+    new: dict[Node, Node] = {}
+    for node in topological(roots):
+        replacement = mapping.get(node)
+        if replacement is None:
+            src = node.src
+            if src:
+                changed = [new[source] for source in src]
+                replacement = rebuild(node, changed) if tuple(changed) != src else node
+            else:
+                replacement = node
+        new[node] = replacement
+    return [new[root] for root in roots]
+
+
+def see_through(roots: Sequence[Node], writes: set[Node]) -> list[Node]:
+    """The roots with each ASSIGN of `writes` replaced by the value that it writes."""
+    if not writes:
+        return list(roots)
+    new: dict[Node, Node] = {}
+    for node in topological(roots):
+        if node in writes:
+            new[node] = new[node.src[1]]
+        else:
+            new[node] = rebuild(node, [new[source] for source in node.src])
+    return [new[root] for root in roots]
+
+
+def has_history(node: Node) -> bool:
+    """Whether a BUFFER's value depends on a marked leaf."""
+    return node in _histories
+
+
+def overwritten(node: Node) -> None:
+    """Note that the memory of a BUFFER node was written."""
+    _versions[node] = _versions.get(node, 0) + 1
+    _histories.pop(node, None)
+
+
+def record(buffer: Node, graph: Node, saved: dict[Node, Node]) -> None:
+    """Keep `graph` as the history of `buffer`; `saved` maps parts of it to buffers of their own."""
+    (node,) = substitute([graph], saved)
+    (node,), _ = expand([node])
+    reads = tuple(
+        (source, _versions.get(source, 0))
+        for source in topological([node])
+        if source.op is Op.BUFFER
+    )
+    _histories[buffer] = _History(node, reads)
+
+
+def expand(roots: Sequence[Node]) -> tuple[list[Node], dict[Node, Node]]:
+    """The roots with each BUFFER that has a history replaced by it, and the way back.
+
+    A write to a tensor that is no leaf is what it writes: gradients flow through it. Raises GradientError where a history needs values that were overwritten since.
+    """
+    order = topological(roots)
+    writes = {node for node in order if node.op is Op.ASSIGN and not wants_gradient(node)}
+    if writes:
+        roots = see_through(roots, writes)
+        order = topological(roots)
+    mapping: dict[Node, Node] = {}
+    for node in order:
+        history = _histories.get(node) if node.op is Op.BUFFER else None
+        if history is None:
+            continue
+        for source, version in history.versions:
+            if _versions.get(source, 0) != version:
+                raise GradientError(
+                    f"the gradient of a realized tensor of shape {node.shape} needs a tensor of "
+                    f"shape {source.shape} that was overwritten in place since (by an optimizer's "
+                    "step or assign); call backward() before the update"
+                )
+        mapping[node] = history.node
+    return substitute(roots, mapping), {graph: buffer for buffer, graph in mapping.items()}

@@ -1,0 +1,179 @@
+"""Data of the host: Python numbers, nested lists and arrays in; bytes, lists and arrays out.
+
+Nothing here imports numpy but `to_numpy`; arrays are read through the protocols they offer.
+"""
+
+from __future__ import annotations
+
+import array
+import itertools
+import struct
+from collections.abc import Sequence
+from typing import Any
+
+from minigrad.dtype import ALL, DType, convert, dtypes
+from minigrad.errors import DTypeError, ShapeError
+from minigrad.graph.symbolic import Integer, high
+
+_BY_TYPESTR = {(dtype.kind, dtype.itemsize): dtype for dtype in ALL if dtype is not dtypes.bfloat16}
+_BY_FORMAT = {
+    "?": dtypes.bool, "b": dtypes.int8, "B": dtypes.uint8, "c": dtypes.uint8, "h": dtypes.int16,
+    "H": dtypes.uint16, "i": dtypes.int32, "I": dtypes.uint32, "q": dtypes.int64,
+    "Q": dtypes.uint64, "e": dtypes.float16, "f": dtypes.float32, "d": dtypes.float64,
+    "l": _BY_TYPESTR["i", struct.calcsize("l")], "L": _BY_TYPESTR["u", struct.calcsize("L")],
+}  # fmt: skip
+HostArray = tuple[bytes, tuple[int, ...], DType]
+
+
+def read(data: Any, dtype: DType | None) -> HostArray:
+    """Bytes in row-major order, shape and dtype of whatever a user calls data.
+
+    dtype: what the caller asked for; values of Python lists are converted to it here, arrays come
+    back in their own dtype.
+    """
+    if hasattr(data, "__array_interface__") or hasattr(data, "__array__"):
+        return _read_array(data)
+    if isinstance(data, (bytes, bytearray, memoryview, array.array)):
+        return _read_buffer(memoryview(data))
+    return _read_nested(data, dtype)
+
+
+def _read_array(data: Any) -> HostArray:
+    if not hasattr(data, "__array_interface__"):
+        data = data.__array__()
+    name = str(data.dtype)
+    if name == "bfloat16":  # no code in the buffer protocol: its bits travel as integers
+        raw, shape, _ = _read_array(data.view("uint16"))
+        return raw, shape, dtypes.bfloat16
+    typestr = data.__array_interface__["typestr"]
+    dtype = _BY_TYPESTR.get((typestr[1], int(typestr[2:]))) if typestr[2:].isdecimal() else None
+    if dtype is None:
+        raise DTypeError(
+            f"Tensor(array of {name}): expected bool, an integer or a float dtype "
+            f"({', '.join(known.name for known in ALL)})"
+        )
+    if typestr[0] == ">":
+        data = data.astype(data.dtype.newbyteorder("="))
+    return data.tobytes(), tuple(int(extent) for extent in data.shape), dtype
+
+
+def _read_buffer(view: memoryview) -> HostArray:
+    dtype = _BY_FORMAT.get(view.format)
+    if dtype is None:
+        raise DTypeError(f"Tensor(buffer of format {view.format!r}): expected a plain number type")
+    return view.tobytes(), tuple(view.shape), dtype
+
+
+def _read_nested(data: Any, dtype: DType | None) -> HostArray:
+    """A number, or lists of lists of numbers, level by level."""
+    level: list[Any] = [data]
+    shape: list[int] = []
+    while level and isinstance(level[0], (list, tuple, range)):
+        lengths = {len(x) if isinstance(x, (list, tuple, range)) else -1 for x in level}
+        if len(lengths) > 1:
+            found = sorted(n for n in lengths if n >= 0)
+            what = "a number" if -1 in lengths else f"lists of {found[1]}"
+            raise ShapeError(
+                f"Tensor(nested list): at depth {len(shape)} it has lists of {found[0]} and {what}; "
+                "expected lists of equal lengths"
+            )
+        shape.append(lengths.pop())
+        level = [value for part in level for value in part]
+        level = [x.tolist() if hasattr(x, "tolist") else x for x in level]
+    for value in level:
+        if not isinstance(value, (bool, int, float)):
+            raise DTypeError(
+                f"Tensor({type(value).__name__}): expected a number, nested lists of numbers, an "
+                "array, or a buffer"
+            )
+    dtype = dtype or _dtype_of(level)
+    return pack(level, dtype), tuple(shape), dtype
+
+
+def _dtype_of(values: Sequence[int | float | bool]) -> DType:
+    kinds = {type(value) for value in values}
+    if not kinds or not kinds <= {bool, int}:
+        return dtypes.default_float
+    if kinds == {bool}:
+        return dtypes.bool
+    low, high_ = min(values), max(values)
+    for dtype in (dtypes.default_int, dtypes.int64, dtypes.uint64):
+        if dtype.minimum <= low and high_ <= dtype.maximum:
+            return dtype
+    raise DTypeError(f"Tensor(list): {low} … {high_} does not fit into 64 bits")
+
+
+def pack(values: Sequence[int | float | bool], dtype: DType) -> bytes:
+    """Numbers as the bytes of a dtype, converted as CAST converts."""
+    if dtype is dtypes.bfloat16:
+        rounded = array.array("f", [convert(value, dtype) for value in values]).tobytes()
+        return array.array("H", array.array("H", rounded)[1::2]).tobytes()
+    if dtype is dtypes.float16:
+        return struct.pack(f"{len(values)}e", *(convert(value, dtype) for value in values))
+    if dtype is dtypes.bool:
+        return bytes(bool(value) for value in values)
+    if dtype is not dtypes.float64 and not (dtype is dtypes.float32 and _all_small(values)):
+        values = [convert(value, dtype) for value in values]
+    return array.array(dtype.code, values).tobytes()
+
+
+def _all_small(values: Sequence[int | float | bool]) -> bool:
+    """Whether no value overflows float32 (a comparison with NaN is false, and NaN is fine)."""
+    return not any(abs(value) > 3.4e38 for value in values)
+
+
+def unpack(data: bytes | bytearray, dtype: DType) -> list[Any]:
+    """The inverse of `pack`."""
+    if dtype is dtypes.bfloat16:
+        halves = array.array("H", bytes(data))
+        wide = array.array("I", [bits << 16 for bits in halves])
+        return array.array("f", wide.tobytes()).tolist()
+    if dtype is dtypes.float16:
+        return list(struct.unpack(f"{len(data) // 2}e", data))
+    if dtype is dtypes.bool:
+        return [bool(byte) for byte in data]
+    return array.array(dtype.code, bytes(data)).tolist()
+
+
+def nest(values: list[Any], shape: Sequence[int]) -> Any:
+    """A flat list as nested lists of `shape`."""
+    if not shape:
+        return values[0]
+    for axis in range(len(shape) - 1, 0, -1):
+        extent = shape[axis]
+        count = 1
+        for length in shape[:axis]:
+            count *= length
+        values = [values[i * extent : (i + 1) * extent] for i in range(count)]
+    return values
+
+
+def crop(
+    data: bytearray, reserved: Sequence[Integer], shape: Sequence[int], itemsize: int
+) -> bytearray:
+    """The bytes of the part `shape` of an array whose symbolic dimensions have room for more."""
+    upper = [high(extent) for extent in reserved]
+    if list(shape) == upper:
+        return data
+    strides = [itemsize] * len(upper)
+    for axis in range(len(upper) - 2, -1, -1):
+        strides[axis] = strides[axis + 1] * upper[axis + 1]
+    run = shape[-1] * itemsize
+    result = bytearray()
+    for index in itertools.product(*(range(extent) for extent in shape[:-1])):
+        start = sum(i * stride for i, stride in zip(index, strides, strict=False))
+        result += data[start : start + run]
+    return result
+
+
+def to_numpy(data: bytearray, shape: Sequence[int], dtype: DType) -> Any:
+    """A numpy array that owns the bytes (bfloat16 through ml_dtypes)."""
+    import numpy as np  # noqa: PLC0415  (only those who ask for an array pay for numpy)
+
+    if dtype is dtypes.bfloat16:
+        import ml_dtypes  # noqa: PLC0415
+
+        kind = np.dtype(ml_dtypes.bfloat16)
+    else:
+        kind = np.dtype(dtype.name)
+    return np.frombuffer(data, kind).reshape(tuple(shape))

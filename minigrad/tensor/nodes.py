@@ -1,0 +1,206 @@
+"""What tensor methods need of nodes: broadcasting, promotion, scalars, axes, writes through views."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from minigrad.dtype import DType, convert, dtypes, promote
+from minigrad.errors import DeviceError, ShapeError
+from minigrad.graph import build
+from minigrad.graph.node import Node, Op, Shape
+from minigrad.graph.symbolic import Affine, Integer, mul, sub
+
+Scalar = int | float | bool
+
+
+def show(shape: Sequence[Integer]) -> str:
+    """A shape as users write it."""
+    inside = ", ".join(str(extent) for extent in shape)
+    return f"({inside},)" if len(shape) == 1 else f"({inside})"
+
+
+def stop(node: Node) -> Node:
+    """The same values, through which no gradient flows: BITCAST has none, and costs nothing."""
+    if not node.dtype.is_float or node.op is Op.CONST:
+        return node
+    bits = {2: dtypes.uint16, 4: dtypes.uint32, 8: dtypes.uint64}[node.dtype.itemsize]
+    return build.bitcast(build.bitcast(node, bits), node.dtype)
+
+
+def product(shape: Sequence[Integer]) -> Integer:
+    """Number of elements; at most one dimension may be symbolic."""
+    count: Integer = 1
+    for extent in shape:
+        count = mul(count, extent)
+    return count
+
+
+def count_node(shape: Sequence[Integer], axes: Sequence[int], dtype: DType, device: str) -> Node:
+    """The number of elements along axes as a 0-d array; symbolic extents are read at run time."""
+    known = 1
+    result: Node | None = None
+    for axis in axes:
+        extent = shape[axis]
+        if isinstance(extent, int):
+            known *= extent
+        else:
+            part = build.cast(build.variable(extent, device), dtype)
+            result = part if result is None else build.elementwise(Op.MUL, result, part)
+    constant = build.const(known, dtype, (), device)
+    return constant if result is None else build.elementwise(Op.MUL, result, constant)
+
+
+def broadcast_shape(name: str, *shapes: Shape) -> Shape:
+    """The common shape of numpy's rule: aligned at the right, a 1 stretches."""
+    result: list[Integer] = []
+    for position in range(1, max((len(shape) for shape in shapes), default=0) + 1):
+        extents = [shape[-position] for shape in shapes if len(shape) >= position]
+        wide = next((extent for extent in extents if extent != 1), 1)
+        if any(extent != wide and extent != 1 for extent in extents):
+            raise ShapeError(
+                f"{name}: shapes {' and '.join(show(shape) for shape in shapes)} do not broadcast; "
+                f"dimension {-position} has {' and '.join(str(extent) for extent in extents)}, "
+                "expected equal extents or 1"
+            )
+        result.append(wide)
+    return tuple(reversed(result))
+
+
+def broadcast_to(node: Node, shape: Shape, name: str = "expand") -> Node:
+    """The node repeated to `shape`, with new dimensions at the left."""
+    if node.shape == shape:
+        return node
+    missing = len(shape) - node.ndim
+    fits = missing >= 0 and all(
+        have in (1, want) for have, want in zip(node.shape, shape[missing:], strict=True)
+    )
+    if not fits:
+        raise ShapeError(f"{name}: shape {show(node.shape)} does not broadcast to {show(shape)}")
+    return build.expand(build.reshape(node, (1,) * missing + node.shape), shape)
+
+
+def scalar_dtype(value: Scalar, dtype: DType) -> DType:
+    """The dtype of `value` combined with an array of dtype: scalars are weakly typed."""
+    if isinstance(value, bool):
+        return dtype
+    if isinstance(value, int):
+        return dtypes.default_int if dtype.is_bool else dtype
+    return dtype if dtype.is_float else dtypes.default_float
+
+
+def holding(value: Scalar, dtype: DType) -> DType:
+    """dtype, or for an int that it cannot hold the integer dtype that can (for comparisons)."""
+    if not dtype.is_int or isinstance(value, float) or dtype.minimum <= value <= dtype.maximum:
+        return dtype
+    return promote(dtype, dtypes.int64 if value < 2**63 and dtype is not dtypes.uint64
+                   else dtypes.uint64)  # fmt: skip
+
+
+def common(name: str, nodes: Sequence[Node]) -> list[Node]:
+    """Nodes broadcast and promoted to one shape and dtype; they must be on one device."""
+    same_device(name, nodes)
+    shape = broadcast_shape(name, *(node.shape for node in nodes))
+    dtype = promote(*(node.dtype for node in nodes))
+    return [broadcast_to(build.cast(node, dtype), shape) for node in nodes]
+
+
+def same_device(name: str, nodes: Sequence[Node]) -> None:
+    """DeviceError unless all nodes are on one device."""
+    for node in nodes[1:]:
+        if node.device != nodes[0].device:
+            raise DeviceError(
+                f"{name}: tensors are on {nodes[0].device} and {node.device}; "
+                f"move one with .to({nodes[0].device!r})"
+            )
+
+
+def axis_of(name: str, axis: int, ndim: int) -> int:
+    """An axis counted from the left; negative ones count from the right."""
+    if not -max(ndim, 1) <= axis < max(ndim, 1):
+        raise ShapeError(
+            f"{name}: axis {axis} of a tensor of {ndim} dimensions; expected "
+            f"{-max(ndim, 1)} … {max(ndim, 1) - 1}"
+        )
+    return axis % ndim if ndim else 0
+
+
+def axes_of(name: str, axes: int | Sequence[int] | None, ndim: int) -> tuple[int, ...]:
+    """Axes counted from the left; None means all of them."""
+    if axes is None:
+        return tuple(range(ndim))
+    given = (axes,) if isinstance(axes, int) else tuple(axes)
+    found = tuple(axis_of(name, axis, ndim) for axis in given)
+    if len(set(found)) != len(found):
+        raise ShapeError(f"{name}: axes {given} name an axis twice")
+    return found if ndim else ()
+
+
+def convertible(value: Scalar, dtype: DType) -> Scalar:
+    """A Python number as dtype holds it."""
+    return convert(value, dtype)
+
+
+# --- views ---------------------------------------------------------------------------------------
+
+# How a view follows from its base: the newest step, and the steps before it.
+Path = tuple[Any, Callable[[Node], Node]]
+_TOKEN = "the base of a view"
+
+
+def follow(path: Path | None, base: Node) -> Node:
+    """The node of a view on `base`."""
+    steps = []
+    while path is not None:
+        steps.append(path[1])
+        path = path[0]
+    for step in reversed(steps):
+        base = step(base)
+    return base
+
+
+def shape_of_path(path: Path | None, like: Node) -> Node:
+    """The view of a nameless array like `like`; equal views are the same node."""
+    return follow(path, build.buffer(_TOKEN, like.dtype, like.shape, like.device))
+
+
+def write_through(base: Node, path: Path | None, value: Node) -> Node:
+    """`base` with the elements that a view shows replaced by `value`, which has the view's shape.
+
+    The view's steps are undone from its end: what a SHRINK cut off keeps the old value.
+    """
+    step = shape_of_path(path, base)
+    mask = build.const(True, dtypes.bool, step.shape, base.device)
+    while step.op is not Op.BUFFER:
+        source = step.src[0]
+        value, mask = _undo(step, source, value), _undo(step, source, mask)
+        step = source
+    if mask.op is Op.CONST:
+        return value
+    return build.elementwise(Op.WHERE, mask, value, base)
+
+
+def _undo(step: Node, source: Node, x: Node) -> Node:
+    if step.op is Op.RESHAPE:
+        return build.reshape(x, source.shape)
+    if step.op is Op.PERMUTE:
+        return build.permute(x, sorted(range(step.ndim), key=lambda axis: int(step.arg[axis])))
+    if step.op is Op.FLIP:
+        return build.flip(x, step.arg)
+    if step.op is Op.SHRINK:
+        pairs = zip(step.arg, source.shape, strict=True)
+        return build.pad(x, [(start, sub(extent, stop)) for (start, stop), extent in pairs])
+    if step.op is Op.PAD:
+        pairs = zip(step.arg, source.shape, strict=True)
+        return build.shrink(x, [(before, before + extent) for (before, _), extent in pairs])
+    if step.op is Op.BITCAST:
+        return x if x.dtype.is_bool else build.bitcast(x, source.dtype)
+    raise ShapeError(
+        f"writing through {step.op.value}: several elements of the view {show(step.shape)} are one "
+        "element of its base; write to a .clone() or to the base"
+    )
+
+
+def is_symbolic(extent: Integer) -> bool:
+    """Whether an extent is known at run time only."""
+    return isinstance(extent, Affine)

@@ -1,0 +1,95 @@
+"""Which live tensors stand for which node.
+
+Nodes are interned, so several tensors may stand for one. Whoever replaces a node by the buffer that
+holds its value must find all of them, and so must whoever overwrites a buffer that some still read.
+Links are weak: a tensor lives as long as its user wants.
+"""
+
+from __future__ import annotations
+
+import threading
+import weakref
+
+from minigrad.graph.node import Node, Op
+
+lock = threading.RLock()
+
+
+class Holder:
+    """What the engine knows of a tensor.
+
+    raw: the node whose value it is. stopped: no gradient flows from it to its sources.
+    requires_grad: True for a leaf that wants a gradient, False for one that must have none, None
+    where nobody said.
+    """
+
+    __slots__ = ("raw", "stopped", "_requires_grad", "_link", "__weakref__")
+    raw: Node
+    stopped: bool
+    _requires_grad: bool | None
+
+    def _enter(self, node: Node) -> None:
+        """Stand for `node` for the first time."""
+        self.raw = node
+        self._link = _Link(self, _forget)
+        with lock:
+            _file(self._link, node)
+
+    def _point(self, node: Node) -> None:
+        """Stand for another node from now on."""
+        with lock:
+            _forget(self._link)
+            self.raw = node
+            _file(self._link, node)
+
+
+class _Link(weakref.ref[Holder]):
+    """A weak reference that knows under which node it is filed."""
+
+    __slots__ = ("node_id",)
+    node_id: int
+
+
+# id of a node → id of a link → link. While a link is filed its tensor keeps the node alive, so an
+# id cannot be given to another node meanwhile.
+_by_node: dict[int, dict[int, _Link]] = {}
+_lazy: dict[int, _Link] = {}  # those whose node is not a BUFFER yet
+
+
+def _file(link: _Link, node: Node) -> None:
+    link.node_id = id(node)
+    _by_node.setdefault(link.node_id, {})[id(link)] = link
+    if node.op is not Op.BUFFER:
+        _lazy[id(link)] = link
+
+
+def _forget(link: _Link) -> None:
+    with lock:
+        links = _by_node.get(link.node_id)
+        if links is not None:
+            links.pop(id(link), None)
+            if not links:
+                del _by_node[link.node_id]
+        _lazy.pop(id(link), None)
+
+
+def _alive(links: list[_Link]) -> list[Holder]:
+    return [holder for link in links if (holder := link()) is not None]
+
+
+def holders(node: Node) -> list[Holder]:
+    """The live tensors that stand for `node`."""
+    links = _by_node.get(id(node))
+    return _alive(list(links.values())) if links else []
+
+
+def wants_gradient(node: Node) -> bool:
+    """Whether a live tensor that stands for `node` was marked as a leaf."""
+    links = _by_node.get(id(node))
+    return bool(links) and any(holder._requires_grad for holder in holders(node))
+
+
+def lazy_holders() -> list[Holder]:
+    """All live tensors that are not realized, oldest first."""
+    with lock:
+        return _alive(list(_lazy.values()))

@@ -1,0 +1,148 @@
+"""What the scripts share: flags, plain errors, a progress bar."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import math
+import sys
+from collections.abc import Callable, Sequence
+from types import ModuleType, TracebackType
+from typing import Any
+
+from minigrad import Device
+from minigrad.errors import MinigradError
+from minigrad.models.errors import InputError
+from minigrad.settings import put
+
+
+def positive_int(text: str) -> int:
+    """An argparse type: a whole number of at least 1."""
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text} is less than 1")
+    return number
+
+
+def natural_int(text: str) -> int:
+    """An argparse type: a whole number of at least 0."""
+    number = int(text)
+    if number < 0:
+        raise argparse.ArgumentTypeError(f"{text} is less than 0")
+    return number
+
+
+def positive_float(text: str) -> float:
+    """An argparse type: a finite number above 0."""
+    number = float(text)
+    if not (math.isfinite(number) and number > 0):
+        raise argparse.ArgumentTypeError(f"{text} is not a number above 0")
+    return number
+
+
+def natural_float(text: str) -> float:
+    """An argparse type: a finite number of at least 0."""
+    number = float(text)
+    if not (math.isfinite(number) and number >= 0):
+        raise argparse.ArgumentTypeError(f"{text} is not a number of at least 0")
+    return number
+
+
+# What argparse says when a number does not parse: "invalid whole number value: 'x'".
+positive_int.__name__ = natural_int.__name__ = "whole number"
+positive_float.__name__ = natural_float.__name__ = "number"
+
+
+class Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Shows defaults, and descriptions as they were written."""
+
+
+def add_common_flags(parser: argparse.ArgumentParser) -> None:
+    """--seed, --device, --debug: every script has them."""
+    parser.add_argument("--seed", type=natural_int, default=0, help="of all random numbers")
+    parser.add_argument("--device", help="where to compute: CPU, CL, REF, CPU:1 …")
+    parser.add_argument("--debug", type=natural_int, choices=range(6), metavar="0…5",
+                        help="what the compiler shows: 1 summaries … 5 machine code")  # fmt: skip
+
+
+def apply_common_flags(flags: argparse.Namespace) -> None:
+    """Choose the device and how much the compiler says; DeviceError if there is no such device."""
+    if flags.debug is not None:
+        put("DEBUG", flags.debug)
+    if flags.device is not None:
+        Device.DEFAULT = flags.device
+    Device[Device.DEFAULT]  # opened now: a missing device is an error before any work is done
+
+
+def require(module: str) -> ModuleType:
+    """Import a module of the extra `models`; InputError says how to install it."""
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        missing = (error.name or module).partition(".")[0]
+        raise InputError(
+            f"the package {missing} is not installed: run pip install {missing}"
+        ) from None
+
+
+def run(main: Callable[[Sequence[str]], None]) -> int:
+    """Run a script's main function on the command line; gives its exit status.
+
+    What a user can cause ends in one sentence on stderr; a bug still shows its traceback.
+    """
+    try:
+        main(sys.argv[1:])
+    except (MinigradError, OSError) as error:
+        print(f"{sys.argv[0]}: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(f"{sys.argv[0]}: interrupted", file=sys.stderr)
+        return 130
+    return 0
+
+
+class Progress:
+    """A bar with step, loss, speed and time left on a terminal; now and then a line elsewhere."""
+
+    def __init__(self, steps: int, unit: str) -> None:
+        rich = require("rich.progress")
+        self.steps, self.unit = steps, unit
+        self.bar: Any = rich.Progress(
+            rich.TextColumn("step {task.completed}/{task.total}"),
+            rich.BarColumn(),
+            rich.TextColumn("{task.fields[facts]}"),
+            rich.TimeRemainingColumn(),
+            rich.TextColumn("left"),
+            transient=True,
+        )
+        self.live = bool(self.bar.console.is_terminal)
+        self.task = self.bar.add_task("", total=steps, facts="")
+
+    def __enter__(self) -> Progress:
+        if self.live:
+            self.bar.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self.live:
+            self.bar.stop()
+
+    def update(self, step: int, loss: float, rate: float) -> None:
+        """After `step` steps (the first is 1): its loss, and units a second."""
+        facts = f"loss {loss:.4f}  {rate:,.0f} {self.unit}/s"
+        if self.live:
+            self.bar.update(self.task, completed=step, facts=facts)
+        elif step == 1 or step % max(self.steps // 20, 1) == 0:
+            print(f"step {step}/{self.steps}  {facts}", flush=True)
+
+    def say(self, text: str) -> None:
+        """Print a line above the bar."""
+        if self.live:
+            self.bar.console.print(text, highlight=False, markup=False)
+        else:
+            print(text, flush=True)

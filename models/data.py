@@ -1,0 +1,41 @@
+"""Where data come from: files inside installed packages, read but never imported."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from pathlib import Path
+
+from minigrad.models.errors import InputError
+
+
+def package_folder(package: str, install: str) -> Path:
+    """The folder of an installed package, which is not imported.
+
+    Raises InputError that names the command `install` where the package is missing.
+    """
+    spec = find_spec(package)
+    places = list(spec.submodule_search_locations or ()) if spec is not None else []
+    if not places:
+        raise InputError(f"the package {package} is not installed: run {install}")
+    return Path(places[0])
+
+
+def read_text(path: Path) -> str:
+    """A text file in UTF-8, with any line ends as \\n; InputError says what is wrong with it."""
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InputError(
+            f"{path} is not UTF-8 text: byte {error.start} is {error.object[error.start]:#04x}"
+        ) from None
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror or error}") from None
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def read_bytes(path: Path) -> bytes:
+    """All bytes of a file; InputError where it cannot be read."""
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror or error}") from None

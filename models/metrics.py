@@ -1,0 +1,105 @@
+"""The record of a training run: one line of JSON per step, and the curves of its losses."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from types import TracebackType
+from typing import Any, TextIO
+
+from minigrad.models.console import require
+from minigrad.models.errors import InputError
+
+KEYS = ("step", "loss", "val_loss", "lr", "tokens_per_s", "elapsed_s")
+
+
+class Metrics:
+    """Keeps every step's figures, and writes them to `path` where one is given.
+
+    Each line is a JSON object with all of KEYS (null where a figure was not taken), and whatever
+    else the script records at each step. An existing file is replaced.
+    """
+
+    def __init__(self, path: str | None = None) -> None:
+        self.history: list[dict[str, Any]] = []
+        self.file: TextIO | None = None
+        if path is not None:
+            try:
+                self.file = open(path, "w", encoding="utf-8")  # noqa: SIM115
+            except OSError as error:
+                raise InputError(f"cannot write --metrics {path}: {error.strerror}") from None
+
+    def __enter__(self) -> Metrics:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self.file is not None:
+            self.file.close()
+
+    def record(self, **figures: Any) -> None:
+        """One training step."""
+        line = {**dict.fromkeys(KEYS), **figures}
+        self.history.append(line)
+        if self.file is not None:
+            # JSON has no NaN; a loss that is none was taken, and is no number
+            plain = {k: str(v) if v in _NO_NUMBERS or v != v else v for k, v in line.items()}
+            self.file.write(json.dumps(plain, allow_nan=False) + "\n")
+            self.file.flush()
+
+    def curve(self, key: str) -> tuple[list[int], list[float]]:
+        """(steps, values) where the figure `key` was taken."""
+        taken = [(line["step"], line[key]) for line in self.history if line[key] is not None]
+        return [step for step, _ in taken], [value for _, value in taken]
+
+
+_NO_NUMBERS = (float("inf"), float("-inf"))
+
+
+def smooth(values: list[float], width: int) -> list[float]:
+    """The running mean over the last `width` values (fewer at the start)."""
+    result, total = [], 0.0
+    for place, value in enumerate(values):
+        total += value - (values[place - width] if place >= width else 0.0)
+        result.append(total / min(place + 1, width))
+    return result
+
+
+def draw_losses(axes: Any, metrics: Metrics) -> None:
+    """Training loss, its running mean, and validation loss on matplotlib axes."""
+    steps, losses = metrics.curve("loss")
+    axes.plot(steps, losses, color="#9ecae1", linewidth=0.6, label="training, each batch")
+    width = max(len(losses) // 40, 1)
+    axes.plot(steps, smooth(losses, width), color="#2171b5", label=f"mean of {width} batches")
+    axes.plot(*metrics.curve("val_loss"), "o-", color="#d94801", label="validation")
+    axes.set_xlabel("step")
+    axes.set_ylabel("loss, nats")
+    axes.grid(alpha=0.3)
+    axes.legend()
+
+
+def save_figure(figure: Any, path: Path) -> None:
+    """Write a PNG whole or not at all; InputError where the place cannot be written."""
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        figure.savefig(part, format="png", dpi=120)
+        os.replace(part, path)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        raise InputError(f"cannot write the picture {path}: {error.strerror}") from None
+
+
+def save_curves(metrics: Metrics, path: Path, title: str) -> None:
+    """A PNG of the loss curves."""
+    require("matplotlib").use("Agg")
+    pyplot = require("matplotlib.pyplot")
+    figure, axes = pyplot.subplots(figsize=(8, 5), layout="constrained")
+    draw_losses(axes, metrics)
+    axes.set_title(title)
+    save_figure(figure, path)
+    pyplot.close(figure)

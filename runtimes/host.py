@@ -1,0 +1,205 @@
+"""What the machine is: its processor, vectors, caches, and how many threads we may use.
+
+Everything that a recipe or a renderer wants to know about the machine comes from here, so that
+the same code runs well on AVX2, AVX-512 and NEON.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from minigrad.settings import flag
+
+# Bytes of a cache where the system does not tell: small enough to be true nearly everywhere.
+FALLBACK_L1, FALLBACK_L2, FALLBACK_L3 = 32 * 1024, 512 * 1024, 8 * 1024 * 1024
+_CPUS = Path("/sys/devices/system/cpu")
+_CGROUPS = Path("/sys/fs/cgroup")
+
+
+@dataclass(frozen=True)
+class Host:
+    """One machine. Cache sizes in bytes: l1 and l2 of one core, l3 shared by `l3_threads` threads.
+
+    architecture is "x86_64", "aarch64" or what `platform.machine()` says otherwise;
+    features are LLVM's names ("avx512f", "neon") of what the processor has.
+    """
+
+    architecture: str
+    name: str
+    features: frozenset[str]
+    vector_bytes: int
+    vector_registers: int
+    l1: int
+    l2: int
+    l3: int
+    l3_threads: int
+
+    @property
+    def is_x86(self) -> bool:
+        """Whether x86 instructions and intrinsics may be used."""
+        return self.architecture == "x86_64"
+
+
+def architecture_name() -> str:
+    """`platform.machine()`, with one spelling per architecture."""
+    machine = platform.machine().lower()
+    return {"amd64": "x86_64", "arm64": "aarch64"}.get(machine, machine)
+
+
+def vector_shape(architecture: str, features: frozenset[str]) -> tuple[int, int]:
+    """Bytes of a vector register and the number of registers."""
+    if "avx512f" in features:
+        return 64, 32
+    if architecture == "x86_64":
+        return (32 if "avx" in features else 16), 16
+    return 16, 32 if architecture == "aarch64" else 16
+
+
+@cache
+def host() -> Host:
+    """The machine that this process runs on; asked for once."""
+    import llvmlite.binding as llvm
+
+    architecture = architecture_name()
+    features = frozenset(name for name, has in llvm.get_host_cpu_features().items() if has)
+    vector_bytes, vector_registers = vector_shape(architecture, features)
+    sizes = cache_sizes(_CPUS / "cpu0" / "cache")
+    l3, l3_threads = sizes.get(3, (FALLBACK_L3, 1))
+    return Host(
+        architecture=architecture,
+        name=llvm.get_host_cpu_name(),
+        features=features,
+        vector_bytes=vector_bytes,
+        vector_registers=vector_registers,
+        l1=sizes.get(1, (FALLBACK_L1, 1))[0],
+        l2=sizes.get(2, (FALLBACK_L2, 1))[0],
+        l3=l3,
+        l3_threads=l3_threads,
+    )
+
+
+def cache_sizes(folder: Path) -> dict[int, tuple[int, int]]:
+    """Level → (bytes, threads that share it) of a core's data caches, as sysfs describes them.
+
+    Levels that cannot be read are left out: containers hide them at times.
+    """
+    found: dict[int, tuple[int, int]] = {}
+    for index in sorted(folder.glob("index*")):
+        kind = _read(index / "type")
+        level = _read(index / "level")
+        size = parse_size(_read(index / "size"))
+        if kind in ("Data", "Unified") and level.isdecimal() and size:
+            found[int(level)] = (size, len(parse_cpu_list(_read(index / "shared_cpu_list"))) or 1)
+    return found
+
+
+def parse_size(text: str) -> int:
+    """Bytes of sysfs's "32K", "1M" or "1024"; 0 for anything else."""
+    scale = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}.get(text[-1:].upper(), 0)
+    digits = text[:-1] if scale else text
+    return int(digits) * (scale or 1) if digits.isdecimal() else 0
+
+
+def parse_cpu_list(text: str) -> list[int]:
+    """The numbers in sysfs's "0-3,8"; ranges that make no sense are left out."""
+    numbers: list[int] = []
+    for part in text.split(","):
+        first, _, last = part.partition("-")
+        if first.isdecimal() and (last.isdecimal() or not last):
+            numbers.extend(range(int(first), int(last or first) + 1))
+    return numbers
+
+
+def threads() -> int:
+    """How many threads a pool gets: the THREADS setting, else what affinity and quota allow."""
+    wanted = flag("THREADS")
+    if wanted < 0:
+        raise ValueError(f"THREADS={wanted}: expected a number of threads, or 0 for all of them")
+    return wanted or usable_threads()
+
+
+@cache
+def usable_threads() -> int:
+    """Processors that this process may really use, at least 1."""
+    if hasattr(os, "sched_getaffinity"):
+        count = len(os.sched_getaffinity(0))
+    else:
+        count = os.cpu_count() or 1
+    quota = cpu_quota(_CGROUPS, _read(Path("/proc/self/cgroup")))
+    return max(1, min(count, quota))
+
+
+def cpu_quota(root: Path, membership: str) -> int:
+    """Processors that the control groups in `membership` (/proc/self/cgroup) grant, rounded up.
+
+    Both versions of control groups, and every parent on the way up, count: the smallest wins.
+    Without a quota the answer is sys.maxsize.
+    """
+    limit = float(sys.maxsize)
+    for line in membership.splitlines():
+        number, _, rest = line.partition(":")
+        controllers, _, path = rest.partition(":")
+        if number == "0" and not controllers:
+            for folder in _upwards(root, path) + _upwards(root / "unified", path):
+                quota, _, period = _read(folder / "cpu.max").partition(" ")
+                limit = min(limit, _share(quota, period))
+        elif "cpu" in controllers.split(","):
+            for mount in ("cpu", "cpu,cpuacct"):
+                for folder in _upwards(root / mount, path):
+                    quota = _read(folder / "cpu.cfs_quota_us")
+                    limit = min(limit, _share(quota, _read(folder / "cpu.cfs_period_us")))
+    return int(-(-limit // 1)) if limit < sys.maxsize else sys.maxsize
+
+
+def _share(quota: str, period: str) -> float:
+    """Processors in a quota of microseconds per period; infinity where there is none."""
+    if quota.isdecimal() and period.isdecimal() and int(quota) and int(period):
+        return int(quota) / int(period)
+    return float("inf")
+
+
+def _upwards(root: Path, path: str) -> list[Path]:
+    """The folder `path` below root, and all its parents up to root.
+
+    A container may see a path of its host that does not exist here: root itself always counts.
+    """
+    names = [name for name in path.split("/") if name and name != ".."]
+    return [root.joinpath(*names[:depth]) for depth in range(len(names), -1, -1)]
+
+
+def _read(path: Path) -> str:
+    """The stripped text of a small file, empty where it cannot be read."""
+    try:
+        return path.read_text().strip()
+    except (OSError, UnicodeDecodeError):
+        return ""
+
+
+@cache
+def memory_bytes() -> int:
+    """Memory that this process may use: the machine's, or what its control groups grant."""
+    total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return memory_limit(_CGROUPS, _read(Path("/proc/self/cgroup")), total)
+
+
+def memory_limit(root: Path, membership: str, total: int) -> int:
+    """The smallest of `total` and the limits of the control groups in `membership`, in bytes."""
+    for line in membership.splitlines():
+        number, _, rest = line.partition(":")
+        controllers, _, path = rest.partition(":")
+        if number == "0" and not controllers:
+            files = [folder / "memory.max" for folder in _upwards(root, path)]
+        elif "memory" in controllers.split(","):
+            files = [f / "memory.limit_in_bytes" for f in _upwards(root / "memory", path)]
+        else:
+            files = []
+        for file in files:
+            limit = _read(file)
+            if limit.isdecimal() and int(limit):
+                total = min(total, int(limit))
+    return total

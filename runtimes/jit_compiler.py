@@ -1,0 +1,226 @@
+"""From the text of LLVM IR to machine code in memory.
+
+The renderer emits vectors, unrolling and registers itself, so LLVM only promotes stack slots to
+registers (SROA) and generates code. Object code is what is cached on disk: `compile` is nothing
+but `object_code` followed by `load`.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+import threading
+from collections.abc import Sequence
+from functools import cache
+from typing import Any
+
+import llvmlite.binding as llvm
+
+from minigrad.errors import CompileError
+from minigrad.runtimes.host import host
+
+# Name → how llvmlite's pass manager adds it.
+PASSES = {
+    "sroa": "add_sroa_pass",
+    "simplifycfg": "add_simplify_cfg_pass",
+    "instcombine": "add_instruction_combine_pass",
+    "gvn": "add_new_gvn_pass",
+    "dce": "add_dead_code_elimination_pass",
+    "dse": "add_dead_store_elimination_pass",
+    "sinking": "add_sinking_pass",
+    "reassociate": "add_reassociate_pass",
+}
+DEFAULT_PASSES = ("sroa",)
+
+# Code reaches its constants relative to the instruction: no address is loaded first. That bears
+# only 2 GiB of distance, so code and data of an object must come to lie in one piece of memory.
+_CODE_MODEL: dict[str, Any] = {"reloc": "pic", "codemodel": "small"}
+
+# Calls of functions outside go through the table of addresses (GOT), those that LLVM makes up
+# (memset, …) too: the size of that one piece is reckoned without the stubs of another table (PLT).
+_CALLS_BY_TABLE = """
+!llvm.module.flags = !{!999999}
+!999999 = !{i32 7, !"RtLibUseGOT", i32 1}
+"""
+
+_SYMBOL_TABLE = 2  # SHT_SYMTAB of the ELF specification
+_SYMBOL_BYTES = 24  # sizeof(Elf64_Sym)
+
+# llvmlite has a lock around each call of LLVM, but compiling takes several calls on one module.
+# Holding it over a fork keeps a child from inheriting LLVM in the middle of something.
+_lock = threading.RLock()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(
+        before=_lock.acquire, after_in_parent=_lock.release, after_in_child=_lock.release
+    )
+
+
+@cache
+def _initialize() -> None:
+    """Let LLVM know the host's code generator, and the parser that inline assembly needs."""
+    llvm.initialize_native_target()
+    llvm.initialize_native_asmprinter()
+    llvm.initialize_native_asmparser()
+
+
+@cache
+def llvm_version() -> str:
+    """Version of LLVM, e.g. "22.1.0": part of the key of the kernel cache."""
+    return ".".join(map(str, llvm.llvm_version_info))
+
+
+class Compiler:
+    """Compiles LLVM IR for one kind of processor.
+
+    cpu and features are LLVM's names; the host's if both are empty. `opt` is the effort of the
+    code generator (0 to 3), `passes` what runs before it (names in PASSES).
+    """
+
+    def __init__(
+        self,
+        cpu: str = "",
+        features: str = "",
+        opt: int = 2,
+        passes: Sequence[str] = DEFAULT_PASSES,
+    ) -> None:
+        unknown = [name for name in passes if name not in PASSES]
+        if unknown:
+            raise CompileError(f"unknown passes {unknown}; known: {', '.join(PASSES)}")
+        if not cpu and not features:
+            cpu, features = host().name, llvm.get_host_cpu_features().flatten()
+        self.cpu, self.features, self.opt, self.passes = cpu, features, opt, tuple(passes)
+        self._emitter: Any = None
+        self._builder: Any = None
+
+    @property
+    def key(self) -> str:
+        """What the object code depends on besides the IR, as text."""
+        return f"LLVM {llvm_version()} {self.cpu} {self.features} O{self.opt} {self.passes}"
+
+    def compile(self, ir_text: str, names: Sequence[str]) -> tuple[dict[str, int], object]:
+        """Machine code for a module: addresses of the functions `names`, and a keep-alive object.
+
+        The code lives as long as the second value does. CompileError quotes what LLVM found.
+        """
+        return self.load(self.object_code(ir_text), names)
+
+    def object_code(self, ir_text: str) -> bytes:
+        """The module as a relocatable object file, which `load` takes."""
+        with _lock:
+            module = self._optimized(ir_text)
+            return bytes(self._target_machine().emit_object(module))
+
+    def assembly(self, ir_text: str) -> str:
+        """The module as assembly text, for people."""
+        with _lock:
+            module = self._optimized(ir_text)
+            return str(self._target_machine().emit_assembly(module))
+
+    def optimized(self, ir_text: str) -> str:
+        """The module as IR text after the passes, for people."""
+        with _lock:
+            return str(self._optimized(ir_text))
+
+    def load(self, object_bytes: bytes, names: Sequence[str]) -> tuple[dict[str, int], object]:
+        """Bring object code into memory: addresses of `names`, and a keep-alive object.
+
+        The bytes must come from `object_code` unharmed: LLVM does not survive every damaged file.
+        """
+        wanted = undefined_symbols(object_bytes)
+        _initialize()
+        with _lock:
+            # An engine takes possession of its target machine and wants a module to begin with.
+            target = llvm.Target.from_triple(llvm.get_process_triple())
+            module = llvm.parse_assembly("", llvm.create_context())
+            # The last argument lays code and data of an object out side by side.
+            engine = llvm.create_mcjit_compiler(
+                module, target.create_target_machine(jit=True, **_CODE_MODEL), True
+            )
+            # Generating no code from an empty module would take longer than all the rest.
+            engine.remove_module(module)
+            # LLVM would end the process over a symbol that nobody defines.
+            lacking = [name for name in wanted if not llvm.address_of_symbol(name)]
+            if lacking:
+                raise CompileError(f"the code calls {lacking}, which this process does not have")
+            file = llvm.ObjectFileRef.from_data(object_bytes)
+            if not file._ptr:
+                raise CompileError("not an object file of this machine: compile the kernel anew")
+            engine.add_object_file(file)
+            # The engine owns the object now; llvmlite would free it a second time.
+            file.detach()
+            engine.finalize_object()
+            addresses = {name: int(engine.get_function_address(name)) for name in names}
+        missing = [name for name, address in addresses.items() if not address]
+        if missing:
+            raise CompileError(f"the object file has no functions named {missing}")
+        return addresses, engine
+
+    def _optimized(self, ir_text: str) -> Any:
+        """Parse, check and simplify a module, in an LLVM context of its own."""
+        _initialize()
+        try:
+            module = llvm.parse_assembly(ir_text + _CALLS_BY_TABLE, llvm.create_context())
+            module.verify()
+        except RuntimeError as error:
+            raise CompileError(f"LLVM refuses the IR of a kernel: {error}") from None
+        for function in module.functions:
+            if function.is_declaration and not function.name.startswith("llvm."):
+                function.add_function_attribute("nonlazybind")
+        machine = self._target_machine()
+        module.triple = machine.triple
+        module.data_layout = str(machine.target_data)
+        manager = llvm.create_new_module_pass_manager()
+        for name in self.passes:
+            getattr(manager, PASSES[name])()
+        manager.run(module, self._builder)
+        return module
+
+    def _target_machine(self) -> Any:
+        """The target machine that emits objects, with the pass builder that goes with it."""
+        if self._emitter is None:
+            self._emitter = self._new_target_machine()
+            options = llvm.create_pipeline_tuning_options(speed_level=self.opt)
+            self._builder = llvm.create_pass_builder(self._emitter, options)
+        return self._emitter
+
+    def _new_target_machine(self) -> Any:
+        _initialize()
+        target = llvm.Target.from_triple(llvm.get_process_triple())
+        return target.create_target_machine(
+            cpu=self.cpu, features=self.features, opt=self.opt, jit=True, **_CODE_MODEL
+        )
+
+
+def undefined_symbols(object_bytes: bytes) -> list[str]:
+    """Names that an ELF object (64 bits, little-endian) expects to find elsewhere.
+
+    Other formats give an empty list. CompileError for a file that is cut off or makes no sense.
+    """
+    if object_bytes[:6] != b"\x7fELF\x02\x01":
+        return []
+    try:
+        (sections_at,) = struct.unpack_from("<Q", object_bytes, 0x28)
+        section_size, count = struct.unpack_from("<HH", object_bytes, 0x3A)
+        # Of each section header: type, offset, size, index of the section that has its names.
+        headers = [
+            struct.unpack_from("<4xI16xQQI", object_bytes, sections_at + index * section_size)
+            for index in range(count)
+        ]
+        names = []
+        for kind, offset, size, link in headers:
+            if kind == _SYMBOL_TABLE:
+                for entry in range(offset + _SYMBOL_BYTES, offset + size, _SYMBOL_BYTES):
+                    name, section = struct.unpack_from("<I2xH", object_bytes, entry)
+                    if section == 0:
+                        begin = headers[link][1] + name
+                        end = object_bytes.index(b"\0", begin)
+                        names.append(object_bytes[begin:end].decode())
+    except (struct.error, IndexError, ValueError):
+        raise CompileError("a damaged object file: compile the kernel anew") from None
+    return names
+
+
+@cache
+def host_compiler() -> Compiler:
+    """The compiler for this machine."""
+    return Compiler()

@@ -1,0 +1,398 @@
+"""The reference device, REF: evaluates a graph node by node with numpy.
+
+It is slow and plain on purpose. What an operation means on every device, edge cases included, is
+what the functions of this file compute. `evaluate` also runs a graph of any device in float64,
+which is what gradients and losses are compared with.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+from numpy.typing import NDArray
+
+from minigrad.device import Buffer
+from minigrad.dtype import DType, dtypes
+from minigrad.errors import DeviceError
+from minigrad.graph.canonical import Graph
+from minigrad.graph.node import ELEMENTWISE, REDUCTIONS, Node, Op, Shape, topological
+from minigrad.graph.rewrite import rewrite
+from minigrad.graph.simplify import bitcast_of_bitcast
+from minigrad.graph.symbolic import evaluate as number
+from minigrad.graph.symbolic import high, numel
+
+Array = NDArray[Any]
+
+_NUMPY: dict[DType, np.dtype[Any]] = {
+    dtype: np.dtype(ml_dtypes.bfloat16 if dtype is dtypes.bfloat16 else dtype.name)
+    for dtype in vars(dtypes).values()
+    if isinstance(dtype, DType)
+}
+
+
+def numpy_dtype(dtype: DType) -> np.dtype[Any]:
+    """The numpy dtype of a minigrad dtype (bfloat16: that of ml_dtypes)."""
+    return _NUMPY[dtype]
+
+
+class Frame:
+    """What the evaluation of one call knows: the variables' values and the precision.
+
+    wide: every float node is evaluated in float64, whatever its dtype.
+    """
+
+    def __init__(self, variables: Mapping[str, int], wide: bool) -> None:
+        self.variables, self.wide = variables, wide
+
+    def dtype(self, dtype: DType) -> np.dtype[Any]:
+        """The numpy dtype in which values of `dtype` are held."""
+        return np.dtype(np.float64) if self.wide and dtype.is_float else _NUMPY[dtype]
+
+    def shape(self, shape: Shape) -> tuple[int, ...]:
+        """A shape's extents in this call."""
+        return tuple(number(extent, self.variables) for extent in shape)
+
+
+# --- elementwise ---------------------------------------------------------------------------------
+
+
+def _is_float(x: Array) -> bool:
+    return x.dtype.kind == "f" or x.dtype == _NUMPY[dtypes.bfloat16]
+
+
+def _widened(x: Array) -> Array:
+    """float16 and bfloat16 are computed in float32 and rounded once."""
+    return x.astype(np.float32) if _is_float(x) and x.dtype.itemsize == 2 else x
+
+
+def _precise(function: Callable[..., Array]) -> Callable[..., Array]:
+    """Transcendental functions are computed in float64 and rounded once.
+
+    So the error that a comparison shows is the device's own.
+    """
+    return lambda *operands: function(*(x.astype(np.float64) for x in operands))
+
+
+def _erf(x: Array) -> Array:
+    return np.asarray(np.frompyfunc(math.erf, 1, 1)(x), dtype=np.float64)
+
+
+def _floor_divide(x: Array, y: Array) -> Array:
+    """Floor division of integers; x // 0 = 0, INT_MIN // −1 wraps to INT_MIN."""
+    special = (y == 0) | (y == -1) if y.dtype.kind == "i" else y == 0
+    quotient = np.floor_divide(x, np.where(special, np.ones_like(y), y))
+    return np.where(y == 0, np.zeros_like(x), np.where(special, np.negative(x), quotient))
+
+
+def _modulo(x: Array, y: Array) -> Array:
+    """Remainder with the sign of the divisor; for integers x % 0 = 0."""
+    if _is_float(x):
+        return np.asarray(np.remainder(x, y))
+    special = (y == 0) | (y == -1) if y.dtype.kind == "i" else y == 0
+    rest = np.remainder(x, np.where(special, np.ones_like(y), y))
+    return np.where(special, np.zeros_like(x), rest)
+
+
+def _in_width(count: Array) -> Array:
+    """Which shift counts are smaller than the width (a negative count is a huge unsigned one)."""
+    return (count >= 0) & (count < count.dtype.itemsize * 8)
+
+
+def _shift_left(x: Array, count: Array) -> Array:
+    fits = _in_width(count)
+    return np.where(fits, np.left_shift(x, np.where(fits, count, 0)), np.zeros_like(x))
+
+
+def _shift_right(x: Array, count: Array) -> Array:
+    fits = _in_width(count)
+    sign = np.where(x < 0, np.full_like(x, -1), np.zeros_like(x)) if x.dtype.kind == "i" else 0
+    return np.where(fits, np.right_shift(x, np.where(fits, count, 0)), sign).astype(x.dtype)
+
+
+_ELEMENTWISE: dict[Op, Callable[..., Any]] = {
+    Op.NEG: np.negative, Op.NOT: np.invert, Op.SQRT: np.sqrt,
+    Op.EXP: _precise(np.exp), Op.EXP2: _precise(np.exp2),
+    Op.LOG: _precise(np.log), Op.LOG2: _precise(np.log2),
+    Op.SIN: _precise(np.sin), Op.COS: _precise(np.cos), Op.TANH: _precise(np.tanh),
+    Op.ERF: _precise(_erf), Op.POW: _precise(np.power),
+    Op.FLOOR: np.floor, Op.CEIL: np.ceil, Op.TRUNC: np.trunc, Op.ROUND: np.rint,
+    Op.ADD: np.add, Op.SUB: np.subtract, Op.MUL: np.multiply, Op.DIV: np.divide,
+    Op.IDIV: _floor_divide, Op.MOD: _modulo, Op.MAXIMUM: np.maximum, Op.MINIMUM: np.minimum,
+    Op.LT: np.less, Op.LE: np.less_equal, Op.EQ: np.equal, Op.NE: np.not_equal,
+    Op.AND: np.bitwise_and, Op.OR: np.bitwise_or, Op.XOR: np.bitwise_xor,
+    Op.SHL: _shift_left, Op.SHR: _shift_right, Op.WHERE: np.where,
+}  # fmt: skip
+
+
+def _elementwise(node: Node, src: Sequence[Array], frame: Frame) -> Array:
+    result = np.asarray(_ELEMENTWISE[node.op](*(_widened(x) for x in src)))
+    return result.astype(frame.dtype(node.dtype), copy=False)
+
+
+def _cast(node: Node, src: Sequence[Array], frame: Frame) -> Array:
+    """Float → int truncates and saturates, NaN → 0; int → int wraps; anything → bool is x ≠ 0."""
+    x, dtype = src[0], node.dtype
+    if dtype.is_bool:
+        return np.asarray(_widened(x) != 0)
+    target = frame.dtype(dtype)
+    if not (dtype.is_int and _is_float(x)):
+        via_float32 = dtype is dtypes.bfloat16 and not frame.wide
+        return (x.astype(np.float32) if via_float32 else x).astype(target)
+    whole = np.trunc(x.astype(np.float64))
+    low, high_ = int(dtype.minimum), int(dtype.maximum)
+    # float(high_) may round up to high_ + 1, which is a power of two and so is always exact
+    below, above = whole < float(low), whole >= float(high_ + 1)
+    fits = ~(below | above | np.isnan(whole))
+    result = np.where(fits, whole, 0.0).astype(target)
+    result = np.where(below, np.array(low, target), result)
+    return np.where(above, np.array(high_, target), result)
+
+
+def _bitcast(node: Node, src: Sequence[Array], frame: Frame) -> Array:
+    inner = node.src[0]
+    narrow = np.ascontiguousarray(src[0].astype(_NUMPY[inner.dtype])).reshape(src[0].shape)
+    return narrow.view(_NUMPY[node.dtype]).astype(frame.dtype(node.dtype))
+
+
+# --- reductions ----------------------------------------------------------------------------------
+
+
+def _reduce(node: Node, src: Sequence[Array], frame: Frame) -> Array:
+    """float16 and bfloat16 accumulate in float32, everything else in its own dtype.
+
+    Over no elements: 0, dtype.minimum, 1. On bool SUM and MAX are "any" and PROD is "all".
+    """
+    x = _widened(src[0])
+    kept = [axis for axis in range(x.ndim) if axis not in node.arg]
+    count = math.prod(x.shape[axis] for axis in node.arg)
+    # the reduced elements lie side by side, so that numpy sums them pairwise
+    rows = np.ascontiguousarray(x.transpose(*kept, *node.arg))
+    rows = rows.reshape(*(x.shape[axis] for axis in kept), count)
+    if node.dtype.is_bool:
+        function = np.logical_and if node.op is Op.PROD else np.logical_or
+        result = function.reduce(rows, axis=-1)
+    elif node.op is Op.SUM:
+        result = np.add.reduce(rows, axis=-1, dtype=rows.dtype)
+    elif node.op is Op.PROD:
+        result = np.multiply.reduce(rows, axis=-1, dtype=rows.dtype)
+    else:
+        result = np.maximum.reduce(rows, axis=-1, initial=node.dtype.minimum)
+    return np.asarray(result).astype(frame.dtype(node.dtype)).reshape(frame.shape(node.shape))
+
+
+# --- movement ------------------------------------------------------------------------------------
+
+
+def _reshape(node: Node, src: Sequence[Array], frame: Frame) -> Array:
+    return src[0].reshape(frame.shape(node.shape))
+
+
+def _permute(node: Node, src: Sequence[Array], frame: Frame) -> Array:
+    return src[0].transpose(node.arg)
+
+
+def _expand(node: Node, src: Sequence[Array], frame: Frame) -> Array:
+    return np.broadcast_to(src[0], frame.shape(node.shape))
+
+
+def _pad(node: Node, src: Sequence[Array], frame: Frame) -> Array:
+    result = np.zeros(frame.shape(node.shape), src[0].dtype)
+    starts = (number(before, frame.variables) for before, _ in node.arg)
+    inside = tuple(slice(s, s + n) for s, n in zip(starts, src[0].shape, strict=True))
+    result[inside] = src[0]
+    return result
+
+
+def _shrink(node: Node, src: Sequence[Array], frame: Frame) -> Array:
+    pairs = (frame.shape(pair) for pair in node.arg)
+    return src[0][tuple(slice(start, stop) for start, stop in pairs)]
+
+
+def _flip(node: Node, src: Sequence[Array], frame: Frame) -> Array:
+    return np.flip(src[0], node.arg)
+
+
+# --- addressed by data ---------------------------------------------------------------------------
+
+
+def _places(index: Array, axis: int, extent: int) -> tuple[Array, tuple[Array, ...]]:
+    """Which indices lie in 0 … extent − 1, and where each of those points, one array per axis."""
+    valid = (index >= 0) & (index < extent)
+    places = list(np.nonzero(valid))
+    places[axis] = index[valid].astype(np.int64)
+    return valid, tuple(places)
+
+
+def _gather(node: Node, src: Sequence[Array], frame: Frame) -> Array:
+    x, index = src
+    valid, places = _places(index, node.arg, x.shape[node.arg])
+    result = np.zeros(index.shape, x.dtype)
+    result[valid] = x[places]
+    return result
+
+
+def _scatter_add(node: Node, src: Sequence[Array], frame: Frame) -> Array:
+    """Additions are made one by one in row-major order of x (float16, bfloat16: in float32)."""
+    base, index, x = src
+    valid, places = _places(index, node.arg, base.shape[node.arg])
+    result = _widened(base).copy()
+    if places[0].size:
+        np.add.at(result, places, _widened(x)[valid])
+    return result.astype(frame.dtype(node.dtype), copy=False)
+
+
+# --- sources and the engine's own ----------------------------------------------------------------
+
+
+def _const(node: Node, src: Sequence[Array], frame: Frame) -> Array:
+    value = np.array(node.arg, frame.dtype(node.dtype))
+    return np.broadcast_to(value, frame.shape(node.shape))
+
+
+def _iota(node: Node, src: Sequence[Array], frame: Frame) -> Array:
+    (length,) = frame.shape(node.shape)
+    return np.arange(length, dtype=np.int64).astype(frame.dtype(node.dtype))
+
+
+def _variable(node: Node, src: Sequence[Array], frame: Frame) -> Array:
+    return np.array(number(node.arg, frame.variables), np.int32)
+
+
+def _identity(node: Node, src: Sequence[Array], frame: Frame) -> Array:
+    return src[-1]
+
+
+Meaning = Callable[[Node, Sequence[Array], Frame], Array]
+
+MEANING: dict[Op, Meaning] = {
+    **dict.fromkeys(ELEMENTWISE, _elementwise), Op.CAST: _cast, Op.BITCAST: _bitcast,
+    **dict.fromkeys(REDUCTIONS, _reduce),
+    Op.RESHAPE: _reshape, Op.PERMUTE: _permute, Op.EXPAND: _expand, Op.PAD: _pad,
+    Op.SHRINK: _shrink, Op.FLIP: _flip, Op.GATHER: _gather, Op.SCATTER_ADD: _scatter_add,
+    Op.CONST: _const, Op.IOTA: _iota, Op.VARIABLE: _variable,
+    Op.CONTIGUOUS: _identity, Op.ASSIGN: _identity, Op.COPY: _identity,
+}  # fmt: skip
+
+
+# --- whole graphs --------------------------------------------------------------------------------
+
+
+def _compute(
+    order: Sequence[Node], roots: Sequence[Node], load: Callable[[Node], Array], frame: Frame
+) -> list[Array]:
+    """The roots' values; each intermediate is dropped after its last use."""
+    uses: dict[Node, int] = dict.fromkeys(order, 0)
+    for used in (*roots, *(source for node in order for source in node.src)):
+        uses[used] += 1
+    values: dict[Node, Array] = {}
+    with np.errstate(all="ignore"):
+        for node in order:
+            src = [values[source] for source in node.src]
+            meaning = MEANING.get(node.op)
+            values[node] = meaning(node, src, frame) if meaning else load(node)
+            for source in node.src:
+                uses[source] -= 1
+                if not uses[source]:
+                    values.pop(source, None)
+    return [values[root] for root in roots]
+
+
+def _view(memory: Array, dtype: DType, shape: Shape, frame: Frame) -> Array:
+    """The part of a buffer that an array of `shape` occupies: strides are those of upper bounds."""
+    upper = tuple(high(extent) for extent in shape)
+    flat = memory[: numel(shape) * dtype.itemsize].view(_NUMPY[dtype])
+    return flat.reshape(upper)[(..., *(slice(n) for n in frame.shape(shape)))]
+
+
+class ReferenceProgram:
+    """A canonical graph that is interpreted at each call."""
+
+    def __init__(self, graph: Graph) -> None:
+        self.graph = graph
+        self.order = topological(graph.roots)
+
+    def run(self, buffers: Sequence[Buffer], variables: dict[str, int]) -> None:
+        """Compute every root, then write each into its slot."""
+        graph, frame = self.graph, Frame(variables, wide=False)
+        written = set(graph.outputs)
+
+        def load(node: Node) -> Array:
+            view = _view(buffers[node.arg].memory, node.dtype, node.shape, frame)
+            return view.copy() if node.arg in written else view
+
+        results = _compute(self.order, graph.roots, load, frame)
+        for root, slot, result in zip(graph.roots, graph.outputs, results, strict=True):
+            _view(buffers[slot].memory, root.dtype, root.shape, frame)[...] = result
+
+
+class ReferenceRuntime:
+    """Memory is an array of bytes; everything is done when a call returns."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def allocate(self, nbytes: int) -> Array:
+        """Zeroed memory, so that a program that reads too much gives the same result each time."""
+        return np.zeros(nbytes, np.uint8)
+
+    def free(self, memory: Array, nbytes: int) -> None:
+        """Nothing to do: the array goes with its last reference."""
+
+    def copy_in(self, memory: Array, data: memoryview) -> None:
+        """Fill the first len(data) bytes of memory."""
+        memory[: data.nbytes] = np.frombuffer(data, np.uint8)
+
+    def copy_out(self, memory: Array, data: memoryview) -> None:
+        """Read the first len(data) bytes of memory into `data`."""
+        data[:] = memory[: data.nbytes].data
+
+    def compile(self, graph: Graph) -> ReferenceProgram:
+        """A program that interprets the graph."""
+        return ReferenceProgram(graph)
+
+    def synchronize(self) -> None:
+        """Nothing is ever left to wait for."""
+
+
+def open_device(name: str) -> ReferenceRuntime:
+    """The runtime of the device called `name` ("REF", "REF:1", …)."""
+    return ReferenceRuntime(name)
+
+
+def evaluate(
+    roots: Sequence[Node],
+    values: Mapping[Any, Array] | None = None,
+    variables: Mapping[str, int] | None = None,
+    precision: str | None = None,
+) -> list[Array]:
+    """The values of nodes of any device, as numpy arrays.
+
+    values: an array for each BUFFER's `arg` (a device Buffer, or the slot of a canonical graph);
+    a device Buffer that is not given is read from its device. variables: values of symbolic
+    integers that are not bound. precision: None (each node in its own dtype) or "float64" (every
+    float node in float64, a float's CAST to a narrower float included).
+    """
+    if precision not in (None, "float64"):
+        raise ValueError(f"evaluate(precision={precision!r}): expected None or 'float64'")
+    given, frame = values or {}, Frame(variables or {}, precision == "float64")
+    if frame.wide:  # to bits and back, as detach does it, must not round to the narrow dtype
+        roots = rewrite(roots, {Op.BITCAST: [bitcast_of_bitcast]})
+
+    def load(node: Node) -> Array:
+        if node.arg in given:
+            array = np.asarray(given[node.arg])
+            shape = frame.shape(node.shape)
+            if array.shape != shape:
+                raise ValueError(f"evaluate: {node!r} was given {array.shape}, expected {shape}")
+        elif isinstance(node.arg, Buffer):
+            memory = np.frombuffer(node.arg.copy_out(), np.uint8)
+            array = _view(memory, node.dtype, node.shape, frame)
+        else:
+            raise DeviceError(f"evaluate: no value was given for {node!r}")
+        return array.astype(frame.dtype(node.dtype))
+
+    return [np.array(x) for x in _compute(topological(roots), roots, load, frame)]

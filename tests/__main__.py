@@ -1,0 +1,80 @@
+"""All checks in turn: `python tests` runs lint, types and tests, and says how each ended.
+
+Arguments choose some of them (`python tests lint types`); what follows `--` goes to pytest
+(`python tests tests -- -k gpt`). The exit status is 0 only if every check that ran succeeded.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def call(arguments: Sequence[str], folder: Path) -> bool:
+    """Run a module of this interpreter in a folder that stays off its import path."""
+    return subprocess.run([sys.executable, "-P", "-m", *arguments], cwd=folder).returncode == 0
+
+
+def lint(extra: Sequence[str]) -> bool:
+    """Ruff with the rules of pyproject.toml."""
+    return call(["ruff", "check", "."], ROOT)
+
+
+def types(extra: Sequence[str]) -> bool:
+    """Check mypy's strict rules on a copy whose folders lie as setup.py installs them.
+
+    mypy follows neither `package_dir` nor an editable install's mapping of folders.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        place = Path(folder)
+        ignored = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(ROOT / "minigrad", place / "minigrad", ignore=ignored)
+        for name in ("runtimes", "models"):
+            shutil.copytree(ROOT / name, place / "minigrad" / name, ignore=ignored)
+        settings = str(ROOT / "pyproject.toml")
+        cache = str(ROOT / ".mypy_cache")
+        return call(
+            ["mypy", "--config-file", settings, "--cache-dir", cache, "-p", "minigrad"], place
+        )
+
+
+def tests(extra: Sequence[str]) -> bool:
+    """Every test below tests/, against the installed package."""
+    return call(["pytest", *(extra or ["-q"])], ROOT)
+
+
+CHECKS = {"lint": lint, "types": types, "tests": tests}
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the checks that were asked for (all of them by default); gives the exit status."""
+    given = list(arguments)
+    border = given.index("--") if "--" in given else len(given)
+    parser = argparse.ArgumentParser(prog="python tests", description=(__doc__ or "").strip())
+    parser.add_argument("checks", nargs="*", metavar="check", help=", ".join(CHECKS))
+    chosen = parser.parse_args(given[:border]).checks or list(CHECKS)
+    for name in chosen:
+        if name not in CHECKS:
+            parser.error(f"unknown check {name!r}: expected {', '.join(CHECKS)}")
+    failed = []
+    for name in chosen:
+        print(f"== {name}", flush=True)
+        start = time.monotonic()
+        good = CHECKS[name](given[border + 1 :])
+        took = time.monotonic() - start
+        print(f"== {name}: {'good' if good else 'FAILED'} after {took:.0f} s\n", flush=True)
+        if not good:
+            failed.append(name)
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,128 @@
+"""Ten million launches of random shapes through the CPU's thread pool, every chunk checked.
+
+    python -m tests.bench.pool_stress [--launches 10000000] [--threads 1 2 3 4 8] [--seconds 240]
+
+Launches come in pairs: the first adds 1 to a cell for each of its iterations, the second takes
+every cell back to 0 and counts those that were not 1. An error is thus an iteration that ran
+twice or never, or a launch that began before the one before had ended. A third counter holds the
+number of calls, which must be the number of chunks.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import random
+import time
+
+from minigrad.runtimes.cpu_driver import MOST_CHUNKS, SPINS
+from minigrad.runtimes.cpu_pool import FLAG_ALONE, Launch, Pool
+from minigrad.runtimes.jit_compiler import host_compiler
+
+MOST_ITERATIONS = 256
+_LOOP = """
+define void @NAME(i64 %begin, i64 %end, ptr %args, ptr %scratch) {
+entry:
+  %cells = load ptr, ptr %args
+  %errors.at = getelementptr ptr, ptr %args, i64 1
+  %errors = load ptr, ptr %errors.at
+  %calls = getelementptr i64, ptr %errors, i64 1
+  %call = atomicrmw add ptr %calls, i64 1 monotonic
+  br label %loop
+loop:
+  %i = phi i64 [ %begin, %entry ], [ %i.next, %next ]
+  %cell = getelementptr i32, ptr %cells, i64 %i
+  BODY
+next:
+  %i.next = add i64 %i, 1
+  %again = icmp slt i64 %i.next, %end
+  br i1 %again, label %loop, label %done
+done:
+  ret void
+}
+"""
+_MARK_BODY = """%old = atomicrmw add ptr %cell, i32 1 monotonic
+  br label %next"""
+_CHECK_BODY = """%old = atomicrmw xchg ptr %cell, i32 0 monotonic
+  %wrong = icmp ne i32 %old, 1
+  br i1 %wrong, label %error, label %next
+error:
+  %unused = atomicrmw add ptr %errors, i64 1 monotonic
+  br label %next"""
+MARK = _LOOP.replace("NAME", "mark").replace("BODY", _MARK_BODY)
+CHECK = _LOOP.replace("NAME", "check").replace("BODY", _CHECK_BODY)
+
+
+def table_of_pairs(
+    pairs: int, args: int, kernels: dict[str, int], source: random.Random
+) -> tuple[ctypes.Array[Launch], int]:
+    """A table of random pairs of launches, and the number of chunks in it (0 to 64 a launch)."""
+    table = (Launch * (2 * pairs))()
+    chunks = 0
+    for pair in range(pairs):
+        total = source.randrange(MOST_ITERATIONS)
+        for index, name in enumerate(("mark", "check")):
+            parts = source.randrange(1, 65)
+            grain = max(1, -(-total // parts))
+            flags = FLAG_ALONE if source.random() < 0.1 else 0
+            table[2 * pair + index] = Launch(kernels[name], args, total, grain, flags)
+            chunks += -(-total // grain)
+    return table, chunks
+
+
+def stress(
+    launches: int, threads: int, seed: int = 0, spins: int = SPINS, most_chunks: int = MOST_CHUNKS,
+    shuffle: bool = False, seconds: float = float("inf"), table_length: int = 2000,
+) -> tuple[int, float]:  # fmt: skip
+    """Run about `launches` launches; gives how many it was and the seconds they took.
+
+    AssertionError if an iteration or a chunk did not run exactly once. Stops after `seconds`.
+    """
+    kernels, code = host_compiler().compile(MARK + CHECK, ["mark", "check"])
+    cells = (ctypes.c_int32 * MOST_ITERATIONS)()
+    counters = (ctypes.c_int64 * 2)()  # errors, calls
+    args = (ctypes.c_int64 * 2)(ctypes.addressof(cells), ctypes.addressof(counters))
+    source = random.Random(seed)
+    pool = Pool(threads, "stress", spins, most_chunks)
+    done, taken, expected = 0, 0.0, 0
+    while done < launches and taken < seconds:
+        table, chunks = table_of_pairs(table_length // 2, ctypes.addressof(args), kernels, source)
+        rounds = min(10, max(1, (launches - done) // table_length))
+        if shuffle:
+            pool.shuffle(source.getrandbits(32) | 1)
+        begin = time.perf_counter()
+        for _ in range(rounds):
+            pool.run(ctypes.addressof(table), len(table))
+        taken += time.perf_counter() - begin
+        done += rounds * len(table)
+        expected += rounds * chunks
+        errors, calls = counters
+        assert errors == 0, f"{errors} iterations did not run exactly once, or out of order"
+        assert calls == expected, f"{calls} calls of kernels instead of {expected}"
+    pool.close()
+    assert not any(cells), "a cell was marked after the last check"
+    del code
+    return done, taken
+
+
+def main() -> None:
+    """Run the stress test for each number of threads and print the time of a launch."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--launches", type=int, default=10_000_000, help="over all runs together")
+    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2, 3, 4, 8])
+    parser.add_argument("--seconds", type=float, default=240.0, help="over all runs together")
+    options = parser.parse_args()
+    runs = len(options.threads)
+    for threads in options.threads:
+        done, taken = stress(
+            options.launches // runs, threads, seed=threads, seconds=options.seconds / runs
+        )
+        print(
+            f"{threads} threads: {done:,} launches in {taken:.1f} s, "
+            f"{taken / done * 1e6:.2f} µs each",
+            flush=True,
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,109 @@
+"""When two results agree: the same dtype, shape, NaNs and infinities, and values near enough.
+
+How near is said by a `Tolerance` in units of the dtype's rounding error, never by a bare number:
+a bound that holds for float32 then holds for float16 and float64 too.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+EPSILON = {"float64": 2.0**-52, "float32": 2.0**-23, "float16": 2.0**-10, "bfloat16": 2.0**-7}
+# The smallest normal number: below it, an error is counted in units of the smallest step.
+TINY = {"float64": 2.0**-1022, "float32": 2.0**-126, "float16": 2.0**-14, "bfloat16": 2.0**-126}
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """How far two float results may differ.
+
+    ulps: rounding errors relative to each element. scale: rounding errors relative to the largest
+    magnitude that took part (operands and results), where a sum may cancel. terms: further such
+    errors per summand, in the accumulator's precision (float32 for the two half types), because
+    the order of a sum is free. All 0: bit for bit, the sign of zero included.
+    """
+
+    ulps: float = 0
+    scale: float = 0
+    terms: float = 0
+
+    @property
+    def exact(self) -> bool:
+        """True where nothing may differ."""
+        return not (self.ulps or self.scale or self.terms)
+
+    def bound(
+        self, expected: np.ndarray, dtype: str, magnitude: float, summands: float
+    ) -> np.ndarray:
+        """The largest allowed difference of each element."""
+        epsilon = EPSILON[dtype]
+        accumulator = min(epsilon, EPSILON["float32"])
+        relative = self.ulps * epsilon * np.maximum(np.abs(expected), TINY[dtype])
+        absolute = (self.scale * epsilon + self.terms * summands * accumulator) * magnitude
+        return relative + absolute
+
+
+EXACT = Tolerance()
+
+
+def name_of(array: np.ndarray) -> str:
+    """The dtype's name, as minigrad says it."""
+    return str(array.dtype)
+
+
+def largest(*arrays: np.ndarray) -> float:
+    """The largest finite magnitude in any of the arrays, at least 1."""
+    most = 1.0
+    for array in arrays:
+        values = np.abs(np.asarray(array, np.float64))
+        finite = values[np.isfinite(values)]
+        if finite.size:
+            most = max(most, float(finite.max()))
+    return most
+
+
+def _describe(actual: np.ndarray, expected: np.ndarray, wrong: np.ndarray, what: str) -> str:
+    places = np.argwhere(wrong)
+    lines = [f"{what}: {len(places)} of {wrong.size} elements of shape {wrong.shape} differ"]
+    for place in places[:4]:
+        index = tuple(int(i) for i in place)
+        lines.append(f"  at {index}: got {actual[index]!r}, expected {expected[index]!r}")
+    return "\n".join(lines)
+
+
+def _same_bits(actual: np.ndarray, expected: np.ndarray) -> np.ndarray:
+    """Equal, with NaN equal to NaN and −0 different from +0."""
+    if name_of(expected) not in EPSILON:
+        return actual == expected
+    a, e = actual.astype(np.float64), expected.astype(np.float64)
+    return (np.isnan(a) & np.isnan(e)) | ((a == e) & (np.signbit(a) == np.signbit(e)))
+
+
+def difference(
+    actual: np.ndarray,
+    expected: np.ndarray,
+    tolerance: Tolerance,
+    operands: tuple[np.ndarray, ...] = (),
+    summands: float = 1,
+) -> str | None:
+    """What is wrong with `actual`, or None. Both must have one dtype; integers must be equal."""
+    actual, expected = np.asarray(actual), np.asarray(expected)
+    dtype = name_of(expected)
+    if actual.shape != expected.shape or name_of(actual) != dtype:
+        return f"got {actual.shape} {name_of(actual)}, expected {expected.shape} {dtype}"
+    if dtype not in EPSILON or tolerance.exact:
+        wrong = ~_same_bits(actual, expected)
+        return _describe(actual, expected, wrong, "not equal") if wrong.any() else None
+    a, e = actual.astype(np.float64), expected.astype(np.float64)
+    with np.errstate(all="ignore"):
+        finite = np.isfinite(a) & np.isfinite(e)
+        same = (np.isnan(a) & np.isnan(e)) | (a == e)
+        magnitude = largest(expected, *(o for o in operands if name_of(o) in EPSILON))
+        near = np.abs(a - e) <= tolerance.bound(e, dtype, magnitude, summands)
+    wrong = ~(same | (finite & near))
+    if not wrong.any():
+        return None
+    worst = float(np.max(np.where(finite & wrong, np.abs(a - e), 0), initial=0))
+    return _describe(actual, expected, wrong, f"too far (largest difference {worst:.3g})")

@@ -1,0 +1,25 @@
+"""Hypothesis profiles of the property harness.
+
+"ci" (the default): modest numbers of examples, chosen anew in each run; a failure prints the seed
+(`--hypothesis-seed`) and a blob that reproduces it. "long": `--hypothesis-profile=long`, for a night.
+"""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+COMMON = {
+    "deadline": None,  # the first call of a kernel compiles it
+    "print_blob": True,
+    "derandomize": False,
+    "suppress_health_check": [HealthCheck.too_slow, HealthCheck.data_too_large],
+}
+settings.register_profile("ci", max_examples=5, database=None, **COMMON)
+settings.register_profile("long", max_examples=300, **COMMON)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Use the profile "ci" unless the command line names another."""
+    if not config.getoption("--hypothesis-profile", default=None):
+        settings.load_profile("ci")

@@ -1,0 +1,31 @@
+"""The one table of operations that drives every property test.
+
+To add an operation to Tensor, add a row to the `table_*` file of its family: the row then is tested
+forward and backward, on each dtype, layout and edge shape, on every device.
+"""
+
+from __future__ import annotations
+
+from minigrad import Tensor
+
+from .operation import Operation
+from .table_binary import BINARY
+from .table_contraction import CONTRACTION
+from .table_indexing import INDEXING
+from .table_movement import MOVEMENT
+from .table_reduce import REDUCE
+from .table_unary import UNARY
+
+ROWS: tuple[Operation, ...] = (
+    *UNARY, *BINARY, *REDUCE, *MOVEMENT, *INDEXING, *CONTRACTION,
+)  # fmt: skip
+
+
+def exists(operation: Operation) -> bool:
+    """Whether Tensor has what the row tests."""
+    return all(hasattr(Tensor, name) for name in operation.covers)
+
+
+OPERATIONS = tuple(operation for operation in ROWS if exists(operation))
+WAITING = tuple(operation for operation in ROWS if not exists(operation))
+BY_NAME = {operation.name: operation for operation in OPERATIONS}

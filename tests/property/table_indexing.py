@@ -1,0 +1,234 @@
+"""Rows of the operation table: what is addressed by data, and writes into parts of a tensor."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from hypothesis import strategies as st
+
+from .inputs import ALL, FLOATS, NUMBERS
+from .layouts import Shape
+from .operation import SUMMED, Operation
+from .plans import Plan, Plans, drawn, fixed, shapes
+from .table_unary import method
+
+Parameters = dict[str, Any]
+
+
+def _slice(draw: Any, n: int) -> slice:
+    bound = st.none() | st.integers(-n - 2, n + 2)
+    step = draw(st.sampled_from((None, 1, 2, 3, -1, -2)))
+    return slice(draw(bound), draw(bound), step)
+
+
+def _key(draw: Any, shape: Shape) -> tuple[Any, ...]:
+    """A basic index of numpy: ints, slices with steps of either sign, None, one Ellipsis."""
+    given = draw(st.integers(0, len(shape)))
+    key: list[Any] = []
+    for n in shape[:given]:
+        whole = n == 0 or draw(st.booleans())
+        key.append(_slice(draw, n) if whole else draw(st.integers(-n, n - 1)))
+    if draw(st.booleans()):
+        key.insert(draw(st.integers(0, len(key))), None)
+    if given == len(shape) and draw(st.booleans()):
+        key.insert(draw(st.integers(0, len(key))), Ellipsis)
+    return tuple(key)
+
+
+def _basic(draw: Any) -> Plan:
+    shape = draw(shapes())
+    return Plan((shape,), {"key": _key(draw, shape)})
+
+
+_KEYS: list[tuple[Shape, tuple[Any, ...]]] = [
+    ((9,), (0,)),
+    ((9,), (-1,)),
+    ((17,), (slice(None, None, -1),)),
+    ((33,), (slice(1, 32),)),
+    ((33,), (slice(30, 2, -3),)),
+    ((5, 33), (Ellipsis, 3)),
+    ((5, 33), (slice(None), None, slice(16, None))),
+    ((2, 3, 4), (1, Ellipsis, slice(0, 0))),
+    ((), (None, Ellipsis)),
+    ((3, 0, 2), (slice(1, None), slice(None), 1)),
+    ((6, 7), (slice(None, None, 2), slice(None, None, -2))),
+]
+BASIC = drawn([Plan((shape,), {"key": key}) for shape, key in _KEYS], _basic)
+
+# Every kind of mix of slices, None and integer tensors; i and j broadcast against each other.
+TEMPLATES: dict[str, Callable[..., Any]] = {
+    "[i]": lambda i, j: (i,),
+    "[:, i]": lambda i, j: (slice(None), i),
+    "[..., i]": lambda i, j: (Ellipsis, i),
+    "[i, j]": lambda i, j: (i, j),
+    "[i, :, j]": lambda i, j: (i, slice(None), j),
+    "[:, i, j]": lambda i, j: (slice(None), i, j),
+    "[1:, i]": lambda i, j: (slice(1, None), i),
+    "[None, i]": lambda i, j: (None, i),
+    "[i, None, j]": lambda i, j: (i, None, j),
+    "[2, i]": lambda i, j: (2, i),
+    "[i, ::-1]": lambda i, j: (i, slice(None, None, -1)),
+}
+
+
+def _by_integers(name: str) -> Callable[..., Any]:
+    return lambda x, i, j: x[TEMPLATES[name](i, j)]
+
+
+def _integer_plans() -> Plans:
+    """x is (5, 5, 5), so that one range of indices fits each axis."""
+    pairs: list[tuple[Shape, Shape]] = [
+        ((7,), (7,)), ((), ()), ((2, 3), (3,)), ((17,), (1,)), ((0,), (0,)), ((3, 1), (1, 9)),
+    ]  # fmt: skip
+    domains = ("wide", "signed_index:5", "signed_index:5")
+    edges = [Plan(((5, 5, 5), i, j), {}, domains) for i, j in pairs]
+    return Plans(tuple(edges), st.sampled_from(edges))
+
+
+_EXACT: dict[str, Any] = {"dtypes": ALL, "domains": ("wide",), "gradient_domains": None,
+                          "differentiable": True}  # fmt: skip
+READS = [
+    Operation("x[basic]", lambda x, key: x[key], lambda x, key: x[key], BASIC,
+              methods=("__getitem__",), **{**_EXACT, "gradient_domains": ("any",)}),
+    *(Operation(f"x{name}", _by_integers(name), _by_integers(name), _integer_plans(),
+                methods=("__getitem__",),
+                **{**_EXACT, "gradient_domains": ("any",), "dtypes": ("float32", "int64", "bool"),
+                   "tolerance": SUMMED})
+      for name in TEMPLATES),
+    Operation("x[mask]", lambda x, m: x[m], lambda x, m: x[m],
+              fixed(Plan(((9,), (9,)), {}, ("wide", "mask")),
+                    Plan(((5, 7), (5, 7)), {}, ("wide", "mask")),
+                    Plan(((5, 7), (5,)), {}, ("wide", "mask")),
+                    Plan(((0,), (0,)), {}, ("wide", "mask"))),
+              methods=("__getitem__",), **{**_EXACT, "domains": ("wide", "mask"),
+                                           "gradient_domains": ("any", "mask")}),
+    Operation("masked_select", method("masked_select"), lambda x, m: x[m],
+              fixed(Plan(((9,), (9,))), Plan(((5, 33), (5, 33)))),
+              **{**_EXACT, "domains": ("wide", "mask"), "gradient_domains": ("any", "mask")}),
+    Operation("nonzero", method("nonzero"), np.argwhere, fixed(Plan(((9,),)), Plan(((5, 7),))),
+              domains=("some_zeros",), dtypes=NUMBERS, result=lambda dtype: "int32"),
+]  # fmt: skip
+
+
+def _gather_plan(draw: Any) -> Plan:
+    shape = draw(shapes(1, 3, st.integers(1, 9)))
+    axis = draw(st.integers(0, len(shape) - 1))
+    index = tuple(draw(st.integers(0, 17)) if a == axis else n for a, n in enumerate(shape))
+    return Plan((shape, index), {"axis": axis}, ("wide", f"index:{shape[axis]}"))
+
+
+_GATHERS = drawn([
+    Plan(((9,), (33,)), {"axis": 0}, ("wide", "index:9")),
+    Plan(((5, 33), (5, 2)), {"axis": 1}, ("wide", "index:33")),
+    Plan(((5, 3), (0, 3)), {"axis": 0}, ("wide", "index:5")),
+    Plan(((1,), (1,)), {"axis": 0}, ("wide", "index:1")),
+], _gather_plan)  # fmt: skip
+
+
+def _put_along(x: Any, index: Any, values: Any, axis: int) -> Any:
+    """Where several values go to one place, the last one stays."""
+    result = x.copy()
+    for place in np.ndindex(index.shape):
+        target = list(place)
+        target[axis] = int(index[place])
+        result[tuple(target)] = values[place]
+    return result
+
+
+_COMBINE: dict[str, Callable[[Any, Any], Any]] = {
+    "sum": np.add, "prod": np.multiply, "amax": np.maximum, "amin": np.minimum,
+}  # fmt: skip
+
+
+def _combine_along(x: Any, index: Any, values: Any, axis: int, reduce: str) -> Any:
+    result = x.copy()
+    for place in np.ndindex(index.shape):
+        target = list(place)
+        target[axis] = int(index[place])
+        result[tuple(target)] = _COMBINE[reduce](result[tuple(target)], values[place])
+    return result
+
+
+def _scatter_plans(*choices: Parameters) -> Plans:
+    rows: list[tuple[Shape, Shape, int]] = [((9,), (5,), 0), ((5, 7), (3, 7), 0), ((4, 17), (4, 5), 1),
+                                            ((3,), (33,), 0)]  # fmt: skip
+    return fixed(*(Plan((x, index, index), {"axis": axis, **choices[n % len(choices)]},
+                        ("any", f"index:{x[axis]}", "any"))
+                   for n, (x, index, axis) in enumerate(rows * len(choices))))  # fmt: skip
+
+
+_LOOKUP: dict[str, Any] = {**_EXACT, "domains": ("wide", "index:5")}
+_SCATTER: dict[str, Any] = {"dtypes": (*FLOATS, "int32"), "differentiable": True, "twice": False,
+                            "special": False}  # fmt: skip
+ADDRESSED = [
+    Operation("gather", lambda x, i, axis: x.gather(axis, i),
+              lambda x, i, axis: np.take_along_axis(x, i, axis), _GATHERS, tolerance=SUMMED,
+              **_LOOKUP),
+    Operation("take", lambda x, i: x.take(i), lambda x, i: x.reshape(-1)[i],
+              fixed(Plan(((9,), (3,)), {}, ("wide", "index:9")),
+                    Plan(((5, 7), (2, 2)), {}, ("wide", "index:35"))), **_LOOKUP),
+    Operation("embedding", lambda w, i: w.embedding(i), lambda w, i: w[i],
+              fixed(Plan(((5, 33), (7,)), {}, ("any", "index:5")),
+                    Plan(((17, 8), (2, 3)), {}, ("any", "index:17")),
+                    Plan(((3, 4), ()), {}, ("any", "index:3")),
+                    Plan(((3, 4), (0,)), {}, ("any", "index:3"))),
+              dtypes=FLOATS, differentiable=True, tolerance=SUMMED),
+    Operation("one_hot", lambda i, classes: i.one_hot(classes),
+              lambda i, classes: np.eye(classes)[i],
+              fixed(Plan(((9,),), {"classes": 5}, ("index:5",)),
+                    Plan(((2, 3),), {"classes": 17}, ("index:17",)),
+                    Plan(((),), {"classes": 3}, ("index:3",))),
+              dtypes=("int32",), result=lambda dtype: "int32"),
+    Operation("scatter", lambda x, i, v, axis: x.scatter(axis, i, v), _put_along,
+              fixed(*(Plan(p.shapes, p.parameters, (p.domains[0], p.domains[1], "any"))
+                      for p in _scatter_plans({}).edges if p.domains)),
+              **{**_SCATTER, "differentiable": False}),
+    Operation("scatter_reduce",
+              lambda x, i, v, axis, reduce: x.scatter_reduce(axis, i, v, reduce=reduce),
+              _combine_along,
+              _scatter_plans({"reduce": "sum"}, {"reduce": "prod"}, {"reduce": "amax"},
+                             {"reduce": "amin"}), tolerance=SUMMED,
+              **{**_SCATTER, "differentiable": False}),
+]  # fmt: skip
+
+
+def _write(x: Any, key: Any, value: Any) -> Any:
+    target = x.contiguous() if hasattr(x, "contiguous") else x.copy()
+    target[key] = value
+    return target
+
+
+def _add_in_place(x: Any, key: Any, value: Any) -> Any:
+    target = x.contiguous() if hasattr(x, "contiguous") else x.copy()
+    target[key] += value
+    return target
+
+
+_WRITES: dict[str, Any] = {"dtypes": ALL, "domains": ("wide",), "methods": ("__setitem__",)}
+_WRITE_KEYS = fixed(*(Plan((shape,), {"key": key}) for shape, key in _KEYS))
+_VALUES = fixed(
+    Plan(((9,), (4,)), {"key": (slice(0, 8, 2),)}),
+    Plan(((5, 33), (33,)), {"key": (slice(1, 3),)}),
+    Plan(((5, 33), (5, 1)), {"key": (slice(None), slice(31, 15, -1))}),
+    Plan(((2, 3, 4), ()), {"key": (1, Ellipsis, -1)}),
+    Plan(((17,), (17,)), {"key": (Ellipsis,)}),
+)
+WRITES = [
+    Operation("x[basic] = scalar", lambda x, key: _write(x, key, 1), lambda x, key: _write(
+              x, key, 1), _WRITE_KEYS, **_WRITES),
+    Operation("x[basic] = y", lambda x, y, key: _write(x, key, y), lambda x, y, key: _write(
+              x, key, y), _VALUES, **_WRITES),
+    Operation("x[basic] += y", lambda x, y, key: _add_in_place(x, key, y), lambda x, y, key:
+              _add_in_place(x, key, y), _VALUES, **{**_WRITES, "dtypes": NUMBERS}),
+    Operation("x[i] = y", lambda x, i, y: _write(x, i, y), lambda x, i, y: _write(x, i, y),
+              fixed(Plan(((9,), (1,), (1,)), {}, ("wide", "signed_index:9", "wide")),
+                    Plan(((5, 17), (), (17,)), {}, ("wide", "signed_index:5", "wide"))),
+              **_WRITES),
+    Operation("x[mask] = scalar", lambda x, m: _write(x, m, 1), lambda x, m: _write(x, m, 1),
+              fixed(Plan(((9,), (9,))), Plan(((5, 33), (5, 33))), Plan(((5, 4), (5,)))),
+              **{**_WRITES, "domains": ("wide", "mask")}),
+]  # fmt: skip
+
+INDEXING = [*READS, *ADDRESSED, *WRITES]

@@ -1,0 +1,107 @@
+"""Every operation of the table on every device: edge shapes, random shapes, views, edge values."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from .layouts import LAYOUTS
+from .operation import Case, Operation, disagreement, evaluate, expected, make_case
+from .operations import BY_NAME, OPERATIONS
+from .plans import Plan
+
+VIEWS = tuple(name for name in LAYOUTS if name != "contiguous")
+BATCH = 4  # cases per realization: several outputs, one program
+
+
+def check(operation: Operation, cases: Sequence[Case], dtype: str, device: str) -> None:
+    """The device agrees with REF, and REF with numpy."""
+    reference = evaluate(operation, cases, "REF")
+    problems = []
+    for case, result in zip(cases, reference, strict=True):
+        wanted = expected(operation, case, dtype)
+        if wanted is not None:
+            problems.append(("REF against numpy", disagreement(operation, case, result, wanted)))
+    if device != "REF":
+        for case, result, wanted in zip(
+            cases, evaluate(operation, cases, device), reference, strict=True
+        ):
+            problems.append(
+                (f"{device} against REF", disagreement(operation, case, result, wanted))
+            )
+    found = [f"{title}: {problem}" for title, problem in problems if problem]
+    assert not found, "\n".join(found[:5])
+
+
+@pytest.mark.parametrize("name", BY_NAME)
+def test_edge_shapes(name: str, device: str) -> None:
+    """0-d, zero-size, one element, sizes around the vector widths."""
+    operation = BY_NAME[name]
+    dtype = operation.dtypes[0]
+    plans = operation.plans.edges
+    check(operation, [make_case(operation, p, dtype, n) for n, p in enumerate(plans)], dtype, device)
+
+
+@pytest.mark.parametrize("name", [o.name for o in OPERATIONS if o.special])
+def test_edge_values(name: str, device: str) -> None:
+    """NaN, ±0, ±inf and extreme integers in the first and last lanes."""
+    operation = BY_NAME[name]
+    dtype = operation.dtypes[0]
+    plans = [plan for plan in operation.plans.edges if any(0 not in s for s in plan.shapes)]
+    cases = [
+        make_case(operation, plan, dtype, seed, special=True)
+        for seed, plan in enumerate(plans[-8:] + plans[1:9:2])
+    ]
+    check(operation, cases, dtype, device)
+
+
+@pytest.mark.parametrize("name", [o.name for o in OPERATIONS if o.layouts])
+def test_views(name: str, device: str) -> None:
+    """Operands that are transposed, sliced, flipped, broadcast, padded … views of others."""
+    operation = BY_NAME[name]
+    if not operation.plans.edges[0].shapes:
+        pytest.skip("no operands")
+    dtype = operation.dtypes[0]
+    large = sorted(operation.plans.edges, key=_elements)[-3:]
+    cases = [
+        make_case(
+            operation, large[n % len(large)], dtype, n, (layout, VIEWS[(n + 3) % len(VIEWS)])
+        )
+        for n, layout in enumerate(VIEWS)
+    ]
+    check(operation, cases, dtype, device)
+
+
+def _elements(plan: Plan) -> int:
+    return max((len(shape) * 1000 + sum(shape) for shape in plan.shapes), default=0)
+
+
+@st.composite
+def _batches(draw: Any, operation: Operation) -> tuple[str, list[Case]]:
+    dtype = draw(st.sampled_from(operation.dtypes))
+    layouts = st.lists(st.sampled_from(tuple(LAYOUTS)), min_size=1, max_size=3)
+    cases = [
+        make_case(
+            operation,
+            draw(operation.plans.random),
+            dtype,
+            draw(st.integers(0, 2**20)),
+            draw(layouts),
+            special=draw(st.booleans()) and dtype == operation.dtypes[0],
+        )
+        for _ in range(draw(st.integers(1, BATCH)))
+    ]
+    return dtype, cases
+
+
+@pytest.mark.parametrize("name", BY_NAME)
+@given(data=st.data())
+def test_random_shapes(name: str, device: str, data: Any) -> None:
+    """What Hypothesis thinks of: shapes, parameters, dtypes, layouts, several at a time."""
+    operation = BY_NAME[name]
+    dtype, cases = data.draw(_batches(operation))
+    check(operation, cases, dtype, device)

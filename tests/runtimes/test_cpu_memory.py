@@ -1,0 +1,325 @@
+"""Memory of the CPU: alignment, reuse, bounds, statistics, guard pages, and the host's limits."""
+
+from __future__ import annotations
+
+import array
+import gc
+import random
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from minigrad.errors import BoundsError
+from minigrad.program import GlobalCounters
+from minigrad.runtimes import cpu_memory, host
+from minigrad.settings import Context
+
+MIB = 1 << 20
+
+
+@pytest.mark.parametrize("nbytes", [0, 1, 63, 64, 65, 512, 513, 4097, 262144, 262145, MIB, 2 * MIB,
+                                    2 * MIB + 1, 33 * MIB])  # fmt: skip
+def test_blocks_are_aligned_writable_and_big_enough(nbytes: int) -> None:
+    address = cpu_memory.allocate(nbytes)
+    try:
+        assert address % (cpu_memory.HUGE_PAGE if nbytes >= 2 * MIB else 64) == 0
+        data = random.Random(nbytes).randbytes(nbytes)
+        cpu_memory.copy_in(address, memoryview(data))
+        back = bytearray(nbytes)
+        cpu_memory.copy_out(address, memoryview(back))
+        assert back == data
+    finally:
+        cpu_memory.free(address, nbytes)
+
+
+def test_size_classes_waste_little_and_never_shrink() -> None:
+    source = random.Random(1)
+    for nbytes in [source.randrange(1 << source.randrange(1, 36)) for _ in range(2000)]:
+        size = cpu_memory.size_class(nbytes)
+        assert size >= nbytes and size % 64 == 0
+        assert size - nbytes <= max(64, nbytes // 8, cpu_memory.HUGE_PAGE * (nbytes >= 2 * MIB))
+        if nbytes > cpu_memory.LARGEST_SMALL:
+            assert size % cpu_memory.PAGE == 0
+        if nbytes >= 2 * MIB:
+            assert size % cpu_memory.HUGE_PAGE == 0
+        assert cpu_memory.size_class(size) == size, "a block must go back to its own class"
+
+
+def test_live_blocks_never_overlap() -> None:
+    source = random.Random(2)
+    live: dict[int, tuple[int, int]] = {}
+    for number in range(3000):
+        if live and source.random() < 0.45:
+            address = source.choice(list(live))
+            nbytes, tag = live.pop(address)
+            expected = tag.to_bytes(4, "little") * (nbytes // 4)
+            assert bytes(cpu_memory.view(address, nbytes)) == expected
+            cpu_memory.free(address, nbytes)
+        else:
+            nbytes = 4 * source.choice([1, 15, 16, 17, 100, 1000, 30000, 70000, 600000])
+            address = cpu_memory.allocate(nbytes)
+            assert address not in live
+            tag = number.to_bytes(4, "little")
+            cpu_memory.copy_in(address, memoryview(tag * (nbytes // 4)))
+            live[address] = (nbytes, number)
+    for address, (nbytes, _) in live.items():
+        cpu_memory.free(address, nbytes)
+
+
+def test_a_freed_block_is_used_again() -> None:
+    for nbytes in (100, 300_000, 5 * MIB):
+        first = cpu_memory.allocate(nbytes)
+        cpu_memory.free(first, nbytes)
+        held = cpu_memory.held_bytes()
+        second = cpu_memory.allocate(nbytes)
+        assert second == first and cpu_memory.held_bytes() == held
+        cpu_memory.free(second, nbytes)
+
+
+def test_statistics_count_bytes_asked_for() -> None:
+    used = GlobalCounters.mem_used
+    addresses = [cpu_memory.allocate(1000) for _ in range(5)]
+    scratch = cpu_memory.reserve(4000)
+    assert GlobalCounters.mem_used == used + 5000
+    assert GlobalCounters.mem_peak >= used + 5000
+    for address in addresses:
+        cpu_memory.free(address, 1000)
+    cpu_memory.release(scratch, 4000)
+    assert GlobalCounters.mem_used == used
+    guarded = cpu_memory.allocate_guarded(123)
+    assert GlobalCounters.mem_used == used + 123
+    cpu_memory.free(guarded, 123)
+    assert GlobalCounters.mem_used == used
+
+
+def test_idle_blocks_go_back_to_the_system() -> None:
+    cpu_memory.trim()
+    held = cpu_memory.held_bytes()
+    blocks = [(cpu_memory.allocate(size), size) for size in (3 * MIB, 4 * MIB, 3 * MIB, 400_000)]
+    assert cpu_memory.held_bytes() >= held + 12 * MIB
+    for address, size in blocks:
+        cpu_memory.free(address, size)
+    cpu_memory.trim(8 * MIB)
+    assert cpu_memory.held_bytes() <= held + 8 * MIB
+    cpu_memory.trim()
+    assert cpu_memory.held_bytes() == held
+
+
+def test_idle_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu_memory.trim()
+    monkeypatch.setattr(cpu_memory, "_KEEP", 16 * MIB)
+    monkeypatch.setattr(cpu_memory._blocks, "held_peak", 0)
+    held = cpu_memory.held_bytes()
+    blocks = [cpu_memory.allocate(4 * MIB) for _ in range(20)]
+    assert cpu_memory.held_bytes() == held + 80 * MIB
+    for address in blocks:
+        cpu_memory.free(address, 4 * MIB)
+    kept = cpu_memory.held_bytes() - held
+    assert 0 < kept <= max(16 * MIB, (held + 80 * MIB) // 4)
+    cpu_memory.trim()
+
+
+def test_out_of_memory_is_a_plain_error() -> None:
+    with pytest.raises(MemoryError, match=r"1,125,899,906,842,624 bytes.*held"):
+        cpu_memory.allocate(1 << 50)
+    address = cpu_memory.allocate(100)  # and afterwards everything works
+    cpu_memory.free(address, 100)
+
+
+def test_idle_memory_is_given_up_before_an_allocation_fails(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    cpu_memory.trim()
+    limit = cpu_memory.held_bytes() + 20 * MIB
+    monkeypatch.setattr(cpu_memory, "memory_bytes", lambda: limit)
+    monkeypatch.setattr(cpu_memory._blocks, "held_peak", 1 << 40)  # nothing goes on its own
+    first = cpu_memory.allocate(12 * MIB)
+    with pytest.raises(MemoryError):
+        cpu_memory.allocate(16 * MIB)
+    cpu_memory.free(first, 12 * MIB)
+    second = cpu_memory.allocate(16 * MIB)
+    cpu_memory.free(second, 16 * MIB)
+    cpu_memory.trim()
+
+
+@pytest.mark.parametrize("nbytes", [-1, -(1 << 40)])
+def test_negative_sizes_are_refused(nbytes: int) -> None:
+    with pytest.raises(ValueError, match="expected 0 or more"):
+        cpu_memory.allocate(nbytes)
+    with pytest.raises(ValueError, match="expected 0 or more"):
+        cpu_memory.allocate_guarded(nbytes)
+
+
+def test_copies_take_views_of_any_format_and_read_only_sources() -> None:
+    address = cpu_memory.allocate(64)
+    numbers = array.array("d", [1.5, -2.0, 3.25])
+    cpu_memory.copy_in(address, memoryview(numbers).toreadonly())
+    back = array.array("d", [0.0] * 3)
+    cpu_memory.copy_out(address, memoryview(back))
+    assert back == numbers
+    cpu_memory.copy_in(address, memoryview(b""))
+    with pytest.raises(TypeError):
+        cpu_memory.copy_out(address, memoryview(b"12345678"))
+    cpu_memory.free(address, 64)
+
+
+@pytest.mark.parametrize("nbytes", [0, 1, 4, 100, 4096, 4100, 3 * MIB])
+@pytest.mark.parametrize("alignment", [1, 4, 64])
+def test_guarded_blocks_hold_their_bytes(nbytes: int, alignment: int) -> None:
+    address = cpu_memory.allocate_guarded(nbytes, alignment)
+    assert address % alignment == 0
+    data = random.Random(nbytes).randbytes(nbytes)
+    assert bytes(cpu_memory.view(address, nbytes)) == bytes([cpu_memory.POISON]) * nbytes
+    cpu_memory.copy_in(address, memoryview(data))
+    assert bytes(cpu_memory.view(address, nbytes)) == data
+    cpu_memory.free(address, nbytes)
+
+
+@pytest.mark.parametrize("offset, where", [(-1, "before the beginning"), (100, "behind the end")])
+def test_writes_beside_a_guarded_block_are_found(offset: int, where: str) -> None:
+    address = cpu_memory.allocate_guarded(100, 64)
+    cpu_memory.view(address + offset, 1)[0] = 7
+    with pytest.raises(BoundsError, match=where):
+        cpu_memory.free(address, 100)
+
+
+@pytest.mark.parametrize("offset", [100, -4096])
+def test_access_beyond_the_guard_page_ends_the_process(offset: int) -> None:
+    script = (
+        "from minigrad.runtimes import cpu_memory\n"
+        "address = cpu_memory.allocate_guarded(100, 4)\n"
+        "cpu_memory.view(address, 100)[99] = 1\n"
+        "print('inside', flush=True)\n"
+        f"print(cpu_memory.view(address + {offset}, 1)[0])\n"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=False
+    )
+    assert result.stdout == "inside\n" and result.returncode < 0
+
+
+def test_threads_share_the_pool() -> None:
+    failures: list[str] = []
+    used = GlobalCounters.mem_used
+
+    def work(seed: int) -> None:
+        source = random.Random(seed)
+        live: list[tuple[int, int]] = []
+        for _ in range(3000):
+            if len(live) > 20:
+                address, nbytes = live.pop(source.randrange(len(live)))
+                if bytes(cpu_memory.view(address, 8)) != seed.to_bytes(8, "little"):
+                    failures.append(f"thread {seed} lost a block of {nbytes} bytes")
+                cpu_memory.free(address, nbytes)
+            nbytes = source.choice([8, 64, 1000, 300_000])
+            address = cpu_memory.allocate(nbytes)
+            cpu_memory.copy_in(address, memoryview(seed.to_bytes(8, "little")))
+            live.append((address, nbytes))
+        for address, nbytes in live:
+            cpu_memory.free(address, nbytes)
+
+    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failures
+    assert GlobalCounters.mem_used == used
+
+
+class _Owner:
+    """A block that frees itself, like a Buffer; only the cycle collector finds it."""
+
+    def __init__(self) -> None:
+        self.address = cpu_memory.allocate(1000)
+        self.cycle = self
+
+    def __del__(self) -> None:
+        cpu_memory.free(self.address, 1000)
+
+
+def test_the_garbage_collector_may_free_inside_allocate() -> None:
+    used = GlobalCounters.mem_used
+    _Owner()
+    with cpu_memory._blocks.lock:  # where allocate is when the collector strikes
+        gc.collect()
+    assert GlobalCounters.mem_used == used + 1000, "nobody could put it away meanwhile"
+    address = cpu_memory.allocate(1000)
+    assert GlobalCounters.mem_used == used + 1000
+    cpu_memory.free(address, 1000)
+    assert GlobalCounters.mem_used == used
+
+
+def test_the_host_is_described() -> None:
+    machine = host.host()
+    assert machine is host.host()
+    assert machine.vector_bytes in (16, 32, 64) and machine.vector_registers in (16, 32)
+    assert 8 * 1024 <= machine.l1 <= machine.l2 <= machine.l3 * 64
+    assert host.memory_bytes() > 64 * MIB
+
+
+def test_the_threads_setting_wins() -> None:
+    with Context(THREADS=0):
+        assert host.threads() == host.usable_threads() >= 1
+    with Context(THREADS=7):
+        assert host.threads() == 7
+    with Context(THREADS=-1), pytest.raises(ValueError, match="THREADS=-1"):
+        host.threads()
+
+
+@pytest.mark.parametrize("architecture, features, expected", [
+    ("x86_64", {"avx512f", "avx2", "avx"}, (64, 32)),
+    ("x86_64", {"avx2", "avx"}, (32, 16)),
+    ("x86_64", {"sse2"}, (16, 16)),
+    ("aarch64", {"neon"}, (16, 32)),
+])  # fmt: skip
+def test_vector_shapes(architecture: str, features: set[str], expected: tuple[int, int]) -> None:
+    assert host.vector_shape(architecture, frozenset(features)) == expected
+
+
+def test_sizes_and_lists_of_sysfs() -> None:
+    assert [host.parse_size(text) for text in ("32K", "1M", "1024", "", "x", "K")] == [
+        32768, MIB, 1024, 0, 0, 0,
+    ]  # fmt: skip
+    assert host.parse_cpu_list("0-3,8") == [0, 1, 2, 3, 8]
+    assert host.parse_cpu_list("") == [] and host.parse_cpu_list("a-b,2") == [2]
+
+
+def _write(file: Path, text: str) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(text)
+
+
+def test_caches_are_read_from_sysfs(tmp_path: Path) -> None:
+    for index, (level, kind, size, shared) in enumerate([
+        ("1", "Data", "48K", "0"), ("1", "Instruction", "32K", "0"), ("2", "Unified", "2048K", "0"),
+        ("3", "Unified", "30M", "0-7"), ("4", "Unified", "?", ""),
+    ]):  # fmt: skip
+        for name, text in (("level", level), ("type", kind), ("size", size),
+                           ("shared_cpu_list", shared)):  # fmt: skip
+            _write(tmp_path / f"index{index}" / name, text + "\n")
+    assert host.cache_sizes(tmp_path) == {1: (49152, 1), 2: (2 * MIB, 1), 3: (30 * MIB, 8)}
+    assert host.cache_sizes(tmp_path / "missing") == {}
+
+
+def test_quotas_of_both_kinds_of_control_groups(tmp_path: Path) -> None:
+    root = tmp_path
+    assert host.cpu_quota(root, "0::/\n") == sys.maxsize
+    _write(root / "cpu.max", "max 100000\n")
+    _write(root / "a" / "cpu.max", "350000 100000\n")
+    _write(root / "a" / "b" / "cpu.max", "max 100000\n")
+    assert host.cpu_quota(root, "0::/a/b\n") == 4  # 3.5, of the parent, rounded up
+    assert host.cpu_quota(root, "0::/\n") == sys.maxsize
+    _write(root / "cpu" / "cpu.cfs_quota_us", "150000")
+    _write(root / "cpu" / "cpu.cfs_period_us", "100000")
+    assert host.cpu_quota(root, "3:cpu,cpuacct:/nowhere\n0::/a\n") == 2
+    _write(root / "cpu" / "cpu.cfs_quota_us", "-1")
+    assert host.cpu_quota(root, "3:cpu:/\n") == sys.maxsize
+    _write(root / "memory.max", "1000000")
+    _write(root / "memory" / "memory.limit_in_bytes", "500000")
+    assert host.memory_limit(root, "0::/a\n", 1 << 40) == 1_000_000
+    assert host.memory_limit(root, "4:memory:/\n0::/a\n", 1 << 40) == 500_000
+    assert host.memory_limit(root, "", 77) == 77

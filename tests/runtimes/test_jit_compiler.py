@@ -1,0 +1,194 @@
+"""From IR text to running code: results, object code that loads again, and plain errors."""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import os
+import struct
+import threading
+
+import llvmlite.binding as llvm
+import pytest
+
+from minigrad.errors import CompileError
+from minigrad.runtimes.host import host
+from minigrad.runtimes.jit_compiler import PASSES, Compiler, host_compiler, undefined_symbols
+
+# Doubles a float in a vector constant's company, so that code and data must find each other.
+SCALE = """
+define void @scale(i64 %begin, i64 %end, ptr %args, ptr %scratch) {
+entry:
+  %kept = alloca i64
+  store i64 %begin, ptr %kept
+  %data = load ptr, ptr %args
+  %offset = load i64, ptr %kept
+  %at = getelementptr float, ptr %data, i64 %offset
+  %old = load <8 x float>, ptr %at, align 4
+  %new = fmul <8 x float> %old, <float 2.0, float 3.0, float 2.0, float 3.0, float 2.0, float 3.0,
+    float 2.0, float 5.0>
+  store <8 x float> %new, ptr %at, align 4
+  ret void
+}
+"""
+CALLS = """
+define float @calls(ptr %at, i64 %n, float %x) {
+  call void @llvm.memset.p0.i64(ptr %at, i8 7, i64 %n, i1 false)
+  %pid = call i32 @getpid()
+  store i32 %pid, ptr %at
+  %rest = frem float %x, 3.0
+  ret float %rest
+}
+declare void @llvm.memset.p0.i64(ptr, i8, i64, i1)
+declare i32 @getpid()
+"""
+KERNEL = ctypes.CFUNCTYPE(
+    None, ctypes.c_int64, ctypes.c_int64, ctypes.c_void_p, ctypes.c_void_p
+)  # fmt: skip
+
+
+def scaled(address: int) -> list[float]:
+    data = (ctypes.c_float * 9)(*range(1, 10))
+    args = (ctypes.c_void_p * 1)(ctypes.addressof(data))
+    KERNEL(address)(1, 9, args, None)
+    return list(data)
+
+
+EXPECTED = [1, 4, 9, 8, 15, 12, 21, 16, 45]
+
+
+def test_compiled_code_runs() -> None:
+    addresses, code = host_compiler().compile(SCALE, ["scale"])
+    assert scaled(addresses["scale"]) == EXPECTED
+    del code
+
+
+def test_object_code_loads_many_times() -> None:
+    data = host_compiler().object_code(SCALE)
+    assert data == host_compiler().object_code(SCALE)
+    loaded = [Compiler().load(data, ["scale"]) for _ in range(20)]
+    assert len({addresses["scale"] for addresses, _ in loaded}) == 20
+    for addresses, _ in loaded:
+        assert scaled(addresses["scale"]) == EXPECTED
+
+
+def test_functions_of_the_process_are_called() -> None:
+    addresses, code = host_compiler().compile(CALLS, ["calls"])
+    call = ctypes.CFUNCTYPE(ctypes.c_float, ctypes.c_void_p, ctypes.c_int64, ctypes.c_float)(
+        addresses["calls"]
+    )
+    memory = (ctypes.c_uint8 * 8)()
+    assert call(ctypes.addressof(memory), 6, 7.5) == 1.5
+    assert struct.unpack("<I", bytes(memory[:4])) == (os.getpid(),)
+    assert list(memory[4:]) == [7, 7, 0, 0]
+    del code
+
+
+@pytest.mark.parametrize("cpu", ["x86-64", "haswell", "znver4"])
+def test_other_processors(cpu: str) -> None:
+    if not host().is_x86:
+        pytest.skip("names of x86 processors")
+    text = Compiler(cpu).assembly(SCALE)
+    assert ("%ymm" in text) == (cpu != "x86-64")
+    if cpu == "x86-64":
+        addresses, code = Compiler(cpu).compile(SCALE, ["scale"])
+        assert scaled(addresses["scale"]) == EXPECTED
+        del code
+
+
+def test_features_can_be_taken_away() -> None:
+    if not host().is_x86:
+        pytest.skip("names of x86 features")
+    compiler = Compiler("x86-64", "+avx2")
+    assert "%ymm" in compiler.assembly(SCALE)
+    assert compiler.key != Compiler("x86-64").key
+
+
+def test_stack_slots_become_registers() -> None:
+    assert "alloca" not in host_compiler().optimized(SCALE)
+    assert "alloca" in Compiler(passes=()).optimized(SCALE)
+
+
+@pytest.mark.parametrize("name", PASSES)
+def test_every_pass_runs(name: str) -> None:
+    addresses, code = Compiler(passes=("sroa", name)).compile(SCALE, ["scale"])
+    assert scaled(addresses["scale"]) == EXPECTED
+    del code
+
+
+@pytest.mark.parametrize("text, message", [
+    ("nonsense", "expected top-level entity"),
+    ("define i32 @f() {\n ret i64 1\n}", "does not match"),
+    ("define void @f() {\n call void @nobody_has_this()\n ret void\n}\n"
+     "declare void @nobody_has_this()", "nobody_has_this"),
+    ("define void @g() {\n ret void\n}", r"no functions named \['f'\]"),
+])  # fmt: skip
+def test_errors_are_plain(text: str, message: str) -> None:
+    with pytest.raises(CompileError, match=message):
+        host_compiler().compile(text, ["f"])
+
+
+def test_unknown_passes_are_refused() -> None:
+    with pytest.raises(CompileError, match=r"\['magic'\].*sroa"):
+        Compiler(passes=("magic",))
+
+
+def test_what_is_no_object_file_is_refused() -> None:
+    for data in (b"", b"no object at all" * 20):
+        with pytest.raises(CompileError):
+            host_compiler().load(data, ["scale"])
+
+
+def test_undefined_symbols_are_found_and_damaged_tables_refused() -> None:
+    data = host_compiler().object_code(CALLS)
+    if data[:4] != b"\x7fELF":
+        pytest.skip("no ELF here")
+    assert undefined_symbols(data) == ["memset", "getpid", "fmodf"]
+    assert undefined_symbols(host_compiler().object_code(SCALE)) == []
+    refused = 0
+    for length in range(6, len(data), 7):
+        try:
+            undefined_symbols(data[:length])
+        except CompileError:
+            refused += 1
+    assert refused > 50
+
+
+def test_many_threads_may_compile() -> None:
+    results: list[list[float]] = []
+
+    def work() -> None:
+        for _ in range(5):
+            addresses, code = host_compiler().compile(SCALE, ["scale"])
+            results.append(scaled(addresses["scale"]))
+            del code
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert results == [EXPECTED] * 20
+
+
+def test_code_goes_when_nobody_keeps_it() -> None:
+    data = host_compiler().object_code(SCALE)
+
+    def mappings() -> int:
+        with open("/proc/self/maps") as file:
+            return sum(1 for line in file if " r-xp " in line)
+
+    if not os.path.exists("/proc/self/maps"):
+        pytest.skip("no list of mappings here")
+    before = mappings()
+    kept = [host_compiler().load(data, ["scale"]) for _ in range(50)]
+    assert mappings() >= before + 25
+    del kept
+    gc.collect()
+    assert mappings() <= before + 5
+
+
+def test_the_key_names_what_code_depends_on() -> None:
+    assert ".".join(map(str, llvm.llvm_version_info)) in host_compiler().key
+    assert host().name in host_compiler().key
+    assert Compiler(opt=1).key != Compiler(opt=2).key != Compiler(passes=()).key
