@@ -10,22 +10,14 @@ names of HuggingFace's GPT-2 (wte, wpe, h.0.attn.c_attn, …) and PyTorch's shap
 
 from __future__ import annotations
 
-import argparse
-import json
 import math
 import sys
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 from minigrad import Tensor, nn
-from minigrad.models import checkpoint, console, sampling
-from minigrad.models.errors import InputError
-from minigrad.models.metrics import Metrics, save_curves
-from minigrad.models.text import Windows, load_text, split
-from minigrad.models.tokenizer import CharacterTokenizer
-from minigrad.models.train import TrainingPlan, train_language_model
+from minigrad.models import console, sampling
 
 Prompt = Sequence[int]
 
@@ -86,9 +78,12 @@ class Attention:
         self.c_proj = nn.Linear(config.dim, config.dim)
 
     def __call__(self, x: Tensor) -> Tensor:
+        """(batch, length, dim) → the same shape; a position sees itself and those before it."""
         batch, length, dim = x.shape
         qkv = self.c_attn(x).reshape(batch, length, 3, self.heads, dim // self.heads)
-        q, k, v = (qkv[:, :, part].transpose(1, 2) for part in range(3))  # (batch, heads, length, …)
+        q, k, v = (
+            qkv[:, :, part].transpose(1, 2) for part in range(3)
+        )  # (batch, heads, length, ·)
         y = q.scaled_dot_product_attention(k, v, dropout_p=self.dropout, is_causal=True)
         y = y.transpose(1, 2).reshape(batch, length, dim)
         return self.c_proj(y).dropout(self.dropout)
@@ -103,6 +98,7 @@ class FeedForward:
         self.c_proj = nn.Linear(config.hidden, config.dim)
 
     def __call__(self, x: Tensor) -> Tensor:
+        """(…, dim) → the same shape."""
         return self.c_proj(self.c_fc(x).gelu()).dropout(self.dropout)
 
 
@@ -116,6 +112,7 @@ class Block:
         self.mlp = FeedForward(config)
 
     def __call__(self, x: Tensor) -> Tensor:
+        """(batch, length, dim) → the same shape."""
         x = x + self.attn(self.ln_1(x))
         return x + self.mlp(self.ln_2(x))
 
@@ -156,10 +153,11 @@ class GPT:
         return self.ln_f(x)
 
     def unembed(self, features: Tensor) -> Tensor:
-        """Logits: how well each token's embedding matches (output and embedding weights are one)."""
+        """Logits: how well each token's embedding matches; output and input share the matrix."""
         return features.linear(self.wte.weight.T)
 
     def __call__(self, ids: Tensor) -> Tensor:
+        """(batch, length) of integers → logits (batch, length, vocabulary)."""
         return self.unembed(self.features(ids))
 
     def loss(self, ids: Tensor, targets: Tensor) -> Tensor:
@@ -239,143 +237,7 @@ class GPT:
                 return
 
 
-def save_checkpoint(path: Path, model: GPT, tokenizer: CharacterTokenizer) -> None:
-    """Weights under GPT-2's names; config and tokenizer in the metadata of the same file."""
-    metadata = {"config": json.dumps(asdict(model.config)), "tokenizer": tokenizer.to_json()}
-    checkpoint.save(path, nn.state.get_state_dict(model), metadata)
-
-
-def load_checkpoint(path: Path) -> tuple[GPT, CharacterTokenizer]:
-    """What `save_checkpoint` wrote; InputError where the file is damaged or something else."""
-    tensors, metadata = checkpoint.load(path)
-    try:
-        config = GPTConfig(**json.loads(metadata["config"]))
-        tokenizer = CharacterTokenizer.from_json(metadata["tokenizer"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{path} is no checkpoint of models/gpt.py: {error}") from None
-    model = GPT(config)
-    nn.state.load_state_dict(model, tensors)
-    return model, tokenizer
-
-
-def parser() -> argparse.ArgumentParser:
-    """The flags of the commands `train` (also when no command is given) and `sample`."""
-    top = argparse.ArgumentParser(
-        description="Train a GPT on text, or let one write. Without a command: train.",
-        formatter_class=console.Help,
-    )
-    commands = top.add_subparsers(dest="command", required=True, metavar="{train,sample}")
-
-    train = commands.add_parser(
-        "train", help="learn from a text", description="Train a GPT on text.",
-        formatter_class=console.Help,
-    )  # fmt: skip
-    train.add_argument("--text", metavar="FILE", help="UTF-8 text; Shakespeare's plays if not given")
-    train.add_argument("--tokenizer", choices=["character"], default="character",
-                       help="what a token is")  # fmt: skip
-    train.add_argument("--layers", type=console.positive_int, default=4, help="blocks")
-    train.add_argument("--heads", type=console.positive_int, default=4, help="heads per block")
-    train.add_argument("--dim", type=console.positive_int, default=128, help="width of the model")
-    train.add_argument("--context", type=console.positive_int, default=64, help="tokens it sees")
-    train.add_argument("--dropout", type=console.natural_float, default=0.0, help="share dropped")
-    train.add_argument("--steps", type=console.positive_int, default=2000, help="updates")
-    train.add_argument("--batch", type=console.positive_int, default=12, help="windows per step")
-    train.add_argument("--lr", type=console.positive_float, default=3e-3,
-                       help="peak of the learning rate: 100 steps of warm-up, then cosine to 10 %%")  # fmt: skip
-    train.add_argument("--checkpoint", metavar="FILE", default="gpt.safetensors",
-                       help="where the trained model goes; the loss curves go beside it")  # fmt: skip
-    train.add_argument("--metrics", metavar="FILE", help="JSON lines, one per step")
-    console.add_common_flags(train)
-
-    sample = commands.add_parser(
-        "sample", help="let a trained model write", description="Continue a prompt.",
-        formatter_class=console.Help,
-    )  # fmt: skip
-    sample.add_argument("--checkpoint", metavar="FILE", default="gpt.safetensors",
-                        help="what `train` wrote")  # fmt: skip
-    sample.add_argument("--prompt", default="\n", help="text to continue")
-    sample.add_argument("--tokens", type=console.positive_int, default=500, help="how many")
-    sample.add_argument("--temperature", type=console.natural_float, default=0.8,
-                        help="0: always the likeliest token; above 1: wilder")  # fmt: skip
-    sample.add_argument("--top-k", type=console.positive_int, help="draw from the k likeliest")
-    sample.add_argument("--top-p", type=console.positive_float, help="draw from the share p")
-    console.add_common_flags(sample)
-    return top
-
-
-def train_command(flags: argparse.Namespace) -> None:
-    """`train`: ends with validation loss, a sample, the checkpoint and the curves."""
-    text = load_text(flags.text)
-    tokenizer = CharacterTokenizer.of(text)
-    training, validation = split(tokenizer.encode_array(text))
-    try:
-        config = GPTConfig(flags.layers, flags.heads, flags.dim, flags.context, len(tokenizer),
-                           flags.dropout)  # fmt: skip
-    except ValueError as error:
-        raise InputError(str(error)) from None
-    path = Path(flags.checkpoint)
-    checkpoint.check_writable(path)
-    Tensor.manual_seed(flags.seed)
-    model = GPT(config)
-    parameters = sum(tensor.numel() for tensor in nn.state.get_parameters(model))
-    print(f"{len(text):,} characters, {len(tokenizer)} of them different; {parameters:,} parameters")
-
-    plan = TrainingPlan(steps=flags.steps, batch=flags.batch, lr=flags.lr, seed=flags.seed)
-    with Metrics(flags.metrics) as metrics:
-        loss = train_language_model(
-            model,
-            Windows(training, config.context, "the training part"),
-            Windows(validation, config.context, "the validation part (its last tenth)"),
-            plan,
-            metrics,
-        )
-    save_checkpoint(path, model, tokenizer)
-    picture = path.with_suffix(".png")
-    save_curves(metrics, picture, f"GPT: {config.layers} layers, {config.dim} dims")
-    print(f"\nvalidation loss {loss:.4f} nats per character\n")
-    write(model, tokenizer, "\n" if "\n" in tokenizer.vocabulary else text[0], 500, 0.8, flags.seed)
-    print(f"\ncheckpoint {path}\nloss curves {picture}")
-
-
-def write(
-    model: GPT,
-    tokenizer: CharacterTokenizer,
-    prompt: str,
-    tokens: int,
-    temperature: float,
-    seed: int,
-    top_k: int | None = None,
-    top_p: float | None = None,
-) -> None:
-    """Print a continuation, each token as soon as it is drawn."""
-    ids = tokenizer.encode(prompt)
-    for token in model.generate(ids, tokens, temperature, top_k, top_p, seed):
-        print(tokenizer.decode([token]), end="", flush=True)
-    print()
-
-
-def sample_command(flags: argparse.Namespace) -> None:
-    """`sample`: the prompt and its continuation on standard output."""
-    if not flags.prompt:
-        raise InputError("--prompt is empty: give at least one character")
-    if flags.top_p is not None and flags.top_p > 1:
-        raise InputError(f"--top-p is {flags.top_p}: expected more than 0 and at most 1")
-    model, tokenizer = load_checkpoint(Path(flags.checkpoint))
-    print(flags.prompt, end="")
-    write(model, tokenizer, flags.prompt, flags.tokens, flags.temperature, flags.seed,
-          flags.top_k, flags.top_p)  # fmt: skip
-
-
-def main(arguments: Sequence[str]) -> None:
-    """Read the command line and do what it says."""
-    known = ("train", "sample", "-h", "--help")
-    given = list(arguments)
-    if not given or given[0] not in known:
-        given.insert(0, "train")
-    flags = parser().parse_args(given)
-    console.apply_common_flags(flags)
-    {"train": train_command, "sample": sample_command}[flags.command](flags)
-
-
 if __name__ == "__main__":
+    from minigrad.models.gpt_commands import main
+
     sys.exit(console.run(main))

@@ -35,7 +35,8 @@ def probabilities(
     scaled = (scaled - scaled.max()) / temperature
     order = np.argsort(-scaled, kind="stable")
     weights = np.exp(scaled[order])
-    weights[top_k:] = 0
+    if top_k is not None:
+        weights[top_k:] = 0
     weights /= weights.sum()
     if top_p is not None:
         before = np.cumsum(weights) - weights

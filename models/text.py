@@ -32,7 +32,7 @@ SKIPPED = {"edward-iii"}  # doubtful authorship, and marked up in another way th
 # mark was forgotten. The optional group is for one direction that opens twice.
 DIRECTION = re.compile(r"_+[^_]*(?:_\\\[[^_]*)?_|^\[[^\]\n]*\]_", re.MULTILINE)
 SPEAKER = re.compile(r"\*\*([^*\n]+)\*\*")
-CAPTION = re.compile(r"[^a-z]*$|\d")  # SONG. or THE ORDER OF THE CORONATION, and its numbers
+CAPTION = re.compile(r"[^a-z]*$|\d|SCENE ")  # SONG. or THE ORDER OF THE CORONATION, its numbers
 ESCAPE = re.compile(r"\\(?=[^\w\s])")
 REPAIRS = (
     (re.compile(r"(& )*& [cC]\b"), "&c"),

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 class CharacterTokenizer:
     """One token per character; ids follow the sorted order of the characters.
 
-        tokenizer = CharacterTokenizer.of("hello")   # vocabulary "ehlo"
-        tokenizer.encode("hole")                     # [1, 3, 2, 0]
+    tokenizer = CharacterTokenizer.of("hello")   # vocabulary "ehlo"
+    tokenizer.encode("hole")                     # [1, 3, 2, 0]
     """
 
     def __init__(self, vocabulary: str) -> None:

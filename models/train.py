@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -56,4 +57,89 @@ def make_optimizer(model: object, plan: TrainingPlan) -> nn.optim.OptimizerGroup
     return nn.optim.OptimizerGroup(*groups)
 
 
-Step = Callable[[Tensor, Tensor], Tensor]
+def make_step(
+    model: LanguageModel, optimizer: nn.optim.OptimizerGroup, clip: float
+) -> Callable[[Tensor, Tensor], Tensor]:
+    """The function of one update: step(ids, targets) → the loss before it, all in one program.
+
+    Its inputs are tensors and the learning rate is one (`optimizer.lr`, set from outside), so that
+    a compiled step can be replayed with other values.
+    """
+
+    def step(ids: Tensor, targets: Tensor) -> Tensor:
+        optimizer.zero_grad()
+        loss = model.loss(ids, targets)
+        loss.backward()
+        nn.optim.clip_grad_norm(optimizer.params, clip)
+        optimizer.step()
+        return loss.realize()
+
+    return step
+
+
+def learning_rate(plan: TrainingPlan, step: int) -> float:
+    """Linear from 0 to the peak, then half a cosine down to `final_lr` of it; `step` counts from 0.
+
+    Loshchilov and Hutter, "SGDR: Stochastic Gradient Descent with Warm Restarts".
+    """
+    warmup = min(plan.warmup, plan.steps // 2)
+    if step < warmup:
+        return plan.lr * (step + 1) / warmup
+    progress = (step - warmup) / max(plan.steps - 1 - warmup, 1)
+    share = 0.5 * (1 + math.cos(math.pi * progress))
+    return plan.lr * (plan.final_lr + (1 - plan.final_lr) * share)
+
+
+def validate(model: LanguageModel, windows: Windows, count: int, batch: int) -> float:
+    """Mean loss over `count` windows spread evenly over a text, in nats per token."""
+    losses = []
+    with Tensor.no_grad():
+        for ids, targets in windows.spread(count, batch):
+            losses.append(float(model.loss(Tensor(ids), Tensor(targets)).item()))
+    return sum(losses) / len(losses)
+
+
+def train_language_model(
+    model: LanguageModel,
+    training: Windows,
+    validation: Windows,
+    plan: TrainingPlan,
+    metrics: Metrics,
+) -> float:
+    """Train, and give the validation loss at the end; every step is recorded in `metrics`.
+
+    Raises InputError where the loss is no longer a finite number.
+    """
+    optimizer = make_optimizer(model, plan)
+    step = make_step(model, optimizer, plan.clip)
+    start, val_loss = time.perf_counter(), math.nan
+    tokens = plan.batch * training.context
+    with Progress(plan.steps, "tokens") as progress:
+        for number in range(plan.steps):
+            begin = time.perf_counter()
+            rate = learning_rate(plan, number)
+            optimizer.lr.assign(rate)
+            ids, targets = training.batch(plan.batch, plan.seed, number)
+            with Tensor.train():
+                loss = float(step(Tensor(ids), Tensor(targets)).item())
+            speed = tokens / (time.perf_counter() - begin)
+            if not math.isfinite(loss):
+                raise InputError(
+                    f"the loss is {loss} at step {number + 1}: try a smaller --lr than {plan.lr}"
+                )
+            done = number + 1
+            last = done == plan.steps
+            if last or done % plan.validate_every == 0:
+                count = plan.final_windows if last else plan.validation_windows
+                val_loss = validate(model, validation, count, 4 * plan.batch)
+                progress.say(f"step {done}: training {loss:.4f}, validation {val_loss:.4f}")
+            progress.update(done, loss, speed)
+            metrics.record(
+                step=done,
+                loss=loss,
+                val_loss=val_loss if last or done % plan.validate_every == 0 else None,
+                lr=rate,
+                tokens_per_s=speed,
+                elapsed_s=time.perf_counter() - start,
+            )
+    return val_loss

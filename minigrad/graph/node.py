@@ -23,6 +23,8 @@ Shape = tuple[Integer, ...]
 class Op(Enum):
     """What a node does. Argument `arg` in parentheses."""
 
+    __hash__ = object.__hash__  # Enum's own is written in Python, and each node hashes its op
+
     # sources
     CONST = "const"  # every element is arg
     BUFFER = "buffer"  # memory (a device Buffer; an int slot in a canonical graph)

@@ -12,7 +12,7 @@ inside an atom: a floor division, a remainder, or (in kernels only) a value load
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
 from math import gcd
 from typing import Any
@@ -26,7 +26,9 @@ class Atom:
     A variable whose extent is symbolic carries it in `payload`: it runs over 0 … payload − 1.
     """
 
-    __slots__ = ("kind", "name", "inner", "divisor", "low", "high", "payload", "key", "hash")
+    __slots__ = (
+        "kind", "name", "inner", "divisor", "low", "high", "payload", "key", "hash", "_sort_key"
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -42,6 +44,11 @@ class Atom:
         self.low, self.high, self.payload = low, high, payload
         self.key = (kind, name, inner, divisor, low, high, payload)
         self.hash = hash(self.key)
+        self._sort_key: tuple[str, int, int] | None = None
+
+    def __reduce__(self) -> Any:  # hashes of strings differ between processes
+        arguments = (self.kind, self.name, self.low, self.high)
+        return (Atom, (*arguments, self.inner, self.divisor, self.payload))
 
     def __hash__(self) -> int:
         return self.hash
@@ -61,9 +68,11 @@ class Atom:
         return self.name
 
     @property
-    def sort_key(self) -> str:
+    def sort_key(self) -> tuple[str, int, int]:
         """A total order of atoms that does not depend on hashing."""
-        return f"{self.kind} {self!r}"
+        if self._sort_key is None:
+            self._sort_key = (f"{self.kind} {self!r}", self.low, self.high)
+        return self._sort_key
 
 
 class Affine:
@@ -76,6 +85,9 @@ class Affine:
         self.hash = hash((constant, terms))
         self._low: int | None = None
         self._high = 0
+
+    def __reduce__(self) -> Any:
+        return (Affine, (self.constant, self.terms))
 
     def __hash__(self) -> int:
         return self.hash
@@ -247,7 +259,10 @@ def mul(x: Integer, y: Integer) -> Integer:
 
 
 def _reduce_coefficients(x: Affine, d: int) -> tuple[Integer, Integer]:
-    """x = d·quotient + rest, coefficients of rest reduced modulo d to the narrower range."""
+    """x = d·quotient + rest, with the coefficients of rest reduced modulo d.
+
+    Residues are taken in 0 … d − 1; around zero only where that leaves nothing to divide.
+    """
     best: tuple[Integer, Integer] | None = None
     for signed in (False, True):
         quotient: dict[Atom, int] = {}
@@ -264,18 +279,30 @@ def _reduce_coefficients(x: Affine, d: int) -> tuple[Integer, Integer]:
         pair = (_build(q, quotient), _build(r, rest))
         if low(pair[1]) // d == high(pair[1]) // d:
             return pair
-        if best is None or _width(pair[1]) < _width(best[1]):
-            best = pair
+        best = best or pair
     assert best is not None
     return best
 
 
-def _width(x: Integer) -> int:
-    return high(x) - low(x)
+def _split(x: Affine, d: int) -> tuple[int, Integer, Integer] | None:
+    """g, y and r with x = g·y + r and 0 ≤ r < g, where g divides d: r then bears no carry.
+
+    So (20·i + 4·j + k) // 40 is i // 2 where 4·j + k stays below 20.
+    """
+    for g in sorted({gcd(c, d) for _, c in x.terms} - {1}, reverse=True):
+        inner = {atom: c for atom, c in x.terms if c % g}
+        rest = _build(x.constant % g, inner)
+        if low(rest) >= 0 and high(rest) < g:
+            whole = {atom: c // g for atom, c in x.terms if c % g == 0}
+            return g, _build(x.constant // g, whole), rest
+    return None
 
 
 @lru_cache(maxsize=1 << 16)
 def _floordiv(x: Affine, d: int) -> Integer:
+    split = _split(x, d)
+    if split is not None:
+        return floordiv(split[1], d // split[0])
     quotient, rest = _reduce_coefficients(x, d)
     if low(rest) // d == high(rest) // d:
         return add(quotient, low(rest) // d)
@@ -284,6 +311,9 @@ def _floordiv(x: Affine, d: int) -> Integer:
     if common > 1:
         smaller = _build(rest.constant // common, {a: c // common for a, c in rest.terms})
         return add(quotient, floordiv(smaller, d // common))
+    split = _split(rest, d)
+    if split is not None:
+        return add(quotient, floordiv(split[1], d // split[0]))
     if len(rest.terms) == 1 and rest.constant == 0 and rest.terms[0][1] == 1:
         atom = rest.terms[0][0]
         if atom.kind == "div":  # (y // e) // d = y // (e·d)
@@ -320,6 +350,9 @@ def _mod(x: Affine, d: int) -> Integer:
             changed = True
     if changed:
         return mod(_build(constant, terms), d)
+    split = _split(x, d)
+    if split is not None:
+        return add(mul(mod(split[1], d // split[0]), split[0]), split[2])
     _, rest = _reduce_coefficients(x, d)
     if low(rest) // d == high(rest) // d:
         return sub(rest, low(rest) // d * d)
@@ -328,6 +361,9 @@ def _mod(x: Affine, d: int) -> Integer:
     if common > 1:
         smaller = _build(rest.constant // common, {a: c // common for a, c in rest.terms})
         return add(mul(mod(smaller, d // common), common), rest.constant % common)
+    split = _split(rest, d)
+    if split is not None:
+        return add(mul(mod(split[1], d // split[0]), split[0]), split[2])
     made = Atom("mod", "", 0, d - 1, rest, d)
     return Affine(0, ((made, 1),))
 
@@ -341,23 +377,48 @@ def mod(x: Integer, d: int) -> Integer:
     return 0 if d == 1 else _mod(x, d)
 
 
-def substitute(x: Integer, values: Mapping[Atom, Integer]) -> Integer:
-    """x with some of its variables replaced, simplified anew."""
+def substitute(
+    x: Integer, values: Mapping[Atom, Integer], in_loaded: bool = True
+) -> Integer:
+    """x with some of its variables replaced (all at once), simplified anew.
+
+    in_loaded: also inside the expressions of loaded values.
+    """
     if isinstance(x, int):
         return x
     parts: list[Integer] = [x.constant]
-    for atom, coefficient in x.terms:
+    for atom, factor in x.terms:
         replacement = values.get(atom)
         if replacement is None:
             if atom.kind == "div":
-                replacement = floordiv(substitute(atom.inner or 0, values), atom.divisor)
+                inner = substitute(atom.inner or 0, values, in_loaded)
+                replacement = floordiv(inner, atom.divisor)
             elif atom.kind == "mod":
-                replacement = mod(substitute(atom.inner or 0, values), atom.divisor)
-            elif atom.kind == "value":
+                inner = substitute(atom.inner or 0, values, in_loaded)
+                replacement = mod(inner, atom.divisor)
+            elif atom.kind == "value" and in_loaded:
                 replacement = atom.payload.substitute_atom(atom, values)
             else:
                 replacement = Affine(0, ((atom, 1),))
-        parts.append(mul(replacement, coefficient))
+        parts.append(mul(replacement, factor))
+    return total(parts)
+
+
+def replace_values(x: Integer, new: Callable[[Any], Integer]) -> Integer:
+    """x with every `value` atom, at any depth, replaced by what `new` makes of its payload."""
+    if isinstance(x, int):
+        return x
+    parts: list[Integer] = [x.constant]
+    for atom, factor in x.terms:
+        if atom.kind == "value":
+            part = new(atom.payload)
+        elif atom.kind == "div":
+            part = floordiv(replace_values(atom.inner or 0, new), atom.divisor)
+        elif atom.kind == "mod":
+            part = mod(replace_values(atom.inner or 0, new), atom.divisor)
+        else:
+            part = Affine(0, ((atom, 1),))
+        parts.append(mul(part, factor))
     return total(parts)
 
 

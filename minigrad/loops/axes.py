@@ -104,7 +104,8 @@ def unit_stride_axis(
     axes: Sequence[Axis], exprs: Sequence[Expr], positions: Sequence[Integer]
 ) -> Axis | None:
     """The axis along which most accesses are to neighbouring elements (stores count double)."""
-    best, best_score = None, -1
+    best: Axis | None = None
+    best_score = 0
     for axis in axes:
         score = sum(2 for x in positions if coefficient(x, axis.variable) == 1)
         for load in expr.loads(*exprs):
@@ -112,7 +113,7 @@ def unit_stride_axis(
             score += 1 if stride == 1 else -1 if stride not in (0, 1) else 0
         long = isinstance(axis.extent, int) and axis.extent >= 4
         score = 4 * score + (2 if long else 0)
-        if score >= best_score:
+        if best is None or score >= best_score:
             best, best_score = axis, score
     return best
 

@@ -10,27 +10,41 @@ from minigrad.graph.symbolic import Atom, Integer, flatten, numel, substitute, u
 from minigrad.loops.axes import row_axis
 from minigrad.loops.nest import Loop, Set, Statement, Store, Stores
 from minigrad.schedule import expr
-from minigrad.schedule.expr import Expr
+from minigrad.schedule.expr import Array, Expr, Local
 from minigrad.schedule.schedule import Kernel
 from minigrad.schedule.stage import Axis, index_of
 
 
 def inline_stages(kernel: Kernel, axes: Sequence[Axis]) -> list[Store]:
-    """The stores of stages that all have the elements of `axes`, each in terms of these axes."""
+    """The stores of stages that all have the elements of `axes`, each in terms of these axes.
+
+    What a stage reads of the stages before it is its own element, whose value takes the load's
+    place; that holds in the stage's own axes, so it is done before they are replaced.
+    """
     place = flatten([index_of(axis.variable) for axis in axes], [axis.extent for axis in axes])
-    known: dict[Expr, Expr] = {}
+    made: dict[Array, Local] = {}
+    bodies: dict[Expr, Expr] = {}
     stores = []
+
+    def own_element(e: Expr) -> Expr | None:
+        return expr.local(made[e.payload[0]]) if _reads(e, made) else None
+
     for stage in kernel.stages:
+        body = expr.rebuild(stage.body, own_element)
         if tuple(stage.axes) != tuple(axes):
             parts = unflatten(place, [axis.extent for axis in stage.axes])
-            stage = stage.substitute(
-                {a.variable: part for a, part in zip(stage.axes, parts, strict=True)}
-            )
-        stage = stage.replace_loads(known)
-        known[expr.load(stage.array, stage.position)] = stage.body
+            values = {a.variable: part for a, part in zip(stage.axes, parts, strict=True)}
+            body = expr.substitute_in(body, values)
+        body = expr.rebuild(body, bodies.get)
+        made[stage.array] = Local(stage.array.name, stage.array.dtype, 1)
+        bodies[expr.local(made[stage.array])] = body
         if stage.array in kernel.stored:
-            stores.append(Store(stage.array, stage.position, stage.body))
+            stores.append(Store(stage.array, place, body))
     return stores
+
+
+def _reads(e: Expr, made: dict[Array, Local]) -> bool:
+    return e.op is expr.Leaf.LOAD and e.payload[0] in made
 
 
 def substitute_stores(stores: Sequence[Store], values: dict[Atom, Integer]) -> list[Store]:

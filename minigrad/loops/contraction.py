@@ -58,7 +58,7 @@ class Problem:
     stage: Stage
     parts: Contraction
     stores: tuple[Store, ...]
-    accumulator: Expr  # the load of the contraction's own result, to be read from registers
+    accumulator: Expr  # stands for the contraction's result in the stores
 
 
 def contraction(kernel: Kernel, target: Target, name: str) -> Nest:
@@ -98,7 +98,7 @@ LANE: Atom = make_axis("lane", 0, 1 << 10).variable
 def prepare(kernel: Kernel) -> Problem:
     """Inline the epilogue and merge axes."""
     stage = kernel.stages[0]
-    own = expr.load(stage.array, stage.position)
+    own = expr.local(Local("product", stage.array.dtype, 1))
     marker = replace(stage, op=None, reduced=(), body=own)
     stores = inline_stages(replace(kernel, stages=(marker, *kernel.stages[1:])), stage.axes)
     used = indices(
@@ -124,7 +124,7 @@ def prepare(kernel: Kernel) -> Problem:
             expr.substitute_in(parts.left, values), expr.substitute_in(parts.right, values), *groups
         ),
         tuple(substitute_stores(stores, values)),
-        expr.substitute_in(own, values),
+        own,
     )
 
 

@@ -332,6 +332,8 @@ class IndexEmitter:
         if atom.kind == "var":
             if atom in self.scalars:
                 return self.scalars[atom], self.where[atom]
+            if atom.low == atom.high:
+                return str(atom.low), 0
             return f"%sym.{atom.name}", 0
         if atom.kind == "value":
             value = self.value(atom.payload)

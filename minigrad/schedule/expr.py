@@ -20,8 +20,10 @@ from minigrad.graph.symbolic import (
     Atom,
     Integer,
     add,
+    high,
     low,
     proven_nonnegative,
+    replace_values,
     substitute,
     variables,
 )
@@ -34,6 +36,7 @@ class Leaf(Enum):
     INDEX = "index"  # (Integer) an index as a value
     CONDITION = "condition"  # (Affine) whether it is ≥ 0
     LOCAL = "local"  # (Local, slot) a register of the loop nest
+    FMA = "fma"  # not a leaf: args (a, b, c), a·b + c rounded once and never split or merged
 
 
 @dataclass(frozen=True)
@@ -140,12 +143,12 @@ def index(value: Integer, dtype: DType = dtypes.int32) -> Expr:
 
 def condition(value: Integer) -> Expr:
     """Whether value ≥ 0."""
-    if isinstance(value, int):
-        return const(value >= 0, dtypes.bool)
+    if isinstance(value, int) or value.high < 0:
+        return const(high(value) >= 0, dtypes.bool)
     return _make(Leaf.CONDITION, dtypes.bool, (), value, value)
 
 
-def apply(op: Op, args: tuple[Expr, ...], dtype: DType) -> Expr:
+def apply(op: Op | Leaf, args: tuple[Expr, ...], dtype: DType) -> Expr:
     """An elementwise operation of the graph, on scalars."""
     if op is Op.WHERE:
         if args[0].op is Op.CONST:
@@ -248,7 +251,10 @@ def loads(*roots: Expr) -> list[Expr]:
 
 
 def rebuild(root: Expr, change: Callable[[Expr], Expr | None]) -> Expr:
-    """root with leaves replaced: `change` sees each leaf and gives its successor or None."""
+    """root with leaves replaced: `change` sees each leaf and gives its successor or None.
+
+    Values inside the indices of a leaf are rebuilt before the leaf is seen.
+    """
     new: dict[Expr, Expr] = {}
     for expr in walk(root):
         if expr.args:
@@ -258,8 +264,25 @@ def rebuild(root: Expr, change: Callable[[Expr], Expr | None]) -> Expr:
             else:
                 new[expr] = apply(expr.op, args, expr.dtype)  # type: ignore[arg-type]
         else:
-            new[expr] = change(expr) or expr
+            leaf = _rebuild_leaf(expr, new)
+            new[expr] = change(leaf) or leaf
     return new[root]
+
+
+def _rebuild_leaf(leaf: Expr, new: Mapping[Expr, Expr]) -> Expr:
+    """A leaf whose indices take the new values of the expressions inside them."""
+    if all(new[inside] is inside for inside in _operands(leaf)):
+        return leaf
+
+    def moved(x: Integer) -> Integer:
+        return replace_values(x, lambda e: value_of(new[e]))
+
+    if leaf.op is Leaf.LOAD:
+        array, position, guard = leaf.payload
+        return load(array, moved(position), restrict((), map(moved, guard)))
+    if leaf.op is Leaf.INDEX:
+        return index(moved(leaf.payload), leaf.dtype)
+    return condition(moved(leaf.payload))
 
 
 def substitute_in(root: Expr, values: Mapping[Atom, Integer]) -> Expr:
@@ -267,22 +290,22 @@ def substitute_in(root: Expr, values: Mapping[Atom, Integer]) -> Expr:
     if not values or root.variables.isdisjoint(values):
         return root
 
+    def moved(x: Integer) -> Integer:  # rebuild has been inside loaded values already
+        return substitute(x, values, in_loaded=False)
+
     def change(expr: Expr) -> Expr | None:
-        if expr.variables.isdisjoint(values):
-            return None
         if expr.op is Leaf.LOAD:
             array, position, guard = expr.payload
-            moved = restrict((), (substitute(c, values) for c in guard))
-            return load(array, substitute(position, values), moved)
+            return load(array, moved(position), restrict((), map(moved, guard)))
         if expr.op is Leaf.INDEX:
-            return index(substitute(expr.payload, values), expr.dtype)
+            return index(moved(expr.payload), expr.dtype)
         if expr.op is Leaf.CONDITION:
-            moved_condition = substitute(expr.payload, values)
-            if proven_nonnegative(moved_condition):
-                return const(True, dtypes.bool)
-            return condition(moved_condition)
-        registers, slot = expr.payload
-        return local(registers, substitute(slot, values))
+            test = moved(expr.payload)
+            return const(True, dtypes.bool) if proven_nonnegative(test) else condition(test)
+        if expr.op is Leaf.LOCAL:
+            registers, slot = expr.payload
+            return local(registers, moved(slot))
+        return None
 
     return rebuild(root, change)
 

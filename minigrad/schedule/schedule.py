@@ -151,7 +151,7 @@ class _Plan:
             if node not in self.arrays:
                 self.arrays[node] = Array(f"t{number}", node.dtype, numel(node.shape))
         nodes = [node for node in self.kept.nodes if numel(node.shape)]
-        self.stages = {node: build(node, self.arrays) for node in nodes}
+        self.stages = self._needed({node: build(node, self.arrays) for node in nodes})
         self.late = frozenset(self.arrays[node] for node in late)
         self.groups = group(self.stages.values(), fuse, self.late)
         self.readers: dict[Array, list[Group]] = {}
@@ -162,6 +162,16 @@ class _Plan:
                     if member not in known:
                         known.append(member)
         self.maker = {stage.array: g for g in self.groups for stage in g.stages}
+
+    def _needed(self, stages: dict[Node, Stage]) -> dict[Node, Stage]:
+        """Without the stages that nobody reads after all (a mask hid them, a constant chose)."""
+        wanted = set(self.slots)
+        needed = []
+        for node in reversed(list(stages)):
+            if self.arrays[node] in wanted:
+                needed.append(node)
+                wanted |= {load.payload[0] for load in expr.loads(*stages[node].exprs())}
+        return {node: stages[node] for node in reversed(needed)}
 
     def better_recomputed(self) -> frozenset[Node]:
         """Values kept to save operations that turned out to need a round trip to memory."""

@@ -70,8 +70,10 @@ class Stage:
         return numel([axis.extent for axis in self.axes + self.reduced])
 
     def exprs(self) -> tuple[Expr, ...]:
-        """All expressions of the stage."""
-        return (self.body,) if self.initial is None else (self.body, self.initial)
+        """All expressions of the stage, those inside the position of a scatter included."""
+        initial = () if self.initial is None else (self.initial,)
+        inside = [e for x in (self.position, *self.guard) for e in expr.values_in(x)]
+        return (self.body, *initial, *inside)
 
     def substitute(self, values: Mapping[Atom, Integer]) -> Stage:
         """The stage with some kept axes replaced by given indices."""

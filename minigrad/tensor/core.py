@@ -16,19 +16,23 @@ from minigrad.program import bytes_of
 from minigrad.tensor import engine, history, hostdata
 from minigrad.tensor.modes import modes, no_grad, train
 from minigrad.tensor.nodes import (
-    Path,
     Scalar,
+    Step,
     axis_of,
     broadcast_to,
     follow,
+    placeholder,
     product,
     same_device,
-    shape_of_path,
     show,
     stop,
     write_through,
 )
 from minigrad.tensor.registry import Holder, holders
+
+
+# How a view came to be: the tensor it was taken of, how that came to be, and the step.
+Origin = tuple[Any, Any, Step]
 
 
 class _TensorType(type):
@@ -51,8 +55,9 @@ class Core(Holder, metaclass=_TensorType):
     made of data or random numbers, which may be a leaf.
     """
 
-    __slots__ = ("grad", "made", "_base", "_path")
+    __slots__ = ("grad", "made", "_origin")
     grad: Self | None
+    _origin: Origin | None
     train = train
     no_grad = no_grad
 
@@ -73,14 +78,14 @@ class Core(Holder, metaclass=_TensorType):
             node = data.node if device is None else build.copy(data.node, Device.canonical(device))
         else:
             raw, shape, found = hostdata.read(data, wanted)
-            node = _stored(raw, found, shape, Device.canonical(device or Device.DEFAULT))
+            node = stored(raw, found, shape, Device.canonical(device or Device.DEFAULT))
         self._start(node if wanted is None else build.cast(node, wanted))
         self.made = not isinstance(data, Core)
         if requires_grad is not None:
             self.requires_grad = requires_grad
 
     def _start(self, node: Node) -> None:
-        self.grad, self.made, self._base, self._path = None, False, None, None
+        self.grad, self.made, self._origin = None, False, None
         self._requires_grad, self.stopped = None, not modes.gradients
         self._enter(node)
 
@@ -99,8 +104,7 @@ class Core(Holder, metaclass=_TensorType):
         result = self._new(step(self.node))
         if result.raw is self.raw:
             result.stopped = self.stopped
-        result._base = self._base or self._link
-        result._path = (self._path, step)
+        result._origin = (self._link, self._origin, step)
         return result
 
     # --- what it is -------------------------------------------------------------------------------
@@ -158,11 +162,11 @@ class Core(Holder, metaclass=_TensorType):
             not isinstance(extent, int) for extent in node.shape
         ):
             raw = hostdata.pack([node.arg], node.dtype) * numel(node.shape)
-            self._point(_stored(raw, node.dtype, node.shape, node.device))
+            self._point(stored(raw, node.dtype, node.shape, node.device))
         elif not self.made or len(holders(node)) > 1:
             self._point(make(Op.CONTIGUOUS, node.dtype, node.shape, (stop(node),), None, node.device))
             engine.realize([self])
-        self.stopped, self._base, self._path = False, None, None
+        self.stopped, self._origin = False, None
 
     def numel(self) -> Integer:
         """Number of elements."""
@@ -205,7 +209,7 @@ class Core(Holder, metaclass=_TensorType):
         """The same values as a constant: no gradient flows to where they came from."""
         result = self._new(self.raw)
         result.stopped, result._requires_grad = True, False
-        result._base, result._path = self._base or self._link, self._path
+        result._origin = (self._link, self._origin, lambda node: node)
         return result
 
     def to(self, device: str | None) -> Self:
@@ -225,13 +229,12 @@ class Core(Holder, metaclass=_TensorType):
                 "write inside `with Tensor.no_grad():`, or to a .clone()"
             )
         node = self._value_node(value)
-        base = self._base() if self._base is not None else None
+        base, steps = self._shown()
         if base is None:
             engine.write(self, node)
         else:
-            assert isinstance(base, Core)
-            base.assign(base._new(write_through(base.node, self._path, node)))
-            self._point(follow(self._path, base.raw))
+            base.assign(base._new(write_through(base.node, steps, node)))
+            self._point(follow(steps, base.raw))
         if self.raw.op is not Op.BUFFER:
             self.stopped = not modes.gradients
         return self
@@ -244,14 +247,28 @@ class Core(Holder, metaclass=_TensorType):
         same_device("assign", (self.raw, tensor.raw))
         return broadcast_to(build.cast(tensor.node, self.dtype), self.shape, "assign")
 
-    def _same_view(self, other: Core) -> bool:
-        """Whether two views show the same elements of the same base."""
+    def _shown(self) -> tuple[Core | None, list[Step]]:
+        """The nearest living tensor of which this is a view, and the steps from there to here."""
+        steps: list[Step] = []
+        origin = self._origin
+        while origin is not None:
+            link, before, step = origin
+            steps.append(step)
+            base = link()
+            if base is not None:
+                assert isinstance(base, Core)
+                return base, steps[::-1]
+            origin = before
+        return None, []
+
+    def _shows(self, base: Core, other: Core) -> bool:
+        """Whether self and other are views of the same elements of base."""
+        mine, steps = self._shown()
+        its, other_steps = other._shown()
         return (
-            self._base is not None
-            and self._base is other._base
-            and (base := self._base()) is not None
-            and shape_of_path(self._path, base.raw) is shape_of_path(other._path, base.raw)
-        )
+            mine is base and its is base
+            and placeholder(steps, base.raw) is placeholder(other_steps, base.raw)
+        )  # fmt: skip
 
     # --- gradients --------------------------------------------------------------------------------
 
@@ -435,7 +452,7 @@ def _rounded(value: Any) -> Any:
     return float(f"{value:.6g}") if isinstance(value, float) else value
 
 
-def _stored(raw: bytes, dtype: DType, shape: Sequence[int], device: str) -> Node:
+def stored(raw: bytes, dtype: DType, shape: Sequence[int], device: str) -> Node:
     """A BUFFER node with the bytes of the host."""
     memory = Buffer(device, dtype, numel(shape))
     memory.copy_in(raw)
@@ -451,12 +468,11 @@ def _restore(
     """What pickle and deepcopy call; a missing device becomes the default one."""
     raw, shape, dtype, device = state
     try:
-        node = _stored(raw, named(dtype), shape, device)
+        node = stored(raw, named(dtype), shape, device)
     except (DeviceError, ImportError):
-        node = _stored(raw, named(dtype), shape, Device.DEFAULT)
+        node = stored(raw, named(dtype), shape, Device.DEFAULT)
     result = cls._of(node)
     result.made, result._requires_grad, result.grad = True, requires_grad, grad
     return result
 
 
-__all__ = ["Core", "dtypes"]

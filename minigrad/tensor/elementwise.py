@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Self
 
-from minigrad.dtype import DType, dtypes, named, promote
+from minigrad.dtype import dtypes, promote
 from minigrad.errors import DTypeError, ShapeError
 from minigrad.graph import build
 from minigrad.graph.node import COMPARISONS, Node, Op
+from minigrad.tensor.casts import Casts
 from minigrad.tensor.core import Core
 from minigrad.tensor.nodes import (
     broadcast_shape,
@@ -23,7 +24,37 @@ from minigrad.tensor.nodes import (
 _KINDS = "buif"  # bool < unsigned, signed < float: the order in which in-place results may not rise
 
 
-class Elementwise(Core):
+def _apply(op: Op, name: str, nodes: Sequence[Node]) -> Node:
+    """The operation, with an error in the user's words where the dtype does not fit."""
+    try:
+        return build.elementwise(op, *nodes)
+    except DTypeError:
+        expected = "an integer dtype" if op in (Op.SHL, Op.SHR) else "bool or an integer dtype"
+        if op is Op.SUB:
+            expected = "a number dtype; for bool use ^, or cast it first"
+        raise DTypeError(
+            f"{name} of {' and '.join(node.dtype.name for node in nodes)}: expected {expected}"
+        ) from None
+
+
+def choices(like: Core, x: Any, y: Any) -> list[Node]:
+    """The two values of a `where` with one dtype; scalars are weakly typed."""
+    found = []
+    for value, other in ((x, y), (y, x)):
+        if not isinstance(value, (bool, int, float)):
+            tensor = value if isinstance(value, Core) else type(like)(value, device=like.device)
+            found.append(tensor.node)
+            continue
+        if isinstance(other, Core):
+            dtype = scalar_dtype(value, other.dtype)
+        else:
+            dtype = scalar_dtype(value, dtypes.bool)
+        found.append(build.const(value, dtype, (), like.device))
+    dtype = promote(*(node.dtype for node in found))
+    return [build.cast(node, dtype) for node in found]
+
+
+class Elementwise(Casts):
     """Elementwise methods; operands broadcast and promote, Python scalars are weakly typed."""
 
     __slots__ = ()
@@ -57,46 +88,6 @@ class Elementwise(Core):
 
     def _as_float(self) -> Self:
         return self if self.dtype.is_float else self.cast(dtypes.default_float)
-
-    # --- dtypes -----------------------------------------------------------------------------------
-
-    def cast(self, dtype: DType | str) -> Self:
-        """Converted: floats truncate and saturate on their way to integers, NaN gives 0."""
-        wanted = named(dtype) if isinstance(dtype, str) else dtype
-        return self if wanted is self.dtype else self._new(build.cast(self.node, wanted))
-
-    def bitcast(self, dtype: DType | str) -> Self:
-        """The bits read as another dtype of the same size; no gradient flows."""
-        wanted = named(dtype) if isinstance(dtype, str) else dtype
-        return self if wanted is self.dtype else self._new(build.bitcast(self.node, wanted))
-
-    def half(self) -> Self:
-        """float16."""
-        return self.cast(dtypes.float16)
-
-    def float(self) -> Self:
-        """float32."""
-        return self.cast(dtypes.float32)
-
-    def double(self) -> Self:
-        """float64."""
-        return self.cast(dtypes.float64)
-
-    def bfloat16(self) -> Self:
-        """bfloat16."""
-        return self.cast(dtypes.bfloat16)
-
-    def int(self) -> Self:
-        """int32."""
-        return self.cast(dtypes.int32)
-
-    def long(self) -> Self:
-        """int64."""
-        return self.cast(dtypes.int64)
-
-    def bool(self) -> Self:
-        """bool: x ≠ 0."""
-        return self.cast(dtypes.bool)
 
     # --- arithmetic -------------------------------------------------------------------------------
 
@@ -316,7 +307,7 @@ class Elementwise(Core):
     def where(self, x: Any, y: Any) -> Self:
         """x where self is true, y elsewhere; x and y broadcast and promote."""
         condition = build.cast(self.node, dtypes.bool)
-        x, y = _choices(self, x, y)
+        x, y = choices(self, x, y)
         same_device("where", [condition, x, y])
         shape = broadcast_shape("where", condition.shape, x.shape, y.shape)
         nodes = [broadcast_to(node, shape) for node in (condition, x, y)]

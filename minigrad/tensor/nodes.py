@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 from minigrad.dtype import DType, convert, dtypes, promote
 from minigrad.errors import DeviceError, ShapeError
@@ -143,33 +142,28 @@ def convertible(value: Scalar, dtype: DType) -> Scalar:
 
 # --- views ---------------------------------------------------------------------------------------
 
-# How a view follows from its base: the newest step, and the steps before it.
-Path = tuple[Any, Callable[[Node], Node]]
+Step = Callable[[Node], Node]  # a movement, from one node to another
 _TOKEN = "the base of a view"
 
 
-def follow(path: Path | None, base: Node) -> Node:
+def follow(steps: Sequence[Step], base: Node) -> Node:
     """The node of a view on `base`."""
-    steps = []
-    while path is not None:
-        steps.append(path[1])
-        path = path[0]
-    for step in reversed(steps):
+    for step in steps:
         base = step(base)
     return base
 
 
-def shape_of_path(path: Path | None, like: Node) -> Node:
+def placeholder(steps: Sequence[Step], like: Node) -> Node:
     """The view of a nameless array like `like`; equal views are the same node."""
-    return follow(path, build.buffer(_TOKEN, like.dtype, like.shape, like.device))
+    return follow(steps, build.buffer(_TOKEN, like.dtype, like.shape, like.device))
 
 
-def write_through(base: Node, path: Path | None, value: Node) -> Node:
+def write_through(base: Node, steps: Sequence[Step], value: Node) -> Node:
     """`base` with the elements that a view shows replaced by `value`, which has the view's shape.
 
     The view's steps are undone from its end: what a SHRINK cut off keeps the old value.
     """
-    step = shape_of_path(path, base)
+    step = placeholder(steps, base)
     mask = build.const(True, dtypes.bool, step.shape, base.device)
     while step.op is not Op.BUFFER:
         source = step.src[0]

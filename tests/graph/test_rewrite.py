@@ -391,6 +391,11 @@ def test_holds_is_lossless():
                 assert found.tolist() != start.tolist() or wide.itemsize < narrow.itemsize
 
 
+def operations(roots):
+    """How many nodes have something to compute."""
+    return sum(bool(node.src) for node in topological(roots))
+
+
 @st.composite
 def graphs(draw, dtype):
     """A random elementwise graph over two leaves and constants, rich in what the rules look for."""
@@ -431,7 +436,7 @@ def test_random_graphs_keep_every_bit(dtype, data):
         assert after.shape == before.shape and after.dtype is before.dtype
     for found, expected in zip(evaluate(simple, arrays), evaluate(roots, arrays), strict=True):
         equal_bits(found, expected)
-    assert len(topological(simple)) <= len(topological(roots))
+    assert operations(simple) <= operations(roots)
     assert simplify(simple) == simple
 
 

@@ -258,7 +258,7 @@ def double_only() -> None:
         return (mp.expm1(r) - r) / r**2
 
     end = mp.log(2) / 2 * mp.mpf("1.0001")
-    p = polynomial(g, lambda r: r**2 / mp.expm1(r), -end, end, 9, bits)
+    p = polynomial(g, lambda r: r**2 / mp.expm1(r), -end, end, 10, bits)
     grid = [end * (2 * i + 1) / 401 for i in range(-201, 201)]
     error = max(abs(t**2 / mp.expm1(t) * (_evaluate(p, t) - g(t))) for t in grid)
     report("EXPM1[53]", p, error)
@@ -283,9 +283,24 @@ def double_only() -> None:
     report("ERF[53] large Q", q, error)
 
 
+def powers() -> None:
+    """log2(1 + f) = f·P(f) to a little more than float32's precision."""
+    low, high = mp.sqrt("0.5") - 1, mp.sqrt(2) - 1
+    low, high = low * mp.mpf("1.00001"), high * mp.mpf("1.00001")
+
+    def f(t: mp.mpf) -> mp.mpf:
+        return mp.log1p(t) / mp.log(2) / t
+
+    p = polynomial(f, lambda t: 1 / f(t), low, high, 12, 53)
+    grid = [low + (high - low) * (2 * i + 1) / 800 for i in range(400)]
+    error = max(abs(_evaluate(p, t) / f(t) - 1) for t in grid)
+    report("POW[24]", p, error)
+
+
 if __name__ == "__main__":
     exponentials()
     logarithms()
     circular()
     odd_rationals()
     double_only()
+    powers()

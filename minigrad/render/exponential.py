@@ -1,0 +1,240 @@
+"""Exponentials, logarithms, tanh and erf for `vector_math`, in float32 and float64."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import inf, nan
+
+from minigrad.dtype import DType, dtypes
+from minigrad.render.value import Value, constant, horner
+
+Coefficients = tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Format:
+    """A binary floating-point format and the polynomials that suffice for it.
+
+    `shift` is 1.5·2^mantissa: adding it to a number leaves the number, rounded to an integer, in
+    the lowest bits of the sum.
+    """
+
+    signed: DType
+    unsigned: DType
+    mantissa: int
+    bias: int
+    shift: float
+    smallest: float  # smallest normal number
+    root_half: int  # the bits of √½
+    exp_range: tuple[float, float]  # below it e^x rounds to 0, above it to inf
+    exp2_range: tuple[float, float]
+    half_log2e: float
+    two_ln2: tuple[float, float]  # 2·ln 2 as a sum; the first has zeros for an exact product
+    ln2: tuple[float, float]
+    exp: Coefficients  # e^r = 1 + r·P(r), |r| ≤ ln 2
+    exp2: Coefficients  # 2^r = 1 + r·P(r), |r| ≤ 1
+
+
+SINGLE = Format(
+    dtypes.int32, dtypes.uint32, 23, 127, 1.5 * 2.0**23, 2.0**-126, 0x3F3504F3,
+    (-104.0, 89.0), (-151.0, 129.0), 0.7213475108146667,
+    (1.38629150390625, 2.857213530660374e-06), (0.693145751953125, 1.428606765330187e-06),
+    (1.0, 0.5000003576278687, 0.166666179895401, 0.041661228984594345, 0.008335930295288563,
+     0.001410475466400385, 0.0001963059330591932),
+    (0.6931472420692444, 0.24022668600082397, 0.05550365895032883, 0.009616844356060028,
+     0.0013341717422008514, 0.00015645298117306083, 1.4917232874722686e-05),
+)  # fmt: skip
+DOUBLE = Format(
+    dtypes.int64, dtypes.uint64, 52, 1023, 1.5 * 2.0**52, 2.0**-1022, 0x3FE6A09E667F3BCD,
+    (-746.0, 710.0), (-1076.0, 1025.0), 0.7213475204444817,
+    (1.3862943611197807, 1.0995846037416742e-13), (0.6931471805598903, 5.497923018708371e-14),
+    (0.9999999999999999, 0.4999999999999992, 0.16666666666667274, 0.041666666666703656,
+     0.008333333333234112, 0.0013888888883430142, 0.00019841269910842208, 2.4801590890620716e-05,
+     2.7557295944565183e-06, 2.7556146625117014e-07, 2.5055645640818517e-08,
+     2.10631318494272e-09, 1.590411258073961e-10),
+    (0.6931471805599453, 0.2402265069591003, 0.055504108664822825, 0.009618129107637386,
+     0.0013333558146309827, 0.00015403530387185545, 1.5252733847523195e-05, 1.321548872729446e-06,
+     1.0178078718897617e-07, 7.054609411374222e-09, 4.4460799209643267e-10,
+     2.5908300197317058e-11, 1.3581946169107976e-12),
+)  # fmt: skip
+
+
+def format_of(x: Value) -> Format:
+    return SINGLE if x.dtype is dtypes.float32 else DOUBLE
+
+
+def scaled_twice(p: Value, shifted: Value) -> Value:
+    """(1 + p)·4ⁿ, where `shifted` holds n + bias in its lowest bits.
+
+    Multiplying twice by 2ⁿ rather than once by 4ⁿ gives subnormal results and overflow for free.
+    """
+    f = format_of(p)
+    scale = (shifted.bits_as(f.signed) << f.mantissa).bits_as(p.dtype)
+    return (p * scale + scale) * scale
+
+
+def exp(x: Value) -> Value:
+    """e^x = 4ⁿ·e^r with n = round(x / ln 4), |r| ≤ ln 2."""
+    f = format_of(x)
+    x = x.at_least(f.exp_range[0]).at_most(f.exp_range[1])
+    shifted = x * f.half_log2e + (f.shift + f.bias)
+    n = shifted - (f.shift + f.bias)
+    r = x - n * f.two_ln2[0] - n * f.two_ln2[1]
+    return scaled_twice(r * horner(r, f.exp), shifted)
+
+
+def exp2(x: Value) -> Value:
+    """2^x = 4ⁿ·2^r with n = round(x / 2), |r| ≤ 1."""
+    f = format_of(x)
+    x = x.at_least(f.exp2_range[0]).at_most(f.exp2_range[1])
+    shifted = x * 0.5 + (f.shift + f.bias)
+    r = x - (shifted - (f.shift + f.bias)) * 2.0
+    return scaled_twice(r * horner(r, f.exp2), shifted)
+
+
+def split(x: Value) -> tuple[Value, Value]:
+    """(e, f) with x = 2ᵉ·(1 + f) and 1 + f in [√½, √2), for positive finite x."""
+    f = format_of(x)
+    subnormal = x.less(f.smallest)
+    x = subnormal.where(x * 2.0 ** (f.mantissa + 1), x)
+    # Subtracting the bits of √½ moves the exponent's step from 1 to √½. The bias is added back
+    # for float64, whose integers are best shifted without a sign.
+    kept_bias = f.bias if x.dtype is dtypes.float64 else 0
+    base = f.root_half - (kept_bias << f.mantissa)
+    moved = x.bits_as(f.signed) - subnormal.where(
+        constant(base + ((f.mantissa + 1) << f.mantissa), f.signed), base
+    )
+    fraction = (moved & ((1 << f.mantissa) - 1)) + f.root_half
+    if x.dtype is dtypes.float64:  # few processors convert vectors of int64; 2⁵² + e is the same
+        whole = (moved.bits_as(f.unsigned) >> 52) | 0x4330000000000000
+        exponent = whole.bits_as(x.dtype) - (2.0**52 + f.bias)
+    else:
+        exponent = (moved >> f.mantissa).cast(x.dtype)
+    return exponent, fraction.bits_as(x.dtype) - 1.0
+
+
+def _with_poles(x: Value, logarithm: Value) -> Value:
+    """The logarithm of x, given right for positive finite x, made right for all other x."""
+    nonpositive = x.equals(0.0).where(constant(-inf, x.dtype), nan)
+    return x.more(0.0).where(x.less(inf).where(logarithm, x), nonpositive)
+
+
+_LOG_SINGLE = (
+    -0.49999988079071045, 0.33333325386047363, -0.25001609325408936, 0.20002004504203796,
+    -0.16608411073684692, 0.14180853962898254, -0.1324806958436966, 0.12912945449352264,
+    -0.0761905387043953,
+)  # fmt: skip
+_LOG2_SINGLE = (
+    0.4426950514316559, -0.7213475108146667, 0.4808965027332306, -0.3606826066970825,
+    0.28861892223358154, -0.2399515062570572, 0.20415368676185608, -0.18825608491897583,
+    0.18688525259494781, -0.11641518026590347,
+)  # fmt: skip
+
+
+def log(x: Value) -> Value:
+    """ln x = e·ln 2 + ln(1 + f)."""
+    e, f = split(x)
+    high, low = format_of(x).ln2
+    if x.dtype is dtypes.float32:
+        small = f + (f * f * horner(f, _LOG_SINGLE) + e * low)
+    else:
+        small = _log_near_one(f, e * low)
+    return _with_poles(x, e * high + small)
+
+
+def log2(x: Value) -> Value:
+    """log₂ x = e + log₂(1 + f)."""
+    e, f = split(x)
+    if x.dtype is dtypes.float32:
+        small = f * horner(f, _LOG2_SINGLE) + f
+    else:
+        small = _log_near_one(f) * 1.4426950408889634
+    return _with_poles(x, e + small)
+
+
+_ATANH_DOUBLE = (
+    0.6666666666666734, 0.3999999999941693, 0.2857142874193561, 0.2222219861587676,
+    0.1818356226205787, 0.1531410000081833, 0.14795484407164156,
+)  # fmt: skip
+
+
+def _log_near_one(f: Value, correction: Value | None = None) -> Value:
+    """ln(1 + f) + correction in float64, as 2·atanh(s) with s = f/(2 + f)."""
+    s = f / (f + 2.0)
+    z = s * s
+    rest = s * (z * horner(z, _ATANH_DOUBLE))
+    return s * 2.0 + (rest if correction is None else rest + correction)
+
+
+# tanh x = x·P(x²)/Q(x²) for |x| ≤ 9.05.
+_TANH_P = (
+    1.0, 0.13678550720214844, 0.003866614541038871, 2.797271554300096e-05, 3.049971297741649e-08,
+    -1.2134471379099399e-11,
+)  # fmt: skip
+_TANH_Q = (
+    1.0, 0.47011882066726685, 0.02723957970738411, 0.0003935603308491409, 1.2849252470914507e-06,
+)  # fmt: skip
+# e^r − 1 = r + r²·P(r), |r| ≤ ln(2)/2, float64.
+_EXPM1_DOUBLE = (
+    0.5, 0.16666666666666677, 0.04166666666666669, 0.008333333333321775, 0.0013888888888886786,
+    0.00019841269885348596, 2.4801587294850798e-05, 2.7557245202605644e-06, 2.7557315811573895e-07,
+    2.5108652006555918e-08, 2.089798672640875e-09,
+)  # fmt: skip
+
+
+def tanh(x: Value) -> Value:
+    """The hyperbolic tangent: a rational function; for float64 u/(u + 2) with u = e^2|x| − 1."""
+    if x.dtype is dtypes.float32:
+        x = x.at_least(-9.05).at_most(9.05)
+        square = x * x
+        return x * horner(square, _TANH_P) / horner(square, _TANH_Q)
+    f = DOUBLE
+    sign = x.bits_as(f.unsigned) & (1 << 63)
+    twice = (x.bits_as(f.unsigned) ^ sign).bits_as(x.dtype).at_most(20.0) * 2.0
+    shifted = twice * (2 * f.half_log2e) + (f.shift + f.bias)
+    n = shifted - (f.shift + f.bias)
+    r = twice - n * f.ln2[0] - n * f.ln2[1]
+    scale = (shifted.bits_as(f.unsigned) << f.mantissa).bits_as(x.dtype)
+    u = (r * r * horner(r, _EXPM1_DOUBLE) + r) * scale + (scale - 1.0)
+    return ((u / (u + 2.0)).bits_as(f.unsigned) | sign).bits_as(x.dtype)
+
+
+# erf x = x·P(x²)/Q(x²) for |x| ≤ 3.95.
+_ERF_P = (
+    1.2584072351455688, 0.20650075376033783, 0.06052970886230469, 0.0042861951515078545,
+    0.00042154654511250556, 5.1768997764156666e-06, -1.4470217024609155e-08,
+)  # fmt: skip
+_ERF_Q = (
+    1.115234375, 0.5547513961791992, 0.1270361989736557, 0.017223438248038292,
+    0.0014544007135555148, 6.993303395574912e-05,
+)  # fmt: skip
+# float64: erf x = x·P(x²) for |x| ≤ 1, then 1 − e^(−x²)·P(|x|)/Q(|x|) for |x| ≤ 6.
+_ERF_SMALL = (
+    1.1283791670955126, -0.3761263890318339, 0.11283791670938687, -0.026866170642162054,
+    0.00522397759746065, -0.0008548325458304847, 0.00012055277226682889, -1.4924337097457636e-05,
+    1.6441370849608658e-06, -1.614776833006061e-07, 1.3333048361971306e-08,
+    -6.376202454812761e-10, -2.2817938726827565e-11,
+)  # fmt: skip
+_ERFC_P = (
+    0.9999999614060405, 1.3323476579811657, 0.8813517865538653, 0.3346487132503679,
+    0.07258709390327535, 0.007292744383167263, 1.297002892347666e-08,
+)  # fmt: skip
+_ERFC_Q = (
+    1.0, 2.460726401307687, 2.6579864148701056, 1.6253841638506512, 0.5997564183647687,
+    0.12864381853895707, 0.012926856339116834,
+)  # fmt: skip
+
+
+def erf(x: Value) -> Value:
+    """The error function."""
+    if x.dtype is dtypes.float32:
+        x = x.at_least(-3.95).at_most(3.95)
+        square = x * x
+        return x * horner(square, _ERF_P) / horner(square, _ERF_Q)
+    sign = x.bits_as(dtypes.uint64) & (1 << 63)
+    size = (x.bits_as(dtypes.uint64) ^ sign).bits_as(x.dtype).at_most(6.0)
+    square = size * size
+    complement = exp(-square) * horner(size, _ERFC_P) / horner(size, _ERFC_Q)
+    large = constant(1.0, x.dtype) - complement
+    signed = (large.bits_as(dtypes.uint64) | sign).bits_as(x.dtype)
+    return size.less(1.0).where(x * horner(square, _ERF_SMALL), signed)

@@ -1,0 +1,96 @@
+"""Sine and cosine for `vector_math`, exact in their reduction however large the argument is.
+
+An argument is x = n·π/2 + r with |r| ≤ π/4. For large x that needs many digits of 2/π, but only a
+window of them: what 2/π contributes to x·2/π above a multiple of 4 turns the circle whole times.
+This is the method of Payne and Hanek ("Radian Reduction for Trigonometric Functions", 1983).
+"""
+
+from __future__ import annotations
+
+from fractions import Fraction
+
+from minigrad.dtype import dtypes
+from minigrad.render.value import Value, constant, horner
+
+# 2/π = 0.a2f9…, 1280 bits.
+_TWO_OVER_PI = Fraction(
+    int(
+        "a2f9836e4e441529fc2757d1f534ddc0db6295993c439041fe5163abdebbc561b7246e3a424dd2e006492eea09d1"
+        "921cfe1deb1cb129a73ee88235f52ebb4484e99c7026b45f7e413991d639835339f49c845f8bbdf9283b1ff897ff"
+        "de05980fef2f118b5a0a6d1f6d367ecf27cb09b74f463f669e5fea2d7527bac7ebe5f17b3d0739f78a5292ea6bfb"
+        "5fb11f8d5d0856033046fc7b6babf0cfbc209af4361d",
+        16,
+    ),
+    1 << 1280,
+)
+_HALF_PI = 1.5707963267948966
+_SHIFT = 1.5 * 2.0**52  # added to a float64, rounds it to an integer in the lowest bits
+
+# sin r = r·(1 + z·P(z)), cos r = 1 − z/2 + z²·P(z), with z = r².
+_SIN = (-0.16666652262210846, 0.008332005701959133, -0.0001949392753886059)
+_COS = (0.04166664183139801, -0.001388711971230805, 2.441016295051668e-05)
+_SIN_DOUBLE = (
+    -0.16666666666666666, 0.008333333333333059, -0.0001984126984099755, 2.755731909845309e-06,
+    -2.5052078597171304e-08, 1.605542198123144e-10, -7.449797183804699e-13,
+)  # fmt: skip
+_COS_DOUBLE = (
+    0.04166666666666655, -0.0013888888888866253, 2.4801587284643766e-05, -2.755731297697696e-07,
+    2.0875539385314584e-09, -1.1350285549692584e-11,
+)  # fmt: skip
+
+
+def _window(skipped: int) -> tuple[float, float, float]:
+    """2/π without the multiples of 4·2^−skipped, as a sum of three float64.
+
+    The first two have 29 and 28 significant bits, so that their products with a float32 are exact.
+    """
+    rest = _TWO_OVER_PI * (1 << skipped)
+    rest -= 4 * round(rest / 4)
+    first = Fraction(round(rest * (1 << 27)), 1 << 27)
+    second = Fraction(round((rest - first) * (1 << 55)), 1 << 55)
+    third = rest - first - second
+    scale = Fraction(1, 1 << skipped)
+    return float(first * scale), float(second * scale), float(third * scale)
+
+
+# From 2^50 on a float32 is a multiple of 2^27, from 2^76 on of 2^53, from 2^102 on of 2^79.
+_BANDS = ((2.0**50, _window(0)), (2.0**76, _window(27)), (2.0**102, _window(53)))
+_LAST_BAND = _window(79)
+
+
+def _quarter_turns(x: Value) -> tuple[Value, Value]:
+    """(n, r) with x = (n + 4k)·π/2 + r, |r| ≤ 1.03·π/4: an int32 and a float32, of a float32."""
+    size = (x.bits_as(dtypes.uint32) & 0x7FFFFFFF).bits_as(dtypes.float32)
+    parts = [constant(c, dtypes.float64) for c in _LAST_BAND]
+    for limit, window in reversed(_BANDS):
+        within = size.less(limit)
+        parts = [within.where(c, part) for c, part in zip(window, parts, strict=True)]
+    wide = x.cast(dtypes.float64)
+    first = wide * parts[0] + _SHIFT
+    rest = wide * parts[1] + (wide * parts[0] - (first - _SHIFT))  # exact up to its own rounding
+    second = rest + _SHIFT
+    turns = wide * parts[2] + (rest - (second - _SHIFT))
+    n = first.bits_as(dtypes.int64) + second.bits_as(dtypes.int64)
+    return n.cast(dtypes.int32), (turns * _HALF_PI).cast(dtypes.float32)
+
+
+def _circle(x: Value, quarter: int) -> Value:
+    """sin(x + quarter·π/2) in float32."""
+    n, r = _quarter_turns(x)
+    if quarter:
+        n = n + quarter
+    z = r * r
+    along = r * (z * horner(z, _SIN) + 1.0)
+    across = z * (z * horner(z, _COS) - 0.5) + 1.0
+    value = (n & 1).equals(0).where(along, across)
+    return (value.bits_as(dtypes.int32) ^ ((n & 2) << 30)).bits_as(dtypes.float32)
+
+
+def sine(x: Value) -> Value:
+    """sin x."""
+    return _circle(x, 0)
+
+
+def cosine(x: Value) -> Value:
+    """cos x."""
+    return _circle(x, 1)

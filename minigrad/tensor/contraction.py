@@ -1,0 +1,261 @@
+"""Products: matmul, einsum, attention; and the layers that are made of products and sums."""
+
+from __future__ import annotations
+
+import math
+import string
+from collections.abc import Sequence
+from typing import Any, Self
+
+from minigrad.dtype import DType, dtypes, promote, sum_dtype
+from minigrad.errors import ShapeError
+from minigrad.tensor.core import Core
+from minigrad.tensor.indexing import Indexing
+from minigrad.tensor.nodes import Scalar, axes_of, same_device, show
+
+
+class Contraction(Indexing):
+    """Sums of products. Half floats are multiplied and added in float32."""
+
+    __slots__ = ()
+
+    # --- matrix products --------------------------------------------------------------------------
+
+    def matmul(self, other: Any, dtype: DType | None = None) -> Self:
+        """Matrix product with numpy's rules: batch dimensions broadcast, vectors lose their 1.
+
+        (…, m, k) · (…, k, n) → (…, m, n) in the promoted dtype, or in `dtype`.
+        """
+        right = other if isinstance(other, type(self)) else type(self)(other, device=self.device)
+        if not self.ndim or not right.ndim or self.shape[-1] != right.shape[-min(right.ndim, 2)]:
+            raise ShapeError(
+                f"matmul of {show(self.shape)} and {show(right.shape)}: expected (…, m, k) and "
+                "(…, k, n) with equal k"
+            )
+        same_device("matmul", (self.raw, right.raw))
+        x = self.unsqueeze(0) if self.ndim == 1 else self
+        y = right.unsqueeze(1) if right.ndim == 1 else right
+        result_dtype = dtype or promote(x.dtype, y.dtype)
+        wide = _accumulator(result_dtype)
+        left = x.cast(wide).unsqueeze(-2)  # (…, m, 1, k)
+        lines = y.cast(wide).transpose(-1, -2).unsqueeze(-3)  # (…, 1, n, k)
+        result = (left * lines).sum(-1, dtype=wide).cast(result_dtype)
+        if self.ndim == 1:
+            result = result.squeeze(-2)
+        return result.squeeze(-1) if right.ndim == 1 else result
+
+    def dot(self, other: Any, dtype: DType | None = None) -> Self:
+        """As `matmul`."""
+        return self.matmul(other, dtype)
+
+    __matmul__ = matmul
+
+    def __rmatmul__(self, other: Any) -> Self:
+        return type(self)(other, device=self.device).matmul(self)
+
+    def __imatmul__(self, other: Any) -> Self:  # type: ignore[misc]
+        return self._in_place("@", self.matmul(other))
+
+    def linear(self, weight: Core, bias: Core | None = None) -> Self:
+        """x·Wᵀ + b with PyTorch's weight of shape (out, in)."""
+        if weight.ndim != 2 or not self.ndim or self.shape[-1] != weight.shape[1]:
+            raise ShapeError(
+                f"linear of {show(self.shape)} with a weight of shape {show(weight.shape)}: "
+                "expected (…, in) and (out, in)"
+            )
+        result = self.matmul(self._new(weight.node).transpose())
+        return result if bias is None else result + bias
+
+    @staticmethod
+    def einsum(equation: str, *operands: Any) -> Any:
+        """Sum of products by names of dimensions: "bij,bjk->bik"; "…" stands for batch dimensions.
+
+        Without "->" the result has the names that occur once, in alphabetical order.
+        """
+        tensors = list(operands[0]) if len(operands) == 1 and isinstance(
+            operands[0], (list, tuple)
+        ) else list(operands)  # fmt: skip
+        inputs, output = _parse_einsum(equation, [tensor.ndim for tensor in tensors])
+        extents: dict[str, Any] = {}
+        aligned = []
+        for names, tensor in zip(inputs, tensors, strict=True):
+            names, tensor = _without_repeats(names, tensor)
+            for name, extent in zip(names, tensor.shape, strict=True):
+                if extents.setdefault(name, extent) != extent:
+                    if extents[name] == 1:
+                        extents[name] = extent
+                    elif extent != 1:
+                        raise ShapeError(
+                            f"einsum {equation!r}: dimension {name!r} is {extents[name]} and "
+                            f"{extent}; expected equal extents"
+                        )
+            aligned.append((names, tensor))
+        missing = [name for name in output if name not in extents]
+        if missing:
+            raise ShapeError(f"einsum {equation!r}: output {missing[0]!r} is in no operand")
+        summed = [name for name in extents if name not in output]
+        order = output + summed
+        dtype = promote(*(tensor.dtype for tensor in tensors))
+        wide = _accumulator(dtype)
+        factors = [_align(names, tensor, order).cast(wide) for names, tensor in aligned]
+        result = factors[0]
+        for factor in factors[1:]:
+            result = result * factor
+        full = [extents[name] for name in order]
+        result = result.expand(full)
+        if summed:
+            result = result.sum(tuple(range(len(output), len(order))), dtype=wide)
+        return result.cast(dtype)
+
+    # --- attention --------------------------------------------------------------------------------
+
+    def scaled_dot_product_attention(
+        self, key: Self, value: Self, attn_mask: Core | None = None, dropout_p: Scalar = 0.0,
+        is_causal: bool = False, scale: Scalar | None = None, enable_gqa: bool = False,
+    ) -> Self:  # fmt: skip
+        """softmax(q·kᵀ·scale + mask)·v over the last two dimensions (Vaswani et al. 2017).
+
+        self: (…, queries, d), key: (…, keys, d), value: (…, keys, e) → (…, queries, e). attn_mask:
+        bool (True takes part) or floats that are added. is_causal: query i sees keys 0 … i. scale:
+        1/√d unless given. enable_gqa: each head of key and value serves several heads of queries.
+        Dropout acts in training only.
+        """
+        if is_causal and attn_mask is not None:
+            raise ValueError("scaled_dot_product_attention: expected is_causal or attn_mask")
+        if enable_gqa:
+            key, value = (
+                x.repeat_interleave(_ratio(self.shape[-3], x.shape[-3]), -3) for x in (key, value)
+            )
+        if self.shape[-1] != key.shape[-1] or key.shape[-2] != value.shape[-2]:
+            raise ShapeError(
+                f"attention of query {show(self.shape)}, key {show(key.shape)} and value "
+                f"{show(value.shape)}: expected (…, n, d), (…, m, d) and (…, m, e)"
+            )
+        factor = 1 / math.sqrt(max(_plain(self.shape[-1]), 1)) if scale is None else scale
+        result_dtype = promote(self.dtype, value.dtype)
+        scores = self.matmul(key.transpose(-1, -2), _accumulator(result_dtype)) * factor
+        if is_causal:
+            visible = scores._triangle(0)
+            scores = visible.where(scores, float("-inf"))
+        elif attn_mask is not None and attn_mask.dtype.is_bool:
+            scores = self._new(attn_mask.node).where(scores, float("-inf"))
+        elif attn_mask is not None:
+            scores = scores + attn_mask
+        weights = scores.softmax(-1).dropout(dropout_p)
+        return weights.matmul(value, result_dtype)
+
+    # --- normalization ----------------------------------------------------------------------------
+
+    def layernorm(
+        self, axis: int | Sequence[int] = -1, eps: Scalar = 1e-5, weight: Core | None = None,
+        bias: Core | None = None,
+    ) -> Self:  # fmt: skip
+        """(x − mean)/√(variance + eps) over `axis` (Ba et al. 2016); then ·weight + bias.
+
+        Computed in at least float32.
+        """
+        x = self._wide()
+        away = x - x.mean(axis, True)
+        variance = (away * away).mean(axis, True)
+        result = away * (variance + eps).rsqrt()
+        if weight is not None:
+            result = result * weight
+        if bias is not None:
+            result = result + bias
+        return result.cast(self._float_dtype())
+
+    def rmsnorm(
+        self, axis: int | Sequence[int] = -1, eps: Scalar = 1e-5, weight: Core | None = None
+    ) -> Self:
+        """x/√(mean of x² + eps) over `axis` (Zhang and Sennrich 2019); then ·weight."""
+        x = self._wide()
+        result = x * ((x * x).mean(axis, True) + eps).rsqrt()
+        return (result if weight is None else result * weight).cast(self._float_dtype())
+
+    def batchnorm(
+        self, weight: Core | None, bias: Core | None, mean: Core, invstd: Core,
+        axis: int | Sequence[int] = 1,
+    ) -> Self:  # fmt: skip
+        """(x − mean)·invstd·weight + bias with statistics per element of `axis`."""
+        axes = axes_of("batchnorm", axis, self.ndim)
+        shape = tuple(e if d in axes else 1 for d, e in enumerate(self.shape))
+        result = (self - self._new(mean.node).reshape(shape)) * self._new(invstd.node).reshape(shape)
+        if weight is not None:
+            result = result * self._new(weight.node).reshape(shape)
+        return result if bias is None else result + self._new(bias.node).reshape(shape)
+
+
+def _accumulator(dtype: DType) -> DType:
+    """The dtype in which products of `dtype` are added."""
+    return dtypes.float32 if dtype.is_float and dtype.itemsize < 4 else sum_dtype(dtype)
+
+
+def _ratio(many: Any, few: Any) -> int:
+    if not isinstance(many, int) or not isinstance(few, int) or few == 0 or many % few:
+        raise ShapeError(f"attention with {many} query heads and {few} key heads: expected a multiple")
+    return many // few
+
+
+def _plain(extent: Any) -> int:
+    if not isinstance(extent, int):
+        raise ShapeError(f"attention over a head dimension of symbolic extent {extent}; pass scale=")
+    return extent
+
+
+def _parse_einsum(equation: str, ndims: Sequence[int]) -> tuple[list[list[str]], list[str]]:
+    """Names of every operand's dimensions and of the result's; … becomes names of its own."""
+    text = equation.replace(" ", "").replace("...", ".")
+    left, arrow, right = text.partition("->")
+    parts = left.split(",")
+    if len(parts) != len(ndims):
+        raise ShapeError(f"einsum {equation!r}: {len(ndims)} operands for {len(parts)} terms")
+    batch = max((n - len(p) + 1 for p, n in zip(parts, ndims, strict=True) if "." in p), default=0)
+    inputs = []
+    for part, ndim in zip(parts, ndims, strict=True):
+        letters = part.replace(".", "")
+        count = ndim - len(letters) if "." in part else 0
+        bad = next((c for c in letters if c not in string.ascii_letters), None)
+        if bad is not None or count < 0 or part.count(".") > 1 or len(letters) + count != ndim:
+            raise ShapeError(
+                f"einsum {equation!r}: term {part.replace('.', '...')!r} does not name the "
+                f"dimensions of an operand with {ndim}"
+            )
+        dots = [f".{i}" for i in range(batch - count, batch)]
+        before, dot, after = part.partition(".")
+        inputs.append(list(before) + (dots if dot else []) + list(after))
+    all_dots = [f".{i}" for i in range(batch)]
+    if arrow:
+        before, dot, after = right.partition(".")
+        output = list(before) + (all_dots if dot else []) + list(after)
+        if len(set(output)) != len(output):
+            raise ShapeError(f"einsum {equation!r}: the output names a dimension twice")
+    else:
+        letters = sorted(c for c in set(left) if c in string.ascii_letters and left.count(c) == 1)
+        output = all_dots + letters
+    return inputs, output
+
+
+def _without_repeats(names: list[str], tensor: Any) -> tuple[list[str], Any]:
+    """"ii" reads a diagonal: one name each."""
+    while len(set(names)) < len(names):
+        name = next(n for n in names if names.count(n) > 1)
+        first = names.index(name)
+        second = names.index(name, first + 1)
+        if tensor.shape[first] != tensor.shape[second]:
+            raise ShapeError(
+                f"einsum: dimension {name!r} is {tensor.shape[first]} and {tensor.shape[second]} "
+                "of one operand; expected equal extents"
+            )
+        tensor = tensor.diagonal(0, first, second)
+        names = [n for i, n in enumerate(names) if i not in (first, second)] + [name]
+    return names, tensor
+
+
+def _align(names: list[str], tensor: Any, order: list[str]) -> Any:
+    """An operand with a dimension for every name, 1 where it has none."""
+    present = [name for name in order if name in names]
+    moved = tensor.permute(*(names.index(name) for name in present))
+    extents = iter(moved.shape)
+    return moved.reshape(tuple(next(extents) if name in names else 1 for name in order))
+
+

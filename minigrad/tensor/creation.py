@@ -1,0 +1,210 @@
+"""Tensors made of nothing but a shape and a rule."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, Self
+
+from minigrad.device import Device
+from minigrad.dtype import DType, dtypes, named
+from minigrad.errors import ShapeError
+from minigrad.graph import build
+from minigrad.graph.node import Node, Op, Shape
+from minigrad.graph.symbolic import Affine, Integer, low
+from minigrad.tensor.movement import sequence
+from minigrad.tensor.nodes import Scalar, show
+from minigrad.tensor.reduce import Reduce
+
+
+def _dtype(given: DType | str | None, default: DType) -> DType:
+    return default if given is None else named(given) if isinstance(given, str) else given
+
+
+def _of_scalar(*values: Any) -> DType:
+    kinds = {type(value) for value in values}
+    if kinds == {bool}:
+        return dtypes.bool
+    return dtypes.default_float if float in kinds else dtypes.default_int
+
+
+def checked_shape(name: str, given: tuple[Any, ...]) -> Shape:
+    """A shape given as f(2, 3) or f((2, 3))."""
+    shape = sequence(given)
+    for extent in shape:
+        if not isinstance(extent, (int, Affine)) or low(extent) < 0:
+            raise ShapeError(f"{name}({show(shape)}): expected extents that are ints ≥ 0")
+    return shape
+
+
+class Creation(Reduce):
+    """Constructors. All take dtype=, device= and requires_grad=.
+
+    What they give is lazy, and a constant for `backward` unless requires_grad=True.
+    """
+
+    __slots__ = ()
+
+    @classmethod
+    def _made(cls, node: Node, requires_grad: bool | None) -> Self:
+        result = cls._of(node)
+        if requires_grad is not None:
+            result.requires_grad = requires_grad
+        return result
+
+    @classmethod
+    def full(
+        cls, shape: Sequence[Integer] | Integer, fill_value: Scalar, *,
+        dtype: DType | str | None = None, device: str | None = None,
+        requires_grad: bool | None = None,
+    ) -> Self:  # fmt: skip
+        """Every element is fill_value, whose type chooses the dtype."""
+        extents = checked_shape("full", (shape,) if isinstance(shape, (int, Affine)) else (*shape,))
+        wanted = _dtype(dtype, _of_scalar(fill_value))
+        where = Device.canonical(device or Device.DEFAULT)
+        return cls._made(build.const(fill_value, wanted, extents, where), requires_grad)
+
+    @classmethod
+    def zeros(cls, *shape: Any, dtype: DType | str | None = None, **options: Any) -> Self:
+        """Zeros, float32 unless dtype is given."""
+        wanted = _dtype(dtype, dtypes.default_float)
+        return cls.full(checked_shape("zeros", shape), 0, dtype=wanted, **options)
+
+    @classmethod
+    def ones(cls, *shape: Any, dtype: DType | str | None = None, **options: Any) -> Self:
+        """Ones, float32 unless dtype is given."""
+        wanted = _dtype(dtype, dtypes.default_float)
+        return cls.full(checked_shape("ones", shape), 1, dtype=wanted, **options)
+
+    @classmethod
+    def empty(cls, *shape: Any, dtype: DType | str | None = None, **options: Any) -> Self:
+        """Elements of no particular value (zeros)."""
+        return cls.zeros(*shape, dtype=dtype, **options)
+
+    def full_like(self, fill_value: Scalar, *, dtype: DType | str | None = None,
+                  device: str | None = None, requires_grad: bool | None = None) -> Self:  # fmt: skip
+        """Every element is fill_value; shape, dtype and device of self."""
+        return self.full(
+            self.shape, fill_value, dtype=_dtype(dtype, self.dtype), device=device or self.device,
+            requires_grad=requires_grad,
+        )  # fmt: skip
+
+    def zeros_like(self, **options: Any) -> Self:
+        """Zeros; shape, dtype and device of self."""
+        return self.full_like(0, **options)
+
+    def ones_like(self, **options: Any) -> Self:
+        """Ones; shape, dtype and device of self."""
+        return self.full_like(1, **options)
+
+    def empty_like(self, **options: Any) -> Self:
+        """Elements of no particular value; shape, dtype and device of self."""
+        return self.full_like(0, **options)
+
+    @classmethod
+    def arange(
+        cls, start: Any, stop: Any = None, step: Scalar = 1, *, dtype: DType | str | None = None,
+        device: str | None = None, requires_grad: bool | None = None,
+    ) -> Self:  # fmt: skip
+        """start, start + step, … before stop; int32 of ints. One argument is the stop."""
+        begin, end = (0, start) if stop is None else (start, stop)
+        where = Device.canonical(device or Device.DEFAULT)
+        if step == 0:
+            raise ValueError("arange with step 0: expected a step that is not 0")
+        if isinstance(begin, Affine) or isinstance(end, Affine):
+            if step != 1 or not isinstance(begin, (int, Affine)):
+                raise ShapeError(f"arange({begin}, {end}, {step}): symbolic bounds need step 1")
+            node = build.iota(end - begin, where)
+            if begin != 0:
+                first = (
+                    build.variable(begin, where) if isinstance(begin, Affine)
+                    else build.const(begin, dtypes.int32, (), where)
+                )  # fmt: skip
+                node = build.elementwise(
+                    Op.ADD, node, build.expand(build.reshape(first, (1,)), node.shape)
+                )
+            return cls._made(build.cast(node, _dtype(dtype, dtypes.default_int)), requires_grad)
+        count = max(math.ceil((end - begin) / step), 0)
+        wanted = _dtype(dtype, _of_scalar(begin, end, step))
+        ramp = cls._of(build.iota(count, where, wanted if wanted.is_int else dtypes.int32))
+        if not wanted.is_int:
+            ramp = ramp.cast(dtypes.float64 if wanted is dtypes.float64 else dtypes.float32)
+        if step != 1:
+            ramp = ramp * step
+        if begin != 0:
+            ramp = ramp + begin
+        return cls._made(ramp.cast(wanted).node, requires_grad)
+
+    @classmethod
+    def linspace(
+        cls, start: Scalar, stop: Scalar, steps: int, *, dtype: DType | str | None = None,
+        device: str | None = None, requires_grad: bool | None = None,
+    ) -> Self:  # fmt: skip
+        """`steps` numbers from start to stop, both included; float32 unless dtype is given."""
+        if steps < 0:
+            raise ValueError(f"linspace(steps={steps}): expected steps ≥ 0")
+        wanted = _dtype(dtype, dtypes.default_float)
+        wide = wanted if wanted is dtypes.float64 else dtypes.float32
+        ramp = cls.arange(steps, device=device)
+        values = ramp.cast(wide) * ((stop - start) / max(steps - 1, 1)) + start
+        exact = (ramp >= max(steps - 1, 1)).where(stop, values)  # no rounding at the end
+        return cls._made(exact.cast(wanted).node, requires_grad)
+
+    @classmethod
+    def eye(cls, n: int, m: int | None = None, *, dtype: DType | str | None = None,
+            device: str | None = None, requires_grad: bool | None = None) -> Self:  # fmt: skip
+        """The identity matrix (n × n, or n × m), float32 unless dtype is given."""
+        rows, columns = cls.arange(n, device=device), cls.arange(n if m is None else m, device=device)
+        same = rows.unsqueeze(1).eq(columns)
+        return cls._made(same.cast(_dtype(dtype, dtypes.default_float)).node, requires_grad)
+
+    @staticmethod
+    def meshgrid(*tensors: Any, indexing: str = "ij") -> tuple[Any, ...]:
+        """Coordinate matrices of 1-d tensors; indexing "ij" (default) or "xy"."""
+        vectors = sequence(tensors)
+        if indexing not in ("ij", "xy"):
+            raise ValueError(f"meshgrid(indexing={indexing!r}): expected 'ij' or 'xy'")
+        order = list(range(len(vectors)))
+        if indexing == "xy" and len(order) > 1:
+            order[0], order[1] = 1, 0
+        shape = tuple(vectors[i].numel() for i in order)
+        return tuple(
+            vector.reshape((1,) * order.index(i) + (-1,) + (1,) * (len(order) - 1 - order.index(i)))
+            .expand(shape)
+            for i, vector in enumerate(vectors)
+        )  # fmt: skip
+
+    def one_hot(self, num_classes: int) -> Self:
+        """int32: 1 at the class of each element, in a new last dimension; 0 where out of range."""
+        classes = self.arange(num_classes, device=self.device)
+        return self.unsqueeze(-1).eq(classes).cast(dtypes.default_int)
+
+    def _triangle(self, diagonal: int) -> Self:
+        """True where column − row ≤ diagonal, for the last two dimensions."""
+        if self.ndim < 2:
+            raise ShapeError(
+                f"tril/triu of shape {show(self.shape)}: expected at least 2 dimensions"
+            )
+        rows = self.arange(self.shape[-2], device=self.device).unsqueeze(1)
+        return self.arange(self.shape[-1], device=self.device) <= rows + diagonal
+
+    def tril(self, diagonal: int = 0) -> Self:
+        """Zeros above a diagonal of the last two dimensions."""
+        return self._triangle(diagonal).where(self, 0)
+
+    def triu(self, diagonal: int = 0) -> Self:
+        """Zeros below a diagonal of the last two dimensions."""
+        return self._triangle(diagonal - 1).where(0, self)
+
+    def diag(self, diagonal: int = 0) -> Self:
+        """A vector as a diagonal of a square matrix; of a matrix its diagonal."""
+        if self.ndim == 2:
+            return self.diagonal(diagonal)
+        if self.ndim != 1 or isinstance(self.shape[0], Affine):
+            raise ShapeError(f"diag of shape {show(self.shape)}: expected one or two dimensions")
+        size = self.shape[0] + abs(diagonal)
+        places = self.arange(size, device=self.device)
+        on_it = (places.unsqueeze(1) + diagonal).eq(places)
+        before = diagonal if diagonal > 0 else 0
+        padded = self.pad([(before, size - before - self.shape[0])])
+        return on_it.where(padded, 0)

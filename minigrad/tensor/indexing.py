@@ -1,0 +1,450 @@
+"""Reading and writing parts of a tensor, as numpy does it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, Self
+
+from minigrad.dtype import dtypes
+from minigrad.errors import BoundsError, DTypeError, ShapeError
+from minigrad.graph import build
+from minigrad.graph.node import Node, Op, Shape
+from minigrad.graph.symbolic import Affine, Integer, add, high, low, sub
+from minigrad.tensor.core import Core
+from minigrad.tensor.hostdata import unpack
+from minigrad.tensor.nodes import axis_of, broadcast_shape, broadcast_to, product, show
+from minigrad.tensor.random import Random
+
+
+class Indexing(Random):
+    """`x[…]`, `x[…] = y`, gather, scatter and what is made of them."""
+
+    __slots__ = ()
+
+    # --- x[…] -------------------------------------------------------------------------------------
+
+    def __getitem__(self, key: Any) -> Self:
+        """numpy's indexing: ints, slices, None, …, integer and boolean tensors (or lists).
+
+        Ints and offsets of slices may be symbolic. A boolean tensor is read by the host.
+        """
+        view, arrays = self._basic(key)
+        return view if not arrays else view._take_places(arrays)
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        """Write to a part in place: `value` is broadcast and cast; of equal places the last wins."""
+        if isinstance(value, Core) and value._origin is not None and self._wrote(value, key):
+            return  # x[key] += y: the view has written it
+        if isinstance(key, type(self)) and key.dtype.is_bool and _is_one(value):
+            self.assign(self._where_mask(key, value))
+            return
+        view, arrays = self._basic(key)
+        view.assign(view._replaced(arrays, value) if arrays else value)
+
+    def _wrote(self, value: Core, key: Any) -> bool:
+        view, arrays = self._basic(key)
+        return not arrays and view.raw is value.raw and view._shows(self, value)
+
+    def _where_mask(self, mask: Self, value: Any) -> Self:
+        """self with one value where a mask over its leading dimensions is true."""
+        if mask.shape != self.shape[: mask.ndim]:
+            raise BoundsError(
+                f"mask of shape {show(mask.shape)} on a tensor of shape {show(self.shape)}; "
+                "expected the shape of its leading dimensions"
+            )
+        wide = mask.reshape(mask.shape + (1,) * (self.ndim - mask.ndim))
+        return self.masked_fill(wide, value)
+
+    def __iter__(self) -> Iterator[Self]:
+        for place in range(len(self)):
+            yield self[place]
+
+    def __contains__(self, value: Any) -> bool:
+        return bool(self.eq(value).any())
+
+    def _basic(self, key: Any) -> tuple[Self, dict[int, Self]]:
+        """The view that ints, slices and None make, and the arrays that index its dimensions."""
+        items = self._expanded(key)
+        ranges: list[tuple[Integer, Integer]] = []
+        steps: list[int] = []
+        shape: list[tuple[str, int]] = []  # of the result: ("new", 0), ("axis", a), ("gone", a)
+        arrays: dict[int, Self] = {}
+        axis = 0
+        for item in items:
+            if item is None:
+                shape.append(("new", 0))
+                continue
+            extent = self.shape[axis]
+            if isinstance(item, slice):
+                start, stop, step = _slice(item, extent)
+                ranges.append((start, stop))
+                steps.append(step)
+                shape.append(("axis", axis))
+            elif isinstance(item, Core):
+                arrays[len([s for s in shape if s[0] != "gone"])] = item  # type: ignore[assignment]
+                ranges.append((0, extent))
+                steps.append(1)
+                shape.append(("axis", axis))
+            else:
+                place = _place(item, axis, extent, self.shape)
+                ranges.append((place, add(place, 1)))
+                steps.append(1)
+                shape.append(("gone", axis))
+            axis += 1
+        kinds = tuple(shape)
+        view = self
+        if ranges and (any(step != 1 for step in steps) or _cuts(ranges, self.shape)):
+            view = view._view(lambda node: _cut(node, ranges, steps))
+        if any(kind != "axis" for kind, _ in kinds):
+            extents = tuple(
+                1 if kind == "new" else view.shape[a] for kind, a in kinds if kind != "gone"
+            )
+            view = view._view(lambda node: build.reshape(node, extents))
+        return (self._view(lambda node: node) if view is self else view), arrays
+
+    def _expanded(self, key: Any) -> list[Any]:
+        """One item per dimension, plus None for new ones; arrays are tensors of integers."""
+        items: list[Any] = list(key) if isinstance(key, tuple) else [key]
+        items = [self._as_index(item) for item in items]
+        used = sum(1 if not isinstance(i, Core) or not i.dtype.is_bool else i.ndim
+                   for i in items if i is not None and i is not Ellipsis)  # fmt: skip
+        if used > self.ndim:
+            raise BoundsError(
+                f"{used} indices for a tensor of {self.ndim} dimensions, shape {show(self.shape)}"
+            )
+        if sum(item is Ellipsis for item in items) > 1:
+            raise BoundsError("an index with more than one … (Ellipsis)")
+        rest = [slice(None)] * (self.ndim - used)
+        place = next((p for p, item in enumerate(items) if item is Ellipsis), len(items))
+        items[place : place + 1] = rest
+        result: list[Any] = []
+        axis = 0
+        for item in items:
+            if isinstance(item, Core) and item.dtype.is_bool:
+                result.extend(self._places_of(item, axis))
+                axis += item.ndim
+            else:
+                result.append(item)
+                axis += item is not None
+        return result
+
+    def _as_index(self, item: Any) -> Any:
+        if item is None or item is Ellipsis or isinstance(item, (slice, Affine)):
+            return item
+        if isinstance(item, bool):
+            raise DTypeError("an index of True or False; use a bool tensor, or None for a new axis")
+        if isinstance(item, int):
+            return item
+        if not isinstance(item, Core):
+            if hasattr(item, "__index__") and not hasattr(item, "shape"):
+                return item.__index__()
+            empty = isinstance(item, (list, tuple)) and not item
+            item = type(self)(item, device=self.device, dtype=dtypes.default_int if empty else None)
+            if item.dtype.is_int:
+                _check_known(item, self.shape)
+        if item.dtype.is_float:
+            raise DTypeError(
+                f"an index of dtype {item.dtype.name}: expected integers or bool; use .int()"
+            )
+        return item if item.dtype.is_bool else item.detach()
+
+    def _places_of(self, mask: Self | Core, axis: int) -> list[Self]:
+        """The positions where a mask is true, one tensor per dimension; read by the host."""
+        shape = mask.shape
+        if shape != self.shape[axis : axis + mask.ndim]:
+            raise BoundsError(
+                f"mask of shape {show(shape)} at dimension {axis} of a tensor of shape "
+                f"{show(self.shape)}; expected {show(self.shape[axis : axis + mask.ndim])}"
+            )
+        if not shape:
+            raise BoundsError("a 0-d mask: use where() or masked_fill()")
+        flat = [place for place, byte in enumerate(mask._bytes()) if byte]
+        found: list[Self] = []
+        for extent in reversed(mask._known_shape()):
+            places = [place % extent for place in flat]
+            found.append(type(self)(places, dtype=dtypes.default_int, device=self.device))
+            flat = [place // extent for place in flat]
+        return found[::-1]
+
+    # --- integer arrays ---------------------------------------------------------------------------
+
+    def _plan_places(self, arrays: dict[int, Self]) -> tuple[list[int], Self, int]:
+        """Dimensions with the indexed ones first, the flat position in these, and the place.
+
+        The place is where the dimensions of the index go: where the arrays were if they stood side
+        by side, else at the front.
+        """
+        axes = sorted(arrays)
+        order = axes + [axis for axis in range(self.ndim) if axis not in arrays]
+        extents = [self.shape[axis] for axis in axes]
+        shape = broadcast_shape("index", *(arrays[axis].shape for axis in axes))
+        flat: Self | None = None
+        inside: Self | None = None
+        for axis, extent in zip(axes, extents, strict=True):
+            index = self._wrapped(arrays[axis], axis)
+            if len(axes) > 1:  # an index out of range must not become another one in range
+                if isinstance(extent, Affine):
+                    raise ShapeError("several index arrays on a symbolic dimension")
+                fits = (index >= 0) & (index < extent)
+                inside = fits if inside is None else inside & fits
+            flat = index if flat is None else flat * extent + index
+        assert flat is not None
+        if inside is not None:
+            flat = inside.where(flat, -1)
+        place = axes[0] if axes == list(range(axes[0], axes[-1] + 1)) else 0
+        return order, flat.expand(shape), place
+
+    def _wrapped(self, index: Self, axis: int) -> Self:
+        """An index array whose negative elements count from the end."""
+        if index.dtype.itemsize < 4:
+            index = index.int()
+        if index.dtype.kind == "u":
+            return index
+        return (index < 0).where(index + self._count(axis, index.dtype), index)
+
+    def _take_places(self, arrays: dict[int, Self]) -> Self:
+        order, flat, place = self._plan_places(arrays)
+        rest = tuple(self.shape[axis] for axis in order[len(arrays) :])
+        rows = self.permute(*order).reshape((product([self.shape[a] for a in sorted(arrays)]), *rest))
+        count = product(flat.shape)
+        column = flat.reshape((count,) + (1,) * len(rest))
+        index = column._broadcast_to((count, *rest))
+        taken = self._new(build.gather(rows.node, index.node, 0)).reshape(flat.shape + rest)
+        moved = list(range(flat.ndim, flat.ndim + place)) + list(range(flat.ndim))
+        return taken.permute(*moved, *range(flat.ndim + place, taken.ndim))
+
+    def _replaced(self, arrays: dict[int, Self], value: Any) -> Self:
+        """self with the elements at index arrays replaced; of equal places the last wins."""
+        order, flat, place = self._plan_places(arrays)
+        permuted = self.permute(*order)
+        indexed = product([self.shape[a] for a in sorted(arrays)])
+        rest = permuted.shape[len(arrays) :]
+        given = self._operand(value).cast(self.dtype)
+        shape = rest[:place] + flat.shape + rest[place:]
+        given = given._broadcast_to(shape)
+        back = list(range(place, place + flat.ndim)) + list(range(place))
+        given = given.permute(*back, *range(place + flat.ndim, len(shape)))
+        count = product(flat.shape)
+        rows = permuted.reshape((indexed, *rest))
+        new = rows._scatter_rows(flat.reshape(count), given.reshape((count, *rest)))
+        inverse = sorted(range(self.ndim), key=order.__getitem__)
+        return new.reshape(permuted.shape).permute(*inverse)
+
+    def _scatter_rows(self, places: Self, rows: Self) -> Self:
+        """self with row places[i] replaced by rows[i]; of equal places the last wins."""
+        winner = self._last_writer(places)  # (extent,)
+        wide = winner.reshape(winner.shape + (1,) * (self.ndim - 1))
+        taken = self._new(
+            build.gather(rows.node, wide._broadcast_to((winner.shape[0], *rows.shape[1:])).node, 0)
+        )
+        return (wide >= 0).where(taken, self)
+
+    def _last_writer(self, places: Self) -> Self:
+        """For each row the largest i with places[i] == row, or −1.
+
+        A tournament over the bits of i, from the highest: where a row has a candidate whose bit is
+        set, the candidates with a clear bit drop out. Needs log₂(number of places) additions.
+        """
+        rows, count = self.shape[0], high(places.shape[0])
+        zeros = build.const(0, dtypes.int32, (rows,), self.device)
+        numbers = self.arange(places.shape[0], device=self.device)
+
+        def marked(candidates: Self) -> Self:
+            ones = candidates.cast(dtypes.int32)
+            return self._new(build.scatter_add(zeros, places.node, ones.node, 0)) > 0
+
+        alive = numbers >= 0
+        winner = self._new(zeros)
+        for bit in reversed(range(max(count - 1, 0).bit_length())):
+            has_bit = ((numbers >> bit) & 1).eq(1)
+            taken = marked(alive & has_bit)
+            winner = taken.where(winner + (1 << bit), winner)
+            here = self._new(build.gather(taken.node, places.node, 0))
+            alive = alive & has_bit.eq(here)
+        return marked(numbers >= 0).where(winner, -1)
+
+    # --- gather and scatter -----------------------------------------------------------------------
+
+    def gather(self, dim: int, index: Core) -> Self:
+        """out[…, i, …] = self[…, index[…, i, …], …] along dim (PyTorch's gather).
+
+        index may be smaller than self in other dimensions. An index out of range reads 0.
+        """
+        axis, source, places = self._addressed("gather", dim, index, index.shape)
+        return self._new(build.gather(source.node, places.node, axis))
+
+    def _addressed(
+        self, name: str, dim: int, index: Core, shape: Shape
+    ) -> tuple[int, Self, Self]:
+        """Axis, self cut to the extents of `shape` in other dimensions, and the index."""
+        axis = axis_of(name, dim, self.ndim)
+        if not index.dtype.is_int:
+            raise DTypeError(f"{name}: the index is {index.dtype.name}, expected an integer dtype")
+        fits = len(shape) == self.ndim and all(
+            low(sub(have, want)) >= 0
+            for d, (have, want) in enumerate(zip(self.shape, shape, strict=True))
+            if d != axis
+        )
+        if not fits:
+            raise ShapeError(
+                f"{name} along dimension {axis}: tensor {show(self.shape)}, index {show(shape)}; "
+                "expected as many dimensions, and no larger extents but along that dimension"
+            )
+        ranges = [None if d == axis else (0, e) for d, e in enumerate(shape)]
+        return axis, self.shrink(ranges), self._new(index.raw)._wrapped_for(self, axis)
+
+    def _wrapped_for(self, source: Self, axis: int) -> Self:
+        return source._wrapped(self, axis)
+
+    def scatter_add(self, dim: int, index: Core, src: Core) -> Self:
+        """self with each element of src added at index along dim (PyTorch's scatter_add)."""
+        return self.scatter(dim, index, src, reduce="add")
+
+    def scatter(self, dim: int, index: Core, src: Any, reduce: str | None = None) -> Self:
+        """self with elements of src (or one number) written at index along dim.
+
+        reduce="add" adds them. Without reduce, of equal places the last in row-major order wins.
+        An index out of range writes nothing.
+        """
+        if reduce not in (None, "add", "sum"):
+            raise ValueError(f"scatter(reduce={reduce!r}): expected None or 'add'")
+        axis, part, places = self._addressed("scatter", dim, index, index.shape)
+        values = self._operand(src).cast(self.dtype)
+        if isinstance(src, (bool, int, float)):
+            values = values._broadcast_to(index.shape)
+        values = values.shrink([(0, extent) for extent in index.shape])
+        if reduce:
+            changed = self._new(build.scatter_add(part.node, places.node, values.node, axis))
+        else:
+            changed = part._scatter_last(axis, places, values)
+        amounts = [
+            (0, sub(have, now)) for have, now in zip(self.shape, changed.shape, strict=True)
+        ]
+        inside = build.const(True, dtypes.bool, changed.shape, self.device)
+        mask = self._new(build.pad(inside, amounts))
+        whole = self._new(build.pad(changed.node, amounts))
+        return changed if mask.raw.op is Op.CONST else mask.where(whole, self)
+
+    def _scatter_last(self, axis: int, places: Self, values: Self) -> Self:
+        """Writes along an axis: each line is addressed for itself, by flat positions."""
+        moved, where, given = (x.transpose(axis, -1) for x in (self, places, values))
+        extent = moved.shape[-1]
+        lines = product(moved.shape[:-1])
+        starts = self.arange(lines, device=self.device).unsqueeze(1) * extent
+        flat = where.reshape((lines, -1 if where.numel() != 0 else where.shape[-1]))
+        fits = (flat >= 0) & (flat < extent)
+        cells = fits.where(flat + starts, -1).reshape(-1)
+        new = moved.reshape(-1)._scatter_rows(cells, given.reshape(-1))
+        return new.reshape(moved.shape).transpose(axis, -1)
+
+    def take(self, index: Core) -> Self:
+        """Elements of the flat tensor."""
+        return self.flatten()[index]
+
+    def masked_select(self, mask: Core) -> Self:
+        """The elements where mask is true, as a vector; the host reads the mask."""
+        shape = broadcast_shape("masked_select", self.shape, mask.shape)
+        wide = self._new(broadcast_to(mask.node, shape)).bool()
+        return self._broadcast_to(shape)[wide]
+
+    def nonzero(self) -> Self:
+        """Positions of elements that are not 0, int32 of shape (count, ndim); read by the host."""
+        mask = self.ne(0)
+        if not self.ndim:
+            return self.zeros(int(bool(mask)), 0, dtype=dtypes.default_int, device=self.device)
+        places = mask._places_of(mask, 0)
+        return places[0].stack(*places[1:], dim=-1)
+
+    def embedding(self, weight: Core) -> Self:
+        """Rows of weight (classes, width) at the integers in self: shape self.shape + (width,)."""
+        if not self.dtype.is_int or weight.ndim != 2:
+            raise ShapeError(
+                f"embedding of {self.dtype.name} {show(self.shape)} in a table of shape "
+                f"{show(weight.shape)}; expected integers and a table (classes, width)"
+            )
+        return self._new(weight.node)[self]
+
+
+def _is_one(value: Any) -> bool:
+    return isinstance(value, (bool, int, float)) or (isinstance(value, Core) and value.ndim == 0)
+
+
+def _check_known(index: Core, shape: Shape) -> None:
+    """BoundsError where a list of the host names an element that no dimension has."""
+    values = index.raw.arg.copy_out() if index.numel() else b""
+    limit = max((high(extent) for extent in shape), default=0)
+    for value in unpack(values, index.dtype):
+        if not -limit <= value < limit:
+            raise BoundsError(f"index {value} is out of range for shape {show(shape)}")
+
+
+def _place(item: Any, axis: int, extent: Integer, shape: Shape) -> Integer:
+    """Where an int index points; negative ones count from the end."""
+    if isinstance(item, Affine):
+        place: Integer = item
+    else:
+        place = add(item, extent) if item < 0 else item
+    if low(place) < 0 or high(place) >= high(extent):
+        raise BoundsError(
+            f"index {item} is out of range for dimension {axis} of shape {show(shape)}; expected "
+            f"{-high(extent)} … {high(extent) - 1}"
+        )
+    return place
+
+
+def _slice(item: slice, extent: Integer) -> tuple[Integer, Integer, int]:
+    """start, stop and step; for a negative step of the flipped dimension."""
+    step = 1 if item.step is None else int(item.step)
+    if step == 0:
+        raise ShapeError("a slice with step 0; expected a step that is not 0")
+    if any(isinstance(x, Affine) for x in (item.start, item.stop, extent)):
+        if step != 1:
+            raise ShapeError(f"a slice of step {step} with symbolic bounds; expected step 1")
+        start = _bound(item.start, 0, extent)
+        stop = _bound(item.stop, extent, extent)
+        return start, stop, 1
+    assert isinstance(extent, int)
+    start, stop, step = slice(_int(item.start), _int(item.stop), step).indices(extent)
+    if step > 0:
+        return start, max(stop, start), step
+    first, last = extent - 1 - start, extent - 1 - stop
+    return first, max(last, first), step
+
+
+def _int(x: Any) -> int | None:
+    return None if x is None else int(x.__index__())
+
+
+def _bound(given: Any, default: Integer, extent: Integer) -> Integer:
+    if given is None:
+        return default
+    if isinstance(given, Affine):
+        return given
+    value = int(given.__index__())
+    return add(value, extent) if value < 0 else value
+
+
+def _cuts(ranges: list[tuple[Integer, Integer]], shape: Shape) -> bool:
+    return any(pair != (0, extent) for pair, extent in zip(ranges, shape, strict=True))
+
+
+def _cut(node: Node, ranges: list[tuple[Integer, Integer]], steps: list[int]) -> Node:
+    """Slices of every dimension, with steps."""
+    node = build.flip(node, [axis for axis, step in enumerate(steps) if step < 0])
+    node = build.shrink(node, ranges)
+    for axis, step in enumerate(steps):
+        if abs(step) > 1:
+            node = _every(node, axis, abs(step))
+    return node
+
+
+def _every(node: Node, axis: int, step: int) -> Node:
+    """Elements 0, step, 2·step, … along an axis: padded to whole steps, folded, cut."""
+    extent = node.shape[axis]
+    assert isinstance(extent, int)
+    count = -(-extent // step)
+    padding = [(0, count * step - extent) if d == axis else (0, 0) for d in range(node.ndim)]
+    folded = node.shape[:axis] + (count, step) + node.shape[axis + 1 :]
+    node = build.reshape(build.pad(node, padding), folded)
+    ranges = [(0, 1) if d == axis + 1 else (0, e) for d, e in enumerate(folded)]
+    return build.reshape(build.shrink(node, ranges), folded[: axis + 1] + folded[axis + 2 :])

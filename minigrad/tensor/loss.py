@@ -1,0 +1,129 @@
+"""Losses."""
+
+from __future__ import annotations
+
+from typing import Self
+
+from minigrad.errors import DTypeError, ShapeError
+from minigrad.tensor.contraction import Contraction
+from minigrad.tensor.core import Core
+from minigrad.tensor.nodes import Scalar, show
+
+
+class Loss(Contraction):
+    """Losses; reduction is "mean", "sum" or "none"."""
+
+    __slots__ = ()
+
+    def _reduced(self, reduction: str) -> Self:
+        if reduction == "mean":
+            return self.mean()
+        if reduction == "sum":
+            return self.sum()
+        if reduction != "none":
+            raise ValueError(f"reduction={reduction!r}: expected 'mean', 'sum' or 'none'")
+        return self
+
+    def cross_entropy(
+        self, target: Core, reduction: str = "mean", label_smoothing: Scalar = 0.0,
+        ignore_index: int | None = None,
+    ) -> Self:  # fmt: skip
+        """−log softmax(logits)[target], of logits (…, classes).
+
+        target: integers of shape (…), or probabilities of shape (…, classes). The classes are the
+        last dimension (PyTorch: the second). Entries equal to ignore_index do not count. Computed
+        in at least float32.
+        """
+        if target.dtype.is_float:
+            return self._cross_entropy_of_probabilities(target, reduction, label_smoothing)
+        return self.sparse_categorical_crossentropy(
+            target, -1 if ignore_index is None else ignore_index, label_smoothing, reduction
+        )
+
+    def _cross_entropy_of_probabilities(
+        self, target: Core, reduction: str, label_smoothing: Scalar
+    ) -> Self:
+        if target.shape != self.shape:
+            raise ShapeError(
+                f"cross_entropy of logits {show(self.shape)} and probabilities "
+                f"{show(target.shape)}: expected equal shapes"
+            )
+        x = self._wide()
+        wanted = x._new(target.node) * (1 - label_smoothing)
+        if label_smoothing:
+            wanted = wanted + label_smoothing / x._count(-1, x.dtype)
+        losses = -(x.log_softmax(-1) * wanted).sum(-1)
+        return losses._reduced(reduction)
+
+    def sparse_categorical_crossentropy(
+        self, target: Core, ignore_index: int = -1, label_smoothing: Scalar = 0.0,
+        reduction: str = "mean",
+    ) -> Self:  # fmt: skip
+        """As `cross_entropy` with integer targets."""
+        if not self.ndim or target.shape != self.shape[:-1]:
+            raise ShapeError(
+                f"cross_entropy of logits {show(self.shape)} and targets {show(target.shape)}: "
+                "expected (…, classes) and integers of shape (…)"
+            )
+        if not target.dtype.is_int:
+            raise DTypeError(f"cross_entropy: targets are {target.dtype.name}, expected integers")
+        if not 0 <= label_smoothing <= 1:
+            raise ValueError(f"cross_entropy(label_smoothing={label_smoothing}): expected 0 … 1")
+        x = self._wide()
+        classes = self._new(target.node)
+        # the picked logit as a masked sum: its gradient is elementwise, and fuses with softmax's
+        is_target = classes.unsqueeze(-1).eq(x.arange(x.shape[-1], device=x.device))
+        shifted = x._shifted(-1)
+        picked = is_target.where(shifted, 0).sum(-1)
+        log_total = shifted.exp().sum(-1).log()
+        losses = log_total - picked
+        if label_smoothing:
+            even = log_total - shifted.mean(-1)
+            losses = losses * (1 - label_smoothing) + even * label_smoothing
+        counts = classes.ne(ignore_index)
+        losses = counts.where(losses, 0)
+        if reduction == "mean":
+            return losses.sum() / counts.sum().cast(x.dtype)
+        return losses._reduced(reduction)
+
+    def nll_loss(
+        self, target: Core, weight: Core | None = None, ignore_index: int | None = None,
+        reduction: str = "mean",
+    ) -> Self:  # fmt: skip
+        """−self[…, target], of log probabilities (…, classes); weight: one factor per class."""
+        if target.shape != self.shape[:-1] or not target.dtype.is_int:
+            raise ShapeError(
+                f"nll_loss of log probabilities {show(self.shape)} and {target.dtype.name} targets "
+                f"{show(target.shape)}: expected (…, classes) and integers of shape (…)"
+            )
+        classes = self._new(target.node)
+        is_target = classes.unsqueeze(-1).eq(self.arange(self.shape[-1], device=self.device))
+        picked = is_target.where(self, 0).sum(-1)
+        if weight is None:
+            factor = classes.ne(-1 if ignore_index is None else ignore_index).cast(picked.dtype)
+        else:
+            factor = is_target.where(self._new(weight.node), 0).sum(-1)
+            if ignore_index is not None:
+                factor = classes.ne(ignore_index).where(factor, 0)
+        losses = -(factor.ne(0).where(picked, 0) * factor)
+        return losses.sum() / factor.sum() if reduction == "mean" else losses._reduced(reduction)
+
+    def mse_loss(self, target: Core, reduction: str = "mean") -> Self:
+        """(self − target)²."""
+        return (self - target).square()._reduced(reduction)
+
+    def binary_crossentropy(self, target: Core, reduction: str = "mean") -> Self:
+        """−(t·log p + (1 − t)·log(1 − p)) of probabilities p; logarithms are at least −100."""
+        wanted = self._new(target.node)
+        yes, no = self.log().maximum(-100), (1 - self).log().maximum(-100)
+        return (-(wanted * yes + (1 - wanted) * no))._reduced(reduction)
+
+    def binary_crossentropy_logits(
+        self, target: Core, reduction: str = "mean", pos_weight: Core | None = None
+    ) -> Self:
+        """`binary_crossentropy` of sigmoid(self), without overflow."""
+        wanted = self._new(target.node)
+        yes, no = self.logsigmoid(), (-self).logsigmoid()
+        if pos_weight is not None:
+            yes = yes * pos_weight
+        return (-(wanted * yes + (1 - wanted) * no))._reduced(reduction)

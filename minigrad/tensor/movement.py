@@ -1,0 +1,445 @@
+"""Methods that move elements without computing: their results are views."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Self
+
+from minigrad.dtype import dtypes, promote
+from minigrad.errors import ShapeError
+from minigrad.graph import build
+from minigrad.graph.node import Op, Shape
+from minigrad.graph.symbolic import Affine, Integer, add, floordiv, high, low, mul, sub
+from minigrad.tensor.functions import Functions
+from minigrad.tensor.nodes import axes_of, axis_of, broadcast_to, product, same_device, show
+
+Pair = tuple[Integer, Integer]
+
+
+def sequence(given: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Arguments of a method that takes f(1, 2) and f((1, 2))."""
+    return tuple(given[0]) if len(given) == 1 and isinstance(given[0], (tuple, list)) else given
+
+
+class Movement(Functions):
+    """Reshaping, reordering, cutting, padding, joining."""
+
+    __slots__ = ()
+
+    # --- shapes -----------------------------------------------------------------------------------
+
+    def reshape(self, *shape: Any) -> Self:
+        """The same elements in row-major order under another shape; one extent may be −1.
+
+        None keeps the extent of that dimension.
+        """
+        wanted = self._completed(sequence(shape))
+        try:
+            build.reshape(self.raw, wanted)
+        except ShapeError:
+            raise ShapeError(
+                f"reshape from {show(self.shape)} to {show(wanted)}: numbers of elements differ"
+            ) from None
+        return self._view(lambda node: build.reshape(node, wanted))
+
+    def _completed(self, shape: tuple[Any, ...]) -> Shape:
+        """A shape with −1 and None replaced."""
+        kept = [self.shape[i] if e is None else e for i, e in enumerate(shape)]
+        if kept.count(-1) > 1 or any(isinstance(e, int) and e < -1 for e in kept):
+            raise ShapeError(f"reshape to {show(kept)}: expected extents ≥ 0 and at most one −1")
+        if -1 not in kept:
+            return tuple(kept)
+        place = kept.index(-1)
+        rest, mine = list(self.shape), [e for i, e in enumerate(kept) if i != place]
+        for extent in [e for e in mine if isinstance(e, Affine)]:
+            if extent in rest:
+                rest.remove(extent)
+                mine.remove(extent)
+        have, want = product(rest), product(mine)
+        if not isinstance(want, int) or want == 0 or (
+            floordiv(have, want) * want != have
+        ):
+            raise ShapeError(
+                f"reshape from {show(self.shape)} to {show(kept)}: no extent fits at the −1"
+            )
+        kept[place] = floordiv(have, want)
+        return tuple(kept)
+
+    def view(self, *shape: Any) -> Self:
+        """As `reshape`."""
+        return self.reshape(*shape)
+
+    def flatten(self, start_dim: int = 0, end_dim: int = -1) -> Self:
+        """Dimensions start_dim … end_dim merged into one."""
+        if not self.ndim:
+            return self.reshape(1)
+        start = axis_of("flatten", start_dim, self.ndim)
+        end = axis_of("flatten", end_dim, self.ndim)
+        merged = product(self.shape[start : end + 1])
+        return self.reshape(self.shape[:start] + (merged,) + self.shape[end + 1 :])
+
+    def unflatten(self, dim: int, sizes: Sequence[int]) -> Self:
+        """One dimension split into several; one of `sizes` may be −1."""
+        axis = axis_of("unflatten", dim, self.ndim)
+        sizes = list(sizes)
+        if -1 in sizes:
+            known = 1
+            for extent in sizes:
+                known *= 1 if extent == -1 else extent
+            sizes[sizes.index(-1)] = floordiv(self.shape[axis], known)  # type: ignore[call-overload]
+        return self.reshape(self.shape[:axis] + tuple(sizes) + self.shape[axis + 1 :])
+
+    def squeeze(self, dim: int | None = None) -> Self:
+        """Without dimensions of extent 1: all of them, or one if it is 1."""
+        if dim is None:
+            return self.reshape(tuple(e for e in self.shape if e != 1))
+        axis = axis_of("squeeze", dim, self.ndim)
+        if not self.ndim or self.shape[axis] != 1:
+            return self
+        return self.reshape(self.shape[:axis] + self.shape[axis + 1 :])
+
+    def unsqueeze(self, dim: int) -> Self:
+        """With a new dimension of extent 1 at `dim`."""
+        axis = axis_of("unsqueeze", dim, self.ndim + 1)
+        return self.reshape(self.shape[:axis] + (1,) + self.shape[axis:])
+
+    def expand(self, *shape: Any) -> Self:
+        """Dimensions of extent 1 repeated, new ones at the left; −1 or None keeps an extent."""
+        wanted = sequence(shape)
+        missing = len(wanted) - self.ndim
+        kept = tuple(
+            self.shape[i - missing] if i >= missing and (e is None or e == -1) else e
+            for i, e in enumerate(wanted)
+        )
+        broadcast_to(self.raw, kept)
+        return self._view(lambda node: broadcast_to(node, kept))
+
+    def _broadcast_to(self, shape: Shape) -> Self:
+        return self._view(lambda node: broadcast_to(node, shape))
+
+    # --- order ------------------------------------------------------------------------------------
+
+    def permute(self, *order: Any) -> Self:
+        """Dimension i of the result is dimension order[i] of self."""
+        given = sequence(order)
+        axes = axes_of("permute", given, self.ndim)
+        if len(axes) != self.ndim:
+            raise ShapeError(
+                f"permute({', '.join(map(str, given))}) of a tensor of {self.ndim} dimensions; "
+                "expected each dimension once"
+            )
+        return self._view(lambda node: build.permute(node, axes))
+
+    def transpose(self, dim0: int = 1, dim1: int = 0) -> Self:
+        """Two dimensions exchanged."""
+        first, second = (axis_of("transpose", axis, self.ndim) for axis in (dim0, dim1))
+        order = list(range(self.ndim))
+        if order:
+            order[first], order[second] = second, first
+        return self.permute(*order)
+
+    @property
+    def T(self) -> Self:
+        """Dimensions in reverse order."""
+        return self.permute(*reversed(range(self.ndim)))
+
+    @property
+    def mT(self) -> Self:
+        """The last two dimensions exchanged."""
+        return self.transpose(-1, -2)
+
+    def flip(self, *axes: Any) -> Self:
+        """In reverse order along axes."""
+        found = axes_of("flip", sequence(axes), self.ndim)
+        return self._view(lambda node: build.flip(node, found))
+
+    # --- cutting and padding ----------------------------------------------------------------------
+
+    def shrink(self, ranges: Sequence[Pair | None]) -> Self:
+        """start … stop − 1 of each dimension; None keeps all of it."""
+        pairs = [
+            (0, extent) if pair is None else pair
+            for pair, extent in zip(ranges, self.shape, strict=True)
+        ]
+        build.shrink(self.raw, pairs)
+        return self._view(lambda node: build.shrink(node, pairs))
+
+    def pad(
+        self, padding: Sequence[Any], mode: str = "constant", value: int | float | bool = 0
+    ) -> Self:
+        """Elements before and after each dimension; negative amounts cut.
+
+        padding: PyTorch's flat list from the last dimension backwards (left, right, top, bottom, …)
+        or one pair or None per dimension. mode: constant, reflect, replicate or circular.
+        """
+        pairs = self._pad_pairs(padding)
+        if mode != "constant":
+            return self._pad_copying(pairs, mode)
+        result = self.shrink([
+            (max(-low(b), 0), e if low(a) >= 0 else add(e, a))
+            for (b, a), e in zip(pairs, self.shape, strict=True)
+        ])
+        amounts = [(b if low(b) > 0 else 0, a if high(a) > 0 else 0) for b, a in pairs]
+        padded = result._view(lambda node: build.pad(node, amounts))
+        if value == 0 or padded.raw is result.raw:
+            return padded
+        inside = build.const(True, dtypes.bool, result.shape, self.device)
+        mask = self._new(build.pad(inside, amounts))
+        return mask.where(padded, value)
+
+    def _pad_pairs(self, padding: Sequence[Any]) -> list[Pair]:
+        given = list(padding)
+        if all(pair is None or isinstance(pair, (tuple, list)) for pair in given):
+            pairs: list[Pair] = [(0, 0) if pair is None else (pair[0], pair[1]) for pair in given]
+            if len(pairs) == self.ndim:
+                return pairs
+        elif len(given) % 2 == 0 and len(given) <= 2 * self.ndim:
+            flat = [(given[i], given[i + 1]) for i in range(0, len(given), 2)]
+            return [(0, 0)] * (self.ndim - len(flat)) + flat[::-1]
+        raise ShapeError(
+            f"pad({padding}) of a tensor of {self.ndim} dimensions; expected one pair or None per "
+            "dimension, or a flat list of pairs from the last dimension backwards"
+        )
+
+    def _pad_copying(self, pairs: Sequence[Pair], mode: str) -> Self:
+        """Padding with elements of the tensor itself, one dimension at a time."""
+        if mode not in ("reflect", "replicate", "circular"):
+            raise ValueError(
+                f"pad(mode={mode!r}): expected constant, reflect, replicate or circular"
+            )
+        result = self
+        for axis, (before, after) in enumerate(pairs):
+            extent = result.shape[axis]
+            if not all(isinstance(x, int) for x in (before, after, extent)):
+                raise ShapeError(f"pad(mode={mode!r}) of {show(self.shape)}: expected plain ints")
+            b, a, n = int(before), int(after), int(extent)  # type: ignore[arg-type]
+            limit = n - 1 if mode == "reflect" else n if mode == "circular" else max(b, a)
+            if max(b, a) > limit or (n == 0 and max(b, a) > 0):
+                raise ShapeError(
+                    f"pad(mode={mode!r}) by {max(b, a)} of dimension {axis} with extent {n}: "
+                    f"expected at most {max(limit, 0)}"
+                )
+            parts = []
+            if b > 0:
+                parts.append(
+                    result._part(axis, 1, b + 1).flip(axis) if mode == "reflect"
+                    else result._part(axis, n - b, n) if mode == "circular"
+                    else result._repeated(axis, 0, b)
+                )  # fmt: skip
+            parts.append(result._part(axis, max(-b, 0), n + min(a, 0)))
+            if a > 0:
+                parts.append(
+                    result._part(axis, n - 1 - a, n - 1).flip(axis) if mode == "reflect"
+                    else result._part(axis, 0, a) if mode == "circular"
+                    else result._repeated(axis, n - 1, a)
+                )  # fmt: skip
+            result = parts[0].cat(*parts[1:], dim=axis)
+        return result
+
+    def _part(self, axis: int, start: Integer, stop: Integer) -> Self:
+        """start … stop − 1 along one axis."""
+        return self.shrink([(start, stop) if d == axis else None for d in range(self.ndim)])
+
+    def _repeated(self, axis: int, place: int, count: int) -> Self:
+        one = self._part(axis, place, place + 1)
+        return one.expand(tuple(count if d == axis else -1 for d in range(self.ndim)))
+
+    # --- joining and repeating --------------------------------------------------------------------
+
+    def cat(self, *others: Any, dim: int = 0) -> Self:
+        """Tensors one after the other along `dim`; their other extents are equal.
+
+        Also `Tensor.cat([a, b])`.
+        """
+        if isinstance(self, (list, tuple)):
+            return self[0].cat(*self[1:], dim=dim)  # type: ignore[no-any-return]
+        tensors = self._together(others)
+        axis = axis_of("cat", dim, self.ndim)
+        for tensor in tensors:
+            if tensor.ndim != self.ndim or any(
+                a != b
+                for d, (a, b) in enumerate(zip(tensor.shape, self.shape, strict=True))
+                if d != axis
+            ):
+                raise ShapeError(
+                    f"cat along dimension {axis}: shapes {show(self.shape)} and "
+                    f"{show(tensor.shape)}; expected equal extents but for that dimension"
+                )
+        total: Integer = 0
+        for tensor in tensors:
+            total = add(total, tensor.shape[axis])
+        result, start = None, 0  # type: Self | None, Integer
+        for tensor in tensors:
+            stop = add(start, tensor.shape[axis])
+            amounts = [(start, sub(total, stop)) if d == axis else (0, 0) for d in range(self.ndim)]
+            node = build.pad(tensor.node, amounts)
+            if result is None:
+                result = self._new(node)
+            else:
+                inside = build.const(True, dtypes.bool, tensor.shape, self.device)
+                mask = build.pad(inside, amounts)
+                result = self._new(build.elementwise(Op.WHERE, mask, node, result.node))
+            start = stop
+        assert result is not None
+        return result
+
+    def _together(self, others: tuple[Any, ...]) -> list[Self]:
+        """self and others with one dtype; accepts f(a, b) and f([a, b])."""
+        given = sequence(others)
+        tensors = [self, *(t if isinstance(t, type(self)) else type(self)(t) for t in given)]
+        same_device("cat", [tensor.raw for tensor in tensors])
+        dtype = promote(*(tensor.dtype for tensor in tensors))
+        return [tensor.cast(dtype) for tensor in tensors]
+
+    def stack(self, *others: Any, dim: int = 0) -> Self:
+        """Tensors of equal shape along a new dimension; also `Tensor.stack([a, b])`."""
+        if isinstance(self, (list, tuple)):
+            return self[0].stack(*self[1:], dim=dim)  # type: ignore[no-any-return]
+        tensors = self._together(others)
+        for tensor in tensors:
+            if tensor.shape != self.shape:
+                raise ShapeError(
+                    f"stack: shapes {show(self.shape)} and {show(tensor.shape)}; expected equal ones"
+                )
+        axis = axis_of("stack", dim, self.ndim + 1)
+        wider = [tensor.unsqueeze(axis) for tensor in tensors]
+        return wider[0].cat(*wider[1:], dim=axis)
+
+    def repeat(self, *counts: Any) -> Self:
+        """The whole tensor repeated along each dimension, new ones at the left."""
+        times = sequence(counts)
+        if len(times) < self.ndim:
+            raise ShapeError(
+                f"repeat{times} of a tensor of {self.ndim} dimensions: expected a count for each"
+            )
+        shape = (1,) * (len(times) - self.ndim) + self.shape
+        between = [e for extent in shape for e in (1, extent)]
+        wide = [e for count, extent in zip(times, shape, strict=True) for e in (count, extent)]
+        final = [mul(extent, count) for count, extent in zip(times, shape, strict=True)]
+        return self.reshape(between).expand(wide).reshape(final)
+
+    def repeat_interleave(self, repeats: int, dim: int | None = None) -> Self:
+        """Each element repeated; without `dim` those of the flat tensor."""
+        if dim is None:
+            return self.flatten().repeat_interleave(repeats, 0)
+        axis = axis_of("repeat_interleave", dim, self.ndim)
+        left, right = self.shape[: axis + 1], self.shape[axis + 1 :]
+        wide = self.reshape(left + (1,) + right).expand(left + (repeats,) + right)
+        return wide.reshape(left[:-1] + (mul(left[-1], repeats),) + right)
+
+    def roll(self, shifts: int | Sequence[int], dims: int | Sequence[int] | None = None) -> Self:
+        """Elements shifted along dims, those that leave come in at the other end."""
+        if dims is None:
+            return self.flatten().roll(shifts, 0).reshape(self.shape)
+        amounts = [shifts] if isinstance(shifts, int) else list(shifts)
+        axes = axes_of("roll", dims, self.ndim)
+        if len(amounts) != len(axes):
+            raise ShapeError(f"roll: {len(amounts)} shifts for {len(axes)} dimensions")
+        result = self
+        for amount, axis in zip(amounts, axes, strict=True):
+            extent = result.shape[axis]
+            if isinstance(extent, Affine):
+                raise ShapeError(f"roll along a symbolic dimension of {show(self.shape)}")
+            cut = -amount % extent if extent else 0
+            if cut:
+                head, tail = result._part(axis, 0, cut), result._part(axis, cut, extent)
+                result = tail.cat(head, dim=axis)
+        return result
+
+    def split(self, sizes: int | Sequence[int], dim: int = 0) -> tuple[Self, ...]:
+        """Parts along `dim`: each of one size (the last may be smaller), or of the given sizes."""
+        axis = axis_of("split", dim, self.ndim)
+        extent = self.shape[axis]
+        if isinstance(extent, Affine):
+            raise ShapeError(f"split along a symbolic dimension of {show(self.shape)}")
+        if isinstance(sizes, int):
+            if sizes <= 0:
+                raise ShapeError(f"split({sizes}): expected a size > 0")
+            starts = range(0, max(extent, 1), sizes)
+            sizes = [min(sizes, extent - start) for start in starts]
+        if sum(sizes) != extent:
+            raise ShapeError(
+                f"split into {list(sizes)} along dimension {axis} of {show(self.shape)}: "
+                f"the sizes add up to {sum(sizes)}, expected {extent}"
+            )
+        parts, start = [], 0
+        for size in sizes:
+            parts.append(self._part(axis, start, start + size))
+            start += size
+        return tuple(parts)
+
+    def chunk(self, chunks: int, dim: int = 0) -> tuple[Self, ...]:
+        """At most `chunks` parts of equal size along `dim`; the last may be smaller."""
+        axis = axis_of("chunk", dim, self.ndim)
+        extent = self.shape[axis]
+        if isinstance(extent, Affine) or chunks <= 0:
+            raise ShapeError(f"chunk({chunks}) along dimension {axis} of {show(self.shape)}")
+        return self.split(max(-(-extent // chunks), 1), axis)
+
+    # --- diagonals and windows --------------------------------------------------------------------
+
+    def unfold(self, dim: int, size: int, step: int) -> Self:
+        """Windows of `size` along `dim`, `step` apart, in a new last dimension."""
+        axis = axis_of("unfold", dim, self.ndim)
+        extent = self.shape[axis]
+        if isinstance(extent, Affine) or not 0 < size <= extent or step <= 0:
+            raise ShapeError(
+                f"unfold(dim={dim}, size={size}, step={step}) of {show(self.shape)}: expected "
+                "0 < size <= extent and step > 0"
+            )
+        return self._windows(axis, size, step, 1)
+
+    def _windows(self, axis: int, size: int, step: int, dilation: int) -> Self:
+        """Element j of window i is element i·step + j·dilation: repeat, cut, and fold.
+
+        A row of extent + dilation elements, repeated and read with period `extent`, comes back
+        shifted by dilation each time.
+        """
+        extent = self.shape[axis]
+        assert isinstance(extent, int)
+        count = (extent - dilation * (size - 1) - 1) // step + 1
+        last = self.transpose(axis, -1) if axis != self.ndim - 1 else self
+        lead = last.shape[:-1]
+        period = extent + dilation
+        copies = -(-(size * period) // extent)
+        rows = last.reshape(lead + (1, extent)).expand(lead + (copies, extent))
+        flat = rows.reshape(lead + (copies * extent,))
+        shifted = flat._part(len(lead), 0, size * period).reshape(lead + (size, period))
+        used = shifted._part(len(lead) + 1, 0, (count - 1) * step + 1)
+        chosen = used._every(len(lead) + 1, step)
+        windows = chosen.transpose(-1, -2)  # (…, count, size)
+        order = list(range(len(lead))) + [len(lead)]
+        if axis != self.ndim - 1:
+            order[axis], order[-1] = order[-1], order[axis]
+        return windows.permute(*order, self.ndim)
+
+    def _every(self, axis: int, step: int) -> Self:
+        """Elements 0, step, 2·step, … along an axis."""
+        if step == 1:
+            return self
+        extent = self.shape[axis]
+        if isinstance(extent, Affine):
+            raise ShapeError(f"a step of {step} along a symbolic dimension of {show(self.shape)}")
+        count = -(-extent // step)
+        missing = count * step - extent
+        padded = self.pad([(0, missing) if d == axis else None for d in range(self.ndim)])
+        shape = self.shape[:axis] + (count, step) + self.shape[axis + 1 :]
+        return padded.reshape(shape)._part(axis + 1, 0, 1).squeeze(axis + 1)
+
+    def diagonal(self, offset: int = 0, dim1: int = 0, dim2: int = 1) -> Self:
+        """Elements (i, i + offset) of two dimensions, in a new last dimension."""
+        first, second = axes_of("diagonal", (dim1, dim2), self.ndim)
+        rest = [d for d in range(self.ndim) if d not in (first, second)]
+        x = self.permute(*rest, first, second)
+        rows, columns = x.shape[-2:]
+        if isinstance(rows, Affine) or isinstance(columns, Affine):
+            raise ShapeError(f"diagonal of symbolic dimensions of {show(self.shape)}")
+        length = max(min(rows, columns - offset) if offset >= 0 else min(rows + offset, columns), 0)
+        top, left = max(-offset, 0), max(offset, 0)
+        if length == 0:
+            return x._part(x.ndim - 2, 0, 0).reshape(x.shape[:-2] + (0,))
+        square = x._part(x.ndim - 2, top, top + length)._part(x.ndim - 1, left, left + length)
+        # a row of length + 1 elements: the diagonal becomes the first column
+        flat = square.flatten(-2).pad([None] * (x.ndim - 2) + [(0, length)])
+        lines = flat.reshape(x.shape[:-2] + (length, length + 1))
+        return lines._part(x.ndim - 1, 0, 1).squeeze(-1)

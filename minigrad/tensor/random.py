@@ -1,0 +1,284 @@
+"""Random numbers: a counter on the device, hashed by Threefry.
+
+Threefry-2x32 with 20 rounds (Salmon, Moraes, Dror and Shaw, "Parallel random numbers: as easy as 1,
+2, 3", 2011) turns a key and a counter into 64 random bits, by additions, rotations and exclusive
+ors of 32-bit integers only, so that all devices draw the same numbers. The counter of element i of
+draw number c is (i, c). The key and c live in a buffer on the device; each draw advances c within
+the program that draws, so that a replayed program draws anew.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+from typing import Any, Self
+
+from minigrad.device import Device
+from minigrad.dtype import DType, dtypes, named
+from minigrad.errors import DTypeError, ShapeError
+from minigrad.graph import build
+from minigrad.graph.node import Node, Op
+from minigrad.graph.symbolic import numel
+from minigrad.tensor import engine, hostdata
+from minigrad.tensor.core import Core, stored
+from minigrad.tensor.creation import Creation, checked_shape
+from minigrad.tensor.nodes import Scalar, show
+
+_ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
+_WORD = dtypes.uint32
+
+
+def _word(value: int, like: Node) -> Node:
+    return build.const(value, _WORD, like.shape, like.device)
+
+
+def _add(x: Node, y: Node) -> Node:
+    return build.elementwise(Op.ADD, x, y)
+
+
+def _xor(x: Node, y: Node) -> Node:
+    return build.elementwise(Op.XOR, x, y)
+
+
+def _rotate(x: Node, by: int) -> Node:
+    left = build.elementwise(Op.SHL, x, _word(by, x))
+    return build.elementwise(Op.OR, left, build.elementwise(Op.SHR, x, _word(32 - by, x)))
+
+
+def threefry(key: tuple[Node, Node], counter: tuple[Node, Node]) -> tuple[Node, Node]:
+    """Two random words of each pair of counter words; all are uint32 of one shape."""
+    keys = (*key, _xor(_xor(*key), _word(0x1BD11BDA, key[0])))
+    x, y = _add(counter[0], keys[0]), _add(counter[1], keys[1])
+    for group in range(5):
+        for by in _ROTATIONS[group % 2]:
+            x = _add(x, y)
+            y = _xor(_rotate(y, by), x)
+        x = _add(x, keys[(group + 1) % 3])
+        y = _add(_add(y, keys[(group + 2) % 3]), _word(group + 1, y))
+    return x, y
+
+
+class _State:
+    """Key and draw number of one device in one thread."""
+
+    def __init__(self, device: str, seed: int) -> None:
+        self.buffer = stored(_state_bytes(seed), _WORD, (3,), device)
+        self.tensor = Core._of(self.buffer)
+        self.tensor.requires_grad = False
+        self.drawn = 0  # since the buffer was last advanced
+        engine.accompany(self.buffer, self.tensor)
+
+    def seed(self, seed: int) -> None:
+        """Start anew, in the same buffer: captured programs follow."""
+        engine.overwrite(self.tensor, self.buffer, _state_bytes(seed))
+
+    def draw(self, shape: tuple[int, ...]) -> tuple[Node, Node]:
+        """Two random words for each element of an array."""
+        if self.tensor.raw is self.buffer:
+            self.drawn = 0
+        words = [
+            build.expand(build.shrink(self.buffer, [(i, i + 1)]), (numel(shape),)) for i in range(3)
+        ]
+        index = build.iota(numel(shape), self.buffer.device, _WORD)
+        number = _add(words[2], _word(self.drawn, words[2]))
+        pair = threefry((words[0], words[1]), (index, number))
+        self.drawn += 1
+        step = build.pad(build.const(self.drawn, _WORD, (1,), self.buffer.device), [(2, 0)])
+        engine.write(self.tensor, _add(self.buffer, step))
+        return build.reshape(pair[0], shape), build.reshape(pair[1], shape)
+
+
+def _state_bytes(seed: int) -> bytes:
+    return hostdata.pack([seed & 0xFFFFFFFF, (seed >> 32) & 0xFFFFFFFF, 0], _WORD)
+
+
+class _States(threading.local):
+    def __init__(self) -> None:
+        self.seed = 0
+        self.devices: dict[str, _State] = {}
+
+
+_states = _States()
+
+
+def _draw(name: str, shape: tuple[Any, ...], device: str | None) -> tuple[Node, Node]:
+    extents = checked_shape(name, shape)
+    if not all(isinstance(extent, int) for extent in extents):
+        raise ShapeError(f"{name}{show(extents)}: expected a shape of plain ints")
+    where = Device.canonical(device or Device.DEFAULT)
+    state = _states.devices.get(where)
+    if state is None:
+        state = _states.devices[where] = _State(where, _states.seed)
+    return state.draw(extents)  # type: ignore[arg-type]
+
+
+def _uniform(words: tuple[Node, Node], dtype: DType) -> Node:
+    """Floats in [0, 1): as many leading bits as the significand holds."""
+    if dtype is dtypes.float64:
+        high = build.cast(_shifted(words[0], 5), dtype)  # 27 bits
+        low = build.cast(_shifted(words[1], 6), dtype)  # 26 bits
+        scaled = _times(high, 2.0**26)
+        return _times(build.elementwise(Op.ADD, scaled, low), 2.0**-53)
+    bits = {"float32": 24, "float16": 11, "bfloat16": 8}.get(dtype.name)
+    if bits is None:
+        raise DTypeError(f"random {dtype.name} numbers in 0 … 1: expected a float dtype")
+    whole = build.cast(_shifted(words[0], 32 - bits), dtypes.int32)
+    return build.cast(_times(build.cast(whole, dtypes.float32), 2.0**-bits), dtype)
+
+
+def _shifted(x: Node, by: int) -> Node:
+    return build.elementwise(Op.SHR, x, _word(by, x))
+
+
+def _times(x: Node, factor: float) -> Node:
+    return build.elementwise(Op.MUL, x, build.const(factor, x.dtype, x.shape, x.device))
+
+
+def _named(dtype: DType | str | None, default: DType) -> DType:
+    return default if dtype is None else named(dtype) if isinstance(dtype, str) else dtype
+
+
+class Random(Creation):
+    """Random constructors. Results are lazy; each call draws numbers of its own."""
+
+    __slots__ = ()
+
+    @staticmethod
+    def manual_seed(seed: int = 0) -> None:
+        """Start the random numbers of this thread anew, on every device."""
+        if not isinstance(seed, int):
+            raise TypeError(f"manual_seed({seed!r}): expected an int")
+        _states.seed = seed
+        for state in _states.devices.values():
+            state.seed(seed)
+
+    @staticmethod
+    def random_state() -> tuple[int, dict[str, list[int]]]:
+        """Seed, and key and draw number of each device, for a checkpoint."""
+        found = {name: state.tensor.tolist() for name, state in _states.devices.items()}
+        return _states.seed, found
+
+    @staticmethod
+    def set_random_state(state: tuple[int, dict[str, list[int]]]) -> None:
+        """Go on where `random_state` was taken."""
+        seed, devices = state
+        Random.manual_seed(seed)
+        for name, words in devices.items():
+            if name not in _states.devices:
+                _states.devices[name] = _State(name, seed)
+            own = _states.devices[name]
+            engine.overwrite(own.tensor, own.buffer, hostdata.pack(words, _WORD))
+
+    @classmethod
+    def _random(cls, node: Node, requires_grad: bool | None) -> Self:
+        result = cls._of(node)
+        result.made = True
+        if requires_grad is not None:
+            result.requires_grad = requires_grad
+        return result
+
+    @classmethod
+    def rand(
+        cls, *shape: Any, dtype: DType | str | None = None, device: str | None = None,
+        requires_grad: bool | None = None,
+    ) -> Self:  # fmt: skip
+        """Uniform in [0, 1); float32 unless dtype is given."""
+        wanted = _named(dtype, dtypes.default_float)
+        return cls._random(_uniform(_draw("rand", shape, device), wanted), requires_grad)
+
+    @classmethod
+    def randn(
+        cls, *shape: Any, dtype: DType | str | None = None, device: str | None = None,
+        requires_grad: bool | None = None,
+    ) -> Self:  # fmt: skip
+        """Normal with mean 0 and variance 1 (Box and Muller 1958)."""
+        wanted = _named(dtype, dtypes.default_float)
+        if not wanted.is_float:
+            raise DTypeError(f"randn(dtype={wanted.name}): expected a float dtype")
+        wide = wanted if wanted is dtypes.float64 else dtypes.float32
+        first, second = _draw("randn", shape, device)
+        radius = (cls._of(_uniform((first, second), wide)) * -1 + 1).log() * -2
+        angle = cls._of(_uniform((second, first), wide)) * (2 * math.pi)
+        return cls._random((radius.sqrt() * angle.cos()).cast(wanted).node, requires_grad)
+
+    @classmethod
+    def randint(
+        cls, *shape: Any, low: int = 0, high: int = 10, dtype: DType | str | None = None,
+        device: str | None = None, requires_grad: bool | None = None,
+    ) -> Self:  # fmt: skip
+        """Integers in low … high − 1, int32 unless dtype is given."""
+        wanted = _named(dtype, dtypes.default_int)
+        if not wanted.is_int:
+            raise DTypeError(f"randint(dtype={wanted.name}): expected an integer dtype")
+        if not 0 < high - low <= 2**32:
+            raise ValueError(
+                f"randint(low={low}, high={high}): expected 0 < high − low ≤ 2³²"
+            )
+        word = cls._of(_draw("randint", shape, device)[0]).cast(dtypes.uint64)
+        below = (word * (high - low)) >> 32  # a product's upper half: as good as a division
+        return cls._random((below.cast(dtypes.int64) + low).cast(wanted).node, requires_grad)
+
+    @classmethod
+    def normal(
+        cls, *shape: Any, mean: Scalar = 0.0, std: Scalar = 1.0,
+        requires_grad: bool | None = None, **options: Any,
+    ) -> Self:  # fmt: skip
+        """Normal with the given mean and standard deviation."""
+        return cls._random((cls.randn(*shape, **options) * std + mean).node, requires_grad)
+
+    @classmethod
+    def uniform(
+        cls, *shape: Any, low: Scalar = 0.0, high: Scalar = 1.0, dtype: DType | str | None = None,
+        device: str | None = None, requires_grad: bool | None = None,
+    ) -> Self:  # fmt: skip
+        """Uniform in [low, high)."""
+        wanted = _named(dtype, dtypes.default_float)
+        wide = wanted if wanted is dtypes.float64 else dtypes.float32
+        unit = cls.rand(*shape, dtype=wide, device=device)
+        return cls._random((unit * (high - low) + low).cast(wanted).node, requires_grad)
+
+    @classmethod
+    def scaled_uniform(cls, *shape: Any, **options: Any) -> Self:
+        """Uniform in ±1/√(number of elements)."""
+        bound = 1 / math.sqrt(max(numel(checked_shape("scaled_uniform", shape)), 1))
+        return cls.uniform(*shape, low=-bound, high=bound, **options)
+
+    @classmethod
+    def glorot_uniform(cls, *shape: Any, **options: Any) -> Self:
+        """Uniform in ±√(6/(shape[0] + inputs)) (Glorot and Bengio 2010)."""
+        extents = checked_shape("glorot_uniform", shape)
+        bound = math.sqrt(6 / max(numel(extents[:1]) + numel(extents[1:]), 1))
+        return cls.uniform(*shape, low=-bound, high=bound, **options)
+
+    @classmethod
+    def kaiming_uniform(cls, *shape: Any, a: Scalar = 0.01, **options: Any) -> Self:
+        """Uniform in ±√(6/((1 + a²)·inputs)), for leaky ReLU of slope a (He et al. 2015)."""
+        inputs = max(numel(checked_shape("kaiming_uniform", shape)[1:]), 1)
+        bound = math.sqrt(6 / ((1 + a * a) * inputs))
+        return cls.uniform(*shape, low=-bound, high=bound, **options)
+
+    @classmethod
+    def kaiming_normal(cls, *shape: Any, a: Scalar = 0.01, **options: Any) -> Self:
+        """Normal with deviation √(2/((1 + a²)·inputs)), for leaky ReLU of slope a."""
+        inputs = max(numel(checked_shape("kaiming_normal", shape)[1:]), 1)
+        return cls.normal(*shape, std=math.sqrt(2 / ((1 + a * a) * inputs)), **options)
+
+    def rand_like(self, **options: Any) -> Self:
+        """Uniform in [0, 1); shape, dtype and device of self."""
+        return self.rand(self.shape, **{"dtype": self.dtype, "device": self.device, **options})
+
+    def randn_like(self, **options: Any) -> Self:
+        """Normal; shape, dtype and device of self."""
+        return self.randn(self.shape, **{"dtype": self.dtype, "device": self.device, **options})
+
+    def dropout(self, p: Scalar = 0.5) -> Self:
+        """In training, each element is 0 with probability p, and the others are divided by 1 − p."""
+        if not 0 <= p <= 1:
+            raise ValueError(f"dropout(p={p}): expected a probability in 0 … 1")
+        if not type(self).training or p == 0:
+            return self
+        if p == 1:
+            return self * 0
+        word = self._new(_draw("dropout", self.shape, self.device)[0])
+        kept = word >= min(round(p * 2**32), 2**32 - 1)
+        return kept.where(self * (1 / (1 - p)), 0)

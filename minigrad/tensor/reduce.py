@@ -1,0 +1,246 @@
+"""Reductions, and what is made of them: statistics, softmax, positions of extremes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Self
+
+from minigrad.dtype import DType, dtypes, sum_dtype
+from minigrad.errors import DTypeError, ShapeError
+from minigrad.graph import build
+from minigrad.graph.node import Node, Op
+from minigrad.tensor.movement import Movement
+from minigrad.tensor.nodes import Scalar, axes_of, axis_of, count_node, show
+
+Axes = int | Sequence[int] | None
+
+
+class Reduce(Movement):
+    """Reductions. `axis` (or PyTorch's `dim`): one, several, or None for all dimensions."""
+
+    __slots__ = ()
+
+    # --- the four reductions ----------------------------------------------------------------------
+
+    def _reduce(self, op: Op, name: str, node: Node, axis: Axes, keepdim: bool) -> Self:
+        axes = axes_of(name, axis, self.ndim)
+        result = build.reduce(op, node, axes)
+        if not keepdim:
+            shape = tuple(e for d, e in enumerate(result.shape) if d not in axes)
+            result = build.reshape(result, shape)
+        return self._new(result)
+
+    def sum(
+        self, axis: Axes = None, keepdim: bool = False, *, dim: Axes = None,
+        dtype: DType | None = None,
+    ) -> Self:  # fmt: skip
+        """Sum. bool gives int32, small integers (u)int32; half floats are added in float32."""
+        axis = dim if axis is None else axis
+        result = dtype or sum_dtype(self.dtype)
+        wide = dtypes.float32 if result.is_float and result.itemsize < 4 else result
+        total = self._reduce(Op.SUM, "sum", build.cast(self.node, wide), axis, keepdim)
+        return total.cast(result)
+
+    def prod(
+        self, axis: Axes = None, keepdim: bool = False, *, dim: Axes = None,
+        dtype: DType | None = None,
+    ) -> Self:  # fmt: skip
+        """Product, in the dtype that `sum` has."""
+        axis = dim if axis is None else axis
+        result = dtype or sum_dtype(self.dtype)
+        wide = dtypes.float32 if result.is_float and result.itemsize < 4 else result
+        total = self._reduce(Op.PROD, "prod", build.cast(self.node, wide), axis, keepdim)
+        return total.cast(result)
+
+    def max(self, axis: Axes = None, keepdim: bool = False, *, dim: Axes = None) -> Self:
+        """The largest element; NaN wins. Equal ones share the gradient."""
+        axis = dim if axis is None else axis
+        self._check_not_empty("max", axis)
+        return self._reduce(Op.MAX, "max", self.node, axis, keepdim)
+
+    def min(self, axis: Axes = None, keepdim: bool = False, *, dim: Axes = None) -> Self:
+        """The smallest element; NaN wins. Equal ones share the gradient."""
+        axis = dim if axis is None else axis
+        self._check_not_empty("min", axis)
+        mirrored = self._mirrored()
+        return mirrored._reduce(Op.MAX, "min", mirrored.node, axis, keepdim)._mirrored()
+
+    def _mirrored(self) -> Self:
+        """Every value such that the order is reversed (for integers −x − 1, which cannot wrap)."""
+        return -self if self.dtype.is_float else ~self
+
+    def _check_not_empty(self, name: str, axis: Axes) -> None:
+        if any(self.shape[a] == 0 for a in axes_of(name, axis, self.ndim)):
+            raise ShapeError(
+                f"{name} of shape {show(self.shape)} over no elements: expected at least one"
+            )
+
+    def any(self, axis: Axes = None, keepdim: bool = False, *, dim: Axes = None) -> Self:
+        """Whether an element is not 0; False over no elements."""
+        axis = dim if axis is None else axis
+        return self._reduce(Op.MAX, "any", self.bool().node, axis, keepdim)
+
+    def all(self, axis: Axes = None, keepdim: bool = False, *, dim: Axes = None) -> Self:
+        """Whether no element is 0; True over no elements."""
+        axis = dim if axis is None else axis
+        return self._reduce(Op.PROD, "all", self.bool().node, axis, keepdim)
+
+    # --- statistics -------------------------------------------------------------------------------
+
+    def _count(self, axis: Axes, dtype: DType) -> Self:
+        """How many elements are reduced, as a 0-d tensor."""
+        axes = axes_of("mean", axis, self.ndim)
+        return self._new(count_node(self.shape, axes, dtype, self.device))
+
+    def _wide(self) -> Self:
+        """In at least float32, which is what statistics are computed in."""
+        return self if self.dtype.is_float and self.dtype.itemsize >= 4 else self.float()
+
+    def _float_dtype(self) -> DType:
+        return self.dtype if self.dtype.is_float else dtypes.default_float
+
+    def mean(self, axis: Axes = None, keepdim: bool = False, *, dim: Axes = None) -> Self:
+        """Mean; of integers in float32."""
+        axis = dim if axis is None else axis
+        x = self._wide()
+        return (x.sum(axis, keepdim) / x._count(axis, x.dtype)).cast(self._float_dtype())
+
+    def var(
+        self, axis: Axes = None, keepdim: bool = False, correction: Scalar = 1, *, dim: Axes = None
+    ) -> Self:
+        """Variance: squared distances from the mean over n − correction (PyTorch's default 1)."""
+        axis = dim if axis is None else axis
+        x = self._wide()
+        away = x - x.mean(axis, True)
+        count = (x._count(axis, x.dtype) - correction).maximum(0)
+        return ((away * away).sum(axis, keepdim) / count).cast(self._float_dtype())
+
+    def std(
+        self, axis: Axes = None, keepdim: bool = False, correction: Scalar = 1, *, dim: Axes = None
+    ) -> Self:
+        """Standard deviation: the root of `var`."""
+        return self.var(axis, keepdim, correction, dim=dim).sqrt()
+
+    def std_mean(
+        self, axis: Axes = None, keepdim: bool = False, correction: Scalar = 1, *, dim: Axes = None
+    ) -> tuple[Self, Self]:
+        """Standard deviation and mean."""
+        std = self.std(axis, keepdim, correction, dim=dim)
+        return std, self.mean(axis, keepdim, dim=dim)
+
+    # --- positions --------------------------------------------------------------------------------
+
+    def argmax(
+        self, axis: int | None = None, keepdim: bool = False, *, dim: int | None = None
+    ) -> Self:
+        """Position (int32) of the first largest element, or of the first NaN.
+
+        Without an axis: position in the flat tensor.
+        """
+        axis = dim if axis is None else axis
+        if axis is None:
+            flat = self.flatten().argmax(0)
+            return flat.reshape((1,) * self.ndim) if keepdim else flat
+        self._check_not_empty("argmax", axis)
+        x = self.int() if self.dtype.is_bool else self.detach()
+        place = axis_of("argmax", axis, self.ndim)
+        if not self.ndim:
+            return self._new(build.const(0, dtypes.default_int, (), self.device))
+        found = x.eq(x.max(place, True)) | x.isnan()
+        # the first one is the one with most elements from it to the end
+        shape = tuple(e if d == place else 1 for d, e in enumerate(self.shape))
+        ramp = self._new(build.reshape(build.iota(self.shape[place], self.device), shape))
+        extent = self._count(place, dtypes.default_int)
+        behind = found.where(extent - ramp, 0)
+        return extent - behind.max(place, keepdim)
+
+    def argmin(
+        self, axis: int | None = None, keepdim: bool = False, *, dim: int | None = None
+    ) -> Self:
+        """Position (int32) of the first smallest element, or of the first NaN."""
+        return self._mirrored().argmax(axis, keepdim, dim=dim)
+
+    # --- exponentials -----------------------------------------------------------------------------
+
+    def _shifted(self, axis: Axes) -> Self:
+        """self − max, so that exp cannot overflow; the maximum is a constant for gradients."""
+        return self - self.max(axis, True).detach()
+
+    def logsumexp(self, axis: Axes = None, keepdim: bool = False, *, dim: Axes = None) -> Self:
+        """log Σ eˣ without overflow."""
+        axis = dim if axis is None else axis
+        x = self._wide()
+        top = x.max(axis, True).detach()
+        top = top.isfinite().where(top, 0.0)
+        result = (x - top).exp().sum(axis, True).log() + top
+        if not keepdim:
+            axes = axes_of("logsumexp", axis, self.ndim)
+            result = result.reshape(tuple(e for d, e in enumerate(result.shape) if d not in axes))
+        return result.cast(self._float_dtype())
+
+    def softmax(
+        self, axis: int = -1, dtype: DType | None = None, *, dim: int | None = None
+    ) -> Self:
+        """eˣ / Σ eˣ along an axis; half floats are computed in float32."""
+        axis = axis if dim is None else dim
+        x = (self if dtype is None else self.cast(dtype))._wide()
+        if not self.ndim:
+            return (x * 0 + 1).cast(dtype or self._float_dtype())
+        powers = x._shifted(axis).exp()
+        return (powers / powers.sum(axis, True)).cast(dtype or self._float_dtype())
+
+    def log_softmax(
+        self, axis: int = -1, dtype: DType | None = None, *, dim: int | None = None
+    ) -> Self:
+        """log of `softmax`, accurate where that underflows."""
+        axis = axis if dim is None else dim
+        x = (self if dtype is None else self.cast(dtype))._wide()
+        if not self.ndim:
+            return (x * 0).cast(dtype or self._float_dtype())
+        shifted = x._shifted(axis)
+        return (shifted - shifted.exp().sum(axis, True).log()).cast(dtype or self._float_dtype())
+
+    def softmin(self, axis: int = -1, *, dim: int | None = None) -> Self:
+        """`softmax` of −x."""
+        return (-self).softmax(axis, dim=dim)
+
+    def normalize(self, p: Scalar = 2.0, axis: int = 1, eps: Scalar = 1e-12) -> Self:
+        """self over its p-norm along an axis, which counts as at least eps."""
+        norm = (
+            self.square().sum(axis, True).sqrt() if p == 2
+            else (self.abs() ** p).sum(axis, True) ** (1 / p)
+        )  # fmt: skip
+        return self / norm.maximum(eps)
+
+    # --- running results --------------------------------------------------------------------------
+
+    def cumsum(self, axis: int = 0, *, dim: int | None = None) -> Self:
+        """Sums of the elements up to each one, in the dtype that `sum` has."""
+        wide = self.cast(sum_dtype(self.dtype))
+        return wide._scan("cumsum", axis if dim is None else dim, lambda a, b: a + b, 0)
+
+    def cumprod(self, axis: int = 0, *, dim: int | None = None) -> Self:
+        """Products of the elements up to each one, in the dtype that `sum` has."""
+        wide = self.cast(sum_dtype(self.dtype))
+        return wide._scan("cumprod", axis if dim is None else dim, lambda a, b: a * b, 1)
+
+    def _scan(self, name: str, axis: int, combine: Any, identity: Scalar) -> Self:
+        """Doubling: after step k each element combines the 2ᵏ that end at it (Hillis and Steele)."""
+        place = axis_of(name, axis, self.ndim)
+        if not self.ndim:
+            return self
+        extent = self.shape[place]
+        if not isinstance(extent, int):
+            raise ShapeError(f"{name} along a symbolic dimension of {show(self.shape)}")
+        result, reach = self, 1
+        while reach < extent:
+            shifted = result._part(place, 0, extent - reach).pad(
+                [(reach, 0) if d == place else None for d in range(self.ndim)], value=identity
+            )
+            result = combine(shifted, result)
+            reach *= 2
+        return result
+
+    def _need_float(self, name: str) -> None:
+        if not self.dtype.is_float:
+            raise DTypeError(f"{name} of a {self.dtype.name} tensor: expected a float dtype")

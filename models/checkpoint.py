@@ -1,0 +1,1 @@
+"""Checkpoints: named tensors and a little text in one safetensors file."""

@@ -1,0 +1,409 @@
+"""Symbolic integers against plain Python, by enumeration of every value of every variable."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import math
+import pickle
+import subprocess
+import sys
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from minigrad.graph import symbolic
+from minigrad.graph.symbolic import (
+    Affine,
+    Atom,
+    Variable,
+    add,
+    coefficient,
+    evaluate,
+    flatten,
+    floordiv,
+    high,
+    low,
+    mod,
+    mul,
+    numel,
+    only_atom,
+    proven_nonnegative,
+    replace_values,
+    reshape_index,
+    strides_of,
+    sub,
+    substitute,
+    total,
+    unbind,
+    unflatten,
+    var,
+    variables,
+)
+
+RANGES = {"i": (0, 5), "j": (0, 2), "k": (-3, 3), "n": (1, 4)}
+VARIABLES = {name: var(name, *bounds) for name, bounds in RANGES.items()}
+POINTS = [
+    dict(zip(RANGES, point, strict=True))
+    for point in itertools.product(*(range(a, b + 1) for a, b in RANGES.values()))
+]
+DIVISORS = st.integers(1, 9)
+
+
+class Both:
+    """A symbolic integer beside a plain function of the point that it must equal."""
+
+    def __init__(self, symbol, function):
+        self.symbol, self.function = symbol, function
+
+    def check(self):
+        """Equal at every point, and within its own bounds and those of its atoms."""
+        smallest, largest = low(self.symbol), high(self.symbol)
+        for point in POINTS:
+            value = evaluate(self.symbol, point)
+            assert value == self.function(point), (self.symbol, point)
+            assert smallest <= value <= largest
+        if isinstance(self.symbol, Affine):
+            assert self.symbol.terms
+            self.check_atoms(self.symbol)
+
+    def check_atoms(self, x):
+        for atom, c in x.terms:
+            assert c != 0
+            values = [evaluate(Affine(0, ((atom, 1),)), point) for point in POINTS]
+            assert atom.low <= min(values) and max(values) <= atom.high
+            if atom.inner is not None:
+                self.check_atoms(atom.inner)
+
+
+@st.composite
+def expressions(draw, depth=4):
+    """Sums, multiples, quotients and remainders, nested."""
+    kind = draw(st.sampled_from(["var", "var", "const", "add", "sub", "mul", "div", "mod"]))
+    if depth == 0 or kind in ("var", "const"):
+        if kind == "const":
+            value = draw(st.integers(-20, 20))
+            return Both(value, lambda point: value)
+        name = draw(st.sampled_from(list(RANGES)))
+        return Both(VARIABLES[name], lambda point: point[name])
+    x = draw(expressions(depth=depth - 1))
+    if kind in ("add", "sub"):
+        y = draw(expressions(depth=depth - 1))
+        if kind == "add":
+            return Both(add(x.symbol, y.symbol), lambda p: x.function(p) + y.function(p))
+        return Both(sub(x.symbol, y.symbol), lambda p: x.function(p) - y.function(p))
+    if kind == "mul":
+        factor = draw(st.integers(-9, 9))
+        return Both(mul(x.symbol, factor), lambda p: x.function(p) * factor)
+    d = draw(DIVISORS)
+    if kind == "div":
+        return Both(floordiv(x.symbol, d), lambda p: x.function(p) // d)
+    return Both(mod(x.symbol, d), lambda p: x.function(p) % d)
+
+
+@settings(max_examples=400, deadline=None)
+@given(expressions())
+def test_arithmetic(x):
+    x.check()
+
+
+@settings(max_examples=200, deadline=None)
+@given(expressions(), expressions())
+def test_sums_are_canonical(x, y):
+    """The order of additions leaves no trace; what is taken away again is gone."""
+    a, b = x.symbol, y.symbol
+    assert add(a, b) == add(b, a) == total([a, b]) == total([b, a])
+    assert hash(add(a, b)) == hash(add(b, a)) and repr(add(a, b)) == repr(add(b, a))
+    assert sub(add(a, b), b) == a
+    assert sub(a, a) == 0
+    assert mul(add(a, b), 3) == add(mul(a, 3), mul(b, 3))
+
+
+@settings(max_examples=200, deadline=None)
+@given(expressions(), DIVISORS)
+def test_quotient_and_remainder_join(x, d):
+    joined = add(mul(floordiv(x.symbol, d), d), mod(x.symbol, d))
+    Both(joined, x.function).check()
+
+
+@settings(max_examples=200, deadline=None)
+@given(expressions(), expressions(depth=2), expressions(depth=2))
+def test_substitute(x, for_i, for_k):
+    atoms = {only_atom(VARIABLES["i"]): for_i.symbol, only_atom(VARIABLES["k"]): for_k.symbol}
+    replaced = substitute(x.symbol, atoms)
+    for point in POINTS[::7]:
+        moved = {**point, "i": for_i.function(point), "k": for_k.function(point)}
+        assert evaluate(replaced, point) == evaluate_at(x.symbol, moved)
+
+
+def evaluate_at(x, point):
+    """x by its own structure: what a replacement beyond a variable's range may not rely on."""
+    if isinstance(x, int):
+        return x
+    result = x.constant
+    for atom, c in x.terms:
+        if atom.kind == "div":
+            result += c * (evaluate_at(atom.inner, point) // atom.divisor)
+        elif atom.kind == "mod":
+            result += c * (evaluate_at(atom.inner, point) % atom.divisor)
+        else:
+            result += c * point[atom.name]
+    return result
+
+
+def within(x, name):
+    """A replacement that stays in the range of the variable."""
+    bounds = RANGES[name]
+    return add(mod(x.symbol, bounds[1] - bounds[0] + 1), bounds[0])
+
+
+@settings(max_examples=200, deadline=None)
+@given(expressions(), expressions(depth=2))
+def test_substitute_within_the_range(x, replacement):
+    new = within(replacement, "i")
+    replaced = substitute(x.symbol, {only_atom(VARIABLES["i"]): new})
+    Both(replaced, lambda point: x.function({**point, "i": evaluate(new, point)})).check()
+
+
+@settings(max_examples=200, deadline=None)
+@given(expressions())
+def test_variables_and_coefficients(x):
+    names = {atom.name for atom in variables(x.symbol)}
+    for name in RANGES:
+        stride = coefficient(x.symbol, only_atom(VARIABLES[name]))
+        lines = [
+            [evaluate(x.symbol, {**point, name: value}) for value in range(*RANGES[name])]
+            for point in POINTS[::11]
+        ]
+        if name not in names:
+            assert stride == 0 and all(len(set(line)) == 1 for line in lines)
+        elif stride is not None:
+            assert all(b - a == stride for line in lines for a, b in itertools.pairwise(line))
+
+
+@settings(max_examples=200, deadline=None)
+@given(expressions())
+def test_proofs_are_true(x):
+    if proven_nonnegative(x.symbol):
+        assert all(x.function(point) >= 0 for point in POINTS)
+
+
+SHAPES = st.lists(st.sampled_from([1, 1, 2, 3, 4, 5, 6, 8]), min_size=1, max_size=4).filter(
+    lambda shape: math.prod(shape) <= 200
+)
+
+
+def loops(shape):
+    """A variable per dimension, and every index with its row-major position."""
+    index = [0 if n == 1 else var(f"x{axis}", 0, n - 1) for axis, n in enumerate(shape)]
+    points = [
+        ({f"x{axis}": value for axis, value in enumerate(point)}, position)
+        for position, point in enumerate(itertools.product(*map(range, shape)))
+    ]
+    return index, points
+
+
+@settings(max_examples=100, deadline=None)
+@given(SHAPES)
+def test_flatten_and_unflatten(shape):
+    index, points = loops(shape)
+    position = flatten(index, shape)
+    assert numel(shape) == len(points)
+    for values, expected in points:
+        assert evaluate(position, values) == expected
+    assert list(unflatten(position, shape)) == index
+    where = var("p", 0, numel(shape) - 1)
+    parts = unflatten(where, shape)
+    for expected in range(numel(shape)):
+        at = [evaluate(part, {"p": expected}) for part in parts]
+        assert flatten(at, shape) == expected
+        assert all(0 <= a < extent for a, extent in zip(at, shape, strict=True))
+    assert flatten(parts, shape) == (where if high(where) else 0)
+
+
+@st.composite
+def reshapes(draw):
+    """Two shapes with as many elements."""
+    new = draw(SHAPES)
+    rest, old = math.prod(new), []
+    while rest > 1:
+        divisor = draw(st.sampled_from([d for d in range(2, rest + 1) if rest % d == 0]))
+        old.append(divisor)
+        rest //= divisor
+    for _ in range(draw(st.integers(0, 2))):
+        old.insert(draw(st.integers(0, len(old))), 1)
+    return new, old
+
+
+@settings(max_examples=200, deadline=None)
+@given(reshapes())
+def test_reshape_index(shapes):
+    new, old = shapes
+    index, points = loops(new)
+    moved = reshape_index(index, new, old)
+    for values, position in points:
+        at = [evaluate(part, values) for part in moved]
+        assert flatten(at, old) == position
+        assert all(0 <= a < extent for a, extent in zip(at, old, strict=True))
+    back = reshape_index(moved, old, new)
+    assert all(evaluate(part, values) == evaluate(i, values) for values, _ in points
+               for part, i in zip(back, index, strict=True))  # fmt: skip
+
+
+def test_reshape_index_passes_symbolic_dimensions_through():
+    n = Variable("n", 1, 7).bind(3)
+    a, b, c = var("a", 0, 1), var("b", 0, 6, n), var("c", 0, 11)
+    old, new = (2, n, 3, 4), (2, 1, n, 12)
+    assert reshape_index((a, 0, b, c), new, old) == (a, b, floordiv(c, 4), mod(c, 4))
+    assert reshape_index(reshape_index((a, 0, b, c), new, old), old, new) == (a, 0, b, c)
+    split = reshape_index((c, b, a), (12, n, 2), (3, 4, n, 2))
+    assert split == (floordiv(c, 4), mod(c, 4), b, a)
+
+
+def test_symbolic_strides_are_those_of_the_bounds():
+    n = Variable("n", 0, 7).bind(3)
+    assert strides_of((2, n, 5)) == (35, 5, 1)
+    assert numel((2, n, 5)) == 70
+    assert strides_of((2, 0, 5)) == (5, 5, 1) and numel((2, 0, 5)) == 0
+
+
+# --- what must simplify, since fast kernels rest on it -------------------------------------------
+
+M, J, K = var("i", 0, 31), var("j", 0, 7), var("k", 0, 3)
+
+
+@pytest.mark.parametrize(
+    ("found", "expected"),
+    [
+        (floordiv(add(mul(M, 8), J), 8), M),
+        (mod(add(mul(M, 8), J), 8), J),
+        (mod(add(mul(M, 33), 7), 32), mod(add(M, 7), 32)),
+        (floordiv(add(mul(M, 33), 7), 32), add(M, floordiv(add(M, 7), 32))),
+        (floordiv(floordiv(M, 4), 2), floordiv(M, 8)),
+        (floordiv(mod(M, 8), 4), mod(floordiv(M, 4), 2)),
+        (mod(mod(M, 12), 4), mod(M, 4)),
+        (mod(mul(M, 6), 4), mul(mod(M, 2), 2)),
+        (add(mul(floordiv(M, 5), 5), mod(M, 5)), M),
+        (floordiv(add(mul(M, 16), add(mul(J, 2), 1)), 16), M),
+        (floordiv(sub(J, 8), 8), -1),
+        (mod(sub(J, 8), 8), J),
+        (sub(add(M, J), M), J),
+        (floordiv(add(mul(M, 20), add(mul(K, 4), 3)), 40), floordiv(M, 2)),
+        (mod(add(mul(M, 20), add(mul(K, 4), 3)), 40), add(mul(mod(M, 2), 20), add(mul(K, 4), 3))),
+        (floordiv(add(mul(M, 8), sub(7, J)), 16), floordiv(M, 2)),
+    ],
+    ids=str,
+)
+def test_simplifies(found, expected):
+    assert found == expected and repr(found) == repr(expected)
+
+
+def test_matrix_product_indices_stay_linear():
+    """(M, K) → (M, 1, K) → … → flat: no division is left of a round trip."""
+    m, n, k = var("m", 0, 63), var("n", 0, 31), var("k", 0, 127)
+    flat = flatten((m, n, k), (64, 32, 128))
+    assert unflatten(flat, (64, 32, 128)) == (m, n, k)
+    split = reshape_index(
+        (m, floordiv(n, 8), mod(n, 8), k), (64, 4, 8, 128), (64, 32, 128)
+    )
+    assert split == (m, n, k)
+
+
+def test_symbolic_extents_prove_bounds():
+    n = var("n", 1, 64)
+    i = var("i", 0, 63, payload=n)
+    assert proven_nonnegative(sub(sub(n, 1), i))
+    assert not proven_nonnegative(sub(sub(n, 2), i))
+    assert proven_nonnegative(sub(add(mul(n, 4), 3), mul(i, 4)))
+
+
+# --- variables -----------------------------------------------------------------------------------
+
+
+def test_bind_and_unbind():
+    pos = Variable("pos", 0, 9).bind(4)
+    values = {}
+    free = unbind(add(mul(floordiv(pos, 2), 3), pos), values)
+    assert values == {"pos": 4}
+    assert evaluate(free, {"pos": 7}) == 16 and evaluate(free, {"pos": 4}) == 10
+    assert free == unbind(add(mul(floordiv(Variable("pos", 0, 9).bind(8), 2), 3),
+                              Variable("pos", 0, 9).bind(8)), {})  # fmt: skip
+    with pytest.raises(ValueError, match="bound to 4 and to 5"):
+        unbind(Variable("pos", 0, 9).bind(5), values)
+
+
+def test_errors():
+    pos = Variable("pos", 1, 9)
+    for value in (0, 10):
+        with pytest.raises(ValueError, match=r"expected a value in 1 … 9"):
+            pos.bind(value)
+    with pytest.raises(ValueError, match="identifier"):
+        Variable("a b", 0, 1)
+    with pytest.raises(ValueError, match="minimum"):
+        Variable("a", 3, 2)
+    with pytest.raises(ValueError, match="product of two symbolic"):
+        mul(M, J)
+    for function in (floordiv, mod):
+        with pytest.raises(ValueError, match="positive"):
+            function(M, 0)
+        with pytest.raises(ValueError, match="positive"):
+            function(7, -2)
+
+
+def test_operators_and_names():
+    assert sub(add(mul(M, 2), 3), J) == 3 + M * 2 - J
+    assert sub(5, M) == 5 - M and mul(M, -1) == -M and mul(M, 2) == 2 * M
+    assert floordiv(M, 4) == M // 4 and mod(M, 4) == M % 4
+    assert repr(3 + M * 2 - J) == "2·i - j + 3"
+    assert repr(mod(M, 5) + 7 * (M // 5)) in ("7·(i // 5) + (i % 5)", "(i % 5) + 7·(i // 5)")
+
+
+def test_copies_are_equal():
+    """A tensor with a symbolic dimension can be pickled and deep-copied."""
+    x = floordiv(add(mul(Variable("pos", 0, 9).bind(4), 3), 1), 5) + M
+    for twin in (copy.deepcopy(x), pickle.loads(pickle.dumps(x))):
+        assert twin == x and hash(twin) == hash(x) and sub(twin, x) == 0
+
+
+def test_pickles_from_another_process():
+    """Hashes of strings differ there, so none may travel."""
+    code = (
+        "import pickle, sys; from minigrad.graph.symbolic import *; "
+        "x = mod(add(mul(var('i', 0, 31), 3), 1), 5); sys.stdout.buffer.write(pickle.dumps(x))"
+    )
+    made = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True).stdout
+    here = mod(add(mul(M, 3), 1), 5)
+    assert pickle.loads(made) == here and sub(pickle.loads(made), here) == 0
+
+
+def test_replace_values():
+    """Loaded values are replaced at any depth."""
+
+    class Load:
+        variables = frozenset()
+
+    load = Load()
+    value = Affine(0, ((Atom("value", "", 0, 9, payload=load), 1),))
+    x = add(mul(floordiv(add(value, M), 4), 3), add(mod(value, 3), J))
+    seen = []
+    replaced = replace_values(x, lambda payload: seen.append(payload) or K)
+    assert replaced == add(mul(floordiv(add(K, M), 4), 3), add(mod(K, 3), J))
+    assert seen == [load, load] and replace_values(7, seen.append) == 7
+
+
+def test_bounds_of_sums_with_many_terms():
+    parts = [mul(var(f"v{n}", -n, n + 1), (-1) ** n * (n + 1)) for n in range(6)]
+    x = add(total(parts), 4)
+    corners = itertools.product(*((-n, n + 1) for n in range(6)))
+    values = [evaluate(x, {f"v{n}": v for n, v in enumerate(corner)}) for corner in corners]
+    assert (low(x), high(x)) == (min(values), max(values))
+
+
+def test_module_has_no_untested_public_function():
+    public = {
+        name for name, value in vars(symbolic).items()
+        if callable(value) and getattr(value, "__module__", "") == symbolic.__name__
+        and not name.startswith("_")
+    }  # fmt: skip
+    assert public <= set(globals())

@@ -1,0 +1,184 @@
+"""The steps of random graphs: which statements may follow, and how large their values may be.
+
+Every value carries a bound of its magnitude, so that graphs stay where comparisons mean something;
+and whether it is exact, because a comparison or a cast to an integer of a rounded value would turn
+a rounding error into another result.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import prod, sqrt
+
+import numpy as np
+
+from .compare import EPSILON
+from .graphs import Graph, Statement
+
+Shape = tuple[int, ...]
+EXTENTS = (1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 31, 33)
+MAXIMAL_SIZE = 2048
+MAXIMAL_BOUND = 24.0
+
+
+@dataclass(frozen=True)
+class Value:
+    """A name in scope. bound: of |values|; exact: the same whatever the order of rounding."""
+
+    name: str
+    shape: Shape
+    dtype: str
+    bound: float
+    exact: bool
+
+    @property
+    def is_float(self) -> bool:
+        """Whether its dtype is a float."""
+        return self.dtype in EPSILON
+
+
+class Maker:
+    """Draws the statements of one graph."""
+
+    def __init__(self, seed: int) -> None:
+        self.random = np.random.default_rng(seed)
+        self.seed = seed
+        self.statements: list[Statement] = []
+        self.values: dict[str, Value] = {}
+        self.noise = "float32"
+        # A gradient is taken at the end of some graphs: no kinks then, and no in-place writes.
+        self.smooth = self.chance(0.35)
+        self.targets: list[str] = []
+
+    # --- drawing ----------------------------------------------------------------------------------
+
+    def chance(self, probability: float) -> bool:
+        """True with a probability."""
+        return bool(self.random.random() < probability)
+
+    def below(self, limit: int) -> int:
+        """0 … limit − 1."""
+        return int(self.random.integers(0, limit))
+
+    def one_of(self, choices: object) -> object:
+        """One of a sequence."""
+        items = list(choices)  # type: ignore[call-overload]
+        return items[self.below(len(items))]
+
+    def shape(self) -> Shape:
+        """A shape of one to three dimensions; once in a while one without elements."""
+        while True:
+            count = 1 + self.below(3)
+            extents = tuple(int(self.random.choice(EXTENTS)) for _ in range(count))
+            if self.chance(0.01):
+                extents = (*extents[:-1], 0)
+            if prod(extents) <= MAXIMAL_SIZE:
+                return extents
+
+    # --- statements -------------------------------------------------------------------------------
+
+    def add(
+        self,
+        code: str,
+        reads: list[Value],
+        shape: Shape,
+        dtype: str,
+        bound: float,
+        exact: bool | None = None,
+    ) -> Value:
+        """`name = code`; the result is exact if integer, or if `exact` and all that it reads are."""
+        name = f"t{len(self.values)}"
+        inherits = bool(exact) and all(read.exact for read in reads)
+        value = Value(name, tuple(shape), dtype, bound, inherits or dtype not in EPSILON)
+        self._put(Statement(name, code, tuple(r.name for r in reads), value.shape, dtype), value)
+        return self._tamed(value)
+
+    def _put(self, statement: Statement, value: Value) -> None:
+        self.statements.append(statement)
+        self.values[value.name] = value
+        if EPSILON.get(value.dtype, 0) > EPSILON[self.noise]:
+            self.noise = value.dtype
+
+    def _tamed(self, value: Value) -> Value:
+        """A large float value is squashed or scaled before anybody uses it."""
+        if not value.is_float or value.bound <= MAXIMAL_BOUND:
+            return value
+        if self.chance(0.5):
+            return self.add(f"({value.name} * {4 / value.bound:.6g})", [value], value.shape,
+                            value.dtype, 4.0)  # fmt: skip
+        return self.add(f"({value.name} * {2 / sqrt(value.bound):.6g}).tanh()", [value],
+                        value.shape, value.dtype, 1.0)  # fmt: skip
+
+    def write(self, target: Value, code: str, reads: list[Value], bound: float) -> None:
+        """A statement that changes `target` in place."""
+        names = (target.name, *(r.name for r in reads))
+        exact = target.exact and all(r.exact for r in reads)
+        value = Value(target.name, target.shape, target.dtype, bound, exact)
+        self._put(Statement(target.name, code, names, target.shape, target.dtype, True), value)
+
+    def leaf(self, shape: Shape | None = None, dtype: str = "float32", limit: int = 5) -> Value:
+        """New data: multiples of 1/8 up to 4, integers below `limit`, or bools."""
+        shape = self.shape() if shape is None else shape
+        seed = self.seed * 1000 + len(self.statements)
+        code = f"leaf({seed}, {shape}, {dtype!r}, {limit}, device, real)"
+        value = self.add(code, [], shape, dtype, 4.0 if dtype in EPSILON else float(limit), True)
+        if dtype == "float32":
+            self.targets.append(value.name)
+        return value
+
+    # --- choosing operands ------------------------------------------------------------------------
+
+    def pick(self, fits: Callable[[Value], bool]) -> Value | None:
+        """A value that fits, a recent one rather than an old one."""
+        found = [value for value in self.values.values() if fits(value)]
+        if not found:
+            return None
+        recent = found[-8:] if self.chance(0.7) else found
+        return recent[self.below(len(recent))]
+
+    def number(self) -> Value:
+        """A float value, made if there is none."""
+        return self.pick(lambda v: v.is_float) or self.leaf()
+
+    def deep(self) -> Value:
+        """A float value of at least one dimension that has elements."""
+        return self.pick(lambda v: v.is_float and len(v.shape) > 0 and 0 not in v.shape) or (
+            self.leaf((5, 33))
+        )
+
+    def partner(self, value: Value, fits: Callable[[Value], bool]) -> Value | None:
+        """A value that broadcasts with another to a result that is not too large."""
+
+        def matches(other: Value) -> bool:
+            if not fits(other):
+                return False
+            try:
+                shape = np.broadcast_shapes(value.shape, other.shape)
+            except ValueError:
+                return False
+            return prod(shape) <= MAXIMAL_SIZE
+
+        return self.pick(matches)
+
+
+def make_graph(seed: int) -> Graph:
+    """The graph of a seed: 10 to 60 steps, one to five outputs."""
+    from .graph_rules import RULES, end_with_gradient
+
+    maker = Maker(seed)
+    for _ in range(1 + maker.below(3)):
+        maker.leaf()
+    wanted = 10 + maker.below(51)
+    weights = np.array([weight for weight, _ in RULES], float)
+    weights /= weights.sum()
+    while len(maker.statements) < wanted:
+        RULES[int(maker.random.choice(len(RULES), p=weights))][1](maker)
+    outputs = [maker.statements[-1].name]
+    names = [n for n in maker.values if n not in outputs]
+    for _ in range(min(maker.below(4), len(names))):
+        outputs.append(str(maker.one_of(names)))
+    outputs += [s.name for s in maker.statements if s.writes]
+    if maker.smooth:
+        outputs += end_with_gradient(maker, outputs)
+    return Graph(tuple(maker.statements), tuple(dict.fromkeys(outputs)), maker.noise)

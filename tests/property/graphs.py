@@ -1,0 +1,284 @@
+"""Random fused graphs: made from a seed, printed as Python, run three ways, and compared.
+
+    python -m tests.property.graphs --seed 17 --device CPU     one graph, in full
+    python -m tests.property.graphs --count 2000 --device CPU  many, with statistics
+
+A graph is a list of statements on Tensors, which `graph_steps` draws. It runs on the device as it
+is, on the device with `FUSE=0`, on REF, and on REF in float64 with every step realized at once. The
+last run shows how much the graph magnifies rounding, and what in-place writes must give: a lazy
+tensor sees its sources as they were when it was made.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+import traceback
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from minigrad import Context, Tensor, dtypes
+from minigrad.dtype import named
+
+from .compare import EPSILON
+
+
+@dataclass(frozen=True)
+class Statement:
+    """One line of a graph: `name = code`, or a write to `name` where `writes` is set.
+
+    reads: the names in `code`. shape, dtype: of `name` afterwards.
+    """
+
+    name: str
+    code: str
+    reads: tuple[str, ...]
+    shape: tuple[int, ...]
+    dtype: str
+    writes: bool = False
+
+    def __str__(self) -> str:
+        return self.code if self.writes else f"{self.name} = {self.code}"
+
+
+@dataclass(frozen=True)
+class Graph:
+    """Statements, the names to be realized together, and the coarsest dtype on the way."""
+
+    statements: tuple[Statement, ...]
+    outputs: tuple[str, ...]
+    noise: str = "float32"
+
+    def __len__(self) -> int:
+        return len(self.statements)
+
+    def needed(self) -> Graph:
+        """Without the statements that no output needs."""
+        wanted, kept = set(self.outputs), []
+        for statement in reversed(self.statements):
+            if statement.name in wanted:
+                kept.append(statement)
+                wanted.update(statement.reads)
+        return replace(self, statements=tuple(reversed(kept)))
+
+    def script(self, device: str) -> str:
+        """A program that shows the outputs on the device and on REF."""
+        lines = "\n    ".join(str(s) for s in self.statements)
+        return f"""\
+from minigrad import Tensor, dtypes
+from tests.property.graphs import float_of, leaf
+
+def run(device, real=None):
+    {lines}
+    Tensor.realize({", ".join(self.outputs)})
+    return [t.numpy() for t in ({", ".join(self.outputs)},)]
+
+for name, got, expected in zip({list(self.outputs)}, run({device!r}), run("REF")):
+    print(name, abs(got.astype(float) - expected.astype(float)).max(initial=0), got, expected)
+"""
+
+
+def leaf(seed: int, shape: tuple[int, ...], dtype: str, limit: int, device: str, real: Any) -> Tensor:
+    """A realized tensor of known values.
+
+    Floats are multiples of 1/8 up to 4 (exact in every float dtype), integers lie in 0 … limit − 1,
+    bools are random. real: the dtype that replaces every float dtype, or None.
+    """
+    generator = np.random.default_rng(seed)
+    if dtype == "bool":
+        array = generator.integers(0, 2, shape).astype(bool)
+        return Tensor(array, device=device)
+    if not named(dtype).is_float:
+        return Tensor(generator.integers(0, limit, shape).astype(dtype), device=device)
+    array = generator.integers(-32, 33, shape) / 8
+    return Tensor(array, dtype=float_of(dtype, real), device=device)
+
+
+def float_of(dtype: str, real: Any) -> Any:
+    """The dtype of that name, or `real` in place of a float dtype."""
+    return real if real is not None and named(dtype).is_float else named(dtype)
+
+
+def run(
+    graph: Graph, device: str, real: Any = None, eager: bool = False, **settings: int
+) -> list[np.ndarray]:
+    """The outputs of a graph; eager: each statement is realized at once."""
+    space: dict[str, Any] = {
+        "Tensor": Tensor, "dtypes": dtypes, "leaf": leaf, "float_of": float_of,
+        "device": device, "real": real,
+    }  # fmt: skip
+    with Context(DEVICE=device, **settings), np.errstate(all="ignore"):
+        for statement in graph.statements:
+            exec(str(statement), space)
+            if eager:
+                space[statement.name].realize()
+        Tensor.realize(*(space[name] for name in graph.outputs))
+        return [space[name].numpy() for name in graph.outputs]
+
+
+@dataclass(frozen=True)
+class Limit:
+    """How far an output may be off.
+
+    drift: |REF − float64|, how far one order of rounding has led away from the truth. Another order
+    may lead as far elsewhere: `error` is 16 times that, and 64 rounding errors of the largest value
+    (at least 1). Beyond `most`, REF itself must be wrong.
+    """
+
+    error: float = 0
+    drift: float = 0
+    most: float = 0
+
+
+def _limit(noise: str, given: np.ndarray, exact: np.ndarray) -> Limit:
+    if str(given.dtype) not in EPSILON:
+        return Limit()
+    scale = max(1.0, float(np.max(np.abs(exact), initial=0, where=np.isfinite(exact))))
+    with np.errstate(all="ignore"):
+        apart = np.abs(given.astype(np.float64) - exact)
+    drift = float(np.max(apart, initial=0, where=np.isfinite(apart)))
+    epsilon = max(EPSILON[noise], EPSILON[str(given.dtype)])
+    return Limit(16 * drift + 64 * epsilon * scale, drift, scale * max(0.01, 32 * epsilon))
+
+
+def _problem(name: str, way: str, got: np.ndarray, wanted: np.ndarray, limit: float) -> str | None:
+    if got.shape != wanted.shape or got.dtype != wanted.dtype:
+        return f"{way}, {name}: {got.shape} {got.dtype}, expected {wanted.shape} {wanted.dtype}"
+    a, e = got.astype(np.float64), wanted.astype(np.float64)
+    if got.dtype.kind in "iub":
+        wrong = got != wanted
+    else:
+        with np.errstate(all="ignore"):
+            wrong = ~((a == e) | (np.isnan(a) & np.isnan(e)) | (np.abs(a - e) <= limit))
+    if not wrong.any():
+        return None
+    place = tuple(int(i) for i in np.argwhere(wrong)[0])
+    return (
+        f"{way}, {name} {got.shape} {got.dtype}: {int(wrong.sum())} of {wrong.size} elements differ "
+        f"by more than {limit:.3g}, first at {place}: got {got[place]!r}, expected {wanted[place]!r}"
+    )
+
+
+def problems(graph: Graph, device: str) -> list[str]:
+    """What is wrong with a graph on a device: nothing, it is hoped."""
+    reference = run(graph, "REF")
+    exact = run(graph, "REF", real=dtypes.float64, eager=True)
+    limits = [_limit(graph.noise, g, e) for g, e in zip(reference, exact, strict=True)]
+    found = []
+    for name, given, wide, limit in zip(graph.outputs, reference, exact, limits, strict=True):
+        if str(given.dtype) not in EPSILON:  # lazy and eager evaluation must agree
+            found.append(_problem(name, "REF lazy against eager", given, wide, 0))
+        elif limit.drift > limit.most:
+            found.append(f"REF, {name}: lazy is {limit.drift:.3g} away from eager in float64")
+    ways = {} if device == "REF" else {"fused": {"FUSE": 1}, "not fused": {"FUSE": 0}}
+    for way, settings in ways.items():
+        results = run(graph, device, **settings)
+        for name, got, wanted, limit in zip(graph.outputs, results, reference, limits, strict=True):
+            found.append(_problem(name, f"{device} {way}", got, wanted, limit.error))
+    return [problem for problem in found if problem]
+
+
+def fails(graph: Graph, device: str) -> str | None:
+    """The problems of a graph, or the exception that it raises, as text."""
+    try:
+        return "\n".join(problems(graph, device)) or None
+    except Exception:
+        return traceback.format_exc(limit=-4)
+
+
+def _kind(failure: str | None) -> str:
+    """Failures of one kind: a wrong value, or the same exception."""
+    if failure is None:
+        return ""
+    return failure.rstrip().rsplit("\n", 1)[-1][:40] if "Traceback" in failure else "wrong"
+
+
+def _candidates(graph: Graph) -> Iterable[Graph]:
+    """Smaller graphs: fewer outputs, an earlier output, a leaf in place of a step."""
+    for output in graph.outputs if len(graph.outputs) > 1 else ():
+        yield replace(graph, outputs=(output,)).needed()
+    if len(graph.outputs) == 1:
+        last = [s for s in graph.statements if s.name == graph.outputs[0]][-1]
+        for read in last.reads:
+            yield replace(graph, outputs=(read,)).needed()
+    for position, statement in enumerate(graph.statements):
+        before, after = graph.statements[:position], graph.statements[position + 1 :]
+        if statement.writes:
+            yield replace(graph, statements=(*before, *after)).needed()
+        elif not statement.code.startswith("leaf("):
+            code = f"leaf({position}, {statement.shape}, {statement.dtype!r}, 3, device, real)"
+            new = replace(statement, code=code, reads=())
+            yield replace(graph, statements=(*before, new, *after)).needed()
+
+
+def shrink(graph: Graph, device: str, seconds: float = 60) -> Graph:
+    """A smaller graph that fails in the same way."""
+    kind, end = _kind(fails(graph, device)), time.monotonic() + seconds
+    smaller: Graph | None = graph
+    while smaller is not None:
+        graph, smaller = smaller, None
+        for candidate in _candidates(graph):
+            if time.monotonic() > end:
+                return graph
+            if candidate != graph and _kind(fails(candidate, device)) == kind:
+                smaller = candidate
+                break
+    return graph
+
+
+def report(graph: Graph, device: str, title: str, small: bool = True) -> str | None:
+    """A failure with the script that reproduces it, or None."""
+    failure = fails(graph, device)
+    if failure is None:
+        return None
+    shown = shrink(graph, device) if small else graph
+    return f"{title}: {failure}\n\nSmallest script that fails alike:\n\n{shown.script(device)}"
+
+
+def _many(make: Callable[[int], Graph], seeds: range, device: str, small: bool) -> int:
+    lengths, failed, kinds = [], 0, Counter[str]()
+    start = time.perf_counter()
+    for seed in seeds:
+        graph = make(seed)
+        lengths.append(len(graph))
+        kinds.update(s.code.split("(")[0].rsplit(".", 1)[-1] for s in graph.statements)
+        failure = report(graph, device, f"seed {seed}", small)
+        if failure:
+            failed += 1
+            print(failure, flush=True)
+    seconds = time.perf_counter() - start
+    print(f"{len(seeds)} graphs on {device}, {sum(lengths)} steps (up to {max(lengths)}), "
+          f"{seconds:.1f} s, {failed} failed")  # fmt: skip
+    print("steps:", ", ".join(f"{name} {count}" for name, count in kinds.most_common(60)))
+    return failed
+
+
+def main() -> None:
+    """The command line; see the head of this file."""
+    from .graph_steps import make_graph
+
+    parser = argparse.ArgumentParser(prog="python -m tests.property.graphs", description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    parser.add_argument("--seed", type=int, default=0, help="seed of the (first) graph")
+    parser.add_argument("--count", type=int, help="how many graphs")
+    parser.add_argument("--device", default="CPU")
+    parser.add_argument("--no-shrink", action="store_true", help="print failing graphs whole")
+    given = parser.parse_args()
+    small = not given.no_shrink
+    if given.count is not None:
+        seeds = range(given.seed, given.seed + given.count)
+        sys.exit(1 if _many(make_graph, seeds, given.device, small) else 0)
+    graph = make_graph(given.seed)
+    print(graph.script(given.device))
+    failure = report(graph, given.device, f"seed {given.seed}", small)
+    print(failure or f"seed {given.seed}: {given.device} agrees with REF")
+    sys.exit(1 if failure else 0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,70 @@
+"""Random fused graphs: fused, not fused and reference agree. See `graphs` for the command."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+from hypothesis import settings
+
+from .graph_steps import make_graph
+from .graphs import Graph, Statement, fails, problems, report, shrink
+
+# 200 graphs in CI, in batches so that a failure names its own; 20,000 under the profile "long".
+BATCHES = 20
+GRAPHS = 200 if settings.default.max_examples <= 20 else 20_000
+FIRST_SEED = random.SystemRandom().randrange(2**31)
+
+
+@pytest.mark.parametrize("batch", range(BATCHES))
+def test_fixed_graphs(batch: int, device: str) -> None:
+    """Graphs of seeds 0 … 99: the same in every run."""
+    _check(range(batch * 5, batch * 5 + 5), device)
+
+
+@pytest.mark.parametrize("batch", range(BATCHES))
+def test_new_graphs(batch: int, device: str) -> None:
+    """Graphs that no run has seen before; a failure prints seed and script."""
+    size = (GRAPHS - 100) // BATCHES
+    first = FIRST_SEED + batch * size
+    _check(range(first, first + size), device)
+
+
+def _check(seeds: range, device: str) -> None:
+    found = [report(make_graph(seed), device, f"seed {seed}") for seed in seeds]
+    failures = [text for text in found if text]
+    assert not failures, "\n\n".join(failures[:3])
+
+
+def test_a_seed_makes_one_graph() -> None:
+    """The same seed gives the same script, and scripts run on their own."""
+    assert make_graph(7).script("REF") == make_graph(7).script("REF")
+    assert len({make_graph(seed).script("REF") for seed in range(20)}) == 20
+    exec(make_graph(7).script("REF"), {})
+
+
+def test_graphs_are_varied() -> None:
+    """Graphs have 10 to 60 steps and more than one output, write in place, and take gradients."""
+    graphs = [make_graph(seed) for seed in range(60)]
+    assert all(10 <= len(graph) <= 90 for graph in graphs)
+    assert sum(len(graph.outputs) > 1 for graph in graphs) > 30
+    assert any(s.writes for graph in graphs for s in graph.statements)
+    assert any(".gradient(" in s.code for graph in graphs for s in graph.statements)
+
+
+def _wrong_graph() -> Graph:
+    """A graph whose float64 run differs: it asks for its own dtype."""
+    leaf = Statement("a", "leaf(1, (5,), 'float32', 3, device, real)", (), (5,), "float32")
+    middle = Statement("b", "a.tanh()", ("a",), (5,), "float32")
+    wrong = Statement("c", "b + (1 if real else 0)", ("b",), (5,), "float32")
+    return Graph((leaf, middle, wrong), ("b", "c"))
+
+
+def test_the_comparison_notices_a_difference() -> None:
+    """A graph that computes something else in float64 fails, and shrinks to its wrong output."""
+    graph = _wrong_graph()
+    assert "REF, c" in problems(graph, "REF")[0]
+    assert fails(graph, "REF")
+    small = shrink(graph, "REF", seconds=5)
+    assert small.outputs == ("c",)
+    assert [s.name for s in small.statements] == ["b", "c"]

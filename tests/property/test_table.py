@@ -1,0 +1,68 @@
+"""The table covers Tensor: what is public is a row, or is listed here as no operation."""
+
+from __future__ import annotations
+
+from minigrad import Tensor
+
+from .inputs import ALL, DOMAINS
+from .operations import OPERATIONS, ROWS, WAITING
+
+# What tells about a tensor, moves it, makes it from data, or steers the engine.
+NOT_OPERATIONS = {
+    "shape", "ndim", "dtype", "device", "node", "raw", "numel", "size", "nbytes", "grad", "made",
+    "requires_grad", "requires_grad_", "stopped", "training", "train", "no_grad", "manual_seed",
+    "realize", "is_realized", "to", "assign", "backward", "gradient",
+    "numpy", "data", "tolist", "item", "from_dlpack", "mro",
+}  # fmt: skip
+NOT_OPERATORS = {
+    "__init__", "__new__", "__repr__", "__len__", "__iter__", "__bool__", "__int__", "__float__",
+    "__index__", "__array__", "__dlpack__", "__dlpack_device__", "__reduce__", "__reduce_ex__",
+    "__deepcopy__", "__copy__", "__getstate__", "__setstate__", "__hash__", "__contains__",
+    "__format__", "__str__", "__init_subclass__", "__subclasshook__", "__del__",
+}  # fmt: skip
+# Rows of the table that wait for Tensor to have their method.
+EXPECTED_TO_WAIT: set[str] = set()
+
+
+def _own_attributes() -> set[str]:
+    """What Tensor and its families define, `object` left out."""
+    names: set[str] = set()
+    for family in Tensor.__mro__[:-1]:
+        names.update(name for name, value in vars(family).items() if value is not None)
+    return names
+
+
+def test_every_public_name_is_covered() -> None:
+    """A public method that no row tests is a hole in the harness."""
+    covered = {name for operation in OPERATIONS for name in operation.covers}
+    public = {name for name in _own_attributes() if not name.startswith("_")}
+    missing = sorted(public - covered - NOT_OPERATIONS)
+    assert not missing, f"no row of tests/property tests Tensor.{', Tensor.'.join(missing)}"
+
+
+def test_every_operator_is_covered() -> None:
+    """The same for operators."""
+    covered = {name for operation in OPERATIONS for name in operation.covers}
+    given = {name for name in _own_attributes() if name.startswith("__") and name.endswith("__")}
+    attributes = {"__module__", "__doc__", "__slots__", "__dict__", "__weakref__", "__annotations__",
+                  "__qualname__", "__static_attributes__", "__firstlineno__", "__match_args__"}  # fmt: skip
+    missing = sorted(given - covered - NOT_OPERATORS - attributes)
+    assert not missing, f"no row of tests/property tests {', '.join(missing)}"
+
+
+def test_rows_that_wait_are_known() -> None:
+    """A row whose method does not exist is a typing error, or is listed above."""
+    waiting = {name for operation in WAITING for name in operation.covers}
+    absent = {name for name in waiting if not hasattr(Tensor, name)}
+    assert absent == EXPECTED_TO_WAIT
+
+
+def test_rows_are_well_formed() -> None:
+    """Unique names, known dtypes and domains, an edge for each row."""
+    names = [operation.name for operation in ROWS]
+    assert len(names) == len(set(names)), sorted(n for n in names if names.count(n) > 1)
+    for operation in ROWS:
+        assert operation.plans.edges, operation.name
+        assert set(operation.dtypes) <= set(ALL), operation.name
+        domains = [*operation.domains, *(operation.gradient_domains or ())]
+        assert {domain.partition(":")[0] for domain in domains} <= set(DOMAINS), operation.name

@@ -1,0 +1,255 @@
+"""Errors of the vector math in ULP, over the whole range of the formats, without a renderer.
+
+Every formula runs in numpy twice, with and without contraction of products and sums, because a
+renderer may do either. `python tests/render/test_vector_math_exprs.py` prints the table of errors.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import mpmath
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from minigrad.dtype import DType, dtypes
+from minigrad.errors import DTypeError
+from minigrad.graph.node import Op
+from minigrad.graph.symbolic import Affine
+from minigrad.render.vector_math import expand, is_primitive
+from minigrad.schedule.expr import Array, Expr, apply, const, index, load, value_of, walk
+from tests.render.expr_interpreter import evaluate
+
+Floats = npt.NDArray[np.floating]
+
+UNARY: dict[Op, Callable[[Floats], Floats]] = {
+    Op.EXP: np.exp, Op.EXP2: np.exp2, Op.LOG: np.log, Op.LOG2: np.log2, Op.SIN: np.sin,
+    Op.COS: np.cos, Op.TANH: np.tanh,
+    Op.ERF: lambda x: np.array([math.erf(v) for v in x]),
+}  # fmt: skip
+PRECISE = {
+    Op.EXP: mpmath.exp, Op.EXP2: lambda v: mpmath.mpf(2) ** v, Op.LOG: mpmath.log,
+    Op.LOG2: lambda v: mpmath.log(v, 2), Op.SIN: mpmath.sin, Op.COS: mpmath.cos,
+    Op.TANH: mpmath.tanh, Op.ERF: mpmath.erf,
+}  # fmt: skip
+SPECIAL = [0.0, -0.0, math.inf, -math.inf, math.nan, 1.0, -1.0, 2.0, -2.0, 0.5, -0.5, 3.0, -3.0]
+# The largest errors that we promise, in ULP.
+BOUND = {op: 2.0 for op in UNARY} | {Op.POW: 2.0}
+BOUND_DOUBLE = {op: 3.0 for op in UNARY} | {Op.POW: 3.0}
+
+
+def variable(name: str, dtype: DType) -> Expr:
+    """A stand-in for an operand."""
+    return load(Array(name, dtype, 1), 0)
+
+
+def run(op: Op, *inputs: Floats, contract: bool) -> Floats:
+    """What the expansion of op computes."""
+    dtype = getattr(dtypes, inputs[0].dtype.name)
+    names = ("x", "y")[: len(inputs)]
+    root = expand(apply(op, tuple(variable(name, dtype) for name in names), dtype))
+    result: Floats = evaluate(root, dict(zip(names, inputs, strict=True)), contract)
+    return result
+
+
+def samples(dtype: type[np.floating], op: Op, count: int) -> Floats:
+    """Random bit patterns, and as many where the function does not saturate, edges included."""
+    generator = np.random.default_rng(7)
+    bits = np.uint32 if dtype is np.float32 else np.uint64
+    anywhere = generator.integers(0, np.iinfo(bits).max, count, bits, endpoint=True).view(dtype)
+    limits = {
+        Op.EXP: (-110, 92) if dtype is np.float32 else (-750, 712),
+        Op.EXP2: (-152, 130) if dtype is np.float32 else (-1080, 1026),
+        Op.LOG: (0.3, 3.0), Op.LOG2: (0.3, 3.0), Op.SIN: (-200.0, 200.0), Op.COS: (-200.0, 200.0),
+        Op.TANH: (-11.0, 11.0) if dtype is np.float32 else (-22.0, 22.0), Op.ERF: (-6.5, 6.5),
+    }[op]  # fmt: skip
+    near = generator.uniform(*limits, count).astype(dtype)
+    around_one = (1 + generator.normal(0, 1e-3, count // 4)).astype(dtype)
+    info = np.finfo(dtype)
+    edges = [*SPECIAL, info.max, -info.max, info.tiny, -info.tiny, info.smallest_subnormal,
+             -info.smallest_subnormal, *limits]  # fmt: skip
+    return np.concatenate([anywhere, near, around_one, np.array(edges, dtype)])
+
+
+def ulps(got: Floats, exact: Floats, dtype: type[np.floating]) -> Floats:
+    """|got − exact| in units of dtype's last place; inf where one is NaN or infinite alone."""
+    with np.errstate(all="ignore"):
+        rounded = exact.astype(dtype)
+        bound = np.minimum(np.abs(rounded), np.finfo(dtype).max)
+        unit = np.spacing(bound).astype(np.float64)
+        unit = np.where(np.spacing(bound) > 0, unit, np.finfo(dtype).smallest_subnormal)
+        error = np.abs(got.astype(exact.dtype) - exact) / unit.astype(exact.dtype)
+        same = (got == rounded) | (np.isnan(got) & np.isnan(rounded))
+        error = np.where(same & ~np.isfinite(rounded), 0, error)
+        return np.where(np.isfinite(error), error, np.inf).astype(np.float64)
+
+
+def worst_single(op: Op, contract: bool, count: int) -> tuple[float, float]:
+    """(largest error in ULP, the argument) of a float32 function."""
+    x = samples(np.float32, op, count)
+    with np.errstate(all="ignore"):
+        exact = UNARY[op](x.astype(np.float64))
+    error = ulps(run(op, x, contract=contract), exact, np.float32)
+    return float(error.max()), float(x[error.argmax()])
+
+
+def worst_double(op: Op, contract: bool, count: int) -> tuple[float, float]:
+    """(largest error in ULP, the argument) of a float64 function, against mpmath."""
+    x = samples(np.float64, op, count)
+    got = run(op, x, contract=contract)
+    worst, where = 0.0, 0.0
+    with mpmath.workprec(1200 if op in (Op.SIN, Op.COS) else 200), np.errstate(all="ignore"):
+        for argument, value in zip(x, got, strict=True):
+            v = float(argument)
+            if not math.isfinite(v) or (op in (Op.LOG, Op.LOG2) and v <= 0.0):
+                error = float(ulps(np.array([value]), UNARY[op](np.array([v])), np.float64)[0])
+            elif op in (Op.EXP, Op.EXP2) and abs(v) > 2000.0:
+                error = 0.0 if value == (math.inf if v > 0 else 0.0) else math.inf
+            else:
+                exact = PRECISE[op](mpmath.mpf(v))
+                rounded = float(exact)
+                if math.isinf(rounded) or math.isinf(value) or math.isnan(value):
+                    error = 0.0 if rounded == value else math.inf
+                else:
+                    error = float(abs(mpmath.mpf(float(value)) - exact) / math.ulp(rounded))
+            if error > worst:
+                worst, where = error, v
+    return worst, where
+
+
+@pytest.mark.parametrize("contract", [False, True])
+@pytest.mark.parametrize("op", UNARY, ids=lambda op: op.value)
+def test_float32_error_is_bounded_everywhere(op: Op, contract: bool) -> None:
+    error, argument = worst_single(op, contract, 100_000)
+    assert error <= BOUND[op], f"{op.value}({argument!r}) is off by {error:.2f} ULP"
+
+
+@pytest.mark.parametrize("contract", [False, True])
+@pytest.mark.parametrize("op", UNARY, ids=lambda op: op.value)
+def test_float64_error_is_bounded_everywhere(op: Op, contract: bool) -> None:
+    error, argument = worst_double(op, contract, 400)
+    assert error <= BOUND_DOUBLE[op], f"{op.value}({argument!r}) is off by {error:.2f} ULP"
+
+
+def pairs(dtype: type[np.floating], count: int) -> tuple[Floats, Floats]:
+    """Bases and exponents: random bits, ordinary values, whole exponents, all special pairs."""
+    generator = np.random.default_rng(11)
+    bits = np.uint32 if dtype is np.float32 else np.uint64
+    top = np.iinfo(bits).max
+    limit = 140.0 if dtype is np.float32 else 1050.0
+    base = generator.uniform(0.01, 100.0, count).astype(dtype)
+    bases = [generator.integers(0, top, count, bits, endpoint=True).view(dtype), base, -base]
+    whole = generator.integers(-20, 20, count).astype(dtype)
+    bases.append(np.exp(generator.uniform(-limit / 2, limit / 2, count)).astype(dtype))
+    spread = (generator.uniform(-1.05, 1.05, count) * limit / np.log2(bases[3])).astype(dtype)
+    exponents = [generator.integers(0, top, count, bits, endpoint=True).view(dtype),
+                 generator.uniform(-20, 20, count).astype(dtype), whole, spread]  # fmt: skip
+    info = np.finfo(dtype)
+    special = np.array([*SPECIAL, info.max, -info.max, info.tiny, info.smallest_subnormal, 1e9,
+                        2.0**24 + 2, 1 + info.eps, 1 - info.epsneg], dtype)  # fmt: skip
+    left, right = (grid.ravel() for grid in np.meshgrid(special, special))
+    return np.concatenate([*bases, left]), np.concatenate([*exponents, right])
+
+
+def test_power_float32() -> None:
+    x, y = pairs(np.float32, 60_000)
+    with np.errstate(all="ignore"):
+        exact = np.power(x.astype(np.longdouble), y.astype(np.longdouble))
+    for contract in (False, True):
+        got = run(Op.POW, x, y, contract=contract)
+        error = ulps(got, exact, np.float32)
+        i = error.argmax()
+        assert error[i] <= BOUND[Op.POW], f"{x[i]!r} ** {y[i]!r} is {got[i]!r}, not {exact[i]!r}"
+        zeros = (got == 0) & (exact.astype(np.float32) == 0)
+        assert np.array_equal(np.signbit(got[zeros]), np.signbit(exact[zeros]))
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("op", UNARY, ids=lambda op: op.value)
+def test_special_values_and_signed_zeros(op: Op, dtype: type[np.floating]) -> None:
+    x = np.array(SPECIAL[:5], dtype)
+    with np.errstate(all="ignore"):
+        expected = UNARY[op](x).astype(dtype)
+    got = run(op, x, contract=True)
+    assert np.array_equal(got, expected, equal_nan=True)
+    number = ~np.isnan(expected)
+    assert np.array_equal(np.signbit(got[number]), np.signbit(expected[number]))
+
+
+@pytest.mark.parametrize("payload", [0x7FC00001, 0x7FFFFFFF, 0xFFC12345, 0x7F800001])
+@pytest.mark.parametrize("op", UNARY, ids=lambda op: op.value)
+def test_any_nan_stays_nan(op: Op, payload: int) -> None:
+    x = np.array([payload], np.uint32).view(np.float32)
+    assert np.isnan(run(op, x, contract=False))[0]
+
+
+@pytest.mark.parametrize("op", [Op.TANH, Op.ERF], ids=lambda op: op.value)
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_never_above_one(op: Op, dtype: type[np.floating]) -> None:
+    x = np.linspace(0, 12, 200_001).astype(dtype)
+    for contract in (False, True):
+        assert np.max(run(op, x, contract=contract)) == 1.0
+
+
+def test_halves_are_computed_in_float32() -> None:
+    for dtype in (dtypes.float16, dtypes.bfloat16):
+        root = expand(apply(Op.EXP, (variable("x", dtype),), dtype))
+        assert root.op is Op.CAST and root.dtype is dtype
+        arithmetic = [e for e in walk(root) if e.op in (Op.ADD, Op.MUL)]
+        assert arithmetic and all(e.dtype is dtypes.float32 for e in arithmetic)
+
+
+def test_expands_below_other_operations_and_inside_indices() -> None:
+    x = variable("x", dtypes.float32)
+    wave = apply(Op.CAST, (apply(Op.SIN, (x,), dtypes.float32),), dtypes.int32)
+    position = value_of(wave)
+    assert isinstance(position, Affine)
+    y = load(Array("table", dtypes.float32, 8), position + 1, (position + 3,))
+    root = expand(apply(Op.ADD, (y, index(position, dtypes.float32)), dtypes.float32))
+    assert all(is_primitive(e.op) for e in walk(root))
+    assert any(e.op is Op.BITCAST for e in walk(root))
+    assert expand(root) is root
+
+
+def test_deep_chains_do_not_recurse() -> None:
+    x = variable("x", dtypes.float32)
+    for _ in range(300):
+        x = apply(Op.TANH, (x,), dtypes.float32)
+    assert len(walk(expand(x))) > 3000
+
+
+def test_integers_are_refused() -> None:
+    three = const(3, dtypes.int32)
+    with pytest.raises(DTypeError, match="float dtype"):
+        expand(apply(Op.EXP, (three,), dtypes.int32))
+
+
+def _operations(op: Op, dtype: DType) -> tuple[int, int]:
+    """(operations, operations when every product joins the sum that uses it)."""
+    args = (variable("x", dtype),) + ((variable("y", dtype),) if op is Op.POW else ())
+    order = [e for e in walk(expand(apply(op, args, dtype))) if e.args and e.op is not Op.BITCAST]
+    uses: dict[Expr, list[Expr]] = {}
+    for expr in order:
+        for arg in expr.args:
+            uses.setdefault(arg, []).append(expr)
+    joined = sum(
+        e.op is Op.MUL and e.dtype.is_float and len(uses.get(e, ())) == 1
+        and uses[e][0].op in (Op.ADD, Op.SUB) for e in order
+    )  # fmt: skip
+    return len(order), len(order) - joined
+
+
+def _table() -> None:
+    print("function   ops(f32) fused   ops(f64) fused   max ULP f32 (plain, contracted)   f64")
+    for op in UNARY:
+        counts = [*_operations(op, dtypes.float32), *_operations(op, dtypes.float64)]
+        single = [worst_single(op, contract, 500_000) for contract in (False, True)]
+        double = [worst_double(op, contract, 1000) for contract in (False, True)]
+        print(op.value, counts, *(f"{e:.2f} at {x!r}" for e, x in single + double), sep="  ")
+    print("pow", *_operations(Op.POW, dtypes.float32), *_operations(Op.POW, dtypes.float64))
+
+
+if __name__ == "__main__":
+    _table()
