@@ -1,1 +1,45 @@
-"""Checkpoints: named tensors and a little text in one safetensors file."""
+"""Checkpoints: named tensors and a little text in one safetensors file, with plain errors."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from minigrad import Tensor, nn
+from minigrad.errors import MinigradError
+from minigrad.models.console import require
+from minigrad.models.errors import InputError
+
+
+def check_writable(path: Path) -> None:
+    """InputError where a file could not be written: better now than after hours of training."""
+    require("safetensors")
+    folder = path.resolve().parent
+    if not folder.is_dir():
+        raise InputError(f"cannot write {path}: there is no folder {folder}")
+    if path.is_dir():
+        raise InputError(f"cannot write {path}: it is a folder")
+    if not os.access(folder, os.W_OK) or (path.exists() and not os.access(path, os.W_OK)):
+        raise InputError(f"cannot write {path}: permission denied")
+
+
+def save(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """Write whole or not at all; an earlier file stays as it was where writing fails."""
+    require("safetensors")
+    try:
+        nn.state.safe_save(dict(tensors), path, dict(metadata))
+    except OSError as error:
+        raise InputError(f"cannot write {path}: {error.strerror or error}") from None
+
+
+def load(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """(tensors, metadata); InputError where the file is missing, damaged or something else."""
+    failure: Any = require("safetensors").SafetensorError
+    try:
+        return nn.state.safe_load(path), nn.state.safe_load_metadata(path)
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror or error}") from None
+    except (failure, MinigradError, ValueError) as error:
+        raise InputError(f"{path} is no undamaged safetensors file: {error}") from None

@@ -130,13 +130,16 @@ class GPT:
 
     def initialize(self) -> None:
         """Weights as in GPT-2: normal, 0.02; what ends a residual branch is scaled by depth."""
-        for name, parameter in nn.state.get_state_dict(self).items():
-            if name.endswith("bias"):
-                parameter.assign(Tensor.zeros(*parameter.shape))
-            elif parameter.ndim == 2:
-                residual = name.endswith("c_proj.weight")
-                deviation = 0.02 / math.sqrt(2 * self.config.layers) if residual else 0.02
-                parameter.assign(Tensor.randn(*parameter.shape) * deviation)
+        named = nn.state.get_state_dict(self)
+        with Tensor.no_grad():
+            for name, parameter in named.items():
+                if name.endswith("bias"):
+                    parameter.assign(0.0)
+                elif parameter.ndim == 2:
+                    ends_branch = name.endswith("c_proj.weight")
+                    deviation = 0.02 / math.sqrt(2 * self.config.layers if ends_branch else 1)
+                    parameter.assign(Tensor.randn(*parameter.shape) * deviation)
+        Tensor.realize(*named.values())
 
     def features(self, ids: Tensor) -> Tensor:
         """What the last layer knows of each position: (batch, length, dim)."""
@@ -146,7 +149,7 @@ class GPT:
                 f"{length} tokens are more than the model's context of {self.config.context}: "
                 "give it the last ones only"
             )
-        x = self.wte(ids) + self.wpe(Tensor.arange(length))
+        x = self.wte(ids) + self.wpe.weight[:length]
         x = x.dropout(self.config.dropout)
         for block in self.h:
             x = block(x)
@@ -154,7 +157,7 @@ class GPT:
 
     def unembed(self, features: Tensor) -> Tensor:
         """Logits: how well each token's embedding matches; output and input share the matrix."""
-        return features.linear(self.wte.weight.T)
+        return features.linear(self.wte.weight)
 
     def __call__(self, ids: Tensor) -> Tensor:
         """(batch, length) of integers → logits (batch, length, vocabulary)."""
@@ -162,7 +165,7 @@ class GPT:
 
     def loss(self, ids: Tensor, targets: Tensor) -> Tensor:
         """Mean cross-entropy in nats per token, a scalar; targets (batch, length) of integers."""
-        return self(ids).flatten(0, 1).cross_entropy(targets.flatten())
+        return self(ids).cross_entropy(targets)
 
     def next_logits(self, rows: Sequence[Sequence[int]]) -> Tensor:
         """Logits (rows, vocabulary) of the token after each row; only it meets the output layer.

@@ -9,6 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from minigrad import Tensor, nn
+from minigrad.errors import MinigradError
 from minigrad.models import checkpoint, console
 from minigrad.models.errors import InputError
 from minigrad.models.gpt import GPT, GPTConfig
@@ -33,7 +34,10 @@ def load_checkpoint(path: Path) -> tuple[GPT, CharacterTokenizer]:
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"{path} is no checkpoint of models/gpt.py: {error}") from None
     model = GPT(config)
-    nn.state.load_state_dict(model, tensors)
+    try:
+        nn.state.load_state_dict(model, tensors)
+    except (MinigradError, KeyError) as error:
+        raise InputError(f"{path} does not fit its own config: {error}") from None
     return model, tokenizer
 
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TextIO
 
+from minigrad import nn
 from minigrad.models.console import require
 from minigrad.models.errors import InputError
 
@@ -85,13 +85,10 @@ def draw_losses(axes: Any, metrics: Metrics) -> None:
 
 def save_figure(figure: Any, path: Path) -> None:
     """Write a PNG whole or not at all; InputError where the place cannot be written."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        figure.savefig(part, format="png", dpi=120)
-        os.replace(part, path)
+        nn.state.write_atomically(path, lambda file: figure.savefig(file, format="png", dpi=120))
     except OSError as error:
-        part.unlink(missing_ok=True)
-        raise InputError(f"cannot write the picture {path}: {error.strerror}") from None
+        raise InputError(f"cannot write the picture {path}: {error.strerror or error}") from None
 
 
 def save_curves(metrics: Metrics, path: Path, title: str) -> None:

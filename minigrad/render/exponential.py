@@ -97,17 +97,17 @@ def split(x: Value) -> tuple[Value, Value]:
     f = format_of(x)
     subnormal = x.less(f.smallest)
     x = subnormal.where(x * 2.0 ** (f.mantissa + 1), x)
-    # Subtracting the bits of √½ moves the exponent's step from 1 to √½. The bias is added back
-    # for float64, whose integers are best shifted without a sign.
-    kept_bias = f.bias if x.dtype is dtypes.float64 else 0
-    base = f.root_half - (kept_bias << f.mantissa)
+    # Subtracting the bits of √½ moves the exponent's step from 1 to √½. Something is added to the
+    # exponent of float64, whose integers are best shifted without a sign.
+    raised = 2048 if x.dtype is dtypes.float64 else 0
+    base = f.root_half - (raised << f.mantissa)
     moved = x.bits_as(f.signed) - subnormal.where(
         constant(base + ((f.mantissa + 1) << f.mantissa), f.signed), base
     )
     fraction = (moved & ((1 << f.mantissa) - 1)) + f.root_half
     if x.dtype is dtypes.float64:  # few processors convert vectors of int64; 2⁵² + e is the same
         whole = (moved.bits_as(f.unsigned) >> 52) | 0x4330000000000000
-        exponent = whole.bits_as(x.dtype) - (2.0**52 + f.bias)
+        exponent = whole.bits_as(x.dtype) - (2.0**52 + raised)
     else:
         exponent = (moved >> f.mantissa).cast(x.dtype)
     return exponent, fraction.bits_as(x.dtype) - 1.0

@@ -6,8 +6,15 @@ from math import inf, nan
 
 from minigrad.dtype import dtypes
 from minigrad.graph.node import Op
-from minigrad.render.exponential import SINGLE, scaled_twice, split
-from minigrad.render.value import Value, constant, horner
+from minigrad.render.exponential import DOUBLE, SINGLE, scaled_twice, split
+from minigrad.render.value import (
+    Value,
+    constant,
+    exact_product,
+    exact_sum,
+    exact_sum_ordered,
+    horner,
+)
 
 # log₂(1 + f) = f·P(f) with relative error 2^-36, 1 + f from √½ to √2.
 _LOG2 = (
@@ -15,6 +22,16 @@ _LOG2 = (
     0.2885372933151518, -0.2404531655224577, 0.20617536416036905, -0.18030060432012182,
     0.15876973970394148, -0.14315638915658713, 0.1447487430532052, -0.14283982011247234,
     0.07737040010377018,
+)  # fmt: skip
+
+# 2·atanh(s)/ln 2 = s·(A + z·(B + z·P(z))), z = s², A and B as sums of two.
+_ATANH = (
+    (2.8853900817779268, 4.0710547481862066e-17),
+    (0.9617966939259756, 5.0577616648125907e-17),
+)
+_ATANH_REST = (
+    0.5770780163555851, 0.41219858311134566, 0.3205988979127996, 0.26230819865639443,
+    0.22195227041676235, 0.1924013221627528, 0.16845146884909942, 0.17281808043395824,
 )  # fmt: skip
 
 
@@ -39,17 +56,59 @@ def _magnitude_single(size: Value, y: Value) -> Value:
     return scaled_twice(r * horner(r, SINGLE.exp2), shifted)
 
 
+def _logarithm_double(size: Value) -> tuple[Value, Value]:
+    """log₂ of a positive finite float64 as a sum of two, with relative error 2^-65.
+
+    log₂(1 + f) = s·(A + z·(B + z·P(z))) with s = f/(2 + f), z = s². The terms of A and B are
+    carried in two numbers each; for what P adds one is enough.
+    """
+    e, f = split(size)
+    divisor, divisor_low = exact_sum_ordered(constant(2.0, dtypes.float64), f)
+    s = f / divisor
+    s_low = ((-s).fused(divisor, f) - s * divisor_low) / divisor
+    z, z_low = exact_product(s, s)
+    z_low = z_low + s * s_low * 2.0
+    inner, inner_low = exact_sum_ordered(
+        constant(_ATANH[1][0], dtypes.float64), z * horner(z, _ATANH_REST)
+    )
+    inner_low = inner_low + _ATANH[1][1]
+    term, term_low = exact_product(z, inner)
+    term_low = term_low + (z * inner_low + z_low * inner)
+    outer, outer_low = exact_sum_ordered(constant(_ATANH[0][0], dtypes.float64), term)
+    outer_low = outer_low + (term_low + _ATANH[0][1])
+    head, head_low = exact_product(s, outer)
+    head_low = head_low + (s * outer_low + s_low * outer)
+    total, low = exact_sum(e, head)
+    return exact_sum_ordered(total, low + head_low)
+
+
+def _magnitude_double(size: Value, y: Value) -> Value:
+    """size^y for float64 size ≥ 0."""
+    head, low = _logarithm_double(size)
+    head = size.less(inf).where(head, size)  # NaN too
+    head = size.equals(0.0).where(-inf, head)
+    y = y.at_least(-1e30).at_most(1e30)  # log₂ 1 times an infinite y shall be 0
+    product, error = exact_product(head, y)
+    error = error + low * y
+    exponent = product.at_least(DOUBLE.exp2_range[0]).at_most(DOUBLE.exp2_range[1])
+    error = exponent.equals(product).where(error, 0.0)  # where clamped, it may be anything
+    shifted = exponent * 0.5 + (DOUBLE.shift + DOUBLE.bias)
+    r = exponent - (shifted - (DOUBLE.shift + DOUBLE.bias)) * 2.0 + error
+    return scaled_twice(r * horner(r, DOUBLE.exp2), shifted)
+
+
 def power(x: Value, y: Value) -> Value:
     """x^y. A negative x gives NaN unless y is a whole number; x⁰ = 1^y = 1 even where the other is
     NaN; the sign of a zero or an infinity survives odd powers."""
-    bits = dtypes.uint32 if x.dtype is dtypes.float32 else dtypes.uint64
+    single = x.dtype is dtypes.float32
+    bits = dtypes.uint32 if single else dtypes.uint64
     sign = x.bits_as(bits) & (1 << (x.dtype.bits - 1))
     size = (x.bits_as(bits) ^ sign).bits_as(x.dtype)
-    magnitude = _magnitude_single(size, y)
+    magnitude = _magnitude_single(size, y) if single else _magnitude_double(size, y)
     half = y * 0.5
     whole = y.unary(Op.TRUNC).equals(y)
     odd = whole & half.unary(Op.FLOOR).differs(half)
     signed = (magnitude.bits_as(bits) | odd.where(sign, 0)).bits_as(x.dtype)
-    undefined = x.less(0.0) & x.more(-inf) & whole.equals(False)
+    undefined = x.less(0.0) & x.more(-inf) & whole.unary(Op.NOT)
     result = undefined.where(nan, signed)
     return (x.equals(1.0) | y.equals(0.0)).where(1.0, result)

@@ -1,4 +1,4 @@
-"""Sine and cosine for `vector_math`, exact in their reduction however large the argument is.
+"""Sine and cosine for `vector_math`, right in their reduction however large the argument is.
 
 An argument is x = n·π/2 + r with |r| ≤ π/4. For large x that needs many digits of 2/π, but only a
 window of them: what 2/π contributes to x·2/π above a multiple of 4 turns the circle whole times.
@@ -10,33 +10,15 @@ from __future__ import annotations
 from fractions import Fraction
 
 from minigrad.dtype import dtypes
+from minigrad.render.trigonometry_double import TWO_OVER_PI, circle_double
 from minigrad.render.value import Value, constant, horner
 
-# 2/π = 0.a2f9…, 1280 bits.
-_TWO_OVER_PI = Fraction(
-    int(
-        "a2f9836e4e441529fc2757d1f534ddc0db6295993c439041fe5163abdebbc561b7246e3a424dd2e006492eea09d1"
-        "921cfe1deb1cb129a73ee88235f52ebb4484e99c7026b45f7e413991d639835339f49c845f8bbdf9283b1ff897ff"
-        "de05980fef2f118b5a0a6d1f6d367ecf27cb09b74f463f669e5fea2d7527bac7ebe5f17b3d0739f78a5292ea6bfb"
-        "5fb11f8d5d0856033046fc7b6babf0cfbc209af4361d",
-        16,
-    ),
-    1 << 1280,
-)
 _HALF_PI = 1.5707963267948966
 _SHIFT = 1.5 * 2.0**52  # added to a float64, rounds it to an integer in the lowest bits
 
 # sin r = r·(1 + z·P(z)), cos r = 1 − z/2 + z²·P(z), with z = r².
 _SIN = (-0.16666652262210846, 0.008332005701959133, -0.0001949392753886059)
 _COS = (0.04166664183139801, -0.001388711971230805, 2.441016295051668e-05)
-_SIN_DOUBLE = (
-    -0.16666666666666666, 0.008333333333333059, -0.0001984126984099755, 2.755731909845309e-06,
-    -2.5052078597171304e-08, 1.605542198123144e-10, -7.449797183804699e-13,
-)  # fmt: skip
-_COS_DOUBLE = (
-    0.04166666666666655, -0.0013888888888866253, 2.4801587284643766e-05, -2.755731297697696e-07,
-    2.0875539385314584e-09, -1.1350285549692584e-11,
-)  # fmt: skip
 
 
 def _window(skipped: int) -> tuple[float, float, float]:
@@ -44,7 +26,7 @@ def _window(skipped: int) -> tuple[float, float, float]:
 
     The first two have 29 and 28 significant bits, so that their products with a float32 are exact.
     """
-    rest = _TWO_OVER_PI * (1 << skipped)
+    rest = TWO_OVER_PI * (1 << skipped)
     rest -= 4 * round(rest / 4)
     first = Fraction(round(rest * (1 << 27)), 1 << 27)
     second = Fraction(round((rest - first) * (1 << 55)), 1 << 55)
@@ -88,9 +70,9 @@ def _circle(x: Value, quarter: int) -> Value:
 
 def sine(x: Value) -> Value:
     """sin x."""
-    return _circle(x, 0)
+    return _circle(x, 0) if x.dtype is dtypes.float32 else circle_double(x, 0)
 
 
 def cosine(x: Value) -> Value:
     """cos x."""
-    return _circle(x, 1)
+    return _circle(x, 1) if x.dtype is dtypes.float32 else circle_double(x, 1)

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from minigrad.dtype import DType, dtypes
 from minigrad.graph.node import Op
-from minigrad.schedule.expr import Expr, apply, const
+from minigrad.schedule.expr import Expr, Leaf, apply, const
 
 Number = int | float
 
@@ -90,6 +90,11 @@ class Value:
         )
         return Value(apply(Op.WHERE, (self.expr, *pair), shaped.dtype))
 
+    def fused(self, factor: Value, addend: Value | Number) -> Value:
+        """self·factor + addend with one rounding, guaranteed (unlike `*` and `+`)."""
+        last = addend if isinstance(addend, Value) else constant(addend, self.dtype)
+        return Value(apply(Leaf.FMA, (self.expr, factor.expr, last.expr), self.dtype))
+
     def unary(self, op: Op) -> Value:
         """An operation that keeps the dtype: FLOOR, TRUNC, ROUND, SQRT, …"""
         return Value(apply(op, (self.expr,), self.dtype))
@@ -122,3 +127,25 @@ def horner(x: Value, coefficients: Sequence[float]) -> Value:
     for c in coefficients[-2::-1]:
         total = total * x + c
     return total
+
+
+# What follows is exact only because no renderer merges an addition into a `fused` product.
+
+
+def exact_sum(a: Value, b: Value) -> tuple[Value, Value]:
+    """(sum, error) with sum + error = a + b exactly (Knuth's TwoSum)."""
+    total = a + b
+    part = total - a
+    return total, (a - (total - part)) + (b - part)
+
+
+def exact_sum_ordered(a: Value, b: Value) -> tuple[Value, Value]:
+    """(sum, error) as `exact_sum`, where |a| ≥ |b| or a = 0 (Dekker's Fast2Sum)."""
+    total = a + b
+    return total, b - (total - a)
+
+
+def exact_product(a: Value, b: Value) -> tuple[Value, Value]:
+    """(product, error) with product + error = a·b exactly."""
+    product = a.fused(b, 0.0)
+    return product, a.fused(b, -product)

@@ -97,7 +97,6 @@ def expand(root: Expr) -> Expr:
             assert isinstance(expr.op, Op)
             new[expr] = _function(expr.op, args, expr.dtype)
         elif args:
-            assert isinstance(expr.op, Op)
             new[expr] = expr if args == expr.args else apply(expr.op, args, expr.dtype)
         else:
             new[expr] = _with_new_values(expr, new)

@@ -6,12 +6,13 @@ from typing import Self
 
 from minigrad.dtype import DType, dtypes, named
 from minigrad.graph import build
-from minigrad.tensor.core import Core
+from minigrad.tensor.values import Values
 
 
-class Casts(Core):
+class Casts(Values):
     """Methods called `float`, `int`, `bool`: in a class of their own, where no annotation needs
-    the builtins of these names."""
+    the builtins of these names.
+    """
 
     __slots__ = ()
 

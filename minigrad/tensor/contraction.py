@@ -179,7 +179,8 @@ class Contraction(Indexing):
         """(x − mean)·invstd·weight + bias with statistics per element of `axis`."""
         axes = axes_of("batchnorm", axis, self.ndim)
         shape = tuple(e if d in axes else 1 for d, e in enumerate(self.shape))
-        result = (self - self._new(mean.node).reshape(shape)) * self._new(invstd.node).reshape(shape)
+        away = self - self._new(mean.node).reshape(shape)
+        result = away * self._new(invstd.node).reshape(shape)
         if weight is not None:
             result = result * self._new(weight.node).reshape(shape)
         return result if bias is None else result + self._new(bias.node).reshape(shape)
@@ -192,13 +193,15 @@ def _accumulator(dtype: DType) -> DType:
 
 def _ratio(many: Any, few: Any) -> int:
     if not isinstance(many, int) or not isinstance(few, int) or few == 0 or many % few:
-        raise ShapeError(f"attention with {many} query heads and {few} key heads: expected a multiple")
+        raise ShapeError(
+            f"attention with {many} query heads and {few} key heads: expected a multiple"
+        )
     return many // few
 
 
 def _plain(extent: Any) -> int:
     if not isinstance(extent, int):
-        raise ShapeError(f"attention over a head dimension of symbolic extent {extent}; pass scale=")
+        raise ShapeError(f"attention over a head of symbolic dimension {extent}; pass scale=")
     return extent
 
 
@@ -225,8 +228,8 @@ def _parse_einsum(equation: str, ndims: Sequence[int]) -> tuple[list[list[str]],
         inputs.append(list(before) + (dots if dot else []) + list(after))
     all_dots = [f".{i}" for i in range(batch)]
     if arrow:
-        before, dot, after = right.partition(".")
-        output = list(before) + (all_dots if dot else []) + list(after)
+        first, dot, last = right.partition(".")
+        output = list(first) + (all_dots if dot else []) + list(last)
         if len(set(output)) != len(output):
             raise ShapeError(f"einsum {equation!r}: the output names a dimension twice")
     else:

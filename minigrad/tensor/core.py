@@ -6,17 +6,15 @@ from collections.abc import Callable, Sequence
 from typing import Any, Self
 
 from minigrad.device import Buffer, Device
-from minigrad.dtype import DType, dtypes, named
-from minigrad.errors import DeviceError, DTypeError, GradientError, MinigradError, ShapeError
+from minigrad.dtype import DType, named
+from minigrad.errors import GradientError
 from minigrad.graph import build
 from minigrad.graph.gradient import gradient as node_gradient
 from minigrad.graph.node import Node, Op, Shape, make, topological
 from minigrad.graph.symbolic import Integer, evaluate, mul, numel
-from minigrad.program import bytes_of
 from minigrad.tensor import engine, history, hostdata
 from minigrad.tensor.modes import modes, no_grad, train
 from minigrad.tensor.nodes import (
-    Scalar,
     Step,
     axis_of,
     broadcast_to,
@@ -29,7 +27,6 @@ from minigrad.tensor.nodes import (
     write_through,
 )
 from minigrad.tensor.registry import Holder, holders
-
 
 # How a view came to be: the tensor it was taken of, how that came to be, and the step.
 Origin = tuple[Any, Any, Step]
@@ -56,7 +53,7 @@ class Core(Holder, metaclass=_TensorType):
     """
 
     __slots__ = ("grad", "made", "_origin")
-    grad: Self | None
+    grad: Any  # a tensor of the same kind, or None
     _origin: Origin | None
     train = train
     no_grad = no_grad
@@ -83,6 +80,39 @@ class Core(Holder, metaclass=_TensorType):
         self.made = not isinstance(data, Core)
         if requires_grad is not None:
             self.requires_grad = requires_grad
+
+    @classmethod
+    def from_bytes(
+        cls, data: bytes | bytearray, shape: Sequence[int], dtype: DType,
+        device: str | None = None,
+    ) -> Self:  # fmt: skip
+        """A tensor of row-major bytes of the host, which are copied."""
+        if len(data) != numel(shape) * dtype.itemsize:
+            raise ShapeError(
+                f"from_bytes: {len(data)} bytes for {show(shape)} of {dtype.name}; "
+                f"expected {numel(shape) * dtype.itemsize}"
+            )
+        where = Device.canonical(device or Device.DEFAULT)
+        result = cls._of(stored(data, dtype, shape, where))
+        result.made = True
+        return result
+
+    def set_data(self, data: Any) -> Self:
+        """Replace its values from the host at once, without a program; keeps shape and dtype.
+
+        Lazy tensors made before see the old values, captured programs the new ones.
+        """
+        raw, shape, found = hostdata.read(data, self.dtype)
+        if shape != self.shape or found is not self.dtype:
+            raise ShapeError(
+                f"set_data of {found.name} {show(shape)} on {self.dtype.name} {show(self.shape)}; "
+                "expected the same shape and dtype"
+            )
+        if self.raw.op is not Op.BUFFER and self.raw.op is not Op.ASSIGN:
+            engine.realize([self])
+        target = self.raw.src[0] if self.raw.op is Op.ASSIGN else self.raw
+        engine.overwrite(self, target, raw)
+        return self
 
     def _start(self, node: Node) -> None:
         self.grad, self.made, self._origin = None, False, None
@@ -156,17 +186,23 @@ class Core(Holder, metaclass=_TensorType):
         return self
 
     def _become_leaf(self) -> None:
-        """Take an identity of its own: nodes are interned, and equal ones are one leaf otherwise."""
-        node = self.raw
-        if node.op is Op.CONST and numel(node.shape) and not any(
-            not isinstance(extent, int) for extent in node.shape
-        ):
-            raw = hostdata.pack([node.arg], node.dtype) * numel(node.shape)
-            self._point(stored(raw, node.dtype, node.shape, node.device))
-        elif not self.made or len(holders(node)) > 1:
-            self._point(make(Op.CONTIGUOUS, node.dtype, node.shape, (stop(node),), None, node.device))
-            engine.realize([self])
+        """Take an identity of its own: equal nodes are one, and would be one leaf."""
+        if self.raw.op is Op.CONST or not self.made or len(holders(self.raw)) > 1:
+            self._own_memory()
         self.stopped, self._origin = False, None
+
+    def _own_memory(self) -> Self:
+        """Move to memory that no other tensor stands for; constants are filled by the host."""
+        node = self.raw
+        known = [extent for extent in node.shape if isinstance(extent, int)]
+        if node.op is Op.CONST and len(known) == node.ndim:
+            raw = hostdata.pack([node.arg], node.dtype) * numel(known)
+            self._point(stored(raw, node.dtype, known, node.device))
+        else:
+            own = (stop(node),)
+            self._point(make(Op.CONTIGUOUS, node.dtype, node.shape, own, None, node.device))
+            engine.realize([self])
+        return self
 
     def numel(self) -> Integer:
         """Number of elements."""
@@ -241,8 +277,9 @@ class Core(Holder, metaclass=_TensorType):
 
     def _value_node(self, value: Any) -> Node:
         """What is written by `assign`: a number, a tensor, or data."""
-        if isinstance(value, (bool, int, float)):
+        if isinstance(value, (bool, int, float)) and self.numel() != 1:
             return build.const(value, self.dtype, self.shape, self.device)
+        # one number is data, not part of the program: a new learning rate compiles nothing
         tensor = value if isinstance(value, Core) else type(self)(value, device=self.device)
         same_device("assign", (self.raw, tensor.raw))
         return broadcast_to(build.cast(tensor.node, self.dtype), self.shape, "assign")
@@ -299,8 +336,9 @@ class Core(Holder, metaclass=_TensorType):
     def _add_grad(self, node: Node) -> None:
         if self.grad is not None:
             node = build.elementwise(Op.ADD, self.grad.raw, node)
-        self.grad = self._new(node)
-        self.grad._requires_grad = False
+        grad = self._new(node)
+        grad._requires_grad = False
+        self.grad = grad
 
     def gradient(self, *targets: Core, gradient: Core | None = None) -> list[Self]:
         """d(self)/d(target) for each target; results are differentiable again.
@@ -360,119 +398,9 @@ class Core(Holder, metaclass=_TensorType):
                     others.setdefault(node, []).append(holder)
         return marked or others
 
-    # --- values -----------------------------------------------------------------------------------
 
-    def _known_shape(self) -> tuple[int, ...]:
-        return tuple(evaluate(extent, {}) for extent in self.shape)
-
-    def _bytes(self) -> bytearray:
-        self.realize()
-        return hostdata.crop(
-            bytes_of(self.raw), self.shape, self._known_shape(), self.dtype.itemsize
-        )
-
-    def numpy(self) -> Any:
-        """A numpy array that is a copy (bfloat16 through `ml_dtypes`)."""
-        return hostdata.to_numpy(self._bytes(), self._known_shape(), self.dtype)
-
-    def data(self) -> memoryview:
-        """A copy of its values as a memoryview of its shape; DTypeError for bfloat16."""
-        if not self.dtype.code:
-            raise DTypeError(f"data() of a {self.dtype.name} tensor: cast it first, e.g. .float()")
-        flat = memoryview(self._bytes())
-        shape = self._known_shape()
-        if 0 in shape:  # the buffer protocol has no shape of no elements
-            return flat.cast(self.dtype.code)
-        return flat.cast(self.dtype.code, shape)  # type: ignore[call-overload,no-any-return]
-
-    def tolist(self) -> Any:
-        """Nested lists of Python numbers; a number for a 0-d tensor."""
-        return hostdata.nest(hostdata.unpack(self._bytes(), self.dtype), self._known_shape())
-
-    def item(self) -> Scalar:
-        """The only element as a Python number; ShapeError for more or fewer."""
-        if self.numel() != 1 and numel(self._known_shape()) != 1:
-            raise ShapeError(
-                f"item() of a tensor of shape {show(self.shape)}: expected one element; "
-                "use .tolist()"
-            )
-        value: Scalar = hostdata.unpack(self._bytes(), self.dtype)[0]
-        return value
-
-    def __bool__(self) -> bool:
-        if numel(self._known_shape()) != 1:
-            raise ShapeError(
-                f"the truth of a tensor of shape {show(self.shape)} is ambiguous; "
-                "use .any() or .all()"
-            )
-        return bool(self.item())
-
-    def __int__(self) -> int:
-        return int(self.item())
-
-    def __float__(self) -> float:
-        return float(self.item())
-
-    def __index__(self) -> int:
-        if self.dtype.is_float:
-            raise TypeError(f"a {self.dtype.name} tensor is no index; cast it, e.g. .int()")
-        return int(self.item())
-
-    def __format__(self, specification: str) -> str:
-        return format(self.item(), specification) if specification else repr(self)
-
-    # numpy leaves mixed operations to our reflected operators
-    __array_priority__ = 1000
-
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> Any:
-        values = self.numpy()
-        return values if dtype is None else values.astype(dtype)
-
-    def __hash__(self) -> int:
-        return object.__hash__(self)
-
-    def __repr__(self) -> str:
-        text = f"Tensor {show(self.shape)} {self.dtype.name} on {self.device}"
-        grad = ", requires_grad" if self._requires_grad else ""
-        if self.is_realized() and numel(self._known_shape()) <= 64:
-            try:
-                return f"<{text}{grad}: {_rounded(self.tolist())}>"
-            except MinigradError as error:  # a repr must not fail
-                return f"<{text}{grad}: unreadable, {error}>"
-        return f"<{text}{grad}{'' if self.is_realized() else ', lazy'}>"
-
-    def __reduce__(self) -> Any:
-        state = (bytes(self._bytes()), self._known_shape(), self.dtype.name, self.device)
-        return _restore, (type(self), state, self._requires_grad, self.grad)
-
-
-def _rounded(value: Any) -> Any:
-    if isinstance(value, list):
-        return [_rounded(x) for x in value]
-    return float(f"{value:.6g}") if isinstance(value, float) else value
-
-
-def stored(raw: bytes, dtype: DType, shape: Sequence[int], device: str) -> Node:
+def stored(raw: bytes | bytearray, dtype: DType, shape: Sequence[int], device: str) -> Node:
     """A BUFFER node with the bytes of the host."""
     memory = Buffer(device, dtype, numel(shape))
     memory.copy_in(raw)
     return build.buffer(memory, dtype, tuple(shape), device)
-
-
-def _restore(
-    cls: type[Core],
-    state: tuple[bytes, tuple[int, ...], str, str],
-    requires_grad: bool | None,
-    grad: Core | None,
-) -> Core:
-    """What pickle and deepcopy call; a missing device becomes the default one."""
-    raw, shape, dtype, device = state
-    try:
-        node = stored(raw, named(dtype), shape, device)
-    except (DeviceError, ImportError):
-        node = stored(raw, named(dtype), shape, Device.DEFAULT)
-    result = cls._of(node)
-    result.made, result._requires_grad, result.grad = True, requires_grad, grad
-    return result
-
-

@@ -82,7 +82,8 @@ class Creation(Reduce):
         return cls.zeros(*shape, dtype=dtype, **options)
 
     def full_like(self, fill_value: Scalar, *, dtype: DType | str | None = None,
-                  device: str | None = None, requires_grad: bool | None = None) -> Self:  # fmt: skip
+                  device: str | None = None,
+                  requires_grad: bool | None = None) -> Self:  # fmt: skip
         """Every element is fill_value; shape, dtype and device of self."""
         return self.full(
             self.shape, fill_value, dtype=_dtype(dtype, self.dtype), device=device or self.device,
@@ -154,7 +155,8 @@ class Creation(Reduce):
     def eye(cls, n: int, m: int | None = None, *, dtype: DType | str | None = None,
             device: str | None = None, requires_grad: bool | None = None) -> Self:  # fmt: skip
         """The identity matrix (n × n, or n × m), float32 unless dtype is given."""
-        rows, columns = cls.arange(n, device=device), cls.arange(n if m is None else m, device=device)
+        rows = cls.arange(n, device=device)
+        columns = cls.arange(n if m is None else m, device=device)
         same = rows.unsqueeze(1).eq(columns)
         return cls._made(same.cast(_dtype(dtype, dtypes.default_float)).node, requires_grad)
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any, Self
 
 from minigrad.dtype import dtypes, promote
-from minigrad.errors import DTypeError, ShapeError
+from minigrad.errors import DTypeError
 from minigrad.graph import build
 from minigrad.graph.node import COMPARISONS, Node, Op
 from minigrad.tensor.casts import Casts
@@ -18,7 +18,6 @@ from minigrad.tensor.nodes import (
     holding,
     same_device,
     scalar_dtype,
-    show,
 )
 
 _KINDS = "buif"  # bool < unsigned, signed < float: the order in which in-place results may not rise
@@ -54,7 +53,7 @@ def choices(like: Core, x: Any, y: Any) -> list[Node]:
     return [build.cast(node, dtype) for node in found]
 
 
-class Elementwise(Casts):
+class Arithmetic(Casts):
     """Elementwise methods; operands broadcast and promote, Python scalars are weakly typed."""
 
     __slots__ = ()
@@ -103,16 +102,6 @@ class Elementwise(Casts):
         """self · other (for bool tensors: and)."""
         return self._binary(Op.MUL, "mul", other)
 
-    def div(self, other: Any, rounding_mode: str | None = None) -> Self:
-        """self / other in floats; rounding_mode "floor" or "trunc" gives whole numbers."""
-        if rounding_mode == "floor":
-            return self._floordiv(other, False)
-        if rounding_mode == "trunc":
-            return self._truncdiv(other)
-        if rounding_mode is not None:
-            raise ValueError(f"div(rounding_mode={rounding_mode!r}): expected 'floor' or 'trunc'")
-        return self._div(other, False)
-
     def _div(self, other: Any, reverse: bool) -> Self:
         pair = self._pair("div", other, reverse)
         if not pair[0].dtype.is_float:
@@ -125,22 +114,13 @@ class Elementwise(Casts):
             x, y = build.cast(x, dtypes.default_int), build.cast(y, dtypes.default_int)
         if x.dtype.is_int:
             return self._new(build.elementwise(Op.IDIV, x, y))
-        rest = build.elementwise(Op.MOD, x, y)  # exact, so the quotient is a whole number but for ½ ulp
+        # the remainder is exact, so the quotient is a whole number but for a rounding
+        rest = build.elementwise(Op.MOD, x, y)
         quotient = build.elementwise(Op.DIV, build.elementwise(Op.SUB, x, rest), y)
         whole = build.elementwise(Op.ROUND, quotient)
         by_zero = build.elementwise(Op.EQ, y, build.const(0, y.dtype, y.shape, y.device))
         return self._new(
             build.elementwise(Op.WHERE, by_zero, build.elementwise(Op.DIV, x, y), whole)
-        )
-
-    def _truncdiv(self, other: Any) -> Self:
-        x, y = self._pair("truncated division", other, False)
-        left, right = self._new(x), self._new(y)
-        if x.dtype.is_float:
-            return (left / right).trunc()
-        quotient = left.abs()._floordiv(right.abs(), False)
-        return ((left < 0) ^ (right < 0)).where(-quotient, quotient) if x.dtype.kind == "i" else (
-            quotient
         )
 
     def mod(self, other: Any) -> Self:
@@ -152,54 +132,6 @@ class Elementwise(Casts):
         if pair[0].dtype.is_bool:
             pair = [build.cast(node, dtypes.default_int) for node in pair]
         return self._new(build.elementwise(Op.MOD, *pair))
-
-    def fmod(self, other: Any) -> Self:
-        """The remainder with the sign of the dividend (C's)."""
-        pair = [self._new(node) for node in self._pair("fmod", other, False)]
-        rest = pair[0].abs()._mod(pair[1].abs(), False)
-        return (pair[0] < 0).where(-rest, rest) if pair[0].dtype.kind in "if" else rest
-
-    def pow(self, other: Any, reverse: bool = False) -> Self:
-        """self ** other. For integers a negative exponent truncates (0, or ±1 for ±1)."""
-        if isinstance(other, (bool, int, float)) and not reverse:
-            simple = self._pow_number(other)
-            if simple is not None:
-                return simple
-        x, y = self._pair("pow", other, reverse)
-        if x.dtype.is_float:
-            return self._new(build.elementwise(Op.POW, x, y))
-        return self._new(x)._pow_integer(self._new(y))
-
-    def _pow_number(self, exponent: int | float | bool) -> Self | None:
-        """The powers that are cheaper, and better behaved, than the general one."""
-        if not self.dtype.is_float and isinstance(exponent, float):
-            return None
-        if exponent == 1:
-            return self.cast(scalar_dtype(exponent, self.dtype))
-        if exponent == 2:
-            return self * self
-        if exponent == 3:
-            return self * self * self
-        if self.dtype.is_float and exponent == 0.5:
-            return self.sqrt()
-        if self.dtype.is_float and exponent == -0.5:
-            return self.rsqrt()
-        return self.reciprocal() if self.dtype.is_float and exponent == -1 else None
-
-    def _pow_integer(self, exponent: Self) -> Self:
-        """Square and multiply, one bit of the exponent at a time."""
-        if self.dtype.is_bool:
-            return self.int()._pow_integer(exponent.int())
-        result = self * 0 + 1
-        power = self
-        for bit in range(self.dtype.bits - (self.dtype.kind == "i")):
-            result = ((exponent >> bit) & 1).eq(1).where(result * power, result)
-            power = power * power
-        if self.dtype.kind == "u":
-            return result
-        odd = (exponent & 1).eq(1)
-        unit = self.eq(1).where(1, self.eq(-1).where(odd.where(-1, 1), 0)).cast(self.dtype)
-        return (exponent < 0).where(unit, result)
 
     def maximum(self, other: Any) -> Self:
         """The larger of the two; NaN wins."""
@@ -286,15 +218,6 @@ class Elementwise(Casts):
         """True where self is neither infinite nor NaN."""
         return ~(self.isnan() | self.isinf())
 
-    def isclose(
-        self, other: Any, rtol: Any = 1e-5, atol: Any = 1e-8, equal_nan: Any = False
-    ) -> Self:
-        """|self − other| ≤ atol + rtol·|other|, and equality of infinities."""
-        y = self._operand(other)
-        near = (self - y).abs() <= y.abs() * rtol + atol
-        close = self.eq(y) | (near & self.isfinite() & y.isfinite())
-        return close | (self.isnan() & y.isnan()) if equal_nan else close
-
     def _operand(self, other: Any) -> Self:
         """other as a tensor, a scalar with the dtype it would have beside self."""
         if isinstance(other, (bool, int, float)):
@@ -338,25 +261,87 @@ class Elementwise(Casts):
         """As `clip`."""
         return self.clip(min_, max_, **named_bounds)
 
-    def lerp(self, end: Any, weight: Any) -> Self:
-        """self + weight·(end − self)."""
-        return self + (self._operand(end) - self) * weight
+    # --- signs and rounding -----------------------------------------------------------------------
 
-    def copysign(self, other: Any) -> Self:
-        """|self| with the sign of other, that of −0 included."""
-        x, y = (self._new(node) for node in self._pair("copysign", other, False))
-        if not x.dtype.is_float:
-            x, y = x.float(), y.float()
-        bits = {2: dtypes.int16, 4: dtypes.int32, 8: dtypes.int64}[x.dtype.itemsize]
-        size = x.abs()
-        return (y.bitcast(bits) < 0).where(-size, size)
+    def abs(self) -> Self:
+        """|self|; the derivative at 0 is 0. INT_MIN stays."""
+        if self.dtype.kind in "bu":
+            return self
+        size = (self < 0).where(-self, self)
+        return self.eq(0).where(0, size) if self.dtype.is_float else size  # |−0| is +0
 
-    def logaddexp(self, other: Any) -> Self:
-        """log(eˣ + eʸ) without overflow."""
-        x, y = (self._new(node)._as_float() for node in self._pair("logaddexp", other, False))
-        top = x.maximum(y).detach()
-        top = top.isfinite().where(top, 0.0)
-        return ((x - top).exp() + (y - top).exp()).log() + top
+    def sign(self) -> Self:
+        """−1, 0 or 1; NaN for NaN."""
+        if self.dtype.kind in "bu":
+            return self.ne(0).cast(self.dtype)
+        signs = (self > 0).where(1, (self < 0).where(-1, 0)).cast(self.dtype)
+        return self.isnan().where(self, signs).detach() if self.dtype.is_float else signs
+
+    def floor(self) -> Self:
+        """The largest whole number that is not larger."""
+        return self._unary(Op.FLOOR) if self.dtype.is_float else self
+
+    def ceil(self) -> Self:
+        """The smallest whole number that is not smaller."""
+        return self._unary(Op.CEIL) if self.dtype.is_float else self
+
+    def trunc(self) -> Self:
+        """The whole part, towards 0."""
+        return self._unary(Op.TRUNC) if self.dtype.is_float else self
+
+    def round(self) -> Self:
+        """The nearest whole number, halves to even."""
+        return self._unary(Op.ROUND) if self.dtype.is_float else self
+
+    # --- functions that devices know --------------------------------------------------------------
+
+    def square(self) -> Self:
+        """self²."""
+        return self * self
+
+    def sqrt(self) -> Self:
+        """√self; NaN below 0."""
+        return self._unary(Op.SQRT)
+
+    def rsqrt(self) -> Self:
+        """1/√self."""
+        return self.sqrt().reciprocal()
+
+    def reciprocal(self) -> Self:
+        """1/self."""
+        return self.__rtruediv__(1)
+
+    def exp(self) -> Self:
+        """eˣ."""
+        return self._unary(Op.EXP)
+
+    def exp2(self) -> Self:
+        """2ˣ."""
+        return self._unary(Op.EXP2)
+
+    def log(self) -> Self:
+        """Natural logarithm."""
+        return self._unary(Op.LOG)
+
+    def log2(self) -> Self:
+        """Logarithm to base 2."""
+        return self._unary(Op.LOG2)
+
+    def sin(self) -> Self:
+        """Sine of radians."""
+        return self._unary(Op.SIN)
+
+    def cos(self) -> Self:
+        """Cosine of radians."""
+        return self._unary(Op.COS)
+
+    def tanh(self) -> Self:
+        """Hyperbolic tangent."""
+        return self._unary(Op.TANH)
+
+    def erf(self) -> Self:
+        """Error function 2/√π ∫₀ˣ exp(−t²) dt."""
+        return self._unary(Op.ERF)
 
     # --- operators --------------------------------------------------------------------------------
 
@@ -364,7 +349,6 @@ class Elementwise(Casts):
     __sub__ = sub
     __mul__ = mul
     __mod__ = mod
-    __pow__ = pow
     __and__ = bitwise_and
     __or__ = bitwise_or
     __xor__ = bitwise_xor
@@ -382,9 +366,6 @@ class Elementwise(Casts):
 
     def __pos__(self) -> Self:
         return self
-
-    def __abs__(self) -> Self:
-        return self.abs()
 
     def __truediv__(self, other: Any) -> Self:
         return self._div(other, False)
@@ -410,9 +391,6 @@ class Elementwise(Casts):
     def __rmod__(self, other: Any) -> Self:
         return self._mod(other, True)
 
-    def __rpow__(self, other: Any) -> Self:
-        return self.pow(other, True)
-
     def __rand__(self, other: Any) -> Self:
         return self._binary(Op.AND, "bitwise_and", other, True)
 
@@ -427,55 +405,3 @@ class Elementwise(Casts):
 
     def __rrshift__(self, other: Any) -> Self:
         return self._binary(Op.SHR, "rshift", other, True)
-
-    def _in_place(self, name: str, result: Self) -> Self:
-        """self, with the values of an in-place operation written to it."""
-        if result.shape != self.shape:
-            raise ShapeError(
-                f"in-place {name}: the result has shape {show(result.shape)}, the tensor "
-                f"{show(self.shape)}; write x = x {name} … instead"
-            )
-        if promote(result.dtype, self.dtype) is not self.dtype and (
-            _KINDS.index(result.dtype.kind) > _KINDS.index(self.dtype.kind)
-        ):
-            raise DTypeError(
-                f"in-place {name}: the result is {result.dtype.name}, the tensor "
-                f"{self.dtype.name}; write x = x {name} … instead"
-            )
-        return self.assign(result)
-
-    def __iadd__(self, other: Any) -> Self:  # type: ignore[misc]
-        return self._in_place("+", self + other)
-
-    def __isub__(self, other: Any) -> Self:  # type: ignore[misc]
-        return self._in_place("-", self - other)
-
-    def __imul__(self, other: Any) -> Self:  # type: ignore[misc]
-        return self._in_place("*", self * other)
-
-    def __itruediv__(self, other: Any) -> Self:  # type: ignore[misc]
-        return self._in_place("/", self / other)
-
-    def __ifloordiv__(self, other: Any) -> Self:  # type: ignore[misc]
-        return self._in_place("//", self // other)
-
-    def __imod__(self, other: Any) -> Self:  # type: ignore[misc]
-        return self._in_place("%", self % other)
-
-    def __ipow__(self, other: Any) -> Self:  # type: ignore[misc]
-        return self._in_place("**", self**other)
-
-    def __iand__(self, other: Any) -> Self:  # type: ignore[misc]
-        return self._in_place("&", self & other)
-
-    def __ior__(self, other: Any) -> Self:  # type: ignore[misc]
-        return self._in_place("|", self | other)
-
-    def __ixor__(self, other: Any) -> Self:  # type: ignore[misc]
-        return self._in_place("^", self ^ other)
-
-    def __ilshift__(self, other: Any) -> Self:  # type: ignore[misc]
-        return self._in_place("<<", self << other)
-
-    def __irshift__(self, other: Any) -> Self:  # type: ignore[misc]
-        return self._in_place(">>", self >> other)

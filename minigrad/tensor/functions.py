@@ -3,88 +3,133 @@
 from __future__ import annotations
 
 import math
-from typing import Self
+from typing import Any, Self
 
+from minigrad.dtype import dtypes
+from minigrad.graph import build
 from minigrad.graph.node import Op
-from minigrad.tensor.elementwise import Elementwise
-from minigrad.tensor.nodes import Scalar
+from minigrad.tensor.elementwise import Arithmetic
+from minigrad.tensor.nodes import scalar_dtype
 
 
-class Functions(Elementwise):
+class Functions(Arithmetic):
     """Elementwise functions; integers are converted to float32 where the result is no integer."""
 
     __slots__ = ()
 
-    # --- signs and rounding -----------------------------------------------------------------------
+    # --- remainders and powers --------------------------------------------------------------------
 
-    def abs(self) -> Self:
-        """|self|; the derivative at 0 is 0. INT_MIN stays."""
-        if self.dtype.kind in "bu":
-            return self
-        size = (self < 0).where(-self, self)
-        return self.eq(0).where(0, size) if self.dtype.is_float else size  # |−0| is +0
+    def div(self, other: Any, rounding_mode: str | None = None) -> Self:
+        """self / other in floats; rounding_mode "floor" or "trunc" gives whole numbers."""
+        if rounding_mode == "floor":
+            return self._floordiv(other, False)
+        if rounding_mode == "trunc":
+            return self._truncdiv(other)
+        if rounding_mode is not None:
+            raise ValueError(f"div(rounding_mode={rounding_mode!r}): expected 'floor' or 'trunc'")
+        return self._div(other, False)
 
-    def sign(self) -> Self:
-        """−1, 0 or 1; NaN for NaN."""
-        if self.dtype.kind in "bu":
-            return self.ne(0).cast(self.dtype)
-        signs = (self > 0).where(1, (self < 0).where(-1, 0)).cast(self.dtype)
-        return self.isnan().where(self, signs).detach() if self.dtype.is_float else signs
+    def _truncdiv(self, other: Any) -> Self:
+        x, y = self._pair("truncated division", other, False)
+        left, right = self._new(x), self._new(y)
+        if x.dtype.is_float:
+            return (left / right).trunc()
+        quotient = left.abs()._floordiv(right.abs(), False)
+        return ((left < 0) ^ (right < 0)).where(-quotient, quotient) if x.dtype.kind == "i" else (
+            quotient
+        )
 
-    def floor(self) -> Self:
-        """The largest whole number that is not larger."""
-        return self._unary(Op.FLOOR) if self.dtype.is_float else self
+    def fmod(self, other: Any) -> Self:
+        """The remainder with the sign of the dividend (C's)."""
+        pair = [self._new(node) for node in self._pair("fmod", other, False)]
+        rest = pair[0].abs()._mod(pair[1].abs(), False)
+        return (pair[0] < 0).where(-rest, rest) if pair[0].dtype.kind in "if" else rest
 
-    def ceil(self) -> Self:
-        """The smallest whole number that is not smaller."""
-        return self._unary(Op.CEIL) if self.dtype.is_float else self
+    def pow(self, other: Any, reverse: bool = False) -> Self:
+        """self ** other. For integers a negative exponent truncates (0, or ±1 for ±1)."""
+        if isinstance(other, (bool, int, float)) and not reverse:
+            simple = self._pow_number(other)
+            if simple is not None:
+                return simple
+        x, y = self._pair("pow", other, reverse)
+        if x.dtype.is_float:
+            return self._new(build.elementwise(Op.POW, x, y))
+        return self._new(x)._pow_integer(self._new(y))
 
-    def trunc(self) -> Self:
-        """The whole part, towards 0."""
-        return self._unary(Op.TRUNC) if self.dtype.is_float else self
+    def _pow_number(self, exponent: int | float | bool) -> Self | None:
+        """The powers that are cheaper, and better behaved, than the general one."""
+        if not self.dtype.is_float and isinstance(exponent, float):
+            return None
+        if exponent == 1:
+            return self.cast(scalar_dtype(exponent, self.dtype))
+        if exponent == 2:
+            return self * self
+        if exponent == 3:
+            return self * self * self
+        if self.dtype.is_float and exponent == 0.5:
+            return self.sqrt()
+        if self.dtype.is_float and exponent == -0.5:
+            return self.rsqrt()
+        return self.reciprocal() if self.dtype.is_float and exponent == -1 else None
 
-    def round(self) -> Self:
-        """The nearest whole number, halves to even."""
-        return self._unary(Op.ROUND) if self.dtype.is_float else self
+    def _pow_integer(self, exponent: Self) -> Self:
+        """Square and multiply, one bit of the exponent at a time."""
+        if self.dtype.is_bool:
+            return self.int()._pow_integer(exponent.int())
+        result = self * 0 + 1
+        power = self
+        for bit in range(self.dtype.bits - (self.dtype.kind == "i")):
+            result = ((exponent >> bit) & 1).eq(1).where(result * power, result)
+            power = power * power
+        if self.dtype.kind == "u":
+            return result
+        odd = (exponent & 1).eq(1)
+        unit = self.eq(1).where(1, self.eq(-1).where(odd.where(-1, 1), 0)).cast(self.dtype)
+        return (exponent < 0).where(unit, result)
 
-    # --- powers, exponentials, logarithms ---------------------------------------------------------
+    __pow__ = pow
 
-    def square(self) -> Self:
-        """self²."""
-        return self * self
+    def __rpow__(self, other: Any) -> Self:
+        return self.pow(other, True)
 
-    def sqrt(self) -> Self:
-        """√self; NaN below 0."""
-        return self._unary(Op.SQRT)
+    def __abs__(self) -> Self:
+        return self.abs()
 
-    def rsqrt(self) -> Self:
-        """1/√self."""
-        return self.sqrt().reciprocal()
+    def isclose(
+        self, other: Any, rtol: Any = 1e-5, atol: Any = 1e-8, equal_nan: Any = False
+    ) -> Self:
+        """|self − other| ≤ atol + rtol·|other|, and equality of infinities."""
+        y = self._operand(other)
+        near = (self - y).abs() <= y.abs() * rtol + atol
+        close = self.eq(y) | (near & self.isfinite() & y.isfinite())
+        return close | (self.isnan() & y.isnan()) if equal_nan else close
 
-    def reciprocal(self) -> Self:
-        """1/self."""
-        return self.__rtruediv__(1)
+    def lerp(self, end: Any, weight: Any) -> Self:
+        """self + weight·(end − self)."""
+        return self + (self._operand(end) - self) * weight
 
-    def exp(self) -> Self:
-        """eˣ."""
-        return self._unary(Op.EXP)
+    def copysign(self, other: Any) -> Self:
+        """|self| with the sign of other, that of −0 included."""
+        x, y = (self._new(node) for node in self._pair("copysign", other, False))
+        if not x.dtype.is_float:
+            x, y = x.float(), y.float()
+        bits = {2: dtypes.int16, 4: dtypes.int32, 8: dtypes.int64}[x.dtype.itemsize]
+        size = x.abs()
+        return (y.bitcast(bits) < 0).where(-size, size)
 
-    def exp2(self) -> Self:
-        """2ˣ."""
-        return self._unary(Op.EXP2)
+    def logaddexp(self, other: Any) -> Self:
+        """log(eˣ + eʸ) without overflow."""
+        x, y = (self._new(node)._as_float() for node in self._pair("logaddexp", other, False))
+        top = x.maximum(y).detach()
+        top = top.isfinite().where(top, 0.0)
+        return ((x - top).exp() + (y - top).exp()).log() + top
+
+    # --- exponentials, logarithms ---------------------------------------------------------
 
     def expm1(self) -> Self:
         """eˣ − 1, accurate near 0: tanh(x/2)·(eˣ + 1)."""
         x = self._as_float()
         return (x * 0.5).tanh() * (x.exp() + 1)
-
-    def log(self) -> Self:
-        """Natural logarithm."""
-        return self._unary(Op.LOG)
-
-    def log2(self) -> Self:
-        """Logarithm to base 2."""
-        return self._unary(Op.LOG2)
 
     def log10(self) -> Self:
         """Logarithm to base 10."""
@@ -104,14 +149,6 @@ class Functions(Elementwise):
 
     # --- trigonometry -----------------------------------------------------------------------------
 
-    def sin(self) -> Self:
-        """Sine of radians."""
-        return self._unary(Op.SIN)
-
-    def cos(self) -> Self:
-        """Cosine of radians."""
-        return self._unary(Op.COS)
-
     def tan(self) -> Self:
         """Tangent of radians."""
         return self.sin() / self.cos()
@@ -126,10 +163,6 @@ class Functions(Elementwise):
         """Hyperbolic cosine."""
         x = self._as_float()
         return (x.exp() + (-x).exp()) * 0.5
-
-    def tanh(self) -> Self:
-        """Hyperbolic tangent."""
-        return self._unary(Op.TANH)
 
     def asinh(self) -> Self:
         """Inverse of sinh."""
@@ -149,98 +182,3 @@ class Functions(Elementwise):
         size = (x < 0).where(-x, x)
         result = (size * 2 / (1 - size)).log1p() * 0.5
         return (x < 0).where(-result, result)
-
-    def erf(self) -> Self:
-        """Error function 2/√π ∫₀ˣ exp(−t²) dt."""
-        return self._unary(Op.ERF)
-
-    # --- activations ------------------------------------------------------------------------------
-
-    def relu(self) -> Self:
-        """max(x, 0); the derivative at 0 is 0."""
-        return (self <= 0).where(0, self)
-
-    def relu6(self) -> Self:
-        """min(max(x, 0), 6)."""
-        return self.relu().minimum(6)
-
-    def leaky_relu(self, negative_slope: Scalar = 0.01) -> Self:
-        """x, and negative_slope·x below 0."""
-        return (self <= 0).where(self * negative_slope, self)
-
-    def elu(self, alpha: Scalar = 1.0) -> Self:
-        """x, and alpha·(eˣ − 1) below 0."""
-        return (self > 0).where(self, self.minimum(0).expm1() * alpha)
-
-    def celu(self, alpha: Scalar = 1.0) -> Self:
-        """x, and alpha·(exp(x/alpha) − 1) below 0."""
-        return (self > 0).where(self, (self.minimum(0) / alpha).expm1() * alpha)
-
-    def selu(self) -> Self:
-        """Scaled ELU (Klambauer et al. 2017)."""
-        alpha, scale = 1.6732632423543772, 1.0507009873554805
-        return self.elu(alpha) * scale
-
-    def sigmoid(self) -> Self:
-        """1/(1 + e⁻ˣ), accurate on both sides and with a finite derivative everywhere."""
-        x = self._as_float()
-        small = (x < 0).where(x, -x).exp()  # exp(−|x|), whose derivative at 0 is one-sided
-        return (x < 0).where(small, 1.0) / (small + 1)
-
-    def logsigmoid(self) -> Self:
-        """log(sigmoid(x)) without overflow."""
-        return -(-self).softplus()
-
-    def silu(self) -> Self:
-        """x·sigmoid(x)."""
-        return self * self.sigmoid()
-
-    def swish(self) -> Self:
-        """As `silu`."""
-        return self.silu()
-
-    def gelu(self, approximate: str = "tanh") -> Self:
-        """x·Φ(x) (Hendrycks and Gimpel 2016): the tanh approximation, or "none" for the exact one.
-
-        Unlike PyTorch's, the default is "tanh".
-        """
-        x = self._as_float()
-        if approximate == "tanh":
-            inner = (x + x * x * x * 0.044715) * math.sqrt(2 / math.pi)
-            return x * 0.5 * (inner.tanh() + 1)
-        if approximate != "none":
-            raise ValueError(f"gelu(approximate={approximate!r}): expected 'tanh' or 'none'")
-        return x * 0.5 * ((x * math.sqrt(0.5)).erf() + 1)
-
-    def quick_gelu(self) -> Self:
-        """x·sigmoid(1.702·x)."""
-        return self * (self * 1.702).sigmoid()
-
-    def softplus(self, beta: Scalar = 1.0) -> Self:
-        """log(1 + exp(beta·x))/beta without overflow."""
-        x = self._as_float() * beta
-        small = (x < 0).where(x, -x).exp()
-        return ((x < 0).where(0.0, x) + small.log1p()) / beta
-
-    def softsign(self) -> Self:
-        """x/(1 + |x|)."""
-        x = self._as_float()
-        return x / ((x < 0).where(-x, x) + 1)
-
-    def mish(self) -> Self:
-        """x·tanh(softplus(x))."""
-        return self * self.softplus().tanh()
-
-    def hardsigmoid(self) -> Self:
-        """x/6 + 1/2 limited to 0 … 1."""
-        return (self / 6 + 0.5).clip(0, 1)
-
-    def hardswish(self) -> Self:
-        """x·relu6(x + 3)/6."""
-        return self * (self + 3).relu6() / 6
-
-    def hardtanh(self, min_val: Scalar = -1, max_val: Scalar = 1) -> Self:
-        """x limited to min_val … max_val."""
-        return self.clip(min_val, max_val)
-
-

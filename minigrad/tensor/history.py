@@ -87,7 +87,8 @@ def record(buffer: Node, graph: Node, saved: dict[Node, Node]) -> None:
 def expand(roots: Sequence[Node]) -> tuple[list[Node], dict[Node, Node]]:
     """The roots with each BUFFER that has a history replaced by it, and the way back.
 
-    A write to a tensor that is no leaf is what it writes: gradients flow through it. Raises GradientError where a history needs values that were overwritten since.
+    A write to a tensor that is no leaf is what it writes: gradients flow through it. Raises
+    GradientError where a history needs values that were overwritten since.
     """
     order = topological(roots)
     writes = {node for node in order if node.op is Op.ASSIGN and not wants_gradient(node)}

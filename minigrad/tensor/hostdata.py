@@ -61,7 +61,7 @@ def _read_buffer(view: memoryview) -> HostArray:
     dtype = _BY_FORMAT.get(view.format)
     if dtype is None:
         raise DTypeError(f"Tensor(buffer of format {view.format!r}): expected a plain number type")
-    return view.tobytes(), tuple(view.shape), dtype
+    return view.tobytes(), tuple(view.shape or ()), dtype
 
 
 def _read_nested(data: Any, dtype: DType | None) -> HostArray:
@@ -74,8 +74,8 @@ def _read_nested(data: Any, dtype: DType | None) -> HostArray:
             found = sorted(n for n in lengths if n >= 0)
             what = "a number" if -1 in lengths else f"lists of {found[1]}"
             raise ShapeError(
-                f"Tensor(nested list): at depth {len(shape)} it has lists of {found[0]} and {what}; "
-                "expected lists of equal lengths"
+                f"Tensor(nested list): at depth {len(shape)} it has lists of {found[0]} and "
+                f"{what}; expected lists of equal lengths"
             )
         shape.append(lengths.pop())
         level = [value for part in level for value in part]
@@ -168,10 +168,10 @@ def crop(
 
 def to_numpy(data: bytearray, shape: Sequence[int], dtype: DType) -> Any:
     """A numpy array that owns the bytes (bfloat16 through ml_dtypes)."""
-    import numpy as np  # noqa: PLC0415  (only those who ask for an array pay for numpy)
+    import numpy as np
 
     if dtype is dtypes.bfloat16:
-        import ml_dtypes  # noqa: PLC0415
+        import ml_dtypes
 
         kind = np.dtype(ml_dtypes.bfloat16)
     else:

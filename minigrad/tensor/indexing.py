@@ -14,6 +14,7 @@ from minigrad.tensor.core import Core
 from minigrad.tensor.hostdata import unpack
 from minigrad.tensor.nodes import axis_of, broadcast_shape, broadcast_to, product, show
 from minigrad.tensor.random import Random
+from minigrad.tensor.values import Values
 
 
 class Indexing(Random):
@@ -32,7 +33,8 @@ class Indexing(Random):
         return view if not arrays else view._take_places(arrays)
 
     def __setitem__(self, key: Any, value: Any) -> None:
-        """Write to a part in place: `value` is broadcast and cast; of equal places the last wins."""
+        """Write to a part in place: `value` is broadcast and cast; of equal places the last wins.
+        """
         if isinstance(value, Core) and value._origin is not None and self._wrote(value, key):
             return  # x[key] += y: the view has written it
         if isinstance(key, type(self)) and key.dtype.is_bool and _is_one(value):
@@ -120,7 +122,7 @@ class Indexing(Random):
         result: list[Any] = []
         axis = 0
         for item in items:
-            if isinstance(item, Core) and item.dtype.is_bool:
+            if isinstance(item, Values) and item.dtype.is_bool:
                 result.extend(self._places_of(item, axis))
                 axis += item.ndim
             else:
@@ -148,7 +150,7 @@ class Indexing(Random):
             )
         return item if item.dtype.is_bool else item.detach()
 
-    def _places_of(self, mask: Self | Core, axis: int) -> list[Self]:
+    def _places_of(self, mask: Values, axis: int) -> list[Self]:
         """The positions where a mask is true, one tensor per dimension; read by the host."""
         shape = mask.shape
         if shape != self.shape[axis : axis + mask.ndim]:
@@ -205,7 +207,8 @@ class Indexing(Random):
     def _take_places(self, arrays: dict[int, Self]) -> Self:
         order, flat, place = self._plan_places(arrays)
         rest = tuple(self.shape[axis] for axis in order[len(arrays) :])
-        rows = self.permute(*order).reshape((product([self.shape[a] for a in sorted(arrays)]), *rest))
+        indexed = product([self.shape[axis] for axis in sorted(arrays)])
+        rows = self.permute(*order).reshape((indexed, *rest))
         count = product(flat.shape)
         column = flat.reshape((count,) + (1,) * len(rest))
         index = column._broadcast_to((count, *rest))

@@ -10,7 +10,7 @@ from minigrad.errors import ShapeError
 from minigrad.graph import build
 from minigrad.graph.node import Op, Shape
 from minigrad.graph.symbolic import Affine, Integer, add, floordiv, high, low, mul, sub
-from minigrad.tensor.functions import Functions
+from minigrad.tensor.activations import Activations
 from minigrad.tensor.nodes import axes_of, axis_of, broadcast_to, product, same_device, show
 
 Pair = tuple[Integer, Integer]
@@ -21,7 +21,7 @@ def sequence(given: tuple[Any, ...]) -> tuple[Any, ...]:
     return tuple(given[0]) if len(given) == 1 and isinstance(given[0], (tuple, list)) else given
 
 
-class Movement(Functions):
+class Movement(Activations):
     """Reshaping, reordering, cutting, padding, joining."""
 
     __slots__ = ()
@@ -81,13 +81,13 @@ class Movement(Functions):
     def unflatten(self, dim: int, sizes: Sequence[int]) -> Self:
         """One dimension split into several; one of `sizes` may be −1."""
         axis = axis_of("unflatten", dim, self.ndim)
-        sizes = list(sizes)
+        parts: list[Integer] = list(sizes)
         if -1 in sizes:
             known = 1
             for extent in sizes:
                 known *= 1 if extent == -1 else extent
-            sizes[sizes.index(-1)] = floordiv(self.shape[axis], known)  # type: ignore[call-overload]
-        return self.reshape(self.shape[:axis] + tuple(sizes) + self.shape[axis + 1 :])
+            parts[sizes.index(-1)] = floordiv(self.shape[axis], max(known, 1))
+        return self.reshape(self.shape[:axis] + tuple(parts) + self.shape[axis + 1 :])
 
     def squeeze(self, dim: int | None = None) -> Self:
         """Without dimensions of extent 1: all of them, or one if it is 1."""
@@ -252,7 +252,7 @@ class Movement(Functions):
         Also `Tensor.cat([a, b])`.
         """
         if isinstance(self, (list, tuple)):
-            return self[0].cat(*self[1:], dim=dim)  # type: ignore[no-any-return]
+            return self[0].cat(*self[1:], dim=dim)
         tensors = self._together(others)
         axis = axis_of("cat", dim, self.ndim)
         for tensor in tensors:
@@ -294,12 +294,13 @@ class Movement(Functions):
     def stack(self, *others: Any, dim: int = 0) -> Self:
         """Tensors of equal shape along a new dimension; also `Tensor.stack([a, b])`."""
         if isinstance(self, (list, tuple)):
-            return self[0].stack(*self[1:], dim=dim)  # type: ignore[no-any-return]
+            return self[0].stack(*self[1:], dim=dim)
         tensors = self._together(others)
         for tensor in tensors:
             if tensor.shape != self.shape:
                 raise ShapeError(
-                    f"stack: shapes {show(self.shape)} and {show(tensor.shape)}; expected equal ones"
+                    f"stack: shapes {show(self.shape)} and {show(tensor.shape)}; "
+                    "expected equal ones"
                 )
         axis = axis_of("stack", dim, self.ndim + 1)
         wider = [tensor.unsqueeze(axis) for tensor in tensors]

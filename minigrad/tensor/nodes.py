@@ -1,4 +1,4 @@
-"""What tensor methods need of nodes: broadcasting, promotion, scalars, axes, writes through views."""
+"""What tensor methods need of nodes: broadcasting, promotion, axes, writes through views."""
 
 from __future__ import annotations
 

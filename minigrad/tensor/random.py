@@ -20,9 +20,10 @@ from minigrad.graph import build
 from minigrad.graph.node import Node, Op
 from minigrad.graph.symbolic import numel
 from minigrad.tensor import engine, hostdata
-from minigrad.tensor.core import Core, stored
+from minigrad.tensor.core import stored
 from minigrad.tensor.creation import Creation, checked_shape
 from minigrad.tensor.nodes import Scalar, show
+from minigrad.tensor.values import Values
 
 _ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
 _WORD = dtypes.uint32
@@ -63,7 +64,7 @@ class _State:
 
     def __init__(self, device: str, seed: int) -> None:
         self.buffer = stored(_state_bytes(seed), _WORD, (3,), device)
-        self.tensor = Core._of(self.buffer)
+        self.tensor = Values._of(self.buffer)
         self.tensor.requires_grad = False
         self.drawn = 0  # since the buffer was last advanced
         engine.accompany(self.buffer, self.tensor)
@@ -272,7 +273,7 @@ class Random(Creation):
         return self.randn(self.shape, **{"dtype": self.dtype, "device": self.device, **options})
 
     def dropout(self, p: Scalar = 0.5) -> Self:
-        """In training, each element is 0 with probability p, and the others are divided by 1 − p."""
+        """In training, an element is 0 with probability p, and divided by 1 − p otherwise."""
         if not 0 <= p <= 1:
             raise ValueError(f"dropout(p={p}): expected a probability in 0 … 1")
         if not type(self).training or p == 0:

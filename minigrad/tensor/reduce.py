@@ -225,7 +225,7 @@ class Reduce(Movement):
         return wide._scan("cumprod", axis if dim is None else dim, lambda a, b: a * b, 1)
 
     def _scan(self, name: str, axis: int, combine: Any, identity: Scalar) -> Self:
-        """Doubling: after step k each element combines the 2ᵏ that end at it (Hillis and Steele)."""
+        """Hillis and Steele 1986: after step k each element combines the 2ᵏ that end at it."""
         place = axis_of(name, axis, self.ndim)
         if not self.ndim:
             return self

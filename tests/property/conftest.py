@@ -23,3 +23,8 @@ def pytest_configure(config: pytest.Config) -> None:
     """Use the profile "ci" unless the command line names another."""
     if not config.getoption("--hypothesis-profile", default=None):
         settings.load_profile("ci")
+
+
+@pytest.fixture(params=["REF"])
+def device(request):
+    return request.param

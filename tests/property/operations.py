@@ -11,13 +11,14 @@ from minigrad import Tensor
 from .operation import Operation
 from .table_binary import BINARY
 from .table_contraction import CONTRACTION
+from .table_creation import CREATION
 from .table_indexing import INDEXING
 from .table_movement import MOVEMENT
 from .table_reduce import REDUCE
 from .table_unary import UNARY
 
 ROWS: tuple[Operation, ...] = (
-    *UNARY, *BINARY, *REDUCE, *MOVEMENT, *INDEXING, *CONTRACTION,
+    *UNARY, *BINARY, *REDUCE, *MOVEMENT, *INDEXING, *CONTRACTION, *CREATION,
 )  # fmt: skip
 
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from .compare import EXACT, Tolerance
 from .inputs import ALL, FLOATS, INTS, NUMBERS, SIGNED
-from .operation import COMPOSED, MATH, ROUNDED, Operation, boolean, floating
+from .operation import COMPOSED, MATH, ROUNDED, Operation, boolean, floating, same
 from .plans import elementwise, with_choices
 
 Reference = Callable[..., Any]
@@ -30,7 +30,8 @@ def method(name: str) -> Callable[..., Any]:
 
 def sigmoid(x: Any) -> Any:
     """The logistic function."""
-    return np.where(x >= 0, 1 / (1 + np.exp(-np.abs(x))), np.exp(-np.abs(x)) / (1 + np.exp(-np.abs(x)))) + x * 0 * (x != x)  # noqa: E501
+    small = np.exp(-np.abs(x))
+    return np.where(x < 0, small, 1) / (1 + small)
 
 
 def softplus(x: Any) -> Any:
@@ -101,7 +102,7 @@ FUNCTIONS = [
         COMPOSED),
     row("hardsigmoid", lambda x: np.clip(x / 6 + 0.5, 0, 1), "unit", COMPOSED),
     row("hardswish", lambda x: x * np.clip(x + 3, 0, 6) / 6, "unit", COMPOSED),
-    row("relu6", lambda x: np.clip(x, 0, 6), "nonzero", EXACT, result=lambda d: d,
+    row("relu6", lambda x: np.clip(x, 0, 6), "nonzero", EXACT, result=same,
         dtypes=(*FLOATS, "int32")),
 ]  # fmt: skip
 
@@ -123,8 +124,8 @@ PARAMETRISED = [
 
 def _same_dtype(name: str, reference: Reference, domain: str, **changes: Any) -> Operation:
     """Exact functions that keep the dtype, integers included."""
-    return row(name, reference, domain, EXACT, **{
-        "dtypes": NUMBERS, "result": lambda dtype: dtype, **changes})  # fmt: skip
+    fields: dict[str, Any] = {"tolerance": EXACT, "dtypes": NUMBERS, "result": same, **changes}
+    return row(name, reference, domain, **fields)
 
 
 EXACT_FUNCTIONS = [
@@ -147,18 +148,18 @@ TESTS = [
         **_NON_DIFFERENTIABLE),
     row("logical_not", np.logical_not, "quarters", EXACT, result=boolean, dtypes=ALL,
         **_NON_DIFFERENTIABLE),
-    row("bitwise_not", np.invert, "wide", EXACT, result=lambda d: d, dtypes=(*INTS, "bool"),
+    row("bitwise_not", np.invert, "wide", EXACT, result=same, dtypes=(*INTS, "bool"),
         **_NON_DIFFERENTIABLE),
 ]  # fmt: skip
 
 OPERATORS = [
-    row("-x", lambda x: -x, "wide", EXACT, call=lambda x: -x, result=lambda d: d, dtypes=NUMBERS,
+    row("-x", lambda x: -x, "wide", EXACT, call=lambda x: -x, result=same, dtypes=NUMBERS,
         gradient_domains=("any",), methods=("__neg__",)),
-    row("+x", lambda x: x, "wide", EXACT, call=lambda x: +x, result=lambda d: d, dtypes=NUMBERS,
+    row("+x", lambda x: x, "wide", EXACT, call=lambda x: +x, result=same, dtypes=NUMBERS,
         gradient_domains=("any",), methods=("__pos__",)),
-    row("abs(x)", np.abs, "wide", EXACT, call=abs, result=lambda d: d,
+    row("abs(x)", np.abs, "wide", EXACT, call=abs, result=same,
         dtypes=(*FLOATS, *SIGNED), gradient_domains=("nonzero",), methods=("__abs__",)),
-    row("~x", np.invert, "wide", EXACT, call=lambda x: ~x, result=lambda d: d,
+    row("~x", np.invert, "wide", EXACT, call=lambda x: ~x, result=same,
         dtypes=(*INTS, "bool"), methods=("__invert__",), **_NON_DIFFERENTIABLE),
 ]  # fmt: skip
 

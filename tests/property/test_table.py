@@ -11,7 +11,7 @@ from .operations import OPERATIONS, ROWS, WAITING
 NOT_OPERATIONS = {
     "shape", "ndim", "dtype", "device", "node", "raw", "numel", "size", "nbytes", "grad", "made",
     "requires_grad", "requires_grad_", "stopped", "training", "train", "no_grad", "manual_seed",
-    "realize", "is_realized", "to", "assign", "backward", "gradient",
+    "random_state", "set_random_state", "realize", "is_realized", "to", "assign", "backward", "gradient",
     "numpy", "data", "tolist", "item", "from_dlpack", "mro",
 }  # fmt: skip
 NOT_OPERATORS = {

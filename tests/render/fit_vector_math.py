@@ -205,42 +205,39 @@ def circular() -> None:
             report(f"{name}[{bits}]", p, error)
 
 
-def odd_rationals() -> None:
-    """tanh and erf as x·P(x²)/Q(x²) up to where they round to 1.
+def error_function() -> None:
+    """erf x = x + x·P(x²) for |x| ≤ 0.95, then 1 − 2^G(|x|) up to 4, for float32; 2^r for that."""
+    start, end = mp.mpf("1e-6"), mp.mpf("0.95") ** 2
 
-    Q is rounded first and P fitted to what came out. Q(0) is chosen so that P(0), which must be
-    f(0)·Q(0), is very nearly a number of the format.
-    """
-    cases = (("TANH", mp.tanh, "9.05", 5, 4), ("ERF", mp.erf, "3.95", 6, 5))
-    for name, odd, edge, top, bottom in cases:
-        end = mp.mpf(edge) ** 2
+    def f(z: mp.mpf) -> mp.mpf:
+        return mp.erf(mp.sqrt(z)) / mp.sqrt(z) - 1
 
-        def f(t: mp.mpf, odd: Function = odd) -> mp.mpf:
-            return odd(mp.sqrt(t)) / mp.sqrt(t)
+    p = polynomial(f, lambda z: 1 / (1 + f(z)), start, end, 6, 24)
+    grid = [end * i / 400 for i in range(1, 401)]
+    error = max(abs((_evaluate(p, t) - f(t)) / (1 + f(t))) for t in grid)
+    report("ERF[24] small", p, error)
 
-        start = mp.mpf("1e-12")
-        _, q = rational(f, lambda t, f=f: 1 / f(t), start, end, top, bottom)
-        slope = f(mp.mpf("1e-30"))
-        scale = min(
-            (1 + mp.mpf(k) / 512 for k in range(512)),
-            key=lambda s, slope=slope: mp.nint(abs(round_to(slope * s, 24) / (slope * s) - 1) * 2**40),
-        )
-        q = [round_to(c * scale, 24) for c in q]
-        p = polynomial(
-            lambda t, f=f, q=q: f(t) * _evaluate(q, t),
-            lambda t, f=f, q=q: 1 / (f(t) * _evaluate(q, t)),
-            start, end, top, 24,
-        )  # fmt: skip
-        grid = [end * (mp.mpf(i) / 800) ** 2 for i in range(1, 801)]
-        error = max(abs(_evaluate(p, t) / _evaluate(q, t) / f(t) - 1) for t in grid)
-        report(f"{name}[24] P", p, error)
-        report(f"{name}[24] Q", q, error)
+    def g(x: mp.mpf) -> mp.mpf:
+        return mp.log(mp.erfc(x), 2)
+
+    def weight(x: mp.mpf) -> mp.mpf:
+        return mp.erfc(x) * mp.log(2) / mp.erf(x)
+
+    low, high = mp.mpf("0.94"), mp.mpf("4.01")
+    p = polynomial(g, weight, low, high, 7, 24)
+    grid = [low + (high - low) * i / 400 for i in range(401)]
+    error = max(abs(weight(t) * (_evaluate(p, t) - g(t))) for t in grid)
+    report("ERF[24] G", p, error)
+    p = polynomial(lambda r: 2**r, lambda r: 2**-r, mp.mpf("-0.5"), mp.mpf("0.5"), 5, 24)
+    grid = [mp.mpf(i) / 400 for i in range(-200, 201)]
+    error = max(abs(_evaluate(p, t) / 2**t - 1) for t in grid)
+    report("ERF[24] 2^r", p, error)
 
 
 def double_only() -> None:
-    """What float64 does otherwise.
+    """e^r − 1 = r + r²·P(r), |r| ≤ ln(2)/2, and what float64 does otherwise:
 
-    ln(1 + f) = 2s + s·z·P(z) with s = f/(2 + f), z = s²; e^r − 1 = r + r²·P(r), |r| ≤ ln(2)/2;
+    ln(1 + f) = 2s + s·z·P(z) with s = f/(2 + f), z = s²;
     erf x = x·P(x²) for |x| ≤ 1 and 1 − e^(−x²)·P(x)/Q(x) for 1 ≤ x ≤ 6.
     """
     bits = 53
@@ -258,10 +255,11 @@ def double_only() -> None:
         return (mp.expm1(r) - r) / r**2
 
     end = mp.log(2) / 2 * mp.mpf("1.0001")
-    p = polynomial(g, lambda r: r**2 / mp.expm1(r), -end, end, 10, bits)
-    grid = [end * (2 * i + 1) / 401 for i in range(-201, 201)]
-    error = max(abs(t**2 / mp.expm1(t) * (_evaluate(p, t) - g(t))) for t in grid)
-    report("EXPM1[53]", p, error)
+    for width, degree in ((24, 4), (53, 10)):
+        p = polynomial(g, lambda r: r**2 / mp.expm1(r), -end, end, degree, width)
+        grid = [end * (2 * i + 1) / 401 for i in range(-201, 201)]
+        error = max(abs(t**2 / mp.expm1(t) * (_evaluate(p, t) - g(t))) for t in grid)
+        report(f"EXPM1[{width}]", p, error)
 
     def h(t: mp.mpf) -> mp.mpf:
         return mp.erf(mp.sqrt(t)) / mp.sqrt(t)
@@ -296,11 +294,28 @@ def powers() -> None:
     error = max(abs(_evaluate(p, t) / f(t) - 1) for t in grid)
     report("POW[24]", p, error)
 
+    def g(z: mp.mpf) -> mp.mpf:
+        return 2 * mp.atanh(mp.sqrt(z)) / mp.sqrt(z) / mp.log(2)
+
+    end = ((mp.sqrt(2) - 1) / (mp.sqrt(2) + 1)) ** 2 * mp.mpf("1.0001")
+    first, second = 2 / mp.log(2), 2 / mp.log(2) / 3
+
+    def rest(z: mp.mpf) -> mp.mpf:
+        return ((g(z) - first) / z - second) / z
+
+    p = polynomial(rest, lambda z: z**2 / g(z), end / 1000, end, 7, 53)
+    grid = [end * i / 400 for i in range(1, 401)]
+    error = max(abs(t**2 / g(t) * (_evaluate(p, t) - rest(t))) for t in grid)
+    report("POW[53]", p, error)
+    for c in (first, second):
+        high = round_to(c, 53)
+        print(f"    {literal(high)}, {literal(c - high)}")
+
 
 if __name__ == "__main__":
     exponentials()
     logarithms()
     circular()
-    odd_rationals()
+    error_function()
     double_only()
     powers()

@@ -1,7 +1,7 @@
 """Errors of the vector math in ULP, over the whole range of the formats, without a renderer.
 
 Every formula runs in numpy twice, with and without contraction of products and sums, because a
-renderer may do either. `python tests/render/test_vector_math_exprs.py` prints the table of errors.
+renderer may do either. `python -m render.test_vector_math_exprs`, in tests/, prints the table of errors.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from minigrad.graph.node import Op
 from minigrad.graph.symbolic import Affine
 from minigrad.render.vector_math import expand, is_primitive
 from minigrad.schedule.expr import Array, Expr, apply, const, index, load, value_of, walk
-from tests.render.expr_interpreter import evaluate
+
+from .expr_interpreter import evaluate
 
 Floats = npt.NDArray[np.floating]
 

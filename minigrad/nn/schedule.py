@@ -1,0 +1,53 @@
+"""Learning rates as functions of the step, and what applies them to an optimizer."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+from minigrad.nn.optim import Optimizer
+
+Rate = Callable[[int], float]  # steps taken so far → learning rate of the next step
+
+
+def constant(lr: float) -> Rate:
+    """Always lr."""
+    return lambda step: lr
+
+
+def linear_warmup(lr: float, warmup: int, then: Rate | None = None) -> Rate:
+    """lr·1/warmup, lr·2/warmup … lr in the first `warmup` steps; then lr, or `then(step)`."""
+    if warmup < 0:
+        raise ValueError(f"linear_warmup(warmup={warmup}): expected a number of steps ≥ 0")
+    after = then or constant(lr)
+    return lambda step: lr * (step + 1) / warmup if step < warmup else after(step)
+
+
+def cosine(lr: float, steps: int, warmup: int = 0, final: float = 0.0) -> Rate:
+    """Linear warm-up to lr, then half a cosine down to `final` at step `steps` and after."""
+    if steps <= warmup:
+        raise ValueError(f"cosine(steps={steps}, warmup={warmup}): expected steps > warmup")
+
+    def falling(step: int) -> float:
+        share = min((step - warmup) / (steps - warmup), 1.0)
+        return final + (lr - final) * 0.5 * (1 + math.cos(math.pi * share))
+
+    return linear_warmup(lr, warmup, falling)
+
+
+class Schedule:
+    """Sets an optimizer's learning rate: now, and after each `step()`."""
+
+    def __init__(self, optimizer: Optimizer, rate: Rate, step: int = 0) -> None:
+        self.optimizer, self.rate, self.steps = optimizer, rate, step
+        self.optimizer.set_lr(self.lr)
+
+    @property
+    def lr(self) -> float:
+        """Learning rate of the next step."""
+        return self.rate(self.steps)
+
+    def step(self) -> None:
+        """Go on to the next step; call it after `optimizer.step()`."""
+        self.steps += 1
+        self.optimizer.set_lr(self.lr)

@@ -1,0 +1,175 @@
+"""Parameters by name, and files of them in the safetensors format."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from minigrad.device import Device
+from minigrad.dtype import DType, dtypes
+from minigrad.errors import DTypeError, ShapeError
+from minigrad.nn.layers import Sequential
+from minigrad.tensor import Tensor
+
+_NAMES: dict[str, DType] = {
+    "BOOL": dtypes.bool, "I8": dtypes.int8, "U8": dtypes.uint8, "I16": dtypes.int16,
+    "U16": dtypes.uint16, "I32": dtypes.int32, "U32": dtypes.uint32, "I64": dtypes.int64,
+    "U64": dtypes.uint64, "F16": dtypes.float16, "BF16": dtypes.bfloat16, "F32": dtypes.float32,
+    "F64": dtypes.float64,
+}  # fmt: skip
+
+
+def _children(value: Any) -> Iterator[tuple[str, Any]]:
+    """What an object holds, by name: items of a mapping, places of a list, attributes."""
+    if isinstance(value, Sequential):  # PyTorch numbers its layers
+        value = value.layers
+    if isinstance(value, Mapping):
+        yield from ((str(key), item) for key, item in value.items())
+    elif isinstance(value, (list, tuple)):
+        yield from ((str(place), item) for place, item in enumerate(value))
+    elif hasattr(value, "__dict__") and not isinstance(value, type):
+        yield from vars(value).items()
+
+
+def get_state_dict(model: Any, prefix: str = "") -> dict[str, Tensor]:
+    """All tensors of a model by dotted names ("layers.0.weight"), in the order of definition.
+
+    model: any object, list, tuple or mapping of them. A tensor that has several names (tied
+    weights) stands under each; an object that contains itself is visited once along a path.
+    """
+    found: dict[str, Tensor] = {}
+    stack: list[tuple[str, Any, frozenset[int]]] = [(prefix.rstrip("."), model, frozenset())]
+    while stack:
+        name, value, above = stack.pop()
+        if isinstance(value, Tensor):
+            found[name] = value
+        elif id(value) not in above and not _is_opaque(value):
+            path = above | {id(value)}
+            children = [
+                (f"{name}.{key}" if name else key, item, path) for key, item in _children(value)
+            ]
+            stack.extend(reversed(children))
+    return found
+
+
+def _is_opaque(value: Any) -> bool:
+    """Functions, modules and plain values have no parameters."""
+    return isinstance(value, (type(os), type(get_state_dict), str, bytes, int, float))
+
+
+def get_parameters(model: Any) -> list[Tensor]:
+    """The tensors of a model that may be trained: each once, without those marked False."""
+    unique = {id(tensor): tensor for tensor in get_state_dict(model).values()}
+    return [t for t in unique.values() if t.requires_grad is not False and t.dtype.is_float]
+
+
+def load_state_dict(
+    model: Any, state: Mapping[str, Tensor], strict: bool = True, verbose: bool = False
+) -> None:
+    """Copy values into a model's tensors in place, cast to their dtypes.
+
+    Raises KeyError where strict and names differ, ShapeError where shapes differ; the model is then
+    as it was before.
+    """
+    own = get_state_dict(model)
+    missing = [name for name in own if name not in state]
+    unexpected = [name for name in state if name not in own]
+    if strict and (missing or unexpected):
+        raise KeyError(
+            f"load_state_dict: missing {missing[:8]}, unexpected {unexpected[:8]}; expected the "
+            "model's own names, or strict=False"
+        )
+    pairs = [(name, own[name], state[name]) for name in own if name in state]
+    for name, target, value in pairs:
+        if target.shape != value.shape:
+            raise ShapeError(
+                f"load_state_dict: {name} has shape {value.shape}, the model's {target.shape}"
+            )
+    with Tensor.no_grad():
+        for _, target, value in pairs:
+            target.assign(value.to(target.device))
+    if pairs:
+        Tensor.realize(*(target for _, target, _ in pairs))
+
+
+def safe_save(
+    tensors: Mapping[str, Tensor], path: str | os.PathLike[str],
+    metadata: Mapping[str, str] | None = None,
+) -> None:  # fmt: skip
+    """Write a safetensors file, whole or not at all: an earlier file stays until then."""
+    if tensors:
+        Tensor.realize(*tensors.values())
+    data = _serialized({name: (t, t._bytes()) for name, t in tensors.items()}, metadata)
+    write_atomically(path, lambda file: file.write(data))
+
+
+def _serialized(
+    tensors: Mapping[str, tuple[Tensor, bytearray]], metadata: Mapping[str, str] | None
+) -> bytes:
+    """The file's contents; the package's newer versions read through pointers."""
+    import safetensors  # noqa: PLC0415  (only those who save need the package)
+
+    entries: dict[str, Any] = {}
+    for name, (tensor, data) in tensors.items():
+        shape, dtype = [int(extent) for extent in tensor._known_shape()], tensor.dtype.name
+        if hasattr(safetensors, "TensorSpec"):
+            address = ctypes.addressof(ctypes.c_char.from_buffer(data)) if data else 0
+            entries[name] = safetensors.TensorSpec(
+                dtype=dtype, shape=shape, data_ptr=address, data_len=len(data)
+            )
+        else:
+            entries[name] = {"dtype": dtype, "shape": shape, "data": bytes(data)}
+    return bytes(safetensors.serialize(entries, dict(metadata) if metadata else None))
+
+
+def write_atomically(path: str | os.PathLike[str], write: Callable[[Any], Any]) -> None:
+    """Let `write` fill a new file, then put it in the place of `path` in one step.
+
+    The temporary file is in the same folder; file and folder are flushed to the disk. On any error
+    it is removed and an earlier file is untouched.
+    """
+    target = Path(path)
+    handle, temporary = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        mask = os.umask(0)
+        os.umask(mask)
+        Path(temporary).chmod(0o666 & ~mask)  # mkstemp is stricter than open
+        os.replace(temporary, target)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+    folder = os.open(target.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def safe_load(path: str | os.PathLike[str], device: str | None = None) -> dict[str, Tensor]:
+    """The tensors of a safetensors file, by name."""
+    from safetensors import deserialize  # noqa: PLC0415
+
+    result: dict[str, Tensor] = {}
+    where = Device.canonical(device or Device.DEFAULT)
+    for name, entry in deserialize(Path(path).read_bytes()):
+        dtype = _NAMES.get(entry["dtype"])
+        if dtype is None:
+            raise DTypeError(f"safe_load: {name} is {entry['dtype']}; known: {', '.join(_NAMES)}")
+        result[name] = Tensor.from_bytes(entry["data"], entry["shape"], dtype, where)
+    return result
+
+
+def safe_load_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
+    """The text that `safe_save` was given beside the tensors."""
+    from safetensors import safe_open  # noqa: PLC0415
+
+    with safe_open(os.fspath(path), framework="np") as file:
+        return dict(file.metadata() or {})

@@ -1,0 +1,383 @@
+"""From a loop nest to OpenCL C: `__kernel void name(buffers …, symbols …[, scratch])`.
+
+Each iteration of the nest's parallel loop is one work-item's, found by its global number. Scratch
+memory is private where it is small; else it is a slice, for each work-item its own, of one buffer
+that comes as the last argument, and the work-items, of which there are then fewer, take strides.
+
+A value is declared at the outermost level at which all that it depends on is known, if it is used
+twice or if that level is not its user's; else it is written where it is used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from minigrad.errors import CompileError
+from minigrad.graph.node import Op
+from minigrad.loops.nest import (
+    Loop,
+    Nest,
+    Set,
+    Statement,
+    Store,
+    Stores,
+    arrays_written,
+    locals_set,
+)
+from minigrad.render.opencl_index import (
+    INDENT,
+    IndexEmitter,
+    Variable,
+    kind_of_range,
+    parse,
+)
+from minigrad.render.opencl_values import Language, bare, literal, memory_type
+from minigrad.render.vector_math import expand
+from minigrad.schedule import expr
+from minigrad.schedule.expr import Array, Expr, Leaf, Local
+
+PRIVATE_BYTES = 2048  # scratch memory that still goes to private memory
+LONGEST = 160  # letters of an expression that is not given a name for its length
+
+
+@dataclass(frozen=True)
+class Source:
+    """A program text with one kernel.
+
+    scratch_bytes: of the last argument, for each work-item (0: there is no such argument).
+    """
+
+    text: str
+    name: str
+    scratch_bytes: int
+
+
+def render(nest: Nest, fp64: bool = True, device: str = "CL") -> Source:
+    """The source of a nest without vector loops (made for a target of `vector_bytes` 0).
+
+    Raises DTypeError where it computes in float64 and the device cannot (`fp64` False).
+    """
+    return _Emitter(nest, Language(fp64, device)).source()
+
+
+class _Emitter(IndexEmitter):
+    """Emits statements, expressions and memory accesses. Indices are in the base class."""
+
+    def __init__(self, nest: Nest, language: Language) -> None:
+        super().__init__(language)
+        self.nest = nest
+        self.pointers: dict[Array, str] = {}
+        self.registers: dict[tuple[Local, int], str] = {}
+        self.declared: list[str] = []
+        self.writable = arrays_written(nest.parallel)
+        self.expanded: dict[Expr, Expr] = {}
+        self.changing: dict[Expr, frozenset[Array | Local]] = {}
+
+    def source(self) -> Source:
+        """Functions, the kernel's head and its body."""
+        nest = self.nest
+        shared = nest.scratch_bytes if nest.scratch_bytes > PRIVATE_BYTES else 0
+        arguments = []
+        for array in nest.arrays:
+            name = self.pointers[array] = self.number("a")
+            const = "" if array in self.writable else "const "
+            self.language.type_of(array.dtype)
+            arguments.append(f"__global {const}{memory_type(array.dtype)} *{name}")
+        for symbol in nest.symbols:
+            variable = self.symbols[symbol] = Variable(f"sym_{symbol}", "long")
+            arguments.append(f"const long {variable.name}")
+        if shared:
+            arguments.append("__global uchar *scratch")
+        scratch = self._scratch(shared)
+        self._parallel(nest.parallel, strided=bool(shared))
+        entry = self.levels[0].lines
+        head = f"__kernel void {nest.name}({', '.join(arguments)}) {{"
+        body = [INDENT + line for line in (*scratch, *self.declared, *entry)]
+        text = "\n".join([*self.language.prelude(), head, *body, "}", ""])
+        return Source(text, nest.name, shared)
+
+    def _scratch(self, shared: int) -> list[str]:
+        """Declarations of the scratch arrays."""
+        lines = []
+        if shared:
+            lines.append(f"scratch += get_global_id(0) * {shared};")
+        for array, offset in self.nest.scratch:
+            name = self.pointers[array] = self.number("x")
+            kind = memory_type(array.dtype)
+            if shared:
+                lines.append(f"__global {kind} *{name} = (__global {kind} *)(scratch + {offset});")
+            elif kind == "half":  # a device without half arithmetic has no arrays of half either
+                lines.append(f"ushort {name}_bits[{array.size}];")
+                lines.append(f"half *{name} = (half *){name}_bits;")
+            else:
+                lines.append(f"{kind} {name}[{array.size}];")
+        return lines
+
+    # ---- statements ----
+
+    def _parallel(self, loop: Loop, strided: bool) -> None:
+        """The loop whose iterations are work-items."""
+        if loop.kind != "serial" or loop.step != 1:
+            raise self._unexpected(loop)
+        total = self.nest.total
+        kind = kind_of_range(0, [total], 1 << 16)  # the last group of work-items may pass the end
+        name = self.fresh(loop.variable.name)
+        if strided:
+            header = f"for ({kind} {name} = get_global_id(0); {name} < {total}; "
+            self.open(f"{header}{name} += get_global_size(0))", loop.body)
+        else:
+            self.line(f"const {kind} {name} = get_global_id(0);")
+            self.open(f"if ({name} < {total})", loop.body)
+        self.bind(loop.variable, Variable(name, kind))
+        self._body(loop)
+        self.close()
+
+    def _body(self, loop: Loop) -> None:
+        for inner in loop.body:
+            self._statement(inner)
+
+    def _unexpected(self, loop: Loop) -> CompileError:
+        return CompileError(
+            f"OpenCL renderer: {self.nest.name} has a loop of kind {loop.kind!r} and step "
+            f"{loop.step}; lower the kernel for a target of vector_bytes 0"
+        )
+
+    def _statement(self, statement: Statement) -> None:
+        if isinstance(statement, Loop):
+            self._loop(statement)
+            self.forget(arrays_written(statement) | locals_set(statement))
+        elif isinstance(statement, Store):
+            self._store(statement, self.value(statement.value))
+        elif isinstance(statement, Stores):
+            self._stores(statement)
+        elif isinstance(statement, Set):
+            name = self._register(statement.local, statement.slot)
+            self.line(f"{name} = {bare(self.value(statement.value))};")
+            self.forget((statement.local,))
+        else:
+            raise CompileError(f"OpenCL renderer: {self.nest.name} folds lanes that it cannot have")
+
+    def _stores(self, statement: Stores) -> None:
+        """All values are computed before the first is written."""
+        values = [
+            self.value(item.value) if len(statement.items) == 1 else self.named(item.value)[0]
+            for item in statement.items
+        ]
+        for item, value in zip(statement.items, values, strict=True):
+            self._store(item, value)
+
+    def _store(self, statement: Store, value: str) -> None:
+        array = statement.array
+        guard = self.guard(statement.guard)
+        if guard != "false":
+            place = bare(self.index(statement.index))
+            text = self.language.stored(array.dtype, self.pointers[array], place, value)
+            self.line(f"if ({bare(guard)}) {text}" if guard else text)
+        self.forget((array,))
+
+    def _loop(self, loop: Loop) -> None:
+        if loop.kind == "unroll":
+            assert isinstance(loop.start, int) and isinstance(loop.stops[0], int)
+            for number in range(loop.start, loop.stops[0], loop.step):
+                self._once(loop, number)
+        elif loop.kind == "serial":
+            self._serial(loop)
+        else:
+            raise self._unexpected(loop)
+
+    def _once(self, loop: Loop, number: int) -> None:
+        """One iteration, without a loop."""
+        self.open(body=loop.body)
+        self.bind_constant(loop.variable, number)
+        self._body(loop)
+        self.close()
+
+    def _serial(self, loop: Loop) -> None:
+        kind = kind_of_range(loop.start, loop.stops, loop.step)
+        start = bare(self.index(loop.start, kind))
+        stop = bare(self._least([self.index(stop, kind) for stop in loop.stops], kind))
+        first, last = parse(start), parse(stop)
+        if first is not None and last is not None and first + loop.step >= last:
+            if first < last:
+                self._once(loop, first)
+            return
+        if not stop.replace("_", "").isalnum():
+            name = self.number("stop")
+            self.line(f"const {kind} {name} = {stop};")
+            stop = name
+        name = self.fresh(loop.variable.name)
+        step = f"{name}++" if loop.step == 1 else f"{name} += {loop.step}"
+        self.open(f"for ({kind} {name} = {start}; {name} < {stop}; {step})", loop.body)
+        self.bind(loop.variable, Variable(name, kind))
+        self._body(loop)
+        self.close()
+
+    def _least(self, texts: list[str], kind: str) -> str:
+        numbers = [n for n in (parse(text) for text in texts) if n is not None]
+        others = [text for text in texts if parse(text) is None]
+        if numbers:
+            others.append(str(min(numbers)) + ("L" if kind == "long" else ""))
+        total = others[0]
+        for text in others[1:]:
+            total = f"min({bare(total)}, {bare(text)})"
+        return total
+
+    def _register(self, local: Local, slot: expr.Integer) -> str:
+        """The variable of a register; the slot is a number here, since its loop is unrolled."""
+        number = parse(self.index(slot))
+        if number is None or local.width > 1:
+            raise CompileError(
+                f"OpenCL renderer: register {local.name}[{slot}] of {local.width} lanes in "
+                f"{self.nest.name}; expected single lanes and slots known when compiling"
+            )
+        key = (local, number)
+        if key not in self.registers:
+            stem = local.name if local.count == 1 else f"{local.name}_{number}"
+            name = self.registers[key] = self.fresh(stem)
+            self.declared.append(f"{self.language.type_of(local.dtype)} {name};")
+        return self.registers[key]
+
+    # ---- expressions ----
+
+    def named(self, root: Expr) -> tuple[str, int]:
+        """The name of a constant that holds an expression's value, and its level."""
+        root = self._expand(root)
+        if root.op is Op.CONST:
+            return literal(root.payload, root.dtype), 0
+        if root not in self.memo:
+            text = self.value(root, declare=True)
+            if root not in self.memo:
+                return text, len(self.levels) - 1
+        return self.memo[root]
+
+    def value(self, root: Expr, declare: bool = False) -> str:
+        """The text of an expression's value, after declaring parts of it.
+
+        declare: give the whole a name too.
+        """
+        root = self._expand(root)
+        if root in self.memo:
+            return self.memo[root][0]
+        order = list(self._unknown_below(root))
+        here = len(self.levels) - 1
+        levels: dict[Expr, int] = {}
+        uses: dict[Expr, int] = {}
+        nearest: dict[Expr, int] = {}  # the outermost level of those that use it
+        for e in order:
+            levels[e] = self._level(e, levels)
+            for operand in _operands(e):
+                uses[operand] = uses.get(operand, 0) + 1
+                nearest[operand] = max(nearest.get(operand, 0), levels[e])
+        in_index = {v for e in order if not e.args for v in _operands(e)}
+        nearest[root] = here
+        texts: dict[Expr, str] = {}
+        for e in order:
+            text = self._text(e, texts)
+            plain = e.op is Op.CONST or e.op is Leaf.LOCAL
+            wanted = (declare and e is root) or e in in_index
+            if wanted and e.op is not Op.CONST or not plain and (
+                uses.get(e, 0) > 1 or levels[e] < nearest[e] or len(text) > LONGEST and e is not root
+            ):
+                text = self._declare(e, text, levels[e])
+            texts[e] = text
+        return texts[root]
+
+    def _declare(self, e: Expr, text: str, level: int) -> str:
+        """Give a value a name at a level, and remember it."""
+        name = self.number("v")
+        kind = self.language.type_of(e.dtype)
+        self.levels[level].lines.append(f"const {kind} {name} = {bare(text)};")
+        self.remember(e, name, level, self._changing(e))
+        return name
+
+    def _expand(self, root: Expr) -> Expr:
+        if root not in self.expanded:
+            self.expanded[root] = expand(root)
+        return self.expanded[root]
+
+    def _unknown_below(self, root: Expr) -> Iterator[Expr]:
+        """The expressions below root that have no name yet, operands first."""
+        seen = {root}
+        stack = [(root, iter(_operands(root)))]
+        while stack:
+            e, rest = stack[-1]
+            for operand in rest:
+                if operand not in seen and operand not in self.memo:
+                    seen.add(operand)
+                    stack.append((operand, iter(_operands(operand))))
+                    break
+            else:
+                yield e
+                stack.pop()
+
+    def _level(self, e: Expr, levels: dict[Expr, int]) -> int:
+        """The outermost level at which a value is known."""
+        level = self.level_of(e.variables)
+        for item in self._changing(e):
+            level = max(level, self.pinned(item))
+        if e.op is Leaf.LOCAL:
+            level = len(self.levels) - 1
+        for operand in _operands(e):
+            known = levels.get(operand)
+            level = max(level, self.memo[operand][1] if known is None else known)
+        return level
+
+    def _changing(self, e: Expr) -> frozenset[Array | Local]:
+        """The arrays and registers below an expression that this kernel changes."""
+        waiting = [e]
+        while waiting:
+            top = waiting[-1]
+            unknown = [o for o in _operands(top) if o not in self.changing]
+            if unknown and top not in self.changing:
+                waiting += unknown
+                continue
+            waiting.pop()
+            found: frozenset[Array | Local] = frozenset()
+            if top.op is Leaf.LOCAL or top.op is Leaf.LOAD and top.payload[0] in self.writable:
+                found = frozenset((top.payload[0],))
+            self.changing[top] = found.union(*(self.changing[o] for o in _operands(top)))
+        return self.changing[e]
+
+    def _text(self, e: Expr, texts: dict[Expr, str]) -> str:
+        if e.op is Op.CONST:
+            self.language.type_of(e.dtype)
+            return literal(e.payload, e.dtype)
+        if e.op is Leaf.LOAD:
+            return self._load(e)
+        if e.op is Leaf.INDEX:
+            return f"({self.language.type_of(e.dtype)}){self.index(e.payload)}"
+        if e.op is Leaf.CONDITION:
+            return self.condition(e.payload)
+        if e.op is Leaf.LOCAL:
+            return self._register(*e.payload)
+        args = [texts[arg] if arg in texts else self.memo[arg][0] for arg in e.args]
+        return self.language.operation(e, args)
+
+    def _load(self, e: Expr) -> str:
+        array, index, conditions = e.payload
+        guard = self.guard(conditions)
+        zero = literal(0, array.dtype)
+        if guard == "false":
+            return zero
+        place = bare(self.index(index))
+        text = self.language.loaded(array.dtype, self.pointers[array], place)
+        if not guard:
+            return text
+        kind = self.language.type_of(array.dtype)
+        chosen = f"({guard} ? {text} : {zero})"
+        return f"({kind}){chosen}" if array.dtype.is_int and array.dtype.itemsize < 4 else chosen
+
+
+def _operands(e: Expr) -> tuple[Expr, ...]:
+    """What a value is computed from: arguments, or the values inside a leaf's indices."""
+    if e.op is Leaf.LOAD:
+        inside = expr.values_in(e.payload[1])
+        for c in e.payload[2]:
+            inside += expr.values_in(c)
+        return inside
+    if e.op in (Leaf.INDEX, Leaf.CONDITION):
+        return expr.values_in(e.payload)
+    return e.args
+
+

@@ -1,0 +1,162 @@
+"""Activation functions, and the operators that write in place."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Self
+
+from minigrad.dtype import promote
+from minigrad.errors import DTypeError, ShapeError
+from minigrad.tensor.functions import Functions
+from minigrad.tensor.nodes import Scalar, show
+
+_KINDS = "buif"  # bool < integers < floats: an in-place result may not rise in this order
+
+
+class Activations(Functions):
+    """Activations of neural networks; `+=` and its kind."""
+
+    __slots__ = ()
+
+    # --- activations ------------------------------------------------------------------------------
+
+    def relu(self) -> Self:
+        """max(x, 0); the derivative at 0 is 0."""
+        return (self <= 0).where(0, self)
+
+    def relu6(self) -> Self:
+        """min(max(x, 0), 6)."""
+        return self.relu().minimum(6)
+
+    def leaky_relu(self, negative_slope: Scalar = 0.01) -> Self:
+        """x, and negative_slope·x below 0."""
+        return (self <= 0).where(self * negative_slope, self)
+
+    def elu(self, alpha: Scalar = 1.0) -> Self:
+        """x, and alpha·(eˣ − 1) below 0."""
+        return (self > 0).where(self, self.minimum(0).expm1() * alpha)
+
+    def celu(self, alpha: Scalar = 1.0) -> Self:
+        """x, and alpha·(exp(x/alpha) − 1) below 0."""
+        return (self > 0).where(self, (self.minimum(0) / alpha).expm1() * alpha)
+
+    def selu(self) -> Self:
+        """Scaled ELU (Klambauer et al. 2017)."""
+        alpha, scale = 1.6732632423543772, 1.0507009873554805
+        return self.elu(alpha) * scale
+
+    def sigmoid(self) -> Self:
+        """1/(1 + e⁻ˣ), accurate on both sides and with a finite derivative everywhere."""
+        x = self._as_float()
+        small = (x < 0).where(x, -x).exp()  # exp(−|x|), whose derivative at 0 is one-sided
+        return (x < 0).where(small, 1.0) / (small + 1)
+
+    def logsigmoid(self) -> Self:
+        """log(sigmoid(x)) without overflow."""
+        return -(-self).softplus()
+
+    def silu(self) -> Self:
+        """x·sigmoid(x)."""
+        return self * self.sigmoid()
+
+    def swish(self) -> Self:
+        """As `silu`."""
+        return self.silu()
+
+    def gelu(self, approximate: str = "tanh") -> Self:
+        """x·Φ(x) (Hendrycks and Gimpel 2016): the tanh approximation, or "none" for the exact one.
+
+        Unlike PyTorch's, the default is "tanh".
+        """
+        x = self._as_float()
+        if approximate == "tanh":
+            inner = (x + x * x * x * 0.044715) * math.sqrt(2 / math.pi)
+            return x * 0.5 * (inner.tanh() + 1)
+        if approximate != "none":
+            raise ValueError(f"gelu(approximate={approximate!r}): expected 'tanh' or 'none'")
+        return x * 0.5 * ((x * math.sqrt(0.5)).erf() + 1)
+
+    def quick_gelu(self) -> Self:
+        """x·sigmoid(1.702·x)."""
+        return self * (self * 1.702).sigmoid()
+
+    def softplus(self, beta: Scalar = 1.0) -> Self:
+        """log(1 + exp(beta·x))/beta without overflow."""
+        x = self._as_float() * beta
+        small = (x < 0).where(x, -x).exp()
+        return ((x < 0).where(0.0, x) + small.log1p()) / beta
+
+    def softsign(self) -> Self:
+        """x/(1 + |x|)."""
+        x = self._as_float()
+        return x / ((x < 0).where(-x, x) + 1)
+
+    def mish(self) -> Self:
+        """x·tanh(softplus(x))."""
+        return self * self.softplus().tanh()
+
+    def hardsigmoid(self) -> Self:
+        """x/6 + 1/2 limited to 0 … 1."""
+        return (self / 6 + 0.5).clip(0, 1)
+
+    def hardswish(self) -> Self:
+        """x·relu6(x + 3)/6."""
+        return self * (self + 3).relu6() / 6
+
+    def hardtanh(self, min_val: Scalar = -1, max_val: Scalar = 1) -> Self:
+        """x limited to min_val … max_val."""
+        return self.clip(min_val, max_val)
+
+    # --- in place ---------------------------------------------------------------------------------
+
+    def _in_place(self, name: str, result: Self) -> Self:
+        """self, with the values of an in-place operation written to it."""
+        if result.shape != self.shape:
+            raise ShapeError(
+                f"in-place {name}: the result has shape {show(result.shape)}, the tensor "
+                f"{show(self.shape)}; write x = x {name} … instead"
+            )
+        if promote(result.dtype, self.dtype) is not self.dtype and (
+            _KINDS.index(result.dtype.kind) > _KINDS.index(self.dtype.kind)
+        ):
+            raise DTypeError(
+                f"in-place {name}: the result is {result.dtype.name}, the tensor "
+                f"{self.dtype.name}; write x = x {name} … instead"
+            )
+        return self.assign(result)
+
+    def __iadd__(self, other: Any) -> Self:
+        return self._in_place("+", self + other)
+
+    def __isub__(self, other: Any) -> Self:
+        return self._in_place("-", self - other)
+
+    def __imul__(self, other: Any) -> Self:  # type: ignore[misc]
+        return self._in_place("*", self * other)
+
+    def __itruediv__(self, other: Any) -> Self:  # type: ignore[misc]
+        return self._in_place("/", self / other)
+
+    def __ifloordiv__(self, other: Any) -> Self:  # type: ignore[misc]
+        return self._in_place("//", self // other)
+
+    def __imod__(self, other: Any) -> Self:  # type: ignore[misc]
+        return self._in_place("%", self % other)
+
+    def __ipow__(self, other: Any) -> Self:  # type: ignore[override,misc]
+        return self._in_place("**", self**other)
+
+    def __iand__(self, other: Any) -> Self:  # type: ignore[misc]
+        return self._in_place("&", self & other)
+
+    def __ior__(self, other: Any) -> Self:  # type: ignore[misc]
+        return self._in_place("|", self | other)
+
+    def __ixor__(self, other: Any) -> Self:  # type: ignore[misc]
+        return self._in_place("^", self ^ other)
+
+    def __ilshift__(self, other: Any) -> Self:  # type: ignore[misc]
+        return self._in_place("<<", self << other)
+
+    def __irshift__(self, other: Any) -> Self:  # type: ignore[misc]
+        return self._in_place(">>", self >> other)

@@ -1,0 +1,130 @@
+"""The way out: values as numpy arrays, lists, numbers, text, and pickles."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from minigrad.device import Device
+from minigrad.dtype import named
+from minigrad.errors import DeviceError, DTypeError, MinigradError, ShapeError
+from minigrad.graph.symbolic import evaluate, numel
+from minigrad.program import bytes_of
+from minigrad.tensor import hostdata
+from minigrad.tensor.core import Core, stored
+from minigrad.tensor.nodes import Scalar, show
+
+
+class Values(Core):
+    """Reading a tensor: each of these realizes it and waits."""
+
+    __slots__ = ()
+
+    def _known_shape(self) -> tuple[int, ...]:
+        return tuple(evaluate(extent, {}) for extent in self.shape)
+
+    def _bytes(self) -> bytearray:
+        self.realize()
+        return hostdata.crop(
+            bytes_of(self.raw), self.shape, self._known_shape(), self.dtype.itemsize
+        )
+
+    def numpy(self) -> Any:
+        """A numpy array that is a copy (bfloat16 through `ml_dtypes`)."""
+        return hostdata.to_numpy(self._bytes(), self._known_shape(), self.dtype)
+
+    def data(self) -> memoryview:
+        """A copy of its values as a memoryview of its shape; DTypeError for bfloat16."""
+        if not self.dtype.code:
+            raise DTypeError(f"data() of a {self.dtype.name} tensor: cast it first, e.g. .float()")
+        flat = memoryview(self._bytes())
+        shape = self._known_shape()
+        if 0 in shape:  # the buffer protocol has no shape of no elements
+            shape = (0,)
+        cast: Any = flat.cast  # typeshed knows literal formats only
+        view: memoryview = cast(self.dtype.code, shape)
+        return view
+
+    def tolist(self) -> Any:
+        """Nested lists of Python numbers; a number for a 0-d tensor."""
+        return hostdata.nest(hostdata.unpack(self._bytes(), self.dtype), self._known_shape())
+
+    def item(self) -> Scalar:
+        """The only element as a Python number; ShapeError for more or fewer."""
+        if self.numel() != 1 and numel(self._known_shape()) != 1:
+            raise ShapeError(
+                f"item() of a tensor of shape {show(self.shape)}: expected one element; "
+                "use .tolist()"
+            )
+        value: Scalar = hostdata.unpack(self._bytes(), self.dtype)[0]
+        return value
+
+    def __bool__(self) -> bool:
+        if numel(self._known_shape()) != 1:
+            raise ShapeError(
+                f"the truth of a tensor of shape {show(self.shape)} is ambiguous; "
+                "use .any() or .all()"
+            )
+        return bool(self.item())
+
+    def __int__(self) -> int:
+        return int(self.item())
+
+    def __float__(self) -> float:
+        return float(self.item())
+
+    def __index__(self) -> int:
+        if self.dtype.is_float:
+            raise TypeError(f"a {self.dtype.name} tensor is no index; cast it, e.g. .int()")
+        return int(self.item())
+
+    def __format__(self, specification: str) -> str:
+        return format(self.item(), specification) if specification else repr(self)
+
+    # numpy leaves mixed operations to our reflected operators
+    __array_priority__ = 1000
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> Any:
+        values = self.numpy()
+        return values if dtype is None else values.astype(dtype)
+
+    def __hash__(self) -> int:
+        return object.__hash__(self)
+
+    def __repr__(self) -> str:
+        text = f"Tensor {show(self.shape)} {self.dtype.name} on {self.device}"
+        grad = ", requires_grad" if self._requires_grad else ""
+        if self.is_realized() and numel(self._known_shape()) <= 64:
+            try:
+                return f"<{text}{grad}: {_rounded(self.tolist())}>"
+            except MinigradError as error:  # a repr must not fail
+                return f"<{text}{grad}: unreadable, {error}>"
+        return f"<{text}{grad}{'' if self.is_realized() else ', lazy'}>"
+
+    def __reduce__(self) -> Any:
+        state = (bytes(self._bytes()), self._known_shape(), self.dtype.name, self.device)
+        return _restore, (type(self), state, self._requires_grad, self.grad)
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_rounded(x) for x in value]
+    return float(f"{value:.6g}") if isinstance(value, float) else value
+
+
+def _restore(
+    cls: type[Core],
+    state: tuple[bytes, tuple[int, ...], str, str],
+    requires_grad: bool | None,
+    grad: Core | None,
+) -> Core:
+    """What pickle and deepcopy call; a missing device becomes the default one."""
+    raw, shape, dtype, device = state
+    try:
+        node = stored(raw, named(dtype), shape, device)
+    except (DeviceError, ImportError):
+        node = stored(raw, named(dtype), shape, Device.DEFAULT)
+    result = cls._of(node)
+    result.made, result._requires_grad, result.grad = True, requires_grad, grad
+    return result
+
+

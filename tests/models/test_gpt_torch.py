@@ -1,0 +1,220 @@
+"""A GPT against two judges: itself on REF in float64, and a PyTorch program written here.
+
+Compared are every gradient at the start and ten losses of training with the defaults of
+models/gpt.py. Gradients are compared per tensor: element by element, float32 misses 1e-4 on some of
+a GPT's weights in any framework.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+
+from minigrad import Context, Tensor, nn
+from minigrad.models.gpt import GPT, GPTConfig
+from minigrad.models.train import TrainingPlan, learning_rate, make_optimizer, make_step
+
+CONFIG = GPTConfig(layers=2, heads=2, dim=32, context=16, vocabulary=29)
+PLAN = TrainingPlan(steps=10, batch=4, lr=3e-3, warmup=3)
+Arrays = dict[str, np.ndarray[Any, np.dtype[Any]]]
+
+
+@pytest.fixture(scope="module")
+def weights() -> Arrays:
+    """Float64 weights, each also a float32, none of them at the zero where biases start."""
+    generator = np.random.default_rng(5)
+    with Context(DEVICE="REF"):
+        shapes = {k: v.shape for k, v in nn.state.get_state_dict(GPT(CONFIG)).items()}
+    values = {}
+    for name, shape in shapes.items():
+        center = 1.0 if ".ln_" in f".{name}" and name.endswith("weight") else 0.0
+        value = center + 0.1 * generator.standard_normal(shape)
+        values[name] = value.astype(np.float32).astype(np.float64)
+    return values
+
+
+def batch(step: int) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    generator = np.random.default_rng((9, step))
+    ids = generator.integers(0, CONFIG.vocabulary, (PLAN.batch, CONFIG.context + 1))
+    return ids[:, :-1].astype(np.int32), ids[:, 1:].astype(np.int32)
+
+
+def with_weights(weights: Arrays, dtype: type) -> GPT:
+    """A model on the default device whose parameters are `weights` in another precision."""
+    model = GPT(CONFIG)
+    for name, value in weights.items():
+        *path, last = name.split(".")
+        place: Any = model
+        for step in path:
+            place = place[int(step)] if step.isdecimal() else getattr(place, step)
+        setattr(place, last, Tensor(value.astype(dtype), requires_grad=True))
+    return model
+
+
+def gradients(model: GPT) -> Arrays:
+    ids, targets = batch(0)
+    model.loss(Tensor(ids), Tensor(targets)).backward()
+    tensors = nn.state.get_state_dict(model)
+    grads = [tensor.grad for tensor in tensors.values()]
+    assert all(grad is not None for grad in grads)
+    grads[0].realize(*grads[1:])
+    return {name: grad.numpy() for name, grad in zip(tensors, grads, strict=True)}
+
+
+def losses(model: GPT) -> list[float]:
+    optimizer = make_optimizer(model, PLAN)
+    step = make_step(model, optimizer, PLAN.clip)
+    result = []
+    for number in range(PLAN.steps):
+        optimizer.lr.assign(learning_rate(PLAN, number))
+        ids, targets = batch(number)
+        result.append(float(step(Tensor(ids), Tensor(targets)).item()))
+    return result
+
+
+def logits(model: GPT) -> np.ndarray[Any, Any]:
+    return model(Tensor(batch(0)[0])).numpy()
+
+
+@pytest.fixture(scope="module")
+def reference(weights: Arrays) -> dict[str, Any]:
+    """What REF says in float64."""
+    with Context(DEVICE="REF"):
+        return {
+            "logits": logits(with_weights(weights, np.float64)),
+            "gradients": gradients(with_weights(weights, np.float64)),
+            "losses": losses(with_weights(weights, np.float64)),
+        }
+
+
+def split_key_biases(name: str, value: np.ndarray[Any, Any]) -> dict[str, np.ndarray[Any, Any]]:
+    """The biases of the keys apart: a shift of all keys shifts all scores of a query alike, so
+    their true gradient is 0.
+    """
+    if not name.endswith("c_attn.bias"):
+        return {name: value}
+    q, k, v = np.split(value, 3)
+    return {f"{name} (keys)": k, f"{name} (others)": np.concatenate([q, v])}
+
+
+def compare_gradients(got: Arrays, wanted: Arrays, relative: float, key_biases: float) -> None:
+    assert got.keys() == wanted.keys()
+    for name in wanted:
+        parts = split_key_biases(name, wanted[name])
+        for part, value in split_key_biases(name, got[name]).items():
+            assert value.shape == parts[part].shape
+            if part.endswith("(keys)"):
+                assert np.abs(value).max() <= key_biases, part
+            else:
+                error = np.abs(value - parts[part]).max()
+                assert error <= relative * np.abs(parts[part]).max(), f"{part}: {error}"
+
+
+def test_logits_equal_the_reference(
+    device: str, weights: Arrays, reference: dict[str, Any]
+) -> None:
+    with Context(DEVICE=device):
+        got = logits(with_weights(weights, np.float32))
+    assert np.abs(got - reference["logits"]).max() <= 1e-5 * np.abs(reference["logits"]).max()
+
+
+def test_gradients_equal_the_reference(
+    device: str, weights: Arrays, reference: dict[str, Any]
+) -> None:
+    with Context(DEVICE=device):
+        got = gradients(with_weights(weights, np.float32))
+    compare_gradients(got, reference["gradients"], 1e-5, 1e-8)
+
+
+def test_ten_losses_equal_the_reference(
+    device: str, weights: Arrays, reference: dict[str, Any]
+) -> None:
+    with Context(DEVICE=device):
+        got = losses(with_weights(weights, np.float32))
+    assert got == pytest.approx(reference["losses"], rel=1e-5)
+    assert reference["losses"][0] != pytest.approx(reference["losses"][-1], rel=1e-2)
+
+
+class TorchGPT:
+    """The same model, written from the description of GPT-2 with PyTorch's plainest functions."""
+
+    def __init__(self, torch: Any, weights: Arrays) -> None:
+        self.torch = torch
+        self.p = {k: torch.tensor(v, requires_grad=True) for k, v in weights.items()}
+
+    def affine(self, x: Any, name: str) -> Any:
+        return x @ self.p[f"{name}.weight"].T + self.p[f"{name}.bias"]
+
+    def norm(self, x: Any, name: str) -> Any:
+        centered = x - x.mean(-1, keepdim=True)
+        scale = (centered.pow(2).mean(-1, keepdim=True) + 1e-5).rsqrt()
+        return centered * scale * self.p[f"{name}.weight"] + self.p[f"{name}.bias"]
+
+    def attention(self, x: Any, name: str) -> Any:
+        length, width = x.shape[1], CONFIG.dim // CONFIG.heads
+        q, k, v = self.affine(x, f"{name}.c_attn").split(CONFIG.dim, dim=2)
+        future = self.torch.ones(length, length).triu(1).bool()
+        heads = []
+        for head in range(CONFIG.heads):
+            part = slice(head * width, (head + 1) * width)
+            scores = q[:, :, part] @ k[:, :, part].transpose(1, 2) / math.sqrt(width)
+            heads.append(scores.masked_fill(future, -math.inf).softmax(-1) @ v[:, :, part])
+        return self.affine(self.torch.cat(heads, 2), f"{name}.c_proj")
+
+    def gelu(self, x: Any) -> Any:
+        return 0.5 * x * (1 + (math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)).tanh())
+
+    def logits(self, ids: Any) -> Any:
+        x = self.p["wte.weight"][ids] + self.p["wpe.weight"][: ids.shape[1]]
+        for layer in range(CONFIG.layers):
+            x = x + self.attention(self.norm(x, f"h.{layer}.ln_1"), f"h.{layer}.attn")
+            inner = self.affine(self.norm(x, f"h.{layer}.ln_2"), f"h.{layer}.mlp.c_fc")
+            x = x + self.affine(self.gelu(inner), f"h.{layer}.mlp.c_proj")
+        return self.norm(x, "ln_f") @ self.p["wte.weight"].T
+
+    def loss(self, step: int) -> Any:
+        ids, targets = (self.torch.tensor(part).long() for part in batch(step))
+        flat = self.logits(ids).flatten(0, 1)
+        return self.torch.nn.functional.cross_entropy(flat, targets.flatten())
+
+
+@pytest.fixture
+def torch() -> Any:
+    return pytest.importorskip("torch", reason="PyTorch is missing: pip install '.[compare]'")
+
+
+def test_the_reference_equals_pytorch(
+    torch: Any, weights: Arrays, reference: dict[str, Any]
+) -> None:
+    judge = TorchGPT(torch, weights)
+    wanted = judge.logits(torch.tensor(batch(0)[0]).long()).detach().numpy()
+    assert np.abs(reference["logits"] - wanted).max() <= 1e-12 * np.abs(wanted).max()
+
+    judge.loss(0).backward()
+    grads = {name: tensor.grad.numpy() for name, tensor in judge.p.items()}
+    compare_gradients(reference["gradients"], grads, 1e-11, 1e-14)
+
+
+def test_ten_losses_equal_those_of_pytorch(
+    torch: Any, weights: Arrays, reference: dict[str, Any]
+) -> None:
+    judge = TorchGPT(torch, weights)
+    groups = [
+        {"params": [t for t in judge.p.values() if t.ndim >= 2], "weight_decay": 0.1},
+        {"params": [t for t in judge.p.values() if t.ndim < 2], "weight_decay": 0.0},
+    ]
+    optimizer = torch.optim.AdamW(groups, betas=PLAN.betas)
+    wanted = []
+    for step in range(PLAN.steps):
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(PLAN, step)
+        optimizer.zero_grad()
+        loss = judge.loss(step)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(judge.p.values(), PLAN.clip)
+        optimizer.step()
+        wanted.append(loss.item())
+    assert reference["losses"] == pytest.approx(wanted, rel=1e-6)
