@@ -10,6 +10,7 @@ import importlib
 import itertools
 import threading
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from minigrad.dtype import DType
@@ -37,6 +38,48 @@ class Program(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class Call:
+    """One run of a program, as it was recorded.
+
+    made: the buffers that it was the first to fill; written: those that it updated in place.
+    """
+
+    program: Program
+    buffers: tuple[Buffer, ...]
+    variables: dict[str, int]
+    made: tuple[Buffer, ...]
+    written: tuple[Buffer, ...]
+
+
+class Replay(Protocol):
+    """Recorded calls, made again with other memory in the place of their arguments."""
+
+    def run(self, memories: Sequence[Any], variables: dict[str, int]) -> None:
+        """`memories` are runtime handles, one per argument."""
+        ...
+
+
+class Sequential:
+    """The Replay of any runtime: one program after the other."""
+
+    def __init__(self, calls: Sequence[Call], arguments: Sequence[Buffer]) -> None:
+        self.calls = calls
+        self.places = {argument: place for place, argument in enumerate(arguments)}
+
+    def run(self, memories: Sequence[Any], variables: dict[str, int]) -> None:
+        """Run each program on its buffers, with the arguments' places taken by `memories`."""
+        for call in self.calls:
+            buffers = []
+            for buffer in call.buffers:
+                place = self.places.get(buffer)
+                if place is None:
+                    buffers.append(buffer)
+                else:
+                    buffers.append(Buffer.borrow(buffer, memories[place]))
+            call.program.run(buffers, {**call.variables, **variables})
+
+
 class Runtime(Protocol):
     """What a device must be able to do. `memory` is whatever `allocate` returned."""
 
@@ -62,10 +105,36 @@ class Runtime(Protocol):
         """Turn a canonical graph into a program."""
         ...
 
+    def compose(self, calls: Sequence[Call], arguments: Sequence[Buffer]) -> Replay:
+        """One replayable call that makes all of `calls`, which were recorded, in order.
+
+        arguments: the buffers of the recording that are given anew at each replay; all others stay
+        as they are. Variables are given anew too.
+        """
+        ...
+
     def synchronize(self) -> None:
         """Wait for all work that was started."""
         ...
 
+
+class Watch(Protocol):
+    """Who wants to know when the host reads or writes a buffer (a capture does: see `jit`)."""
+
+    def reads(self, buffer: Buffer) -> None:
+        """The host is about to read a buffer."""
+        ...
+
+    def writes(self, buffer: Buffer) -> None:
+        """The host is about to write a buffer."""
+        ...
+
+
+class _Watching(threading.local):
+    watch: Watch | None = None
+
+
+watching = _Watching()
 
 _buffer_numbers = itertools.count()
 
@@ -76,12 +145,20 @@ class Buffer:
     The device gets its memory back when the last reference to the buffer goes.
     """
 
-    __slots__ = ("device", "dtype", "size", "number", "_memory", "__weakref__")
+    __slots__ = ("device", "dtype", "size", "number", "_memory", "_borrowed", "__weakref__")
 
     def __init__(self, device: str, dtype: DType, size: int) -> None:
         self.device, self.dtype, self.size = device, dtype, size
         self.number = next(_buffer_numbers)
         self._memory: Any = None
+        self._borrowed = False
+
+    @classmethod
+    def borrow(cls, like: Buffer, memory: Any) -> Buffer:
+        """A buffer like another on memory that somebody else owns."""
+        made = cls(like.device, like.dtype, like.size)
+        made._memory, made._borrowed = memory, True
+        return made
 
     @property
     def nbytes(self) -> int:
@@ -102,6 +179,8 @@ class Buffer:
 
     def copy_in(self, data: bytes | bytearray | memoryview) -> None:
         """Fill it with nbytes bytes of the host."""
+        if watching.watch is not None:
+            watching.watch.writes(self)
         view = memoryview(data).cast("B")
         if view.nbytes != self.nbytes:
             raise ValueError(f"a buffer of {self.nbytes} bytes cannot take {view.nbytes} bytes")
@@ -110,6 +189,8 @@ class Buffer:
 
     def copy_out(self) -> bytearray:
         """Its bytes, copied to the host."""
+        if watching.watch is not None:
+            watching.watch.reads(self)
         data = bytearray(self.nbytes)
         if self.nbytes:
             Device[self.device].copy_out(self.memory, memoryview(data))
@@ -120,7 +201,7 @@ class Buffer:
 
     def __del__(self) -> None:
         memory = getattr(self, "_memory", None)
-        if memory is not None and Device is not None:
+        if memory is not None and not self._borrowed and Device is not None:
             runtime = Device.opened.get(self.device)
             if runtime is not None:
                 runtime.free(memory, self.nbytes)

@@ -10,7 +10,7 @@ import threading
 from collections.abc import Sequence
 from typing import Any
 
-from minigrad.device import Buffer, Device, Program
+from minigrad.device import Buffer, Call, Device, Program
 from minigrad.errors import DeviceError
 from minigrad.graph.build import buffer, rebuild
 from minigrad.graph.canonical import canonicalize
@@ -20,6 +20,15 @@ from minigrad.settings import flag
 
 _programs: dict[Any, Program] = {}
 _lock = threading.RLock()
+
+
+class _Recording(threading.local):
+    """Where `_run` writes down what it ran, while a step is captured by this thread."""
+
+    calls: list[Call] | None = None
+
+
+recording = _Recording()
 
 
 class GlobalCounters:
@@ -86,6 +95,11 @@ def _run(roots: list[Node]) -> list[Node]:
             made.append(root.src[0])
     GlobalCounters.program_calls += 1
     program.run(buffers, call.values)
+    if recording.calls is not None:
+        existing = len(call.inputs)
+        written = tuple(buffers[target] for target in call.targets if target < existing)
+        fresh = tuple(buffers[existing:])
+        recording.calls.append(Call(program, tuple(buffers), call.values, fresh, written))
     return made
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -45,20 +45,26 @@ class TrainingPlan:
     final_windows: int = 2400  # at the end: at 64 tokens each, ± 0.01 nats
 
 
-def make_optimizer(model: object, plan: TrainingPlan) -> nn.optim.OptimizerGroup:
-    """AdamW for all parameters of a model, with decay for those of at least two dimensions."""
-    parameters = nn.state.get_parameters(model)
-    matrices = [tensor for tensor in parameters if tensor.ndim >= 2]
-    vectors = [tensor for tensor in parameters if tensor.ndim < 2]
-    groups = []
-    for tensors, decay in ((matrices, plan.weight_decay), (vectors, 0.0)):
-        if tensors:
-            groups.append(nn.optim.AdamW(tensors, lr=plan.lr, betas=plan.betas, weight_decay=decay))
-    return nn.optim.OptimizerGroup(*groups)
+class MatrixAdamW(nn.optim.AdamW):
+    """AdamW whose weight decay leaves parameters of fewer than two dimensions alone."""
+
+    def __init__(self, params: Iterable[Tensor], plan: TrainingPlan) -> None:
+        super().__init__(params, lr=plan.lr, betas=plan.betas, weight_decay=plan.weight_decay)
+        self.decays = [plan.weight_decay if p.ndim >= 2 else 0.0 for p in self.params]
+
+    def _updated(self, place: int, param: Tensor, grad: Tensor) -> Tensor:
+        self.weight_decay = self.decays[place]
+        return super()._updated(place, param, grad)
+
+
+def make_schedule(plan: TrainingPlan) -> nn.schedule.Rate:
+    """Warm-up (at most half of the steps), then a cosine down to `final_lr` of the peak."""
+    warmup = min(plan.warmup, plan.steps // 2)
+    return nn.schedule.cosine(plan.lr, plan.steps, warmup, plan.lr * plan.final_lr)
 
 
 def make_step(
-    model: LanguageModel, optimizer: nn.optim.OptimizerGroup, clip: float
+    model: LanguageModel, optimizer: nn.optim.Optimizer, clip: float
 ) -> Callable[[Tensor, Tensor], Tensor]:
     """The function of one update: step(ids, targets) → the loss before it, all in one program.
 
@@ -75,19 +81,6 @@ def make_step(
         return loss.realize()
 
     return step
-
-
-def learning_rate(plan: TrainingPlan, step: int) -> float:
-    """Linear from 0 to the peak, then half a cosine down to `final_lr` of it; `step` counts from 0.
-
-    Loshchilov and Hutter, "SGDR: Stochastic Gradient Descent with Warm Restarts".
-    """
-    warmup = min(plan.warmup, plan.steps // 2)
-    if step < warmup:
-        return plan.lr * (step + 1) / warmup
-    progress = (step - warmup) / max(plan.steps - 1 - warmup, 1)
-    share = 0.5 * (1 + math.cos(math.pi * progress))
-    return plan.lr * (plan.final_lr + (1 - plan.final_lr) * share)
 
 
 def validate(model: LanguageModel, windows: Windows, count: int, batch: int) -> float:
@@ -110,15 +103,16 @@ def train_language_model(
 
     Raises InputError where the loss is no longer a finite number.
     """
-    optimizer = make_optimizer(model, plan)
+    optimizer = MatrixAdamW(nn.state.get_parameters(model), plan)
+    schedule = make_schedule(plan)
     step = make_step(model, optimizer, plan.clip)
     start, val_loss = time.perf_counter(), math.nan
     tokens = plan.batch * training.context
     with Progress(plan.steps, "tokens") as progress:
         for number in range(plan.steps):
             begin = time.perf_counter()
-            rate = learning_rate(plan, number)
-            optimizer.lr.assign(rate)
+            rate = schedule(number)
+            optimizer.set_lr(rate)
             ids, targets = training.batch(plan.batch, plan.seed, number)
             with Tensor.train():
                 loss = float(step(Tensor(ids), Tensor(targets)).item())

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from minigrad.device import Buffer
+from minigrad.device import Buffer, Call
 from minigrad.graph.canonical import Graph
 from minigrad.loops.nest import Nest
 from minigrad.loops.recipes import lower
@@ -22,6 +22,7 @@ from minigrad.program import GlobalCounters
 from minigrad.render.llvm import render
 from minigrad.runtimes import cpu_memory, cpu_report
 from minigrad.runtimes.cpu_pool import Launch, Pool, pool_for
+from minigrad.runtimes.cpu_replay import CpuReplay
 from minigrad.runtimes.host import host
 from minigrad.runtimes.jit_compiler import Compiler, host_compiler
 from minigrad.schedule.expr import Array
@@ -85,6 +86,10 @@ class CPU:
         kernels = [self._kernel(nest, host_compiler()) for nest in nests]
         return CpuProgram(self.name, plan, kernels)
 
+    def compose(self, calls: Sequence[Call], arguments: Sequence[Buffer]) -> CpuReplay:
+        """Recorded calls as one native call."""
+        return CpuReplay(self.name, calls, arguments)
+
     def _kernel(self, nest: Nest, compiler: Compiler) -> Kernel:
         """Machine code for one nest; kernels that differ in buffers only share it."""
         text = render(nest)
@@ -104,21 +109,28 @@ class CpuProgram:
         self.plan, self.kernels = plan, kernels
         self.pool: Pool = pool_for(device)
         self._lock = threading.Lock()
-        self._sources: list[tuple[str, Any]] = []
+        self.sources: list[tuple[str, Any]] = []
         starts = []
+        self.arena_bytes = plan.arena_bytes
         for kernel in kernels:
-            starts.append(len(self._sources))
-            self._sources += [self._source(array) for array in kernel.nest.arrays]
-            self._sources += [("symbol", name) for name in kernel.nest.symbols]
-        self._arguments = (ctypes.c_int64 * max(len(self._sources), 1))()
-        self._format = f"={len(self._sources)}q"
+            starts.append(len(self.sources))
+            self.sources += [self._source(array) for array in kernel.nest.arrays]
+            self.sources += [("symbol", name) for name in kernel.nest.symbols]
+        self._arguments = (ctypes.c_int64 * max(len(self.sources), 1))()
+        self._format = f"={len(self.sources)}q"
         self._table: Any = (Launch * max(len(kernels), 1))()
         base = ctypes.addressof(self._arguments)
         for entry, kernel, start in zip(self._table, kernels, starts, strict=False):
             entry.kernel = kernel.address
             entry.args = base + 8 * start
             entry.total, entry.grain = kernel.nest.total, kernel.nest.grain
-        self._scratch = max((kernel.nest.scratch_bytes for kernel in kernels), default=0)
+        self.launches = [
+            (kernel.address, kernel.nest.total, kernel.nest.grain, start)
+            for kernel, start in zip(kernels, starts, strict=True)
+        ]
+        self.operations = sum(kernel.nest.operations for kernel in kernels)
+        self.traffic = sum(kernel.nest.traffic for kernel in kernels)
+        self.scratch_bytes = max((kernel.nest.scratch_bytes for kernel in kernels), default=0)
 
     def _source(self, array: Array) -> tuple[str, Any]:
         if array in self.plan.slots:
@@ -136,7 +148,7 @@ class CpuProgram:
                 addresses[where] if kind == "slot"
                 else arena + where if kind == "arena"
                 else variables[where]
-                for kind, where in self._sources
+                for kind, where in self.sources
             ]  # fmt: skip
             with self._lock:
                 struct.pack_into(self._format, self._arguments, 0, *words)
@@ -151,10 +163,10 @@ class CpuProgram:
         base = ctypes.addressof(self._table)
         level = flag("DEBUG")
         if level < 1:
-            self.pool.run(base, len(self.kernels), self._scratch)
+            self.pool.run(base, len(self.kernels), self.scratch_bytes)
             return
         cpu_report.run_timed(
             [kernel.nest for kernel in self.kernels],
-            lambda number: self.pool.run(base + number * ctypes.sizeof(Launch), 1, self._scratch),
+            lambda number: self.pool.run(base + number * ctypes.sizeof(Launch), 1, self.scratch_bytes),
             level,
         )

@@ -15,7 +15,7 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
-from minigrad.device import Buffer
+from minigrad.device import Buffer, Call, Sequential
 from minigrad.dtype import DType, dtypes
 from minigrad.errors import DeviceError
 from minigrad.graph.canonical import Graph
@@ -305,7 +305,8 @@ def _view(memory: Array, dtype: DType, shape: Shape, frame: Frame) -> Array:
     """The part of a buffer that an array of `shape` occupies: strides are those of upper bounds."""
     upper = tuple(high(extent) for extent in shape)
     flat = memory[: numel(shape) * dtype.itemsize].view(_NUMPY[dtype])
-    return flat.reshape(upper)[(..., *(slice(n) for n in frame.shape(shape)))]
+    bound: tuple[Any, ...] = (..., *(slice(extent) for extent in frame.shape(shape)))
+    return flat.reshape(upper)[bound]
 
 
 class ReferenceProgram:
@@ -353,6 +354,10 @@ class ReferenceRuntime:
     def compile(self, graph: Graph) -> ReferenceProgram:
         """A program that interprets the graph."""
         return ReferenceProgram(graph)
+
+    def compose(self, calls: Sequence[Call], arguments: Sequence[Buffer]) -> Sequential:
+        """Recorded calls, to be made again one by one."""
+        return Sequential(calls, arguments)
 
     def synchronize(self) -> None:
         """Nothing is ever left to wait for."""

@@ -20,9 +20,10 @@ from minigrad.graph.node import (
     Node,
     Op,
     Shape,
+    is_symbolic,
     make,
 )
-from minigrad.graph.symbolic import Affine, Integer, add, high, low, numel, sub
+from minigrad.graph.symbolic import Affine, Integer, add, high, low, mul, sub
 
 
 def const(value: int | float | bool, dtype: DType, shape: Shape, device: str) -> Node:
@@ -126,11 +127,15 @@ def reduce(op: Op, x: Node, axes: Sequence[int]) -> Node:
     return make(op, x.dtype, shape, (x,), axes, x.device)
 
 
-def _same_numel(a: Shape, b: Shape) -> bool:
-    left = sorted((e for e in a if isinstance(e, Affine)), key=repr)
-    right = sorted((e for e in b if isinstance(e, Affine)), key=repr)
-    plain_a = numel([e for e in a if isinstance(e, int)])
-    return left == right and plain_a == numel([e for e in b if isinstance(e, int)])
+def _segments(shape: Shape) -> list[Integer]:
+    """Products of the plain dimensions before, between and after the symbolic ones."""
+    parts: list[Integer] = [1]
+    for extent in shape:
+        if isinstance(extent, int):
+            parts[-1] = mul(parts[-1], extent)
+        else:
+            parts += [extent, 1]
+    return parts
 
 
 def reshape(x: Node, shape: Shape) -> Node:
@@ -138,8 +143,9 @@ def reshape(x: Node, shape: Shape) -> Node:
     shape = tuple(shape)
     if x.shape == shape:
         return x
-    if not _same_numel(x.shape, shape):
-        raise ShapeError(f"reshape from {x.shape} to {shape}: numbers of elements differ")
+    if _segments(x.shape) != _segments(shape):
+        moved = " (symbolic dimensions can move past 1s only)" if is_symbolic(shape) else ""
+        raise ShapeError(f"reshape from {x.shape} to {shape}: numbers of elements differ{moved}")
     if x.op is Op.CONST:
         return make(Op.CONST, x.dtype, shape, (), x.arg, x.device)
     if x.op is Op.RESHAPE:

@@ -580,6 +580,18 @@ def unbind(x: Integer, values: dict[str, int]) -> Integer:
     return substitute(x, replaced) if replaced else x
 
 
+def rebind(x: Integer, values: Mapping[str, int]) -> Integer:
+    """x with its variables bound to values: the inverse of `unbind`."""
+    if isinstance(x, int):
+        return x
+    bound: dict[Atom, Integer] = {}
+    for atom in _variables(x):
+        if atom.name in values and atom.payload is None:
+            value = Atom("var", atom.name, atom.low, atom.high, payload=values[atom.name])
+            bound[atom] = Affine(0, ((value, 1),))
+    return substitute(x, bound)
+
+
 def evaluate(x: Integer, values: Mapping[str, int]) -> int:
     """The number that x is when its variables have these values (unbound ones must be given)."""
     if isinstance(x, int):

@@ -111,7 +111,7 @@ def _serialized(
     tensors: Mapping[str, tuple[Tensor, bytearray]], metadata: Mapping[str, str] | None
 ) -> bytes:
     """The file's contents; the package's newer versions read through pointers."""
-    import safetensors  # noqa: PLC0415  (only those who save need the package)
+    import safetensors  # only those who save need the package
 
     entries: dict[str, Any] = {}
     for name, (tensor, data) in tensors.items():
@@ -155,11 +155,12 @@ def write_atomically(path: str | os.PathLike[str], write: Callable[[Any], Any]) 
 
 def safe_load(path: str | os.PathLike[str], device: str | None = None) -> dict[str, Tensor]:
     """The tensors of a safetensors file, by name."""
-    from safetensors import deserialize  # noqa: PLC0415
+    from safetensors import deserialize
 
     result: dict[str, Tensor] = {}
     where = Device.canonical(device or Device.DEFAULT)
-    for name, entry in deserialize(Path(path).read_bytes()):
+    read: Any = deserialize  # the package has no annotations
+    for name, entry in read(Path(path).read_bytes()):
         dtype = _NAMES.get(entry["dtype"])
         if dtype is None:
             raise DTypeError(f"safe_load: {name} is {entry['dtype']}; known: {', '.join(_NAMES)}")
@@ -169,7 +170,7 @@ def safe_load(path: str | os.PathLike[str], device: str | None = None) -> dict[s
 
 def safe_load_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
     """The text that `safe_save` was given beside the tensors."""
-    from safetensors import safe_open  # noqa: PLC0415
+    from safetensors import safe_open
 
     with safe_open(os.fspath(path), framework="np") as file:
         return dict(file.metadata() or {})

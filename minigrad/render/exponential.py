@@ -60,6 +60,7 @@ DOUBLE = Format(
 
 
 def format_of(x: Value) -> Format:
+    """The format of a float32 or float64 value."""
     return SINGLE if x.dtype is dtypes.float32 else DOUBLE
 
 
@@ -138,7 +139,8 @@ def log(x: Value) -> Value:
     if x.dtype is dtypes.float32:
         small = f + (f * f * horner(f, _LOG_SINGLE) + e * low)
     else:
-        small = _log_near_one(f, e * low)
+        near, below = _log_near_one(f)
+        small = near - (below - e * low)
     return _with_poles(x, e * high + small)
 
 
@@ -148,7 +150,8 @@ def log2(x: Value) -> Value:
     if x.dtype is dtypes.float32:
         small = f * horner(f, _LOG2_SINGLE) + f
     else:
-        small = _log_near_one(f) * 1.4426950408889634
+        near, below = _log_near_one(f)
+        small = near + (near * 0.44269504088896342 - below * 1.4426950408889634)
     return _with_poles(x, e + small)
 
 
@@ -158,23 +161,26 @@ _ATANH_DOUBLE = (
 )  # fmt: skip
 
 
-def _log_near_one(f: Value, correction: Value | None = None) -> Value:
-    """ln(1 + f) + correction in float64, as 2·atanh(s) with s = f/(2 + f)."""
+def _log_near_one(f: Value) -> tuple[Value, Value]:
+    """(f, v) with ln(1 + f) = f − v in float64.
+
+    It is 2·atanh(s) = 2s + s·z·P(z) with s = f/(2 + f), z = s²; and 2s = f − s·f, where f is exact.
+    """
     s = f / (f + 2.0)
     z = s * s
-    rest = s * (z * horner(z, _ATANH_DOUBLE))
-    return s * 2.0 + (rest if correction is None else rest + correction)
+    return f, s * (f - z * horner(z, _ATANH_DOUBLE))
 
 
-# tanh x = x·P(x²)/Q(x²) for |x| ≤ 9.05.
-_TANH_P = (
-    1.0, 0.13678550720214844, 0.003866614541038871, 2.797271554300096e-05, 3.049971297741649e-08,
-    -1.2134471379099399e-11,
+# float32: 2^r = 1 + r·P(r), |r| ≤ ½, to 2^-23; tanh x = x + x·z·P(z), z = x², |x| ≤ 0.7.
+_EXP2_SHORT = (
+    0.6931470036506653, 0.24022246897220612, 0.0555071085691452, 0.009671291336417198,
+    0.0013269521296024323,
 )  # fmt: skip
-_TANH_Q = (
-    1.0, 0.47011882066726685, 0.02723957970738411, 0.0003935603308491409, 1.2849252470914507e-06,
+_TANH_SMALL = (
+    -0.3333318829536438, 0.13329072296619415, -0.053556106984615326, 0.02008437179028988,
+    -0.005131552927196026,
 )  # fmt: skip
-# e^r − 1 = r + r²·P(r), |r| ≤ ln(2)/2, float64.
+# float64: e^r − 1 = r + r²·P(r), |r| ≤ ln(2)/2.
 _EXPM1_DOUBLE = (
     0.5, 0.16666666666666677, 0.04166666666666669, 0.008333333333321775, 0.0013888888888886786,
     0.00019841269885348596, 2.4801587294850798e-05, 2.7557245202605644e-06, 2.7557315811573895e-07,
@@ -182,38 +188,65 @@ _EXPM1_DOUBLE = (
 )  # fmt: skip
 
 
+def _apart(x: Value) -> tuple[Value, Value]:
+    """(sign bit as an unsigned integer, |x|)."""
+    f = format_of(x)
+    sign = x.bits_as(f.unsigned) & (1 << (x.dtype.bits - 1))
+    return sign, (x.bits_as(f.unsigned) & ((1 << (x.dtype.bits - 1)) - 1)).bits_as(x.dtype)
+
+
+def _with_sign(x: Value, sign: Value) -> Value:
+    """x ≥ 0 with a sign bit."""
+    return (x.bits_as(sign.dtype) | sign).bits_as(x.dtype)
+
+
+def _exp2_short(x: Value) -> tuple[Value, Value]:
+    """(p, s) with 2^x = p·s to about 2^-23 where the result is a normal float32."""
+    shifted = x + (SINGLE.shift + SINGLE.bias)
+    r = x - (shifted - (SINGLE.shift + SINGLE.bias))
+    scale = (shifted.bits_as(dtypes.uint32) << SINGLE.mantissa).bits_as(x.dtype)
+    return r * horner(r, _EXP2_SHORT) + 1.0, scale
+
+
 def tanh(x: Value) -> Value:
-    """The hyperbolic tangent: a rational function; for float64 u/(u + 2) with u = e^2|x| − 1."""
-    if x.dtype is dtypes.float32:
-        x = x.at_least(-9.05).at_most(9.05)
-        square = x * x
-        return x * horner(square, _TANH_P) / horner(square, _TANH_Q)
+    """The hyperbolic tangent: 1 − 2/(e^2|x| + 1), and a polynomial where that would cancel."""
+    sign, size = _apart(x)
+    if x.dtype is dtypes.float64:
+        return _with_sign(_tanh_double(size), sign)
+    power, scale = _exp2_short(size.at_most(10.0) * 2.885390043258667)
+    large = constant(1.0, x.dtype) - constant(2.0, x.dtype) / (power * scale + 1.0)
+    z = size * size
+    small = size * (z * horner(z, _TANH_SMALL)) + size
+    return _with_sign(size.less(0.7).where(small, large), sign)
+
+
+def _tanh_double(x: Value) -> Value:
+    """tanh x for x ≥ 0 as u/(u + 2) with u = e^2x − 1."""
     f = DOUBLE
-    sign = x.bits_as(f.unsigned) & (1 << 63)
-    twice = (x.bits_as(f.unsigned) ^ sign).bits_as(x.dtype).at_most(20.0) * 2.0
-    shifted = twice * (2 * f.half_log2e) + (f.shift + f.bias)
+    x = x.at_most(20.0)  # where it is 1
+    shifted = x * (4 * f.half_log2e) + (f.shift + f.bias)
     n = shifted - (f.shift + f.bias)
-    r = twice - n * f.ln2[0] - n * f.ln2[1]
+    r = x * 2.0 - n * f.ln2[0] - n * f.ln2[1]
     scale = (shifted.bits_as(f.unsigned) << f.mantissa).bits_as(x.dtype)
     u = (r * r * horner(r, _EXPM1_DOUBLE) + r) * scale + (scale - 1.0)
-    return ((u / (u + 2.0)).bits_as(f.unsigned) | sign).bits_as(x.dtype)
+    return u / (u + 2.0)
 
 
-# erf x = x·P(x²)/Q(x²) for |x| ≤ 3.95.
-_ERF_P = (
-    1.2584072351455688, 0.20650075376033783, 0.06052970886230469, 0.0042861951515078545,
-    0.00042154654511250556, 5.1768997764156666e-06, -1.4470217024609155e-08,
-)  # fmt: skip
-_ERF_Q = (
-    1.115234375, 0.5547513961791992, 0.1270361989736557, 0.017223438248038292,
-    0.0014544007135555148, 6.993303395574912e-05,
-)  # fmt: skip
-# float64: erf x = x·P(x²) for |x| ≤ 1, then 1 − e^(−x²)·P(|x|)/Q(|x|) for |x| ≤ 6.
+# float32: erf x = x + x·P(x²) for |x| ≤ 0.8, 1 − 2^G(|x|) for |x| ≤ 4.
 _ERF_SMALL = (
+    0.12837916612625122, -0.37612608075141907, 0.11283162236213684, -0.026822242885828018,
+    0.005086865741759539, -0.0006542248884215951,
+)  # fmt: skip
+_ERF_LARGE = (
+    -7.047230610623956e-05, -1.6278035640716553, -0.9176638126373291, -0.15139499306678772,
+    0.03279220685362816, -0.004578533582389355, 0.000302453147014603,
+)  # fmt: skip
+# float64: erf x = x·P(x²) for |x| ≤ 1, 1 − e^(−x²)·P(|x|)/Q(|x|) for |x| ≤ 6.
+_ERF_SMALL_DOUBLE = (
     1.1283791670955126, -0.3761263890318339, 0.11283791670938687, -0.026866170642162054,
     0.00522397759746065, -0.0008548325458304847, 0.00012055277226682889, -1.4924337097457636e-05,
-    1.6441370849608658e-06, -1.614776833006061e-07, 1.3333048361971306e-08,
-    -6.376202454812761e-10, -2.2817938726827565e-11,
+    1.6441370849608658e-06, -1.614776833006061e-07, 1.3333048361971306e-08, -6.376202454812761e-10,
+    -2.2817938726827565e-11,
 )  # fmt: skip
 _ERFC_P = (
     0.9999999614060405, 1.3323476579811657, 0.8813517865538653, 0.3346487132503679,
@@ -227,14 +260,15 @@ _ERFC_Q = (
 
 def erf(x: Value) -> Value:
     """The error function."""
-    if x.dtype is dtypes.float32:
-        x = x.at_least(-3.95).at_most(3.95)
-        square = x * x
-        return x * horner(square, _ERF_P) / horner(square, _ERF_Q)
-    sign = x.bits_as(dtypes.uint64) & (1 << 63)
-    size = (x.bits_as(dtypes.uint64) ^ sign).bits_as(x.dtype).at_most(6.0)
-    square = size * size
-    complement = exp(-square) * horner(size, _ERFC_P) / horner(size, _ERFC_Q)
-    large = constant(1.0, x.dtype) - complement
-    signed = (large.bits_as(dtypes.uint64) | sign).bits_as(x.dtype)
-    return size.less(1.0).where(x * horner(square, _ERF_SMALL), signed)
+    sign, size = _apart(x)
+    one = constant(1.0, x.dtype)
+    if x.dtype is dtypes.float64:
+        bounded = size.at_most(6.0)
+        rational = horner(bounded, _ERFC_P) / horner(bounded, _ERFC_Q)
+        large = one - exp(-(bounded * bounded)) * rational
+        small = size * horner(size * size, _ERF_SMALL_DOUBLE)
+        return _with_sign(size.less(1.0).where(small, large), sign)
+    power, scale = _exp2_short(horner(size.at_most(4.0), _ERF_LARGE))
+    large = one - power * scale
+    small = size * horner(size * size, _ERF_SMALL) + size
+    return _with_sign(size.less(0.8).where(small, large), sign)

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 from minigrad.errors import CompileError
 from minigrad.graph.node import Op
+from minigrad.graph.symbolic import add, proven_nonnegative, sub
 from minigrad.loops.nest import (
     Loop,
     Nest,
@@ -195,6 +196,9 @@ class _Emitter(IndexEmitter):
 
     def _serial(self, loop: Loop) -> None:
         kind = kind_of_range(loop.start, loop.stops, loop.step)
+        if any(sub(add(loop.start, loop.step), stop) == 0 for stop in loop.stops):
+            self._at_most_once(loop, kind)
+            return
         start = bare(self.index(loop.start, kind))
         stop = bare(self._least([self.index(stop, kind) for stop in loop.stops], kind))
         first, last = parse(start), parse(stop)
@@ -210,6 +214,18 @@ class _Emitter(IndexEmitter):
         step = f"{name}++" if loop.step == 1 else f"{name} += {loop.step}"
         self.open(f"for ({kind} {name} = {start}; {name} < {stop}; {step})", loop.body)
         self.bind(loop.variable, Variable(name, kind))
+        self._body(loop)
+        self.close()
+
+    def _at_most_once(self, loop: Loop, kind: str) -> None:
+        """A loop that ends after its first iteration, if there is one at all."""
+        tests = [sub(sub(stop, loop.start), 1) for stop in loop.stops]
+        guard = self.guard(tuple(t for t in tests if not proven_nonnegative(t)))
+        if guard == "false":
+            return
+        start = bare(self.index(loop.start, kind))
+        self.open(f"if ({bare(guard)})" if guard else "", loop.body)
+        self.bind(loop.variable, Variable(start, kind))
         self._body(loop)
         self.close()
 

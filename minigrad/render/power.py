@@ -98,8 +98,10 @@ def _magnitude_double(size: Value, y: Value) -> Value:
 
 
 def power(x: Value, y: Value) -> Value:
-    """x^y. A negative x gives NaN unless y is a whole number; x⁰ = 1^y = 1 even where the other is
-    NaN; the sign of a zero or an infinity survives odd powers."""
+    """x^y. A negative x gives NaN unless y is a whole number; x⁰ = 1^y = 1, even of NaN.
+
+    The sign of a zero or an infinity survives odd powers.
+    """
     single = x.dtype is dtypes.float32
     bits = dtypes.uint32 if single else dtypes.uint64
     sign = x.bits_as(bits) & (1 << (x.dtype.bits - 1))

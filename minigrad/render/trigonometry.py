@@ -16,7 +16,7 @@ from minigrad.render.value import Value, constant, horner
 _HALF_PI = 1.5707963267948966
 _SHIFT = 1.5 * 2.0**52  # added to a float64, rounds it to an integer in the lowest bits
 
-# sin r = r·(1 + z·P(z)), cos r = 1 − z/2 + z²·P(z), with z = r².
+# sin r = r + r·z·P(z), cos r = 1 − z/2 + z²·P(z), with z = r².
 _SIN = (-0.16666652262210846, 0.008332005701959133, -0.0001949392753886059)
 _COS = (0.04166664183139801, -0.001388711971230805, 2.441016295051668e-05)
 
@@ -40,9 +40,13 @@ _BANDS = ((2.0**50, _window(0)), (2.0**76, _window(27)), (2.0**102, _window(53))
 _LAST_BAND = _window(79)
 
 
+def _size(x: Value) -> Value:
+    return (x.bits_as(dtypes.uint32) & 0x7FFFFFFF).bits_as(dtypes.float32)
+
+
 def _quarter_turns(x: Value) -> tuple[Value, Value]:
     """(n, r) with x = (n + 4k)·π/2 + r, |r| ≤ 1.03·π/4: an int32 and a float32, of a float32."""
-    size = (x.bits_as(dtypes.uint32) & 0x7FFFFFFF).bits_as(dtypes.float32)
+    size = _size(x)
     parts = [constant(c, dtypes.float64) for c in _LAST_BAND]
     for limit, window in reversed(_BANDS):
         within = size.less(limit)
@@ -62,10 +66,11 @@ def _circle(x: Value, quarter: int) -> Value:
     if quarter:
         n = n + quarter
     z = r * r
-    along = r * (z * horner(z, _SIN) + 1.0)
+    along = r * (z * horner(z, _SIN)) + r
     across = z * (z * horner(z, _COS) - 0.5) + 1.0
     value = (n & 1).equals(0).where(along, across)
-    return (value.bits_as(dtypes.int32) ^ ((n & 2) << 30)).bits_as(dtypes.float32)
+    result = (value.bits_as(dtypes.int32) ^ ((n & 2) << 30)).bits_as(dtypes.float32)
+    return result if quarter else _size(x).less(2.0**-13).where(x, result)  # −0 too
 
 
 def sine(x: Value) -> Value:

@@ -77,11 +77,11 @@ def _turns(x: Value) -> tuple[Value, Value, Value]:
     Band b ≥ 1 holds the x from 2^(52+24b) on, which are multiples of 2^(24b): x/2^(24b) is whole
     and below 2^76, and what 2/π·2^(24b) holds above 4 does not matter.
     """
-    bits = x.bits_as(dtypes.int64)
-    exponent = (bits.bits_as(dtypes.uint64) >> 52).bits_as(dtypes.int64) & 0x7FF
+    exponent = (x.bits_as(dtypes.uint64) >> 52).bits_as(dtypes.int64) & 0x7FF
     above = exponent.less(1075).where(constant(1075, dtypes.int64), exponent) - 1075
     band = (above * 2731) >> 16  # above // 24
-    z = (bits - (band << 55) - (band << 56)).bits_as(dtypes.float64)  # x / 2^(24·band)
+    one = constant(1023 << 52, dtypes.int64)
+    z = x * (one - (band << 55) - (band << 56)).bits_as(dtypes.float64)  # x / 2^(24·band)
     first, second, third, fourth = (
         word * 2.0 ** -(46 + 48 * i) for i, word in enumerate(_four_words(band))
     )

@@ -125,19 +125,19 @@ class Activations(Functions):
             )
         return self.assign(result)
 
-    def __iadd__(self, other: Any) -> Self:
+    def __iadd__(self, other: Any) -> Self:  # type: ignore[misc]
         return self._in_place("+", self + other)
 
-    def __isub__(self, other: Any) -> Self:
+    def __isub__(self, other: Any) -> Self:  # type: ignore[misc]
         return self._in_place("-", self - other)
 
     def __imul__(self, other: Any) -> Self:  # type: ignore[misc]
         return self._in_place("*", self * other)
 
-    def __itruediv__(self, other: Any) -> Self:  # type: ignore[misc]
+    def __itruediv__(self, other: Any) -> Self:
         return self._in_place("/", self / other)
 
-    def __ifloordiv__(self, other: Any) -> Self:  # type: ignore[misc]
+    def __ifloordiv__(self, other: Any) -> Self:
         return self._in_place("//", self // other)
 
     def __imod__(self, other: Any) -> Self:  # type: ignore[misc]

@@ -213,7 +213,7 @@ def _parse_einsum(equation: str, ndims: Sequence[int]) -> tuple[list[list[str]],
     if len(parts) != len(ndims):
         raise ShapeError(f"einsum {equation!r}: {len(ndims)} operands for {len(parts)} terms")
     batch = max((n - len(p) + 1 for p, n in zip(parts, ndims, strict=True) if "." in p), default=0)
-    inputs = []
+    inputs: list[list[str]] = []
     for part, ndim in zip(parts, ndims, strict=True):
         letters = part.replace(".", "")
         count = ndim - len(letters) if "." in part else 0
@@ -233,8 +233,8 @@ def _parse_einsum(equation: str, ndims: Sequence[int]) -> tuple[list[list[str]],
         if len(set(output)) != len(output):
             raise ShapeError(f"einsum {equation!r}: the output names a dimension twice")
     else:
-        letters = sorted(c for c in set(left) if c in string.ascii_letters and left.count(c) == 1)
-        output = all_dots + letters
+        once = sorted(c for c in set(left) if c in string.ascii_letters and left.count(c) == 1)
+        output = all_dots + once
     return inputs, output
 
 

@@ -7,7 +7,7 @@ from typing import Any, Self
 
 from minigrad.device import Buffer, Device
 from minigrad.dtype import DType, named
-from minigrad.errors import GradientError
+from minigrad.errors import GradientError, ShapeError
 from minigrad.graph import build
 from minigrad.graph.gradient import gradient as node_gradient
 from minigrad.graph.node import Node, Op, Shape, make, topological
@@ -271,7 +271,7 @@ class Core(Holder, metaclass=_TensorType):
         else:
             base.assign(base._new(write_through(base.node, steps, node)))
             self._point(follow(steps, base.raw))
-        if self.raw.op is not Op.BUFFER:
+        if self.raw.op is not Op.BUFFER and not self._requires_grad:
             self.stopped = not modes.gradients
         return self
 

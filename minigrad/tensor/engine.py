@@ -13,9 +13,10 @@ the lock; and then points every tensor that stood for a root to the root's buffe
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 
 from minigrad import program
+from minigrad.device import Buffer
 from minigrad.graph import build
 from minigrad.graph.node import Node, Op, make, topological
 from minigrad.tensor import history
@@ -68,6 +69,21 @@ def overwrite(holder: Holder, buffer: Node, data: bytes) -> None:
         history.overwritten(buffer)
         _waiting.pop(id(buffer), None)
         holder._point(buffer)
+
+
+def settle_before(written: Container[Buffer]) -> None:
+    """Realize what must be before a replay: waiting writes, and readers of `written` memory."""
+    with lock:
+        lazy = lazy_holders()
+        reads: set[Node] = set()
+        for node in topological([holder.raw for holder in lazy]):
+            if node.op is Op.BUFFER:
+                if node.arg in written:
+                    reads.add(node)
+            elif _is_waiting(node) or any(source in reads for source in node.src):
+                reads.add(node)
+        wanted = [holder for holder in lazy if holder.raw in reads]
+    realize(wanted)
 
 
 def _run(plan: _Plan) -> None:

@@ -9,7 +9,7 @@ from minigrad.dtype import dtypes
 from minigrad.graph import build
 from minigrad.graph.node import Op
 from minigrad.tensor.elementwise import Arithmetic
-from minigrad.tensor.nodes import scalar_dtype
+from minigrad.tensor.nodes import Scalar, scalar_dtype
 
 
 class Functions(Arithmetic):
@@ -96,7 +96,7 @@ class Functions(Arithmetic):
         return self.abs()
 
     def isclose(
-        self, other: Any, rtol: Any = 1e-5, atol: Any = 1e-8, equal_nan: Any = False
+        self, other: Any, rtol: Scalar = 1e-5, atol: Scalar = 1e-8, equal_nan: bool = False
     ) -> Self:
         """|self − other| ≤ atol + rtol·|other|, and equality of infinities."""
         y = self._operand(other)
@@ -106,7 +106,7 @@ class Functions(Arithmetic):
 
     def lerp(self, end: Any, weight: Any) -> Self:
         """self + weight·(end − self)."""
-        return self + (self._operand(end) - self) * weight
+        return self + (self._operand(end) - self).mul(weight)
 
     def copysign(self, other: Any) -> Self:
         """|self| with the sign of other, that of −0 included."""

@@ -8,9 +8,10 @@ history is stored expanded: it reaches back to leaves, never to a BUFFER with a 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 
+from minigrad.device import Buffer
 from minigrad.errors import GradientError
 from minigrad.graph.build import rebuild
 from minigrad.graph.node import Node, Op, topological
@@ -70,6 +71,14 @@ def overwritten(node: Node) -> None:
     """Note that the memory of a BUFFER node was written."""
     _versions[node] = _versions.get(node, 0) + 1
     _histories.pop(node, None)
+
+
+def replayed(written: Container[Buffer]) -> None:
+    """Note that a replay wrote buffers: histories that read them or belong to them are void."""
+    for node, past in list(_histories.items()):
+        for source in (node, *(source for source, _ in past.versions)):
+            if source.arg in written:
+                overwritten(source)
 
 
 def record(buffer: Node, graph: Node, saved: dict[Node, Node]) -> None:

@@ -15,7 +15,7 @@ import pytest
 
 from minigrad import Context, Tensor, nn
 from minigrad.models.gpt import GPT, GPTConfig
-from minigrad.models.train import TrainingPlan, learning_rate, make_optimizer, make_step
+from minigrad.models.train import MatrixAdamW, TrainingPlan, make_schedule, make_step
 
 CONFIG = GPTConfig(layers=2, heads=2, dim=32, context=16, vocabulary=29)
 PLAN = TrainingPlan(steps=10, batch=4, lr=3e-3, warmup=3)
@@ -65,11 +65,11 @@ def gradients(model: GPT) -> Arrays:
 
 
 def losses(model: GPT) -> list[float]:
-    optimizer = make_optimizer(model, PLAN)
+    optimizer = MatrixAdamW(nn.state.get_parameters(model), PLAN)
     step = make_step(model, optimizer, PLAN.clip)
     result = []
     for number in range(PLAN.steps):
-        optimizer.lr.assign(learning_rate(PLAN, number))
+        optimizer.set_lr(make_schedule(PLAN)(number))
         ids, targets = batch(number)
         result.append(float(step(Tensor(ids), Tensor(targets)).item()))
     return result
@@ -210,7 +210,7 @@ def test_ten_losses_equal_those_of_pytorch(
     wanted = []
     for step in range(PLAN.steps):
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate(PLAN, step)
+            group["lr"] = make_schedule(PLAN)(step)
         optimizer.zero_grad()
         loss = judge.loss(step)
         loss.backward()

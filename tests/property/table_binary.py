@@ -124,6 +124,7 @@ def comparison(symbol: str, dunder: str) -> list[Operation]:
         Operation(f"x {symbol} y", apply, apply, methods=(f"__{dunder}__",), **fields),
         Operation(f"{dunder} with a scalar", lambda x: apply(x, 1), lambda x: apply(x, 1),
                   methods=(f"__{dunder}__",), **{**fields, "plans": FEW}),
+        Operation(dunder, method(dunder), apply, **{**fields, "plans": FEW_TWO}),
     ]  # fmt: skip
 
 
@@ -198,13 +199,13 @@ MORE = [
               gradient_domains=("any", "mask")),
     Operation("lerp", method("lerp"), lambda x, y, w: x + (y - x) * w, THREE,
               tolerance=Tolerance(ulps=4, scale=4), differentiable=True),
-    Operation("clip", method("clip"), lambda x, lower, upper: np.clip(x, lower, upper),
-              with_choices(elementwise(1), [{"lower": -1, "upper": 2}, {"lower": None, "upper": 1},
-                                            {"lower": 0, "upper": None}]),
+    Operation("clip", method("clip"), lambda x, min_, max_: np.clip(x, min_, max_),
+              with_choices(elementwise(1), [{"min_": -1, "max_": 2}, {"min_": None, "max_": 1},
+                                            {"min_": 0, "max_": None}]),
               domains=("quarters",), dtypes=(*FLOATS, *SIGNED), differentiable=True,
               gradient_domains=("off_quarters",)),
-    Operation("clamp", lambda x, lower, upper: x.clamp(lower, upper), np.clip,
-              with_choices(elementwise(1, FEW_SHAPES), [{"lower": -1, "upper": 2}]),
+    Operation("clamp", lambda x, min_, max_: x.clamp(min_, max_), lambda x, min_, max_: np.clip(x, min_, max_),
+              with_choices(elementwise(1, FEW_SHAPES), [{"min_": -1, "max_": 2}]),
               domains=("quarters",), dtypes=(*FLOATS, *SIGNED), differentiable=True,
               gradient_domains=("off_quarters",)),
 ]  # fmt: skip

@@ -45,6 +45,12 @@ def _linear_plan(draw: Any) -> Plan:
     return Plan(((*batch, inner), (inner, outer), (outer,)))
 
 
+def _product_in_place(x: Any, y: Any) -> Any:
+    target = x.contiguous()
+    target @= y
+    return target
+
+
 CONTRACTIONS = [
     Operation("matmul", method("matmul"), np.matmul, matrices(), **PRODUCT),
     Operation("dot", method("dot"), np.matmul,
@@ -52,6 +58,12 @@ CONTRACTIONS = [
     Operation("x @ y", lambda x, y: x @ y, np.matmul,
               fixed(Plan(((17,), (17,))), Plan(((5, 9), (9, 33))), Plan(((33, 65), (65, 64)))),
               methods=("__matmul__",), **PRODUCT),
+    Operation("y @ x", lambda x, y: x.__rmatmul__(y), lambda x, y: y @ x,
+              fixed(Plan(((17,), (17,))), Plan(((9, 33), (5, 9)))), methods=("__rmatmul__",),
+              **PRODUCT),
+    Operation("x @= y", _product_in_place, np.matmul,
+              fixed(Plan(((5, 9), (9, 9))), Plan(((2, 3, 17), (17, 17)))), methods=("__imatmul__",),
+              **{**PRODUCT, "differentiable": False}),
     Operation("transposed product", lambda x, y: x.T @ y.T, lambda x, y: x.T @ y.T,
               fixed(Plan(((9, 5), (33, 9))), Plan(((65, 33), (17, 65)))), methods=("matmul",),
               **PRODUCT),
@@ -105,6 +117,16 @@ LAYERS = [
                     Plan(((2, 17, 3),), {"axis": (1, 2)}), Plan(((64, 65),), {"axis": -1})),
               domains=("distinct",), dtypes=FLOATS, tolerance=Tolerance(ulps=16, scale=16, terms=1),
               differentiable=True),
+    Operation("rmsnorm", lambda x, axis: x.rmsnorm(axis), lambda x, axis: x / np.sqrt(
+              np.mean(x * x, axis=axis, keepdims=True) + 1e-5),
+              fixed(Plan(((9,),), {"axis": -1}), Plan(((5, 33),), {"axis": -1}),
+                    Plan(((2, 17, 3),), {"axis": (1, 2)})),
+              dtypes=FLOATS, tolerance=Tolerance(ulps=16, scale=16, terms=1), differentiable=True),
+    Operation("layernorm with weight", lambda x, w, b: x.layernorm(weight=w, bias=b),
+              lambda x, w, b: _layernorm(x) * w + b,
+              fixed(Plan(((9,), (9,), (9,))), Plan(((5, 33), (33,), (33,)))),
+              domains=("distinct", "any", "any"), dtypes=FLOATS, methods=("layernorm",),
+              tolerance=Tolerance(ulps=16, scale=16, terms=1), differentiable=True),
     Operation("batchnorm", method("batchnorm"), _batchnorm,
               fixed(Plan(((4, 3), (3,), (3,), (3,), (3,))),
                     Plan(((2, 17, 5, 3), (17,), (17,), (17,), (17,)))),

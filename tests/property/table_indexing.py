@@ -137,17 +137,12 @@ def _put_along(x: Any, index: Any, values: Any, axis: int) -> Any:
     return result
 
 
-_COMBINE: dict[str, Callable[[Any, Any], Any]] = {
-    "sum": np.add, "prod": np.multiply, "amax": np.maximum, "amin": np.minimum,
-}  # fmt: skip
-
-
-def _combine_along(x: Any, index: Any, values: Any, axis: int, reduce: str) -> Any:
+def _add_along(x: Any, index: Any, values: Any, axis: int) -> Any:
     result = x.copy()
     for place in np.ndindex(index.shape):
         target = list(place)
         target[axis] = int(index[place])
-        result[tuple(target)] = _COMBINE[reduce](result[tuple(target)], values[place])
+        result[tuple(target)] += values[place]
     return result
 
 
@@ -169,7 +164,7 @@ ADDRESSED = [
     Operation("take", lambda x, i: x.take(i), lambda x, i: x.reshape(-1)[i],
               fixed(Plan(((9,), (3,)), {}, ("wide", "index:9")),
                     Plan(((5, 7), (2, 2)), {}, ("wide", "index:35"))), **_LOOKUP),
-    Operation("embedding", lambda w, i: w.embedding(i), lambda w, i: w[i],
+    Operation("embedding", lambda w, i: i.embedding(w), lambda w, i: w[i],
               fixed(Plan(((5, 33), (7,)), {}, ("any", "index:5")),
                     Plan(((17, 8), (2, 3)), {}, ("any", "index:17")),
                     Plan(((3, 4), ()), {}, ("any", "index:3")),
@@ -182,15 +177,13 @@ ADDRESSED = [
                     Plan(((),), {"classes": 3}, ("index:3",))),
               dtypes=("int32",), result=lambda dtype: "int32"),
     Operation("scatter", lambda x, i, v, axis: x.scatter(axis, i, v), _put_along,
-              fixed(*(Plan(p.shapes, p.parameters, (p.domains[0], p.domains[1], "any"))
-                      for p in _scatter_plans({}).edges if p.domains)),
-              **{**_SCATTER, "differentiable": False}),
-    Operation("scatter_reduce",
-              lambda x, i, v, axis, reduce: x.scatter_reduce(axis, i, v, reduce=reduce),
-              _combine_along,
-              _scatter_plans({"reduce": "sum"}, {"reduce": "prod"}, {"reduce": "amax"},
-                             {"reduce": "amin"}), tolerance=SUMMED,
-              **{**_SCATTER, "differentiable": False}),
+              _scatter_plans({}), **_SCATTER),
+    Operation("scatter_add", lambda x, i, v, axis: x.scatter_add(axis, i, v),
+              _add_along, _scatter_plans({}),
+              tolerance=SUMMED, **_SCATTER),
+    Operation("scatter with add", lambda x, i, v, axis: x.scatter(axis, i, v, reduce="add"),
+              _add_along, _scatter_plans({}),
+              methods=("scatter",), tolerance=SUMMED, **{**_SCATTER, "differentiable": False}),
 ]  # fmt: skip
 
 

@@ -203,6 +203,8 @@ MOVES = [
              _transpose),
     movement("T", lambda x: x.T, np.transpose, [((), {}), ((7,), {}), ((15, 17), {}),
                                                 ((64, 65), {})]),
+    movement("mT", lambda x: x.mT, lambda x: np.swapaxes(x, -1, -2),
+             [((15, 17), {}), ((2, 3, 4), {}), ((3, 0, 2), {})]),
     movement("expand", lambda x, shape: x.expand(shape), _expand_reference,
              [((), {"shape": (3,)}), ((1,), {"shape": (33,)}), ((1, 5), {"shape": (4, -1)}),
               ((1,), {"shape": (0,)}), ((3, 1), {"shape": (2, 3, 17)})], _expand),

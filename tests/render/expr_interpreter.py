@@ -43,13 +43,14 @@ def fused(a: Values, b: Values, c: Values) -> Values:
         return wide.astype(np.float32)
     a, b, c = (np.ascontiguousarray(v) for v in np.broadcast_arrays(a, b, c))
     (ah, al), (bh, bl) = _halves(a), _halves(b)
-    low = (ah * bl + al * bh) + al * bl
-    first = ah * bh
-    wide_c = c.astype(np.longdouble)
-    total = first + wide_c
-    back = total - first
-    error = (first - (total - back)) + (wide_c - back)
-    exact = (total + (error + low)).astype(np.float64)
+    terms = [c.astype(np.longdouble), ah * bh, ah * bl, al * bh, al * bl]  # exact
+    for _ in range(3):  # each pass leaves less in the tail (VecSum of Ogita, Rump and Oishi)
+        for i in range(1, len(terms)):
+            total = terms[i] + terms[i - 1]
+            part = total - terms[i]
+            terms[i - 1] = (terms[i] - (total - part)) + (terms[i - 1] - part)
+            terms[i] = total
+    exact = (terms[4] + (terms[3] + (terms[2] + (terms[1] + terms[0])))).astype(np.float64)
     plain = a * b + c
     return np.where(np.isfinite(exact) & np.isfinite(plain), exact, plain)
 

@@ -65,7 +65,7 @@ def remez(f: Function, weight: Function, low: float, high: float, degree: int) -
                     peaks[-1] = i
             else:
                 peaks.append(i)
-        while len(peaks) > count:  # signs must go on alternating: an inner peak goes with a neighbour
+        while len(peaks) > count:  # signs must alternate: an inner peak goes with a neighbour
             sizes = [abs(errors[i]) for i in peaks]
             least = sizes.index(min(sizes))
             if len(peaks) == count + 1 or least in (0, len(peaks) - 1):
@@ -179,8 +179,9 @@ def logarithms() -> None:
     low, high = low * mp.mpf("1.00001"), high * mp.mpf("1.00001")
     cases = (
         ("LOG", lambda f: (mp.log1p(f) - f) / f**2, lambda f: f**2 / mp.log1p(f), 8),
-        ("LOG2", lambda f: mp.log1p(f) / mp.log(2) / f - 1, lambda f: f * mp.log(2) / mp.log1p(f), 9),
-    )
+        ("LOG2", lambda f: mp.log1p(f) / mp.log(2) / f - 1,
+         lambda f: f * mp.log(2) / mp.log1p(f), 9),
+    )  # fmt: skip
     for name, function, weight, degree in cases:
         p = polynomial(function, weight, low, high, degree, 24)
         grid = [low + (high - low) * (2 * i + 1) / 800 for i in range(400)]
@@ -206,13 +207,16 @@ def circular() -> None:
 
 
 def error_function() -> None:
-    """erf x = x + x·P(x²) for |x| ≤ 0.95, then 1 − 2^G(|x|) up to 4, for float32; 2^r for that."""
-    start, end = mp.mpf("1e-6"), mp.mpf("0.95") ** 2
+    """erf x = x + x·P(x²) for |x| ≤ 0.8, then 1 − 2^G(|x|) up to 4, for float32.
+
+    There 2^r = 1 + r·P(r) for |r| ≤ ½ needs to be right to a few units only.
+    """
+    start, end = mp.mpf("1e-6"), mp.mpf("0.8") ** 2
 
     def f(z: mp.mpf) -> mp.mpf:
         return mp.erf(mp.sqrt(z)) / mp.sqrt(z) - 1
 
-    p = polynomial(f, lambda z: 1 / (1 + f(z)), start, end, 6, 24)
+    p = polynomial(f, lambda z: 1 / (1 + f(z)), start, end, 5, 24)
     grid = [end * i / 400 for i in range(1, 401)]
     error = max(abs((_evaluate(p, t) - f(t)) / (1 + f(t))) for t in grid)
     report("ERF[24] small", p, error)
@@ -223,21 +227,37 @@ def error_function() -> None:
     def weight(x: mp.mpf) -> mp.mpf:
         return mp.erfc(x) * mp.log(2) / mp.erf(x)
 
-    low, high = mp.mpf("0.94"), mp.mpf("4.01")
-    p = polynomial(g, weight, low, high, 7, 24)
+    low, high = mp.mpf("0.79"), mp.mpf("4.01")
+    p = polynomial(g, weight, low, high, 6, 24)
     grid = [low + (high - low) * i / 400 for i in range(401)]
     error = max(abs(weight(t) * (_evaluate(p, t) - g(t))) for t in grid)
     report("ERF[24] G", p, error)
-    p = polynomial(lambda r: 2**r, lambda r: 2**-r, mp.mpf("-0.5"), mp.mpf("0.5"), 5, 24)
+    p = polynomial(lambda r: (2**r - 1) / r, lambda r: r * 2**-r, -0.5, 0.5, 4, 24)
     grid = [mp.mpf(i) / 400 for i in range(-200, 201)]
-    error = max(abs(_evaluate(p, t) / 2**t - 1) for t in grid)
+    error = max(abs((1 + t * _evaluate(p, t)) / 2**t - 1) for t in grid)
     report("ERF[24] 2^r", p, error)
 
 
-def double_only() -> None:
-    """e^r − 1 = r + r²·P(r), |r| ≤ ln(2)/2, and what float64 does otherwise:
+def hyperbolic_tangent() -> None:
+    """tanh x = x + x·z·P(z) for |x| ≤ 0.7 in float32, z = x²."""
+    start, end = mp.mpf("1e-4"), mp.mpf("0.701") ** 2
 
-    ln(1 + f) = 2s + s·z·P(z) with s = f/(2 + f), z = s²;
+    def f(z: mp.mpf) -> mp.mpf:
+        return (mp.tanh(mp.sqrt(z)) / mp.sqrt(z) - 1) / z
+
+    def weight(z: mp.mpf) -> mp.mpf:
+        return z * mp.sqrt(z) / mp.tanh(mp.sqrt(z))
+
+    p = polynomial(f, weight, start, end, 4, 24)
+    grid = [end * i / 400 for i in range(1, 401)]
+    error = max(abs(weight(t) * (_evaluate(p, t) - f(t))) for t in grid)
+    report("TANH[24]", p, error)
+
+
+def double_only() -> None:
+    """What float64 does otherwise.
+
+    ln(1 + f) = 2s + s·z·P(z) with s = f/(2 + f), z = s²; e^r − 1 = r + r²·P(r), |r| ≤ ln(2)/2;
     erf x = x·P(x²) for |x| ≤ 1 and 1 − e^(−x²)·P(x)/Q(x) for 1 ≤ x ≤ 6.
     """
     bits = 53
@@ -255,11 +275,10 @@ def double_only() -> None:
         return (mp.expm1(r) - r) / r**2
 
     end = mp.log(2) / 2 * mp.mpf("1.0001")
-    for width, degree in ((24, 4), (53, 10)):
-        p = polynomial(g, lambda r: r**2 / mp.expm1(r), -end, end, degree, width)
-        grid = [end * (2 * i + 1) / 401 for i in range(-201, 201)]
-        error = max(abs(t**2 / mp.expm1(t) * (_evaluate(p, t) - g(t))) for t in grid)
-        report(f"EXPM1[{width}]", p, error)
+    p = polynomial(g, lambda r: r**2 / mp.expm1(r), -end, end, 10, bits)
+    grid = [end * (2 * i + 1) / 401 for i in range(-201, 201)]
+    error = max(abs(t**2 / mp.expm1(t) * (_evaluate(p, t) - g(t))) for t in grid)
+    report("EXPM1[53]", p, error)
 
     def h(t: mp.mpf) -> mp.mpf:
         return mp.erf(mp.sqrt(t)) / mp.sqrt(t)
@@ -317,5 +336,6 @@ if __name__ == "__main__":
     logarithms()
     circular()
     error_function()
+    hyperbolic_tangent()
     double_only()
     powers()

@@ -10,7 +10,7 @@ import pytest
 
 from minigrad.device import Buffer, Device
 from minigrad.dtype import ALL, FLOATS, INTS, convert, dtypes
-from minigrad.errors import DeviceError
+from minigrad.errors import DeviceError, ShapeError
 from minigrad.graph import build
 from minigrad.graph.build import elementwise
 from minigrad.graph.node import Op
@@ -287,6 +287,16 @@ def test_symbolic_shapes_are_stored_with_the_strides_of_their_bounds():
     nothing = Variable("length", 0, 4).bind(0)
     none = build.reduce(Op.MAX, build.buffer(memory, dtypes.int32, (2, nothing), "REF"), (1,))
     assert compute(none).tolist() == [[-(2**31)]] * 2
+
+
+def test_symbolic_dimensions_pass_only_ones_in_a_reshape():
+    """Past anything else the strides of the bound, with which it is stored, would not fit."""
+    length = Variable("length", 0, 4).bind(3)
+    x = build.buffer(0, dtypes.int32, (2, 6, length, 4), "REF")
+    assert build.reshape(x, (12, 1, length, 2, 2)).shape == (12, 1, length, 2, 2)
+    for shape in ((2, 6, 4, length), (4, 3, length, 4, 2), (2, length, 6, 4)):
+        with pytest.raises(ShapeError, match="reshape"):
+            build.reshape(x, shape)
 
 
 def test_one_program_serves_every_value_of_a_variable():

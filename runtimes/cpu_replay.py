@@ -1,0 +1,131 @@
+"""A captured step as one native call: one launch table for all its programs.
+
+The first launch is not a kernel of the step: it puts the addresses of this replay's inputs and
+outputs, and the values of its variables, where the kernels' arguments want them. So Python writes
+one word per argument, whatever the number of kernels.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import threading
+from collections.abc import Sequence
+from functools import cache
+from typing import Any
+
+from minigrad.device import Buffer, Call
+from minigrad.program import GlobalCounters
+from minigrad.runtimes import cpu_memory
+from minigrad.runtimes.cpu_pool import FLAG_ALONE, Launch, Pool, pool_for
+from minigrad.runtimes.jit_compiler import host_compiler
+
+# for (i64 i = begin; i < end; i++) words[places[i]] = values[sources[i]];
+# args: words, places, sources, values
+_PATCH = """
+define void @patch(i64 %begin, i64 %end, ptr %args, ptr %scratch) {
+entry:
+  %words = load ptr, ptr %args
+  %places.p = getelementptr i64, ptr %args, i64 1
+  %places = load ptr, ptr %places.p
+  %sources.p = getelementptr i64, ptr %args, i64 2
+  %sources = load ptr, ptr %sources.p
+  %values.p = getelementptr i64, ptr %args, i64 3
+  %values = load ptr, ptr %values.p
+  %some = icmp slt i64 %begin, %end
+  br i1 %some, label %loop, label %done
+loop:
+  %i = phi i64 [%begin, %entry], [%next, %loop]
+  %place.p = getelementptr i64, ptr %places, i64 %i
+  %place = load i64, ptr %place.p
+  %source.p = getelementptr i64, ptr %sources, i64 %i
+  %source = load i64, ptr %source.p
+  %value.p = getelementptr i64, ptr %values, i64 %source
+  %value = load i64, ptr %value.p
+  %word.p = getelementptr i64, ptr %words, i64 %place
+  store i64 %value, ptr %word.p
+  %next = add i64 %i, 1
+  %more = icmp slt i64 %next, %end
+  br i1 %more, label %loop, label %done
+done:
+  ret void
+}
+"""
+
+
+@cache
+def _patch() -> tuple[int, object]:
+    addresses, keep = host_compiler().compile(_PATCH, ["patch"])
+    return addresses["patch"], keep
+
+
+class CpuReplay:
+    """Recorded calls of one CPU device, with arguments that change from replay to replay."""
+
+    def __init__(self, device: str, calls: Sequence[Call], arguments: Sequence[Buffer]) -> None:
+        self.pool: Pool = pool_for(device)
+        self.keep = (tuple(calls), _patch())  # machine code and the buffers that stay
+        self._lock = threading.Lock()
+        programs: list[Any] = [call.program for call in calls]
+        self._arena_bytes = max((p.arena_bytes for p in programs), default=0)
+        self._arena = cpu_memory.allocate(self._arena_bytes)
+        self._scratch = max((p.scratch_bytes for p in programs), default=0)
+        changing: dict[Any, int] = {buffer: number for number, buffer in enumerate(arguments)}
+        self._names: list[str] = []
+        words: list[int] = []
+        places: list[int] = []
+        sources: list[int] = []
+        launches: list[tuple[int, int, int, int]] = []
+        for call, program in zip(calls, programs, strict=True):
+            start = len(words)
+            for kind, where in program.sources:
+                source = call.buffers[where] if kind == "slot" else where
+                if kind == "arena":
+                    words.append(self._arena + where)
+                    continue
+                if kind == "slot" and source not in changing:
+                    words.append(source.memory)
+                    continue
+                if source not in changing:
+                    changing[source] = len(changing)
+                    self._names.append(source)
+                places.append(len(words))
+                sources.append(changing[source])
+                words.append(0)
+            launches += [(a, t, g, start + first) for a, t, g, first in program.launches]
+        self._values = (ctypes.c_int64 * max(len(changing), 1))()
+        self._words = (ctypes.c_int64 * max(len(words), 1))(*words)
+        self._places = (ctypes.c_int64 * max(len(places), 1))(*places)
+        self._sources = (ctypes.c_int64 * max(len(sources), 1))(*sources)
+        parts = (self._words, self._places, self._sources, self._values)
+        self._patched = (ctypes.c_int64 * 4)(*map(ctypes.addressof, parts))
+        self._count = len(launches) + 1
+        self._table = (Launch * self._count)()
+        self._fill(launches, len(places))
+        self.address = ctypes.addressof(self._table)
+        self.kernels = sum(len(p.launches) for p in programs)
+        self.operations = sum(p.operations for p in programs)
+        self.traffic = sum(p.traffic for p in programs)
+
+    def _fill(self, launches: Sequence[tuple[int, int, int, int]], places: int) -> None:
+        first = self._table[0]
+        first.kernel, first.args = _patch()[0], ctypes.addressof(self._patched)
+        first.total, first.grain, first.flags = places, max(places, 1), FLAG_ALONE
+        base = ctypes.addressof(self._words)
+        for entry, (address, total, grain, start) in zip(self._table[1:], launches, strict=True):
+            entry.kernel, entry.args = address, base + 8 * start
+            entry.total, entry.grain = total, grain
+
+    def run(self, memories: Sequence[int], variables: dict[str, int]) -> None:
+        """One native call: `memories` are addresses, one per argument."""
+        with self._lock:
+            self._values[: len(memories)] = memories
+            for number, name in enumerate(self._names, len(memories)):
+                self._values[number] = variables[name]
+            self.pool.run(self.address, self._count, self._scratch)
+        GlobalCounters.kernel_count += self.kernels
+        GlobalCounters.global_ops += self.operations
+        GlobalCounters.global_mem += self.traffic
+
+    def __del__(self) -> None:
+        if hasattr(self, "_arena"):
+            cpu_memory.free(self._arena, self._arena_bytes)

@@ -1,0 +1,279 @@
+"""OpenCL devices: graphs become OpenCL C, and a program is a list of launches on one queue.
+
+compile: graph → schedule → loop nests without vectors → OpenCL C → what the driver makes of it.
+run: sets the arguments that changed and enqueues every kernel; it does not wait. The queue is in
+order, so nothing else has to be said about what depends on what.
+"""
+
+from __future__ import annotations
+
+import struct
+import threading
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from minigrad.device import Buffer
+from minigrad.errors import CompileError, DeviceError
+from minigrad.graph.canonical import Graph
+from minigrad.loops.nest import Nest
+from minigrad.loops.recipes import lower
+from minigrad.loops.target import Target
+from minigrad.program import GlobalCounters
+from minigrad.render.opencl import Source, render
+from minigrad.runtimes import opencl_report
+from minigrad.runtimes.opencl_devices import (
+    check_linker,
+    device_called,
+    has_doubles,
+    is_cpu,
+    opencl,
+)
+from minigrad.runtimes.opencl_memory import Pool
+from minigrad.schedule.expr import Array
+from minigrad.schedule.schedule import Schedule, schedule
+from minigrad.settings import flag
+
+GROUP = {"cpu": 64, "gpu": 128}  # work-items of a group, where the kernel has enough of them
+GROUPS_PER_UNIT = 4  # groups for each compute unit that a CPU should at least get
+SCRATCH_BYTES = 256 << 20  # of all work-items together; what does not fit is done in strides
+
+
+def open_device(name: str) -> OpenCL:
+    """The runtime of a device "CL", "CL:1", … Raises DeviceError where it cannot be used."""
+    device = device_called(name)
+    check_linker(device)
+    return OpenCL(name, device)
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """A nest as the driver has it. The group is the number of work-items that run together."""
+
+    nest: Nest
+    source: Source
+    program: Any
+    items: int
+    group: int
+
+
+class OpenCL:
+    """One device with its context, its in-order queue and its pool of buffers."""
+
+    def __init__(self, name: str, device: Any) -> None:
+        cl = opencl()
+        self.name, self.device = name, device
+        self.label = f"{name} ({device.name.strip()})"
+        self.lock = threading.RLock()
+        try:
+            self.context = cl.Context([device])
+            self.queue = cl.CommandQueue(self.context, device)
+        except cl.Error as error:
+            raise DeviceError(f"{self.label} cannot be opened: {error}") from None
+        self.pool = Pool(self.label, self.context, device)
+        self.fp64 = has_doubles(device)
+        self.is_cpu = is_cpu(device)
+        self.target = Target(0, 16, 32 << 10, 512 << 10)
+        self._options = self._build_options()
+        self._programs: dict[str, Any] = {}
+        self._timed: Any = None
+
+    def allocate(self, nbytes: int) -> Any:
+        """A buffer of at least nbytes."""
+        return self.pool.allocate(nbytes)
+
+    def free(self, memory: Any, nbytes: int) -> None:
+        """Give a buffer back to the pool."""
+        self.pool.free(memory, nbytes)
+
+    def copy_in(self, memory: Any, data: memoryview) -> None:
+        """Fill a buffer from the host's bytes."""
+        self._copy(memory, data)
+
+    def copy_out(self, memory: Any, data: memoryview) -> None:
+        """Read a buffer into the host's bytes, when all work before is done."""
+        self._copy(data, memory)
+
+    def _copy(self, target: Any, source: Any) -> None:
+        cl = opencl()
+        try:
+            cl.enqueue_copy(self.queue, target, source, is_blocking=True)
+        except cl.Error as error:
+            raise self.failed("copying", error) from None
+
+    def synchronize(self) -> None:
+        """Wait for everything in the queue."""
+        try:
+            self.queue.finish()
+        except opencl().Error as error:
+            raise self.failed("waiting", error) from None
+
+    def failed(self, doing: str, error: Exception) -> DeviceError:
+        """What to raise where the driver reports an error."""
+        return DeviceError(
+            f"{self.label} failed while {doing}: {error}; other devices are not concerned"
+        )
+
+    def timed_queue(self) -> Any:
+        """A second queue whose events carry times; nothing else runs while it is in use."""
+        if self._timed is None:
+            cl = opencl()
+            properties = cl.command_queue_properties.PROFILING_ENABLE
+            self._timed = cl.CommandQueue(self.context, self.device, properties)
+        return self._timed
+
+    def compile(self, graph: Graph) -> OpenCLProgram:
+        """Schedule a graph and build its kernels."""
+        plan = schedule(graph, fuse=bool(flag("FUSE")))
+        opencl_report.show_schedule(plan)
+        nests = [lower(kernel, self.target, kernel.kind) for kernel in plan.kernels]
+        return OpenCLProgram(self, plan, [self._kernel(nest) for nest in nests])
+
+    def _kernel(self, nest: Nest) -> Kernel:
+        """One nest, built; kernels that differ in buffers only share what was built."""
+        source = render(nest, self.fp64, self.label)
+        with self.lock:
+            program = self._programs.get(source.text)
+            if program is None:
+                opencl_report.show_kernel(nest, source.text)
+                program = self._programs[source.text] = self._build(source)
+        items, group = self._work_size(nest, source)
+        return Kernel(nest, source, program, items, group)
+
+    def _build(self, source: Source) -> Any:
+        cl = opencl()
+        check_linker(self.device)  # it may have gone since the device was opened
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # a driver's remarks are not the user's concern
+                return cl.Program(self.context, source.text).build(self._options)
+        except cl.Error as error:
+            raise CompileError(
+                f"{self.label} cannot build the kernel {source.name!r}: {error}\n"
+                f"(MINIGRAD_DEBUG=5 prints kernels; please report this one)"
+            ) from None
+
+    def _build_options(self) -> list[str]:
+        config = opencl().device_fp_config
+        exact = self.device.single_fp_config & config.CORRECTLY_ROUNDED_DIVIDE_SQRT
+        return ["-cl-fp32-correctly-rounded-divide-sqrt"] if exact else []
+
+    def _work_size(self, nest: Nest, source: Source) -> tuple[int, int]:
+        """Work-items of a launch, a multiple of the group, and the group.
+
+        They depend on the kernel and the device only; what one work-item computes, not even that.
+        """
+        group = min(GROUP["cpu" if self.is_cpu else "gpu"], self.device.max_work_group_size)
+        if self.is_cpu:
+            wanted = self.device.max_compute_units * GROUPS_PER_UNIT
+            while group > 1 and nest.total < group * wanted:
+                group //= 2
+        items = -(-max(nest.total, 1) // group) * group
+        if source.scratch_bytes:
+            budget = min(SCRATCH_BYTES, self.pool.most)
+            most = max(budget // source.scratch_bytes, 1)
+            group = min(group, most)
+            items = min(-(-items // group) * group, most // group * group)
+        return items, group
+
+
+class OpenCLProgram:
+    """Kernels in order, each with the places where its arguments come from."""
+
+    def __init__(self, runtime: OpenCL, plan: Schedule, kernels: Sequence[Kernel]) -> None:
+        cl = opencl()
+        self.runtime, self.plan, self.kernels = runtime, plan, kernels
+        self._arena, self._sizes = _place_arena(plan, kernels)
+        self._scratch = max((k.source.scratch_bytes * k.items for k in kernels), default=0)
+        self._launches = [
+            (
+                cl.Kernel(kernel.program, kernel.source.name),
+                [*map(self._source, kernel.nest.arrays),
+                 *(("symbol", name) for name in kernel.nest.symbols),
+                 *([("scratch", 0)] if kernel.source.scratch_bytes else [])],
+                (kernel.items,),
+                (kernel.group,),
+            )
+            for kernel in kernels
+        ]  # fmt: skip
+
+    def _source(self, array: Array) -> tuple[str, Any]:
+        if array in self.plan.slots:
+            return ("slot", self.plan.slots[array])
+        return ("arena", self._arena[array])
+
+    def run(self, buffers: Sequence[Buffer], variables: dict[str, int]) -> None:
+        """Enqueue all kernels; does not wait for them."""
+        if not self.kernels:
+            return
+        runtime = self.runtime
+        taken: list[tuple[Any, int]] = []
+        try:
+            for size in (*self._sizes, self._scratch):
+                taken.append((runtime.allocate(size), size))
+            values: dict[str, Any] = {
+                "slot": [buffer.memory for buffer in buffers],
+                "arena": [memory for memory, _ in taken[:-1]],
+                "scratch": [taken[-1][0]],
+                "symbol": {name: struct.pack("q", value) for name, value in variables.items()},
+            }
+            with runtime.lock:
+                self._enqueue(values)
+        finally:
+            for memory, size in taken:
+                runtime.free(memory, size)
+        GlobalCounters.kernel_count += len(self.kernels)
+        GlobalCounters.global_ops += sum(kernel.nest.operations for kernel in self.kernels)
+        GlobalCounters.global_mem += sum(kernel.nest.traffic for kernel in self.kernels)
+
+    def _enqueue(self, values: dict[str, Any]) -> None:
+        cl, level, runtime = opencl(), flag("DEBUG"), self.runtime
+        if level:
+            runtime.synchronize()
+        queue = runtime.timed_queue() if level else runtime.queue
+        events = []
+        try:
+            for kernel, sources, items, group in self._launches:
+                for place, (kind, where) in enumerate(sources):
+                    kernel.set_arg(place, values[kind][where])
+                events.append(cl.enqueue_nd_range_kernel(queue, kernel, items, group))
+            if level:
+                queue.finish()
+            else:
+                queue.flush()
+        except (cl.Error, MemoryError) as error:
+            raise runtime.failed("running a program", error) from None
+        if level:
+            opencl_report.show_times([kernel.nest for kernel in self.kernels], events, level)
+
+
+def _place_arena(
+    plan: Schedule, kernels: Sequence[Kernel]
+) -> tuple[dict[Array, int], list[int]]:
+    """A buffer for each value that lives between kernels, shared by those that never meet.
+
+    Gives each array's number of a buffer, and the buffers' sizes. (Parts of one buffer would have
+    to start at multiples of what the device wants, which differs from device to device.)
+    """
+    last: dict[Array, int] = {}
+    for step, kernel in enumerate(kernels):
+        for array in kernel.nest.arrays:
+            if array in plan.arena:
+                last[array] = step
+    place: dict[Array, int] = {}
+    sizes: list[int] = []
+    idle: list[int] = []
+    for step, kernel in enumerate(kernels):
+        for array in kernel.nest.arrays:
+            if array in last and array not in place:
+                nbytes = array.size * array.dtype.itemsize
+                if idle:
+                    place[array] = min(idle, key=lambda number: abs(sizes[number] - nbytes))
+                    idle.remove(place[array])
+                else:
+                    place[array] = len(sizes)
+                    sizes.append(0)
+                sizes[place[array]] = max(sizes[place[array]], nbytes)
+        idle += [place[a] for a in dict.fromkeys(kernel.nest.arrays) if last.get(a) == step]
+    return place, sizes

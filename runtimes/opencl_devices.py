@@ -1,0 +1,117 @@
+"""Which OpenCL devices this machine has, in an order that does not depend on who found them first.
+
+pyopencl is imported here only, when a device is opened: `import minigrad` does not pay for it.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from typing import Any
+
+from minigrad.errors import DeviceError
+from minigrad.settings import getenv
+
+POCL = "Portable Computing Language"
+
+
+def opencl() -> Any:
+    """The module pyopencl. Raises DeviceError where it is not installed."""
+    try:
+        import pyopencl
+    except ImportError as error:
+        raise DeviceError(
+            f"the device CL needs pyopencl, which cannot be imported ({error}): "
+            "pip install 'pyopencl[pocl]' brings it with an OpenCL for the CPU"
+        ) from None
+    return pyopencl
+
+
+def platforms() -> list[Any]:
+    """All OpenCL platforms; DeviceError where there is none."""
+    cl = opencl()
+    try:
+        found = list(cl.get_platforms())
+    except cl.Error as error:  # the loader reports "none" as an error of its own
+        raise _no_platform(f" ({error})") from None
+    if not found:
+        raise _no_platform("")
+    return found
+
+
+def _no_platform(why: str) -> DeviceError:
+    return DeviceError(
+        f"no OpenCL platform was found{why}: install the driver (ICD) of your GPU, or "
+        "pip install 'pyopencl[pocl]' for an OpenCL on the CPU, or use the CPU device"
+    )
+
+
+def chosen_platforms() -> list[Any]:
+    """The platforms whose name or version contains the setting CL_PLATFORM (all, if it is empty)."""
+    found = platforms()
+    wanted = str(getenv("CL_PLATFORM"))
+    chosen = [p for p in found if wanted.lower() in f"{p.name} {p.version}".lower()]
+    if not chosen:
+        names = "; ".join(f"{p.name} {p.version}" for p in found)
+        raise DeviceError(
+            f"CL_PLATFORM={wanted!r} fits none of the OpenCL platforms here ({names}): "
+            "expected a part of a platform's name or version"
+        )
+    return chosen
+
+
+def devices() -> list[Any]:
+    """The devices of the chosen platforms: GPUs first, then by names and versions."""
+    cl = opencl()
+    order = {cl.device_type.GPU: 0, cl.device_type.ACCELERATOR: 1}
+    found: list[tuple[tuple[int, str, str, str, int], Any]] = []
+    for platform in chosen_platforms():
+        try:
+            members = platform.get_devices()
+        except cl.Error:  # a driver without its hardware
+            continue
+        for number, device in enumerate(members):
+            rank = order.get(device.type & ~cl.device_type.DEFAULT, 2)
+            found.append(((rank, platform.name, platform.version, device.name, number), device))
+    found.sort(key=lambda item: item[0])
+    return [device for _, device in found]
+
+
+def device_called(name: str) -> Any:
+    """The pyopencl device of "CL", "CL:1", …; DeviceError where there is no such one."""
+    number = int(name.partition(":")[2] or 0)
+    found = devices()
+    if number >= len(found):
+        raise DeviceError(
+            f"{name} does not exist: this machine has {len(found)} OpenCL device"
+            f"{'' if len(found) == 1 else 's'}: {describe(found) or 'none'}"
+        )
+    return found[number]
+
+
+def describe(found: Sequence[Any]) -> str:
+    """A list of devices by our names, for messages."""
+    names = [f"CL:{i}" if i else "CL" for i in range(len(found))]
+    return ", ".join(
+        f"{name} is {device.name.strip()} ({device.platform.name.strip()})"
+        for name, device in zip(names, found, strict=True)
+    )
+
+
+def check_linker(device: Any) -> None:
+    """DeviceError where PoCL would end the process because it cannot find its linker."""
+    if device.platform.name.strip() == POCL and shutil.which("ld") is None:
+        raise DeviceError(
+            "PoCL (the OpenCL of the CPU) needs the linker `ld`, which is not on PATH: install "
+            "it (Debian, Ubuntu: apt install binutils), or use the CPU device"
+        )
+
+
+def has_doubles(device: Any) -> bool:
+    """Whether a device computes in double precision."""
+    return "cl_khr_fp64" in device.extensions.split() or bool(device.double_fp_config)
+
+
+def is_cpu(device: Any) -> bool:
+    """Whether a device is the host's processor."""
+    return bool(device.type & opencl().device_type.CPU)

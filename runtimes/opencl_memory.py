@@ -1,0 +1,96 @@
+"""Memory of one OpenCL device: buffers, pooled by size class.
+
+`free` may be called by the garbage collector at any moment. It only leaves the buffer in a queue,
+and `allocate` puts it away. A buffer may be given out again while kernels that use it still wait
+in the device's queue: the queue is in order, so whoever gets it comes after them.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from typing import Any
+
+from minigrad.errors import DeviceError
+from minigrad.program import GlobalCounters
+from minigrad.runtimes.opencl_devices import opencl
+
+SMALLEST = 256
+
+
+def size_class(nbytes: int) -> int:
+    """Bytes of a buffer for nbytes: one of eight sizes between two powers of two."""
+    if nbytes <= SMALLEST:
+        return SMALLEST
+    step = 1 << ((nbytes - 1).bit_length() - 4)
+    return (nbytes + step - 1) & -step
+
+
+class Pool:
+    """Buffers of one context."""
+
+    def __init__(self, name: str, context: Any, device: Any) -> None:
+        self.name, self.context = name, context
+        self.most: int = device.max_mem_alloc_size
+        self.total: int = device.global_mem_size
+        self.held = 0  # bytes that the device has given us
+        self._idle: dict[int, list[Any]] = {}
+        self._returned: deque[tuple[Any, int]] = deque()
+        self._lock = threading.RLock()
+
+    def allocate(self, nbytes: int) -> Any:
+        """A buffer of at least nbytes. Raises DeviceError where the device has no such memory."""
+        size = size_class(nbytes)
+        with self._lock:
+            self._put_away()
+            idle = self._idle.get(size)
+            memory = idle.pop() if idle else self._fresh(size, nbytes)
+        GlobalCounters.mem_used += size
+        GlobalCounters.mem_peak = max(GlobalCounters.mem_peak, GlobalCounters.mem_used)
+        return memory
+
+    def free(self, memory: Any, nbytes: int) -> None:
+        """Keep a buffer for a later `allocate`."""
+        size = size_class(nbytes)
+        self._returned.append((memory, size))
+        GlobalCounters.mem_used -= size
+
+    def _put_away(self) -> None:
+        while self._returned:
+            memory, size = self._returned.popleft()
+            self._idle.setdefault(size, []).append(memory)
+
+    def _fresh(self, size: int, nbytes: int) -> Any:
+        cl = opencl()
+        if size > self.most:
+            raise DeviceError(
+                f"{self.name} cannot make a buffer of {nbytes:,} bytes: its largest is "
+                f"{self.most:,} bytes; use a smaller batch or model"
+            )
+        if self.held + size > self.total:
+            self._trim()
+        try:
+            memory = cl.Buffer(self.context, cl.mem_flags.READ_WRITE, size)
+        except (cl.Error, MemoryError):
+            self._trim()
+            try:
+                memory = cl.Buffer(self.context, cl.mem_flags.READ_WRITE, size)
+            except (cl.Error, MemoryError) as error:
+                raise self._exhausted(nbytes, error) from None
+        self.held += size
+        return memory
+
+    def _trim(self) -> None:
+        """Give idle buffers back to the device."""
+        for size, buffers in self._idle.items():
+            for memory in buffers:
+                memory.release()
+                self.held -= size
+        self._idle.clear()
+
+    def _exhausted(self, nbytes: int, error: Exception) -> DeviceError:
+        return DeviceError(
+            f"{self.name} has no memory for a buffer of {nbytes:,} bytes ({error}): "
+            f"{self.held:,} of {self.total:,} bytes are held already; use a smaller batch or "
+            "model, or drop tensors that are no longer needed"
+        )
