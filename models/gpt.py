@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from minigrad import Tensor, nn
+from minigrad.graph.symbolic import high
 from minigrad.models import console, sampling
 
 Prompt = Sequence[int]
@@ -144,7 +145,7 @@ class GPT:
     def features(self, ids: Tensor) -> Tensor:
         """What the last layer knows of each position: (batch, length, dim)."""
         length = ids.shape[1]
-        if length > self.config.context:
+        if high(length) > self.config.context:
             raise ValueError(
                 f"{length} tokens are more than the model's context of {self.config.context}: "
                 "give it the last ones only"
@@ -157,7 +158,7 @@ class GPT:
 
     def unembed(self, features: Tensor) -> Tensor:
         """Logits: how well each token's embedding matches; output and input share the matrix."""
-        return features.linear(self.wte.weight)
+        return features.linear(self.wte.weight.transpose())
 
     def __call__(self, ids: Tensor) -> Tensor:
         """(batch, length) of integers → logits (batch, length, vocabulary)."""
@@ -203,8 +204,8 @@ class GPT:
         settings that make no sense and for an empty prompt.
         """
         sampling.check(temperature, top_k, top_p)
-        given = ids.tolist() if isinstance(ids, Tensor) else list(ids)
-        single = not given or isinstance(given[0], int)
+        given: list[Any] = ids.tolist() if isinstance(ids, Tensor) else list(ids)
+        single = not given or not hasattr(given[0], "__len__")
         rows = [[int(token) for token in row] for row in ([given] if single else given)]
         for row in rows:
             if not row:

@@ -16,7 +16,7 @@ from minigrad.models.gpt import GPT, GPTConfig
 from minigrad.models.metrics import Metrics, save_curves
 from minigrad.models.text import Windows, load_text, split
 from minigrad.models.tokenizer import CharacterTokenizer
-from minigrad.models.train import TrainingPlan, train_language_model
+from minigrad.models.train import TrainingPlan, parameter_count, train_language_model
 
 
 def save_checkpoint(path: Path, model: GPT, tokenizer: CharacterTokenizer) -> None:
@@ -75,7 +75,7 @@ def parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     add = sample.add_argument
     add("--checkpoint", metavar="FILE", default="gpt.safetensors", help="what `train` wrote")
-    add("--prompt", default="\n", help="text to continue")
+    add("--prompt", default="\n", help="text to continue; a new line if not given")
     add("--tokens", type=whole, default=500, help="how many")
     add("--temperature", type=console.natural_float, default=0.8,
         help="0: always the likeliest token; above 1: wilder")  # fmt: skip
@@ -99,11 +99,8 @@ def train_command(flags: argparse.Namespace) -> None:
     checkpoint.check_writable(path)
     Tensor.manual_seed(flags.seed)
     model = GPT(config)
-    parameters = sum(int(tensor.numel()) for tensor in nn.state.get_parameters(model))
-    print(
-        f"{len(text):,} characters, {len(tokenizer)} of them different; {parameters:,} parameters"
-    )
-
+    print(f"{len(text):,} characters, {len(tokenizer)} of them different")
+    print(f"{parameter_count(model):,} parameters")
     plan = TrainingPlan(steps=flags.steps, batch=flags.batch, lr=flags.lr, seed=flags.seed)
     with Metrics(flags.metrics) as metrics:
         loss = train_language_model(

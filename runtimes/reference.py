@@ -306,7 +306,8 @@ def _view(memory: Array, dtype: DType, shape: Shape, frame: Frame) -> Array:
     upper = tuple(high(extent) for extent in shape)
     flat = memory[: numel(shape) * dtype.itemsize].view(_NUMPY[dtype])
     bound: tuple[Any, ...] = (..., *(slice(extent) for extent in frame.shape(shape)))
-    return flat.reshape(upper)[bound]
+    view: Array = flat.reshape(upper)[bound]
+    return view
 
 
 class ReferenceProgram:

@@ -24,7 +24,11 @@ class Linear:
 
     def __call__(self, x: Tensor) -> Tensor:
         """(…, in_features) → (…, out_features)."""
-        return x.linear(self.weight, self.bias)
+        if x.shape[-1:] != self.weight.shape[1:]:
+            raise ShapeError(
+                f"Linear of {x.shape}: expected (…, {self.weight.shape[1]}), the layer's inputs"
+            )
+        return x.linear(self.weight.transpose(), self.bias)
 
 
 class Embedding:

@@ -20,7 +20,7 @@ from collections.abc import Callable
 from minigrad.dtype import DType, dtypes
 from minigrad.errors import DTypeError
 from minigrad.graph.node import Op
-from minigrad.graph.symbolic import Affine, Atom, Integer, substitute
+from minigrad.graph.symbolic import Integer, replace_values
 from minigrad.render.exponential import erf, exp, exp2, log, log2, tanh
 from minigrad.render.power import power
 from minigrad.render.trigonometry import cosine, sine
@@ -59,26 +59,18 @@ def _function(op: Op, args: tuple[Expr, ...], dtype: DType) -> Expr:
 
 def _with_new_values(leaf: Expr, new: dict[Expr, Expr]) -> Expr:
     """A leaf whose indices may hold expressions, with their successors in place."""
-    parts: tuple[Integer, ...] = ()
-    if leaf.op is Leaf.LOAD:
-        parts = (leaf.payload[1], *leaf.payload[2])
-    elif leaf.op in (Leaf.INDEX, Leaf.CONDITION):
-        parts = (leaf.payload,)
-    values: dict[Atom, Integer] = {}
-    while parts:
-        atoms = [atom for part in parts if isinstance(part, Affine) for atom, _ in part.terms]
-        for atom in atoms:
-            if atom.kind == "value" and new[atom.payload] is not atom.payload:
-                values[atom] = value_of(new[atom.payload])
-        parts = tuple(atom.inner for atom in atoms if atom.inner is not None)
-    if not values:
-        return leaf
+
+    def moved(x: Integer) -> Integer:
+        return replace_values(x, lambda inside: value_of(new[inside]))
+
     if leaf.op is Leaf.LOAD:
         array, position, guard = leaf.payload
-        moved = restrict((), (substitute(c, values) for c in guard))
-        return load(array, substitute(position, values), moved)
-    position = substitute(leaf.payload, values)
-    return index(position, leaf.dtype) if leaf.op is Leaf.INDEX else condition(position)
+        return load(array, moved(position), restrict((), map(moved, guard)))
+    if leaf.op is Leaf.INDEX:
+        return index(moved(leaf.payload), leaf.dtype)
+    if leaf.op is Leaf.CONDITION:
+        return condition(moved(leaf.payload))
+    return leaf
 
 
 def expand(root: Expr) -> Expr:

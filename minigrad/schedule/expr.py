@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import struct
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any
@@ -72,12 +72,13 @@ Guard = tuple[Affine, ...]
 class Expr:
     """One scalar operation. `variables`: the loop variables that its value depends on."""
 
-    __slots__ = ("op", "dtype", "args", "payload", "variables", "__weakref__")
+    __slots__ = ("op", "dtype", "args", "payload", "variables", "_loads", "__weakref__")
     op: Op | Leaf
     dtype: DType
     args: tuple[Expr, ...]
     payload: Any
     variables: frozenset[Atom]
+    _loads: tuple[Expr, ...] | None  # what `loads` found; asked for again and again
 
     def __repr__(self) -> str:
         return show(self)
@@ -111,6 +112,7 @@ def _make(op: Op | Leaf, dtype: DType, args: tuple[Expr, ...], payload: Any, key
             if local.lanes is not None:
                 found |= {local.lanes}
         expr.variables = found
+        expr._loads = None
         expr = _interned.setdefault(full_key, expr)
     return expr
 
@@ -245,9 +247,20 @@ def values_in(x: Integer) -> tuple[Expr, ...]:
     return found
 
 
-def loads(*roots: Expr) -> list[Expr]:
-    """The LOAD leaves below roots."""
-    return [expr for expr in walk(*roots) if expr.op is Leaf.LOAD]
+def loads(*roots: Expr) -> Sequence[Expr]:
+    """The distinct LOAD leaves below roots, those inside indices before those that they index."""
+    if len(roots) == 1:
+        return _loads_of(roots[0])
+    return list(dict.fromkeys(found for root in roots for found in _loads_of(root)))
+
+
+def _loads_of(root: Expr) -> tuple[Expr, ...]:
+    if root._loads is None:
+        found = tuple(expr for expr in walk(root) if expr.op is Leaf.LOAD)
+        if root.op is Leaf.LOAD:  # one that held itself would not be freed with its last user
+            return found
+        root._loads = found
+    return root._loads
 
 
 def rebuild(root: Expr, change: Callable[[Expr], Expr | None]) -> Expr:

@@ -107,8 +107,10 @@ def _shared_rows(target: Group, own: Group, stage: Stage, produces: bool) -> fro
         fits = stage.op is None and _same_elements(target.stages, stage)
         return frozenset((stage.size,)) if fits and produces else frozenset()
     rows = target.rows & own.rows
+    read = {load.payload[0] for load in expr.loads(stage.body)}
     for producer in target.stages:
-        rows = frozenset(r for r in rows if aligned(stage, producer, r))
+        if producer.array in read:
+            rows = frozenset(r for r in rows if aligned(stage, producer, r))
     if not rows:
         return rows
     best = max(rows)

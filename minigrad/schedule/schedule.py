@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from minigrad.graph import build as graph_build
 from minigrad.graph.canonical import Graph
-from minigrad.graph.node import REDUCTIONS, Node, Op, make, topological
+from minigrad.graph.node import ELEMENTWISE, REDUCTIONS, Node, Op, make, topological
 from minigrad.graph.simplify import simplify
 from minigrad.graph.symbolic import numel
 from minigrad.schedule import expr
@@ -175,13 +175,19 @@ class _Plan:
 
     def better_recomputed(self) -> frozenset[Node]:
         """Values kept to save operations that turned out to need a round trip to memory."""
-        found = set()
+        found: set[Node] = set()
         for node, saved in self.kept.recomputable.items():
             array = self.arrays[node]
             if node not in self.stages or array in self.slots or saved > MEMORY_COST:
                 continue
             if self.readers.get(array, []) != [self.maker[array]]:
                 found.add(node)
+        stack = list(found)
+        while stack:  # what they are made of would be kept in their stead, for the same readers
+            for source in stack.pop().src:
+                if source.op in ELEMENTWISE and source not in self.arrays and source not in found:
+                    found.add(source)
+                    stack.append(source)
         return frozenset(found)
 
     def order_in_place_writes(self) -> frozenset[int]:
@@ -244,6 +250,7 @@ def _in_order(groups: Sequence[Group]) -> list[Group]:
     """Groups after what they need, otherwise in the order given."""
     order: list[Group] = []
     done: set[Group] = set()
+    place = {member: number for number, member in enumerate(groups)}
     for start in groups:
         stack = [start]
         while stack:
@@ -251,9 +258,9 @@ def _in_order(groups: Sequence[Group]) -> list[Group]:
             if top in done:
                 stack.pop()
                 continue
-            waiting = [g for g in groups if g in top.needs and g not in done]
+            waiting = top.needs - done
             if waiting:
-                stack.append(waiting[0])
+                stack.append(min(waiting, key=place.__getitem__))
             else:
                 done.add(top)
                 order.append(stack.pop())
@@ -275,7 +282,8 @@ def plan_arena(
                 if array not in slots:
                     first.setdefault(array, step)
                     last[array] = step
-    needed = [a for a in first if any(a in kernel.stored for kernel in kernels)]
+    stored = frozenset().union(*(kernel.stored for kernel in kernels))
+    needed = [array for array in first if array in stored]
     needed.sort(key=lambda a: -a.size * a.dtype.itemsize)
     placed: list[tuple[int, int, Array]] = []
     offsets: dict[Array, int] = {}

@@ -53,7 +53,7 @@ class Activations(Functions):
 
     def logsigmoid(self) -> Self:
         """log(sigmoid(x)) without overflow."""
-        return -(-self).softplus()
+        return -(-self._as_float()).softplus()
 
     def silu(self) -> Self:
         """x·sigmoid(x)."""

@@ -57,13 +57,17 @@ class Contraction(Indexing):
         return self._in_place("@", self.matmul(other))
 
     def linear(self, weight: Core, bias: Core | None = None) -> Self:
-        """x·Wᵀ + b with PyTorch's weight of shape (out, in)."""
-        if weight.ndim != 2 or not self.ndim or self.shape[-1] != weight.shape[1]:
+        """x·W + b with W of shape (in, out); of shape (in,), x·W elementwise.
+
+        nn.Linear keeps PyTorch's weight (out, in), and passes it transposed.
+        """
+        if weight.ndim not in (1, 2) or not self.ndim or self.shape[-1] != weight.shape[0]:
             raise ShapeError(
                 f"linear of {show(self.shape)} with a weight of shape {show(weight.shape)}: "
-                "expected (…, in) and (out, in)"
+                "expected (…, in) and (in, out)"
             )
-        result = self.matmul(self._new(weight.node).transpose())
+        factor = self._new(weight.node)
+        result = self * factor if weight.ndim == 1 else self.matmul(factor)
         return result if bias is None else result + bias
 
     @staticmethod

@@ -160,10 +160,9 @@ class Creation(Reduce):
         same = rows.unsqueeze(1).eq(columns)
         return cls._made(same.cast(_dtype(dtype, dtypes.default_float)).node, requires_grad)
 
-    @staticmethod
-    def meshgrid(*tensors: Any, indexing: str = "ij") -> tuple[Any, ...]:
+    def meshgrid(self, *others: Any, indexing: str = "ij") -> tuple[Any, ...]:
         """Coordinate matrices of 1-d tensors; indexing "ij" (default) or "xy"."""
-        vectors = sequence(tensors)
+        vectors = sequence((self, *others))
         if indexing not in ("ij", "xy"):
             raise ValueError(f"meshgrid(indexing={indexing!r}): expected 'ij' or 'xy'")
         order = list(range(len(vectors)))
@@ -192,11 +191,11 @@ class Creation(Reduce):
 
     def tril(self, diagonal: int = 0) -> Self:
         """Zeros above a diagonal of the last two dimensions."""
-        return self._triangle(diagonal).where(self, 0)
+        return self.masked_fill(~self._triangle(diagonal), 0)
 
     def triu(self, diagonal: int = 0) -> Self:
         """Zeros below a diagonal of the last two dimensions."""
-        return self._triangle(diagonal - 1).where(0, self)
+        return self.masked_fill(self._triangle(diagonal - 1), 0)
 
     def diag(self, diagonal: int = 0) -> Self:
         """A vector as a diagonal of a square matrix; of a matrix its diagonal."""
@@ -209,4 +208,4 @@ class Creation(Reduce):
         on_it = (places.unsqueeze(1) + diagonal).eq(places)
         before = diagonal if diagonal > 0 else 0
         padded = self.pad([(before, size - before - self.shape[0])])
-        return on_it.where(padded, 0)
+        return padded.masked_fill(~on_it, 0)

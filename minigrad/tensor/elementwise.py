@@ -53,6 +53,31 @@ def choices(like: Core, x: Any, y: Any) -> list[Node]:
     return [build.cast(node, dtype) for node in found]
 
 
+def _floor_quotient(x: Node, y: Node) -> Node:
+    """floor(x / y) of floats as numpy rounds it: by the exact remainder, not by the quotient."""
+
+    def op(name: Op, *src: Node) -> Node:
+        return build.elementwise(name, *src)
+
+    def number(value: float) -> Node:
+        return build.const(value, x.dtype, x.shape, x.device)
+
+    zero = number(0.0)
+    negative = op(Op.LT, x, zero)
+    size = op(Op.WHERE, negative, op(Op.NEG, x), x)
+    divisor = op(Op.WHERE, op(Op.LT, y, zero), op(Op.NEG, y), y)
+    rest = op(Op.MOD, size, divisor)
+    rest = op(Op.WHERE, negative, op(Op.NEG, rest), rest)  # C's fmod
+    whole = op(Op.ROUND, op(Op.DIV, op(Op.SUB, x, rest), y))
+    apart = op(Op.XOR, op(Op.LT, rest, zero), op(Op.LT, y, zero))
+    below = op(Op.AND, op(Op.NE, rest, zero), apart)
+    whole = op(Op.WHERE, below, op(Op.SUB, whole, number(1.0)), whole)
+    quotient = op(Op.DIV, x, y)
+    signed_zero = op(Op.MUL, quotient, zero)
+    whole = op(Op.WHERE, op(Op.EQ, whole, zero), signed_zero, whole)
+    return op(Op.WHERE, op(Op.EQ, y, zero), quotient, whole)
+
+
 class Arithmetic(Casts):
     """Elementwise methods; operands broadcast and promote, Python scalars are weakly typed."""
 
@@ -114,14 +139,7 @@ class Arithmetic(Casts):
             x, y = build.cast(x, dtypes.default_int), build.cast(y, dtypes.default_int)
         if x.dtype.is_int:
             return self._new(build.elementwise(Op.IDIV, x, y))
-        # the remainder is exact, so the quotient is a whole number but for a rounding
-        rest = build.elementwise(Op.MOD, x, y)
-        quotient = build.elementwise(Op.DIV, build.elementwise(Op.SUB, x, rest), y)
-        whole = build.elementwise(Op.ROUND, quotient)
-        by_zero = build.elementwise(Op.EQ, y, build.const(0, y.dtype, y.shape, y.device))
-        return self._new(
-            build.elementwise(Op.WHERE, by_zero, build.elementwise(Op.DIV, x, y), whole)
-        )
+        return self._new(_floor_quotient(x, y))
 
     def mod(self, other: Any) -> Self:
         """The remainder with the sign of the divisor (Python's and numpy's `%`)."""

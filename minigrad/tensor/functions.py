@@ -12,6 +12,10 @@ from minigrad.tensor.elementwise import Arithmetic
 from minigrad.tensor.nodes import Scalar, scalar_dtype
 
 
+# By itemsize: above this x² + 1 = x² (and the square is finite), so asinh x = log 2x.
+_LARGE = {2: 2.0**7, 4: 2.0**14, 8: 2.0**30}
+
+
 class Functions(Arithmetic):
     """Elementwise functions; integers are converted to float32 where the result is no integer."""
 
@@ -34,16 +38,22 @@ class Functions(Arithmetic):
         left, right = self._new(x), self._new(y)
         if x.dtype.is_float:
             return (left / right).trunc()
-        quotient = left.abs()._floordiv(right.abs(), False)
-        return ((left < 0) ^ (right < 0)).where(-quotient, quotient) if x.dtype.kind == "i" else (
-            quotient
-        )
+        quotient = left._floordiv(right, False)
+        if x.dtype.kind != "i":
+            return quotient
+        rounded_down = left._mod(right, False).ne(0) & ((left < 0) ^ (right < 0))
+        return rounded_down.where(quotient + 1, quotient)
 
     def fmod(self, other: Any) -> Self:
         """The remainder with the sign of the dividend (C's)."""
-        pair = [self._new(node) for node in self._pair("fmod", other, False)]
-        rest = pair[0].abs()._mod(pair[1].abs(), False)
-        return (pair[0] < 0).where(-rest, rest) if pair[0].dtype.kind in "if" else rest
+        x, y = (self._new(node) for node in self._pair("fmod", other, False))
+        if not x.dtype.is_float:
+            rest = x._mod(y, False)
+            return (rest.ne(0) & ((x < 0) ^ (y < 0))).where(rest - y, rest) if (
+                x.dtype.kind == "i"
+            ) else rest
+        rest = (x < 0).where(-x, x)._mod((y < 0).where(-y, y), False)
+        return (x < 0).where(-rest, rest)
 
     def pow(self, other: Any, reverse: bool = False) -> Self:
         """self ** other. For integers a negative exponent truncates (0, or ±1 for ±1)."""
@@ -168,13 +178,17 @@ class Functions(Arithmetic):
         """Inverse of sinh."""
         x = self._as_float()
         size = (x < 0).where(-x, x)
-        result = (size + size * size / ((size * size + 1).sqrt() + 1)).log1p()
+        near = size.clip(max=_LARGE[x.dtype.itemsize])  # its square is finite
+        small = (near + near * near / ((near * near + 1).sqrt() + 1)).log1p()
+        result = (size > _LARGE[x.dtype.itemsize]).where(size.log() + math.log(2), small)
         return (x < 0).where(-result, result)
 
     def acosh(self) -> Self:
-        """Inverse of cosh; NaN below 1."""
+        """Inverse of cosh, accurate near 1; NaN below it."""
         x = self._as_float()
-        return (x + ((x - 1) * (x + 1)).sqrt()).log()
+        above = x.clip(max=_LARGE[x.dtype.itemsize]) - 1
+        small = (above + (above * (above + 2)).sqrt()).log1p()
+        return (x > _LARGE[x.dtype.itemsize]).where(x.log() + math.log(2), small)
 
     def atanh(self) -> Self:
         """Inverse of tanh; NaN outside −1 … 1."""

@@ -73,6 +73,11 @@ def overwritten(node: Node) -> None:
     _histories.pop(node, None)
 
 
+def any_recorded() -> bool:
+    """Whether any realized tensor has a history."""
+    return bool(_histories)
+
+
 def replayed(written: Container[Buffer]) -> None:
     """Note that a replay wrote buffers: histories that read them or belong to them are void."""
     for node, past in list(_histories.items()):

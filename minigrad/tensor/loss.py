@@ -53,7 +53,7 @@ class Loss(Contraction):
         if label_smoothing:
             wanted = wanted + label_smoothing / x._count(-1, x.dtype)
         losses = -(x.log_softmax(-1) * wanted).sum(-1)
-        return losses._reduced(reduction)
+        return losses._reduced(reduction).cast(self._float_dtype())
 
     def sparse_categorical_crossentropy(
         self, target: Core, ignore_index: int = -1, label_smoothing: Scalar = 0.0,
@@ -83,8 +83,10 @@ class Loss(Contraction):
         counts = classes.ne(ignore_index)
         losses = counts.where(losses, 0)
         if reduction == "mean":
-            return losses.sum() / counts.sum().cast(x.dtype)
-        return losses._reduced(reduction)
+            result = losses.sum() / counts.sum().cast(x.dtype)
+        else:
+            result = losses._reduced(reduction)
+        return result.cast(self._float_dtype())
 
     def nll_loss(
         self, target: Core, weight: Core | None = None, ignore_index: int | None = None,

@@ -184,8 +184,8 @@ class Movement(Activations):
         if value == 0 or padded.raw is result.raw:
             return padded
         inside = build.const(True, dtypes.bool, result.shape, self.device)
-        mask = self._new(build.pad(inside, amounts))
-        return mask.where(padded, value)
+        outside = ~self._new(build.pad(inside, amounts))
+        return padded.masked_fill(outside, value)
 
     def _pad_pairs(self, padding: Sequence[Any]) -> list[Pair]:
         given = list(padding)

@@ -202,7 +202,7 @@ class Reduce(Movement):
 
     def softmin(self, axis: int = -1, *, dim: int | None = None) -> Self:
         """`softmax` of −x."""
-        return (-self).softmax(axis, dim=dim)
+        return (-self._as_float()).softmax(axis, dim=dim)
 
     def normalize(self, p: Scalar = 2.0, axis: int = 1, eps: Scalar = 1e-12) -> Self:
         """self over its p-norm along an axis, which counts as at least eps."""

@@ -93,3 +93,8 @@ def lazy_holders() -> list[Holder]:
     """All live tensors that are not realized, oldest first."""
     with lock:
         return _alive(list(_lazy.values()))
+
+
+def something_lazy() -> bool:
+    """Whether any live tensor is not realized."""
+    return bool(_lazy)

@@ -16,7 +16,8 @@ from minigrad.graph.build import elementwise
 from minigrad.graph.node import BINARY, UNARY, Op, topological
 from minigrad.graph.rewrite import rewrite
 from minigrad.graph.simplify import RULES, holds, simplify
-from minigrad.graph.symbolic import Variable, evaluate as integer
+from minigrad.graph.symbolic import Variable
+from minigrad.graph.symbolic import evaluate as integer
 from minigrad.runtimes.reference import evaluate, numpy_dtype
 
 

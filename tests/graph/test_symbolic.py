@@ -30,6 +30,7 @@ from minigrad.graph.symbolic import (
     numel,
     only_atom,
     proven_nonnegative,
+    rebind,
     replace_values,
     reshape_index,
     strides_of,
@@ -331,6 +332,17 @@ def test_bind_and_unbind():
                               Variable("pos", 0, 9).bind(8)), {})  # fmt: skip
     with pytest.raises(ValueError, match="bound to 4 and to 5"):
         unbind(Variable("pos", 0, 9).bind(5), values)
+
+
+def test_rebind():
+    """The inverse of unbind, at any depth; what is bound already and other variables stay."""
+    pos = Variable("pos", 0, 9)
+    bound = add(mul(floordiv(pos.bind(4), 2), 3), M)
+    free = unbind(bound, {})
+    assert rebind(free, {"pos": 4}) == bound != free
+    assert rebind(free, {"pos": 7}) == add(mul(floordiv(pos.bind(7), 2), 3), M)
+    assert rebind(bound, {"pos": 7}) == bound
+    assert rebind(free, {}) == free and rebind(5, {"pos": 7}) == 5
 
 
 def test_errors():

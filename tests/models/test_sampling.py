@@ -42,10 +42,14 @@ def test_a_seed_gives_the_same_choices() -> None:
 
 @pytest.mark.parametrize(
     ("settings", "message"),
-    [((-0.1, None, None), "temperature is -0.1"), ((float("nan"), None, None), "temperature is nan"),
-     ((1.0, 0, None), "top_k is 0"), ((1.0, None, 0.0), "top_p is 0"),
-     ((1.0, None, 1.5), "top_p is 1.5")],
-)  # fmt: skip
+    [
+        ((-0.1, None, None), "temperature is -0.1"),
+        ((float("nan"), None, None), "temperature is nan"),
+        ((1.0, 0, None), "top_k is 0"),
+        ((1.0, None, 0.0), "top_p is 0"),
+        ((1.0, None, 1.5), "top_p is 1.5"),
+    ],
+)
 def test_settings_that_make_no_sense(
     settings: tuple[float, int | None, float | None], message: str
 ) -> None:

@@ -25,6 +25,6 @@ def pytest_configure(config: pytest.Config) -> None:
         settings.load_profile("ci")
 
 
-@pytest.fixture(params=["REF"])
+@pytest.fixture(params=__import__("os").environ.get("DEVS","REF").split(","))
 def device(request):
     return request.param

@@ -11,17 +11,21 @@ from .operations import OPERATIONS, ROWS, WAITING
 NOT_OPERATIONS = {
     "shape", "ndim", "dtype", "device", "node", "raw", "numel", "size", "nbytes", "grad", "made",
     "requires_grad", "requires_grad_", "stopped", "training", "train", "no_grad", "manual_seed",
-    "random_state", "set_random_state", "realize", "is_realized", "to", "assign", "backward", "gradient",
+    "random_state", "set_random_state", "from_bytes", "set_data",
+    "realize", "is_realized", "to", "assign", "backward", "gradient",
     "numpy", "data", "tolist", "item", "from_dlpack", "mro",
 }  # fmt: skip
 NOT_OPERATORS = {
     "__init__", "__new__", "__repr__", "__len__", "__iter__", "__bool__", "__int__", "__float__",
     "__index__", "__array__", "__dlpack__", "__dlpack_device__", "__reduce__", "__reduce_ex__",
     "__deepcopy__", "__copy__", "__getstate__", "__setstate__", "__hash__", "__contains__",
-    "__format__", "__str__", "__init_subclass__", "__subclasshook__", "__del__",
+    "__format__", "__str__", "__array_priority__", "__init_subclass__", "__subclasshook__", "__del__",
 }  # fmt: skip
 # Rows of the table that wait for Tensor to have their method.
-EXPECTED_TO_WAIT: set[str] = set()
+EXPECTED_TO_WAIT = {
+    "acos", "argsort", "asin", "atan", "cummax", "cummin", "logcumsumexp", "rearrange", "sort",
+    "topk",
+}  # fmt: skip
 
 
 def _own_attributes() -> set[str]:

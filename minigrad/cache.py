@@ -1,0 +1,254 @@
+"""The kernel cache: what was compiled once need not be compiled again, in this process or another.
+
+One file per entry in a folder of the user's own: `MINIGRAD_CACHE`, else `$XDG_CACHE_HOME/minigrad`,
+else `~/.cache/minigrad`. Entries hold machine code, so the folder must belong to the user, and
+nobody else may write there. A file is named after its key, a hash of all that the entry depends on:
+
+    magic, format · key · length · checksum · length of the description · description · data
+
+It is written under a temporary name and then renamed, so that a reader sees a whole file or none,
+and nobody needs a lock. A file that is damaged, cut off, or under another's name counts as none.
+Nothing that goes wrong here fails a program; it only costs time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import stat
+import struct
+import sys
+import threading
+import time
+from collections.abc import Iterable
+from contextlib import suppress
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from minigrad.settings import getenv
+
+FORMAT = 1  # of the files; another number makes all older files unknown
+MOST_BYTES = 1 << 30  # that the folder may hold; beyond it the longest unused files go
+LARGEST = 1 << 28  # bytes of one file
+STALE = 3600  # seconds after which a temporary file belongs to nobody
+DAY = 86400
+
+_HEAD = struct.Struct("<8sI32sQ32s")  # magic, format, key, bytes that follow, checksum
+_MAGIC = b"minigrad"
+_LENGTH = struct.Struct("<I")
+_OURS = re.compile(r"[0-9a-f]{64}\.minigrad(\.[0-9a-f]+\.tmp)?")
+
+Entry = tuple[dict[str, Any], bytes]
+
+
+def digest(*parts: str | bytes) -> str:
+    """64 hexadecimal digits that stand for these parts, in this order."""
+    hashed = hashlib.sha256()
+    for part in parts:
+        data = part.encode() if isinstance(part, str) else part
+        hashed.update(_LENGTH.pack(len(data)))
+        hashed.update(data)
+    return hashed.hexdigest()
+
+
+@cache
+def source_digest(*more: str) -> str:
+    """A hash of the compiler's own source, so that an edited checkout finds nothing stale.
+
+    more: files besides those of graph, schedule, loops and render. Raises OSError where a file
+    cannot be read.
+    """
+    home = Path(__file__).parent
+    files = [home / "__init__.py", home / "dtype.py", Path(__file__), *map(Path, more)]
+    for room in ("graph", "schedule", "loops", "render"):
+        files += sorted((home / room).rglob("*.py"))
+    return digest(*(file.read_bytes() for file in files))
+
+
+class Cache:
+    """Entries in a folder that was found to be safe."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._swept = False
+
+    def path(self, key: str) -> Path:
+        """The file of a key."""
+        return self.folder / f"{key}.minigrad"
+
+    def read(self, key: str) -> Entry | None:
+        """The description and the data of an entry; None where there is none that is whole."""
+        try:
+            content = _content(self.path(key))
+        except OSError:
+            return None
+        return unpack(key, content)
+
+    def write(self, key: str, about: dict[str, Any], data: bytes) -> None:
+        """Keep an entry, if possible. `about` is what JSON can hold."""
+        try:
+            if not self._swept:
+                self._swept = True
+                sweep(self.folder, MOST_BYTES)
+            _put(self.path(key), pack(key, about, data))
+        except OSError as error:
+            _say(f"could not write to the kernel cache {self.folder}: {error.strerror}")
+
+
+def pack(key: str, about: dict[str, Any], data: bytes) -> bytes:
+    """The content of a file."""
+    text = json.dumps(about, separators=(",", ":")).encode()
+    body = b"".join((_LENGTH.pack(len(text)), text, data))
+    name = bytes.fromhex(key)
+    return _HEAD.pack(_MAGIC, FORMAT, name, len(body), _checksum(name, body)) + body
+
+
+def unpack(key: str, content: bytes) -> Entry | None:
+    """What `pack` was given, or None where a single bit is not as it was, or the key another."""
+    name = bytes.fromhex(key)
+    body = content[_HEAD.size :]
+    if content[: _HEAD.size] != _HEAD.pack(_MAGIC, FORMAT, name, len(body), _checksum(name, body)):
+        return None
+    try:
+        (length,) = _LENGTH.unpack_from(body)
+        begin = _LENGTH.size + length
+        about = json.loads(body[_LENGTH.size : begin])
+    except (struct.error, ValueError):
+        return None
+    return (about, body[begin:]) if isinstance(about, dict) else None
+
+
+def _checksum(name: bytes, body: bytes) -> bytes:
+    return hashlib.blake2b(body, digest_size=32, key=name).digest()
+
+
+def _content(path: Path) -> bytes:
+    """The bytes of a file of our own; OSError for what is not one (a link, a pipe, a folder)."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode) or _foreign(status) or status.st_size > LARGEST:
+            raise PermissionError(f"{path} is no file of ours")
+        if time.time() - status.st_mtime > DAY:  # tell `sweep` that it is in use
+            with suppress(OSError):
+                os.utime(descriptor)
+        return os.read(descriptor, LARGEST)
+    finally:
+        os.close(descriptor)
+
+
+def _put(path: Path, content: bytes) -> None:
+    """Put a file into place as a whole."""
+    made = path.with_name(f"{path.name}.{os.urandom(8).hex()}.tmp")
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+    descriptor = os.open(made, flags, 0o600)
+    try:
+        with open(descriptor, "wb") as file:
+            file.write(content)
+        os.replace(made, path)
+    except BaseException:
+        with suppress(OSError):
+            os.unlink(made)
+        raise
+
+
+def sweep(folder: Path, most: int) -> None:
+    """Remove stale temporary files, and the longest unused entries where there are too many bytes.
+
+    Only files with names that we give are counted or touched.
+    """
+    now = time.time()
+    entries: list[tuple[float, int, str]] = []
+    with os.scandir(folder) as found:
+        for item in found:
+            if _OURS.fullmatch(item.name):
+                with suppress(OSError):  # another process sweeps too
+                    status = item.stat(follow_symlinks=False)
+                    if not item.name.endswith(".tmp"):
+                        entries.append((status.st_mtime, status.st_size, item.path))
+                    elif now - status.st_mtime > STALE:
+                        os.unlink(item.path)
+    total = sum(size for _, size, _ in entries)
+    if total <= most:
+        return
+    for _, size, path in sorted(entries):
+        if total <= 3 * most // 4:
+            break
+        with suppress(OSError):
+            os.unlink(path)
+        total -= size
+
+
+# ---- which folder, and whether it is safe ----
+
+_lock = threading.Lock()
+_opened: dict[str, Cache | None] = {}
+_spoken = False
+
+
+def open_cache() -> Cache | None:
+    """The cache in the folder that the settings name; None where that must not be used."""
+    name = folder_name()
+    with _lock:
+        if name not in _opened:
+            reason = _prepare(name)
+            _opened[name] = None if reason else Cache(Path(name))
+            if reason:
+                _say(f"the kernel cache {name!r} is not used: {reason}")
+        return _opened[name]
+
+
+def folder_name() -> str:
+    """Where the cache is, or is to be. An absolute path unless there is no home."""
+    chosen = str(getenv("CACHE"))
+    if chosen:
+        return os.path.abspath(os.path.expanduser(chosen))
+    base = os.environ.get("XDG_CACHE_HOME", "")
+    if not os.path.isabs(base):  # the XDG specification: a relative path is to be ignored
+        base = os.path.expanduser("~/.cache")
+    return os.path.join(base, "minigrad")
+
+
+def _prepare(name: str) -> str:
+    """Make the folder if need be; why it must not be used, or an empty text."""
+    if not os.path.isabs(name):
+        return "there is no home folder; name a folder in MINIGRAD_CACHE"
+    try:
+        os.makedirs(name, mode=0o700, exist_ok=True)
+        status = os.stat(name)
+    except OSError as error:
+        return f"{error.strerror}; name another folder in MINIGRAD_CACHE"
+    if status.st_uid != os.geteuid():
+        return f"it belongs to user {status.st_uid}; name a folder of your own in MINIGRAD_CACHE"
+    if _foreign(status):
+        return f"others may write to it; say: chmod go-w {name!r}"
+    if not os.access(name, os.R_OK | os.W_OK | os.X_OK):
+        return "it cannot be written; name another folder in MINIGRAD_CACHE"
+    return ""
+
+
+def _foreign(status: os.stat_result) -> bool:
+    """Whether somebody else could have written this."""
+    return status.st_uid != os.geteuid() or bool(status.st_mode & 0o022)
+
+
+def _say(text: str) -> None:
+    """One line on the error stream, for the first trouble of the process."""
+    global _spoken
+    if not _spoken:
+        _spoken = True
+        print(f"minigrad: {text} (kernels are compiled anew)", file=sys.stderr)
+
+
+def read_all(cache: Cache, keys: Iterable[str]) -> dict[str, Entry] | None:
+    """The entries of all keys, or None where one of them is missing."""
+    found = {}
+    for key in dict.fromkeys(keys):
+        entry = cache.read(key)
+        if entry is None:
+            return None
+        found[key] = entry
+    return found

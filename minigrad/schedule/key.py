@@ -1,0 +1,166 @@
+"""What kernels and graphs are, as text: equal texts compute the same in every process.
+
+A text does not depend on the names of arrays, which are numbered by first appearance, nor on
+anything of one call. It is the key of the kernel cache, so it holds *everything* on which lowering
+and rendering depend: where `Kernel`, `Stage`, `Expr` or `Atom` get another field, it belongs here.
+
+Each distinct array, atom and expression is one line, written before its users; fields are separated
+by spaces, items of a list by commas, and neither occurs inside an item.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterable
+from typing import Any
+
+from minigrad.dtype import DType
+from minigrad.errors import CompileError
+from minigrad.graph.canonical import Graph
+from minigrad.graph.node import Op, topological
+from minigrad.graph.symbolic import Affine, Atom, Integer
+from minigrad.schedule.expr import Array, Expr, Leaf, walk
+from minigrad.schedule.schedule import Kernel
+from minigrad.schedule.stage import Axis, Stage
+
+
+def kernel_key(kernel: Kernel) -> tuple[str, tuple[Array, ...]]:
+    """The text of a kernel, and its arrays in the order of their numbers."""
+    writer = _Writer()
+    for stage in kernel.stages:
+        writer.stage(stage)
+    stored = sorted(writer.array(array) for array in kernel.stored)
+    writer.lines.append(f"{kernel.kind} {kernel.rows} {_items(stored)}")
+    return "\n".join(writer.lines), tuple(writer.arrays)
+
+
+def graph_key(graph: Graph) -> str:
+    """The text of a canonical graph; devices of one kind share it."""
+    writer = _Writer()
+    number = {}
+    for node in topological(graph.roots):
+        shape = _items(map(writer.integer, node.shape))
+        if node.op is Op.CONST:
+            arg = _bits(node.arg, node.dtype)
+        else:
+            arg = writer.argument(node.arg)
+        sources = _items(number[source] for source in node.src)
+        number[node] = len(number)
+        writer.lines.append(f"{node.op.value} {node.dtype.name} {shape} {arg} {sources}")
+    roots = _items(number[root] for root in graph.roots)
+    outputs, variables = _items(graph.outputs), _items(graph.variables)
+    writer.lines.append(f"{roots} {outputs} {graph.slots} {variables}")
+    return "\n".join(writer.lines)
+
+
+def _items(values: Iterable[object]) -> str:
+    return ",".join(map(str, values)) or "-"
+
+
+def _bits(value: Any, dtype: DType) -> str:
+    """A constant by its bits: −0.0 is not 0.0, and a NaN is itself."""
+    return struct.pack("<d", value).hex() if dtype.is_float else str(int(value))
+
+
+class _Writer:
+    """Collects the lines; numbers arrays, atoms and expressions."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+        self.arrays: dict[Array, int] = {}
+        self.atoms: dict[Atom, str] = {}
+        self.integers: dict[Affine, str] = {}
+        self.expressions: dict[Expr, str] = {}
+
+    def array(self, array: Array) -> int:
+        """The number of an array."""
+        number = self.arrays.get(array)
+        if number is None:
+            number = self.arrays[array] = len(self.arrays)
+            self.lines.append(f"array {array.dtype.name} {array.size} {array.space}")
+        return number
+
+    def integer(self, x: Integer) -> str:
+        """A sum, its terms in their order."""
+        if not isinstance(x, Affine):
+            return str(x)
+        text = self.integers.get(x)
+        if text is None:
+            terms = [f"{c}*{self.atom(atom)}" for atom, c in x.terms]
+            text = self.integers[x] = f"{x.constant}+{'+'.join(terms)}"
+        return text
+
+    def atom(self, atom: Atom) -> str:
+        """The name of an atom."""
+        name = self.atoms.get(atom)
+        if name is None:
+            if atom.kind == "value":
+                self.expression(atom.payload)
+                what = self.expressions[atom.payload]
+            elif atom.inner is not None:
+                what = f"{self.integer(atom.inner)} {atom.divisor}"
+            else:
+                extent = "-" if atom.payload is None else self.integer(atom.payload)
+                what = f"{atom.name} {extent}"
+            name = self.atoms[atom] = f"a{len(self.atoms)}"
+            self.lines.append(f"{atom.kind} {what} {atom.low} {atom.high}")
+        return name
+
+    def expression(self, *roots: Expr) -> None:
+        """All expressions below roots that were not written yet."""
+        known = self.expressions
+        for e in walk(*[root for root in roots if root not in known]):
+            if e in known:
+                continue
+            if e.op is Op.CONST:
+                what = _bits(e.payload, e.dtype)
+            elif e.op is Leaf.LOAD:
+                array, index, guard = e.payload
+                what = f"{self.array(array)} {self.integer(index)} {self._integers(guard)}"
+            elif e.op is Leaf.INDEX or e.op is Leaf.CONDITION:
+                what = self.integer(e.payload)
+            elif e.args:
+                what = " ".join([known[arg] for arg in e.args])
+            else:
+                raise CompileError(f"a schedule cannot hold the expression {e!r}: it has no key")
+            known[e] = f"e{len(known)}"
+            self.lines.append(f"{e.op.value} {e.dtype.name} {what}")
+
+    def stage(self, stage: Stage) -> None:
+        """One stage, after all of its expressions."""
+        self.expression(*stage.exprs())
+        known, initial = self.expressions, stage.initial
+        fields = (
+            self.array(stage.array),
+            self._integers(stage.shape),
+            self._axes(stage.axes),
+            self._axes(stage.reduced),
+            "-" if stage.op is None else stage.op.value,
+            known[stage.body],
+            self.integer(stage.position),
+            self._integers(stage.guard),
+            "-" if initial is None else known[initial],
+            self._axes(stage.initial_axes),
+            self.integer(stage.initial_position),
+        )
+        self.lines.append("stage " + " ".join(map(str, fields)))
+
+    def _integers(self, values: Iterable[Integer]) -> str:
+        return _items(map(self.integer, values))
+
+    def _axes(self, axes: Iterable[Axis]) -> str:
+        return _items(f"{self.atom(a.variable)}:{self.integer(a.extent)}" for a in axes)
+
+    def argument(self, arg: Any) -> str:
+        """The `arg` of a node that is no constant: integers, axes, pairs, a dtype, a name."""
+        if arg is None:
+            return "-"
+        if isinstance(arg, int | Affine):
+            return self.integer(arg)
+        if isinstance(arg, DType):
+            return arg.name
+        if isinstance(arg, str) and arg.isascii() and arg.isprintable() and " " not in arg:
+            return arg
+        if isinstance(arg, tuple):
+            return f"({','.join(map(self.argument, arg))})"
+        raise CompileError(f"the argument {arg!r} of a node has no key: see schedule/key.py")

@@ -1,0 +1,36 @@
+"""What all tests share: the devices on which a test runs."""
+
+from __future__ import annotations
+
+import pytest
+
+from minigrad.device import Device
+from minigrad.errors import DeviceError
+from minigrad.settings import Context
+
+DEVICES = ("REF", "CPU")
+
+
+def _missing(name: str) -> str | None:
+    """Why a device cannot be opened, or None."""
+    try:
+        Device[name]
+    except (DeviceError, ImportError) as error:
+        return str(error)
+    return None
+
+
+@pytest.fixture(scope="session", params=DEVICES)
+def device(request: pytest.FixtureRequest) -> str:
+    """The name of a device; tests of one that cannot be opened are skipped with the reason."""
+    reason = _missing(request.param)
+    if reason is not None:
+        pytest.skip(f"device {request.param}: {reason}")
+    return str(request.param)
+
+
+@pytest.fixture
+def on_device(device: str):
+    """The device as the default of the thread: for tests that name no device at each tensor."""
+    with Context(DEVICE=device):
+        yield device

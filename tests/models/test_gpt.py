@@ -1,0 +1,353 @@
+"""The GPT: shapes, causality, initialisation, generation, training, and its command line."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from minigrad import Context, Tensor, nn
+from minigrad.models import gpt_commands
+from minigrad.models.errors import InputError
+from minigrad.models.gpt import GPT, GPTConfig
+from minigrad.models.gpt_commands import load_checkpoint, save_checkpoint
+from minigrad.models.metrics import KEYS, Metrics
+from minigrad.models.text import Windows
+from minigrad.models.tokenizer import CharacterTokenizer
+from minigrad.models.train import (
+    MatrixAdamW,
+    TrainingPlan,
+    make_schedule,
+    train_language_model,
+    validate,
+)
+
+TINY = GPTConfig(layers=2, heads=2, dim=16, context=8, vocabulary=11)
+SCRIPT = Path(__file__).resolve().parents[2] / "models" / "gpt.py"
+
+
+@pytest.fixture
+def model(device: str) -> Any:
+    with Context(DEVICE=device):
+        Tensor.manual_seed(1)
+        yield GPT(TINY)
+
+
+def some_ids(*shape: int) -> np.ndarray[Any, np.dtype[np.int32]]:
+    return np.random.default_rng(0).integers(0, TINY.vocabulary, shape).astype(np.int32)
+
+
+def test_names_and_shapes_are_those_of_gpt2(model: GPT) -> None:
+    shapes = {name: tensor.shape for name, tensor in nn.state.get_state_dict(model).items()}
+    block = {
+        "ln_1.weight": (16,), "ln_1.bias": (16,),
+        "attn.c_attn.weight": (48, 16), "attn.c_attn.bias": (48,),
+        "attn.c_proj.weight": (16, 16), "attn.c_proj.bias": (16,),
+        "ln_2.weight": (16,), "ln_2.bias": (16,),
+        "mlp.c_fc.weight": (64, 16), "mlp.c_fc.bias": (64,),
+        "mlp.c_proj.weight": (16, 64), "mlp.c_proj.bias": (16,),
+    }  # fmt: skip
+    assert shapes == {
+        "wte.weight": (11, 16), "wpe.weight": (8, 16),
+        **{f"h.{layer}.{name}": shape for layer in range(2) for name, shape in block.items()},
+        "ln_f.weight": (16,), "ln_f.bias": (16,),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("preset", "parameters"),
+    [("gpt2", 124_439_808), ("gpt2-medium", 354_823_168), ("gpt2-large", 774_030_080),
+     ("gpt2-xl", 1_557_611_200), ("gpt3", 174_604_007_424)],
+)  # fmt: skip
+def test_presets_have_the_published_sizes(preset: str, parameters: int) -> None:
+    c = GPTConfig.preset(preset)
+    block = 4 * c.dim + (3 + 1) * (c.dim * c.dim + c.dim) + 2 * c.dim * c.hidden + c.hidden + c.dim
+    total = (c.vocabulary + c.context) * c.dim + c.layers * block + 2 * c.dim
+    assert total == pytest.approx(parameters, rel=1e-3)
+
+
+def test_initial_weights(device: str) -> None:
+    with Context(DEVICE=device):
+        Tensor.manual_seed(3)
+        tensors = nn.state.get_state_dict(GPT(GPTConfig(2, 2, 64, 32, 200)))
+        values = {name: tensor.numpy() for name, tensor in tensors.items()}
+    for name, value in values.items():
+        if name.endswith("bias"):
+            assert (value == 0).all()
+        elif ".ln_" in f".{name}":
+            assert (value == 1).all()
+        else:
+            wanted = 0.01 if name.endswith("c_proj.weight") else 0.02  # 0.02 / √(2 · 2 layers)
+            assert value.std() == pytest.approx(wanted, rel=0.06), name
+            assert abs(value.mean()) < 0.1 * wanted, name
+
+
+def test_a_seed_gives_the_same_weights_on_every_device(device: str) -> None:
+    found = []
+    for place in (device, "REF"):
+        with Context(DEVICE=place):
+            Tensor.manual_seed(4)
+            found.append(GPT(TINY).h[1].mlp.c_fc.weight.numpy())
+    assert np.allclose(found[0], found[1], rtol=1e-5, atol=1e-8)
+
+
+def test_a_new_model_knows_nothing(model: GPT) -> None:
+    ids = some_ids(4, 8)
+    logits = model(Tensor(ids))
+    assert logits.shape == (4, 8, 11)
+    loss = model.loss(Tensor(ids), Tensor((ids + 3) % 11))
+    assert loss.shape == ()
+    assert loss.item() == pytest.approx(np.log(11), abs=0.05)
+
+
+def test_no_position_sees_a_later_one(model: GPT) -> None:
+    ids = some_ids(1, 8)
+    other = ids.copy()
+    other[0, 5:] = (ids[0, 5:] + 1) % 11
+    before, after = model(Tensor(ids)).numpy(), model(Tensor(other)).numpy()
+    assert np.abs(before[0, :5] - after[0, :5]).max() < 1e-6
+    assert np.abs(before[0, 5:] - after[0, 5:]).min(axis=1).max() > 1e-6
+
+
+def test_dropout_acts_in_training_only(device: str) -> None:
+    with Context(DEVICE=device):
+        Tensor.manual_seed(2)
+        model = GPT(GPTConfig(1, 2, 16, 8, 11, dropout=0.5))
+        ids = Tensor(some_ids(2, 8))
+        assert (model(ids).numpy() == model(ids).numpy()).all()
+        with Tensor.train():
+            assert (model(ids).numpy() != model(ids).numpy()).any()
+
+
+def test_too_long_an_input(model: GPT) -> None:
+    with pytest.raises(ValueError, match="9 tokens are more than the model's context of 8"):
+        model(Tensor(some_ids(1, 9)))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [({"heads": 3}, "128 dims cannot be shared evenly by 3 heads"), ({"layers": 0}, "layers is 0"),
+     ({"vocabulary": -1}, "vocabulary is -1"), ({"dropout": 1.0}, "dropout is 1.0")],
+)  # fmt: skip
+def test_a_config_that_does_not_fit(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        GPTConfig(**settings)
+    with pytest.raises(ValueError, match="unknown preset 'gpt5'; known presets: mini, small, gpt2"):
+        GPTConfig.preset("gpt5")
+
+
+def greedy(model: GPT, ids: list[int], count: int) -> list[int]:
+    """Generation written the slow way: the whole model on the whole context, no padding."""
+    ids = list(ids)
+    for _ in range(count):
+        logits = model(Tensor([ids[-model.config.context :]])).numpy()
+        ids.append(int(logits[0, -1].argmax()))
+    return ids[-count:]
+
+
+def test_generation_past_the_context(model: GPT) -> None:
+    prompt = [3, 1, 4]
+    wanted = greedy(model, prompt, 12)
+    assert list(model.generate(prompt, 12, temperature=0)) == wanted
+    assert prompt == [3, 1, 4]
+    assert list(model.generate(Tensor(prompt), 12, temperature=0)) == wanted
+    assert list(model.generate(np.array(prompt), 12, temperature=0)) == wanted
+
+
+def test_generation_of_a_batch(model: GPT) -> None:
+    prompts = [[3, 1, 4], [5], [2, 7, 1, 8, 2, 8, 1, 8, 2, 8]]
+    lists = list(model.generate(prompts, 6, temperature=0))
+    for number, prompt in enumerate(prompts):
+        assert [new[number] for new in lists] == greedy(model, prompt, 6)
+
+
+def test_generation_follows_its_seed(model: GPT) -> None:
+    first = list(model.generate([1], 20, seed=5))
+    assert first == list(model.generate([1], 20, seed=5))
+    assert first != list(model.generate([1], 20, seed=6))
+    assert set(model.generate([1], 20, seed=5, top_k=1)) <= set(greedy(model, [1], 20))
+
+
+def test_generation_stops(model: GPT) -> None:
+    free = list(model.generate([1], 30, seed=5))
+    stop = free[4]
+    until = free[: free.index(stop) + 1]
+    assert list(model.generate([1], 30, seed=5, stop=[stop])) == until
+    lists = list(model.generate([[1], [1]], 30, seed=5, stop=[stop]))
+    column = [new[0] for new in lists]
+    assert column == until + [None] * (len(lists) - len(until))
+
+
+def test_prompts_that_cannot_be(model: GPT) -> None:
+    for prompt in ([], [[1], []]):
+        with pytest.raises(ValueError, match="a prompt is empty"):
+            model.generate(prompt, 1)
+    for token in (-1, 11):
+        with pytest.raises(ValueError, match=r"outside 0 … 10"):
+            model.generate([1, token], 1)
+    with pytest.raises(ValueError, match="temperature is -1"):
+        model.generate([1], 1, temperature=-1)
+
+
+def test_training_learns_a_pattern(model: GPT, tmp_path: Path) -> None:
+    ids = np.tile(np.array([1, 2, 3, 4, 5, 6, 7], np.int32), 40)
+    windows = Windows(ids, TINY.context)
+    plan = TrainingPlan(
+        steps=60,
+        batch=8,
+        lr=1e-2,
+        warmup=5,
+        validate_every=25,
+        validation_windows=8,
+        final_windows=32,
+    )
+    path = tmp_path / "metrics.jsonl"
+    with Metrics(str(path)) as metrics:
+        loss = train_language_model(model, windows, windows, plan, metrics)
+    assert loss < 0.4
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [line["step"] for line in lines] == list(range(1, 61))
+    assert all(set(line) == set(KEYS) for line in lines)
+    assert [line["step"] for line in lines if line["val_loss"] is not None] == [25, 50, 60]
+    assert lines[-1]["val_loss"] == loss == validate(model, windows, 32, 32)
+    assert list(model.generate([1, 2, 3], 6, temperature=0)) == [4, 5, 6, 7, 1, 2]
+
+
+def test_a_loss_that_is_no_number_ends_training(model: GPT) -> None:
+    with Tensor.no_grad():
+        model.wpe.weight.assign(float("nan"))
+    windows = Windows(some_ids(50), TINY.context)
+    with Metrics() as metrics, pytest.raises(InputError, match="the loss is nan at step 1"):
+        train_language_model(model, windows, windows, TrainingPlan(steps=2, batch=2), metrics)
+
+
+def test_the_learning_rate() -> None:
+    rate = make_schedule(TrainingPlan(steps=2000, lr=3e-3, warmup=100))
+    rates = [rate(step) for step in range(2000)]
+    assert rates[0] == pytest.approx(3e-5) and rates[99] == pytest.approx(3e-3)
+    assert max(rates) == pytest.approx(3e-3)
+    assert rates[1050] == pytest.approx(3e-3 * 0.55, rel=1e-3)
+    assert rates[-1] == pytest.approx(3e-4, rel=1e-3)
+    for steps in range(1, 6):
+        short = make_schedule(TrainingPlan(steps=steps))
+        assert all(0 < short(step) <= 3e-3 for step in range(steps))
+
+
+def test_only_matrices_decay(model: GPT) -> None:
+    tensors = nn.state.get_state_dict(model)
+    optimizer = MatrixAdamW(tensors.values(), TrainingPlan(lr=0.5, weight_decay=0.1))
+    before = {name: tensor.numpy() for name, tensor in tensors.items()}
+    for tensor in tensors.values():
+        tensor.grad = Tensor.zeros(*tensor.shape)
+    optimizer.step()
+    for name, tensor in tensors.items():
+        factor = 0.95 if tensor.ndim == 2 else 1.0
+        assert np.allclose(tensor.numpy(), before[name] * factor, rtol=1e-6), name
+
+
+def test_a_checkpoint_brings_the_model_back(model: GPT, tmp_path: Path) -> None:
+    tokenizer = CharacterTokenizer("abcdefghijk")
+    path = tmp_path / "model.safetensors"
+    save_checkpoint(path, model, tokenizer)
+    again, same_tokenizer = load_checkpoint(path)
+    assert again.config == TINY and same_tokenizer.vocabulary == tokenizer.vocabulary
+    ids = Tensor(some_ids(2, 8))
+    assert (again(ids).numpy() == model(ids).numpy()).all()
+    assert [entry.name for entry in tmp_path.iterdir()] == ["model.safetensors"]
+
+
+def test_files_that_are_no_checkpoints(tmp_path: Path) -> None:
+    path = tmp_path / "file.safetensors"
+    with pytest.raises(InputError, match="cannot read"):
+        load_checkpoint(path)
+    for raw in (b"", b"text that is no checkpoint", b"\xff" * 100):
+        path.write_bytes(raw)
+        with pytest.raises(InputError, match="no undamaged safetensors file"):
+            load_checkpoint(path)
+    nn.state.safe_save({"x": Tensor([1.0])}, path)
+    with pytest.raises(InputError, match=r"no checkpoint of models/gpt\.py"):
+        load_checkpoint(path)
+
+
+def run_script(*arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, str(SCRIPT), *arguments],
+        cwd=folder, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+
+
+SMALL = ("--layers", "1", "--heads", "2", "--dim", "16", "--context", "8", "--batch", "2")
+
+
+def test_the_script_trains_and_writes(tmp_path: Path, device: str) -> None:
+    (tmp_path / "text.txt").write_text("to be, or not to be: that is the question.\n" * 50)
+    result = run_script(
+        "--text", "text.txt", *SMALL, "--steps", "3", "--metrics", "m.jsonl", "--seed", "1",
+        "--device", device, folder=tmp_path,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    assert "validation loss" in result.stdout and "checkpoint gpt.safetensors" in result.stdout
+    assert len((tmp_path / "m.jsonl").read_text().splitlines()) == 3
+    assert (tmp_path / "gpt.png").read_bytes().startswith(b"\x89PNG")
+    sample = result.stdout.split("nats per character\n\n")[1].split("\n\ncheckpoint")[0]
+    assert 490 <= len(sample) <= 500
+
+    arguments = ("sample", "--prompt", "to be", "--tokens", "9", "--seed", "3", "--device", device)
+    written = [run_script(*arguments, folder=tmp_path) for _ in range(2)]
+    assert written[0].returncode == 0, written[0].stderr
+    assert written[0].stdout.startswith("to be") and len(written[0].stdout) == 5 + 9 + 1
+    assert written[0].stdout == written[1].stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [(["--text", "missing.txt"], "cannot read missing.txt: No such file"),
+     (["--text", "empty.txt"], "empty.txt holds no text"),
+     (["--text", "short.txt"], "too few for a context of 64"),
+     (["--text", "text.txt", "--heads", "3"], "128 dims cannot be shared evenly by 3 heads"),
+     (["--text", "text.txt", "--checkpoint", "no/where"], "there is no folder"),
+     (["--text", "text.txt", "--metrics", "no/where"], "cannot write --metrics no/where"),
+     (["--device", "TPU"], "unknown device 'TPU'"),
+     (["sample", "--checkpoint", "missing"], "cannot read missing"),
+     (["sample", "--prompt", ""], "--prompt is empty")],
+)  # fmt: skip
+def test_plain_errors(
+    arguments: list[str],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("empty.txt").write_text(" \n")
+    Path("short.txt").write_text("short")
+    Path("text.txt").write_text("some text " * 200)
+    monkeypatch.setattr(sys, "argv", ["models/gpt.py", *arguments])
+    assert gpt_commands.console.run(gpt_commands.main) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("models/gpt.py: ") and message in error
+    assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--steps", "0"], ["--lr", "x"], ["--batch", "-1"], ["--unknown"], ["walk"]]
+)
+def test_flags_that_cannot_be(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        gpt_commands.main(arguments)
+    assert ended.value.code == 2
+    assert "error:" in capsys.readouterr().err
+
+
+def test_help_explains_every_flag(capsys: pytest.CaptureFixture[str]) -> None:
+    for command in ("train", "sample"):
+        with pytest.raises(SystemExit):
+            gpt_commands.main([command, "--help"])
+        assert "--seed" in capsys.readouterr().out
+        chosen = gpt_commands.parser()._subparsers._group_actions[0].choices[command]
+        assert all(action.help for action in chosen._actions)

