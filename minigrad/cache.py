@@ -22,7 +22,6 @@ import struct
 import sys
 import threading
 import time
-from collections.abc import Iterable
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
@@ -135,7 +134,7 @@ def _content(path: Path) -> bytes:
         if time.time() - status.st_mtime > DAY:  # tell `sweep` that it is in use
             with suppress(OSError):
                 os.utime(descriptor)
-        return os.read(descriptor, LARGEST)
+        return os.read(descriptor, status.st_size + 1)
     finally:
         os.close(descriptor)
 
@@ -240,15 +239,4 @@ def _say(text: str) -> None:
     global _spoken
     if not _spoken:
         _spoken = True
-        print(f"minigrad: {text} (kernels are compiled anew)", file=sys.stderr)
-
-
-def read_all(cache: Cache, keys: Iterable[str]) -> dict[str, Entry] | None:
-    """The entries of all keys, or None where one of them is missing."""
-    found = {}
-    for key in dict.fromkeys(keys):
-        entry = cache.read(key)
-        if entry is None:
-            return None
-        found[key] = entry
-    return found
+        sys.stderr.write(f"minigrad: {text} (kernels are compiled anew)\n")

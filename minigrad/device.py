@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import importlib
 import itertools
+import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -199,9 +200,9 @@ class Buffer:
     def __repr__(self) -> str:
         return f"<Buffer {self.number} on {self.device}: {self.size} × {self.dtype.name}>"
 
-    def __del__(self) -> None:
+    def __del__(self, ending: Callable[[], bool] = sys.is_finalizing) -> None:
         memory = getattr(self, "_memory", None)
-        if memory is not None and not self._borrowed and Device is not None:
+        if memory is not None and not self._borrowed and not ending():
             runtime = Device.opened.get(self.device)
             if runtime is not None:
                 runtime.free(memory, self.nbytes)

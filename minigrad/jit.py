@@ -213,7 +213,7 @@ class Jitted(Generic[P, R]):
             return self
         bound = self._bound.get(instance)
         if bound is None:
-            method = self.function.__get__(instance)  # type: ignore[attr-defined]
+            method = self.function.__get__(instance)
             bound = self._bound[instance] = Jitted(method)
         return bound
 

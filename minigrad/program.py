@@ -35,11 +35,18 @@ class GlobalCounters:
     """What was done so far: kernels, operations, bytes. `GlobalCounters.reset()` starts anew.
 
     global_ops and global_mem are what the loop nests say (operations, bytes read and written).
+    programs_scheduled, kernels_lowered, kernels_rendered and kernels_compiled count the steps from
+    a graph to machine code; cache_hits the kernels and programs that were found on disk instead.
     """
 
     kernel_count = 0
     program_calls = 0
     programs_compiled = 0
+    programs_scheduled = 0
+    kernels_lowered = 0
+    kernels_rendered = 0
+    kernels_compiled = 0
+    cache_hits = 0
     global_ops = 0
     global_mem = 0
     mem_used = 0
@@ -49,6 +56,8 @@ class GlobalCounters:
     def reset(cls) -> None:
         """Set all counters but the memory in use to zero."""
         cls.kernel_count = cls.program_calls = cls.programs_compiled = 0
+        cls.programs_scheduled = cls.kernels_lowered = cls.kernels_rendered = 0
+        cls.kernels_compiled = cls.cache_hits = 0
         cls.global_ops = cls.global_mem = 0
         cls.mem_peak = cls.mem_used
 

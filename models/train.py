@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
-from minigrad import Tensor, nn
+from minigrad import Tensor, jit, nn
 from minigrad.models.console import Progress
 from minigrad.models.errors import InputError
 from minigrad.models.metrics import Metrics
@@ -79,8 +79,8 @@ def make_step(
 ) -> Callable[[Tensor, Tensor], Tensor]:
     """The function of one update: step(ids, targets) → the loss before it, all in one program.
 
-    Its inputs are tensors and the learning rate is one (`optimizer.lr`, set from outside), so that
-    a compiled step can be replayed with other values.
+    It is captured: from the third call on, a step is one native call. The learning rate is a tensor
+    (`optimizer.lr`, set from outside), so a replay takes its present value.
     """
 
     def step(ids: Tensor, targets: Tensor) -> Tensor:
@@ -91,7 +91,7 @@ def make_step(
         optimizer.step()
         return loss.realize()
 
-    return step
+    return jit(step)
 
 
 def validate(model: LanguageModel, windows: Windows, count: int, batch: int) -> float:

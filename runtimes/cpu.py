@@ -1,6 +1,7 @@
 """The CPU device: graphs become machine code, and a program is one native call.
 
-compile: graph → schedule → loop nests → LLVM IR → machine code, and a table of launches.
+compile: graph → schedule → loop nests → LLVM IR → machine code, or from the cache; then a table of
+launches (see `cpu_kernels`).
 run: the addresses of the call's buffers go into the table's arguments; one native call walks it.
 """
 
@@ -10,23 +11,20 @@ import ctypes
 import struct
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass
+from functools import cache
+from itertools import accumulate
 from typing import Any
 
 from minigrad.device import Buffer, Call
 from minigrad.graph.canonical import Graph
-from minigrad.loops.nest import Nest
-from minigrad.loops.recipes import lower
 from minigrad.loops.target import Target
 from minigrad.program import GlobalCounters
-from minigrad.render.llvm import render
 from minigrad.runtimes import cpu_memory, cpu_report
+from minigrad.runtimes.cpu_kernels import Kernels, Plan
 from minigrad.runtimes.cpu_pool import Launch, Pool, pool_for
 from minigrad.runtimes.cpu_replay import CpuReplay
 from minigrad.runtimes.host import host
-from minigrad.runtimes.jit_compiler import Compiler, host_compiler
-from minigrad.schedule.expr import Array
-from minigrad.schedule.schedule import Schedule, schedule
+from minigrad.runtimes.jit_compiler import host_compiler
 from minigrad.settings import flag
 
 
@@ -41,13 +39,10 @@ def host_target() -> Target:
     return Target(machine.vector_bytes, machine.vector_registers, machine.l1, machine.l2)
 
 
-@dataclass(frozen=True)
-class Kernel:
-    """Machine code of a nest; `keep` holds the engine whose memory it lies in."""
-
-    nest: Nest
-    address: int
-    keep: object
+@cache
+def host_kernels() -> Kernels:
+    """The kernels of this machine, which all of its CPU devices share."""
+    return Kernels(host_target(), host_compiler())
 
 
 class CPU:
@@ -55,9 +50,6 @@ class CPU:
 
     def __init__(self, name: str) -> None:
         self.name = name
-        self.target = host_target()
-        self._kernels: dict[str, tuple[int, object]] = {}
-        self._lock = threading.RLock()
 
     def allocate(self, nbytes: int) -> int:
         """The address of uninitialised memory, 64-byte aligned."""
@@ -79,69 +71,46 @@ class CPU:
         """Nothing to wait for: a program ends before `run` returns."""
 
     def compile(self, graph: Graph) -> CpuProgram:
-        """Schedule a graph and make machine code of its kernels."""
-        plan = schedule(graph, fuse=bool(flag("FUSE")))
-        cpu_report.show_schedule(plan)
-        nests = [lower(kernel, self.target) for kernel in plan.kernels]
-        kernels = [self._kernel(nest, host_compiler()) for nest in nests]
-        return CpuProgram(self.name, plan, kernels)
+        """Find or make the machine code of a graph."""
+        return CpuProgram(self.name, host_kernels().plan(graph))
 
     def compose(self, calls: Sequence[Call], arguments: Sequence[Buffer]) -> CpuReplay:
         """Recorded calls as one native call."""
         return CpuReplay(self.name, calls, arguments)
 
-    def _kernel(self, nest: Nest, compiler: Compiler) -> Kernel:
-        """Machine code for one nest; kernels that differ in buffers only share it."""
-        text = render(nest)
-        with self._lock:
-            known = self._kernels.get(text)
-            if known is None:
-                cpu_report.show_kernel(nest, text, compiler)
-                addresses, keep = compiler.compile(text, [nest.name])
-                known = self._kernels[text] = (addresses[nest.name], keep)
-        return Kernel(nest, *known)
-
 
 class CpuProgram:
     """A launch table, its arguments, and where in them each buffer's address goes."""
 
-    def __init__(self, device: str, plan: Schedule, kernels: Sequence[Kernel]) -> None:
-        self.plan, self.kernels = plan, kernels
+    def __init__(self, device: str, plan: Plan) -> None:
+        self.kernels = plan.kernels
         self.pool: Pool = pool_for(device)
         self._lock = threading.Lock()
-        self.sources: list[tuple[str, Any]] = []
-        starts = []
         self.arena_bytes = plan.arena_bytes
-        for kernel in kernels:
-            starts.append(len(self.sources))
-            self.sources += [self._source(array) for array in kernel.nest.arrays]
-            self.sources += [("symbol", name) for name in kernel.nest.symbols]
+        self.sources = [source for one in plan.sources for source in one]
+        starts = [0, *accumulate(map(len, plan.sources))]
+        # of each kernel: address, iterations, iterations of a chunk, place of its first argument
+        self.launches = [
+            (kernel.address, kernel.code.total, kernel.code.grain, start)
+            for kernel, start in zip(self.kernels, starts, strict=False)
+        ]
         self._arguments = (ctypes.c_int64 * max(len(self.sources), 1))()
         self._format = f"={len(self.sources)}q"
-        self._table: Any = (Launch * max(len(kernels), 1))()
+        self._table: Any = (Launch * max(len(self.kernels), 1))()
         base = ctypes.addressof(self._arguments)
-        for entry, kernel, start in zip(self._table, kernels, starts, strict=False):
-            entry.kernel = kernel.address
-            entry.args = base + 8 * start
-            entry.total, entry.grain = kernel.nest.total, kernel.nest.grain
-        self.launches = [
-            (kernel.address, kernel.nest.total, kernel.nest.grain, start)
-            for kernel, start in zip(kernels, starts, strict=True)
-        ]
-        self.operations = sum(kernel.nest.operations for kernel in kernels)
-        self.traffic = sum(kernel.nest.traffic for kernel in kernels)
-        self.scratch_bytes = max((kernel.nest.scratch_bytes for kernel in kernels), default=0)
-
-    def _source(self, array: Array) -> tuple[str, Any]:
-        if array in self.plan.slots:
-            return ("slot", self.plan.slots[array])
-        return ("arena", self.plan.arena[array])
+        for entry, (address, total, grain, start) in zip(self._table, self.launches, strict=False):
+            entry.kernel, entry.args = address, base + 8 * start
+            entry.total, entry.grain = total, grain
+        codes = [kernel.code for kernel in self.kernels]
+        self.operations = sum(code.operations for code in codes)
+        self.traffic = sum(code.traffic for code in codes)
+        self.scratch_bytes = max((code.scratch_bytes for code in codes), default=0)
 
     def run(self, buffers: Sequence[Buffer], variables: dict[str, int]) -> None:
         """Fill in the call's addresses and values, and walk the table."""
         if not self.kernels:
             return
-        arena = cpu_memory.allocate(self.plan.arena_bytes)
+        arena = cpu_memory.allocate(self.arena_bytes)
         try:
             addresses = [buffer.memory for buffer in buffers]
             words = [
@@ -154,10 +123,10 @@ class CpuProgram:
                 struct.pack_into(self._format, self._arguments, 0, *words)
                 self._walk()
         finally:
-            cpu_memory.free(arena, self.plan.arena_bytes)
+            cpu_memory.free(arena, self.arena_bytes)
         GlobalCounters.kernel_count += len(self.kernels)
-        GlobalCounters.global_ops += sum(kernel.nest.operations for kernel in self.kernels)
-        GlobalCounters.global_mem += sum(kernel.nest.traffic for kernel in self.kernels)
+        GlobalCounters.global_ops += self.operations
+        GlobalCounters.global_mem += self.traffic
 
     def _walk(self) -> None:
         base = ctypes.addressof(self._table)
@@ -165,8 +134,8 @@ class CpuProgram:
         if level < 1:
             self.pool.run(base, len(self.kernels), self.scratch_bytes)
             return
-        cpu_report.run_timed(
-            [kernel.nest for kernel in self.kernels],
-            lambda number: self.pool.run(base + number * ctypes.sizeof(Launch), 1, self.scratch_bytes),
-            level,
-        )
+
+        def run_one(number: int) -> None:
+            self.pool.run(base + number * ctypes.sizeof(Launch), 1, self.scratch_bytes)
+
+        cpu_report.run_timed([kernel.code for kernel in self.kernels], run_one, level)

@@ -9,9 +9,11 @@ from __future__ import annotations
 import atexit
 import ctypes
 import os
+import sys
 import threading
 import time
 import weakref
+from collections.abc import Callable
 
 from minigrad.runtimes import cpu_driver, cpu_memory, host
 from minigrad.runtimes.cpu_driver import FLAG_ALONE, LAUNCH_BYTES, LAUNCH_FIELDS
@@ -45,8 +47,8 @@ class _Area:
         self.address = cpu_memory.reserve(nbytes)
         self._release = cpu_memory.release
 
-    def __del__(self) -> None:
-        if hasattr(self, "_release"):
+    def __del__(self, ending: Callable[[], bool] = sys.is_finalizing) -> None:
+        if hasattr(self, "_release") and not ending():
             self._release(self.address, self.nbytes)
 
 

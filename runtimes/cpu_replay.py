@@ -8,8 +8,9 @@ one word per argument, whatever the number of kernels.
 from __future__ import annotations
 
 import ctypes
+import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any
 
@@ -118,7 +119,7 @@ class CpuReplay:
     def run(self, memories: Sequence[int], variables: dict[str, int]) -> None:
         """One native call: `memories` are addresses, one per argument."""
         with self._lock:
-            self._values[: len(memories)] = memories
+            self._values[: len(memories)] = list(memories)
             for number, name in enumerate(self._names, len(memories)):
                 self._values[number] = variables[name]
             self.pool.run(self.address, self._count, self._scratch)
@@ -126,6 +127,6 @@ class CpuReplay:
         GlobalCounters.global_ops += self.operations
         GlobalCounters.global_mem += self.traffic
 
-    def __del__(self) -> None:
-        if hasattr(self, "_arena"):
+    def __del__(self, ending: Callable[[], bool] = sys.is_finalizing) -> None:
+        if hasattr(self, "_arena") and not ending():
             cpu_memory.free(self._arena, self._arena_bytes)

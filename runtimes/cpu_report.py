@@ -9,15 +9,39 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Sequence
-from functools import cache
+from typing import Protocol
 
 from minigrad.loops.nest import Nest
 from minigrad.loops.nest import show as show_nest
-from minigrad.runtimes.host import host, threads
+from minigrad.runtimes.cpu_limits import limits
 from minigrad.runtimes.jit_compiler import Compiler
 from minigrad.schedule.schedule import Schedule
 from minigrad.schedule.show import show as show_plan
 from minigrad.settings import flag
+
+
+class Work(Protocol):
+    """What a report says of a kernel: see `Nest`."""
+
+    @property
+    def total(self) -> int:
+        """Iterations of the parallel loop."""
+        ...
+
+    @property
+    def operations(self) -> int:
+        """Estimate of the whole kernel's operations."""
+        ...
+
+    @property
+    def traffic(self) -> int:
+        """Estimate of the bytes read and written."""
+        ...
+
+    @property
+    def label(self) -> str:
+        """What it does."""
+        ...
 
 
 def say(text: str) -> None:
@@ -40,18 +64,7 @@ def show_kernel(nest: Nest, text: str, compiler: Compiler) -> None:
         say(compiler.assembly(text))
 
 
-@cache
-def _limits() -> tuple[float, float]:
-    """(vector operations per second, bytes per second) that all threads could reach.
-
-    The clock and the bandwidth are not asked of the machine: 2.6 GHz with two vector operations a
-    cycle, and 20 GB/s a thread. The column says so.
-    """
-    lanes = host().vector_bytes // 4
-    return 2.6e9 * 2 * lanes * threads(), 20e9 * threads()
-
-
-def run_timed(nests: Sequence[Nest], run: Callable[[int], None], level: int) -> None:
+def run_timed(nests: Sequence[Work], run: Callable[[int], None], level: int) -> None:
     """Run kernels one by one and report."""
     rows = []
     start = time.perf_counter()
@@ -62,10 +75,10 @@ def run_timed(nests: Sequence[Nest], run: Callable[[int], None], level: int) -> 
     total = time.perf_counter() - start
     operations = sum(nest.operations for nest in nests)
     if level >= 2:
+        best = limits()
         say(f"{'kernel':>6} {'iterations':>10} {'ms':>9} {'Gop/s':>8} {'GB/s':>7} {'limit':>6}  body")
-        peak, bandwidth = _limits()
         for number, (nest, seconds) in enumerate(rows):
-            least = max(nest.operations / peak, nest.traffic / bandwidth)
+            least = max(nest.operations / best.operations, nest.traffic / best.bandwidth)
             say(
                 f"{number:>6} {nest.total:>10} {1e3 * seconds:>9.3f} "
                 f"{nest.operations / seconds / 1e9:>8.1f} {nest.traffic / seconds / 1e9:>7.1f} "

@@ -20,6 +20,7 @@ from minigrad.schedule.expr import Expr
 from minigrad.schedule.fuse import prefix_length
 from minigrad.schedule.stage import Axis, Stage, index_of, make_axis
 
+
 def row_axis(rows: int) -> Axis:
     """The axis "r" of a kernel's parallel loop."""
     return make_axis("r", 0, rows)
@@ -44,7 +45,9 @@ def indices(exprs: Sequence[Expr], positions: Sequence[Integer]) -> list[Integer
     return found
 
 
-def merge(axes: tuple[Axis, ...], used: Sequence[Integer]) -> list[tuple[Axis, dict[Atom, Integer]]]:
+def merge(
+    axes: tuple[Axis, ...], used: Sequence[Integer]
+) -> list[tuple[Axis, dict[Atom, Integer]]]:
     """Join neighbouring axes that every index walks through as if they were one.
 
     Gives the new axes, each with the values of the old variables in terms of the new one.

@@ -75,7 +75,8 @@ class Nest:
 
     arrays: the buffers that it takes, in order; symbols: the symbolic integers, which follow them.
     scratch: places in bytes in the thread's private memory. A runtime may cut the parallel loop at
-    multiples of `grain`. operations and traffic (bytes) are estimates of the whole kernel's work; label says what it does.
+    multiples of `grain`. operations and traffic (bytes) are estimates of the whole kernel's work;
+    label says what it does.
     """
 
     name: str
@@ -154,11 +155,13 @@ def _show(statement: Statement, indent: str, lines: list[str], prefix: str = "")
             _show(inner, indent + "  ", lines)
     elif isinstance(statement, Store):
         test = "".join(f" if {c!r} >= 0" for c in statement.guard)
-        lines.append(f"{indent}{statement.array.name}[{statement.index}] = {statement.value!r}{test}")
+        place = f"{statement.array.name}[{statement.index}]"
+        lines.append(f"{indent}{place} = {statement.value!r}{test}")
     elif isinstance(statement, Stores):
         for item in statement.items:
             _show(item, indent, lines)
     elif isinstance(statement, Set):
         lines.append(f"{indent}{statement.local.name}[{statement.slot}] = {statement.value!r}")
     else:
-        lines.append(f"{indent}{statement.target.name} = {statement.op.value} of {statement.source}")
+        name = statement.target.name
+        lines.append(f"{indent}{name} = {statement.op.value} of {statement.source}")

@@ -11,19 +11,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from minigrad.dtype import DType
 from minigrad.graph.node import Op
 from minigrad.graph.symbolic import (
     Atom,
     Integer,
     add,
     coefficient,
-    flatten,
     mul,
     numel,
     sub,
-    substitute,
-    unflatten,
     variables,
 )
 from minigrad.loops.axes import (
@@ -242,7 +238,7 @@ def _stage_across(stage: Stage, number: int, row: Axis, width: int) -> list[Stat
 
 
 def scatter(kernel: Kernel, target: Target, name: str) -> Nest:
-    """base, then one addition after another, in order: deterministic, and parallel over the rest."""
+    """base, then one addition after another, in order: deterministic, parallel over the rest."""
     (stage,) = kernel.stages
     assert stage.initial is not None
     start: tuple[Statement, ...] = (

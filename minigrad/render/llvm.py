@@ -348,7 +348,7 @@ class _Emitter(IndexEmitter):
     def _operation(self, e: Expr, lanes: int) -> Value:
         here = self.builder()
         args = [values.broadcast(here, self.memo[arg][0], lanes) for arg in e.args]
-        if e.op is getattr(Leaf, "FMA", None):
+        if e.op is Leaf.FMA:
             kind = args[0].type
             text = here.call(f"llvm.fma.{values.suffix(kind)}", kind, [a.typed for a in args])
             return Value(text, e.dtype, lanes)

@@ -174,7 +174,7 @@ class IndexEmitter:
             self.memo.pop(key, None)
         for atom in done.bound:
             for known in (self.where, self.constants, self.scalars, self.vectors):
-                known.pop(atom, None)  # type: ignore[attr-defined]
+                known.pop(atom, None)
         return done
 
     # ---- variables ----
@@ -351,12 +351,12 @@ class IndexEmitter:
             number = int(inner)
             result = number // atom.divisor if atom.kind == "div" else number % atom.divisor
             return str(result), level
-        key = (atom.kind, inner, atom.divisor)
-        if key not in self.memo:
+        known = (atom.kind, inner, atom.divisor)
+        if known not in self.memo:
             with self.at(level):
                 divided = self._divide(Value(inner, dtypes.int64, 1), atom)
-            self.remember(key, divided, level)
-        return self.memo[key][0].text, level
+            self.remember(known, divided, level)
+        return self.memo[known][0].text, level
 
     def _divide(self, x: Value, atom: Atom) -> Value:
         """Floor division or remainder by a positive constant."""

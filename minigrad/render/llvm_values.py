@@ -1,7 +1,7 @@
 """Values of LLVM IR and the instructions for each scalar operation, one function an operation.
 
-In registers float16 and bfloat16 are floats that already have the precision of what was loaded; they
-are rounded when stored and where a program casts to them. A bool is an i1, in memory an i8.
+In registers float16 and bfloat16 are floats that already have the precision of what was loaded;
+they are rounded when stored and where a program casts to them. A bool is an i1, in memory an i8.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What makes a stage a contraction: Σ over k of left(m, k) · right(k, n), batched if both share axes.
+"""What makes a stage a contraction: Σ over k of left(m, k) · right(k, n), batched or not.
 
 Only the sets of loop variables matter, not how an operand is indexed, so transposes, broadcasts,
 paddings and windows of a convolution pass.

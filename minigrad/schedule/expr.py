@@ -19,7 +19,6 @@ from minigrad.graph.symbolic import (
     Affine,
     Atom,
     Integer,
-    add,
     high,
     low,
     proven_nonnegative,
@@ -275,7 +274,7 @@ def rebuild(root: Expr, change: Callable[[Expr], Expr | None]) -> Expr:
             if args == expr.args:
                 new[expr] = expr
             else:
-                new[expr] = apply(expr.op, args, expr.dtype)  # type: ignore[arg-type]
+                new[expr] = apply(expr.op, args, expr.dtype)
         else:
             leaf = _rebuild_leaf(expr, new)
             new[expr] = change(leaf) or leaf
@@ -341,7 +340,7 @@ def show(root: Expr) -> str:
             text[expr] = f"{expr.payload[0]!r}[{expr.payload[1]!r}]"
         else:
             args = [text[arg] for arg in expr.args]
-            symbol = _SYMBOLS.get(expr.op)  # type: ignore[call-overload]
+            symbol = _SYMBOLS.get(expr.op)
             if symbol and len(args) == 2:
                 text[expr] = f"({args[0]} {symbol} {args[1]})"
             else:
@@ -352,7 +351,7 @@ def show(root: Expr) -> str:
     return text[root]
 
 
-_SYMBOLS = {
+_SYMBOLS: dict[Op | Leaf, str] = {
     Op.ADD: "+", Op.SUB: "-", Op.MUL: "*", Op.DIV: "/", Op.IDIV: "//", Op.MOD: "%", Op.LT: "<",
     Op.LE: "<=", Op.EQ: "==", Op.NE: "!=", Op.AND: "&", Op.OR: "|", Op.XOR: "^", Op.SHL: "<<",
     Op.SHR: ">>",

@@ -12,11 +12,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from minigrad.graph.node import Op
-from minigrad.graph.symbolic import high, low, mul, sub, variables
+from minigrad.graph.symbolic import flatten, high, low, mul, sub, variables
 from minigrad.schedule import expr
 from minigrad.schedule.contraction import contraction_of
 from minigrad.schedule.expr import Array, Leaf
-from minigrad.schedule.stage import Stage, flatten, index_of
+from minigrad.schedule.stage import Stage, index_of
 
 ROW_LIMIT = 1 << 17  # elements of one row's values that may pass from stage to stage (half of L2)
 TINY = 4096  # kernels of so little work may lose their parallelism

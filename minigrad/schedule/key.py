@@ -17,7 +17,7 @@ from typing import Any
 from minigrad.dtype import DType
 from minigrad.errors import CompileError
 from minigrad.graph.canonical import Graph
-from minigrad.graph.node import Op, topological
+from minigrad.graph.node import Node, Op, topological
 from minigrad.graph.symbolic import Affine, Atom, Integer
 from minigrad.schedule.expr import Array, Expr, Leaf, walk
 from minigrad.schedule.schedule import Kernel
@@ -37,7 +37,7 @@ def kernel_key(kernel: Kernel) -> tuple[str, tuple[Array, ...]]:
 def graph_key(graph: Graph) -> str:
     """The text of a canonical graph; devices of one kind share it."""
     writer = _Writer()
-    number = {}
+    number: dict[Node, int] = {}
     for node in topological(graph.roots):
         shape = _items(map(writer.integer, node.shape))
         if node.op is Op.CONST:

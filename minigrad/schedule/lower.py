@@ -102,7 +102,7 @@ class Lowering:
         return moved, [where, sub(sub(node.src[0].shape[node.arg], 1), where)]
 
     def _combine(self, request: Request, args: list[Expr]) -> Expr:
-        node, index, guard = request
+        node, index, _ = request
         op = node.op
         if op in ELEMENTWISE:
             return expr.apply(op, tuple(args), node.dtype)

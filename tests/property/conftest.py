@@ -13,8 +13,11 @@ COMMON = {
     "deadline": None,  # the first call of a kernel compiles it
     "print_blob": True,
     "derandomize": False,
-    "suppress_health_check": [HealthCheck.too_slow, HealthCheck.data_too_large],
-}
+    # The fixture `device` is a name, which all examples of a test may share.
+    "suppress_health_check": [
+        HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.function_scoped_fixture,
+    ],
+}  # fmt: skip
 settings.register_profile("ci", max_examples=5, database=None, **COMMON)
 settings.register_profile("long", max_examples=300, **COMMON)
 

@@ -103,6 +103,12 @@ def _off_quarters(g: np.random.Generator, size: int, dtype: str, _: int) -> np.n
     return _quarters(g, size, dtype, 0) + (0.11 if is_float(dtype) else 0)
 
 
+def _nonzero_quarters(g: np.random.Generator, size: int, dtype: str, _: int) -> np.ndarray:
+    """Multiples of 1/4 without 0: divisors whose multiples no `off_quarters` comes near."""
+    values = _quarters(g, size, dtype, 0)
+    return np.where(values == 0, 1, values)
+
+
 def _some_zeros(g: np.random.Generator, size: int, dtype: str, _: int) -> np.ndarray:
     """Near 1, a few zeros among them: the products of many stay tame."""
     if not is_float(dtype):
@@ -148,6 +154,7 @@ DOMAINS: dict[str, Domain] = {
     "quarters": Domain(_quarters),
     "distinct": Domain(_distinct, zero=False),
     "off_quarters": Domain(_off_quarters, zero=False),
+    "nonzero_quarters": Domain(_nonzero_quarters, zero=False),
     "near_one": Domain(_uniform(0.6, 1.4), zero=False),
     "some_zeros": Domain(_some_zeros),
     "exponent": Domain(_uniform(-2, 3)),

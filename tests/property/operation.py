@@ -1,7 +1,8 @@
 """What a row of the operation table says, and how a row is evaluated.
 
 A row's `call` receives Tensors, its `reference` numpy arrays: floats as float64 whatever the dtype
-under test, so that the reference's own rounding never matters; integers and bools as they are.
+under test, so that the reference's own rounding never matters; integers and bools as they are, or as
+float64 too where they give a float.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ COMPOSED = Tolerance(ulps=16, scale=8)
 MATH = Tolerance(ulps=6)
 # One operation that IEEE rounds correctly; OpenCL may be one or two units off.
 ROUNDED = Tolerance(ulps=2)
+# One of the operands; where zeros of different signs tie, either of them.
+SELECTED = Tolerance(signed_zero=False)
 # A sum of products, in any order.
 SUMMED = Tolerance(ulps=4, scale=2, terms=1)
 
@@ -164,7 +167,11 @@ def evaluate(
         return [tuple(result.numpy() for result in results) for results in made]
 
 
-def _upcast(array: np.ndarray) -> np.ndarray:
+def _reference_operand(given: Input, dtype: str, result: str) -> np.ndarray:
+    """Floats as float64; integers, where they give a float, after rounding to the result's dtype."""
+    array = given.array()
+    if is_float(result) and given.dtype == dtype and not is_float(dtype):
+        array = array.astype(NUMPY_DTYPES[result])
     return array.astype(np.float64) if str(array.dtype) in FLOATS else array
 
 
@@ -172,7 +179,7 @@ def expected(operation: Operation, case: Case, dtype: str) -> tuple[np.ndarray, 
     """What numpy says, in the dtypes that the table says; None where REF alone defines it."""
     if operation.reference is None:
         return None
-    arrays = [_upcast(i.array()) for i in case.inputs]
+    arrays = [_reference_operand(i, dtype, operation.result_dtype(dtype)) for i in case.inputs]
     with np.errstate(all="ignore"):
         results = as_tuple(operation.reference(*arrays, **case.parameters))
         return tuple(

@@ -10,7 +10,7 @@ import numpy as np
 
 from .compare import EXACT, Tolerance
 from .inputs import ALL, FLOATS, INTS, NUMBERS, SIGNED
-from .operation import COMPOSED, ROUNDED, Operation, boolean, floating, same
+from .operation import COMPOSED, ROUNDED, SELECTED, Operation, boolean, floating, same
 from .plans import FEW_SHAPES, elementwise, with_choices
 from .table_unary import method
 
@@ -52,13 +52,14 @@ def _counts(x: Any, y: Any) -> tuple[Any, Any]:
 def shift_left(x: Any, y: Any) -> Any:
     """x << y; 0 for a count of at least the width."""
     counts, too_far = _counts(x, y)
-    return np.where(too_far, 0, x << counts).astype(x.dtype)
+    return np.where(too_far, x.dtype.type(0), x << counts)
 
 
 def shift_right(x: Any, y: Any) -> Any:
     """x >> y; 0 or the sign for a count of at least the width."""
     counts, too_far = _counts(x, y)
-    return np.where(too_far, np.where(x < 0, -1, 0), x >> counts).astype(x.dtype)
+    sign = -(x < 0).astype(x.dtype)
+    return np.where(too_far, sign, x >> counts)
 
 
 def _in_place(name: str) -> Callable[..., Any]:
@@ -83,6 +84,7 @@ def binary(
     *,
     scalar: Any = 2,
     in_place: bool = True,
+    reflected_domain: str | None = None,
     **changes: Any,
 ) -> list[Operation]:
     """All spellings of one operation: methods, the operator, reflected (a scalar first), in place.
@@ -101,9 +103,12 @@ def binary(
         return rows
     apply = getattr(operator, f"__{dunder}__")
     rows.append(Operation(f"x {symbol} y", apply, methods=(f"__{dunder}__",), **few))
-    reflected = {**few, "plans": FEW, "reference": lambda x: reference(np.asarray(scalar, x.dtype), x),
+    numbers = tuple(d for d in fields["dtypes"] if d != "bool")  # an int would widen a bool
+    reflected = {**few, "plans": FEW, "dtypes": numbers,
+                 "reference": lambda x: reference(np.asarray(scalar, x.dtype), x),
                  "domains": fields.get("domains", ("any",))[-1:],
-                 "gradient_domains": fields.get("gradient_domains", ("any",))[-1:]}  # fmt: skip
+                 "gradient_domains": (reflected_domain,) if reflected_domain else (
+                     fields.get("gradient_domains", ("any",))[-1:])}  # fmt: skip
     rows.append(Operation(f"{scalar} {symbol} x", _with_scalar(apply, scalar),
                           methods=(f"__r{dunder}__",), **reflected))  # fmt: skip
     if in_place:
@@ -135,7 +140,8 @@ _SHIFTS: dict[str, Any] = {
     "dtypes": INTS, "domains": ("wide", "shift"), "differentiable": False,
 }  # fmt: skip
 _MODULO: dict[str, Any] = {
-    "tolerance": Tolerance(ulps=2, scale=2), "domains": ("any", "nonzero"), "scalar": 7,
+    "tolerance": Tolerance(ulps=2, scale=2), "domains": ("quarters", "quarters"), "scalar": 5,
+    "gradient_domains": ("off_quarters", "nonzero_quarters"), "reflected_domain": "off_quarters",
 }  # fmt: skip
 
 ARITHMETIC = [
@@ -146,15 +152,13 @@ ARITHMETIC = [
             domains=("any", "nonzero"), gradient_domains=("any", "nonzero")),
     *binary("//", [], "floordiv", divide_integers, domains=("quarters", "quarters"), scalar=7,
             differentiable=False),
-    *binary("%", ["mod"], "mod", modulo, **{**_MODULO, "domains": ("quarters", "quarters"),
-            "differentiable": False}),
-    *binary("", ["fmod"], "", truncated_modulo, domains=("quarters", "quarters"),
-            tolerance=Tolerance(ulps=2, scale=2), dtypes=(*FLOATS, *INTS)),
+    *binary("%", ["mod"], "mod", modulo, **_MODULO),
+    *binary("", ["fmod"], "", truncated_modulo, **_MODULO),
     *binary("**", ["pow"], "pow", np.power, dtypes=FLOATS, domains=("positive", "exponent"),
             gradient_domains=("positive", "exponent"), tolerance=COMPOSED, in_place=True),
-    *binary("", ["maximum"], "", np.maximum, dtypes=ALL, domains=("quarters",),
+    *binary("", ["maximum"], "", np.maximum, dtypes=ALL, domains=("quarters",), tolerance=SELECTED,
             gradient_domains=("quarters", "off_quarters")),
-    *binary("", ["minimum"], "", np.minimum, dtypes=ALL, domains=("quarters",),
+    *binary("", ["minimum"], "", np.minimum, dtypes=ALL, domains=("quarters",), tolerance=SELECTED,
             gradient_domains=("quarters", "off_quarters")),
     *binary("", ["copysign"], "", np.copysign, dtypes=FLOATS, domains=("any",),
             gradient_domains=("nonzero",)),
@@ -177,10 +181,9 @@ COMPARISONS = [
 ]  # fmt: skip
 
 
-def divide(x: Any, y: Any, rounding_mode: str | None = None) -> Any:
+def divide(x: Any, y: Any, rounding_mode: str) -> Any:
     """div with its rounding modes."""
-    quotient = x / y if rounding_mode else np.true_divide(x, y)
-    return {"floor": np.floor, "trunc": np.trunc, None: lambda q: q}[rounding_mode](quotient)
+    return np.floor_divide(x, y) if rounding_mode == "floor" else np.trunc(x / y)
 
 
 MORE = [
@@ -203,11 +206,11 @@ MORE = [
               with_choices(elementwise(1), [{"min_": -1, "max_": 2}, {"min_": None, "max_": 1},
                                             {"min_": 0, "max_": None}]),
               domains=("quarters",), dtypes=(*FLOATS, *SIGNED), differentiable=True,
-              gradient_domains=("off_quarters",)),
+              tolerance=SELECTED, gradient_domains=("off_quarters",)),
     Operation("clamp", lambda x, min_, max_: x.clamp(min_, max_), lambda x, min_, max_: np.clip(x, min_, max_),
               with_choices(elementwise(1, FEW_SHAPES), [{"min_": -1, "max_": 2}]),
               domains=("quarters",), dtypes=(*FLOATS, *SIGNED), differentiable=True,
-              gradient_domains=("off_quarters",)),
+              tolerance=SELECTED, gradient_domains=("off_quarters",)),
 ]  # fmt: skip
 
 BINARY = [*ARITHMETIC, *BITS, *COMPARISONS, *MORE]

@@ -9,7 +9,7 @@ import numpy as np
 
 from .compare import EXACT, Tolerance
 from .inputs import ALL, FLOATS, INTS, NUMBERS
-from .operation import COMPOSED, SUMMED, Operation, boolean, floating, index, same, summed
+from .operation import COMPOSED, SELECTED, SUMMED, Operation, boolean, floating, index, same, summed
 from .plans import Plan, Plans, along_axis, drawn, reduction, with_choices
 from .table_unary import method
 
@@ -101,9 +101,9 @@ REDUCTIONS = [
     row("sum", _wrapping(np.sum), WHOLE, SUMMED, dtypes=ALL, result=summed),
     row("prod", _wrapping(np.prod), WHOLE, Tolerance(ulps=4, scale=2, terms=1), result=summed,
         domains=("near_one",), gradient_domains=("some_zeros",), dtypes=(*FLOATS, *INTS)),
-    row("max", _numpy(np.max), NOT_EMPTY, EXACT, dtypes=NUMBERS, domains=("wide",),
+    row("max", _numpy(np.max), NOT_EMPTY, SELECTED, dtypes=NUMBERS, domains=("wide",),
         gradient_domains=("distinct",), twice=False),
-    row("min", _numpy(np.min), NOT_EMPTY, EXACT, dtypes=NUMBERS, domains=("wide",),
+    row("min", _numpy(np.min), NOT_EMPTY, SELECTED, dtypes=NUMBERS, domains=("wide",),
         gradient_domains=("distinct",), twice=False),
     row("mean", _numpy(np.mean), WHOLE, SUMMED, result=floating, dtypes=(*FLOATS, *INTS)),
     row("var", variance, _correction(NOT_EMPTY), SPREAD, dtypes=FLOATS),

@@ -10,7 +10,7 @@ import numpy as np
 
 from .compare import EXACT, Tolerance
 from .inputs import ALL, FLOATS, INTS, NUMBERS, SIGNED
-from .operation import COMPOSED, MATH, ROUNDED, Operation, boolean, floating, same
+from .operation import COMPOSED, MATH, ROUNDED, SELECTED, Operation, boolean, floating, same
 from .plans import elementwise, with_choices
 
 Reference = Callable[..., Any]
@@ -101,8 +101,9 @@ FUNCTIONS = [
     row("selu", lambda x: SELU_SCALE * np.where(x > 0, x, SELU_ALPHA * np.expm1(x)), "nonzero",
         COMPOSED),
     row("hardsigmoid", lambda x: np.clip(x / 6 + 0.5, 0, 1), "unit", COMPOSED),
-    row("hardswish", lambda x: x * np.clip(x + 3, 0, 6) / 6, "unit", COMPOSED),
-    row("relu6", lambda x: np.clip(x, 0, 6), "nonzero", EXACT, result=same,
+    row("hardswish", lambda x: x * np.clip(x + 3, 0, 6) / 6, "unit", COMPOSED,
+        dtypes=FLOATS),
+    row("relu6", lambda x: np.clip(x, 0, 6), "nonzero", SELECTED, result=same,
         dtypes=(*FLOATS, "int32")),
 ]  # fmt: skip
 
@@ -117,7 +118,7 @@ PARAMETRISED = [
     row("leaky_relu", lambda x, negative_slope=0.01: np.where(x > 0, x, negative_slope * x),
         "nonzero", ROUNDED, plans=with_choices(ONE, [{}, {"negative_slope": 0.25}])),
     row("hardtanh", lambda x, min_val=-1.0, max_val=1.0: np.clip(x, min_val, max_val), "unit",
-        EXACT, plans=with_choices(ONE, [{}, {"min_val": -2.0, "max_val": 2.0}]),
+        SELECTED, plans=with_choices(ONE, [{}, {"min_val": -2.0, "max_val": 2.0}]),
         dtypes=FLOATS),
 ]  # fmt: skip
 
@@ -133,7 +134,7 @@ EXACT_FUNCTIONS = [
     _same_dtype("abs", np.abs, "wide", dtypes=(*FLOATS, *INTS), gradient_domains=("nonzero",)),
     _same_dtype("square", lambda x: x * x, "any", tolerance=ROUNDED),
     _same_dtype("sign", np.sign, "quarters", differentiable=False),
-    _same_dtype("relu", lambda x: np.maximum(x, 0), "wide", gradient_domains=("nonzero",)),
+    _same_dtype("relu", lambda x: np.maximum(x, 0), "wide", tolerance=SELECTED, gradient_domains=("nonzero",)),
     _same_dtype("ceil", np.ceil, "quarters", differentiable=False),
     _same_dtype("floor", np.floor, "quarters", differentiable=False),
     _same_dtype("round", np.round, "quarters", differentiable=False),

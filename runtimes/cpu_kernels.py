@@ -1,0 +1,217 @@
+"""Where the machine code of a CPU program comes from: memory, the disk, or the compiler.
+
+Two kinds of entries are looked up by the text of what they compute, before any work is done:
+
+    graph   → how much memory, which kernels in which order, where their arguments come from
+    kernel  → machine code, and how it is to be launched
+
+With the first found, nothing is scheduled; with the second, nothing is lowered, rendered, compiled.
+"""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import Any
+
+from minigrad.cache import Cache, Entry, digest, open_cache, source_digest
+from minigrad.errors import CompileError
+from minigrad.graph.canonical import Graph
+from minigrad.loops.recipes import lower
+from minigrad.loops.target import Target
+from minigrad.program import GlobalCounters
+from minigrad.render.llvm import render
+from minigrad.runtimes import cpu_report, jit_compiler
+from minigrad.runtimes.jit_compiler import Compiler
+from minigrad.schedule.expr import Array
+from minigrad.schedule.key import graph_key, kernel_key
+from minigrad.schedule.schedule import Kernel as Step
+from minigrad.schedule.schedule import Schedule, schedule
+from minigrad.settings import flag
+
+# Where the value of an argument comes from: ("slot", number), ("arena", offset), ("symbol", name).
+Source = tuple[str, Any]
+
+
+@dataclass(frozen=True)
+class KernelCode:
+    """How a kernel is launched.
+
+    entry: the name of its function. arguments: which of the arrays of its text it takes, by number,
+    in order; the values of `symbols` follow them. scratch_bytes: private memory of a thread. total
+    and grain: iterations of its parallel loop, and of a chunk. operations, traffic (bytes) and
+    label are for reports.
+    """
+
+    entry: str
+    arguments: tuple[int, ...]
+    symbols: tuple[str, ...]
+    scratch_bytes: int
+    total: int
+    grain: int
+    operations: int
+    traffic: int
+    label: str
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """Machine code in memory; `keep` holds the engine to which the memory belongs."""
+
+    key: str
+    code: KernelCode
+    address: int
+    keep: object
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A program: its kernels in order, the sources of each one's arguments, bytes of its arena."""
+
+    kernels: tuple[Kernel, ...]
+    sources: tuple[tuple[Source, ...], ...]
+    arena_bytes: int
+
+
+class Kernels:
+    """Plans and kernels for one target and compiler; safe to use from several threads."""
+
+    def __init__(self, target: Target, compiler: Compiler) -> None:
+        self.target, self.compiler = target, compiler
+        self._known: dict[str, Kernel] = {}
+        self._lock = threading.RLock()
+
+    def plan(self, graph: Graph) -> Plan:
+        """The program of a graph, with all of its kernels in memory."""
+        settings = f"FUSE={flag('FUSE')} GUARD={flag('GUARD')}"
+        key = digest(self._circumstances, "program", settings, graph_key(graph))
+        with self._lock:
+            # a schedule that is to be shown must be made
+            found = self._stored_plan(key) if flag("DEBUG") < 3 else None
+            return found or self._new_plan(key, graph)
+
+    @cached_property
+    def _circumstances(self) -> str:
+        """All that code depends on besides what it computes."""
+        return digest(self.compiler.key, repr(self.target), self._source)
+
+    @cached_property
+    def _source(self) -> str:
+        """Stands for the source of the compiler; empty where that cannot be read."""
+        try:
+            return source_digest(__file__, jit_compiler.__file__)
+        except OSError:
+            return ""
+
+    def _cache(self) -> Cache | None:
+        """The cache on disk; none where an edited compiler could not be told from another."""
+        return open_cache() if self._source else None
+
+    # ---- programs ----
+
+    def _stored_plan(self, key: str) -> Plan | None:
+        """The plan that the disk has, if it has all of the plan's kernels too."""
+        cache = self._cache()
+        entry = cache.read(key) if cache is not None else None
+        if entry is None:
+            return None
+        try:
+            about = entry[0]
+            arena_bytes = int(about["arena_bytes"])
+            sources = tuple(
+                tuple((str(kind), where) for kind, where in one) for one in about["sources"]
+            )
+            kernels = [self._stored_kernel(name) for name in about["kernels"]]
+        except (KeyError, TypeError, ValueError):
+            return None
+        whole = tuple(kernel for kernel in kernels if kernel is not None)
+        if len(whole) < len(kernels) or len(sources) != len(kernels):
+            return None
+        GlobalCounters.cache_hits += 1
+        return Plan(whole, sources, arena_bytes)
+
+    def _new_plan(self, key: str, graph: Graph) -> Plan:
+        """Schedule a graph, find or make its kernels, and keep the result."""
+        GlobalCounters.programs_scheduled += 1
+        made = schedule(graph, fuse=bool(flag("FUSE")))
+        cpu_report.show_schedule(made)
+        kernels, sources = [], []
+        for step in made.kernels:
+            kernel, source = self._kernel(step, made)
+            kernels.append(kernel)
+            sources.append(source)
+        plan = Plan(tuple(kernels), tuple(sources), made.arena_bytes)
+        cache = self._cache()
+        if cache is not None:
+            about = {
+                "arena_bytes": plan.arena_bytes,
+                "kernels": [kernel.key for kernel in kernels],
+                "sources": sources,
+            }
+            cache.write(key, about, b"")
+        return plan
+
+    # ---- kernels ----
+
+    def _kernel(self, step: Step, made: Schedule) -> tuple[Kernel, tuple[Source, ...]]:
+        """One kernel of a schedule, and where its arguments come from."""
+        text, arrays = kernel_key(step)
+        key = digest(self._circumstances, "kernel", f"GUARD={flag('GUARD')}", text)
+        kernel = self._known.get(key)
+        if kernel is None:
+            kernel = self._stored_kernel(key)
+            if kernel is None or flag("DEBUG") >= 4:
+                kernel = self._new_kernel(key, step, arrays)
+        code = kernel.code
+        sources: list[Source] = []
+        for array in (arrays[number] for number in code.arguments):
+            slot = made.slots.get(array)
+            sources.append(("arena", made.arena[array]) if slot is None else ("slot", slot))
+        return kernel, (*sources, *(("symbol", name) for name in code.symbols))
+
+    def _stored_kernel(self, key: str) -> Kernel | None:
+        """The kernel that memory or the disk has."""
+        known = self._known.get(key)
+        cache = self._cache() if known is None else None
+        entry = cache.read(key) if cache is not None else None
+        if entry is None:
+            return known
+        loaded = self._loaded(key, entry)
+        if loaded is not None:
+            GlobalCounters.cache_hits += 1
+        return loaded
+
+    def _loaded(self, key: str, entry: Entry) -> Kernel | None:
+        """An entry of the disk brought into memory."""
+        try:
+            about, data = entry
+            lists = {name: tuple(about[name]) for name in ("arguments", "symbols")}
+            return self._in_memory(key, KernelCode(**{**about, **lists}), data)
+        except (KeyError, TypeError, CompileError):
+            return None
+
+    def _in_memory(self, key: str, code: KernelCode, data: bytes) -> Kernel:
+        addresses, keep = self.compiler.load(data, [code.entry])
+        kernel = self._known[key] = Kernel(key, code, addresses[code.entry], keep)
+        return kernel
+
+    def _new_kernel(self, key: str, step: Step, arrays: tuple[Array, ...]) -> Kernel:
+        """Lower, render and compile a kernel, and keep it."""
+        GlobalCounters.kernels_lowered += 1
+        nest = lower(step, self.target)
+        GlobalCounters.kernels_rendered += 1
+        text = render(nest)
+        cpu_report.show_kernel(nest, text, self.compiler)
+        GlobalCounters.kernels_compiled += 1
+        data = self.compiler.object_code(text)
+        number = {array: place for place, array in enumerate(arrays)}
+        code = KernelCode(
+            nest.name, tuple(number[array] for array in nest.arrays), nest.symbols,
+            nest.scratch_bytes, nest.total, nest.grain, nest.operations, nest.traffic, nest.label,
+        )  # fmt: skip
+        kernel = self._in_memory(key, code, data)
+        cache = self._cache()
+        if cache is not None:
+            cache.write(key, asdict(code), data)
+        return kernel

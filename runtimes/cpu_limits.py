@@ -1,0 +1,176 @@
+"""What the machine can do at best, measured: what a kernel's time is compared with.
+
+Two small kernels run on as many threads as programs do: chains of fused multiply-adds that never
+leave the registers, and a sum over memory that no cache holds. Each runs a few times and its best
+time counts, because what disturbs a measurement only ever makes it longer.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import time
+from dataclasses import dataclass
+from functools import cache
+
+from minigrad.runtimes import cpu_memory
+from minigrad.runtimes.cpu_pool import Launch, Pool
+from minigrad.runtimes.host import host, threads
+from minigrad.runtimes.jit_compiler import host_compiler
+
+CHAINS = 12  # independent sums: more than a multiply-add's latency times those begun per cycle
+ROUNDS = 20_000  # multiply-adds of each chain in one chunk: about 50 µs
+CHUNKS = 4  # chunks per thread, so that a thread that comes late does not decide the time
+ACCUMULATORS = 8  # vectors that a reader loads before it goes on to the next ones
+CHUNK_BYTES = 1 << 20
+SMALLEST, LARGEST = 32 << 20, 256 << 20  # bytes that are read
+LEAST_RUNS = 3
+MEASURING_SECONDS = 0.012  # per kernel: some 6 to 30 runs
+
+
+@dataclass(frozen=True)
+class Limits:
+    """All threads together: float32 additions and multiplications per second, bytes per second."""
+
+    operations: float
+    bandwidth: float
+
+
+@cache
+def limits() -> Limits:
+    """The machine's limits; measured at the first call, which takes some 50 ms."""
+    pool = Pool(threads(), "limits")
+    try:
+        lanes = host().vector_bytes // 4
+        text = _multiply_adds(lanes) + _reader(lanes)
+        addresses, _code = host_compiler().compile(text, ["multiply_adds", "reader"])
+        return Limits(
+            _operations(pool, addresses["multiply_adds"], lanes),
+            _bandwidth(pool, addresses["reader"]),
+        )
+    finally:
+        pool.close()
+
+
+def _operations(pool: Pool, kernel: int, lanes: int) -> float:
+    chunks = CHUNKS * pool.threads
+    sums = (ctypes.c_float * (chunks * lanes))()
+    seconds = _best_time(pool, kernel, ctypes.addressof(sums), chunks)
+    return 2 * lanes * CHAINS * ROUNDS * chunks / seconds
+
+
+def _bandwidth(pool: Pool, kernel: int) -> float:
+    chunks = min(max(2 * host().l3, SMALLEST), LARGEST) // CHUNK_BYTES
+    nbytes = chunks * CHUNK_BYTES
+    address = cpu_memory.reserve(nbytes)
+    try:
+        # Fresh pages would all be one page of zeros, and that one would be read from a cache.
+        ctypes.memset(address, 1, nbytes)
+        return nbytes / _best_time(pool, kernel, address, chunks)
+    finally:
+        cpu_memory.release(address, nbytes)
+
+
+def _best_time(pool: Pool, kernel: int, memory: int, chunks: int) -> float:
+    """Seconds of the fastest run of a kernel, one chunk per iteration."""
+    arguments = (ctypes.c_int64 * 1)(memory)
+    table = (Launch * 1)()
+    table[0].kernel, table[0].args = kernel, ctypes.addressof(arguments)
+    table[0].total, table[0].grain = chunks, 1
+    times: list[float] = []
+    while len(times) < LEAST_RUNS or sum(times) < MEASURING_SECONDS:
+        start = time.perf_counter()
+        pool.run(ctypes.addressof(table), 1)
+        times.append(time.perf_counter() - start)
+    return min(times)
+
+
+def _multiply_adds(lanes: int) -> str:
+    """Chains x = x·a + a; what comes out is stored, or it would not be computed."""
+    kind = f"<{lanes} x float>"
+    name = f"@llvm.fmuladd.v{lanes}f32"
+    factor = "splat (float 0x3FE0000000000000)"
+    lines = _each_chunk("multiply_adds") + ["loop:"]
+    lines.append("  %round = phi i64 [ 0, %chunk ], [ %next, %loop ]")
+    for i in range(CHAINS):
+        lines.append(f"  %x{i} = phi {kind} [ zeroinitializer, %chunk ], [ %y{i}, %loop ]")
+    for i in range(CHAINS):
+        lines.append(
+            f"  %y{i} = call {kind} {name}({kind} %x{i}, {kind} {factor}, {kind} {factor})"
+        )
+    lines += _next_round(str(ROUNDS)) + ["done:"]
+    total = _sum_of(lines, kind, CHAINS)
+    lines.append(f"  %place = getelementptr {kind}, ptr %memory, i64 %i")
+    lines.append(f"  store {kind} {total}, ptr %place, align 4")
+    head = f"declare {kind} {name}({kind}, {kind}, {kind})\n"
+    return head + "\n".join([*lines, *_next_chunk()])
+
+
+def _reader(lanes: int) -> str:
+    """Adds up CHUNK_BYTES bytes per iteration; writes the sum where no value of it occurs."""
+    kind = f"<{lanes} x float>"
+    step = ACCUMULATORS * lanes * 4
+    lines = _each_chunk("reader")
+    lines.insert(-1, f"  %offset = mul i64 %i, {CHUNK_BYTES}")
+    lines.insert(-1, "  %start = getelementptr i8, ptr %memory, i64 %offset")
+    lines.append("loop:")
+    lines.append("  %round = phi i64 [ 0, %chunk ], [ %next, %loop ]")
+    for i in range(ACCUMULATORS):
+        lines.append(f"  %x{i} = phi {kind} [ zeroinitializer, %chunk ], [ %y{i}, %loop ]")
+    lines.append(f"  %at = mul i64 %round, {step}")
+    lines.append("  %row = getelementptr i8, ptr %start, i64 %at")
+    for i in range(ACCUMULATORS):
+        lines.append(f"  %p{i} = getelementptr {kind}, ptr %row, i64 {i}")
+        lines.append(f"  %v{i} = load {kind}, ptr %p{i}, align 4")
+        lines.append(f"  %y{i} = fadd {kind} %x{i}, %v{i}")
+    lines += _next_round(str(CHUNK_BYTES // step)) + ["done:"]
+    total = _sum_of(lines, kind, ACCUMULATORS)
+    lines.append(f"  %first = extractelement {kind} {total}, i64 0")
+    # All bytes are 1, so all sums are positive: the store keeps the loads from being left out.
+    lines.append("  %odd = fcmp olt float %first, 0.0")
+    lines += ["  br i1 %odd, label %write, label %over", "write:"]
+    lines += ["  store float %first, ptr %start", "  br label %over", "over:"]
+    return "\n".join([*lines, *_next_chunk()])
+
+
+def _each_chunk(name: str) -> list[str]:
+    """The head of a kernel, up to the loop `loop` of iteration %i."""
+    return [
+        f"define void @{name}(i64 %begin, i64 %end, ptr %args, ptr %scratch) {{",
+        "entry:",
+        "  %memory = load ptr, ptr %args",
+        "  br label %chunk",
+        "chunk:",
+        "  %i = phi i64 [ %begin, %entry ], [ %following, %last ]",
+        "  br label %loop",
+    ]
+
+
+def _next_round(count: str) -> list[str]:
+    return [
+        "  %next = add i64 %round, 1",
+        f"  %more = icmp slt i64 %next, {count}",
+        "  br i1 %more, label %loop, label %done",
+    ]
+
+
+def _sum_of(lines: list[str], kind: str, count: int) -> str:
+    """Append the addition of all %y; gives the sum's name."""
+    total = "%y0"
+    for i in range(1, count):
+        lines.append(f"  %s{i} = fadd {kind} {total}, %y{i}")
+        total = f"%s{i}"
+    return total
+
+
+def _next_chunk() -> list[str]:
+    return [
+        "  br label %last",
+        "last:",
+        "  %following = add i64 %i, 1",
+        "  %again = icmp slt i64 %following, %end",
+        "  br i1 %again, label %chunk, label %exit",
+        "exit:",
+        "  ret void",
+        "}",
+        "",
+    ]

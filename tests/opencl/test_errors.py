@@ -1,0 +1,133 @@
+"""What goes wrong outside of a program ends in one plain sentence, and the process lives."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from minigrad import Context, Tensor
+from minigrad.device import Device
+from minigrad.errors import CompileError, DeviceError
+from minigrad.render.opencl import Source
+from minigrad.runtimes import opencl, opencl_devices, opencl_memory
+
+pytest.importorskip("pyopencl")
+
+
+@pytest.fixture
+def runtime():
+    return opencl.open_device("CL")
+
+
+def test_a_number_beyond_the_last_device():
+    with pytest.raises(DeviceError, match=r"CL:77 does not exist: this machine has \d+ OpenCL"):
+        Device["CL:77"]
+
+
+def test_the_platform_is_chosen_by_a_part_of_its_name_or_version():
+    everything = opencl_devices.devices()
+    name = everything[0].platform.name
+    with Context(CL_PLATFORM=name[2:9].upper()):
+        assert everything[0] in opencl_devices.devices()
+    with Context(CL_PLATFORM="no such thing"):
+        with pytest.raises(DeviceError, match="fits none of the OpenCL platforms here.*" + name):
+            opencl_devices.devices()
+
+
+TOUCH = """
+from minigrad import Tensor
+from minigrad.errors import DeviceError
+try:
+    Tensor([1.0], device="CL").exp().numpy()
+except DeviceError as error:
+    print(error)
+print((Tensor([1.0], device="REF") + 1).tolist())
+"""
+
+
+def run_in(**environment):
+    """What TOUCH prints in a process of its own with another environment."""
+    done = subprocess.run(
+        [sys.executable, "-c", TOUCH], env={**os.environ, **environment}, text=True,
+        capture_output=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
+
+
+def test_no_platform_at_all(tmp_path):
+    error, after = run_in(OCL_ICD_VENDORS=str(tmp_path))
+    assert error.startswith("no OpenCL platform was found") and "pyopencl[pocl]" in error
+    assert after == "[2.0]"
+
+
+def test_no_linker(tmp_path):
+    if opencl_devices.devices()[0].platform.name != opencl_devices.POCL:
+        pytest.skip("only PoCL calls a linker")
+    error, after = run_in(PATH=str(tmp_path))
+    assert "needs the linker `ld`, which is not on PATH" in error and "binutils" in error
+    assert after == "[2.0]"
+
+
+def test_pyopencl_is_missing(monkeypatch):
+    monkeypatch.setitem(sys.modules, "pyopencl", None)
+    with pytest.raises(DeviceError, match=r"needs pyopencl.* pip install 'pyopencl\[pocl\]'"):
+        opencl_devices.devices()
+
+
+def test_a_kernel_that_cannot_be_built(runtime):
+    broken = Source("__kernel void broken(__global float *a) { a[0] = nothing; }", "broken", 0)
+    with pytest.raises(CompileError, match=r"(?s)cannot build the kernel 'broken'.*nothing"):
+        runtime._build(broken)
+    assert (Tensor([2.0], device="CL") * 2).tolist() == [4.0]
+
+
+def test_a_buffer_larger_than_any(runtime):
+    with pytest.raises(DeviceError, match=r"cannot make a buffer of [\d,]+ bytes: its largest is"):
+        runtime.allocate(runtime.pool.most + 1)
+
+
+def test_idle_buffers_are_given_up_before_an_error(runtime, monkeypatch):
+    monkeypatch.setattr(runtime.pool, "total", 1 << 20)
+    for nbytes in (1 << 19, 700 << 10):
+        runtime.free(runtime.allocate(nbytes), nbytes)
+    assert runtime.pool.held == opencl_memory.size_class(700 << 10)
+
+
+def test_the_driver_has_no_memory_left(runtime, monkeypatch):
+    cl = opencl_devices.opencl()
+
+    def refuse(*arguments):
+        raise cl.MemoryError("clCreateBuffer failed")
+
+    first = runtime.allocate(1000)
+    monkeypatch.setattr(cl, "Buffer", refuse)
+    with pytest.raises(DeviceError, match=r"no memory for a buffer of 5,000 bytes .* 1,024 of"):
+        runtime.allocate(5000)
+    runtime.free(first, 1000)
+
+
+def test_a_device_that_fails_names_itself(runtime, monkeypatch):
+    cl = opencl_devices.opencl()
+
+    def vanish(*arguments, **options):
+        raise cl.RuntimeError("DEVICE_NOT_AVAILABLE")
+
+    x = Tensor([1.0, 2.0], device="CL").realize()
+    with monkeypatch.context() as patch:
+        patch.setattr(cl, "enqueue_nd_range_kernel", vanish)
+        with pytest.raises(DeviceError, match=r"CL \(.*\) failed while running a program: .*NOT_AV"):
+            (x * 3 - 1).realize()
+        patch.setattr(cl, "enqueue_copy", vanish)
+        with pytest.raises(DeviceError, match="failed while copying"):
+            x.numpy()
+    assert (x * 3).tolist() == [3.0, 6.0]
+
+
+def test_nothing_of_opencl_is_imported_before_it_is_needed():
+    text = "import sys, minigrad; print([m for m in sys.modules if 'opencl' in m])"
+    done = subprocess.run([sys.executable, "-c", text], text=True, capture_output=True, check=True)
+    assert done.stdout.strip() == "[]"

@@ -1,0 +1,159 @@
+"""The text of kernels: what a reader sees with MINIGRAD_DEBUG=5."""
+
+from __future__ import annotations
+
+import pytest
+
+from minigrad.dtype import dtypes
+from minigrad.errors import CompileError, DTypeError
+from minigrad.graph import build
+from minigrad.graph.canonical import Graph
+from minigrad.graph.node import Op
+from minigrad.loops.recipes import lower
+from minigrad.loops.target import Target
+from minigrad.render.opencl import PRIVATE_BYTES, render
+from minigrad.render.opencl_index import parse
+from minigrad.render.opencl_values import bare, literal
+from minigrad.schedule.schedule import schedule
+
+SCALARS = Target(0, 16, 32 << 10, 512 << 10)
+VECTORS = Target(32, 16, 32 << 10, 512 << 10)
+
+
+def slot(number, *shape, dtype=dtypes.float32):
+    return build.buffer(number, dtype, shape, "CL")
+
+
+def nests(*roots, target=SCALARS):
+    """The loop nests of a program whose inputs are the slots 0 and 1."""
+    outputs = tuple(range(2, 2 + len(roots)))
+    plan = schedule(Graph(roots, outputs, 2 + len(roots), (), "CL"))
+    return [lower(kernel, target, kernel.kind) for kernel in plan.kernels]
+
+
+def spread(x, shape, axis):
+    """x repeated along a new axis."""
+    with_one = (*x.shape[:axis], 1, *x.shape[axis:])
+    return build.expand(build.reshape(x, with_one), shape)
+
+
+def product(m, k, n, dtype=dtypes.float32):
+    left = spread(slot(0, m, k, dtype=dtype), (m, k, n), 2)
+    right = spread(slot(1, k, n, dtype=dtype), (m, k, n), 0)
+    total = build.reduce(Op.SUM, build.elementwise(Op.MUL, left, right), (1,))
+    return build.reshape(total, (m, n))
+
+
+def centred(rows, length, dtype=dtypes.float32):
+    """Rows minus their largest element."""
+    doubled = build.elementwise(Op.ADD, slot(0, rows, length, dtype=dtype),
+                                slot(1, rows, length, dtype=dtype))  # fmt: skip
+    most = build.expand(build.reduce(Op.MAX, doubled, (1,)), (rows, length))
+    return build.elementwise(Op.SUB, doubled, most)
+
+
+ROWS = """\
+float larger_float(float a, float b) {  // NaN wins
+    return b > a || b != b ? b : a;
+}
+__kernel void rows(__global const float *a0, __global const float *a1, __global float *a2) {
+    float x0[1];
+    float sum0;
+    const int r0 = get_global_id(0);
+    if (r0 < 40) {
+        sum0 = -INFINITY;
+        for (int k0 = 0; k0 < 9; k0++) {
+            sum0 = larger_float(sum0, a0[k0 + 9 * r0] + a1[k0 + 9 * r0]);
+        }
+        x0[0] = sum0;
+        const float v0 = x0[0];
+        for (int i1 = 0; i1 < 9; i1++) {
+            a2[i1 + 9 * r0] = (a0[i1 + 9 * r0] + a1[i1 + 9 * r0]) - v0;
+        }
+    }
+}
+"""
+
+
+def test_golden_rows():
+    (nest,) = nests(centred(40, 9))
+    source = render(nest)
+    assert source.text == ROWS
+    assert (source.name, source.scratch_bytes) == ("rows", 0)
+
+
+CONTRACTION = """\
+__kernel void contraction(__global const float *a0, __global const float *a1, __global float *a2) {
+    float tile2_0;
+    float tile2_1;
+    const int r0 = get_global_id(0);
+    if (r0 < 3) {
+        tile2_0 = 0.0f;
+        tile2_1 = 0.0f;
+        for (int k0 = 0; k0 < 50; k0++) {
+            const float v0 = a1[r0 + 3 * k0];
+            tile2_0 = tile2_0 + (a0[k0] * v0);
+            tile2_1 = tile2_1 + (a0[k0 + 50] * v0);
+        }
+        a2[r0] = tile2_0;
+        a2[r0 + 3] = tile2_1;
+    }
+}
+"""
+
+
+def test_golden_contraction():
+    (nest,) = nests(product(2, 50, 3))
+    assert render(nest).text == CONTRACTION
+
+
+def test_long_scratch_becomes_slices_of_a_shared_buffer():
+    rows = build.elementwise(Op.EXP, centred(40, PRIVATE_BYTES))
+    total = build.expand(build.reduce(Op.SUM, rows, (1,)), rows.shape)
+    (nest,) = nests(build.elementwise(Op.DIV, rows, total))
+    source = render(nest)
+    assert source.scratch_bytes >= 4 * PRIVATE_BYTES
+    assert "__global uchar *scratch) {" in source.text
+    assert f"scratch += get_global_id(0) * {source.scratch_bytes};" in source.text
+    assert "r0 += get_global_size(0)" in source.text
+
+
+def test_large_indices_are_long():
+    (nest,) = nests(build.elementwise(Op.NEG, build.permute(slot(0, 1 << 16, 1 << 16), (1, 0))))
+    assert "(long)" in render(nest).text
+    (nest,) = nests(build.elementwise(Op.NEG, build.permute(slot(0, 1 << 10, 1 << 10), (1, 0))))
+    assert "long" not in render(nest).text
+
+
+def test_double_precision_is_asked_for_or_refused():
+    (nest,) = nests(centred(40, 9, dtypes.float64))
+    assert render(nest).text.startswith("#pragma OPENCL EXTENSION cl_khr_fp64 : enable")
+    with pytest.raises(DTypeError, match=r"float64 on CL:1 \(X\).* cast to float32"):
+        render(nest, fp64=False, device="CL:1 (X)")
+    (nest,) = nests(product(20, 30, 40))
+    assert "double" not in render(nest, fp64=False).text
+
+
+@pytest.mark.parametrize("root", [centred(40, 64), product(64, 64, 64)], ids=["rows", "product"])
+def test_vector_loops_are_refused(root):
+    (nest,) = nests(root, target=VECTORS)
+    with pytest.raises(CompileError, match="lower the kernel for a target of vector_bytes 0"):
+        render(nest)
+
+
+def test_literals_are_read_back_exactly():
+    assert literal(0.1, dtypes.float64) == "0.1"
+    assert literal(1.0, dtypes.float32) == "1.0f"
+    assert literal(-0.0, dtypes.float32) == "(-0.0f)"
+    assert literal(float("-inf"), dtypes.float64) == "(-(double)INFINITY)"
+    assert literal(-(1 << 31), dtypes.int32) == "(-2147483647 - 1)"
+    assert literal((1 << 64) - 1, dtypes.uint64) == "18446744073709551615UL"
+    assert literal(-3, dtypes.int8) == "(char)(-3)"
+    assert literal(True, dtypes.bool) == "true"
+
+
+def test_parentheses_around_all_of_a_text():
+    assert bare("(a + b)") == "a + b"
+    assert bare("(a) + (b)") == "(a) + (b)"
+    assert bare("(int)(a)") == "(int)(a)"
+    assert [parse(text) for text in ("7", "(-7L)", "12L", "r0", "(-r0)")] == [7, -7, 12, None, None]

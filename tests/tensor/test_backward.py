@@ -1,0 +1,246 @@
+"""Gradients: leaves, histories of realized tensors, constants, and what raises."""
+
+from __future__ import annotations
+
+import gc
+
+import numpy as np
+import pytest
+
+from minigrad import Tensor
+from minigrad.errors import GradientError, ShapeError
+
+
+def leaf(values):
+    return Tensor(np.array(values, np.float32), requires_grad=True)
+
+
+def test_backward_adds_up(on_device):
+    x = leaf([1, 2, 3])
+    (x * x).sum().backward()
+    assert x.grad.tolist() == [2, 4, 6]
+    (x * 10).sum().backward()
+    assert x.grad.tolist() == [12, 14, 16]
+    x.grad = None
+    x.sum().backward()
+    assert x.grad.tolist() == [1, 1, 1]
+    assert x.grad.requires_grad is False
+
+
+def test_marked_leaves_only(on_device):
+    x, y, z = leaf([1, 2]), Tensor([3.0, 4.0]), Tensor([1.0, 1.0], requires_grad=False)
+    (x * y * z).sum().backward()
+    assert x.grad.tolist() == [3, 4]
+    assert y.grad is None and z.grad is None
+
+
+def test_every_leaf_where_none_is_marked(on_device):
+    x, y = Tensor([1.0, 2.0]), Tensor([3.0, 4.0], requires_grad=False)
+    r = Tensor.rand(2)
+    (x * y + r).sum().backward()
+    assert x.grad.tolist() == [3, 4]
+    assert r.grad.tolist() == [1, 1]
+    assert y.grad is None
+
+
+def test_leaf_after_a_waiting_write(on_device):
+    x = Tensor([1.0, 2.0])
+    x += 1
+    (x * x).sum().backward()
+    assert x.grad.tolist() == [4, 6]
+
+
+@pytest.mark.parametrize("realize_what", ["loss", "middle", "both", "item first"])
+def test_realized_tensors_keep_their_history(on_device, realize_what):
+    x, w = leaf([1, 2]), leaf([3, 4])
+    middle = (x * w).exp()
+    if realize_what in ("middle", "both"):
+        middle.realize()
+    loss = (middle * middle).sum()
+    if realize_what == "item first":
+        loss.item()
+        loss.item()
+    elif realize_what != "middle":
+        loss.realize()
+    loss.backward()
+    e = np.exp(np.array([3.0, 8.0]))
+    np.testing.assert_allclose(x.grad.numpy(), 2 * e * e * [3, 4], rtol=1e-5)
+    np.testing.assert_allclose(w.grad.numpy(), 2 * e * e * [1, 2], rtol=1e-5)
+    g = loss.gradient(middle)[0]
+    np.testing.assert_allclose(g.numpy(), 2 * e, rtol=1e-5)
+
+
+def test_history_keeps_the_dropout_mask(on_device):
+    Tensor.manual_seed(5)
+    x = leaf(np.ones(1000))
+    with Tensor.train():
+        y = x.dropout(0.5)
+        y.realize()
+    y.sum().backward()
+    np.testing.assert_array_equal(x.grad.numpy(), y.numpy())
+    assert 300 < (x.grad.numpy() > 0).sum() < 700
+
+
+def test_history_of_overwritten_leaves_raises(on_device):
+    x = leaf([1, 2])
+    loss = (x * x).sum()
+    loss.realize()
+    with Tensor.no_grad():
+        x += 1
+    x.realize()
+    with pytest.raises(GradientError, match="overwritten"):
+        loss.backward()
+
+
+def test_lazy_loss_of_the_old_value(on_device):
+    x = leaf([1, 2])
+    other = leaf([1, 1])
+    loss = (x * other).sum()
+    with Tensor.no_grad():
+        x += 10
+    loss.gradient(other)
+    assert loss.gradient(other)[0].tolist() == [1, 2]
+
+
+def test_history_is_dropped_with_the_tensor(on_device):
+    from minigrad.tensor import history
+
+    gc.collect()
+    count = len(history._histories)
+    x = leaf([1, 2])
+    y = (x * 2).exp().realize()
+    assert len(history._histories) == count + 1
+    with Tensor.no_grad():
+        (x * 3).realize()
+    (x.detach() * 3).realize()
+    assert len(history._histories) == count + 1
+    del y
+    gc.collect()
+    assert len(history._histories) == count
+
+
+def test_detach_and_no_grad(on_device):
+    x = leaf([1, 2])
+    (x * x.detach()).sum().backward()
+    assert x.grad.tolist() == [1, 2]
+    x.grad = None
+    with Tensor.no_grad():
+        factor = x * 3
+    (x * factor).sum().backward()
+    assert x.grad.tolist() == [3, 6]
+    with pytest.raises(GradientError, match="no float leaf"):
+        (factor * 2).sum().backward()
+
+    @Tensor.no_grad()
+    def double(y):
+        return y * 2
+
+    with pytest.raises(GradientError):
+        double(x).sum().backward()
+
+
+def test_zeros_are_different_parameters(on_device):
+    a, b = Tensor.zeros(2, requires_grad=True), Tensor.zeros(2, requires_grad=True)
+    ((a + 1) * (b + 2)).sum().backward()
+    assert a.grad.tolist() == [2, 2]
+    assert b.grad.tolist() == [1, 1]
+    c = (Tensor.ones(2) * 3).requires_grad_()
+    (c * c).sum().backward()
+    assert c.grad.tolist() == [6, 6]
+
+
+def test_marking_an_intermediate_result_makes_a_leaf(on_device):
+    x = leaf([2.0])
+    y = (x * 3).requires_grad_()
+    (y * y).sum().backward()
+    assert y.grad.tolist() == [12]
+    assert x.grad is None
+
+
+def test_lazy_random_parameters(on_device):
+    Tensor.manual_seed(0)
+    w = Tensor.uniform(3, 2, requires_grad=True)
+    assert not w.is_realized()
+    x = Tensor([[1.0, 2.0, 3.0]])
+    out = x @ w
+    out.realize()
+    assert w.is_realized(), "a parameter on the way is stored with what needs it"
+    out.sum().backward()
+    assert w.grad.tolist() == [[1, 1], [2, 2], [3, 3]]
+    np.testing.assert_allclose(out.numpy(), x.numpy() @ w.numpy(), rtol=1e-6)
+
+
+def test_writes_to_non_leaves_pass_gradients(on_device):
+    x = leaf([1, 2])
+    total = Tensor(np.zeros(2, np.float32))
+    total += x * 3
+    total[1] = total[0] * 5
+    (total * Tensor([1.0, 2.0])).sum().backward()
+    assert x.grad.tolist() == [3 + 2 * 15, 0]
+
+
+def test_gradient_of_gradient(on_device):
+    x = leaf([1.0, 2.0])
+    (first,) = (x**4).sum().gradient(x)
+    np.testing.assert_allclose(first.numpy(), [4, 32], rtol=1e-6)
+    (second,) = first.sum().gradient(x)
+    np.testing.assert_allclose(second.numpy(), [12, 48], rtol=1e-6)
+    (third,) = second.sum().gradient(x)
+    np.testing.assert_allclose(third.numpy(), [24, 48], rtol=1e-5)
+
+
+def test_seed(on_device):
+    x = leaf([[1, 2], [3, 4]])
+    (x * x).backward(gradient=Tensor([[1.0, 0.0], [0.0, 2.0]]))
+    assert x.grad.tolist() == [[2, 0], [0, 16]]
+    with pytest.raises(GradientError, match="one element"):
+        (x * x).backward()
+    with pytest.raises(ShapeError):
+        (x * x).backward(gradient=Tensor([1.0, 2.0, 3.0]))
+
+
+def test_what_has_no_gradient(on_device):
+    x = leaf([1, 2])
+    with pytest.raises(GradientError, match="int32"):
+        Tensor([1, 2], requires_grad=True)
+    with pytest.raises(GradientError, match="bool"):
+        (x > 1).any().backward()
+    with pytest.raises(GradientError, match="does not depend"):
+        x.sum().gradient(Tensor([1.0]))
+
+
+def test_softmax_at_a_shift(on_device):
+    x = leaf([1000.0, 1001.0, 999.0])
+    loss = x.log_softmax()[1]
+    loss.backward()
+    p = np.exp([-1.0, 0, -2]) / np.exp([-1.0, 0, -2]).sum()
+    np.testing.assert_allclose(x.grad.numpy(), np.array([0, 1, 0]) - p, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["sigmoid", "silu", "softplus", "logsigmoid", "tanh", "gelu",
+                                  "mish", "asinh", "quick_gelu", "log_softmax"])  # fmt: skip
+def test_saturated_activations_have_finite_gradients(on_device, name):
+    x = leaf([-1e4, -200, -90, -1, 0, 1, 90, 200, 1e4])
+    getattr(x, name)().sum().backward()
+    assert np.isfinite(x.grad.numpy()).all(), x.grad.tolist()
+
+
+def test_sigmoid_at_zero(on_device):
+    x = leaf([0.0, -0.0])
+    x.sigmoid().sum().backward()
+    assert x.grad.tolist() == [0.25, 0.25]
+
+
+def test_threads_have_their_own_modes(on_device):
+    import threading
+
+    seen = []
+    with Tensor.no_grad(), Tensor.train():
+        thread = threading.Thread(target=lambda: seen.append(
+            (Tensor.training, (Tensor([1.0], requires_grad=True) * 2).sum().backward().item())
+        ))  # fmt: skip
+        thread.start()
+        thread.join()
+        assert Tensor.training
+    assert seen == [(False, 2)]
+    assert not Tensor.training

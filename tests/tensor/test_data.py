@@ -1,0 +1,159 @@
+"""Data in and out of tensors."""
+
+from __future__ import annotations
+
+import array
+import copy
+import pickle
+import subprocess
+import sys
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+from minigrad import Tensor, Variable, dtypes
+from minigrad.dtype import ALL
+from minigrad.errors import DTypeError, ShapeError
+
+
+def numpy_dtype(dtype):
+    return np.dtype(ml_dtypes.bfloat16 if dtype is dtypes.bfloat16 else dtype.name)
+
+
+@pytest.mark.parametrize(
+    ("data", "shape", "dtype"),
+    [
+        (3, (), dtypes.int32), (2.5, (), dtypes.float32), (True, (), dtypes.bool),
+        ([1, 2], (2,), dtypes.int32), ([1, 2.5], (2,), dtypes.float32), ([], (0,), dtypes.float32),
+        ([[True, False]], (1, 2), dtypes.bool), ([True, 2], (2,), dtypes.int32),
+        ([[[1], [2]]], (1, 2, 1), dtypes.int32), ([[], []], (2, 0), dtypes.float32),
+        ([2**40], (1,), dtypes.int64), ([2**63], (1,), dtypes.uint64), (range(3), (3,), dtypes.int32),
+        (b"ab", (2,), dtypes.uint8), (array.array("d", [1, 2]), (2,), dtypes.float64),
+        (memoryview(array.array("h", [1, 2])), (2,), dtypes.int16),
+        (np.float64(2), (), dtypes.float64), (np.int8(2), (), dtypes.int8),
+    ],
+)  # fmt: skip
+def test_python_data(on_device, data, shape, dtype):
+    tensor = Tensor(data)
+    assert tensor.shape == shape
+    assert tensor.dtype is dtype
+    assert tensor.device == on_device
+    np.testing.assert_array_equal(tensor.numpy().ravel().tolist(), np.array(data).ravel().tolist()
+                                  if not isinstance(data, bytes) else list(data))  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", ALL, ids=lambda d: d.name)
+@pytest.mark.parametrize("shape", [(), (0,), (1,), (3, 4), (2, 0, 3)])
+def test_numpy_round_trip(device, dtype, shape):
+    rng = np.random.default_rng(1)
+    values = (rng.normal(size=shape) * 50).astype(np.float32)
+    values = np.array(np.abs(values) if dtype.kind in "bu" else values).astype(numpy_dtype(dtype))
+    tensor = Tensor(values, device=device)
+    assert tensor.dtype is dtype
+    assert tensor.shape == shape
+    out = tensor.numpy()
+    assert out.dtype == values.dtype
+    np.testing.assert_array_equal(out, values)
+    assert tensor.tolist() == values.tolist()
+    np.testing.assert_array_equal(np.asarray(tensor), values)
+    again = Tensor(tensor.tolist(), dtype=dtype, device=device)
+    np.testing.assert_array_equal(again.numpy().reshape(shape), values)
+
+
+def test_numpy_views_and_byte_order(on_device):
+    x = np.arange(24).reshape(4, 6)
+    np.testing.assert_array_equal(Tensor(x.T[::2, ::-1]).numpy(), x.T[::2, ::-1])
+    np.testing.assert_array_equal(Tensor(x.astype(">i4")).numpy(), x)
+
+
+def test_copies_both_ways(on_device):
+    x = np.ones(3, np.float32)
+    tensor = Tensor(x)
+    x[0] = 5
+    out = tensor.numpy()
+    out[1] = 7
+    assert tensor.tolist() == [1, 1, 1]
+
+
+def test_dtype_argument(on_device):
+    assert Tensor([1.7, -1.7], dtype=dtypes.int8).tolist() == [1, -1]
+    assert Tensor(np.array([300, -1]), dtype="uint8").tolist() == [44, 255]
+    assert Tensor([1e39], dtype=dtypes.float32).tolist() == [float("inf")]
+    assert Tensor([1e-3], dtype="bfloat16").dtype is dtypes.bfloat16
+
+
+@pytest.mark.parametrize(
+    ("data", "error"),
+    [([[1], [2, 3]], ShapeError), ([1, [2]], ShapeError), ("text", DTypeError), (None, DTypeError),
+     (np.array(1j), DTypeError), (np.array(["a"]), DTypeError), ([1 << 70], DTypeError),
+     ([object()], DTypeError)],
+)  # fmt: skip
+def test_bad_data(on_device, data, error):
+    with pytest.raises(error, match=r"Tensor\("):
+        Tensor(data)
+
+
+def test_scalars_out(on_device):
+    x = Tensor([2.5])
+    assert x.item() == 2.5
+    assert float(x) == 2.5
+    assert int(x) == 2
+    assert bool(x)
+    assert f"{x:.2f}" == "2.50"
+    assert [10, 20, 30][Tensor(1)] == 20
+    with pytest.raises(ShapeError, match=r"\(2,\)"):
+        Tensor([1, 2]).item()
+    with pytest.raises(ShapeError, match="any"):
+        bool(Tensor([1, 2]))
+    with pytest.raises(TypeError, match="0-d"):
+        len(Tensor(1))
+    assert len(Tensor([[1, 2]])) == 1
+    assert [row.tolist() for row in Tensor([[1, 2], [3, 4]])] == [[1, 2], [3, 4]]
+    assert 2 in Tensor([1, 2])
+
+
+def test_data_is_a_memoryview(on_device):
+    view = Tensor([[1.0, 2.0], [3.0, 4.0]]).data()
+    assert view.shape == (2, 2)
+    assert view[1, 0] == 3.0
+    with pytest.raises(DTypeError, match="bfloat16"):
+        Tensor([1.0], dtype=dtypes.bfloat16).data()
+
+
+def test_repr(on_device):
+    lazy = Tensor([1.0, 2.0]) + 1
+    assert "lazy" in repr(lazy)
+    assert lazy.raw.op.name == "ADD", "repr must not compute"
+    lazy.realize()
+    text = repr(lazy)
+    assert "(2,)" in text and "float32" in text and "[2.0, 3.0]" in text and on_device in text
+
+
+@pytest.mark.parametrize("clone", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))])
+def test_pickle_and_deepcopy(on_device, clone):
+    x = Tensor([[1.0, 2.0]], requires_grad=True)
+    (x * x).sum().backward()
+    y = clone(x)
+    assert y.tolist() == x.tolist() and y.requires_grad and y.grad.tolist() == [[2, 4]]
+    with Tensor.no_grad():
+        y += 1
+    assert x.tolist() == [[1, 2]]
+    assert y.tolist() == [[2, 3]]
+
+
+def test_symbolic_shape_out(on_device):
+    length = Variable("length", 1, 10).bind(3)
+    x = Tensor(np.arange(40, dtype=np.float32).reshape(4, 10))[:, :length] * 2
+    expected = np.arange(40, dtype=np.float32).reshape(4, 10)[:, :3] * 2
+    np.testing.assert_array_equal(x.numpy(), expected)
+    assert x.tolist() == expected.tolist()
+
+
+def test_import_is_light():
+    code = (
+        "import sys, minigrad\n"
+        "heavy = {'numpy', 'llvmlite', 'pyopencl', 'ml_dtypes', 'safetensors'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

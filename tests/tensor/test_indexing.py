@@ -1,0 +1,156 @@
+"""Reading parts: every kind of index, alone and mixed, against numpy."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from minigrad import Tensor, Variable
+from minigrad.errors import BoundsError, DTypeError, ShapeError
+
+X = np.arange(4 * 5 * 6, dtype=np.float32).reshape(4, 5, 6)
+I, J = np.array([0, 3, -1]), np.array([[1], [4]])
+MASK = X[:, :, 0] % 4 == 0
+KEYS = [
+    0, -1, (1, 2, 3), slice(1, 3), slice(None, None, -1), (slice(3, 0, -2), slice(None, None, 3)),
+    (slice(5, 2), 0), ..., None, (None, ..., None), (..., 2), (1, ..., None, slice(2)), (),
+    [0, 2], I, J, (I, I), (I, J), (I, slice(None), J), (slice(None), I, I), (None, I), (I, None, I),
+    (0, I), (slice(None), 0, I), (0, slice(None), I), (..., I), (I, I, I), ([], slice(None)),
+    MASK, (MASK, 0), (slice(None), X[0, :, 0] > 1), (0, MASK[0]), (MASK, None),
+    np.zeros((4, 5, 6), bool), (slice(-2, None), slice(None, -1), slice(-100, 100)), I.astype(np.int8),
+    I[:2].astype(np.uint8), np.int64(2),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("key", KEYS, ids=lambda key: str(key)[:40].replace("\n", ""))
+def test_getitem(on_device, key):
+    np.testing.assert_array_equal(Tensor(X)[key].numpy(), X[key])
+
+
+@pytest.mark.parametrize("key", KEYS, ids=lambda key: str(key)[:40].replace("\n", ""))
+def test_getitem_with_tensors(on_device, key):
+    def converted(item):
+        return Tensor(item) if isinstance(item, np.ndarray) else item
+
+    ours = tuple(map(converted, key)) if isinstance(key, tuple) else converted(key)
+    np.testing.assert_array_equal(Tensor(X)[ours].numpy(), X[key])
+
+
+basic = hnp.basic_indices(X.shape, allow_newaxis=True, max_dims=6)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(key=basic, value=st.integers(-5, 5))
+def test_basic_indices(device, key, value):
+    x = Tensor(X, device=device)
+    np.testing.assert_array_equal(x[key].numpy(), X[key])
+    wanted = X.copy()
+    wanted[key] += value
+    x[key] += value
+    np.testing.assert_array_equal(x.numpy(), wanted)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_integer_indices(device, data):
+    index = data.draw(hnp.integer_array_indices(
+        X.shape, result_shape=hnp.array_shapes(min_dims=0, max_dims=3, max_side=4)))  # fmt: skip
+    position = data.draw(st.integers(0, 3))
+    key = (*index[:position], slice(None), *index[position + 1 :])[:3] if position < 3 else index
+    np.testing.assert_array_equal(Tensor(X, device=device)[key].numpy(), X[key])
+
+
+def test_out_of_range(on_device):
+    x = Tensor(X)
+    for key in (4, -5, (0, 5), ([0, 9],), np.array([-7])):
+        with pytest.raises(BoundsError, match="out of range"):
+            x[key]
+    with pytest.raises(BoundsError, match="4 indices"):
+        x[0, 0, 0, 0]
+    with pytest.raises(BoundsError, match="mask"):
+        x[Tensor([True, False])]
+    with pytest.raises(DTypeError, match="float32"):
+        x[Tensor([1.0])]
+    with pytest.raises(BoundsError):
+        x[..., ...]
+    assert isinstance(BoundsError("x"), IndexError)
+
+
+def test_an_index_out_of_range_at_run_time_reads_zero(on_device):
+    x = Tensor([[1.0, 2.0], [3.0, 4.0]])
+    assert x[Tensor([1, 2, -3])].tolist() == [[3, 4], [0, 0], [0, 0]]
+    assert x[Tensor([0, 1]), Tensor([2, 1])].tolist() == [0, 4]
+
+
+def test_gradients(on_device):
+    x = Tensor(X, requires_grad=True)
+    weight = np.arange(3 * 6, dtype=np.float32).reshape(3, 6)
+    (x[I, 2] * Tensor(weight)).sum().backward()
+    wanted = np.zeros_like(X)
+    np.add.at(wanted, (I, 2), weight)
+    np.testing.assert_array_equal(x.grad.numpy(), wanted)
+
+
+def test_symbolic(on_device):
+    position = Variable("p", 0, 3)
+    for value in (0, 2, 3):
+        at = position.bind(value)
+        x = Tensor(X)
+        np.testing.assert_array_equal(x[at].numpy(), X[value])
+        np.testing.assert_array_equal(x[: at + 1, 1].numpy(), X[: value + 1, 1])
+        np.testing.assert_array_equal(x[:, at : at + 2].numpy(), X[:, value : value + 2])
+        np.testing.assert_array_equal((x[: at + 1] * 2).sum(0).numpy(), X[: value + 1].sum(0) * 2)
+    with pytest.raises(ShapeError, match="step"):
+        x[:at:2]
+
+
+def test_gather(on_device):
+    rng = np.random.default_rng(0)
+    for axis in (0, 1, 2, -1):
+        index = rng.integers(-X.shape[axis], X.shape[axis], (3, 4, 5))
+        if axis in (2, -1):
+            index = index[:3, :4]
+        cut = tuple(slice(None) if d == axis % 3 else slice(n) for d, n in enumerate(index.shape))
+        wanted = np.take_along_axis(X[cut], index, axis)
+        np.testing.assert_array_equal(Tensor(X).gather(axis, Tensor(index)).numpy(), wanted)
+    with pytest.raises(ShapeError, match="gather"):
+        Tensor(X).gather(0, Tensor([[0]]))
+    with pytest.raises(DTypeError, match="float32"):
+        Tensor([1.0]).gather(0, Tensor([0.0]))
+
+
+def test_scatter(on_device):
+    rng = np.random.default_rng(0)
+    index, source = rng.integers(0, 4, (3, 5, 2)), rng.normal(size=(3, 5, 6)).astype(np.float32)
+    wanted, added = X.copy(), X.copy()
+    for place in np.ndindex(index.shape):
+        wanted[(index[place], *place[1:])] = source[place]
+        added[(index[place], *place[1:])] += source[place]
+    x, i, s = Tensor(X), Tensor(index), Tensor(source)
+    np.testing.assert_array_equal(x.scatter(0, i, s).numpy(), wanted)
+    np.testing.assert_allclose(x.scatter(0, i, s, reduce="add").numpy(), added, rtol=1e-6)
+    np.testing.assert_array_equal(x.scatter(2, Tensor([[[5]]]), 7.0)[0, 0, 5].numpy(), 7)
+
+
+def test_embedding(on_device):
+    table = Tensor(np.arange(12, dtype=np.float32).reshape(4, 3), requires_grad=True)
+    index = Tensor([[0, 3], [3, 1]])
+    out = index.embedding(table)
+    np.testing.assert_array_equal(out.numpy(), table.numpy()[index.numpy()])
+    out.sum().backward()
+    assert table.grad.numpy()[:, 0].tolist() == [1, 1, 0, 2]
+    with pytest.raises(ShapeError, match="embedding"):
+        index.embedding(Tensor([1.0]))
+
+
+def test_masks(on_device):
+    x = Tensor(X)
+    np.testing.assert_array_equal(x.masked_select(x > 30).numpy(), X[X > 30])
+    np.testing.assert_array_equal((x % 7).nonzero().numpy(), np.argwhere(X % 7))
+    x[x > 50] = Tensor(np.arange((X > 50).sum(), dtype=np.float32))
+    wanted = X.copy()
+    wanted[X > 50] = np.arange((X > 50).sum())
+    np.testing.assert_array_equal(x.numpy(), wanted)

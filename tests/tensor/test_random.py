@@ -1,0 +1,195 @@
+"""Random numbers: the generator's published test vectors, streams, distributions."""
+
+from __future__ import annotations
+
+import threading
+
+import numpy as np
+import pytest
+
+from minigrad import Tensor, dtypes
+from minigrad.errors import DTypeError, ShapeError
+from minigrad.tensor.random import threefry
+
+
+def words(*values, device):
+    return tuple(Tensor([v], dtype=dtypes.uint32, device=device).raw for v in values)
+
+
+@pytest.mark.parametrize(
+    ("counter", "key", "result"),
+    [  # from the test vectors that accompany the paper (Random123, threefry2x32, 20 rounds)
+        ((0, 0), (0, 0), (0x6B200159, 0x99BA4EFE)),
+        ((0xFFFFFFFF, 0xFFFFFFFF), (0xFFFFFFFF, 0xFFFFFFFF), (0x1CB996FC, 0xBB002BE7)),
+        ((0x243F6A88, 0x85A308D3), (0x13198A2E, 0x03707344), (0xC4923A9C, 0x483DF7A0)),
+    ],
+)
+def test_threefry(device, counter, key, result):
+    made = threefry(words(*key, device=device), words(*counter, device=device))
+    assert tuple(Tensor._of(node).item() for node in made) == result
+
+
+def test_same_numbers_on_each_device():
+    def draw(device):
+        Tensor.manual_seed(11)
+        a = Tensor.rand(37, 5, device=device)
+        b = Tensor.randint(100, low=-7, high=1000, device=device)
+        c = Tensor.rand(9, dtype=dtypes.float64, device=device)
+        return a.tolist(), b.tolist(), c.tolist()
+
+    assert draw("REF") == draw("CPU")
+
+
+def test_streams(on_device):
+    Tensor.manual_seed(3)
+    a, b = Tensor.rand(100), Tensor.rand(100)
+    first, second = a.tolist(), b.tolist()
+    assert first != second
+    Tensor.manual_seed(3)
+    assert Tensor.rand(100).tolist() == first
+    assert Tensor.rand(100).tolist() == second
+    Tensor.manual_seed(4)
+    assert Tensor.rand(100).tolist() != first
+    Tensor.manual_seed(3 + (1 << 32))
+    assert Tensor.rand(100).tolist() != first
+
+
+def test_numbers_do_not_depend_on_when_they_are_computed(on_device):
+    Tensor.manual_seed(3)
+    eager = [Tensor.rand(5).tolist() for _ in range(4)]
+    Tensor.manual_seed(3)
+    lazy = [Tensor.rand(5) for _ in range(4)]
+    assert [x.tolist() for x in reversed(lazy)][::-1] == eager
+    Tensor.manual_seed(3)
+    lazy = [Tensor.rand(5) for _ in range(4)]
+    Tensor.manual_seed(9)
+    assert [x.tolist() for x in lazy] == eager
+
+
+def test_repeated_draws_are_one_program(on_device):
+    from minigrad import GlobalCounters
+
+    seen = set()
+    for step in range(5):
+        seen.add(Tensor.rand(16).sum().item())
+        if step == 1:
+            compiled = GlobalCounters.programs_compiled
+    assert len(seen) == 5
+    assert GlobalCounters.programs_compiled == compiled
+
+
+def test_state_can_be_saved(on_device):
+    Tensor.manual_seed(8)
+    Tensor.rand(3).realize()
+    state = Tensor.random_state()
+    wanted = Tensor.rand(6).tolist()
+    Tensor.rand(100).realize()
+    Tensor.set_random_state(state)
+    assert Tensor.rand(6).tolist() == wanted
+
+
+def test_threads_draw_for_themselves(on_device):
+    found = []
+
+    def work():
+        Tensor.manual_seed(1)
+        found.append(Tensor.rand(4, device=on_device).tolist())
+
+    threads = [threading.Thread(target=work) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found[0] == found[1] == found[2]
+
+
+def statistic(sample, cdf):
+    """Kolmogorov and Smirnov's distance times √n; above 1.95 with probability 0.001."""
+    x = np.sort(np.asarray(sample, np.float64).ravel())
+    n = len(x)
+    steps = np.arange(n)
+    at = cdf(x)
+    return np.sqrt(n) * max((at - steps / n).max(), ((steps + 1) / n - at).max())
+
+
+def normal_cdf(x):
+    from math import erf
+
+    return np.array([0.5 * (1 + erf(v / 2**0.5)) for v in x])
+
+
+@pytest.mark.parametrize("dtype", [dtypes.float32, dtypes.float64], ids=lambda d: d.name)
+def test_distributions(on_device, dtype):
+    Tensor.manual_seed(21)
+    n = 20_000
+    x = Tensor.rand(n, dtype=dtype).numpy()
+    assert x.dtype == dtype.name
+    assert (x >= 0).all() and (x < 1).all()
+    assert statistic(x, lambda v: v) < 1.95
+    assert statistic(Tensor.uniform(n, low=-3, high=5, dtype=dtype).numpy(), lambda v: (v + 3) / 8) < 1.95
+    assert statistic(Tensor.randn(n, dtype=dtype).numpy(), normal_cdf) < 1.95
+    y = Tensor.normal(n, mean=4, std=0.5, dtype=dtype).numpy()
+    assert statistic((y - 4) / 0.5, normal_cdf) < 1.95
+    pairs = Tensor.rand(2, n, dtype=dtype).numpy()
+    assert abs(np.corrcoef(pairs)[0, 1]) < 0.03
+    assert abs(np.corrcoef(x[:-1], x[1:])[0, 1]) < 0.03
+
+
+def test_half_floats_stay_below_one(on_device):
+    Tensor.manual_seed(0)
+    for dtype in (dtypes.float16, dtypes.bfloat16):
+        x = Tensor.rand(20_000, dtype=dtype).float().numpy()
+        assert x.max() < 1
+        assert abs(x.mean() - 0.5) < 0.02
+
+
+def test_randint(on_device):
+    Tensor.manual_seed(2)
+    x = Tensor.randint(7, 1000, low=-3, high=4).numpy()
+    assert x.shape == (7, 1000)
+    counts = np.bincount((x + 3).ravel(), minlength=7)
+    assert len(counts) == 7
+    assert (abs(counts - 1000) < 150).all()
+    wide = Tensor.randint(1000, low=0, high=2**32, dtype=dtypes.int64).numpy()
+    assert wide.max() > 2**31
+    with pytest.raises(ValueError, match="low"):
+        Tensor.randint(3, low=2, high=2)
+    with pytest.raises(DTypeError):
+        Tensor.rand(3, dtype=dtypes.int32)
+    with pytest.raises(ShapeError):
+        Tensor.rand(-1)
+
+
+def test_initialisers(on_device):
+    Tensor.manual_seed(5)
+    bounds = {"scaled_uniform": (50 * 80) ** -0.5, "glorot_uniform": (6 / 130) ** 0.5,
+              "kaiming_uniform": (6 / (1 + 0.01**2) / 80) ** 0.5}  # fmt: skip
+    for name, bound in bounds.items():
+        x = getattr(Tensor, name)(50, 80).numpy()
+        assert 0.95 * bound < abs(x).max() <= bound, name
+        assert abs(x.mean()) < 0.05 * bound
+    x = Tensor.kaiming_normal(50, 80, a=0).numpy()
+    assert abs(x.std() - (2 / 80) ** 0.5) < 0.01
+
+
+def test_dropout(on_device):
+    Tensor.manual_seed(1)
+    x = Tensor.ones(100, 100)
+    assert x.dropout(0.3) is x
+    with Tensor.train():
+        y = x.dropout(0.3).numpy()
+        kept = (y != 0).mean()
+        assert abs(kept - 0.7) < 0.02
+        np.testing.assert_allclose(y[y != 0], 1 / 0.7, rtol=1e-6)
+        assert (x.dropout(1).numpy() == 0).all()
+        assert x.dropout(0) is x
+        with pytest.raises(ValueError, match="probability"):
+            x.dropout(1.5)
+        a, b = x.dropout(0.5).numpy(), x.dropout(0.5).numpy()
+    assert (a != b).any()
+
+
+def test_zero_and_no_dimensions(on_device):
+    assert Tensor.rand(0, 3).tolist() == []
+    assert 0 <= Tensor.rand().item() < 1
+    assert Tensor.randn(2, 0).shape == (2, 0)

@@ -1,0 +1,291 @@
+"""In-place writes and lazy readers: a lazy tensor sees its sources as they were when it was made."""
+
+from __future__ import annotations
+
+import gc
+
+import numpy as np
+import pytest
+
+from minigrad import GlobalCounters, Tensor, Variable
+from minigrad.errors import DeviceError, DTypeError, GradientError, ShapeError
+
+
+def ones(*shape):
+    return Tensor(np.ones(shape, np.float32))
+
+
+def test_write_is_in_place(on_device):
+    x = ones(3)
+    memory = x.raw.arg
+    x.assign(x + 1)
+    assert x.tolist() == [2, 2, 2]
+    x += 1
+    x *= 2
+    assert x.tolist() == [6, 6, 6]
+    assert x.raw.arg is memory
+
+
+def test_lazy_reader_sees_the_old_value(on_device):
+    x = ones(3)
+    before = x * 10
+    x += 1
+    after = x * 10
+    assert x.tolist() == [2, 2, 2]
+    assert before.is_realized(), "what reads overwritten memory is computed in the same program"
+    assert before.tolist() == [10, 10, 10]
+    assert after.tolist() == [20, 20, 20]
+
+
+def test_reader_first(on_device):
+    x = ones(2)
+    before, same = x + 1, x.reshape(2, 1).reshape(2)
+    x.assign(Tensor([5.0, 6.0]))
+    assert before.tolist() == [2, 2]
+    assert x.tolist() == [5, 6]
+    assert same.tolist() == [1, 1]
+
+
+def test_several_versions(on_device):
+    x = ones(1)
+    versions = []
+    for step in range(4):
+        versions.append(x + 0.5)
+        x.assign(x * 2 + step)
+    assert [v.item() for v in versions[::-1]] == [12.5, 5.5, 2.5, 1.5]
+    assert x.item() == 27
+
+
+def test_two_writes_that_read_each_other(on_device):
+    a, b = Tensor([1.0]), Tensor([10.0])
+    a_old = a.raw.arg
+    a.assign(b + 1)
+    b.assign(a + 1)
+    Tensor.realize(a, b)
+    assert (a.item(), b.item()) == (11, 12)
+    a.assign(b.detach()), b.assign(Tensor([3.0]))
+    assert (a.item(), b.item()) == (12, 3)
+    assert a.raw.arg is a_old
+
+
+def test_swap(on_device):
+    a, b = Tensor([1.0, 2.0]), Tensor([3.0, 4.0])
+    a_value, b_value = a + 0, b + 0
+    a.assign(b_value)
+    b.assign(a_value)
+    assert b.tolist() == [1, 2]
+    assert a.tolist() == [3, 4]
+
+
+def test_equal_lazy_tensors_do_not_alias(on_device):
+    source = ones(2)
+    a, b = source * 2, source * 2
+    assert a.raw is b.raw
+    a.realize()
+    a += 1
+    assert a.tolist() == [3, 3]
+    assert b.tolist() == [2, 2]
+    zeros, others = Tensor.zeros(2), Tensor.zeros(2)
+    Tensor.realize(zeros, others)
+    zeros += 1
+    others += 2
+    assert zeros.tolist() == [1, 1]
+    assert others.tolist() == [2, 2]
+
+
+def test_a_replaced_write_never_runs(on_device):
+    x = ones(2)
+    x.assign(x + 1)
+    reader = x * 10
+    x.assign(Tensor([7.0, 8.0]))
+    assert reader.tolist() == [20, 20]
+    assert x.tolist() == [7, 8]
+
+
+def test_writes_through_views(on_device):
+    x = Tensor(np.arange(12, dtype=np.float32).reshape(3, 4))
+    wanted = np.arange(12, dtype=np.float32).reshape(3, 4)
+    x[1:] += 10
+    wanted[1:] += 10
+    x[0].assign(Tensor([1.0, 2.0, 3.0, 4.0]))
+    wanted[0] = [1, 2, 3, 4]
+    x.T[::2, ::-1] *= 3
+    wanted.T[::2, ::-1] *= 3
+    x.reshape(2, 6)[1, 2:4].assign(-1)
+    wanted.reshape(2, 6)[1, 2:4] = -1
+    view = x[2]
+    view -= 5
+    wanted[2] -= 5
+    np.testing.assert_array_equal(view.numpy(), wanted[2])
+    np.testing.assert_array_equal(x.numpy(), wanted)
+    row = x[0]
+    row.realize()
+    row[1:3] = 0
+    wanted[0, 1:3] = 0
+    np.testing.assert_array_equal(x.numpy(), wanted)
+    np.testing.assert_array_equal(row.numpy(), wanted[0])
+    x.detach().assign(1)
+    np.testing.assert_array_equal(x.numpy(), np.ones((3, 4)))
+
+
+def test_writes_through_lazy_bases(on_device):
+    x = Tensor.arange(6).reshape(2, 3)
+    x[0] += 1
+    x[:, ::2] = 7
+    assert x.tolist() == [[7, 2, 7], [7, 4, 7]]
+
+
+def test_write_through_an_expanded_view(on_device):
+    x = ones(3, 1)
+    with pytest.raises(ShapeError, match="clone"):
+        x.expand(3, 4).assign(2)
+
+
+def test_views_show_the_past(on_device):
+    x = ones(4)
+    view = x[:2]
+    x += 1
+    assert view.tolist() == [1, 1]
+    assert x[:2].tolist() == [2, 2]
+
+
+def test_write_casts_and_broadcasts(on_device):
+    x = Tensor([[1, 2], [3, 4]])
+    x.assign(Tensor([1.9, 2.9]))
+    assert x.tolist() == [[1, 2], [1, 2]]
+    x[0] = 9.7
+    assert x.tolist() == [[9, 9], [1, 2]]
+    with pytest.raises(ShapeError, match=r"\(3,\).*\(2, 2\)"):
+        x.assign(Tensor([1, 2, 3]))
+    with pytest.raises(DTypeError, match="float32"):
+        x += 0.5
+    with pytest.raises(ShapeError, match="in-place"):
+        x[0] += Tensor([[1, 2], [1, 2]])
+
+
+def test_leaf_writes_raise(on_device):
+    x = Tensor([1.0], requires_grad=True)
+    for write in (lambda: x.assign(2), lambda: x.__iadd__(1), lambda: x.__setitem__(0, 3)):
+        with pytest.raises(GradientError, match="no_grad"):
+            write()
+    with Tensor.no_grad():
+        x += 1
+    assert x.item() == 2
+
+
+def test_write_to_another_device():
+    with pytest.raises(DeviceError, match="to"):
+        Tensor([1.0], device="REF").assign(Tensor([1.0], device="REF:1"))
+
+
+def test_to_copies(device):
+    x = Tensor([1.0, 2.0], device=device)
+    y = (x + 1).to("REF:1")
+    assert y.device == "REF:1"
+    assert (y * 2).tolist() == [4, 6]
+    x += 5
+    assert y.tolist() == [2, 3]
+    assert x.to(device) is x
+
+
+def test_set_data_runs_no_program(on_device):
+    x = Tensor(1.0)
+    before = x + 1
+    before.realize()
+    calls = GlobalCounters.program_calls
+    x.set_data(5.0)
+    assert GlobalCounters.program_calls == calls
+    assert x.item() == 5
+    late = x + 1
+    x.set_data(6.0)
+    assert late.item() == 6
+    assert (x + 1).item() == 7
+    with pytest.raises(ShapeError, match="expected the same"):
+        x.set_data([1.0])
+
+
+def test_a_number_is_data(on_device):
+    """Another learning rate is not another program."""
+    lr, x = Tensor(0.5), ones(3)
+    for rate in (0.1, 0.2, 0.3, 0.4):
+        lr.assign(rate)
+        x.assign(x - lr)
+        x.realize()
+        if rate == 0.2:
+            compiled = GlobalCounters.programs_compiled
+    assert GlobalCounters.programs_compiled == compiled
+    np.testing.assert_allclose(x.numpy(), 0, atol=1e-6)
+
+
+def test_cache_with_symbolic_offset(on_device):
+    cache = Tensor(np.zeros((2, 8), np.float32))
+    position = Variable("position", 0, 7)
+    compiled = 0
+    for step in range(8):
+        at = position.bind(step)
+        cache[:, at : at + 1] = Tensor([[step + 1.0], [-step]])
+        total = cache[:, : at + 1].sum(1)
+        wanted = [sum(range(1, step + 2)), -sum(range(step + 1))]
+        assert total.tolist() == wanted
+        if step == 2:
+            compiled = GlobalCounters.programs_compiled
+    assert GlobalCounters.programs_compiled == compiled
+    assert cache[0].tolist() == [1, 2, 3, 4, 5, 6, 7, 8]
+
+
+def test_deep_graphs(on_device):
+    x = Tensor([1.0])
+    y = x
+    for _ in range(3000):
+        y = y + 1 if y is x else y * 1.0 + 0.0
+    z = x
+    for _ in range(3000):
+        z = z.reshape(1, 1).reshape(1)
+    assert z.item() == 1
+    z += 1
+    assert y.raw.op.name == "ADD"
+
+
+def test_memory_goes_with_the_tensor(on_device):
+    from minigrad.tensor import registry
+
+    gc.collect()
+    links, lazy = len(registry._by_node), len(registry._lazy)
+    x = ones(10)
+    y = [x + i for i in range(20)]
+    y[0].realize()
+    del x, y
+    gc.collect()
+    assert len(registry._by_node) == links
+    assert len(registry._lazy) == lazy
+
+
+def test_setitem_matches_numpy(on_device):
+    rng = np.random.default_rng(0)
+    for key in [1, -1, slice(None, None, 2), (slice(1), 2), (..., 1), (None, 1), [0, 2, 0],
+                ([0, 1], [2, 0]), (slice(None), [1, 3]), ([2, 0], slice(1, 3)),
+                np.array([True, False, True]), (slice(None, None, -1), 0)]:  # fmt: skip
+        a = rng.normal(size=(3, 4)).astype(np.float32)
+        x = Tensor(a)
+        value = rng.normal(size=a[key].shape).astype(np.float32)
+        a[key] = value
+        x[key] = Tensor(value)
+        np.testing.assert_array_equal(x.numpy(), a, err_msg=str(key))
+        a[key] = 2.5
+        x[key] = 2.5
+        np.testing.assert_array_equal(x.numpy(), a, err_msg=str(key))
+    mask = a > 0
+    a[mask] = 9
+    x[Tensor(mask)] = 9
+    np.testing.assert_array_equal(x.numpy(), a)
+
+
+def test_last_write_wins(on_device):
+    rng = np.random.default_rng(3)
+    places = rng.integers(0, 20, 300)
+    values = rng.normal(size=(300, 2)).astype(np.float32)
+    a = np.zeros((20, 2), np.float32)
+    a[places] = values
+    x = Tensor.zeros(20, 2).contiguous()
+    x[Tensor(places)] = Tensor(values)
+    np.testing.assert_array_equal(x.numpy(), a)
