@@ -248,9 +248,7 @@ class OpenCLProgram:
             opencl_report.show_times([kernel.nest for kernel in self.kernels], events, level)
 
 
-def _place_arena(
-    plan: Schedule, kernels: Sequence[Kernel]
-) -> tuple[dict[Array, int], list[int]]:
+def _place_arena(plan: Schedule, kernels: Sequence[Kernel]) -> tuple[dict[Array, int], list[int]]:
     """A buffer for each value that lives between kernels, shared by those that never meet.
 
     Gives each array's number of a buffer, and the buffers' sizes. (Parts of one buffer would have

@@ -47,7 +47,7 @@ def _no_platform(why: str) -> DeviceError:
 
 
 def chosen_platforms() -> list[Any]:
-    """The platforms whose name or version contains the setting CL_PLATFORM (all, if it is empty)."""
+    """The platforms whose name or version contains the setting CL_PLATFORM; all if it is empty."""
     found = platforms()
     wanted = str(getenv("CL_PLATFORM"))
     chosen = [p for p in found if wanted.lower() in f"{p.name} {p.version}".lower()]

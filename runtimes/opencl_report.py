@@ -19,7 +19,7 @@ from minigrad.settings import flag
 
 def say(text: str) -> None:
     """Print to the error stream, where it does not mix with a program's own output."""
-    print(text, file=sys.stderr)
+    sys.stderr.write(text + "\n")
 
 
 def show_schedule(plan: Schedule) -> None:

@@ -256,12 +256,11 @@ class IndexEmitter:
 
     def scalar(self, x: Integer) -> str:
         """A sum without vector variables, as i64 text."""
-        dynamic, offset = self._parts(x)
+        dynamic, offset, level = self._parts(x)
         if dynamic is None:
             return str(offset)
         if offset == 0:
             return dynamic
-        level = self._level_of_integer(x)
         with self.at(level):
             key = ("offset", dynamic, offset)
             if key not in self.memo:
@@ -280,10 +279,10 @@ class IndexEmitter:
         """The key under which an expression's value is remembered."""
         raise NotImplementedError
 
-    def _parts(self, x: Integer) -> tuple[str | None, int]:
-        """(text of the part that is not constant, constant part)."""
+    def _parts(self, x: Integer) -> tuple[str | None, int, int]:
+        """(text of the part that is not constant, constant part, level of the former)."""
         if isinstance(x, int):
-            return None, x
+            return None, x, 0
         offset = x.constant
         terms: list[tuple[int, str, int]] = []
         for atom, factor in x.terms:
@@ -296,13 +295,13 @@ class IndexEmitter:
             else:
                 terms.append((level, text, factor))
         if not terms:
-            return None, offset
+            return None, offset, 0
         terms.sort(key=lambda term: term[0])
         total: str | None = None
         for level, text, factor in terms:
             product = text if factor == 1 else self._binary("mul", text, str(factor), level)
             total = product if total is None else self._binary("add", total, product, level)
-        return total, offset
+        return total, offset, terms[-1][0]
 
     def _binary(self, name: str, left: str, right: str, level: int) -> str:
         key = (name, left, right)
@@ -468,11 +467,10 @@ class IndexEmitter:
 
     def pointer(self, array: Array, x: Integer) -> str:
         """The address of array[x]."""
-        dynamic, offset = self._parts(x)
+        dynamic, offset, level = self._parts(x)
         base = self.bases[array]
         kind = memory_type(array.dtype)
         if dynamic is not None:
-            level = max(self._level_of_integer(x), 0)
             key = ("pointer", base, dynamic)
             if key not in self.memo:
                 with self.at(level):

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from minigrad.errors import CompileError
 from minigrad.graph.node import Op
-from minigrad.graph.symbolic import add, proven_nonnegative, sub
+from minigrad.graph.symbolic import Integer, add, proven_nonnegative, sub
 from minigrad.loops.nest import (
     Loop,
     Nest,
@@ -220,7 +220,7 @@ class _Emitter(IndexEmitter):
     def _at_most_once(self, loop: Loop, kind: str) -> None:
         """A loop that ends after its first iteration, if there is one at all."""
         tests = [sub(sub(stop, loop.start), 1) for stop in loop.stops]
-        guard = self.guard(tuple(t for t in tests if not proven_nonnegative(t)))
+        guard = self.guard([t for t in tests if not proven_nonnegative(t)])
         if guard == "false":
             return
         start = bare(self.index(loop.start, kind))
@@ -239,7 +239,7 @@ class _Emitter(IndexEmitter):
             total = f"min({bare(total)}, {bare(text)})"
         return total
 
-    def _register(self, local: Local, slot: expr.Integer) -> str:
+    def _register(self, local: Local, slot: Integer) -> str:
         """The variable of a register; the slot is a number here, since its loop is unrolled."""
         number = parse(self.index(slot))
         if number is None or local.width > 1:
@@ -276,27 +276,25 @@ class _Emitter(IndexEmitter):
         if root in self.memo:
             return self.memo[root][0]
         order = list(self._unknown_below(root))
-        here = len(self.levels) - 1
         levels: dict[Expr, int] = {}
         uses: dict[Expr, int] = {}
-        nearest: dict[Expr, int] = {}  # the outermost level of those that use it
+        user: dict[Expr, int] = {root: len(self.levels) - 1}  # the innermost level of a use
+        indices: set[Expr] = {root} if declare else set()
         for e in order:
             levels[e] = self._level(e, levels)
             for operand in _operands(e):
                 uses[operand] = uses.get(operand, 0) + 1
-                nearest[operand] = max(nearest.get(operand, 0), levels[e])
-        in_index = {v for e in order if not e.args for v in _operands(e)}
-        nearest[root] = here
+                user[operand] = max(user.get(operand, 0), levels[e])
+            if not e.args:
+                indices.update(_operands(e))
         texts: dict[Expr, str] = {}
         for e in order:
-            text = self._text(e, texts)
-            plain = e.op is Op.CONST or e.op is Leaf.LOCAL
-            wanted = (declare and e is root) or e in in_index
-            if wanted and e.op is not Op.CONST or not plain and (
-                uses.get(e, 0) > 1 or levels[e] < nearest[e] or len(text) > LONGEST and e is not root
-            ):
-                text = self._declare(e, text, levels[e])
-            texts[e] = text
+            text = texts[e] = self._text(e, texts)
+            if e.op is Op.CONST:
+                continue
+            again = uses.get(e, 0) > 1 or levels[e] < user[e] or len(text) > LONGEST
+            if e in indices or again and e.op is not Leaf.LOCAL:
+                texts[e] = self._declare(e, text, levels[e])
         return texts[root]
 
     def _declare(self, e: Expr, text: str, level: int) -> str:
@@ -395,5 +393,3 @@ def _operands(e: Expr) -> tuple[Expr, ...]:
     if e.op in (Leaf.INDEX, Leaf.CONDITION):
         return expr.values_in(e.payload)
     return e.args
-
-

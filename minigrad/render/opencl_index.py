@@ -12,7 +12,7 @@ from minigrad.graph.symbolic import Affine, Atom, Integer, high, low, variables
 from minigrad.loops.nest import Statement, arrays_written, locals_set
 from minigrad.render.opencl_values import Language, bare
 from minigrad.schedule import expr
-from minigrad.schedule.expr import Array, Expr, Guard, Local
+from minigrad.schedule.expr import Array, Expr, Local
 
 INDENT = "    "
 
@@ -228,7 +228,7 @@ class IndexEmitter:
             return "true" if number >= 0 else "false"
         return f"({text} >= 0)"
 
-    def guard(self, conditions: Guard) -> str:
+    def guard(self, conditions: Iterable[Integer]) -> str:
         """All conditions at once; empty where there are none."""
         tests = [self.condition(c) for c in conditions]
         if "false" in tests:

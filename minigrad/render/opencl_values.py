@@ -1,9 +1,9 @@
 """OpenCL C's words for scalar values: types, literals, and one expression for each operation.
 
-In registers float16 and bfloat16 are floats that already have the precision of what was loaded; they
-are rounded when stored and where a program casts to them, so no device needs half arithmetic. A bool
-is an int of 0 or 1 (stored as a uchar). An operation that C leaves undefined in some case, or defines
-otherwise than the reference device does, is a call of a small function from `FUNCTIONS`.
+In registers float16 and bfloat16 are floats that already have the precision of what was loaded;
+they are rounded when stored and where a program casts to them, so no device needs half arithmetic.
+A bool is an int of 0 or 1 (stored as a uchar). An operation that C leaves undefined in some case,
+or defines otherwise than the reference device does, is a call of a small function of `FUNCTIONS`.
 
 Every text made here can be an operand as it stands: it is a name, a call, a cast or in parentheses.
 """
@@ -296,7 +296,7 @@ class Language:
         return f"{name}({bare(args[0])}, {bare(args[1])})"
 
     def cast(self, x: str, source: DType, to: DType) -> str:
-        """A conversion: floats round to nearest even, integers wrap, a float to an integer saturates."""
+        """A conversion: floats round to even, integers wrap, a float to an integer saturates."""
         kind = self.type_of(to)
         if to.is_bool:
             return f"({x} != 0)"

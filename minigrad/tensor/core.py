@@ -9,6 +9,7 @@ from minigrad.device import Buffer, Device
 from minigrad.dtype import DType, named
 from minigrad.errors import GradientError, ShapeError
 from minigrad.graph import build
+from minigrad.graph.gradient import RULES
 from minigrad.graph.gradient import gradient as node_gradient
 from minigrad.graph.node import Node, Op, Shape, make, topological
 from minigrad.graph.symbolic import Integer, evaluate, mul, numel
@@ -387,9 +388,7 @@ class Core(Holder, metaclass=_TensorType):
         """Node of each leaf → the tensors that stand for it."""
         marked: dict[Node, list[Core]] = {}
         others: dict[Node, list[Core]] = {}
-        for node in topological([output]):
-            if not node.dtype.is_float:
-                continue
+        for node in _reached(output):
             for holder in holders(node) + (holders(back[node]) if node in back else []):
                 assert isinstance(holder, Core)
                 if holder._requires_grad:
@@ -397,6 +396,18 @@ class Core(Holder, metaclass=_TensorType):
                 elif holder._requires_grad is None and (holder.made or node.op is Op.BUFFER):
                     others.setdefault(node, []).append(holder)
         return marked or others
+
+
+def _reached(output: Node) -> list[Node]:
+    """The nodes to which gradients of `output` flow."""
+    order = topological([output])
+    reached = {output}
+    for node in reversed(order):
+        if node in reached:
+            rules = RULES.get(node.op, ())
+            passing = zip(node.src, rules, strict=False)
+            reached.update(source for source, rule in passing if rule and source.dtype.is_float)
+    return [node for node in order if node in reached]
 
 
 def stored(raw: bytes | bytearray, dtype: DType, shape: Sequence[int], device: str) -> Node:

@@ -178,17 +178,19 @@ class Functions(Arithmetic):
         """Inverse of sinh."""
         x = self._as_float()
         size = (x < 0).where(-x, x)
-        near = size.clip(max=_LARGE[x.dtype.itemsize])  # its square is finite
+        limit = _LARGE[x.dtype.itemsize]
+        near = size.clip(max=limit)  # its square is finite
         small = (near + near * near / ((near * near + 1).sqrt() + 1)).log1p()
-        result = (size > _LARGE[x.dtype.itemsize]).where(size.log() + math.log(2), small)
+        result = (size > limit).where(size.clip(limit).log() + math.log(2), small)
         return (x < 0).where(-result, result)
 
     def acosh(self) -> Self:
         """Inverse of cosh, accurate near 1; NaN below it."""
         x = self._as_float()
-        above = x.clip(max=_LARGE[x.dtype.itemsize]) - 1
+        limit = _LARGE[x.dtype.itemsize]
+        above = x.clip(max=limit) - 1
         small = (above + (above * (above + 2)).sqrt()).log1p()
-        return (x > _LARGE[x.dtype.itemsize]).where(x.log() + math.log(2), small)
+        return (x > limit).where(x.clip(limit).log() + math.log(2), small)
 
     def atanh(self) -> Self:
         """Inverse of tanh; NaN outside −1 … 1."""

@@ -29,8 +29,8 @@ class Indexing(Random):
 
         Ints and offsets of slices may be symbolic. A boolean tensor is read by the host.
         """
-        view, arrays = self._basic(key)
-        return view if not arrays else view._take_places(arrays)
+        view, arrays, place = self._basic(key)
+        return view if not arrays else view._take_places(arrays, place)
 
     def __setitem__(self, key: Any, value: Any) -> None:
         """Write to a part in place: `value` is broadcast and cast; of equal places the last wins.
@@ -40,11 +40,11 @@ class Indexing(Random):
         if isinstance(key, type(self)) and key.dtype.is_bool and _is_one(value):
             self.assign(self._where_mask(key, value))
             return
-        view, arrays = self._basic(key)
-        view.assign(view._replaced(arrays, value) if arrays else value)
+        view, arrays, place = self._basic(key)
+        view.assign(view._replaced(arrays, place, value) if arrays else value)
 
     def _wrote(self, value: Core, key: Any) -> bool:
-        view, arrays = self._basic(key)
+        view, arrays, _ = self._basic(key)
         return not arrays and view.raw is value.raw and view._shows(self, value)
 
     def _where_mask(self, mask: Self, value: Any) -> Self:
@@ -64,9 +64,16 @@ class Indexing(Random):
     def __contains__(self, value: Any) -> bool:
         return bool(self.eq(value).any())
 
-    def _basic(self, key: Any) -> tuple[Self, dict[int, Self]]:
-        """The view that ints, slices and None make, and the arrays that index its dimensions."""
+    def _basic(self, key: Any) -> tuple[Self, dict[int, Self], int]:
+        """The view that ints, slices and None make, and the arrays that index its dimensions.
+
+        Last the dimension of the result at which the arrays' own dimensions stand. As in numpy that
+        is where the arrays (and ints) stood if they were side by side, else the front.
+        """
         items = self._expanded(key)
+        advanced = [p for p, i in enumerate(items) if i is not None and not isinstance(i, slice)]
+        together = not advanced or advanced == list(range(advanced[0], advanced[-1] + 1))
+        place = advanced[0] if advanced and together else 0
         ranges: list[tuple[Integer, Integer]] = []
         steps: list[int] = []
         shape: list[tuple[str, int]] = []  # of the result: ("new", 0), ("axis", a), ("gone", a)
@@ -102,7 +109,7 @@ class Indexing(Random):
                 1 if kind == "new" else view.shape[a] for kind, a in kinds if kind != "gone"
             )
             view = view._view(lambda node: build.reshape(node, extents))
-        return (self._view(lambda node: node) if view is self else view), arrays
+        return (self._view(lambda node: node) if view is self else view), arrays, place
 
     def _expanded(self, key: Any) -> list[Any]:
         """One item per dimension, plus None for new ones; arrays are tensors of integers."""
@@ -170,12 +177,8 @@ class Indexing(Random):
 
     # --- integer arrays ---------------------------------------------------------------------------
 
-    def _plan_places(self, arrays: dict[int, Self]) -> tuple[list[int], Self, int]:
-        """Dimensions with the indexed ones first, the flat position in these, and the place.
-
-        The place is where the dimensions of the index go: where the arrays were if they stood side
-        by side, else at the front.
-        """
+    def _plan_places(self, arrays: dict[int, Self]) -> tuple[list[int], Self]:
+        """Dimensions with the indexed ones first, and the flat position in these."""
         axes = sorted(arrays)
         order = axes + [axis for axis in range(self.ndim) if axis not in arrays]
         extents = [self.shape[axis] for axis in axes]
@@ -193,8 +196,7 @@ class Indexing(Random):
         assert flat is not None
         if inside is not None:
             flat = inside.where(flat, -1)
-        place = axes[0] if axes == list(range(axes[0], axes[-1] + 1)) else 0
-        return order, flat.expand(shape), place
+        return order, flat.expand(shape)
 
     def _wrapped(self, index: Self, axis: int) -> Self:
         """An index array whose negative elements count from the end."""
@@ -204,8 +206,8 @@ class Indexing(Random):
             return index
         return (index < 0).where(index + self._count(axis, index.dtype), index)
 
-    def _take_places(self, arrays: dict[int, Self]) -> Self:
-        order, flat, place = self._plan_places(arrays)
+    def _take_places(self, arrays: dict[int, Self], place: int) -> Self:
+        order, flat = self._plan_places(arrays)
         rest = tuple(self.shape[axis] for axis in order[len(arrays) :])
         indexed = product([self.shape[axis] for axis in sorted(arrays)])
         rows = self.permute(*order).reshape((indexed, *rest))
@@ -216,9 +218,9 @@ class Indexing(Random):
         moved = list(range(flat.ndim, flat.ndim + place)) + list(range(flat.ndim))
         return taken.permute(*moved, *range(flat.ndim + place, taken.ndim))
 
-    def _replaced(self, arrays: dict[int, Self], value: Any) -> Self:
+    def _replaced(self, arrays: dict[int, Self], place: int, value: Any) -> Self:
         """self with the elements at index arrays replaced; of equal places the last wins."""
-        order, flat, place = self._plan_places(arrays)
+        order, flat = self._plan_places(arrays)
         permuted = self.permute(*order)
         indexed = product([self.shape[a] for a in sorted(arrays)])
         rest = permuted.shape[len(arrays) :]

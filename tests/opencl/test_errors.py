@@ -32,9 +32,9 @@ def test_the_platform_is_chosen_by_a_part_of_its_name_or_version():
     name = everything[0].platform.name
     with Context(CL_PLATFORM=name[2:9].upper()):
         assert everything[0] in opencl_devices.devices()
-    with Context(CL_PLATFORM="no such thing"):
-        with pytest.raises(DeviceError, match="fits none of the OpenCL platforms here.*" + name):
-            opencl_devices.devices()
+    message = "fits none of the OpenCL platforms here.*" + name
+    with Context(CL_PLATFORM="no such thing"), pytest.raises(DeviceError, match=message):
+        opencl_devices.devices()
 
 
 TOUCH = """
@@ -59,7 +59,7 @@ def run_in(**environment):
 
 
 def test_no_platform_at_all(tmp_path):
-    error, after = run_in(OCL_ICD_VENDORS=str(tmp_path))
+    error, after = run_in(OCL_ICD_VENDORS=str(tmp_path / "none"))
     assert error.startswith("no OpenCL platform was found") and "pyopencl[pocl]" in error
     assert after == "[2.0]"
 
@@ -119,7 +119,7 @@ def test_a_device_that_fails_names_itself(runtime, monkeypatch):
     x = Tensor([1.0, 2.0], device="CL").realize()
     with monkeypatch.context() as patch:
         patch.setattr(cl, "enqueue_nd_range_kernel", vanish)
-        with pytest.raises(DeviceError, match=r"CL \(.*\) failed while running a program: .*NOT_AV"):
+        with pytest.raises(DeviceError, match=r"CL \(.*\) failed while running.*NOT_AVAIL"):
             (x * 3 - 1).realize()
         patch.setattr(cl, "enqueue_copy", vanish)
         with pytest.raises(DeviceError, match="failed while copying"):

@@ -46,29 +46,28 @@ def product(m, k, n, dtype=dtypes.float32):
 
 def centred(rows, length, dtype=dtypes.float32):
     """Rows minus their largest element."""
-    doubled = build.elementwise(Op.ADD, slot(0, rows, length, dtype=dtype),
-                                slot(1, rows, length, dtype=dtype))  # fmt: skip
-    most = build.expand(build.reduce(Op.MAX, doubled, (1,)), (rows, length))
-    return build.elementwise(Op.SUB, doubled, most)
+    x = slot(0, rows, length, dtype=dtype)
+    most = build.expand(build.reduce(Op.MAX, x, (1,)), (rows, length))
+    return build.elementwise(Op.SUB, x, most)
 
 
 ROWS = """\
 float larger_float(float a, float b) {  // NaN wins
     return b > a || b != b ? b : a;
 }
-__kernel void rows(__global const float *a0, __global const float *a1, __global float *a2) {
+__kernel void rows(__global const float *a0, __global float *a1) {
     float x0[1];
     float sum0;
     const int r0 = get_global_id(0);
     if (r0 < 40) {
         sum0 = -INFINITY;
         for (int k0 = 0; k0 < 9; k0++) {
-            sum0 = larger_float(sum0, a0[k0 + 9 * r0] + a1[k0 + 9 * r0]);
+            sum0 = larger_float(sum0, a0[k0 + 9 * r0]);
         }
         x0[0] = sum0;
         const float v0 = x0[0];
         for (int i1 = 0; i1 < 9; i1++) {
-            a2[i1 + 9 * r0] = (a0[i1 + 9 * r0] + a1[i1 + 9 * r0]) - v0;
+            a1[i1 + 9 * r0] = a0[i1 + 9 * r0] - v0;
         }
     }
 }

@@ -67,8 +67,8 @@ class Operation:
     values lie (the last one repeats). dtypes: what makes sense, the first one being tested most.
     result: the result's dtype, from the operands'. differentiable: in every float operand that
     `gradient_domains` (default: `domains`) keeps away from kinks. special: NaN and its like allowed.
-    layouts: whether operands may be views. summands(case): how many terms a result adds up.
-    twice: second derivatives are checked too.
+    layouts: whether operands may be views.
+    twice: second derivatives are checked too. smooth: the plans at which there is a derivative.
     """
 
     name: str
@@ -85,6 +85,7 @@ class Operation:
     special: bool = True
     layouts: bool = True
     methods: tuple[str, ...] = ()
+    smooth: Callable[[Plan], bool] = lambda plan: True
 
     @property
     def covers(self) -> tuple[str, ...]:

@@ -190,13 +190,13 @@ ADDRESSED = [
 
 
 def _write(x: Any, key: Any, value: Any) -> Any:
-    target = x.contiguous() if hasattr(x, "contiguous") else x.copy()
+    target = x.contiguous() if hasattr(x, "contiguous") else np.array(x)
     target[key] = value
     return target
 
 
 def _add_in_place(x: Any, key: Any, value: Any) -> Any:
-    target = x.contiguous() if hasattr(x, "contiguous") else x.copy()
+    target = x.contiguous() if hasattr(x, "contiguous") else np.array(x)
     target[key] += value
     return target
 

@@ -94,6 +94,11 @@ def _correction(plans: Plans) -> Plans:
     return with_choices(plans, [{}, {"correction": 0}, {"correction": 1}])
 
 
+def _several(plan: Plan) -> bool:
+    """Whether more than one element is reduced: the deviation of a single one is a kink."""
+    return _count(np.empty(plan.shapes[0]), plan.parameters["axis"]) > 1
+
+
 SPREAD = Tolerance(ulps=8, scale=8, terms=2)
 # A variance may be 0 up to rounding, and its root magnifies that: √(terms · ε) is about 1e-3 of
 # the scale, so deviations are compared where the data really vary (the domain "distinct").
@@ -107,9 +112,11 @@ REDUCTIONS = [
         gradient_domains=("distinct",), twice=False),
     row("mean", _numpy(np.mean), WHOLE, SUMMED, result=floating, dtypes=(*FLOATS, *INTS)),
     row("var", variance, _correction(NOT_EMPTY), SPREAD, dtypes=FLOATS),
-    row("std", deviation, _correction(NOT_EMPTY), SPREAD, dtypes=FLOATS, domains=("distinct",)),
+    row("std", deviation, _correction(NOT_EMPTY), SPREAD, dtypes=FLOATS, domains=("distinct",),
+        smooth=_several),
     row("std_mean", lambda x, **k: (deviation(x, **k), _numpy(np.mean)(x, k["axis"], k["keepdim"])),
-        NOT_EMPTY, SPREAD, dtypes=FLOATS, domains=("distinct",), result=(same, same)),
+        NOT_EMPTY, SPREAD, dtypes=FLOATS, domains=("distinct",), result=(same, same),
+        smooth=_several),
     row("any", _numpy(np.any), WHOLE, EXACT, dtypes=ALL, domains=("some_zeros",), result=boolean,
         differentiable=False),
     row("all", _numpy(np.all), WHOLE, EXACT, dtypes=ALL, domains=("some_zeros",), result=boolean,

@@ -236,8 +236,9 @@ def test_threads_have_their_own_modes(on_device):
 
     seen = []
     with Tensor.no_grad(), Tensor.train():
+        x = Tensor([1.0], requires_grad=True)
         thread = threading.Thread(target=lambda: seen.append(
-            (Tensor.training, (Tensor([1.0], requires_grad=True) * 2).sum().backward().item())
+            (Tensor.training, (x * 2).sum().backward().item())
         ))  # fmt: skip
         thread.start()
         thread.join()

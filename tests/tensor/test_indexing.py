@@ -17,7 +17,7 @@ MASK = X[:, :, 0] % 4 == 0
 KEYS = [
     0, -1, (1, 2, 3), slice(1, 3), slice(None, None, -1), (slice(3, 0, -2), slice(None, None, 3)),
     (slice(5, 2), 0), ..., None, (None, ..., None), (..., 2), (1, ..., None, slice(2)), (),
-    [0, 2], I, J, (I, I), (I, J), (I, slice(None), J), (slice(None), I, I), (None, I), (I, None, I),
+    [0, 2], I, (slice(None), J), (I, I), (I, J), (I, slice(None), J), (slice(None), I, I), (None, I), (I, None, I),
     (0, I), (slice(None), 0, I), (0, slice(None), I), (..., I), (I, I, I), ([], slice(None)),
     MASK, (MASK, 0), (slice(None), X[0, :, 0] > 1), (0, MASK[0]), (MASK, None),
     np.zeros((4, 5, 6), bool), (slice(-2, None), slice(None, -1), slice(-100, 100)), I.astype(np.int8),

@@ -1,0 +1,369 @@
+"""Small programs in nodes: what the tests of the compiler's rooms schedule, lower, print and run."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from minigrad.dtype import DType, dtypes
+from minigrad.graph import build as g
+from minigrad.graph.canonical import Graph
+from minigrad.graph.node import Node, Op
+from minigrad.graph.symbolic import Integer, evaluate, high, var
+from minigrad.runtimes.reference import numpy_dtype
+from minigrad.schedule.schedule import Schedule, schedule
+
+DEVICE = "CPU"
+F32 = dtypes.float32
+LENGTH = var("n", 1, 24)  # a symbolic dimension
+
+
+@dataclass
+class Inputs:
+    """The buffers of a program, slot after slot; `ranges[slot]` is where its values lie."""
+
+    nodes: list[Node] = field(default_factory=list)
+    ranges: list[tuple[float, float]] = field(default_factory=list)
+
+    def __call__(
+        self, *shape: Integer, dtype: DType = F32, low: float = -2, high: float = 2
+    ) -> Node:
+        node = g.buffer(len(self.nodes), dtype, shape, DEVICE)
+        self.nodes.append(node)
+        self.ranges.append((low, high))
+        return node
+
+
+Build = Callable[[Inputs], list[Node]]
+PROGRAMS: dict[str, Build] = {}
+
+
+def program(build: Build) -> Build:
+    """Enter a function that makes the roots of a program."""
+    PROGRAMS[build.__name__] = build
+    return build
+
+
+def graph_of(build: Build, in_place: dict[int, int] | None = None) -> tuple[Graph, Inputs]:
+    """A program as a canonical graph; in_place: root → the slot of an input that it overwrites."""
+    inputs = Inputs()
+    roots = build(inputs)
+    targets, free = [], len(inputs.nodes)
+    for number in range(len(roots)):
+        if number in (in_place or {}):
+            targets.append((in_place or {})[number])
+        else:
+            targets.append(free)
+            free += 1
+    return Graph(tuple(roots), tuple(targets), free, ("n",), DEVICE), inputs
+
+
+def plan_of(build: Build, in_place: dict[int, int] | None = None, fuse: bool = True) -> Schedule:
+    """A program's schedule."""
+    return schedule(graph_of(build, in_place)[0], fuse)
+
+
+def values_for(inputs: Inputs, n: int, seed: int = 0) -> dict[int, np.ndarray]:
+    """Random values per slot, each of the shape that it has where LENGTH is n."""
+    random = np.random.default_rng(seed)
+    values = {}
+    for slot, (node, (least, most)) in enumerate(zip(inputs.nodes, inputs.ranges, strict=True)):
+        shape = tuple(evaluate(extent, {"n": n}) for extent in node.shape)
+        drawn = random.uniform(least, most, shape)
+        values[slot] = np.floor(drawn) if node.dtype.is_int else drawn
+        values[slot] = values[slot].astype(numpy_dtype(node.dtype))
+    return values
+
+
+# ---- shorthands ----
+
+
+def number(value: float, like: Node) -> Node:
+    """A constant of another node's shape and dtype."""
+    return g.const(value, like.dtype, like.shape, DEVICE)
+
+
+def ew(op: Op, *args: Node | float) -> Node:
+    """An elementwise operation; numbers and smaller operands are spread over the largest."""
+    nodes = [arg for arg in args if isinstance(arg, Node)]
+    shape = max((node.shape for node in nodes), key=lambda s: (len(s), math.prod(map(high, s))))
+    full = []
+    for arg in args:
+        if not isinstance(arg, Node):
+            arg = g.const(arg, nodes[-1].dtype, shape, DEVICE)
+        if len(arg.shape) < len(shape):
+            arg = g.reshape(arg, (1,) * (len(shape) - len(arg.shape)) + arg.shape)
+        full.append(g.expand(arg, shape))
+    return g.elementwise(op, *full)
+
+
+def add(*args: Node | float) -> Node:
+    """Sum of two operands."""
+    return ew(Op.ADD, *args)
+
+
+def mul(*args: Node | float) -> Node:
+    """Product of two operands."""
+    return ew(Op.MUL, *args)
+
+
+def total(x: Node, *axes: int) -> Node:
+    """Sum over axes, which stay with length 1."""
+    return g.reduce(Op.SUM, x, axes)
+
+
+def mean(x: Node, axis: int) -> Node:
+    """Mean along one axis of known length."""
+    return mul(total(x, axis), 1 / high(x.shape[axis]))
+
+
+def product(a: Node, b: Node) -> Node:
+    """Matrix product of the last two dimensions; others must be equal."""
+    *batch, m, k = a.shape
+    n = b.shape[-1]
+    left = g.expand(g.reshape(a, (*batch, m, k, 1)), (*batch, m, k, n))
+    right = g.expand(g.reshape(b, (*batch, 1, k, n)), (*batch, m, k, n))
+    summed = g.reduce(Op.SUM, g.elementwise(Op.MUL, left, right), [len(batch) + 1])
+    return g.reshape(summed, (*batch, m, n))
+
+
+def transpose(x: Node) -> Node:
+    """The last two dimensions swapped."""
+    order = list(range(x.ndim))
+    order[-2:] = order[-1], order[-2]
+    return g.permute(x, order)
+
+
+def softmax(x: Node, axis: int) -> Node:
+    """exp(x − max) / Σ exp(x − max)."""
+    powers = ew(Op.EXP, ew(Op.SUB, x, g.reduce(Op.MAX, x, [axis])))
+    return ew(Op.DIV, powers, total(powers, axis))
+
+
+def gelu(x: Node) -> Node:
+    """The tanh form (Hendrycks and Gimpel, 2016)."""
+    cubic = mul(add(x, mul(mul(mul(x, x), x), 0.044715)), math.sqrt(2 / math.pi))
+    return mul(mul(x, 0.5), add(ew(Op.TANH, cubic), 1.0))
+
+
+# ---- the programs ----
+
+
+@program
+def transposed_chain(inputs: Inputs) -> list[Node]:
+    x, y = inputs(48, 70), inputs(70, 48)
+    return [mul(add(x, transpose(y)), 2.0)]
+
+
+@program
+def row_softmax(inputs: Inputs) -> list[Node]:
+    return [softmax(inputs(40, 100), 1)]
+
+
+@program
+def column_softmax(inputs: Inputs) -> list[Node]:
+    return [softmax(inputs(50, 70), 0)]
+
+
+@program
+def layer_norm(inputs: Inputs) -> list[Node]:
+    x, weight, bias = inputs(40, 72), inputs(72), inputs(72)
+    centred = ew(Op.SUB, x, mean(x, 1))
+    scale = ew(Op.DIV, number(1, total(x, 1)), ew(Op.SQRT, add(mean(mul(centred, centred), 1), 1e-5)))
+    return [add(mul(mul(centred, scale), weight), bias)]
+
+
+@program
+def gelu_linear(inputs: Inputs) -> list[Node]:
+    x, weight, bias = inputs(37, 24), inputs(24, 50), inputs(50)
+    return [gelu(add(product(x, weight), bias))]
+
+
+@program
+def linear_transposed(inputs: Inputs) -> list[Node]:
+    """PyTorch's layout of weights, (out, in): the panel is packed."""
+    x, weight = inputs(37, 24), inputs(50, 24)
+    return [product(x, transpose(weight))]
+
+
+@program
+def product_of_sums(inputs: Inputs) -> list[Node]:
+    """Operands that are computed before the product, and one that is converted while packing."""
+    x, y, z = inputs(21, 18), inputs(21, 18), inputs(18, 33, dtype=dtypes.float16)
+    return [product(add(x, y), g.cast(z, F32))]
+
+
+@program
+def batched_product(inputs: Inputs) -> list[Node]:
+    x, y = inputs(3, 20, 17), inputs(3, 17, 35)
+    return [product(x, y)]
+
+
+@program
+def double_product(inputs: Inputs) -> list[Node]:
+    x, y = inputs(19, 33, dtype=dtypes.float64), inputs(33, 21, dtype=dtypes.float64)
+    return [product(x, y)]
+
+
+@program
+def convolution(inputs: Inputs) -> list[Node]:
+    """3×3 windows of a padded picture, as a product with shared weights."""
+    x, weight = g.pad(inputs(3, 12, 14), [(0, 0), (1, 1), (1, 1)]), inputs(5, 3, 3, 3)
+    windows = g.reshape(x, (1, 3, 14, 16))
+    # rows repeated with a stride of one less give the windows, as the Tensor's `unfold` does
+    rows = g.reshape(g.expand(g.reshape(windows, (3, 1, 14, 16)), (3, 4, 14, 16)), (3, 56, 16))
+    rows = g.reshape(g.shrink(rows, [(0, 3), (0, 45), (0, 16)]), (3, 3, 15, 16))
+    rows = g.shrink(rows, [(0, 3), (0, 3), (0, 12), (0, 16)])
+    columns = g.reshape(rows, (3, 3, 12, 1, 16))
+    columns = g.reshape(g.expand(columns, (3, 3, 12, 4, 16)), (3, 3, 12, 64))
+    columns = g.reshape(
+        g.shrink(columns, [(0, 3), (0, 3), (0, 12), (0, 51)]), (3, 3, 12, 3, 17)
+    )
+    columns = g.shrink(columns, [(0, 3), (0, 3), (0, 12), (0, 3), (0, 14)])
+    full = (5, 3, 3, 3, 12, 14)
+    columns = g.expand(g.reshape(g.permute(columns, (0, 1, 3, 2, 4)), (1, *full[1:])), full)
+    factor = g.expand(g.reshape(weight, (5, 3, 3, 3, 1, 1)), full)
+    return [g.reshape(total(mul(factor, columns), 1, 2, 3), (5, 12, 14))]
+
+
+@program
+def attention(inputs: Inputs) -> list[Node]:
+    """Causal, two heads; the mask is made of indices."""
+    q, k, v = inputs(2, 20, 8), inputs(2, 20, 8), inputs(2, 20, 8)
+    scores = mul(product(q, transpose(k)), 8**-0.5)
+    row = g.reshape(g.iota(20, DEVICE), (1, 20, 1))
+    column = g.reshape(g.iota(20, DEVICE), (1, 1, 20))
+    square = scores.shape
+    sees = g.elementwise(Op.LE, g.expand(column, square), g.expand(row, square))
+    masked = g.elementwise(Op.WHERE, sees, scores, number(-math.inf, scores))
+    return [product(softmax(masked, 2), v)]
+
+
+@program
+def column_sum(inputs: Inputs) -> list[Node]:
+    return [total(inputs(90, 33), 0)]
+
+
+@program
+def middle_maximum(inputs: Inputs) -> list[Node]:
+    return [g.reduce(Op.MAX, inputs(5, 40, 33), [1])]
+
+
+@program
+def row_product(inputs: Inputs) -> list[Node]:
+    return [g.reduce(Op.PROD, inputs(50, 19, low=0.5, high=1.5), [1])]
+
+
+@program
+def long_sum(inputs: Inputs) -> list[Node]:
+    """Cut in two: first halves in parallel, then their sum."""
+    return [total(inputs(200, 301), 0, 1)]
+
+
+@program
+def any_and_all(inputs: Inputs) -> list[Node]:
+    positive = ew(Op.LT, 0.0, inputs(30, 21))
+    return [g.reduce(op, positive, [1]) for op in (Op.SUM, Op.MAX, Op.PROD)]
+
+
+@program
+def rows_and_columns(inputs: Inputs) -> list[Node]:
+    """Two reductions of one input in different directions, and a value that needs both."""
+    x = inputs(24, 36)
+    return [add(add(x, total(x, 1)), total(x, 0))]
+
+
+@program
+def scattered(inputs: Inputs) -> list[Node]:
+    """Rows added at random places; some lie outside."""
+    base, index, x = inputs(11, 21), inputs(30, dtype=dtypes.int32, low=-2, high=14), inputs(30, 21)
+    spread = g.expand(g.reshape(index, (30, 1)), (30, 21))
+    return [g.scatter_add(base, spread, x, 0)]
+
+
+@program
+def scattered_inside_rows(inputs: Inputs) -> list[Node]:
+    index, x = inputs(7, 40, dtype=dtypes.int32, low=-2, high=14), inputs(7, 40)
+    base = g.const(0.0, F32, (7, 12), DEVICE)
+    return [mul(g.scatter_add(base, index, x, 1), 3.0)]
+
+
+@program
+def embedding(inputs: Inputs) -> list[Node]:
+    """Rows of a table, chosen by indices of which some lie outside."""
+    table, index = inputs(13, 24), inputs(9, dtype=dtypes.int64, low=-3, high=17)
+    return [g.gather(table, g.expand(g.reshape(index, (9, 1)), (9, 24)), 0)]
+
+
+@program
+def padded(inputs: Inputs) -> list[Node]:
+    """Zeros around a value that is not zero by itself."""
+    return [g.pad(add(inputs(21, 30), 1.0), [(2, 1), (3, 0)])]
+
+
+@program
+def padded_row_sums(inputs: Inputs) -> list[Node]:
+    """A sum over windows that begin outside the array."""
+    x = g.pad(inputs(60), [(5, 6)])
+    rows = g.reshape(g.shrink(g.reshape(g.expand(g.reshape(x, (1, 71)), (8, 71)), (568,)),
+                              [(0, 560)]), (8, 70))  # fmt: skip
+    return [total(rows, 1)]
+
+
+@program
+def symbolic_sum(inputs: Inputs) -> list[Node]:
+    """Rows of which the call says how many there are."""
+    return [total(inputs(LENGTH, 40), 0)]
+
+
+@program
+def symbolic_softmax(inputs: Inputs) -> list[Node]:
+    return [softmax(inputs(12, LENGTH), 1)]
+
+
+@program
+def symbolic_chain(inputs: Inputs) -> list[Node]:
+    return [add(mul(inputs(LENGTH, 9), 2.0), inputs(9))]
+
+
+@program
+def half_precision(inputs: Inputs) -> list[Node]:
+    x, y = inputs(33, 21, dtype=dtypes.float16), inputs(33, 21, dtype=dtypes.bfloat16)
+    wide = mul(g.cast(x, F32), g.cast(y, F32))
+    return [g.cast(wide, dtypes.float16), g.cast(wide, dtypes.bfloat16), total(x, 1)]
+
+
+@program
+def two_outputs(inputs: Inputs) -> list[Node]:
+    x = inputs(30, 40)
+    shifted = add(x, 1.0)
+    return [shifted, mul(shifted, shifted), total(shifted, 1)]
+
+
+@program
+def scalar(inputs: Inputs) -> list[Node]:
+    return [add(mul(inputs(), 2.0), 1.0)]
+
+
+@program
+def nothing(inputs: Inputs) -> list[Node]:
+    """Reductions over no elements."""
+    x = inputs(5, 0)
+    return [total(x, 1), g.reduce(Op.MAX, x, [1]), g.reduce(Op.PROD, x, [1])]
+
+
+@program
+def long_chain(inputs: Inputs) -> list[Node]:
+    """One dimension that is cut into blocks, of a length that no vector divides."""
+    x = inputs(10_007)
+    return [ew(Op.SQRT, ew(Op.MAXIMUM, mul(x, x), 0.25))]
+
+
+# Those whose schedules and loop nests are printed and compared with the files in golden/.
+PRINTED = (
+    "transposed_chain", "row_softmax", "layer_norm", "gelu_linear", "linear_transposed",
+    "column_sum", "scattered", "padded", "symbolic_sum",
+)  # fmt: skip
