@@ -54,10 +54,15 @@ class Call:
 
 
 class Replay(Protocol):
-    """Recorded calls, made again with other memory in the place of their arguments."""
+    """Recorded calls, made again with other memory in the place of their arguments.
 
-    def run(self, memories: Sequence[Any], variables: dict[str, int]) -> None:
-        """`memories` are runtime handles, one per argument."""
+    memories: one runtime handle per argument, which the caller puts in place before each run.
+    """
+
+    memories: Any
+
+    def run(self, variables: dict[str, int]) -> None:
+        """Make the calls; the caller sees to it that one thread at a time does so."""
         ...
 
 
@@ -67,9 +72,11 @@ class Sequential:
     def __init__(self, calls: Sequence[Call], arguments: Sequence[Buffer]) -> None:
         self.calls = calls
         self.places = {argument: place for place, argument in enumerate(arguments)}
+        self.memories: list[Any] = [None] * len(arguments)
 
-    def run(self, memories: Sequence[Any], variables: dict[str, int]) -> None:
+    def run(self, variables: dict[str, int]) -> None:
         """Run each program on its buffers, with the arguments' places taken by `memories`."""
+        memories = self.memories
         for call in self.calls:
             buffers = []
             for buffer in call.buffers:
@@ -143,15 +150,16 @@ _buffer_numbers = itertools.count()
 class Buffer:
     """A piece of a device's memory that holds `size` elements of `dtype`; allocated at first need.
 
-    The device gets its memory back when the last reference to the buffer goes.
+    memory: where somebody has allocated it already. The device gets its memory back when the last
+    reference to the buffer goes.
     """
 
     __slots__ = ("device", "dtype", "size", "number", "_memory", "_borrowed", "__weakref__")
 
-    def __init__(self, device: str, dtype: DType, size: int) -> None:
+    def __init__(self, device: str, dtype: DType, size: int, memory: Any = None) -> None:
         self.device, self.dtype, self.size = device, dtype, size
         self.number = next(_buffer_numbers)
-        self._memory: Any = None
+        self._memory = memory
         self._borrowed = False
 
     @classmethod
@@ -201,11 +209,10 @@ class Buffer:
         return f"<Buffer {self.number} on {self.device}: {self.size} × {self.dtype.name}>"
 
     def __del__(self, ending: Callable[[], bool] = sys.is_finalizing) -> None:
-        memory = getattr(self, "_memory", None)
-        if memory is not None and not self._borrowed and not ending():
+        if self._memory is not None and not self._borrowed and not ending():
             runtime = Device.opened.get(self.device)
             if runtime is not None:
-                runtime.free(memory, self.nbytes)
+                runtime.free(self._memory, self.size * self.dtype.itemsize)
 
 
 class _Devices:

@@ -6,20 +6,61 @@ devices, finds or compiles the program of each part, and runs it.
 
 from __future__ import annotations
 
+import itertools
+import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from minigrad.device import Buffer, Call, Device, Program
+from minigrad.dtype import dtypes
 from minigrad.errors import DeviceError
+from minigrad.graph.bounds import Check, checks
 from minigrad.graph.build import buffer, rebuild
 from minigrad.graph.canonical import canonicalize
 from minigrad.graph.node import Node, Op, topological
 from minigrad.graph.symbolic import numel
 from minigrad.settings import flag
 
-_programs: dict[Any, Program] = {}
-_lock = threading.RLock()
+MOST_PROGRAMS = 1024  # that are kept; a program that somebody holds (a capture) lives on
+
+
+class Programs:
+    """The programs of this process by key: at most `most`, without the longest unused ones."""
+
+    def __init__(self, most: int) -> None:
+        self.most = most
+        self._entries: dict[Any, list[Any]] = {}  # key → program, time of its last use
+        self._clock = itertools.count()
+        self._lock = threading.RLock()
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def find(self, key: Any, make: Callable[[], Program]) -> Program:
+        """The program of a key, made if there is none."""
+        # A key describes a whole graph, so that hashing it is dear: it is looked up once.
+        entry = self._entries.get(key)
+        if entry is None:
+            with self._lock:
+                entry = self._entries.get(key)
+                if entry is None:
+                    made = make()
+                    self._make_room()
+                    entry = self._entries[key] = [made, 0]
+        entry[1] = next(self._clock)
+        program: Program = entry[0]
+        return program
+
+    def _make_room(self) -> None:
+        """Forget an eighth of the programs at once, so that looking for the oldest stays cheap."""
+        if len(self._entries) >= self.most:
+            oldest = sorted(self._entries.items(), key=lambda item: item[1][1])
+            for key, _ in oldest[: max(self.most // 8, 1)]:
+                del self._entries[key]
+
+
+programs = Programs(MOST_PROGRAMS)
 
 
 class _Recording(threading.local):
@@ -29,6 +70,28 @@ class _Recording(threading.local):
 
 
 recording = _Recording()
+
+
+class Guarded:
+    """A program under GUARD: its last slots count the indices that are out of range.
+
+    Raises BoundsError after a run in which there were any.
+    """
+
+    def __init__(self, program: Program, device: str, checked: Sequence[Check]) -> None:
+        self.program, self.device, self.checked = program, device, tuple(checked)
+
+    def run(self, buffers: Sequence[Buffer], variables: dict[str, int]) -> None:
+        """Run the program, and look at the numbers."""
+        counts = [Buffer(self.device, dtypes.int32, 1) for _ in self.checked]
+        self.program.run([*buffers, *counts], variables)
+        for check, count in zip(self.checked, counts, strict=True):
+            found = bytearray(4)
+            # Not `copy_out`: a capture objects to values that the user reads, and this is none.
+            Device[self.device].copy_out(count.memory, memoryview(found))
+            number = int.from_bytes(found, sys.byteorder)
+            if number:
+                raise check.error(number)
 
 
 class GlobalCounters:
@@ -82,20 +145,21 @@ def realize(roots: Sequence[Node]) -> list[Node]:
 
 def _run(roots: list[Node]) -> list[Node]:
     """Compute roots that need one device only."""
-    call = canonicalize(roots)
-    settings = (flag("FUSE"), flag("GUARD"))
-    key = (call.key, settings)
-    program = _programs.get(key)
-    if program is None:
-        with _lock:
-            program = _programs.get(key)
-            if program is None:
-                graph = call.graph()
-                program = _programs[key] = Device[roots[0].device].compile(graph)
-                GlobalCounters.programs_compiled += 1
+    found = checks(roots) if flag("GUARD") else []
+    counts = [count for _, count in found]
+    call = canonicalize([*roots, *counts])
+
+    def compile() -> Program:
+        program = Device[roots[0].device].compile(call.graph())
+        GlobalCounters.programs_compiled += 1
+        if not found:
+            return program
+        return Guarded(program, roots[0].device, [check for check, _ in found])
+
+    program = programs.find((call.key, flag("FUSE"), flag("GUARD")), compile)
     buffers: list[Buffer] = list(call.inputs)
     made = []
-    for root, target in zip(roots, call.targets, strict=True):
+    for root, target in zip(roots, call.targets, strict=False):  # the counts are `Guarded`'s
         if target >= len(call.inputs):
             memory = Buffer(root.device, root.dtype, numel(root.shape))
             buffers.append(memory)

@@ -17,6 +17,7 @@ from typing import Any
 import llvmlite.binding as llvm
 
 from minigrad.errors import CompileError
+from minigrad.runtimes import half_ir
 from minigrad.runtimes.host import host
 
 # Name → how llvmlite's pass manager adds it.
@@ -107,8 +108,11 @@ class Compiler:
     def object_code(self, ir_text: str) -> bytes:
         """The module as a relocatable object file, which `load` takes."""
         with _lock:
-            module = self._optimized(ir_text)
-            return bytes(self._target_machine().emit_object(module))
+            code = bytes(self._target_machine().emit_object(self._optimized(ir_text)))
+            if not half_ir.FUNCTIONS.isdisjoint(undefined_symbols(code)):
+                module = self._optimized(ir_text + half_ir.DEFINITIONS)
+                code = bytes(self._target_machine().emit_object(module))
+            return code
 
     def assembly(self, ir_text: str) -> str:
         """The module as assembly text, for people."""

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from minigrad.device import Buffer
+from minigrad.device import Buffer, Call, Sequential
 from minigrad.errors import CompileError, DeviceError
 from minigrad.graph.canonical import Graph
 from minigrad.loops.nest import Nest
@@ -126,9 +126,16 @@ class OpenCL:
     def compile(self, graph: Graph) -> OpenCLProgram:
         """Schedule a graph and build its kernels."""
         plan = schedule(graph, fuse=bool(flag("FUSE")))
+        GlobalCounters.programs_scheduled += 1
         opencl_report.show_schedule(plan)
         nests = [lower(kernel, self.target, kernel.kind) for kernel in plan.kernels]
+        GlobalCounters.kernels_lowered += len(nests)
+        GlobalCounters.kernels_rendered += len(nests)
         return OpenCLProgram(self, plan, [self._kernel(nest) for nest in nests])
+
+    def compose(self, calls: Sequence[Call], arguments: Sequence[Buffer]) -> Sequential:
+        """The programs of a captured step, one after the other: none waits for the device."""
+        return Sequential(calls, arguments)
 
     def _kernel(self, nest: Nest) -> Kernel:
         """One nest, built; kernels that differ in buffers only share what was built."""
@@ -138,6 +145,7 @@ class OpenCL:
             if program is None:
                 opencl_report.show_kernel(nest, source.text)
                 program = self._programs[source.text] = self._build(source)
+                GlobalCounters.kernels_compiled += 1
         items, group = self._work_size(nest, source)
         return Kernel(nest, source, program, items, group)
 

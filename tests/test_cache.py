@@ -22,9 +22,8 @@ OTHER = digest("another key")
 ABOUT = {"entry": "kernel", "arguments": [0, 2, 1], "label": "rows: 4×8"}
 DATA = bytes(range(256)) * 3
 
-# A small training step with several kernels; prints its results and what it cost.
-PROGRAM = """
-import json
+# A small training step with several kernels, and one with a symbolic size.
+STEP = """
 from minigrad import GlobalCounters, Tensor, Variable
 x = Tensor([[1.0, 2.0, -1.0], [3.0, -4.0, 0.5]], device="CPU")
 w = Tensor([[0.5, -1.0], [2.0, 0.25], [1.0, 1.0]], device="CPU")
@@ -34,10 +33,15 @@ w.assign(w - 0.5 * slope)
 table = Tensor.arange(12, device="CPU").reshape(6, 2)
 rows = [table.shrink(((0, Variable("n", 1, 6).bind(n)), (0, 2))).sum(0).tolist() for n in (2, 5)]
 results = [w.tolist(), loss.item(), rows, table.gather(0, Tensor([[5, 9]], device="CPU")).tolist()]
+"""
+# Prints results and what they cost.
+REPORT = """
+import json
 names = ("programs_scheduled", "kernels_lowered", "kernels_rendered", "kernels_compiled",
          "cache_hits", "kernel_count")
 print(json.dumps([results, {name: getattr(GlobalCounters, name) for name in names}]))
 """
+PROGRAM = STEP + REPORT
 NOTHING = {"programs_scheduled", "kernels_lowered", "kernels_rendered", "kernels_compiled"}
 
 
@@ -116,24 +120,47 @@ def test_a_second_process_makes_nothing(filled):
     assert more["kernel_count"] == counters["kernel_count"]
 
 
-def test_one_kernel_serves_many_programs(filled):
-    """Kernels are found even where the program as a whole is new."""
-    place, _, _ = filled
-    program = """
-import json
-from minigrad import Tensor, GlobalCounters
+def test_one_kernel_serves_many_programs(folder):
+    """A kernel is found even where the program as a whole is new."""
+    start = """
+from minigrad import GlobalCounters, Tensor
 x = Tensor([[1.0, 2.0, -1.0], [3.0, -4.0, 0.5]], device="CPU")
 w = Tensor([[0.5, -1.0], [2.0, 0.25], [1.0, 1.0]], device="CPU")
-print(json.dumps([(x @ w).relu().tolist(), vars(GlobalCounters) | {"reset": 0}], default=str))
+product = (x @ w).relu().contiguous()
 """
-    first, made, _ = run(place, program)
-    assert made["programs_scheduled"] == 1
-    twice = program.replace(".tolist()", ".exp().log().sum().tolist()")
-    _, more, _ = run(place, twice)
-    again, none, _ = run(place, program)
+    results, counters, _ = run(folder, start + "results = product.tolist()" + REPORT)
+    assert results == [[3.5, 0.0], [0.0, 0.0]]
+    assert counters["kernels_compiled"] == 1 and counters["cache_hits"] == 0
+    results, counters, _ = run(folder, start + "results = product.sum(0).tolist()" + REPORT)
+    assert results == [3.5, 0.0]
+    assert counters["programs_scheduled"] == 1
+    assert counters["kernels_compiled"] == 1 and counters["cache_hits"] == 1
+
+
+def test_a_second_training_run_makes_nothing(folder):
+    """Every step of a captured training loop, and its validation, come from the disk."""
+    program = """
+from minigrad import GlobalCounters, Tensor, nn
+from minigrad.models.gpt import GPT, GPTConfig
+from minigrad.models.train import MatrixAdamW, TrainingPlan, make_step
+Tensor.manual_seed(1)
+plan = TrainingPlan()
+model = GPT(GPTConfig(layers=2, heads=2, dim=16, context=8, vocabulary=11, dropout=0.1))
+optimizer = MatrixAdamW(nn.state.get_parameters(model), plan)
+step = make_step(model, optimizer, plan.clip)
+results = []
+for number in range(4):
+    ids = Tensor([[(5 * row + number + place) % 11 for place in range(8)] for row in range(3)])
+    with Tensor.train():
+        results.append(step(ids, (ids + 1) % 11).item())
+with Tensor.no_grad():
+    results.append(model.loss(ids, ids).item())
+"""
+    first, counters, _ = run(folder, program + REPORT)
+    assert counters["kernels_compiled"] > 10
+    again, counters, _ = run(folder, program + REPORT)
     assert again == first
-    assert_nothing_made(none)
-    assert more["programs_scheduled"] == 1 and more["kernels_lowered"] > 0
+    assert_nothing_made(counters)
 
 
 def test_settings_do_not_mix(copied, filled):
@@ -483,20 +510,24 @@ def test_readers_see_whole_files_only(folder):
 
 def test_threads_share_kernels(filled):
     """Threads that start the same program together make its kernels once."""
-    body = textwrap.indent(PROGRAM.partition("names = ")[0], "    ")
-    program = "import threading\nfound = []\ndef work():\n" + body + textwrap.dedent("""
-            found.append(json.dumps(results))
-        threads = [threading.Thread(target=work) for _ in range(4)]
-        [thread.start() for thread in threads]
-        [thread.join() for thread in threads]
-        import json
-        from minigrad import GlobalCounters
-        print(json.dumps([[json.loads(one) for one in found],
-                          {"kernels_compiled": GlobalCounters.kernels_compiled}]))
-    """).replace("\n        ", "\n")
-    results, counters, _ = run(None, program, HOME=str(filled[0].parent / "home"))
+    program = """
+import threading
+found = []
+def work():
+    names = {}
+    exec(STEP, names)
+    found.append(names["results"])
+threads = [threading.Thread(target=work) for _ in range(4)]
+for thread in threads: thread.start()
+for thread in threads: thread.join()
+from minigrad import GlobalCounters
+results = found
+"""
+    home = str(filled[0].parent / "home")
+    results, counters, _ = run(None, f"STEP = {STEP!r}" + program + REPORT, HOME=home)
     assert results == [filled[1]] * 4
-    assert counters["kernels_compiled"] == filled[2]["kernels_compiled"]
+    for name in NOTHING:
+        assert counters[name] == filled[2][name]
 
 
 # ---- its size ----

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 README = (Path(__file__).resolve().parent.parent / "README.md").read_text("utf-8")
-EXAMPLES = re.findall(r"^```python\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+BLOCKS = re.findall(r"^```python\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+EXAMPLES = [block for block in BLOCKS if block.startswith(("from ", "import "))]  # no excerpts
 COMMANDS = dict(re.findall(r"<!-- command (\d) -->\n```sh\n(.*?)```", README, re.DOTALL))
 
 

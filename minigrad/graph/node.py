@@ -162,6 +162,14 @@ def make(
     return node
 
 
+def own_buffer(memory: Any, dtype: DType, shape: Shape, device: str) -> Node:
+    """A BUFFER node for memory of which no other node can know; skips the table of nodes."""
+    node = Node()
+    node.op, node.dtype, node.shape = Op.BUFFER, dtype, shape
+    node.src, node.arg, node.device = (), memory, device
+    return node
+
+
 def topological(roots: Iterable[Node]) -> list[Node]:
     """All nodes that the roots need, sources before users, in an order fixed by the graph."""
     order: list[Node] = []

@@ -59,10 +59,11 @@ class Atom:
         return isinstance(other, Atom) and self.hash == other.hash and self.key == other.key
 
     def __repr__(self) -> str:
-        if self.kind == "div":
-            return f"({self.inner!r} // {self.divisor})"
-        if self.kind == "mod":
-            return f"({self.inner!r} % {self.divisor})"
+        if self.inner is not None:
+            sign = "//" if self.kind == "div" else "%"
+            alone = len(self.inner.terms) == 1 and not self.inner.constant
+            inner = f"{self.inner!r}" if alone else f"({self.inner!r})"
+            return f"({inner} {sign} {self.divisor})"
         if self.kind == "value":
             return f"[{self.payload!r}]"
         return self.name

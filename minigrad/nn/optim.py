@@ -100,9 +100,10 @@ class Optimizer:
                     f"{state[name].shape}, expected {tensor.shape}"
                 )
         with Tensor.no_grad():
+            values = {name: state[name].cast(tensor.dtype) for name, tensor in own.items()}
+            Tensor.realize(*values.values())
             for name, tensor in own.items():
-                tensor.assign(state[name].to(tensor.device))
-        Tensor.realize(*own.values())
+                tensor._fill(values[name]._bytes())
 
 
 def _wide(dtype: DType) -> DType:

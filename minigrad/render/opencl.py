@@ -120,7 +120,7 @@ class _Emitter(IndexEmitter):
     def _parallel(self, loop: Loop, strided: bool) -> None:
         """The loop whose iterations are work-items."""
         if loop.kind != "serial" or loop.step != 1:
-            raise self._unexpected(loop)
+            raise self._unexpected(f"a loop of kind {loop.kind!r} and step {loop.step}")
         total = self.nest.total
         kind = kind_of_range(0, [total], 1 << 16)  # the last group of work-items may pass the end
         name = self.fresh(loop.variable.name)
@@ -138,10 +138,10 @@ class _Emitter(IndexEmitter):
         for inner in loop.body:
             self._statement(inner)
 
-    def _unexpected(self, loop: Loop) -> CompileError:
+    def _unexpected(self, what: str) -> CompileError:
         return CompileError(
-            f"OpenCL renderer: {self.nest.name} has a loop of kind {loop.kind!r} and step "
-            f"{loop.step}; lower the kernel for a target of vector_bytes 0"
+            f"OpenCL renderer: {self.nest.name} has {what}; work-items know no vectors, so lower "
+            "the kernel for a target of vector_bytes 0"
         )
 
     def _statement(self, statement: Statement) -> None:
@@ -157,7 +157,7 @@ class _Emitter(IndexEmitter):
             self.line(f"{name} = {bare(self.value(statement.value))};")
             self.forget((statement.local,))
         else:
-            raise CompileError(f"OpenCL renderer: {self.nest.name} folds lanes that it cannot have")
+            raise self._unexpected(f"a fold of the lanes of {statement.source.name}")
 
     def _stores(self, statement: Stores) -> None:
         """All values are computed before the first is written."""
@@ -185,7 +185,7 @@ class _Emitter(IndexEmitter):
         elif loop.kind == "serial":
             self._serial(loop)
         else:
-            raise self._unexpected(loop)
+            raise self._unexpected(f"a loop of kind {loop.kind!r} and step {loop.step}")
 
     def _once(self, loop: Loop, number: int) -> None:
         """One iteration, without a loop."""
@@ -241,11 +241,13 @@ class _Emitter(IndexEmitter):
 
     def _register(self, local: Local, slot: Integer) -> str:
         """The variable of a register; the slot is a number here, since its loop is unrolled."""
+        if local.width > 1:
+            raise self._unexpected(f"a register {local.name} of {local.width} lanes")
         number = parse(self.index(slot))
-        if number is None or local.width > 1:
+        if number is None:
             raise CompileError(
-                f"OpenCL renderer: register {local.name}[{slot}] of {local.width} lanes in "
-                f"{self.nest.name}; expected single lanes and slots known when compiling"
+                f"OpenCL renderer: {self.nest.name} reads slot {slot} of the registers "
+                f"{local.name}; expected a number, as in an unrolled loop"
             )
         key = (local, number)
         if key not in self.registers:

@@ -21,6 +21,8 @@ from minigrad.schedule.stage import Stage, index_of
 ROW_LIMIT = 1 << 17  # elements of one row's values that may pass from stage to stage (half of L2)
 TINY = 4096  # kernels of so little work may lose their parallelism
 ENOUGH_ROWS = 32  # rows that still keep every thread busy
+SMALL = 1 << 15  # evaluations that take longer than starting another kernel
+FEW_ROWS = 8  # rows below which so much work is better left parallel
 
 
 @dataclass(eq=False)
@@ -119,6 +121,8 @@ def _shared_rows(target: Group, own: Group, stage: Stage, produces: bool) -> fro
     if not produces and best < max(max(target.rows), max(own.rows)):
         return frozenset()
     if not (parallel or work <= TINY):
+        return frozenset()
+    if best < min(max(target.rows), FEW_ROWS) and work > SMALL:  # it would no longer be parallel
         return frozenset()
     if any(member.size > ROW_LIMIT * best for member in (*target.stages, stage)):
         return frozenset()

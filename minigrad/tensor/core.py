@@ -109,11 +109,17 @@ class Core(Holder, metaclass=_TensorType):
                 f"set_data of {found.name} {show(shape)} on {self.dtype.name} {show(self.shape)}; "
                 "expected the same shape and dtype"
             )
-        if self.raw.op is not Op.BUFFER and self.raw.op is not Op.ASSIGN:
-            engine.realize([self])
-        target = self.raw.src[0] if self.raw.op is Op.ASSIGN else self.raw
-        engine.overwrite(self, target, raw)
+        self._fill(raw)
         return self
+
+    def _fill(self, raw: bytes | bytearray) -> None:
+        """Take the bytes of the host: in the tensor's memory where it has some, else in new."""
+        target = self.raw.src[0] if self.raw.op is Op.ASSIGN else self.raw
+        if target.op is Op.BUFFER:
+            engine.overwrite(self, target, raw)
+        else:
+            known = [extent for extent in self.shape if isinstance(extent, int)]
+            self._point(stored(raw, self.dtype, known, self.device))
 
     def _start(self, node: Node) -> None:
         self.grad, self.made, self._origin = None, False, None
@@ -188,9 +194,12 @@ class Core(Holder, metaclass=_TensorType):
 
     def _become_leaf(self) -> None:
         """Take an identity of its own: equal nodes are one, and would be one leaf."""
-        if self.raw.op is Op.CONST or not self.made or len(holders(self.raw)) > 1:
+        if not self.made or self._shares_node():
             self._own_memory()
         self.stopped, self._origin = False, None
+
+    def _shares_node(self) -> bool:
+        return self.raw.op is Op.CONST or len(holders(self.raw)) > 1
 
     def _own_memory(self) -> Self:
         """Move to memory that no other tensor stands for; constants are filled by the host."""
@@ -269,6 +278,8 @@ class Core(Holder, metaclass=_TensorType):
         base, steps = self._shown()
         if base is None:
             engine.write(self, node)
+            if self._requires_grad and self._shares_node():
+                self._own_memory()
         else:
             base.assign(base._new(write_through(base.node, steps, node)))
             self._point(follow(steps, base.raw))

@@ -59,7 +59,7 @@ def realize(tensors: Iterable[Holder]) -> None:
     _run(plan)
 
 
-def overwrite(holder: Holder, buffer: Node, data: bytes) -> None:
+def overwrite(holder: Holder, buffer: Node, data: bytes | bytearray) -> None:
     """Replace the contents of a tensor's BUFFER from the host, after every reader of the old."""
     with lock:
         plan = _Plan([], {buffer}, holder)

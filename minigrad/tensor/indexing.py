@@ -95,8 +95,8 @@ class Indexing(Random):
                 steps.append(1)
                 shape.append(("axis", axis))
             else:
-                place = _place(item, axis, extent, self.shape)
-                ranges.append((place, add(place, 1)))
+                start = _place(item, axis, extent, self.shape)
+                ranges.append((start, add(start, 1)))
                 steps.append(1)
                 shape.append(("gone", axis))
             axis += 1

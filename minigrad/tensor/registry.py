@@ -53,6 +53,7 @@ class _Link(weakref.ref[Holder]):
 # id of a node → id of a link → link. While a link is filed its tensor keeps the node alive, so an
 # id cannot be given to another node meanwhile.
 _by_node: dict[int, dict[int, _Link]] = {}
+shared: set[int] = set()  # ids of BUFFER nodes for which several tensors stand
 _lazy: dict[int, _Link] = {}  # those whose node is not a BUFFER yet
 
 
@@ -61,6 +62,16 @@ def _file(link: _Link, node: Node) -> None:
     _by_node.setdefault(link.node_id, {})[id(link)] = link
     if node.op is not Op.BUFFER:
         _lazy[id(link)] = link
+    elif len(_by_node[link.node_id]) > 1:
+        shared.add(link.node_id)
+
+
+def enter_alone(holder: Holder, node: Node) -> None:
+    """`holder._enter(node)` for a BUFFER node that nobody else can know."""
+    holder.raw = node
+    holder._link = link = _Link(holder, _forget)
+    link.node_id = id(node)
+    _by_node[link.node_id] = {id(link): link}
 
 
 def _forget(link: _Link) -> None:
@@ -70,6 +81,8 @@ def _forget(link: _Link) -> None:
             links.pop(id(link), None)
             if not links:
                 del _by_node[link.node_id]
+            if len(links) < 2:
+                shared.discard(link.node_id)
         _lazy.pop(id(link), None)
 
 
@@ -93,6 +106,12 @@ def lazy_holders() -> list[Holder]:
     """All live tensors that are not realized, oldest first."""
     with lock:
         return _alive(list(_lazy.values()))
+
+
+def all_holders() -> list[Holder]:
+    """All live tensors."""
+    with lock:
+        return _alive([link for links in _by_node.values() for link in links.values()])
 
 
 def something_lazy() -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from minigrad import Context, Tensor, Variable, dtypes, nn
+from minigrad import Context, GlobalCounters, Tensor, Variable, dtypes, jit, nn
 from minigrad.device import Buffer, Device
 from minigrad.graph import build
 from minigrad.graph.node import Op
@@ -373,3 +373,33 @@ def test_a_small_gpt_gives_the_logits_of_ref(device):
             model = GPT(GPTConfig(layers=1, heads=2, dim=16, context=8, vocabulary=20))
             logits.append(model(Tensor(ids)).numpy())
     np.testing.assert_allclose(*logits, atol=2e-6)
+
+
+def test_a_captured_step_replays_without_building_anything(device):
+    def train(captured):
+        with Context(DEVICE=device):
+            Tensor.manual_seed(4)
+            weight = Tensor.randn(12, 5, requires_grad=True)
+            optimizer = nn.optim.AdamW([weight], lr=0.05)
+
+            def step(x, y):
+                optimizer.zero_grad()
+                loss = ((x @ weight - y) ** 2).mean()
+                loss.backward()
+                optimizer.step()
+                return loss.realize()
+
+            run = jit(step) if captured else step
+            data = [
+                (Tensor(numbers(8, 12, seed=s)), Tensor(numbers(8, 5, seed=s))) for s in range(6)
+            ]
+            with Tensor.train():
+                losses = [run(*data[n]).item() for n in range(3)]
+                built = GlobalCounters.kernels_compiled
+                losses += [run(*data[n]).item() for n in range(3, 6)]
+            assert GlobalCounters.kernels_compiled == built
+            return losses, weight.numpy()
+
+    (losses, weight), (wanted, plain) = train(True), train(False)
+    assert losses == wanted
+    np.testing.assert_array_equal(weight, plain)

@@ -149,6 +149,25 @@ def test_zeros_are_different_parameters(on_device):
     assert c.grad.tolist() == [6, 6]
 
 
+def test_parameters_given_equal_values_stay_different(on_device):
+    a, b = Tensor.uniform(2, requires_grad=True), Tensor.uniform(2, requires_grad=True)
+    with Tensor.no_grad():
+        a.assign(Tensor.zeros(2))
+        b.assign(Tensor.zeros(2))
+    Tensor.realize(a, b)
+    ((a + 1) * (b + 2)).sum().backward()
+    assert a.grad.tolist() == [2, 2]
+    assert b.grad.tolist() == [1, 1]
+    c, d = Tensor.uniform(2, requires_grad=True), Tensor.uniform(2, requires_grad=True)
+    source = Tensor([1.0, 2.0])
+    with Tensor.no_grad():
+        c.assign(source)
+        d.assign(source)
+    (c * c * d).sum().backward()
+    assert c.grad.tolist() == [2, 8]
+    assert d.grad.tolist() == [1, 4]
+
+
 def test_marking_an_intermediate_result_makes_a_leaf(on_device):
     x = leaf([2.0])
     y = (x * 3).requires_grad_()

@@ -24,23 +24,35 @@ def numpy_dtype(dtype):
 @pytest.mark.parametrize(
     ("data", "shape", "dtype"),
     [
-        (3, (), dtypes.int32), (2.5, (), dtypes.float32), (True, (), dtypes.bool),
-        ([1, 2], (2,), dtypes.int32), ([1, 2.5], (2,), dtypes.float32), ([], (0,), dtypes.float32),
-        ([[True, False]], (1, 2), dtypes.bool), ([True, 2], (2,), dtypes.int32),
-        ([[[1], [2]]], (1, 2, 1), dtypes.int32), ([[], []], (2, 0), dtypes.float32),
-        ([2**40], (1,), dtypes.int64), ([2**63], (1,), dtypes.uint64), (range(3), (3,), dtypes.int32),
-        (b"ab", (2,), dtypes.uint8), (array.array("d", [1, 2]), (2,), dtypes.float64),
+        (3, (), dtypes.int32),
+        (2.5, (), dtypes.float32),
+        (True, (), dtypes.bool),
+        ([1, 2], (2,), dtypes.int32),
+        ([1, 2.5], (2,), dtypes.float32),
+        ([], (0,), dtypes.float32),
+        ([[True, False]], (1, 2), dtypes.bool),
+        ([True, 2], (2,), dtypes.int32),
+        ([[[1], [2]]], (1, 2, 1), dtypes.int32),
+        ([[], []], (2, 0), dtypes.float32),
+        ([2**40], (1,), dtypes.int64),
+        ([2**63], (1,), dtypes.uint64),
+        (range(3), (3,), dtypes.int32),
+        (b"ab", (2,), dtypes.uint8),
+        (array.array("d", [1, 2]), (2,), dtypes.float64),
         (memoryview(array.array("h", [1, 2])), (2,), dtypes.int16),
-        (np.float64(2), (), dtypes.float64), (np.int8(2), (), dtypes.int8),
+        (np.float64(2), (), dtypes.float64),
+        (np.int8(2), (), dtypes.int8),
     ],
-)  # fmt: skip
+)
 def test_python_data(on_device, data, shape, dtype):
     tensor = Tensor(data)
     assert tensor.shape == shape
     assert tensor.dtype is dtype
     assert tensor.device == on_device
-    np.testing.assert_array_equal(tensor.numpy().ravel().tolist(), np.array(data).ravel().tolist()
-                                  if not isinstance(data, bytes) else list(data))  # fmt: skip
+    np.testing.assert_array_equal(
+        tensor.numpy().ravel().tolist(),
+        np.array(data).ravel().tolist() if not isinstance(data, bytes) else list(data),
+    )
 
 
 @pytest.mark.parametrize("dtype", ALL, ids=lambda d: d.name)
@@ -85,10 +97,17 @@ def test_dtype_argument(on_device):
 
 @pytest.mark.parametrize(
     ("data", "error"),
-    [([[1], [2, 3]], ShapeError), ([1, [2]], ShapeError), ("text", DTypeError), (None, DTypeError),
-     (np.array(1j), DTypeError), (np.array(["a"]), DTypeError), ([1 << 70], DTypeError),
-     ([object()], DTypeError)],
-)  # fmt: skip
+    [
+        ([[1], [2, 3]], ShapeError),
+        ([1, [2]], ShapeError),
+        ("text", DTypeError),
+        (None, DTypeError),
+        (np.array(1j), DTypeError),
+        (np.array(["a"]), DTypeError),
+        ([1 << 70], DTypeError),
+        ([object()], DTypeError),
+    ],
+)
 def test_bad_data(on_device, data, error):
     with pytest.raises(error, match=r"Tensor\("):
         Tensor(data)

@@ -12,17 +12,48 @@ from minigrad import Tensor, Variable
 from minigrad.errors import BoundsError, DTypeError, ShapeError
 
 X = np.arange(4 * 5 * 6, dtype=np.float32).reshape(4, 5, 6)
-I, J = np.array([0, 3, -1]), np.array([[1], [4]])
+ROW, COLUMN = np.array([0, 3, -1]), np.array([[1], [4]])
 MASK = X[:, :, 0] % 4 == 0
 KEYS = [
-    0, -1, (1, 2, 3), slice(1, 3), slice(None, None, -1), (slice(3, 0, -2), slice(None, None, 3)),
-    (slice(5, 2), 0), ..., None, (None, ..., None), (..., 2), (1, ..., None, slice(2)), (),
-    [0, 2], I, (slice(None), J), (I, I), (I, J), (I, slice(None), J), (slice(None), I, I), (None, I), (I, None, I),
-    (0, I), (slice(None), 0, I), (0, slice(None), I), (..., I), (I, I, I), ([], slice(None)),
-    MASK, (MASK, 0), (slice(None), X[0, :, 0] > 1), (0, MASK[0]), (MASK, None),
-    np.zeros((4, 5, 6), bool), (slice(-2, None), slice(None, -1), slice(-100, 100)), I.astype(np.int8),
-    I[:2].astype(np.uint8), np.int64(2),
-]  # fmt: skip
+    0,
+    -1,
+    (1, 2, 3),
+    slice(1, 3),
+    slice(None, None, -1),
+    (slice(3, 0, -2), slice(None, None, 3)),
+    (slice(5, 2), 0),
+    ...,
+    None,
+    (None, ..., None),
+    (..., 2),
+    (1, ..., None, slice(2)),
+    (),
+    [0, 2],
+    ROW,
+    (slice(None), COLUMN),
+    (ROW, ROW),
+    (ROW, COLUMN),
+    (ROW, slice(None), COLUMN),
+    (slice(None), ROW, ROW),
+    (None, ROW),
+    (ROW, None, ROW),
+    (0, ROW),
+    (slice(None), 0, ROW),
+    (0, slice(None), ROW),
+    (..., ROW),
+    (ROW, ROW, ROW),
+    ([], slice(None)),
+    MASK,
+    (MASK, 0),
+    (slice(None), X[0, :, 0] > 1),
+    (0, MASK[0]),
+    (MASK, None),
+    np.zeros((4, 5, 6), bool),
+    (slice(-2, None), slice(None, -1), slice(-100, 100)),
+    ROW.astype(np.int8),
+    ROW[:2].astype(np.uint8),
+    np.int64(2),
+]
 
 
 @pytest.mark.parametrize("key", KEYS, ids=lambda key: str(key)[:40].replace("\n", ""))
@@ -42,7 +73,9 @@ def test_getitem_with_tensors(on_device, key):
 basic = hnp.basic_indices(X.shape, allow_newaxis=True, max_dims=6)
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(key=basic, value=st.integers(-5, 5))
 def test_basic_indices(device, key, value):
     x = Tensor(X, device=device)
@@ -53,11 +86,16 @@ def test_basic_indices(device, key, value):
     np.testing.assert_array_equal(x.numpy(), wanted)
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(data=st.data())
 def test_integer_indices(device, data):
-    index = data.draw(hnp.integer_array_indices(
-        X.shape, result_shape=hnp.array_shapes(min_dims=0, max_dims=3, max_side=4)))  # fmt: skip
+    index = data.draw(
+        hnp.integer_array_indices(
+            X.shape, result_shape=hnp.array_shapes(min_dims=0, max_dims=3, max_side=4)
+        )
+    )
     position = data.draw(st.integers(0, 3))
     key = (*index[:position], slice(None), *index[position + 1 :])[:3] if position < 3 else index
     np.testing.assert_array_equal(Tensor(X, device=device)[key].numpy(), X[key])
@@ -88,9 +126,9 @@ def test_an_index_out_of_range_at_run_time_reads_zero(on_device):
 def test_gradients(on_device):
     x = Tensor(X, requires_grad=True)
     weight = np.arange(3 * 6, dtype=np.float32).reshape(3, 6)
-    (x[I, 2] * Tensor(weight)).sum().backward()
+    (x[ROW, 2] * Tensor(weight)).sum().backward()
     wanted = np.zeros_like(X)
-    np.add.at(wanted, (I, 2), weight)
+    np.add.at(wanted, (ROW, 2), weight)
     np.testing.assert_array_equal(x.grad.numpy(), wanted)
 
 

@@ -126,7 +126,10 @@ def test_distributions(on_device, dtype):
     assert x.dtype == dtype.name
     assert (x >= 0).all() and (x < 1).all()
     assert statistic(x, lambda v: v) < 1.95
-    assert statistic(Tensor.uniform(n, low=-3, high=5, dtype=dtype).numpy(), lambda v: (v + 3) / 8) < 1.95
+    assert (
+        statistic(Tensor.uniform(n, low=-3, high=5, dtype=dtype).numpy(), lambda v: (v + 3) / 8)
+        < 1.95
+    )
     assert statistic(Tensor.randn(n, dtype=dtype).numpy(), normal_cdf) < 1.95
     y = Tensor.normal(n, mean=4, std=0.5, dtype=dtype).numpy()
     assert statistic((y - 4) / 0.5, normal_cdf) < 1.95
@@ -162,8 +165,11 @@ def test_randint(on_device):
 
 def test_initialisers(on_device):
     Tensor.manual_seed(5)
-    bounds = {"scaled_uniform": (50 * 80) ** -0.5, "glorot_uniform": (6 / 130) ** 0.5,
-              "kaiming_uniform": (6 / (1 + 0.01**2) / 80) ** 0.5}  # fmt: skip
+    bounds = {
+        "scaled_uniform": (50 * 80) ** -0.5,
+        "glorot_uniform": (6 / 130) ** 0.5,
+        "kaiming_uniform": (6 / (1 + 0.01**2) / 80) ** 0.5,
+    }
     for name, bound in bounds.items():
         x = getattr(Tensor, name)(50, 80).numpy()
         assert 0.95 * bound < abs(x).max() <= bound, name

@@ -1,4 +1,4 @@
-"""In-place writes and lazy readers: a lazy tensor sees its sources as they were when it was made."""
+"""In-place writes: a lazy tensor sees its sources as they were when it was made."""
 
 from __future__ import annotations
 

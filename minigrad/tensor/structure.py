@@ -1,0 +1,142 @@
+"""Arguments and results of a step: tensors in lists, tuples and dicts, apart from their structure.
+
+A structure is hashable and comparable: it holds the Python values, and `TENSOR` where tensors were.
+Bound variables stand in it without their values.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from minigrad.dtype import DType
+from minigrad.graph.symbolic import Affine, Integer, rebind, unbind
+from minigrad.tensor import Tensor
+
+
+class _Place:
+    """The place of a tensor in a structure."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return "Tensor"
+
+
+TENSOR = _Place()
+
+
+class Same:
+    """An object of which only the identity counts; it is kept alive, lest another take its id."""
+
+    __slots__ = ("value",)
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Same) and other.value is self.value
+
+    def __hash__(self) -> int:
+        return id(self.value)
+
+    def __repr__(self) -> str:
+        return f"a {type(self.value).__name__}"
+
+
+def flatten(value: Any, tensors: list[Tensor], values: dict[str, int]) -> Any:
+    """The structure of a value; its tensors are appended to `tensors`.
+
+    Values of bound variables go to `values`.
+    """
+    if isinstance(value, Tensor):
+        tensors.append(value)
+        return TENSOR
+    if isinstance(value, list | tuple):
+        inner = tuple(flatten(item, tensors, values) for item in value)
+        return (type(value).__name__, inner)
+    if isinstance(value, dict):
+        items = tuple((key, flatten(item, tensors, values)) for key, item in value.items())
+        return ("dict", items)
+    if isinstance(value, Affine):
+        return unbind(value, values)
+    if isinstance(value, float):  # 0.0 and −0.0 are two values, and NaN is one
+        return ("float", value.hex())
+    if isinstance(value, int | str | bytes | bool | None):
+        return (type(value).__name__, value)
+    return ("object", Same(value))
+
+
+def objects(structure: Any) -> list[Any]:
+    """The objects of a structure that are neither tensors, containers, nor plain values."""
+    if not isinstance(structure, tuple):
+        return []
+    kind, inner = structure
+    if kind == "object":
+        return [inner.value]
+    if kind == "dict":
+        return [found for _, item in inner for found in objects(item)]
+    return [found for item in inner for found in objects(item)] if isinstance(inner, tuple) else []
+
+
+def rebuild(value: Any, tensors: Callable[[], Tensor], values: Mapping[str, int]) -> Any:
+    """A value like `value`, with tensors taken in order, and variables bound to `values`."""
+    if value is TENSOR or isinstance(value, Tensor):
+        return tensors()
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return type(value)(*(rebuild(item, tensors, values) for item in value))
+    if isinstance(value, list | tuple):
+        return type(value)(rebuild(item, tensors, values) for item in value)
+    if isinstance(value, dict):
+        return {key: rebuild(item, tensors, values) for key, item in value.items()}
+    if isinstance(value, Affine):
+        free = unbind(value, {})
+        return rebind(free, values)
+    return value
+
+
+def template(value: Any) -> Any:
+    """A value like `value` with `TENSOR` in the place of its tensors, for `rebuild`."""
+    if isinstance(value, Tensor):
+        return TENSOR
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return type(value)(*map(template, value))
+    if isinstance(value, list | tuple):
+        return type(value)(map(template, value))
+    if isinstance(value, dict):
+        return {key: template(item) for key, item in value.items()}
+    return value
+
+
+def show(structure: Any) -> str:
+    """A structure for people."""
+    if isinstance(structure, tuple) and len(structure) == 2:
+        kind, inner = structure
+        if kind == "dict":
+            return f"{{{', '.join(f'{key}: {show(item)}' for key, item in inner)}}}"
+        if kind == "list":
+            return f"[{', '.join(map(show, inner))}]"
+        if isinstance(inner, tuple):
+            return f"({', '.join(map(show, inner))})"
+        return str(float.fromhex(inner)) if kind == "float" else repr(inner)
+    return repr(structure)
+
+
+@dataclass(frozen=True)
+class Signature:
+    """What a replay takes for granted about an input or an output."""
+
+    shape: tuple[Integer, ...]
+    dtype: DType
+    device: str
+
+    def __str__(self) -> str:
+        shape = ", ".join(str(extent) for extent in self.shape)
+        return f"({shape}) {self.dtype.name} on {self.device}"
+
+
+def signature(tensor: Tensor, values: dict[str, int]) -> Signature:
+    """The signature of a tensor; values of bound variables go to `values`."""
+    shape = tuple(unbind(extent, values) for extent in tensor.shape)
+    return Signature(shape, tensor.dtype, tensor.device)

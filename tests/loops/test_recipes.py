@@ -1,0 +1,71 @@
+"""Every recipe on every kind of processor gives what the reference gives.
+
+Code for older processors runs on newer ones, so AVX-512, AVX2 and SSE2 are all tried on one host,
+and a target without vectors as GPUs have it.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from property.compare import Tolerance, difference
+from schedule.machine import GOLDEN, MACHINES, run
+from schedule.programs import PROGRAMS, graph_of, values_for
+
+from minigrad.loops.recipes import lower
+from minigrad.runtimes.reference import evaluate
+from minigrad.schedule.schedule import schedule
+
+# Sums of up to 60,000 terms of size 2, whose order is free; and vector math's own error.
+NEAR = Tolerance(ulps=16, scale=8, terms=1)
+
+
+def check(name: str, machine: str, fuse: bool, n: int = 5) -> None:
+    """Run a program and compare all of its outputs."""
+    graph, inputs = graph_of(PROGRAMS[name])
+    values = values_for(inputs, n)
+    expected = evaluate(graph.roots, values, {"n": n})
+    found = run(graph, values, machine, n, fuse)
+    operands = tuple(values.values())
+    summands = max((value.size for value in operands), default=1) ** 0.5
+    for number, (got, wanted) in enumerate(zip(found, expected, strict=True)):
+        problem = difference(got, wanted, NEAR, operands, summands)
+        assert problem is None, f"{name}, output {number}, on {machine}: {problem}"
+
+
+@pytest.mark.parametrize("machine", MACHINES)
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_fused(name: str, machine: str) -> None:
+    check(name, machine, fuse=True)
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_unfused(name: str) -> None:
+    check(name, "avx2", fuse=False)
+
+
+@pytest.mark.parametrize("n", [1, 2, 15, 16, 17, 23, 24])
+@pytest.mark.parametrize("name", [name for name in PROGRAMS if name.startswith("symbolic")])
+def test_symbolic_lengths(name: str, n: int) -> None:
+    """One kernel serves every length, and leaves alone what lies beyond."""
+    check(name, "avx2", fuse=True, n=n)
+
+
+def test_the_programs_use_every_recipe() -> None:
+    """So that a recipe cannot fall out of the tests unnoticed."""
+    kinds, loops, packed = set(), set(), set()
+    for build in PROGRAMS.values():
+        for kernel in schedule(graph_of(build)[0]).kernels:
+            nest = lower(kernel, GOLDEN)
+            kinds.add(kernel.kind)
+            loops.add((kernel.kind, nest.parallel.kind))
+            packed.add(any(array.name == "panel" for array, _ in nest.scratch))
+    assert kinds == {"rows", "contraction", "scatter"}
+    assert {("rows", "lanes"), ("rows", "serial"), ("scatter", "lanes"), ("scatter", "serial")} <= loops
+    assert packed == {True, False}
+
+
+def test_a_difference_is_seen() -> None:
+    """The comparison itself can fail."""
+    a = np.ones(3, np.float32)
+    assert difference(a + np.float32(1e-4), a, NEAR) is not None

@@ -1,0 +1,82 @@
+"""Layers: shapes and names of parameters, initialisation, results."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from minigrad import GlobalCounters, Tensor, nn
+from minigrad.errors import ShapeError
+
+
+def test_linear(on_device):
+    Tensor.manual_seed(0)
+    layer = nn.Linear(40, 30)
+    assert layer.weight.shape == (30, 40)
+    assert layer.bias.shape == (30,)
+    bound = 1 / math.sqrt(40)
+    assert 0.95 * bound < np.abs(layer.weight.numpy()).max() <= bound
+    x = Tensor.randn(5, 2, 40)
+    np.testing.assert_allclose(
+        layer(x).numpy(), x.numpy() @ layer.weight.numpy().T + layer.bias.numpy(), atol=1e-5
+    )
+    assert nn.Linear(3, 2, bias=False).bias is None
+    with pytest.raises(ShapeError, match="40"):
+        layer(Tensor.zeros(3))
+
+
+def test_embedding(on_device):
+    Tensor.manual_seed(0)
+    layer = nn.Embedding(50, 20)
+    assert layer.weight.shape == (50, 20)
+    assert abs(layer.weight.numpy().std() - 1) < 0.1
+    assert layer(Tensor([[1, 2, 3]])).shape == (1, 3, 20)
+
+
+def test_norms(on_device):
+    x = Tensor.randn(4, 7, 8) * 3 + 1
+    out = nn.LayerNorm(8)(x).numpy()
+    np.testing.assert_allclose(out.mean(-1), 0, atol=1e-5)
+    np.testing.assert_allclose(out.std(-1), 1, atol=1e-3)
+    assert nn.LayerNorm((7, 8))(x).shape == (4, 7, 8)
+    assert nn.LayerNorm(8, elementwise_affine=False).weight is None
+    out = nn.RMSNorm(8)(x).numpy()
+    np.testing.assert_allclose((out**2).mean(-1), 1, atol=1e-3)
+    with pytest.raises(ShapeError, match="9"):
+        nn.LayerNorm(9)(x)
+
+
+def test_sequential_and_dropout(on_device):
+    Tensor.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 4), Tensor.relu, nn.Dropout(0.5), [nn.Linear(4, 2)])
+    x = Tensor.randn(6, 3)
+    x.realize(*nn.state.get_parameters(model))
+    assert model(x).tolist() == model(x).tolist()
+    with Tensor.train():
+        assert model(x).tolist() != model(x).tolist()
+    assert list(nn.state.get_state_dict(model)) == ["0.weight", "0.bias", "3.weight", "3.bias"]
+    with pytest.raises(ValueError, match="probability"):
+        nn.Dropout(2)
+
+
+def test_parameters_are_stored_once(on_device):
+    Tensor.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 4), Tensor.relu, nn.Linear(4, 2))
+    params = nn.state.get_parameters(model)
+    assert len(params) == 4
+    model(Tensor.ones(1, 3)).realize()
+    assert all(p.is_realized() for p in params)
+    model(Tensor.ones(1, 3) * 2).realize()
+    compiled = GlobalCounters.programs_compiled
+    model(Tensor.ones(1, 3) * 2).realize()
+    assert GlobalCounters.programs_compiled == compiled
+
+
+def test_layers_of_equal_shape_differ(on_device):
+    Tensor.manual_seed(0)
+    a, b = nn.Linear(3, 3), nn.Linear(3, 3)
+    assert a.weight.tolist() != b.weight.tolist()
+    Tensor.manual_seed(0)
+    assert nn.Linear(3, 3).weight.tolist() == a.weight.tolist()

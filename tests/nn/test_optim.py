@@ -1,0 +1,196 @@
+"""Optimizers: against PyTorch, in place, one program a step, checkpoints."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from minigrad import GlobalCounters, Tensor, dtypes, nn
+from minigrad.errors import GradientError
+from minigrad.nn import optim, schedule
+
+rng = np.random.default_rng(1)
+W = rng.normal(size=(5, 3)).astype(np.float32)
+B = rng.normal(size=(3,)).astype(np.float32)
+X = rng.normal(size=(8, 5)).astype(np.float32)
+Y = rng.integers(0, 3, 8)
+
+# name → (ours, PyTorch's name, its arguments)
+OPTIMIZERS = {
+    "sgd": (lambda p: optim.SGD(p, lr=0.1), "SGD", {"lr": 0.1}),
+    "momentum": (lambda p: optim.SGD(p, lr=0.1, momentum=0.9, weight_decay=0.05), "SGD",
+                 {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.05}),
+    "nesterov": (lambda p: optim.SGD(p, lr=0.1, momentum=0.8, nesterov=True), "SGD",
+                 {"lr": 0.1, "momentum": 0.8, "nesterov": True}),
+    "adam": (lambda p: optim.Adam(p, lr=0.02), "Adam", {"lr": 0.02}),
+    "adam decay": (lambda p: optim.Adam(p, lr=0.02, weight_decay=0.1), "Adam",
+                   {"lr": 0.02, "weight_decay": 0.1}),
+    "adamw": (lambda p: optim.AdamW(p, lr=0.02, betas=(0.9, 0.99), weight_decay=0.1), "AdamW",
+              {"lr": 0.02, "betas": (0.9, 0.99), "weight_decay": 0.1}),
+    "adamw defaults": (lambda p: optim.AdamW(p), "AdamW", {}),
+}  # fmt: skip
+
+
+def loss_of(w, b):
+    return (Tensor(X) @ w + b).cross_entropy(Tensor(Y))
+
+
+def train(make, steps, rate=None):
+    w, b = Tensor(W, requires_grad=True), Tensor(B)
+    optimizer = make([w, b])
+    losses = []
+    for step in range(steps):
+        if rate:
+            optimizer.set_lr(rate(step))
+        loss = loss_of(w, b)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    return losses, w.numpy(), b.numpy(), optimizer
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("scheduled", [False, True])
+def test_equals_pytorch(on_device, name, scheduled):
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+    make, kind, arguments = OPTIMIZERS[name]
+    rate = schedule.cosine(0.05, 50, warmup=5, final=0.001) if scheduled else None
+    losses, w, b, _ = train(make, 50, rate)
+    tw, tb = (torch.tensor(a, requires_grad=True) for a in (W, B))
+    other = getattr(torch.optim, kind)([tw, tb], **arguments)
+    for step in range(50):
+        if rate:
+            for group in other.param_groups:
+                group["lr"] = rate(step)
+        loss = torch.nn.functional.cross_entropy(torch.tensor(X) @ tw + tb, torch.tensor(Y))
+        other.zero_grad()
+        loss.backward()
+        other.step()
+        assert abs(losses[step] - loss.item()) <= 1e-5 * abs(loss.item()) + 1e-7
+    np.testing.assert_allclose(w, tw.detach().numpy(), rtol=1e-5, atol=2e-6)
+    np.testing.assert_allclose(b, tb.detach().numpy(), rtol=1e-5, atol=2e-6)
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_learns(on_device, name):
+    losses, *_ = train(OPTIMIZERS[name][0], 30)
+    assert losses[-1] < losses[0]
+
+
+def test_a_step_is_one_program_and_in_place(on_device):
+    w, b = Tensor(W, requires_grad=True), Tensor(B, requires_grad=True)
+    optimizer = optim.AdamW([w, b], lr=0.01)
+    memory = [t.raw.arg for t in (w, b, *optimizer.m, *optimizer.v, optimizer.t, optimizer.lr)]
+    rates = schedule.Schedule(optimizer, schedule.linear_warmup(0.1, 3))
+    for step in range(5):
+        loss = loss_of(w, b)
+        optimizer.zero_grad()
+        loss.backward()
+        norm = optim.clip_grad_norm([w, b], 0.5)
+        calls = GlobalCounters.program_calls
+        optimizer.step()
+        assert GlobalCounters.program_calls == calls + 1
+        assert loss.is_realized() and norm.is_realized() and w.grad.is_realized()
+        rates.step()
+        assert GlobalCounters.program_calls == calls + 1
+        if step == 1:
+            compiled = GlobalCounters.programs_compiled
+    assert GlobalCounters.programs_compiled == compiled, "every step is the same program"
+    now = [t.raw.arg for t in (w, b, *optimizer.m, *optimizer.v, optimizer.t, optimizer.lr)]
+    assert all(a is b for a, b in zip(memory, now, strict=True))
+
+
+def test_clip_grad_norm(on_device):
+    a, b = Tensor([3.0, 0.0], requires_grad=True), Tensor([[4.0]], requires_grad=True)
+    ((a * a).sum() / 2 + (b * b).sum() / 2).backward()
+    norm = optim.clip_grad_norm([a, b], 1.0)
+    assert abs(norm.item() - 5) < 1e-6
+    np.testing.assert_allclose(a.grad.numpy(), [0.6, 0], rtol=1e-5)
+    np.testing.assert_allclose(b.grad.numpy(), [[0.8]], rtol=1e-5)
+    assert abs(optim.clip_grad_norm([a, b], 10.0).item() - 1) < 1e-5
+    np.testing.assert_allclose(a.grad.numpy(), [0.6, 0], rtol=1e-5)
+
+
+def test_tied_parameters_count_once(on_device):
+    w = Tensor(W, requires_grad=True)
+    assert len(optim.SGD([w, w]).params) == 1
+
+
+def test_half_parameters_have_float_moments(on_device):
+    w = Tensor(W, dtype=dtypes.bfloat16, requires_grad=True)
+    optimizer = optim.AdamW([w], lr=0.1)
+    assert optimizer.m[0].dtype is dtypes.float32
+    (w.float() * w.float()).sum().backward()
+    optimizer.step()
+    assert w.dtype is dtypes.bfloat16
+    np.testing.assert_allclose(w.float().numpy(), W - 0.1 * np.sign(W), atol=0.05)
+
+
+def test_parameters_without_gradient_stay(on_device):
+    w, b = Tensor(W, requires_grad=True), Tensor(B, requires_grad=True)
+    optimizer = optim.AdamW([w, b], lr=0.1)
+    w.sum().backward()
+    optimizer.step()
+    np.testing.assert_array_equal(b.numpy(), B)
+    assert (w.numpy() != W).all()
+    optimizer.zero_grad()
+    with pytest.raises(GradientError, match="backward"):
+        optimizer.step()
+
+
+def test_state_dict_goes_on(on_device):
+    make = OPTIMIZERS["adamw"][0]
+    whole, w_whole, *_ = train(make, 10)
+    first, w, b, optimizer = train(make, 5)
+    state = {name: Tensor(t.numpy()) for name, t in optimizer.state_dict().items()}
+    w, b = Tensor(w, requires_grad=True), Tensor(b, requires_grad=True)
+    again = make([w, b])
+    again.load_state_dict(state)
+    rest = []
+    for _ in range(5):
+        loss = loss_of(w, b)
+        again.zero_grad()
+        loss.backward()
+        again.step()
+        rest.append(loss.item())
+    assert first + rest == whole
+    np.testing.assert_array_equal(w.numpy(), w_whole)
+    with pytest.raises(KeyError, match="names differ"):
+        again.load_state_dict({})
+
+
+def test_mistakes(on_device):
+    with pytest.raises(ValueError, match="no parameters"):
+        optim.SGD([])
+    with pytest.raises(TypeError, match="int"):
+        optim.SGD([3])
+    with pytest.raises(ValueError, match="momentum"):
+        optim.SGD([Tensor(W)], nesterov=True)
+    with pytest.raises(ValueError, match="betas"):
+        optim.Adam([Tensor(W)], b1=1.0)
+    with pytest.raises(GradientError, match="int32"):
+        optim.SGD([Tensor([1])])
+
+
+def test_schedules():
+    warm = schedule.linear_warmup(1.0, 4)
+    assert [warm(i) for i in range(6)] == [0.25, 0.5, 0.75, 1, 1, 1]
+    assert schedule.constant(0.1)(100) == 0.1
+    rate = schedule.cosine(1.0, 110, warmup=10, final=0.1)
+    assert rate(9) == 1.0
+    assert abs(rate(10) - 1) < 1e-12
+    assert abs(rate(60) - 0.55) < 1e-12
+    assert rate(110) == rate(1000) == pytest.approx(0.1)
+    with pytest.raises(ValueError, match="warmup"):
+        schedule.cosine(1, 5, 5)
+
+
+def test_schedule_sets_the_rate(on_device):
+    optimizer = optim.SGD([Tensor(W)], lr=5.0)
+    rates = schedule.Schedule(optimizer, schedule.linear_warmup(1.0, 2))
+    assert optimizer.lr.item() == 0.5
+    rates.step()
+    assert optimizer.lr.item() == 1.0
+    assert isinstance(optimizer.lr, Tensor)
+    assert nn.optim is optim

@@ -1,0 +1,133 @@
+"""State dicts and safetensors files."""
+
+from __future__ import annotations
+
+import os
+
+import numpy as np
+import pytest
+
+from minigrad import Tensor, dtypes, nn
+from minigrad.dtype import ALL
+from minigrad.errors import ShapeError
+from minigrad.nn import state
+
+safetensors = pytest.importorskip("safetensors", reason="the package safetensors is not installed")
+
+
+class Model:
+    def __init__(self):
+        self.table = nn.Embedding(5, 4)
+        self.blocks = [nn.Sequential(nn.Linear(4, 4), Tensor.relu) for _ in range(2)]
+        self.norms = {"last": nn.LayerNorm(4)}
+        self.head = self.table.weight
+        self.count = Tensor([0.0], requires_grad=False)
+        self.me = self
+        self.name, self.function = "model", len
+
+
+NAMES = ["table.weight", "blocks.0.0.weight", "blocks.0.0.bias", "blocks.1.0.weight",
+         "blocks.1.0.bias", "norms.last.weight", "norms.last.bias", "head", "count"]  # fmt: skip
+
+
+def test_names(on_device):
+    model = Model()
+    assert list(state.get_state_dict(model)) == NAMES
+    params = state.get_parameters(model)
+    assert len(params) == 7, "tied once, without the one marked False"
+    assert all(p is not model.count for p in params)
+    assert list(state.get_state_dict([model.table], "a")) == ["a.0.weight"]
+
+
+def test_deep_models_need_no_recursion(on_device):
+    class Box:
+        def __init__(self, inner):
+            self.inner = inner
+
+    box = Box(Tensor([1.0]))
+    for _ in range(3000):
+        box = Box(box)
+    (name,) = state.get_state_dict(box)
+    assert name.count("inner") == 3001
+
+
+def test_load_state_dict(on_device):
+    a, b = Model(), Model()
+    memory = b.table.weight.realize().raw.arg
+    state.load_state_dict(b, state.get_state_dict(a))
+    for name, tensor in state.get_state_dict(b).items():
+        np.testing.assert_array_equal(tensor.numpy(), state.get_state_dict(a)[name].numpy())
+    assert b.table.weight.raw.arg is memory
+    assert b.table.weight.requires_grad
+    half = {name: t.half() for name, t in state.get_state_dict(a).items()}
+    state.load_state_dict(b, half)
+    assert b.table.weight.dtype is dtypes.float32
+
+
+def test_load_state_dict_checks_first(on_device):
+    model = Model()
+    good = {name: Tensor(t.numpy() + 1) for name, t in state.get_state_dict(model).items()}
+    before = model.table.weight.numpy()
+    with pytest.raises(KeyError, match="head"):
+        state.load_state_dict(model, {k: v for k, v in good.items() if k != "head"})
+    with pytest.raises(KeyError, match="extra"):
+        state.load_state_dict(model, {**good, "extra": Tensor([1.0])})
+    with pytest.raises(ShapeError, match="count"):
+        state.load_state_dict(model, {**good, "count": Tensor([1.0, 2.0])})
+    np.testing.assert_array_equal(model.table.weight.numpy(), before)
+    state.load_state_dict(model, {"count": Tensor([5.0])}, strict=False)
+    assert model.count.item() == 5
+
+
+def test_safetensors_round_trip(on_device, tmp_path):
+    rng = np.random.default_rng(0)
+    tensors = {
+        f"{dtype.name}.{len(shape)}": Tensor(rng.integers(0, 2, shape), dtype=dtype)
+        for dtype in ALL for shape in [(), (0,), (3, 2)]
+    }  # fmt: skip
+    path = tmp_path / "x.safetensors"
+    state.safe_save(tensors, path, {"note": "é"})
+    loaded = state.safe_load(path)
+    assert set(loaded) == set(tensors)
+    for name, tensor in tensors.items():
+        assert loaded[name].dtype is tensor.dtype
+        assert loaded[name].shape == tensor.shape
+        assert loaded[name].device == on_device
+        assert loaded[name].tolist() == tensor.tolist()
+    assert state.safe_load_metadata(path) == {"note": "é"}
+    from safetensors.numpy import load_file
+
+    np.testing.assert_array_equal(load_file(path)["float32.2"], tensors["float32.2"].numpy())
+
+
+def test_reads_a_file_of_numpy(on_device, tmp_path):
+    from safetensors.numpy import save_file
+
+    values = np.arange(6, dtype=np.float32).reshape(2, 3)
+    save_file({"a": values}, tmp_path / "n.safetensors")
+    np.testing.assert_array_equal(state.safe_load(tmp_path / "n.safetensors")["a"].numpy(), values)
+
+
+def test_saving_is_atomic(on_device, tmp_path, monkeypatch):
+    path = tmp_path / "x.safetensors"
+    state.safe_save({"a": Tensor([1.0])}, path)
+
+    def full(handle):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        state.safe_save({"a": Tensor([2.0])}, path)
+    monkeypatch.undo()
+    assert [p.name for p in tmp_path.iterdir()] == ["x.safetensors"], "no temporary file is left"
+    assert state.safe_load(path)["a"].item() == 1
+    state.safe_save({"a": Tensor([2.0])}, path)
+    assert state.safe_load(path)["a"].item() == 2
+
+
+def test_writes_the_checkpoint_of_a_state_dict(on_device, tmp_path):
+    model = Model()
+    state.safe_save(state.get_state_dict(model), tmp_path / "m.safetensors")
+    other = Model()
+    state.load_state_dict(other, state.safe_load(tmp_path / "m.safetensors"))
+    np.testing.assert_array_equal(other.table.weight.numpy(), model.table.weight.numpy())

@@ -1,0 +1,152 @@
+"""Runs a schedule for any target and compiler, kernel by kernel, on this thread.
+
+Every piece of memory lies between canaries, and chunks of a parallel loop run in random order.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import random
+from collections.abc import Mapping
+
+import numpy as np
+import pytest
+
+from minigrad.graph.canonical import Graph
+from minigrad.graph.node import Node, Op, topological
+from minigrad.graph.symbolic import evaluate, high, numel
+from minigrad.loops.nest import Nest
+from minigrad.loops.recipes import lower
+from minigrad.loops.target import Target
+from minigrad.render.llvm import render
+from minigrad.runtimes.host import host
+from minigrad.runtimes.jit_compiler import Compiler
+from minigrad.runtimes.reference import numpy_dtype
+from minigrad.schedule.schedule import Schedule, schedule
+
+CANARY = 0xA5
+MARGIN = 256  # bytes before and behind each piece of memory
+_KERNEL = ctypes.CFUNCTYPE(
+    None, ctypes.c_int64, ctypes.c_int64, ctypes.c_void_p, ctypes.c_void_p
+)
+
+# What the golden files are made for; not the host's numbers, so that they are the same everywhere.
+GOLDEN = Target(64, 32, 1 << 15, 1 << 20)
+
+# Name → target, LLVM's processor, and what the host must have to run it.
+MACHINES = {
+    "avx512": (GOLDEN, "x86-64-v4", "avx512f"),
+    "avx2": (Target(32, 16, 1 << 15, 1 << 19), "haswell", "avx2"),
+    "sse2": (Target(16, 16, 1 << 15, 1 << 18), "x86-64", "sse2"),
+    "scalar": (Target(0, 16, 1 << 15, 1 << 18), "x86-64", "sse2"),
+}
+
+
+@functools.cache
+def compiler_of(machine: str) -> Compiler:
+    """The compiler of one of MACHINES; skips the test where the host cannot run its code."""
+    _, cpu, feature = MACHINES[machine]
+    if not host().is_x86 or feature not in host().features:
+        pytest.skip(f"the host has no {feature}: code for {cpu} does not run here")
+    return Compiler(cpu=cpu, features="")
+
+
+class Memory:
+    """Bytes between canaries, 64-byte aligned (`offset` bytes off it)."""
+
+    def __init__(self, nbytes: int, offset: int = 0) -> None:
+        self.nbytes = nbytes
+        self._all = np.full(nbytes + 2 * MARGIN + 64, CANARY, np.uint8)
+        start = MARGIN + -(self._all.ctypes.data + MARGIN) % 64 + offset
+        self._start = start
+        self.bytes = self._all[start : start + nbytes]
+        self.address = self._all.ctypes.data + start
+
+    def check(self, name: str) -> None:
+        """AssertionError where something was written outside."""
+        before, behind = self._all[: self._start], self._all[self._start + self.nbytes :]
+        assert (before == CANARY).all(), f"written before {name}"
+        assert (behind == CANARY).all(), f"written behind {name}"
+
+
+def run(
+    graph: Graph,
+    values: Mapping[int, np.ndarray],
+    machine: str,
+    n: int = 1,
+    fuse: bool = True,
+    seed: int = 0,
+) -> list[np.ndarray]:
+    """The roots' values of a graph on one of MACHINES; n is the value of the variable "n"."""
+    compiler = compiler_of(machine)
+    plan = schedule(graph, fuse)
+    nests = [lower(kernel, MACHINES[machine][0]) for kernel in plan.kernels]
+    return run_nests(graph, plan, nests, compiler, values, n, seed)
+
+
+def run_nests(
+    graph: Graph,
+    plan: Schedule,
+    nests: list[Nest],
+    compiler: Compiler,
+    values: Mapping[int, np.ndarray],
+    n: int,
+    seed: int,
+) -> list[np.ndarray]:
+    """Compile the loop nests of a schedule, and run them one after the other."""
+    sizes = [0] * graph.slots
+    for array, slot in plan.slots.items():
+        sizes[slot] = max(sizes[slot], array.size * array.dtype.itemsize)
+    slots = [Memory(size, offset=4 * (slot % 3)) for slot, size in enumerate(sizes)]
+    for array, slot in plan.slots.items():
+        if slot in values and array.name.startswith("s"):
+            _place(slots[slot].bytes, values[slot], _upper(graph, slot))
+    arena = Memory(plan.arena_bytes)
+    order = random.Random(seed)
+    for nest in nests:
+        addresses, keep = compiler.compile(render(nest), [nest.name])
+        scratch = Memory(nest.scratch_bytes)
+        words = [
+            slots[plan.slots[a]].address if a in plan.slots else arena.address + plan.arena[a]
+            for a in nest.arrays
+        ]
+        assert set(nest.symbols) <= {"n"}
+        words += [n] * len(nest.symbols)
+        arguments = (ctypes.c_int64 * max(len(words), 1))(*words)
+        function = _KERNEL(addresses[nest.name])
+        chunks = list(range(0, nest.total, nest.grain))
+        order.shuffle(chunks)
+        for begin in chunks:
+            end = min(begin + nest.grain, nest.total)
+            function(begin, end, ctypes.addressof(arguments), scratch.address)
+        scratch.check(f"the scratch memory of {nest.label}")
+        del keep
+    arena.check("the arena")
+    for slot, memory in enumerate(slots):
+        memory.check(f"slot {slot}")
+    return [
+        _read(slots[slot].bytes, root, n)
+        for root, slot in zip(graph.roots, graph.outputs, strict=True)
+    ]
+
+
+def _upper(graph: Graph, slot: int) -> tuple[int, ...]:
+    for node in topological(graph.roots):
+        if node.op is Op.BUFFER and node.arg == slot:
+            return tuple(high(extent) for extent in node.shape)
+    raise AssertionError(f"no input has slot {slot}")
+
+
+def _place(memory: np.ndarray, value: np.ndarray, upper: tuple[int, ...]) -> None:
+    """Put a value into memory whose strides are those of the upper bounds."""
+    flat = memory[: int(np.prod(upper)) * value.dtype.itemsize].view(value.dtype).reshape(upper)
+    flat[tuple(slice(extent) for extent in value.shape)] = value
+
+
+def _read(memory: np.ndarray, root: Node, n: int) -> np.ndarray:
+    kind = numpy_dtype(root.dtype)
+    upper = tuple(high(extent) for extent in root.shape)
+    flat = memory[: numel(root.shape) * kind.itemsize].view(kind).reshape(upper)
+    shape = tuple(evaluate(extent, {"n": n}) for extent in root.shape)
+    return np.array(flat[(..., *(slice(extent) for extent in shape))])

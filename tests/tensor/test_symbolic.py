@@ -1,0 +1,102 @@
+"""Bound variables as dimensions and offsets: one program serves every value."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from minigrad import GlobalCounters, Tensor, Variable
+from minigrad.errors import ShapeError
+
+rng = np.random.default_rng(0)
+K = rng.normal(size=(2, 3, 16, 4)).astype(np.float32)
+V = rng.normal(size=(2, 3, 16, 4)).astype(np.float32)
+Q = rng.normal(size=(2, 3, 1, 4)).astype(np.float32)
+
+
+def attention(q, k, v):
+    scores = q @ k.swapaxes(-1, -2) / 2
+    weights = np.exp(scores - scores.max(-1, keepdims=True))
+    return weights / weights.sum(-1, keepdims=True) @ v
+
+
+def test_attention_over_a_cache(on_device):
+    length = Variable("length", 1, 16)
+    k, v = Tensor(K), Tensor(V)
+    compiled = 0
+    for n in (1, 5, 7, 16):
+        bound = length.bind(n)
+        out = Tensor(Q).scaled_dot_product_attention(k[:, :, :bound], v[:, :, :bound])
+        assert out.shape == (2, 3, 1, 4)
+        np.testing.assert_allclose(
+            out.numpy(), attention(Q, K[:, :, :n], V[:, :, :n]), rtol=2e-5, atol=1e-6
+        )
+        compiled = compiled or GlobalCounters.programs_compiled
+    assert GlobalCounters.programs_compiled == compiled
+
+
+OPERATIONS = {
+    "sum": lambda x: x.sum(1),
+    "mean": lambda x: x.mean(1),
+    "max": lambda x: x.max(1),
+    "var": lambda x: x.var(1),
+    "softmax": lambda x: x.softmax(1),
+    "log_softmax": lambda x: x.log_softmax(1),
+    "logsumexp": lambda x: x.logsumexp(1),
+    "argmax": lambda x: x.argmax(1),
+    "argmin": lambda x: x.argmin(1),
+    "layernorm": lambda x: x.layernorm(1),
+    "matmul": lambda x: x @ x.transpose(),
+    "product over": lambda x: x.transpose() @ x,
+    "exp": lambda x: (x * 2).exp(),
+    "where": lambda x: (x > 0).where(x, 0.5),
+    "tril": lambda x: (x.transpose() @ x).tril(),
+    "pad": lambda x: x.pad([None, (2, 1)], value=3),
+    "whole mean": lambda x: x.mean(),
+    "cat": lambda x: x.cat(x * 2, dim=0),
+}
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_operations(on_device, name):
+    values = rng.normal(size=(5, 12)).astype(np.float32)
+    length = Variable("n", 1, 12)
+    for n in (3, 12, 1):
+        part = Tensor(values)[:, : length.bind(n)]
+        plain = Tensor(np.ascontiguousarray(values[:, :n]))
+        ours, wanted = OPERATIONS[name](part).numpy(), OPERATIONS[name](plain).numpy()
+        assert ours.shape == wanted.shape
+        np.testing.assert_allclose(ours, wanted, rtol=1e-5, atol=1e-6)
+
+
+def test_gradients(on_device):
+    values = rng.normal(size=(5, 12)).astype(np.float32)
+    x = Tensor(values, requires_grad=True)
+    part = x[:, : Variable("n", 1, 12).bind(4)]
+    (part.softmax(1) * part).sum().backward()
+    y = Tensor(values, requires_grad=True)
+    (y[:, :4].softmax(1) * y[:, :4]).sum().backward()
+    np.testing.assert_allclose(x.grad.numpy(), y.grad.numpy(), rtol=1e-5, atol=1e-6)
+    assert (x.grad.numpy()[:, 4:] == 0).all()
+
+
+def test_arange(on_device):
+    n = Variable("n", 0, 9).bind(4)
+    assert Tensor.arange(n).tolist() == [0, 1, 2, 3]
+    assert Tensor.arange(n, n + 3).tolist() == [4, 5, 6]
+    with pytest.raises(ShapeError, match="step"):
+        Tensor.arange(0, n, 2)
+
+
+def test_what_symbolic_dimensions_cannot_do(on_device):
+    x = Tensor(K)[0, 0, : Variable("n", 1, 16).bind(4)]
+    for operation in (
+        lambda: x.flatten(),
+        lambda: x.roll(1, 0),
+        lambda: x.split(2),
+        lambda: x.cumsum(0),
+        lambda: x[::2],
+        lambda: x.flip(0),
+    ):
+        with pytest.raises(ShapeError):
+            operation()
