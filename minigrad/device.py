@@ -137,6 +137,10 @@ class Watch(Protocol):
         """The host is about to write a buffer."""
         ...
 
+    def replaces(self, holder: Any) -> None:
+        """A tensor without memory is about to get another value."""
+        ...
+
 
 class _Watching(threading.local):
     watch: Watch | None = None

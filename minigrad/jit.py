@@ -29,13 +29,23 @@ from typing import Any, Generic, ParamSpec, TypeVar
 from minigrad.device import Buffer, Call, Device, Replay, watching
 from minigrad.dtype import DType
 from minigrad.errors import JitError
-from minigrad.graph import build
-from minigrad.graph.node import Node, Op
-from minigrad.graph.symbolic import Affine, numel, rebind, unbind
+from minigrad.graph.node import Node, Op, own_buffer
+from minigrad.graph.symbolic import Integer, rebind
 from minigrad.program import GlobalCounters, recording
 from minigrad.tensor import Tensor, engine, history
-from minigrad.tensor.modes import modes
-from minigrad.tensor.registry import something_lazy
+from minigrad.tensor.capture import HostWatch, Snapshot, refuse_replaced
+from minigrad.tensor.modes import modes, no_grad
+from minigrad.tensor.registry import all_holders, shared, something_lazy
+from minigrad.tensor.structure import (
+    TENSOR,
+    Signature,
+    flatten,
+    objects,
+    rebuild,
+    show,
+    signature,
+    template,
+)
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -46,139 +56,213 @@ def jit(function: Callable[P, R]) -> Jitted[P, R]:
     return Jitted(function)
 
 
-class _Leaf:
-    """The place of a tensor in a structure of lists, tuples and dicts."""
+@dataclass(frozen=True)
+class _Output:
+    """A tensor of the result that gets a fresh buffer in every replay."""
 
-    __slots__ = ()
-
-    def __repr__(self) -> str:
-        return "Tensor"
-
-
-TENSOR = _Leaf()
-
-
-def flatten(value: Any, tensors: list[Tensor], values: dict[str, int]) -> Any:
-    """The structure of an argument or result, hashable; its tensors are appended to `tensors`.
-
-    Bound variables go to `values`, and stand in the structure without them.
-    """
-    if isinstance(value, Tensor):
-        tensors.append(value)
-        return TENSOR
-    if isinstance(value, list | tuple):
-        inner = tuple(flatten(item, tensors, values) for item in value)
-        return (type(value).__name__, inner)
-    if isinstance(value, dict):
-        items = tuple((key, flatten(item, tensors, values)) for key, item in value.items())
-        return ("dict", items)
-    if isinstance(value, Affine):
-        return unbind(value, values)
-    if isinstance(value, int | float | str | bytes | bool | None):
-        return (type(value).__name__, value)
-    return ("object", id(value))
-
-
-def rebuild(value: Any, tensors: Callable[[], Tensor]) -> Any:
-    """A value like `value`, with its tensors taken in order from `tensors`."""
-    if isinstance(value, Tensor):
-        return tensors()
-    if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return type(value)(*(rebuild(item, tensors) for item in value))
-    if isinstance(value, list | tuple):
-        return type(value)(rebuild(item, tensors) for item in value)
-    if isinstance(value, dict):
-        return {key: rebuild(item, tensors) for key, item in value.items()}
-    return value
+    place: int  # among the replay's arguments
+    shape: tuple[Integer, ...]
+    dtype: DType
+    device: str
+    size: int
+    nbytes: int
+    allocate: Callable[[int], Any]
+    stopped: bool  # a replay keeps no history: no gradient can flow through its results
+    symbolic: bool
 
 
 @dataclass(frozen=True)
-class Signature:
-    """What a replay takes for granted about an input or an output."""
+class _Source:
+    """Where a tensor of the result comes from.
 
-    shape: tuple[Any, ...]
-    dtype: DType
-    device: str
+    kind and what: "fresh" and the number of an output, "input" and the number of an input,
+    "input memory" and that number where another tensor shares the input's memory, "kept" and a
+    tensor, "kept memory" and a node.
+    """
 
-    @property
-    def size(self) -> int:
-        """Elements to reserve."""
-        return numel(self.shape)
-
-    def __str__(self) -> str:
-        shape = ", ".join(str(extent) for extent in self.shape)
-        return f"({shape}) {self.dtype.name} on {self.device}"
+    kind: str
+    what: Any
 
 
-def signature(tensor: Tensor, values: dict[str, int]) -> Signature:
-    """The signature of a tensor; values of bound variables go to `values`."""
-    shape = tuple(unbind(extent, values) for extent in tensor.shape)
-    return Signature(shape, tensor.dtype, tensor.device)
-
-
-class _Watch:
-    """Objects to what a capture cannot repeat: the host reading or writing buffers."""
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-        self.fresh: weakref.WeakSet[Buffer] = weakref.WeakSet()
-
-    def reads(self, buffer: Buffer) -> None:
-        """`.item()`, `.numpy()`, a copy to another device."""
-        raise JitError(
-            f"{self.name} reads a value inside a captured step (.item(), .numpy(), .tolist(), "
-            "print, a branch on a tensor, or a copy to another device): a replay would not; "
-            "return the tensor and read it outside"
-        )
-
-    def writes(self, buffer: Buffer) -> None:
-        """Constants that become tensors are kept; changing a buffer that exists is refused."""
-        if buffer.is_allocated and buffer not in self.fresh:
-            raise JitError(
-                f"{self.name} writes data of the host into an existing tensor inside a captured "
-                "step: a replay would not; write it outside, or pass it as an argument"
-            )
-        self.fresh.add(buffer)
-
-
-@dataclass
 class _Capture:
-    """What the second call left: the replay, and how to serve it."""
+    """What the second call left: the replay, and all that is needed to serve it."""
 
-    structure: Any
-    inputs: tuple[Signature, ...]
-    names: frozenset[str]
-    result: Any  # the captured result; its tensors are replaced
-    outputs: tuple[Signature, ...]  # fresh buffers, in the order of the replay's arguments
-    sources: tuple[tuple[str, Any], ...]  # each tensor of the result: fresh, input or kept
-    written_inputs: frozenset[int]  # numbers of inputs that the step updates in place
-    written: frozenset[Buffer]
-    replay: Replay
-    result_is_tensor: bool
-    plain: bool  # called with nothing but tensors, by position, of plain shapes
-    last: list[Node]  # what the last replay was given
+    def __init__(self, name: str, structure: Any, inputs: tuple[Signature, ...]) -> None:
+        self.name, self.structure, self.inputs = name, structure, inputs
+        self.lock = threading.Lock()
+        # called with nothing but tensors, by position, of plain shapes
+        _, ((_, positional), (_, by_name)) = structure
+        self.plain = not by_name and all(item is TENSOR for item in positional) and all(
+            isinstance(extent, int) for expected in inputs for extent in expected.shape
+        )  # fmt: skip
+        self.last: list[Node | None] = [None] * len(inputs)  # whose memory is in place already
+        self.replay: Replay
+        self.memories: Any
+        self.outputs: list[_Output] = []
+        self.sources: list[_Source] = []
+        self.result: Any = None  # with TENSOR in the place of tensors
+        self.written: frozenset[Buffer] = frozenset()
+        self.written_inputs: frozenset[int] = frozenset()
+        self.owners: dict[int, set[int]] = {}  # id of a written node → tensors that stand for it
+        self.written_nodes: list[Node] = []
+        self.renewed: list[tuple[weakref.ref[Any], _Source]] = []
+        self.gradients: list[tuple[Tensor, Tensor, bool]] = []  # of what, which, may there be one
+        self.input_gradients: list[tuple[int, Tensor]] = []
+        self.special = False  # whether any of the last four needs attention
 
-    def known_memories(self, args: Sequence[Any]) -> list[Any] | None:
-        """Memory of the inputs where they are plain tensors that obviously fit, else None."""
-        if not self.plain or len(args) != len(self.inputs):
-            return None
-        memories = []
-        for number, tensor in enumerate(args):
-            if not isinstance(tensor, Tensor):
-                return None
-            node = tensor.raw
-            if node is not self.last[number]:
-                expected = self.inputs[number]
-                if (
-                    node.op is not Op.BUFFER
-                    or node.shape != expected.shape
-                    or node.dtype is not expected.dtype
-                    or node.device != expected.device
-                ):
-                    return None
-                self.last[number] = node
-            memories.append(node.arg.memory)
-        return memories
+    def run(self, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+        """One replay. The lock is held."""
+        if self.written_inputs or something_lazy() or not shared.isdisjoint(self.owners):
+            self._settle(args, kwargs)
+        values: dict[str, int] = {}
+        memories, last = self.memories, self.last
+        tensors: Sequence[Any] = args
+        number = 0
+        if self.plain and len(args) == len(last):
+            for tensor in args:
+                if type(tensor) is not Tensor:
+                    break
+                node = tensor.raw
+                if node is not last[number]:
+                    expected = self.inputs[number]
+                    if (
+                        node.op is not Op.BUFFER
+                        or node.shape != expected.shape
+                        or node.dtype is not expected.dtype
+                        or node.device != expected.device
+                    ):
+                        break
+                    memories[number] = node.arg.memory
+                    last[number] = node
+                number += 1
+        if number != len(last) or number != len(args) or kwargs:
+            tensors, values = self._check(args, kwargs)
+        if self.special:
+            self._check_special(tensors)
+        buffers = []
+        for output in self.outputs:
+            memory = output.allocate(output.nbytes)
+            buffers.append(Buffer(output.device, output.dtype, output.size, memory))
+            memories[output.place] = memory
+        GlobalCounters.program_calls += 1
+        self.replay.run(values)
+        if history.any_recorded():
+            history.replayed(self._all_written(tensors))
+        nodes = []
+        for output, buffer in zip(self.outputs, buffers, strict=True):
+            shape = output.shape
+            if output.symbolic:
+                shape = tuple(rebind(extent, values) for extent in shape)
+            nodes.append(own_buffer(buffer, output.dtype, shape, output.device))
+        if self.special:
+            self._renew(tensors, nodes)
+        if self.result is TENSOR:
+            return self._tensor(self.sources[0], tensors, nodes)
+        results = [self._tensor(source, tensors, nodes) for source in self.sources]
+        return rebuild(self.result, iter(results).__next__, values)
+
+    def _tensor(self, source: _Source, tensors: Sequence[Tensor], nodes: Sequence[Node]) -> Tensor:
+        """A tensor of the result."""
+        kind, what = source.kind, source.what
+        if kind == "fresh":
+            node = nodes[what]
+            if self.renewed:  # somebody else may stand for it already
+                made = Tensor._of(node)
+                made.stopped = self.outputs[what].stopped
+                return made
+            return Tensor._alone(node, self.outputs[what].stopped)
+        if kind == "input":
+            return tensors[what]
+        if kind == "input memory":
+            return Tensor._of(tensors[what].raw)
+        return what if kind == "kept" else Tensor._of(what)
+
+    def _settle(self, args: Any, kwargs: Any) -> None:
+        """Let everybody have its value who reads what is about to be overwritten."""
+        tensors: list[Tensor] = []
+        if self.written_inputs:
+            flatten((args, kwargs), tensors, {})
+            engine.realize(tensors)
+            tensors = [t for n, t in enumerate(tensors) if n in self.written_inputs]
+        if something_lazy():
+            engine.settle_before(self.written | {tensor.raw.arg for tensor in tensors})
+        for node in self.written_nodes:
+            if id(node) in shared:
+                engine.separate(node, self.owners[id(node)])
+        for tensor in tensors:
+            if id(tensor.raw) in shared:
+                engine.separate(tensor.raw, {id(tensor._link)})
+
+    def _check(self, args: Any, kwargs: Any) -> tuple[list[Tensor], dict[str, int]]:
+        """The input tensors, realized and in place, and the variables' values; or JitError."""
+        tensors: list[Tensor] = []
+        values: dict[str, int] = {}
+        structure = flatten((args, kwargs), tensors, values)
+        if structure != self.structure:
+            raise JitError(
+                f"{self.name} was captured with arguments {show(self.structure)} and is called "
+                f"with {show(structure)}: Python values and the number of tensors are fixed in a "
+                "capture; pass tensors, or .reset()"
+            )
+        for number, (tensor, expected) in enumerate(zip(tensors, self.inputs, strict=True)):
+            found = signature(tensor, values)
+            if found != expected:
+                raise JitError(
+                    f"{self.name} was captured with input {number} of {expected} and is called "
+                    f"with {found}; give it that, or .reset() before another shape"
+                )
+        if any(tensor.raw.op is not Op.BUFFER for tensor in tensors):
+            engine.realize(tensors)
+        for number, tensor in enumerate(tensors):
+            self.memories[number] = tensor.raw.arg.memory
+            self.last[number] = tensor.raw
+        return tensors, values
+
+    def _check_special(self, tensors: Sequence[Tensor]) -> None:
+        """JitError where an input is written and given twice, or a gradient would be added to."""
+        for number in self.written_inputs:
+            memory = tensors[number].raw.arg
+            if sum(tensor.raw.arg is memory for tensor in tensors) > 1:
+                raise written_twice(self.name, number)
+            if memory in self.written:
+                raise written_both_ways(self.name, number)
+        had = any(of.grad is not None for of, _, others in self.gradients if not others)
+        if had or any(tensors[number].grad is not None for number, _ in self.input_gradients):
+            raise JitError(
+                f"{self.name} was captured when its tensors had no gradient, and now they have: a "
+                "replay would not add to it; call zero_grad() before each call, or inside the step"
+            )
+
+    def _renew(self, tensors: Sequence[Tensor], nodes: Sequence[Node]) -> None:
+        """Point what the step left behind to its newest value."""
+        for link, source in self.renewed:
+            holder = link()
+            if holder is not None:
+                fresh = source.kind == "fresh"
+                holder._point(nodes[source.what] if fresh else tensors[source.what].raw)
+        for of, gradient, _ in self.gradients:
+            of.grad = gradient
+        for number, gradient in self.input_gradients:
+            tensors[number].grad = gradient
+
+    def _all_written(self, tensors: Sequence[Tensor]) -> frozenset[Buffer]:
+        return self.written | {tensors[number].raw.arg for number in self.written_inputs}
+
+
+def written_twice(name: str, number: int) -> JitError:
+    """The error where an input that the step updates has a twin."""
+    return JitError(
+        f"{name} writes to input {number}, which is given twice in one call: "
+        "a replay could not tell the two apart; pass a .clone() of one"
+    )
+
+
+def written_both_ways(name: str, number: int) -> JitError:
+    """The error where the step reaches an input's memory by itself, and one of the two writes."""
+    return JitError(
+        f"{name} writes to a tensor that is given as input {number} and that it also uses without "
+        "being given it: a replay could not tell the two apart; pass a .clone(), or do not pass it"
+    )
 
 
 class Jitted(Generic[P, R]):
@@ -186,9 +270,9 @@ class Jitted(Generic[P, R]):
 
     def __init__(self, function: Callable[P, R]) -> None:
         self.function = function
-        self._calls: dict[bool, int] = {}
-        self._captures: dict[bool, _Capture] = {}
-        self._bound: weakref.WeakKeyDictionary[Any, Jitted[..., R]] = weakref.WeakKeyDictionary()
+        self._called: set[bool] = set()
+        self._captures: dict[bool, _Capture] = {}  # by Tensor.training
+        self._methods: dict[int, tuple[weakref.ref[Any], Jitted[..., R]]] = {}
         self._lock = threading.RLock()
         functools.update_wrapper(self, function)
 
@@ -205,220 +289,282 @@ class Jitted(Generic[P, R]):
     def reset(self) -> None:
         """Forget everything: the next call runs as it is, the one after is captured."""
         with self._lock:
-            self._calls.clear()
+            self._called.clear()
             self._captures.clear()
 
     def __get__(self, instance: Any, owner: type | None = None) -> Any:
         if instance is None:
             return self
-        bound = self._bound.get(instance)
-        if bound is None:
-            method = self.function.__get__(instance)
-            bound = self._bound[instance] = Jitted(method)
-        return bound
+        known = self._methods.get(id(instance))
+        if known is None:
+            with self._lock:
+                known = self._methods.setdefault(id(instance), self._method_of(instance))
+        return Method(known[1], instance)
+
+    def _method_of(self, instance: Any) -> tuple[weakref.ref[Any], Jitted[..., R]]:
+        """A captured function of one instance, which must not keep the instance alive."""
+        function: Any = self.function
+        key, methods = id(instance), self._methods
+        link = weakref.ref(instance, lambda _: methods.pop(key, None))
+
+        @functools.wraps(function)
+        def method(*args: Any, **kwargs: Any) -> R:
+            result: R = function(link(), *args, **kwargs)
+            return result
+
+        return link, Jitted(method)
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
-        if watching.watch is not None:  # inside another capture: be part of it
+        if recording.calls is not None:  # inside another step: be part of it
             return self.function(*args, **kwargs)
+        capture = self._captures.get(modes.training)
+        if capture is None:
+            return self._prepare(args, kwargs)
+        with capture.lock:
+            return capture.run(args, kwargs)  # type: ignore[no-any-return]
+
+    def _prepare(self, args: Any, kwargs: Any) -> R:
+        """The first call, which runs as it is, or the second."""
         with self._lock:
             capture = self._captures.get(modes.training)
-            if capture is not None:
-                return self._replay(capture, args, kwargs)
-            count = self._calls.get(modes.training, 0)
-            self._calls[modes.training] = count + 1
-            if count == 0:
-                return self.function(*args, **kwargs)
-            return self._capture(args, kwargs)
-
-    # ---- capture ----
+            if capture is None and modes.training in self._called:
+                return self._capture(args, kwargs)
+            if capture is None:
+                before = [(holder._link, holder.raw) for holder in all_holders()]
+                recording.calls = []
+                try:
+                    result = self.function(*args, **kwargs)
+                finally:
+                    recording.calls = None
+                _give_memory(before)
+                self._called.add(modes.training)
+                return result
+        return self(*args, **kwargs)
 
     def _capture(self, args: Any, kwargs: Any) -> R:
         tensors: list[Tensor] = []
         values: dict[str, int] = {}
         structure = flatten((args, kwargs), tensors, values)
+        arrays = [value for value in objects(structure) if hasattr(value, "__array__")]
+        if arrays:
+            raise JitError(
+                f"{self.name} is given a {type(arrays[0]).__name__}: a replay would not see what "
+                "is in it; pass Tensor(…)"
+            )
         engine.realize(tensors)
-        engine.settle_before(frozenset())
-        given = self._separate(tensors)
-        args, kwargs = rebuild((args, kwargs), iter(given).__next__)
+        engine.settle_readers()
+        given = self._copies(tensors)
         inputs = tuple(signature(tensor, values) for tensor in given)
-        nodes = [tensor.raw for tensor in given]
-        watch = _Watch(self.name)
+        capture = _Capture(self.name, structure, inputs)
+        places = {tensor.raw.arg: number for number, tensor in enumerate(given)}
+        before = Snapshot()
+        watch = HostWatch(self.name, before)
+        args, kwargs = rebuild((args, kwargs), iter(given).__next__)
         watching.watch, recording.calls = watch, []
         try:
             result = self.function(*args, **kwargs)
             results: list[Tensor] = []
-            flatten(result, results, values)
-            engine.realize(results)
+            others = objects(flatten(result, results, dict(values)))
+            engine.realize([*results, *before.left_behind()])
             engine.settle_before(frozenset())
             calls = recording.calls
         finally:
             watching.watch, recording.calls = None, None
-        capture = self._describe(structure, inputs, nodes, values, result, results, calls)
-        for number in capture.written_inputs:
-            if given[number] is not tensors[number]:
-                raise JitError(
-                    f"{self.name} writes to input {number}, which is given twice in one call: "
-                    "a replay could not tell the two apart; pass a .clone() of one"
-                )
+        del args, kwargs
+        if others:
+            raise JitError(
+                f"{self.name} returns a {type(others[0]).__name__}: a replay could not renew what "
+                "is in it; return tensors in lists, tuples and dicts"
+            )
+        self._take_gradients(capture, before, tensors, given)
+        returned = self._sort(capture, calls, places, before, results, values, tensors, given)
+        capture.result = template(result)
+        links = [
+            (tensor._link, source)
+            for tensor, source in zip(results, capture.sources, strict=True)
+            if source.kind == "fresh"
+        ]
+        links += [
+            (clone._link, _Source("input", number))
+            for number, clone in enumerate(given)
+            if clone is not tensors[number]
+        ]
+        results.clear()
+        given.clear()
+        del result
+        capture.renewed = [(link, source) for link, source in links if link() is not None]
+        known = set(watch.fresh) | set(places) | {tensor.raw.arg for tensor in tensors}
+        refuse_replaced(self.name, calls, {b for c in calls for b in (*c.made, *c.written)}, known)
+        capture.special = bool(
+            capture.renewed or capture.gradients or capture.input_gradients
+            or capture.written_inputs
+        )  # fmt: skip
         self._captures[modes.training] = capture
-        return result
+        answer: R = rebuild(capture.result, iter(returned).__next__, values)
+        return answer
 
-    def _separate(self, tensors: Sequence[Tensor]) -> list[Tensor]:
-        """The same tensors, with copies where a buffer is given twice: each input has its own."""
-        seen: set[Buffer] = set()
+    def _copies(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+        """Inputs with memory of their own, so that nothing else can be taken for them.
+
+        Leaves that want a gradient stay what they are.
+        """
         given = []
-        for tensor in tensors:
-            if tensor.raw.arg in seen:
-                tensor = tensor.clone().realize()
-            seen.add(tensor.raw.arg)
-            given.append(tensor)
-        twice = [buffer for buffer in seen if sum(t.raw.arg is buffer for t in tensors) > 1]
-        for place, tensor in enumerate(tensors):  # the first of a pair is a copy as well
-            if tensor.raw.arg in twice and given[place] is tensor:
-                given[place] = tensor.clone().realize()
+        for number, tensor in enumerate(tensors):
+            if tensor.requires_grad:
+                if any(tensor.raw is other.raw for other in given):
+                    raise JitError(
+                        f"{self.name} is given a tensor that requires a gradient twice (input "
+                        f"{number}): pass it once"
+                    )
+                given.append(tensor)
+                continue
+            copy = tensor.clone()
+            copy.made, copy.stopped = tensor.made, tensor.stopped
+            copy._requires_grad = tensor._requires_grad
+            given.append(copy)
+        engine.realize(given)
         return given
 
-    def _describe(
-        self,
-        structure: Any,
-        inputs: tuple[Signature, ...],
-        nodes: Sequence[Node],
-        values: dict[str, int],
-        result: Any,
-        results: Sequence[Tensor],
-        calls: Sequence[Call],
-    ) -> _Capture:
-        """Sort the buffers of a recording into inputs, outputs and what stays."""
-        place = {node.arg: number for number, node in enumerate(nodes)}
+    def _take_gradients(
+        self, capture: _Capture, before: Snapshot,
+        tensors: Sequence[Tensor], given: Sequence[Tensor],
+    ) -> None:  # fmt: skip
+        """Note the gradients that the step left at its inputs and elsewhere."""
+        places = {id(clone): number for number, clone in enumerate(given)}
+        for of, gradient in before.new_gradients():
+            number = places.get(id(of), -1)
+            if number < 0 or of is tensors[number]:
+                capture.gradients.append((of, gradient, before.had_gradient(of)))
+                continue
+            if tensors[number].grad is not None:
+                raise JitError(
+                    f"{self.name} adds to the gradient of input {number}: "
+                    "set its .grad to None before the call"
+                )
+            tensors[number].grad = gradient
+            capture.input_gradients.append((number, gradient))
+
+    def _sort(
+        self, capture: _Capture, calls: Sequence[Call], places: dict[Buffer, int],
+        before: Snapshot, results: Sequence[Tensor], values: dict[str, int],
+        tensors: Sequence[Tensor], given: Sequence[Tensor],
+    ) -> list[Tensor]:  # fmt: skip
+        """Sort the buffers of a recording into inputs, outputs and what stays; make the replay.
+
+        Gives the tensors of the result for the caller of this call.
+        """
         made = {memory for call in calls for memory in call.made}
         written = {memory for call in calls for memory in call.written} - made
-        arguments = list(place)
-        fresh: dict[Buffer, int] = {}
-        outputs: list[Signature] = []
-        sources: list[tuple[str, Any]] = []
+        used = {memory for call in calls for memory in call.buffers}
+        self._copy_back(capture, places, written, used, tensors, given)
+        arguments = list(places)
+        fresh: dict[Node, int] = {}
+        outputs: dict[Buffer, Node] = {}
+        returned = []
         for tensor in results:
-            memory = tensor.raw.arg
-            if memory in place:
-                sources.append(("input", place[memory]))
-            elif memory in made:
-                if memory not in fresh:
-                    fresh[memory] = len(outputs)
-                    arguments.append(memory)
-                    outputs.append(signature(tensor, dict(values)))
-                sources.append(("fresh", fresh[memory]))
+            node, memory = tensor.raw, tensor.raw.arg
+            if memory in places:
+                number = places[memory]
+                same = tensor is given[number]
+                source = _Source("input" if same else "input memory", number)
+                returned.append(tensors[number] if same else Tensor._of(tensors[number].raw))
+            elif before.knows(tensor) or memory not in made:
+                known = before.knows(tensor)
+                source = _Source("kept", tensor) if known else _Source("kept memory", node)
+                returned.append(tensor if known else Tensor._of(node))
             else:
-                sources.append(("kept", tensor.raw))
-        devices = {memory.device for call in calls for memory in call.buffers} or {Device.DEFAULT}
+                if node not in fresh:
+                    if memory in outputs:
+                        raise JitError(f"{self.name} returns one piece of memory as two shapes")
+                    outputs[memory] = node
+                    fresh[node] = len(capture.outputs)
+                    capture.outputs.append(_output(tensor, len(arguments), values))
+                    arguments.append(memory)
+                source = _Source("fresh", fresh[node])
+                copy = Tensor._of(node)
+                copy.stopped, copy._requires_grad = tensor.stopped, tensor._requires_grad
+                returned.append(copy)
+            capture.sources.append(source)
+        devices = {memory.device for memory in used} or {Device.DEFAULT}
         if len(devices) > 1:
             raise JitError(
                 f"{self.name} runs on several devices ({', '.join(sorted(devices))}): "
                 "capture the part of each device on its own"
             )
-        replay = Device[devices.pop()].compose(calls, arguments)
-        names = frozenset(values) | {name for call in calls for name in call.variables}
-        if names - set(values):
+        capture.replay = Device[devices.pop()].compose(calls, arguments)
+        capture.memories = capture.replay.memories
+        names = {name for call in calls for name in call.variables} - set(values)
+        if names:
             raise JitError(
-                f"{self.name} uses the bound variable {', '.join(sorted(names - set(values)))}, "
+                f"{self.name} uses the bound variable {', '.join(sorted(names))}, "
                 "which no argument carries: pass the bound integer, or a tensor of that size"
             )
-        return _Capture(
-            structure, inputs, names, result, tuple(outputs), tuple(sources),
-            frozenset(place[memory] for memory in written if memory in place),
-            frozenset(written - set(place)), replay, isinstance(result, Tensor),
-            _is_plain(structure) and not values,
-            list(nodes),
-        )  # fmt: skip
+        capture.written = frozenset((made | written) - set(arguments))
+        for holder in all_holders():
+            if holder.raw.op is Op.BUFFER and holder.raw.arg in capture.written:
+                if id(holder.raw) not in capture.owners:
+                    capture.written_nodes.append(holder.raw)
+                capture.owners.setdefault(id(holder.raw), set()).add(id(holder._link))
+        return returned
 
-    # ---- replay ----
-
-    def _replay(self, capture: _Capture, args: Any, kwargs: Any) -> R:
-        tensors: Sequence[Tensor] = args
-        values: dict[str, int] = {}
-        memories = None if kwargs else capture.known_memories(args)
-        if memories is None:
-            tensors, values = self._checked(capture, args, kwargs)
-            memories = [tensor.raw.arg.memory for tensor in tensors]
-        written = capture.written
-        if capture.written_inputs:
-            self._check_written(capture, tensors)
-            written |= {tensors[number].raw.arg for number in capture.written_inputs}
-        if something_lazy():
-            engine.settle_before(written)
-        buffers = []
-        for output in capture.outputs:
-            made = Buffer(output.device, output.dtype, output.size)
-            buffers.append(made)
-            memories.append(made.memory)
-        GlobalCounters.program_calls += 1
-        capture.replay.run(memories, values)
-        if history.any_recorded():
-            history.replayed(written)
-        results = []
-        for kind, source in capture.sources:
-            if kind == "fresh":
-                output = capture.outputs[source]
-                shape = _bound(output.shape, values) if values else output.shape
-                node = build.buffer(buffers[source], output.dtype, shape, output.device)
-                results.append(Tensor._of(node))
-            elif kind == "input":
-                results.append(tensors[source])
-            else:
-                results.append(Tensor._of(source))
-        if capture.result_is_tensor:
-            return results[0]  # type: ignore[return-value]
-        return rebuild(capture.result, iter(results).__next__)  # type: ignore[no-any-return]
-
-    def _checked(
-        self, capture: _Capture, args: Any, kwargs: Any
-    ) -> tuple[list[Tensor], dict[str, int]]:
-        """The input tensors, realized, and the variables' values, if they fit the capture."""
-        tensors: list[Tensor] = []
-        values: dict[str, int] = {}
-        structure = flatten((args, kwargs), tensors, values)
-        if structure != capture.structure:
-            raise JitError(
-                f"{self.name} was captured with arguments {_show(capture.structure)} and is called "
-                f"with {_show(structure)}: Python values and the number of tensors are fixed in a "
-                "capture; pass tensors, or .reset()"
-            )
-        for number, (tensor, expected) in enumerate(zip(tensors, capture.inputs, strict=True)):
-            found = signature(tensor, values)
-            if found != expected:
-                raise JitError(
-                    f"{self.name} was captured with input {number} of {expected} and is called "
-                    f"with {found}; give it that, or .reset() before another shape"
-                )
-        if any(tensor.raw.op is not Op.BUFFER for tensor in tensors):
-            engine.realize(tensors)
-        return tensors, values
-
-    def _check_written(self, capture: _Capture, tensors: Sequence[Tensor]) -> None:
+    def _copy_back(
+        self, capture: _Capture, places: dict[Buffer, int], written: set[Buffer],
+        used: set[Buffer], tensors: Sequence[Tensor], given: Sequence[Tensor],
+    ) -> None:  # fmt: skip
+        """Give the inputs that the step updated their new values; refuse what is ambiguous."""
+        capture.written_inputs = frozenset(places[memory] for memory in written if memory in places)
+        originals = [tensor.raw.arg for tensor in tensors]
+        for number, memory in enumerate(originals):
+            if memory in places:
+                continue  # a leaf, which is its own copy
+            if memory in written or (memory in used and number in capture.written_inputs):
+                raise written_both_ways(self.name, number)
         for number in capture.written_inputs:
-            memory = tensors[number].raw.arg
-            if sum(tensor.raw.arg is memory for tensor in tensors) > 1:
-                raise JitError(
-                    f"{self.name} writes to input {number}, which is given twice in this call: "
-                    "pass a .clone() of one"
-                )
+            if originals.count(originals[number]) > 1:
+                raise written_twice(self.name, number)
+        changed = [n for n in capture.written_inputs if given[n] is not tensors[n]]
+        with no_grad():
+            for number in changed:
+                tensors[number].assign(given[number])
+        engine.realize([tensors[number] for number in changed])
 
 
-def _is_plain(structure: Any) -> bool:
-    """Whether the arguments are tensors by position and nothing else."""
-    _, ((_, positional), (_, by_name)) = structure
-    return not by_name and all(item is TENSOR for item in positional)
+class Method(Generic[R]):
+    """A captured function bound to an instance, which it keeps alive as long as itself lives."""
+
+    __slots__ = ("jitted", "instance")
+
+    def __init__(self, jitted: Jitted[..., R], instance: Any) -> None:
+        self.jitted, self.instance = jitted, instance
+
+    def __call__(self, *args: Any, **kwargs: Any) -> R:
+        return self.jitted(*args, **kwargs)
+
+    @property
+    def captured(self) -> bool:
+        """Whether the next call (in the same training mode) is a replay."""
+        return self.jitted.captured
+
+    def reset(self) -> None:
+        """Forget everything: the next call runs as it is, the one after is captured."""
+        self.jitted.reset()
 
 
-def _show(structure: Any) -> str:
-    """An argument structure for people."""
-    if isinstance(structure, tuple) and len(structure) == 2:
-        kind, inner = structure
-        if kind in ("tuple", "list"):
-            return f"({', '.join(map(_show, inner))})"
-        if kind == "dict":
-            return f"{{{', '.join(f'{key}: {_show(item)}' for key, item in inner)}}}"
-        return repr(inner) if kind != "object" else "an object"
-    return repr(structure)
+def _output(tensor: Tensor, place: int, values: dict[str, int]) -> _Output:
+    """What a replay must know to make this tensor of the result anew."""
+    known = signature(tensor, dict(values))
+    memory: Buffer = tensor.raw.arg
+    return _Output(
+        place, known.shape, known.dtype, known.device, memory.size, memory.nbytes,
+        Device[known.device].allocate, tensor.stopped or history.has_history(tensor.raw),
+        any(not isinstance(extent, int) for extent in known.shape),
+    )  # fmt: skip
 
 
-def _bound(shape: tuple[Any, ...], values: dict[str, int]) -> tuple[Any, ...]:
-    return tuple(rebind(extent, values) for extent in shape)
+def _give_memory(before: Sequence[tuple[weakref.ref[Any], Node]]) -> None:
+    """Realize tensors without memory that were written: the next write is then in place."""
+    alive = [(link(), node) for link, node in before]
+    engine.realize([
+        holder for holder, node in alive
+        if holder is not None and holder.raw is not node and holder.raw.op is not Op.BUFFER
+    ])  # fmt: skip

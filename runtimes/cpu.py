@@ -15,12 +15,13 @@ from functools import cache
 from itertools import accumulate
 from typing import Any
 
-from minigrad.device import Buffer, Call
+from minigrad.device import Buffer, Call, Replay, Sequential
 from minigrad.graph.canonical import Graph
 from minigrad.loops.target import Target
 from minigrad.program import GlobalCounters
 from minigrad.runtimes import cpu_memory, cpu_report
 from minigrad.runtimes.cpu_kernels import Kernels, Plan
+from minigrad.runtimes.cpu_guard import GuardedProgram
 from minigrad.runtimes.cpu_pool import Launch, Pool, pool_for
 from minigrad.runtimes.cpu_replay import CpuReplay
 from minigrad.runtimes.host import host
@@ -52,8 +53,8 @@ class CPU:
         self.name = name
 
     def allocate(self, nbytes: int) -> int:
-        """The address of uninitialised memory, 64-byte aligned."""
-        return cpu_memory.allocate(nbytes)
+        """The address of uninitialised memory, 64-byte aligned; under GUARD less, between guards."""
+        return cpu_memory.allocate_exact(nbytes) if flag("GUARD") else cpu_memory.allocate(nbytes)
 
     def free(self, memory: int, nbytes: int) -> None:
         """Give memory back to the pool."""
@@ -72,11 +73,14 @@ class CPU:
 
     def compile(self, graph: Graph) -> CpuProgram:
         """Find or make the machine code of a graph."""
-        return CpuProgram(self.name, host_kernels().plan(graph))
+        plan = host_kernels().plan(graph)
+        return GuardedProgram(self.name, plan) if flag("GUARD") else CpuProgram(self.name, plan)
 
-    def compose(self, calls: Sequence[Call], arguments: Sequence[Buffer]) -> CpuReplay:
-        """Recorded calls as one native call."""
-        return CpuReplay(self.name, calls, arguments)
+    def compose(self, calls: Sequence[Call], arguments: Sequence[Buffer]) -> Replay:
+        """Recorded calls as one native call; those of guarded programs one by one."""
+        if all(isinstance(call.program, CpuProgram) for call in calls):
+            return CpuReplay(self.name, calls, arguments)
+        return Sequential(calls, arguments)
 
 
 class CpuProgram:

@@ -14,6 +14,7 @@ import threading
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
+from weakref import WeakValueDictionary
 
 from minigrad.cache import Cache, Entry, digest, open_cache, source_digest
 from minigrad.errors import CompileError
@@ -30,7 +31,8 @@ from minigrad.schedule.schedule import Kernel as Step
 from minigrad.schedule.schedule import Schedule, schedule
 from minigrad.settings import flag
 
-# Where the value of an argument comes from: ("slot", number), ("arena", offset), ("symbol", name).
+# Where the value of an argument comes from: ("slot", number), ("arena", offset), ("symbol", name);
+# under GUARD ("block", number) instead of ("arena", offset).
 Source = tuple[str, Any]
 
 
@@ -67,11 +69,16 @@ class Kernel:
 
 @dataclass(frozen=True)
 class Plan:
-    """A program: its kernels in order, the sources of each one's arguments, bytes of its arena."""
+    """A program: its kernels in order, the sources of each one's arguments, bytes of its arena.
+
+    blocks: under GUARD there is no arena, but a block of so many bytes for each array between
+    kernels.
+    """
 
     kernels: tuple[Kernel, ...]
     sources: tuple[tuple[Source, ...], ...]
     arena_bytes: int
+    blocks: tuple[int, ...]
 
 
 class Kernels:
@@ -79,7 +86,8 @@ class Kernels:
 
     def __init__(self, target: Target, compiler: Compiler) -> None:
         self.target, self.compiler = target, compiler
-        self._known: dict[str, Kernel] = {}
+        # A kernel stays in memory as long as a program holds it.
+        self._known: WeakValueDictionary[str, Kernel] = WeakValueDictionary()
         self._lock = threading.RLock()
 
     def plan(self, graph: Graph) -> Plan:
@@ -119,6 +127,7 @@ class Kernels:
         try:
             about = entry[0]
             arena_bytes = int(about["arena_bytes"])
+            blocks = tuple(int(nbytes) for nbytes in about["blocks"])
             sources = tuple(
                 tuple((str(kind), where) for kind, where in one) for one in about["sources"]
             )
@@ -129,7 +138,7 @@ class Kernels:
         if len(whole) < len(kernels) or len(sources) != len(kernels):
             return None
         GlobalCounters.cache_hits += 1
-        return Plan(whole, sources, arena_bytes)
+        return Plan(whole, sources, arena_bytes, blocks)
 
     def _new_plan(self, key: str, graph: Graph) -> Plan:
         """Schedule a graph, find or make its kernels, and keep the result."""
@@ -141,11 +150,16 @@ class Kernels:
             kernel, source = self._kernel(step, made)
             kernels.append(kernel)
             sources.append(source)
-        plan = Plan(tuple(kernels), tuple(sources), made.arena_bytes)
+        blocks = tuple(array.size * array.dtype.itemsize for array in made.arena)
+        if flag("GUARD"):
+            plan = Plan(tuple(kernels), tuple(sources), 0, blocks)
+        else:
+            plan = Plan(tuple(kernels), tuple(sources), made.arena_bytes, ())
         cache = self._cache()
         if cache is not None:
             about = {
                 "arena_bytes": plan.arena_bytes,
+                "blocks": plan.blocks,
                 "kernels": [kernel.key for kernel in kernels],
                 "sources": sources,
             }
@@ -164,10 +178,16 @@ class Kernels:
             if kernel is None or flag("DEBUG") >= 4:
                 kernel = self._new_kernel(key, step, arrays)
         code = kernel.code
+        blocks = {array: number for number, array in enumerate(made.arena)} if flag("GUARD") else {}
         sources: list[Source] = []
         for array in (arrays[number] for number in code.arguments):
             slot = made.slots.get(array)
-            sources.append(("arena", made.arena[array]) if slot is None else ("slot", slot))
+            if slot is not None:
+                sources.append(("slot", slot))
+            elif blocks:
+                sources.append(("block", blocks[array]))
+            else:
+                sources.append(("arena", made.arena[array]))
         return kernel, (*sources, *(("symbol", name) for name in code.symbols))
 
     def _stored_kernel(self, key: str) -> Kernel | None:

@@ -265,6 +265,14 @@ def allocate_guarded(nbytes: int, alignment: int = 16) -> int:
     return address
 
 
+def allocate_exact(nbytes: int) -> int:
+    """Guarded memory whose last byte is the last one before the unreadable page.
+
+    nbytes is a multiple of an element's size, so that the address is one, too.
+    """
+    return allocate_guarded(nbytes, min(nbytes & -nbytes, PAGE) or ALIGNMENT)
+
+
 def _free_guarded(address: int) -> None:
     """Unmap a guarded block, and complain if something wrote beside it."""
     start, length, nbytes = _guarded.pop(address)

@@ -42,10 +42,10 @@ class Launch(ctypes.Structure):
 class _Area:
     """A piece of scratch memory that is given back with its last reference."""
 
-    def __init__(self, nbytes: int) -> None:
+    def __init__(self, nbytes: int, guarded: bool = False) -> None:
         self.nbytes = nbytes
-        self.address = cpu_memory.reserve(nbytes)
-        self._release = cpu_memory.release
+        self.address = (cpu_memory.allocate_exact if guarded else cpu_memory.reserve)(nbytes)
+        self._release = cpu_memory.free if guarded else cpu_memory.release
 
     def __del__(self, ending: Callable[[], bool] = sys.is_finalizing) -> None:
         if hasattr(self, "_release") and not ending():
@@ -108,6 +108,7 @@ class Pool:
         self.address = (ctypes.addressof(self._memory) + 127) & -128
         self._field(cpu_driver.THREADS).value = 1
         self._lock = threading.Lock()
+        self._guard_lock = threading.Lock()
         self._workers: list[threading.Thread] = []
         self._areas: list[_Area] = []
         self._scratch_bytes = _NOT_STARTED
@@ -130,7 +131,20 @@ class Pool:
         if self.run_table(table, count, self.address, scratch):
             raise KeyboardInterrupt("the running program was interrupted between two kernels")
 
-    def ensure_scratch(self, nbytes: int) -> None:
+    def run_guarded(self, table: int, count: int, scratch_bytes: int) -> None:
+        """Like `run`, with scratch areas of exactly scratch_bytes between unreadable pages.
+
+        For pools that are never used by `run`: that one takes a larger area for as good.
+        """
+        with self._guard_lock:
+            if scratch_bytes != self._scratch_bytes:
+                self._scratch_bytes = _NOT_STARTED
+                self.ensure_scratch(scratch_bytes, guarded=True)
+            mine = _Area(scratch_bytes, guarded=True)
+            if self.run_table(table, count, self.address, mine.address):
+                raise KeyboardInterrupt("the running program was interrupted between two kernels")
+
+    def ensure_scratch(self, nbytes: int, guarded: bool = False) -> None:
         """Start the workers if need be, and let each have at least nbytes of scratch memory.
 
         Waits until no launch is shared by the pool's threads.
@@ -138,7 +152,7 @@ class Pool:
         with self._lock:
             if nbytes <= self._scratch_bytes:
                 return
-            areas = [_Area(nbytes) for _ in range(self.threads - 1)]
+            areas = [_Area(nbytes, guarded) for _ in range(self.threads - 1)]
             while not self._acquire(self.address):
                 time.sleep(0.0001)
             try:
@@ -211,6 +225,11 @@ def pool_for(device_name: str) -> Pool:
             if pool is None:
                 pool = _pools[device_name] = Pool(host.threads(), device_name)
     return pool
+
+
+def guarded_pool_for(device_name: str) -> Pool:
+    """The pool that runs a device's programs under GUARD."""
+    return pool_for(f"{device_name} guarded")
 
 
 def _close_all() -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import ctypes
 import sys
-import threading
 from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any
@@ -65,13 +64,12 @@ class CpuReplay:
     def __init__(self, device: str, calls: Sequence[Call], arguments: Sequence[Buffer]) -> None:
         self.pool: Pool = pool_for(device)
         self.keep = (tuple(calls), _patch())  # machine code and the buffers that stay
-        self._lock = threading.Lock()
         programs: list[Any] = [call.program for call in calls]
         self._arena_bytes = max((p.arena_bytes for p in programs), default=0)
         self._arena = cpu_memory.allocate(self._arena_bytes)
         self._scratch = max((p.scratch_bytes for p in programs), default=0)
         changing: dict[Any, int] = {buffer: number for number, buffer in enumerate(arguments)}
-        self._names: list[str] = []
+        self._names: list[tuple[int, str]] = []  # place of its value, name of a variable
         words: list[int] = []
         places: list[int] = []
         sources: list[int] = []
@@ -87,17 +85,18 @@ class CpuReplay:
                     words.append(source.memory)
                     continue
                 if source not in changing:
+                    self._names.append((len(changing), source))
                     changing[source] = len(changing)
-                    self._names.append(source)
                 places.append(len(words))
                 sources.append(changing[source])
                 words.append(0)
             launches += [(a, t, g, start + first) for a, t, g, first in program.launches]
-        self._values = (ctypes.c_int64 * max(len(changing), 1))()
+        # Python writes here: the arguments' addresses, then the variables' values.
+        self.memories: Any = (ctypes.c_int64 * max(len(changing), 1))()
         self._words = (ctypes.c_int64 * max(len(words), 1))(*words)
         self._places = (ctypes.c_int64 * max(len(places), 1))(*places)
         self._sources = (ctypes.c_int64 * max(len(sources), 1))(*sources)
-        parts = (self._words, self._places, self._sources, self._values)
+        parts = (self._words, self._places, self._sources, self.memories)
         self._patched = (ctypes.c_int64 * 4)(*map(ctypes.addressof, parts))
         self._count = len(launches) + 1
         self._table = (Launch * self._count)()
@@ -116,16 +115,15 @@ class CpuReplay:
             entry.kernel, entry.args = address, base + 8 * start
             entry.total, entry.grain = total, grain
 
-    def run(self, memories: Sequence[int], variables: dict[str, int]) -> None:
-        """One native call: `memories` are addresses, one per argument."""
-        with self._lock:
-            self._values[: len(memories)] = list(memories)
-            for number, name in enumerate(self._names, len(memories)):
-                self._values[number] = variables[name]
-            self.pool.run(self.address, self._count, self._scratch)
-        GlobalCounters.kernel_count += self.kernels
-        GlobalCounters.global_ops += self.operations
-        GlobalCounters.global_mem += self.traffic
+    def run(self, variables: dict[str, int]) -> None:
+        """One native call, on what is in `memories`: addresses, one per argument."""
+        for number, name in self._names:
+            self.memories[number] = variables[name]
+        self.pool.run(self.address, self._count, self._scratch)
+        counters = GlobalCounters
+        counters.kernel_count += self.kernels
+        counters.global_ops += self.operations
+        counters.global_mem += self.traffic
 
     def __del__(self, ending: Callable[[], bool] = sys.is_finalizing) -> None:
         if hasattr(self, "_arena") and not ending():

@@ -19,18 +19,18 @@ from minigrad.graph.symbolic import Integer
 
 @dataclass(frozen=True)
 class Check:
-    """One operation addressed by data; `length` is that of its axis."""
+    """One operation addressed by data; `last` is the last index of its axis."""
 
     operation: str
     axis: int
     shape: str
-    length: str
+    last: str
 
     def error(self, count: int) -> BoundsError:
         """What to raise where `count` indices are out of range."""
         lie = "1 index lies" if count == 1 else f"{count:,} indices lie"
         return BoundsError(
-            f"{self.operation}: {lie} outside 0 … {self.length} − 1, axis {self.axis} of shape "
+            f"{self.operation}: {lie} outside 0 … {self.last}, axis {self.axis} of shape "
             f"({self.shape}); correct the indices (without GUARD=1 they read 0 or write nothing)"
         )
 
@@ -45,7 +45,8 @@ def checks(roots: Sequence[Node]) -> list[tuple[Check, Node]]:
             axis: int = node.arg
             length = addressed.shape[axis]
             shape = ", ".join(map(str, addressed.shape))
-            check = Check(node.op.value, axis, shape, str(length))
+            last = str(length - 1) if isinstance(length, int) else f"{length} − 1"
+            check = Check(node.op.value, axis, shape, last)
             found.setdefault(outside(index, length), check)
     return [(check, count) for count, check in found.items()]
 

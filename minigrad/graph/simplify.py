@@ -298,6 +298,11 @@ def permute_of_ones(node: Node) -> Node | None:
     return build.reshape(x, node.shape) if long == sorted(long) else None
 
 
+def pad_of_nothing(node: Node) -> Node | None:
+    """Zeros around an array without elements are zeros."""
+    return _const(node, 0) if 0 in node.src[0].shape else None
+
+
 def pad_of_pad(node: Node) -> Node | None:
     """Zeros around zeros."""
     inner = node.src[0]
@@ -359,6 +364,12 @@ def gather_constant(node: Node) -> Node | None:
     return build.expand(build.shrink(x, ranges), node.shape)
 
 
+def scatter_nothing(node: Node) -> Node | None:
+    """Nothing added is the base."""
+    base, index, _ = node.src
+    return base if 0 in index.shape else None
+
+
 def _table() -> dict[Op, list[Rule]]:
     rules: dict[Op, list[Rule]] = {}
 
@@ -392,10 +403,12 @@ def _table() -> dict[Op, list[Rule]]:
     on(reduce_constant, *reductions)
     on(reduce_expanded, *reductions)
     on(permute_of_ones, Op.PERMUTE)
+    on(pad_of_nothing, Op.PAD)
     on(pad_of_pad, Op.PAD)
     on(shrink_of_pad, Op.SHRINK)
     on(shrink_of_expand, Op.SHRINK)
     on(gather_constant, Op.GATHER)
+    on(scatter_nothing, Op.SCATTER_ADD)
     return rules
 
 

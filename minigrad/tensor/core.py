@@ -27,7 +27,7 @@ from minigrad.tensor.nodes import (
     stop,
     write_through,
 )
-from minigrad.tensor.registry import Holder, holders
+from minigrad.tensor.registry import Holder, enter_alone, holders
 
 # How a view came to be: the tensor it was taken of, how that came to be, and the step.
 Origin = tuple[Any, Any, Step]
@@ -131,6 +131,15 @@ class Core(Holder, metaclass=_TensorType):
         """The tensor that stands for a node."""
         result = cls.__new__(cls)
         result._start(node)
+        return result
+
+    @classmethod
+    def _alone(cls, node: Node, stopped: bool) -> Self:
+        """The tensor that stands for a new BUFFER node of which nobody else can know."""
+        result = cls.__new__(cls)
+        result.grad, result.made, result._origin = None, False, None
+        result._requires_grad, result.stopped = None, stopped
+        enter_alone(result, node)
         return result
 
     def _new(self, node: Node) -> Self:

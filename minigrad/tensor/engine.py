@@ -16,7 +16,7 @@ import weakref
 from collections.abc import Container, Iterable, Sequence
 
 from minigrad import program
-from minigrad.device import Buffer
+from minigrad.device import Buffer, watching
 from minigrad.graph import build
 from minigrad.graph.node import Node, Op, make, topological
 from minigrad.tensor import history
@@ -34,6 +34,8 @@ def write(holder: Holder, value: Node) -> None:
     node = holder.raw
     target = node.src[0] if node.op is Op.ASSIGN else node
     if target.op is not Op.BUFFER:
+        if watching.watch is not None:
+            watching.watch.replaces(holder)
         holder._point(value)
         return
     if value is target:
@@ -84,6 +86,32 @@ def settle_before(written: Container[Buffer]) -> None:
                 reads.add(node)
         wanted = [holder for holder in lazy if holder.raw in reads]
     realize(wanted)
+
+
+def settle_readers() -> None:
+    """Realize every live tensor that reads memory: whatever is written next, it is as it was."""
+    with lock:
+        lazy = lazy_holders()
+        reads: set[Node] = set()
+        for node in topological([holder.raw for holder in lazy]):
+            if node.op is Op.BUFFER or any(source in reads for source in node.src):
+                reads.add(node)
+        wanted = [holder for holder in lazy if holder.raw in reads]
+    try:
+        realize(wanted)
+    except ValueError:  # a variable that is bound to several values: no single program has it
+        for holder in wanted:
+            realize([holder])
+
+
+def separate(node: Node, owners: Container[int]) -> None:
+    """Give a copy of a BUFFER to all tensors that stand for it but the owners (ids of links)."""
+    others = [holder for holder in holders(node) if id(holder._link) not in owners]
+    if others:
+        source = make(Op.CONTIGUOUS, node.dtype, node.shape, (node,), None, node.device)
+        (copied,) = program.realize([source])
+        for holder in others:
+            holder._point(copied)
 
 
 def _run(plan: _Plan) -> None:

@@ -237,11 +237,12 @@ class Indexing(Random):
 
     def _scatter_rows(self, places: Self, rows: Self) -> Self:
         """self with row places[i] replaced by rows[i]; of equal places the last wins."""
+        if rows.shape[0] == 0:
+            return self
         winner = self._last_writer(places)  # (extent,)
         wide = winner.reshape(winner.shape + (1,) * (self.ndim - 1))
-        taken = self._new(
-            build.gather(rows.node, wide._broadcast_to((winner.shape[0], *rows.shape[1:])).node, 0)
-        )
+        some = wide.maximum(0)._broadcast_to((winner.shape[0], *rows.shape[1:]))
+        taken = self._new(build.gather(rows.node, some.node, 0))
         return (wide >= 0).where(taken, self)
 
     def _last_writer(self, places: Self) -> Self:

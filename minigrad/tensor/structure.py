@@ -80,7 +80,9 @@ def objects(structure: Any) -> list[Any]:
     return [found for item in inner for found in objects(item)] if isinstance(inner, tuple) else []
 
 
-def rebuild(value: Any, tensors: Callable[[], Tensor], values: Mapping[str, int]) -> Any:
+def rebuild(
+    value: Any, tensors: Callable[[], Tensor], values: Mapping[str, int] | None = None
+) -> Any:
     """A value like `value`, with tensors taken in order, and variables bound to `values`."""
     if value is TENSOR or isinstance(value, Tensor):
         return tensors()
@@ -90,9 +92,8 @@ def rebuild(value: Any, tensors: Callable[[], Tensor], values: Mapping[str, int]
         return type(value)(rebuild(item, tensors, values) for item in value)
     if isinstance(value, dict):
         return {key: rebuild(item, tensors, values) for key, item in value.items()}
-    if isinstance(value, Affine):
-        free = unbind(value, {})
-        return rebind(free, values)
+    if isinstance(value, Affine) and values is not None:
+        return rebind(unbind(value, {}), values)
     return value
 
 

@@ -206,6 +206,12 @@ BECOMES = {
         build.permute(leaf(0, shape=(2, 1, 3)), (1, 0, 2)),
         build.reshape(leaf(0, shape=(2, 1, 3)), (1, 2, 3)),
     ),
+    "pad of nothing": (build.pad(build.shrink(X, ((1, 1),)), ((2, 3),)), number(0.0, shape=(5,))),
+    "scatter of nothing": (
+        build.scatter_add(
+            X, number(0, dtypes.int32, (0,)), build.shrink(X, ((1, 1),)), 0
+        ), X,
+    ),
     "pad of pad": (build.pad(build.pad(X, ((1, 0),)), ((2, 3),)), build.pad(X, ((3, 3),))),
     "shrink of pad": (build.shrink(build.pad(X, ((1, 2),)), ((1, 4),)), X),
     "shrink of pad inside": (

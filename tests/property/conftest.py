@@ -6,8 +6,13 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 from hypothesis import HealthCheck, settings
+
+from minigrad import Device
+from minigrad.errors import DeviceError
 
 COMMON = {
     "deadline": None,  # the first call of a kernel compiles it
@@ -28,6 +33,26 @@ def pytest_configure(config: pytest.Config) -> None:
         settings.load_profile("ci")
 
 
-@pytest.fixture(params=__import__("os").environ.get("DEVS","REF").split(","))
-def device(request):
-    return request.param
+def _devices(default: str) -> list[str]:
+    """Devices by name: MINIGRAD_TEST_DEVICES=CL,CPU:1 runs the harness there instead."""
+    return os.environ.get("MINIGRAD_TEST_DEVICES", default).split(",")
+
+
+def _opened(name: str) -> str:
+    try:
+        Device[name]
+    except (DeviceError, ImportError) as error:
+        pytest.skip(f"device {name}: {error}")
+    return name
+
+
+@pytest.fixture(scope="session", params=_devices("CPU"))
+def compiled(request: pytest.FixtureRequest) -> str:
+    """A device to be compared with REF; the comparison runs REF, and checks it, too."""
+    return _opened(request.param)
+
+
+@pytest.fixture(scope="session", params=_devices("REF,CPU"))
+def device(request: pytest.FixtureRequest) -> str:
+    """A device whose results are compared with something that is no device."""
+    return _opened(request.param)

@@ -12,6 +12,7 @@ and so shows what lazy ones must give: a lazy tensor sees its sources as they we
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 import time
 import traceback
@@ -26,6 +27,10 @@ from minigrad import Context, Tensor, dtypes
 from minigrad.dtype import named
 
 from .compare import EPSILON
+
+
+# What the statistics count: methods, and operators between blanks.
+OPERATION = re.compile(r"(?<=\.)[a-z]\w+(?=\()| (?:[-+*/%^&]|//|@|<<|>>|[<>=!]=?) ")
 
 
 @dataclass(frozen=True)
@@ -247,7 +252,7 @@ def _many(make: Callable[[int], Graph], seeds: range, device: str, small: bool) 
     for seed in seeds:
         graph = make(seed)
         lengths.append(len(graph))
-        kinds.update(s.code.split("(")[0].rsplit(".", 1)[-1] for s in graph.statements)
+        kinds.update(word for s in graph.statements for word in OPERATION.findall(s.code))
         failure = report(graph, device, f"seed {seed}", small)
         if failure:
             failed += 1
@@ -255,7 +260,7 @@ def _many(make: Callable[[int], Graph], seeds: range, device: str, small: bool) 
     seconds = time.perf_counter() - start
     print(f"{len(seeds)} graphs on {device}, {sum(lengths)} steps (up to {max(lengths)}), "
           f"{seconds:.1f} s, {failed} failed")  # fmt: skip
-    print("steps:", ", ".join(f"{name} {count}" for name, count in kinds.most_common(60)))
+    print("steps:", ", ".join(f"{name.strip()} {count}" for name, count in kinds.most_common()))
     return failed
 
 

@@ -18,36 +18,36 @@ VIEWS = tuple(name for name in LAYOUTS if name != "contiguous")
 BATCH = 4  # cases per realization: several outputs, one program
 
 
-def check(operation: Operation, cases: Sequence[Case], dtype: str, device: str) -> None:
-    """The device agrees with REF, and REF with numpy."""
+def check(operation: Operation, cases: Sequence[Case], dtype: str, compiled: str) -> None:
+    """The compiled agrees with REF, and REF with numpy."""
     reference = evaluate(operation, cases, "REF")
     problems = []
     for case, result in zip(cases, reference, strict=True):
         wanted = expected(operation, case, dtype)
         if wanted is not None:
             problems.append(("REF against numpy", disagreement(operation, case, result, wanted)))
-    if device != "REF":
+    if compiled != "REF":
         for case, result, wanted in zip(
-            cases, evaluate(operation, cases, device), reference, strict=True
+            cases, evaluate(operation, cases, compiled), reference, strict=True
         ):
             problems.append(
-                (f"{device} against REF", disagreement(operation, case, result, wanted))
+                (f"{compiled} against REF", disagreement(operation, case, result, wanted))
             )
     found = [f"{title}: {problem}" for title, problem in problems if problem]
     assert not found, "\n".join(found[:5])
 
 
 @pytest.mark.parametrize("name", BY_NAME)
-def test_edge_shapes(name: str, device: str) -> None:
+def test_edge_shapes(name: str, compiled: str) -> None:
     """0-d, zero-size, one element, sizes around the vector widths."""
     operation = BY_NAME[name]
     dtype = operation.dtypes[0]
     plans = operation.plans.edges
-    check(operation, [make_case(operation, p, dtype, n) for n, p in enumerate(plans)], dtype, device)
+    check(operation, [make_case(operation, p, dtype, n) for n, p in enumerate(plans)], dtype, compiled)
 
 
 @pytest.mark.parametrize("name", [o.name for o in OPERATIONS if o.special])
-def test_edge_values(name: str, device: str) -> None:
+def test_edge_values(name: str, compiled: str) -> None:
     """NaN, ±0, ±inf and extreme integers in the first and last lanes."""
     operation = BY_NAME[name]
     dtype = operation.dtypes[0]
@@ -56,11 +56,11 @@ def test_edge_values(name: str, device: str) -> None:
         make_case(operation, plan, dtype, seed, special=True)
         for seed, plan in enumerate(plans[-8:] + plans[1:9:2])
     ]
-    check(operation, cases, dtype, device)
+    check(operation, cases, dtype, compiled)
 
 
 @pytest.mark.parametrize("name", [o.name for o in OPERATIONS if o.layouts])
-def test_views(name: str, device: str) -> None:
+def test_views(name: str, compiled: str) -> None:
     """Operands that are transposed, sliced, flipped, broadcast, padded … views of others."""
     operation = BY_NAME[name]
     if not operation.plans.edges[0].shapes:
@@ -73,7 +73,7 @@ def test_views(name: str, device: str) -> None:
         )
         for n, layout in enumerate(VIEWS)
     ]
-    check(operation, cases, dtype, device)
+    check(operation, cases, dtype, compiled)
 
 
 def _elements(plan: Plan) -> int:
@@ -100,8 +100,8 @@ def _batches(draw: Any, operation: Operation) -> tuple[str, list[Case]]:
 
 @pytest.mark.parametrize("name", BY_NAME)
 @given(data=st.data())
-def test_random_shapes(name: str, device: str, data: Any) -> None:
+def test_random_shapes(name: str, compiled: str, data: Any) -> None:
     """What Hypothesis thinks of: shapes, parameters, dtypes, layouts, several at a time."""
     operation = BY_NAME[name]
     dtype, cases = data.draw(_batches(operation))
-    check(operation, cases, dtype, device)
+    check(operation, cases, dtype, compiled)

@@ -17,21 +17,21 @@ FIRST_SEED = random.SystemRandom().randrange(2**31)
 
 
 @pytest.mark.parametrize("batch", range(BATCHES))
-def test_fixed_graphs(batch: int, device: str) -> None:
+def test_fixed_graphs(batch: int, compiled: str) -> None:
     """Graphs of seeds 0 … 99: the same in every run."""
-    _check(range(batch * 5, batch * 5 + 5), device)
+    _check(range(batch * 5, batch * 5 + 5), compiled)
 
 
 @pytest.mark.parametrize("batch", range(BATCHES))
-def test_new_graphs(batch: int, device: str) -> None:
+def test_new_graphs(batch: int, compiled: str) -> None:
     """Graphs that no run has seen before; a failure prints seed and script."""
     size = (GRAPHS - 100) // BATCHES
     first = FIRST_SEED + batch * size
-    _check(range(first, first + size), device)
+    _check(range(first, first + size), compiled)
 
 
-def _check(seeds: range, device: str) -> None:
-    found = [report(make_graph(seed), device, f"seed {seed}") for seed in seeds]
+def _check(seeds: range, compiled: str) -> None:
+    found = [report(make_graph(seed), compiled, f"seed {seed}") for seed in seeds]
     failures = [text for text in found if text]
     assert not failures, "\n\n".join(failures[:3])
 

@@ -20,8 +20,9 @@ from minigrad.loops.nest import Nest
 from minigrad.loops.recipes import lower
 from minigrad.loops.target import Target
 from minigrad.render.llvm import render
+from minigrad.runtimes.cpu import host_target
 from minigrad.runtimes.host import host
-from minigrad.runtimes.jit_compiler import Compiler
+from minigrad.runtimes.jit_compiler import Compiler, host_compiler
 from minigrad.runtimes.reference import numpy_dtype
 from minigrad.schedule.schedule import Schedule, schedule
 
@@ -45,11 +46,21 @@ MACHINES = {
 
 @functools.cache
 def compiler_of(machine: str) -> Compiler:
-    """The compiler of one of MACHINES; skips the test where the host cannot run its code."""
+    """The compiler of one of MACHINES; skips the test where the host cannot run its code.
+
+    The machine "host" is always there.
+    """
+    if machine == "host":
+        return host_compiler()
     _, cpu, feature = MACHINES[machine]
     if not host().is_x86 or feature not in host().features:
         pytest.skip(f"the host has no {feature}: code for {cpu} does not run here")
     return Compiler(cpu=cpu, features="")
+
+
+def target_of(machine: str) -> Target:
+    """What recipes are told about one of MACHINES, or about this "host"."""
+    return host_target() if machine == "host" else MACHINES[machine][0]
 
 
 class Memory:
@@ -78,10 +89,10 @@ def run(
     fuse: bool = True,
     seed: int = 0,
 ) -> list[np.ndarray]:
-    """The roots' values of a graph on one of MACHINES; n is the value of the variable "n"."""
+    """The roots' values of a graph on a machine; n is the value of the variable "n"."""
     compiler = compiler_of(machine)
     plan = schedule(graph, fuse)
-    nests = [lower(kernel, MACHINES[machine][0]) for kernel in plan.kernels]
+    nests = [lower(kernel, target_of(machine)) for kernel in plan.kernels]
     return run_nests(graph, plan, nests, compiler, values, n, seed)
 
 

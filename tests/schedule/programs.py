@@ -356,6 +356,104 @@ def nothing(inputs: Inputs) -> list[Node]:
 
 
 @program
+def symbolic_product(inputs: Inputs) -> list[Node]:
+    """A product over a symbolic dimension, and one with symbolic rows."""
+    x, y, z = inputs(11, LENGTH), inputs(LENGTH, 20), inputs(20, 9)
+    return [product(x, y), product(y, z)]
+
+
+@program
+def symbolic_attention(inputs: Inputs) -> list[Node]:
+    """One new query against as many keys and values as there are so far."""
+    q, keys, values = inputs(2, 1, 8), inputs(2, LENGTH, 8), inputs(2, LENGTH, 8)
+    return [product(softmax(product(q, transpose(keys)), 2), values)]
+
+
+@program
+def symbolic_places(inputs: Inputs) -> list[Node]:
+    """The value of the variable as a number, and a part of an array that it cuts out."""
+    x = inputs(24, 5)
+    count = g.cast(g.variable(LENGTH, DEVICE), F32)
+    part = g.shrink(x, [(0, LENGTH), (0, 5)])
+    back = g.pad(part, [(0, 24 - LENGTH), (0, 0)])
+    return [ew(Op.DIV, total(part, 0), count), add(back, 1.0)]
+
+
+@program
+def products_of_vectors(inputs: Inputs) -> list[Node]:
+    """Matrix by vector, vector by matrix, inner and outer product."""
+    a, x, y = inputs(30, 40), inputs(40, 1), inputs(1, 30)
+    return [product(a, x), product(y, a), product(transpose(x), x), product(x, y)]
+
+
+@program
+def product_and_more(inputs: Inputs) -> list[Node]:
+    """One product with several outputs, one of them transposed."""
+    x, weight, other = inputs(33, 16), inputs(16, 40), inputs(40, 33)
+    result = product(x, weight)
+    return [result, mul(result, 2.0), add(transpose(result), other)]
+
+
+@program
+def integer_product(inputs: Inputs) -> list[Node]:
+    x, y = (inputs(9, 14, dtype=dtypes.int32, low=-9, high=9) for _ in range(2))
+    return [product(x, transpose(y))]
+
+
+@program
+def product_of_masked(inputs: Inputs) -> list[Node]:
+    """The left operand is zero above the diagonal, the right one is chosen by indices."""
+    x, table, index = inputs(20, 20), inputs(50, 18), inputs(20, dtype=dtypes.int32, low=-3, high=54)
+    row, column = g.reshape(g.iota(20, DEVICE), (20, 1)), g.reshape(g.iota(20, DEVICE), (1, 20))
+    lower = g.elementwise(Op.LE, g.expand(column, (20, 20)), g.expand(row, (20, 20)))
+    left = g.elementwise(Op.WHERE, lower, x, number(0.0, x))
+    right = g.gather(table, g.expand(g.reshape(index, (20, 1)), (20, 18)), 0)
+    return [product(left, right)]
+
+
+@program
+def product_of_products(inputs: Inputs) -> list[Node]:
+    """Σ over two axes of three factors."""
+    x, y, z = inputs(6, 8, 10), inputs(8, 10), inputs(6, 10)
+    both = mul(mul(x, y), g.expand(g.reshape(z, (6, 1, 10)), (6, 8, 10)))
+    return [total(both, 1, 2), total(both, 0)]
+
+
+@program
+def wide_product(inputs: Inputs) -> list[Node]:
+    """Enough rows and columns for several tasks and tiles of every size."""
+    x, y = inputs(205, 31), inputs(31, 130)
+    return [add(product(x, y), 1.0)]
+
+
+@program
+def far_rows(inputs: Inputs) -> list[Node]:
+    """Rows of the right operand lie so far apart that its panel is packed."""
+    x, y = inputs(100, 130), inputs(130, 1100)
+    return [g.shrink(product(x, y), [(0, 100), (0, 70)])]
+
+
+@program
+def integers(inputs: Inputs) -> list[Node]:
+    x = inputs(7, 37, dtype=dtypes.int64, low=-9, high=9)
+    y = inputs(7, 37, dtype=dtypes.int64, low=-3, high=3)
+    small = g.cast(x, dtypes.int8)
+    return [
+        ew(Op.IDIV, x, y), ew(Op.MOD, x, y), total(mul(small, small), 1),
+        g.reduce(Op.MAX, g.cast(x, dtypes.uint8), [0]), g.reduce(Op.PROD, y, [1]),
+    ]  # fmt: skip
+
+
+@program
+def mixed_widths(inputs: Inputs) -> list[Node]:
+    """Values of 1, 2, 4 and 8 bytes in one loop."""
+    x, y = inputs(9, 45, dtype=dtypes.float64), inputs(9, 45, dtype=dtypes.uint8, low=0, high=9)
+    positive = ew(Op.LT, 0.0, x)
+    chosen = g.elementwise(Op.WHERE, positive, g.cast(y, dtypes.int16), g.cast(x, dtypes.int16))
+    return [chosen, positive, mul(g.cast(chosen, dtypes.float64), x)]
+
+
+@program
 def long_chain(inputs: Inputs) -> list[Node]:
     """One dimension that is cut into blocks, of a length that no vector divides."""
     x = inputs(10_007)

@@ -1,0 +1,56 @@
+"""Programs under `GUARD=1`: every array that a kernel touches ends at an unreadable page.
+
+An access outside ends the process at the instruction that makes it (a write before the beginning is
+reported when the block is freed). Each array between kernels and each thread's scratch memory is a
+block of its own, mapped for one run: slow, and meant for tests.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import struct
+from collections.abc import Sequence
+
+from minigrad.device import Buffer
+from minigrad.program import GlobalCounters
+from minigrad.runtimes import cpu_memory
+from minigrad.runtimes.cpu_kernels import Kernel, Plan
+from minigrad.runtimes.cpu_pool import Launch, guarded_pool_for
+
+
+class GuardedProgram:
+    """A plan that is run kernel by kernel, between guards."""
+
+    def __init__(self, device: str, plan: Plan) -> None:
+        self.plan = plan
+        self.pool = guarded_pool_for(device)
+
+    def run(self, buffers: Sequence[Buffer], variables: dict[str, int]) -> None:
+        """Map the blocks, run the kernels in order, and unmap the blocks."""
+        plan = self.plan
+        blocks = [cpu_memory.allocate_exact(nbytes) for nbytes in plan.blocks]
+        try:
+            memories = [buffer.memory for buffer in buffers]
+            for kernel, sources in zip(plan.kernels, plan.sources, strict=True):
+                words = [
+                    memories[where] if kind == "slot"
+                    else blocks[where] if kind == "block"
+                    else variables[where]
+                    for kind, where in sources
+                ]  # fmt: skip
+                self._run_kernel(kernel, words)
+        finally:
+            for block, nbytes in zip(blocks, plan.blocks, strict=True):
+                cpu_memory.free(block, nbytes)
+        GlobalCounters.kernel_count += len(plan.kernels)
+        GlobalCounters.global_ops += sum(kernel.code.operations for kernel in plan.kernels)
+        GlobalCounters.global_mem += sum(kernel.code.traffic for kernel in plan.kernels)
+
+    def _run_kernel(self, kernel: Kernel, words: Sequence[int]) -> None:
+        """A table of one launch, with scratch areas of this kernel's size."""
+        arguments = struct.pack(f"={len(words)}q", *words)
+        memory = ctypes.create_string_buffer(arguments, max(len(arguments), 8))
+        table = (Launch * 1)()
+        table[0].kernel, table[0].args = kernel.address, ctypes.addressof(memory)
+        table[0].total, table[0].grain = kernel.code.total, kernel.code.grain
+        self.pool.run_guarded(ctypes.addressof(table), 1, kernel.code.scratch_bytes)

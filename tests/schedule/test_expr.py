@@ -1,0 +1,296 @@
+"""Scalar expressions: interning, guards, substitution and rebuilding, loads inside indices."""
+
+from __future__ import annotations
+
+import math
+import random
+
+import pytest
+
+from minigrad.dtype import dtypes
+from minigrad.graph.node import Op
+from minigrad.graph.symbolic import Affine, Atom, Integer, add, floordiv, mod, mul, sub, var
+from minigrad.schedule import expr
+from minigrad.schedule.expr import Array, Expr, Leaf, Local
+
+F32, I32 = dtypes.float32, dtypes.int32
+TABLE, INDEX, OUTER = Array("table", F32, 100), Array("index", I32, 40), Array("outer", I32, 40)
+I, J = var("i", 0, 9), var("j", 0, 9)
+ATOM_I, ATOM_J = I.terms[0][0], J.terms[0][0]
+
+
+def fadd(a: Expr, b: Expr) -> Expr:
+    return expr.apply(Op.ADD, (a, b), a.dtype)
+
+
+def loaded(array: Array, index: Integer) -> Integer:
+    """A value from memory as part of an index."""
+    return expr.value_of(expr.load(array, index))
+
+
+def evaluate(root: Expr, values: dict[str, int], memory: dict[str, list[int]]) -> float:
+    """The meaning of an expression of loads, sums and choices, by plain recursion."""
+
+    def index(x: Integer) -> int:
+        return x if isinstance(x, int) else x.constant + sum(c * atom(a) for a, c in x.terms)
+
+    def atom(a: Atom) -> int:
+        if a.kind == "var":
+            return values[a.name]
+        if a.kind == "value":
+            return int(value(a.payload))
+        return index(a.inner or 0) // a.divisor if a.kind == "div" else index(a.inner or 0) % a.divisor
+
+    def value(e: Expr) -> float:
+        if e.op is Op.CONST:
+            return float(e.payload)
+        if e.op is Leaf.LOAD:
+            array, place, guard = e.payload
+            return memory[array.name][index(place)] if all(index(c) >= 0 for c in guard) else 0
+        if e.op is Leaf.INDEX:
+            return index(e.payload)
+        if e.op is Leaf.CONDITION:
+            return index(e.payload) >= 0
+        args = [value(arg) for arg in e.args]
+        if e.op is Op.WHERE:
+            return args[1] if args[0] else args[2]
+        assert e.op in (Op.ADD, Op.AND)
+        return args[0] + args[1] if e.op is Op.ADD else bool(args[0] and args[1])
+
+    return value(root)
+
+
+# ---- interning ----
+
+
+def test_equal_expressions_are_identical() -> None:
+    one, two = (fadd(expr.load(TABLE, I), expr.const(1.0, F32)) for _ in range(2))
+    assert one is two
+    assert one is not fadd(expr.load(TABLE, J), expr.const(1.0, F32))
+
+
+@pytest.mark.parametrize(
+    ("a", "b"),
+    [(0.0, -0.0), (0.0, math.nan), (1.0, 2.0), (math.inf, -math.inf)],
+)
+def test_different_constants_are_kept_apart(a: float, b: float) -> None:
+    x, y = expr.const(a, F32), expr.const(b, F32)
+    assert x is not y
+    assert math.copysign(1, x.payload) == math.copysign(1, a)
+    assert math.copysign(1, y.payload) == math.copysign(1, b)
+
+
+def test_constants_of_different_dtypes_are_kept_apart() -> None:
+    ones = [expr.const(1, dtype) for dtype in (dtypes.bool, I32, dtypes.int64, F32)]
+    assert len(set(ones)) == 4
+    assert ones[0].payload is True and isinstance(ones[1].payload, int)
+
+
+def test_all_nans_are_one_constant() -> None:
+    assert expr.const(math.nan, F32) is expr.const(float("nan"), F32)
+
+
+def test_constants_are_rounded_to_their_dtype() -> None:
+    assert expr.const(0.1, F32) is expr.const(0.10000000149011612, F32)
+    assert expr.const(300, dtypes.uint8).payload == 44
+
+
+# ---- what is simplified on the way ----
+
+
+def test_choices_that_are_known() -> None:
+    a, b = expr.load(TABLE, I), expr.load(TABLE, J)
+    test = expr.apply(Op.LT, (a, b), dtypes.bool)
+
+    def where(condition: Expr, then: Expr, other: Expr) -> Expr:
+        return expr.apply(Op.WHERE, (condition, then, other), F32)
+
+    assert where(expr.const(True, dtypes.bool), a, b) is a
+    assert where(expr.const(False, dtypes.bool), a, b) is b
+    assert where(test, a, a) is a
+    assert where(test, a, b).op is Op.WHERE
+
+
+def test_an_index_that_is_a_number_is_a_constant() -> None:
+    assert expr.index(7, dtypes.int64) is expr.const(7, dtypes.int64)
+    assert expr.index(I).op is Leaf.INDEX
+
+
+def test_value_of_gives_indices_back() -> None:
+    assert expr.value_of(expr.index(add(I, 3))) == add(I, 3)
+    assert expr.value_of(expr.const(-4, I32)) == -4
+    value = expr.value_of(expr.load(INDEX, I))
+    assert isinstance(value, Affine)
+    assert value.low == I32.minimum and value.high == I32.maximum
+
+
+def test_conditions_that_are_known() -> None:
+    assert expr.condition(3) is expr.const(True, dtypes.bool)
+    assert expr.condition(-1) is expr.const(False, dtypes.bool)
+    assert expr.condition(sub(I, 10)) is expr.const(False, dtypes.bool)
+    assert expr.condition(sub(I, 3)).op is Leaf.CONDITION
+
+
+# ---- guards ----
+
+
+def test_a_guard_keeps_only_what_may_fail() -> None:
+    may_fail = sub(I, 3)
+    assert expr.restrict((), [I, 5, may_fail, may_fail]) == (may_fail,)
+    assert expr.restrict((may_fail,), [sub(J, 2)]) == (may_fail, sub(J, 2))
+
+
+def test_a_guard_that_never_holds() -> None:
+    (never,) = expr.restrict((sub(I, 3),), [sub(J, 2), -1])
+    assert never.high < 0
+    assert not expr.non_negative((never,)) and expr.non_negative((I,))
+
+
+def test_a_guarded_value() -> None:
+    inner, zero = expr.load(TABLE, I), expr.const(0.0, F32)
+    assert expr.guarded((), inner, zero) is inner
+    both = expr.guarded((sub(I, 3), sub(J, 2)), inner, zero)
+    assert both.op is Op.WHERE
+    memory = {"table": list(range(1, 101))}
+    for i in range(10):
+        for j in range(10):
+            wanted = i + 1 if i >= 3 and j >= 2 else 0
+            assert evaluate(both, {"i": i, "j": j}, memory) == wanted
+
+
+# ---- loads inside indices ----
+
+
+def test_walk_and_loads_see_what_is_inside_indices() -> None:
+    inner = expr.load(OUTER, J)
+    index = expr.load(INDEX, add(expr.value_of(inner), I))
+    table = expr.load(TABLE, add(expr.value_of(index), 1), (sub(loaded(OUTER, 7), 2),))
+    root = fadd(table, expr.const(2.0, F32))
+    found = expr.loads(root)
+    assert set(found) == {inner, index, table, expr.load(OUTER, 7)}
+    assert found.index(inner) < found.index(index) < found.index(table)
+    order = expr.walk(root)
+    assert order[-1] is root and order.index(table) > order.index(index)
+    assert root.variables == {ATOM_I, ATOM_J}
+    assert expr.loads(root) == found  # the second answer is remembered
+    assert list(expr.loads(root, table, inner)) == list(found)
+    assert list(expr.loads(table)) == list(found)
+
+
+def test_a_remembered_answer_does_not_keep_loads_alive() -> None:
+    """A load that held itself would be freed by the garbage collector only."""
+    import gc
+    import weakref
+
+    gc.disable()
+    try:
+        load = expr.load(Array("short", F32, 3), 2)
+        expr.loads(load)
+        gone = weakref.ref(load)
+        del load
+        assert gone() is None
+    finally:
+        gc.enable()
+
+
+def test_substitution_happens_once_inside_loaded_values() -> None:
+    """i := i + 1 in table[index[i]] is table[index[i + 1]], not index[i + 2]."""
+    root = expr.load(TABLE, loaded(INDEX, I))
+    moved = expr.substitute_in(root, {ATOM_I: add(I, 1)})
+    assert moved is expr.load(TABLE, loaded(INDEX, add(I, 1)))
+    deeper = expr.load(TABLE, loaded(INDEX, loaded(OUTER, I)))
+    moved = expr.substitute_in(deeper, {ATOM_I: mul(I, 2)})
+    assert moved is expr.load(TABLE, loaded(INDEX, loaded(OUTER, mul(I, 2))))
+
+
+def test_substitution_replaces_all_variables_at_once() -> None:
+    root = expr.load(TABLE, add(mul(I, 10), J))
+    swapped = expr.substitute_in(root, {ATOM_I: J, ATOM_J: I})
+    assert swapped is expr.load(TABLE, add(mul(J, 10), I))
+
+
+def test_substitution_in_guards_indices_conditions_and_registers() -> None:
+    registers = Local("acc", F32, 4)
+    guarded_load = expr.load(TABLE, I, (sub(I, 3),))
+    at = {ATOM_I: add(J, 4)}
+    assert expr.substitute_in(guarded_load, at) is expr.load(TABLE, add(J, 4))  # 3 ≤ j + 4 always
+    assert expr.substitute_in(expr.index(I), at) is expr.index(add(J, 4))
+    assert expr.substitute_in(expr.condition(sub(I, 3)), at) is expr.const(True, dtypes.bool)
+    assert expr.substitute_in(expr.condition(sub(I, 7)), at) is expr.condition(sub(J, 3))
+    assert expr.substitute_in(expr.local(registers, I), {ATOM_I: 2}) is expr.local(registers, 2)
+    untouched = fadd(expr.load(TABLE, J), expr.const(1.0, F32))
+    assert expr.substitute_in(untouched, at) is untouched
+
+
+def test_rebuild_reaches_into_indices() -> None:
+    """What replaces a load replaces it where it is an index, and in guards, too."""
+    index = expr.load(INDEX, I)
+    root = expr.load(TABLE, add(expr.value_of(index), J), (sub(expr.value_of(index), 2),))
+    new = expr.load(OUTER, J)
+    changed = expr.rebuild(root, {index: new}.get)
+    value = expr.value_of(new)
+    assert changed is expr.load(TABLE, add(value, J), (sub(value, 2),))
+    known = expr.rebuild(root, {index: expr.const(5, I32)}.get)
+    assert known is expr.load(TABLE, add(J, 5))
+    below = expr.rebuild(root, {index: expr.const(1, I32)}.get)
+    assert expr.loads(below) == (below,) and below.payload[2][0].high < 0
+
+
+def test_rebuild_reaches_into_indices_used_as_values() -> None:
+    index = expr.load(INDEX, I)
+    twice = expr.index(mul(expr.value_of(index), 2))
+    assert twice.op is Leaf.INDEX
+    assert expr.rebuild(twice, {index: expr.const(4, I32)}.get) is expr.const(8, I32)
+    test = expr.condition(sub(expr.value_of(index), 3))
+    assert expr.rebuild(test, {index: expr.const(1, I32)}.get) is expr.const(False, dtypes.bool)
+
+
+def test_rebuild_gives_the_same_object_where_nothing_changes() -> None:
+    root = fadd(expr.load(TABLE, loaded(INDEX, I)), expr.const(1.0, F32))
+    assert expr.rebuild(root, lambda leaf: None) is root
+
+
+def test_deep_expressions_need_no_recursion() -> None:
+    root = expr.load(TABLE, I)
+    for _ in range(20_000):
+        root = fadd(root, expr.const(1.0, F32))
+    moved = expr.substitute_in(root, {ATOM_I: add(J, 1)})
+    assert expr.loads(moved) == (expr.load(TABLE, add(J, 1)),)
+    assert len(expr.show(moved)) < 10_000
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_substitution_means_what_it_says(seed: int) -> None:
+    """root with i := a(i, j), j := b(i, j), evaluated, is root evaluated at (a, b)."""
+    random_ = random.Random(seed)
+    memory = {name: [random_.randrange(10) for _ in range(100)] for name in ("index", "outer")}
+    memory["table"] = [random_.randrange(1000) for _ in range(1000)]
+    table = Array("table", F32, 1000)
+
+    def some_index(depth: int) -> Integer:
+        """A sum with values in 0 … 99."""
+        parts: list[Integer] = [random_.choice([I, J, mul(I, 3), 2])]
+        if depth:
+            inner = some_index(depth - 1)
+            parts.append(mod(loaded(random_.choice([INDEX, OUTER]), mod(inner, 40)), 7))
+            parts.append(floordiv(some_index(depth - 1), random_.choice([2, 3, 5])))
+        x: Integer = 0
+        for part in parts:
+            x = add(x, part)
+        return mod(x, 100)
+
+    root = expr.const(1.0, F32)
+    for _ in range(3):
+        place = some_index(2)
+        test = sub(some_index(1), random_.randrange(20))
+        guard = expr.restrict((), [test])
+        value = expr.guarded(guard, expr.load(table, place, guard), expr.const(-1.0, F32))
+        root = fadd(root, value)
+    a, b = mod(add(mul(I, 2), J), 10), mod(add(I, loaded(OUTER, J)), 10)
+    moved = expr.substitute_in(root, {ATOM_I: a, ATOM_J: b})
+    for i in range(10):
+        for j in range(10):
+            at_a = (2 * i + j) % 10
+            at_b = (i + memory["outer"][j]) % 10
+            found = evaluate(moved, {"i": i, "j": j}, memory)
+            assert found == evaluate(root, {"i": at_a, "j": at_b}, memory), (i, j)

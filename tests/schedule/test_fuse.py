@@ -1,0 +1,380 @@
+"""Which values share a kernel, and that every schedule can be carried out in its order."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from property.compare import Tolerance, difference
+
+from minigrad.graph import build as g
+from minigrad.graph.node import Node, Op
+from minigrad.runtimes.reference import evaluate
+from minigrad.schedule import expr
+from minigrad.schedule.schedule import Schedule, schedule
+
+from .machine import run
+from .programs import (
+    F32,
+    PROGRAMS,
+    Inputs,
+    add,
+    ew,
+    gelu,
+    graph_of,
+    mean,
+    mul,
+    number,
+    plan_of,
+    product,
+    softmax,
+    total,
+    transpose,
+    values_for,
+)
+from .random_graphs import random_program
+
+NEAR = Tolerance(ulps=16, scale=16, terms=1)
+
+# Program → kernels, where that number is a promise of DESIGN.md or a decision worth keeping.
+KERNELS = {
+    "transposed_chain": 1, "row_softmax": 1, "layer_norm": 1, "gelu_linear": 1,
+    "linear_transposed": 1, "convolution": 1, "product_of_sums": 2, "column_sum": 1,
+    "two_outputs": 1, "rows_and_columns": 2, "embedding": 1, "padded": 1, "symbolic_softmax": 1,
+    "any_and_all": 1, "scattered": 1, "scattered_inside_rows": 2, "long_sum": 2,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", KERNELS)
+def test_number_of_kernels(name: str) -> None:
+    assert len(plan_of(PROGRAMS[name]).kernels) == KERNELS[name]
+
+
+def test_fuse_0_makes_a_kernel_of_each_operation() -> None:
+    plan = plan_of(PROGRAMS["row_softmax"], fuse=False)
+    assert [len(kernel.stages) for kernel in plan.kernels] == [1] * 5  # max, −, exp, sum, ÷
+    assert all(kernel.stages[0].array in kernel.stored for kernel in plan.kernels)
+
+
+def test_a_softmax_keeps_its_row_inside_the_kernel() -> None:
+    (kernel,) = plan_of(PROGRAMS["row_softmax"]).kernels
+    assert kernel.kind == "rows" and kernel.rows == 40
+    assert [array.name for array in kernel.stored] == ["o1"]
+
+
+def test_a_product_takes_bias_and_gelu_with_it() -> None:
+    plan = plan_of(PROGRAMS["gelu_linear"])
+    (kernel,) = plan.kernels
+    assert kernel.kind == "contraction" and len(kernel.stages) == 2
+    assert plan.arena_bytes == 0
+
+
+def test_two_layers_are_two_kernels() -> None:
+    def mlp(inputs: Inputs) -> list[Node]:
+        x, first, bias, second = inputs(32, 24), inputs(24, 40), inputs(40), inputs(40, 10)
+        return [product(gelu(add(product(x, first), bias)), second)]
+
+    plan = plan_of(mlp)
+    assert [kernel.kind for kernel in plan.kernels] == ["contraction"] * 2
+    assert plan.arena_bytes == 32 * 40 * 4
+
+
+def test_a_residual_joins_its_product() -> None:
+    def residual(inputs: Inputs) -> list[Node]:
+        x, weight = inputs(32, 24), inputs(24, 24)
+        return [add(x, product(x, weight))]
+
+    assert len(plan_of(residual).kernels) == 1
+
+
+def test_long_sums_stay_parallel() -> None:
+    """The second half of a cut sum has one row: in the first half's kernel it would cost threads."""
+    first, second = plan_of(PROGRAMS["long_sum"]).kernels
+    assert first.rows == 100 and second.rows == 1
+
+
+def test_a_mean_loss_does_not_make_its_rows_serial() -> None:
+    def loss(inputs: Inputs) -> list[Node]:
+        x = inputs(64, 700)
+        powers = ew(Op.EXP, ew(Op.SUB, x, g.reduce(Op.MAX, x, [1])))
+        return [total(ew(Op.LOG, total(powers, 1)), 0, 1)]
+
+    plan = plan_of(loss)
+    assert max(kernel.rows for kernel in plan.kernels) == 64
+    heavy = [k for k in plan.kernels if sum(s.iterations for s in k.stages) > 64 * 600]
+    assert all(kernel.rows == 64 for kernel in heavy)
+
+
+def test_small_work_is_not_worth_a_kernel_of_its_own() -> None:
+    def small(inputs: Inputs) -> list[Node]:
+        x = inputs(8, 16)
+        return [total(total(mul(x, x), 1), 0)]
+
+    assert len(plan_of(small).kernels) == 1
+
+
+def test_what_needs_the_whole_input_waits_for_it() -> None:
+    """A transposed reader reads all rows of its producer for one of its own."""
+
+    def crossing(inputs: Inputs) -> list[Node]:
+        x = softmax(inputs(64, 64), 1)
+        return [softmax(transpose(x), 1)]
+
+    assert len(plan_of(crossing).kernels) == 2
+
+
+# ---- every schedule ----
+
+
+def check_order(plan: Schedule) -> None:
+    """Nothing is read before it is made, made twice, or overwritten while it is still needed."""
+    made: dict[str, int] = {}
+    overwritten: dict[int, int] = {}
+    inputs = {array: slot for array, slot in plan.slots.items() if array.name.startswith("s")}
+    for step, kernel in enumerate(plan.kernels):
+        inside: set[str] = set()
+        for stage in kernel.stages:
+            for load in expr.loads(*stage.exprs()):
+                array = load.payload[0]
+                if array in inputs:
+                    assert overwritten.get(inputs[array], step) == step, f"{array} is gone"
+                else:
+                    known = array.name in inside or made.get(array.name, step) < step
+                    assert known, f"kernel {step} reads {array} too early"
+            assert stage.array.name not in made and stage.array.name not in inside
+            inside.add(stage.array.name)
+            if stage.array in plan.slots:
+                overwritten.setdefault(plan.slots[stage.array], step)
+        stored = {array.name for array in kernel.stored}
+        assert stored <= inside
+        made.update(dict.fromkeys(stored, step))
+    for array in plan.slots:
+        if array not in inputs:
+            assert array.name in made, f"{array} is never written"
+    assert {array.name for array in plan.arena} <= set(made)
+
+
+@pytest.mark.parametrize("fuse", [True, False])
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_order_of_programs(name: str, fuse: bool) -> None:
+    check_order(plan_of(PROGRAMS[name], fuse=fuse))
+
+
+@pytest.mark.parametrize("fuse", [True, False])
+@pytest.mark.parametrize("seed", range(60))
+def test_order_of_random_graphs(seed: int, fuse: bool) -> None:
+    """Kernels never need each other in a circle: there would be no order."""
+    check_order(plan_of(random_program(seed, 30), fuse=fuse))
+
+
+@pytest.mark.parametrize("batch", range(6))
+def test_random_graphs_run(batch: int) -> None:
+    for seed in range(100 + 4 * batch, 104 + 4 * batch):
+        compare(random_program(seed), {}, f"seed {seed}")
+
+
+def compare(build: object, in_place: dict[int, int], what: str) -> None:
+    """Run a program fused and unfused on this machine, and compare with the reference."""
+    graph, inputs = graph_of(build, in_place)  # type: ignore[arg-type]
+    values = values_for(inputs, 5)
+    expected = evaluate(graph.roots, values, {"n": 5})
+    for fuse in (True, False):
+        check_order(schedule(graph, fuse))
+        found = run(graph, values, "host", 5, fuse)
+        for number_, (got, wanted) in enumerate(zip(found, expected, strict=True)):
+            problem = difference(got, wanted, NEAR, tuple(values.values()), wanted.size**0.5)
+            assert problem is None, f"{what}, fuse {fuse}, output {number_}: {problem}"
+
+
+# ---- updates in place ----
+
+
+def plus_one(inputs: Inputs) -> list[Node]:
+    return [add(inputs(40, 40), 1.0)]
+
+
+def transposed_plus_one(inputs: Inputs) -> list[Node]:
+    return [add(transpose(inputs(40, 40)), 1.0)]
+
+
+def flipped(inputs: Inputs) -> list[Node]:
+    return [g.flip(inputs(40, 40), [1])]
+
+
+def shifted(inputs: Inputs) -> list[Node]:
+    return [g.pad(g.shrink(inputs(100), [(1, 100)]), [(0, 1)])]
+
+
+def shifted_up(inputs: Inputs) -> list[Node]:
+    return [g.pad(g.shrink(inputs(100), [(0, 99)]), [(1, 0)])]
+
+
+def rows_centred(inputs: Inputs) -> list[Node]:
+    x = inputs(40, 40)
+    return [ew(Op.SUB, x, mean(x, 1))]
+
+
+def columns_centred(inputs: Inputs) -> list[Node]:
+    x = inputs(40, 40)
+    return [ew(Op.SUB, x, mean(x, 0))]
+
+
+def own_softmax(inputs: Inputs) -> list[Node]:
+    return [softmax(inputs(40, 40), 1)]
+
+
+def own_column_softmax(inputs: Inputs) -> list[Node]:
+    return [softmax(inputs(40, 40), 0)]
+
+
+def own_product(inputs: Inputs) -> list[Node]:
+    x, weight = inputs(40, 40), inputs(40, 40)
+    return [product(x, weight)]
+
+
+def own_product_from_the_right(inputs: Inputs) -> list[Node]:
+    x, weight = inputs(40, 40), inputs(40, 40)
+    return [product(weight, x)]
+
+
+def descent(inputs: Inputs) -> list[Node]:
+    """w − 0.1 · xᵀ·(x·w)."""
+    weight, x = inputs(24, 16), inputs(30, 24)
+    return [ew(Op.SUB, weight, mul(product(transpose(x), product(x, weight)), 0.1))]
+
+
+def own_scatter(inputs: Inputs) -> list[Node]:
+    base, x = inputs(16, 9), inputs(16, 9)
+    rows = ew(Op.MOD, mul(g.iota(16, "CPU"), 5), 17)
+    return [g.scatter_add(base, g.expand(g.reshape(rows, (16, 1)), (16, 9)), x, 0)]
+
+
+def own_gather(inputs: Inputs) -> list[Node]:
+    x = inputs(16, 9)
+    rows = ew(Op.MOD, mul(g.iota(16, "CPU"), 5), 17)
+    return [g.gather(x, g.expand(g.reshape(rows, (16, 1)), (16, 9)), 0)]
+
+
+def two_rows_at_once(inputs: Inputs) -> list[Node]:
+    """A row and its neighbour: wrong where rows are overwritten one after the other."""
+    x = inputs(40, 40)
+    return [add(x, g.pad(g.shrink(x, [(1, 40), (0, 40)]), [(0, 1), (0, 0)]))]
+
+
+def reshaped(inputs: Inputs) -> list[Node]:
+    return [g.reshape(transpose(inputs(20, 30)), (20, 30))]
+
+
+OWN = [
+    plus_one, transposed_plus_one, flipped, shifted, shifted_up, rows_centred, columns_centred,
+    own_softmax, own_column_softmax, own_product, own_product_from_the_right, descent, own_scatter,
+    own_gather, two_rows_at_once, reshaped,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("build", OWN)
+def test_updates_in_place(build: object) -> None:
+    """The first input becomes the first output."""
+    compare(build, {0: 0}, str(build))
+
+
+def temporaries(plan: Schedule) -> int:
+    """Bytes in the arena."""
+    return sum(array.size * array.dtype.itemsize for array in plan.arena)
+
+
+def test_an_elementwise_update_needs_no_memory() -> None:
+    plan = plan_of(plus_one, {0: 0})
+    assert len(plan.kernels) == 1 and plan.arena_bytes == 0
+    plan = plan_of(own_softmax, {0: 0})
+    assert len(plan.kernels) == 1 and plan.arena_bytes == 0
+
+
+def test_a_transposed_update_goes_through_a_temporary() -> None:
+    plan = plan_of(transposed_plus_one, {0: 0})
+    assert len(plan.kernels) == 2 and temporaries(plan) == 40 * 40 * 4
+    assert [kernel.stages[-1].array.name for kernel in plan.kernels][-1] == "o0"
+
+
+def swap(inputs: Inputs) -> list[Node]:
+    x, y = inputs(30, 7), inputs(30, 7)
+    return [add(y, 0.5), add(x, 0.5)]
+
+
+def rotation(inputs: Inputs) -> list[Node]:
+    x, y, z = inputs(30, 7), inputs(30, 7), inputs(30, 7)
+    return [mul(y, 2.0), mul(z, 2.0), mul(x, 2.0)]
+
+
+def old_and_new(inputs: Inputs) -> list[Node]:
+    """Others read x as it was: by rows, by columns, in a product."""
+    x, y = inputs(30, 30), inputs(30, 30)
+    return [add(x, 1.0), total(x, 0), softmax(x, 1), product(y, x), mul(add(x, 1.0), 2.0)]
+
+
+def moments(inputs: Inputs) -> list[Node]:
+    """Adam's update: three values in place, from one gradient."""
+    weight, first, second, x = inputs(20, 10), inputs(20, 10), inputs(20, 10, low=0), inputs(20, 10)
+    gradient = mul(x, weight)
+    m = add(mul(first, 0.9), mul(gradient, 0.1))
+    v = add(mul(second, 0.99), mul(mul(gradient, gradient), 0.01))
+    step = ew(Op.DIV, m, add(ew(Op.SQRT, v), 1e-3))
+    return [ew(Op.SUB, weight, mul(step, 0.1)), m, v, total(gradient, 0, 1)]
+
+
+def test_a_swap() -> None:
+    compare(swap, {0: 0, 1: 1}, "swap")
+
+
+def test_a_rotation() -> None:
+    compare(rotation, {0: 0, 1: 1, 2: 2}, "rotation")
+
+
+def test_readers_of_the_old_value() -> None:
+    compare(old_and_new, {0: 0}, "old and new")
+
+
+def test_an_optimizers_step_is_one_pass() -> None:
+    compare(moments, {0: 0, 1: 1, 2: 2}, "moments")
+    plan = plan_of(moments, {0: 0, 1: 1, 2: 2})
+    updates = [k for k in plan.kernels if any(a.name in ("o0", "o1", "o2") for a in k.stored)]
+    assert len(updates) == 1
+
+
+@pytest.mark.parametrize("batch", range(8))
+def test_random_graphs_in_place(batch: int) -> None:
+    """The first root that has an input's shape and dtype overwrites that input."""
+    tried = 0
+    for seed in range(1000 + 10 * batch, 1010 + 10 * batch):
+        build = random_program(seed)
+        graph, inputs = graph_of(build)
+        in_place: dict[int, int] = {}
+        for root_number, root in enumerate(graph.roots):
+            for slot, node in enumerate(inputs.nodes):
+                free = root_number not in in_place and slot not in in_place.values()
+                if free and node.shape == root.shape and root.op is not Op.BUFFER:
+                    in_place[root_number] = slot
+        if in_place:
+            compare(build, in_place, f"seed {seed}, in place {in_place}")
+            tried += 1
+    assert tried
+
+
+def test_the_check_of_orders_can_fail() -> None:
+    plan = plan_of(transposed_plus_one, {0: 0})
+    with pytest.raises(AssertionError):
+        check_order(
+            Schedule(plan.kernels[::-1], plan.slots, plan.arena, plan.arena_bytes, plan.variables)
+        )
+
+
+def test_shorthands() -> None:
+    """What the programs are made of means what numpy means by it."""
+    inputs = Inputs()
+    a, b = inputs(3, 4), inputs(4, 2)
+    x = {0: np.arange(12, dtype=np.float32).reshape(3, 4), 1: np.ones((4, 2), np.float32)}
+    found = evaluate([product(a, b), softmax(a, 0), add(number(1, a), a)], x)
+    powers = np.exp(x[0] - x[0].max(0))
+    np.testing.assert_allclose(found[0], x[0] @ x[1])
+    np.testing.assert_allclose(found[1], powers / powers.sum(0), rtol=1e-6)
+    np.testing.assert_array_equal(found[2], x[0] + 1)
+    assert found[0].dtype == np.float32 and a.dtype is F32
