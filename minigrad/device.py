@@ -61,6 +61,10 @@ class Replay(Protocol):
 
     memories: Any
 
+    def allocate(self, nbytes: int) -> Any:
+        """Memory for an argument, as the device's own `allocate`."""
+        ...
+
     def run(self, variables: dict[str, int]) -> None:
         """Make the calls; the caller sees to it that one thread at a time does so."""
         ...
@@ -73,6 +77,13 @@ class Sequential:
         self.calls = calls
         self.places = {argument: place for place, argument in enumerate(arguments)}
         self.memories: list[Any] = [None] * len(arguments)
+        self.runtime = Device[arguments[0].device] if arguments else None
+
+    def allocate(self, nbytes: int) -> Any:
+        """Memory for an argument."""
+        if self.runtime is None:
+            raise ValueError("a replay without arguments needs no memory for one")
+        return self.runtime.allocate(nbytes)
 
     def run(self, variables: dict[str, int]) -> None:
         """Run each program on its buffers, with the arguments' places taken by `memories`."""

@@ -66,7 +66,6 @@ class _Output:
     device: str
     size: int
     nbytes: int
-    allocate: Callable[[int], Any]
     stopped: bool  # a replay keeps no history: no gradient can flow through its results
     symbolic: bool
 
@@ -109,6 +108,7 @@ class _Capture:
         self.gradients: list[tuple[Tensor, Tensor, bool]] = []  # of what, which, may there be one
         self.input_gradients: list[tuple[int, Tensor]] = []
         self.special = False  # whether any of the last four needs attention
+        self.simple = False  # whether the result is one fresh tensor, and nothing is special
 
     def run(self, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
         """One replay. The lock is held."""
@@ -139,26 +139,26 @@ class _Capture:
             tensors, values = self._check(args, kwargs)
         if self.special:
             self._check_special(tensors)
-        buffers = []
+        nodes = []
         for output in self.outputs:
-            memory = output.allocate(output.nbytes)
-            buffers.append(Buffer(output.device, output.dtype, output.size, memory))
+            memory = self.replay.allocate(output.nbytes)
             memories[output.place] = memory
+            shape, dtype, device = output.shape, output.dtype, output.device
+            if output.symbolic:
+                shape = tuple(rebind(extent, values) for extent in shape)
+            buffer = Buffer(device, dtype, output.size, memory)
+            nodes.append(own_buffer(buffer, dtype, shape, device))
         GlobalCounters.program_calls += 1
         self.replay.run(values)
         if history.any_recorded():
             history.replayed(self._all_written(tensors))
-        nodes = []
-        for output, buffer in zip(self.outputs, buffers, strict=True):
-            shape = output.shape
-            if output.symbolic:
-                shape = tuple(rebind(extent, values) for extent in shape)
-            nodes.append(own_buffer(buffer, output.dtype, shape, output.device))
+        if self.simple:  # one new tensor
+            return Tensor._alone(nodes[0], self.outputs[0].stopped)
         if self.special:
             self._renew(tensors, nodes)
-        if self.result is TENSOR:
-            return self._tensor(self.sources[0], tensors, nodes)
         results = [self._tensor(source, tensors, nodes) for source in self.sources]
+        if self.result is TENSOR:
+            return results[0]
         return rebuild(self.result, iter(results).__next__, values)
 
     def _tensor(self, source: _Source, tensors: Sequence[Tensor], nodes: Sequence[Node]) -> Tensor:
@@ -166,16 +166,15 @@ class _Capture:
         kind, what = source.kind, source.what
         if kind == "fresh":
             node = nodes[what]
-            if self.renewed:  # somebody else may stand for it already
-                made = Tensor._of(node)
-                made.stopped = self.outputs[what].stopped
-                return made
-            return Tensor._alone(node, self.outputs[what].stopped)
+            made = Tensor._of(node)  # another may stand for it: a result that is given twice
+            made.stopped = self.outputs[what].stopped
+            return made
         if kind == "input":
             return tensors[what]
-        if kind == "input memory":
-            return Tensor._of(tensors[what].raw)
-        return what if kind == "kept" else Tensor._of(what)
+        if kind == "kept":
+            kept: Tensor = what
+            return kept
+        return Tensor._of(tensors[what].raw if kind == "input memory" else what)
 
     def _settle(self, args: Any, kwargs: Any) -> None:
         """Let everybody have its value who reads what is about to be overwritten."""
@@ -389,9 +388,7 @@ class Jitted(Generic[P, R]):
             for number, clone in enumerate(given)
             if clone is not tensors[number]
         ]
-        results.clear()
-        given.clear()
-        del result
+        del result, results[:], given[:]
         capture.renewed = [(link, source) for link, source in links if link() is not None]
         known = set(watch.fresh) | set(places) | {tensor.raw.arg for tensor in tensors}
         refuse_replaced(self.name, calls, {b for c in calls for b in (*c.made, *c.written)}, known)
@@ -399,6 +396,8 @@ class Jitted(Generic[P, R]):
             capture.renewed or capture.gradients or capture.input_gradients
             or capture.written_inputs
         )  # fmt: skip
+        alone = [source.kind for source in capture.sources] == ["fresh"]
+        capture.simple = alone and capture.result is TENSOR and not capture.special
         self._captures[modes.training] = capture
         answer: R = rebuild(capture.result, iter(returned).__next__, values)
         return answer
@@ -408,7 +407,7 @@ class Jitted(Generic[P, R]):
 
         Leaves that want a gradient stay what they are.
         """
-        given = []
+        given: list[Tensor] = []
         for number, tensor in enumerate(tensors):
             if tensor.requires_grad:
                 if any(tensor.raw is other.raw for other in given):
@@ -421,8 +420,8 @@ class Jitted(Generic[P, R]):
             copy = tensor.clone()
             copy.made, copy.stopped = tensor.made, tensor.stopped
             copy._requires_grad = tensor._requires_grad
+            engine.realize([copy])  # one by one: two copies of one tensor would be one node
             given.append(copy)
-        engine.realize(given)
         return given
 
     def _take_gradients(
@@ -556,7 +555,7 @@ def _output(tensor: Tensor, place: int, values: dict[str, int]) -> _Output:
     memory: Buffer = tensor.raw.arg
     return _Output(
         place, known.shape, known.dtype, known.device, memory.size, memory.nbytes,
-        Device[known.device].allocate, tensor.stopped or history.has_history(tensor.raw),
+        tensor.stopped or history.has_history(tensor.raw),
         any(not isinstance(extent, int) for extent in known.shape),
     )  # fmt: skip
 

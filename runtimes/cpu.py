@@ -20,8 +20,9 @@ from minigrad.graph.canonical import Graph
 from minigrad.loops.target import Target
 from minigrad.program import GlobalCounters
 from minigrad.runtimes import cpu_memory, cpu_report
-from minigrad.runtimes.cpu_kernels import Kernels, Plan
 from minigrad.runtimes.cpu_guard import GuardedProgram
+from minigrad.runtimes.cpu_interrupt import runner
+from minigrad.runtimes.cpu_kernels import Kernels, Plan
 from minigrad.runtimes.cpu_pool import Launch, Pool, pool_for
 from minigrad.runtimes.cpu_replay import CpuReplay
 from minigrad.runtimes.host import host
@@ -53,7 +54,7 @@ class CPU:
         self.name = name
 
     def allocate(self, nbytes: int) -> int:
-        """The address of uninitialised memory, 64-byte aligned; under GUARD less, between guards."""
+        """The address of memory: 64-byte aligned, or under GUARD right before a guard."""
         return cpu_memory.allocate_exact(nbytes) if flag("GUARD") else cpu_memory.allocate(nbytes)
 
     def free(self, memory: int, nbytes: int) -> None:
@@ -71,7 +72,7 @@ class CPU:
     def synchronize(self) -> None:
         """Nothing to wait for: a program ends before `run` returns."""
 
-    def compile(self, graph: Graph) -> CpuProgram:
+    def compile(self, graph: Graph) -> CpuProgram | GuardedProgram:
         """Find or make the machine code of a graph."""
         plan = host_kernels().plan(graph)
         return GuardedProgram(self.name, plan) if flag("GUARD") else CpuProgram(self.name, plan)
@@ -109,6 +110,7 @@ class CpuProgram:
         self.operations = sum(code.operations for code in codes)
         self.traffic = sum(code.traffic for code in codes)
         self.scratch_bytes = max((code.scratch_bytes for code in codes), default=0)
+        self._run = runner(self.pool, self.operations + self.traffic)
 
     def run(self, buffers: Sequence[Buffer], variables: dict[str, int]) -> None:
         """Fill in the call's addresses and values, and walk the table."""
@@ -136,7 +138,7 @@ class CpuProgram:
         base = ctypes.addressof(self._table)
         level = flag("DEBUG")
         if level < 1:
-            self.pool.run(base, len(self.kernels), self.scratch_bytes)
+            self._run(base, len(self.kernels), self.scratch_bytes)
             return
 
         def run_one(number: int) -> None:

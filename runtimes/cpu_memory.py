@@ -156,6 +156,12 @@ class _Blocks:
 
 
 _blocks = _Blocks()
+# Idle blocks of small results by the bytes asked for: taken and given without the lock, since
+# `deque.append` and `pop` are atomic. A few of each are enough for the results of a step.
+_ready: dict[int, deque[int]] = {}
+_READY_BYTES = 4096
+_READY_BLOCKS = 8
+_READY_SIZES = 256
 # Guarded blocks: address → (first byte of the mapping, its length, bytes asked for).
 _guarded: dict[int, tuple[int, int, int]] = {}
 if hasattr(os, "register_at_fork"):
@@ -207,9 +213,14 @@ def _take(nbytes: int, counted: int) -> int:
 
 
 def _count(nbytes: int) -> None:
-    """Add to the memory that tensors use (with the lock held: += is not atomic)."""
-    GlobalCounters.mem_used += nbytes
-    GlobalCounters.mem_peak = max(GlobalCounters.mem_peak, GlobalCounters.mem_used)
+    """Add to the memory that tensors use.
+
+    CPython switches threads and collects garbage at calls and loops, not within such a line.
+    """
+    counters = GlobalCounters
+    counters.mem_used += nbytes
+    if counters.mem_used > counters.mem_peak:
+        counters.mem_peak = counters.mem_used
 
 
 def reserve(nbytes: int) -> int:
@@ -227,6 +238,14 @@ def allocate(nbytes: int) -> int:
 
     Blocks of 2 MiB and more are aligned to 2 MiB. MemoryError if the machine has no more.
     """
+    ready = _ready.get(nbytes)
+    if ready:
+        try:
+            address = ready.pop()
+        except IndexError:  # another thread was faster
+            return _take(nbytes, nbytes)
+        _count(nbytes)
+        return address
     return _take(nbytes, nbytes)
 
 
@@ -234,8 +253,16 @@ def free(address: int, nbytes: int) -> None:
     """Give back what `allocate(nbytes)` or `allocate_guarded(nbytes)` returned."""
     if address in _guarded:
         _free_guarded(address)
-    else:
-        _blocks.give(address, size_class(nbytes), nbytes)
+        return
+    if nbytes <= _READY_BYTES:
+        ready = _ready.get(nbytes)
+        if ready is None and len(_ready) < _READY_SIZES:
+            ready = _ready.setdefault(nbytes, deque())
+        if ready is not None and len(ready) < _READY_BLOCKS:
+            GlobalCounters.mem_used -= nbytes
+            ready.append(address)
+            return
+    _blocks.give(address, size_class(nbytes), nbytes)
 
 
 def allocate_guarded(nbytes: int, alignment: int = 16) -> int:

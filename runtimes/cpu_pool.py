@@ -182,6 +182,10 @@ class Pool:
         """Let the current (or next) `run` end before its next launch; from any thread."""
         ctypes.c_int32.from_address(self.address + cpu_driver.INTERRUPT).value = 1
 
+    def forget_interrupt(self) -> None:
+        """Take back an `interrupt` that has not been noticed."""
+        ctypes.c_int32.from_address(self.address + cpu_driver.INTERRUPT).value = 0
+
     def shuffle(self, seed: int) -> None:
         """Hand out the chunks of each launch in an order that depends on seed; 0 ends that.
 

@@ -16,6 +16,7 @@ from typing import Any
 from minigrad.device import Buffer, Call
 from minigrad.program import GlobalCounters
 from minigrad.runtimes import cpu_memory
+from minigrad.runtimes.cpu_interrupt import runner
 from minigrad.runtimes.cpu_pool import FLAG_ALONE, Launch, Pool, pool_for
 from minigrad.runtimes.jit_compiler import host_compiler
 
@@ -61,6 +62,8 @@ def _patch() -> tuple[int, object]:
 class CpuReplay:
     """Recorded calls of one CPU device, with arguments that change from replay to replay."""
 
+    allocate = staticmethod(cpu_memory.allocate)
+
     def __init__(self, device: str, calls: Sequence[Call], arguments: Sequence[Buffer]) -> None:
         self.pool: Pool = pool_for(device)
         self.keep = (tuple(calls), _patch())  # machine code and the buffers that stay
@@ -105,6 +108,7 @@ class CpuReplay:
         self.kernels = sum(len(p.launches) for p in programs)
         self.operations = sum(p.operations for p in programs)
         self.traffic = sum(p.traffic for p in programs)
+        self._run = runner(self.pool, self.operations + self.traffic)
 
     def _fill(self, launches: Sequence[tuple[int, int, int, int]], places: int) -> None:
         first = self._table[0]
@@ -119,7 +123,7 @@ class CpuReplay:
         """One native call, on what is in `memories`: addresses, one per argument."""
         for number, name in self._names:
             self.memories[number] = variables[name]
-        self.pool.run(self.address, self._count, self._scratch)
+        self._run(self.address, self._count, self._scratch)
         counters = GlobalCounters
         counters.kernel_count += self.kernels
         counters.global_ops += self.operations

@@ -76,7 +76,8 @@ def run_timed(nests: Sequence[Work], run: Callable[[int], None], level: int) -> 
     operations = sum(nest.operations for nest in nests)
     if level >= 2:
         best = limits()
-        say(f"{'kernel':>6} {'iterations':>10} {'ms':>9} {'Gop/s':>8} {'GB/s':>7} {'limit':>6}  body")
+        head = f"{'kernel':>6} {'iterations':>10} {'ms':>9} {'Gop/s':>8} {'GB/s':>7} {'limit':>6}"
+        say(f"{head}  body")
         for number, (nest, seconds) in enumerate(rows):
             least = max(nest.operations / best.operations, nest.traffic / best.bandwidth)
             say(

@@ -1,6 +1,6 @@
 """`GUARD=1`: indices that lie outside their axis are counted by the program itself.
 
-An index out of range reads 0 or writes nothing, on every device. That is safe, and mostly a mistake.
+An index out of range reads 0 or writes nothing, on every device: safe, but mostly a mistake.
 Under GUARD each GATHER and SCATTER_ADD of a program gets one more root, the number of its indices
 that are out of range; whoever runs the program looks at these numbers when it has ended.
 """
@@ -36,8 +36,10 @@ class Check:
 
 
 def checks(roots: Sequence[Node]) -> list[tuple[Check, Node]]:
-    """For each operation addressed by data that the roots need: what it is, and how many of its
-    indices are out of range, an int32 scalar."""
+    """Each operation addressed by data that the roots need, with the number of its wrong indices.
+
+    That number is an int32 scalar, to be computed along with the roots.
+    """
     found: dict[Node, Check] = {}
     for node in topological(roots):
         if node.op in (Op.GATHER, Op.SCATTER_ADD):

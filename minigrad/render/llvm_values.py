@@ -295,15 +295,13 @@ def _resize_float(b: Builder, x: Value, to: DType, kind: str) -> str:
         return x.text
     if after:
         return b.line(f"fpext {x.typed} to {kind}")
-    if to.itemsize == 2:  # one rounding, not two: go straight to the narrow type
-        return _narrow_double(b, x, to)
+    if to.name == "float16":  # one rounding, not two
+        return _round_to_odd(b, x)
     return b.line(f"fptrunc {x.typed} to {kind}")
 
 
-def _narrow_double(b: Builder, x: Value, to: DType) -> str:
-    """double → half precision held in a float, rounded once.
-
-    The double is rounded to odd in float precision first, which makes the second rounding exact
+def _round_to_odd(b: Builder, x: Value) -> str:
+    """double → float, rounded to odd where inexact, so that a second rounding is as good as one
     (Boldo and Melquiond, "Emulation of FMA and correctly rounded sums", 2008).
     """
     narrow = b.line(f"fptrunc {x.typed} to {vector_type('float', x.lanes)}")

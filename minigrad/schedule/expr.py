@@ -167,7 +167,8 @@ def value_of(expr: Expr) -> Integer:
         return int(expr.payload)
     if expr.op is Leaf.INDEX:
         return expr.payload  # type: ignore[no-any-return]
-    dtype = expr.dtype
+    # Indices are computed in int64, where the upper half of uint64 is negative: it is out of range.
+    dtype = dtypes.int64 if expr.dtype is dtypes.uint64 else expr.dtype
     atom = Atom("value", "", int(dtype.minimum), int(dtype.maximum), payload=expr)
     return Affine(0, ((atom, 1),))
 

@@ -53,12 +53,16 @@ class _Link(weakref.ref[Holder]):
 # id of a node → id of a link → link. While a link is filed its tensor keeps the node alive, so an
 # id cannot be given to another node meanwhile.
 _by_node: dict[int, dict[int, _Link]] = {}
+_alone: dict[int, _Link] = {}  # id of a node → link: results of replays, which are quick to file
 shared: set[int] = set()  # ids of BUFFER nodes for which several tensors stand
 _lazy: dict[int, _Link] = {}  # those whose node is not a BUFFER yet
 
 
 def _file(link: _Link, node: Node) -> None:
     link.node_id = id(node)
+    alone = _alone.pop(link.node_id, None)
+    if alone is not None:
+        _by_node[link.node_id] = {id(alone): alone}
     _by_node.setdefault(link.node_id, {})[id(link)] = link
     if node.op is not Op.BUFFER:
         _lazy[id(link)] = link
@@ -70,11 +74,13 @@ def enter_alone(holder: Holder, node: Node) -> None:
     """`holder._enter(node)` for a BUFFER node that nobody else can know."""
     holder.raw = node
     holder._link = link = _Link(holder, _forget)
-    link.node_id = id(node)
-    _by_node[link.node_id] = {id(link): link}
+    link.node_id = number = id(node)
+    _alone[number] = link
 
 
 def _forget(link: _Link) -> None:
+    if _alone.get(link.node_id) is link and _alone.pop(link.node_id, None) is not None:
+        return  # without the lock: where another thread files it elsewhere, one of the two sees it
     with lock:
         links = _by_node.get(link.node_id)
         if links is not None:
@@ -93,13 +99,15 @@ def _alive(links: list[_Link]) -> list[Holder]:
 def holders(node: Node) -> list[Holder]:
     """The live tensors that stand for `node`."""
     links = _by_node.get(id(node))
-    return _alive(list(links.values())) if links else []
+    if links is None:
+        alone = _alone.get(id(node))
+        return _alive([alone]) if alone is not None else []
+    return _alive(list(links.values()))
 
 
 def wants_gradient(node: Node) -> bool:
     """Whether a live tensor that stands for `node` was marked as a leaf."""
-    links = _by_node.get(id(node))
-    return bool(links) and any(holder._requires_grad for holder in holders(node))
+    return any(holder._requires_grad for holder in holders(node))
 
 
 def lazy_holders() -> list[Holder]:
@@ -111,7 +119,8 @@ def lazy_holders() -> list[Holder]:
 def all_holders() -> list[Holder]:
     """All live tensors."""
     with lock:
-        return _alive([link for links in _by_node.values() for link in links.values()])
+        links = [link for several in list(_by_node.values()) for link in several.values()]
+        return _alive([*links, *list(_alone.values())])
 
 
 def something_lazy() -> bool:

@@ -86,7 +86,7 @@ def main() -> None:
     """Parse the flags, run the rounds, print medians."""
     parser = argparse.ArgumentParser(description=__doc__)
     for name, value in (("layers", 4), ("heads", 4), ("dim", 128), ("context", 64), ("batch", 12),
-                        ("vocabulary", 65), ("rounds", 7), ("steps", 10), ("threads", 2)):  # fmt: skip
+                        ("vocabulary", 65), ("rounds", 7), ("steps", 10), ("threads", 2)):
         parser.add_argument(f"--{name}", type=int, default=value)
     given = parser.parse_args()
     config = GPTConfig(

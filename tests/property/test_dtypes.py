@@ -31,23 +31,23 @@ def test_dtypes(name: str, compiled: str) -> None:
         check(operation, cases, dtype, compiled)
 
 
-def _tensors(dtype: str, compiled: str) -> tuple[Any, Tensor]:
+def _tensors(dtype: str, device: str) -> tuple[Any, Tensor]:
     value = Input((9,), dtype, "quarters", seed=3)
-    return value.array(), value.tensor(compiled)
+    return value.array(), value.tensor(device)
 
 
-def test_promotion(compiled: str) -> None:
+def test_promotion(device: str) -> None:
     """Each pair of dtypes: the result has the promoted dtype and the promoted values' sum."""
-    with Context(DEVICE=compiled):
+    with Context(DEVICE=device):
         results = {}
         for a, b in itertools.product(ALL, ALL):
-            x, y = _tensors(a, compiled)[1], _tensors(b, compiled)[1]
+            x, y = _tensors(a, device)[1], _tensors(b, device)[1]
             results[a, b] = (x + y, x.maximum(y), Tensor.where(x == y, x, y))
         Tensor.realize(*(t for triple in results.values() for t in triple))
     for (a, b), triple in results.items():
         wanted = promote(named(a), named(b))
-        x = _tensors(a, compiled)[0].astype(NUMPY_DTYPES[wanted.name])
-        y = _tensors(b, compiled)[0].astype(NUMPY_DTYPES[wanted.name])
+        x = _tensors(a, device)[0].astype(NUMPY_DTYPES[wanted.name])
+        y = _tensors(b, device)[0].astype(NUMPY_DTYPES[wanted.name])
         expected = (x + y, np.maximum(x, y), np.where(x == y, x, y))
         for result, value in zip(triple, expected, strict=True):
             assert result.dtype is wanted, (a, b, result.dtype)
@@ -74,10 +74,10 @@ def _as_array(values: list[Any], dtype: str) -> np.ndarray:
 
 
 @pytest.mark.parametrize("source", ALL)
-def test_casts(source: str, compiled: str) -> None:
+def test_casts(source: str, device: str) -> None:
     """Each dtype to each other: integers wrap, floats saturate, NaN gives 0, as `convert` says."""
     values = _awkward(source)
-    x = Tensor(_as_array(values, source), compiled=compiled)
+    x = Tensor(_as_array(values, source), device=device)
     results = {target.name: x.cast(target) for target in ALL_DTYPES}
     Tensor.realize(*results.values())
     for name, result in results.items():
@@ -96,19 +96,19 @@ def test_casts(source: str, compiled: str) -> None:
      ("bfloat16", "uint16"), ("int8", "uint8"), ("int64", "uint64"), ("float16", "bfloat16")],
     ids="-".join,
 )  # fmt: skip
-def test_bitcasts(pair: tuple[str, str], compiled: str) -> None:
+def test_bitcasts(pair: tuple[str, str], device: str) -> None:
     """The bits stay, both ways."""
     for source, target in (pair, pair[::-1]):
         array = _as_array([v for v in _awkward(source) if v == v], source)
-        result = Tensor(array, compiled=compiled).bitcast(named(target)).numpy()
+        result = Tensor(array, device=device).bitcast(named(target)).numpy()
         assert result.dtype == NUMPY_DTYPES[target]
         assert result.tobytes() == array.tobytes(), (source, target)
 
 
 @pytest.mark.parametrize("dtype", ALL)
-def test_python_scalars_are_weak(dtype: str, compiled: str) -> None:
+def test_python_scalars_are_weak(dtype: str, device: str) -> None:
     """A Python number never widens a tensor of its own kind."""
-    x = Tensor(_as_array([1, 0, 1], dtype), compiled=compiled)
+    x = Tensor(_as_array([1, 0, 1], dtype), device=device)
     floats = dtype if is_float(dtype) else "float32"
     integers = "int32" if dtype == "bool" else dtype
     assert (x + 1.5).dtype is named(floats)

@@ -18,20 +18,20 @@ VIEWS = tuple(name for name in LAYOUTS if name != "contiguous")
 BATCH = 4  # cases per realization: several outputs, one program
 
 
-def check(operation: Operation, cases: Sequence[Case], dtype: str, compiled: str) -> None:
-    """The compiled agrees with REF, and REF with numpy."""
+def check(operation: Operation, cases: Sequence[Case], dtype: str, device: str) -> None:
+    """The device agrees with REF, and REF with numpy."""
     reference = evaluate(operation, cases, "REF")
     problems = []
     for case, result in zip(cases, reference, strict=True):
         wanted = expected(operation, case, dtype)
         if wanted is not None:
             problems.append(("REF against numpy", disagreement(operation, case, result, wanted)))
-    if compiled != "REF":
+    if device != "REF":
         for case, result, wanted in zip(
-            cases, evaluate(operation, cases, compiled), reference, strict=True
+            cases, evaluate(operation, cases, device), reference, strict=True
         ):
             problems.append(
-                (f"{compiled} against REF", disagreement(operation, case, result, wanted))
+                (f"{device} against REF", disagreement(operation, case, result, wanted))
             )
     found = [f"{title}: {problem}" for title, problem in problems if problem]
     assert not found, "\n".join(found[:5])
@@ -43,7 +43,8 @@ def test_edge_shapes(name: str, compiled: str) -> None:
     operation = BY_NAME[name]
     dtype = operation.dtypes[0]
     plans = operation.plans.edges
-    check(operation, [make_case(operation, p, dtype, n) for n, p in enumerate(plans)], dtype, compiled)
+    cases = [make_case(operation, plan, dtype, seed) for seed, plan in enumerate(plans)]
+    check(operation, cases, dtype, compiled)
 
 
 @pytest.mark.parametrize("name", [o.name for o in OPERATIONS if o.special])

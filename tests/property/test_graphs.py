@@ -30,8 +30,8 @@ def test_new_graphs(batch: int, compiled: str) -> None:
     _check(range(first, first + size), compiled)
 
 
-def _check(seeds: range, compiled: str) -> None:
-    found = [report(make_graph(seed), compiled, f"seed {seed}") for seed in seeds]
+def _check(seeds: range, device: str) -> None:
+    found = [report(make_graph(seed), device, f"seed {seed}") for seed in seeds]
     failures = [text for text in found if text]
     assert not failures, "\n\n".join(failures[:3])
 

@@ -1,4 +1,4 @@
-"""Small programs in nodes: what the tests of the compiler's rooms schedule, lower, print and run."""
+"""Small programs in nodes: what tests of the compiler schedule, lower, print and run."""
 
 from __future__ import annotations
 
@@ -172,7 +172,8 @@ def column_softmax(inputs: Inputs) -> list[Node]:
 def layer_norm(inputs: Inputs) -> list[Node]:
     x, weight, bias = inputs(40, 72), inputs(72), inputs(72)
     centred = ew(Op.SUB, x, mean(x, 1))
-    scale = ew(Op.DIV, number(1, total(x, 1)), ew(Op.SQRT, add(mean(mul(centred, centred), 1), 1e-5)))
+    variance = mean(mul(centred, centred), 1)
+    scale = ew(Op.DIV, number(1, variance), ew(Op.SQRT, add(variance, 1e-5)))
     return [add(mul(mul(centred, scale), weight), bias)]
 
 
@@ -403,7 +404,8 @@ def integer_product(inputs: Inputs) -> list[Node]:
 @program
 def product_of_masked(inputs: Inputs) -> list[Node]:
     """The left operand is zero above the diagonal, the right one is chosen by indices."""
-    x, table, index = inputs(20, 20), inputs(50, 18), inputs(20, dtype=dtypes.int32, low=-3, high=54)
+    x, table = inputs(20, 20), inputs(50, 18)
+    index = inputs(20, dtype=dtypes.int32, low=-3, high=54)
     row, column = g.reshape(g.iota(20, DEVICE), (20, 1)), g.reshape(g.iota(20, DEVICE), (1, 20))
     lower = g.elementwise(Op.LE, g.expand(column, (20, 20)), g.expand(row, (20, 20)))
     left = g.elementwise(Op.WHERE, lower, x, number(0.0, x))

@@ -15,8 +15,8 @@ from minigrad.schedule.expr import Array, Expr, Leaf, Local
 
 F32, I32 = dtypes.float32, dtypes.int32
 TABLE, INDEX, OUTER = Array("table", F32, 100), Array("index", I32, 40), Array("outer", I32, 40)
-I, J = var("i", 0, 9), var("j", 0, 9)
-ATOM_I, ATOM_J = I.terms[0][0], J.terms[0][0]
+X, Y = var("i", 0, 9), var("j", 0, 9)
+ATOM_I, ATOM_J = X.terms[0][0], Y.terms[0][0]
 
 
 def fadd(a: Expr, b: Expr) -> Expr:
@@ -39,7 +39,8 @@ def evaluate(root: Expr, values: dict[str, int], memory: dict[str, list[int]]) -
             return values[a.name]
         if a.kind == "value":
             return int(value(a.payload))
-        return index(a.inner or 0) // a.divisor if a.kind == "div" else index(a.inner or 0) % a.divisor
+        inner = index(a.inner or 0)
+        return inner // a.divisor if a.kind == "div" else inner % a.divisor
 
     def value(e: Expr) -> float:
         if e.op is Op.CONST:
@@ -64,9 +65,9 @@ def evaluate(root: Expr, values: dict[str, int], memory: dict[str, list[int]]) -
 
 
 def test_equal_expressions_are_identical() -> None:
-    one, two = (fadd(expr.load(TABLE, I), expr.const(1.0, F32)) for _ in range(2))
+    one, two = (fadd(expr.load(TABLE, X), expr.const(1.0, F32)) for _ in range(2))
     assert one is two
-    assert one is not fadd(expr.load(TABLE, J), expr.const(1.0, F32))
+    assert one is not fadd(expr.load(TABLE, Y), expr.const(1.0, F32))
 
 
 @pytest.mark.parametrize(
@@ -99,7 +100,7 @@ def test_constants_are_rounded_to_their_dtype() -> None:
 
 
 def test_choices_that_are_known() -> None:
-    a, b = expr.load(TABLE, I), expr.load(TABLE, J)
+    a, b = expr.load(TABLE, X), expr.load(TABLE, Y)
     test = expr.apply(Op.LT, (a, b), dtypes.bool)
 
     def where(condition: Expr, then: Expr, other: Expr) -> Expr:
@@ -113,13 +114,13 @@ def test_choices_that_are_known() -> None:
 
 def test_an_index_that_is_a_number_is_a_constant() -> None:
     assert expr.index(7, dtypes.int64) is expr.const(7, dtypes.int64)
-    assert expr.index(I).op is Leaf.INDEX
+    assert expr.index(X).op is Leaf.INDEX
 
 
 def test_value_of_gives_indices_back() -> None:
-    assert expr.value_of(expr.index(add(I, 3))) == add(I, 3)
+    assert expr.value_of(expr.index(add(X, 3))) == add(X, 3)
     assert expr.value_of(expr.const(-4, I32)) == -4
-    value = expr.value_of(expr.load(INDEX, I))
+    value = expr.value_of(expr.load(INDEX, X))
     assert isinstance(value, Affine)
     assert value.low == I32.minimum and value.high == I32.maximum
 
@@ -127,29 +128,29 @@ def test_value_of_gives_indices_back() -> None:
 def test_conditions_that_are_known() -> None:
     assert expr.condition(3) is expr.const(True, dtypes.bool)
     assert expr.condition(-1) is expr.const(False, dtypes.bool)
-    assert expr.condition(sub(I, 10)) is expr.const(False, dtypes.bool)
-    assert expr.condition(sub(I, 3)).op is Leaf.CONDITION
+    assert expr.condition(sub(X, 10)) is expr.const(False, dtypes.bool)
+    assert expr.condition(sub(X, 3)).op is Leaf.CONDITION
 
 
 # ---- guards ----
 
 
 def test_a_guard_keeps_only_what_may_fail() -> None:
-    may_fail = sub(I, 3)
-    assert expr.restrict((), [I, 5, may_fail, may_fail]) == (may_fail,)
-    assert expr.restrict((may_fail,), [sub(J, 2)]) == (may_fail, sub(J, 2))
+    may_fail = sub(X, 3)
+    assert expr.restrict((), [X, 5, may_fail, may_fail]) == (may_fail,)
+    assert expr.restrict((may_fail,), [sub(Y, 2)]) == (may_fail, sub(Y, 2))
 
 
 def test_a_guard_that_never_holds() -> None:
-    (never,) = expr.restrict((sub(I, 3),), [sub(J, 2), -1])
+    (never,) = expr.restrict((sub(X, 3),), [sub(Y, 2), -1])
     assert never.high < 0
-    assert not expr.non_negative((never,)) and expr.non_negative((I,))
+    assert not expr.non_negative((never,)) and expr.non_negative((X,))
 
 
 def test_a_guarded_value() -> None:
-    inner, zero = expr.load(TABLE, I), expr.const(0.0, F32)
+    inner, zero = expr.load(TABLE, X), expr.const(0.0, F32)
     assert expr.guarded((), inner, zero) is inner
-    both = expr.guarded((sub(I, 3), sub(J, 2)), inner, zero)
+    both = expr.guarded((sub(X, 3), sub(Y, 2)), inner, zero)
     assert both.op is Op.WHERE
     memory = {"table": list(range(1, 101))}
     for i in range(10):
@@ -162,8 +163,8 @@ def test_a_guarded_value() -> None:
 
 
 def test_walk_and_loads_see_what_is_inside_indices() -> None:
-    inner = expr.load(OUTER, J)
-    index = expr.load(INDEX, add(expr.value_of(inner), I))
+    inner = expr.load(OUTER, Y)
+    index = expr.load(INDEX, add(expr.value_of(inner), X))
     table = expr.load(TABLE, add(expr.value_of(index), 1), (sub(loaded(OUTER, 7), 2),))
     root = fadd(table, expr.const(2.0, F32))
     found = expr.loads(root)
@@ -195,49 +196,49 @@ def test_a_remembered_answer_does_not_keep_loads_alive() -> None:
 
 def test_substitution_happens_once_inside_loaded_values() -> None:
     """i := i + 1 in table[index[i]] is table[index[i + 1]], not index[i + 2]."""
-    root = expr.load(TABLE, loaded(INDEX, I))
-    moved = expr.substitute_in(root, {ATOM_I: add(I, 1)})
-    assert moved is expr.load(TABLE, loaded(INDEX, add(I, 1)))
-    deeper = expr.load(TABLE, loaded(INDEX, loaded(OUTER, I)))
-    moved = expr.substitute_in(deeper, {ATOM_I: mul(I, 2)})
-    assert moved is expr.load(TABLE, loaded(INDEX, loaded(OUTER, mul(I, 2))))
+    root = expr.load(TABLE, loaded(INDEX, X))
+    moved = expr.substitute_in(root, {ATOM_I: add(X, 1)})
+    assert moved is expr.load(TABLE, loaded(INDEX, add(X, 1)))
+    deeper = expr.load(TABLE, loaded(INDEX, loaded(OUTER, X)))
+    moved = expr.substitute_in(deeper, {ATOM_I: mul(X, 2)})
+    assert moved is expr.load(TABLE, loaded(INDEX, loaded(OUTER, mul(X, 2))))
 
 
 def test_substitution_replaces_all_variables_at_once() -> None:
-    root = expr.load(TABLE, add(mul(I, 10), J))
-    swapped = expr.substitute_in(root, {ATOM_I: J, ATOM_J: I})
-    assert swapped is expr.load(TABLE, add(mul(J, 10), I))
+    root = expr.load(TABLE, add(mul(X, 10), Y))
+    swapped = expr.substitute_in(root, {ATOM_I: Y, ATOM_J: X})
+    assert swapped is expr.load(TABLE, add(mul(Y, 10), X))
 
 
 def test_substitution_in_guards_indices_conditions_and_registers() -> None:
     registers = Local("acc", F32, 4)
-    guarded_load = expr.load(TABLE, I, (sub(I, 3),))
-    at = {ATOM_I: add(J, 4)}
-    assert expr.substitute_in(guarded_load, at) is expr.load(TABLE, add(J, 4))  # 3 ≤ j + 4 always
-    assert expr.substitute_in(expr.index(I), at) is expr.index(add(J, 4))
-    assert expr.substitute_in(expr.condition(sub(I, 3)), at) is expr.const(True, dtypes.bool)
-    assert expr.substitute_in(expr.condition(sub(I, 7)), at) is expr.condition(sub(J, 3))
-    assert expr.substitute_in(expr.local(registers, I), {ATOM_I: 2}) is expr.local(registers, 2)
-    untouched = fadd(expr.load(TABLE, J), expr.const(1.0, F32))
+    guarded_load = expr.load(TABLE, X, (sub(X, 3),))
+    at = {ATOM_I: add(Y, 4)}
+    assert expr.substitute_in(guarded_load, at) is expr.load(TABLE, add(Y, 4))  # 3 ≤ j + 4 always
+    assert expr.substitute_in(expr.index(X), at) is expr.index(add(Y, 4))
+    assert expr.substitute_in(expr.condition(sub(X, 3)), at) is expr.const(True, dtypes.bool)
+    assert expr.substitute_in(expr.condition(sub(X, 7)), at) is expr.condition(sub(Y, 3))
+    assert expr.substitute_in(expr.local(registers, X), {ATOM_I: 2}) is expr.local(registers, 2)
+    untouched = fadd(expr.load(TABLE, Y), expr.const(1.0, F32))
     assert expr.substitute_in(untouched, at) is untouched
 
 
 def test_rebuild_reaches_into_indices() -> None:
     """What replaces a load replaces it where it is an index, and in guards, too."""
-    index = expr.load(INDEX, I)
-    root = expr.load(TABLE, add(expr.value_of(index), J), (sub(expr.value_of(index), 2),))
-    new = expr.load(OUTER, J)
+    index = expr.load(INDEX, X)
+    root = expr.load(TABLE, add(expr.value_of(index), Y), (sub(expr.value_of(index), 2),))
+    new = expr.load(OUTER, Y)
     changed = expr.rebuild(root, {index: new}.get)
     value = expr.value_of(new)
-    assert changed is expr.load(TABLE, add(value, J), (sub(value, 2),))
+    assert changed is expr.load(TABLE, add(value, Y), (sub(value, 2),))
     known = expr.rebuild(root, {index: expr.const(5, I32)}.get)
-    assert known is expr.load(TABLE, add(J, 5))
+    assert known is expr.load(TABLE, add(Y, 5))
     below = expr.rebuild(root, {index: expr.const(1, I32)}.get)
     assert expr.loads(below) == (below,) and below.payload[2][0].high < 0
 
 
 def test_rebuild_reaches_into_indices_used_as_values() -> None:
-    index = expr.load(INDEX, I)
+    index = expr.load(INDEX, X)
     twice = expr.index(mul(expr.value_of(index), 2))
     assert twice.op is Leaf.INDEX
     assert expr.rebuild(twice, {index: expr.const(4, I32)}.get) is expr.const(8, I32)
@@ -246,16 +247,16 @@ def test_rebuild_reaches_into_indices_used_as_values() -> None:
 
 
 def test_rebuild_gives_the_same_object_where_nothing_changes() -> None:
-    root = fadd(expr.load(TABLE, loaded(INDEX, I)), expr.const(1.0, F32))
+    root = fadd(expr.load(TABLE, loaded(INDEX, X)), expr.const(1.0, F32))
     assert expr.rebuild(root, lambda leaf: None) is root
 
 
 def test_deep_expressions_need_no_recursion() -> None:
-    root = expr.load(TABLE, I)
+    root = expr.load(TABLE, X)
     for _ in range(20_000):
         root = fadd(root, expr.const(1.0, F32))
-    moved = expr.substitute_in(root, {ATOM_I: add(J, 1)})
-    assert expr.loads(moved) == (expr.load(TABLE, add(J, 1)),)
+    moved = expr.substitute_in(root, {ATOM_I: add(Y, 1)})
+    assert expr.loads(moved) == (expr.load(TABLE, add(Y, 1)),)
     assert len(expr.show(moved)) < 10_000
 
 
@@ -269,7 +270,7 @@ def test_substitution_means_what_it_says(seed: int) -> None:
 
     def some_index(depth: int) -> Integer:
         """A sum with values in 0 … 99."""
-        parts: list[Integer] = [random_.choice([I, J, mul(I, 3), 2])]
+        parts: list[Integer] = [random_.choice([X, Y, mul(X, 3), 2])]
         if depth:
             inner = some_index(depth - 1)
             parts.append(mod(loaded(random_.choice([INDEX, OUTER]), mod(inner, 40)), 7))
@@ -286,7 +287,7 @@ def test_substitution_means_what_it_says(seed: int) -> None:
         guard = expr.restrict((), [test])
         value = expr.guarded(guard, expr.load(table, place, guard), expr.const(-1.0, F32))
         root = fadd(root, value)
-    a, b = mod(add(mul(I, 2), J), 10), mod(add(I, loaded(OUTER, J)), 10)
+    a, b = mod(add(mul(X, 2), Y), 10), mod(add(X, loaded(OUTER, Y)), 10)
     moved = expr.substitute_in(root, {ATOM_I: a, ATOM_J: b})
     for i in range(10):
         for j in range(10):

@@ -16,6 +16,7 @@ from .machine import run
 from .programs import (
     F32,
     PROGRAMS,
+    Build,
     Inputs,
     add,
     ew,
@@ -87,7 +88,7 @@ def test_a_residual_joins_its_product() -> None:
 
 
 def test_long_sums_stay_parallel() -> None:
-    """The second half of a cut sum has one row: in the first half's kernel it would cost threads."""
+    """The second half of a cut sum has one row: in the first half's kernel, so would all."""
     first, second = plan_of(PROGRAMS["long_sum"]).kernels
     assert first.rows == 100 and second.rows == 1
 
@@ -172,9 +173,9 @@ def test_random_graphs_run(batch: int) -> None:
         compare(random_program(seed), {}, f"seed {seed}")
 
 
-def compare(build: object, in_place: dict[int, int], what: str) -> None:
+def compare(build: Build, in_place: dict[int, int], what: str) -> None:
     """Run a program fused and unfused on this machine, and compare with the reference."""
-    graph, inputs = graph_of(build, in_place)  # type: ignore[arg-type]
+    graph, inputs = graph_of(build, in_place)
     values = values_for(inputs, 5)
     expected = evaluate(graph.roots, values, {"n": 5})
     for fuse in (True, False):
@@ -272,9 +273,9 @@ OWN = [
 
 
 @pytest.mark.parametrize("build", OWN)
-def test_updates_in_place(build: object) -> None:
+def test_updates_in_place(build: Build) -> None:
     """The first input becomes the first output."""
-    compare(build, {0: 0}, str(build))
+    compare(build, {0: 0}, build.__name__)
 
 
 def temporaries(plan: Schedule) -> int:

@@ -1,0 +1,102 @@
+"""Ctrl-C during a long program: noticed between two kernels, not only at the end.
+
+Python runs signal handlers on the main thread between instructions, so not while that thread is in
+native code. But the signal itself writes a byte to the process's wakeup descriptor at once. For
+the time of a long program on the main thread that descriptor is a socket of ours, at which a thread
+listens; it tells the pool to stop before the next launch, and Python then raises KeyboardInterrupt.
+
+Where that would not be right, nothing is done, and the handler runs when the program has ended: if
+SIGINT has another handler than Python's own, if somebody else uses the wakeup descriptor (asyncio
+does), and on other threads, to which Python does not deliver signals.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import threading
+from collections.abc import Callable
+from functools import partial
+
+from minigrad.runtimes.cpu_pool import Pool
+
+# Operations and bytes from which a program is long: a millisecond at best, and a third of a second
+# in scalar code; watching costs a few microseconds.
+LONG = 1 << 28
+
+Run = Callable[[int, int, int], None]
+
+
+class _Watcher:
+    """A thread that interrupts the pool which the main thread is running, if any."""
+
+    def __init__(self) -> None:
+        self.pool: Pool | None = None
+        self.interrupted = False
+        self.lock = threading.Lock()
+        self.listening, self.signalled = socket.socketpair()
+        self.signalled.setblocking(False)
+        thread = threading.Thread(target=self._listen, name="minigrad Ctrl-C", daemon=True)
+        thread.start()
+
+    def _listen(self) -> None:
+        while numbers := self.listening.recv(64):
+            with self.lock:
+                if signal.SIGINT in numbers and self.pool is not None:
+                    self.interrupted = True
+                    self.pool.interrupt()
+
+    def begin(self, pool: Pool) -> None:
+        """From now on a signal interrupts the pool."""
+        with self.lock:
+            self.pool, self.interrupted = pool, False
+
+    def end(self) -> None:
+        """From now on no more; and what came too late must not end the pool's next run."""
+        with self.lock:
+            if self.pool is not None and self.interrupted:
+                self.pool.forget_interrupt()
+            self.pool = None
+
+
+_watcher: _Watcher | None = None
+
+
+def runner(pool: Pool, work: int) -> Run:
+    """How to run a table of so many operations and bytes: `pool.run`, or one that can be stopped."""
+    return pool.run if work < LONG else partial(run_interruptibly, pool)
+
+
+def run_interruptibly(pool: Pool, table: int, count: int, scratch_bytes: int = 0) -> None:
+    """Like `pool.run`, but SIGINT ends it before the next launch, with KeyboardInterrupt."""
+    global _watcher
+    is_main = threading.current_thread() is threading.main_thread()
+    if not is_main or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        pool.run(table, count, scratch_bytes)
+        return
+    if _watcher is None:
+        _watcher = _Watcher()
+    watcher, ours = _watcher, _watcher.signalled.fileno()
+    before = signal.set_wakeup_fd(ours, warn_on_full_buffer=False)
+    try:
+        if before not in (-1, ours):  # somebody else's: it stays where it was
+            signal.set_wakeup_fd(before)
+            pool.run(table, count, scratch_bytes)
+            return
+        watcher.begin(pool)
+        pool.run(table, count, scratch_bytes)
+    finally:
+        watcher.end()
+        if before in (-1, ours):
+            signal.set_wakeup_fd(-1)
+
+
+def _after_fork() -> None:
+    """The child of a fork has no such thread, and shares the socket with its parent."""
+    global _watcher
+    _watcher = None
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)

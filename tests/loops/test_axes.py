@@ -1,0 +1,225 @@
+"""What recipes do with axes: merging neighbours, fixing rows, choosing the one for vectors."""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections.abc import Mapping, Sequence
+
+import pytest
+from schedule.machine import GOLDEN
+from schedule.programs import F32, PROGRAMS, graph_of
+
+from minigrad.dtype import DType, dtypes
+from minigrad.graph.node import Op
+from minigrad.graph.symbolic import (
+    Atom,
+    Integer,
+    add,
+    flatten,
+    floordiv,
+    mod,
+    mul,
+    substitute,
+    var,
+)
+from minigrad.loops.axes import fix_rows, merge, merge_stage, unit_stride_axis, vector_width
+from minigrad.loops.target import Target
+from minigrad.schedule import expr
+from minigrad.schedule.expr import Array
+from minigrad.schedule.fuse import prefix_length, runs_along_rows
+from minigrad.schedule.schedule import schedule
+from minigrad.schedule.stage import Axis, Stage, index_of, make_axis
+
+TABLE, OTHER = Array("table", F32, 1 << 20), Array("other", F32, 1 << 20)
+
+
+def axes_of(*extents: Integer) -> tuple[Axis, ...]:
+    """Fresh axes i0, i1, …"""
+    return tuple(make_axis("i", number, extent) for number, extent in enumerate(extents))
+
+
+def extents(merged: Sequence[tuple[Axis, Mapping[Atom, Integer]]]) -> list[Integer]:
+    """The lengths of merged axes."""
+    return [axis.extent for axis, _ in merged]
+
+
+def values_of(axes: Sequence[Axis], point: Sequence[int]) -> dict[Atom, Integer]:
+    """The variables at one point."""
+    return {axis.variable: value for axis, value in zip(axes, point, strict=True)}
+
+
+def points(axes: Sequence[Axis]) -> list[tuple[int, ...]]:
+    """All points, row-major."""
+    return list(itertools.product(*(range(int(str(axis.extent))) for axis in axes)))
+
+
+# ---- merge ----
+
+
+def test_contiguous_axes_become_one() -> None:
+    axes = axes_of(3, 4, 5)
+    index = flatten([index_of(a.variable) for a in axes], [3, 4, 5])
+    (whole, values), = merge(axes, [index])
+    assert whole.extent == 60
+    assert substitute(index, values) == index_of(whole.variable)
+
+
+def test_a_broadcast_along_the_last_axis_keeps_it_apart() -> None:
+    axes = axes_of(3, 4, 5)
+    i, j, k = (index_of(a.variable) for a in axes)
+    bias = k
+    assert extents(merge(axes, [flatten([i, j, k], [3, 4, 5]), bias])) == [12, 5]
+    per_row = i
+    assert extents(merge(axes, [flatten([i, j, k], [3, 4, 5]), per_row])) == [3, 20]
+
+
+def test_a_transposed_operand_keeps_axes_apart() -> None:
+    axes = axes_of(3, 4)
+    i, j = (index_of(a.variable) for a in axes)
+    assert extents(merge(axes, [add(mul(i, 4), j), add(i, mul(j, 3))])) == [3, 4]
+
+
+def test_axes_that_no_index_uses_are_merged() -> None:
+    assert extents(merge(axes_of(3, 4), [7])) == [12]
+
+
+def test_hidden_variables_are_not_merged() -> None:
+    axes = axes_of(6, 4)
+    i, j = (index_of(a.variable) for a in axes)
+    assert extents(merge(axes, [add(mul(i, 4), j), floordiv(i, 2)])) == [6, 4]
+
+
+def test_symbolic_axes_are_not_merged() -> None:
+    length = var("n", 1, 24)
+    axes = axes_of(length, 4)
+    i, j = (index_of(a.variable) for a in axes)
+    assert extents(merge(axes, [add(mul(i, 4), j)])) == [length, 4]
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_merging_visits_the_same_elements(seed: int) -> None:
+    """Every index takes, over the merged axes, the values that it took before, in that order."""
+    random_ = random.Random(seed)
+    axes = axes_of(*(random_.choice([2, 3, 4, 6]) for _ in range(random_.randint(1, 4))))
+    i = [index_of(axis.variable) for axis in axes]
+    used: list[Integer] = []
+    for _ in range(random_.randint(1, 3)):
+        shape = [axis.extent for axis in axes]
+        kept = [x if random_.random() < 0.7 else 0 for x in i]
+        x = flatten(kept, shape)
+        if random_.random() < 0.3:
+            x = random_.choice([mod(x, 5), floordiv(x, 4), mul(x, 3)])
+        used.append(x)
+    merged = merge(axes, used)
+    new_axes = [axis for axis, _ in merged]
+    values = {atom: value for _, known in merged for atom, value in known.items()}
+    old_points, new_points = points(axes), points(new_axes)
+    assert len(old_points) == len(new_points)
+    for x in used:
+        moved = substitute(x, values)
+        before = [substitute(x, values_of(axes, point)) for point in old_points]
+        after = [substitute(moved, values_of(new_axes, point)) for point in new_points]
+        assert before == after
+
+
+@pytest.mark.parametrize("name", ["row_softmax", "batched_product", "convolution", "layer_norm"])
+def test_merged_stages_do_the_same_work(name: str) -> None:
+    for kernel in schedule(graph_of(PROGRAMS[name])[0]).kernels:
+        for stage in kernel.stages:
+            merged = merge_stage(stage)
+            assert merged.iterations == stage.iterations
+            assert len(merged.axes) <= len(stage.axes)
+
+
+# ---- rows ----
+
+
+def stage_over(*lengths: int) -> Stage:
+    """A stage that copies an array of this shape."""
+    axes = axes_of(*lengths)
+    index = flatten([index_of(a.variable) for a in axes], lengths)
+    return Stage(OTHER, lengths, axes, (), None, expr.load(TABLE, index), index)
+
+
+@pytest.mark.parametrize(
+    ("rows", "length"), [(1, 0), (3, 1), (12, 2), (60, 3)]
+)
+def test_leading_axes_of_rows(rows: int, length: int) -> None:
+    assert prefix_length(stage_over(3, 4, 5), rows) == length
+
+
+@pytest.mark.parametrize("rows", [1, 3, 12, 60])
+def test_fixed_rows_are_the_rows(rows: int) -> None:
+    stage = stage_over(3, 4, 5)
+    row = make_axis("r", 0, rows)
+    fixed = fix_rows(stage, rows, index_of(row.variable))
+    inner = 60 // rows
+    for number in range(rows):
+        found = [
+            substitute(fixed.position, {row.variable: number, **values_of(fixed.axes, point)})
+            for point in points(fixed.axes)
+        ]
+        assert found == list(range(number * inner, (number + 1) * inner))
+
+
+def test_vectors_run_across_rows_of_a_column_sum() -> None:
+    column = Stage(
+        OTHER, (8,), axes_of(8), (k := make_axis("k", 0, 5),), Op.SUM,
+        expr.load(TABLE, add(index_of(axes_of(8)[0].variable), mul(index_of(k.variable), 8))), 0,
+    )  # fmt: skip
+    assert runs_along_rows(column, 8)
+    row = Stage(
+        OTHER, (8,), axes_of(8), (k,), Op.SUM,
+        expr.load(TABLE, add(mul(index_of(axes_of(8)[0].variable), 5), index_of(k.variable))), 0,
+    )  # fmt: skip
+    assert not runs_along_rows(row, 8)
+
+
+# ---- vectors ----
+
+
+def test_vectors_run_where_memory_is_contiguous() -> None:
+    axes = axes_of(40, 50)
+    i, j = (index_of(a.variable) for a in axes)
+    plain, turned = expr.load(TABLE, add(mul(i, 50), j)), expr.load(OTHER, add(i, mul(j, 40)))
+    assert unit_stride_axis(axes, [plain], [add(mul(i, 50), j)]) == axes[1]
+    assert unit_stride_axis(axes, [turned], [add(i, mul(j, 40))]) == axes[0]
+    # a gathered load costs less than a scattered store
+    assert unit_stride_axis(axes, [turned], [add(mul(i, 50), j)]) == axes[1]
+    assert unit_stride_axis((), [plain], [0]) is None
+
+
+def test_a_short_axis_is_no_place_for_vectors() -> None:
+    axes = axes_of(50, 2)
+    i, j = (index_of(a.variable) for a in axes)
+    place = add(i, mul(j, 50))
+    assert unit_stride_axis(axes, [expr.load(TABLE, place)], [place]) == axes[0]
+
+
+def body_of(operations: int, dtype: DType = F32) -> expr.Expr:
+    """A chain of additions to a load."""
+    value = expr.load(Array("x", dtype, 100), 0)
+    for number in range(operations):
+        value = expr.apply(Op.ADD, (value, expr.const(number, value.dtype)), value.dtype)
+    return value
+
+
+@pytest.mark.parametrize("extent", [1, 2, 3, 4, 5, 8, 15, 16, 17, 31, 32, 33, 64, 100, 10_000])
+@pytest.mark.parametrize("operations", [1, 20, 60])
+@pytest.mark.parametrize("dtype", [F32, dtypes.float64, dtypes.int8, dtypes.float16])
+def test_vector_widths(extent: int, operations: int, dtype: DType) -> None:
+    """A power of two, at most four registers, and not half empty where a smaller one would do."""
+    for target in (GOLDEN, Target(32, 16, 1 << 15, 1 << 18), Target(16, 16, 1 << 15, 1 << 18)):
+        width = vector_width(target, [body_of(operations, dtype)], extent, False)
+        lanes = target.vector_bytes // max(dtype.itemsize, 4)
+        assert width & (width - 1) == 0 and 1 <= width <= 4 * lanes
+        assert width < 2 * extent
+        if extent >= 4 * lanes and operations == 1:
+            assert width == 4 * lanes
+        if operations == 60 and extent >= lanes:
+            assert width == lanes
+
+
+def test_a_target_without_vectors() -> None:
+    assert vector_width(Target(0, 16, 1, 1), [body_of(1)], 1000, False) == 1

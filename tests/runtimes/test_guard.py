@@ -1,0 +1,173 @@
+"""GUARD=1: what leaves its buffer ends the process, and indices out of range raise.
+
+Whatever may end a process runs in one of its own.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from minigrad import Context, Tensor, Variable, jit
+from minigrad.errors import BoundsError
+
+HOME = Path(__file__).parents[2]
+
+# Reads element %begin of the first argument, or of scratch memory, and writes it to the second.
+KERNEL = """
+import ctypes, sys
+from minigrad import Context
+from minigrad.runtimes import cpu_memory
+from minigrad.runtimes.cpu_pool import Launch, guarded_pool_for
+from minigrad.runtimes.jit_compiler import host_compiler
+
+what, index, length = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+read = "%scratch" if what == "scratch" else "%source"
+text = f'''
+define void @copy(i64 %begin, i64 %end, ptr %args, ptr %scratch) {{
+  %source = load ptr, ptr %args
+  %target.at = getelementptr ptr, ptr %args, i64 1
+  %target = load ptr, ptr %target.at
+  %from = getelementptr float, ptr {read}, i64 {index if what != "write" else 0}
+  %value = load float, ptr %from, align 4
+  %to = getelementptr float, ptr %target, i64 {index if what == "write" else 0}
+  store float %value, ptr %to, align 4
+  ret void
+}}
+'''
+addresses, keep = host_compiler().compile(text, ["copy"])
+source, target = cpu_memory.allocate_exact(4 * length), cpu_memory.allocate_exact(4 * length)
+ctypes.memset(source, 0, 4 * length)
+args = (ctypes.c_int64 * 2)(source, target)
+table = (Launch * 1)(Launch(addresses["copy"], ctypes.addressof(args), 1, 1, 0))
+guarded_pool_for("CPU").run_guarded(ctypes.addressof(table), 1, 4 * length)
+cpu_memory.free(source, 4 * length)
+cpu_memory.free(target, 4 * length)
+print("survived")
+"""
+
+
+def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Python with these arguments, in the checkout."""
+    return subprocess.run(
+        [sys.executable, *arguments], cwd=HOME, env={**os.environ, **environment},
+        capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("length", [1, 3, 1024, 1027])
+@pytest.mark.parametrize("what", ["read", "write", "scratch"])
+def test_a_bad_kernel_ends_the_process(what: str, length: int) -> None:
+    """The last element is fine; the one behind it is not mapped."""
+    if what == "scratch":
+        length = -(-length // 16) * 16  # scratch memory is a multiple of 64 bytes
+    good = run("-c", KERNEL, what, str(length - 1), str(length))
+    assert (good.returncode, good.stdout) == (0, "survived\n"), good.stderr
+    bad = run("-c", KERNEL, what, str(length), str(length))
+    assert bad.returncode == -signal.SIGSEGV, bad.stderr
+
+
+def test_a_write_before_the_beginning_is_reported() -> None:
+    """It changes the pattern in front of the block, which is looked at when it is freed."""
+    bad = run("-c", KERNEL, "write", "-1", "3")
+    assert bad.returncode == 1 and "BoundsError: a kernel wrote before the beginning" in bad.stderr
+
+
+def test_random_graphs_stay_inside() -> None:
+    """Fused graphs under GUARD agree with the reference and end well."""
+    seed = str(np.random.default_rng().integers(1 << 30))
+    done = run("-X", "faulthandler", "-m", "tests.property.graphs", "--count", "8", "--seed", seed,
+               "--no-shrink", MINIGRAD_GUARD="1")  # fmt: skip
+    assert done.returncode == 0, f"seed {seed}: {done.stdout[-3000:]}\n{done.stderr[-3000:]}"
+
+
+TABLE = """
+import sys
+from tests.property.operation import disagreement, evaluate, make_case
+from tests.property.operations import BY_NAME
+from tests.property.layouts import LAYOUTS
+for name in sys.argv[1:]:
+    operation = BY_NAME[name]
+    layouts = list(LAYOUTS)
+    cases = [make_case(operation, plan, operation.dtypes[0], n, layouts[n % len(layouts):])
+             for n, plan in enumerate(operation.plans.edges)]
+    results = evaluate(operation, cases, "CPU"), evaluate(operation, cases, "REF")
+    for case, got, wanted in zip(cases, *results):
+        problem = disagreement(operation, case, got, wanted)
+        assert problem is None, problem
+"""
+SAMPLE = ("where", "matmul", "causal attention", "layernorm", "cross_entropy", "x[basic] = y",
+          "scatter", "x[i] = y", "gather", "embedding", "cat", "stack", "clone")  # fmt: skip
+
+
+def test_operations_stay_inside() -> None:
+    """Edge shapes and views of a sample of the operation table."""
+    done = run("-X", "faulthandler", "-c", TABLE, *SAMPLE, MINIGRAD_GUARD="1")
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+def test_guarded_memory_is_given_back() -> None:
+    """Programs with arrays between kernels and with scratch memory leave nothing mapped."""
+    from minigrad.runtimes import cpu_memory
+
+    counts = []
+    with Context(GUARD=1, DEVICE="CPU"):
+        for _ in range(3):
+            x = Tensor.randn(33, 17)
+            assert (x @ x.T).softmax(1).sum(0).log_softmax(0).numpy().shape == (33,)
+            assert len(cpu_memory._guarded) > 0
+            del x
+            counts.append(len(cpu_memory._guarded))  # the workers' scratch, the random state
+    assert counts[0] == counts[1] == counts[2]
+
+
+# ---- indices ----
+
+
+@pytest.mark.parametrize("device", ["CPU", "REF"])
+def test_indices_out_of_range_raise(device: str) -> None:
+    """GATHER and SCATTER_ADD count what is out of range; without GUARD that reads 0."""
+    with Context(DEVICE=device):
+        table, index = Tensor([1.0, 2.0, 3.0]), Tensor([0, 3, 2, 7])
+        index.realize()
+        assert table.gather(0, index).tolist() == [1, 0, 3, 0]
+        with Context(GUARD=1):
+            with pytest.raises(BoundsError, match=r"gather: 2 indices lie outside 0 … 2, axis 0"):
+                table.gather(0, index).realize()
+            with pytest.raises(BoundsError, match=r"scatter_add: 2 indices lie outside 0 … 2"):
+                table.scatter_add(0, index, Tensor.ones(4)).realize()
+            assert table.gather(0, index.minimum(2)).tolist() == [1, 3, 3, 3]
+
+
+def test_indices_of_a_symbolic_axis() -> None:
+    """The bound value counts, in one program for all values."""
+    table = Tensor([1.0, 2.0, 3.0, 4.0], device="CPU").realize()
+    index = Tensor([0, 2], device="CPU").realize()
+    with Context(GUARD=1):
+        length = Variable("length", 1, 4)
+        assert table.shrink(((0, length.bind(3)),)).gather(0, index).tolist() == [1, 3]
+        with pytest.raises(BoundsError, match="1 index lies"):
+            table.shrink(((0, length.bind(2)),)).gather(0, index).realize()
+
+
+def test_a_captured_step_checks_its_indices() -> None:
+    """A replay raises, too, where the uncaptured call would."""
+    with Context(GUARD=1, DEVICE="CPU"):
+        table = Tensor([1.0, 2.0, 3.0]).realize()
+
+        @jit
+        def step(index: Tensor) -> Tensor:
+            return (table.gather(0, index) * 2).realize()
+
+        good, bad = Tensor([2, 0]).realize(), Tensor([2, 3]).realize()
+        for _ in range(4):
+            assert step(good).tolist() == [6, 2]
+        with pytest.raises(BoundsError, match="1 index lies outside 0 … 2"):
+            step(bad)
+        assert step(good).tolist() == [6, 2]

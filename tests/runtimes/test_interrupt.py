@@ -1,0 +1,199 @@
+"""Ctrl-C ends a long program between two kernels, and nothing else is disturbed."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+# A table of a thousand launches of 20 ms or more each.
+TABLE = """
+import ctypes, signal, socket, threading, time
+from minigrad.runtimes import cpu_interrupt
+from minigrad.runtimes.cpu_pool import Launch, pool_for
+from minigrad.runtimes.jit_compiler import host_compiler
+
+text = '''
+define void @busy(i64 %begin, i64 %end, ptr %args, ptr %scratch) {
+entry:
+  br label %loop
+loop:
+  %i = phi i64 [ 0, %entry ], [ %next, %loop ]
+  call void asm sideeffect "", ""()
+  %next = add i64 %i, 1
+  %more = icmp slt i64 %next, 100000000
+  br i1 %more, label %loop, label %done
+done:
+  ret void
+}
+'''
+addresses, keep = host_compiler().compile(text, ["busy"])
+args = (ctypes.c_int64 * 1)()
+COUNT = 1000
+table = (Launch * COUNT)(*[Launch(addresses["busy"], ctypes.addressof(args), 2, 1, 0)] * COUNT)
+pool = pool_for("CPU")
+run = cpu_interrupt.runner(pool, cpu_interrupt.LONG)
+short = cpu_interrupt.runner(pool, cpu_interrupt.LONG - 1)
+assert short == pool.run
+
+def attempt(count=COUNT, run=run):
+    print("ready", flush=True)
+    try:
+        run(ctypes.addressof(table), count, 0)
+        print("ended", flush=True)
+    except KeyboardInterrupt:
+        print("interrupted", flush=True)
+"""
+
+
+class Child:
+    """A Python process that says "ready" when it may be sent signals."""
+
+    def __init__(self, program: str) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-u", "-X", "faulthandler", "-c", program],
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+
+    def line(self) -> str:
+        """What it says next."""
+        assert self.process.stdout is not None
+        return self.process.stdout.readline().strip()
+
+    def interrupt(self) -> float:
+        """Send SIGINT when it is ready and busy; seconds until it has said something."""
+        assert self.line() == "ready", self.process.communicate(timeout=60)
+        time.sleep(0.3)
+        start = time.perf_counter()
+        os.kill(self.process.pid, signal.SIGINT)
+        self.said = self.line()
+        return time.perf_counter() - start
+
+    def end(self) -> None:
+        """It has to end well."""
+        _, errors = self.process.communicate(timeout=60)
+        assert self.process.returncode == 0, errors
+
+
+def test_an_interrupt_ends_a_long_table() -> None:
+    """Twice, and the next table runs to its end; the wakeup descriptor is free again."""
+    child = Child(TABLE + "attempt(); attempt(); attempt(2)\nassert signal.set_wakeup_fd(-1) == -1")
+    for _ in range(2):
+        seconds = child.interrupt()
+        assert child.said == "interrupted" and seconds < 3
+    assert child.line() == "ready" and child.line() == "ended"
+    child.end()
+
+
+@pytest.mark.parametrize(
+    "before",
+    [
+        "signal.signal(signal.SIGINT, lambda number, frame: print('handled', flush=True))",
+        "signal.signal(signal.SIGINT, signal.SIG_IGN)",
+    ],
+)
+def test_the_handlers_of_others_decide(before: str) -> None:
+    """A handler that does not raise does not end the program."""
+    child = Child(f"{TABLE}{before}\nattempt(30)\n")
+    child.interrupt()
+    rest = [child.said, child.line()] if child.said == "handled" else [child.said]
+    assert rest in (["handled", "ended"], ["ended"])
+    assert ("handled" in rest) == ("handled" in before)
+    child.end()
+
+
+def test_the_wakeup_descriptor_of_others_stays() -> None:
+    """Whoever uses it gets the signal's number, and still has it afterwards."""
+    others = """
+ours, theirs = socket.socketpair()
+theirs.setblocking(False)
+signal.set_wakeup_fd(theirs.fileno())
+attempt(30)
+assert signal.set_wakeup_fd(-1) == theirs.fileno()
+assert ours.recv(10) == bytes([signal.SIGINT])
+"""
+    child = Child(TABLE + others)
+    child.interrupt()
+    assert child.said == "interrupted"  # by Python itself, at the end
+    child.end()
+
+
+def test_other_threads_are_left_alone() -> None:
+    """Python interrupts the main thread only; a program of another thread goes on."""
+    thread = """
+worker = threading.Thread(target=attempt, args=(30,))
+worker.start()
+try:
+    worker.join()
+except KeyboardInterrupt:
+    print("main", flush=True)
+worker.join()
+"""
+    child = Child(TABLE + thread)
+    child.interrupt()
+    assert [child.said, child.line()] == ["main", "ended"]
+    child.end()
+
+
+def test_a_late_signal_does_not_end_the_next_program() -> None:
+    """What comes when the program is over is Python's own business."""
+    late = """
+class Late:
+    def __init__(self): self.count = 0
+    def __call__(self, *arguments):
+        self.count += 1
+        if self.count == 1:
+            cpu_interrupt._watcher.interrupted = True
+            pool.interrupt()
+pool.run = Late()
+cpu_interrupt.run_interruptibly(pool, 0, 0)
+del pool.run
+attempt(2)
+"""
+    child = Child(TABLE + late)
+    assert [child.line(), child.line()] == ["ready", "ended"]
+    child.end()
+
+
+MODEL = """
+import signal, time
+import numpy as np
+from minigrad import Tensor, jit
+
+x = Tensor(np.full((1024, 1024), 1 / 1024, np.float32), device="CPU").realize()
+
+def chain(x):
+    y = x
+    for _ in range(60):
+        y = (y @ x).contiguous()
+    return y.realize()
+
+run = jit(chain) if CAPTURED else chain
+for _ in range(3):
+    start = time.perf_counter()
+    run(x)
+    whole = time.perf_counter() - start
+print("ready", flush=True)
+start = time.perf_counter()
+try:
+    for _ in range(100):
+        kept = run(x)
+        latest = time.perf_counter()
+    print("ended")
+except KeyboardInterrupt:
+    print("interrupted", flush=True)
+print(abs(run(x).sum().item() - 1024) < 1)
+"""
+
+
+@pytest.mark.parametrize("captured", [True, False])
+def test_a_model_is_interrupted(captured: bool) -> None:
+    """A step of many kernels, as a program and as a replay; the next one gives the right values."""
+    child = Child(MODEL.replace("CAPTURED", str(captured)))
+    child.interrupt()
+    assert [child.said, child.line()] == ["interrupted", "True"]
+    child.end()

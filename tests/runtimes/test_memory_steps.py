@@ -1,0 +1,96 @@
+"""Memory stays flat: a short run of `python -m tests.bench.memory_steps`, and what bounds tables."""
+
+from __future__ import annotations
+
+import gc
+from typing import Any
+
+import numpy as np
+import pytest
+from bench.memory_steps import growth_of_graphs, growth_of_steps
+
+from minigrad import Context, Tensor, jit, program
+from minigrad.program import Programs
+from minigrad.runtimes import cpu
+
+
+@pytest.fixture(autouse=True)
+def on_cpu(monkeypatch: pytest.MonkeyPatch):
+    """Tensors live on the CPU; the programs of other tests are not in the way."""
+    monkeypatch.setattr(program, "programs", Programs(program.MOST_PROGRAMS))
+    with Context(DEVICE="CPU"):
+        yield
+
+
+@pytest.mark.parametrize("captured", [True, False])
+def test_steps_keep_the_same_memory(captured: bool) -> None:
+    """Neither tensors nor tables grow with the number of steps."""
+    assert growth_of_steps(1000 if captured else 150, captured) == []
+
+
+def test_the_measurement_notices_what_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keeping each step's loss is growth."""
+    from bench import memory_steps
+
+    kept: list[Any] = []
+    make = memory_steps.training_step
+
+    def keeping(captured: bool) -> Any:
+        once = make(captured)
+        return lambda: kept.append(once())
+
+    monkeypatch.setattr(memory_steps, "training_step", keeping)
+    found = growth_of_steps(20, captured=True, warm_up=3)
+    assert any(line.startswith("used") for line in found), found
+
+
+def test_programs_and_kernels_are_bounded() -> None:
+    """Of many different programs the last ones are kept, and their kernels."""
+    assert growth_of_graphs(40, most=10) == []
+
+
+class _Program:
+    """A program that does nothing."""
+
+    def run(self, buffers: Any, variables: Any) -> None:
+        """Nothing."""
+
+
+def test_the_longest_unused_programs_go() -> None:
+    """An eighth at a time; what is asked for stays."""
+    table = Programs(16)
+    made = [table.find(number, _Program) for number in range(16)]
+    assert len(table) == 16 and len(set(map(id, made))) == 16
+    assert table.find(0, _Program) is made[0]
+    table.find(16, _Program)
+    assert len(table) == 15
+    assert table.find(0, _Program) is made[0]
+    assert table.find(3, _Program) is made[3]
+    assert table.find(1, _Program) is not made[1]
+
+
+def test_a_capture_keeps_its_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A replay works after its programs were forgotten; the code goes with the replay."""
+    table = Programs(2)
+    monkeypatch.setattr(program, "programs", table)
+    bias = Tensor(np.arange(7, dtype=np.float32))
+
+    @jit
+    def step(x: Tensor) -> Tensor:
+        return ((x * 3 + bias).exp().sum(1) / 1024).realize()
+
+    rows = Tensor(np.linspace(-1, 1, 77, dtype=np.float32).reshape(11, 7)).realize()
+    wanted = step(rows).tolist()
+    step(rows)
+    (call,) = [c for c in step._captures.values()]
+    keys = [kernel.key for program in call.replay.keep[0] for kernel in program.program.kernels]
+    del call
+    for number in range(6):
+        (Tensor(np.ones((number + 2, 3), np.float32)) + number).sum().realize()
+    gc.collect()
+    known = cpu.host_kernels()._known
+    assert keys and all(key in known for key in keys)
+    assert step(rows).tolist() == wanted
+    step.reset()
+    gc.collect()
+    assert not any(key in known for key in keys)

@@ -1,0 +1,147 @@
+"""The arena: arrays that are alive at the same time never share a byte."""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections.abc import Callable, Sequence
+
+import pytest
+
+from minigrad.dtype import dtypes
+from minigrad.graph.node import Node, Op
+from minigrad.schedule import expr
+from minigrad.schedule.expr import Array
+from minigrad.schedule.schedule import ALIGNMENT, Kernel, plan_arena
+from minigrad.schedule.stage import Stage
+
+from .programs import PROGRAMS, Inputs, ew, plan_of
+from .random_graphs import random_program
+
+
+def lifetimes(kernels: Sequence[Kernel]) -> dict[Array, tuple[int, int]]:
+    """First and last step of every array that is stored or read."""
+    found: dict[Array, tuple[int, int]] = {}
+    for step, kernel in enumerate(kernels):
+        touched = set(kernel.stored)
+        for stage in kernel.stages:
+            touched |= {load.payload[0] for load in expr.loads(*stage.exprs())}
+        for array in touched:
+            first, _ = found.get(array, (step, step))
+            found[array] = (first, step)
+    return found
+
+
+Planner = Callable[[Sequence[Kernel], dict[Array, int]], tuple[dict[Array, int], int]]
+
+
+def check(
+    kernels: Sequence[Kernel], slots: dict[Array, int], planner: Planner = plan_arena
+) -> tuple[int, int]:
+    """Compare every pair; gives the arena's size and the most that is alive at one step."""
+    offsets, size = planner(kernels, slots)
+    alive = lifetimes(kernels)
+    stored = {array for kernel in kernels for array in kernel.stored}
+    assert set(offsets) == {array for array in stored if array not in slots}
+    steps: dict[int, list[tuple[int, int, Array]]] = {}
+    for array, offset in offsets.items():
+        stop = offset + array.size * array.dtype.itemsize
+        assert offset % ALIGNMENT == 0 and offset >= 0 and stop <= size
+        for step in range(alive[array][0], alive[array][1] + 1):
+            steps.setdefault(step, []).append((offset, stop, array))
+    most = 0
+    for places in steps.values():
+        places.sort(key=lambda place: place[:2])
+        for (_, stop, one), (start, _, other) in itertools.pairwise(places):
+            assert stop <= start, f"{one} and {other} overlap"
+        most = max(most, sum(-(-(b - a) // ALIGNMENT) * ALIGNMENT for a, b, _ in places))
+    assert size >= most
+    return size, most
+
+
+def made_up(seed: int) -> tuple[list[Kernel], dict[Array, int]]:
+    """Kernels that read arrays of some kernels before them."""
+    random_ = random.Random(seed)
+    source = Array("s0", dtypes.float32, 10)
+    slots = {source: 0}
+    known = [source]
+    bodies: list[list[tuple[Array, list[Array]]]] = []
+    read_later: set[Array] = set()
+    for step in range(random_.randint(1, 25)):
+        stages = []
+        inside: list[Array] = []
+        for number in range(random_.randint(1, 3)):
+            dtype = random_.choice([dtypes.float32, dtypes.int8, dtypes.float64])
+            array = Array(f"t{step}_{number}", dtype, random_.choice([1, 3, 16, 17, 100, 1000]))
+            reads = [random_.choice(known[-random_.choice([3, 12]):]) for _ in range(2)]
+            read_later |= set(reads)
+            reads += random_.sample(inside, min(len(inside), 1))
+            stages.append((array, reads))
+            inside.append(array)
+        bodies.append(stages)
+        known += inside
+    kernels = []
+    for body in bodies:
+        stages = []
+        for array, reads in body:
+            value = expr.load(reads[0], 0)
+            for other in reads[1:]:
+                right = expr.apply(Op.CAST, (expr.load(other, 0),), value.dtype)
+                value = expr.apply(Op.ADD, (value, right), value.dtype)
+            value = expr.apply(Op.CAST, (value,), array.dtype)
+            stages.append(Stage(array, (array.size,), (), (), None, value, 0))
+        stored = frozenset(array for array, _ in body if array in read_later)
+        kernels.append(Kernel("rows", tuple(stages), 1, stored))
+    return kernels, slots
+
+
+@pytest.mark.parametrize("batch", range(5))
+def test_no_two_live_arrays_overlap(batch: int) -> None:
+    sizes, ideals = 0, 0
+    for seed in range(batch * 40, batch * 40 + 40):
+        size, most = check(*made_up(seed))
+        sizes, ideals = sizes + size, ideals + most
+    assert sizes <= 1.25 * ideals  # first fit wastes little
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_programs(name: str) -> None:
+    for fuse in (True, False):
+        plan = plan_of(PROGRAMS[name], fuse=fuse)
+        size, _ = check(plan.kernels, plan.slots)
+        assert size == plan.arena_bytes
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_random_graphs(seed: int) -> None:
+    plan = plan_of(random_program(seed, 40), fuse=False)
+    size, most = check(plan.kernels, plan.slots)
+    assert size == plan.arena_bytes and size <= 2 * most
+
+
+def test_memory_is_used_again() -> None:
+    """A chain of unfused operations needs two arrays, however long it is."""
+
+    def chain(inputs: Inputs) -> list[Node]:
+        x = inputs(1000)
+        for _ in range(20):
+            x = ew(Op.TANH, x)
+        return [x]
+
+    plan = plan_of(chain, fuse=False)
+    assert len(plan.kernels) == 20
+    assert plan.arena_bytes == 2 * -(-4000 // ALIGNMENT) * ALIGNMENT
+
+
+def test_the_check_can_fail() -> None:
+    """An arena in which everything lies at its beginning is found out."""
+
+    def all_at_0(
+        kernels: Sequence[Kernel], slots: dict[Array, int]
+    ) -> tuple[dict[Array, int], int]:
+        offsets, size = plan_arena(kernels, slots)
+        return dict.fromkeys(offsets, 0), size
+
+    with pytest.raises(AssertionError, match="overlap"):
+        for seed in range(10):
+            check(*made_up(seed), all_at_0)

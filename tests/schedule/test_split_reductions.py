@@ -1,0 +1,113 @@
+"""Long reductions that leave little are cut in two: the same value, parallel in its first half."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from minigrad.dtype import DType, dtypes
+from minigrad.graph import build as g
+from minigrad.graph.node import REDUCTIONS, Node, Op, topological
+from minigrad.graph.symbolic import numel, var
+from minigrad.runtimes.reference import evaluate, numpy_dtype
+from minigrad.schedule.schedule import FEW_ROWS, LONG, split_reductions
+
+DEVICE = "CPU"
+
+
+def reductions(root: Node) -> list[Node]:
+    """All reductions below, first ones first."""
+    return [node for node in topological([root]) if node.op in REDUCTIONS]
+
+
+def split(op: Op, shape: tuple[int, ...], axes: list[int], dtype: DType = dtypes.float32) -> Node:
+    """The reduction after `split_reductions`; checks shape, dtype and value."""
+    node = g.reduce(op, g.buffer(0, dtype, shape, DEVICE), axes)
+    (new,) = split_reductions([node])
+    assert new.shape == node.shape and new.dtype is node.dtype
+    random = np.random.default_rng(0)
+    x = random.integers(-4, 5, shape).astype(numpy_dtype(dtype))
+    if op is Op.PROD:
+        x = np.where(random.random(shape) < 1e-4, -1, 1).astype(x.dtype)
+    (before,), (after,) = evaluate([node], {0: x}), evaluate([new], {0: x})
+    np.testing.assert_array_equal(before, after)  # small whole numbers: sums are exact
+    return new
+
+
+@pytest.mark.parametrize("op", [Op.SUM, Op.MAX, Op.PROD])
+@pytest.mark.parametrize(
+    ("shape", "axes"),
+    [
+        ((LONG,), [0]),
+        ((256, 1024), [0, 1]),
+        ((7, 512, 600), [1, 2]),
+        ((600, 512, 7), [0, 1]),
+        ((4, 40_000), [1]),
+        ((40_000, 4), [0]),
+    ],
+)
+def test_long_reductions(op: Op, shape: tuple[int, ...], axes: list[int]) -> None:
+    first, second = reductions(split(op, shape, axes))
+    assert first.op is second.op is op
+    parts = numel(first.shape) // numel(second.shape)
+    assert 8 <= parts <= 128
+    assert numel(second.src[0].shape) == numel(first.shape)
+
+
+@pytest.mark.parametrize(
+    ("shape", "axes"),
+    [
+        ((LONG - 1,), [0]),  # short
+        ((FEW_ROWS, 2 * LONG), [1]),  # enough results to keep all threads busy
+        ((100, 100, 3), [0, 1]),
+        ((5, 0), [1]),  # nothing to reduce
+    ],
+)
+def test_what_is_left_alone(shape: tuple[int, ...], axes: list[int]) -> None:
+    node = g.reduce(Op.SUM, g.buffer(0, dtypes.float32, shape, DEVICE), axes)
+    assert split_reductions([node]) == [node]
+
+
+def test_a_length_without_divisors_is_padded_for_sums() -> None:
+    """40009 is a prime. Zeros at the end do not change a sum; they would change a maximum."""
+    first, _ = reductions(split(Op.SUM, (40_009,), [0]))
+    assert numel(first.shape) == FEW_ROWS
+    for op in (Op.MAX, Op.PROD):
+        assert len(reductions(split(op, (40_009,), [0]))) == 1
+
+
+def test_every_number_of_elements_around_a_cut() -> None:
+    for length in range(LONG, LONG + 40):
+        split(Op.SUM, (length,), [0], dtypes.int32)
+
+
+def test_symbolic_axes_are_not_cut() -> None:
+    length = var("n", 1, 1 << 20)
+    x = g.buffer(0, dtypes.float32, (length, 4), DEVICE)
+    node = g.reduce(Op.SUM, x, [0])
+    assert split_reductions([node]) == [node]
+    both = g.reduce(Op.SUM, g.buffer(0, dtypes.float32, (length, 512), DEVICE), [0, 1])
+    (new,) = split_reductions([both])
+    assert len(reductions(new)) == 2  # along the other axis
+
+
+def test_the_cut_is_made_along_a_long_axis() -> None:
+    """Not along the 3, though it comes first: its parts would be few."""
+    first, _ = reductions(split(Op.SUM, (3, 50_000), [0, 1]))
+    assert numel(first.shape) >= 8
+
+
+def test_a_cut_reduction_is_not_cut_again() -> None:
+    node = split(Op.SUM, (1 << 22,), [0])
+    (again,) = split_reductions([node])
+    assert len(reductions(again)) == len(reductions(node)) == 2
+
+
+def test_readers_follow() -> None:
+    x = g.buffer(0, dtypes.float32, (LONG,), DEVICE)
+    node = g.reduce(Op.SUM, x, [0])
+    reader = g.elementwise(Op.ADD, node, g.const(1.0, dtypes.float32, (1,), DEVICE))
+    (new,) = split_reductions([reader])
+    assert len(reductions(new)) == 2
+    values = np.ones(LONG, np.float32)
+    assert evaluate([new], {0: values})[0] == LONG + 1
