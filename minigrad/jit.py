@@ -23,29 +23,18 @@ import functools
 import threading
 import weakref
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any, Generic, ParamSpec, TypeVar
 
-from minigrad.device import Buffer, Call, Device, Replay, watching
-from minigrad.dtype import DType
+from minigrad.device import Buffer, Call, Device, watching
 from minigrad.errors import JitError
-from minigrad.graph.node import Node, Op, own_buffer
-from minigrad.graph.symbolic import Integer, rebind
-from minigrad.program import GlobalCounters, recording
+from minigrad.graph.node import Node, Op
+from minigrad.program import recording
 from minigrad.tensor import Tensor, engine, history
 from minigrad.tensor.capture import HostWatch, Snapshot, refuse_replaced
 from minigrad.tensor.modes import modes, no_grad
-from minigrad.tensor.registry import all_holders, shared, something_lazy
-from minigrad.tensor.structure import (
-    TENSOR,
-    Signature,
-    flatten,
-    objects,
-    rebuild,
-    show,
-    signature,
-    template,
-)
+from minigrad.tensor.registry import all_holders
+from minigrad.tensor.replay import Capture, Output, Source, written_both_ways, written_twice
+from minigrad.tensor.structure import TENSOR, flatten, objects, rebuild, signature, template
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -56,221 +45,13 @@ def jit(function: Callable[P, R]) -> Jitted[P, R]:
     return Jitted(function)
 
 
-@dataclass(frozen=True)
-class _Output:
-    """A tensor of the result that gets a fresh buffer in every replay."""
-
-    place: int  # among the replay's arguments
-    shape: tuple[Integer, ...]
-    dtype: DType
-    device: str
-    size: int
-    nbytes: int
-    stopped: bool  # a replay keeps no history: no gradient can flow through its results
-    symbolic: bool
-
-
-@dataclass(frozen=True)
-class _Source:
-    """Where a tensor of the result comes from.
-
-    kind and what: "fresh" and the number of an output, "input" and the number of an input,
-    "input memory" and that number where another tensor shares the input's memory, "kept" and a
-    tensor, "kept memory" and a node.
-    """
-
-    kind: str
-    what: Any
-
-
-class _Capture:
-    """What the second call left: the replay, and all that is needed to serve it."""
-
-    def __init__(self, name: str, structure: Any, inputs: tuple[Signature, ...]) -> None:
-        self.name, self.structure, self.inputs = name, structure, inputs
-        self.lock = threading.Lock()
-        # called with nothing but tensors, by position, of plain shapes
-        _, ((_, positional), (_, by_name)) = structure
-        self.plain = not by_name and all(item is TENSOR for item in positional) and all(
-            isinstance(extent, int) for expected in inputs for extent in expected.shape
-        )  # fmt: skip
-        self.last: list[Node | None] = [None] * len(inputs)  # whose memory is in place already
-        self.replay: Replay
-        self.memories: Any
-        self.outputs: list[_Output] = []
-        self.sources: list[_Source] = []
-        self.result: Any = None  # with TENSOR in the place of tensors
-        self.written: frozenset[Buffer] = frozenset()
-        self.written_inputs: frozenset[int] = frozenset()
-        self.owners: dict[int, set[int]] = {}  # id of a written node → tensors that stand for it
-        self.written_nodes: list[Node] = []
-        self.renewed: list[tuple[weakref.ref[Any], _Source]] = []
-        self.gradients: list[tuple[Tensor, Tensor, bool]] = []  # of what, which, may there be one
-        self.input_gradients: list[tuple[int, Tensor]] = []
-        self.special = False  # whether any of the last four needs attention
-        self.simple = False  # whether the result is one fresh tensor, and nothing is special
-
-    def run(self, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
-        """One replay. The lock is held."""
-        if self.written_inputs or something_lazy() or not shared.isdisjoint(self.owners):
-            self._settle(args, kwargs)
-        values: dict[str, int] = {}
-        memories, last = self.memories, self.last
-        tensors: Sequence[Any] = args
-        number = 0
-        if self.plain and len(args) == len(last):
-            for tensor in args:
-                if type(tensor) is not Tensor:
-                    break
-                node = tensor.raw
-                if node is not last[number]:
-                    expected = self.inputs[number]
-                    if (
-                        node.op is not Op.BUFFER
-                        or node.shape != expected.shape
-                        or node.dtype is not expected.dtype
-                        or node.device != expected.device
-                    ):
-                        break
-                    memories[number] = node.arg.memory
-                    last[number] = node
-                number += 1
-        if number != len(last) or number != len(args) or kwargs:
-            tensors, values = self._check(args, kwargs)
-        if self.special:
-            self._check_special(tensors)
-        nodes = []
-        for output in self.outputs:
-            memory = self.replay.allocate(output.nbytes)
-            memories[output.place] = memory
-            shape, dtype, device = output.shape, output.dtype, output.device
-            if output.symbolic:
-                shape = tuple(rebind(extent, values) for extent in shape)
-            buffer = Buffer(device, dtype, output.size, memory)
-            nodes.append(own_buffer(buffer, dtype, shape, device))
-        GlobalCounters.program_calls += 1
-        self.replay.run(values)
-        if history.any_recorded():
-            history.replayed(self._all_written(tensors))
-        if self.simple:  # one new tensor
-            return Tensor._alone(nodes[0], self.outputs[0].stopped)
-        if self.special:
-            self._renew(tensors, nodes)
-        results = [self._tensor(source, tensors, nodes) for source in self.sources]
-        if self.result is TENSOR:
-            return results[0]
-        return rebuild(self.result, iter(results).__next__, values)
-
-    def _tensor(self, source: _Source, tensors: Sequence[Tensor], nodes: Sequence[Node]) -> Tensor:
-        """A tensor of the result."""
-        kind, what = source.kind, source.what
-        if kind == "fresh":
-            node = nodes[what]
-            made = Tensor._of(node)  # another may stand for it: a result that is given twice
-            made.stopped = self.outputs[what].stopped
-            return made
-        if kind == "input":
-            return tensors[what]
-        if kind == "kept":
-            kept: Tensor = what
-            return kept
-        return Tensor._of(tensors[what].raw if kind == "input memory" else what)
-
-    def _settle(self, args: Any, kwargs: Any) -> None:
-        """Let everybody have its value who reads what is about to be overwritten."""
-        tensors: list[Tensor] = []
-        if self.written_inputs:
-            flatten((args, kwargs), tensors, {})
-            engine.realize(tensors)
-            tensors = [t for n, t in enumerate(tensors) if n in self.written_inputs]
-        if something_lazy():
-            engine.settle_before(self.written | {tensor.raw.arg for tensor in tensors})
-        for node in self.written_nodes:
-            if id(node) in shared:
-                engine.separate(node, self.owners[id(node)])
-        for tensor in tensors:
-            if id(tensor.raw) in shared:
-                engine.separate(tensor.raw, {id(tensor._link)})
-
-    def _check(self, args: Any, kwargs: Any) -> tuple[list[Tensor], dict[str, int]]:
-        """The input tensors, realized and in place, and the variables' values; or JitError."""
-        tensors: list[Tensor] = []
-        values: dict[str, int] = {}
-        structure = flatten((args, kwargs), tensors, values)
-        if structure != self.structure:
-            raise JitError(
-                f"{self.name} was captured with arguments {show(self.structure)} and is called "
-                f"with {show(structure)}: Python values and the number of tensors are fixed in a "
-                "capture; pass tensors, or .reset()"
-            )
-        for number, (tensor, expected) in enumerate(zip(tensors, self.inputs, strict=True)):
-            found = signature(tensor, values)
-            if found != expected:
-                raise JitError(
-                    f"{self.name} was captured with input {number} of {expected} and is called "
-                    f"with {found}; give it that, or .reset() before another shape"
-                )
-        if any(tensor.raw.op is not Op.BUFFER for tensor in tensors):
-            engine.realize(tensors)
-        for number, tensor in enumerate(tensors):
-            self.memories[number] = tensor.raw.arg.memory
-            self.last[number] = tensor.raw
-        return tensors, values
-
-    def _check_special(self, tensors: Sequence[Tensor]) -> None:
-        """JitError where an input is written and given twice, or a gradient would be added to."""
-        for number in self.written_inputs:
-            memory = tensors[number].raw.arg
-            if sum(tensor.raw.arg is memory for tensor in tensors) > 1:
-                raise written_twice(self.name, number)
-            if memory in self.written:
-                raise written_both_ways(self.name, number)
-        had = any(of.grad is not None for of, _, others in self.gradients if not others)
-        if had or any(tensors[number].grad is not None for number, _ in self.input_gradients):
-            raise JitError(
-                f"{self.name} was captured when its tensors had no gradient, and now they have: a "
-                "replay would not add to it; call zero_grad() before each call, or inside the step"
-            )
-
-    def _renew(self, tensors: Sequence[Tensor], nodes: Sequence[Node]) -> None:
-        """Point what the step left behind to its newest value."""
-        for link, source in self.renewed:
-            holder = link()
-            if holder is not None:
-                fresh = source.kind == "fresh"
-                holder._point(nodes[source.what] if fresh else tensors[source.what].raw)
-        for of, gradient, _ in self.gradients:
-            of.grad = gradient
-        for number, gradient in self.input_gradients:
-            tensors[number].grad = gradient
-
-    def _all_written(self, tensors: Sequence[Tensor]) -> frozenset[Buffer]:
-        return self.written | {tensors[number].raw.arg for number in self.written_inputs}
-
-
-def written_twice(name: str, number: int) -> JitError:
-    """The error where an input that the step updates has a twin."""
-    return JitError(
-        f"{name} writes to input {number}, which is given twice in one call: "
-        "a replay could not tell the two apart; pass a .clone() of one"
-    )
-
-
-def written_both_ways(name: str, number: int) -> JitError:
-    """The error where the step reaches an input's memory by itself, and one of the two writes."""
-    return JitError(
-        f"{name} writes to a tensor that is given as input {number} and that it also uses without "
-        "being given it: a replay could not tell the two apart; pass a .clone(), or do not pass it"
-    )
-
-
 class Jitted(Generic[P, R]):
     """A captured function. `reset()` forgets the capture; `captured` tells whether there is one."""
 
     def __init__(self, function: Callable[P, R]) -> None:
         self.function = function
         self._called: set[bool] = set()
-        self._captures: dict[bool, _Capture] = {}  # by Tensor.training
+        self._captures: dict[bool, Capture] = {}  # by Tensor.training
         self._methods: dict[int, tuple[weakref.ref[Any], Jitted[..., R]]] = {}
         self._lock = threading.RLock()
         functools.update_wrapper(self, function)
@@ -314,6 +95,7 @@ class Jitted(Generic[P, R]):
         return link, Jitted(method)
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+        """Run it, capture it, or replay it."""
         if recording.calls is not None:  # inside another step: be part of it
             return self.function(*args, **kwargs)
         capture = self._captures.get(modes.training)
@@ -354,7 +136,7 @@ class Jitted(Generic[P, R]):
         engine.settle_readers()
         given = self._copies(tensors)
         inputs = tuple(signature(tensor, values) for tensor in given)
-        capture = _Capture(self.name, structure, inputs)
+        capture = Capture(self.name, structure, inputs)
         places = {tensor.raw.arg: number for number, tensor in enumerate(given)}
         before = Snapshot()
         watch = HostWatch(self.name, before)
@@ -384,7 +166,7 @@ class Jitted(Generic[P, R]):
             if source.kind == "fresh"
         ]
         links += [
-            (clone._link, _Source("input", number))
+            (clone._link, Source("input", number))
             for number, clone in enumerate(given)
             if clone is not tensors[number]
         ]
@@ -397,7 +179,7 @@ class Jitted(Generic[P, R]):
             or capture.written_inputs
         )  # fmt: skip
         alone = [source.kind for source in capture.sources] == ["fresh"]
-        capture.simple = alone and capture.result is TENSOR and not capture.special
+        capture.simple = alone and capture.result is TENSOR and not capture.renewed
         self._captures[modes.training] = capture
         answer: R = rebuild(capture.result, iter(returned).__next__, values)
         return answer
@@ -425,7 +207,7 @@ class Jitted(Generic[P, R]):
         return given
 
     def _take_gradients(
-        self, capture: _Capture, before: Snapshot,
+        self, capture: Capture, before: Snapshot,
         tensors: Sequence[Tensor], given: Sequence[Tensor],
     ) -> None:  # fmt: skip
         """Note the gradients that the step left at its inputs and elsewhere."""
@@ -444,7 +226,7 @@ class Jitted(Generic[P, R]):
             capture.input_gradients.append((number, gradient))
 
     def _sort(
-        self, capture: _Capture, calls: Sequence[Call], places: dict[Buffer, int],
+        self, capture: Capture, calls: Sequence[Call], places: dict[Buffer, int],
         before: Snapshot, results: Sequence[Tensor], values: dict[str, int],
         tensors: Sequence[Tensor], given: Sequence[Tensor],
     ) -> list[Tensor]:  # fmt: skip
@@ -465,11 +247,11 @@ class Jitted(Generic[P, R]):
             if memory in places:
                 number = places[memory]
                 same = tensor is given[number]
-                source = _Source("input" if same else "input memory", number)
+                source = Source("input" if same else "input memory", number)
                 returned.append(tensors[number] if same else Tensor._of(tensors[number].raw))
             elif before.knows(tensor) or memory not in made:
                 known = before.knows(tensor)
-                source = _Source("kept", tensor) if known else _Source("kept memory", node)
+                source = Source("kept", tensor) if known else Source("kept memory", node)
                 returned.append(tensor if known else Tensor._of(node))
             else:
                 if node not in fresh:
@@ -479,7 +261,7 @@ class Jitted(Generic[P, R]):
                     fresh[node] = len(capture.outputs)
                     capture.outputs.append(_output(tensor, len(arguments), values))
                     arguments.append(memory)
-                source = _Source("fresh", fresh[node])
+                source = Source("fresh", fresh[node])
                 copy = Tensor._of(node)
                 copy.stopped, copy._requires_grad = tensor.stopped, tensor._requires_grad
                 returned.append(copy)
@@ -507,7 +289,7 @@ class Jitted(Generic[P, R]):
         return returned
 
     def _copy_back(
-        self, capture: _Capture, places: dict[Buffer, int], written: set[Buffer],
+        self, capture: Capture, places: dict[Buffer, int], written: set[Buffer],
         used: set[Buffer], tensors: Sequence[Tensor], given: Sequence[Tensor],
     ) -> None:  # fmt: skip
         """Give the inputs that the step updated their new values; refuse what is ambiguous."""
@@ -537,6 +319,7 @@ class Method(Generic[R]):
         self.jitted, self.instance = jitted, instance
 
     def __call__(self, *args: Any, **kwargs: Any) -> R:
+        """Call it on the instance."""
         return self.jitted(*args, **kwargs)
 
     @property
@@ -549,11 +332,11 @@ class Method(Generic[R]):
         self.jitted.reset()
 
 
-def _output(tensor: Tensor, place: int, values: dict[str, int]) -> _Output:
+def _output(tensor: Tensor, place: int, values: dict[str, int]) -> Output:
     """What a replay must know to make this tensor of the result anew."""
     known = signature(tensor, dict(values))
     memory: Buffer = tensor.raw.arg
-    return _Output(
+    return Output(
         place, known.shape, known.dtype, known.device, memory.size, memory.nbytes,
         tensor.stopped or history.has_history(tensor.raw),
         any(not isinstance(extent, int) for extent in known.shape),

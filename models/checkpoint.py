@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import operator
 import os
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,23 @@ from minigrad import Tensor, nn
 from minigrad.errors import MinigradError
 from minigrad.models.console import require
 from minigrad.models.errors import InputError
+
+CHECKSUM = "crc32"
+
+
+def checksum(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
+    """CRC-32 of all names, shapes, dtypes, values and texts: the format itself has no such sum."""
+    total = zlib.crc32(repr(sorted(metadata.items())).encode())
+    Tensor.realize(*tensors.values())
+    for name, tensor in sorted(tensors.items()):
+        what = f"{name} {tensor.dtype.name} {plain_shape(tensor)}"
+        total = zlib.crc32(tensor._bytes(), zlib.crc32(what.encode(), total))
+    return f"{total:08x}"
+
+
+def plain_shape(tensor: Tensor) -> tuple[int, ...]:
+    """The shape of a tensor that has no symbolic dimension; TypeError for one that has."""
+    return tuple(operator.index(extent) for extent in tensor.shape)  # type: ignore[arg-type]
 
 
 def check_writable(path: Path) -> None:
@@ -29,7 +48,8 @@ def save(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str])
     """Write whole or not at all; an earlier file stays as it was where writing fails."""
     require("safetensors")
     try:
-        nn.state.safe_save(dict(tensors), path, dict(metadata))
+        with_sum = {**metadata, CHECKSUM: checksum(tensors, metadata)}
+        nn.state.safe_save(dict(tensors), path, with_sum)
     except OSError as error:
         raise InputError(f"cannot write {path}: {error.strerror or error}") from None
 
@@ -38,8 +58,12 @@ def load(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """(tensors, metadata); InputError where the file is missing, damaged or something else."""
     failure: Any = require("safetensors").SafetensorError
     try:
-        return nn.state.safe_load(path), nn.state.safe_load_metadata(path)
+        tensors, metadata = nn.state.safe_load(path), nn.state.safe_load_metadata(path)
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror or error}") from None
     except (failure, MinigradError, ValueError) as error:
         raise InputError(f"{path} is no undamaged safetensors file: {error}") from None
+    stored = metadata.pop(CHECKSUM, None)  # files of other programs have none
+    if stored is not None and stored != checksum(tensors, metadata):
+        raise InputError(f"{path} is damaged: what it holds does not fit its checksum")
+    return tensors, metadata

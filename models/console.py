@@ -5,14 +5,16 @@ from __future__ import annotations
 import argparse
 import importlib
 import math
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from types import ModuleType, TracebackType
-from typing import Any
+from typing import Any, NoReturn
 
 from minigrad import Device
 from minigrad.errors import MinigradError
 from minigrad.models.errors import InputError
+from minigrad.models.interrupt import Stopped
 from minigrad.settings import put
 
 
@@ -61,6 +63,14 @@ class Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFo
         return action.help if plain else super()._get_help_string(action)
 
 
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong with a command line in one sentence, without the list of all flags."""
+
+    def error(self, message: str) -> NoReturn:
+        """End with status 2."""
+        self.exit(2, f"{self.prog}: error: {message} (--help shows all flags)\n")
+
+
 def add_common_flags(parser: argparse.ArgumentParser) -> None:
     """--seed, --device, --debug: every script has them."""
     parser.add_argument("--seed", type=natural_int, default=0, help="of all random numbers")
@@ -99,9 +109,12 @@ def run(main: Callable[[Sequence[str]], None]) -> int:
     except (MinigradError, OSError) as error:
         print(f"{sys.argv[0]}: {error}", file=sys.stderr)
         return 1
+    except Stopped as stopped:
+        print(f"{sys.argv[0]}: {stopped}", file=sys.stderr)
+        return 128 + stopped.number
     except KeyboardInterrupt:
         print(f"{sys.argv[0]}: interrupted", file=sys.stderr)
-        return 130
+        return 128 + signal.SIGINT
     return 0
 
 

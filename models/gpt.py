@@ -17,8 +17,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from minigrad import Tensor, nn
-from minigrad.graph.symbolic import high
+from minigrad.graph.symbolic import Integer, high
 from minigrad.models import console, sampling
+from minigrad.models.decode import Decoder, KeyValueCache
 
 Prompt = Sequence[int]
 
@@ -78,14 +79,20 @@ class Attention:
         self.c_attn = nn.Linear(config.dim, 3 * config.dim)
         self.c_proj = nn.Linear(config.dim, config.dim)
 
-    def __call__(self, x: Tensor) -> Tensor:
-        """(batch, length, dim) → the same shape; a position sees itself and those before it."""
+    def __call__(self, x: Tensor, cache: KeyValueCache | None = None, start: Integer = 0) -> Tensor:
+        """(batch, length, dim) → the same shape; a position sees itself and those before it.
+
+        With a cache, x are the positions from `start`: 0, or, for a single one, any.
+        """
         batch, length, dim = x.shape
         qkv = self.c_attn(x).reshape(batch, length, 3, self.heads, dim // self.heads)
         q, k, v = (
             qkv[:, :, part].transpose(1, 2) for part in range(3)
         )  # (batch, heads, length, ·)
-        y = q.scaled_dot_product_attention(k, v, dropout_p=self.dropout, is_causal=True)
+        if cache is not None:
+            k, v = cache.extend(k, v, start)
+        single = length == 1  # the last position sees them all
+        y = q.scaled_dot_product_attention(k, v, dropout_p=self.dropout, is_causal=not single)
         y = y.transpose(1, 2).reshape(batch, length, dim)
         return self.c_proj(y).dropout(self.dropout)
 
@@ -112,9 +119,9 @@ class Block:
         self.ln_2 = nn.LayerNorm(config.dim)
         self.mlp = FeedForward(config)
 
-    def __call__(self, x: Tensor) -> Tensor:
-        """(batch, length, dim) → the same shape."""
-        x = x + self.attn(self.ln_1(x))
+    def __call__(self, x: Tensor, cache: KeyValueCache | None = None, start: Integer = 0) -> Tensor:
+        """(batch, length, dim) → the same shape; see `Attention` for the cache."""
+        x = x + self.attn(self.ln_1(x), cache, start)
         return x + self.mlp(self.ln_2(x))
 
 
@@ -142,18 +149,24 @@ class GPT:
                     parameter.assign(Tensor.randn(*parameter.shape) * deviation)
         Tensor.realize(*named.values())
 
-    def features(self, ids: Tensor) -> Tensor:
-        """What the last layer knows of each position: (batch, length, dim)."""
+    def features(
+        self, ids: Tensor, caches: Sequence[KeyValueCache] = (), start: Integer = 0
+    ) -> Tensor:
+        """What the last layer knows of each position: (batch, length, dim).
+
+        With a cache for each layer, ids are the tokens from position `start`: 0, or, for a single
+        token, the first position that is not in the caches yet.
+        """
         length = ids.shape[1]
-        if high(length) > self.config.context:
+        if high(start + length) > self.config.context:
             raise ValueError(
                 f"{length} tokens are more than the model's context of {self.config.context}: "
                 "give it the last ones only"
             )
-        x = self.wte(ids) + self.wpe.weight[:length]
+        x = self.wte(ids) + self.wpe.weight[start : start + length]
         x = x.dropout(self.config.dropout)
-        for block in self.h:
-            x = block(x)
+        for number, block in enumerate(self.h):
+            x = block(x, caches[number] if caches else None, start)
         return self.ln_f(x)
 
     def unembed(self, features: Tensor) -> Tensor:
@@ -167,22 +180,6 @@ class GPT:
     def loss(self, ids: Tensor, targets: Tensor) -> Tensor:
         """Mean cross-entropy in nats per token, a scalar; targets (batch, length) of integers."""
         return self(ids).cross_entropy(targets)
-
-    def next_logits(self, rows: Sequence[Sequence[int]]) -> Tensor:
-        """Logits (rows, vocabulary) of the token after each row; only it meets the output layer.
-
-        Rows are cut to their last `context` tokens, and padded at the right to a power of two, so
-        that few different programs are compiled; causal attention never looks at the padding.
-        """
-        context = self.config.context
-        windows = [list(row[-context:]) for row in rows]
-        longest = max(len(window) for window in windows)
-        width = min(1 << (longest - 1).bit_length(), context)
-        ids = Tensor([window + [0] * (width - len(window)) for window in windows])
-        last = Tensor([[[len(window) - 1]] for window in windows])
-        features = self.features(ids)
-        final = features.gather(1, last.expand(len(rows), 1, self.config.dim)).squeeze(1)
-        return self.unembed(final)
 
     def generate(
         self,
@@ -199,9 +196,9 @@ class GPT:
         For a prompt (ids in a list, at least one) each is an int. For a batch of prompts, whose
         lengths may differ, each is a list with one id per prompt, None where it has ended. A token
         of `stop` is given and ends its prompt. Temperature 0 takes the likeliest token; see
-        `sampling.probabilities` for the others. Past the context the model sees the last tokens.
-        Row i draws from the generator (seed, i), whatever the other rows do. Raises ValueError for
-        settings that make no sense and for an empty prompt.
+        `sampling.probabilities` for the others. Where the context is full, the model goes on
+        from the later half of it. Row i draws from the generator (seed, i), whatever the other rows
+        do. Raises ValueError for settings that make no sense and for an empty prompt.
         """
         sampling.check(temperature, top_k, top_p)
         given: list[Any] = ids.tolist() if isinstance(ids, Tensor) else list(ids)
@@ -227,15 +224,23 @@ class GPT:
 
         generators = [np.random.default_rng((seed, number)) for number in range(len(rows))]
         alive = [True] * len(rows)
+        # rows of one length are read together
+        groups: dict[int, list[int]] = {}
+        for number, row in enumerate(rows):
+            groups.setdefault(len(row), []).append(number)
+        decoders = [Decoder(self, [rows[i] for i in group]) for group in groups.values()]
         for _ in range(count):
-            logits = self.next_logits(rows).numpy()
             new: list[int | None] = [None] * len(rows)
-            for number, row in enumerate(rows):
-                if alive[number]:
-                    token = sampling.choose(logits[number], generators[number], *settings)
-                    new[number] = token
-                    row.append(token)
-                    alive[number] = token not in stop
+            for decoder, group in zip(decoders, groups.values(), strict=True):
+                if not any(alive[number] for number in group):
+                    continue
+                logits = decoder.logits()
+                for place, number in enumerate(group):
+                    if alive[number]:
+                        token = sampling.choose(logits[place], generators[number], *settings)
+                        new[number] = token
+                        alive[number] = token not in stop
+                decoder.append([new[number] or 0 for number in group])  # 0: of ended rows
             yield new
             if not any(alive):
                 return

@@ -3,47 +3,43 @@
 from __future__ import annotations
 
 import argparse
-import json
-from collections.abc import Sequence
-from dataclasses import asdict
+import hashlib
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from minigrad import Tensor, nn
+from minigrad import Tensor
 from minigrad.errors import MinigradError
 from minigrad.models import checkpoint, console
 from minigrad.models.errors import InputError
 from minigrad.models.gpt import GPT, GPTConfig
+from minigrad.models.gpt_checkpoint import (
+    Resumable,
+    load_checkpoint,
+    load_training,
+    save_checkpoint,
+)
+from minigrad.models.interrupt import EndedAtOnce, Interruption, Stopped
 from minigrad.models.metrics import Metrics, save_curves
 from minigrad.models.text import Windows, load_text, split
 from minigrad.models.tokenizer import CharacterTokenizer
-from minigrad.models.train import TrainingPlan, parameter_count, train_language_model
+from minigrad.models.train import TrainingPlan, TrainingRun, finish, parameter_count
+
+# What a resumed run takes from its checkpoint where the command line does not say otherwise.
+REMEMBERED: dict[str, type | tuple[type, ...]] = {
+    "text": (str, type(None)), "tokenizer": str, "layers": int, "heads": int, "dim": int,
+    "context": int, "dropout": float, "steps": int, "batch": int, "lr": float, "seed": int,
+}  # fmt: skip
 
 
-def save_checkpoint(path: Path, model: GPT, tokenizer: CharacterTokenizer) -> None:
-    """Weights under GPT-2's names; config and tokenizer in the metadata of the same file."""
-    metadata = {"config": json.dumps(asdict(model.config)), "tokenizer": tokenizer.to_json()}
-    checkpoint.save(path, nn.state.get_state_dict(model), metadata)
+def parser(remembered: Mapping[str, Any] | None = None) -> argparse.ArgumentParser:
+    """The flags of the commands `train` (also when no command is given) and `sample`.
 
-
-def load_checkpoint(path: Path) -> tuple[GPT, CharacterTokenizer]:
-    """What `save_checkpoint` wrote; InputError where the file is damaged or something else."""
-    tensors, metadata = checkpoint.load(path)
-    try:
-        config = GPTConfig(**json.loads(metadata["config"]))
-        tokenizer = CharacterTokenizer.from_json(metadata["tokenizer"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{path} is no checkpoint of models/gpt.py: {error}") from None
-    model = GPT(config)
-    try:
-        nn.state.load_state_dict(model, tensors)
-    except (MinigradError, KeyError) as error:
-        raise InputError(f"{path} does not fit its own config: {error}") from None
-    return model, tokenizer
-
-
-def parser() -> argparse.ArgumentParser:
-    """The flags of the commands `train` (also when no command is given) and `sample`."""
-    top = argparse.ArgumentParser(
+    `remembered` replaces defaults of `train`: what an earlier run was told.
+    """
+    top = console.Parser(
         description="Train a GPT on text, or let one write. Without a command: train.",
         formatter_class=console.Help,
     )
@@ -66,8 +62,11 @@ def parser() -> argparse.ArgumentParser:
     add("--lr", type=number, default=3e-3, help="peak; 100 steps of warm-up, cosine to a tenth")
     add("--checkpoint", metavar="FILE", default="gpt.safetensors",
         help="where the trained model goes; its loss curves go beside it")  # fmt: skip
-    add("--metrics", metavar="FILE", help="JSON lines, one per step")
+    add("--resume", metavar="FILE",
+        help="go on where this checkpoint was saved, with its flags, and save there")  # fmt: skip
+    add("--metrics", metavar="FILE", help="JSON lines, one per step; appended to with --resume")
     console.add_common_flags(train)
+    train.set_defaults(**(remembered or {}))
 
     sample = commands.add_parser(
         "sample", help="let a trained model write", description="Continue a prompt.",
@@ -85,9 +84,15 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
-def train_command(flags: argparse.Namespace) -> None:
-    """`train`: ends with validation loss, a sample, the checkpoint and the curves."""
+def train_command(
+    flags: argparse.Namespace, earlier: tuple[GPT, Resumable | None] | None = None
+) -> None:
+    """`train`: ends with validation loss, a sample, the checkpoint and the curves.
+
+    `earlier` is what the checkpoint of --resume holds.
+    """
     text = load_text(flags.text)
+    digest = hashlib.sha256(text.encode()).hexdigest()
     tokenizer = CharacterTokenizer.of(text)
     training, validation = split(tokenizer.encode_array(text))
     try:
@@ -95,27 +100,89 @@ def train_command(flags: argparse.Namespace) -> None:
                            flags.dropout)  # fmt: skip
     except ValueError as error:
         raise InputError(str(error)) from None
+    windows = (
+        Windows(training, config.context, "the training part"),
+        Windows(validation, config.context, "the validation part (its last tenth)"),
+    )
     path = Path(flags.checkpoint)
     checkpoint.check_writable(path)
     Tensor.manual_seed(flags.seed)
-    model = GPT(config)
+    plan = TrainingPlan(steps=flags.steps, batch=flags.batch, lr=flags.lr, seed=flags.seed)
+    history: list[dict[str, Any]] = []
+    if earlier is None:
+        model = GPT(config)
+        run = TrainingRun(model, plan)
+    else:
+        model, resumable = earlier
+        run = continued(flags, model, resumable, config, plan, digest)
+        history = resumable.history if resumable is not None else []
     print(f"{len(text):,} characters, {len(tokenizer)} of them different")
     print(f"{parameter_count(model):,} parameters")
-    plan = TrainingPlan(steps=flags.steps, batch=flags.batch, lr=flags.lr, seed=flags.seed)
-    with Metrics(flags.metrics) as metrics:
-        loss = train_language_model(
-            model,
-            Windows(training, config.context, "the training part"),
-            Windows(validation, config.context, "the validation part (its last tenth)"),
-            plan,
-            metrics,
-        )
-    save_checkpoint(path, model, tokenizer)
+    if run.done:
+        print(f"going on after step {run.done} of {plan.steps}")
+    remembered = {name: getattr(flags, name) for name in REMEMBERED}
+    if flags.text is not None:
+        remembered["text"] = str(Path(flags.text).resolve())
+    with Metrics(flags.metrics, run.done) as metrics, Interruption() as interruption:
+        metrics.history += history
+
+        def save() -> None:
+            save_checkpoint(path, model, tokenizer, run, metrics, remembered, digest)
+
+        try:
+            loss = finish(run, *windows, metrics, save, interruption)
+        except EndedAtOnce:
+            raise
+        except Stopped as stopped:
+            raise Stopped(stopped.number, f"{stopped}; to go on: {resuming(flags)}") from None
+        print(f"\nvalidation loss {loss:.4f} nats per character\n", flush=True)
+        save()
+        if interruption.number is not None:
+            raise Stopped(interruption.number, f"all steps are done, and {path} is saved")
     picture = path.with_suffix(".png")
     save_curves(metrics, picture, f"GPT: {config.layers} layers, {config.dim} dims")
-    print(f"\nvalidation loss {loss:.4f} nats per character\n")
     write(model, tokenizer, "\n" if "\n" in tokenizer.vocabulary else text[0], 500, 0.8, flags.seed)
     print(f"\ncheckpoint {path}\nloss curves {picture}")
+
+
+def resuming(flags: argparse.Namespace) -> str:
+    """The command that continues this run."""
+    words = ["python", sys.argv[0], "train", "--resume", flags.checkpoint]
+    for name in ("metrics", "device"):
+        if getattr(flags, name) is not None:
+            words += [f"--{name}", getattr(flags, name)]
+    return shlex.join(words)
+
+
+def continued(
+    flags: argparse.Namespace, model: GPT, resumable: Resumable | None, config: GPTConfig,
+    plan: TrainingPlan, digest: str,
+) -> TrainingRun:  # fmt: skip
+    """The run of a checkpoint; InputError where it cannot go on as the flags say."""
+    path = flags.resume
+    if resumable is None:
+        raise InputError(f"{path} holds a model, but no state of a training that could go on")
+    if digest != resumable.digest:
+        raise InputError(
+            f"{path} was trained on another text than {flags.text or 'the plays'}: give --text "
+            "the one it was trained on"
+        )
+    for name in ("layers", "heads", "dim", "context", "dropout"):
+        wanted, has = getattr(config, name), getattr(model.config, name)
+        if wanted != has:
+            raise InputError(
+                f"--{name} is {wanted}, but the model in {path} has {has}: leave the flag out"
+            )
+    run = TrainingRun(model, plan)
+    try:
+        run.restore(resumable.optimizer, resumable.facts)
+    except (MinigradError, KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{path} is damaged: {error}") from None
+    if run.done >= plan.steps:
+        raise InputError(
+            f"{path} has done all its {run.done} steps: give more with --steps, or `sample` from it"
+        )
+    return run
 
 
 def write(
@@ -155,4 +222,16 @@ def main(arguments: Sequence[str]) -> None:
         given.insert(0, "train")
     flags = parser().parse_args(given)
     console.apply_common_flags(flags)
-    {"train": train_command, "sample": sample_command}[flags.command](flags)
+    if flags.command == "sample":
+        sample_command(flags)
+    elif flags.resume is None:
+        train_command(flags)
+    else:
+        model, _, resumable = load_training(Path(flags.resume))
+        told = {} if resumable is None else resumable.flags
+        remembered = {name: told[name] for name in REMEMBERED if name in told}
+        for name, value in remembered.items():
+            if not isinstance(value, REMEMBERED[name]):
+                raise InputError(f"{flags.resume} is damaged: its --{name} was {value!r}")
+        again = parser({"checkpoint": flags.resume, **remembered}).parse_args(given)
+        train_command(again, (model, resumable))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TextIO
+from typing import IO, Any
 
 from minigrad import nn
 from minigrad.models.console import require
@@ -18,17 +18,25 @@ class Metrics:
     """Keeps every step's figures, and writes them to `path` where one is given.
 
     Each line is a JSON object with all of KEYS (null where a figure was not taken), and whatever
-    else the script records at each step. An existing file is replaced.
+    else the script records at each step. An existing file is replaced; where a run goes on after
+    step `resumed`, its lines up to that step stay.
     """
 
-    def __init__(self, path: str | None = None) -> None:
+    def __init__(self, path: str | None = None, resumed: int = 0) -> None:
         self.history: list[dict[str, Any]] = []
-        self.file: TextIO | None = None
+        self.file: IO[str] | None = None
+        self.path = path
         if path is not None:
             try:
-                self.file = open(path, "w", encoding="utf-8")  # noqa: SIM115
+                if resumed:
+                    _cut(Path(path), resumed)
+                mode = "a" if resumed else "w"
+                self.file = Path(path).open(mode, encoding="utf-8")  # noqa: SIM115
             except OSError as error:
-                raise InputError(f"cannot write --metrics {path}: {error.strerror}") from None
+                raise self._failed(error) from None
+
+    def _failed(self, error: OSError) -> InputError:
+        return InputError(f"cannot write --metrics {self.path}: {error.strerror or error}")
 
     def __enter__(self) -> Metrics:
         return self
@@ -40,7 +48,11 @@ class Metrics:
         trace: TracebackType | None,
     ) -> None:
         if self.file is not None:
-            self.file.close()
+            try:
+                self.file.close()
+            except OSError as failure:  # what could not be written before is tried again
+                if error is None:
+                    raise self._failed(failure) from None
 
     def record(self, **figures: Any) -> None:
         """One training step."""
@@ -49,13 +61,30 @@ class Metrics:
         if self.file is not None:
             # JSON has no NaN; a loss that is none was taken, and is no number
             plain = {k: str(v) if v in _NO_NUMBERS or v != v else v for k, v in line.items()}
-            self.file.write(json.dumps(plain, allow_nan=False) + "\n")
-            self.file.flush()
+            try:
+                self.file.write(json.dumps(plain, allow_nan=False) + "\n")
+                self.file.flush()
+            except OSError as error:
+                raise self._failed(error) from None
 
     def curve(self, key: str) -> tuple[list[int], list[float]]:
         """(steps, values) where the figure `key` was taken."""
         taken = [(line["step"], line[key]) for line in self.history if line[key] is not None]
         return [step for step, _ in taken], [value for _, value in taken]
+
+
+def _cut(path: Path, last: int) -> None:
+    """Drop the lines after step `last`: the run that wrote them ended before it could save."""
+    if not path.exists():
+        return
+    lines = path.read_bytes().splitlines(keepends=True)
+    if lines and not lines[-1].endswith(b"\n"):
+        lines.pop()  # cut off in the middle
+    try:
+        kept = [line for line in lines if json.loads(line)["step"] <= last]
+    except (ValueError, TypeError, KeyError, RecursionError):
+        raise InputError(f"--metrics {path} is no record of a training run: not changed") from None
+    nn.state.write_atomically(path, lambda file: file.write(b"".join(kept)))
 
 
 _NO_NUMBERS = (float("inf"), float("-inf"))

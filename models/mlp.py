@@ -17,10 +17,11 @@ from pathlib import Path
 
 from minigrad import Tensor, nn
 from minigrad.models import console, pictures
+from minigrad.models.checkpoint import plain_shape
 from minigrad.models.digits import Digits, load_digits
 from minigrad.models.errors import InputError
 from minigrad.models.metrics import Metrics
-from minigrad.models.train import parameter_count, plain_shape
+from minigrad.models.train import parameter_count
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "sigmoid": Tensor.sigmoid,
@@ -158,7 +159,7 @@ def train(
 
 def parser() -> argparse.ArgumentParser:
     """The flags of the script."""
-    result = argparse.ArgumentParser(
+    result = console.Parser(
         description="Train a network of 784-16-16-10 neurons on handwritten digits.",
         formatter_class=console.Help,
     )

@@ -5,13 +5,15 @@ from __future__ import annotations
 import math
 import operator
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
-from minigrad import Tensor, jit, nn
+from minigrad import Device, Tensor, jit, nn
+from minigrad.models.checkpoint import plain_shape
 from minigrad.models.console import Progress
 from minigrad.models.errors import InputError
+from minigrad.models.interrupt import Interruption, Stopped
 from minigrad.models.metrics import Metrics
 from minigrad.models.text import Windows
 
@@ -49,11 +51,6 @@ class TrainingPlan:
 def parameter_count(model: object) -> int:
     """How many numbers a model learns."""
     return sum(math.prod(plain_shape(tensor)) for tensor in nn.state.get_parameters(model))
-
-
-def plain_shape(tensor: Tensor) -> tuple[int, ...]:
-    """The shape of a tensor that has no symbolic dimension; TypeError for one that has."""
-    return tuple(operator.index(extent) for extent in tensor.shape)  # type: ignore[arg-type]
 
 
 class MatrixAdamW(nn.optim.AdamW):
@@ -103,6 +100,50 @@ def validate(model: LanguageModel, windows: Windows, count: int, batch: int) -> 
     return sum(losses) / len(losses)
 
 
+class TrainingRun:
+    """The training of a model: what a step needs, and what a checkpoint must hold to go on.
+
+    Batches depend on (seed, step) alone, so the count of steps done is the place in the data.
+    """
+
+    def __init__(self, model: LanguageModel, plan: TrainingPlan) -> None:
+        self.model, self.plan = model, plan
+        self.done, self.elapsed = 0, 0.0
+        self.optimizer = MatrixAdamW(nn.state.get_parameters(model), plan)
+        self.schedule = make_schedule(plan)
+        self._step = make_step(model, self.optimizer, plan.clip)
+
+    def advance(self, windows: Windows) -> tuple[float, float]:
+        """One step; gives (the loss before it, its learning rate)."""
+        rate = self.schedule(self.done)
+        self.optimizer.set_lr(rate)
+        ids, targets = windows.batch(self.plan.batch, self.plan.seed, self.done)
+        with Tensor.train():
+            loss = float(self._step(Tensor(ids), Tensor(targets)).item())
+        self.done += 1
+        return loss, rate
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The state of the optimizer."""
+        return self.optimizer.state_dict()
+
+    def facts(self) -> dict[str, Any]:
+        """Everything else, as JSON can hold it: steps, seconds, random numbers drawn."""
+        seed, devices = Tensor.random_state()
+        drawn = devices.get(Device.canonical(Device.DEFAULT))
+        return {"step": self.done, "elapsed": self.elapsed, "random": [seed, drawn]}
+
+    def restore(self, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
+        """Go on where `tensors` and `facts` were taken, on whatever device."""
+        self.optimizer.load_state_dict(tensors)
+        self.done, self.elapsed = operator.index(facts["step"]), float(facts["elapsed"])
+        seed, drawn = facts["random"]
+        if drawn is not None and [type(word) for word in drawn] != [int] * 3:
+            raise ValueError(f"its random state is {drawn}")
+        devices = {} if drawn is None else {Device.canonical(Device.DEFAULT): drawn}
+        Tensor.set_random_state((seed, devices))
+
+
 def train_language_model(
     model: LanguageModel,
     training: Windows,
@@ -110,41 +151,58 @@ def train_language_model(
     plan: TrainingPlan,
     metrics: Metrics,
 ) -> float:
-    """Train, and give the validation loss at the end; every step is recorded in `metrics`.
+    """Train from the first step to the last; see `finish`."""
+    return finish(TrainingRun(model, plan), training, validation, metrics)
 
-    Raises InputError where the loss is no longer a finite number.
+
+def finish(
+    run: TrainingRun,
+    training: Windows,
+    validation: Windows,
+    metrics: Metrics,
+    save: Callable[[], None] = lambda: None,
+    interruption: Interruption | None = None,
+) -> float:
+    """Do the steps that are left; gives the validation loss at the end.
+
+    Every step is recorded in `metrics`. `save` is called where validation interrupts the training,
+    and when a signal ends it before its last step, which raises Stopped. Raises InputError where
+    the loss is no longer a finite number.
     """
-    optimizer = MatrixAdamW(nn.state.get_parameters(model), plan)
-    schedule = make_schedule(plan)
-    step = make_step(model, optimizer, plan.clip)
-    start, val_loss = time.perf_counter(), math.nan
+    plan, model = run.plan, run.model
+    start, val_loss = time.perf_counter() - run.elapsed, math.nan
     tokens = plan.batch * training.context
     with Progress(plan.steps, "tokens") as progress:
-        for number in range(plan.steps):
+        while run.done < plan.steps:
             begin = time.perf_counter()
-            rate = schedule(number)
-            optimizer.set_lr(rate)
-            ids, targets = training.batch(plan.batch, plan.seed, number)
-            with Tensor.train():
-                loss = float(step(Tensor(ids), Tensor(targets)).item())
+            loss, rate = run.advance(training)
             speed = tokens / (time.perf_counter() - begin)
             if not math.isfinite(loss):
                 raise InputError(
-                    f"the loss is {loss} at step {number + 1}: try a smaller --lr than {plan.lr}"
+                    f"the loss is {loss} at step {run.done}: try a smaller --lr than {plan.lr}"
                 )
-            done = number + 1
-            last = done == plan.steps
-            if last or done % plan.validate_every == 0:
+            last = run.done == plan.steps
+            validated = last or run.done % plan.validate_every == 0
+            if validated:
                 count = plan.final_windows if last else plan.validation_windows
                 val_loss = validate(model, validation, count, 4 * plan.batch)
-                progress.say(f"step {done}: training {loss:.4f}, validation {val_loss:.4f}")
-            progress.update(done, loss, speed)
+                progress.say(f"step {run.done}: training {loss:.4f}, validation {val_loss:.4f}")
+            progress.update(run.done, loss, speed)
+            run.elapsed = time.perf_counter() - start
             metrics.record(
-                step=done,
+                step=run.done,
                 loss=loss,
-                val_loss=val_loss if last or done % plan.validate_every == 0 else None,
+                val_loss=val_loss if validated else None,
                 lr=rate,
                 tokens_per_s=speed,
-                elapsed_s=time.perf_counter() - start,
+                elapsed_s=run.elapsed,
             )
+            if interruption is not None and interruption.number is not None and not last:
+                save()
+                raise Stopped(interruption.number, f"stopped after step {run.done} of {plan.steps}")
+            if validated and not last:
+                try:
+                    save()
+                except InputError as error:  # there may be room again at the end
+                    progress.say(f"not saved: {error}")
     return val_loss

@@ -64,7 +64,7 @@ _watcher: _Watcher | None = None
 
 
 def runner(pool: Pool, work: int) -> Run:
-    """How to run a table of so many operations and bytes: `pool.run`, or one that can be stopped."""
+    """How to run a table of so many operations and bytes: `pool.run`, or what SIGINT can end."""
     return pool.run if work < LONG else partial(run_interruptibly, pool)
 
 

@@ -92,10 +92,11 @@ def _measure(order: Sequence[Node]) -> tuple[dict[Node, int], dict[Node, int], d
             if len(found) < 8:
                 found |= reads[source]
         reads[node] = found
-    leaves = {}
-    for node in order:
-        size = numel(node.shape)
-        leaves[node] = sum(2 * numel(leaf.shape) >= size > 1 for leaf in reads[node])
+    size = {node: numel(node.shape) for node in order}
+    leaves = {
+        node: sum(2 * size[leaf] >= size[node] for leaf in reads[node]) if size[node] > 1 else 0
+        for node in order
+    }
     return below, leaves, depth
 
 

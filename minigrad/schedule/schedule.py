@@ -261,6 +261,7 @@ def _in_order(groups: Sequence[Group]) -> list[Group]:
                 stack.pop()
                 continue
             waiting = top.needs - done
+            assert len(stack) <= len(groups), "kernels that need each other have no order"
             if waiting:
                 stack.append(min(waiting, key=place.__getitem__))
             else:

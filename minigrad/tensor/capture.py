@@ -111,8 +111,8 @@ def refuse_replaced(
         for buffer in call.buffers:
             if buffer not in held and buffer not in known and buffer not in written:
                 raise JitError(
-                    f"{name} reads a tensor of {buffer.size} × {buffer.dtype.name} and puts another "
-                    "in its place (gradients that add up without zero_grad(), or self.x = self.x + "
-                    "1): a replay would read the old one for ever; call zero_grad() inside the "
-                    "step, or write with .assign()"
+                    f"{name} reads a tensor of {buffer.size} × {buffer.dtype.name} and puts "
+                    "another in its place (gradients that add up without zero_grad(), or "
+                    "self.x = self.x + 1): a replay would read the old one for ever; call "
+                    "zero_grad() inside the step, or write with .assign()"
                 )

@@ -10,6 +10,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Container, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from minigrad.device import Buffer
 from minigrad.errors import GradientError
@@ -29,6 +30,8 @@ class _History:
 
 
 _histories: weakref.WeakKeyDictionary[Node, _History] = weakref.WeakKeyDictionary()
+# The same, to be asked whether there are any: the length of the above takes a call of Python.
+recorded: dict[Any, _History] = vars(_histories)["data"]
 
 
 def substitute(roots: Sequence[Node], mapping: dict[Node, Node]) -> list[Node]:
@@ -71,11 +74,6 @@ def overwritten(node: Node) -> None:
     """Note that the memory of a BUFFER node was written."""
     _versions[node] = _versions.get(node, 0) + 1
     _histories.pop(node, None)
-
-
-def any_recorded() -> bool:
-    """Whether any realized tensor has a history."""
-    return bool(_histories)
 
 
 def replayed(written: Container[Buffer]) -> None:

@@ -56,6 +56,7 @@ _by_node: dict[int, dict[int, _Link]] = {}
 _alone: dict[int, _Link] = {}  # id of a node → link: results of replays, which are quick to file
 shared: set[int] = set()  # ids of BUFFER nodes for which several tensors stand
 _lazy: dict[int, _Link] = {}  # those whose node is not a BUFFER yet
+lazy_links = _lazy  # for whoever only asks whether there are any
 
 
 def _file(link: _Link, node: Node) -> None:
@@ -121,8 +122,3 @@ def all_holders() -> list[Holder]:
     with lock:
         links = [link for several in list(_by_node.values()) for link in several.values()]
         return _alive([*links, *list(_alone.values())])
-
-
-def something_lazy() -> bool:
-    """Whether any live tensor is not realized."""
-    return bool(_lazy)

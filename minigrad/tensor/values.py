@@ -7,6 +7,7 @@ from typing import Any
 from minigrad.device import Device
 from minigrad.dtype import named
 from minigrad.errors import DeviceError, DTypeError, MinigradError, ShapeError
+from minigrad.graph.node import Op
 from minigrad.graph.symbolic import evaluate, numel
 from minigrad.program import bytes_of
 from minigrad.tensor import hostdata
@@ -50,6 +51,10 @@ class Values(Core):
 
     def item(self) -> Scalar:
         """The only element as a Python number; ShapeError for more or fewer."""
+        node = self.raw
+        if node.op is Op.BUFFER and not node.shape:
+            only: Scalar = hostdata.number(node.arg.copy_out(), node.dtype)
+            return only
         if self.numel() != 1 and numel(self._known_shape()) != 1:
             raise ShapeError(
                 f"item() of a tensor of shape {show(self.shape)}: expected one element; "

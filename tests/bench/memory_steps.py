@@ -3,8 +3,8 @@
     python -m tests.bench.memory_steps [--captured 10000] [--plain 2000] [--graphs 3000]
 
 After a warm-up, tensors use the same memory after every step, the process grows by less than a few
-MiB, and no table of the compiler grows. `--graphs` runs as many different programs: the process then
-keeps the last ones only.
+MiB, and no table of the compiler grows. `--graphs` runs as many different programs, of which the
+process keeps the last ones only.
 """
 
 from __future__ import annotations

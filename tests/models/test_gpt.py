@@ -15,7 +15,7 @@ from minigrad import Context, Tensor, nn
 from minigrad.models import gpt_commands
 from minigrad.models.errors import InputError
 from minigrad.models.gpt import GPT, GPTConfig
-from minigrad.models.gpt_commands import load_checkpoint, save_checkpoint
+from minigrad.models.gpt_checkpoint import load_checkpoint, save_checkpoint
 from minigrad.models.metrics import KEYS, Metrics
 from minigrad.models.text import Windows
 from minigrad.models.tokenizer import CharacterTokenizer
@@ -141,10 +141,13 @@ def test_a_config_that_does_not_fit(settings: dict[str, Any], message: str) -> N
 
 
 def greedy(model: GPT, ids: list[int], count: int) -> list[int]:
-    """Generation written the slow way: the whole model on the whole context, no padding."""
-    ids = list(ids)
+    """Generation written the slow way: the whole model on all it may see, no padding."""
+    ids, context = list(ids), model.config.context
+    start = max(len(ids) - context, 0)
     for _ in range(count):
-        logits = model(Tensor([ids[-model.config.context :]])).numpy()
+        if len(ids) - start > context:
+            start = len(ids) - context // 2
+        logits = model(Tensor([ids[start:]])).numpy()
         ids.append(int(logits[0, -1].argmax()))
     return ids[-count:]
 

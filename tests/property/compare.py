@@ -43,7 +43,7 @@ class Tolerance:
         accumulator = min(epsilon, EPSILON["float32"])
         relative = self.ulps * epsilon * np.maximum(np.abs(expected), TINY[dtype])
         absolute = (self.scale * epsilon + self.terms * summands * accumulator) * magnitude
-        return relative + absolute
+        return np.asarray(relative + absolute)
 
 
 EXACT = Tolerance()
@@ -77,10 +77,10 @@ def _describe(actual: np.ndarray, expected: np.ndarray, wrong: np.ndarray, what:
 def _same_bits(actual: np.ndarray, expected: np.ndarray, signed_zero: bool) -> np.ndarray:
     """Equal, with NaN equal to NaN and, if `signed_zero`, −0 different from +0."""
     if name_of(expected) not in EPSILON:
-        return actual == expected
+        return np.asarray(actual == expected)
     a, e = actual.astype(np.float64), expected.astype(np.float64)
     signs = (np.signbit(a) == np.signbit(e)) | (not signed_zero)
-    return (np.isnan(a) & np.isnan(e)) | ((a == e) & signs)
+    return np.asarray((np.isnan(a) & np.isnan(e)) | ((a == e) & signs))
 
 
 def difference(

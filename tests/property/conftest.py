@@ -1,12 +1,13 @@
 """Hypothesis profiles of the property harness.
 
-"ci" (the default): modest numbers of examples, chosen anew in each run; a failure prints the seed
-(`--hypothesis-seed`) and a blob that reproduces it. "long": `--hypothesis-profile=long`, for a night.
+"ci" (the default): modest numbers of examples, chosen anew in each run; a failure prints a blob
+that reproduces it. "long": `--hypothesis-profile=long`, for a night.
 """
 
 from __future__ import annotations
 
 import os
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -14,7 +15,7 @@ from hypothesis import HealthCheck, settings
 from minigrad import Device
 from minigrad.errors import DeviceError
 
-COMMON = {
+COMMON: dict[str, Any] = {
     "deadline": None,  # the first call of a kernel compiles it
     "print_blob": True,
     "derandomize": False,

@@ -81,10 +81,10 @@ def _reduced(shape: Shape, axes: tuple[int, ...], keepdim: bool) -> Shape:
 
 
 def reduction(m: Maker) -> None:
-    """A sum, mean, extreme or variance over one axis or two, the result kept broadcastable or not."""
+    """A sum, mean, extreme or variance over one axis or two, with or without keepdim."""
     x = m.deep()
     axis = m.below(len(x.shape))
-    axes = (axis,) if len(x.shape) == 1 or m.chance(0.7) else (0, len(x.shape) - 1)
+    axes: Shape = (axis,) if len(x.shape) == 1 or m.chance(0.7) else (0, len(x.shape) - 1)
     axes = tuple(sorted(set(axes)))
     keepdim = m.chance(0.5)
     count = prod(x.shape[a] for a in axes)
@@ -316,7 +316,8 @@ def to_half(m: Maker) -> None:
     if x is None:
         return
     dtype = str(m.one_of(("float16", "bfloat16")))
-    half = m.add(f"{x.name}.cast(float_of({dtype!r}, real))", [x], x.shape, dtype, x.bound)
+    # A cast to the same dtype is the tensor itself, with its later writes; in float64 it would be.
+    half = m.add(f"({x.name} * 1).cast(float_of({dtype!r}, real))", [x], x.shape, dtype, x.bound)
     body = m.add(f"({half.name} * 0.5 + {half.name}).tanh()", [half], x.shape, dtype, 1.0)
     m.add(f"{body.name}.cast(float_of('float32', real))", [body], x.shape, "float32", 1.0)
 
@@ -331,7 +332,7 @@ def in_place(m: Maker) -> None:
         if 0 in target.shape:
             return
     if m.chance(0.5):
-        m.add(f"({target.name} * 0.5 + 0.25)", [target], target.shape, "float32", 3.0 + target.bound)
+        m.add(f"({target.name} * 0.5 + 0.25)", [target], target.shape, "float32", target.bound + 1)
     source = m.pick(lambda v: v.dtype == "float32" and v.shape == target.shape) or target
     bound = max(target.bound, source.bound)
     kind = m.below(4)

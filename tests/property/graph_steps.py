@@ -87,7 +87,7 @@ class Maker:
         bound: float,
         exact: bool | None = None,
     ) -> Value:
-        """`name = code`; the result is exact if integer, or if `exact` and all that it reads are."""
+        """`name = code`; exact if an integer, or if `exact` and all that it reads are."""
         name = f"t{len(self.values)}"
         inherits = bool(exact) and all(read.exact for read in reads)
         value = Value(name, tuple(shape), dtype, bound, inherits or dtype not in EPSILON)

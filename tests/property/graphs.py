@@ -4,9 +4,10 @@
     python -m tests.property.graphs --count 2000 --device CPU  many, with statistics
 
 A graph is a list of statements on Tensors, which `graph_steps` draws. It runs on the device as it
-is, on the device with `FUSE=0`, on REF, and on REF in float64: how far that is from REF shows how much
-the graph magnifies rounding. Where a graph writes in place, the last run realizes each step at once,
-and so shows what lazy ones must give: a lazy tensor sees its sources as they were when it was made.
+is, on the device with `FUSE=0`, on REF, and on REF in float64: how far that is from REF shows how
+much the graph magnifies rounding. Where a graph writes in place, the last run realizes each step at
+once, and so shows what lazy ones must give: a lazy tensor sees its sources as they were when it was
+made.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import sys
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -27,7 +28,6 @@ from minigrad import Context, Tensor, dtypes
 from minigrad.dtype import named
 
 from .compare import EPSILON
-
 
 # What the statistics count: methods, and operators between blanks.
 OPERATION = re.compile(r"(?<=\.)[a-z]\w+(?=\()| (?:[-+*/%^&]|//|@|<<|>>|[<>=!]=?) ")
@@ -88,7 +88,9 @@ for name, got, expected in zip({list(self.outputs)}, run({device!r}), run("REF")
 """
 
 
-def leaf(seed: int, shape: tuple[int, ...], dtype: str, limit: int, device: str, real: Any) -> Tensor:
+def leaf(
+    seed: int, shape: tuple[int, ...], dtype: str, limit: int, device: str, real: Any
+) -> Tensor:
     """A realized tensor of known values.
 
     Floats are multiples of 1/8 up to 4 (exact in every float dtype), integers lie in 0 … limit − 1,
@@ -164,8 +166,9 @@ def _problem(name: str, way: str, got: np.ndarray, wanted: np.ndarray, limit: fl
         return None
     place = tuple(int(i) for i in np.argwhere(wrong)[0])
     return (
-        f"{way}, {name} {got.shape} {got.dtype}: {int(wrong.sum())} of {wrong.size} elements differ "
-        f"by more than {limit:.3g}, first at {place}: got {got[place]!r}, expected {wanted[place]!r}"
+        f"{way}, {name} {got.shape} {got.dtype}: {int(wrong.sum())} of {wrong.size} elements "
+        f"differ by more than {limit:.3g}, first at {place}: got {got[place]!r}, "
+        f"expected {wanted[place]!r}"
     )
 
 
@@ -181,9 +184,9 @@ def problems(graph: Graph, device: str) -> list[str]:
             found.append(_problem(name, "REF lazy against eager", given, wide, 0))
         elif limit.drift > limit.most:
             found.append(f"REF, {name}: lazy is {limit.drift:.3g} away from eager in float64")
-    ways = {} if device == "REF" else {"fused": {"FUSE": 1}, "not fused": {"FUSE": 0}}
-    for way, settings in ways.items():
-        results = run(graph, device, **settings)
+    ways = {} if device == "REF" else {"fused": 1, "not fused": 0}
+    for way, fuse in ways.items():
+        results = run(graph, device, FUSE=fuse)
         for name, got, wanted, limit in zip(graph.outputs, results, reference, limits, strict=True):
             found.append(_problem(name, f"{device} {way}", got, wanted, limit.error))
     return [problem for problem in found if problem]
@@ -268,8 +271,11 @@ def main() -> None:
     """The command line; see the head of this file."""
     from .graph_steps import make_graph
 
-    parser = argparse.ArgumentParser(prog="python -m tests.property.graphs", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.property.graphs",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--seed", type=int, default=0, help="seed of the (first) graph")
     parser.add_argument("--count", type=int, help="how many graphs")
     parser.add_argument("--device", default="CPU")

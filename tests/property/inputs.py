@@ -216,4 +216,6 @@ class Input:
 
     def tensor(self, device: str) -> Tensor:
         """The operand as a Tensor: a lazy view of a realized base."""
-        return LAYOUTS[self.layout].tensor_view(Tensor(self.base(), device=device), self.shape)
+        base = Tensor(self.base(), device=device)
+        view: Tensor = LAYOUTS[self.layout].tensor_view(base, self.shape)
+        return view

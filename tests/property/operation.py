@@ -1,8 +1,8 @@
 """What a row of the operation table says, and how a row is evaluated.
 
 A row's `call` receives Tensors, its `reference` numpy arrays: floats as float64 whatever the dtype
-under test, so that the reference's own rounding never matters; integers and bools as they are, or as
-float64 too where they give a float.
+under test, so that the reference's own rounding never matters; integers and bools as they are, or
+as float64 too where they give a float.
 """
 
 from __future__ import annotations
@@ -66,9 +66,9 @@ class Operation:
     both give one result or a tuple. plans: shapes and parameters. domains: where each operand's
     values lie (the last one repeats). dtypes: what makes sense, the first one being tested most.
     result: the result's dtype, from the operands'. differentiable: in every float operand that
-    `gradient_domains` (default: `domains`) keeps away from kinks. special: NaN and its like allowed.
-    layouts: whether operands may be views.
-    twice: second derivatives are checked too. smooth: the plans at which there is a derivative.
+    `gradient_domains` (default: `domains`) keeps away from kinks. special: NaN and its like are
+    allowed. layouts: whether operands may be views. twice: second derivatives are checked too.
+    smooth: the plans at which there is a derivative.
     """
 
     name: str
@@ -169,7 +169,7 @@ def evaluate(
 
 
 def _reference_operand(given: Input, dtype: str, result: str) -> np.ndarray:
-    """Floats as float64; integers, where they give a float, after rounding to the result's dtype."""
+    """Floats as float64; integers too where they give a float, rounded to the result's dtype."""
     array = given.array()
     if is_float(result) and given.dtype == dtype and not is_float(dtype):
         array = array.astype(NUMPY_DTYPES[result])

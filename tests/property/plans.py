@@ -111,7 +111,7 @@ def drawn(edges: Sequence[Plan], draw: Callable[..., Plan]) -> Plans:
 
 def axis_of(draw: Any, shape: Shape) -> int:
     """One axis of a shape of at least one dimension, counted from either end."""
-    return draw(st.integers(-len(shape), len(shape) - 1))
+    return int(draw(st.integers(-len(shape), len(shape) - 1)))
 
 
 def _reduction(draw: Any, empty: bool, several: bool) -> Plan:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from .compare import EXACT, Tolerance
+from .compare import Tolerance
 from .inputs import ALL, FLOATS, INTS, NUMBERS, SIGNED
 from .operation import COMPOSED, ROUNDED, SELECTED, Operation, boolean, floating, same
 from .plans import FEW_SHAPES, elementwise, with_choices
@@ -207,7 +207,8 @@ MORE = [
                                             {"min_": 0, "max_": None}]),
               domains=("quarters",), dtypes=(*FLOATS, *SIGNED), differentiable=True,
               tolerance=SELECTED, gradient_domains=("off_quarters",)),
-    Operation("clamp", lambda x, min_, max_: x.clamp(min_, max_), lambda x, min_, max_: np.clip(x, min_, max_),
+    Operation("clamp", lambda x, min_, max_: x.clamp(min_, max_),
+              lambda x, min_, max_: np.clip(x, min_, max_),
               with_choices(elementwise(1, FEW_SHAPES), [{"min_": -1, "max_": 2}]),
               domains=("quarters",), dtypes=(*FLOATS, *SIGNED), differentiable=True,
               tolerance=SELECTED, gradient_domains=("off_quarters",)),

@@ -18,7 +18,9 @@ from .plans import Plan, Plans, drawn, fixed, matrices, positive_extents, shapes
 from .table_reduce import log_softmax, softmax
 from .table_unary import method, softplus
 
-PRODUCT: dict[str, Any] = {"dtypes": (*FLOATS, "int32"), "tolerance": SUMMED, "differentiable": True}
+PRODUCT: dict[str, Any] = {
+    "dtypes": (*FLOATS, "int32"), "tolerance": SUMMED, "differentiable": True,
+}  # fmt: skip
 EQUATIONS: dict[str, tuple[Shape, ...]] = {
     "ij,jk->ik": ((7, 9), (9, 17)),
     "ij,kj->ik": ((16, 33), (5, 33)),
@@ -150,7 +152,7 @@ LAYERS = [
 
 
 def _reduced(values: Any, reduction: str) -> Any:
-    return {"mean": np.mean, "sum": np.sum, "none": lambda v: v}[reduction](values)
+    return {"mean": np.mean(values), "sum": np.sum(values), "none": values}[reduction]
 
 
 def _picked(scores: Any, targets: Any, smoothing: float) -> Any:
@@ -186,8 +188,10 @@ _LOSS: dict[str, Any] = {
     "dtypes": FLOATS, "tolerance": Tolerance(ulps=16, scale=8, terms=1), "differentiable": True,
     "special": False,
 }  # fmt: skip
-_PAIRS = fixed(*(Plan((shape, shape), {"reduction": reduction})
-                 for shape in ((5,), (3, 17), (33, 5)) for reduction in ("mean", "sum", "none")))  # fmt: skip
+_PAIRS = fixed(*(
+    Plan((shape, shape), {"reduction": reduction})
+    for shape in ((5,), (3, 17), (33, 5)) for reduction in ("mean", "sum", "none")
+))  # fmt: skip
 LOSSES = [
     Operation("cross_entropy", method("cross_entropy"),
               lambda x, t, label_smoothing=0.0, reduction="mean":

@@ -115,8 +115,10 @@ _CASTS: dict[str, Any] = {"plans": FEW, "domains": ("some_zeros",), "dtypes": AL
 def cast(name: str, target: str) -> Operation:
     """A cast by its short name; awkward values are in test_dtypes."""
     floats = ("float32", "float64", "float16", "bfloat16")
-    return Operation(name, method(name), lambda x: x, result=lambda dtype: target,
-                     tolerance=Tolerance(ulps=1) if target in floats else EXACT, **_CASTS)  # fmt: skip
+    tolerance = Tolerance(ulps=1) if target in floats else EXACT
+    return Operation(
+        name, method(name), lambda x: x, result=lambda dtype: target, tolerance=tolerance, **_CASTS
+    )
 
 
 _INT_CASTS: dict[str, Any] = {**_CASTS, "domains": ("nonnegative",)}

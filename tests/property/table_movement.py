@@ -144,6 +144,11 @@ def _chunk_reference(x: Any, count: int, axis: int) -> tuple[Any, ...]:
     return _split_reference(x, -(-x.shape[axis] // count), axis)
 
 
+def _padded_by_rule(x: Any, amounts: Any, mode: str) -> Any:
+    names: dict[str, Any] = {"reflect": "reflect", "replicate": "edge", "circular": "wrap"}
+    return np.pad(x, amounts, mode=names[mode])
+
+
 def _unfold_reference(x: Any, axis: int, size: int, step: int) -> Any:
     windows = np.lib.stride_tricks.sliding_window_view(x, size, axis)
     return np.take(windows, range(0, windows.shape[axis], step), axis)
@@ -227,8 +232,7 @@ MOVES = [
              lambda x: np.pad(x, [(0, 0)] * (x.ndim - 2) + [(0, 3), (1, 2)]),
              [((2, 3), {}), ((2, 3, 4), {})], methods=("pad",)),
     movement("pad by rule", lambda x, mode, amounts: x.pad(amounts, mode=mode),
-             lambda x, mode, amounts: np.pad(x, amounts, mode={
-                 "reflect": "reflect", "replicate": "edge", "circular": "wrap"}[mode]),
+             lambda x, mode, amounts: _padded_by_rule(x, amounts, mode),
              [((5, 9), {"mode": mode, "amounts": ((2, 1), (0, 3))})
               for mode in ("reflect", "replicate", "circular")], methods=("pad",)),
     movement("flip", lambda x, axes: x.flip(axes), lambda x, axes: np.flip(x, axes),
@@ -268,7 +272,8 @@ def _joined(draw: Any) -> Plan:
     shape = draw(shapes(1, 3))
     axis = axis_of(draw, shape)
     lengths = [draw(st.integers(0, 9)) for _ in range(3)]
-    parts = [tuple(n if a == axis % len(shape) else e for a, e in enumerate(shape)) for n in lengths]
+    place = axis % len(shape)
+    parts = [tuple(n if a == place else e for a, e in enumerate(shape)) for n in lengths]
     return Plan(tuple(parts), {"axis": axis})
 
 

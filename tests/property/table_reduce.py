@@ -190,8 +190,8 @@ def _topk_plan(draw: Any) -> Plan:
 
 
 _ORDER: dict[str, Any] = {
-    "domains": ("quarters",), "gradient_domains": ("distinct",), "special": False, "dtypes": NUMBERS,
-    "twice": False,
+    "domains": ("quarters",), "gradient_domains": ("distinct",), "special": False,
+    "dtypes": NUMBERS, "twice": False,
 }  # fmt: skip
 _DIRECTIONS = with_choices(ALONG, [{}, {"descending": True}])
 # Order is wanted for numbers only: where NaN stands in it differs between libraries.

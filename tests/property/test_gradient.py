@@ -4,8 +4,8 @@ The loss is a weighted sum of all float results, so that no symmetry hides an er
 bases of views: gradients flow through transposes, slices and pads too.
 
 Tolerance: a central difference with step h = 1e-5 errs by h²·f‴/6, below 1e-8 for the values that
-the table draws (f‴ < 600), and by rounding, ε·|loss|/h, below 1e-9 for losses below 100. 1e-6 of the
-gradient's magnitude is far above both, and far below any mistake in a rule.
+the table draws (f‴ < 600), and by rounding, ε·|loss|/h, below 1e-9 for losses below 100. 1e-6 of
+the gradient's magnitude is far above both, and far below any mistake in a rule.
 """
 
 from __future__ import annotations
@@ -42,6 +42,13 @@ def _weights(shape: tuple[int, ...], position: int) -> np.ndarray:
     return np.random.default_rng([position, *shape]).uniform(-1, 1, shape)
 
 
+def _sum(terms: Sequence[Tensor]) -> Tensor:
+    total = terms[0]
+    for term in terms[1:]:
+        total = total + term
+    return total
+
+
 def _view(given: Input, base: Any, numpy: bool) -> Any:
     layout = LAYOUTS[given.layout]
     return (layout.numpy_view if numpy else layout.tensor_view)(base, given.shape)
@@ -76,7 +83,7 @@ class Loss:
         for position, result in enumerate(results):
             if result.dtype.is_float:
                 weights = Tensor(_weights(result.shape, position), device=self.device)
-                term = (result * weights).sum()
+                term: Tensor = (result * weights).sum()
                 total = term if total is None else total + term
         assert total is not None, "no float result"
         return total
@@ -132,7 +139,7 @@ class Loss:
                 (g * Tensor(d, device=self.device)).sum()
                 for g, d in zip(gradients(self.tensor(leaves), active), first, strict=True)
             ]
-            return sum(terms[1:], terms[0]), active
+            return _sum(terms), active
 
         slope, active = slope_along_first(self.bases)
         products = [

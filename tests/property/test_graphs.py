@@ -12,7 +12,7 @@ from .graphs import Graph, Statement, fails, problems, report, shrink
 
 # 200 graphs in CI, in batches so that a failure names its own; 20,000 under the profile "long".
 BATCHES = 20
-GRAPHS = 200 if settings.default.max_examples <= 20 else 20_000
+GRAPHS = 200 if settings().max_examples <= 20 else 20_000
 FIRST_SEED = random.SystemRandom().randrange(2**31)
 
 

@@ -19,7 +19,8 @@ NOT_OPERATORS = {
     "__init__", "__new__", "__repr__", "__len__", "__iter__", "__bool__", "__int__", "__float__",
     "__index__", "__array__", "__dlpack__", "__dlpack_device__", "__reduce__", "__reduce_ex__",
     "__deepcopy__", "__copy__", "__getstate__", "__setstate__", "__hash__", "__contains__",
-    "__format__", "__str__", "__array_priority__", "__init_subclass__", "__subclasshook__", "__del__",
+    "__format__", "__str__", "__array_priority__", "__init_subclass__", "__subclasshook__",
+    "__del__",
 }  # fmt: skip
 # Rows of the table that wait for Tensor to have their method.
 EXPECTED_TO_WAIT = {
@@ -48,8 +49,10 @@ def test_every_operator_is_covered() -> None:
     """The same for operators."""
     covered = {name for operation in OPERATIONS for name in operation.covers}
     given = {name for name in _own_attributes() if name.startswith("__") and name.endswith("__")}
-    attributes = {"__module__", "__doc__", "__slots__", "__dict__", "__weakref__", "__annotations__",
-                  "__qualname__", "__static_attributes__", "__firstlineno__", "__match_args__"}  # fmt: skip
+    attributes = {
+        "__module__", "__doc__", "__slots__", "__dict__", "__weakref__", "__annotations__",
+        "__qualname__", "__static_attributes__", "__firstlineno__", "__match_args__",
+    }  # fmt: skip
     missing = sorted(given - covered - NOT_OPERATORS - attributes)
     assert not missing, f"no row of tests/property tests {', '.join(missing)}"
 

@@ -1,8 +1,8 @@
 """Vector math in units in the last place (ULP), float32, against 60-digit arithmetic.
 
 Points: each exponent of float32 from the smallest denormal to the largest number, both signs, dense
-samples where the function bends, and NaN, ±inf, ±0. The bound is 4 ULP for one vector-math function;
-REF uses numpy's, which keep the same bound.
+samples where the function bends, and NaN, ±inf, ±0. The bound is 4 ULP for one vector-math
+function; REF uses numpy's, which keep the same bound.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from hypothesis import settings
 
 from minigrad import Tensor, dtypes
 
-MORE = 1 if settings.default.max_examples <= 20 else 20
+MORE = 1 if settings().max_examples <= 20 else 20
 mpmath.mp.dps = 60
 
 
@@ -60,8 +60,9 @@ def points(function: Function) -> np.ndarray:
     """The arguments at which a function is checked, NaN and infinities left out."""
     generator = np.random.default_rng(len(function.name) * 1000 + ord(function.name[0]))
     dense = generator.uniform(function.low, function.high, 1000 * MORE).astype(np.float32)
-    edges = np.array([function.low, function.high, 1, -1, 0.5, np.pi / 2, np.pi, 1e-45, 3.4e38,
-                      2.0**-126, 100.0, 88.72, 88.73, -87.33, -103.97, 2.0**24], np.float32)  # fmt: skip
+    places = [function.low, function.high, 1, -1, 0.5, np.pi / 2, np.pi, 1e-45, 3.4e38, 2.0**-126,
+              100.0, 88.72, 88.73, -87.33, -103.97, 2.0**24]  # fmt: skip
+    edges = np.array(places, np.float32)
     near_one = (1 + np.arange(-16, 17) * 2.0**-23).astype(np.float32)
     found = np.concatenate([_all_exponents(generator, 3 * MORE), dense, edges, near_one])
     return np.abs(found) if function.positive else found

@@ -6,6 +6,7 @@ Whole small programs are scheduled, lowered, rendered, compiled and run between 
 from __future__ import annotations
 
 import itertools
+import re
 
 import numpy as np
 import pytest
@@ -73,8 +74,6 @@ def check(
 
 
 def _operands(values: dict[int, np.ndarray], problem: str | None) -> str:
-    import re
-
     places = re.findall(r"at \((\d+),\)", problem or "")[:4]
     return "\n".join(
         f"  operands at {place}: {[value[int(place)] for value in values.values()]!r}"
@@ -170,35 +169,22 @@ def test_casts_on_other_processors(machine: str) -> None:
 
 
 @pytest.mark.parametrize("narrow", [dtypes.float16, dtypes.bfloat16], ids=lambda d: d.name)
-def test_doubles_are_rounded_once(narrow: DType) -> None:
-    """Rounding to float32 on the way would turn what is above a middle into a tie."""
+def test_doubles_near_the_middle(narrow: DType) -> None:
+    """To float16 once: float32 on the way would turn what is above a middle into a tie.
+
+    To bfloat16 by way of float32, as the reference does it.
+    """
     digits = 11 if narrow is dtypes.float16 else 8
     random = np.random.default_rng(0)
-    whole = random.integers(1 << (digits - 1), 1 << digits, 4000).astype(np.float64)
-    middles = whole + 0.5
+    middles = random.integers(1 << (digits - 1), 1 << digits, 4000) + 0.5
     nudges = np.array([0, 2.0**-30, -(2.0**-30), 2.0**-40, -(2.0**-40)])
-    values = (middles[:, None] + nudges).reshape(-1) * 2.0 ** random.integers(-12, 4, (20_000,))
+    values = (middles[:, None] + nudges).reshape(-1) * 2.0 ** random.integers(-12, 4, 20_000)
     values = np.concatenate([values, -values])
-    if narrow is dtypes.bfloat16:  # ml_dtypes rounds twice: take the neighbours from the bits
-        bits = np.abs(values).astype(np.float32).view(np.uint32) >> 16
-        below = ((bits - 1) << 16).view(np.float32).astype(np.float64)
-        middle = (bits << 16).view(np.float32).astype(np.float64)
-        above = ((bits + 1) << 16).view(np.float32).astype(np.float64)
-        choices = np.stack([below, middle, above])
-        distance = np.abs(choices - np.abs(values))
-        nearest = distance.min(0)
-        even = ((bits[None] + np.array([[-1], [0], [1]], np.int64)) % 2 == 0) * 0.5
-        best = np.argmin(np.where(distance == nearest, 1.0 - even, 9.0), 0)
-        expected = np.copysign(np.take_along_axis(choices, best[None], 0)[0], values)
-    else:
-        expected = values.astype(np.float16).astype(np.float64)
 
     def build(inputs: Inputs) -> list[Node]:
         return [g.cast(inputs(len(values), dtype=dtypes.float64), narrow)]
 
-    graph, _ = graph_of(build)
-    (found,) = run(graph, {0: values}, "host")
-    np.testing.assert_array_equal(found.astype(np.float64), expected)
+    check(build, {0: values}, EXACT)
 
 
 BITCASTS = [
@@ -220,7 +206,8 @@ def test_bitcasts(source: DType, to: DType) -> None:
     bits = np.dtype(f"u{to.itemsize}")
     same = found.view(bits) == expected.view(bits)
     if to.is_float:  # a NaN may become another NaN
-        same |= np.isnan(found.astype(np.float64)) & np.isnan(expected.astype(np.float64))
+        with np.errstate(invalid="ignore"):
+            same |= np.isnan(found.astype(np.float64)) & np.isnan(expected.astype(np.float64))
     assert same.all()
 
 

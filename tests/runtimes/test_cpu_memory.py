@@ -234,22 +234,27 @@ class _Owner:
     """A block that frees itself, like a Buffer; only the cycle collector finds it."""
 
     def __init__(self) -> None:
-        self.address = cpu_memory.allocate(1000)
+        self.address = cpu_memory.allocate(10_000)
         self.cycle = self
 
     def __del__(self) -> None:
-        cpu_memory.free(self.address, 1000)
+        cpu_memory.free(self.address, 10_000)
 
 
 def test_the_garbage_collector_may_free_inside_allocate() -> None:
+    gc.collect()
     used = GlobalCounters.mem_used
-    _Owner()
-    with cpu_memory._blocks.lock:  # where allocate is when the collector strikes
-        gc.collect()
-    assert GlobalCounters.mem_used == used + 1000, "nobody could put it away meanwhile"
-    address = cpu_memory.allocate(1000)
-    assert GlobalCounters.mem_used == used + 1000
-    cpu_memory.free(address, 1000)
+    gc.disable()  # it must not strike earlier
+    try:
+        _Owner()
+        with cpu_memory._blocks.lock:  # where allocate is when the collector strikes
+            gc.collect()
+    finally:
+        gc.enable()
+    assert GlobalCounters.mem_used == used + 10_000, "nobody could put it away meanwhile"
+    address = cpu_memory.allocate(10_000)
+    assert GlobalCounters.mem_used == used + 10_000
+    cpu_memory.free(address, 10_000)
     assert GlobalCounters.mem_used == used
 
 

@@ -244,6 +244,20 @@ def attention(inputs: Inputs) -> list[Node]:
 
 
 @program
+def rows_before(inputs: Inputs) -> list[Node]:
+    """A softmax, and the one of the row before: not to be had row by row."""
+    x = softmax(inputs(40, 30), 1)
+    return [add(x, g.pad(g.shrink(x, [(0, 39), (0, 30)]), [(1, 0), (0, 0)]))]
+
+
+@program
+def rows_behind(inputs: Inputs) -> list[Node]:
+    """A softmax, and the one of the row behind."""
+    x = softmax(inputs(40, 30), 1)
+    return [add(x, g.pad(g.shrink(x, [(1, 40), (0, 30)]), [(0, 1), (0, 0)]))]
+
+
+@program
 def column_sum(inputs: Inputs) -> list[Node]:
     return [total(inputs(90, 33), 0)]
 

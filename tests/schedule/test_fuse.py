@@ -42,6 +42,7 @@ KERNELS = {
     "linear_transposed": 1, "convolution": 1, "product_of_sums": 2, "column_sum": 1,
     "two_outputs": 1, "rows_and_columns": 2, "embedding": 1, "padded": 1, "symbolic_softmax": 1,
     "any_and_all": 1, "scattered": 1, "scattered_inside_rows": 2, "long_sum": 2,
+    "rows_before": 2, "rows_behind": 2,
 }  # fmt: skip
 
 

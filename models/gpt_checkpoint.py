@@ -1,0 +1,150 @@
+"""The checkpoint of a GPT: the model, its tokenizer, and what an unfinished training needs.
+
+One safetensors file: weights under GPT-2's names, the optimizer's tensors under `optimizer.…`, the
+record of the steps as `history`; the rest is JSON in the metadata.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import struct
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from minigrad import Tensor, dtypes, nn
+from minigrad.errors import MinigradError
+from minigrad.models import checkpoint
+from minigrad.models.checkpoint import plain_shape
+from minigrad.models.errors import InputError
+from minigrad.models.gpt import GPT, GPTConfig
+from minigrad.models.metrics import KEYS, Metrics
+from minigrad.models.tokenizer import CharacterTokenizer
+from minigrad.models.train import TrainingRun
+
+OPTIMIZER, HISTORY = "optimizer.", "history"
+
+
+@dataclass(frozen=True)
+class Resumable:
+    """What a checkpoint knows of the training that wrote it.
+
+    flags: the command line, with absolute paths; digest: of the text; facts and optimizer: see
+    `TrainingRun.restore`; history: a record of each step, as `Metrics` keeps it.
+    """
+
+    flags: dict[str, Any]
+    digest: str
+    facts: dict[str, Any]
+    optimizer: dict[str, Tensor]
+    history: list[dict[str, Any]]
+
+
+def save_checkpoint(
+    path: Path,
+    model: GPT,
+    tokenizer: CharacterTokenizer,
+    run: TrainingRun | None = None,
+    metrics: Metrics | None = None,
+    flags: Mapping[str, Any] | None = None,
+    digest: str = "",
+) -> None:
+    """Write the model, and where `run` is given also what it needs to go on."""
+    tensors = nn.state.get_state_dict(model)
+    metadata = {"config": json.dumps(asdict(model.config)), "tokenizer": tokenizer.to_json()}
+    if run is not None:
+        tensors |= {OPTIMIZER + name: tensor for name, tensor in run.tensors().items()}
+        tensors[HISTORY] = _pack_history(metrics.history if metrics is not None else [])
+        training = {"flags": dict(flags or {}), "digest": digest, "facts": run.facts()}
+        metadata["training"] = json.dumps(training)
+    checkpoint.save(path, tensors, metadata)
+
+
+def load_checkpoint(path: Path) -> tuple[GPT, CharacterTokenizer]:
+    """The model and its tokenizer; InputError where the file is damaged or something else."""
+    model, tokenizer, _ = load_training(path)
+    return model, tokenizer
+
+
+def load_training(path: Path) -> tuple[GPT, CharacterTokenizer, Resumable | None]:
+    """What `save_checkpoint` wrote; InputError where the file is damaged or something else."""
+    tensors, metadata = checkpoint.load(path)
+    optimizer = _taken(tensors, OPTIMIZER)
+    history = tensors.pop(HISTORY, None)
+    try:
+        config = _read_config(metadata["config"])
+        tokenizer = CharacterTokenizer.from_json(metadata["tokenizer"])
+        resumable = None
+        if "training" in metadata and history is not None:
+            training: Any = json.loads(metadata["training"])
+            resumable = Resumable(
+                dict(training["flags"]), str(training["digest"]), dict(training["facts"]),
+                optimizer, _unpack_history(history),
+            )  # fmt: skip
+    except KeyError as error:
+        raise InputError(f"{path} is no checkpoint of models/gpt.py: no {error} in it") from None
+    except (TypeError, ValueError, RecursionError) as error:
+        raise InputError(f"{path} is no checkpoint of models/gpt.py: {error}") from None
+    _check_sizes(path, config, tokenizer, tensors)
+    model = GPT(config)
+    try:
+        nn.state.load_state_dict(model, tensors)
+    except (MinigradError, KeyError) as error:
+        raise InputError(f"{path} does not fit its own config: {error}") from None
+    return model, tokenizer, resumable
+
+
+def _taken(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The tensors of a prefix, without it; they are removed from `tensors`."""
+    names = [name for name in tensors if name.startswith(prefix)]
+    return {name[len(prefix) :]: tensors.pop(name) for name in names}
+
+
+def _read_config(text: str) -> GPTConfig:
+    values: Any = json.loads(text)
+    if not isinstance(values, dict):
+        raise ValueError(f"its config is {text[:40]}")
+    for name, value in values.items():
+        if isinstance(value, bool) or not (isinstance(value, int) or name == "dropout"):
+            raise ValueError(f"its config says {name} = {value!r}")
+    return GPTConfig(**values)
+
+
+def _check_sizes(
+    path: Path, config: GPTConfig, tokenizer: CharacterTokenizer, tensors: Mapping[str, Tensor]
+) -> None:
+    """InputError where a damaged config would build a model far larger than the file."""
+    layers = {name.split(".")[1] for name in tensors if name.startswith("h.") and name.count(".")}
+    found = {
+        "wte.weight": (config.vocabulary, config.dim),
+        "wpe.weight": (config.context, config.dim),
+    }
+    fits = all(
+        name in tensors and plain_shape(tensors[name]) == shape for name, shape in found.items()
+    )
+    if not fits or len(layers) != config.layers:
+        raise InputError(f"{path} does not fit its own config: {config}")
+    if len(tokenizer) != config.vocabulary:
+        raise InputError(
+            f"{path} is damaged: {len(tokenizer)} tokens, a vocabulary of {config.vocabulary}"
+        )
+
+
+def _pack_history(history: list[dict[str, Any]]) -> Tensor:
+    """(steps, figures) float64; NaN where a figure was not taken."""
+    rows = [[math.nan if line[key] is None else line[key] for key in KEYS] for line in history]
+    data = b"".join(struct.pack(f"={len(KEYS)}d", *row) for row in rows)
+    return Tensor.from_bytes(data, [len(rows), len(KEYS)], dtypes.float64)
+
+
+def _unpack_history(stored: Tensor) -> list[dict[str, Any]]:
+    shape = plain_shape(stored)
+    if len(shape) != 2 or shape[1] != len(KEYS) or stored.dtype is not dtypes.float64:
+        raise ValueError(f"its history has shape {shape} and dtype {stored.dtype.name}")
+    lines: list[dict[str, Any]] = []
+    for row in stored.tolist():
+        taken = [None if value != value else value for value in row]
+        lines.append({**dict(zip(KEYS, taken, strict=True)), "step": int(row[0])})
+    return lines

@@ -1,0 +1,55 @@
+"""Ctrl-C and SIGTERM as a wish: finish the step, save, say how to go on."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from types import FrameType, TracebackType
+from typing import Any
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class Stopped(KeyboardInterrupt):
+    """A run that a signal ended; the message is for the person at the keyboard."""
+
+    def __init__(self, number: int, message: str) -> None:
+        super().__init__(message)
+        self.number = number
+
+
+class EndedAtOnce(Stopped):
+    """A second signal came before the first was answered: nothing was saved."""
+
+
+class Interruption:
+    """Within it the first signal is only noted in `number`; a second one raises EndedAtOnce.
+
+    Signals reach the main thread only; in another thread this does nothing.
+    """
+
+    def __init__(self) -> None:
+        self.number: int | None = None
+        self.before: dict[signal.Signals, Any] = {}
+
+    def __enter__(self) -> Interruption:
+        if threading.current_thread() is threading.main_thread():
+            self.before = {number: signal.signal(number, self._notice) for number in SIGNALS}
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+
+    def _notice(self, number: int, frame: FrameType | None) -> None:
+        if self.number is not None:
+            raise EndedAtOnce(number, "ended at once")
+        self.number = number
+        # not print: the signal may have come in the middle of one
+        os.write(2, b"\nending after this step; once more ends at once\n")

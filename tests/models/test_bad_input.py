@@ -1,0 +1,248 @@
+"""Whatever a person gives the script: one plain sentence, a status that is not 0, no traceback.
+
+An earlier checkpoint is never damaged.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import resource
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from minigrad import Tensor, nn
+from minigrad.models import console, gpt_commands
+from minigrad.models.gpt import GPT, GPTConfig
+from minigrad.models.gpt_checkpoint import load_checkpoint, save_checkpoint
+from minigrad.models.tokenizer import CharacterTokenizer
+from minigrad.models.train import TrainingPlan, TrainingRun
+
+SCRIPT = Path(__file__).resolve().parents[2] / "models" / "gpt.py"
+TINY = GPTConfig(layers=1, heads=2, dim=16, context=8, vocabulary=11)
+WORDS = "to be, or not to be: that is the question.\n" * 50
+
+
+@pytest.fixture(scope="module")
+def good(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """A whole checkpoint."""
+    path = tmp_path_factory.mktemp("good") / "gpt.safetensors"
+    tokenizer = CharacterTokenizer("abcdefghijk")
+    model = GPT(TINY)
+    save_checkpoint(path, model, tokenizer, TrainingRun(model, TrainingPlan()))
+    return path.read_bytes()
+
+
+def end_of(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int, str]:
+    """(status, what was said on stderr) of the script; a bug's traceback fails the test."""
+    previous, sys.argv = sys.argv, ["models/gpt.py", *arguments]
+    try:
+        status = console.run(gpt_commands.main)
+    except SystemExit as ended:  # argparse
+        status = int(str(ended.code))
+    finally:
+        sys.argv = previous
+    return status, capsys.readouterr().err
+
+
+COMMAND_LINES: list[tuple[list[str], int, str]] = [
+    (["--unknown"], 2, "unrecognized arguments: --unknown"),
+    (["walk"], 2, "unrecognized arguments: walk"),
+    (["sample", "--unknown", "3"], 2, "unrecognized arguments: --unknown 3"),
+    (["--steps", "0"], 2, "argument --steps: 0 is less than 1"),
+    (["--steps", "many"], 2, "argument --steps: invalid whole number value: 'many'"),
+    (["--lr", "nan"], 2, "argument --lr: nan is not a number above 0"),
+    (["--steps"], 2, "argument --steps: expected one argument"),
+    (["sample", "--temperature", "-0.5"], 2, "--temperature: -0.5 is not a number of at least 0"),
+    (["sample", "--temperature", "nan"], 2, "nan is not a number of at least 0"),
+    (["sample", "--top-k", "0"], 2, "argument --top-k: 0 is less than 1"),
+    (["sample", "--top-p", "1.5"], 1, "--top-p is 1.5"),
+    (["sample", "--tokens", "-3"], 2, "argument --tokens: -3 is less than 1"),
+    (["sample", "--prompt", ""], 1, "--prompt is empty"),
+    (["sample", "--prompt", "xyz", "--tokens", "1"], 1, "the character 'x' is not among the 11"),
+    (["--text", "missing.txt"], 1, "cannot read missing.txt: No such file"),
+    (["--text", "."], 1, "cannot read .: Is a directory"),
+    (["--text", "empty.txt"], 1, "empty.txt holds no text"),
+    (["--text", "binary.txt"], 1, "binary.txt is not UTF-8 text"),
+    (["--text", "short.txt"], 1, "too few for a context of 64"),
+    (["--text", "text.txt", "--context", "500"], 1, "too few for a context of 500"),
+    (["--text", "text.txt", "--heads", "3"], 1, "128 dims cannot be shared evenly by 3 heads"),
+    (["--text", "text.txt", "--dropout", "1"], 1, "dropout is 1.0"),
+    (["--text", "text.txt", "--checkpoint", "no/where"], 1, "there is no folder"),
+    (["--text", "text.txt", "--checkpoint", "."], 1, "it is a folder"),
+    (["--text", "text.txt", "--metrics", "no/where"], 1, "cannot write --metrics no/where"),
+    (["--device", "TPU"], 1, "unknown device 'TPU'"),
+    (["sample", "--checkpoint", "missing"], 1, "cannot read missing: No such file"),
+    (["sample", "--checkpoint", "text.txt"], 1, "text.txt is no undamaged safetensors file"),
+    (["sample", "--checkpoint", "foreign"], 1, "foreign is no checkpoint of models/gpt.py"),
+    (["--resume", "missing"], 1, "cannot read missing: No such file"),
+    (["--resume", "text.txt"], 1, "text.txt is no undamaged safetensors file"),
+    (["--resume", "foreign"], 1, "foreign is no checkpoint of models/gpt.py"),
+    (["--resume", "gpt.safetensors", "--text", "text.txt"], 1, "was trained on another text"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "status", "message"), COMMAND_LINES)
+def test_a_command_line(
+    arguments: list[str], status: int, message: str, good: bytes, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    Path("empty.txt").write_text(" \n")
+    Path("short.txt").write_text("short")
+    Path("text.txt").write_text(WORDS)
+    Path("binary.txt").write_bytes(b"abc\xff\xfe")
+    Path("gpt.safetensors").write_bytes(good)
+    nn.state.safe_save({"x": Tensor([1.0])}, Path("foreign"))
+    found, said = end_of(arguments, capsys)
+    assert (found, said.count("\n")) == (status, 1)
+    assert said.startswith("gpt.py" if status == 2 else "models/gpt.py: ")
+    assert message in said
+    assert Path("gpt.safetensors").read_bytes() == good
+
+
+def header(raw: bytes) -> tuple[dict[str, Any], bytes]:
+    size = int.from_bytes(raw[:8], "little")
+    return json.loads(raw[8 : 8 + size]), raw[8 + size :]
+
+
+def with_header(raw: bytes, change: Callable[[dict[str, Any]], None]) -> bytes:
+    entries, values = header(raw)
+    change(entries["__metadata__"])
+    text = json.dumps(entries).encode()
+    return len(text).to_bytes(8, "little") + text + values
+
+
+def config(**values: Any) -> Callable[[bytes], bytes]:
+    """Another config in a file without a checksum, as another program might write it."""
+
+    def change(metadata: dict[str, Any]) -> None:
+        metadata.pop("crc32")
+        metadata["config"] = json.dumps({**json.loads(metadata["config"]), **values})
+
+    return lambda raw: with_header(raw, change)
+
+
+def flipped(place: float) -> Callable[[bytes], bytes]:
+    def change(raw: bytes) -> bytes:
+        where = int(len(raw) * place)
+        return raw[:where] + bytes([raw[where] ^ 4]) + raw[where + 1 :]
+
+    return change
+
+
+def texts(**values: str) -> Callable[[bytes], bytes]:
+    def change(metadata: dict[str, Any]) -> None:
+        metadata.pop("crc32")
+        metadata.update(values)
+
+    return lambda raw: with_header(raw, change)
+
+
+DAMAGES: dict[str, tuple[Callable[[bytes], bytes], str]] = {
+    "empty": (lambda raw: b"", "no undamaged safetensors file"),
+    "half": (lambda raw: raw[: len(raw) // 2], "no undamaged safetensors file"),
+    "a byte short": (lambda raw: raw[:-1], "no undamaged safetensors file"),
+    "a byte long": (lambda raw: raw + b"\0", "no undamaged safetensors file"),
+    "zeros": (lambda raw: bytes(len(raw)), "no undamaged safetensors file"),
+    "a flipped bit in the values": (flipped(0.9), "does not fit its checksum"),
+    "a flipped bit in the middle": (flipped(0.6), "does not fit its checksum"),
+    "huge": (config(dim=10**9, heads=1), "does not fit its own config"),
+    "more context": (config(context=10**12), "does not fit its own config"),
+    "more layers": (config(layers=10**9), "does not fit its own config"),
+    "a word": (config(layers="one"), "its config says layers = 'one'"),
+    "negative": (config(dim=-16), "dim is -16"),
+    "not finite": (config(dropout=float("nan")), "dropout is nan"),
+    "unknown": (config(colour=3), "colour"),
+    "no object": (texts(config="[1]"), "its config is [1]"),
+    "no JSON": (texts(config="{"), "is no checkpoint of models/gpt.py"),
+    "deep": (texts(config="[" * 100_000), "is no checkpoint of models/gpt.py"),
+    "tokenizer": (texts(tokenizer="{}"), "the stored tokenizer is damaged"),
+    "fewer tokens": (
+        texts(tokenizer=json.dumps({"kind": "character", "vocabulary": "abc"})),
+        "3 tokens, a vocabulary of 11",
+    ),
+}
+
+
+@pytest.mark.parametrize("command", ["sample", "resume"])
+@pytest.mark.parametrize("name", DAMAGES)
+def test_a_damaged_checkpoint(
+    name: str, command: str, good: bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    damage, message = DAMAGES[name]
+    path = tmp_path / "file"
+    path.write_bytes(damage(good))
+    flags = ["sample", "--checkpoint"] if command == "sample" else ["--resume"]
+    status, said = end_of([*flags, str(path)], capsys)
+    assert (status, said.count("\n")) == (1, 1), said
+    assert said.startswith(f"models/gpt.py: {path} ") and message in said
+    assert path.read_bytes() == damage(good)
+
+
+DIGEST = hashlib.sha256(WORDS.encode()).hexdigest()
+SHAPE = {"layers": 1, "heads": 2, "dim": 16, "context": 8}
+FACTS = {"step": 3, "elapsed": 1.0, "random": [0, None]}
+TRAININGS: dict[str, tuple[Any, str]] = {
+    "nothing": (None, "is no checkpoint of"),
+    "a list": ([], "is no checkpoint of"),
+    "no facts": ({"flags": {}, "digest": ""}, "no 'facts' in it"),
+    "flags": ({"flags": {"steps": 1.5}, "digest": "", "facts": {}}, "its --steps was 1.5"),
+    "step": ({"flags": SHAPE, "digest": DIGEST, "facts": {**FACTS, "step": "x"}}, "is damaged"),
+    "no step": ({"flags": SHAPE, "digest": DIGEST, "facts": {}}, "is damaged: 'step'"),
+    "random": (
+        {"flags": SHAPE, "digest": DIGEST, "facts": {**FACTS, "random": [0, [1, 2]]}},
+        "its random state is [1, 2]",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", TRAININGS)
+def test_a_damaged_state_of_training(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    training, message = TRAININGS[name]
+    path, text, tokenizer = tmp_path / "file", tmp_path / "text.txt", CharacterTokenizer.of(WORDS)
+    model = GPT(replace(TINY, vocabulary=len(tokenizer)))
+    save_checkpoint(path, model, tokenizer, TrainingRun(model, TrainingPlan()))
+    path.write_bytes(texts(training=json.dumps(training))(path.read_bytes()))
+    text.write_text(WORDS)
+    status, said = end_of(["--resume", str(path), "--text", str(text)], capsys)
+    assert (status, said.count("\n")) == (1, 1) and message in said, said
+
+
+def limited(size: int) -> Callable[[], None]:
+    return lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+
+
+SMALL = ("--text", "text.txt", "--layers", "1", "--heads", "2", "--dim", "64", "--context", "8",
+         "--batch", "2", "--steps", "2")  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("flags", "size", "message"),
+    [((), 200_000, "cannot write gpt.safetensors: File too large"),
+     (("--metrics", "m.jsonl"), 100, "cannot write --metrics m.jsonl: File too large")],
+)  # fmt: skip
+def test_a_full_disk(
+    flags: tuple[str, ...], size: int, message: str, good: bytes, tmp_path: Path
+) -> None:
+    (tmp_path / "text.txt").write_text(WORDS)
+    (tmp_path / "gpt.safetensors").write_bytes(good)
+    result = subprocess.run(
+        [sys.executable, str(SCRIPT), *SMALL, *flags], cwd=tmp_path, capture_output=True, text=True,
+        timeout=120, preexec_fn=limited(size),
+    )  # fmt: skip
+    assert result.returncode == 1
+    assert "Traceback" not in result.stderr
+    assert result.stderr == f"{SCRIPT}: {message}\n"
+    assert (tmp_path / "gpt.safetensors").read_bytes() == good
+    left = {path.name for path in tmp_path.iterdir()} - {"m.jsonl"}
+    assert left == {"text.txt", "gpt.safetensors"}  # no temporary file
+    load_checkpoint(tmp_path / "gpt.safetensors")

@@ -1,0 +1,37 @@
+"""The measured limits of the machine, and the report that quotes them."""
+
+from __future__ import annotations
+
+import pytest
+
+from minigrad import Context, Tensor
+from minigrad.runtimes import cpu_limits
+from minigrad.runtimes.cpu_limits import limits
+from minigrad.runtimes.host import architecture_name
+from minigrad.runtimes.jit_compiler import Compiler
+
+
+def test_limits_are_believable() -> None:
+    """From a slow core shared with others to a large server."""
+    found = limits()
+    assert 1e9 < found.operations < 1e14
+    assert 2e8 < found.bandwidth < 2e13
+    assert limits() is found  # measured once
+
+
+@pytest.mark.skipif(architecture_name() != "x86_64", reason="an x86 matter")
+@pytest.mark.parametrize("lanes", [4, 8, 16])
+def test_the_work_is_not_optimized_away(lanes: int) -> None:
+    """Each chain's multiply-add and each load are in the machine code."""
+    compiler = Compiler(cpu="x86-64-v3" if lanes < 16 else "x86-64-v4")
+    code = compiler.assembly(cpu_limits._multiply_adds(lanes))
+    assert code.count("vfmadd") >= cpu_limits.CHAINS
+    code = compiler.assembly(cpu_limits._reader(lanes))
+    assert code.count("vaddps") >= cpu_limits.ACCUMULATORS
+
+
+def test_the_report_quotes_them(capsys: pytest.CaptureFixture[str]) -> None:
+    with Context(DEBUG=2):
+        (Tensor([[1.0, 2.0]], device="CPU") * 3).sum(1).realize()
+    text = capsys.readouterr().err
+    assert "limit" in text and "program:" in text and "GB/s" in text
