@@ -1,13 +1,21 @@
 """minigrad: a deep-learning framework small enough to read in a weekend."""
 
-from minigrad import nn
-from minigrad.device import Device
-from minigrad.dtype import dtypes
-from minigrad.graph.symbolic import Variable
-from minigrad.jit import jit
-from minigrad.program import GlobalCounters
-from minigrad.settings import Context, getenv
-from minigrad.tensor import Tensor
+import os
+
+# In a checkout `runtimes` and `models` lie beside this folder, not in it (see setup.py): let
+# `minigrad.runtimes` be found there too, when Python is started from the checkout itself.
+_checkout = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+if os.path.exists(os.path.join(_checkout, "setup.py")):
+    __path__.append(_checkout)
+
+from minigrad import nn  # noqa: E402
+from minigrad.device import Device  # noqa: E402
+from minigrad.dtype import dtypes  # noqa: E402
+from minigrad.graph.symbolic import Variable  # noqa: E402
+from minigrad.jit import jit  # noqa: E402
+from minigrad.program import GlobalCounters  # noqa: E402
+from minigrad.settings import Context, getenv  # noqa: E402
+from minigrad.tensor import Tensor  # noqa: E402
 
 __version__ = "0.1.0"
 __all__ = [
