@@ -9,7 +9,6 @@ with nothing but the row passing between them. The question asked of each read i
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
 
 from minigrad.graph.node import Op
 from minigrad.graph.symbolic import flatten, high, low, mul, sub, variables
@@ -25,25 +24,45 @@ SMALL = 1 << 15  # evaluations that take longer than starting another kernel
 FEW_ROWS = 8  # rows below which so much work is better left parallel
 
 
-@dataclass(eq=False)
 class Group:
-    """Stages that become one kernel. rows: the numbers of rows into which all of them divide."""
+    """Stages that become one kernel.
 
-    stages: list[Stage]
-    rows: frozenset[int]
-    kind: str  # "rows", "contraction" or "scatter"
-    needs: set[Group] = field(default_factory=set)  # groups whose arrays it reads
+    rows: the numbers of rows into which all of them divide; kind: "rows", "contraction" or
+    "scatter"; needs: groups whose arrays it reads. made: its stages by array; work: evaluations of
+    all bodies; largest: elements of the largest value. Kept up to date, for groups may be long.
+    """
 
-    def writes(self, array: Array) -> bool:
-        """Whether one of its stages makes the array."""
-        return any(stage.array == array for stage in self.stages)
+    def __init__(self, stage: Stage, rows: frozenset[int], kind: str) -> None:
+        self.stages: list[Stage] = []
+        self.kind = kind
+        self.needs: set[Group] = set()
+        self.made: dict[Array, Stage] = {}
+        self.work = self.largest = 0
+        self._directions: dict[int, tuple[int, frozenset[bool]]] = {}
+        self.add(stage, rows)
+
+    def add(self, stage: Stage, rows: frozenset[int]) -> None:
+        """Let a stage join; `rows`: what all of them divide into then."""
+        self.stages.append(stage)
+        self.rows = rows
+        self.made[stage.array] = stage
+        self.work += stage.iterations
+        self.largest = max(self.largest, stage.size)
+
+    def directions(self, rows: int) -> frozenset[bool]:
+        """What its stages that care wish: vectors across rows (True), along them, or both."""
+        known, wishes = self._directions.get(rows, (0, frozenset()))
+        for stage in self.stages[known:]:
+            wishes |= _wishes(stage, rows)
+        self._directions[rows] = (len(self.stages), wishes)
+        return wishes
 
 
 def group(
     stages: Iterable[Stage], fuse: bool, alone: frozenset[Array] = frozenset()
 ) -> list[Group]:
     """Distribute stages, given in topological order, over kernels; `alone` arrays share none."""
-    groups: list[Group] = []
+    groups: dict[Group, int] = {}  # with their places
     maker: dict[Array, Group] = {}
     readers: dict[Array, list[Group]] = {}
     for stage in stages:
@@ -53,38 +72,37 @@ def group(
         home = None
         if fuse and stage.array not in alone:
             siblings = [other for array in read for other in readers.get(array, ())[-4:]]
-            near = sorted(producers, key=groups.index, reverse=True)
+            near = sorted(producers, key=groups.__getitem__, reverse=True)
             for candidate in dict.fromkeys([*near, *siblings]):
                 rows = _shared_rows(candidate, own, stage, candidate in producers)
                 if candidate.stages[0].array in alone:
                     continue
                 if rows and not reaches(producers - {candidate}, candidate):
                     home = candidate
-                    home.stages.append(stage)
-                    home.rows = rows
+                    home.add(stage, rows)
                     break
         if home is None:
             home = own
-            groups.append(home)
+            groups[home] = len(groups)
         home.needs |= producers - {home}
         maker[stage.array] = home
         for array in read:
             if home not in (known := readers.setdefault(array, [])):
                 known.append(home)
-    return groups
+    return list(groups)
 
 
 def _alone(stage: Stage) -> Group:
     if stage.op is Op.SCATTER_ADD:
-        return Group([stage], frozenset(), "scatter")
+        return Group(stage, frozenset(), "scatter")
     if contraction_of(stage) is not None:
-        return Group([stage], frozenset(), "contraction")
+        return Group(stage, frozenset(), "contraction")
     counts = [1]
     for axis in stage.axes:
         if not isinstance(axis.extent, int):
             break
         counts.append(counts[-1] * axis.extent)
-    return Group([stage], frozenset(counts), "rows")
+    return Group(stage, frozenset(counts), "rows")
 
 
 def reaches(start: Iterable[Group], goal: Group) -> bool:
@@ -109,14 +127,13 @@ def _shared_rows(target: Group, own: Group, stage: Stage, produces: bool) -> fro
         fits = stage.op is None and _same_elements(target.stages, stage)
         return frozenset((stage.size,)) if fits and produces else frozenset()
     rows = target.rows & own.rows
-    read = {load.payload[0] for load in expr.loads(stage.body)}
-    for producer in target.stages:
-        if producer.array in read:
-            rows = frozenset(r for r in rows if aligned(stage, producer, r))
+    for array in {load.payload[0] for load in expr.loads(stage.body)}:
+        if array in target.made:
+            rows = frozenset(r for r in rows if aligned(stage, target.made[array], r))
     if not rows:
         return rows
     best = max(rows)
-    work = sum(member.iterations for member in (*target.stages, stage))
+    work = target.work + stage.iterations
     parallel = best >= min(max(target.rows), max(own.rows), ENOUGH_ROWS)
     if not produces and best < max(max(target.rows), max(own.rows)):
         return frozenset()
@@ -124,9 +141,9 @@ def _shared_rows(target: Group, own: Group, stage: Stage, produces: bool) -> fro
         return frozenset()
     if best < min(max(target.rows), FEW_ROWS) and work > SMALL:  # it would no longer be parallel
         return frozenset()
-    if any(member.size > ROW_LIMIT * best for member in (*target.stages, stage)):
+    if max(target.largest, stage.size) > ROW_LIMIT * best:
         return frozenset()
-    if not _same_direction([*target.stages, stage], best) and work > TINY:
+    if work > TINY and len(target.directions(best) | _wishes(stage, best)) > 1:
         return frozenset()
     return rows
 
@@ -195,11 +212,8 @@ def _is_sum(load: expr.Expr) -> bool:
     return not isinstance(load.payload[1], int)
 
 
-def _same_direction(stages: list[Stage], rows: int) -> bool:
-    """Whether all stages that care want their vectors in the same direction."""
-    wishes = set()
-    for stage in stages:
-        prefix = prefix_length(stage, rows)
-        if stage.axes[prefix:] or stage.reduced:
-            wishes.add(runs_along_rows(stage, rows))
-    return len(wishes) <= 1
+def _wishes(stage: Stage, rows: int) -> frozenset[bool]:
+    """Whether a stage wants vectors across rows; nothing where it does not care."""
+    if stage.axes[prefix_length(stage, rows) :] or stage.reduced:
+        return frozenset((runs_along_rows(stage, rows),))
+    return frozenset()

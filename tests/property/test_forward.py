@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -106,3 +108,20 @@ def test_random_shapes(name: str, compiled: str, data: Any) -> None:
     operation = BY_NAME[name]
     dtype, cases = data.draw(_batches(operation))
     check(operation, cases, dtype, compiled)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        lambda x: np.exp(x) * (1 + 1e-5),
+        lambda x: np.exp(x[..., ::-1]),
+        lambda x: np.exp(x)[..., :-1],
+    ],
+    ids=["values", "order", "shape"],
+)
+def test_the_check_notices_a_difference(wrong: Any) -> None:
+    """A reference that is not what Tensor computes makes a row fail."""
+    operation = replace(BY_NAME["exp"], reference=wrong)
+    case = make_case(operation, Plan(((17,),)), "float32")
+    with pytest.raises(AssertionError, match="REF against numpy"):
+        check(operation, [case], "float32", "REF")
