@@ -99,13 +99,19 @@ def _several(plan: Plan) -> bool:
     return _count(np.empty(plan.shapes[0]), plan.parameters["axis"]) > 1
 
 
+def _few_factors(plan: Plan) -> bool:
+    """At most 65 factors: the step of a finite difference must stay small beside 1/factors."""
+    return _count(np.empty(plan.shapes[0]), plan.parameters["axis"]) <= 65
+
+
 SPREAD = Tolerance(ulps=8, scale=8, terms=2)
 # A variance may be 0 up to rounding, and its root magnifies that: √(terms · ε) is about 1e-3 of
 # the scale, so deviations are compared where the data really vary (the domain "distinct").
 REDUCTIONS = [
     row("sum", _wrapping(np.sum), WHOLE, SUMMED, dtypes=ALL, result=summed),
     row("prod", _wrapping(np.prod), WHOLE, Tolerance(ulps=4, scale=2, terms=1), result=summed,
-        domains=("near_one",), gradient_domains=("some_zeros",), dtypes=(*FLOATS, *INTS)),
+        domains=("near_one",), gradient_domains=("some_zeros",), dtypes=(*FLOATS, *INTS),
+        smooth=_few_factors),
     row("max", _numpy(np.max), NOT_EMPTY, SELECTED, dtypes=NUMBERS, domains=("wide",),
         gradient_domains=("distinct",), twice=False),
     row("min", _numpy(np.min), NOT_EMPTY, SELECTED, dtypes=NUMBERS, domains=("wide",),
