@@ -52,13 +52,20 @@ def substitute(roots: Sequence[Node], mapping: dict[Node, Node]) -> list[Node]:
     return [new[root] for root in roots]
 
 
-def see_through(roots: Sequence[Node], writes: set[Node]) -> list[Node]:
-    """The roots with each ASSIGN of `writes` replaced by the value that it writes."""
+def see_through(
+    roots: Sequence[Node], writes: set[Node], kept: Container[Node] = ()
+) -> list[Node]:
+    """The roots with each ASSIGN of `writes` replaced by the value that it writes.
+
+    Nodes in `kept` stay as they are, with all that is below them.
+    """
     if not writes:
         return list(roots)
     new: dict[Node, Node] = {}
     for node in topological(roots):
-        if node in writes:
+        if node in kept:
+            new[node] = node
+        elif node in writes:
             new[node] = new[node.src[1]]
         else:
             new[node] = rebuild(node, [new[source] for source in node.src])
@@ -104,8 +111,8 @@ def expand(roots: Sequence[Node]) -> tuple[list[Node], dict[Node, Node]]:
     """
     order = topological(roots)
     writes = {node for node in order if node.op is Op.ASSIGN and not wants_gradient(node)}
-    if writes:
-        roots = see_through(roots, writes)
+    if writes:  # a leaf stays the node that it is, also where it waits to be written itself
+        roots = see_through(roots, writes, {node for node in order if wants_gradient(node)})
         order = topological(roots)
     mapping: dict[Node, Node] = {}
     for node in order:

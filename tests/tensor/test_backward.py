@@ -264,3 +264,19 @@ def test_threads_have_their_own_modes(on_device):
         assert Tensor.training
     assert seen == [(False, 2)]
     assert not Tensor.training
+
+
+def test_a_loop_that_never_realizes(device: str) -> None:
+    """Descent by hand: each step's write waits on the one before, and the leaf stays a leaf."""
+    x = Tensor(np.arange(12, dtype=np.float32).reshape(4, 3) / 12, device=device)
+    y = x.sum(1, keepdim=True) * 0.5
+    w = Tensor(np.zeros((3, 1), np.float32), device=device, requires_grad=True)
+    expected = np.zeros((3, 1))
+    values, wanted = x.numpy().astype(np.float64), y.numpy().astype(np.float64)
+    for _ in range(5):
+        ((x @ w - y) ** 2).mean().backward()
+        with Tensor.no_grad():
+            w.assign(w - 0.1 * w.grad)
+        w.grad = None
+        expected -= 0.1 * values.T @ (2 * (values @ expected - wanted)) / 4
+    assert w.numpy() == pytest.approx(expected, rel=1e-5, abs=1e-6)
