@@ -121,6 +121,12 @@ class _Counters:
         self.global_ops = self.global_mem = 0
         self.mem_peak = self.mem_used
 
+    def ran(self, kernels: int, operations: int, traffic: int) -> None:
+        """Count a program that was run."""
+        self.kernel_count += kernels
+        self.global_ops += operations
+        self.global_mem += traffic
+
 
 GlobalCounters = _Counters()
 

@@ -130,9 +130,7 @@ class CpuProgram:
                 self._walk()
         finally:
             cpu_memory.free(arena, self.arena_bytes)
-        GlobalCounters.kernel_count += len(self.kernels)
-        GlobalCounters.global_ops += self.operations
-        GlobalCounters.global_mem += self.traffic
+        GlobalCounters.ran(len(self.kernels), self.operations, self.traffic)
 
     def _walk(self) -> None:
         base = ctypes.addressof(self._table)

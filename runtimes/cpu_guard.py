@@ -42,9 +42,9 @@ class GuardedProgram:
         finally:
             for block, nbytes in zip(blocks, plan.blocks, strict=True):
                 cpu_memory.free(block, nbytes)
-        GlobalCounters.kernel_count += len(plan.kernels)
-        GlobalCounters.global_ops += sum(kernel.code.operations for kernel in plan.kernels)
-        GlobalCounters.global_mem += sum(kernel.code.traffic for kernel in plan.kernels)
+        codes = [kernel.code for kernel in plan.kernels]
+        operations = sum(code.operations for code in codes)
+        GlobalCounters.ran(len(codes), operations, sum(code.traffic for code in codes))
 
     def _run_kernel(self, kernel: Kernel, words: Sequence[int]) -> None:
         """A table of one launch, with scratch areas of this kernel's size."""

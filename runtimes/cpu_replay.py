@@ -124,10 +124,7 @@ class CpuReplay:
         for number, name in self._names:
             self.memories[number] = variables[name]
         self._run(self.address, self._count, self._scratch)
-        counters = GlobalCounters
-        counters.kernel_count += self.kernels
-        counters.global_ops += self.operations
-        counters.global_mem += self.traffic
+        GlobalCounters.ran(self.kernels, self.operations, self.traffic)
 
     def __del__(self, ending: Callable[[], bool] = sys.is_finalizing) -> None:
         if hasattr(self, "_arena") and not ending():

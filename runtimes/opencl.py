@@ -231,9 +231,9 @@ class OpenCLProgram:
         finally:
             for memory, size in taken:
                 runtime.free(memory, size)
-        GlobalCounters.kernel_count += len(self.kernels)
-        GlobalCounters.global_ops += sum(kernel.nest.operations for kernel in self.kernels)
-        GlobalCounters.global_mem += sum(kernel.nest.traffic for kernel in self.kernels)
+        nests = [kernel.nest for kernel in self.kernels]
+        operations = sum(nest.operations for nest in nests)
+        GlobalCounters.ran(len(nests), operations, sum(nest.traffic for nest in nests))
 
     def _enqueue(self, values: dict[str, Any]) -> None:
         cl, level, runtime = opencl(), flag("DEBUG"), self.runtime

@@ -193,16 +193,6 @@ def topological(roots: Iterable[Node]) -> list[Node]:
     return order
 
 
-def users_of(order: Iterable[Node]) -> dict[Node, list[Node]]:
-    """For each node of `order`, the nodes that read it (once per edge)."""
-    users: dict[Node, list[Node]] = {}
-    for node in order:
-        users.setdefault(node, [])
-        for source in node.src:
-            users.setdefault(source, []).append(node)
-    return users
-
-
 def is_symbolic(shape: Shape) -> bool:
     """True where a dimension is not a plain int."""
     return any(isinstance(extent, Affine) for extent in shape)

@@ -56,7 +56,7 @@ def merge(
     rest = list(axes)
     while rest:
         run = [rest.pop()]
-        while rest and _joins(rest[-1], run[0], run, used):
+        while rest and _joins(rest[-1], run[0], used):
             run.insert(0, rest.pop())
         if len(run) == 1:
             merged.insert(0, (run[0], {}))
@@ -77,7 +77,7 @@ def merge(
     return merged
 
 
-def _joins(outer: Axis, inner: Axis, run: Sequence[Axis], used: Sequence[Integer]) -> bool:
+def _joins(outer: Axis, inner: Axis, used: Sequence[Integer]) -> bool:
     if not isinstance(outer.extent, int) or not isinstance(inner.extent, int):
         return False
     for x in used:

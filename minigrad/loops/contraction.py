@@ -14,7 +14,6 @@ of packing less, since today's second-level caches hold a whole panel.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from minigrad.graph.node import Op
@@ -109,9 +108,7 @@ def prepare(kernel: Kernel) -> Problem:
     values: dict[Atom, Integer] = {}
     groups: list[tuple[Axis, ...]] = []
     for name in ("batch", "m", "n", "k"):
-        merged = merge(getattr(parts, name), used) if _adjacent(stage, getattr(parts, name)) else [
-            (axis, {}) for axis in getattr(parts, name)
-        ]
+        merged = merge(getattr(parts, name), used)
         for _, known in merged:
             values.update(known)
         groups.append(tuple(axis for axis, _ in merged))
@@ -126,14 +123,6 @@ def prepare(kernel: Kernel) -> Problem:
         tuple(substitute_stores(stores, values)),
         own,
     )
-
-
-def _adjacent(stage: Stage, axes: Sequence[Axis]) -> bool:
-    """Whether axes follow each other in the output (or are the reduced ones)."""
-    if not axes or axes[0] in stage.reduced:
-        return True
-    first = stage.axes.index(axes[0])
-    return tuple(stage.axes[first : first + len(axes)]) == tuple(axes)
 
 
 def tile_width(target: Target, stage: Stage, columns: int) -> int:

@@ -4,26 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from minigrad.dtype import DType, dtypes
 from minigrad.graph.symbolic import Affine, Atom, Integer, coefficient, substitute, variables
-from minigrad.loops.nest import Loop, Statement, arrays_written, locals_set
+from minigrad.loops.nest import Loop, Statement
+from minigrad.render import levels
 from minigrad.render import llvm_values as values
 from minigrad.render.llvm_values import Builder, Value, memory_type
 from minigrad.schedule import expr
-from minigrad.schedule.expr import Array, Expr, Guard, Local
+from minigrad.schedule.expr import Array, Expr, Guard
 
 
 @dataclass
-class Level:
-    """An open loop, branch or straight piece: its lines so far, and what dies when it is closed."""
+class Level(levels.Level):
+    """An open loop, branch or straight piece; `block` labels where its next line goes."""
 
-    lines: list[str] = field(default_factory=list)
-    block: str = "entry"  # label of the block that the next line goes to
-    remembered: list[object] = field(default_factory=list)
-    bound: list[Atom] = field(default_factory=list)
-    changes: frozenset[Array | Local] = frozenset()
+    block: str = "entry"
     mask: str | None = None
     counter: str = ""
     close: tuple[str, ...] = ()
@@ -37,17 +34,13 @@ class Lanes:
     width: int
 
 
-class IndexEmitter:
+class IndexEmitter(levels.Levels[Level, Value]):
     """What statements and expressions are emitted with."""
 
     def __init__(self) -> None:
-        self.levels: list[Level] = [Level()]
+        super().__init__(Level())
         self.allocas: list[str] = []
         self.declarations: set[str] = set()
-        self.memo: dict[object, tuple[Value, int]] = {}
-        self.dependents: dict[Array | Local, list[object]] = {}
-        self.where: dict[Atom, int] = {}
-        self.constants: dict[Atom, int] = {}
         self.scalars: dict[Atom, str] = {}
         self.vectors: dict[Atom, Lanes] = {}
         self.bases: dict[Array, str] = {}
@@ -101,10 +94,10 @@ class IndexEmitter:
     ) -> None:
         """Emit the body of a straight piece and put it behind its parent's lines."""
         body = tuple(body)
-        self.levels[-1].changes = _changes(body)
+        self.levels[-1].changes = levels.changes(body)
         for statement in body:
             emit(statement)
-        done = self._pop()
+        done = self.pop(self.scalars, self.vectors)
         self.levels[-1].lines.extend(done.lines)
         self.levels[-1].block = done.block
 
@@ -118,7 +111,7 @@ class IndexEmitter:
         self.levels.append(level)
         if variable is not None:
             self.scalars[variable] = counter
-            self._bind(variable)
+            self.bound(variable)
 
     def counter(self) -> str:
         """The counter of the innermost loop."""
@@ -126,7 +119,7 @@ class IndexEmitter:
 
     def close_loop(self) -> None:
         """Close a loop: header, body and latch go behind the parent's lines."""
-        done = self._pop()
+        done = self.pop(self.scalars, self.vectors)
         start, stop, step, body, after, check = done.close
         parent = self.levels[-1]
         following = self.fresh()
@@ -158,7 +151,7 @@ class IndexEmitter:
 
     def close_branch(self) -> None:
         """Close a branch."""
-        done = self._pop()
+        done = self.pop(self.scalars, self.vectors)
         test, body, after = done.close
         parent = self.levels[-1]
         parent.lines.append(f"  br i1 {test}, label %{body}, label %{after}")
@@ -168,43 +161,20 @@ class IndexEmitter:
         parent.lines.append(f"{after}:")
         parent.block = after
 
-    def _pop(self) -> Level:
-        done = self.levels.pop()
-        for key in done.remembered:
-            self.memo.pop(key, None)
-        for atom in done.bound:
-            for known in (self.where, self.constants, self.scalars, self.vectors):
-                known.pop(atom, None)
-        return done
-
     # ---- variables ----
-
-    def _bind(self, atom: Atom) -> None:
-        self.where[atom] = len(self.levels) - 1
-        self.levels[-1].bound.append(atom)
-
-    def bind_constant(self, atom: Atom, value: int) -> None:
-        """Let a variable be a number in the innermost level."""
-        self.constants[atom] = value
-        self._bind(atom)
 
     def bind_lanes(self, loop: Loop, base: str, width: int) -> None:
         """Let a lanes loop's variable be base + 0 … width − 1 in the innermost level."""
         self.vectors[loop.variable] = Lanes(base, width)
-        self._bind(loop.variable)
+        self.bound(loop.variable)
         if loop.lane is not None:
             self.vectors[loop.lane] = Lanes("0", width)
-            self._bind(loop.lane)
-        self.levels[-1].changes = _changes(loop.body)
+            self.bound(loop.lane)
+        self.levels[-1].changes = levels.changes(loop.body)
 
     def lanes_atom(self) -> Atom | None:
         """The vector variable in scope."""
         return next(iter(self.vectors), None)
-
-    def lane_atom(self) -> Atom | None:
-        """The lane number of the vector variable in scope."""
-        atoms = list(self.vectors)
-        return atoms[1] if len(atoms) > 1 else None
 
     def width_of(self, atom: Atom) -> int:
         """Lanes of a vector variable."""
@@ -217,40 +187,12 @@ class IndexEmitter:
                 return lanes.width
         return 1
 
-    def level_of(self, atoms: Iterable[Atom]) -> int:
-        """The innermost level that binds one of the variables."""
-        return max((self.where.get(atom, 0) for atom in atoms), default=0)
-
-    def pinned(self, item: Array | Local) -> int:
-        """The innermost open level whose statements change an array or register."""
-        for number in range(len(self.levels) - 1, -1, -1):
-            if item in self.levels[number].changes:
-                return number
-        return 0
-
     def mask(self) -> str | None:
         """The mask in force."""
         for level in reversed(self.levels):
             if level.mask is not None:
                 return level.mask
         return None
-
-    # ---- memory of what was computed ----
-
-    def remember(
-        self, key: object, value: Value, level: int, depends: Iterable[Array | Local] = ()
-    ) -> None:
-        """Keep a value until its level is closed or something it depends on changes."""
-        self.memo[key] = (value, level)
-        self.levels[level].remembered.append(key)
-        for item in depends:
-            self.dependents.setdefault(item, []).append(key)
-
-    def forget(self, changed: Iterable[Array | Local]) -> None:
-        """Drop what depends on arrays or registers that were just changed."""
-        for item in changed:
-            for key in self.dependents.pop(item, ()):
-                self.memo.pop(key, None)
 
     # ---- indices ----
 
@@ -528,13 +470,6 @@ class IndexEmitter:
         if mask is None:
             return full.text
         return here.line(f"and <{width} x i1> {mask}, {full.text}")
-
-
-def _changes(body: Iterable[Statement]) -> frozenset[Array | Local]:
-    found: frozenset[Array | Local] = frozenset()
-    for statement in body:
-        found |= arrays_written(statement) | locals_set(statement)
-    return found
 
 
 def _fits(x: Integer) -> bool:

@@ -6,25 +6,22 @@ An index is computed in `int` where nothing in it can leave 32 bits, else in `lo
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from minigrad.graph.symbolic import Affine, Atom, Integer, high, low, variables
-from minigrad.loops.nest import Statement, arrays_written, locals_set
+from minigrad.loops.nest import Statement
+from minigrad.render import levels
 from minigrad.render.opencl_values import Language, bare
 from minigrad.schedule import expr
-from minigrad.schedule.expr import Array, Expr, Local
+from minigrad.schedule.expr import Expr
 
 INDENT = "    "
 
 
 @dataclass
-class Level:
-    """An open loop or straight piece: its lines so far, and what dies when it is closed."""
+class Level(levels.Level):
+    """An open loop or straight piece."""
 
-    lines: list[str] = field(default_factory=list)
-    remembered: list[object] = field(default_factory=list)
-    bound: list[Atom] = field(default_factory=list)
-    changes: frozenset[Array | Local] = frozenset()
     header: str = ""  # "for (…)" or "if (…)"; empty for a straight piece
 
 
@@ -36,16 +33,12 @@ class Variable:
     kind: str
 
 
-class IndexEmitter:
+class IndexEmitter(levels.Levels[Level, str]):
     """What statements and expressions are emitted with."""
 
     def __init__(self, language: Language) -> None:
+        super().__init__(Level())
         self.language = language
-        self.levels: list[Level] = [Level()]
-        self.memo: dict[object, tuple[str, int]] = {}
-        self.dependents: dict[Array | Local, list[object]] = {}
-        self.where: dict[Atom, int] = {}
-        self.constants: dict[Atom, int] = {}
         self.variables: dict[Atom, Variable] = {}
         self.symbols: dict[str, Variable] = {}
         self._names: dict[str, int] = {}
@@ -74,20 +67,11 @@ class IndexEmitter:
 
     def open(self, header: str = "", body: Iterable[Statement] = ()) -> None:
         """Open a loop or, without a header, a straight piece, whose statements are `body`."""
-        changes: frozenset[Array | Local] = frozenset()
-        for statement in body:
-            changes |= arrays_written(statement) | locals_set(statement)
-        self.levels.append(Level(header=header, changes=changes))
+        self.levels.append(Level(header=header, changes=levels.changes(body)))
 
     def close(self) -> None:
         """Close the innermost level: its lines go behind its parent's."""
-        done = self.levels.pop()
-        for key in done.remembered:
-            self.memo.pop(key, None)
-        for atom in done.bound:
-            self.where.pop(atom, None)
-            self.constants.pop(atom, None)
-            self.variables.pop(atom, None)
+        done = self.pop(self.variables)
         parent = self.levels[-1].lines
         if not done.header:
             parent.extend(done.lines)
@@ -99,42 +83,7 @@ class IndexEmitter:
     def bind(self, atom: Atom, variable: Variable) -> None:
         """Let a loop's variable have a name in the innermost level."""
         self.variables[atom] = variable
-        self._bound(atom)
-
-    def bind_constant(self, atom: Atom, value: int) -> None:
-        """Let a loop's variable be a number in the innermost level."""
-        self.constants[atom] = value
-        self._bound(atom)
-
-    def _bound(self, atom: Atom) -> None:
-        self.where[atom] = len(self.levels) - 1
-        self.levels[-1].bound.append(atom)
-
-    def level_of(self, atoms: Iterable[Atom]) -> int:
-        """The innermost level that binds one of the variables."""
-        return max((self.where.get(atom, 0) for atom in atoms), default=0)
-
-    def pinned(self, item: Array | Local) -> int:
-        """The innermost open level whose statements change an array or register."""
-        for number in range(len(self.levels) - 1, -1, -1):
-            if item in self.levels[number].changes:
-                return number
-        return 0
-
-    def remember(
-        self, key: object, text: str, level: int, depends: Iterable[Array | Local] = ()
-    ) -> None:
-        """Keep a name until its level is closed or something that it depends on changes."""
-        self.memo[key] = (text, level)
-        self.levels[level].remembered.append(key)
-        for item in depends:
-            self.dependents.setdefault(item, []).append(key)
-
-    def forget(self, changed: Iterable[Array | Local]) -> None:
-        """Drop what depends on arrays or registers that were just changed."""
-        for item in changed:
-            for key in self.dependents.pop(item, ()):
-                self.memo.pop(key, None)
+        self.bound(atom)
 
     # ---- indices ----
 

@@ -85,10 +85,6 @@ class Stage:
             guard=restrict((), (substitute(c, values) for c in self.guard)),
         )
 
-    def replace_loads(self, known: Mapping[Expr, Expr]) -> Stage:
-        """The stage with some loads replaced by expressions."""
-        return replace(self, body=expr.rebuild(self.body, known.get))
-
 
 def make_axis(prefix: str, number: int, extent: Integer) -> Axis:
     """A fresh variable over 0 … extent − 1, named by its place so that equal stages are equal."""

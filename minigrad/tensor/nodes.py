@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from minigrad.dtype import DType, convert, dtypes, promote
+from minigrad.dtype import DType, dtypes, promote
 from minigrad.errors import DeviceError, ShapeError
 from minigrad.graph import build
 from minigrad.graph.node import Node, Op, Shape
@@ -133,11 +133,6 @@ def axes_of(name: str, axes: int | Sequence[int] | None, ndim: int) -> tuple[int
     if len(set(found)) != len(found):
         raise ShapeError(f"{name}: axes {given} name an axis twice")
     return found if ndim else ()
-
-
-def convertible(value: Scalar, dtype: DType) -> Scalar:
-    """A Python number as dtype holds it."""
-    return convert(value, dtype)
 
 
 # --- views ---------------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any, Self
 
 from minigrad.dtype import DType, dtypes, sum_dtype
-from minigrad.errors import DTypeError, ShapeError
+from minigrad.errors import ShapeError
 from minigrad.graph import build
 from minigrad.graph.node import Node, Op
 from minigrad.tensor.movement import Movement
@@ -30,27 +30,27 @@ class Reduce(Movement):
             result = build.reshape(result, shape)
         return self._new(result)
 
+    def _accumulate(
+        self, op: Op, name: str, axis: Axes, keepdim: bool, dtype: DType | None
+    ) -> Self:
+        """SUM or PROD in a dtype that holds it; half floats are accumulated in float32."""
+        result = dtype or sum_dtype(self.dtype)
+        wide = dtypes.float32 if result.is_float and result.itemsize < 4 else result
+        return self._reduce(op, name, build.cast(self.node, wide), axis, keepdim).cast(result)
+
     def sum(
         self, axis: Axes = None, keepdim: bool = False, *, dim: Axes = None,
         dtype: DType | None = None,
     ) -> Self:  # fmt: skip
         """Sum. bool gives int32, small integers (u)int32; half floats are added in float32."""
-        axis = dim if axis is None else axis
-        result = dtype or sum_dtype(self.dtype)
-        wide = dtypes.float32 if result.is_float and result.itemsize < 4 else result
-        total = self._reduce(Op.SUM, "sum", build.cast(self.node, wide), axis, keepdim)
-        return total.cast(result)
+        return self._accumulate(Op.SUM, "sum", dim if axis is None else axis, keepdim, dtype)
 
     def prod(
         self, axis: Axes = None, keepdim: bool = False, *, dim: Axes = None,
         dtype: DType | None = None,
     ) -> Self:  # fmt: skip
         """Product, in the dtype that `sum` has."""
-        axis = dim if axis is None else axis
-        result = dtype or sum_dtype(self.dtype)
-        wide = dtypes.float32 if result.is_float and result.itemsize < 4 else result
-        total = self._reduce(Op.PROD, "prod", build.cast(self.node, wide), axis, keepdim)
-        return total.cast(result)
+        return self._accumulate(Op.PROD, "prod", dim if axis is None else axis, keepdim, dtype)
 
     def max(self, axis: Axes = None, keepdim: bool = False, *, dim: Axes = None) -> Self:
         """The largest element; NaN wins. Equal ones share the gradient."""
@@ -240,7 +240,3 @@ class Reduce(Movement):
             result = combine(shifted, result)
             reach *= 2
         return result
-
-    def _need_float(self, name: str) -> None:
-        if not self.dtype.is_float:
-            raise DTypeError(f"{name} of a {self.dtype.name} tensor: expected a float dtype")
