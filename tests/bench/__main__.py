@@ -1,0 +1,82 @@
+"""All rows against all installed peers: `python -m tests.bench [matmul rows …]`.
+
+Each module of this folder that has a function `rows(threads)` is a family of rows. One and two
+threads run one after the other, each in a process of its own with allocators tuned for the peers.
+`--write` puts the tables into RESULTS.md, in place of those between the markers.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import importlib
+import os
+import pkgutil
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from tests.bench.measure import HEADER, Row, restart_tuned, show
+
+FOLDER = Path(__file__).parent
+RESULTS = FOLDER / "RESULTS.md"
+
+
+def families() -> list[str]:
+    """The modules that have rows, by name."""
+    names = (m.name for m in pkgutil.iter_modules([str(FOLDER)]) if not m.name.startswith("_"))
+    return [n for n in names if re.search(r"^def rows\(", (FOLDER / f"{n}.py").read_text(), re.M)]
+
+
+def rows_of(family: str, threads: int, pattern: str) -> Iterator[Row]:
+    """A family's rows whose name matches."""
+    for row in importlib.import_module(f"tests.bench.{family}").rows(threads):
+        if re.search(pattern, row.name):
+            yield row
+
+
+def write(family: str, threads: int, lines: list[str]) -> None:
+    """Replace the table of a family in RESULTS.md, or add it at the end."""
+    start, stop = f"<!-- {family} {threads} -->", f"<!-- end {family} {threads} -->"
+    plural = "thread" if threads == 1 else "threads"
+    title = f"### {family}, {threads} {plural}, {datetime.date.today().isoformat()}"
+    table = "\n".join([start, title, "", HEADER, *lines, stop])
+    text = RESULTS.read_text()
+    known = re.compile(re.escape(start) + ".*?" + re.escape(stop), re.S)
+    text = known.sub(lambda _: table, text) if known.search(text) else f"{text}\n{table}\n"
+    RESULTS.write_text(text)
+
+
+def main() -> None:
+    """Parse the flags; one process per number of threads."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("families", nargs="*", default=families(), metavar="family")
+    parser.add_argument("--threads", type=int, nargs="+", default=[2, 1])
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--only", default="", help="a regular expression of names of rows")
+    parser.add_argument("--write", action="store_true", help="put the tables into RESULTS.md")
+    given = parser.parse_args()
+    for name in given.families:
+        if name not in families():
+            parser.error(f"no family is called {name}; there are {', '.join(families())}")
+    if len(given.threads) > 1:
+        rest = ["--rounds", str(given.rounds), "--only", given.only]
+        rest += ["--write"] if given.write else []
+        for threads in given.threads:
+            command = [sys.executable, "-m", "tests.bench", *given.families]
+            subprocess.run([*command, "--threads", str(threads), *rest], check=True)
+        return
+    (threads,) = given.threads
+    restart_tuned(threads)
+    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
+    for family in given.families:
+        print(f"\n{family}, {threads} thread(s)", flush=True)
+        lines = show(rows_of(family, threads, given.only), given.rounds)
+        if given.write:
+            write(family, threads, lines)
+
+
+if __name__ == "__main__":
+    main()

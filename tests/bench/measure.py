@@ -1,0 +1,159 @@
+"""How everything here is measured: a Row is one piece of work, done by us and by each peer.
+
+All of a row's functions run in one process, in turn, round after round; a row's figures are the
+medians of its rounds, so that what disturbs the machine disturbs everybody. Every function does the
+work once and returns when it is done.
+"""
+
+from __future__ import annotations
+
+import os
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+
+from minigrad.runtimes.cpu_limits import limits
+
+Work = Callable[[], object]
+ROUND_SECONDS = 0.03  # a round repeats short work until it has taken so long
+
+# PyTorch allocates its results with malloc, which by default gives large ones back to the system
+# at once and fetches 4 KiB pages anew: a weak opponent. These make it a strong one.
+TUNED = {
+    "MALLOC_MMAP_THRESHOLD_": "4294967296",
+    "MALLOC_TRIM_THRESHOLD_": "8589934592",
+    "THP_MEM_ALLOC_ENABLE": "1",
+    "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
+}
+THREAD_VARIABLES = (
+    "MINIGRAD_THREADS", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Row:
+    """One piece of work. flops: floating-point operations (a multiply-add is two); bytes: what must
+    be read and written at least; goal: the ratio best peer / ours that is wanted."""
+
+    name: str
+    ours: Work
+    peers: Mapping[str, Work]
+    flops: float = 0.0
+    bytes: float = 0.0
+    goal: float | None = None
+
+
+@dataclass
+class Result:
+    """Seconds per piece of work, by name ("minigrad" is ours), one entry per round."""
+
+    row: Row
+    seconds: dict[str, list[float]] = field(default_factory=dict)
+
+    def median(self, name: str) -> float:
+        """The median of the rounds, in seconds."""
+        return statistics.median(self.seconds[name])
+
+    @property
+    def best_peer(self) -> str | None:
+        """The fastest of the peers."""
+        names = [name for name in self.seconds if name != "minigrad"]
+        return min(names, key=self.median, default=None)
+
+    @property
+    def ratio(self) -> float | None:
+        """How many times longer the best peer takes."""
+        peer = self.best_peer
+        return None if peer is None else self.median(peer) / self.median("minigrad")
+
+    @property
+    def limit(self) -> float:
+        """Seconds that the machine needs at least, by its own measured limits."""
+        machine = limits()
+        return max(self.row.flops / machine.operations, self.row.bytes / machine.bandwidth)
+
+
+def restart_tuned(threads: int, tuned: bool = True) -> None:
+    """Start this process again with the environment under which peers are at their best.
+
+    Allocators and thread pools read their environment once, when a process starts.
+    """
+    wanted = dict(TUNED) if tuned else {}
+    wanted |= dict.fromkeys(THREAD_VARIABLES, str(threads))
+    if threads == 1:
+        wanted["XLA_FLAGS"] = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
+    environment = {**os.environ, **wanted, "JAX_PLATFORMS": "cpu"}
+    for name in ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE"):  # numpy shall choose its kernels itself
+        environment.pop(name, None)
+    if os.environ.get("MINIGRAD_BENCH_CHILD") == str(threads):
+        return
+    environment["MINIGRAD_BENCH_CHILD"] = str(threads)
+    # sys.argv[0] is the module's file: run it as the module it was started as
+    module = sys.modules["__main__"].__spec__
+    assert module is not None, "start benchmarks with python -m"
+    name = module.name.removesuffix(".__main__")
+    os.execve(sys.executable, [sys.executable, "-m", name, *sys.argv[1:]], environment)
+
+
+def measure(row: Row, rounds: int = 7) -> Result:
+    """Run a row's functions in turn."""
+    works = {"minigrad": row.ours, **row.peers}
+    repeats = {}
+    for name, work in works.items():
+        for _ in range(3):  # compile, capture, warm the caches
+            work()
+        started = time.perf_counter()
+        work()
+        repeats[name] = max(1, round(ROUND_SECONDS / max(time.perf_counter() - started, 1e-7)))
+    result = Result(row, {name: [] for name in works})
+    for _ in range(rounds):
+        for name, work in works.items():
+            count = repeats[name]
+            started = time.perf_counter()
+            for _ in range(count):
+                work()
+            result.seconds[name].append((time.perf_counter() - started) / count)
+    return result
+
+
+HEADER = (
+    "| work | minigrad | best peer | others | ratio | goal | limit | share of it |\n"
+    "| --- | --- | --- | --- | --- | --- | --- | --- |"
+)
+
+
+def as_line(result: Result) -> str:
+    """A result as a line of a table in Markdown."""
+    peer, ratio, ours = result.best_peer, result.ratio, result.median("minigrad")
+    others = [n for n in result.seconds if n not in ("minigrad", peer)]
+    cells = [
+        result.row.name,
+        duration(ours),
+        f"{peer} {duration(result.median(peer))}" if peer else "–",
+        ", ".join(f"{n} {duration(result.median(n))}" for n in others) or "–",
+        f"{ratio:.2f}" if ratio else "–",
+        f"{result.row.goal:.2f}" if result.row.goal else "–",
+        duration(result.limit) if result.limit else "–",
+        f"{100 * result.limit / ours:.0f} %" if result.limit else "–",
+    ]
+    return "| " + " | ".join(cells) + " |"
+
+
+def duration(seconds: float) -> str:
+    """Three digits and a unit."""
+    for unit, factor in (("s", 1.0), ("ms", 1e3), ("µs", 1e6)):
+        if seconds * factor >= 1 or unit == "µs":
+            return f"{seconds * factor:.3g} {unit}"
+    raise AssertionError
+
+
+def show(rows: Iterable[Row], rounds: int = 7) -> list[str]:
+    """Measure rows and print each line as it comes; gives the lines."""
+    print(HEADER, flush=True)
+    lines = []
+    for row in rows:
+        lines.append(as_line(measure(row, rounds)))
+        print(lines[-1], flush=True)
+    return lines
