@@ -120,6 +120,14 @@ class Runtime(Protocol):
         """Read the first len(data) bytes into the writable flat view `data`, when work is done."""
         ...
 
+    def host_address(self, memory: Any) -> int | None:
+        """Where the host finds memory in its own address space, None where it cannot read it."""
+        ...
+
+    def adopt(self, address: int) -> Any:
+        """Memory of the host as memory of this device, None where the device cannot reach it."""
+        ...
+
     def compile(self, graph: Graph) -> Program:
         """Turn a canonical graph into a program."""
         ...
@@ -175,13 +183,13 @@ class Buffer:
         self.device, self.dtype, self.size = device, dtype, size
         self.number = next(_buffer_numbers)
         self._memory = memory
-        self._borrowed = False
+        self._borrowed: Any = False
 
     @classmethod
-    def borrow(cls, like: Buffer, memory: Any) -> Buffer:
-        """A buffer like another on memory that somebody else owns."""
+    def borrow(cls, like: Buffer, memory: Any, owner: object = True) -> Buffer:
+        """A buffer like another on memory that somebody else owns; it keeps `owner` alive."""
         made = cls(like.device, like.dtype, like.size)
-        made._memory, made._borrowed = memory, True
+        made._memory, made._borrowed = memory, owner
         return made
 
     @property

@@ -102,6 +102,12 @@ class OpenCL:
         except cl.Error as error:
             raise self.failed("copying", error) from None
 
+    def host_address(self, memory: object) -> None:
+        """The host reads copies only."""
+
+    def adopt(self, address: int) -> None:
+        """The device has no use for memory of the host."""
+
     def synchronize(self) -> None:
         """Wait for everything in the queue."""
         try:

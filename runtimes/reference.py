@@ -360,6 +360,12 @@ class ReferenceRuntime:
         """Recorded calls, to be made again one by one."""
         return Sequential(calls, arguments)
 
+    def host_address(self, memory: object) -> None:
+        """The host reads copies only."""
+
+    def adopt(self, address: int) -> None:
+        """The device has no use for memory of the host."""
+
     def synchronize(self) -> None:
         """Nothing is ever left to wait for."""
 

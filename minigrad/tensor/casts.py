@@ -6,10 +6,10 @@ from typing import Self
 
 from minigrad.dtype import DType, dtypes, named
 from minigrad.graph import build
-from minigrad.tensor.values import Values
+from minigrad.tensor.dlpack import Interchange
 
 
-class Casts(Values):
+class Casts(Interchange):
     """Methods called `float`, `int`, `bool`: in a class of their own, where no annotation needs
     the builtins of these names.
     """

@@ -89,6 +89,10 @@ class Values(Core):
     __array_priority__ = 1000
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> Any:
+        if copy is False:
+            raise ValueError(
+                "__array__(copy=False): the values of a tensor are copied; np.from_dlpack shares"
+            )
         values = self.numpy()
         return values if dtype is None else values.astype(dtype)
 

@@ -1,0 +1,138 @@
+"""Sharing memory with numpy and PyTorch through DLPack."""
+
+from __future__ import annotations
+
+import gc
+
+import numpy as np
+import pytest
+
+from minigrad import Tensor, dtypes, jit
+from minigrad.errors import DTypeError, JitError
+from minigrad.settings import Context
+
+NAMES = ("bool", "int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64",
+         "float16", "float32", "float64")  # fmt: skip
+
+
+def address(array) -> int:
+    return array.__array_interface__["data"][0]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_both_ways_share_memory_and_keep_dtypes(name):
+    given = np.arange(6).reshape(2, 3).astype(name)
+    tensor = Tensor.from_dlpack(given, device="CPU")
+    assert tensor.dtype.name == name and tensor.shape == (2, 3)
+    back = np.from_dlpack(tensor)
+    assert address(back) == address(given) and back.dtype == given.dtype
+    np.testing.assert_array_equal(back, given)
+
+
+def test_writes_are_seen_on_both_sides():
+    given = np.zeros((2, 2), np.float32)
+    tensor = Tensor.from_dlpack(given, device="CPU")
+    given[0, 1] = 3
+    assert tensor.tolist() == [[0, 3], [0, 0]]
+    tensor.assign(tensor + 1).realize()
+    np.testing.assert_array_equal(given, [[1, 4], [1, 1]])
+    tensor[1, 0] = 7
+    tensor.realize()
+    assert given[1, 0] == 7
+
+
+def test_what_cannot_be_shared_is_copied_or_refused():
+    gaps = np.arange(10)[::2]
+    fixed = np.arange(3)
+    fixed.flags.writeable = False
+    raw = np.zeros(13, np.uint8)[1:].view(np.float32)  # not aligned to its elements
+    wide = np.broadcast_to(np.arange(3), (2, 3))
+    base = np.arange(24, dtype=np.int32).reshape(2, 3, 4)
+    views = (base.transpose(2, 0, 1), base[::-1], base[:, :, ::-1].T, base[:, 1:])
+    for given in (gaps, fixed, raw, wide, *views):
+        np.testing.assert_array_equal(Tensor.from_dlpack(given, device="CPU").numpy(), given)
+        with pytest.raises(BufferError, match="cannot be shared"):
+            Tensor.from_dlpack(given, device="CPU", copy=False)
+    given = np.ones(3)
+    assert address(np.from_dlpack(Tensor.from_dlpack(given, copy=True))) != address(given)
+    with pytest.raises(BufferError, match="cannot be shared"):
+        Tensor.from_dlpack(given, device="REF", copy=False)
+
+
+def test_the_tensor_and_the_consumer_keep_the_memory_alive():
+    tensor = Tensor.from_dlpack(np.full(1000, 5.0), device="CPU")
+    lent = np.from_dlpack(Tensor([1.0, 2.0, 3.0], device="CPU"))
+    gc.collect()
+    junk = [Tensor([9.0, 9.0, 9.0]).realize() for _ in range(50)]
+    assert tensor.sum().item() == 5000 and lent.tolist() == [1, 2, 3] and junk
+
+
+def test_capsules_that_nobody_consumes_and_capsules_used_twice():
+    from minigrad.tensor import dlpack
+
+    tensor = Tensor([1.0, 2.0], device="CPU")
+    gc.collect()
+    before = len(dlpack._lent)
+    capsule = tensor.__dlpack__()
+    old = tensor.__dlpack__(max_version=(0, 8))
+    assert len(dlpack._lent) == before + 2
+    del old
+    assert len(dlpack._lent) == before + 1
+    assert Tensor.from_dlpack(capsule).tolist() == [1, 2]
+    with pytest.raises(BufferError, match="used already"):
+        Tensor.from_dlpack(capsule)
+
+
+def test_views_empty_tensors_and_numbers():
+    base = Tensor([[1, 2], [3, 4]])
+    np.testing.assert_array_equal(np.from_dlpack(base.T), [[1, 3], [2, 4]])
+    assert np.from_dlpack(Tensor.zeros(0, 3)).shape == (0, 3)
+    assert np.from_dlpack(Tensor(2.5)).item() == 2.5
+    assert Tensor.from_dlpack(np.zeros((0, 2), np.int8)).shape == (0, 2)
+    assert Tensor.from_dlpack(np.array(4)).item() == 4
+
+
+def test_any_device_can_be_lent(device):
+    tensor = Tensor([[1.0, 2.0]], device=device)
+    assert np.from_dlpack(tensor).tolist() == [[1, 2]]
+    assert Tensor.from_dlpack(tensor, device=device).tolist() == [[1, 2]]
+
+
+def test_errors():
+    with pytest.raises(DTypeError, match="unknown"):
+        Tensor.from_dlpack(np.zeros(2, np.complex64))
+    with pytest.raises(TypeError, match="no __dlpack__"):
+        Tensor.from_dlpack([1, 2])
+    with pytest.raises(BufferError, match="stream"):
+        Tensor([1.0]).__dlpack__(stream=1)
+    with pytest.raises(BufferError, match="dl_device"):
+        Tensor([1.0]).__dlpack__(dl_device=(2, 0))
+    with pytest.raises(ValueError, match="copied"):
+        np.asarray(Tensor([1.0]), copy=False)
+
+    @jit
+    def step(x):
+        y = (x + 1).realize()
+        np.from_dlpack(y)
+        return y
+
+    step(Tensor([1.0]))
+    with pytest.raises(JitError):
+        step(Tensor([1.0]))
+
+
+def test_guarded_memory_is_lent_too():
+    with Context(GUARD=1):
+        assert np.from_dlpack(Tensor([1.0, 2.0]) * 2).tolist() == [2, 4]
+
+
+def test_pytorch():
+    torch = pytest.importorskip("torch")
+    given = torch.ones(4, dtype=torch.bfloat16)
+    tensor = Tensor.from_dlpack(given, device="CPU")
+    assert tensor.dtype is dtypes.bfloat16
+    assert torch.from_dlpack(tensor).data_ptr() == given.data_ptr()
+    shared = Tensor.from_dlpack(given[None, 1:], device="CPU", copy=False)
+    given[1] = 9
+    assert shared.tolist() == [[9, 1, 1]]
+    assert torch.from_dlpack(Tensor([1, 2, 3])).tolist() == [1, 2, 3]
