@@ -19,7 +19,7 @@ EXTRAS = {
     "mpi": ["mpi4py>=4", "mpich"],
     "test": [
         "pytest>=8", "pytest-timeout>=2.3", "hypothesis>=6.100", "mpmath>=1.3",
-        "mypy>=1.13", "ruff>=0.9", "setuptools>=77",
+        "mypy>=1.13", "ruff>=0.9", "setuptools>=77", "einops>=0.8", "scikit-learn>=1.6",
     ],
     "compare": ["torch>=2.4"],
 }  # fmt: skip

@@ -23,7 +23,7 @@ ROOMS: tuple[tuple[str, ...], ...] = (
     ("minigrad.device", "minigrad.program", "minigrad.cache"),
     ("minigrad.runtimes",),
     ("minigrad.tensor", "minigrad.jit"),
-    ("minigrad.nn",),
+    ("minigrad.nn", "minigrad.array_api", "minigrad.einops"),
     ("minigrad",),  # the front door, which names what users import
     ("minigrad.models",),
 )

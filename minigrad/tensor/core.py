@@ -12,7 +12,7 @@ from minigrad.graph import build
 from minigrad.graph.gradient import RULES
 from minigrad.graph.gradient import gradient as node_gradient
 from minigrad.graph.node import Node, Op, Shape, make, topological
-from minigrad.graph.symbolic import Integer, evaluate, mul, numel
+from minigrad.graph.symbolic import Affine, Integer, evaluate, mul, numel
 from minigrad.tensor import engine, history, hostdata
 from minigrad.tensor.modes import modes, no_grad, train
 from minigrad.tensor.nodes import (
@@ -69,11 +69,14 @@ class Core(Holder, metaclass=_TensorType):
     ) -> None:
         """Copy `data`: a number, nested lists, an array (numpy, bfloat16 too), or a buffer.
 
-        Python ints give int32 and floats float32; arrays keep their dtype unless `dtype` is given.
+        A bound `Variable` gives a 0-d int32 tensor of what it is bound to. Python ints give int32
+        and floats float32; arrays keep their dtype unless `dtype` is given.
         """
         wanted = named(dtype) if isinstance(dtype, str) else dtype
         if isinstance(data, Core):
             node = data.node if device is None else build.copy(data.node, Device.canonical(device))
+        elif isinstance(data, Affine):
+            node = build.variable(data, Device.canonical(device or Device.DEFAULT))
         else:
             raw, shape, found = hostdata.read(data, wanted)
             node = stored(raw, found, shape, Device.canonical(device or Device.DEFAULT))

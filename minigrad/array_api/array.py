@@ -1,0 +1,327 @@
+"""The array of the standard: a thin shell around a Tensor with the standard's stricter rules.
+
+Two arrays combine only where their dtypes are of one kind (integers with integers, floats with
+floats), and a Python number takes the dtype of the array beside it, if that is of its kind.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from minigrad.array_api import dtypes as kinds
+from minigrad.dtype import DType
+from minigrad.tensor import Tensor
+
+VERSION = "2024.12"
+
+
+class Array:
+    """An array of one dtype on one device; made by `asarray`, `zeros` and the like."""
+
+    __slots__ = ("_tensor",)
+    _tensor: Tensor
+
+    def __init__(self) -> None:
+        raise TypeError("Array() makes none: use array_api.asarray, zeros, arange …")
+
+    @classmethod
+    def _of(cls, tensor: Tensor) -> Array:
+        array = object.__new__(cls)
+        array._tensor = tensor
+        return array
+
+    # --- attributes -------------------------------------------------------------------------------
+
+    @property
+    def dtype(self) -> DType:
+        """Element type, one of the namespace's dtypes."""
+        return self._tensor.dtype
+
+    @property
+    def device(self) -> str:
+        """Name of the device that holds it."""
+        return self._tensor.device
+
+    @property
+    def ndim(self) -> int:
+        """Number of dimensions."""
+        return self._tensor.ndim
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Extents."""
+        return self._tensor._known_shape()
+
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        count = 1
+        for extent in self.shape:
+            count *= extent
+        return count
+
+    @property
+    def T(self) -> Array:
+        """The transposed matrix; only for two dimensions."""
+        if self.ndim != 2:
+            raise ValueError(f".T of an array of shape {self.shape}: expected a matrix; use .mT")
+        return self.mT
+
+    @property
+    def mT(self) -> Array:
+        """The last two dimensions exchanged."""
+        if self.ndim < 2:
+            raise ValueError(f".mT of an array of shape {self.shape}: expected ≥ 2 dimensions")
+        return self._of(self._tensor.transpose(-2, -1))
+
+    # --- protocols --------------------------------------------------------------------------------
+
+    def __array_namespace__(self, *, api_version: str | None = None) -> Any:
+        """The module `minigrad.array_api`."""
+        if api_version is not None and api_version not in kinds.VERSIONS:
+            raise ValueError(
+                f"the array API standard {api_version} is not supported: expected one of "
+                f"{', '.join(kinds.VERSIONS)}"
+            )
+        import minigrad.array_api
+
+        return minigrad.array_api
+
+    def __dlpack__(self, **options: Any) -> Any:
+        """See `Tensor.__dlpack__`."""
+        return self._tensor.__dlpack__(**options)
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        """See `Tensor.__dlpack_device__`."""
+        return self._tensor.__dlpack_device__()
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> Any:
+        return self._tensor.__array__(dtype, copy)
+
+    def to_device(self, device: str, /, *, stream: Any = None) -> Array:
+        """The same values on another device."""
+        if stream is not None:
+            raise ValueError(f"to_device(stream={stream!r}): devices have no streams; pass None")
+        return self._of(self._tensor.to(device))
+
+    def __repr__(self) -> str:
+        return f"Array({self._tensor.tolist()}, dtype={self.dtype.name}, device={self.device!r})"
+
+    def __bool__(self) -> bool:
+        self._check_one("bool")
+        return bool(self._tensor)
+
+    def __int__(self) -> int:
+        self._check_one("int")
+        return int(self._tensor)
+
+    def __float__(self) -> float:
+        self._check_one("float")
+        return float(self._tensor)
+
+    def __complex__(self) -> complex:
+        self._check_one("complex")
+        return complex(float(self._tensor))
+
+    def __index__(self) -> int:
+        if not self.dtype.is_int:
+            raise TypeError(f"an array of {self.dtype.name} is no index: expected an integer dtype")
+        self._check_one("index")
+        return int(self._tensor)
+
+    def _check_one(self, name: str) -> None:
+        if self.ndim:
+            raise TypeError(f"{name}() of an array of shape {self.shape}: expected no dimensions")
+
+    def __len__(self) -> int:
+        return len(self._tensor)
+
+    def __iter__(self) -> Any:
+        if not self.ndim:
+            raise TypeError("an array without dimensions cannot be iterated over")
+        return (self[place] for place in range(self.shape[0]))
+
+    __hash__ = None  # type: ignore[assignment]  # == compares element by element
+
+    # --- indexing ---------------------------------------------------------------------------------
+
+    def __getitem__(self, key: Any) -> Array:
+        return self._of(self._tensor[_key(key)])
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        given = value if isinstance(value, Array) else scalar(value, self)
+        if not kinds.can_cast(given.dtype, self.dtype):
+            raise TypeError(
+                f"writing {given.dtype.name} into an array of {self.dtype.name}: "
+                "use astype to say how they shall be converted"
+            )
+        self._tensor[_key(key)] = given._tensor
+
+    # --- operators --------------------------------------------------------------------------------
+
+    def __pos__(self) -> Array:
+        return _unary("+", kinds.NUMERIC, self, lambda x: x)
+
+    def __neg__(self) -> Array:
+        return _unary("-", kinds.NUMERIC, self, Tensor.neg)
+
+    def __abs__(self) -> Array:
+        return _unary("abs", kinds.NUMERIC, self, Tensor.abs)
+
+    def __invert__(self) -> Array:
+        return _unary("~", kinds.INTEGER_OR_BOOL, self, Tensor.bitwise_not)
+
+
+Operation = Callable[[Any, Any], Any]
+Kinds = tuple[DType, ...]
+
+
+def _key(key: Any) -> Any:
+    """An index with the tensors of its arrays."""
+    if isinstance(key, tuple):
+        return tuple(_key(part) for part in key)
+    if not isinstance(key, Array):
+        return key
+    if key.ndim == 0 and key.dtype.is_int:
+        return int(key)
+    return key._tensor
+
+
+def scalar(value: Any, beside: Array) -> Array:
+    """A Python number in the dtype of the array beside it."""
+    dtype = beside.dtype
+    fits = (
+        isinstance(value, bool) and dtype.is_bool
+        or isinstance(value, int) and not isinstance(value, bool) and not dtype.is_bool
+        or isinstance(value, float) and dtype.is_float
+    )  # fmt: skip
+    if not fits:
+        raise TypeError(
+            f"a Python {type(value).__name__} beside an array of {dtype.name}: expected a number "
+            "of the array's kind"
+        )
+    if dtype.is_int and not dtype.minimum <= value <= dtype.maximum:
+        raise OverflowError(f"{value} does not fit into {dtype.name}")
+    return Array._of(Tensor(value, dtype=dtype, device=beside.device))
+
+
+def _check(name: str, allowed: Kinds, *arrays: Array) -> None:
+    for array in arrays:
+        if array.dtype not in allowed:
+            raise TypeError(
+                f"{name} of an array of {array.dtype.name}: expected one of "
+                f"{', '.join(dtype.name for dtype in allowed)}"
+            )
+
+
+def _unary(name: str, allowed: Kinds, x: Array, apply: Callable[[Any], Any]) -> Array:
+    if not isinstance(x, Array):
+        raise TypeError(f"{name}({type(x).__name__}): expected an array")
+    _check(name, allowed, x)
+    return Array._of(apply(x._tensor))
+
+
+def _binary(name: str, allowed: Kinds, x: Any, y: Any, apply: Operation) -> Array:
+    """apply(x, y) in their common dtype; one of them may be a Python number."""
+    if not isinstance(x, Array):
+        if not isinstance(y, Array):
+            raise TypeError(f"{name} of two Python numbers: expected at least one array")
+        x = scalar(x, y)
+    elif not isinstance(y, Array):
+        y = scalar(y, x)
+    _check(name, allowed, x, y)
+    common = kinds.result_type(x.dtype, y.dtype)
+    return Array._of(apply(x._tensor.cast(common), y._tensor.cast(common)))
+
+
+def unary(name: str, allowed: Kinds, apply: Callable[[Any], Any]) -> Callable[[Array], Array]:
+    """The namespace's function `name` of one array, element by element."""
+
+    def function(x: Array, /) -> Array:
+        return _unary(name, allowed, x, apply)
+
+    function.__name__ = function.__qualname__ = name
+    function.__doc__ = f"{name}(x), element by element, as the standard defines it."
+    return function
+
+
+def binary(name: str, allowed: Kinds, apply: Operation) -> Callable[[Any, Any], Array]:
+    """The namespace's function `name` of two arrays, or an array and a Python number."""
+
+    def function(x1: Any, x2: Any, /) -> Array:
+        return _binary(name, allowed, x1, x2, apply)
+
+    function.__name__ = function.__qualname__ = name
+    function.__doc__ = f"{name}(x1, x2), element by element, as the standard defines it."
+    return function
+
+
+def _accepts(other: Any) -> bool:
+    return isinstance(other, (Array, bool, int, float))
+
+
+def _operators(symbol: str, name: str, allowed: Kinds, apply: Operation) -> None:
+    """x ∘ y, the same with a number on the left, and x ∘= y."""
+
+    def forward(self: Array, other: Any) -> Any:
+        return _binary(symbol, allowed, self, other, apply) if _accepts(other) else NotImplemented
+
+    def reflected(self: Array, other: Any) -> Any:
+        return _binary(symbol, allowed, other, self, apply) if _accepts(other) else NotImplemented
+
+    def in_place(self: Array, other: Any) -> Any:
+        if not _accepts(other):
+            return NotImplemented
+        result = _binary(symbol, allowed, self, other, apply)
+        if result.dtype is not self.dtype or result.shape != self.shape:
+            raise TypeError(
+                f"{symbol}= would make {result.dtype.name} {result.shape} of an array of "
+                f"{self.dtype.name} {self.shape}; write x = x {symbol} y"
+            )
+        self._tensor.assign(result._tensor)
+        return self
+
+    compares = symbol in ("==", "!=", "<", "<=", ">", ">=")
+    made = {f"__{name}__": forward}
+    if not compares:
+        made |= {f"__r{name}__": reflected, f"__i{name}__": in_place}
+    for method, function in made.items():
+        function.__name__ = method
+        setattr(Array, method, function)
+
+
+for _symbol, _name, _allowed, _apply in (
+    ("+", "add", kinds.NUMERIC, Tensor.add), ("-", "sub", kinds.NUMERIC, Tensor.sub),
+    ("*", "mul", kinds.NUMERIC, Tensor.mul), ("/", "truediv", kinds.FLOATING, Tensor.div),
+    ("//", "floordiv", kinds.NUMERIC, lambda x, y: x // y),
+    ("%", "mod", kinds.NUMERIC, Tensor.mod), ("**", "pow", kinds.NUMERIC, Tensor.pow),
+    ("&", "and", kinds.INTEGER_OR_BOOL, Tensor.bitwise_and),
+    ("|", "or", kinds.INTEGER_OR_BOOL, Tensor.bitwise_or),
+    ("^", "xor", kinds.INTEGER_OR_BOOL, Tensor.bitwise_xor),
+    ("<<", "lshift", kinds.INTEGER, Tensor.lshift), (">>", "rshift", kinds.INTEGER, Tensor.rshift),
+    ("==", "eq", kinds.ALL, Tensor.eq), ("!=", "ne", kinds.ALL, Tensor.ne),
+    ("<", "lt", kinds.NUMERIC, Tensor.lt), ("<=", "le", kinds.NUMERIC, Tensor.le),
+    (">", "gt", kinds.NUMERIC, Tensor.gt), (">=", "ge", kinds.NUMERIC, Tensor.ge),
+):  # fmt: skip
+    _operators(_symbol, _name, _allowed, _apply)
+
+
+def _matmul(self: Array, other: Any) -> Any:
+    if not isinstance(other, Array):
+        return NotImplemented
+    return _binary("@", kinds.NUMERIC, self, other, lambda x, y: x.matmul(y))
+
+
+def _in_place_matmul(self: Array, other: Any) -> Any:
+    result = _matmul(self, other)
+    if result is not NotImplemented:
+        if result.shape != self.shape:
+            raise ValueError(f"@= would change the shape {self.shape} into {result.shape}")
+        self._tensor.assign(result._tensor)
+        return self
+    return result
+
+
+setattr(Array, "__matmul__", _matmul)  # noqa: B010 - mypy knows no operators added later
+setattr(Array, "__imatmul__", _in_place_matmul)  # noqa: B010

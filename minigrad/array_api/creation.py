@@ -1,0 +1,175 @@
+"""Functions of the standard that make arrays."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from minigrad.array_api import dtypes as kinds
+from minigrad.array_api.array import Array
+from minigrad.device import Device
+from minigrad.dtype import DType
+from minigrad.tensor import Tensor
+
+Shape = int | tuple[int, ...]
+
+
+def _shape(shape: Shape) -> tuple[int, ...]:
+    return (shape,) if isinstance(shape, int) else tuple(shape)
+
+
+def asarray(
+    obj: Any, /, *, dtype: DType | None = None, device: str | None = None, copy: bool | None = None
+) -> Array:
+    """An array of numbers, nested sequences, another array, or anything with DLPack or `__array__`.
+
+    Python ints give int64 and floats float32. copy=False raises ValueError where a copy is needed.
+    """
+    if isinstance(obj, Array):
+        same = dtype in (None, obj.dtype) and device in (None, obj.device)
+        if same:
+            return Array._of(obj._tensor.clone().realize()) if copy else obj
+        if copy is False:
+            raise ValueError("asarray(copy=False): another dtype or device needs a copy")
+        tensor = obj._tensor if device is None else obj._tensor.to(device)
+        return Array._of(tensor if dtype is None else tensor.cast(dtype))
+    if copy is False:
+        if hasattr(obj, "__dlpack__") and dtype is None:
+            return Array._of(Tensor.from_dlpack(obj, device=device, copy=False))
+        raise ValueError(f"asarray({type(obj).__name__}, copy=False): its values must be copied")
+    obj = _plain(obj)
+    tensor = Tensor(obj, dtype=dtype or _default(obj), device=device)
+    return Array._of(tensor)
+
+
+def _plain(obj: Any) -> Any:
+    """Nested sequences with their arrays of one element turned to numbers."""
+    if isinstance(obj, (list, tuple)):
+        return [_plain(part) for part in obj]
+    return obj._tensor.tolist() if isinstance(obj, Array) else obj
+
+
+def _default(obj: Any) -> DType | None:
+    """The dtype of Python numbers; None for an array, which keeps its own."""
+    if not isinstance(obj, (bool, int, float, list)):
+        return None
+    level: list[Any] = [obj]
+    while any(isinstance(x, list) for x in level):
+        level = [x for part in level for x in (part if isinstance(part, list) else [part])]
+    if any(isinstance(x, float) for x in level) or not level:
+        return kinds.DEFAULT_FLOAT
+    if all(isinstance(x, bool) for x in level):
+        return kinds.bool
+    if max(level) > kinds.int64.maximum:
+        return kinds.uint64
+    return kinds.DEFAULT_INTEGER
+
+
+def from_dlpack(x: Any, /, *, device: str | None = None, copy: bool | None = None) -> Array:
+    """An array of another library's; see `Tensor.from_dlpack`."""
+    return Array._of(Tensor.from_dlpack(x, device=device, copy=copy))
+
+
+def arange(
+    start: float, /, stop: float | None = None, step: float = 1, *, dtype: DType | None = None,
+    device: str | None = None,
+) -> Array:  # fmt: skip
+    """start, start + step, … before stop."""
+    if dtype is None:
+        given = (start, step) if stop is None else (start, stop, step)
+        whole = all(isinstance(x, int) for x in given)
+        dtype = kinds.DEFAULT_INTEGER if whole else kinds.DEFAULT_FLOAT
+    return Array._of(Tensor.arange(start, stop, step, dtype=dtype, device=device))
+
+
+def linspace(
+    start: float, stop: float, /, num: int, *, dtype: DType | None = None,
+    device: str | None = None, endpoint: bool = True,
+) -> Array:  # fmt: skip
+    """num numbers from start to stop, which is left out with endpoint=False."""
+    wanted = dtype or kinds.DEFAULT_FLOAT
+    if endpoint:
+        return Array._of(Tensor.linspace(start, stop, num, dtype=wanted, device=device))
+    tensor = Tensor.linspace(start, stop, num + 1, dtype=wanted, device=device)
+    return Array._of(tensor[:num])
+
+
+def full(
+    shape: Shape, fill_value: Any, *, dtype: DType | None = None, device: str | None = None
+) -> Array:
+    """An array of one value."""
+    wanted = dtype or _default(fill_value)
+    where = Device.canonical(device or Device.DEFAULT)
+    return Array._of(Tensor.full(_shape(shape), fill_value, dtype=wanted, device=where))
+
+
+def zeros(shape: Shape, *, dtype: DType | None = None, device: str | None = None) -> Array:
+    """An array of zeros, float32 unless told otherwise."""
+    return full(shape, 0, dtype=dtype or kinds.DEFAULT_FLOAT, device=device)
+
+
+def ones(shape: Shape, *, dtype: DType | None = None, device: str | None = None) -> Array:
+    """An array of ones, float32 unless told otherwise."""
+    return full(shape, 1, dtype=dtype or kinds.DEFAULT_FLOAT, device=device)
+
+
+def empty(shape: Shape, *, dtype: DType | None = None, device: str | None = None) -> Array:
+    """An array of no particular values."""
+    return zeros(shape, dtype=dtype, device=device)
+
+
+def full_like(
+    x: Array, /, fill_value: Any, *, dtype: DType | None = None, device: str | None = None
+) -> Array:
+    """An array of one value in the shape of x."""
+    return full(x.shape, fill_value, dtype=dtype or x.dtype, device=device or x.device)
+
+
+def zeros_like(x: Array, /, *, dtype: DType | None = None, device: str | None = None) -> Array:
+    """Zeros in the shape of x."""
+    return full_like(x, 0, dtype=dtype, device=device)
+
+
+def ones_like(x: Array, /, *, dtype: DType | None = None, device: str | None = None) -> Array:
+    """Ones in the shape of x."""
+    return full_like(x, 1, dtype=dtype, device=device)
+
+
+def empty_like(x: Array, /, *, dtype: DType | None = None, device: str | None = None) -> Array:
+    """No particular values in the shape of x."""
+    return zeros_like(x, dtype=dtype, device=device)
+
+
+def eye(
+    n_rows: int, n_cols: int | None = None, /, *, k: int = 0, dtype: DType | None = None,
+    device: str | None = None,
+) -> Array:  # fmt: skip
+    """Ones on the k-th diagonal."""
+    rows = Tensor.arange(n_rows, device=device).unsqueeze(1)
+    columns = Tensor.arange(n_rows if n_cols is None else n_cols, device=device)
+    return Array._of((rows + k).eq(columns).cast(dtype or kinds.DEFAULT_FLOAT))
+
+
+def meshgrid(*arrays: Array, indexing: str = "xy") -> list[Array]:
+    """Coordinate arrays of vectors."""
+    if not arrays:
+        return []
+    tensors = [array._tensor for array in arrays]
+    return [Array._of(t) for t in tensors[0].meshgrid(*tensors[1:], indexing=indexing)]
+
+
+def tril(x: Array, /, *, k: int = 0) -> Array:
+    """Zeros above the k-th diagonal."""
+    return Array._of(x._tensor.tril(k))
+
+
+def triu(x: Array, /, *, k: int = 0) -> Array:
+    """Zeros below the k-th diagonal."""
+    return Array._of(x._tensor.triu(k))
+
+
+def astype(x: Array, dtype: DType, /, *, copy: bool = True, device: str | None = None) -> Array:
+    """The values in another dtype."""
+    if dtype is x.dtype and device in (None, x.device):
+        return Array._of(x._tensor.clone()) if copy else x
+    tensor = x._tensor if device is None else x._tensor.to(device)
+    return Array._of(tensor.cast(dtype))

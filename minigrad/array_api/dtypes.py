@@ -1,0 +1,145 @@
+"""Dtypes of the standard: their kinds, limits, and how two of them combine."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from minigrad.dtype import DType
+from minigrad.dtype import dtypes as all_dtypes
+
+VERSIONS = ("2022.12", "2023.12", "2024.12")
+
+bool = all_dtypes.bool
+int8, int16, int32, int64 = (
+    all_dtypes.int8, all_dtypes.int16, all_dtypes.int32, all_dtypes.int64
+)  # fmt: skip
+uint8, uint16, uint32, uint64 = (
+    all_dtypes.uint8, all_dtypes.uint16, all_dtypes.uint32, all_dtypes.uint64
+)  # fmt: skip
+float32, float64 = all_dtypes.float32, all_dtypes.float64
+
+SIGNED = (int8, int16, int32, int64)
+UNSIGNED = (uint8, uint16, uint32, uint64)
+INTEGER = SIGNED + UNSIGNED
+# beyond the standard: minigrad has two more floats, which combine with the standard's
+FLOATING = (float32, float64, all_dtypes.float16, all_dtypes.bfloat16)
+NUMERIC = INTEGER + FLOATING
+INTEGER_OR_BOOL = (bool, *INTEGER)
+ALL = (bool, *NUMERIC)
+DEFAULT_INTEGER, DEFAULT_FLOAT = int64, float32
+_KINDS = {
+    "bool": (bool,), "signed integer": SIGNED, "unsigned integer": UNSIGNED,
+    "integral": INTEGER, "real floating": FLOATING, "complex floating": (), "numeric": NUMERIC,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class IntegerLimits:
+    """What `iinfo` says."""
+
+    bits: int
+    max: int
+    min: int
+    dtype: DType
+
+
+@dataclass(frozen=True)
+class FloatLimits:
+    """What `finfo` says."""
+
+    bits: int
+    eps: float
+    max: float
+    min: float
+    smallest_normal: float
+    dtype: DType
+
+
+# dtype → (bits of the mantissa, largest exponent)
+_FLOATS = {
+    "float16": (10, 15), "bfloat16": (7, 127), "float32": (23, 127), "float64": (52, 1023),
+}  # fmt: skip
+
+
+def dtype_of(value: Any) -> DType:
+    """The dtype itself, or that of an array."""
+    found = value if isinstance(value, DType) else getattr(value, "dtype", None)
+    if not isinstance(found, DType):
+        raise TypeError(f"{value!r} is neither a dtype nor an array")
+    return found
+
+
+def iinfo(type: Any, /) -> IntegerLimits:
+    """Limits of an integer dtype (or an array's)."""
+    dtype = dtype_of(type)
+    if dtype not in INTEGER:
+        raise TypeError(f"iinfo({dtype.name}): expected an integer dtype")
+    return IntegerLimits(dtype.bits, int(dtype.maximum), int(dtype.minimum), dtype)
+
+
+def finfo(type: Any, /) -> FloatLimits:
+    """Limits of a floating-point dtype (or an array's)."""
+    dtype = dtype_of(type)
+    if dtype not in FLOATING:
+        raise TypeError(f"finfo({dtype.name}): expected a floating-point dtype")
+    mantissa, exponent = _FLOATS[dtype.name]
+    largest = (2.0 - 2.0**-mantissa) * 2.0**exponent
+    return FloatLimits(
+        dtype.bits, 2.0**-mantissa, largest, -largest, 2.0 ** (1 - exponent), dtype
+    )
+
+
+def isdtype(dtype: DType, kind: Any) -> Any:
+    """Whether a dtype is another, of a kind such as "integral", or of one of several."""
+    if isinstance(kind, tuple):
+        return any(isdtype(dtype, one) for one in kind)
+    if isinstance(kind, str):
+        if kind not in _KINDS:
+            raise ValueError(f"isdtype(kind={kind!r}): expected one of {', '.join(_KINDS)}")
+        return dtype in _KINDS[kind]
+    return dtype is kind
+
+
+def _combine(one: DType, other: DType) -> DType:
+    if one is other:
+        return one
+    if one in FLOATING and other in FLOATING:
+        if {one, other} == set(FLOATING[2:]):
+            return float32
+        return one if one.itemsize > other.itemsize else other
+    for kind in (SIGNED, UNSIGNED):
+        if one in kind and other in kind:
+            return one if one.itemsize > other.itemsize else other
+    if one in INTEGER and other in INTEGER:
+        signed, unsigned = (one, other) if one in SIGNED else (other, one)
+        if unsigned.itemsize < 8:
+            return SIGNED[max(SIGNED.index(signed), UNSIGNED.index(unsigned) + 1)]
+    raise TypeError(
+        f"{one.name} and {other.name} have no common dtype in the standard; use astype"
+    )
+
+
+def result_type(*arrays_and_dtypes: Any) -> DType:
+    """The dtype in which arrays, dtypes and Python numbers combine."""
+    known = [x for x in arrays_and_dtypes if not isinstance(x, (int, float))]
+    numbers = [x for x in arrays_and_dtypes if isinstance(x, (int, float))]
+    if not known:
+        raise ValueError("result_type: expected at least one array or dtype")
+    result = dtype_of(known[0])
+    for value in known[1:]:
+        result = _combine(result, dtype_of(value))
+    for number in numbers:
+        if isinstance(number, float) and result not in FLOATING:
+            raise TypeError(f"a Python float beside {result.name}: expected a floating dtype")
+        if (number is True or number is False) != (result is bool):
+            raise TypeError(f"a Python {type(number).__name__} beside {result.name}")
+    return result
+
+
+def can_cast(from_: Any, to: DType, /) -> Any:
+    """Whether promotion may turn one dtype into another."""
+    try:
+        return _combine(dtype_of(from_), to) is to
+    except TypeError:
+        return False

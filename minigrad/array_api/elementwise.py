@@ -1,0 +1,158 @@
+"""Functions of the standard that work element by element."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from minigrad.array_api.array import Array, binary, scalar, unary
+from minigrad.array_api.dtypes import (
+    ALL,
+    FLOATING,
+    INTEGER,
+    INTEGER_OR_BOOL,
+    NUMERIC,
+    bool,
+    result_type,
+)
+from minigrad.dtype import dtypes
+from minigrad.tensor import Tensor
+
+
+def _atan2(y: Any, x: Any) -> Any:
+    """The angle of the point (x, y), with the signs of zeros as IEEE 754 has them."""
+    ratio = (y.abs() / x.abs()).atan()
+    ratio = (y.eq(0) & x.eq(0)).where(0.0, ratio)
+    ratio = (y.isinf() & x.isinf()).where(0.7853981633974483, ratio)
+    turned = _signbit(x).where(3.141592653589793 - ratio, ratio).copysign(y)
+    return (y.isnan() | x.isnan()).where(float("nan"), turned)
+
+
+def _hypot(x: Any, y: Any) -> Any:
+    """√(x² + y²) without overflow."""
+    large, small = x.abs().maximum(y.abs()), x.abs().minimum(y.abs())
+    length = large * (1 + (small / large.eq(0).where(1, large)).square()).sqrt()
+    return (x.isinf() | y.isinf()).where(float("inf"), length)
+
+
+def _signbit(x: Any) -> Any:
+    return _bits(x) < 0
+
+
+def _bits(x: Any) -> Any:
+    width = {2: dtypes.int16, 4: dtypes.int32, 8: dtypes.int64}[x.dtype.itemsize]
+    return x.bitcast(width)
+
+
+def _nextafter(x: Any, y: Any) -> Any:
+    """The neighbour of x on the way to y: floats of one sign are ordered as their bits are."""
+    bits = _bits(x)
+    away = (y > x).eq(x > 0)
+    moved = away.where(bits + 1, bits - 1).bitcast(x.dtype)
+    result = x.eq(0).where(_smallest(x).copysign(y), moved)
+    result = x.eq(y).where(y, result)
+    return (x.isnan() | y.isnan()).where(float("nan"), result)
+
+
+def _smallest(x: Any) -> Any:
+    one = Tensor.full((), 1, dtype=_bits(x).dtype, device=x.device)
+    return one.bitcast(x.dtype)
+
+
+def _rounded(method: Any) -> Any:
+    """Rounding leaves integers as they are."""
+    return lambda x: x if x.dtype.is_int else method(x)
+
+
+abs = unary("abs", NUMERIC, Tensor.abs)
+acos = unary("acos", FLOATING, lambda x: x.acos())
+acosh = unary("acosh", FLOATING, Tensor.acosh)
+add = binary("add", NUMERIC, Tensor.add)
+asin = unary("asin", FLOATING, lambda x: x.asin())
+asinh = unary("asinh", FLOATING, Tensor.asinh)
+atan = unary("atan", FLOATING, lambda x: x.atan())
+atan2 = binary("atan2", FLOATING, _atan2)
+atanh = unary("atanh", FLOATING, Tensor.atanh)
+bitwise_and = binary("bitwise_and", INTEGER_OR_BOOL, Tensor.bitwise_and)
+bitwise_invert = unary("bitwise_invert", INTEGER_OR_BOOL, Tensor.bitwise_not)
+bitwise_left_shift = binary("bitwise_left_shift", INTEGER, Tensor.lshift)
+bitwise_or = binary("bitwise_or", INTEGER_OR_BOOL, Tensor.bitwise_or)
+bitwise_right_shift = binary("bitwise_right_shift", INTEGER, Tensor.rshift)
+bitwise_xor = binary("bitwise_xor", INTEGER_OR_BOOL, Tensor.bitwise_xor)
+ceil = unary("ceil", NUMERIC, _rounded(Tensor.ceil))
+copysign = binary("copysign", FLOATING, Tensor.copysign)
+cos = unary("cos", FLOATING, Tensor.cos)
+cosh = unary("cosh", FLOATING, Tensor.cosh)
+divide = binary("divide", FLOATING, Tensor.div)
+equal = binary("equal", ALL, Tensor.eq)
+exp = unary("exp", FLOATING, Tensor.exp)
+expm1 = unary("expm1", FLOATING, Tensor.expm1)
+floor = unary("floor", NUMERIC, _rounded(Tensor.floor))
+floor_divide = binary("floor_divide", NUMERIC, lambda x, y: x // y)
+greater = binary("greater", NUMERIC, Tensor.gt)
+greater_equal = binary("greater_equal", NUMERIC, Tensor.ge)
+hypot = binary("hypot", FLOATING, _hypot)
+isfinite = unary("isfinite", NUMERIC, Tensor.isfinite)
+isinf = unary("isinf", NUMERIC, Tensor.isinf)
+isnan = unary("isnan", NUMERIC, Tensor.isnan)
+less = binary("less", NUMERIC, Tensor.lt)
+less_equal = binary("less_equal", NUMERIC, Tensor.le)
+log = unary("log", FLOATING, Tensor.log)
+log1p = unary("log1p", FLOATING, Tensor.log1p)
+log2 = unary("log2", FLOATING, Tensor.log2)
+log10 = unary("log10", FLOATING, Tensor.log10)
+logaddexp = binary("logaddexp", FLOATING, Tensor.logaddexp)
+logical_and = binary("logical_and", (bool,), Tensor.bitwise_and)
+logical_not = unary("logical_not", (bool,), Tensor.logical_not)
+logical_or = binary("logical_or", (bool,), Tensor.bitwise_or)
+logical_xor = binary("logical_xor", (bool,), Tensor.bitwise_xor)
+maximum = binary("maximum", NUMERIC, Tensor.maximum)
+minimum = binary("minimum", NUMERIC, Tensor.minimum)
+multiply = binary("multiply", NUMERIC, Tensor.mul)
+negative = unary("negative", NUMERIC, Tensor.neg)
+nextafter = binary("nextafter", FLOATING, _nextafter)
+not_equal = binary("not_equal", ALL, Tensor.ne)
+positive = unary("positive", NUMERIC, lambda x: x)
+pow = binary("pow", NUMERIC, Tensor.pow)
+reciprocal = unary("reciprocal", FLOATING, Tensor.reciprocal)
+remainder = binary("remainder", NUMERIC, Tensor.mod)
+round = unary("round", NUMERIC, _rounded(Tensor.round))
+sign = unary("sign", NUMERIC, Tensor.sign)
+signbit = unary("signbit", FLOATING, _signbit)
+sin = unary("sin", FLOATING, Tensor.sin)
+sinh = unary("sinh", FLOATING, Tensor.sinh)
+sqrt = unary("sqrt", FLOATING, Tensor.sqrt)
+square = unary("square", NUMERIC, Tensor.square)
+subtract = binary("subtract", NUMERIC, Tensor.sub)
+tan = unary("tan", FLOATING, Tensor.tan)
+tanh = unary("tanh", FLOATING, Tensor.tanh)
+trunc = unary("trunc", NUMERIC, _rounded(Tensor.trunc))
+# dtypes are real: a number is its own conjugate and its own real part
+conj = unary("conj", NUMERIC, lambda x: x)
+real = unary("real", NUMERIC, lambda x: x)
+
+
+def imag(x: Array, /) -> Array:
+    """Zeros: all dtypes are real."""
+    return Array._of(x._tensor.zeros_like())
+
+
+def clip(x: Array, /, min: Any = None, max: Any = None) -> Array:
+    """x no smaller than min and no larger than max, in x's dtype; a NaN stays."""
+    tensor = x._tensor
+    for bound, nearer in ((min, Tensor.maximum), (max, Tensor.minimum)):
+        if bound is not None:
+            limit = bound if isinstance(bound, Array) else scalar(bound, x)
+            tensor = nearer(tensor, limit._tensor.cast(x.dtype))
+    return Array._of(tensor)
+
+
+def where(condition: Array, x1: Any, x2: Any, /) -> Array:
+    """x1 where the condition holds, x2 elsewhere."""
+    if condition.dtype is not bool:
+        raise TypeError(f"where: the condition is {condition.dtype.name}, expected bool")
+    if not isinstance(x1, Array):
+        x1 = scalar(x1, x2)
+    elif not isinstance(x2, Array):
+        x2 = scalar(x2, x1)
+    common = result_type(x1.dtype, x2.dtype)
+    return Array._of(condition._tensor.where(x1._tensor.cast(common), x2._tensor.cast(common)))

@@ -1,0 +1,176 @@
+"""Functions of the standard that move elements: shapes, order, joining, taking."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from minigrad.array_api.array import Array
+from minigrad.array_api.dtypes import result_type
+from minigrad.tensor import Tensor
+
+
+def _axis(name: str, axis: int, ndim: int) -> int:
+    if not -ndim <= axis < ndim:
+        raise IndexError(f"{name}: axis {axis} of an array of {ndim} dimensions")
+    return axis % ndim
+
+
+def _axes(name: str, axis: int | Sequence[int] | None, ndim: int) -> tuple[int, ...]:
+    if axis is None:
+        return tuple(range(ndim))
+    given = (axis,) if isinstance(axis, int) else tuple(axis)
+    return tuple(_axis(name, one, ndim) for one in given)
+
+
+def broadcast_arrays(*arrays: Array) -> list[Array]:
+    """All arrays in the shape that they have together."""
+    shape = broadcast_shapes(*(array.shape for array in arrays))
+    return [broadcast_to(array, shape) for array in arrays]
+
+
+def broadcast_shapes(*shapes: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape that arrays of these shapes have together."""
+    ndim = max((len(shape) for shape in shapes), default=0)
+    result = [1] * ndim
+    for shape in shapes:
+        for place, extent in enumerate(shape, ndim - len(shape)):
+            if extent != 1 and result[place] not in (1, extent):
+                raise ValueError(f"shapes {', '.join(map(str, shapes))} do not broadcast")
+            result[place] = extent if extent != 1 else result[place]
+    return tuple(result)
+
+
+def broadcast_to(x: Array, /, shape: tuple[int, ...]) -> Array:
+    """x repeated along axes of extent 1 and new leading axes."""
+    if len(shape) < x.ndim:
+        raise ValueError(f"broadcast_to: {x.shape} has more dimensions than {shape}")
+    tensor = x._tensor.reshape((1,) * (len(shape) - x.ndim) + x.shape)
+    return Array._of(tensor.expand(tuple(shape)))
+
+
+def concat(arrays: Sequence[Array], /, *, axis: int | None = 0) -> Array:
+    """Arrays one after the other along an axis; flattened with axis=None."""
+    dtype = result_type(*arrays)
+    tensors = [array._tensor.cast(dtype) for array in arrays]
+    if axis is None:
+        tensors, axis = [tensor.flatten() for tensor in tensors], 0
+    return Array._of(tensors[0].cat(*tensors[1:], dim=axis))
+
+
+def expand_dims(x: Array, /, *, axis: int = 0) -> Array:
+    """x with a new axis of extent 1."""
+    return Array._of(x._tensor.unsqueeze(_axis("expand_dims", axis, x.ndim + 1)))
+
+
+def squeeze(x: Array, /, axis: int | tuple[int, ...]) -> Array:
+    """x without axes of extent 1."""
+    axes = _axes("squeeze", axis, x.ndim)
+    for one in axes:
+        if x.shape[one] != 1:
+            raise ValueError(f"squeeze: axis {one} of shape {x.shape} is not of extent 1")
+    kept = tuple(extent for place, extent in enumerate(x.shape) if place not in axes)
+    return Array._of(x._tensor.reshape(kept))
+
+
+def flip(x: Array, /, *, axis: int | tuple[int, ...] | None = None) -> Array:
+    """x with the order of elements reversed along axes (all by default)."""
+    axes = _axes("flip", axis, x.ndim)
+    return Array._of(x._tensor.flip(axes)) if axes else x
+
+
+def permute_dims(x: Array, /, axes: tuple[int, ...]) -> Array:
+    """x with its axes in another order."""
+    return Array._of(x._tensor.permute(*axes)) if axes else x
+
+
+def matrix_transpose(x: Array, /) -> Array:
+    """The last two dimensions exchanged."""
+    return x.mT
+
+
+def moveaxis(x: Array, source: Any, destination: Any, /) -> Array:
+    """x with axes moved to new places, the others in their order."""
+    start, stop = _axes("moveaxis", source, x.ndim), _axes("moveaxis", destination, x.ndim)
+    if len(start) != len(stop):
+        raise ValueError(f"moveaxis: {len(start)} axes to {len(stop)} places")
+    order = [axis for axis in range(x.ndim) if axis not in start]
+    for place, axis in sorted(zip(stop, start, strict=True)):
+        order.insert(place, axis)
+    return permute_dims(x, tuple(order))
+
+
+def reshape(x: Array, /, shape: tuple[int, ...], *, copy: bool | None = None) -> Array:
+    """The same elements in another shape."""
+    tensor = x._tensor.clone() if copy else x._tensor
+    return Array._of(tensor.reshape(tuple(shape)))
+
+
+def roll(x: Array, /, shift: Any, *, axis: Any = None) -> Array:
+    """Elements moved along axes, those that fall out coming in at the other end."""
+    if axis is None:
+        return Array._of(x._tensor.flatten().roll(shift, 0).reshape(x.shape))
+    return Array._of(x._tensor.roll(shift, axis))
+
+
+def stack(arrays: Sequence[Array], /, *, axis: int = 0) -> Array:
+    """Arrays of one shape along a new axis."""
+    dtype = result_type(*arrays)
+    tensors = [array._tensor.cast(dtype) for array in arrays]
+    place = _axis("stack", axis, arrays[0].ndim + 1)
+    return Array._of(tensors[0].stack(*tensors[1:], dim=place))
+
+
+def unstack(x: Array, /, *, axis: int = 0) -> tuple[Array, ...]:
+    """The parts of x along an axis."""
+    moved = moveaxis(x, axis, 0)
+    return tuple(Array._of(moved._tensor[place]) for place in range(moved.shape[0]))
+
+
+def tile(x: Array, repetitions: tuple[int, ...], /) -> Array:
+    """x repeated along each axis."""
+    missing = max(len(repetitions) - x.ndim, 0)
+    tensor = x._tensor.reshape((1,) * missing + x.shape)
+    times = (1,) * (tensor.ndim - len(repetitions)) + tuple(repetitions)
+    return Array._of(tensor.repeat(*times) if times else tensor)
+
+
+def repeat(x: Array, repeats: Any, /, *, axis: int | None = None) -> Array:
+    """Each element repeated; `repeats` is one number, or an array with one per element."""
+    if axis is None:
+        x, axis = Array._of(x._tensor.flatten()), 0
+    axis = _axis("repeat", axis, x.ndim)
+    if isinstance(repeats, int):
+        return Array._of(x._tensor.repeat_interleave(repeats, axis))
+    counts = repeats._tensor.flatten()
+    if counts.shape[0] == 1:
+        return repeat(x, int(counts.item()), axis=axis)
+    ends = counts.cumsum(0)  # element i of the result comes from the first part that ends after i
+    total = int(ends[-1].item())
+    places = (Tensor.arange(total, device=x.device).unsqueeze(1) >= ends).sum(1)
+    return Array._of(_take(x._tensor, places, axis))
+
+
+def _take(tensor: Any, indices: Any, axis: int) -> Any:
+    return tensor[(slice(None),) * axis + (indices,)]
+
+
+def take(x: Array, indices: Array, /, *, axis: int | None = None) -> Array:
+    """The parts of x at indices along an axis."""
+    if axis is None:
+        if x.ndim != 1:
+            raise ValueError(f"take of shape {x.shape}: expected an axis")
+        axis = 0
+    return Array._of(_take(x._tensor, indices._tensor, _axis("take", axis, x.ndim)))
+
+
+def take_along_axis(x: Array, indices: Array, /, *, axis: int = -1) -> Array:
+    """out[…, i, …] = x[…, indices[…, i, …], …]; other axes broadcast."""
+    place = _axis("take_along_axis", axis, x.ndim)
+    around = [shape[:place] + (1,) + shape[place + 1 :] for shape in (x.shape, indices.shape)]
+    common = broadcast_shapes(*around)
+    wide, where = (
+        broadcast_to(a, common[:place] + (a.shape[place],) + common[place + 1 :])
+        for a in (x, indices)
+    )
+    return Array._of(wide._tensor.gather(place, where._tensor))

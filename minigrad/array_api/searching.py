@@ -1,0 +1,120 @@
+"""Functions of the standard that sort, search, and treat arrays as sets."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from minigrad.array_api import dtypes as kinds
+from minigrad.array_api.array import Array
+from minigrad.array_api.manipulation import _axis
+from minigrad.tensor import Tensor
+
+
+def _sortable(x: Array) -> Any:
+    return x._tensor
+
+
+def sort(x: Array, /, *, axis: int = -1, descending: Any = False, stable: Any = True) -> Array:
+    """Elements in order along an axis."""
+    return Array._of(_sortable(x).sort(_axis("sort", axis, x.ndim), descending)[0])
+
+
+def argsort(x: Array, /, *, axis: int = -1, descending: Any = False, stable: Any = True) -> Array:
+    """The indices that sort along an axis; equal elements keep their order."""
+    order = _sortable(x).sort(_axis("argsort", axis, x.ndim), descending)[1]
+    return Array._of(order.cast(kinds.DEFAULT_INTEGER))
+
+
+def nonzero(x: Array, /) -> tuple[Array, ...]:
+    """Indices of the elements that are not zero, one array per dimension."""
+    if not x.ndim:
+        raise ValueError("nonzero of an array without dimensions")
+    places = x._tensor.nonzero().cast(kinds.DEFAULT_INTEGER)
+    return tuple(Array._of(places[:, axis]) for axis in range(x.ndim))
+
+
+def searchsorted(
+    x1: Array, x2: Array, /, *, side: str = "left", sorter: Array | None = None
+) -> Array:
+    """Where each element of x2 would be inserted into the sorted vector x1: a binary search."""
+    if side not in ("left", "right"):
+        raise ValueError(f"searchsorted(side={side!r}): expected 'left' or 'right'")
+    common = kinds.result_type(x1.dtype, x2.dtype)
+    line, wanted = x1._tensor.cast(common), x2._tensor.cast(common)
+    if sorter is not None:
+        line = line[sorter._tensor]
+    count = x1.shape[0]
+    place = Tensor.zeros(*x2.shape, dtype=kinds.int32, device=x1.device)
+    step = 1 << max(count.bit_length() - 1, 0)
+    while step and count:
+        probed = place + step
+        value = line[(probed - 1).clip(0, count - 1)]
+        before = value < wanted if side == "left" else value <= wanted
+        place = ((probed <= count) & before).where(probed, place)
+        step >>= 1
+    return Array._of(place.cast(kinds.DEFAULT_INTEGER))
+
+
+class UniqueAll(NamedTuple):
+    """What `unique_all` gives."""
+
+    values: Array
+    indices: Array
+    inverse_indices: Array
+    counts: Array
+
+
+class UniqueCounts(NamedTuple):
+    """What `unique_counts` gives."""
+
+    values: Array
+    counts: Array
+
+
+class UniqueInverse(NamedTuple):
+    """What `unique_inverse` gives."""
+
+    values: Array
+    inverse_indices: Array
+
+
+def unique_all(x: Array, /) -> UniqueAll:
+    """The distinct elements in order, where each is first, which one each element is, how many."""
+    flat = x._tensor.flatten()
+    count = x.size
+    if not count:
+        none = Array._of(Tensor.zeros(0, dtype=kinds.DEFAULT_INTEGER, device=x.device))
+        inverse = Tensor.zeros(*x.shape, dtype=kinds.DEFAULT_INTEGER, device=x.device)
+        return UniqueAll(Array._of(flat), none, Array._of(inverse), none)
+    key: Any = flat.cast(kinds.uint8) if x.dtype is kinds.bool else flat
+    values, order = key.sort(0)
+    values = values.cast(x.dtype).realize(order)
+    first = values[1:].ne(values[:-1])  # where a run of equal elements begins (each NaN is one)
+    first = Tensor.ones(1, dtype=kinds.bool, device=x.device).cat(first)
+    starts = first.nonzero()[:, 0].realize()
+    ends = starts[1:].cat(Tensor([count], dtype=starts.dtype, device=x.device))
+    number = first.cast(kinds.int32).cumsum(0) - 1
+    inverse = Tensor.zeros(count, dtype=kinds.int32, device=x.device).scatter(0, order, number)
+    return UniqueAll(
+        Array._of(values[starts]),
+        Array._of(order[starts].cast(kinds.DEFAULT_INTEGER)),
+        Array._of(inverse.reshape(x.shape).cast(kinds.DEFAULT_INTEGER)),
+        Array._of((ends - starts).cast(kinds.DEFAULT_INTEGER)),
+    )
+
+
+def unique_values(x: Array, /) -> Array:
+    """The distinct elements in order."""
+    return unique_all(x).values
+
+
+def unique_counts(x: Array, /) -> UniqueCounts:
+    """The distinct elements in order, and how many of each there are."""
+    found = unique_all(x)
+    return UniqueCounts(found.values, found.counts)
+
+
+def unique_inverse(x: Array, /) -> UniqueInverse:
+    """The distinct elements in order, and which of them each element of x is."""
+    found = unique_all(x)
+    return UniqueInverse(found.values, found.inverse_indices)
