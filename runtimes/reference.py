@@ -19,7 +19,7 @@ from minigrad.device import Buffer, Call, Sequential
 from minigrad.dtype import DType, dtypes
 from minigrad.errors import DeviceError
 from minigrad.graph.canonical import Graph
-from minigrad.graph.node import ELEMENTWISE, REDUCTIONS, Node, Op, Shape, topological
+from minigrad.graph.node import ELEMENTWISE, REDUCTIONS, SCANS, Node, Op, Shape, topological
 from minigrad.graph.rewrite import rewrite
 from minigrad.graph.simplify import bitcast_of_bitcast
 from minigrad.graph.symbolic import evaluate as number
@@ -184,6 +184,16 @@ def _reduce(node: Node, src: Sequence[Array], frame: Frame) -> Array:
     return np.asarray(result).astype(frame.dtype(node.dtype)).reshape(frame.shape(node.shape))
 
 
+def _scan(node: Node, src: Sequence[Array], frame: Frame) -> Array:
+    """A running reduction; what accumulates in which dtype is as for `_reduce`."""
+    x = _widened(src[0])
+    if node.dtype.is_bool:
+        ufunc: np.ufunc = np.logical_and if node.op is Op.CUMPROD else np.logical_or
+    else:
+        ufunc = {Op.CUMSUM: np.add, Op.CUMPROD: np.multiply, Op.CUMMAX: np.maximum}[node.op]
+    return np.asarray(ufunc.accumulate(x, axis=node.arg)).astype(frame.dtype(node.dtype))
+
+
 # --- movement ------------------------------------------------------------------------------------
 
 
@@ -245,6 +255,22 @@ def _scatter_add(node: Node, src: Sequence[Array], frame: Frame) -> Array:
     return result.astype(frame.dtype(node.dtype), copy=False)
 
 
+def _sort(node: Node, src: Sequence[Array], frame: Frame) -> Array:
+    return np.argsort(src[0], axis=node.arg, kind="stable").astype(np.int32)
+
+
+def _distribute(node: Node, src: Sequence[Array], frame: Frame) -> Array:
+    """Element after element; what no place was found for is 0."""
+    starts, bin_, x = src
+    result = np.zeros(x.size, x.dtype)
+    for row, following in enumerate(starts.copy()):
+        for place, value in zip(bin_[row], x[row], strict=True):
+            if 0 <= following[place] < result.size:
+                result[following[place]] = value
+            following[place] += 1
+    return result
+
+
 # --- sources and the engine's own ----------------------------------------------------------------
 
 
@@ -270,9 +296,10 @@ Meaning = Callable[[Node, Sequence[Array], Frame], Array]
 
 MEANING: dict[Op, Meaning] = {
     **dict.fromkeys(ELEMENTWISE, _elementwise), Op.CAST: _cast, Op.BITCAST: _bitcast,
-    **dict.fromkeys(REDUCTIONS, _reduce),
+    **dict.fromkeys(REDUCTIONS, _reduce), **dict.fromkeys(SCANS, _scan),
     Op.RESHAPE: _reshape, Op.PERMUTE: _permute, Op.EXPAND: _expand, Op.PAD: _pad,
     Op.SHRINK: _shrink, Op.FLIP: _flip, Op.GATHER: _gather, Op.SCATTER_ADD: _scatter_add,
+    Op.SORT: _sort, Op.DISTRIBUTE: _distribute,
     Op.CONST: _const, Op.IOTA: _iota, Op.VARIABLE: _variable,
     Op.CONTIGUOUS: _identity, Op.ASSIGN: _identity, Op.COPY: _identity,
 }  # fmt: skip

@@ -16,6 +16,7 @@ from minigrad.graph.node import (
     COMPARISONS,
     ELEMENTWISE,
     REDUCTIONS,
+    SCANS,
     UNARY,
     Node,
     Op,
@@ -125,6 +126,59 @@ def reduce(op: Op, x: Node, axes: Sequence[int]) -> Node:
         return x
     shape = tuple(1 if axis in axes else extent for axis, extent in enumerate(x.shape))
     return make(op, x.dtype, shape, (x,), axes, x.device)
+
+
+def scan(op: Op, x: Node, axis: int) -> Node:
+    """A running reduction (one of `SCANS`) along an axis: out[i] combines x[0] … x[i]."""
+    if op not in SCANS:
+        raise ValueError(f"{op} is not a running reduction")
+    _check_axis(op, x, axis)
+    return x if x.shape[axis] == 1 else make(op, x.dtype, x.shape, (x,), axis, x.device)
+
+
+def sort(keys: Node, axis: int) -> Node:
+    """The positions (int32) of the keys along an axis, smallest key first, equal ones in order.
+
+    Keys are unsigned integers: `Tensor.sort` maps every other dtype to those, in order.
+    """
+    if keys.dtype.kind != "u":
+        raise DTypeError(f"sort: keys are {keys.dtype.name}, expected an unsigned integer dtype")
+    _check_axis(Op.SORT, keys, axis)
+    return make(Op.SORT, dtypes.int32, keys.shape, (keys,), axis, keys.device)
+
+
+def _check_axis(op: Op, x: Node, axis: int) -> None:
+    if not 0 <= axis < x.ndim or isinstance(x.shape[axis], Affine):
+        raise ShapeError(
+            f"{op.value} along axis {axis} of {x.shape}: expected an axis of known length"
+        )
+
+
+def distribute(starts: Node, bin: Node, x: Node) -> Node:
+    """One pass of a counting sort: puts each element of x behind those of its bin.
+
+        for row in rows:
+            next = starts[row]
+            for i in range(x.shape[1]):
+                out[next[bin[row, i]]++] = x[row, i]
+
+    x and bin (uint8) are (rows, length), starts is (rows, 256) and int32; the result is flat. Rows
+    may run in any order, so the places must be a permutation; one out of range is not written.
+    """
+    rows = x.shape[0] if x.ndim == 2 else -1
+    if bin.shape != x.shape or starts.shape != (rows, 256):
+        raise ShapeError(
+            f"distribute: starts {starts.shape}, bin {bin.shape} and x {x.shape}; expected "
+            "(rows, 256), (rows, length), (rows, length)"
+        )
+    if starts.dtype is not dtypes.int32 or bin.dtype is not dtypes.uint8:
+        raise DTypeError(
+            f"distribute: starts are {starts.dtype.name} and bin {bin.dtype.name}, expected int32 "
+            "and uint8"
+        )
+    src = (starts, bin, x)
+    shape = (mul(x.shape[0], x.shape[1]),)
+    return make(Op.DISTRIBUTE, x.dtype, shape, src, None, _device(Op.DISTRIBUTE, src))
 
 
 def _segments(shape: Shape) -> list[Integer]:
@@ -306,6 +360,8 @@ def rebuild(node: Node, src: Sequence[Node]) -> Node:
         return elementwise(op, *src)
     if op in REDUCTIONS:
         return reduce(op, src[0], node.arg)
+    if op in SCANS:
+        return scan(op, src[0], node.arg)
     if op is Op.RESHAPE:
         return reshape(src[0], node.shape)
     if op is Op.PERMUTE:

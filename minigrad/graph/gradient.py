@@ -18,6 +18,7 @@ from minigrad.errors import DTypeError, GradientError, ShapeError
 from minigrad.graph import build
 from minigrad.graph.build import elementwise
 from minigrad.graph.node import Node, Op, Shape, topological
+from minigrad.graph.scans import cummax_rule, cumprod_rule, cumsum_rule
 from minigrad.graph.symbolic import Integer, high, sub
 
 Rule = Callable[[Node, Node], Node]  # (node, gradient of the node) → gradient of one source
@@ -343,6 +344,9 @@ RULES: dict[Op, tuple[Rule | None, ...]] = {
     Op.SUM: (_spread,),
     Op.MAX: (_max,),
     Op.PROD: (_prod,),
+    Op.CUMSUM: (cumsum_rule,),
+    Op.CUMPROD: (cumprod_rule,),
+    Op.CUMMAX: (cummax_rule,),
     Op.RESHAPE: (_reshape,),
     Op.PERMUTE: (_permute,),
     Op.EXPAND: (_expand,),

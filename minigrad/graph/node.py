@@ -78,6 +78,11 @@ class Op(Enum):
     MAX = "max"  # NaN wins
     PROD = "prod"
 
+    # running reductions along arg = axis: element i combines the elements 0 … i
+    CUMSUM = "cumsum"
+    CUMPROD = "cumprod"
+    CUMMAX = "cummax"  # NaN wins
+
     # movement
     RESHAPE = "reshape"  # (shape)
     PERMUTE = "permute"  # (order)
@@ -89,6 +94,8 @@ class Op(Enum):
     # addressed by data
     GATHER = "gather"  # (axis) out[…i…] = x[…index[…i…]…]; an index out of range reads 0
     SCATTER_ADD = "scatter_add"  # (axis) base, index, x; an index out of range writes nothing
+    SORT = "sort"  # (axis) the stable permutation (int32) that sorts unsigned keys, ascending
+    DISTRIBUTE = "distribute"  # starts, bin, x: x put bin by bin (see `build.distribute`)
 
     # engine
     CONTIGUOUS = "contiguous"  # identity, stored in a buffer
@@ -107,6 +114,7 @@ BINARY = COMPARISONS | frozenset({
 })  # fmt: skip
 ELEMENTWISE = UNARY | BINARY | {Op.WHERE}
 REDUCTIONS = frozenset({Op.SUM, Op.MAX, Op.PROD})
+SCANS = {Op.CUMSUM: Op.SUM, Op.CUMPROD: Op.PROD, Op.CUMMAX: Op.MAX}  # and what each combines by
 MOVEMENT = frozenset({Op.RESHAPE, Op.PERMUTE, Op.EXPAND, Op.PAD, Op.SHRINK, Op.FLIP})
 
 

@@ -3,6 +3,8 @@
     elementwise   every stage has the same elements: one loop, nothing passes through memory
     rows          stage after stage for each row; vectors run along the row or across rows
     scatter       additions at places given by data, in order, parallel over what is kept
+    scan          running reductions, parallel over what is kept (see scans.py)
+    distribute    one pass of a sort (see scans.py)
     contraction   register tiles (see contraction.py)
 """
 
@@ -43,6 +45,7 @@ from minigrad.loops.build import (
 from minigrad.loops.contraction import contraction
 from minigrad.loops.finish import finish
 from minigrad.loops.nest import Fold, Loop, Nest, Set, Statement, Store, Stores
+from minigrad.loops.scans import distribute, scan
 from minigrad.loops.target import Target
 from minigrad.schedule import expr
 from minigrad.schedule.expr import Array, Expr, Local
@@ -59,6 +62,10 @@ def lower(kernel: Kernel, target: Target, name: str = "kernel") -> Nest:
         return contraction(kernel, target, name)
     if kernel.kind == "scatter":
         return scatter(kernel, target, name)
+    if kernel.kind == "scan":
+        return scan(kernel, target, name)
+    if kernel.kind == "distribute":
+        return distribute(kernel, target, name)
     same = all(s.op is None and s.size == kernel.rows for s in kernel.stages)
     plain = all(isinstance(a.extent, int) for s in kernel.stages for a in s.axes)
     if same and (plain or len(kernel.stages) == 1):

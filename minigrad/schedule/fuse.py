@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from minigrad.graph.node import Op
+from minigrad.graph.node import SCANS, Op
 from minigrad.graph.symbolic import flatten, high, low, mul, sub, variables
 from minigrad.schedule import expr
 from minigrad.schedule.contraction import contraction_of
@@ -27,9 +27,10 @@ FEW_ROWS = 8  # rows below which so much work is better left parallel
 class Group:
     """Stages that become one kernel.
 
-    rows: the numbers of rows into which all of them divide; kind: "rows", "contraction" or
-    "scatter"; needs: groups whose arrays it reads. made: its stages by array; work: evaluations of
-    all bodies; largest: elements of the largest value. Kept up to date, for groups may be long.
+    rows: the numbers of rows into which all of them divide; kind: "rows", "contraction",
+    "scatter", "scan" or "distribute"; needs: groups whose arrays it reads. made: its stages by
+    array; work: evaluations of all bodies; largest: elements of the largest value. Kept up to date,
+    for groups may be long.
     """
 
     def __init__(self, stage: Stage, rows: frozenset[int], kind: str) -> None:
@@ -95,6 +96,10 @@ def group(
 def _alone(stage: Stage) -> Group:
     if stage.op is Op.SCATTER_ADD:
         return Group(stage, frozenset(), "scatter")
+    if stage.op is Op.DISTRIBUTE:
+        return Group(stage, frozenset(), "distribute")
+    if stage.op in SCANS:
+        return Group(stage, frozenset(), "scan")
     if contraction_of(stage) is not None:
         return Group(stage, frozenset(), "contraction")
     counts = [1]
@@ -121,7 +126,7 @@ def reaches(start: Iterable[Group], goal: Group) -> bool:
 
 def _shared_rows(target: Group, own: Group, stage: Stage, produces: bool) -> frozenset[int]:
     """The row counts under which `stage` may join `target`; empty where it may not."""
-    if own.kind != "rows" or target.kind == "scatter":
+    if own.kind != "rows" or target.kind not in ("rows", "contraction"):
         return frozenset()
     if target.kind == "contraction":
         fits = stage.op is None and _same_elements(target.stages, stage)

@@ -7,13 +7,14 @@ from dataclasses import dataclass
 
 from minigrad.graph import build as graph_build
 from minigrad.graph.canonical import Graph
-from minigrad.graph.node import ELEMENTWISE, REDUCTIONS, Node, Op, make, topological
+from minigrad.graph.node import ELEMENTWISE, REDUCTIONS, SCANS, Node, Op, make, topological
 from minigrad.graph.simplify import simplify
 from minigrad.graph.symbolic import numel
 from minigrad.schedule import expr
 from minigrad.schedule.expr import Array
 from minigrad.schedule.fuse import Group, aligned, group, reaches
 from minigrad.schedule.materialize import MEMORY_COST, Materialized, choose
+from minigrad.schedule.sort import expand
 from minigrad.schedule.stage import Stage, Stages
 
 ALIGNMENT = 64  # bytes; every array of the arena starts on a cache line
@@ -24,7 +25,8 @@ class Kernel:
     """Stages that run under one parallel loop.
 
     kind: "rows" (row r of every stage after row r of its producers), "contraction" (a matrix
-    product and elementwise stages on its result) or "scatter". rows: the number of rows.
+    product and elementwise stages on its result), "scatter", "scan" or "distribute". rows: the
+    number of rows.
     stored: the arrays that must reach memory; the others live and die inside the kernel.
     """
 
@@ -47,7 +49,7 @@ class Schedule:
 
 def schedule(graph: Graph, fuse: bool = True) -> Schedule:
     """Turn a canonical graph into kernels."""
-    roots = _distinct_roots(split_reductions(simplify(graph.roots)))
+    roots = _distinct_roots(split_reductions(expand(simplify(graph.roots))))
     recomputed: frozenset[Node] = frozenset()
     deferred: frozenset[int] = frozenset()
     stages = Stages()
@@ -231,7 +233,7 @@ def _safe_in_place(writer: Group, array: Array, old: Array) -> bool:
     """Whether the kernel that overwrites `old` reads it only at, or before, its own place."""
     place = next(i for i, stage in enumerate(writer.stages) if stage.array == array)
     target = writer.stages[place]
-    if target.op is Op.SCATTER_ADD:
+    if target.op in SCANS or target.op in (Op.SCATTER_ADD, Op.DISTRIBUTE):
         return False
     for position, stage in enumerate(writer.stages):
         for load in expr.loads(*stage.exprs()):

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from minigrad.dtype import DType
-from minigrad.graph.node import REDUCTIONS, Node, Op, Shape
+from minigrad.graph.node import REDUCTIONS, SCANS, Node, Op, Shape
 from minigrad.graph.symbolic import (
     Affine,
     Atom,
@@ -44,7 +44,9 @@ class Stage:
     shape: of the whole value. axes: kept axes (none of length 1). reduced: axes that `op` (SUM,
     MAX, PROD) runs over. position: row-major place of the element in `array`. A SCATTER_ADD has
     op SCATTER_ADD, its updates as `body`, a data-dependent `position` valid under `guard`, and the
-    initial value in `initial`, which runs over the kept and the initial axes.
+    initial value in `initial`, which runs over the kept and the initial axes. A running reduction
+    keeps every index of its `reduced` axis. A DISTRIBUTE has its bins as `position`, and the first
+    places of these in `initial`.
     """
 
     array: Array
@@ -130,6 +132,10 @@ def build(node: Node, lowering: Lowering) -> Stage:
     array = lowering.arrays[node]
     if node.op is Op.SCATTER_ADD:
         return _scatter(node, lowering, array)
+    if node.op is Op.DISTRIBUTE:
+        return _distribute(node, lowering, array)
+    if node.op in SCANS:
+        return _scan(node, lowering, array)
     if node.op not in REDUCTIONS:
         axes, index = _axes("i", node.shape)
         body = lowering.value(node, index, inside=True)
@@ -168,6 +174,38 @@ def _axes(prefix: str, shape: Shape) -> tuple[tuple[Axis, ...], tuple[Integer, .
         axes.append(axis)
         index.append(index_of(axis.variable))
     return tuple(axes), tuple(index)
+
+
+def _scan(node: Node, lowering: Lowering, array: Array) -> Stage:
+    """A running reduction: its axis is the reduced one, and is part of the position too."""
+    axis = node.arg
+    kept, kept_index = _axes("i", tuple(1 if d == axis else e for d, e in enumerate(node.shape)))
+    reduced, reduced_index = _axes("k", tuple(
+        e if d == axis else 1 for d, e in enumerate(node.shape)
+    ))  # fmt: skip
+    index = tuple(reduced_index[d] if d == axis else kept_index[d] for d in range(node.ndim))
+    body = lowering.value(node.src[0], index)
+    return Stage(array, node.shape, kept, reduced, node.op, body, flatten(index, node.shape))
+
+
+def _distribute(node: Node, lowering: Lowering, array: Array) -> Stage:
+    """The rows of a DISTRIBUTE are kept; places are counted on along its reduced axis."""
+    starts, bin, x = node.src
+    rows, length = x.shape
+    row, kept = _loop("i", rows)
+    place, reduced = _loop("k", length)
+    first, bins = _loop("f", starts.shape[1])
+    return Stage(
+        array, node.shape, kept, reduced, Op.DISTRIBUTE, lowering.value(x, (row, place)),
+        expr.value_of(lowering.value(bin, (row, place))), (),
+        lowering.value(starts, (row, first)), bins, first,
+    )  # fmt: skip
+
+
+def _loop(prefix: str, extent: Integer) -> tuple[Integer, tuple[Axis, ...]]:
+    """An axis even where its extent is 1, and its index."""
+    axis = make_axis(prefix, 0, extent)
+    return index_of(axis.variable), (axis,)
 
 
 def _scatter(node: Node, lowering: Lowering, array: Array) -> Stage:

@@ -10,11 +10,11 @@ from typing import Any, Self
 from minigrad.dtype import DType, dtypes, promote, sum_dtype
 from minigrad.errors import ShapeError
 from minigrad.tensor.core import Core
-from minigrad.tensor.indexing import Indexing
 from minigrad.tensor.nodes import Scalar, axes_of, same_device, show
+from minigrad.tensor.ordering import Ordering
 
 
-class Contraction(Indexing):
+class Contraction(Ordering):
     """Sums of products. Half floats are multiplied and added in float32."""
 
     __slots__ = ()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Self
+from typing import Self
 
 from minigrad.dtype import DType, dtypes, sum_dtype
 from minigrad.errors import ShapeError
@@ -211,32 +211,3 @@ class Reduce(Movement):
             else (self.abs() ** p).sum(axis, True) ** (1 / p)
         )  # fmt: skip
         return self / norm.maximum(eps)
-
-    # --- running results --------------------------------------------------------------------------
-
-    def cumsum(self, axis: int = 0, *, dim: int | None = None) -> Self:
-        """Sums of the elements up to each one, in the dtype that `sum` has."""
-        wide = self.cast(sum_dtype(self.dtype))
-        return wide._scan("cumsum", axis if dim is None else dim, lambda a, b: a + b, 0)
-
-    def cumprod(self, axis: int = 0, *, dim: int | None = None) -> Self:
-        """Products of the elements up to each one, in the dtype that `sum` has."""
-        wide = self.cast(sum_dtype(self.dtype))
-        return wide._scan("cumprod", axis if dim is None else dim, lambda a, b: a * b, 1)
-
-    def _scan(self, name: str, axis: int, combine: Any, identity: Scalar) -> Self:
-        """Hillis and Steele 1986: after step k each element combines the 2ᵏ that end at it."""
-        place = axis_of(name, axis, self.ndim)
-        if not self.ndim:
-            return self
-        extent = self.shape[place]
-        if not isinstance(extent, int):
-            raise ShapeError(f"{name} along a symbolic dimension of {show(self.shape)}")
-        result, reach = self, 1
-        while reach < extent:
-            shifted = result._part(place, 0, extent - reach).pad(
-                [(reach, 0) if d == place else None for d in range(self.ndim)], value=identity
-            )
-            result = combine(shifted, result)
-            reach *= 2
-        return result

@@ -338,6 +338,6 @@ def test_every_operation_is_decided():
     nothing = {
         Op.CONST, Op.BUFFER, Op.IOTA, Op.VARIABLE, Op.ASSIGN, Op.NOT, Op.FLOOR, Op.CEIL, Op.TRUNC,
         Op.ROUND, Op.BITCAST, Op.IDIV, Op.LT, Op.LE, Op.EQ, Op.NE, Op.AND, Op.OR, Op.XOR, Op.SHL,
-        Op.SHR,
+        Op.SHR, Op.SORT, Op.DISTRIBUTE,
     }  # fmt: skip
     assert set(RULES) | nothing == set(Op) and not set(RULES) & nothing

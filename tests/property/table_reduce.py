@@ -84,10 +84,14 @@ def log_softmax(x: Any, axis: int = -1) -> Any:
     return shifted - np.log(np.exp(shifted).sum(axis=axis, keepdims=True))
 
 
-def row(name: str, reference: Any, plans: Plans, tolerance: Tolerance, **more: Any) -> Operation:
+def row(
+    name: str, reference: Any, plans: Plans, tolerance: Tolerance = EXACT, **more: Any
+) -> Operation:
     """A differentiable reduction of floats, named as Tensor names it."""
-    fields: dict[str, Any] = {"differentiable": True, "dtypes": (*FLOATS, "int32"), **more}
-    return Operation(name, reducing(name), reference, plans, tolerance=tolerance, **fields)
+    fields: dict[str, Any] = {
+        "differentiable": True, "dtypes": (*FLOATS, "int32"), "tolerance": tolerance, **more
+    }  # fmt: skip
+    return Operation(name, reducing(name), reference, plans, **fields)
 
 
 def _correction(plans: Plans) -> Plans:
@@ -174,7 +178,7 @@ def _extreme_scan(ufunc: Any) -> Callable[..., Any]:
         shape = [1] * x.ndim
         shape[axis] = -1
         steps = np.arange(x.shape[axis]).reshape(shape)
-        hits = np.where(x == values, steps, 0)
+        hits = np.where((x == values) | (x != x), steps, 0)
         return values, np.maximum.accumulate(hits, axis=axis)
 
     return reference
@@ -196,20 +200,21 @@ def _topk_plan(draw: Any) -> Plan:
 
 
 _ORDER: dict[str, Any] = {
-    "domains": ("quarters",), "gradient_domains": ("distinct",), "special": False,
-    "dtypes": NUMBERS, "twice": False,
+    "domains": ("quarters",), "gradient_domains": ("distinct",), "dtypes": NUMBERS,
+    "tolerance": SELECTED,
 }  # fmt: skip
 _DIRECTIONS = with_choices(ALONG, [{}, {"descending": True}])
-# Order is wanted for numbers only: where NaN stands in it differs between libraries.
+_DIRECTIONS = Plans((*_DIRECTIONS.edges, Plan(((300, 2),), {"axis": 0}), Plan(((2, 300),), {
+    "axis": 1, "descending": True})), _DIRECTIONS.random)  # more than is sorted by counting
 ORDER = [
-    row("cummax", _extreme_scan(np.maximum), ALONG, EXACT, result=(same, index), **_ORDER),
-    row("cummin", _extreme_scan(np.minimum), ALONG, EXACT, result=(same, index), **_ORDER),
-    row("sort", _sort, _DIRECTIONS, EXACT, result=(same, index), **_ORDER),
-    row("argsort", _positions, _DIRECTIONS, EXACT, result=index,
+    row("cummax", _extreme_scan(np.maximum), ALONG, result=(same, index), **_ORDER),
+    row("cummin", _extreme_scan(np.minimum), ALONG, result=(same, index), **_ORDER),
+    row("sort", _sort, _DIRECTIONS, result=(same, index), **_ORDER),
+    row("argsort", _positions, _DIRECTIONS, result=index,
         **{**_ORDER, "differentiable": False}),
     row("topk", _topk,
         drawn([Plan(((9,),), {"k": 3}), Plan(((5, 33),), {"k": 5, "axis": 1, "largest": False})],
-              _topk_plan), EXACT, result=(same, index), **_ORDER),
+              _topk_plan), result=(same, index), **_ORDER),
     row("normalize", lambda x, p=2, axis=1, eps=1e-12: x / np.maximum(
         np.linalg.norm(x, ord=p, axis=axis, keepdims=True), eps), ALONG_NOT_EMPTY, SPREAD,
         dtypes=FLOATS, domains=("nonzero",)),

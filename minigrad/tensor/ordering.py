@@ -1,0 +1,126 @@
+"""Order: sort, argsort and topk, all stable; NaN counts as larger than everything."""
+
+from __future__ import annotations
+
+import math
+from typing import Self
+
+from minigrad.dtype import DType, dtypes
+from minigrad.errors import ShapeError
+from minigrad.graph import build
+from minigrad.graph.symbolic import Affine
+from minigrad.tensor.nodes import axis_of, show
+from minigrad.tensor.running import Running
+
+_UNSIGNED = {1: dtypes.uint8, 2: dtypes.uint16, 4: dtypes.uint32, 8: dtypes.uint64}
+SELECTION = 4096  # keys of a row from which on `topk` looks at the largest of blocks first
+
+
+class Ordering(Running):
+    """What depends on the order of elements along one axis (or PyTorch's `dim`)."""
+
+    __slots__ = ()
+
+    def _keys(self, descending: bool) -> Self:
+        """Unsigned integers in the order of the elements; equal elements have equal keys."""
+        x = self.detach()
+        unsigned = _UNSIGNED[self.dtype.itemsize]
+        top = 1 << (unsigned.bits - 1)
+        if self.dtype.is_bool:
+            keys = x.cast(unsigned)
+        elif not self.dtype.is_float:
+            keys = x if self.dtype.kind == "u" else x.bitcast(unsigned) ^ top
+        else:
+            bits = x.bitcast(unsigned)
+            # larger magnitudes of negative numbers are smaller; −0 equals 0; NaN comes last
+            ordered = (bits >= top).where(~bits, bits | top)
+            ordered = x.eq(0).where(self._constant(top, unsigned), ordered)
+            keys = x.isnan().where(self._constant(2 * top - 1, unsigned), ordered)
+        return ~keys if descending else keys
+
+    def _constant(self, value: int, dtype: DType) -> Self:
+        return self._new(build.const(value, dtype, (), self.device))
+
+    def _order(self, name: str, axis: int, descending: bool) -> tuple[int, Self]:
+        """The axis, and the positions along it in sorted order."""
+        place = axis_of(name, axis, self.ndim)
+        if self.ndim and isinstance(self.shape[place], Affine):
+            raise ShapeError(f"{name} along a symbolic dimension of {show(self.shape)}")
+        if not self.ndim:
+            return 0, self._new(build.const(0, dtypes.int32, (), self.device))
+        return place, self._new(build.sort(self._keys(descending).node, place))
+
+    def argsort(
+        self, axis: int = -1, descending: bool = False, *, dim: int | None = None,
+        stable: bool = True,
+    ) -> Self:  # fmt: skip
+        """Positions (int32) of the elements in sorted order; equal ones keep theirs.
+
+        NaN comes last, and first if descending.
+        """
+        return self._order("argsort", axis if dim is None else dim, descending)[1]
+
+    def sort(
+        self, axis: int = -1, descending: bool = False, *, dim: int | None = None,
+        stable: bool = True,
+    ) -> tuple[Self, Self]:  # fmt: skip
+        """The sorted elements, and their positions (int32): see `argsort`."""
+        place, order = self._order("sort", axis if dim is None else dim, descending)
+        return (self.gather(place, order) if self.ndim else self), order
+
+    def topk(
+        self, k: int, axis: int = -1, largest: bool = True, sorted: bool = True, *,
+        dim: int | None = None,
+    ) -> tuple[Self, Self]:  # fmt: skip
+        """The k largest (or smallest) elements and their positions (int32), best first.
+
+        Of equal elements the earlier ones are taken; NaN counts as the largest. sorted=False
+        allows any order, and changes nothing.
+        """
+        place = axis_of("topk", axis if dim is None else dim, self.ndim)
+        extent = self.shape[place] if self.ndim else 1
+        if isinstance(extent, Affine) or not 0 <= k <= extent:
+            raise ShapeError(
+                f"topk({k}) along dimension {place} of shape {show(self.shape)}; expected a k of "
+                f"0 … {extent}"
+            )
+        if not self.ndim:
+            return (self, self._order("topk", 0, largest)[1]) if k else (
+                self.reshape(1)[:0], self._order("topk", 0, largest)[1].reshape(1)[:0]
+            )  # fmt: skip
+        keys = self._keys(largest)
+        if any(isinstance(e, Affine) for e in self.shape) or not _selects(k, extent):
+            order = self._new(build.sort(keys.node, place))._part(place, 0, k)
+        else:
+            order = keys.transpose(place, -1)._smallest(k).transpose(place, -1)
+        return self.gather(place, order), order
+
+    def _smallest(self, k: int) -> Self:
+        """Positions of the k smallest keys of each row, in order.
+
+        They lie in the k blocks with the smallest minima: an element elsewhere has the k minima of
+        those before it. So the minima are sorted, and then the elements of k blocks only.
+        """
+        extent = self.shape[-1]
+        assert isinstance(extent, int)
+        length = max(math.isqrt(extent // k), 1)
+        blocks = -(-extent // length)
+        most = self._constant((1 << self.dtype.bits) - 1, self.dtype)
+        short = blocks * length - extent
+        padded = self.pad([None] * (self.ndim - 1) + [(0, short)])
+        if short:
+            inside = self.arange(blocks * length, device=self.device) < extent
+            padded = inside.where(padded, most)
+        minima = padded.reshape((*self.shape[:-1], blocks, length)).min(-1)
+        last = self.ndim - 1
+        best = self._new(build.sort(minima.node, last))._part(last, 0, k)
+        best = best.gather(last, self._new(build.sort(best.cast(dtypes.uint32).node, last)))
+        steps = self.arange(length, device=self.device)
+        places = (best.unsqueeze(-1) * length + steps).reshape((*self.shape[:-1], k * length))
+        order = self._new(build.sort(padded.gather(last, places).node, last))._part(last, 0, k)
+        return places.gather(last, order)
+
+
+def _selects(k: int, extent: int) -> bool:
+    """Whether looking at blocks first saves most of the work."""
+    return k > 0 and extent >= SELECTION and 64 * k <= extent

@@ -1,0 +1,76 @@
+"""Running results: what of an axis was summed, multiplied, or largest so far."""
+
+from __future__ import annotations
+
+from typing import Self
+
+from minigrad.dtype import DType, dtypes, sum_dtype
+from minigrad.errors import ShapeError
+from minigrad.graph import build, scans
+from minigrad.graph.node import Node, Op
+from minigrad.tensor.indexing import Indexing
+from minigrad.tensor.nodes import axis_of, show
+
+
+class Running(Indexing):
+    """Running reductions along one axis (or PyTorch's `dim`)."""
+
+    __slots__ = ()
+
+    def _scanned(self, op: Op, name: str, axis: int) -> Self:
+        return self._new(build.scan(op, self.node, self._known_axis(name, axis)))
+
+    def _known_axis(self, name: str, axis: int) -> int:
+        place = axis_of(name, axis, self.ndim)
+        if not isinstance(self.shape[place], int):
+            raise ShapeError(f"{name} along a symbolic dimension of {show(self.shape)}")
+        return place
+
+    def _running_sum(self, op: Op, name: str, axis: int, dtype: DType | None) -> Self:
+        result = dtype or sum_dtype(self.dtype)
+        wide = dtypes.float32 if result.is_float and result.itemsize < 4 else result
+        if not self.ndim:
+            axis_of(name, axis, 0)
+            return self.cast(result)
+        return self.cast(wide)._scanned(op, name, axis).cast(result)
+
+    def cumsum(self, axis: int = 0, *, dim: int | None = None, dtype: DType | None = None) -> Self:
+        """Sums of the elements up to each one, in the dtype that `sum` has."""
+        return self._running_sum(Op.CUMSUM, "cumsum", axis if dim is None else dim, dtype)
+
+    def cumprod(self, axis: int = 0, *, dim: int | None = None, dtype: DType | None = None) -> Self:
+        """Products of the elements up to each one, in the dtype that `sum` has."""
+        return self._running_sum(Op.CUMPROD, "cumprod", axis if dim is None else dim, dtype)
+
+    def cummax(self, axis: int = 0, *, dim: int | None = None) -> tuple[Self, Self]:
+        """The largest element so far (NaN wins), and where the latest such stands (int32)."""
+        return self._extremes("cummax", axis if dim is None else dim)
+
+    def cummin(self, axis: int = 0, *, dim: int | None = None) -> tuple[Self, Self]:
+        """The smallest element so far (NaN wins), and where the latest such stands (int32)."""
+        mirrored = self if self.dtype.is_bool else self._mirrored()
+        if self.dtype.is_bool:
+            mirrored = ~self
+        values, places = mirrored._extremes("cummin", axis if dim is None else dim)
+        return values._mirrored(), places
+
+    def _extremes(self, name: str, axis: int) -> tuple[Self, Self]:
+        if not self.ndim:
+            axis_of(name, axis, 0)
+            return self, self._new(build.const(0, dtypes.int32, (), self.device))
+        values = self._scanned(Op.CUMMAX, name, axis)
+        place = axis_of(name, axis, self.ndim)
+        return values, self._new(scans.latest(self.raw, values.raw, place))
+
+    def logcumsumexp(self, axis: int = 0, *, dim: int | None = None) -> Self:
+        """log of the running sum of eˣ, without overflow; half floats in float32."""
+        x = self._wide()
+        if not self.ndim:
+            axis_of("logcumsumexp", axis if dim is None else dim, 0)
+            return self._as_float()
+        place = self._known_axis("logcumsumexp", axis if dim is None else dim)
+
+        def combine(first: tuple[Node, ...], second: tuple[Node, ...]) -> tuple[Node, ...]:
+            return (self._new(first[0]).logaddexp(self._new(second[0])).node,)
+
+        return self._new(scans.associative(combine, (x.node,), place)[0]).cast(self._float_dtype())

@@ -1,0 +1,110 @@
+"""Sorting and running reductions at the lengths where their algorithms change."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from minigrad import Context, Device, Tensor
+from minigrad.errors import DeviceError, DTypeError, ShapeError
+from minigrad.graph import build
+from minigrad.graph.node import Op
+from minigrad.schedule import sort as algorithms
+
+COUNTED, CHUNK, BLOCK = algorithms.BY_COUNTING, algorithms.SORT_CHUNK, algorithms.SCAN_BLOCK
+
+
+def _keys(dtype: str, shape: tuple[int, ...], seed: int) -> np.ndarray:
+    generator = np.random.default_rng([seed, *shape])
+    top = np.iinfo(dtype).max
+    keys = generator.integers(0, top, shape, dtype=dtype, endpoint=True)
+    keys.flat[::3] = keys.flat[0]  # many equal ones
+    keys.flat[-1] = top  # equal to what fills the last chunk
+    return keys
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "uint32", "uint64"])
+@pytest.mark.parametrize(
+    ("shape", "axis"),
+    [((COUNTED, 2), 0), ((2, COUNTED + 1), 1), ((3, 300), 1), ((2, CHUNK + 1), 1),
+     ((2 * CHUNK + 3,), 0)],
+)  # fmt: skip
+def test_stable_permutation(dtype: str, shape: tuple[int, ...], axis: int) -> None:
+    """By counting, by one chunk, and by several; the last of them not full."""
+    keys = _keys(dtype, shape, 1)
+    found = Tensor._of(build.sort(Tensor(keys, device="CPU").node, axis)).numpy()
+    assert found.dtype == np.int32
+    assert np.array_equal(found, np.argsort(keys, axis=axis, kind="stable"))
+
+
+def test_each_thread_count_sorts_alike() -> None:
+    """A pool of its own for each device, of one thread and of several."""
+    keys = _keys("uint32", (3 * CHUNK,), 2)
+    results = []
+    for number, threads in enumerate((1, 3)):
+        with Context(THREADS=threads):
+            results.append(Tensor(keys, device=f"CPU:{40 + number}").argsort().numpy())
+    assert np.array_equal(*results)
+
+
+@pytest.mark.parametrize("shape", [(129,), (5, 40), (400,)])
+def test_opencl(shape: tuple[int, ...]) -> None:
+    """The same permutations and running sums as numpy's."""
+    try:
+        Device["CL"]
+    except (DeviceError, ImportError) as error:
+        pytest.skip(str(error))
+    x = np.random.default_rng(3).integers(-9, 9, shape).astype(np.float32)
+    t = Tensor(x, device="CL")
+    values, order = t.sort(0, descending=True)
+    wanted = np.argsort(-x, axis=0, kind="stable")
+    assert np.array_equal(order.numpy(), wanted)
+    assert np.array_equal(values.numpy(), np.take_along_axis(x, wanted, 0))
+    assert np.array_equal(t.cumsum(0).numpy(), np.cumsum(x, 0))
+
+
+@pytest.mark.parametrize("largest", [True, False])
+@pytest.mark.parametrize("length", [algorithms.BY_COUNTING, 4096, 5001])
+def test_topk_of_equal_elements(length: int, largest: bool) -> None:
+    """The earliest of equal elements win, whichever way they are found."""
+    x = np.random.default_rng(length).integers(0, 6, (2, length)).astype(np.int16)
+    values, places = Tensor(x, device="CPU").topk(9, largest=largest)
+    wanted = np.argsort(-x if largest else x, axis=1, kind="stable")[:, :9]
+    assert np.array_equal(places.numpy(), wanted)
+    assert np.array_equal(values.numpy(), np.take_along_axis(x, wanted, 1))
+
+
+@pytest.mark.parametrize("length", [2 * BLOCK, 2 * BLOCK + 1, 3 * BLOCK])
+@pytest.mark.parametrize("axis", [0, 1])
+def test_long_running_reductions(length: int, axis: int) -> None:
+    """Blocks go on where the one before them ended: sums wrap, products of signs, extremes."""
+    generator = np.random.default_rng([length, axis])
+    shape = (length, 2) if axis == 0 else (2, length)
+    x = generator.integers(-(2**31), 2**31, shape).astype(np.int32)
+    t = Tensor(x, device="CPU")
+    assert np.array_equal(t.cumsum(axis).numpy(), np.cumsum(x, axis, dtype=np.int32))
+    signs = np.where(x % 2 == 0, -1, 1).astype(np.int32)
+    product = Tensor(signs, device="CPU").cumprod(axis).numpy()
+    assert np.array_equal(product, np.cumprod(signs, axis, dtype=np.int32))
+    values, places = t.cummin(axis)
+    assert np.array_equal(values.numpy(), np.minimum.accumulate(x, axis))
+    assert np.array_equal(np.take_along_axis(x, places.numpy(), axis), values.numpy())
+
+
+def test_gradient_of_sort_goes_back_to_where_it_came_from() -> None:
+    """Each element's gradient follows it."""
+    x = Tensor([3.0, 1.0, 2.0], device="CPU")
+    values, _ = x.sort()
+    (gradient,) = (values * Tensor([1.0, 10.0, 100.0], device="CPU")).sum().gradient(x)
+    assert gradient.tolist() == [100.0, 1.0, 10.0]
+
+
+def test_what_cannot_be_sorted() -> None:
+    """The constructors say what they expect."""
+    node = Tensor([1.0, 2.0], device="CPU").node
+    with pytest.raises(DTypeError, match="unsigned"):
+        build.sort(node, 0)
+    with pytest.raises(ShapeError, match="axis 1"):
+        build.scan(Op.CUMSUM, node, 1)
+    with pytest.raises(ValueError, match="not a running reduction"):
+        build.scan(Op.SUM, node, 0)
