@@ -62,6 +62,8 @@ def test_functions_of_one_array(name):
     for array in UNARY[name]:
         with np.errstate(invalid="ignore"):
             expected = getattr(np, name)(array)
+        if name == "unique_values":  # numpy gives them in any order
+            expected = np.sort(expected)
         same(getattr(xp, name)(given(array)), expected)
 
 
@@ -119,7 +121,8 @@ def test_calls_with_options(number):
     ours = dict(options)
     if "dtype" in ours:
         ours["dtype"] = getattr(xp, ours["dtype"])
-    same(getattr(xp, name)(*map(given, arguments), **ours), getattr(np, name)(*arguments, **options))
+    expected = getattr(np, name)(*arguments, **options)
+    same(getattr(xp, name)(*map(given, arguments), **ours), expected)
 
 
 def test_joining():
@@ -166,9 +169,10 @@ def test_promotion_is_strict():
     i8, u8, u64, f4 = (xp.ones(2, dtype=d) for d in (xp.int8, xp.uint8, xp.uint64, xp.float32))
     assert (i8 + u8).dtype is xp.int16 and (f4 + xp.ones(2, dtype=xp.float64)).dtype is xp.float64
     for one, other in ((i8, f4), (i8, u64), (xp.ones(2, dtype=xp.bool), i8)):
-        with pytest.raises(TypeError, match="common dtype|expected"):
+        with pytest.raises(TypeError, match=r"common dtype|expected"):
             one + other
-    assert (i8 + 1).dtype is xp.int8 and (f4 * 2).dtype is xp.float32 and (2.5 - f4).dtype is f4.dtype
+    assert (i8 + 1).dtype is xp.int8 and (f4 * 2).dtype is xp.float32
+    assert (2.5 - f4).dtype is xp.float32
     with pytest.raises(TypeError, match="beside"):
         i8 + 1.5
     with pytest.raises(OverflowError):
