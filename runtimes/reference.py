@@ -19,7 +19,16 @@ from minigrad.device import Buffer, Call, Sequential
 from minigrad.dtype import DType, dtypes
 from minigrad.errors import DeviceError
 from minigrad.graph.canonical import Graph
-from minigrad.graph.node import ELEMENTWISE, REDUCTIONS, SCANS, Node, Op, Shape, topological
+from minigrad.graph.node import (
+    ELEMENTWISE,
+    REDUCTIONS,
+    SCANS,
+    SCATTERS,
+    Node,
+    Op,
+    Shape,
+    topological,
+)
 from minigrad.graph.rewrite import rewrite
 from minigrad.graph.simplify import bitcast_of_bitcast
 from minigrad.graph.symbolic import evaluate as number
@@ -245,13 +254,14 @@ def _gather(node: Node, src: Sequence[Array], frame: Frame) -> Array:
     return result
 
 
-def _scatter_add(node: Node, src: Sequence[Array], frame: Frame) -> Array:
-    """Additions are made one by one in row-major order of x (float16, bfloat16: in float32)."""
+def _scatter(node: Node, src: Sequence[Array], frame: Frame) -> Array:
+    """One step after another in row-major order of x (float16, bfloat16: in float32)."""
     base, index, x = src
     valid, places = _places(index, node.arg, base.shape[node.arg])
     result = _widened(base).copy()
     if places[0].size:
-        np.add.at(result, places, _widened(x)[valid])
+        ufunc = {Op.SCATTER_ADD: np.add, Op.SCATTER_MAX: np.maximum, Op.SCATTER_PROD: np.multiply}
+        ufunc[node.op].at(result, places, _widened(x)[valid])
     return result.astype(frame.dtype(node.dtype), copy=False)
 
 
@@ -298,8 +308,8 @@ MEANING: dict[Op, Meaning] = {
     **dict.fromkeys(ELEMENTWISE, _elementwise), Op.CAST: _cast, Op.BITCAST: _bitcast,
     **dict.fromkeys(REDUCTIONS, _reduce), **dict.fromkeys(SCANS, _scan),
     Op.RESHAPE: _reshape, Op.PERMUTE: _permute, Op.EXPAND: _expand, Op.PAD: _pad,
-    Op.SHRINK: _shrink, Op.FLIP: _flip, Op.GATHER: _gather, Op.SCATTER_ADD: _scatter_add,
-    Op.SORT: _sort, Op.DISTRIBUTE: _distribute,
+    Op.SHRINK: _shrink, Op.FLIP: _flip, Op.GATHER: _gather,
+    **dict.fromkeys(SCATTERS, _scatter), Op.SORT: _sort, Op.DISTRIBUTE: _distribute,
     Op.CONST: _const, Op.IOTA: _iota, Op.VARIABLE: _variable,
     Op.CONTIGUOUS: _identity, Op.ASSIGN: _identity, Op.COPY: _identity,
 }  # fmt: skip

@@ -1,7 +1,7 @@
 """`GUARD=1`: indices that lie outside their axis are counted by the program itself.
 
 An index out of range reads 0 or writes nothing, on every device: safe, but mostly a mistake.
-Under GUARD each GATHER and SCATTER_ADD of a program gets one more root, the number of its indices
+Under GUARD each GATHER and SCATTER of a program gets one more root, the number of its indices
 that are out of range; whoever runs the program looks at these numbers when it has ended.
 """
 
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from minigrad.dtype import dtypes
 from minigrad.errors import BoundsError
 from minigrad.graph import build
-from minigrad.graph.node import Node, Op, topological
+from minigrad.graph.node import SCATTERS, Node, Op, topological
 from minigrad.graph.symbolic import Integer
 
 
@@ -42,7 +42,7 @@ def checks(roots: Sequence[Node]) -> list[tuple[Check, Node]]:
     """
     found: dict[Node, Check] = {}
     for node in topological(roots):
-        if node.op in (Op.GATHER, Op.SCATTER_ADD):
+        if node.op is Op.GATHER or node.op in SCATTERS:
             addressed, index = node.src[:2]
             axis: int = node.arg
             length = addressed.shape[axis]

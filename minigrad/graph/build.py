@@ -298,14 +298,19 @@ def scatter_add(base: Node, index: Node, x: Node, axis: int) -> Node:
 
     An index outside 0 … base.shape[axis] − 1 writes nothing. Additions are made in index order.
     """
-    _check_addressed("scatter_add", base, index, axis)
+    return scatter(Op.SCATTER_ADD, base, index, x, axis)
+
+
+def scatter(op: Op, base: Node, index: Node, x: Node, axis: int) -> Node:
+    """As `scatter_add`, for any of `SCATTERS`."""
+    _check_addressed(op.value, base, index, axis)
     if index.shape != x.shape or base.dtype is not x.dtype:
         raise ShapeError(
-            f"scatter_add: index {index.shape} and x {x.shape} must have equal shapes, "
+            f"{op.value}: index {index.shape} and x {x.shape} must have equal shapes, "
             f"base {base.dtype.name} and x {x.dtype.name} equal dtypes"
         )
     src = (base, index, x)
-    return make(Op.SCATTER_ADD, base.dtype, base.shape, src, axis, _device(Op.SCATTER_ADD, src))
+    return make(op, base.dtype, base.shape, src, axis, _device(op, src))
 
 
 def _check_addressed(name: str, x: Node, index: Node, axis: int) -> None:

@@ -16,6 +16,14 @@ from collections.abc import Callable, Sequence
 from minigrad.dtype import dtypes
 from minigrad.errors import DTypeError, GradientError, ShapeError
 from minigrad.graph import build
+from minigrad.graph.addressed import (
+    gather_rule,
+    scatter_add_rule,
+    scatter_max_base_rule,
+    scatter_max_rule,
+    scatter_prod_base_rule,
+    scatter_prod_rule,
+)
 from minigrad.graph.build import elementwise
 from minigrad.graph.node import Node, Op, Shape, topological
 from minigrad.graph.scans import cummax_rule, cumprod_rule, cumsum_rule
@@ -302,15 +310,6 @@ def _shrink(node: Node, g: Node) -> Node:
     return build.pad(g, [(start, sub(extent, stop)) for (start, stop), extent in pairs])
 
 
-def _gather(node: Node, g: Node) -> Node:
-    x, index = node.src
-    return build.scatter_add(_full(x, 0.0), index, g, node.arg)
-
-
-def _scatter_add(node: Node, g: Node) -> Node:
-    return build.gather(g, node.src[1], node.arg)
-
-
 def _same(node: Node, g: Node) -> Node:
     return g
 
@@ -353,8 +352,10 @@ RULES: dict[Op, tuple[Rule | None, ...]] = {
     Op.PAD: (_pad,),
     Op.SHRINK: (_shrink,),
     Op.FLIP: (lambda node, g: build.flip(g, node.arg),),
-    Op.GATHER: (_gather, None),
-    Op.SCATTER_ADD: (_same, None, _scatter_add),
+    Op.GATHER: (gather_rule, None),
+    Op.SCATTER_ADD: (_same, None, scatter_add_rule),
+    Op.SCATTER_MAX: (scatter_max_base_rule, None, scatter_max_rule),
+    Op.SCATTER_PROD: (scatter_prod_base_rule, None, scatter_prod_rule),
     Op.CONTIGUOUS: (_same,),
     Op.COPY: (lambda node, g: build.copy(g, node.src[0].device),),
 }

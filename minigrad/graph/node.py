@@ -94,6 +94,8 @@ class Op(Enum):
     # addressed by data
     GATHER = "gather"  # (axis) out[…i…] = x[…index[…i…]…]; an index out of range reads 0
     SCATTER_ADD = "scatter_add"  # (axis) base, index, x; an index out of range writes nothing
+    SCATTER_MAX = "scatter_max"  # the same with the larger one; NaN wins
+    SCATTER_PROD = "scatter_prod"  # the same with the product
     SORT = "sort"  # (axis) the stable permutation (int32) that sorts unsigned keys, ascending
     DISTRIBUTE = "distribute"  # starts, bin, x: x put bin by bin (see `build.distribute`)
 
@@ -115,6 +117,7 @@ BINARY = COMPARISONS | frozenset({
 ELEMENTWISE = UNARY | BINARY | {Op.WHERE}
 REDUCTIONS = frozenset({Op.SUM, Op.MAX, Op.PROD})
 SCANS = {Op.CUMSUM: Op.SUM, Op.CUMPROD: Op.PROD, Op.CUMMAX: Op.MAX}  # and what each combines by
+SCATTERS = {Op.SCATTER_ADD: Op.SUM, Op.SCATTER_MAX: Op.MAX, Op.SCATTER_PROD: Op.PROD}
 MOVEMENT = frozenset({Op.RESHAPE, Op.PERMUTE, Op.EXPAND, Op.PAD, Op.SHRINK, Op.FLIP})
 
 

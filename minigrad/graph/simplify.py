@@ -14,7 +14,7 @@ from minigrad.dtype import DType, convert
 from minigrad.graph import build
 from minigrad.graph.build import elementwise
 from minigrad.graph.fold import fold
-from minigrad.graph.node import BINARY, REDUCTIONS, UNARY, Node, Op
+from minigrad.graph.node import BINARY, REDUCTIONS, SCATTERS, UNARY, Node, Op
 from minigrad.graph.rewrite import Rule, rewrite
 from minigrad.graph.symbolic import Affine, add, high, low, sub
 
@@ -365,7 +365,7 @@ def gather_constant(node: Node) -> Node | None:
 
 
 def scatter_nothing(node: Node) -> Node | None:
-    """Nothing added is the base."""
+    """Nothing scattered is the base."""
     base, index, _ = node.src
     return base if 0 in index.shape else None
 
@@ -408,7 +408,7 @@ def _table() -> dict[Op, list[Rule]]:
     on(shrink_of_pad, Op.SHRINK)
     on(shrink_of_expand, Op.SHRINK)
     on(gather_constant, Op.GATHER)
-    on(scatter_nothing, Op.SCATTER_ADD)
+    on(scatter_nothing, *SCATTERS)
     return rules
 
 

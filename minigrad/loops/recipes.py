@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from minigrad.graph.node import Op
+from minigrad.graph.node import SCATTERS
 from minigrad.graph.symbolic import (
     Atom,
     Integer,
@@ -247,16 +247,15 @@ def _stage_across(stage: Stage, number: int, row: Axis, width: int) -> list[Stat
 def scatter(kernel: Kernel, target: Target, name: str) -> Nest:
     """base, then one addition after another, in order: deterministic, parallel over the rest."""
     (stage,) = kernel.stages
-    assert stage.initial is not None
+    assert stage.initial is not None and stage.op is not None
     start: tuple[Statement, ...] = (
         Store(stage.array, stage.initial_position, stage.initial),
     )
     for axis in reversed(stage.initial_axes):
         start = (serial_loop(axis, start),)
     old = expr.load(stage.array, stage.position, stage.guard)
-    step: tuple[Statement, ...] = (
-        Store(stage.array, stage.position, combine(Op.SUM, old, stage.body), stage.guard),
-    )
+    new = combine(SCATTERS[stage.op], old, stage.body)
+    step: tuple[Statement, ...] = (Store(stage.array, stage.position, new, stage.guard),)
     for axis in reversed(stage.reduced):
         step = (serial_loop(axis, step),)
     body = (*start, *step)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from minigrad.graph.node import SCANS, Op
+from minigrad.graph.node import SCANS, SCATTERS, Op
 from minigrad.graph.symbolic import flatten, high, low, mul, sub, variables
 from minigrad.schedule import expr
 from minigrad.schedule.contraction import contraction_of
@@ -94,7 +94,7 @@ def group(
 
 
 def _alone(stage: Stage) -> Group:
-    if stage.op is Op.SCATTER_ADD:
+    if stage.op in SCATTERS:
         return Group(stage, frozenset(), "scatter")
     if stage.op is Op.DISTRIBUTE:
         return Group(stage, frozenset(), "distribute")

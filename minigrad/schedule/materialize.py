@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from minigrad.graph.node import ELEMENTWISE, MOVEMENT, REDUCTIONS, SCANS, Node, Op
+from minigrad.graph.node import ELEMENTWISE, MOVEMENT, REDUCTIONS, SCANS, SCATTERS, Node, Op
 from minigrad.graph.symbolic import numel
 from minigrad.schedule.expr import cost
 
@@ -17,7 +17,7 @@ CHEAP = 4  # operations that are always recomputed
 SCRATCH_COST = 6  # operations saved per element that pay for a place in cache
 MEMORY_COST = 24  # operations saved per element that pay for a round trip to memory
 DEEPEST = 400  # nodes in a chain of one body
-_ALWAYS = REDUCTIONS | SCANS.keys() | {Op.SCATTER_ADD, Op.DISTRIBUTE, Op.CONTIGUOUS}
+_ALWAYS = REDUCTIONS | SCANS.keys() | SCATTERS.keys() | {Op.DISTRIBUTE, Op.CONTIGUOUS}
 _LEAVES = _ALWAYS | {Op.BUFFER}
 
 

@@ -7,7 +7,16 @@ from dataclasses import dataclass
 
 from minigrad.graph import build as graph_build
 from minigrad.graph.canonical import Graph
-from minigrad.graph.node import ELEMENTWISE, REDUCTIONS, SCANS, Node, Op, make, topological
+from minigrad.graph.node import (
+    ELEMENTWISE,
+    REDUCTIONS,
+    SCANS,
+    SCATTERS,
+    Node,
+    Op,
+    make,
+    topological,
+)
 from minigrad.graph.simplify import simplify
 from minigrad.graph.symbolic import numel
 from minigrad.schedule import expr
@@ -233,7 +242,7 @@ def _safe_in_place(writer: Group, array: Array, old: Array) -> bool:
     """Whether the kernel that overwrites `old` reads it only at, or before, its own place."""
     place = next(i for i, stage in enumerate(writer.stages) if stage.array == array)
     target = writer.stages[place]
-    if target.op in SCANS or target.op in (Op.SCATTER_ADD, Op.DISTRIBUTE):
+    if target.op in SCANS or target.op in SCATTERS or target.op is Op.DISTRIBUTE:
         return False
     for position, stage in enumerate(writer.stages):
         for load in expr.loads(*stage.exprs()):

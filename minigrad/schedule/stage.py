@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from minigrad.dtype import DType
-from minigrad.graph.node import REDUCTIONS, SCANS, Node, Op, Shape
+from minigrad.graph.node import REDUCTIONS, SCANS, SCATTERS, Node, Op, Shape
 from minigrad.graph.symbolic import (
     Affine,
     Atom,
@@ -42,8 +42,8 @@ class Stage:
     """One kept value.
 
     shape: of the whole value. axes: kept axes (none of length 1). reduced: axes that `op` (SUM,
-    MAX, PROD) runs over. position: row-major place of the element in `array`. A SCATTER_ADD has
-    op SCATTER_ADD, its updates as `body`, a data-dependent `position` valid under `guard`, and the
+    MAX, PROD) runs over. position: row-major place of the element in `array`. A scatter has
+    its own op, its updates as `body`, a data-dependent `position` valid under `guard`, and the
     initial value in `initial`, which runs over the kept and the initial axes. A running reduction
     keeps every index of its `reduced` axis. A DISTRIBUTE has its bins as `position`, and the first
     places of these in `initial`.
@@ -130,7 +130,7 @@ class Stages:
 def build(node: Node, lowering: Lowering) -> Stage:
     """Lower one kept node."""
     array = lowering.arrays[node]
-    if node.op is Op.SCATTER_ADD:
+    if node.op in SCATTERS:
         return _scatter(node, lowering, array)
     if node.op is Op.DISTRIBUTE:
         return _distribute(node, lowering, array)
@@ -209,7 +209,7 @@ def _loop(prefix: str, extent: Integer) -> tuple[Integer, tuple[Axis, ...]]:
 
 
 def _scatter(node: Node, lowering: Lowering, array: Array) -> Stage:
-    """base and updates of a SCATTER_ADD; the updates' axis along which is scattered is reduced."""
+    """base and updates of a scatter; the updates' axis along which is scattered is reduced."""
     base, where, updates = node.src
     axis = node.arg
     outer_shape = tuple(1 if d == axis else extent for d, extent in enumerate(node.shape))
@@ -231,7 +231,7 @@ def _scatter(node: Node, lowering: Lowering, array: Array) -> Stage:
     guard = restrict((), [target, sub(sub(node.shape[axis], 1), target)])
     start = tuple(filled_index[d] if d == axis else kept_index[d] for d in range(node.ndim))
     return Stage(
-        array, node.shape, kept, reduced, Op.SCATTER_ADD, lowering.value(updates, source),
+        array, node.shape, kept, reduced, node.op, lowering.value(updates, source),
         position, guard, lowering.value(base, start), filled,
         flatten(start, node.shape),
     )  # fmt: skip

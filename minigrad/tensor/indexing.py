@@ -9,10 +9,10 @@ from minigrad.dtype import dtypes
 from minigrad.errors import BoundsError, DTypeError, ShapeError
 from minigrad.graph import build
 from minigrad.graph.node import Node, Op, Shape
-from minigrad.graph.symbolic import Affine, Integer, add, high, low, sub
+from minigrad.graph.symbolic import Affine, Integer, add, high, low
 from minigrad.tensor.core import Core
 from minigrad.tensor.hostdata import unpack
-from minigrad.tensor.nodes import axis_of, broadcast_shape, broadcast_to, product, show
+from minigrad.tensor.nodes import broadcast_shape, broadcast_to, product, show
 from minigrad.tensor.random import Random
 from minigrad.tensor.values import Values
 
@@ -71,8 +71,10 @@ class Indexing(Random):
         is where the arrays (and ints) stood if they were side by side, else the front.
         """
         items = self._expanded(key)
-        advanced = [p for p, i in enumerate(items) if i is not None and not isinstance(i, slice)]
+        advanced = [p for p, i in enumerate(items) if _is_advanced(i)]
         together = not advanced or advanced == list(range(advanced[0], advanced[-1] + 1))
+        items = [item for item in items if item is not Ellipsis]
+        advanced = [p for p, i in enumerate(items) if _is_advanced(i)]
         place = advanced[0] if advanced and together else 0
         ranges: list[tuple[Integer, Integer]] = []
         steps: list[int] = []
@@ -112,7 +114,10 @@ class Indexing(Random):
         return (self._view(lambda node: node) if view is self else view), arrays, place
 
     def _expanded(self, key: Any) -> list[Any]:
-        """One item per dimension, plus None for new ones; arrays are tensors of integers."""
+        """One item per dimension, plus None for new ones; arrays are tensors of integers.
+
+        An Ellipsis is left where it stands for no dimension: it still parts what is beside it.
+        """
         items: list[Any] = list(key) if isinstance(key, tuple) else [key]
         items = [self._as_index(item) for item in items]
         used = sum(1 if not isinstance(i, Core) or not i.dtype.is_bool else i.ndim
@@ -125,7 +130,7 @@ class Indexing(Random):
             raise BoundsError("an index with more than one … (Ellipsis)")
         rest = [slice(None)] * (self.ndim - used)
         place = next((p for p, item in enumerate(items) if item is Ellipsis), len(items))
-        items[place : place + 1] = rest
+        items[place : place + 1] = rest or items[place : place + 1]
         result: list[Any] = []
         axis = 0
         for item in items:
@@ -134,7 +139,7 @@ class Indexing(Random):
                 axis += item.ndim
             else:
                 result.append(item)
-                axis += item is not None
+                axis += item is not None and item is not Ellipsis
         return result
 
     def _as_index(self, item: Any) -> Any:
@@ -246,102 +251,12 @@ class Indexing(Random):
         return (wide >= 0).where(taken, self)
 
     def _last_writer(self, places: Self) -> Self:
-        """For each row the largest i with places[i] == row, or −1.
-
-        A tournament over the bits of i, from the highest: where a row has a candidate whose bit is
-        set, the candidates with a clear bit drop out. Needs log₂(number of places) additions.
-        """
-        rows, count = self.shape[0], high(places.shape[0])
-        zeros = build.const(0, dtypes.int32, (rows,), self.device)
+        """For each row the largest i with places[i] == row, or −1."""
+        none = build.const(-1, dtypes.int32, (self.shape[0],), self.device)
         numbers = self.arange(places.shape[0], device=self.device)
+        return self._new(build.scatter(Op.SCATTER_MAX, none, places.node, numbers.node, 0))
 
-        def marked(candidates: Self) -> Self:
-            ones = candidates.cast(dtypes.int32)
-            return self._new(build.scatter_add(zeros, places.node, ones.node, 0)) > 0
-
-        alive = numbers >= 0
-        winner = self._new(zeros)
-        for bit in reversed(range(max(count - 1, 0).bit_length())):
-            has_bit = ((numbers >> bit) & 1).eq(1)
-            taken = marked(alive & has_bit)
-            winner = taken.where(winner + (1 << bit), winner)
-            here = self._new(build.gather(taken.node, places.node, 0))
-            alive = alive & has_bit.eq(here)
-        return marked(numbers >= 0).where(winner, -1)
-
-    # --- gather and scatter -----------------------------------------------------------------------
-
-    def gather(self, dim: int, index: Core) -> Self:
-        """out[…, i, …] = self[…, index[…, i, …], …] along dim (PyTorch's gather).
-
-        index may be smaller than self in other dimensions. An index out of range reads 0.
-        """
-        axis, source, places = self._addressed("gather", dim, index, index.shape)
-        return self._new(build.gather(source.node, places.node, axis))
-
-    def _addressed(
-        self, name: str, dim: int, index: Core, shape: Shape
-    ) -> tuple[int, Self, Self]:
-        """Axis, self cut to the extents of `shape` in other dimensions, and the index."""
-        axis = axis_of(name, dim, self.ndim)
-        if not index.dtype.is_int:
-            raise DTypeError(f"{name}: the index is {index.dtype.name}, expected an integer dtype")
-        fits = len(shape) == self.ndim and all(
-            low(sub(have, want)) >= 0
-            for d, (have, want) in enumerate(zip(self.shape, shape, strict=True))
-            if d != axis
-        )
-        if not fits:
-            raise ShapeError(
-                f"{name} along dimension {axis}: tensor {show(self.shape)}, index {show(shape)}; "
-                "expected as many dimensions, and no larger extents but along that dimension"
-            )
-        ranges = [None if d == axis else (0, e) for d, e in enumerate(shape)]
-        return axis, self.shrink(ranges), self._new(index.raw)._wrapped_for(self, axis)
-
-    def _wrapped_for(self, source: Self, axis: int) -> Self:
-        return source._wrapped(self, axis)
-
-    def scatter_add(self, dim: int, index: Core, src: Core) -> Self:
-        """self with each element of src added at index along dim (PyTorch's scatter_add)."""
-        return self.scatter(dim, index, src, reduce="add")
-
-    def scatter(self, dim: int, index: Core, src: Any, reduce: str | None = None) -> Self:
-        """self with elements of src (or one number) written at index along dim.
-
-        reduce="add" adds them. Without reduce, of equal places the last in row-major order wins.
-        An index out of range writes nothing.
-        """
-        if reduce not in (None, "add", "sum"):
-            raise ValueError(f"scatter(reduce={reduce!r}): expected None or 'add'")
-        axis, part, places = self._addressed("scatter", dim, index, index.shape)
-        values = self._operand(src).cast(self.dtype)
-        if isinstance(src, (bool, int, float)):
-            values = values._broadcast_to(index.shape)
-        values = values.shrink([(0, extent) for extent in index.shape])
-        if reduce:
-            changed = self._new(build.scatter_add(part.node, places.node, values.node, axis))
-        else:
-            changed = part._scatter_last(axis, places, values)
-        amounts = [
-            (0, sub(have, now)) for have, now in zip(self.shape, changed.shape, strict=True)
-        ]
-        inside = build.const(True, dtypes.bool, changed.shape, self.device)
-        mask = self._new(build.pad(inside, amounts))
-        whole = self._new(build.pad(changed.node, amounts))
-        return changed if mask.raw.op is Op.CONST else mask.where(whole, self)
-
-    def _scatter_last(self, axis: int, places: Self, values: Self) -> Self:
-        """Writes along an axis: each line is addressed for itself, by flat positions."""
-        moved, where, given = (x.transpose(axis, -1) for x in (self, places, values))
-        extent = moved.shape[-1]
-        lines = product(moved.shape[:-1])
-        starts = self.arange(lines, device=self.device).unsqueeze(1) * extent
-        flat = where.reshape((lines, -1 if where.numel() != 0 else where.shape[-1]))
-        fits = (flat >= 0) & (flat < extent)
-        cells = fits.where(flat + starts, -1).reshape(-1)
-        new = moved.reshape(-1)._scatter_rows(cells, given.reshape(-1))
-        return new.reshape(moved.shape).transpose(axis, -1)
+    # --- what is made of it ----------------------------------------------------------------------
 
     def take(self, index: Core) -> Self:
         """Elements of the flat tensor."""
@@ -369,6 +284,11 @@ class Indexing(Random):
                 f"{show(weight.shape)}; expected integers and a table (classes, width)"
             )
         return self._new(weight.node)[self]
+
+
+def _is_advanced(item: Any) -> bool:
+    """Whether an item is an array, or an int, which counts as one where arrays are used."""
+    return item is not None and item is not Ellipsis and not isinstance(item, slice)
 
 
 def _is_one(value: Any) -> bool:

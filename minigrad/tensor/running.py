@@ -8,11 +8,11 @@ from minigrad.dtype import DType, dtypes, sum_dtype
 from minigrad.errors import ShapeError
 from minigrad.graph import build, scans
 from minigrad.graph.node import Node, Op
-from minigrad.tensor.indexing import Indexing
 from minigrad.tensor.nodes import axis_of, show
+from minigrad.tensor.scattering import Scattering
 
 
-class Running(Indexing):
+class Running(Scattering):
     """Running reductions along one axis (or PyTorch's `dim`)."""
 
     __slots__ = ()

@@ -95,7 +95,9 @@ def with_choices(plans: Plans, choices: Sequence[Mapping[str, Any]]) -> Plans:
     chosen = st.tuples(plans.random, st.sampled_from(list(choices)))
     return Plans(
         edges,
-        chosen.map(lambda two: Plan(two[0].shapes, {**two[0].parameters, **two[1]})),
+        chosen.map(
+            lambda two: Plan(two[0].shapes, {**two[0].parameters, **two[1]}, two[0].domains)
+        ),
     )
 
 

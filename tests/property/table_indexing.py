@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 
 from .inputs import ALL, FLOATS, NUMBERS
 from .layouts import Shape
+from .mixed_keys import accepted, mixed, of
 from .operation import SUMMED, Operation
-from .plans import Plan, Plans, drawn, fixed, shapes
+from .plans import Plan, Plans, drawn, fixed, shapes, with_choices
 from .table_unary import method
 
 Parameters = dict[str, Any]
@@ -87,6 +88,27 @@ def _integer_plans() -> Plans:
     return Plans(tuple(edges), st.sampled_from(edges))
 
 
+_I, _J = np.array([[2, 0], [-1, 1]], np.int32), np.array([-2, 1], np.int32)
+_MASK = np.array([[True, False, True], [False, False, True]])
+_MIXED: list[tuple[Shape, tuple[Any, ...]]] = [
+    ((3, 4), (_I, _J)),
+    ((3, 4, 2), (_I, slice(None, None, -2), 1)),
+    ((5, 3, 4), (slice(1, None, 3), _I, Ellipsis, _J)),  # the … is empty, yet it parts them
+    ((2, 3, 4), (_MASK, _J[:, None])),
+    ((4, 2, 3), (slice(None, 2), _MASK)),
+    ((2, 3, 5), (_MASK, Ellipsis, None, slice(3, None, -1))),
+]
+
+
+def _mixed_plans(write: bool) -> Plans:
+    def plan(given: tuple[Shape, tuple[Any, ...]]) -> Plan:
+        shape, key = given
+        value = (np.empty(shape)[key].shape,) if write else ()
+        return Plan((shape, *value), {"key": key})
+
+    return Plans(tuple(map(plan, _MIXED)), mixed().filter(accepted).map(plan))
+
+
 _EXACT: dict[str, Any] = {"dtypes": ALL, "domains": ("wide",), "gradient_domains": None,
                           "differentiable": True}  # fmt: skip
 READS = [
@@ -97,6 +119,9 @@ READS = [
                 **{**_EXACT, "gradient_domains": ("any",), "dtypes": ("float32", "int64", "bool"),
                    "tolerance": SUMMED})
       for name in TEMPLATES),
+    Operation("x[mixed]", lambda x, key: x[of(x, key)], lambda x, key: x[key], _mixed_plans(False),
+              methods=("__getitem__",), tolerance=SUMMED, layouts=False,
+              **{**_EXACT, "gradient_domains": ("any",), "dtypes": ("float32", "int64", "bool")}),
     Operation("x[mask]", lambda x, m: x[m], lambda x, m: x[m],
               fixed(Plan(((9,), (9,)), {}, ("wide", "mask")),
                     Plan(((5, 7), (5, 7)), {}, ("wide", "mask")),
@@ -146,12 +171,33 @@ def _add_along(x: Any, index: Any, values: Any, axis: int) -> Any:
     return result
 
 
-def _scatter_plans() -> Plans:
+def _scatter_reduce(reduce: str) -> Callable[..., Any]:
+    return lambda x, i, v, axis, **more: x.scatter_reduce(axis, i, v, reduce, **more)
+
+
+def _reduce_along(
+    reduce: str, x: Any, index: Any, values: Any, axis: int, include_self: bool = True
+) -> Any:
+    """All values of one place, and the old one where that counts, combined at once."""
+    given: dict[tuple[int, ...], list[Any]] = {}
+    for place in np.ndindex(index.shape):
+        target = list(place)
+        target[axis] = int(index[place])
+        given.setdefault(tuple(target), []).append(values[place])
+    combine = {"sum": np.sum, "prod": np.prod, "mean": np.mean, "amax": np.max, "amin": np.min}
+    result = x.copy()
+    for place, found in given.items():
+        total = combine[reduce](([x[place]] if include_self else []) + found)
+        result[place] = np.floor(total) if result.dtype.kind in "iu" else total
+    return result
+
+
+def _scatter_plans(values: str = "any") -> Plans:
     rows: list[tuple[Shape, Shape, int]] = [
         ((9,), (5,), 0), ((5, 7), (3, 7), 0), ((4, 17), (4, 5), 1), ((3,), (33,), 0),
     ]  # fmt: skip
     return fixed(*(
-        Plan((x, index, index), {"axis": axis}, ("any", f"index:{x[axis]}", "any"))
+        Plan((x, index, index), {"axis": axis}, (values, f"index:{x[axis]}", values))
         for x, index, axis in rows
     ))  # fmt: skip
 
@@ -183,6 +229,16 @@ ADDRESSED = [
     Operation("scatter_add", lambda x, i, v, axis: x.scatter_add(axis, i, v),
               _add_along, _scatter_plans(),
               tolerance=SUMMED, **_SCATTER),
+    Operation("scatter with multiply", lambda x, i, v, axis: x.scatter(axis, i, v,
+              reduce="multiply"), lambda *a, **k: _reduce_along("prod", *a, **k),
+              _scatter_plans("near_one"), methods=("scatter",), tolerance=SUMMED,
+              **{**_SCATTER, "differentiable": False}),
+    *(Operation(f"scatter_reduce {reduce}", _scatter_reduce(reduce),
+                lambda *a, _reduce=reduce, **k: _reduce_along(_reduce, *a, **k),
+                with_choices(_scatter_plans("near_one" if reduce == "prod" else "distinct"),
+                             [{}, {"include_self": False}]),
+                methods=("scatter_reduce",), tolerance=SUMMED, **{**_SCATTER, "twice": True})
+      for reduce in ("sum", "prod", "mean", "amax", "amin")),
     Operation("scatter with add", lambda x, i, v, axis: x.scatter(axis, i, v, reduce="add"),
               _add_along, _scatter_plans(),
               methods=("scatter",), tolerance=SUMMED, **{**_SCATTER, "differentiable": False}),
@@ -217,6 +273,8 @@ WRITES = [
               x, key, y), _VALUES, **_WRITES),
     Operation("x[basic] += y", lambda x, y, key: _add_in_place(x, key, y), lambda x, y, key:
               _add_in_place(x, key, y), _VALUES, **{**_WRITES, "dtypes": NUMBERS}),
+    Operation("x[mixed] = y", lambda x, y, key: _write(x, of(x, key), y),
+              lambda x, y, key: _write(x, key, y), _mixed_plans(True), layouts=False, **_WRITES),
     Operation("x[i] = y", lambda x, i, y: _write(x, i, y), lambda x, i, y: _write(x, i, y),
               fixed(Plan(((9,), (1,), (1,)), {}, ("wide", "signed_index:9", "wide")),
                     Plan(((5, 17), (), (17,)), {}, ("wide", "signed_index:5", "wide"))),

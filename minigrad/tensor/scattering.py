@@ -1,0 +1,151 @@
+"""Reading and writing along one axis at positions given by data: gather, and scatters."""
+
+from __future__ import annotations
+
+from typing import Any, Self
+
+from minigrad.dtype import dtypes
+from minigrad.errors import DTypeError, ShapeError
+from minigrad.graph import build, scans
+from minigrad.graph.node import Op, Shape
+from minigrad.graph.symbolic import low, sub
+from minigrad.tensor.core import Core
+from minigrad.tensor.indexing import Indexing
+from minigrad.tensor.nodes import axis_of, show
+
+REDUCTIONS = ("sum", "prod", "mean", "amax", "amin")
+
+
+class Scattering(Indexing):
+    """`gather`, `scatter` and their kin; index and values are tensors of as many dimensions."""
+
+    __slots__ = ()
+
+    def gather(self, dim: int, index: Core) -> Self:
+        """out[…, i, …] = self[…, index[…, i, …], …] along dim (PyTorch's gather).
+
+        index may be smaller than self in other dimensions. An index out of range reads 0.
+        """
+        axis, source, places = self._addressed("gather", dim, index, index.shape)
+        return self._new(build.gather(source.node, places.node, axis))
+
+    def _addressed(
+        self, name: str, dim: int, index: Core, shape: Shape
+    ) -> tuple[int, Self, Self]:
+        """Axis, self cut to the extents of `shape` in other dimensions, and the index."""
+        axis = axis_of(name, dim, self.ndim)
+        if not index.dtype.is_int:
+            raise DTypeError(f"{name}: the index is {index.dtype.name}, expected an integer dtype")
+        fits = len(shape) == self.ndim and all(
+            low(sub(have, want)) >= 0
+            for d, (have, want) in enumerate(zip(self.shape, shape, strict=True))
+            if d != axis
+        )
+        if not fits:
+            raise ShapeError(
+                f"{name} along dimension {axis}: tensor {show(self.shape)}, index {show(shape)}; "
+                "expected as many dimensions, and no larger extents but along that dimension"
+            )
+        ranges = [None if d == axis else (0, e) for d, e in enumerate(shape)]
+        return axis, self.shrink(ranges), self._new(index.raw)._wrapped_for(self, axis)
+
+    def _wrapped_for(self, source: Self, axis: int) -> Self:
+        return source._wrapped(self, axis)
+
+    def scatter_add(self, dim: int, index: Core, src: Core) -> Self:
+        """self with each element of src added at index along dim (PyTorch's scatter_add)."""
+        return self.scatter(dim, index, src, reduce="add")
+
+    def scatter(self, dim: int, index: Core, src: Any, reduce: str | None = None) -> Self:
+        """self with elements of src (or one number) written at index along dim.
+
+        reduce="add" adds them, "multiply" multiplies by them. Without reduce, of equal places the
+        last along dim wins. An index out of range writes nothing.
+        """
+        if reduce not in (None, "add", "multiply"):
+            raise ValueError(f"scatter(reduce={reduce!r}): expected None, 'add' or 'multiply'")
+        axis, part, places, values = self._updates("scatter", dim, index, src)
+        if reduce is not None:
+            op = Op.SCATTER_ADD if reduce == "add" else Op.SCATTER_PROD
+            return self._with_part(part._scattered(op, places, values, axis))
+        if 0 in index.shape:
+            return self
+        none = build.const(-1, dtypes.int32, part.shape, self.device)
+        numbers = scans.along(places.node, axis)
+        last = self._new(build.scatter(Op.SCATTER_MAX, none, places.node, numbers, axis))
+        taken = values._new(build.gather(values.node, last.maximum(0).node, axis))
+        return self._with_part((last >= 0).where(taken, part))
+
+    def scatter_reduce(
+        self, dim: int, index: Core, src: Core, reduce: str, *, include_self: bool = True
+    ) -> Self:  # fmt: skip
+        """self with the elements of src at each place of dim combined (PyTorch's scatter_reduce).
+
+        reduce: "sum", "prod", "mean" (of integers rounded down), "amax" or "amin".
+        include_self=False leaves out the old value of a place that is written to. Elements that
+        are the extreme share the gradient. An index out of range writes nothing.
+        """
+        if reduce not in REDUCTIONS:
+            raise ValueError(
+                f"scatter_reduce(reduce={reduce!r}): expected one of {', '.join(REDUCTIONS)}"
+            )
+        axis, part, places, values = self._updates("scatter_reduce", dim, index, src)
+        ones = self._new(build.const(1, dtypes.int32, index.shape, self.device))
+        zeros = self._new(build.const(0, dtypes.int32, part.shape, self.device))
+        count = zeros._scattered(Op.SCATTER_ADD, places, ones, axis)
+        mirrored = reduce == "amin"
+        op = {"prod": Op.SCATTER_PROD, "amax": Op.SCATTER_MAX, "amin": Op.SCATTER_MAX}.get(
+            reduce, Op.SCATTER_ADD
+        )
+        base = part
+        if not include_self:
+            empty = (
+                self.dtype.maximum if mirrored else self.dtype.minimum if reduce == "amax"
+                else 1 if reduce == "prod" else 0
+            )  # fmt: skip
+            base = (count > 0).where(self._new(build.const(empty, self.dtype, (), self.device)),
+                                     part)  # fmt: skip
+        if mirrored:
+            base, values = base._mirrored(), values._mirrored()
+        changed = base._scattered(op, places, values, axis)
+        if mirrored:
+            changed = changed._mirrored()
+        if reduce == "mean":
+            terms = (count + int(include_self)).maximum(1).cast(self.dtype)
+            changed = changed / terms if self.dtype.is_float else changed // terms
+        return self._with_part(changed)
+
+    def _updates(
+        self, name: str, dim: int, index: Core, src: Any
+    ) -> tuple[int, Self, Self, Self]:
+        """Axis, the part of self that is written to, the places, and what goes there."""
+        axis, part, places = self._addressed(name, dim, index, index.shape)
+        values = self._operand(src).cast(self.dtype)
+        if isinstance(src, (bool, int, float)):
+            return axis, part, places, values._broadcast_to(index.shape)
+        if values.ndim != index.ndim or any(
+            low(sub(have, want)) < 0 for have, want in zip(values.shape, index.shape, strict=True)
+        ):
+            raise ShapeError(
+                f"{name}: index {show(index.shape)} and src {show(values.shape)}; expected a src "
+                "of as many dimensions with at least these extents"
+            )
+        return axis, part, places, values.shrink([(0, extent) for extent in index.shape])
+
+    def _scattered(self, op: Op, places: Self, values: Self, axis: int) -> Self:
+        """One of `SCATTERS`; half floats are combined in float32."""
+        half = self.dtype.is_float and self.dtype.itemsize < 4
+        base, given = (self.float(), values.float()) if half else (self, values)
+        result = self._new(build.scatter(op, base.node, places.node, given.node, axis))
+        return result.cast(self.dtype)
+
+    def _with_part(self, changed: Self) -> Self:
+        """self with the part that starts at its first element replaced."""
+        if changed.shape == self.shape:
+            return changed
+        amounts = [
+            (0, sub(have, now)) for have, now in zip(self.shape, changed.shape, strict=True)
+        ]
+        inside = build.const(True, dtypes.bool, changed.shape, self.device)
+        whole = self._new(build.pad(changed.node, amounts))
+        return self._new(build.pad(inside, amounts)).where(whole, self)
