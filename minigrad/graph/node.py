@@ -85,6 +85,7 @@ class Op(Enum):
     PAD = "pad"  # ((before, after), …) with zeros
     SHRINK = "shrink"  # ((start, stop), …)
     FLIP = "flip"  # (axes)
+    WINDOW = "window"  # ((axis, size, step, dilation), …) the axis counts windows, new last ones
 
     # addressed by data
     GATHER = "gather"  # (axis) out[…i…] = x[…index[…i…]…]; an index out of range reads 0
@@ -107,7 +108,9 @@ BINARY = COMPARISONS | frozenset({
 })  # fmt: skip
 ELEMENTWISE = UNARY | BINARY | {Op.WHERE}
 REDUCTIONS = frozenset({Op.SUM, Op.MAX, Op.PROD})
-MOVEMENT = frozenset({Op.RESHAPE, Op.PERMUTE, Op.EXPAND, Op.PAD, Op.SHRINK, Op.FLIP})
+MOVEMENT = frozenset({
+    Op.RESHAPE, Op.PERMUTE, Op.EXPAND, Op.PAD, Op.SHRINK, Op.FLIP, Op.WINDOW,
+})  # fmt: skip
 
 
 class Node:
