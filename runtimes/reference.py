@@ -246,6 +246,17 @@ def _places(index: Array, axis: int, extent: int) -> tuple[Array, tuple[Array, .
     return valid, tuple(places)
 
 
+def _window(node: Node, src: Sequence[Array], frame: Frame) -> Array:
+    x = src[0]
+    for axis, size, step, dilation in node.arg:
+        reach = dilation * (size - 1) + 1
+        windows = np.lib.stride_tricks.sliding_window_view(x, reach, axis)
+        places = [slice(None)] * windows.ndim
+        places[axis], places[-1] = slice(None, None, step), slice(None, None, dilation)
+        x = windows[tuple(places)]
+    return x
+
+
 def _gather(node: Node, src: Sequence[Array], frame: Frame) -> Array:
     x, index = src
     valid, places = _places(index, node.arg, x.shape[node.arg])
@@ -308,7 +319,7 @@ MEANING: dict[Op, Meaning] = {
     **dict.fromkeys(ELEMENTWISE, _elementwise), Op.CAST: _cast, Op.BITCAST: _bitcast,
     **dict.fromkeys(REDUCTIONS, _reduce), **dict.fromkeys(SCANS, _scan),
     Op.RESHAPE: _reshape, Op.PERMUTE: _permute, Op.EXPAND: _expand, Op.PAD: _pad,
-    Op.SHRINK: _shrink, Op.FLIP: _flip, Op.GATHER: _gather,
+    Op.SHRINK: _shrink, Op.FLIP: _flip, Op.WINDOW: _window, Op.GATHER: _gather,
     **dict.fromkeys(SCATTERS, _scatter), Op.SORT: _sort, Op.DISTRIBUTE: _distribute,
     Op.CONST: _const, Op.IOTA: _iota, Op.VARIABLE: _variable,
     Op.CONTIGUOUS: _identity, Op.ASSIGN: _identity, Op.COPY: _identity,

@@ -28,6 +28,7 @@ from minigrad.graph.build import elementwise
 from minigrad.graph.node import Node, Op, Shape, topological
 from minigrad.graph.scans import cummax_rule, cumprod_rule, cumsum_rule
 from minigrad.graph.symbolic import Integer, high, sub
+from minigrad.graph.windows import cropped, overlap_add
 
 Rule = Callable[[Node, Node], Node]  # (node, gradient of the node) → gradient of one source
 
@@ -302,7 +303,7 @@ def _expand(node: Node, g: Node) -> Node:
 
 def _pad(node: Node, g: Node) -> Node:
     pairs = zip(node.arg, node.src[0].shape, strict=True)
-    return build.shrink(g, [(before, before + extent) for (before, _), extent in pairs])
+    return cropped(g, [(before, before + extent) for (before, _), extent in pairs])
 
 
 def _shrink(node: Node, g: Node) -> Node:
@@ -352,6 +353,7 @@ RULES: dict[Op, tuple[Rule | None, ...]] = {
     Op.PAD: (_pad,),
     Op.SHRINK: (_shrink,),
     Op.FLIP: (lambda node, g: build.flip(g, node.arg),),
+    Op.WINDOW: (lambda node, g: overlap_add(g, node.arg, node.src[0].shape),),
     Op.GATHER: (gather_rule, None),
     Op.SCATTER_ADD: (_same, None, scatter_add_rule),
     Op.SCATTER_MAX: (scatter_max_base_rule, None, scatter_max_rule),

@@ -90,6 +90,7 @@ class Op(Enum):
     PAD = "pad"  # ((before, after), …) with zeros
     SHRINK = "shrink"  # ((start, stop), …)
     FLIP = "flip"  # (axes)
+    WINDOW = "window"  # ((axis, size, step, dilation), …) the axis counts windows, new last ones
 
     # addressed by data
     GATHER = "gather"  # (axis) out[…i…] = x[…index[…i…]…]; an index out of range reads 0
@@ -118,7 +119,9 @@ ELEMENTWISE = UNARY | BINARY | {Op.WHERE}
 REDUCTIONS = frozenset({Op.SUM, Op.MAX, Op.PROD})
 SCANS = {Op.CUMSUM: Op.SUM, Op.CUMPROD: Op.PROD, Op.CUMMAX: Op.MAX}  # and what each combines by
 SCATTERS = {Op.SCATTER_ADD: Op.SUM, Op.SCATTER_MAX: Op.MAX, Op.SCATTER_PROD: Op.PROD}
-MOVEMENT = frozenset({Op.RESHAPE, Op.PERMUTE, Op.EXPAND, Op.PAD, Op.SHRINK, Op.FLIP})
+MOVEMENT = frozenset({
+    Op.RESHAPE, Op.PERMUTE, Op.EXPAND, Op.PAD, Op.SHRINK, Op.FLIP, Op.WINDOW,
+})  # fmt: skip
 
 
 class Node:

@@ -47,6 +47,7 @@ from minigrad.schedule.stage import Axis, Stage, identity, index_of, make_axis
 
 ENOUGH_TASKS = 16  # parallel iterations that divide well among a few threads
 LEAST_CHUNK = 96  # rows over which the packing of a panel pays
+ENOUGH_ROWS = 384  # rows over which it is hardly noticed
 FAR_BYTES = 1 << 19  # a panel whose rows span more memory than this is packed
 
 
@@ -76,10 +77,16 @@ def contraction(kernel: Kernel, target: Target, name: str) -> Nest:
     packed = needs_packing(problem, width, chunk) and width > 1
     body: list[Statement] = []
     right = parts.right
+    blocks: list[Axis] = []  # rows of several axes that one packed panel serves
     if packed:
         pack, right = pack_panel(problem, width)
         body.append(pack)
-    body.extend(tiles(problem, right, height, chunk, chunks, width))
+        blocks = rows_of_panel(parts.m, chunk, tasks)
+        outer = [axis for axis in outer if axis not in blocks]
+    work = tuple(tiles(problem, right, height, chunk, chunks, width))
+    for axis in reversed(blocks):
+        work = (serial_loop(axis, work),)
+    body.extend(work)
     start = mul(index_of(panels.variable), width)
     inner: tuple[Statement, ...] = (
         lanes_loop(column, width, tuple(body), start, (add(start, width), column.extent), LANE),
@@ -158,6 +165,20 @@ def chunk_rows(rows: int, height: int, tasks: int) -> int:
     return -(-chunk // height) * height
 
 
+def rows_of_panel(m: tuple[Axis, ...], chunk: int, tasks: int) -> list[Axis]:
+    """The axes of rows before the last one, over which a task loops to make its packing pay."""
+    found: list[Axis] = []
+    for axis in reversed(m[:-1]):
+        if not isinstance(axis.extent, int) or axis.extent == 0 or chunk >= ENOUGH_ROWS:
+            break
+        if tasks // axis.extent < ENOUGH_TASKS:
+            break
+        found.insert(0, axis)
+        chunk *= axis.extent
+        tasks //= axis.extent
+    return found
+
+
 def needs_packing(problem: Problem, width: int, chunk: int) -> bool:
     """Whether vectors of the right operand's rows must be gathered once, not for every tile."""
     right = problem.parts.right
@@ -182,9 +203,15 @@ def pack_panel(problem: Problem, width: int) -> tuple[Statement, Expr]:
     k = flatten([index_of(axis.variable) for axis in problem.parts.k], depth)
     place = add(mul(k, width), index_of(LANE))
     copy: Statement = Store(panel, place, problem.parts.right)
-    for axis in reversed(problem.parts.k):
-        copy = serial_loop(axis, (copy,))
+    for axis in sorted(problem.parts.k, key=lambda axis: _stride(problem.parts.right, axis)):
+        copy = serial_loop(axis, (copy,))  # neighbours in memory one after the other
     return copy, expr.load(panel, place)
+
+
+def _stride(right: Expr, axis: Axis) -> int:
+    """How far apart in memory neighbours along an axis are; unknown counts as far."""
+    strides = [coefficient(load.payload[1], axis.variable) for load in expr.loads(right)]
+    return max((abs(s) if s is not None else 1 << 62 for s in strides), default=0)
 
 
 def tiles(

@@ -121,7 +121,8 @@ class VectorLanguage:
         if e.op is Op.CAST:
             return self._cast(args[0], source, e.dtype)
         if e.op is Op.BITCAST:
-            if 2 in (source.itemsize if source.is_float else 0, e.dtype.itemsize) or e.dtype.is_bool:
+            halves = any(d.is_float and d.itemsize == 2 for d in (source, e.dtype))
+            if halves or e.dtype.is_bool:
                 return None
             return f"as_{self.type_of(e.dtype)}({bare(args[0])})"
         if e.op in COMPARISONS:
@@ -140,7 +141,9 @@ class VectorLanguage:
         kind = register_type(dtype)
         wide = {"double": "long", "ulong": "long", "long": "long", "short": "short",
                 "ushort": "short", "char": "char", "uchar": "char"}.get(kind)  # fmt: skip
-        return text if wide is None or dtype.is_bool else f"convert_{wide}{self.width}({bare(text)})"
+        if wide is None or dtype.is_bool:
+            return text
+        return f"convert_{wide}{self.width}({bare(text)})"
 
     def _select(self, mask: str, chosen: str, other: str, dtype: DType) -> str:
         return f"select({bare(other)}, {bare(chosen)}, {bare(self._mask(mask, dtype))})"
@@ -173,7 +176,8 @@ class VectorLanguage:
             self.scalar.functions[name] = (
                 f"int{self.width} {name}({real} x) {{  // towards zero; saturates, NaN gives 0\n"
                 f"    int{self.width} inside = {test(f'(x > {low}) & (x < {high})')};\n"
-                f"    int{self.width} above = {test(f'x >= {high}')}, below = {test(f'x <= {low}')};\n"
+                f"    int{self.width} above = {test(f'x >= {high}')};\n"
+                f"    int{self.width} below = {test(f'x <= {low}')};\n"
                 f"    {real} safe = select(({real})(0), x, {self._mask('inside', source)});\n"
                 f"    int{self.width} whole = convert_int{self.width}_rtz(safe);\n"
                 f"    return whole | (above & 0x7fffffff) | (below & (-0x7fffffff - 1));\n"

@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import Self
 
 from minigrad.errors import DTypeError, ShapeError
-from minigrad.tensor.contraction import Contraction
 from minigrad.tensor.core import Core
 from minigrad.tensor.nodes import Scalar, show
+from minigrad.tensor.resize import Resize
 
 
-class Loss(Contraction):
+class Loss(Resize):
     """Losses; reduction is "mean", "sum" or "none"."""
 
     __slots__ = ()

@@ -9,13 +9,13 @@ from minigrad.dtype import DType, dtypes, sum_dtype
 from minigrad.errors import ShapeError
 from minigrad.graph import build
 from minigrad.graph.node import Node, Op
-from minigrad.tensor.movement import Movement
 from minigrad.tensor.nodes import Scalar, axes_of, axis_of, count_node, show
+from minigrad.tensor.rearrange import Rearrange
 
 Axes = int | Sequence[int] | None
 
 
-class Reduce(Movement):
+class Reduce(Rearrange):
     """Reductions. `axis` (or PyTorch's `dim`): one, several, or None for all dimensions."""
 
     __slots__ = ()

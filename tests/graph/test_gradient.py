@@ -196,6 +196,7 @@ MOVEMENT_CASES = {
     Op.PAD: lambda x: build.pad(x, ((1, 2), (0, 3))),
     Op.SHRINK: lambda x: build.shrink(x, ((1, 3), (0, 2))),
     Op.FLIP: lambda x: build.flip(x, (1,)),
+    Op.WINDOW: lambda x: build.window(x, ((0, 2, 1, 1), (1, 2, 2, 1))),
 }
 
 

@@ -447,7 +447,7 @@ def test_random_graphs_keep_every_bit(dtype, data):
     assert simplify(simple) == simple
 
 
-MOVES = ["permute", "pad", "shrink", "flip", "expand", "reduce", "ones"]
+MOVES = ["permute", "pad", "shrink", "flip", "expand", "reduce", "ones", "window"]
 
 
 @st.composite
@@ -467,6 +467,11 @@ def movements(draw):
             node = build.shrink(node, list(zip(starts, stops, strict=True)))
         elif kind == "flip":
             node = build.flip(node, [draw(st.integers(0, node.ndim - 1))])
+        elif kind == "window":
+            axis = draw(st.integers(0, node.ndim - 1))
+            size, dilation = draw(st.integers(1, 2)), draw(st.integers(1, 2))
+            if node.shape[axis] > dilation * (size - 1) and node.ndim < 6:
+                node = build.window(node, ((axis, size, draw(st.integers(1, 2)), dilation),))
         elif kind == "expand":
             shape = tuple(draw(st.integers(0, 3)) if e == 1 else e for e in node.shape)
             node = build.expand(node, shape)

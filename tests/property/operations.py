@@ -16,9 +16,11 @@ from .table_indexing import INDEXING
 from .table_movement import MOVEMENT
 from .table_reduce import REDUCE
 from .table_unary import UNARY
+from .table_windows import WINDOWS
 
 ROWS: tuple[Operation, ...] = (
-    *UNARY, *BINARY, *REDUCE, *MOVEMENT, *INDEXING, *CONTRACTION, *CREATION,
+    *UNARY, *BINARY, *REDUCE, *MOVEMENT, *INDEXING, *CONTRACTION, *WINDOWS,
+    *CREATION,
 )  # fmt: skip
 
 

@@ -24,7 +24,7 @@ NOT_OPERATORS = {
 }  # fmt: skip
 # Rows of the table that wait for Tensor to have their method.
 EXPECTED_TO_WAIT = {
-    "acos", "asin", "atan", "rearrange",
+    "acos", "asin", "atan",
 }  # fmt: skip
 
 
