@@ -21,7 +21,10 @@ from minigrad.schedule.expr import Array, Leaf
 from minigrad.schedule.schedule import Kernel
 from minigrad.schedule.show import label
 
-CHUNK_OPERATIONS = 40_000  # vector operations that make a chunk worth handing to another thread
+# What makes a chunk worth handing to another thread: some ten times what a launch costs, whether
+# it is computing that takes so long (vector operations) or memory (bytes).
+CHUNK_OPERATIONS = 40_000
+CHUNK_BYTES = 192 << 10
 MOST_CHUNKS = 64
 _ALIGNMENT = 64
 
@@ -46,19 +49,22 @@ def finish(name: str, kernel: Kernel, loop: Loop, target: Target) -> Nest:
     traffic = sum(array.size * array.dtype.itemsize for array in arrays)
     return Nest(
         name, loop, tuple(arrays), tuple(sorted(symbols)), tuple(places), offset,
-        grain_of(loop, stop, operations, target), operations, traffic,
+        grain_of(loop, stop, operations, traffic, target), operations, traffic,
         label(kernel),
     )  # fmt: skip
 
 
-def grain_of(loop: Loop, total: int, operations: int, target: Target) -> int:
+def grain_of(loop: Loop, total: int, operations: int, traffic: int, target: Target) -> int:
     """Iterations per chunk: enough work to share, few enough chunks, whole vectors.
+
+    operations, traffic (bytes): of the whole kernel.
 
     Depends on the kernel only, never on the number of threads: so do the results.
     """
     step = loop.step if loop.kind == "lanes" else 1
     vectors = operations / max(target.vector_bytes // 4, 1)
-    chunks = int(min(max(vectors // CHUNK_OPERATIONS, 1), MOST_CHUNKS))
+    worth = max(vectors // CHUNK_OPERATIONS, traffic // CHUNK_BYTES, 1)
+    chunks = int(min(worth, MOST_CHUNKS))
     grain = -(-total // chunks)
     return max(-(-grain // step) * step, 1)
 

@@ -15,8 +15,9 @@ from minigrad.schedule.expr import cost
 
 CHEAP = 4  # operations that are always recomputed
 SCRATCH_COST = 6  # operations saved per element that pay for a place in cache
-MEMORY_COST = 24  # operations saved per element that pay for a round trip to memory
+MEMORY_COST = 40  # operations saved per element that pay for a round trip to memory
 DEEPEST = 400  # nodes in a chain of one body
+MOST_USES = 8  # different readers of one value that are told apart
 _ALWAYS = REDUCTIONS | SCANS.keys() | SCATTERS.keys() | {Op.DISTRIBUTE, Op.CONTIGUOUS}
 _LEAVES = _ALWAYS | {Op.BUFFER}
 
@@ -39,18 +40,21 @@ def choose(
     below, leaves, depth = _measure(order)
     kept = set(roots)
     recomputable: dict[Node, int] = {}
-    evaluations: dict[Node, int] = dict.fromkeys(order, 0)
+    # Evaluations by the last kept value or movement on the way to a reader: readers behind the
+    # same one ask for the same elements at the same time, and share what was computed.
+    uses: dict[Node, dict[Node, int]] = {node: {} for node in order}
     for node in reversed(order):
         if node.op is Op.BUFFER:
             kept.discard(node) if node not in roots else None
             continue
+        evaluations = sum(uses[node].values())
         if node.op in _ALWAYS or depth[node] >= DEEPEST and depth[node] % DEEPEST == 0:
             kept.add(node)
         elif not fuse and node.op not in MOVEMENT and node.src:
             kept.add(node)
         elif node not in kept and (node.op in ELEMENTWISE or node.op is Op.GATHER):
             size = numel(node.shape)
-            extra = evaluations[node] - size
+            extra = evaluations - size
             if extra > 0 and leaves[node] > 1 and 2 * extra >= size and node.op in ELEMENTWISE:
                 kept.add(node)
             elif below[node] > CHEAP and extra * below[node] > SCRATCH_COST * size:
@@ -59,11 +63,15 @@ def choose(
                     recomputable[node] = below[node]
         if node in kept:
             inner = node.src[0] if node.op in REDUCTIONS else node
-            count = numel(inner.shape)
+            passed = {node: numel(inner.shape)}
+        elif node.op in MOVEMENT:
+            passed = {node: evaluations}
         else:
-            count = evaluations[node]
+            passed = uses[node] if len(uses[node]) <= MOST_USES else {node: evaluations}
         for source in node.src:
-            evaluations[source] += count
+            uses[source].update(passed)
+        if node.op is Op.GATHER:  # what it selects from is asked for other elements
+            uses[node.src[0]].update({node: evaluations})
         if node.op is Op.SUM:
             for operand in contraction_operands(node):
                 base = _below_movement(operand)
