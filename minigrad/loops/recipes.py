@@ -6,6 +6,7 @@
     scan          running reductions, parallel over what is kept (see scans.py)
     distribute    one pass of a sort (see scans.py)
     contraction   register tiles (see contraction.py)
+    thin          a matrix times a vector, or a few (see thin.py)
 """
 
 from __future__ import annotations
@@ -47,6 +48,7 @@ from minigrad.loops.finish import finish
 from minigrad.loops.nest import Fold, Loop, Nest, Set, Statement, Store, Stores
 from minigrad.loops.scans import distribute, scan
 from minigrad.loops.target import Target
+from minigrad.loops.thin import thin
 from minigrad.schedule import expr
 from minigrad.schedule.expr import Array, Expr, Local
 from minigrad.schedule.fuse import runs_along_rows
@@ -58,6 +60,10 @@ BLOCK = 4096  # elements of a long vector loop that one parallel iteration takes
 
 def lower(kernel: Kernel, target: Target, name: str = "kernel") -> Nest:
     """The loop nest of a kernel."""
+    if kernel.kind in ("contraction", "rows"):
+        nest = thin(kernel, target, name)
+        if nest is not None:
+            return nest
     if kernel.kind == "contraction":
         return contraction(kernel, target, name)
     if kernel.kind == "scatter":
