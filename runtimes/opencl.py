@@ -21,7 +21,9 @@ from minigrad.loops.nest import Nest
 from minigrad.loops.recipes import lower
 from minigrad.loops.target import Target
 from minigrad.program import GlobalCounters
-from minigrad.render.opencl import Source, render
+from minigrad.render import opencl as opencl_source
+from minigrad.render import opencl_lanes
+from minigrad.render.opencl import Source
 from minigrad.runtimes import opencl_report
 from minigrad.runtimes.opencl_devices import (
     check_linker,
@@ -35,8 +37,8 @@ from minigrad.schedule.expr import Array
 from minigrad.schedule.schedule import Schedule, schedule
 from minigrad.settings import flag
 
-GROUP = {"cpu": 64, "gpu": 128}  # work-items of a group, where the kernel has enough of them
-GROUPS_PER_UNIT = 4  # groups for each compute unit that a CPU should at least get
+GROUP = 128  # work-items of a group where each is a scalar of its own
+VECTOR_BYTES = 32  # of a register of a CPU, at most
 SCRATCH_BYTES = 256 << 20  # of all work-items together; what does not fit is done in strides
 
 
@@ -74,7 +76,7 @@ class OpenCL:
         self.pool = Pool(self.label, self.context, device)
         self.fp64 = has_doubles(device)
         self.is_cpu = is_cpu(device)
-        self.target = Target(0, 16, 32 << 10, 512 << 10)
+        self.target = self._target()
         self._options = self._build_options()
         self._programs: dict[str, Any] = {}
         self._timed: Any = None
@@ -145,6 +147,7 @@ class OpenCL:
 
     def _kernel(self, nest: Nest) -> Kernel:
         """One nest, built; kernels that differ in buffers only share what was built."""
+        render = opencl_lanes.render if self.target.vector_bytes else opencl_source.render
         source = render(nest, self.fp64, self.label)
         with self.lock:
             program = self._programs.get(source.text)
@@ -168,6 +171,15 @@ class OpenCL:
                 f"(MINIGRAD_DEBUG=5 prints kernels; please report this one)"
             ) from None
 
+    def _target(self) -> Target:
+        """What recipes may use: vector registers on a CPU, scalars of many work-items elsewhere."""
+        if not self.is_cpu:
+            return Target(0, 16, 32 << 10, 512 << 10)
+        # Vectors of 8: PoCL 3 says 16 on a CPU with AVX-512, but its compiler does not use that.
+        nbytes = min(4 * max(self.device.native_vector_width_float, 1), VECTOR_BYTES)
+        lanes = VECTOR_BYTES // 4
+        return Target(nbytes if nbytes > 4 else 0, 16, 32 << 10, 512 << 10, most_lanes=lanes)
+
     def _build_options(self) -> list[str]:
         config = opencl().device_fp_config
         exact = self.device.single_fp_config & config.CORRECTLY_ROUNDED_DIVIDE_SQRT
@@ -178,12 +190,11 @@ class OpenCL:
 
         They depend on the kernel and the device only; what one work-item computes, not even that.
         """
-        group = min(GROUP["cpu" if self.is_cpu else "gpu"], self.device.max_work_group_size)
-        if self.is_cpu:
-            wanted = self.device.max_compute_units * GROUPS_PER_UNIT
-            while group > 1 and nest.total < group * wanted:
-                group //= 2
-        items = -(-max(nest.total, 1) // group) * group
+        if self.target.vector_bytes:
+            group, items = 1, max(-(-nest.total // nest.grain), 1)
+        else:
+            group = min(GROUP, self.device.max_work_group_size)
+            items = -(-max(nest.total, 1) // group) * group
         if source.scratch_bytes:
             budget = min(SCRATCH_BYTES, self.pool.most)
             most = max(budget // source.scratch_bytes, 1)

@@ -25,6 +25,7 @@ from minigrad.loops.nest import (
     Stores,
     arrays_written,
     locals_set,
+    whole_vectors,
 )
 from minigrad.render import llvm_values as values
 from minigrad.render.llvm_index import IndexEmitter
@@ -139,7 +140,7 @@ class _Emitter(IndexEmitter):
         if _is_number(start) and _is_number(stop):
             self._constant_lanes(loop, int(start), int(stop))
             return
-        exact = _is_multiple(loop, width)
+        exact = whole_vectors(loop)
         whole = stop
         if not exact:
             here = self.builder()
@@ -421,15 +422,3 @@ def _is_number(text: str) -> bool:
 
 def _iota(scalar: str, lanes: int) -> str:
     return "<" + ", ".join(f"{scalar} {i}" for i in range(lanes)) + ">"
-
-
-def _is_multiple(loop: Loop, width: int) -> bool:
-    """Whether the loop never has a rest: its start and every stop are multiples of the width."""
-    return all(_divides(x, width) for x in (loop.start, *loop.stops))
-
-
-def _divides(x: Integer, width: int) -> bool:
-    if isinstance(x, int):
-        return x % width == 0
-    return x.constant % width == 0 and all(c % width == 0 for _, c in x.terms)
-

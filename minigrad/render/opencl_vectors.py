@@ -22,6 +22,7 @@ from minigrad.schedule.expr import Expr, Leaf
 
 LANES = "0123456789abcdef"  # names of a vector's components behind ".s"
 WIDTHS = (2, 4, 8, 16)
+MOST_BYTES = 32  # of a vector that is passed to a function: PoCL 3 loses kernels with longer ones
 
 
 class VectorLanguage:
@@ -59,10 +60,19 @@ class VectorLanguage:
         steps = ", ".join(f"{factor * lane}{suffix}" for lane in range(self.width))
         return f"(({kind}{self.width})({bare(base)}) + ({kind}{self.width})({steps}))"
 
+    def _too_long(self, *dtypes_: DType) -> bool:
+        """Whether functions must not be called on vectors of a dtype; operators may."""
+        return any(
+            self.width * (4 if d.is_bool else max(d.itemsize, 4 if d.is_float else 1)) > MOST_BYTES
+            for d in dtypes_
+        )
+
     # ---- memory ----
 
     def loaded(self, dtype: DType, pointer: str, place: str) -> str | None:
         """Neighbouring elements from `place` on; None where there are no words for it."""
+        if self._too_long(dtype):
+            return None
         if dtype is dtypes.float16:
             return f"vload_half{self.width}(0, {pointer} + {place})"
         text = f"vload{self.width}(0, {pointer} + {place})"
@@ -78,7 +88,7 @@ class VectorLanguage:
 
     def stored(self, dtype: DType, pointer: str, place: str, value: str) -> str | None:
         """The statement that writes neighbouring elements; None where there are no words for it."""
-        if dtype is dtypes.bfloat16:
+        if dtype is dtypes.bfloat16 or self._too_long(dtype):
             return None
         if dtype is dtypes.float16:
             return f"vstore_half{self.width}_rte({bare(value)}, 0, {pointer} + {place});"
@@ -113,26 +123,30 @@ class VectorLanguage:
 
     def operation(self, e: Expr, args: list[str]) -> str | None:
         """An elementwise operation on vectors; None where it must be done lane by lane."""
+        given = [arg.dtype for arg in e.args]
+        simple = e.op in ARITHMETIC and e.dtype.is_float or e.op is Op.NEG and e.dtype.is_float
+        if self._too_long(e.dtype, *given) and not simple:
+            return None
         if e.op is Leaf.FMA:
             return f"fma({', '.join(bare(arg) for arg in args)})"
         source = e.args[0].dtype
         if e.op is Op.WHERE:
             return self._select(args[0], args[1], args[2], e.dtype)
         if e.op is Op.CAST:
-            return self._cast(args[0], source, e.dtype)
+            return self.cast(args[0], source, e.dtype)
         if e.op is Op.BITCAST:
             halves = any(d.is_float and d.itemsize == 2 for d in (source, e.dtype))
             if halves or e.dtype.is_bool:
                 return None
             return f"as_{self.type_of(e.dtype)}({bare(args[0])})"
         if e.op in COMPARISONS:
-            return self._compared(f"({args[0]} {COMPARISONS[e.op]} {args[1]})", source)
+            return self.truth_of(f"({args[0]} {COMPARISONS[e.op]} {args[1]})", source)
         if source.is_bool:
             return self._on_bools(e, args)
         return self._on_floats(e, args) if source.is_float else self._on_integers(e, args)
 
-    def _compared(self, text: str, dtype: DType) -> str:
-        """Comparisons give masks as wide as what they compare."""
+    def truth_of(self, text: str, dtype: DType) -> str:
+        """The int mask of a comparison of dtype, whose own mask is as wide as what it compares."""
         same = dtype.is_bool or register_type(dtype) in ("int", "uint", "float")
         return text if same else f"convert_int{self.width}{text}"
 
@@ -148,12 +162,15 @@ class VectorLanguage:
     def _select(self, mask: str, chosen: str, other: str, dtype: DType) -> str:
         return f"select({bare(other)}, {bare(chosen)}, {bare(self._mask(mask, dtype))})"
 
-    def _cast(self, x: str, source: DType, to: DType) -> str | None:
+    def cast(self, x: str, source: DType, to: DType) -> str | None:
+        """A conversion as in `Language.cast`; None where it must be done lane by lane."""
         kind, before = register_type(to), register_type(source)
+        if self._too_long(source, to):
+            return None
         if to.is_bool:
             if source.is_bool:
                 return x
-            return self._compared(f"({x} != ({before}{self.width})(0))", source)
+            return self.truth_of(f"({x} != ({before}{self.width})(0))", source)
         if source.is_bool:
             return f"convert_{self.type_of(to)}({x} & 1)"
         if to.is_float and to.itemsize == 2 and source is not to:
