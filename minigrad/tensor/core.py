@@ -43,7 +43,7 @@ class _TensorType(type):
 
     @training.setter
     def training(cls, mode: bool) -> None:
-        modes.training = mode
+        modes.train(mode)
 
 
 class Core(Holder, metaclass=_TensorType):

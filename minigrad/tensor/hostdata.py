@@ -135,16 +135,6 @@ def unpack(data: bytes | bytearray, dtype: DType) -> list[Any]:
     return array.array(dtype.code, bytes(data)).tolist()
 
 
-# How to read one number: bfloat16 has no code.
-_READ = {dtype: struct.Struct(dtype.code).unpack for dtype in ALL if dtype.code}
-
-
-def number(data: bytes | bytearray, dtype: DType) -> Any:
-    """The one value of the bytes of a 0-d array."""
-    read_one = _READ.get(dtype)
-    return read_one(data)[0] if read_one is not None else unpack(data, dtype)[0]
-
-
 def nest(values: list[Any], shape: Sequence[int]) -> Any:
     """A flat list as nested lists of `shape`."""
     if not shape:
