@@ -250,6 +250,7 @@ class _Devices:
 
     def __init__(self) -> None:
         self.opened: dict[str, Runtime] = {}
+        self._spelled: dict[str, str] = {}  # as somebody wrote it → as we do
         self._lock = threading.RLock()
 
     @property
@@ -263,6 +264,12 @@ class _Devices:
 
     def canonical(self, name: str) -> str:
         """One spelling per device: "cpu" and "CPU:0" are "CPU". DeviceError for unknown kinds."""
+        known = self._spelled.get(name)
+        if known is None:
+            known = self._spelled[name] = self._spell(name)
+        return known
+
+    def _spell(self, name: str) -> str:
         kind, _, number = name.upper().partition(":")
         if kind not in RUNTIMES or (number and not number.isdecimal()):
             known = ", ".join(RUNTIMES)
