@@ -9,7 +9,8 @@ from __future__ import annotations
 import itertools
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from minigrad.device import Buffer, Call, Device, Program
@@ -20,7 +21,7 @@ from minigrad.graph.build import buffer, rebuild
 from minigrad.graph.canonical import canonicalize
 from minigrad.graph.node import Node, Op, topological
 from minigrad.graph.symbolic import numel
-from minigrad.settings import flag
+from minigrad.settings import flag, state_that
 
 MOST_PROGRAMS = 1024  # that are kept; a program that somebody holds (a capture) lives on
 
@@ -70,6 +71,19 @@ class _Recording(threading.local):
 
 
 recording = _Recording()
+
+
+@contextmanager
+def recorded_calls() -> Iterator[list[Call]]:
+    """Write down what this thread runs meanwhile. Not to be nested."""
+    calls: list[Call] = []
+    recording.calls = calls
+    state_that("recording", True)
+    try:
+        yield calls
+    finally:
+        recording.calls = None
+        state_that("recording", False)
 
 
 class Guarded:

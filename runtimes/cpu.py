@@ -16,6 +16,7 @@ from itertools import accumulate
 from typing import Any
 
 from minigrad.device import Buffer, Call, Replay, Sequential
+from minigrad.dtype import DType, dtypes, number_of
 from minigrad.graph.canonical import Graph
 from minigrad.loops.target import Target
 from minigrad.program import GlobalCounters
@@ -28,6 +29,14 @@ from minigrad.runtimes.cpu_replay import CpuReplay
 from minigrad.runtimes.host import host
 from minigrad.runtimes.jit_compiler import host_compiler
 from minigrad.settings import flag
+
+# dtype → ctypes' name for it; there is none for the floats of two bytes.
+_KINDS: dict[DType, Any] = {
+    dtypes.bool: ctypes.c_bool, dtypes.int8: ctypes.c_int8, dtypes.uint8: ctypes.c_uint8,
+    dtypes.int16: ctypes.c_int16, dtypes.uint16: ctypes.c_uint16, dtypes.int32: ctypes.c_int32,
+    dtypes.uint32: ctypes.c_uint32, dtypes.int64: ctypes.c_int64, dtypes.uint64: ctypes.c_uint64,
+    dtypes.float32: ctypes.c_float, dtypes.float64: ctypes.c_double,
+}  # fmt: skip
 
 
 def open_device(name: str) -> CPU:
@@ -76,6 +85,14 @@ class CPU:
     def adopt(self, address: int) -> int:
         """Memory is an address of the host."""
         return address
+
+    def first(self, memory: int, dtype: DType) -> int | float | bool:
+        """The first element of memory."""
+        kind = _KINDS.get(dtype)
+        if kind is None:
+            return number_of(ctypes.string_at(memory, dtype.itemsize), dtype)
+        found: int | float | bool = kind.from_address(memory).value
+        return found
 
     def synchronize(self) -> None:
         """Nothing to wait for: a program ends before `run` returns."""

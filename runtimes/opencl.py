@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from minigrad.device import Buffer, Call, Sequential
+from minigrad.dtype import DType, number_of
 from minigrad.errors import CompileError, DeviceError
 from minigrad.graph.canonical import Graph
 from minigrad.loops.nest import Nest
@@ -96,6 +97,12 @@ class OpenCL:
     def copy_out(self, memory: Any, data: memoryview) -> None:
         """Read a buffer into the host's bytes, when all work before is done."""
         self._copy(data, memory)
+
+    def first(self, memory: Any, dtype: DType) -> int | float | bool:
+        """The first element of a buffer, when all work before is done."""
+        data = bytearray(dtype.itemsize)
+        self._copy(data, memory)
+        return number_of(data, dtype)
 
     def _copy(self, target: Any, source: Any) -> None:
         cl = opencl()

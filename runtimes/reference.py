@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minigrad.device import Buffer, Call, Sequential
-from minigrad.dtype import DType, dtypes
+from minigrad.dtype import DType, dtypes, number_of
 from minigrad.errors import DeviceError
 from minigrad.graph.canonical import Graph
 from minigrad.graph.node import (
@@ -399,6 +399,10 @@ class ReferenceRuntime:
     def copy_out(self, memory: Array, data: memoryview) -> None:
         """Read the first len(data) bytes of memory into `data`."""
         data[:] = memory[: data.nbytes].data
+
+    def first(self, memory: Array, dtype: DType) -> int | float | bool:
+        """The first element of memory."""
+        return number_of(memory[: dtype.itemsize].tobytes(), dtype)
 
     def compile(self, graph: Graph) -> ReferenceProgram:
         """A program that interprets the graph."""

@@ -124,20 +124,29 @@ MOVEMENT = frozenset({
 })  # fmt: skip
 
 
+class Form:
+    """What BUFFERs of one dtype, shape and device have in common."""
+
+    __slots__ = ("__weakref__",)
+
+
 class Node:
     """One operation on whole arrays; make nodes with the functions of `minigrad.graph.build`.
 
     Attributes: op, dtype, shape (ints, or `Affine`s where symbolic), src (the operands), arg (see
-    `Op`), device (the name of the device that computes it).
+    `Op`), device (the name of the device that computes it). form: the same object for all BUFFERs
+    of one dtype, shape and device, so that one look compares them; None for other operations, and
+    for a BUFFER that must not be taken for any other.
     """
 
-    __slots__ = ("op", "dtype", "shape", "src", "arg", "device", "__weakref__")
+    __slots__ = ("op", "dtype", "shape", "src", "arg", "device", "form", "__weakref__")
     op: Op
     dtype: DType
     shape: Shape
     src: tuple[Node, ...]
     arg: Any
     device: str
+    form: Form | None
 
     def __repr__(self) -> str:
         shape = ", ".join(str(extent) for extent in self.shape)
@@ -154,6 +163,7 @@ class Node:
 
 
 _interned: weakref.WeakValueDictionary[Any, Node] = weakref.WeakValueDictionary()
+_forms: weakref.WeakValueDictionary[Any, Form] = weakref.WeakValueDictionary()
 _lock = threading.Lock()
 
 
@@ -172,15 +182,29 @@ def make(
             node = Node()
             node.op, node.dtype, node.shape = op, dtype, shape
             node.src, node.arg, node.device = src, arg, device
+            node.form = _form_of(dtype, shape, device) if op is Op.BUFFER else None
             _interned[key] = node
     return node
 
 
-def own_buffer(memory: Any, dtype: DType, shape: Shape, device: str) -> Node:
+def form_of(dtype: DType, shape: Shape, device: str) -> Form:
+    """The form of a BUFFER."""
+    with _lock:
+        return _form_of(dtype, shape, device)
+
+
+def _form_of(dtype: DType, shape: Shape, device: str) -> Form:
+    form = _forms.get((dtype, shape, device))
+    if form is None:
+        form = _forms[dtype, shape, device] = Form()
+    return form
+
+
+def own_buffer(memory: Any, dtype: DType, shape: Shape, device: str, form: Form) -> Node:
     """A BUFFER node for memory of which no other node can know; skips the table of nodes."""
     node = Node()
     node.op, node.dtype, node.shape = Op.BUFFER, dtype, shape
-    node.src, node.arg, node.device = (), memory, device
+    node.src, node.arg, node.device, node.form = (), memory, device, form
     return node
 
 

@@ -31,7 +31,7 @@ class Holder:
     def _enter(self, node: Node) -> None:
         """Stand for `node` for the first time."""
         self.raw = node
-        self._link = _Link(self, _forget)
+        self._link = Link(self, _forget)
         with lock:
             _file(self._link, node)
 
@@ -43,44 +43,79 @@ class Holder:
             _file(self._link, node)
 
 
-class _Link(weakref.ref[Holder]):
-    """A weak reference that knows under which node it is filed."""
+class Link(weakref.ref[Holder]):
+    """A weak reference that knows under which node it is filed.
 
-    __slots__ = ("node_id",)
+    death: for one without a callback, another that has one.
+    """
+
+    __slots__ = ("node_id", "death")
     node_id: int
+    death: weakref.ref[Holder]
 
 
 # id of a node → id of a link → link. While a link is filed its tensor keeps the node alive, so an
 # id cannot be given to another node meanwhile.
-_by_node: dict[int, dict[int, _Link]] = {}
-_alone: dict[int, _Link] = {}  # id of a node → link: results of replays, which are quick to file
+_by_node: dict[int, dict[int, Link]] = {}
+alone: dict[int, Link] = {}  # id of a node → link: results of replays, which are quick to file
 shared: set[int] = set()  # ids of BUFFER nodes for which several tensors stand
-_lazy: dict[int, _Link] = {}  # those whose node is not a BUFFER yet
+_lazy: dict[int, Link] = {}  # those whose node is not a BUFFER yet
 lazy_links = _lazy  # for whoever only asks whether there are any
 
 
-def _file(link: _Link, node: Node) -> None:
-    link.node_id = id(node)
-    alone = _alone.pop(link.node_id, None)
-    if alone is not None:
-        _by_node[link.node_id] = {id(alone): alone}
-    _by_node.setdefault(link.node_id, {})[id(link)] = link
+class _Clock:
+    """lazies: how many tensors became lazy so far; while it stands, none has."""
+
+    __slots__ = ("lazies",)
+    lazies: int
+
+
+clock = _Clock()
+clock.lazies = 0
+
+
+def _file(link: Link, node: Node) -> None:
+    number = id(node)
+    before = alone.pop(number, None)
+    holder = before() if before is not None else None
+    if before is not None and holder is not None:
+        _file(before, node)
+    _mourn(link)
+    link.node_id = number
+    _by_node.setdefault(number, {})[id(link)] = link
     if node.op is not Op.BUFFER:
         _lazy[id(link)] = link
-    elif len(_by_node[link.node_id]) > 1:
-        shared.add(link.node_id)
+        clock.lazies += 1
+    elif len(_by_node[number]) > 1:
+        shared.add(number)
+
+
+def _mourn(link: Link) -> None:
+    """See to it that the death of a link's tensor is noticed."""
+    holder = link()
+    if link.__callback__ is None and not hasattr(link, "death") and holder is not None:
+        link.death = weakref.ref(holder, lambda _: _forget(link))
 
 
 def enter_alone(holder: Holder, node: Node) -> None:
     """`holder._enter(node)` for a BUFFER node that nobody else can know."""
     holder.raw = node
-    holder._link = link = _Link(holder, _forget)
+    holder._link = link = Link(holder, _forget)
     link.node_id = number = id(node)
-    _alone[number] = link
+    alone[number] = link
 
 
-def _forget(link: _Link) -> None:
-    if _alone.get(link.node_id) is link and _alone.pop(link.node_id, None) is not None:
+def stay_alone(node: Node) -> None:
+    """Let tensors, one after the other, stand for a BUFFER node that nobody else can know.
+
+    Such a tensor is filed by `alone[id(node)] = link`, with a link that needs no callback: it makes
+    way for the next one, or goes with the node.
+    """
+    weakref.finalize(node, alone.pop, id(node), None).atexit = False
+
+
+def _forget(link: Link) -> None:
+    if alone.get(link.node_id) is link and alone.pop(link.node_id, None) is not None:
         return  # without the lock: where another thread files it elsewhere, one of the two sees it
     with lock:
         links = _by_node.get(link.node_id)
@@ -93,7 +128,7 @@ def _forget(link: _Link) -> None:
         _lazy.pop(id(link), None)
 
 
-def _alive(links: list[_Link]) -> list[Holder]:
+def _alive(links: list[Link]) -> list[Holder]:
     return [holder for link in links if (holder := link()) is not None]
 
 
@@ -101,8 +136,8 @@ def holders(node: Node) -> list[Holder]:
     """The live tensors that stand for `node`."""
     links = _by_node.get(id(node))
     if links is None:
-        alone = _alone.get(id(node))
-        return _alive([alone]) if alone is not None else []
+        link = alone.get(id(node))
+        return _alive([link]) if link is not None else []
     return _alive(list(links.values()))
 
 
@@ -121,4 +156,4 @@ def all_holders() -> list[Holder]:
     """All live tensors."""
     with lock:
         links = [link for several in list(_by_node.values()) for link in several.values()]
-        return _alive([*links, *list(_alone.values())])
+        return _alive([*links, *list(alone.values())])
