@@ -47,7 +47,9 @@ def open_device(name: str) -> CPU:
 def host_target() -> Target:
     """The host's figures, as recipes ask for them."""
     machine = host()
-    return Target(machine.vector_bytes, machine.vector_registers, machine.l1, machine.l2)
+    return Target(
+        machine.vector_bytes, machine.vector_registers, machine.l1, machine.l2, machine.l3
+    )
 
 
 @cache

@@ -121,13 +121,23 @@ def unit_stride_axis(
     return best
 
 
-def vector_width(target: Target, exprs: Sequence[Expr], extent: Integer, reduces: bool) -> int:
-    """Lanes of a loop: one register, or several where the body is short and the loop long."""
+def vector_width(
+    target: Target,
+    exprs: Sequence[Expr],
+    extent: Integer,
+    reduces: bool,
+    variable: Atom | None = None,
+) -> int:
+    """Lanes of a loop: one register, or several where the body is short and the loop long.
+
+    Where `variable` is given, what does not depend on it is computed before the loop.
+    """
     if not target.vector_bytes:
         return 1
-    widest = max((e.dtype for e in expr.walk(*exprs)), key=_register_bytes)
+    inside = [e for e in expr.walk(*exprs) if variable is None or variable in e.variables]
+    widest = max((e.dtype for e in inside or exprs), key=_register_bytes)
     lanes = target.lanes(widest)
-    operations = sum(expr.cost(e.op) for e in expr.walk(*exprs))
+    operations = sum(expr.cost(e.op) for e in inside)
     copies = 4 if operations <= 8 or reduces and operations <= 16 else 2 if operations <= 24 else 1
     while copies > 1 and isinstance(extent, int) and extent < copies * lanes:
         copies //= 2

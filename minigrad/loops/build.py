@@ -9,10 +9,11 @@ from minigrad.graph.node import Op
 from minigrad.graph.symbolic import Atom, Integer, flatten, numel, substitute, unflatten
 from minigrad.loops.axes import row_axis
 from minigrad.loops.nest import Loop, Set, Statement, Store, Stores
+from minigrad.loops.target import Target
 from minigrad.schedule import expr
 from minigrad.schedule.expr import Array, Expr, Local
 from minigrad.schedule.schedule import Kernel
-from minigrad.schedule.stage import Axis, index_of
+from minigrad.schedule.stage import Axis, Stage, identity, index_of
 
 
 def inline_stages(kernel: Kernel, axes: Sequence[Axis]) -> list[Store]:
@@ -52,7 +53,7 @@ def substitute_stores(stores: Sequence[Store], values: dict[Atom, Integer]) -> l
     if not values:
         return list(stores)
     return [
-        Store(s.array, substitute(s.index, values), expr.substitute_in(s.value, values))
+        replace(s, index=substitute(s.index, values), value=expr.substitute_in(s.value, values))
         for s in stores
     ]
 
@@ -93,6 +94,7 @@ def substitute_statement(statement: Statement, values: dict[Atom, Integer]) -> S
             substitute(statement.index, values),
             expr.substitute_in(statement.value, values),
             expr.restrict((), [substitute(c, values) for c in statement.guard]),
+            statement.streaming,
         )
     if isinstance(statement, Stores):
         items = (substitute_statement(item, values) for item in statement.items)
@@ -122,3 +124,22 @@ def combine(op: Op, old: Expr, new: Expr) -> Expr:
     if old.dtype.is_bool:
         return expr.apply(Op.OR if op is Op.SUM else Op.AND, (old, new), old.dtype)
     return expr.apply(Op.ADD if op is Op.SUM else Op.MUL, (old, new), old.dtype)
+
+
+def accumulate(stage: Stage, total: Local, axes: Sequence[Axis]) -> list[Statement]:
+    """total = the stage's reduction over axes, one after the other; then the store."""
+    assert stage.op is not None
+    step: tuple[Statement, ...] = (
+        Set(total, 0, combine(stage.op, expr.local(total), stage.body)),
+    )
+    for axis in reversed(axes):
+        step = (serial_loop(axis, step),)
+    start = Set(total, 0, identity(stage.op, stage.body.dtype))
+    return [start, *step, Store(stage.array, stage.position, expr.local(total))]
+
+
+def streams(array: Array, stages: Sequence[Stage], target: Target) -> bool:
+    """Whether stores to an array should pass by the cache, which could not hold it anyway."""
+    if not target.l3 or array.size * array.dtype.itemsize < target.l3 // 2:
+        return False
+    return all(load.payload[0] != array for s in stages for load in expr.loads(*s.exprs()))

@@ -16,12 +16,16 @@ from minigrad.schedule.expr import Array, Expr, Guard, Local
 
 @dataclass(frozen=True)
 class Store:
-    """array[index] = value where the guard holds."""
+    """array[index] = value where the guard holds.
+
+    streaming: a wish that it pass by the cache, because nobody will read it soon.
+    """
 
     array: Array
     index: Integer
     value: Expr
     guard: Guard = ()
+    streaming: bool = False
 
 
 @dataclass(frozen=True)
@@ -167,7 +171,8 @@ def _show(statement: Statement, indent: str, lines: list[str], prefix: str = "")
     elif isinstance(statement, Store):
         test = "".join(f" if {c!r} >= 0" for c in statement.guard)
         place = f"{statement.array.name}[{statement.index}]"
-        lines.append(f"{indent}{place} = {statement.value!r}{test}")
+        how = "  # streaming" if statement.streaming else ""
+        lines.append(f"{indent}{place} = {statement.value!r}{test}{how}")
     elif isinstance(statement, Stores):
         for item in statement.items:
             _show(item, indent, lines)

@@ -11,14 +11,16 @@ from minigrad.dtype import DType
 class Target:
     """vector_bytes: width of a register (0: a device whose compiler sees scalars only).
 
-    registers: vector registers. l1, l2: bytes of the caches of one core. most_lanes: elements that
-    one vector of a nest may have, over however many registers.
+    registers: vector registers. l1, l2: bytes of the caches of one core. l3: bytes of the cache
+    that all cores share (0: stores never pass by the cache). most_lanes: elements that one vector
+    of a nest may have, over however many registers.
     """
 
     vector_bytes: int
     registers: int
     l1: int
     l2: int
+    l3: int = 0
     most_lanes: int = 64
 
     def lanes(self, dtype: DType) -> int:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from minigrad.dtype import DType, dtypes
 from minigrad.graph.node import Op
-from minigrad.graph.symbolic import Integer
+from minigrad.graph.symbolic import Integer, coefficient
 from minigrad.loops.nest import (
     Fold,
     Loop,
@@ -51,6 +51,8 @@ class _Emitter(IndexEmitter):
         self.writable = arrays_written(nest.parallel)
         self.expanded: dict[Expr, Expr] = {}
         self.changing: dict[Expr, frozenset[Array | Local]] = {}
+        self.streamed: Store | None = None  # whose vectors are aligned now
+        self.streams = False
 
     def module(self) -> str:
         """Declarations, constants and the function."""
@@ -66,11 +68,15 @@ class _Emitter(IndexEmitter):
                 f"  %scratch{number} = getelementptr i8, ptr %scratch, i64 {offset}"
             )
         self.loop(self.nest.parallel, parallel=True)
-        body = [*self.allocas, *entry.lines, "  ret void"]
+        # Others learn that a chunk is done by a flag, which streaming stores might arrive after.
+        fence = ["  fence seq_cst"] if self.streams else []
+        body = [*self.allocas, *entry.lines, *fence, "  ret void"]
         head = f"define void @{self.nest.name}(i64 %begin, i64 %end, ptr %args, ptr %scratch)"
         zeros = "@zeros = private constant [64 x i8] zeroinitializer, align 64"
         declarations = sorted(self.declarations)
-        return "\n".join([zeros, *declarations, f"{head} {{", "entry:", *body, "}", ""])
+        metadata = ["!0 = !{i32 1}"] if self.streams else []
+        lines = [zeros, *declarations, f"{head} {{", "entry:", *body, "}", *metadata, ""]
+        return "\n".join(lines)
 
     def _argument(self, name: str, number: int, kind: str) -> None:
         lines = self.levels[0].lines
@@ -137,10 +143,14 @@ class _Emitter(IndexEmitter):
         """Whole vectors in a loop, then the rest under a mask."""
         width = loop.step
         start, stop = self._range(loop, parallel)
-        if _is_number(start) and _is_number(stop):
+        streamed = _streamed(loop)
+        if streamed is not None:
+            start = self._lanes_before(loop, streamed, start, stop)
+            self.streams = True
+        elif _is_number(start) and _is_number(stop):
             self._constant_lanes(loop, int(start), int(stop))
             return
-        exact = whole_vectors(loop)
+        exact = streamed is None and whole_vectors(loop)
         whole = stop
         if not exact:
             here = self.builder()
@@ -150,24 +160,46 @@ class _Emitter(IndexEmitter):
             whole = here.line(f"sub i64 {stop}, {positive}")
         self.open_loop(None, start, whole, width, True)
         self.bind_lanes(loop, self.counter(), width)
+        self.streamed = streamed
         for inner in loop.body:
             self.statement(inner)
+        self.streamed = None
         self.close_loop()
         if exact:
             return
         here = self.builder()
-        tail = here.line(f"icmp slt i64 {whole}, {stop}")
-        self.open_branch(tail)
+        self._part_of_vector(loop, whole, here.line(f"sub i64 {stop}, {whole}"))
+
+    def _part_of_vector(self, loop: Loop, start: str, count: str) -> None:
+        """`count` iterations from `start` on, fewer than a vector and perhaps none."""
+        width = loop.step
+        self.open_branch(self.builder().line(f"icmp sgt i64 {count}, 0"))
         here = self.builder()
-        left = here.line(f"sub i64 {stop}, {whole}")
-        self.bind_lanes(loop, whole, width)
-        numbers = values.broadcast(here, Value(left, dtypes.int64, 1), width)
+        self.bind_lanes(loop, start, width)
+        numbers = values.broadcast(here, Value(count, dtypes.int64, 1), width)
         steps = _iota("i64", width)
         mask = here.line(f"icmp slt <{width} x i64> {steps}, {numbers.text}")
         self.levels[-1].mask = mask
         for inner in loop.body:
             self.statement(inner)
         self.close_branch()
+
+    def _lanes_before(self, loop: Loop, streamed: Store, start: str, stop: str) -> str:
+        """Do the iterations before the first aligned place of a streamed array; gives the next."""
+        size, width = streamed.array.dtype.itemsize, loop.step
+        self.open()
+        self.bind_lanes(loop, start, width)
+        pointer = self.pointer(streamed.array, self.at_base(streamed.index))
+        here = self.builder()
+        address = here.line(f"ptrtoint ptr {pointer} to i64")
+        beyond = here.line(f"sub i64 0, {address}")
+        missing = here.line(f"and i64 {beyond}, {_alignment(streamed, width) - 1}")
+        count = here.line(f"udiv i64 {missing}, {size}")
+        self.close_straight((), self.statement)
+        here = self.builder()
+        count = self.minimum(count, here.line(f"sub i64 {stop}, {start}"))
+        self._part_of_vector(loop, start, count)
+        return self.builder().line(f"add i64 {start}, {self.maximum(count, '0')}")
 
     def _constant_lanes(self, loop: Loop, start: int, stop: int) -> None:
         width = loop.step
@@ -243,7 +275,12 @@ class _Emitter(IndexEmitter):
                 pointer = self.pointer(array, self.at_base(statement.index))
                 text = values.to_memory(here, value)
                 size = array.dtype.itemsize
-                if mask is None:
+                if mask is None and statement is self.streamed:
+                    size = _alignment(statement, width)
+                    here.lines.append(
+                        f"  store {kind} {text}, ptr {pointer}, align {size}, !nontemporal !0"
+                    )
+                elif mask is None:
                     here.lines.append(f"  store {kind} {text}, ptr {pointer}, align {size}")
                 else:
                     self._masked_store(kind, text, pointer, mask, width, size)
@@ -422,3 +459,20 @@ def _is_number(text: str) -> bool:
 
 def _iota(scalar: str, lanes: int) -> str:
     return "<" + ", ".join(f"{scalar} {i}" for i in range(lanes)) + ">"
+
+
+def _streamed(loop: Loop) -> Store | None:
+    """The store of a vector loop that passes by the cache: the first one that may, if any."""
+    for statement in loop.body:
+        items = statement.items if isinstance(statement, Stores) else (statement,)
+        for item in items:
+            if isinstance(item, Store) and item.streaming and not item.guard:
+                plain = coefficient(item.index, loop.variable) == 1
+                if plain and _alignment(item, loop.step) >= 16:
+                    return item
+    return None
+
+
+def _alignment(store: Store, width: int) -> int:
+    """Bytes at whose multiples a streamed vector starts."""
+    return min(width * store.array.dtype.itemsize, 64)

@@ -8,14 +8,14 @@ with nothing but the row passing between them. The question asked of each read i
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 
 from minigrad.graph.node import SCANS, SCATTERS, Op
-from minigrad.graph.symbolic import flatten, high, low, mul, sub, variables
+from minigrad.graph.symbolic import coefficient, flatten, high, low, mul, numel, sub, variables
 from minigrad.schedule import expr
 from minigrad.schedule.contraction import contraction_of
-from minigrad.schedule.expr import Array, Leaf
-from minigrad.schedule.stage import Stage, index_of
+from minigrad.schedule.expr import Array
+from minigrad.schedule.stage import Axis, Stage, index_of
 
 ROW_LIMIT = 1 << 17  # elements of one row's values that may pass from stage to stage (half of L2)
 TINY = 4096  # kernels of so little work may lose their parallelism
@@ -39,7 +39,7 @@ class Group:
         self.needs: set[Group] = set()
         self.made: dict[Array, Stage] = {}
         self.work = self.largest = 0
-        self._directions: dict[int, tuple[int, frozenset[bool]]] = {}
+        self._costs: dict[int, tuple[int, float, float]] = {}
         self.add(stage, rows)
 
     def add(self, stage: Stage, rows: frozenset[int]) -> None:
@@ -50,13 +50,14 @@ class Group:
         self.work += stage.iterations
         self.largest = max(self.largest, stage.size)
 
-    def directions(self, rows: int) -> frozenset[bool]:
-        """What its stages that care wish: vectors across rows (True), along them, or both."""
-        known, wishes = self._directions.get(rows, (0, frozenset()))
+    def costs(self, rows: int) -> tuple[float, float]:
+        """Vector instructions per row of all stages: with vectors across rows, and along."""
+        known, across, along = self._costs.get(rows, (0, 0.0, 0.0))
         for stage in self.stages[known:]:
-            wishes |= _wishes(stage, rows)
-        self._directions[rows] = (len(self.stages), wishes)
-        return wishes
+            first, second = _vector_costs(stage, rows, self.made)
+            across, along = across + first, along + second
+        self._costs[rows] = (len(self.stages), across, along)
+        return across, along
 
 
 def group(
@@ -148,9 +149,19 @@ def _shared_rows(target: Group, own: Group, stage: Stage, produces: bool) -> fro
         return frozenset()
     if max(target.largest, stage.size) > ROW_LIMIT * best:
         return frozenset()
-    if work > TINY and len(target.directions(best) | _wishes(stage, best)) > 1:
+    if work > TINY and not _agrees(target, stage, best):
         return frozenset()
     return rows
+
+
+def _agrees(target: Group, stage: Stage, rows: int) -> bool:
+    """Whether one direction of vectors suits both, given what is saved by passing values on."""
+    ours, its = target.costs(rows), _vector_costs(stage, rows, target.made)
+    alone = _vector_costs(stage, rows, ())
+    read = {load.payload[0] for load in expr.loads(stage.body)} & target.made.keys()
+    passed = sum(target.made[array].size for array in read) / rows / _LANES * _PASS
+    together = min(ours[0] + its[0], ours[1] + its[1])
+    return together <= min(ours) + min(alone) + passed
 
 
 def _same_elements(stages: list[Stage], stage: Stage) -> bool:
@@ -196,29 +207,58 @@ def prefix_length(stage: Stage, rows: int) -> int:
     return len(stage.axes)
 
 
-def runs_along_rows(stage: Stage, rows: int) -> bool:
-    """Whether neighbouring rows are neighbours in memory: vectors should run across rows."""
+# Vector instructions: lanes of a vector; what a gather of them and a store of neighbouring rows
+# take; and what it saves to pass a value on in the cache instead of in memory.
+_LANES, _GATHER, _SPREAD, _PASS = 16, 48, 4, 20
+
+
+def runs_along_rows(stages: Iterable[Stage], rows: int) -> bool:
+    """Whether vectors should run across neighbouring rows rather than along each of them."""
+    across = along = 0.0
+    made: dict[Array, Stage] = {}
+    for stage in stages:
+        first, second = _vector_costs(stage, rows, made)
+        made[stage.array] = stage
+        across, along = across + first, along + second
+    return across < along
+
+
+def _vector_costs(
+    stage: Stage, rows: int, made: Container[Array]
+) -> tuple[float, float]:
+    """Vector instructions per row for accesses to memory: with vectors across rows, and along.
+
+    What is `made` in the same kernel lies as the vectors want it.
+    """
     prefix = prefix_length(stage, rows)
-    inner = {axis.variable for axis in (*stage.axes[prefix:], *stage.reduced)}
-    if prefix == 0 or not inner:
-        return False
-    last = stage.axes[prefix - 1].variable
-    across = along = 0
+    inner = [*stage.axes[prefix:], *stage.reduced]
+    if not inner:
+        return 0.0, 0.0
+    length = numel([axis.extent for axis in inner])
+    along = min(_along(stage, axis, inner, length, made) for axis in inner)
+    if not prefix:
+        return float(1 << 40), along
+    spread = _SPREAD if stage.op is None else 0
+    return length * (_accesses(stage, stage.axes[prefix - 1], made) + spread) / _LANES, along
+
+
+def _along(
+    stage: Stage, axis: Axis, inner: list[Axis], length: int, made: Container[Array]
+) -> float:
+    extent = numel([axis.extent])
+    vectors = length // extent * -(-extent // _LANES)
+    if axis in stage.reduced:
+        kept = numel([other.extent for other in inner if other not in stage.reduced])
+        fold = 2 * (min(extent, _LANES) - 1).bit_length()
+        return vectors * _accesses(stage, axis, made) + kept * fold
+    scattered = coefficient(stage.position, axis.variable) != 1
+    return vectors * (_accesses(stage, axis, made) + (_GATHER if scattered else 0))
+
+
+def _accesses(stage: Stage, axis: Axis, made: Container[Array]) -> int:
+    """Vector instructions for the operands of neighbours along an axis, and the result."""
+    work = 1
     for load in expr.loads(stage.body):
-        terms = load.payload[1].terms if load.op is Leaf.LOAD and _is_sum(load) else ()
-        for atom, coefficient in terms:
-            if coefficient == 1:
-                across += atom == last
-                along += atom in inner
-    return across > along
-
-
-def _is_sum(load: expr.Expr) -> bool:
-    return not isinstance(load.payload[1], int)
-
-
-def _wishes(stage: Stage, rows: int) -> frozenset[bool]:
-    """Whether a stage wants vectors across rows; nothing where it does not care."""
-    if stage.axes[prefix_length(stage, rows) :] or stage.reduced:
-        return frozenset((runs_along_rows(stage, rows),))
-    return frozenset()
+        near = coefficient(load.payload[1], axis.variable) in (0, 1)
+        work += 1 if near or load.payload[0] in made else _GATHER
+    return work

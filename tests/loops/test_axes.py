@@ -163,17 +163,30 @@ def test_fixed_rows_are_the_rows(rows: int) -> None:
         assert found == list(range(number * inner, (number + 1) * inner))
 
 
-def test_vectors_run_across_rows_of_a_column_sum() -> None:
-    column = Stage(
-        OTHER, (8,), axes_of(8), (k := make_axis("k", 0, 5),), Op.SUM,
-        expr.load(TABLE, add(index_of(axes_of(8)[0].variable), mul(index_of(k.variable), 8))), 0,
-    )  # fmt: skip
-    assert runs_along_rows(column, 8)
-    row = Stage(
-        OTHER, (8,), axes_of(8), (k,), Op.SUM,
-        expr.load(TABLE, add(mul(index_of(axes_of(8)[0].variable), 5), index_of(k.variable))), 0,
-    )  # fmt: skip
-    assert not runs_along_rows(row, 8)
+def sum_of(rows: int, length: int, row_stride: int, stride: int) -> Stage:
+    """Sums of `length` elements each."""
+    (row,) = axes_of(rows)
+    k = make_axis("k", 0, length)
+    place = add(mul(index_of(row.variable), row_stride), mul(index_of(k.variable), stride))
+    body = expr.load(TABLE, place)
+    return Stage(OTHER, (rows,), (row,), (k,), Op.SUM, body, index_of(row.variable))
+
+
+def test_where_vectors_run() -> None:
+    assert runs_along_rows([sum_of(8, 5, 1, 8)], 8)  # sums of columns
+    assert runs_along_rows([sum_of(80, 500, 1, 80)], 80)
+    assert not runs_along_rows([sum_of(80, 50, 50, 1)], 80)  # sums of rows
+    assert not runs_along_rows([sum_of(80, 3, 3, 1)], 80)  # a fold is cheaper than gathers
+
+
+def test_what_every_element_shares_does_not_count() -> None:
+    """A column's sum of x[k, r]·y[k]: y is one number for a vector across."""
+    (row,) = axes_of(80)
+    k = make_axis("k", 0, 50)
+    r, i = index_of(row.variable), index_of(k.variable)
+    x, y = expr.load(TABLE, add(r, mul(i, 80))), expr.load(Array("y", F32, 50), i)
+    body = expr.apply(Op.MUL, (x, y), F32)
+    assert runs_along_rows([Stage(OTHER, (80,), (row,), (k,), Op.SUM, body, r)], 80)
 
 
 # ---- vectors ----

@@ -1,0 +1,138 @@
+"""The recipe "rows": each stage computes its part of a row from its producers' parts.
+
+Vectors run along the row (the row stays in the cache, see sweeps.py) or across neighbouring rows;
+fuse.py tells which is cheaper.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from minigrad.graph.symbolic import Atom, Integer, add, floordiv, mod, mul, sub
+from minigrad.loops.axes import fix_rows, merge_stage, row_axis, vector_width
+from minigrad.loops.build import accumulate, lanes_loop, serial_loop
+from minigrad.loops.columns import columns, is_columns
+from minigrad.loops.finish import finish
+from minigrad.loops.nest import Loop, Nest, Statement, Store
+from minigrad.loops.sweeps import sweep_row
+from minigrad.loops.target import Target
+from minigrad.schedule import expr
+from minigrad.schedule.expr import Array, Expr, Local
+from minigrad.schedule.fuse import prefix_length, runs_along_rows
+from minigrad.schedule.schedule import Kernel
+from minigrad.schedule.stage import Axis, Stage, index_of, make_axis
+
+
+def rows(kernel: Kernel, target: Target, name: str) -> Nest:
+    """Row after row, or vectors of rows."""
+    count = kernel.rows
+    if target.vector_bytes and count > 1 and runs_along_rows(kernel.stages, count):
+        return _across(kernel, target, name)
+    row = row_axis(count)
+    stages = _in_rows(kernel, index_of(row.variable), 1, None)
+    loop = Loop(row.variable, 0, (count,), tuple(sweep_row(stages, kernel.stored, target)))
+    return finish(name, kernel, loop, target)
+
+
+def _in_rows(kernel: Kernel, row: Integer, width: int, lane: Atom | None) -> list[Stage]:
+    """The stages for one row (or for a vector of `width` rows); what stays inside is in scratch."""
+    scratch: dict[Array, Array] = {}
+    inner: dict[Array, int] = {}
+    stages = []
+    for number, original in enumerate(kernel.stages):
+        stage = fix_rows(original, kernel.rows, row)
+        stage = replace(stage, body=_in_scratch(stage.body, scratch, inner, row, width, lane))
+        size = original.size // kernel.rows
+        if stage.array not in kernel.stored:
+            inner[stage.array] = size
+            scratch[stage.array] = Array(
+                f"x{number}", stage.array.dtype, max(size * width, 1), "scratch"
+            )
+            position = _scratch_index(stage.position, row, size, width, lane)
+            stage = replace(stage, array=scratch[stage.array], position=position)
+        stages.append(merge_stage(stage))
+    return stages
+
+
+def _scratch_index(
+    position: Integer, row: Integer, size: int, width: int, lane: Atom | None
+) -> Integer:
+    inside = sub(position, mul(row, size))
+    return inside if lane is None else add(mul(inside, width), index_of(lane))
+
+
+def _in_scratch(
+    body: Expr,
+    scratch: dict[Array, Array],
+    inner: dict[Array, int],
+    row: Integer,
+    width: int,
+    lane: Atom | None,
+) -> Expr:
+    """The body with loads of values that stay inside the kernel turned to the scratch area."""
+
+    def change(e: Expr) -> Expr | None:
+        if e.op is not expr.Leaf.LOAD or e.payload[0] not in scratch:
+            return None
+        array, position, guard = e.payload
+        moved = _scratch_index(position, row, inner[array], width, lane)
+        return expr.load(scratch[array], moved, guard)
+
+    return expr.rebuild(body, change) if scratch else body
+
+
+def _across(kernel: Kernel, target: Target, name: str) -> Nest:
+    """Vectors of rows: neighbours along the last of the axes that make up a row's number."""
+    count = kernel.rows
+    length = min(_last_extent(stage, count) for stage in kernel.stages)
+    width = vector_width(target, [s.body for s in kernel.stages], length, True)
+    if is_columns(kernel, length, target):
+        return columns(kernel, length, target, name)
+    if length < count and length >= target.lanes(kernel.stages[0].array.dtype):
+        # block after block of neighbours, so that no index is divided lane by lane
+        blocks = -(-length // width)
+        block = row_axis(count // length * blocks)
+        place = index_of(block.variable)
+        column = make_axis("c", 0, length)
+        start = mul(mod(place, blocks), width)
+        row = add(mul(floordiv(place, blocks), length), index_of(column.variable))
+        lane = make_axis("lane", 0, width).variable
+        body = _rows_of_vector(kernel, column, row, width, lane)
+        stops = (add(start, width), length) if length % width else (add(start, width),)
+        vector = lanes_loop(column, width, tuple(body), start, stops, lane)
+        return finish(name, kernel, serial_loop(block, (vector,)), target)
+    width = vector_width(target, [s.body for s in kernel.stages], count, True)
+    axis = row_axis(count)
+    lane = make_axis("lane", 0, width).variable
+    body = _rows_of_vector(kernel, axis, index_of(axis.variable), width, lane)
+    loop = Loop(axis.variable, 0, (count,), tuple(body), "lanes", width, lane)
+    return finish(name, kernel, loop, target)
+
+
+def _last_extent(stage: Stage, rows: int) -> int:
+    """The extent of the last of the axes that make up `rows` rows."""
+    extent = stage.axes[prefix_length(stage, rows) - 1].extent
+    assert isinstance(extent, int)
+    return extent
+
+
+def _rows_of_vector(
+    kernel: Kernel, axis: Axis, row: Integer, width: int, lane: Atom
+) -> list[Statement]:
+    body: list[Statement] = []
+    for number, stage in enumerate(_in_rows(kernel, row, width, lane)):
+        body.extend(_stage_across(stage, number, axis, width))
+    return body
+
+
+def _stage_across(stage: Stage, number: int, row: Axis, width: int) -> list[Statement]:
+    """One stage for a vector of rows."""
+    if stage.op is None:
+        nested: list[Statement] = [Store(stage.array, stage.position, stage.body)]
+    else:
+        lanes = row.variable if width > 1 else None
+        total = Local(f"sum{number}", stage.body.dtype, 1, lanes, width)
+        nested = accumulate(stage, total, stage.reduced)
+    for axis in reversed(stage.axes):
+        nested = [serial_loop(axis, tuple(nested))]
+    return nested
