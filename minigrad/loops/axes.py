@@ -26,16 +26,11 @@ def row_axis(rows: int) -> Axis:
     return make_axis("r", 0, rows)
 
 
-def row_values(stage: Stage, rows: int, row: Integer) -> dict[Atom, Integer]:
-    """The stage's leading axes computed from the row."""
-    leading = stage.axes[: prefix_length(stage, rows)]
-    parts = unflatten(row, [axis.extent for axis in leading])
-    return {axis.variable: part for axis, part in zip(leading, parts, strict=True)}
-
-
 def fix_rows(stage: Stage, rows: int, row: Integer) -> Stage:
     """The stage with its leading axes computed from the row."""
-    return stage.substitute(row_values(stage, rows, row))
+    leading = stage.axes[: prefix_length(stage, rows)]
+    parts = unflatten(row, [axis.extent for axis in leading])
+    return stage.substitute({a.variable: p for a, p in zip(leading, parts, strict=True)})
 
 
 def indices(exprs: Sequence[Expr], positions: Sequence[Integer]) -> list[Integer]:
