@@ -140,7 +140,7 @@ class OpenCL:
 
     def compile(self, graph: Graph) -> OpenCLProgram:
         """Schedule a graph and build its kernels."""
-        plan = schedule(graph, fuse=bool(flag("FUSE")))
+        plan = schedule(graph, fuse=bool(flag("FUSE")), blocks=False)
         GlobalCounters.programs_scheduled += 1
         opencl_report.show_schedule(plan)
         nests = [lower(kernel, self.target, kernel.kind) for kernel in plan.kernels]

@@ -7,6 +7,7 @@
     distribute    one pass of a sort (see scans.py)
     contraction   register tiles (see contraction.py)
     thin          a matrix times a vector, or a few (see thin.py)
+    blocks        rows in which products take part, several at a time (see blocks.py)
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from minigrad.loops.axes import (
     unit_stride_axis,
     vector_width,
 )
+from minigrad.loops.blocks import blocks
 from minigrad.loops.build import (
     combine,
     flat_loop,
@@ -59,6 +61,8 @@ def lower(kernel: Kernel, target: Target, name: str = "kernel") -> Nest:
             return nest
     if kernel.kind == "contraction":
         return contraction(kernel, target, name)
+    if kernel.kind == "blocks":
+        return blocks(kernel, target, name)
     if kernel.kind == "scatter":
         return scatter(kernel, target, name)
     if kernel.kind == "scan":

@@ -20,6 +20,7 @@ from minigrad.graph.node import (
 from minigrad.graph.simplify import simplify
 from minigrad.graph.symbolic import numel
 from minigrad.schedule import expr
+from minigrad.schedule.blocks import Chains
 from minigrad.schedule.expr import Array
 from minigrad.schedule.fuse import Group, aligned, group, reaches
 from minigrad.schedule.materialize import MEMORY_COST, Materialized, choose
@@ -34,8 +35,9 @@ class Kernel:
     """Stages that run under one parallel loop.
 
     kind: "rows" (row r of every stage after row r of its producers), "contraction" (a matrix
-    product and elementwise stages on its result), "scatter", "scan" or "distribute". rows: the
-    number of rows.
+    product and elementwise stages on its result), "scatter", "scan", "distribute" or "blocks" (as
+    "rows", but products take part, so that several rows are computed together). rows: the number
+    of rows.
     stored: the arrays that must reach memory; the others live and die inside the kernel.
     """
 
@@ -56,14 +58,14 @@ class Schedule:
     variables: tuple[str, ...]
 
 
-def schedule(graph: Graph, fuse: bool = True) -> Schedule:
-    """Turn a canonical graph into kernels."""
+def schedule(graph: Graph, fuse: bool = True, blocks: bool = True) -> Schedule:
+    """Turn a canonical graph into kernels; `blocks`: the device has a recipe for these."""
     roots = _distinct_roots(split_reductions(expand(simplify(graph.roots))))
     recomputed: frozenset[Node] = frozenset()
     deferred: frozenset[int] = frozenset()
     stages = Stages()
     while True:
-        plan = _Plan(graph, roots, recomputed, deferred, fuse, stages)
+        plan = _Plan(graph, roots, recomputed, deferred, fuse, blocks, stages)
         worth = plan.better_recomputed() - recomputed
         if worth:
             recomputed |= worth
@@ -135,6 +137,7 @@ class _Plan:
         recomputed: frozenset[Node],
         deferred: frozenset[int],
         fuse: bool,
+        blocks: bool,
         stages: Stages,
     ) -> None:
         self.graph = graph
@@ -166,7 +169,8 @@ class _Plan:
         nodes = [node for node in self.kept.nodes if numel(node.shape)]
         self.stages = self._needed({node: stages.of(node, self.arrays) for node in nodes})
         self.late = frozenset(self.arrays[node] for node in late)
-        self.groups = group(self.stages.values(), fuse, self.late)
+        self.chains = Chains(self.stages.values(), self.slots, fuse and blocks)
+        self.groups = group(self.chains, fuse, self.late)
         self.readers: dict[Array, list[Group]] = {}
         for member in self.groups:
             for stage in member.stages:
@@ -192,6 +196,8 @@ class _Plan:
         for node, saved in self.kept.recomputable.items():
             array = self.arrays[node]
             if node not in self.stages or array in self.slots or saved > MEMORY_COST:
+                continue
+            if array in self.chains.members:  # it never sees memory
                 continue
             if self.readers.get(array, []) != [self.maker[array]]:
                 found.add(node)
@@ -243,6 +249,8 @@ def _safe_in_place(writer: Group, array: Array, old: Array) -> bool:
     place = next(i for i, stage in enumerate(writer.stages) if stage.array == array)
     target = writer.stages[place]
     if target.op in SCANS or target.op in SCATTERS or target.op is Op.DISTRIBUTE:
+        return False
+    if writer.kind == "blocks":
         return False
     for position, stage in enumerate(writer.stages):
         for load in expr.loads(*stage.exprs()):

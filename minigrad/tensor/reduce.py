@@ -187,7 +187,9 @@ class Reduce(Rearrange):
         if not self.ndim:
             return (x * 0 + 1).cast(dtype or self._float_dtype())
         powers = x._shifted(axis).exp()
-        return (powers / powers.sum(axis, True)).cast(dtype or self._float_dtype())
+        # one division a row: Σ lies in 1 … n, where its reciprocal is exact to half an ulp
+        shares = powers * powers.sum(axis, True).reciprocal()
+        return shares.cast(dtype or self._float_dtype())
 
     def log_softmax(
         self, axis: int = -1, dtype: DType | None = None, *, dim: int | None = None

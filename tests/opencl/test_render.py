@@ -27,7 +27,7 @@ def slot(number, *shape, dtype=dtypes.float32):
 def nests(*roots, target=SCALARS):
     """The loop nests of a program whose inputs are the slots 0 and 1."""
     outputs = tuple(range(2, 2 + len(roots)))
-    plan = schedule(Graph(roots, outputs, 2 + len(roots), (), "CL"))
+    plan = schedule(Graph(roots, outputs, 2 + len(roots), (), "CL"), blocks=False)
     return [lower(kernel, target, kernel.kind) for kernel in plan.kernels]
 
 
