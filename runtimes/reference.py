@@ -127,6 +127,7 @@ _ELEMENTWISE: dict[Op, Callable[..., Any]] = {
     Op.EXP: _precise(np.exp), Op.EXP2: _precise(np.exp2),
     Op.LOG: _precise(np.log), Op.LOG2: _precise(np.log2),
     Op.SIN: _precise(np.sin), Op.COS: _precise(np.cos), Op.TANH: _precise(np.tanh),
+    Op.ASIN: _precise(np.arcsin), Op.ACOS: _precise(np.arccos), Op.ATAN: _precise(np.arctan),
     Op.ERF: _precise(_erf), Op.POW: _precise(np.power),
     Op.FLOOR: np.floor, Op.CEIL: np.ceil, Op.TRUNC: np.trunc, Op.ROUND: np.rint,
     Op.ADD: np.add, Op.SUB: np.subtract, Op.MUL: np.multiply, Op.DIV: np.divide,

@@ -76,8 +76,8 @@ def elementwise(op: Op, *src: Node) -> Node:
 
 
 _FLOAT_ONLY = frozenset({
-    Op.SQRT, Op.EXP, Op.EXP2, Op.LOG, Op.LOG2, Op.SIN, Op.COS, Op.TANH, Op.ERF, Op.FLOOR, Op.CEIL,
-    Op.TRUNC, Op.ROUND, Op.DIV, Op.POW,
+    Op.SQRT, Op.EXP, Op.EXP2, Op.LOG, Op.LOG2, Op.SIN, Op.COS, Op.ASIN, Op.ACOS, Op.ATAN, Op.TANH,
+    Op.ERF, Op.FLOOR, Op.CEIL, Op.TRUNC, Op.ROUND, Op.DIV, Op.POW,
 })  # fmt: skip
 _INT_ONLY = frozenset({Op.IDIV, Op.SHL, Op.SHR})
 _BITS_ONLY = frozenset({Op.NOT, Op.AND, Op.OR, Op.XOR})

@@ -150,6 +150,19 @@ def _cos(node: Node, g: Node) -> Node:
     return _neg(_mul(g, elementwise(Op.SIN, node.src[0])))
 
 
+def _asin(node: Node, g: Node) -> Node:
+    """g / √((1 − x)(1 + x)), which near ±1 is more exact than 1 − x²."""
+    x = node.src[0]
+    one = _full(x, 1.0)
+    product = _mul(elementwise(Op.SUB, one, x), elementwise(Op.ADD, one, x))
+    return _div(g, elementwise(Op.SQRT, product))
+
+
+def _atan(node: Node, g: Node) -> Node:
+    x = node.src[0]
+    return _div(g, elementwise(Op.ADD, _mul(x, x), _full(x, 1.0)))
+
+
 def _tanh(node: Node, g: Node) -> Node:
     return _mul(g, elementwise(Op.SUB, _full(node, 1.0), _mul(node, node)))
 
@@ -325,6 +338,9 @@ RULES: dict[Op, tuple[Rule | None, ...]] = {
     Op.LOG2: (_log2,),
     Op.SIN: (_sin,),
     Op.COS: (_cos,),
+    Op.ASIN: (_asin,),
+    Op.ACOS: (lambda node, g: _neg(_asin(node, g)),),
+    Op.ATAN: (_atan,),
     Op.TANH: (_tanh,),
     Op.ERF: (_erf,),
     Op.CAST: (_cast,),

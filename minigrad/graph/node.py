@@ -41,6 +41,9 @@ class Op(Enum):
     LOG2 = "log2"
     SIN = "sin"
     COS = "cos"
+    ASIN = "asin"
+    ACOS = "acos"
+    ATAN = "atan"
     TANH = "tanh"
     ERF = "erf"
     FLOOR = "floor"
@@ -107,8 +110,8 @@ class Op(Enum):
 
 
 UNARY = frozenset({
-    Op.NEG, Op.NOT, Op.SQRT, Op.EXP, Op.EXP2, Op.LOG, Op.LOG2, Op.SIN, Op.COS, Op.TANH, Op.ERF,
-    Op.FLOOR, Op.CEIL, Op.TRUNC, Op.ROUND, Op.CAST, Op.BITCAST,
+    Op.NEG, Op.NOT, Op.SQRT, Op.EXP, Op.EXP2, Op.LOG, Op.LOG2, Op.SIN, Op.COS, Op.ASIN, Op.ACOS,
+    Op.ATAN, Op.TANH, Op.ERF, Op.FLOOR, Op.CEIL, Op.TRUNC, Op.ROUND, Op.CAST, Op.BITCAST,
 })  # fmt: skip
 COMPARISONS = frozenset({Op.LT, Op.LE, Op.EQ, Op.NE})
 BINARY = COMPARISONS | frozenset({

@@ -361,7 +361,8 @@ _SYMBOLS: dict[Op | Leaf, str] = {
 # Rough cost of one evaluation in vector instructions, of math functions as vector_math has them.
 COST = {
     Op.CONST: 0, Op.EXP: 17, Op.EXP2: 16, Op.LOG: 28, Op.LOG2: 27, Op.SIN: 44, Op.COS: 44,
-    Op.TANH: 27, Op.ERF: 30, Op.POW: 76, Op.DIV: 8, Op.SQRT: 12, Op.IDIV: 12, Op.MOD: 12,
+    Op.TANH: 27, Op.ERF: 30, Op.POW: 76, Op.ASIN: 60, Op.ACOS: 60, Op.ATAN: 36,
+    Op.DIV: 8, Op.SQRT: 12, Op.IDIV: 12, Op.MOD: 12,
 }  # fmt: skip
 
 
