@@ -105,6 +105,9 @@ def gguf(config: GPTConfig) -> Iterator[Part]:
         yield Part("lm_head.weight", ("output.weight",))
 
 
+WORDS = {int: "a whole number", float: "a number", bool: "true or false"}
+
+
 class _Facts:
     """Values of a config by name; ValueError where one is missing or of another type."""
 
@@ -120,7 +123,7 @@ class _Facts:
             value = float(value)
         if value is None or type(value) is not kind:
             found = "nothing" if value is None else repr(value)[:40]
-            raise ValueError(f"its {self.prefix}{name} is {found}: expected a {kind.__name__}")
+            raise ValueError(f"its {self.prefix}{name} is {found}: expected {WORDS[kind]}")
         return value
 
     def expect(self, name: str, *known: Any) -> None:

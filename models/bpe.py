@@ -303,7 +303,7 @@ def learn(text: str, vocabulary: int) -> BytePairTokenizer:
         vocab_size=vocabulary, show_progress=False,
         initial_alphabet=package.pre_tokenizers.ByteLevel.alphabet(),
     )  # fmt: skip
-    trained.train_from_iterator(text.splitlines(keepends=True), trainer)
+    trained.train_from_iterator([text], trainer)
     stored = json.loads(trained.to_str())["model"]
     tokens = sorted(stored["vocab"], key=stored["vocab"].__getitem__)
     if len(tokens) < vocabulary:

@@ -25,7 +25,7 @@ from minigrad.models.data import read_text
 from minigrad.models.errors import InputError
 from minigrad.models.gpt import GPT
 from minigrad.models.gpt_config import GPTConfig
-from minigrad.nn.gguf import gguf_load
+from minigrad.nn.gguf import GGUFError, gguf_load
 from minigrad.nn.quantized import Quantized, QuantizedEmbedding, QuantizedLinear
 
 Weight = Tensor | Quantized
@@ -98,6 +98,8 @@ def read_source(path: Path) -> Source:
         if "config" in text and "tokenizer" in text:
             return Source("own", tensors, text)
         return Source("hub", tensors, _read_json(path.parent / "config.json", missing={}))
+    except GGUFError as error:
+        raise InputError(str(error)) from None
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror or error}") from None
 
