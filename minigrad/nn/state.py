@@ -75,8 +75,8 @@ def load_state_dict(
 ) -> None:
     """Copy values into a model's tensors in place, cast to their dtypes.
 
-    Raises KeyError where strict and names differ, ShapeError where shapes differ; the model is then
-    as it was before.
+    Raises KeyError where strict and names differ, ShapeError where shapes differ, DTypeError where
+    floats would become integers; the model is then as it was before.
     """
     own = get_state_dict(model)
     missing = [name for name in own if name not in state]
@@ -91,6 +91,11 @@ def load_state_dict(
         if target.shape != value.shape:
             raise ShapeError(
                 f"load_state_dict: {name} has shape {value.shape}, the model's {target.shape}"
+            )
+        if value.dtype.is_float and not target.dtype.is_float:
+            raise DTypeError(
+                f"load_state_dict: {name} is {value.dtype.name}, the model's {target.dtype.name}; "
+                "expected integers"
             )
     with Tensor.no_grad():
         values = [value.cast(target.dtype) for _, target, value in pairs]

@@ -67,8 +67,9 @@ def close(found, wanted, what=""):
     np.testing.assert_allclose(found, wanted.detach().numpy(), rtol=2e-4, atol=2e-5, err_msg=what)
 
 
-@pytest.mark.parametrize("name", LAYERS)
-@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize(
+    ("name", "training"), [*((n, False) for n in LAYERS), *((n, True) for n in STATEFUL)]
+)
 def test_equals_pytorch(name, training, on_device):
     make, make_theirs, shape = LAYERS[name]
     generator = np.random.default_rng(7)
