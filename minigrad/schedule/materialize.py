@@ -16,6 +16,7 @@ from minigrad.schedule.expr import cost
 CHEAP = 4  # operations that are always recomputed
 SCRATCH_COST = 6  # operations saved per element that pay for a place in cache
 MEMORY_COST = 40  # operations saved per element that pay for a round trip to memory
+OFTEN = 16  # readings of an element that pay for a round trip to memory, whatever it costs
 DEEPEST = 400  # nodes in a chain of one body
 MOST_USES = 8  # different readers of one value that are told apart
 _ALWAYS = REDUCTIONS | SCANS.keys() | SCATTERS.keys() | {Op.DISTRIBUTE, Op.CONTIGUOUS}
@@ -60,7 +61,8 @@ def choose(
             elif below[node] > CHEAP and extra * below[node] > SCRATCH_COST * size:
                 if node not in recomputed:
                     kept.add(node)
-                    recomputable[node] = below[node]
+                    if evaluations < OFTEN * size:
+                        recomputable[node] = below[node]
         if node in kept:
             inner = node.src[0] if node.op in REDUCTIONS else node
             passed = {node: numel(inner.shape)}
