@@ -142,6 +142,50 @@ def symbolic_depth(inputs: Inputs) -> list[Node]:
     return [product(x, w)]
 
 
+@case
+def left_transposed(inputs: Inputs) -> list[Node]:
+    """The left operand's rows are neighbours: they are copied tile by tile."""
+    x, y = inputs(33, 230), inputs(33, 150)
+    return [add(product(transpose(x), y), 0.5)]
+
+
+@case
+def left_computed(inputs: Inputs) -> list[Node]:
+    """Converted and masked while it is copied, row by row."""
+    x = g.pad(inputs(217, 29, dtype=dtypes.float16), [(0, 0), (3, 1)])
+    return [product(wide(x), inputs(33, 140))]
+
+
+@case
+def left_sliced(inputs: Inputs) -> list[Node]:
+    """Neither its rows nor its columns are neighbours in memory."""
+    x = g.reshape(inputs(60, 2, 21, 2), (60, 2, 21, 2))
+    every_other = g.reshape(g.shrink(x, [(0, 60), (0, 1), (0, 21), (1, 2)]), (60, 21))
+    return [product(every_other, inputs(21, 133))]
+
+
+@case
+def deep(inputs: Inputs) -> list[Node]:
+    """So deep that k is cut; its last piece is shorter, and so is the last block of rows."""
+    x, y = inputs(45, 4500), inputs(4500, 131)
+    return [mul(product(x, y), 0.25)]
+
+
+@case
+def deep_transposed(inputs: Inputs) -> list[Node]:
+    x, y = inputs(5000, 30), inputs(140, 5000)
+    return [product(transpose(x), transpose(y))]
+
+
+@case
+def deep_windows(inputs: Inputs) -> list[Node]:
+    """Several summed axes, of which one is cut and the outer ones stay whole."""
+    x, w = inputs(6, 70, 30, 40), inputs(6, 30, 40, 150)
+    left = g.expand(g.reshape(x, (6, 70, 30, 40, 1)), (6, 70, 30, 40, 150))
+    right = g.expand(g.reshape(w, (6, 1, 30, 40, 150)), (6, 70, 30, 40, 150))
+    return [g.reduce(Op.SUM, g.elementwise(Op.MUL, left, right), [0, 2, 3])]
+
+
 @pytest.mark.parametrize("machine", MACHINES)
 @pytest.mark.parametrize("name", CASES)
 def test_products(name: str, machine: str) -> None:
