@@ -38,7 +38,8 @@ def open_device(name: str) -> CPU:
 def host_target() -> Target:
     """The host's figures, as recipes ask for them."""
     machine = host()
-    return Target(machine.vector_bytes, machine.vector_registers, machine.l1, machine.l2)
+    dots = "avx512bf16" in machine.features
+    return Target(machine.vector_bytes, machine.vector_registers, machine.l1, machine.l2, dots)
 
 
 @cache

@@ -30,7 +30,7 @@ from minigrad.loops.build import (
 )
 from minigrad.loops.finish import finish
 from minigrad.loops.nest import Nest, Statement
-from minigrad.loops.pack import depth_of, pack_left, pack_right, strides
+from minigrad.loops.pack import depth_of, in_pairs, pack_left, pack_right, strides
 from minigrad.loops.target import Target
 from minigrad.loops.tiles import Block, Left, Problem, tile_height, tile_width, tiles
 from minigrad.schedule import expr
@@ -69,6 +69,10 @@ class Plan:
 def contraction(kernel: Kernel, target: Target, name: str) -> Nest:
     """The loop nest of a contraction and its elementwise epilogue."""
     problem = prepare(kernel)
+    if target.bfloat16_dots:
+        pairs = in_pairs(problem)
+        if pairs is not None and packing_pays(pairs, target):
+            problem = pairs
     parts = problem.parts
     row, column = parts.m[-1], parts.n[-1]
     assert isinstance(row.extent, int) and isinstance(column.extent, int)
@@ -154,7 +158,7 @@ def plan_of(problem: Problem, target: Target, batches: int) -> Plan:
     depth, _ = depth_of(problem.parts.k)
     size = problem.stage.body.dtype.itemsize
     plain = all(isinstance(axis.extent, int) for axis in problem.parts.k)
-    pays = width > 1 and panels >= LEAST_PANELS and row.extent >= 2 * height
+    pays = packing_pays(problem, target)
     deep = depth * width * size > FAR_BYTES
     if pays and plain and (deep or awkward and depth * LEAST_ROWS * size > target.l2 // 2):
         rows = cut(row.extent, height, target.l2 // 2 // (DEPTH * size))
@@ -174,6 +178,15 @@ def plan_of(problem: Problem, target: Target, batches: int) -> Plan:
     rows = block_rows(row.extent, height, batches * panels)
     packs = width > 1 and needs_packing(problem, width, rows)
     return Plan(height, width, rows, width, False, packs)
+
+
+def packing_pays(problem: Problem, target: Target) -> bool:
+    """Whether a copy of the left operand's rows is read often enough."""
+    row, column = problem.parts.m[-1].extent, problem.parts.n[-1].extent
+    assert isinstance(row, int) and isinstance(column, int)
+    width = tile_width(target, problem.stage, column)
+    enough = width >= target.lanes(problem.stage.body.dtype) > 1
+    return enough and column > (LEAST_PANELS - 1) * width and row > target.tile_rows
 
 
 def cut(extent: int, unit: int, most: int) -> int:

@@ -6,6 +6,10 @@ once for a block, not once for every tile that reads it.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+from minigrad.dtype import dtypes
+from minigrad.graph.node import Op
 from minigrad.graph.symbolic import (
     Atom,
     Integer,
@@ -20,7 +24,7 @@ from minigrad.loops.build import lanes_loop, serial_loop
 from minigrad.loops.nest import Loop, Statement, Store
 from minigrad.loops.tiles import Block, Left, Problem
 from minigrad.schedule import expr
-from minigrad.schedule.expr import Array, Expr
+from minigrad.schedule.expr import Array, Expr, Leaf
 from minigrad.schedule.stage import Axis, index_of, make_axis
 
 LINE = 64  # bytes of a cache line
@@ -99,3 +103,38 @@ def len_of(axis: Axis) -> int:
     """The extent of an axis that is a number."""
     assert isinstance(axis.extent, int)
     return axis.extent
+
+
+def in_pairs(problem: Problem) -> Problem | None:
+    """A product of bfloat16 in pairs along k, for `Leaf.DOT`; None where it is none.
+
+    Neighbours along k become one word of 32 bits; a last one without a neighbour gets a zero.
+    """
+    parts = problem.parts
+    operands = [_stored(parts.left), _stored(parts.right)]
+    if None in operands or problem.stage.body.dtype is not dtypes.float32:
+        return None
+    last = parts.k[-1]
+    if not isinstance(last.extent, int):
+        return None
+    two = make_axis("kp", 0, -(-last.extent // 2))
+    words = []
+    for operand in operands:
+        assert operand is not None
+        low = mul(index_of(two.variable), 2)
+        first = expr.substitute_in(operand, {last.variable: low})
+        second = expr.substitute_in(operand, {last.variable: add(low, 1)})
+        array, index, guard = second.payload
+        guard = expr.restrict(guard, [sub(last.extent - 2, low)])
+        words.append(
+            expr.apply(Leaf.PAIR, (first, expr.load(array, index, guard)), dtypes.uint32)
+        )
+    pairs = replace(parts, left=words[0], right=words[1], k=(*parts.k[:-1], two))
+    return replace(problem, parts=pairs)
+
+
+def _stored(operand: Expr) -> Expr | None:
+    """The load of bfloat16 below an operand that does nothing else but convert it."""
+    while operand.op is Op.CAST:
+        operand = operand.args[0]
+    return operand if operand.op is Leaf.LOAD and operand.dtype is dtypes.bfloat16 else None

@@ -11,14 +11,15 @@ from minigrad.dtype import DType
 class Target:
     """vector_bytes: width of a register (0: a device whose compiler sees scalars only).
 
-    registers: vector registers. l1, l2: bytes of the caches of one core.
-
+    registers: vector registers. l1, l2: bytes of the caches of one core. bfloat16_dots: whether an
+    instruction adds the products of two pairs of bfloat16 to a float32 (AVX512-BF16).
     """
 
     vector_bytes: int
     registers: int
     l1: int
     l2: int
+    bfloat16_dots: bool = False
 
     def lanes(self, dtype: DType) -> int:
         """Elements of a register; values narrower than 4 bytes are computed in 4."""

@@ -15,7 +15,7 @@ from minigrad.loops.nest import Loop, Set, Statement, Store, Stores
 from minigrad.loops.target import Target
 from minigrad.schedule import expr
 from minigrad.schedule.contraction import Contraction
-from minigrad.schedule.expr import Array, Expr, Local
+from minigrad.schedule.expr import Array, Expr, Leaf, Local
 from minigrad.schedule.stage import Axis, Stage, identity, index_of, make_axis
 
 
@@ -163,9 +163,7 @@ def tile(
         factor = expr.load(left.array, add(add(place, mul(left.k, left.pitch)), slot))
     else:
         factor = expr.load(left.array, add(mul(inside, left.depth), left.k))
-    product = expr.apply(Op.MUL, (factor, right), factor.dtype)
-    product = expr.apply(Op.CAST, (product,), stage.body.dtype)
-    step: Statement = Set(registers, slot, combine(Op.SUM, expr.local(registers, slot), product))
+    step: Statement = Set(registers, slot, _more(expr.local(registers, slot), factor, right))
     step = Loop(u.variable, 0, (height,), (step,), "unroll")
     step = problem.along_k(step)
     known = {problem.accumulator: expr.local(registers, slot)}
@@ -181,3 +179,11 @@ def tile(
         step,
         Loop(u.variable, 0, (height,), (Stores(tuple(items)),), "unroll"),
     ]
+
+
+def _more(total: Expr, left: Expr, right: Expr) -> Expr:
+    """total + left·right, or the sum of both products of two pairs."""
+    if not left.dtype.is_float:
+        return expr.apply(Leaf.DOT, (left, right, total), total.dtype)
+    product = expr.apply(Op.MUL, (left, right), left.dtype)
+    return combine(Op.SUM, total, expr.apply(Op.CAST, (product,), total.dtype))
