@@ -11,10 +11,10 @@ from minigrad.dtype import DType, dtypes, promote, sum_dtype
 from minigrad.errors import ShapeError
 from minigrad.tensor.core import Core
 from minigrad.tensor.nodes import Scalar, axes_of, same_device, show
-from minigrad.tensor.ordering import Ordering
+from minigrad.tensor.sampling import Sampling
 
 
-class Contraction(Ordering):
+class Contraction(Sampling):
     """Sums of products. Half floats are multiplied and added in float32."""
 
     __slots__ = ()
