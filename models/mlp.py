@@ -21,6 +21,8 @@ from minigrad.models.checkpoint import plain_shape
 from minigrad.models.digits import Digits, load_digits
 from minigrad.models.errors import InputError
 from minigrad.models.metrics import Metrics
+from minigrad.models.parallel.launch import Mesh, Rank, run, started_by_mpi
+from minigrad.models.parallel.training import Replica
 from minigrad.models.train import parameter_count
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -104,10 +106,12 @@ def train(
     lr: float,
     seed: int,
     metrics: Metrics,
+    replica: Replica | None = None,
 ) -> float:
     """Minibatches in a new order each epoch, Adam; gives the share read rightly at the end.
 
     The digits that are left over when an epoch is cut into batches wait for another epoch's order.
+    A replica learns from its part of each batch; the loss is that of the whole.
     """
     import numpy as np
 
@@ -118,19 +122,27 @@ def train(
     def step(images: Tensor, labels: Tensor) -> Tensor:
         optimizer.zero_grad()
         loss = model.loss(images, labels)
-        loss.backward()
+        if replica is None:
+            loss.backward()
+        else:
+            loss.backward()
+            replica.average_gradients(optimizer.params)
+            loss = replica.mean(loss)
         optimizer.step()
         return loss.realize()
 
     per_epoch = len(training) // batch
     start, number, accuracy = time.perf_counter(), 0, 0.0
-    with console.Progress(epochs * per_epoch, "digits") as progress:
+    quiet = replica is not None and not replica.rank.is_first
+    with console.Progress(epochs * per_epoch, "digits", quiet) as progress:
         for epoch in range(1, epochs + 1):
             order = np.random.default_rng((seed, epoch)).permutation(len(training))
             for first in range(0, per_epoch * batch, batch):
                 begin = time.perf_counter()
                 chosen = order[first : first + batch]
                 images, labels = training.images[chosen], training.labels[chosen]
+                if replica is not None:
+                    images, labels = replica.part(images, labels)
                 with Tensor.train():
                     loss = float(step(Tensor(images), Tensor(labels)).item())
                 speed = batch / (time.perf_counter() - begin)
@@ -175,6 +187,8 @@ def parser() -> argparse.ArgumentParser:
     add("--activation", choices=list(ACTIVATIONS), default="relu", help="between the layers")
     add("--picture", metavar="F.png", help="draw first-layer weights, one digit's way, losses")
     add("--metrics", metavar="F.jsonl", help="JSON lines, one per step")
+    add("--dp", type=console.positive_int, default=1, help="copies that share each batch")
+    add("--trace", metavar="FILE", help="timelines of all devices, for Chrome's trace viewer")
     console.add_common_flags(result)
     return result
 
@@ -183,14 +197,27 @@ def main(arguments: Sequence[str]) -> None:
     """Train and report."""
     flags = parser().parse_args(arguments)
     console.apply_common_flags(flags)
+    if flags.dp == 1 and not started_by_mpi():
+        learn(flags)
+    else:
+        run(lambda rank: learn(flags, rank), Mesh(flags.dp), trace=flags.trace)
+
+
+def learn(flags: argparse.Namespace, rank: Rank | None = None) -> None:
+    """Train as the flags say; as a rank among several, only rank 0 talks and writes files."""
     training, validation = load_digits(flags.data)
     Tensor.manual_seed(flags.seed)
     model = MLP(SIZES, flags.activation)
-    print(f"{len(training):,} digits to learn from, {len(validation):,} to validate")
-    print(describe(model))
-    with Metrics(flags.metrics) as metrics:
+    replica = Replica(rank, model) if rank is not None else None
+    speaks = rank is None or rank.is_first
+    if speaks:
+        print(f"{len(training):,} digits to learn from, {len(validation):,} to validate")
+        print(describe(model))
+    with Metrics(flags.metrics if speaks else None) as metrics:
         accuracy = train(model, training, validation, flags.epochs, flags.batch, flags.lr,
-                         flags.seed, metrics)  # fmt: skip
+                         flags.seed, metrics, replica)  # fmt: skip
+    if not speaks:
+        return
     _, before = evaluate(model, training)
     print(f"\naccuracy on digits it learned from {before:.1%}, on others {accuracy:.1%}")
     if flags.picture is not None:

@@ -15,6 +15,24 @@ from minigrad.graph.node import Node, Op
 lock = threading.RLock()
 
 
+class _Rank(threading.local):
+    """The number that this thread's devices have, where it is one rank of several in a process.
+
+    Such a thread knows of the tensors on its own devices only ("CPU:2", "REF:2"): what the other
+    ranks have begun, and what they wait for, is not its business.
+    """
+
+    number: int | None = None
+
+    def knows(self, device: str) -> bool:
+        if self.number is None:
+            return True
+        return device.partition(":")[2] == (str(self.number) if self.number else "")
+
+
+rank = _Rank()
+
+
 class Holder:
     """What the engine knows of a tensor.
 
@@ -81,7 +99,7 @@ def _file(link: Link, node: Node) -> None:
     if before is not None and holder is not None:
         _file(before, node)
     _mourn(link)
-    link.node_id = number
+    link.node_id, link.device = number, node.device
     _by_node.setdefault(number, {})[id(link)] = link
     if node.op is not Op.BUFFER:
         _lazy[id(link)] = link
@@ -132,6 +150,10 @@ def _alive(links: list[Link]) -> list[Holder]:
     return [holder for link in links if (holder := link()) is not None]
 
 
+def _known(holders: list[Holder]) -> list[Holder]:
+    return [h for h in holders if rank.knows(h.raw.device)] if rank.number is not None else holders
+
+
 def holders(node: Node) -> list[Holder]:
     """The live tensors that stand for `node`."""
     links = _by_node.get(id(node))
@@ -147,13 +169,13 @@ def wants_gradient(node: Node) -> bool:
 
 
 def lazy_holders() -> list[Holder]:
-    """All live tensors that are not realized, oldest first."""
+    """All live tensors (of this rank) that are not realized, oldest first."""
     with lock:
-        return _alive(list(_lazy.values()))
+        return _known(_alive(list(_lazy.values())))
 
 
 def all_holders() -> list[Holder]:
-    """All live tensors."""
+    """All live tensors (of this rank)."""
     with lock:
         links = [link for several in list(_by_node.values()) for link in several.values()]
-        return _alive([*links, *list(alone.values())])
+        return _alive(_known([*links, *list(alone.values())]))
