@@ -19,7 +19,7 @@ from minigrad.device import Buffer, Call, Replay, Sequential
 from minigrad.dtype import DType, dtypes, number_of
 from minigrad.graph.canonical import Graph
 from minigrad.loops.target import Target
-from minigrad.program import GlobalCounters
+from minigrad.program import GlobalCounters, timeline
 from minigrad.runtimes import cpu_memory, cpu_report
 from minigrad.runtimes.cpu_exchange import Exchanges, watched
 from minigrad.runtimes.cpu_guard import GuardedProgram
@@ -165,11 +165,15 @@ class CpuProgram:
     def _walk(self) -> None:
         base = ctypes.addressof(self._table)
         level = flag("DEBUG")
-        if level < 1:
+        if level < 1 and timeline.record is None:
             self._run(base, len(self.kernels), self.scratch_bytes)
             return
 
         def run_one(number: int) -> None:
             self._run(base + number * ctypes.sizeof(Launch), 1, self.scratch_bytes)
 
-        cpu_report.run_timed([kernel.code for kernel in self.kernels], run_one, level)
+        codes = [kernel.code for kernel in self.kernels]
+        if timeline.record is not None:
+            cpu_report.run_recorded([code.label for code in codes], run_one, timeline.record)
+        else:
+            cpu_report.run_timed(codes, run_one, level)

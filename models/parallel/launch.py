@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from minigrad import Device, collective, program
+from minigrad.graph.node import Node, Op, topological
 from minigrad.models.parallel import mpi
 from minigrad.models.parallel.faults import Activity, RankError, culprit
 from minigrad.models.parallel.group import Members, Progress, RankGroup
@@ -137,9 +138,15 @@ def _seat(
         program.timeline.record = None
         collective.leave(device, entered)
         progress.close()
+        # what a failed run has left in the frames of its exception must not exchange in the next
+        registry.abandon(_exchanges)
         registry.rank.number = known
         for name, value in before.items():
             put(name, value)
+
+
+def _exchanges(node: Node) -> bool:
+    return any(other.op is Op.COLLECTIVE for other in topological([node]))
 
 
 def _begin_trace(rank: Rank) -> None:
@@ -280,6 +287,7 @@ def _run_process(
     if library.Query_thread() < library.THREAD_MULTIPLE:
         raise RankError(-1, "this MPI allows no calls from several threads (MPI_THREAD_MULTIPLE)")
     number, activity = world.rank, Activity()
+    mpi.announce(library)
     threads = max(usable_threads() // mpi.local_ranks(library), 1)
     transport = mpi.MPITransport(library, world.Dup())
     watch = mpi.Watch(library, activity, patience)

@@ -47,7 +47,8 @@ class Exchange:
     def __init__(self, size: int, network: Network | None = None) -> None:
         self.size, self.network = size, network
         self.failure: BaseException | None = None
-        self.changed = threading.Condition()
+        self._lock = threading.Lock()
+        self._wake = [threading.Condition(self._lock) for _ in range(size)]
         self._sends: dict[tuple[int, int, int], deque[Request]] = {}
         self._receives: dict[tuple[int, int, int], deque[Request]] = {}
         self._free: dict[tuple[int, int], float] = {}  # when a link is free again
@@ -59,17 +60,18 @@ class Exchange:
 
     def fail(self, failure: BaseException) -> None:
         """Wake all ranks with an exception; the first one counts."""
-        with self.changed:
+        with self._lock:
             if self.failure is None:
                 self.failure = failure
-            self.changed.notify_all()
+            for condition in self._wake:
+                condition.notify_all()
 
     def post(self, key: tuple[int, int, int], request: Request, is_send: bool) -> None:
         """One end of a message from key[0] to key[1]; copies it where the other end is there."""
         mine, others = (
             (self._sends, self._receives) if is_send else (self._receives, self._sends)
         )
-        with self.changed:
+        with self._lock:
             if self.failure is not None:
                 raise self.failure
             if is_send and self.network is not None:
@@ -88,9 +90,10 @@ class Exchange:
             )
         ctypes.memmove(receive.address, send.address, send.nbytes)
         receive.at = send.at
-        with self.changed:
+        with self._lock:
             send.done = receive.done = True
-            self.changed.notify_all()
+            for end in key[:2]:
+                self._wake[end].notify_all()
 
     def _travel(self, key: tuple[int, int, int], request: Request, network: Network) -> None:
         """When a message arrives; or the end of the rank that sends it."""
@@ -104,13 +107,13 @@ class Exchange:
         self._free[source, to] = start + request.nbytes / network.bandwidth
         request.at = self._free[source, to] + network.latency
 
-    def wait(self, requests: Sequence[Request]) -> None:
-        """Return when all are done."""
-        with self.changed:
+    def wait(self, rank: int, requests: Sequence[Request]) -> None:
+        """Return when all of a rank's requests are done."""
+        with self._lock:
             while not all(request.done for request in requests):
                 if self.failure is not None:
                     raise self.failure
-                self.changed.wait()
+                self._wake[rank].wait()
         late = max((request.at for request in requests), default=0.0) - time.monotonic()
         if late > 0:
             time.sleep(late)
@@ -137,4 +140,4 @@ class LocalTransport:
 
     def wait(self, requests: Sequence[Request]) -> None:
         """Return when all are done; raises what ended another rank."""
-        self.exchange.wait(requests)
+        self.exchange.wait(self.rank, requests)

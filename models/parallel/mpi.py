@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import sys
 import threading
 import time
 import traceback
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 from minigrad.errors import MinigradError
 from minigrad.models.parallel.faults import Activity, RankError, Sign, culprit
 
 SPINS = 50  # looks at a message before the first nap
+PRESSED = 2000  # the same where a kernel waits: a few milliseconds
 NAP = 50e-6  # seconds
 BEAT = 0.5  # seconds between signs of life
 
@@ -68,9 +71,9 @@ class MPITransport:
         try:
             while not self.mpi.Request.Testall(requests):
                 looks += 1
-                if self.pressing:
+                if looks < (PRESSED if self.pressing else SPINS):
                     time.sleep(0)
-                elif looks > SPINS:
+                else:
                     time.sleep(NAP)
         except self.mpi.Exception as error:
             raise RankError(
@@ -88,10 +91,15 @@ def local_ranks(mpi: Any) -> int:
         shared.Free()
 
 
+_here: list[int] = []  # the processes of this machine's ranks
+
+
 def announce(mpi: Any) -> None:
     """Say which process is which rank: MPI names processes when it reports one that was killed."""
-    places = mpi.COMM_WORLD.gather((os.getpid(), socket.gethostname()))
-    if places is not None:
+    host = socket.gethostname()
+    places = mpi.COMM_WORLD.allgather((os.getpid(), host))
+    _here[:] = [pid for pid, other in places if other == host]
+    if mpi.COMM_WORLD.rank == 0:
         listed = ", ".join(f"{rank} is process {pid} on {host}"
                            for rank, (pid, host) in enumerate(places))  # fmt: skip
         print(f"ranks: {listed}", file=sys.stderr, flush=True)
@@ -107,6 +115,10 @@ def abort(mpi: Any, error: BaseException, status: int = 1) -> None:
             traceback.print_exception(error)
         text = f"rank {rank} failed: {type(error).__name__}: {error}"
     print(f"{sys.argv[0]}: {text}; all {size} ranks are stopped", file=sys.stderr, flush=True)
+    time.sleep(0.3)  # the launcher passes on what was said, but ends without it when it must end
+    for process in _here:  # a stopped process does not hear that it is to end
+        with suppress(OSError):
+            os.kill(process, signal.SIGCONT)
     mpi.COMM_WORLD.Abort(status)
 
 

@@ -72,7 +72,8 @@ def rings(rank: Rank) -> list[str]:
         for count in lengths(size):
             if count == LONG and dtype not in LONG_DTYPES:
                 continue
-            for how in ("sum", "max", *(["mean"] if dtype.is_float else [])):
+            ways = ("sum", "max", "mean") if dtype.is_float else ("sum", "max")
+            for how in ways if count < LONG else ways[:1]:
                 mine = given(rank.number, count, dtype)
                 buffer, before = in_memory(mine, dtype), group.members.bytes_sent
                 ring.ring_all_reduce(group.members, buffer.memory, count, dtype, how, group)
