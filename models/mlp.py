@@ -125,9 +125,9 @@ def train(
         if replica is None:
             loss.backward()
         else:
+            loss = loss * replica.weight
             loss.backward()
-            replica.average_gradients(optimizer.params)
-            loss = replica.mean(loss)
+            loss = replica.share_gradients(loss, optimizer.params)
         optimizer.step()
         return loss.realize()
 

@@ -92,9 +92,10 @@ def make_step(
     """
 
     def part_of(ids: Tensor, targets: Tensor) -> Tensor:
+        share = accumulate if replica is None else accumulate / replica.weight
         if recompute:
-            return backward_by_blocks(model, ids, targets, accumulate)  # type: ignore[arg-type]
-        loss = model.loss(ids, targets) / accumulate
+            return backward_by_blocks(model, ids, targets, share)  # type: ignore[arg-type]
+        loss = model.loss(ids, targets) / share
         loss.backward()
         return loss.detach()  # nobody differentiates it once more, after the parameters changed
 
@@ -109,8 +110,7 @@ def make_step(
                 Tensor.realize(total, *_gradients(optimizer.params))
         assert total is not None
         if replica is not None:
-            replica.average_gradients(optimizer.params)
-            total = replica.mean(total)
+            total = replica.share_gradients(total, optimizer.params)
         nn.optim.clip_grad_norm(optimizer.params, clip)
         optimizer.step()
         return total.realize()
@@ -122,7 +122,7 @@ def _gradients(params: Iterable[Tensor]) -> list[Tensor]:
     return [param.grad for param in params if param.grad is not None]
 
 
-def backward_by_blocks(model: GPT, ids: Tensor, targets: Tensor, share: int = 1) -> Tensor:
+def backward_by_blocks(model: GPT, ids: Tensor, targets: Tensor, share: float = 1) -> Tensor:
     """Activation checkpointing (Chen et al., "Training Deep Nets with Sublinear Memory Cost").
 
     Only what enters each block is kept; the backward pass computes a block again, from its input,

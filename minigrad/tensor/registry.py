@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import threading
 import weakref
+from collections.abc import Callable
 
 from minigrad.graph.node import Node, Op
 
@@ -64,11 +65,13 @@ class Holder:
 class Link(weakref.ref[Holder]):
     """A weak reference that knows under which node it is filed.
 
-    death: for one without a callback, another that has one.
+    device: where the node is, unless the link is in `alone`. death: for one without a callback,
+    another that has one.
     """
 
-    __slots__ = ("node_id", "death")
+    __slots__ = ("node_id", "device", "death")
     node_id: int
+    device: str
     death: weakref.ref[Holder]
 
 
@@ -150,8 +153,9 @@ def _alive(links: list[Link]) -> list[Holder]:
     return [holder for link in links if (holder := link()) is not None]
 
 
-def _known(holders: list[Holder]) -> list[Holder]:
-    return [h for h in holders if rank.knows(h.raw.device)] if rank.number is not None else holders
+def _known(links: list[Link]) -> list[Link]:
+    """Those of this rank: not even for a moment may one keep another's lazy tensor alive."""
+    return links if rank.number is None else [link for link in links if rank.knows(link.device)]
 
 
 def holders(node: Node) -> list[Holder]:
@@ -171,11 +175,21 @@ def wants_gradient(node: Node) -> bool:
 def lazy_holders() -> list[Holder]:
     """All live tensors (of this rank) that are not realized, oldest first."""
     with lock:
-        return _known(_alive(list(_lazy.values())))
+        return _alive(_known(list(_lazy.values())))
+
+
+def abandon(unwanted: Callable[[Node], bool]) -> None:
+    """Let nobody realize tensors (of this rank) on the way, whose node is `unwanted`."""
+    with lock:
+        for number, link in list(_lazy.items()):
+            holder = link() if rank.knows(link.device) else None
+            if holder is not None and unwanted(holder.raw):
+                del _lazy[number]
 
 
 def all_holders() -> list[Holder]:
     """All live tensors (of this rank)."""
     with lock:
         links = [link for several in list(_by_node.values()) for link in several.values()]
-        return _alive(_known([*links, *list(alone.values())]))
+        results = [h for h in _alive(list(alone.values())) if rank.knows(h.raw.device)]
+        return [*_alive(_known(links)), *results]

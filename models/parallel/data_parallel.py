@@ -11,11 +11,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from minigrad import Tensor, nn
 from minigrad.dtype import DType
+from minigrad.models.checkpoint import plain_shape
 from minigrad.models.errors import InputError
 from minigrad.models.parallel.group import RankGroup
 from minigrad.models.parallel.operations import all_reduce, together
@@ -29,6 +31,9 @@ class DataParallel:
     def __init__(self, model: Any, group: RankGroup, bucket: int = BUCKET) -> None:
         self.model, self.group, self.bucket = model, group, bucket
         self.synchronize()
+        for layer in _layers(model):
+            if isinstance(layer, nn.BatchNorm):
+                layer.statistics = self.statistics
 
     def synchronize(self) -> None:
         """Give every copy the weights and statistics of rank 0."""
@@ -40,6 +45,20 @@ class DataParallel:
                 for tensor, node in zip(part, nodes, strict=True):
                     tensor.assign(Tensor._of(node))
             Tensor.realize(*tensors)
+
+    def statistics(self, x: Tensor, axes: tuple[int, ...]) -> tuple[Tensor, Tensor, Tensor]:
+        """Mean, variance and number of elements per channel over the batches of all ranks.
+
+        For `nn.BatchNorm`; the batches may differ in size. There are two exchanges of a number per
+        channel, because the variance is taken around the mean of all.
+        """
+        own = Tensor([1.0 * math.prod(plain_shape(x)[axis] for axis in axes)], device=x.device)
+        sums = all_reduce(x.sum(axes).cat(own), self.group)
+        count = sums[-1]
+        mean = sums[:-1] / count
+        away = x - mean.reshape(-1, *(1 for _ in x.shape[2:]))
+        var = all_reduce((away * away).sum(axes), self.group) / count
+        return mean, var, count
 
     def share(self, batch: int, among: RankGroup | None = None) -> tuple[int, int]:
         """(first, last + 1) of a global batch's rows for this rank; they differ by one at most.
@@ -55,23 +74,42 @@ class DataParallel:
             )
         return batch * rank // size, batch * (rank + 1) // size
 
-    def average(self, value: Tensor, weight: float) -> Tensor:
-        """The weighted sum over all ranks; the weights are shares of the batch, 1 in total."""
-        return all_reduce(value * weight, self.group)
+    def total(self, value: Tensor) -> Tensor:
+        """The sum over all ranks."""
+        return all_reduce(value, self.group)
 
-    def average_gradients(self, params: Sequence[Tensor], weight: float) -> None:
-        """Replace each gradient by the weighted sum over all ranks.
+    def average_gradients(self, params: Sequence[Tensor]) -> None:
+        """Replace each gradient by its sum over all ranks.
 
-        weight: this rank's share of the batch; so parts may differ in size. The last parameters,
-        whose gradients come first, go first.
+        Each rank's loss must have been weighted with its share of the batch, before `backward`: the
+        sum is then the average over the whole batch, also of parts of different size. The last
+        parameters, whose gradients come first, go first.
         """
         with Tensor.no_grad():
             waiting = [param for param in reversed(params) if param.grad is not None]
             for part in _buckets(waiting, self.bucket):
-                nodes = [(param.grad * weight).node for param in part]
+                nodes = [param.grad.node for param in part]
                 for param, node in zip(part, together("all_reduce", nodes, self.group, "sum"),
                                        strict=True):  # fmt: skip
                     param.grad = Tensor._of(node).requires_grad_(False)
+
+
+def _layers(model: Any) -> Iterator[Any]:
+    """A model and all objects inside it that have attributes, once each."""
+    seen: set[int] = set()
+    stack = [model]
+    while stack:
+        value = stack.pop()
+        if id(value) in seen or isinstance(value, Tensor):
+            continue
+        seen.add(id(value))
+        if isinstance(value, dict):
+            stack.extend(value.values())
+        elif isinstance(value, (list, tuple)):
+            stack.extend(value)
+        elif hasattr(value, "__dict__") and not isinstance(value, type):
+            yield value
+            stack.extend(vars(value).values())
 
 
 def _by_dtype(tensors: Sequence[Tensor]) -> list[list[Tensor]]:

@@ -57,8 +57,12 @@ class Replica:
 
     def mean(self, loss: Tensor) -> Tensor:
         """The mean loss over the global batch from each rank's mean over its own part."""
-        return self.copies.average(loss, self.weight)
+        return self.copies.total(loss * self.weight)
 
-    def average_gradients(self, params: Sequence[Tensor]) -> None:
-        """The gradients of the mean loss over the global batch, from those over each part."""
-        self.copies.average_gradients(params, self.weight)
+    def share_gradients(self, loss: Tensor, params: Sequence[Tensor]) -> Tensor:
+        """After `backward` of a loss that was multiplied by `weight`: give all ranks the sums.
+
+        Those of the gradients replace them; gives that of the losses.
+        """
+        self.copies.average_gradients(params)
+        return self.copies.total(loss)

@@ -23,6 +23,7 @@ from minigrad.models.parallel import (
     reduce_scatter,
     ring,
 )
+from minigrad.models.parallel.training import Replica
 from minigrad.runtimes.reference import numpy_dtype
 
 _ALL = [value for value in vars(dtypes).values() if isinstance(value, DType)]
@@ -189,10 +190,39 @@ def buckets(rank: Rank) -> list[Any]:
         x = Tensor(np.random.default_rng(3).standard_normal((11, 5)).astype(np.float32)[first:stop])
         loss = (layers[1](layers[0](x).tanh()) ** 2).mean()
         weight = (stop - first) / 11
+        loss = loss * weight
         loss.backward()
-        copies.average_gradients(params, weight)
-        total = copies.average(loss, weight)
+        copies.average_gradients(params)
+        total = copies.total(loss)
         Tensor.realize(total, *(param.grad for param in params))
         slopes = [param.grad.numpy() for param in params]
         results.append([total.item(), *slopes, *(param.numpy() for param in params)])
     return results
+
+
+def normalized(rank: Rank, steps: int, batch: int) -> list[Any]:
+    """Losses, weights and statistics of a network with BatchNorm."""
+    Tensor.manual_seed(4)
+    layers = [nn.Linear(6, 8), nn.BatchNorm(8), nn.Linear(8, 3)]
+    replica = Replica(rank, layers)
+    optimizer = nn.optim.SGD(nn.state.get_parameters(layers), lr=0.1, momentum=0.9)
+
+    def step(x: Tensor, y: Tensor) -> Tensor:
+        optimizer.zero_grad()
+        hidden = layers[1](layers[0](x)).relu()
+        loss = layers[2](hidden).cross_entropy(y) * replica.weight
+        loss.backward()
+        loss = replica.share_gradients(loss, optimizer.params)
+        nn.optim.clip_grad_norm(optimizer.params, 1.0)
+        optimizer.step()
+        return loss.realize()
+
+    step, losses = jit(step), []
+    for number in range(steps):
+        generator = np.random.default_rng(number)
+        x = generator.standard_normal((batch, 6)).astype(np.float32)
+        y = (x[:, 0] > 0).astype(np.int32) + (x[:, 1] > 0)
+        with Tensor.train():
+            losses.append(step(*map(Tensor, replica.part(x, y.astype(np.int32)))).item())
+    state = nn.state.get_state_dict(layers)
+    return [losses, {name: tensor.numpy() for name, tensor in state.items()}]

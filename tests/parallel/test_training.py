@@ -38,6 +38,17 @@ def test_buckets_average_uneven_parts() -> None:
                 assert np.array_equal(a, c)  # the same bits on every rank
 
 
+@pytest.mark.parametrize(("size", "batch"), [(3, 12), (4, 18)])
+def test_batch_norm_has_the_statistics_of_all(size: int, batch: int) -> None:
+    results = on_ranks("local", cases.normalized, size, 50, batch)
+    ((losses, state),) = on_ranks("local", cases.normalized, 1, 50, batch)
+    for found, values in results:
+        np.testing.assert_allclose(found, losses, rtol=1e-4)
+        for name, value in values.items():
+            np.testing.assert_allclose(value, state[name], rtol=1e-3, atol=1e-4, err_msg=name)
+            assert np.array_equal(value, results[0][1][name])
+
+
 @pytest.fixture(scope="module")
 def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("text") / "text.txt"
