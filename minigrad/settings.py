@@ -23,6 +23,7 @@ DEFAULTS: dict[str, int | str] = {
     "THREADS": 0,  # 0: as many as affinity and cgroup quota allow
     "CACHE": "",  # folder of the kernel cache; empty: the user's cache folder
     "FUSE": 1,  # 0: every operation is a kernel of its own
+    "PATIENCE": 60,  # seconds until a rank that keeps others waiting counts as hung; 0: never
     "GUARD": 0,  # 1: unreadable pages behind every buffer, index checks
 }
 

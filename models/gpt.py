@@ -17,7 +17,7 @@ from __future__ import annotations
 import math
 import os
 import sys
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from functools import lru_cache
 from typing import Any, cast
 
@@ -80,6 +80,17 @@ def rotate(x: Tensor, tables: tuple[Tensor, Tensor], start: Integer) -> Tensor:
     return (pairs * cosines + pairs.flip(3) * sines).reshape(x.shape)
 
 
+Spans = Sequence[tuple[int, int]]
+
+
+def chosen(table: Tensor, spans: Spans) -> Tensor:
+    """The rows first … last − 1 of each span, one after the other; without spans all rows."""
+    if not spans:
+        return table
+    parts = [table[first:stop] for first, stop in spans]
+    return parts[0].cat(*parts[1:])
+
+
 class Attention:
     """Causal self-attention; queries, keys and values come from one product."""
 
@@ -88,6 +99,9 @@ class Attention:
         rows = config.heads + 2 * config.key_value_heads
         self.c_attn = Linear(config, config.dim, rows * config.width, config.bias)
         self.c_proj = Linear(config, config.dim, config.dim, config.bias)
+        # where ranks share a sequence: attention across them, and the positions that are here
+        self.attend: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None
+        self.spans: Spans = ()
 
     def __call__(self, x: Tensor, cache: KeyValueCache | None = None, start: Integer = 0) -> Tensor:
         """(batch, length, dim) → the same shape; a position sees itself and those before it.
@@ -98,10 +112,13 @@ class Attention:
         if cache is not None:
             k, v = cache.extend(k, v, start)
         single = x.shape[1] == 1  # the last position sees them all
-        y = q.scaled_dot_product_attention(
-            k, v, dropout_p=self.config.dropout, is_causal=not single,
-            enable_gqa=self.config.key_value_heads < self.config.heads,
-        )  # fmt: skip
+        if self.attend is not None:
+            y = self.attend(q, k, v)
+        else:
+            y = q.scaled_dot_product_attention(
+                k, v, dropout_p=self.config.dropout, is_causal=not single,
+                enable_gqa=self.config.key_value_heads < self.config.heads,
+            )  # fmt: skip
         return self.c_proj(y.transpose(1, 2).reshape(x.shape)).dropout(self.config.dropout)
 
     def heads(self, x: Tensor, start: Integer = 0) -> tuple[Tensor, Tensor, Tensor]:
@@ -113,6 +130,7 @@ class Attention:
         if config.positions == "rotary":
             tables = rotation(config.context, config.width, config.rotary_base,
                               Device.canonical(x.device))  # fmt: skip
+            tables = chosen(tables[0], self.spans), chosen(tables[1], self.spans)
             q, k = rotate(q, tables, start), rotate(k, tables, start)
         return q, k, v
 
@@ -172,6 +190,7 @@ class GPT:
             self.wpe = nn.Embedding(config.context, config.dim)
         self.h = [Block(config) for _ in range(config.layers)]
         self.ln_f = make_norm(config)
+        self.spans: Spans = ()  # the positions that are here, where ranks share a sequence
         if not config.tied:
             self.lm_head = Linear(config, config.dim, config.vocabulary, bias=False)
         if initialize:
@@ -201,7 +220,7 @@ class GPT:
         x = self.wte(ids)
         x = x.float() if x.dtype.itemsize < 4 else x  # a table in half precision stays so
         if self.config.positions == "learned":
-            x = x + self.wpe.weight[start : start + length]
+            x = x + chosen(self.wpe.weight, self.spans)[start : start + length]
         return x.dropout(self.config.dropout)
 
     def features(

@@ -20,6 +20,9 @@ from minigrad.models.gpt_config import llama
 from minigrad.models.gpt_flags import COMMANDS, REMEMBERED, parser
 from minigrad.models.interrupt import EndedAtOnce, Interruption, Stopped
 from minigrad.models.metrics import Metrics, save_curves
+from minigrad.models.parallel.launch import Mesh, Rank, started_by_mpi
+from minigrad.models.parallel.launch import run as run_ranks
+from minigrad.models.parallel.training import Replica
 from minigrad.models.pretrained import load_model, write
 from minigrad.models.sampling import Sampling
 from minigrad.models.text import Windows, load_text, split
@@ -52,11 +55,16 @@ def make_config(flags: argparse.Namespace, vocabulary: int) -> GPTConfig:
         raise InputError(str(error)) from None
 
 
-def train_command(flags: argparse.Namespace, earlier: Earlier | None = None) -> None:
+def train_command(
+    flags: argparse.Namespace, earlier: Earlier | None = None, rank: Rank | None = None
+) -> None:
     """`train`: ends with validation loss, a sample, the checkpoint and the curves.
 
-    `earlier` is what the checkpoint of --resume holds.
+    `earlier` is what the checkpoint of --resume holds. As a rank among several, rank 0 alone writes
+    files and talks.
     """
+    speaks = rank is None or rank.is_first
+    say = print if speaks else _say_nothing
     text = load_text(flags.text)
     digest = hashlib.sha256(text.encode()).hexdigest()
     Tensor.manual_seed(flags.seed)
@@ -80,7 +88,9 @@ def train_command(flags: argparse.Namespace, earlier: Earlier | None = None) -> 
         Windows(validation, context, "the validation part (its last tenth)"),
     )
     path = Path(flags.checkpoint)
-    checkpoint.check_writable(path)
+    if speaks:
+        checkpoint.check_writable(path)
+    check_layout(flags, config)
     if flags.batch % flags.accumulate:
         raise InputError(f"--batch {flags.batch} cannot be cut into {flags.accumulate} equal parts")
     if flags.recompute and config.dropout:
@@ -88,48 +98,93 @@ def train_command(flags: argparse.Namespace, earlier: Earlier | None = None) -> 
     plan = TrainingPlan(steps=flags.steps, batch=flags.batch, lr=flags.lr, seed=flags.seed,
                         accumulate=flags.accumulate, recompute=flags.recompute)  # fmt: skip
     history: list[dict[str, Any]] = []
+    if model is None:
+        model = GPT(config)
+    replica = Replica.of_gpt(rank, model, context) if rank is not None else None
+    if replica is not None:
+        Tensor.manual_seed(replica.seed(flags.seed))
     if earlier is not None:
-        run = continued(flags, earlier, config, plan)
-        model, history = earlier[0], earlier[2].history if earlier[2] is not None else []
+        run = continued(flags, earlier, config, plan, replica)
+        history = earlier[2].history if earlier[2] is not None else []
     else:
-        model = GPT(config) if model is None else model
-        run = TrainingRun(model, plan)
+        run = TrainingRun(model, plan, replica)
     unit = "character" if isinstance(tokenizer, CharacterTokenizer) else "token"
     if unit == "character":
-        print(f"{len(text):,} characters, {len(tokenizer)} of them different")
+        say(f"{len(text):,} characters, {len(tokenizer)} of them different")
     else:
-        print(f"{len(text):,} characters are {len(text_ids):,} tokens of {len(tokenizer):,}")
-    print(f"{parameter_count(model):,} parameters")
-    if flags.gradient_norms:
+        say(f"{len(text):,} characters are {len(text_ids):,} tokens of {len(tokenizer):,}")
+    say(f"{parameter_count(model):,} parameters")
+    if flags.gradient_norms and speaks:
         look_inside.show_gradient_norms(config, windows[0], plan)
     if run.done:
-        print(f"going on after step {run.done} of {plan.steps}")
+        say(f"going on after step {run.done} of {plan.steps}")
     remembered = {name: getattr(flags, name) for name in REMEMBERED}
     for name in ("text", "weights"):
         if getattr(flags, name) is not None:
             remembered[name] = str(Path(getattr(flags, name)).resolve())
-    with Metrics(flags.metrics, run.done) as metrics, Interruption() as interruption:
+    record = flags.metrics if speaks else None
+    with Metrics(record, run.done) as metrics, Interruption() as interruption:
         metrics.history += history
 
         def save() -> None:
-            save_checkpoint(path, model, tokenizer, run, metrics, remembered, digest)
+            if speaks:
+                save_checkpoint(path, model, tokenizer, run, metrics, remembered, digest)
 
         try:
-            loss = finish(run, *windows, metrics, save, interruption)
+            # rank 0 decides when to stop: all others end with it
+            loss = finish(run, *windows, metrics, save, interruption if speaks else None)
         except EndedAtOnce:
             raise
         except Stopped as stopped:
             raise Stopped(stopped.number, f"{stopped}; to go on: {resuming(flags)}") from None
-        print(utilization(config, context, metrics))
-        print(f"\nvalidation loss {loss:.4f} nats per {unit}\n", flush=True)
+        say(utilization(config, context, metrics))
+        say(f"\nvalidation loss {loss:.4f} nats per {unit}\n", flush=True)
         save()
-        if interruption.number is not None:
+        if interruption.number is not None and speaks:
             raise Stopped(interruption.number, f"all steps are done, and {path} is saved")
+    if not speaks:
+        return
+    if replica is not None:
+        replica.release(model)
     picture = path.with_suffix(".png")
     save_curves(metrics, picture, f"GPT: {config.layers} layers, {config.dim} dims")
     prompt = "\n" if "\n" in text else text[0]
     write(model, tokenizer, tokenizer.encode(prompt), 500, Sampling(0.8), flags.seed)
     print(f"\ncheckpoint {path}\nloss curves {picture}")
+
+
+def _say_nothing(*_: object, **__: object) -> None:
+    """What other ranks than the first have to say."""
+
+
+def check_layout(flags: argparse.Namespace, config: GPTConfig) -> None:
+    """InputError where the flags of several devices do not fit the others."""
+    if flags.dp * flags.sp == 1:
+        return
+    if config.experts:
+        raise InputError("--experts on several devices: only --dp 1 --sp 1 can balance them yet")
+    if flags.accumulate > 1 and flags.batch % (flags.dp * flags.accumulate):
+        raise InputError(
+            f"--batch {flags.batch} cannot be cut into {flags.accumulate} equal parts on each of "
+            f"{flags.dp} devices"
+        )
+    if flags.batch < flags.dp:
+        raise InputError(f"--batch {flags.batch} cannot be divided among --dp {flags.dp} devices")
+
+
+def launch(flags: argparse.Namespace, earlier: Earlier | None = None) -> None:
+    """`train` on one device, or on as many as --dp and --sp (and MPI) say."""
+    mesh = Mesh(flags.dp, flags.sp)
+    if mesh.size == 1 and not started_by_mpi():
+        train_command(flags, earlier)
+        return
+
+    def train(rank: Rank) -> None:
+        # a checkpoint is read anew: its tensors belong on this rank's device
+        own = None if earlier is None else load_training(Path(flags.resume))
+        train_command(flags, own, rank)
+
+    run_ranks(train, mesh, trace=flags.trace)
 
 
 def resuming(flags: argparse.Namespace) -> str:
@@ -155,8 +210,9 @@ def check_resumable(flags: argparse.Namespace, resumable: Resumable | None, dige
 
 
 def continued(
-    flags: argparse.Namespace, earlier: Earlier, config: GPTConfig, plan: TrainingPlan
-) -> TrainingRun:
+    flags: argparse.Namespace, earlier: Earlier, config: GPTConfig, plan: TrainingPlan,
+    replica: Replica | None = None,
+) -> TrainingRun:  # fmt: skip
     """The run of a checkpoint; InputError where it cannot go on as the flags say."""
     path, (model, _, resumable) = flags.resume, earlier
     assert resumable is not None
@@ -167,7 +223,7 @@ def continued(
                 f"--{name.replace('_', '-')} is {wanted}, but the model in {path} has {has}: "
                 "leave the flag out"
             )
-    run = TrainingRun(model, plan)
+    run = TrainingRun(model, plan, replica)
     try:
         run.restore(resumable.optimizer, resumable.facts)
     except (MinigradError, KeyError, TypeError, ValueError) as error:
@@ -193,7 +249,7 @@ def main(arguments: Sequence[str]) -> None:
     elif flags.command == "inspect":
         look_inside.inspect_command(flags)
     elif flags.resume is None:
-        train_command(flags)
+        launch(flags)
     else:
         earlier = load_training(Path(flags.resume))
         told = {} if earlier[2] is None else earlier[2].flags
@@ -202,4 +258,4 @@ def main(arguments: Sequence[str]) -> None:
             if not isinstance(value, REMEMBERED[name]):
                 raise InputError(f"{flags.resume} is damaged: its --{name} was {value!r}")
         again = parser({"checkpoint": flags.resume, **remembered}).parse_args(given)
-        train_command(again, earlier)
+        launch(again, earlier)

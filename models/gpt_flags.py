@@ -21,6 +21,7 @@ REMEMBERED: dict[str, type | tuple[type, ...]] = {
     "context": int, "dropout": float, "steps": int, "batch": int, "lr": float, "seed": int,
     "architecture": str, "key_heads": int, "experts": int, "active": int, "precision": str,
     "accumulate": int, "recompute": bool, "weights": (str, type(None)), "vocabulary": int,
+    "dp": int, "sp": int,
 }  # fmt: skip
 
 
@@ -84,6 +85,9 @@ def _train(command: argparse.ArgumentParser) -> None:
     add("--resume", metavar="FILE",
         help="go on where this checkpoint was saved, with its flags, and save there")  # fmt: skip
     add("--metrics", metavar="FILE", help="JSON lines, one per step; appended to with --resume")
+    add("--dp", type=whole, default=1, help="devices that share each batch")
+    add("--sp", type=whole, default=1, help="devices that share each window of text")
+    add("--trace", metavar="FILE", help="timelines of all devices, for Chrome's trace viewer")
     console.add_common_flags(command)
 
 

@@ -24,6 +24,8 @@ from minigrad.models.checkpoint import plain_shape
 from minigrad.models.digits import Digits, load_digits
 from minigrad.models.errors import InputError
 from minigrad.models.metrics import Metrics
+from minigrad.models.parallel.launch import Mesh, Rank, run, started_by_mpi
+from minigrad.models.parallel.training import Replica
 from minigrad.models.train import parameter_count
 
 if TYPE_CHECKING:
@@ -124,8 +126,10 @@ def dead_neurons(model: MLP, digits: Digits) -> list[tuple[int, int]]:
 class Steps:
     """Several updates in one captured call: its arguments say which digits each one takes."""
 
-    def __init__(self, model: MLP, digits: Digits, lr: float) -> None:
-        self.model = model
+    def __init__(
+        self, model: MLP, digits: Digits, lr: float, replica: Replica | None = None
+    ) -> None:
+        self.model, self.replica = model, replica
         self.optimizer = nn.optim.Adam(nn.state.get_parameters(model), lr=lr)
         self.images, self.labels = Tensor(digits.images), Tensor(digits.labels)
         Tensor.realize(self.images, self.labels)
@@ -135,6 +139,9 @@ class Steps:
     def __call__(self, places: np.ndarray[tuple[int, int], np.dtype[np.int32]]) -> list[float]:
         """places (steps, batch): the digits of each step; gives each one's loss before it."""
         run = self.run if len(places) == STEPS_TOGETHER else self.run_rest
+        if self.replica is not None:  # its part of each batch
+            (part,) = self.replica.part(places.T)
+            places = part.T.copy()
         with Tensor.train():
             losses: list[float] = run(Tensor(places)).tolist()
         return losses
@@ -145,7 +152,12 @@ class Steps:
             self.optimizer.zero_grad()
             chosen = places[number]
             loss = self.model.loss(self.images[chosen], self.labels[chosen])
-            loss.backward()
+            if self.replica is None:
+                loss.backward()
+            else:
+                loss = loss * self.replica.weight
+                loss.backward()
+                loss = self.replica.share_gradients(loss, self.optimizer.params)
             losses.append(loss.detach())
             self.optimizer.step()
         first, *rest = losses
@@ -162,22 +174,25 @@ def train(
     seed: int,
     metrics: Metrics,
     patience: int | None = None,
+    replica: Replica | None = None,
 ) -> float:
     """Minibatches in a new order each epoch, Adam; gives the share read rightly at the end.
 
     The digits that are left over when an epoch is cut into batches wait for another epoch's order.
     patience: end after so many epochs in a row whose validation loss was not the lowest so far, and
-    go back to the weights of the lowest.
+    go back to the weights of the lowest. A replica learns from its part of each batch; the loss is
+    that of the whole.
     """
     import numpy as np
 
     if len(training) < batch:
         raise InputError(f"--batch is {batch}, but there are only {len(training)} training digits")
-    steps = Steps(model, training, lr)
+    steps = Steps(model, training, lr, replica)
     per_epoch = len(training) // batch
     start, number, accuracy = time.perf_counter(), 0, 0.0
     best, since, kept = math.inf, 0, dict[str, Tensor]()
-    with console.Progress(epochs * per_epoch, "digits") as progress:
+    quiet = replica is not None and not replica.rank.is_first
+    with console.Progress(epochs * per_epoch, "digits", quiet) as progress:
         for epoch in range(1, epochs + 1):
             order = np.random.default_rng((seed, epoch)).permutation(len(training))
             places = order[: per_epoch * batch].reshape(per_epoch, batch).astype(np.int32)
@@ -245,6 +260,8 @@ def parser() -> argparse.ArgumentParser:
     add("--neuron", action="store_true", help="show a single neuron at work, and end")
     add("--picture", metavar="F.png", help="draw first-layer weights, one digit's way, losses")
     add("--metrics", metavar="F.jsonl", help="JSON lines, one per step")
+    add("--dp", type=console.positive_int, default=1, help="copies that share each batch")
+    add("--trace", metavar="FILE", help="timelines of all devices, for Chrome's trace viewer")
     console.add_common_flags(result)
     return result
 
@@ -255,15 +272,27 @@ def main(arguments: Sequence[str]) -> None:
     console.apply_common_flags(flags)
     if flags.neuron:
         neuron.show()
-        return
+    elif flags.dp == 1 and not started_by_mpi():
+        learn(flags)
+    else:
+        run(lambda rank: learn(flags, rank), Mesh(flags.dp), trace=flags.trace)
+
+
+def learn(flags: argparse.Namespace, rank: Rank | None = None) -> None:
+    """Train as the flags say; as a rank among several, only rank 0 talks and writes files."""
     training, validation = load_digits(flags.data)
     Tensor.manual_seed(flags.seed)
     model = MLP(SIZES, flags.activation)
-    print(f"{len(training):,} digits to learn from, {len(validation):,} to validate")
-    print(describe(model))
-    with Metrics(flags.metrics) as metrics:
+    replica = Replica(rank, model) if rank is not None else None
+    speaks = rank is None or rank.is_first
+    if speaks:
+        print(f"{len(training):,} digits to learn from, {len(validation):,} to validate")
+        print(describe(model))
+    with Metrics(flags.metrics if speaks else None) as metrics:
         accuracy = train(model, training, validation, flags.epochs, flags.batch, flags.lr,
-                         flags.seed, metrics, flags.patience)  # fmt: skip
+                         flags.seed, metrics, flags.patience, replica)  # fmt: skip
+    if not speaks:
+        return
     (known, before), (new, _) = evaluate(model, training), evaluate(model, validation)
     print(f"\naccuracy on digits it learned from {before:.1%}, on others {accuracy:.1%}")
     print(f"overfitting: {before - accuracy:.1%} of accuracy, {new - known:.4f} nats of loss")

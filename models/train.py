@@ -16,6 +16,7 @@ from minigrad.models.errors import InputError
 from minigrad.models.interrupt import Interruption, Stopped
 from minigrad.models.metrics import Metrics
 from minigrad.models.moe import recording
+from minigrad.models.parallel.training import Replica
 from minigrad.models.text import Windows
 
 if TYPE_CHECKING:
@@ -79,20 +80,22 @@ def make_schedule(plan: TrainingPlan) -> nn.schedule.Rate:
 
 def make_step(
     model: LanguageModel, optimizer: nn.optim.Optimizer, clip: float, accumulate: int = 1,
-    recompute: bool = False,
+    recompute: bool = False, replica: Replica | None = None,
 ) -> Callable[[Tensor, Tensor], Tensor]:  # fmt: skip
     """The function of one update: step(ids, targets) → the loss before it, all in one program.
 
     It is captured: from the third call on, a step is one native call. The learning rate is a tensor
     (`optimizer.lr`, set from outside), so a replay takes its present value. accumulate: so many
     equal parts of the batch are computed one after the other and their gradients averaged, in the
-    memory that one part needs. recompute: see `backward_by_blocks`.
+    memory that one part needs. recompute: see `backward_by_blocks`. A replica is given its part of
+    the batch, and gives the loss of all.
     """
 
     def part_of(ids: Tensor, targets: Tensor) -> Tensor:
+        share = accumulate if replica is None else accumulate / replica.weight
         if recompute:
-            return backward_by_blocks(model, ids, targets, accumulate)  # type: ignore[arg-type]
-        loss = model.loss(ids, targets) / accumulate
+            return backward_by_blocks(model, ids, targets, share)  # type: ignore[arg-type]
+        loss = model.loss(ids, targets) / share
         loss.backward()
         return loss.detach()  # nobody differentiates it once more, after the parameters changed
 
@@ -106,6 +109,8 @@ def make_step(
             if accumulate > 1:  # now, so that the next part finds this one's memory free
                 Tensor.realize(total, *_gradients(optimizer.params))
         assert total is not None
+        if replica is not None:
+            total = replica.share_gradients(total, optimizer.params)
         nn.optim.clip_grad_norm(optimizer.params, clip)
         optimizer.step()
         return total.realize()
@@ -117,7 +122,7 @@ def _gradients(params: Iterable[Tensor]) -> list[Tensor]:
     return [param.grad for param in params if param.grad is not None]
 
 
-def backward_by_blocks(model: GPT, ids: Tensor, targets: Tensor, share: int = 1) -> Tensor:
+def backward_by_blocks(model: GPT, ids: Tensor, targets: Tensor, share: float = 1) -> Tensor:
     """Activation checkpointing (Chen et al., "Training Deep Nets with Sublinear Memory Cost").
 
     Only what enters each block is kept; the backward pass computes a block again, from its input,
@@ -153,12 +158,17 @@ def backward_by_blocks(model: GPT, ids: Tensor, targets: Tensor, share: int = 1)
     return loss.detach() if extra is None else (loss + extra).detach()
 
 
-def validate(model: LanguageModel, windows: Windows, count: int, batch: int) -> float:
+def validate(
+    model: LanguageModel, windows: Windows, count: int, batch: int, replica: Replica | None = None
+) -> float:
     """Mean loss over `count` windows spread evenly over a text, in nats per token."""
     losses = []
     with Tensor.no_grad():
         for ids, targets in windows.spread(count, batch):
-            losses.append(float(model.loss(Tensor(ids), Tensor(targets)).item()))
+            if replica is not None:
+                ids, targets = replica.part(ids, targets)
+            loss = model.loss(Tensor(ids), Tensor(targets))
+            losses.append(float((loss if replica is None else replica.mean(loss)).item()))
     return sum(losses) / len(losses)
 
 
@@ -168,18 +178,24 @@ class TrainingRun:
     Batches depend on (seed, step) alone, so the count of steps done is the place in the data.
     """
 
-    def __init__(self, model: LanguageModel, plan: TrainingPlan) -> None:
-        self.model, self.plan = model, plan
+    def __init__(
+        self, model: LanguageModel, plan: TrainingPlan, replica: Replica | None = None
+    ) -> None:
+        self.model, self.plan, self.replica = model, plan, replica
         self.done, self.elapsed = 0, 0.0
         self.optimizer = MatrixAdamW(nn.state.get_parameters(model), plan)
         self.schedule = make_schedule(plan)
-        self._step = make_step(model, self.optimizer, plan.clip, plan.accumulate, plan.recompute)
+        self._step = make_step(
+            model, self.optimizer, plan.clip, plan.accumulate, plan.recompute, replica
+        )
 
     def advance(self, windows: Windows) -> tuple[float, float]:
         """One step; gives (the loss before it, its learning rate)."""
         rate = self.schedule(self.done)
         self.optimizer.set_lr(rate)
         ids, targets = windows.batch(self.plan.batch, self.plan.seed, self.done)
+        if self.replica is not None:
+            ids, targets = self.replica.part(ids, targets)
         with Tensor.train():
             loss = float(self._step(Tensor(ids), Tensor(targets)).item())
         self.done += 1
@@ -202,6 +218,8 @@ class TrainingRun:
         seed, drawn = facts["random"]
         if drawn is not None and [type(word) for word in drawn] != [int] * 3:
             raise ValueError(f"its random state is {drawn}")
+        if self.replica is not None and drawn is not None:  # as `Replica.seed` had set it
+            seed, drawn = self.replica.seed(seed), [drawn[0], self.replica.rank.number, drawn[2]]
         devices = {} if drawn is None else {Device.canonical(Device.DEFAULT): drawn}
         Tensor.set_random_state((seed, devices))
 
@@ -258,8 +276,9 @@ def finish(
     plan, model = run.plan, run.model
     start, val_loss = time.perf_counter() - run.elapsed, math.nan
     tokens = plan.batch * training.context
-    watch = OverfittingWatch()
-    with Progress(plan.steps, "tokens") as progress:
+    watch, replica = OverfittingWatch(), run.replica
+    quiet = replica is not None and not replica.rank.is_first
+    with Progress(plan.steps, "tokens", quiet) as progress:
         while run.done < plan.steps:
             begin = time.perf_counter()
             loss, rate = run.advance(training)
@@ -272,7 +291,7 @@ def finish(
             validated = last or run.done % plan.validate_every == 0
             if validated:
                 count = plan.final_windows if last else plan.validation_windows
-                val_loss = validate(model, validation, count, 4 * plan.batch)
+                val_loss = validate(model, validation, count, 4 * plan.batch, replica)
                 progress.say(f"step {run.done}: training {loss:.4f}, validation {val_loss:.4f}")
                 if warning := watch.look(run.done, metrics, val_loss):
                     progress.say(warning)

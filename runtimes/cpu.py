@@ -19,11 +19,12 @@ from minigrad.device import Buffer, Call, Replay, Sequential
 from minigrad.dtype import DType, dtypes, number_of
 from minigrad.graph.canonical import Graph
 from minigrad.loops.target import Target
-from minigrad.program import GlobalCounters
+from minigrad.program import GlobalCounters, timeline
 from minigrad.runtimes import cpu_memory, cpu_report
+from minigrad.runtimes.cpu_exchange import Exchanges, watched
 from minigrad.runtimes.cpu_guard import GuardedProgram
 from minigrad.runtimes.cpu_interrupt import runner
-from minigrad.runtimes.cpu_kernels import Kernels, Plan
+from minigrad.runtimes.cpu_kernels import Kernels, Plan, entry_address
 from minigrad.runtimes.cpu_pool import Launch, Pool, pool_for
 from minigrad.runtimes.cpu_replay import CpuReplay
 from minigrad.runtimes.host import host
@@ -122,9 +123,10 @@ class CpuProgram:
         self.arena_bytes = plan.arena_bytes
         self.sources = [source for one in plan.sources for source in one]
         starts = [0, *accumulate(map(len, plan.sources))]
+        self.exchanges = Exchanges(device, self.pool)
         # of each kernel: address, iterations, iterations of a chunk, place of its first argument
         self.launches = [
-            (kernel.address, kernel.code.total, kernel.code.grain, start)
+            (entry_address(kernel, self.exchanges), kernel.code.total, kernel.code.grain, start)
             for kernel, start in zip(self.kernels, starts, strict=False)
         ]
         self._arguments = (ctypes.c_int64 * max(len(self.sources), 1))()
@@ -138,7 +140,8 @@ class CpuProgram:
         self.operations = sum(code.operations for code in codes)
         self.traffic = sum(code.traffic for code in codes)
         self.scratch_bytes = max((code.scratch_bytes for code in codes), default=0)
-        self._run = runner(self.pool, self.operations + self.traffic)
+        run = runner(self.pool, self.operations + self.traffic)
+        self._run = watched(run, self.pool, [self.exchanges])
 
     def run(self, buffers: Sequence[Buffer], variables: dict[str, int]) -> None:
         """Fill in the call's addresses and values, and walk the table."""
@@ -163,11 +166,15 @@ class CpuProgram:
     def _walk(self) -> None:
         base = ctypes.addressof(self._table)
         level = flag("DEBUG")
-        if level < 1:
+        if level < 1 and timeline.record is None:
             self._run(base, len(self.kernels), self.scratch_bytes)
             return
 
         def run_one(number: int) -> None:
-            self.pool.run(base + number * ctypes.sizeof(Launch), 1, self.scratch_bytes)
+            self._run(base + number * ctypes.sizeof(Launch), 1, self.scratch_bytes)
 
-        cpu_report.run_timed([kernel.code for kernel in self.kernels], run_one, level)
+        codes = [kernel.code for kernel in self.kernels]
+        if timeline.record is not None:
+            cpu_report.run_recorded([code.label for code in codes], run_one, timeline.record)
+        else:
+            cpu_report.run_timed(codes, run_one, level)

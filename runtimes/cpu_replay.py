@@ -18,9 +18,10 @@ from functools import cache, partial
 from typing import Any
 
 from minigrad.device import Buffer, Call
-from minigrad.program import GlobalCounters
-from minigrad.runtimes import cpu_memory
-from minigrad.runtimes.cpu_interrupt import LONG, run_interruptibly
+from minigrad.program import GlobalCounters, timeline
+from minigrad.runtimes import cpu_memory, cpu_report
+from minigrad.runtimes.cpu_exchange import watched
+from minigrad.runtimes.cpu_interrupt import LONG, run_interruptibly, runner
 from minigrad.runtimes.cpu_pool import FLAG_ALONE, Area, Launch, Pool, pool_for
 from minigrad.runtimes.jit_compiler import host_compiler
 
@@ -124,6 +125,8 @@ class CpuReplay:
         self.operations = sum(p.operations for p in programs)
         self.traffic = sum(p.traffic for p in programs)
         self._life: object = None  # that of the pool for which `native` was made
+        self._exchanges = [p.exchanges for p in programs if p.exchanges]
+        self.labels = ["arguments", *(k.code.label for p in programs for k in p.kernels)]
         self._prepare()
 
     def _fill(self, launches: Sequence[tuple[int, int, int, int]], places: int) -> None:
@@ -141,6 +144,11 @@ class CpuReplay:
         self._life = pool.life
         pool.ensure_scratch(scratch.nbytes)
         self.native: Callable[[], int | None]
+        if self._exchanges:
+            run = runner(pool, self.operations + self.traffic)
+            self._run = watched(run, pool, self._exchanges)
+            self.native = self._run_with_exchanges
+            return
         if self.operations + self.traffic >= LONG:
             self.native = partial(run_interruptibly, pool, table, self._count, scratch.nbytes)
             return
@@ -150,6 +158,17 @@ class CpuReplay:
         )  # fmt: skip
         addresses, self._code = host_compiler().compile(text, ["go"])
         self.native = _Go(addresses["go"])
+
+    def _run_with_exchanges(self) -> None:
+        """Walk a table with entries in Python; one by one where somebody records a timeline."""
+        if timeline.record is None:
+            self._run(ctypes.addressof(self._table), self._count, self._scratch.nbytes)
+        else:
+            cpu_report.run_recorded(self.labels, self._run_one, timeline.record)
+
+    def _run_one(self, number: int) -> None:
+        place = ctypes.addressof(self._table) + number * ctypes.sizeof(Launch)
+        self._run(place, 1, self._scratch.nbytes)
 
     def run(self, variables: dict[str, int]) -> None:
         """One native call, on the arguments that were put."""

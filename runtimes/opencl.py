@@ -130,6 +130,11 @@ class OpenCL:
     def compile(self, graph: Graph) -> OpenCLProgram:
         """Schedule a graph and build its kernels."""
         plan = schedule(graph, fuse=bool(flag("FUSE")), blocks=bool(self.target.vector_bytes))
+        if any(kernel.kind == "exchange" for kernel in plan.kernels):
+            raise DeviceError(
+                f"an exchange between ranks on {self.label}: parallel programs run on CPU and REF "
+                "devices; choose one with --device"
+            )
         GlobalCounters.programs_scheduled += 1
         opencl_report.show_schedule(plan)
         nests = [lower(kernel, self.target, kernel.kind) for kernel in plan.kernels]

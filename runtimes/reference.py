@@ -15,10 +15,12 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
+from minigrad.collective import Exchange
 from minigrad.device import Buffer, Call, Sequential
 from minigrad.dtype import DType, dtypes, number_of
 from minigrad.errors import DeviceError
 from minigrad.graph.canonical import Graph
+from minigrad.graph.collective import Collective, in_order
 from minigrad.graph.node import (
     ELEMENTWISE,
     REDUCTIONS,
@@ -310,6 +312,18 @@ def _variable(node: Node, src: Sequence[Array], frame: Frame) -> Array:
     return np.array(number(node.arg, frame.variables), np.int32)
 
 
+def _collective(node: Node, src: Sequence[Array], frame: Frame) -> Array:
+    """What is sent lies in one flat array; the group knows only addresses."""
+    what: Collective = node.arg
+    arrays = [np.ascontiguousarray(x, _NUMPY[node.dtype]) for x in src[: what.payload]]
+    result = np.empty(frame.shape(node.shape), _NUMPY[node.dtype])
+    counts = [array.size for array in arrays]
+    exchange = Exchange(node.device, what, node.dtype, counts, result.size)
+    exchange.start([*(array.ctypes.data for array in arrays), result.ctypes.data])
+    exchange.finish()
+    return result.astype(frame.dtype(node.dtype), copy=False)
+
+
 def _identity(node: Node, src: Sequence[Array], frame: Frame) -> Array:
     return src[-1]
 
@@ -324,6 +338,7 @@ MEANING: dict[Op, Meaning] = {
     **dict.fromkeys(SCATTERS, _scatter), Op.SORT: _sort, Op.DISTRIBUTE: _distribute,
     Op.CONST: _const, Op.IOTA: _iota, Op.VARIABLE: _variable,
     Op.CONTIGUOUS: _identity, Op.ASSIGN: _identity, Op.COPY: _identity,
+    Op.COLLECTIVE: _collective, Op.CUSTOM: lambda node, src, frame: src[0],
 }  # fmt: skip
 
 
@@ -364,7 +379,7 @@ class ReferenceProgram:
 
     def __init__(self, graph: Graph) -> None:
         self.graph = graph
-        self.order = topological(graph.roots)
+        self.order = topological(in_order(graph.roots, topological(graph.roots)))
 
     def run(self, buffers: Sequence[Buffer], variables: dict[str, int]) -> None:
         """Compute every root, then write each into its slot."""
@@ -460,4 +475,5 @@ def evaluate(
             raise DeviceError(f"evaluate: no value was given for {node!r}")
         return array.astype(frame.dtype(node.dtype))
 
-    return [np.array(x) for x in _compute(topological(roots), roots, load, frame)]
+    order = topological(in_order(roots, topological(roots)))
+    return [np.array(x) for x in _compute(order, roots, load, frame)]

@@ -381,6 +381,16 @@ def copy(x: Node, device: str) -> Node:
     return x if x.device == device else make(Op.COPY, x.dtype, x.shape, (x,), device, device)
 
 
+def custom(value: Node, sources: Sequence[Node], rule: Any) -> Node:
+    """`value`, whose gradients with respect to `sources` are rule(node, g) and nothing else.
+
+    The rule gets this node, perhaps rebuilt on other sources (`node.src[1:]`), and the gradient of
+    its value; it gives one gradient per source, None for a source that has none.
+    """
+    src = (value, *sources)
+    return make(Op.CUSTOM, value.dtype, value.shape, src, rule, _device(Op.CUSTOM, src))
+
+
 def rebuild(node: Node, src: Sequence[Node]) -> Node:
     """The same operation on other sources (through the constructors, so it simplifies)."""
     src = tuple(src)

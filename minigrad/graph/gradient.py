@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 
 from minigrad.dtype import dtypes
 from minigrad.errors import DTypeError, GradientError, ShapeError
-from minigrad.graph import build
+from minigrad.graph import build, collective
 from minigrad.graph.addressed import (
     gather_rule,
     scatter_add_rule,
@@ -30,7 +30,8 @@ from minigrad.graph.scans import cummax_rule, cumprod_rule, cumsum_rule
 from minigrad.graph.symbolic import Integer, high, sub
 from minigrad.graph.windows import cropped, overlap_add
 
-Rule = Callable[[Node, Node], Node]  # (node, gradient of the node) → gradient of one source
+# (node, gradient of the node) → gradient of one source; None where it turns out to have none
+Rule = Callable[[Node, Node], Node | None]
 
 
 def gradient(
@@ -54,10 +55,13 @@ def gradient(
         if node not in parts:
             continue
         total = found[node] = _sum(parts.pop(node))
-        rules = _rules_of(node, active)
+        if node.op is Op.ASSIGN and any(source in active for source in node.src):
+            raise _write_in_the_way(node)
+        rules = rules_of(node)
         for source, rule in zip(node.src, rules, strict=False):
-            if rule is not None and source in active:
-                parts.setdefault(source, []).append(rule(node, total))
+            part = rule(node, total) if rule is not None and source in active else None
+            if part is not None:
+                parts.setdefault(source, []).append(part)
     return [found.get(target) for target in targets]
 
 
@@ -85,14 +89,35 @@ def _active(order: Sequence[Node], targets: Sequence[Node]) -> set[Node]:
     return active
 
 
-def _rules_of(node: Node, active: set[Node]) -> tuple[Rule | None, ...]:
-    if node.op is Op.ASSIGN and any(source in active for source in node.src):
-        raise GradientError(
-            f"a gradient would flow through the in-place write to {node.src[0]!r}: compute the "
-            "loss from the value that was written, or write (assign, setitem, optimizer step) "
-            "inside no_grad() or to a detached tensor"
-        )
-    return RULES.get(node.op, ())
+def _write_in_the_way(node: Node) -> GradientError:
+    return GradientError(
+        f"a gradient would flow through the in-place write to {node.src[0]!r}: compute the "
+        "loss from the value that was written, or write (assign, setitem, optimizer step) "
+        "inside no_grad() or to a detached tensor"
+    )
+
+
+def rules_of(node: Node) -> tuple[Rule | None, ...]:
+    """A rule per source, None where nothing flows."""
+    if node.op is Op.COLLECTIVE:
+        sent: int = node.arg.payload
+        return (collective.gradient,) * sent
+    return _custom_rules(node) if node.op is Op.CUSTOM else RULES.get(node.op, ())
+
+
+def _custom_rules(node: Node) -> tuple[Rule | None, ...]:
+    """The rules of a CUSTOM, whose `arg` gives the gradients of all its sources at once."""
+    known: dict[Node, Sequence[Node | None]] = {}
+
+    def rule_of(place: int) -> Rule:
+        def rule(node: Node, g: Node) -> Node | None:
+            if g not in known:
+                known[g] = node.arg(node, g)
+            return known[g][place]
+
+        return rule
+
+    return (None, *(rule_of(place) for place in range(len(node.src) - 1)))
 
 
 def _sum(parts: Sequence[Node]) -> Node:

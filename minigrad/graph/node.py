@@ -107,6 +107,8 @@ class Op(Enum):
     CONTIGUOUS = "contiguous"  # identity, stored in a buffer
     ASSIGN = "assign"  # target BUFFER, value: the value, stored in the target's memory
     COPY = "copy"  # identity on another device (arg)
+    COLLECTIVE = "collective"  # (Collective) an exchange with other ranks: graph/collective.py
+    CUSTOM = "custom"  # (rule) the first source; `rule` gives the gradients of the others
 
 
 UNARY = frozenset({

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from minigrad.dtype import dtypes
 from minigrad.errors import ShapeError
@@ -109,6 +110,16 @@ class InstanceNorm(GroupNorm):
         super().__init__(num_features, num_features, eps, affine)
 
 
+Statistics = tuple[Tensor, Tensor, Any]  # mean, variance, number of elements (int or tensor)
+
+
+def batch_statistics(x: Tensor, axes: tuple[int, ...]) -> Statistics:
+    """Mean and variance (without Bessel's correction) per channel, and the number of elements."""
+    mean = x.mean(axes)
+    away = x - mean.reshape(-1, *(1 for _ in x.shape[2:]))
+    return mean, (away * away).mean(axes), math.prod(int(x.size(axis)) for axis in axes)
+
+
 class BatchNorm:
     """Normalization of channels over batch and space (Ioffe and Szegedy 2015).
 
@@ -123,6 +134,9 @@ class BatchNorm:
     ) -> None:  # fmt: skip
         self.num_features, self.eps, self.momentum = num_features, eps, momentum
         self.weight, self.bias = _one(1.0, num_features, affine), _one(0.0, num_features, affine)
+        # (x, axes) → the statistics over these axes and how many elements that is; ranks of a
+        # parallel program put another in its place, to have those of all (models/parallel)
+        self.statistics: Callable[[Tensor, tuple[int, ...]], Statistics] = batch_statistics
         self.running_mean: Tensor | None = None
         self.running_var: Tensor | None = None
         self.num_batches_tracked: Tensor | None = None
@@ -139,17 +153,15 @@ class BatchNorm:
         mean, var = self.running_mean, self.running_var
         if Tensor.training or mean is None or var is None:
             axes = (0, *range(2, x.ndim))
-            mean = wide.mean(axes)
-            away = wide - mean.reshape(-1, *(1 for _ in x.shape[2:]))
-            var = (away * away).mean(axes)
+            mean, var, count = self.statistics(wide, axes)
             if Tensor.training:
-                self._track(mean, var, math.prod(int(x.size(axis)) for axis in axes))
+                self._track(mean, var, count)
         result = wide.batchnorm(self.weight, self.bias, mean, (var + self.eps).rsqrt())
         return result.cast(x.dtype) if x.dtype.is_float else result
 
-    def _track(self, mean: Tensor, var: Tensor, count: int) -> None:
+    def _track(self, mean: Tensor, var: Tensor, count: Any) -> None:
         """Move the running statistics; var is the batch's without Bessel's correction."""
-        if count < 2:
+        if isinstance(count, int) and count < 2:
             raise ShapeError(
                 f"BatchNorm in training over {count} element per channel: expected at least two"
             )
@@ -163,7 +175,8 @@ class BatchNorm:
             batches.assign(batches + 1)
             share = self.momentum if self.momentum is not None else 1 / batches.float()
             running.assign(running + (mean.detach() - running) * share)
-            unbiased = var.detach() * (count / (count - 1))
+            number = count.detach() if isinstance(count, Tensor) else count
+            unbiased = var.detach() * (number / (number - 1))
             spread.assign(spread + (unbiased - spread) * share)
 
 

@@ -48,6 +48,12 @@ class Sink:
     reads: tuple[tuple[Array, Order], ...]
 
 
+def _exchanged(stages: Iterable[Stage]) -> frozenset[Array]:
+    """Arrays that other ranks are sent as they lie in memory."""
+    exchanges = [stage.exchange for stage in stages if stage.exchange is not None]
+    return frozenset(array for exchange in exchanges for array in exchange.sent)
+
+
 class Chains:
     """The chains of a program. stages: all stages, sinks laid out by their rows; sinks: by array.
 
@@ -56,7 +62,7 @@ class Chains:
 
     def __init__(self, stages: Iterable[Stage], slots: Iterable[Array], look: bool) -> None:
         self.stages = list(stages)
-        fixed = frozenset(slots) | _addressing(self.stages)
+        fixed = frozenset(slots) | _addressing(self.stages) | _exchanged(self.stages)
         self.members: dict[Array, Stage] = {}
         self.sinks: dict[Array, Sink] = {}
         for stage in self.stages if look else ():

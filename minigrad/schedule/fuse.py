@@ -29,10 +29,11 @@ class Group:
     """Stages that become one kernel.
 
     rows: the numbers of rows into which all of them divide; kind: "rows", "contraction",
-    "scatter", "scan", "distribute" or "blocks"; needs: groups whose arrays it reads. made: its
-    stages by array; work: evaluations of all bodies; largest: elements of the largest value. Kept
-    up to date, for groups may be long. extent and pulled are for "blocks" (see blocks.py): rows
-    that may share a block, and the arrays of chains of which it has its own copies.
+    "scatter", "scan", "distribute", "exchange" or "blocks"; needs: groups whose arrays it reads.
+    made: its stages by array; work: evaluations of all bodies; largest: elements of the largest
+    value. Kept up to date, for groups may be long. extent and pulled are for "blocks" (see
+    blocks.py): rows that may share a block, and the arrays of chains of which it has its own
+    copies.
     """
 
     def __init__(self, rows: frozenset[int], kind: str, extent: int = 0) -> None:
@@ -67,6 +68,7 @@ def group(chains: Chains, fuse: bool, alone: frozenset[Array] = frozenset()) -> 
     groups: dict[Group, int] = {}  # with their places
     maker: dict[Array, Group] = {}
     readers: dict[Array, list[Group]] = {}
+    exchanged: set[Group] = set()  # the exchange before this one, which all ranks make first
     for stage in chains.stages:
         if stage.array in chains.members:
             continue
@@ -99,6 +101,9 @@ def group(chains: Chains, fuse: bool, alone: frozenset[Array] = frozenset()) -> 
             for part in parts:
                 home.add(part, rows)
         home.needs |= producers - {home}
+        if home.kind == "exchange":
+            home.needs |= exchanged
+            exchanged = {home}
         maker[stage.array] = home
         for array in read:
             if home not in (known := readers.setdefault(array, [])):
@@ -113,6 +118,8 @@ def _alone(stage: Stage) -> Group:
         return Group(frozenset(), "distribute")
     if stage.op in SCANS:
         return Group(frozenset(), "scan")
+    if stage.op is Op.COLLECTIVE:
+        return Group(frozenset(), "exchange")
     if contraction_of(stage) is not None:
         return Group(frozenset(), "contraction")
     counts = [1]

@@ -19,7 +19,9 @@ MEMORY_COST = 40  # operations saved per element that pay for a round trip to me
 OFTEN = 16  # readings of an element that pay for a round trip to memory, whatever it costs
 DEEPEST = 400  # nodes in a chain of one body
 MOST_USES = 8  # different readers of one value that are told apart
-_ALWAYS = REDUCTIONS | SCANS.keys() | SCATTERS.keys() | {Op.DISTRIBUTE, Op.CONTIGUOUS}
+_ALWAYS = REDUCTIONS | SCANS.keys() | SCATTERS.keys() | {
+    Op.DISTRIBUTE, Op.CONTIGUOUS, Op.COLLECTIVE,
+}  # fmt: skip
 _LEAVES = _ALWAYS | {Op.BUFFER}
 
 
@@ -74,6 +76,8 @@ def choose(
             uses[source].update(passed)
         if node.op is Op.GATHER:  # what it selects from is asked for other elements
             uses[node.src[0]].update({node: evaluations})
+        if node.op is Op.COLLECTIVE:  # what it sends must be in memory, under whatever shape
+            kept.update(in_memory(source) for source in node.src)
         if node.op is Op.SUM:
             for operand in contraction_operands(node):
                 base = _below_movement(operand)
@@ -108,6 +112,13 @@ def _measure(order: Sequence[Node]) -> tuple[dict[Node, int], dict[Node, int], d
         for node in order
     }
     return below, leaves, depth
+
+
+def in_memory(node: Node) -> Node:
+    """The node whose array, row-major, is that of `node` too."""
+    while node.op is Op.RESHAPE:
+        node = node.src[0]
+    return node
 
 
 def _below_movement(node: Node) -> Node:

@@ -9,8 +9,8 @@ from minigrad.device import Buffer, Device
 from minigrad.dtype import DType, named
 from minigrad.errors import GradientError, ShapeError
 from minigrad.graph import build
-from minigrad.graph.gradient import RULES
 from minigrad.graph.gradient import gradient as node_gradient
+from minigrad.graph.gradient import rules_of
 from minigrad.graph.node import Node, Op, Shape, form_of, make, own_buffer, topological
 from minigrad.graph.symbolic import Affine, Integer, evaluate, mul, numel
 from minigrad.tensor import engine, history, hostdata
@@ -424,8 +424,7 @@ def _reached(output: Node) -> list[Node]:
     reached = {output}
     for node in reversed(order):
         if node in reached:
-            rules = RULES.get(node.op, ())
-            passing = zip(node.src, rules, strict=False)
+            passing = zip(node.src, rules_of(node), strict=False)
             reached.update(source for source, rule in passing if rule and source.dtype.is_float)
     return [node for node in order if node in reached]
 

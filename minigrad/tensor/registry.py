@@ -9,10 +9,29 @@ from __future__ import annotations
 
 import threading
 import weakref
+from collections.abc import Callable
 
 from minigrad.graph.node import Node, Op
 
 lock = threading.RLock()
+
+
+class _Rank(threading.local):
+    """The number that this thread's devices have, where it is one rank of several in a process.
+
+    Such a thread knows of the tensors on its own devices only ("CPU:2", "REF:2"): what the other
+    ranks have begun, and what they wait for, is not its business.
+    """
+
+    number: int | None = None
+
+    def knows(self, device: str) -> bool:
+        if self.number is None:
+            return True
+        return device.partition(":")[2] == (str(self.number) if self.number else "")
+
+
+rank = _Rank()
 
 
 class Holder:
@@ -46,11 +65,13 @@ class Holder:
 class Link(weakref.ref[Holder]):
     """A weak reference that knows under which node it is filed.
 
-    death: for one without a callback, another that has one.
+    device: where the node is, unless the link is in `alone`. death: for one without a callback,
+    another that has one.
     """
 
-    __slots__ = ("node_id", "death")
+    __slots__ = ("node_id", "device", "death")
     node_id: int
+    device: str
     death: weakref.ref[Holder]
 
 
@@ -81,7 +102,7 @@ def _file(link: Link, node: Node) -> None:
     if before is not None and holder is not None:
         _file(before, node)
     _mourn(link)
-    link.node_id = number
+    link.node_id, link.device = number, node.device
     _by_node.setdefault(number, {})[id(link)] = link
     if node.op is not Op.BUFFER:
         _lazy[id(link)] = link
@@ -132,6 +153,11 @@ def _alive(links: list[Link]) -> list[Holder]:
     return [holder for link in links if (holder := link()) is not None]
 
 
+def _known(links: list[Link]) -> list[Link]:
+    """Those of this rank: not even for a moment may one keep another's lazy tensor alive."""
+    return links if rank.number is None else [link for link in links if rank.knows(link.device)]
+
+
 def holders(node: Node) -> list[Holder]:
     """The live tensors that stand for `node`."""
     links = _by_node.get(id(node))
@@ -147,13 +173,23 @@ def wants_gradient(node: Node) -> bool:
 
 
 def lazy_holders() -> list[Holder]:
-    """All live tensors that are not realized, oldest first."""
+    """All live tensors (of this rank) that are not realized, oldest first."""
     with lock:
-        return _alive(list(_lazy.values()))
+        return _alive(_known(list(_lazy.values())))
+
+
+def abandon(unwanted: Callable[[Node], bool]) -> None:
+    """Let nobody realize tensors (of this rank) on the way, whose node is `unwanted`."""
+    with lock:
+        for number, link in list(_lazy.items()):
+            holder = link() if rank.knows(link.device) else None
+            if holder is not None and unwanted(holder.raw):
+                del _lazy[number]
 
 
 def all_holders() -> list[Holder]:
-    """All live tensors."""
+    """All live tensors (of this rank)."""
     with lock:
         links = [link for several in list(_by_node.values()) for link in several.values()]
-        return _alive([*links, *list(alone.values())])
+        results = [h for h in _alive(list(alone.values())) if rank.knows(h.raw.device)]
+        return [*_alive(_known(links)), *results]

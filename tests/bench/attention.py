@@ -7,6 +7,7 @@ multiply-adds of the lower triangle: 2 products forward, 5 more backward.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 
 import numpy as np
 
@@ -27,13 +28,13 @@ def rows(threads: int) -> Iterator[Row]:
         product = 2 * HEADS * DEPTH * length * (length + 1) / 2
         forward = jit(_forward)
         yield Row(
-            f"causal attention, 12 heads, d 64, T {length}", lambda: forward(*tensors[:3]),
+            f"causal attention, 12 heads, d 64, T {length}", partial(forward, *tensors[:3]),
             torch_work(_torch_forward, *arrays[:3], threads=threads),
             flops=2 * product, goal=1.5,
         )  # fmt: skip
         both = jit(_with_gradients)
         yield Row(
-            f"the same, forward and backward, T {length}", lambda: both(*tensors),
+            f"the same, forward and backward, T {length}", partial(both, *tensors),
             torch_work(_torch_with_gradients, *arrays, threads=threads),
             flops=7 * product, goal=1.5,
         )  # fmt: skip
@@ -76,8 +77,8 @@ def memory(lengths: tuple[int, ...] = (1024, 2048, 4096, 8192)) -> None:
         before = GlobalCounters.mem_used
         _with_gradients(*tensors)
         most = GlobalCounters.mem_peak - before
-        size = 4 * HEADS * length * DEPTH
-        print(f"T {length}: {most / 2**20:.1f} MiB beyond the inputs, {most / size:.2f} × one input")
+        times = most / (4 * HEADS * length * DEPTH)
+        print(f"T {length}: {most / 2**20:.1f} MiB beyond the inputs, {times:.2f} × one input")
 
 
 if __name__ == "__main__":
