@@ -1,0 +1,159 @@
+"""Sums of columns: vectors across the columns, and memory read in the order in which it lies.
+
+A block of columns has its sums in scratch memory, small enough for the first cache, and is read
+row by row. (Column by column, or several rows at a time, no prefetching would follow: measured, a
+third of the speed.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from minigrad.graph.symbolic import Integer, add, floordiv, mod, mul, sub
+from minigrad.loops.axes import fix_rows, merge_stage, row_axis, vector_width
+from minigrad.loops.build import combine, lanes_loop, serial_loop
+from minigrad.loops.finish import finish
+from minigrad.loops.nest import Loop, Nest, Statement, Store
+from minigrad.loops.target import Target
+from minigrad.schedule import expr
+from minigrad.schedule.expr import Array, Expr
+from minigrad.schedule.fuse import prefix_length
+from minigrad.schedule.schedule import Kernel
+from minigrad.schedule.stage import Axis, Stage, identity, index_of, make_axis
+
+DEEP = 8  # elements of a column that make it worthwhile
+ENOUGH_BLOCKS = 32
+SMALLEST_BLOCK = 256
+
+
+def is_columns(kernel: Kernel, length: int, target: Target) -> bool:
+    """Whether all stages have one element per row, of `length` neighbouring rows, many sums.
+
+    As many columns as a few registers hold have their sums there (see rows.py).
+    """
+    if length <= 4 * target.lanes(kernel.stages[0].array.dtype):
+        return False
+    reductions = [stage for stage in kernel.stages if stage.op is not None]
+    return (
+        any(stage.iterations >= DEEP * stage.size for stage in reductions)
+        and all(prefix_length(s, kernel.rows) == len(s.axes) for s in kernel.stages)
+        and all(isinstance(a.extent, int) for s in reductions for a in s.reduced)
+    )
+
+
+@dataclass(frozen=True)
+class _Block:
+    """Some neighbouring columns: `axis` runs over the ones from `start` up to `stops`."""
+
+    axis: Axis
+    start: Integer
+    stops: tuple[Integer, ...]
+    width: int
+
+    def loop(self, *body: Statement) -> Loop:
+        return lanes_loop(self.axis, self.width, body, self.start, self.stops)
+
+    @property
+    def inside(self) -> Integer:
+        """The place of a column in the block."""
+        return sub(index_of(self.axis.variable), self.start)
+
+
+def columns(kernel: Kernel, length: int, target: Target, name: str) -> Nest:
+    """`length`: the neighbouring rows, which are columns in memory."""
+    bodies = [stage.body for stage in kernel.stages]
+    width = vector_width(target, bodies, length, True)
+    sums = sum(stage.op is not None for stage in kernel.stages)
+    size = _block_size(kernel.rows // length, length, width, target.l1 // 4 // sums)
+    blocks = -(-length // size)
+    parallel = row_axis(kernel.rows // length * blocks)
+    place = index_of(parallel.variable)
+    axis = make_axis("c", 0, length)
+    start = mul(mod(place, blocks), size)
+    row = add(mul(floordiv(place, blocks), length), index_of(axis.variable))
+    stops = (add(start, size),) if length % size == 0 else (add(start, size), length)
+    block = _Block(axis, start, stops, width)
+    stages = _in_block(kernel, row, size, block)
+    body: list[Statement] = []
+    while stages:
+        if stages[0].op is None:
+            body.append(block.loop(_store(stages.pop(0))))
+            continue
+        together, rest, waiting = [stages[0]], [], {stages[0].array}
+        for stage in stages[1:]:
+            if _alike(stage, together[0]) and not _reads(stage, waiting):
+                together.append(stage)
+            else:
+                rest.append(stage)
+            waiting.add(stage.array)
+        stages = rest
+        body.extend(_reduce(together, block, size))
+    return finish(name, kernel, serial_loop(parallel, tuple(body)), target)
+
+
+def _block_size(outer: int, length: int, width: int, most: int) -> int:
+    """Columns of a block: at most `most`, and so few that there are enough blocks to share."""
+    size = min(length, max(most, SMALLEST_BLOCK))
+    while outer * -(-length // size) < ENOUGH_BLOCKS and size >= 2 * SMALLEST_BLOCK:
+        size //= 2
+    return -(-size // width) * width
+
+
+def _in_block(kernel: Kernel, row: Integer, size: int, block: _Block) -> list[Stage]:
+    """The stages for the columns of a block; what stays inside the kernel is in scratch."""
+    scratch: dict[Array, Array] = {}
+
+    def change(e: Expr) -> Expr | None:
+        if e.op is not expr.Leaf.LOAD or e.payload[0] not in scratch:
+            return None
+        return expr.load(scratch[e.payload[0]], block.inside, e.payload[2])
+
+    stages = []
+    for number, original in enumerate(kernel.stages):
+        stage = fix_rows(original, kernel.rows, row)
+        stage = replace(stage, body=expr.rebuild(stage.body, change))
+        if stage.array not in kernel.stored:
+            made = Array(f"x{number}", stage.array.dtype, size, "scratch")
+            scratch[stage.array] = made
+            stage = replace(stage, array=made, position=block.inside)
+        stages.append(merge_stage(stage))
+    return stages
+
+
+def _store(stage: Stage) -> Store:
+    return Store(stage.array, stage.position, stage.body)
+
+
+def _alike(stage: Stage, other: Stage) -> bool:
+    """Whether a reduction whose result stays in scratch memory may share another's loops."""
+    extents = [axis.extent for axis in other.reduced]
+    scratch = stage.array.space == "scratch"
+    return stage.op is not None and scratch and [a.extent for a in stage.reduced] == extents
+
+
+def _reads(stage: Stage, arrays: set[Array]) -> bool:
+    return any(load.payload[0] in arrays for load in expr.loads(*stage.exprs()))
+
+
+def _reduce(stages: Sequence[Stage], block: _Block, size: int) -> list[Statement]:
+    """Several reductions over the same extents: sums cleared, added to, and stored."""
+    axes = stages[0].reduced
+    start: list[Statement] = []
+    steps: list[Store] = []
+    end: list[Statement] = []
+    for number, stage in enumerate(stages):
+        assert stage.op is not None
+        sums, place = stage.array, block.inside
+        if sums.space != "scratch":
+            name = f"sums{number}_{stage.reduced[0].variable.name}_{sums.name}"
+            sums = Array(name, stage.body.dtype, size, "scratch")
+            end.append(block.loop(Store(stage.array, stage.position, expr.load(sums, place))))
+        start.append(block.loop(Store(sums, place, identity(stage.op, stage.body.dtype))))
+        new = {a.variable: index_of(b.variable) for a, b in zip(stage.reduced, axes, strict=True)}
+        total, body = expr.load(sums, place), expr.substitute_in(stage.body, new)
+        steps.append(Store(sums, place, combine(stage.op, total, body)))
+    loop = block.loop(*steps)
+    for axis in reversed(axes):
+        loop = serial_loop(axis, (loop,))
+    return [*start, loop, *end]
