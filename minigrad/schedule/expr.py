@@ -160,6 +160,10 @@ def apply(op: Op | Leaf, args: tuple[Expr, ...], dtype: DType) -> Expr:
             return args[1]
     if op is Op.CAST and args[0].dtype is dtype:
         return args[0]
+    if op is Op.AND and dtype.is_bool:
+        for one, other in (args, args[::-1]):
+            if one.op is Op.CONST:
+                return other if one.payload else one
     return _make(op, dtype, args, None, None)
 
 
