@@ -18,6 +18,7 @@ from minigrad.errors import (
 A = Tensor.zeros(2, 3)
 B = Tensor.zeros(4, 5)
 I32 = Tensor.zeros(2, 3, dtype="int32")
+IMAGE, KERNEL = Tensor.zeros(1, 3, 5, 6), Tensor.zeros(4, 3, 3, 3)
 FLAG = Tensor.zeros(2, 3, dtype="bool")
 
 MISTAKES = {
@@ -104,6 +105,30 @@ MISTAKES = {
     "ragged": (lambda: Tensor([[1], [1, 2]]), ShapeError, "equal lengths"),
     "text": (lambda: Tensor("abc"), DTypeError, "str"),
     "complex": (lambda: Tensor(np.zeros(2, complex)), DTypeError, "complex128"),
+    "conv channels": (lambda: IMAGE.conv2d(KERNEL[:, :1]), ShapeError, r"\(1, 3, 5, 6\).*groups"),
+    "conv groups": (lambda: IMAGE.conv2d(KERNEL, groups=2), ShapeError, "2 groups"),
+    "conv dimensions": (lambda: A.conv2d(KERNEL), ShapeError, r"\(2, 3\)"),
+    "conv small": (lambda: IMAGE.conv2d(KERNEL, dilation=3), ShapeError, "smaller than the kernel"),
+    "conv bias": (lambda: IMAGE.conv2d(KERNEL, Tensor.zeros(3)), ShapeError, r"expected \(4,\)"),
+    "conv stride": (lambda: IMAGE.conv2d(KERNEL, stride=0), ShapeError, "≥ 1"),
+    "conv padding": (lambda: IMAGE.conv2d(KERNEL, padding=(1, 2, 3)), ShapeError, "flat list"),
+    "conv same": (lambda: IMAGE.conv2d(KERNEL, padding="same", stride=2), ShapeError, "stride 1"),
+    "transposed": (lambda: IMAGE.conv_transpose2d(KERNEL), ShapeError, r"\(…, 4, …\)"),
+    "output padding": (
+        lambda: IMAGE.conv_transpose2d(KERNEL[:3], output_padding=1),
+        ShapeError,
+        "less than stride",
+    ),
+    "pool": (lambda: IMAGE.max_pool2d(9), ShapeError, "smaller than the kernel"),
+    "pool padding": (lambda: IMAGE.max_pool2d(2, padding=2), ShapeError, "half the kernel"),
+    "pool dimensions": (lambda: A.avg_pool2d((1, 1, 1)), ShapeError, "as many"),
+    "unpool": (lambda: IMAGE.max_unpool2d(A), ShapeError, "same shape"),
+    "interpolate": (lambda: IMAGE.interpolate(), ValueError, "size or scale_factor"),
+    "interpolate mode": (lambda: IMAGE.interpolate(4, mode="cubic"), ValueError, "bicubic"),
+    "interpolate sizes": (lambda: IMAGE.interpolate((1, 2, 3)), ShapeError, "2 of them"),
+    "rearrange": (lambda: A.rearrange("a b -> b"), ShapeError, "same names"),
+    "rearrange sizes": (lambda: A.rearrange("a (b c) -> a b c", b=2), ShapeError, "product"),
+    "rearrange count": (lambda: A.rearrange("a -> a"), ShapeError, "names 1 dimensions"),
     "dropout": (lambda: Tensor.train()(lambda: A.dropout(2))(), ValueError, "0 … 1"),
     "from_bytes": (lambda: Tensor.from_bytes(b"abc", (1,), A.dtype), ShapeError, "expected 4"),
 }
