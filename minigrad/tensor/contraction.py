@@ -162,6 +162,7 @@ class Contraction(Sampling):
 
         Computed in at least float32.
         """
+        axes_of("layernorm", axis, self.ndim)
         x = self._wide()
         away = x - x.mean(axis, True)
         variance = (away * away).mean(axis, True)
