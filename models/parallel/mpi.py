@@ -17,7 +17,7 @@ from minigrad.errors import MinigradError
 from minigrad.models.parallel.faults import Activity, RankError, Sign, culprit
 
 SPINS = 50  # looks at a message before the first nap
-PRESSED = 2000  # the same where a kernel waits: a few milliseconds
+PATIENT, PRESSED = 500, 3000  # the same where a kernel waits: a few milliseconds
 NAP = 50e-6  # seconds
 BEAT = 0.5  # seconds between signs of life
 
@@ -71,9 +71,10 @@ class MPITransport:
         try:
             while not self.mpi.Request.Testall(requests):
                 looks += 1
-                if looks < (PRESSED if self.pressing else SPINS):
-                    time.sleep(0)
-                else:
+                if self.pressing and looks < PRESSED:
+                    if looks > PATIENT:  # perhaps the other rank waits for this processor
+                        time.sleep(0)
+                elif looks > SPINS:
                     time.sleep(NAP)
         except self.mpi.Exception as error:
             raise RankError(
