@@ -22,6 +22,7 @@ EXTRAS = {
     "test": [
         "pytest>=8", "pytest-timeout>=2.3", "hypothesis>=6.100", "mpmath>=1.3",
         "mypy>=1.13", "ruff>=0.9", "setuptools>=77", "einops>=0.8", "scikit-learn>=1.6",
+        "z3-solver>=4.12",
     ],
     "compare": ["torch>=2.4"],
 }  # fmt: skip
