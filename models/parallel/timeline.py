@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import threading
 import time
 from collections.abc import Iterable, Iterator
@@ -87,26 +88,51 @@ def write_trace(path: Path, ranks: Iterable[tuple[int, list[dict[str, Any]]]]) -
     nn.state.write_atomically(path, lambda file: file.write(data))
 
 
-def as_text(ranks: Iterable[tuple[int, list[dict[str, Any]]]], width: int = 72) -> str:
-    """The timelines as text: two lines per rank, time from left to right.
+def read_trace(path: Path) -> list[tuple[int, list[dict[str, Any]]]]:
+    """The timelines that `write_trace` wrote."""
+    found: dict[int, list[dict[str, Any]]] = {}
+    for event in json.loads(path.read_text("utf-8"))["traceEvents"]:
+        if event["ph"] != "M":
+            start, length = event["ts"] / 1e6, event.get("dur", 0.0) / 1e6
+            found.setdefault(event["pid"], []).append({
+                "name": event["name"], "row": event["cat"], "start": start,
+                "stop": start + length, "about": event["args"],
+            })  # fmt: skip
+    return sorted(found.items())
 
-    Program: `#` a kernel, `.` blocked by an exchange. Exchanges: `+` adding, `~` sending or
-    waiting.
+
+MARKS = {"kernel": "#", "blocked": ".", "add": "+", "wait": "~"}
+
+
+def as_text(
+    ranks: Iterable[tuple[int, list[dict[str, Any]]]], start: float, stop: float, width: int = 80
+) -> str:
+    """What happened from start to stop (seconds): two lines per rank, time from left to right.
+
+    Above a rank's program: `#` kernels, `.` blocked by an exchange. Below its exchanges: `+`
+    additions, `~` waiting for messages. A column shows what took most of its time.
     """
-    given = list(ranks)
-    end = max((event["stop"] for _, events in given for event in events), default=0.0)
-    marks = {"wait": "~", "add": "+", "blocked": ".", "kernel": "#"}
-    lines = [f"{'':8}|{f'0 … {1e3 * end:.1f} ms':^{width}}|"]
-    for rank, events in given:
-        for row in (PROGRAM, EXCHANGES):
-            cells = [" "] * width
-            for mark in (".", "~", "#", "+"):
-                for event in events:
-                    kind = event["about"].get("kind", event["name"])
-                    if event["row"] == row and marks.get(kind) == mark and end:
-                        first = int(event["start"] / end * (width - 1))
-                        last = int(event["stop"] / end * (width - 1))
-                        cells[first : last + 1] = mark * (last - first + 1)
-            label = f"rank {rank}" if row == PROGRAM else ""
-            lines.append(f"{label:8}|{''.join(cells)}|")
+    cell = (stop - start) / width
+    lines = [f"{'':8}{1e3 * start:.1f} … {1e3 * stop:.1f} ms, {1e6 * cell:.0f} µs a column"]
+    for rank, events in ranks:
+        for row, label in ((PROGRAM, f"rank {rank}"), (EXCHANGES, "")):
+            shares: list[dict[str, float]] = [{} for _ in range(width)]
+            for event in events:
+                kind = str(event["about"].get("kind", event["name"]))
+                if event["row"] != row or kind not in MARKS or event["name"].startswith("wait:"):
+                    continue
+                first = max(int((event["start"] - start) / cell), 0)
+                for column in range(first, min(int((event["stop"] - start) / cell) + 1, width)):
+                    left = start + column * cell
+                    part = min(event["stop"], left + cell) - max(event["start"], left)
+                    shares[column][kind] = shares[column].get(kind, 0.0) + max(part, 0.0)
+            marks = (
+                MARKS[max(share, key=share.__getitem__)] if sum(share.values()) > cell / 4 else " "
+                for share in shares
+            )
+            lines.append(f"{label:8}{''.join(marks)}")
     return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    print(as_text(read_trace(Path(sys.argv[1])), *(float(x) / 1e3 for x in sys.argv[2:4])))

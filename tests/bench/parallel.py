@@ -90,7 +90,7 @@ def training(rank: Any, config: Any, batch: int, rounds: int) -> list[float]:
     return [middle[0], GlobalCounters.mem_peak, peak, middle[1]]
 
 
-def child(what: str, ranks: int, rounds: int) -> None:
+def child(what: str, ranks: int, rounds: int, layers: int) -> None:
     """One process: rank 0 prints what was measured."""
     os.environ["MINIGRAD_THREADS"] = "1"
     number = int(os.environ.get("PMI_RANK", "0"))
@@ -102,7 +102,7 @@ def child(what: str, ranks: int, rounds: int) -> None:
     if what == "bandwidth":
         found: Any = run(lambda rank: bandwidth(rank, rounds), ranks)[number]
     else:
-        layers, context, batch = (6, 256, 8) if what == "dp" else (1, 8192, 1)
+        context, batch = (256, 8) if what == "dp" else (8192, 1)
         config = GPTConfig(layers, 6, 384, context, 65)
         if ranks == 1:
             found = training(None, config, batch, rounds)
@@ -113,11 +113,12 @@ def child(what: str, ranks: int, rounds: int) -> None:
         print(json.dumps(found))
 
 
-def measure(what: str, ranks: int, rounds: int) -> Any:
+def measure(what: str, ranks: int, rounds: int, layers: int = 6) -> Any:
     """What rank 0 of so many processes measures."""
     launcher = Path(sys.executable).parent / "mpiexec"
     command = [sys.executable, "-m", "mpi4py", "-m", "tests.bench.parallel", what,
-               "--ranks", str(ranks), "--rounds", str(rounds), "--child"]  # fmt: skip
+               "--ranks", str(ranks), "--rounds", str(rounds), "--layers", str(layers),
+               "--child"]  # fmt: skip
     if ranks == 1:
         command = [sys.executable, *command[3:]]
     else:
@@ -134,10 +135,11 @@ def main() -> None:
     parser.add_argument("what", choices=["bandwidth", "dp", "sp"])
     parser.add_argument("--ranks", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--layers", type=int, default=6)
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
     flags = parser.parse_args()
     if flags.child:
-        child(flags.what, flags.ranks, flags.rounds)
+        child(flags.what, flags.ranks, flags.rounds, flags.layers)
     elif flags.what == "bandwidth":
         share = 2 * (flags.ranks - 1) / flags.ranks
         print(f"{'MB':>4} {'ring GB/s':>10} {'MPI GB/s':>9} {'ratio':>6} {'of the best':>12}")
@@ -146,8 +148,10 @@ def main() -> None:
             print(f"{size:>4.0f} {moved / ring:>10.2f} {moved / mpi:>9.2f} {mpi / ring:>6.2f} "
                   f"{other / best:>12.2f}")  # fmt: skip
     else:
-        one, memory, process, work = measure(flags.what, 1, flags.rounds)
-        many, less, smaller, part = measure(flags.what, flags.ranks, flags.rounds)
+        one, memory, process, work = measure(flags.what, 1, flags.rounds, flags.layers)
+        many, less, smaller, part = measure(
+            flags.what, flags.ranks, flags.rounds, flags.layers
+        )
         print(f"one rank {1e3 * one:.0f} ms, {flags.ranks} ranks {1e3 * many:.0f} ms: "
               f"{one / many:.2f}×; of the processor {1e3 * work:.0f} ms and {1e3 * part:.0f} ms a "
               f"rank: {work / part:.2f}×")  # fmt: skip
