@@ -213,7 +213,7 @@ def test_no_field_is_forgotten():
     }  # fmt: skip
     assert {n for n in Affine.__slots__ if not n.startswith("_")} == {"constant", "terms", "hash"}
     assert {n for n in Node.__slots__ if not n.startswith("_")} == {
-        "op", "dtype", "shape", "src", "arg", "device",
+        "op", "dtype", "shape", "src", "arg", "device", "form",
     }  # fmt: skip
     assert {field.name for field in fields(Graph)} == {
         "roots", "outputs", "slots", "variables", "device",
