@@ -11,9 +11,12 @@ window i′ − j′ is meant, for each f. So strided windows need no more produ
 
 from __future__ import annotations
 
+import itertools
 import weakref
 from collections.abc import Sequence
+from dataclasses import dataclass
 
+from minigrad.dtype import dtypes
 from minigrad.graph import build
 from minigrad.graph.build import Window, elementwise
 from minigrad.graph.node import Node, Op, Shape
@@ -22,6 +25,7 @@ from minigrad.graph.symbolic import Integer, numel, sub
 # A dimension of the factors: ("x", axis) of the result, ("f", axis) its remainder by the step,
 # ("j", axis) the place in a window, ("sum", n) one that is summed.
 Name = tuple[str, int]
+LARGE = 1 << 20  # products from which on several sums are better than one with zeros
 
 
 class _Product:
@@ -51,6 +55,15 @@ class _Product:
             pairs = [(before, after) if d == place else (0, 0) for d in range(len(shape))]
             self.factors[i] = build.pad(self.factors[i], pairs)
         self.extents[place] += before + after
+
+    def only(self, place: int, start: int, stop: int) -> None:
+        """start … stop − 1 of a dimension; factors that are constant along it stay so."""
+        for i, factor in enumerate(self.factors):
+            if factor.shape[place] != 1:
+                ranges = [(0, extent) for extent in factor.shape]
+                ranges[place] = (start, stop)
+                self.factors[i] = build.shrink(factor, ranges)
+        self.extents[place] = stop - start
 
     def place(self, place: int, before: int, length: int) -> None:
         """A dimension in one of `length`, from number `before` on; what leaves it is cut off."""
@@ -111,12 +124,17 @@ def overlap_add(
     split = [_prepare(product, window, wanted[window[0]]) for window in overlapping]
     if len(product.factors) > 1:
         product.factors = [_stored(factor) for factor in product.factors]
-    for axis, size, dilation in split:
-        _slide(product, axis, size, dilation)
+    summed = [("j", axis) for axis, *_ in overlapping]
     order: list[Name] = []
     for axis in range(len(shape)):
-        order += [name for name in (("x", axis), ("f", axis), ("j", axis)) if name in product.names]
-    total = product.result(order)
+        known = [name for name in (("x", axis), ("f", axis), ("j", axis)) if name in product.names]
+        order += [name for name in known if name not in summed]
+    if _is_wasteful(product, split):
+        total = _by_remainder(product, split, order)
+    else:
+        for part in split:
+            _slide(product, part.axis, part.places, part.dilation)
+        total = product.result(order)
     for axis, size, step, _ in apart:
         total = _padded(total, order.index(("j", axis)), 0, step - size)
     merged = []
@@ -200,16 +218,76 @@ def _unexpanded(node: Node) -> Node:
     return node
 
 
+@dataclass(frozen=True)
+class _Split:
+    """How the windows along an axis were split: j = step·j′ + f − before, with `places` values of
+    j′ of which the windows, of `size` places, may have fewer.
+    """
+
+    axis: int
+    places: int
+    dilation: int
+    step: int = 1
+    before: int = 0
+    size: int = 0
+
+    def having(self, f: int) -> tuple[int, int]:
+        """The j′, from one and before another, that are places of a window for a remainder f."""
+        first = max(-((f - self.before) // self.step), 0)
+        return first, (self.before + self.size - 1 - f) // self.step + 1
+
+
+def _is_wasteful(product: _Product, split: Sequence[_Split]) -> bool:
+    """Whether much would be multiplied by the zeros that make windows a multiple of the step."""
+    made = numel([part.places * part.step for part in split])
+    needed = numel([part.size or part.places for part in split])
+    large = numel(product.extents)
+    return len(product.factors) > 1 and 4 * made > 5 * needed and (
+        isinstance(large, int) and large >= LARGE
+    )
+
+
+def _by_remainder(product: _Product, split: Sequence[_Split], order: Sequence[Name]) -> Node:
+    """A sum of its own for each remainder f of i by the steps, over the j that it has only."""
+    strided = [part for part in split if part.step > 1]
+    whole: Node | None = None
+    for remainders in itertools.product(*(range(part.step) for part in strided)):
+        piece = _Product(list(product.factors), list(product.names), list(product.extents))
+        chosen = dict(zip(strided, remainders, strict=True))
+        for part in split:
+            places = part.places
+            if part in chosen:
+                first, end = part.having(chosen[part])
+                x = piece.at("x", part.axis)
+                long = piece.extents[x]
+                assert isinstance(long, int)
+                piece.only(piece.at("f", part.axis), chosen[part], chosen[part] + 1)
+                piece.only(piece.at("j", part.axis), first, end)
+                piece.only(x, places - end, long - first)
+                places = end - first
+            _slide(piece, part.axis, places, part.dilation)
+        total = piece.result(order)
+        amounts: list[tuple[Integer, Integer]] = [(0, 0)] * len(order)
+        for part, f in chosen.items():
+            amounts[order.index(("f", part.axis))] = (f, part.step - 1 - f)
+        there = build.pad(build.const(True, dtypes.bool, total.shape, total.device), amounts)
+        total = build.pad(total, amounts)
+        whole = total if whole is None else elementwise(Op.WHERE, there, total, whole)
+    assert whole is not None
+    return whole
+
+
 def _prepare(
     product: _Product, window: Window, wanted: tuple[Integer, Integer]
-) -> tuple[int, int, int]:
-    """Split j by the step, and put zeros around x; gives axis, extent of j′, and dilation.
+) -> _Split:
+    """Split j by the step, and put zeros around x.
 
     The first place that is wanted becomes i = 0, which moves j and w by the same amount.
     """
     axis, size, step, dilation = window
     start, stop = wanted
     count = product.extents[product.at("x", axis)]
+    found: _Split | None = None
     assert isinstance(start, int) and isinstance(stop, int) and isinstance(count, int)
     if step > 1 and dilation > 1:  # both: zeros between the windows' places instead
         place = product.at("x", axis)
@@ -224,16 +302,17 @@ def _prepare(
         product.extents[place : place + 2] = [count]
         step = 1
     elif step > 1:
-        before = -start % step
-        parts = -(-(size + before) // step)
+        offset = -start % step
+        parts = -(-(size + offset) // step)
         place = product.at("j", axis)
-        product.pad(place, before, parts * step - size - before)
+        product.pad(place, offset, parts * step - size - offset)
         product.split(place, parts, step, ("f", axis))
+        found = _Split(axis, parts, dilation, step, offset, size)
         size = parts
     reach = dilation * (size - 1)
     before = reach - -(-start // step)
     product.place(product.at("x", axis), before, -(-(stop - start) // step) + reach)
-    return axis, size, dilation
+    return found or _Split(axis, size, dilation)
 
 
 def _slide(product: _Product, axis: int, size: int, dilation: int) -> None:

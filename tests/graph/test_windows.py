@@ -10,6 +10,7 @@ import pytest
 from minigrad import Context, Tensor
 from minigrad.errors import ShapeError
 from minigrad.graph import build
+from minigrad.graph import windows as windows_module
 from minigrad.graph.node import Op, topological
 from minigrad.graph.windows import cropped, overlap_add
 
@@ -30,8 +31,15 @@ def added(g, windows, shape):
     return result
 
 
+@pytest.fixture(params=[False, True], ids=["one sum", "a sum for each remainder"])
+def by_remainder(request, monkeypatch):
+    """Large strided products are split, so that none multiplies by padding; here small ones too."""
+    if request.param:
+        monkeypatch.setattr(windows_module, "LARGE", 0)
+
+
 @pytest.mark.parametrize("product", [False, True], ids=["values", "sums of products"])
-def test_overlap_add(product):
+def test_overlap_add(product, by_remainder):
     generator = np.random.default_rng(0)
     with Context(DEVICE="REF"):
         for n, k, s, d in CASES:
@@ -51,18 +59,24 @@ def test_overlap_add(product):
 
 
 @pytest.mark.parametrize("stride", [1, 2])
-def test_the_gradient_of_a_convolution_is_one_sum(stride):
+def test_the_gradient_of_a_convolution_is_one_sum(stride, monkeypatch):
     """No array of windows: the sum over outputs and the sum over places are one SUM."""
     x, w = Tensor.rand(2, 3, 9, 9).realize(), Tensor.rand(5, 3, 3, 3).realize()
     y = x.conv2d(w, stride=stride, padding=1)
-    (grad,) = y.gradient(x, gradient=Tensor.rand(*y.shape).realize())
+    seed = Tensor.rand(*y.shape).realize()
+    (grad,) = y.gradient(x, gradient=seed)
     sums = [node for node in topological([grad.node]) if node.op is Op.SUM]
     assert len(sums) == 1
+    monkeypatch.setattr(windows_module, "LARGE", 0)
+    x = Tensor.rand(2, 3, 9, 9).realize()
+    (grad,) = x.conv2d(w, stride=stride, padding=1).gradient(x, gradient=seed)
+    sums = [node for node in topological([grad.node]) if node.op is Op.SUM]
+    assert len(sums) == stride * stride, "one for each remainder, none with zeros"
     assert grad.shape == x.shape
 
 
 @pytest.mark.parametrize(("start", "end"), [(0, 1), (1, 1), (2, 0), (3, 1), (1, 3)])
-def test_cropped(start, end):
+def test_cropped(start, end, by_remainder):
     """A part of a sum of overlapping windows is made as such; every step meets every start."""
     generator = np.random.default_rng(1)
     with Context(DEVICE="REF"):

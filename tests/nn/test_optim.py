@@ -259,6 +259,37 @@ def test_schedules():
         schedule.cosine(1, 5, 5)
 
 
+def test_schedules_equal_pytorch():
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+    rates = torch.optim.lr_scheduler
+    kinds = [
+        (schedule.linear_warmup(0.3, 10), lambda o: rates.LinearLR(o, 0.1, 1.0, 9)),
+        (schedule.cosine(0.3, 50, final=0.01), lambda o: rates.CosineAnnealingLR(o, 50, 0.01)),
+        (schedule.constant(0.3), lambda o: rates.ConstantLR(o, 1.0)),
+    ]
+    for ours, make in kinds:
+        optimizer = torch.optim.SGD([torch.zeros(1)], lr=0.3)
+        theirs = make(optimizer)
+        for step in range(50):
+            assert ours(step) == pytest.approx(optimizer.param_groups[0]["lr"], rel=1e-9)
+            optimizer.step()
+            theirs.step()
+
+
+@pytest.mark.parametrize("limit", [0.1, 1.0, 100.0])
+def test_clip_grad_norm_equals_pytorch(limit, on_device):
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+    w, tw = Tensor(W, requires_grad=True), torch.tensor(W, requires_grad=True)
+    b, tb = Tensor(B, requires_grad=True), torch.tensor(B, requires_grad=True)
+    loss_of(w, b).backward()
+    torch.nn.functional.cross_entropy(torch.tensor(X) @ tw + tb, torch.tensor(Y)).backward()
+    norm = optim.clip_grad_norm([w, b], limit)
+    expected = torch.nn.utils.clip_grad_norm_([tw, tb], limit)
+    assert norm.item() == pytest.approx(expected.item(), rel=1e-5)
+    np.testing.assert_allclose(w.grad.numpy(), tw.grad.numpy(), rtol=1e-4, atol=1e-7)
+    np.testing.assert_allclose(b.grad.numpy(), tb.grad.numpy(), rtol=1e-4, atol=1e-7)
+
+
 def test_schedule_sets_the_rate(on_device):
     optimizer = optim.SGD([Tensor(W)], lr=5.0)
     rates = schedule.Schedule(optimizer, schedule.linear_warmup(1.0, 2))
