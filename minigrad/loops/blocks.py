@@ -16,20 +16,21 @@ one such kernel, its gradient two: one for blocks of queries, one for blocks of 
 
 from __future__ import annotations
 
-from minigrad.graph.symbolic import add, mul
+from minigrad.graph.symbolic import Atom, Integer, add, high, low, mul, substitute
 from minigrad.loops.axes import fix_rows
 from minigrad.loops.build import flat_loop
 from minigrad.loops.finish import finish
 from minigrad.loops.nest import Nest, Statement
-from minigrad.loops.regions import Rows, regions
+from minigrad.loops.regions import Bounds, Rows, regions
 from minigrad.loops.sharing import scale_behind, share_beginnings
 from minigrad.loops.step_loops import Block, StepLoops
 from minigrad.loops.steps import Steps, late_products
 from minigrad.loops.target import Target
+from minigrad.schedule import expr
 from minigrad.schedule.contraction import contraction_of
 from minigrad.schedule.fuse import prefix_length
 from minigrad.schedule.schedule import Kernel
-from minigrad.schedule.stage import index_of, make_axis
+from minigrad.schedule.stage import Stage, index_of, make_axis
 
 
 def blocks(kernel: Kernel, target: Target, name: str) -> Nest:
@@ -76,7 +77,23 @@ def blocks(kernel: Kernel, target: Target, name: str) -> Nest:
             together.extend(loop.across())
     if together:
         body.append(block.rows_loop(together))
-    return finish(name, kernel, flat_loop([outer, number], tuple(body)), target)
+    middle: dict[Atom, Integer] = {number.variable: number.variable.high // 2}
+    work = sum(
+        kernel.rows * _work(stage, n in products, bounds[n], middle)
+        for n, stage in enumerate(stages)
+    )
+    return finish(name, kernel, flat_loop([outer, number], tuple(body)), target, work)
+
+
+def _work(
+    stage: Stage, is_product: bool, bounds: dict[Atom, Bounds], middle: dict[Atom, Integer]
+) -> int:
+    """Operations that a row in the middle takes, within the bounds of its loops."""
+    count = 2 if is_product else expr.operations(stage.body)
+    for axis in (*stage.axes, *stage.reduced):
+        first, stop = (substitute(x, middle) for x in bounds[axis.variable])
+        count *= max(min(high(stop), high(axis.extent)) - low(first), 1)
+    return count
 
 
 def _block_width(kernel: Kernel, target: Target, rows: int) -> int:
