@@ -29,8 +29,10 @@ MOST_CHUNKS = 64
 _ALIGNMENT = 64
 
 
-def finish(name: str, kernel: Kernel, loop: Loop, target: Target) -> Nest:
-    """Wrap a parallel loop into a Nest."""
+def finish(
+    name: str, kernel: Kernel, loop: Loop, target: Target, operations: int | None = None
+) -> Nest:
+    """Wrap a parallel loop into a Nest; operations: of the whole kernel, where these are known."""
     arrays: dict[Array, None] = {}
     scratch: dict[Array, None] = {}
     symbols: dict[str, None] = {}
@@ -42,10 +44,11 @@ def finish(name: str, kernel: Kernel, loop: Loop, target: Target) -> Nest:
         offset += -(-size // _ALIGNMENT) * _ALIGNMENT
     (stop,) = loop.stops
     assert isinstance(stop, int)
-    operations = sum(
-        stage.iterations * (expr.operations(stage.body) + (stage.op is not None))
-        for stage in kernel.stages
-    )
+    if operations is None:
+        operations = sum(
+            stage.iterations * (expr.operations(stage.body) + (stage.op is not None))
+            for stage in kernel.stages
+        )
     traffic = sum(array.size * array.dtype.itemsize for array in arrays)
     return Nest(
         name, loop, tuple(arrays), tuple(sorted(symbols)), tuple(places), offset,

@@ -16,15 +16,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from minigrad.graph.node import REDUCTIONS
-from minigrad.graph.symbolic import Affine, Atom, flatten, numel, unflatten
+from minigrad.graph.symbolic import Atom, numel
 from minigrad.schedule import expr
 from minigrad.schedule.contraction import Contraction, contraction_of
-from minigrad.schedule.expr import Array, Expr, Leaf
-from minigrad.schedule.stage import Stage, index_of, make_axis
+from minigrad.schedule.expr import Array, Expr
+from minigrad.schedule.layout import Order, order_of, reading, relayout
+from minigrad.schedule.stage import Stage
 
-# Multiply-adds an element up to which a product is computed where it is read: where that is one
-# kernel; in several, if otherwise some stage would read it from memory to wait for its statistics;
-# and in several at all.
+# Multiply-adds an element up to which a product is computed where it is read: in one kernel; in
+# several, where what follows it must wait for statistics of its rows; in several otherwise.
 DEPTH, DEPTH_WITH_STATISTICS, DEPTH_AGAIN = 256, 128, 64
 LEAST = 8  # rows and columns below which blocks do not pay
 SMALLEST = 1 << 14  # elements of a value that may as well lie in a cache
@@ -32,8 +32,6 @@ LARGE = 1 << 24  # elements of a value that had better stay out of memory
 SERIAL = 1 << 16  # elements of a value that one thread may compute
 PARALLEL = 256  # rows that keep every thread busy, block by block
 LONGEST = 1 << 16  # elements of a row of which a block still fits the last cache
-
-Order = tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -69,6 +67,7 @@ class Chains:
         fixed = frozenset(slots) | _addressing(self.stages) | _exchanged(self.stages)
         self.members: dict[Array, Stage] = {}
         self.sinks: dict[Array, Sink] = {}
+        self._possible: dict[tuple[Array, Order, int], bool] = {}
         self._copies: dict[tuple[Array, Order], tuple[Stage, list[tuple[Array, Order]]]] = {}
         for stage in self.stages if look else ():
             if stage.array not in fixed and _may_belong(stage, self.members):
@@ -97,20 +96,22 @@ class Chains:
 
     def _unreadable(self, fixed: frozenset[Array]) -> set[Array]:
         """Members that some stage reads in a way that does not go by rows."""
-        self.sinks = {}
+        self.sinks, self._possible = {}, {}
+        bad: set[Array] = set()
         for stage in self.stages:
             reads = self._reads(stage)
             if not reads:
                 continue
             if stage.array in self.members:
                 if stage.op is not None:
-                    return {stage.array}
+                    bad.add(stage.array)
                 continue
             sink = self._sink(stage, reads, stage.array in fixed)
             if sink is None:
-                return {load.payload[0] for load in reads}
-            self.sinks[stage.array] = sink
-        return set()
+                bad |= {load.payload[0] for load in reads}
+            else:
+                self.sinks[stage.array] = sink
+        return bad
 
     def _without_product(self, removed: set[Array]) -> set[Array]:
         """Members that would be left without a product below them or beside them."""
@@ -127,8 +128,7 @@ class Chains:
         return rest - kept
 
     def _too_deep(self) -> set[Array]:
-        """Products that are better stored: at most an epilogue follows, or they are dear to repeat.
-        """
+        """Products that are better stored: with an epilogue at most, or dear to repeat."""
         orders: dict[Array, set[Order]] = {}
         for sink in self.sinks.values():
             for array, order in self._all_reads(sink.reads):
@@ -213,21 +213,26 @@ class Chains:
     def _wanted(self, load: Expr, variables: Sequence[Atom], rows: int) -> Order | None:
         """The order of axes in which the reader of a member needs it, if all below can have it."""
         member = self.members[load.payload[0]]
-        order = _order(load, variables, member)
+        order = order_of(load, variables, member)
         if order is None or len(order) != len(variables):
             return None
-        if not _has_rows(member, order, rows):
-            return None
+        key = (member.array, order, rows)
+        if key not in self._possible:
+            self._possible[key] = self._can_have(member, order, rows)
+        return order if self._possible[key] else None
+
+    def _can_have(self, member: Stage, order: Order, rows: int) -> bool:
+        """Whether a member and all below it can be computed by rows with its axes in this order."""
         count = numel([member.axes[n].extent for n in order[:rows]])
-        if count < PARALLEL and member.size > SERIAL:
-            return None
+        if not _has_rows(member, order, rows) or count < PARALLEL and member.size > SERIAL:
+            return False
         inner = [member.axes[n].variable for n in order]
         found: dict[Array, Order] = {}
         for read in self._reads(member):
             below = self._wanted(read, inner, rows)
             if below is None or found.setdefault(read.payload[0], below) != below:
-                return None
-        return order
+                return False
+        return True
 
     def _lay_out(self) -> None:
         """Lay the arrays of sinks out by their rows, and change their readers accordingly."""
@@ -238,7 +243,7 @@ class Chains:
                     changed[stage.array] = (stage, sink.order)
                 stage = sink.stage
             if changed:
-                stage = _reading(stage, changed)
+                stage = reading(stage, changed)
             self.stages[number] = stage
             if sink is not None:
                 self.sinks[stage.array] = replace(sink, stage=stage)
@@ -270,7 +275,7 @@ class Chains:
                     known[key] = own.array
                     made.append(own)
                 moved[array], names[array] = (member, order), known[key]
-            return _reading(stage, moved, names)
+            return reading(stage, moved, names)
 
         made.append(copied(sink.stage, sink.reads))
         return made, known
@@ -288,45 +293,10 @@ class Chains:
         variables = [member.axes[n].variable for n in order]
         found: dict[Array, Order] = {}
         for load in self._reads(member):
-            wanted = _order(load, variables, self.members[load.payload[0]])
+            wanted = order_of(load, variables, self.members[load.payload[0]])
             assert wanted is not None
             found[load.payload[0]] = wanted
         return list(found.items())
-
-
-def relayout(stage: Stage, order: Order, array: Array) -> Stage:
-    """The stage with its kept axes, and so the layout of its array, in another order."""
-    axes = [make_axis("i", n, stage.axes[old].extent) for n, old in enumerate(order)]
-    values = {
-        stage.axes[old].variable: index_of(axis.variable)
-        for old, axis in zip(order, axes, strict=True)
-    }
-    shape = tuple(axis.extent for axis in axes)
-    position = flatten([index_of(axis.variable) for axis in axes], shape)
-    body = expr.substitute_in(stage.body, values)
-    return replace(
-        stage, array=array, shape=shape, axes=tuple(axes), body=body, position=position
-    )
-
-
-def _reading(
-    stage: Stage,
-    moved: Mapping[Array, tuple[Stage, Order]],
-    names: Mapping[Array, Array] | None = None,
-) -> Stage:
-    """The stage with its loads of relaid arrays moved to their elements' new places."""
-
-    def change(e: Expr) -> Expr | None:
-        if e.op is not Leaf.LOAD or e.payload[0] not in moved:
-            return None
-        array, position, guard = e.payload
-        old, order = moved[array]
-        extents = [axis.extent for axis in old.axes]
-        parts = unflatten(position, extents)
-        place = flatten([parts[n] for n in order], [extents[n] for n in order])
-        return expr.load(names[array] if names else array, place, guard)
-
-    return replace(stage, body=expr.rebuild(stage.body, change))
 
 
 def _may_belong(stage: Stage, members: Mapping[Array, Stage]) -> bool:
@@ -337,7 +307,7 @@ def _may_belong(stage: Stage, members: Mapping[Array, Stage]) -> bool:
         same = [e for e in expr.loads(stage.body) if e.payload[0] in members]
         return bool(same) and all(
             members[e.payload[0]].size == stage.size
-            and _order(e, [axis.variable for axis in stage.axes], members[e.payload[0]])
+            and order_of(e, [axis.variable for axis in stage.axes], members[e.payload[0]])
             for e in same
         )
     parts = contraction_of(stage)
@@ -360,25 +330,6 @@ def _other_axes(parts: Contraction, reads: Sequence[Expr]) -> tuple[Atom, ...]:
     if left and right:
         return ()
     return tuple(axis.variable for axis in (parts.n if left else parts.m))
-
-
-def _order(load: Expr, variables: Sequence[Atom], member: Stage) -> Order | None:
-    """How to order the member's axes so that they follow the reader's; None if it cannot be."""
-    _, position, guard = load.payload
-    if guard:
-        return None
-    parts = unflatten(position, [axis.extent for axis in member.axes])
-    ranks = []
-    for part, axis in zip(parts, member.axes, strict=True):
-        if not isinstance(part, Affine) or part.constant or len(part.terms) != 1:
-            return None
-        ((atom, factor),) = part.terms
-        if factor != 1 or atom not in variables or atom.high + 1 != axis.extent:
-            return None
-        ranks.append(variables.index(atom))
-    if len(set(ranks)) != len(ranks):
-        return None
-    return tuple(sorted(range(len(ranks)), key=ranks.__getitem__))
 
 
 def _has_rows(member: Stage, order: Order, rows: int) -> bool:

@@ -13,9 +13,10 @@ from collections.abc import Container, Iterable
 from minigrad.graph.node import SCANS, SCATTERS, Op
 from minigrad.graph.symbolic import coefficient, flatten, high, low, mul, numel, sub, variables
 from minigrad.schedule import expr
-from minigrad.schedule.blocks import Chains, Order, Sink
+from minigrad.schedule.blocks import Chains, Sink
 from minigrad.schedule.contraction import contraction_of
 from minigrad.schedule.expr import Array
+from minigrad.schedule.layout import Order
 from minigrad.schedule.stage import Axis, Stage, index_of
 
 ROW_LIMIT = 1 << 17  # elements of one row's values that may pass from stage to stage (half of L2)
