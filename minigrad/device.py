@@ -56,17 +56,16 @@ class Call:
 class Replay(Protocol):
     """Recorded calls, made again with other memory in the place of their arguments.
 
-    memories: one runtime handle per argument, which the caller puts in place before each run.
+    One thread at a time may put arguments and run: the caller sees to that.
     """
 
-    memories: Any
-
-    def allocate(self, nbytes: int) -> Any:
-        """Memory for an argument, as the device's own `allocate`."""
+    @property
+    def put(self) -> Callable[..., None]:
+        """Takes one runtime handle per argument, which then stand in the arguments' places."""
         ...
 
     def run(self, variables: dict[str, int]) -> None:
-        """Make the calls; the caller sees to it that one thread at a time does so."""
+        """Make the calls."""
         ...
 
 
@@ -76,18 +75,16 @@ class Sequential:
     def __init__(self, calls: Sequence[Call], arguments: Sequence[Buffer]) -> None:
         self.calls = calls
         self.places = {argument: place for place, argument in enumerate(arguments)}
-        self.memories: list[Any] = [None] * len(arguments)
-        self.runtime = Device[arguments[0].device] if arguments else None
+        self.memories: tuple[Any, ...] = ()
 
-    def allocate(self, nbytes: int) -> Any:
-        """Memory for an argument."""
-        if self.runtime is None:
-            raise ValueError("a replay without arguments needs no memory for one")
-        return self.runtime.allocate(nbytes)
+    def put(self, *memories: Any) -> None:
+        """Let `memories` take the arguments' places."""
+        if any(memory is None for memory in memories):
+            raise TypeError("an argument has no memory yet")
+        self.memories = memories
 
     def run(self, variables: dict[str, int]) -> None:
-        """Run each program on its buffers, with the arguments' places taken by `memories`."""
-        memories = self.memories
+        """Run each program on its buffers and the arguments."""
         for call in self.calls:
             buffers = []
             for buffer in call.buffers:
@@ -95,7 +92,7 @@ class Sequential:
                 if place is None:
                     buffers.append(buffer)
                 else:
-                    buffers.append(Buffer.borrow(buffer, memories[place]))
+                    buffers.append(Buffer.borrow(buffer, self.memories[place]))
             call.program.run(buffers, {**call.variables, **variables})
 
 
@@ -126,6 +123,10 @@ class Runtime(Protocol):
 
     def adopt(self, address: int) -> Any:
         """Memory of the host as memory of this device, None where the device cannot reach it."""
+        ...
+
+    def first(self, memory: Any, dtype: DType) -> int | float | bool:
+        """The first element of memory that holds some of `dtype`, when work is done."""
         ...
 
     def compile(self, graph: Graph) -> Program:
@@ -174,22 +175,22 @@ class Buffer:
     """A piece of a device's memory that holds `size` elements of `dtype`; allocated at first need.
 
     memory: where somebody has allocated it already. The device gets its memory back when the last
-    reference to the buffer goes.
+    reference to the buffer goes. handle: the runtime's handle, or None before it is needed.
     """
 
-    __slots__ = ("device", "dtype", "size", "number", "_memory", "_borrowed", "__weakref__")
+    __slots__ = ("device", "dtype", "size", "number", "handle", "_borrowed", "__weakref__")
 
     def __init__(self, device: str, dtype: DType, size: int, memory: Any = None) -> None:
         self.device, self.dtype, self.size = device, dtype, size
         self.number = next(_buffer_numbers)
-        self._memory = memory
+        self.handle = memory
         self._borrowed: Any = False
 
     @classmethod
     def borrow(cls, like: Buffer, memory: Any, owner: object = True) -> Buffer:
         """A buffer like another on memory that somebody else owns; it keeps `owner` alive."""
         made = cls(like.device, like.dtype, like.size)
-        made._memory, made._borrowed = memory, owner
+        made.handle, made._borrowed = memory, owner
         return made
 
     @property
@@ -200,14 +201,14 @@ class Buffer:
     @property
     def memory(self) -> Any:
         """The runtime's handle, allocated at first use."""
-        if self._memory is None:
-            self._memory = Device[self.device].allocate(self.nbytes)
-        return self._memory
+        if self.handle is None:
+            self.handle = Device[self.device].allocate(self.nbytes)
+        return self.handle
 
     @property
     def is_allocated(self) -> bool:
         """Whether the device holds memory for it already."""
-        return self._memory is not None
+        return self.handle is not None
 
     def copy_in(self, data: bytes | bytearray | memoryview) -> None:
         """Fill it with nbytes bytes of the host."""
@@ -228,14 +229,20 @@ class Buffer:
             Device[self.device].copy_out(self.memory, memoryview(data))
         return data
 
+    def first(self) -> int | float | bool:
+        """Its first element as a Python number."""
+        if watching.watch is not None:
+            watching.watch.reads(self)
+        return Device[self.device].first(self.memory, self.dtype)
+
     def __repr__(self) -> str:
         return f"<Buffer {self.number} on {self.device}: {self.size} × {self.dtype.name}>"
 
     def __del__(self, ending: Callable[[], bool] = sys.is_finalizing) -> None:
-        if self._memory is not None and not self._borrowed and not ending():
+        if self.handle is not None and not self._borrowed and not ending():
             runtime = Device.opened.get(self.device)
             if runtime is not None:
-                runtime.free(self._memory, self.size * self.dtype.itemsize)
+                runtime.free(self.handle, self.size * self.dtype.itemsize)
 
 
 class _Devices:
@@ -243,6 +250,7 @@ class _Devices:
 
     def __init__(self) -> None:
         self.opened: dict[str, Runtime] = {}
+        self._spelled: dict[str, str] = {}  # as somebody wrote it → as we do
         self._lock = threading.RLock()
 
     @property
@@ -256,6 +264,12 @@ class _Devices:
 
     def canonical(self, name: str) -> str:
         """One spelling per device: "cpu" and "CPU:0" are "CPU". DeviceError for unknown kinds."""
+        known = self._spelled.get(name)
+        if known is None:
+            known = self._spelled[name] = self._spell(name)
+        return known
+
+    def _spell(self, name: str) -> str:
         kind, _, number = name.upper().partition(":")
         if kind not in RUNTIMES or (number and not number.isdecimal()):
             known = ", ".join(RUNTIMES)

@@ -7,6 +7,7 @@ users will find unsurprising: bool < integers < floats, and an integer never wid
 from __future__ import annotations
 
 import struct
+import sys
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -182,3 +183,18 @@ def convert(value: int | float | bool, dtype: DType) -> int | float | bool:
     if dtype.kind == "i" and wrapped >> (dtype.bits - 1):
         wrapped -= 1 << dtype.bits
     return wrapped
+
+
+# How to read one number: bfloat16 has no code.
+_READ = {dtype: struct.Struct(dtype.code).unpack for dtype in ALL if dtype.code}
+
+
+def number_of(data: bytes | bytearray, dtype: DType) -> int | float | bool:
+    """The one number whose bytes are given."""
+    read = _READ.get(dtype)
+    if read is None:
+        (value,) = struct.unpack("f", struct.pack("I", int.from_bytes(data, sys.byteorder) << 16))
+    else:
+        (value,) = read(data)
+    found: int | float | bool = value
+    return found

@@ -27,14 +27,16 @@ from typing import Any, Generic, ParamSpec, TypeVar
 
 from minigrad.device import Buffer, Call, Device, watching
 from minigrad.errors import JitError
-from minigrad.graph.node import Node, Op
-from minigrad.program import recording
+from minigrad.graph.node import Node, Op, form_of
+from minigrad.program import recorded_calls, recording
+from minigrad.settings import thread
 from minigrad.tensor import Tensor, engine, history
 from minigrad.tensor.capture import HostWatch, Snapshot, refuse_replaced
-from minigrad.tensor.modes import modes, no_grad
+from minigrad.tensor.modes import no_grad
 from minigrad.tensor.registry import all_holders
 from minigrad.tensor.replay import Capture, Output, Source, written_both_ways, written_twice
-from minigrad.tensor.structure import TENSOR, flatten, objects, rebuild, signature, template
+from minigrad.tensor.straight import Serve, straight
+from minigrad.tensor.structure import flatten, objects, rebuild, signature, template
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -50,8 +52,9 @@ class Jitted(Generic[P, R]):
 
     def __init__(self, function: Callable[P, R]) -> None:
         self.function = function
-        self._called: set[bool] = set()
-        self._captures: dict[bool, Capture] = {}  # by Tensor.training
+        self._called: set[int] = set()
+        self._captures: dict[int, Capture] = {}  # by the thread's key
+        self._replays: dict[int, Serve] = {}  # how each of them is served
         self._methods: dict[int, tuple[weakref.ref[Any], Jitted[..., R]]] = {}
         self._lock = threading.RLock()
         functools.update_wrapper(self, function)
@@ -63,14 +66,15 @@ class Jitted(Generic[P, R]):
 
     @property
     def captured(self) -> bool:
-        """Whether the next call (in the same training mode) is a replay."""
-        return modes.training in self._captures
+        """Whether the next call, in the same modes and settings, is a replay."""
+        return thread.key in self._replays
 
     def reset(self) -> None:
         """Forget everything: the next call runs as it is, the one after is captured."""
         with self._lock:
             self._called.clear()
             self._captures.clear()
+            self._replays.clear()
 
     def __get__(self, instance: Any, owner: type | None = None) -> Any:
         if instance is None:
@@ -96,33 +100,31 @@ class Jitted(Generic[P, R]):
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         """Run it, capture it, or replay it."""
-        if recording.calls is not None:  # inside another step: be part of it
-            return self.function(*args, **kwargs)
-        capture = self._captures.get(modes.training)
-        if capture is None:
+        serve = self._replays.get(thread.key)
+        if serve is None:
             return self._prepare(args, kwargs)
-        with capture.lock:
-            return capture.run(args, kwargs)  # type: ignore[no-any-return]
+        return serve(args, kwargs)  # type: ignore[no-any-return]
 
     def _prepare(self, args: Any, kwargs: Any) -> R:
         """The first call, which runs as it is, or the second."""
+        if recording.calls is not None:  # inside another step: be part of it
+            return self.function(*args, **kwargs)
+        key = thread.key
         with self._lock:
-            capture = self._captures.get(modes.training)
-            if capture is None and modes.training in self._called:
-                return self._capture(args, kwargs)
-            if capture is None:
+            if key in self._replays:
+                pass
+            elif key in self._called:
+                return self._capture(key, args, kwargs)
+            else:
                 before = [(holder._link, holder.raw) for holder in all_holders()]
-                recording.calls = []
-                try:
+                with recorded_calls():
                     result = self.function(*args, **kwargs)
-                finally:
-                    recording.calls = None
                 _give_memory(before)
-                self._called.add(modes.training)
+                self._called.add(key)
                 return result
         return self(*args, **kwargs)
 
-    def _capture(self, args: Any, kwargs: Any) -> R:
+    def _capture(self, key: int, args: Any, kwargs: Any) -> R:
         tensors: list[Tensor] = []
         values: dict[str, int] = {}
         structure = flatten((args, kwargs), tensors, values)
@@ -141,16 +143,16 @@ class Jitted(Generic[P, R]):
         before = Snapshot()
         watch = HostWatch(self.name, before)
         args, kwargs = rebuild((args, kwargs), iter(given).__next__)
-        watching.watch, recording.calls = watch, []
+        watching.watch = watch
         try:
-            result = self.function(*args, **kwargs)
-            results: list[Tensor] = []
-            others = objects(flatten(result, results, dict(values)))
-            engine.realize([*results, *before.left_behind()])
-            engine.settle_before(frozenset())
-            calls = recording.calls
+            with recorded_calls() as calls:
+                result = self.function(*args, **kwargs)
+                results: list[Tensor] = []
+                others = objects(flatten(result, results, dict(values)))
+                engine.realize([*results, *before.left_behind()])
+                engine.settle_before(frozenset())
         finally:
-            watching.watch, recording.calls = None, None
+            watching.watch = None
         del args, kwargs
         if others:
             raise JitError(
@@ -174,13 +176,8 @@ class Jitted(Generic[P, R]):
         capture.renewed = [(link, source) for link, source in links if link() is not None]
         known = set(watch.fresh) | set(places) | {tensor.raw.arg for tensor in tensors}
         refuse_replaced(self.name, calls, {b for c in calls for b in (*c.made, *c.written)}, known)
-        capture.special = bool(
-            capture.renewed or capture.gradients or capture.input_gradients
-            or capture.written_inputs
-        )  # fmt: skip
-        alone = [source.kind for source in capture.sources] == ["fresh"]
-        capture.simple = alone and capture.result is TENSOR and not capture.renewed
-        self._captures[modes.training] = capture
+        self._captures[key] = capture
+        self._replays[key] = straight(capture) or capture.serve
         answer: R = rebuild(capture.result, iter(returned).__next__, values)
         return answer
 
@@ -273,7 +270,6 @@ class Jitted(Generic[P, R]):
                 "capture the part of each device on its own"
             )
         capture.replay = Device[devices.pop()].compose(calls, arguments)
-        capture.memories = capture.replay.memories
         names = {name for call in calls for name in call.variables} - set(values)
         if names:
             raise JitError(
@@ -285,6 +281,7 @@ class Jitted(Generic[P, R]):
             if holder.raw.op is Op.BUFFER and holder.raw.arg in capture.written:
                 if id(holder.raw) not in capture.owners:
                     capture.written_nodes.append(holder.raw)
+                    holder.raw.form = None  # as an input it needs a second look
                 capture.owners.setdefault(id(holder.raw), set()).add(id(holder._link))
         return returned
 
@@ -324,7 +321,7 @@ class Method(Generic[R]):
 
     @property
     def captured(self) -> bool:
-        """Whether the next call (in the same training mode) is a replay."""
+        """Whether the next call, in the same modes and settings, is a replay."""
         return self.jitted.captured
 
     def reset(self) -> None:
@@ -340,6 +337,7 @@ def _output(tensor: Tensor, place: int, values: dict[str, int]) -> Output:
         place, known.shape, known.dtype, known.device, memory.size, memory.nbytes,
         tensor.stopped or history.has_history(tensor.raw),
         any(not isinstance(extent, int) for extent in known.shape),
+        form_of(known.dtype, known.shape, known.device),
     )  # fmt: skip
 
 

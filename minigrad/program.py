@@ -9,7 +9,8 @@ from __future__ import annotations
 import itertools
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from minigrad.device import Buffer, Call, Device, Program
@@ -20,7 +21,7 @@ from minigrad.graph.build import buffer, rebuild
 from minigrad.graph.canonical import canonicalize
 from minigrad.graph.node import Node, Op, topological
 from minigrad.graph.symbolic import numel
-from minigrad.settings import flag
+from minigrad.settings import flag, state_that
 
 MOST_PROGRAMS = 1024  # that are kept; a program that somebody holds (a capture) lives on
 
@@ -70,6 +71,31 @@ class _Recording(threading.local):
 
 
 recording = _Recording()
+
+
+@contextmanager
+def recorded_calls() -> Iterator[list[Call]]:
+    """Write down what this thread runs meanwhile. Not to be nested."""
+    calls: list[Call] = []
+    recording.calls = calls
+    state_that("recording", True)
+    try:
+        yield calls
+    finally:
+        recording.calls = None
+        state_that("recording", False)
+
+
+class _Timeline(threading.local):
+    """Who wants to know of each kernel that this thread runs: its label, start and end.
+
+    The times are those of `time.perf_counter()`. Kernels are then run one by one.
+    """
+
+    record: Callable[[str, float, float], None] | None = None
+
+
+timeline = _Timeline()
 
 
 class Guarded:
@@ -137,7 +163,11 @@ def realize(roots: Sequence[Node]) -> list[Node]:
     An ASSIGN root is written to its target's memory, after every read of the old value in this
     call. Nodes on several devices may be mixed.
     """
-    if any(node.op is Op.COPY for node in topological(roots)):
+    order = topological(roots)
+    operations = {node.op for node in order}
+    if Op.CUSTOM in operations:
+        roots = _without_rules(roots, order)
+    if Op.COPY in operations:
         roots = _run_copies(roots)
     result: dict[Node, Node] = {root: root for root in roots if root.op is Op.BUFFER}
     by_device: dict[str, list[Node]] = {}
@@ -180,6 +210,17 @@ def _run(roots: list[Node]) -> list[Node]:
         fresh = tuple(buffers[existing:])
         recording.calls.append(Call(program, tuple(buffers), call.values, fresh, written))
     return made
+
+
+def _without_rules(roots: Sequence[Node], order: Sequence[Node]) -> list[Node]:
+    """The roots without gradient rules: each CUSTOM replaced by its value."""
+    new: dict[Node, Node] = {}
+    for node in order:
+        if node.op is Op.CUSTOM:
+            new[node] = new[node.src[0]]
+        else:
+            new[node] = rebuild(node, [new[source] for source in node.src])
+    return [new[root] for root in roots]
 
 
 def _run_copies(roots: Sequence[Node]) -> list[Node]:

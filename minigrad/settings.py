@@ -10,6 +10,7 @@ Settings are per thread: a thread starts from the environment, never from anothe
 
 from __future__ import annotations
 
+import itertools
 import os
 import threading
 from types import TracebackType
@@ -18,11 +19,17 @@ DEFAULTS: dict[str, int | str] = {
     "DEBUG": 0,  # 1 summary, 2 kernels with times, 3 schedule, 4 loop nests, 5 IR and assembly
     "DEVICE": "CPU",  # where tensors live unless told otherwise
     "CL_PLATFORM": "",  # part of the name or version of the OpenCL platform to use
+    "CL_SUBDEVICES": 0,  # from 2 on: a CPU of OpenCL counts as so many devices of equal parts
     "THREADS": 0,  # 0: as many as affinity and cgroup quota allow
     "CACHE": "",  # folder of the kernel cache; empty: the user's cache folder
     "FUSE": 1,  # 0: every operation is a kernel of its own
+    "PATIENCE": 60,  # seconds until a rank that keeps others waiting counts as hung; 0: never
     "GUARD": 0,  # 1: unreadable pages behind every buffer, index checks
 }
+
+# What decides, besides its arguments, which program a function runs. A captured step is only
+# replayed where all of it is as it was: these settings, and the modes that `state_that` is told.
+DECIDING = ("DEBUG", "DEVICE", "FUSE", "GUARD")
 
 
 def _parse(name: str, text: str) -> int | str:
@@ -44,18 +51,40 @@ def _from_environment() -> dict[str, int | str]:
     return values
 
 
-class _Settings(threading.local):
+class _Thread(threading.local):
+    """What is set for a thread.
+
+    values: its settings. unusual: names of the modes that it is in, see `state_that`. key: one
+    number for all that decides, so that a look tells whether anything of it has changed.
+    """
+
     def __init__(self) -> None:
         self.values = _from_environment()
+        self.unusual: frozenset[str] = frozenset()
+        self.settle()
+
+    def settle(self) -> None:
+        """Find the key of what is set now."""
+        state = (*(self.values[name] for name in DECIDING), self.unusual)
+        self.key = _keys.setdefault(state, next(_numbers))
 
 
-_settings = _Settings()
+_keys: dict[tuple[object, ...], int] = {}
+_numbers = itertools.count()
+thread = _Thread()
+
+
+def state_that(mode: str, unusual: bool) -> None:
+    """Tell that this thread is, or is no longer, in a mode that decides which programs run."""
+    others = thread.unusual - {mode}
+    thread.unusual = others | {mode} if unusual else others
+    thread.settle()
 
 
 def getenv(name: str) -> int | str:
     """Current value of a setting in this thread, e.g. `getenv("DEBUG")`."""
     try:
-        return _settings.values[name]
+        return thread.values[name]
     except KeyError:
         known = ", ".join(DEFAULTS)
         raise KeyError(f"unknown setting {name!r}; known settings: {known}") from None
@@ -69,7 +98,8 @@ def flag(name: str) -> int:
 def put(name: str, value: int | str) -> None:
     """Change a setting of this thread for good (scripts use it for `--device` and `--debug`)."""
     getenv(name)
-    _settings.values[name] = value
+    thread.values[name] = value
+    thread.settle()
 
 
 class Context:
@@ -82,8 +112,9 @@ class Context:
         self.saved: list[dict[str, int | str]] = []
 
     def __enter__(self) -> Context:
-        self.saved.append(dict(_settings.values))
-        _settings.values.update(self.changes)
+        self.saved.append(dict(thread.values))
+        thread.values.update(self.changes)
+        thread.settle()
         return self
 
     def __exit__(
@@ -92,4 +123,5 @@ class Context:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        _settings.values = self.saved.pop()
+        thread.values = self.saved.pop()
+        thread.settle()

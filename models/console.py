@@ -119,11 +119,14 @@ def run(main: Callable[[Sequence[str]], None]) -> int:
 
 
 class Progress:
-    """A bar with step, loss, speed and time left on a terminal; now and then a line elsewhere."""
+    """A bar with step, loss, speed and time left on a terminal; now and then a line elsewhere.
 
-    def __init__(self, steps: int, unit: str) -> None:
+    quiet: neither.
+    """
+
+    def __init__(self, steps: int, unit: str, quiet: bool = False) -> None:
         rich = require("rich.progress")
-        self.steps, self.unit = steps, unit
+        self.steps, self.unit, self.quiet = steps, unit, quiet
         self.bar: Any = rich.Progress(
             rich.TextColumn("step {task.completed}/{task.total}"),
             rich.BarColumn(),
@@ -132,7 +135,7 @@ class Progress:
             rich.TextColumn("left"),
             transient=True,
         )
-        self.live = bool(self.bar.console.is_terminal)
+        self.live = bool(self.bar.console.is_terminal) and not quiet
         self.task = self.bar.add_task("", total=steps, facts="")
 
     def __enter__(self) -> Progress:
@@ -154,12 +157,12 @@ class Progress:
         facts = f"loss {loss:.4f}  {rate:,.0f} {self.unit}/s"
         if self.live:
             self.bar.update(self.task, completed=step, facts=facts)
-        elif step == 1 or step % max(self.steps // 20, 1) == 0:
+        elif not self.quiet and (step == 1 or step % max(self.steps // 20, 1) == 0):
             print(f"step {step}/{self.steps}  {facts}", flush=True)
 
     def say(self, text: str) -> None:
         """Print a line above the bar."""
         if self.live:
             self.bar.console.print(text, highlight=False, markup=False)
-        else:
+        elif not self.quiet:
             print(text, flush=True)

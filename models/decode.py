@@ -6,14 +6,25 @@ a bound variable, where the step writes its key and value, and up to where it at
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Collection, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from minigrad import Tensor, Variable, jit
+from minigrad.errors import BoundsError
 from minigrad.graph.symbolic import Integer
+from minigrad.models.sampling import Sampling
 
 if TYPE_CHECKING:
     from minigrad.models.gpt import GPT
+    from minigrad.models.gpt_config import GPTConfig
+
+Prompt = Sequence[int]
+POLICIES = ("roll", "error")
+
+
+class ContextFull(BoundsError):
+    """More tokens than the model's context, and nobody allowed to forget the oldest."""
 
 
 class KeyValueCache:
@@ -30,53 +41,97 @@ class KeyValueCache:
         self.values[:, :, start:end] = values
         return self.keys[:, :, :end], self.values[:, :, :end]
 
+    def nbytes(self) -> int:
+        """Bytes of memory."""
+        return 2 * math.prod(self.keys._known_shape()) * self.keys.dtype.itemsize
+
+
+def cache_bytes(config: GPTConfig, batch: int = 1, itemsize: int = 4) -> int:
+    """Bytes of all layers' caches: 2 · layers · batch · heads of keys · context · width · bytes."""
+    heads = config.key_value_heads
+    return 2 * config.layers * batch * heads * config.context * config.width * itemsize
+
 
 class Decoder:
-    """The logits after some rows of tokens, all of one length, that grow by a token at a time.
+    """The logits after some rows of tokens, all of one length, that grow by some tokens at a time.
 
-    Where the context is full, the later half of it is read anew: positions are learned, so no key
-    could move to another position.
+    Where the context is full and the policy is "roll", the first `keep` tokens and the later half
+    of the context are read anew: no key could move to another position. If it is "error",
+    ContextFull is raised.
     """
 
-    def __init__(self, model: GPT, rows: Sequence[Sequence[int]]) -> None:
-        self.model = model
-        self.rows = [list(row) for row in rows]
-        self.used = 0  # positions in the caches
+    def __init__(
+        self, model: GPT, rows: Sequence[Sequence[int]], policy: str = "roll", keep: int = 0
+    ) -> None:
         config = model.config
+        if policy not in POLICIES:
+            raise ValueError(f"context_policy is {policy!r}: expected {' or '.join(POLICIES)}")
+        if not 0 <= keep <= config.context // 2:
+            raise ValueError(
+                f"keep is {keep}: expected 0 … {config.context // 2}, half of the model's context"
+            )
+        self.model, self.policy, self.keep = model, policy, keep
+        self.rows = [list(row) for row in rows]
+        self.window = [list(row) for row in rows]  # what is left of them in the context
+        self.used = 0  # positions in the caches
         self.caches = [
-            KeyValueCache(len(rows), config.heads, config.context, config.dim // config.heads)
+            KeyValueCache(len(rows), config.key_value_heads, config.context, config.width)
             for _ in range(config.layers)
         ]
         self._step = jit(self._one)
 
+    def nbytes(self) -> int:
+        """Bytes of the caches; equal to `cache_bytes`."""
+        return sum(cache.nbytes() for cache in self.caches)
+
     def logits(self) -> Any:
         """After the rows as they are: a numpy array (rows, vocabulary)."""
-        context = self.model.config.context
+        context, length = self.model.config.context, len(self.window[0])
+        if length > context:
+            if self.policy == "error":
+                raise ContextFull(
+                    f"{length} tokens are more than the model's context of {context}: give fewer, "
+                    "or let it roll on"
+                )
+            self._cut(context if self.used == 0 else max(context // 2, 1))
         with Tensor.no_grad():
             if self.used == 0:
-                return self._read(context)
-            if self.used == context:
-                return self._read(max(context // 2, 1))
-            position = Variable("position", 0, context - 1).bind(self.used)
-            self.used += 1
-            return self._step(Tensor([[row[-1]] for row in self.rows]), position).numpy()
+                return self._read()
+            while True:
+                position = Variable("position", 0, context - 1).bind(self.used)
+                ids = Tensor([[row[self.used]] for row in self.window])
+                self.used += 1
+                logits = self._step(ids, position)
+                if self.used == len(self.window[0]):
+                    return logits.numpy()
 
     def append(self, tokens: Sequence[int]) -> None:
         """One more token for each row."""
-        for row, token in zip(self.rows, tokens, strict=True):
-            row.append(token)
+        for rows in (self.rows, self.window):
+            for row, token in zip(rows, tokens, strict=True):
+                row.append(token)
 
-    def _read(self, most: int) -> Any:
-        """One pass over the last `most` tokens.
+    def extend(self, tokens: Sequence[int]) -> None:
+        """Several more tokens for the only row."""
+        for token in tokens:
+            self.append([token])
 
-        They are padded at the right to a power of two, so that few different programs are
-        compiled: no token sees the padding, and its keys are overwritten before one could.
+    def _cut(self, most: int) -> None:
+        """Forget what lies between the first `keep` tokens and the last ones."""
+        tail = most - min(self.keep, most - 1)
+        self.window = [row[: most - tail] + row[len(row) - tail :] for row in self.window]
+        self.used = 0
+
+    def _read(self) -> Any:
+        """One pass over the window.
+
+        It is padded at the right to a power of two, so that few different programs are compiled: no
+        token sees the padding, and its keys are overwritten before one could.
         """
-        windows = [row[-most:] for row in self.rows]
-        length, context = len(windows[0]), self.model.config.context
+        length, context = len(self.window[0]), self.model.config.context
         width = min(1 << (length - 1).bit_length(), context)
-        ids = Tensor([window + [0] * (width - length) for window in windows])
-        last = Tensor([[[length - 1]]]).expand(len(windows), 1, self.model.config.dim)
+        ids = Tensor([row + [0] * (width - length) for row in self.window])
+        last = Tensor([[[length - 1]]]).expand(len(self.window), 1, self.model.config.dim)
         features = self.model.features(ids, self.caches).gather(1, last)
         logits = self.model.unembed(features.squeeze(1))
         kept = [tensor for cache in self.caches for tensor in (cache.keys, cache.values)]
@@ -89,3 +144,63 @@ class Decoder:
         features = self.model.features(ids, self.caches, position)
         logits: Tensor = self.model.unembed(features.squeeze(1)).realize()
         return logits
+
+
+def generate(
+    model: GPT, ids: Any, count: int, sampling: Sampling, seed: int, stop: Collection[int],
+    policy: str, keep: int,
+) -> Iterator[Any]:  # fmt: skip
+    """New tokens; see `GPT.generate`, whose arguments are checked here before the first is drawn.
+
+    Prompts of one length are read together.
+    """
+    given: list[Any] = ids.tolist() if isinstance(ids, Tensor) else list(ids)
+    single = not given or not hasattr(given[0], "__len__")
+    rows = [[int(token) for token in row] for row in ([given] if single else given)]
+    for row in rows:
+        check_ids(row, model.config.vocabulary)
+    groups: dict[int, list[int]] = {}
+    for number, row in enumerate(rows):
+        groups.setdefault(len(row), []).append(number)
+    decoders = [Decoder(model, [rows[i] for i in group], policy, keep) for group in groups.values()]
+    tokens = _draw(decoders, list(groups.values()), count, sampling, seed, stop)
+    return (new[0] for new in tokens) if single else tokens
+
+
+def check_ids(row: Sequence[int], vocabulary: int) -> None:
+    """ValueError for a prompt without tokens, or with some that the model does not know."""
+    if not row:
+        raise ValueError("a prompt is empty: give at least one token")
+    if not 0 <= min(row) <= max(row) < vocabulary:
+        wrong = next(token for token in row if not 0 <= token < vocabulary)
+        raise ValueError(
+            f"a prompt has tokens outside 0 … {vocabulary - 1}, the model's vocabulary: {wrong}"
+        )
+
+
+def _draw(
+    decoders: Sequence[Decoder], groups: Sequence[Sequence[int]], count: int, sampling: Sampling,
+    seed: int, stop: Collection[int],
+) -> Iterator[list[int | None]]:  # fmt: skip
+    """Rows of new tokens; decoders[i] has the rows whose numbers are in groups[i]."""
+    import numpy as np
+
+    size = sum(len(group) for group in groups)
+    generators = [np.random.default_rng((seed, number)) for number in range(size)]
+    alive = [True] * size
+    for _ in range(count):
+        new: list[int | None] = [None] * size
+        for decoder, group in zip(decoders, groups, strict=True):
+            if not any(alive[number] for number in group):
+                continue
+            logits = decoder.logits()
+            for place, number in enumerate(group):
+                if alive[number]:
+                    seen = decoder.rows[place]
+                    token = sampling.choose(logits[place], generators[number], seen)
+                    new[number] = token
+                    alive[number] = token not in stop
+            decoder.append([new[number] or 0 for number in group])  # 0: of ended rows
+        yield new
+        if not any(alive):
+            return

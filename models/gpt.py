@@ -1,140 +1,200 @@
-"""GPT-2, from the embedding of a token to the logits of the next, and the scripts around it.
+"""GPT-2 and Llama, from the embedding of a token to the logits of the next, and their scripts.
 
     python models/gpt.py                                    # train on Shakespeare's plays
     python models/gpt.py train --text my.txt --layers 6     # … on a text of one's own
     python models/gpt.py sample --checkpoint gpt.safetensors --prompt "ROMEO:"
+    python models/gpt.py chat                               # talk with SmolLM2
+    python models/gpt.py inspect "The capital of France is" # look inside
 
-Radford et al., "Language Models are Unsupervised Multitask Learners" (2019). Parameters have the
-names of HuggingFace's GPT-2 (wte, wpe, h.0.attn.c_attn, …) and PyTorch's shapes (out, in).
+Radford et al., "Language Models are Unsupervised Multitask Learners" (2019); Touvron et al.,
+"LLaMA: Open and Efficient Foundation Language Models" (2023). What tells them apart are switches of
+`GPTConfig`. Parameters have the names of HuggingFace's GPT-2 (wte, wpe, h.0.attn.c_attn, …) in both
+and PyTorch's shapes (out, in); `weights.py` knows the names of others.
 """
 
 from __future__ import annotations
 
 import math
+import os
 import sys
-from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Collection, Iterator, Sequence
+from functools import lru_cache
+from typing import Any, cast
 
-from minigrad import Tensor, nn
+from minigrad import Tensor, dtypes, nn
+from minigrad.device import Device
+from minigrad.dtype import named
 from minigrad.graph.symbolic import Integer, high
-from minigrad.models import console, sampling
-from minigrad.models.decode import Decoder, KeyValueCache
-
-Prompt = Sequence[int]
-
-
-@dataclass(frozen=True)
-class GPTConfig:
-    """The shape of a GPT. ValueError where the numbers do not fit one another."""
-
-    layers: int = 4
-    heads: int = 4
-    dim: int = 128
-    context: int = 64
-    vocabulary: int = 50257
-    dropout: float = 0.0
-
-    def __post_init__(self) -> None:
-        for name in ("layers", "heads", "dim", "context", "vocabulary"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}: expected at least 1")
-        if self.dim % self.heads:
-            raise ValueError(f"{self.dim} dims cannot be shared evenly by {self.heads} heads")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout is {self.dropout}: expected 0 or more and less than 1")
-
-    @property
-    def hidden(self) -> int:
-        """Width of the feed-forward layer."""
-        return 4 * self.dim
-
-    @classmethod
-    def preset(cls, name: str) -> GPTConfig:
-        """A published shape, e.g. "gpt2"; ValueError lists the known names."""
-        try:
-            return PRESETS[name]
-        except KeyError:
-            known = ", ".join(PRESETS)
-            raise ValueError(f"unknown preset {name!r}; known presets: {known}") from None
+from minigrad.models import console, decode, moe
+from minigrad.models.decode import KeyValueCache, Prompt
+from minigrad.models.gpt_config import PRESETS, GPTConfig
+from minigrad.models.sampling import Sampling
 
 
-PRESETS = {
-    "mini": GPTConfig(layers=4, heads=4, dim=128, context=64),
-    "small": GPTConfig(layers=6, heads=6, dim=384, context=256),
-    "gpt2": GPTConfig(layers=12, heads=12, dim=768, context=1024),
-    "gpt2-medium": GPTConfig(layers=24, heads=16, dim=1024, context=1024),
-    "gpt2-large": GPTConfig(layers=36, heads=20, dim=1280, context=1024),
-    "gpt2-xl": GPTConfig(layers=48, heads=25, dim=1600, context=1024),
-    # Brown et al., "Language Models are Few-Shot Learners" (2020), table 2.1
-    "gpt3": GPTConfig(layers=96, heads=96, dim=12288, context=2048),
-}
+class Linear(nn.Linear):
+    """nn.Linear that multiplies in the config's precision and adds in float32."""
+
+    def __init__(self, config: GPTConfig, inputs: int, outputs: int, bias: bool) -> None:
+        super().__init__(inputs, outputs, bias)
+        self.precision = config.precision
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """(…, in) → (…, out)."""
+        if self.precision == "float32":
+            return super().__call__(x)
+        dtype = named(self.precision)
+        y = x.cast(dtype).matmul(self.weight.cast(dtype).transpose(), dtype=dtypes.float32)
+        return y if self.bias is None else y + self.bias
+
+
+def make_norm(config: GPTConfig) -> nn.LayerNorm | nn.RMSNorm:
+    """The config's normalisation of the last dimension."""
+    if config.norm == "rms":
+        return nn.RMSNorm(config.dim, config.epsilon)
+    return nn.LayerNorm(config.dim, config.epsilon, bias=config.bias)
+
+
+@lru_cache(maxsize=8)
+def rotation(context: int, width: int, base: float, device: str) -> tuple[Tensor, Tensor]:
+    """Cosines and signed sines of the angles position · base^(−2i/width).
+
+    (context, 2, width/2) each; angles are float64, as a float32 has few digits left at the far end.
+    """
+    with Tensor.no_grad():
+        pairs = Tensor.arange(width // 2, dtype="float64", device=device)
+        positions = Tensor.arange(context, dtype="float64", device=device).reshape(-1, 1)
+        angles = positions * (pairs * (-2 * math.log(base) / width)).exp()
+        cosines, sines = angles.cos().float(), angles.sin().float()
+        tables = cosines.stack(cosines, dim=1), (-sines).stack(sines, dim=1)
+        Tensor.realize(*(table.requires_grad_(False) for table in tables))
+    return tables
+
+
+def rotate(x: Tensor, tables: tuple[Tensor, Tensor], start: Integer) -> Tensor:
+    """Rotary positions (Su et al., "RoFormer", 2021): dims i and i + width/2 turn as a pair.
+
+    x (batch, heads, length, width), its first position is `start`.
+    """
+    cosines, sines = (table[start : start + x.shape[2]] for table in tables)
+    pairs = x.reshape(*x.shape[:3], 2, x.shape[3] // 2)
+    return (pairs * cosines + pairs.flip(3) * sines).reshape(x.shape)
+
+
+Spans = Sequence[tuple[int, int]]
+
+
+def chosen(table: Tensor, spans: Spans) -> Tensor:
+    """The rows first … last − 1 of each span, one after the other; without spans all rows."""
+    if not spans:
+        return table
+    parts = [table[first:stop] for first, stop in spans]
+    return parts[0].cat(*parts[1:])
 
 
 class Attention:
     """Causal self-attention; queries, keys and values come from one product."""
 
     def __init__(self, config: GPTConfig) -> None:
-        self.heads, self.dropout = config.heads, config.dropout
-        self.c_attn = nn.Linear(config.dim, 3 * config.dim)
-        self.c_proj = nn.Linear(config.dim, config.dim)
+        self.config = config
+        rows = config.heads + 2 * config.key_value_heads
+        self.c_attn = Linear(config, config.dim, rows * config.width, config.bias)
+        self.c_proj = Linear(config, config.dim, config.dim, config.bias)
+        # where ranks share a sequence: attention across them, and the positions that are here
+        self.attend: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None
+        self.spans: Spans = ()
 
     def __call__(self, x: Tensor, cache: KeyValueCache | None = None, start: Integer = 0) -> Tensor:
         """(batch, length, dim) → the same shape; a position sees itself and those before it.
 
         With a cache, x are the positions from `start`: 0, or, for a single one, any.
         """
-        batch, length, dim = x.shape
-        qkv = self.c_attn(x).reshape(batch, length, 3, self.heads, dim // self.heads)
-        q, k, v = (
-            qkv[:, :, part].transpose(1, 2) for part in range(3)
-        )  # (batch, heads, length, ·)
+        q, k, v = self.heads(x, start)
         if cache is not None:
             k, v = cache.extend(k, v, start)
-        single = length == 1  # the last position sees them all
-        y = q.scaled_dot_product_attention(k, v, dropout_p=self.dropout, is_causal=not single)
-        y = y.transpose(1, 2).reshape(batch, length, dim)
-        return self.c_proj(y).dropout(self.dropout)
+        single = x.shape[1] == 1  # the last position sees them all
+        if self.attend is not None:
+            y = self.attend(q, k, v)
+        else:
+            y = q.scaled_dot_product_attention(
+                k, v, dropout_p=self.config.dropout, is_causal=not single,
+                enable_gqa=self.config.key_value_heads < self.config.heads,
+            )  # fmt: skip
+        return self.c_proj(y.transpose(1, 2).reshape(x.shape)).dropout(self.config.dropout)
+
+    def heads(self, x: Tensor, start: Integer = 0) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values, each (batch, heads, length, width), turned if rotary."""
+        config, (batch, length, _) = self.config, x.shape
+        rows = self.c_attn(x).reshape(batch, length, -1, config.width).transpose(1, 2)
+        many, few = config.heads, config.key_value_heads
+        q, k, v = rows[:, :many], rows[:, many : many + few], rows[:, many + few :]
+        if config.positions == "rotary":
+            tables = rotation(config.context, config.width, config.rotary_base,
+                              Device.canonical(x.device))  # fmt: skip
+            tables = chosen(tables[0], self.spans), chosen(tables[1], self.spans)
+            q, k = rotate(q, tables, start), rotate(k, tables, start)
+        return q, k, v
 
 
 class FeedForward:
-    """Widen four times, GELU (the tanh form), narrow."""
+    """Widen, bend, narrow: GELU (the tanh form), or SwiGLU (Shazeer 2020): silu(gate) · up."""
 
     def __init__(self, config: GPTConfig) -> None:
-        self.dropout = config.dropout
-        self.c_fc = nn.Linear(config.dim, config.hidden)
-        self.c_proj = nn.Linear(config.hidden, config.dim)
+        self.config = config
+        self.gated = config.activation == "swiglu"  # c_fc is then the gate's rows, and up's
+        outputs = config.hidden * (2 if self.gated else 1)
+        self.c_fc = Linear(config, config.dim, outputs, config.bias)
+        self.c_proj = Linear(config, config.hidden, config.dim, config.bias)
 
     def __call__(self, x: Tensor) -> Tensor:
         """(…, dim) → the same shape."""
-        return self.c_proj(self.c_fc(x).gelu()).dropout(self.dropout)
+        inner = self.c_fc(x)
+        if self.gated:
+            inner = inner[..., : self.config.hidden].silu() * inner[..., self.config.hidden :]
+        else:
+            inner = inner.gelu()
+        return self.c_proj(inner).dropout(self.config.dropout)
 
 
 class Block:
     """Two residual branches, each normalised at its entry."""
 
     def __init__(self, config: GPTConfig) -> None:
-        self.ln_1 = nn.LayerNorm(config.dim)
+        self.residual = config.residual
+        self.ln_1 = make_norm(config)
         self.attn = Attention(config)
-        self.ln_2 = nn.LayerNorm(config.dim)
-        self.mlp = FeedForward(config)
+        self.ln_2 = make_norm(config)
+        self.mlp: FeedForward | moe.MoE = (
+            moe.MoE(config.dim, config.hidden, config.experts, config.active,
+                gated=config.activation == "swiglu", bias=config.bias)
+            if config.experts else FeedForward(config)
+        )  # fmt: skip
 
     def __call__(self, x: Tensor, cache: KeyValueCache | None = None, start: Integer = 0) -> Tensor:
         """(batch, length, dim) → the same shape; see `Attention` for the cache."""
-        x = x + self.attn(self.ln_1(x), cache, start)
-        return x + self.mlp(self.ln_2(x))
+        y = self.attn(self.ln_1(x), cache, start)
+        x = x + y if self.residual else y
+        y = self.mlp(self.ln_2(x))
+        return x + y if self.residual else y
 
 
 class GPT:
-    """model(ids) → logits; ids (batch, length) of integers, logits (batch, length, vocabulary)."""
+    """model(ids) → logits; ids (batch, length) of integers, logits (batch, length, vocabulary).
 
-    def __init__(self, config: GPTConfig) -> None:
+    initialize=False leaves the weights to whoever makes the model, and computes none.
+    """
+
+    def __init__(self, config: GPTConfig, initialize: bool = True) -> None:
         self.config = config
         self.wte = nn.Embedding(config.vocabulary, config.dim)
-        self.wpe = nn.Embedding(config.context, config.dim)
+        if config.positions == "learned":
+            self.wpe = nn.Embedding(config.context, config.dim)
         self.h = [Block(config) for _ in range(config.layers)]
-        self.ln_f = nn.LayerNorm(config.dim)
-        self.initialize()
+        self.ln_f = make_norm(config)
+        self.spans: Spans = ()  # the positions that are here, where ranks share a sequence
+        if not config.tied:
+            self.lm_head = Linear(config, config.dim, config.vocabulary, bias=False)
+        if initialize:
+            self.initialize()
 
     def initialize(self) -> None:
         """Weights as in GPT-2: normal, 0.02; what ends a residual branch is scaled by depth."""
@@ -143,11 +203,25 @@ class GPT:
             for name, parameter in named.items():
                 if name.endswith("bias"):
                     parameter.assign(0.0)
-                elif parameter.ndim == 2:
+                elif parameter.ndim >= 2:
                     ends_branch = name.endswith("c_proj.weight")
                     deviation = 0.02 / math.sqrt(2 * self.config.layers if ends_branch else 1)
                     parameter.assign(Tensor.randn(*parameter.shape) * deviation)
         Tensor.realize(*named.values())
+
+    def embed(self, ids: Tensor, start: Integer = 0) -> Tensor:
+        """Vectors of tokens, and of their positions if those are learned: (batch, length, dim)."""
+        length = ids.shape[1]
+        if high(start + length) > self.config.context:
+            raise ValueError(
+                f"{length} tokens are more than the model's context of {self.config.context}: "
+                "give it the last ones only"
+            )
+        x = self.wte(ids)
+        x = x.float() if x.dtype.itemsize < 4 else x  # a table in half precision stays so
+        if self.config.positions == "learned":
+            x = x + chosen(self.wpe.weight, self.spans)[start : start + length]
+        return x.dropout(self.config.dropout)
 
     def features(
         self, ids: Tensor, caches: Sequence[KeyValueCache] = (), start: Integer = 0
@@ -157,94 +231,67 @@ class GPT:
         With a cache for each layer, ids are the tokens from position `start`: 0, or, for a single
         token, the first position that is not in the caches yet.
         """
-        length = ids.shape[1]
-        if high(start + length) > self.config.context:
-            raise ValueError(
-                f"{length} tokens are more than the model's context of {self.config.context}: "
-                "give it the last ones only"
-            )
-        x = self.wte(ids) + self.wpe.weight[start : start + length]
-        x = x.dropout(self.config.dropout)
+        x = self.embed(ids, start)
         for number, block in enumerate(self.h):
             x = block(x, caches[number] if caches else None, start)
         return self.ln_f(x)
 
     def unembed(self, features: Tensor) -> Tensor:
-        """Logits: how well each token's embedding matches; output and input share the matrix."""
-        return features.linear(self.wte.weight.transpose())
+        """Logits (…, vocabulary): how well each token matches."""
+        if not self.config.tied:
+            return self.lm_head(features)
+        table: Any = self.wte  # a quantized one multiplies by itself
+        if isinstance(table, nn.Embedding):
+            return features.linear(table.weight.transpose())
+        return cast(Tensor, table.weight.product(features))
 
     def __call__(self, ids: Tensor) -> Tensor:
         """(batch, length) of integers → logits (batch, length, vocabulary)."""
         return self.unembed(self.features(ids))
 
     def loss(self, ids: Tensor, targets: Tensor) -> Tensor:
-        """Mean cross-entropy in nats per token, a scalar; targets (batch, length) of integers."""
-        return self(ids).cross_entropy(targets)
+        """Mean cross-entropy in nats per token, a scalar; targets (batch, length) of integers.
+
+        In training a mixture of experts adds what keeps its routers fair (see `moe.py`).
+        """
+        with moe.recording() as routes:
+            loss = self(ids).cross_entropy(targets)
+        return loss + self.routing_loss(routes) if routes and Tensor.training else loss
+
+    def routing_loss(self, routes: Sequence[moe.Routing]) -> Tensor:
+        """The config's share of the load-balancing loss and the z-loss, a mean over the blocks."""
+        return moe.auxiliary_loss(routes, self.config.balance, self.config.router_z)
 
     def generate(
-        self,
-        ids: Prompt | Sequence[Prompt] | Tensor,
-        max_new_tokens: int,
-        temperature: float = 1.0,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        seed: int = 0,
-        stop: Collection[int] = (),
-    ) -> Iterator[Any]:
+        self, ids: Prompt | Sequence[Prompt] | Tensor, max_new_tokens: int,
+        temperature: float = 1.0, top_k: int | None = None, top_p: float | None = None,
+        seed: int = 0, stop: Collection[int] = (), repetition_penalty: float = 1.0,
+        context_policy: str = "roll", keep: int = 0,
+    ) -> Iterator[Any]:  # fmt: skip
         """New token ids one by one, as they are drawn; what was given is not repeated.
 
         For a prompt (ids in a list, at least one) each is an int. For a batch of prompts, whose
         lengths may differ, each is a list with one id per prompt, None where it has ended. A token
         of `stop` is given and ends its prompt. Temperature 0 takes the likeliest token; see
-        `sampling.probabilities` for the others. Where the context is full, the model goes on
-        from the later half of it. Row i draws from the generator (seed, i), whatever the other rows
-        do. Raises ValueError for settings that make no sense and for an empty prompt.
+        `sampling.probabilities` for the others. Row i draws from the generator (seed, i), whatever
+        the other rows do. Where the context is full, the model goes on from the first `keep` tokens
+        and the later half of it ("roll"), or ValueError is raised ("error"), as it is for settings
+        that make no sense and for an empty prompt.
         """
-        sampling.check(temperature, top_k, top_p)
-        given: list[Any] = ids.tolist() if isinstance(ids, Tensor) else list(ids)
-        single = not given or not hasattr(given[0], "__len__")
-        rows = [[int(token) for token in row] for row in ([given] if single else given)]
-        for row in rows:
-            if not row:
-                raise ValueError("a prompt is empty: give at least one token")
-            if not 0 <= min(row) <= max(row) < self.config.vocabulary:
-                raise ValueError(f"a prompt has tokens outside 0 … {self.config.vocabulary - 1}")
-        tokens = self._generate(rows, max_new_tokens, (temperature, top_k, top_p), seed, stop)
-        return (new[0] for new in tokens) if single else tokens
+        settings = Sampling(temperature, top_k, top_p, repetition_penalty)
+        return decode.generate(
+            self, ids, max_new_tokens, settings, seed, stop, context_policy, keep
+        )
 
-    def _generate(
-        self,
-        rows: list[list[int]],
-        count: int,
-        settings: tuple[float, int | None, float | None],
-        seed: int,
-        stop: Collection[int],
-    ) -> Iterator[list[int | None]]:
-        import numpy as np
+    @classmethod
+    def from_pretrained(cls, path: str | os.PathLike[str], **options: Any) -> GPT:
+        """The model in a folder or file of weights; see `weights.load_pretrained`."""
+        from minigrad.models.weights import load_pretrained
 
-        generators = [np.random.default_rng((seed, number)) for number in range(len(rows))]
-        alive = [True] * len(rows)
-        # rows of one length are read together
-        groups: dict[int, list[int]] = {}
-        for number, row in enumerate(rows):
-            groups.setdefault(len(row), []).append(number)
-        decoders = [Decoder(self, [rows[i] for i in group]) for group in groups.values()]
-        for _ in range(count):
-            new: list[int | None] = [None] * len(rows)
-            for decoder, group in zip(decoders, groups.values(), strict=True):
-                if not any(alive[number] for number in group):
-                    continue
-                logits = decoder.logits()
-                for place, number in enumerate(group):
-                    if alive[number]:
-                        token = sampling.choose(logits[place], generators[number], *settings)
-                        new[number] = token
-                        alive[number] = token not in stop
-                decoder.append([new[number] or 0 for number in group])  # 0: of ended rows
-            yield new
-            if not any(alive):
-                return
+        return load_pretrained(path, **options)
 
+
+__all__ = ["GPT", "PRESETS", "Attention", "Block", "FeedForward", "GPTConfig"]
 
 if __name__ == "__main__":
     from minigrad.models.gpt_commands import main

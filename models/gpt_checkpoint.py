@@ -10,7 +10,7 @@ import json
 import math
 import struct
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from minigrad.models.checkpoint import plain_shape
 from minigrad.models.errors import InputError
 from minigrad.models.gpt import GPT, GPTConfig
 from minigrad.models.metrics import KEYS, Metrics
-from minigrad.models.tokenizer import CharacterTokenizer
+from minigrad.models.tokenizer import Tokenizer, tokenizer_of
 from minigrad.models.train import TrainingRun
 
 OPTIMIZER, HISTORY = "optimizer.", "history"
@@ -45,7 +45,7 @@ class Resumable:
 def save_checkpoint(
     path: Path,
     model: GPT,
-    tokenizer: CharacterTokenizer,
+    tokenizer: Tokenizer,
     run: TrainingRun | None = None,
     metrics: Metrics | None = None,
     flags: Mapping[str, Any] | None = None,
@@ -62,20 +62,20 @@ def save_checkpoint(
     checkpoint.save(path, tensors, metadata)
 
 
-def load_checkpoint(path: Path) -> tuple[GPT, CharacterTokenizer]:
+def load_checkpoint(path: Path) -> tuple[GPT, Tokenizer]:
     """The model and its tokenizer; InputError where the file is damaged or something else."""
     model, tokenizer, _ = load_training(path)
     return model, tokenizer
 
 
-def load_training(path: Path) -> tuple[GPT, CharacterTokenizer, Resumable | None]:
+def load_training(path: Path) -> tuple[GPT, Tokenizer, Resumable | None]:
     """What `save_checkpoint` wrote; InputError where the file is damaged or something else."""
     tensors, metadata = checkpoint.load(path)
     optimizer = _taken(tensors, OPTIMIZER)
     history = tensors.pop(HISTORY, None)
     try:
         config = _read_config(metadata["config"])
-        tokenizer = CharacterTokenizer.from_json(metadata["tokenizer"])
+        tokenizer = tokenizer_of(metadata["tokenizer"])
         resumable = None
         if "training" in metadata and history is not None:
             training: Any = json.loads(metadata["training"])
@@ -106,21 +106,29 @@ def _read_config(text: str) -> GPTConfig:
     values: Any = json.loads(text)
     if not isinstance(values, dict):
         raise ValueError(f"its config is {text[:40]}")
+    types = {field.name: type(field.default) for field in fields(GPTConfig)}
     for name, value in values.items():
-        if isinstance(value, bool) or not (isinstance(value, int) or name == "dropout"):
+        wanted = types.get(name)
+        if wanted is None:
+            raise ValueError(f"its config has the unknown entry {name!r}")
+        if type(value) is not wanted and not (wanted is float and type(value) is int):
             raise ValueError(f"its config says {name} = {value!r}")
     return GPTConfig(**values)
 
 
 def _check_sizes(
-    path: Path, config: GPTConfig, tokenizer: CharacterTokenizer, tensors: Mapping[str, Tensor]
+    path: Path, config: GPTConfig, tokenizer: Tokenizer, tensors: Mapping[str, Tensor]
 ) -> None:
     """InputError where a damaged config would build a model far larger than the file."""
     layers = {name.split(".")[1] for name in tensors if name.startswith("h.") and name.count(".")}
-    found = {
-        "wte.weight": (config.vocabulary, config.dim),
-        "wpe.weight": (config.context, config.dim),
-    }
+    found: dict[str, tuple[int, ...]] = {"wte.weight": (config.vocabulary, config.dim)}
+    if config.positions == "learned":
+        found["wpe.weight"] = (config.context, config.dim)
+    if config.experts:
+        found["h.0.mlp.router.weight"] = (config.experts, config.dim)
+        found["h.0.mlp.c_proj.weight"] = (config.experts, config.dim, config.hidden)
+    else:
+        found["h.0.mlp.c_proj.weight"] = (config.dim, config.hidden)
     fits = all(
         name in tensors and plain_shape(tensors[name]) == shape for name, shape in found.items()
     )

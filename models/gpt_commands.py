@@ -1,4 +1,4 @@
-"""What `python models/gpt.py` can be told to do: train, sample."""
+"""What `python models/gpt.py` can be told to do; here: train, and who does the rest."""
 
 from __future__ import annotations
 
@@ -6,143 +6,185 @@ import argparse
 import hashlib
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from minigrad import Tensor
 from minigrad.errors import MinigradError
-from minigrad.models import checkpoint, console
+from minigrad.models import bpe, chat, checkpoint, console, look_inside
 from minigrad.models.errors import InputError
 from minigrad.models.gpt import GPT, GPTConfig
-from minigrad.models.gpt_checkpoint import (
-    Resumable,
-    load_checkpoint,
-    load_training,
-    save_checkpoint,
-)
+from minigrad.models.gpt_checkpoint import Resumable, load_training, save_checkpoint
+from minigrad.models.gpt_config import llama
+from minigrad.models.gpt_flags import COMMANDS, REMEMBERED, parser
 from minigrad.models.interrupt import EndedAtOnce, Interruption, Stopped
 from minigrad.models.metrics import Metrics, save_curves
+from minigrad.models.parallel.launch import Mesh, Rank, started_by_mpi
+from minigrad.models.parallel.launch import run as run_ranks
+from minigrad.models.parallel.training import Replica
+from minigrad.models.pretrained import load_model, write
+from minigrad.models.sampling import Sampling
 from minigrad.models.text import Windows, load_text, split
-from minigrad.models.tokenizer import CharacterTokenizer
+from minigrad.models.tokenizer import CharacterTokenizer, Tokenizer
 from minigrad.models.train import TrainingPlan, TrainingRun, finish, parameter_count
+from minigrad.models.utilization import utilization
 
-# What a resumed run takes from its checkpoint where the command line does not say otherwise.
-REMEMBERED: dict[str, type | tuple[type, ...]] = {
-    "text": (str, type(None)), "tokenizer": str, "layers": int, "heads": int, "dim": int,
-    "context": int, "dropout": float, "steps": int, "batch": int, "lr": float, "seed": int,
-}  # fmt: skip
+Earlier = tuple[GPT, Tokenizer, Resumable | None]
 
 
-def parser(remembered: Mapping[str, Any] | None = None) -> argparse.ArgumentParser:
-    """The flags of the commands `train` (also when no command is given) and `sample`.
+def make_tokenizer(flags: argparse.Namespace, text: str) -> Tokenizer:
+    """The tokenizer that --tokenizer names."""
+    if flags.tokenizer == "gpt2":
+        return bpe.GPT2Tokenizer()
+    if flags.tokenizer == "bpe":
+        return bpe.learn(text, flags.vocabulary)
+    return CharacterTokenizer.of(text)
 
-    `remembered` replaces defaults of `train`: what an earlier run was told.
-    """
-    top = console.Parser(
-        description="Train a GPT on text, or let one write. Without a command: train.",
-        formatter_class=console.Help,
-    )
-    commands = top.add_subparsers(dest="command", required=True, metavar="{train,sample}")
 
-    train = commands.add_parser(
-        "train", help="learn from a text", description="Train a GPT on text.",
-        formatter_class=console.Help,
-    )  # fmt: skip
-    add, whole, number = train.add_argument, console.positive_int, console.positive_float
-    add("--text", metavar="FILE", help="UTF-8 text; Shakespeare's plays if not given")
-    add("--tokenizer", choices=["character"], default="character", help="what a token is")
-    add("--layers", type=whole, default=4, help="blocks")
-    add("--heads", type=whole, default=4, help="heads per block")
-    add("--dim", type=whole, default=128, help="width of the model")
-    add("--context", type=whole, default=64, help="tokens it sees")
-    add("--dropout", type=console.natural_float, default=0.0, help="share that is dropped")
-    add("--steps", type=whole, default=2000, help="updates")
-    add("--batch", type=whole, default=12, help="windows per step")
-    add("--lr", type=number, default=3e-3, help="peak; 100 steps of warm-up, cosine to a tenth")
-    add("--checkpoint", metavar="FILE", default="gpt.safetensors",
-        help="where the trained model goes; its loss curves go beside it")  # fmt: skip
-    add("--resume", metavar="FILE",
-        help="go on where this checkpoint was saved, with its flags, and save there")  # fmt: skip
-    add("--metrics", metavar="FILE", help="JSON lines, one per step; appended to with --resume")
-    console.add_common_flags(train)
-    train.set_defaults(**(remembered or {}))
-
-    sample = commands.add_parser(
-        "sample", help="let a trained model write", description="Continue a prompt.",
-        formatter_class=console.Help,
-    )  # fmt: skip
-    add = sample.add_argument
-    add("--checkpoint", metavar="FILE", default="gpt.safetensors", help="what `train` wrote")
-    add("--prompt", default="\n", help="text to continue; a new line if not given")
-    add("--tokens", type=whole, default=500, help="how many")
-    add("--temperature", type=console.natural_float, default=0.8,
-        help="0: always the likeliest token; above 1: wilder")  # fmt: skip
-    add("--top-k", type=whole, help="draw from the k likeliest")
-    add("--top-p", type=number, help="draw from the likeliest that make up this share")
-    console.add_common_flags(sample)
-    return top
+def make_config(flags: argparse.Namespace, vocabulary: int) -> GPTConfig:
+    """The shape that the flags tell; InputError where they do not fit one another."""
+    more = {name: getattr(flags, name) for name in
+            ("dropout", "key_heads", "experts", "active", "precision")}  # fmt: skip
+    shape = (flags.layers, flags.heads, flags.dim, flags.context, vocabulary)
+    try:
+        if flags.architecture == "llama":  # SwiGLU has a third matrix: as many parameters as 4·dim
+            return llama(*shape, feed_forward=-(-8 * flags.dim // 3 // 32) * 32, tied=True, **more)
+        return GPTConfig(*shape, **more)
+    except ValueError as error:
+        raise InputError(str(error)) from None
 
 
 def train_command(
-    flags: argparse.Namespace, earlier: tuple[GPT, Resumable | None] | None = None
+    flags: argparse.Namespace, earlier: Earlier | None = None, rank: Rank | None = None
 ) -> None:
     """`train`: ends with validation loss, a sample, the checkpoint and the curves.
 
-    `earlier` is what the checkpoint of --resume holds.
+    `earlier` is what the checkpoint of --resume holds. As a rank among several, rank 0 alone writes
+    files and talks.
     """
+    speaks = rank is None or rank.is_first
+    say = print if speaks else _say_nothing
     text = load_text(flags.text)
     digest = hashlib.sha256(text.encode()).hexdigest()
-    tokenizer = CharacterTokenizer.of(text)
-    training, validation = split(tokenizer.encode_array(text))
-    try:
-        config = GPTConfig(flags.layers, flags.heads, flags.dim, flags.context, len(tokenizer),
-                           flags.dropout)  # fmt: skip
-    except ValueError as error:
-        raise InputError(str(error)) from None
+    Tensor.manual_seed(flags.seed)
+    model: GPT | None = None
+    if earlier is not None:
+        model, tokenizer, resumable = earlier
+        check_resumable(flags, resumable, digest)
+    elif flags.weights is not None:
+        model, tokenizer = load_model(Path(flags.weights), "float32", flags.context)
+    else:
+        tokenizer = make_tokenizer(flags, text)
+    text_ids = tokenizer.encode_array(text)
+    training, validation = split(text_ids)
+    if model is not None and flags.weights is not None:
+        config = model.config
+    else:
+        config = make_config(flags, len(tokenizer))
+    context = min(flags.context, config.context)
     windows = (
-        Windows(training, config.context, "the training part"),
-        Windows(validation, config.context, "the validation part (its last tenth)"),
+        Windows(training, context, "the training part"),
+        Windows(validation, context, "the validation part (its last tenth)"),
     )
     path = Path(flags.checkpoint)
-    checkpoint.check_writable(path)
-    Tensor.manual_seed(flags.seed)
-    plan = TrainingPlan(steps=flags.steps, batch=flags.batch, lr=flags.lr, seed=flags.seed)
+    if speaks:
+        checkpoint.check_writable(path)
+    check_layout(flags, config)
+    if flags.batch % flags.accumulate:
+        raise InputError(f"--batch {flags.batch} cannot be cut into {flags.accumulate} equal parts")
+    if flags.recompute and config.dropout:
+        raise InputError("--recompute would drop other values than before: leave --dropout at 0")
+    plan = TrainingPlan(steps=flags.steps, batch=flags.batch, lr=flags.lr, seed=flags.seed,
+                        accumulate=flags.accumulate, recompute=flags.recompute)  # fmt: skip
     history: list[dict[str, Any]] = []
-    if earlier is None:
+    if model is None:
         model = GPT(config)
-        run = TrainingRun(model, plan)
+    replica = Replica.of_gpt(rank, model, context) if rank is not None else None
+    if replica is not None:
+        Tensor.manual_seed(replica.seed(flags.seed))
+    if earlier is not None:
+        run = continued(flags, earlier, config, plan, replica)
+        history = earlier[2].history if earlier[2] is not None else []
     else:
-        model, resumable = earlier
-        run = continued(flags, model, resumable, config, plan, digest)
-        history = resumable.history if resumable is not None else []
-    print(f"{len(text):,} characters, {len(tokenizer)} of them different")
-    print(f"{parameter_count(model):,} parameters")
+        run = TrainingRun(model, plan, replica)
+    unit = "character" if isinstance(tokenizer, CharacterTokenizer) else "token"
+    if unit == "character":
+        say(f"{len(text):,} characters, {len(tokenizer)} of them different")
+    else:
+        say(f"{len(text):,} characters are {len(text_ids):,} tokens of {len(tokenizer):,}")
+    say(f"{parameter_count(model):,} parameters")
+    if flags.gradient_norms and speaks:
+        look_inside.show_gradient_norms(config, windows[0], plan)
     if run.done:
-        print(f"going on after step {run.done} of {plan.steps}")
+        say(f"going on after step {run.done} of {plan.steps}")
     remembered = {name: getattr(flags, name) for name in REMEMBERED}
-    if flags.text is not None:
-        remembered["text"] = str(Path(flags.text).resolve())
-    with Metrics(flags.metrics, run.done) as metrics, Interruption() as interruption:
+    for name in ("text", "weights"):
+        if getattr(flags, name) is not None:
+            remembered[name] = str(Path(getattr(flags, name)).resolve())
+    record = flags.metrics if speaks else None
+    with Metrics(record, run.done) as metrics, Interruption() as interruption:
         metrics.history += history
 
         def save() -> None:
-            save_checkpoint(path, model, tokenizer, run, metrics, remembered, digest)
+            if speaks:
+                save_checkpoint(path, model, tokenizer, run, metrics, remembered, digest)
 
         try:
-            loss = finish(run, *windows, metrics, save, interruption)
+            # rank 0 decides when to stop: all others end with it
+            loss = finish(run, *windows, metrics, save, interruption if speaks else None)
         except EndedAtOnce:
             raise
         except Stopped as stopped:
             raise Stopped(stopped.number, f"{stopped}; to go on: {resuming(flags)}") from None
-        print(f"\nvalidation loss {loss:.4f} nats per character\n", flush=True)
+        say(utilization(config, context, metrics))
+        say(f"\nvalidation loss {loss:.4f} nats per {unit}\n", flush=True)
         save()
-        if interruption.number is not None:
+        if interruption.number is not None and speaks:
             raise Stopped(interruption.number, f"all steps are done, and {path} is saved")
+    if not speaks:
+        return
+    if replica is not None:
+        replica.release(model)
     picture = path.with_suffix(".png")
     save_curves(metrics, picture, f"GPT: {config.layers} layers, {config.dim} dims")
-    write(model, tokenizer, "\n" if "\n" in tokenizer.vocabulary else text[0], 500, 0.8, flags.seed)
+    prompt = "\n" if "\n" in text else text[0]
+    write(model, tokenizer, tokenizer.encode(prompt), 500, Sampling(0.8), flags.seed)
     print(f"\ncheckpoint {path}\nloss curves {picture}")
+
+
+def _say_nothing(*_: object, **__: object) -> None:
+    """What other ranks than the first have to say."""
+
+
+def check_layout(flags: argparse.Namespace, config: GPTConfig) -> None:
+    """InputError where the flags of several devices do not fit the others."""
+    if flags.dp * flags.sp == 1:
+        return
+    if config.experts:
+        raise InputError("--experts on several devices: only --dp 1 --sp 1 can balance them yet")
+    if flags.accumulate > 1 and flags.batch % (flags.dp * flags.accumulate):
+        raise InputError(
+            f"--batch {flags.batch} cannot be cut into {flags.accumulate} equal parts on each of "
+            f"{flags.dp} devices"
+        )
+    if flags.batch < flags.dp:
+        raise InputError(f"--batch {flags.batch} cannot be divided among --dp {flags.dp} devices")
+
+
+def launch(flags: argparse.Namespace, earlier: Earlier | None = None) -> None:
+    """`train` on one device, or on as many as --dp and --sp (and MPI) say."""
+    mesh = Mesh(flags.dp, flags.sp)
+    if mesh.size == 1 and not started_by_mpi():
+        train_command(flags, earlier)
+        return
+
+    def train(rank: Rank) -> None:
+        # a checkpoint is read anew: its tensors belong on this rank's device
+        own = None if earlier is None else load_training(Path(flags.resume))
+        train_command(flags, own, rank)
+
+    run_ranks(train, mesh, trace=flags.trace)
 
 
 def resuming(flags: argparse.Namespace) -> str:
@@ -154,26 +196,34 @@ def resuming(flags: argparse.Namespace) -> str:
     return shlex.join(words)
 
 
-def continued(
-    flags: argparse.Namespace, model: GPT, resumable: Resumable | None, config: GPTConfig,
-    plan: TrainingPlan, digest: str,
-) -> TrainingRun:  # fmt: skip
-    """The run of a checkpoint; InputError where it cannot go on as the flags say."""
-    path = flags.resume
+def check_resumable(flags: argparse.Namespace, resumable: Resumable | None, digest: str) -> None:
+    """InputError where a checkpoint has no training to go on with, or one on another text."""
     if resumable is None:
-        raise InputError(f"{path} holds a model, but no state of a training that could go on")
+        raise InputError(
+            f"{flags.resume} holds a model, but no state of a training that could go on"
+        )
     if digest != resumable.digest:
         raise InputError(
-            f"{path} was trained on another text than {flags.text or 'the plays'}: give --text "
-            "the one it was trained on"
+            f"{flags.resume} was trained on another text than {flags.text or 'the plays'}: give "
+            "--text the one it was trained on"
         )
-    for name in ("layers", "heads", "dim", "context", "dropout"):
+
+
+def continued(
+    flags: argparse.Namespace, earlier: Earlier, config: GPTConfig, plan: TrainingPlan,
+    replica: Replica | None = None,
+) -> TrainingRun:  # fmt: skip
+    """The run of a checkpoint; InputError where it cannot go on as the flags say."""
+    path, (model, _, resumable) = flags.resume, earlier
+    assert resumable is not None
+    for name in vars(config):
         wanted, has = getattr(config, name), getattr(model.config, name)
         if wanted != has:
             raise InputError(
-                f"--{name} is {wanted}, but the model in {path} has {has}: leave the flag out"
+                f"--{name.replace('_', '-')} is {wanted}, but the model in {path} has {has}: "
+                "leave the flag out"
             )
-    run = TrainingRun(model, plan)
+    run = TrainingRun(model, plan, replica)
     try:
         run.restore(resumable.optimizer, resumable.facts)
     except (MinigradError, KeyError, TypeError, ValueError) as error:
@@ -185,53 +235,27 @@ def continued(
     return run
 
 
-def write(
-    model: GPT,
-    tokenizer: CharacterTokenizer,
-    prompt: str,
-    tokens: int,
-    temperature: float,
-    seed: int,
-    top_k: int | None = None,
-    top_p: float | None = None,
-) -> None:
-    """Print a continuation, each token as soon as it is drawn."""
-    ids = tokenizer.encode(prompt)
-    for token in model.generate(ids, tokens, temperature, top_k, top_p, seed):
-        print(tokenizer.decode([token]), end="", flush=True)
-    print()
-
-
-def sample_command(flags: argparse.Namespace) -> None:
-    """`sample`: the prompt and its continuation on standard output."""
-    if not flags.prompt:
-        raise InputError("--prompt is empty: give at least one character")
-    if flags.top_p is not None and flags.top_p > 1:
-        raise InputError(f"--top-p is {flags.top_p}: expected more than 0 and at most 1")
-    model, tokenizer = load_checkpoint(Path(flags.checkpoint))
-    print(flags.prompt, end="")
-    write(model, tokenizer, flags.prompt, flags.tokens, flags.temperature, flags.seed,
-          flags.top_k, flags.top_p)  # fmt: skip
-
-
 def main(arguments: Sequence[str]) -> None:
     """Read the command line and do what it says."""
-    known = ("train", "sample", "-h", "--help")
     given = list(arguments)
-    if not given or given[0] not in known:
+    if not given or given[0] not in (*COMMANDS, "-h", "--help"):
         given.insert(0, "train")
     flags = parser().parse_args(given)
     console.apply_common_flags(flags)
     if flags.command == "sample":
-        sample_command(flags)
+        chat.sample_command(flags)
+    elif flags.command == "chat":
+        chat.chat_command(flags)
+    elif flags.command == "inspect":
+        look_inside.inspect_command(flags)
     elif flags.resume is None:
-        train_command(flags)
+        launch(flags)
     else:
-        model, _, resumable = load_training(Path(flags.resume))
-        told = {} if resumable is None else resumable.flags
+        earlier = load_training(Path(flags.resume))
+        told = {} if earlier[2] is None else earlier[2].flags
         remembered = {name: told[name] for name in REMEMBERED if name in told}
         for name, value in remembered.items():
             if not isinstance(value, REMEMBERED[name]):
                 raise InputError(f"{flags.resume} is damaged: its --{name} was {value!r}")
         again = parser({"checkpoint": flags.resume, **remembered}).parse_args(given)
-        train_command(again, (model, resumable))
+        launch(again, earlier)

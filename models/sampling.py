@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -10,14 +12,48 @@ if TYPE_CHECKING:
     Row = np.ndarray[tuple[int], np.dtype[Any]]
 
 
-def check(temperature: float, top_k: int | None, top_p: float | None) -> None:
-    """ValueError where a setting makes no sense; says what does."""
-    if not temperature >= 0:
-        raise ValueError(f"temperature is {temperature}: expected 0 (greedy) or more")
-    if top_k is not None and top_k < 1:
-        raise ValueError(f"top_k is {top_k}: expected at least 1")
-    if top_p is not None and not 0 < top_p <= 1:
-        raise ValueError(f"top_p is {top_p}: expected more than 0 and at most 1")
+@dataclass(frozen=True)
+class Sampling:
+    """How to draw a token. ValueError where a setting makes no sense; says what does.
+
+    temperature: divides the logits; 0 is greedy. top_k, top_p: see `probabilities`.
+    repetition_penalty: divides a positive logit, and multiplies a negative one, of each token that
+    was there before (Keskar et al., "CTRL", 2019); 1 changes nothing.
+    """
+
+    temperature: float = 1.0
+    top_k: int | None = None
+    top_p: float | None = None
+    repetition_penalty: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not self.temperature >= 0:
+            raise ValueError(f"temperature is {self.temperature}: expected 0 (greedy) or more")
+        if self.top_k is not None and self.top_k < 1:
+            raise ValueError(f"top_k is {self.top_k}: expected at least 1")
+        if self.top_p is not None and not 0 < self.top_p <= 1:
+            raise ValueError(f"top_p is {self.top_p}: expected more than 0 and at most 1")
+        if not self.repetition_penalty > 0:
+            raise ValueError(f"repetition_penalty is {self.repetition_penalty}: expected above 0")
+
+    def choose(
+        self, logits: Row, generator: np.random.Generator, seen: Collection[int] = ()
+    ) -> int:
+        """One token id; `seen` are the tokens before it, for the penalty."""
+        if self.repetition_penalty != 1:
+            logits = penalized(logits, seen, self.repetition_penalty)
+        return choose(logits, generator, self.temperature, self.top_k, self.top_p)
+
+
+def penalized(logits: Row, seen: Collection[int], penalty: float) -> Row:
+    """The logits with those of the tokens in `seen` made smaller."""
+    import numpy as np
+
+    result: Row = logits.astype(np.float64)
+    places = np.unique(np.fromiter(seen, np.int64, len(seen)))
+    chosen = result[places]
+    result[places] = np.where(chosen > 0, chosen / penalty, chosen * penalty)
+    return result
 
 
 def probabilities(

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from minigrad.models.errors import InputError
 
@@ -12,6 +13,62 @@ if TYPE_CHECKING:
     import numpy as np
 
     Ids = np.ndarray[tuple[int], np.dtype[np.int32]]
+
+
+class Tokenizer(Protocol):
+    """What a language model needs of a tokenizer."""
+
+    def __len__(self) -> int:
+        """How many tokens there are."""
+        ...
+
+    def encode(self, text: str) -> list[int]:
+        """The ids of a text."""
+        ...
+
+    def encode_array(self, text: str) -> Ids:
+        """`encode` for long texts: int32."""
+        ...
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of some ids."""
+        ...
+
+    def token_bytes(self, number: int) -> bytes:
+        """The UTF-8 that one id stands for, which may be a part of a character."""
+        ...
+
+    def to_json(self) -> str:
+        """What a checkpoint stores; `tokenizer_of` is the inverse."""
+        ...
+
+
+def tokenizer_of(text: str) -> Tokenizer:
+    """The tokenizer that a checkpoint stores; InputError where text is something else."""
+    from minigrad.models import bpe
+
+    try:
+        stored: Any = json.loads(text)
+        kind = stored["kind"]
+        if kind == "gpt2":
+            return bpe.GPT2Tokenizer()
+        if kind == "bpe":
+            return bpe.BytePairTokenizer.from_json(stored)
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        raise InputError(f"the stored tokenizer is damaged: {error}") from None
+    return CharacterTokenizer.from_json(text)
+
+
+class Stream:
+    """Text as its tokens come: a character is given when its last byte is there."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self.tokenizer = tokenizer
+        self.decoder = codecs.getincrementaldecoder("utf-8")("replace")
+
+    def add(self, token: int) -> str:
+        """What can be shown after one more token."""
+        return self.decoder.decode(self.tokenizer.token_bytes(token))
 
 
 class CharacterTokenizer:
@@ -64,6 +121,10 @@ class CharacterTokenizer:
                 raise InputError(f"token {number} is outside the vocabulary of {len(self)}")
             characters.append(self.vocabulary[number])
         return "".join(characters)
+
+    def token_bytes(self, number: int) -> bytes:
+        """The UTF-8 of one id; InputError where it is outside the vocabulary."""
+        return self.decode([number]).encode("utf-8", "surrogatepass")
 
     def to_json(self) -> str:
         """What a checkpoint stores."""

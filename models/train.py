@@ -7,7 +7,7 @@ import operator
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from minigrad import Device, Tensor, jit, nn
 from minigrad.models.checkpoint import plain_shape
@@ -15,7 +15,12 @@ from minigrad.models.console import Progress
 from minigrad.models.errors import InputError
 from minigrad.models.interrupt import Interruption, Stopped
 from minigrad.models.metrics import Metrics
+from minigrad.models.moe import recording
+from minigrad.models.parallel.training import Replica
 from minigrad.models.text import Windows
+
+if TYPE_CHECKING:
+    from minigrad.models.gpt import GPT
 
 
 class LanguageModel(Protocol):
@@ -43,6 +48,8 @@ class TrainingPlan:
     weight_decay: float = 0.1
     clip: float = 1.0
     seed: int = 0
+    accumulate: int = 1  # parts of a batch that are computed one after the other
+    recompute: bool = False  # blocks again in the backward pass instead of keeping what is inside
     validate_every: int = 500
     validation_windows: int = 480  # during training
     final_windows: int = 2400  # at the end: at 64 tokens each, ± 0.01 nats
@@ -72,31 +79,96 @@ def make_schedule(plan: TrainingPlan) -> nn.schedule.Rate:
 
 
 def make_step(
-    model: LanguageModel, optimizer: nn.optim.Optimizer, clip: float
-) -> Callable[[Tensor, Tensor], Tensor]:
+    model: LanguageModel, optimizer: nn.optim.Optimizer, clip: float, accumulate: int = 1,
+    recompute: bool = False, replica: Replica | None = None,
+) -> Callable[[Tensor, Tensor], Tensor]:  # fmt: skip
     """The function of one update: step(ids, targets) → the loss before it, all in one program.
 
     It is captured: from the third call on, a step is one native call. The learning rate is a tensor
-    (`optimizer.lr`, set from outside), so a replay takes its present value.
+    (`optimizer.lr`, set from outside), so a replay takes its present value. accumulate: so many
+    equal parts of the batch are computed one after the other and their gradients averaged, in the
+    memory that one part needs. recompute: see `backward_by_blocks`. A replica is given its part of
+    the batch, and gives the loss of all.
     """
+
+    def part_of(ids: Tensor, targets: Tensor) -> Tensor:
+        share = accumulate if replica is None else accumulate / replica.weight
+        if recompute:
+            return backward_by_blocks(model, ids, targets, share)  # type: ignore[arg-type]
+        loss = model.loss(ids, targets) / share
+        loss.backward()
+        return loss.detach()  # nobody differentiates it once more, after the parameters changed
 
     def step(ids: Tensor, targets: Tensor) -> Tensor:
         optimizer.zero_grad()
-        loss = model.loss(ids, targets)
-        loss.backward()
+        rows = plain_shape(ids)[0] // accumulate
+        total: Tensor | None = None
+        for first in range(0, rows * accumulate, rows):
+            loss = part_of(ids[first : first + rows], targets[first : first + rows])
+            total = loss if total is None else total + loss
+            if accumulate > 1:  # now, so that the next part finds this one's memory free
+                Tensor.realize(total, *_gradients(optimizer.params))
+        assert total is not None
+        if replica is not None:
+            total = replica.share_gradients(total, optimizer.params)
         nn.optim.clip_grad_norm(optimizer.params, clip)
         optimizer.step()
-        return loss.realize()
+        return total.realize()
 
     return jit(step)
 
 
-def validate(model: LanguageModel, windows: Windows, count: int, batch: int) -> float:
+def _gradients(params: Iterable[Tensor]) -> list[Tensor]:
+    return [param.grad for param in params if param.grad is not None]
+
+
+def backward_by_blocks(model: GPT, ids: Tensor, targets: Tensor, share: float = 1) -> Tensor:
+    """Activation checkpointing (Chen et al., "Training Deep Nets with Sublinear Memory Cost").
+
+    Only what enters each block is kept; the backward pass computes a block again, from its input,
+    when it gets there. Adds the gradients of the loss / share, gives that. Dropout would not fall
+    alike twice: ValueError where the model has some.
+    """
+    if model.config.dropout and Tensor.training:
+        raise ValueError("blocks can only be computed again without dropout: set it to 0")
+    params = nn.state.get_parameters(model)
+    entries: list[Tensor] = []
+    with Tensor.no_grad():
+        x = model.embed(ids).realize()
+        for block in model.h:
+            entries.append(x)
+            x = block(x).realize()
+    leaf = x.detach().requires_grad_(True)
+    loss = model.unembed(model.ln_f(leaf)).cross_entropy(targets) / share
+    loss.backward()
+    Tensor.realize(loss, leaf.grad, *_gradients(params))
+    extra: Tensor | None = None
+    for entry, block in zip(reversed(entries), reversed(model.h), strict=True):
+        above, leaf = leaf.grad, entry.detach().requires_grad_(True)
+        with recording() as routes:
+            goal = (block(leaf) * above).sum()
+        if routes and Tensor.training:
+            routing = model.routing_loss(routes) / (model.config.layers * share)
+            goal = goal + routing
+            extra = routing if extra is None else extra + routing
+        goal.backward()
+        Tensor.realize(leaf.grad, *_gradients(params), *([] if extra is None else [extra]))
+    (model.embed(ids) * leaf.grad).sum().backward()
+    Tensor.realize(*_gradients(params))
+    return loss.detach() if extra is None else (loss + extra).detach()
+
+
+def validate(
+    model: LanguageModel, windows: Windows, count: int, batch: int, replica: Replica | None = None
+) -> float:
     """Mean loss over `count` windows spread evenly over a text, in nats per token."""
     losses = []
     with Tensor.no_grad():
         for ids, targets in windows.spread(count, batch):
-            losses.append(float(model.loss(Tensor(ids), Tensor(targets)).item()))
+            if replica is not None:
+                ids, targets = replica.part(ids, targets)
+            loss = model.loss(Tensor(ids), Tensor(targets))
+            losses.append(float((loss if replica is None else replica.mean(loss)).item()))
     return sum(losses) / len(losses)
 
 
@@ -106,18 +178,24 @@ class TrainingRun:
     Batches depend on (seed, step) alone, so the count of steps done is the place in the data.
     """
 
-    def __init__(self, model: LanguageModel, plan: TrainingPlan) -> None:
-        self.model, self.plan = model, plan
+    def __init__(
+        self, model: LanguageModel, plan: TrainingPlan, replica: Replica | None = None
+    ) -> None:
+        self.model, self.plan, self.replica = model, plan, replica
         self.done, self.elapsed = 0, 0.0
         self.optimizer = MatrixAdamW(nn.state.get_parameters(model), plan)
         self.schedule = make_schedule(plan)
-        self._step = make_step(model, self.optimizer, plan.clip)
+        self._step = make_step(
+            model, self.optimizer, plan.clip, plan.accumulate, plan.recompute, replica
+        )
 
     def advance(self, windows: Windows) -> tuple[float, float]:
         """One step; gives (the loss before it, its learning rate)."""
         rate = self.schedule(self.done)
         self.optimizer.set_lr(rate)
         ids, targets = windows.batch(self.plan.batch, self.plan.seed, self.done)
+        if self.replica is not None:
+            ids, targets = self.replica.part(ids, targets)
         with Tensor.train():
             loss = float(self._step(Tensor(ids), Tensor(targets)).item())
         self.done += 1
@@ -140,8 +218,33 @@ class TrainingRun:
         seed, drawn = facts["random"]
         if drawn is not None and [type(word) for word in drawn] != [int] * 3:
             raise ValueError(f"its random state is {drawn}")
+        if self.replica is not None and drawn is not None:  # as `Replica.seed` had set it
+            seed, drawn = self.replica.seed(seed), [drawn[0], self.replica.rank.number, drawn[2]]
         devices = {} if drawn is None else {Device.canonical(Device.DEFAULT): drawn}
         Tensor.set_random_state((seed, devices))
+
+
+class OverfittingWatch:
+    """Compares each validation with the best before it."""
+
+    def __init__(self) -> None:
+        self.best, self.best_step, self.best_training = math.inf, 0, math.inf
+        self.rises = 0
+
+    def look(self, step: int, metrics: Metrics, val_loss: float) -> str:
+        """A warning from the second rise in a row on, or nothing."""
+        recent = metrics.curve("loss")[1][-50:]
+        training = sum(recent) / max(len(recent), 1)
+        if val_loss <= self.best:
+            self.best, self.best_step, self.best_training, self.rises = val_loss, step, training, 0
+            return ""
+        self.rises += training < self.best_training
+        if self.rises < 2:
+            return ""
+        return (
+            f"overfitting: the validation loss was {self.best:.4f} at step {self.best_step} and is "
+            f"{val_loss:.4f} now, while the training loss fell to {training:.4f}"
+        )
 
 
 def train_language_model(
@@ -165,14 +268,17 @@ def finish(
 ) -> float:
     """Do the steps that are left; gives the validation loss at the end.
 
-    Every step is recorded in `metrics`. `save` is called where validation interrupts the training,
-    and when a signal ends it before its last step, which raises Stopped. Raises InputError where
-    the loss is no longer a finite number.
+    Every step is recorded in `metrics`, and a warning is printed where the validation loss goes up
+    while the training loss goes down: the model then begins to learn its examples by heart. `save`
+    is called where validation interrupts the training, and when a signal ends it before its last
+    step, which raises Stopped. Raises InputError where the loss is no longer a finite number.
     """
     plan, model = run.plan, run.model
     start, val_loss = time.perf_counter() - run.elapsed, math.nan
     tokens = plan.batch * training.context
-    with Progress(plan.steps, "tokens") as progress:
+    watch, replica = OverfittingWatch(), run.replica
+    quiet = replica is not None and not replica.rank.is_first
+    with Progress(plan.steps, "tokens", quiet) as progress:
         while run.done < plan.steps:
             begin = time.perf_counter()
             loss, rate = run.advance(training)
@@ -185,8 +291,10 @@ def finish(
             validated = last or run.done % plan.validate_every == 0
             if validated:
                 count = plan.final_windows if last else plan.validation_windows
-                val_loss = validate(model, validation, count, 4 * plan.batch)
+                val_loss = validate(model, validation, count, 4 * plan.batch, replica)
                 progress.say(f"step {run.done}: training {loss:.4f}, validation {val_loss:.4f}")
+                if warning := watch.look(run.done, metrics, val_loss):
+                    progress.say(warning)
             progress.update(run.done, loss, speed)
             run.elapsed = time.perf_counter() - start
             metrics.record(

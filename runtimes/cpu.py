@@ -16,18 +16,28 @@ from itertools import accumulate
 from typing import Any
 
 from minigrad.device import Buffer, Call, Replay, Sequential
+from minigrad.dtype import DType, dtypes, number_of
 from minigrad.graph.canonical import Graph
 from minigrad.loops.target import Target
-from minigrad.program import GlobalCounters
+from minigrad.program import GlobalCounters, timeline
 from minigrad.runtimes import cpu_memory, cpu_report
+from minigrad.runtimes.cpu_exchange import Exchanges, watched
 from minigrad.runtimes.cpu_guard import GuardedProgram
 from minigrad.runtimes.cpu_interrupt import runner
-from minigrad.runtimes.cpu_kernels import Kernels, Plan
+from minigrad.runtimes.cpu_kernels import Kernels, Plan, entry_address
 from minigrad.runtimes.cpu_pool import Launch, Pool, pool_for
 from minigrad.runtimes.cpu_replay import CpuReplay
 from minigrad.runtimes.host import host
 from minigrad.runtimes.jit_compiler import host_compiler
 from minigrad.settings import flag
+
+# dtype → ctypes' name for it; there is none for the floats of two bytes.
+_KINDS: dict[DType, Any] = {
+    dtypes.bool: ctypes.c_bool, dtypes.int8: ctypes.c_int8, dtypes.uint8: ctypes.c_uint8,
+    dtypes.int16: ctypes.c_int16, dtypes.uint16: ctypes.c_uint16, dtypes.int32: ctypes.c_int32,
+    dtypes.uint32: ctypes.c_uint32, dtypes.int64: ctypes.c_int64, dtypes.uint64: ctypes.c_uint64,
+    dtypes.float32: ctypes.c_float, dtypes.float64: ctypes.c_double,
+}  # fmt: skip
 
 
 def open_device(name: str) -> CPU:
@@ -39,8 +49,9 @@ def host_target() -> Target:
     """The host's figures, as recipes ask for them."""
     machine = host()
     return Target(
-        machine.vector_bytes, machine.vector_registers, machine.l1, machine.l2, machine.l3
-    )
+        machine.vector_bytes, machine.vector_registers, machine.l1, machine.l2, machine.l3,
+        bfloat16_dots="avx512bf16" in machine.features,
+    )  # fmt: skip
 
 
 @cache
@@ -79,6 +90,14 @@ class CPU:
         """Memory is an address of the host."""
         return address
 
+    def first(self, memory: int, dtype: DType) -> int | float | bool:
+        """The first element of memory."""
+        kind = _KINDS.get(dtype)
+        if kind is None:
+            return number_of(ctypes.string_at(memory, dtype.itemsize), dtype)
+        found: int | float | bool = kind.from_address(memory).value
+        return found
+
     def synchronize(self) -> None:
         """Nothing to wait for: a program ends before `run` returns."""
 
@@ -104,9 +123,10 @@ class CpuProgram:
         self.arena_bytes = plan.arena_bytes
         self.sources = [source for one in plan.sources for source in one]
         starts = [0, *accumulate(map(len, plan.sources))]
+        self.exchanges = Exchanges(device, self.pool)
         # of each kernel: address, iterations, iterations of a chunk, place of its first argument
         self.launches = [
-            (kernel.address, kernel.code.total, kernel.code.grain, start)
+            (entry_address(kernel, self.exchanges), kernel.code.total, kernel.code.grain, start)
             for kernel, start in zip(self.kernels, starts, strict=False)
         ]
         self._arguments = (ctypes.c_int64 * max(len(self.sources), 1))()
@@ -120,7 +140,8 @@ class CpuProgram:
         self.operations = sum(code.operations for code in codes)
         self.traffic = sum(code.traffic for code in codes)
         self.scratch_bytes = max((code.scratch_bytes for code in codes), default=0)
-        self._run = runner(self.pool, self.operations + self.traffic)
+        run = runner(self.pool, self.operations + self.traffic)
+        self._run = watched(run, self.pool, [self.exchanges])
 
     def run(self, buffers: Sequence[Buffer], variables: dict[str, int]) -> None:
         """Fill in the call's addresses and values, and walk the table."""
@@ -145,11 +166,15 @@ class CpuProgram:
     def _walk(self) -> None:
         base = ctypes.addressof(self._table)
         level = flag("DEBUG")
-        if level < 1:
+        if level < 1 and timeline.record is None:
             self._run(base, len(self.kernels), self.scratch_bytes)
             return
 
         def run_one(number: int) -> None:
-            self.pool.run(base + number * ctypes.sizeof(Launch), 1, self.scratch_bytes)
+            self._run(base + number * ctypes.sizeof(Launch), 1, self.scratch_bytes)
 
-        cpu_report.run_timed([kernel.code for kernel in self.kernels], run_one, level)
+        codes = [kernel.code for kernel in self.kernels]
+        if timeline.record is not None:
+            cpu_report.run_recorded([code.label for code in codes], run_one, timeline.record)
+        else:
+            cpu_report.run_timed(codes, run_one, level)

@@ -14,7 +14,8 @@ from collections.abc import Sequence
 from minigrad.device import Buffer
 from minigrad.program import GlobalCounters
 from minigrad.runtimes import cpu_memory
-from minigrad.runtimes.cpu_kernels import Kernel, Plan
+from minigrad.runtimes.cpu_exchange import Exchanges, watched
+from minigrad.runtimes.cpu_kernels import Kernel, Plan, entry_address
 from minigrad.runtimes.cpu_pool import Launch, guarded_pool_for
 
 
@@ -24,6 +25,9 @@ class GuardedProgram:
     def __init__(self, device: str, plan: Plan) -> None:
         self.plan = plan
         self.pool = guarded_pool_for(device)
+        self.exchanges = Exchanges(device, self.pool)
+        self.addresses = [entry_address(kernel, self.exchanges) for kernel in plan.kernels]
+        self._run = watched(self.pool.run_guarded, self.pool, [self.exchanges])
 
     def run(self, buffers: Sequence[Buffer], variables: dict[str, int]) -> None:
         """Map the blocks, run the kernels in order, and unmap the blocks."""
@@ -31,14 +35,15 @@ class GuardedProgram:
         blocks = [cpu_memory.allocate_exact(nbytes) for nbytes in plan.blocks]
         try:
             memories = [buffer.memory for buffer in buffers]
-            for kernel, sources in zip(plan.kernels, plan.sources, strict=True):
+            each = zip(plan.kernels, self.addresses, plan.sources, strict=True)
+            for kernel, address, sources in each:
                 words = [
                     memories[where] if kind == "slot"
                     else blocks[where] if kind == "block"
                     else variables[where]
                     for kind, where in sources
                 ]  # fmt: skip
-                self._run_kernel(kernel, words)
+                self._run_kernel(kernel, address, words)
         finally:
             for block, nbytes in zip(blocks, plan.blocks, strict=True):
                 cpu_memory.free(block, nbytes)
@@ -46,11 +51,11 @@ class GuardedProgram:
         operations = sum(code.operations for code in codes)
         GlobalCounters.ran(len(codes), operations, sum(code.traffic for code in codes))
 
-    def _run_kernel(self, kernel: Kernel, words: Sequence[int]) -> None:
+    def _run_kernel(self, kernel: Kernel, address: int, words: Sequence[int]) -> None:
         """A table of one launch, with scratch areas of this kernel's size."""
         arguments = struct.pack(f"={len(words)}q", *words)
         memory = ctypes.create_string_buffer(arguments, max(len(arguments), 8))
         table = (Launch * 1)()
-        table[0].kernel, table[0].args = kernel.address, ctypes.addressof(memory)
+        table[0].kernel, table[0].args = address, ctypes.addressof(memory)
         table[0].total, table[0].grain = kernel.code.total, kernel.code.grain
-        self.pool.run_guarded(ctypes.addressof(table), 1, kernel.code.scratch_bytes)
+        self._run(ctypes.addressof(table), 1, kernel.code.scratch_bytes)

@@ -11,6 +11,7 @@ With the first found, nothing is scheduled; with the second, nothing is lowered,
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
@@ -24,11 +25,13 @@ from minigrad.loops.target import Target
 from minigrad.program import GlobalCounters
 from minigrad.render.llvm import render
 from minigrad.runtimes import cpu_report, jit_compiler
+from minigrad.runtimes.cpu_exchange import ExchangeCode, Exchanges
 from minigrad.runtimes.jit_compiler import Compiler
 from minigrad.schedule.expr import Array
 from minigrad.schedule.key import graph_key, kernel_key
 from minigrad.schedule.schedule import Kernel as Step
 from minigrad.schedule.schedule import Schedule, schedule
+from minigrad.schedule.show import label
 from minigrad.settings import flag
 
 # Where the value of an argument comes from: ("slot", number), ("arena", offset), ("symbol", name);
@@ -59,12 +62,17 @@ class KernelCode:
 
 @dataclass(frozen=True)
 class Kernel:
-    """Machine code in memory; `keep` holds the engine to which the memory belongs."""
+    """Machine code in memory; `keep` holds the engine to which the memory belongs.
+
+    Begin and end of an exchange are kernels without code: they have an `exchange`, and its start
+    has arguments.
+    """
 
     key: str
     code: KernelCode
     address: int
     keep: object
+    exchange: ExchangeCode | None = None
 
 
 @dataclass(frozen=True)
@@ -79,6 +87,35 @@ class Plan:
     sources: tuple[tuple[Source, ...], ...]
     arena_bytes: int
     blocks: tuple[int, ...]
+
+
+def _exchange_of(step: Step) -> Kernel:
+    """The begin or end of an exchange."""
+    stage = step.stages[0]
+    assert stage.exchange is not None
+    counts = tuple(array.size for array in stage.exchange.sent)
+    code = ExchangeCode(stage.exchange.collective, stage.array.dtype.name, counts, stage.size)
+    return _exchange(asdict(code), step.kind, label(step))
+
+
+def _exchange(exchange: dict[str, Any], kind: str, text: str) -> Kernel:
+    """The same from what a stored plan says of it."""
+    code = ExchangeCode.read(exchange)
+    return Kernel(kind, KernelCode("", (), (), 0, 1, 1, 0, 0, str(text)), 0, None, code)
+
+
+def entry_address(kernel: Kernel, exchanges: Exchanges) -> int:
+    """The address to which a launch of the kernel jumps."""
+    if kernel.exchange is None:
+        return kernel.address
+    return exchanges.address(kernel.exchange, kernel.key == "exchange")
+
+
+def _reference(kernel: Kernel) -> Any:
+    """A kernel in a stored plan: its key, or all there is to know of an exchange."""
+    if kernel.exchange is None:
+        return kernel.key
+    return {"exchange": asdict(kernel.exchange), "kind": kernel.key, "text": kernel.code.label}
 
 
 class Kernels:
@@ -131,7 +168,10 @@ class Kernels:
             sources = tuple(
                 tuple((str(kind), where) for kind, where in one) for one in about["sources"]
             )
-            kernels = [self._stored_kernel(name) for name in about["kernels"]]
+            kernels = [
+                self._stored_kernel(name) if isinstance(name, str) else _exchange(**name)
+                for name in about["kernels"]
+            ]
         except (KeyError, TypeError, ValueError):
             return None
         whole = tuple(kernel for kernel in kernels if kernel is not None)
@@ -160,7 +200,7 @@ class Kernels:
             about = {
                 "arena_bytes": plan.arena_bytes,
                 "blocks": plan.blocks,
-                "kernels": [kernel.key for kernel in kernels],
+                "kernels": [_reference(kernel) for kernel in kernels],
                 "sources": sources,
             }
             cache.write(key, about, b"")
@@ -170,6 +210,11 @@ class Kernels:
 
     def _kernel(self, step: Step, made: Schedule) -> tuple[Kernel, tuple[Source, ...]]:
         """One kernel of a schedule, and where its arguments come from."""
+        if step.kind in ("exchange", "wait"):
+            stage, starts = step.stages[0], step.kind == "exchange"
+            assert stage.exchange is not None
+            arrays = (*stage.exchange.sent, stage.array) if starts else ()
+            return _exchange_of(step), self._sources(arrays, made)
         text, arrays = kernel_key(step)
         key = digest(self._circumstances, "kernel", f"GUARD={flag('GUARD')}", text)
         kernel = self._known.get(key)
@@ -177,10 +222,15 @@ class Kernels:
             kernel = self._stored_kernel(key)
             if kernel is None or flag("DEBUG") >= 4:
                 kernel = self._new_kernel(key, step, arrays)
-        code = kernel.code
+        used = [arrays[number] for number in kernel.code.arguments]
+        symbols = [("symbol", name) for name in kernel.code.symbols]
+        return kernel, (*self._sources(used, made), *symbols)
+
+    def _sources(self, arrays: Sequence[Array], made: Schedule) -> tuple[Source, ...]:
+        """Where the addresses of arrays come from."""
         blocks = {array: number for number, array in enumerate(made.arena)} if flag("GUARD") else {}
         sources: list[Source] = []
-        for array in (arrays[number] for number in code.arguments):
+        for array in arrays:
             slot = made.slots.get(array)
             if slot is not None:
                 sources.append(("slot", slot))
@@ -188,7 +238,7 @@ class Kernels:
                 sources.append(("block", blocks[array]))
             else:
                 sources.append(("arena", made.arena[array]))
-        return kernel, (*sources, *(("symbol", name) for name in code.symbols))
+        return tuple(sources)
 
     def _stored_kernel(self, key: str) -> Kernel | None:
         """The kernel that memory or the disk has."""

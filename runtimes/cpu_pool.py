@@ -39,7 +39,7 @@ class Launch(ctypes.Structure):
     _fields_ = [(name, ctypes.c_int64) for name in LAUNCH_FIELDS]
 
 
-class _Area:
+class Area:
     """A piece of scratch memory that is given back with its last reference."""
 
     def __init__(self, nbytes: int, guarded: bool = False) -> None:
@@ -57,7 +57,7 @@ class _Mine(threading.local):
 
     address = 0
     nbytes = 0
-    area: _Area | None = None
+    area: Area | None = None
 
 
 _mine = _Mine()
@@ -68,7 +68,7 @@ def scratch_of_this_thread(nbytes: int) -> int:
     if _mine.nbytes < nbytes:
         _mine.area = None
         _mine.nbytes = 0
-        _mine.area = _Area(nbytes)
+        _mine.area = Area(nbytes)
         _mine.address, _mine.nbytes = _mine.area.address, nbytes
     return _mine.address
 
@@ -110,8 +110,9 @@ class Pool:
         self._lock = threading.Lock()
         self._guard_lock = threading.Lock()
         self._workers: list[threading.Thread] = []
-        self._areas: list[_Area] = []
+        self._areas: list[Area] = []
         self._scratch_bytes = _NOT_STARTED
+        self.life = object()  # another one after a fork
 
     def _field(self, offset: int) -> ctypes.c_int64:
         return ctypes.c_int64.from_address(self.address + offset)
@@ -140,7 +141,7 @@ class Pool:
             if scratch_bytes != self._scratch_bytes:
                 self._scratch_bytes = _NOT_STARTED
                 self.ensure_scratch(scratch_bytes, guarded=True)
-            mine = _Area(scratch_bytes, guarded=True)
+            mine = Area(scratch_bytes, guarded=True)
             if self.run_table(table, count, self.address, mine.address):
                 raise KeyboardInterrupt("the running program was interrupted between two kernels")
 
@@ -152,7 +153,7 @@ class Pool:
         with self._lock:
             if nbytes <= self._scratch_bytes:
                 return
-            areas = [_Area(nbytes, guarded) for _ in range(self.threads - 1)]
+            areas = [Area(nbytes, guarded) for _ in range(self.threads - 1)]
             while not self._acquire(self.address):
                 time.sleep(0.0001)
             try:

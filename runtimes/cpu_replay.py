@@ -3,21 +3,26 @@
 The first launch is not a kernel of the step: it puts the addresses of this replay's inputs and
 outputs, and the values of its variables, where the kernels' arguments want them. So Python writes
 one word per argument, whatever the number of kernels.
+
+The native call is a function of its own for each step, which knows the table: to convert four
+arguments would take ctypes five times as long as to call a function of none.
 """
 
 from __future__ import annotations
 
 import ctypes
+import struct
 import sys
 from collections.abc import Callable, Sequence
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 from minigrad.device import Buffer, Call
-from minigrad.program import GlobalCounters
-from minigrad.runtimes import cpu_memory
-from minigrad.runtimes.cpu_interrupt import runner
-from minigrad.runtimes.cpu_pool import FLAG_ALONE, Launch, Pool, pool_for
+from minigrad.program import GlobalCounters, timeline
+from minigrad.runtimes import cpu_memory, cpu_report
+from minigrad.runtimes.cpu_exchange import watched
+from minigrad.runtimes.cpu_interrupt import LONG, run_interruptibly, runner
+from minigrad.runtimes.cpu_pool import FLAG_ALONE, Area, Launch, Pool, pool_for
 from minigrad.runtimes.jit_compiler import host_compiler
 
 # for (i64 i = begin; i < end; i++) words[places[i]] = values[sources[i]];
@@ -53,6 +58,18 @@ done:
 """
 
 
+# run_table(table, count, pool, scratch), all of them known.
+_GO = """
+define i64 @go() {{
+  %result = call i64 inttoptr (i64 {run_table} to ptr)(
+    ptr inttoptr (i64 {table} to ptr), i64 {count}, ptr inttoptr (i64 {pool} to ptr),
+    ptr inttoptr (i64 {scratch} to ptr))
+  ret i64 %result
+}}
+"""
+_Go = ctypes.CFUNCTYPE(ctypes.c_int64)
+
+
 @cache
 def _patch() -> tuple[int, object]:
     addresses, keep = host_compiler().compile(_PATCH, ["patch"])
@@ -62,20 +79,18 @@ def _patch() -> tuple[int, object]:
 class CpuReplay:
     """Recorded calls of one CPU device, with arguments that change from replay to replay."""
 
-    allocate = staticmethod(cpu_memory.allocate)
-
     def __init__(self, device: str, calls: Sequence[Call], arguments: Sequence[Buffer]) -> None:
         self.pool: Pool = pool_for(device)
         self.keep = (tuple(calls), _patch())  # machine code and the buffers that stay
         programs: list[Any] = [call.program for call in calls]
         self._arena_bytes = max((p.arena_bytes for p in programs), default=0)
         self._arena = cpu_memory.allocate(self._arena_bytes)
-        self._scratch = max((p.scratch_bytes for p in programs), default=0)
+        self._scratch = Area(max((p.scratch_bytes for p in programs), default=0))
         changing: dict[Any, int] = {buffer: number for number, buffer in enumerate(arguments)}
         self._names: list[tuple[int, str]] = []  # place of its value, name of a variable
-        words: list[int] = []
-        places: list[int] = []
+        places: list[int] = []  # of the words that change, and the numbers of their sources
         sources: list[int] = []
+        words: list[int] = []
         launches: list[tuple[int, int, int, int]] = []
         for call, program in zip(calls, programs, strict=True):
             start = len(words)
@@ -95,20 +110,24 @@ class CpuReplay:
                 words.append(0)
             launches += [(a, t, g, start + first) for a, t, g, first in program.launches]
         # Python writes here: the arguments' addresses, then the variables' values.
-        self.memories: Any = (ctypes.c_int64 * max(len(changing), 1))()
+        self._values: Any = (ctypes.c_int64 * max(len(changing), 1))()
+        pack = struct.Struct(f"{len(arguments)}q").pack_into
+        self.put: Callable[..., None] = partial(pack, self._values, 0)
         self._words = (ctypes.c_int64 * max(len(words), 1))(*words)
         self._places = (ctypes.c_int64 * max(len(places), 1))(*places)
         self._sources = (ctypes.c_int64 * max(len(sources), 1))(*sources)
-        parts = (self._words, self._places, self._sources, self.memories)
+        parts = (self._words, self._places, self._sources, self._values)
         self._patched = (ctypes.c_int64 * 4)(*map(ctypes.addressof, parts))
         self._count = len(launches) + 1
         self._table = (Launch * self._count)()
         self._fill(launches, len(places))
-        self.address = ctypes.addressof(self._table)
         self.kernels = sum(len(p.launches) for p in programs)
         self.operations = sum(p.operations for p in programs)
         self.traffic = sum(p.traffic for p in programs)
-        self._run = runner(self.pool, self.operations + self.traffic)
+        self._life: object = None  # that of the pool for which `native` was made
+        self._exchanges = [p.exchanges for p in programs if p.exchanges]
+        self.labels = ["arguments", *(k.code.label for p in programs for k in p.kernels)]
+        self._prepare()
 
     def _fill(self, launches: Sequence[tuple[int, int, int, int]], places: int) -> None:
         first = self._table[0]
@@ -119,12 +138,51 @@ class CpuReplay:
             entry.kernel, entry.args = address, base + 8 * start
             entry.total, entry.grain = total, grain
 
+    def _prepare(self) -> None:
+        """Make the native call for the pool as it is now."""
+        pool, table, scratch = self.pool, ctypes.addressof(self._table), self._scratch
+        self._life = pool.life
+        pool.ensure_scratch(scratch.nbytes)
+        self.native: Callable[[], int | None]
+        if self._exchanges:
+            run = runner(pool, self.operations + self.traffic)
+            self._run = watched(run, pool, self._exchanges)
+            self.native = self._run_with_exchanges
+            return
+        if self.operations + self.traffic >= LONG:
+            self.native = partial(run_interruptibly, pool, table, self._count, scratch.nbytes)
+            return
+        text = _GO.format(
+            run_table=ctypes.cast(pool.run_table, ctypes.c_void_p).value, table=table,
+            count=self._count, pool=pool.address, scratch=scratch.address,
+        )  # fmt: skip
+        addresses, self._code = host_compiler().compile(text, ["go"])
+        self.native = _Go(addresses["go"])
+
+    def _run_with_exchanges(self) -> None:
+        """Walk a table with entries in Python; one by one where somebody records a timeline."""
+        if timeline.record is None:
+            self._run(ctypes.addressof(self._table), self._count, self._scratch.nbytes)
+        else:
+            cpu_report.run_recorded(self.labels, self._run_one, timeline.record)
+
+    def _run_one(self, number: int) -> None:
+        place = ctypes.addressof(self._table) + number * ctypes.sizeof(Launch)
+        self._run(place, 1, self._scratch.nbytes)
+
     def run(self, variables: dict[str, int]) -> None:
-        """One native call, on what is in `memories`: addresses, one per argument."""
-        for number, name in self._names:
-            self.memories[number] = variables[name]
-        self._run(self.address, self._count, self._scratch)
-        GlobalCounters.ran(self.kernels, self.operations, self.traffic)
+        """One native call, on the arguments that were put."""
+        if self._names:
+            for number, name in self._names:
+                self._values[number] = variables[name]
+        if self._life is not self.pool.life:
+            self._prepare()
+        if self.native():
+            raise KeyboardInterrupt("the running program was interrupted between two kernels")
+        counters = GlobalCounters
+        counters.kernel_count += self.kernels
+        counters.global_ops += self.operations
+        counters.global_mem += self.traffic
 
     def __del__(self, ending: Callable[[], bool] = sys.is_finalizing) -> None:
         if hasattr(self, "_arena") and not ending():

@@ -64,6 +64,16 @@ def show_kernel(nest: Nest, text: str, compiler: Compiler) -> None:
         say(compiler.assembly(text))
 
 
+def run_recorded(
+    labels: Sequence[str], run: Callable[[int], None], record: Callable[[str, float, float], None]
+) -> None:
+    """Run kernels one by one, for a timeline."""
+    for number, text in enumerate(labels):
+        before = time.perf_counter()
+        run(number)
+        record(text, before, time.perf_counter())
+
+
 def run_timed(nests: Sequence[Work], run: Callable[[int], None], level: int) -> None:
     """Run kernels one by one and report."""
     rows = []

@@ -7,21 +7,23 @@ order, so nothing else has to be said about what depends on what.
 
 from __future__ import annotations
 
-import struct
 import threading
 import warnings
+from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
-from minigrad.device import Buffer, Call, Sequential
+from minigrad.device import Buffer, Call
+from minigrad.dtype import DType, number_of
 from minigrad.errors import CompileError, DeviceError
 from minigrad.graph.canonical import Graph
 from minigrad.loops.nest import Nest
 from minigrad.loops.recipes import lower
 from minigrad.loops.target import Target
 from minigrad.program import GlobalCounters
-from minigrad.render.opencl import Source, render
+from minigrad.render import opencl as opencl_source
+from minigrad.render import opencl_lanes
+from minigrad.render.opencl import Source
 from minigrad.runtimes import opencl_report
 from minigrad.runtimes.opencl_devices import (
     check_linker,
@@ -31,12 +33,13 @@ from minigrad.runtimes.opencl_devices import (
     opencl,
 )
 from minigrad.runtimes.opencl_memory import Pool
-from minigrad.schedule.expr import Array
-from minigrad.schedule.schedule import Schedule, schedule
+from minigrad.runtimes.opencl_program import Kernel, Launch, OpenCLProgram, OpenCLReplay
+from minigrad.schedule.schedule import schedule
 from minigrad.settings import flag
 
-GROUP = {"cpu": 64, "gpu": 128}  # work-items of a group, where the kernel has enough of them
-GROUPS_PER_UNIT = 4  # groups for each compute unit that a CPU should at least get
+GROUP = 128  # work-items of a group where each is a scalar of its own
+MOST_PROGRAMS = 4096  # sources whose binaries are kept
+VECTOR_BYTES = 32  # of a register of a CPU, at most
 SCRATCH_BYTES = 256 << 20  # of all work-items together; what does not fit is done in strides
 
 
@@ -45,17 +48,6 @@ def open_device(name: str) -> OpenCL:
     device = device_called(name)
     check_linker(device)
     return OpenCL(name, device)
-
-
-@dataclass(frozen=True)
-class Kernel:
-    """A nest as the driver has it. The group is the number of work-items that run together."""
-
-    nest: Nest
-    source: Source
-    program: Any
-    items: int
-    group: int
 
 
 class OpenCL:
@@ -74,9 +66,9 @@ class OpenCL:
         self.pool = Pool(self.label, self.context, device)
         self.fp64 = has_doubles(device)
         self.is_cpu = is_cpu(device)
-        self.target = Target(0, 16, 32 << 10, 512 << 10)
+        self.target = self._target()
         self._options = self._build_options()
-        self._programs: dict[str, Any] = {}
+        self._programs: OrderedDict[str, Any] = OrderedDict()  # by source, the longest unused first
         self._timed: Any = None
 
     def allocate(self, nbytes: int) -> Any:
@@ -94,6 +86,12 @@ class OpenCL:
     def copy_out(self, memory: Any, data: memoryview) -> None:
         """Read a buffer into the host's bytes, when all work before is done."""
         self._copy(data, memory)
+
+    def first(self, memory: Any, dtype: DType) -> int | float | bool:
+        """The first element of a buffer, when all work before is done."""
+        data = bytearray(dtype.itemsize)
+        self._copy(data, memory)
+        return number_of(data, dtype)
 
     def _copy(self, target: Any, source: Any) -> None:
         cl = opencl()
@@ -131,7 +129,12 @@ class OpenCL:
 
     def compile(self, graph: Graph) -> OpenCLProgram:
         """Schedule a graph and build its kernels."""
-        plan = schedule(graph, fuse=bool(flag("FUSE")))
+        plan = schedule(graph, fuse=bool(flag("FUSE")), blocks=bool(self.target.vector_bytes))
+        if any(kernel.kind == "exchange" for kernel in plan.kernels):
+            raise DeviceError(
+                f"an exchange between ranks on {self.label}: parallel programs run on CPU and REF "
+                "devices; choose one with --device"
+            )
         GlobalCounters.programs_scheduled += 1
         opencl_report.show_schedule(plan)
         nests = [lower(kernel, self.target, kernel.kind) for kernel in plan.kernels]
@@ -139,12 +142,31 @@ class OpenCL:
         GlobalCounters.kernels_rendered += len(nests)
         return OpenCLProgram(self, plan, [self._kernel(nest) for nest in nests])
 
-    def compose(self, calls: Sequence[Call], arguments: Sequence[Buffer]) -> Sequential:
+    def compose(self, calls: Sequence[Call], arguments: Sequence[Buffer]) -> OpenCLReplay:
         """The programs of a captured step, one after the other: none waits for the device."""
-        return Sequential(calls, arguments)
+        return OpenCLReplay(self, calls, arguments)
+
+    def launch(self, launches: Sequence[Launch]) -> None:
+        """Enqueue kernels whose arguments are set; with DEBUG, wait and show their times."""
+        cl, level = opencl(), flag("DEBUG")
+        if level:
+            self.synchronize()
+        queue = self.timed_queue() if level else self.queue
+        enqueue = cl.enqueue_nd_range_kernel
+        try:
+            events = [enqueue(queue, one.kernel, one.items, one.group) for one in launches]
+            if level:
+                queue.finish()
+            else:
+                queue.flush()
+        except (cl.Error, MemoryError) as error:
+            raise self.failed("running a program", error) from None
+        if level:
+            opencl_report.show_times([one.nest for one in launches], events, level)
 
     def _kernel(self, nest: Nest) -> Kernel:
         """One nest, built; kernels that differ in buffers only share what was built."""
+        render = opencl_lanes.render if self.target.vector_bytes else opencl_source.render
         source = render(nest, self.fp64, self.label)
         with self.lock:
             program = self._programs.get(source.text)
@@ -152,6 +174,10 @@ class OpenCL:
                 opencl_report.show_kernel(nest, source.text)
                 program = self._programs[source.text] = self._build(source)
                 GlobalCounters.kernels_compiled += 1
+                if len(self._programs) > MOST_PROGRAMS:
+                    self._programs.popitem(last=False)
+            else:
+                self._programs.move_to_end(source.text)
         items, group = self._work_size(nest, source)
         return Kernel(nest, source, program, items, group)
 
@@ -168,6 +194,15 @@ class OpenCL:
                 f"(MINIGRAD_DEBUG=5 prints kernels; please report this one)"
             ) from None
 
+    def _target(self) -> Target:
+        """What recipes may use: vector registers on a CPU, scalars of many work-items elsewhere."""
+        if not self.is_cpu:
+            return Target(0, 16, 32 << 10, 512 << 10)
+        # Vectors of 8: PoCL 3 says 16 on a CPU with AVX-512, but its compiler does not use that.
+        nbytes = min(4 * max(self.device.native_vector_width_float, 1), VECTOR_BYTES)
+        lanes = VECTOR_BYTES // 4
+        return Target(nbytes if nbytes > 4 else 0, 16, 32 << 10, 512 << 10, most_lanes=lanes)
+
     def _build_options(self) -> list[str]:
         config = opencl().device_fp_config
         exact = self.device.single_fp_config & config.CORRECTLY_ROUNDED_DIVIDE_SQRT
@@ -178,114 +213,14 @@ class OpenCL:
 
         They depend on the kernel and the device only; what one work-item computes, not even that.
         """
-        group = min(GROUP["cpu" if self.is_cpu else "gpu"], self.device.max_work_group_size)
-        if self.is_cpu:
-            wanted = self.device.max_compute_units * GROUPS_PER_UNIT
-            while group > 1 and nest.total < group * wanted:
-                group //= 2
-        items = -(-max(nest.total, 1) // group) * group
+        if self.target.vector_bytes:
+            group, items = 1, max(-(-nest.total // nest.grain), 1)
+        else:
+            group = min(GROUP, self.device.max_work_group_size)
+            items = -(-max(nest.total, 1) // group) * group
         if source.scratch_bytes:
             budget = min(SCRATCH_BYTES, self.pool.most)
             most = max(budget // source.scratch_bytes, 1)
             group = min(group, most)
             items = min(-(-items // group) * group, most // group * group)
         return items, group
-
-
-class OpenCLProgram:
-    """Kernels in order, each with the places where its arguments come from."""
-
-    def __init__(self, runtime: OpenCL, plan: Schedule, kernels: Sequence[Kernel]) -> None:
-        cl = opencl()
-        self.runtime, self.plan, self.kernels = runtime, plan, kernels
-        self._arena, self._sizes = _place_arena(plan, kernels)
-        self._scratch = max((k.source.scratch_bytes * k.items for k in kernels), default=0)
-        self._launches = [
-            (
-                cl.Kernel(kernel.program, kernel.source.name),
-                [*map(self._source, kernel.nest.arrays),
-                 *(("symbol", name) for name in kernel.nest.symbols),
-                 *([("scratch", 0)] if kernel.source.scratch_bytes else [])],
-                (kernel.items,),
-                (kernel.group,),
-            )
-            for kernel in kernels
-        ]  # fmt: skip
-
-    def _source(self, array: Array) -> tuple[str, Any]:
-        if array in self.plan.slots:
-            return ("slot", self.plan.slots[array])
-        return ("arena", self._arena[array])
-
-    def run(self, buffers: Sequence[Buffer], variables: dict[str, int]) -> None:
-        """Enqueue all kernels; does not wait for them."""
-        if not self.kernels:
-            return
-        runtime = self.runtime
-        taken: list[tuple[Any, int]] = []
-        try:
-            for size in (*self._sizes, self._scratch):
-                taken.append((runtime.allocate(size), size))
-            values: dict[str, Any] = {
-                "slot": [buffer.memory for buffer in buffers],
-                "arena": [memory for memory, _ in taken[:-1]],
-                "scratch": [taken[-1][0]],
-                "symbol": {name: struct.pack("q", value) for name, value in variables.items()},
-            }
-            with runtime.lock:
-                self._enqueue(values)
-        finally:
-            for memory, size in taken:
-                runtime.free(memory, size)
-        nests = [kernel.nest for kernel in self.kernels]
-        operations = sum(nest.operations for nest in nests)
-        GlobalCounters.ran(len(nests), operations, sum(nest.traffic for nest in nests))
-
-    def _enqueue(self, values: dict[str, Any]) -> None:
-        cl, level, runtime = opencl(), flag("DEBUG"), self.runtime
-        if level:
-            runtime.synchronize()
-        queue = runtime.timed_queue() if level else runtime.queue
-        events = []
-        try:
-            for kernel, sources, items, group in self._launches:
-                for place, (kind, where) in enumerate(sources):
-                    kernel.set_arg(place, values[kind][where])
-                events.append(cl.enqueue_nd_range_kernel(queue, kernel, items, group))
-            if level:
-                queue.finish()
-            else:
-                queue.flush()
-        except (cl.Error, MemoryError) as error:
-            raise runtime.failed("running a program", error) from None
-        if level:
-            opencl_report.show_times([kernel.nest for kernel in self.kernels], events, level)
-
-
-def _place_arena(plan: Schedule, kernels: Sequence[Kernel]) -> tuple[dict[Array, int], list[int]]:
-    """A buffer for each value that lives between kernels, shared by those that never meet.
-
-    Gives each array's number of a buffer, and the buffers' sizes. (Parts of one buffer would have
-    to start at multiples of what the device wants, which differs from device to device.)
-    """
-    last: dict[Array, int] = {}
-    for step, kernel in enumerate(kernels):
-        for array in kernel.nest.arrays:
-            if array in plan.arena:
-                last[array] = step
-    place: dict[Array, int] = {}
-    sizes: list[int] = []
-    idle: list[int] = []
-    for step, kernel in enumerate(kernels):
-        for array in kernel.nest.arrays:
-            if array in last and array not in place:
-                nbytes = array.size * array.dtype.itemsize
-                if idle:
-                    place[array] = min(idle, key=lambda number: abs(sizes[number] - nbytes))
-                    idle.remove(place[array])
-                else:
-                    place[array] = len(sizes)
-                    sizes.append(0)
-                sizes[place[array]] = max(sizes[place[array]], nbytes)
-        idle += [place[a] for a in dict.fromkeys(kernel.nest.arrays) if last.get(a) == step]
-    return place, sizes

@@ -70,11 +70,32 @@ def devices() -> list[Any]:
             members = platform.get_devices()
         except cl.Error:  # a driver without its hardware
             continue
-        for number, device in enumerate(members):
+        for number, device in enumerate(part for member in members for part in _parts(member)):
             rank = order.get(device.type & ~cl.device_type.DEFAULT, 2)
             found.append(((rank, platform.name, platform.version, device.name, number), device))
     found.sort(key=lambda item: item[0])
     return [device for _, device in found]
+
+
+def _parts(device: Any) -> list[Any]:
+    """The device, or the parts into which the setting CL_SUBDEVICES divides a CPU."""
+    count = int(getenv("CL_SUBDEVICES"))
+    if count < 2 or not is_cpu(device):
+        return [device]
+    cl, units = opencl(), device.max_compute_units
+    if count > units:
+        raise DeviceError(
+            f"CL_SUBDEVICES={count}: {device.name.strip()} has {units} compute units; expected at "
+            f"most {units}"
+        )
+    try:
+        kind = cl.device_partition_property.EQUALLY
+        parts: list[Any] = device.create_sub_devices([kind, units // count])
+    except cl.Error as error:
+        raise DeviceError(
+            f"CL_SUBDEVICES={count}: {device.name.strip()} cannot be divided ({error}); set it to 0"
+        ) from None
+    return parts[:count]
 
 
 def device_called(name: str) -> Any:

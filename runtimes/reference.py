@@ -15,10 +15,12 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
+from minigrad.collective import Exchange
 from minigrad.device import Buffer, Call, Sequential
-from minigrad.dtype import DType, dtypes
+from minigrad.dtype import DType, dtypes, number_of
 from minigrad.errors import DeviceError
 from minigrad.graph.canonical import Graph
+from minigrad.graph.collective import Collective, in_order
 from minigrad.graph.node import (
     ELEMENTWISE,
     REDUCTIONS,
@@ -127,6 +129,7 @@ _ELEMENTWISE: dict[Op, Callable[..., Any]] = {
     Op.EXP: _precise(np.exp), Op.EXP2: _precise(np.exp2),
     Op.LOG: _precise(np.log), Op.LOG2: _precise(np.log2),
     Op.SIN: _precise(np.sin), Op.COS: _precise(np.cos), Op.TANH: _precise(np.tanh),
+    Op.ASIN: _precise(np.arcsin), Op.ACOS: _precise(np.arccos), Op.ATAN: _precise(np.arctan),
     Op.ERF: _precise(_erf), Op.POW: _precise(np.power),
     Op.FLOOR: np.floor, Op.CEIL: np.ceil, Op.TRUNC: np.trunc, Op.ROUND: np.rint,
     Op.ADD: np.add, Op.SUB: np.subtract, Op.MUL: np.multiply, Op.DIV: np.divide,
@@ -246,6 +249,17 @@ def _places(index: Array, axis: int, extent: int) -> tuple[Array, tuple[Array, .
     return valid, tuple(places)
 
 
+def _window(node: Node, src: Sequence[Array], frame: Frame) -> Array:
+    x = src[0]
+    for axis, size, step, dilation in node.arg:
+        reach = dilation * (size - 1) + 1
+        windows = np.lib.stride_tricks.sliding_window_view(x, reach, axis)
+        places = [slice(None)] * windows.ndim
+        places[axis], places[-1] = slice(None, None, step), slice(None, None, dilation)
+        x = windows[tuple(places)]
+    return x
+
+
 def _gather(node: Node, src: Sequence[Array], frame: Frame) -> Array:
     x, index = src
     valid, places = _places(index, node.arg, x.shape[node.arg])
@@ -298,6 +312,18 @@ def _variable(node: Node, src: Sequence[Array], frame: Frame) -> Array:
     return np.array(number(node.arg, frame.variables), np.int32)
 
 
+def _collective(node: Node, src: Sequence[Array], frame: Frame) -> Array:
+    """What is sent lies in one flat array; the group knows only addresses."""
+    what: Collective = node.arg
+    arrays = [np.ascontiguousarray(x, _NUMPY[node.dtype]) for x in src[: what.payload]]
+    result = np.empty(frame.shape(node.shape), _NUMPY[node.dtype])
+    counts = [array.size for array in arrays]
+    exchange = Exchange(node.device, what, node.dtype, counts, result.size)
+    exchange.start([*(array.ctypes.data for array in arrays), result.ctypes.data])
+    exchange.finish()
+    return result.astype(frame.dtype(node.dtype), copy=False)
+
+
 def _identity(node: Node, src: Sequence[Array], frame: Frame) -> Array:
     return src[-1]
 
@@ -308,10 +334,11 @@ MEANING: dict[Op, Meaning] = {
     **dict.fromkeys(ELEMENTWISE, _elementwise), Op.CAST: _cast, Op.BITCAST: _bitcast,
     **dict.fromkeys(REDUCTIONS, _reduce), **dict.fromkeys(SCANS, _scan),
     Op.RESHAPE: _reshape, Op.PERMUTE: _permute, Op.EXPAND: _expand, Op.PAD: _pad,
-    Op.SHRINK: _shrink, Op.FLIP: _flip, Op.GATHER: _gather,
+    Op.SHRINK: _shrink, Op.FLIP: _flip, Op.WINDOW: _window, Op.GATHER: _gather,
     **dict.fromkeys(SCATTERS, _scatter), Op.SORT: _sort, Op.DISTRIBUTE: _distribute,
     Op.CONST: _const, Op.IOTA: _iota, Op.VARIABLE: _variable,
     Op.CONTIGUOUS: _identity, Op.ASSIGN: _identity, Op.COPY: _identity,
+    Op.COLLECTIVE: _collective, Op.CUSTOM: lambda node, src, frame: src[0],
 }  # fmt: skip
 
 
@@ -352,7 +379,7 @@ class ReferenceProgram:
 
     def __init__(self, graph: Graph) -> None:
         self.graph = graph
-        self.order = topological(graph.roots)
+        self.order = topological(in_order(graph.roots, topological(graph.roots)))
 
     def run(self, buffers: Sequence[Buffer], variables: dict[str, int]) -> None:
         """Compute every root, then write each into its slot."""
@@ -388,6 +415,10 @@ class ReferenceRuntime:
     def copy_out(self, memory: Array, data: memoryview) -> None:
         """Read the first len(data) bytes of memory into `data`."""
         data[:] = memory[: data.nbytes].data
+
+    def first(self, memory: Array, dtype: DType) -> int | float | bool:
+        """The first element of memory."""
+        return number_of(memory[: dtype.itemsize].tobytes(), dtype)
 
     def compile(self, graph: Graph) -> ReferenceProgram:
         """A program that interprets the graph."""
@@ -444,4 +475,5 @@ def evaluate(
             raise DeviceError(f"evaluate: no value was given for {node!r}")
         return array.astype(frame.dtype(node.dtype))
 
-    return [np.array(x) for x in _compute(topological(roots), roots, load, frame)]
+    order = topological(in_order(roots, topological(roots)))
+    return [np.array(x) for x in _compute(order, roots, load, frame)]

@@ -350,6 +350,7 @@ def test_training_steps(on_device, name):
 
 def test_one_native_call_per_step(monkeypatch):
     from minigrad.runtimes.cpu_pool import Pool
+    from minigrad.runtimes.cpu_replay import CpuReplay
 
     w = Tensor(data(6, 3))
     optimizer = nn.optim.AdamW([w], lr=0.01)
@@ -364,13 +365,19 @@ def test_one_native_call_per_step(monkeypatch):
 
     batches = [(Tensor(data(5, 6)), Tensor([0, 1, 2, 1, 0])) for _ in range(12)]
     calls = []
-    run = Pool.run
+    run, prepare = Pool.run, CpuReplay._prepare
 
-    def counting(pool, *args):
-        calls.append(1)
+    def run_counting(pool, *args):
+        calls.append("of a program")
         run(pool, *args)
 
-    monkeypatch.setattr(Pool, "run", counting)
+    def prepare_counting(replay):
+        prepare(replay)
+        native = replay.native
+        replay.native = lambda: calls.append("of a replay") or native()
+
+    monkeypatch.setattr(Pool, "run", run_counting)
+    monkeypatch.setattr(CpuReplay, "_prepare", prepare_counting)
     for x, y in batches[:2]:
         step(x, y)
     assert calls
@@ -382,7 +389,7 @@ def test_one_native_call_per_step(monkeypatch):
         started = GlobalCounters.program_calls
         loss = step(x, y)
         assert GlobalCounters.program_calls == started + 1
-        assert len(calls) == number
+        assert calls == ["of a replay"] * number
         assert np.isfinite(loss.item())
     assert [getattr(GlobalCounters, name) for name in names] == before
 

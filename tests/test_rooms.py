@@ -20,7 +20,7 @@ ROOMS: tuple[tuple[str, ...], ...] = (
     ("minigrad.schedule",),
     ("minigrad.loops",),
     ("minigrad.render",),
-    ("minigrad.device", "minigrad.program", "minigrad.cache"),
+    ("minigrad.device", "minigrad.program", "minigrad.cache", "minigrad.collective"),
     ("minigrad.runtimes",),
     ("minigrad.tensor", "minigrad.jit"),
     ("minigrad.nn", "minigrad.array_api", "minigrad.einops"),

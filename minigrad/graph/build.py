@@ -76,8 +76,8 @@ def elementwise(op: Op, *src: Node) -> Node:
 
 
 _FLOAT_ONLY = frozenset({
-    Op.SQRT, Op.EXP, Op.EXP2, Op.LOG, Op.LOG2, Op.SIN, Op.COS, Op.TANH, Op.ERF, Op.FLOOR, Op.CEIL,
-    Op.TRUNC, Op.ROUND, Op.DIV, Op.POW,
+    Op.SQRT, Op.EXP, Op.EXP2, Op.LOG, Op.LOG2, Op.SIN, Op.COS, Op.ASIN, Op.ACOS, Op.ATAN, Op.TANH,
+    Op.ERF, Op.FLOOR, Op.CEIL, Op.TRUNC, Op.ROUND, Op.DIV, Op.POW,
 })  # fmt: skip
 _INT_ONLY = frozenset({Op.IDIV, Op.SHL, Op.SHR})
 _BITS_ONLY = frozenset({Op.NOT, Op.AND, Op.OR, Op.XOR})
@@ -284,6 +284,36 @@ def flip(x: Node, axes: Sequence[int]) -> Node:
     return make(Op.FLIP, x.dtype, x.shape, (x,), axes, x.device)
 
 
+Window = tuple[int, int, int, int]  # axis, size, step, dilation
+
+
+def window(x: Node, windows: Sequence[Window]) -> Node:
+    """Windows along axes: out[…w…, …j…] = x[…step·w + dilation·j…].
+
+    Each axis keeps its place and counts the windows that fit; the places j inside them are new last
+    dimensions, in the order of `windows`.
+    """
+    windows = tuple((axis, size, step, dilation) for axis, size, step, dilation in windows)
+    shape = list(x.shape)
+    for axis, size, step, dilation in windows:
+        extent = x.shape[axis] if 0 <= axis < x.ndim else 0
+        known = extent if isinstance(extent, int) else 0
+        if min(size, step, dilation) <= 0 or dilation * (size - 1) >= known:
+            raise ShapeError(
+                f"window of size {size}, step {step}, dilation {dilation} along axis {axis} of "
+                f"{x.shape}: expected numbers > 0 and at least {dilation * (size - 1) + 1} elements"
+            )
+        shape[axis] = (known - dilation * (size - 1) - 1) // step + 1
+    if len({axis for axis, *_ in windows}) < len(windows):
+        raise ShapeError(f"window {windows}: an axis twice; expected each once")
+    full = (*shape, *(size for _, size, _, _ in windows))
+    if not windows:
+        return x
+    if x.op is Op.CONST:
+        return make(Op.CONST, x.dtype, full, (), x.arg, x.device)
+    return make(Op.WINDOW, x.dtype, full, (x,), windows, x.device)
+
+
 def gather(x: Node, index: Node, axis: int) -> Node:
     """out[…, i, …] = x[…, index[…, i, …], …] along axis; other dimensions are equal.
 
@@ -351,6 +381,16 @@ def copy(x: Node, device: str) -> Node:
     return x if x.device == device else make(Op.COPY, x.dtype, x.shape, (x,), device, device)
 
 
+def custom(value: Node, sources: Sequence[Node], rule: Any) -> Node:
+    """`value`, whose gradients with respect to `sources` are rule(node, g) and nothing else.
+
+    The rule gets this node, perhaps rebuilt on other sources (`node.src[1:]`), and the gradient of
+    its value; it gives one gradient per source, None for a source that has none.
+    """
+    src = (value, *sources)
+    return make(Op.CUSTOM, value.dtype, value.shape, src, rule, _device(Op.CUSTOM, src))
+
+
 def rebuild(node: Node, src: Sequence[Node]) -> Node:
     """The same operation on other sources (through the constructors, so it simplifies)."""
     src = tuple(src)
@@ -379,6 +419,8 @@ def rebuild(node: Node, src: Sequence[Node]) -> Node:
         return shrink(src[0], node.arg)
     if op is Op.FLIP:
         return flip(src[0], node.arg)
+    if op is Op.WINDOW:
+        return window(src[0], node.arg)
     if op is Op.CONTIGUOUS:
         return contiguous(src[0])
     return make(op, node.dtype, node.shape, src, node.arg, node.device)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from minigrad.graph.node import Node, Op, make, topological
@@ -54,9 +54,13 @@ class Canonical:
         slots = {memory: slot for slot, memory in enumerate(self.inputs)}
         new: dict[Node, Node] = {}
         unbound: dict[str, int] = {}
+        numbers = exchange_numbers(self.order)
         for node in self.order:
             shape = tuple(unbind(extent, unbound) for extent in node.shape)
-            arg = slots[node.arg] if node.op is Op.BUFFER else _unbind_arg(node.arg, unbound)
+            if node.op is Op.COLLECTIVE:
+                arg = replace(node.arg, number=numbers[node.arg.number])
+            else:
+                arg = slots[node.arg] if node.op is Op.BUFFER else _unbind_arg(node.arg, unbound)
             src = tuple(new[source] for source in node.src)
             new[node] = make(node.op, node.dtype, shape, src, arg, node.device)
         roots = []
@@ -81,6 +85,12 @@ def _unbind_arg(arg: Any, values: dict[str, int]) -> Any:
     return arg
 
 
+def exchange_numbers(order: Sequence[Node]) -> dict[int, int]:
+    """New numbers of the COLLECTIVEs among some nodes: 0, 1, … in the order of the old ones."""
+    found = sorted({node.arg.number for node in order if node.op is Op.COLLECTIVE})
+    return {number: place for place, number in enumerate(found)}
+
+
 def canonicalize(roots: Sequence[Node]) -> Canonical:
     """Number the buffers of a graph whose roots are to be stored (ASSIGN roots: in place)."""
     order = topological(roots)
@@ -88,6 +98,7 @@ def canonicalize(roots: Sequence[Node]) -> Canonical:
     inputs: dict[Any, int] = {}
     values: dict[str, int] = {}
     rows: list[Any] = []
+    numbers: dict[int, int] = {}  # of its exchanges
     for index, node in enumerate(order):
         number[node] = index
         op, arg, shape = node.op, node.arg, node.shape
@@ -95,6 +106,9 @@ def canonicalize(roots: Sequence[Node]) -> Canonical:
             arg = inputs.setdefault(arg, len(inputs))
         elif op is Op.CONST:
             arg = struct.pack("<d", arg) if node.dtype.is_float else int(arg)
+        elif op is Op.COLLECTIVE:
+            numbers = numbers or exchange_numbers(order)
+            arg = replace(arg, number=numbers[arg.number])
         elif arg is not None:
             arg = _unbind_arg(arg, values)
         for extent in shape:

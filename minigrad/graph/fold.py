@@ -66,6 +66,7 @@ _EXACT: dict[Op, Callable[..., Any]] = {
 _ROUNDED: dict[Op, Callable[..., float]] = {
     Op.EXP: math.exp, Op.EXP2: lambda x: math.pow(2.0, x), Op.LOG: math.log, Op.LOG2: math.log2,
     Op.SIN: math.sin, Op.COS: math.cos, Op.TANH: math.tanh, Op.ERF: math.erf, Op.POW: math.pow,
+    Op.ASIN: math.asin, Op.ACOS: math.acos, Op.ATAN: math.atan,
 }  # fmt: skip
 
 

@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 
 from minigrad.dtype import dtypes
 from minigrad.errors import DTypeError, GradientError, ShapeError
-from minigrad.graph import build
+from minigrad.graph import build, collective
 from minigrad.graph.addressed import (
     gather_rule,
     scatter_add_rule,
@@ -28,8 +28,10 @@ from minigrad.graph.build import elementwise
 from minigrad.graph.node import Node, Op, Shape, topological
 from minigrad.graph.scans import cummax_rule, cumprod_rule, cumsum_rule
 from minigrad.graph.symbolic import Integer, high, sub
+from minigrad.graph.windows import cropped, overlap_add
 
-Rule = Callable[[Node, Node], Node]  # (node, gradient of the node) → gradient of one source
+# (node, gradient of the node) → gradient of one source; None where it turns out to have none
+Rule = Callable[[Node, Node], Node | None]
 
 
 def gradient(
@@ -53,10 +55,13 @@ def gradient(
         if node not in parts:
             continue
         total = found[node] = _sum(parts.pop(node))
-        rules = _rules_of(node, active)
+        if node.op is Op.ASSIGN and any(source in active for source in node.src):
+            raise _write_in_the_way(node)
+        rules = rules_of(node)
         for source, rule in zip(node.src, rules, strict=False):
-            if rule is not None and source in active:
-                parts.setdefault(source, []).append(rule(node, total))
+            part = rule(node, total) if rule is not None and source in active else None
+            if part is not None:
+                parts.setdefault(source, []).append(part)
     return [found.get(target) for target in targets]
 
 
@@ -84,14 +89,35 @@ def _active(order: Sequence[Node], targets: Sequence[Node]) -> set[Node]:
     return active
 
 
-def _rules_of(node: Node, active: set[Node]) -> tuple[Rule | None, ...]:
-    if node.op is Op.ASSIGN and any(source in active for source in node.src):
-        raise GradientError(
-            f"a gradient would flow through the in-place write to {node.src[0]!r}: compute the "
-            "loss from the value that was written, or write (assign, setitem, optimizer step) "
-            "inside no_grad() or to a detached tensor"
-        )
-    return RULES.get(node.op, ())
+def _write_in_the_way(node: Node) -> GradientError:
+    return GradientError(
+        f"a gradient would flow through the in-place write to {node.src[0]!r}: compute the "
+        "loss from the value that was written, or write (assign, setitem, optimizer step) "
+        "inside no_grad() or to a detached tensor"
+    )
+
+
+def rules_of(node: Node) -> tuple[Rule | None, ...]:
+    """A rule per source, None where nothing flows."""
+    if node.op is Op.COLLECTIVE:
+        sent: int = node.arg.payload
+        return (collective.gradient,) * sent
+    return _custom_rules(node) if node.op is Op.CUSTOM else RULES.get(node.op, ())
+
+
+def _custom_rules(node: Node) -> tuple[Rule | None, ...]:
+    """The rules of a CUSTOM, whose `arg` gives the gradients of all its sources at once."""
+    known: dict[Node, Sequence[Node | None]] = {}
+
+    def rule_of(place: int) -> Rule:
+        def rule(node: Node, g: Node) -> Node | None:
+            if g not in known:
+                known[g] = node.arg(node, g)
+            return known[g][place]
+
+        return rule
+
+    return (None, *(rule_of(place) for place in range(len(node.src) - 1)))
 
 
 def _sum(parts: Sequence[Node]) -> Node:
@@ -147,6 +173,19 @@ def _sin(node: Node, g: Node) -> Node:
 
 def _cos(node: Node, g: Node) -> Node:
     return _neg(_mul(g, elementwise(Op.SIN, node.src[0])))
+
+
+def _asin(node: Node, g: Node) -> Node:
+    """g / √((1 − x)(1 + x)), which near ±1 is more exact than 1 − x²."""
+    x = node.src[0]
+    one = _full(x, 1.0)
+    product = _mul(elementwise(Op.SUB, one, x), elementwise(Op.ADD, one, x))
+    return _div(g, elementwise(Op.SQRT, product))
+
+
+def _atan(node: Node, g: Node) -> Node:
+    x = node.src[0]
+    return _div(g, elementwise(Op.ADD, _mul(x, x), _full(x, 1.0)))
 
 
 def _tanh(node: Node, g: Node) -> Node:
@@ -302,7 +341,7 @@ def _expand(node: Node, g: Node) -> Node:
 
 def _pad(node: Node, g: Node) -> Node:
     pairs = zip(node.arg, node.src[0].shape, strict=True)
-    return build.shrink(g, [(before, before + extent) for (before, _), extent in pairs])
+    return cropped(g, [(before, before + extent) for (before, _), extent in pairs])
 
 
 def _shrink(node: Node, g: Node) -> Node:
@@ -324,6 +363,9 @@ RULES: dict[Op, tuple[Rule | None, ...]] = {
     Op.LOG2: (_log2,),
     Op.SIN: (_sin,),
     Op.COS: (_cos,),
+    Op.ASIN: (_asin,),
+    Op.ACOS: (lambda node, g: _neg(_asin(node, g)),),
+    Op.ATAN: (_atan,),
     Op.TANH: (_tanh,),
     Op.ERF: (_erf,),
     Op.CAST: (_cast,),
@@ -352,6 +394,7 @@ RULES: dict[Op, tuple[Rule | None, ...]] = {
     Op.PAD: (_pad,),
     Op.SHRINK: (_shrink,),
     Op.FLIP: (lambda node, g: build.flip(g, node.arg),),
+    Op.WINDOW: (lambda node, g: overlap_add(g, node.arg, node.src[0].shape),),
     Op.GATHER: (gather_rule, None),
     Op.SCATTER_ADD: (_same, None, scatter_add_rule),
     Op.SCATTER_MAX: (scatter_max_base_rule, None, scatter_max_rule),

@@ -41,6 +41,9 @@ class Op(Enum):
     LOG2 = "log2"
     SIN = "sin"
     COS = "cos"
+    ASIN = "asin"
+    ACOS = "acos"
+    ATAN = "atan"
     TANH = "tanh"
     ERF = "erf"
     FLOOR = "floor"
@@ -90,6 +93,7 @@ class Op(Enum):
     PAD = "pad"  # ((before, after), …) with zeros
     SHRINK = "shrink"  # ((start, stop), …)
     FLIP = "flip"  # (axes)
+    WINDOW = "window"  # ((axis, size, step, dilation), …) the axis counts windows, new last ones
 
     # addressed by data
     GATHER = "gather"  # (axis) out[…i…] = x[…index[…i…]…]; an index out of range reads 0
@@ -103,11 +107,13 @@ class Op(Enum):
     CONTIGUOUS = "contiguous"  # identity, stored in a buffer
     ASSIGN = "assign"  # target BUFFER, value: the value, stored in the target's memory
     COPY = "copy"  # identity on another device (arg)
+    COLLECTIVE = "collective"  # (Collective) an exchange with other ranks: graph/collective.py
+    CUSTOM = "custom"  # (rule) the first source; `rule` gives the gradients of the others
 
 
 UNARY = frozenset({
-    Op.NEG, Op.NOT, Op.SQRT, Op.EXP, Op.EXP2, Op.LOG, Op.LOG2, Op.SIN, Op.COS, Op.TANH, Op.ERF,
-    Op.FLOOR, Op.CEIL, Op.TRUNC, Op.ROUND, Op.CAST, Op.BITCAST,
+    Op.NEG, Op.NOT, Op.SQRT, Op.EXP, Op.EXP2, Op.LOG, Op.LOG2, Op.SIN, Op.COS, Op.ASIN, Op.ACOS,
+    Op.ATAN, Op.TANH, Op.ERF, Op.FLOOR, Op.CEIL, Op.TRUNC, Op.ROUND, Op.CAST, Op.BITCAST,
 })  # fmt: skip
 COMPARISONS = frozenset({Op.LT, Op.LE, Op.EQ, Op.NE})
 BINARY = COMPARISONS | frozenset({
@@ -118,23 +124,34 @@ ELEMENTWISE = UNARY | BINARY | {Op.WHERE}
 REDUCTIONS = frozenset({Op.SUM, Op.MAX, Op.PROD})
 SCANS = {Op.CUMSUM: Op.SUM, Op.CUMPROD: Op.PROD, Op.CUMMAX: Op.MAX}  # and what each combines by
 SCATTERS = {Op.SCATTER_ADD: Op.SUM, Op.SCATTER_MAX: Op.MAX, Op.SCATTER_PROD: Op.PROD}
-MOVEMENT = frozenset({Op.RESHAPE, Op.PERMUTE, Op.EXPAND, Op.PAD, Op.SHRINK, Op.FLIP})
+MOVEMENT = frozenset({
+    Op.RESHAPE, Op.PERMUTE, Op.EXPAND, Op.PAD, Op.SHRINK, Op.FLIP, Op.WINDOW,
+})  # fmt: skip
+
+
+class Form:
+    """What BUFFERs of one dtype, shape and device have in common."""
+
+    __slots__ = ("__weakref__",)
 
 
 class Node:
     """One operation on whole arrays; make nodes with the functions of `minigrad.graph.build`.
 
     Attributes: op, dtype, shape (ints, or `Affine`s where symbolic), src (the operands), arg (see
-    `Op`), device (the name of the device that computes it).
+    `Op`), device (the name of the device that computes it). form: the same object for all BUFFERs
+    of one dtype, shape and device, so that one look compares them; None for other operations, and
+    for a BUFFER that must not be taken for any other.
     """
 
-    __slots__ = ("op", "dtype", "shape", "src", "arg", "device", "__weakref__")
+    __slots__ = ("op", "dtype", "shape", "src", "arg", "device", "form", "__weakref__")
     op: Op
     dtype: DType
     shape: Shape
     src: tuple[Node, ...]
     arg: Any
     device: str
+    form: Form | None
 
     def __repr__(self) -> str:
         shape = ", ".join(str(extent) for extent in self.shape)
@@ -151,6 +168,7 @@ class Node:
 
 
 _interned: weakref.WeakValueDictionary[Any, Node] = weakref.WeakValueDictionary()
+_forms: weakref.WeakValueDictionary[Any, Form] = weakref.WeakValueDictionary()
 _lock = threading.Lock()
 
 
@@ -169,15 +187,29 @@ def make(
             node = Node()
             node.op, node.dtype, node.shape = op, dtype, shape
             node.src, node.arg, node.device = src, arg, device
+            node.form = _form_of(dtype, shape, device) if op is Op.BUFFER else None
             _interned[key] = node
     return node
 
 
-def own_buffer(memory: Any, dtype: DType, shape: Shape, device: str) -> Node:
+def form_of(dtype: DType, shape: Shape, device: str) -> Form:
+    """The form of a BUFFER."""
+    with _lock:
+        return _form_of(dtype, shape, device)
+
+
+def _form_of(dtype: DType, shape: Shape, device: str) -> Form:
+    form = _forms.get((dtype, shape, device))
+    if form is None:
+        form = _forms[dtype, shape, device] = Form()
+    return form
+
+
+def own_buffer(memory: Any, dtype: DType, shape: Shape, device: str, form: Form) -> Node:
     """A BUFFER node for memory of which no other node can know; skips the table of nodes."""
     node = Node()
     node.op, node.dtype, node.shape = Op.BUFFER, dtype, shape
-    node.src, node.arg, node.device = (), memory, device
+    node.src, node.arg, node.device, node.form = (), memory, device, form
     return node
 
 

@@ -141,6 +141,8 @@ def vector_width(
     copies = 4 if operations <= 8 or reduces and operations <= 16 else 2 if operations <= 24 else 1
     while copies > 1 and isinstance(extent, int) and extent < copies * lanes:
         copies //= 2
+    while lanes * copies > target.most_lanes:
+        copies //= 2
     if isinstance(extent, int) and extent < lanes:
         while lanes > 1 and lanes // 2 >= extent:
             lanes //= 2

@@ -102,6 +102,17 @@ class Nest:
         return stop
 
 
+def whole_vectors(loop: Loop) -> bool:
+    """Whether a lanes loop never has a rest: its start and stops are multiples of its step."""
+    return all(_divides(x, loop.step) for x in (loop.start, *loop.stops))
+
+
+def _divides(x: Integer, width: int) -> bool:
+    if isinstance(x, int):
+        return x % width == 0
+    return x.constant % width == 0 and all(c % width == 0 for _, c in x.terms)
+
+
 def arrays_written(statement: Statement) -> frozenset[Array]:
     """All arrays that a statement stores to."""
     if isinstance(statement, Store):

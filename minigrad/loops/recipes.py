@@ -6,6 +6,8 @@
     scan          running reductions, parallel over what is kept (see scans.py)
     distribute    one pass of a sort (see scans.py)
     contraction   register tiles (see contraction.py)
+    thin          a matrix times a vector, or a few (see thin.py)
+    blocks        rows in which products take part, several at a time (see blocks.py)
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ from minigrad.loops.axes import (
     unit_stride_axis,
     vector_width,
 )
+from minigrad.loops.blocks import blocks
 from minigrad.loops.build import (
     combine,
     flat_loop,
@@ -42,6 +45,7 @@ from minigrad.loops.nest import Nest, Statement, Store, Stores
 from minigrad.loops.rows import rows
 from minigrad.loops.scans import distribute, scan
 from minigrad.loops.target import Target
+from minigrad.loops.thin import thin
 from minigrad.schedule import expr
 from minigrad.schedule.schedule import Kernel
 from minigrad.schedule.stage import index_of, make_axis
@@ -51,8 +55,14 @@ BLOCK = 4096  # elements of a long vector loop that one parallel iteration takes
 
 def lower(kernel: Kernel, target: Target, name: str = "kernel") -> Nest:
     """The loop nest of a kernel."""
+    if kernel.kind in ("contraction", "rows"):
+        nest = thin(kernel, target, name)
+        if nest is not None:
+            return nest
     if kernel.kind == "contraction":
         return contraction(kernel, target, name)
+    if kernel.kind == "blocks":
+        return blocks(kernel, target, name)
     if kernel.kind == "scatter":
         return scatter(kernel, target, name)
     if kernel.kind == "scan":

@@ -9,7 +9,7 @@ from minigrad.errors import ShapeError
 from minigrad.tensor import Tensor
 
 
-def _uniform(shape: tuple[int, ...], inputs: int) -> Tensor:
+def uniform(shape: tuple[int, ...], inputs: int) -> Tensor:
     """A parameter uniform in ±1/√inputs, as PyTorch initialises linear and convolution layers."""
     bound = 1 / math.sqrt(max(inputs, 1))
     return Tensor.uniform(*shape, low=-bound, high=bound, requires_grad=True)
@@ -19,8 +19,8 @@ class Linear:
     """x·Wᵀ + b. weight (out_features, in_features), bias (out_features,)."""
 
     def __init__(self, in_features: int, out_features: int, bias: bool = True) -> None:
-        self.weight = _uniform((out_features, in_features), in_features)
-        self.bias = _uniform((out_features,), in_features) if bias else None
+        self.weight = uniform((out_features, in_features), in_features)
+        self.bias = uniform((out_features,), in_features) if bias else None
 
     def __call__(self, x: Tensor) -> Tensor:
         """(…, in_features) → (…, out_features)."""
@@ -40,51 +40,6 @@ class Embedding:
     def __call__(self, index: Tensor) -> Tensor:
         """Integers (…) → (…, embedding_dim)."""
         return index.embedding(self.weight)
-
-
-def _shape_of(normalized_shape: int | Sequence[int]) -> tuple[int, ...]:
-    return (normalized_shape,) if isinstance(normalized_shape, int) else tuple(normalized_shape)
-
-
-def _check_tail(name: str, x: Tensor, shape: tuple[int, ...]) -> None:
-    if x.shape[x.ndim - len(shape) :] != shape or x.ndim < len(shape):
-        raise ShapeError(f"{name} of {x.shape}: expected the last dimensions to be {shape}")
-
-
-class LayerNorm:
-    """Normalization over the last dimensions (Ba et al. 2016), then ·weight + bias."""
-
-    def __init__(
-        self, normalized_shape: int | Sequence[int], eps: float = 1e-5,
-        elementwise_affine: bool = True, bias: bool = True,
-    ) -> None:  # fmt: skip
-        self.normalized_shape, self.eps = _shape_of(normalized_shape), eps
-        shape = self.normalized_shape
-        self.weight = Tensor.ones(shape, requires_grad=True) if elementwise_affine else None
-        self.bias = Tensor.zeros(shape, requires_grad=True) if elementwise_affine and bias else None
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """Same shape and dtype as x."""
-        _check_tail("LayerNorm", x, self.normalized_shape)
-        axes = tuple(range(-len(self.normalized_shape), 0))
-        return x.layernorm(axes, self.eps, self.weight, self.bias)
-
-
-class RMSNorm:
-    """Division by the root of the mean square (Zhang and Sennrich 2019), then ·weight."""
-
-    def __init__(
-        self, normalized_shape: int | Sequence[int], eps: float = 1e-6,
-        elementwise_affine: bool = True,
-    ) -> None:  # fmt: skip
-        self.normalized_shape, self.eps = _shape_of(normalized_shape), eps
-        shape = self.normalized_shape
-        self.weight = Tensor.ones(shape, requires_grad=True) if elementwise_affine else None
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """Same shape and dtype as x."""
-        _check_tail("RMSNorm", x, self.normalized_shape)
-        return x.rmsnorm(tuple(range(-len(self.normalized_shape), 0)), self.eps, self.weight)
 
 
 class Dropout:

@@ -12,9 +12,12 @@ from minigrad.tensor import Tensor
 
 
 class Optimizer:
-    """What optimizers share. params: tensors, each taken once; they become leaves."""
+    """What optimizers share. params: tensors, each taken once; they become leaves.
 
-    def __init__(self, params: Iterable[Tensor], lr: float) -> None:
+    lr: a number, or a float32 tensor of one element, which is then read at every step.
+    """
+
+    def __init__(self, params: Iterable[Tensor], lr: float | Tensor) -> None:
         self.params = list({id(tensor): tensor for tensor in params}.values())
         if not self.params:
             raise ValueError(f"{type(self).__name__}: no parameters were given")
@@ -27,7 +30,15 @@ class Optimizer:
         # in one program, and now: the first step is then the same program as all others
         Tensor.realize(*self.params)
         self.device = self.params[0].device
-        self.lr = self._number(lr)
+        if isinstance(lr, Tensor):
+            if lr.numel() != 1 or lr.dtype is not dtypes.float32 or lr.device != self.device:
+                raise ShapeError(
+                    f"{type(self).__name__}: lr is {lr.dtype.name} of shape {lr.shape} on "
+                    f"{lr.device}; expected one float32 on {self.device}"
+                )
+            self.lr = lr.realize()
+        else:
+            self.lr = self._number(lr)
         self.t = self._number(0.0)  # steps taken
         self.moments: dict[str, list[Tensor]] = {}
 
@@ -55,24 +66,31 @@ class Optimizer:
     def step(self) -> None:
         """Update the parameters that have a gradient; everything is realized in one program."""
         with Tensor.no_grad():
-            places = [i for i, param in enumerate(self.params) if param.grad is not None]
-            if not places:
+            written = self._write()
+            if not written:
                 raise GradientError(
                     f"{type(self).__name__}.step(): no parameter has a gradient; "
                     "call loss.backward() first"
                 )
-            self.t.assign(self.t + 1)
-            for place in places:
-                param = self.params[place]
-                if param.grad.shape != param.shape:
-                    raise ShapeError(
-                        f"{type(self).__name__}.step(): a gradient of shape {param.grad.shape} "
-                        f"for a parameter of shape {param.shape}"
-                    )
-                wide = param.cast(_wide(param.dtype))
-                param.assign(self._updated(place, wide, param.grad.cast(wide.dtype)))
-            moments = [tensors[i] for tensors in self.moments.values() for i in places]
-            Tensor.realize(self.t, *(self.params[i] for i in places), *moments)
+            Tensor.realize(*written)
+
+    def _write(self) -> list[Tensor]:
+        """Assign what a step changes; gives the tensors that wait to be realized."""
+        places = [i for i, param in enumerate(self.params) if param.grad is not None]
+        if not places:
+            return []
+        self.t.assign(self.t + 1)
+        for place in places:
+            param = self.params[place]
+            if param.grad.shape != param.shape:
+                raise ShapeError(
+                    f"{type(self).__name__}.step(): a gradient of shape {param.grad.shape} "
+                    f"for a parameter of shape {param.shape}"
+                )
+            wide = param.cast(_wide(param.dtype))
+            param.assign(self._updated(place, wide, param.grad.cast(wide.dtype)))
+        moments = [tensors[i] for tensors in self.moments.values() for i in places]
+        return [self.t, *(self.params[i] for i in places), *moments]
 
     def _updated(self, place: int, param: Tensor, grad: Tensor) -> Tensor:
         """The new value of a parameter; assigns its moments."""
@@ -114,7 +132,7 @@ class SGD(Optimizer):
     """Stochastic gradient descent with PyTorch's momentum: b ← momentum·b + g, p ← p − lr·b."""
 
     def __init__(
-        self, params: Iterable[Tensor], lr: float = 1e-3, momentum: float = 0.0,
+        self, params: Iterable[Tensor], lr: float | Tensor = 1e-3, momentum: float = 0.0,
         weight_decay: float = 0.0, nesterov: bool = False,
     ) -> None:  # fmt: skip
         super().__init__(params, lr)
@@ -141,14 +159,13 @@ class AdamW(Optimizer):
     """
 
     def __init__(
-        self, params: Iterable[Tensor], lr: float = 1e-3, b1: float = 0.9, b2: float = 0.999,
-        eps: float = 1e-8, weight_decay: float = 0.01, betas: tuple[float, float] | None = None,
+        self, params: Iterable[Tensor], lr: float | Tensor = 1e-3, b1: float = 0.9,
+        b2: float = 0.999, eps: float = 1e-8, weight_decay: float = 0.01,
+        betas: tuple[float, float] | None = None,
         decoupled: bool = True,
     ) -> None:  # fmt: skip
         super().__init__(params, lr)
-        self.b1, self.b2 = (b1, b2) if betas is None else betas
-        if not (0 <= self.b1 < 1 and 0 <= self.b2 < 1):
-            raise ValueError(f"betas ({self.b1}, {self.b2}): expected each in 0 … 1, without 1")
+        self.b1, self.b2 = _checked(b1, b2, betas)
         self.eps, self.weight_decay, self.decoupled = eps, weight_decay, decoupled
         self.m, self.v = self._add_moments("exp_avg"), self._add_moments("exp_avg_sq")
 
@@ -169,10 +186,158 @@ class Adam(AdamW):
     """Adam (Kingma and Ba 2015); weight_decay is added to the gradient."""
 
     def __init__(
-        self, params: Iterable[Tensor], lr: float = 1e-3, b1: float = 0.9, b2: float = 0.999,
-        eps: float = 1e-8, weight_decay: float = 0.0, betas: tuple[float, float] | None = None,
+        self, params: Iterable[Tensor], lr: float | Tensor = 1e-3, b1: float = 0.9,
+        b2: float = 0.999, eps: float = 1e-8, weight_decay: float = 0.0,
+        betas: tuple[float, float] | None = None,
     ) -> None:  # fmt: skip
         super().__init__(params, lr, b1, b2, eps, weight_decay, betas, decoupled=False)
+
+
+class LAMB(Optimizer):
+    """Adam's direction, as long in each tensor as its values (You et al. 2020).
+
+    p ← p − lr·‖p‖/‖u‖·u with u = m̂/(√v̂ + eps) + weight_decay·p; 1 for the quotient where a norm
+    is 0.
+    """
+
+    def __init__(
+        self, params: Iterable[Tensor], lr: float | Tensor = 1e-3, b1: float = 0.9,
+        b2: float = 0.999, eps: float = 1e-6, weight_decay: float = 0.0,
+        betas: tuple[float, float] | None = None,
+    ) -> None:  # fmt: skip
+        super().__init__(params, lr)
+        self.b1, self.b2 = _checked(b1, b2, betas)
+        self.eps, self.weight_decay = eps, weight_decay
+        self.m, self.v = self._add_moments("exp_avg"), self._add_moments("exp_avg_sq")
+
+    def _updated(self, place: int, param: Tensor, grad: Tensor) -> Tensor:
+        m, v = self.m[place], self.v[place]
+        m.assign(m * self.b1 + grad * (1 - self.b1))
+        v.assign(v * self.b2 + grad * grad * (1 - self.b2))
+        root = (v / _one_minus_power(self.b2, self.t)).sqrt()
+        update = m / _one_minus_power(self.b1, self.t) / (root + self.eps)
+        update = update + param * self.weight_decay
+        long, size = (x.square().sum().sqrt() for x in (param, update))
+        trust = (long.ne(0) & size.ne(0)).where(long / size, 1.0)
+        return param - update * (trust * self.lr)
+
+
+class Muon(Optimizer):
+    """Momentum whose matrix is made nearly orthogonal (Jordan et al. 2024), for matrices only.
+
+    As torch.optim.Muon: ns_steps of a quintic Newton–Schulz iteration in bfloat16 bring the
+    singular values of the momentum near 1. adjust_lr_fn: "original" scales by √max(1, rows/cols),
+    "match_rms_adamw" by 0.2·√max(rows, cols). Other parameters are for another optimizer (see
+    `OptimizerGroup`).
+    """
+
+    def __init__(
+        self, params: Iterable[Tensor], lr: float | Tensor = 1e-3, *, weight_decay: float = 0.1,
+        momentum: float = 0.95, nesterov: bool = True,
+        ns_coefficients: tuple[float, float, float] = (3.4445, -4.7750, 2.0315),
+        eps: float = 1e-7, ns_steps: int = 5, adjust_lr_fn: str | None = None,
+    ) -> None:  # fmt: skip
+        super().__init__(params, lr)
+        for param in self.params:
+            if param.ndim != 2:
+                raise ShapeError(
+                    f"Muon: a parameter of shape {param.shape}; expected matrices, and another "
+                    "optimizer for the rest (OptimizerGroup steps several as one)"
+                )
+        if adjust_lr_fn not in (None, "original", "match_rms_adamw"):
+            raise ValueError(
+                f"Muon(adjust_lr_fn={adjust_lr_fn!r}): expected 'original' or 'match_rms_adamw'"
+            )
+        self.weight_decay, self.momentum, self.nesterov = weight_decay, momentum, nesterov
+        self.coefficients, self.eps, self.ns_steps = ns_coefficients, eps, ns_steps
+        self.matches_adamw = adjust_lr_fn == "match_rms_adamw"
+        self.buffers = self._add_moments("momentum_buffer")
+
+    def _updated(self, place: int, param: Tensor, grad: Tensor) -> Tensor:
+        buffer = self.buffers[place]
+        buffer.assign(buffer + (grad - buffer) * (1 - self.momentum))
+        update = grad + (buffer - grad) * self.momentum if self.nesterov else buffer
+        rows, columns = (param._known_shape()[axis] for axis in (0, 1))
+        scale = math.sqrt(max(1.0, rows / columns))
+        if self.matches_adamw:
+            scale = 0.2 * math.sqrt(max(rows, columns))
+        turned = self._orthogonal(update, rows > columns).cast(param.dtype)
+        return param * (1 - self.lr * self.weight_decay) - turned * (self.lr * scale)
+
+    def _orthogonal(self, x: Tensor, tall: bool) -> Tensor:
+        """x ← a·x + (b·x·xᵀ + c·(x·xᵀ)²)·x, from x over its norm."""
+        a, b, c = self.coefficients
+        half = (x.T if tall else x).bfloat16()
+        norm = half.float().square().sum().sqrt().bfloat16().maximum(self.eps)
+        half = (half / norm).contiguous()
+        for _ in range(self.ns_steps):
+            gram = (half @ half.T).contiguous()
+            wide = gram.float()
+            step = (wide * b + wide @ wide * c).bfloat16().contiguous().float()
+            wide = half.float()
+            half = (wide * a + step @ wide).bfloat16().contiguous()
+        return half.T if tall else half
+
+
+class OptimizerGroup:
+    """Several optimizers, one for each kind of parameters, that step in one program."""
+
+    def __init__(self, *optimizers: Optimizer) -> None:
+        if not optimizers:
+            raise ValueError("OptimizerGroup: no optimizers were given")
+        self.optimizers = list(optimizers)
+        self.params = [param for optimizer in optimizers for param in optimizer.params]
+        if len({id(param) for param in self.params}) < len(self.params):
+            raise ValueError("OptimizerGroup: a parameter belongs to two optimizers")
+
+    def __getitem__(self, place: int) -> Optimizer:
+        return self.optimizers[place]
+
+    def __len__(self) -> int:
+        return len(self.optimizers)
+
+    def zero_grad(self) -> None:
+        """Forget all gradients."""
+        for optimizer in self.optimizers:
+            optimizer.zero_grad()
+
+    def step(self) -> None:
+        """Update the parameters that have a gradient; everything is realized in one program."""
+        with Tensor.no_grad():
+            written = [tensor for optimizer in self.optimizers for tensor in optimizer._write()]
+            if not written:
+                raise GradientError(
+                    "OptimizerGroup.step(): no parameter has a gradient; call loss.backward() first"
+                )
+            Tensor.realize(*written)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The optimizers' states; names begin with their numbers."""
+        return {
+            f"{i}.{name}": tensor
+            for i, optimizer in enumerate(self.optimizers)
+            for name, tensor in optimizer.state_dict().items()
+        }
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Go on from what `state_dict` gave."""
+        parts: list[dict[str, Tensor]] = [{} for _ in self.optimizers]
+        for name, tensor in state.items():
+            number, _, rest = name.partition(".")
+            if not number.isdigit() or int(number) >= len(parts):
+                raise KeyError(
+                    f"OptimizerGroup.load_state_dict: {name!r} for {len(parts)} optimizers"
+                )
+            parts[int(number)][rest] = tensor
+        for optimizer, part in zip(self.optimizers, parts, strict=True):
+            optimizer.load_state_dict(part)
+
+
+def _checked(b1: float, b2: float, betas: tuple[float, float] | None) -> tuple[float, float]:
+    first, second = (b1, b2) if betas is None else betas
+    if not (0 <= first < 1 and 0 <= second < 1):
+        raise ValueError(f"betas ({first}, {second}): expected each in 0 … 1, without 1")
+    return first, second
 
 
 def _one_minus_power(base: float, t: Tensor) -> Tensor:
@@ -201,4 +366,6 @@ def clip_grad_norm(params: Iterable[Tensor], max_norm: float) -> Tensor:
         return norm
 
 
-__all__ = ["SGD", "Adam", "AdamW", "Optimizer", "clip_grad_norm"]
+__all__ = [
+    "LAMB", "SGD", "Adam", "AdamW", "Muon", "Optimizer", "OptimizerGroup", "clip_grad_norm",
+]  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import json
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
@@ -12,7 +13,9 @@ from typing import Any
 from minigrad.device import Device
 from minigrad.dtype import DType, dtypes
 from minigrad.errors import DTypeError, ShapeError
+from minigrad.nn.gguf import gguf_load
 from minigrad.nn.layers import Sequential
+from minigrad.nn.torch_file import torch_load
 from minigrad.tensor import Tensor
 
 _NAMES: dict[str, DType] = {
@@ -72,8 +75,8 @@ def load_state_dict(
 ) -> None:
     """Copy values into a model's tensors in place, cast to their dtypes.
 
-    Raises KeyError where strict and names differ, ShapeError where shapes differ; the model is then
-    as it was before.
+    Raises KeyError where strict and names differ, ShapeError where shapes differ, DTypeError where
+    floats would become integers; the model is then as it was before.
     """
     own = get_state_dict(model)
     missing = [name for name in own if name not in state]
@@ -88,6 +91,11 @@ def load_state_dict(
         if target.shape != value.shape:
             raise ShapeError(
                 f"load_state_dict: {name} has shape {value.shape}, the model's {target.shape}"
+            )
+        if value.dtype.is_float and not target.dtype.is_float:
+            raise DTypeError(
+                f"load_state_dict: {name} is {value.dtype.name}, the model's {target.dtype.name}; "
+                "expected integers"
             )
     with Tensor.no_grad():
         values = [value.cast(target.dtype) for _, target, value in pairs]
@@ -155,10 +163,19 @@ def write_atomically(path: str | os.PathLike[str], write: Callable[[Any], Any]) 
 
 
 def safe_load(path: str | os.PathLike[str], device: str | None = None) -> dict[str, Tensor]:
-    """The tensors of a safetensors file, by name."""
+    """The tensors of a safetensors file, by name; of all parts, if given their .index.json."""
     from safetensors import deserialize
 
     result: dict[str, Tensor] = {}
+    if os.fspath(path).endswith(".index.json"):
+        parts = _parts_of_index(Path(path))
+        for part, names in parts.items():
+            found = safe_load(part, device)
+            missing = [name for name in names if name not in found]
+            if missing:
+                raise KeyError(f"safe_load: {path} says that {part.name} has {missing[:8]}")
+            result.update((name, found[name]) for name in names)
+        return result
     where = Device.canonical(device or Device.DEFAULT)
     read: Any = deserialize  # the package has no annotations
     for name, entry in read(Path(path).read_bytes()):
@@ -169,9 +186,30 @@ def safe_load(path: str | os.PathLike[str], device: str | None = None) -> dict[s
     return result
 
 
+def _parts_of_index(path: Path) -> dict[Path, list[str]]:
+    """The files that an index names, which are beside it, each with its tensors' names."""
+    content = json.loads(path.read_text())
+    places = content.get("weight_map") if isinstance(content, dict) else None
+    if not isinstance(places, dict):
+        raise ValueError(f"safe_load: {path} has no weight_map, which says where each tensor is")
+    parts: dict[Path, list[str]] = {}
+    for name, file in places.items():
+        if not isinstance(file, str) or Path(file).name != file:
+            raise ValueError(f"safe_load: {path} names {file!r}, expected a file beside it")
+        parts.setdefault(path.parent / file, []).append(name)
+    return parts
+
+
 def safe_load_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
     """The text that `safe_save` was given beside the tensors."""
     from safetensors import safe_open
 
     with safe_open(os.fspath(path), framework="np") as file:
         return dict(file.metadata() or {})
+
+
+__all__ = [
+    "get_parameters", "get_state_dict", "gguf_load", "load_state_dict", "safe_load",
+    "safe_load_metadata",
+    "safe_save", "torch_load", "write_atomically",
+]  # fmt: skip

@@ -59,10 +59,10 @@ def render(nest: Nest, fp64: bool = True, device: str = "CL") -> Source:
 
     Raises DTypeError where it computes in float64 and the device cannot (`fp64` False).
     """
-    return _Emitter(nest, Language(fp64, device)).source()
+    return Emitter(nest, Language(fp64, device)).source()
 
 
-class _Emitter(IndexEmitter):
+class Emitter(IndexEmitter):
     """Emits statements, expressions and memory accesses. Indices are in the base class."""
 
     def __init__(self, nest: Nest, language: Language) -> None:
@@ -291,7 +291,7 @@ class _Emitter(IndexEmitter):
                 indices.update(_operands(e))
         texts: dict[Expr, str] = {}
         for e in order:
-            text = texts[e] = self._text(e, texts)
+            text = texts[e] = self._text(e, texts, levels)
             if e.op is Op.CONST:
                 continue
             again = uses.get(e, 0) > 1 or levels[e] < user[e] or len(text) > LONGEST
@@ -302,10 +302,12 @@ class _Emitter(IndexEmitter):
     def _declare(self, e: Expr, text: str, level: int) -> str:
         """Give a value a name at a level, and remember it."""
         name = self.number("v")
-        kind = self.language.type_of(e.dtype)
-        self.levels[level].lines.append(f"const {kind} {name} = {bare(text)};")
+        self.levels[level].lines.append(f"const {self._type_of(e)} {name} = {bare(text)};")
         self.remember(e, name, level, self._changing(e))
         return name
+
+    def _type_of(self, e: Expr) -> str:
+        return self.language.type_of(e.dtype)
 
     def _expand(self, root: Expr) -> Expr:
         if root not in self.expanded:
@@ -355,7 +357,7 @@ class _Emitter(IndexEmitter):
             self.changing[top] = found.union(*(self.changing[o] for o in _operands(top)))
         return self.changing[e]
 
-    def _text(self, e: Expr, texts: dict[Expr, str]) -> str:
+    def _text(self, e: Expr, texts: dict[Expr, str], levels: dict[Expr, int]) -> str:
         if e.op is Op.CONST:
             self.language.type_of(e.dtype)
             return literal(e.payload, e.dtype)

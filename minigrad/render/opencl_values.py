@@ -228,8 +228,8 @@ class Language:
             return self.cast(args[0], source, e.dtype)
         if e.op is Op.BITCAST:
             return self._bitcast(args[0], source, e.dtype)
-        if e.op in _COMPARISONS:
-            return f"({args[0]} {_COMPARISONS[e.op]} {args[1]})"
+        if e.op in COMPARISONS:
+            return f"({args[0]} {COMPARISONS[e.op]} {args[1]})"
         if source.is_bool:
             return self._on_bools(e, args)
         return self._on_floats(e, args) if source.is_float else self._on_integers(e, args)
@@ -248,12 +248,12 @@ class Language:
 
     def _on_floats(self, e: Expr, args: list[str]) -> str:
         kind = register_type(e.dtype)
-        if e.op in _ARITHMETIC:
-            return f"({args[0]} {_ARITHMETIC[e.op]} {args[1]})"
+        if e.op in ARITHMETIC:
+            return f"({args[0]} {ARITHMETIC[e.op]} {args[1]})"
         if e.op is Op.NEG:
             return f"(-{args[0]})"
-        if e.op in _FLOAT_CALLS:
-            name = _FLOAT_CALLS[e.op]
+        if e.op in FLOAT_CALLS:
+            name = FLOAT_CALLS[e.op]
         elif e.op in _FLOAT_FUNCTIONS:
             name = self.function(_FLOAT_FUNCTIONS[e.op], kind)
         else:
@@ -266,15 +266,15 @@ class Language:
         wide = "ulong" if e.dtype.itemsize == 8 else "uint"
         if e.op in (Op.ADD, Op.SUB, Op.MUL):
             left, right = args if kind == wide else (f"({wide}){arg}" for arg in args)
-            result = f"({left} {_ARITHMETIC[e.op]} {right})"
+            result = f"({left} {ARITHMETIC[e.op]} {right})"
             return result if kind == wide else f"({kind}){result}"
         if e.op is Op.NEG:
             result = f"({literal(0, e.dtype)} - ({wide}){args[0]})"
             return f"({kind}){result}"
         if e.op is Op.NOT:
             return self._narrow(f"(~{args[0]})", e.dtype)
-        if e.op in _BITWISE:
-            return self._narrow(f"({args[0]} {_BITWISE[e.op]} {args[1]})", e.dtype)
+        if e.op in BITWISE:
+            return self._narrow(f"({args[0]} {BITWISE[e.op]} {args[1]})", e.dtype)
         if e.op in (Op.SHL, Op.SHR):
             return self._shift(e, args)
         if e.op in (Op.MAXIMUM, Op.MINIMUM):
@@ -343,13 +343,13 @@ class Language:
         return f"as_{self.type_of(to)}({bare(x)})"
 
 
-_COMPARISONS: dict[Op | Leaf, str] = {Op.LT: "<", Op.LE: "<=", Op.EQ: "==", Op.NE: "!="}
-_ARITHMETIC: dict[Op | Leaf, str] = {Op.ADD: "+", Op.SUB: "-", Op.MUL: "*", Op.DIV: "/"}
-_BITWISE: dict[Op | Leaf, str] = {Op.AND: "&", Op.OR: "|", Op.XOR: "^"}
+COMPARISONS: dict[Op | Leaf, str] = {Op.LT: "<", Op.LE: "<=", Op.EQ: "==", Op.NE: "!="}
+ARITHMETIC: dict[Op | Leaf, str] = {Op.ADD: "+", Op.SUB: "-", Op.MUL: "*", Op.DIV: "/"}
+BITWISE: dict[Op | Leaf, str] = {Op.AND: "&", Op.OR: "|", Op.XOR: "^"}
 _BOOL_BINARY: dict[Op | Leaf, str] = {
-    **_BITWISE, Op.ADD: "|", Op.MUL: "&", Op.MAXIMUM: "|", Op.MINIMUM: "&"
+    **BITWISE, Op.ADD: "|", Op.MUL: "&", Op.MAXIMUM: "|", Op.MINIMUM: "&"
 }  # fmt: skip
-_FLOAT_CALLS: dict[Op | Leaf, str] = {
+FLOAT_CALLS: dict[Op | Leaf, str] = {
     Op.SQRT: "sqrt", Op.FLOOR: "floor", Op.CEIL: "ceil", Op.TRUNC: "trunc", Op.ROUND: "rint"
 }  # fmt: skip
 _FLOAT_FUNCTIONS: dict[Op | Leaf, str] = {

@@ -1,10 +1,11 @@
 """Transcendental functions written in the operations that every renderer has.
 
-`expand` rewrites EXP, EXP2, LOG, LOG2, SIN, COS, TANH, ERF and POW into arithmetic, comparisons,
-WHERE and operations on bits, once for LLVM IR and for OpenCL C. There are no branches: each element
-takes the same instructions, so a vector of any width works. Subnormal numbers, signed zeros, ±inf
-and NaN come out as IEEE 754 recommends; tests/render/test_vector_math_exprs.py measures the errors
-over the whole range, and tests/render/fit_vector_math.py derives the coefficients.
+`expand` rewrites EXP, EXP2, LOG, LOG2, SIN, COS, ASIN, ACOS, ATAN, TANH, ERF and POW into
+arithmetic, comparisons, WHERE and operations on bits, once for LLVM IR and for OpenCL C. There are
+no branches: each element takes the same instructions, so a vector of any width works. Subnormal
+numbers, signed zeros, ±inf and NaN come out as IEEE 754 recommends.
+tests/render/test_vector_math_exprs.py measures the errors over the whole range, and
+tests/render/fit_vector_math.py derives the coefficients.
 
 Two rules hold for every formula here. A product followed by a sum may or may not be contracted to
 one rounding, so what must be exact is exact either way (constants with trailing zero bits). And the
@@ -22,6 +23,7 @@ from minigrad.errors import DTypeError
 from minigrad.graph.node import Op
 from minigrad.graph.symbolic import Integer, replace_values
 from minigrad.render.exponential import erf, exp, exp2, log, log2, tanh
+from minigrad.render.inverse_circular import acos, asin, atan
 from minigrad.render.power import power
 from minigrad.render.trigonometry import cosine, sine
 from minigrad.render.value import Value
@@ -39,7 +41,7 @@ from minigrad.schedule.expr import (
 
 _FUNCTIONS: dict[Op | Leaf, Callable[..., Value]] = {
     Op.EXP: exp, Op.EXP2: exp2, Op.LOG: log, Op.LOG2: log2, Op.SIN: sine, Op.COS: cosine,
-    Op.TANH: tanh, Op.ERF: erf, Op.POW: power,
+    Op.TANH: tanh, Op.ERF: erf, Op.POW: power, Op.ASIN: asin, Op.ACOS: acos, Op.ATAN: atan,
 }  # fmt: skip
 
 

@@ -36,6 +36,8 @@ class Leaf(Enum):
     CONDITION = "condition"  # (Affine) whether it is ≥ 0
     LOCAL = "local"  # (Local, slot) a register of the loop nest
     FMA = "fma"  # not a leaf: args (a, b, c), a·b + c rounded once and never split or merged
+    PAIR = "pair"  # no leaf either: args two LOADs of 16 bits, their bits as one uint32, first low
+    DOT = "dot"  # args (a, b, c): two PAIRs of bfloat16 and a float32, a₀·b₀ + a₁·b₁ + c
 
 
 @dataclass(frozen=True)
@@ -365,7 +367,8 @@ _SYMBOLS: dict[Op | Leaf, str] = {
 # Rough cost of one evaluation in vector instructions, of math functions as vector_math has them.
 COST = {
     Op.CONST: 0, Op.EXP: 17, Op.EXP2: 16, Op.LOG: 28, Op.LOG2: 27, Op.SIN: 44, Op.COS: 44,
-    Op.TANH: 27, Op.ERF: 30, Op.POW: 76, Op.DIV: 8, Op.SQRT: 12, Op.IDIV: 12, Op.MOD: 12,
+    Op.TANH: 27, Op.ERF: 30, Op.POW: 76, Op.ASIN: 60, Op.ACOS: 60, Op.ATAN: 36,
+    Op.DIV: 8, Op.SQRT: 12, Op.IDIV: 12, Op.MOD: 12,
 }  # fmt: skip
 
 

@@ -13,6 +13,7 @@ from collections.abc import Container, Iterable
 from minigrad.graph.node import SCANS, SCATTERS, Op
 from minigrad.graph.symbolic import coefficient, flatten, high, low, mul, numel, sub, variables
 from minigrad.schedule import expr
+from minigrad.schedule.blocks import Chains, Order, Sink
 from minigrad.schedule.contraction import contraction_of
 from minigrad.schedule.expr import Array
 from minigrad.schedule.stage import Axis, Stage, index_of
@@ -28,19 +29,21 @@ class Group:
     """Stages that become one kernel.
 
     rows: the numbers of rows into which all of them divide; kind: "rows", "contraction",
-    "scatter", "scan" or "distribute"; needs: groups whose arrays it reads. made: its stages by
-    array; work: evaluations of all bodies; largest: elements of the largest value. Kept up to date,
-    for groups may be long.
+    "scatter", "scan", "distribute", "exchange" or "blocks"; needs: groups whose arrays it reads.
+    made: its stages by array; work: evaluations of all bodies; largest: elements of the largest
+    value. Kept up to date, for groups may be long. extent and pulled are for "blocks" (see
+    blocks.py): rows that may share a block, and the arrays of chains of which it has its own
+    copies.
     """
 
-    def __init__(self, stage: Stage, rows: frozenset[int], kind: str) -> None:
+    def __init__(self, rows: frozenset[int], kind: str, extent: int = 0) -> None:
         self.stages: list[Stage] = []
-        self.kind = kind
+        self.rows, self.kind, self.extent = rows, kind, extent
         self.needs: set[Group] = set()
         self.made: dict[Array, Stage] = {}
         self.work = self.largest = 0
         self._costs: dict[int, tuple[int, float, float]] = {}
-        self.add(stage, rows)
+        self.pulled: dict[tuple[Array, Order], Array] = {}
 
     def add(self, stage: Stage, rows: frozenset[int]) -> None:
         """Let a stage join; `rows`: what all of them divide into then."""
@@ -60,33 +63,47 @@ class Group:
         return across, along
 
 
-def group(
-    stages: Iterable[Stage], fuse: bool, alone: frozenset[Array] = frozenset()
-) -> list[Group]:
-    """Distribute stages, given in topological order, over kernels; `alone` arrays share none."""
+def group(chains: Chains, fuse: bool, alone: frozenset[Array] = frozenset()) -> list[Group]:
+    """Distribute stages over kernels; `alone` arrays share none. Chains go where they are read."""
     groups: dict[Group, int] = {}  # with their places
     maker: dict[Array, Group] = {}
     readers: dict[Array, list[Group]] = {}
-    for stage in stages:
-        read = list(dict.fromkeys(load.payload[0] for load in expr.loads(*stage.exprs())))
+    exchanged: set[Group] = set()  # the exchange before this one, which all ranks make first
+    for stage in chains.stages:
+        if stage.array in chains.members:
+            continue
+        sink = chains.sinks.get(stage.array)
+        parts = [stage] if sink is None else chains.pull(sink, {}, "")[0]
+        exprs = [e for part in parts for e in part.exprs()]
+        read = list(dict.fromkeys(load.payload[0] for load in expr.loads(*exprs)))
         producers = {maker[array] for array in read if array in maker}
-        own = _alone(stage)
-        home = None
+        own = _alone(stage) if sink is None else _alone_blocks(sink)
+        home, rows = own, own.rows
         if fuse and stage.array not in alone:
             siblings = [other for array in read for other in readers.get(array, ())[-4:]]
             near = sorted(producers, key=groups.__getitem__, reverse=True)
             for candidate in dict.fromkeys([*near, *siblings]):
-                rows = _shared_rows(candidate, own, stage, candidate in producers)
                 if candidate.stages[0].array in alone:
                     continue
-                if rows and not reaches(producers - {candidate}, candidate):
-                    home = candidate
-                    home.add(stage, rows)
+                if sink is not None:
+                    most = len(parts) - (candidate not in producers)  # a sibling must share some
+                    shared = _shared_blocks(candidate, chains, sink, most)
+                else:
+                    shared = _shared_rows(candidate, own, stage, candidate in producers)
+                if shared and not reaches(producers - {candidate}, candidate):
+                    home, rows = candidate, shared
                     break
-        if home is None:
-            home = own
-            groups[home] = len(groups)
+        groups.setdefault(home, len(groups))
+        if sink is None:
+            home.add(stage, rows)
+        else:
+            parts, home.pulled = chains.pull(sink, home.pulled, str(groups[home]))
+            for part in parts:
+                home.add(part, rows)
         home.needs |= producers - {home}
+        if home.kind == "exchange":
+            home.needs |= exchanged
+            exchanged = {home}
         maker[stage.array] = home
         for array in read:
             if home not in (known := readers.setdefault(array, [])):
@@ -96,19 +113,25 @@ def group(
 
 def _alone(stage: Stage) -> Group:
     if stage.op in SCATTERS:
-        return Group(stage, frozenset(), "scatter")
+        return Group(frozenset(), "scatter")
     if stage.op is Op.DISTRIBUTE:
-        return Group(stage, frozenset(), "distribute")
+        return Group(frozenset(), "distribute")
     if stage.op in SCANS:
-        return Group(stage, frozenset(), "scan")
+        return Group(frozenset(), "scan")
+    if stage.op is Op.COLLECTIVE:
+        return Group(frozenset(), "exchange")
     if contraction_of(stage) is not None:
-        return Group(stage, frozenset(), "contraction")
+        return Group(frozenset(), "contraction")
     counts = [1]
     for axis in stage.axes:
         if not isinstance(axis.extent, int):
             break
         counts.append(counts[-1] * axis.extent)
-    return Group(stage, frozenset(counts), "rows")
+    return Group(frozenset(counts), "rows")
+
+
+def _alone_blocks(sink: Sink) -> Group:
+    return Group(frozenset((sink.count,)), "blocks", sink.extent)
 
 
 def reaches(start: Iterable[Group], goal: Group) -> bool:
@@ -127,8 +150,11 @@ def reaches(start: Iterable[Group], goal: Group) -> bool:
 
 def _shared_rows(target: Group, own: Group, stage: Stage, produces: bool) -> frozenset[int]:
     """The row counts under which `stage` may join `target`; empty where it may not."""
-    if own.kind != "rows" or target.kind not in ("rows", "contraction"):
+    if own.kind != "rows" or target.kind not in ("rows", "contraction", "blocks"):
         return frozenset()
+    if target.kind == "blocks":
+        fits = produces and stage.op is None and _follows_blocks(target, own, stage)
+        return target.rows if fits else frozenset()
     if target.kind == "contraction":
         fits = stage.op is None and _same_elements(target.stages, stage)
         return frozenset((stage.size,)) if fits and produces else frozenset()
@@ -162,6 +188,37 @@ def _agrees(target: Group, stage: Stage, rows: int) -> bool:
     passed = sum(target.made[array].size for array in read) / rows / _LANES * _PASS
     together = min(ours[0] + its[0], ours[1] + its[1])
     return together <= min(ours) + min(alone) + passed
+
+
+def _shared_blocks(target: Group, chains: Chains, sink: Sink, most: int) -> frozenset[int]:
+    """The row count if a reader of chains may join `target` with `most` new stages, else empty."""
+    alike = target.kind == "blocks" and sink.count in target.rows and sink.extent == target.extent
+    if not alike:
+        return frozenset()
+    parts, _ = chains.pull(sink, target.pulled, "")
+    if len(parts) > most:
+        return frozenset()
+    for part in parts:
+        for array in {load.payload[0] for load in expr.loads(*part.exprs())}:
+            if array in target.made and not aligned(part, target.made[array], sink.count):
+                return frozenset()
+    return target.rows
+
+
+def _follows_blocks(target: Group, own: Group, stage: Stage) -> bool:
+    """Whether an elementwise stage takes one value per row, or ends a product of the blocks."""
+    rows = max(target.rows)
+    read = {load.payload[0] for load in expr.loads(stage.body)}
+    large = [target.made[a] for a in read if a in target.made and target.made[a].size != rows]
+    if any(made.array in target.pulled.values() or made.reduced == () for made in large):
+        return False
+    if large and not (len(large) == 1 and _same_elements(large, stage)):
+        return False
+    if not large and stage.size != rows:
+        return False
+    if rows not in own.rows or stage.axes[prefix_length(stage, rows) - 1].extent != target.extent:
+        return False
+    return all(aligned(stage, target.made[a], rows) for a in read if a in target.made)
 
 
 def _same_elements(stages: list[Stage], stage: Stage) -> bool:

@@ -12,11 +12,13 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterable
+from dataclasses import astuple
 from typing import Any
 
 from minigrad.dtype import DType
 from minigrad.errors import CompileError
 from minigrad.graph.canonical import Graph
+from minigrad.graph.collective import Collective
 from minigrad.graph.node import Node, Op, topological
 from minigrad.graph.symbolic import Affine, Atom, Integer
 from minigrad.schedule.expr import Array, Expr, Leaf, walk
@@ -128,6 +130,8 @@ class _Writer:
 
     def stage(self, stage: Stage) -> None:
         """One stage, after all of its expressions."""
+        if stage.exchange is not None:
+            raise CompileError(f"{stage.exchange} is no kernel: nothing is compiled for it")
         self.expression(*stage.exprs())
         known, initial = self.expressions, stage.initial
         fields = (
@@ -161,6 +165,8 @@ class _Writer:
             return arg.name
         if isinstance(arg, str) and arg.isascii() and arg.isprintable() and " " not in arg:
             return arg
+        if isinstance(arg, Collective):
+            return ",".join(map(str, astuple(arg)))
         if isinstance(arg, tuple):
             return f"({','.join(map(self.argument, arg))})"
         raise CompileError(f"the argument {arg!r} of a node has no key: see schedule/key.py")

@@ -15,6 +15,7 @@ from minigrad.graph.symbolic import (
     Integer,
     add,
     flatten,
+    mul,
     reshape_index,
     sub,
 )
@@ -167,10 +168,19 @@ def _unflip(node: Node, index: Index) -> Index:
     )
 
 
+def _unwindow(node: Node, index: Index) -> Index:
+    moved = list(index[: node.src[0].ndim])
+    places = index[len(moved) :]
+    for (axis, _, step, dilation), place in zip(node.arg, places, strict=True):
+        moved[axis] = add(mul(moved[axis], step), mul(place, dilation))
+    return tuple(moved)
+
+
 _MOVES = {
     Op.RESHAPE: _unreshape,
     Op.PERMUTE: _unpermute,
     Op.EXPAND: _unexpand,
     Op.SHRINK: _unshrink,
     Op.FLIP: _unflip,
+    Op.WINDOW: _unwindow,
 }

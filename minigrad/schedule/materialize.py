@@ -16,9 +16,12 @@ from minigrad.schedule.expr import cost
 CHEAP = 4  # operations that are always recomputed
 SCRATCH_COST = 6  # operations saved per element that pay for a place in cache
 MEMORY_COST = 40  # operations saved per element that pay for a round trip to memory
+OFTEN = 16  # readings of an element that pay for a round trip to memory, whatever it costs
 DEEPEST = 400  # nodes in a chain of one body
 MOST_USES = 8  # different readers of one value that are told apart
-_ALWAYS = REDUCTIONS | SCANS.keys() | SCATTERS.keys() | {Op.DISTRIBUTE, Op.CONTIGUOUS}
+_ALWAYS = REDUCTIONS | SCANS.keys() | SCATTERS.keys() | {
+    Op.DISTRIBUTE, Op.CONTIGUOUS, Op.COLLECTIVE,
+}  # fmt: skip
 _LEAVES = _ALWAYS | {Op.BUFFER}
 
 
@@ -60,7 +63,8 @@ def choose(
             elif below[node] > CHEAP and extra * below[node] > SCRATCH_COST * size:
                 if node not in recomputed:
                     kept.add(node)
-                    recomputable[node] = below[node]
+                    if evaluations < OFTEN * size:
+                        recomputable[node] = below[node]
         if node in kept:
             inner = node.src[0] if node.op in REDUCTIONS else node
             passed = {node: numel(inner.shape)}
@@ -72,6 +76,8 @@ def choose(
             uses[source].update(passed)
         if node.op is Op.GATHER:  # what it selects from is asked for other elements
             uses[node.src[0]].update({node: evaluations})
+        if node.op is Op.COLLECTIVE:  # what it sends must be in memory, under whatever shape
+            kept.update(in_memory(source) for source in node.src)
         if node.op is Op.SUM:
             for operand in contraction_operands(node):
                 base = _below_movement(operand)
@@ -106,6 +112,13 @@ def _measure(order: Sequence[Node]) -> tuple[dict[Node, int], dict[Node, int], d
         for node in order
     }
     return below, leaves, depth
+
+
+def in_memory(node: Node) -> Node:
+    """The node whose array, row-major, is that of `node` too."""
+    while node.op is Op.RESHAPE:
+        node = node.src[0]
+    return node
 
 
 def _below_movement(node: Node) -> Node:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from minigrad.graph import build as graph_build
 from minigrad.graph.canonical import Graph
+from minigrad.graph.collective import in_order
 from minigrad.graph.node import (
     ELEMENTWISE,
     REDUCTIONS,
@@ -20,6 +21,7 @@ from minigrad.graph.node import (
 from minigrad.graph.simplify import simplify
 from minigrad.graph.symbolic import numel
 from minigrad.schedule import expr
+from minigrad.schedule.blocks import Chains
 from minigrad.schedule.expr import Array
 from minigrad.schedule.fuse import Group, aligned, group, reaches
 from minigrad.schedule.materialize import MEMORY_COST, Materialized, choose, is_product
@@ -35,8 +37,9 @@ class Kernel:
     """Stages that run under one parallel loop.
 
     kind: "rows" (row r of every stage after row r of its producers), "contraction" (a matrix
-    product and elementwise stages on its result), "scatter", "scan" or "distribute". rows: the
-    number of rows.
+    product and elementwise stages on its result), "scatter", "scan", "distribute" or "blocks" (as
+    "rows", but products take part, so that several rows are computed together); "exchange" begins a
+    COLLECTIVE and "wait" ends it, and neither is code. rows: the number of rows.
     stored: the arrays that must reach memory; the others live and die inside the kernel.
     """
 
@@ -57,14 +60,14 @@ class Schedule:
     variables: tuple[str, ...]
 
 
-def schedule(graph: Graph, fuse: bool = True) -> Schedule:
-    """Turn a canonical graph into kernels."""
+def schedule(graph: Graph, fuse: bool = True, blocks: bool = True) -> Schedule:
+    """Turn a canonical graph into kernels; `blocks`: the device has a recipe for these."""
     roots = _distinct_roots(split_reductions(expand(simplify(graph.roots))))
     recomputed: frozenset[Node] = frozenset()
     deferred: frozenset[int] = frozenset()
     stages = Stages()
     while True:
-        plan = _Plan(graph, roots, recomputed, deferred, fuse, stages)
+        plan = _Plan(graph, roots, recomputed, deferred, fuse, blocks, stages)
         worth = plan.better_recomputed() - recomputed
         if worth:
             recomputed |= worth
@@ -152,6 +155,7 @@ class _Plan:
         recomputed: frozenset[Node],
         deferred: frozenset[int],
         fuse: bool,
+        blocks: bool,
         stages: Stages,
     ) -> None:
         self.graph = graph
@@ -165,6 +169,7 @@ class _Plan:
                 roots.append(copy)
                 late.add(copy)
         order = topological(roots)
+        order = topological(in_order(roots, order))
         self.kept: Materialized = choose(order, roots, recomputed, fuse)
         self.arrays: dict[Node, Array] = {}
         self.slots: dict[Array, int] = {}
@@ -184,7 +189,8 @@ class _Plan:
         self.stages = self._needed({node: stages.of(node, self.arrays) for node in nodes})
         self.late = frozenset(self.arrays[node] for node in late)
         partial = self._cut_to_parts(root for root, _ in targets)
-        self.groups = group(self.stages.values(), fuse, self.late | partial)
+        self.chains = Chains(self.stages.values(), self.slots, fuse and blocks)
+        self.groups = group(self.chains, fuse, self.late | partial)
         self.readers: dict[Array, list[Group]] = {}
         for member in self.groups:
             for stage in member.stages:
@@ -225,6 +231,8 @@ class _Plan:
             array = self.arrays[node]
             if node not in self.stages or array in self.slots or saved > MEMORY_COST:
                 continue
+            if array in self.chains.members:  # it never sees memory
+                continue
             if self.readers.get(array, []) != [self.maker[array]]:
                 found.add(node)
         stack = list(found)
@@ -257,7 +265,9 @@ class _Plan:
     def finish(self) -> Schedule:
         """The kernels in order, and the arena."""
         kernels = []
-        for member in _in_order(self.groups):
+        # what others wait for comes first, and all else meanwhile
+        exchanges = [member for member in self.groups if member.kind == "exchange"]
+        for member in _in_order([*exchanges, *self.groups]):
             stored = frozenset(
                 stage.array
                 for stage in member.stages
@@ -266,6 +276,7 @@ class _Plan:
             )
             rows = max(member.rows, default=1)
             kernels.append(Kernel(member.kind, tuple(member.stages), rows, stored))
+        kernels = add_waits(kernels, self.slots)
         arena, size = plan_arena(kernels, self.slots)
         return Schedule(tuple(kernels), self.slots, arena, size, self.graph.variables)
 
@@ -274,7 +285,9 @@ def _safe_in_place(writer: Group, array: Array, old: Array) -> bool:
     """Whether the kernel that overwrites `old` reads it only at, or before, its own place."""
     place = next(i for i, stage in enumerate(writer.stages) if stage.array == array)
     target = writer.stages[place]
-    if target.op in SCANS or target.op in SCATTERS or target.op is Op.DISTRIBUTE:
+    if target.op in SCANS or target.op in SCATTERS or target.op in (Op.DISTRIBUTE, Op.COLLECTIVE):
+        return False
+    if writer.kind == "blocks":
         return False
     for position, stage in enumerate(writer.stages):
         for load in expr.loads(*stage.exprs()):
@@ -313,6 +326,29 @@ def _in_order(groups: Sequence[Group]) -> list[Group]:
     return order
 
 
+def add_waits(kernels: Sequence[Kernel], slots: dict[Array, int]) -> list[Kernel]:
+    """The kernels with the end of each exchange before the first that needs it to have ended.
+
+    That is who reads its result, or overwrites in place what it sends.
+    """
+    result: list[Kernel] = []
+    running: dict[Array, Kernel] = {}  # by the array of the result
+    for kernel in kernels:
+        read = {load.payload[0] for stage in kernel.stages for load in expr.loads(*stage.exprs())}
+        written = {slots[array] for array in kernel.stored if array in slots}
+        for array, begun in list(running.items()):
+            (stage,) = begun.stages
+            assert stage.exchange is not None
+            sent = {slots[source] for source in stage.exchange.sent if source in slots}
+            if array in read or sent & written:
+                result.append(Kernel("wait", begun.stages, 1, frozenset()))
+                del running[array]
+        result.append(kernel)
+        if kernel.kind == "exchange":
+            running[kernel.stages[0].array] = kernel
+    return result + [Kernel("wait", begun.stages, 1, frozenset()) for begun in running.values()]
+
+
 def plan_arena(
     kernels: Sequence[Kernel], slots: dict[Array, int]
 ) -> tuple[dict[Array, int], int]:
@@ -322,7 +358,7 @@ def plan_arena(
     for step, kernel in enumerate(kernels):
         for stage in kernel.stages:
             touched = [load.payload[0] for load in expr.loads(*stage.exprs())]
-            if stage.array in kernel.stored:
+            if stage.array in kernel.stored or kernel.kind == "wait":
                 touched.append(stage.array)
             for array in touched:
                 if array not in slots:

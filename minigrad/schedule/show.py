@@ -8,6 +8,11 @@ from minigrad.schedule.schedule import Kernel, Schedule
 def label(kernel: Kernel) -> str:
     """A kernel in a few words: what it makes, of what shapes."""
     parts = []
+    exchange = kernel.stages[0].exchange
+    if exchange is not None:
+        arg = exchange.collective
+        how = "" if arg.how == "-" else f" of the {arg.how}"
+        return f"{kernel.kind}: {arg.kind}{how} in {arg.group}, {kernel.stages[0].size}"
     for stage in kernel.stages:
         shape = "×".join(str(axis.extent) for axis in stage.axes) or "1"
         reduced = "×".join(str(axis.extent) for axis in stage.reduced)
@@ -22,6 +27,10 @@ def show(plan: Schedule) -> str:
     for number, kernel in enumerate(plan.kernels):
         lines.append(f"kernel {number} ({kernel.kind}, {kernel.rows} rows)")
         for stage in kernel.stages:
+            if stage.exchange is not None:
+                sent = ", ".join(array.name for array in stage.exchange.sent)
+                lines.append(f"  {stage.array.name} = {label(kernel)} of {sent}")
+                continue
             place = "stored" if stage.array in kernel.stored else "inside the kernel"
             axes = ", ".join(f"{a.variable!r}<{a.extent}" for a in stage.axes)
             over = ", ".join(f"{a.variable!r}<{a.extent}" for a in stage.reduced)

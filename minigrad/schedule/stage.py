@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from minigrad.dtype import DType
+from minigrad.graph.collective import Collective
 from minigrad.graph.node import REDUCTIONS, SCANS, SCATTERS, Node, Op, Shape
 from minigrad.graph.symbolic import (
     Affine,
@@ -27,6 +28,7 @@ from minigrad.graph.symbolic import (
 from minigrad.schedule import expr
 from minigrad.schedule.expr import Array, Expr, Guard, restrict
 from minigrad.schedule.lower import Lowering
+from minigrad.schedule.materialize import in_memory
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,15 @@ class Axis:
 
 
 @dataclass(frozen=True)
+class Exchange:
+    """What a COLLECTIVE sends, and what must have been computed before it begins."""
+
+    collective: Collective
+    sent: tuple[Array, ...]
+    after: tuple[Array, ...]
+
+
+@dataclass(frozen=True)
 class Stage:
     """One kept value.
 
@@ -46,7 +57,7 @@ class Stage:
     its own op, its updates as `body`, a data-dependent `position` valid under `guard`, and the
     initial value in `initial`, which runs over the kept and the initial axes. A running reduction
     keeps every index of its `reduced` axis. A DISTRIBUTE has its bins as `position`, and the first
-    places of these in `initial`.
+    places of these in `initial`. A COLLECTIVE has no loops: it is an exchange of whole arrays.
     """
 
     array: Array
@@ -60,6 +71,7 @@ class Stage:
     initial: Expr | None = None
     initial_axes: tuple[Axis, ...] = ()
     initial_position: Integer = 0
+    exchange: Exchange | None = None
 
     @property
     def size(self) -> int:
@@ -75,7 +87,8 @@ class Stage:
         """All expressions of the stage, those inside the position of a scatter included."""
         initial = () if self.initial is None else (self.initial,)
         inside = [e for x in (self.position, *self.guard) for e in expr.values_in(x)]
-        return (self.body, *initial, *inside)
+        arrays = () if self.exchange is None else (*self.exchange.sent, *self.exchange.after)
+        return (self.body, *initial, *inside, *(expr.load(array, 0, ()) for array in arrays))
 
     def substitute(self, values: Mapping[Atom, Integer]) -> Stage:
         """The stage with some kept axes replaced by given indices."""
@@ -123,6 +136,8 @@ class Stages:
         lowering = Lowering(arrays)
         stage = build(node, lowering)
         met = {node, *(request[0] for request in lowering.known)}
+        if node.op is Op.COLLECTIVE:
+            met.update(map(in_memory, node.src))
         self._built[node] = (stage, {other: arrays.get(other) for other in met})
         return stage
 
@@ -136,6 +151,8 @@ def build(node: Node, lowering: Lowering) -> Stage:
         return _distribute(node, lowering, array)
     if node.op in SCANS:
         return _scan(node, lowering, array)
+    if node.op is Op.COLLECTIVE:
+        return _exchange(node, lowering, array)
     if node.op not in REDUCTIONS:
         axes, index = _axes("i", node.shape)
         body = lowering.value(node, index, inside=True)
@@ -206,6 +223,14 @@ def _loop(prefix: str, extent: Integer) -> tuple[Integer, tuple[Axis, ...]]:
     """An axis even where its extent is 1, and its index."""
     axis = make_axis(prefix, 0, extent)
     return index_of(axis.variable), (axis,)
+
+
+def _exchange(node: Node, lowering: Lowering, array: Array) -> Stage:
+    arrays = tuple(lowering.arrays[in_memory(source)] for source in node.src)
+    count = node.arg.payload
+    what = Exchange(node.arg, arrays[:count], arrays[count:])
+    nothing = expr.const(0, node.dtype)
+    return Stage(array, node.shape, (), (), Op.COLLECTIVE, nothing, 0, exchange=what)
 
 
 def _scatter(node: Node, lowering: Lowering, array: Array) -> Stage:

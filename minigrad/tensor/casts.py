@@ -5,8 +5,44 @@ from __future__ import annotations
 from typing import Self
 
 from minigrad.dtype import DType, dtypes, named
+from minigrad.errors import DTypeError, ShapeError
 from minigrad.graph import build
+from minigrad.graph.node import Node, Op
 from minigrad.tensor.dlpack import Interchange
+from minigrad.tensor.nodes import show
+
+_UNSIGNED = {1: dtypes.uint8, 2: dtypes.uint16, 4: dtypes.uint32, 8: dtypes.uint64}
+
+
+def _resized(node: Node, wanted: DType) -> Node:
+    """The bits of the last dimension cut into elements of another size."""
+    old, new = _UNSIGNED[node.dtype.itemsize], _UNSIGNED[wanted.itemsize]
+    wide, narrow = max(old, new, key=lambda d: d.bits), min(old, new, key=lambda d: d.bits)
+    count = wide.itemsize // narrow.itemsize
+    last = node.shape[-1] if node.ndim else 0
+    if not node.ndim or not isinstance(last, int) or (new is wide and last % count):
+        raise ShapeError(
+            f"bitcast from {node.dtype.name} to {wanted.name} of shape {show(node.shape)}: "
+            f"expected a last dimension{f' divisible by {count}' if new is wide else ''}"
+        )
+    bits = build.bitcast(node, old)
+    outer = node.shape[:-1]
+    steps = build.cast(build.iota(count, node.device), wide)
+    if new is narrow:
+        shape = (*outer, last, count)
+        bits = build.expand(build.reshape(bits, (*outer, last, 1)), shape)
+    else:
+        shape = (*outer, last // count, count)
+        bits = build.cast(build.reshape(bits, shape), wide)
+    by = build.elementwise(
+        Op.MUL, steps, build.const(narrow.bits, wide, steps.shape, node.device)
+    )
+    by = build.expand(build.reshape(by, (1,) * len(shape[:-1]) + (count,)), shape)
+    if new is narrow:
+        parts = build.cast(build.elementwise(Op.SHR, bits, by), narrow)
+        return build.bitcast(build.reshape(parts, (*outer, last * count)), wanted)
+    whole = build.reduce(Op.SUM, build.elementwise(Op.SHL, bits, by), (len(shape) - 1,))
+    return build.bitcast(build.reshape(whole, shape[:-1]), wanted)
 
 
 class Casts(Interchange):
@@ -22,9 +58,21 @@ class Casts(Interchange):
         return self if wanted is self.dtype else self._new(build.cast(self.node, wanted))
 
     def bitcast(self, dtype: DType | str) -> Self:
-        """The bits read as another dtype of the same size; no gradient flows."""
+        """The bits read as another dtype; no gradient flows.
+
+        Of another size it splits or joins elements of the last dimension, the lowest bits first
+        (PyTorch's view(dtype) on a little-endian machine).
+        """
         wanted = named(dtype) if isinstance(dtype, str) else dtype
-        return self if wanted is self.dtype else self._new(build.bitcast(self.node, wanted))
+        if wanted is self.dtype:
+            return self
+        if dtypes.bool in (wanted, self.dtype):
+            raise DTypeError(
+                f"bitcast from {self.dtype.name} to {wanted.name}: expected numbers; use cast"
+            )
+        if wanted.itemsize == self.dtype.itemsize:
+            return self._new(build.bitcast(self.node, wanted))
+        return self._new(_resized(self.node, wanted))
 
     def half(self) -> Self:
         """float16."""

@@ -11,10 +11,10 @@ from minigrad.dtype import DType, dtypes, promote, sum_dtype
 from minigrad.errors import ShapeError
 from minigrad.tensor.core import Core
 from minigrad.tensor.nodes import Scalar, axes_of, same_device, show
-from minigrad.tensor.ordering import Ordering
+from minigrad.tensor.sampling import Sampling
 
 
-class Contraction(Ordering):
+class Contraction(Sampling):
     """Sums of products. Half floats are multiplied and added in float32."""
 
     __slots__ = ()
@@ -36,7 +36,7 @@ class Contraction(Ordering):
         x = self.unsqueeze(0) if self.ndim == 1 else self
         y = right.unsqueeze(1) if right.ndim == 1 else right
         result_dtype = dtype or promote(x.dtype, y.dtype)
-        wide = _accumulator(result_dtype)
+        wide = accumulator(result_dtype)
         left = x.cast(wide).unsqueeze(-2)  # (…, m, 1, k)
         lines = y.cast(wide).transpose(-1, -2).unsqueeze(-3)  # (…, 1, n, k)
         result = (left * lines).sum(-1, dtype=wide).cast(result_dtype)
@@ -100,7 +100,7 @@ class Contraction(Ordering):
         summed = [name for name in extents if name not in output]
         order = output + summed
         dtype = promote(*(tensor.dtype for tensor in tensors))
-        wide = _accumulator(dtype)
+        wide = accumulator(dtype)
         factors = [_align(names, tensor, order).cast(wide) for names, tensor in aligned]
         result = factors[0]
         for factor in factors[1:]:
@@ -137,7 +137,7 @@ class Contraction(Ordering):
             )
         factor = 1 / math.sqrt(max(_plain(self.shape[-1]), 1)) if scale is None else scale
         result_dtype = promote(self.dtype, value.dtype)
-        scores = self.matmul(key.transpose(-1, -2), _accumulator(result_dtype)) * factor
+        scores = self.matmul(key.transpose(-1, -2), accumulator(result_dtype)) * factor
         if is_causal:
             visible = scores._triangle(0)
             scores = visible.where(scores, float("-inf"))
@@ -190,7 +190,7 @@ class Contraction(Ordering):
         return result if bias is None else result + self._new(bias.node).reshape(shape)
 
 
-def _accumulator(dtype: DType) -> DType:
+def accumulator(dtype: DType) -> DType:
     """The dtype in which products of `dtype` are added."""
     return dtypes.float32 if dtype.is_float and dtype.itemsize < 4 else sum_dtype(dtype)
 

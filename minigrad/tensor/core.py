@@ -9,9 +9,9 @@ from minigrad.device import Buffer, Device
 from minigrad.dtype import DType, named
 from minigrad.errors import GradientError, ShapeError
 from minigrad.graph import build
-from minigrad.graph.gradient import RULES
 from minigrad.graph.gradient import gradient as node_gradient
-from minigrad.graph.node import Node, Op, Shape, make, topological
+from minigrad.graph.gradient import rules_of
+from minigrad.graph.node import Node, Op, Shape, form_of, make, own_buffer, topological
 from minigrad.graph.symbolic import Affine, Integer, evaluate, mul, numel
 from minigrad.tensor import engine, history, hostdata
 from minigrad.tensor.modes import modes, no_grad, train
@@ -43,7 +43,7 @@ class _TensorType(type):
 
     @training.setter
     def training(cls, mode: bool) -> None:
-        modes.training = mode
+        modes.train(mode)
 
 
 class Core(Holder, metaclass=_TensorType):
@@ -73,6 +73,7 @@ class Core(Holder, metaclass=_TensorType):
         and floats float32; arrays keep their dtype unless `dtype` is given.
         """
         wanted = named(dtype) if isinstance(dtype, str) else dtype
+        is_new = False
         if isinstance(data, Core):
             node = data.node if device is None else build.copy(data.node, Device.canonical(device))
         elif isinstance(data, Affine):
@@ -80,7 +81,8 @@ class Core(Holder, metaclass=_TensorType):
         else:
             raw, shape, found = hostdata.read(data, wanted)
             node = stored(raw, found, shape, Device.canonical(device or Device.DEFAULT))
-        self._start(node if wanted is None else build.cast(node, wanted))
+            is_new = wanted is None or wanted is found
+        self._start(node if wanted is None else build.cast(node, wanted), is_new)
         self.made = not isinstance(data, Core)
         if requires_grad is not None:
             self.requires_grad = requires_grad
@@ -124,25 +126,20 @@ class Core(Holder, metaclass=_TensorType):
             known = [extent for extent in self.shape if isinstance(extent, int)]
             self._point(stored(raw, self.dtype, known, self.device))
 
-    def _start(self, node: Node) -> None:
+    def _start(self, node: Node, is_new: bool = False) -> None:
+        """Stand for a node; is_new: for a BUFFER that nobody else can know."""
         self.grad, self.made, self._origin = None, False, None
         self._requires_grad, self.stopped = None, not modes.gradients
-        self._enter(node)
+        if is_new:
+            enter_alone(self, node)
+        else:
+            self._enter(node)
 
     @classmethod
     def _of(cls, node: Node) -> Self:
         """The tensor that stands for a node."""
         result = cls.__new__(cls)
         result._start(node)
-        return result
-
-    @classmethod
-    def _alone(cls, node: Node, stopped: bool) -> Self:
-        """The tensor that stands for a new BUFFER node of which nobody else can know."""
-        result = cls.__new__(cls)
-        result.grad, result.made, result._origin = None, False, None
-        result._requires_grad, result.stopped = None, stopped
-        enter_alone(result, node)
         return result
 
     def _new(self, node: Node) -> Self:
@@ -427,8 +424,7 @@ def _reached(output: Node) -> list[Node]:
     reached = {output}
     for node in reversed(order):
         if node in reached:
-            rules = RULES.get(node.op, ())
-            passing = zip(node.src, rules, strict=False)
+            passing = zip(node.src, rules_of(node), strict=False)
             reached.update(source for source, rule in passing if rule and source.dtype.is_float)
     return [node for node in order if node in reached]
 
@@ -437,4 +433,5 @@ def stored(raw: bytes | bytearray, dtype: DType, shape: Sequence[int], device: s
     """A BUFFER node with the bytes of the host."""
     memory = Buffer(device, dtype, numel(shape))
     memory.copy_in(raw)
-    return build.buffer(memory, dtype, tuple(shape), device)
+    known = tuple(shape)
+    return own_buffer(memory, dtype, known, device, form_of(dtype, known, device))

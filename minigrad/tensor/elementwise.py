@@ -353,6 +353,18 @@ class Arithmetic(Casts):
         """Cosine of radians."""
         return self._unary(Op.COS)
 
+    def asin(self) -> Self:
+        """Inverse of sin, in −π/2 … π/2; NaN outside −1 … 1."""
+        return self._unary(Op.ASIN)
+
+    def acos(self) -> Self:
+        """Inverse of cos, in 0 … π; NaN outside −1 … 1."""
+        return self._unary(Op.ACOS)
+
+    def atan(self) -> Self:
+        """Inverse of tan, in −π/2 … π/2."""
+        return self._unary(Op.ATAN)
+
     def tanh(self) -> Self:
         """Hyperbolic tangent."""
         return self._unary(Op.TANH)

@@ -21,7 +21,7 @@ from minigrad.graph import build
 from minigrad.graph.node import Node, Op, make, topological
 from minigrad.tensor import history
 from minigrad.tensor.history import see_through, substitute
-from minigrad.tensor.registry import Holder, holders, lazy_holders, lock, wants_gradient
+from minigrad.tensor.registry import Holder, holders, lazy_holders, lazy_links, lock, wants_gradient
 
 # id of a BUFFER node → the newest write to it that waits. A waiting ASSIGN keeps its target alive.
 _waiting: weakref.WeakValueDictionary[int, Node] = weakref.WeakValueDictionary()
@@ -63,9 +63,10 @@ def realize(tensors: Iterable[Holder]) -> None:
 
 def overwrite(holder: Holder, buffer: Node, data: bytes | bytearray) -> None:
     """Replace the contents of a tensor's BUFFER from the host, after every reader of the old."""
-    with lock:
-        plan = _Plan([], {buffer}, holder)
-    _run(plan)
+    if lazy_links or any(other is not holder for other in holders(buffer)):
+        with lock:
+            plan = _Plan([], {buffer}, holder)
+        _run(plan)
     buffer.arg.copy_in(data)
     with lock:
         history.overwritten(buffer)

@@ -22,6 +22,7 @@ _BY_FORMAT = {
     "Q": dtypes.uint64, "e": dtypes.float16, "f": dtypes.float32, "d": dtypes.float64,
     "l": _BY_TYPESTR["i", struct.calcsize("l")], "L": _BY_TYPESTR["u", struct.calcsize("L")],
 }  # fmt: skip
+_NUMBERS = (int, float, bool)  # and nothing derived of them: numpy's numbers have a dtype
 HostArray = tuple[bytes, tuple[int, ...], DType]
 
 
@@ -31,8 +32,18 @@ def read(data: Any, dtype: DType | None) -> HostArray:
     dtype: what the caller asked for; values of Python lists are converted to it here, arrays come
     back in their own dtype.
     """
-    if hasattr(data, "__array_interface__") or hasattr(data, "__array__"):
-        return _read_array(data)
+    kind = type(data)
+    if kind in _NUMBERS:
+        dtype = dtype or _dtype_of((data,))
+        return pack((data,), dtype), (), dtype
+    if kind in (list, tuple):
+        return _read_nested(data, dtype)
+    if hasattr(data, "__array__") or hasattr(data, "__array_interface__"):
+        try:
+            view = memoryview(data)
+        except (TypeError, ValueError, BufferError):  # bfloat16, for one, is no such format
+            return _read_array(data)
+        return _read_buffer(view) if view.format in _BY_FORMAT else _read_array(data)
     if isinstance(data, (bytes, bytearray, memoryview, array.array)):
         return _read_buffer(memoryview(data))
     return _read_nested(data, dtype)
@@ -133,16 +144,6 @@ def unpack(data: bytes | bytearray, dtype: DType) -> list[Any]:
     if dtype is dtypes.bool:
         return [bool(byte) for byte in data]
     return array.array(dtype.code, bytes(data)).tolist()
-
-
-# How to read one number: bfloat16 has no code.
-_READ = {dtype: struct.Struct(dtype.code).unpack for dtype in ALL if dtype.code}
-
-
-def number(data: bytes | bytearray, dtype: DType) -> Any:
-    """The one value of the bytes of a 0-d array."""
-    read_one = _READ.get(dtype)
-    return read_one(data)[0] if read_one is not None else unpack(data, dtype)[0]
 
 
 def nest(values: list[Any], shape: Sequence[int]) -> Any:

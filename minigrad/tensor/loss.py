@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import Self
 
 from minigrad.errors import DTypeError, ShapeError
-from minigrad.tensor.contraction import Contraction
 from minigrad.tensor.core import Core
 from minigrad.tensor.nodes import Scalar, show
+from minigrad.tensor.resize import Resize
 
 
-class Loss(Contraction):
+class Loss(Resize):
     """Losses; reduction is "mean", "sum" or "none"."""
 
     __slots__ = ()
@@ -26,19 +26,28 @@ class Loss(Contraction):
 
     def cross_entropy(
         self, target: Core, reduction: str = "mean", label_smoothing: Scalar = 0.0,
-        ignore_index: int | None = None,
+        ignore_index: int = -100,
     ) -> Self:  # fmt: skip
         """−log softmax(logits)[target], of logits (…, classes).
 
-        target: integers of shape (…), or probabilities of shape (…, classes). The classes are the
-        last dimension (PyTorch: the second). Entries equal to ignore_index do not count. Computed
-        in at least float32.
+        target: integers of shape (…), or probabilities of shape (…, classes). With integers the
+        logits may also be PyTorch's (batch, classes, …), where the targets' shape (batch, …) does
+        not fit the former. Entries equal to ignore_index do not count. Computed in at least
+        float32.
         """
         if target.dtype.is_float:
             return self._cross_entropy_of_probabilities(target, reduction, label_smoothing)
-        return self.sparse_categorical_crossentropy(
-            target, -1 if ignore_index is None else ignore_index, label_smoothing, reduction
+        return self._classes_last(target).sparse_categorical_crossentropy(
+            target, ignore_index, label_smoothing, reduction
         )
+
+    def _classes_last(self, target: Core) -> Self:
+        """(batch, classes, …) as (batch, …, classes), where the targets' shape says so."""
+        if self.ndim < 3 or target.shape == self.shape[:-1]:
+            return self
+        if target.shape != self.shape[:1] + self.shape[2:]:
+            return self
+        return self.permute(0, *range(2, self.ndim), 1)
 
     def _cross_entropy_of_probabilities(
         self, target: Core, reduction: str, label_smoothing: Scalar
@@ -89,10 +98,16 @@ class Loss(Contraction):
         return result.cast(self._float_dtype())
 
     def nll_loss(
-        self, target: Core, weight: Core | None = None, ignore_index: int | None = None,
+        self, target: Core, weight: Core | None = None, ignore_index: int = -100,
         reduction: str = "mean",
     ) -> Self:  # fmt: skip
-        """−self[…, target], of log probabilities (…, classes); weight: one factor per class."""
+        """−self[…, target], of log probabilities (…, classes); weight: one factor per class.
+
+        (batch, classes, …) as for `cross_entropy`; entries equal to ignore_index do not count.
+        """
+        moved = self._classes_last(target)
+        if moved is not self:
+            return moved.nll_loss(target, weight, ignore_index, reduction)
         if target.shape != self.shape[:-1] or not target.dtype.is_int:
             raise ShapeError(
                 f"nll_loss of log probabilities {show(self.shape)} and {target.dtype.name} targets "
@@ -102,11 +117,10 @@ class Loss(Contraction):
         is_target = classes.unsqueeze(-1).eq(self.arange(self.shape[-1], device=self.device))
         picked = is_target.where(self, 0).sum(-1)
         if weight is None:
-            factor = classes.ne(-1 if ignore_index is None else ignore_index).cast(picked.dtype)
+            factor = classes.ne(ignore_index).cast(picked.dtype)
         else:
             factor = is_target.where(self._new(weight.node), 0).sum(-1)
-            if ignore_index is not None:
-                factor = classes.ne(ignore_index).where(factor, 0)
+            factor = classes.ne(ignore_index).where(factor, 0)
         losses = -(factor.ne(0).where(picked, 0) * factor)
         return losses.sum() / factor.sum() if reduction == "mean" else losses._reduced(reduction)
 

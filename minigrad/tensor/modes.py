@@ -6,11 +6,25 @@ import threading
 from contextlib import ContextDecorator
 from types import TracebackType
 
+from minigrad.settings import state_that
+
 
 class _Modes(threading.local):
+    """training, gradients: to be read at will, and to be changed by the methods."""
+
     def __init__(self) -> None:
         self.training = False
         self.gradients = True
+
+    def train(self, mode: bool) -> None:
+        """Behave as in training from now on, or not."""
+        self.training = mode
+        state_that("training", mode)
+
+    def record(self, mode: bool) -> None:
+        """Let results depend on leaves from now on, or be constants."""
+        self.gradients = mode
+        state_that("no_grad", not mode)
 
 
 modes = _Modes()
@@ -28,7 +42,7 @@ class train(ContextDecorator):
 
     def __enter__(self) -> train:
         self.saved.append(modes.training)
-        modes.training = self.mode
+        modes.train(self.mode)
         return self
 
     def __exit__(
@@ -37,7 +51,7 @@ class train(ContextDecorator):
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        modes.training = self.saved.pop()
+        modes.train(self.saved.pop())
 
 
 class no_grad(ContextDecorator):
@@ -51,7 +65,7 @@ class no_grad(ContextDecorator):
 
     def __enter__(self) -> no_grad:
         self.saved.append(modes.gradients)
-        modes.gradients = False
+        modes.record(False)
         return self
 
     def __exit__(
@@ -60,4 +74,4 @@ class no_grad(ContextDecorator):
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        modes.gradients = self.saved.pop()
+        modes.record(self.saved.pop())

@@ -388,44 +388,11 @@ class Movement(Activations):
                 f"unfold(dim={dim}, size={size}, step={step}) of {show(self.shape)}: expected "
                 "0 < size <= extent and step > 0"
             )
-        return self._windows(axis, size, step, 1)
+        return self._windows([(axis, size, step, 1)])
 
-    def _windows(self, axis: int, size: int, step: int, dilation: int) -> Self:
-        """Element j of window i is element i·step + j·dilation: repeat, cut, and fold.
-
-        A row of extent + dilation elements, repeated and read with period `extent`, comes back
-        shifted by dilation each time.
-        """
-        extent = self.shape[axis]
-        assert isinstance(extent, int)
-        count = (extent - dilation * (size - 1) - 1) // step + 1
-        last = self.transpose(axis, -1) if axis != self.ndim - 1 else self
-        lead = last.shape[:-1]
-        period = extent + dilation
-        copies = -(-(size * period) // extent)
-        rows = last.reshape(lead + (1, extent)).expand(lead + (copies, extent))
-        flat = rows.reshape(lead + (copies * extent,))
-        shifted = flat._part(len(lead), 0, size * period).reshape(lead + (size, period))
-        used = shifted._part(len(lead) + 1, 0, (count - 1) * step + 1)
-        chosen = used._every(len(lead) + 1, step)
-        windows = chosen.transpose(-1, -2)  # (…, count, size)
-        order = list(range(len(lead))) + [len(lead)]
-        if axis != self.ndim - 1:
-            order[axis], order[-1] = order[-1], order[axis]
-        return windows.permute(*order, self.ndim)
-
-    def _every(self, axis: int, step: int) -> Self:
-        """Elements 0, step, 2·step, … along an axis."""
-        if step == 1:
-            return self
-        extent = self.shape[axis]
-        if isinstance(extent, Affine):
-            raise ShapeError(f"a step of {step} along a symbolic dimension of {show(self.shape)}")
-        count = -(-extent // step)
-        missing = count * step - extent
-        padded = self.pad([(0, missing) if d == axis else None for d in range(self.ndim)])
-        shape = self.shape[:axis] + (count, step) + self.shape[axis + 1 :]
-        return padded.reshape(shape)._part(axis + 1, 0, 1).squeeze(axis + 1)
+    def _windows(self, windows: Sequence[build.Window]) -> Self:
+        """Windows along axes, their places as new last dimensions (see `build.window`)."""
+        return self._view(lambda node: build.window(node, windows))
 
     def diagonal(self, offset: int = 0, dim1: int = 0, dim2: int = 1) -> Self:
         """Elements (i, i + offset) of two dimensions, in a new last dimension."""

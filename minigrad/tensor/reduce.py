@@ -9,13 +9,13 @@ from minigrad.dtype import DType, dtypes, sum_dtype
 from minigrad.errors import ShapeError
 from minigrad.graph import build
 from minigrad.graph.node import Node, Op
-from minigrad.tensor.movement import Movement
 from minigrad.tensor.nodes import Scalar, axes_of, axis_of, count_node, show
+from minigrad.tensor.rearrange import Rearrange
 
 Axes = int | Sequence[int] | None
 
 
-class Reduce(Movement):
+class Reduce(Rearrange):
     """Reductions. `axis` (or PyTorch's `dim`): one, several, or None for all dimensions."""
 
     __slots__ = ()
@@ -187,7 +187,9 @@ class Reduce(Movement):
         if not self.ndim:
             return (x * 0 + 1).cast(dtype or self._float_dtype())
         powers = x._shifted(axis).exp()
-        return (powers / powers.sum(axis, True)).cast(dtype or self._float_dtype())
+        # one division a row: Σ lies in 1 … n, where its reciprocal is exact to half an ulp
+        shares = powers * powers.sum(axis, True).reciprocal()
+        return shares.cast(dtype or self._float_dtype())
 
     def log_softmax(
         self, axis: int = -1, dtype: DType | None = None, *, dim: int | None = None

@@ -9,10 +9,29 @@ from __future__ import annotations
 
 import threading
 import weakref
+from collections.abc import Callable
 
 from minigrad.graph.node import Node, Op
 
 lock = threading.RLock()
+
+
+class _Rank(threading.local):
+    """The number that this thread's devices have, where it is one rank of several in a process.
+
+    Such a thread knows of the tensors on its own devices only ("CPU:2", "REF:2"): what the other
+    ranks have begun, and what they wait for, is not its business.
+    """
+
+    number: int | None = None
+
+    def knows(self, device: str) -> bool:
+        if self.number is None:
+            return True
+        return device.partition(":")[2] == (str(self.number) if self.number else "")
+
+
+rank = _Rank()
 
 
 class Holder:
@@ -31,7 +50,7 @@ class Holder:
     def _enter(self, node: Node) -> None:
         """Stand for `node` for the first time."""
         self.raw = node
-        self._link = _Link(self, _forget)
+        self._link = Link(self, _forget)
         with lock:
             _file(self._link, node)
 
@@ -43,44 +62,81 @@ class Holder:
             _file(self._link, node)
 
 
-class _Link(weakref.ref[Holder]):
-    """A weak reference that knows under which node it is filed."""
+class Link(weakref.ref[Holder]):
+    """A weak reference that knows under which node it is filed.
 
-    __slots__ = ("node_id",)
+    device: where the node is, unless the link is in `alone`. death: for one without a callback,
+    another that has one.
+    """
+
+    __slots__ = ("node_id", "device", "death")
     node_id: int
+    device: str
+    death: weakref.ref[Holder]
 
 
 # id of a node → id of a link → link. While a link is filed its tensor keeps the node alive, so an
 # id cannot be given to another node meanwhile.
-_by_node: dict[int, dict[int, _Link]] = {}
-_alone: dict[int, _Link] = {}  # id of a node → link: results of replays, which are quick to file
+_by_node: dict[int, dict[int, Link]] = {}
+alone: dict[int, Link] = {}  # id of a node → link: results of replays, which are quick to file
 shared: set[int] = set()  # ids of BUFFER nodes for which several tensors stand
-_lazy: dict[int, _Link] = {}  # those whose node is not a BUFFER yet
+_lazy: dict[int, Link] = {}  # those whose node is not a BUFFER yet
 lazy_links = _lazy  # for whoever only asks whether there are any
 
 
-def _file(link: _Link, node: Node) -> None:
-    link.node_id = id(node)
-    alone = _alone.pop(link.node_id, None)
-    if alone is not None:
-        _by_node[link.node_id] = {id(alone): alone}
-    _by_node.setdefault(link.node_id, {})[id(link)] = link
+class _Clock:
+    """lazies: how many tensors became lazy so far; while it stands, none has."""
+
+    __slots__ = ("lazies",)
+    lazies: int
+
+
+clock = _Clock()
+clock.lazies = 0
+
+
+def _file(link: Link, node: Node) -> None:
+    number = id(node)
+    before = alone.pop(number, None)
+    holder = before() if before is not None else None
+    if before is not None and holder is not None:
+        _file(before, node)
+    _mourn(link)
+    link.node_id, link.device = number, node.device
+    _by_node.setdefault(number, {})[id(link)] = link
     if node.op is not Op.BUFFER:
         _lazy[id(link)] = link
-    elif len(_by_node[link.node_id]) > 1:
-        shared.add(link.node_id)
+        clock.lazies += 1
+    elif len(_by_node[number]) > 1:
+        shared.add(number)
+
+
+def _mourn(link: Link) -> None:
+    """See to it that the death of a link's tensor is noticed."""
+    holder = link()
+    if link.__callback__ is None and not hasattr(link, "death") and holder is not None:
+        link.death = weakref.ref(holder, lambda _: _forget(link))
 
 
 def enter_alone(holder: Holder, node: Node) -> None:
     """`holder._enter(node)` for a BUFFER node that nobody else can know."""
     holder.raw = node
-    holder._link = link = _Link(holder, _forget)
+    holder._link = link = Link(holder, _forget)
     link.node_id = number = id(node)
-    _alone[number] = link
+    alone[number] = link
 
 
-def _forget(link: _Link) -> None:
-    if _alone.get(link.node_id) is link and _alone.pop(link.node_id, None) is not None:
+def stay_alone(node: Node) -> None:
+    """Let tensors, one after the other, stand for a BUFFER node that nobody else can know.
+
+    Such a tensor is filed by `alone[id(node)] = link`, with a link that needs no callback: it makes
+    way for the next one, or goes with the node.
+    """
+    weakref.finalize(node, alone.pop, id(node), None).atexit = False
+
+
+def _forget(link: Link) -> None:
+    if alone.get(link.node_id) is link and alone.pop(link.node_id, None) is not None:
         return  # without the lock: where another thread files it elsewhere, one of the two sees it
     with lock:
         links = _by_node.get(link.node_id)
@@ -93,16 +149,21 @@ def _forget(link: _Link) -> None:
         _lazy.pop(id(link), None)
 
 
-def _alive(links: list[_Link]) -> list[Holder]:
+def _alive(links: list[Link]) -> list[Holder]:
     return [holder for link in links if (holder := link()) is not None]
+
+
+def _known(links: list[Link]) -> list[Link]:
+    """Those of this rank: not even for a moment may one keep another's lazy tensor alive."""
+    return links if rank.number is None else [link for link in links if rank.knows(link.device)]
 
 
 def holders(node: Node) -> list[Holder]:
     """The live tensors that stand for `node`."""
     links = _by_node.get(id(node))
     if links is None:
-        alone = _alone.get(id(node))
-        return _alive([alone]) if alone is not None else []
+        link = alone.get(id(node))
+        return _alive([link]) if link is not None else []
     return _alive(list(links.values()))
 
 
@@ -112,13 +173,23 @@ def wants_gradient(node: Node) -> bool:
 
 
 def lazy_holders() -> list[Holder]:
-    """All live tensors that are not realized, oldest first."""
+    """All live tensors (of this rank) that are not realized, oldest first."""
     with lock:
-        return _alive(list(_lazy.values()))
+        return _alive(_known(list(_lazy.values())))
+
+
+def abandon(unwanted: Callable[[Node], bool]) -> None:
+    """Let nobody realize tensors (of this rank) on the way, whose node is `unwanted`."""
+    with lock:
+        for number, link in list(_lazy.items()):
+            holder = link() if rank.knows(link.device) else None
+            if holder is not None and unwanted(holder.raw):
+                del _lazy[number]
 
 
 def all_holders() -> list[Holder]:
-    """All live tensors."""
+    """All live tensors (of this rank)."""
     with lock:
         links = [link for several in list(_by_node.values()) for link in several.values()]
-        return _alive([*links, *list(_alone.values())])
+        results = [h for h in _alive(list(alone.values())) if rank.knows(h.raw.device)]
+        return [*_alive(_known(links)), *results]

@@ -8,15 +8,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from minigrad.device import Buffer, Replay
+from minigrad.device import Buffer, Device, Replay
 from minigrad.dtype import DType
 from minigrad.errors import JitError
-from minigrad.graph.node import Node, Op, own_buffer
+from minigrad.graph.node import Form, Node, Op, own_buffer
 from minigrad.graph.symbolic import Integer, rebind
 from minigrad.program import GlobalCounters
 from minigrad.tensor import Tensor, engine, history
-from minigrad.tensor.registry import lazy_links, shared
-from minigrad.tensor.structure import TENSOR, Signature, flatten, rebuild, show, signature
+from minigrad.tensor.registry import clock, lazy_links, shared
+from minigrad.tensor.structure import Signature, flatten, rebuild, show, signature
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,7 @@ class Output:
     nbytes: int
     stopped: bool  # a replay keeps no history: no gradient can flow through its results
     symbolic: bool
+    form: Form
 
 
 @dataclass(frozen=True)
@@ -46,26 +47,14 @@ class Source:
     what: Any
 
 
-NOBODY = object()  # is the node of no tensor
-BUFFER = Op.BUFFER  # members of an Enum are slow to find
-
-
 class Capture:
     """What the second call left: the replay, and all that is needed to serve it."""
 
     def __init__(self, name: str, structure: Any, inputs: tuple[Signature, ...]) -> None:
         self.name, self.structure, self.inputs = name, structure, inputs
-        self.expected = [(known.shape, known.dtype, known.device) for known in inputs]
         self.lock = threading.Lock()
-        # called with nothing but tensors, by position, of plain shapes
-        _, ((_, positional), (_, by_name)) = structure
-        self.plain = not by_name and all(item is TENSOR for item in positional) and all(
-            isinstance(extent, int) for expected in inputs for extent in expected.shape
-        )  # fmt: skip
-        # Whose memory is in place already; what is not plain must be looked at each time.
-        self.last: list[Any] = [NOBODY] * (len(inputs) if self.plain else 1)
+        self.settled = -1  # what the clock showed when lazy tensors were last looked at
         self.replay: Replay
-        self.memories: Any
         self.outputs: list[Output] = []
         self.sources: list[Source] = []  # of the result's tensors
         self.result: Any = None  # with TENSOR in the place of tensors
@@ -76,41 +65,36 @@ class Capture:
         self.renewed: list[tuple[weakref.ref[Any], Source]] = []
         self.gradients: list[tuple[Tensor, Tensor, bool]] = []  # of what, which, may there be one
         self.input_gradients: list[tuple[int, Tensor]] = []
-        self.special = False  # whether any of the last four needs attention
-        self.simple = False  # whether the result is one new tensor that nobody else stands for
 
-    def run(self, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+    def serve(self, args: Any, kwargs: Any) -> Any:
+        """One replay."""
+        with self.lock:
+            return self.run(args, kwargs)
+
+    def run(self, args: Any, kwargs: Any) -> Any:
         """One replay. The lock is held."""
-        if lazy_links or self.written_inputs or not shared.isdisjoint(self.owners):
+        lazies = bool(lazy_links) and clock.lazies != self.settled
+        if lazies or self.written_inputs or not shared.isdisjoint(self.owners):
             self._settle(args, kwargs)
-        tensors: Sequence[Any] = args
-        values: dict[str, int] = kwargs  # empty where nothing need be checked
-        memories = self.memories
-        if kwargs or [getattr(tensor, "raw", None) for tensor in args] != self.last:
-            tensors, values = self._place(args, kwargs)
-        if self.special:
-            self._check_special(tensors)
-        nodes = []
-        for output in self.outputs:
-            memory = self.replay.allocate(output.nbytes)
-            memories[output.place] = memory
-            shape, dtype, device = output.shape, output.dtype, output.device
-            if output.symbolic:
-                shape = tuple(rebind(extent, values) for extent in shape)
-            buffer = Buffer(device, dtype, output.size, memory)
-            nodes.append(own_buffer(buffer, dtype, shape, device))
+        tensors, values = self._check(args, kwargs)
+        self._check_effects(tensors)
+        nodes = [self.fresh(output, values) for output in self.outputs]
+        self.replay.put(*(node.arg.memory for node in (*(t.raw for t in tensors), *nodes)))
         GlobalCounters.program_calls += 1
         self.replay.run(values)
         if history.recorded:
             history.replayed(self._all_written(tensors))
-        if self.special:
-            self._renew(tensors, nodes)
-        if self.simple:
-            return Tensor._alone(nodes[0], self.outputs[0].stopped)
+        self._renew(tensors, nodes)
         results = [self._tensor(source, tensors, nodes) for source in self.sources]
-        if self.result is TENSOR:
-            return results[0]
         return rebuild(self.result, iter(results).__next__, values)
+
+    def fresh(self, output: Output, values: dict[str, int] | None = None) -> Node:
+        """A node with memory for an output."""
+        shape, dtype, device = output.shape, output.dtype, output.device
+        if output.symbolic:
+            shape = tuple(rebind(extent, values or {}) for extent in shape)
+        buffer = Buffer(device, dtype, output.size, Device[device].allocate(output.nbytes))
+        return own_buffer(buffer, dtype, shape, device, output.form)
 
     def _tensor(self, source: Source, tensors: Sequence[Tensor], nodes: Sequence[Node]) -> Tensor:
         """A tensor of the result."""
@@ -132,12 +116,15 @@ class Capture:
     def _settle(self, args: Any, kwargs: Any) -> None:
         """Let everybody have its value who reads what is about to be overwritten."""
         tensors: list[Tensor] = []
+        now = clock.lazies
         if self.written_inputs:
             flatten((args, kwargs), tensors, {})
             engine.realize(tensors)
             tensors = [t for n, t in enumerate(tensors) if n in self.written_inputs]
         if lazy_links:
             engine.settle_before(self.written | {tensor.raw.arg for tensor in tensors})
+        if not self.written_inputs:  # for these it is another matter each time
+            self.settled = now
         for node in self.written_nodes:
             if id(node) in shared:
                 engine.separate(node, self.owners[id(node)])
@@ -145,28 +132,8 @@ class Capture:
             if id(tensor.raw) in shared:
                 engine.separate(tensor.raw, {id(tensor._link)})
 
-    def _place(self, args: Any, kwargs: Any) -> tuple[Sequence[Tensor], dict[str, int]]:
-        """The input tensors, their memory in place, and the variables' values; or JitError."""
-        memories, last = self.memories, self.last
-        if kwargs or not self.plain or len(args) != len(last):
-            return self._check(args, kwargs)
-        for number, tensor in enumerate(args):
-            if type(tensor) is not Tensor:
-                return self._check(args, kwargs)
-            node = tensor.raw
-            if node is not last[number]:
-                shape, dtype, device = self.expected[number]
-                if (
-                    node.op is not BUFFER or node.shape != shape
-                    or node.dtype is not dtype or node.device != device
-                ):  # fmt: skip
-                    return self._check(args, kwargs)
-                memories[number] = node.arg.memory
-                last[number] = node
-        return args, {}
-
     def _check(self, args: Any, kwargs: Any) -> tuple[list[Tensor], dict[str, int]]:
-        """The same for any arguments."""
+        """The input tensors, realized, and the variables' values; or JitError."""
         tensors: list[Tensor] = []
         values: dict[str, int] = {}
         structure = flatten((args, kwargs), tensors, values)
@@ -185,20 +152,17 @@ class Capture:
                 )
         if any(tensor.raw.op is not Op.BUFFER for tensor in tensors):
             engine.realize(tensors)
-        for number, tensor in enumerate(tensors):
-            self.memories[number] = tensor.raw.arg.memory
-            if self.plain:
-                self.last[number] = tensor.raw
         return tensors, values
 
-    def _check_special(self, tensors: Sequence[Tensor]) -> None:
-        """JitError where an input is written and given twice, or a gradient would be added to."""
+    def _check_effects(self, tensors: Sequence[Tensor]) -> None:
+        """JitError where an input is written by other ways too, or a gradient would be added to."""
+        for number, tensor in enumerate(tensors):
+            if tensor.raw.arg in self.written:
+                raise written_both_ways(self.name, number)
         for number in self.written_inputs:
             memory = tensors[number].raw.arg
             if sum(tensor.raw.arg is memory for tensor in tensors) > 1:
                 raise written_twice(self.name, number)
-            if memory in self.written:
-                raise written_both_ways(self.name, number)
         had = any(of.grad is not None for of, _, others in self.gradients if not others)
         if had or any(tensors[number].grad is not None for number, _ in self.input_gradients):
             raise JitError(

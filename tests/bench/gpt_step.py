@@ -1,27 +1,50 @@
 """Train step of a GPT, minigrad against PyTorch, interleaved: `python -m tests.bench.gpt_step`.
 
-Both do the same: forward, backward, clip at 1, AdamW with decay for matrices, the loss read at each
-step. Rounds alternate, and the medians are printed with their ratio.
+All do the same: forward, backward, clip at 1, AdamW with decay for matrices, the loss read at each
+step. Each peer is a process of its own that makes some steps when it is told to; rounds alternate,
+and the medians are printed with their ratios. PyTorch comes twice: as it is, and "tuned", with an
+allocator that keeps its memory, on huge pages (its default gives large blocks back at once, and
+then touches fresh pages in each step).
+
+`--size medium` and `--size gpt2` are larger models, `--layers` and its like change single figures.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 
 import numpy as np
 
-from minigrad import Tensor, nn
-from minigrad.models.gpt import GPT, GPTConfig
-from minigrad.models.train import MatrixAdamW, TrainingPlan, make_step
+from minigrad.models.gpt import GPTConfig
 
 Step = Callable[[np.ndarray, np.ndarray], float]
+
+FIGURES = ("layers", "heads", "dim", "context", "length", "batch", "vocabulary", "rounds", "steps")
+SIZES = {
+    "small": (4, 4, 128, 64, 64, 12, 65, 7, 10),
+    "medium": (6, 6, 384, 256, 256, 4, 65, 7, 3),
+    "gpt2": (12, 12, 768, 1024, 256, 1, 50257, 5, 1),
+}
+WARMING = 4  # steps before the first round
+TUNED = {
+    "MALLOC_MMAP_THRESHOLD_": str(1 << 32), "MALLOC_TRIM_THRESHOLD_": str(1 << 36),
+    "THP_MEM_ALLOC_ENABLE": "1", "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
+}  # fmt: skip
+PEERS: dict[str, dict[str, str]] = {"minigrad": {}, "torch": {}, "torch tuned": TUNED}
 
 
 def minigrad_step(config: GPTConfig) -> Step:
     """The captured step that models/gpt.py runs."""
+    from minigrad import Tensor, nn
+    from minigrad.models.gpt import GPT
+    from minigrad.models.train import MatrixAdamW, TrainingPlan, make_step
+
     model = GPT(config)
     plan = TrainingPlan()
     step = make_step(model, MatrixAdamW(nn.state.get_parameters(model), plan), plan.clip)
@@ -58,6 +81,7 @@ def torch_step(config: GPTConfig, threads: int) -> Step:
             self.wpe = torch.nn.Embedding(config.context, config.dim)
             self.blocks = torch.nn.Sequential(*(Block() for _ in range(config.layers)))
             self.ln_f = torch.nn.LayerNorm(config.dim)
+            torch.nn.init.normal_(self.wte.weight, std=0.02)
 
         def forward(self, ids: torch.Tensor) -> torch.Tensor:
             x = self.wte(ids) + self.wpe.weight[: ids.shape[1]]
@@ -77,47 +101,103 @@ def torch_step(config: GPTConfig, threads: int) -> Step:
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
-        return float(loss)
+        return float(loss.detach())
 
     return step
 
 
-def main() -> None:
-    """Parse the flags, run the rounds, print medians."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    for name, value in (("layers", 4), ("heads", 4), ("dim", 128), ("context", 64), ("batch", 12),
-                        ("vocabulary", 65), ("rounds", 7), ("steps", 10), ("threads", 2)):
-        parser.add_argument(f"--{name}", type=int, default=value)
-    given = parser.parse_args()
+def serve(name: str, given: argparse.Namespace) -> None:
+    """A peer: for each line of the input make so many steps, and answer with seconds and loss."""
     config = GPTConfig(
         layers=given.layers, heads=given.heads, dim=given.dim, context=given.context,
         vocabulary=given.vocabulary,
     )  # fmt: skip
     generator = np.random.default_rng(0)
-    shape = (given.batch, given.context)
+    shape = (given.batch, given.length)
     ids = generator.integers(0, given.vocabulary, shape).astype(np.int32)
     targets = generator.integers(0, given.vocabulary, shape).astype(np.int32)
-    peers = {"minigrad": minigrad_step(config)}
+    step = minigrad_step(config) if name == "minigrad" else torch_step(config, given.threads)
+    for line in sys.stdin:
+        loss, start = 0.0, time.perf_counter()
+        for _ in range(int(line)):
+            loss = step(ids, targets)
+        print(time.perf_counter() - start, loss, flush=True)
+
+
+class Peer:
+    """The process of a peer."""
+
+    def __init__(self, name: str, arguments: list[str], threads: int) -> None:
+        command = [sys.executable, "-m", "tests.bench.gpt_step", "--serve", name, *arguments]
+        settings = {"MINIGRAD_THREADS": str(threads), **os.environ, **PEERS[name]}
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=settings
+        )
+        self.times: list[float] = []
+        self.loss = 0.0
+
+    def run(self, steps: int) -> float:
+        """Let it make some steps; seconds of one."""
+        assert self.process.stdin is not None and self.process.stdout is not None
+        print(steps, file=self.process.stdin, flush=True)
+        answer = self.process.stdout.readline().split()
+        if len(answer) != 2:
+            raise SystemExit("a peer has ended; see above")
+        self.loss = float(answer[1])
+        return float(answer[0]) / steps
+
+    def end(self) -> None:
+        """Let it go."""
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        self.process.wait()
+
+
+def read_flags(arguments: list[str]) -> argparse.Namespace:
+    """The flags, with the figures of the size for all that is not given."""
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.bench.gpt_step", description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    parser.add_argument("--size", choices=SIZES, default="small")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--peers", help="some of: " + ", ".join(PEERS), default=",".join(PEERS))
+    parser.add_argument("--serve", help=argparse.SUPPRESS)
+    for name in FIGURES:
+        parser.add_argument(f"--{name}", type=int)
+    given = parser.parse_args(arguments)
+    for name, value in zip(FIGURES, SIZES[given.size], strict=True):
+        if getattr(given, name) is None:
+            setattr(given, name, value)
+    return given
+
+
+def main() -> None:
+    """Parse the flags, run the rounds, print medians."""
+    arguments = sys.argv[1:]
+    given = read_flags(arguments)
+    if given.serve:
+        serve(given.serve, given)
+        return
+    names = [name.strip() for name in given.peers.split(",")]
     try:
-        peers["torch"] = torch_step(config, given.threads)
+        import torch  # noqa: F401
     except ImportError:
         print("PyTorch is not installed: nothing to compare with")
-    times: dict[str, list[float]] = {name: [] for name in peers}
-    for step in peers.values():
-        for _ in range(4):
-            step(ids, targets)
+        names = ["minigrad"]
+    peers = {name: Peer(name, arguments, given.threads) for name in names}
+    for peer in peers.values():
+        peer.run(WARMING)
     for _ in range(given.rounds):
-        for name, step in peers.items():
-            start = time.perf_counter()
-            for _ in range(given.steps):
-                step(ids, targets)
-            times[name].append((time.perf_counter() - start) / given.steps)
-    medians = {name: statistics.median(values) for name, values in times.items()}
-    for name, seconds in medians.items():
-        spread = f"{1e3 * min(times[name]):.2f} … {1e3 * max(times[name]):.2f}"
-        print(f"{name:>10}: {1e3 * seconds:.2f} ms a step ({spread})")
-    if "torch" in medians:
-        print(f"torch / minigrad = {medians['torch'] / medians['minigrad']:.2f}")
+        for peer in peers.values():
+            peer.times.append(peer.run(given.steps))
+    medians = {name: statistics.median(peer.times) for name, peer in peers.items()}
+    for name, peer in peers.items():
+        spread = f"{1e3 * min(peer.times):.2f} … {1e3 * max(peer.times):.2f}"
+        ratio = medians[name] / medians[names[0]]
+        print(f"{name:>12}: {1e3 * medians[name]:8.2f} ms a step ({spread}), "
+              f"{ratio:.2f}× {names[0]}'s time, loss {peer.loss:.3f}")  # fmt: skip
+        peer.end()
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from minigrad.runtimes.cpu_limits import limits
 
 Work = Callable[[], object]
 ROUND_SECONDS = 0.03  # a round repeats short work until it has taken so long
+CALM_SECONDS = 0.06  # after which the idle threads of every library have stopped spinning
 
 # PyTorch allocates its results with malloc, which by default gives large ones back to the system
 # at once and fetches 4 KiB pages anew: a weak opponent. These make it a strong one.
@@ -111,6 +112,8 @@ def measure(row: Row, rounds: int = 7) -> Result:
     for _ in range(rounds):
         for name, work in works.items():
             count = repeats[name]
+            time.sleep(CALM_SECONDS)  # or the threads of the one before take a core from this one
+            work()
             started = time.perf_counter()
             for _ in range(count):
                 work()

@@ -82,9 +82,14 @@ def positive(*shape):
     return RANDOM.uniform(0.3, 2.0, shape)
 
 
+def unit(*shape):
+    return RANDOM.uniform(-0.9, 0.9, shape)
+
+
 UNARY_CASES = {
     Op.NEG: normal, Op.SQRT: positive, Op.EXP: normal, Op.EXP2: normal, Op.LOG: positive,
     Op.LOG2: positive, Op.SIN: normal, Op.COS: normal, Op.TANH: normal, Op.ERF: normal,
+    Op.ASIN: unit, Op.ACOS: unit, Op.ATAN: normal,
     Op.FLOOR: positive, Op.CEIL: positive, Op.TRUNC: positive, Op.ROUND: positive,
     Op.CONTIGUOUS: normal,
 }  # fmt: skip
@@ -196,6 +201,7 @@ MOVEMENT_CASES = {
     Op.PAD: lambda x: build.pad(x, ((1, 2), (0, 3))),
     Op.SHRINK: lambda x: build.shrink(x, ((1, 3), (0, 2))),
     Op.FLIP: lambda x: build.flip(x, (1,)),
+    Op.WINDOW: lambda x: build.window(x, ((0, 2, 1, 1), (1, 2, 2, 1))),
 }
 
 

@@ -327,6 +327,7 @@ def equal_bits(found, expected):
 
 EXACT = [op for op in sorted(UNARY | BINARY, key=lambda op: op.value) if op not in {
     Op.CAST, Op.BITCAST, Op.EXP, Op.EXP2, Op.LOG, Op.LOG2, Op.SIN, Op.COS, Op.TANH, Op.ERF, Op.POW,
+    Op.ASIN, Op.ACOS, Op.ATAN,
 }]  # fmt: skip
 EITHER_ZERO = (Op.MAXIMUM, Op.MINIMUM)  # of 0.0 and −0.0 a device may give either
 
@@ -370,7 +371,8 @@ def test_folding_equals_the_reference(op, dtype):
 
 @pytest.mark.parametrize("dtype", FLOATS, ids=lambda dtype: dtype.name)
 @pytest.mark.parametrize(
-    "op", [Op.EXP, Op.EXP2, Op.LOG, Op.LOG2, Op.SIN, Op.COS, Op.TANH, Op.ERF],
+    "op", [Op.EXP, Op.EXP2, Op.LOG, Op.LOG2, Op.SIN, Op.COS, Op.TANH, Op.ERF, Op.ASIN, Op.ACOS,
+           Op.ATAN],
     ids=lambda op: op.value,
 )  # fmt: skip
 def test_folding_transcendentals(op, dtype):
@@ -447,7 +449,7 @@ def test_random_graphs_keep_every_bit(dtype, data):
     assert simplify(simple) == simple
 
 
-MOVES = ["permute", "pad", "shrink", "flip", "expand", "reduce", "ones"]
+MOVES = ["permute", "pad", "shrink", "flip", "expand", "reduce", "ones", "window"]
 
 
 @st.composite
@@ -467,6 +469,11 @@ def movements(draw):
             node = build.shrink(node, list(zip(starts, stops, strict=True)))
         elif kind == "flip":
             node = build.flip(node, [draw(st.integers(0, node.ndim - 1))])
+        elif kind == "window":
+            axis = draw(st.integers(0, node.ndim - 1))
+            size, dilation = draw(st.integers(1, 2)), draw(st.integers(1, 2))
+            if node.shape[axis] > dilation * (size - 1) and node.ndim < 6:
+                node = build.window(node, ((axis, size, draw(st.integers(1, 2)), dilation),))
         elif kind == "expand":
             shape = tuple(draw(st.integers(0, 3)) if e == 1 else e for e in node.shape)
             node = build.expand(node, shape)

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from minigrad import GlobalCounters, Tensor, nn
-from minigrad.models.decode import Decoder
+from minigrad.models.decode import ContextFull, Decoder, cache_bytes
 from minigrad.models.gpt import GPT, GPTConfig
+from minigrad.models.gpt_config import llama
 
 TINY = GPTConfig(layers=2, heads=2, dim=16, context=8, vocabulary=11)
 
@@ -44,12 +45,11 @@ def test_logits_at_every_position(on_device: str, rows: list[list[int]]) -> None
 
 def test_a_context_of_one(on_device: str) -> None:
     model = strong_model(GPTConfig(layers=1, heads=1, dim=4, context=1, vocabulary=5))
-    decoder = Decoder(model, [[2, 3]])
+    decoder = Decoder(model, [[2]])
     for token in (3, 4, 0):
-        decoder.rows[0][-1] = token
+        decoder.append([token])
         wanted = model(Tensor([[token]])).numpy()[:, -1]
         np.testing.assert_allclose(decoder.logits(), wanted, rtol=1e-5, atol=1e-6)
-        decoder.append([0])
 
 
 def test_one_step_serves_all_positions() -> None:
@@ -63,3 +63,36 @@ def test_one_step_serves_all_positions() -> None:
         decoder.append([1])
     assert GlobalCounters.programs_compiled == before[0]
     assert GlobalCounters.program_calls == before[1] + 60
+
+
+def test_the_first_tokens_are_kept() -> None:
+    model = strong_model(TINY)
+    decoder = Decoder(model, [[3, 1, 4, 1, 5, 9, 2, 6]], keep=2)
+    for token in (5, 3):
+        decoder.logits()
+        decoder.append([token])
+    # the ninth token had the window cut to 3, 1, 6, 5; the tenth came after it
+    wanted = model(Tensor([[3, 1, 6, 5, 3]])).numpy()[:, -1]
+    np.testing.assert_allclose(decoder.logits(), wanted, rtol=1e-5, atol=1e-5)
+    with pytest.raises(ValueError, match="keep is 5: expected 0 … 4"):
+        Decoder(model, [[1]], keep=5)
+
+
+def test_an_error_where_the_context_ends() -> None:
+    model = strong_model(TINY)
+    with pytest.raises(ContextFull, match="9 tokens are more than the model's context of 8"):
+        list(model.generate([1, 2, 3], 9, context_policy="error"))
+    assert len(list(model.generate([1, 2, 3], 6, context_policy="error"))) == 6
+    with pytest.raises(ValueError, match="context_policy is 'forget': expected roll or error"):
+        model.generate([1], 1, context_policy="forget")
+
+
+def test_several_tokens_at_once_and_the_bytes_of_the_cache() -> None:
+    config = llama(2, 4, 16, 16, 11, key_heads=2)
+    model = strong_model(config)
+    decoder = Decoder(model, [[3, 1]])
+    assert decoder.nbytes() == cache_bytes(config) == 2 * 2 * 2 * 16 * 4 * 4
+    decoder.logits()
+    decoder.extend([4, 1, 5])
+    wanted = model(Tensor([[3, 1, 4, 1, 5]])).numpy()[:, -1]
+    np.testing.assert_allclose(decoder.logits(), wanted, rtol=1e-5, atol=1e-5)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from minigrad.models.sampling import check, choose, probabilities
+from minigrad.models.sampling import Sampling, choose, penalized, probabilities
 
 LOGITS = np.log(np.array([0.1, 0.4, 0.2, 0.3], np.float32))
 
@@ -54,4 +54,15 @@ def test_settings_that_make_no_sense(
     settings: tuple[float, int | None, float | None], message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):
-        check(*settings)
+        Sampling(*settings)
+
+
+def test_repetition_is_penalized() -> None:
+    logits = np.array([2.0, -2.0, 1.0, 4.0], np.float32)
+    assert np.allclose(penalized(logits, [0, 1, 0], 2.0), [1.0, -4.0, 1.0, 4.0])
+    generator = np.random.default_rng(0)
+    greedy = Sampling(0.0, repetition_penalty=8.0)
+    assert greedy.choose(logits, generator, []) == 3
+    assert greedy.choose(logits, generator, [3]) == 0
+    with pytest.raises(ValueError, match="repetition_penalty is 0"):
+        Sampling(repetition_penalty=0.0)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from minigrad import GlobalCounters, Tensor, dtypes, nn
-from minigrad.errors import GradientError
+from minigrad.errors import GradientError, ShapeError
 from minigrad.nn import optim, schedule
 
 rng = np.random.default_rng(1)
@@ -27,6 +27,7 @@ OPTIMIZERS = {
                    {"lr": 0.02, "weight_decay": 0.1}),
     "adamw": (lambda p: optim.AdamW(p, lr=0.02, betas=(0.9, 0.99), weight_decay=0.1), "AdamW",
               {"lr": 0.02, "betas": (0.9, 0.99), "weight_decay": 0.1}),
+    "adamw, its rate a tensor": (lambda p: optim.AdamW(p, lr=Tensor(0.02)), "AdamW", {"lr": 0.02}),
     "adamw defaults": (lambda p: optim.AdamW(p), "AdamW", {}),
 }  # fmt: skip
 
@@ -99,6 +100,78 @@ def test_a_step_is_one_program_and_in_place(on_device):
     assert GlobalCounters.programs_compiled == compiled, "every step is the same program"
     now = [t.raw.arg for t in (w, b, *optimizer.m, *optimizer.v, optimizer.t, optimizer.lr)]
     assert all(a is b for a, b in zip(memory, now, strict=True))
+
+
+M = rng.normal(size=(3, 4)).astype(np.float32)
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"lr": 0.02, "nesterov": False, "adjust_lr_fn": "match_rms_adamw"}]
+)
+def test_muon(on_device, options):
+    """Near PyTorch's: both iterate in bfloat16, whose rounding the order of sums decides."""
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+    if not hasattr(torch.optim, "Muon"):
+        pytest.skip("this PyTorch has no Muon")
+    start = [W, M]
+    ours = [Tensor(a, requires_grad=True) for a in start]
+    theirs = [torch.tensor(a, requires_grad=True) for a in start]
+    mine, other = optim.Muon(ours, **options), torch.optim.Muon(theirs, **options)
+    for _ in range(50):
+        mine.zero_grad()
+        ((Tensor(X) @ ours[0]).tanh() @ ours[1]).square().mean().backward()
+        mine.step()
+        other.zero_grad()
+        ((torch.tensor(X) @ theirs[0]).tanh() @ theirs[1]).square().mean().backward()
+        other.step()
+    for a, b, first in zip(ours, theirs, start, strict=True):
+        moved = np.abs(b.detach().numpy() - first).max()
+        assert np.abs(a.numpy() - b.detach().numpy()).max() <= 0.02 * moved
+    with pytest.raises(ShapeError, match="matrices"):
+        optim.Muon([Tensor(B)])
+
+
+def test_lamb(on_device):
+    w = Tensor(W, requires_grad=True)
+    optimizer = optim.LAMB([w], lr=0.1, weight_decay=0.01)
+    p = W.astype(np.float64)
+    m, v = np.zeros_like(p), np.zeros_like(p)
+    for t in range(1, 11):
+        optimizer.zero_grad()
+        ((w - 1) * (w - 1) * (w - 1) * (w - 1)).sum().backward()
+        optimizer.step()
+        g = 4 * (p - 1) ** 3
+        m, v = 0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g * g
+        u = m / (1 - 0.9**t) / (np.sqrt(v / (1 - 0.999**t)) + 1e-6) + 0.01 * p
+        p = p - 0.1 * np.linalg.norm(p) / np.linalg.norm(u) * u
+        np.testing.assert_allclose(w.numpy(), p, rtol=2e-5, atol=1e-6)
+    zero = Tensor([0.0, 0.0], requires_grad=True)
+    optimizer = optim.LAMB([zero], lr=0.1)
+    (zero + 1).sum().backward()
+    optimizer.step()
+    np.testing.assert_allclose(zero.numpy(), [-0.1, -0.1], rtol=1e-4)
+
+
+def test_a_group_steps_in_one_program(on_device):
+    w, b = Tensor(W, requires_grad=True), Tensor(B, requires_grad=True)
+    group = optim.OptimizerGroup(optim.Muon([w], lr=0.01), optim.AdamW([b], lr=0.1))
+    for _ in range(2):
+        group.zero_grad()
+        loss_of(w, b).backward()
+        calls = GlobalCounters.program_calls
+        group.step()
+        assert GlobalCounters.program_calls == calls + 1
+    state = {name: Tensor(t.numpy()) for name, t in group.state_dict().items()}
+    assert set(state) == {"0.lr", "0.step", "0.momentum_buffer.0", "1.lr", "1.step",
+                          "1.exp_avg.0", "1.exp_avg_sq.0"}  # fmt: skip
+    again = optim.OptimizerGroup(optim.Muon([w]), optim.AdamW([b]))
+    again.load_state_dict(state)
+    assert again[1].t.item() == 2 and len(again) == 2
+    np.testing.assert_array_equal(again[0].buffers[0].numpy(), group[0].buffers[0].numpy())
+    with pytest.raises(KeyError, match="7"):
+        again.load_state_dict({"7.lr": Tensor(0.0)})
+    with pytest.raises(ValueError, match="two optimizers"):
+        optim.OptimizerGroup(optim.SGD([w]), optim.SGD([w, b]))
 
 
 def test_clip_grad_norm(on_device):

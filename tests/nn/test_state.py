@@ -9,7 +9,7 @@ import pytest
 
 from minigrad import Tensor, dtypes, nn
 from minigrad.dtype import ALL
-from minigrad.errors import ShapeError
+from minigrad.errors import DTypeError, ShapeError
 from minigrad.nn import state
 
 safetensors = pytest.importorskip("safetensors", reason="the package safetensors is not installed")
@@ -75,6 +75,8 @@ def test_load_state_dict_checks_first(on_device):
     with pytest.raises(ShapeError, match="count"):
         state.load_state_dict(model, {**good, "count": Tensor([1.0, 2.0])})
     np.testing.assert_array_equal(model.table.weight.numpy(), before)
+    with pytest.raises(DTypeError, match="step"):
+        state.load_state_dict({"step": Tensor([1])}, {"step": Tensor([1.5])})
     state.load_state_dict(model, {"count": Tensor([5.0])}, strict=False)
     assert model.count.item() == 5
 

@@ -27,7 +27,7 @@ def slot(number, *shape, dtype=dtypes.float32):
 def nests(*roots, target=SCALARS):
     """The loop nests of a program whose inputs are the slots 0 and 1."""
     outputs = tuple(range(2, 2 + len(roots)))
-    plan = schedule(Graph(roots, outputs, 2 + len(roots), (), "CL"))
+    plan = schedule(Graph(roots, outputs, 2 + len(roots), (), "CL"), blocks=False)
     return [lower(kernel, target, kernel.kind) for kernel in plan.kernels]
 
 
@@ -61,13 +61,13 @@ __kernel void rows(__global const float *a0, __global float *a1) {
     const int r0 = get_global_id(0);
     if (r0 < 40) {
         sum0 = -INFINITY;
-        for (int k0 = 0; k0 < 9; k0++) {
-            sum0 = larger_float(sum0, a0[k0 + 9 * r0]);
+        for (int c0 = 0; c0 < 9; c0++) {
+            sum0 = larger_float(sum0, a0[c0 + 9 * r0]);
         }
         x0[0] = sum0;
         const float v0 = x0[0];
-        for (int i1 = 0; i1 < 9; i1++) {
-            a1[i1 + 9 * r0] = a0[i1 + 9 * r0] - v0;
+        for (int c1 = 0; c1 < 9; c1++) {
+            a1[c1 + 9 * r0] = a0[c1 + 9 * r0] - v0;
         }
     }
 }

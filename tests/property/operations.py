@@ -13,12 +13,15 @@ from .table_binary import BINARY
 from .table_contraction import CONTRACTION
 from .table_creation import CREATION
 from .table_indexing import INDEXING
+from .table_linalg import LINALG
 from .table_movement import MOVEMENT
 from .table_reduce import REDUCE
 from .table_unary import UNARY
+from .table_windows import WINDOWS
 
 ROWS: tuple[Operation, ...] = (
-    *UNARY, *BINARY, *REDUCE, *MOVEMENT, *INDEXING, *CONTRACTION, *CREATION,
+    *UNARY, *BINARY, *REDUCE, *MOVEMENT, *INDEXING, *CONTRACTION, *WINDOWS,
+    *LINALG, *CREATION,
 )  # fmt: skip
 
 

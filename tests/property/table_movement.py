@@ -253,7 +253,7 @@ MOVES = [
     movement("diagonal", lambda x: x.diagonal(), np.diagonal,
              [((4, 4), {}), ((3, 5), {}), ((17, 9), {}), ((1, 1), {})]),
     movement("rearrange", lambda x: x.rearrange("a (b c) d -> c (d a) b", b=2),
-             lambda x: x.reshape(x.shape[0], 2, -1, x.shape[2]).transpose(2, 3, 0, 1)
+             lambda x: x.reshape(x.shape[0], 2, x.shape[1] // 2, x.shape[2]).transpose(2, 3, 0, 1)
              .reshape(x.shape[1] // 2, -1, 2),
              [((3, 4, 5), {}), ((1, 2, 17), {}), ((0, 2, 3), {})]),
     movement("contiguous", lambda x: x.contiguous(), lambda x: x, [((9,), {}), ((0,), {}),

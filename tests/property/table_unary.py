@@ -101,8 +101,7 @@ FUNCTIONS = [
     row("selu", lambda x: SELU_SCALE * np.where(x > 0, x, SELU_ALPHA * np.expm1(x)), "nonzero",
         COMPOSED),
     row("hardsigmoid", lambda x: np.clip(x / 6 + 0.5, 0, 1), "unit", COMPOSED),
-    row("hardswish", lambda x: x * np.clip(x + 3, 0, 6) / 6, "unit", COMPOSED,
-        dtypes=FLOATS),
+    row("hardswish", lambda x: x * np.clip(x + 3, 0, 6) / 6, "unit", COMPOSED),
     row("relu6", lambda x: np.clip(x, 0, 6), "nonzero", SELECTED, result=same,
         dtypes=(*FLOATS, "int32")),
 ]  # fmt: skip

@@ -107,6 +107,18 @@ def test_bitcasts(pair: tuple[str, str], device: str) -> None:
         assert result.tobytes() == array.tobytes(), (source, target)
 
 
+@pytest.mark.parametrize("pair", [("float32", "uint8"), ("int16", "float64"), ("uint64", "int8")])
+def test_bitcasts_to_another_size(pair: tuple[str, str], device: str) -> None:
+    """Bytes in the memory's order: the last dimension grows or shrinks."""
+    for source, target in (pair, pair[::-1]):
+        values = [v for v in _awkward(source) if v == v][:8]
+        array = np.stack([_as_array(values, source), _as_array(values[::-1], source)])
+        result = Tensor(array, device=device).bitcast(target).numpy()
+        wanted = array.view(NUMPY_DTYPES[target])
+        assert (result.dtype, result.shape) == (wanted.dtype, wanted.shape)
+        assert result.tobytes() == array.tobytes(), (source, target)
+
+
 @pytest.mark.parametrize("dtype", ALL)
 def test_python_scalars_are_weak(dtype: str, device: str) -> None:
     """A Python number never widens a tensor of its own kind."""

@@ -32,6 +32,7 @@ class Function:
     high: float
     ulp: float = 4
     positive: bool = False
+    within_one: bool = False
 
 
 FUNCTIONS = [
@@ -43,6 +44,9 @@ FUNCTIONS = [
     Function("cos", mpmath.cos, -200, 200),
     Function("tanh", mpmath.tanh, -10, 10),
     Function("erf", mpmath.erf, -4, 4),
+    Function("asin", mpmath.asin, -1, 1, within_one=True),
+    Function("acos", mpmath.acos, -1, 1, within_one=True),
+    Function("atan", mpmath.atan, -4, 4),
     Function("sqrt", mpmath.sqrt, 0, 4, ulp=1, positive=True),
     Function("reciprocal", lambda x: 1 / x, -4, 4, ulp=1),
 ]
@@ -65,6 +69,8 @@ def points(function: Function) -> np.ndarray:
     edges = np.array(places, np.float32)
     near_one = (1 + np.arange(-16, 17) * 2.0**-23).astype(np.float32)
     found = np.concatenate([_all_exponents(generator, 3 * MORE), dense, edges, near_one])
+    if function.within_one:
+        found = found[np.abs(found) <= 1]
     return np.abs(found) if function.positive else found
 
 
@@ -113,6 +119,9 @@ AT_SPECIAL: dict[str, list[float]] = {
     "cos": [NAN, NAN, NAN, 1, 1, 0.54030231],
     "tanh": [NAN, 1, -1, 0.0, -0.0, -0.76159416],
     "erf": [NAN, 1, -1, 0.0, -0.0, -0.84270079],
+    "asin": [NAN, NAN, NAN, 0.0, -0.0, -1.57079637],
+    "acos": [NAN, NAN, NAN, 1.57079637, 1.57079637, 3.14159274],
+    "atan": [NAN, 1.57079637, -1.57079637, 0.0, -0.0, -0.785398185],
     "sqrt": [NAN, INF, NAN, 0.0, -0.0, NAN],
     "reciprocal": [NAN, 0.0, -0.0, INF, -INF, -1],
 }

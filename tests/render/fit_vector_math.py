@@ -331,6 +331,27 @@ def powers() -> None:
         print(f"    {literal(high)}, {literal(c - high)}")
 
 
+def inverse_circular() -> None:
+    """atan r = r + r·z·P(z) for |r| ≤ tan(π/8), and asin s = s + s·z·P(z) for |s| ≤ ½, z = r²."""
+    for name, function, limit, degrees in (
+        ("ATAN", mp.atan, mp.tan(mp.pi / 8), {24: 4, 53: 11}),
+        ("ASIN", mp.asin, mp.mpf("0.5"), {24: 5, 53: 12}),
+    ):
+        for bits, degree in degrees.items():
+            end = (limit * mp.mpf("1.0001")) ** 2
+
+            def f(z: mp.mpf, function: Function = function) -> mp.mpf:
+                return (function(mp.sqrt(z)) / mp.sqrt(z) - 1) / z
+
+            def weight(z: mp.mpf, function: Function = function) -> mp.mpf:
+                return z * mp.sqrt(z) / function(mp.sqrt(z))
+
+            p = polynomial(f, weight, end / 1000, end, degree, bits)
+            grid = [end * i / 400 for i in range(1, 401)]
+            error = max(abs(weight(t) * (_evaluate(p, t) - f(t))) for t in grid)
+            report(f"{name}[{bits}]", p, error)
+
+
 if __name__ == "__main__":
     exponentials()
     logarithms()
@@ -339,3 +360,4 @@ if __name__ == "__main__":
     hyperbolic_tangent()
     double_only()
     powers()
+    inverse_circular()

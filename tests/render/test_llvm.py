@@ -27,7 +27,10 @@ DTYPES = (
 )  # fmt: skip
 INTEGERS = tuple(dtype for dtype in DTYPES if dtype.is_int)
 # Vector math is written as polynomials: near, not exact. Its own tests say how near.
-POLYNOMIALS = {Op.EXP, Op.EXP2, Op.LOG, Op.LOG2, Op.SIN, Op.COS, Op.TANH, Op.ERF, Op.POW}
+POLYNOMIALS = {
+    Op.EXP, Op.EXP2, Op.LOG, Op.LOG2, Op.SIN, Op.COS, Op.TANH, Op.ERF, Op.POW, Op.ASIN, Op.ACOS,
+    Op.ATAN,
+}  # fmt: skip
 NEAR = Tolerance(ulps=8)
 PLAIN = [op for op in sorted(UNARY | BINARY, key=lambda op: op.value)
          if op not in (Op.CAST, Op.BITCAST)]  # fmt: skip

@@ -27,13 +27,14 @@ Floats = npt.NDArray[np.floating]
 
 UNARY: dict[Op, Callable[[Floats], Floats]] = {
     Op.EXP: np.exp, Op.EXP2: np.exp2, Op.LOG: np.log, Op.LOG2: np.log2, Op.SIN: np.sin,
-    Op.COS: np.cos, Op.TANH: np.tanh,
+    Op.COS: np.cos, Op.TANH: np.tanh, Op.ASIN: np.arcsin, Op.ACOS: np.arccos, Op.ATAN: np.arctan,
     Op.ERF: lambda x: np.array([math.erf(v) for v in x]),
 }  # fmt: skip
 PRECISE = {
     Op.EXP: mpmath.exp, Op.EXP2: lambda v: mpmath.mpf(2) ** v, Op.LOG: mpmath.log,
     Op.LOG2: lambda v: mpmath.log(v, 2), Op.SIN: mpmath.sin, Op.COS: mpmath.cos,
-    Op.TANH: mpmath.tanh, Op.ERF: mpmath.erf,
+    Op.TANH: mpmath.tanh, Op.ERF: mpmath.erf, Op.ASIN: mpmath.asin, Op.ACOS: mpmath.acos,
+    Op.ATAN: mpmath.atan,
 }  # fmt: skip
 SPECIAL = [0.0, -0.0, math.inf, -math.inf, math.nan, 1.0, -1.0, 2.0, -2.0, 0.5, -0.5, 3.0, -3.0]
 # The largest errors that we promise, in ULP.
@@ -65,6 +66,7 @@ def samples(dtype: type[np.floating], op: Op, count: int) -> Floats:
         Op.EXP2: (-152, 130) if dtype is np.float32 else (-1080, 1026),
         Op.LOG: (0.3, 3.0), Op.LOG2: (0.3, 3.0), Op.SIN: (-200.0, 200.0), Op.COS: (-200.0, 200.0),
         Op.TANH: (-11.0, 11.0) if dtype is np.float32 else (-22.0, 22.0), Op.ERF: (-6.5, 6.5),
+        Op.ASIN: (-1.0, 1.0), Op.ACOS: (-1.0, 1.0), Op.ATAN: (-4.0, 4.0),
     }[op]  # fmt: skip
     near = generator.uniform(*limits, count).astype(dtype)
     around_one = (1 + generator.normal(0, 1e-3, count // 4)).astype(dtype)
@@ -104,7 +106,10 @@ def worst_double(op: Op, contract: bool, count: int) -> tuple[float, float]:
     with mpmath.workprec(1200 if op in (Op.SIN, Op.COS) else 200), np.errstate(all="ignore"):
         for argument, value in zip(x, got, strict=True):
             v = float(argument)
-            if not math.isfinite(v) or (op in (Op.LOG, Op.LOG2) and v <= 0.0):
+            outside = v <= 0.0 if op in (Op.LOG, Op.LOG2) else (
+                abs(v) > 1.0 and op in (Op.ASIN, Op.ACOS)
+            )
+            if not math.isfinite(v) or outside:
                 error = float(ulps(np.array([value]), UNARY[op](np.array([v])), np.float64)[0])
             elif op in (Op.EXP, Op.EXP2) and abs(v) > 2000.0:
                 error = 0.0 if value == (math.inf if v > 0 else 0.0) else math.inf

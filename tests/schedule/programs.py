@@ -11,6 +11,7 @@ import numpy as np
 from minigrad.dtype import DType, dtypes
 from minigrad.graph import build as g
 from minigrad.graph.canonical import Graph
+from minigrad.graph.gradient import gradient
 from minigrad.graph.node import Node, Op
 from minigrad.graph.symbolic import Integer, evaluate, high, var
 from minigrad.runtimes.reference import numpy_dtype
@@ -244,17 +245,71 @@ def convolution(inputs: Inputs) -> list[Node]:
     return [g.reshape(total(mul(factor, columns), 1, 2, 3), (5, 12, 14))]
 
 
+def visible(scores: Node, first: int | None = None, last: int = 0) -> Node:
+    """Whether row + first ≤ column ≤ row + last, for the last two dimensions of scores."""
+    rows, columns = scores.shape[-2:]
+    ones = (1,) * (scores.ndim - 2)
+    row = g.expand(g.reshape(g.iota(rows, DEVICE), (*ones, rows, 1)), scores.shape)
+    column = g.expand(g.reshape(g.iota(columns, DEVICE), (*ones, 1, columns)), scores.shape)
+    sees = g.elementwise(Op.LE, column, ew(Op.ADD, row, last) if last else row)
+    if first is not None:
+        sees = g.elementwise(Op.AND, sees, g.elementwise(Op.LE, ew(Op.ADD, row, first), column))
+    return sees
+
+
+def attend(q: Node, k: Node, v: Node, first: int | None = None, last: int = 0) -> Node:
+    """softmax(q·kᵀ/√d)·v, where a row sees the columns from row + first to row + last."""
+    scores = mul(product(q, transpose(k)), high(q.shape[-1]) ** -0.5)
+    hidden = number(-math.inf, scores)
+    masked = g.elementwise(Op.WHERE, visible(scores, first, last), scores, hidden)
+    return product(softmax(masked, scores.ndim - 1), v)
+
+
 @program
 def attention(inputs: Inputs) -> list[Node]:
-    """Causal, two heads; the mask is made of indices."""
-    q, k, v = inputs(2, 20, 8), inputs(2, 20, 8), inputs(2, 20, 8)
-    scores = mul(product(q, transpose(k)), 8**-0.5)
-    row = g.reshape(g.iota(20, DEVICE), (1, 20, 1))
-    column = g.reshape(g.iota(20, DEVICE), (1, 1, 20))
-    square = scores.shape
-    sees = g.elementwise(Op.LE, g.expand(column, square), g.expand(row, square))
-    masked = g.elementwise(Op.WHERE, sees, scores, number(-math.inf, scores))
-    return [product(softmax(masked, 2), v)]
+    """Causal, two heads; the mask is made of indices. Small enough for kernels that store."""
+    return [attend(inputs(2, 20, 8), inputs(2, 20, 8), inputs(2, 20, 8))]
+
+
+@program
+def causal_attention(inputs: Inputs) -> list[Node]:
+    """Half of each block of rows is masked, and the last block is not full."""
+    return [attend(inputs(3, 100, 16), inputs(3, 100, 16), inputs(3, 100, 24))]
+
+
+@program
+def windowed_attention(inputs: Inputs) -> list[Node]:
+    """Each row sees those before it, but none that is far away; the first ones see nothing."""
+    return [attend(inputs(160, 12), inputs(160, 12), inputs(160, 33), -70, -2)]
+
+
+@program
+def attention_gradient(inputs: Inputs) -> list[Node]:
+    """All gradients of causal attention; heads lie side by side in memory, as in a GPT."""
+    wide = [inputs(2, 64, 5, 16) for _ in range(4)]
+    q, k, v, seed = (g.permute(x, (0, 2, 1, 3)) for x in wide)
+    result = attend(q, k, v)
+    found = gradient([result], [seed], wide[:3])
+    return [result, *(x for x in found if x is not None)]
+
+
+@program
+def double_attention(inputs: Inputs) -> list[Node]:
+    """Not masked, more columns than rows; the weights are dropped where another input says so."""
+    shapes = ((2, 70, 10), (2, 130, 10), (2, 130, 9), (2, 70, 130))
+    q, k, v, drop = (inputs(*shape, dtype=dtypes.float64) for shape in shapes)
+    weights = softmax(product(q, transpose(k)), 2)
+    kept = g.elementwise(Op.WHERE, ew(Op.LT, drop, 0.5), mul(weights, 2.0), number(0, weights))
+    return [product(kept, v)]
+
+
+@program
+def product_statistics(inputs: Inputs) -> list[Node]:
+    """A product that only its row's and column's maxima and a second product look at."""
+    x, y, z = inputs(300, 20), inputs(20, 150), inputs(150, 7)
+    scores = gelu(product(x, y))
+    maxima = [g.reduce(Op.MAX, scores, [axis]) for axis in (0, 1)]
+    return [*maxima, product(scores, z)]
 
 
 @program
@@ -493,5 +548,5 @@ def long_chain(inputs: Inputs) -> list[Node]:
 # Those whose schedules and loop nests are printed and compared with the files in golden/.
 PRINTED = (
     "transposed_chain", "row_softmax", "layer_norm", "gelu_linear", "linear_transposed",
-    "column_sum", "scattered", "padded", "symbolic_sum",
+    "column_sum", "scattered", "padded", "symbolic_sum", "causal_attention", "attention_gradient",
 )  # fmt: skip

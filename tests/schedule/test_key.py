@@ -11,6 +11,7 @@ import pytest
 from minigrad import Tensor, Variable, dtypes
 from minigrad.errors import CompileError
 from minigrad.graph.canonical import Graph, canonicalize
+from minigrad.graph.collective import exchange
 from minigrad.graph.node import Node, Op
 from minigrad.graph.symbolic import Affine, Atom
 from minigrad.loops.recipes import lower
@@ -204,7 +205,7 @@ def test_no_field_is_forgotten():
     assert names[Array] == {"name", "dtype", "size", "space"}
     assert names[Stage] == {
         "array", "shape", "axes", "reduced", "op", "body", "position", "guard", "initial",
-        "initial_axes", "initial_position",
+        "initial_axes", "initial_position", "exchange",  # which has no key: it is not compiled
     }  # fmt: skip
     known = {"op", "dtype", "args", "payload"}
     assert {n for n in Expr.__slots__ if not n.startswith("_")} == known | {"variables"}
@@ -214,12 +215,31 @@ def test_no_field_is_forgotten():
     assert {n for n in Affine.__slots__ if not n.startswith("_")} == {"constant", "terms", "hash"}
     assert {n for n in Node.__slots__ if not n.startswith("_")} == {
         "op", "dtype", "shape", "src", "arg", "device",
+        "form",  # follows from dtype, shape and device
     }  # fmt: skip
     assert {field.name for field in fields(Graph)} == {
         "roots", "outputs", "slots", "variables", "device",
     }  # fmt: skip
     words = [member.value for member in (*Op, *Leaf)]
     assert len(set(words)) == len(words) and not {"array", "stage"} & set(words)
+
+
+def test_exchanges_are_numbered_anew_and_are_part_of_a_graph():
+    def key(place: int, group: str = "g") -> str:
+        x = data(4)
+        moved = Tensor._of(exchange("permute", group, 4, [x.node], place=place))
+        return graph_key(graph_of(moved + 1))
+
+    assert key(1) == key(1)  # though no two exchanges have one number
+    assert len({key(1), key(2), key(1, "h")}) == 3
+
+
+def test_an_exchange_is_not_compiled():
+    x = data(4)
+    plan = schedule(graph_of(Tensor._of(exchange("permute", "g", 4, [x.node])) * 2))
+    assert [kernel.kind for kernel in plan.kernels] == ["exchange", "wait", "rows"]
+    with pytest.raises(CompileError, match="nothing is compiled"):
+        kernel_key(plan.kernels[0])
 
 
 def test_registers_have_no_place_in_a_schedule():

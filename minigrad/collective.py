@@ -1,0 +1,125 @@
+"""Who carries out the exchanges of a parallel program: the groups in which devices meet.
+
+A COLLECTIVE of the graph names a group. The runtime of a device looks the group up here, when a
+program reaches the exchange, and lets it `start`; before the first reader of the result it waits.
+What is behind a group (threads, processes, machines) is the business of who entered it.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from minigrad.dtype import DType
+from minigrad.errors import DeviceError
+from minigrad.graph.collective import Collective
+
+
+class Transport(Protocol):
+    """How one rank reaches the others. Memory is named by address; messages have tags.
+
+    Between two ranks messages of one tag arrive in the order in which they were sent. A send is
+    copied from, and a receive written to, the memory itself, so both must stay until `wait`.
+    """
+
+    rank: int
+    size: int
+    pressing: bool  # whether somebody can do nothing but wait for what is under way
+
+    def isend(self, to: int, address: int, nbytes: int, tag: int) -> Any:
+        """Begin to send bytes; gives what `wait` takes."""
+        ...
+
+    def irecv(self, source: int, address: int, nbytes: int, tag: int) -> Any:
+        """Begin to receive exactly nbytes."""
+        ...
+
+    def wait(self, requests: Sequence[Any]) -> None:
+        """Return when all are done; DeviceError where a rank is lost."""
+        ...
+
+
+@dataclass(frozen=True)
+class Piece:
+    """An array that is sent: its address and its number of elements."""
+
+    address: int
+    count: int
+
+
+class Group(Protocol):
+    """A group of ranks, seen by one of them."""
+
+    name: str
+    rank: int
+    size: int
+
+    def start(self, what: Collective, dtype: DType, sent: Sequence[Piece], result: Piece) -> Any:
+        """Begin an exchange, which goes on by itself; gives what `finish` takes."""
+        ...
+
+    def finish(self, begun: Any) -> None:
+        """Wait until an exchange is done; raises what went wrong in it."""
+        ...
+
+
+_groups: dict[tuple[str, str], Group] = {}
+_lock = threading.Lock()
+
+
+def enter(device: str, groups: Sequence[Group]) -> None:
+    """Let a device take part in groups; DeviceError where it already does so in one of a name."""
+    with _lock:
+        for group in groups:
+            if (device, group.name) in _groups:
+                raise DeviceError(f"{device} is in a group {group.name!r} already: leave it first")
+        _groups.update({(device, group.name): group for group in groups})
+
+
+def leave(device: str, groups: Sequence[Group]) -> None:
+    """Take a device out of groups."""
+    with _lock:
+        for group in groups:
+            _groups.pop((device, group.name), None)
+
+
+def group_of(device: str, name: str, size: int) -> Group:
+    """The group of a name in which a device is; DeviceError where it is in none of that size."""
+    group = _groups.get((device, name))
+    if group is None:
+        raise DeviceError(
+            f"an exchange in the group {name!r} on {device}, which is in no such group: call it "
+            "inside minigrad.models.parallel.run(…)"
+        )
+    if group.size != size:
+        raise DeviceError(f"an exchange among {size} ranks in {name!r}, which has {group.size}")
+    return group
+
+
+class Exchange:
+    """One COLLECTIVE of a program on a device: begun at one place, finished at another."""
+
+    def __init__(
+        self, device: str, what: Collective, dtype: DType, counts: Sequence[int], size: int
+    ) -> None:
+        self.device, self.what, self.dtype = device, what, dtype
+        self.counts, self.size = tuple(counts), size  # elements of what is sent, and of the result
+        self._begun: tuple[Group, Any] | None = None
+
+    def start(self, addresses: Sequence[int]) -> None:
+        """Begin; addresses: of what is sent, then of the result."""
+        group = group_of(self.device, self.what.group, self.what.size)
+        sent = [Piece(a, n) for a, n in zip(addresses[:-1], self.counts, strict=True)]
+        result = Piece(addresses[-1], self.size)
+        self._begun = group, group.start(self.what, self.dtype, sent, result)
+
+    def finish(self) -> None:
+        """Wait for the result."""
+        if self._begun is not None:
+            group, begun = self._begun
+            self._begun = None
+            group.finish(begun)
+
+

@@ -1,0 +1,159 @@
+"""Exchanges with the other ranks of a parallel program, as operations of the graph.
+
+A parallel program is the same Python function, run once per rank (SPMD). Its ranks form named
+groups; a COLLECTIVE is what one rank contributes to an exchange within a group, and what it gets:
+
+    all_reduce      the sum, mean or maximum over all ranks, which every rank gets
+    reduce_scatter  the same, but rank r gets part r of axis 0 only
+    all_gather      the ranks' parts, one after the other along axis 0
+    all_to_all      part s of axis 0 goes to rank s; what came from rank s is part s
+    permute         what the rank `shift` places before has sent
+    broadcast       what rank `root` has sent
+    reduce          the sum at rank `root`, zeros elsewhere
+
+All ranks must make the same exchanges in the same order. Each node has a number of its own, so that
+equal exchanges stay two and the order in which they were written is known; a canonical graph
+numbers them anew from 0. The derivatives hold for the sum of all ranks' losses.
+"""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from minigrad.errors import DTypeError, GradientError, ShapeError
+from minigrad.graph import build
+from minigrad.graph.node import Node, Op, Shape, make
+from minigrad.graph.symbolic import numel
+
+SHARED = frozenset({"all_reduce", "permute", "broadcast", "reduce"})  # result is like the source
+KINDS = SHARED | {"reduce_scatter", "all_gather", "all_to_all"}
+REDUCTIONS = frozenset({"sum", "mean", "max"})
+
+
+@dataclass(frozen=True)
+class Collective:
+    """The argument of a COLLECTIVE.
+
+    group: the name of the group; size: its number of ranks. how: the reduction ("sum", "mean",
+    "max") where there is one; place: the shift of a permute, the root of a broadcast or reduce.
+    number: which exchange of its program it is. payload: how many of the node's sources are sent,
+    as one flat array; those after them must only have been computed before it begins.
+    """
+
+    kind: str
+    group: str
+    size: int
+    how: str = "-"
+    place: int = 0
+    number: int = 0
+    payload: int = 1
+
+
+class _Numbers(threading.local):
+    def __init__(self) -> None:
+        self.next = itertools.count()
+
+
+_numbers = _Numbers()
+
+
+def exchange(
+    kind: str, group: str, size: int, sources: Sequence[Node],
+    how: str = "-", place: int = 0, after: Sequence[Node] = (),
+) -> Node:  # fmt: skip
+    """A COLLECTIVE of sources of one dtype; several become one flat array, and so does the result.
+
+    after: nodes that are computed before it begins, though it does not read them.
+    """
+    first = sources[0]
+    if kind not in KINDS:
+        raise ValueError(f"unknown exchange {kind!r}: expected one of {', '.join(sorted(KINDS))}")
+    if (how in REDUCTIONS) is not (kind in ("all_reduce", "reduce_scatter", "reduce")):
+        raise ValueError(f"{kind} with reduction {how!r}")
+    if how == "mean" and not first.dtype.is_float:
+        raise DTypeError(f"{kind}: the mean of {first.dtype.name}: cast it to a float first")
+    if any(source.dtype is not first.dtype for source in sources):
+        names = ", ".join(source.dtype.name for source in sources)
+        raise DTypeError(f"{kind}: one exchange of {names}: expected one dtype")
+    shape = _result_shape(kind, size, sources)
+    arg = Collective(kind, group, size, how, place, next(_numbers.next), len(sources))
+    return make(Op.COLLECTIVE, first.dtype, shape, (*sources, *after), arg, first.device)
+
+
+def _result_shape(kind: str, size: int, sources: Sequence[Node]) -> Shape:
+    shapes = [source.shape for source in sources]
+    if any(not isinstance(extent, int) for shape in shapes for extent in shape):
+        raise ShapeError(f"{kind}: shapes {shapes}; expected plain ints, the same on every rank")
+    if len(sources) > 1:
+        if kind not in SHARED:
+            raise ShapeError(f"{kind} takes one array, got {len(sources)}")
+        return (sum(numel(shape) for shape in shapes),)
+    (shape,) = shapes
+    if kind in SHARED:
+        return shape
+    length: Any = shape[0] if shape else 1
+    if not shape or (kind != "all_gather" and length % size):
+        raise ShapeError(
+            f"{kind} of shape {shape} over {size} ranks: expected a first dimension that they can "
+            "share evenly"
+        )
+    if kind == "all_to_all":
+        return shape
+    rows = length * size if kind == "all_gather" else length // size
+    return (rows, *shape[1:])
+
+
+def again(like: Node, kind: str, x: Node, how: str = "-", place: int = 0) -> Node:
+    """Another exchange in the same group."""
+    arg: Collective = like.arg
+    return exchange(kind, arg.group, arg.size, [x], how, place)
+
+
+def gradient(node: Node, g: Node) -> Node:
+    """The gradient of the one array that a COLLECTIVE sends."""
+    arg: Collective = node.arg
+    kind, how = arg.kind, arg.how
+    if arg.payload > 1:
+        raise GradientError(
+            f"no gradient of {node!r}, which joins {arg.payload} arrays: exchange them one by one"
+        )
+    if kind == "all_reduce":
+        return _of_maximum(node, g) if how == "max" else again(node, "all_reduce", g, how)
+    if kind == "reduce_scatter" and how != "max":
+        back = again(node, "all_gather", g)
+        if how == "sum":
+            return back
+        share = build.const(1 / arg.size, g.dtype, back.shape, g.device)
+        return build.elementwise(Op.MUL, back, share)
+    if kind == "all_gather":
+        return again(node, "reduce_scatter", g, "sum")
+    if kind == "all_to_all":
+        return again(node, "all_to_all", g)
+    if kind == "permute":
+        return again(node, "permute", g, place=-arg.place % arg.size)
+    if kind == "broadcast":
+        return again(node, "reduce", g, "sum", arg.place)
+    if kind == "reduce" and how == "sum":
+        return again(node, "broadcast", g, place=arg.place)
+    raise DTypeError(f"{kind} of the {how} has no gradient here: write it with all_reduce")
+
+
+def _of_maximum(node: Node, g: Node) -> Node:
+    """All gradients together, divided evenly among the ranks that hold the maximum."""
+    x = node.src[0]
+    is_maximum = build.cast(build.elementwise(Op.EQ, x, node), x.dtype)
+    total, count = again(node, "all_reduce", g, "sum"), again(node, "all_reduce", is_maximum, "sum")
+    return build.elementwise(Op.MUL, is_maximum, build.elementwise(Op.DIV, total, count))
+
+
+def in_order(roots: Sequence[Node], order: Sequence[Node]) -> list[Node]:
+    """The COLLECTIVEs of a topological order by their numbers, and the roots after them.
+
+    A walk from these visits exchanges in the order of their numbers: none needs a later one.
+    """
+    found = [node for node in order if node.op is Op.COLLECTIVE]
+    return [*sorted(found, key=lambda node: node.arg.number), *roots]

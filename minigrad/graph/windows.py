@@ -1,0 +1,274 @@
+"""The adjoint of WINDOW: every element of a window is added to the place that it came from.
+
+It is the gradient of a convolution's windows, and a transposed convolution is made of it. What is
+added up is in both cases a sum of products already, Σ over o of out[…]·weight[…]; the two sums
+become one, so that this too is a contraction, and the windows themselves never are in memory.
+
+With w windows of step s, place i of the result receives place j of window (i − d·j)/s. To ask no
+remainder of i, it is split into s·i′ + f, and j into s·j′ + f (where windows are not dilated): then
+window i′ − j′ is meant, for each f. So strided windows need no more products than others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from minigrad.graph import build
+from minigrad.graph.build import Window, elementwise
+from minigrad.graph.node import Node, Op, Shape
+from minigrad.graph.symbolic import Integer, numel, sub
+
+# A dimension of the factors: ("x", axis) of the result, ("f", axis) its remainder by the step,
+# ("j", axis) the place in a window, ("sum", n) one that is summed.
+Name = tuple[str, int]
+
+
+class _Product:
+    """Σ over the "sum" dimensions of a product; factors have extent 1 where they are constant."""
+
+    def __init__(self, factors: list[Node], names: list[Name], extents: list[Integer]) -> None:
+        self.factors, self.names, self.extents = factors, names, extents
+
+    def at(self, kind: str, axis: int) -> int:
+        """The position of a dimension."""
+        return self.names.index((kind, axis))
+
+    def varying(self, place: int) -> list[int]:
+        """The factors that vary along a dimension; the first, if none does."""
+        found = [i for i, factor in enumerate(self.factors) if factor.shape[place] != 1]
+        if found:
+            return found
+        shape = list(self.factors[0].shape)
+        shape[place] = self.extents[place]
+        self.factors[0] = build.expand(self.factors[0], tuple(shape))
+        return [0]
+
+    def pad(self, place: int, before: int, after: int) -> None:
+        """Zeros around a dimension of the product."""
+        for i in self.varying(place):
+            shape = self.factors[i].shape
+            pairs = [(before, after) if d == place else (0, 0) for d in range(len(shape))]
+            self.factors[i] = build.pad(self.factors[i], pairs)
+        self.extents[place] += before + after
+
+    def split(self, place: int, outer: int, inner: int, name: Name) -> None:
+        """A dimension as two; the inner one is called `name`."""
+        for i, factor in enumerate(self.factors):
+            parts = (outer, inner) if factor.shape[place] != 1 else (1, 1)
+            shape = factor.shape[:place] + parts + factor.shape[place + 1 :]
+            self.factors[i] = build.reshape(factor, shape)
+        self.extents[place : place + 1] = [outer, inner]
+        self.names.insert(place + 1, name)
+
+    def result(self, order: Sequence[Name]) -> Node:
+        """The sums, with dimensions in the given order."""
+        summed = [name for name in self.names if name[0] == "sum"]
+        places = [self.names.index(name) for name in (*order, *summed)]
+        shape = tuple(self.extents[place] for place in places)
+        factors = [build.expand(build.permute(factor, places), shape) for factor in self.factors]
+        total = factors[0]
+        for factor in factors[1:]:
+            total = elementwise(Op.MUL, total, factor)
+        total = build.reduce(Op.SUM, total, range(len(order), len(places)))
+        return build.reshape(total, shape[: len(order)])
+
+
+def overlap_add(g: Node, windows: Sequence[Window], shape: Shape) -> Node:
+    """out[i] = Σ g[w, j] over all w, j with i = step·w + dilation·j; shape is the result's.
+
+    g has the shape that `build.window` gives for an array of `shape`.
+    """
+    product = _factors(g, len(shape), windows)
+    # windows that do not overlap need no sum: they are moved at the end
+    overlapping = [w for w in windows if w[1] > w[2] or (w[3] > 1 and w[1] > 1)]
+    apart = [w for w in windows if w not in overlapping]
+    split = [_prepare(product, window, shape) for window in overlapping]
+    if len(product.factors) > 1:
+        product.factors = [_stored(factor) for factor in product.factors]
+    for axis, size, dilation in split:
+        _slide(product, axis, size, dilation)
+    order: list[Name] = []
+    for axis in range(len(shape)):
+        order += [name for name in (("x", axis), ("f", axis), ("j", axis)) if name in product.names]
+    total = product.result(order)
+    for axis, size, step, _ in apart:
+        total = _padded(total, order.index(("j", axis)), 0, step - size)
+    merged = []
+    for axis in range(len(shape)):
+        parts = [extent for extent, name in zip(total.shape, order, strict=True) if name[1] == axis]
+        merged.append(numel(parts) if len(parts) > 1 else parts[0])
+    return _fitted(build.reshape(total, tuple(merged)), shape)
+
+
+def cropped(g: Node, ranges: Sequence[tuple[Integer, Integer]]) -> Node:
+    """The part start … stop − 1 of each dimension; of a sum of a product only that is computed."""
+    product = _factors(g, g.ndim, ())
+    if len(product.factors) == 1:
+        return build.shrink(g, ranges)
+    for i, factor in enumerate(product.factors):
+        pairs = [
+            pair if extent != 1 else (0, 1)
+            for pair, extent in zip(ranges, factor.shape, strict=False)
+        ]
+        rest = [(0, extent) for extent in factor.shape[g.ndim :]]
+        product.factors[i] = build.shrink(factor, [*pairs, *rest])
+    product.extents[: g.ndim] = [sub(stop, start) for start, stop in ranges]
+    return product.result(product.names[: g.ndim])
+
+
+def _factors(g: Node, ndim: int, windows: Sequence[Window]) -> _Product:
+    """g as a sum of a product, as far as only movements stand before it."""
+    names = [("x", axis) for axis in range(ndim)] + [("j", axis) for axis, *_ in windows]
+    chain: list[Node] = []
+    base = g
+    while base.op is Op.PERMUTE or (
+        base.op is Op.RESHAPE and _without_ones(base.shape) == _without_ones(base.src[0].shape)
+    ):
+        chain.append(base)
+        base = base.src[0]
+    body, axes = (base.src[0], base.arg) if base.op is Op.SUM else (base, ())
+    if body.op is not Op.MUL:
+        return _Product([g], names, list(g.shape))
+    kept = [axis for axis in range(body.ndim) if axis not in axes]
+    tail = tuple(body.shape[axis] for axis in axes)
+    factors = []
+    for operand in body.src:
+        factor = build.permute(_unexpanded(operand), (*kept, *axes))
+        extents = iter(factor.shape)
+        lead = tuple(1 if axis in axes else next(extents) for axis in range(body.ndim))
+        factor = build.reshape(factor, lead + tuple(extents))
+        for step in reversed(chain):
+            factor = _carried(step, factor)
+        factors.append(factor)
+    more = [("sum", axis) for axis in range(len(axes))]
+    return _Product(factors, [*names, *more], [*g.shape, *tail])
+
+
+def _without_ones(shape: Shape) -> list[Integer]:
+    return [extent for extent in shape if extent != 1]
+
+
+def _renamed(old: Shape, new: Shape, extents: Sequence[Integer]) -> Shape:
+    """The extents of a factor after a reshape from old to new that only adds or drops ones."""
+    kept = iter([have for have, extent in zip(extents, old, strict=True) if extent != 1])
+    return tuple(1 if extent == 1 else next(kept) for extent in new)
+
+
+def _carried(step: Node, factor: Node) -> Node:
+    """A movement of the sum, applied to a factor; summed dimensions are at the end."""
+    lead = step.src[0].ndim
+    if step.op is Op.PERMUTE:
+        return build.permute(factor, (*step.arg, *range(lead, factor.ndim)))
+    shape = _renamed(step.src[0].shape, step.shape, factor.shape[:lead])
+    return build.reshape(factor, shape + factor.shape[lead:])
+
+
+def _unexpanded(node: Node) -> Node:
+    """A factor with extent 1 where it was expanded."""
+    if node.op is Op.EXPAND:
+        return node.src[0]
+    if node.op is Op.PERMUTE:
+        return build.permute(_unexpanded(node.src[0]), node.arg)
+    if node.op is Op.CAST:
+        return build.cast(_unexpanded(node.src[0]), node.dtype)
+    if node.op is Op.RESHAPE and _without_ones(node.shape) == _without_ones(node.src[0].shape):
+        inner = _unexpanded(node.src[0])
+        return build.reshape(inner, _renamed(node.src[0].shape, node.shape, inner.shape))
+    return node
+
+
+def _prepare(product: _Product, window: Window, shape: Shape) -> tuple[int, int, int]:
+    """Split j by the step, and put zeros around x; gives axis, extent of j′, and dilation."""
+    axis, size, step, dilation = window
+    extent = shape[axis]
+    count = product.extents[product.at("x", axis)]
+    assert isinstance(extent, int) and isinstance(count, int)
+    if step > 1 and dilation > 1:  # both: zeros between the windows' places instead
+        place = product.at("x", axis)
+        product.split(place, count, 1, ("f", axis))
+        product.pad(place + 1, 0, step - 1)
+        for i, factor in enumerate(product.factors):
+            whole = numel(factor.shape[place : place + 2])
+            lead, rest = factor.shape[:place], factor.shape[place + 2 :]
+            product.factors[i] = build.reshape(factor, (*lead, whole, *rest))
+        del product.names[place + 1]
+        count *= step
+        product.extents[place : place + 2] = [count]
+        step = 1
+    elif step > 1:
+        parts = -(-size // step)
+        place = product.at("j", axis)
+        product.pad(place, 0, parts * step - size)
+        product.split(place, parts, step, ("f", axis))
+        size = parts
+    reach = dilation * (size - 1)
+    length = -(-extent // step) + reach
+    after = length - reach - count
+    place = product.at("x", axis)
+    product.pad(place, reach, max(after, 0))
+    if after < 0:  # zeros behind the last window's place
+        for i in product.varying(place):
+            factor = product.factors[i]
+            ranges = [(0, length) if d == place else (0, e) for d, e in enumerate(factor.shape)]
+            product.factors[i] = build.shrink(factor, ranges)
+        product.extents[place] = length
+    return axis, size, dilation
+
+
+def _slide(product: _Product, axis: int, size: int, dilation: int) -> None:
+    """Let place i see places i … i + dilation·(size − 1) of x; j, now summed, runs backwards."""
+    x, j = product.at("x", axis), product.at("j", axis)
+    sliding, placed = product.varying(x), [f.shape[j] != 1 for f in product.factors]
+    for i, factor in enumerate(product.factors):
+        if placed[i]:
+            factor = build.flip(factor, (j,))
+        if i in sliding:
+            factor = build.window(factor, ((x, size, 1, dilation),))
+            order = [*range(j), factor.ndim - 1, *range(j, factor.ndim - 1)]
+            factor = build.permute(factor, order)  # (…, slid, j, …)
+            factor = _diagonal(factor, j) if placed[i] else build.reshape(
+                factor, factor.shape[: j + 1] + factor.shape[j + 2 :]
+            )
+        product.factors[i] = factor
+    known = product.extents[x]
+    assert isinstance(known, int)
+    product.extents[x] = known - dilation * (size - 1)
+    product.extents[j] = size
+    product.names[j] = ("sum", sum(kind == "sum" for kind, _ in product.names))
+
+
+def _diagonal(x: Node, axis: int) -> Node:
+    """Dimensions axis and axis + 1, of equal extent n, as the one where both are equal.
+
+    In rows of n + 1 elements the diagonal is the first column.
+    """
+    n = x.shape[axis]
+    assert isinstance(n, int)
+    lead, rest = x.shape[:axis], x.shape[axis + 2 :]
+    flat = _padded(build.reshape(x, (*lead, n * n, *rest)), axis, 0, n)
+    lines = build.reshape(flat, (*lead, n, n + 1, *rest))
+    ranges = [(0, 1) if d == axis + 1 else (0, e) for d, e in enumerate(lines.shape)]
+    return build.reshape(build.shrink(lines, ranges), (*lead, n, *rest))
+
+
+def _stored(factor: Node) -> Node:
+    """Padded factors are read over and over: zeros in memory are cheaper than conditions."""
+    return build.contiguous(factor) if factor.op is Op.PAD else factor
+
+
+def _padded(x: Node, axis: int, before: int, after: int) -> Node:
+    return build.pad(x, [(before, after) if d == axis else (0, 0) for d in range(x.ndim)])
+
+
+def _fitted(x: Node, shape: Shape) -> Node:
+    """x cut off at the end of each dimension, or filled up with zeros."""
+    for axis, (have, want) in enumerate(zip(x.shape, shape, strict=True)):
+        if have == want:
+            continue
+        assert isinstance(have, int) and isinstance(want, int)
+        if have < want:
+            x = _padded(x, axis, 0, want - have)
+        else:
+            ranges = [(0, want) if d == axis else (0, e) for d, e in enumerate(x.shape)]
+            x = build.shrink(x, ranges)
+    return x

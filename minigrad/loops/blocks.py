@@ -1,0 +1,463 @@
+"""The recipe of rows in which products take part: a block of rows at a time, one row a lane.
+
+    parallel over blocks of W rows:
+      for the W rows (lanes):
+        product across:  pack the rows' operand; for tiles of columns, for k:
+                             tile[column] += other[column, k] · packed[k, lanes]
+        row statistics and elementwise stages: along the columns, for all lanes at once
+      product along:   for tiles of rows, for panels of columns (lanes), for k:
+                             tile[row] += x[k, row] · other[k, lanes]
+
+Values with a row's worth of columns live in scratch memory, column after column with the rows side
+by side: that is what the first kind of product makes, what row statistics read without folding, and
+what the second kind reads as scalars. Only the rows' own operand must be packed. Attention becomes
+one such kernel, its gradient two: one for blocks of queries, one for blocks of keys.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from minigrad.graph.node import Op
+from minigrad.graph.symbolic import (
+    Atom,
+    Integer,
+    add,
+    coefficient,
+    flatten,
+    high,
+    mod,
+    mul,
+    numel,
+    sub,
+    substitute,
+)
+from minigrad.loops.axes import fix_rows
+from minigrad.loops.build import (
+    combine,
+    flat_loop,
+    lanes_loop,
+    serial_loop,
+)
+from minigrad.loops.finish import finish
+from minigrad.loops.nest import Loop, Nest, Set, Statement, Store, Stores
+from minigrad.loops.regions import Bounds, Rows, regions
+from minigrad.loops.sharing import scale_behind, share_beginnings
+from minigrad.loops.steps import Step, Steps, column, late_products
+from minigrad.loops.target import Target
+from minigrad.loops.tiles import tile_width
+from minigrad.schedule import expr
+from minigrad.schedule.contraction import contraction_of
+from minigrad.schedule.expr import Array, Expr, Leaf, Local
+from minigrad.schedule.fuse import prefix_length
+from minigrad.schedule.schedule import Kernel
+from minigrad.schedule.stage import Axis, Stage, identity, index_of, make_axis
+
+PARTIALS = 4  # accumulators of a row statistic, against the latency of additions
+LANE: Atom = make_axis("lane", 0, 1 << 10).variable
+
+
+@dataclass(frozen=True)
+class Block:
+    """The rows that are computed together: `row` is start … start + width − 1, one a lane.
+
+    height: the side of a register tile that is not `width`; target: the machine.
+    """
+
+    row: Axis
+    start: Integer
+    width: int
+    height: int
+    target: Target
+
+    @property
+    def lane(self) -> Integer:
+        """A row's number in its block."""
+        return index_of(LANE) if self.width > 1 else 0
+
+    def rows_loop(self, body: Sequence[Statement]) -> Loop:
+        """All rows of the block at once."""
+        stops = _stops(add(self.start, self.width), self.row.extent)
+        lane = LANE if self.width > 1 else None
+        return lanes_loop(self.row, self.width, tuple(body), self.start, stops, lane)
+
+
+def blocks(kernel: Kernel, target: Target, name: str) -> Nest:
+    """The loop nest of a kernel of blocks."""
+    kernel = late_products(kernel)
+    first = kernel.stages[0]
+    extent = first.axes[prefix_length(first, kernel.rows) - 1].extent
+    assert isinstance(extent, int)
+    width = _block_width(kernel, target, extent)
+    outer = make_axis("o", 0, kernel.rows // extent)
+    number = make_axis("g", 0, -(-extent // width))
+    row = make_axis("b", 0, extent)
+    start = mul(index_of(number.variable), width)
+    height = 1 << (target.tile_rows.bit_length() - 1)
+    block = Block(row, start, width, height, target)
+    whole = add(mul(index_of(outer.variable), extent), index_of(row.variable))
+    found = [
+        (fix_rows(stage, kernel.rows, whole), contraction_of(stage) is not None)
+        for stage in kernel.stages
+    ]
+    found = scale_behind(share_beginnings(found, kernel.stored), kernel.stored)
+    stages = [stage for stage, _ in found]
+    rows = Rows(row.variable, frozenset((outer.variable, number.variable)), start, width, height)
+    bounds = regions(stages, rows, kernel.stored)
+    products = [n for n, (_, is_product) in enumerate(found) if is_product]
+    ranges = [
+        bounds[n][stage.axes[-1].variable] if stage.axes
+        else bounds[n][stage.reduced[-1].variable] if stage.reduced else None
+        for n, stage in enumerate(stages)
+    ]  # fmt: skip
+    steps = Steps(stages, frozenset(products), ranges, kernel.stored, width, block.lane)
+    body: list[Statement] = []
+    together: list[Statement] = []  # what one loop over the rows can do
+    for step in steps.steps:
+        loop = StepLoops(steps, step, bounds, block)
+        copies = loop.pack()
+        if together and (loop.runs_along or copies):
+            body.append(block.rows_loop(together))
+            together = []
+        body.extend(copies)
+        if loop.runs_along:
+            body.extend(loop.along())
+        else:
+            together.extend(loop.across())
+    if together:
+        body.append(block.rows_loop(together))
+    return finish(name, kernel, flat_loop([outer, number], tuple(body)), target)
+
+
+def _block_width(kernel: Kernel, target: Target, rows: int) -> int:
+    """Rows of a block: two registers of the widest product, or one where there are few rows."""
+    if not target.vector_bytes:
+        return 1
+    lanes = min(target.lanes(s.body.dtype) for s in kernel.stages if contraction_of(s) is not None)
+    if rows > lanes:
+        return 2 * lanes
+    while lanes > 1 and lanes // 2 >= rows:
+        lanes //= 2
+    return lanes
+
+
+def _stops(stop: Integer, extent: Integer) -> tuple[Integer, ...]:
+    """Where a loop over an axis ends that need not go beyond `stop`."""
+    if stop == extent or isinstance(extent, int) and high(stop) <= extent:
+        return (stop,)
+    return stop, extent
+
+
+def _bounded(axis: Axis, bounds: Bounds, body: Sequence[Statement], step: int = 1) -> Loop:
+    """A plain loop over a part of an axis."""
+    first, stop = bounds
+    return Loop(axis.variable, first, _stops(stop, axis.extent), tuple(body), step=step)
+
+
+TileOf = Callable[[Integer, int], list[Statement]]  # (first place, height) → the statements
+
+
+def _tiles(
+    axis: Axis, first: Integer, stop: Integer, height: int, tile: TileOf
+) -> list[Statement]:
+    """An axis in tiles of `height`, and of what is left over; bounds are multiples of it."""
+    assert isinstance(axis.extent, int)
+    whole = axis.extent // height * height
+    place = make_axis("t", 0, axis.extent)
+    at = index_of(place.variable)
+    loops: list[Statement] = []
+    if whole:
+        loops.append(
+            Loop(place.variable, first, _stops(stop, whole), tuple(tile(at, height)), step=height)
+        )
+    if rest := axis.extent - whole:
+        stops = _stops(stop, axis.extent)
+        loops.append(Loop(place.variable, whole, stops, tuple(tile(at, rest)), step=rest))
+    return loops
+
+
+class StepLoops:
+    """The loops of one step."""
+
+    def __init__(
+        self, steps: Steps, step: Step, bounds: Sequence[dict[Atom, Bounds]], block: Block
+    ) -> None:
+        self.steps, self.step, self.block = steps, step, block
+        self.head = steps.stages[step.all[0]]
+        self.bounds = bounds[step.all[0]]
+        self.row = block.row.variable if block.width > 1 else None
+        inside = frozenset(steps.stages[n].array for n in step.all)
+        self.bodies = {n: steps.reading(n, inside) for n in step.all}
+        self.totals: dict[int, Local] = {}
+
+    # ---- what is done with one element ----
+
+    def _element(
+        self, place: Integer, slot: Integer, result: Expr | None, at: dict[Atom, Integer]
+    ) -> list[Statement]:
+        """Statistics and stores of the column `place`; `result`: of the product there.
+
+        slot: which of several partial results; at: more variables to replace, in all of it.
+        """
+        values: dict[Array, Expr] = {}
+        sets: list[Statement] = []
+        stores: list[Store] = []
+
+        def known(e: Expr) -> Expr | None:
+            return values.get(e.payload[0]) if e.op is Leaf.LOAD else None
+
+        for number in self.step.all:
+            stage = self.steps.stages[number]
+            axis = stage.axes[-1] if stage.axes else column(stage)
+            here = {axis.variable: place, **at} if axis is not None else at
+            if number == self.step.product:
+                assert result is not None
+                value = result
+            else:
+                body = expr.substitute_in(self.bodies[number], here)
+                value = expr.rebuild(body, known) if values else body
+            if stage.op is not None and number != self.step.product:
+                total = self.totals[number]
+                old = expr.local(total, mod(slot, total.count))
+                sets.append(Set(total, mod(slot, total.count), combine(stage.op, old, value)))
+                continue
+            values[stage.array] = value
+            if (found := self.steps.place(number)) is not None:
+                stores.append(Store(found[0], substitute(found[1], here), value))
+        return [*sets, Stores(tuple(stores))] if stores else sets
+
+    def _with_statistics(self, loops: list[Statement], count: int) -> list[Statement]:
+        """Loops that fill the statistics of the step, with what comes before and behind."""
+        before: list[Statement] = []
+        behind: list[Statement] = []
+        u = make_axis("u", 0, count)
+        slot = _index(u)
+        for number, total in self.totals.items():
+            stage = self.steps.stages[number]
+            assert stage.op is not None
+            clear = Set(total, slot, identity(stage.op, total.dtype))
+            before.extend(_repeated(u, [clear]))
+            result = expr.local(total, 0)
+            for other in range(1, count):
+                result = combine(stage.op, result, expr.local(total, other))
+            if (place := self.steps.place(number)) is not None:
+                behind.append(Store(*place, result))
+        return [*before, *loops, *behind]
+
+    def _start(self, count: int) -> None:
+        """Give every statistic of the step `count` partial results."""
+        for number in self.step.followers:
+            stage = self.steps.stages[number]
+            if stage.op is not None:
+                name = f"sum{number}"
+                self.totals[number] = Local(
+                    name, stage.body.dtype, count, self.row, self.block.width
+                )
+
+    # ---- loops ----
+
+    def across(self) -> list[Statement]:
+        """All rows of the block at once, one a lane."""
+        if self.step.product is not None:
+            return self._product_across()
+        axis = column(self.head)
+        if axis is None:
+            return self._nested()
+        first, stop = self.bounds[axis.variable]
+        cheap = all(self.steps.stages[n].op is not None for n in self.step.all)
+        ends = (first, *_stops(stop, axis.extent))
+        count = PARTIALS if cheap and all(_is_multiple(x, PARTIALS) for x in ends) else 1
+        self._start(count)
+        u = make_axis("u", 0, count)
+        place = add(index_of(axis.variable), _index(u))
+        body = _repeated(u, self._element(place, _index(u), None, {}))
+        return self._with_statistics([_bounded(axis, (first, stop), body, count)], count)
+
+    def _nested(self) -> list[Statement]:
+        """A stage with several inner axes, or none."""
+        (number,) = self.step.all
+        stage = self.steps.stages[number]
+        if stage.op is None:
+            nested = self._element(_last(stage), 0, None, {})
+        else:
+            self._start(1)
+            nested = self._element(_last(stage), 0, None, {})
+            for axis in reversed(stage.reduced):
+                nested = [_bounded(axis, self.bounds[axis.variable], nested)]
+            nested = self._with_statistics(nested, 1)
+        for axis in reversed(stage.axes):
+            nested = [_bounded(axis, self.bounds[axis.variable], nested)]
+        return nested
+
+    # ---- products ----
+
+    def factors(self) -> tuple[Expr, Expr]:
+        """(the one that has the rows, the other)."""
+        assert self.step.product is not None
+        product = self.bodies[self.step.product]
+        if product.op is Op.CAST:
+            product = product.args[0]
+        left, right = product.args
+        mine = {self.block.row.variable, LANE}
+        return (right, left) if mine.isdisjoint(left.variables) else (left, right)
+
+    @property
+    def runs_along(self) -> bool:
+        """Whether it is a product whose results go to memory only, in rows that suit vectors."""
+        if self.step.product is None:
+            return False
+        last = self.head.axes[-1].variable
+        stages = [self.steps.stages[n] for n in self.step.all]
+        return (
+            all(stage.op is None for stage in stages[1:])
+            and not any(stage.array in self.steps.places for stage in stages)
+            and all(
+                coefficient(load.payload[1], last) in (0, 1) and not load.payload[2]
+                for load in expr.loads(self.factors()[1])
+            )
+        )
+
+    def _product_across(self) -> list[Statement]:
+        """Tiles of columns by all rows of the block."""
+        mine, other = self.factors()
+        if self.packed:
+            mine = expr.load(self.panel, self._packed_place(self.block.lane))
+        axis = self.head.axes[-1]
+        self._start(PARTIALS)
+
+        def tile(first: Integer, height: int) -> list[Statement]:
+            registers = self._registers(height, self.row, self.block.width)
+            u = make_axis("u", 0, height)
+            at: dict[Atom, Integer] = {axis.variable: add(first, index_of(u.variable))}
+            return self._tile(registers, u, at[axis.variable], at, {}, mine, other)
+
+        first, stop = self.bounds[axis.variable]
+        loops = self._outer(_tiles(axis, first, stop, self.block.height, tile))
+        return self._with_statistics(loops, PARTIALS)
+
+    def along(self) -> list[Statement]:
+        """Tiles of rows by panels of columns."""
+        mine, other = self.factors()
+        block, axis = self.block, self.head.axes[-1]
+        assert isinstance(axis.extent, int)
+        width = tile_width(block.target, self.head, axis.extent)
+        lanes = axis.variable if width > 1 else None
+
+        def tile(first: Integer, height: int) -> list[Statement]:
+            registers = self._registers(height, lanes, width)
+            u = make_axis("u", 0, height)
+            row = add(first, index_of(u.variable))
+            at: dict[Atom, Integer] = {block.row.variable: row, LANE: sub(row, block.start)}
+            return self._tile(registers, u, index_of(axis.variable), at, at, mine, other)
+
+        stop, height = add(block.start, block.width), min(block.height, block.width)
+        tiles = _tiles(block.row, block.start, stop, height, tile)
+        return self._outer([lanes_loop(axis, width, tuple(tiles))])
+
+    def _outer(self, inner: list[Statement]) -> list[Statement]:
+        for axis in reversed(self.head.axes[:-1]):
+            inner = [_bounded(axis, self.bounds[axis.variable], inner)]
+        return inner
+
+    def _registers(self, height: int, lanes: Atom | None, width: int) -> Local:
+        name = f"tile{self.step.product}x{height}"
+        return Local(name, self.head.body.dtype, height, lanes, width)
+
+    @property
+    def packed(self) -> bool:
+        """Whether the rows' operand must be copied so that rows lie side by side."""
+        if self.step.product is None or self.runs_along:
+            return False
+        return any(load.payload[0].space == "buffer" for load in expr.loads(self.factors()[0]))
+
+    @property
+    def panel(self) -> Array:
+        """Scratch memory for the rows' operand."""
+        size = numel([axis.extent for axis in self.head.reduced]) * self.block.width
+        dtype = self.factors()[0].dtype
+        return Array(f"panel{self.step.product}", dtype, size, "scratch")
+
+    def _packed_place(self, lane: Integer) -> Integer:
+        axes = self.head.reduced
+        k = flatten([index_of(axis.variable) for axis in axes], [axis.extent for axis in axes])
+        return add(mul(k, self.block.width), lane)
+
+    def pack(self) -> list[Statement]:
+        """Copy the rows' operand: element by element, unless its rows are neighbours already."""
+        if not self.packed:
+            return []
+        mine, row = self.factors()[0], self.block.row
+        near = all(coefficient(e.payload[1], row.variable) == 1 for e in expr.loads(mine))
+        lane = self.block.lane if near else sub(index_of(row.variable), self.block.start)
+        *outer, inner = self.head.reduced
+        assert isinstance(inner.extent, int)
+        count = next(c for c in (8, 4, 2, 1) if inner.extent % c == 0)
+        u = make_axis("u", 0, count)
+        at: dict[Atom, Integer] = {inner.variable: add(index_of(inner.variable), _index(u))}
+        place = substitute(self._packed_place(lane), at)
+        copy = _repeated(u, [Store(self.panel, place, expr.substitute_in(mine, at))])
+        loops: list[Statement] = [
+            Loop(inner.variable, 0, (inner.extent,), tuple(copy), step=count)
+        ]
+        for axis in reversed(outer):
+            loops = [serial_loop(axis, tuple(loops))]
+        if near:
+            return [self.block.rows_loop(loops)]
+        stops = _stops(add(self.block.start, self.block.width), row.extent)
+        return [Loop(row.variable, self.block.start, stops, tuple(loops))]
+
+    def _tile(
+        self,
+        registers: Local,
+        u: Axis,
+        place: Integer,
+        at: dict[Atom, Integer],
+        rows_at: dict[Atom, Integer],
+        mine: Expr,
+        other: Expr,
+    ) -> list[Statement]:
+        """Clear the registers, multiply and add along k, pass the results on.
+
+        at: what register u stands for; place: its column; rows_at: its row, where that is not a
+        lane.
+        """
+        slot, dtype = index_of(u.variable), self.head.body.dtype
+        factors = (expr.substitute_in(mine, at), expr.substitute_in(other, at))
+        product = expr.apply(Op.CAST, (expr.apply(Op.MUL, factors, mine.dtype),), dtype)
+        old = expr.local(registers, slot)
+        step: Statement = Set(registers, slot, combine(Op.SUM, old, product))
+        step = Loop(u.variable, 0, (registers.count,), (step,), "unroll")
+        for axis in reversed(self.head.reduced):
+            step = _bounded(axis, self.bounds[axis.variable], [step])
+        clear = Set(registers, slot, identity(Op.SUM, dtype))
+        done = self._element(place, slot, old, rows_at)
+        return [
+            Loop(u.variable, 0, (registers.count,), (clear,), "unroll"),
+            step,
+            Loop(u.variable, 0, (registers.count,), tuple(done), "unroll"),
+        ]
+
+
+def _index(axis: Axis) -> Integer:
+    """The variable of an axis, or 0 where that is all it can be."""
+    return index_of(axis.variable) if axis.variable.high else 0
+
+
+def _repeated(axis: Axis, body: Sequence[Statement]) -> list[Statement]:
+    """The body for each number of an axis."""
+    assert isinstance(axis.extent, int)
+    if axis.extent == 1:
+        return list(body)
+    return [Loop(axis.variable, 0, (axis.extent,), tuple(body), "unroll")]
+
+
+def _last(stage: Stage) -> Integer:
+    """The last kept axis of a stage as it is."""
+    return index_of(stage.axes[-1].variable) if stage.axes else 0
+
+
+def _is_multiple(x: Integer, of: int) -> bool:
+    if isinstance(x, int):
+        return x % of == 0
+    return x.constant % of == 0 and all(factor % of == 0 for _, factor in x.terms)

@@ -1,0 +1,195 @@
+"""What a kernel of blocks does one after the other, and where it keeps what passes between.
+
+A step is one loop over the columns of a block: a product, or nothing, and the stages that follow it
+element by element. What only its own step reads never leaves the registers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from minigrad.graph.symbolic import Integer, add, flatten, mul, numel
+from minigrad.loops.regions import places_in
+from minigrad.schedule import expr
+from minigrad.schedule.contraction import contraction_of
+from minigrad.schedule.expr import Array, Expr, Leaf
+from minigrad.schedule.schedule import Kernel
+from minigrad.schedule.stage import Axis, Stage, index_of
+
+SHORT = 24  # operations that a tile may do with each of its results: they are all written out
+DEAR = 8  # the cost of one that is written out as many instructions
+
+
+@dataclass(frozen=True)
+class Step:
+    """Numbers of stages: of the product at the beginning, if there is one, and of its followers."""
+
+    product: int | None
+    followers: tuple[int, ...]
+
+    @property
+    def all(self) -> tuple[int, ...]:
+        """The numbers of all its stages."""
+        return self.followers if self.product is None else (self.product, *self.followers)
+
+
+def late_products(kernel: Kernel) -> Kernel:
+    """Every product directly before the first stage that reads it, which can then follow it."""
+    stages: list[Stage] = []
+    held: dict[Array, Stage] = {}
+
+    def release(stage: Stage) -> None:
+        for load in expr.loads(stage.body):
+            if (product := held.pop(load.payload[0], None)) is not None:
+                release(product)
+        stages.append(stage)
+
+    for stage in kernel.stages:
+        if contraction_of(stage) is not None and stage.array not in kernel.stored:
+            held[stage.array] = stage
+        else:
+            release(stage)
+    for stage in list(held.values()):
+        stages.append(stage)
+    return replace(kernel, stages=tuple(stages))
+
+
+def _is_short(body: Expr) -> bool:
+    dear = any(expr.cost(e.op) >= DEAR for e in expr.walk(body))
+    return not dear and expr.operations(body) <= SHORT
+
+
+def column(stage: Stage) -> Axis | None:
+    """The only inner axis of a stage with fixed rows, kept or reduced; None if there are others."""
+    axes = (*stage.axes, *stage.reduced)
+    return axes[0] if len(axes) == 1 else None
+
+
+class Steps:
+    """The steps of a kernel, and places in scratch memory that are used again and again.
+
+    stages: with their rows fixed; products: the numbers of those that are products; ranges: of the
+    columns, by stage. A value has `width` rows side by side, this row's at `lane`.
+    """
+
+    def __init__(
+        self,
+        stages: Sequence[Stage],
+        products: frozenset[int],
+        ranges: Sequence[object],
+        stored: frozenset[Array],
+        width: int,
+        lane: Integer,
+    ) -> None:
+        self.stages, self.products, self.ranges, self.stored = stages, products, ranges, stored
+        self.width, self.lane = width, lane
+        self.maker = {stage.array: stage for stage in stages}
+        self._reads = [
+            [load for load in expr.loads(stage.body) if load.payload[0] in self.maker]
+            for stage in stages
+        ]
+        self.steps: list[Step] = []
+        made: dict[Array, int] = {}  # by which step
+        for number, stage in enumerate(stages):
+            at = max((made[e.payload[0]] for e in self._reads[number]), default=len(self.steps) - 1)
+            if self.steps and self._follows(number, self.steps[at]):
+                step = self.steps[at]
+                self.steps[at] = replace(step, followers=(*step.followers, number))
+            else:
+                at = len(self.steps)
+                product = number in products
+                self.steps.append(Step(number, ()) if product else Step(None, (number,)))
+            made[stage.array] = at
+        self.places: dict[Array, Array] = {}
+        self._plan()
+
+    def _follows(self, number: int, step: Step) -> bool:
+        """Whether a stage can be computed element by element in the loop of a step."""
+        stage, head = self.stages[number], self.stages[step.all[0]]
+        own = column(stage)
+        if step.product is not None and not _is_short(stage.body):
+            return False
+        first = head.axes[0] if step.product is not None and len(head.axes) == 1 else column(head)
+        if number in self.products or own is None or first is None or own.extent != first.extent:
+            return False
+        if self.ranges[number] != self.ranges[step.all[0]]:
+            return False
+        inside = {self.stages[other].array: other for other in step.all}
+        for load in self._reads[number]:
+            other = inside.get(load.payload[0])
+            if other is None:
+                continue
+            complete = self.stages[other].op is None or other == step.product
+            if not complete or not self._own(number, load):
+                return False
+        return True
+
+    def _own(self, number: int, load: Expr) -> bool:
+        """Whether a load of a stage reads the element at the stage's own column."""
+        axis, maker = column(self.stages[number]), self.maker[load.payload[0]]
+        places = places_in(load, maker)
+        return axis is not None and places == (index_of(axis.variable),) and not load.payload[2]
+
+    def _plan(self) -> None:
+        """Give a place to what other steps read; it may be that of a value which it replaces."""
+        last: dict[Array, int] = {}
+        for at, step in enumerate(self.steps):
+            inside = {self.stages[number].array for number in step.all}
+            for number in step.all:
+                for load in self._reads[number]:
+                    if load.payload[0] not in inside:
+                        last[load.payload[0]] = at
+        free: list[Array] = []
+        for at, step in enumerate(self.steps):
+            reads = [(number, load) for number in step.all for load in self._reads[number]]
+            ending = list(dict.fromkeys(
+                load.payload[0] for _, load in reads
+                if last.get(load.payload[0]) == at and load.payload[0] in self.places
+            ))  # fmt: skip
+            usable = [
+                self.places[array] for array in ending
+                if all(self._own(n, load) for n, load in reads if load.payload[0] == array)
+            ]  # fmt: skip
+            for number in step.all:
+                stage = self.stages[number]
+                if stage.array in last and stage.array not in self.stored:
+                    self.places[stage.array] = self._place(stage, usable, free)
+            taken = {self.places.get(self.stages[number].array) for number in step.all}
+            free += [self.places[a] for a in ending if self.places[a] not in taken]
+
+    def _place(self, stage: Stage, usable: list[Array], free: list[Array]) -> Array:
+        size = numel([axis.extent for axis in stage.axes]) * self.width
+        for known in (usable, free):
+            for place in known:
+                if place.size == size and place.dtype is stage.array.dtype:
+                    known.remove(place)
+                    return place
+        count = len(set(self.places.values()))
+        return Array(f"x{count}", stage.array.dtype, size, "scratch")
+
+    def place(self, number: int) -> tuple[Array, Integer] | None:
+        """Where a stage's element goes; None where it stays in a register."""
+        stage = self.stages[number]
+        if stage.array in self.stored:
+            return stage.array, stage.position
+        if stage.array not in self.places:
+            return None
+        own = [index_of(axis.variable) for axis in stage.axes]
+        return self.places[stage.array], self._at(own, stage)
+
+    def _at(self, places: Sequence[Integer], stage: Stage) -> Integer:
+        inner = flatten(places, [axis.extent for axis in stage.axes])
+        return add(mul(inner, self.width), self.lane)
+
+    def reading(self, number: int, inside: frozenset[Array] = frozenset()) -> Expr:
+        """A stage's body with its loads turned to places, but for those of arrays `inside`."""
+
+        def change(e: Expr) -> Expr | None:
+            if e.op is not Leaf.LOAD or e.payload[0] not in self.places or e.payload[0] in inside:
+                return None
+            array, _, guard = e.payload
+            stage = self.maker[array]
+            return expr.load(self.places[array], self._at(places_in(e, stage), stage), guard)
+
+        return expr.rebuild(self.stages[number].body, change)

@@ -1,0 +1,134 @@
+"""Convolution layers; names, shapes and initialisation of parameters are PyTorch's."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import ClassVar
+
+from minigrad.errors import ShapeError
+from minigrad.nn.layers import uniform
+from minigrad.tensor import Tensor
+from minigrad.tensor.convolution import Numbers, Padding, padding_pairs, per_dimension
+
+
+class _Convolution:
+    """What all convolutions have: kernel, weight, bias."""
+
+    spatial: ClassVar[int]
+    transposed: ClassVar[bool] = False
+
+    def __init__(
+        self, in_channels: int, out_channels: int, kernel_size: Numbers, groups: int, bias: bool
+    ) -> None:
+        name = type(self).__name__
+        if groups < 1 or in_channels % groups or out_channels % groups:
+            raise ShapeError(
+                f"{name}({in_channels}, {out_channels}, groups={groups}): expected channels that "
+                "the groups divide"
+            )
+        self.in_channels, self.out_channels, self.groups = in_channels, out_channels, groups
+        self.kernel_size = tuple(per_dimension(name, "kernel_size", kernel_size, self.spatial))
+        first, second = (out_channels, in_channels)
+        if self.transposed:
+            first, second = second, first
+        shape = (first, second // groups, *self.kernel_size)
+        inputs = math.prod(shape[1:])
+        self.weight = uniform(shape, inputs)
+        self.bias = uniform((out_channels,), inputs) if bias else None
+
+
+class _Plain(_Convolution):
+    def __init__(
+        self, in_channels: int, out_channels: int, kernel_size: Numbers, stride: Numbers = 1,
+        padding: Padding = 0, dilation: Numbers = 1, groups: int = 1, bias: bool = True,
+        padding_mode: str = "zeros",
+    ) -> None:  # fmt: skip
+        super().__init__(in_channels, out_channels, kernel_size, groups, bias)
+        modes = ("zeros", "reflect", "replicate", "circular")
+        if padding_mode not in modes:
+            raise ValueError(
+                f"{type(self).__name__}(padding_mode={padding_mode!r}): expected {', '.join(modes)}"
+            )
+        self.stride, self.padding, self.dilation = stride, padding, dilation
+        self.padding_mode = padding_mode
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """(batch, in_channels, *space) → (batch, out_channels, *space′)."""
+        padding = self.padding
+        if self.padding_mode != "zeros":
+            steps = per_dimension("conv2d", "stride", self.stride, self.spatial)
+            gaps = per_dimension("conv2d", "dilation", self.dilation, self.spatial)
+            pairs = padding_pairs("conv2d", padding, self.kernel_size, steps, gaps)
+            x = x.pad([None] * (x.ndim - self.spatial) + list(pairs), mode=self.padding_mode)
+            padding = 0
+        return x.conv2d(
+            self.weight, self.bias, stride=self.stride, padding=padding, dilation=self.dilation,
+            groups=self.groups,
+        )  # fmt: skip
+
+
+class Conv1d(_Plain):
+    """Convolution over (batch, channels, length). weight (out, in/groups, kernel), bias (out,)."""
+
+    spatial = 1
+
+
+class Conv2d(_Plain):
+    """Convolution over images. weight (out, in/groups, kernel, kernel), bias (out,)."""
+
+    spatial = 2
+
+
+class _Transposed(_Convolution):
+    transposed = True
+
+    def __init__(
+        self, in_channels: int, out_channels: int, kernel_size: Numbers, stride: Numbers = 1,
+        padding: Numbers = 0, output_padding: Numbers = 0, groups: int = 1, bias: bool = True,
+        dilation: Numbers = 1,
+    ) -> None:  # fmt: skip
+        super().__init__(in_channels, out_channels, kernel_size, groups, bias)
+        self.stride, self.padding, self.dilation = stride, padding, dilation
+        self.output_padding = output_padding
+
+    def __call__(self, x: Tensor, output_size: Sequence[int] | None = None) -> Tensor:
+        """(batch, in_channels, *space) → (batch, out_channels, *space′).
+
+        output_size: the last extents of the result, of those that the stride leaves open.
+        """
+        more = self.output_padding if output_size is None else self._missing(x, output_size)
+        return x.conv_transpose2d(
+            self.weight, self.bias, stride=self.stride, padding=self.padding,
+            output_padding=more, groups=self.groups, dilation=self.dilation,
+        )  # fmt: skip
+
+    def _missing(self, x: Tensor, output_size: Sequence[int]) -> list[int]:
+        """The output_padding that gives an output_size."""
+        name, n = type(self).__name__, self.spatial
+        steps = per_dimension(name, "stride", self.stride, n)
+        gaps = per_dimension(name, "dilation", self.dilation, n)
+        cut = per_dimension(name, "padding", self.padding, n, least=0)
+        space = [int(extent) for extent in x.shape[x.ndim - n :] if isinstance(extent, int)]
+        sizes = zip(space, steps, gaps, self.kernel_size, cut, strict=True)
+        least = [(e - 1) * s + d * (k - 1) + 1 - 2 * p for e, s, d, k, p in sizes]
+        more = [want - have for want, have in zip(output_size[-n:], least, strict=True)]
+        if any(not 0 <= m < s for m, s in zip(more, steps, strict=True)):
+            most = [have + s - 1 for have, s in zip(least, steps, strict=True)]
+            raise ShapeError(
+                f"{name} of {x.shape} with output_size {tuple(output_size)}: expected "
+                f"{least} … {most}"
+            )
+        return more
+
+
+class ConvTranspose1d(_Transposed):
+    """Transposed convolution of (batch, channels, length). weight (in, out/groups, kernel)."""
+
+    spatial = 1
+
+
+class ConvTranspose2d(_Transposed):
+    """Transposed convolution of images. weight (in, out/groups, kernel, kernel), bias (out,)."""
+
+    spatial = 2

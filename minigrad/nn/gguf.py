@@ -1,0 +1,173 @@
+"""GGUF, the file format of llama.cpp: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
+
+A header (magic, version, counts), metadata (key, type, value), a table of tensors (name, extents,
+type, offset), and the tensors' bytes, aligned. Everything is little-endian. A file may lie about
+any of these: each figure is checked against the file's size before it is believed.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import struct
+from pathlib import Path
+from typing import IO, Any
+
+from minigrad.dtype import DType, dtypes
+from minigrad.errors import MinigradError, ShapeError
+from minigrad.nn.quantized import BLOCK, KINDS, Quantized
+from minigrad.tensor import Tensor
+
+_SCALARS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?", 10: "<Q",
+            11: "<q", 12: "<d"}  # fmt: skip
+_STRING, _ARRAY = 8, 9
+_PLAIN = {0: dtypes.float32, 1: dtypes.float16, 24: dtypes.int8, 25: dtypes.int16,
+          26: dtypes.int32, 27: dtypes.int64, 28: dtypes.float64, 30: dtypes.bfloat16}  # fmt: skip
+_PACKED = {2: KINDS["Q4_0"], 3: KINDS["Q4_1"], 8: KINDS["Q8_0"]}
+# types that files have and this module cannot read, to name them in an error
+_OTHERS = {6: "Q5_0", 7: "Q5_1", 9: "Q8_1", 10: "Q2_K", 11: "Q3_K", 12: "Q4_K", 13: "Q5_K",
+           14: "Q6_K", 15: "Q8_K", 16: "IQ2_XXS", 20: "IQ4_NL", 23: "IQ4_XS"}  # fmt: skip
+_DEEPEST = 4  # arrays of arrays of …
+
+
+class GGUFError(MinigradError, ValueError):
+    """A file that is no whole GGUF file, or one of a kind that is not read here."""
+
+
+class _Reader:
+    """Takes values from an open file; GGUFError where it ends too early."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self.file = file
+        self.size = os.fstat(file.fileno()).st_size
+
+    def take(self, count: int, what: str) -> bytes:
+        """`count` bytes."""
+        left = self.size - self.file.tell()
+        data = self.file.read(count) if count <= left else b""
+        if len(data) != count:
+            raise GGUFError(f"{what} should have {count} bytes, but the file ends after {left}")
+        return data
+
+    def number(self, form: str, what: str) -> Any:
+        """A number in a format of `struct`."""
+        return struct.unpack(form, self.take(struct.calcsize(form), what))[0]
+
+    def count(self, least: int, what: str) -> int:
+        """How many follow, each of at least `least` bytes."""
+        count: int = self.number("<Q", what)
+        if count * least > self.size - self.file.tell():
+            raise GGUFError(f"it says {what} are {count}, more than fit in its {self.size} bytes")
+        return count
+
+    def text(self, what: str) -> str:
+        """A string in UTF-8, its length before it."""
+        data = self.take(self.number("<Q", what), what)
+        try:
+            return data.decode()
+        except UnicodeDecodeError:
+            raise GGUFError(f"{what} is not UTF-8") from None
+
+    def value(self, kind: int, what: str, depth: int = 0) -> Any:
+        """A value of the metadata."""
+        if kind in _SCALARS:
+            return self.number(_SCALARS[kind], what)
+        if kind == _STRING:
+            return self.text(what)
+        if kind != _ARRAY or depth == _DEEPEST:
+            raise GGUFError(f"{what} is of the unknown type {kind}")
+        inner = self.number("<I", what)
+        if inner in _SCALARS:
+            form = _SCALARS[inner]
+            count = self.count(struct.calcsize(form), f"the elements of {what}")
+            data = self.take(count * struct.calcsize(form), what)
+            return list(struct.unpack(f"<{count}{form[1]}", data))
+        count = self.count(8, f"the elements of {what}")
+        return [self.value(inner, what, depth + 1) for _ in range(count)]
+
+
+def gguf_load(
+    path: str | os.PathLike[str], device: str | None = None
+) -> tuple[dict[str, Any], dict[str, Tensor | Quantized]]:
+    """(metadata, tensors) of a GGUF file of version 2 or 3.
+
+    Metadata are plain Python values by key. Tensors of F32, F16, BF16 and F64 and of integers are
+    `Tensor`s of their own dtype, Q8_0, Q4_0 and Q4_1 are `Quantized`; shapes are in row-major
+    order, (out, in) for a matrix. Raises GGUFError for a file that is damaged or of another kind,
+    OSError where it cannot be read.
+    """
+    with Path(path).open("rb") as file:
+        try:
+            return _load(_Reader(file), device)
+        except GGUFError as error:
+            where = os.fspath(path)
+            raise GGUFError(f"{where} is no GGUF file that can be read: {error}") from None
+
+
+def _load(
+    reader: _Reader, device: str | None
+) -> tuple[dict[str, Any], dict[str, Tensor | Quantized]]:
+    if reader.take(4, "the magic") != b"GGUF":
+        raise GGUFError("it does not begin with GGUF")
+    version = reader.number("<I", "the version")
+    if version not in (2, 3):
+        raise GGUFError(f"its version is {version}: expected 2 or 3")
+    tensors = reader.count(0, "tensors")
+    pairs = reader.count(13, "metadata")
+    if tensors * 24 > reader.size:
+        raise GGUFError(f"it says tensors are {tensors}, more than fit in its {reader.size} bytes")
+    metadata: dict[str, Any] = {}
+    for _ in range(pairs):
+        key = reader.text("a key")
+        metadata[key] = reader.value(reader.number("<I", repr(key)), repr(key))
+    table = [_entry(reader) for _ in range(tensors)]
+    alignment = metadata.get("general.alignment", 32)
+    if type(alignment) is not int or not 1 <= alignment <= 1 << 20:
+        raise GGUFError(f"its alignment is {alignment!r}")
+    start = -(-reader.file.tell() // alignment) * alignment
+    found: dict[str, Tensor | Quantized] = {}
+    for name, shape, kind, offset in table:
+        if name in found:
+            raise GGUFError(f"the tensor {name!r} is there twice")
+        found[name] = _tensor(reader, name, shape, kind, start + offset, device)
+    return metadata, found
+
+
+def _entry(reader: _Reader) -> tuple[str, tuple[int, ...], int, int]:
+    """A line of the table of tensors: (name, shape, type, offset)."""
+    name = reader.text("a tensor's name")
+    rank = reader.number("<I", repr(name))
+    if rank > 4:
+        raise GGUFError(f"the tensor {name!r} has {rank} dimensions: expected at most 4")
+    extents = [reader.number("<Q", repr(name)) for _ in range(rank)]
+    kind, offset = reader.number("<I", repr(name)), reader.number("<Q", repr(name))
+    return name, tuple(reversed(extents)), kind, offset
+
+
+def _tensor(
+    reader: _Reader, name: str, shape: tuple[int, ...], kind: int, place: int, device: str | None
+) -> Tensor | Quantized:
+    elements = math.prod(shape)
+    dtype: DType | None = _PLAIN.get(kind)
+    packed = _PACKED.get(kind)
+    if dtype is None and packed is None:
+        known = ", ".join(["F32", "F16", "BF16", *KINDS])
+        raise GGUFError(f"the tensor {name!r} is of type {_OTHERS.get(kind, kind)}; known: {known}")
+    if packed is not None and (len(shape) < 1 or shape[-1] % BLOCK or not elements):
+        raise GGUFError(f"the tensor {name!r} of shape {shape} is no matrix of whole blocks")
+    size = elements * dtype.itemsize if dtype else elements // BLOCK * packed.bytes_per_block  # type: ignore[union-attr]
+    if size > reader.size - place:
+        raise GGUFError(
+            f"the tensor {name!r} of {size} bytes should begin at byte {place}, but the file has "
+            f"{reader.size}"
+        )
+    reader.file.seek(place)
+    data = reader.take(size, f"the tensor {name!r}")
+    try:
+        if packed is None:
+            assert dtype is not None
+            return Tensor.from_bytes(data, shape, dtype, device).requires_grad_(False)
+        raw = Tensor.from_bytes(data, (size,), dtypes.uint8, device)
+        return Quantized.unpack(packed, raw, (elements // shape[-1], shape[-1]))
+    except (ShapeError, OverflowError) as error:
+        raise GGUFError(f"the tensor {name!r} of shape {shape}: {error}") from None

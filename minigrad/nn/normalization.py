@@ -1,0 +1,183 @@
+"""Normalization layers; names and shapes of parameters are PyTorch's."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from minigrad.dtype import dtypes
+from minigrad.errors import ShapeError
+from minigrad.tensor import Tensor, engine
+
+
+def _shape_of(normalized_shape: int | Sequence[int]) -> tuple[int, ...]:
+    return (normalized_shape,) if isinstance(normalized_shape, int) else tuple(normalized_shape)
+
+
+def _check_tail(name: str, x: Tensor, shape: tuple[int, ...]) -> None:
+    if x.shape[x.ndim - len(shape) :] != shape or x.ndim < len(shape):
+        raise ShapeError(f"{name} of {x.shape}: expected the last dimensions to be {shape}")
+
+
+def _check_channels(name: str, x: Tensor, channels: int) -> None:
+    if x.ndim < 2 or x.shape[1] != channels:
+        raise ShapeError(f"{name} of {x.shape}: expected (batch, {channels}, …)")
+
+
+def _one(value: float, shape: int | tuple[int, ...], wanted: bool = True) -> Tensor | None:
+    """A parameter filled with a number."""
+    return Tensor.full(_shape_of(shape), value, requires_grad=True) if wanted else None
+
+
+def _affine(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+    """x·weight + bias, per channel (dimension 1)."""
+    tail = (1,) * (x.ndim - 2)
+    if weight is not None:
+        x = x * weight.reshape(-1, *tail)
+    return x if bias is None else x + bias.reshape(-1, *tail)
+
+
+class LayerNorm:
+    """Normalization over the last dimensions (Ba et al. 2016), then ·weight + bias."""
+
+    def __init__(
+        self, normalized_shape: int | Sequence[int], eps: float = 1e-5,
+        elementwise_affine: bool = True, bias: bool = True,
+    ) -> None:  # fmt: skip
+        self.normalized_shape, self.eps = _shape_of(normalized_shape), eps
+        self.weight = _one(1.0, self.normalized_shape, elementwise_affine)
+        self.bias = _one(0.0, self.normalized_shape, elementwise_affine and bias)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Same shape and dtype as x."""
+        _check_tail("LayerNorm", x, self.normalized_shape)
+        axes = tuple(range(-len(self.normalized_shape), 0))
+        return x.layernorm(axes, self.eps, self.weight, self.bias)
+
+
+class LayerNorm2d(LayerNorm):
+    """`LayerNorm` over the channels of each pixel of (batch, channels, *space)."""
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Same shape and dtype as x."""
+        _check_channels("LayerNorm2d", x, self.normalized_shape[0])
+        return super().__call__(x.transpose(1, -1)).transpose(1, -1)
+
+
+class RMSNorm:
+    """Division by the root of the mean square (Zhang and Sennrich 2019), then ·weight."""
+
+    def __init__(
+        self, normalized_shape: int | Sequence[int], eps: float = 1e-6,
+        elementwise_affine: bool = True,
+    ) -> None:  # fmt: skip
+        self.normalized_shape, self.eps = _shape_of(normalized_shape), eps
+        self.weight = _one(1.0, self.normalized_shape, elementwise_affine)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Same shape and dtype as x."""
+        _check_tail("RMSNorm", x, self.normalized_shape)
+        return x.rmsnorm(tuple(range(-len(self.normalized_shape), 0)), self.eps, self.weight)
+
+
+class GroupNorm:
+    """Normalization over groups of channels and all of space (Wu and He 2018)."""
+
+    def __init__(
+        self, num_groups: int, num_channels: int, eps: float = 1e-5, affine: bool = True
+    ) -> None:
+        if num_groups < 1 or num_channels % num_groups:
+            raise ShapeError(
+                f"GroupNorm({num_groups}, {num_channels}): expected groups that divide the channels"
+            )
+        self.num_groups, self.num_channels, self.eps = num_groups, num_channels, eps
+        self.weight = _one(1.0, num_channels, affine)
+        self.bias = _one(0.0, num_channels, affine)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """(batch, num_channels, *space); same shape and dtype."""
+        _check_channels(type(self).__name__, x, self.num_channels)
+        parts = x.unflatten(1, (self.num_groups, -1))
+        normal = parts.layernorm(tuple(range(2, parts.ndim)), self.eps).reshape(x.shape)
+        return _affine(normal, self.weight, self.bias)
+
+
+class InstanceNorm(GroupNorm):
+    """Normalization of each channel of each example over space; PyTorch's InstanceNorm1d … 3d."""
+
+    def __init__(self, num_features: int, eps: float = 1e-5, affine: bool = False) -> None:
+        super().__init__(num_features, num_features, eps, affine)
+
+
+Statistics = tuple[Tensor, Tensor, Any]  # mean, variance, number of elements (int or tensor)
+
+
+def batch_statistics(x: Tensor, axes: tuple[int, ...]) -> Statistics:
+    """Mean and variance (without Bessel's correction) per channel, and the number of elements."""
+    mean = x.mean(axes)
+    away = x - mean.reshape(-1, *(1 for _ in x.shape[2:]))
+    return mean, (away * away).mean(axes), math.prod(int(x.size(axis)) for axis in axes)
+
+
+class BatchNorm:
+    """Normalization of channels over batch and space (Ioffe and Szegedy 2015).
+
+    PyTorch's BatchNorm1d, 2d and 3d. In training (`Tensor.train()`) with the batch's statistics,
+    which move running_mean and running_var by `momentum` (None: to the mean of all batches so far);
+    otherwise with these.
+    """
+
+    def __init__(
+        self, num_features: int, eps: float = 1e-5, momentum: float | None = 0.1,
+        affine: bool = True, track_running_stats: bool = True,
+    ) -> None:  # fmt: skip
+        self.num_features, self.eps, self.momentum = num_features, eps, momentum
+        self.weight, self.bias = _one(1.0, num_features, affine), _one(0.0, num_features, affine)
+        # (x, axes) → the statistics over these axes and how many elements that is; ranks of a
+        # parallel program put another in its place, to have those of all (models/parallel)
+        self.statistics: Callable[[Tensor, tuple[int, ...]], Statistics] = batch_statistics
+        self.running_mean: Tensor | None = None
+        self.running_var: Tensor | None = None
+        self.num_batches_tracked: Tensor | None = None
+        if track_running_stats:
+            zeros, ones = Tensor.zeros(num_features), Tensor.ones(num_features)
+            self.running_mean = zeros._own_memory().requires_grad_(False)
+            self.running_var = ones._own_memory().requires_grad_(False)
+            self.num_batches_tracked = Tensor(0, dtype=dtypes.int64, requires_grad=False)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """(batch, num_features, *space); same shape and dtype."""
+        _check_channels("BatchNorm", x, self.num_features)
+        wide = x if x.dtype.is_float and x.dtype.itemsize >= 4 else x.float()
+        mean, var = self.running_mean, self.running_var
+        if Tensor.training or mean is None or var is None:
+            axes = (0, *range(2, x.ndim))
+            mean, var, count = self.statistics(wide, axes)
+            if Tensor.training:
+                self._track(mean, var, count)
+        result = wide.batchnorm(self.weight, self.bias, mean, (var + self.eps).rsqrt())
+        return result.cast(x.dtype) if x.dtype.is_float else result
+
+    def _track(self, mean: Tensor, var: Tensor, count: Any) -> None:
+        """Move the running statistics; var is the batch's without Bessel's correction."""
+        if isinstance(count, int) and count < 2:
+            raise ShapeError(
+                f"BatchNorm in training over {count} element per channel: expected at least two"
+            )
+        running, spread, batches = self.running_mean, self.running_var, self.num_batches_tracked
+        if running is None or spread is None or batches is None:
+            return
+        with Tensor.no_grad():
+            # an earlier call's statistics that nobody asked for: the chain of them must not grow
+            Tensor.realize(running, spread, batches)
+            engine.accompany(running.raw, batches)
+            batches.assign(batches + 1)
+            share = self.momentum if self.momentum is not None else 1 / batches.float()
+            running.assign(running + (mean.detach() - running) * share)
+            number = count.detach() if isinstance(count, Tensor) else count
+            unbiased = var.detach() * (number / (number - 1))
+            spread.assign(spread + (unbiased - spread) * share)
+
+
+BatchNorm1d = BatchNorm2d = BatchNorm3d = BatchNorm

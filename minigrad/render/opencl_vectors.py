@@ -1,0 +1,249 @@
+"""OpenCL C's words for vectors: what opencl_values.py says of one value, for 2 to 16 at once.
+
+A vector of bools is a vector of int masks, 0 or −1. What C has no vector operation for is done lane
+by lane with the scalar words.
+"""
+
+from __future__ import annotations
+
+from minigrad.dtype import DType, dtypes
+from minigrad.graph.node import Op
+from minigrad.render.opencl_values import (
+    ARITHMETIC,
+    BITWISE,
+    COMPARISONS,
+    FLOAT_CALLS,
+    Language,
+    bare,
+    literal,
+    register_type,
+)
+from minigrad.schedule.expr import Expr, Leaf
+
+LANES = "0123456789abcdef"  # names of a vector's components behind ".s"
+WIDTHS = (2, 4, 8, 16)
+MOST_BYTES = 32  # of a vector that is passed to a function: PoCL 3 loses kernels with longer ones
+
+
+class VectorLanguage:
+    """Texts of operations on vectors of `width` lanes. Operands are names or bracketed texts."""
+
+    def __init__(self, scalar: Language, width: int) -> None:
+        self.scalar, self.width = scalar, width
+
+    def type_of(self, dtype: DType) -> str:
+        """The type of a vector in registers."""
+        if dtype.is_bool:
+            return f"int{self.width}"
+        return f"{self.scalar.type_of(dtype)}{self.width}"
+
+    def broadcast(self, text: str, dtype: DType) -> str:
+        """A scalar in every lane."""
+        if dtype.is_bool:
+            return f"(int{self.width})({bare(text)} ? -1 : 0)"
+        return f"({self.type_of(dtype)})({bare(text)})"
+
+    def gathered(self, texts: list[str], dtype: DType) -> str:
+        """A vector of scalars, one text for each lane."""
+        if dtype.is_bool:
+            texts = [f"{text} ? -1 : 0" for text in texts]
+        return f"({self.type_of(dtype)})({', '.join(bare(text) for text in texts)})"
+
+    def lane(self, name: str, dtype: DType, number: int) -> str:
+        """One lane of a vector's name as a scalar."""
+        text = f"{name}.s{LANES[number]}"
+        return f"({text} != 0)" if dtype.is_bool else text
+
+    def iota(self, base: str, factor: int, kind: str) -> str:
+        """base, base + factor, … as a vector of ints or longs."""
+        suffix = "L" if kind == "long" else ""
+        steps = ", ".join(f"{factor * lane}{suffix}" for lane in range(self.width))
+        return f"(({kind}{self.width})({bare(base)}) + ({kind}{self.width})({steps}))"
+
+    def _too_long(self, *dtypes_: DType) -> bool:
+        """Whether functions must not be called on vectors of a dtype; operators may."""
+        return any(
+            self.width * (4 if d.is_bool else max(d.itemsize, 4 if d.is_float else 1)) > MOST_BYTES
+            for d in dtypes_
+        )
+
+    # ---- memory ----
+
+    def loaded(self, dtype: DType, pointer: str, place: str) -> str | None:
+        """Neighbouring elements from `place` on; None where there are no words for it."""
+        if self._too_long(dtype):
+            return None
+        if dtype is dtypes.float16:
+            return f"vload_half{self.width}(0, {pointer} + {place})"
+        text = f"vload{self.width}(0, {pointer} + {place})"
+        if dtype is dtypes.bfloat16:
+            return f"as_float{self.width}(convert_uint{self.width}({text}) << 16)"
+        self.scalar.type_of(dtype)
+        return self.truth(text, "char") if dtype.is_bool else text
+
+    def truth(self, text: str, kind: str) -> str:
+        """A mask of the lanes that are not 0, of integers as wide as a C type."""
+        compared = f"({text} != ({'u' if kind == 'char' else ''}{kind}{self.width})(0))"
+        return compared if kind == "int" else f"convert_int{self.width}{compared}"
+
+    def stored(self, dtype: DType, pointer: str, place: str, value: str) -> str | None:
+        """The statement that writes neighbouring elements; None where there are no words for it."""
+        if dtype is dtypes.bfloat16 or self._too_long(dtype):
+            return None
+        if dtype is dtypes.float16:
+            return f"vstore_half{self.width}_rte({bare(value)}, 0, {pointer} + {place});"
+        self.scalar.type_of(dtype)
+        if dtype.is_bool:
+            value = f"convert_uchar{self.width}({value} & 1)"
+        return f"vstore{self.width}({bare(value)}, 0, {pointer} + {place});"
+
+    def folded(self, op: Op, dtype: DType, name: str) -> str:
+        """All lanes of a name combined by SUM, MAX or PROD, halves with halves."""
+        kind = register_type(dtype)
+        parts = [self.lane(name, dtype, number) for number in range(self.width)]
+        while len(parts) > 1:
+            half = len(parts) // 2
+            pairs = zip(parts[:half], parts[half:], strict=True)
+            parts = [self._pair(op, dtype, kind, a, b) for a, b in pairs]
+        return parts[0]
+
+    def _pair(self, op: Op, dtype: DType, kind: str, a: str, b: str) -> str:
+        if dtype.is_bool:
+            return f"({a} {'|' if op in (Op.SUM, Op.MAX) else '&'} {b})"
+        if op is Op.MAX:
+            name = self.scalar.function("larger", kind) if dtype.is_float else "max"
+            return f"{name}({bare(a)}, {bare(b)})"
+        sign = "+" if op is Op.SUM else "*"
+        if dtype.is_float:
+            return f"({a} {sign} {b})"
+        wide = "ulong" if dtype.itemsize == 8 else "uint"
+        return f"({kind})(({wide}){a} {sign} ({wide}){b})"
+
+    # ---- operations ----
+
+    def operation(self, e: Expr, args: list[str]) -> str | None:
+        """An elementwise operation on vectors; None where it must be done lane by lane."""
+        given = [arg.dtype for arg in e.args]
+        simple = e.op in ARITHMETIC and e.dtype.is_float or e.op is Op.NEG and e.dtype.is_float
+        if self._too_long(e.dtype, *given) and not simple:
+            return None
+        if e.op is Leaf.FMA:
+            return f"fma({', '.join(bare(arg) for arg in args)})"
+        source = e.args[0].dtype
+        if e.op is Op.WHERE:
+            return self._select(args[0], args[1], args[2], e.dtype)
+        if e.op is Op.CAST:
+            return self.cast(args[0], source, e.dtype)
+        if e.op is Op.BITCAST:
+            halves = any(d.is_float and d.itemsize == 2 for d in (source, e.dtype))
+            if halves or e.dtype.is_bool:
+                return None
+            return f"as_{self.type_of(e.dtype)}({bare(args[0])})"
+        if e.op in COMPARISONS:
+            return self.truth_of(f"({args[0]} {COMPARISONS[e.op]} {args[1]})", source)
+        if source.is_bool:
+            return self._on_bools(e, args)
+        return self._on_floats(e, args) if source.is_float else self._on_integers(e, args)
+
+    def truth_of(self, text: str, dtype: DType) -> str:
+        """The int mask of a comparison of dtype, whose own mask is as wide as what it compares."""
+        same = dtype.is_bool or register_type(dtype) in ("int", "uint", "float")
+        return text if same else f"convert_int{self.width}{text}"
+
+    def _mask(self, text: str, dtype: DType) -> str:
+        """A mask in integers as wide as the elements of dtype."""
+        kind = register_type(dtype)
+        wide = {"double": "long", "ulong": "long", "long": "long", "short": "short",
+                "ushort": "short", "char": "char", "uchar": "char"}.get(kind)  # fmt: skip
+        if wide is None or dtype.is_bool:
+            return text
+        return f"convert_{wide}{self.width}({bare(text)})"
+
+    def _select(self, mask: str, chosen: str, other: str, dtype: DType) -> str:
+        return f"select({bare(other)}, {bare(chosen)}, {bare(self._mask(mask, dtype))})"
+
+    def cast(self, x: str, source: DType, to: DType) -> str | None:
+        """A conversion as in `Language.cast`; None where it must be done lane by lane."""
+        kind, before = register_type(to), register_type(source)
+        if self._too_long(source, to):
+            return None
+        if to.is_bool:
+            if source.is_bool:
+                return x
+            return self.truth_of(f"({x} != ({before}{self.width})(0))", source)
+        if source.is_bool:
+            return f"convert_{self.type_of(to)}({x} & 1)"
+        if to.is_float and to.itemsize == 2 and source is not to:
+            return None  # its rounding is a function
+        if kind == before:
+            return x
+        if source.is_float and to.is_int:
+            return None if to.kind == "u" or to.itemsize != 4 else self._saturated(x, source)
+        return f"convert_{self.type_of(to)}({bare(x)})"
+
+    def _saturated(self, x: str, source: DType) -> str:
+        """Floats to int32 towards zero."""
+        name = f"int{self.width}_of_{register_type(source)}"
+        if name not in self.scalar.functions:
+            real = f"{self.scalar.type_of(source)}{self.width}"
+            low, high = literal(-(2.0**31), source), literal(2.0**31, source)
+            test = (lambda t: t) if source.itemsize < 8 else (
+                lambda t: f"convert_int{self.width}({t})"
+            )
+            self.scalar.functions[name] = (
+                f"int{self.width} {name}({real} x) {{  // towards zero; saturates, NaN gives 0\n"
+                f"    int{self.width} inside = {test(f'(x > {low}) & (x < {high})')};\n"
+                f"    int{self.width} above = {test(f'x >= {high}')};\n"
+                f"    int{self.width} below = {test(f'x <= {low}')};\n"
+                f"    {real} safe = select(({real})(0), x, {self._mask('inside', source)});\n"
+                f"    int{self.width} whole = convert_int{self.width}_rtz(safe);\n"
+                f"    return whole | (above & 0x7fffffff) | (below & (-0x7fffffff - 1));\n"
+                f"}}"
+            )
+        return f"{name}({bare(x)})"
+
+    def _on_bools(self, e: Expr, args: list[str]) -> str | None:
+        if e.op is Op.NOT:
+            return f"(~{args[0]})"
+        if e.op in BITWISE:
+            return f"({args[0]} {BITWISE[e.op]} {args[1]})"
+        if e.op in (Op.ADD, Op.MAXIMUM):
+            return f"({args[0]} | {args[1]})"
+        if e.op in (Op.MUL, Op.MINIMUM):
+            return f"({args[0]} & {args[1]})"
+        return None
+
+    def _on_floats(self, e: Expr, args: list[str]) -> str | None:
+        if e.op in ARITHMETIC:
+            return f"({args[0]} {ARITHMETIC[e.op]} {args[1]})"
+        if e.op is Op.NEG:
+            return f"(-{args[0]})"
+        if e.op in FLOAT_CALLS:
+            return f"{FLOAT_CALLS[e.op]}({bare(args[0])})"
+        if e.op in (Op.MAXIMUM, Op.MINIMUM):  # NaN wins
+            sign = ">" if e.op is Op.MAXIMUM else "<"
+            a, b = args
+            return f"select({bare(a)}, {bare(b)}, ({b} {sign} {a}) | ({b} != {b}))"
+        return None
+
+    def _on_integers(self, e: Expr, args: list[str]) -> str | None:
+        kind = register_type(e.dtype)
+        unsigned = (kind if kind.startswith("u") else "u" + kind) + str(self.width)
+        own = f"{kind}{self.width}"
+        if e.op in (Op.ADD, Op.SUB, Op.MUL):  # signed overflow is undefined in C, and wraps here
+            left, right = (f"as_{unsigned}({bare(arg)})" for arg in args)
+            return f"as_{own}({left} {ARITHMETIC[e.op]} {right})"
+        if e.op is Op.NEG:
+            return f"as_{own}(({unsigned})(0) - as_{unsigned}({bare(args[0])}))"
+        if e.op is Op.NOT:
+            return f"(~{args[0]})"
+        if e.op in BITWISE:
+            return f"({args[0]} {BITWISE[e.op]} {args[1]})"
+        if e.op in (Op.MAXIMUM, Op.MINIMUM):
+            return f"{'max' if e.op is Op.MAXIMUM else 'min'}({bare(args[0])}, {bare(args[1])})"
+        count = e.args[1] if e.op in (Op.SHL, Op.SHR) else None
+        if count is not None and count.op is Op.CONST and 0 <= count.payload < e.dtype.bits:
+            if e.op is Op.SHR:
+                return f"({args[0]} >> ({own})({count.payload}))"
+            return f"as_{own}(as_{unsigned}({bare(args[0])}) << ({unsigned})({count.payload}))"
+        return None

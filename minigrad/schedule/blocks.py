@@ -1,0 +1,345 @@
+"""Values that pass from a product to its readers for a block of rows, and never reach memory.
+
+The scores of attention, and what is computed from them element by element, have as many elements as
+queries times keys, while each costs only a short product to compute. Such values form *chains*: a
+product of little depth at the start, elementwise stages behind it. A chain is never kept: each of
+its readers ("sinks": row statistics, and products that consume it) pulls what it needs into its own
+kernel, where it is computed for a few rows at a time. Readers of the other direction (the gradients
+of keys and values) pull the same stages with their axes exchanged. So nothing of that size is
+stored, at the price of computing it once per kernel; the statistics of the rows are stored.
+After "FlashAttention" (Dao et al. 2022), with whole rows instead of the online softmax.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from minigrad.graph.node import REDUCTIONS
+from minigrad.graph.symbolic import Affine, Atom, flatten, numel, unflatten
+from minigrad.schedule import expr
+from minigrad.schedule.contraction import Contraction, contraction_of
+from minigrad.schedule.expr import Array, Expr, Leaf
+from minigrad.schedule.stage import Stage, index_of, make_axis
+
+DEPTH = 256  # multiply-adds an element up to which recomputing beats a round trip to memory
+LEAST = 8  # rows and columns below which blocks do not pay
+SMALLEST = 1 << 14  # elements of a value that may as well lie in a cache
+SERIAL = 1 << 16  # elements of a value that one thread may compute
+PARALLEL = 256  # rows that keep every thread busy, block by block
+LONGEST = 1 << 16  # elements of a row of which a block still fits the last cache
+
+Order = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Sink:
+    """A stage that reads chains. `rows` leading axes make up its `count` rows, `extent` the last.
+
+    order: how the stage's axes were rearranged so that rows come first. reads: for each array of a
+    chain, in which order its axes are needed.
+    """
+
+    stage: Stage
+    order: Order
+    rows: int
+    count: int
+    extent: int
+    reads: tuple[tuple[Array, Order], ...]
+
+
+def _exchanged(stages: Iterable[Stage]) -> frozenset[Array]:
+    """Arrays that other ranks are sent as they lie in memory."""
+    exchanges = [stage.exchange for stage in stages if stage.exchange is not None]
+    return frozenset(array for exchange in exchanges for array in exchange.sent)
+
+
+class Chains:
+    """The chains of a program. stages: all stages, sinks laid out by their rows; sinks: by array.
+
+    members: the stages of chains by array. look: whether to look for chains at all.
+    """
+
+    def __init__(self, stages: Iterable[Stage], slots: Iterable[Array], look: bool) -> None:
+        self.stages = list(stages)
+        fixed = frozenset(slots) | _addressing(self.stages) | _exchanged(self.stages)
+        self.members: dict[Array, Stage] = {}
+        self.sinks: dict[Array, Sink] = {}
+        for stage in self.stages if look else ():
+            if stage.array not in fixed and _may_belong(stage, self.members):
+                self.members[stage.array] = stage
+        if not self.members:
+            return
+        self._add_feeders(fixed)
+        while bad := self._unreadable(fixed):
+            for array in bad:
+                del self.members[array]
+        self._lay_out()
+
+    def _add_feeders(self, fixed: frozenset[Array]) -> None:
+        """Elementwise values that only chains read belong to them (the random bits of dropout)."""
+        outside: set[Array] = set()
+        for stage in reversed(self.stages):
+            read = {load.payload[0] for load in expr.loads(*stage.exprs())}
+            large = stage.op is None and any(
+                member.size == stage.size for member in self.members.values()
+            )
+            if stage.array in self.members:
+                continue
+            if not large or stage.array in fixed or stage.array in outside or not _plain(stage):
+                outside |= read
+            elif self._is_read(stage.array):
+                self.members[stage.array] = stage
+            else:
+                outside |= read
+
+    def _is_read(self, array: Array) -> bool:
+        return any(
+            load.payload[0] == array
+            for member in self.members.values()
+            for load in expr.loads(member.body)
+        )
+
+    def _reads(self, stage: Stage) -> list[Expr]:
+        return [e for e in expr.loads(*stage.exprs()) if e.payload[0] in self.members]
+
+    def _unreadable(self, fixed: frozenset[Array]) -> set[Array]:
+        """Members that some stage reads in a way that does not go by rows."""
+        self.sinks = {}
+        for stage in self.stages:
+            reads = self._reads(stage)
+            if not reads:
+                continue
+            if stage.array in self.members:
+                if stage.op is not None:
+                    return {stage.array}
+                continue
+            sink = self._sink(stage, reads, stage.array in fixed)
+            if sink is None:
+                return {load.payload[0] for load in reads}
+            self.sinks[stage.array] = sink
+        return set()
+
+    def _sink(self, stage: Stage, reads: Sequence[Expr], fixed: bool) -> Sink | None:
+        """How a stage that is in no chain reads chains by rows, or None."""
+        parts = contraction_of(stage)
+        inner: tuple[Atom, ...] = ()
+        if parts is not None:
+            inner = _other_axes(parts, reads)
+            if not inner or numel([a.extent for a in stage.axes if a.variable in inner]) > DEPTH:
+                return None
+        elif stage.op not in REDUCTIONS:
+            return None
+        outer = [axis for axis in stage.axes if axis.variable not in inner]
+        order = [stage.axes.index(axis) for axis in outer]
+        order += [n for n, axis in enumerate(stage.axes) if axis.variable in inner]
+        if not outer or not _plain(stage):
+            return None
+        if order != sorted(order):
+            if fixed:
+                return None
+            stage = relayout(stage, tuple(order), stage.array)
+            outer = list(stage.axes[: len(outer)])
+            reads = self._reads(stage)
+        last = outer[-1].extent
+        assert isinstance(last, int)
+        if last < LEAST:
+            return None
+        found: dict[Array, Order] = {}
+        variables = [axis.variable for axis in (*outer, *stage.reduced)]
+        for load in reads:
+            wanted = self._wanted(load, variables, len(outer))
+            if wanted is None or found.setdefault(load.payload[0], wanted) != wanted:
+                return None
+        if parts is not None:
+            changed = contraction_of(stage)
+            if changed is None or outer[-1] not in changed.m:
+                return None
+        count = numel([axis.extent for axis in outer])
+        return Sink(stage, tuple(order), len(outer), count, last, tuple(found.items()))
+
+    def _wanted(self, load: Expr, variables: Sequence[Atom], rows: int) -> Order | None:
+        """The order of axes in which the reader of a member needs it, if all below can have it."""
+        member = self.members[load.payload[0]]
+        order = _order(load, variables, member)
+        if order is None or len(order) != len(variables):
+            return None
+        if not _has_rows(member, order, rows):
+            return None
+        count = numel([member.axes[n].extent for n in order[:rows]])
+        if count < PARALLEL and member.size > SERIAL:
+            return None
+        inner = [member.axes[n].variable for n in order]
+        found: dict[Array, Order] = {}
+        for read in self._reads(member):
+            below = self._wanted(read, inner, rows)
+            if below is None or found.setdefault(read.payload[0], below) != below:
+                return None
+        return order
+
+    def _lay_out(self) -> None:
+        """Lay the arrays of sinks out by their rows, and change their readers accordingly."""
+        changed: dict[Array, tuple[Stage, Order]] = {}
+        for number, stage in enumerate(self.stages):
+            if (sink := self.sinks.get(stage.array)) is not None:
+                if sink.stage is not stage:
+                    changed[stage.array] = (stage, sink.order)
+                stage = sink.stage
+            if changed:
+                stage = _reading(stage, changed)
+            self.stages[number] = stage
+            if sink is not None:
+                self.sinks[stage.array] = replace(sink, stage=stage)
+            elif stage.array in self.members:
+                self.members[stage.array] = stage
+
+    def pull(
+        self, sink: Sink, pulled: Mapping[tuple[Array, Order], Array], mark: str
+    ) -> tuple[list[Stage], dict[tuple[Array, Order], Array]]:
+        """Copies of all that the sink needs and that is not `pulled` yet, and last the sink itself.
+
+        Also gives what is pulled then.
+
+        mark: part of the names of the new arrays.
+        """
+        known = dict(pulled)
+        made: list[Stage] = []
+
+        def copied(stage: Stage, reads: Iterable[tuple[Array, Order]]) -> Stage:
+            moved: dict[Array, tuple[Stage, Order]] = {}
+            names: dict[Array, Array] = {}
+            for array, order in reads:
+                member = self.members[array]
+                key = (array, order)
+                if key not in known:
+                    name = f"{array.name}_{mark}_{len(known)}"
+                    own = relayout(member, order, Array(name, array.dtype, array.size))
+                    below = self._orders_below(member, order)
+                    own = copied(own, below)
+                    known[key] = own.array
+                    made.append(own)
+                moved[array], names[array] = (member, order), known[key]
+            return _reading(stage, moved, names)
+
+        made.append(copied(sink.stage, sink.reads))
+        return made, known
+
+    def _orders_below(self, member: Stage, order: Order) -> list[tuple[Array, Order]]:
+        variables = [member.axes[n].variable for n in order]
+        found: dict[Array, Order] = {}
+        for load in self._reads(member):
+            wanted = _order(load, variables, self.members[load.payload[0]])
+            assert wanted is not None
+            found[load.payload[0]] = wanted
+        return list(found.items())
+
+
+def relayout(stage: Stage, order: Order, array: Array) -> Stage:
+    """The stage with its kept axes, and so the layout of its array, in another order."""
+    axes = [make_axis("i", n, stage.axes[old].extent) for n, old in enumerate(order)]
+    values = {
+        stage.axes[old].variable: index_of(axis.variable)
+        for old, axis in zip(order, axes, strict=True)
+    }
+    shape = tuple(axis.extent for axis in axes)
+    position = flatten([index_of(axis.variable) for axis in axes], shape)
+    body = expr.substitute_in(stage.body, values)
+    return replace(
+        stage, array=array, shape=shape, axes=tuple(axes), body=body, position=position
+    )
+
+
+def _reading(
+    stage: Stage,
+    moved: Mapping[Array, tuple[Stage, Order]],
+    names: Mapping[Array, Array] | None = None,
+) -> Stage:
+    """The stage with its loads of relaid arrays moved to their elements' new places."""
+
+    def change(e: Expr) -> Expr | None:
+        if e.op is not Leaf.LOAD or e.payload[0] not in moved:
+            return None
+        array, position, guard = e.payload
+        old, order = moved[array]
+        extents = [axis.extent for axis in old.axes]
+        parts = unflatten(position, extents)
+        place = flatten([parts[n] for n in order], [extents[n] for n in order])
+        return expr.load(names[array] if names else array, place, guard)
+
+    return replace(stage, body=expr.rebuild(stage.body, change))
+
+
+def _may_belong(stage: Stage, members: Mapping[Array, Stage]) -> bool:
+    """Whether a stage can start a chain or go on with one, as far as it alone can tell."""
+    if not _plain(stage) or len(stage.axes) < 2 or stage.size < SMALLEST:
+        return False
+    if stage.op is None:
+        same = [e for e in expr.loads(stage.body) if e.payload[0] in members]
+        return bool(same) and all(
+            members[e.payload[0]].size == stage.size
+            and _order(e, [axis.variable for axis in stage.axes], members[e.payload[0]])
+            for e in same
+        )
+    parts = contraction_of(stage)
+    if parts is None or len(parts.m) != 1 or len(parts.n) != 1:
+        return False
+    depth = numel([axis.extent for axis in parts.k])
+    m, n = numel([parts.m[0].extent]), numel([parts.n[0].extent])
+    return min(m, n) >= LEAST and depth <= DEPTH and 2 * m * n >= (m + n) * depth
+
+
+def _plain(stage: Stage) -> bool:
+    """Whether no extent is symbolic."""
+    return all(isinstance(axis.extent, int) for axis in (*stage.axes, *stage.reduced))
+
+
+def _other_axes(parts: Contraction, reads: Sequence[Expr]) -> tuple[Atom, ...]:
+    """The axes of a product that its factor with the chain does not have; () if both have one."""
+    left = [e for e in expr.loads(parts.left) if e in reads]
+    right = [e for e in expr.loads(parts.right) if e in reads]
+    if left and right:
+        return ()
+    return tuple(axis.variable for axis in (parts.n if left else parts.m))
+
+
+def _order(load: Expr, variables: Sequence[Atom], member: Stage) -> Order | None:
+    """How to order the member's axes so that they follow the reader's; None if it cannot be."""
+    _, position, guard = load.payload
+    if guard:
+        return None
+    parts = unflatten(position, [axis.extent for axis in member.axes])
+    ranks = []
+    for part, axis in zip(parts, member.axes, strict=True):
+        if not isinstance(part, Affine) or part.constant or len(part.terms) != 1:
+            return None
+        ((atom, factor),) = part.terms
+        if factor != 1 or atom not in variables or atom.high + 1 != axis.extent:
+            return None
+        ranks.append(variables.index(atom))
+    if len(set(ranks)) != len(ranks):
+        return None
+    return tuple(sorted(range(len(ranks)), key=ranks.__getitem__))
+
+
+def _has_rows(member: Stage, order: Order, rows: int) -> bool:
+    """Whether rows of the member can be computed block by block when its axes have this order."""
+    inner = [member.axes[n] for n in order[rows:]]
+    if numel([axis.extent for axis in inner]) > LONGEST:
+        return False
+    if member.op is None:
+        return True
+    parts = contraction_of(member)
+    assert parts is not None
+    last = member.axes[order[rows - 1]]
+    across, along = (parts.m, parts.n) if last in parts.m else (parts.n, parts.m)
+    return last in across and tuple(inner) == along
+
+
+def _addressing(stages: Iterable[Stage]) -> frozenset[Array]:
+    """Arrays that scatters, scans and sorts read, not only in bodies: they stay as they are."""
+    return frozenset(
+        load.payload[0]
+        for stage in stages
+        if stage.op is not None and stage.op not in REDUCTIONS
+        for load in expr.loads(*stage.exprs())
+    )

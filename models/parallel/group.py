@@ -1,0 +1,241 @@
+"""A group of ranks as the graph's exchanges see it, and the thread that carries them out."""
+
+from __future__ import annotations
+
+import ctypes
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from minigrad.collective import Piece, Transport
+from minigrad.dtype import DType
+from minigrad.graph.collective import Collective
+from minigrad.models.parallel import ring
+from minigrad.models.parallel.faults import Activity
+from minigrad.models.parallel.kernels import Kernels
+from minigrad.models.parallel.timeline import Timeline
+from minigrad.runtimes import cpu_memory
+from minigrad.settings import DEFAULTS, getenv, put
+
+
+class Members:
+    """The Transport among some ranks of another one, with a tag of its own; counts its bytes."""
+
+    def __init__(
+        self, transport: Transport, ranks: Sequence[int], tag: int, timeline: Timeline
+    ) -> None:
+        self.transport, self.ranks, self.tag, self.timeline = transport, tuple(ranks), tag, timeline
+        self.rank, self.size = self.ranks.index(transport.rank), len(self.ranks)
+        self.bytes_sent = self.messages_sent = 0
+        self.pressing = False
+
+    def isend(self, to: int, address: int, nbytes: int, tag: int) -> Any:
+        """Begin to send to a member."""
+        self.bytes_sent += nbytes
+        self.messages_sent += 1
+        self.timeline.event("send", f"to {self.ranks[to]}", nbytes)
+        return self.transport.isend(self.ranks[to], address, nbytes, self.tag)
+
+    def irecv(self, source: int, address: int, nbytes: int, tag: int) -> Any:
+        """Begin to receive from a member."""
+        return self.transport.irecv(self.ranks[source], address, nbytes, self.tag)
+
+    def wait(self, requests: Sequence[Any]) -> None:
+        """Return when all are done."""
+        with self.timeline.span("wait"):
+            self.transport.wait(requests)
+
+
+class Job:
+    """An exchange that has begun."""
+
+    __slots__ = ("action", "done", "error")
+
+    def __init__(self, action: Callable[[], None]) -> None:
+        self.action, self.done = action, False
+        self.error: BaseException | None = None
+
+
+class Progress:
+    """Does a rank's jobs one after the other, in the order in which they came.
+
+    A thread of its own does them, or whoever waits for one that is next anyway.
+    """
+
+    def __init__(self, activity: Activity, hurry: Callable[[bool], None]) -> None:
+        self.activity, self.hurry = activity, hurry
+        self.settings = {name: getenv(name) for name in DEFAULTS}
+        self._jobs: deque[Job] = deque()
+        self._busy = self._closed = False
+        self._changed = threading.Condition()
+        self._thread: threading.Thread | None = None
+
+    def submit(self, job: Job) -> None:
+        """Add a job."""
+        self.activity.exchanges += 1
+        with self._changed:
+            self._jobs.append(job)
+            if self._thread is None:
+                self._thread = threading.Thread(
+                    target=self._work, daemon=True, name="minigrad exchanges"
+                )
+                self._thread.start()
+            self._changed.notify_all()
+
+    def finish(self, job: Job) -> None:
+        """Return when a job is done; raises what it raised."""
+        self.activity.enter("waiting")
+        self.hurry(True)
+        try:
+            with self._changed:
+                while not job.done:
+                    if not self._busy and self._jobs[0] is job:
+                        self._do_next()
+                    else:
+                        self._changed.wait()
+        finally:
+            self.hurry(False)
+            self.activity.enter("computing")
+        if job.error is not None:
+            raise job.error
+
+    def close(self) -> None:
+        """End the thread, once it is done with what it is doing."""
+        with self._changed:
+            self._closed = True
+            self._jobs.clear()
+            self._changed.notify_all()
+        if self._thread is not None:
+            self._thread.join(timeout=5.0)
+
+    def _do_next(self) -> None:
+        """Do the first job; the lock is held, but not meanwhile."""
+        job = self._jobs.popleft()
+        self._busy = True
+        self._changed.release()
+        try:
+            job.action()
+        except BaseException as error:
+            job.error = error
+        finally:
+            self._changed.acquire()
+            self._busy, job.done = False, True
+            self._changed.notify_all()
+
+    def _work(self) -> None:
+        for name, value in self.settings.items():
+            put(name, value)
+        with self._changed:
+            while not self._closed:
+                if self._jobs and not self._busy:
+                    self._do_next()
+                else:
+                    self._changed.wait()
+
+
+class RankGroup:
+    """Ranks that make exchanges together: see `minigrad.collective.Group`.
+
+    members: their Transport; `members.bytes_sent` counts what this rank has sent.
+    """
+
+    def __init__(
+        self, name: str, members: Members, progress: Progress, kernels: Kernels, timeline: Timeline
+    ) -> None:
+        self.name, self.members, self.progress = name, members, progress
+        self.kernels, self.timeline = kernels, timeline
+        self.rank, self.size = members.rank, members.size
+
+    def __repr__(self) -> str:
+        return f"<group {self.name!r}: rank {self.rank} of {self.size}>"
+
+    def start(self, what: Collective, dtype: DType, sent: Sequence[Piece], result: Piece) -> Job:
+        """Begin an exchange."""
+
+        def action() -> None:
+            with self.timeline.span(what.kind, self.name, result.count * dtype.itemsize):
+                self._exchange(what, dtype, sent, result)
+
+        job = Job(action)
+        self.progress.submit(job)
+        return job
+
+    def finish(self, begun: Job) -> None:
+        """Wait until it is done."""
+        with self.timeline.span("blocked", self.name):
+            self.progress.finish(begun)
+
+    def barrier(self) -> None:
+        """Return when all members have come here."""
+        job = Job(lambda: ring.barrier(self.members))
+        self.progress.submit(job)
+        self.progress.finish(job)
+
+    # --- the kinds --------------------------------------------------------------------------------
+
+    def _exchange(
+        self, what: Collective, dtype: DType, sent: Sequence[Piece], result: Piece
+    ) -> None:
+        kind, members, size = what.kind, self.members, dtype.itemsize
+        target, nbytes = result.address, result.count * size
+        if kind in ("all_reduce", "reduce", "broadcast"):
+            _join(sent, target, size)
+            if kind == "broadcast":
+                ring.broadcast(members, target, nbytes, what.place)
+                return
+            ring.ring_all_reduce(members, target, result.count, dtype, what.how, self)
+            if kind == "reduce" and members.rank != what.place:
+                ctypes.memset(target, 0, nbytes)
+        elif kind == "permute":
+            if len(sent) == 1:
+                ring.permute(members, sent[0].address, target, nbytes, what.place)
+                return
+            with _Scratch(nbytes) as joined:
+                _join(sent, joined, size)
+                ring.permute(members, joined, target, nbytes, what.place)
+        elif kind == "all_gather":
+            own = sent[0].count * size
+            ctypes.memmove(target + members.rank * own, sent[0].address, own)
+            ring.ring_all_gather(members, target, result.count, dtype, self)
+        elif kind == "reduce_scatter":
+            count = sent[0].count
+            with _Scratch(count * size) as copy:
+                ctypes.memmove(copy, sent[0].address, count * size)
+                start, _ = ring.ring_reduce_scatter(members, copy, count, dtype, what.how, self)
+                ctypes.memmove(target, copy + start * size, nbytes)
+        else:
+            ring.all_to_all(members, sent[0].address, target, nbytes // members.size)
+
+    def combine(self, how: str, dtype: DType, target: int, source: int, count: int) -> None:
+        """See `ring.Arithmetic`."""
+        with self.timeline.span("add", how, count * dtype.itemsize):
+            self.kernels.combine(how, dtype, target, source, count)
+
+    def scale(self, dtype: DType, target: int, count: int, factor: float) -> None:
+        """See `ring.Arithmetic`."""
+        with self.timeline.span("add", "scale", count * dtype.itemsize):
+            self.kernels.scale(dtype, target, count, factor)
+
+
+class _Scratch:
+    """Memory for the time of a `with` block."""
+
+    def __init__(self, nbytes: int) -> None:
+        self.nbytes = nbytes
+
+    def __enter__(self) -> int:
+        self.address = cpu_memory.allocate(self.nbytes)
+        return self.address
+
+    def __exit__(self, *_: object) -> None:
+        cpu_memory.free(self.address, self.nbytes)
+
+
+def _join(sent: Sequence[Piece], target: int, itemsize: int) -> None:
+    """Copy arrays one after the other."""
+    for piece in sent:
+        ctypes.memmove(target, piece.address, piece.count * itemsize)
+        target += piece.count * itemsize
+
+

@@ -1,0 +1,311 @@
+"""`run`: the same function once per rank, in threads of this process or in processes of MPI."""
+
+from __future__ import annotations
+
+import ctypes
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from minigrad import Device, collective, program
+from minigrad.graph.node import Node, Op, topological
+from minigrad.models.parallel import mpi
+from minigrad.models.parallel.faults import Activity, RankError, culprit
+from minigrad.models.parallel.group import Members, Progress, RankGroup
+from minigrad.models.parallel.kernels import Kernels
+from minigrad.models.parallel.local import Exchange, LocalTransport, Network
+from minigrad.models.parallel.timeline import Timeline, write_trace
+from minigrad.runtimes.host import usable_threads
+from minigrad.settings import DEFAULTS, flag, getenv, put
+from minigrad.tensor import registry
+
+
+@dataclass(frozen=True)
+class Mesh:
+    """How ranks are arranged: dp copies of the model, each of whose sequences sp ranks share.
+
+    Rank d·sp + s has place d in its "dp" group and place s in its "sp" group, so that the ranks of
+    one sequence, which talk most, are neighbours.
+    """
+
+    dp: int = 1
+    sp: int = 1
+
+    def __post_init__(self) -> None:
+        if self.dp < 1 or self.sp < 1:
+            raise ValueError(f"a mesh of dp={self.dp}, sp={self.sp}: expected at least 1 of each")
+
+    @property
+    def size(self) -> int:
+        """Number of ranks."""
+        return self.dp * self.sp
+
+    def groups(self, rank: int) -> dict[str, list[int]]:
+        """The members of each group in which a rank is."""
+        first = rank - rank % self.sp
+        return {
+            "world": list(range(self.size)),
+            "dp": list(range(rank % self.sp, self.size, self.sp)),
+            "sp": list(range(first, first + self.sp)),
+        }
+
+
+@dataclass(frozen=True)
+class Rank:
+    """One of the places where a parallel function runs: what it is given.
+
+    world, dp, sp: its groups. device: where its tensors live; the default device of its thread.
+    """
+
+    number: int
+    mesh: Mesh
+    device: str
+    world: RankGroup
+    dp: RankGroup
+    sp: RankGroup
+    timeline: Timeline
+
+    @property
+    def is_first(self) -> bool:
+        """Whether it is rank 0, which alone writes files and talks to people."""
+        return self.number == 0
+
+
+Function = Callable[[Rank], Any]
+
+
+def run(
+    function: Function, ranks: int | Mesh, *, network: Network | None = None,
+    patience: float | None = None, trace: str | Path | None = None,
+) -> list[Any]:  # fmt: skip
+    """Call function(rank) once per rank; gives what each returned, in the order of ranks.
+
+    In a process that MPI started as one of several, it is called once here, as this process's rank,
+    and the list has None for the others. Otherwise each rank is a thread with a device of its own
+    ("CPU", "CPU:1" … of the kind of the default device), and rank 0 is the calling one; `network`
+    models what lies between them.
+
+    patience: seconds after which a rank that keeps others waiting counts as hung (setting PATIENCE;
+    0: never). trace: a file for the timelines of all ranks. Raises RankError, naming the rank,
+    where one raises, is lost or hangs; what rank 0 raised is raised as it is.
+    """
+    mesh = ranks if isinstance(ranks, Mesh) else Mesh(dp=ranks)
+    limit = float(flag("PATIENCE")) if patience is None else patience
+    library = mpi.library()
+    if library is None:
+        return _Threads(mesh, network, limit, trace).run(function)
+    return _run_process(library, function, mesh, limit, trace)
+
+
+def started_by_mpi() -> bool:
+    """Whether this process is one of several that MPI started."""
+    return mpi.library() is not None
+
+
+@contextmanager
+def _seat(
+    number: int, mesh: Mesh, transport: collective.Transport, device: str, activity: Activity,
+    threads: int, settings: dict[str, int | str] | None = None,
+) -> Iterator[Rank]:  # fmt: skip
+    """Make the calling thread a rank for the time of the block."""
+    before = {name: getenv(name) for name in DEFAULTS}
+    known = registry.rank.number
+    for name, value in {**(settings or before), "DEVICE": device}.items():
+        put(name, value)
+    if not flag("THREADS"):
+        put("THREADS", threads)
+    timeline = Timeline()
+
+    def hurry(pressing: bool) -> None:
+        transport.pressing = pressing
+
+    progress = Progress(activity, hurry)
+    kernels = Kernels("CPU" + device[device.find(":") :] if ":" in device else "CPU")
+    groups = {
+        name: RankGroup(name, Members(transport, members, tag, timeline), progress, kernels,
+                        timeline)
+        for tag, (name, members) in enumerate(mesh.groups(number).items())
+    }  # fmt: skip
+    entered = list(groups.values())
+    collective.enter(device, entered)
+    try:
+        yield Rank(number, mesh, device, **groups, timeline=timeline)
+    finally:
+        program.timeline.record = None
+        collective.leave(device, entered)
+        progress.close()
+        # what a failed run has left in the frames of its exception must not exchange in the next
+        registry.abandon(_exchanges)
+        registry.rank.number = known
+        for name, value in before.items():
+            put(name, value)
+
+
+def _exchanges(node: Node) -> bool:
+    return any(other.op is Op.COLLECTIVE for other in topological([node]))
+
+
+def _begin_trace(rank: Rank) -> None:
+    """Record from now on; all ranks come here before any goes on."""
+    rank.world.barrier()
+    rank.timeline.begin()
+
+    def record(label: str, start: float, stop: float) -> None:
+        rank.timeline.add(label, start, stop, kind="kernel")
+
+    program.timeline.record = record
+
+
+# --- ranks that are threads ----------------------------------------------------------------------
+
+
+class _Ended(BaseException):
+    """Thrown into a thread that hangs."""
+
+
+class _Threads:
+    """One parallel run in this process."""
+
+    def __init__(
+        self, mesh: Mesh, network: Network | None, patience: float, trace: str | Path | None
+    ) -> None:
+        self.mesh, self.patience, self.trace = mesh, patience, trace
+        self.exchange = Exchange(mesh.size, network)
+        self.activities = [Activity() for _ in range(mesh.size)]
+        self.results: list[Any] = [None] * mesh.size
+        self.errors: list[BaseException | None] = [None] * mesh.size
+        self.traces: list[tuple[int, list[dict[str, Any]]]] = []
+        self.threads_each = max(usable_threads() // mesh.size, 1)
+        self.kind = Device.DEFAULT.partition(":")[0]
+        self.settings = {name: getenv(name) for name in DEFAULTS}
+        self.over = threading.Event()
+
+    def run(self, function: Function) -> list[Any]:
+        """Call the function on all ranks."""
+        others = [
+            threading.Thread(target=self._work, args=(function, number), daemon=True,
+                             name=f"minigrad rank {number}")
+            for number in range(1, self.mesh.size)
+        ]  # fmt: skip
+        for thread in others:
+            thread.start()
+        idents = [threading.get_ident(), *(thread.ident or 0 for thread in others)]
+        watch = threading.Thread(target=self._watch, args=(idents,), daemon=True)
+        watch.start()
+        try:
+            self._work(function, 0)
+            for thread in others:
+                self._join(thread)
+        except BaseException as error:  # the person at the keyboard
+            self.exchange.fail(RankError(-1, f"stopped: {type(error).__name__}"))
+            raise
+        finally:
+            self.over.set()
+            watch.join()
+        if self.exchange.failure is not None:
+            first = self.errors[0]
+            if first is not None and self.exchange.failure.__cause__ is first:
+                raise first
+            raise self.exchange.failure
+        if self.trace is not None:
+            write_trace(Path(self.trace), sorted(self.traces, key=lambda item: item[0]))
+        return self.results
+
+    def _join(self, thread: threading.Thread) -> None:
+        """Wait for a rank; not for ever for one that hangs where nothing can be thrown into it."""
+        failed_at = None
+        while thread.is_alive():
+            thread.join(timeout=0.05)
+            if self.exchange.failure is not None:
+                failed_at = failed_at or time.monotonic()
+                if time.monotonic() - failed_at > 5.0:
+                    return
+
+    def _work(self, function: Function, number: int) -> None:
+        device = f"{self.kind}:{number}" if number else self.kind
+        activity = self.activities[number]
+        registry_number = registry.rank.number
+        try:
+            registry.rank.number = number
+            transport = LocalTransport(number, self.exchange)
+            with _seat(number, self.mesh, transport, device, activity, self.threads_each,
+                       self.settings) as rank:  # fmt: skip
+                if self.trace is not None:
+                    _begin_trace(rank)
+                self.results[number] = function(rank)
+                if self.trace is not None:
+                    self.traces.append((number, rank.timeline.events))
+        except BaseException as error:
+            self.errors[number] = error
+            self.exchange.fail(_blame(number, error))
+        finally:
+            activity.enter("ended")
+            registry.rank.number = registry_number
+
+    def _watch(self, idents: Sequence[int]) -> None:
+        """Look for a rank that hangs."""
+        beat = min(0.5, self.patience / 4) if self.patience else 0.5
+        while not self.over.wait(beat):
+            if not self.patience or self.exchange.failure is not None:
+                continue
+            signs = {n: activity.sign() for n, activity in enumerate(self.activities)}
+            sentence = culprit(signs, {}, self.patience)
+            if sentence is None:
+                continue
+            self.exchange.fail(RankError(-1, sentence))
+            for number, sign in signs.items():
+                if sign.state == "computing":
+                    ident = ctypes.c_ulong(idents[number])
+                    ctypes.pythonapi.PyThreadState_SetAsyncExc(ident, ctypes.py_object(_Ended))
+
+
+def _blame(number: int, error: BaseException) -> RankError:
+    """A rank's exception as a sentence that names it."""
+    if isinstance(error, RankError):
+        return error
+    blamed = RankError(number, f"rank {number} failed: {type(error).__name__}: {error}")
+    blamed.__cause__ = error
+    return blamed
+
+
+# --- ranks that are processes ---------------------------------------------------------------------
+
+
+def _run_process(
+    library: Any, function: Function, mesh: Mesh, patience: float, trace: str | Path | None
+) -> list[Any]:
+    world = library.COMM_WORLD
+    if world.size != mesh.size:
+        raise RankError(
+            -1, f"MPI started {world.size} processes, but {mesh.dp} × {mesh.sp} ranks are wanted: "
+            f"say mpiexec -n {mesh.size}"
+        )  # fmt: skip
+    if library.Query_thread() < library.THREAD_MULTIPLE:
+        raise RankError(-1, "this MPI allows no calls from several threads (MPI_THREAD_MULTIPLE)")
+    number, activity = world.rank, Activity()
+    mpi.announce(library)
+    threads = max(usable_threads() // mpi.local_ranks(library), 1)
+    transport = mpi.MPITransport(library, world.Dup())
+    watch = mpi.Watch(library, activity, patience)
+    results: list[Any] = [None] * mesh.size
+    try:
+        with _seat(number, mesh, transport, Device.DEFAULT, activity, threads) as rank:
+            if trace is not None:
+                _begin_trace(rank)
+            results[number] = function(rank)
+            events = rank.timeline.events
+    except BaseException as error:
+        status = error.code if isinstance(error, SystemExit) else 1
+        mpi.abort(library, error, status if isinstance(status, int) else 1)
+        raise
+    activity.enter("ended")
+    gathered = world.gather((number, events)) if trace is not None else None
+    if gathered is not None and trace is not None:
+        write_trace(Path(trace), gathered)
+    world.Barrier()
+    watch.close()
+    return results

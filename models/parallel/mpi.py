@@ -1,0 +1,177 @@
+"""Ranks that are processes, of one machine or of many: messages go through MPI (mpi4py)."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import Any
+
+from minigrad.errors import MinigradError
+from minigrad.models.parallel.faults import Activity, RankError, Sign, culprit
+
+SPINS = 50  # looks at a message before the first nap
+PRESSED = 2000  # the same where a kernel waits: a few milliseconds
+NAP = 50e-6  # seconds
+BEAT = 0.5  # seconds between signs of life
+
+
+def library() -> Any:
+    """The module `mpi4py.MPI`, where this process was started as one of several by MPI.
+
+    None where it was not: MPI is then neither imported nor initialised.
+    """
+    if not any(name in os.environ for name in ("PMI_SIZE", "PMIX_RANK", "OMPI_COMM_WORLD_SIZE")):
+        return None
+    try:
+        from mpi4py import MPI
+    except ImportError as error:
+        raise RankError(
+            -1, f"started by MPI, but mpi4py cannot be imported ({error}): "
+            "run pip install mpi4py mpich"
+        ) from None  # fmt: skip
+    return MPI if MPI.COMM_WORLD.size > 1 else None
+
+
+class MPITransport:
+    """One rank of a communicator: see `minigrad.collective.Transport`.
+
+    Memory is handed to MPI as it is, without a copy.
+    """
+
+    def __init__(self, mpi: Any, communicator: Any) -> None:
+        self.mpi, self.communicator = mpi, communicator
+        self.rank, self.size = communicator.rank, communicator.size
+        self.pressing = False
+
+    def _memory(self, address: int, nbytes: int) -> list[Any]:
+        return [self.mpi.memory.fromaddress(address, nbytes), self.mpi.BYTE]
+
+    def isend(self, to: int, address: int, nbytes: int, tag: int) -> Any:
+        """Begin to send."""
+        return self.communicator.Isend(self._memory(address, nbytes), to, tag)
+
+    def irecv(self, source: int, address: int, nbytes: int, tag: int) -> Any:
+        """Begin to receive."""
+        return self.communicator.Irecv(self._memory(address, nbytes), source, tag)
+
+    def wait(self, requests: Sequence[Any]) -> None:
+        """Return when all are done.
+
+        MPI makes progress only while somebody looks, so a nap while nobody is pressing costs
+        bandwidth, and looking all the time would cost the kernels their processor.
+        """
+        looks = 0
+        try:
+            while not self.mpi.Request.Testall(requests):
+                looks += 1
+                if looks < (PRESSED if self.pressing else SPINS):
+                    time.sleep(0)
+                else:
+                    time.sleep(NAP)
+        except self.mpi.Exception as error:
+            raise RankError(
+                self.rank, f"an exchange of rank {self.rank} failed: {error}: all ranks must make "
+                "the same exchanges in the same order"
+            ) from None  # fmt: skip
+
+
+def local_ranks(mpi: Any) -> int:
+    """How many of the ranks run on this machine."""
+    shared = mpi.COMM_WORLD.Split_type(mpi.COMM_TYPE_SHARED)
+    try:
+        return int(shared.size)
+    finally:
+        shared.Free()
+
+
+_here: list[int] = []  # the processes of this machine's ranks
+
+
+def announce(mpi: Any) -> None:
+    """Say which process is which rank: MPI names processes when it reports one that was killed."""
+    host = socket.gethostname()
+    places = mpi.COMM_WORLD.allgather((os.getpid(), host))
+    _here[:] = [pid for pid, other in places if other == host]
+    if mpi.COMM_WORLD.rank == 0:
+        listed = ", ".join(f"{rank} is process {pid} on {host}"
+                           for rank, (pid, host) in enumerate(places))  # fmt: skip
+        print(f"ranks: {listed}", file=sys.stderr, flush=True)
+
+
+def abort(mpi: Any, error: BaseException, status: int = 1) -> None:
+    """End all ranks because of an exception of this one."""
+    rank, size = mpi.COMM_WORLD.rank, mpi.COMM_WORLD.size
+    if isinstance(error, RankError):
+        text = str(error)
+    else:
+        if not isinstance(error, MinigradError | KeyboardInterrupt | SystemExit):
+            traceback.print_exception(error)
+        text = f"rank {rank} failed: {type(error).__name__}: {error}"
+    print(f"{sys.argv[0]}: {text}; all {size} ranks are stopped", file=sys.stderr, flush=True)
+    time.sleep(0.3)  # the launcher passes on what was said, but ends without it when it must end
+    for process in _here:  # a stopped process does not hear that it is to end
+        with suppress(OSError):
+            os.kill(process, signal.SIGCONT)
+    mpi.COMM_WORLD.Abort(status)
+
+
+class Watch:
+    """A thread of each rank that gives signs of life, and ends the program where one hangs.
+
+    Signs go to rank 0, which judges; rank 0's go to all others, which judge rank 0 only.
+    """
+
+    TAG = 1
+
+    def __init__(self, mpi: Any, activity: Activity, patience: float) -> None:
+        self.mpi, self.activity, self.patience = mpi, activity, patience
+        self.communicator = mpi.COMM_WORLD.Dup()
+        self.rank, self.size = self.communicator.rank, self.communicator.size
+        others = range(1, self.size) if self.rank == 0 else range(1)
+        self.signs = {other: Sign("computing", 0.0, 0) for other in others}
+        self.heard = dict.fromkeys(others, time.monotonic())
+        self._sent: list[Any] = []
+        self._end = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True, name="minigrad watch")
+        self._thread.start()
+
+    def close(self) -> None:
+        """Stop watching."""
+        self._end.set()
+        self._thread.join(timeout=5.0)
+
+    def _run(self) -> None:
+        beat = min(BEAT, self.patience / 4) if self.patience else BEAT
+        while not self._end.wait(beat):
+            self._exchange_signs()
+            sentence = self._judge() if self.patience else None
+            if sentence is not None:
+                abort(self.mpi, RankError(-1, sentence))
+
+    def _exchange_signs(self) -> None:
+        self._sent = [request for request in self._sent if not request.Test()]
+        if len(self._sent) < 2 * self.size:  # a rank that takes none must not fill our memory
+            sign = self.activity.sign()
+            for other in self.signs:
+                self._sent.append(self.communicator.isend(sign, other, self.TAG))
+        for other in self.signs:
+            while self.communicator.iprobe(other, self.TAG):
+                self.signs[other] = self.communicator.recv(source=other, tag=self.TAG)
+                self.heard[other] = time.monotonic()
+
+    def _judge(self) -> str | None:
+        now = time.monotonic()
+        silence = {other: now - heard for other, heard in self.heard.items()}
+        if self.rank == 0:
+            return culprit({0: self.activity.sign(), **self.signs}, silence, self.patience)
+        # rank 0 first: where it lives, it is the one to say who hangs
+        if silence[0] > self.patience + 2 * BEAT and self.signs[0].state != "ended":
+            return f"rank 0 hangs: no sign of life for {silence[0]:.0f} s"
+        return None

@@ -1,0 +1,66 @@
+"""Exchanges of tensors: lazy and differentiable like any other operation.
+
+All ranks of a group must call them in the same order. Derivatives are those of the sum of all
+ranks' losses, so `loss.backward()` on every rank gives each its part of the gradient of that sum.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from minigrad import Tensor
+from minigrad.graph import build
+from minigrad.graph.collective import exchange
+from minigrad.graph.node import Node
+from minigrad.graph.symbolic import numel
+from minigrad.models.parallel.group import RankGroup
+
+
+def all_reduce(x: Tensor, group: RankGroup, how: str = "sum") -> Tensor:
+    """The "sum", "mean" or "max" of all ranks' x, elementwise; same shape and dtype."""
+    return Tensor._of(exchange("all_reduce", group.name, group.size, [x.node], how))
+
+
+def reduce_scatter(x: Tensor, group: RankGroup, how: str = "sum") -> Tensor:
+    """(n·size, …) → (n, …): this rank's part of what `all_reduce` would give."""
+    return Tensor._of(exchange("reduce_scatter", group.name, group.size, [x.node], how))
+
+
+def all_gather(x: Tensor, group: RankGroup) -> Tensor:
+    """(n, …) → (n·size, …): all ranks' x in the order of ranks."""
+    return Tensor._of(exchange("all_gather", group.name, group.size, [x.node]))
+
+
+def all_to_all(x: Tensor, group: RankGroup) -> Tensor:
+    """(n·size, …) → the same shape: part s goes to rank s, and what came from rank s is part s."""
+    return Tensor._of(exchange("all_to_all", group.name, group.size, [x.node]))
+
+
+def permute(x: Tensor, group: RankGroup, shift: int = 1) -> Tensor:
+    """What the rank `shift` places before has given; same shape and dtype."""
+    place = shift % group.size
+    return Tensor._of(exchange("permute", group.name, group.size, [x.node], place=place))
+
+
+def broadcast(x: Tensor, group: RankGroup, root: int = 0) -> Tensor:
+    """What rank `root` has given; same shape and dtype."""
+    return Tensor._of(exchange("broadcast", group.name, group.size, [x.node], place=root))
+
+
+def together(
+    kind: str, nodes: Sequence[Node], group: RankGroup,
+    how: str = "-", place: int = 0, after: Sequence[Node] = (),
+) -> list[Node]:  # fmt: skip
+    """One exchange of several arrays of one dtype: what becomes of each, in its own shape.
+
+    kind: "all_reduce", "permute" or "broadcast". after: nodes computed before it begins.
+    """
+    joined = exchange(kind, group.name, group.size, nodes, how, place, after)
+    if len(nodes) == 1:
+        return [joined]
+    result, start = [], 0
+    for node in nodes:
+        stop = start + numel(node.shape)
+        result.append(build.reshape(build.shrink(joined, [(start, stop)]), node.shape))
+        start = stop
+    return result

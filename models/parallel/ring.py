@@ -1,0 +1,214 @@
+"""The exchanges themselves, written once on `Transport`: rings of pieces.
+
+An array is cut into one chunk per rank. In a ring all-reduce each rank sends to the next and
+receives from the one before, 2·(N − 1) times: first partial sums travel, until each rank has one
+chunk complete (reduce-scatter), then the complete chunks travel on (all-gather). A rank sends
+2·(N − 1)/N of the array whatever N is, which is as little as possible (P. Patarasuk and X. Yuan,
+"Bandwidth optimal all-reduce algorithms for clusters of workstations", 2009).
+
+Chunks travel in pieces: while one is added, the next are under way, and a piece is sent on as soon
+as it is added. What is added to what does not depend on time, and every rank gets the owner's
+result: all end with the same bits.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections import deque
+from collections.abc import Iterator, Sequence
+from typing import Any, Protocol
+
+from minigrad.collective import Transport
+from minigrad.dtype import DType
+from minigrad.runtimes import cpu_memory
+
+PIECE = 1 << 19  # bytes: adding it takes about as long as sending it, and it fits in L2
+AHEAD = 4  # receives that are posted before they are needed
+MESSAGE = 1 << 28  # bytes of a message that needs no pipeline
+
+
+class Arithmetic(Protocol):
+    """Adds arrays in memory; see `kernels.Kernels`."""
+
+    def combine(self, how: str, dtype: DType, target: int, source: int, count: int) -> None:
+        """target[i] = target[i] + source[i], or their maximum."""
+        ...
+
+    def scale(self, dtype: DType, target: int, count: int, factor: float) -> None:
+        """target[i] = target[i]·factor."""
+        ...
+
+
+def spans(count: int, parts: int) -> list[tuple[int, int]]:
+    """(start, stop) of each of so many parts of 0 … count − 1, as even as can be."""
+    return [(count * i // parts, count * (i + 1) // parts) for i in range(parts)]
+
+
+def _pieces(span: tuple[int, int], itemsize: int) -> list[tuple[int, int]]:
+    """(offset in bytes, elements) of the pieces of a chunk."""
+    most = max(PIECE // itemsize, 1)
+    start, stop = span
+    return [(i * itemsize, min(most, stop - i)) for i in range(start, stop, most)]
+
+
+class Ring:
+    """A walk of chunks around the ring, in place in one array.
+
+    chunks[k] is what step k receives; what it sends is what the step before has received.
+    """
+
+    def __init__(self, transport: Transport, address: int, dtype: DType) -> None:
+        self.transport, self.address, self.dtype = transport, address, dtype
+        self.next = (transport.rank + 1) % transport.size
+        self.before = (transport.rank - 1) % transport.size
+
+    def walk(
+        self, first: tuple[int, int], reduced: Sequence[tuple[int, int]],
+        gathered: Sequence[tuple[int, int]], arithmetic: Arithmetic, how: str,
+    ) -> None:  # fmt: skip
+        """Send the chunk `first`; receive and add `reduced`, receive and keep `gathered`."""
+        transport, itemsize, size = self.transport, self.dtype.itemsize, self.transport.size
+        incoming = [(k, p) for k, span in enumerate((*reduced, *gathered))
+                    for p in _pieces(span, itemsize)]  # fmt: skip
+        last_step, adding = len(reduced) + len(gathered) - 1, len(reduced)
+        scratch = cpu_memory.allocate(AHEAD * PIECE) if reduced else 0
+        # A complete chunk may come while its unfinished form seems to be on its way still: but it
+        # could not be complete if that had not arrived.
+        sent: list[Any] = []
+        posted: deque[Any] = deque()
+
+        def post(number: int) -> None:
+            step, (offset, count) = incoming[number]
+            place = self.address + offset
+            if step < adding:
+                place = scratch + number % AHEAD * PIECE
+            posted.append(transport.irecv(self.before, place, count * itemsize, TAG))
+
+        def send(offset: int, count: int) -> None:
+            sent.append(transport.isend(self.next, self.address + offset, count * itemsize, TAG))
+
+        try:
+            for piece in _pieces(first, itemsize):
+                send(*piece)
+            for number in range(min(AHEAD, len(incoming))):
+                post(number)
+            for number, (step, (offset, count)) in enumerate(incoming):
+                transport.wait([posted.popleft()])
+                if step < adding:
+                    place = scratch + number % AHEAD * PIECE
+                    arithmetic.combine(how, self.dtype, self.address + offset, place, count)
+                    if step == adding - 1 and how == "mean":
+                        arithmetic.scale(self.dtype, self.address + offset, count, 1 / size)
+                if step < last_step:
+                    send(offset, count)
+                if number + AHEAD < len(incoming):
+                    post(number + AHEAD)
+            transport.wait(sent)
+        finally:
+            if scratch:
+                cpu_memory.free(scratch, AHEAD * PIECE)
+
+
+TAG = 0  # of all messages of an exchange: they arrive in order
+
+
+def ring_all_reduce(
+    transport: Transport, address: int, count: int, dtype: DType, how: str, arithmetic: Arithmetic
+) -> None:
+    """Replace an array by the sum, mean or maximum of all ranks' arrays."""
+    rank, size = transport.rank, transport.size
+    if size > 1:
+        chunks = spans(count, size)
+        reduced = [chunks[(rank - 2 - k) % size] for k in range(size - 1)]
+        gathered = [chunks[(rank - 1 - k) % size] for k in range(size - 1)]
+        first = chunks[(rank - 1) % size]
+        Ring(transport, address, dtype).walk(first, reduced, gathered, arithmetic, how)
+
+
+def ring_reduce_scatter(
+    transport: Transport, address: int, count: int, dtype: DType, how: str, arithmetic: Arithmetic
+) -> tuple[int, int]:
+    """Reduce this rank's chunk of an array in place; gives the chunk. The others are spoiled."""
+    rank, size = transport.rank, transport.size
+    chunks = spans(count, size)
+    if size > 1:
+        reduced = [chunks[(rank - 2 - k) % size] for k in range(size - 1)]
+        first = chunks[(rank - 1) % size]
+        Ring(transport, address, dtype).walk(first, reduced, (), arithmetic, how)
+    return chunks[rank]
+
+
+def ring_all_gather(
+    transport: Transport, address: int, count: int, dtype: DType, arithmetic: Arithmetic
+) -> None:
+    """Give every rank all chunks of an array, of which each rank has its own."""
+    rank, size = transport.rank, transport.size
+    if size > 1:
+        chunks = spans(count, size)
+        gathered = [chunks[(rank - 1 - k) % size] for k in range(size - 1)]
+        Ring(transport, address, dtype).walk(chunks[rank], (), gathered, arithmetic, "-")
+
+
+def broadcast(transport: Transport, address: int, nbytes: int, root: int) -> None:
+    """Replace every rank's bytes by the root's: pieces travel along the ring."""
+    rank, size = transport.rank, transport.size
+    if size == 1:
+        return
+    after, before = (rank + 1) % size, (rank - 1) % size
+    sent = []
+    for offset, length in _messages(nbytes, PIECE):
+        if rank != root:
+            transport.wait([transport.irecv(before, address + offset, length, TAG)])
+        if after != root:
+            sent.append(transport.isend(after, address + offset, length, TAG))
+    transport.wait(sent)
+
+
+def permute(transport: Transport, source: int, target: int, nbytes: int, shift: int) -> None:
+    """Send bytes `shift` ranks on, and receive those of the rank `shift` places before."""
+    rank, size = transport.rank, transport.size
+    if shift % size == 0:
+        ctypes.memmove(target, source, nbytes)
+        return
+    requests = []
+    for offset, length in _messages(nbytes, MESSAGE):
+        requests.append(transport.irecv((rank - shift) % size, target + offset, length, TAG))
+        requests.append(transport.isend((rank + shift) % size, source + offset, length, TAG))
+    transport.wait(requests)
+
+
+def all_to_all(transport: Transport, source: int, target: int, nbytes: int) -> None:
+    """Send part s of an array (nbytes for each rank) to rank s; what came from s is part s."""
+    rank, size = transport.rank, transport.size
+    requests = []
+    for step in range(size):
+        to, origin = (rank + step) % size, (rank - step) % size
+        if step == 0:
+            ctypes.memmove(target + rank * nbytes, source + rank * nbytes, nbytes)
+            continue
+        for offset, length in _messages(nbytes, MESSAGE):
+            place = origin * nbytes + offset
+            requests.append(transport.irecv(origin, target + place, length, TAG))
+            place = to * nbytes + offset
+            requests.append(transport.isend(to, source + place, length, TAG))
+    transport.wait(requests)
+
+
+def barrier(transport: Transport) -> None:
+    """Return when all ranks have come (D. Hensgen, R. Finkel, U. Manber's dissemination, 1988)."""
+    rank, size = transport.rank, transport.size
+    word = ctypes.create_string_buffer(2)
+    address, step = ctypes.addressof(word), 1
+    while step < size:
+        requests = [
+            transport.irecv((rank - step) % size, address + 1, 1, TAG),
+            transport.isend((rank + step) % size, address, 1, TAG),
+        ]
+        transport.wait(requests)
+        step *= 2
+
+
+def _messages(nbytes: int, most: int) -> Iterator[tuple[int, int]]:
+    """(offset, length) of messages of at most so many bytes."""
+    for offset in range(0, nbytes, most):
+        yield offset, min(most, nbytes - offset)

@@ -1,0 +1,259 @@
+"""Sequence parallel: each rank holds part of every sequence; keys and values travel.
+
+Ring attention (H. Liu, M. Zaharia, P. Abbeel, "Ring Attention with Blockwise Transformers for
+Near-Infinite Context", 2023). A sequence of T tokens is cut into 2·N chunks, and rank r holds the
+chunks r and 2·N − 1 − r: under a causal mask an early chunk has little to do and a late one much,
+and so every rank has the same (zigzag order). The keys and values of each rank go once around the
+ring. What a query has found so far is (output, logarithm of the sum of exponentials), and two such
+pairs merge exactly. Backward, keys and values go around once more, with their gradients, which end
+where they belong: nobody ever keeps more than two ranks' keys.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from minigrad import Tensor, dtypes
+from minigrad.graph import build
+from minigrad.graph.node import Node
+from minigrad.models.checkpoint import plain_shape
+from minigrad.models.errors import InputError
+from minigrad.models.parallel.group import RankGroup
+from minigrad.models.parallel.operations import together
+
+if TYPE_CHECKING:
+    from minigrad.models.gpt import GPT
+
+Found = tuple[Tensor, Tensor]  # output, log-sum-exp of the scores
+
+
+class Rows(NamedTuple):
+    """What backward needs of some queries: delta is the sum of output·gradient of each."""
+
+    queries: Tensor
+    gradient: Tensor
+    statistic: Tensor
+    delta: Tensor
+
+
+class SequenceParallel:
+    """The part of each sequence that one rank of `group` holds, and attention across all parts.
+
+    length: tokens of a whole sequence. InputError where it cannot be cut into 2·N chunks.
+    """
+
+    def __init__(self, group: RankGroup, length: int) -> None:
+        self.group, self.length = group, length
+        parts = 2 * group.size if group.size > 1 else 1
+        if length % parts:
+            raise InputError(
+                f"{length} tokens cannot be cut into {parts} equal chunks for {group.size} ranks: "
+                f"choose a --context that is a multiple of {parts}"
+            )
+        self.chunk = length // parts
+        self.chunks = [group.rank, parts - 1 - group.rank] if group.size > 1 else [0]
+
+    @property
+    def spans(self) -> list[tuple[int, int]]:
+        """(first, last + 1) of the positions that this rank holds, in its order."""
+        return [(chunk * self.chunk, (chunk + 1) * self.chunk) for chunk in self.chunks]
+
+    def take(self, array: Any) -> Any:
+        """This rank's columns of a numpy array (batch, length)."""
+        import numpy as np
+
+        return np.concatenate([array[:, start:stop] for start, stop in self.spans], axis=1)
+
+    def attach(self, model: GPT) -> None:
+        """Let a GPT see parts of sequences: its positions and its attention become these."""
+        if model.config.dropout:
+            raise InputError("--sp with --dropout: attention across ranks cannot drop; leave it 0")
+        model.spans = self.spans
+
+        def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:  # a method would be searched for
+            return self.attention(q, k, v)  # parameters, and this object has none
+
+        for block in model.h:
+            block.attn.attend, block.attn.spans = attend, self.spans
+
+    def detach(self, model: GPT) -> None:
+        """Undo `attach`."""
+        model.spans = ()
+        for block in model.h:
+            block.attn.attend, block.attn.spans = None, ()
+
+    def attention(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Causal attention; each (batch, heads, tokens of this rank, width), in its order.
+
+        Where there are fewer heads of keys and values, each serves several of queries.
+        """
+        many, few = plain_shape(q)[1], plain_shape(k)[1]
+        if many != few:
+            k, v = (part.repeat_interleave(many // few, dim=1) for part in (k, v))
+        return ring_attention(q, k, v, self.group)
+
+
+def ring_attention(q: Tensor, k: Tensor, v: Tensor, group: RankGroup) -> Tensor:
+    """Causal attention over sequences in zigzag order; see `SequenceParallel.attention`."""
+    scale = 1 / math.sqrt(plain_shape(q)[-1])
+    halves = _forward(q.detach(), k.detach(), v.detach(), group, scale)
+    output = _joined([found[0] for found in halves]).cast(q.dtype)
+    statistic = _joined([found[1] for found in halves]).contiguous().detach()
+
+    def rule(node: Node, g: Node) -> Sequence[Node | None]:
+        with Tensor.no_grad():
+            queries, keys, values, sums = [Tensor._of(source) for source in node.src[1:]]
+            found = _backward(
+                queries, keys, values, sums, Tensor._of(node), Tensor._of(g), group, scale
+            )
+            return [*(part.node for part in found), None]
+
+    sources = (q.node, k.node, v.node, statistic.node)
+    return Tensor._of(build.custom(output.contiguous().node, sources, rule))
+
+
+def _forward(q: Tensor, k: Tensor, v: Tensor, group: RankGroup, scale: float) -> list[Found]:
+    """What the two halves of the queries find."""
+    rank, size = group.rank, group.size
+    if size == 1:
+        return [_attend(q, k, v, scale, causal=True)]
+    second = _halves(q)[1]
+    keys, values, moved = k, v, _rotate([k, v], group)
+    low: Found | None = None
+    high: Found | None = None
+    for step in range(size):
+        origin = (rank - step) % size
+        if step == 0:
+            found = _attend(q, k, v, scale, causal=True)
+            low, high = ((a, b) for a, b in zip(*map(_halves, found), strict=True))
+        elif origin < rank:  # its early chunk lies before both of ours, its late one after both
+            found = _attend(q, _halves(keys)[0], _halves(values)[0], scale)
+            parts = list(zip(*map(_halves, found), strict=True))
+            low, high = _merged(low, parts[0]), _merged(high, parts[1])
+        else:  # both of its chunks lie between ours
+            high = _merged(high, _attend(second, keys, values, scale))
+        if step + 1 < size:
+            keys, values = moved
+        if step + 2 < size:  # under way while the next step computes, and not earlier
+            assert high is not None
+            moved = _rotate([keys, values], group, after=[high[0]])
+    assert low is not None and high is not None
+    return [low, high]
+
+
+def _backward(
+    q: Tensor, k: Tensor, v: Tensor, statistic: Tensor, output: Tensor, g: Tensor,
+    group: RankGroup, scale: float,
+) -> list[Tensor]:  # fmt: skip
+    """Gradients of q, k and v: keys and values go around again, with their gradients."""
+    rank, size = group.rank, group.size
+    wide, away = g.cast(statistic.dtype), output.cast(statistic.dtype)
+    delta = (wide * away).sum(axis=-1, keepdim=True).contiguous()
+    rows = Rows(q, wide, statistic, delta)
+    if size == 1:
+        parts = _attend_backward(rows, k, v, scale, causal=True)
+        return [part.cast(of.dtype) for part, of in zip(parts, (q, k, v), strict=True)]
+    late = Rows(*(_halves(tensor)[1] for tensor in rows))
+    keys, values, moved = k, v, _rotate([k, v], group)
+    carried: list[Tensor] = []
+    dq: Any = None
+    for step in range(size):
+        origin = (rank - step) % size
+        if step == 0:
+            dq, dk, dv = _attend_backward(rows, k, v, scale, causal=True)
+        elif origin < rank:
+            early = [_halves(keys)[0], _halves(values)[0]]
+            more, dk, dv = _attend_backward(rows, early[0], early[1], scale)
+            dk, dv = (_at_half(part, 0) for part in (dk, dv))
+            dq = dq + more
+        else:
+            more, dk, dv = _attend_backward(late, keys, values, scale)
+            dq = dq + _at_half(more, 1)
+        if carried:
+            dk, dv = dk + carried[0], dv + carried[1]
+        carried = _rotate([dk, dv], group)
+        if step + 1 < size:
+            keys, values = moved
+        if step + 2 < size:
+            moved = _rotate([keys, values], group)
+    return [part.cast(of.dtype) for part, of in zip((dq, *carried), (q, k, v), strict=True)]
+
+
+def _rotate(
+    tensors: Sequence[Tensor], group: RankGroup, after: Sequence[Tensor] = ()
+) -> list[Tensor]:
+    nodes = [tensor.node for tensor in tensors]
+    waiting = [tensor.node for tensor in after]
+    return [Tensor._of(n) for n in together("permute", nodes, group, place=1, after=waiting)]
+
+
+# --- attention of some queries to some keys ------------------------------------------------------
+
+
+def _scores(q: Tensor, k: Tensor, scale: float, causal: bool) -> Tensor:
+    scores = q.cast(_wide(q)).matmul(k.cast(_wide(k)).transpose(-1, -2)) * scale
+    if not causal:
+        return scores
+    rows = Tensor.arange(q.shape[-2], device=q.device).reshape(-1, 1)
+    columns = Tensor.arange(k.shape[-2], device=q.device).reshape(1, -1)
+    return (columns <= rows).where(scores, -math.inf)
+
+
+def _attend(q: Tensor, k: Tensor, v: Tensor, scale: float, causal: bool = False) -> Found:
+    """Output and log-sum-exp, both in at least float32."""
+    scores = _scores(q, k, scale, causal)
+    largest = scores.max(axis=-1, keepdim=True)
+    weights = (scores - largest).exp()
+    total = weights.sum(axis=-1, keepdim=True)
+    output = weights.matmul(v.cast(_wide(v))) / total
+    return output, total.log() + largest
+
+
+def _attend_backward(
+    rows: Rows, k: Tensor, v: Tensor, scale: float, causal: bool = False
+) -> tuple[Tensor, Tensor, Tensor]:
+    """This part's contributions to the gradients of q, k and v.
+
+    The weights are recomputed from the statistic of whole rows (T. Dao et al., "FlashAttention",
+    2022).
+    """
+    q, g, statistic, delta = rows
+    weights = (_scores(q, k, scale, causal) - statistic).exp()
+    slopes = weights * (g.matmul(v.cast(_wide(v)).transpose(-1, -2)) - delta) * scale
+    dq = slopes.matmul(k.cast(_wide(k)))
+    dk = slopes.transpose(-1, -2).matmul(q.cast(_wide(q)))
+    return dq, dk, weights.transpose(-1, -2).matmul(g)
+
+
+def _merged(found: Found | None, more: Found) -> Found:
+    """What is found among the keys of both."""
+    assert found is not None
+    (x, a), (y, b) = found, more
+    largest = a.maximum(b)
+    left, right = (a - largest).exp(), (b - largest).exp()
+    total = left + right
+    merged = (x * left + y * right) / total
+    return merged.contiguous(), (total.log() + largest).contiguous()
+
+
+def _wide(x: Tensor) -> Any:
+    return dtypes.float32 if x.dtype.itemsize < 4 else x.dtype
+
+
+def _halves(x: Tensor) -> tuple[Tensor, Tensor]:
+    """The rows of this rank's early and late chunk."""
+    middle = plain_shape(x)[-2] // 2
+    return x[..., :middle, :], x[..., middle:, :]
+
+
+def _at_half(x: Tensor, half: int) -> Tensor:
+    """x as one half of twice the rows, zeros in the other."""
+    rows = plain_shape(x)[-2]
+    return x.pad((0, 0, rows, 0) if half else (0, 0, 0, rows))
+
+
+def _joined(parts: Sequence[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else parts[0].cat(*parts[1:], dim=-2)
+

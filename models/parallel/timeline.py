@@ -1,0 +1,112 @@
+"""What each rank did when, for Chrome's trace viewer (chrome://tracing, ui.perfetto.dev)."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from minigrad import nn
+
+# Rows of a rank, by what an event is.
+PROGRAM, EXCHANGES = "program", "exchanges"
+
+
+class Timeline:
+    """Events of one rank; nothing is recorded before `begin`. Times are seconds since then."""
+
+    def __init__(self) -> None:
+        self.zero: float | None = None
+        self.events: list[dict[str, Any]] = []
+        self._main = threading.get_ident()
+
+    def begin(self) -> None:
+        """Record from now on; to be called by the rank's own thread, by all ranks at one time."""
+        self.zero, self.events = time.perf_counter(), []
+        self._main = threading.get_ident()
+
+    def add(self, name: str, start: float, stop: float, **about: Any) -> None:
+        """An event between two readings of `time.perf_counter()`."""
+        if self.zero is not None:
+            row = PROGRAM if threading.get_ident() == self._main else EXCHANGES
+            if name in ("send", "add", "wait"):
+                row = EXCHANGES
+            self.events.append({
+                "name": name, "row": row, "start": start - self.zero, "stop": stop - self.zero,
+                "about": about,
+            })  # fmt: skip
+
+    def event(self, name: str, what: str, nbytes: int) -> None:
+        """Something that takes no time of ours."""
+        if self.zero is not None:
+            now = time.perf_counter()
+            self.add(name, now, now, what=what, bytes=nbytes)
+
+    @contextmanager
+    def span(self, name: str, what: str = "", nbytes: int = 0) -> Iterator[None]:
+        """Record how long the block takes."""
+        if self.zero is None:
+            yield
+            return
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.add(name, start, time.perf_counter(), what=what, bytes=nbytes)
+
+
+def chrome_trace(ranks: Iterable[tuple[int, list[dict[str, Any]]]]) -> dict[str, Any]:
+    """The Trace Event Format (Google, 2016): one process per rank, one thread per row."""
+    result: list[dict[str, Any]] = []
+    for rank, events in ranks:
+        result.append(_named("process_name", rank, 0, f"rank {rank}"))
+        rows = {PROGRAM: 0, EXCHANGES: 1}
+        result += [_named("thread_name", rank, number, row) for row, number in rows.items()]
+        for event in events:
+            length = event["stop"] - event["start"]
+            shape: dict[str, Any] = {"ph": "X", "dur": 1e6 * length} if length else {"ph": "i"}
+            result.append({
+                "name": event["name"], "cat": event["row"], "pid": rank,
+                "tid": rows[event["row"]], "ts": 1e6 * event["start"], "args": event["about"],
+                **shape,
+            })  # fmt: skip
+    return {"traceEvents": result, "displayTimeUnit": "ms"}
+
+
+def _named(what: str, rank: int, row: int, name: str) -> dict[str, Any]:
+    return {"name": what, "ph": "M", "pid": rank, "tid": row, "args": {"name": name}}
+
+
+def write_trace(path: Path, ranks: Iterable[tuple[int, list[dict[str, Any]]]]) -> None:
+    """Write the timelines of all ranks as one file, whole or not at all."""
+    data = json.dumps(chrome_trace(ranks)).encode()
+    nn.state.write_atomically(path, lambda file: file.write(data))
+
+
+def as_text(ranks: Iterable[tuple[int, list[dict[str, Any]]]], width: int = 72) -> str:
+    """The timelines as text: two lines per rank, time from left to right.
+
+    Program: `#` a kernel, `.` blocked by an exchange. Exchanges: `+` adding, `~` sending or
+    waiting.
+    """
+    given = list(ranks)
+    end = max((event["stop"] for _, events in given for event in events), default=0.0)
+    marks = {"wait": "~", "add": "+", "blocked": ".", "kernel": "#"}
+    lines = [f"{'':8}|{f'0 … {1e3 * end:.1f} ms':^{width}}|"]
+    for rank, events in given:
+        for row in (PROGRAM, EXCHANGES):
+            cells = [" "] * width
+            for mark in (".", "~", "#", "+"):
+                for event in events:
+                    kind = event["about"].get("kind", event["name"])
+                    if event["row"] == row and marks.get(kind) == mark and end:
+                        first = int(event["start"] / end * (width - 1))
+                        last = int(event["stop"] / end * (width - 1))
+                        cells[first : last + 1] = mark * (last - first + 1)
+            label = f"rank {rank}" if row == PROGRAM else ""
+            lines.append(f"{label:8}|{''.join(cells)}|")
+    return "\n".join(lines)

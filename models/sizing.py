@@ -1,0 +1,317 @@
+"""How large a GPT is: parameters, bytes, flops, devices, days; each figure with its formula.
+
+    python models/sizing.py gpt3                        # the figures of GPT-3
+    python models/sizing.py mini --batch 12 --device-memory 8e9
+
+Kaplan et al., "Scaling Laws for Neural Language Models" (2020), for 6 flops per parameter, token;
+Rajbhandari et al., "ZeRO" (2020), for the bytes of mixed-precision training.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from minigrad.models import console
+from minigrad.models.errors import InputError
+from minigrad.models.gpt_config import PRESETS, GPTConfig
+
+H100, B300 = 80e9, 288e9  # bytes of memory
+DAY, MONTH = 86400.0, 30.4375 * 86400.0  # seconds
+ITEMSIZE = {"float32": 4, "bfloat16": 2, "float16": 2, "float8": 1}
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """Counts of learned numbers. active: those that one token is multiplied by."""
+
+    embedding: int
+    attention: int
+    feed_forward: int
+    router: int
+    norms: int
+    output: int
+    idle: int  # in experts that a token does not go to
+
+    @property
+    def total(self) -> int:
+        """All of them."""
+        return (self.embedding + self.attention + self.feed_forward + self.router + self.norms
+                + self.output)  # fmt: skip
+
+    @property
+    def active(self) -> int:
+        """Without the experts that a token does not go to."""
+        return self.total - self.idle
+
+
+def parameters(config: GPTConfig) -> Parameters:
+    """Of each part of a model, biases included."""
+    c = config
+    bias = int(c.bias)
+    rows = (c.heads + 2 * c.key_value_heads) * c.width
+    attention = rows * (c.dim + bias) + c.dim * (c.dim + bias)
+    wide = c.hidden * (2 if c.activation == "swiglu" else 1)
+    expert = wide * (c.dim + bias) + c.dim * (c.hidden + bias)
+    experts = max(c.experts, 1)
+    idle = (experts - c.active) * expert if c.experts else 0
+    norm = c.dim * (2 if c.norm == "layer" and c.bias else 1)
+    positions = c.context if c.positions == "learned" else 0
+    return Parameters(
+        embedding=(c.vocabulary + positions) * c.dim,
+        attention=c.layers * attention,
+        feed_forward=c.layers * experts * expert,
+        router=c.layers * c.experts * c.dim,
+        norms=(2 * c.layers + 1) * norm,
+        output=0 if c.tied else c.vocabulary * c.dim,
+        idle=c.layers * idle,
+    )
+
+
+def flops_per_token(config: GPTConfig, context: int | None = None, training: bool = True) -> float:
+    """2 per parameter that multiplies and token forward, twice that backward, and attention.
+
+    Attention: 2 products of (context, width) with each query, causal, so half of them on average:
+    2 · layers · context · dim forward.
+    """
+    c = config
+    p = parameters(c)
+    positions = (c.context if c.positions == "learned" else 0) * c.dim
+    table = p.embedding - positions  # the output multiplies by it, or by one like it
+    multiplied = p.active - p.embedding - p.norms + (table if c.tied else 0)
+    length = context or c.context
+    forward = 2.0 * multiplied + 2.0 * c.layers * length * c.dim
+    return forward * (3 if training else 1)
+
+
+def cache_bytes(config: GPTConfig, batch: int = 1, itemsize: int = 2) -> int:
+    """Keys and values of all layers and positions: 2·layers·batch·key heads·context·width·bytes."""
+    return (2 * config.layers * batch * config.key_value_heads * config.context * config.width
+            * itemsize)  # fmt: skip
+
+
+def activation_bytes(
+    config: GPTConfig, batch: int, itemsize: int = 2, recompute: bool = False
+) -> int:
+    """What the forward pass keeps for the backward pass.
+
+    A block keeps, per token: its two inputs, what the norms gave, queries, keys and values, what
+    attention gave, and the feed-forward layer before and after its bend; scores are computed again.
+    recompute keeps the inputs of blocks only, and one block's inside. The logits are float32.
+    """
+    c = config
+    tokens = batch * c.context
+    rows = (c.heads + 2 * c.key_value_heads) * c.width
+    wide = c.hidden * (3 if c.activation == "swiglu" else 2) * (c.active if c.experts else 1)
+    block = tokens * (5 * c.dim + rows + wide) * itemsize
+    kept = c.layers * tokens * c.dim * itemsize + block if recompute else c.layers * block
+    return kept + tokens * (2 * c.dim * itemsize + 4 * c.vocabulary)
+
+
+@dataclass(frozen=True)
+class Training:
+    """Bytes per parameter in training: weights and gradients in `itemsize`, the rest for AdamW.
+
+    That is float32 masters (where itemsize is less) and two moments.
+    """
+
+    itemsize: int = 2
+
+    @property
+    def masters(self) -> int:
+        """Bytes of the float32 copy of a parameter."""
+        return 4 if self.itemsize < 4 else 0
+
+    @property
+    def per_parameter(self) -> int:
+        """weights + gradients + masters + moments."""
+        return 2 * self.itemsize + self.masters + 8
+
+
+def state_bytes(config: GPTConfig, itemsize: int = 2) -> int:
+    """Weights, gradients, masters and AdamW's moments."""
+    return parameters(config).total * Training(itemsize).per_parameter
+
+
+def devices(size: float, memory: float) -> int:
+    """How many devices of `memory` bytes hold `size` bytes."""
+    return max(math.ceil(size / memory), 1)
+
+
+def seconds_of_training(
+    config: GPTConfig, tokens: float, count: int, peak: float, utilization: float = 0.4
+) -> float:
+    """flops per token · tokens / (devices · peak · share of the peak that is reached)."""
+    return flops_per_token(config) * tokens / (count * peak * utilization)
+
+
+def bytes_text(size: float) -> str:
+    """In the largest unit of 1000."""
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if size < 1000:
+            return f"{size:,.0f} {unit}" if unit == "bytes" else f"{size:,.3g} {unit}"
+        size /= 1000
+    return f"{size:,.3g} TB"
+
+
+def duration_text(seconds: float) -> str:
+    """In the largest fitting unit."""
+    for unit, size in (("years", 365.25 * DAY), ("months", MONTH), ("days", DAY), ("hours", 3600.0),
+                       ("minutes", 60.0)):  # fmt: skip
+        if seconds >= 2 * size:
+            return f"{seconds / size:,.1f} {unit}"
+    return f"{seconds:,.3g} seconds"
+
+
+@dataclass(frozen=True)
+class Line:
+    """A figure: what it is, its value, and the formula that gave it."""
+
+    what: str
+    figure: str
+    formula: str = ""
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What trains. memory: bytes of a device; peak: its flop/s; utilization: the share reached.
+
+    count: how many devices; None for as many as hold the training.
+    """
+
+    memory: float = H100
+    peak: float = 989e12
+    utilization: float = 0.4
+    count: int | None = None
+
+
+def report(
+    name: str, config: GPTConfig, itemsize: int, batch: int, machine: Machine, tokens: float
+) -> list[Line]:
+    """The figures of a model that trains on `tokens` tokens, `batch` windows at a time."""
+    c, p, training = config, parameters(config), Training(itemsize)
+    n, memory = p.total, machine.memory
+    weights, state = n * itemsize, state_bytes(c, itemsize)
+    inside = activation_bytes(c, batch, itemsize)
+    few = activation_bytes(c, batch, itemsize, recompute=True)
+    cache = cache_bytes(c, 1, itemsize)
+    used = machine.count or devices(state + few, memory)
+    seconds = seconds_of_training(c, tokens, used, machine.peak, machine.utilization)
+    rest = 8 + training.masters
+    lines: list[Line] = []
+
+    def add(what: str, figure: str, formula: str = "") -> None:
+        lines.append(Line(what, figure, formula))
+
+    add(name, f"{c.layers} layers, {c.dim} dims, {c.heads} heads, feed-forward {c.hidden}, "
+        f"context {c.context}, vocabulary {c.vocabulary}")  # fmt: skip
+    add("parameters", f"{n:,}",
+        f"embedding {p.embedding:,} + attention {p.attention:,} + feed-forward "
+        f"{p.feed_forward:,} + router {p.router:,} + norms {p.norms:,} + output "
+        f"{p.output:,}")  # fmt: skip
+    if c.experts:
+        add("active per token", f"{p.active:,}", "without the experts that a token does not go to")
+    add("weights", bytes_text(weights), f"parameters · {itemsize} bytes")
+    add("KV cache", f"{bytes_text(cache)} = {cache / 2**30:.3g} GiB",
+        f"2 · {c.layers} layers · {c.key_value_heads} heads · {c.context} positions · "
+        f"{c.width} dims · {itemsize} bytes, for one request")  # fmt: skip
+    add("gradients", bytes_text(weights), f"parameters · {itemsize} bytes")
+    add("optimizer", bytes_text(n * rest),
+        f"parameters · {rest} bytes: AdamW's two moments, 4 each"
+        + (", and float32 masters, 4" if training.masters else ""))  # fmt: skip
+    add("activations", f"{bytes_text(inside)}; {bytes_text(few)} with recomputation",
+        f"what the backward pass needs of {batch} windows of {c.context} tokens")  # fmt: skip
+    add("training, all of it", f"{bytes_text(state + few)} … {bytes_text(state + inside)}",
+        f"parameters · {training.per_parameter} bytes + activations")  # fmt: skip
+    add("devices to hold it", f"{devices(weights, memory):,}",
+        f"weights / {bytes_text(memory)}, rounded up")  # fmt: skip
+    add("devices to train it", f"{devices(state, memory):,} … {devices(state + inside, memory):,}",
+        f"parameters · {training.per_parameter} bytes, + activations / memory")  # fmt: skip
+    add("flops per token", f"{flops_per_token(c):.3g}",
+        "6 · parameters that multiply + 6 · layers · context · dim")  # fmt: skip
+    add("training time", duration_text(seconds),
+        f"flops per token · {tokens:.3g} tokens / ({used:,} devices · {machine.peak:.3g} flop/s · "
+        f"{machine.utilization:.0%})")  # fmt: skip
+    return lines
+
+
+def article(config: GPTConfig) -> list[Line]:
+    """The figures that the overview of GPT-3 gives, and what each of them means."""
+    n, cache, large = parameters(config).total, cache_bytes(config), 1.8e12
+    lines: list[Line] = []
+
+    def add(what: str, figure: str, formula: str) -> None:
+        lines.append(Line(what, figure, formula))
+
+    add("175 B parameters", f"{n / 1e9:.1f} B", "12 · layers · dim² + (vocabulary + context) · dim")
+    add("350 GB of weights", bytes_text(2 * n), "parameters · 2 bytes")
+    add("5 H100s to hold it", f"{devices(2 * n, H100)}", "weights / 80 GB, rounded up")
+    add("40–50 H100s to train it", f"{devices(18 * n, H100)} … {devices(23 * n, H100)}",
+        "18 … 23 bytes per parameter: 16 for weights and gradients in 2 bytes, masters and "
+        "moments in 4, and 2 … 7 for activations and buffers")  # fmt: skip
+    add("3–6 TB in training", f"{bytes_text(16 * n)} … {bytes_text(34 * n)}",
+        "16 bytes per parameter without activations, 34 with those of a large batch")  # fmt: skip
+    add("9 GB of KV cache", f"{cache / 1e9:.2f} GB = {cache / 2**30:.1f} GiB",
+        "2 · 96 layers · 2,048 positions · 12,288 dims · 2 bytes")  # fmt: skip
+    add("100,000 iterations", duration_text(100_000 * 120.0), "100,000 · 2 minutes")
+    add("GPT-4's rumoured 1.8 T", f"{bytes_text(2 * large)}, {devices(2 * large, H100)} H100s to "
+        f"hold it, {devices(18 * large, H100)} … {devices(23 * large, H100)} to train it",
+        "the same formulas; with thousands of them, in reasonable time")  # fmt: skip
+    add("a B300 of 288 GB", f"holds {B300 / 2 / 1e9:.0f} B parameters, trains "
+        f"{B300 / 16 / 1e9:.0f} B", "288 GB / 2 bytes; / 16 bytes")  # fmt: skip
+    return lines
+
+
+def parser() -> argparse.ArgumentParser:
+    """The flags of the script."""
+    result = console.Parser(
+        description="How large a model is: parameters, memory, flops, devices, days.",
+        formatter_class=console.Help,
+    )
+    add, number = result.add_argument, console.positive_float
+    add("model", nargs="?", default="gpt3", help=f"one of {', '.join(PRESETS)}")
+    for name in ("layers", "heads", "dim", "context", "vocabulary", "experts"):
+        add(f"--{name}", type=console.positive_int, help=f"another number of {name}"
+            if name not in ("dim", "context", "vocabulary") else f"another {name}")  # fmt: skip
+    add("--dtype", choices=list(ITEMSIZE), default="bfloat16", help="of weights and gradients")
+    add("--batch", type=console.positive_int, default=1, help="windows at a time on all devices")
+    add("--device-memory", type=number, default=H100, help="bytes; an H100 if not given")
+    add("--devices", type=console.positive_int, help="as many as hold the training if not given")
+    add("--peak", type=number, default=989e12, help="flop/s of a device; an H100 if not given")
+    add("--utilization", type=number, default=0.4, help="share of the peak that is reached")
+    add("--tokens", type=number, default=300e9, help="to train on")
+    return result
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Print the figures."""
+    flags = parser().parse_args(arguments)
+    changes = {name: getattr(flags, name) for name in
+               ("layers", "heads", "dim", "context", "vocabulary", "experts")
+               if getattr(flags, name) is not None}  # fmt: skip
+    try:
+        config = replace(GPTConfig.preset(flags.model), **changes)
+    except ValueError as error:
+        raise InputError(str(error)) from None
+    if flags.utilization > 1:
+        raise InputError(f"--utilization is {flags.utilization}: expected at most 1")
+    machine = Machine(flags.device_memory, flags.peak, flags.utilization, flags.devices)
+    show(report(flags.model, config, ITEMSIZE[flags.dtype], flags.batch, machine, flags.tokens))
+    if flags.model == "gpt3" and not changes:
+        print("\nthe article's figures")
+        show(article(config))
+
+
+def show(lines: Sequence[Line]) -> None:
+    """Print figures, each with its formula below."""
+    for line in lines:
+        print(f"  {line.what:<24} {line.figure}")
+        if line.formula:
+            print(f"  {'':<24}   = {line.formula}")
+
+
+if __name__ == "__main__":
+    sys.exit(console.run(main))

@@ -1,0 +1,45 @@
+"""How much of the machine a training uses: the model's flops against those of one large product."""
+
+from __future__ import annotations
+
+import time
+from functools import lru_cache
+
+from minigrad import Device, Tensor, jit
+from minigrad.models.gpt_config import GPTConfig
+from minigrad.models.metrics import Metrics
+from minigrad.models.sizing import flops_per_token
+
+SIZE, ROUNDS = 1024, 5
+
+
+@lru_cache(maxsize=4)
+def product_rate(device: str) -> float:
+    """flop/s of a float32 product of two matrices of 1024 × 1024, the best of five."""
+    with Tensor.no_grad():
+        a, b = (Tensor.rand(SIZE, SIZE, device=device).realize() for _ in range(2))
+        product = jit(lambda x, y: x.matmul(y).realize())
+        best = float("inf")
+        for _ in range(2 + ROUNDS):
+            start = time.perf_counter()
+            product(a, b)
+            Device[device].synchronize()
+            best = min(best, time.perf_counter() - start)
+    return 2 * SIZE**3 / best
+
+
+def utilization(config: GPTConfig, context: int, metrics: Metrics) -> str:
+    """A line for people: tokens and flops a second (the median step), and model-flops utilisation.
+
+    Chowdhery et al., "PaLM" (2022), appendix B: only what the model itself needs is counted.
+    """
+    rates = sorted(metrics.curve("tokens_per_s")[1])
+    if not rates:
+        return "no step was timed"
+    rate = rates[len(rates) // 2]
+    flops = rate * flops_per_token(config, context)
+    peak = product_rate(Device.canonical(Device.DEFAULT))
+    return (
+        f"{rate:,.0f} tokens/s, {flops / 1e9:.3g} GFLOP/s: {flops / peak:.0%} of what one large "
+        "product reaches here"
+    )

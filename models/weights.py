@@ -1,0 +1,307 @@
+"""Weights that others made: HuggingFace's GPT-2, Llama and Mixtral, and GGUF files.
+
+`load_pretrained` finds out what a file or folder holds, translates names and orientations into
+those of `GPT`, and checks that nothing is missing, left over, or of another shape.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from minigrad import Tensor, nn
+from minigrad.dtype import DType, dtypes, named
+from minigrad.errors import MinigradError
+from minigrad.models import architectures
+from minigrad.models.architectures import Part
+from minigrad.models.checkpoint import plain_shape
+from minigrad.models.console import require
+from minigrad.models.data import read_text
+from minigrad.models.errors import InputError
+from minigrad.models.gpt import GPT
+from minigrad.models.gpt_config import GPTConfig
+from minigrad.nn.gguf import GGUFError, gguf_load
+from minigrad.nn.quantized import Quantized, QuantizedEmbedding, QuantizedLinear
+
+Weight = Tensor | Quantized
+# What files have beside the weights: the masks of old GPT-2 files, frequencies of old Llama files.
+IGNORED = re.compile(r"(\.attn\.(masked_)?bias|rotary_emb\.inv_freq|^rope_freqs\.weight)$")
+PICKLED = (".bin", ".pt", ".pth")
+
+
+@dataclass(frozen=True)
+class Source:
+    """What was found: kind "gguf", "hub" or "own"; tensors by their names in the file."""
+
+    kind: str
+    tensors: dict[str, Weight]
+    facts: Mapping[str, Any]  # of a GGUF file its metadata, of HuggingFace config.json
+
+
+def load_pretrained(
+    path: str | os.PathLike[str],
+    config: GPTConfig | None = None,
+    dtype: str | None = None,
+    context: int | None = None,
+) -> GPT:
+    """The model whose weights are in `path`; InputError says in a sentence what is wrong.
+
+    path: a GGUF file (gpt2 or llama in F32, F16, BF16, Q8_0, Q4_0, Q4_1), a safetensors file or a
+    PyTorch state dict (.bin, .pt, .pth) with HuggingFace's config.json beside it unless `config` is
+    given, a folder of these (model.safetensors, or shards and their index), or what models/gpt.py
+    saved. dtype ("float32") converts all weights, which also dequantizes; otherwise they stay in
+    memory as they are in the file. context: fewer positions than the file allows, as keys and
+    values take memory for all of them.
+    """
+    source = read_source(Path(path))
+    if source.kind == "own":
+        from minigrad.models.gpt_checkpoint import load_checkpoint
+
+        return load_checkpoint(Path(path))[0]
+    return model_of(source, path, config, dtype, context)
+
+
+def model_of(
+    source: Source,
+    path: str | os.PathLike[str],
+    config: GPTConfig | None = None,
+    dtype: str | None = None,
+    context: int | None = None,
+) -> GPT:
+    """The model of what was read, whose tensors are taken out; see `load_pretrained`."""
+    try:
+        found = config or _config(source)
+        if context is not None and found.positions == "rotary":
+            found = replace(found, context=min(context, found.context))
+        return _build(source, found, None if dtype is None else named(dtype))
+    except ValueError as error:
+        colon = "" if str(error).startswith("is ") else ":"
+        raise InputError(f"{path}{colon} {error}") from None
+
+
+def read_source(path: Path) -> Source:
+    """Open a file or folder of weights; InputError where it is damaged or something else."""
+    try:
+        if path.is_dir():
+            return _read_folder(path)
+        with path.open("rb") as file:
+            start = file.read(4)
+        if start == b"GGUF":
+            metadata, tensors = gguf_load(path)
+            return Source("gguf", tensors, metadata)
+        tensors, text = _read_tensors(path)
+        if "config" in text and "tokenizer" in text:
+            return Source("own", tensors, text)
+        return Source("hub", tensors, _read_json(path.parent / "config.json", missing={}))
+    except GGUFError as error:
+        raise InputError(str(error)) from None
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror or error}") from None
+
+
+def _read_folder(folder: Path) -> Source:
+    """config.json and one file of weights, or several and their index."""
+    facts = _read_json(folder / "config.json")
+    for stem, suffix in (("model", "safetensors"), ("pytorch_model", "bin")):
+        whole, index = folder / f"{stem}.{suffix}", folder / f"{stem}.{suffix}.index.json"
+        if whole.is_file():
+            return Source("hub", _read_tensors(whole)[0], facts)
+        if index.is_file():
+            table = _read_json(index).get("weight_map")
+            if not isinstance(table, dict) or not all(
+                isinstance(file, str) and Path(file).name == file for file in table.values()
+            ):
+                raise InputError(f"{index} is damaged: its weight_map names no files beside it")
+            tensors: dict[str, Weight] = {}
+            for file in sorted(set(table.values())):
+                tensors |= _read_tensors(folder / file)[0]
+            lost = [name for name in table if name not in tensors]
+            if lost:
+                raise InputError(f"{index} lists {lost[0]}, but {table[lost[0]]} does not have it")
+            return Source("hub", tensors, facts)
+    files = sorted(folder.glob("*.gguf"))
+    if len(files) == 1:
+        return read_source(files[0])
+    raise InputError(f"{folder} has no model.safetensors, pytorch_model.bin, or index of shards")
+
+
+def _read_json(path: Path, missing: Any = None) -> dict[str, Any]:
+    if missing is not None and not path.is_file():
+        return dict(missing)
+    try:
+        values: Any = json.loads(read_text(path))
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path} is no JSON: {error}") from None
+    if not isinstance(values, dict):
+        raise InputError(f"{path} holds no JSON object")
+    return values
+
+
+def _read_tensors(path: Path) -> tuple[dict[str, Weight], dict[str, str]]:
+    """(tensors, text beside them) of a safetensors file or a PyTorch state dict."""
+    if path.suffix in PICKLED:
+        try:
+            found: Any = nn.state.torch_load(path)
+        except MinigradError as error:
+            raise InputError(f"{path} is no PyTorch state dict: {error}") from None
+        while isinstance(found, dict) and set(found) & {"model", "state_dict"}:
+            found = found.get("state_dict", found.get("model"))  # with an optimizer beside it
+        if not isinstance(found, dict) or not all(isinstance(t, Tensor) for t in found.values()):
+            raise InputError(f"{path} is no PyTorch state dict: it holds more than tensors by name")
+        return dict(found), {}
+    failure: Any = require("safetensors").SafetensorError
+    try:
+        return dict(nn.state.safe_load(path)), nn.state.safe_load_metadata(path)
+    except (failure, MinigradError, ValueError, TypeError) as error:
+        raise InputError(f"{path} is no undamaged safetensors file: {error}") from None
+
+
+def _config(source: Source) -> GPTConfig:
+    if source.kind == "gguf":
+        return architectures.config_of_gguf(
+            source.facts, tied="output.weight" not in source.tensors
+        )
+    if not source.facts:
+        raise InputError(
+            "is no checkpoint of models/gpt.py, and has no config.json beside it to tell its shape"
+        )
+    return architectures.config_of_hub(source.facts)
+
+
+def _parts(source: Source, config: GPTConfig) -> Iterable[Part]:
+    """How the parameters of a model with this config are made of what was found."""
+    if source.kind == "gguf":
+        return architectures.gguf(config)
+    if config.positions == "rotary":
+        return architectures.hub_llama(config)
+    prefix = "transformer." if "transformer.wte.weight" in source.tensors else ""
+    first = source.tensors.get(f"{prefix}h.0.attn.c_attn.weight")
+    transposed = first is None or tuple(first.shape) != (3 * config.dim, config.dim)
+    return architectures.hub_gpt2(config, prefix, transposed)
+
+
+def _build(source: Source, config: GPTConfig, dtype: DType | None) -> GPT:
+    """A model of what was found; nothing is built before every name is known to be there."""
+    parts = []
+    for part in _parts(source, config):  # stops at the first that is missing: counts may lie
+        lost = [name for name in part.theirs if name not in source.tensors]
+        if lost:
+            raise InputError(f"the tensor {lost[0]} is missing")
+        parts.append(part)
+    used = {name for part in parts for name in part.theirs}
+    rest = [name for name in source.tensors if name not in used and not IGNORED.search(name)]
+    if config.tied:
+        rest = [name for name in rest if name not in ("lm_head.weight", "output.weight")]
+    if rest:
+        raise InputError(f"the tensor {rest[0]} belongs to no part of this architecture")
+    _check_table(source, parts[0], config)
+    model = GPT(config, initialize=False)
+    wanted = {name: plain_shape(t) for name, t in nn.state.get_state_dict(model).items()}
+    for part in parts:
+        weights = [_oriented(source.tensors.pop(name), name, part, config) for name in part.theirs]
+        weight = _joined(weights, part)
+        if tuple(weight.shape) != wanted[part.ours]:
+            theirs = " and ".join(part.theirs[:3])
+            raise InputError(
+                f"{theirs} make {part.ours} of shape {tuple(weight.shape)}, but the config says "
+                f"{wanted[part.ours]}"
+            )
+        _place(model, part.ours, _converted(weight, part, dtype))
+    return model
+
+
+def _check_table(source: Source, table: Part, config: GPTConfig) -> None:
+    """The largest figures of a config are believed only if the table of tokens has them."""
+    shape = tuple(source.tensors[table.theirs[0]].shape)
+    if shape != (config.vocabulary, config.dim):
+        raise InputError(
+            f"{table.theirs[0]} has shape {shape}, but the config says "
+            f"{(config.vocabulary, config.dim)}"
+        )
+
+
+def _oriented(weight: Weight, name: str, part: Part, config: GPTConfig) -> Weight:
+    """Transposed, or with rows in our order: i and i + width/2 of a head turn together."""
+    if part.how == "transpose":
+        if isinstance(weight, Quantized) or weight.ndim != 2:
+            raise InputError(f"{name} has shape {tuple(weight.shape)}: expected a plain matrix")
+        return weight.transpose().contiguous()
+    if name not in part.paired:
+        return weight
+    rows = plain_rows(weight)
+    if rows % config.width:
+        raise InputError(f"{name} has {rows} rows, no whole heads of {config.width}")
+    order = Tensor.arange(rows).reshape(-1, config.width // 2, 2).transpose(1, 2).reshape(-1)
+    order = order.realize()
+    return weight.select(order) if isinstance(weight, Quantized) else weight[order].contiguous()
+
+
+def plain_rows(weight: Weight) -> int:
+    """The number of rows."""
+    return int(weight.shape[0]) if weight.shape else 1  # type: ignore[arg-type]
+
+
+def _joined(weights: list[Weight], part: Part) -> Weight:
+    """One weight of several; those that cannot stay packed together are dequantized."""
+    if len({weight.shape[1:] for weight in weights}) > 1:
+        shapes = " and ".join(str(tuple(weight.shape)) for weight in weights[:3])
+        raise InputError(
+            f"{' and '.join(part.theirs[:3])} have shapes {shapes}: expected equal rows"
+        )
+    if len(weights) == 1 and part.how != "experts":
+        return weights[0]
+    packed = [weight for weight in weights if isinstance(weight, Quantized)]
+    if len(packed) == len(weights) and part.how != "experts" and len({w.kind for w in packed}) == 1:
+        return Quantized.stack(packed)
+    plain = [w.dequantized() if isinstance(w, Quantized) else w for w in weights]
+    if part.how == "experts":
+        groups = [plain[i : i + part.group] for i in range(0, len(plain), part.group)]
+        if len({tuple(w.shape for w in group) for group in groups}) > 1:
+            raise InputError(f"the experts of {part.ours} differ in shape")
+        merged = [group[0].cat(*group[1:], dim=0) if group[1:] else group[0] for group in groups]
+        return merged[0].stack(*merged[1:], dim=0).contiguous()
+    return plain[0].cat(*plain[1:], dim=0).contiguous()
+
+
+def _converted(weight: Weight, part: Part, dtype: DType | None) -> Weight:
+    """In the dtype wanted; what is no matrix in float32 at least, as are the norms' sums."""
+    if isinstance(weight, Quantized):
+        # only what multiplies can stay packed
+        multiplies = not part.ours.endswith(("bias", "wpe.weight", "router.weight"))
+        if dtype is None and multiplies and len(weight.shape) == 2:
+            return weight
+        weight = weight.dequantized()
+    small = weight.ndim < 2 or part.ours == "wpe.weight" or ".router." in part.ours
+    if dtype is not None:
+        weight = weight.cast(dtype)
+    elif not weight.dtype.is_float or (small and weight.dtype.itemsize < 4):
+        weight = weight.cast(dtypes.float32)
+    return weight.contiguous().realize()
+
+
+def _place(model: GPT, name: str, weight: Weight) -> None:
+    """Put a weight where a name says; one that is quantized changes what multiplies by it."""
+    *path, last = name.split(".")
+    parent: Any = None
+    place: Any = model
+    for step in path:
+        parent = place
+        place = place[int(step)] if step.isdecimal() else getattr(place, step)
+    if not isinstance(weight, Quantized):
+        setattr(place, last, weight.requires_grad_(True))
+    elif isinstance(place, nn.Embedding):
+        setattr(parent, path[-1], QuantizedEmbedding(weight))
+    else:
+        setattr(parent, path[-1], QuantizedLinear(weight, place.bias))
+
+
+def quantized_names(model: GPT) -> Iterator[str]:
+    """The parameters that are kept packed."""
+    for name in nn.state.get_state_dict(model):
+        if name.endswith(".weight.quants"):
+            yield name.removesuffix(".quants")

@@ -1,0 +1,231 @@
+"""Programs and replays of OpenCL devices: kernels in order, and where their arguments come from.
+
+A program sets all arguments at each run. A replay has kernels of its own whose arguments stay set:
+only what differs from the run before is set again.
+"""
+
+from __future__ import annotations
+
+import struct
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from minigrad.device import Buffer, Call
+from minigrad.loops.nest import Nest
+from minigrad.program import GlobalCounters
+from minigrad.render.opencl import Source
+from minigrad.runtimes.opencl_devices import opencl
+from minigrad.schedule.expr import Array
+from minigrad.schedule.schedule import Schedule
+
+if TYPE_CHECKING:
+    from minigrad.runtimes.opencl import OpenCL
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """A nest as the driver has it. The group is the number of work-items that run together."""
+
+    nest: Nest
+    source: Source
+    program: Any
+    items: int
+    group: int
+
+
+@dataclass(frozen=True)
+class Launch:
+    """A driver's kernel object, and for each argument (kind, which one).
+
+    Kinds: "slot" (a buffer of the call), "arena", "scratch", "symbol" (by name).
+    """
+
+    kernel: Any
+    sources: tuple[tuple[str, Any], ...]
+    items: tuple[int]
+    group: tuple[int]
+    nest: Nest
+
+
+class OpenCLProgram:
+    """A compiled graph."""
+
+    def __init__(self, runtime: OpenCL, plan: Schedule, kernels: Sequence[Kernel]) -> None:
+        self.runtime, self.plan, self.kernels = runtime, plan, kernels
+        self._arena, self.sizes = _place_arena(plan, kernels)
+        self.scratch = max((k.source.scratch_bytes * k.items for k in kernels), default=0)
+        self._launches = self.launches()
+
+    def launches(self) -> list[Launch]:
+        """Launches with kernel objects of their own."""
+        cl = opencl()
+        return [
+            Launch(
+                cl.Kernel(kernel.program, kernel.source.name),
+                (*map(self._source, kernel.nest.arrays),
+                 *(("symbol", name) for name in kernel.nest.symbols),
+                 *([("scratch", 0)] if kernel.source.scratch_bytes else [])),
+                (kernel.items,), (kernel.group,), kernel.nest,
+            )
+            for kernel in self.kernels
+        ]  # fmt: skip
+
+    def _source(self, array: Array) -> tuple[str, Any]:
+        if array in self.plan.slots:
+            return ("slot", self.plan.slots[array])
+        return ("arena", self._arena[array])
+
+    def run(self, buffers: Sequence[Buffer], variables: dict[str, int]) -> None:
+        """Enqueue all kernels; does not wait for them."""
+        if not self._launches:
+            return
+        runtime = self.runtime
+        taken: list[tuple[Any, int]] = []
+        try:
+            for size in (*self.sizes, self.scratch):
+                taken.append((runtime.allocate(size), size))
+            values: dict[str, Any] = {
+                "slot": [buffer.memory for buffer in buffers],
+                "arena": [memory for memory, _ in taken[:-1]],
+                "scratch": [taken[-1][0]],
+                "symbol": {name: packed(value) for name, value in variables.items()},
+            }
+            with runtime.lock:
+                for launch in self._launches:
+                    for place, (kind, which) in enumerate(launch.sources):
+                        launch.kernel.set_arg(place, values[kind][which])
+                runtime.launch(self._launches)
+        finally:
+            for memory, size in taken:
+                runtime.free(memory, size)
+        count_work(self._launches)
+
+
+def packed(value: int) -> bytes:
+    """A symbolic integer as a kernel's argument."""
+    return struct.pack("q", value)
+
+
+def count_work(launches: Sequence[Launch]) -> None:
+    """Tell GlobalCounters what ran."""
+    nests = [launch.nest for launch in launches]
+    operations = sum(nest.operations for nest in nests)
+    GlobalCounters.ran(len(nests), operations, sum(nest.traffic for nest in nests))
+
+
+class OpenCLReplay:
+    """The programs of a captured step with arguments that stay set from run to run."""
+
+    def __init__(
+        self, runtime: OpenCL, calls: Sequence[Call], arguments: Sequence[Buffer]
+    ) -> None:
+        self.runtime = runtime
+        self.launches: list[Launch] = []
+        self._taken: list[tuple[Any, int]] = []
+        self._kept = [buffer for call in calls for buffer in call.buffers]
+        self._uses: list[list[Callable[[Any], None]]] = [[] for _ in arguments]
+        self._symbols: dict[str, list[Callable[[bytes], None]]] = {}
+        self._memories: list[Any] = [None] * len(arguments)
+        self._values: dict[str, int] = {}
+        places = {argument: place for place, argument in enumerate(arguments)}
+        arena = self._arena(calls)
+        for call in calls:
+            assert isinstance(call.program, OpenCLProgram)
+            launches = call.program.launches()
+            self.launches += launches
+            for launch in launches:
+                for number, (kind, which) in enumerate(launch.sources):
+                    self._bind(launch.kernel, number, kind, which, call, places, arena)
+
+    def _arena(self, calls: Sequence[Call]) -> list[Any]:
+        """Memory between kernels, which the calls share, since one runs after the other; the
+        scratch memory is the last one.
+        """
+        programs = [call.program for call in calls if isinstance(call.program, OpenCLProgram)]
+        most = max((len(program.sizes) for program in programs), default=0)
+        sizes = [
+            max((p.sizes[number] for p in programs if number < len(p.sizes)), default=0)
+            for number in range(most)
+        ]
+        for size in (*sizes, max((program.scratch for program in programs), default=0)):
+            self._taken.append((self.runtime.allocate(size), size))
+        return [memory for memory, _ in self._taken]
+
+    def _bind(
+        self, kernel: Any, number: int, kind: str, which: Any, call: Call,
+        places: dict[Buffer, int], arena: list[Any],
+    ) -> None:  # fmt: skip
+        """Set an argument for good, or note who changes it."""
+
+        def change(value: Any) -> None:
+            kernel.set_arg(number, value)
+
+        if kind == "symbol":
+            self._symbols.setdefault(which, []).append(change)
+            if which in call.variables:
+                self._values[which] = call.variables[which]
+                change(packed(call.variables[which]))
+        elif kind == "slot" and call.buffers[which] in places:
+            self._uses[places[call.buffers[which]]].append(change)
+        elif kind == "slot":
+            change(call.buffers[which].memory)
+        else:
+            change(arena[which if kind == "arena" else -1])
+
+    def put(self, *memories: Any) -> None:
+        """Let `memories` take the arguments' places."""
+        with self.runtime.lock:
+            for place, memory in enumerate(memories):
+                if memory is not self._memories[place]:
+                    if memory is None:
+                        raise TypeError("an argument has no memory yet")
+                    for change in self._uses[place]:
+                        change(memory)
+                    self._memories[place] = memory
+
+    def run(self, variables: dict[str, int]) -> None:
+        """Enqueue all kernels; does not wait for them."""
+        with self.runtime.lock:
+            for name, value in variables.items():
+                if self._values.get(name) != value:
+                    self._values[name] = value
+                    for change in self._symbols.get(name, ()):
+                        change(packed(value))
+            self.runtime.launch(self.launches)
+        count_work(self.launches)
+
+    def __del__(self, ending: Callable[[], bool] = sys.is_finalizing) -> None:
+        if not ending():
+            for memory, size in self._taken:
+                self.runtime.free(memory, size)
+
+
+def _place_arena(plan: Schedule, kernels: Sequence[Kernel]) -> tuple[dict[Array, int], list[int]]:
+    """A buffer for each value that lives between kernels, shared by those that never meet.
+
+    Gives each array's number of a buffer, and the buffers' sizes. (Parts of one buffer would have
+    to start at multiples of what the device wants, which differs from device to device.)
+    """
+    last: dict[Array, int] = {}
+    for step, kernel in enumerate(kernels):
+        for array in kernel.nest.arrays:
+            if array in plan.arena:
+                last[array] = step
+    place: dict[Array, int] = {}
+    sizes: list[int] = []
+    idle: list[int] = []
+    for step, kernel in enumerate(kernels):
+        for array in kernel.nest.arrays:
+            if array in last and array not in place:
+                nbytes = array.size * array.dtype.itemsize
+                if idle:
+                    place[array] = min(idle, key=lambda number: abs(sizes[number] - nbytes))
+                    idle.remove(place[array])
+                else:
+                    place[array] = len(sizes)
+                    sizes.append(0)
+                sizes[place[array]] = max(sizes[place[array]], nbytes)
+        idle += [place[a] for a in dict.fromkeys(kernel.nest.arrays) if last.get(a) == step]
+    return place, sizes

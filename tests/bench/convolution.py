@@ -1,0 +1,77 @@
+"""ResNet-18's convolutions at batch 8: forward, and the gradients of input and of weight.
+
+He et al. 2016; each different layer once. The first layer's input needs no gradient.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+
+from minigrad import Tensor, jit
+from tests.bench.measure import Row, Work
+from tests.bench.peers import torch_work
+
+BATCH = 8
+# name: channels in, extent, channels out, kernel, stride, padding
+LAYERS = {
+    "stem": (3, 224, 64, 7, 2, 3), "1": (64, 56, 64, 3, 1, 1), "2 down": (64, 56, 128, 3, 2, 1),
+    "2": (128, 28, 128, 3, 1, 1), "2 skip": (64, 56, 128, 1, 2, 0),
+    "3 down": (128, 28, 256, 3, 2, 1), "3": (256, 14, 256, 3, 1, 1),
+    "4 down": (256, 14, 512, 3, 2, 1), "4": (512, 7, 512, 3, 1, 1),
+}  # fmt: skip
+
+
+def _torch(stride: int, padding: int, mask: list[bool] | None) -> Callable[..., object]:
+    import torch
+
+    def forward(x, w, g):
+        return torch.nn.functional.conv2d(x, w, stride=stride, padding=padding)
+
+    def backward(x, w, g):
+        return torch.ops.aten.convolution_backward(
+            g, x, w, None, [stride] * 2, [padding] * 2, [1, 1], False, [0, 0], 1, mask
+        )
+
+    return forward if mask is None else backward
+
+
+def _work(x: Tensor, w: Tensor, g: Tensor, of: str, stride: int, padding: int) -> Work:
+    def call(x, w, g):
+        y = x.conv2d(w, stride=stride, padding=padding)
+        if of == "forward":
+            return y.realize()
+        return y.gradient(x if of == "input" else w, gradient=g)[0].realize()
+
+    step = jit(call)
+    return lambda: step(x, w, g)
+
+
+def rows(threads: int) -> Iterator[Row]:
+    """Three rows a layer; flops count every product of the kernel, padding's too."""
+    generator = np.random.default_rng(0)
+
+    def normal(*shape: int) -> np.ndarray:
+        return generator.standard_normal(shape, dtype=np.float32)
+
+    for name, (inner, extent, outer, kernel, stride, padding) in LAYERS.items():
+        out = (extent + 2 * padding - kernel) // stride + 1
+        arrays = (
+            normal(BATCH, inner, extent, extent), normal(outer, inner, kernel, kernel),
+            normal(BATCH, outer, out, out),
+        )  # fmt: skip
+        tensors = [Tensor(array).realize() for array in arrays]
+        flops = 2.0 * BATCH * out * out * outer * inner * kernel * kernel
+        masks = {"forward": None, "input": [True, False, False], "weight": [False, True, False]}
+        for of, mask in masks.items():
+            if name == "stem" and of == "input":
+                continue
+            peers = torch_work(
+                lambda *a, s=stride, p=padding, m=mask: _torch(s, p, m)(*a), *arrays,
+                threads=threads,
+            )  # fmt: skip
+            yield Row(
+                f"conv {name} {of}", _work(*tensors, of, stride, padding), peers, flops=flops,
+                bytes=4.0 * sum(array.size for array in arrays), goal=1.0,
+            )  # fmt: skip

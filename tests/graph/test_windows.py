@@ -1,0 +1,78 @@
+"""The adjoint of WINDOW: by enumeration, alone and of products, and what kernels become of it."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+
+from minigrad import Context, Tensor
+from minigrad.errors import ShapeError
+from minigrad.graph import build
+from minigrad.graph.node import Op, topological
+from minigrad.graph.windows import cropped, overlap_add
+
+CASES = [
+    (n, k, s, d)
+    for n, k, s, d in itertools.product((5, 8, 9), (1, 2, 3), (1, 2, 3), (1, 2))
+    if d * (k - 1) < n
+]
+
+
+def added(g, windows, shape):
+    result = np.zeros(shape)
+    for index in np.ndindex(*g.shape):
+        place = list(index[: len(shape)])
+        for (axis, _, step, dilation), j in zip(windows, index[len(shape) :], strict=True):
+            place[axis] = place[axis] * step + j * dilation
+        result[tuple(place)] += g[index]
+    return result
+
+
+@pytest.mark.parametrize("product", [False, True], ids=["values", "sums of products"])
+def test_overlap_add(product):
+    generator = np.random.default_rng(0)
+    with Context(DEVICE="REF"):
+        for n, k, s, d in CASES:
+            windows = ((1, k, s, d),)
+            shape = build.window(Tensor.empty(2, n).node, windows).shape
+            if product:
+                a = generator.standard_normal((2, shape[1], 1, 4))
+                b = generator.standard_normal((1, 1, k, 4))
+                g, values = (Tensor(a) * Tensor(b)).sum(-1), (a * b).sum(-1)
+            else:
+                values = generator.standard_normal(shape)
+                g = Tensor(values)
+            found = Tensor._of(overlap_add(g.node, windows, (2, n))).numpy()
+            np.testing.assert_allclose(
+                found, added(values, windows, (2, n)), atol=1e-12, err_msg=f"{n, k, s, d}"
+            )
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_the_gradient_of_a_convolution_is_one_sum(stride):
+    """No array of windows: the sum over outputs and the sum over places are one SUM."""
+    x, w = Tensor.rand(2, 3, 9, 9).realize(), Tensor.rand(5, 3, 3, 3).realize()
+    y = x.conv2d(w, stride=stride, padding=1)
+    (grad,) = y.gradient(x, gradient=Tensor.rand(*y.shape).realize())
+    sums = [node for node in topological([grad.node]) if node.op is Op.SUM]
+    assert len(sums) == 1
+    assert grad.shape == x.shape
+
+
+def test_cropped():
+    a, b = np.arange(12.0).reshape(4, 1, 3), np.arange(15.0).reshape(1, 5, 3)
+    with Context(DEVICE="REF"):
+        total = (Tensor(a) * Tensor(b)).sum(-1)
+        part = cropped(total.node, [(1, 3), (2, 5)])
+        assert part.op is not Op.SHRINK
+        np.testing.assert_array_equal(Tensor._of(part).numpy(), (a * b).sum(-1)[1:3, 2:5])
+
+
+@pytest.mark.parametrize(
+    "window", [(0, 4, 1, 1), (0, 2, 1, 3), (1, 1, 1, 1), (0, 0, 1, 1), (0, 1, 0, 1)]
+)
+def test_windows_that_do_not_fit(window):
+    with pytest.raises(ShapeError, match="window"):
+        build.window(Tensor.empty(3).node, [window])

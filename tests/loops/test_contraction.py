@@ -1,0 +1,245 @@
+"""Products of every kind, by every recipe of contractions, on every kind of processor."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from property.compare import Tolerance, difference
+from schedule.machine import MACHINES, run, target_of
+from schedule.programs import (
+    F32,
+    LENGTH,
+    Build,
+    Inputs,
+    add,
+    gelu,
+    graph_of,
+    mul,
+    product,
+    transpose,
+    values_for,
+)
+
+from minigrad.dtype import dtypes
+from minigrad.graph import build as g
+from minigrad.graph.node import Node, Op
+from minigrad.loops.recipes import lower
+from minigrad.render.llvm import render
+from minigrad.runtimes.reference import evaluate
+from minigrad.schedule.schedule import schedule
+
+NEAR = Tolerance(ulps=16, scale=8, terms=1)
+CASES: dict[str, Build] = {}
+
+
+def case(build: Build) -> Build:
+    """Enter a function that makes the roots of a program."""
+    CASES[build.__name__] = build
+    return build
+
+
+def check(build: Build, machine: str, n: int = 5) -> None:
+    """Run a program and compare its outputs with the reference."""
+    graph, inputs = graph_of(build)
+    values = values_for(inputs, n)
+    expected = evaluate(graph.roots, values, {"n": n})
+    found = run(graph, values, machine, n)
+    operands = tuple(values.values())
+    terms = max(value.size for value in operands) ** 0.5
+    for number, (got, wanted) in enumerate(zip(found, expected, strict=True)):
+        problem = difference(got, wanted, NEAR, operands, terms)
+        assert problem is None, f"output {number} on {machine}: {problem}"
+
+
+def wide(node: Node) -> Node:
+    """Converted to float32."""
+    return g.cast(node, F32)
+
+
+@case
+def vector_times_matrix(inputs: Inputs) -> list[Node]:
+    """Columns: a block with a tail, a depth that no number of steps divides."""
+    x, w = inputs(1, 43), inputs(43, 1201)
+    return [add(product(x, w), 1.0)]
+
+
+@case
+def vector_times_transposed(inputs: Inputs) -> list[Node]:
+    """Dots: rows that no group divides, a depth with a tail; two outputs."""
+    x, w = inputs(1, 43), inputs(203, 43)
+    result = product(x, transpose(w))
+    return [gelu(result), result]
+
+
+@case
+def matrix_times_vector(inputs: Inputs) -> list[Node]:
+    return [product(inputs(77, 30), inputs(30, 1)), product(inputs(1, 30), inputs(30, 64))]
+
+
+@case
+def few_rows(inputs: Inputs) -> list[Node]:
+    x, w, turned = inputs(3, 35), inputs(35, 130), inputs(130, 35)
+    return [product(x, w), product(mul(x, x), transpose(turned))]
+
+
+@case
+def few_columns(inputs: Inputs) -> list[Node]:
+    """The result's neighbours are the few."""
+    return [product(inputs(90, 33), inputs(33, 4)), product(inputs(90, 33), inputs(33, 1))]
+
+
+@case
+def few_strided(inputs: Inputs) -> list[Node]:
+    """The few are columns of a table: they are copied, for vectors want neighbours."""
+    x, w = inputs(40, 3), inputs(50, 40)
+    return [product(transpose(x), transpose(w))]
+
+
+@case
+def batches_of_vectors(inputs: Inputs) -> list[Node]:
+    x, w = inputs(5, 1, 33), inputs(5, 33, 70)
+    keys = inputs(5, 70, 33)
+    return [product(x, w), product(x, transpose(keys))]
+
+
+@case
+def several_sums(inputs: Inputs) -> list[Node]:
+    """Queries, keys and values of one token."""
+    x = inputs(1, 48)
+    three = [product(x, transpose(inputs(64, 48))) for _ in range(3)]
+    return [*three, add(three[0], three[1])]
+
+
+@case
+def half_weights(inputs: Inputs) -> list[Node]:
+    x = inputs(1, 40)
+    weights = [inputs(90, 40, dtype=d) for d in (dtypes.float16, dtypes.bfloat16)]
+    return [product(x, transpose(wide(w))) for w in weights]
+
+
+@case
+def double_vectors(inputs: Inputs) -> list[Node]:
+    x, w = inputs(2, 41, dtype=dtypes.float64), inputs(41, 75, dtype=dtypes.float64)
+    return [product(x, w)]
+
+
+@case
+def scaled_weights(inputs: Inputs) -> list[Node]:
+    """Integers with a scale for each row: dequantized where they are read."""
+    x, q = inputs(1, 64), inputs(100, 64, dtype=dtypes.int8, low=-128, high=127)
+    scale = inputs(100, 1)
+    return [product(x, transpose(mul(wide(q), g.expand(scale, (100, 64)))))]
+
+
+@case
+def two_summed_axes(inputs: Inputs) -> list[Node]:
+    x, w = inputs(1, 6, 9), inputs(60, 6, 10)
+    part = g.shrink(w, [(0, 60), (0, 6), (1, 10)])
+    left = g.expand(x, (60, 6, 9))
+    return [g.reduce(Op.SUM, mul(left, part), [1, 2])]
+
+
+@case
+def symbolic_depth(inputs: Inputs) -> list[Node]:
+    x, w = inputs(1, LENGTH), inputs(LENGTH, 70)
+    return [product(x, w)]
+
+
+@case
+def left_transposed(inputs: Inputs) -> list[Node]:
+    """The left operand's rows are neighbours: they are copied tile by tile."""
+    x, y = inputs(33, 230), inputs(33, 150)
+    return [add(product(transpose(x), y), 0.5)]
+
+
+@case
+def left_computed(inputs: Inputs) -> list[Node]:
+    """Converted and masked while it is copied, row by row."""
+    x = g.pad(inputs(217, 29, dtype=dtypes.float16), [(0, 0), (3, 1)])
+    return [product(wide(x), inputs(33, 140))]
+
+
+@case
+def left_sliced(inputs: Inputs) -> list[Node]:
+    """Neither its rows nor its columns are neighbours in memory."""
+    x = g.reshape(inputs(60, 2, 21, 2), (60, 2, 21, 2))
+    every_other = g.reshape(g.shrink(x, [(0, 60), (0, 1), (0, 21), (1, 2)]), (60, 21))
+    return [product(every_other, inputs(21, 133))]
+
+
+@case
+def deep(inputs: Inputs) -> list[Node]:
+    """So deep that k is cut; its last piece is shorter, and so is the last block of rows."""
+    x, y = inputs(45, 4500), inputs(4500, 131)
+    return [mul(product(x, y), 0.25)]
+
+
+@case
+def deep_transposed(inputs: Inputs) -> list[Node]:
+    x, y = inputs(5000, 30), inputs(140, 5000)
+    return [product(transpose(x), transpose(y))]
+
+
+@case
+def deep_windows(inputs: Inputs) -> list[Node]:
+    """Several summed axes, of which one is cut and the outer ones stay whole."""
+    x, w = inputs(6, 70, 30, 40), inputs(6, 30, 40, 150)
+    left = g.expand(g.reshape(x, (6, 70, 30, 40, 1)), (6, 70, 30, 40, 150))
+    right = g.expand(g.reshape(w, (6, 1, 30, 40, 150)), (6, 70, 30, 40, 150))
+    return [g.reduce(Op.SUM, g.elementwise(Op.MUL, left, right), [0, 2, 3])]
+
+
+@pytest.mark.parametrize("machine", MACHINES)
+@pytest.mark.parametrize("name", CASES)
+def test_products(name: str, machine: str) -> None:
+    check(CASES[name], machine)
+
+
+def halves(inputs: Inputs, *shape: int) -> Node:
+    return inputs(*shape, dtype=dtypes.bfloat16)
+
+
+def plain_pairs(inputs: Inputs) -> list[Node]:
+    """bfloat16 as it lies, an odd depth, rows and columns with tails; and rounded at the end."""
+    x, y, z = halves(inputs, 47, 35), halves(inputs, 35, 150), halves(inputs, 47, 36)
+    short = product(wide(x), wide(y))
+    return [short, g.cast(product(wide(z), wide(halves(inputs, 36, 130))), dtypes.bfloat16)]
+
+
+def turned_pairs(inputs: Inputs) -> list[Node]:
+    """Each operand transposed, and one of them padded."""
+    x, y = halves(inputs, 35, 47), halves(inputs, 130, 35)
+    padded = g.pad(halves(inputs, 40, 30), [(0, 0), (2, 3)])
+    left = wide(transpose(x))
+    return [product(left, wide(transpose(y))), product(wide(padded), wide(transpose(y)))]
+
+
+def deep_pairs(inputs: Inputs) -> list[Node]:
+    return [product(wide(halves(inputs, 40, 9001)), wide(halves(inputs, 9001, 132)))]
+
+
+@pytest.mark.parametrize("machine", ["avx512bf16", "avx512", "avx2"])
+@pytest.mark.parametrize("build", [plain_pairs, turned_pairs, deep_pairs])
+def test_bfloat16(build: Build, machine: str) -> None:
+    """Where the host adds products of pairs, and where it does not."""
+    check(build, machine)
+
+
+def test_pairs_are_used() -> None:
+    """A product of bfloat16 is one of pairs, unless it is too small to copy its operands."""
+    (kernel,) = schedule(graph_of(deep_pairs)[0]).kernels
+    dots = target_of("avx512bf16")
+    assert "dpbf16ps" in render(lower(kernel, dots))
+    assert "dpbf16ps" not in render(lower(kernel, replace(dots, bfloat16_dots=False)))
+
+
+@pytest.mark.parametrize("n", [1, 7, 8, 17, 24])
+def test_symbolic_depths(n: int) -> None:
+    check(symbolic_depth, "avx2", n)
+
+
+def test_a_wrong_value_is_seen() -> None:
+    ones = np.ones(3, np.float32)
+    assert difference(ones + np.float32(1e-3), ones, NEAR) is not None

@@ -1,0 +1,265 @@
+"""Files of weights that lie: one plain sentence, no crash, nothing read outside the file.
+
+python tests/models/test_bad_weights.py 10000 mutates so many headers of each kind.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import struct
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from model_judges import (
+    LLAMA,
+    gguf_bytes,
+    gguf_llama,
+    gguf_string,
+    gpt2_facts,
+    random_gpt2,
+    random_llama,
+    save_folder,
+)  # fmt: skip
+
+from minigrad.models.errors import InputError
+from minigrad.models.gpt import GPT
+from minigrad.nn.gguf import GGUFError, gguf_load
+
+GPT2 = (1, 2, 32, 8, 11)
+SMALL = {**LLAMA, "num_hidden_layers": 1, "hidden_size": 32, "intermediate_size": 32,
+         "num_attention_heads": 2, "num_key_value_heads": 1, "vocab_size": 7}  # fmt: skip
+
+
+def small_gguf(kind: str = "Q4_1") -> bytes:
+    return gguf_llama(random_llama(np.random.default_rng(0), SMALL), SMALL, kind)[0]
+
+
+def small_folder(folder: Path) -> Path:
+    layers, _, *rest = GPT2
+    save_folder(folder, random_gpt2(np.random.default_rng(0), layers, *rest), gpt2_facts(*GPT2))
+    return folder / "model.safetensors"
+
+
+def header(entries: bytes, tensors: int = 0, pairs: int = 0, version: int = 3) -> bytes:
+    return b"GGUF" + struct.pack("<IQQ", version, tensors, pairs) + entries
+
+
+def entry(shape: tuple[int, ...], kind: int, offset: int, name: str = "x") -> bytes:
+    extents = b"".join(struct.pack("<Q", extent) for extent in shape)
+    rank, end = struct.pack("<I", len(shape)), struct.pack("<IQ", kind, offset)
+    return gguf_string(name) + rank + extents + end
+
+
+def pair(*value: bytes) -> bytes:
+    """A header with one pair of metadata: the key "a"."""
+    return header(gguf_string("a") + b"".join(value), pairs=1)
+
+
+def one(shape: tuple[int, ...], kind: int = 0, offset: int = 0) -> bytes:
+    """A header with one tensor, and 64 bytes behind it."""
+    return header(entry(shape, kind, offset) + bytes(64), tensors=1)
+
+
+HUGE = 2**64 - 1
+DEEP = struct.pack("<I", 9) + struct.pack("<IQ", 9, 1) * 9 + bytes(99)
+GGUFS: dict[str, tuple[bytes, str]] = {
+    "empty": (b"", "the magic should have 4 bytes, but the file ends after 0"),
+    "another file": (b"GGML" + bytes(50), "does not begin with GGUF"),
+    "old": (header(b"", version=1), "its version is 1"),
+    "big-endian": (b"GGUF" + struct.pack(">IQQ", 3, 0, 0), "its version is"),
+    "many tensors": (header(b"", tensors=HUGE), "more than fit"),
+    "many pairs": (header(b"", pairs=2**40), "more than fit"),
+    "a long key": (header(struct.pack("<Q", HUGE) + bytes(40), pairs=1), "a key should have"),
+    "no type": (pair(struct.pack("<I", 99), bytes(9)), "unknown type 99"),
+    "a long list": (pair(struct.pack("<IIQ", 9, 4, 2**62)), "more than fit"),
+    "lists of lists": (pair(DEEP), "unknown type 9"),
+    "no text": (pair(struct.pack("<IQ", 8, 1), b"\xff", bytes(9)), "not UTF-8"),
+    "many dimensions": (
+        header(gguf_string("x") + struct.pack("<I", 2**31) + bytes(60), 1), "dimensions"
+    ),
+    "outside": (one((4,), 0, 4096), "should begin at byte"),
+    "behind everything": (one((4,), 0, HUGE), "should begin at byte"),
+    "larger than the file": (one((2**20, 2**20), 0, 0), "should begin at byte"),
+    "overflow": (one((2**63, 2**63, 2**63, 2), 0, 0), "should begin at byte"),
+    "a product that overflows to 4": (one((2**62, 4), 0, 0), "should begin at byte"),
+    "an unknown type": (one((32,), 12, 0), "is of type Q4_K; known: F32"),
+    "no whole blocks": (header(entry((30, 2), 8, 0) + bytes(99), 1), "whole blocks"),
+    "twice": (header((entry((1,), 0, 0) + entry((1,), 0, 0)) + bytes(64), 2), "is there twice"),
+    "alignment": (gguf_bytes({"general.alignment": 0}, {}), "its alignment is 0"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", GGUFS)
+def test_gguf_headers(name: str, tmp_path: Path) -> None:
+    raw, message = GGUFS[name]
+    path = tmp_path / "f.gguf"
+    path.write_bytes(raw)
+    with pytest.raises(GGUFError) as raised:
+        gguf_load(path)
+    said = str(raised.value)
+    assert message in said and said.startswith(str(path)) and "\n" not in said
+
+
+def test_a_truncated_file(tmp_path: Path) -> None:
+    raw, path = small_gguf(), tmp_path / "f.gguf"
+    for length in range(0, len(raw) - 1, 97):
+        path.write_bytes(raw[:length])
+        with pytest.raises(InputError):
+            GPT.from_pretrained(path)
+
+
+def changed(**values: Any) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    """With other values; None takes one away."""
+    return lambda facts: {k: v for k, v in {**facts, **values}.items() if v is not None}
+
+
+CONFIGS: list[tuple[dict[str, Any], str]] = [
+    ({"model_type": "bert"}, "its architecture is 'bert'; known: gpt2, llama"),
+    ({"model_type": None}, "its architecture is None"),
+    ({"n_head": None}, "its n_head is nothing: expected a whole number"),
+    ({"n_head": "2"}, "its n_head is '2'"), ({"n_head": 0}, "heads is 0"),
+    ({"n_head": 5}, "32 dims cannot be shared evenly by 5 heads"),
+    ({"n_layer": 10**9}, "the tensor h.1.ln_1.weight is missing"),
+    ({"vocab_size": 10**12}, "wte.weight has shape (11, 32), but the config says"),
+    ({"n_positions": 9}, "make wpe.weight of shape (8, 32), but the config says (9, 32)"),
+    ({"n_inner": 10**9}, "h.0.mlp.c_fc.weight make"),
+    ({"n_embd": 64}, "wte.weight has shape"),
+    ({"activation_function": "relu"}, "its activation_function is 'relu', which is not known"),
+    ({"n_layer": 10**40}, "is missing"), ({"n_layer": True}, "its n_layer is True"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("values", "message"), CONFIGS)
+def test_configs(values: dict[str, Any], message: str, tmp_path: Path) -> None:
+    small_folder(tmp_path)
+    facts = changed(**values)(gpt2_facts(*GPT2))
+    (tmp_path / "config.json").write_text(json.dumps(facts))
+    with pytest.raises(InputError) as raised:
+        GPT.from_pretrained(tmp_path)
+    assert message in str(raised.value) and "\n" not in str(raised.value)
+
+
+METADATA: list[tuple[dict[str, Any], str]] = [
+    ({"general.architecture": "qwen2"}, "its architecture is 'qwen2'; known: gpt2, llama"),
+    ({"llama.block_count": 2}, "the tensor blk.1.attn_norm.weight is missing"),
+    ({"llama.block_count": "1"}, "its llama.block_count is '1'"),
+    ({"llama.attention.head_count": 3}, "cannot be shared evenly"),
+    ({"llama.attention.head_count_kv": 2}, "but the config says"),
+    ({"llama.vocab_size": 8}, "token_embd.weight has shape (7, 32), but the config says (8, 32)"),
+    ({"llama.feed_forward_length": 64}, "make h.0.mlp.c_fc.weight of shape (64, 32)"),
+    ({"llama.rope.freq_base": -1.0}, "rotary_base is -1.0"),
+    ({"llama.rope.scaling.type": "yarn"}, "'yarn', which is not known here"),
+    ({"llama.attention.layer_norm_rms_epsilon": float("nan")}, "epsilon is nan"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("values", "message"), METADATA)
+def test_metadata(values: dict[str, Any], message: str, tmp_path: Path) -> None:
+    weights = random_llama(np.random.default_rng(0), SMALL)
+    path = tmp_path / "f.gguf"
+    path.write_bytes(gguf_llama(weights, SMALL, "F32", values)[0])
+    with pytest.raises(InputError) as raised:
+        GPT.from_pretrained(path)
+    assert message in str(raised.value) and "\n" not in str(raised.value)
+
+
+def test_tensors_that_do_not_fit(tmp_path: Path) -> None:
+    layers, _, *rest = GPT2
+    good = random_gpt2(np.random.default_rng(0), layers, *rest)
+    for changes, message in (
+        ({"h.0.mlp.c_fc.weight": None}, "the tensor h.0.mlp.c_fc.weight is missing"),
+        ({"h.0.mlp.c_new.weight": good["wpe.weight"]}, "belongs to no part of this architecture"),
+        ({"ln_f.weight": good["wpe.weight"]}, "ln_f.weight make ln_f.weight of shape (8, 32)"),
+        ({"h.0.attn.c_attn.weight": good["ln_f.weight"]}, "expected a plain matrix"),
+        ({"wte.weight": good["ln_f.weight"]}, "wte.weight has shape (32,)"),
+    ):  # fmt: skip
+        save_folder(tmp_path, changed(**changes)(good), gpt2_facts(*GPT2))
+        with pytest.raises(InputError) as raised:
+            GPT.from_pretrained(tmp_path)
+        assert message in str(raised.value) and "\n" not in str(raised.value)
+
+
+INDEX = "model.safetensors.index.json"
+
+
+def test_folders(tmp_path: Path) -> None:
+    for files, message in (
+        ({}, "cannot read"), ({"config.json": "{"}, "is no JSON"),
+        ({"config.json": "[1]"}, "no JSON object"), ({"config.json": "[" * 10**5}, "is no JSON"),
+        ({"config.json": "{}"}, "has no model.safetensors, pytorch_model.bin, or index"),
+        ({INDEX: '{"weight_map": {"a": "../x"}}'}, "names no files beside"),
+        ({INDEX: '{"weight_map": {"a": "x"}}'}, "cannot read"),
+    ):  # fmt: skip
+        for name, text in files.items():
+            (tmp_path / name).write_text(text)
+        with pytest.raises(InputError) as raised:
+            GPT.from_pretrained(tmp_path)
+        assert message in str(raised.value) and "\n" not in str(raised.value)
+    path = small_folder(tmp_path / "alone")
+    (tmp_path / "alone" / "config.json").unlink()
+    with pytest.raises(InputError, match=r"has no config\.json beside it"):
+        GPT.from_pretrained(path)
+
+
+INTERESTING = [0, 1, 2, 31, 127, 255, 2**16, 2**31 - 1, 2**31, 2**32 - 1, 2**53, 2**62, 2**63, HUGE]
+
+
+def mutated(raw: bytes, size: int, generator: random.Random) -> bytes:
+    """Some changes to the first `size` bytes: other bytes, other numbers, more, fewer."""
+    data = bytearray(raw)
+    for _ in range(generator.choice([1, 1, 1, 2, 5])):
+        place, kind = generator.randrange(min(size, len(data) - 8)), generator.randrange(6)
+        if kind == 0:
+            data[place] = generator.randrange(256)
+        elif kind == 1:
+            data[place] ^= 1 << generator.randrange(8)
+        elif kind == 2:
+            form = generator.choice(["<I", "<Q"])
+            number = generator.choice(INTERESTING) % 2 ** (8 * struct.calcsize(form))
+            struct.pack_into(form, data, place, number)
+        elif kind == 3:
+            del data[place : place + generator.randrange(1, 9)]
+        elif kind == 4:
+            data[place:place] = generator.randbytes(generator.randrange(1, 9))
+        else:
+            digits = [i for i in range(min(size, len(data))) if 48 <= data[i] < 58]
+            if digits:
+                data[generator.choice(digits)] = generator.randrange(48, 58)
+    return bytes(data)
+
+
+def mutate(count: int, folder: Path, seed: int = 0) -> dict[str, int]:
+    """Load `count` mutated files of each kind; how each ended. Anything but plain errors raises."""
+    generator = random.Random(seed)
+    print("seed", seed)
+    whole = small_folder(folder).read_bytes()
+    files = {"model.safetensors": (whole, 8 + struct.unpack("<Q", whole[:8])[0])}
+    small = small_gguf()
+    files["f.gguf"] = small, small.index(b"blk.0.ffn_down.weight") + 100
+    ends = {"loaded": 0, "refused": 0}
+    for name, (raw, size) in files.items():
+        for _ in range(count):
+            (folder / name).write_bytes(mutated(raw, size, generator))
+            try:
+                GPT.from_pretrained(folder / name)
+                ends["loaded"] += 1
+            except InputError as error:
+                assert "\n" not in str(error)
+                ends["refused"] += 1
+    return ends
+
+
+def test_mutated_headers(tmp_path: Path) -> None:
+    ends = mutate(60, tmp_path)
+    assert ends["refused"] > 60
+
+
+if __name__ == "__main__":
+    with tempfile.TemporaryDirectory() as place:
+        print(mutate(int(sys.argv[1]), Path(place), int(sys.argv[2]) if sys.argv[2:] else 0))

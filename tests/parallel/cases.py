@@ -1,0 +1,228 @@
+"""What ranks do in tests: run on threads and, by name, in processes of MPI."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+import numpy as np
+
+from minigrad import Tensor, dtypes, jit, nn
+from minigrad.device import Buffer
+from minigrad.dtype import DType
+from minigrad.models.parallel import (
+    DataParallel,
+    Rank,
+    SequenceParallel,
+    all_gather,
+    all_reduce,
+    all_to_all,
+    broadcast,
+    mpi,
+    permute,
+    reduce_scatter,
+    ring,
+)
+from minigrad.models.parallel.training import Replica
+from minigrad.runtimes.reference import numpy_dtype
+
+_ALL = [value for value in vars(dtypes).values() if isinstance(value, DType)]
+DTYPES = list(dict.fromkeys(_ALL))
+LONG = 10**6
+LONG_DTYPES = (dtypes.float32, dtypes.bfloat16, dtypes.int64)
+
+
+def lengths(size: int) -> list[int]:
+    """None, fewer than ranks, as many, a prime number, and many."""
+    return sorted({0, 1, size - 1, size, 10007, LONG})
+
+
+def given(rank: int, count: int, dtype: DType) -> Any:
+    """A rank's array: small whole numbers, so that sums are exact in every dtype."""
+    values = (np.arange(count) * 7 + rank * 13) % 31
+    if dtype.is_bool:
+        values = values % 2
+    elif dtype.is_float or dtype.minimum < 0:
+        values = values - 15
+    return values.astype(numpy_dtype(dtype))
+
+
+def expected(size: int, count: int, dtype: DType, how: str) -> Any:
+    """What all ranks get."""
+    all_given = [given(rank, count, dtype) for rank in range(size)]
+    if how == "max":
+        return np.maximum.reduce(all_given)
+    if dtype.is_bool:
+        return np.logical_or.reduce(all_given)
+    total = np.add.reduce([part.astype(np.float64) for part in all_given])
+    return (total / size if how == "mean" else total).astype(numpy_dtype(dtype))
+
+
+def in_memory(array: Any, dtype: DType) -> Buffer:
+    """A device buffer with an array's contents."""
+    buffer = Buffer("CPU", dtype, array.size)
+    buffer.copy_in(array.tobytes())
+    return buffer
+
+
+def rings(rank: Rank) -> list[str]:
+    """Ring all-reduce over dtypes, reductions and lengths; gives digests of all results."""
+    group, size, digests = rank.world, rank.world.size, []
+    library = mpi.library()
+    for dtype in DTYPES:
+        for count in lengths(size):
+            if count == LONG and dtype not in LONG_DTYPES:
+                continue
+            ways = ("sum", "max", "mean") if dtype.is_float else ("sum", "max")
+            for how in ways if count < LONG else ways[:1]:
+                mine = given(rank.number, count, dtype)
+                buffer, before = in_memory(mine, dtype), group.members.bytes_sent
+                ring.ring_all_reduce(group.members, buffer.memory, count, dtype, how, group)
+                found = np.frombuffer(buffer.copy_out(), numpy_dtype(dtype))
+                want = expected(size, count, dtype, how)
+                if how == "mean":
+                    close = {2: 1e-2, 4: 1e-6, 8: 1e-12}[dtype.itemsize]
+                    np.testing.assert_allclose(
+                        found.astype(float), want.astype(float), rtol=close, atol=close
+                    )
+                else:
+                    assert (found == want).all(), (dtype, count, how)
+                if library is not None and how != "mean" and dtype.kind in "iuf" and (
+                    dtype.name not in ("float16", "bfloat16")
+                ):  # fmt: skip
+                    oracle = np.empty_like(mine)
+                    operation = library.SUM if how == "sum" else library.MAX
+                    library.COMM_WORLD.Allreduce(mine, oracle, operation)
+                    assert (found == oracle).all(), (dtype, count, how)
+                chunks = [stop - start for start, stop in ring.spans(count, size)]
+                kept = chunks[rank.number] + chunks[(rank.number + 1) % size]
+                sent = group.members.bytes_sent - before
+                assert sent == ((2 * count - kept) * dtype.itemsize if size > 1 else 0)
+                if count % size == 0:  # 2(N − 1)/N of the array
+                    assert sent == 2 * (size - 1) * count // size * dtype.itemsize
+                digests.append(hashlib.sha256(found.tobytes()).hexdigest())
+    return digests
+
+
+def inexact(rank: Rank) -> list[str]:
+    """Sums that round: every rank must round alike."""
+    digests = []
+    for dtype in (dtypes.float16, dtypes.bfloat16, dtypes.float32, dtypes.float64):
+        numbers = np.random.default_rng(rank.number).standard_normal(10007)
+        buffer = in_memory(numbers.astype(numpy_dtype(dtype)), dtype)
+        group = rank.world
+        ring.ring_all_reduce(group.members, buffer.memory, 10007, dtype, "sum", group)
+        digests.append(hashlib.sha256(bytes(buffer.copy_out())).hexdigest())
+    return digests
+
+
+def operations(rank: Rank) -> dict[str, list[Any]]:
+    """Every exchange of a small tensor, with the gradient of a weighted sum of it."""
+    group, size = rank.world, rank.world.size
+    start = np.arange(2 * size * 3, dtype=np.float32).reshape(2 * size, 3) + 100 * rank.number
+    made = {
+        "sum": lambda x: all_reduce(x, group),
+        "mean": lambda x: all_reduce(x, group, "mean"),
+        "max": lambda x: all_reduce(x, group, "max"),
+        "scatter": lambda x: reduce_scatter(x, group),
+        "scatter mean": lambda x: reduce_scatter(x, group, "mean"),
+        "gather": lambda x: all_gather(x, group),
+        "all to all": lambda x: all_to_all(x, group),
+        "permute": lambda x: permute(x, group, 1),
+        "back": lambda x: permute(x, group, -1),
+        "broadcast": lambda x: broadcast(x, group, size - 1),
+    }
+    found = {}
+    for name, operation in made.items():
+        x = Tensor(start)
+        y = operation(x)
+        weight = Tensor(np.arange(int(y.numel()), dtype=np.float32).reshape(y.shape) + rank.number)
+        (slope,) = (y * weight).sum().gradient(x)
+        Tensor.realize(y, slope)
+        found[name] = [y.numpy(), slope.numpy()]
+    return found
+
+
+def captured(rank: Rank) -> list[list[float]]:
+    """A step with exchanges, captured and replayed: a new input each time."""
+    weight = Tensor([1.0, 2.0, 3.0])
+
+    @jit
+    def step(x: Tensor) -> Tensor:
+        total = all_reduce(x * weight, rank.world)
+        moved = permute(total + rank.number, rank.world)
+        return (total - moved).realize()
+
+    return [step(Tensor([1.0 * i, 2.0, rank.number])).tolist() for i in range(5)]
+
+
+def attention(rank: Rank, length: int, seed: int) -> list[float]:
+    """Largest errors of output, dQ, dK and dV of ring attention, against one device's."""
+    generator = np.random.default_rng(seed)
+    arrays = [generator.standard_normal((2, 3, length, 8)).astype(np.float32) for _ in range(4)]
+    q, k, v = (Tensor(array) for array in arrays[:3])
+    whole = q.scaled_dot_product_attention(k, v, is_causal=True)
+    wanted = [whole, *(whole * Tensor(arrays[3])).sum().gradient(q, k, v)]
+    sequence = SequenceParallel(rank.world, length)
+
+    def cut(array: Any) -> Any:
+        return np.concatenate([array[:, :, start:stop] for start, stop in sequence.spans], axis=2)
+
+    parts = [Tensor(cut(array)) for array in arrays]
+    output = sequence.attention(*parts[:3])
+    found = [output, *(output * parts[3]).sum().gradient(*parts[:3])]
+    Tensor.realize(*wanted, *found)
+    return [
+        float(np.abs(mine.numpy() - cut(of.numpy())).max() / np.abs(of.numpy()).max())
+        for mine, of in zip(found, wanted, strict=True)
+    ]
+
+
+def buckets(rank: Rank) -> list[Any]:
+    """Gradients of uneven parts of a batch, averaged in buckets of different sizes."""
+    results = []
+    for size in (1, 300, 1 << 20):
+        Tensor.manual_seed(rank.number)  # synchronize must make them alike
+        layers = [nn.Linear(5, 7), nn.Linear(7, 3)]
+        params = nn.state.get_parameters(layers)
+        copies = DataParallel(layers, rank.world, bucket=size)
+        first, stop = copies.share(11)
+        x = Tensor(np.random.default_rng(3).standard_normal((11, 5)).astype(np.float32)[first:stop])
+        loss = (layers[1](layers[0](x).tanh()) ** 2).mean()
+        weight = (stop - first) / 11
+        loss = loss * weight
+        loss.backward()
+        copies.average_gradients(params)
+        total = copies.total(loss)
+        Tensor.realize(total, *(param.grad for param in params))
+        slopes = [param.grad.numpy() for param in params]
+        results.append([total.item(), *slopes, *(param.numpy() for param in params)])
+    return results
+
+
+def normalized(rank: Rank, steps: int, batch: int) -> list[Any]:
+    """Losses, weights and statistics of a network with BatchNorm."""
+    Tensor.manual_seed(4)
+    layers = [nn.Linear(6, 8), nn.BatchNorm(8), nn.Linear(8, 3)]
+    replica = Replica(rank, layers)
+    optimizer = nn.optim.SGD(nn.state.get_parameters(layers), lr=0.1, momentum=0.9)
+
+    def step(x: Tensor, y: Tensor) -> Tensor:
+        optimizer.zero_grad()
+        hidden = layers[1](layers[0](x)).relu()
+        loss = layers[2](hidden).cross_entropy(y) * replica.weight
+        loss.backward()
+        loss = replica.share_gradients(loss, optimizer.params)
+        nn.optim.clip_grad_norm(optimizer.params, 1.0)
+        optimizer.step()
+        return loss.realize()
+
+    step, losses = jit(step), []
+    for number in range(steps):
+        generator = np.random.default_rng(number)
+        x = generator.standard_normal((batch, 6)).astype(np.float32)
+        y = (x[:, 0] > 0).astype(np.int32) + (x[:, 1] > 0)
+        with Tensor.train():
+            losses.append(step(*map(Tensor, replica.part(x, y.astype(np.int32)))).item())
+    state = nn.state.get_state_dict(layers)
+    return [losses, {name: tensor.numpy() for name, tensor in state.items()}]

@@ -1,0 +1,135 @@
+"""Rings and other exchanges: exact, equal on all ranks, and the same on both transports."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from minigrad import Tensor
+from minigrad.errors import DeviceError, DTypeError, GradientError, ShapeError
+from minigrad.graph.collective import exchange
+from minigrad.models.parallel import Mesh, Network, RankError, all_reduce, reduce_scatter, run
+from minigrad.settings import Context
+
+from . import cases
+from .ranks import on_ranks
+
+KINDS = ("local", "mpi")
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 4, 7])
+@pytest.mark.parametrize("kind", KINDS)
+def test_ring_all_reduce(kind: str, size: int) -> None:
+    digests = on_ranks(kind, cases.rings, size)
+    assert len(digests) == size
+    assert all(other == digests[0] for other in digests)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_ranks_round_alike(kind: str) -> None:
+    digests = on_ranks(kind, cases.inexact, 3)
+    assert digests[0] == digests[1] == digests[2]
+
+
+@pytest.mark.parametrize("place", ["CPU", "REF"])
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_operations_and_their_gradients(size: int, place: str) -> None:
+    with Context(DEVICE=place):
+        check_operations(on_ranks("local", cases.operations, size))
+
+
+def test_operations_over_mpi() -> None:
+    check_operations(on_ranks("mpi", cases.operations, 3))
+
+
+def check_operations(results: list[dict[str, list[np.ndarray]]]) -> None:
+    """Values and gradients of Σ over ranks of Σ y·(0, 1, 2 … + rank)."""
+    size = len(results)
+    x = [np.arange(2 * size * 3.0).reshape(2 * size, 3) + 100 * rank for rank in range(size)]
+    weights = [np.arange(2 * size * 3.0).reshape(2 * size, 3) + rank for rank in range(size)]
+    many = [np.arange(2 * size * size * 3.0).reshape(-1, 3) + rank for rank in range(size)]
+    few = [np.arange(6.0).reshape(2, 3) + rank for rank in range(size)]
+    rows = [slice(2 * rank, 2 * rank + 2) for rank in range(size)]
+    blocks = [slice(2 * size * rank, 2 * size * (rank + 1)) for rank in range(size)]
+    for rank, found in enumerate(results):
+        after, before = (rank + 1) % size, (rank - 1) % size
+        last = sum(weights) if rank == size - 1 else 0 * x[0]
+        want = {
+            "sum": (sum(x), sum(weights)),
+            "mean": (sum(x) / size, sum(weights) / size),
+            "max": (x[-1], last),
+            "scatter": (sum(x)[rows[rank]], np.concatenate(few)),
+            "scatter mean": (sum(x)[rows[rank]] / size, np.concatenate(few) / size),
+            "gather": (np.concatenate(x), sum(many)[blocks[rank]]),
+            "all to all": (
+                np.concatenate([other[rows[rank]] for other in x]),
+                np.concatenate([other[rows[rank]] for other in weights]),
+            ),
+            "permute": (x[before], weights[after]),
+            "back": (x[after], weights[before]),
+            "broadcast": (x[-1], last),
+        }
+        assert set(found) == set(want)
+        for name, pair in want.items():
+            for mine, other in zip(found[name], pair, strict=True):
+                np.testing.assert_allclose(mine, other, rtol=1e-6, err_msg=name)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_captured_step_exchanges(kind: str) -> None:
+    for rank, values in enumerate(on_ranks(kind, cases.captured, 3)):
+        before = (rank - 1) % 3
+        for step, found in enumerate(values):
+            total = [3.0 * step, 12.0, 9.0]
+            assert found == [t - (t + before) for t in total]
+
+
+def test_exchanges_under_guard() -> None:
+    with Context(GUARD=1):
+        assert on_ranks("local", cases.captured, 2)[0][0] == [-1.0, -1.0, -1.0]
+
+
+def test_with_a_slow_network() -> None:
+    network = Network(latency=1e-4, bandwidth=1e9, loss=0.2, timeout=1e-3, seed=7)
+    found = run(cases.inexact, 3, network=network)
+    assert found == run(cases.inexact, 3)
+
+
+def test_a_rank_that_the_network_loses_is_named() -> None:
+    with pytest.raises(RankError, match="rank 1 is cut off"):
+        run(cases.inexact, 3, network=Network(fails={1: 5}))
+
+
+def test_different_exchanges_are_an_error() -> None:
+    def uneven(rank: object) -> None:
+        all_reduce(Tensor([1.0] * (4 + rank.number)), rank.world).realize()  # type: ignore[attr-defined]
+
+    with pytest.raises(RankError, match="the same exchanges in the same order"):
+        run(uneven, 2)
+
+
+def test_an_exchange_needs_a_group() -> None:
+    kept = run(lambda rank: rank.world, 1)[0]
+    with pytest.raises(DeviceError, match=r"inside minigrad\.models\.parallel\.run"):
+        all_reduce(Tensor([1.0]), kept).realize()
+
+
+def test_what_cannot_be_exchanged() -> None:
+    def wrong(rank: object) -> None:
+        world = rank.world  # type: ignore[attr-defined]
+        with pytest.raises(DTypeError, match="mean of int32"):
+            all_reduce(Tensor([1]), world, "mean")
+        with pytest.raises(ShapeError, match="share evenly"):
+            reduce_scatter(Tensor([1.0, 2.0, 3.0]), world)
+        x = Tensor([1.0])
+        joined = Tensor._of(exchange("permute", "world", 2, [x.node, (x + 1).node]))
+        with pytest.raises(GradientError, match="one by one"):
+            joined.sum().gradient(x)
+
+    run(wrong, 2)
+
+
+def test_meshes() -> None:
+    assert Mesh(2, 3).groups(4) == {"world": [0, 1, 2, 3, 4, 5], "dp": [1, 4], "sp": [3, 4, 5]}
+    with pytest.raises(ValueError, match="at least 1"):
+        Mesh(0, 2)

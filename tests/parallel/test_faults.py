@@ -1,0 +1,154 @@
+"""One rank's fault ends all, with a sentence that names it, and leaves nothing running."""
+
+from __future__ import annotations
+
+import os
+import re
+import select
+import signal
+import subprocess
+import threading
+from pathlib import Path
+from uuid import uuid4
+
+import pytest
+
+from minigrad import Tensor
+from minigrad.models.parallel import Mesh, Rank, RankError, all_reduce, run
+
+from .cases import captured
+from .faulty import program
+from .ranks import LIMIT, start
+
+FAULTY = str(Path(__file__).with_name("faulty.py"))
+
+
+def threads_of_ranks() -> list[str]:
+    """The threads that parallel runs have left behind."""
+    names = ("minigrad rank", "minigrad exchanges", "minigrad watch")
+    return [thread.name for thread in threading.enumerate() if thread.name.startswith(names)]
+
+
+@pytest.mark.parametrize("faulty", [0, 2])
+def test_a_thread_that_raises_ends_all(faulty: int) -> None:
+    expected: type[Exception] = ValueError if faulty == 0 else RankError
+    with pytest.raises(expected, match="the well is dry") as caught:
+        run(lambda rank: program(rank, "raise", faulty), 3)
+    if faulty:
+        assert "rank 2 failed: ValueError" in str(caught.value)
+    assert not threads_of_ranks()
+    assert run(lambda rank: program(rank, "raise", 9), 3) == [12.0] * 3  # the next run is well
+
+
+def test_what_a_failed_run_leaves_does_not_exchange() -> None:
+    """Unrealized exchanges in the frames of an exception, and a capture that realizes the lazy."""
+    kept: list[Tensor] = []
+
+    def failing(rank: Rank) -> None:
+        kept.append(all_reduce(Tensor([1.0 + rank.number]), rank.world))
+        if rank.number == 1:
+            raise ValueError("the well is dry")
+
+    with pytest.raises(RankError):
+        run(failing, 3)
+    before = run(captured, 3)
+    assert kept and run(captured, 3) == before
+
+
+@pytest.mark.parametrize("faulty", [0, 1])
+def test_a_thread_that_hangs_ends_all(faulty: int) -> None:
+    with pytest.raises(RankError, match=f"rank {faulty} hangs: it made 2 exchanges"):
+        run(lambda rank: program(rank, "hang", faulty), 3, patience=0.5)
+    assert not threads_of_ranks()
+
+
+def test_a_rank_that_ends_too_early_is_named() -> None:
+    def uneven(rank: Rank) -> None:
+        for _ in range(1 + rank.number):
+            all_reduce(Tensor([1.0]), rank.world).realize()
+
+    with pytest.raises(RankError, match="rank 0 has ended: it made 1 exchanges"):
+        run(uneven, 2, patience=0.5)
+
+
+def test_settings_and_devices_are_as_before() -> None:
+    from minigrad import Device
+
+    before = Device.DEFAULT
+    places = run(lambda rank: (Device.DEFAULT, Tensor([1]).device), 3)
+    assert [place[0] for place in places] == ["CPU", "CPU:1", "CPU:2"]
+    assert all(a == b for a, b in places) and before == Device.DEFAULT
+
+
+def processes_with(mark: str) -> list[int]:
+    """The processes that have a mark in their environment."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            state = (folder / "stat").read_text().rpartition(")")[2].split()[0]
+            if mark.encode() in (folder / "environ").read_bytes() and state != "Z":
+                found.append(int(folder.name))
+        except OSError:
+            continue
+    return found
+
+
+def still_there(numbers: list[int]) -> list[int]:
+    """Those of some processes that do not end now; the launcher may end a moment before them."""
+    left = []
+    for number in numbers:
+        try:
+            descriptor = os.pidfd_open(number)
+        except ProcessLookupError:
+            continue
+        if not select.select([descriptor], [], [], 10.0)[0]:
+            left.append(number)
+        os.close(descriptor)
+    return left
+
+
+def end_of(way: str, faulty: int) -> tuple[int, str]:
+    """(exit status, what was said) of three processes of which one fails; none may be left."""
+    mark = uuid4().hex
+    process = start([FAULTY, way, str(faulty)], 3, {"MINIGRAD_TEST_MARK": mark})
+    try:
+        out, errors = process.communicate(timeout=LIMIT)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        raise
+    finally:
+        left = still_there(processes_with(mark))
+        for number in left:
+            os.kill(number, signal.SIGKILL)
+    assert not left
+    return process.returncode, out + errors
+
+
+@pytest.mark.parametrize(
+    ("way", "faulty", "sentence"),
+    [
+        ("raise", 2, r"rank 2 failed: ValueError: the well is dry; all 3 ranks are stopped"),
+        ("exit", 0, r"rank 0 failed: SystemExit: 3; all 3 ranks are stopped"),
+        ("hang", 1, r"rank 1 hangs: it made 2 exchanges"),
+        ("stop", 0, r"rank 0 hangs: no sign of life"),
+        ("stop", 2, r"rank 2 hangs"),
+    ],
+)
+def test_a_process_that_fails_ends_all(way: str, faulty: int, sentence: str) -> None:
+    status, said = end_of(way, faulty)
+    assert status != 0
+    assert re.search(sentence, said), said
+
+
+def test_a_process_that_is_killed_ends_all() -> None:
+    status, said = end_of("kill", 1)
+    assert status != 0
+    killed = re.search(r"rank? ?s?:? .*?1 is process (\d+) on", said)
+    assert killed is not None, said
+    assert re.search(rf"PID {killed[1]} ", said), said  # MPI's launcher names the process
+
+
+def test_meshes_of_another_size() -> None:
+    assert run(lambda rank: (rank.dp.rank, rank.sp.rank), Mesh(2, 2)) == [
+        (0, 0), (0, 1), (1, 0), (1, 1),
+    ]  # fmt: skip

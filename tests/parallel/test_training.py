@@ -1,0 +1,94 @@
+"""Data and sequence parallel: the numbers of one device, on many."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from minigrad.models import gpt_commands
+
+from . import cases
+from .ranks import LIMIT, on_ranks, start
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+SMALL = "--steps 50 --layers 2 --dim 32 --heads 2 --context 16 --batch 8 --seed 3"
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 4])
+def test_ring_attention(size: int) -> None:
+    for errors in on_ranks("local", cases.attention, size, 24, 5):
+        assert max(errors) < 1e-5
+
+
+def test_ring_attention_over_mpi() -> None:
+    for errors in on_ranks("mpi", cases.attention, 4, 48, 6):
+        assert max(errors) < 1e-5
+
+
+def test_buckets_average_uneven_parts() -> None:
+    results = on_ranks("local", cases.buckets, 3)
+    (alone,) = on_ranks("local", cases.buckets, 1)
+    for part in results:
+        for found, other, first in zip(part, alone, results[0], strict=True):
+            for a, b, c in zip(found, other, first, strict=True):
+                np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7)
+                assert np.array_equal(a, c)  # the same bits on every rank
+
+
+@pytest.mark.parametrize(("size", "batch"), [(3, 12), (4, 18)])
+def test_batch_norm_has_the_statistics_of_all(size: int, batch: int) -> None:
+    results = on_ranks("local", cases.normalized, size, 50, batch)
+    ((losses, state),) = on_ranks("local", cases.normalized, 1, 50, batch)
+    for found, values in results:
+        np.testing.assert_allclose(found, losses, rtol=1e-4)
+        for name, value in values.items():
+            np.testing.assert_allclose(value, state[name], rtol=1e-3, atol=1e-4, err_msg=name)
+            assert np.array_equal(value, results[0][1][name])
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("text") / "text.txt"
+    words = np.random.default_rng(1).choice(["to", "be", "or", "not", "that", "is"], 3000)
+    path.write_text(" ".join(words), "utf-8")
+    return path
+
+
+def losses(path: Path) -> list[float]:
+    """The losses of all steps and the last validation loss."""
+    lines = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+    return [*(line["loss"] for line in lines), lines[-1]["val_loss"]]
+
+
+def trained(text: Path, folder: Path, layout: str, kind: str = "local") -> list[float]:
+    """Train a small GPT in a layout."""
+    metrics = folder / "metrics.jsonl"
+    flags = ["--text", str(text), "--metrics", str(metrics), "--checkpoint",
+             str(folder / "gpt.safetensors"), *SMALL.split(), *layout.split()]  # fmt: skip
+    if kind == "local":
+        gpt_commands.main(flags)
+    else:
+        process = start([str(ROOT / "models" / "gpt.py"), *flags], 4)
+        out, errors = process.communicate(timeout=LIMIT)
+        assert process.returncode == 0, out + errors
+    return losses(metrics)
+
+
+@pytest.fixture(scope="module")
+def alone(text: Path, tmp_path_factory: pytest.TempPathFactory) -> list[float]:
+    return trained(text, tmp_path_factory.mktemp("alone"), "")
+
+
+@pytest.mark.parametrize("layout", ["--dp 4", "--sp 4", "--dp 2 --sp 2", "--dp 3"])
+def test_gpt_learns_as_on_one_device(
+    layout: str, text: Path, alone: list[float], tmp_path: Path
+) -> None:
+    np.testing.assert_allclose(trained(text, tmp_path, layout), alone, rtol=1e-4)
+
+
+def test_gpt_over_mpi(text: Path, alone: list[float], tmp_path: Path) -> None:
+    found = trained(text, tmp_path, "--dp 2 --sp 2", "mpi")
+    np.testing.assert_allclose(found, alone, rtol=1e-4)

@@ -1,0 +1,257 @@
+"""Replays beside their results: memory that is used again, other modes, inputs that overlap."""
+
+from __future__ import annotations
+
+import gc
+import subprocess
+import sys
+import weakref
+
+import numpy as np
+import pytest
+
+from minigrad import Context, Tensor, jit
+from minigrad.errors import BoundsError, JitError
+from minigrad.tensor.registry import alone, holders
+
+
+def captured(function, *inputs):
+    """The function as a captured step that replays from now on."""
+    step = jit(function)
+    for _ in range(2):
+        step(*inputs)
+    assert step.captured
+    return step
+
+
+def one(value):
+    return Tensor([float(value)] * 3).realize()
+
+
+# ---- results that use memory again ---------------------------------------------------------------
+
+# What may be left of a result besides itself, and what that must show for a result of `value`.
+KEEPERS = {
+    "itself": (lambda r: r, lambda value: value),
+    "lazy": (lambda r: r * 2, lambda value: 2 * value),
+    "detached": (lambda r: r.detach(), lambda value: value),
+    "view": (lambda r: r[1:], lambda value: value),
+    "realized view": (lambda r: r[1:].realize(), lambda value: value),
+    "its gradient's leaf": (lambda r: r.requires_grad_(), lambda value: value),
+    "written": (lambda r: r.assign(r + 1), lambda value: value + 1),
+    "read, then kept": (lambda r: (r.tolist(), r)[1], lambda value: value),
+    "lent": (np.from_dlpack, lambda value: value),
+}
+
+
+@pytest.mark.parametrize("name", KEEPERS)
+def test_what_is_kept_of_a_result_stays(on_device, name):
+    keep, wanted = KEEPERS[name]
+    step = captured(lambda x: x + 1, one(0))
+    kept = []
+    for number in range(8):
+        kept.append(keep(step(one(number))))
+        if number % 3 == 2:
+            del kept[-2]
+        step(one(99))
+    numbers = [0, 2, 3, 5, 6, 7]
+    assert [set(t.tolist()) for t in kept] == [{wanted(number + 1.0)} for number in numbers]
+
+
+def test_a_dropped_result_gives_its_memory_to_a_later_one():
+    step = captured(lambda x: x + 1, one(0))
+    memories = {step(one(number)).raw.arg.memory for number in range(20)}
+    assert len(memories) <= 2
+    memories, result = set(), None
+    for number in range(20):
+        result = step(one(number))
+        memories.add(result.raw.arg.memory)
+    assert len(memories) <= 3
+
+
+def test_a_result_as_the_next_input(on_device):
+    step = captured(lambda x: x + 1, one(0))
+    seen = [one(0)]
+    for _ in range(6):
+        seen.append(step(seen[-1]))
+    assert [t.tolist()[0] for t in seen] == [0, 1, 2, 3, 4, 5, 6]
+
+
+def test_large_and_several_results(on_device):
+    step = captured(lambda x: (x.expand(20000, 3) + 1, [x * 2, {"sum": x.sum()}]), one(0))
+    kept = []
+    for number in range(5):
+        large, (double, named) = step(one(number))
+        assert large.shape == (20000, 3) and double.shape == (3,)
+        kept.append((large[-1], double, named["sum"]))
+    for number, (large, double, total) in enumerate(kept):
+        assert large.tolist() == [number + 1.0] * 3
+        assert double.tolist() == [2.0 * number] * 3
+        assert total.item() == 3.0 * number
+
+
+def test_gradients_through_what_read_a_dropped_result(on_device):
+    step = captured(lambda x: x + 1, one(0))
+    w = Tensor([2.0, 3.0, 4.0], requires_grad=True)
+    losses = [(w * step(one(number))).sum().realize() for number in range(4)]
+    for number, loss in enumerate(losses):
+        step(one(50))
+        w.grad = None
+        loss.backward()
+        assert w.grad.tolist() == [number + 1.0] * 3
+
+
+def test_a_result_is_found_by_whoever_looks_for_tensors(on_device):
+    step = captured(lambda x: x + 1, one(0))
+    for number in range(4):
+        result = step(one(number))
+        assert holders(result.raw) == [result]
+        (result * 2).sum().backward()  # the result is a leaf, as nobody marked another
+        assert result.grad.tolist() == [2.0] * 3
+
+
+def test_results_outlive_their_capture(on_device):
+    gc.collect()
+    before = set(alone)
+    step = captured(lambda x: x + 1, one(0))
+    result = step(one(1))
+    step.reset()
+    link = weakref.ref(result.raw)
+    for number in range(4):
+        assert step(one(number)).tolist() == [number + 1.0] * 3
+    assert result.tolist() == [2.0] * 3
+    del result, step
+    gc.collect()
+    assert link() is None
+    assert set(alone) <= before
+
+
+FORK = """
+import os
+from minigrad import Tensor, jit
+
+step = jit(lambda x: x * 2)
+for number in range(3):
+    step(Tensor([1.0, 2.0]))
+child = os.fork()
+found = step(Tensor([3.0, 4.0])).tolist()
+if child == 0:
+    os._exit(0 if found == [6.0, 8.0] else 1)
+print(found, os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+
+
+def test_replays_in_the_child_of_a_fork():
+    command = [sys.executable, "-c", FORK]
+    result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    assert result.stdout == "[6.0, 8.0] 0\n", result.stderr
+
+
+# ---- what a replay depends on besides its inputs -------------------------------------------------
+
+
+def test_other_settings_are_another_capture(on_device):
+    runs = []
+
+    @jit
+    def step(x):
+        runs.append(1)
+        return x * 2 + 1
+
+    for change in ({}, {"FUSE": 0}, {"GUARD": 1}, {"FUSE": 0, "GUARD": 1}):
+        runs.clear()
+        with Context(**change):
+            for number in range(4):
+                assert step.captured == (number >= 2)
+                assert step(one(number)).tolist() == [2.0 * number + 1] * 3
+        assert len(runs) == 2
+    runs.clear()
+    assert step(one(7)).tolist() == [15.0] * 3
+    assert not runs
+
+
+def test_guard_checks_a_step_that_was_captured_without(on_device):
+    step = captured(lambda x, index: x[index], one(0), Tensor([1]))
+    assert step(one(2), Tensor([5])).tolist() == [0.0]
+    with Context(GUARD=1), pytest.raises(BoundsError):
+        step(one(2), Tensor([5])).realize()
+
+
+def test_no_grad_is_part_of_the_key(on_device):
+    w = Tensor([1.0, 2.0, 3.0], requires_grad=True)
+
+    @jit
+    def step(x):
+        w.assign(w + x)
+
+    with Tensor.no_grad():
+        for _ in range(3):
+            step(one(1))
+    assert w.tolist() == [4.0, 5.0, 6.0]
+    with pytest.raises(Exception, match="no_grad"):  # as an uncaptured call
+        step(one(1))
+    with Tensor.no_grad():
+        step(one(1))
+    assert w.tolist() == [5.0, 6.0, 7.0]
+
+
+def test_the_default_device_is_part_of_the_key():
+    step = captured(lambda: Tensor.ones(2) + Tensor([1.0, 2.0]))
+    assert step().device == "CPU"
+    with Context(DEVICE="REF"):
+        for _ in range(3):
+            assert step().device == "REF"
+
+
+# ---- lazy tensors beside a replay ----------------------------------------------------------------
+
+
+def test_lazy_tensors_that_live_on(on_device):
+    total, other = one(0), one(5)
+
+    @jit
+    def step(x):
+        total.assign(total + x)
+        return x * 2
+
+    lazy = [other + 1]
+    for number in range(4):
+        assert step(one(number)).tolist() == [2.0 * number] * 3
+    lazy += [total * 10, other + 2]  # total is 6 now
+    for number in range(4):
+        assert step(one(number)).tolist() == [2.0 * number] * 3
+        total.assign(total + 1)  # waits for the next replay
+    assert [t.tolist()[0] for t in lazy] == [6.0, 60.0, 7.0]
+    assert total.tolist() == [16.0] * 3
+
+
+# ---- inputs that the step also reaches by itself -------------------------------------------------
+
+
+def test_memory_that_the_step_writes_as_an_input(on_device):
+    total = Tensor(np.arange(4, dtype=np.float32)).realize()
+
+    def function(x):
+        total.assign(total + x.flip(0))
+
+    step = captured(function, Tensor(np.zeros(4, np.float32)))
+    step(Tensor(np.ones(4, np.float32)))
+    for _ in range(2):
+        with pytest.raises(JitError, match="input 0 and that it also uses"):
+            step(total)
+    assert total.tolist() == [1.0, 2.0, 3.0, 4.0]
+    step(total.clone())
+    assert total.tolist() == [5.0, 5.0, 5.0, 5.0]
+
+
+def test_memory_that_another_step_writes_as_an_input(on_device):
+    total = one(0)
+
+    def function(x):
+        total.assign(total + x)
+
+    add = captured(function, one(1))
+    double = captured(lambda x: x * 2, one(0))
+    for number in range(3, 6):
+        add(one(1))
+        assert double(total).tolist() == [2.0 * number] * 3
