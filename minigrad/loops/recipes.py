@@ -46,6 +46,7 @@ from minigrad.loops.rows import rows
 from minigrad.loops.scans import distribute, scan
 from minigrad.loops.target import Target
 from minigrad.loops.thin import thin
+from minigrad.loops.turned import tiles, turned_axis
 from minigrad.schedule import expr
 from minigrad.schedule.schedule import Kernel
 from minigrad.schedule.stage import index_of, make_axis
@@ -100,6 +101,13 @@ def elementwise(kernel: Kernel, target: Target, name: str) -> Nest:
     # symbolic extents run inside; the parallel loop has a constant number of iterations
     free = [a for a in outer if isinstance(a.extent, int)]
     inner = [a for a in outer if not isinstance(a.extent, int)]
+    turned = turned_axis(free, axis, exprs)
+    if turned is not None and target.vector_bytes:
+        blocks, loops = tiles(turned, axis, width, stores, target)
+        free = [*(a for a in free if a != turned), *blocks]
+        for a in reversed(inner):
+            loops = (serial_loop(a, loops),)
+        return finish(name, kernel, flat_loop(free, loops), target)
     many = numel([a.extent for a in free])
     if not free and not inner and isinstance(axis.extent, int):
         loop = lanes_loop(axis, width, body)

@@ -30,11 +30,11 @@ class Group:
     """Stages that become one kernel.
 
     rows: the numbers of rows into which all of them divide; kind: "rows", "contraction",
-    "scatter", "scan", "distribute", "exchange" or "blocks"; needs: groups whose arrays it reads.
-    made: its stages by array; work: evaluations of all bodies; largest: elements of the largest
-    value. Kept up to date, for groups may be long. extent and pulled are for "blocks" (see
-    blocks.py): rows that may share a block, and the arrays of chains of which it has its own
-    copies.
+    "scatter", "scan", "distribute", "exchange" or "blocks"; needs: groups whose arrays it reads;
+    depth: how many groups, about, come before it one after the other. made: its stages by array;
+    work: evaluations of all bodies; largest: elements of the largest value. Kept up to date, for
+    groups may be long. extent and pulled are for "blocks" (see blocks.py): rows that may share a
+    block, and the arrays of chains of which it has its own copies.
     """
 
     def __init__(self, rows: frozenset[int], kind: str, extent: int = 0) -> None:
@@ -42,7 +42,7 @@ class Group:
         self.rows, self.kind, self.extent = rows, kind, extent
         self.needs: set[Group] = set()
         self.made: dict[Array, Stage] = {}
-        self.work = self.largest = 0
+        self.work = self.largest = self.depth = 0
         self._costs: dict[int, tuple[int, float, float]] = {}
         self.pulled: dict[tuple[Array, Order], Array] = {}
 
@@ -82,7 +82,9 @@ def group(chains: Chains, fuse: bool, alone: frozenset[Array] = frozenset()) -> 
         home, rows = own, own.rows
         if fuse and stage.array not in alone:
             siblings = [other for array in read for other in readers.get(array, ())[-4:]]
-            near = sorted(producers, key=groups.__getitem__, reverse=True)
+            # the producer that is ready last, for others would be made to wait for it
+            ready = {g: (g.depth, max(g.rows, default=0), groups[g]) for g in producers}
+            near = sorted(producers, key=ready.__getitem__, reverse=True)
             for candidate in dict.fromkeys([*near, *siblings]):
                 if candidate.stages[0].array in alone:
                     continue
@@ -91,6 +93,8 @@ def group(chains: Chains, fuse: bool, alone: frozenset[Array] = frozenset()) -> 
                     shared = _shared_blocks(candidate, chains, sink, most)
                 else:
                     shared = _shared_rows(candidate, own, stage, candidate in producers)
+                if candidate not in producers and _delays(candidate, producers, stage):
+                    continue
                 if shared and not reaches(producers - {candidate}, candidate):
                     home, rows = candidate, shared
                     break
@@ -101,7 +105,9 @@ def group(chains: Chains, fuse: bool, alone: frozenset[Array] = frozenset()) -> 
             parts, home.pulled = chains.pull(sink, home.pulled, str(groups[home]))
             for part in parts:
                 home.add(part, rows)
-        home.needs |= producers - {home}
+        others = producers - {home}
+        home.needs |= others
+        home.depth = max([home.depth, *(other.depth + 1 for other in others)])
         if home.kind == "exchange":
             home.needs |= exchanged
             exchanged = {home}
@@ -110,6 +116,17 @@ def group(chains: Chains, fuse: bool, alone: frozenset[Array] = frozenset()) -> 
             if home not in (known := readers.setdefault(array, [])):
                 known.append(home)
     return list(groups)
+
+
+def _delays(sibling: Group, producers: set[Group], stage: Stage) -> bool:
+    """Whether little work would wait for more than it needs, and all that reads it as well.
+
+    (The number of labels that count, in one kernel with the loss: its gradient could not be in the
+    kernel of the loss's rows.)
+    """
+    return stage.iterations <= SMALL and any(
+        need not in producers and not reaches(producers, need) for need in sibling.needs
+    )
 
 
 def _alone(stage: Stage) -> Group:

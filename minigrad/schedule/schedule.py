@@ -27,6 +27,7 @@ from minigrad.schedule.expr import Array, Expr
 from minigrad.schedule.fuse import Group, aligned, group, reaches
 from minigrad.schedule.materialize import MEMORY_COST, Materialized, choose, is_product
 from minigrad.schedule.partial import part_written
+from minigrad.schedule.select import picked
 from minigrad.schedule.sort import expand
 from minigrad.schedule.stage import Stage, Stages
 
@@ -101,11 +102,14 @@ MANY = 1 << 18  # elements that are worth another kernel
 def split_reductions(roots: Sequence[Node]) -> list[Node]:
     """Cut a long reduction that leaves few elements in two, so that its first half is parallel.
 
+    Sums that only pick an element are replaced (see select.py).
+
     The cut depends on the shape only, so results do not depend on the number of threads.
     """
     new: dict[Node, Node] = {}
     for node in topological(roots):
         source = graph_build.rebuild(node, [new[s] for s in node.src])
+        source = picked(source)
         new[node] = _split(source) if source.op in REDUCTIONS else source
     return [new[root] for root in roots]
 

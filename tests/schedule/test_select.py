@@ -1,0 +1,84 @@
+"""Sums that pick one element are loads, and give what the sum gives."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from minigrad.dtype import DType, dtypes
+from minigrad.graph import build as g
+from minigrad.graph.node import Node, Op
+from minigrad.runtimes.reference import evaluate
+from minigrad.schedule.schedule import schedule
+
+from .machine import run
+from .programs import DEVICE, Inputs, ew, graph_of, plan_of, softmax, total, values_for
+
+
+def places(extent: int, axis: int, shape: tuple[int, ...], dtype: DType) -> Node:
+    """0, 1, 2 … along an axis of a shape."""
+    line = g.cast(g.iota(extent, DEVICE), dtype)
+    return g.expand(g.reshape(line, tuple(extent if a == axis else 1 for a in range(2))), shape)
+
+
+def picking(axis: int, dtype: DType, swapped: bool = False):
+    """A program that picks from each row (or column) the element that a label names."""
+
+    def build(inputs: Inputs) -> list[Node]:
+        x = inputs(30, 40)
+        shape = tuple(1 if a == axis else e for a, e in enumerate(x.shape))
+        label = g.expand(inputs(*shape, dtype=dtype, low=0, high=50), x.shape)
+        counter = places(x.shape[axis], axis, x.shape, dtype)
+        test = g.elementwise(Op.EQ, *((counter, label) if swapped else (label, counter)))
+        zero = g.const(0, x.dtype, x.shape, DEVICE)
+        return [total(g.elementwise(Op.WHERE, test, x, zero), axis)]
+
+    return build
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+@pytest.mark.parametrize("dtype", [dtypes.int32, dtypes.int64, dtypes.uint8])
+@pytest.mark.parametrize("swapped", [False, True])
+def test_a_picking_sum_is_a_load(axis: int, dtype: DType, swapped: bool) -> None:
+    """Labels that name no element give 0."""
+    graph, inputs = graph_of(picking(axis, dtype, swapped))
+    values = values_for(inputs, 1)
+    plan = schedule(graph)
+    assert not any(stage.reduced for kernel in plan.kernels for stage in kernel.stages)
+    (expected,) = evaluate(graph.roots, values, {})
+    (found,) = run(graph, values, "host")
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_a_counter_that_wraps_picks_nothing() -> None:
+    """int8 counts to 127 only: of 300 places, several equal a label."""
+
+    def build(inputs: Inputs) -> list[Node]:
+        x, label = inputs(4, 300), inputs(4, 1, dtype=dtypes.int8, low=0, high=100)
+        test = g.elementwise(
+            Op.EQ, g.expand(label, x.shape), places(300, 1, x.shape, dtypes.int8)
+        )
+        zero = g.const(0, x.dtype, x.shape, DEVICE)
+        return [total(g.elementwise(Op.WHERE, test, x, zero), 1)]
+
+    graph, inputs = graph_of(build)
+    values = values_for(inputs, 1)
+    (expected,) = evaluate(graph.roots, values, {})
+    (found,) = run(graph, values, "host")
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+
+
+def test_small_work_does_not_hold_up_large_work() -> None:
+    """A loss's mean, and the gradient that divides by the same count in the kernel of the rows."""
+
+    def build(inputs: Inputs) -> list[Node]:
+        x, label = inputs(64, 700), inputs(64, 1, dtype=dtypes.int32, low=0, high=9)
+        counted = ew(Op.NE, label, g.const(3, label.dtype, label.shape, DEVICE))
+        count = g.reshape(total(g.cast(counted, x.dtype), 0), (1, 1))
+        powers = softmax(x, 1)
+        loss = ew(Op.DIV, total(ew(Op.LOG, total(powers, 1)), 0), count)
+        return [loss, ew(Op.DIV, powers, g.expand(count, (64, 1)))]
+
+    plan = plan_of(build)
+    heavy = [k for k in plan.kernels if sum(s.iterations for s in k.stages) > 64 * 600]
+    assert len(heavy) == 1
