@@ -40,7 +40,7 @@ from minigrad.loops.build import (
     serial_loop,
     substitute_stores,
 )
-from minigrad.loops.finish import finish
+from minigrad.loops.finish import finish, flops
 from minigrad.loops.nest import Fold, Loop, Nest, Set, Statement, Store, Stores
 from minigrad.loops.target import Target
 from minigrad.schedule import expr
@@ -119,7 +119,8 @@ def thin(kernel: Kernel, target: Target, name: str) -> Nest | None:
         if not isinstance(a.extent, int):
             inner = (serial_loop(a, inner),)
     free = [a for a in outer if isinstance(a.extent, int)]
-    return finish(name, kernel, flat_loop([*free, blocks], inner), target)
+    nest = finish(name, kernel, flat_loop([*free, blocks], inner), target)
+    return replace(nest, operations=flops(kernel))
 
 
 # ---- what qualifies ----
