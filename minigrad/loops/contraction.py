@@ -28,7 +28,7 @@ from minigrad.loops.build import (
     serial_loop,
     substitute_stores,
 )
-from minigrad.loops.finish import finish
+from minigrad.loops.finish import finish, flops
 from minigrad.loops.nest import Nest, Statement
 from minigrad.loops.pack import depth_of, in_pairs, pack_left, pack_right, strides
 from minigrad.loops.target import Target
@@ -120,7 +120,8 @@ def _nest(
         if not isinstance(axis.extent, int):
             inner = (serial_loop(axis, inner),)
     free = [axis for axis in outer if isinstance(axis.extent, int)]
-    return finish(name, kernel, flat_loop([*free, groups, blocks], inner), target)
+    nest = finish(name, kernel, flat_loop([*free, groups, blocks], inner), target)
+    return replace(nest, operations=flops(kernel))
 
 
 def prepare(kernel: Kernel) -> Problem:

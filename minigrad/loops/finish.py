@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from minigrad.graph.node import Op
 from minigrad.graph.symbolic import Affine, Atom, Integer, variables
 from minigrad.loops.nest import (
     Fold,
@@ -55,6 +56,15 @@ def finish(
         grain_of(loop, stop, operations, traffic, target), operations, traffic,
         label(kernel),
     )  # fmt: skip
+
+
+def flops(kernel: Kernel) -> int:
+    """Arithmetic of a kernel whose loads feed many multiply-adds each: two for a multiply-add."""
+    total = 0
+    for stage in kernel.stages:
+        inner = [e for e in expr.walk(stage.body) if e.args and e.op is not Op.CAST]
+        total += stage.iterations * (sum(expr.cost(e.op) for e in inner) + (stage.op is not None))
+    return total
 
 
 def grain_of(loop: Loop, total: int, operations: int, traffic: int, target: Target) -> int:

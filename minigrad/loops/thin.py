@@ -4,8 +4,8 @@ Such a product is as fast as its matrix can be read, so the loops follow the mat
 
     columns   neighbours along the result: sums of a block of columns stay in the first cache, and
               a few rows of the matrix at a time are added to them, each read from end to end
-    dots      neighbours along k: a few rows of the matrix at a time, each with a vector of partial
-              sums for every one of the few
+    dots      neighbours along k: row after row of the matrix, with vectors of partial sums for
+              every one of the few
 
     parallel over batch × blocks of the result:
       few' = few                        (scratch; where it is computed, not just loaded)
@@ -40,7 +40,7 @@ from minigrad.loops.build import (
     serial_loop,
     substitute_stores,
 )
-from minigrad.loops.finish import finish
+from minigrad.loops.finish import finish, flops
 from minigrad.loops.nest import Fold, Loop, Nest, Set, Statement, Store, Stores
 from minigrad.loops.target import Target
 from minigrad.schedule import expr
@@ -89,8 +89,8 @@ def thin(kernel: Kernel, target: Target, name: str) -> Nest | None:
     tasks = numel([a.extent for a in outer])
     along_k = None if column else [_neighbours([one], "k") for one in sums]
     if along_k is not None and None not in along_k:
-        rows = _rows_at_once(target, count)
-        block = min(max(axis.extent // max(ENOUGH_TASKS // tasks, 1) // rows, 1), 8) * rows
+        rows, width = _rows_at_once(target, sums, count)
+        block = min(max(axis.extent // max(ENOUGH_TASKS // tasks, 1) // rows, 1), 32) * rows
     else:
         along_k = None
         block = _columns_of_block(target, first, axis.extent, count, tasks)
@@ -110,7 +110,7 @@ def thin(kernel: Kernel, target: Target, name: str) -> Nest | None:
         if along_k is not None:
             along = along_k[number]
             assert along is not None
-            body.extend(_dots(one, number, made, block, axis, along, start, stops, rows, lanes))
+            body.extend(_dots(one, number, made, block, axis, along, start, stops, rows, width))
         else:
             body.extend(_columns(one, number, made, block, axis, start, stops, lanes, target))
     body.append(_epilogue(stores, values, first, axis, start, stops, lanes))
@@ -119,7 +119,8 @@ def thin(kernel: Kernel, target: Target, name: str) -> Nest | None:
         if not isinstance(a.extent, int):
             inner = (serial_loop(a, inner),)
     free = [a for a in outer if isinstance(a.extent, int)]
-    return finish(name, kernel, flat_loop([*free, blocks], inner), target)
+    nest = finish(name, kernel, flat_loop([*free, blocks], inner), target)
+    return replace(nest, operations=flops(kernel))
 
 
 # ---- what qualifies ----
@@ -228,10 +229,23 @@ def _neighbours(sums: Sequence[Sum], group: str) -> Axis | None:
 # ---- pieces ----
 
 
-def _rows_at_once(target: Target, count: int) -> int:
-    """Rows of the matrix in `dots`: as many partial sums as registers hold beside the operands."""
-    most = 24 if target.registers >= 32 else 10
-    return max(min(most // count, 8), 1)
+def _rows_at_once(target: Target, sums: Sequence[Sum], count: int) -> tuple[int, int]:
+    """Rows of the matrix in `dots`, and lanes: as many sums as registers hold beside operands.
+
+    A matrix in memory is read fastest from end to end, one row after the other; the rows of one
+    that lies in a cache share what they load of the few.
+    """
+    lanes = target.lanes(sums[0].stage.body.dtype)
+    most = 16 if target.registers >= 32 else 8
+    rows = 1
+    matrices = {load.payload[0] for one in sums for load in expr.loads(one.many)}
+    if count > 1 and sum(a.size * a.dtype.itemsize for a in matrices) <= 16 * target.l2:
+        rows = max(min(most // (2 * count), 4), 1)
+    vectors = max(min(most // (rows * count), 8), 1)
+    depth = min(max(high(one.k[-1].extent), 1) for one in sums)
+    while vectors > 1 and vectors * lanes > depth:
+        vectors //= 2
+    return rows, lanes * (1 << (vectors.bit_length() - 1)) if lanes > 1 else 1
 
 
 def _columns_of_block(target: Target, one: Sum, extent: int, count: int, tasks: int) -> int:
@@ -297,7 +311,7 @@ def _columns(
         Local(f"part{number}_{t}", made.dtype, 1, axis.variable if wide > 1 else None, wide)
         for t in range(count)
     ]
-    together = max(2, min(8, (20 if target.registers >= 32 else 8) // count))
+    together = max(2, min(8, (24 if target.registers >= 32 else 8) // count))
     inner = one.k[-1]
 
     def some(first: Integer, many_at_once: int) -> Loop:
@@ -337,7 +351,7 @@ def _columns(
 
 def _dots(
     one: Sum, number: int, made: Array, block: int, axis: Axis, along: Axis, start: Integer,
-    stops: tuple[Integer, ...], rows: int, lanes: int,
+    stops: tuple[Integer, ...], rows: int, width: int,
 ) -> list[Statement]:  # fmt: skip
     """sums[t, row] = Σ few[t, k] · many[row, k], vectors along k, several rows at a time."""
     assert isinstance(axis.extent, int)
@@ -347,10 +361,10 @@ def _dots(
     row = make_axis("w", number, axis.extent)
     if whole:
         ends = stops if not rest else (stops[0], whole)
-        body = _some_dots(one, number, made, block, axis, along, start, row, rows, lanes)
+        body = _some_dots(one, number, made, block, axis, along, start, row, rows, width)
         statements.append(Loop(row.variable, start, ends, body, step=rows))
     if rest:
-        body = _some_dots(one, number, made, block, axis, along, start, row, rest, lanes)
+        body = _some_dots(one, number, made, block, axis, along, start, row, rest, width)
         ends = (stops[0], axis.extent)
         # the block that holds the rest begins at or before it
         statements.append(Loop(row.variable, whole, ends, body, step=rest))
@@ -359,7 +373,7 @@ def _dots(
 
 def _some_dots(
     one: Sum, number: int, made: Array, block: int, axis: Axis, along: Axis, start: Integer,
-    row: Axis, rows: int, lanes: int,
+    row: Axis, rows: int, width: int,
 ) -> tuple[Statement, ...]:  # fmt: skip
     """The sums of `rows` rows."""
     points = _points(one.thin)
@@ -373,16 +387,16 @@ def _some_dots(
         for t, point in enumerate(points):
             total = Local(f"{name}_{t}_{r}", made.dtype, 1)
             part = total
-            if lanes > 1:
-                part = Local(f"{name}_{t}_{r}_part", made.dtype, 1, along.variable, lanes)
+            if width > 1:
+                part = Local(f"{name}_{t}_{r}_part", made.dtype, 1, along.variable, width)
             product = _product(one, expr.substitute_in(one.few, point), many)
             clear.append(Set(part, 0, identity(Op.SUM, made.dtype)))
             step.append(Set(part, 0, combine(Op.SUM, expr.local(part), product)))
-            if lanes > 1:
+            if width > 1:
                 store.append(Fold(total, Op.SUM, part))
             place = add(t * block, sub(at, start))
             store.append(Store(made, place, expr.local(total)))
-    nested: Statement = lanes_loop(along, lanes, tuple(step))
+    nested: Statement = lanes_loop(along, width, tuple(step))
     for outer in reversed([a for a in one.k if a != along]):
         nested = serial_loop(outer, (nested,))
     return (*clear, nested, *store)

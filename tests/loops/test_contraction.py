@@ -240,6 +240,15 @@ def test_symbolic_depths(n: int) -> None:
     check(symbolic_depth, "avx2", n)
 
 
+def test_reports_count_flops() -> None:
+    """Two for a multiply-add, however many loads there are: shares of the limit are of flops."""
+    for rows, depth, columns in ((40, 30, 50), (1, 64, 128)):
+        inputs = (lambda m, k, n: lambda i: [product(i(m, k), i(k, n))])(rows, depth, columns)
+        (kernel,) = schedule(graph_of(inputs)[0]).kernels
+        nest = lower(kernel, target_of("avx512"))
+        assert nest.operations == 2 * rows * depth * columns
+
+
 def test_a_wrong_value_is_seen() -> None:
     ones = np.ones(3, np.float32)
     assert difference(ones + np.float32(1e-3), ones, NEAR) is not None
