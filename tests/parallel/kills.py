@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 from uuid import uuid4
 
@@ -43,13 +44,14 @@ def one(way: str, rank: int, wait: float, folder: Path) -> str:
     time.sleep(wait)
     began = time.monotonic()
     for number in WAYS[way]:
-        os.kill(int(numbers[str(rank)]), number)
+        with suppress(ProcessLookupError):  # the first may have been enough
+            os.kill(int(numbers[str(rank)]), number)
         time.sleep(0.2)
     try:
-        _, errors = process.communicate(timeout=60)
+        out, errors = process.communicate(timeout=60)
         status = str(process.returncode)
     except subprocess.TimeoutExpired:
-        status, errors = "still running", ""
+        status, out, errors = "still running", "", ""
     took = time.monotonic() - began
     left = still_there(processes_with(mark))
     for number in left:
@@ -58,7 +60,8 @@ def one(way: str, rank: int, wait: float, folder: Path) -> str:
     if path.exists():
         checkpoint.load(path)
         whole = "checkpoint whole"
-    lines = [line for line in errors.splitlines() if "rank " in line or "PID" in line]
+    lines = [line for line in (errors + out).splitlines()
+             if "rank " in line or "PID" in line]  # fmt: skip
     return (f"rank {rank} {way} after {wait:4.1f} s: ended in {took:4.1f} s, status {status}, "
             f"{len(left)} left, {whole}; {lines[0].strip() if lines else '?'}")  # fmt: skip
 
