@@ -111,6 +111,8 @@ def abort(mpi: Any, error: BaseException, status: int = 1) -> None:
     rank, size = mpi.COMM_WORLD.rank, mpi.COMM_WORLD.size
     if isinstance(error, RankError):
         text = str(error)
+    elif isinstance(error, KeyboardInterrupt):
+        text = str(error) or "interrupted"
     else:
         if not isinstance(error, MinigradError | KeyboardInterrupt | SystemExit):
             traceback.print_exception(error)

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import signal
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from minigrad.models import gpt_commands
+from minigrad.models.interrupt import Stopped
+from minigrad.models.metrics import Metrics
 
 from . import cases
 from .ranks import LIMIT, on_ranks, start
@@ -92,3 +96,28 @@ def test_gpt_learns_as_on_one_device(
 def test_gpt_over_mpi(text: Path, alone: list[float], tmp_path: Path) -> None:
     found = trained(text, tmp_path, "--dp 2 --sp 2", "mpi")
     np.testing.assert_allclose(found, alone, rtol=1e-4)
+
+
+class Interrupting(Metrics):
+    """Metrics that let a signal come after step 7 of the rank that records to a file."""
+
+    def record(self, **figures: Any) -> None:
+        super().record(**figures)
+        if self.file is not None and figures["step"] == 7:
+            signal.raise_signal(signal.SIGINT)
+
+
+def test_resumed_ranks_lose_nothing(
+    text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Data parallel with dropout, ended after 7 of 12 steps: bitwise the undisturbed losses."""
+    layout = "--dp 2 --steps 12 --dropout 0.1"
+    (tmp_path / "whole").mkdir()
+    whole = trained(text, tmp_path / "whole", layout)
+    with monkeypatch.context() as patched:
+        patched.setattr(gpt_commands, "Metrics", Interrupting)
+        with pytest.raises(Stopped, match="stopped after step 7 of 12"):
+            trained(text, tmp_path, layout)
+    metrics, path = tmp_path / "metrics.jsonl", tmp_path / "gpt.safetensors"
+    gpt_commands.main(["train", "--resume", str(path), "--metrics", str(metrics)])
+    assert losses(metrics) == whole
