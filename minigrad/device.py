@@ -270,6 +270,8 @@ class _Devices:
         return known
 
     def _spell(self, name: str) -> str:
+        if not isinstance(name, str):
+            raise TypeError(f"device {name!r} is a {type(name).__name__}; expected a name, as CPU")
         kind, _, number = name.upper().partition(":")
         if kind not in RUNTIMES or (number and not number.isdecimal()):
             known = ", ".join(RUNTIMES)

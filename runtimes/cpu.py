@@ -49,8 +49,9 @@ def host_target() -> Target:
     """The host's figures, as recipes ask for them."""
     machine = host()
     return Target(
-        machine.vector_bytes, machine.vector_registers, machine.l1, machine.l2, machine.l3
-    )
+        machine.vector_bytes, machine.vector_registers, machine.l1, machine.l2, machine.l3,
+        bfloat16_dots="avx512bf16" in machine.features,
+    )  # fmt: skip
 
 
 @cache

@@ -210,10 +210,7 @@ def qr(x: Array, /, *, mode: str = "reduced") -> QRResult:
     """x = Q·R with orthonormal columns in Q and R upper triangular."""
     if mode not in ("reduced", "complete"):
         raise ValueError(f"qr(mode={mode!r}): expected 'reduced' or 'complete'")
-    q, r = _matrix("qr", x).qr()  # complete: Q is square
-    if mode == "reduced":
-        rank = min(x.shape[-2:])
-        q, r = q[..., :rank], r[..., :rank, :]
+    q, r = _matrix("qr", x).qr(mode)
     return QRResult(Array._of(q), Array._of(r))
 
 

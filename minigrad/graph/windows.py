@@ -11,6 +11,7 @@ window i′ − j′ is meant, for each f. So strided windows need no more produ
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Sequence
 
 from minigrad.graph import build
@@ -51,6 +52,19 @@ class _Product:
             self.factors[i] = build.pad(self.factors[i], pairs)
         self.extents[place] += before + after
 
+    def place(self, place: int, before: int, length: int) -> None:
+        """A dimension in one of `length`, from number `before` on; what leaves it is cut off."""
+        count = self.extents[place]
+        assert isinstance(count, int)
+        low, high = (min(max(end, 0), length) for end in (before, before + count))
+        kept = (low - before, high - before) if high > low else (0, 0)
+        for i in self.varying(place):
+            factor = self.factors[i]
+            ranges = [kept if d == place else (0, e) for d, e in enumerate(factor.shape)]
+            self.factors[i] = build.shrink(factor, ranges)
+        self.extents[place] = kept[1] - kept[0]
+        self.pad(place, low, length - max(high, low))
+
     def split(self, place: int, outer: int, inner: int, name: Name) -> None:
         """A dimension as two; the inner one is called `name`."""
         for i, factor in enumerate(self.factors):
@@ -73,16 +87,28 @@ class _Product:
         return build.reshape(total, shape[: len(order)])
 
 
-def overlap_add(g: Node, windows: Sequence[Window], shape: Shape) -> Node:
+Ranges = Sequence[tuple[Integer, Integer]]
+
+# What overlap_add made → what it was made of: a part of it is cheaper to make anew than to cut out.
+_origins: weakref.WeakKeyDictionary[Node, tuple[Node, tuple[Window, ...], Shape]] = (
+    weakref.WeakKeyDictionary()
+)
+
+
+def overlap_add(
+    g: Node, windows: Sequence[Window], shape: Shape, ranges: Ranges | None = None
+) -> Node:
     """out[i] = Σ g[w, j] over all w, j with i = step·w + dilation·j; shape is the result's.
 
-    g has the shape that `build.window` gives for an array of `shape`.
+    g has the shape that `build.window` gives for an array of `shape`. ranges: start and stop of the
+    part of each dimension that is wanted.
     """
+    wanted = tuple((0, extent) for extent in shape) if ranges is None else tuple(ranges)
     product = _factors(g, len(shape), windows)
     # windows that do not overlap need no sum: they are moved at the end
     overlapping = [w for w in windows if w[1] > w[2] or (w[3] > 1 and w[1] > 1)]
     apart = [w for w in windows if w not in overlapping]
-    split = [_prepare(product, window, shape) for window in overlapping]
+    split = [_prepare(product, window, wanted[window[0]]) for window in overlapping]
     if len(product.factors) > 1:
         product.factors = [_stored(factor) for factor in product.factors]
     for axis, size, dilation in split:
@@ -97,23 +123,20 @@ def overlap_add(g: Node, windows: Sequence[Window], shape: Shape) -> Node:
     for axis in range(len(shape)):
         parts = [extent for extent, name in zip(total.shape, order, strict=True) if name[1] == axis]
         merged.append(numel(parts) if len(parts) > 1 else parts[0])
-    return _fitted(build.reshape(total, tuple(merged)), shape)
+    made = [axis for axis, *_ in overlapping]  # of these nothing is before the start
+    starts = [0 if axis in made else start for axis, (start, _) in enumerate(wanted)]
+    stops = [sub(b, a) if axis in made else b for axis, (a, b) in enumerate(wanted)]
+    total = build.reshape(total, tuple(merged))
+    result = build.shrink(_fitted(total, tuple(stops)), list(zip(starts, stops, strict=True)))
+    if ranges is None:
+        _origins[result] = (g, tuple(windows), shape)
+    return result
 
 
-def cropped(g: Node, ranges: Sequence[tuple[Integer, Integer]]) -> Node:
-    """The part start … stop − 1 of each dimension; of a sum of a product only that is computed."""
-    product = _factors(g, g.ndim, ())
-    if len(product.factors) == 1:
-        return build.shrink(g, ranges)
-    for i, factor in enumerate(product.factors):
-        pairs = [
-            pair if extent != 1 else (0, 1)
-            for pair, extent in zip(ranges, factor.shape, strict=False)
-        ]
-        rest = [(0, extent) for extent in factor.shape[g.ndim :]]
-        product.factors[i] = build.shrink(factor, [*pairs, *rest])
-    product.extents[: g.ndim] = [sub(stop, start) for start, stop in ranges]
-    return product.result(product.names[: g.ndim])
+def cropped(g: Node, ranges: Ranges) -> Node:
+    """The part start … stop − 1 of each dimension; of an overlap_add only that is computed."""
+    origin = _origins.get(g)
+    return build.shrink(g, ranges) if origin is None else overlap_add(*origin, ranges)
 
 
 def _factors(g: Node, ndim: int, windows: Sequence[Window]) -> _Product:
@@ -177,12 +200,17 @@ def _unexpanded(node: Node) -> Node:
     return node
 
 
-def _prepare(product: _Product, window: Window, shape: Shape) -> tuple[int, int, int]:
-    """Split j by the step, and put zeros around x; gives axis, extent of j′, and dilation."""
+def _prepare(
+    product: _Product, window: Window, wanted: tuple[Integer, Integer]
+) -> tuple[int, int, int]:
+    """Split j by the step, and put zeros around x; gives axis, extent of j′, and dilation.
+
+    The first place that is wanted becomes i = 0, which moves j and w by the same amount.
+    """
     axis, size, step, dilation = window
-    extent = shape[axis]
+    start, stop = wanted
     count = product.extents[product.at("x", axis)]
-    assert isinstance(extent, int) and isinstance(count, int)
+    assert isinstance(start, int) and isinstance(stop, int) and isinstance(count, int)
     if step > 1 and dilation > 1:  # both: zeros between the windows' places instead
         place = product.at("x", axis)
         product.split(place, count, 1, ("f", axis))
@@ -196,22 +224,15 @@ def _prepare(product: _Product, window: Window, shape: Shape) -> tuple[int, int,
         product.extents[place : place + 2] = [count]
         step = 1
     elif step > 1:
-        parts = -(-size // step)
+        before = -start % step
+        parts = -(-(size + before) // step)
         place = product.at("j", axis)
-        product.pad(place, 0, parts * step - size)
+        product.pad(place, before, parts * step - size - before)
         product.split(place, parts, step, ("f", axis))
         size = parts
     reach = dilation * (size - 1)
-    length = -(-extent // step) + reach
-    after = length - reach - count
-    place = product.at("x", axis)
-    product.pad(place, reach, max(after, 0))
-    if after < 0:  # zeros behind the last window's place
-        for i in product.varying(place):
-            factor = product.factors[i]
-            ranges = [(0, length) if d == place else (0, e) for d, e in enumerate(factor.shape)]
-            product.factors[i] = build.shrink(factor, ranges)
-        product.extents[place] = length
+    before = reach - -(-start // step)
+    product.place(product.at("x", axis), before, -(-(stop - start) // step) + reach)
     return axis, size, dilation
 
 

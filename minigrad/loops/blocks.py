@@ -40,13 +40,13 @@ from minigrad.loops.build import (
     lanes_loop,
     serial_loop,
 )
-from minigrad.loops.contraction import tile_width
 from minigrad.loops.finish import finish
 from minigrad.loops.nest import Loop, Nest, Set, Statement, Store, Stores
 from minigrad.loops.regions import Bounds, Rows, regions
 from minigrad.loops.sharing import scale_behind, share_beginnings
 from minigrad.loops.steps import Step, Steps, column, late_products
 from minigrad.loops.target import Target
+from minigrad.loops.tiles import tile_width
 from minigrad.schedule import expr
 from minigrad.schedule.contraction import contraction_of
 from minigrad.schedule.expr import Array, Expr, Leaf, Local

@@ -32,15 +32,17 @@ def inline_stages(kernel: Kernel, axes: Sequence[Axis]) -> list[Store]:
 
     for stage in kernel.stages:
         body = expr.rebuild(stage.body, own_element)
+        position, guard = stage.position, stage.guard
         if tuple(stage.axes) != tuple(axes):
             parts = unflatten(place, [axis.extent for axis in stage.axes])
             values = {a.variable: part for a, part in zip(stage.axes, parts, strict=True)}
             body = expr.substitute_in(body, values)
+            position, guard = place, ()
         body = expr.rebuild(body, bodies.get)
         made[stage.array] = Local(stage.array.name, stage.array.dtype, 1)
         bodies[expr.local(made[stage.array])] = body
         if stage.array in kernel.stored:
-            stores.append(Store(stage.array, place, body))
+            stores.append(Store(stage.array, position, body, guard))
     return stores
 
 
@@ -53,7 +55,12 @@ def substitute_stores(stores: Sequence[Store], values: dict[Atom, Integer]) -> l
     if not values:
         return list(stores)
     return [
-        replace(s, index=substitute(s.index, values), value=expr.substitute_in(s.value, values))
+        replace(
+            s,
+            index=substitute(s.index, values),
+            value=expr.substitute_in(s.value, values),
+            guard=expr.restrict((), [substitute(c, values) for c in s.guard]),
+        )
         for s in stores
     ]
 

@@ -1,35 +1,27 @@
 """The recipe of a contraction: a tile of the output in registers, one column panel of B at a time.
 
-    parallel over batch × panels of n × chunks of m:
-      pack the panel of `right` where its rows are not contiguous vectors
-      for each tile of rows:
-        tile[rows] = 0
-        for k:  tile[row] += left[row, k] · right[k, lanes]      (fused multiply-adds)
-        store the tile through the epilogue
+    parallel over batch × groups of panels × blocks of rows:
+      pack the block of `left` where its elements cannot be read as they lie
+      for each panel of the group:
+        pack the panel of `right` where its rows are not contiguous vectors
+        for each tile of rows:
+          tile[rows] = 0
+          for k:  tile[row] += left[row, k] · right[k, lanes]      (fused multiply-adds)
+          store the tile through the epilogue
 
 Edges need no special tile: the last tile has fewer rows, the last vector a mask.
 After "Anatomy of High-Performance Matrix Multiplication" (Goto, van de Geijn, 2008), with one level
-of packing less, since today's second-level caches hold a whole panel.
+of blocking less, since today's second-level caches hold a whole panel.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from minigrad.graph.node import Op
-from minigrad.graph.symbolic import (
-    Atom,
-    Integer,
-    add,
-    coefficient,
-    flatten,
-    mul,
-    numel,
-    substitute,
-)
+from minigrad.graph.symbolic import Atom, Integer, add, coefficient, mul, numel
 from minigrad.loops.axes import indices, merge
+from minigrad.loops.blocked import blocked
 from minigrad.loops.build import (
-    combine,
     flat_loop,
     inline_stages,
     lanes_loop,
@@ -37,68 +29,98 @@ from minigrad.loops.build import (
     substitute_stores,
 )
 from minigrad.loops.finish import finish
-from minigrad.loops.nest import Loop, Nest, Set, Statement, Store, Stores
+from minigrad.loops.nest import Nest, Statement
+from minigrad.loops.pack import depth_of, in_pairs, pack_left, pack_right, strides
 from minigrad.loops.target import Target
+from minigrad.loops.tiles import Block, Left, Problem, tile_height, tile_width, tiles
 from minigrad.schedule import expr
 from minigrad.schedule.contraction import Contraction, contraction_of
-from minigrad.schedule.expr import Array, Expr, Leaf, Local
+from minigrad.schedule.expr import Leaf, Local
 from minigrad.schedule.schedule import Kernel
-from minigrad.schedule.stage import Axis, Stage, identity, index_of, make_axis
+from minigrad.schedule.stage import Axis, index_of, make_axis
 
 ENOUGH_TASKS = 16  # parallel iterations that divide well among a few threads
-LEAST_CHUNK = 96  # rows over which the packing of a panel pays
+FEW_TASKS = 8  # where every task more repeats the packing
 ENOUGH_ROWS = 384  # rows over which it is hardly noticed
+LEAST_ROWS = 96  # rows over which the packing of a panel pays
+LEAST_PANELS = 4  # panels over which the packing of rows pays
 FAR_BYTES = 1 << 19  # a panel whose rows span more memory than this is packed
+DEPTH = 512  # elements of k at a time where there are too many; columns of such a task
+PAGE = 4096  # rows at distances that are multiples of it share the lines of a first-level cache
+CROWDED = 8  # rows that still find a place there
+LANE: Atom = make_axis("lane", 0, 1 << 10).variable
 
 
 @dataclass(frozen=True)
-class Problem:
-    """A contraction kernel with merged axes, ready to be tiled."""
+class Plan:
+    """How a contraction is cut: tiles of height × width, tasks of rows × columns.
 
-    stage: Stage
-    parts: Contraction
-    stores: tuple[Store, ...]
-    accumulator: Expr  # stands for the contraction's result in the stores
+    piece: elements of k at a time; 0 for all of them in registers.
+    """
+
+    height: int
+    width: int
+    rows: int
+    columns: int
+    packs_left: bool
+    packs_right: bool
+    piece: int = 0
 
 
 def contraction(kernel: Kernel, target: Target, name: str) -> Nest:
     """The loop nest of a contraction and its elementwise epilogue."""
     problem = prepare(kernel)
+    if target.bfloat16_dots:
+        pairs = in_pairs(problem)
+        if pairs is not None and packing_pays(pairs, target):
+            problem = pairs
     parts = problem.parts
     row, column = parts.m[-1], parts.n[-1]
     assert isinstance(row.extent, int) and isinstance(column.extent, int)
-    width = tile_width(target, problem.stage, column.extent)
-    height = tile_height(target, row.extent, width, problem.stage)
-    panels = make_axis("p", 0, -(-column.extent // width))
     outer = [*parts.batch, *parts.m[:-1], *parts.n[:-1]]
-    tasks = numel([axis.extent for axis in outer]) * numel([panels.extent])
-    chunk = chunk_rows(row.extent, height, tasks)
-    chunks = make_axis("c", 0, -(-row.extent // chunk))
-    packed = needs_packing(problem, width, chunk) and width > 1
-    body: list[Statement] = []
+    plan = plan_of(problem, target, numel([axis.extent for axis in outer]))
+    groups = make_axis("p", 0, -(-column.extent // plan.columns))
+    blocks = make_axis("c", 0, -(-row.extent // plan.rows))
+    alone = plan.rows >= row.extent
+    block = Block(0 if alone else index_of(blocks.variable), plan.rows, plan.height)
+    start = mul(index_of(groups.variable), plan.columns)
+    left, body = Left(), []
+    if plan.piece:
+        body = blocked(
+            problem, target, block, (start, plan.columns), plan.width, plan.piece, LANE
+        )
+        return _nest(name, kernel, target, outer, groups, blocks, body)
+    if plan.packs_left:
+        copying, left = pack_left(problem, block, target.lanes(problem.stage.body.dtype))
+        body.append(copying)
+    panel: list[Statement] = []
     right = parts.right
-    blocks: list[Axis] = []  # rows of several axes that one packed panel serves
-    if packed:
-        pack, right = pack_panel(problem, width)
-        body.append(pack)
-        blocks = rows_of_panel(parts.m, chunk, tasks)
-        outer = [axis for axis in outer if axis not in blocks]
-    work = tuple(tiles(problem, right, height, chunk, chunks, width))
-    for axis in reversed(blocks):
-        work = (serial_loop(axis, work),)
-    body.extend(work)
-    start = mul(index_of(panels.variable), width)
-    inner: tuple[Statement, ...] = (
-        lanes_loop(column, width, tuple(body), start, (add(start, width), column.extent), LANE),
-    )
-    symbolic = [axis for axis in outer if not isinstance(axis.extent, int)]
-    for axis in symbolic:
-        inner = (serial_loop(axis, inner),)
+    if plan.packs_right:
+        copying, right = pack_right(problem, plan.width, LANE)
+        panel.append(copying)
+    work = tuple(tiles(problem, left, right, block, plan.width))
+    if plan.packs_right and not plan.packs_left:
+        tasks = numel([axis.extent for axis in (*outer, groups, blocks)])
+        shared = rows_of_panel(parts.m, plan.rows, tasks)
+        outer = [axis for axis in outer if axis not in shared]
+        for axis in reversed(shared):
+            work = (serial_loop(axis, work),)
+    panel.extend(work)
+    stops = (add(start, plan.columns), column.extent)
+    body.append(lanes_loop(column, plan.width, tuple(panel), start, stops, LANE))
+    return _nest(name, kernel, target, outer, groups, blocks, body)
+
+
+def _nest(
+    name: str, kernel: Kernel, target: Target, outer: list[Axis], groups: Axis, blocks: Axis,
+    body: list[Statement],
+) -> Nest:  # fmt: skip
+    inner = tuple(body)
+    for axis in outer:
+        if not isinstance(axis.extent, int):
+            inner = (serial_loop(axis, inner),)
     free = [axis for axis in outer if isinstance(axis.extent, int)]
-    return finish(name, kernel, flat_loop([*free, panels, chunks], inner), target)
-
-
-LANE: Atom = make_axis("lane", 0, 1 << 10).variable
+    return finish(name, kernel, flat_loop([*free, groups, blocks], inner), target)
 
 
 def prepare(kernel: Kernel) -> Problem:
@@ -132,54 +154,120 @@ def prepare(kernel: Kernel) -> Problem:
     )
 
 
-def tile_width(target: Target, stage: Stage, columns: int) -> int:
-    """Columns of a tile: two registers, or fewer where there are few columns."""
-    lanes = target.lanes(stage.body.dtype) if target.vector_bytes else 1
-    if lanes == 1:
-        return 1
-    if columns > lanes:
-        return min(2 * lanes, target.most_lanes)
-    while lanes > 1 and lanes // 2 >= columns:
-        lanes //= 2
-    return lanes
+def plan_of(problem: Problem, target: Target, batches: int) -> Plan:
+    """Sizes of tiles and tasks; they depend on shapes, layouts and the target only."""
+    row, column = problem.parts.m[-1], problem.parts.n[-1]
+    assert isinstance(row.extent, int) and isinstance(column.extent, int)
+    width = tile_width(target, problem.stage, column.extent)
+    awkward = left_is_awkward(problem)
+    crowded = not awkward and rows_compete(problem)
+    height = tile_height(target, row.extent, width, problem.stage, CROWDED if crowded else 0)
+    panels = -(-column.extent // width)
+    depth, _ = depth_of(problem.parts.k)
+    size = problem.stage.body.dtype.itemsize
+    plain = all(isinstance(axis.extent, int) for axis in problem.parts.k)
+    pays = packing_pays(problem, target)
+    deep = depth * width * size > FAR_BYTES
+    if pays and plain and (deep or awkward and depth * LEAST_ROWS * size > target.l2 // 2):
+        rows = cut(row.extent, height, target.l2 // 2 // (DEPTH * size))
+        columns = cut(column.extent, width, DEPTH)
+        while batches * -(-row.extent // rows) * -(-column.extent // columns) < FEW_TASKS:
+            if max(rows, columns) < 2 * LEAST_ROWS:
+                break
+            if columns >= rows:
+                columns = cut(column.extent, width, columns // 2)
+            else:
+                rows = cut(row.extent, height, rows // 2)
+        return Plan(height, width, rows, columns, True, True, DEPTH)
+    if pays and awkward:
+        rows, groups = cut_for_packed_rows(problem, target, height, panels, batches)
+        columns = -(-panels // groups) * width
+        return Plan(height, width, rows, columns, True, needs_packing(problem, width, rows))
+    rows = block_rows(row.extent, height, batches * panels)
+    packs = width > 1 and needs_packing(problem, width, rows)
+    return Plan(height, width, rows, width, False, packs)
 
 
-def tile_height(target: Target, rows: int, width: int, stage: Stage) -> int:
-    """Rows of a tile: as many as the registers hold, evenly dividing the rows where possible."""
-    lanes = target.lanes(stage.body.dtype)
-    most = target.tile_rows if width >= 2 * lanes else 2 * target.tile_rows - 4
-    if rows <= most:
-        return rows
-    for height in range(most, most // 2, -1):
-        if rows % height == 0:
-            return height
-    return most - 2 if target.registers >= 32 else most
-
-
-def chunk_rows(rows: int, height: int, tasks: int) -> int:
-    """Rows of one parallel iteration, a multiple of the tile's unless it is all of them."""
-    pieces = min(-(-ENOUGH_TASKS // tasks), rows // LEAST_CHUNK)
-    if pieces <= 1:
-        return rows
-    chunk = -(-rows // pieces)
-    return -(-chunk // height) * height
-
-
-def rows_of_panel(m: tuple[Axis, ...], chunk: int, tasks: int) -> list[Axis]:
+def rows_of_panel(m: tuple[Axis, ...], rows: int, tasks: int) -> list[Axis]:
     """The axes of rows before the last one, over which a task loops to make its packing pay."""
     found: list[Axis] = []
     for axis in reversed(m[:-1]):
-        if not isinstance(axis.extent, int) or axis.extent == 0 or chunk >= ENOUGH_ROWS:
+        if not isinstance(axis.extent, int) or axis.extent == 0 or rows >= ENOUGH_ROWS:
             break
         if tasks // axis.extent < ENOUGH_TASKS:
             break
         found.insert(0, axis)
-        chunk *= axis.extent
+        rows *= axis.extent
         tasks //= axis.extent
     return found
 
 
-def needs_packing(problem: Problem, width: int, chunk: int) -> bool:
+def packing_pays(problem: Problem, target: Target) -> bool:
+    """Whether a copy of the left operand's rows is read often enough."""
+    row, column = problem.parts.m[-1].extent, problem.parts.n[-1].extent
+    assert isinstance(row, int) and isinstance(column, int)
+    width = tile_width(target, problem.stage, column)
+    enough = width >= target.lanes(problem.stage.body.dtype) > 1
+    return enough and column > (LEAST_PANELS - 1) * width and row > target.tile_rows
+
+
+def cut(extent: int, unit: int, most: int) -> int:
+    """The size of equal pieces, multiples of `unit`, of at most about `most`."""
+    units = -(-extent // unit)
+    pieces = -(-units // max(most // unit, 1))
+    return -(-units // pieces) * unit
+
+
+def rows_compete(problem: Problem) -> bool:
+    """Whether neighbouring rows of the left operand fall into the same lines of a cache."""
+    left = problem.parts.left
+    stride = coefficient(left.payload[1], problem.parts.m[-1].variable) or 0
+    return stride != 0 and stride * left.dtype.itemsize % PAGE == 0
+
+
+def block_rows(rows: int, height: int, tasks: int) -> int:
+    """Rows of one parallel iteration, a multiple of the tile's unless it is all of them."""
+    pieces = min(-(-ENOUGH_TASKS // tasks), rows // LEAST_ROWS)
+    if pieces <= 1:
+        return rows
+    return -(-rows // pieces // height) * height
+
+
+def cut_for_packed_rows(
+    problem: Problem, target: Target, height: int, panels: int, batches: int
+) -> tuple[int, int]:
+    """Rows of a block whose copy stays in half of the second cache; groups of panels."""
+    row = problem.parts.m[-1]
+    assert isinstance(row.extent, int)
+    depth, _ = depth_of(problem.parts.k)
+    size = problem.parts.left.dtype.itemsize
+    most = max(target.l2 // 2 // (depth * max(size, 4)) // height, 1)
+    tiles_of_all = -(-row.extent // height)
+    blocks = -(-tiles_of_all // most)
+    wanted = -(-ENOUGH_TASKS // batches)
+    groups = 1
+    if blocks < wanted:
+        fewest = -(-LEAST_ROWS // height)
+        blocks = max(blocks, min(wanted, tiles_of_all // fewest))
+        groups = max(min(-(-wanted // blocks), panels // (2 * LEAST_PANELS)), 1)
+    if blocks == 1:
+        return row.extent, groups
+    return -(-tiles_of_all // blocks) * height, groups
+
+
+def left_is_awkward(problem: Problem) -> bool:
+    """Whether tiles had better not read the left operand as it is.
+
+    They walk along k, row beside row: far jumps, conversions and conditions would be paid for
+    every panel again.
+    """
+    left = problem.parts.left
+    if left.op is not Leaf.LOAD or left.payload[2]:
+        return True
+    return 1 not in strides(left, problem.parts.k[-1].variable)
+
+
+def needs_packing(problem: Problem, width: int, rows: int) -> bool:
     """Whether vectors of the right operand's rows must be gathered once, not for every tile."""
     right = problem.parts.right
     column = problem.parts.n[-1].variable
@@ -192,78 +280,5 @@ def needs_packing(problem: Problem, width: int, chunk: int) -> bool:
         abs(coefficient(right.payload[1], axis.variable) or 1) * numel([axis.extent])
         for axis in problem.parts.k
     ) * right.dtype.itemsize
-    depth = numel([axis.extent for axis in problem.parts.k])
-    return span > FAR_BYTES and chunk >= LEAST_CHUNK and depth * width * 4 <= FAR_BYTES
-
-
-def pack_panel(problem: Problem, width: int) -> tuple[Statement, Expr]:
-    """Copy the panel of `right` to scratch, row k after row k; gives the copy and its read."""
-    depth = [axis.extent for axis in problem.parts.k]
-    panel = Array("panel", problem.parts.right.dtype, numel(depth) * width, "scratch")
-    k = flatten([index_of(axis.variable) for axis in problem.parts.k], depth)
-    place = add(mul(k, width), index_of(LANE))
-    copy: Statement = Store(panel, place, problem.parts.right)
-    for axis in sorted(problem.parts.k, key=lambda axis: _stride(problem.parts.right, axis)):
-        copy = serial_loop(axis, (copy,))  # neighbours in memory one after the other
-    return copy, expr.load(panel, place)
-
-
-def _stride(right: Expr, axis: Axis) -> int:
-    """How far apart in memory neighbours along an axis are; unknown counts as far."""
-    strides = [coefficient(load.payload[1], axis.variable) for load in expr.loads(right)]
-    return max((abs(s) if s is not None else 1 << 62 for s in strides), default=0)
-
-
-def tiles(
-    problem: Problem, right: Expr, height: int, chunk: int, chunks: Axis, width: int
-) -> list[Statement]:
-    """All tiles of the parallel iteration's rows: the whole ones, then what is left over."""
-    row = problem.parts.m[-1]
-    assert isinstance(row.extent, int)
-    whole = row.extent // height * height
-    start = mul(index_of(chunks.variable), chunk) if chunk < row.extent else 0
-    stops: tuple[Integer, ...] = (whole,) if start == 0 else (add(start, chunk), whole)
-    first = make_axis("t", 0, row.extent)
-    statements: list[Statement] = [
-        Loop(first.variable, start, stops, tuple(tile(problem, right, first, height, width)),
-             step=height)
-    ]  # fmt: skip
-    if whole < row.extent:
-        rest = row.extent - whole
-        ends: tuple[Integer, ...] = (row.extent,) if start == 0 else (add(start, chunk), row.extent)
-        body = tuple(tile(problem, right, first, rest, width))
-        statements.append(Loop(first.variable, whole, ends, body, step=rest))
-    return statements
-
-
-def tile(
-    problem: Problem, right: Expr, first: Axis, height: int, width: int
-) -> list[Statement]:
-    """`height` rows from row `first`: clear, multiply and add along k, store."""
-    stage, parts = problem.stage, problem.parts
-    name = f"tile{height}"
-    lanes = parts.n[-1].variable if width > 1 else None
-    registers = Local(name, stage.body.dtype, height, lanes, width)
-    u = make_axis("u", 0, height)
-    slot = index_of(u.variable)
-    at = {parts.m[-1].variable: add(index_of(first.variable), slot)}
-    left = expr.substitute_in(parts.left, at)
-    product = expr.apply(Op.MUL, (left, right), left.dtype)
-    product = expr.apply(Op.CAST, (product,), stage.body.dtype)
-    step: Statement = Set(registers, slot, combine(Op.SUM, expr.local(registers, slot), product))
-    step = Loop(u.variable, 0, (height,), (step,), "unroll")
-    for axis in reversed(parts.k):
-        step = serial_loop(axis, (step,))
-    known = {problem.accumulator: expr.local(registers, slot)}
-    items = []
-    for store in problem.stores:
-        value = expr.rebuild(store.value, known.get)
-        index = substitute(store.index, at)
-        items.append(Store(store.array, index, expr.substitute_in(value, at)))
-    clear = Set(registers, slot, identity(Op.SUM, stage.body.dtype))
-    return [
-        Loop(u.variable, 0, (height,), (clear,), "unroll"),
-        step,
-        Loop(u.variable, 0, (height,), (Stores(tuple(items)),), "unroll"),
-    ]
-
+    depth, _ = depth_of(problem.parts.k)
+    return span > FAR_BYTES and rows >= LEAST_ROWS and depth * width * 4 <= FAR_BYTES

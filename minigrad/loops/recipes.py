@@ -82,7 +82,7 @@ def elementwise(kernel: Kernel, target: Target, name: str) -> Nest:
     """All stages at once, element by element, in registers."""
     main = max(kernel.stages, key=lambda stage: len(stage.axes))
     stores = inline_stages(kernel, main.axes)
-    used = indices([s.value for s in stores], [s.index for s in stores])
+    used = indices([s.value for s in stores], [x for s in stores for x in (s.index, *s.guard)])
     merged = merge(main.axes, used)
     values = {atom: value for _, known in merged for atom, value in known.items()}
     axes = [axis for axis, _ in merged]

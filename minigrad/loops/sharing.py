@@ -19,13 +19,14 @@ Stages = list[tuple[Stage, bool]]
 def share_beginnings(stages: Stages, stored: frozenset[Array]) -> Stages:
     """What all readers of a product do with it first becomes a stage (scale and mask of scores)."""
     result = list(stages)
+    made = {stage.array for stage, _ in stages}
     for product, is_product in stages:
         if not is_product or product.array in stored or len(product.axes) != 1:
             continue
         readers = [n for n, (stage, _) in enumerate(result) if _reads(stage, product.array)]
         common: set[Expr] | None = None
         for n in readers:
-            found = _beginnings(result[n][0], product)
+            found = _beginnings(result[n][0], product, made)
             common = found if common is None else common & found
         if len(readers) < 2 or not common:
             continue
@@ -45,8 +46,11 @@ def share_beginnings(stages: Stages, stored: frozenset[Array]) -> Stages:
     return result
 
 
-def _beginnings(stage: Stage, product: Stage) -> set[Expr]:
-    """Parts of a stage, in terms of the product's column, that need only the product's element."""
+def _beginnings(stage: Stage, product: Stage, made: set[Array]) -> set[Expr]:
+    """Parts of a stage, in terms of the product's column, that need only the product's element.
+
+    They may read what was there before the kernel, but nothing else of what is `made` in it.
+    """
     own = column(stage)
     if own is None or own.extent != product.axes[0].extent:
         return set()
@@ -58,8 +62,8 @@ def _beginnings(stage: Stage, product: Stage) -> set[Expr]:
             array, position, guard = e.payload
             if array == product.array and (position != product.position or guard):
                 return set()
-            if array == product.array:
-                pure[e] = True
+            if array == product.array or array not in made:
+                pure[e] = array == product.array
         elif all(arg in pure for arg in e.args) and not (
             e.op in (Leaf.INDEX, Leaf.CONDITION) and expr.values_in(e.payload)
         ):

@@ -13,7 +13,8 @@ class Target:
 
     registers: vector registers. l1, l2: bytes of the caches of one core. l3: bytes of the cache
     that all cores share (0: stores never pass by the cache). most_lanes: elements that one vector
-    of a nest may have, over however many registers.
+    of a nest may have, over however many registers. bfloat16_dots: whether an instruction adds the
+    products of two pairs of bfloat16 to a float32 (AVX512-BF16).
     """
 
     vector_bytes: int
@@ -22,6 +23,7 @@ class Target:
     l2: int
     l3: int = 0
     most_lanes: int = 64
+    bfloat16_dots: bool = False
 
     def lanes(self, dtype: DType) -> int:
         """Elements of a register; values narrower than 4 bytes are computed in 4."""

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from minigrad.dtype import DType, dtypes
 from minigrad.graph.node import Op
-from minigrad.graph.symbolic import Integer, coefficient
+from minigrad.graph.symbolic import Integer, add, coefficient
 from minigrad.loops.nest import (
     Fold,
     Loop,
@@ -333,6 +333,8 @@ class _Emitter(IndexEmitter):
     def value(self, root: Expr) -> Value:
         """The value of an expression, each part at the outermost level where it is known."""
         root = self._expand(root)
+        if root.op is Leaf.PAIR:
+            return self._pair(root)
         for e in expr.walk(root):
             if e not in self.memo:
                 self._emit(e)
@@ -399,6 +401,8 @@ class _Emitter(IndexEmitter):
             kind = args[0].type
             text = here.call(f"llvm.fma.{values.suffix(kind)}", kind, [a.typed for a in args])
             return Value(text, e.dtype, lanes)
+        if e.op is Leaf.DOT:
+            return values.dot_of_pairs(here, *args)
         assert isinstance(e.op, Op)
         return values.operation(here, e.op, args, e.dtype)
 
@@ -414,7 +418,42 @@ class _Emitter(IndexEmitter):
             return values.cast(here, Value(self.scalar(x), dtypes.int64, 1), dtype)
         return values.cast(here, self.vector(x, lanes), dtype)
 
+    def _pair(self, e: Expr) -> Value:
+        """Two elements of 16 bits as one word; those of a whole vector at once if they can be."""
+        first, second = e.args
+        lanes = self.lanes_of(e)
+        array, index, guard = first.payload
+        neighbours = second.payload[1] == add(index, 1) and self.lane_stride(index) == 2
+        if lanes > 1 and neighbours and not guard and not second.payload[2] and not self.mask():
+            here = self.builder()
+            kind = vector_type("i32", lanes)
+            pointer = self.pointer(array, self.at_base(index))
+            text = here.line(f"load {kind}, ptr {pointer}, align {array.dtype.itemsize}")
+            return Value(text, e.dtype, lanes)
+        words = []
+        for load in (first, second):
+            # a load that is the same in all lanes is one scalar
+            width = self.lanes_of(load)
+            text = self._bits(load, width)
+            here = self.builder()
+            short, long = vector_type("i16", width), vector_type("i32", width)
+            if memory_type(load.dtype) != "i16":
+                stored = vector_type(memory_type(load.dtype), width)
+                text = here.line(f"bitcast {stored} {text} to {short}")
+            wide = Value(here.line(f"zext {short} {text} to {long}"), e.dtype, width)
+            words.append(values.broadcast(here, wide, lanes))
+        here = self.builder()
+        low, high = words
+        sixteen = values.literal(16, "i32", lanes)
+        shifted = here.line(f"shl {high.typed}, {sixteen}")
+        return Value(here.line(f"or {low.typed}, {shifted}"), e.dtype, lanes)
+
     def _load(self, e: Expr, lanes: int) -> Value:
+        text = self._bits(e, lanes)
+        return values.from_memory(self.builder(), text, e.payload[0].dtype, lanes)
+
+    def _bits(self, e: Expr, lanes: int) -> str:
+        """What memory holds where a LOAD looks, as a value of the memory's type."""
         array, index, guard_conditions = e.payload
         here = self.builder()
         guard = self.guard(guard_conditions)
@@ -424,8 +463,7 @@ class _Emitter(IndexEmitter):
             pointer = self.pointer(array, index)
             if guard is not None:
                 pointer = here.line(f"select i1 {guard}, ptr {pointer}, ptr @zeros")
-            text = here.line(f"load {kind}, ptr {pointer}, align {size}")
-            return values.from_memory(here, text, array.dtype, 1)
+            return here.line(f"load {kind}, ptr {pointer}, align {size}")
         mask = self.both(self.mask(), guard, lanes)
         if self.lane_stride(index) == 1:
             pointer = self.pointer(array, self.at_base(index))
@@ -450,7 +488,7 @@ class _Emitter(IndexEmitter):
                 f"call {kind} @{name}(<{lanes} x ptr> {pointers}, i32 {size}, "
                 f"<{lanes} x i1> {mask or 'splat (i1 true)'}, {kind} zeroinitializer)"
             )
-        return values.from_memory(here, text, array.dtype, lanes)
+        return text
 
 
 def _is_number(text: str) -> bool:

@@ -57,9 +57,14 @@ class IndexEmitter(levels.Levels[Level, str]):
         return f"{stem}_{count}" if count else stem
 
     def number(self, stem: str) -> str:
-        """stem0, stem1, …"""
-        self._names[f"{stem}#"] = self._names.get(f"{stem}#", -1) + 1
-        return f"{stem}{self._names[f'{stem}#']}"
+        """The next of stem0, stem1, … that nothing else is called."""
+        while True:
+            count = self._names.get(f"{stem}#", 0)
+            self._names[f"{stem}#"] = count + 1
+            name = f"{stem}{count}"
+            if name not in self._names:  # a loop variable may be called so
+                self._names[name] = 1
+                return name
 
     def line(self, text: str) -> None:
         """Add a line to the innermost level."""

@@ -22,9 +22,13 @@ from minigrad.schedule.contraction import Contraction, contraction_of
 from minigrad.schedule.expr import Array, Expr, Leaf
 from minigrad.schedule.stage import Stage, index_of, make_axis
 
-DEPTH = 256  # multiply-adds an element up to which recomputing beats a round trip to memory
+# Multiply-adds an element up to which a product is computed where it is read: where that is one
+# kernel; in several, if otherwise some stage would read it from memory to wait for its statistics;
+# and in several at all.
+DEPTH, DEPTH_WITH_STATISTICS, DEPTH_AGAIN = 256, 128, 64
 LEAST = 8  # rows and columns below which blocks do not pay
 SMALLEST = 1 << 14  # elements of a value that may as well lie in a cache
+LARGE = 1 << 24  # elements of a value that had better stay out of memory
 SERIAL = 1 << 16  # elements of a value that one thread may compute
 PARALLEL = 256  # rows that keep every thread busy, block by block
 LONGEST = 1 << 16  # elements of a row of which a block still fits the last cache
@@ -65,40 +69,28 @@ class Chains:
         fixed = frozenset(slots) | _addressing(self.stages) | _exchanged(self.stages)
         self.members: dict[Array, Stage] = {}
         self.sinks: dict[Array, Sink] = {}
+        self._copies: dict[tuple[Array, Order], tuple[Stage, list[tuple[Array, Order]]]] = {}
         for stage in self.stages if look else ():
             if stage.array not in fixed and _may_belong(stage, self.members):
                 self.members[stage.array] = stage
         if not self.members:
             return
         self._add_feeders(fixed)
-        while bad := self._unreadable(fixed):
-            for array in bad:
+        while bad := self._unreadable(fixed) or self._too_deep():
+            for array in bad | self._without_product(bad):
                 del self.members[array]
         self._lay_out()
 
     def _add_feeders(self, fixed: frozenset[Array]) -> None:
         """Elementwise values that only chains read belong to them (the random bits of dropout)."""
-        outside: set[Array] = set()
+        sizes = {member.size for member in self.members.values()}
+        inside, outside = set[Array](), set[Array]()  # what members and what others read
         for stage in reversed(self.stages):
+            feeds = stage.op is None and stage.array in inside - outside - fixed
+            if feeds and stage.size in sizes and _plain(stage):
+                self.members.setdefault(stage.array, stage)
             read = {load.payload[0] for load in expr.loads(*stage.exprs())}
-            large = stage.op is None and any(
-                member.size == stage.size for member in self.members.values()
-            )
-            if stage.array in self.members:
-                continue
-            if not large or stage.array in fixed or stage.array in outside or not _plain(stage):
-                outside |= read
-            elif self._is_read(stage.array):
-                self.members[stage.array] = stage
-            else:
-                outside |= read
-
-    def _is_read(self, array: Array) -> bool:
-        return any(
-            load.payload[0] == array
-            for member in self.members.values()
-            for load in expr.loads(member.body)
-        )
+            (inside if stage.array in self.members else outside).update(read)
 
     def _reads(self, stage: Stage) -> list[Expr]:
         return [e for e in expr.loads(*stage.exprs()) if e.payload[0] in self.members]
@@ -119,6 +111,66 @@ class Chains:
                 return {load.payload[0] for load in reads}
             self.sinks[stage.array] = sink
         return set()
+
+    def _without_product(self, removed: set[Array]) -> set[Array]:
+        """Members that would be left without a product below them or beside them."""
+        kept: set[Array] = set()
+        rest = self.members.keys() - removed
+        order = [stage for stage in self.stages if stage.array in rest]
+        for stage in order:
+            read = {load.payload[0] for load in self._reads(stage)}
+            if stage.op is not None or read & kept:
+                kept.add(stage.array)
+        for stage in reversed(order):
+            if stage.array in kept:
+                kept |= {load.payload[0] for load in self._reads(stage)}
+        return rest - kept
+
+    def _too_deep(self) -> set[Array]:
+        """Products that are better stored: at most an epilogue follows, or they are dear to repeat.
+        """
+        orders: dict[Array, set[Order]] = {}
+        for sink in self.sinks.values():
+            for array, order in self._all_reads(sink.reads):
+                orders.setdefault(array, set()).add(order)
+        bad = set()
+        for array, found in orders.items():
+            member = self.members[array]
+            parts = contraction_of(member)
+            if parts is None:
+                continue
+            depth = numel([axis.extent for axis in parts.k])
+            statistics, feedback = self._statistics(array)
+            if not statistics and member.size < LARGE:
+                bad.add(array)
+            elif len(found) > 1 and depth > (DEPTH_WITH_STATISTICS if feedback else DEPTH_AGAIN):
+                bad.add(array)
+        return bad
+
+    def _all_reads(self, reads: Iterable[tuple[Array, Order]]) -> list[tuple[Array, Order]]:
+        """These members, and all that they are computed from, each in the order it needs."""
+        found = dict.fromkeys(reads)
+        stack = list(found)
+        while stack:
+            array, order = stack.pop()
+            for below in self._orders_below(self.members[array], order):
+                if below not in found:
+                    found[below] = None
+                    stack.append(below)
+        return list(found)
+
+    def _statistics(self, array: Array) -> tuple[bool, bool]:
+        """Whether statistics of rows come from `array`, and whether a member then needs them."""
+        reached, statistics = {array}, set[Array]()
+        for stage in self.stages:
+            read = {load.payload[0] for load in expr.loads(*stage.exprs())}
+            if stage.array in self.members and read & reached:
+                if read & statistics:
+                    return True, True
+                reached.add(stage.array)
+            elif read & (reached | statistics) and contraction_of(stage) is None:
+                statistics.add(stage.array)
+        return bool(statistics), False
 
     def _sink(self, stage: Stage, reads: Sequence[Expr], fixed: bool) -> Sink | None:
         """How a stage that is in no chain reads chains by rows, or None."""
@@ -213,9 +265,8 @@ class Chains:
                 key = (array, order)
                 if key not in known:
                     name = f"{array.name}_{mark}_{len(known)}"
-                    own = relayout(member, order, Array(name, array.dtype, array.size))
-                    below = self._orders_below(member, order)
-                    own = copied(own, below)
+                    own, below = self._laid_out(array, order)
+                    own = copied(replace(own, array=Array(name, array.dtype, array.size)), below)
                     known[key] = own.array
                     made.append(own)
                 moved[array], names[array] = (member, order), known[key]
@@ -223,6 +274,15 @@ class Chains:
 
         made.append(copied(sink.stage, sink.reads))
         return made, known
+
+    def _laid_out(self, array: Array, order: Order) -> tuple[Stage, list[tuple[Array, Order]]]:
+        """A member with its axes in an order, and what it then reads."""
+        known = self._copies.get((array, order))
+        if known is None:
+            member = self.members[array]
+            below = self._orders_below(member, order)
+            known = self._copies[array, order] = relayout(member, order, array), below
+        return known
 
     def _orders_below(self, member: Stage, order: Order) -> list[tuple[Array, Order]]:
         variables = [member.axes[n].variable for n in order]

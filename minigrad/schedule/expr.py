@@ -36,6 +36,8 @@ class Leaf(Enum):
     CONDITION = "condition"  # (Affine) whether it is ≥ 0
     LOCAL = "local"  # (Local, slot) a register of the loop nest
     FMA = "fma"  # not a leaf: args (a, b, c), a·b + c rounded once and never split or merged
+    PAIR = "pair"  # no leaf either: args two LOADs of 16 bits, their bits as one uint32, first low
+    DOT = "dot"  # args (a, b, c): two PAIRs of bfloat16 and a float32, a₀·b₀ + a₁·b₁ + c
 
 
 @dataclass(frozen=True)
@@ -158,6 +160,10 @@ def apply(op: Op | Leaf, args: tuple[Expr, ...], dtype: DType) -> Expr:
             return args[1]
     if op is Op.CAST and args[0].dtype is dtype:
         return args[0]
+    if op is Op.AND and dtype.is_bool:
+        for one, other in (args, args[::-1]):
+            if one.op is Op.CONST:
+                return other if one.payload else one
     return _make(op, dtype, args, None, None)
 
 

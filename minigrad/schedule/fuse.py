@@ -173,6 +173,8 @@ def _shared_rows(target: Group, own: Group, stage: Stage, produces: bool) -> fro
         return frozenset()
     if best < min(max(target.rows), FEW_ROWS) and work > SMALL:  # it would no longer be parallel
         return frozenset()
+    if best < min(max(own.rows), FEW_ROWS) and stage.iterations > SMALL:  # nor would the stage be
+        return frozenset()
     if max(target.largest, stage.size) > ROW_LIMIT * best:
         return frozenset()
     if work > TINY and not _agrees(target, stage, best):

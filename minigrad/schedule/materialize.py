@@ -152,6 +152,17 @@ def contraction_operands(node: Node) -> tuple[Node, ...]:
     return (left, right) if only_left > 1 and only_right > 1 else ()
 
 
+def is_product(node: Node) -> bool:
+    """Whether a SUM is of products one of whose factors is the same along a kept axis."""
+    product = node.src[0]
+    while product.op is Op.CAST:
+        product = product.src[0]
+    if product.op is not Op.MUL:
+        return False
+    kept = [a for a, extent in enumerate(product.shape) if extent != 1 and a not in node.arg]
+    return any(not uses[a] for uses in map(_depends, product.src) for a in kept)
+
+
 def _depends(node: Node) -> list[bool]:
     """For each axis, whether the value changes along it (False where it is expanded)."""
     order = list(range(node.ndim))

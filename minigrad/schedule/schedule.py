@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from minigrad.graph import build as graph_build
@@ -24,7 +24,8 @@ from minigrad.schedule import expr
 from minigrad.schedule.blocks import Chains
 from minigrad.schedule.expr import Array
 from minigrad.schedule.fuse import Group, aligned, group, reaches
-from minigrad.schedule.materialize import MEMORY_COST, Materialized, choose
+from minigrad.schedule.materialize import MEMORY_COST, Materialized, choose, is_product
+from minigrad.schedule.partial import part_written
 from minigrad.schedule.sort import expand
 from minigrad.schedule.stage import Stage, Stages
 
@@ -89,6 +90,8 @@ def _distinct_roots(roots: Sequence[Node]) -> list[Node]:
 
 FEW_ROWS = 64
 LONG = 1 << 15
+FEW_COLUMNS = 1 << 14
+MANY = 1 << 18  # elements that are worth another kernel
 
 
 def split_reductions(roots: Sequence[Node]) -> list[Node]:
@@ -105,7 +108,8 @@ def split_reductions(roots: Sequence[Node]) -> list[Node]:
 
 def _split(node: Node) -> Node:
     x = node.src[0]
-    if numel(node.shape) >= FEW_ROWS or numel(x.shape) < LONG * max(numel(node.shape), 1):
+    few = numel(node.shape) < FEW_ROWS and numel(x.shape) >= LONG * max(numel(node.shape), 1)
+    if not (few or _sums_columns(node)):
         return node
     plain = [a for a in node.arg if isinstance(x.shape[a], int)]
     if not plain:
@@ -126,6 +130,19 @@ def _split(node: Node) -> Node:
     first = graph_build.reduce(node.op, graph_build.reshape(x, shape), inner)
     second = graph_build.reduce(node.op, first, [axis])
     return graph_build.reshape(second, node.shape)
+
+
+def _sums_columns(node: Node) -> bool:
+    """Whether a reduction is of long columns, too few of them to be shared among threads.
+
+    Products that are contractions have recipes of their own.
+    """
+    x, first, last = node.src[0], min(node.arg), max(node.arg)
+    before, behind = numel(node.shape[:first]), numel(node.shape[last:])
+    depth = numel(x.shape) // max(numel(node.shape), 1)
+    if before >= FEW_ROWS or not 1 < behind <= FEW_COLUMNS or before * depth < 8 * FEW_ROWS:
+        return False
+    return numel(x.shape) >= MANY and not is_product(node)
 
 
 class _Plan:
@@ -171,8 +188,9 @@ class _Plan:
         nodes = [node for node in self.kept.nodes if numel(node.shape)]
         self.stages = self._needed({node: stages.of(node, self.arrays) for node in nodes})
         self.late = frozenset(self.arrays[node] for node in late)
+        partial = self._cut_to_parts(root for root, _ in targets)
         self.chains = Chains(self.stages.values(), self.slots, fuse and blocks)
-        self.groups = group(self.chains, fuse, self.late)
+        self.groups = group(self.chains, fuse, self.late | partial)
         self.readers: dict[Array, list[Group]] = {}
         for member in self.groups:
             for stage in member.stages:
@@ -191,6 +209,20 @@ class _Plan:
                 needed.append(node)
                 wanted |= {load.payload[0] for load in expr.loads(*stages[node].exprs())}
         return {node: stages[node] for node in reversed(needed)}
+
+    def _cut_to_parts(self, roots: Iterable[Node]) -> frozenset[Array]:
+        """Let in-place writes of a part of a buffer store that part only; gives their arrays."""
+        inputs = {slot: a for a, slot in self.slots.items() if a.name.startswith("s")}
+        found = set()
+        for root in roots:
+            array = self.arrays[root]
+            old = inputs.get(self.slots[array])
+            if root in self.stages and old is not None and old != array:
+                part = part_written(self.stages[root], old)
+                if part is not None:
+                    self.stages[root] = part
+                    found.add(array)
+        return frozenset(found)
 
     def better_recomputed(self) -> frozenset[Node]:
         """Values kept to save operations that turned out to need a round trip to memory."""

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from minigrad.tensor.loss import Loss
+from minigrad.tensor.decompositions import Decompositions
 from minigrad.tensor.modes import no_grad
 
 __all__ = ["Tensor", "no_grad"]
 
 
-class Tensor(Loss):
+class Tensor(Decompositions):
     """An array of one dtype on one device, computed when its values are needed.
 
     Operations only record what is to be done; `realize`, `numpy`, `item` and the like compile and

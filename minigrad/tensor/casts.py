@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Self
 
-from minigrad.dtype import DType, dtypes, named
+from minigrad.dtype import DType, dtypes, resolve
 from minigrad.errors import DTypeError, ShapeError
 from minigrad.graph import build
 from minigrad.graph.node import Node, Op
@@ -54,7 +54,7 @@ class Casts(Interchange):
 
     def cast(self, dtype: DType | str) -> Self:
         """Converted: floats truncate and saturate on their way to integers, NaN gives 0."""
-        wanted = named(dtype) if isinstance(dtype, str) else dtype
+        wanted = resolve(dtype)
         return self if wanted is self.dtype else self._new(build.cast(self.node, wanted))
 
     def bitcast(self, dtype: DType | str) -> Self:
@@ -63,7 +63,7 @@ class Casts(Interchange):
         Of another size it splits or joins elements of the last dimension, the lowest bits first
         (PyTorch's view(dtype) on a little-endian machine).
         """
-        wanted = named(dtype) if isinstance(dtype, str) else dtype
+        wanted = resolve(dtype)
         if wanted is self.dtype:
             return self
         if dtypes.bool in (wanted, self.dtype):

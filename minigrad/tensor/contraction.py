@@ -11,10 +11,10 @@ from minigrad.dtype import DType, dtypes, promote, sum_dtype
 from minigrad.errors import ShapeError
 from minigrad.tensor.core import Core
 from minigrad.tensor.nodes import Scalar, axes_of, same_device, show
-from minigrad.tensor.ordering import Ordering
+from minigrad.tensor.sampling import Sampling
 
 
-class Contraction(Ordering):
+class Contraction(Sampling):
     """Sums of products. Half floats are multiplied and added in float32."""
 
     __slots__ = ()
@@ -97,18 +97,22 @@ class Contraction(Ordering):
         missing = [name for name in output if name not in extents]
         if missing:
             raise ShapeError(f"einsum {equation!r}: output {missing[0]!r} is in no operand")
-        summed = [name for name in extents if name not in output]
-        order = output + summed
         dtype = promote(*(tensor.dtype for tensor in tensors))
         wide = accumulator(dtype)
-        factors = [_align(names, tensor, order).cast(wide) for names, tensor in aligned]
-        result = factors[0]
-        for factor in factors[1:]:
-            result = result * factor
-        full = [extents[name] for name in order]
-        result = result.expand(full)
-        if summed:
-            result = result.sum(tuple(range(len(output), len(order))), dtype=wide)
+        rest = [(names, tensor.cast(wide)) for names, tensor in aligned]
+        names, result = _summed(*rest.pop(0), output, rest)
+        while rest:  # two at a time: what neither the result nor a later operand names is summed
+            more, factor = _summed(*rest.pop(0), [*output, *names], rest)
+            wanted = {*output, *(name for others, _ in rest for name in others)}
+            both = [*output, *(n for n in dict.fromkeys([*names, *more]) if n not in output)]
+            both = [n for n in both if n in names or n in more]
+            kept = [n for n in both if n in wanted]
+            order = kept + [n for n in both if n not in wanted]
+            result = _align(names, result, order) * _align(more, factor, order)
+            if len(order) > len(kept):
+                result = result.sum(tuple(range(len(kept), len(order))), dtype=wide)
+            names = kept
+        result = _align(names, result, output).expand([extents[name] for name in output])
         return result.cast(dtype)
 
     # --- attention --------------------------------------------------------------------------------
@@ -158,6 +162,7 @@ class Contraction(Ordering):
 
         Computed in at least float32.
         """
+        axes_of("layernorm", axis, self.ndim)
         x = self._wide()
         away = x - x.mean(axis, True)
         variance = (away * away).mean(axis, True)
@@ -240,6 +245,17 @@ def _parse_einsum(equation: str, ndims: Sequence[int]) -> tuple[list[list[str]],
         once = sorted(c for c in set(left) if c in string.ascii_letters and left.count(c) == 1)
         output = all_dots + once
     return inputs, output
+
+
+def _summed(
+    names: list[str], tensor: Any, wanted: Sequence[str], others: Sequence[tuple[list[str], Any]]
+) -> tuple[list[str], Any]:
+    """An operand, summed over what neither the result nor another operand names."""
+    used = {*wanted, *(name for more, _ in others for name in more)}
+    axes = tuple(axis for axis, name in enumerate(names) if name not in used)
+    if not axes:
+        return names, tensor
+    return [n for n in names if n in used], tensor.sum(axes, dtype=tensor.dtype)
 
 
 def _without_repeats(names: list[str], tensor: Any) -> tuple[list[str], Any]:

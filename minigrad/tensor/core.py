@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Self
 
 from minigrad.device import Buffer, Device
-from minigrad.dtype import DType, named
+from minigrad.dtype import DType, resolve
 from minigrad.errors import GradientError, ShapeError
 from minigrad.graph import build
 from minigrad.graph.gradient import gradient as node_gradient
@@ -72,7 +72,7 @@ class Core(Holder, metaclass=_TensorType):
         A bound `Variable` gives a 0-d int32 tensor of what it is bound to. Python ints give int32
         and floats float32; arrays keep their dtype unless `dtype` is given.
         """
-        wanted = named(dtype) if isinstance(dtype, str) else dtype
+        wanted = None if dtype is None else resolve(dtype)
         is_new = False
         if isinstance(data, Core):
             node = data.node if device is None else build.copy(data.node, Device.canonical(device))
@@ -367,6 +367,8 @@ class Core(Holder, metaclass=_TensorType):
         A target may be any tensor that self was computed from. Raises GradientError for one that
         self does not depend on.
         """
+        if not targets:
+            raise TypeError("gradient(): expected the tensors by which to differentiate")
         seed = self._seed(gradient)
         nodes, back = history.expand([self.node, *(target.node for target in targets)])
         found = node_gradient(nodes[:1], [seed], nodes[1:])

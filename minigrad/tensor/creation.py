@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from typing import Any, Self
 
 from minigrad.device import Device
-from minigrad.dtype import DType, dtypes, named
-from minigrad.errors import ShapeError
+from minigrad.dtype import DType, dtypes, resolve
+from minigrad.errors import DTypeError, ShapeError
 from minigrad.graph import build
 from minigrad.graph.node import Node, Op, Shape
 from minigrad.graph.symbolic import Affine, Integer, low
@@ -18,7 +18,7 @@ from minigrad.tensor.reduce import Reduce
 
 
 def _dtype(given: DType | str | None, default: DType) -> DType:
-    return default if given is None else named(given) if isinstance(given, str) else given
+    return default if given is None else resolve(given)
 
 
 def _of_scalar(*values: Any) -> DType:
@@ -26,6 +26,14 @@ def _of_scalar(*values: Any) -> DType:
     if kinds == {bool}:
         return dtypes.bool
     return dtypes.default_float if float in kinds else dtypes.default_int
+
+
+def _check_numbers(name: str, *values: Any) -> None:
+    for value in values:
+        if not isinstance(value, (bool, int, float, Affine)):
+            raise TypeError(
+                f"{name} with {value!r}, a {type(value).__name__}; expected a Python number"
+            )
 
 
 def checked_shape(name: str, given: tuple[Any, ...]) -> Shape:
@@ -60,6 +68,7 @@ class Creation(Reduce):
     ) -> Self:  # fmt: skip
         """Every element is fill_value, whose type chooses the dtype."""
         extents = checked_shape("full", (shape,) if isinstance(shape, (int, Affine)) else (*shape,))
+        _check_numbers("full", fill_value)
         wanted = _dtype(dtype, _of_scalar(fill_value))
         where = Device.canonical(device or Device.DEFAULT)
         return cls._made(build.const(fill_value, wanted, extents, where), requires_grad)
@@ -109,6 +118,7 @@ class Creation(Reduce):
     ) -> Self:  # fmt: skip
         """start, start + step, … before stop; int32 of ints. One argument is the stop."""
         begin, end = (0, start) if stop is None else (start, stop)
+        _check_numbers("arange", begin, end, step)
         where = Device.canonical(device or Device.DEFAULT)
         if step == 0:
             raise ValueError("arange with step 0: expected a step that is not 0")
@@ -155,6 +165,7 @@ class Creation(Reduce):
     def eye(cls, n: int, m: int | None = None, *, dtype: DType | str | None = None,
             device: str | None = None, requires_grad: bool | None = None) -> Self:  # fmt: skip
         """The identity matrix (n × n, or n × m), float32 unless dtype is given."""
+        checked_shape("eye", (n, n if m is None else m))
         rows = cls.arange(n, device=device)
         columns = cls.arange(n if m is None else m, device=device)
         same = rows.unsqueeze(1).eq(columns)
@@ -177,6 +188,13 @@ class Creation(Reduce):
 
     def one_hot(self, num_classes: int) -> Self:
         """int32: 1 at the class of each element, in a new last dimension; 0 where out of range."""
+        if self.dtype.is_float or not isinstance(num_classes, (int, Affine)) or (
+            low(num_classes) < 0
+        ):
+            raise DTypeError(
+                f"one_hot({num_classes}) of a {self.dtype.name} tensor; expected integers and a "
+                "number of classes ≥ 0"
+            )
         classes = self.arange(num_classes, device=self.device)
         return self.unsqueeze(-1).eq(classes).cast(dtypes.default_int)
 

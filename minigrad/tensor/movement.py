@@ -44,6 +44,8 @@ class Movement(Activations):
 
     def _completed(self, shape: tuple[Any, ...]) -> Shape:
         """A shape with −1 and None replaced."""
+        if not all(e is None or isinstance(e, (int, Affine)) for e in shape):
+            raise TypeError(f"reshape to {show(shape)}: expected ints, None or one −1")
         kept = [self.shape[i] if e is None else e for i, e in enumerate(shape)]
         if kept.count(-1) > 1 or any(isinstance(e, int) and e < -1 for e in kept):
             raise ShapeError(f"reshape to {show(kept)}: expected extents ≥ 0 and at most one −1")
@@ -321,6 +323,8 @@ class Movement(Activations):
 
     def repeat_interleave(self, repeats: int, dim: int | None = None) -> Self:
         """Each element repeated; without `dim` those of the flat tensor."""
+        if not isinstance(repeats, int) or repeats < 0:
+            raise ShapeError(f"repeat_interleave({repeats!r}): expected an int ≥ 0")
         if dim is None:
             return self.flatten().repeat_interleave(repeats, 0)
         axis = axis_of("repeat_interleave", dim, self.ndim)
@@ -374,7 +378,10 @@ class Movement(Activations):
         axis = axis_of("chunk", dim, self.ndim)
         extent = self.shape[axis]
         if isinstance(extent, Affine) or chunks <= 0:
-            raise ShapeError(f"chunk({chunks}) along dimension {axis} of {show(self.shape)}")
+            raise ShapeError(
+                f"chunk({chunks}) along dimension {axis} of {show(self.shape)}; expected a number "
+                "of chunks ≥ 1 and a dimension of known extent"
+            )
         return self.split(max(-(-extent // chunks), 1), axis)
 
     # --- diagonals and windows --------------------------------------------------------------------

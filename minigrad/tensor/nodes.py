@@ -116,6 +116,8 @@ def same_device(name: str, nodes: Sequence[Node]) -> None:
 
 def axis_of(name: str, axis: int, ndim: int) -> int:
     """An axis counted from the left; negative ones count from the right."""
+    if not isinstance(axis, int):
+        raise TypeError(f"{name}: axis {axis!r} is a {type(axis).__name__}; expected an int")
     if not -max(ndim, 1) <= axis < max(ndim, 1):
         raise ShapeError(
             f"{name}: axis {axis} of a tensor of {ndim} dimensions; expected "
@@ -128,7 +130,7 @@ def axes_of(name: str, axes: int | Sequence[int] | None, ndim: int) -> tuple[int
     """Axes counted from the left; None means all of them."""
     if axes is None:
         return tuple(range(ndim))
-    given = (axes,) if isinstance(axes, int) else tuple(axes)
+    given = tuple(axes) if isinstance(axes, (tuple, list)) else (axes,)
     found = tuple(axis_of(name, axis, ndim) for axis in given)
     if len(set(found)) != len(found):
         raise ShapeError(f"{name}: axes {given} name an axis twice")

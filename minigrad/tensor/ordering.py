@@ -79,10 +79,10 @@ class Ordering(Running):
         """
         place = axis_of("topk", axis if dim is None else dim, self.ndim)
         extent = self.shape[place] if self.ndim else 1
-        if isinstance(extent, Affine) or not 0 <= k <= extent:
+        if isinstance(extent, Affine) or not isinstance(k, int) or not 0 <= k <= extent:
             raise ShapeError(
-                f"topk({k}) along dimension {place} of shape {show(self.shape)}; expected a k of "
-                f"0 … {extent}"
+                f"topk({k}) along dimension {place} of shape {show(self.shape)}; expected an "
+                f"int of 0 … {extent}"
             )
         if not self.ndim:
             return (self, self._order("topk", 0, largest)[1]) if k else (

@@ -14,7 +14,7 @@ import threading
 from typing import Any, Self
 
 from minigrad.device import Device
-from minigrad.dtype import DType, dtypes, named
+from minigrad.dtype import DType, dtypes, resolve
 from minigrad.errors import DTypeError, ShapeError
 from minigrad.graph import build
 from minigrad.graph.node import Node, Op
@@ -136,7 +136,7 @@ def _times(x: Node, factor: float) -> Node:
 
 
 def _named(dtype: DType | str | None, default: DType) -> DType:
-    return default if dtype is None else named(dtype) if isinstance(dtype, str) else dtype
+    return default if dtype is None else resolve(dtype)
 
 
 class Random(Creation):

@@ -102,6 +102,7 @@ class Reduce(Rearrange):
     def mean(self, axis: Axes = None, keepdim: bool = False, *, dim: Axes = None) -> Self:
         """Mean; of integers in float32."""
         axis = dim if axis is None else axis
+        axes_of("mean", axis, self.ndim)
         x = self._wide()
         return (x.sum(axis, keepdim) / x._count(axis, x.dtype)).cast(self._float_dtype())
 
@@ -110,6 +111,7 @@ class Reduce(Rearrange):
     ) -> Self:
         """Variance: squared distances from the mean over n − correction (PyTorch's default 1)."""
         axis = dim if axis is None else axis
+        axes_of("var", axis, self.ndim)
         x = self._wide()
         away = x - x.mean(axis, True)
         count = (x._count(axis, x.dtype) - correction).maximum(0)
@@ -186,6 +188,7 @@ class Reduce(Rearrange):
         x = (self if dtype is None else self.cast(dtype))._wide()
         if not self.ndim:
             return (x * 0 + 1).cast(dtype or self._float_dtype())
+        axis_of("softmax", axis, self.ndim)
         powers = x._shifted(axis).exp()
         # one division a row: Σ lies in 1 … n, where its reciprocal is exact to half an ulp
         shares = powers * powers.sum(axis, True).reciprocal()
@@ -208,6 +211,7 @@ class Reduce(Rearrange):
 
     def normalize(self, p: Scalar = 2.0, axis: int = 1, eps: Scalar = 1e-12) -> Self:
         """self over its p-norm along an axis, which counts as at least eps."""
+        axis_of("normalize", axis, self.ndim)
         norm = (
             self.square().sum(axis, True).sqrt() if p == 2
             else (self.abs() ** p).sum(axis, True) ** (1 / p)

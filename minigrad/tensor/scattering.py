@@ -7,7 +7,7 @@ from typing import Any, Self
 from minigrad.dtype import dtypes
 from minigrad.errors import DTypeError, ShapeError
 from minigrad.graph import build, scans
-from minigrad.graph.node import Op, Shape
+from minigrad.graph.node import Op
 from minigrad.graph.symbolic import low, sub
 from minigrad.tensor.core import Core
 from minigrad.tensor.indexing import Indexing
@@ -26,14 +26,15 @@ class Scattering(Indexing):
 
         index may be smaller than self in other dimensions. An index out of range reads 0.
         """
-        axis, source, places = self._addressed("gather", dim, index, index.shape)
+        axis, source, places = self._addressed("gather", dim, index)
         return self._new(build.gather(source.node, places.node, axis))
 
-    def _addressed(
-        self, name: str, dim: int, index: Core, shape: Shape
-    ) -> tuple[int, Self, Self]:
-        """Axis, self cut to the extents of `shape` in other dimensions, and the index."""
+    def _addressed(self, name: str, dim: int, index: Core) -> tuple[int, Self, Self]:
+        """Axis, self cut to the index's extents in other dimensions, and the index."""
         axis = axis_of(name, dim, self.ndim)
+        if not isinstance(index, Core):
+            raise TypeError(f"{name}: the index is a {type(index).__name__}, expected a tensor")
+        shape = index.shape
         if not index.dtype.is_int:
             raise DTypeError(f"{name}: the index is {index.dtype.name}, expected an integer dtype")
         fits = len(shape) == self.ndim and all(
@@ -119,7 +120,7 @@ class Scattering(Indexing):
         self, name: str, dim: int, index: Core, src: Any
     ) -> tuple[int, Self, Self, Self]:
         """Axis, the part of self that is written to, the places, and what goes there."""
-        axis, part, places = self._addressed(name, dim, index, index.shape)
+        axis, part, places = self._addressed(name, dim, index)
         values = self._operand(src).cast(self.dtype)
         if isinstance(src, (bool, int, float)):
             return axis, part, places, values._broadcast_to(index.shape)

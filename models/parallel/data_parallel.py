@@ -39,6 +39,7 @@ class DataParallel:
         """Give every copy the weights and statistics of rank 0."""
         unique = {id(t): t for t in nn.state.get_state_dict(self.model).values()}
         tensors = list(unique.values())
+        Tensor.realize(*tensors)  # random weights are those that one device draws from this seed
         with Tensor.no_grad():
             for part in _by_dtype(tensors):
                 nodes = together("broadcast", [t.node for t in part], self.group)

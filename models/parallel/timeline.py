@@ -135,4 +135,5 @@ def as_text(
 
 
 if __name__ == "__main__":
-    print(as_text(read_trace(Path(sys.argv[1])), *(float(x) / 1e3 for x in sys.argv[2:4])))
+    begin, end = (float(argument) / 1e3 for argument in sys.argv[2:4])
+    print(as_text(read_trace(Path(sys.argv[1])), begin, end))

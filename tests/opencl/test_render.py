@@ -61,13 +61,13 @@ __kernel void rows(__global const float *a0, __global float *a1) {
     const int r0 = get_global_id(0);
     if (r0 < 40) {
         sum0 = -INFINITY;
-        for (int k0 = 0; k0 < 9; k0++) {
-            sum0 = larger_float(sum0, a0[k0 + 9 * r0]);
+        for (int c0 = 0; c0 < 9; c0++) {
+            sum0 = larger_float(sum0, a0[c0 + 9 * r0]);
         }
         x0[0] = sum0;
         const float v0 = x0[0];
-        for (int i1 = 0; i1 < 9; i1++) {
-            a1[i1 + 9 * r0] = a0[i1 + 9 * r0] - v0;
+        for (int c1 = 0; c1 < 9; c1++) {
+            a1[c1 + 9 * r0] = a0[c1 + 9 * r0] - v0;
         }
     }
 }

@@ -20,6 +20,8 @@ SMOOTH: list[tuple[str, Callable[[float], float]]] = [
     ("{x}.cos()", lambda b: 1),
     ("{x}.sigmoid()", lambda b: 1),
     ("{x}.erf()", lambda b: 1),
+    ("{x}.atan()", lambda b: 1.6),
+    ("({x}.tanh() * 0.9).asin()", lambda b: 1.6),
     ("{x}.gelu()", lambda b: b),
     ("{x}.silu()", lambda b: b),
     ("(-{x})", lambda b: b),
@@ -117,6 +119,38 @@ def row_wise(m: Maker) -> None:
         choices.append((f"{x.name}.cumsum({axis})", x.bound * n))
     code, bound = choices[m.below(len(choices))]
     m.add(code, [x], x.shape, x.dtype, bound)
+
+
+def ordering(m: Maker) -> None:
+    """Sorted values, running extremes, the largest: exact, but no gradient near equal elements."""
+    x = m.deep()
+    axis = m.below(len(x.shape))
+    n = x.shape[axis]
+    if m.smooth or not n:
+        return
+    k = 1 + m.below(min(n, 4))
+    code, extent = [
+        (f"sort({axis})", n), (f"sort({axis}, descending=True)", n), (f"cummax({axis})", n),
+        (f"cummin({axis})", n), (f"topk({k}, {axis})", k),
+    ][m.below(5)]  # fmt: skip
+    new = (*x.shape[:axis], extent, *x.shape[axis + 1 :])
+    m.add(f"{x.name}.{code}[0]", [x], new, x.dtype, x.bound, True)
+
+
+def scattering(m: Maker) -> None:
+    """Elements combined at places that data says."""
+    x = m.deep()
+    if 0 in x.shape:
+        return
+    axis = m.below(len(x.shape))
+    i = m.leaf(x.shape, "int32", x.shape[axis])
+    n = x.shape[axis]
+    choices = [("sum", x.bound * (n + 1)), ("mean", x.bound)]
+    if not m.smooth:
+        choices += [("amax", x.bound), ("amin", x.bound)]
+    name, bound = choices[m.below(len(choices))]
+    code = f"{x.name}.scatter_reduce({axis}, {i.name}, {x.name}, {name!r})"
+    m.add(code, [x, i], x.shape, x.dtype, bound, name.startswith("a"))
 
 
 def _factors(m: Maker, size: int) -> Shape:
@@ -357,6 +391,7 @@ RULES: list[tuple[float, Callable[[Maker], None]]] = [
     (7, unary), (7, binary), (5, reduction), (3, row_wise), (6, movement), (1.5, joining),
     (2.5, product), (0.7, attention), (2.5, masking), (2, gathering), (2, integers),
     (1, integer_reduction), (1.5, to_float), (0.7, to_half), (1.2, in_place), (1, new_leaf),
+    (1, ordering), (0.7, scattering),
 ]  # fmt: skip
 
 

@@ -67,8 +67,7 @@ class Operation:
     values lie (the last one repeats). dtypes: what makes sense, the first one being tested most.
     result: the result's dtype, from the operands'. differentiable: in every float operand that
     `gradient_domains` (default: `domains`) keeps away from kinks. special: NaN and its like are
-    allowed. layouts: whether operands may be views. twice: second derivatives are checked too.
-    smooth: the plans at which there is a derivative.
+    allowed. layouts: whether operands may be views. smooth: plans at which there is a derivative.
     """
 
     name: str
@@ -81,7 +80,6 @@ class Operation:
     tolerance: Tolerance = EXACT
     differentiable: bool = False
     gradient_domains: tuple[str, ...] | None = None
-    twice: bool = True
     special: bool = True
     layouts: bool = True
     methods: tuple[str, ...] = ()

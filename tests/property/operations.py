@@ -13,6 +13,7 @@ from .table_binary import BINARY
 from .table_contraction import CONTRACTION
 from .table_creation import CREATION
 from .table_indexing import INDEXING
+from .table_linalg import LINALG
 from .table_movement import MOVEMENT
 from .table_reduce import REDUCE
 from .table_unary import UNARY
@@ -20,7 +21,7 @@ from .table_windows import WINDOWS
 
 ROWS: tuple[Operation, ...] = (
     *UNARY, *BINARY, *REDUCE, *MOVEMENT, *INDEXING, *CONTRACTION, *WINDOWS,
-    *CREATION,
+    *LINALG, *CREATION,
 )  # fmt: skip
 
 

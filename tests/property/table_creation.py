@@ -74,18 +74,26 @@ LIKE = [
     Operation("empty_like", lambda x: x.empty_like().full_like(0), np.zeros_like, FEW, **_LIKE),
     *(Operation(name, lambda x, name=name: _again(x, name), None, FEW, dtypes=FLOATS,
                 special=False, tolerance=MATH if name == "randn_like" else EXACT)
-      for name in ("rand_like", "randn_like")),
+      for name in ("rand_like", "randn_like", "randint_like")),
 ]  # fmt: skip
 
 
 def _again(x: Any, name: str) -> Any:
     Tensor.manual_seed(3)
-    return getattr(x, name)()
+    return getattr(x, name)(**({"dtype": "int32"} if name == "randint_like" else {}))
 
 
 # The numbers themselves are checked for their distribution in tests/tensor; here: each device
 # draws the same, the second draw differs from the first, and scaled ones are off by rounding only.
 NORMAL = Tolerance(ulps=8, scale=2)
+
+
+def _many(x: Any, **parameters: Any) -> Any:
+    """Seeded draws with self's values as weights."""
+    Tensor.manual_seed(11)
+    return x.multinomial(**parameters)
+
+
 _PAIR: dict[str, Any] = {"result": (lambda d: d, lambda d: d)}
 RANDOM = [
     made("rand", _seeded(lambda shape: Tensor.rand(*shape)), None, _OF_SHAPE, **_PAIR),
@@ -93,6 +101,12 @@ RANDOM = [
          **_PAIR),
     made("randint", _seeded(lambda shape: Tensor.randint(*shape, low=-3, high=11)), None,
          _OF_SHAPE, **_PAIR),
+    made("randperm", _seeded(Tensor.randperm), None, [{"n": n} for n in (0, 1, 17, 200)], **_PAIR),
+    Operation("multinomial", _many, None,
+              fixed(Plan(((9,),), {"num_samples": 9}), Plan(((5, 33),), {"num_samples": 4}),
+                    Plan(((2, 17),), {"num_samples": 40, "replacement": True})),
+              domains=("positive",), dtypes=(*FLOATS, "int32"), result=lambda d: "int32",
+              special=False),
     made("normal", _seeded(lambda shape: Tensor.normal(*shape, mean=1.0, std=2.0)), None,
          _OF_SHAPE, tolerance=NORMAL, **_PAIR),
     made("uniform", _seeded(lambda shape: Tensor.uniform(*shape, low=-2.0, high=3.0)), None,

@@ -203,7 +203,7 @@ def _scatter_plans(values: str = "any") -> Plans:
 
 
 _LOOKUP: dict[str, Any] = {**_EXACT, "domains": ("wide", "index:5")}
-_SCATTER: dict[str, Any] = {"dtypes": (*FLOATS, "int32"), "differentiable": True, "twice": False,
+_SCATTER: dict[str, Any] = {"dtypes": (*FLOATS, "int32"), "differentiable": True,
                             "special": False}  # fmt: skip
 ADDRESSED = [
     Operation("gather", lambda x, i, axis: x.gather(axis, i),
@@ -237,7 +237,7 @@ ADDRESSED = [
                 lambda *a, _reduce=reduce, **k: _reduce_along(_reduce, *a, **k),
                 with_choices(_scatter_plans("near_one" if reduce == "prod" else "distinct"),
                              [{}, {"include_self": False}]),
-                methods=("scatter_reduce",), tolerance=SUMMED, **{**_SCATTER, "twice": True})
+                methods=("scatter_reduce",), tolerance=SUMMED, **_SCATTER)
       for reduce in ("sum", "prod", "mean", "amax", "amin")),
     Operation("scatter with add", lambda x, i, v, axis: x.scatter(axis, i, v, reduce="add"),
               _add_along, _scatter_plans(),

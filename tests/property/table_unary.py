@@ -97,7 +97,7 @@ FUNCTIONS = [
     row("gelu", gelu, tolerance=COMPOSED),
     row("quick_gelu", lambda x: x * sigmoid(1.702 * x), tolerance=COMPOSED),
     row("mish", lambda x: x * np.tanh(softplus(x)), tolerance=COMPOSED),
-    row("softsign", lambda x: x / (1 + np.abs(x)), "nonzero", COMPOSED, twice=False),
+    row("softsign", lambda x: x / (1 + np.abs(x)), "nonzero", COMPOSED),
     row("selu", lambda x: SELU_SCALE * np.where(x > 0, x, SELU_ALPHA * np.expm1(x)), "nonzero",
         COMPOSED),
     row("hardsigmoid", lambda x: np.clip(x / 6 + 0.5, 0, 1), "unit", COMPOSED),

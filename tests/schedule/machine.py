@@ -9,6 +9,7 @@ import ctypes
 import functools
 import random
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -45,6 +46,10 @@ MACHINES = {
     "sse2": (Target(16, 16, 1 << 15, 1 << 18, STREAMING), "x86-64", "sse2"),
     "scalar": (Target(0, 16, 1 << 15, 1 << 18), "x86-64", "sse2"),
 }
+# Machines that only some tests are about.
+SPECIAL = {
+    "avx512bf16": (replace(GOLDEN, bfloat16_dots=True), "cooperlake", "avx512bf16"),
+}
 
 
 @functools.cache
@@ -55,7 +60,7 @@ def compiler_of(machine: str) -> Compiler:
     """
     if machine == "host":
         return host_compiler()
-    _, cpu, feature = MACHINES[machine]
+    _, cpu, feature = (MACHINES | SPECIAL)[machine]
     if not host().is_x86 or feature not in host().features:
         pytest.skip(f"the host has no {feature}: code for {cpu} does not run here")
     return Compiler(cpu=cpu, features="")
@@ -63,7 +68,7 @@ def compiler_of(machine: str) -> Compiler:
 
 def target_of(machine: str) -> Target:
     """What recipes are told about one of MACHINES, or about this "host"."""
-    return host_target() if machine == "host" else MACHINES[machine][0]
+    return host_target() if machine == "host" else (MACHINES | SPECIAL)[machine][0]
 
 
 class Memory:

@@ -170,6 +170,20 @@ def column_softmax(inputs: Inputs) -> list[Node]:
 
 
 @program
+def long_columns(inputs: Inputs) -> list[Node]:
+    """Sums and maxima of wide rows of columns, some of which share their loops."""
+    x, y = inputs(3, 21, 300), inputs(3, 21, 300)
+    sums, products = total(x, 1), total(mul(x, y), 1)
+    return [add(sums, products), g.reduce(Op.MAX, y, (1,)), total(mul(x, x), 0, 1)]
+
+
+@program
+def split_columns(inputs: Inputs) -> list[Node]:
+    """So many rows that their sum is made of sums of parts of them."""
+    return [total(inputs(2100, 130), 0)]
+
+
+@program
 def layer_norm(inputs: Inputs) -> list[Node]:
     x, weight, bias = inputs(40, 72), inputs(72), inputs(72)
     centred = ew(Op.SUB, x, mean(x, 1))

@@ -380,3 +380,16 @@ def test_shorthands() -> None:
     np.testing.assert_allclose(found[1], powers / powers.sum(0), rtol=1e-6)
     np.testing.assert_array_equal(found[2], x[0] + 1)
     assert found[0].dtype == np.float32 and a.dtype is F32
+
+
+def test_a_large_product_with_a_vector_does_not_join_the_one_row_before_it() -> None:
+    """Unpacked weights: a sum of two products per row, no contraction, of 512 rows."""
+
+    def build(inputs: Inputs) -> list[Node]:
+        x, w, v = inputs(1, 1, 256), inputs(1, 512, 256), inputs(1, 512, 256)
+        normal = mul(x, ew(Op.SQRT, mean(mul(x, x), 2)))
+        wide = g.expand(normal, (1, 512, 256))
+        return [total(add(mul(wide, w), mul(wide, v)), 2)]
+
+    kernels = plan_of(build).kernels
+    assert len(kernels) == 2, "one for the row, and one that runs in parallel over 512 others"

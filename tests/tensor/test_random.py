@@ -138,6 +138,70 @@ def test_distributions(on_device, dtype):
     assert abs(np.corrcoef(x[:-1], x[1:])[0, 1]) < 0.03
 
 
+def chi_square(counts, expected):
+    """In standard deviations of the chi-square distribution, which is nearly normal here."""
+    value = ((counts - expected) ** 2 / expected).sum()
+    degrees = counts.size - 1
+    return (value - degrees) / np.sqrt(2 * degrees)
+
+
+def test_other_continuous_distributions(on_device):
+    """Every constructor's numbers, brought back to 0 … 1, or to the normal distribution."""
+    Tensor.manual_seed(22)
+    shape = (100, 200)
+    for name, bound in (
+        ("scaled_uniform", 1 / np.sqrt(20_000)),
+        ("glorot_uniform", np.sqrt(6 / 300)),
+        ("kaiming_uniform", np.sqrt(6 / (1 + 0.01**2) / 200)),
+    ):
+        x = getattr(Tensor, name)(*shape).numpy().reshape(-1)
+        assert statistic((x / bound + 1) / 2, lambda v: v) < 1.95, name
+    x = Tensor.kaiming_normal(*shape).numpy().reshape(-1)
+    assert statistic(x / np.sqrt(2 / (1 + 0.01**2) / 200), normal_cdf) < 1.95
+    like = Tensor.empty(*shape, dtype="float64")
+    assert statistic(like.rand_like().numpy().reshape(-1), lambda v: v) < 1.95
+    assert statistic(like.randn_like().numpy().reshape(-1), normal_cdf) < 1.95
+
+
+def test_draws_in_proportion(on_device):
+    """With replacement: frequencies; the categories of weight 0 never come."""
+    Tensor.manual_seed(23)
+    weights = np.array([0, 3, 1, 0, 4, 2, 0], np.float32)
+    n = 20_000
+    drawn = Tensor(weights).multinomial(n, replacement=True).numpy()
+    counts = np.bincount(drawn, minlength=7)
+    assert drawn.dtype == np.int32 and counts[weights == 0].sum() == 0
+    used = weights > 0
+    assert abs(chi_square(counts[used], n * weights[used] / 10)) < 4
+
+
+def test_draws_without_replacement(on_device):
+    """The first of each row in proportion to its weight; no category twice, zeros last."""
+    Tensor.manual_seed(24)
+    weights = np.array([3.0, 1, 0, 4, 2])
+    n = 5000
+    rows = Tensor(np.tile(weights, (n, 1))).multinomial(5).numpy()
+    assert (np.sort(rows, axis=1) == np.arange(5)).all()
+    assert (rows[:, 4] == 2).all()
+    used = weights > 0
+    counts = np.bincount(rows[:, 0], minlength=5)[used]
+    assert abs(chi_square(counts, n * weights[used] / 10)) < 4
+    second = np.bincount(rows[rows[:, 0] == 3, 1], minlength=5)[[0, 1, 4]]
+    assert abs(chi_square(second, second.sum() * np.array([3, 1, 2]) / 6)) < 4
+
+
+def test_each_order_is_as_likely(on_device):
+    Tensor.manual_seed(25)
+    orders = Tensor.stack(*(Tensor.randperm(4) for _ in range(50))).numpy()
+    assert (np.sort(orders, axis=1) == np.arange(4)).all()
+    big = Tensor.randperm(5000).numpy()
+    assert (np.sort(big) == np.arange(5000)).all()
+    # in a random order the numbers of both halves mix like uniform ones
+    assert statistic(big[:2500] / 5000, lambda v: v) < 1.95
+    assert abs(np.corrcoef(big[:-1], big[1:])[0, 1]) < 0.05
+    assert len({tuple(order) for order in orders}) > 12
+
+
 def test_half_floats_stay_below_one(on_device):
     Tensor.manual_seed(0)
     for dtype in (dtypes.float16, dtypes.bfloat16):

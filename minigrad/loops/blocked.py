@@ -1,0 +1,113 @@
+"""Contractions whose operands exceed the caches: k is cut too, and sums wait in scratch memory.
+
+    parallel over batch × groups of columns × blocks of rows:
+      sums[rows, columns] = 0
+      for each piece of k:
+        pack the block of `left`: rows × piece       (stays in the second-level cache)
+        for each panel of the columns:
+          pack the panel of `right`: piece × width
+          for each tile of rows:  sums += …
+      store the sums through the epilogue
+
+After "Anatomy of High-Performance Matrix Multiplication" (Goto, van de Geijn, 2008).
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from minigrad.graph.node import Op
+from minigrad.graph.symbolic import Atom, Integer, add, mul, numel, sub
+from minigrad.loops.build import lanes_loop, serial_loop
+from minigrad.loops.nest import Loop, Statement, Store, Stores
+from minigrad.loops.pack import pack_left, pack_right
+from minigrad.loops.target import Target
+from minigrad.loops.tiles import Block, Problem, tiles
+from minigrad.schedule import expr
+from minigrad.schedule.expr import Array
+from minigrad.schedule.stage import Axis, identity, index_of, make_axis
+
+
+def cut_depth(problem: Problem, piece: int) -> tuple[int, int]:
+    """The axis of k that is cut, and how much of it makes `piece` elements of k or less."""
+    axes = problem.parts.k
+    inner = 1
+    for place in range(len(axes) - 1, -1, -1):
+        extent = numel([axes[place].extent])
+        if inner * extent > piece or place == 0:
+            parts = -(-extent // max(piece // inner, 1))
+            return place, -(-extent // parts)
+        inner *= extent
+    raise AssertionError("a contraction has an axis of k")
+
+
+def blocked(
+    problem: Problem,
+    target: Target,
+    block: Block,
+    columns: tuple[Integer, int],
+    width: int,
+    piece: int,
+    lane: Atom,
+) -> list[Statement]:
+    """The work of one parallel iteration; columns: the first of them, and how many."""
+    start, count = columns
+    parts, dtype = problem.parts, problem.stage.body.dtype
+    row, column = parts.m[-1], parts.n[-1]
+    stops = (add(start, count), column.extent)
+    sums = Array("sums", dtype, block.rows * count, "scratch")
+    inside = mul(sub(index_of(row.variable), block.start), count)
+    place = add(inside, sub(index_of(column.variable), start))
+
+    cut, length = cut_depth(problem, piece)
+    axis = parts.k[cut]
+    assert isinstance(axis.extent, int)
+    number = make_axis("kb", 0, -(-axis.extent // length))
+    within = make_axis("kk", 0, length)
+    before = mul(index_of(number.variable), length)
+    at: dict[Atom, Integer] = {axis.variable: add(before, index_of(within.variable))}
+    part = replace(
+        problem,
+        parts=replace(
+            parts,
+            left=expr.substitute_in(parts.left, at),
+            right=expr.substitute_in(parts.right, at),
+            k=(within, *parts.k[cut + 1 :]),
+        ),
+        stores=(Store(sums, place, problem.accumulator),),
+        initial=expr.load(sums, place),
+        ends=() if axis.extent % length == 0 else (sub(axis.extent, before),),
+    )
+    copy_left, left = pack_left(part, block, target.lanes(dtype))
+    copy_right, right = pack_right(part, width, lane)
+    panel = (copy_right, *tiles(part, left, right, block, width))
+    body: tuple[Statement, ...] = (
+        copy_left,
+        lanes_loop(column, width, panel, start, stops, lane),
+    )
+    body = (serial_loop(number, body),)
+    for outer in reversed(parts.k[:cut]):
+        body = (serial_loop(outer, body),)
+    return [
+        _for_each(row, block, column, start, stops, width,
+                  Store(sums, place, identity(Op.SUM, dtype))),
+        *body,
+        _for_each(row, block, column, start, stops, width, _epilogue(problem, sums, place)),
+    ]  # fmt: skip
+
+
+def _epilogue(problem: Problem, sums: Array, place: Integer) -> Statement:
+    known = {problem.accumulator: expr.load(sums, place)}
+    return Stores(
+        tuple(replace(s, value=expr.rebuild(s.value, known.get)) for s in problem.stores)
+    )
+
+
+def _for_each(
+    row: Axis, block: Block, column: Axis, start: Integer, stops: tuple[Integer, ...],
+    width: int, body: Statement,
+) -> Statement:  # fmt: skip
+    """A statement for each element of the block."""
+    vector = lanes_loop(column, width, (body,), start, stops)
+    ends = (add(block.start, block.rows), row.extent)
+    return Loop(row.variable, block.start, ends, (vector,))

@@ -1,0 +1,105 @@
+"""Writes to a part of a buffer: `cache[:, p:p+1] = k` stores the part only.
+
+Such a write is a whole new value, `where(inside, new, old)`, that takes the old one's place. Where
+the condition says nothing but between which places the indices lie, the stage is cut down to them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from minigrad.graph.node import Op
+from minigrad.graph.symbolic import (
+    Affine,
+    Atom,
+    Integer,
+    add,
+    coefficient,
+    mul,
+    proven_nonnegative,
+    sub,
+    substitute,
+)
+from minigrad.schedule import expr
+from minigrad.schedule.expr import Array, Expr, Leaf
+from minigrad.schedule.stage import Axis, Stage, index_of, make_axis
+
+
+def part_written(stage: Stage, old: Array) -> Stage | None:
+    """The stage without the elements that keep what they have; None where all may change.
+
+    `old`: the array whose memory the stage's array takes.
+    """
+    body = stage.body
+    if stage.op is not None or body.op is not Op.WHERE:
+        return None
+    test, new, kept = body.args
+    conditions = _conditions(test)
+    if conditions is None or kept is not expr.load(old, stage.position):
+        return None
+    loops = {axis.variable for axis in stage.axes}
+    axes: list[Axis] = []
+    values: dict[Atom, Integer] = {}
+    cut = False
+    for axis in stage.axes:
+        first, stop = _range(axis, conditions, loops)
+        if (first, stop) == (0, axis.extent):
+            axes.append(axis)
+            continue
+        cut = True
+        extent = sub(stop, first)
+        if extent == 1:
+            values[axis.variable] = first
+            continue
+        short = make_axis("part", len(axes), extent)
+        values[axis.variable] = add(first, index_of(short.variable))
+        axes.append(short)
+    if not cut:
+        return None
+    return replace(
+        stage,
+        axes=tuple(axes),
+        body=expr.substitute_in(new, values),
+        position=substitute(stage.position, values),
+        guard=expr.restrict((), [substitute(c, values) for c in conditions]),
+    )
+
+
+def _conditions(test: Expr) -> list[Affine] | None:
+    """What must be ≥ 0 for a test to hold, None where that is not all it asks."""
+    found: list[Affine] = []
+    stack = [test]
+    while stack:
+        e = stack.pop()
+        if e.op is Leaf.CONDITION:
+            found.append(e.payload)
+        elif e.op is Op.AND:
+            stack.extend(e.args)
+        elif e.op is Op.WHERE and e.args[2].op is Op.CONST and not e.args[2].payload:
+            stack.extend(e.args[:2])
+        elif not (e.op is Op.CONST and e.payload):
+            return None
+    return found
+
+
+def _range(
+    axis: Axis, conditions: list[Affine], loops: set[Atom]
+) -> tuple[Integer, Integer]:
+    """Where an axis starts and stops by the conditions on it and the user's symbols alone."""
+    first: Integer = 0
+    stop = axis.extent
+    for c in conditions:
+        along = coefficient(c, axis.variable)
+        if along not in (1, -1):
+            continue
+        rest = sub(c, mul(index_of(axis.variable), along))
+        if not isinstance(rest, int) and any(
+            atom.kind != "var" or atom in loops for atom, _ in rest.terms
+        ):
+            continue
+        if along == 1 and first == 0 and proven_nonnegative(sub(0, rest)):  # i + rest ≥ 0
+            first = sub(0, rest)
+        over = sub(sub(axis.extent, 1), rest)
+        if along == -1 and stop == axis.extent and proven_nonnegative(over):  # rest − i ≥ 0
+            stop = add(rest, 1)
+    return first, stop

@@ -1,0 +1,118 @@
+"""Mixtures of experts: sparse equals dense, nothing is dropped, routers are kept fair."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from minigrad import Tensor, nn
+from minigrad.models.decode import Decoder
+from minigrad.models.gpt import GPT, GPTConfig
+from minigrad.models.moe import MoE, auxiliary_loss, recording
+from minigrad.models.moe_commands import main, show_loads
+from minigrad.models.sizing import parameters
+
+# tokens, dim, hidden, experts, active, gated; the last but two with blocks of one row each
+CASES = [
+    (50, 16, 24, 4, 2, False), (70, 8, 12, 8, 2, True), (2, 16, 24, 8, 2, True),
+    (1, 16, 24, 8, 1, False), (7, 8, 8, 1, 1, False), (9, 8, 8, 3, 3, True),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("tokens", "dim", "hidden", "experts", "active", "gated"), CASES)
+def test_sparse_equals_dense(
+    tokens: int, dim: int, hidden: int, experts: int, active: int, gated: bool, on_device: str
+) -> None:
+    Tensor.manual_seed(1)
+    model = MoE(dim, hidden, experts, active, gated)
+    x, weights = (Tensor.randn(tokens, dim, requires_grad=True).realize() for _ in range(2))
+    sparse, dense = model(x), model.dense(x)
+    assert np.abs(sparse.numpy() - dense.numpy()).max() <= 1e-6
+    leaves = [*nn.state.get_parameters(model), x]
+    found = (sparse * weights).sum().gradient(*leaves)
+    wanted = (dense * weights).sum().gradient(*leaves)
+    for one, other in zip(found, wanted, strict=True):
+        a, b = one.numpy(), other.numpy()
+        assert np.abs(a - b).max() <= 1e-5 * np.abs(b).max() + 1e-7
+
+
+def test_no_token_is_dropped() -> None:
+    """All tokens want the same two experts: far more than a fair share."""
+    Tensor.manual_seed(2)
+    model = MoE(8, 16, 8, 2)
+    with Tensor.no_grad():
+        push = np.zeros((8, 8), np.float32)
+        push[3, 0], push[5, 0] = 9, 8
+        model.router.weight.assign(Tensor(push)).realize()
+    x = Tensor.randn(300, 8)
+    x = x.abs().realize()
+    with recording() as routes:
+        sparse = model(x)
+    assert np.abs(sparse.numpy() - model.dense(x).numpy()).max() <= 1e-6
+    load = routes[0].load().numpy()
+    assert load[3] == load[5] == 0.5
+    assert routes[0].balance_loss().item() > 3  # of at most 4: two of eight do everything
+
+
+def test_the_losses_of_a_router() -> None:
+    Tensor.manual_seed(3)
+    model = MoE(8, 8, 4, 2)
+    x = Tensor.randn(40, 8).realize()
+    with recording() as routes:
+        model(x)
+    (route,) = routes
+    logits = x.numpy() @ model.router.weight.numpy().T
+    chances = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    chosen = np.argsort(-chances, axis=1, kind="stable")[:, :2]
+    assert (route.chosen.numpy() == chosen).all()
+    kept = np.take_along_axis(chances, chosen, 1)
+    assert np.allclose(route.weights.numpy(), kept / kept.sum(1, keepdims=True), atol=1e-6)
+    load = np.bincount(chosen.ravel(), minlength=4) / 80
+    balance = 4 * (load * chances.mean(0)).sum()
+    z = (np.log(np.exp(logits).sum(1)) ** 2).mean()
+    assert route.balance_loss().item() == pytest.approx(balance, rel=1e-5)
+    assert route.z_loss().item() == pytest.approx(z, rel=1e-5)
+    both = auxiliary_loss([route, route], 0.5, 0.1).item()
+    assert both == pytest.approx(0.5 * balance + 0.1 * z, rel=1e-5)
+    even = MoE(8, 8, 4, 2)
+    with Tensor.no_grad():
+        even.router.weight.assign(0.0).realize()
+    with recording() as routes:
+        even(x)
+    assert routes[0].balance_loss().item() == pytest.approx(1, rel=1e-5)
+
+
+def test_a_gpt_of_experts() -> None:
+    config = GPTConfig(2, 2, 16, 16, 11, experts=4, active=2)
+    Tensor.manual_seed(4)
+    model = GPT(config)
+    count = sum(np.prod(p.shape) for p in nn.state.get_parameters(model))
+    assert count == parameters(config).total
+    ids = [3, 1, 4, 1, 5, 9, 2, 6]
+    whole = model(Tensor([ids])).numpy()[0]
+    decoder = Decoder(model, [ids[:3]])  # tokens one by one: only chosen experts are read
+    for place in range(2, 8):
+        assert np.abs(decoder.logits()[0] - whole[place]).max() <= 1e-5
+        decoder.append([ids[place + 1] if place < 7 else 0])
+    plain = model.loss(Tensor([ids[:-1]]), Tensor([ids[1:]])).item()
+    with Tensor.train():
+        more = model.loss(Tensor([ids[:-1]]), Tensor([ids[1:]])).item()
+    assert 0.01 <= more - plain <= 0.02
+
+
+def test_active_experts_that_cannot_be() -> None:
+    with pytest.raises(ValueError, match="active is 5: expected 1 … 4"):
+        MoE(8, 8, 4, 5)
+    with pytest.raises(ValueError, match="3 of 2 experts cannot be active"):
+        GPTConfig(experts=2, active=3)
+
+
+def test_the_script(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    (tmp_path / "text.txt").write_text("to be, or not to be: that is the question.\n" * 60)
+    main(["--text", str(tmp_path / "text.txt"), "--layers", "1", "--heads", "2", "--dim", "16",
+          "--context", "16", "--steps", "3", "--batch", "2", "--experts", "4"])  # fmt: skip
+    said = capsys.readouterr().out
+    assert "step     1" in said and "block 1:" in said and "same active parameters" in said
+    assert show_loads(np.array([[0.5, 0.0, 0.25, 0.25]], np.float32)) == "█ ▄▄"

@@ -1,0 +1,98 @@
+"""The arithmetic: counted against models that are built, and the article's figures."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from minigrad import GlobalCounters, Tensor, nn
+from minigrad.models import network, sizing
+from minigrad.models.errors import InputError
+from minigrad.models.gpt import GPT, GPTConfig
+from minigrad.models.gpt_config import llama
+from minigrad.models.train import MatrixAdamW, TrainingPlan, parameter_count
+
+CONFIGS = [
+    GPTConfig(2, 2, 16, 8, 11), GPTConfig(2, 2, 16, 8, 11, bias=False, tied=False),
+    llama(2, 4, 16, 8, 11, key_heads=2, feed_forward=24),
+    llama(2, 4, 16, 8, 11, feed_forward=24, experts=4, active=2, tied=True),
+    GPTConfig(1, 2, 16, 8, 11, experts=3, active=1),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+def test_parameters_are_those_of_the_model(config: GPTConfig) -> None:
+    assert sizing.parameters(config).total == parameter_count(GPT(config))
+
+
+@pytest.mark.parametrize(
+    ("preset", "parameters"),
+    [("gpt2", 124_439_808), ("gpt2-medium", 354_823_168), ("gpt2-large", 774_030_080),
+     ("gpt2-xl", 1_557_611_200), ("gpt3", 174_604_259_328), ("smollm2", 134_515_008),
+     ("llama-7b", 6_738_415_616), ("mixtral", 46_702_792_704)],
+)  # fmt: skip
+def test_presets_have_the_published_sizes(preset: str, parameters: int) -> None:
+    assert sizing.parameters(GPTConfig.preset(preset)).total == parameters
+
+
+def test_the_figures_of_the_article() -> None:
+    gpt3 = GPTConfig.preset("gpt3")
+    n = sizing.parameters(gpt3).total
+    assert round(n / 1e9) == 175 and round(2 * n / 1e9) == 349
+    assert sizing.devices(2 * n, sizing.H100) == 5
+    assert sizing.cache_bytes(gpt3) == 9_663_676_416 == 9 * 2**30
+    assert 3e12 * 0.9 < sizing.state_bytes(gpt3) < 6e12
+    assert sizing.duration_text(100_000 * 120.0) == "4.6 months"
+    assert sizing.flops_per_token(gpt3) == pytest.approx(6 * n, rel=0.02)
+
+
+def test_memory_that_was_measured() -> None:
+    """Weights and AdamW's state of a model, within 5 %."""
+    config = GPTConfig(layers=2, heads=4, dim=256, context=128, vocabulary=2000)
+    before = GlobalCounters.mem_used
+    model = GPT(config)
+    weights = GlobalCounters.mem_used - before
+    assert weights == pytest.approx(4 * sizing.parameters(config).total, rel=0.05)
+    optimizer = MatrixAdamW(nn.state.get_parameters(model), TrainingPlan())
+    state = GlobalCounters.mem_used - before
+    assert state == pytest.approx(12 * sizing.parameters(config).total, rel=0.05)
+    assert sizing.state_bytes(config, 4) == 16 * sizing.parameters(config).total
+    assert optimizer.params and Tensor
+
+
+@pytest.mark.parametrize("model", ["gpt3", "mixtral", "mini"])
+def test_the_script(model: str, capsys: pytest.CaptureFixture[str]) -> None:
+    sizing.main([model])
+    said = capsys.readouterr().out
+    assert "parameters" in said and ("the article's figures" in said) == (model == "gpt3")
+    if model == "gpt3":
+        for figure in ("174.6 B", "349 GB", "9.66 GB = 9.0 GiB", "4.6 months", "144 B"):
+            assert figure in said
+    network.main([model])
+    assert "InfiniBand" in capsys.readouterr().out
+
+
+def test_flags_that_cannot_be() -> None:
+    for main in (sizing.main, network.main):
+        with pytest.raises(InputError, match="unknown preset 'gpt9'"):
+            main(["gpt9"])
+        with pytest.raises(InputError, match="--utilization is 2"):
+            main(["--utilization", "2"])
+    with pytest.raises(InputError, match="groups of 3"):
+        network.main(["--sequence", "3"])
+
+
+def test_a_ring() -> None:
+    wire = network.Network("wire", 1e9, 1e-3)
+    assert network.ring_all_reduce(1e9, 1, wire) == 0
+    assert network.ring_all_reduce(1e9, 4, wire) == pytest.approx(6 * (1e-3 + 0.25))
+    config = GPTConfig(3, 2, 16, 64, 11)
+    one = 2 * 16 * 16 * 2 / 1e9  # keys and values of 16 positions in 2 bytes
+    wanted = 3 * 3 * ((1e-3 + one) + (1e-3 + 2 * one))
+    assert network.ring_attention(config, 64, 4, 2, wire) == pytest.approx(wanted)
+    cluster = network.Cluster(4, 1e9, 0.5)
+    step = network.step_seconds(config, 64.0, cluster, wire)
+    assert step.compute == pytest.approx(sizing.flops_per_token(config) * 64 / 2e9)
+    assert step.exposed == pytest.approx(max(step.data_parallel - step.compute * 2 / 3, 0))
+    assert math.isclose(step.total, step.compute + step.exposed) and 0 < step.efficiency < 1

@@ -1,0 +1,172 @@
+"""Chains: values as large as the scores of attention never reach memory, or do where that pays."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from property.compare import Tolerance, difference
+
+from minigrad.graph import build as g
+from minigrad.graph.gradient import gradient
+from minigrad.graph.node import Node, Op
+from minigrad.loops.nest import Loop, Statement
+from minigrad.loops.recipes import lower
+from minigrad.runtimes.reference import evaluate
+from minigrad.schedule.schedule import Schedule
+
+from .machine import GOLDEN, run
+from .programs import (
+    PROGRAMS,
+    Build,
+    Inputs,
+    add,
+    attend,
+    ew,
+    gelu,
+    graph_of,
+    mul,
+    number,
+    plan_of,
+    product,
+    softmax,
+    total,
+    transpose,
+    values_for,
+)  # fmt: skip
+
+ROWS = 160
+SCORES = 3 * ROWS * ROWS  # elements
+
+
+def kinds(plan: Schedule) -> list[str]:
+    return [kernel.kind for kernel in plan.kernels]
+
+
+def heads(inputs: Inputs, count: int) -> list[Node]:
+    return [inputs(3, ROWS, 16) for _ in range(count)]
+
+
+def check(build: Build, in_place: dict[int, int] | None = None) -> Schedule:
+    """Compare a program with the reference; gives its schedule."""
+    graph, inputs = graph_of(build, in_place)
+    values = values_for(inputs, 1)
+    expected = evaluate(graph.roots, values, {})
+    found = run(graph, values, "host")
+    near = Tolerance(ulps=16, scale=8, terms=1)
+    for got, wanted in zip(found, expected, strict=True):
+        problem = difference(got, wanted, near, tuple(values.values()), ROWS**0.5)
+        assert problem is None, problem
+    return plan_of(build, in_place)
+
+
+def test_attention_is_one_kernel() -> None:
+    plan = plan_of(lambda inputs: [attend(*heads(inputs, 3))])
+    assert kinds(plan) == ["blocks"] and plan.arena_bytes == 0
+
+
+def test_a_loss_behind_attention_recomputes_the_scores() -> None:
+    """The gradient of the result needs all of it, so another kernel: it does not read scores."""
+
+    def loss(inputs: Inputs) -> list[Node]:
+        q, k, v = heads(inputs, 3)
+        result = attend(q, k, v)
+        whole = g.reduce(Op.SUM, mul(result, result), [0, 1, 2])
+        seed = mul(result, g.expand(whole, result.shape))
+        found = gradient([result], [seed], [q, k, v])
+        return [whole, *(x for x in found if x is not None)]
+
+    plan = check(loss)
+    assert kinds(plan).count("blocks") == 3
+    assert plan.arena_bytes < 4 * SCORES  # the result, statistics, and nothing of that size
+
+
+def test_weights_that_are_asked_for_are_stored_as_ever() -> None:
+    def both(inputs: Inputs) -> list[Node]:
+        q, k, v = heads(inputs, 3)
+        weights = softmax(product(q, transpose(k)), 2)
+        return [weights, product(weights, v)]
+
+    assert "blocks" not in kinds(check(both))
+
+
+def test_two_layers_are_left_to_plain_products() -> None:
+    """What follows the first is its epilogue: nothing is won by computing it again."""
+
+    def layers(inputs: Inputs) -> list[Node]:
+        x, first, second, seed = inputs(512, 32), inputs(32, 256), inputs(256, 10), inputs(512, 10)
+        result = product(gelu(product(x, first)), second)
+        found = gradient([result], [seed], [first, second])
+        return [result, *(x for x in found if x is not None)]
+
+    assert "blocks" not in kinds(plan_of(layers))
+
+
+@pytest.mark.parametrize("depth", [100, 200])
+def test_a_deep_product_is_not_computed_twice(depth: int) -> None:
+    def maxima(inputs: Inputs) -> list[Node]:
+        scores = product(inputs(300, depth), inputs(depth, 300))
+        return [g.reduce(Op.MAX, scores, [0]), g.reduce(Op.MAX, scores, [1])]
+
+    assert kinds(plan_of(maxima))[0] == "contraction"
+    assert kinds(plan_of(lambda inputs: maxima(inputs)[:1])) == ["blocks"]
+
+
+def test_one_row_is_no_block() -> None:
+    """Decoding: a single query reads all keys."""
+    plan = plan_of(lambda i: [attend(i(12, 1, 64), i(12, 2048, 64), i(12, 2048, 64), 0, 2048)])
+    assert "blocks" not in kinds(plan)
+
+
+def test_an_operand_may_be_overwritten() -> None:
+    def update(inputs: Inputs) -> list[Node]:
+        q, k, v = heads(inputs, 3)
+        return [add(attend(q, k, v), q)]
+
+    for slot in range(3):
+        assert "blocks" in kinds(check(update, {0: slot}))
+
+
+def test_rows_of_which_all_is_masked() -> None:
+    """A whole block of rows sees nothing; what comes of them is the reference's NaN."""
+    plan = check(lambda inputs: [attend(*heads(inputs, 3), last=-40)])
+    assert kinds(plan) == ["blocks"]
+    nothing = check(lambda inputs: [attend(*heads(inputs, 3), last=-ROWS)])
+    assert kinds(nothing) == ["blocks"]
+
+
+def test_scores_without_a_maximum() -> None:
+    """exp(s)/Σ exp(s) as one writes it down, and a mask that is a number."""
+
+    def plain(inputs: Inputs) -> list[Node]:
+        q, k, v = heads(inputs, 3)
+        scores = mul(product(q, transpose(k)), 0.1)
+        low = ew(Op.WHERE, ew(Op.LT, inputs(ROWS, ROWS), 0.0), number(-1e9, scores), scores)
+        powers = ew(Op.EXP, low)
+        return [product(ew(Op.DIV, powers, total(powers, 2)), v)]
+
+    assert kinds(check(plain)) == ["blocks"]
+
+
+def test_half_of_a_causal_block_is_not_computed() -> None:
+    (kernel,) = plan_of(PROGRAMS["causal_attention"]).kernels
+    nest = lower(kernel, GOLDEN)
+    loops = [loop for loop in loops_in(nest.parallel) if loop.kind == "serial" and loop.step != 1]
+    assert any(len(loop.stops) == 2 and not isinstance(loop.stops[0], int) for loop in loops)
+
+
+def loops_in(statement: Statement) -> list[Loop]:
+    if not isinstance(statement, Loop):
+        return []
+    return [statement, *(loop for inner in statement.body for loop in loops_in(inner))]
+
+
+def test_a_nan_behind_the_mask_stays_there() -> None:
+    """Our one departure from numpy: a masked sum need not see what its mask excludes."""
+    graph, inputs = graph_of(lambda i: [attend(*heads(i, 3))])
+    values = values_for(inputs, 1)
+    first = 96  # of a block, however wide blocks are
+    values[2][:, first:] = math.nan
+    (found,) = run(graph, values, "host")
+    assert np.isfinite(found[:, :first]).all() and np.isnan(found[:, first:]).all()

@@ -1,0 +1,96 @@
+"""In-place writes of a part of a buffer store that part only, and leave the rest alone."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from minigrad.dtype import dtypes
+from minigrad.graph import build as g
+from minigrad.graph.node import Node, Op
+from minigrad.graph.symbolic import Integer, sub
+from minigrad.runtimes.reference import evaluate
+from minigrad.schedule.schedule import schedule
+
+from .machine import run
+from .programs import DEVICE, LENGTH, Build, Inputs, ew, graph_of, mul, total, values_for
+
+
+def written(x: Node, new: Node, starts: tuple[Integer, ...]) -> Node:
+    """x with `new` at a place, as `x[...] = new` records it."""
+    amounts = [
+        (start, sub(sub(have, start), length))
+        for start, have, length in zip(starts, x.shape, new.shape, strict=True)
+    ]
+    inside = g.pad(g.const(True, dtypes.bool, new.shape, DEVICE), amounts)
+    return g.elementwise(Op.WHERE, inside, g.pad(new, amounts), x)
+
+
+def cache(inputs: Inputs) -> list[Node]:
+    x, new = inputs(2, 24, 8), inputs(2, 1, 8)
+    return [written(x, mul(new, 2.0), (0, sub(LENGTH, 1), 0))]
+
+
+def rectangle(inputs: Inputs) -> list[Node]:
+    x, new = inputs(40, 50), inputs(7, 15)
+    return [written(x, new, (3, 30))]
+
+
+def one_element(inputs: Inputs) -> list[Node]:
+    x, new = inputs(40, 50), inputs(1, 1)
+    return [written(x, new, (39, 49))]
+
+
+def own_elements(inputs: Inputs) -> list[Node]:
+    """What is written is made of what was at the same place."""
+    x = inputs(40, 50)
+    return [written(x, mul(g.shrink(x, [(2, 9), (5, 45)]), 3.0), (2, 5))]
+
+
+def read_too(inputs: Inputs) -> list[Node]:
+    """The whole old value is read by another output, and the new one by a sum."""
+    x, new = inputs(30, 20), inputs(4, 20)
+    y = written(x, new, (LENGTH, 0))
+    return [y, ew(Op.ADD, x, 1.0), total(y, 0)]
+
+
+def from_elsewhere(inputs: Inputs) -> list[Node]:
+    """What is written was at another place before: the write must not see itself."""
+    x = inputs(30, 20)
+    return [written(x, g.shrink(x, [(3, 13), (0, 20)]), (8, 0))]
+
+
+def shuffled(inputs: Inputs) -> list[Node]:
+    """A condition that data decides is no part."""
+    x, y = inputs(30, 20), inputs(30, 20)
+    return [g.elementwise(Op.WHERE, ew(Op.LT, y, 0.0), mul(y, 2.0), x)]
+
+
+CASES = {
+    cache: 16, rectangle: 105, one_element: 1, own_elements: 280, read_too: 80,
+    from_elsewhere: 600, shuffled: 600,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("n", [1, 5, 24])
+@pytest.mark.parametrize("machine", ["host", "avx2", "sse2", "scalar"])
+@pytest.mark.parametrize("build", CASES)
+def test_writes(build: Build, machine: str, n: int) -> None:
+    graph, inputs = graph_of(build, {0: 0})
+    values = values_for(inputs, n)
+    expected = evaluate(graph.roots, values, {"n": n})
+    plan = schedule(graph)
+    (target,) = [a for a, slot in plan.slots.items() if slot == 0 and a.name.startswith("o")]
+    (stage,) = [s for k in plan.kernels for s in k.stages if s.array == target]
+    assert stage.iterations == CASES[build]
+    for found, wanted in zip(run(graph, values, machine, n), expected, strict=True):
+        np.testing.assert_allclose(found, wanted, rtol=1e-5)
+
+
+def test_places_count_from_their_start() -> None:
+    graph, _ = graph_of(rectangle, {0: 0})
+    (kernel,) = schedule(graph).kernels
+    (stage,) = kernel.stages
+    assert [axis.extent for axis in stage.axes] == [7, 15]
+    assert not stage.guard
+    assert stage.position.constant == 3 * 50 + 30

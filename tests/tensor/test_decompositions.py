@@ -1,0 +1,78 @@
+"""QR and SVD beyond what the operation table asks: accuracy, lost ranks, what is refused."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from minigrad import GlobalCounters, Tensor
+from minigrad.errors import DTypeError, GradientError, ShapeError
+
+
+def _distance_from_identity(q: np.ndarray) -> float:
+    return float(abs(np.swapaxes(q, -1, -2) @ q - np.eye(q.shape[-1])).max())
+
+
+def _matrix(kind: str) -> np.ndarray:
+    generator = np.random.default_rng(5)
+    if kind == "zero":
+        return np.zeros((4, 3))
+    if kind == "rank 1":
+        return np.outer(np.arange(1.0, 6), [1.0, -2.0, 0.5])
+    if kind == "graded":
+        return generator.normal(size=(8, 8)) * 10.0 ** -np.arange(0, 16, 2)
+    if kind == "huge":
+        return generator.normal(size=(5, 5)) * 1e200
+    if kind == "equal singular values":
+        return np.linalg.qr(generator.normal(size=(6, 6)))[0]
+    return np.vander(np.linspace(0, 1, 7))
+
+
+KINDS = ["zero", "rank 1", "graded", "huge", "equal singular values", "vandermonde"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_factors_of_awkward_matrices(kind: str, device: str) -> None:
+    """Orthogonal to rounding, whatever the rank; the product and singular values as numpy's."""
+    x = _matrix(kind)
+    size = max(float(abs(x).max()), 1e-300)
+    q, r = (t.numpy() for t in Tensor(x, device=device).qr())
+    assert _distance_from_identity(q) < 1e-14
+    assert abs(q @ (r / size) - x / size).max() < 1e-14
+    assert (np.tril(r, -1) == 0).all()
+    u, s, v = (t.numpy() for t in Tensor(x, device=device).svd())
+    assert _distance_from_identity(u) < 3e-14 and _distance_from_identity(v.T) < 3e-14
+    product = (u[:, : len(s)] * (s / size)) @ v[: len(s)]
+    assert abs(product - x / size).max() < 3e-14
+    assert abs(s / size - np.linalg.svd(x / size)[1]).max() < 1e-14
+    assert (np.diff(s) <= 0).all()
+
+
+def test_every_column_is_the_same_program() -> None:
+    """Fewer programs than columns; and other values of the same shape need none."""
+    start = GlobalCounters.programs_compiled
+    Tensor.realize(*Tensor(np.eye(12), device="CPU").qr())
+    assert GlobalCounters.programs_compiled - start < 12
+    before = GlobalCounters.programs_compiled
+    x = np.random.default_rng(1).normal(size=(12, 12))
+    q, r = Tensor(x, device="CPU").qr()
+    Tensor.realize(q, r)
+    assert GlobalCounters.programs_compiled == before
+    assert abs(q.numpy() @ r.numpy() - x).max() < 1e-13
+
+
+def test_no_gradient_beyond_the_rank() -> None:
+    """The complete Q of a tall matrix is a constant."""
+    x = Tensor(np.random.default_rng(2).normal(size=(4, 2)), device="CPU")
+    with pytest.raises(GradientError):
+        x.qr("complete")[0].sum().gradient(x)
+
+
+def test_what_is_refused() -> None:
+    """Integers, vectors, unknown modes."""
+    with pytest.raises(DTypeError, match=r"int32.*float"):
+        Tensor([[1, 2]]).qr()
+    with pytest.raises(ShapeError, match=r"\(2,\)"):
+        Tensor([1.0, 2.0]).svd()
+    with pytest.raises(ValueError, match="full"):
+        Tensor([[1.0, 2.0]]).qr("full")

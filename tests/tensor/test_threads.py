@@ -1,0 +1,104 @@
+"""Tensors of several Python threads at once: each sees what it would have seen alone."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from minigrad import Tensor
+
+THREADS = 6
+
+
+def together(work: Callable[[int], Any]) -> list[Any]:
+    """work(0) … work(5), each in a thread of its own, all started at one moment."""
+    results: list[Any] = [None] * THREADS
+    errors: list[BaseException] = []
+    gate = threading.Barrier(THREADS)
+
+    def run(number: int) -> None:
+        gate.wait()
+        try:
+            results[number] = work(number)
+        except BaseException as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=run, args=(number,)) for number in range(THREADS)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(120)
+    assert not any(thread.is_alive() for thread in threads), "a thread hangs"
+    if errors:
+        raise errors[0]
+    return results
+
+
+def _data(number: int, *shape: int) -> np.ndarray:
+    return np.random.default_rng([number, *shape]).normal(size=shape)
+
+
+def test_each_thread_with_its_own_tensors(device: str) -> None:
+    """Some compile the same programs at the same time, some others: forward, backward, writes."""
+
+    def work(number: int) -> bool:
+        extent = 5 + number % 3
+        for turn in range(4):
+            x, w = _data(number, extent, 7), _data(turn, 7, 3)
+            a, b = Tensor(x, device=device), Tensor(w, device=device)
+            loss = (a @ b).tanh().sum()
+            (gradient,) = loss.gradient(b)
+            wanted = x.T @ (1 - np.tanh(x @ w) ** 2)
+            np.testing.assert_allclose(gradient.numpy(), wanted, rtol=1e-9)
+            a[number % extent] = float(turn)
+            x[number % extent] = float(turn)
+            values, order = a.sort(0, descending=True)
+            assert np.array_equal(values.numpy(), -np.sort(-x, axis=0))
+            assert np.array_equal(np.take_along_axis(x, order.numpy(), 0), values.numpy())
+        return True
+
+    assert all(together(work))
+
+
+def test_one_lazy_tensor_computed_by_all(device: str) -> None:
+    """Its value is the same for all, whoever computes it."""
+    x = _data(9, 40, 40)
+    for _ in range(5):
+        shared = (Tensor(x, device=device) * 2).exp().sum(1)
+        for found in together(lambda number, shared=shared: (shared + number).numpy() - number):
+            np.testing.assert_allclose(found, np.exp(x * 2).sum(1), rtol=1e-12)
+
+
+def test_one_leaf_read_by_all(device: str) -> None:
+    """Gradients by a shared parameter, each thread with a loss of its own."""
+    weights = Tensor(_data(1, 8), device=device, requires_grad=True)
+
+    def work(number: int) -> np.ndarray:
+        (gradient,) = (weights * weights * float(number)).sum().gradient(weights)
+        return gradient.numpy()
+
+    for number, found in enumerate(together(work)):
+        np.testing.assert_allclose(found, 2 * number * weights.numpy(), rtol=1e-12)
+
+
+@pytest.mark.parametrize("mode", ["training", "gradients"])
+def test_modes_belong_to_a_thread(mode: str, device: str) -> None:
+    """`train` and `no_grad` of one thread are not seen by others."""
+
+    def work(number: int) -> bool:
+        x = Tensor([1.0, 2.0], device=device)
+        for _ in range(20):
+            if number % 2 == 0:
+                with Tensor.train() if mode == "training" else Tensor.no_grad():
+                    assert Tensor.training or mode != "training"
+                    (x * 2).realize()
+            else:
+                assert not Tensor.training
+                assert (x * x).sum().gradient(x)[0].tolist() == [2.0, 4.0]
+        return True
+
+    assert all(together(work))
