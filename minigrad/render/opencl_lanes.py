@@ -201,8 +201,8 @@ class LanesEmitter(Emitter):
             self.line(f"{self._register(statement.local, statement.slot)} = {bare(text)};")
             self.forget((statement.local,))
         elif isinstance(statement, Set) and statement.local in self.spilled:
-            text = bare(self.value(statement.value))
-            text = f"{text} ? -1 : 0" if statement.local.dtype.is_bool else text
+            text = self.value(statement.value)
+            text = f"{text} ? -1 : 0" if statement.local.dtype.is_bool else bare(text)
             self.line(f"{self.spilled[statement.local]}[{self.lane_of_rest}] = {text};")
             self.forget((statement.local,))
         else:

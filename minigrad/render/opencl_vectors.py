@@ -40,7 +40,7 @@ class VectorLanguage:
     def broadcast(self, text: str, dtype: DType) -> str:
         """A scalar in every lane."""
         if dtype.is_bool:
-            return f"(int{self.width})({bare(text)} ? -1 : 0)"
+            return f"(int{self.width})({text} ? -1 : 0)"
         return f"({self.type_of(dtype)})({bare(text)})"
 
     def gathered(self, texts: list[str], dtype: DType) -> str:

@@ -403,3 +403,16 @@ def test_a_captured_step_replays_without_building_anything(device):
     (losses, weight), (wanted, plain) = train(True), train(False)
     assert losses == wanted
     np.testing.assert_array_equal(weight, plain)
+
+
+def test_conditions_that_are_the_same_in_all_lanes():
+    """A max pool's gradient chooses by the window's place, not by the lane: found by fuzzing."""
+    generator = np.random.default_rng(0)
+    x, seed = generator.standard_normal((2, 3, 3, 9)), generator.standard_normal((2, 3, 2, 3))
+    found = []
+    for device in ("REF", "CL"):
+        tensor = Tensor(x, device=device, requires_grad=True)
+        y = tensor.max_pool2d((2, 2), stride=(2, 4), ceil_mode=True, dilation=(1, 2))
+        (gradient,) = y.gradient(tensor, gradient=Tensor(seed, device=device))
+        found.append(gradient.numpy())
+    np.testing.assert_array_equal(*found)
