@@ -53,7 +53,8 @@ def inspect_command(flags: argparse.Namespace) -> None:
     looked = ", ".join(f"{names[i]} {weights[-1][i]:.0%}" for i in strongest)
     print(f"  the last token looks at {looked}")
 
-    logits = Decoder(model, [ids]).logits()[0]
+    decoder = Decoder(model, [ids])
+    logits = decoder.logits()[0]
     print("\nthe next token, at temperature")
     for temperature in TEMPERATURES:
         chances = probabilities(logits, temperature)
@@ -64,6 +65,9 @@ def inspect_command(flags: argparse.Namespace) -> None:
     with_cache, without = latency(model, ids, flags.tokens)
     print(f"\nmilliseconds per token: {with_cache * 1e3:.1f} with keys and values kept, "
           f"{without * 1e3:.1f} without (median of {flags.tokens})")  # fmt: skip
+    print(f"keys and values: {decoder.nbytes():,} bytes = 2 · {config.layers} layers · "
+          f"{config.key_value_heads} heads · {config.context} positions · {config.width} dims "
+          "· 4")  # fmt: skip
 
 
 def shown(tokenizer: Tokenizer, token: int) -> str:

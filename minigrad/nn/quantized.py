@@ -134,7 +134,7 @@ class Quantized:
             raise ShapeError(
                 f"product of {x.shape} with a matrix {self.shape}: expected (…, {columns})"
             )
-        parts = self._values(self.quants, self.scales, self.minima)
+        parts = self._integers(self.quants)
         count = math.prod(x._known_shape()) // columns
         width = BLOCK // len(parts)
         pieces = x.float().reshape(count, columns // BLOCK, len(parts), width)
@@ -144,23 +144,29 @@ class Quantized:
                 pieces[:, :, place].unsqueeze(1) * part.unsqueeze(0)
                 for place, part in enumerate(parts)
             ]
-            result = sum(terms[1:], terms[0]).sum((2, 3))
+            term = sum(terms[1:], terms[0]) * self.scales.float()
+            if self.minima is not None:
+                both = [pieces[:, :, place] for place in range(len(parts))]
+                term = term + sum(both[1:], both[0]).unsqueeze(1) * self.minima.float()
+            result = term.sum((2, 3))
         else:
             products = [
                 pieces[:, :, place].reshape(count, -1).matmul(part.reshape(rows, -1).transpose())
-                for place, part in enumerate(parts)
+                for place, part in enumerate(self._values(self.quants, self.scales, self.minima))
             ]
             result = sum(products[1:], products[0])
         return result.reshape(*x.shape[:-1], rows)
 
     def _values(self, quants: Tensor, scales: Tensor, minima: Tensor | None) -> list[Tensor]:
         """What blocks stand for, float32: their halves (…, 16), or the whole (…, 32)."""
+        values = [value * scales.float() for value in self._integers(quants)]
+        return values if minima is None else [value + minima.float() for value in values]
+
+    def _integers(self, quants: Tensor) -> list[Tensor]:
+        """What is scaled, as float32: halves of blocks (…, 16), or the whole (…, 32)."""
         whole = [quants & 15, quants >> 4] if self.kind.halves else [quants]
         values = [part.float() for part in whole]
-        if self.kind.zero:
-            values = [value - self.kind.zero for value in values]
-        values = [value * scales.float() for value in values]
-        return values if minima is None else [value + minima.float() for value in values]
+        return [value - self.kind.zero for value in values] if self.kind.zero else values
 
 
 def _half(pairs: Tensor) -> Tensor:

@@ -102,7 +102,14 @@ def test_inspect(checkpoint: str, capsys: pytest.CaptureFixture[str], tmp_path: 
              "--tokens", "2"]  # fmt: skip
     status, out, err = run(flags, capsys)
     assert (status, err) == (0, ""), err
-    for part in ("7 tokens", "nearest:", "the last token looks at", "2.0:", "without"):
+    for part in (
+        "7 tokens",
+        "nearest:",
+        "the last token looks at",
+        "2.0:",
+        "without",
+        "16,384 bytes",
+    ):
         assert part in out
     assert picture.read_bytes().startswith(b"\x89PNG")
     for more, message in ((["--layer", "2"], "--layer is 2: the model has 1"),
