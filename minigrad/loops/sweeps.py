@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from minigrad.graph.symbolic import Integer, substitute
 from minigrad.loops.axes import unit_stride_axis, vector_width
 from minigrad.loops.build import accumulate, combine, lanes_loop, serial_loop, streams
-from minigrad.loops.nest import Fold, Set, Statement, Store
+from minigrad.loops.nest import Fold, Set, Statement, Store, Stores
 from minigrad.loops.target import Target
 from minigrad.schedule import expr
 from minigrad.schedule.expr import Array, Expr, Local
@@ -168,12 +168,13 @@ def _sweep(
     width = vector_width(target, bodies, axis.extent, reduces, axis.variable)
     start: list[Statement] = []
     inside: list[Statement] = []
+    stores: list[Store] = []  # bodies read what was there before, so no store comes between them
     end: list[Statement] = []
     for stage, body, position in zip(step.stages, bodies, positions, strict=True):
         if stage.op is None:
             if stage.array in stored or stage.array in read:
                 streaming = stage.array in stored and streams(stage.array, step.stages, target)
-                inside.append(Store(stage.array, position, body, streaming=streaming))
+                stores.append(Store(stage.array, position, body, streaming=streaming))
         else:
             total = Local(f"sum{number}", body.dtype, 1)
             lanes = axis.variable if width > 1 else None
@@ -184,6 +185,8 @@ def _sweep(
                 end.append(Fold(total, stage.op, partial))
             end.append(Store(stage.array, position, expr.local(total)))
         number += 1
+    if stores:
+        inside.append(stores[0] if len(stores) == 1 else Stores(tuple(stores)))
     return [*start, lanes_loop(axis, width, tuple(inside)), *end]
 
 
