@@ -107,8 +107,8 @@ class CPU:
         return GuardedProgram(self.name, plan) if flag("GUARD") else CpuProgram(self.name, plan)
 
     def compose(self, calls: Sequence[Call], arguments: Sequence[Buffer]) -> Replay:
-        """Recorded calls as one native call; those of guarded programs one by one."""
-        if all(isinstance(call.program, CpuProgram) for call in calls):
+        """Recorded calls as one native call; one by one where each is guarded or reported."""
+        if flag("DEBUG") < 1 and all(isinstance(call.program, CpuProgram) for call in calls):
             return CpuReplay(self.name, calls, arguments)
         return Sequential(calls, arguments)
 

@@ -177,6 +177,17 @@ def test_guard_checks_a_step_that_was_captured_without(on_device):
         step(one(2), Tensor([5])).realize()
 
 
+def test_debug_shows_the_kernels_of_replays(capsys):
+    step = captured(lambda x: x * 2, one(0))
+    with Context(DEBUG=2):
+        for number in range(4):
+            capsys.readouterr()
+            assert step(one(number)).tolist() == [2.0 * number] * 3
+            assert "1 kernels" in "".join(capsys.readouterr())
+    assert step(one(1)).tolist() == [2.0] * 3
+    assert not "".join(capsys.readouterr())
+
+
 def test_no_grad_is_part_of_the_key(on_device):
     w = Tensor([1.0, 2.0, 3.0], requires_grad=True)
 

@@ -37,14 +37,19 @@ def sweep_row(
     steps = _steps(stages, stored)
     body: list[Statement] = []
     number = 0
+    last_read = {
+        load.payload[0]: place
+        for place, step in enumerate(steps)
+        for stage in step.stages
+        for load in expr.loads(*stage.exprs())
+    }
     for place, step in enumerate(steps):
         if step.extent is None:
             for stage in step.stages:
                 body.extend(_alone(stage, number, stored, target))
                 number += 1
         else:
-            later = [s for other in steps[place + 1 :] for s in other.stages]
-            read = {load.payload[0] for s in later for load in expr.loads(*s.exprs())}
+            read = {s.array for s in step.stages if last_read.get(s.array, place) > place}
             body.extend(_sweep(step, number, stored, read, target))
             number += len(step.stages)
     return body
@@ -59,6 +64,7 @@ def _swept(stage: Stage) -> Axis | None:
 def _steps(stages: Sequence[Stage], stored: frozenset[Array]) -> list[_Step]:
     steps: list[_Step] = []
     made: dict[Array, tuple[int, Stage]] = {}
+    reads = _Reads()
     for stage in stages:
         axis = _swept(stage)
         first = 0
@@ -66,9 +72,8 @@ def _steps(stages: Sequence[Stage], stored: frozenset[Array]) -> list[_Step]:
             if load.payload[0] in made:
                 place, producer = made[load.payload[0]]
                 first = max(first, place + (not _own_element(load, stage, producer)))
-        if stage.array in stored:  # it may overwrite what the stages before it read
-            for place, earlier in made.values():
-                first = max(first, place + (not _spares(stage, earlier)))
+        if stage.array in stored:
+            first = max(first, reads.first_for(stage))
         extent = None if axis is None else axis.extent
         for place in range(first, len(steps)):
             if steps[place].extent == extent and len(steps[place].stages) < MOST_IN_SWEEP:
@@ -78,7 +83,49 @@ def _steps(stages: Sequence[Stage], stored: frozenset[Array]) -> list[_Step]:
             steps.append(_Step(extent))
         steps[place].stages.append(stage)
         made[stage.array] = (place + (axis is None), stage)
+        reads.add(stage, place + (axis is None))
     return steps
+
+
+class _Reads:
+    """What the stages so far read of buffers: a later stage may overwrite it.
+
+    The array of a writer may be the memory of any array of its size. `places`: bytes of an array →
+    (extent, position) of the reads of such arrays, with the loop's variable replaced by one that is
+    the same for all, or None for a stage that is no sweep → the last step with such a read. Stages
+    of one kind share an entry, or hundreds of them would take time by their square.
+    """
+
+    def __init__(self) -> None:
+        self.places: dict[int, dict[tuple[Integer, Integer] | None, int]] = {}
+        self.last = 0
+
+    def add(self, stage: Stage, place: int) -> None:
+        """Note the reads of a stage of the step `place`."""
+        self.last = max(self.last, place)
+        axis = _swept(stage)
+        for load in expr.loads(*stage.exprs()):
+            array, position, _ = load.payload
+            if array.space == "buffer":
+                key = None if axis is None else (axis.extent, _neutral(position, axis, axis.extent))
+                places = self.places.setdefault(array.size * array.dtype.itemsize, {})
+                places[key] = max(places.get(key, 0), place)
+
+    def first_for(self, writer: Stage) -> int:
+        """The first step that a stage with an array of memory may join, or come after."""
+        first, axis = self.last, _swept(writer)
+        nbytes = writer.array.size * writer.array.dtype.itemsize
+        for key, place in self.places.get(nbytes, {}).items():
+            spared = key is not None and axis is not None and (
+                key[1] == _neutral(writer.position, axis, key[0])
+            )  # fmt: skip
+            first = max(first, place + (not spared))
+        return first
+
+
+def _neutral(position: Integer, axis: Axis, extent: Integer) -> Integer:
+    """A position with the variable of a loop replaced by one for all loops of that extent."""
+    return _moved(position, axis, make_axis("any", 0, extent))
 
 
 def _own_element(load: Expr, stage: Stage, producer: Stage) -> bool:
@@ -92,23 +139,6 @@ def _own_element(load: Expr, stage: Stage, producer: Stage) -> bool:
 
 def _moved(position: Integer, old: Axis, new: Axis) -> Integer:
     return substitute(position, {old.variable: index_of(new.variable)})
-
-
-def _spares(writer: Stage, earlier: Stage) -> bool:
-    """Whether a stage may run in one sweep with a writer that follows it.
-
-    The writer's array may be the memory of any array of its size that the stage reads.
-    """
-    nbytes = writer.array.size * writer.array.dtype.itemsize
-    target, axis = _swept(writer), _swept(earlier)
-    for load in expr.loads(*earlier.exprs()):
-        array, position, _ = load.payload
-        if array.space == "buffer" and array.size * array.dtype.itemsize == nbytes:
-            if target is None or axis is None:
-                return False
-            if position != _moved(writer.position, target, axis):
-                return False
-    return True
 
 
 def _sweep(

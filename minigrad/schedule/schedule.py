@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import insort
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -22,7 +23,7 @@ from minigrad.graph.simplify import simplify
 from minigrad.graph.symbolic import numel
 from minigrad.schedule import expr
 from minigrad.schedule.blocks import Chains
-from minigrad.schedule.expr import Array
+from minigrad.schedule.expr import Array, Expr
 from minigrad.schedule.fuse import Group, aligned, group, reaches
 from minigrad.schedule.materialize import MEMORY_COST, Materialized, choose, is_product
 from minigrad.schedule.partial import part_written
@@ -30,6 +31,9 @@ from minigrad.schedule.sort import expand
 from minigrad.schedule.stage import Stage, Stages
 
 ALIGNMENT = 64  # bytes; every array of the arena starts on a cache line
+
+
+_Loads = dict[Array, list[tuple[int, Expr]]]
 
 
 @dataclass(frozen=True)
@@ -246,6 +250,7 @@ class _Plan:
     def order_in_place_writes(self) -> frozenset[int]:
         """Make every reader of an overwritten slot run first; gives the slots where it cannot."""
         unsafe = set()
+        loads: dict[Group, _Loads] = {}
         inputs = {slot: a for a, slot in self.slots.items() if a.name.startswith("s")}
         for array, slot in self.slots.items():
             old = inputs.get(slot)
@@ -254,7 +259,11 @@ class _Plan:
             writer = self.maker[array]
             for reader in self.readers.get(old, []):
                 if reader is writer:
-                    if array not in self.late and not _safe_in_place(writer, array, old):
+                    if writer not in loads:
+                        loads[writer] = _loads_by_array(writer)
+                    if array not in self.late and not _safe_in_place(
+                        writer, array, old, loads[writer].get(old, ())
+                    ):
                         unsafe.add(slot)
                 elif reaches([reader], writer):
                     unsafe.add(slot)
@@ -281,26 +290,38 @@ class _Plan:
         return Schedule(tuple(kernels), self.slots, arena, size, self.graph.variables)
 
 
-def _safe_in_place(writer: Group, array: Array, old: Array) -> bool:
-    """Whether the kernel that overwrites `old` reads it only at, or before, its own place."""
+def _loads_by_array(group: Group) -> _Loads:
+    """Array → the loads of it, each with the place of its stage in the group."""
+    found: _Loads = {}
+    for place, stage in enumerate(group.stages):
+        for load in expr.loads(*stage.exprs()):
+            found.setdefault(load.payload[0], []).append((place, load))
+    return found
+
+
+def _safe_in_place(
+    writer: Group, array: Array, old: Array, loads: Sequence[tuple[int, Expr]]
+) -> bool:
+    """Whether the kernel that overwrites `old` reads it only at, or before, its own place.
+
+    loads: those of `old`, each with the place of its stage.
+    """
     place = next(i for i, stage in enumerate(writer.stages) if stage.array == array)
     target = writer.stages[place]
     if target.op in SCANS or target.op in SCATTERS or target.op in (Op.DISTRIBUTE, Op.COLLECTIVE):
         return False
     if writer.kind == "blocks":
         return False
-    for position, stage in enumerate(writer.stages):
-        for load in expr.loads(*stage.exprs()):
-            if load.payload[0] != old:
-                continue
-            same = load.payload[1] == stage.position and stage.op is None
-            if writer.kind == "contraction" or max(writer.rows) == target.size:
-                if not (same and stage.size == target.size):
-                    return False
-            elif position > place or (position == place and not same):
+    for position, load in loads:
+        stage = writer.stages[position]
+        same = load.payload[1] == stage.position and stage.op is None
+        if writer.kind == "contraction" or max(writer.rows) == target.size:
+            if not (same and stage.size == target.size):
                 return False
-            elif not same and not aligned(stage, target, max(writer.rows), old):
-                return False
+        elif position > place or (position == place and not same):
+            return False
+        elif not same and not aligned(stage, target, max(writer.rows), old):
+            return False
     return True
 
 
@@ -367,19 +388,18 @@ def plan_arena(
     stored = frozenset().union(*(kernel.stored for kernel in kernels))
     needed = [array for array in first if array in stored]
     needed.sort(key=lambda a: -a.size * a.dtype.itemsize)
-    placed: list[tuple[int, int, Array]] = []
+    placed: list[tuple[int, int, int, int]] = []  # start, stop, first and last step; sorted
     offsets: dict[Array, int] = {}
     for array in needed:
         size = -(-array.size * array.dtype.itemsize // ALIGNMENT) * ALIGNMENT
-        offset = 0
-        for start, stop, other in placed:  # sorted by start
-            if last[other] < first[array] or last[array] < first[other]:
+        offset, begin, end = 0, first[array], last[array]
+        for start, stop, other_begin, other_end in placed:
+            if other_end < begin or end < other_begin:
                 continue
             if offset + size <= start:
                 break
             offset = max(offset, stop)
         offsets[array] = offset
-        placed.append((offset, offset + size, array))
-        placed.sort(key=lambda item: item[:2])
-    return offsets, max((stop for _, stop, _ in placed), default=0)
+        insort(placed, (offset, offset + size, begin, end))
+    return offsets, max((stop for _, stop, _, _ in placed), default=0)
 
