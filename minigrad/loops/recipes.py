@@ -103,8 +103,8 @@ def elementwise(kernel: Kernel, target: Target, name: str) -> Nest:
     inner = [a for a in outer if not isinstance(a.extent, int)]
     turned = turned_axis(free, axis, exprs)
     if turned is not None and target.vector_bytes:
-        blocks, loops = tiles(turned, axis, width, stores, target)
-        free = [*(a for a in free if a != turned), *blocks]
+        over, loops = tiles(turned, axis, width, stores, target)
+        free = [*(a for a in free if a != turned), *over]
         for a in reversed(inner):
             loops = (serial_loop(a, loops),)
         return finish(name, kernel, flat_loop(free, loops), target)
