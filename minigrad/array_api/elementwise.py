@@ -64,12 +64,12 @@ def _rounded(method: Any) -> Any:
 
 
 abs = unary("abs", NUMERIC, Tensor.abs)
-acos = unary("acos", FLOATING, lambda x: x.acos())
+acos = unary("acos", FLOATING, Tensor.acos)
 acosh = unary("acosh", FLOATING, Tensor.acosh)
 add = binary("add", NUMERIC, Tensor.add)
-asin = unary("asin", FLOATING, lambda x: x.asin())
+asin = unary("asin", FLOATING, Tensor.asin)
 asinh = unary("asinh", FLOATING, Tensor.asinh)
-atan = unary("atan", FLOATING, lambda x: x.atan())
+atan = unary("atan", FLOATING, Tensor.atan)
 atan2 = binary("atan2", FLOATING, _atan2)
 atanh = unary("atanh", FLOATING, Tensor.atanh)
 bitwise_and = binary("bitwise_and", INTEGER_OR_BOOL, Tensor.bitwise_and)

@@ -10,18 +10,14 @@ from minigrad.array_api.manipulation import _axis
 from minigrad.tensor import Tensor
 
 
-def _sortable(x: Array) -> Any:
-    return x._tensor
-
-
 def sort(x: Array, /, *, axis: int = -1, descending: Any = False, stable: Any = True) -> Array:
     """Elements in order along an axis."""
-    return Array._of(_sortable(x).sort(_axis("sort", axis, x.ndim), descending)[0])
+    return Array._of(x._tensor.sort(_axis("sort", axis, x.ndim), descending)[0])
 
 
 def argsort(x: Array, /, *, axis: int = -1, descending: Any = False, stable: Any = True) -> Array:
     """The indices that sort along an axis; equal elements keep their order."""
-    order = _sortable(x).sort(_axis("argsort", axis, x.ndim), descending)[1]
+    order = x._tensor.sort(_axis("argsort", axis, x.ndim), descending)[1]
     return Array._of(order.cast(kinds.DEFAULT_INTEGER))
 
 
@@ -86,7 +82,7 @@ def unique_all(x: Array, /) -> UniqueAll:
         none = Array._of(Tensor.zeros(0, dtype=kinds.DEFAULT_INTEGER, device=x.device))
         inverse = Tensor.zeros(*x.shape, dtype=kinds.DEFAULT_INTEGER, device=x.device)
         return UniqueAll(Array._of(flat), none, Array._of(inverse), none)
-    key: Any = flat.cast(kinds.uint8) if x.dtype is kinds.bool else flat
+    key = flat.cast(kinds.uint8) if x.dtype is kinds.bool else flat
     values, order = key.sort(0)
     values = values.cast(x.dtype).realize(order)
     first = values[1:].ne(values[:-1])  # where a run of equal elements begins (each NaN is one)
