@@ -10,6 +10,7 @@ from minigrad.loops.nest import (
     Fold,
     Loop,
     Nest,
+    Prefetch,
     Set,
     Statement,
     Store,
@@ -77,7 +78,8 @@ def grain_of(loop: Loop, total: int, operations: int, traffic: int, target: Targ
     step = loop.step if loop.kind == "lanes" else 1
     vectors = operations / max(target.vector_bytes // 4, 1)
     worth = max(vectors // CHUNK_OPERATIONS, traffic // CHUNK_BYTES, 1)
-    chunks = int(min(worth, MOST_CHUNKS))
+    # a power of two, or two threads might share three chunks
+    chunks = 1 << (int(min(worth, MOST_CHUNKS)) - 1).bit_length()
     grain = -(-total // chunks)
     return max(-(-grain // step) * step, 1)
 
@@ -130,7 +132,7 @@ def _collect(
                         see_index(x)
                         see_values(expr.values_in(x))
         else:
-            assert isinstance(statement, Fold)
+            assert isinstance(statement, Fold | Prefetch)
 
     visit(statement)
 

@@ -54,6 +54,14 @@ class Fold:
 
 
 @dataclass(frozen=True)
+class Prefetch:
+    """A wish that the cache line of array[index] be there soon; the index may lie outside."""
+
+    array: Array
+    index: Integer
+
+
+@dataclass(frozen=True)
 class Loop:
     """for variable in start, start + step, … while it is below every one of `stops`.
 
@@ -70,7 +78,7 @@ class Loop:
     lane: Atom | None = None
 
 
-Statement = Loop | Store | Stores | Set | Fold
+Statement = Loop | Store | Stores | Set | Fold | Prefetch
 
 
 @dataclass(frozen=True)
@@ -178,6 +186,8 @@ def _show(statement: Statement, indent: str, lines: list[str], prefix: str = "")
             _show(item, indent, lines)
     elif isinstance(statement, Set):
         lines.append(f"{indent}{statement.local.name}[{statement.slot}] = {statement.value!r}")
+    elif isinstance(statement, Prefetch):
+        lines.append(f"{indent}prefetch {statement.array.name}[{statement.index}]")
     else:
         name = statement.target.name
         lines.append(f"{indent}{name} = {statement.op.value} of {statement.source}")

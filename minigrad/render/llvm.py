@@ -19,6 +19,7 @@ from minigrad.loops.nest import (
     Fold,
     Loop,
     Nest,
+    Prefetch,
     Set,
     Statement,
     Store,
@@ -98,6 +99,8 @@ class _Emitter(IndexEmitter):
                 self._store(item, value)
         elif isinstance(statement, Set):
             self._set(statement)
+        elif isinstance(statement, Prefetch):
+            self._prefetch(statement)
         else:
             self._fold(statement)
 
@@ -258,6 +261,14 @@ class _Emitter(IndexEmitter):
         folded = values.fold(here, statement.op, loaded)
         here.lines.append(f"  store {folded.typed}, ptr {target}")
         self.forget((statement.target,))
+
+    def _prefetch(self, statement: Prefetch) -> None:
+        pointer = self.pointer(statement.array, self.at_base(statement.index))
+        self.declarations.add("declare void @llvm.prefetch.p0(ptr, i32, i32, i32)")
+        # for reading, into all caches, data
+        self.builder().lines.append(
+            f"  call void @llvm.prefetch.p0(ptr {pointer}, i32 0, i32 3, i32 1)"
+        )
 
     def _store(self, statement: Store, value: Value) -> None:
         array, lanes_atom = statement.array, self.lanes_atom()

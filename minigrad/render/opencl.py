@@ -19,6 +19,7 @@ from minigrad.graph.symbolic import Integer, add, proven_nonnegative, sub
 from minigrad.loops.nest import (
     Loop,
     Nest,
+    Prefetch,
     Set,
     Statement,
     Store,
@@ -156,7 +157,7 @@ class Emitter(IndexEmitter):
             name = self._register(statement.local, statement.slot)
             self.line(f"{name} = {bare(self.value(statement.value))};")
             self.forget((statement.local,))
-        else:
+        elif not isinstance(statement, Prefetch):  # compilers of OpenCL C see to that themselves
             raise self._unexpected(f"a fold of the lanes of {statement.source.name}")
 
     def _stores(self, statement: Stores) -> None:
