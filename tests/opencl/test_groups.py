@@ -1,4 +1,4 @@
-"""The recipes of a GPU: what they make, and that a device without one computes the same with them."""
+"""The recipes of a GPU: what they make, and that a CPU of OpenCL computes the same with them."""
 
 from __future__ import annotations
 
