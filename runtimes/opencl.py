@@ -42,6 +42,7 @@ GROUP = 128  # work-items of a group where each is a scalar of its own
 MOST_PROGRAMS = 4096  # sources whose binaries are kept
 VECTOR_BYTES = 32  # of a register of a CPU, at most
 WAVES = 64  # groups for each unit of a GPU, at most, where each work-item can take strides
+SLICES = 16  # groups for each unit that have scratch memory at a time
 SCRATCH_BYTES = 256 << 20  # of all work-items together; what does not fit is done in strides
 
 
@@ -231,6 +232,8 @@ class OpenCL:
         if source.scratch_bytes:
             most = max(min(SCRATCH_BYTES, self.pool.most) // source.scratch_bytes, 1)
             if nest.items:
+                assert self.target.group is not None
+                most = min(most, SLICES * self.target.group.units)
                 return min(items, most * group), group, total
             group = min(group, most)
             items = min(-(-items // group) * group, most // group * group)
