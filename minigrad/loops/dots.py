@@ -25,7 +25,8 @@ from minigrad.graph.symbolic import (
 )
 from minigrad.loops.axes import indices, merge, vector_width
 from minigrad.loops.build import combine, lanes_loop, serial_loop
-from minigrad.loops.nest import Fold, Loop, Prefetch, Set, Statement, Store
+from minigrad.loops.nest import Fold, Loop, Set, Statement, Store
+from minigrad.loops.soon import Place
 from minigrad.loops.target import Target
 from minigrad.schedule import expr
 from minigrad.schedule.expr import Array, Expr, Leaf, Local
@@ -155,9 +156,9 @@ class Dots:
     ) -> list[Statement]:  # fmt: skip
         """made[t, row] = the sum of row start + row, for all rows of a block."""
         assert isinstance(self.axis.extent, int)
-        fetch = self._fetch_first(one, start, self.along[number])
+        asked = self._first_rows(one, start, self.along[number])
         scales, one = self._with_scales_at_hand(one, number, block, start, stops)
-        statements = [*fetch, *scales]
+        statements = [*scales, *asked]
         rest = self.axis.extent % self.rows
         whole = self.axis.extent - rest
         row = make_axis("w", number, self.axis.extent)
@@ -228,8 +229,8 @@ class Dots:
                     store.append(Fold(total, Op.SUM, part))
                 place = add(t * block, sub(at, start))
                 store.append(Store(made, place, expr.local(total)))
-        fetch = self._fetch(one, row, rows, along)
-        nested: Statement = lanes_loop(along, self.width, (*fetch, *step))
+        loop = lanes_loop(along, self.width, tuple(step))
+        nested: Statement = replace(loop, soon=self._rows_ahead(one, row, rows, along))
         for outer in reversed([a for a in one.k if a != along]):
             nested = serial_loop(outer, (nested,))
         return (*clear, nested, *store)
@@ -255,29 +256,29 @@ class Dots:
         """How many rows ahead of their use rows are fetched."""
         return max(AHEAD_BYTES // (self.rows * _row_bytes(one)), 1) * self.rows
 
-    def _fetch(self, one: Sum, row: Axis, rows: int, along: Axis) -> list[Statement]:
-        """Wishes for rows ahead, in the step that takes a vector of each of `rows` rows.
+    def _rows_ahead(self, one: Sum, row: Axis, rows: int, along: Axis) -> tuple[Place, ...]:
+        """What a step that takes a vector of each of `rows` rows asks the memory for.
 
-        The rows ahead are one piece of memory: each step wishes for its share of the lines of it.
+        The rows ahead are one piece of memory: each step asks for its share of the lines of it.
         """
-        wishes: list[Statement] = []
+        places: list[Place] = []
         ahead = add(index_of(row.variable), self._ahead(one))
         for array, begin, inside in self._pieces(one, along):
             piece = add(substitute(begin, {self.axis.variable: ahead}), mul(inside, rows))
-            for first in range(0, rows * self.width, LINE_BYTES // array.dtype.itemsize):
-                wishes.append(Prefetch(array, add(piece, first)))
-        return wishes
+            step = max(self.width, LINE_BYTES // array.dtype.itemsize)
+            places.extend((array, add(piece, at)) for at in range(0, rows * self.width, step))
+        return tuple(places)
 
-    def _fetch_first(self, one: Sum, start: Integer, along: Axis) -> list[Statement]:
-        """Wishes for the rows that a block begins with, all at once."""
+    def _first_rows(self, one: Sum, start: Integer, along: Axis) -> list[Statement]:
+        """Loops that ask the memory for the rows that a block begins with, all at once."""
         loops: list[Statement] = []
         for array, begin, _ in self._pieces(one, along):
             count = self._ahead(one) * numel([high(axis.extent) for axis in one.k])
             place = make_axis("p", len(loops), count)
             first = substitute(begin, {self.axis.variable: start})
-            wish = Prefetch(array, add(first, index_of(place.variable)))
-            line = LINE_BYTES // array.dtype.itemsize
-            loops.append(Loop(place.variable, 0, (count,), (wish,), step=line))
+            line = min(LINE_BYTES // array.dtype.itemsize, self.target.most_lanes)
+            soon = ((array, add(first, index_of(place.variable))),)
+            loops.append(replace(lanes_loop(place, line, ()), soon=soon))
         return loops
 
 
