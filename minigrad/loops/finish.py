@@ -9,7 +9,9 @@ from minigrad.graph.symbolic import Affine, Atom, Integer, variables
 from minigrad.loops.nest import (
     Fold,
     Loop,
+    MatrixProduct,
     Nest,
+    Prefetch,
     Set,
     Statement,
     Store,
@@ -129,6 +131,13 @@ def _collect(
                     for x in (item.index, *item.guard):
                         see_index(x)
                         see_values(expr.values_in(x))
+        elif isinstance(statement, Prefetch):
+            see_array(statement.array)
+            see_index(statement.index)
+        elif isinstance(statement, MatrixProduct):
+            for matrix in statement.matrices:
+                see_array(matrix.array)
+                see_index(matrix.index)
         else:
             assert isinstance(statement, Fold)
 

@@ -54,6 +54,44 @@ class Fold:
 
 
 @dataclass(frozen=True)
+class Prefetch:
+    """A hint that array[index] is read soon, which changes nothing; any index will do."""
+
+    array: Array
+    index: Integer
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """Where a matrix lies in memory: its first element, and elements from one row to the next."""
+
+    array: Array
+    index: Integer
+    pitch: int
+
+
+@dataclass(frozen=True)
+class MatrixProduct:
+    """total = left · right, in the matrix registers of a processor that has them (AMX).
+
+    Elements of left and right are words of two bfloat16, neighbours along k; those of total are
+    float32. rows and columns are 16 or 32; depth, in words, is a multiple of 16.
+    """
+
+    total: Matrix
+    left: Matrix
+    right: Matrix
+    rows: int
+    columns: int
+    depth: int
+
+    @property
+    def matrices(self) -> tuple[Matrix, Matrix, Matrix]:
+        """All three."""
+        return self.total, self.left, self.right
+
+
+@dataclass(frozen=True)
 class Loop:
     """for variable in start, start + step, … while it is below every one of `stops`.
 
@@ -70,7 +108,7 @@ class Loop:
     lane: Atom | None = None
 
 
-Statement = Loop | Store | Stores | Set | Fold
+Statement = Loop | Store | Stores | Set | Fold | Prefetch | MatrixProduct
 
 
 @dataclass(frozen=True)
@@ -119,6 +157,8 @@ def arrays_written(statement: Statement) -> frozenset[Array]:
         return frozenset((statement.array,))
     if isinstance(statement, Stores):
         return frozenset(item.array for item in statement.items)
+    if isinstance(statement, MatrixProduct):
+        return frozenset((statement.total.array,))
     if isinstance(statement, Loop):
         return frozenset().union(*(arrays_written(s) for s in statement.body))
     return frozenset()
@@ -178,6 +218,11 @@ def _show(statement: Statement, indent: str, lines: list[str], prefix: str = "")
             _show(item, indent, lines)
     elif isinstance(statement, Set):
         lines.append(f"{indent}{statement.local.name}[{statement.slot}] = {statement.value!r}")
+    elif isinstance(statement, Prefetch):
+        lines.append(f"{indent}prefetch {statement.array.name}[{statement.index}]")
+    elif isinstance(statement, MatrixProduct):
+        total, left, right = (f"{m.array.name}[{m.index} …]" for m in statement.matrices)
+        lines.append(f"{indent}{total} = {left} · {right}")
     else:
         name = statement.target.name
         lines.append(f"{indent}{name} = {statement.op.value} of {statement.source}")

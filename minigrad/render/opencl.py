@@ -18,7 +18,9 @@ from minigrad.graph.node import Op
 from minigrad.graph.symbolic import Integer, add, proven_nonnegative, sub
 from minigrad.loops.nest import (
     Loop,
+    MatrixProduct,
     Nest,
+    Prefetch,
     Set,
     Statement,
     Store,
@@ -156,6 +158,10 @@ class Emitter(IndexEmitter):
             name = self._register(statement.local, statement.slot)
             self.line(f"{name} = {bare(self.value(statement.value))};")
             self.forget((statement.local,))
+        elif isinstance(statement, Prefetch):
+            pass  # only a hint
+        elif isinstance(statement, MatrixProduct):
+            raise self._unexpected("a product in matrix registers")
         else:
             raise self._unexpected(f"a fold of the lanes of {statement.source.name}")
 
