@@ -56,6 +56,7 @@ ENOUGH_ROWS = 384  # rows over which it is hardly noticed
 LEAST_ROWS = 96  # rows over which the packing of a panel pays
 ROWS_OF_PANEL = 384  # rows for whose sake a panel is packed again
 MOST_PANELS = 8  # panels of one task, the next of which is fetched meanwhile
+MOST_WORK = 1 << 28  # multiply-adds of one task: a thread that shares its core is not waited for
 LEAST_PANELS = 4  # panels over which the packing of rows pays
 FAR_BYTES = 1 << 19  # a panel whose rows span more memory than this is packed
 DEPTH = 512  # elements of k at a time where there are too many; columns of such a task
@@ -237,7 +238,8 @@ def plan_of(problem: Problem, target: Target, batches: int) -> Plan:
         rows = block_rows(row.extent, height, batches * panels)
     packs = width > 1 and needs_packing(problem, width, rows)
     each = batches * -(-row.extent // rows) * panels // ENOUGH_TASKS if packs else 1
-    groups = -(-panels // min(max(each, 1), MOST_PANELS))
+    work = rows * depth * width  # multiply-adds of a panel
+    groups = -(-panels // max(min(each, MOST_PANELS, MOST_WORK // max(work, 1)), 1))
     each = -(-panels // groups)
     together = each if near < rows and 1 < each <= target.l2 // 2 // (depth * width * size) else 0
     return Plan(height, width, rows, each * width, False, packs, panels=together)

@@ -239,16 +239,17 @@ class Ahead:
     def _lines(
         self, operand: Expr, inner: Axis, k: Integer, known: dict[Atom, Integer] | None = None
     ) -> tuple[Prefetch, ...]:
-        """Hints at an operand's row at k, which is one line or two."""
+        """Hints at the lines of an operand's row at k."""
         if operand.op is not Leaf.LOAD or not coefficient(operand.payload[1], inner.variable):
             return ()
         array, index, _ = operand.payload
         if expr.values_in(index):
             return ()
-        first = Prefetch(array, substitute(index, {inner.variable: k, **(known or {})}))
-        if self.width * array.dtype.itemsize <= LINE:
-            return (first,)
-        return first, Prefetch(array, add(first.index, LINE // array.dtype.itemsize))
+        first = substitute(index, {inner.variable: k, **(known or {})})
+        line = LINE // array.dtype.itemsize
+        aligned = numel([coefficient(index, inner.variable) or 0]) % line == 0
+        count = -(-self.width // line) + (not aligned)
+        return tuple(Prefetch(array, add(first, line * n)) for n in range(count))
 
     def _next_panel(
         self, problem: Problem, inner: Axis, line: int, number: Axis, piece: Integer
