@@ -38,6 +38,8 @@ from minigrad.render.vector_math import expand
 from minigrad.schedule import expr
 from minigrad.schedule.expr import Array, Expr, Leaf, Local
 
+CACHE_LINE = 64  # bytes
+
 
 def render(nest: Nest) -> str:
     """The text of an LLVM module with one function, named as the nest."""
@@ -107,7 +109,7 @@ class _Emitter(IndexEmitter):
         elif isinstance(statement, Set):
             self._set(statement)
         elif isinstance(statement, Prefetch):
-            self._prefetch(statement)
+            self._hint(self.pointer(statement.array, self.at_base(statement.index)))
         elif isinstance(statement, MatrixProduct):
             self.matrices = True
             emit_matrix_product(self, statement)
@@ -176,6 +178,7 @@ class _Emitter(IndexEmitter):
         self.open_loop(None, start, whole, width, True)
         self.bind_lanes(loop, self.counter(), width)
         self.streamed = streamed
+        self._ask(loop)
         for inner in loop.body:
             self.statement(inner)
         self.streamed = None
@@ -222,6 +225,7 @@ class _Emitter(IndexEmitter):
         if whole > 1:
             self.open_loop(None, str(start), str(start + whole * width), width, False)
             self.bind_lanes(loop, self.counter(), width)
+            self._ask(loop)
             for inner in loop.body:
                 self.statement(inner)
             self.close_loop()
@@ -236,6 +240,14 @@ class _Emitter(IndexEmitter):
             bits = ", ".join(f"i1 {'true' if i < rest else 'false'}" for i in range(width))
             self.levels[-1].mask = f"<{bits}>"
             self.close_straight(loop.body, self.statement)
+
+    def _ask(self, loop: Loop) -> None:
+        """Ask the memory for what will be read soon: each cache line that a vector covers."""
+        for array, place in loop.soon:
+            pointer = self.pointer(array, self.at_base(place))
+            for offset in range(0, loop.step * array.dtype.itemsize, CACHE_LINE):
+                at = self.builder().line(f"getelementptr i8, ptr {pointer}, i64 {offset}")
+                self._hint(at)
 
     def _set(self, statement: Set) -> None:
         value = self.value(statement.value)
@@ -274,10 +286,9 @@ class _Emitter(IndexEmitter):
         here.lines.append(f"  store {folded.typed}, ptr {target}")
         self.forget((statement.target,))
 
-    def _prefetch(self, statement: Prefetch) -> None:
-        pointer = self.pointer(statement.array, self.at_base(statement.index))
+    def _hint(self, pointer: str) -> None:
+        """Ask the memory for the cache line there, to read it (0), in all caches (3), as data (1)."""
         self.declarations.add("declare void @llvm.prefetch.p0(ptr, i32, i32, i32)")
-        # to read (0), into all caches (3), data (1)
         self.builder().lines.append(
             f"  call void @llvm.prefetch.p0(ptr {pointer}, i32 0, i32 3, i32 1)"
         )
