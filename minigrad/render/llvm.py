@@ -287,7 +287,7 @@ class _Emitter(IndexEmitter):
         self.forget((statement.target,))
 
     def _hint(self, pointer: str) -> None:
-        """Ask the memory for the cache line there, to read it (0), in all caches (3), as data (1)."""
+        """Ask for the cache line there: to read it (0), into all caches (3), as data (1)."""
         self.declarations.add("declare void @llvm.prefetch.p0(ptr, i32, i32, i32)")
         self.builder().lines.append(
             f"  call void @llvm.prefetch.p0(ptr {pointer}, i32 0, i32 3, i32 1)"
