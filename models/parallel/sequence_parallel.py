@@ -184,9 +184,7 @@ def _backward(
 def _rotate(
     tensors: Sequence[Tensor], group: RankGroup, after: Sequence[Tensor] = ()
 ) -> list[Tensor]:
-    nodes = [tensor.node for tensor in tensors]
-    waiting = [tensor.node for tensor in after]
-    return [Tensor._of(n) for n in together("permute", nodes, group, place=1, after=waiting)]
+    return together("permute", tensors, group, place=1, after=after)
 
 
 # --- attention of some queries to some keys ------------------------------------------------------

@@ -13,6 +13,7 @@ import pytest
 from minigrad.models import gpt_commands
 from minigrad.models.interrupt import Stopped
 from minigrad.models.metrics import Metrics
+from minigrad.settings import Context
 
 from . import cases
 from .ranks import LIMIT, on_ranks, start
@@ -40,6 +41,28 @@ def test_buckets_average_uneven_parts() -> None:
             for a, b, c in zip(found, other, first, strict=True):
                 np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7)
                 assert np.array_equal(a, c)  # the same bits on every rank
+
+
+@pytest.mark.parametrize("kind", ["local", "mpi"])
+def test_all_start_with_what_rank_0_alone_would_draw(kind: str) -> None:
+    ((weights, number, _),) = on_ranks("local", cases.synchronized, 1)
+    results = on_ranks(kind, cases.synchronized, 3)
+    for state, _, _ in results:
+        for name, value in state.items():
+            assert np.array_equal(value, weights[name]), name
+    assert np.array_equal(results[0][1], number)  # and it has drawn no more than that
+    # the last of the ring sends nothing on; the others send everything once
+    once = sum(value.nbytes for value in weights.values())
+    assert [sent for _, _, sent in results] == [once, once, 0]
+
+
+@pytest.mark.parametrize("device", ["CPU", "REF"])
+def test_numbers_are_drawn_once_when_they_are_exchanged(device: str) -> None:
+    with Context(DEVICE=device):
+        (alone,) = on_ranks("local", cases.lazily_exchanged, 1)
+        for found in on_ranks("local", cases.lazily_exchanged, 2):
+            for mine, other in zip(found, alone, strict=True):
+                assert np.array_equal(mine, other)
 
 
 @pytest.mark.parametrize(("size", "batch"), [(3, 12), (4, 18)])
