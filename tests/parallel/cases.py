@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from minigrad import Tensor, dtypes, jit, nn
+from minigrad import GlobalCounters, Tensor, dtypes, jit, nn
 from minigrad.device import Buffer
 from minigrad.dtype import DType
 from minigrad.models.parallel import (
@@ -177,6 +177,19 @@ def attention(rank: Rank, length: int, seed: int) -> list[float]:
         float(np.abs(mine.numpy() - cut(of.numpy())).max() / np.abs(of.numpy()).max())
         for mine, of in zip(found, wanted, strict=True)
     ]
+
+
+def memory_of_attention(rank: Rank, length: int) -> int:
+    """Peak bytes of ring attention with its gradients, beyond what the process had before."""
+    sequence = SequenceParallel(rank.world, length)
+    shape = (1, 2, length // rank.world.size, 16)
+    q, k, v = (Tensor.randn(*shape).realize() for _ in range(3))
+    sequence.attention(q, k, v).sum().gradient(q, k, v)  # what is made once, such as constants
+    GlobalCounters.reset()
+    before = GlobalCounters.mem_used
+    output = sequence.attention(q, k, v)
+    Tensor.realize(output, *(output * output).sum().gradient(q, k, v))
+    return GlobalCounters.mem_peak - before
 
 
 def buckets(rank: Rank) -> list[Any]:
