@@ -98,8 +98,8 @@ class SequenceParallel:
 def ring_attention(q: Tensor, k: Tensor, v: Tensor, group: RankGroup) -> Tensor:
     """Causal attention over sequences in zigzag order; see `SequenceParallel.attention`."""
     scale = 1 / math.sqrt(plain_shape(q)[-1])
-    # Heads lie apart in what a layer's product gives; blocks read each row many times, and rows that
-    # are a page apart cost half as much again as rows that follow each other.
+    # Heads lie apart in what a layer's product gives. Blocks read each row many times, and rows
+    # that are a page apart cost half as much again as rows that follow each other.
     q, k, v = (part.contiguous() for part in (q, k, v))
     halves = _forward(q.detach(), k.detach(), v.detach(), group, scale)
     output = _joined([found[0] for found in halves]).cast(q.dtype)

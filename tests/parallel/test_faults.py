@@ -72,7 +72,7 @@ def test_a_rank_that_ends_too_early_is_named() -> None:
 
 
 def test_a_pause_of_all_is_nobodys_fault(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ctrl-Z and fg, a suspended job: the watch ticks late, and what it could not see, it forgives."""
+    """Ctrl-Z and fg, a suspended job: a watch that ticks late forgives what it could not see."""
 
     class Time:
         now = 100.0
