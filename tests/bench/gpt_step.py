@@ -55,8 +55,13 @@ def minigrad_step(config: GPTConfig) -> Step:
     return lambda ids, targets: float(step(Tensor(ids), Tensor(targets)).item())
 
 
-def torch_step(config: GPTConfig, threads: int, compiled: bool) -> Step:
-    """The same model with PyTorch's own attention, layer norm, cross-entropy and fused AdamW."""
+def torch_step(
+    config: GPTConfig, threads: int, place: str = "cpu", compiled: bool = False
+) -> Step:
+    """The same model with PyTorch's own attention, layer norm, cross-entropy and fused AdamW.
+
+    place: "cpu", or "cuda" for a GPU.
+    """
     import torch
     from torch.nn import functional
 
@@ -91,7 +96,7 @@ def torch_step(config: GPTConfig, threads: int, compiled: bool) -> Step:
             x = self.wte(ids) + self.wpe.weight[: ids.shape[1]]
             return self.ln_f(self.blocks(x)) @ self.wte.weight.T
 
-    model = Model()
+    model = Model().to(place)
     matrices = [p for p in model.parameters() if p.ndim > 1]
     vectors = [p for p in model.parameters() if p.ndim < 2]
     groups = [{"params": matrices, "weight_decay": 0.1}, {"params": vectors, "weight_decay": 0.0}]
@@ -99,7 +104,7 @@ def torch_step(config: GPTConfig, threads: int, compiled: bool) -> Step:
     forward: Callable[[torch.Tensor], torch.Tensor] = torch.compile(model) if compiled else model
 
     def step(ids: np.ndarray, targets: np.ndarray) -> float:
-        x, y = torch.from_numpy(ids).long(), torch.from_numpy(targets).long()
+        x, y = (torch.from_numpy(array).to(place).long() for array in (ids, targets))
         optimizer.zero_grad(set_to_none=True)
         logits = forward(x)
         loss = functional.cross_entropy(logits.flatten(0, 1), y.flatten())
@@ -124,7 +129,7 @@ def serve(name: str, given: argparse.Namespace) -> None:
     if name == "minigrad":
         step = minigrad_step(config)
     else:
-        step = torch_step(config, given.threads, name == "torch compiled")
+        step = torch_step(config, given.threads, compiled=name == "torch compiled")
     for line in sys.stdin:
         loss, start = 0.0, time.perf_counter()
         for _ in range(int(line)):
