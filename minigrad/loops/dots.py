@@ -3,6 +3,10 @@
 What an element of the matrix costs decides how fast this is, for it is used once. A quantized
 matrix has scales that many elements of a row share: they are made numbers before the rows that
 they belong to, many at a time, and are then one operand of a multiply-add.
+
+Every row comes from memory, and computing with few bits takes so long that a processor's own
+prefetching waits in between: each step asks for its share of rows some KiB ahead. (Measured with
+two cores of a Sapphire Rapids class machine: a token of SmolLM2 takes 8.5 ms without, 5.0 with it.)
 """
 
 from __future__ import annotations

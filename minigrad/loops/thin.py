@@ -5,7 +5,10 @@ Such a product is as fast as its matrix can be read, so the loops follow the mat
     columns   neighbours along the result: sums of a block of columns stay in the first cache, and
               a few rows of the matrix at a time are added to them, each read from end to end
     dots      neighbours along k: row after row of the matrix, with vectors of partial sums for
-              every one of the few
+              every one of the few (see dots.py)
+
+A sum of several such products counts too, and each may be scaled by something of the matrix: so
+does a quantized matrix multiply, whose blocks of integers have a scale and a minimum each.
 
     parallel over batch × blocks of the result:
       few' = few                        (scratch; where it is computed, not just loaded)
