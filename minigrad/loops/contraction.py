@@ -28,7 +28,8 @@ from minigrad.loops.build import (
     serial_loop,
     substitute_stores,
 )
-from minigrad.loops.finish import finish, flops
+from minigrad.loops.estimate import flops
+from minigrad.loops.finish import finish
 from minigrad.loops.nest import Nest, Statement
 from minigrad.loops.pack import depth_of, in_pairs, pack_left, pack_right, strides
 from minigrad.loops.target import Target

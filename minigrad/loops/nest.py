@@ -82,8 +82,8 @@ class Nest:
 
     arrays: the buffers that it takes, in order; symbols: the symbolic integers, which follow them.
     scratch: places in bytes in the thread's private memory. A runtime may cut the parallel loop at
-    multiples of `grain`. operations and traffic (bytes) are estimates of the whole kernel's work;
-    label says what it does.
+    multiples of `grain`. operations, vectors (instructions of the target's vectors, a multiply-add
+    being one) and traffic (bytes) are estimates of the whole kernel's work; label says what it is.
     """
 
     name: str
@@ -94,6 +94,7 @@ class Nest:
     scratch_bytes: int
     grain: int
     operations: int
+    vectors: int
     traffic: int
     label: str
 
