@@ -8,6 +8,8 @@
     contraction   register tiles (see contraction.py)
     thin          a matrix times a vector, or a few (see thin.py)
     blocks        rows in which products take part, several at a time (see blocks.py)
+
+A GPU has recipes of its own for most of these (see groups.py).
 """
 
 from __future__ import annotations
@@ -41,6 +43,7 @@ from minigrad.loops.build import (
 )
 from minigrad.loops.contraction import contraction
 from minigrad.loops.finish import finish
+from minigrad.loops.groups import lower_for_groups
 from minigrad.loops.nest import Nest, Statement, Store, Stores
 from minigrad.loops.rows import rows
 from minigrad.loops.scans import distribute, scan
@@ -57,6 +60,10 @@ BLOCK = 4096  # elements of a long vector loop that one parallel iteration takes
 
 def lower(kernel: Kernel, target: Target, name: str = "kernel") -> Nest:
     """The loop nest of a kernel."""
+    if target.group is not None:
+        nest = lower_for_groups(kernel, target, name)
+        if nest is not None:
+            return nest
     if kernel.kind in ("contraction", "rows"):
         nest = thin(kernel, target, name)
         if nest is not None:

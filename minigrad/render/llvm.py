@@ -13,6 +13,7 @@ loop's lines are put into its parent only when it is closed, what was moved out 
 from __future__ import annotations
 
 from minigrad.dtype import DType, dtypes
+from minigrad.errors import CompileError
 from minigrad.graph.node import Op
 from minigrad.graph.symbolic import Integer, add, coefficient, high, low, sub
 from minigrad.loops.nest import (
@@ -101,8 +102,10 @@ class _Emitter(IndexEmitter):
                 self._store(item, value)
         elif isinstance(statement, Set):
             self._set(statement)
-        else:
+        elif isinstance(statement, Fold):
             self._fold(statement)
+        else:
+            raise CompileError(f"LLVM renderer: {self.nest.name} has work-groups; it is for a GPU")
 
     def loop(self, loop: Loop, parallel: bool = False) -> None:
         """Emit a loop of any kind."""
