@@ -82,8 +82,8 @@ class Loop:
     kind: "serial"; "unroll" (start and stop are ints); "lanes" (`step` consecutive iterations at
     once, `lane` being the number 0 … step − 1 of an iteration within its vector); "items" (see
     above; from 0 to a number).
-    soon: places of which a lanes loop's vectors say that what lies there will be read soon, after
-    the loop; a renderer may ask the memory for it. They may lie beyond their arrays.
+    soon: places that will be read soon, in a later iteration or after the loop; a renderer may ask
+    the memory for them in each iteration. They may lie beyond their arrays.
     """
 
     variable: Atom

@@ -141,6 +141,7 @@ class _Emitter(IndexEmitter):
             return
         self.open_loop(loop.variable, start, stop, loop.step, not constant_range)
         self.levels[-1].changes = arrays_written(loop) | locals_set(loop)
+        self._ask(loop)
         for inner in loop.body:
             self.statement(inner)
         self.close_loop()
@@ -232,11 +233,13 @@ class _Emitter(IndexEmitter):
 
     def _ask(self, loop: Loop) -> None:
         """Ask the memory for what will be read soon: each cache line that a vector covers."""
+        atom = self.lanes_atom()
+        lanes = 1 if atom is None else self.width_of(atom)
         for array, place in loop.soon:
             pointer = self.pointer(array, self.at_base(place))
             here = self.builder()
             self.declarations.add("declare void @llvm.prefetch.p0(ptr, i32, i32, i32)")
-            for offset in range(0, loop.step * array.dtype.itemsize, CACHE_LINE):
+            for offset in range(0, lanes * array.dtype.itemsize, CACHE_LINE):
                 at = here.line(f"getelementptr i8, ptr {pointer}, i64 {offset}")
                 here.lines.append(f"  call void @llvm.prefetch.p0(ptr {at}, i32 0, i32 3, i32 1)")
 
