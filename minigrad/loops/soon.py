@@ -16,7 +16,10 @@ from minigrad.schedule import expr
 from minigrad.schedule.expr import Array, Expr
 from minigrad.schedule.stage import Axis, Stage, index_of
 
-AHEAD = 4096  # bytes: what a core reads while an access waits, and some more
+# Bytes. Along one sweep: further ahead, several arrays want more lines than can be on their way.
+AHEAD = 1024
+LONG = 16384  # of a row behind whose end little is asked for in vain
+ROWS_AHEAD = 4096  # while rows are gone over several times
 
 Place = tuple[Array, Integer]
 
@@ -42,7 +45,7 @@ def further_along(
             continue
         length = numel([axis.extent])
         follows = outer is None or coefficient(position, outer.variable) == length
-        if follows or length * array.dtype.itemsize >= 4 * AHEAD:
+        if follows or length * array.dtype.itemsize >= LONG:
             constant = position if isinstance(position, int) else position.constant
             found.setdefault((array, sub(position, constant)), position)
     return tuple(
@@ -51,10 +54,10 @@ def further_along(
     )
 
 
-def next_rows(place: Place, row: Axis, nbytes: int) -> Place:
-    """The same place in a later row, far enough ahead; a row has `nbytes` bytes."""
+def next_rows(place: Place, row: Axis, nbytes: int, ahead: int = AHEAD) -> Place:
+    """The same place in a later row, `ahead` bytes or more; a row has `nbytes` bytes."""
     array, position = place
-    later = add(index_of(row.variable), -(-AHEAD // max(nbytes, 1)))
+    later = add(index_of(row.variable), -(-ahead // max(nbytes, 1)))
     return array, substitute(position, {row.variable: later})
 
 
