@@ -16,10 +16,8 @@ from minigrad.schedule import expr
 from minigrad.schedule.expr import Array, Expr
 from minigrad.schedule.stage import Axis, Stage, index_of
 
-# Bytes. Along one sweep: further ahead, several arrays want more lines than can be on their way.
-AHEAD = 1024
-LONG = 16384  # of a row behind whose end little is asked for in vain
-ROWS_AHEAD = 4096  # while rows are gone over several times
+AHEAD = 4096  # bytes: what a core reads while an access waits, and some more
+LONG = 4 * AHEAD  # of a row behind whose end little is asked for in vain
 
 Place = tuple[Array, Integer]
 
@@ -54,10 +52,10 @@ def further_along(
     )
 
 
-def next_rows(place: Place, row: Axis, nbytes: int, ahead: int = AHEAD) -> Place:
-    """The same place in a later row, `ahead` bytes or more; a row has `nbytes` bytes."""
+def next_rows(place: Place, row: Axis, nbytes: int) -> Place:
+    """The same place in a later row, far enough ahead; a row has `nbytes` bytes."""
     array, position = place
-    later = add(index_of(row.variable), -(-ahead // max(nbytes, 1)))
+    later = add(index_of(row.variable), -(-AHEAD // max(nbytes, 1)))
     return array, substitute(position, {row.variable: later})
 
 

@@ -20,7 +20,7 @@ from minigrad.graph.symbolic import (
 from minigrad.loops.axes import unit_stride_axis, vector_width
 from minigrad.loops.build import accumulate, combine, lanes_loop, serial_loop, streams
 from minigrad.loops.nest import Fold, Set, Statement, Store, Stores
-from minigrad.loops.soon import AHEAD, LONG, ROWS_AHEAD, from_memory, next_rows
+from minigrad.loops.soon import AHEAD, LONG, from_memory, next_rows
 from minigrad.loops.target import Target
 from minigrad.schedule import expr
 from minigrad.schedule.expr import Array, Expr, Local
@@ -91,8 +91,7 @@ def _soon(steps: Sequence[_Step], row: Axis, target: Target) -> dict[int, tuple[
         if nbytes > (target.l2 // 4 if later else LONG):
             asked = array, add(position, AHEAD // array.dtype.itemsize)
         else:
-            ahead = ROWS_AHEAD if later else AHEAD
-            asked = next_rows((array, position), row, nbytes, ahead)
+            asked = next_rows((array, position), row, nbytes)
             place = max(later or [place], key=lambda n: _operations(steps[n]))
         found.setdefault(place, []).append((*asked, axis))
     return {place: tuple(places) for place, places in found.items()}

@@ -32,9 +32,9 @@ def asked(statement: Statement) -> list[str]:
 
 def test_elementwise_loops_ask_for_what_comes_later() -> None:
     nest = nest_of(add, (MANY,), (MANY,))
-    assert asked(nest.parallel) == ["s0[i0 + 256]", "s1[i0 + 256]"]
+    assert asked(nest.parallel) == ["s0[i0 + 1024]", "s1[i0 + 1024]"]
     assert render(nest).count("call void @llvm.prefetch") == 8  # 64 lanes of two arrays
-    assert "# soon: s0[i0 + 256], s1[i0 + 256]" in show(nest)
+    assert "# soon: s0[i0 + 1024], s1[i0 + 1024]" in show(nest)
 
 
 def test_what_the_second_cache_holds_is_not_asked_for() -> None:
@@ -57,8 +57,8 @@ def test_the_longest_sweep_asks_for_the_next_row() -> None:
 
 
 def test_a_single_sweep_asks_for_a_later_row_or_further_along() -> None:
-    assert asked(nest_of(lambda x: total(x, 1), (4096, 256)).parallel) == ["s0[c0 + 256·r0 + 256]"]
-    assert asked(nest_of(lambda x: total(x, 1), (64, 8192)).parallel) == ["s0[c0 + 8192·r0 + 256]"]
+    assert asked(nest_of(lambda x: total(x, 1), (4096, 256)).parallel) == ["s0[c0 + 256·r0 + 1024]"]
+    assert asked(nest_of(lambda x: total(x, 1), (64, 8192)).parallel) == ["s0[c0 + 8192·r0 + 1024]"]
 
 
 def test_sums_of_columns_ask_for_a_later_row_of_their_block() -> None:
