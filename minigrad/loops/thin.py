@@ -40,7 +40,8 @@ from minigrad.loops.build import (
     serial_loop,
     substitute_stores,
 )
-from minigrad.loops.finish import finish, flops
+from minigrad.loops.estimate import flops
+from minigrad.loops.finish import finish
 from minigrad.loops.nest import Fold, Loop, Nest, Set, Statement, Store, Stores
 from minigrad.loops.target import Target
 from minigrad.schedule import expr
