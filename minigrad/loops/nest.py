@@ -82,6 +82,8 @@ class Loop:
     kind: "serial"; "unroll" (start and stop are ints); "lanes" (`step` consecutive iterations at
     once, `lane` being the number 0 … step − 1 of an iteration within its vector); "items" (see
     above; from 0 to a number).
+    soon: places of which a lanes loop's vectors say that what lies there will be read soon, after
+    the loop; a renderer may ask the memory for it. They may lie beyond their arrays.
     """
 
     variable: Atom
@@ -91,6 +93,7 @@ class Loop:
     kind: str = "serial"
     step: int = 1
     lane: Atom | None = None
+    soon: tuple[tuple[Array, Integer], ...] = ()
 
 
 Statement = Loop | Store | Stores | Set | Fold | Barrier | FoldItems
@@ -202,9 +205,10 @@ def _show(statement: Statement, indent: str, lines: list[str], prefix: str = "")
         stop = f"min({stop})" if len(statement.stops) > 1 else stop
         step = f" step {statement.step}" if statement.step > 1 else ""
         kind = "" if statement.kind == "serial" else f" {statement.kind}"
-        lines.append(
-            f"{indent}{prefix}for {statement.variable!r} in {statement.start} … {stop}{step}{kind}:"
-        )
+        soon = ", ".join(f"{array.name}[{place}]" for array, place in statement.soon)
+        soon = f"  # soon: {soon}" if soon else ""
+        variable = f"{statement.variable!r} in {statement.start} … {stop}"
+        lines.append(f"{indent}{prefix}for {variable}{step}{kind}:{soon}")
         for inner in statement.body:
             _show(inner, indent + "  ", lines)
     elif isinstance(statement, Store):

@@ -47,6 +47,7 @@ from minigrad.loops.groups import lower_for_groups
 from minigrad.loops.nest import Nest, Statement, Store, Stores
 from minigrad.loops.rows import rows
 from minigrad.loops.scans import distribute, scan
+from minigrad.loops.soon import further_along
 from minigrad.loops.target import Target
 from minigrad.loops.thin import thin
 from minigrad.loops.turned import tiles, turned_axis
@@ -118,6 +119,7 @@ def elementwise(kernel: Kernel, target: Target, name: str) -> Nest:
     many = numel([a.extent for a in free])
     if not free and not inner and isinstance(axis.extent, int):
         loop = lanes_loop(axis, width, body)
+        loop = replace(loop, soon=further_along(axis, None, exprs, target))
         return finish(name, kernel, loop, target)
     block = BLOCK if many < 64 and isinstance(axis.extent, int) and axis.extent > BLOCK else 0
     if block:
@@ -126,8 +128,11 @@ def elementwise(kernel: Kernel, target: Target, name: str) -> Nest:
         start = mul(index_of(blocks.variable), block)
         vector = lanes_loop(axis, width, body, start, (add(start, block), axis.extent))
         free = [*free, blocks]
+        vector = replace(vector, soon=further_along(axis, None, exprs, target))
     else:
         vector = lanes_loop(axis, width, body)
+        last = (*free, *inner)[-1] if outer else None
+        vector = replace(vector, soon=further_along(axis, last, exprs, target))
     nested: tuple[Statement, ...] = (vector,)
     for a in reversed(inner):
         nested = (serial_loop(a, nested),)

@@ -35,6 +35,8 @@ from minigrad.render.vector_math import expand
 from minigrad.schedule import expr
 from minigrad.schedule.expr import Array, Expr, Leaf, Local
 
+CACHE_LINE = 64  # bytes
+
 
 def render(nest: Nest) -> str:
     """The text of an LLVM module with one function, named as the nest."""
@@ -164,6 +166,7 @@ class _Emitter(IndexEmitter):
         self.open_loop(None, start, whole, width, True)
         self.bind_lanes(loop, self.counter(), width)
         self.streamed = streamed
+        self._ask(loop)
         for inner in loop.body:
             self.statement(inner)
         self.streamed = None
@@ -210,6 +213,7 @@ class _Emitter(IndexEmitter):
         if whole > 1:
             self.open_loop(None, str(start), str(start + whole * width), width, False)
             self.bind_lanes(loop, self.counter(), width)
+            self._ask(loop)
             for inner in loop.body:
                 self.statement(inner)
             self.close_loop()
@@ -224,6 +228,16 @@ class _Emitter(IndexEmitter):
             bits = ", ".join(f"i1 {'true' if i < rest else 'false'}" for i in range(width))
             self.levels[-1].mask = f"<{bits}>"
             self.close_straight(loop.body, self.statement)
+
+    def _ask(self, loop: Loop) -> None:
+        """Ask the memory for what will be read soon: each cache line that a vector covers."""
+        for array, place in loop.soon:
+            pointer = self.pointer(array, self.at_base(place))
+            here = self.builder()
+            self.declarations.add("declare void @llvm.prefetch.p0(ptr, i32, i32, i32)")
+            for offset in range(0, loop.step * array.dtype.itemsize, CACHE_LINE):
+                at = here.line(f"getelementptr i8, ptr {pointer}, i64 {offset}")
+                here.lines.append(f"  call void @llvm.prefetch.p0(ptr {at}, i32 0, i32 3, i32 1)")
 
     def _set(self, statement: Set) -> None:
         value = self.value(statement.value)
