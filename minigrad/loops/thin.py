@@ -244,7 +244,7 @@ def _rows_at_once(target: Target, sums: Sequence[Sum], count: int) -> tuple[int,
         rows = max(min(most // (2 * count), 4), 1)
     vectors = max(min(most // (rows * count), 8), 1)
     depth = min(max(high(one.k[-1].extent), 1) for one in sums)
-    while vectors > 1 and vectors * lanes > depth:
+    while vectors > 1 and vectors * lanes > min(depth, target.fold_lanes):
         vectors //= 2
     return rows, lanes * (1 << (vectors.bit_length() - 1)) if lanes > 1 else 1
 
