@@ -195,7 +195,7 @@ def rows_of_panel(m: tuple[Axis, ...], rows: int, tasks: int) -> list[Axis]:
     for axis in reversed(m[:-1]):
         if not isinstance(axis.extent, int) or axis.extent == 0 or rows >= ENOUGH_ROWS:
             break
-        if tasks // axis.extent < ENOUGH_TASKS:
+        if tasks // axis.extent < (FEW_TASKS if rows < LEAST_ROWS else ENOUGH_TASKS):
             break
         found.insert(0, axis)
         rows *= axis.extent
