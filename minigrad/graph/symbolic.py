@@ -472,7 +472,8 @@ def floordiv(x: Integer, d: int) -> Integer:
 def _without_multiples(x: Affine, d: int) -> Integer:
     """x less what is a multiple of d: c·atom with d | c, and of c·(y % n) with d | c·n all but c·y.
     """
-    constant, terms, waiting = x.constant, {}, list(x.terms)
+    constant, waiting = x.constant, list(x.terms)
+    terms: dict[Atom, int] = {}
     while waiting:
         atom, c = waiting.pop()
         if c % d and atom.kind == "mod" and c * atom.divisor % d == 0:

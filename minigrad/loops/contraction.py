@@ -47,6 +47,7 @@ LEAST_PANELS = 4  # panels over which the packing of rows pays
 FAR_BYTES = 1 << 19  # a panel whose rows span more memory than this is packed
 DEPTH = 512  # elements of k at a time where there are too many; columns of such a task
 PAGE = 4096  # rows at distances that are multiples of it share the lines of a first-level cache
+NEAR_BYTES = 512  # a step along k that leaves several to a page
 CROWDED = 8  # rows that still find a place there
 LANE: Atom = make_axis("lane", 0, 1 << 10).variable
 
@@ -195,7 +196,7 @@ def rows_of_panel(m: tuple[Axis, ...], rows: int, tasks: int) -> list[Axis]:
     for axis in reversed(m[:-1]):
         if not isinstance(axis.extent, int) or axis.extent == 0 or rows >= ENOUGH_ROWS:
             break
-        if tasks // axis.extent < (FEW_TASKS if rows < LEAST_ROWS else ENOUGH_TASKS):
+        if tasks // axis.extent < FEW_TASKS:
             break
         found.insert(0, axis)
         rows *= axis.extent
@@ -260,12 +261,16 @@ def left_is_awkward(problem: Problem) -> bool:
     """Whether tiles had better not read the left operand as it is.
 
     They walk along k, row beside row: far jumps, conversions and conditions would be paid for
-    every panel again.
+    every panel again. Rows that are neighbours in memory are read from one line or two, which is
+    as good as a copy where the next k is near.
     """
     left = problem.parts.left
     if left.op is not Leaf.LOAD or left.payload[2]:
         return True
-    return 1 not in strides(left, problem.parts.k[-1].variable)
+    step = coefficient(left.payload[1], problem.parts.k[-1].variable)
+    if strides(left, problem.parts.m[-1].variable) == {1} and step is not None:
+        return step * left.dtype.itemsize > NEAR_BYTES
+    return step != 1
 
 
 def needs_packing(problem: Problem, width: int, rows: int) -> bool:

@@ -103,7 +103,8 @@ FEW_ROWS = 64
 LONG = 1 << 15
 FEW_COLUMNS = 1 << 14
 MANY = 1 << 18  # elements that are worth another kernel
-DEEP = 1 << 12  # products summed for one element whose operands stay in a second-level cache
+FEW_SUMS = 1 << 18  # results that may be written once for every part
+DEEP = 1 << 11  # products summed for one element whose operands stay in a second-level cache
 
 
 def split_reductions(roots: Sequence[Node]) -> list[Node]:
@@ -169,7 +170,9 @@ def _cuts_of_product(node: Node) -> dict[int, int]:
     """
     x = node.src[0]
     depth = numel(x.shape) // max(numel(node.shape), 1)
-    if node.op is not Op.SUM or depth < 2 * DEEP or not contraction_operands(node):
+    if node.op is not Op.SUM or depth < 2 * DEEP or numel(node.shape) > FEW_SUMS:
+        return {}
+    if not contraction_operands(node):
         return {}
     cuts: dict[int, int] = {}
     for axis in node.arg:

@@ -117,17 +117,17 @@ def product(depth: tuple[int, ...], rows: int = 24, columns: int = 40) -> Node:
     ("depth", "cut"),
     [
         ((2 * DEEP,), (2,)),
-        ((8, 56, 56), (8, 1, 1)),
-        ((2, 112, 112), (2, 4, 1)),
-        ((3, 4099), (3, 1)),  # a prime number is left whole
-        ((1, 9, 1000), (1, 3, 1)),
+        ((8, 56, 56), (8, 2, 1)),
+        ((2, 112, 112), (2, 7, 1)),
+        ((3, 2053), (3, 1)),  # a prime number is left whole
+        ((1, 9, 1000), (1, 9, 1)),
     ],
 )
 def test_deep_products_are_cut(depth: tuple[int, ...], cut: tuple[int, ...]) -> None:
     """Into products whose operands stay in a cache, and the sum of these."""
     node = product(depth)
     (new,) = split_reductions([node])
-    first, second = reductions(new)
+    first, _ = reductions(new)
     assert numel(first.shape) == numel(cut) * numel(node.shape)
     assert first.src[0].op is Op.RESHAPE and new.shape == node.shape
     random = np.random.default_rng(0)
@@ -140,7 +140,7 @@ def test_deep_products_are_cut(depth: tuple[int, ...], cut: tuple[int, ...]) -> 
 
 
 def test_shallow_products_are_left_alone() -> None:
-    for node in (product((2 * DEEP - 1,)), product((7, 1000)), product((var("n", 1, 1 << 20),))):
+    for node in (product((2 * DEEP - 1,)), product((3, 1000)), product((var("n", 1, 1 << 20),))):
         assert split_reductions([node]) == [node]
 
 
