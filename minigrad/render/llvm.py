@@ -13,12 +13,15 @@ loop's lines are put into its parent only when it is closed, what was moved out 
 from __future__ import annotations
 
 from minigrad.dtype import DType, dtypes
+from minigrad.errors import CompileError
 from minigrad.graph.node import Op
 from minigrad.graph.symbolic import Integer, add, coefficient
 from minigrad.loops.nest import (
     Fold,
     Loop,
+    MatrixProduct,
     Nest,
+    Prefetch,
     Set,
     Statement,
     Store,
@@ -29,10 +32,13 @@ from minigrad.loops.nest import (
 )
 from minigrad.render import llvm_values as values
 from minigrad.render.llvm_index import IndexEmitter
+from minigrad.render.llvm_matrices import BEGIN, CONFIGURATION, END, emit_matrix_product
 from minigrad.render.llvm_values import Value, constant, memory_type, vector_type
 from minigrad.render.vector_math import expand
 from minigrad.schedule import expr
 from minigrad.schedule.expr import Array, Expr, Leaf, Local
+
+CACHE_LINE = 64  # bytes
 
 
 def render(nest: Nest) -> str:
@@ -53,6 +59,7 @@ class _Emitter(IndexEmitter):
         self.changing: dict[Expr, frozenset[Array | Local]] = {}
         self.streamed: Store | None = None  # whose vectors are aligned now
         self.streams = False
+        self.matrices = False
 
     def module(self) -> str:
         """Declarations, constants and the function."""
@@ -70,11 +77,14 @@ class _Emitter(IndexEmitter):
         self.loop(self.nest.parallel, parallel=True)
         # Others learn that a chunk is done by a flag, which streaming stores might arrive after.
         fence = ["  fence seq_cst"] if self.streams else []
-        body = [*self.allocas, *entry.lines, *fence, "  ret void"]
+        begin, end = ([BEGIN], [END]) if self.matrices else ([], [])
+        body = [*self.allocas, *begin, *entry.lines, *fence, *end, "  ret void"]
         head = f"define void @{self.nest.name}(i64 %begin, i64 %end, ptr %args, ptr %scratch)"
         zeros = "@zeros = private constant [64 x i8] zeroinitializer, align 64"
         declarations = sorted(self.declarations)
         metadata = ["!0 = !{i32 1}"] if self.streams else []
+        if self.matrices:
+            declarations.insert(0, CONFIGURATION)
         lines = [zeros, *declarations, f"{head} {{", "entry:", *body, "}", *metadata, ""]
         return "\n".join(lines)
 
@@ -98,8 +108,15 @@ class _Emitter(IndexEmitter):
                 self._store(item, value)
         elif isinstance(statement, Set):
             self._set(statement)
-        else:
+        elif isinstance(statement, Prefetch):
+            self._hint(self.pointer(statement.array, self.at_base(statement.index)))
+        elif isinstance(statement, MatrixProduct):
+            self.matrices = True
+            emit_matrix_product(self, statement)
+        elif isinstance(statement, Fold):
             self._fold(statement)
+        else:
+            raise CompileError(f"LLVM renderer: {self.nest.name} has work-groups; it is for a GPU")
 
     def loop(self, loop: Loop, parallel: bool = False) -> None:
         """Emit a loop of any kind."""
@@ -161,6 +178,7 @@ class _Emitter(IndexEmitter):
         self.open_loop(None, start, whole, width, True)
         self.bind_lanes(loop, self.counter(), width)
         self.streamed = streamed
+        self._ask(loop)
         for inner in loop.body:
             self.statement(inner)
         self.streamed = None
@@ -207,6 +225,7 @@ class _Emitter(IndexEmitter):
         if whole > 1:
             self.open_loop(None, str(start), str(start + whole * width), width, False)
             self.bind_lanes(loop, self.counter(), width)
+            self._ask(loop)
             for inner in loop.body:
                 self.statement(inner)
             self.close_loop()
@@ -221,6 +240,14 @@ class _Emitter(IndexEmitter):
             bits = ", ".join(f"i1 {'true' if i < rest else 'false'}" for i in range(width))
             self.levels[-1].mask = f"<{bits}>"
             self.close_straight(loop.body, self.statement)
+
+    def _ask(self, loop: Loop) -> None:
+        """Ask the memory for what will be read soon: each cache line that a vector covers."""
+        for array, place in loop.soon:
+            pointer = self.pointer(array, self.at_base(place))
+            for offset in range(0, loop.step * array.dtype.itemsize, CACHE_LINE):
+                at = self.builder().line(f"getelementptr i8, ptr {pointer}, i64 {offset}")
+                self._hint(at)
 
     def _set(self, statement: Set) -> None:
         value = self.value(statement.value)
@@ -258,6 +285,13 @@ class _Emitter(IndexEmitter):
         folded = values.fold(here, statement.op, loaded)
         here.lines.append(f"  store {folded.typed}, ptr {target}")
         self.forget((statement.target,))
+
+    def _hint(self, pointer: str) -> None:
+        """Ask for the cache line there: to read it (0), into all caches (3), as data (1)."""
+        self.declarations.add("declare void @llvm.prefetch.p0(ptr, i32, i32, i32)")
+        self.builder().lines.append(
+            f"  call void @llvm.prefetch.p0(ptr {pointer}, i32 0, i32 3, i32 1)"
+        )
 
     def _store(self, statement: Store, value: Value) -> None:
         array, lanes_atom = statement.array, self.lanes_atom()
@@ -423,13 +457,16 @@ class _Emitter(IndexEmitter):
         first, second = e.args
         lanes = self.lanes_of(e)
         array, index, guard = first.payload
-        neighbours = second.payload[1] == add(index, 1) and self.lane_stride(index) == 2
-        if lanes > 1 and neighbours and not guard and not second.payload[2] and not self.mask():
-            here = self.builder()
-            kind = vector_type("i32", lanes)
-            pointer = self.pointer(array, self.at_base(index))
-            text = here.line(f"load {kind}, ptr {pointer}, align {array.dtype.itemsize}")
-            return Value(text, e.dtype, lanes)
+        neighbours = second.payload[1] == add(index, 1)
+        if lanes > 1 and neighbours and not guard and not second.payload[2]:
+            kind, size = vector_type("i32", lanes), array.dtype.itemsize
+            if self.lane_stride(index) == 2 and not self.mask():
+                pointer = self.pointer(array, self.at_base(index))
+                text = self.builder().line(f"load {kind}, ptr {pointer}, align {size}")
+                return Value(text, e.dtype, lanes)
+            if self.lane_stride(index) != 1:
+                text = self._gather(kind, array, index, lanes, size, self.mask())
+                return Value(text, e.dtype, lanes)
         words = []
         for load in (first, second):
             # a load that is the same in all lanes is one scalar
@@ -479,16 +516,23 @@ class _Emitter(IndexEmitter):
                     f"{kind} zeroinitializer)"
                 )
         else:
-            pointers = self.pointers(array, index, lanes)
-            name = f"llvm.masked.gather.{values.suffix(kind)}.v{lanes}p0"
-            self.declarations.add(
-                f"declare {kind} @{name}(<{lanes} x ptr>, i32, <{lanes} x i1>, {kind})"
-            )
-            text = here.line(
-                f"call {kind} @{name}(<{lanes} x ptr> {pointers}, i32 {size}, "
-                f"<{lanes} x i1> {mask or 'splat (i1 true)'}, {kind} zeroinitializer)"
-            )
+            text = self._gather(kind, array, index, lanes, size, mask)
         return text
+
+    def _gather(
+        self, kind: str, array: Array, index: Integer, lanes: int, size: int,
+        mask: str | None = None,
+    ) -> str:  # fmt: skip
+        """Elements that lie anywhere, `size` bytes aligned; zero in lanes outside a mask."""
+        pointers = self.pointers(array, index, lanes)
+        name = f"llvm.masked.gather.{values.suffix(kind)}.v{lanes}p0"
+        self.declarations.add(
+            f"declare {kind} @{name}(<{lanes} x ptr>, i32, <{lanes} x i1>, {kind})"
+        )
+        return self.builder().line(
+            f"call {kind} @{name}(<{lanes} x ptr> {pointers}, i32 {size}, "
+            f"<{lanes} x i1> {mask or 'splat (i1 true)'}, {kind} zeroinitializer)"
+        )
 
 
 def _is_number(text: str) -> bool:
