@@ -24,6 +24,7 @@ from minigrad.render import opencl as opencl_source
 from minigrad.render import opencl_groups, opencl_lanes
 from minigrad.render.opencl import Source
 from minigrad.runtimes import opencl_report
+from minigrad.runtimes.host import host
 from minigrad.runtimes.opencl_build import build
 from minigrad.runtimes.opencl_devices import (
     check_linker,
@@ -40,7 +41,7 @@ from minigrad.settings import flag
 
 GROUP = 128  # work-items of a group where each is a scalar of its own
 MOST_PROGRAMS = 4096  # sources whose binaries are kept
-VECTOR_BYTES = 32  # of a register of a CPU, at most
+VECTOR_BYTES = 64  # of a register of a CPU, at most
 WAVES = 64  # groups for each unit of a GPU, at most, where each work-item can take strides
 SLICES = 16  # groups for each unit that have scratch memory at a time
 SCRATCH_BYTES = 256 << 20  # of all work-items together; what does not fit is done in strides
@@ -204,10 +205,14 @@ class OpenCL:
         """What recipes may use: vector registers on a CPU, groups of work-items elsewhere."""
         if self.recipes == "gpu":
             return Target(0, 16, 32 << 10, 512 << 10, group=group_of(self.device))
-        # Vectors of 8: PoCL 3 says 16 on a CPU with AVX-512, but its compiler does not use that.
         nbytes = min(4 * max(self.device.native_vector_width_float, 1), VECTOR_BYTES)
-        lanes = VECTOR_BYTES // 4
-        return Target(nbytes if nbytes > 4 else 0, 16, 32 << 10, 512 << 10, most_lanes=lanes)
+        if nbytes <= 4:
+            return Target(0, 16, host().l1, host().l2)
+        lanes, registers = nbytes // 4, 32 if nbytes > 32 else 16
+        return Target(
+            nbytes, registers, host().l1, host().l2, most_lanes=lanes, tile_lanes=2 * lanes,
+            fold_lanes=lanes,
+        )  # fmt: skip
 
     def _build_options(self) -> list[str]:
         config = opencl().device_fp_config

@@ -104,7 +104,7 @@ def _block_width(kernel: Kernel, target: Target, rows: int) -> int:
         return 1
     lanes = min(target.lanes(s.body.dtype) for s in kernel.stages if contraction_of(s) is not None)
     if rows > lanes:
-        return 2 * lanes
+        return min(2 * lanes, target.most_lanes)
     while lanes > 1 and lanes // 2 >= rows:
         lanes //= 2
     return lanes

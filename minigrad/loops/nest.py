@@ -187,10 +187,11 @@ class Nest:
 
 def whole_vectors(loop: Loop) -> bool:
     """Whether a lanes loop never has a rest: its start and stops are multiples of its step."""
-    return all(_divides(x, loop.step) for x in (loop.start, *loop.stops))
+    return all(divides(x, loop.step) for x in (loop.start, *loop.stops))
 
 
-def _divides(x: Integer, width: int) -> bool:
+def divides(x: Integer, width: int) -> bool:
+    """Whether an index is provably a multiple of a width."""
     if isinstance(x, int):
         return x % width == 0
     return x.constant % width == 0 and all(c % width == 0 for _, c in x.terms)
