@@ -234,9 +234,10 @@ def plan_of(problem: Problem, target: Target, batches: int) -> Plan:
     near = target.l2 // 2 // (depth * size)  # rows that stay in half of the second cache
     if pays and near >= ROWS_OF_PANEL:
         rows = cut(row.extent, height, near)
-    if rows >= row.extent:
-        rows = block_rows(row.extent, height, batches * panels)
     packs = width > 1 and needs_packing(problem, width, rows)
+    if rows >= row.extent:
+        wanted = FEW_TASKS if packs else ENOUGH_TASKS
+        rows = block_rows(row.extent, height, -(-wanted // (batches * panels)))
     each = batches * -(-row.extent // rows) * panels // ENOUGH_TASKS if packs else 1
     work = rows * depth * width  # multiply-adds of a panel
     groups = -(-panels // max(min(each, MOST_PANELS, MOST_WORK // max(work, 1)), 1))
@@ -282,9 +283,9 @@ def rows_compete(problem: Problem) -> bool:
     return stride != 0 and stride * left.dtype.itemsize % PAGE == 0
 
 
-def block_rows(rows: int, height: int, tasks: int) -> int:
+def block_rows(rows: int, height: int, wanted: int) -> int:
     """Rows of one parallel iteration, a multiple of the tile's unless it is all of them."""
-    pieces = min(-(-ENOUGH_TASKS // tasks), rows // LEAST_ROWS)
+    pieces = min(wanted, rows // LEAST_ROWS)
     if pieces <= 1:
         return rows
     return -(-rows // pieces // height) * height
