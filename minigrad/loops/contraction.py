@@ -28,7 +28,8 @@ from minigrad.loops.build import (
     serial_loop,
     substitute_stores,
 )
-from minigrad.loops.finish import finish, flops
+from minigrad.loops.estimate import flops
+from minigrad.loops.finish import finish
 from minigrad.loops.matrices import DEPTH as DEPTH_OF_REGISTER
 from minigrad.loops.matrices import SQUARE, cut_in_squares, squares
 from minigrad.loops.nest import Nest, Statement
@@ -61,6 +62,7 @@ LEAST_PANELS = 4  # panels over which the packing of rows pays
 FAR_BYTES = 1 << 19  # a panel whose rows span more memory than this is packed
 DEPTH = 512  # elements of k at a time where there are too many; columns of such a task
 PAGE = 4096  # rows at distances that are multiples of it share the lines of a first-level cache
+NEAR_BYTES = 512  # a step along k that leaves several to a page
 CROWDED = 8  # rows that still find a place there
 LANE: Atom = make_axis("lane", 0, 1 << 10).variable
 
@@ -252,7 +254,7 @@ def rows_of_panel(m: tuple[Axis, ...], rows: int, tasks: int) -> list[Axis]:
     for axis in reversed(m[:-1]):
         if not isinstance(axis.extent, int) or axis.extent == 0 or rows >= ENOUGH_ROWS:
             break
-        if tasks // axis.extent < ENOUGH_TASKS:
+        if tasks // axis.extent < FEW_TASKS:
             break
         found.insert(0, axis)
         rows *= axis.extent
@@ -317,15 +319,20 @@ def left_is_awkward(problem: Problem, target: Target) -> bool:
     """Whether tiles had better not read the left operand as it is.
 
     They walk along k, row beside row: far jumps, conversions and conditions would be paid for
-    every panel again. Rows that are neighbours do where all of them stay in the second cache.
+    every panel again. Rows that are neighbours do where all of them stay in the second cache, or
+    where a step along k stays on the page.
     """
     left, row = problem.parts.left, problem.parts.m[-1]
     if left.op is not Leaf.LOAD or left.payload[2]:
         return True
-    if 1 in strides(left, problem.parts.k[-1].variable):
+    step = coefficient(left.payload[1], problem.parts.k[-1].variable)
+    if step == 1:
         return False
     depth, _ = depth_of(problem.parts.k)
-    near = depth * numel([row.extent]) * left.dtype.itemsize <= 3 * target.l2 // 4
+    size = left.dtype.itemsize
+    near = depth * numel([row.extent]) * size <= 3 * target.l2 // 4 or (
+        step is not None and 0 < step * size <= NEAR_BYTES
+    )
     return not (near and 1 in strides(left, row.variable))
 
 
