@@ -265,6 +265,16 @@ def article(config: GPTConfig) -> list[Line]:
     return lines
 
 
+def add_machine_flags(command: argparse.ArgumentParser) -> None:
+    """The model, the tokens it sees, and what each device does: `network.py` has them too."""
+    add, number = command.add_argument, console.positive_float
+    add("model", nargs="?", default="gpt3", help=f"one of {', '.join(PRESETS)}")
+    add("--tokens", type=number, default=300e9, help="to train on")
+    add("--dtype", choices=list(ITEMSIZE), default="bfloat16", help="of weights and gradients")
+    add("--peak", type=number, default=989e12, help="flop/s of a device; an H100 if not given")
+    add("--utilization", type=number, default=0.4, help="share of the peak that is reached")
+
+
 def parser() -> argparse.ArgumentParser:
     """The flags of the script."""
     result = console.Parser(
@@ -272,17 +282,13 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=console.Help,
     )
     add, number = result.add_argument, console.positive_float
-    add("model", nargs="?", default="gpt3", help=f"one of {', '.join(PRESETS)}")
+    add_machine_flags(result)
     for name in ("layers", "heads", "dim", "context", "vocabulary", "experts"):
         add(f"--{name}", type=console.positive_int, help=f"another number of {name}"
             if name not in ("dim", "context", "vocabulary") else f"another {name}")  # fmt: skip
-    add("--dtype", choices=list(ITEMSIZE), default="bfloat16", help="of weights and gradients")
     add("--batch", type=console.positive_int, default=1, help="windows at a time on all devices")
     add("--device-memory", type=number, default=H100, help="bytes; an H100 if not given")
     add("--devices", type=console.positive_int, help="as many as hold the training if not given")
-    add("--peak", type=number, default=989e12, help="flop/s of a device; an H100 if not given")
-    add("--utilization", type=number, default=0.4, help="share of the peak that is reached")
-    add("--tokens", type=number, default=300e9, help="to train on")
     return result
 
 

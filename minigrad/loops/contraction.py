@@ -31,6 +31,7 @@ from minigrad.loops.build import (
 from minigrad.loops.finish import finish, flops
 from minigrad.loops.nest import Nest, Statement
 from minigrad.loops.pack import depth_of, in_pairs, pack_left, pack_right, strides
+from minigrad.loops.ragged import with_loaded_bounds
 from minigrad.loops.target import Target
 from minigrad.loops.tiles import Block, Left, Problem, tile_height, tile_width, tiles
 from minigrad.schedule import expr
@@ -69,8 +70,8 @@ class Plan:
 
 def contraction(kernel: Kernel, target: Target, name: str) -> Nest:
     """The loop nest of a contraction and its elementwise epilogue."""
-    problem = prepare(kernel)
-    if target.bfloat16_dots:
+    problem = with_loaded_bounds(prepare(kernel))
+    if target.bfloat16_dots and not problem.ends:
         pairs = in_pairs(problem)
         if pairs is not None and packing_pays(pairs, target):
             problem = pairs
@@ -91,15 +92,16 @@ def contraction(kernel: Kernel, target: Target, name: str) -> Nest:
         )
         return _nest(name, kernel, target, outer, groups, blocks, body)
     if plan.packs_left:
-        copying, left = pack_left(problem, block, target.lanes(problem.stage.body.dtype))
+        needed = problem.from_row(block.start)
+        copying, left = pack_left(needed, block, target.lanes(problem.stage.body.dtype))
         body.append(copying)
     panel: list[Statement] = []
     right = parts.right
     if plan.packs_right:
-        copying, right = pack_right(problem, plan.width, LANE)
+        copying, right = pack_right(problem.from_row(block.start), plan.width, LANE)
         panel.append(copying)
     work = tuple(tiles(problem, left, right, block, plan.width))
-    if plan.packs_right and not plan.packs_left:
+    if plan.packs_right and not plan.packs_left and not problem.ragged:
         tasks = numel([axis.extent for axis in (*outer, groups, blocks)])
         shared = rows_of_panel(parts.m, plan.rows, tasks)
         outer = [axis for axis in outer if axis not in shared]

@@ -7,7 +7,7 @@ whose results its `stores` put wherever it wants them.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from minigrad.graph.node import Op
 from minigrad.graph.symbolic import Atom, Integer, add, mul, sub, substitute
@@ -26,7 +26,8 @@ class Problem:
 
     stores: where its results go; in their values `accumulator` stands for the result. initial:
     what a result starts from, zero if None. ends: where the loop over the first axis of k ends
-    too, for a piece of k that may be the last.
+    too, for a piece of k that may be the last, or a segment of it (see ragged.py). needed: how many
+    rows, the first ones, have results that matter; None for all.
     """
 
     stage: Stage
@@ -35,6 +36,12 @@ class Problem:
     accumulator: Expr
     initial: Expr | None = None
     ends: tuple[Integer, ...] = ()
+    needed: Integer | None = None
+
+    @property
+    def ragged(self) -> bool:
+        """Whether some loop's bound is loaded."""
+        return bool(self.ends) or self.needed is not None
 
     def along_k(
         self, body: Statement, skip: Axis | None = None, order: Sequence[Axis] = ()
@@ -47,6 +54,13 @@ class Problem:
             if axis != skip:
                 body = Loop(axis.variable, 0, self.stops(axis), (body,))
         return body
+
+    def from_row(self, first: Integer) -> Problem:
+        """The problem of rows from `first` on: without any k if none of them is needed."""
+        extent = self.parts.k[0].extent
+        if self.needed is None or not isinstance(extent, int):
+            return self
+        return replace(self, ends=(*self.ends, mul(sub(self.needed, first), extent)))
 
     def stops(self, axis: Axis) -> tuple[Integer, ...]:
         """Where the loop over an axis of k ends."""
@@ -171,7 +185,8 @@ def tile(
         factor = expr.load(left.array, add(mul(inside, left.depth), left.k))
     step: Statement = Set(registers, slot, _more(expr.local(registers, slot), factor, right))
     step = Loop(u.variable, 0, (height,), (step,), "unroll")
-    step = problem.along_k(step)
+    first = add(block.start, mul(index_of(number.variable), block.height))
+    step = problem.from_row(first).along_k(step)
     known = {problem.accumulator: expr.local(registers, slot)}
     items = []
     for store in problem.stores:
