@@ -166,25 +166,28 @@ class Blocks:
         return self._with_gradient(value, [x], rule)
 
     def empty(self, x: Tensor) -> Tensor:
-        """(blocks, rows, dim) → (choices, dim): the row of each choice."""
+        """(blocks, rows, dim) → (choices, dim): the row of each choice.
+
+        The gradient of other rows is anything.
+        """
         shape = plain_shape(x)
         value = x.reshape(-1, shape[2])[self.slot]
 
         def rule(blocks: Blocks, g: Tensor, _: Tensor) -> list[Tensor]:
-            return [blocks.mask().where(g[blocks.choice].reshape(shape), 0.0)]
+            return [g[blocks.choice].reshape(shape)]
 
         return self._with_gradient(value, [x], rule)
 
     def product(self, x: Tensor, weight: Tensor) -> Tensor:
         """Each block times its expert's matrix: x (blocks, rows, in), weight (experts, out, in).
 
-        → (blocks, rows, out), 0 in rows where no choice stands.
+        → (blocks, rows, out), 0 in rows where no choice stands, whatever x and gradients have there.
         """
         count = math.prod(plain_shape(x)[:2])
         value = self.mask().where(x.matmul(weight[self.expert].transpose(1, 2)), 0.0)
 
         def rule(blocks: Blocks, g: Tensor, x: Tensor, weight: Tensor) -> list[Tensor]:
-            by_x = blocks.mask().where(g.matmul(weight[blocks.expert]), 0.0)
+            by_x = blocks.mask().where(g.matmul(weight[blocks.expert]), 0.0).contiguous()
             row = Tensor.arange(count, device=g.device).reshape(1, count, 1)
             first, stop = blocks.first.reshape(-1, 1, 1), blocks.stop.reshape(-1, 1, 1)
             mine = ((first <= row) & (row < stop)).where(g.reshape(1, count, -1), 0.0)
@@ -224,9 +227,11 @@ class Experts:
     def __call__(self, x: Tensor, which: Tensor | Blocks) -> Tensor:
         """Blocks (blocks, rows, in), each for the expert which[block] → (blocks, rows, out)."""
         if isinstance(which, Blocks):
-            y, which = which.product(x, self.weight), which.expert
-        else:
-            y = x.matmul(self.weight[which].transpose(1, 2))
+            y = which.product(x, self.weight)
+            if self.bias is None:
+                return y
+            return y + which.mask().where(self.bias[which.expert].unsqueeze(1), 0.0)
+        y = x.matmul(self.weight[which].transpose(1, 2))
         return y if self.bias is None else y + self.bias[which].unsqueeze(1)
 
 

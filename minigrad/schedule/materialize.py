@@ -45,6 +45,7 @@ def choose(
     below, leaves, depth = _measure(order)
     kept = set(roots)
     recomputable: dict[Node, int] = {}
+    seen_through: set[Node] = set()
     # Evaluations by the last kept value or movement on the way to a reader: readers behind the
     # same one ask for the same elements at the same time, and share what was computed.
     uses: dict[Node, dict[Node, int]] = {node: {} for node in order}
@@ -60,10 +61,11 @@ def choose(
         elif node not in kept and (node.op in ELEMENTWISE or node.op is Op.GATHER):
             size = numel(node.shape)
             extra = evaluations - size
-            if extra > 0 and leaves[node] > 1 and 2 * extra >= size and node.op in ELEMENTWISE:
+            many_leaves = leaves[node] > 1 and node.op in ELEMENTWISE and node not in seen_through
+            if extra > 0 and many_leaves and 2 * extra >= size:
                 kept.add(node)
             elif below[node] > CHEAP and extra * below[node] > SCRATCH_COST * size:
-                if node not in recomputed:
+                if node not in recomputed and node not in seen_through:
                     kept.add(node)
                     if evaluations < OFTEN * size:
                         recomputable[node] = below[node]
@@ -82,7 +84,7 @@ def choose(
             kept.update(in_memory(source) for source in node.src)
         if node.op is Op.SUM:
             for operand in contraction_operands(node):
-                base = _below_movement(operand)
+                base = _below_movement(operand, seen_through)
                 if base.op in ELEMENTWISE or base.op is Op.GATHER:
                     kept.add(base)
                     recomputable.pop(base, None)
@@ -127,10 +129,13 @@ def in_memory(node: Node) -> Node:
     return node
 
 
-def _below_movement(node: Node) -> Node:
+def _below_movement(node: Node, seen_through: set[Node]) -> Node:
+    """What a product reads; on the way there, masks and slices that it computes as it reads."""
     while (inner := _moved(node)) is not None or node.op is Op.CAST:
         if inner is None and _moved(node.src[0]) is None and node.src[0].op is not Op.CAST:
             return node if node.src[0].op in ELEMENTWISE else node.src[0]
+        if node.op is Op.WHERE:
+            seen_through.add(node)
         node = node.src[0] if inner is None else inner
     return node
 
