@@ -29,7 +29,7 @@ from minigrad.graph import build
 from minigrad.graph.node import Node
 from minigrad.models.checkpoint import plain_shape
 
-BLOCK_ROWS = 256  # of one expert's tokens, over which the packing of its matrices pays
+BLOCK_ROWS = 128  # of one expert's tokens, over which the packing of its matrices pays
 
 
 @dataclass(frozen=True)
@@ -181,7 +181,8 @@ class Blocks:
     def product(self, x: Tensor, weight: Tensor) -> Tensor:
         """Each block times its expert's matrix: x (blocks, rows, in), weight (experts, out, in).
 
-        → (blocks, rows, out), 0 in rows where no choice stands, whatever x and gradients have there.
+        → (blocks, rows, out), 0 in rows where no choice stands, whatever x and its gradient have
+        there.
         """
         count = math.prod(plain_shape(x)[:2])
         value = self.mask().where(x.matmul(weight[self.expert].transpose(1, 2)), 0.0)
@@ -200,13 +201,14 @@ class Blocks:
     ) -> Tensor:
         """`value` with rule(blocks, gradient, *sources) for the gradients of its sources."""
         tensors = (self.slot, self.choice, self.expert, self.used, self.first, self.stop)
+        rows, count, others = self.rows, len(sources), (None,) * len(tensors)
 
         def of_nodes(node: Node, g: Node) -> Sequence[Node | None]:
+            # it takes all tensors from its node: one that it kept would live on, and be computed
             with Tensor.no_grad():
                 given = [Tensor._of(source) for source in node.src[1:]]
-                blocks = Blocks(self.rows, *given[len(sources) :])
-                parts = rule(blocks, Tensor._of(g), *given[: len(sources)])
-            return [*(part.node for part in parts), *(None for _ in tensors)]
+                parts = rule(Blocks(rows, *given[count:]), Tensor._of(g), *given[:count])
+                return [*(part.node for part in parts), *others]
 
         nodes = [tensor.node for tensor in (*sources, *tensors)]
         return Tensor._of(build.custom(value.detach().node, nodes, of_nodes))

@@ -92,7 +92,7 @@ def _rest(condition: Affine, variable: Atom, fixed: frozenset[Atom]) -> Integer 
 
 def _clamped(x: Integer, most: int) -> Integer:
     """x, but at least 0 and at most `most`."""
-    if 0 <= low(x) and high(x) <= most:
+    if low(x) >= 0 and high(x) <= most:
         return x
     number = expr.index(x, dtypes.int64)
     number = expr.apply(Op.MAXIMUM, (number, expr.const(0, dtypes.int64)), dtypes.int64)
@@ -104,17 +104,17 @@ def _needed_rows(problem: Problem, fixed: frozenset[Atom]) -> Problem:
     """How many rows are needed, where every result goes through a mask that tells it."""
     row = problem.parts.m[-1]
     assert isinstance(row.extent, int)
+    result = problem.accumulator
     common: list[Affine] | None = None
     for store in problem.stores:
+        if store.value is result:
+            return problem
         for reader in expr.walk(store.value):
-            if problem.accumulator not in reader.args:
+            if result not in reader.args:
                 continue
-            found: tuple[Affine, ...] = ()
-            if reader.op is Op.WHERE and problem.accumulator not in (reader.args[0], reader.args[2]):
-                found = conditions_of(reader.args[0])
+            masked = reader.op is Op.WHERE and result is not reader.args[2]
+            found = conditions_of(reader.args[0]) if masked else ()
             common = [c for c in found if common is None or c in common]
-        if store.value is problem.accumulator:
-            common = []
     for condition in common or []:
         rest = _rest(condition, row.variable, fixed)
         if rest is not None and coefficient(condition, row.variable) == -1:

@@ -14,6 +14,7 @@ import numpy as np
 from minigrad import Tensor, jit, nn
 from minigrad.models.decode import Decoder
 from minigrad.models.gpt import GPT, GPTConfig
+from minigrad.models.sizing import parameters
 from tests.bench.measure import Row, Work
 
 SHAPE = GPTConfig(layers=2, heads=6, dim=384, context=256, vocabulary=65)
@@ -59,6 +60,9 @@ def decode(experts: int) -> Work:
     def work() -> None:
         decoder.append([7])
         decoder.logits()
+        for row in (*decoder.rows, *decoder.window):  # the next one comes to the same place
+            row.pop()
+        decoder.used -= 1
 
     return work
 
@@ -70,8 +74,15 @@ def flops() -> float:
     return 6.0 * tokens * (SHAPE.layers * layer + d * SHAPE.vocabulary)
 
 
+def read() -> float:
+    """Bytes that one token must read: the weights that it is multiplied by."""
+    return 4.0 * parameters(config(0)).active
+
+
 def rows(threads: int) -> Iterator[Row]:
     """A step with 8 experts beside the others; one token."""
     peers = {"dense": step(0)}
     yield Row("step, 8 experts, 2 active", step(8), peers, flops(), goal=0.8)
     yield Row("step, 16 experts, 2 active", step(16), {"8 experts": step(8)}, flops(), goal=0.91)
+    yield Row("one token, 8 experts, 2 active", decode(8), {"dense": decode(0)}, bytes=read())
+    yield Row("one token, 64 experts, 2 active", decode(64), {"8 experts": decode(8)}, bytes=read())
