@@ -8,29 +8,30 @@ order, so nothing else has to be said about what depends on what.
 from __future__ import annotations
 
 import threading
-import warnings
 from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any
 
 from minigrad.device import Buffer, Call
 from minigrad.dtype import DType, number_of
-from minigrad.errors import CompileError, DeviceError
+from minigrad.errors import DeviceError
 from minigrad.graph.canonical import Graph
 from minigrad.loops.nest import Nest
 from minigrad.loops.recipes import lower
 from minigrad.loops.target import Target
 from minigrad.program import GlobalCounters
 from minigrad.render import opencl as opencl_source
-from minigrad.render import opencl_lanes
+from minigrad.render import opencl_groups, opencl_lanes
 from minigrad.render.opencl import Source
 from minigrad.runtimes import opencl_report
+from minigrad.runtimes.opencl_build import build
 from minigrad.runtimes.opencl_devices import (
     check_linker,
     device_called,
+    group_of,
     has_doubles,
-    is_cpu,
     opencl,
+    recipes_for,
 )
 from minigrad.runtimes.opencl_memory import Pool
 from minigrad.runtimes.opencl_program import Kernel, Launch, OpenCLProgram, OpenCLReplay
@@ -40,6 +41,8 @@ from minigrad.settings import flag
 GROUP = 128  # work-items of a group where each is a scalar of its own
 MOST_PROGRAMS = 4096  # sources whose binaries are kept
 VECTOR_BYTES = 32  # of a register of a CPU, at most
+WAVES = 64  # groups for each unit of a GPU, at most, where each work-item can take strides
+SLICES = 16  # groups for each unit that have scratch memory at a time
 SCRATCH_BYTES = 256 << 20  # of all work-items together; what does not fit is done in strides
 
 
@@ -47,13 +50,16 @@ def open_device(name: str) -> OpenCL:
     """The runtime of a device "CL", "CL:1", … Raises DeviceError where it cannot be used."""
     device = device_called(name)
     check_linker(device)
-    return OpenCL(name, device)
+    return OpenCL(name, device, recipes_for(device))
 
 
 class OpenCL:
-    """One device with its context, its in-order queue and its pool of buffers."""
+    """One device with its context, its in-order queue and its pool of buffers.
 
-    def __init__(self, name: str, device: Any) -> None:
+    recipes: "cpu" or "gpu", what its kernels are made for.
+    """
+
+    def __init__(self, name: str, device: Any, recipes: str) -> None:
         cl = opencl()
         self.name, self.device = name, device
         self.label = f"{name} ({device.name.strip()})"
@@ -65,7 +71,8 @@ class OpenCL:
             raise DeviceError(f"{self.label} cannot be opened: {error}") from None
         self.pool = Pool(self.label, self.context, device)
         self.fp64 = has_doubles(device)
-        self.is_cpu = is_cpu(device)
+        self.subgroups = "cl_khr_subgroups" in device.extensions.split()
+        self.recipes = recipes
         self.target = self._target()
         self._options = self._build_options()
         self._programs: OrderedDict[str, Any] = OrderedDict()  # by source, the longest unused first
@@ -129,7 +136,7 @@ class OpenCL:
 
     def compile(self, graph: Graph) -> OpenCLProgram:
         """Schedule a graph and build its kernels."""
-        plan = schedule(graph, fuse=bool(flag("FUSE")), blocks=bool(self.target.vector_bytes))
+        plan = schedule(graph, fuse=bool(flag("FUSE")), blocks=self.has_blocks)
         if any(kernel.kind == "exchange" for kernel in plan.kernels):
             raise DeviceError(
                 f"an exchange between ranks on {self.label}: parallel programs run on CPU and REF "
@@ -154,7 +161,10 @@ class OpenCL:
         queue = self.timed_queue() if level else self.queue
         enqueue = cl.enqueue_nd_range_kernel
         try:
-            events = [enqueue(queue, one.kernel, one.items, one.group) for one in launches]
+            events = [
+                [enqueue(queue, one.kernel, items, one.group, start) for items, start in one.pieces]
+                for one in launches
+            ]
             if level:
                 queue.finish()
             else:
@@ -166,38 +176,34 @@ class OpenCL:
 
     def _kernel(self, nest: Nest) -> Kernel:
         """One nest, built; kernels that differ in buffers only share what was built."""
-        render = opencl_lanes.render if self.target.vector_bytes else opencl_source.render
-        source = render(nest, self.fp64, self.label)
+        source = self._render(nest)
         with self.lock:
             program = self._programs.get(source.text)
             if program is None:
                 opencl_report.show_kernel(nest, source.text)
-                program = self._programs[source.text] = self._build(source)
-                GlobalCounters.kernels_compiled += 1
+                program = build(self.context, self.device, self.label, source, self._options)
+                self._programs[source.text] = program
                 if len(self._programs) > MOST_PROGRAMS:
                     self._programs.popitem(last=False)
             else:
                 self._programs.move_to_end(source.text)
-        items, group = self._work_size(nest, source)
-        return Kernel(nest, source, program, items, group)
+        return Kernel(nest, source, program, *self._work_size(nest, source))
 
-    def _build(self, source: Source) -> Any:
-        cl = opencl()
-        check_linker(self.device)  # it may have gone since the device was opened
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # a driver's remarks are not the user's concern
-                return cl.Program(self.context, source.text).build(self._options)
-        except cl.Error as error:
-            raise CompileError(
-                f"{self.label} cannot build the kernel {source.name!r}: {error}\n"
-                f"(MINIGRAD_DEBUG=5 prints kernels; please report this one)"
-            ) from None
+    @property
+    def has_blocks(self) -> bool:
+        """Whether there is a recipe for rows in which products take part."""
+        return self.target.group is not None or self.target.vector_bytes > 0
+
+    def _render(self, nest: Nest) -> Source:
+        if self.target.group is not None:
+            return opencl_groups.render(nest, self.fp64, self.label, self.subgroups)
+        render = opencl_lanes.render if self.target.vector_bytes else opencl_source.render
+        return render(nest, self.fp64, self.label)
 
     def _target(self) -> Target:
-        """What recipes may use: vector registers on a CPU, scalars of many work-items elsewhere."""
-        if not self.is_cpu:
-            return Target(0, 16, 32 << 10, 512 << 10)
+        """What recipes may use: vector registers on a CPU, groups of work-items elsewhere."""
+        if self.recipes == "gpu":
+            return Target(0, 16, 32 << 10, 512 << 10, group=group_of(self.device))
         # Vectors of 8: PoCL 3 says 16 on a CPU with AVX-512, but its compiler does not use that.
         nbytes = min(4 * max(self.device.native_vector_width_float, 1), VECTOR_BYTES)
         lanes = VECTOR_BYTES // 4
@@ -208,19 +214,27 @@ class OpenCL:
         exact = self.device.single_fp_config & config.CORRECTLY_ROUNDED_DIVIDE_SQRT
         return ["-cl-fp32-correctly-rounded-divide-sqrt"] if exact else []
 
-    def _work_size(self, nest: Nest, source: Source) -> tuple[int, int]:
-        """Work-items of a launch, a multiple of the group, and the group.
+    def _work_size(self, nest: Nest, source: Source) -> tuple[int, int, int]:
+        """Work-items of a launch, a multiple of the group; the group; work-items of all launches.
 
         They depend on the kernel and the device only; what one work-item computes, not even that.
         """
-        if self.target.vector_bytes:
+        if nest.items:
+            group = nest.items
+            total = items = nest.total * group
+        elif self.target.vector_bytes:
             group, items = 1, max(-(-nest.total // nest.grain), 1)
         else:
             group = min(GROUP, self.device.max_work_group_size)
             items = -(-max(nest.total, 1) // group) * group
+            if self.target.group is not None:  # enough of them take strides
+                items = min(items, WAVES * group * self.target.group.units)
         if source.scratch_bytes:
-            budget = min(SCRATCH_BYTES, self.pool.most)
-            most = max(budget // source.scratch_bytes, 1)
+            most = max(min(SCRATCH_BYTES, self.pool.most) // source.scratch_bytes, 1)
+            if nest.items:
+                assert self.target.group is not None
+                most = min(most, SLICES * self.target.group.units)
+                return min(items, most * group), group, total
             group = min(group, most)
             items = min(-(-items // group) * group, most // group * group)
-        return items, group
+        return items, group, items

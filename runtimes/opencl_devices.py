@@ -10,9 +10,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from minigrad.errors import DeviceError
+from minigrad.loops.target import Group
 from minigrad.settings import getenv
 
 POCL = "Portable Computing Language"
+MOST_ITEMS = 256  # of a group: larger ones wait for each other more, and have fewer registers each
+MOST_LOCAL = 48 << 10  # bytes that a kernel may have without asking the driver for more
 
 
 def opencl() -> Any:
@@ -136,3 +139,18 @@ def has_doubles(device: Any) -> bool:
 def is_cpu(device: Any) -> bool:
     """Whether a device is the host's processor."""
     return bool(device.type & opencl().device_type.CPU)
+
+
+def recipes_for(device: Any) -> str:
+    """Which recipes a device has: "cpu" or "gpu", as the setting CL_RECIPES or its type says."""
+    wanted = str(getenv("CL_RECIPES"))
+    if wanted not in ("", "cpu", "gpu"):
+        raise DeviceError(f"CL_RECIPES={wanted!r}: expected 'cpu', 'gpu', or nothing for the type")
+    return wanted or ("cpu" if is_cpu(device) else "gpu")
+
+
+def group_of(device: Any) -> Group:
+    """What work-groups of a device have."""
+    items = min(device.max_work_group_size, device.max_work_item_sizes[0], MOST_ITEMS)
+    items = 1 << (items.bit_length() - 1)
+    return Group(items, min(device.local_mem_size, MOST_LOCAL), max(device.max_compute_units, 1))

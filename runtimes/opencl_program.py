@@ -26,25 +26,41 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Kernel:
-    """A nest as the driver has it. The group is the number of work-items that run together."""
+    """A nest as the driver has it. The group is the number of work-items that run together.
+
+    items: of one launch; the launches of a kernel have `total` of them, one launch after the other.
+    """
 
     nest: Nest
     source: Source
     program: Any
     items: int
     group: int
+    total: int
+
+    @property
+    def slices(self) -> int:
+        """Parts of the scratch memory that a launch needs."""
+        return self.items // (self.nest.items or 1)
+
+    @property
+    def pieces(self) -> tuple[tuple[tuple[int], tuple[int]], ...]:
+        """The work-items of each launch, and the first one's number."""
+        starts = range(0, self.total, self.items)
+        return tuple(((min(self.items, self.total - start),), (start,)) for start in starts)
 
 
 @dataclass(frozen=True)
 class Launch:
     """A driver's kernel object, and for each argument (kind, which one).
 
-    Kinds: "slot" (a buffer of the call), "arena", "scratch", "symbol" (by name).
+    Kinds: "slot" (a buffer of the call), "arena", "scratch", "symbol" (by name). pieces: how many
+    work-items are launched one after the other, and from which on.
     """
 
     kernel: Any
     sources: tuple[tuple[str, Any], ...]
-    items: tuple[int]
+    pieces: tuple[tuple[tuple[int], tuple[int]], ...]
     group: tuple[int]
     nest: Nest
 
@@ -55,7 +71,7 @@ class OpenCLProgram:
     def __init__(self, runtime: OpenCL, plan: Schedule, kernels: Sequence[Kernel]) -> None:
         self.runtime, self.plan, self.kernels = runtime, plan, kernels
         self._arena, self.sizes = _place_arena(plan, kernels)
-        self.scratch = max((k.source.scratch_bytes * k.items for k in kernels), default=0)
+        self.scratch = max((k.source.scratch_bytes * k.slices for k in kernels), default=0)
         self._launches = self.launches()
 
     def launches(self) -> list[Launch]:
@@ -67,7 +83,7 @@ class OpenCLProgram:
                 (*map(self._source, kernel.nest.arrays),
                  *(("symbol", name) for name in kernel.nest.symbols),
                  *([("scratch", 0)] if kernel.source.scratch_bytes else [])),
-                (kernel.items,), (kernel.group,), kernel.nest,
+                kernel.pieces, (kernel.group,), kernel.nest,
             )
             for kernel in self.kernels
         ]  # fmt: skip

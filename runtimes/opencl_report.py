@@ -36,9 +36,12 @@ def show_kernel(nest: Nest, text: str) -> None:
         say(text)
 
 
-def show_times(nests: Sequence[Nest], events: Sequence[Any], level: int) -> None:
-    """A finished program's kernels, from the events of its launches."""
-    seconds = [1e-9 * max(event.profile.end - event.profile.start, 1) for event in events]
+def show_times(nests: Sequence[Nest], events: Sequence[Sequence[Any]], level: int) -> None:
+    """A finished program's kernels, from the events of the launches of each."""
+    seconds = [
+        1e-9 * max(sum(event.profile.end - event.profile.start for event in own), 1)
+        for own in events
+    ]
     if level >= 2:
         say(f"{'kernel':>6} {'work-items':>10} {'ms':>9} {'Gop/s':>8} {'GB/s':>7}  body")
         for number, (nest, time) in enumerate(zip(nests, seconds, strict=True)):

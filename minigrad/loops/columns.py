@@ -10,11 +10,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from minigrad.graph.symbolic import Integer, add, floordiv, mod, mul, sub
+from minigrad.graph.symbolic import (
+    Integer,
+    add,
+    floordiv,
+    mod,
+    mul,
+    sub,
+    substitute,
+    variables,
+)
 from minigrad.loops.axes import fix_rows, merge_stage, row_axis, vector_width
 from minigrad.loops.build import combine, lanes_loop, serial_loop
 from minigrad.loops.finish import finish
 from minigrad.loops.nest import Loop, Nest, Statement, Store
+from minigrad.loops.soon import from_memory, next_rows
 from minigrad.loops.target import Target
 from minigrad.schedule import expr
 from minigrad.schedule.expr import Array, Expr
@@ -88,7 +98,7 @@ def columns(kernel: Kernel, length: int, target: Target, name: str) -> Nest:
                 rest.append(stage)
             waiting.add(stage.array)
         stages = rest
-        body.extend(_reduce(together, block, size))
+        body.extend(_reduce(together, block, size, target))
     return finish(name, kernel, serial_loop(parallel, tuple(body)), target)
 
 
@@ -136,7 +146,29 @@ def _reads(stage: Stage, arrays: set[Array]) -> bool:
     return any(load.payload[0] in arrays for load in expr.loads(*stage.exprs()))
 
 
-def _reduce(stages: Sequence[Stage], block: _Block, size: int) -> list[Statement]:
+def _later_rows(
+    stages: Sequence[Stage], axes: Sequence[Axis], block: _Block, size: int, target: Target
+) -> tuple[tuple[Array, Integer], ...]:
+    """What the block's columns will read some rows below: memory is asked for it."""
+    found: dict[tuple[Array, Integer], None] = {}
+    for stage in stages:
+        below = stage.reduced[-1]
+        for load in expr.loads(stage.body):
+            array, position, _ = load.payload
+            moves = below.variable in variables(position)
+            if moves and from_memory(load, block.axis, target):
+                place = next_rows((array, position), below, size * array.dtype.itemsize)
+                new = {
+                    a.variable: index_of(b.variable)
+                    for a, b in zip(stage.reduced, axes, strict=True)
+                }
+                found[array, substitute(place[1], new)] = None
+    return tuple(found)
+
+
+def _reduce(
+    stages: Sequence[Stage], block: _Block, size: int, target: Target
+) -> list[Statement]:
     """Several reductions over the same extents: sums cleared, added to, and stored."""
     axes = stages[0].reduced
     start: list[Statement] = []
@@ -153,7 +185,7 @@ def _reduce(stages: Sequence[Stage], block: _Block, size: int) -> list[Statement
         new = {a.variable: index_of(b.variable) for a, b in zip(stage.reduced, axes, strict=True)}
         total, body = expr.load(sums, place), expr.substitute_in(stage.body, new)
         steps.append(Store(sums, place, combine(stage.op, total, body)))
-    loop = block.loop(*steps)
+    loop = replace(block.loop(*steps), soon=_later_rows(stages, axes, block, size, target))
     for axis in reversed(axes):
         loop = serial_loop(axis, (loop,))
     return [*start, loop, *end]

@@ -7,7 +7,9 @@ from collections.abc import Iterable
 from minigrad.graph.node import Op
 from minigrad.graph.symbolic import Affine, Atom, Integer, variables
 from minigrad.loops.nest import (
+    Barrier,
     Fold,
+    FoldItems,
     Loop,
     Nest,
     Set,
@@ -35,11 +37,13 @@ def finish(
 ) -> Nest:
     """Wrap a parallel loop into a Nest; operations: of the whole kernel, where these are known."""
     arrays: dict[Array, None] = {}
-    scratch: dict[Array, None] = {}
+    inside: dict[Array, None] = {}
     symbols: dict[str, None] = {}
-    _collect(loop, arrays, scratch, symbols)
+    _collect(loop, arrays, inside, symbols)
     places, offset = [], 0
-    for array in scratch:
+    for array in inside:
+        if array.space == "local":
+            continue
         places.append((array, offset))
         size = array.size * max(array.dtype.itemsize, 4 if array.dtype.is_float else 1)
         offset += -(-size // _ALIGNMENT) * _ALIGNMENT
@@ -54,7 +58,7 @@ def finish(
     return Nest(
         name, loop, tuple(arrays), tuple(sorted(symbols)), tuple(places), offset,
         grain_of(loop, stop, operations, traffic, target), operations, traffic,
-        label(kernel),
+        label(kernel), tuple(array for array in inside if array.space == "local"),
     )  # fmt: skip
 
 
@@ -85,14 +89,14 @@ def grain_of(loop: Loop, total: int, operations: int, traffic: int, target: Targ
 def _collect(
     statement: Statement,
     arrays: dict[Array, None],
-    scratch: dict[Array, None],
+    inside: dict[Array, None],
     symbols: dict[str, None],
 ) -> None:
     """All arrays and symbols below a statement, in order of appearance."""
     bound: set[Atom] = set()
 
     def see_array(array: Array) -> None:
-        (arrays if array.space == "buffer" else scratch)[array] = None
+        (arrays if array.space == "buffer" else inside)[array] = None
 
     def see_index(x: Integer) -> None:
         for atom in variables(x):
@@ -130,8 +134,10 @@ def _collect(
                     for x in (item.index, *item.guard):
                         see_index(x)
                         see_values(expr.values_in(x))
+        elif isinstance(statement, FoldItems):
+            see_array(statement.memory)
         else:
-            assert isinstance(statement, Fold)
+            assert isinstance(statement, Fold | Barrier)
 
     visit(statement)
 

@@ -3,6 +3,11 @@
 A `Nest` has one parallel loop; the runtime calls it with ranges of that loop's iterations. Inside,
 loops are serial, unrolled (the renderer repeats the body), or lanes (all iterations of one vector
 at once; what is left over at the end runs under a mask).
+
+On a GPU an iteration of the parallel loop is one work-item's, or one work-group's: then all of its
+body is a loop of kind "items", whose iterations run at once, one by each work-item of the group.
+They share arrays in local memory, and see what others wrote after a `Barrier`. All of them come to
+every barrier: no bound of a loop around one depends on the item.
 """
 
 from __future__ import annotations
@@ -54,11 +59,31 @@ class Fold:
 
 
 @dataclass(frozen=True)
+class Barrier:
+    """Every work-item of the group has come here, and sees what the others have written."""
+
+
+@dataclass(frozen=True)
+class FoldItems:
+    """target[0] of every work-item = the combination by `op` of all items' target[0], in one order.
+
+    memory: in local memory, one element (or vector) for each item. Barriers are included.
+    """
+
+    target: Local
+    op: Op
+    memory: Array
+
+
+@dataclass(frozen=True)
 class Loop:
     """for variable in start, start + step, … while it is below every one of `stops`.
 
     kind: "serial"; "unroll" (start and stop are ints); "lanes" (`step` consecutive iterations at
-    once, `lane` being the number 0 … step − 1 of an iteration within its vector).
+    once, `lane` being the number 0 … step − 1 of an iteration within its vector); "items" (see
+    above; from 0 to a number).
+    soon: places of which a lanes loop's vectors say that what lies there will be read soon, after
+    the loop; a renderer may ask the memory for it. They may lie beyond their arrays.
     """
 
     variable: Atom
@@ -68,9 +93,10 @@ class Loop:
     kind: str = "serial"
     step: int = 1
     lane: Atom | None = None
+    soon: tuple[tuple[Array, Integer], ...] = ()
 
 
-Statement = Loop | Store | Stores | Set | Fold
+Statement = Loop | Store | Stores | Set | Fold | Barrier | FoldItems
 
 
 @dataclass(frozen=True)
@@ -80,7 +106,7 @@ class Nest:
     arrays: the buffers that it takes, in order; symbols: the symbolic integers, which follow them.
     scratch: places in bytes in the thread's private memory. A runtime may cut the parallel loop at
     multiples of `grain`. operations and traffic (bytes) are estimates of the whole kernel's work;
-    label says what it does.
+    label says what it does. local: arrays in the local memory of a work-group.
     """
 
     name: str
@@ -93,6 +119,17 @@ class Nest:
     operations: int
     traffic: int
     label: str
+    local: tuple[Array, ...] = ()
+
+    @property
+    def items(self) -> int:
+        """Work-items of a group; 0 where an iteration is one work-item's."""
+        loop = self.parallel.body[0]
+        if not isinstance(loop, Loop) or loop.kind != "items":
+            return 0
+        (stop,) = loop.stops
+        assert isinstance(stop, int)
+        return stop
 
     @property
     def total(self) -> int:
@@ -119,6 +156,8 @@ def arrays_written(statement: Statement) -> frozenset[Array]:
         return frozenset((statement.array,))
     if isinstance(statement, Stores):
         return frozenset(item.array for item in statement.items)
+    if isinstance(statement, FoldItems):
+        return frozenset((statement.memory,))
     if isinstance(statement, Loop):
         return frozenset().union(*(arrays_written(s) for s in statement.body))
     return frozenset()
@@ -128,7 +167,7 @@ def locals_set(statement: Statement) -> frozenset[Local]:
     """All registers that a statement changes."""
     if isinstance(statement, Set):
         return frozenset((statement.local,))
-    if isinstance(statement, Fold):
+    if isinstance(statement, Fold | FoldItems):
         return frozenset((statement.target,))
     if isinstance(statement, Loop):
         return frozenset().union(*(locals_set(s) for s in statement.body))
@@ -153,6 +192,8 @@ def show(nest: Nest) -> str:
     lines = [f"kernel {nest.name}({args}{more})  # grain {nest.grain}"]
     for array, offset in nest.scratch:
         lines.append(f"  scratch {array.name}: {array.dtype.name}[{array.size}] at {offset}")
+    for array in nest.local:
+        lines.append(f"  local {array.name}: {array.dtype.name}[{array.size}]")
     _show(nest.parallel, "  ", lines, "parallel ")
     return "\n".join(lines)
 
@@ -163,9 +204,10 @@ def _show(statement: Statement, indent: str, lines: list[str], prefix: str = "")
         stop = f"min({stop})" if len(statement.stops) > 1 else stop
         step = f" step {statement.step}" if statement.step > 1 else ""
         kind = "" if statement.kind == "serial" else f" {statement.kind}"
-        lines.append(
-            f"{indent}{prefix}for {statement.variable!r} in {statement.start} … {stop}{step}{kind}:"
-        )
+        soon = ", ".join(f"{array.name}[{place}]" for array, place in statement.soon)
+        soon = f"  # soon: {soon}" if soon else ""
+        variable = f"{statement.variable!r} in {statement.start} … {stop}"
+        lines.append(f"{indent}{prefix}for {variable}{step}{kind}:{soon}")
         for inner in statement.body:
             _show(inner, indent + "  ", lines)
     elif isinstance(statement, Store):
@@ -178,6 +220,11 @@ def _show(statement: Statement, indent: str, lines: list[str], prefix: str = "")
             _show(item, indent, lines)
     elif isinstance(statement, Set):
         lines.append(f"{indent}{statement.local.name}[{statement.slot}] = {statement.value!r}")
+    elif isinstance(statement, Barrier):
+        lines.append(f"{indent}barrier")
+    elif isinstance(statement, FoldItems):
+        name = statement.target.name
+        lines.append(f"{indent}{name} = {statement.op.value} of {name} of all items")
     else:
         name = statement.target.name
         lines.append(f"{indent}{name} = {statement.op.value} of {statement.source}")

@@ -8,6 +8,8 @@
     contraction   register tiles (see contraction.py)
     thin          a matrix times a vector, or a few (see thin.py)
     blocks        rows in which products take part, several at a time (see blocks.py)
+
+A GPU has recipes of its own for most of these (see groups.py).
 """
 
 from __future__ import annotations
@@ -41,9 +43,11 @@ from minigrad.loops.build import (
 )
 from minigrad.loops.contraction import contraction
 from minigrad.loops.finish import finish
+from minigrad.loops.groups import lower_for_groups
 from minigrad.loops.nest import Nest, Statement, Store, Stores
 from minigrad.loops.rows import rows
 from minigrad.loops.scans import distribute, scan
+from minigrad.loops.soon import further_along
 from minigrad.loops.target import Target
 from minigrad.loops.thin import thin
 from minigrad.loops.turned import tiles, turned_axis
@@ -56,6 +60,10 @@ BLOCK = 4096  # elements of a long vector loop that one parallel iteration takes
 
 def lower(kernel: Kernel, target: Target, name: str = "kernel") -> Nest:
     """The loop nest of a kernel."""
+    if target.group is not None:
+        nest = lower_for_groups(kernel, target, name)
+        if nest is not None:
+            return nest
     if kernel.kind in ("contraction", "rows"):
         nest = thin(kernel, target, name)
         if nest is not None:
@@ -111,6 +119,7 @@ def elementwise(kernel: Kernel, target: Target, name: str) -> Nest:
     many = numel([a.extent for a in free])
     if not free and not inner and isinstance(axis.extent, int):
         loop = lanes_loop(axis, width, body)
+        loop = replace(loop, soon=further_along(axis, None, exprs, target))
         return finish(name, kernel, loop, target)
     block = BLOCK if many < 64 and isinstance(axis.extent, int) and axis.extent > BLOCK else 0
     if block:
@@ -119,8 +128,11 @@ def elementwise(kernel: Kernel, target: Target, name: str) -> Nest:
         start = mul(index_of(blocks.variable), block)
         vector = lanes_loop(axis, width, body, start, (add(start, block), axis.extent))
         free = [*free, blocks]
+        vector = replace(vector, soon=further_along(axis, None, exprs, target))
     else:
         vector = lanes_loop(axis, width, body)
+        last = (*free, *inner)[-1] if outer else None
+        vector = replace(vector, soon=further_along(axis, last, exprs, target))
     nested: tuple[Statement, ...] = (vector,)
     for a in reversed(inner):
         nested = (serial_loop(a, nested),)

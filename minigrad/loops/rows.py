@@ -7,9 +7,10 @@ fuse.py tells which is cheaper.
 from __future__ import annotations
 
 from dataclasses import replace
+from math import gcd
 
 from minigrad.graph.symbolic import Atom, Integer, add, floordiv, mod, mul, sub
-from minigrad.loops.axes import fix_rows, merge_stage, row_axis, vector_width
+from minigrad.loops.axes import fix_rows, indices, merge, merge_stage, row_axis, vector_width
 from minigrad.loops.build import accumulate, lanes_loop, serial_loop
 from minigrad.loops.columns import columns, is_columns
 from minigrad.loops.finish import finish
@@ -30,7 +31,8 @@ def rows(kernel: Kernel, target: Target, name: str) -> Nest:
         return _across(kernel, target, name)
     row = row_axis(count)
     stages = _in_rows(kernel, index_of(row.variable), 1, None)
-    loop = Loop(row.variable, 0, (count,), tuple(sweep_row(stages, kernel.stored, target)))
+    body = sweep_row(stages, kernel.stored, target, row)
+    loop = Loop(row.variable, 0, (count,), tuple(body))
     return finish(name, kernel, loop, target)
 
 
@@ -84,7 +86,7 @@ def _in_scratch(
 def _across(kernel: Kernel, target: Target, name: str) -> Nest:
     """Vectors of rows: neighbours along the last of the axes that make up a row's number."""
     count = kernel.rows
-    length = min(_last_extent(stage, count) for stage in kernel.stages)
+    length = _neighbours(kernel)
     width = vector_width(target, [s.body for s in kernel.stages], length, True)
     if is_columns(kernel, length, target):
         return columns(kernel, length, target, name)
@@ -109,11 +111,18 @@ def _across(kernel: Kernel, target: Target, name: str) -> Nest:
     return finish(name, kernel, loop, target)
 
 
-def _last_extent(stage: Stage, rows: int) -> int:
-    """The extent of the last of the axes that make up `rows` rows."""
-    extent = stage.axes[prefix_length(stage, rows) - 1].extent
-    assert isinstance(extent, int)
-    return extent
+def _neighbours(kernel: Kernel) -> int:
+    """How many rows follow each other in every stage: the last of the axes that make up a row's
+    number, with those before it that every index walks through as if they were one.
+    """
+    lengths = []
+    for stage in kernel.stages:
+        leading = stage.axes[: prefix_length(stage, kernel.rows)]
+        used = indices(stage.exprs(), [stage.position, *stage.guard])
+        extent = merge(leading, used)[-1][0].extent
+        assert isinstance(extent, int)
+        lengths.append(extent)
+    return gcd(*lengths)
 
 
 def _rows_of_vector(

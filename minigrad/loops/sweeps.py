@@ -10,16 +10,25 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
-from minigrad.graph.symbolic import Integer, substitute
+from minigrad.graph.symbolic import (
+    Integer,
+    add,
+    numel,
+    substitute,
+    variables,
+)
 from minigrad.loops.axes import unit_stride_axis, vector_width
 from minigrad.loops.build import accumulate, combine, lanes_loop, serial_loop, streams
 from minigrad.loops.nest import Fold, Set, Statement, Store, Stores
+from minigrad.loops.soon import AHEAD, from_memory, next_rows
 from minigrad.loops.target import Target
 from minigrad.schedule import expr
 from minigrad.schedule.expr import Array, Expr, Local
 from minigrad.schedule.stage import Axis, Stage, identity, index_of, make_axis
 
 MOST_IN_SWEEP = 12  # stages: each wants registers of its own
+
+Soon = tuple[Array, Integer, Axis]  # a place along an axis of which memory is asked
 
 
 @dataclass
@@ -31,10 +40,14 @@ class _Step:
 
 
 def sweep_row(
-    stages: Sequence[Stage], stored: frozenset[Array], target: Target
+    stages: Sequence[Stage], stored: frozenset[Array], target: Target, row: Axis | None = None
 ) -> list[Statement]:
-    """The statements of one row. `stored`: the arrays that are memory; others are scratch."""
+    """The statements of one row. `stored`: the arrays that are memory; others are scratch.
+
+    row: of the rows' loop, if memory is to be asked for what later rows read.
+    """
     steps = _steps(stages, stored)
+    soon = _soon(steps, row, target) if row is not None else {}
     body: list[Statement] = []
     number = 0
     last_read = {
@@ -50,9 +63,42 @@ def sweep_row(
                 number += 1
         else:
             read = {s.array for s in step.stages if last_read.get(s.array, place) > place}
-            body.extend(_sweep(step, number, stored, read, target))
+            body.extend(_sweep(step, number, stored, read, target, soon.get(place, ())))
             number += len(step.stages)
     return body
+
+
+def _soon(steps: Sequence[_Step], row: Axis, target: Target) -> dict[int, tuple[Soon, ...]]:
+    """By step: what it asks memory for, as places along an axis.
+
+    What several sweeps need of a row comes while the one before it is worked on: the sweep that
+    computes longest asks for it.
+    """
+    found: dict[int, list[Soon]] = {}
+    first: dict[tuple[Array, Integer, Integer], tuple[int, Integer, Axis]] = {}
+    for place, step in enumerate(steps):
+        for stage in step.stages if step.extent is not None else ():
+            axis = _swept(stage)
+            assert axis is not None
+            for load in expr.loads(stage.body):
+                array, position, _ = load.payload
+                if from_memory(load, axis, target) and row.variable in variables(position):
+                    key = (array, axis.extent, _neutral(position, axis, axis.extent))
+                    first.setdefault(key, (place, position, axis))
+    for (array, extent, _), (place, position, axis) in first.items():
+        nbytes = numel([extent]) * array.dtype.itemsize
+        later = [n for n in range(place + 1, len(steps)) if steps[n].extent == extent]
+        if nbytes > (target.l2 // 4 if later else 4 * AHEAD):
+            asked = array, add(position, AHEAD // array.dtype.itemsize)
+        else:
+            asked = next_rows((array, position), row, nbytes)
+            place = max(later or [place], key=lambda n: _operations(steps[n]))
+        found.setdefault(place, []).append((*asked, axis))
+    return {place: tuple(places) for place, places in found.items()}
+
+
+def _operations(step: _Step) -> int:
+    return sum(expr.operations(stage.body) for stage in step.stages)
 
 
 def _swept(stage: Stage) -> Axis | None:
@@ -142,8 +188,9 @@ def _moved(position: Integer, old: Axis, new: Axis) -> Integer:
 
 
 def _sweep(
-    step: _Step, number: int, stored: frozenset[Array], read: set[Array], target: Target
-) -> list[Statement]:
+    step: _Step, number: int, stored: frozenset[Array], read: set[Array], target: Target,
+    soon: Sequence[Soon],
+) -> list[Statement]:  # fmt: skip
     """One loop for all stages of a step; `read`: the arrays that later steps want."""
     assert step.extent is not None
     axis = make_axis("c", number, step.extent)
@@ -187,7 +234,8 @@ def _sweep(
         number += 1
     if stores:
         inside.append(stores[0] if len(stores) == 1 else Stores(tuple(stores)))
-    return [*start, lanes_loop(axis, width, tuple(inside)), *end]
+    asked = tuple((array, _moved(place, old, axis)) for array, place, old in soon)
+    return [*start, replace(lanes_loop(axis, width, tuple(inside)), soon=asked), *end]
 
 
 def _alone(

@@ -8,13 +8,45 @@ from minigrad.dtype import DType
 
 
 @dataclass(frozen=True)
+class Group:
+    """What work-groups of a GPU have: `items` at most, bytes of local memory; `units` run them."""
+
+    items: int
+    local_bytes: int
+    units: int
+
+
+@dataclass(frozen=True)
+class Tile:
+    """Results of a work-group, rows × columns, and of each of its work-items."""
+
+    rows: int
+    columns: int
+    item_rows: int
+    item_columns: int
+
+    @property
+    def items(self) -> int:
+        """Work-items of the group."""
+        return self.rows // self.item_rows * (self.columns // self.item_columns)
+
+
+# Tiles of a product on a GPU: large ones use their operands more often, small ones are more.
+TILES = (
+    Tile(128, 128, 8, 8), Tile(128, 64, 8, 4), Tile(64, 128, 4, 8), Tile(64, 64, 4, 4),
+    Tile(32, 32, 2, 4), Tile(128, 8, 4, 4), Tile(8, 128, 2, 4), Tile(16, 16, 1, 4),
+)  # fmt: skip
+TILE_DEPTH = 16  # elements of k that are in local memory at a time
+
+
+@dataclass(frozen=True)
 class Target:
     """vector_bytes: width of a register (0: a device whose compiler sees scalars only).
 
     registers: vector registers. l1, l2: bytes of the caches of one core. l3: bytes of the cache
     that all cores share (0: stores never pass by the cache). most_lanes: elements that one vector
     of a nest may have, over however many registers. bfloat16_dots: whether an instruction adds the
-    products of two pairs of bfloat16 to a float32 (AVX512-BF16).
+    products of two pairs of bfloat16 to a float32 (AVX512-BF16). group: of a GPU.
     """
 
     vector_bytes: int
@@ -24,6 +56,7 @@ class Target:
     l3: int = 0
     most_lanes: int = 64
     bfloat16_dots: bool = False
+    group: Group | None = None
 
     def lanes(self, dtype: DType) -> int:
         """Elements of a register; values narrower than 4 bytes are computed in 4."""

@@ -13,6 +13,7 @@ loop's lines are put into its parent only when it is closed, what was moved out 
 from __future__ import annotations
 
 from minigrad.dtype import DType, dtypes
+from minigrad.errors import CompileError
 from minigrad.graph.node import Op
 from minigrad.graph.symbolic import Integer, add, coefficient
 from minigrad.loops.nest import (
@@ -33,6 +34,8 @@ from minigrad.render.llvm_values import Value, constant, memory_type, vector_typ
 from minigrad.render.vector_math import expand
 from minigrad.schedule import expr
 from minigrad.schedule.expr import Array, Expr, Leaf, Local
+
+CACHE_LINE = 64  # bytes
 
 
 def render(nest: Nest) -> str:
@@ -98,8 +101,10 @@ class _Emitter(IndexEmitter):
                 self._store(item, value)
         elif isinstance(statement, Set):
             self._set(statement)
-        else:
+        elif isinstance(statement, Fold):
             self._fold(statement)
+        else:
+            raise CompileError(f"LLVM renderer: {self.nest.name} has work-groups; it is for a GPU")
 
     def loop(self, loop: Loop, parallel: bool = False) -> None:
         """Emit a loop of any kind."""
@@ -161,6 +166,7 @@ class _Emitter(IndexEmitter):
         self.open_loop(None, start, whole, width, True)
         self.bind_lanes(loop, self.counter(), width)
         self.streamed = streamed
+        self._ask(loop)
         for inner in loop.body:
             self.statement(inner)
         self.streamed = None
@@ -207,6 +213,7 @@ class _Emitter(IndexEmitter):
         if whole > 1:
             self.open_loop(None, str(start), str(start + whole * width), width, False)
             self.bind_lanes(loop, self.counter(), width)
+            self._ask(loop)
             for inner in loop.body:
                 self.statement(inner)
             self.close_loop()
@@ -221,6 +228,16 @@ class _Emitter(IndexEmitter):
             bits = ", ".join(f"i1 {'true' if i < rest else 'false'}" for i in range(width))
             self.levels[-1].mask = f"<{bits}>"
             self.close_straight(loop.body, self.statement)
+
+    def _ask(self, loop: Loop) -> None:
+        """Ask the memory for what will be read soon: each cache line that a vector covers."""
+        for array, place in loop.soon:
+            pointer = self.pointer(array, self.at_base(place))
+            here = self.builder()
+            self.declarations.add("declare void @llvm.prefetch.p0(ptr, i32, i32, i32)")
+            for offset in range(0, loop.step * array.dtype.itemsize, CACHE_LINE):
+                at = here.line(f"getelementptr i8, ptr {pointer}, i64 {offset}")
+                here.lines.append(f"  call void @llvm.prefetch.p0(ptr {at}, i32 0, i32 3, i32 1)")
 
     def _set(self, statement: Set) -> None:
         value = self.value(statement.value)

@@ -78,7 +78,7 @@ class Emitter(IndexEmitter):
     def source(self) -> Source:
         """Functions, the kernel's head and its body."""
         nest = self.nest
-        shared = nest.scratch_bytes if nest.scratch_bytes > PRIVATE_BYTES else 0
+        shared = nest.scratch_bytes if self._shares_scratch() else 0
         arguments = []
         for array in nest.arrays:
             name = self.pointers[array] = self.number("a")
@@ -93,10 +93,19 @@ class Emitter(IndexEmitter):
         scratch = self._scratch(shared)
         self._parallel(nest.parallel, strided=bool(shared))
         entry = self.levels[0].lines
-        head = f"__kernel void {nest.name}({', '.join(arguments)}) {{"
+        head = f"__kernel {self.attributes}void {nest.name}({', '.join(arguments)}) {{"
         body = [INDENT + line for line in (*scratch, *self.declared, *entry)]
         text = "\n".join([*self.language.prelude(), head, *body, "}", ""])
         return Source(text, nest.name, shared)
+
+    @property
+    def attributes(self) -> str:
+        """What the compiler is told about the kernel."""
+        return ""
+
+    def _shares_scratch(self) -> bool:
+        """Whether scratch memory is slices of one buffer."""
+        return self.nest.scratch_bytes > PRIVATE_BYTES
 
     def _scratch(self, shared: int) -> list[str]:
         """Declarations of the scratch arrays."""
@@ -157,7 +166,7 @@ class Emitter(IndexEmitter):
             self.line(f"{name} = {bare(self.value(statement.value))};")
             self.forget((statement.local,))
         else:
-            raise self._unexpected(f"a fold of the lanes of {statement.source.name}")
+            raise self._unexpected(f"a {type(statement).__name__}")
 
     def _stores(self, statement: Stores) -> None:
         """All values are computed before the first is written."""

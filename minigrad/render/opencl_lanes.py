@@ -36,6 +36,7 @@ class _Vector:
     variable: Atom
     lane: Atom | None
     words: VectorLanguage
+    start: Integer = 0
 
     @property
     def atoms(self) -> frozenset[Atom]:
@@ -119,15 +120,20 @@ class LanesEmitter(Emitter):
         if whole:
             self.open(f"for (; {place} + {width - 1} < {stop}; {place} += {width})", loop.body)
             self.bind(loop.variable, Variable(place, kind))
-            if loop.lane is not None:
-                self.bind_constant(loop.lane, 0)
-            self.vector = _Vector(loop.variable, loop.lane, VectorLanguage(self.language, width))
-            self._body(loop)
-            self.vector = None
+            self._vectors(loop)
             self.close()
         if not (whole and whole_vectors(loop)):
             self._rest(loop, place, stop, kind)
         self.close()
+
+    def _vectors(self, loop: Loop) -> None:
+        """The body for one vector, whose variable is bound."""
+        if loop.lane is not None:
+            self.bind_constant(loop.lane, 0)
+        words = VectorLanguage(self.language, loop.step)
+        self.vector = _Vector(loop.variable, loop.lane, words, loop.start)
+        self._body(loop)
+        self.vector = None
 
     def _rest(self, loop: Loop, place: str, stop: str, kind: str) -> None:
         """The iterations from `place` on, one by one, each working on its lane of registers."""
@@ -225,8 +231,7 @@ class LanesEmitter(Emitter):
         if not wide:
             value = vector.words.broadcast(value, array.dtype)
         if stride == 1 and not guarded:
-            place = self.index(statement.index)
-            text = vector.words.stored(array.dtype, self.pointers[array], place, value)
+            text = self._whole_store(array, statement.index, value, vector.words)
         if text is not None:
             guard = self.guard(statement.guard)
             if guard != "false":
@@ -337,7 +342,7 @@ class LanesEmitter(Emitter):
             return zero
         whole = None
         if vector.stride(index) == 1 and all(vector.stride(c) is not None for c in varying):
-            whole = words.loaded(array.dtype, self.pointers[array], self.index(index))
+            whole = self._whole_load(array, index, words)
         if whole is not None and not varying:
             return f"({guard} ? {whole} : {zero})" if guard else whole
         lanes = [self._lane_load(array, index, varying, vector, n) for n in range(words.width)]
@@ -348,6 +353,16 @@ class LanesEmitter(Emitter):
             if inside != "false":
                 text = f"({inside} ? {whole} : {text})" if inside else whole
         return f"({guard} ? {text} : {zero})" if guard else text
+
+    def _whole_load(self, array: Array, index: Integer, words: VectorLanguage) -> str | None:
+        """Neighbouring elements from an index on; None where there are no words for them."""
+        return words.loaded(array.dtype, self.pointers[array], self.index(index))
+
+    def _whole_store(
+        self, array: Array, index: Integer, value: str, words: VectorLanguage
+    ) -> str | None:
+        """The statement that writes them."""
+        return words.stored(array.dtype, self.pointers[array], self.index(index), value)
 
     def _lane_load(
         self, array: Array, index: Integer, conditions: list[Integer], vector: _Vector, lane: int

@@ -104,10 +104,11 @@ class VectorLanguage:
         while len(parts) > 1:
             half = len(parts) // 2
             pairs = zip(parts[:half], parts[half:], strict=True)
-            parts = [self._pair(op, dtype, kind, a, b) for a, b in pairs]
+            parts = [self.pair(op, dtype, kind, a, b) for a, b in pairs]
         return parts[0]
 
-    def _pair(self, op: Op, dtype: DType, kind: str, a: str, b: str) -> str:
+    def pair(self, op: Op, dtype: DType, kind: str, a: str, b: str) -> str:
+        """Two scalars of C type `kind` combined."""
         if dtype.is_bool:
             return f"({a} {'|' if op in (Op.SUM, Op.MAX) else '&'} {b})"
         if op is Op.MAX:

@@ -42,7 +42,10 @@ class Leaf(Enum):
 
 @dataclass(frozen=True)
 class Array:
-    """Memory that stages read and write. space: "buffer" (a kernel argument) or "scratch"."""
+    """Memory that stages read and write.
+
+    space: "buffer" (a kernel argument), "scratch", or "local" (memory that a work-group shares).
+    """
 
     name: str
     dtype: DType

@@ -7,13 +7,14 @@ the lock; and then points every tensor that stood for a root to the root's buffe
 - every in-place write that they depend on, and the advance of the random state that they read;
 - parameters (marked leaves) on the way that have no memory yet: they are there to stay;
 - every other live tensor that reads memory which is about to be overwritten: a lazy tensor sees
-  its sources as they were when it was made.
+  its sources as they were when it was made. Those that would read an older random state keep a
+  copy of that instead: they may be a whole model of which nobody wants a number yet.
 """
 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Container, Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence, Set
 
 from minigrad import program
 from minigrad.device import Buffer, watching
@@ -75,13 +76,16 @@ def overwrite(holder: Holder, buffer: Node, data: bytes | bytearray) -> None:
 
 
 def settle_before(written: Container[Buffer]) -> None:
-    """Realize what must be before a replay: waiting writes, and readers of `written` memory."""
+    """Realize what must be before a replay: waiting writes, and readers of `written` memory.
+
+    Who reads a random state that has no waiting write has a copy already.
+    """
     with lock:
         lazy = lazy_holders()
         reads: set[Node] = set()
         for node in topological([holder.raw for holder in lazy]):
             if node.op is Op.BUFFER:
-                if node.arg in written:
+                if node.arg in written and node not in _companions:
                     reads.add(node)
             elif _is_waiting(node) or any(source in reads for source in node.src):
                 reads.add(node)
@@ -90,12 +94,18 @@ def settle_before(written: Container[Buffer]) -> None:
 
 
 def settle_readers() -> None:
-    """Realize every live tensor that reads memory: whatever is written next, it is as it was."""
+    """Realize every live tensor that reads memory: whatever is written next, it is as it was.
+
+    One that reads only a random state gets a copy of that.
+    """
     with lock:
         lazy = lazy_holders()
         reads: set[Node] = set()
+        states: dict[Node, None] = {}
         for node in topological([holder.raw for holder in lazy]):
-            if node.op is Op.BUFFER or any(source in reads for source in node.src):
+            if node in _companions:
+                states[node] = None
+            elif node.op is Op.BUFFER or any(source in reads for source in node.src):
                 reads.add(node)
         wanted = [holder for holder in lazy if holder.raw in reads]
     try:
@@ -103,6 +113,10 @@ def settle_readers() -> None:
     except ValueError:  # a variable that is bound to several values: no single program has it
         for holder in wanted:
             realize([holder])
+    for state in states:
+        with lock:
+            plan = _Plan([], {state}, _companions[state]())
+        _run(plan)
 
 
 def separate(node: Node, owners: Container[int]) -> None:
@@ -174,19 +188,26 @@ class _Plan:
 
     def _add_readers(self) -> None:
         """Live tensors that read a target other than through a root, or stand for one."""
-        lazy = [holder.raw for holder in lazy_holders()]
-        reads: set[Node] = set()
-        for node in topological(lazy):
-            if node in self.targets:
-                reads.add(node)
-            elif node not in self.roots and any(source in reads for source in node.src):
-                reads.add(node)
-        for node in lazy:
-            if node in reads:
-                self.roots.setdefault(node)
+        lazy = [holder.raw for holder in lazy_holders() if holder is not self.owner]
+        states = [target for target in self.targets if target in _companions]
+        for node in self._readers(lazy, self.targets.keys() - set(states)):
+            self.roots.setdefault(node)
+        for state in states:
+            if self._readers(lazy, {state}):
+                self._copy(state)
         for target in self.targets:
             if any(holder is not self.owner for holder in holders(target)):
                 self._copy(target)
+
+    def _readers(self, lazy: Sequence[Node], targets: Set[Node]) -> list[Node]:
+        """Those of `lazy` that read a target other than through a root."""
+        reads: set[Node] = set()
+        for node in topological(lazy):
+            if node in targets:
+                reads.add(node)
+            elif node not in self.roots and any(source in reads for source in node.src):
+                reads.add(node)
+        return [node for node in lazy if node in reads]
 
     def _copy(self, target: Node) -> None:
         """Save the value of a BUFFER that is about to be overwritten."""
@@ -263,6 +284,8 @@ class _Plan:
                 if root not in kept and not wants_gradient(buffer):
                     holder.stopped = False
         lazy = lazy_holders()
+        for target, copied in self.copies.items():
+            made[target] = made[copied]
         nodes = substitute([holder.raw for holder in lazy], made)
         for holder, node in zip(lazy, nodes, strict=True):
             if holder.raw is not node:

@@ -51,8 +51,11 @@ def minigrad_step(config: GPTConfig) -> Step:
     return lambda ids, targets: float(step(Tensor(ids), Tensor(targets)).item())
 
 
-def torch_step(config: GPTConfig, threads: int) -> Step:
-    """The same model with PyTorch's own attention, layer norm, cross-entropy and fused AdamW."""
+def torch_step(config: GPTConfig, threads: int, place: str = "cpu") -> Step:
+    """The same model with PyTorch's own attention, layer norm, cross-entropy and fused AdamW.
+
+    place: "cpu", or "cuda" for a GPU.
+    """
     import torch
     from torch.nn import functional
 
@@ -87,14 +90,14 @@ def torch_step(config: GPTConfig, threads: int) -> Step:
             x = self.wte(ids) + self.wpe.weight[: ids.shape[1]]
             return self.ln_f(self.blocks(x)) @ self.wte.weight.T
 
-    model = Model()
+    model = Model().to(place)
     matrices = [p for p in model.parameters() if p.ndim > 1]
     vectors = [p for p in model.parameters() if p.ndim < 2]
     groups = [{"params": matrices, "weight_decay": 0.1}, {"params": vectors, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=3e-3, betas=(0.9, 0.99), fused=True)
 
     def step(ids: np.ndarray, targets: np.ndarray) -> float:
-        x, y = torch.from_numpy(ids).long(), torch.from_numpy(targets).long()
+        x, y = (torch.from_numpy(array).to(place).long() for array in (ids, targets))
         optimizer.zero_grad(set_to_none=True)
         logits = model(x)
         loss = functional.cross_entropy(logits.flatten(0, 1), y.flatten())

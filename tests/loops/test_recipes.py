@@ -44,6 +44,12 @@ def test_unfused(name: str) -> None:
     check(name, "avx2", fuse=False)
 
 
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_asking_memory(name: str) -> None:
+    """Asking for what lies behind an array's end does no harm."""
+    check(name, "tiny caches", fuse=True)
+
+
 @pytest.mark.parametrize("n", [1, 2, 15, 16, 17, 23, 24])
 @pytest.mark.parametrize("name", [name for name in PROGRAMS if name.startswith("symbolic")])
 def test_symbolic_lengths(name: str, n: int) -> None:

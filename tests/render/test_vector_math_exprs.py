@@ -139,6 +139,32 @@ def test_float64_error_is_bounded_everywhere(op: Op, contract: bool) -> None:
     assert error <= BOUND_DOUBLE[op], f"{op.value}({argument!r}) is off by {error:.2f} ULP"
 
 
+@pytest.mark.parametrize("contract", [False, True])
+def test_tanh_plus_one_of_a_gelu(contract: bool) -> None:
+    """Within 2 units of what a sum of float32 could resolve at best, and 0 and 2 at the ends."""
+    x = np.concatenate([np.linspace(-50, 50, 100_001), [-3e38, 3e38, -np.inf, np.inf, np.nan]])
+    x = x.astype(np.float32)
+    tanh = apply(Op.TANH, (variable("x", dtypes.float32),), dtypes.float32)
+    root = apply(Op.ADD, (tanh, const(1.0, dtypes.float32)), dtypes.float32)
+    got = evaluate(expand(root), {"x": x}, contract)
+    exact = np.tanh(x.astype(np.float64)) + 1
+    error = np.abs(got - exact) / np.spacing(np.maximum(np.abs(exact), 1).astype(np.float32))
+    assert np.nanmax(error) <= 2 and np.isnan(got[-1])
+    assert list(got[-5:-1]) == [0, 2, 0, 2]
+    small = (x[:-5] > -40) & (x[:-5] < -3)  # where tanh is nearly −1, this has digits left
+    far = -2 * np.abs(x[:-5][small].astype(np.float64))
+    precise = 2 / (np.exp(-far) + 1)
+    assert np.max(np.abs(got[:-5][small] / precise - 1)) < 1e-5
+
+
+def test_tanh_that_others_read_is_computed_once() -> None:
+    tanh = apply(Op.TANH, (variable("x", dtypes.float32),), dtypes.float32)
+    root = apply(Op.ADD, (tanh, const(1.0, dtypes.float32)), dtypes.float32)
+    both = apply(Op.MUL, (root, tanh), dtypes.float32)
+    divisions = [e for e in walk(expand(both)) if e.op is Op.DIV]
+    assert len(divisions) == 1
+
+
 def pairs(dtype: type[np.floating], count: int) -> tuple[Floats, Floats]:
     """Bases and exponents: random bits, ordinary values, whole exponents, all special pairs."""
     generator = np.random.default_rng(11)

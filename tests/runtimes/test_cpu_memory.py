@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import array
 import gc
+import os
 import random
 import subprocess
 import sys
@@ -264,6 +265,7 @@ def test_the_host_is_described() -> None:
     assert machine.vector_bytes in (16, 32, 64) and machine.vector_registers in (16, 32)
     assert 8 * 1024 <= machine.l1 <= machine.l2 <= machine.l3 * 64
     assert host.memory_bytes() > 64 * MIB
+    assert machine.l3 <= (os.cpu_count() or 1) * host.MOST_L3_OF_A_CORE
 
 
 def test_the_threads_setting_wins() -> None:

@@ -263,3 +263,18 @@ def test_zero_and_no_dimensions(on_device):
     assert Tensor.rand(0, 3).tolist() == []
     assert 0 <= Tensor.rand().item() < 1
     assert Tensor.randn(2, 0).shape == (2, 0)
+
+
+def test_a_draw_or_a_seed_computes_nothing_that_nobody_wants(on_device):
+    Tensor.manual_seed(5)
+    first = Tensor.rand(4).tolist()
+    wanted = Tensor.rand(6).tolist()
+    Tensor.manual_seed(5)
+    Tensor.rand(4)
+    kept = Tensor.rand(6) + 0.0
+    whole = Tensor.rand(1 << 20, 1 << 20)  # 4 TiB: to compute it would fail
+    assert Tensor.rand(2).shape == (2,) and Tensor.rand(2).tolist()
+    Tensor.manual_seed(5)
+    assert Tensor.rand(4).tolist() == first
+    assert kept.tolist() == wanted
+    assert whole.shape == (1 << 20, 1 << 20)

@@ -1,0 +1,260 @@
+"""The recipe of rows on a GPU: a work-group for each row, or for a block of neighbouring rows.
+
+Stage after stage, the work-items share the row's elements; a value that the whole row is reduced to
+is first reduced by each item along a share of the row, then by all items together. Between stages
+there is a barrier, and what stays inside the kernel lies in local memory, or where that is too
+small, in scratch memory of the group.
+
+Rows in which products take part (attention) are taken several at a time, one in each lane of a
+vector, so that a column of the other operand is read once for all of them. Their masks become
+bounds of loops, as for a CPU (see regions.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from minigrad.graph.symbolic import (
+    Atom,
+    Integer,
+    add,
+    mul,
+    numel,
+    sub,
+    unflatten,
+)
+from minigrad.loops.axes import fix_rows, merge_stage, row_axis
+from minigrad.loops.build import combine, lanes_loop, serial_loop
+from minigrad.loops.finish import finish
+from minigrad.loops.nest import Barrier, FoldItems, Loop, Nest, Set, Statement, Store
+from minigrad.loops.regions import Bounds, Rows, regions
+from minigrad.loops.sharing import scale_behind, share_beginnings
+from minigrad.loops.steps import late_products
+from minigrad.loops.target import Group, Target
+from minigrad.schedule import expr
+from minigrad.schedule.contraction import contraction_of
+from minigrad.schedule.expr import Array, Expr, Local
+from minigrad.schedule.fuse import prefix_length
+from minigrad.schedule.schedule import Kernel
+from minigrad.schedule.stage import Axis, Stage, identity, index_of, make_axis
+
+SHORT = 32  # elements of a row that one work-item had better do alone
+SHARE = 4  # elements of a row for each work-item, at least
+FOLD = 4  # what a step of the fold of all items costs, in steps of a loop
+MOST_ROWS = 8  # rows of a block: lanes of a vector
+
+
+def row_items(kernel: Kernel, group: Group, share: int = SHARE) -> int:
+    """Work-items for each row of a kernel, a power of two; 1 where rows are short."""
+    length = 1
+    for stage in kernel.stages:
+        inner = stage.axes[prefix_length(stage, kernel.rows) :]
+        for axes in (inner, stage.reduced):
+            length = max(length, numel([axis.extent for axis in axes]))
+    if length < SHORT:
+        return 1
+    items = 32
+    while 2 * items * share <= length and 2 * items <= group.items:
+        items *= 2
+    return min(items, 1 << (group.items.bit_length() - 1))
+
+
+def group_rows(kernel: Kernel, target: Target, name: str, items: int) -> Nest:
+    """A work-group of `items` for each row."""
+    row = row_axis(kernel.rows)
+    stages = [fix_rows(stage, kernel.rows, index_of(row.variable)) for stage in kernel.stages]
+    layout = _Layout(stages, kernel, index_of(row.variable), target)
+    stages = [merge_stage(layout.inside(stage)) for stage in stages]
+    body = _Items(items).statements(stages, [{} for _ in stages])
+    return _nest(kernel, target, name, row, items, body)
+
+
+def group_blocks(kernel: Kernel, target: Target, name: str) -> Nest:
+    """A work-group for each block of rows in which products take part."""
+    kernel = late_products(kernel)
+    first = kernel.stages[0]
+    extent = first.axes[prefix_length(first, kernel.rows) - 1].extent
+    assert isinstance(extent, int)
+    width = next(w for w in (MOST_ROWS, 4, 2, 1) if extent % w == 0)
+    count = extent // width
+    row = row_axis(kernel.rows // width)
+    outer, number = unflatten(index_of(row.variable), [kernel.rows // extent, count])
+    axis, lane = make_axis("b", 0, extent), make_axis("lane", 0, width)
+    start = mul(number, width)
+    whole = add(mul(outer, extent), index_of(axis.variable))
+    found = [
+        (fix_rows(stage, kernel.rows, whole), contraction_of(stage) is not None)
+        for stage in kernel.stages
+    ]
+    found = scale_behind(share_beginnings(found, kernel.stored), kernel.stored)
+    stages = [stage for stage, _ in found]
+    fixed = frozenset((row.variable,))
+    bounds = regions(stages, Rows(axis.variable, fixed, start, width, 1), kernel.stored)
+    layout = _Layout(stages, kernel, whole, target, lane.variable, width)
+    stages = [layout.inside(stage) for stage in stages]
+    assert target.group is not None
+    items = max(row_items(kernel, target.group, 1), 32)
+    lanes = axis.variable if width > 1 else None
+    body = _Items(items, lanes, width).statements(stages, bounds)
+    stops = (add(start, width),)
+    body = (lanes_loop(axis, width, body, start, stops, lane.variable),)
+    return _nest(kernel, target, name, row, items, body)
+
+
+def _nest(
+    kernel: Kernel, target: Target, name: str, row: Axis, items: int, body: tuple[Statement, ...]
+) -> Nest:
+    item = _item(items)
+    loop = Loop(item.variable, 0, (items,), body, "items")
+    return finish(name, kernel, serial_loop(row, (loop,)), target)
+
+
+def _item(items: int) -> Axis:
+    return make_axis("item", 0, items)
+
+
+class _Layout:
+    """Where stages that stay inside the kernel are kept: element after element, rows side by side.
+
+    Small values are the first to get local memory, of which half is left to another group.
+    """
+
+    def __init__(
+        self, stages: Sequence[Stage], kernel: Kernel, row: Integer, target: Target,
+        lane: Atom | None = None, width: int = 1,
+    ) -> None:  # fmt: skip
+        assert target.group is not None
+        self.row, self.lane, self.width = row, lane, width
+        self.arrays: dict[Array, Array] = {}
+        self.sizes: dict[Array, int] = {}
+        left = target.group.local_bytes // 2
+        kept = [stage for stage in stages if stage.array not in kernel.stored]
+        for number, stage in enumerate(sorted(kept, key=lambda stage: stage.size)):
+            self.sizes[stage.array] = stage.size // kernel.rows
+            size = max(self.sizes[stage.array] * width, 1)
+            nbytes = size * max(stage.array.dtype.itemsize, 4)
+            space = "local" if nbytes <= left else "scratch"
+            left -= nbytes if space == "local" else 0
+            self.arrays[stage.array] = Array(f"x{number}", stage.array.dtype, size, space)
+
+    def inside(self, stage: Stage) -> Stage:
+        """The stage with its own and others' values where they are kept."""
+        stage = replace(stage, body=expr.rebuild(stage.body, self._moved))
+        if stage.array not in self.arrays:
+            return stage
+        position = self._place(stage.position, stage.array)
+        return replace(stage, array=self.arrays[stage.array], position=position)
+
+    def _moved(self, e: Expr) -> Expr | None:
+        if e.op is not expr.Leaf.LOAD or e.payload[0] not in self.arrays:
+            return None
+        array, position, guard = e.payload
+        return expr.load(self.arrays[array], self._place(position, array), guard)
+
+    def _place(self, position: Integer, array: Array) -> Integer:
+        inside = sub(position, mul(self.row, self.sizes[array]))
+        if self.width == 1:
+            return inside
+        assert self.lane is not None
+        return add(mul(inside, self.width), index_of(self.lane))
+
+
+@dataclass(frozen=True)
+class _Items:
+    """How `items` work-items share what is to be done for a row, or `width` rows in `lanes`."""
+
+    items: int
+    lanes: Atom | None = None
+    width: int = 1
+
+    @property
+    def item(self) -> Integer:
+        """The number of the work-item."""
+        return index_of(_item(self.items).variable)
+
+    def statements(
+        self, stages: Sequence[Stage], bounds: Sequence[Mapping[Atom, Bounds]]
+    ) -> tuple[Statement, ...]:
+        """Stage after stage, with barriers between."""
+        body: list[Statement] = []
+        for number, (stage, limits) in enumerate(zip(stages, bounds, strict=True)):
+            if body:
+                body.append(Barrier())
+            body.extend(self._stage(stage, number, limits))
+        return tuple(body)
+
+    def _stage(self, stage: Stage, number: int, bounds: Mapping[Atom, Bounds]) -> list[Statement]:
+        if stage.op is None:
+            return self._shared(stage, stage.axes, bounds, lambda one: (
+                Store(one.array, one.position, one.body),
+            ))  # fmt: skip
+        total = Local(f"sum{number}", stage.body.dtype, 1, self.lanes, self.width)
+        start = Set(total, 0, identity(stage.op, stage.body.dtype))
+        op = stage.op
+
+        def step(one: Stage) -> tuple[Statement, ...]:
+            return (Set(total, 0, combine(op, expr.local(total), one.body)),)
+
+        def alone(one: Stage) -> tuple[Statement, ...]:
+            inner = step(one)
+            for axis in reversed(one.reduced):
+                inner = (_loop(axis, bounds, inner),)
+            return (start, *inner, Store(one.array, one.position, expr.local(total)))
+
+        if not self._folds(stage):
+            return self._shared(stage, stage.axes, bounds, alone)
+        memory = Array(
+            f"fold_{total.dtype.name}", total.dtype, self.items * self.width, "local"
+        )
+        first = expr.restrict((), [mul(self.item, -1)])  # one item stores what all of them have
+        body: tuple[Statement, ...] = (
+            start, *self._shared(stage, stage.reduced, bounds, step),
+            FoldItems(total, op, memory),
+            Store(stage.array, stage.position, expr.local(total), first),
+        )  # fmt: skip
+        for axis in reversed(stage.axes):
+            body = (_loop(axis, bounds, body),)
+        return list(body)
+
+    def _folds(self, stage: Stage) -> bool:
+        """Whether all items together reduce one element after another."""
+        size = numel([axis.extent for axis in stage.axes])
+        depth = numel([axis.extent for axis in stage.reduced])
+        fold = -(-depth // self.items) + 2 * FOLD * (self.items.bit_length() - 1)
+        return size * fold < -(-size // self.items) * depth
+
+    def _shared(
+        self, stage: Stage, axes: Sequence[Axis], bounds: Mapping[Atom, Bounds],
+        make: Callable[[Stage], tuple[Statement, ...]],
+    ) -> list[Statement]:  # fmt: skip
+        """Loops over axes of a stage, of which every item takes its share."""
+        plain = all(
+            isinstance(a.extent, int) and bounds.get(a.variable, (0, a.extent)) == (0, a.extent)
+            for a in axes
+        )
+        if plain and len(axes) != 1:
+            whole = make_axis("e", 0, numel([axis.extent for axis in axes]))
+            parts = unflatten(index_of(whole.variable), [axis.extent for axis in axes])
+            values = {a.variable: part for a, part in zip(axes, parts, strict=True)}
+            stage = stage.substitute(values)
+            stage = replace(
+                stage, reduced=tuple(a for a in stage.reduced if a.variable not in values)
+            )
+            return [Loop(whole.variable, self.item, (whole.extent,), make(stage), step=self.items)]
+        *outer, last = axes
+        first, stop = bounds.get(last.variable, (0, last.extent))
+        stops = (last.extent,) if stop == last.extent else (stop, last.extent)
+        body: Statement = Loop(
+            last.variable, add(first, self.item), stops, make(stage), step=self.items
+        )
+        for axis in reversed(outer):
+            body = _loop(axis, bounds, (body,))
+        return [body]
+
+
+def _loop(axis: Axis, bounds: Mapping[Atom, Bounds], body: tuple[Statement, ...]) -> Statement:
+    """A loop over an axis within its bounds."""
+    first, stop = bounds.get(axis.variable, (0, axis.extent))
+    stops = (axis.extent,) if stop == axis.extent else (stop, axis.extent)
+    return Loop(axis.variable, first, stops, body)

@@ -1,0 +1,308 @@
+"""The recipe of a contraction on a GPU: a tile of the results for each work-group.
+
+    parallel over batch × tiles of rows × tiles of columns, one work-group each:
+      a block of rows × vectors of columns = 0, in the registers of each work-item
+      for pieces of k:
+        all work-items copy the tile's rows of both operands to local memory
+        barrier
+        for k of the piece:  block[row] += left[row, k] · right[k, lanes]
+        barrier
+      store the block through the epilogue
+
+The copies take any index expression, mask or conversion, as those of `pack` do for a CPU. Edges are
+zeros in local memory, and masks of the last stores.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from minigrad.dtype import DType
+from minigrad.graph.node import Op
+from minigrad.graph.symbolic import (
+    Atom,
+    Integer,
+    add,
+    floordiv,
+    mod,
+    mul,
+    numel,
+    sub,
+    substitute,
+    unflatten,
+)
+from minigrad.loops.axes import row_axis
+from minigrad.loops.build import combine, lanes_loop, serial_loop
+from minigrad.loops.contraction import prepare
+from minigrad.loops.finish import finish, flops
+from minigrad.loops.nest import Barrier, Loop, Nest, Set, Statement, Store, Stores
+from minigrad.loops.pack import strides
+from minigrad.loops.target import TILE_DEPTH, TILES, Group, Target, Tile
+from minigrad.loops.tiles import Problem
+from minigrad.schedule import expr
+from minigrad.schedule.expr import Array, Expr, Leaf, Local
+from minigrad.schedule.schedule import Kernel
+from minigrad.schedule.stage import Axis, identity, index_of, make_axis
+
+LANES = 4  # columns of a vector; elements of one that is copied
+PAD = 4  # elements between the rows of a local array, so that they begin in different banks
+
+
+@dataclass(frozen=True)
+class _Side:
+    """One operand of a tile: what is copied of it, and where.
+
+    axes: of its rows (or columns), which are counted as one; start: the tile's first of them.
+    """
+
+    operand: Expr
+    axes: tuple[Axis, ...]
+    start: Integer
+    size: int
+    array: Array
+
+    @property
+    def extent(self) -> int:
+        """Rows (or columns) of the whole product."""
+        return numel([axis.extent for axis in self.axes])
+
+    @property
+    def pitch(self) -> int:
+        """Elements of local memory from one k to the next."""
+        return self.size + PAD
+
+    def at(self, place: Integer) -> dict[Atom, Integer]:
+        """The variables of the axes at a row (or column)."""
+        return _places(self.axes, place)
+
+
+def group_contraction(kernel: Kernel, target: Target, name: str) -> Nest:
+    """The loop nest of a contraction and its elementwise epilogue, for work-groups."""
+    problem = prepare(kernel)
+    parts, group = problem.parts, target.group
+    assert group is not None
+    rows, columns = _fixed(parts.m), _fixed(parts.n)
+    batch = _fixed(parts.batch)
+    moving = [a for a in (*parts.batch, *parts.m, *parts.n) if not isinstance(a.extent, int)]
+    m, n, batches = (numel([a.extent for a in axes]) for axes in (rows, columns, batch))
+    tile = choose_tile(m, n, batches, group, problem.stage.body.dtype)
+    extents = [*(a.extent for a in batch), -(-m // tile.rows), -(-n // tile.columns)]
+    row = row_axis(numel(extents))
+    *outer, tile_row, tile_column = unflatten(index_of(row.variable), extents)
+    values = {axis.variable: place for axis, place in zip(batch, outer, strict=True)}
+    sides = []
+    for text, operand, axes, number, size in (
+        ("left", parts.left, rows, tile_row, tile.rows),
+        ("right", parts.right, columns, tile_column, tile.columns),
+    ):
+        array = Array(text, operand.dtype, TILE_DEPTH * (size + PAD), "local")
+        operand = expr.substitute_in(operand, values)
+        sides.append(_Side(operand, axes, mul(number, size), size, array))
+    item = make_axis("item", 0, tile.items)
+    body = _Tile(problem, tile, sides[0], sides[1], values, index_of(item.variable)).statements()
+    for axis in reversed(moving):
+        body = (serial_loop(axis, body),)
+    items = Loop(item.variable, 0, (tile.items,), body, "items")
+    nest = finish(name, kernel, serial_loop(row, (items,)), target)
+    return replace(nest, operations=flops(kernel))
+
+
+def choose_tile(rows: int, columns: int, batches: int, group: Group, dtype: DType) -> Tile:
+    """The tile that takes least time, about.
+
+    A step along k costs a work-item a multiply-add for each of its results, and loads for each of
+    its rows and columns; work-groups come in waves of as many as there are units.
+    """
+
+    def cost(tile: Tile) -> float:
+        count = batches * -(-rows // tile.rows) * -(-columns // tile.columns)
+        waves = -(-count // group.units)
+        loads = 2 / tile.item_rows + 2 / tile.item_columns
+        return waves * tile.rows * tile.columns * (1 + loads)
+
+    def fits(tile: Tile) -> bool:
+        nbytes = (tile.rows + tile.columns + 2 * PAD) * TILE_DEPTH * max(dtype.itemsize, 4)
+        return tile.items <= group.items and nbytes <= group.local_bytes
+
+    return min((tile for tile in TILES if fits(tile)), key=cost, default=TILES[-1])
+
+
+def masked(e: Expr, conditions: Sequence[Integer]) -> Expr:
+    """The expression where all conditions are ≥ 0, else zero, and nothing is read there."""
+    inside = guard_loads(e, conditions)
+    if e.op is Leaf.LOAD:
+        return inside
+    return expr.guarded(expr.restrict((), conditions), inside, expr.const(0, e.dtype))
+
+
+def _fixed(axes: Sequence[Axis]) -> tuple[Axis, ...]:
+    return tuple(axis for axis in axes if isinstance(axis.extent, int))
+
+
+def _places(axes: Sequence[Axis], place: Integer) -> dict[Atom, Integer]:
+    parts = unflatten(place, [axis.extent for axis in axes])
+    return {axis.variable: part for axis, part in zip(axes, parts, strict=True)}
+
+
+@dataclass(frozen=True)
+class _Tile:
+    """What a work-item does for its group's tile."""
+
+    problem: Problem
+    tile: Tile
+    left: _Side
+    right: _Side
+    values: Mapping[Atom, Integer]
+    item: Integer
+
+    def statements(self) -> tuple[Statement, ...]:
+        """Clear the registers, copy and multiply along k, store."""
+        fixed = _fixed(self.problem.parts.k)
+        moving = [axis for axis in self.problem.parts.k if axis not in fixed]
+        inner = fixed or (moving.pop(),)
+        extent = numel([a.extent for a in fixed]) if fixed else inner[0].extent
+        piece = make_axis("kp", 0, -(-numel([extent]) // TILE_DEPTH))
+        start = mul(index_of(piece.variable), TILE_DEPTH)
+        step = (*self._copy(self.left, inner, start, extent),
+                *self._copy(self.right, inner, start, extent),
+                Barrier(), self._multiply(), Barrier())  # fmt: skip
+        stop = piece.extent
+        if not isinstance(extent, int):
+            stop = floordiv(add(extent, TILE_DEPTH - 1), TILE_DEPTH)
+        loop: Statement = Loop(piece.variable, 0, (stop,), step)
+        for axis in reversed(moving):
+            loop = serial_loop(axis, (loop,))
+        zero = identity(Op.SUM, self.problem.stage.body.dtype)
+        return (
+            self._each(lambda u, v, slot: (Set(self.registers, slot, zero),)),
+            loop,
+            self._each(self._stores),
+        )
+
+    @property
+    def lane(self) -> Axis:
+        """The lanes of a vector of columns."""
+        return make_axis("x", 0, LANES)
+
+    @property
+    def vectors(self) -> int:
+        """Vectors of columns of a work-item."""
+        return self.tile.item_columns // LANES
+
+    @property
+    def registers(self) -> Local:
+        """The results of a work-item, a vector each."""
+        count = self.tile.item_rows * self.vectors
+        dtype = self.problem.stage.body.dtype
+        return Local("tile", dtype, count, self.lane.variable, LANES)
+
+    def _each(
+        self, make: Callable[[Integer, Integer, Integer], tuple[Statement, ...]]
+    ) -> Statement:
+        """Statements for every vector of the registers: of row u and number v, in a slot."""
+        u, v = make_axis("u", 0, self.tile.item_rows), make_axis("v", 0, self.vectors)
+        slot = add(mul(index_of(u.variable), self.vectors), index_of(v.variable))
+        body = make(index_of(u.variable), index_of(v.variable), slot)
+        inner = Loop(v.variable, 0, (self.vectors,), body, "unroll")
+        outer = Loop(u.variable, 0, (self.tile.item_rows,), (inner,), "unroll")
+        return lanes_loop(self.lane, LANES, (outer,))
+
+    def _row(self, u: Integer) -> Integer:
+        """The tile's row that is a work-item's row u."""
+        across = self.tile.columns // self.tile.item_columns
+        return add(mul(floordiv(self.item, across), self.tile.item_rows), u)
+
+    def _column(self, v: Integer) -> Integer:
+        """The tile's first column of a work-item's vector v; neighbours have the next ones."""
+        across = self.tile.columns // self.tile.item_columns
+        return add(mul(mod(self.item, across), LANES), mul(v, across * LANES))
+
+    def _multiply(self) -> Statement:
+        """One piece of k: registers += left · right."""
+        k = make_axis("k", 99, TILE_DEPTH)
+        lane = index_of(self.lane.variable)
+
+        def step(u: Integer, v: Integer, slot: Integer) -> tuple[Statement, ...]:
+            place = mul(index_of(k.variable), self.left.pitch)
+            left = expr.load(self.left.array, add(place, self._row(u)))
+            place = mul(index_of(k.variable), self.right.pitch)
+            right = expr.load(self.right.array, add(place, add(self._column(v), lane)))
+            product = expr.apply(Op.MUL, (left, right), left.dtype)
+            total = expr.local(self.registers, slot)
+            more = combine(Op.SUM, total, expr.apply(Op.CAST, (product,), total.dtype))
+            return (Set(self.registers, slot, more),)
+
+        vectors = self._each(step)
+        assert isinstance(vectors, Loop)
+        return replace(vectors, body=(serial_loop(k, vectors.body),))
+
+    def _copy(
+        self, side: _Side, k: Sequence[Axis], start: Integer, extent: Integer
+    ) -> list[Statement]:
+        """Copy a piece of an operand to local memory; work-items that are neighbours read such."""
+        along_k = 1 not in strides(side.operand, side.axes[-1].variable)
+        last, bound = (k[-1], extent) if along_k else (side.axes[-1], side.extent)
+        single = len(k) == 1 if along_k else len(side.axes) == 1
+        whole = isinstance(bound, int) and bound % LANES == 0
+        unit = strides(side.operand, last.variable) == {1}
+        count = side.size * TILE_DEPTH
+        width = LANES if single and whole and unit and count >= LANES * self.tile.items else 1
+        q = make_axis("q", 0, -(-count // (width * self.tile.items)))
+        number = add(mul(index_of(q.variable), self.tile.items), self.item)
+        lane = make_axis("y", 0, width)
+        shift = index_of(lane.variable) if width > 1 else 0
+        run = (TILE_DEPTH if along_k else side.size) // width
+        fast, slow = mul(mod(number, run), width), floordiv(number, run)
+        piece, place = (fast, slow) if along_k else (slow, fast)
+        ends = [width if along_k else 1, 1 if along_k else width]
+        conditions = [
+            sub(sub(extent, ends[0]), add(start, piece)),
+            sub(sub(side.extent, ends[1]), add(side.start, place)),
+        ]
+        if along_k:
+            piece = add(piece, shift)
+        else:
+            place = add(place, shift)
+        values = {**side.at(add(side.start, place)), **_places(k, add(start, piece))}
+        value = masked(expr.substitute_in(side.operand, values), conditions)
+        beyond = sub(count - width, mul(number, width))  # a small tile may have idle work-items
+        target = add(mul(piece, side.pitch), place)
+        store = Store(side.array, target, value, expr.restrict((), [beyond]))
+        copy: tuple[Statement, ...] = (store,)
+        if width > 1:
+            copy = (lanes_loop(lane, width, copy),)
+        return [Loop(q.variable, 0, (q.extent,), copy, "unroll")]
+
+    def _stores(self, u: Integer, v: Integer, slot: Integer) -> tuple[Statement, ...]:
+        """The epilogue of one vector."""
+        row = add(self.left.start, self._row(u))
+        first = add(self.right.start, self._column(v))
+        column = add(first, index_of(self.lane.variable))
+        whole = self.right.extent % LANES == 0  # then a vector is within, or without
+        ends = self.right.extent - (LANES if whole else 1)
+        last = sub(ends, first if whole else column)
+        conditions = [sub(self.left.extent - 1, row), last]
+        at = {**self.values, **self.left.at(row), **self.right.at(column)}
+        known = {self.problem.accumulator: expr.local(self.registers, slot)}
+        items = []
+        for store in self.problem.stores:
+            value = expr.substitute_in(store.value, at)
+            value = guard_loads(value, conditions)
+            value = expr.rebuild(value, known.get)
+            guard = [*(substitute(c, at) for c in store.guard), *conditions]
+            index = substitute(store.index, at)
+            items.append(Store(store.array, index, value, expr.restrict((), guard)))
+        return (Stores(tuple(items)),)
+
+
+def guard_loads(e: Expr, conditions: Sequence[Integer]) -> Expr:
+    """The expression, whose loads read nothing where a condition fails."""
+
+    def change(leaf: Expr) -> Expr | None:
+        if leaf.op is not Leaf.LOAD:
+            return None
+        array, place, guard = leaf.payload
+        return expr.load(array, place, expr.restrict(guard, conditions))
+
+    return expr.rebuild(e, change)

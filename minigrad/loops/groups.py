@@ -1,0 +1,149 @@
+"""Recipes of a GPU, whose work-items are many and run in groups.
+
+    spread        elementwise: vectors of elements, neighbours by neighbouring work-items
+    rows, blocks  a work-group for each row, or block of rows (see group_rows.py)
+    contraction   a tile of the results for each work-group (see group_tiles.py)
+    scatter       additions in order, parallel over what is kept and over parts of what is added to
+
+Rows that are short, or whose neighbours are neighbours in memory, are one work-item's each, by the
+recipes that any target has.
+"""
+
+from __future__ import annotations
+
+from minigrad.graph.node import SCATTERS
+from minigrad.graph.symbolic import (
+    Integer,
+    add,
+    coefficient,
+    mul,
+    numel,
+    sub,
+    unflatten,
+)
+from minigrad.loops.axes import indices, merge, row_axis, unit_stride_axis
+from minigrad.loops.build import (
+    combine,
+    inline_stages,
+    lanes_loop,
+    serial_loop,
+    substitute_statement,
+    substitute_stores,
+)
+from minigrad.loops.finish import finish
+from minigrad.loops.group_rows import group_blocks, group_rows, row_items
+from minigrad.loops.group_tiles import group_contraction
+from minigrad.loops.nest import Loop, Nest, Statement, Store, Stores
+from minigrad.loops.target import Target
+from minigrad.schedule import expr
+from minigrad.schedule.fuse import runs_along_rows
+from minigrad.schedule.schedule import Kernel
+from minigrad.schedule.stage import index_of
+
+VECTOR = 4  # elements of a work-item's vector
+FILL = 4  # groups for each unit that keep it busy
+LEAST_PART = 64  # places of a part of what a scatter adds to
+
+
+def lower_for_groups(kernel: Kernel, target: Target, name: str) -> Nest | None:
+    """The loop nest of a kernel on a GPU; None where a scalar recipe for a work-item will do."""
+    assert target.group is not None
+    if kernel.kind == "contraction":
+        return group_contraction(kernel, target, name)
+    if kernel.kind == "blocks":
+        return group_blocks(kernel, target, name)
+    if kernel.kind == "scatter":
+        return scatter_parts(kernel, target, name)
+    if kernel.kind != "rows":
+        return None
+    same = all(s.op is None and s.size == kernel.rows for s in kernel.stages)
+    plain = all(isinstance(a.extent, int) for s in kernel.stages for a in s.axes)
+    if same and plain or len(kernel.stages) == 1 and kernel.stages[0].op is None:
+        return spread(kernel, target, name)
+    if kernel.rows > 1 and runs_along_rows(kernel.stages, kernel.rows):
+        if kernel.rows >= target.group.items * target.group.units:
+            return None
+    items = row_items(kernel, target.group)
+    return group_rows(kernel, target, name, items) if items > 1 else None
+
+
+def spread(kernel: Kernel, target: Target, name: str) -> Nest:
+    """All stages at once, element by element, or a vector of them for each work-item."""
+    group = target.group
+    assert group is not None
+    main = max(kernel.stages, key=lambda stage: len(stage.axes))
+    stores = inline_stages(kernel, main.axes)
+    used = indices([s.value for s in stores], [x for s in stores for x in (s.index, *s.guard)])
+    merged = merge(main.axes, used)
+    values = {atom: value for _, known in merged for atom, value in known.items()}
+    axes = [axis for axis, _ in merged]
+    stores = substitute_stores(stores, values)
+    body: tuple[Statement, ...] = (Stores(tuple(stores)),)
+    exprs = [s.value for s in stores]
+    axis = unit_stride_axis(axes, exprs, [s.index for s in stores])
+    order = axes if axis is None else [*(a for a in axes if a != axis), axis]
+    extents: list[Integer] = [numel([a.extent]) for a in order]
+    width = 1
+    narrow = all(load.dtype.itemsize <= 4 for load in expr.loads(*exprs))
+    enough = numel(extents) >= VECTOR * group.items * group.units * FILL
+    if axis is not None and enough and narrow and isinstance(axis.extent, int):
+        width = VECTOR if axis.extent % VECTOR == 0 else 1
+        extents[-1] = axis.extent // width
+    row = row_axis(numel(extents))
+    places = unflatten(index_of(row.variable), extents)
+    if axis is not None and width > 1:
+        start = mul(places[-1], width)
+        body = (lanes_loop(axis, width, body, start, (add(start, width),)),)
+    inside = order[:-1] if width > 1 else order
+    fixed = {
+        a.variable: place
+        for a, place in zip(inside, places, strict=False)
+        if isinstance(a.extent, int)
+    }
+    body = tuple(substitute_statement(s, fixed) for s in body)
+    for a, place in zip(inside, places, strict=False):
+        if not isinstance(a.extent, int):  # it may end before its upper bound
+            body = (Loop(a.variable, place, (add(place, 1), a.extent), body),)
+    return finish(name, kernel, serial_loop(row, body), target)
+
+
+def scatter_parts(kernel: Kernel, target: Target, name: str) -> Nest | None:
+    """base, then one addition after another, in order, by every work-item for its part only.
+
+    All updates are looked at for each part, so the parts are no more than keep the device busy.
+    """
+    group = target.group
+    (stage,) = kernel.stages
+    assert group is not None and stage.initial is not None and stage.op is not None
+    fixed = [axis for axis in stage.axes if isinstance(axis.extent, int)]
+    moving = [axis for axis in stage.axes if axis not in fixed]
+    found = [atom for atom in getattr(stage.position, "terms", ()) if atom[0].kind == "value"]
+    if len(stage.initial_axes) != 1 or len(found) != 1:
+        return None
+    (along,), ((place, _),) = stage.initial_axes, found
+    if not isinstance(along.extent, int) or coefficient(stage.position, place) is None:
+        return None
+    count = numel([axis.extent for axis in fixed])
+    parts = min(FILL * group.items * group.units // count, along.extent // LEAST_PART)
+    if parts < 2:
+        return None
+    size = -(-along.extent // parts)
+    row = row_axis(-(-along.extent // size) * count)
+    part, *kept = unflatten(
+        index_of(row.variable), [-(-along.extent // size), *(a.extent for a in fixed)]
+    )
+    begin = mul(part, size)
+    where = index_of(place)
+    within = expr.restrict(stage.guard, [sub(where, begin), sub(add(begin, size - 1), where)])
+    old = expr.load(stage.array, stage.position, within)
+    new = combine(SCATTERS[stage.op], old, stage.body)
+    step: tuple[Statement, ...] = (Store(stage.array, stage.position, new, within),)
+    for axis in reversed(stage.reduced):
+        step = (serial_loop(axis, step),)
+    start = Store(stage.array, stage.initial_position, stage.initial)
+    fill = Loop(along.variable, begin, (add(begin, size), along.extent), (start,))
+    values = {axis.variable: at for axis, at in zip(fixed, kept, strict=True)}
+    body = tuple(substitute_statement(s, values) for s in (fill, *step))
+    for axis in reversed(moving):
+        body = (serial_loop(axis, body),)
+    return finish(name, kernel, serial_loop(row, body), target)

@@ -1,0 +1,242 @@
+"""OpenCL C for GPUs: work-groups that share local memory, and work-items with short vectors.
+
+An iteration of the parallel loop is a work-group's where the nest has a loop of kind "items"; the
+runtime may launch these in pieces, so that the global number tells which, and the group's which
+slice of the scratch memory is its own. Else an iteration is a work-item's, and they take strides
+where they are fewer. Vectors of neighbouring elements that provably begin at a multiple of their
+length are read and written as one word.
+"""
+
+from __future__ import annotations
+
+from minigrad.dtype import DType, dtypes
+from minigrad.graph.node import Op
+from minigrad.graph.symbolic import Affine, Integer, sub
+from minigrad.loops.nest import Barrier, FoldItems, Loop, Nest, Statement, expressions
+from minigrad.render.opencl import Source
+from minigrad.render.opencl_index import INDENT, Variable, kind_of_range
+from minigrad.render.opencl_lanes import LanesEmitter
+from minigrad.render.opencl_values import Language, bare, memory_type, register_type
+from minigrad.render.opencl_vectors import VectorLanguage
+from minigrad.schedule import expr
+from minigrad.schedule.expr import Array, Leaf
+
+SUBGROUPS = "#pragma OPENCL EXTENSION cl_khr_subgroups : enable"
+WORDS = (dtypes.float32, dtypes.float64, dtypes.int32, dtypes.uint32, dtypes.int64, dtypes.uint64)
+
+
+class GroupsEmitter(LanesEmitter):
+    """Emits nests for a GPU. subgroups: the device has them (cl_khr_subgroups)."""
+
+    def __init__(self, nest: Nest, language: Language, subgroups: bool) -> None:
+        super().__init__(nest, language)
+        self.subgroups = subgroups
+        self.uses_subgroups = False
+        read = {
+            e.payload[0] for e in expr.walk(*expressions(nest.parallel)) if e.op is Leaf.LOAD
+        }  # whether items may read from global memory what others have written to it
+        self.passes_globally = any(array.space != "local" for array in read & self.writable)
+
+    def source(self) -> Source:
+        """The program text."""
+        made = super().source()
+        if not self.uses_subgroups:
+            return made
+        return Source(f"{SUBGROUPS}\n{made.text}", made.name, made.scratch_bytes)
+
+    @property
+    def attributes(self) -> str:
+        """What the compiler is told about the kernel."""
+        items = self.nest.items
+        return f"__attribute__((reqd_work_group_size({items}, 1, 1))) " if items else ""
+
+    def _shares_scratch(self) -> bool:
+        return self.nest.items > 0 and self.nest.scratch_bytes > 0 or super()._shares_scratch()
+
+    def _scratch(self, shared: int) -> list[str]:
+        lines = super()._scratch(shared)
+        if shared and self.nest.items:
+            lines[0] = f"scratch += get_group_id(0) * (size_t){shared};"
+        for array in self.nest.local:
+            name, kind = self.number("shared"), memory_type(array.dtype)
+            self.pointers[array] = name
+            self.writable |= {array}
+            if kind == "half":  # a device without half arithmetic has no arrays of half either
+                lines.append(f"__local ushort {name}_bits[{array.size}];")
+                lines.append(f"__local half *{name} = (__local half *){name}_bits;")
+            else:
+                align = "__attribute__((aligned(32)))"
+                lines.append(f"__local {kind} {name}[{array.size}] {align};")
+        return lines
+
+    # ---- loops ----
+
+    def _parallel(self, loop: Loop, strided: bool) -> None:
+        """The loop whose iterations are work-groups, or work-items."""
+        total, items = self.nest.total, self.nest.items
+        kind = kind_of_range(0, [2 * total * max(items, 1)], 1 << 20)
+        name = self.fresh(loop.variable.name)
+        body = loop.body
+        if items:
+            (inner,) = loop.body
+            assert isinstance(inner, Loop)
+            self.open(body=inner.body)
+            self.line(f"const {kind} {name} = get_global_id(0) / {items};")
+            item = self.fresh(inner.variable.name)
+            self.line(f"const int {item} = get_local_id(0);")
+            self.bind(inner.variable, Variable(item, "int"))
+            body = inner.body
+        else:
+            header = f"for ({kind} {name} = get_global_id(0); {name} < {total}; "
+            self.open(f"{header}{name} += get_global_size(0))", body)
+        self.bind(loop.variable, Variable(name, kind))
+        for statement in body:
+            self._statement(statement)
+        self.close()
+
+    def _range_of_lanes(self, loop: Loop, start: str, stop: str, kind: str) -> None:
+        (end, *others) = loop.stops
+        if others or sub(end, loop.start) != loop.step or not self._has_vectors(loop):
+            super()._range_of_lanes(loop, start, stop, kind)
+            return
+        self.open(body=loop.body)  # one vector: no loop
+        place = self.fresh(loop.variable.name)
+        self.line(f"const {kind} {place} = {start};")
+        self.bind(loop.variable, Variable(place, kind))
+        self._vectors(loop)
+        self.close()
+
+    # ---- statements ----
+
+    def _statement(self, statement: Statement) -> None:
+        if isinstance(statement, Barrier):
+            fence = " | CLK_GLOBAL_MEM_FENCE" if self.passes_globally else ""
+            self.line(f"barrier(CLK_LOCAL_MEM_FENCE{fence});")
+            self.forget(self.writable)
+        elif isinstance(statement, FoldItems):
+            self._fold(statement)
+            self.forget((statement.target, statement.memory))
+        else:
+            super()._statement(statement)
+
+    def _fold(self, statement: FoldItems) -> None:
+        """Combine all items' values: by sub-groups where there are any, else in halves."""
+        target, items = statement.target, self.nest.items
+        memory, dtype = self.pointers[statement.memory], target.dtype
+        register = self._register(target, 0)
+        words = VectorLanguage(self.language, target.width)
+        wide = self._is_vector(target)
+        width = target.width if wide else 1
+        parts = [words.lane(register, dtype, n) if wide else register for n in range(width)]
+        self.line("{")
+        inside = self._by_subgroups if self._has_fold(statement.op, dtype) else self._by_halves
+        for line in inside(statement.op, dtype, memory, parts, items):
+            self.line(INDENT + line)
+        lanes = [self.language.loaded(dtype, memory, str(n * items)) for n in range(width)]
+        text = words.gathered(lanes, dtype) if wide else lanes[0]
+        self.line(f"{INDENT}{register} = {bare(text)};")
+        self.line(f"{INDENT}barrier(CLK_LOCAL_MEM_FENCE);")
+        self.line("}")
+
+    def _by_halves(
+        self, op: Op, dtype: DType, memory: str, parts: list[str], items: int
+    ) -> list[str]:
+        language = self.language
+        words = VectorLanguage(language, len(parts))
+        lines = ["const int own = get_local_id(0);"]
+        for number, part in enumerate(parts):
+            lines.append(language.stored(dtype, memory, f"own + {number * items}", part))
+        lines.append("barrier(CLK_LOCAL_MEM_FENCE);")
+        lines.append(f"for (int half_way = {items // 2}; half_way > 0; half_way /= 2) {{")
+        lines.append(f"{INDENT}if (own < half_way) {{")
+        for number in range(len(parts)):
+            place = f"own + {number * items}"
+            pair = [
+                language.loaded(dtype, memory, at) for at in (place, f"{place} + half_way")
+            ]
+            value = words.pair(op, dtype, register_type(dtype), *pair)
+            lines.append(f"{INDENT * 2}{language.stored(dtype, memory, place, value)}")
+        return [*lines, f"{INDENT}}}", f"{INDENT}barrier(CLK_LOCAL_MEM_FENCE);", "}"]
+
+    def _by_subgroups(
+        self, op: Op, dtype: DType, memory: str, parts: list[str], items: int
+    ) -> list[str]:
+        """Each sub-group sums its own in registers; the first item adds the sub-groups' sums."""
+        self.uses_subgroups = True
+        kind = register_type(dtype)
+        lines, together = [], []
+        for number, part in enumerate(parts):
+            lines.append(f"const {kind} ours{number} = sub_group_reduce_add({part});")
+            place = f"get_sub_group_id() + {number * items}"
+            store = self.language.stored(dtype, memory, place, f"ours{number}")
+            lines.append(f"if (get_sub_group_local_id() == 0) {store}")
+            first = str(number * items)
+            value = " + ".join(
+                self.language.loaded(dtype, memory, at) for at in (first, f"{first} + other")
+            )
+            together.append(self.language.stored(dtype, memory, first, value))
+        lines += ["barrier(CLK_LOCAL_MEM_FENCE);", "if (get_local_id(0) == 0) {"]
+        lines.append(f"{INDENT}for (uint other = 1; other < get_num_sub_groups(); other++) {{")
+        lines += [INDENT * 2 + line for line in together]
+        return [*lines, f"{INDENT}}}", "}", "barrier(CLK_LOCAL_MEM_FENCE);"]
+
+    def _has_fold(self, op: Op, dtype: DType) -> bool:
+        """Whether sub-groups have a sum for it. (Their maximum says nothing of NaN.)"""
+        return self.subgroups and op is Op.SUM and dtype in (dtypes.float32, dtypes.float64)
+
+    # ---- memory ----
+
+    def _whole_load(self, array: Array, index: Integer, words: VectorLanguage) -> str | None:
+        if not self._is_aligned(array, index, words.width):
+            return super()._whole_load(array, index, words)
+        return f"(*{self._as_vector(array, index, words, 'const ')})"
+
+    def _whole_store(
+        self, array: Array, index: Integer, value: str, words: VectorLanguage
+    ) -> str | None:
+        if not self._is_aligned(array, index, words.width):
+            return super()._whole_store(array, index, value, words)
+        return f"*{self._as_vector(array, index, words)} = {bare(value)};"
+
+    def _as_vector(
+        self, array: Array, index: Integer, words: VectorLanguage, const: str = ""
+    ) -> str:
+        space = "__local" if array.space == "local" else "__global"
+        kind = words.type_of(array.dtype)
+        place = f"{self.pointers[array]} + {bare(self.index(index))}"
+        return f"({space} {const}{kind} *)({place})"
+
+    def _is_aligned(self, array: Array, index: Integer, width: int) -> bool:
+        """Whether a vector of neighbours begins at a multiple of its length.
+
+        Buffers do, and so do arrays in local memory; the loop's variable does where its start does.
+        """
+        if array.dtype not in WORDS or width * array.dtype.itemsize > 32:
+            return False
+        if array.space == "scratch" and not self.nest.items:
+            return False
+        assert self.vector is not None
+        if isinstance(index, int):
+            return index % width == 0
+        rest = [(a, c) for a, c in index.terms if a not in self.vector.atoms]
+        if len(rest) < len(index.terms) and not self.starts_aligned(width):
+            return False
+        return index.constant % width == 0 and all(c % width == 0 for _, c in rest)
+
+    def starts_aligned(self, width: int) -> bool:
+        """Whether the lanes loop that is open begins at a multiple of its width."""
+        assert self.vector is not None
+        start = self.vector.start
+        if isinstance(start, Affine):
+            return all(x % width == 0 for x in (start.constant, *(c for _, c in start.terms)))
+        return start % width == 0
+
+
+def render(
+    nest: Nest, fp64: bool = True, device: str = "CL", subgroups: bool = False
+) -> Source:
+    """The source of a nest made for a target with work-groups.
+
+    Raises DTypeError where it computes in float64 and the device cannot (`fp64` False).
+    """
+    return GroupsEmitter(nest, Language(fp64, device), subgroups).source()

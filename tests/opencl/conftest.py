@@ -1,0 +1,45 @@
+"""The devices of these tests: OpenCL's first one, with the recipes of its type and with a GPU's."""
+
+from __future__ import annotations
+
+import pytest
+
+from minigrad.device import Device
+from minigrad.errors import DeviceError
+
+pytest.importorskip("pyopencl")
+
+FIRST = "CL"
+AS_GPU = "CL:99"  # a name that no device of a machine has
+
+
+def _opened(recipes: str) -> str:
+    from minigrad.runtimes.opencl import OpenCL
+
+    try:
+        first = Device[FIRST]
+    except DeviceError as error:
+        pytest.skip(str(error))
+    if not recipes:
+        return FIRST
+    if AS_GPU not in Device.opened:
+        Device.opened[AS_GPU] = OpenCL(AS_GPU, first.device, recipes)
+    return AS_GPU
+
+
+@pytest.fixture(scope="session")
+def first() -> str:
+    """OpenCL's first device, as it is."""
+    return _opened("")
+
+
+@pytest.fixture(scope="session", params=["", "gpu"], ids=["own_recipes", "gpu_recipes"])
+def device(request: pytest.FixtureRequest) -> str:
+    """The first device with each kind of recipes."""
+    return _opened(request.param)
+
+
+@pytest.fixture(scope="session")
+def as_gpu() -> str:
+    """The first device with the recipes of a GPU."""
+    return _opened("gpu")

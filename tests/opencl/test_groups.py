@@ -1,0 +1,213 @@
+"""The recipes of a GPU: what they make, and that a CPU of OpenCL computes the same with them."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from minigrad import Context, Tensor, Variable
+from minigrad.device import Device
+from minigrad.dtype import dtypes
+from minigrad.graph import build
+from minigrad.graph.canonical import Graph
+from minigrad.graph.node import Op
+from minigrad.loops.group_tiles import choose_tile
+from minigrad.loops.nest import show
+from minigrad.loops.recipes import lower
+from minigrad.loops.target import TILES, Group, Target
+from minigrad.render.opencl_groups import render
+from minigrad.schedule.schedule import schedule
+
+GROUP = Group(256, 48 << 10, 4)
+GPU = Target(0, 16, 32 << 10, 512 << 10, group=GROUP)
+PLACE = "REF"  # nodes need a device's name; nothing runs on it
+
+
+def slot(number, *shape, dtype=dtypes.float32):
+    return build.buffer(number, dtype, shape, PLACE)
+
+
+def nests(*roots, slots=2):
+    """The loop nests of a program."""
+    outputs = tuple(range(slots, slots + len(roots)))
+    plan = schedule(Graph(roots, outputs, slots + len(roots), (), PLACE))
+    return [lower(kernel, GPU, kernel.kind) for kernel in plan.kernels]
+
+
+def product(m, k, n):
+    left = build.expand(build.reshape(slot(0, m, k), (m, k, 1)), (m, k, n))
+    right = build.expand(build.reshape(slot(1, k, n), (1, k, n)), (m, k, n))
+    total = build.reduce(Op.SUM, build.elementwise(Op.MUL, left, right), (1,))
+    return build.reshape(total, (m, n))
+
+
+CONTRACTION = """\
+kernel contraction(s0: float32[144], s1: float32[144], o2: float32[81])  # grain 1
+  local left: float32[320]
+  local right: float32[320]
+  parallel for r0 in 0 … 1:
+    for item0 in 0 … 64 items:
+      for x0 in 0 … 4 step 4 lanes:
+        for u0 in 0 … 1 unroll:
+          for v0 in 0 … 1 unroll:
+            tile[u0 + v0] = 0.0
+      for kp0 in 0 … 1:
+        for q0 in 0 … 1 unroll:
+          for y0 in 0 … 4 step 4 lanes:
+"""
+
+
+def test_golden_contraction():
+    (nest,) = nests(product(9, 16, 9))
+    assert show(nest).startswith(CONTRACTION)
+    text = render(nest).text
+    assert "__attribute__((reqd_work_group_size(64, 1, 1)))" in text
+    assert "*(__local const float4 *)(shared1" in text and "barrier(CLK_LOCAL_MEM_FENCE);" in text
+    assert "CLK_GLOBAL_MEM_FENCE" not in text
+
+
+ROWS = """\
+kernel rows(s0: float32[1200], o2: float32[3])  # grain 3
+  local fold_float32: float32[64]
+  parallel for r0 in 0 … 3:
+    for item0 in 0 … 64 items:
+      sum0[0] = 0.0
+      for k0 in item0 … 400 step 64:
+        sum0[0] = (sum0[0] + s0[k0 + 400·r0])
+      sum0 = sum of sum0 of all items
+      o2[r0] = sum0[0] if -item0 >= 0
+"""
+
+
+def test_golden_rows():
+    (nest,) = nests(build.reduce(Op.SUM, slot(0, 3, 400), (1,)))
+    assert show(nest) + "\n" == ROWS
+    assert "half_way" in render(nest).text
+    assert "sub_group_reduce_add(sum0)" in render(nest, subgroups=True).text
+
+
+def test_a_maximum_that_a_nan_wins_is_not_left_to_subgroups():
+    (nest,) = nests(build.reduce(Op.MAX, slot(0, 3, 400), (1,)))
+    assert "sub_group" not in render(nest, subgroups=True).text
+
+
+def test_neighbours_are_read_as_one_word_where_they_begin_at_one():
+    size = 4 * GROUP.items * GROUP.units * 8
+    (nest,) = nests(build.elementwise(Op.NEG, slot(0, size)))
+    text = render(nest).text
+    assert "*(__global const float4 *)(a0 + " in text and "get_global_size(0)" in text
+    shifted = build.shrink(slot(0, size + 1), ((1, size + 1),))
+    (nest,) = nests(build.elementwise(Op.NEG, shifted))
+    assert "vload4(0, a0 + " in render(nest).text
+
+
+def test_tiles_fit_the_device_and_the_product():
+    large, small = Group(256, 48 << 10, 108), Group(64, 16 << 10, 2)
+    assert choose_tile(4096, 4096, 1, large, dtypes.float32) == TILES[0]
+    assert choose_tile(8, 4096, 1, large, dtypes.float32).rows == 8
+    for size in (7, 100, 4096):
+        tile = choose_tile(size, size, 1, small, dtypes.float64)
+        assert tile.items <= small.items
+        assert (tile.rows + tile.columns) * 16 * 8 <= small.local_bytes
+
+
+# ---- on a device ----
+
+
+def numbers(*shape, seed=0):
+    return np.random.default_rng([seed, *shape]).standard_normal(shape).astype(np.float32)
+
+
+def same(make, device, *arrays, tolerance=1e-5):
+    got, wanted = (
+        make(*(Tensor(a, device=name) for a in arrays)).numpy() for name in (device, "REF")
+    )
+    scale = np.abs(wanted).max(initial=1)
+    np.testing.assert_allclose(got / scale, wanted / scale, rtol=0, atol=tolerance)
+
+
+def noted(name, monkeypatch):
+    """A list to which the launches of a device are added."""
+    found, launch = [], Device[name].launch
+    monkeypatch.setattr(Device[name], "launch", lambda given: found.extend(given) or launch(given))
+    return found
+
+
+@pytest.mark.parametrize("tile", TILES, ids=lambda t: f"{t.rows}x{t.columns}")
+def test_products_of_all_tiles(as_gpu, tile, monkeypatch):
+    monkeypatch.setattr("minigrad.loops.group_tiles.TILES", (tile,))
+    number = float(TILES.index(tile))  # so that every tile has a program of its own
+    x, w, b = numbers(65, 17), numbers(17, 132), numbers(132)
+    same(lambda x, w, b: (x @ w + b * number).relu(), as_gpu, x, w, b)
+
+
+@pytest.mark.parametrize("m,k,n", [(1, 1, 1), (5, 3, 7), (3, 300, 8), (96, 32, 64)])
+def test_products_of_many_sizes(as_gpu, m, k, n):
+    x, w = numbers(m, k), numbers(k, n)
+    same(lambda x, w: x @ w, as_gpu, x, w)
+    same(lambda x, w: x.T @ x - w.sum(), as_gpu, x, w)
+
+
+def test_attention_makes_no_square_buffer(as_gpu, monkeypatch):
+    length = 256
+    queries = [numbers(1, length, 8, seed=s) for s in range(3)]
+    launches = noted(as_gpu, monkeypatch)
+
+    def gradients(name):
+        given = [Tensor(x, device=name, requires_grad=True) for x in queries]
+        made = given[0].scaled_dot_product_attention(*given[1:], is_causal=True)
+        return [g.numpy() for g in made.square().sum().gradient(*given)]
+
+    for got, wanted in zip(gradients(as_gpu), gradients("REF"), strict=True):
+        np.testing.assert_allclose(got, wanted, rtol=0, atol=2e-5)
+    sizes = [array.size for launch in launches for array in launch.nest.arrays]
+    assert sizes and max(sizes) < length * length // 8
+
+
+@pytest.mark.parametrize("rows", [40, 42, 43])
+def test_attention_with_any_number_of_rows(as_gpu, rows):
+    def attention(q, k, v):
+        return q.scaled_dot_product_attention(k, v, is_causal=True)
+
+    same(attention, as_gpu, *(numbers(3, rows, 12, seed=s) for s in range(3)))
+
+
+def test_groups_that_share_slices_of_scratch_run_in_pieces(as_gpu, monkeypatch):
+    monkeypatch.setattr("minigrad.runtimes.opencl.SCRATCH_BYTES", 3 << 17)
+    x = numbers(11, 20_000)  # a row and its powers are longer than local memory
+    launches = noted(as_gpu, monkeypatch)
+    same(lambda x: (x * 2).softmax(1), as_gpu, x)
+    assert any(len(launch.pieces) > 1 for launch in launches)
+
+
+def test_scattered_additions_are_made_in_order_by_parts(as_gpu):
+    places = np.random.default_rng(1).integers(0, 500, (300, 3)).astype(np.int32)
+    places[:100] = 7
+    updates = numbers(300, 3) * np.float32(1e4)
+
+    def scattered(base, updates, places):
+        return base.scatter_reduce(0, places, updates, "sum")
+
+    results = [
+        scattered(*(Tensor(a, device=name) for a in (numbers(500, 3), updates, places))).numpy()
+        for name in (as_gpu, "REF")
+    ]
+    np.testing.assert_array_equal(*results)
+
+
+def test_symbolic_sizes(as_gpu):
+    results = []
+    for name in (as_gpu, "REF"):
+        with Context(DEVICE=name):
+            x, w = Tensor(numbers(40, 50)).realize(), Tensor(numbers(50, 64)).realize()
+            for count in (1, 17, 40):
+                n = Variable("n", 1, 40).bind(count)
+                part = x.shrink(((0, n), (0, 50)))
+                results.append((name, [
+                    part.sum(0).numpy(), (part.T @ part).numpy(), (part @ w).sum(0).numpy(),
+                    (part.exp().sum()).numpy(),
+                ]))  # fmt: skip
+    half = len(results) // 2
+    for (_, got), (_, wanted) in zip(results[:half], results[half:], strict=True):
+        for one, other in zip(got, wanted, strict=True):
+            np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-3)
