@@ -166,7 +166,7 @@ def realize(roots: Sequence[Node]) -> list[Node]:
     order = topological(roots)
     operations = {node.op for node in order}
     if Op.CUSTOM in operations:
-        roots = _without_rules(roots, order)
+        roots = without_rules(roots, order)
     if Op.COPY in operations:
         roots = _run_copies(roots)
     result: dict[Node, Node] = {root: root for root in roots if root.op is Op.BUFFER}
@@ -212,8 +212,8 @@ def _run(roots: list[Node]) -> list[Node]:
     return made
 
 
-def _without_rules(roots: Sequence[Node], order: Sequence[Node]) -> list[Node]:
-    """The roots without gradient rules: each CUSTOM replaced by its value."""
+def without_rules(roots: Sequence[Node], order: Sequence[Node]) -> list[Node]:
+    """The roots without gradient rules: each CUSTOM replaced by its value. order: topological."""
     new: dict[Node, Node] = {}
     for node in order:
         if node.op is Op.CUSTOM:

@@ -112,7 +112,7 @@ def make_step(
         if replica is not None:
             total = replica.share_gradients(total, optimizer.params)
         nn.optim.clip_grad_norm(optimizer.params, clip)
-        optimizer.step()
+        optimizer.step(forget=True)
         return total.realize()
 
     return jit(step)

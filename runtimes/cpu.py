@@ -27,7 +27,7 @@ from minigrad.runtimes.cpu_interrupt import runner
 from minigrad.runtimes.cpu_kernels import Kernels, Plan, entry_address
 from minigrad.runtimes.cpu_pool import Launch, Pool, pool_for
 from minigrad.runtimes.cpu_replay import CpuReplay
-from minigrad.runtimes.host import host
+from minigrad.runtimes.host import host, may_use_matrices
 from minigrad.runtimes.jit_compiler import host_compiler
 from minigrad.settings import flag
 
@@ -51,6 +51,7 @@ def host_target() -> Target:
     return Target(
         machine.vector_bytes, machine.vector_registers, machine.l1, machine.l2, machine.l3,
         bfloat16_dots="avx512bf16" in machine.features,
+        bfloat16_matrices="amx-bf16" in machine.features and may_use_matrices(),
     )  # fmt: skip
 
 

@@ -6,6 +6,7 @@ the same code runs well on AVX2, AVX-512 and NEON.
 
 from __future__ import annotations
 
+import ctypes
 import os
 import platform
 import sys
@@ -22,6 +23,9 @@ FALLBACK_L1, FALLBACK_L2, FALLBACK_L3 = 32 * 1024, 512 * 1024, 8 * 1024 * 1024
 # is read again comes from memory.)
 MOST_L3_OF_A_CORE = 32 * 1024 * 1024
 _CPUS = Path("/sys/devices/system/cpu")
+# System call, its function ARCH_REQ_XCOMP_PERM, and XFEATURE_XTILEDATA of Linux's documentation
+# (arch/x86/xstate.rst).
+_ARCH_PRCTL, _REQUEST_PERMISSION, _MATRIX_DATA = 158, 0x1023, 18
 _CGROUPS = Path("/sys/fs/cgroup")
 
 
@@ -86,6 +90,19 @@ def host() -> Host:
         l3=l3,
         l3_threads=l3_threads,
     )
+
+
+@cache
+def may_use_matrices() -> bool:
+    """Ask Linux for the matrix registers (AMX), which a process may only use with its permission.
+
+    Its threads, and processes that it forks, have it too. Linux refuses it, for instance, to a
+    process with a signal stack that could not hold the registers.
+    """
+    if sys.platform != "linux" or architecture_name() != "x86_64":
+        return False
+    libc = ctypes.CDLL(None, use_errno=True)
+    return bool(libc.syscall(_ARCH_PRCTL, _REQUEST_PERMISSION, _MATRIX_DATA) == 0)
 
 
 def cache_sizes(folder: Path) -> dict[int, tuple[int, int]]:

@@ -22,7 +22,7 @@ from minigrad.loops.build import lanes_loop, serial_loop
 from minigrad.loops.nest import Loop, Statement, Store, Stores
 from minigrad.loops.pack import pack_left, pack_right
 from minigrad.loops.target import Target
-from minigrad.loops.tiles import Block, Problem, tiles
+from minigrad.loops.tiles import Ahead, Block, Problem, tiles
 from minigrad.schedule import expr
 from minigrad.schedule.expr import Array
 from minigrad.schedule.stage import Axis, identity, index_of, make_axis
@@ -81,7 +81,7 @@ def blocked(
     )
     copy_left, left = pack_left(part.from_row(block.start), block, target.lanes(dtype))
     copy_right, right = pack_right(part.from_row(block.start), width, lane)
-    panel = (copy_right, *tiles(part, left, right, block, width))
+    panel = (copy_right, *tiles(part, left, right, block, width, Ahead(width)))
     body: tuple[Statement, ...] = (
         copy_left,
         lanes_loop(column, width, panel, start, stops, lane),

@@ -8,7 +8,15 @@ from dataclasses import replace
 from minigrad.graph.node import Op
 from minigrad.graph.symbolic import Atom, Integer, flatten, numel, substitute, unflatten
 from minigrad.loops.axes import row_axis
-from minigrad.loops.nest import Loop, Set, Statement, Store, Stores
+from minigrad.loops.nest import (
+    Loop,
+    MatrixProduct,
+    Prefetch,
+    Set,
+    Statement,
+    Store,
+    Stores,
+)
 from minigrad.loops.target import Target
 from minigrad.schedule import expr
 from minigrad.schedule.expr import Array, Expr, Local
@@ -109,6 +117,14 @@ def substitute_statement(statement: Statement, values: dict[Atom, Integer]) -> S
     if isinstance(statement, Set):
         value = expr.substitute_in(statement.value, values)
         return Set(statement.local, substitute(statement.slot, values), value)
+    if isinstance(statement, Prefetch):
+        return Prefetch(statement.array, substitute(statement.index, values))
+    if isinstance(statement, MatrixProduct):
+        total, left, right = (
+            replace(matrix, index=substitute(matrix.index, values))
+            for matrix in statement.matrices
+        )
+        return replace(statement, total=total, left=left, right=right)
     if isinstance(statement, Loop):
         return replace(
             statement,

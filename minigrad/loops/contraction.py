@@ -29,11 +29,22 @@ from minigrad.loops.build import (
     substitute_stores,
 )
 from minigrad.loops.finish import finish, flops
+from minigrad.loops.matrices import DEPTH as DEPTH_OF_REGISTER
+from minigrad.loops.matrices import SQUARE, cut_in_squares, squares
 from minigrad.loops.nest import Nest, Statement
-from minigrad.loops.pack import depth_of, in_pairs, pack_left, pack_right, strides
+from minigrad.loops.pack import depth_of, in_pairs, pack_left, pack_panels, pack_right
 from minigrad.loops.ragged import with_loaded_bounds
 from minigrad.loops.target import Target
-from minigrad.loops.tiles import Block, Left, Problem, tile_height, tile_width, tiles
+from minigrad.loops.tiles import (
+    Ahead,
+    Block,
+    Left,
+    Problem,
+    strides,
+    tile_height,
+    tile_width,
+    tiles,
+)
 from minigrad.schedule import expr
 from minigrad.schedule.contraction import Contraction, contraction_of
 from minigrad.schedule.expr import Leaf, Local
@@ -44,6 +55,9 @@ ENOUGH_TASKS = 16  # parallel iterations that divide well among a few threads
 FEW_TASKS = 8  # where every task more repeats the packing
 ENOUGH_ROWS = 384  # rows over which it is hardly noticed
 LEAST_ROWS = 96  # rows over which the packing of a panel pays
+ROWS_OF_PANEL = 384  # rows for whose sake a panel is packed again
+MOST_PANELS = 8  # panels of one task, the next of which is fetched meanwhile
+MOST_WORK = 1 << 28  # multiply-adds of one task: a thread that shares its core is not waited for
 LEAST_PANELS = 4  # panels over which the packing of rows pays
 FAR_BYTES = 1 << 19  # a panel whose rows span more memory than this is packed
 DEPTH = 512  # elements of k at a time where there are too many; columns of such a task
@@ -56,7 +70,8 @@ LANE: Atom = make_axis("lane", 0, 1 << 10).variable
 class Plan:
     """How a contraction is cut: tiles of height × width, tasks of rows × columns.
 
-    piece: elements of k at a time; 0 for all of them in registers.
+    piece: elements of k at a time; 0 for all of them in registers. panels: how many are packed
+    together, so that a tile of rows that comes from far away is read once for all of them.
     """
 
     height: int
@@ -66,11 +81,18 @@ class Plan:
     packs_left: bool
     packs_right: bool
     piece: int = 0
+    panels: int = 0
 
 
 def contraction(kernel: Kernel, target: Target, name: str) -> Nest:
     """The loop nest of a contraction and its elementwise epilogue."""
     problem = with_loaded_bounds(prepare(kernel))
+    if target.bfloat16_matrices and not problem.ends:
+        words = in_pairs(problem, DEPTH_OF_REGISTER)
+        if words is not None:
+            nest = _in_squares(words, kernel, target, name)
+            if nest is not None:
+                return nest
     if target.bfloat16_dots and not problem.ends:
         pairs = in_pairs(problem)
         if pairs is not None and packing_pays(pairs, target):
@@ -91,16 +113,23 @@ def contraction(kernel: Kernel, target: Target, name: str) -> Nest:
             problem, target, block, (start, plan.columns), plan.width, plan.piece, LANE
         )
         return _nest(name, kernel, target, outer, groups, blocks, body)
+    needed = problem.from_row(block.start)
     if plan.packs_left:
-        needed = problem.from_row(block.start)
         copying, left = pack_left(needed, block, target.lanes(problem.stage.body.dtype))
         body.append(copying)
+    if plan.panels:
+        copying, right, for_each = pack_panels(needed, plan.width, plan.panels, start, LANE)
+        body.append(copying)
+        body += tiles(problem, left, right, block, plan.width, Ahead(plan.width), for_each)
+        return _nest(name, kernel, target, outer, groups, blocks, body)
     panel: list[Statement] = []
     right = parts.right
     if plan.packs_right:
-        copying, right = pack_right(problem.from_row(block.start), plan.width, LANE)
+        copying, right = pack_right(needed, plan.width, LANE)
         panel.append(copying)
-    work = tuple(tiles(problem, left, right, block, plan.width))
+    following = plan.packs_right and plan.columns > plan.width
+    ahead = Ahead(plan.width, following, max(block.tiles, 1)) if plan.width > 1 else None
+    work = tuple(tiles(problem, left, right, block, plan.width, ahead))
     if plan.packs_right and not plan.packs_left and not problem.ragged:
         tasks = numel([axis.extent for axis in (*outer, groups, blocks)])
         shared = rows_of_panel(parts.m, plan.rows, tasks)
@@ -110,6 +139,23 @@ def contraction(kernel: Kernel, target: Target, name: str) -> Nest:
     panel.extend(work)
     stops = (add(start, plan.columns), column.extent)
     body.append(lanes_loop(column, plan.width, tuple(panel), start, stops, LANE))
+    return _nest(name, kernel, target, outer, groups, blocks, body)
+
+
+def _in_squares(problem: Problem, kernel: Kernel, target: Target, name: str) -> Nest | None:
+    """The nest of a product in matrix registers, where that pays."""
+    parts = problem.parts
+    row, column = parts.m[-1], parts.n[-1]
+    outer = [*parts.batch, *parts.m[:-1], *parts.n[:-1]]
+    cuts = cut_in_squares(problem, target, numel([axis.extent for axis in outer]))
+    if cuts is None:
+        return None
+    rows, columns = cuts
+    groups = make_axis("p", 0, -(-numel([column.extent]) // columns))
+    blocks = make_axis("c", 0, -(-numel([row.extent]) // rows))
+    block = Block(index_of(blocks.variable), rows, SQUARE)
+    start = mul(index_of(groups.variable), columns)
+    body = squares(problem, block, start, columns, LANE)
     return _nest(name, kernel, target, outer, groups, blocks, body)
 
 
@@ -162,7 +208,7 @@ def plan_of(problem: Problem, target: Target, batches: int) -> Plan:
     row, column = problem.parts.m[-1], problem.parts.n[-1]
     assert isinstance(row.extent, int) and isinstance(column.extent, int)
     width = tile_width(target, problem.stage, column.extent)
-    awkward = left_is_awkward(problem)
+    awkward = left_is_awkward(problem, target)
     crowded = not awkward and rows_compete(problem)
     height = tile_height(target, row.extent, width, problem.stage, CROWDED if crowded else 0)
     panels = -(-column.extent // width)
@@ -186,9 +232,19 @@ def plan_of(problem: Problem, target: Target, batches: int) -> Plan:
         rows, groups = cut_for_packed_rows(problem, target, height, panels, batches)
         columns = -(-panels // groups) * width
         return Plan(height, width, rows, columns, True, needs_packing(problem, width, rows))
-    rows = block_rows(row.extent, height, batches * panels)
+    rows = row.extent
+    near = target.l2 // 2 // (depth * size)  # rows that stay in half of the second cache
+    if pays and near >= ROWS_OF_PANEL:
+        rows = cut(row.extent, height, near)
+    if rows >= row.extent:
+        rows = block_rows(row.extent, height, batches * panels)
     packs = width > 1 and needs_packing(problem, width, rows)
-    return Plan(height, width, rows, width, False, packs)
+    each = batches * -(-row.extent // rows) * panels // ENOUGH_TASKS if packs else 1
+    work = rows * depth * width  # multiply-adds of a panel
+    groups = -(-panels // max(min(each, MOST_PANELS, MOST_WORK // max(work, 1)), 1))
+    each = -(-panels // groups)
+    together = each if near < rows and 1 < each <= target.l2 // 2 // (depth * width * size) else 0
+    return Plan(height, width, rows, each * width, False, packs, panels=together)
 
 
 def rows_of_panel(m: tuple[Axis, ...], rows: int, tasks: int) -> list[Axis]:
@@ -247,7 +303,7 @@ def cut_for_packed_rows(
     most = max(target.l2 // 2 // (depth * max(size, 4)) // height, 1)
     tiles_of_all = -(-row.extent // height)
     blocks = -(-tiles_of_all // most)
-    wanted = -(-ENOUGH_TASKS // batches)
+    wanted = -(-FEW_TASKS // batches)
     groups = 1
     if blocks < wanted:
         fewest = -(-LEAST_ROWS // height)
@@ -258,16 +314,20 @@ def cut_for_packed_rows(
     return -(-tiles_of_all // blocks) * height, groups
 
 
-def left_is_awkward(problem: Problem) -> bool:
+def left_is_awkward(problem: Problem, target: Target) -> bool:
     """Whether tiles had better not read the left operand as it is.
 
     They walk along k, row beside row: far jumps, conversions and conditions would be paid for
-    every panel again.
+    every panel again. Rows that are neighbours do where all of them stay in the second cache.
     """
-    left = problem.parts.left
+    left, row = problem.parts.left, problem.parts.m[-1]
     if left.op is not Leaf.LOAD or left.payload[2]:
         return True
-    return 1 not in strides(left, problem.parts.k[-1].variable)
+    if 1 in strides(left, problem.parts.k[-1].variable):
+        return False
+    depth, _ = depth_of(problem.parts.k)
+    near = depth * numel([row.extent]) * left.dtype.itemsize <= 3 * target.l2 // 4
+    return not (near and 1 in strides(left, row.variable))
 
 
 def needs_packing(problem: Problem, width: int, rows: int) -> bool:

@@ -11,7 +11,9 @@ from minigrad.loops.nest import (
     Fold,
     FoldItems,
     Loop,
+    MatrixProduct,
     Nest,
+    Prefetch,
     Set,
     Statement,
     Store,
@@ -134,6 +136,13 @@ def _collect(
                     for x in (item.index, *item.guard):
                         see_index(x)
                         see_values(expr.values_in(x))
+        elif isinstance(statement, Prefetch):
+            see_array(statement.array)
+            see_index(statement.index)
+        elif isinstance(statement, MatrixProduct):
+            for matrix in statement.matrices:
+                see_array(matrix.array)
+                see_index(matrix.index)
         elif isinstance(statement, FoldItems):
             see_array(statement.memory)
         else:

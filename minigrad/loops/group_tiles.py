@@ -37,9 +37,8 @@ from minigrad.loops.build import combine, lanes_loop, serial_loop
 from minigrad.loops.contraction import prepare
 from minigrad.loops.finish import finish, flops
 from minigrad.loops.nest import Barrier, Loop, Nest, Set, Statement, Store, Stores
-from minigrad.loops.pack import strides
 from minigrad.loops.target import TILE_DEPTH, TILES, Group, Target, Tile
-from minigrad.loops.tiles import Problem
+from minigrad.loops.tiles import Problem, strides
 from minigrad.schedule import expr
 from minigrad.schedule.expr import Array, Expr, Leaf, Local
 from minigrad.schedule.schedule import Kernel

@@ -59,6 +59,44 @@ class Fold:
 
 
 @dataclass(frozen=True)
+class Prefetch:
+    """A hint that array[index] is read soon, which changes nothing; any index will do."""
+
+    array: Array
+    index: Integer
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """Where a matrix lies in memory: its first element, and elements from one row to the next."""
+
+    array: Array
+    index: Integer
+    pitch: int
+
+
+@dataclass(frozen=True)
+class MatrixProduct:
+    """total = left · right, in the matrix registers of a processor that has them (AMX).
+
+    Elements of left and right are words of two bfloat16, neighbours along k; those of total are
+    float32. rows and columns are 16 or 32; depth, in words, is a multiple of 16.
+    """
+
+    total: Matrix
+    left: Matrix
+    right: Matrix
+    rows: int
+    columns: int
+    depth: int
+
+    @property
+    def matrices(self) -> tuple[Matrix, Matrix, Matrix]:
+        """All three."""
+        return self.total, self.left, self.right
+
+
+@dataclass(frozen=True)
 class Barrier:
     """Every work-item of the group has come here, and sees what the others have written."""
 
@@ -96,7 +134,9 @@ class Loop:
     soon: tuple[tuple[Array, Integer], ...] = ()
 
 
-Statement = Loop | Store | Stores | Set | Fold | Barrier | FoldItems
+Statement = (
+    Loop | Store | Stores | Set | Fold | Barrier | FoldItems | Prefetch | MatrixProduct
+)
 
 
 @dataclass(frozen=True)
@@ -156,6 +196,8 @@ def arrays_written(statement: Statement) -> frozenset[Array]:
         return frozenset((statement.array,))
     if isinstance(statement, Stores):
         return frozenset(item.array for item in statement.items)
+    if isinstance(statement, MatrixProduct):
+        return frozenset((statement.total.array,))
     if isinstance(statement, FoldItems):
         return frozenset((statement.memory,))
     if isinstance(statement, Loop):
@@ -220,6 +262,11 @@ def _show(statement: Statement, indent: str, lines: list[str], prefix: str = "")
             _show(item, indent, lines)
     elif isinstance(statement, Set):
         lines.append(f"{indent}{statement.local.name}[{statement.slot}] = {statement.value!r}")
+    elif isinstance(statement, Prefetch):
+        lines.append(f"{indent}prefetch {statement.array.name}[{statement.index}]")
+    elif isinstance(statement, MatrixProduct):
+        total, left, right = (f"{m.array.name}[{m.index} …]" for m in statement.matrices)
+        lines.append(f"{indent}{total} = {left} · {right}")
     elif isinstance(statement, Barrier):
         lines.append(f"{indent}barrier")
     elif isinstance(statement, FoldItems):

@@ -6,18 +6,33 @@ whose results its `stores` put wherever it wants them.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from minigrad.graph.node import Op
-from minigrad.graph.symbolic import Atom, Integer, add, mul, sub, substitute
-from minigrad.loops.build import combine
-from minigrad.loops.nest import Loop, Set, Statement, Store, Stores
+from minigrad.graph.symbolic import (
+    Atom,
+    Integer,
+    add,
+    coefficient,
+    floordiv,
+    mul,
+    numel,
+    sub,
+    substitute,
+)
+from minigrad.loops.build import combine, substitute_statement
+from minigrad.loops.nest import Loop, Prefetch, Set, Statement, Store, Stores
 from minigrad.loops.target import Target
 from minigrad.schedule import expr
 from minigrad.schedule.contraction import Contraction
 from minigrad.schedule.expr import Array, Expr, Leaf, Local
 from minigrad.schedule.stage import Axis, Stage, identity, index_of, make_axis
+
+Statements = tuple[Statement, ...]
+
+LINE = 64  # bytes of a cache line
+LEAST_DEPTH = 192  # a shorter sum is over before what is fetched ahead arrives
 
 
 @dataclass(frozen=True)
@@ -117,7 +132,7 @@ def tile_width(target: Target, stage: Stage, columns: int) -> int:
 
 
 def tile_height(target: Target, rows: int, width: int, stage: Stage, bound: int = 0) -> int:
-    """Rows of a tile: as many as the registers hold, evenly dividing the rows where possible.
+    """Rows of a tile: as many as the registers hold, about the same number in every tile.
 
     `bound`: no more than so many, if it is not 0.
     """
@@ -125,18 +140,17 @@ def tile_height(target: Target, rows: int, width: int, stage: Stage, bound: int 
     most = target.tile_rows if width >= 2 * lanes else 2 * target.tile_rows - 4
     if bound and bound < most:
         return min(bound, rows)
-    if rows <= most:
-        return rows
-    for height in range(most, most // 2, -1):
-        if rows % height == 0:
-            return height
-    return most - 2 if target.registers >= 32 else most
+    return -(-rows // -(-rows // most))
 
 
 def tiles(
-    problem: Problem, left: Left, right: Expr, block: Block, width: int
-) -> list[Statement]:
-    """All tiles of a block of rows: the whole ones, then what is left over."""
+    problem: Problem, left: Left, right: Expr, block: Block, width: int,
+    ahead: Ahead | None = None, around: Callable[[Statements], Statements] = tuple,
+) -> list[Statement]:  # fmt: skip
+    """All tiles of a block of rows: the whole ones, then what is left over.
+
+    around: puts what is done for a tile of rows into loops of its own.
+    """
     row = problem.parts.m[-1]
     assert isinstance(row.extent, int)
     whole, rest = divmod(row.extent, block.height)
@@ -148,14 +162,14 @@ def tiles(
         stops = (block.tiles, sub(whole, before))
     statements: list[Statement] = []
     if whole:
-        body = tuple(tile(problem, left, right, block, number, block.height, width))
-        statements.append(Loop(number.variable, 0, stops, body))
+        body = tuple(tile(problem, left, right, block, number, block.height, width, ahead))
+        statements.append(Loop(number.variable, 0, stops, around(body)))
     if rest:  # it belongs to the last block: the others have all of their tiles before it
         first = sub(whole, before)
         last = make_axis("t", 1, max(block.tiles, 1) + 1)
-        body = tuple(tile(problem, left, right, block, last, rest, width))
+        body = tuple(tile(problem, left, right, block, last, rest, width, ahead))
         ends = (add(first, 1),) if alone else (add(first, 1), block.tiles)
-        statements.append(Loop(last.variable, first, ends, body))
+        statements.append(Loop(last.variable, first, ends, around(body)))
     return statements
 
 
@@ -167,6 +181,7 @@ def tile(
     number: Axis,
     height: int,
     width: int,
+    ahead: Ahead | None = None,
 ) -> list[Statement]:
     """`height` rows of tile `number` of a block: clear, multiply and add along k, store."""
     stage, parts = problem.stage, problem.parts
@@ -186,7 +201,11 @@ def tile(
     step: Statement = Set(registers, slot, _more(expr.local(registers, slot), factor, right))
     step = Loop(u.variable, 0, (height,), (step,), "unroll")
     first = add(block.start, mul(index_of(number.variable), block.height))
-    step = problem.from_row(first).along_k(step)
+    needed = problem.from_row(first)
+    step = (
+        needed.along_k(step) if ahead is None
+        else ahead.along_k(needed, step, factor, right, number)
+    )  # fmt: skip
     known = {problem.accumulator: expr.local(registers, slot)}
     items = []
     for store in problem.stores:
@@ -200,6 +219,90 @@ def tile(
         step,
         Loop(u.variable, 0, (height,), (Stores(tuple(items)),), "unroll"),
     ]
+
+
+@dataclass(frozen=True)
+class Ahead:
+    """Fetches what tiles read later, while they compute: what a processor cannot guess itself.
+
+    width: columns of a tile. following: whether the next panel of the right operand is packed
+    after this one; then each of a block's `tiles` fetches its share of it.
+    """
+
+    width: int
+    following: bool = False
+    tiles: int = 1
+
+    def along_k(
+        self, problem: Problem, step: Loop, left: Expr, right: Expr, number: Axis
+    ) -> Statement:
+        """`step`, which repeats for the rows of tile `number`, for every k."""
+        inner, u = problem.parts.k[-1], step.variable
+        if not isinstance(inner.extent, int) or inner.extent < LEAST_DEPTH:
+            return problem.along_k(step)
+        line = LINE // max(left.dtype.itemsize, 4)
+        outer, within = make_axis("ko", 0, -(-inner.extent // line)), make_axis("ki", 0, line)
+        before = mul(index_of(outer.variable), line)
+        k = add(before, index_of(within.variable))
+        seldom: list[Statement] = []
+        often: list[Statement] = []
+        if left.op is Leaf.LOAD and coefficient(left.payload[1], u) == 1:
+            often += self._lines(left, inner, add(k, line), {u: 0})
+        elif left.op is Leaf.LOAD:
+            rows = self._lines(left, inner, add(before, 2 * line))[:1]
+            seldom.append(Loop(u, 0, step.stops, rows, "unroll"))
+        often += self._lines(right, inner, add(k, line))
+        if self.following:
+            # a piece of this tile's share of the next panel's rows
+            seldom.append(self._next_panel(problem, inner, line, number, index_of(outer.variable)))
+        stops = tuple(sub(stop, before) for stop in problem.stops(inner))
+        if inner.extent % line == 0:
+            stops = stops[1:]
+        body = substitute_statement(step, {inner.variable: k})
+        inside = Loop(within.variable, 0, (line, *stops), (*often, body))
+        lines = tuple(floordiv(add(stop, line - 1), line) for stop in problem.stops(inner)[1:])
+        whole = Loop(outer.variable, 0, (outer.extent, *lines), (*seldom, inside))
+        return problem.along_k(whole, inner)
+
+    def _lines(
+        self, operand: Expr, inner: Axis, k: Integer, known: dict[Atom, Integer] | None = None
+    ) -> tuple[Prefetch, ...]:
+        """Hints at the lines of an operand's row at k."""
+        if operand.op is not Leaf.LOAD or not coefficient(operand.payload[1], inner.variable):
+            return ()
+        array, index, _ = operand.payload
+        if expr.values_in(index):
+            return ()
+        first = substitute(index, {inner.variable: k, **(known or {})})
+        line = LINE // array.dtype.itemsize
+        aligned = numel([coefficient(index, inner.variable) or 0]) % line == 0
+        count = -(-self.width // line) + (not aligned)
+        return tuple(Prefetch(array, add(first, line * n)) for n in range(count))
+
+    def _next_panel(
+        self, problem: Problem, inner: Axis, line: int, number: Axis, piece: Integer
+    ) -> Loop:
+        """Hints at what tile `number` fetches of the next panel at the `piece`-th line of k."""
+        right, column = problem.parts.right, problem.parts.n[-1]
+        tile = index_of(number.variable)
+        one = make_axis("f", 0, self.width * max(numel([inner.extent]), line))
+        if 1 in strides(right, inner.variable):  # its columns lie along k
+            each = -(-self.width // self.tiles)
+            move = add(add(mul(tile, each), index_of(one.variable)), self.width)
+            at = {column.variable: add(index_of(column.variable), move)}
+            rows = self._lines(expr.substitute_in(right, at), inner, mul(piece, line))[:1]
+        else:
+            share = -(-numel([inner.extent]) // self.tiles)
+            each = -(-share * line // numel([inner.extent]))
+            place = add(add(mul(tile, share), mul(piece, each)), index_of(one.variable))
+            at = {column.variable: add(index_of(column.variable), self.width)}
+            rows = self._lines(expr.substitute_in(right, at), inner, place)
+        return Loop(one.variable, 0, (each,), rows, "unroll")
+
+
+def strides(operand: Expr, axis: Atom) -> set[int | None]:
+    """How far each of an operand's loads moves along an axis; None where that varies."""
+    return {coefficient(load.payload[1], axis) for load in expr.loads(operand)}
 
 
 def _more(total: Expr, left: Expr, right: Expr) -> Expr:

@@ -63,10 +63,16 @@ class Optimizer:
         for param in self.params:
             param.grad = None
 
-    def step(self) -> None:
-        """Update the parameters that have a gradient; everything is realized in one program."""
+    def step(self, forget: bool = False) -> None:
+        """Update the parameters that have a gradient; everything is realized in one program.
+
+        forget: as if `zero_grad` were called right after, which saves the memory for what
+        gradients are at last, and writing it: where they are lazy, nobody needs to keep them.
+        """
         with Tensor.no_grad():
             written = self._write()
+            if forget:
+                self.zero_grad()
             if not written:
                 raise GradientError(
                     f"{type(self).__name__}.step(): no parameter has a gradient; "
@@ -301,10 +307,12 @@ class OptimizerGroup:
         for optimizer in self.optimizers:
             optimizer.zero_grad()
 
-    def step(self) -> None:
-        """Update the parameters that have a gradient; everything is realized in one program."""
+    def step(self, forget: bool = False) -> None:
+        """Update the parameters that have a gradient, in one program; see `Optimizer.step`."""
         with Tensor.no_grad():
             written = [tensor for optimizer in self.optimizers for tensor in optimizer._write()]
+            if forget:
+                self.zero_grad()
             if not written:
                 raise GradientError(
                     "OptimizerGroup.step(): no parameter has a gradient; call loss.backward() first"

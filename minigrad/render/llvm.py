@@ -19,7 +19,9 @@ from minigrad.graph.symbolic import Integer, add, coefficient
 from minigrad.loops.nest import (
     Fold,
     Loop,
+    MatrixProduct,
     Nest,
+    Prefetch,
     Set,
     Statement,
     Store,
@@ -30,6 +32,7 @@ from minigrad.loops.nest import (
 )
 from minigrad.render import llvm_values as values
 from minigrad.render.llvm_index import IndexEmitter
+from minigrad.render.llvm_matrices import BEGIN, CONFIGURATION, END, emit_matrix_product
 from minigrad.render.llvm_values import Value, constant, memory_type, vector_type
 from minigrad.render.vector_math import expand
 from minigrad.schedule import expr
@@ -56,6 +59,7 @@ class _Emitter(IndexEmitter):
         self.changing: dict[Expr, frozenset[Array | Local]] = {}
         self.streamed: Store | None = None  # whose vectors are aligned now
         self.streams = False
+        self.matrices = False
 
     def module(self) -> str:
         """Declarations, constants and the function."""
@@ -73,11 +77,14 @@ class _Emitter(IndexEmitter):
         self.loop(self.nest.parallel, parallel=True)
         # Others learn that a chunk is done by a flag, which streaming stores might arrive after.
         fence = ["  fence seq_cst"] if self.streams else []
-        body = [*self.allocas, *entry.lines, *fence, "  ret void"]
+        begin, end = ([BEGIN], [END]) if self.matrices else ([], [])
+        body = [*self.allocas, *begin, *entry.lines, *fence, *end, "  ret void"]
         head = f"define void @{self.nest.name}(i64 %begin, i64 %end, ptr %args, ptr %scratch)"
         zeros = "@zeros = private constant [64 x i8] zeroinitializer, align 64"
         declarations = sorted(self.declarations)
         metadata = ["!0 = !{i32 1}"] if self.streams else []
+        if self.matrices:
+            declarations.insert(0, CONFIGURATION)
         lines = [zeros, *declarations, f"{head} {{", "entry:", *body, "}", *metadata, ""]
         return "\n".join(lines)
 
@@ -101,6 +108,11 @@ class _Emitter(IndexEmitter):
                 self._store(item, value)
         elif isinstance(statement, Set):
             self._set(statement)
+        elif isinstance(statement, Prefetch):
+            self._hint(self.pointer(statement.array, self.at_base(statement.index)))
+        elif isinstance(statement, MatrixProduct):
+            self.matrices = True
+            emit_matrix_product(self, statement)
         elif isinstance(statement, Fold):
             self._fold(statement)
         else:
@@ -233,11 +245,9 @@ class _Emitter(IndexEmitter):
         """Ask the memory for what will be read soon: each cache line that a vector covers."""
         for array, place in loop.soon:
             pointer = self.pointer(array, self.at_base(place))
-            here = self.builder()
-            self.declarations.add("declare void @llvm.prefetch.p0(ptr, i32, i32, i32)")
             for offset in range(0, loop.step * array.dtype.itemsize, CACHE_LINE):
-                at = here.line(f"getelementptr i8, ptr {pointer}, i64 {offset}")
-                here.lines.append(f"  call void @llvm.prefetch.p0(ptr {at}, i32 0, i32 3, i32 1)")
+                at = self.builder().line(f"getelementptr i8, ptr {pointer}, i64 {offset}")
+                self._hint(at)
 
     def _set(self, statement: Set) -> None:
         value = self.value(statement.value)
@@ -275,6 +285,13 @@ class _Emitter(IndexEmitter):
         folded = values.fold(here, statement.op, loaded)
         here.lines.append(f"  store {folded.typed}, ptr {target}")
         self.forget((statement.target,))
+
+    def _hint(self, pointer: str) -> None:
+        """Ask for the cache line there: to read it (0), into all caches (3), as data (1)."""
+        self.declarations.add("declare void @llvm.prefetch.p0(ptr, i32, i32, i32)")
+        self.builder().lines.append(
+            f"  call void @llvm.prefetch.p0(ptr {pointer}, i32 0, i32 3, i32 1)"
+        )
 
     def _store(self, statement: Store, value: Value) -> None:
         array, lanes_atom = statement.array, self.lanes_atom()
@@ -440,13 +457,16 @@ class _Emitter(IndexEmitter):
         first, second = e.args
         lanes = self.lanes_of(e)
         array, index, guard = first.payload
-        neighbours = second.payload[1] == add(index, 1) and self.lane_stride(index) == 2
-        if lanes > 1 and neighbours and not guard and not second.payload[2] and not self.mask():
-            here = self.builder()
-            kind = vector_type("i32", lanes)
-            pointer = self.pointer(array, self.at_base(index))
-            text = here.line(f"load {kind}, ptr {pointer}, align {array.dtype.itemsize}")
-            return Value(text, e.dtype, lanes)
+        neighbours = second.payload[1] == add(index, 1)
+        if lanes > 1 and neighbours and not guard and not second.payload[2]:
+            kind, size = vector_type("i32", lanes), array.dtype.itemsize
+            if self.lane_stride(index) == 2 and not self.mask():
+                pointer = self.pointer(array, self.at_base(index))
+                text = self.builder().line(f"load {kind}, ptr {pointer}, align {size}")
+                return Value(text, e.dtype, lanes)
+            if self.lane_stride(index) != 1:
+                text = self._gather(kind, array, index, lanes, size, self.mask())
+                return Value(text, e.dtype, lanes)
         words = []
         for load in (first, second):
             # a load that is the same in all lanes is one scalar
@@ -496,16 +516,23 @@ class _Emitter(IndexEmitter):
                     f"{kind} zeroinitializer)"
                 )
         else:
-            pointers = self.pointers(array, index, lanes)
-            name = f"llvm.masked.gather.{values.suffix(kind)}.v{lanes}p0"
-            self.declarations.add(
-                f"declare {kind} @{name}(<{lanes} x ptr>, i32, <{lanes} x i1>, {kind})"
-            )
-            text = here.line(
-                f"call {kind} @{name}(<{lanes} x ptr> {pointers}, i32 {size}, "
-                f"<{lanes} x i1> {mask or 'splat (i1 true)'}, {kind} zeroinitializer)"
-            )
+            text = self._gather(kind, array, index, lanes, size, mask)
         return text
+
+    def _gather(
+        self, kind: str, array: Array, index: Integer, lanes: int, size: int,
+        mask: str | None = None,
+    ) -> str:  # fmt: skip
+        """Elements that lie anywhere, `size` bytes aligned; zero in lanes outside a mask."""
+        pointers = self.pointers(array, index, lanes)
+        name = f"llvm.masked.gather.{values.suffix(kind)}.v{lanes}p0"
+        self.declarations.add(
+            f"declare {kind} @{name}(<{lanes} x ptr>, i32, <{lanes} x i1>, {kind})"
+        )
+        return self.builder().line(
+            f"call {kind} @{name}(<{lanes} x ptr> {pointers}, i32 {size}, "
+            f"<{lanes} x i1> {mask or 'splat (i1 true)'}, {kind} zeroinitializer)"
+        )
 
 
 def _is_number(text: str) -> bool:

@@ -19,6 +19,7 @@ from minigrad.graph.symbolic import Integer, add, proven_nonnegative, sub
 from minigrad.loops.nest import (
     Loop,
     Nest,
+    Prefetch,
     Set,
     Statement,
     Store,
@@ -165,6 +166,8 @@ class Emitter(IndexEmitter):
             name = self._register(statement.local, statement.slot)
             self.line(f"{name} = {bare(self.value(statement.value))};")
             self.forget((statement.local,))
+        elif isinstance(statement, Prefetch):
+            pass  # only a hint
         else:
             raise self._unexpected(f"a {type(statement).__name__}")
 

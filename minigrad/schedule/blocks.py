@@ -29,6 +29,8 @@ DEPTH, DEPTH_WITH_STATISTICS, DEPTH_AGAIN = 256, 128, 64
 LEAST = 8  # rows and columns below which blocks do not pay
 SMALLEST = 1 << 14  # elements of a value that may as well lie in a cache
 LARGE = 1 << 24  # elements of a value that had better stay out of memory
+# Read along both axes it is so at fewer elements, where it is many times its factors.
+LARGE_BOTH_WAYS, WIDE = 1 << 20, 8
 SERIAL = 1 << 16  # elements of a value that one thread may compute
 PARALLEL = 256  # rows that keep every thread busy, block by block
 LONGEST = 1 << 16  # elements of a row of which a block still fits the last cache
@@ -141,7 +143,8 @@ class Chains:
                 continue
             depth = numel([axis.extent for axis in parts.k])
             statistics, feedback = self._statistics(array)
-            if not statistics and member.size < LARGE:
+            both_ways = len(found) > 1 and _is_wide(parts, depth)
+            if not statistics and member.size < (LARGE_BOTH_WAYS if both_ways else LARGE):
                 bad.add(array)
             elif len(found) > 1 and depth > (DEPTH_WITH_STATISTICS if feedback else DEPTH_AGAIN):
                 bad.add(array)
@@ -316,6 +319,12 @@ def _may_belong(stage: Stage, members: Mapping[Array, Stage]) -> bool:
     depth = numel([axis.extent for axis in parts.k])
     m, n = numel([parts.m[0].extent]), numel([parts.n[0].extent])
     return min(m, n) >= LEAST and depth <= DEPTH and 2 * m * n >= (m + n) * depth
+
+
+def _is_wide(parts: Contraction, depth: int) -> bool:
+    """Whether a product dwarfs its factors, as scores of many queries and keys do."""
+    m, n = (numel([axis.extent for axis in axes]) for axes in (parts.m, parts.n))
+    return bool(m * n >= WIDE * (m + n) * depth)
 
 
 def _plain(stage: Stage) -> bool:

@@ -81,7 +81,9 @@ def group(chains: Chains, fuse: bool, alone: frozenset[Array] = frozenset()) -> 
         own = _alone(stage) if sink is None else _alone_blocks(sink)
         home, rows = own, own.rows
         if fuse and stage.array not in alone:
-            siblings = [other for array in read for other in readers.get(array, ())[-4:]]
+            # (to share a number with much work saves nothing, and its loops walk many arrays)
+            shares = [a for a in read if a.size > 1 or stage.iterations <= TINY]
+            siblings = [other for array in shares for other in readers.get(array, ())[-4:]]
             # the producer that is ready last, for others would be made to wait for it
             ready = {g: (g.depth, max(g.rows, default=0), groups[g]) for g in producers}
             near = sorted(producers, key=ready.__getitem__, reverse=True)

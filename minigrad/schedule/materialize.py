@@ -7,7 +7,7 @@ several readers read several arrays instead of one, or a contraction reads it ov
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Mapping, Sequence
 
 from minigrad.graph.node import ELEMENTWISE, MOVEMENT, REDUCTIONS, SCANS, SCATTERS, Node, Op, Shape
 from minigrad.graph.symbolic import numel
@@ -19,6 +19,7 @@ MEMORY_COST = 40  # operations saved per element that pay for a round trip to me
 OFTEN = 16  # readings of an element that pay for a round trip to memory, whatever it costs
 SLICE = 4096  # elements that a GATHER takes as they are, without counting what their index costs
 SEGMENT = 256  # elements for each of the numbers that bound them
+DEAR = 16  # operations that make it worth while to compute a value where it shares them
 DEEPEST = 400  # nodes in a chain of one body
 MOST_USES = 8  # different readers of one value that are told apart
 _ALWAYS = REDUCTIONS | SCANS.keys() | SCATTERS.keys() | {
@@ -43,6 +44,10 @@ def choose(
 ) -> Materialized:
     """Decide for every node of a topological order; `recomputed` nodes are not kept for cost."""
     below, leaves, depth = _measure(order)
+    readers: dict[Node, list[Node]] = {}
+    for node in order:
+        for source in dict.fromkeys(node.src):
+            readers.setdefault(source, []).append(node)
     kept = set(roots)
     recomputable: dict[Node, int] = {}
     seen_through: set[Node] = set()
@@ -86,8 +91,19 @@ def choose(
             for operand in contraction_operands(node):
                 base = _below_movement(operand, seen_through)
                 if base.op in ELEMENTWISE or base.op is Op.GATHER:
+                    base = base if base in kept else _as_all_read_it(operand, base, readers)
                     kept.add(base)
                     recomputable.pop(base, None)
+    if fuse:
+        plain = kept - recomputable.keys()
+        kept.update(
+            node
+            for node in order
+            if node.op in ELEMENTWISE and below[node] > MEMORY_COST and leaves[node] == 1
+            and node not in kept
+            and all(r.op in ELEMENTWISE and leaves[r] > 1 for r in readers.get(node, ()))
+            and _belongs_to_its_source(node, plain, below, readers)
+        )  # fmt: skip
     return Materialized([node for node in order if node in kept], recomputable)
 
 
@@ -195,6 +211,75 @@ def _source(node: Node) -> Node:
     while node.op in MOVEMENT:
         node = node.src[0]
     return node
+
+
+def _belongs_to_its_source(
+    node: Node, kept: Container[Node], below: Mapping[Node, int],
+    readers: Mapping[Node, Sequence[Node]],
+) -> bool:  # fmt: skip
+    """Whether a value computed from a reduction had better be kept in the place of that.
+
+    So it is if others, which are computed together with the reduction, share something dear with
+    it: the derivative of an activation function, made from its exponential. Where it is needed,
+    much later, it would all be computed again, and it takes no more memory than what it is of.
+    """
+    inside, stack = {node}, [node]
+    sources = set()
+    while stack:
+        for source in stack.pop().src:
+            if numel(source.shape) < numel(node.shape) or source in inside:
+                continue
+            if source in kept or source.op in _LEAVES:
+                sources.add(source)
+            elif source.op in ELEMENTWISE or source.op is Op.RESHAPE:
+                inside.add(source)
+                stack.append(source)
+            elif source.op not in (Op.EXPAND, Op.CONST):
+                return False
+        if len(inside) > DEEPEST:
+            return False
+    return all(source.op is Op.SUM for source in sources) and any(
+        below[member] >= DEAR and any(reader not in inside for reader in readers[member])
+        for member in inside
+        if member is not node
+    )
+
+
+def _as_all_read_it(operand: Node, base: Node, readers: Mapping[Node, Sequence[Node]]) -> Node:
+    """`base`, or the permutation of it that everybody reads, whose layout is then the better one.
+
+    Rows stay rows: the last axis must remain the last. What ends a reduction stays in the order of
+    that, whose kernel it shares. operand: where the way down to base begins.
+    """
+    if _ends_a_reduction(base):
+        return base
+    way = [operand]
+    while way[-1] is not base:
+        way.append(_moved(way[-1]) or way[-1].src[0])
+    result = base
+    for node in reversed(way[:-1]):
+        if len(readers[node.src[0]]) > 1 or node.op not in (Op.RESHAPE, Op.PERMUTE):
+            break
+        if node.op is Op.PERMUTE:
+            if node.arg[-1] != node.ndim - 1:
+                break
+            result = node
+    return result
+
+
+def _ends_a_reduction(node: Node) -> bool:
+    """Whether a value is computed from elements of a reduction as large, each at its own place."""
+    seen, stack = {node}, [node]
+    while stack:
+        for source in stack.pop().src:
+            if numel(source.shape) < numel(node.shape) or source in seen:
+                continue
+            if source.op in REDUCTIONS:
+                return True
+            if source.op in ELEMENTWISE or source.op is Op.RESHAPE:
+                seen.add(source)
+                stack.append(source)
+    return False
 
 
 def contraction_operands(node: Node) -> tuple[Node, ...]:

@@ -39,12 +39,12 @@ class DataParallel:
         """Give every copy the weights and statistics of rank 0."""
         unique = {id(t): t for t in nn.state.get_state_dict(self.model).values()}
         tensors = list(unique.values())
-        Tensor.realize(*tensors)  # random weights are those that one device draws from this seed
         with Tensor.no_grad():
             for part in _by_dtype(tensors):
-                nodes = together("broadcast", [t.node for t in part], self.group)
-                for tensor, node in zip(part, nodes, strict=True):
-                    tensor.assign(Tensor._of(node))
+                received = together("broadcast", part, self.group)
+                Tensor.realize(*received)  # one exchange, whatever `assign` realizes
+                for tensor, value in zip(part, received, strict=True):
+                    tensor.assign(value)
             Tensor.realize(*tensors)
 
     def statistics(self, x: Tensor, axes: tuple[int, ...]) -> tuple[Tensor, Tensor, Tensor]:
@@ -89,10 +89,9 @@ class DataParallel:
         with Tensor.no_grad():
             waiting = [param for param in reversed(params) if param.grad is not None]
             for part in _buckets(waiting, self.bucket):
-                nodes = [param.grad.node for param in part]
-                for param, node in zip(part, together("all_reduce", nodes, self.group, "sum"),
-                                       strict=True):  # fmt: skip
-                    param.grad = Tensor._of(node).requires_grad_(False)
+                sums = together("all_reduce", [param.grad for param in part], self.group, "sum")
+                for param, total in zip(part, sums, strict=True):
+                    param.grad = total.requires_grad_(False)
 
 
 def _layers(model: Any) -> Iterator[Any]:

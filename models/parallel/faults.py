@@ -29,19 +29,37 @@ class Sign:
     exchanges: int
 
 
+class Clock:
+    """Seconds for which this process was awake, told by a watch that ticks every `beat` seconds.
+
+    A tick that is late says that all stood still (Ctrl-Z, a job that Slurm suspends, a laptop that
+    sleeps), and that must not be held against the ranks that wait.
+    """
+
+    def __init__(self) -> None:
+        self.seconds, self._last = 0.0, time.monotonic()
+
+    def tick(self, beat: float) -> None:
+        """Go on by the time since the last tick, by two beats at most."""
+        now = time.monotonic()
+        self.seconds += min(now - self._last, 2 * beat)
+        self._last = now
+
+
 class Activity:
     """What this rank's program is doing, noted by itself and read by a watch."""
 
-    def __init__(self) -> None:
-        self.state, self.since, self.exchanges = "computing", time.monotonic(), 0
+    def __init__(self, clock: Clock) -> None:
+        self.clock = clock
+        self.state, self.since, self.exchanges = "computing", clock.seconds, 0
 
     def enter(self, state: str) -> None:
         """Do something else from now on."""
-        self.state, self.since = state, time.monotonic()
+        self.state, self.since = state, self.clock.seconds
 
     def sign(self) -> Sign:
         """Of now."""
-        return Sign(self.state, time.monotonic() - self.since, self.exchanges)
+        return Sign(self.state, self.clock.seconds - self.since, self.exchanges)
 
 
 def culprit(signs: Mapping[int, Sign], silence: Mapping[int, float], patience: float) -> str | None:

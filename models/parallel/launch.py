@@ -14,7 +14,7 @@ from typing import Any
 from minigrad import Device, collective, program
 from minigrad.graph.node import Node, Op, topological
 from minigrad.models.parallel import mpi
-from minigrad.models.parallel.faults import Activity, RankError, culprit
+from minigrad.models.parallel.faults import Activity, Clock, RankError, culprit
 from minigrad.models.parallel.group import Members, Progress, RankGroup
 from minigrad.models.parallel.kernels import Kernels
 from minigrad.models.parallel.local import Exchange, LocalTransport, Network
@@ -175,7 +175,8 @@ class _Threads:
     ) -> None:
         self.mesh, self.patience, self.trace = mesh, patience, trace
         self.exchange = Exchange(mesh.size, network)
-        self.activities = [Activity() for _ in range(mesh.size)]
+        self.clock = Clock()
+        self.activities = [Activity(self.clock) for _ in range(mesh.size)]
         self.results: list[Any] = [None] * mesh.size
         self.errors: list[BaseException | None] = [None] * mesh.size
         self.traces: list[tuple[int, list[dict[str, Any]]]] = []
@@ -250,6 +251,7 @@ class _Threads:
         """Look for a rank that hangs."""
         beat = min(0.5, self.patience / 4) if self.patience else 0.5
         while not self.over.wait(beat):
+            self.clock.tick(beat)
             if not self.patience or self.exchange.failure is not None:
                 continue
             signs = {n: activity.sign() for n, activity in enumerate(self.activities)}
@@ -286,7 +288,7 @@ def _run_process(
         )  # fmt: skip
     if library.Query_thread() < library.THREAD_MULTIPLE:
         raise RankError(-1, "this MPI allows no calls from several threads (MPI_THREAD_MULTIPLE)")
-    number, activity = world.rank, Activity()
+    number, activity = world.rank, Activity(Clock())
     mpi.announce(library)
     threads = max(usable_threads() // mpi.local_ranks(library), 1)
     transport = mpi.MPITransport(library, world.Dup())

@@ -139,7 +139,8 @@ class Watch:
         self.rank, self.size = self.communicator.rank, self.communicator.size
         others = range(1, self.size) if self.rank == 0 else range(1)
         self.signs = {other: Sign("computing", 0.0, 0) for other in others}
-        self.heard = dict.fromkeys(others, time.monotonic())
+        self.clock = activity.clock
+        self.heard = dict.fromkeys(others, self.clock.seconds)
         self._sent: list[Any] = []
         self._end = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True, name="minigrad watch")
@@ -153,6 +154,7 @@ class Watch:
     def _run(self) -> None:
         beat = min(BEAT, self.patience / 4) if self.patience else BEAT
         while not self._end.wait(beat):
+            self.clock.tick(beat)
             self._exchange_signs()
             sentence = self._judge() if self.patience else None
             if sentence is not None:
@@ -167,10 +169,10 @@ class Watch:
         for other in self.signs:
             while self.communicator.iprobe(other, self.TAG):
                 self.signs[other] = self.communicator.recv(source=other, tag=self.TAG)
-                self.heard[other] = time.monotonic()
+                self.heard[other] = self.clock.seconds
 
     def _judge(self) -> str | None:
-        now = time.monotonic()
+        now = self.clock.seconds
         silence = {other: now - heard for other, heard in self.heard.items()}
         if self.rank == 0:
             return culprit({0: self.activity.sign(), **self.signs}, silence, self.patience)

@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from minigrad import Tensor
 from minigrad.graph import build
 from minigrad.graph.collective import exchange
-from minigrad.graph.node import Node
 from minigrad.graph.symbolic import numel
 from minigrad.models.parallel.group import RankGroup
 
@@ -48,19 +47,21 @@ def broadcast(x: Tensor, group: RankGroup, root: int = 0) -> Tensor:
 
 
 def together(
-    kind: str, nodes: Sequence[Node], group: RankGroup,
-    how: str = "-", place: int = 0, after: Sequence[Node] = (),
-) -> list[Node]:  # fmt: skip
-    """One exchange of several arrays of one dtype: what becomes of each, in its own shape.
+    kind: str, tensors: Sequence[Tensor], group: RankGroup,
+    how: str = "-", place: int = 0, after: Sequence[Tensor] = (),
+) -> list[Tensor]:  # fmt: skip
+    """One exchange of several tensors of one dtype: what becomes of each, in its own shape.
 
-    kind: "all_reduce", "permute" or "broadcast". after: nodes computed before it begins.
+    kind: "all_reduce", "permute" or "broadcast". after: tensors computed before it begins.
     """
-    joined = exchange(kind, group.name, group.size, nodes, how, place, after)
+    nodes, waiting = [tensor.node for tensor in tensors], [tensor.node for tensor in after]
+    joined = exchange(kind, group.name, group.size, nodes, how, place, waiting)
     if len(nodes) == 1:
-        return [joined]
+        return [Tensor._of(joined)]
     result, start = [], 0
     for node in nodes:
         stop = start + numel(node.shape)
-        result.append(build.reshape(build.shrink(joined, [(start, stop)]), node.shape))
+        part = build.reshape(build.shrink(joined, [(start, stop)]), node.shape)
+        result.append(Tensor._of(part))
         start = stop
     return result

@@ -98,6 +98,9 @@ class SequenceParallel:
 def ring_attention(q: Tensor, k: Tensor, v: Tensor, group: RankGroup) -> Tensor:
     """Causal attention over sequences in zigzag order; see `SequenceParallel.attention`."""
     scale = 1 / math.sqrt(plain_shape(q)[-1])
+    # Heads lie apart in what a layer's product gives. Blocks read each row many times, and rows
+    # that are a page apart cost half as much again as rows that follow each other.
+    q, k, v = (part.contiguous() for part in (q, k, v))
     halves = _forward(q.detach(), k.detach(), v.detach(), group, scale)
     output = _joined([found[0] for found in halves]).cast(q.dtype)
     statistic = _joined([found[1] for found in halves]).contiguous().detach()
@@ -149,7 +152,7 @@ def _backward(
 ) -> list[Tensor]:  # fmt: skip
     """Gradients of q, k and v: keys and values go around again, with their gradients."""
     rank, size = group.rank, group.size
-    wide, away = g.cast(statistic.dtype), output.cast(statistic.dtype)
+    wide, away = g.cast(statistic.dtype).contiguous(), output.cast(statistic.dtype)
     delta = (wide * away).sum(axis=-1, keepdim=True).contiguous()
     rows = Rows(q, wide, statistic, delta)
     if size == 1:
@@ -184,9 +187,7 @@ def _backward(
 def _rotate(
     tensors: Sequence[Tensor], group: RankGroup, after: Sequence[Tensor] = ()
 ) -> list[Tensor]:
-    nodes = [tensor.node for tensor in tensors]
-    waiting = [tensor.node for tensor in after]
-    return [Tensor._of(n) for n in together("permute", nodes, group, place=1, after=waiting)]
+    return together("permute", tensors, group, place=1, after=after)
 
 
 # --- attention of some queries to some keys ------------------------------------------------------

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 import threading
 import time
 from collections.abc import Iterable, Iterator
@@ -132,8 +131,3 @@ def as_text(
             )
             lines.append(f"{label:8}{''.join(marks)}")
     return "\n".join(lines)
-
-
-if __name__ == "__main__":
-    first, last = (float(milliseconds) / 1e3 for milliseconds in sys.argv[2:4])
-    print(as_text(read_trace(Path(sys.argv[1])), first, last))

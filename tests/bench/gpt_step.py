@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import resource
 import statistics
 import subprocess
 import sys
@@ -36,7 +37,10 @@ TUNED = {
     "MALLOC_MMAP_THRESHOLD_": str(1 << 32), "MALLOC_TRIM_THRESHOLD_": str(1 << 36),
     "THP_MEM_ALLOC_ENABLE": "1", "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
 }  # fmt: skip
-PEERS: dict[str, dict[str, str]] = {"minigrad": {}, "torch": {}, "torch tuned": TUNED}
+PEERS: dict[str, dict[str, str]] = {
+    "minigrad": {}, "torch": {}, "torch tuned": TUNED, "torch compiled": TUNED,
+}  # fmt: skip
+USUAL = "minigrad,torch,torch tuned"
 
 
 def minigrad_step(config: GPTConfig) -> Step:
@@ -51,7 +55,9 @@ def minigrad_step(config: GPTConfig) -> Step:
     return lambda ids, targets: float(step(Tensor(ids), Tensor(targets)).item())
 
 
-def torch_step(config: GPTConfig, threads: int, place: str = "cpu") -> Step:
+def torch_step(
+    config: GPTConfig, threads: int, place: str = "cpu", compiled: bool = False
+) -> Step:
     """The same model with PyTorch's own attention, layer norm, cross-entropy and fused AdamW.
 
     place: "cpu", or "cuda" for a GPU.
@@ -95,11 +101,12 @@ def torch_step(config: GPTConfig, threads: int, place: str = "cpu") -> Step:
     vectors = [p for p in model.parameters() if p.ndim < 2]
     groups = [{"params": matrices, "weight_decay": 0.1}, {"params": vectors, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=3e-3, betas=(0.9, 0.99), fused=True)
+    forward: Callable[[torch.Tensor], torch.Tensor] = torch.compile(model) if compiled else model
 
     def step(ids: np.ndarray, targets: np.ndarray) -> float:
         x, y = (torch.from_numpy(array).to(place).long() for array in (ids, targets))
         optimizer.zero_grad(set_to_none=True)
-        logits = model(x)
+        logits = forward(x)
         loss = functional.cross_entropy(logits.flatten(0, 1), y.flatten())
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -119,12 +126,17 @@ def serve(name: str, given: argparse.Namespace) -> None:
     shape = (given.batch, given.length)
     ids = generator.integers(0, given.vocabulary, shape).astype(np.int32)
     targets = generator.integers(0, given.vocabulary, shape).astype(np.int32)
-    step = minigrad_step(config) if name == "minigrad" else torch_step(config, given.threads)
+    if name == "minigrad":
+        step = minigrad_step(config)
+    else:
+        step = torch_step(config, given.threads, compiled=name == "torch compiled")
     for line in sys.stdin:
         loss, start = 0.0, time.perf_counter()
         for _ in range(int(line)):
             loss = step(ids, targets)
-        print(time.perf_counter() - start, loss, flush=True)
+        seconds = time.perf_counter() - start
+        most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        print(seconds, loss, most, flush=True)
 
 
 class Peer:
@@ -137,16 +149,16 @@ class Peer:
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=settings
         )
         self.times: list[float] = []
-        self.loss = 0.0
+        self.loss = self.memory = 0.0  # MiB
 
     def run(self, steps: int) -> float:
         """Let it make some steps; seconds of one."""
         assert self.process.stdin is not None and self.process.stdout is not None
         print(steps, file=self.process.stdin, flush=True)
         answer = self.process.stdout.readline().split()
-        if len(answer) != 2:
+        if len(answer) != 3:
             raise SystemExit("a peer has ended; see above")
-        self.loss = float(answer[1])
+        self.loss, self.memory = float(answer[1]), float(answer[2])
         return float(answer[0]) / steps
 
     def end(self) -> None:
@@ -164,7 +176,8 @@ def read_flags(arguments: list[str]) -> argparse.Namespace:
     )  # fmt: skip
     parser.add_argument("--size", choices=SIZES, default="small")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--peers", help="some of: " + ", ".join(PEERS), default=",".join(PEERS))
+    parser.add_argument("--peers", help="some of: " + ", ".join(PEERS), default=USUAL)
+    parser.add_argument("--busy", action="store_true", help="keep one core busy meanwhile")
     parser.add_argument("--serve", help=argparse.SUPPRESS)
     for name in FIGURES:
         parser.add_argument(f"--{name}", type=int)
@@ -191,15 +204,19 @@ def main() -> None:
     peers = {name: Peer(name, arguments, given.threads) for name in names}
     for peer in peers.values():
         peer.run(WARMING)
+    other = subprocess.Popen([sys.executable, "-c", "while True: pass"]) if given.busy else None
     for _ in range(given.rounds):
         for peer in peers.values():
             peer.times.append(peer.run(given.steps))
+    if other is not None:
+        other.kill()
     medians = {name: statistics.median(peer.times) for name, peer in peers.items()}
     for name, peer in peers.items():
         spread = f"{1e3 * min(peer.times):.2f} … {1e3 * max(peer.times):.2f}"
         ratio = medians[name] / medians[names[0]]
         print(f"{name:>12}: {1e3 * medians[name]:8.2f} ms a step ({spread}), "
-              f"{ratio:.2f}× {names[0]}'s time, loss {peer.loss:.3f}")  # fmt: skip
+              f"{ratio:.2f}× {names[0]}'s time, loss {peer.loss:.3f}, "
+              f"{peer.memory:.0f} MiB at most")  # fmt: skip
         peer.end()
 
 

@@ -1,7 +1,8 @@
 """One training step of a small MLP beside numpy and PyTorch: `python tests/bench/mlp_step.py`.
 
-784-16-16-10, ReLU, batch 32, SGD, fp32, one thread, the loss read after each step. Rounds are
-interleaved, and medians compared. Start it with MINIGRAD_DEBUG=2 for the kernels' own times.
+784-16-16-10, ReLU, batch 32 (or what the argument says), SGD, fp32, one thread, the loss read after
+each step. Rounds are interleaved, and medians compared. Start it with MINIGRAD_DEBUG=2 for the
+kernels' own times.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import itertools
 import os
 import statistics
+import sys
 import time
 from collections.abc import Callable
 
@@ -20,7 +22,8 @@ import numpy as np
 
 from minigrad import Tensor, jit, nn
 
-SIZES, BATCH, RATE = (784, 16, 16, 10), 32, 0.01
+SIZES, RATE = (784, 16, 16, 10), 0.01
+BATCH = int(sys.argv[1]) if sys.argv[1:] else 32
 ROUNDS, STEPS = 7, 300
 Step = Callable[[], float]
 

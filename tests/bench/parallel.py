@@ -19,6 +19,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from tests.parallel.ranks import mpiexec
+
 ROOT = Path(__file__).resolve().parent.parent.parent
 MEGABYTES = (4, 8, 16, 32, 64)
 
@@ -115,14 +117,13 @@ def child(what: str, ranks: int, rounds: int, layers: int) -> None:
 
 def measure(what: str, ranks: int, rounds: int, layers: int = 6) -> Any:
     """What rank 0 of so many processes measures."""
-    launcher = Path(sys.executable).parent / "mpiexec"
     command = [sys.executable, "-m", "mpi4py", "-m", "tests.bench.parallel", what,
                "--ranks", str(ranks), "--rounds", str(rounds), "--layers", str(layers),
                "--child"]  # fmt: skip
     if ranks == 1:
         command = [sys.executable, *command[3:]]
     else:
-        command = [str(launcher), "-n", str(ranks), *command]
+        command = [mpiexec(), "-n", str(ranks), *command]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     if done.returncode:
         sys.exit(done.stdout + done.stderr)

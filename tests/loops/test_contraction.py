@@ -170,6 +170,13 @@ def left_sliced(inputs: Inputs) -> list[Node]:
 
 
 @case
+def far_rows(inputs: Inputs) -> list[Node]:
+    """Rows that the second cache does not hold: tiles of them meet several panels each."""
+    x, y = inputs(7, 70, 1000), inputs(7, 75, 1000)
+    return [add(product(x, transpose(y)), 2.0), product(x, inputs(7, 1000, 140))]
+
+
+@case
 def deep(inputs: Inputs) -> list[Node]:
     """So deep that k is cut; its last piece is shorter, and so is the last block of rows."""
     x, y = inputs(45, 4500), inputs(4500, 131)
@@ -220,10 +227,18 @@ def deep_pairs(inputs: Inputs) -> list[Node]:
     return [product(wide(halves(inputs, 40, 9001)), wide(halves(inputs, 9001, 132)))]
 
 
-@pytest.mark.parametrize("machine", ["avx512bf16", "avx512", "avx2"])
-@pytest.mark.parametrize("build", [plain_pairs, turned_pairs, deep_pairs])
+def many_squares(inputs: Inputs) -> list[Node]:
+    """Several blocks of rows, and a batch; what is beyond the last element of a row is no zero."""
+    x, y = halves(inputs, 700, 411), halves(inputs, 411, 270)
+    batch = product(wide(halves(inputs, 3, 40, 50)), wide(halves(inputs, 3, 50, 160)))
+    left = wide(g.shrink(x, [(0, 700), (0, 333)]))
+    return [add(product(left, wide(g.shrink(y, [(5, 338), (0, 270)]))), 1.0), batch]
+
+
+@pytest.mark.parametrize("machine", ["amx", "avx512bf16", "avx512", "avx2"])
+@pytest.mark.parametrize("build", [plain_pairs, turned_pairs, deep_pairs, many_squares])
 def test_bfloat16(build: Build, machine: str) -> None:
-    """Where the host adds products of pairs, and where it does not."""
+    """Where the host multiplies matrices, or adds products of pairs, and where it does neither."""
     check(build, machine)
 
 
@@ -233,6 +248,15 @@ def test_pairs_are_used() -> None:
     dots = target_of("avx512bf16")
     assert "dpbf16ps" in render(lower(kernel, dots))
     assert "dpbf16ps" not in render(lower(kernel, replace(dots, bfloat16_dots=False)))
+
+
+def test_matrices_are_used() -> None:
+    """Where there are matrix registers, unless their copies would not fit into a cache."""
+    amx = replace(target_of("amx"), l2=1 << 21)
+    (kernel,) = schedule(graph_of(deep_pairs)[0]).kernels
+    assert "tdpbf16ps" in render(lower(kernel, amx))
+    assert "tdpbf16ps" not in render(lower(kernel, replace(amx, bfloat16_matrices=False)))
+    assert "tdpbf16ps" not in render(lower(kernel, replace(amx, l2=amx.l2 // 4)))
 
 
 @pytest.mark.parametrize("n", [1, 7, 8, 17, 24])

@@ -8,6 +8,7 @@ import pytest
 from minigrad import GlobalCounters, Tensor, dtypes, nn
 from minigrad.errors import GradientError, ShapeError
 from minigrad.nn import optim, schedule
+from minigrad.program import recorded_calls
 
 rng = np.random.default_rng(1)
 W = rng.normal(size=(5, 3)).astype(np.float32)
@@ -100,6 +101,28 @@ def test_a_step_is_one_program_and_in_place(on_device):
     assert GlobalCounters.programs_compiled == compiled, "every step is the same program"
     now = [t.raw.arg for t in (w, b, *optimizer.m, *optimizer.v, optimizer.t, optimizer.lr)]
     assert all(a is b for a, b in zip(memory, now, strict=True))
+
+
+def test_a_step_that_forgets_gradients_does_the_same_and_stores_none(on_device):
+    def two_steps(forget, join):
+        w, b = Tensor(W, requires_grad=True), Tensor(B, requires_grad=True)
+        optimizer = optim.AdamW([w, b], lr=0.01)
+        optimizer = optim.OptimizerGroup(optimizer) if join else optimizer
+        for _ in range(2):
+            optimizer.zero_grad()
+            loss_of(w, b).backward()
+            optim.clip_grad_norm([w, b], 0.5)
+            with recorded_calls() as calls:
+                optimizer.step(forget=forget)
+            assert (w.grad is None) == (b.grad is None) == forget
+        return w.numpy(), b.numpy(), sum(len(call.made) for call in calls)
+
+    for join in (False, True):
+        *kept, many = two_steps(False, join)
+        *forgotten, few = two_steps(True, join)
+        for one, other in zip(kept, forgotten, strict=True):
+            np.testing.assert_array_equal(one, other)
+        assert few == many - 2
 
 
 M = rng.normal(size=(3, 4)).astype(np.float32)

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from minigrad import Tensor, dtypes, jit, nn
+from minigrad import GlobalCounters, Tensor, dtypes, jit, nn
 from minigrad.device import Buffer
 from minigrad.dtype import DType
 from minigrad.models.parallel import (
@@ -23,6 +23,7 @@ from minigrad.models.parallel import (
     reduce_scatter,
     ring,
 )
+from minigrad.models.parallel.operations import together
 from minigrad.models.parallel.training import Replica
 from minigrad.runtimes.reference import numpy_dtype
 
@@ -178,6 +179,19 @@ def attention(rank: Rank, length: int, seed: int) -> list[float]:
     ]
 
 
+def memory_of_attention(rank: Rank, length: int) -> int:
+    """Peak bytes of ring attention with its gradients, beyond what the process had before."""
+    sequence = SequenceParallel(rank.world, length)
+    shape = (1, 2, length // rank.world.size, 16)
+    q, k, v = (Tensor.randn(*shape).realize() for _ in range(3))
+    sequence.attention(q, k, v).sum().gradient(q, k, v)  # what is made once, such as constants
+    GlobalCounters.reset()
+    before = GlobalCounters.mem_used
+    output = sequence.attention(q, k, v)
+    Tensor.realize(output, *(output * output).sum().gradient(q, k, v))
+    return GlobalCounters.mem_peak - before
+
+
 def buckets(rank: Rank) -> list[Any]:
     """Gradients of uneven parts of a batch, averaged in buckets of different sizes."""
     results = []
@@ -198,6 +212,27 @@ def buckets(rank: Rank) -> list[Any]:
         slopes = [param.grad.numpy() for param in params]
         results.append([total.item(), *slopes, *(param.numpy() for param in params)])
     return results
+
+
+def synchronized(rank: Rank) -> list[Any]:
+    """Weights that nobody looked at before they were sent, the next random numbers, bytes sent."""
+    Tensor.manual_seed(5 + rank.number)
+    layers = [nn.Linear(6, 8), nn.BatchNorm(8), nn.Linear(8, 3)]
+    if rank.world.size > 1:
+        DataParallel(layers, rank.world)
+    state = {name: tensor.numpy() for name, tensor in nn.state.get_state_dict(layers).items()}
+    return [state, Tensor.rand(4).numpy(), rank.world.members.bytes_sent]
+
+
+def lazily_exchanged(rank: Rank) -> list[Any]:
+    """Random numbers that go into an exchange as they are drawn, and one result looked at first."""
+    Tensor.manual_seed(5)
+    drawn = [Tensor.rand(4, requires_grad=True), Tensor.randn(3, 2), Tensor.uniform(5)]
+    if rank.world.size > 1:
+        moved = together("permute", drawn, rank.world, place=1)
+        moved[1].realize()
+        drawn = [moved[0], moved[1], all_reduce(moved[2], rank.world, "max")]
+    return [*(tensor.numpy() for tensor in drawn), Tensor.rand(4).numpy()]
 
 
 def normalized(rank: Rank, steps: int, batch: int) -> list[Any]:

@@ -14,7 +14,7 @@ from uuid import uuid4
 import pytest
 
 from minigrad import Tensor
-from minigrad.models.parallel import Mesh, Rank, RankError, all_reduce, run
+from minigrad.models.parallel import Mesh, Rank, RankError, all_reduce, faults, run
 
 from .cases import captured
 from .faulty import program
@@ -69,6 +69,34 @@ def test_a_rank_that_ends_too_early_is_named() -> None:
 
     with pytest.raises(RankError, match="rank 0 has ended: it made 1 exchanges"):
         run(uneven, 2, patience=0.5)
+
+
+def test_a_pause_of_all_is_nobodys_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-Z and fg, a suspended job: a watch that ticks late forgives what it could not see."""
+
+    class Time:
+        now = 100.0
+
+        def monotonic(self) -> float:
+            return self.now
+
+    time = Time()
+    monkeypatch.setattr(faults, "time", time)
+    clock = faults.Clock()
+    waiting, busy = faults.Activity(clock), faults.Activity(clock)
+    waiting.enter("waiting")
+
+    def blamed_after(*pauses: float) -> str | None:
+        for pause in pauses:
+            time.now += pause
+            clock.tick(0.5)
+        signs = {0: waiting.sign(), 1: busy.sign()}
+        return faults.culprit(signs, {0: clock.seconds}, patience=5.0)
+
+    assert blamed_after(0.5, 3600.0, 0.5, 86400.0, 0.6, 0.4) is None
+    assert clock.seconds == pytest.approx(4.0)
+    assert "no sign of life for 6 s" in str(blamed_after(*[0.5] * 3))
+    assert "rank 1 hangs" in str(faults.culprit({0: waiting.sign(), 1: busy.sign()}, {}, 5.0))
 
 
 def test_settings_and_devices_are_as_before() -> None:

@@ -11,8 +11,11 @@ import numpy as np
 import pytest
 
 from minigrad.models import gpt_commands
+from minigrad.models.errors import InputError
 from minigrad.models.interrupt import Stopped
 from minigrad.models.metrics import Metrics
+from minigrad.models.parallel import Rank, SequenceParallel, run
+from minigrad.settings import Context
 
 from . import cases
 from .ranks import LIMIT, on_ranks, start
@@ -32,6 +35,28 @@ def test_ring_attention_over_mpi() -> None:
         assert max(errors) < 1e-5
 
 
+def test_memory_of_ring_attention_grows_with_the_ranks_part_only() -> None:
+    """Not with its square: no scores are kept, forward or backward."""
+    part = 2048 * 2 * 16 * 4  # bytes of the queries of each of four ranks, or two with half of all
+    for size, length in ((2, 4096), (4, 8192)):
+        for used in on_ranks("mpi", cases.memory_of_attention, size, length):
+            assert used < 24 * part < 2048 * 2048 * 4
+
+
+def test_zigzag_order() -> None:
+    def held(rank: Rank) -> tuple[list[tuple[int, int]], list[int]]:
+        sequence = SequenceParallel(rank.world, 24)
+        with pytest.raises(InputError, match="multiple of 6"):
+            SequenceParallel(rank.world, 27)
+        return sequence.spans, sequence.take(np.arange(24).reshape(1, 24))[0].tolist()
+
+    for number, (spans, tokens) in enumerate(run(held, 3)):
+        first, last = 4 * number, 4 * (5 - number)
+        assert spans == [(first, first + 4), (last, last + 4)]
+        assert tokens == [*range(first, first + 4), *range(last, last + 4)]
+    assert run(lambda rank: SequenceParallel(rank.world, 7).spans, 1) == [[(0, 7)]]
+
+
 def test_buckets_average_uneven_parts() -> None:
     results = on_ranks("local", cases.buckets, 3)
     (alone,) = on_ranks("local", cases.buckets, 1)
@@ -42,9 +67,32 @@ def test_buckets_average_uneven_parts() -> None:
                 assert np.array_equal(a, c)  # the same bits on every rank
 
 
+@pytest.mark.parametrize("kind", ["local", "mpi"])
+def test_all_start_with_what_rank_0_alone_would_draw(kind: str) -> None:
+    ((weights, number, _),) = on_ranks("local", cases.synchronized, 1)
+    results = on_ranks(kind, cases.synchronized, 3)
+    for state, _, _ in results:
+        for name, value in state.items():
+            assert np.array_equal(value, weights[name]), name
+    assert np.array_equal(results[0][1], number)  # and it has drawn no more than that
+    # the last of the ring sends nothing on; the others send everything once
+    once = sum(value.nbytes for value in weights.values())
+    assert [sent for _, _, sent in results] == [once, once, 0]
+
+
+@pytest.mark.parametrize("device", ["CPU", "REF"])
+def test_numbers_are_drawn_once_when_they_are_exchanged(device: str) -> None:
+    with Context(DEVICE=device):
+        (alone,) = on_ranks("local", cases.lazily_exchanged, 1)
+        for found in on_ranks("local", cases.lazily_exchanged, 2):
+            for mine, other in zip(found, alone, strict=True):
+                assert np.array_equal(mine, other)
+
+
+@pytest.mark.parametrize("kind", ["local", "mpi"])
 @pytest.mark.parametrize(("size", "batch"), [(3, 12), (4, 18)])
-def test_batch_norm_has_the_statistics_of_all(size: int, batch: int) -> None:
-    results = on_ranks("local", cases.normalized, size, 50, batch)
+def test_batch_norm_has_the_statistics_of_all(kind: str, size: int, batch: int) -> None:
+    results = on_ranks(kind, cases.normalized, size, 50, batch)
     ((losses, state),) = on_ranks("local", cases.normalized, 1, 50, batch)
     for found, values in results:
         np.testing.assert_allclose(found, losses, rtol=1e-4)
@@ -93,8 +141,9 @@ def test_gpt_learns_as_on_one_device(
     np.testing.assert_allclose(trained(text, tmp_path, layout), alone, rtol=1e-4)
 
 
-def test_gpt_over_mpi(text: Path, alone: list[float], tmp_path: Path) -> None:
-    found = trained(text, tmp_path, "--dp 2 --sp 2", "mpi")
+@pytest.mark.parametrize("layout", ["--dp 4", "--sp 4", "--dp 2 --sp 2"])
+def test_gpt_over_mpi(layout: str, text: Path, alone: list[float], tmp_path: Path) -> None:
+    found = trained(text, tmp_path, layout, "mpi")
     np.testing.assert_allclose(found, alone, rtol=1e-4)
 
 

@@ -22,7 +22,7 @@ from minigrad.loops.recipes import lower
 from minigrad.loops.target import Target
 from minigrad.render.llvm import render
 from minigrad.runtimes.cpu import host_target
-from minigrad.runtimes.host import host
+from minigrad.runtimes.host import host, may_use_matrices
 from minigrad.runtimes.jit_compiler import Compiler, host_compiler
 from minigrad.runtimes.reference import numpy_dtype
 from minigrad.schedule.schedule import Schedule, schedule
@@ -49,6 +49,7 @@ MACHINES = {
 # Machines that only some tests are about.
 SPECIAL = {
     "avx512bf16": (replace(GOLDEN, bfloat16_dots=True), "cooperlake", "avx512bf16"),
+    "amx": (replace(GOLDEN, bfloat16_matrices=True), "sapphirerapids", "amx-bf16"),
     # caches so small that everything comes from memory, and is asked for before it is read
     "tiny caches": (replace(GOLDEN, l2=1 << 10), "x86-64-v4", "avx512f"),
 }
@@ -65,6 +66,8 @@ def compiler_of(machine: str) -> Compiler:
     _, cpu, feature = (MACHINES | SPECIAL)[machine]
     if not host().is_x86 or feature not in host().features:
         pytest.skip(f"the host has no {feature}: code for {cpu} does not run here")
+    if feature.startswith("amx") and not may_use_matrices():
+        pytest.skip("this process may not use matrix registers")
     return Compiler(cpu=cpu, features="")
 
 

@@ -103,6 +103,25 @@ def test_two_layers_are_left_to_plain_products() -> None:
     assert "blocks" not in kinds(plan_of(layers))
 
 
+def test_powers_of_scores_that_are_read_both_ways_are_not_kept() -> None:
+    """The gradients of attention to a part of the keys: the statistics come from elsewhere."""
+
+    def part(extent: int, depth: int, both: bool) -> Schedule:
+        def gradients(inputs: Inputs) -> list[Node]:
+            q, k, g = (inputs(2, extent, depth) for _ in range(3))
+            weights = ew(Op.EXP, product(q, transpose(k)))
+            found = [product(weights, k), product(transpose(weights), g)]
+            return found if both else found[:1]
+
+        return plan_of(gradients)
+
+    assert kinds(part(1024, 32, True)) == ["blocks", "blocks"]
+    assert part(1024, 32, True).arena_bytes == 0
+    assert "blocks" not in kinds(part(256, 8, True))  # may as well be kept
+    assert "blocks" not in kinds(part(1024, 128, True))  # dear to compute again, for its size
+    assert "blocks" not in kinds(part(1024, 32, False))
+
+
 @pytest.mark.parametrize("depth", [100, 200])
 def test_a_deep_product_is_not_computed_twice(depth: int) -> None:
     def maxima(inputs: Inputs) -> list[Node]:

@@ -12,10 +12,11 @@ from minigrad import Tensor, Variable, dtypes
 from minigrad.errors import CompileError
 from minigrad.graph.canonical import Graph, canonicalize
 from minigrad.graph.collective import exchange
-from minigrad.graph.node import Node, Op
+from minigrad.graph.node import Node, Op, topological
 from minigrad.graph.symbolic import Affine, Atom
 from minigrad.loops.recipes import lower
 from minigrad.loops.target import Target
+from minigrad.program import without_rules
 from minigrad.render.llvm import render
 from minigrad.schedule import expr
 from minigrad.schedule.expr import Array, Expr, Leaf
@@ -32,7 +33,8 @@ def data(*shape, dtype=dtypes.float32):
 
 
 def graph_of(*tensors: Tensor) -> Graph:
-    return canonicalize([tensor.raw for tensor in tensors]).graph()
+    roots = [tensor.raw for tensor in tensors]
+    return canonicalize(without_rules(roots, topological(roots))).graph()
 
 
 def kernels_of(*tensors: Tensor, fuse: bool = True) -> tuple[Kernel, ...]:

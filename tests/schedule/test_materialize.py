@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from minigrad import Tensor
 from minigrad.graph import build as g
-from minigrad.graph.node import Node, Op
+from minigrad.graph.canonical import canonicalize
+from minigrad.graph.node import Node, Op, topological
+from minigrad.program import without_rules
+from minigrad.schedule import expr
+from minigrad.schedule.schedule import Schedule, schedule
 
-from .programs import Inputs, add, ew, mul, plan_of, total
+from .programs import Inputs, add, ew, mul, plan_of, product, total
 
 
 def test_a_value_used_twice_at_one_place_is_not_stored() -> None:
@@ -29,3 +34,68 @@ def test_a_value_used_at_two_places_is_kept() -> None:
 
     plan = plan_of(build)
     assert sum(len(kernel.stages) for kernel in plan.kernels) == 2
+
+
+def data(*shape: int) -> Tensor:
+    return Tensor.ones(*shape, device="CPU").realize()
+
+
+def plan_for(*tensors: Tensor) -> Schedule:
+    roots = [tensor.raw for tensor in tensors]
+    return schedule(canonicalize(without_rules(roots, topological(roots))).graph())
+
+
+def test_an_activation_leaves_its_derivative_for_later() -> None:
+    """tanh (or erf) is computed where the product is made, and not again going back."""
+    for approximate in ("tanh", "none"):
+        first, second = data(32, 48), data(48, 32)
+        hidden = (data(64, 32) @ first).gelu(approximate)
+        loss = (hidden @ second).square().sum()
+        plan = plan_for(loss, *loss.gradient(first, second))
+        dear = [
+            number
+            for number, kernel in enumerate(plan.kernels)
+            for stage in kernel.stages
+            if any(e.op in (Op.TANH, Op.ERF) for e in expr.walk(stage.body))
+        ]
+        assert len(set(dear)) == 1, dear
+        made = plan.kernels[dear[0]]
+        assert made.kind == "contraction" and made.stages[0].array not in made.stored
+        assert len(made.stored) == 2  # the activation and its derivative
+
+
+def test_heads_side_by_side_are_kept_in_the_order_that_products_read() -> None:
+    """Joined heads × rows × width, seen as rows × (heads·width) by all."""
+
+    def build(inputs: Inputs) -> list[Node]:
+        heads = [
+            g.pad(inputs(2, 96, 16), ((2 * n, 4 - 2 * n), (0, 0), (0, 0))) for n in range(3)
+        ]
+        joined = g.permute(add(add(heads[0], heads[1]), heads[2]), (1, 0, 2))
+        return [product(g.reshape(joined, (96, 96)), inputs(96, 40))]
+
+    copying, multiplying = plan_of(build).kernels
+    rows = [axis.extent for axis in copying.stages[0].axes]
+    assert rows == [96, 6, 16] and multiplying.kind == "contraction"
+
+
+def test_what_ends_a_product_is_kept_in_the_order_of_that() -> None:
+    """A bias, and then heads × rows × width for others: no kernel of its own."""
+
+    def build(inputs: Inputs) -> list[Node]:
+        x = add(product(inputs(96, 32), inputs(32, 96)), inputs(96, 96))
+        heads = g.permute(g.reshape(x, (96, 6, 16)), (1, 0, 2))
+        return [product(g.reshape(heads, (96 * 6, 16)), inputs(16, 40))]
+
+    assert [kernel.kind for kernel in plan_of(build).kernels] == ["contraction"] * 2
+
+
+def test_large_updates_with_a_number_in_common_are_kernels_of_their_own() -> None:
+    """Loops that walk the arrays of many parameters at once are slow; small ones stay together."""
+
+    def build(inputs: Inputs, size: int) -> list[Node]:
+        factor = g.expand(inputs(1), (size,))
+        return [mul(inputs(size), factor) for _ in range(3)]
+
+    assert len(plan_of(lambda inputs: build(inputs, 1 << 14)).kernels) == 3
+    assert len(plan_of(lambda inputs: build(inputs, 1 << 10)).kernels) == 1

@@ -1,0 +1,76 @@
+"""Products of bfloat16 where the processor multiplies whole blocks (AMX), in squares of 32 × 32.
+
+    parallel over batch × groups of panels × blocks of rows:
+      pack the block of `left`, row after row, in words of two neighbours along k
+      for each panel of the group:
+        pack the panel of `right`, in such words too
+        for each square of the block:
+          square = left's 32 rows · panel
+          store the square through the epilogue
+"""
+
+from __future__ import annotations
+
+from minigrad.dtype import dtypes
+from minigrad.graph.symbolic import Atom, Integer, add, floordiv, mul, numel, sub, substitute
+from minigrad.loops.build import lanes_loop
+from minigrad.loops.nest import Loop, Matrix, MatrixProduct, Statement, Store, Stores
+from minigrad.loops.pack import depth_of, pack_right, pack_words
+from minigrad.loops.target import Target
+from minigrad.loops.tiles import Block, Problem
+from minigrad.schedule import expr
+from minigrad.schedule.expr import Array
+from minigrad.schedule.stage import index_of, make_axis
+
+SQUARE = 32  # rows and columns of a square: two registers of 16 in both directions
+DEPTH = 16  # words of k in a register
+FEW_TASKS = 8  # every further task packs one of the operands once more
+LEAST_PANELS = 4
+
+
+def cut_in_squares(problem: Problem, target: Target, batches: int) -> tuple[int, int] | None:
+    """Rows and columns of a task, or None if packing does not pay; problem: in whole registers."""
+    row, column = numel([problem.parts.m[-1].extent]), numel([problem.parts.n[-1].extent])
+    if row < SQUARE // 2 or column < LEAST_PANELS * SQUARE:
+        return None
+    depth, _ = depth_of(problem.parts.k)
+    most = target.l2 // 2 // (4 * depth) // SQUARE
+    if most == 0:
+        return None
+    squares, panels = -(-row // SQUARE), -(-column // SQUARE)
+    blocks = -(-squares // most)
+    groups = max(min(-(-FEW_TASKS // (batches * blocks)), panels // LEAST_PANELS), 1)
+    return -(-squares // blocks) * SQUARE, -(-panels // groups) * SQUARE
+
+
+def squares(
+    problem: Problem, block: Block, start: Integer, columns: int, lane: Atom
+) -> list[Statement]:
+    """The work of one parallel iteration, whose columns are `columns` from `start` on."""
+    parts = problem.parts
+    row, column = parts.m[-1], parts.n[-1]
+    copy_left, left, pitch = pack_words(problem, block)
+    copy_right, panel = pack_right(problem, SQUARE, lane)
+    depth, _ = depth_of(parts.k)
+    square = Array("square", dtypes.float32, SQUARE * SQUARE, "scratch")
+    number = make_axis("t", 0, block.tiles)
+    inside = mul(index_of(number.variable), SQUARE)
+    product = MatrixProduct(
+        Matrix(square, 0, SQUARE), Matrix(left, mul(inside, pitch), pitch),
+        Matrix(panel.payload[0], 0, SQUARE), SQUARE, SQUARE, depth,
+    )  # fmt: skip
+    u = make_axis("u", 0, SQUARE)
+    first = add(block.start, inside)
+    at: dict[Atom, Integer] = {row.variable: add(first, index_of(u.variable))}
+    result = expr.load(square, add(mul(index_of(u.variable), SQUARE), index_of(lane)))
+    items = []
+    for store in problem.stores:
+        value = expr.substitute_in(
+            expr.rebuild(store.value, {problem.accumulator: result}.get), at
+        )
+        items.append(Store(store.array, substitute(store.index, at), value))
+    epilogue = Loop(u.variable, 0, (SQUARE, sub(row.extent, first)), (Stores(tuple(items)),))
+    left_over = floordiv(add(sub(row.extent, block.start), SQUARE - 1), SQUARE)
+    each = Loop(number.variable, 0, (block.tiles, left_over), (product, epilogue))
+    stops = (add(start, columns), column.extent)
+    return [copy_left, lanes_loop(column, SQUARE, (copy_right, each), start, stops, lane)]

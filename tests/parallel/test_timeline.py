@@ -1,0 +1,95 @@
+"""What each rank did when: a file for trace viewers, and lines of text."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from minigrad import program
+from minigrad.models.parallel import Rank, run, timeline
+
+from . import cases
+from .ranks import LIMIT, start
+
+TRACED = """
+import sys
+from minigrad.models.parallel import run
+from parallel import cases
+run(cases.captured, 2, trace=sys.argv[1])
+"""
+
+
+def traced(kind: str, path: Path) -> list[dict[str, Any]]:
+    """The events of a run of two ranks."""
+    if kind == "local":
+        run(cases.captured, 2, trace=path)
+    else:
+        script = path.with_name("traced.py")
+        script.write_text(TRACED, "utf-8")
+        process = start([str(script), str(path)], 2)
+        out, errors = process.communicate(timeout=LIMIT)
+        assert process.returncode == 0, out + errors
+    trace = json.loads(path.read_text("utf-8"))
+    assert trace["displayTimeUnit"] == "ms"
+    events: list[dict[str, Any]] = trace["traceEvents"]
+    return events
+
+
+@pytest.mark.parametrize("kind", ["local", "mpi"])
+def test_every_rank_has_sends_additions_and_kernels(kind: str, tmp_path: Path) -> None:
+    events = traced(kind, tmp_path / "trace.json")
+    names = {(e["pid"], e["tid"]): e["args"]["name"] for e in events if e["name"] == "thread_name"}
+    for rank in range(2):
+        own = [e for e in events if e["pid"] == rank and e["ph"] != "M"]
+        rows = {e["name"]: names[rank, e["tid"]] for e in own}
+        expected = {"send": "exchanges", "add": "exchanges", "wait": "exchanges",
+                    "all_reduce": "exchanges", "permute": "exchanges"}  # fmt: skip
+        # whoever waits for an exchange may carry it out, on the program's own thread
+        assert expected.keys() <= rows.keys()
+        assert all(rows[name] == expected[name] for name in ("send", "add", "wait"))
+        kernels = [e for e in own if e["args"].get("kind") == "kernel"]
+        assert kernels and all(names[rank, e["tid"]] == "program" for e in kernels)
+        # 5 steps; a ring of two sends half of 3 numbers twice, and a permutation all of them
+        assert sum(e["args"]["bytes"] for e in own if e["name"] == "send") == 5 * (12 + 12)
+        assert all(e["ts"] >= 0 and e.get("dur", 1) > 0 for e in own)
+        assert {e["ph"] for e in own} == {"X", "i"}
+
+
+def test_nothing_is_recorded_unless_asked() -> None:
+    def events(rank: Rank) -> int:
+        cases.captured(rank)
+        return len(rank.timeline.events)
+
+    assert run(events, 2) == [0, 0]
+    assert program.timeline.record is None
+
+
+def test_a_timeline_as_text(tmp_path: Path) -> None:
+    def event(row: str, name: str, start: float, stop: float, **about: str) -> dict[str, Any]:
+        return {"name": name, "row": row, "start": start, "stop": stop, "about": about}
+
+    ranks = [
+        (0, [event("program", "gelu", 0.0, 0.5, kind="kernel"),
+             event("program", "blocked", 0.5, 1.0),
+             event("exchanges", "wait", 0.5, 0.7), event("exchanges", "add", 0.7, 1.0),
+             event("exchanges", "send", 0.7, 0.7)]),
+        (1, [event("program", "gelu", 0.2, 1.0, kind="kernel")]),
+    ]  # fmt: skip
+    path = tmp_path / "trace.json"
+    timeline.write_trace(path, ranks)
+    text = [
+        "rank 0  #####.....",
+        "             ~~+++",
+        "rank 1    ########",
+        "                  ",
+    ]
+    first, *lines = timeline.as_text(timeline.read_trace(path), 0.0, 1.0, 10).splitlines()
+    assert lines == text and "100000 µs a column" in first
+    command = [sys.executable, "-m", "minigrad.models.parallel", str(path), "0", "1000"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[1].startswith("rank 0  " + "#" * 40) and not done.stderr
