@@ -13,6 +13,7 @@ inside an atom: a floor division, a remainder, or (in kernels only) a value load
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from math import gcd
 from typing import Any
@@ -104,14 +105,10 @@ class Affine:
         )
 
     def _bounds(self) -> None:
-        low = high = self.constant
-        for atom, coefficient in self.terms:
-            if coefficient > 0:
-                low += coefficient * atom.low
-                high += coefficient * atom.high
-            else:
-                low += coefficient * atom.high
-                high += coefficient * atom.low
+        low, high = _range_of(self.constant, dict(self.terms))
+        if any(atom.kind == "mod" for atom, _ in self.terms):
+            smallest, largest = _range_of(*_without_remainders(self.constant, dict(self.terms)))
+            low, high = max(low, smallest), min(high, largest)
         self._low, self._high = low, high
 
     @property
@@ -184,29 +181,163 @@ def high(x: Integer) -> int:
     return x if isinstance(x, int) else x.high
 
 
+def _range_of(constant: int, terms: Mapping[Atom, int]) -> tuple[int, int]:
+    """Safe bounds of a sum, each atom by itself."""
+    low = high = constant
+    for atom, coefficient in terms.items():
+        ends = (coefficient * atom.low, coefficient * atom.high)
+        low, high = low + min(ends), high + max(ends)
+    return low, high
+
+
 def _build(constant: int, terms: dict[Atom, int]) -> Integer:
-    """Make the canonical sum; joins `c·(x // c) + x % c` back into x."""
+    """Make the canonical sum c + Σ coefficient·atom; the atoms need not be canonical together.
+
+    With q = x // d, a remainder x % d *is* x − d·q. Written without remainders, equal sums have
+    equal terms; which remainders are then put back depends on those terms alone.
+    """
+    if any(atom.inner is not None for atom in terms):
+        constant, terms = _with_remainders(*_without_remainders(constant, terms))
     items = [(atom, c) for atom, c in terms.items() if c]
-    for atom, coefficient in items:
-        if atom.kind != "mod":
-            continue
-        assert atom.inner is not None
-        quotient = floordiv(atom.inner, atom.divisor)
-        scale = coefficient * atom.divisor
-        if (
-            isinstance(quotient, Affine)
-            and quotient.constant == 0
-            and len(quotient.terms) == 1
-            and quotient.terms[0][1] == 1
-            and terms.get(quotient.terms[0][0], 0) == scale
-        ):
-            rest = {a: c for a, c in items if a is not atom and a != quotient.terms[0][0]}
-            return add(_build(constant, rest), mul(atom.inner, coefficient))
     if not items:
         return constant
     if len(items) > 1:
         items.sort(key=lambda item: item[0].sort_key)
     return Affine(constant, tuple(items))
+
+
+@dataclass(frozen=True)
+class _Remainder:
+    """x % d for an x whose quotient by d is a single atom: x − d·quotient, in two ways.
+
+    constant, terms: that difference, without any remainder in it. leading: what x is made of, where
+    x holds a remainder y % n what y is made of; without quotients, unless it has nothing else.
+    """
+
+    atom: Atom
+    quotient: Atom
+    constant: int
+    terms: Mapping[Atom, int]
+    leading: Mapping[Atom, int]
+
+    def contained(self, terms: Mapping[Atom, int]) -> int:
+        """How many times x, of either sign, can be taken out of a sum."""
+        if not self.leading:
+            return 0
+        ratios = []
+        for atom, c in self.leading.items():
+            whole = terms.get(atom, 0)
+            ratios.append(abs(whole) // abs(c) * (1 if (whole < 0) == (c < 0) else -1))
+        least, most = min(ratios), max(ratios)
+        return least if least > 0 else most if most < 0 else 0
+
+
+@lru_cache(maxsize=1 << 14)
+def _remainder(atom: Atom) -> _Remainder:
+    """The remainder that an atom is. By its structure alone: this is asked while sums are made."""
+    x, d = atom.inner, atom.divisor
+    assert x is not None
+    parent = _as_atom(x)
+    if parent is not None and parent.kind == "div":  # (y // e) // d = y // (e·d)
+        assert parent.inner is not None
+        quotient = _quotient(parent.inner, parent.divisor * d)
+    else:
+        quotient = _quotient(x, d)
+    constant, terms = _without_remainders(x.constant, dict(x.terms))
+    terms[quotient] = terms.get(quotient, 0) - d
+    made = _made_of(x)
+    leading = {part: c for part, c in made.items() if part.kind != "div"} or made
+    return _Remainder(atom, quotient, constant, terms, leading)
+
+
+def _quotient(x: Affine, d: int) -> Atom:
+    """x // d as an atom: x has nothing that can be taken out of it."""
+    return Atom("div", "", x.low // d, x.high // d, x, d)
+
+
+def _made_of(x: Affine) -> dict[Atom, int]:
+    """The coefficients of x, where it holds a remainder of y those of y."""
+    found: dict[Atom, int] = {}
+    for atom, c in x.terms:
+        parts = {atom: 1} if atom.kind != "mod" or atom.inner is None else _made_of(atom.inner)
+        for part, factor in parts.items():
+            found[part] = found.get(part, 0) + c * factor
+    return {atom: c for atom, c in found.items() if c}
+
+
+def _as_atom(x: Integer) -> Atom | None:
+    """The atom that x is, if it is one."""
+    if isinstance(x, int) or x.constant or len(x.terms) > 1 or x.terms[0][1] != 1:
+        return None
+    return x.terms[0][0]
+
+
+def _without_remainders(
+    constant: int, terms: Mapping[Atom, int]
+) -> tuple[int, dict[Atom, int]]:
+    """The sum with x − d·(x // d) for each remainder x % d."""
+    found: dict[Atom, int] = {}
+    for atom, c in terms.items():
+        if atom.kind != "mod":
+            found[atom] = found.get(atom, 0) + c
+        else:
+            remainder = _remainder(atom)
+            constant += c * remainder.constant
+            for part, factor in remainder.terms.items():
+                found[part] = found.get(part, 0) + c * factor
+    return constant, {atom: c for atom, c in found.items() if c}
+
+
+def _with_remainders(constant: int, terms: dict[Atom, int]) -> tuple[int, dict[Atom, int]]:
+    """The sum with d·(x // d) + x % d for x, wherever it has a quotient x // d already.
+
+    That is how positions in an array look. Where several quotients of x want it, all but the first
+    get as much as takes their own sign from them.
+    """
+    waiting = _remainders_beside(terms)
+    while waiting:
+        remainder = waiting.pop(0)
+        count = remainder.contained(terms)
+        sign = 1 if count > 0 else -1
+        for rival in waiting:
+            d = rival.atom.divisor
+            if rival.atom.inner == remainder.atom.inner and d % remainder.atom.divisor:
+                wanted = -(sign * terms.get(rival.quotient, 0) // d)
+                count = sign * max(sign * count - max(wanted, 0), 0)
+        if not terms.get(remainder.quotient):
+            continue
+        constant -= count * remainder.constant
+        for part, factor in remainder.terms.items():
+            terms[part] = terms.get(part, 0) - count * factor
+        terms[remainder.atom] = terms.get(remainder.atom, 0) + count
+    return constant, terms
+
+
+def _remainders_beside(terms: Mapping[Atom, int]) -> list[_Remainder]:
+    """The remainders that quotients in a sum leave: x % d of x // d, (y // e) % (d / e) of y // d.
+
+    Nested ones first, then small divisors.
+    """
+    quotients = [atom for atom in terms if atom.kind == "div"]
+    found: list[tuple[Any, _Remainder]] = []
+    for quotient in quotients:
+        assert quotient.inner is not None
+        candidates = [(1, quotient.inner)]
+        for other in quotients:
+            if other.inner == quotient.inner and quotient.divisor % other.divisor == 0:
+                candidates.append((other.divisor, Affine(0, ((other, 1),))))
+        for taken, x in candidates:
+            d = quotient.divisor // taken
+            if d > 1 and all(c % d for _, c in x.terms):
+                key = (-_depth(quotient), quotient.divisor, -taken, quotient.sort_key)
+                found.append((key, _remainder(Atom("mod", "", 0, d - 1, x, d))))
+    return [remainder for _, remainder in sorted(found, key=lambda pair: pair[0])]
+
+
+@lru_cache(maxsize=1 << 14)
+def _depth(atom: Atom) -> int:
+    """How many quotients and remainders are inside one another."""
+    return 0 if atom.inner is None else 1 + max(_depth(part) for part, _ in atom.inner.terms)
 
 
 def total(parts: Iterable[Integer]) -> Integer:
@@ -254,9 +385,12 @@ def mul(x: Integer, y: Integer) -> Integer:
         return x * y
     if y == 0:
         return 0
-    if y == 1:
-        return x
-    return Affine(x.constant * y, tuple((atom, c * y) for atom, c in x.terms))
+    return x if y == 1 else _mul(x, y)
+
+
+@lru_cache(maxsize=1 << 16)
+def _mul(x: Affine, y: int) -> Integer:
+    return _build(x.constant * y, {atom: c * y for atom, c in x.terms})
 
 
 def _reduce_coefficients(x: Affine, d: int) -> tuple[Integer, Integer]:
@@ -323,8 +457,7 @@ def _floordiv(x: Affine, d: int) -> Integer:
         if atom.kind == "mod" and atom.divisor % d == 0:  # (y % n) // d = (y // d) % (n / d)
             assert atom.inner is not None
             return add(quotient, mod(floordiv(atom.inner, d), atom.divisor // d))
-    made = Atom("div", "", low(rest) // d, high(rest) // d, rest, d)
-    return add(quotient, Affine(0, ((made, 1),)))
+    return add(quotient, Affine(0, ((_quotient(rest, d), 1),)))
 
 
 def floordiv(x: Integer, d: int) -> Integer:
@@ -336,21 +469,29 @@ def floordiv(x: Integer, d: int) -> Integer:
     return x if d == 1 else _floordiv(x, d)
 
 
+def _without_multiples(x: Affine, d: int) -> Integer:
+    """x less what is a multiple of d: c·atom with d | c, and of c·(y % n) with d | c·n all but c·y.
+    """
+    constant, waiting = x.constant, list(x.terms)
+    terms: dict[Atom, int] = {}
+    while waiting:
+        atom, c = waiting.pop()
+        if c % d and atom.kind == "mod" and c * atom.divisor % d == 0:
+            assert atom.inner is not None
+            constant += c * atom.inner.constant
+            waiting.extend((part, c * factor) for part, factor in atom.inner.terms)
+        else:
+            terms[atom] = terms.get(atom, 0) + c
+    kept = {atom: c for atom, c in terms.items() if c % d}
+    return x if kept == dict(x.terms) else _build(constant, kept)
+
+
 @lru_cache(maxsize=1 << 16)
 def _mod(x: Affine, d: int) -> Integer:
-    terms = dict(x.terms)
-    constant = x.constant
-    changed = False
-    for atom, coefficient in x.terms:  # (… + c·(y % n)) % d with d | c·n: drop the inner remainder
-        if atom.kind == "mod" and (coefficient * atom.divisor) % d == 0:
-            del terms[atom]
-            assert atom.inner is not None
-            return mod(add(_build(constant, terms), mul(atom.inner, coefficient)), d)
-        if coefficient % d == 0:
-            del terms[atom]
-            changed = True
-    if changed:
-        return mod(_build(constant, terms), d)
+    less = _without_multiples(x, d)
+    if isinstance(less, int):
+        return less % d
+    x = less
     split = _split(x, d)
     if split is not None:
         return add(mul(mod(split[1], d // split[0]), split[0]), split[2])
@@ -365,8 +506,7 @@ def _mod(x: Affine, d: int) -> Integer:
     split = _split(rest, d)
     if split is not None:
         return add(mul(mod(split[1], d // split[0]), split[0]), split[2])
-    made = Atom("mod", "", 0, d - 1, rest, d)
-    return Affine(0, ((made, 1),))
+    return _build(0, {Atom("mod", "", 0, d - 1, rest, d): 1})
 
 
 def mod(x: Integer, d: int) -> Integer:

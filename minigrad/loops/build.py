@@ -116,7 +116,7 @@ def substitute_statement(statement: Statement, values: dict[Atom, Integer]) -> S
         return Stores(tuple(item for item in items if isinstance(item, Store)))
     if isinstance(statement, Set):
         value = expr.substitute_in(statement.value, values)
-        return Set(statement.local, substitute(statement.slot, values), value)
+        return replace(statement, slot=substitute(statement.slot, values), value=value)
     if isinstance(statement, Prefetch):
         return Prefetch(statement.array, substitute(statement.index, values))
     if isinstance(statement, MatrixProduct):

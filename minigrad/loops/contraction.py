@@ -62,6 +62,7 @@ LEAST_PANELS = 4  # panels over which the packing of rows pays
 FAR_BYTES = 1 << 19  # a panel whose rows span more memory than this is packed
 DEPTH = 512  # elements of k at a time where there are too many; columns of such a task
 PAGE = 4096  # rows at distances that are multiples of it share the lines of a first-level cache
+NEAR_BYTES = 512  # a step along k that leaves several to a page
 CROWDED = 8  # rows that still find a place there
 LANE: Atom = make_axis("lane", 0, 1 << 10).variable
 
@@ -236,9 +237,10 @@ def plan_of(problem: Problem, target: Target, batches: int) -> Plan:
     near = target.l2 // 2 // (depth * size)  # rows that stay in half of the second cache
     if pays and near >= ROWS_OF_PANEL:
         rows = cut(row.extent, height, near)
-    if rows >= row.extent:
-        rows = block_rows(row.extent, height, batches * panels)
     packs = width > 1 and needs_packing(problem, width, rows)
+    if rows >= row.extent:
+        wanted = FEW_TASKS if packs else ENOUGH_TASKS
+        rows = block_rows(row.extent, height, -(-wanted // (batches * panels)))
     each = batches * -(-row.extent // rows) * panels // ENOUGH_TASKS if packs else 1
     work = rows * depth * width  # multiply-adds of a panel
     groups = -(-panels // max(min(each, MOST_PANELS, MOST_WORK // max(work, 1)), 1))
@@ -253,7 +255,7 @@ def rows_of_panel(m: tuple[Axis, ...], rows: int, tasks: int) -> list[Axis]:
     for axis in reversed(m[:-1]):
         if not isinstance(axis.extent, int) or axis.extent == 0 or rows >= ENOUGH_ROWS:
             break
-        if tasks // axis.extent < ENOUGH_TASKS:
+        if tasks // axis.extent < FEW_TASKS:
             break
         found.insert(0, axis)
         rows *= axis.extent
@@ -284,9 +286,9 @@ def rows_compete(problem: Problem) -> bool:
     return stride != 0 and stride * left.dtype.itemsize % PAGE == 0
 
 
-def block_rows(rows: int, height: int, tasks: int) -> int:
+def block_rows(rows: int, height: int, wanted: int) -> int:
     """Rows of one parallel iteration, a multiple of the tile's unless it is all of them."""
-    pieces = min(-(-ENOUGH_TASKS // tasks), rows // LEAST_ROWS)
+    pieces = min(wanted, rows // LEAST_ROWS)
     if pieces <= 1:
         return rows
     return -(-rows // pieces // height) * height
@@ -318,15 +320,20 @@ def left_is_awkward(problem: Problem, target: Target) -> bool:
     """Whether tiles had better not read the left operand as it is.
 
     They walk along k, row beside row: far jumps, conversions and conditions would be paid for
-    every panel again. Rows that are neighbours do where all of them stay in the second cache.
+    every panel again. Rows that are neighbours do where all of them stay in the second cache, or
+    where a step along k stays on the page.
     """
     left, row = problem.parts.left, problem.parts.m[-1]
     if left.op is not Leaf.LOAD or left.payload[2]:
         return True
-    if 1 in strides(left, problem.parts.k[-1].variable):
+    step = coefficient(left.payload[1], problem.parts.k[-1].variable)
+    if step == 1:
         return False
     depth, _ = depth_of(problem.parts.k)
-    near = depth * numel([row.extent]) * left.dtype.itemsize <= 3 * target.l2 // 4
+    size = left.dtype.itemsize
+    near = depth * numel([row.extent]) * size <= 3 * target.l2 // 4 or (
+        step is not None and 0 < step * size <= NEAR_BYTES
+    )
     return not (near and 1 in strides(left, row.variable))
 
 

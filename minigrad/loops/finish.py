@@ -83,7 +83,8 @@ def grain_of(loop: Loop, total: int, operations: int, traffic: int, target: Targ
     step = loop.step if loop.kind == "lanes" else 1
     vectors = operations / max(target.vector_bytes // 4, 1)
     worth = max(vectors // CHUNK_OPERATIONS, traffic // CHUNK_BYTES, 1)
-    chunks = int(min(worth, MOST_CHUNKS))
+    # a power of two, or two threads might share three chunks
+    chunks = 1 << (int(min(worth, MOST_CHUNKS)) - 1).bit_length()
     grain = -(-total // chunks)
     return max(-(-grain // step) * step, 1)
 

@@ -42,11 +42,15 @@ class Stores:
 
 @dataclass(frozen=True)
 class Set:
-    """local[slot] = value (lanes outside a mask keep their old value)."""
+    """local[slot] = value (lanes outside a mask keep their old value).
+
+    everywhere: what becomes of lanes outside a mask does not matter, because nobody looks at them.
+    """
 
     local: Local
     slot: Integer
     value: Expr
+    everywhere: bool = False
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,10 @@ Such a product is as fast as its matrix can be read, so the loops follow the mat
     columns   neighbours along the result: sums of a block of columns stay in the first cache, and
               a few rows of the matrix at a time are added to them, each read from end to end
     dots      neighbours along k: row after row of the matrix, with vectors of partial sums for
-              every one of the few
+              every one of the few (see dots.py)
+
+A sum of several such products counts too, and each may be scaled by something of the matrix: so
+does a quantized matrix multiply, whose blocks of integers have a scale and a minimum each.
 
     parallel over batch × blocks of the result:
       few' = few                        (scratch; where it is computed, not just loaded)
@@ -15,8 +18,8 @@ Such a product is as fast as its matrix can be read, so the loops follow the mat
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Sequence
+from dataclasses import replace
 
 from minigrad.graph.node import Op
 from minigrad.graph.symbolic import (
@@ -40,11 +43,12 @@ from minigrad.loops.build import (
     serial_loop,
     substitute_stores,
 )
+from minigrad.loops.dots import Dots, Sum, with_few_at_hand
 from minigrad.loops.finish import finish, flops
-from minigrad.loops.nest import Fold, Loop, Nest, Set, Statement, Store, Stores
+from minigrad.loops.nest import Loop, Nest, Set, Statement, Store, Stores
 from minigrad.loops.target import Target
 from minigrad.schedule import expr
-from minigrad.schedule.expr import Array, Expr, Leaf, Local
+from minigrad.schedule.expr import Array, Expr, Local
 from minigrad.schedule.schedule import Kernel
 from minigrad.schedule.stage import Axis, Stage, identity, index_of, make_axis
 
@@ -54,19 +58,6 @@ ENOUGH_TASKS = 16  # parallel iterations that divide well among a few threads
 LONGEST_RUN = 1 << 14  # bytes of a row of the matrix that are read at once
 SHORTEST_RUN = 1 << 11
 BLOCK_BYTES = 1 << 14  # of sums of one block: half of a small first-level cache
-
-
-@dataclass(frozen=True)
-class Sum:
-    """Σ over k of few · many, one of a kernel's stages; the axes of `few` that are kept are few."""
-
-    stage: Stage
-    few: Expr
-    many: Expr
-    batch: tuple[Axis, ...]
-    thin: tuple[Axis, ...]
-    wide: tuple[Axis, ...]
-    k: tuple[Axis, ...]
 
 
 def thin(kernel: Kernel, target: Target, name: str) -> Nest | None:
@@ -87,12 +78,12 @@ def thin(kernel: Kernel, target: Target, name: str) -> Nest | None:
     count = numel([a.extent for a in first.thin])
     outer = [*first.batch, *(a for a in first.wide if a != axis)]
     tasks = numel([a.extent for a in outer])
-    along_k = None if column else [_neighbours([one], "k") for one in sums]
-    if along_k is not None and None not in along_k:
-        rows, width = _rows_at_once(target, sums, count)
-        block = min(max(axis.extent // max(ENOUGH_TASKS // tasks, 1) // rows, 1), 32) * rows
+    along_k = [] if column else [a for one in sums if (a := _neighbours([one], "k"))]
+    if len(along_k) == len(sums):
+        dots = Dots(sums, axis, along_k, target)
+        block = dots.block(max(ENOUGH_TASKS // tasks, 1))
     else:
-        along_k = None
+        dots = None
         block = _columns_of_block(target, first, axis.extent, count, tasks)
     blocks = make_axis("b", 0, -(-axis.extent // block))
     start = mul(index_of(blocks.variable), block)
@@ -102,15 +93,13 @@ def thin(kernel: Kernel, target: Target, name: str) -> Nest | None:
     body: list[Statement] = []
     values: dict[Expr, Expr] = {}
     for number, one in enumerate(sums):
-        packed, one = _with_few_at_hand(one, number, along_k is None)
+        packed, one = with_few_at_hand(one, number, dots is None, target)
         body.extend(packed)
         made = Array(f"sums{number}", one.stage.body.dtype, count * block, "scratch")
         at = sub(index_of(axis.variable), start)
         values[results[number]] = _element(made, one.thin, block, at)
-        if along_k is not None:
-            along = along_k[number]
-            assert along is not None
-            body.extend(_dots(one, number, made, block, axis, along, start, stops, rows, width))
+        if dots is not None:
+            body.extend(dots.loops(one, number, made, block, start, stops))
         else:
             body.extend(_columns(one, number, made, block, axis, start, stops, lanes, target))
     body.append(_epilogue(stores, values, first, axis, start, stops, lanes))
@@ -150,37 +139,67 @@ def _sums(kernel: Kernel) -> list[Sum] | None:
 
 
 def _sum(stage: Stage) -> Sum | None:
-    if stage.op is not Op.SUM or not stage.body.dtype.is_float:
+    body = stage.body
+    if stage.op is not Op.SUM or not body.dtype.is_float:
         return None
-    product = stage.body
-    if product.op is Op.CAST:
-        product = product.args[0]
-    if product.op is not Op.MUL or numel([a.extent for a in stage.reduced]) < LEAST_DEPTH:
-        return None
-    left, right = product.args
     reduced = {a.variable for a in stage.reduced}
     kept = {a.variable for a in stage.axes}
-    if not (reduced <= left.variables and reduced <= right.variables):
-        return None
-    if not kept <= left.variables | right.variables:
+    if numel([a.extent for a in stage.reduced]) < LEAST_DEPTH or not kept <= body.variables:
         return None
 
-    def extent(one: Expr, other: Expr) -> int:
-        only = one.variables - other.variables
-        return numel([a.extent for a in stage.axes if a.variable in only])
+    def extent(variables: frozenset[Atom]) -> int:
+        return numel([a.extent for a in stage.axes if a.variable in variables])
 
-    few, many = (left, right) if extent(left, right) <= extent(right, left) else (right, left)
-    count, length = extent(few, many), extent(many, few)
-    if count > FEW or length < 4 * count or length < LEAST_DEPTH:
+    largest = max(expr.loads(body), key=lambda load: extent(load.variables), default=None)
+    if largest is None:
         return None
-    both = few.variables & many.variables
+    of_matrix = kept & largest.variables
+    terms = _terms(body, of_matrix, kept - of_matrix)
+    if terms is None:
+        return None
+    few_variables = frozenset().union(*(few.variables for few, _ in terms))
+    many_variables = frozenset().union(*(many.variables for _, many in terms))
+    if not (reduced <= few_variables and reduced <= many_variables):
+        return None
+    thin = frozenset(kept - of_matrix)
+    wide = frozenset(of_matrix - few_variables)
+    count, length = extent(thin), extent(wide)
+    if not wide or count > FEW or length < 4 * count or length < LEAST_DEPTH:
+        return None
     return Sum(
-        stage, few, many,
-        tuple(a for a in stage.axes if a.variable in both),
-        tuple(a for a in stage.axes if a.variable in few.variables - many.variables),
-        tuple(a for a in stage.axes if a.variable in many.variables - few.variables),
+        stage, body, tuple(dict.fromkeys(few for few, _ in terms)),
+        tuple(a for a in stage.axes if a.variable not in thin | wide),
+        tuple(a for a in stage.axes if a.variable in thin),
+        tuple(a for a in stage.axes if a.variable in wide),
         stage.reduced,
     )  # fmt: skip
+
+
+def _terms(
+    body: Expr, of_matrix: Collection[Atom], thin: Collection[Atom]
+) -> list[tuple[Expr, Expr]] | None:
+    """The few and the matrix's part of every product in a sum of products, which may be scaled.
+
+    of_matrix: the kept variables of the matrix's elements; thin: the other kept ones, which nothing
+    of the matrix may depend on. None for what is no such sum.
+    """
+    if body.op is Op.CAST:
+        return _terms(body.args[0], of_matrix, thin)
+    if body.op not in (Op.ADD, Op.SUB, Op.MUL):
+        return None
+    left, right = body.args
+    if body.op is not Op.MUL:
+        first, second = _terms(left, of_matrix, thin), _terms(right, of_matrix, thin)
+        return None if first is None or second is None else first + second
+    for inner, many in ((left, right), (right, left)):
+        if not many.variables.issuperset(of_matrix) or not many.variables.isdisjoint(thin):
+            continue
+        if not inner.variables.issuperset(of_matrix):
+            return [(inner, many)]
+        terms = _terms(inner, of_matrix, thin)
+        if terms is not None:
+            return [(few, expr.apply(Op.MUL, (one, many), one.dtype)) for few, one in terms]
+    return None
 
 
 def _prepared(kernel: Kernel, sums: list[Sum]) -> tuple[list[Store], list[Sum], list[Expr]]:
@@ -207,9 +226,10 @@ def _prepared(kernel: Kernel, sums: list[Sum]) -> tuple[list[Store], list[Sum], 
     for one in sums:
         merged = merge(one.k, used)
         own = values | {a: x for _, known in merged for a, x in known.items()}
-        few, many = expr.substitute_in(one.few, own), expr.substitute_in(one.many, own)
+        few = tuple(expr.substitute_in(e, own) for e in one.few)
         k = tuple(axis for axis, _ in merged)
-        changed.append(Sum(one.stage, few, many, groups[0], groups[1], groups[2], k))
+        body = expr.substitute_in(one.body, own)
+        changed.append(Sum(one.stage, body, few, groups[0], groups[1], groups[2], k))
     return substitute_stores(stores, values), changed, results
 
 
@@ -219,7 +239,7 @@ def _neighbours(sums: Sequence[Sum], group: str) -> Axis | None:
         strides = [
             coefficient(load.payload[1], axis.variable)
             for one in sums
-            for load in expr.loads(one.many)
+            for load in one.of_matrix()
         ]
         if 1 in strides and all(stride in (0, 1) for stride in strides):
             return axis  # type: ignore[no-any-return]
@@ -229,52 +249,14 @@ def _neighbours(sums: Sequence[Sum], group: str) -> Axis | None:
 # ---- pieces ----
 
 
-def _rows_at_once(target: Target, sums: Sequence[Sum], count: int) -> tuple[int, int]:
-    """Rows of the matrix in `dots`, and lanes: as many sums as registers hold beside operands.
-
-    A matrix in memory is read fastest from end to end, one row after the other; the rows of one
-    that lies in a cache share what they load of the few.
-    """
-    lanes = target.lanes(sums[0].stage.body.dtype)
-    most = 16 if target.registers >= 32 else 8
-    rows = 1
-    matrices = {load.payload[0] for one in sums for load in expr.loads(one.many)}
-    if count > 1 and sum(a.size * a.dtype.itemsize for a in matrices) <= 16 * target.l2:
-        rows = max(min(most // (2 * count), 4), 1)
-    vectors = max(min(most // (rows * count), 8), 1)
-    depth = min(max(high(one.k[-1].extent), 1) for one in sums)
-    while vectors > 1 and vectors * lanes > depth:
-        vectors //= 2
-    return rows, lanes * (1 << (vectors.bit_length() - 1)) if lanes > 1 else 1
-
-
 def _columns_of_block(target: Target, one: Sum, extent: int, count: int, tasks: int) -> int:
     """Columns of a block in `columns`: long runs of each row, but enough blocks to share."""
-    size = max((load.payload[0].dtype.itemsize for load in expr.loads(one.many)), default=4)
+    size = max((load.payload[0].dtype.itemsize for load in one.of_matrix()), default=4)
     wanted = -(-extent // max(ENOUGH_TASKS // tasks, 1))
     most = min(LONGEST_RUN // size, BLOCK_BYTES // (count * one.stage.body.dtype.itemsize))
     least = min(SHORTEST_RUN // size, most)
     step = 4 * max(target.lanes(one.stage.body.dtype), 1)
     return -(-min(max(wanted, least), most) // step) * step
-
-
-def _with_few_at_hand(one: Sum, number: int, scalars: bool) -> tuple[list[Statement], Sum]:
-    """The sum with `few` copied to scratch, unless it is loaded as it is needed; and the copying.
-
-    `scalars`: it is read one by one, so its elements need not be neighbours.
-    """
-    load = one.few
-    if load.op is Leaf.LOAD and not load.payload[2]:
-        if scalars or coefficient(load.payload[1], one.k[-1].variable) == 1:
-            return [], one
-    axes = [*one.thin, *one.k]
-    extents = [axis.extent for axis in axes]
-    array = Array(f"few{number}", one.few.dtype, numel(extents), "scratch")
-    place = flatten([index_of(axis.variable) for axis in axes], extents)
-    copy: Statement = Store(array, place, one.few)
-    for axis in reversed(axes):
-        copy = serial_loop(axis, (copy,))
-    return [copy], replace(one, few=expr.load(array, place))
 
 
 def _element(made: Array, thin: Sequence[Axis], block: int, at: Integer) -> Expr:
@@ -283,26 +265,12 @@ def _element(made: Array, thin: Sequence[Axis], block: int, at: Integer) -> Expr
     return expr.load(made, add(mul(row, block), at))
 
 
-def _points(thin: Sequence[Axis]) -> list[dict[Atom, Integer]]:
-    """All index values of the few."""
-    points: list[dict[Atom, Integer]] = [{}]
-    for axis in thin:
-        assert isinstance(axis.extent, int)
-        points = [{**p, axis.variable: i} for p in points for i in range(axis.extent)]
-    return points
-
-
-def _product(one: Sum, few: Expr, many: Expr) -> Expr:
-    product = expr.apply(Op.MUL, (few, many), few.dtype)
-    return expr.apply(Op.CAST, (product,), one.stage.body.dtype)
-
-
 def _columns(
     one: Sum, number: int, made: Array, block: int, axis: Axis, start: Integer,
     stops: tuple[Integer, ...], lanes: int, target: Target,
 ) -> list[Statement]:  # fmt: skip
     """sums[t, block] += few[t, k] · many[k, block], several k at a time."""
-    points = _points(one.thin)
+    points = one.points()
     count = len(points)
     wide = 1 if lanes == 1 else lanes * (4 if count == 1 else 2 if count <= 4 else 1)
     at = sub(index_of(axis.variable), start)
@@ -319,12 +287,10 @@ def _columns(
             Set(r, 0, expr.load(made, p)) for r, p in zip(registers, places, strict=True)
         ]
         for u in range(many_at_once):
-            here = {inner.variable: add(first, u)}
-            many = expr.substitute_in(one.many, here)
+            step = expr.substitute_in(one.body, {inner.variable: add(first, u)})
             for register, point in zip(registers, points, strict=True):
-                few = expr.substitute_in(one.few, here | point)
-                new = combine(Op.SUM, expr.local(register), _product(one, few, many))
-                body.append(Set(register, 0, new))
+                value = expr.substitute_in(step, point)
+                body.append(Set(register, 0, combine(Op.SUM, expr.local(register), value)))
         body.extend(Store(made, p, expr.local(r)) for r, p in zip(registers, places, strict=True))
         return lanes_loop(axis, wide, tuple(body), start, stops)
 
@@ -347,59 +313,6 @@ def _columns(
     for outer in reversed(one.k[:-1]):
         nested = (serial_loop(outer, nested),)
     return [*statements, *nested]
-
-
-def _dots(
-    one: Sum, number: int, made: Array, block: int, axis: Axis, along: Axis, start: Integer,
-    stops: tuple[Integer, ...], rows: int, width: int,
-) -> list[Statement]:  # fmt: skip
-    """sums[t, row] = Σ few[t, k] · many[row, k], vectors along k, several rows at a time."""
-    assert isinstance(axis.extent, int)
-    rest = axis.extent % rows
-    whole = axis.extent - rest
-    statements: list[Statement] = []
-    row = make_axis("w", number, axis.extent)
-    if whole:
-        ends = stops if not rest else (stops[0], whole)
-        body = _some_dots(one, number, made, block, axis, along, start, row, rows, width)
-        statements.append(Loop(row.variable, start, ends, body, step=rows))
-    if rest:
-        body = _some_dots(one, number, made, block, axis, along, start, row, rest, width)
-        ends = (stops[0], axis.extent)
-        # the block that holds the rest begins at or before it
-        statements.append(Loop(row.variable, whole, ends, body, step=rest))
-    return statements
-
-
-def _some_dots(
-    one: Sum, number: int, made: Array, block: int, axis: Axis, along: Axis, start: Integer,
-    row: Axis, rows: int, width: int,
-) -> tuple[Statement, ...]:  # fmt: skip
-    """The sums of `rows` rows."""
-    points = _points(one.thin)
-    name = f"dot{number}_{rows}"
-    clear: list[Statement] = []
-    step: list[Statement] = []
-    store: list[Statement] = []
-    for r in range(rows):
-        at = add(index_of(row.variable), r)
-        many = expr.substitute_in(one.many, {axis.variable: at})
-        for t, point in enumerate(points):
-            total = Local(f"{name}_{t}_{r}", made.dtype, 1)
-            part = total
-            if width > 1:
-                part = Local(f"{name}_{t}_{r}_part", made.dtype, 1, along.variable, width)
-            product = _product(one, expr.substitute_in(one.few, point), many)
-            clear.append(Set(part, 0, identity(Op.SUM, made.dtype)))
-            step.append(Set(part, 0, combine(Op.SUM, expr.local(part), product)))
-            if width > 1:
-                store.append(Fold(total, Op.SUM, part))
-            place = add(t * block, sub(at, start))
-            store.append(Store(made, place, expr.local(total)))
-    nested: Statement = lanes_loop(along, width, tuple(step))
-    for outer in reversed([a for a in one.k if a != along]):
-        nested = serial_loop(outer, (nested,))
-    return (*clear, nested, *store)
 
 
 def _epilogue(

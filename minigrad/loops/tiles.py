@@ -198,7 +198,8 @@ def tile(
         factor = expr.load(left.array, add(add(place, mul(left.k, left.pitch)), slot))
     else:
         factor = expr.load(left.array, add(mul(inside, left.depth), left.k))
-    step: Statement = Set(registers, slot, _more(expr.local(registers, slot), factor, right))
+    total = _more(expr.local(registers, slot), factor, right)
+    step: Statement = Set(registers, slot, total, everywhere=True)
     step = Loop(u.variable, 0, (height,), (step,), "unroll")
     first = add(block.start, mul(index_of(number.variable), block.height))
     needed = problem.from_row(first)
@@ -213,7 +214,7 @@ def tile(
         index = substitute(store.index, at)
         items.append(Store(store.array, index, expr.substitute_in(value, at)))
     initial = problem.initial or identity(Op.SUM, stage.body.dtype)
-    clear = Set(registers, slot, expr.substitute_in(initial, at))
+    clear = Set(registers, slot, expr.substitute_in(initial, at), everywhere=True)
     return [
         Loop(u.variable, 0, (height,), (clear,), "unroll"),
         step,

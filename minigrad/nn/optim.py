@@ -231,10 +231,12 @@ class LAMB(Optimizer):
 class Muon(Optimizer):
     """Momentum whose matrix is made nearly orthogonal (Jordan et al. 2024), for matrices only.
 
-    As torch.optim.Muon: ns_steps of a quintic Newton–Schulz iteration in bfloat16 bring the
-    singular values of the momentum near 1. adjust_lr_fn: "original" scales by √max(1, rows/cols),
-    "match_rms_adamw" by 0.2·√max(rows, cols). Other parameters are for another optimizer (see
-    `OptimizerGroup`).
+    As torch.optim.Muon: ns_steps of a quintic Newton–Schulz iteration bring the singular values of
+    the momentum near 1. adjust_lr_fn: "original" scales by √max(1, rows/cols), "match_rms_adamw" by
+    0.2·√max(rows, cols). ns_dtype: what the iteration rounds to after each product, which is summed
+    in float32. In bfloat16, as in PyTorch, the order of a sum can decide the last of 8 bits, and
+    steps magnify that; so two libraries agree to about 1 % only. In float32 they agree to 1e-5.
+    Other parameters are for another optimizer (see `OptimizerGroup`).
     """
 
     def __init__(
@@ -242,6 +244,7 @@ class Muon(Optimizer):
         momentum: float = 0.95, nesterov: bool = True,
         ns_coefficients: tuple[float, float, float] = (3.4445, -4.7750, 2.0315),
         eps: float = 1e-7, ns_steps: int = 5, adjust_lr_fn: str | None = None,
+        ns_dtype: DType = dtypes.bfloat16,
     ) -> None:  # fmt: skip
         super().__init__(params, lr)
         for param in self.params:
@@ -256,6 +259,7 @@ class Muon(Optimizer):
             )
         self.weight_decay, self.momentum, self.nesterov = weight_decay, momentum, nesterov
         self.coefficients, self.eps, self.ns_steps = ns_coefficients, eps, ns_steps
+        self.ns_dtype = ns_dtype
         self.matches_adamw = adjust_lr_fn == "match_rms_adamw"
         self.buffers = self._add_moments("momentum_buffer")
 
@@ -273,15 +277,16 @@ class Muon(Optimizer):
     def _orthogonal(self, x: Tensor, tall: bool) -> Tensor:
         """x ← a·x + (b·x·xᵀ + c·(x·xᵀ)²)·x, from x over its norm."""
         a, b, c = self.coefficients
-        half = (x.T if tall else x).bfloat16()
-        norm = half.float().square().sum().sqrt().bfloat16().maximum(self.eps)
+        dtype = self.ns_dtype
+        half = (x.T if tall else x).cast(dtype)
+        norm = half.float().square().sum().sqrt().cast(dtype).maximum(self.eps)
         half = (half / norm).contiguous()
         for _ in range(self.ns_steps):
             gram = (half @ half.T).contiguous()
             wide = gram.float()
-            step = (wide * b + wide @ wide * c).bfloat16().contiguous().float()
+            step = (wide * b + wide @ wide * c).cast(dtype).contiguous().float()
             wide = half.float()
-            half = (wide * a + step @ wide).bfloat16().contiguous()
+            half = (wide * a + step @ wide).cast(dtype).contiguous()
         return half.T if tall else half
 
 

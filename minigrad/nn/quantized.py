@@ -164,7 +164,10 @@ class Quantized:
 
     def _integers(self, quants: Tensor) -> list[Tensor]:
         """What is scaled, as float32: halves of blocks (…, 16), or the whole (…, 32)."""
-        whole = [quants & 15, quants >> 4] if self.kind.halves else [quants]
+        whole = [quants]
+        if self.kind.halves:
+            wide = quants.cast(dtypes.int32)  # once for both
+            whole = [wide & 15, wide >> 4]
         values = [part.float() for part in whole]
         return [value - self.kind.zero for value in values] if self.kind.zero else values
 

@@ -255,7 +255,7 @@ class _Emitter(IndexEmitter):
         name, lanes = self._slot(statement.local, int(slot))
         here = self.builder()
         value = values.broadcast(here, value, lanes)
-        mask = self.mask()
+        mask = None if statement.everywhere else self.mask()
         if mask is not None and statement.local.lanes is not None:
             old = here.line(f"load {value.type}, ptr {name}")
             text = here.line(

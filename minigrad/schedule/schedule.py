@@ -20,12 +20,18 @@ from minigrad.graph.node import (
     topological,
 )
 from minigrad.graph.simplify import simplify
-from minigrad.graph.symbolic import numel
+from minigrad.graph.symbolic import Integer, numel
 from minigrad.schedule import expr
 from minigrad.schedule.blocks import Chains
 from minigrad.schedule.expr import Array, Expr
 from minigrad.schedule.fuse import Group, aligned, group, reaches
-from minigrad.schedule.materialize import MEMORY_COST, Materialized, choose, is_product
+from minigrad.schedule.materialize import (
+    MEMORY_COST,
+    Materialized,
+    choose,
+    contraction_operands,
+    is_product,
+)
 from minigrad.schedule.partial import part_written
 from minigrad.schedule.select import picked
 from minigrad.schedule.sort import expand
@@ -97,6 +103,8 @@ FEW_ROWS = 64
 LONG = 1 << 15
 FEW_COLUMNS = 1 << 14
 MANY = 1 << 18  # elements that are worth another kernel
+FEW_SUMS = 1 << 18  # results that may be written once for every part
+DEEP = 1 << 11  # products summed for one element whose operands stay in a second-level cache
 
 
 def split_reductions(roots: Sequence[Node]) -> list[Node]:
@@ -116,6 +124,9 @@ def split_reductions(roots: Sequence[Node]) -> list[Node]:
 
 def _split(node: Node) -> Node:
     x = node.src[0]
+    cuts = _cuts_of_product(node)
+    if cuts:
+        return _cut(node, x, cuts)
     few = numel(node.shape) < FEW_ROWS and numel(x.shape) >= LONG * max(numel(node.shape), 1)
     if not (few or _sums_columns(node)):
         return node
@@ -132,12 +143,48 @@ def _split(node: Node) -> Node:
         amounts = [(0, -extent % parts if a == axis else 0) for a in range(x.ndim)]
         x = graph_build.pad(x, amounts)
         extent = numel((x.shape[axis],))
-    shape = (*x.shape[:axis], parts, extent // parts, *x.shape[axis + 1 :])
-    inner = [a + (a >= axis) for a in node.arg]  # the second half of the cut axis, and the rest
-    inner[node.arg.index(axis)] = axis + 1
-    first = graph_build.reduce(node.op, graph_build.reshape(x, shape), inner)
-    second = graph_build.reduce(node.op, first, [axis])
+    return _cut(node, x, {axis: parts})
+
+
+def _cut(node: Node, x: Node, cuts: dict[int, int]) -> Node:
+    """The reduction of x, in parts of some axes first, and then of the parts."""
+    shape: list[Integer] = []
+    outer, inner = [], []
+    for axis, extent in enumerate(x.shape):
+        if axis in cuts:
+            outer.append(len(shape))
+            shape.append(cuts[axis])
+            extent = numel((extent,)) // cuts[axis]
+        if axis in node.arg:
+            inner.append(len(shape))
+        shape.append(extent)
+    first = graph_build.reduce(node.op, graph_build.reshape(x, tuple(shape)), inner)
+    second = graph_build.reduce(node.op, first, outer)
     return graph_build.reshape(second, node.shape)
+
+
+def _cuts_of_product(node: Node) -> dict[int, int]:
+    """In how many parts to cut the axes of a contraction that sums far more than stays in a cache.
+
+    Each part is a product of its own, whose operands are packed once.
+    """
+    x = node.src[0]
+    depth = numel(x.shape) // max(numel(node.shape), 1)
+    if node.op is not Op.SUM or depth < 2 * DEEP or numel(node.shape) > FEW_SUMS:
+        return {}
+    if not contraction_operands(node):
+        return {}
+    cuts: dict[int, int] = {}
+    for axis in node.arg:
+        wanted, extent = -(-depth // DEEP), x.shape[axis]
+        if not isinstance(extent, int):
+            continue
+        enough = range(wanted, min(4 * wanted, extent + 1))
+        parts = extent if extent <= wanted else next((c for c in enough if extent % c == 0), 1)
+        if parts > 1:
+            cuts[axis] = parts
+            depth //= parts
+    return cuts
 
 
 def _sums_columns(node: Node) -> bool:

@@ -1,16 +1,19 @@
 """QR and singular values of matrices, or of batches of them.
 
-Both are loops of a step on the whole matrix. Every turn runs the same compiled program, for which
-column it works on is a bound variable; so the tensor is computed at once, not lazily.
+Both are loops of a step on the whole matrix. The step is captured: every turn replays the same
+program, for which the column it works on is a bound variable. So the tensor is computed at once,
+not lazily.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from functools import lru_cache
 from typing import Any, Self
 
 from minigrad.errors import DTypeError, ShapeError
 from minigrad.graph.symbolic import Affine, Variable, numel
+from minigrad.program import recording
 from minigrad.tensor.loss import Loss
 from minigrad.tensor.modes import modes, no_grad
 from minigrad.tensor.nodes import show
@@ -87,23 +90,15 @@ class Decompositions(Loss):
         """Q (batch, m, count) and R (batch, count, n) of self (batch, m, n)."""
         batch, m, n = (int(extent) for extent in self.shape)  # type: ignore[arg-type]
         options: dict[str, Any] = {"dtype": self.dtype, "device": self.device}
-        q = self.eye(m, count, **options).expand(batch, m, count).contiguous()
-        if not batch * m * n:
-            return q, self.zeros(batch, count, n, **options)
-        rows = self.arange(m, device=self.device).reshape(1, m, 1)
-        columns = self.arange(min(m, n), device=self.device)
-        matrix = self.contiguous()
-        vectors = self.zeros(batch, m, min(m, n), **options).contiguous()
-        for k in _turns(min(m, n)):
-            x = (rows >= k).where(matrix[:, :, k : k + 1], 0.0)
-            u = x._reflector(rows, k)
-            matrix = matrix - u * (u * matrix).sum(1, True)
-            vectors = columns.eq(k).where(u, vectors)
-            matrix.realize(vectors)
-        for k in _turns(min(m, n), backwards=True):
-            u = vectors[:, :, k : k + 1]
-            q = (q - u * (u * q).sum(1, True)).realize()
-        return q, matrix[:, :count].triu()
+        k = min(m, n)
+        if not batch * k:
+            identity = self.eye(m, count, **options).expand(batch, m, count)
+            return identity, self.zeros(batch, count, n, **options)
+        vectors = self.zeros(batch, m, k, **options)
+        matrix, vectors = _repeated(_eliminate, (self, vectors), _turns(k))
+        identity = self.eye(m, count, **options).expand(batch, m, count)
+        q, _ = _repeated(_reflect, (identity, vectors), _turns(k, backwards=True))
+        return q, matrix[:, :count].triu().realize()
 
     def _reflector(self, rows: Self, k: Any) -> Self:
         """u (batch, m, 1) such that self − u·(uᵀ·self) is 0 below row k; self is 0 above it.
@@ -180,11 +175,8 @@ class Decompositions(Loss):
             identity.expand(batch, n, even), dim=2
         ).pad([None, (0, even - n), None])  # fmt: skip
         half = even // 2
-        first, second = both[:, :half].contiguous(), both[:, half:].contiguous()
-        first.realize(second)
-        for _ in range(SWEEPS[self.dtype.itemsize] * (even - 1) if n > 1 else 0):
-            first, second = first._turned(second, even)
-            first.realize(second)
+        turns = SWEEPS[self.dtype.itemsize] * (even - 1) if n > 1 else 0
+        first, second = _repeated(_turn, (both[:, :half], both[:, half:]), [even] * turns)
         # after whole sweeps every row is back in its place
         whole = first.cat(second, dim=1)[:, :n]
         return whole[:, :, :n].contiguous(), whole[:, :, even : even + n].contiguous()
@@ -238,10 +230,70 @@ class Decompositions(Loss):
 
 
 def _turns(stop: int, backwards: bool = False) -> Iterator[Any]:
-    """0 … stop − 1 as a bound variable: each turn of a loop runs the same compiled program."""
+    """0 … stop − 1 as a bound variable: each turn of a loop runs the same compiled program.
+
+    Inside a step that is being captured, whose arguments do not carry it, as plain numbers.
+    """
+    bound = stop > 1 and recording.calls is None
     numbers: Iterable[int] = range(stop)
     for number in reversed(range(stop)) if backwards else numbers:
-        yield Variable("k", 0, stop - 1).bind(number) if stop > 1 else number
+        yield Variable("k", 0, stop - 1).bind(number) if bound else number
+
+
+def _eliminate(matrix: Any, vectors: Any, k: Any) -> tuple[Any, Any]:
+    """Column k of the matrix made 0 below row k; the reflector becomes column k of vectors."""
+    m, columns = int(matrix.shape[1]), int(vectors.shape[2])
+    rows = matrix.arange(m, device=matrix.device).reshape(1, m, 1)
+    u = (rows >= k).where(matrix[:, :, k : k + 1], 0.0)._reflector(rows, k)
+    here = matrix.arange(columns, device=matrix.device).eq(k)
+    return matrix - u * (u * matrix).sum(1, True), here.where(u, vectors)
+
+
+def _reflect(q: Any, vectors: Any, k: Any) -> tuple[Any, Any]:
+    u = vectors[:, :, k : k + 1]
+    return q - u * (u * q).sum(1, True), vectors
+
+
+def _turn(first: Any, second: Any, width: int) -> tuple[Any, Any]:
+    return first._turned(second, width)  # type: ignore[no-any-return]
+
+
+def _solve(inverse: Any, r: Any, k: Any) -> tuple[Any, Any]:
+    """Row k of the inverse of r, from the rows below it."""
+    n = int(r.shape[-1])
+    rows = r.arange(n, device=r.device).reshape(n, 1)
+    line = r[..., k : k + 1, :].transpose(-2, -1)  # (…, n, 1)
+    identity = r.eye(n, dtype=r.dtype, device=r.device)
+    rest = identity[k : k + 1] - (line * inverse).sum(-2, True)
+    pivot = r[..., k : k + 1, k : k + 1]
+    row = pivot.eq(0).where(0.0, rest / pivot.eq(0).where(1.0, pivot))
+    return rows.eq(k).where(row, inverse), r
+
+
+Step = Callable[[Any, Any, Any], tuple[Any, Any]]
+
+
+@lru_cache(maxsize=32)
+def _captured(step: Step, *known: Any) -> Callable[..., tuple[Any, Any]]:
+    """The step, captured for two tensors of known shapes, dtype and device."""
+    from minigrad.jit import jit  # which is made of tensors
+
+    def realized(first: Any, second: Any, turn: Any) -> tuple[Any, Any]:
+        first, second = step(first, second, turn)
+        first.realize(second)
+        return first, second
+
+    return jit(realized)
+
+
+def _repeated(step: Step, state: tuple[Any, Any], turns: Iterable[Any]) -> tuple[Any, Any]:
+    """What is left of the state after state = step(*state, turn) for each turn."""
+    first, second = (value.detach().contiguous() for value in state)
+    first.realize(second)
+    call = _captured(step, first.shape, second.shape, first.dtype, first.device)
+    for turn in turns:
+        first, second = call(first, second, turn)
+    return first, second
 
 
 def _inverse_of_triangle(r: Any) -> Any:
@@ -249,19 +301,8 @@ def _inverse_of_triangle(r: Any) -> Any:
 
     A 0 on the diagonal counts as infinite: its row of the inverse is 0.
     """
-    n = int(r.shape[-1])
-    r = r.contiguous().realize()
-    options = {"dtype": r.dtype, "device": r.device}
-    rows = r.arange(n, device=r.device).reshape(n, 1)
-    identity = r.eye(n, **options)
-    inverse = r.zeros(*r.shape, **options).contiguous()
-    for k in _turns(n, backwards=True):
-        line = r[..., k : k + 1, :].transpose(-2, -1)  # (…, n, 1)
-        rest = identity[k : k + 1] - (line * inverse).sum(-2, True)
-        pivot = r[..., k : k + 1, k : k + 1]
-        row = pivot.eq(0).where(0.0, rest / pivot.eq(0).where(1.0, pivot))
-        inverse = rows.eq(k).where(row, inverse).realize()
-    return inverse
+    zeros = r.zeros(*r.shape, dtype=r.dtype, device=r.device)
+    return _repeated(_solve, (zeros, r), _turns(int(r.shape[-1]), backwards=True))[0]
 
 
 def _as_function(

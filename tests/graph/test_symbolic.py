@@ -121,6 +121,37 @@ def test_sums_are_canonical(x, y):
     assert mul(add(a, b), 3) == add(mul(a, 3), mul(b, 3))
 
 
+def test_a_remainder_joins_in_any_order():
+    """5·(i // 5) + i % 5 is i, whatever else stood beside it when it was added up."""
+    i, m = VARIABLES["i"], add(VARIABLES["i"], VARIABLES["j"])
+    for x, d in ((i, 5), (i, 3), (m, 4), (floordiv(m, 2), 3), (sub(7, m), 2)):
+        quotient, rest = floordiv(x, d), mod(x, d)
+        parts = (mul(quotient, d), x, rest, mul(rest, -2), mul(x, -3))
+        for order in itertools.permutations(parts):
+            partial = 0
+            for place, part in enumerate(order):
+                grown = add(partial, part)
+                assert sub(grown, part) == partial and sub(grown, partial) == part
+                assert grown == total(order[: place + 1])
+                partial = grown
+        assert add(mul(quotient, d), rest) == x
+
+
+def test_positions_keep_their_quotients_and_remainders():
+    """What is divided again must show what does not carry."""
+    n, m = var("n", 0, 700), var("m", 0, 700)
+    quarter, carried = floordiv(n, 4), floordiv(n, 32)
+    digits = total([mul(carried, 1), mul(mod(quarter, 8), 100), mul(mod(n, 4), 7)])
+    assert repr(digits) == "(n // 32) + 100·((n // 4) % 8) + 7·(n % 4)"
+    assert repr(add(mod(n, 4), mul(mod(n, 6), 2))) == "(n % 4) + 2·(n % 6)"
+    both = add(mod(add(quarter, m), 3), mul(mod(n, 4), 2))
+    assert repr(both) == "(((n // 4) + m) % 3) + 2·(n % 4)"
+    padded = add(mul(floordiv(n, 5), 32), mul(mod(n, 5), 4))
+    assert floordiv(padded, 32) == floordiv(n, 5) and mod(padded, 32) == mul(mod(n, 5), 4)
+    assert repr(sub(n, floordiv(n, 5))) == "4·(n // 5) + (n % 5)"
+    assert (low(sub(n, floordiv(n, 5))), high(add(n, floordiv(n, 5)))) == (0, 840)
+
+
 @settings(max_examples=200, deadline=None)
 @given(expressions(), DIVISORS)
 def test_quotient_and_remainder_join(x, d):

@@ -25,6 +25,7 @@ from schedule.programs import (
 from minigrad.dtype import dtypes
 from minigrad.graph import build as g
 from minigrad.graph.node import Node, Op
+from minigrad.loops.nest import show
 from minigrad.loops.recipes import lower
 from minigrad.render.llvm import render
 from minigrad.runtimes.reference import evaluate
@@ -131,6 +132,42 @@ def scaled_weights(inputs: Inputs) -> list[Node]:
     x, q = inputs(1, 64), inputs(100, 64, dtype=dtypes.int8, low=-128, high=127)
     scale = inputs(100, 1)
     return [product(x, transpose(mul(wide(q), g.expand(scale, (100, 64)))))]
+
+
+def quantized(inputs: Inputs, count: int, rows: int, blocks: int, minima: bool) -> list[Node]:
+    """Rows of blocks of 32 integers of 4 bits, with a scale each and perhaps a minimum."""
+    shape, whole = (rows, blocks, 16), (count, rows, blocks, 16)
+    x = inputs(count, blocks, 2, 16)
+    q = inputs(*shape, dtype=dtypes.uint8, low=0, high=256)
+    four, fifteen = (
+        g.expand(g.const(n, dtypes.uint8, (1, 1, 1), q.device), shape) for n in (4, 15)
+    )
+    low, shifted = g.elementwise(Op.AND, q, fifteen), g.elementwise(Op.SHR, q, four)
+
+    def spread(node: Node) -> Node:
+        return g.expand(g.reshape(node, (1, rows, blocks, node.shape[-1])), whole)
+
+    def half(place: int) -> Node:
+        part = g.shrink(x, [(0, count), (0, blocks), (place, place + 1), (0, 16)])
+        return g.expand(g.reshape(part, (count, 1, blocks, 16)), whole)
+
+    halves = half(0), half(1)
+    terms = [mul(part, spread(wide(n))) for part, n in zip(halves, (low, shifted), strict=True)]
+    scales = [spread(wide(inputs(rows, blocks, 1, dtype=dtypes.float16))) for _ in range(2)]
+    term = mul(add(*terms), scales[0])
+    if minima:
+        term = add(term, mul(add(*halves), scales[1]))
+    return [g.reshape(g.reduce(Op.SUM, term, (2, 3)), (count, rows))]
+
+
+@case
+def quantized_row(inputs: Inputs) -> list[Node]:
+    return quantized(inputs, 1, 203, 5, minima=True)
+
+
+@case
+def quantized_few(inputs: Inputs) -> list[Node]:
+    return quantized(inputs, 3, 96, 2, minima=False)
 
 
 @case
@@ -262,6 +299,16 @@ def test_matrices_are_used() -> None:
 @pytest.mark.parametrize("n", [1, 7, 8, 17, 24])
 def test_symbolic_depths(n: int) -> None:
     check(symbolic_depth, "avx2", n)
+
+
+def test_scales_and_the_rows_ahead_are_at_hand() -> None:
+    """A multiply-add with a scale made ready per block, and wishes for the rows ahead."""
+    graph, _ = graph_of(quantized_row)
+    (kernel,) = schedule(graph).kernels
+    loops = show(lower(kernel, target_of("avx512")))
+    inner = loops[loops.index("dot0_4_0_0_part[0] = (") :].partition("= sum of")[0]
+    assert "float16" not in inner and "scale0_0[" in inner and "scale0_1[" in inner
+    assert loops.count("lanes:  # soon: s1[") == 3  # where blocks begin, by 4 rows, by the rest
 
 
 def test_reports_count_flops() -> None:

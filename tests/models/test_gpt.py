@@ -175,6 +175,11 @@ def test_generation_follows_its_seed(model: GPT) -> None:
     assert set(model.generate([1], 20, seed=5, top_k=1)) <= set(greedy(model, [1], 20))
 
 
+def test_tokens_come_as_they_are_drawn(model: GPT) -> None:
+    stream = model.generate([1], 1 << 40, seed=5)  # nobody could wait for the last one
+    assert [next(stream) for _ in range(3)] == list(model.generate([1], 3, seed=5))
+
+
 def test_generation_stops(model: GPT) -> None:
     free = list(model.generate([1], 30, seed=5))
     stop = free[4]

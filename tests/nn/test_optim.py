@@ -131,15 +131,22 @@ M = rng.normal(size=(3, 4)).astype(np.float32)
 @pytest.mark.parametrize(
     "options", [{}, {"lr": 0.02, "nesterov": False, "adjust_lr_fn": "match_rms_adamw"}]
 )
-def test_muon(on_device, options):
-    """Near PyTorch's: both iterate in bfloat16, whose rounding the order of sums decides."""
+@pytest.mark.parametrize("name", ["bfloat16", "float32"])
+def test_muon(on_device, options, name, monkeypatch):
+    """PyTorch's, and the same where both iterate in float32.
+
+    In bfloat16 the order of sums decides roundings, which is all that keeps the two apart.
+    """
     torch = pytest.importorskip("torch", reason="PyTorch is not installed")
     if not hasattr(torch.optim, "Muon"):
         pytest.skip("this PyTorch has no Muon")
+    if name == "float32":
+        monkeypatch.setattr(torch.Tensor, "bfloat16", torch.Tensor.clone)
     start = [W, M]
     ours = [Tensor(a, requires_grad=True) for a in start]
     theirs = [torch.tensor(a, requires_grad=True) for a in start]
-    mine, other = optim.Muon(ours, **options), torch.optim.Muon(theirs, **options)
+    mine = optim.Muon(ours, ns_dtype=getattr(dtypes, name), **options)
+    other = torch.optim.Muon(theirs, **options)
     for _ in range(50):
         mine.zero_grad()
         ((Tensor(X) @ ours[0]).tanh() @ ours[1]).square().mean().backward()
@@ -148,10 +155,28 @@ def test_muon(on_device, options):
         ((torch.tensor(X) @ theirs[0]).tanh() @ theirs[1]).square().mean().backward()
         other.step()
     for a, b, first in zip(ours, theirs, start, strict=True):
-        moved = np.abs(b.detach().numpy() - first).max()
-        assert np.abs(a.numpy() - b.detach().numpy()).max() <= 0.02 * moved
+        b = b.detach().numpy()
+        near = {"atol": 0.02 * np.abs(b - first).max()} if name == "bfloat16" else {"rtol": 1e-5}
+        np.testing.assert_allclose(a.numpy(), b, **{"rtol": 0, "atol": 1e-6, **near})
     with pytest.raises(ShapeError, match="matrices"):
         optim.Muon([Tensor(B)])
+
+
+def test_muon_rounds_where_pytorch_does(on_device):
+    """One step differs by the few roundings to bfloat16 that sums in another order decide."""
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+    if not hasattr(torch.optim, "Muon"):
+        pytest.skip("this PyTorch has no Muon")
+    for start in (W, M):
+        ours, theirs = Tensor(start, requires_grad=True), torch.tensor(start, requires_grad=True)
+        (ours * ours * ours).sum().backward()
+        (theirs * theirs * theirs).sum().backward()
+        mine, other = optim.Muon([ours], lr=1.0), torch.optim.Muon([theirs], lr=1.0)
+        mine.step()
+        other.step()
+        apart = np.abs(ours.detach().numpy() - theirs.detach().numpy())
+        assert apart.max() <= 2**-6  # 2 units in the last place of a number near 1
+        assert np.mean(apart <= 1e-6) >= 0.5
 
 
 def test_lamb(on_device):

@@ -10,7 +10,7 @@ from minigrad.graph import build as g
 from minigrad.graph.node import REDUCTIONS, Node, Op, topological
 from minigrad.graph.symbolic import numel, var
 from minigrad.runtimes.reference import evaluate, numpy_dtype
-from minigrad.schedule.schedule import FEW_ROWS, LONG, split_reductions
+from minigrad.schedule.schedule import DEEP, FEW_ROWS, LONG, split_reductions
 
 DEVICE = "CPU"
 
@@ -101,6 +101,47 @@ def test_a_cut_reduction_is_not_cut_again() -> None:
     node = split(Op.SUM, (1 << 22,), [0])
     (again,) = split_reductions([node])
     assert len(reductions(again)) == len(reductions(node)) == 2
+
+
+def product(depth: tuple[int, ...], rows: int = 24, columns: int = 40) -> Node:
+    """Σ over `depth` of a[depth, rows]·b[columns, depth]."""
+    n = len(depth)
+    a = g.reshape(g.buffer(0, dtypes.float32, (*depth, rows), DEVICE), (*depth, rows, 1))
+    b = g.permute(g.buffer(1, dtypes.float32, (columns, *depth), DEVICE), [*range(1, n + 1), 0])
+    shape = (*depth, rows, columns)
+    factors = [g.expand(a, shape), g.expand(g.reshape(b, (*depth, 1, columns)), shape)]
+    return g.reduce(Op.SUM, g.elementwise(Op.MUL, *factors), range(n))
+
+
+@pytest.mark.parametrize(
+    ("depth", "cut"),
+    [
+        ((2 * DEEP,), (2,)),
+        ((8, 56, 56), (8, 2, 1)),
+        ((2, 112, 112), (2, 7, 1)),
+        ((3, 2053), (3, 1)),  # a prime number is left whole
+        ((1, 9, 1000), (1, 9, 1)),
+    ],
+)
+def test_deep_products_are_cut(depth: tuple[int, ...], cut: tuple[int, ...]) -> None:
+    """Into products whose operands stay in a cache, and the sum of these."""
+    node = product(depth)
+    (new,) = split_reductions([node])
+    first, _ = reductions(new)
+    assert numel(first.shape) == numel(cut) * numel(node.shape)
+    assert first.src[0].op is Op.RESHAPE and new.shape == node.shape
+    random = np.random.default_rng(0)
+    values = {
+        0: random.integers(-2, 3, (*depth, 24)).astype(np.float32),
+        1: random.integers(-2, 3, (40, *depth)).astype(np.float32),
+    }
+    (before,), (after,) = evaluate([node], values), evaluate([new], values)
+    np.testing.assert_array_equal(before, after)
+
+
+def test_shallow_products_are_left_alone() -> None:
+    for node in (product((2 * DEEP - 1,)), product((3, 1000)), product((var("n", 1, 1 << 20),))):
+        assert split_reductions([node]) == [node]
 
 
 def test_readers_follow() -> None:

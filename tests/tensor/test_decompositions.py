@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from minigrad import GlobalCounters, Tensor
+from minigrad import GlobalCounters, Tensor, jit
 from minigrad.errors import DTypeError, GradientError, ShapeError
 
 
@@ -49,12 +49,13 @@ def test_factors_of_awkward_matrices(kind: str, device: str) -> None:
 
 
 def test_every_column_is_the_same_program() -> None:
-    """Fewer programs than columns; and other values of the same shape need none."""
+    """Fewer programs than columns; and once the steps are captured, other values need none."""
     start = GlobalCounters.programs_compiled
-    Tensor.realize(*Tensor(np.eye(12), device="CPU").qr())
-    assert GlobalCounters.programs_compiled - start < 12
+    for _ in range(2):
+        Tensor.realize(*Tensor(np.eye(24), device="CPU").qr())
+    assert GlobalCounters.programs_compiled - start < 16
     before = GlobalCounters.programs_compiled
-    x = np.random.default_rng(1).normal(size=(12, 12))
+    x = np.random.default_rng(1).normal(size=(24, 24))
     q, r = Tensor(x, device="CPU").qr()
     Tensor.realize(q, r)
     assert GlobalCounters.programs_compiled == before
@@ -76,3 +77,35 @@ def test_what_is_refused() -> None:
         Tensor([1.0, 2.0]).svd()
     with pytest.raises(ValueError, match="full"):
         Tensor([[1.0, 2.0]]).qr("full")
+
+
+@pytest.mark.parametrize(
+    "shape", [(3, 5), (5, 3), (2, 3, 7, 4), (3, 4, 7), (1, 4), (4, 1), (2, 1, 1), (90, 40)]
+)
+@pytest.mark.parametrize("rank", ["full", "lost"])
+def test_tall_wide_and_batched(shape: tuple[int, ...], rank: str, device: str) -> None:
+    """Twice: the second time every turn is a replay."""
+    x = np.random.default_rng(6).normal(size=shape)
+    if rank == "lost":
+        x[..., -1] = x[..., 0]
+    for _ in range(2):
+        tensor = Tensor(x, device=device)
+        q, r, u, s, v = (t.numpy() for t in (*tensor.qr(), *tensor.svd(full_matrices=False)))
+        for orthogonal in (q, u, np.swapaxes(v, -1, -2)):
+            assert _distance_from_identity(orthogonal) < 1e-13
+        assert abs(q @ r - x).max() < 1e-13 and (np.tril(r, -1) == 0).all()
+        assert abs((u * s[..., None, :]) @ v - x).max() < 1e-13
+        assert abs(s - np.linalg.svd(x, compute_uv=False)).max() < 1e-13
+        x = x * 0.5 + 1 / 64
+
+
+def test_inside_a_captured_step(device: str) -> None:
+    @jit
+    def step(x: Tensor) -> tuple[Tensor, ...]:
+        return (*x.qr(), x.svd()[1].realize())
+
+    for seed in range(4):
+        x = np.random.default_rng(seed).normal(size=(4, 3))
+        q, r, s = (t.numpy() for t in step(Tensor(x, device=device)))
+        assert abs(q @ r - x).max() < 1e-14
+        assert abs(s - np.linalg.svd(x, compute_uv=False)).max() < 1e-14
