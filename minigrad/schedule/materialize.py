@@ -191,6 +191,15 @@ def is_loaded_mask(node: Node) -> bool:
     )
 
 
+def has_loaded_mask(operand: Node) -> bool:
+    """Whether a product reads what is below an operand through such a mask."""
+    while (inner := _moved(operand)) is not None:
+        if operand.op is Op.WHERE:
+            return True
+        operand = inner
+    return False
+
+
 def _is_zero(node: Node) -> bool:
     node = _source(node)
     return node.op is Op.CONST and node.arg == 0
