@@ -101,7 +101,7 @@ def batched(x: Node, y: Node) -> Node:
 
 CASES: dict[str, Build] = {
     "segments": segments(100, 4, 40, 70),
-    "segments, k cut": segments(5000, 3, 40, 132),
+    "segments, k cut": segments(9000, 3, 40, 132),
     "only stops": only_stops,
     "rows": some_rows(100, 64, 80, lambda x: x),
     "rows, epilogue": some_rows(37, 64, 80, gelu),
