@@ -28,7 +28,8 @@ from minigrad.loops.build import (
     serial_loop,
     substitute_stores,
 )
-from minigrad.loops.finish import finish, flops
+from minigrad.loops.estimate import flops
+from minigrad.loops.finish import finish
 from minigrad.loops.matrices import DEPTH as DEPTH_OF_REGISTER
 from minigrad.loops.matrices import SQUARE, cut_in_squares, squares
 from minigrad.loops.nest import Nest, Statement

@@ -125,7 +125,7 @@ def tile_width(target: Target, stage: Stage, columns: int) -> int:
     if lanes == 1:
         return 1
     if columns > lanes:
-        return min(2 * lanes, target.most_lanes)
+        return min(2 * lanes, target.tile_lanes)
     while lanes > 1 and lanes // 2 >= columns:
         lanes //= 2
     return lanes

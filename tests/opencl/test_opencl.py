@@ -224,6 +224,14 @@ def test_batched_products_and_attention(device):
     agree(attention, device, *(numbers(2, 3, 19, 16, seed=s) for s in range(3)), tolerance=1e-5)
 
 
+def test_rests_of_wide_tiles_and_sums_of_few_rows(device):
+    """Columns that are no multiple of two vectors; a matrix that is read once, by long vectors."""
+    for columns in (1, 7, 31, 33, 47, 65):
+        agree(lambda x, w: (x @ w).gelu(), device, numbers(20, 40), numbers(40, columns),
+              tolerance=1e-5)  # fmt: skip
+    agree(lambda x, w: x @ w.T, device, numbers(1, 700), numbers(900, 700), tolerance=1e-5)
+
+
 def test_padded_operands_of_a_product_are_read_under_guards(device):
     agree(lambda x, w: x.pad((2, 1, 1, 0)) @ w.flip(0), device, numbers(20, 30), numbers(33, 13),
           tolerance=1e-5)  # fmt: skip
