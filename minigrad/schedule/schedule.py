@@ -30,6 +30,7 @@ from minigrad.schedule.materialize import (
     Materialized,
     choose,
     contraction_operands,
+    has_loaded_mask,
     is_product,
 )
 from minigrad.schedule.partial import part_written
@@ -180,7 +181,8 @@ def _cuts_of_product(node: Node) -> dict[int, int]:
     depth = numel(x.shape) // max(numel(node.shape), 1)
     if node.op is not Op.SUM or depth < 2 * DEEP or numel(node.shape) > FEW_SUMS:
         return {}
-    if not contraction_operands(node):
+    operands = contraction_operands(node)
+    if not operands or any(map(has_loaded_mask, operands)):  # its loops are shorter than they seem
         return {}
     cuts: dict[int, int] = {}
     for axis in node.arg:
