@@ -242,7 +242,10 @@ def plan_of(problem: Problem, target: Target, batches: int) -> Plan:
     if rows >= row.extent:
         wanted = FEW_TASKS if packs else ENOUGH_TASKS
         rows = block_rows(row.extent, height, -(-wanted // (batches * panels)))
-    each = batches * -(-row.extent // rows) * panels // ENOUGH_TASKS if packs else 1
+    tasks = batches * -(-row.extent // rows) * panels
+    for axis in rows_of_panel(problem.parts.m, rows, tasks):
+        tasks //= numel([axis.extent])
+    each = tasks // ENOUGH_TASKS if packs else 1
     work = rows * depth * width  # multiply-adds of a panel
     groups = -(-panels // max(min(each, MOST_PANELS, MOST_WORK // max(work, 1)), 1))
     each = -(-panels // groups)
