@@ -8,7 +8,7 @@ order, so nothing else has to be said about what depends on what.
 from __future__ import annotations
 
 import threading
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Sequence
 from typing import Any
 
@@ -43,6 +43,8 @@ GROUP = 128  # work-items of a group where each is a scalar of its own
 MOST_PROGRAMS = 4096  # sources whose binaries are kept
 VECTOR_BYTES = 64  # of a register of a CPU, at most
 WAVES = 64  # groups for each unit of a GPU, at most, where each work-item can take strides
+STAGED_BYTES = 4 << 20  # of a copy to the device that may wait in the queue
+MOST_STAGED = 16  # such copies at a time
 SLICES = 16  # groups for each unit that have scratch memory at a time
 SCRATCH_BYTES = 256 << 20  # of all work-items together; what does not fit is done in strides
 
@@ -52,6 +54,11 @@ def open_device(name: str) -> OpenCL:
     device = device_called(name)
     check_linker(device)
     return OpenCL(name, device, recipes_for(device))
+
+
+def _is_done(event: Any) -> bool:
+    cl = opencl()
+    return bool(event.command_execution_status == cl.command_execution_status.COMPLETE)
 
 
 class OpenCL:
@@ -78,6 +85,7 @@ class OpenCL:
         self._options = self._build_options()
         self._programs: OrderedDict[str, Any] = OrderedDict()  # by source, the longest unused first
         self._timed: Any = None
+        self._staged: deque[Any] = deque()  # events of copies to the device, the oldest first
 
     def allocate(self, nbytes: int) -> Any:
         """A buffer of at least nbytes."""
@@ -88,8 +96,24 @@ class OpenCL:
         self.pool.free(memory, nbytes)
 
     def copy_in(self, memory: Any, data: memoryview) -> None:
-        """Fill a buffer from the host's bytes."""
-        self._copy(memory, data)
+        """Fill a buffer from the host's bytes, when all work before is done.
+
+        Where these are few, a copy of them waits in the queue, and nobody for the device.
+        """
+        if data.nbytes > STAGED_BYTES:
+            self._copy(memory, data)
+            return
+        cl = opencl()
+        try:
+            event = cl.enqueue_copy(self.queue, memory, bytearray(data), is_blocking=False)
+            self.queue.flush()
+            with self.lock:
+                staged = self._staged
+                while len(staged) >= MOST_STAGED or staged and _is_done(staged[0]):
+                    staged.popleft().wait()
+                staged.append(event)  # it keeps the bytes alive
+        except (cl.Error, MemoryError) as error:
+            raise self.failed("copying", error) from None
 
     def copy_out(self, memory: Any, data: memoryview) -> None:
         """Read a buffer into the host's bytes, when all work before is done."""

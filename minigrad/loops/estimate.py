@@ -32,16 +32,16 @@ def flops(kernel: Kernel) -> int:
     return total
 
 
-def vectors(kernel: Kernel, target: Target, dots: bool = False) -> float:
+def vectors(kernel: Kernel, target: Target, at_once: int = 1) -> float:
     """Vector instructions of a whole kernel.
 
-    dots: its products are of pairs (AVX512-BF16). What is done to a product's operands while they
-    are packed is not counted.
+    at_once: products that a lane of a contraction's instructions adds. What is done to a product's
+    operands while they are packed is not counted.
     """
     total = 0.0
     for stage in kernel.stages:
         if kernel.kind == "contraction" and contraction_of(stage) is not None:
-            each = 1 / target.lanes(stage.body.dtype) / (2 if dots else 1)
+            each = 1 / target.lanes(stage.body.dtype) / at_once
         else:
             each = vectors_each(stage, target)
         total += stage.iterations * each

@@ -63,13 +63,27 @@ def finish(
     if operations is None:
         operations = estimate.operations(kernel)
     if vectors is None:
-        dots = any(e.op is Leaf.DOT for e in expr.walk(*expressions(loop)))
-        vectors = estimate.vectors(kernel, target, dots)
+        vectors = estimate.vectors(kernel, target, _products_at_once(loop))
     return Nest(
         name, loop, tuple(arrays), tuple(sorted(symbols)), tuple(places), offset,
         grain_of(loop, stop, operations, traffic, target), operations, round(vectors), traffic,
         label(kernel), tuple(array for array in inside if array.space == "local"),
     )  # fmt: skip
+
+
+def _products_at_once(loop: Loop) -> int:
+    """Products that a lane of an instruction adds: of pairs of bfloat16 two, of matrices 16.
+
+    (A product of matrix registers, of 16 × 16 × 32, takes as long as 32 multiply-adds of vectors.)
+    """
+    if _has_matrices(loop):
+        return 16
+    return 2 if any(e.op is Leaf.DOT for e in expr.walk(*expressions(loop))) else 1
+
+
+def _has_matrices(statement: Statement) -> bool:
+    inner = statement.body if isinstance(statement, Loop) else ()
+    return isinstance(statement, MatrixProduct) or any(map(_has_matrices, inner))
 
 
 def grain_of(loop: Loop, total: int, operations: int, traffic: int, target: Target) -> int:
@@ -124,6 +138,7 @@ def _collect(
                 bound.add(statement.lane)
             for x in (statement.start, *statement.stops):
                 see_index(x)
+                see_values(expr.values_in(x))
             for inner in statement.body:
                 visit(inner)
         elif isinstance(statement, Store | Stores | Set):

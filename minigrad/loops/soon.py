@@ -1,9 +1,10 @@
 """What a vector loop asks the memory for, before it is read.
 
 A processor that waits for memory while it computes, and lets memory rest while it computes, takes
-the sum of both times instead of the larger one. Its own prefetching follows plain copies well, but
-no loop that does much with each element, or that goes over a row several times. (Measured with two
-cores of a Sapphire Rapids class machine: a GELU of 64 MiB takes 9.8 ms without, 4.8 ms with it.)
+the sum of both times instead of the larger one. Its own prefetching follows single sweeps well, but
+not loops that go over a row several times. (Measured with two cores of a Sapphire Rapids class
+machine: a layer norm of 24 MiB takes 1.73 ms without and 0.91 ms with it, a softmax of 64 MiB 4.1
+and 3.0 ms; single sweeps gain 3 to 13 %.)
 """
 
 from __future__ import annotations

@@ -8,6 +8,7 @@ from minigrad.graph.symbolic import Affine, Integer, add, substitute
 from minigrad.loops.nest import (
     Fold,
     Loop,
+    Prefetch,
     Set,
     Statement,
     Store,
@@ -69,7 +70,9 @@ def cut(loop: Loop, width: int, parts: int) -> list[Statement]:
             return [Stores(tuple(items))]
         if isinstance(statement, Store):
             return [store_of(statement, part) for part in range(parts)]
-        assert isinstance(statement, Set)
+        if not isinstance(statement, Set):  # a hint; folds are not part of such loops
+            assert isinstance(statement, Prefetch), statement
+            return [statement]
         count = parts if statement.local.width == loop.step else 1
         return [
             Set(local_of(statement.local, n), statement.slot, value_of(statement.value, n))
