@@ -138,6 +138,7 @@ def _collect(
                 bound.add(statement.lane)
             for x in (statement.start, *statement.stops):
                 see_index(x)
+                see_values(expr.values_in(x))
             for inner in statement.body:
                 visit(inner)
         elif isinstance(statement, Store | Stores | Set):

@@ -234,6 +234,7 @@ class _Emitter(IndexEmitter):
         elif whole == 1:
             self.open()
             self.bind_lanes(loop, str(start), width)
+            self._ask(loop)
             self.close_straight(loop.body, self.statement)
         rest = stop - start - whole * width
         if rest > 0:

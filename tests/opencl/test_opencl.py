@@ -11,6 +11,7 @@ from minigrad.graph import build
 from minigrad.graph.node import Op
 from minigrad.models.gpt import GPT, GPTConfig
 from minigrad.models.mlp import MLP
+from minigrad.models.moe import MoE
 from minigrad.program import bytes_of, realize
 from minigrad.runtimes.reference import numpy_dtype
 
@@ -419,3 +420,16 @@ def test_conditions_that_are_the_same_in_all_lanes(device):
         (gradient,) = y.gradient(tensor, gradient=Tensor(seed, device=name))
         found.append(gradient.numpy())
     np.testing.assert_array_equal(*found)
+
+
+def test_loaded_bounds(device):
+    """A mixture of experts: rows of each expert's product, and segments of its gradient."""
+
+    def gradients(x):
+        Tensor.manual_seed(2)
+        experts = MoE(24, 40, 4, 2)
+        leaves = [*nn.state.get_parameters(experts), x.requires_grad_(True)]
+        y = experts(x)
+        return [y, *(y * y).sum().gradient(*leaves)]
+
+    agree(gradients, device, numbers(70, 24), tolerance=1e-5)
