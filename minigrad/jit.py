@@ -136,6 +136,8 @@ class Jitted(Generic[P, R]):
             )
         engine.realize(tensors)
         engine.settle_readers()
+        # what waits from before, as a random state whose draws nobody kept, is no part of the step
+        engine.settle_before(frozenset())
         given = self._copies(tensors)
         inputs = tuple(signature(tensor, values) for tensor in given)
         capture = Capture(self.name, structure, inputs)

@@ -13,7 +13,6 @@ from __future__ import annotations
 import itertools
 import os
 import threading
-from types import TracebackType
 
 DEFAULTS: dict[str, int | str] = {
     "DEBUG": 0,  # 1 summary, 2 kernels with times, 3 schedule, 4 loop nests, 5 IR and assembly
@@ -118,11 +117,6 @@ class Context:
         thread.settle()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         thread.values = self.saved.pop()
         thread.settle()

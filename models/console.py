@@ -8,7 +8,7 @@ import math
 import signal
 import sys
 from collections.abc import Callable, Sequence
-from types import ModuleType, TracebackType
+from types import ModuleType
 from typing import Any, NoReturn
 
 from minigrad import Device
@@ -59,8 +59,12 @@ class Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFo
     """Shows the defaults that are a number or a word, and descriptions as they were written."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
-        plain = action.default is None or not str(action.default).strip()
-        return action.help if plain else super()._get_help_string(action)
+        default = action.default
+        if default is None or isinstance(default, bool) or not str(default).strip():
+            return action.help
+        if isinstance(default, float):
+            return f"{action.help} (default: %(default)g)"
+        return super()._get_help_string(action)
 
 
 class Parser(argparse.ArgumentParser):
@@ -143,12 +147,7 @@ class Progress:
             self.bar.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         if self.live:
             self.bar.stop()
 

@@ -50,30 +50,37 @@ def parser(remembered: Mapping[str, Any] | None = None) -> argparse.ArgumentPars
     return top
 
 
-def _train(command: argparse.ArgumentParser) -> None:
-    add, whole, number = command.add_argument, console.positive_int, console.positive_float
+def add_basics(command: argparse.ArgumentParser, layers: int, steps: int) -> None:
+    """Flags of whatever trains a GPT: the text, the model's shape, how long it learns."""
+    add, whole = command.add_argument, console.positive_int
     add("--text", metavar="FILE", help="UTF-8 text; Shakespeare's plays if not given")
+    add("--layers", type=whole, default=layers, help="blocks")
+    add("--heads", type=whole, default=4, help="heads per block")
+    add("--dim", type=whole, default=128, help="width of the model")
+    add("--context", type=whole, default=64, help="tokens it sees")
+    add("--steps", type=whole, default=steps, help="updates")
+    add("--batch", type=whole, default=12, help="windows per step")
+    add("--lr", type=console.positive_float, default=3e-3,
+        help="peak; at most 100 steps of warm-up, cosine to a tenth")  # fmt: skip
+
+
+def _train(command: argparse.ArgumentParser) -> None:
+    add, whole = command.add_argument, console.positive_int
+    add_basics(command, layers=4, steps=2000)
     add("--tokenizer", choices=["character", "gpt2", "bpe"], default="character",
         help="what a token is; bpe learns --vocabulary of them from the text")  # fmt: skip
     add("--vocabulary", type=whole, default=1024, help="tokens that --tokenizer bpe learns")
     add("--architecture", choices=["gpt2", "llama"], default="gpt2",
         help="llama: rotary positions, RMSNorm, SwiGLU, no biases")  # fmt: skip
-    add("--layers", type=whole, default=4, help="blocks")
-    add("--heads", type=whole, default=4, help="heads per block")
     add("--key-heads", type=console.natural_int, default=0,
         help="heads of keys and values, each for several of queries; 0: as many")  # fmt: skip
-    add("--dim", type=whole, default=128, help="width of the model")
-    add("--context", type=whole, default=64, help="tokens it sees")
     add("--dropout", type=console.natural_float, default=0.0, help="share that is dropped")
     add("--experts", type=console.natural_int, default=0,
         help="feed-forward networks per block, a router chooses; 0: one for all")  # fmt: skip
     add("--active", type=whole, default=2, help="experts per token")
     add("--weights", metavar="PATH",
         help="fine-tune what is in a GGUF or safetensors file or a folder")  # fmt: skip
-    add("--steps", type=whole, default=2000, help="updates")
-    add("--batch", type=whole, default=12, help="windows per step")
     add("--accumulate", type=whole, default=1, help="parts of a batch, one after the other")
-    add("--lr", type=number, default=3e-3, help="peak; 100 steps of warm-up, cosine to a tenth")
     add("--precision", choices=CHOICES["precision"], default="float32",
         help="of products; parameters and sums stay float32")  # fmt: skip
     add("--recompute", action="store_true",

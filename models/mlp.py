@@ -89,6 +89,30 @@ def describe(model: MLP) -> str:
     return "\n".join([*lines, f"parameters: {total:,}"])
 
 
+def as_one_map(model: MLP) -> tuple[Tensor, Tensor]:
+    """The matrix and the shift that all layers make together where nothing bends between them."""
+    first, *others = model.layers
+    matrix, shift = first.weight, first.bias
+    for layer in others:
+        assert shift is not None and layer.bias is not None
+        matrix, shift = layer.weight @ matrix, layer.weight @ shift + layer.bias
+    assert shift is not None
+    return matrix, shift
+
+
+def describe_collapse(model: MLP, digits: Digits) -> str:
+    """What is left of layers without an activation."""
+    with Tensor.no_grad():
+        matrix, shift = as_one_map(model)
+        images = Tensor(digits.images[:EVALUATION_BATCH])
+        away = (model(images) - images.linear(matrix.transpose(), shift)).abs().max().item()
+    outputs, inputs = plain_shape(matrix)
+    return (
+        f"without activation the layers are one linear map of {inputs} × {outputs} weights + "
+        f"{outputs} biases; its answers differ from theirs by at most {away:.1e}"
+    )
+
+
 def evaluate(model: MLP, digits: Digits) -> tuple[float, float]:
     """(mean loss in nats, share of digits read rightly)."""
     loss = right = 0.0
@@ -298,6 +322,8 @@ def learn(flags: argparse.Namespace, rank: Rank | None = None) -> None:
     print(f"overfitting: {before - accuracy:.1%} of accuracy, {new - known:.4f} nats of loss")
     for number, (dead, count) in enumerate(dead_neurons(model, validation), 1):
         print(f"dead neurons in hidden layer {number}: {dead} of {count} ({dead / count:.0%})")
+    if flags.activation == "none":
+        print(describe_collapse(model, validation))
     if flags.picture is not None:
         pictures.draw_mlp(model, validation, metrics, Path(flags.picture))
         print(f"picture {flags.picture}")

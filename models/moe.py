@@ -6,10 +6,12 @@ Shazeer et al., "Outrageously Large Neural Networks" (2017); Fedus et al., "Swit
 (2022), for the load-balancing loss; Zoph et al., "ST-MoE" (2022), for the router's z-loss; Jiang et
 al., "Mixtral of Experts" (2024), for the weights of the chosen, normalised to sum to 1.
 
-No token is dropped. The tokens of each expert are put side by side in blocks of rows, an expert's
-last block filled up, and each block is multiplied by its own expert's matrices: the work follows
-the number of tokens, not that of experts. With so few tokens that blocks would be mostly filling,
-each choice is a block of one row; then only the matrices of chosen experts are read.
+No token is dropped. The tokens of each expert are put side by side in blocks of rows, and each
+block is multiplied by its own expert's matrices. How many rows a block really has, and which rows
+are an expert's, is known on the device only: masks say it, which become bounds that the products'
+loops load (`loops/ragged.py`), so the work follows the number of tokens, not that of experts or
+blocks. With very few tokens each choice is a block of one row; then only the matrices of chosen
+experts are read.
 """
 
 from __future__ import annotations
@@ -17,15 +19,17 @@ from __future__ import annotations
 import math
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 from minigrad import Tensor, dtypes, nn
 from minigrad.errors import ShapeError
+from minigrad.graph import build
+from minigrad.graph.node import Node
 from minigrad.models.checkpoint import plain_shape
 
-BLOCK_ROWS = 128  # of one expert's tokens; fewer where there are few tokens
+BLOCK_ROWS = 128  # of one expert's tokens, over which the packing of its matrices pays
 
 
 @dataclass(frozen=True)
@@ -104,6 +108,112 @@ class Router:
         return Routing(logits, probabilities, places, weights / weights.sum(1, keepdim=True))
 
 
+@dataclass(frozen=True)
+class Blocks:
+    """Where choices are when those of one expert stand side by side, in blocks of `rows` rows.
+
+    A choice is (token, place among its experts), numbered token by token. slot (choices,): the row
+    of each. choice (blocks·rows,): the other way round; 0 where nothing stands. expert, used
+    (blocks,): whose rows a block has, and how many, the first ones. first, stop (experts,): where
+    an expert's rows begin, and end. All int32.
+    """
+
+    rows: int
+    slot: Tensor
+    choice: Tensor
+    expert: Tensor
+    used: Tensor
+    first: Tensor
+    stop: Tensor
+
+    @classmethod
+    def of(cls, chosen: Tensor, experts: int) -> Blocks:
+        """For (tokens, active) choices."""
+        choices = math.prod(plain_shape(chosen))
+        rows = min(BLOCK_ROWS, 1 << (choices // experts).bit_length())
+        # an expert with one choice needs a block, and so do `rows` choices of one expert
+        blocks = min(choices, (choices - experts) // rows + experts)
+        which = chosen.reshape(-1)
+        hot = _one_hot(which, experts)
+        before = ((hot.cumsum(0) - hot) * hot).sum(1)  # earlier choices of the same expert
+        count = hot.sum(0)
+        filled = (count + (rows - 1)) // rows
+        ends = filled.cumsum(0).contiguous()
+        first = ((ends - filled) * rows).contiguous()
+        slot = (first.gather(0, which) + before).contiguous()
+        empty = Tensor.zeros(blocks * rows, dtype=dtypes.int32, device=chosen.device)
+        number = Tensor.arange(choices, device=chosen.device)
+        choice = empty.scatter(0, slot, number, reduce="add").contiguous()
+        place = Tensor.arange(blocks, device=chosen.device)
+        expert = (place.unsqueeze(1) >= ends).int().sum(1).minimum(experts - 1).contiguous()
+        stop = (first + count).contiguous()
+        used = (stop.gather(0, expert) - place * rows).maximum(0).minimum(rows).contiguous()
+        return cls(rows, slot, choice, expert, used, first, stop)
+
+    def mask(self) -> Tensor:
+        """(blocks, rows, 1): where a choice stands."""
+        row = Tensor.arange(self.rows, device=self.used.device).reshape(1, self.rows, 1)
+        return row < self.used.reshape(-1, 1, 1)
+
+    def fill(self, x: Tensor, active: int) -> Tensor:
+        """(tokens, dim) → (blocks, rows, dim): each choice's token; other rows are anything."""
+        tokens, dim = plain_shape(x)
+        value = x[self.choice // active].reshape(-1, self.rows, dim)
+
+        def rule(blocks: Blocks, g: Tensor, _: Tensor) -> list[Tensor]:
+            return [g.reshape(-1, dim)[blocks.slot].reshape(tokens, active, dim).sum(1)]
+
+        return self._with_gradient(value, [x], rule)
+
+    def empty(self, x: Tensor) -> Tensor:
+        """(blocks, rows, dim) → (choices, dim): the row of each choice.
+
+        The gradient of other rows is anything.
+        """
+        shape = plain_shape(x)
+        value = x.reshape(-1, shape[2])[self.slot]
+
+        def rule(blocks: Blocks, g: Tensor, _: Tensor) -> list[Tensor]:
+            return [g[blocks.choice].reshape(shape)]
+
+        return self._with_gradient(value, [x], rule)
+
+    def product(self, x: Tensor, weight: Tensor) -> Tensor:
+        """Each block times its expert's matrix: x (blocks, rows, in), weight (experts, out, in).
+
+        → (blocks, rows, out), 0 in rows where no choice stands, whatever x and its gradient have
+        there.
+        """
+        count = math.prod(plain_shape(x)[:2])
+        value = self.mask().where(x.matmul(weight[self.expert].transpose(1, 2)), 0.0)
+
+        def rule(blocks: Blocks, g: Tensor, x: Tensor, weight: Tensor) -> list[Tensor]:
+            by_x = blocks.mask().where(g.matmul(weight[blocks.expert]), 0.0).contiguous()
+            row = Tensor.arange(count, device=g.device).reshape(1, count, 1)
+            first, stop = blocks.first.reshape(-1, 1, 1), blocks.stop.reshape(-1, 1, 1)
+            mine = ((first <= row) & (row < stop)).where(g.reshape(1, count, -1), 0.0)
+            return [by_x, mine.transpose(1, 2).matmul(x.reshape(1, count, -1))]
+
+        return self._with_gradient(value, [x, weight], rule)
+
+    def _with_gradient(
+        self, value: Tensor, sources: Sequence[Tensor], rule: Callable[..., Sequence[Tensor]]
+    ) -> Tensor:
+        """`value` with rule(blocks, gradient, *sources) for the gradients of its sources."""
+        tensors = (self.slot, self.choice, self.expert, self.used, self.first, self.stop)
+        rows, count, others = self.rows, len(sources), (None,) * len(tensors)
+
+        def of_nodes(node: Node, g: Node) -> Sequence[Node | None]:
+            # it takes all tensors from its node: one that it kept would live on, and be computed
+            with Tensor.no_grad():
+                given = [Tensor._of(source) for source in node.src[1:]]
+                parts = rule(Blocks(rows, *given[count:]), Tensor._of(g), *given[:count])
+                return [*(part.node for part in parts), *others]
+
+        nodes = [tensor.node for tensor in (*sources, *tensors)]
+        return Tensor._of(build.custom(value.detach().node, nodes, of_nodes))
+
+
 class Experts:
     """One matrix per expert: weight (experts, out, in), bias (experts, out) or None."""
 
@@ -116,8 +226,13 @@ class Experts:
             if bias else None
         )  # fmt: skip
 
-    def __call__(self, x: Tensor, which: Tensor) -> Tensor:
+    def __call__(self, x: Tensor, which: Tensor | Blocks) -> Tensor:
         """Blocks (blocks, rows, in), each for the expert which[block] → (blocks, rows, out)."""
+        if isinstance(which, Blocks):
+            y = which.product(x, self.weight)
+            if self.bias is None:
+                return y
+            return y + which.mask().where(self.bias[which.expert].unsqueeze(1), 0.0)
         y = x.matmul(self.weight[which].transpose(1, 2))
         return y if self.bias is None else y + self.bias[which].unsqueeze(1)
 
@@ -153,7 +268,7 @@ class MoE:
             answers = self._grouped(flat, routing.chosen)
         return (answers * routing.weights.unsqueeze(2)).sum(1).reshape(x.shape)
 
-    def network(self, x: Tensor, which: Tensor) -> Tensor:
+    def network(self, x: Tensor, which: Tensor | Blocks) -> Tensor:
         """Blocks of rows through one expert each: (blocks, rows, dim) → the same shape."""
         inner = self.c_fc(x, which)
         if self.gated:
@@ -181,27 +296,9 @@ class MoE:
 
     def _grouped(self, flat: Tensor, chosen: Tensor) -> Tensor:
         """Choices of one expert side by side → answers (tokens, active, dim)."""
-        tokens = plain_shape(flat)[0]
-        choices = tokens * self.active
-        block = min(BLOCK_ROWS, 1 << (choices // self.experts).bit_length())
-        # an expert with one choice needs a block, and so do `block` choices of one expert
-        blocks = min(choices, (choices - self.experts) // block + self.experts)
-        expert = chosen.reshape(-1)
-        hot = _one_hot(expert, self.experts)
-        before = ((hot.cumsum(0) - hot) * hot).sum(1)  # earlier choices of the same expert
-        filled = (hot.sum(0) + (block - 1)) // block  # blocks of each expert
-        ends = filled.cumsum(0)
-        slot = (ends - filled).gather(0, expert) * block + before
-        # what each row of the blocks is: a token; filling is token 0, whose answer nobody reads
-        number = Tensor.arange(tokens, device=flat.device).unsqueeze(1)
-        number = number.expand(tokens, self.active).reshape(-1)
-        empty = Tensor.zeros(blocks * block, dtype=dtypes.int32, device=flat.device)
-        source = empty.scatter(0, slot, number, reduce="add").contiguous()
-        place = Tensor.arange(blocks, device=flat.device).unsqueeze(1)
-        which = (place >= ends).int().sum(1).minimum(self.experts - 1).contiguous()
-        rows = flat[source].reshape(blocks, block, self.dim)
-        answers = self.network(rows, which).reshape(blocks * block, self.dim)
-        return answers[slot].reshape(tokens, self.active, self.dim)
+        blocks = Blocks.of(chosen, self.experts)
+        answers = self.network(blocks.fill(flat, self.active), blocks)
+        return blocks.empty(answers).reshape(*chosen.shape, self.dim)
 
 
 def auxiliary_loss(routes: Sequence[Routing], balance: float, z: float) -> Tensor:

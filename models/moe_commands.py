@@ -13,6 +13,7 @@ from minigrad import Tensor, nn
 from minigrad.models import console
 from minigrad.models.errors import InputError
 from minigrad.models.gpt import GPT, GPTConfig
+from minigrad.models.gpt_flags import add_basics
 from minigrad.models.moe import recording
 from minigrad.models.sizing import parameters
 from minigrad.models.text import Windows, load_text, split
@@ -48,16 +49,9 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=console.Help,
     )
     add, whole = result.add_argument, console.positive_int
-    add("--text", metavar="FILE", help="UTF-8 text; Shakespeare's plays if not given")
+    add_basics(result, layers=2, steps=200)
     add("--experts", type=whole, default=8, help="feed-forward networks per block")
     add("--active", type=whole, default=2, help="of them for each token")
-    add("--layers", type=whole, default=2, help="blocks")
-    add("--heads", type=whole, default=4, help="heads per block")
-    add("--dim", type=whole, default=128, help="width of the model")
-    add("--context", type=whole, default=64, help="tokens it sees")
-    add("--steps", type=whole, default=200, help="updates")
-    add("--batch", type=whole, default=12, help="windows per step")
-    add("--lr", type=console.positive_float, default=3e-3, help="peak of the learning rate")
     add("--balance", type=console.natural_float, default=0.01,
         help="weight of the load-balancing loss; 0 shows what happens without")  # fmt: skip
     console.add_common_flags(result)

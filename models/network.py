@@ -20,9 +20,10 @@ from dataclasses import dataclass
 
 from minigrad.models import console
 from minigrad.models.errors import InputError
-from minigrad.models.gpt_config import PRESETS, GPTConfig
+from minigrad.models.gpt_config import GPTConfig
 from minigrad.models.sizing import (
     ITEMSIZE,
+    add_machine_flags,
     bytes_text,
     duration_text,
     flops_per_token,
@@ -139,14 +140,10 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=console.Help,
     )
     add, number, whole = result.add_argument, console.positive_float, console.positive_int
-    add("model", nargs="?", default="gpt3", help=f"one of {', '.join(PRESETS)}")
+    add_machine_flags(result)
     add("--devices", type=whole, default=1024, help="that train together")
     add("--sequence", type=whole, default=1, help="devices that share a sequence")
     add("--batch-tokens", type=number, default=3.2e6, help="tokens of a step, on all devices")
-    add("--tokens", type=number, default=300e9, help="to train on")
-    add("--peak", type=number, default=989e12, help="flop/s of a device; an H100 if not given")
-    add("--utilization", type=number, default=0.4, help="share of the peak while computing")
-    add("--dtype", choices=list(ITEMSIZE), default="bfloat16", help="of the gradients sent")
     add("--overlap", type=console.natural_float, default=1.0,
         help="share of the backward pass behind which the network can hide")  # fmt: skip
     add("--bandwidth", type=number, help="of one more network, bytes/s; with --latency")

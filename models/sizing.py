@@ -96,19 +96,26 @@ def cache_bytes(config: GPTConfig, batch: int = 1, itemsize: int = 2) -> int:
 def activation_bytes(
     config: GPTConfig, batch: int, itemsize: int = 2, recompute: bool = False
 ) -> int:
-    """What the forward pass keeps for the backward pass.
+    """What a training step keeps for the backward pass, at its peak, beside the parameters' state.
 
-    A block keeps, per token: its two inputs, what the norms gave, queries, keys and values, what
-    attention gave, and the feed-forward layer before and after its bend; scores are computed again.
-    recompute keeps the inputs of blocks only, and one block's inside. The logits are float32.
+    A block keeps, per token: its two inputs; of each norm what it scaled, and gave; queries, keys
+    and values, the former two also turned where positions are; what attention gave; and the
+    feed-forward layer before and after its bend, of SwiGLU the bent gate too. Scores are computed
+    again. Behind the blocks come the last norm and the larger of two passing things: the logits
+    with their gradient (float32), and the gradient inside one feed-forward layer.
+    recompute keeps the inputs of blocks only, and one block's inside.
     """
     c = config
     tokens = batch * c.context
-    rows = (c.heads + 2 * c.key_value_heads) * c.width
-    wide = c.hidden * (3 if c.activation == "swiglu" else 2) * (c.active if c.experts else 1)
-    block = tokens * (5 * c.dim + rows + wide) * itemsize
+    turned = (c.heads + c.key_value_heads) * c.width if c.positions == "rotary" else 0
+    rows = (c.heads + 2 * c.key_value_heads) * c.width + turned
+    times = c.active if c.experts else 1
+    wide = c.hidden * times * (4 if c.activation == "swiglu" else 2)
+    block = tokens * (7 * c.dim + rows + wide) * itemsize
     kept = c.layers * tokens * c.dim * itemsize + block if recompute else c.layers * block
-    return kept + tokens * (2 * c.dim * itemsize + 4 * c.vocabulary)
+    gradient = c.hidden * times * (2 if c.activation == "swiglu" else 1) * itemsize
+    last = 3 * c.dim * itemsize + max(2 * 4 * c.vocabulary, gradient)
+    return kept + tokens * last
 
 
 @dataclass(frozen=True)
@@ -265,6 +272,16 @@ def article(config: GPTConfig) -> list[Line]:
     return lines
 
 
+def add_machine_flags(command: argparse.ArgumentParser) -> None:
+    """The model, the tokens it sees, and what each device does: `network.py` has them too."""
+    add, number = command.add_argument, console.positive_float
+    add("model", nargs="?", default="gpt3", help=f"one of {', '.join(PRESETS)}")
+    add("--tokens", type=number, default=300e9, help="to train on")
+    add("--dtype", choices=list(ITEMSIZE), default="bfloat16", help="of weights and gradients")
+    add("--peak", type=number, default=989e12, help="flop/s of a device; an H100 if not given")
+    add("--utilization", type=number, default=0.4, help="share of the peak that is reached")
+
+
 def parser() -> argparse.ArgumentParser:
     """The flags of the script."""
     result = console.Parser(
@@ -272,17 +289,13 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=console.Help,
     )
     add, number = result.add_argument, console.positive_float
-    add("model", nargs="?", default="gpt3", help=f"one of {', '.join(PRESETS)}")
+    add_machine_flags(result)
     for name in ("layers", "heads", "dim", "context", "vocabulary", "experts"):
         add(f"--{name}", type=console.positive_int, help=f"another number of {name}"
             if name not in ("dim", "context", "vocabulary") else f"another {name}")  # fmt: skip
-    add("--dtype", choices=list(ITEMSIZE), default="bfloat16", help="of weights and gradients")
     add("--batch", type=console.positive_int, default=1, help="windows at a time on all devices")
     add("--device-memory", type=number, default=H100, help="bytes; an H100 if not given")
     add("--devices", type=console.positive_int, help="as many as hold the training if not given")
-    add("--peak", type=number, default=989e12, help="flop/s of a device; an H100 if not given")
-    add("--utilization", type=number, default=0.4, help="share of the peak that is reached")
-    add("--tokens", type=number, default=300e9, help="to train on")
     return result
 
 

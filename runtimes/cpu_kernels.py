@@ -45,8 +45,8 @@ class KernelCode:
 
     entry: the name of its function. arguments: which of the arrays of its text it takes, by number,
     in order; the values of `symbols` follow them. scratch_bytes: private memory of a thread. total
-    and grain: iterations of its parallel loop, and of a chunk. operations, traffic (bytes) and
-    label are for reports.
+    and grain: iterations of its parallel loop, and of a chunk. operations, vectors (instructions),
+    traffic (bytes) and label are for reports.
     """
 
     entry: str
@@ -56,6 +56,7 @@ class KernelCode:
     total: int
     grain: int
     operations: int
+    vectors: int
     traffic: int
     label: str
 
@@ -101,7 +102,7 @@ def _exchange_of(step: Step) -> Kernel:
 def _exchange(exchange: dict[str, Any], kind: str, text: str) -> Kernel:
     """The same from what a stored plan says of it."""
     code = ExchangeCode.read(exchange)
-    return Kernel(kind, KernelCode("", (), (), 0, 1, 1, 0, 0, str(text)), 0, None, code)
+    return Kernel(kind, KernelCode("", (), (), 0, 1, 1, 0, 0, 0, str(text)), 0, None, code)
 
 
 def entry_address(kernel: Kernel, exchanges: Exchanges) -> int:
@@ -278,7 +279,8 @@ class Kernels:
         number = {array: place for place, array in enumerate(arrays)}
         code = KernelCode(
             nest.name, tuple(number[array] for array in nest.arrays), nest.symbols,
-            nest.scratch_bytes, nest.total, nest.grain, nest.operations, nest.traffic, nest.label,
+            nest.scratch_bytes, nest.total, nest.grain, nest.operations, nest.vectors, nest.traffic,
+            nest.label,
         )  # fmt: skip
         kernel = self._in_memory(key, code, data)
         cache = self._cache()

@@ -1,14 +1,16 @@
 """What the machine can do at best, measured: what a kernel's time is compared with.
 
-Two small kernels run on as many threads as programs do: chains of fused multiply-adds that never
-leave the registers, and a sum over memory that no cache holds. Each runs a few times and its best
-time counts, because what disturbs a measurement only ever makes it longer.
+Small kernels run on as many threads as programs do: chains of fused multiply-adds that never leave
+the registers; a sum over memory, a copy, and a copy that passes by the cache, of as many bytes as
+this or that cache holds, or none does. Each runs a few times and its best time counts, because what
+disturbs a measurement only ever makes it longer.
 """
 
 from __future__ import annotations
 
 import ctypes
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 
@@ -21,32 +23,47 @@ CHAINS = 12  # independent sums: more than a multiply-add's latency times those 
 ROUNDS = 20_000  # multiply-adds of each chain in one chunk: about 50 µs
 CHUNKS = 4  # chunks per thread, so that a thread that comes late does not decide the time
 ACCUMULATORS = 8  # vectors that a reader loads before it goes on to the next ones
-CHUNK_BYTES = 1 << 20
-SMALLEST, LARGEST = 32 << 20, 256 << 20  # bytes that are read
+CHUNK_BYTES = 1 << 17
+SOON = 1024  # bytes ahead that a copy asks memory for
+SIZES = (1 << 20, 4 << 20, 16 << 20, 64 << 20, 256 << 20)  # bytes that are read and written
 LEAST_RUNS = 3
-MEASURING_SECONDS = 0.012  # per kernel: some 6 to 30 runs
+MEASURING_SECONDS = 0.012  # per kernel and size: some 3 to 100 runs
 
 
 @dataclass(frozen=True)
 class Limits:
-    """All threads together: float32 additions and multiplications per second, bytes per second."""
+    """All threads together.
+
+    operations: float32 additions and multiplications per second; vectors: instructions per second,
+    of vectors, a multiply-add being one. bandwidths: bytes → bytes per second that a kernel moves
+    at best, if it reads and writes so many in all, again and again.
+    """
 
     operations: float
-    bandwidth: float
+    vectors: float
+    bandwidths: tuple[tuple[int, float], ...]
+
+    def moving(self, nbytes: float) -> float:
+        """Seconds that it takes at least to read and write so many bytes."""
+        best = self.bandwidths[0][1]
+        for size, bandwidth in self.bandwidths:
+            if size <= nbytes:
+                best = bandwidth
+        return nbytes / best
 
 
 @cache
 def limits() -> Limits:
-    """The machine's limits; measured at the first call, which takes some 50 ms."""
+    """The machine's limits; measured at the first call, which takes some 0.3 s."""
     pool = Pool(threads(), "limits")
     try:
         lanes = host().vector_bytes // 4
-        text = _multiply_adds(lanes) + _reader(lanes)
-        addresses, _code = host_compiler().compile(text, ["multiply_adds", "reader"])
-        return Limits(
-            _operations(pool, addresses["multiply_adds"], lanes),
-            _bandwidth(pool, addresses["reader"]),
-        )
+        text = _multiply_adds(lanes) + _reader(lanes) + _copies(lanes)
+        names = ["multiply_adds", "reader", "copy", "streaming_copy"]
+        addresses, _code = host_compiler().compile(text, names)
+        operations = _operations(pool, addresses["multiply_adds"], lanes)
+        bandwidths = _bandwidths(pool, [addresses[name] for name in names[1:]])
+        return Limits(operations, operations / (2 * lanes), bandwidths)
     finally:
         pool.close()
 
@@ -58,24 +75,29 @@ def _operations(pool: Pool, kernel: int, lanes: int) -> float:
     return 2 * lanes * CHAINS * ROUNDS * chunks / seconds
 
 
-def _bandwidth(pool: Pool, kernel: int) -> float:
-    chunks = min(max(2 * host().l3, SMALLEST), LARGEST) // CHUNK_BYTES
-    nbytes = chunks * CHUNK_BYTES
-    address = cpu_memory.reserve(nbytes)
+def _bandwidths(pool: Pool, kernels: Sequence[int]) -> tuple[tuple[int, float], ...]:
+    """For each size, what the best of the kernels moves; all go over the same memory."""
+    address = cpu_memory.reserve(SIZES[-1])
     try:
         # Fresh pages would all be one page of zeros, and that one would be read from a cache.
-        ctypes.memset(address, 1, nbytes)
-        return nbytes / _best_time(pool, kernel, address, chunks)
+        ctypes.memset(address, 1, SIZES[-1])
+        return tuple(
+            (nbytes, max(
+                nbytes / _best_time(pool, kernel, address, nbytes // CHUNK_BYTES, nbytes // 2)
+                for kernel in kernels
+            ))
+            for nbytes in SIZES
+        )  # fmt: skip
     finally:
-        cpu_memory.release(address, nbytes)
+        cpu_memory.release(address, SIZES[-1])
 
 
-def _best_time(pool: Pool, kernel: int, memory: int, chunks: int) -> float:
+def _best_time(pool: Pool, kernel: int, memory: int, chunks: int, half: int = 0) -> float:
     """Seconds of the fastest run of a kernel, one chunk per iteration."""
-    arguments = (ctypes.c_int64 * 1)(memory)
+    arguments = (ctypes.c_int64 * 2)(memory, memory + half)
     table = (Launch * 1)()
     table[0].kernel, table[0].args = kernel, ctypes.addressof(arguments)
-    table[0].total, table[0].grain = chunks, 1
+    table[0].total, table[0].grain = chunks, max(chunks // (16 * pool.threads), 1)
     times: list[float] = []
     while len(times) < LEAST_RUNS or sum(times) < MEASURING_SECONDS:
         start = time.perf_counter()
@@ -130,6 +152,40 @@ def _reader(lanes: int) -> str:
     lines += ["  br i1 %odd, label %write, label %over", "write:"]
     lines += ["  store float %first, ptr %start", "  br label %over", "over:"]
     return "\n".join([*lines, *_next_chunk()])
+
+
+def _copies(lanes: int) -> str:
+    """Copies half a chunk per iteration from %memory to the second argument, in two ways."""
+    return "".join(_copy("streaming_copy" if streams else "copy", lanes, streams)
+                   for streams in (False, True)) + (
+        "declare void @llvm.prefetch.p0(ptr, i32, i32, i32)\n!0 = !{i32 1}\n"
+    )  # fmt: skip
+
+
+def _copy(name: str, lanes: int, streams: bool) -> str:
+    kind, width = f"<{lanes} x float>", lanes * 4
+    lines = _each_chunk(name)
+    lines.insert(3, "  %second = getelementptr i64, ptr %args, i64 1")
+    lines.insert(4, "  %target = load ptr, ptr %second")
+    lines.insert(-1, f"  %offset = mul i64 %i, {CHUNK_BYTES // 2}")
+    lines.append("loop:")
+    lines.append("  %round = phi i64 [ 0, %chunk ], [ %next, %loop ]")
+    lines.append(f"  %inside = mul i64 %round, {ACCUMULATORS * width}")
+    lines.append("  %at = add i64 %offset, %inside")
+    how = f"align {width}, !nontemporal !0" if streams else "align 4"
+    for i in range(ACCUMULATORS):
+        lines.append(f"  %at{i} = add i64 %at, {i * width}")
+        lines.append(f"  %from{i} = getelementptr i8, ptr %memory, i64 %at{i}")
+        lines.append(f"  %soon{i} = getelementptr i8, ptr %from{i}, i64 {SOON}")
+        lines.append(f"  call void @llvm.prefetch.p0(ptr %soon{i}, i32 0, i32 3, i32 1)")
+        lines.append(f"  %v{i} = load {kind}, ptr %from{i}, align 4")
+        lines.append(f"  %to{i} = getelementptr i8, ptr %target, i64 %at{i}")
+        lines.append(f"  store {kind} %v{i}, ptr %to{i}, {how}")
+    lines += [*_next_round(str(CHUNK_BYTES // 2 // (ACCUMULATORS * width))), "done:"]
+    lines += _next_chunk()
+    if streams:  # others learn that a chunk is done by a flag
+        lines.insert(lines.index("  ret void"), "  fence seq_cst")
+    return "\n".join(lines)
 
 
 def _each_chunk(name: str) -> list[str]:

@@ -34,6 +34,11 @@ class Work(Protocol):
         ...
 
     @property
+    def vectors(self) -> int:
+        """Estimate of the vector instructions."""
+        ...
+
+    @property
     def traffic(self) -> int:
         """Estimate of the bytes read and written."""
         ...
@@ -86,14 +91,15 @@ def run_timed(nests: Sequence[Work], run: Callable[[int], None], level: int) -> 
     operations = sum(nest.operations for nest in nests)
     if level >= 2:
         best = limits()
-        head = f"{'kernel':>6} {'iterations':>10} {'ms':>9} {'Gop/s':>8} {'GB/s':>7} {'limit':>6}"
-        say(f"{head}  body")
+        head = f"{'kernel':>6} {'iterations':>10} {'ms':>9} {'Gop/s':>8} {'GB/s':>7}"
+        say(f"{head} {'of limit':>12}  body")
         for number, (nest, seconds) in enumerate(rows):
-            least = max(nest.operations / best.operations, nest.traffic / best.bandwidth)
+            computing, moving = nest.vectors / best.vectors, best.moving(nest.traffic)
+            share = f"{100 * max(computing, moving) / seconds:.0f}%"
             say(
                 f"{number:>6} {nest.total:>10} {1e3 * seconds:>9.3f} "
                 f"{nest.operations / seconds / 1e9:>8.1f} {nest.traffic / seconds / 1e9:>7.1f} "
-                f"{100 * least / seconds:>5.0f}%  {nest.label}"
+                f"{share:>6} {'issue' if computing > moving else 'bytes'}  {nest.label}"
             )
     say(
         f"program: {len(nests)} kernels, {1e3 * total:.3f} ms, "

@@ -8,7 +8,7 @@ order, so nothing else has to be said about what depends on what.
 from __future__ import annotations
 
 import threading
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Sequence
 from typing import Any
 
@@ -24,6 +24,7 @@ from minigrad.render import opencl as opencl_source
 from minigrad.render import opencl_groups, opencl_lanes
 from minigrad.render.opencl import Source
 from minigrad.runtimes import opencl_report
+from minigrad.runtimes.host import host
 from minigrad.runtimes.opencl_build import build
 from minigrad.runtimes.opencl_devices import (
     check_linker,
@@ -40,8 +41,10 @@ from minigrad.settings import flag
 
 GROUP = 128  # work-items of a group where each is a scalar of its own
 MOST_PROGRAMS = 4096  # sources whose binaries are kept
-VECTOR_BYTES = 32  # of a register of a CPU, at most
+VECTOR_BYTES = 64  # of a register of a CPU, at most
 WAVES = 64  # groups for each unit of a GPU, at most, where each work-item can take strides
+STAGED_BYTES = 4 << 20  # of a copy to the device that may wait in the queue
+MOST_STAGED = 16  # such copies at a time
 SLICES = 16  # groups for each unit that have scratch memory at a time
 SCRATCH_BYTES = 256 << 20  # of all work-items together; what does not fit is done in strides
 
@@ -51,6 +54,11 @@ def open_device(name: str) -> OpenCL:
     device = device_called(name)
     check_linker(device)
     return OpenCL(name, device, recipes_for(device))
+
+
+def _is_done(event: Any) -> bool:
+    cl = opencl()
+    return bool(event.command_execution_status == cl.command_execution_status.COMPLETE)
 
 
 class OpenCL:
@@ -77,6 +85,7 @@ class OpenCL:
         self._options = self._build_options()
         self._programs: OrderedDict[str, Any] = OrderedDict()  # by source, the longest unused first
         self._timed: Any = None
+        self._staged: deque[Any] = deque()  # events of copies to the device, the oldest first
 
     def allocate(self, nbytes: int) -> Any:
         """A buffer of at least nbytes."""
@@ -87,8 +96,24 @@ class OpenCL:
         self.pool.free(memory, nbytes)
 
     def copy_in(self, memory: Any, data: memoryview) -> None:
-        """Fill a buffer from the host's bytes."""
-        self._copy(memory, data)
+        """Fill a buffer from the host's bytes, when all work before is done.
+
+        Where these are few, a copy of them waits in the queue, and nobody for the device.
+        """
+        if data.nbytes > STAGED_BYTES:
+            self._copy(memory, data)
+            return
+        cl = opencl()
+        try:
+            event = cl.enqueue_copy(self.queue, memory, bytearray(data), is_blocking=False)
+            self.queue.flush()
+            with self.lock:
+                staged = self._staged
+                while len(staged) >= MOST_STAGED or staged and _is_done(staged[0]):
+                    staged.popleft().wait()
+                staged.append(event)  # it keeps the bytes alive
+        except (cl.Error, MemoryError) as error:
+            raise self.failed("copying", error) from None
 
     def copy_out(self, memory: Any, data: memoryview) -> None:
         """Read a buffer into the host's bytes, when all work before is done."""
@@ -204,10 +229,14 @@ class OpenCL:
         """What recipes may use: vector registers on a CPU, groups of work-items elsewhere."""
         if self.recipes == "gpu":
             return Target(0, 16, 32 << 10, 512 << 10, group=group_of(self.device))
-        # Vectors of 8: PoCL 3 says 16 on a CPU with AVX-512, but its compiler does not use that.
         nbytes = min(4 * max(self.device.native_vector_width_float, 1), VECTOR_BYTES)
-        lanes = VECTOR_BYTES // 4
-        return Target(nbytes if nbytes > 4 else 0, 16, 32 << 10, 512 << 10, most_lanes=lanes)
+        if nbytes <= 4:
+            return Target(0, 16, host().l1, host().l2)
+        lanes, registers = nbytes // 4, 32 if nbytes > 32 else 16
+        return Target(
+            nbytes, registers, host().l1, host().l2, most_lanes=lanes, tile_lanes=2 * lanes,
+            fold_lanes=lanes,
+        )  # fmt: skip
 
     def _build_options(self) -> list[str]:
         config = opencl().device_fp_config

@@ -65,7 +65,8 @@ class Pool:
         if size > self.most:
             raise DeviceError(
                 f"{self.name} cannot make a buffer of {nbytes:,} bytes: its largest is "
-                f"{self.most:,} bytes; use a smaller batch or model"
+                f"{self.most:,} bytes, and {self.held:,} of {self.total:,} bytes are held already; "
+                "use a smaller batch or model"
             )
         if self.held + size > self.total:
             self._trim()

@@ -1,6 +1,13 @@
-"""What all tests share: the devices on which a test runs."""
+"""What all tests share: the devices on which a test runs.
+
+`MINIGRAD_TEST_DEVICES=CL,CPU:1` names others. A device of OpenCL as a whole is checked by
+
+    MINIGRAD_TEST_DEVICES=CL python -m pytest tests/property tests/test_jit.py tests/models
+"""
 
 from __future__ import annotations
+
+import os
 
 import pytest
 
@@ -8,7 +15,7 @@ from minigrad.device import Device
 from minigrad.errors import DeviceError
 from minigrad.settings import Context
 
-DEVICES = ("REF", "CPU")
+DEVICES = os.environ.get("MINIGRAD_TEST_DEVICES", "REF,CPU").split(",")
 
 
 def _missing(name: str) -> str | None:

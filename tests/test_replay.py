@@ -268,6 +268,18 @@ def test_memory_that_another_step_writes_as_an_input(on_device):
         assert double(total).tolist() == [2.0 * number] * 3
 
 
+@pytest.mark.parametrize("device", ["CPU", "REF"])
+def test_draws_from_before_are_not_replayed(device):
+    def draws(between):
+        Tensor.manual_seed(3)
+        Tensor.rand(3, device=device)  # nobody keeps it, but it moves the state on
+        between()
+        return Tensor.rand(3, device=device).tolist()
+
+    x = one(1)
+    assert draws(lambda: captured(lambda x: x + 1, x)(x)) == draws(lambda: None)
+
+
 def test_a_replay_that_draws_computes_nothing_that_nobody_wants():
     @jit
     def step(x):

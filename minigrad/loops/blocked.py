@@ -17,7 +17,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from minigrad.graph.node import Op
-from minigrad.graph.symbolic import Atom, Integer, add, mul, numel, sub
+from minigrad.graph.symbolic import Atom, Integer, add, floordiv, mul, numel, sub
 from minigrad.loops.build import lanes_loop, serial_loop
 from minigrad.loops.nest import Loop, Statement, Store, Stores
 from minigrad.loops.pack import pack_left, pack_right
@@ -66,6 +66,7 @@ def blocked(
     within = make_axis("kk", 0, length)
     before = mul(index_of(number.variable), length)
     at: dict[Atom, Integer] = {axis.variable: add(before, index_of(within.variable))}
+    rest = () if axis.extent % length == 0 else (sub(axis.extent, before),)
     part = replace(
         problem,
         parts=replace(
@@ -76,16 +77,17 @@ def blocked(
         ),
         stores=(Store(sums, place, problem.accumulator),),
         initial=expr.load(sums, place),
-        ends=() if axis.extent % length == 0 else (sub(axis.extent, before),),
+        ends=(*rest, *(sub(end, before) for end in problem.ends)),
     )
-    copy_left, left = pack_left(part, block, target.lanes(dtype))
-    copy_right, right = pack_right(part, width, lane)
+    copy_left, left = pack_left(part.from_row(block.start), block, target.lanes(dtype))
+    copy_right, right = pack_right(part.from_row(block.start), width, lane)
     panel = (copy_right, *tiles(part, left, right, block, width, Ahead(width)))
     body: tuple[Statement, ...] = (
         copy_left,
         lanes_loop(column, width, panel, start, stops, lane),
     )
-    body = (serial_loop(number, body),)
+    pieces = (floordiv(add(end, length - 1), length) for end in problem.ends)
+    body = (Loop(number.variable, 0, (number.extent, *pieces), body),)
     for outer in reversed(parts.k[:cut]):
         body = (serial_loop(outer, body),)
     return [

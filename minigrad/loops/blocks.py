@@ -19,6 +19,7 @@ from __future__ import annotations
 from minigrad.graph.symbolic import Atom, Integer, add, high, low, mul, substitute
 from minigrad.loops.axes import fix_rows
 from minigrad.loops.build import flat_loop
+from minigrad.loops.estimate import vectors_each
 from minigrad.loops.finish import finish
 from minigrad.loops.nest import Nest, Statement
 from minigrad.loops.regions import Bounds, Rows, regions
@@ -78,18 +79,19 @@ def blocks(kernel: Kernel, target: Target, name: str) -> Nest:
     if together:
         body.append(block.rows_loop(together))
     middle: dict[Atom, Integer] = {number.variable: number.variable.high // 2}
-    work = sum(
-        kernel.rows * _work(stage, n in products, bounds[n], middle)
-        for n, stage in enumerate(stages)
-    )
-    return finish(name, kernel, flat_loop([outer, number], tuple(body)), target, work)
+    work, vectors = 0, 0.0
+    for n, stage in enumerate(stages):
+        count = kernel.rows * _elements(stage, bounds[n], middle)
+        work += count * (2 if n in products else expr.operations(stage.body))
+        alone = 1 / target.lanes(stage.body.dtype)
+        vectors += count * (alone if n in products else vectors_each(stage, target))
+    nested = flat_loop([outer, number], tuple(body))
+    return finish(name, kernel, nested, target, work, vectors)
 
 
-def _work(
-    stage: Stage, is_product: bool, bounds: dict[Atom, Bounds], middle: dict[Atom, Integer]
-) -> int:
-    """Operations that a row in the middle takes, within the bounds of its loops."""
-    count = 2 if is_product else expr.operations(stage.body)
+def _elements(stage: Stage, bounds: dict[Atom, Bounds], middle: dict[Atom, Integer]) -> int:
+    """Elements that a row in the middle has, within the bounds of its loops."""
+    count = 1
     for axis in (*stage.axes, *stage.reduced):
         first, stop = (substitute(x, middle) for x in bounds[axis.variable])
         count *= max(min(high(stop), high(axis.extent)) - low(first), 1)
@@ -102,7 +104,7 @@ def _block_width(kernel: Kernel, target: Target, rows: int) -> int:
         return 1
     lanes = min(target.lanes(s.body.dtype) for s in kernel.stages if contraction_of(s) is not None)
     if rows > lanes:
-        return 2 * lanes
+        return min(2 * lanes, target.most_lanes)
     while lanes > 1 and lanes // 2 >= rows:
         lanes //= 2
     return lanes

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from minigrad.graph.symbolic import (
+    Atom,
     Integer,
     add,
     floordiv,
@@ -18,13 +19,12 @@ from minigrad.graph.symbolic import (
     mul,
     sub,
     substitute,
-    variables,
 )
 from minigrad.loops.axes import fix_rows, merge_stage, row_axis, vector_width
 from minigrad.loops.build import combine, lanes_loop, serial_loop
 from minigrad.loops.finish import finish
 from minigrad.loops.nest import Loop, Nest, Statement, Store
-from minigrad.loops.soon import from_memory, next_rows
+from minigrad.loops.soon import later_rows
 from minigrad.loops.target import Target
 from minigrad.schedule import expr
 from minigrad.schedule.expr import Array, Expr
@@ -146,23 +146,17 @@ def _reads(stage: Stage, arrays: set[Array]) -> bool:
     return any(load.payload[0] in arrays for load in expr.loads(*stage.exprs()))
 
 
-def _later_rows(
+def _rows_below(
     stages: Sequence[Stage], axes: Sequence[Axis], block: _Block, size: int, target: Target
 ) -> tuple[tuple[Array, Integer], ...]:
     """What the block's columns will read some rows below: memory is asked for it."""
     found: dict[tuple[Array, Integer], None] = {}
     for stage in stages:
-        below = stage.reduced[-1]
-        for load in expr.loads(stage.body):
-            array, position, _ = load.payload
-            moves = below.variable in variables(position)
-            if moves and from_memory(load, block.axis, target):
-                place = next_rows((array, position), below, size * array.dtype.itemsize)
-                new = {
-                    a.variable: index_of(b.variable)
-                    for a, b in zip(stage.reduced, axes, strict=True)
-                }
-                found[array, substitute(place[1], new)] = None
+        new: dict[Atom, Integer] = {
+            a.variable: index_of(b.variable) for a, b in zip(stage.reduced, axes, strict=True)
+        }
+        for array, place in later_rows(stage, block.axis, size, target):
+            found[array, substitute(place, new)] = None
     return tuple(found)
 
 
@@ -185,7 +179,7 @@ def _reduce(
         new = {a.variable: index_of(b.variable) for a, b in zip(stage.reduced, axes, strict=True)}
         total, body = expr.load(sums, place), expr.substitute_in(stage.body, new)
         steps.append(Store(sums, place, combine(stage.op, total, body)))
-    loop = replace(block.loop(*steps), soon=_later_rows(stages, axes, block, size, target))
+    loop = replace(block.loop(*steps), soon=_rows_below(stages, axes, block, size, target))
     for axis in reversed(axes):
         loop = serial_loop(axis, (loop,))
     return [*start, loop, *end]

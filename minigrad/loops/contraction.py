@@ -28,11 +28,13 @@ from minigrad.loops.build import (
     serial_loop,
     substitute_stores,
 )
-from minigrad.loops.finish import finish, flops
+from minigrad.loops.estimate import flops
+from minigrad.loops.finish import finish
 from minigrad.loops.matrices import DEPTH as DEPTH_OF_REGISTER
 from minigrad.loops.matrices import SQUARE, cut_in_squares, squares
 from minigrad.loops.nest import Nest, Statement
 from minigrad.loops.pack import depth_of, in_pairs, pack_left, pack_panels, pack_right
+from minigrad.loops.ragged import with_loaded_bounds
 from minigrad.loops.target import Target
 from minigrad.loops.tiles import (
     Ahead,
@@ -86,14 +88,14 @@ class Plan:
 
 def contraction(kernel: Kernel, target: Target, name: str) -> Nest:
     """The loop nest of a contraction and its elementwise epilogue."""
-    problem = prepare(kernel)
-    if target.bfloat16_matrices:
+    problem = with_loaded_bounds(prepare(kernel))
+    if target.bfloat16_matrices and not problem.ends:
         words = in_pairs(problem, DEPTH_OF_REGISTER)
         if words is not None:
             nest = _in_squares(words, kernel, target, name)
             if nest is not None:
                 return nest
-    if target.bfloat16_dots:
+    if target.bfloat16_dots and not problem.ends:
         pairs = in_pairs(problem)
         if pairs is not None and packing_pays(pairs, target):
             problem = pairs
@@ -113,23 +115,24 @@ def contraction(kernel: Kernel, target: Target, name: str) -> Nest:
             problem, target, block, (start, plan.columns), plan.width, plan.piece, LANE
         )
         return _nest(name, kernel, target, outer, groups, blocks, body)
+    needed = problem.from_row(block.start)
     if plan.packs_left:
-        copying, left = pack_left(problem, block, target.lanes(problem.stage.body.dtype))
+        copying, left = pack_left(needed, block, target.lanes(problem.stage.body.dtype))
         body.append(copying)
     if plan.panels:
-        copying, right, for_each = pack_panels(problem, plan.width, plan.panels, start, LANE)
+        copying, right, for_each = pack_panels(needed, plan.width, plan.panels, start, LANE)
         body.append(copying)
         body += tiles(problem, left, right, block, plan.width, Ahead(plan.width), for_each)
         return _nest(name, kernel, target, outer, groups, blocks, body)
     panel: list[Statement] = []
     right = parts.right
     if plan.packs_right:
-        copying, right = pack_right(problem, plan.width, LANE)
+        copying, right = pack_right(needed, plan.width, LANE)
         panel.append(copying)
     following = plan.packs_right and plan.columns > plan.width
     ahead = Ahead(plan.width, following, max(block.tiles, 1)) if plan.width > 1 else None
     work = tuple(tiles(problem, left, right, block, plan.width, ahead))
-    if plan.packs_right and not plan.packs_left:
+    if plan.packs_right and not plan.packs_left and not problem.ragged:
         tasks = numel([axis.extent for axis in (*outer, groups, blocks)])
         shared = rows_of_panel(parts.m, plan.rows, tasks)
         outer = [axis for axis in outer if axis not in shared]
@@ -239,7 +242,10 @@ def plan_of(problem: Problem, target: Target, batches: int) -> Plan:
     if rows >= row.extent:
         wanted = FEW_TASKS if packs else ENOUGH_TASKS
         rows = block_rows(row.extent, height, -(-wanted // (batches * panels)))
-    each = batches * -(-row.extent // rows) * panels // ENOUGH_TASKS if packs else 1
+    tasks = batches * -(-row.extent // rows) * panels
+    for axis in rows_of_panel(problem.parts.m, rows, tasks):
+        tasks //= numel([axis.extent])
+    each = tasks // ENOUGH_TASKS if packs else 1
     work = rows * depth * width  # multiply-adds of a panel
     groups = -(-panels // max(min(each, MOST_PANELS, MOST_WORK // max(work, 1)), 1))
     each = -(-panels // groups)

@@ -138,7 +138,7 @@ class Dots:
         vectors = max(min(most // (self.rows * count), 8), 1)
         lanes = target.lanes(sums[0].stage.body.dtype)
         depth = min(max(high(a.extent), 1) for a in along)
-        while vectors > 1 and vectors * lanes > depth:
+        while vectors > 1 and vectors * lanes > min(depth, target.fold_lanes):
             vectors //= 2
         self.width = lanes * (1 << (vectors.bit_length() - 1)) if lanes > 1 else 1
         self.scale_bytes = sum(

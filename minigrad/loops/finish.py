@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from minigrad.graph.node import Op
 from minigrad.graph.symbolic import Affine, Atom, Integer, variables
+from minigrad.loops import estimate
 from minigrad.loops.nest import (
     Barrier,
     Fold,
@@ -35,9 +35,17 @@ _ALIGNMENT = 64
 
 
 def finish(
-    name: str, kernel: Kernel, loop: Loop, target: Target, operations: int | None = None
+    name: str,
+    kernel: Kernel,
+    loop: Loop,
+    target: Target,
+    operations: int | None = None,
+    vectors: float | None = None,
 ) -> Nest:
-    """Wrap a parallel loop into a Nest; operations: of the whole kernel, where these are known."""
+    """Wrap a parallel loop into a Nest.
+
+    operations, vectors (instructions): of the whole kernel, where these are known.
+    """
     arrays: dict[Array, None] = {}
     inside: dict[Array, None] = {}
     symbols: dict[str, None] = {}
@@ -51,26 +59,31 @@ def finish(
         offset += -(-size // _ALIGNMENT) * _ALIGNMENT
     (stop,) = loop.stops
     assert isinstance(stop, int)
+    traffic = estimate.traffic(kernel, arrays)
     if operations is None:
-        operations = sum(
-            stage.iterations * (expr.operations(stage.body) + (stage.op is not None))
-            for stage in kernel.stages
-        )
-    traffic = sum(array.size * array.dtype.itemsize for array in arrays)
+        operations = estimate.operations(kernel)
+    if vectors is None:
+        vectors = estimate.vectors(kernel, target, _products_at_once(loop))
     return Nest(
         name, loop, tuple(arrays), tuple(sorted(symbols)), tuple(places), offset,
-        grain_of(loop, stop, operations, traffic, target), operations, traffic,
+        grain_of(loop, stop, operations, traffic, target), operations, round(vectors), traffic,
         label(kernel), tuple(array for array in inside if array.space == "local"),
     )  # fmt: skip
 
 
-def flops(kernel: Kernel) -> int:
-    """Arithmetic of a kernel whose loads feed many multiply-adds each: two for a multiply-add."""
-    total = 0
-    for stage in kernel.stages:
-        inner = [e for e in expr.walk(stage.body) if e.args and e.op is not Op.CAST]
-        total += stage.iterations * (sum(expr.cost(e.op) for e in inner) + (stage.op is not None))
-    return total
+def _products_at_once(loop: Loop) -> int:
+    """Products that a lane of an instruction adds: of pairs of bfloat16 two, of matrices 16.
+
+    (A product of matrix registers, of 16 × 16 × 32, takes as long as 32 multiply-adds of vectors.)
+    """
+    if _has_matrices(loop):
+        return 16
+    return 2 if any(e.op is Leaf.DOT for e in expr.walk(*expressions(loop))) else 1
+
+
+def _has_matrices(statement: Statement) -> bool:
+    inner = statement.body if isinstance(statement, Loop) else ()
+    return isinstance(statement, MatrixProduct) or any(map(_has_matrices, inner))
 
 
 def grain_of(loop: Loop, total: int, operations: int, traffic: int, target: Target) -> int:
@@ -125,6 +138,7 @@ def _collect(
                 bound.add(statement.lane)
             for x in (statement.start, *statement.stops):
                 see_index(x)
+                see_values(expr.values_in(x))
             for inner in statement.body:
                 visit(inner)
         elif isinstance(statement, Store | Stores | Set):

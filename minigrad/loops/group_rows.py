@@ -42,7 +42,7 @@ from minigrad.schedule.stage import Axis, Stage, identity, index_of, make_axis
 SHORT = 32  # elements of a row that one work-item had better do alone
 SHARE = 4  # elements of a row for each work-item, at least
 FOLD = 4  # what a step of the fold of all items costs, in steps of a loop
-MOST_ROWS = 8  # rows of a block: lanes of a vector
+VECTOR_BYTES = 32  # of a vector whose lanes are rows of a block, at most
 
 
 def row_items(kernel: Kernel, group: Group, share: int = SHARE) -> int:
@@ -76,7 +76,8 @@ def group_blocks(kernel: Kernel, target: Target, name: str) -> Nest:
     first = kernel.stages[0]
     extent = first.axes[prefix_length(first, kernel.rows) - 1].extent
     assert isinstance(extent, int)
-    width = next(w for w in (MOST_ROWS, 4, 2, 1) if extent % w == 0)
+    widest = max(stage.body.dtype.itemsize for stage in kernel.stages)
+    width = next(w for w in (8, 4, 2, 1) if extent % w == 0 and w * widest <= VECTOR_BYTES)
     count = extent // width
     row = row_axis(kernel.rows // width)
     outer, number = unflatten(index_of(row.variable), [kernel.rows // extent, count])

@@ -35,7 +35,8 @@ from minigrad.graph.symbolic import (
 from minigrad.loops.axes import row_axis
 from minigrad.loops.build import combine, lanes_loop, serial_loop
 from minigrad.loops.contraction import prepare
-from minigrad.loops.finish import finish, flops
+from minigrad.loops.estimate import flops
+from minigrad.loops.finish import finish
 from minigrad.loops.nest import Barrier, Loop, Nest, Set, Statement, Store, Stores
 from minigrad.loops.target import TILE_DEPTH, TILES, Group, Target, Tile
 from minigrad.loops.tiles import Problem, strides

@@ -124,8 +124,8 @@ class Loop:
     kind: "serial"; "unroll" (start and stop are ints); "lanes" (`step` consecutive iterations at
     once, `lane` being the number 0 … step − 1 of an iteration within its vector); "items" (see
     above; from 0 to a number).
-    soon: places of which a lanes loop's vectors say that what lies there will be read soon, after
-    the loop; a renderer may ask the memory for it. They may lie beyond their arrays.
+    soon: places that will be read soon, in a later iteration or after the loop; a renderer may ask
+    the memory for them in each iteration. They may lie beyond their arrays.
     """
 
     variable: Atom
@@ -149,8 +149,9 @@ class Nest:
 
     arrays: the buffers that it takes, in order; symbols: the symbolic integers, which follow them.
     scratch: places in bytes in the thread's private memory. A runtime may cut the parallel loop at
-    multiples of `grain`. operations and traffic (bytes) are estimates of the whole kernel's work;
-    label says what it does. local: arrays in the local memory of a work-group.
+    multiples of `grain`. operations, vectors (instructions of the target's vectors, a multiply-add
+    being one) and traffic (bytes) are estimates of the whole kernel's work; label says what it is.
+    local: arrays in the local memory of a work-group.
     """
 
     name: str
@@ -161,6 +162,7 @@ class Nest:
     scratch_bytes: int
     grain: int
     operations: int
+    vectors: int
     traffic: int
     label: str
     local: tuple[Array, ...] = ()
@@ -185,10 +187,11 @@ class Nest:
 
 def whole_vectors(loop: Loop) -> bool:
     """Whether a lanes loop never has a rest: its start and stops are multiples of its step."""
-    return all(_divides(x, loop.step) for x in (loop.start, *loop.stops))
+    return all(divides(x, loop.step) for x in (loop.start, *loop.stops))
 
 
-def _divides(x: Integer, width: int) -> bool:
+def divides(x: Integer, width: int) -> bool:
+    """Whether an index is provably a multiple of a width."""
     if isinstance(x, int):
         return x % width == 0
     return x.constant % width == 0 and all(c % width == 0 for _, c in x.terms)

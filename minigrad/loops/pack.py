@@ -42,8 +42,7 @@ def pack_right(problem: Problem, width: int, lane: Atom) -> tuple[Statement, Exp
     depth, k = depth_of(problem.parts.k)
     panel = Array("panel", problem.parts.right.dtype, depth * width, "scratch")
     place = add(mul(k, width), index_of(lane))
-    order = sorted(problem.parts.k, key=lambda axis: -_distance(problem.parts.right, axis))
-    copy = problem.along_k(Store(panel, place, problem.parts.right), order=order)
+    copy = problem.along_k(Store(panel, place, problem.parts.right), order=_far_first(problem))
     return copy, expr.load(panel, place)
 
 
@@ -68,11 +67,18 @@ def pack_panels(
         return (serial_loop(number, (lanes_loop(column, width, body, first, stops, lane),)),)
 
     copy: Statement = Store(panels, place, problem.parts.right)
-    if 1 in strides(problem.parts.right, problem.parts.k[-1].variable):
-        (copying,) = for_each((problem.along_k(copy),))
+    order = _far_first(problem)
+    nearest = _distance(problem.parts.right, order[-1])
+    if nearest < _distance(problem.parts.right, column):
+        (copying,) = for_each((problem.along_k(copy, order=order),))
     else:  # neighbours in memory are read together
-        copying = problem.along_k(for_each((copy,))[0])
+        copying = problem.along_k(for_each((copy,))[0], order=order)
     return copying, expr.load(panels, place), for_each
+
+
+def _far_first(problem: Problem) -> list[Axis]:
+    """The axes of k in the order in which `right` had better be read: neighbours in memory last."""
+    return sorted(problem.parts.k, key=lambda axis: -_distance(problem.parts.right, axis))
 
 
 def _distance(right: Expr, axis: Axis) -> int:

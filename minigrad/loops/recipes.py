@@ -44,10 +44,10 @@ from minigrad.loops.build import (
 from minigrad.loops.contraction import contraction
 from minigrad.loops.finish import finish
 from minigrad.loops.groups import lower_for_groups
-from minigrad.loops.nest import Nest, Statement, Store, Stores
+from minigrad.loops.nest import Loop, Nest, Statement, Store, Stores
 from minigrad.loops.rows import rows
 from minigrad.loops.scans import distribute, scan
-from minigrad.loops.soon import further_along
+from minigrad.loops.soon import further_along, later_rows
 from minigrad.loops.target import Target
 from minigrad.loops.thin import thin
 from minigrad.loops.turned import tiles, turned_axis
@@ -151,8 +151,10 @@ def scatter(kernel: Kernel, target: Target, name: str) -> Nest:
     old = expr.load(stage.array, stage.position, stage.guard)
     new = combine(SCATTERS[stage.op], old, stage.body)
     step: tuple[Statement, ...] = (Store(stage.array, stage.position, new, stage.guard),)
+    updates: list[Loop] = []
     for axis in reversed(stage.reduced):
-        step = (serial_loop(axis, step),)
+        updates.append(serial_loop(axis, step))
+        step = (updates[-1],)
     body = (*start, *step)
     if not stage.axes:
         return finish(name, kernel, once(body), target)
@@ -166,6 +168,9 @@ def scatter(kernel: Kernel, target: Target, name: str) -> Nest:
     if not vector:
         return finish(name, kernel, flat_loop(stage.axes, body), target)
     width = vector_width(target, [stage.body], last.extent, True)
+    if len(updates) == 1:
+        later = later_rows(stage, last, width, target)
+        body = (*start, replace(updates[0], soon=later))
     outer = list(stage.axes[:-1])
     if not outer:
         return finish(name, kernel, lanes_loop(last, width, body), target)

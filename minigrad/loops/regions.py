@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from minigrad.dtype import convert
+from minigrad.dtype import convert, dtypes
 from minigrad.graph.fold import fold
 from minigrad.graph.node import UNARY, Op
 from minigrad.graph.symbolic import (
@@ -105,19 +105,19 @@ def _of_choice(e: Expr, found: Mapping[Expr, Support | None]) -> Support | None:
     condition, x, y = e.args
     if y.op is not Op.CONST or not e.dtype.is_float:
         return None
-    conditions = _conditions(condition)
+    conditions = conditions_of(condition)
     inside = found[x]
     if inside is not None and inside.outside == y.payload:
         conditions += tuple(c for c in inside.conditions if c not in conditions)
     return Support(conditions, float(y.payload)) if conditions else None
 
 
-def _conditions(e: Expr) -> tuple[Affine, ...]:
+def conditions_of(e: Expr) -> tuple[Affine, ...]:
     """Sums that are all ≥ 0 where the boolean `e` holds."""
     if e.op is Leaf.CONDITION:
         return (e.payload,)
     if e.op is Op.AND:
-        return _conditions(e.args[0]) + _conditions(e.args[1])
+        return conditions_of(e.args[0]) + conditions_of(e.args[1])
     if e.op in (Op.LE, Op.LT):
         left, right = _as_index(e.args[0]), _as_index(e.args[1])
         if left is not None and right is not None:
@@ -132,9 +132,11 @@ def _conditions(e: Expr) -> tuple[Affine, ...]:
 
 
 def _as_index(e: Expr) -> Integer | None:
-    """An integer expression as a sum of loop variables, if it is one."""
+    """An integer expression as a sum of loop variables and loaded values, if it is one."""
     if not e.dtype.is_int:
         return None
+    if e.op is Leaf.LOAD and e.dtype is not dtypes.uint64:
+        return expr.value_of(e)
     if e.op is Op.CONST:
         return int(e.payload)
     if e.op is Leaf.INDEX:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 from math import gcd
 
-from minigrad.graph.symbolic import Atom, Integer, add, floordiv, mod, mul, sub
+from minigrad.graph.symbolic import Atom, Integer, add, floordiv, mod, mul, numel, sub
 from minigrad.loops.axes import fix_rows, indices, merge, merge_stage, row_axis, vector_width
 from minigrad.loops.build import accumulate, lanes_loop, serial_loop
 from minigrad.loops.columns import columns, is_columns
@@ -22,6 +22,8 @@ from minigrad.schedule.expr import Array, Expr, Local
 from minigrad.schedule.fuse import prefix_length, runs_along_rows
 from minigrad.schedule.schedule import Kernel
 from minigrad.schedule.stage import Axis, Stage, index_of, make_axis
+
+SHORT = 16  # elements of a row that are written out
 
 
 def rows(kernel: Kernel, target: Target, name: str) -> Nest:
@@ -144,4 +146,14 @@ def _stage_across(stage: Stage, number: int, row: Axis, width: int) -> list[Stat
         nested = accumulate(stage, total, stage.reduced)
     for axis in reversed(stage.axes):
         nested = [serial_loop(axis, tuple(nested))]
+    if numel([axis.extent for axis in (*stage.axes, *stage.reduced)]) <= SHORT:
+        nested = [_unrolled(statement) for statement in nested]
     return nested
+
+
+def _unrolled(statement: Statement) -> Statement:
+    """Plain loops written out: then it is known which elements of a row are read."""
+    if not isinstance(statement, Loop) or not isinstance(statement.stops[0], int):
+        return statement
+    body = tuple(_unrolled(inner) for inner in statement.body)
+    return replace(statement, body=body, kind="unroll" if statement.kind == "serial" else "lanes")

@@ -1,22 +1,24 @@
 """What a vector loop asks the memory for, before it is read.
 
 A processor that waits for memory while it computes, and lets memory rest while it computes, takes
-the sum of both times instead of the larger one. Its own prefetching follows plain copies well, but
-no loop that does much with each element, or that goes over a row several times. (Measured with two
-cores of a Sapphire Rapids class machine: a GELU of 64 MiB takes 9.8 ms without, 4.8 ms with it.)
+the sum of both times instead of the larger one. Its own prefetching follows single sweeps well, but
+not loops that go over a row several times. (Measured with two cores of a Sapphire Rapids class
+machine: a layer norm of 24 MiB takes 1.73 ms without and 0.91 ms with it, a softmax of 64 MiB 4.1
+and 3.0 ms; single sweeps gain 3 to 13 %.)
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from minigrad.graph.symbolic import Integer, add, coefficient, numel, sub, substitute
+from minigrad.graph.symbolic import Integer, add, coefficient, numel, sub, substitute, variables
 from minigrad.loops.target import Target
 from minigrad.schedule import expr
 from minigrad.schedule.expr import Array, Expr
-from minigrad.schedule.stage import Axis, index_of
+from minigrad.schedule.stage import Axis, Stage, index_of
 
 AHEAD = 4096  # bytes: what a core reads while an access waits, and some more
+LONG = 4 * AHEAD  # of a row behind whose end little is asked for in vain
 
 Place = tuple[Array, Integer]
 
@@ -42,7 +44,7 @@ def further_along(
             continue
         length = numel([axis.extent])
         follows = outer is None or coefficient(position, outer.variable) == length
-        if follows or length * array.dtype.itemsize >= 4 * AHEAD:
+        if follows or length * array.dtype.itemsize >= LONG:
             constant = position if isinstance(position, int) else position.constant
             found.setdefault((array, sub(position, constant)), position)
     return tuple(
@@ -56,3 +58,14 @@ def next_rows(place: Place, row: Axis, nbytes: int) -> Place:
     array, position = place
     later = add(index_of(row.variable), -(-AHEAD // max(nbytes, 1)))
     return array, substitute(position, {row.variable: later})
+
+
+def later_rows(stage: Stage, axis: Axis, width: int, target: Target) -> tuple[Place, ...]:
+    """What `width` neighbours along an axis will read some steps of the reduced axis later."""
+    below = stage.reduced[-1]
+    found: dict[Place, None] = {}
+    for load in expr.loads(stage.body):
+        array, position, _ = load.payload
+        if below.variable in variables(position) and from_memory(load, axis, target):
+            found[next_rows((array, position), below, width * array.dtype.itemsize)] = None
+    return tuple(found)

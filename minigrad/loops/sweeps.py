@@ -20,7 +20,7 @@ from minigrad.graph.symbolic import (
 from minigrad.loops.axes import unit_stride_axis, vector_width
 from minigrad.loops.build import accumulate, combine, lanes_loop, serial_loop, streams
 from minigrad.loops.nest import Fold, Set, Statement, Store, Stores
-from minigrad.loops.soon import AHEAD, from_memory, next_rows
+from minigrad.loops.soon import AHEAD, LONG, from_memory, next_rows
 from minigrad.loops.target import Target
 from minigrad.schedule import expr
 from minigrad.schedule.expr import Array, Expr, Local
@@ -88,7 +88,7 @@ def _soon(steps: Sequence[_Step], row: Axis, target: Target) -> dict[int, tuple[
     for (array, extent, _), (place, position, axis) in first.items():
         nbytes = numel([extent]) * array.dtype.itemsize
         later = [n for n in range(place + 1, len(steps)) if steps[n].extent == extent]
-        if nbytes > (target.l2 // 4 if later else 4 * AHEAD):
+        if nbytes > (target.l2 // 4 if later else LONG):
             asked = array, add(position, AHEAD // array.dtype.itemsize)
         else:
             asked = next_rows((array, position), row, nbytes)

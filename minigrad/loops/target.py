@@ -45,7 +45,8 @@ class Target:
 
     registers: vector registers. l1, l2: bytes of the caches of one core. l3: bytes of the cache
     that all cores share (0: stores never pass by the cache). most_lanes: elements that one vector
-    of a nest may have, over however many registers. bfloat16_dots: whether an instruction adds the
+    of a nest may have, over however many registers; tile_lanes: one of a product's tile;
+    fold_lanes: one of a product's partial sums. bfloat16_dots: whether an instruction adds the
     products of two pairs of bfloat16 to a float32 (AVX512-BF16). bfloat16_matrices: whether there
     are registers of 16 × 16 words, and an instruction that multiplies them (AMX). group: of a GPU.
     """
@@ -56,6 +57,8 @@ class Target:
     l2: int
     l3: int = 0
     most_lanes: int = 64
+    tile_lanes: int = 64
+    fold_lanes: int = 128
     bfloat16_dots: bool = False
     bfloat16_matrices: bool = False
     group: Group | None = None

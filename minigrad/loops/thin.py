@@ -44,7 +44,8 @@ from minigrad.loops.build import (
     substitute_stores,
 )
 from minigrad.loops.dots import Dots, Sum, with_few_at_hand
-from minigrad.loops.finish import finish, flops
+from minigrad.loops.estimate import flops
+from minigrad.loops.finish import finish
 from minigrad.loops.nest import Loop, Nest, Set, Statement, Store, Stores
 from minigrad.loops.target import Target
 from minigrad.schedule import expr

@@ -7,10 +7,20 @@ whose results its `stores` put wherever it wants them.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from minigrad.graph.node import Op
-from minigrad.graph.symbolic import Atom, Integer, add, coefficient, mul, numel, sub, substitute
+from minigrad.graph.symbolic import (
+    Atom,
+    Integer,
+    add,
+    coefficient,
+    floordiv,
+    mul,
+    numel,
+    sub,
+    substitute,
+)
 from minigrad.loops.build import combine, substitute_statement
 from minigrad.loops.nest import Loop, Prefetch, Set, Statement, Store, Stores
 from minigrad.loops.target import Target
@@ -31,7 +41,8 @@ class Problem:
 
     stores: where its results go; in their values `accumulator` stands for the result. initial:
     what a result starts from, zero if None. ends: where the loop over the first axis of k ends
-    too, for a piece of k that may be the last.
+    too, for a piece of k that may be the last, or a segment of it (see ragged.py). needed: how many
+    rows, the first ones, have results that matter; None for all.
     """
 
     stage: Stage
@@ -40,6 +51,12 @@ class Problem:
     accumulator: Expr
     initial: Expr | None = None
     ends: tuple[Integer, ...] = ()
+    needed: Integer | None = None
+
+    @property
+    def ragged(self) -> bool:
+        """Whether some loop's bound is loaded."""
+        return bool(self.ends) or self.needed is not None
 
     def along_k(
         self, body: Statement, skip: Axis | None = None, order: Sequence[Axis] = ()
@@ -52,6 +69,13 @@ class Problem:
             if axis != skip:
                 body = Loop(axis.variable, 0, self.stops(axis), (body,))
         return body
+
+    def from_row(self, first: Integer) -> Problem:
+        """The problem of rows from `first` on: without any k if none of them is needed."""
+        extent = self.parts.k[0].extent
+        if self.needed is None or not isinstance(extent, int):
+            return self
+        return replace(self, ends=(*self.ends, mul(sub(self.needed, first), extent)))
 
     def stops(self, axis: Axis) -> tuple[Integer, ...]:
         """Where the loop over an axis of k ends."""
@@ -101,7 +125,7 @@ def tile_width(target: Target, stage: Stage, columns: int) -> int:
     if lanes == 1:
         return 1
     if columns > lanes:
-        return min(2 * lanes, target.most_lanes)
+        return min(2 * lanes, target.tile_lanes)
     while lanes > 1 and lanes // 2 >= columns:
         lanes //= 2
     return lanes
@@ -177,9 +201,11 @@ def tile(
     total = _more(expr.local(registers, slot), factor, right)
     step: Statement = Set(registers, slot, total, everywhere=True)
     step = Loop(u.variable, 0, (height,), (step,), "unroll")
+    first = add(block.start, mul(index_of(number.variable), block.height))
+    needed = problem.from_row(first)
     step = (
-        problem.along_k(step) if ahead is None
-        else ahead.along_k(problem, step, factor, right, number)
+        needed.along_k(step) if ahead is None
+        else ahead.along_k(needed, step, factor, right, number)
     )  # fmt: skip
     known = {problem.accumulator: expr.local(registers, slot)}
     items = []
@@ -235,7 +261,9 @@ class Ahead:
             stops = stops[1:]
         body = substitute_statement(step, {inner.variable: k})
         inside = Loop(within.variable, 0, (line, *stops), (*often, body))
-        return problem.along_k(Loop(outer.variable, 0, (outer.extent,), (*seldom, inside)), inner)
+        lines = tuple(floordiv(add(stop, line - 1), line) for stop in problem.stops(inner)[1:])
+        whole = Loop(outer.variable, 0, (outer.extent, *lines), (*seldom, inside))
+        return problem.along_k(whole, inner)
 
     def _lines(
         self, operand: Expr, inner: Axis, k: Integer, known: dict[Atom, Integer] | None = None

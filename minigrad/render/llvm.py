@@ -15,7 +15,7 @@ from __future__ import annotations
 from minigrad.dtype import DType, dtypes
 from minigrad.errors import CompileError
 from minigrad.graph.node import Op
-from minigrad.graph.symbolic import Integer, add, coefficient
+from minigrad.graph.symbolic import Integer, add, coefficient, high, low, sub
 from minigrad.loops.nest import (
     Fold,
     Loop,
@@ -39,6 +39,7 @@ from minigrad.schedule import expr
 from minigrad.schedule.expr import Array, Expr, Leaf, Local
 
 CACHE_LINE = 64  # bytes
+MOST_INTERLEAVED = 7  # elements from lane to lane that shuffles are faster with than a gather
 
 
 def render(nest: Nest) -> str:
@@ -152,6 +153,7 @@ class _Emitter(IndexEmitter):
             return
         self.open_loop(loop.variable, start, stop, loop.step, not constant_range)
         self.levels[-1].changes = arrays_written(loop) | locals_set(loop)
+        self._ask(loop)
         for inner in loop.body:
             self.statement(inner)
         self.close_loop()
@@ -232,6 +234,7 @@ class _Emitter(IndexEmitter):
         elif whole == 1:
             self.open()
             self.bind_lanes(loop, str(start), width)
+            self._ask(loop)
             self.close_straight(loop.body, self.statement)
         rest = stop - start - whole * width
         if rest > 0:
@@ -243,9 +246,11 @@ class _Emitter(IndexEmitter):
 
     def _ask(self, loop: Loop) -> None:
         """Ask the memory for what will be read soon: each cache line that a vector covers."""
+        atom = self.lanes_atom()
+        lanes = 1 if atom is None else self.width_of(atom)
         for array, place in loop.soon:
             pointer = self.pointer(array, self.at_base(place))
-            for offset in range(0, loop.step * array.dtype.itemsize, CACHE_LINE):
+            for offset in range(0, lanes * array.dtype.itemsize, CACHE_LINE):
                 at = self.builder().line(f"getelementptr i8, ptr {pointer}, i64 {offset}")
                 self._hint(at)
 
@@ -515,6 +520,8 @@ class _Emitter(IndexEmitter):
                     f"call {kind} @{name}(ptr {pointer}, i32 {size}, <{lanes} x i1> {mask}, "
                     f"{kind} zeroinitializer)"
                 )
+        elif mask is None and self._interleaved(array, index):
+            text = self._picked(array, index, lanes)
         else:
             text = self._gather(kind, array, index, lanes, size, mask)
         return text
@@ -533,6 +540,54 @@ class _Emitter(IndexEmitter):
             f"call {kind} @{name}(<{lanes} x ptr> {pointers}, i32 {size}, "
             f"<{lanes} x i1> {mask or 'splat (i1 true)'}, {kind} zeroinitializer)"
         )
+
+
+    def _interleaved(self, array: Array, index: Integer) -> bool:
+        """Whether lanes are a few elements apart, and all that lies between is in the array."""
+        stride = self.lane_stride(index)
+        if isinstance(index, int) or stride is None or not 2 <= stride <= MOST_INTERLEAVED:
+            return False
+        first = index.constant % stride
+        return low(index) >= first and high(index) - first + stride <= array.size
+
+    def _picked(self, array: Array, index: Integer, lanes: int) -> str:
+        """Every so many-th element, picked from whole vectors: gathers take far longer.
+
+        The others' loads are the same, and LLVM makes them one.
+        """
+        assert not isinstance(index, int)
+        stride, scalar = self.lane_stride(index), memory_type(array.dtype)
+        size = array.dtype.itemsize
+        assert stride is not None
+        first, width = index.constant % stride, min(lanes, CACHE_LINE // size)
+        pointer = self.pointer(array, self.at_base(sub(index, first)))
+        here = self.builder()
+        kind = vector_type(scalar, width)
+        pieces = []
+        for piece in range(0, lanes * stride, width * stride):
+            text = ""
+            for number in range(stride):
+                at = f"getelementptr {scalar}, ptr {pointer}, i64 {piece + number * width}"
+                loaded = here.line(f"load {kind}, ptr {here.line(at)}, align {size}")
+                places = [divmod(lane * stride + first, width) for lane in range(width)]
+                order = ", ".join(
+                    f"i32 {width + place}" if vector == number
+                    else f"i32 {place if number == 1 else lane}" if vector < number
+                    else "i32 poison"
+                    for lane, (vector, place) in enumerate(places)
+                )  # fmt: skip
+                text = loaded if number == 0 else here.line(
+                    f"shufflevector {kind} {text}, {kind} {loaded}, <{width} x i32> <{order}>"
+                )  # fmt: skip
+            pieces.append(text)
+        while len(pieces) > 1:  # join halves
+            kind, order = vector_type(scalar, width), _iota("i32", 2 * width)
+            pieces = [
+                here.line(f"shufflevector {kind} {a}, {kind} {b}, <{2 * width} x i32> {order}")
+                for a, b in zip(pieces[::2], pieces[1::2], strict=True)
+            ]
+            width *= 2
+        return pieces[0]
 
 
 def _is_number(text: str) -> bool:

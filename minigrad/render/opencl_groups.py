@@ -11,8 +11,16 @@ from __future__ import annotations
 
 from minigrad.dtype import DType, dtypes
 from minigrad.graph.node import Op
-from minigrad.graph.symbolic import Affine, Integer, sub
-from minigrad.loops.nest import Barrier, FoldItems, Loop, Nest, Statement, expressions
+from minigrad.graph.symbolic import Integer, sub
+from minigrad.loops.nest import (
+    Barrier,
+    FoldItems,
+    Loop,
+    Nest,
+    Statement,
+    divides,
+    expressions,
+)
 from minigrad.render.opencl import Source
 from minigrad.render.opencl_index import INDENT, Variable, kind_of_range
 from minigrad.render.opencl_lanes import LanesEmitter
@@ -103,7 +111,9 @@ class GroupsEmitter(LanesEmitter):
         place = self.fresh(loop.variable.name)
         self.line(f"const {kind} {place} = {start};")
         self.bind(loop.variable, Variable(place, kind))
-        self._vectors(loop)
+        if loop.lane is not None:
+            self.bind_constant(loop.lane, 0)
+        self._vectors(loop, loop.step)
         self.close()
 
     # ---- statements ----
@@ -201,10 +211,12 @@ class GroupsEmitter(LanesEmitter):
     def _as_vector(
         self, array: Array, index: Integer, words: VectorLanguage, const: str = ""
     ) -> str:
-        space = "__local" if array.space == "local" else "__global"
         kind = words.type_of(array.dtype)
         place = f"{self.pointers[array]} + {bare(self.index(index))}"
-        return f"({space} {const}{kind} *)({place})"
+        return f"({self._space(array)}{const}{kind} *)({place})"
+
+    def _space(self, array: Array) -> str:
+        return "__local " if array.space == "local" else super()._space(array)
 
     def _is_aligned(self, array: Array, index: Integer, width: int) -> bool:
         """Whether a vector of neighbours begins at a multiple of its length.
@@ -219,17 +231,9 @@ class GroupsEmitter(LanesEmitter):
         if isinstance(index, int):
             return index % width == 0
         rest = [(a, c) for a, c in index.terms if a not in self.vector.atoms]
-        if len(rest) < len(index.terms) and not self.starts_aligned(width):
+        if len(rest) < len(index.terms) and not divides(self.vector.start, width):
             return False
         return index.constant % width == 0 and all(c % width == 0 for _, c in rest)
-
-    def starts_aligned(self, width: int) -> bool:
-        """Whether the lanes loop that is open begins at a multiple of its width."""
-        assert self.vector is not None
-        start = self.vector.start
-        if isinstance(start, Affine):
-            return all(x % width == 0 for x in (start.constant, *(c for _, c in start.terms)))
-        return start % width == 0
 
 
 def render(

@@ -1,7 +1,8 @@
 """OpenCL C with vectors, for devices that are CPUs: a lanes loop computes up to 16 at once.
 
-The same nests that LLVM gets become OpenCL's vector types. What is left over at the end of a lanes
-loop is done one by one, for OpenCL has no masked loads. A work-item takes `grain` iterations of the
+The same nests that LLVM gets become OpenCL's vector types, longer vectors two of them. What is left
+over at the end of a lanes loop is done with shorter vectors where its length is known, else one by
+one, for OpenCL has no masked loads. A work-item takes `grain` iterations of the
 parallel loop, so work-groups have one item.
 """
 
@@ -19,9 +20,9 @@ from minigrad.loops.nest import (
     Statement,
     Store,
     expressions,
-    whole_vectors,
 )
 from minigrad.render.opencl import Emitter, Source
+from minigrad.render.opencl_cut import cut, registers, rest_of, used_outside
 from minigrad.render.opencl_index import Variable, kind_of, kind_of_range, parse
 from minigrad.render.opencl_values import Language, bare, literal
 from minigrad.render.opencl_vectors import WIDTHS, VectorLanguage
@@ -57,7 +58,7 @@ class _Vector:
         """An index in one lane, in terms of the loop's variable at lane 0."""
         values: dict[Atom, Integer] = {self.variable: add(Affine(0, ((self.variable, 1),)), lane)}
         if self.lane is not None:
-            values[self.lane] = lane
+            values[self.lane] = add(Affine(0, ((self.lane, 1),)), lane)
         return substitute(x, values)
 
     def varies(self, x: Integer) -> bool:
@@ -74,7 +75,7 @@ class LanesEmitter(Emitter):
         super().__init__(nest, language)
         self.vector: _Vector | None = None
         self.lane_of_rest: str | None = None  # in a rest that is done one by one: its lane's name
-        self.carried = _used_outside(nest.parallel)
+        self.carried = used_outside(nest.parallel)
         self.spilled: dict[Local, str] = {}
 
     # ---- loops ----
@@ -109,39 +110,72 @@ class LanesEmitter(Emitter):
         self._range_of_lanes(loop, start, stop, kind)
 
     def _range_of_lanes(self, loop: Loop, start: str, stop: str, kind: str) -> None:
-        """Whole vectors, then the rest one by one."""
+        """Whole vectors, then the rest."""
         width = loop.step
         first, last = parse(start), parse(stop)
         count = None if first is None or last is None else max(last - first, 0)
-        whole = width in WIDTHS and (count is None or count >= width) and self._has_vectors(loop)
+        fits = self._has_vectors(loop) and (
+            width in WIDTHS or width == 2 * WIDTHS[-1] and self._is_free(loop)
+        )
+        rest = None  # how many iterations no whole vector takes, if that is known
+        if fits:
+            rest = rest_of(loop) if count is None else count % width
         self.open(body=(loop,))
         place = self.fresh(loop.variable.name)
         self.line(f"{kind} {place} = {start};")
-        if whole:
+        if fits and (count is None or count >= width):
             self.open(f"for (; {place} + {width - 1} < {stop}; {place} += {width})", loop.body)
             self.bind(loop.variable, Variable(place, kind))
-            self._vectors(loop)
+            if loop.lane is not None:
+                self.bind_constant(loop.lane, 0)
+            self._vectors(loop, width)
             self.close()
-        if not (whole and whole_vectors(loop)):
-            self._rest(loop, place, stop, kind)
+        if rest and self._is_free(loop):
+            origin = self.fresh("rest")
+            self.line(f"const {kind} {origin} = {place};")
+            for narrow in (w for w in reversed(WIDTHS) if w < width and w > 2 and rest & w):
+                self._shorter(loop, narrow, place, origin, stop, kind)
+            rest %= 4
+            if rest:
+                self._rest(loop, place, origin, stop, kind)
+        elif rest != 0:
+            self._rest(loop, place, place, stop, kind)
         self.close()
 
-    def _vectors(self, loop: Loop) -> None:
-        """The body for one vector, whose variable is bound."""
+    def _is_free(self, loop: Loop) -> bool:
+        """Whether no vector of the loop lives longer than one of its iterations."""
+        return not any(local in self.carried and local.width > 1 for local in registers(loop))
+
+    def _shorter(
+        self, loop: Loop, width: int, place: str, origin: str, stop: str, kind: str
+    ) -> None:
+        """One vector of a rest that began at `origin`, if there is still so much of it."""
+        self.open(f"if ({place} + {width - 1} < {stop})", loop.body)
+        self.bind(loop.variable, Variable(place, kind))
         if loop.lane is not None:
-            self.bind_constant(loop.lane, 0)
-        words = VectorLanguage(self.language, loop.step)
+            lane = self.fresh("lane")
+            self.line(f"const {kind} {lane} = {place} - {origin};")
+            self.bind(loop.lane, Variable(lane, kind))
+        self._vectors(loop, width)
+        self.line(f"{place} += {width};")
+        self.close()
+
+    def _vectors(self, loop: Loop, width: int) -> None:
+        """The body for `width` iterations at once; the loop's variable is that of the first."""
+        single = min(width, WIDTHS[-1])
+        words = VectorLanguage(self.language, single)
         self.vector = _Vector(loop.variable, loop.lane, words, loop.start)
-        self._body(loop)
+        for statement in loop.body if single == loop.step else cut(loop, single, width // single):
+            self._statement(statement)
         self.vector = None
 
-    def _rest(self, loop: Loop, place: str, stop: str, kind: str) -> None:
+    def _rest(self, loop: Loop, place: str, origin: str, stop: str, kind: str) -> None:
         """The iterations from `place` on, one by one, each working on its lane of registers."""
-        wide = [local for local in _registers(loop) if local in self.carried and local.width > 1]
+        wide = [local for local in registers(loop) if local in self.carried and local.width > 1]
         for local in wide:
             self._spill(local)
         name = self.fresh(loop.variable.name)
-        lane = f"(({name} - {place}) % {loop.step})"
+        lane = f"(({name} - {origin}) % {loop.step})"
         self.open(f"for ({kind} {name} = {place}; {name} < {stop}; {name}++)", loop.body)
         self.bind(loop.variable, Variable(name, kind))
         known = self.fresh("lane")
@@ -354,14 +388,30 @@ class LanesEmitter(Emitter):
                 text = f"({inside} ? {whole} : {text})" if inside else whole
         return f"({guard} ? {text} : {zero})" if guard else text
 
+    def _space(self, array: Array) -> str:
+        """The address space of an array."""
+        return "" if array.space == "scratch" and not self._shares_scratch() else "__global "
+
     def _whole_load(self, array: Array, index: Integer, words: VectorLanguage) -> str | None:
         """Neighbouring elements from an index on; None where there are no words for them."""
+        if words.is_long(array.dtype):
+            kind = words.unaligned(array.dtype)
+            if kind is None:
+                return None
+            place = f"{self.pointers[array]} + {bare(self.index(index))}"
+            return f"(*({self._space(array)}const {kind} *)({place}))"
         return words.loaded(array.dtype, self.pointers[array], self.index(index))
 
     def _whole_store(
         self, array: Array, index: Integer, value: str, words: VectorLanguage
     ) -> str | None:
         """The statement that writes them."""
+        if words.is_long(array.dtype):
+            kind = words.unaligned(array.dtype)
+            if kind is None:
+                return None
+            place = f"{self.pointers[array]} + {bare(self.index(index))}"
+            return f"*({self._space(array)}{kind} *)({place}) = {bare(value)};"
         return words.stored(array.dtype, self.pointers[array], self.index(index), value)
 
     def _lane_load(
@@ -374,44 +424,6 @@ class LanesEmitter(Emitter):
         place = bare(self.index(vector.at(index, lane)))
         text = self.language.loaded(array.dtype, self.pointers[array], place)
         return f"({guard} ? {text} : {zero})" if guard else text
-
-
-def _registers(loop: Loop) -> list[Local]:
-    """The registers that a loop reads or sets."""
-    found: dict[Local, None] = {}
-
-    def visit(statement: Statement) -> None:
-        if isinstance(statement, Loop):
-            for inner in statement.body:
-                visit(inner)
-        if isinstance(statement, Set):
-            found[statement.local] = None
-        if not isinstance(statement, Loop):
-            for e in expr.walk(*expressions(statement)):
-                if e.op is Leaf.LOCAL:
-                    found[e.payload[0]] = None
-
-    visit(loop)
-    return list(found)
-
-
-def _used_outside(loop: Loop) -> frozenset[Local]:
-    """The registers that are used outside of lanes loops, too."""
-    found: set[Local] = set()
-
-    def visit(statement: Statement) -> None:
-        if isinstance(statement, Loop):
-            if statement.kind != "lanes":
-                for inner in statement.body:
-                    visit(inner)
-        elif isinstance(statement, Fold):
-            found.update((statement.target, statement.source))
-        elif isinstance(statement, Set):
-            found.add(statement.local)
-
-    visit(loop)
-    return frozenset(found)
-
 
 
 def render(nest: Nest, fp64: bool = True, device: str = "CL") -> Source:

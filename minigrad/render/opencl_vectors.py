@@ -16,6 +16,7 @@ from minigrad.render.opencl_values import (
     Language,
     bare,
     literal,
+    memory_type,
     register_type,
 )
 from minigrad.schedule.expr import Expr, Leaf
@@ -60,7 +61,7 @@ class VectorLanguage:
         steps = ", ".join(f"{factor * lane}{suffix}" for lane in range(self.width))
         return f"(({kind}{self.width})({bare(base)}) + ({kind}{self.width})({steps}))"
 
-    def _too_long(self, *dtypes_: DType) -> bool:
+    def is_long(self, *dtypes_: DType) -> bool:
         """Whether functions must not be called on vectors of a dtype; operators may."""
         return any(
             self.width * (4 if d.is_bool else max(d.itemsize, 4 if d.is_float else 1)) > MOST_BYTES
@@ -69,9 +70,20 @@ class VectorLanguage:
 
     # ---- memory ----
 
+    def unaligned(self, dtype: DType) -> str | None:
+        """A type of long vectors that begin at any element; None where elements are converted."""
+        kind = register_type(dtype)
+        if dtype.is_bool or kind != memory_type(dtype):
+            return None
+        self.scalar.type_of(dtype)
+        name = f"near_{kind}{self.width}"
+        attribute = f"__attribute__((ext_vector_type({self.width}), aligned({dtype.itemsize})))"
+        self.scalar.functions[name] = f"typedef {kind} {name} {attribute};"
+        return name
+
     def loaded(self, dtype: DType, pointer: str, place: str) -> str | None:
         """Neighbouring elements from `place` on; None where there are no words for it."""
-        if self._too_long(dtype):
+        if self.is_long(dtype):
             return None
         if dtype is dtypes.float16:
             return f"vload_half{self.width}(0, {pointer} + {place})"
@@ -88,7 +100,7 @@ class VectorLanguage:
 
     def stored(self, dtype: DType, pointer: str, place: str, value: str) -> str | None:
         """The statement that writes neighbouring elements; None where there are no words for it."""
-        if dtype is dtypes.bfloat16 or self._too_long(dtype):
+        if dtype is dtypes.bfloat16 or self.is_long(dtype):
             return None
         if dtype is dtypes.float16:
             return f"vstore_half{self.width}_rte({bare(value)}, 0, {pointer} + {place});"
@@ -122,14 +134,25 @@ class VectorLanguage:
 
     # ---- operations ----
 
+    def _call(self, name: str, args: list[str], dtype: DType) -> str:
+        """A function of vectors that gives such a vector; of long ones in halves."""
+        if not self.is_long(dtype):
+            return f"{name}({', '.join(bare(arg) for arg in args)})"
+        halves = (
+            f"{name}({', '.join(f'({bare(arg)}).{half}' for arg in args)})" for half in ("lo", "hi")
+        )
+        return f"({self.type_of(dtype)})({', '.join(halves)})"
+
+    def _converted(self, text: str, kind: str, *dtypes_: DType) -> str:
+        """A vector converted to elements of a C type; dtypes: of both."""
+        if self.is_long(*dtypes_):
+            return f"__builtin_convertvector({text}, {kind}{self.width})"
+        return f"convert_{kind}{self.width}({bare(text)})"
+
     def operation(self, e: Expr, args: list[str]) -> str | None:
         """An elementwise operation on vectors; None where it must be done lane by lane."""
-        given = [arg.dtype for arg in e.args]
-        simple = e.op in ARITHMETIC and e.dtype.is_float or e.op is Op.NEG and e.dtype.is_float
-        if self._too_long(e.dtype, *given) and not simple:
-            return None
         if e.op is Leaf.FMA:
-            return f"fma({', '.join(bare(arg) for arg in args)})"
+            return self._call("fma", args, e.dtype)
         source = e.args[0].dtype
         if e.op is Op.WHERE:
             return self._select(args[0], args[1], args[2], e.dtype)
@@ -149,7 +172,7 @@ class VectorLanguage:
     def truth_of(self, text: str, dtype: DType) -> str:
         """The int mask of a comparison of dtype, whose own mask is as wide as what it compares."""
         same = dtype.is_bool or register_type(dtype) in ("int", "uint", "float")
-        return text if same else f"convert_int{self.width}{text}"
+        return text if same else self._converted(text, "int", dtype, dtypes.bool)
 
     def _mask(self, text: str, dtype: DType) -> str:
         """A mask in integers as wide as the elements of dtype."""
@@ -158,29 +181,35 @@ class VectorLanguage:
                 "ushort": "short", "char": "char", "uchar": "char"}.get(kind)  # fmt: skip
         if wide is None or dtype.is_bool:
             return text
-        return f"convert_{wide}{self.width}({bare(text)})"
+        return self._converted(text, wide, dtype, dtypes.bool)
 
     def _select(self, mask: str, chosen: str, other: str, dtype: DType) -> str:
-        return f"select({bare(other)}, {bare(chosen)}, {bare(self._mask(mask, dtype))})"
+        return self._chosen(self._mask(mask, dtype), chosen, other, dtype)
+
+    def _chosen(self, mask: str, chosen: str, other: str, dtype: DType) -> str:
+        """chosen where the mask, as wide as the elements, is not 0, else other."""
+        if self.is_long(dtype):
+            return f"({mask} ? {chosen} : {other})"
+        return f"select({bare(other)}, {bare(chosen)}, {bare(mask)})"
 
     def cast(self, x: str, source: DType, to: DType) -> str | None:
         """A conversion as in `Language.cast`; None where it must be done lane by lane."""
         kind, before = register_type(to), register_type(source)
-        if self._too_long(source, to):
-            return None
         if to.is_bool:
             if source.is_bool:
                 return x
             return self.truth_of(f"({x} != ({before}{self.width})(0))", source)
         if source.is_bool:
-            return f"convert_{self.type_of(to)}({x} & 1)"
+            return self._converted(f"({x} & 1)", self.scalar.type_of(to), source, to)
         if to.is_float and to.itemsize == 2 and source is not to:
             return None  # its rounding is a function
         if kind == before:
             return x
         if source.is_float and to.is_int:
-            return None if to.kind == "u" or to.itemsize != 4 else self._saturated(x, source)
-        return f"convert_{self.type_of(to)}({bare(x)})"
+            if to.kind == "u" or to.itemsize != 4 or self.is_long(source, to):
+                return None
+            return self._saturated(x, source)
+        return self._converted(x, self.scalar.type_of(to), source, to)
 
     def _saturated(self, x: str, source: DType) -> str:
         """Floats to int32 towards zero."""
@@ -220,11 +249,11 @@ class VectorLanguage:
         if e.op is Op.NEG:
             return f"(-{args[0]})"
         if e.op in FLOAT_CALLS:
-            return f"{FLOAT_CALLS[e.op]}({bare(args[0])})"
+            return self._call(FLOAT_CALLS[e.op], args, e.dtype)
         if e.op in (Op.MAXIMUM, Op.MINIMUM):  # NaN wins
             sign = ">" if e.op is Op.MAXIMUM else "<"
             a, b = args
-            return f"select({bare(a)}, {bare(b)}, ({b} {sign} {a}) | ({b} != {b}))"
+            return self._chosen(f"(({b} {sign} {a}) | ({b} != {b}))", b, a, e.dtype)
         return None
 
     def _on_integers(self, e: Expr, args: list[str]) -> str | None:
@@ -241,7 +270,7 @@ class VectorLanguage:
         if e.op in BITWISE:
             return f"({args[0]} {BITWISE[e.op]} {args[1]})"
         if e.op in (Op.MAXIMUM, Op.MINIMUM):
-            return f"{'max' if e.op is Op.MAXIMUM else 'min'}({bare(args[0])}, {bare(args[1])})"
+            return self._call("max" if e.op is Op.MAXIMUM else "min", args, e.dtype)
         count = e.args[1] if e.op in (Op.SHL, Op.SHR) else None
         if count is not None and count.op is Op.CONST and 0 <= count.payload < e.dtype.bits:
             if e.op is Op.SHR:

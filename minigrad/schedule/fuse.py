@@ -289,6 +289,7 @@ def prefix_length(stage: Stage, rows: int) -> int:
 # Vector instructions: lanes of a vector; what a gather of them and a store of neighbouring rows
 # take; and what it saves to pass a value on in the cache instead of in memory.
 _LANES, _GATHER, _SPREAD, _PASS = 16, 48, 4, 20
+_MOST_INTERLEAVED = 7
 
 
 def runs_along_rows(stages: Iterable[Stage], rows: int) -> bool:
@@ -338,6 +339,9 @@ def _accesses(stage: Stage, axis: Axis, made: Container[Array]) -> int:
     """Vector instructions for the operands of neighbours along an axis, and the result."""
     work = 1
     for load in expr.loads(stage.body):
-        near = coefficient(load.payload[1], axis.variable) in (0, 1)
-        work += 1 if near or load.payload[0] in made else _GATHER
+        stride = coefficient(load.payload[1], axis.variable)
+        if stride in (0, 1) or load.payload[0] in made:
+            work += 1
+        else:  # interleaved elements are picked from whole vectors
+            work += stride if stride is not None and 2 <= stride <= _MOST_INTERLEAVED else _GATHER
     return work

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Container, Mapping, Sequence
 
-from minigrad.graph.node import ELEMENTWISE, MOVEMENT, REDUCTIONS, SCANS, SCATTERS, Node, Op
+from minigrad.graph.node import ELEMENTWISE, MOVEMENT, REDUCTIONS, SCANS, SCATTERS, Node, Op, Shape
 from minigrad.graph.symbolic import numel
 from minigrad.schedule.expr import cost
 
@@ -17,6 +17,8 @@ CHEAP = 4  # operations that are always recomputed
 SCRATCH_COST = 6  # operations saved per element that pay for a place in cache
 MEMORY_COST = 40  # operations saved per element that pay for a round trip to memory
 OFTEN = 16  # readings of an element that pay for a round trip to memory, whatever it costs
+SLICE = 4096  # elements that a GATHER takes as they are, without counting what their index costs
+SEGMENT = 256  # elements for each of the numbers that bound them
 DEAR = 16  # operations that make it worth while to compute a value where it shares them
 DEEPEST = 400  # nodes in a chain of one body
 MOST_USES = 8  # different readers of one value that are told apart
@@ -48,6 +50,7 @@ def choose(
             readers.setdefault(source, []).append(node)
     kept = set(roots)
     recomputable: dict[Node, int] = {}
+    seen_through: set[Node] = set()
     # Evaluations by the last kept value or movement on the way to a reader: readers behind the
     # same one ask for the same elements at the same time, and share what was computed.
     uses: dict[Node, dict[Node, int]] = {node: {} for node in order}
@@ -63,10 +66,11 @@ def choose(
         elif node not in kept and (node.op in ELEMENTWISE or node.op is Op.GATHER):
             size = numel(node.shape)
             extra = evaluations - size
-            if extra > 0 and leaves[node] > 1 and 2 * extra >= size and node.op in ELEMENTWISE:
+            many_leaves = leaves[node] > 1 and node.op in ELEMENTWISE and node not in seen_through
+            if extra > 0 and many_leaves and 2 * extra >= size:
                 kept.add(node)
             elif below[node] > CHEAP and extra * below[node] > SCRATCH_COST * size:
-                if node not in recomputed:
+                if node not in recomputed and node not in seen_through:
                     kept.add(node)
                     if evaluations < OFTEN * size:
                         recomputable[node] = below[node]
@@ -85,7 +89,7 @@ def choose(
             kept.update(in_memory(source) for source in node.src)
         if node.op is Op.SUM:
             for operand in contraction_operands(node):
-                base = _below_movement(operand)
+                base = _below_movement(operand, seen_through)
                 if base.op in ELEMENTWISE or base.op is Op.GATHER:
                     base = base if base in kept else _as_all_read_it(operand, base, readers)
                     kept.add(base)
@@ -115,6 +119,10 @@ def _measure(order: Sequence[Node]) -> tuple[dict[Node, int], dict[Node, int], d
             if node.op is not Op.BUFFER:
                 depth[node] = 0
             continue
+        if node.op is Op.GATHER and selects_slices(node):  # an index for many elements
+            below[node] = below[node.src[0]]
+            reads[node] = reads[node.src[0]]
+            continue
         own = 4 if node.op is Op.GATHER else cost(node.op) if node.op in ELEMENTWISE else 0
         below[node] = min(own + sum(below[source] for source in node.src), 1 << 20)
         found: frozenset[Node] = frozenset()
@@ -137,10 +145,79 @@ def in_memory(node: Node) -> Node:
     return node
 
 
-def _below_movement(node: Node) -> Node:
-    while node.op in MOVEMENT or node.op is Op.CAST:
-        if node.op is Op.CAST and node.src[0].op not in MOVEMENT | {Op.CAST}:
+def _below_movement(node: Node, seen_through: set[Node]) -> Node:
+    """What a product reads; on the way there, masks and slices that it computes as it reads."""
+    while (inner := _moved(node)) is not None or node.op is Op.CAST:
+        if inner is None and _moved(node.src[0]) is None and node.src[0].op is not Op.CAST:
             return node if node.src[0].op in ELEMENTWISE else node.src[0]
+        if node.op is Op.WHERE:
+            seen_through.add(node)
+        node = node.src[0] if inner is None else inner
+    return node
+
+
+def _moved(node: Node) -> Node | None:
+    """What a node shows parts of, at no cost to a product that reads it."""
+    if node.op in MOVEMENT:
+        return node.src[0]
+    if node.op is Op.GATHER and selects_slices(node):
+        return node.src[0]
+    return node.src[1] if is_loaded_mask(node) else None
+
+
+def selects_slices(node: Node) -> bool:
+    """Whether a GATHER takes large parts as they are, each by a single number."""
+    slices = numel(node.shape) // max(numel((node.shape[node.arg],)), 1)
+    others = (uses for axis, uses in enumerate(_depends(node.src[1])) if axis != node.arg)
+    return slices >= SLICE and not any(
+        uses and extent != 1
+        for uses, extent in zip(others, _without(node.shape, node.arg), strict=True)
+    )
+
+
+def _without(shape: Shape, axis: int) -> Shape:
+    return shape[:axis] + shape[axis + 1 :]
+
+
+def is_loaded_mask(node: Node) -> bool:
+    """where(conditions, x, 0) with conditions that compare an index with one of a few numbers.
+
+    In a product such a mask becomes a bound of loops (`loops/ragged.py`).
+    """
+    return (
+        node.op is Op.WHERE
+        and _is_zero(node.src[2])
+        and _compares_index_with_few(node.src[0], numel(node.shape))
+    )
+
+
+def has_loaded_mask(operand: Node) -> bool:
+    """Whether a product reads what is below an operand through such a mask."""
+    while (inner := _moved(operand)) is not None:
+        if operand.op is Op.WHERE:
+            return True
+        operand = inner
+    return False
+
+
+def _is_zero(node: Node) -> bool:
+    node = _source(node)
+    return node.op is Op.CONST and node.arg == 0
+
+
+def _compares_index_with_few(test: Node, size: int) -> bool:
+    test = _source(test)
+    if test.op is Op.AND:
+        return all(_compares_index_with_few(part, size) for part in test.src)
+    if test.op not in (Op.LT, Op.LE):
+        return False
+    sides = [_source(side) for side in test.src]
+    few = [side for side in sides if side.op is not Op.IOTA and side.dtype.is_int]
+    return len(few) == 1 and numel(few[0].shape) * SEGMENT <= size
+
+
+def _source(node: Node) -> Node:
+    while node.op in MOVEMENT:
         node = node.src[0]
     return node
 
@@ -187,7 +264,7 @@ def _as_all_read_it(operand: Node, base: Node, readers: Mapping[Node, Sequence[N
         return base
     way = [operand]
     while way[-1] is not base:
-        way.append(way[-1].src[0])
+        way.append(_moved(way[-1]) or way[-1].src[0])
     result = base
     for node in reversed(way[:-1]):
         if len(readers[node.src[0]]) > 1 or node.op not in (Op.RESHAPE, Op.PERMUTE):

@@ -30,6 +30,7 @@ from minigrad.schedule.materialize import (
     Materialized,
     choose,
     contraction_operands,
+    has_loaded_mask,
     is_product,
 )
 from minigrad.schedule.partial import part_written
@@ -104,7 +105,7 @@ LONG = 1 << 15
 FEW_COLUMNS = 1 << 14
 MANY = 1 << 18  # elements that are worth another kernel
 FEW_SUMS = 1 << 18  # results that may be written once for every part
-DEEP = 1 << 11  # products summed for one element whose operands stay in a second-level cache
+DEEP = 3 << 10  # products summed for one element whose operands stay in a second-level cache
 
 
 def split_reductions(roots: Sequence[Node]) -> list[Node]:
@@ -126,7 +127,7 @@ def _split(node: Node) -> Node:
     x = node.src[0]
     cuts = _cuts_of_product(node)
     if cuts:
-        return _cut(node, x, cuts)
+        return _cut(node, x, cuts, first=True)
     few = numel(node.shape) < FEW_ROWS and numel(x.shape) >= LONG * max(numel(node.shape), 1)
     if not (few or _sums_columns(node)):
         return node
@@ -146,8 +147,11 @@ def _split(node: Node) -> Node:
     return _cut(node, x, {axis: parts})
 
 
-def _cut(node: Node, x: Node, cuts: dict[int, int]) -> Node:
-    """The reduction of x, in parts of some axes first, and then of the parts."""
+def _cut(node: Node, x: Node, cuts: dict[int, int], first: bool = False) -> Node:
+    """The reduction of x, in parts of some axes, and then of the parts.
+
+    first: the parts become the first axes, so that each of them is computed as a whole.
+    """
     shape: list[Integer] = []
     outer, inner = [], []
     for axis, extent in enumerate(x.shape):
@@ -158,9 +162,14 @@ def _cut(node: Node, x: Node, cuts: dict[int, int]) -> Node:
         if axis in node.arg:
             inner.append(len(shape))
         shape.append(extent)
-    first = graph_build.reduce(node.op, graph_build.reshape(x, tuple(shape)), inner)
-    second = graph_build.reduce(node.op, first, outer)
-    return graph_build.reshape(second, node.shape)
+    x = graph_build.reshape(x, tuple(shape))
+    if first:
+        order = [*outer, *(axis for axis in range(len(shape)) if axis not in outer)]
+        x = graph_build.permute(x, order)
+        inner = [order.index(axis) for axis in inner]
+        outer = list(range(len(outer)))
+    parts = graph_build.reduce(node.op, x, inner)
+    return graph_build.reshape(graph_build.reduce(node.op, parts, outer), node.shape)
 
 
 def _cuts_of_product(node: Node) -> dict[int, int]:
@@ -172,7 +181,8 @@ def _cuts_of_product(node: Node) -> dict[int, int]:
     depth = numel(x.shape) // max(numel(node.shape), 1)
     if node.op is not Op.SUM or depth < 2 * DEEP or numel(node.shape) > FEW_SUMS:
         return {}
-    if not contraction_operands(node):
+    operands = contraction_operands(node)
+    if not operands or any(map(has_loaded_mask, operands)):  # its loops are shorter than they seem
         return {}
     cuts: dict[int, int] = {}
     for axis in node.arg:

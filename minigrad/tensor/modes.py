@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 from contextlib import ContextDecorator
-from types import TracebackType
 
 from minigrad.settings import state_that
 
@@ -45,12 +44,7 @@ class train(ContextDecorator):
         modes.train(self.mode)
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         modes.train(self.saved.pop())
 
 
@@ -68,10 +62,5 @@ class no_grad(ContextDecorator):
         modes.record(False)
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         modes.record(self.saved.pop())

@@ -73,7 +73,7 @@ class Result:
     def limit(self) -> float:
         """Seconds that the machine needs at least, by its own measured limits."""
         machine = limits()
-        return max(self.row.flops / machine.operations, self.row.bytes / machine.bandwidth)
+        return max(self.row.flops / machine.operations, machine.moving(self.row.bytes))
 
 
 def restart_tuned(threads: int, tuned: bool = True) -> None:

@@ -176,7 +176,8 @@ def test_where_vectors_run() -> None:
     assert runs_along_rows([sum_of(8, 5, 1, 8)], 8)  # sums of columns
     assert runs_along_rows([sum_of(80, 500, 1, 80)], 80)
     assert not runs_along_rows([sum_of(80, 50, 50, 1)], 80)  # sums of rows
-    assert not runs_along_rows([sum_of(80, 3, 3, 1)], 80)  # a fold is cheaper than gathers
+    assert runs_along_rows([sum_of(80, 3, 3, 1)], 80)  # picking from vectors is cheaper than folds
+    assert not runs_along_rows([sum_of(80, 9, 9, 1)], 80)  # and a fold cheaper than gathers
 
 
 def test_what_every_element_shares_does_not_count() -> None:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from schedule.machine import GOLDEN
-from schedule.programs import add, plan_of, softmax, total, transpose
+from schedule.programs import DEVICE, add, ew, plan_of, softmax, total, transpose
 
 from minigrad.graph import build as g
-from minigrad.graph.node import Node
+from minigrad.graph.node import Node, Op
 from minigrad.loops.nest import Loop, Nest, Statement, show
 from minigrad.loops.recipes import lower
 from minigrad.render.llvm import render
@@ -65,3 +65,13 @@ def test_sums_of_columns_ask_for_a_later_row_of_their_block() -> None:
     found = asked(nest_of(lambda x: total(x, 0), (1024, 4096)).parallel)
     assert found and all(text.startswith("s0[") for text in found)
     assert not asked(nest_of(transpose, (1024, 1024)).parallel)
+
+
+def test_scattered_updates_are_asked_for_some_rows_before() -> None:
+    def sums(base: Node, updates: Node) -> Node:
+        index = g.expand(g.reshape(g.iota(4096, DEVICE), (4096, 1)), (4096, 384))
+        return g.scatter_add(base, ew(Op.MOD, index, 64), updates, 0)
+
+    nest = nest_of(sums, (64, 384), (4096, 384))
+    assert len(asked(nest.parallel)) == 1 and asked(nest.parallel)[0].startswith("s1[")
+    assert "prefetch" in render(nest)

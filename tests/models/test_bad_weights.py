@@ -1,6 +1,6 @@
 """Files of weights that lie: one plain sentence, no crash, nothing read outside the file.
 
-python tests/models/test_bad_weights.py 10000 mutates so many headers of each kind.
+PYTHONPATH=tests python tests/models/test_bad_weights.py 10000 mutates so many headers of each kind.
 """
 
 from __future__ import annotations

@@ -79,6 +79,11 @@ def test_without_activation_the_layers_collapse_into_one() -> None:
         matrix, shift = weight @ matrix, weight @ shift + layer.bias.numpy()
     x = np.random.default_rng(0).standard_normal((7, 6)).astype(np.float32)
     assert np.allclose(model(Tensor(x)).numpy(), x @ matrix.T + shift, atol=1e-5)
+    one, constant = mlp.as_one_map(model)
+    assert np.allclose(one.numpy(), matrix, atol=1e-5)
+    assert np.allclose(constant.numpy(), shift, atol=1e-5)
+    away = mlp.describe_collapse(model, Digits(x, np.zeros(7, np.int32))).rpartition(" ")[2]
+    assert float(away) < 1e-5
 
 
 @pytest.mark.parametrize("sizes", [(), (784,), (784, 0, 10)])

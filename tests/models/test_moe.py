@@ -14,10 +14,12 @@ from minigrad.models.moe import MoE, auxiliary_loss, recording
 from minigrad.models.moe_commands import main, show_loads
 from minigrad.models.sizing import parameters
 
-# tokens, dim, hidden, experts, active, gated; the last but two with blocks of one row each
+# tokens, dim, hidden, experts, active, gated; two with blocks of one row each, and one whose
+# matrices are so large that products read them where they are
 CASES = [
     (50, 16, 24, 4, 2, False), (70, 8, 12, 8, 2, True), (2, 16, 24, 8, 2, True),
     (1, 16, 24, 8, 1, False), (7, 8, 8, 1, 1, False), (9, 8, 8, 3, 3, True),
+    (90, 64, 72, 4, 2, False),
 ]  # fmt: skip
 
 

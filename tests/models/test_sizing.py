@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 
-from minigrad import GlobalCounters, Tensor, nn
+from minigrad import Context, GlobalCounters, Tensor, nn
 from minigrad.models import network, sizing
 from minigrad.models.errors import InputError
 from minigrad.models.gpt import GPT, GPTConfig
 from minigrad.models.gpt_config import llama
-from minigrad.models.train import MatrixAdamW, TrainingPlan, parameter_count
+from minigrad.models.train import MatrixAdamW, TrainingPlan, make_step, parameter_count
 
 CONFIGS = [
     GPTConfig(2, 2, 16, 8, 11), GPTConfig(2, 2, 16, 8, 11, bias=False, tied=False),
@@ -59,6 +60,28 @@ def test_memory_that_was_measured() -> None:
     assert state == pytest.approx(12 * sizing.parameters(config).total, rel=0.05)
     assert sizing.state_bytes(config, 4) == 16 * sizing.parameters(config).total
     assert optimizer.params and Tensor
+
+
+@pytest.mark.parametrize("config", [
+    GPTConfig(4, 4, 128, 64, 68), GPTConfig(2, 4, 128, 64, 3000),
+    llama(3, 4, 128, 64, 68, key_heads=2, feed_forward=352, tied=True),
+])  # fmt: skip
+def test_memory_of_training(config: GPTConfig) -> None:
+    """Everything that a training holds, activations included, within 5 %."""
+    generator, batch = np.random.default_rng(0), 12
+    shape = (2, batch, config.context)
+    ids, targets = map(Tensor, generator.integers(0, config.vocabulary, shape).astype(np.int32))
+    with Context(DEVICE="CPU"):
+        before = GlobalCounters.mem_used
+        model = GPT(config)
+        optimizer = MatrixAdamW(nn.state.get_parameters(model), TrainingPlan())
+        step = make_step(model, optimizer, 1.0)
+        for _ in range(3):
+            with Tensor.train():
+                step(ids, targets).item()
+        measured = GlobalCounters.mem_used - before
+    predicted = sizing.state_bytes(config, 4) + sizing.activation_bytes(config, batch, 4)
+    assert predicted == pytest.approx(measured, rel=0.05)
 
 
 @pytest.mark.parametrize("model", ["gpt3", "mixtral", "mini"])

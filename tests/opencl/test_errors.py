@@ -8,7 +8,8 @@ import sys
 
 import pytest
 
-from minigrad import Context, Tensor
+from minigrad import Context, GlobalCounters, Tensor
+from minigrad.cache import pack, unpack
 from minigrad.device import Device
 from minigrad.errors import CompileError, DeviceError
 from minigrad.render.opencl import Source
@@ -87,9 +88,46 @@ def test_a_kernel_that_cannot_be_built(runtime, first):
     assert (Tensor([2.0], device=first) * 2).tolist() == [4.0]
 
 
+def test_a_built_kernel_is_kept_for_this_driver_only(runtime, tmp_path, monkeypatch):
+    """A damaged or refused binary is built anew."""
+    text = "__kernel void kept(__global float *a) { a[0] = %d; }"
+
+    def built(number):
+        before = GlobalCounters.kernels_compiled
+        source = Source(text % number, "kept", 0)
+        program = opencl_build.build(runtime.context, runtime.device, runtime.label, source, [])
+        assert program.kernel_names == "kept"
+        return GlobalCounters.kernels_compiled - before
+
+    with Context(CACHE=str(tmp_path)):
+        assert [built(1), built(1), built(2)] == [1, 0, 1]
+        key = opencl_build._key
+        monkeypatch.setattr(opencl_build, "_key", lambda device, *rest: key(Newer(device), *rest))
+        assert [built(1), built(1)] == [1, 0]
+        for file in tmp_path.iterdir():
+            entry = unpack(file.stem, file.read_bytes())
+            file.write_bytes(pack(file.stem, entry[0], b"no program"))
+        assert [built(1), built(1)] == [1, 0]
+
+
+class Newer:
+    """A device with another version of its driver."""
+
+    driver_version = "another"
+
+    def __init__(self, device):
+        self.device = device
+
+    def __getattr__(self, name):
+        return getattr(self.device, name)
+
+
 def test_a_buffer_larger_than_any(runtime):
-    with pytest.raises(DeviceError, match=r"cannot make a buffer of [\d,]+ bytes: its largest is"):
+    message = r"cannot make a buffer of [\d,]+ bytes: its largest is [\d,]+ bytes, and [\d,]+ of"
+    with pytest.raises(DeviceError, match=message):
         runtime.allocate(runtime.pool.most + 1)
+    memory = runtime.allocate(100)  # it goes on
+    runtime.free(memory, 100)
 
 
 def test_idle_buffers_are_given_up_before_an_error(runtime, monkeypatch):
@@ -126,6 +164,9 @@ def test_a_device_that_fails_names_itself(first, monkeypatch):
         patch.setattr(cl, "enqueue_copy", vanish)
         with pytest.raises(DeviceError, match="failed while copying"):
             x.numpy()
+        with pytest.raises(DeviceError, match="failed while copying"):
+            Tensor([1.0], device=first).realize()
+        assert (Tensor([3.0], device="REF") * 2).tolist() == [6.0]
     assert (x * 3).tolist() == [3.0, 6.0]
 
 

@@ -11,6 +11,7 @@ from minigrad.graph import build
 from minigrad.graph.node import Op
 from minigrad.models.gpt import GPT, GPTConfig
 from minigrad.models.mlp import MLP
+from minigrad.models.moe import MoE
 from minigrad.program import bytes_of, realize
 from minigrad.runtimes.reference import numpy_dtype
 
@@ -223,6 +224,14 @@ def test_batched_products_and_attention(device):
     agree(attention, device, *(numbers(2, 3, 19, 16, seed=s) for s in range(3)), tolerance=1e-5)
 
 
+def test_rests_of_wide_tiles_and_sums_of_few_rows(device):
+    """Columns that are no multiple of two vectors; a matrix that is read once, by long vectors."""
+    for columns in (1, 7, 31, 33, 47, 65):
+        agree(lambda x, w: (x @ w).gelu(), device, numbers(20, 40), numbers(40, columns),
+              tolerance=1e-5)  # fmt: skip
+    agree(lambda x, w: x @ w.T, device, numbers(1, 700), numbers(900, 700), tolerance=1e-5)
+
+
 def test_padded_operands_of_a_product_are_read_under_guards(device):
     agree(lambda x, w: x.pad((2, 1, 1, 0)) @ w.flip(0), device, numbers(20, 30), numbers(33, 13),
           tolerance=1e-5)  # fmt: skip
@@ -411,3 +420,16 @@ def test_conditions_that_are_the_same_in_all_lanes(device):
         (gradient,) = y.gradient(tensor, gradient=Tensor(seed, device=name))
         found.append(gradient.numpy())
     np.testing.assert_array_equal(*found)
+
+
+def test_loaded_bounds(device):
+    """A mixture of experts: rows of each expert's product, and segments of its gradient."""
+
+    def gradients(x):
+        Tensor.manual_seed(2)
+        experts = MoE(24, 40, 4, 2)
+        leaves = [*nn.state.get_parameters(experts), x.requires_grad_(True)]
+        y = experts(x)
+        return [y, *(y * y).sum().gradient(*leaves)]
+
+    agree(gradients, device, numbers(70, 24), tolerance=1e-5)

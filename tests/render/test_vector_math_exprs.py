@@ -139,6 +139,29 @@ def test_float64_error_is_bounded_everywhere(op: Op, contract: bool) -> None:
     assert error <= BOUND_DOUBLE[op], f"{op.value}({argument!r}) is off by {error:.2f} ULP"
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("op", [Op.EXP, Op.EXP2], ids=lambda op: op.value)
+def test_powers_of_what_masks_hide_do_not_underflow(op: Op, dtype: type[np.floating]) -> None:
+    """They are 0 by a product with 0: one that underflows takes some processors very long."""
+    x = np.array([-math.inf, np.finfo(dtype).min, -1e4, -1e9], dtype)
+    assert not run(op, x, contract=False).any()
+    assert not underflows(op, x)
+    assert underflows(op, np.array([-150 if dtype is np.float32 else -1100], dtype))
+
+
+def underflows(op: Op, x: Floats) -> bool:
+    """Whether a product is smaller than a normal number, but of no factor that is 0."""
+    kind = getattr(dtypes, x.dtype.name)
+    root = expand(apply(op, (variable("x", kind),), kind))
+    products = [e for e in walk(root) if e.op is Op.MUL]
+    for e in products:
+        left, right, product = (evaluate(part, {"x": x}, False) for part in (*e.args, e))
+        tiny = np.abs(product) < np.finfo(x.dtype).tiny
+        if np.any(tiny & (left != 0) & (right != 0)):
+            return True
+    return False
+
+
 @pytest.mark.parametrize("contract", [False, True])
 def test_tanh_plus_one_of_a_gelu(contract: bool) -> None:
     """Within 2 units of what a sum of float32 could resolve at best, and 0 and 2 at the ends."""

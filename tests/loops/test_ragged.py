@@ -1,0 +1,163 @@
+"""Bounds that are loaded: masks of loaded numbers become bounds of loops, whatever the numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from property.compare import Tolerance, difference
+from schedule.machine import MACHINES, run, target_of
+from schedule.programs import (
+    Build,
+    Inputs,
+    ew,
+    gelu,
+    graph_of,
+    product,
+    values_for,
+)
+
+from minigrad.dtype import dtypes
+from minigrad.graph import build as g
+from minigrad.graph.node import Node, Op
+from minigrad.loops.nest import show
+from minigrad.loops.recipes import lower
+from minigrad.runtimes.reference import evaluate
+from minigrad.schedule.schedule import schedule
+
+NEAR = Tolerance(ulps=16, scale=8, terms=1)
+INT = dtypes.int32
+EXTREMES = [-(2**31), -1, 0, 1, 2**31 - 1]
+
+
+def wide(x: Node, shape: tuple[int, ...], axis: int) -> Node:
+    """A vector along one axis of a shape."""
+    alone = tuple(extent if a == axis else 1 for a, extent in enumerate(shape))
+    return g.expand(g.reshape(x, alone), shape)
+
+
+def masked(condition: Node, x: Node) -> Node:
+    zero = g.const(0.0, x.dtype, x.shape, x.device)
+    return ew(Op.WHERE, condition, x, zero)
+
+
+def iota(like: Node, shape: tuple[int, ...], axis: int) -> Node:
+    return wide(g.iota(shape[axis], like.device), shape, axis)
+
+
+def segments(rows: int, groups: int, width: int, columns: int) -> Build:
+    """For each group the sum over its rows: where(first ≤ row < stop, left, 0)ᵀ · right."""
+
+    def build(inputs: Inputs) -> list[Node]:
+        first, stop = inputs(groups, dtype=INT), inputs(groups, dtype=INT)
+        left, right = inputs(rows, width), inputs(rows, columns)
+        shape = (groups, rows, width)
+        row = iota(left, shape, 1)
+        inside = ew(
+            Op.AND, ew(Op.LE, wide(first, shape, 0), row), ew(Op.LT, row, wide(stop, shape, 0))
+        )
+        theirs = masked(inside, g.expand(g.reshape(left, (1, rows, width)), shape))
+        every = g.expand(g.reshape(right, (1, rows, columns)), (groups, rows, columns))
+        return [batched(g.permute(theirs, (0, 2, 1)), every)]
+
+    return build
+
+
+def only_stops(inputs: Inputs) -> list[Node]:
+    """One bound, an operand of the other side."""
+    stop, left, right = inputs(3, dtype=INT), inputs(90, 40), inputs(90, 70)
+    shape = (3, 90, 70)
+    inside = ew(Op.LE, iota(right, shape, 1), wide(stop, shape, 0))
+    theirs = masked(inside, g.expand(g.reshape(right, (1, 90, 70)), shape))
+    return [batched(g.expand(g.reshape(g.permute(left, (1, 0)), (1, 40, 90)), (3, 40, 90)), theirs)]
+
+
+def some_rows(rows: int, depth: int, columns: int, bend: Callable[[Node], Node]) -> Build:
+    """Blocks of which the first rows are needed, each times a matrix that is selected."""
+
+    def build(inputs: Inputs) -> list[Node]:
+        used, which = inputs(5, dtype=INT), inputs(5, dtype=INT)
+        x, matrices = inputs(5, rows, depth), inputs(3, depth, columns)
+        index = wide(which, (5, depth, columns), 0)
+        shape = (5, rows, columns)
+        inside = ew(Op.LT, iota(x, shape, 1), wide(used, shape, 0))
+        return [bend(masked(inside, batched(x, g.gather(matrices, index, 0))))]
+
+    return build
+
+
+def batched(x: Node, y: Node) -> Node:
+    """(b, m, k) · (b, k, n) → (b, m, n)."""
+    (batch, rows, depth), columns = x.shape, y.shape[2]
+    shape = (batch, rows, columns, depth)
+    left = g.expand(g.reshape(x, (batch, rows, 1, depth)), shape)
+    right = g.expand(g.reshape(g.permute(y, (0, 2, 1)), (batch, 1, columns, depth)), shape)
+    return g.reshape(g.reduce(Op.SUM, ew(Op.MUL, left, right), [3]), (batch, rows, columns))
+
+
+CASES: dict[str, Build] = {
+    "segments": segments(100, 4, 40, 70),
+    "segments, k cut": segments(9000, 3, 40, 132),
+    "only stops": only_stops,
+    "rows": some_rows(100, 64, 80, lambda x: x),
+    "rows, epilogue": some_rows(37, 64, 80, gelu),
+    "rows, k cut": some_rows(60, 4500, 132, lambda x: x),
+}
+
+
+def check(name: str, machine: str, numbers: Callable[[int], Any]) -> None:
+    """Compare with the reference; numbers(count) gives the loaded ones."""
+    graph, inputs = graph_of(CASES[name])
+    values = values_for(inputs, 1)
+    for value in values.values():
+        if value.dtype == np.int32:
+            value[...] = numbers(value.size)
+    (wanted,) = evaluate(graph.roots, values, {})
+    (found,) = run(graph, values, machine, 1)
+    operands = tuple(value for value in values.values() if value.dtype != np.int32)
+    problem = difference(found, wanted, NEAR, operands, 70)
+    assert problem is None, f"on {machine}: {problem}"
+
+
+@pytest.mark.parametrize("machine", MACHINES)
+@pytest.mark.parametrize("name", CASES)
+def test_what_they_mean(name: str, machine: str) -> None:
+    generator = np.random.default_rng(3)
+    check(name, machine, lambda count: generator.integers(0, 110, count))
+
+
+@pytest.mark.parametrize("name", ["segments", "only stops", "rows, epilogue"])
+@settings(max_examples=25)
+@given(data=st.data())
+def test_any_numbers(name: str, data: st.DataObject) -> None:
+    """Beyond every extent too: nothing outside is read, and the result is that of the masks."""
+    numbers = st.integers(-5, 110) | st.sampled_from(EXTREMES)
+    check(name, "avx2", lambda n: data.draw(st.lists(numbers, min_size=n, max_size=n)))
+
+
+@pytest.mark.parametrize(("name", "loaded"), [
+    ("segments", "for k0 in 0 … min(100, -[minimum(maximum(([s0["),
+    ("segments, k cut", "for kb0 in 0 … min("),
+    ("rows", "for k0 in 0 … min(64, 64·[minimum(maximum(([s0["),
+])  # fmt: skip
+@pytest.mark.parametrize("machine", ["avx512", "avx2"])
+def test_bounds_are_loaded(name: str, loaded: str, machine: str) -> None:
+    """One kernel, whose loops end where the numbers say; nothing as large as a mask is stored."""
+    (kernel,) = schedule(graph_of(CASES[name])[0]).kernels
+    assert loaded in show(lower(kernel, target_of(machine)))
+
+
+def test_other_masks_stay_masks() -> None:
+    """A mask that compares two indices is none of them."""
+
+    def triangle(inputs: Inputs) -> list[Node]:
+        x, y = inputs(40, 40), inputs(40, 70)
+        row, column = (iota(x, (40, 40), axis) for axis in (0, 1))
+        return [product(masked(ew(Op.LE, column, row), x), y)]
+
+    for kernel in schedule(graph_of(triangle)[0]).kernels:
+        assert "minimum(maximum(" not in show(lower(kernel, target_of("avx2")))

@@ -1,0 +1,87 @@
+"""Elements a few places apart are picked from whole vectors, if what lies between them may be read.
+
+The programs run between canaries, so that a vector too far would be noticed in what is written, and
+tests/runtimes/test_guard.py and the property tests run such views at the end of pages.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from property.compare import EXACT, difference
+from schedule.machine import GOLDEN, MACHINES, run
+from schedule.programs import Build, Inputs, add, graph_of
+
+from minigrad.dtype import DType, dtypes
+from minigrad.graph import build as g
+from minigrad.graph.node import Node, Op
+from minigrad.loops.recipes import lower
+from minigrad.render.llvm import MOST_INTERLEAVED, render
+from minigrad.runtimes.reference import evaluate, numpy_dtype
+from minigrad.schedule.schedule import schedule
+
+ROWS = 203  # no whole number of vectors
+STRIDES = range(2, MOST_INTERLEAVED + 2)
+
+
+def neighbours(stride: int, dtype: DType = dtypes.float32, rows: int = ROWS) -> Build:
+    """The first element of each row and the last one, added."""
+
+    def build(inputs: Inputs) -> list[Node]:
+        x = inputs(rows, stride, dtype=dtype)
+        parts = [
+            g.reshape(g.shrink(x, ((0, rows), (place, place + 1))), (rows,))
+            for place in (0, stride - 1)
+        ]
+        return [add(*parts)]
+
+    return build
+
+
+def largest(stride: int, dtype: DType = dtypes.float32) -> Build:
+    """The largest element of each row."""
+    return lambda inputs: [g.reduce(Op.MAX, inputs(ROWS, stride, dtype=dtype), [1])]
+
+
+@pytest.mark.parametrize("machine", MACHINES)
+@pytest.mark.parametrize("stride", STRIDES)
+@pytest.mark.parametrize("dtype", [dtypes.float32, dtypes.bfloat16, dtypes.int8, dtypes.float64],
+                         ids=lambda dtype: dtype.name)  # fmt: skip
+def test_values(machine: str, stride: int, dtype: DType) -> None:
+    for program in (neighbours(stride, dtype), largest(stride, dtype)):
+        graph, _ = graph_of(program)
+        x = (np.arange(ROWS * stride) * 37 % 64).reshape(ROWS, stride)
+        values = {0: x.astype(numpy_dtype(dtype))}
+        (expected,) = evaluate(graph.roots, values, {})
+        (got,) = run(graph, values, machine, 1, True)
+        assert difference(got, expected, EXACT, (), 1) is None
+
+
+def text_of(build: Build) -> str:
+    """The IR of the first kernel."""
+    return render(lower(schedule(graph_of(build)[0]).kernels[0], GOLDEN))
+
+
+def test_no_gathers() -> None:
+    """Only what is left over at the end is gathered, under a mask."""
+    assert "gather" not in text_of(neighbours(3, rows=256))
+    assert "gather" in text_of(neighbours(MOST_INTERLEAVED + 1, rows=256))
+
+
+def test_what_may_not_be_read_is_not() -> None:
+    """Every second element up to the last one: behind it the array ends."""
+
+    def build(inputs: Inputs) -> list[Node]:
+        whole = g.pad(inputs(127), [(0, 1)])  # a condition guards the last
+        return [g.reshape(g.shrink(g.reshape(whole, (64, 2)), ((0, 64), (1, 2))), (64,))]
+
+    def odd(inputs: Inputs) -> list[Node]:
+        return [add(g.shrink(inputs(128, 2), ((0, 128), (1, 2))), 1.0)]
+
+    assert "shufflevector" in text_of(odd)
+    graph, _ = graph_of(build)
+    values = {0: np.arange(127, dtype=np.float32)}
+    (expected,) = evaluate(graph.roots, values, {})
+    for machine in MACHINES:
+        (got,) = run(graph, values, machine, 1, True)
+        assert difference(got, expected, EXACT, (), 1) is None
