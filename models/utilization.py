@@ -10,14 +10,22 @@ from minigrad.models.gpt_config import GPTConfig
 from minigrad.models.metrics import Metrics
 from minigrad.models.sizing import flops_per_token
 
-SIZE, ROUNDS = 1024, 5
+SMALL, LARGE, ROUNDS = 128, 1024, 5
+LONGEST = 0.5  # seconds that a large product may take; the reference would take minutes
 
 
 @lru_cache(maxsize=4)
 def product_rate(device: str) -> float:
-    """flop/s of a float32 product of two matrices of 1024 × 1024, the best of five."""
+    """flop/s of a float32 product of two matrices of 1024 × 1024, or of 128 × 128 where that takes
+    too long; the best of five.
+    """
+    small = _rate(device, SMALL)
+    return small if 2 * LARGE**3 / small > LONGEST else _rate(device, LARGE)
+
+
+def _rate(device: str, size: int) -> float:
     with Tensor.no_grad():
-        a, b = (Tensor.rand(SIZE, SIZE, device=device).realize() for _ in range(2))
+        a, b = (Tensor.rand(size, size, device=device).realize() for _ in range(2))
         product = jit(lambda x, y: x.matmul(y).realize())
         best = float("inf")
         for _ in range(2 + ROUNDS):
@@ -25,7 +33,7 @@ def product_rate(device: str) -> float:
             product(a, b)
             Device[device].synchronize()
             best = min(best, time.perf_counter() - start)
-    return 2 * SIZE**3 / best
+    return 2 * size**3 / best
 
 
 def utilization(config: GPTConfig, context: int, metrics: Metrics) -> str:

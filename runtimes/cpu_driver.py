@@ -13,6 +13,11 @@ launch never depends on a sleeping thread: the caller alone would get it done, c
 Idle workers spin a while and then sleep on a futex. The caller, after publishing, looks at the
 number of sleepers; a worker, after announcing itself as a sleeper, looks at the ticket; all four
 accesses are sequentially consistent, so at least one of the two notices the other.
+
+Linux often wakes a worker on the very processor of the caller that woke it, and then leaves both
+there for some 10 ms while another is idle: a short launch takes as long as on one thread. So
+workers may run on any processor of ours but the caller's, and whenever the caller is found on
+another than before, they are told anew.
 """
 
 from __future__ import annotations
@@ -43,10 +48,15 @@ INTERRUPT = 388  # i32: 1 makes run_table return 1 before the next launch
 THREADS = 392  # i64: threads that take part, the caller included
 SHUFFLE = 400  # i64: not 0: seed of a random order of chunks (to look for races)
 NUMBER = 408  # i64: number of the last launch
+HOME = 416  # i64: 1 + the processor that the workers were last told to keep off; 0: none yet
 CURRENT = 512  # the launch: kernel, args, total, grain, first chunk of this ticket, seed
-SCRATCH = 640  # addresses of the threads' scratch areas, i64 each; the caller's comes first
+MASK = 640  # a bit for each processor on which our threads may run; 0: they are not told anything
+SCRATCH = 768  # for each thread, the caller first: address of its scratch area, its system's number
 _LAYOUT = ("TICKET", "DONE", "CALLER_SLEEPS", "WAKE", "SLEEPERS", "STOP", "BUSY", "INTERRUPT",
-           "THREADS", "SHUFFLE", "NUMBER", "CURRENT", "SCRATCH")  # fmt: skip
+           "THREADS", "SHUFFLE", "NUMBER", "HOME", "CURRENT", "MASK", "SCRATCH")  # fmt: skip
+
+MASK_BYTES = SCRATCH - MASK
+THREAD_BYTES = 16  # of a thread's entry at SCRATCH
 
 FUNCTIONS = ("run_table", "worker", "stop_workers", "acquire", "release")
 
@@ -56,7 +66,8 @@ INDEX_BITS = 24
 # launch, to tell it that nothing is left, and they must not overflow into the next field.
 MOST_CHUNKS = (1 << INDEX_BITS) - (1 << 16)
 
-_FUTEX_CALL = {"x86_64": 202, "aarch64": 98}  # number of the system call
+# Numbers of system calls: futex, sched_setaffinity.
+_CALLS = {"x86_64": (202, 203), "aarch64": (98, 122)}
 
 
 _PAUSE = {
@@ -96,6 +107,66 @@ define internal void @wake(ptr %at, i32 %count) nounwind {
 }
 """
 
+_APART = """
+declare i32 @sched_getcpu()
+define internal void @keep_apart(ptr %pool) nounwind {
+entry:
+  %cpu.short = call i32 @sched_getcpu()
+  %cpu = sext i32 %cpu.short to i64
+  %here = add i64 %cpu, 1
+  %home = getelementptr i8, ptr %pool, i64 $HOME
+  %before = load i64, ptr %home, align 8
+  %is.same = icmp eq i64 %here, %before
+  br i1 %is.same, label %out, label %moved
+moved:
+  store i64 %here, ptr %home, align 8
+  call void @tell_workers(ptr %pool, i64 %cpu)
+  br label %out
+out:
+  ret void
+}
+define internal void @tell_workers(ptr %pool, i64 %cpu) noinline nounwind {
+entry:
+  %mask = alloca [$MASK_BYTES x i8], align 8
+  %is.known = icmp ult i64 %cpu, $MASK_BITS
+  br i1 %is.known, label %clear, label %out
+clear:
+  %all = getelementptr i8, ptr %pool, i64 $MASK
+  call void @llvm.memcpy.p0.p0.i64(ptr %mask, ptr %all, i64 $MASK_BYTES, i1 false)
+  %word = lshr i64 %cpu, 6
+  %word.at = getelementptr i64, ptr %mask, i64 %word
+  %place = and i64 %cpu, 63
+  %bit = shl i64 1, %place
+  %bits = load i64, ptr %word.at, align 8
+  %others = xor i64 %bits, %bit
+  store i64 %others, ptr %word.at, align 8
+  %ours = and i64 %bits, %bit
+  %is.ours = icmp ne i64 %ours, 0
+  %threads.at = getelementptr i8, ptr %pool, i64 $THREADS
+  %threads = load i64, ptr %threads.at, align 8
+  br i1 %is.ours, label %more, label %out
+more:
+  %i = phi i64 [ 1, %clear ], [ %i.next, %tell ]
+  %is.more = icmp slt i64 %i, %threads
+  br i1 %is.more, label %tell, label %out
+tell:
+  %entries = getelementptr i8, ptr %pool, i64 $SCRATCH
+  %number.at = getelementptr [2 x i64], ptr %entries, i64 %i, i64 1
+  %number = load i64, ptr %number.at, align 8
+  %unused = call i64 (i64, ...) @syscall(i64 $CALL, i64 %number, i64 $MASK_BYTES, ptr %mask)
+  %i.next = add i64 %i, 1
+  br label %more
+out:
+  ret void
+}
+declare void @llvm.memcpy.p0.p0.i64(ptr, ptr, i64, i1)
+"""
+_NOT_APART = """
+define internal void @keep_apart(ptr %pool) nounwind {
+  ret void
+}
+"""
+
 # Where there is no futex, sleeping is giving the processor to others for a moment.
 _YIELD = """
 declare i32 @sched_yield()
@@ -111,7 +182,7 @@ define internal void @wake(ptr %at, i32 %count) nounwind {
 
 def pool_bytes(threads: int) -> int:
     """Bytes of a pool of so many threads (to be zeroed and aligned to 128)."""
-    return SCRATCH + 8 * max(threads, 1)
+    return SCRATCH + THREAD_BYTES * max(threads, 1)
 
 
 @cache
@@ -132,6 +203,12 @@ def driver_text(architecture: str, system: str, spins: int, most_chunks: int) ->
     names = {name: globals()[name] for name in _LAYOUT}
     names |= {"SPINS": spins, "MOST_CHUNKS": most_chunks, "INDEX_BITS": INDEX_BITS,
               "INDEX_MASK": (1 << INDEX_BITS) - 1, "LAUNCH_BITS": 2 * INDEX_BITS}  # fmt: skip
-    futex = _FUTEX_CALL.get(architecture) if system == "linux" else None
-    waiting = _YIELD if futex is None else Template(_FUTEX).substitute(CALL=futex)
-    return Template(DRIVER).substitute(names) + waiting + _PAUSE.get(architecture, _NO_PAUSE)
+    names |= {"MASK_BYTES": MASK_BYTES, "MASK_BITS": 8 * MASK_BYTES}
+    calls = _CALLS.get(architecture) if system == "linux" else None
+    if calls is None:
+        parts = [DRIVER, _YIELD, _NOT_APART]
+    else:
+        futex, affinity = (str(number) for number in calls)
+        parts = [DRIVER, _FUTEX.replace("$CALL", futex), _APART.replace("$CALL", affinity)]
+    parts.append(_PAUSE.get(architecture, _NO_PAUSE))
+    return Template("".join(parts)).substitute(names)

@@ -1,8 +1,8 @@
 """The driver of `cpu_driver` in LLVM IR.
 
 A template: `$NAME` stands for an offset in the pool or another constant of that file, which also
-tells how the threads agree. `wait` and `wake` (a futex, if there is one) and `pause` are added
-there. %pool points to the ticket, the pool's first field.
+tells how the threads agree. `wait` and `wake` (a futex, if there is one), `pause` and `keep_apart`
+are added there. %pool points to the ticket, the pool's first field.
 """
 
 DRIVER = """
@@ -156,6 +156,7 @@ entry:
   %current = getelementptr i8, ptr %pool, i64 $CURRENT
   %area = getelementptr i8, ptr %pool, i64 $SCRATCH
   store ptr %scratch, ptr %area, align 8
+  call void @keep_apart(ptr %pool)
   br label %publish
 publish:
   %first = phi i64 [ 0, %entry ], [ %first.next, %finished ]
@@ -291,7 +292,7 @@ entry:
   %sleepers = getelementptr i8, ptr %pool, i64 $SLEEPERS
   %wake = getelementptr i8, ptr %pool, i64 $WAKE
   %areas = getelementptr i8, ptr %pool, i64 $SCRATCH
-  %area = getelementptr i64, ptr %areas, i64 %worker.number
+  %area = getelementptr [2 x i64], ptr %areas, i64 %worker.number
   br label %look
 look:
   %seen = phi i64 [ -1, %entry ], [ %seen, %pause ], [ %seen, %risen ],

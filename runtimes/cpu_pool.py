@@ -117,6 +117,10 @@ class Pool:
     def _field(self, offset: int) -> ctypes.c_int64:
         return ctypes.c_int64.from_address(self.address + offset)
 
+    def _entry(self, number: int, field: int = 0) -> ctypes.c_int64:
+        """A field of a thread's entry: 0 its scratch area, 1 the system's number of the thread."""
+        return self._field(cpu_driver.SCRATCH + cpu_driver.THREAD_BYTES * number + 8 * field)
+
     def run(self, table: int, count: int, scratch_bytes: int = 0) -> None:
         """Run the `count` launches of the table at address `table`, one after the other.
 
@@ -158,7 +162,7 @@ class Pool:
                 time.sleep(0.0001)
             try:
                 for number, area in enumerate(areas, 1):
-                    self._field(cpu_driver.SCRATCH + 8 * number).value = area.address
+                    self._entry(number).value = area.address
                 if not self._workers and not self._closed:
                     self._start()
                 self._areas, self._scratch_bytes = areas, nbytes
@@ -177,6 +181,12 @@ class Pool:
             except RuntimeError:
                 break
             self._workers.append(worker)
+            self._entry(number, 1).value = worker.native_id or 0
+        processors = host.processors()
+        if self.threads <= len(processors) and processors[-1] < 8 * cpu_driver.MASK_BYTES:
+            for processor in processors:
+                word = self._field(cpu_driver.MASK + processor // 64 * 8)
+                word.value |= 1 << processor % 64  # ctypes wraps the 63rd into the sign
         self._field(cpu_driver.THREADS).value = 1 + len(self._workers)
 
     def interrupt(self) -> None:

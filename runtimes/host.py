@@ -148,12 +148,14 @@ def threads() -> int:
 @cache
 def usable_threads() -> int:
     """Processors that this process may really use, at least 1."""
-    if hasattr(os, "sched_getaffinity"):
-        count = len(os.sched_getaffinity(0))
-    else:
-        count = os.cpu_count() or 1
+    count = len(processors()) or os.cpu_count() or 1
     quota = cpu_quota(_CGROUPS, _read(Path("/proc/self/cgroup")))
     return max(1, min(count, quota))
+
+
+def processors() -> list[int]:
+    """Numbers of the processors on which the calling thread may run; none where nobody tells."""
+    return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
 
 
 def cpu_quota(root: Path, membership: str) -> int:

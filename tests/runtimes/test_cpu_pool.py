@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import random
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from bench.pool_stress import stress
 
 from minigrad.runtimes import cpu_driver
 from minigrad.runtimes.cpu_pool import FLAG_ALONE, LAUNCH_BYTES, Launch, Pool, pool_for
+from minigrad.runtimes.host import processors
 from minigrad.runtimes.jit_compiler import Compiler, host_compiler
 from minigrad.settings import Context
 
@@ -469,6 +471,28 @@ thread.join()
 print(codes)
 """)
     assert (result.returncode, result.stdout) == (0, f"{[0] * 10}\n"), result.stderr
+
+
+@pytest.mark.skipif(len(processors()) < 2, reason="there is only one processor for us")
+def test_workers_keep_off_the_callers_processor(kernels: dict[str, int]) -> None:
+    ours = processors()
+    pool = Pool(2)
+    call = Call((kernels["set_flag"], 8, 1, 0))
+    call.run(pool)
+    (worker,) = pool._workers
+    assert worker.native_id is not None
+    try:
+        for processor in [*ours, *reversed(ours)]:
+            os.sched_setaffinity(0, {processor})
+            call.run(pool)
+            assert os.sched_getaffinity(worker.native_id) == set(ours) - {processor}
+    finally:
+        os.sched_setaffinity(0, ours)
+    crowd = Pool(len(ours) + 1)  # more threads than processors may run anywhere
+    call.run(crowd)
+    for worker in crowd._workers:
+        assert worker.native_id is not None
+        assert os.sched_getaffinity(worker.native_id) == set(ours)
 
 
 def test_nothing_here_imports_numpy() -> None:
