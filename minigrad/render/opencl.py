@@ -235,7 +235,7 @@ class Emitter(IndexEmitter):
         guard = self.guard([t for t in tests if not proven_nonnegative(t)])
         if guard == "false":
             return
-        start = bare(self.index(loop.start, kind))
+        start = self.index(loop.start, kind)  # in parentheses where it is a sum
         self.open(f"if ({bare(guard)})" if guard else "", loop.body)
         self.bind(loop.variable, Variable(start, kind))
         self._body(loop)

@@ -224,6 +224,12 @@ def test_batched_products_and_attention(device):
     agree(attention, device, *(numbers(2, 3, 19, 16, seed=s) for s in range(3)), tolerance=1e-5)
 
 
+@pytest.mark.parametrize("shape", [(200, 5, 16), (384, 8, 65), (256, 31, 128)])
+def test_a_last_tile_of_rows_that_begins_at_a_computed_place(device, shape):
+    rows, depth, columns = shape
+    agree(lambda x, y: x.transpose(0, 1) @ y, device, numbers(depth, rows), numbers(depth, columns))
+
+
 def test_rests_of_wide_tiles_and_sums_of_few_rows(device):
     """Columns that are no multiple of two vectors; a matrix that is read once, by long vectors."""
     for columns in (1, 7, 31, 33, 47, 65):
