@@ -18,7 +18,7 @@ does a quantized matrix multiply, whose blocks of integers have a scale and a mi
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Container, Sequence
 from dataclasses import replace
 
 from minigrad.graph.node import Op
@@ -136,7 +136,17 @@ def _sums(kernel: Kernel) -> list[Sum] | None:
     for one in sums:  # a sum that needs another's results needs all of them
         if any(load.payload[0] in made for load in expr.loads(one.stage.body)):
             return None
+    if kernel.rows != first.size and not all(_reads_its_own(s, made) for s in kernel.stages):
+        return None
     return sums
+
+
+def _reads_its_own(stage: Stage, made: Container[Array]) -> bool:
+    """Whether a stage reads of others its own element only; within a row it may read any."""
+    own = flatten([index_of(a.variable) for a in stage.axes], [a.extent for a in stage.axes])
+    return all(
+        load.payload[1] == own for load in expr.loads(stage.body) if load.payload[0] in made
+    )
 
 
 def _sum(stage: Stage) -> Sum | None:

@@ -280,3 +280,13 @@ def test_a_loop_that_never_realizes(device: str) -> None:
         w.grad = None
         expected -= 0.1 * values.T @ (2 * (values @ expected - wanted)) / 4
     assert w.numpy() == pytest.approx(expected, rel=1e-5, abs=1e-6)
+
+
+def test_gradients_of_a_matrix_that_two_products_share(on_device):
+    generator = np.random.default_rng(4)
+    x, y, g, h = (generator.random((3, 7, n), np.float32) for n in (4, 4, 33, 33))
+    w = Tensor(generator.random((4, 33), np.float32))
+    loss = (Tensor(x) @ w * Tensor(g) + Tensor(y) @ w * Tensor(h)).sum()
+    made = loss.gradient(w)[0].numpy()
+    wanted = np.einsum("abi,abj->ij", x, g) + np.einsum("abi,abj->ij", y, h)
+    np.testing.assert_allclose(made, wanted, rtol=1e-5)
