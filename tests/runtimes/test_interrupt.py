@@ -57,6 +57,8 @@ class Child:
         self.process = subprocess.Popen(
             [sys.executable, "-u", "-X", "faulthandler", "-c", program],
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            # what a shell runs in the background would ignore it, and its children too
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )  # fmt: skip
 
     def line(self) -> str:
