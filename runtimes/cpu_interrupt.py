@@ -41,15 +41,25 @@ class _Watcher:
         thread.start()
 
     def _listen(self) -> None:
-        while numbers := self.listening.recv(64):
+        """Wait for bytes, but take them under the lock: what lies there is of no older program."""
+        while self.listening.recv(1, socket.MSG_PEEK):
             with self.lock:
-                if signal.SIGINT in numbers and self.pool is not None:
+                if signal.SIGINT in self._take() and self.pool is not None:
                     self.interrupted = True
                     self.pool.interrupt()
 
+    def _take(self) -> bytes:
+        """The numbers of the signals since the last time."""
+        try:
+            return self.listening.recv(64, socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return b""
+
     def begin(self, pool: Pool) -> None:
-        """From now on a signal interrupts the pool."""
+        """From now on a signal interrupts the pool; Python has dealt with those before."""
         with self.lock:
+            while self._take():
+                pass
             self.pool, self.interrupted = pool, False
 
     def end(self) -> None:

@@ -138,6 +138,6 @@ def _cubic(t: Any) -> list[Any]:
         return ((a + 2) * d - (a + 3)) * d * d + 1
 
     def far(d: Any) -> Any:
-        return ((a * d - 5 * a) * d + 8 * a) * d - 4 * a
+        return a * (d - 1) * (d - 2) * (d - 2)  # small like its factors: a sum would cancel
 
     return [far(t + 1), near(t), near(1 - t), far(2 - t)]

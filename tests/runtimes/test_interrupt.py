@@ -163,6 +163,23 @@ attempt(2)
     child.end()
 
 
+def test_a_signal_of_the_program_before_does_not_end_the_next() -> None:
+    """Its byte may still lie there when the next program begins: Python has dealt with it."""
+    stale = """
+watcher = cpu_interrupt._Watcher()
+watcher.lock = threading.RLock()
+with watcher.lock:
+    watcher.signalled.send(bytes([signal.SIGINT]))
+    time.sleep(0.2)  # its thread has noticed, and waits for the lock
+    watcher.begin(pool)
+time.sleep(0.2)
+attempt(2, pool.run)
+"""
+    child = Child(TABLE + stale)
+    assert [child.line(), child.line()] == ["ready", "ended"]
+    child.end()
+
+
 MODEL = """
 import numpy as np
 from minigrad import Tensor, jit
