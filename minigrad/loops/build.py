@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from minigrad.graph.node import Op
 from minigrad.graph.symbolic import Atom, Integer, flatten, numel, substitute, unflatten
-from minigrad.loops.axes import row_axis
+from minigrad.loops.axes import indices, merge, row_axis
 from minigrad.loops.nest import (
     Loop,
     MatrixProduct,
@@ -71,6 +71,16 @@ def substitute_stores(stores: Sequence[Store], values: dict[Atom, Integer]) -> l
         )
         for s in stores
     ]
+
+
+def elements(kernel: Kernel) -> tuple[list[Axis], list[Store]]:
+    """Axes, as few as will do, and the stores of one element, of stages that have the same."""
+    main = max(kernel.stages, key=lambda stage: len(stage.axes))
+    stores = inline_stages(kernel, main.axes)
+    used = indices([s.value for s in stores], [x for s in stores for x in (s.index, *s.guard)])
+    merged = merge(main.axes, used)
+    values = {atom: value for _, known in merged for atom, value in known.items()}
+    return [axis for axis, _ in merged], substitute_stores(stores, values)
 
 
 def lanes_loop(

@@ -21,14 +21,13 @@ from minigrad.graph.symbolic import (
     sub,
     unflatten,
 )
-from minigrad.loops.axes import indices, merge, row_axis, unit_stride_axis
+from minigrad.loops.axes import row_axis, unit_stride_axis
 from minigrad.loops.build import (
     combine,
-    inline_stages,
+    elements,
     lanes_loop,
     serial_loop,
     substitute_statement,
-    substitute_stores,
 )
 from minigrad.loops.finish import finish
 from minigrad.loops.group_rows import group_blocks, group_rows, row_items
@@ -71,13 +70,7 @@ def spread(kernel: Kernel, target: Target, name: str) -> Nest:
     """All stages at once, element by element, or a vector of them for each work-item."""
     group = target.group
     assert group is not None
-    main = max(kernel.stages, key=lambda stage: len(stage.axes))
-    stores = inline_stages(kernel, main.axes)
-    used = indices([s.value for s in stores], [x for s in stores for x in (s.index, *s.guard)])
-    merged = merge(main.axes, used)
-    values = {atom: value for _, known in merged for atom, value in known.items()}
-    axes = [axis for axis, _ in merged]
-    stores = substitute_stores(stores, values)
+    axes, stores = elements(kernel)
     body: tuple[Statement, ...] = (Stores(tuple(stores)),)
     exprs = [s.value for s in stores]
     axis = unit_stride_axis(axes, exprs, [s.index for s in stores])

@@ -25,21 +25,18 @@ from minigrad.graph.symbolic import (
     variables,
 )
 from minigrad.loops.axes import (
-    indices,
-    merge,
     unit_stride_axis,
     vector_width,
 )
 from minigrad.loops.blocks import blocks
 from minigrad.loops.build import (
     combine,
+    elements,
     flat_loop,
-    inline_stages,
     lanes_loop,
     once,
     serial_loop,
     streams,
-    substitute_stores,
 )
 from minigrad.loops.contraction import contraction
 from minigrad.loops.finish import finish
@@ -89,13 +86,7 @@ def lower(kernel: Kernel, target: Target, name: str = "kernel") -> Nest:
 
 def elementwise(kernel: Kernel, target: Target, name: str) -> Nest:
     """All stages at once, element by element, in registers."""
-    main = max(kernel.stages, key=lambda stage: len(stage.axes))
-    stores = inline_stages(kernel, main.axes)
-    used = indices([s.value for s in stores], [x for s in stores for x in (s.index, *s.guard)])
-    merged = merge(main.axes, used)
-    values = {atom: value for _, known in merged for atom, value in known.items()}
-    axes = [axis for axis, _ in merged]
-    stores = substitute_stores(stores, values)
+    axes, stores = elements(kernel)
     exprs, positions = [s.value for s in stores], [s.index for s in stores]
     stores = [
         replace(s, streaming=streams(s.array, kernel.stages, target)) for s in stores
