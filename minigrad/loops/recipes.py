@@ -102,7 +102,7 @@ def elementwise(kernel: Kernel, target: Target, name: str) -> Nest:
     inner = [a for a in outer if not isinstance(a.extent, int)]
     turned = turned_axis(free, axis, exprs)
     if turned is not None and target.vector_bytes:
-        cells, loops = tiles(turned, axis, width, stores, target)
+        cells, loops = tiles(turned, axis, stores, target)
         free = [*(a for a in free if a != turned), *cells]
         for a in reversed(inner):
             loops = (serial_loop(a, loops),)
