@@ -29,7 +29,7 @@ def test_threefry(device, counter, key, result):
     assert tuple(Tensor._of(node).item() for node in made) == result
 
 
-def test_same_numbers_on_each_device():
+def test_same_numbers_on_each_device(compiled):
     def draw(device):
         Tensor.manual_seed(11)
         a = Tensor.rand(37, 5, device=device)
@@ -37,7 +37,7 @@ def test_same_numbers_on_each_device():
         c = Tensor.rand(9, dtype=dtypes.float64, device=device)
         return a.tolist(), b.tolist(), c.tolist()
 
-    assert draw("REF") == draw("CPU")
+    assert draw("REF") == draw(compiled)
 
 
 def test_streams(on_device):
