@@ -15,6 +15,7 @@ from minigrad.loops.build import accumulate, lanes_loop, serial_loop
 from minigrad.loops.columns import columns, is_columns
 from minigrad.loops.finish import finish
 from minigrad.loops.nest import Loop, Nest, Statement, Store
+from minigrad.loops.soon import further_rows
 from minigrad.loops.sweeps import sweep_row
 from minigrad.loops.target import Target
 from minigrad.schedule import expr
@@ -107,9 +108,10 @@ def _across(kernel: Kernel, target: Target, name: str) -> Nest:
         return finish(name, kernel, serial_loop(block, (vector,)), target)
     width = vector_width(target, [s.body for s in kernel.stages], count, True)
     axis = row_axis(count)
-    lane = make_axis("lane", 0, width).variable
-    body = _rows_of_vector(kernel, axis, index_of(axis.variable), width, lane)
-    loop = Loop(axis.variable, 0, (count,), tuple(body), "lanes", width, lane)
+    row, lane = index_of(axis.variable), make_axis("lane", 0, width).variable
+    body = _rows_of_vector(kernel, axis, row, width, lane)
+    soon = further_rows([fix_rows(s, count, row) for s in kernel.stages], axis, target)
+    loop = Loop(axis.variable, 0, (count,), tuple(body), "lanes", width, lane, soon)
     return finish(name, kernel, loop, target)
 
 

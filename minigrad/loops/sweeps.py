@@ -20,7 +20,7 @@ from minigrad.graph.symbolic import (
 from minigrad.loops.axes import unit_stride_axis, vector_width
 from minigrad.loops.build import accumulate, combine, lanes_loop, serial_loop, streams
 from minigrad.loops.nest import Fold, Set, Statement, Store, Stores
-from minigrad.loops.soon import AHEAD, LONG, from_memory, next_rows
+from minigrad.loops.soon import AHEAD, far_enough, from_memory, next_rows
 from minigrad.loops.target import Target
 from minigrad.schedule import expr
 from minigrad.schedule.expr import Array, Expr, Local
@@ -72,7 +72,7 @@ def _soon(steps: Sequence[_Step], row: Axis, target: Target) -> dict[int, tuple[
     """By step: what it asks memory for, as places along an axis.
 
     What several sweeps need of a row comes while the one before it is worked on: the sweep that
-    computes longest asks for it.
+    computes longest asks for it. What one sweep needs it asks for itself, if it is one array.
     """
     found: dict[int, list[Soon]] = {}
     first: dict[tuple[Array, Integer, Integer], tuple[int, Integer, Axis]] = {}
@@ -82,14 +82,17 @@ def _soon(steps: Sequence[_Step], row: Axis, target: Target) -> dict[int, tuple[
             assert axis is not None
             for load in expr.loads(stage.body):
                 array, position, _ = load.payload
-                if from_memory(load, axis, target) and row.variable in variables(position):
+                if from_memory(load, axis, target) == 1 and row.variable in variables(position):
                     key = (array, axis.extent, _neutral(position, axis, axis.extent))
                     first.setdefault(key, (place, position, axis))
     for (array, extent, _), (place, position, axis) in first.items():
         nbytes = numel([extent]) * array.dtype.itemsize
         later = [n for n in range(place + 1, len(steps)) if steps[n].extent == extent]
-        if nbytes > (target.l2 // 4 if later else LONG):
-            asked = array, add(position, AHEAD // array.dtype.itemsize)
+        if not later and [at for at, _, _ in first.values()].count(place) > 1:
+            continue
+        ahead = far_enough(nbytes) if not later else AHEAD if nbytes > target.l2 // 4 else 0
+        if ahead:
+            asked = array, add(position, ahead // array.dtype.itemsize)
         else:
             asked = next_rows((array, position), row, nbytes)
             place = max(later or [place], key=lambda n: _operations(steps[n]))

@@ -250,7 +250,8 @@ class _Emitter(IndexEmitter):
         lanes = 1 if atom is None else self.width_of(atom)
         for array, place in loop.soon:
             pointer = self.pointer(array, self.at_base(place))
-            for offset in range(0, lanes * array.dtype.itemsize, CACHE_LINE):
+            span = lanes * max(self.lane_stride(place) or 1, 1) * array.dtype.itemsize
+            for offset in range(0, span, CACHE_LINE):
                 at = self.builder().line(f"getelementptr i8, ptr {pointer}, i64 {offset}")
                 self._hint(at)
 
