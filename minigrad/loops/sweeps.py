@@ -19,6 +19,7 @@ from minigrad.graph.symbolic import (
 )
 from minigrad.loops.axes import unit_stride_axis, vector_width
 from minigrad.loops.build import accumulate, combine, lanes_loop, serial_loop, streams
+from minigrad.loops.late import Part
 from minigrad.loops.nest import Fold, Set, Statement, Store, Stores
 from minigrad.loops.soon import AHEAD, far_enough, from_memory, next_rows
 from minigrad.loops.target import Target
@@ -40,15 +41,15 @@ class _Step:
 
 
 def sweep_row(
-    stages: Sequence[Stage], stored: frozenset[Array], target: Target, row: Axis | None = None
-) -> list[Statement]:
-    """The statements of one row. `stored`: the arrays that are memory; others are scratch.
+    stages: Sequence[Stage], stored: frozenset[Array], target: Target, row: Axis
+) -> list[Part]:
+    """The work of one row in parts. `stored`: the arrays that are memory; others are scratch.
 
-    row: of the rows' loop, if memory is to be asked for what later rows read.
+    row: of the rows' loop: memory is asked for what later rows read.
     """
     steps = _steps(stages, stored)
-    soon = _soon(steps, row, target) if row is not None else {}
-    body: list[Statement] = []
+    soon = _soon(steps, row, target)
+    parts: list[Part] = []
     number = 0
     last_read = {
         load.payload[0]: place
@@ -57,6 +58,7 @@ def sweep_row(
         for load in expr.loads(*stage.exprs())
     }
     for place, step in enumerate(steps):
+        body: list[Statement] = []
         if step.extent is None:
             for stage in step.stages:
                 body.extend(_alone(stage, number, stored, target))
@@ -65,7 +67,8 @@ def sweep_row(
             read = {s.array for s in step.stages if last_read.get(s.array, place) > place}
             body.extend(_sweep(step, number, stored, read, target, soon.get(place, ())))
             number += len(step.stages)
-    return body
+        parts.append(Part(step.extent, _operations(step), tuple(body)))
+    return parts
 
 
 def _soon(steps: Sequence[_Step], row: Axis, target: Target) -> dict[int, tuple[Soon, ...]]:
