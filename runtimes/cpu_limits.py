@@ -13,6 +13,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
+from math import log
 
 from minigrad.runtimes import cpu_memory
 from minigrad.runtimes.cpu_pool import Launch, Pool
@@ -24,8 +25,8 @@ ROUNDS = 20_000  # multiply-adds of each chain in one chunk: about 50 µs
 CHUNKS = 4  # chunks per thread, so that a thread that comes late does not decide the time
 ACCUMULATORS = 8  # vectors that a reader loads before it goes on to the next ones
 CHUNK_BYTES = 1 << 17
-SOON = 1024  # bytes ahead that a copy asks memory for
-SIZES = (1 << 20, 4 << 20, 16 << 20, 64 << 20, 256 << 20)  # bytes that are read and written
+SOON = 1 << 14  # bytes ahead that a copy asks memory for
+SIZES = tuple(mib << 20 for mib in (1, 4, 16, 32, 64, 128, 256))  # bytes, read and written
 LEAST_RUNS = 3
 MEASURING_SECONDS = 0.012  # per kernel and size: some 3 to 100 runs
 
@@ -44,17 +45,27 @@ class Limits:
     bandwidths: tuple[tuple[int, float], ...]
 
     def moving(self, nbytes: float) -> float:
-        """Seconds that it takes at least to read and write so many bytes."""
-        best = self.bandwidths[0][1]
+        """Seconds that it takes at least to read and write so many bytes.
+
+        Between two sizes the bandwidth goes from one to the other with the size's logarithm.
+        """
+        below, best = self.bandwidths[0]
         for size, bandwidth in self.bandwidths:
-            if size <= nbytes:
-                best = bandwidth
+            if size >= nbytes:
+                part = log(nbytes / below) / log(size / below) if nbytes > below else 0.0
+                return nbytes / (best + part * (bandwidth - best))
+            below, best = size, bandwidth
         return nbytes / best
 
 
 @cache
 def limits() -> Limits:
-    """The machine's limits; measured at the first call, which takes some 0.3 s."""
+    """The machine's limits; measured at the first call."""
+    return measured_limits()
+
+
+def measured_limits() -> Limits:
+    """The machine's limits now, which takes some 0.4 s. Those of a virtual machine come and go."""
     pool = Pool(threads(), "limits")
     try:
         lanes = host().vector_bytes // 4
