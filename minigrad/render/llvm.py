@@ -15,7 +15,16 @@ from __future__ import annotations
 from minigrad.dtype import DType, dtypes
 from minigrad.errors import CompileError
 from minigrad.graph.node import Op
-from minigrad.graph.symbolic import Integer, add, coefficient, high, low, sub
+from minigrad.graph.symbolic import (
+    Integer,
+    add,
+    coefficient,
+    high,
+    low,
+    sub,
+    substitute,
+    variables,
+)
 from minigrad.loops.nest import (
     Fold,
     Loop,
@@ -521,8 +530,8 @@ class _Emitter(IndexEmitter):
                     f"call {kind} @{name}(ptr {pointer}, i32 {size}, <{lanes} x i1> {mask}, "
                     f"{kind} zeroinitializer)"
                 )
-        elif mask is None and self._interleaved(array, index):
-            text = self._picked(array, index, lanes)
+        elif mask is None and self._interleaved(array, known := self._with_constants(index)):
+            text = self._picked(array, known, lanes)
         else:
             text = self._gather(kind, array, index, lanes, size, mask)
         return text
@@ -542,6 +551,10 @@ class _Emitter(IndexEmitter):
             f"<{lanes} x i1> {mask or 'splat (i1 true)'}, {kind} zeroinitializer)"
         )
 
+    def _with_constants(self, index: Integer) -> Integer:
+        """An index with the variables of unrolled loops replaced by their numbers."""
+        known = self.constants
+        return substitute(index, {atom: known[atom] for atom in variables(index) if atom in known})
 
     def _interleaved(self, array: Array, index: Integer) -> bool:
         """Whether lanes are a few elements apart, and all that lies between is in the array."""
