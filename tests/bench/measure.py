@@ -36,7 +36,8 @@ THREAD_VARIABLES = (
 @dataclass(frozen=True)
 class Row:
     """One piece of work. flops: floating-point operations (a multiply-add is two); bytes: what must
-    be read and written at least; goal: the ratio best peer / ours that is wanted."""
+    be read and written at least; goal: the ratio best peer / ours that is wanted; reads_only:
+    whether next to nothing of the bytes is written."""
 
     name: str
     ours: Work
@@ -44,6 +45,7 @@ class Row:
     flops: float = 0.0
     bytes: float = 0.0
     goal: float | None = None
+    reads_only: bool = False
 
 
 @dataclass
@@ -77,7 +79,10 @@ class Result:
         A virtual machine's bandwidth changes by the half with where its processors happen to run.
         """
         return min(
-            max(self.row.flops / machine.operations, machine.moving(self.row.bytes))
+            max(
+                self.row.flops / machine.operations,
+                machine.moving(self.row.bytes, self.row.reads_only),
+            )
             for machine in self.limits
         )
 
