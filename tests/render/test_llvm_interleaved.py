@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from property.compare import EXACT, difference
 from schedule.machine import GOLDEN, MACHINES, run
-from schedule.programs import Build, Inputs, add, graph_of
+from schedule.programs import Build, Inputs, add, ew, graph_of
 
 from minigrad.dtype import DType, dtypes
 from minigrad.graph import build as g
@@ -55,6 +55,24 @@ def test_values(machine: str, stride: int, dtype: DType) -> None:
         (expected,) = evaluate(graph.roots, values, {})
         (got,) = run(graph, values, machine, 1, True)
         assert difference(got, expected, EXACT, (), 1) is None
+
+
+@pytest.mark.parametrize("dtype", [dtypes.float16, dtypes.bfloat16, dtypes.int8, dtypes.bool],
+                         ids=lambda dtype: dtype.name)  # fmt: skip
+def test_vectors_of_several_registers_of_narrow_elements(dtype: DType) -> None:
+    """They are joined as memory holds them, not as they are computed with."""
+
+    def build(inputs: Inputs) -> list[Node]:
+        x = g.shrink(inputs(256, 2, dtype=dtype), ((0, 256), (1, 2)))
+        return [ew(Op.OR, x, x) if dtype.is_bool else add(x, x)]
+
+    assert "shufflevector" in text_of(build)
+    graph, _ = graph_of(build)
+    x = (np.arange(512) * 37 % 64).reshape(256, 2)
+    values = {0: (x % 2 if dtype.is_bool else x).astype(numpy_dtype(dtype))}
+    (expected,) = evaluate(graph.roots, values, {})
+    (got,) = run(graph, values, "avx512", 1, True)
+    assert difference(got, expected, EXACT, (), 1) is None
 
 
 def text_of(build: Build) -> str:
