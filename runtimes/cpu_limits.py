@@ -13,6 +13,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
+from math import log
 
 from minigrad.runtimes import cpu_memory
 from minigrad.runtimes.cpu_pool import Launch, Pool
@@ -24,8 +25,8 @@ ROUNDS = 20_000  # multiply-adds of each chain in one chunk: about 50 µs
 CHUNKS = 4  # chunks per thread, so that a thread that comes late does not decide the time
 ACCUMULATORS = 8  # vectors that a reader loads before it goes on to the next ones
 CHUNK_BYTES = 1 << 17
-SOON = 1024  # bytes ahead that a copy asks memory for
-SIZES = (1 << 20, 4 << 20, 16 << 20, 64 << 20, 256 << 20)  # bytes that are read and written
+SOON = 1 << 14  # bytes ahead that is asked of memory
+SIZES = tuple(mib << 20 for mib in (1, 4, 16, 32, 64, 128, 256))  # bytes, read and written
 LEAST_RUNS = 3
 MEASURING_SECONDS = 0.012  # per kernel and size: some 3 to 100 runs
 
@@ -36,25 +37,37 @@ class Limits:
 
     operations: float32 additions and multiplications per second; vectors: instructions per second,
     of vectors, a multiply-add being one. bandwidths: bytes → bytes per second that a kernel moves
-    at best, if it reads and writes so many in all, again and again.
+    at best, if it reads and writes so many in all, again and again; reading: if it only reads.
     """
 
     operations: float
     vectors: float
     bandwidths: tuple[tuple[int, float], ...]
+    reading: tuple[tuple[int, float], ...]
 
-    def moving(self, nbytes: float) -> float:
-        """Seconds that it takes at least to read and write so many bytes."""
-        best = self.bandwidths[0][1]
-        for size, bandwidth in self.bandwidths:
-            if size <= nbytes:
-                best = bandwidth
+    def moving(self, nbytes: float, reads_only: bool = False) -> float:
+        """Seconds that it takes at least to read and write so many bytes.
+
+        Between two sizes the bandwidth goes from one to the other with the size's logarithm.
+        """
+        table = self.reading if reads_only else self.bandwidths
+        below, best = table[0]
+        for size, bandwidth in table:
+            if size >= nbytes:
+                part = log(nbytes / below) / log(size / below) if nbytes > below else 0.0
+                return nbytes / (best + part * (bandwidth - best))
+            below, best = size, bandwidth
         return nbytes / best
 
 
 @cache
 def limits() -> Limits:
-    """The machine's limits; measured at the first call, which takes some 0.3 s."""
+    """The machine's limits; measured at the first call."""
+    return measured_limits()
+
+
+def measured_limits() -> Limits:
+    """The machine's limits now, which takes some 0.4 s. Those of a virtual machine come and go."""
     pool = Pool(threads(), "limits")
     try:
         lanes = host().vector_bytes // 4
@@ -62,8 +75,9 @@ def limits() -> Limits:
         names = ["multiply_adds", "reader", "copy", "streaming_copy"]
         addresses, _code = host_compiler().compile(text, names)
         operations = _operations(pool, addresses["multiply_adds"], lanes)
-        bandwidths = _bandwidths(pool, [addresses[name] for name in names[1:]])
-        return Limits(operations, operations / (2 * lanes), bandwidths)
+        tables = _bandwidths(pool, [addresses[name] for name in names[1:]])
+        best = tuple(max(row, key=lambda entry: entry[1]) for row in zip(*tables, strict=True))
+        return Limits(operations, operations / (2 * lanes), best, tables[0])
     finally:
         pool.close()
 
@@ -75,19 +89,19 @@ def _operations(pool: Pool, kernel: int, lanes: int) -> float:
     return 2 * lanes * CHAINS * ROUNDS * chunks / seconds
 
 
-def _bandwidths(pool: Pool, kernels: Sequence[int]) -> tuple[tuple[int, float], ...]:
-    """For each size, what the best of the kernels moves; all go over the same memory."""
+def _bandwidths(pool: Pool, kernels: Sequence[int]) -> list[tuple[tuple[int, float], ...]]:
+    """For each kernel and size, what the kernel moves; all go over the same memory."""
     address = cpu_memory.reserve(SIZES[-1])
     try:
         # Fresh pages would all be one page of zeros, and that one would be read from a cache.
         ctypes.memset(address, 1, SIZES[-1])
-        return tuple(
-            (nbytes, max(
-                nbytes / _best_time(pool, kernel, address, nbytes // CHUNK_BYTES, nbytes // 2)
-                for kernel in kernels
-            ))
-            for nbytes in SIZES
-        )  # fmt: skip
+        found: list[list[tuple[int, float]]] = [[] for _ in kernels]
+        for nbytes in SIZES:
+            for kernel, table in zip(kernels, found, strict=True):
+                chunks = nbytes // CHUNK_BYTES
+                seconds = _best_time(pool, kernel, address, chunks, nbytes // 2)
+                table.append((nbytes, nbytes / seconds))
+        return [tuple(table) for table in found]
     finally:
         cpu_memory.release(address, SIZES[-1])
 
@@ -142,6 +156,8 @@ def _reader(lanes: int) -> str:
     lines.append("  %row = getelementptr i8, ptr %start, i64 %at")
     for i in range(ACCUMULATORS):
         lines.append(f"  %p{i} = getelementptr {kind}, ptr %row, i64 {i}")
+        lines.append(f"  %soon{i} = getelementptr i8, ptr %p{i}, i64 {SOON}")
+        lines.append(f"  call void @llvm.prefetch.p0(ptr %soon{i}, i32 0, i32 3, i32 1)")
         lines.append(f"  %v{i} = load {kind}, ptr %p{i}, align 4")
         lines.append(f"  %y{i} = fadd {kind} %x{i}, %v{i}")
     lines += _next_round(str(CHUNK_BYTES // step)) + ["done:"]
@@ -151,15 +167,14 @@ def _reader(lanes: int) -> str:
     lines.append("  %odd = fcmp olt float %first, 0.0")
     lines += ["  br i1 %odd, label %write, label %over", "write:"]
     lines += ["  store float %first, ptr %start", "  br label %over", "over:"]
-    return "\n".join([*lines, *_next_chunk()])
+    head = "declare void @llvm.prefetch.p0(ptr, i32, i32, i32)\n"
+    return head + "\n".join([*lines, *_next_chunk()])
 
 
 def _copies(lanes: int) -> str:
     """Copies half a chunk per iteration from %memory to the second argument, in two ways."""
     return "".join(_copy("streaming_copy" if streams else "copy", lanes, streams)
-                   for streams in (False, True)) + (
-        "declare void @llvm.prefetch.p0(ptr, i32, i32, i32)\n!0 = !{i32 1}\n"
-    )  # fmt: skip
+                   for streams in (False, True)) + "!0 = !{i32 1}\n"  # fmt: skip
 
 
 def _copy(name: str, lanes: int, streams: bool) -> str:

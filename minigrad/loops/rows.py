@@ -14,7 +14,9 @@ from minigrad.loops.axes import fix_rows, indices, merge, merge_stage, row_axis,
 from minigrad.loops.build import accumulate, lanes_loop, serial_loop
 from minigrad.loops.columns import columns, is_columns
 from minigrad.loops.finish import finish
+from minigrad.loops.late import late_rows
 from minigrad.loops.nest import Loop, Nest, Statement, Store
+from minigrad.loops.soon import further_rows
 from minigrad.loops.sweeps import sweep_row
 from minigrad.loops.target import Target
 from minigrad.schedule import expr
@@ -33,8 +35,11 @@ def rows(kernel: Kernel, target: Target, name: str) -> Nest:
         return _across(kernel, target, name)
     row = row_axis(count)
     stages = _in_rows(kernel, index_of(row.variable), 1, None)
-    body = sweep_row(stages, kernel.stored, target, row)
-    loop = Loop(row.variable, 0, (count,), tuple(body))
+    parts = sweep_row(stages, kernel.stored, target, row)
+    loop = late_rows(parts, row, target)
+    if loop is None:
+        body = tuple(statement for part in parts for statement in part.statements)
+        loop = Loop(row.variable, 0, (count,), body)
     return finish(name, kernel, loop, target)
 
 
@@ -107,9 +112,10 @@ def _across(kernel: Kernel, target: Target, name: str) -> Nest:
         return finish(name, kernel, serial_loop(block, (vector,)), target)
     width = vector_width(target, [s.body for s in kernel.stages], count, True)
     axis = row_axis(count)
-    lane = make_axis("lane", 0, width).variable
-    body = _rows_of_vector(kernel, axis, index_of(axis.variable), width, lane)
-    loop = Loop(axis.variable, 0, (count,), tuple(body), "lanes", width, lane)
+    row, lane = index_of(axis.variable), make_axis("lane", 0, width).variable
+    body = _rows_of_vector(kernel, axis, row, width, lane)
+    soon = further_rows([fix_rows(s, count, row) for s in kernel.stages], axis, target)
+    loop = Loop(axis.variable, 0, (count,), tuple(body), "lanes", width, lane, soon)
     return finish(name, kernel, loop, target)
 
 

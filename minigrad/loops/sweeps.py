@@ -19,8 +19,9 @@ from minigrad.graph.symbolic import (
 )
 from minigrad.loops.axes import unit_stride_axis, vector_width
 from minigrad.loops.build import accumulate, combine, lanes_loop, serial_loop, streams
+from minigrad.loops.late import Part
 from minigrad.loops.nest import Fold, Set, Statement, Store, Stores
-from minigrad.loops.soon import AHEAD, LONG, from_memory, next_rows
+from minigrad.loops.soon import AHEAD, far_enough, from_memory, next_rows
 from minigrad.loops.target import Target
 from minigrad.schedule import expr
 from minigrad.schedule.expr import Array, Expr, Local
@@ -40,15 +41,15 @@ class _Step:
 
 
 def sweep_row(
-    stages: Sequence[Stage], stored: frozenset[Array], target: Target, row: Axis | None = None
-) -> list[Statement]:
-    """The statements of one row. `stored`: the arrays that are memory; others are scratch.
+    stages: Sequence[Stage], stored: frozenset[Array], target: Target, row: Axis
+) -> list[Part]:
+    """The work of one row in parts. `stored`: the arrays that are memory; others are scratch.
 
-    row: of the rows' loop, if memory is to be asked for what later rows read.
+    row: of the rows' loop: memory is asked for what later rows read.
     """
     steps = _steps(stages, stored)
-    soon = _soon(steps, row, target) if row is not None else {}
-    body: list[Statement] = []
+    soon = _soon(steps, row, target)
+    parts: list[Part] = []
     number = 0
     last_read = {
         load.payload[0]: place
@@ -57,6 +58,7 @@ def sweep_row(
         for load in expr.loads(*stage.exprs())
     }
     for place, step in enumerate(steps):
+        body: list[Statement] = []
         if step.extent is None:
             for stage in step.stages:
                 body.extend(_alone(stage, number, stored, target))
@@ -65,14 +67,15 @@ def sweep_row(
             read = {s.array for s in step.stages if last_read.get(s.array, place) > place}
             body.extend(_sweep(step, number, stored, read, target, soon.get(place, ())))
             number += len(step.stages)
-    return body
+        parts.append(Part(step.extent, _operations(step), tuple(body)))
+    return parts
 
 
 def _soon(steps: Sequence[_Step], row: Axis, target: Target) -> dict[int, tuple[Soon, ...]]:
     """By step: what it asks memory for, as places along an axis.
 
     What several sweeps need of a row comes while the one before it is worked on: the sweep that
-    computes longest asks for it.
+    computes longest asks for it. What one sweep needs it asks for itself, if it is one array.
     """
     found: dict[int, list[Soon]] = {}
     first: dict[tuple[Array, Integer, Integer], tuple[int, Integer, Axis]] = {}
@@ -82,14 +85,17 @@ def _soon(steps: Sequence[_Step], row: Axis, target: Target) -> dict[int, tuple[
             assert axis is not None
             for load in expr.loads(stage.body):
                 array, position, _ = load.payload
-                if from_memory(load, axis, target) and row.variable in variables(position):
+                if from_memory(load, axis, target) == 1 and row.variable in variables(position):
                     key = (array, axis.extent, _neutral(position, axis, axis.extent))
                     first.setdefault(key, (place, position, axis))
     for (array, extent, _), (place, position, axis) in first.items():
         nbytes = numel([extent]) * array.dtype.itemsize
         later = [n for n in range(place + 1, len(steps)) if steps[n].extent == extent]
-        if nbytes > (target.l2 // 4 if later else LONG):
-            asked = array, add(position, AHEAD // array.dtype.itemsize)
+        if not later and [at for at, _, _ in first.values()].count(place) > 1:
+            continue
+        ahead = far_enough(nbytes) if not later else AHEAD if nbytes > target.l2 // 4 else 0
+        if ahead:
+            asked = array, add(position, ahead // array.dtype.itemsize)
         else:
             asked = next_rows((array, position), row, nbytes)
             place = max(later or [place], key=lambda n: _operations(steps[n]))

@@ -70,15 +70,7 @@ class Optimizer:
         gradients are at last, and writing it: where they are lazy, nobody needs to keep them.
         """
         with Tensor.no_grad():
-            written = self._write()
-            if forget:
-                self.zero_grad()
-            if not written:
-                raise GradientError(
-                    f"{type(self).__name__}.step(): no parameter has a gradient; "
-                    "call loss.backward() first"
-                )
-            Tensor.realize(*written)
+            _realize_step(self, self._write(), forget)
 
     def _write(self) -> list[Tensor]:
         """Assign what a step changes; gives the tensors that wait to be realized."""
@@ -316,13 +308,7 @@ class OptimizerGroup:
         """Update the parameters that have a gradient, in one program; see `Optimizer.step`."""
         with Tensor.no_grad():
             written = [tensor for optimizer in self.optimizers for tensor in optimizer._write()]
-            if forget:
-                self.zero_grad()
-            if not written:
-                raise GradientError(
-                    "OptimizerGroup.step(): no parameter has a gradient; call loss.backward() first"
-                )
-            Tensor.realize(*written)
+            _realize_step(self, written, forget)
 
     def state_dict(self) -> dict[str, Tensor]:
         """The optimizers' states; names begin with their numbers."""
@@ -356,6 +342,23 @@ def _checked(b1: float, b2: float, betas: tuple[float, float] | None) -> tuple[f
 def _one_minus_power(base: float, t: Tensor) -> Tensor:
     """1 − baseᵗ, accurate where base is near 1: −expm1(t·ln base)."""
     return -(t * (math.log(base) if base else -math.inf)).expm1()
+
+
+def _realize_step(
+    optimizer: Optimizer | OptimizerGroup, written: list[Tensor], forget: bool
+) -> None:
+    """Realize what a step writes, and the gradients that stay.
+
+    A gradient that was clipped, and still lazy, would else be computed a second time later.
+    """
+    if forget:
+        optimizer.zero_grad()
+    if not written:
+        raise GradientError(
+            f"{type(optimizer).__name__}.step(): no parameter has a gradient; "
+            "call loss.backward() first"
+        )
+    Tensor.realize(*written, *(p.grad for p in optimizer.params if p.grad is not None))
 
 
 def clip_grad_norm(params: Iterable[Tensor], max_norm: float) -> Tensor:

@@ -15,7 +15,16 @@ from __future__ import annotations
 from minigrad.dtype import DType, dtypes
 from minigrad.errors import CompileError
 from minigrad.graph.node import Op
-from minigrad.graph.symbolic import Integer, add, coefficient, high, low, sub
+from minigrad.graph.symbolic import (
+    Integer,
+    add,
+    coefficient,
+    high,
+    low,
+    sub,
+    substitute,
+    variables,
+)
 from minigrad.loops.nest import (
     Fold,
     Loop,
@@ -255,7 +264,8 @@ class _Emitter(IndexEmitter):
         lanes = 1 if atom is None else self.width_of(atom)
         for array, place in loop.soon:
             pointer = self.pointer(array, self.at_base(place))
-            for offset in range(0, lanes * array.dtype.itemsize, CACHE_LINE):
+            span = lanes * max(self.lane_stride(place) or 1, 1) * array.dtype.itemsize
+            for offset in range(0, span, CACHE_LINE):
                 at = self.builder().line(f"getelementptr i8, ptr {pointer}, i64 {offset}")
                 self._hint(at)
 
@@ -525,8 +535,8 @@ class _Emitter(IndexEmitter):
                     f"call {kind} @{name}(ptr {pointer}, i32 {size}, <{lanes} x i1> {mask}, "
                     f"{kind} zeroinitializer)"
                 )
-        elif mask is None and self._interleaved(array, index):
-            text = self._picked(array, index, lanes)
+        elif mask is None and self._interleaved(array, known := self._with_constants(index)):
+            text = self._picked(array, known, lanes)
         else:
             text = self._gather(kind, array, index, lanes, size, mask)
         return text
@@ -546,6 +556,10 @@ class _Emitter(IndexEmitter):
             f"<{lanes} x i1> {mask or 'splat (i1 true)'}, {kind} zeroinitializer)"
         )
 
+    def _with_constants(self, index: Integer) -> Integer:
+        """An index with the variables of unrolled loops replaced by their numbers."""
+        known = self.constants
+        return substitute(index, {atom: known[atom] for atom in variables(index) if atom in known})
 
     def _interleaved(self, array: Array, index: Integer) -> bool:
         """Whether lanes are a few elements apart, and all that lies between is in the array."""
@@ -584,8 +598,8 @@ class _Emitter(IndexEmitter):
                 text = loaded if number == 0 else here.line(
                     f"shufflevector {kind} {text}, {kind} {loaded}, <{width} x i32> <{order}>"
                 )  # fmt: skip
-            pieces.append(Value(text, array.dtype, width))
-        return values.join(self.builder(), pieces).text
+            pieces.append(text)
+        return values.join_texts(self.builder(), pieces, scalar, width)
 
 
 def _is_number(text: str) -> bool:

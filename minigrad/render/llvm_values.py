@@ -447,16 +447,22 @@ def broadcast(b: Builder, x: Value, lanes: int) -> Value:
 
 def join(b: Builder, parts: list[Value]) -> Value:
     """Vectors one behind the other as one; there are a power of two of them."""
+    first = parts[0]
+    scalar, lanes = register_type(first.dtype), first.lanes
+    text = join_texts(b, [part.text for part in parts], scalar, lanes)
+    return Value(text, first.dtype, lanes * len(parts))
+
+
+def join_texts(b: Builder, parts: list[str], scalar: str, lanes: int) -> str:
+    """The same of vectors of any type: what memory holds may be narrower than a register's."""
     while len(parts) > 1:
-        lanes = 2 * parts[0].lanes
+        kind = vector_type(scalar, lanes)
+        lanes *= 2
         order = ", ".join(f"i32 {i}" for i in range(lanes))
         parts = [
-            Value(
-                b.line(f"shufflevector {x.typed}, {y.typed}, <{lanes} x i32> <{order}>"),
-                x.dtype, lanes,
-            )
+            b.line(f"shufflevector {kind} {x}, {kind} {y}, <{lanes} x i32> <{order}>")
             for x, y in zip(parts[::2], parts[1::2], strict=True)
-        ]  # fmt: skip
+        ]
     return parts[0]
 
 

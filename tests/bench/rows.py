@@ -140,6 +140,7 @@ def _compare(
     goal: float,
     threads: int,
     with_numpy: bool = False,
+    reads_only: bool = False,
 ) -> Row:
     """One function of one array, spelled alike in every library."""
     x = Tensor(a).realize()
@@ -147,7 +148,9 @@ def _compare(
     peers: dict[str, Work] = {**torch_work(function, a, threads=threads), **jax_work(function, a)}
     if with_numpy:
         peers |= numpy_work(function, a)
-    return Row(name, lambda: ours(x), peers, bytes=nbytes, goal=goal)
+    return Row(
+        name, lambda: ours(x), peers, bytes=nbytes, goal=goal, reads_only=reads_only
+    )  # fmt: skip
 
 
 def sum_along(axis: int, threads: int) -> Row:
@@ -155,7 +158,7 @@ def sum_along(axis: int, threads: int) -> Row:
     a = _normal(256, 256, 256)
     return _compare(
         f"sum of 256 × 256 × 256 along axis {axis}", lambda a: a.sum(axis), a,
-        4 * a.size, 1.0, threads,
+        4 * a.size, 1.0, threads, reads_only=True,
     )  # fmt: skip
 
 
@@ -218,7 +221,7 @@ def scatter_add(threads: int) -> Row:
     return Row(
         "gradient of an embedding, 8192 tokens, 65 × 384", lambda: ours(weight, index, gradient),
         torch_work(torch_step, tokens, updates, threads=threads),
-        bytes=4 * 8192 * 384, goal=1.0,
+        bytes=4 * 8192 * 384, goal=1.0, reads_only=True,
     )  # fmt: skip
 
 

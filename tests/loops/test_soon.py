@@ -30,11 +30,40 @@ def asked(statement: Statement) -> list[str]:
     return [*own, *(text for inner in statement.body for text in asked(inner))]
 
 
-def test_elementwise_loops_ask_for_what_comes_later() -> None:
-    nest = nest_of(add, (MANY,), (MANY,))
-    assert asked(nest.parallel) == ["s0[i0 + 1024]", "s1[i0 + 1024]"]
-    assert render(nest).count("call void @llvm.prefetch") == 8  # 64 lanes of two arrays
-    assert "# soon: s0[i0 + 1024], s1[i0 + 1024]" in show(nest)
+def test_elementwise_loops_over_one_array_ask_for_what_comes_later() -> None:
+    nest = nest_of(lambda x: add(x, 1.0), (MANY,))
+    assert asked(nest.parallel) == ["s0[i0 + 4096]"]
+    assert render(nest).count("call void @llvm.prefetch") == 4  # 64 lanes
+    assert "# soon: s0[i0 + 4096]" in show(nest)
+
+
+def test_single_sweeps_over_several_arrays_ask_for_nothing() -> None:
+    assert not asked(nest_of(add, (MANY,), (MANY,)).parallel)
+    for shape in ((64, 16384), (4096, 256)):
+        nest = nest_of(lambda x, y: total(add(x, y), 1), shape, shape)
+        assert not asked(nest.parallel)
+    nest = nest_of(lambda x, y: softmax(add(x, y), 1), (4096, 256), (4096, 256))
+    assert len(asked(nest.parallel)) == 2  # several sweeps
+
+
+def test_a_row_that_is_not_followed_by_the_next_asks_for_little_behind_its_end() -> None:
+    def cut(x: Node, length: int) -> Node:
+        return add(g.shrink(x, ((0, 64), (0, length))), 1.0)
+
+    for length, ahead in ((20000, ["4096"]), (10000, ["2048"]), (4096, [])):
+        nest = nest_of(lambda x, length=length: cut(x, length), (64, 32768))
+        assert [text.rstrip("]").split(" + ")[-1] for text in asked(nest.parallel)] == ahead
+
+
+def test_vectors_with_gaps_ask_for_every_line_that_they_cover() -> None:
+    nest = nest_of(lambda x: total(x, 1), (MANY, 3))
+    assert asked(nest.parallel) == ["s0[3·r0 + 4096]"]
+    assert render(nest).count("call void @llvm.prefetch") == 3 * 4  # 64 lanes
+
+    def every_second(x: Node) -> Node:
+        return add(g.shrink(g.reshape(x, (MANY, 2)), ((0, MANY), (1, 2))), 1.0)
+
+    assert asked(nest_of(every_second, (2 * MANY,)).parallel) == ["s0[2·i0 + 4097]"]
 
 
 def test_what_the_second_cache_holds_is_not_asked_for() -> None:
@@ -51,14 +80,16 @@ def test_short_rows_that_do_not_follow_each_other_ask_for_nothing() -> None:
 
 def test_the_longest_sweep_asks_for_the_next_row() -> None:
     nest = nest_of(lambda x: softmax(x, 1), (1024, 1024))
-    assert asked(nest.parallel) == ["s0[c1 + 1024·r0 + 1024]"]
-    nest = nest_of(lambda x: softmax(x, 1), (4096, 256))  # four rows are as much memory
-    assert asked(nest.parallel) == ["s0[c1 + 256·r0 + 1024]"]
+    assert asked(nest.parallel) == ["s0[c1 + 1024·r0 + 2048]"]
+    nest = nest_of(lambda x: softmax(x, 1), (4096, 256))  # eight rows are as much memory
+    assert asked(nest.parallel) == ["s0[c1 + 256·r0 + 2048]"]
 
 
 def test_a_single_sweep_asks_for_a_later_row_or_further_along() -> None:
-    assert asked(nest_of(lambda x: total(x, 1), (4096, 256)).parallel) == ["s0[c0 + 256·r0 + 1024]"]
-    assert asked(nest_of(lambda x: total(x, 1), (64, 8192)).parallel) == ["s0[c0 + 8192·r0 + 1024]"]
+    assert asked(nest_of(lambda x: total(x, 1), (4096, 256)).parallel) == ["s0[c0 + 256·r0 + 2048]"]
+    assert asked(nest_of(lambda x: total(x, 1), (64, 8192)).parallel) == ["s0[c0 + 8192·r0 + 2048]"]
+    nest = nest_of(lambda x: total(x, 1), (64, 16384))
+    assert asked(nest.parallel) == ["s0[c0 + 16384·r0 + 4096]"]
 
 
 def test_sums_of_columns_ask_for_a_later_row_of_their_block() -> None:

@@ -222,6 +222,20 @@ def test_a_group_steps_in_one_program(on_device):
         optim.OptimizerGroup(optim.SGD([w]), optim.SGD([w, b]))
 
 
+@pytest.mark.parametrize("grouped", [False, True])
+def test_a_step_computes_clipped_gradients_once(grouped):
+    w = Tensor([3.0, 4.0], requires_grad=True)
+    optimizer = optim.SGD([w], lr=0.5)
+    gradient = Tensor([6.0, 8.0]).realize()
+    w.grad = gradient
+    optim.clip_grad_norm([w], 1.0)
+    (optim.OptimizerGroup(optimizer) if grouped else optimizer).step()
+    before = GlobalCounters.program_calls
+    assert np.allclose(w.grad.numpy(), [0.6, 0.8])
+    assert GlobalCounters.program_calls == before
+    assert np.allclose(w.numpy(), [2.7, 3.6])
+
+
 def test_clip_grad_norm(on_device):
     a, b = Tensor([3.0, 0.0], requires_grad=True), Tensor([[4.0]], requires_grad=True)
     ((a * a).sum() / 2 + (b * b).sum() / 2).backward()

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from property.compare import EXACT, difference
 from schedule.machine import GOLDEN, MACHINES, run
-from schedule.programs import Build, Inputs, add, graph_of
+from schedule.programs import Build, Inputs, add, ew, graph_of
 
 from minigrad.dtype import DType, dtypes
 from minigrad.graph import build as g
@@ -38,9 +38,9 @@ def neighbours(stride: int, dtype: DType = dtypes.float32, rows: int = ROWS) -> 
     return build
 
 
-def largest(stride: int, dtype: DType = dtypes.float32) -> Build:
+def largest(stride: int, dtype: DType = dtypes.float32, rows: int = ROWS) -> Build:
     """The largest element of each row."""
-    return lambda inputs: [g.reduce(Op.MAX, inputs(ROWS, stride, dtype=dtype), [1])]
+    return lambda inputs: [g.reduce(Op.MAX, inputs(rows, stride, dtype=dtype), [1])]
 
 
 @pytest.mark.parametrize("machine", MACHINES)
@@ -57,6 +57,24 @@ def test_values(machine: str, stride: int, dtype: DType) -> None:
         assert difference(got, expected, EXACT, (), 1) is None
 
 
+@pytest.mark.parametrize("dtype", [dtypes.float16, dtypes.bfloat16, dtypes.int8, dtypes.bool],
+                         ids=lambda dtype: dtype.name)  # fmt: skip
+def test_vectors_of_several_registers_of_narrow_elements(dtype: DType) -> None:
+    """They are joined as memory holds them, not as they are computed with."""
+
+    def build(inputs: Inputs) -> list[Node]:
+        x = g.shrink(inputs(256, 2, dtype=dtype), ((0, 256), (1, 2)))
+        return [ew(Op.OR, x, x) if dtype.is_bool else add(x, x)]
+
+    assert "shufflevector" in text_of(build)
+    graph, _ = graph_of(build)
+    x = (np.arange(512) * 37 % 64).reshape(256, 2)
+    values = {0: (x % 2 if dtype.is_bool else x).astype(numpy_dtype(dtype))}
+    (expected,) = evaluate(graph.roots, values, {})
+    (got,) = run(graph, values, "avx512", 1, True)
+    assert difference(got, expected, EXACT, (), 1) is None
+
+
 def text_of(build: Build) -> str:
     """The IR of the first kernel."""
     return render(lower(schedule(graph_of(build)[0]).kernels[0], GOLDEN))
@@ -65,6 +83,7 @@ def text_of(build: Build) -> str:
 def test_no_gathers() -> None:
     """Only what is left over at the end is gathered, under a mask."""
     assert "gather" not in text_of(neighbours(3, rows=256))
+    assert "gather" not in text_of(largest(3, rows=256))  # the loop over a row is written out
     assert "gather" in text_of(neighbours(MOST_INTERLEAVED + 1, rows=256))
 
 

@@ -21,6 +21,13 @@ def test_limits_are_believable() -> None:
     assert limits() is found  # measured once
 
 
+def test_bandwidths_between_the_sizes_measured() -> None:
+    found = cpu_limits.Limits(1.0, 1.0, ((100, 10.0), (400, 5.0)), ((100, 8.0), (400, 4.0)))
+    assert [found.moving(n) for n in (0, 50, 100, 400, 800)] == [0, 5, 10, 80, 160]
+    assert found.moving(200) == pytest.approx(200 / 7.5)
+    assert found.moving(800, reads_only=True) == 200
+
+
 @pytest.mark.skipif(architecture_name() != "x86_64", reason="an x86 matter")
 @pytest.mark.parametrize("lanes", [4, 8, 16])
 def test_the_work_is_not_optimized_away(lanes: int) -> None:

@@ -1,0 +1,84 @@
+"""Results of a row that are written while the next row is computed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from property.compare import Tolerance, difference
+from schedule.machine import MACHINES, compiler_of, run, target_of
+from schedule.programs import add, ew, graph_of, mean, mul, plan_of, softmax, transpose, values_for
+
+from minigrad.graph import build as g
+from minigrad.graph.node import Node, Op
+from minigrad.loops.late import FEWEST_BLOCKS
+from minigrad.loops.nest import Loop, Nest
+from minigrad.loops.recipes import lower
+from minigrad.runtimes.reference import evaluate
+
+Build = Callable[[Node], Node]
+NEAR = Tolerance(ulps=16, scale=8, terms=1)
+
+
+def norm(x: Node) -> Node:
+    """Every row without its mean, divided by its deviation."""
+    axis = len(x.shape) - 1
+    y = ew(Op.SUB, x, mean(x, axis))
+    return ew(Op.DIV, y, ew(Op.SQRT, add(mean(mul(y, y), axis), 1e-5)))
+
+
+BUILDS: dict[str, Build] = {
+    "softmax": lambda x: softmax(x, len(x.shape) - 1),
+    "norm": norm,
+    "softmax of a transposed array": lambda x: softmax(transpose(x), 1),
+    "softmax of rows that lie apart": lambda x: softmax(g.permute(x, (1, 0, 2)), 2),
+    "two results": lambda x: add(norm(x), softmax(x, len(x.shape) - 1)),
+}
+CASES = [
+    ("softmax", (300, 70)), ("softmax", (1030, 33)), ("softmax", (256, 64)), ("norm", (514, 130)),
+    ("norm", (7, 50, 40)), ("softmax of a transposed array", (96, 258)),
+    ("softmax of rows that lie apart", (20, 15, 48)), ("two results", (601, 50)),
+]  # fmt: skip
+
+
+def nest_of(build: Build, shape: tuple[int, ...], machine: str) -> Nest:
+    plan = plan_of(lambda new: [build(new(*shape))])
+    return lower(plan.kernels[-1], target_of(machine))
+
+
+@pytest.mark.parametrize("machine", ["avx512 streaming", "sse2"])
+@pytest.mark.parametrize(("name", "shape"), CASES)
+def test_the_results_are_those_of_the_reference(
+    name: str, shape: tuple[int, ...], machine: str
+) -> None:
+    compiler_of(machine)
+    graph, inputs = graph_of(lambda new: [BUILDS[name](new(*shape))])
+    values = values_for(inputs, 1)
+    for seed in range(2):
+        (found,) = run(graph, values, machine, seed=seed)
+        (expected,) = evaluate(graph.roots, values, {})
+        operands: tuple[np.ndarray, ...] = tuple(values.values())
+        assert difference(found, expected, NEAR, operands, shape[-1] ** 0.5) is None
+
+
+@pytest.mark.parametrize(
+    ("rows", "block"),
+    [(16 * FEWEST_BLOCKS, 16), (16 * FEWEST_BLOCKS - 1, 8), (4 * FEWEST_BLOCKS, 4)],
+)
+def test_a_sweep_that_only_streams_is_late(rows: int, block: int) -> None:
+    nest = nest_of(BUILDS["softmax"], (rows, 64), "avx512 streaming")
+    assert nest.total == -(-rows // block)
+    inner = [s for s in nest.parallel.body if isinstance(s, Loop) and s.kind == "serial"]
+    assert len(inner) == (2 if rows % block == 0 else 3)
+    assert {array.size for array, _ in nest.scratch} == {1, 2, 128}  # twice what is read late
+
+
+def test_other_rows_are_written_at_once() -> None:
+    def parallel(rows: int, machine: str) -> int:
+        return nest_of(BUILDS["softmax"], (rows, 64), machine).total
+
+    few = 4 * FEWEST_BLOCKS - 1
+    assert parallel(few, "avx512 streaming") == few
+    assert parallel(1024, "avx512") == 1024  # stores stay in the cache
+    assert set(MACHINES) >= {"avx512", "avx512 streaming"}
