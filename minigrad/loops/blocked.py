@@ -20,7 +20,7 @@ from minigrad.graph.node import Op
 from minigrad.graph.symbolic import Atom, Integer, add, floordiv, mul, numel, sub
 from minigrad.loops.build import lanes_loop, serial_loop
 from minigrad.loops.nest import Loop, Statement, Store, Stores
-from minigrad.loops.pack import pack_left, pack_right
+from minigrad.loops.pack import in_groups, pack_left
 from minigrad.loops.target import Target
 from minigrad.loops.tiles import Ahead, Block, Problem, tiles
 from minigrad.schedule import expr
@@ -48,6 +48,7 @@ def blocked(
     columns: tuple[Integer, int],
     width: int,
     piece: int,
+    panels: int,
     lane: Atom,
 ) -> list[Statement]:
     """The work of one parallel iteration; columns: the first of them, and how many."""
@@ -80,12 +81,11 @@ def blocked(
         ends=(*rest, *(sub(end, before) for end in problem.ends)),
     )
     copy_left, left = pack_left(part.from_row(block.start), block, target.lanes(dtype))
-    copy_right, right = pack_right(part.from_row(block.start), width, lane)
-    panel = (copy_right, *tiles(part, left, right, block, width, Ahead(width)))
-    body: tuple[Statement, ...] = (
-        copy_left,
-        lanes_loop(column, width, panel, start, stops, lane),
-    )
+    work = in_groups(
+        part.from_row(block.start), columns, width, panels, lane,
+        lambda right, around: tiles(part, left, right, block, width, Ahead(width), around),
+    )  # fmt: skip
+    body: tuple[Statement, ...] = (copy_left, *work)
     pieces = (floordiv(add(end, length - 1), length) for end in problem.ends)
     body = (Loop(number.variable, 0, (number.extent, *pieces), body),)
     for outer in reversed(parts.k[:cut]):
