@@ -84,6 +84,7 @@ def blocked(
     work = in_groups(
         part.from_row(block.start), columns, width, panels, lane,
         lambda right, around: tiles(part, left, right, block, width, Ahead(width), around),
+        target,
     )  # fmt: skip
     body: tuple[Statement, ...] = (copy_left, *work)
     pieces = (floordiv(add(end, length - 1), length) for end in problem.ends)

@@ -18,6 +18,7 @@ from minigrad.loops.nest import (
     Statement,
     Store,
     Stores,
+    Turn,
     expressions,
 )
 from minigrad.loops.target import Target
@@ -153,7 +154,7 @@ def _collect(
         elif isinstance(statement, Prefetch):
             see_array(statement.array)
             see_index(statement.index)
-        elif isinstance(statement, MatrixProduct):
+        elif isinstance(statement, MatrixProduct | Turn):
             for matrix in statement.matrices:
                 see_array(matrix.array)
                 see_index(matrix.index)

@@ -105,6 +105,23 @@ class MatrixProduct:
 
 
 @dataclass(frozen=True)
+class Turn:
+    """target[i, j] = source[j, i] for i, j in 0 … side − 1, through registers.
+
+    Both have elements of the same dtype, of 4 bytes; side is a vector's number of them.
+    """
+
+    target: Matrix
+    source: Matrix
+    side: int
+
+    @property
+    def matrices(self) -> tuple[Matrix, Matrix]:
+        """Both."""
+        return self.target, self.source
+
+
+@dataclass(frozen=True)
 class Barrier:
     """Every work-item of the group has come here, and sees what the others have written."""
 
@@ -143,7 +160,7 @@ class Loop:
 
 
 Statement = (
-    Loop | Store | Stores | Set | Fold | Barrier | FoldItems | Prefetch | MatrixProduct
+    Loop | Store | Stores | Set | Fold | Barrier | FoldItems | Prefetch | MatrixProduct | Turn
 )
 
 
@@ -209,6 +226,8 @@ def arrays_written(statement: Statement) -> frozenset[Array]:
         return frozenset(item.array for item in statement.items)
     if isinstance(statement, MatrixProduct):
         return frozenset((statement.total.array,))
+    if isinstance(statement, Turn):
+        return frozenset((statement.target.array,))
     if isinstance(statement, FoldItems):
         return frozenset((statement.memory,))
     if isinstance(statement, Loop):
@@ -279,6 +298,9 @@ def _show(statement: Statement, indent: str, lines: list[str], prefix: str = "")
     elif isinstance(statement, MatrixProduct):
         total, left, right = (f"{m.array.name}[{m.index} …]" for m in statement.matrices)
         lines.append(f"{indent}{total} = {left} · {right}")
+    elif isinstance(statement, Turn):
+        target, source = (f"{m.array.name}[{m.index} …]" for m in statement.matrices)
+        lines.append(f"{indent}{target} = {source} turned, {statement.side} × {statement.side}")
     elif isinstance(statement, Barrier):
         lines.append(f"{indent}barrier")
     elif isinstance(statement, FoldItems):

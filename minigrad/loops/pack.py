@@ -21,16 +21,19 @@ from minigrad.graph.symbolic import (
     mul,
     numel,
     sub,
+    substitute,
 )
 from minigrad.loops.build import lanes_loop
-from minigrad.loops.nest import Loop, Statement, Store
+from minigrad.loops.nest import Loop, Matrix, Prefetch, Statement, Store, Turn
 from minigrad.loops.soon import Place, next_rows
+from minigrad.loops.target import Target
 from minigrad.loops.tiles import LINE, Block, Left, Problem, Statements, strides
 from minigrad.schedule import expr
 from minigrad.schedule.expr import Array, Expr, Leaf
 from minigrad.schedule.stage import Axis, index_of, make_axis
 
 WORDS = 16  # of a vector with 512 bits
+AHEAD = 64  # elements of a row that are asked for before squares of it are turned
 
 
 def depth_of(axes: tuple[Axis, ...]) -> tuple[int, Integer]:
@@ -49,11 +52,11 @@ def pack_right(problem: Problem, width: int, lane: Atom) -> tuple[Statement, Exp
 
 
 def pack_panels(
-    problem: Problem, width: int, count: int, start: Integer, lane: Atom
+    problem: Problem, width: int, count: int, start: Integer, lane: Atom, side: int = 0
 ) -> tuple[Statements, Expr, Callable[[Statements], Statements]]:
     """Copy `count` panels of `right`, whose columns begin at `start`, one behind the other.
 
-    Fewer where the columns end, which is not before `start`.
+    Fewer where the columns end, which is not before `start`. side: of squares that are turned.
 
     Gives the copy, the read of a panel's row, and what repeats statements for every panel.
     """
@@ -61,11 +64,11 @@ def pack_panels(
     depth, k = depth_of(problem.parts.k)
     panels = Array("panel", problem.parts.right.dtype, count * depth * width, "scratch")
     number = make_axis("g", 0, count)
-    place = add(
-        mul(index_of(number.variable), depth * width), add(mul(k, width), index_of(lane))
-    )
-
     extent = len_of(column)
+    alone = count == 1 and extent % width == 0
+    at: Integer = 0 if alone else index_of(number.variable)
+    place = add(mul(at, depth * width), add(mul(k, width), index_of(lane)))
+
     inside = floordiv(sub(extent, start), width)  # whole panels from here on
 
     def for_each(body: Statements, soon: tuple[Place, ...] = ()) -> Statements:
@@ -73,8 +76,11 @@ def pack_panels(
             vector = lanes_loop(column, width, body, first, (stop,), lane)
             return replace(vector, soon=soon)
 
-        first = add(start, mul(index_of(number.variable), width))
-        each = Loop(number.variable, 0, (count, inside), (panel(first, add(first, width)),))
+        first = add(start, mul(at, width))
+        each = panel(first, add(first, width))
+        if alone:
+            return (each,)
+        each = Loop(number.variable, 0, (count, inside), (each,))
         rest = extent % width
         if not rest:
             return (each,)
@@ -82,6 +88,12 @@ def pack_panels(
         return (each, Loop(number.variable, inside, (count, add(inside, 1)), last))
 
     copy: Statement = Store(panels, place, problem.parts.right)
+    if side:
+        copies = _turned(problem, width, side, panels, mul(at, depth * width), start, at)
+        if not alone:
+            copies = (Loop(number.variable, 0, (count, inside), copies),)
+        copies += for_each((problem.along_k(copy),))[1:]
+        return copies, expr.load(panels, place), for_each
     order = _far_first(problem)
     nearest = _distance(problem.parts.right, order[-1])
     if nearest < _distance(problem.parts.right, column):
@@ -92,9 +104,69 @@ def pack_panels(
     return copies, expr.load(panels, place), for_each
 
 
+def side_of_square(problem: Problem, width: int, target: Target) -> int:
+    """Of squares of the right operand that are turned to make a panel of it; 0 where none are."""
+    right, (inner, column) = problem.parts.right, (problem.parts.k[-1], problem.parts.n[-1])
+    side = target.vector_bytes // 4
+    if not target.turns or right.op is not Leaf.LOAD or right.payload[2]:
+        return 0
+    array, index, _ = right.payload
+    fits = array.dtype.itemsize == 4 and width % side == 0 and not expr.values_in(index)
+    apart = coefficient(index, column.variable)
+    along = coefficient(index, inner.variable) == 1 and isinstance(inner.extent, int)
+    if not fits or not along or apart is None or problem.ragged or len_of(inner) < side:
+        return 0
+    return side
+
+
+def _turned(
+    problem: Problem, width: int, side: int, panels: Array, begin: Integer, start: Integer,
+    number: Integer,
+) -> Statements:  # fmt: skip
+    """Copies the whole panel `number` from `start` on, to `begin`, square by square."""
+    right, (inner, column) = problem.parts.right, (problem.parts.k[-1], problem.parts.n[-1])
+    array, index, _ = right.payload
+    _, k = depth_of(problem.parts.k)
+    square = make_axis("sq", 0, len_of(inner) // side)
+    beside = make_axis("sc", 0, width // side)
+    moved = mul(index_of(beside.variable), side)
+    first = add(add(start, mul(number, width)), moved)
+    at: dict[Atom, Integer] = {
+        inner.variable: mul(index_of(square.variable), side), column.variable: first
+    }  # fmt: skip
+    apart = coefficient(index, column.variable)
+    assert apart is not None
+    turn = Turn(
+        Matrix(panels, add(begin, add(mul(substitute(k, at), width), moved)), width),
+        Matrix(array, substitute(index, at), apart), side,
+    )  # fmt: skip
+    row = make_axis("sr", 0, side)
+    ahead = add(substitute(index, at), add(mul(index_of(row.variable), apart), AHEAD))
+    asked = Loop(row.variable, 0, (side,), (Prefetch(array, ahead),), "unroll")
+    each = (asked, turn) if len_of(inner) >= 4 * AHEAD else (turn,)
+    body: Statement = Loop(square.variable, 0, (len_of(square),), each)
+    body = Loop(beside.variable, 0, (len_of(beside),), (body,))
+    rest = []
+    whole = len_of(square) * side
+    if whole < len_of(inner):
+        lane = make_axis("sl", 0, width)
+        place = add(begin, add(mul(k, width), index_of(lane.variable)))
+        value = expr.substitute_in(
+            right,
+            {column.variable: add(add(start, mul(number, width)), index_of(lane.variable))},
+        )
+        last = lanes_loop(lane, width, (Store(panels, place, value),))
+        rest.append(Loop(inner.variable, whole, (len_of(inner),), (last,)))
+    statements = (body, *rest)
+    for axis in reversed(problem.parts.k[:-1]):
+        statements = (Loop(axis.variable, 0, problem.stops(axis), statements),)
+    return statements
+
+
 def in_groups(
     problem: Problem, columns: tuple[Integer, int], width: int, count: int, lane: Atom,
     tiles_of: Callable[[Expr, Callable[[Statements], Statements]], Sequence[Statement]],
+    target: Target,
 ) -> Statements:  # fmt: skip
     """Pack `count` panels, do the tiles of each, and so on: columns: the first, and how many.
 
@@ -105,7 +177,9 @@ def in_groups(
     group = make_axis("pg", 0, -(-extent // together))
     alone = group.extent == 1
     first = start if alone else add(start, mul(index_of(group.variable), together))
-    copies, right, for_each = pack_panels(problem, width, count, first, lane)
+    copies, right, for_each = pack_panels(
+        problem, width, count, first, lane, side_of_square(problem, width, target)
+    )
     work = (*copies, *tiles_of(right, for_each))
     if alone:
         return work

@@ -26,6 +26,7 @@ from minigrad.loops.nest import (
     Statement,
     Store,
     Stores,
+    Turn,
     arrays_written,
     locals_set,
     whole_vectors,
@@ -33,6 +34,7 @@ from minigrad.loops.nest import (
 from minigrad.render import llvm_values as values
 from minigrad.render.llvm_index import IndexEmitter
 from minigrad.render.llvm_matrices import BEGIN, CONFIGURATION, END, emit_matrix_product
+from minigrad.render.llvm_turn import emit_turn
 from minigrad.render.llvm_values import Value, constant, memory_type, vector_type
 from minigrad.render.vector_math import expand
 from minigrad.schedule import expr
@@ -115,6 +117,8 @@ class _Emitter(IndexEmitter):
         elif isinstance(statement, MatrixProduct):
             self.matrices = True
             emit_matrix_product(self, statement)
+        elif isinstance(statement, Turn):
+            emit_turn(self, statement)
         elif isinstance(statement, Fold):
             self._fold(statement)
         else:

@@ -207,6 +207,13 @@ def left_sliced(inputs: Inputs) -> list[Node]:
 
 
 @case
+def right_transposed(inputs: Inputs) -> list[Node]:
+    """Squares of the right operand are turned; columns and depth have tails, or panels none."""
+    x = inputs(40, 75)
+    return [product(x, transpose(inputs(n, 75))) for n in (203, 64)]
+
+
+@case
 def far_rows(inputs: Inputs) -> list[Node]:
     """Rows that the second cache does not hold: tiles of them meet several panels each."""
     x, y = inputs(7, 70, 1000), inputs(7, 75, 1000)
