@@ -108,7 +108,8 @@ class MatrixProduct:
 class Turn:
     """target[i, j] = source[j, i] for i, j in 0 … side − 1, through registers.
 
-    Both have elements of the same dtype, of 4 bytes; side is a vector's number of them.
+    Elements of the target have 4 bytes, and side is a vector's number of them. Those of the source
+    are the same, or two neighbours of 2 bytes each; then index and pitch count these.
     """
 
     target: Matrix

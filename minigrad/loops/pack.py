@@ -104,19 +104,27 @@ def pack_panels(
     return copies, expr.load(panels, place), for_each
 
 
+def _squares_of(right: Expr) -> Expr | None:
+    """The load whose squares of words are turned: of 32 bits, or of pairs of 16."""
+    if right.op is Leaf.PAIR:
+        first, second = right.args
+        follows = sub(second.payload[1], first.payload[1]) == 1
+        return first if follows and not second.payload[2] else None
+    return right if right.op is Leaf.LOAD and right.dtype.itemsize == 4 else None
+
+
 def side_of_square(problem: Problem, width: int, target: Target) -> int:
     """Of squares of the right operand that are turned to make a panel of it; 0 where none are."""
     right, (inner, column) = problem.parts.right, (problem.parts.k[-1], problem.parts.n[-1])
-    side = target.vector_bytes // 4
-    if not target.turns or right.op is not Leaf.LOAD or right.payload[2]:
+    side, load = target.vector_bytes // 4, _squares_of(right)
+    if not target.turns or load is None or load.payload[2] or problem.ragged:
         return 0
-    array, index, _ = right.payload
-    fits = array.dtype.itemsize == 4 and width % side == 0 and not expr.values_in(index)
-    apart = coefficient(index, column.variable)
-    along = coefficient(index, inner.variable) == 1 and isinstance(inner.extent, int)
-    if not fits or not along or apart is None or problem.ragged or len_of(inner) < side:
+    index = load.payload[1]
+    if width % side or expr.values_in(index) or coefficient(index, column.variable) is None:
         return 0
-    return side
+    step = 2 if right.op is Leaf.PAIR else 1
+    along = coefficient(index, inner.variable) == step and isinstance(inner.extent, int)
+    return side if along and len_of(inner) >= side else 0
 
 
 def _turned(
@@ -125,7 +133,9 @@ def _turned(
 ) -> Statements:  # fmt: skip
     """Copies the whole panel `number` from `start` on, to `begin`, square by square."""
     right, (inner, column) = problem.parts.right, (problem.parts.k[-1], problem.parts.n[-1])
-    array, index, _ = right.payload
+    load = _squares_of(right)
+    assert load is not None
+    array, index, _ = load.payload
     _, k = depth_of(problem.parts.k)
     square = make_axis("sq", 0, len_of(inner) // side)
     beside = make_axis("sc", 0, width // side)

@@ -17,7 +17,7 @@ _BLOCK = 4  # elements of 4 bytes that shuffle within 16 bytes
 
 def emit_turn(emitter: IndexEmitter, turn: Turn) -> None:
     """The statement at the emitter's current level."""
-    scalar, side = memory_type(turn.source.array.dtype), turn.side
+    scalar, side = memory_type(turn.target.array.dtype), turn.side
     kind = vector_type(scalar, side)
     here = emitter.builder()
 
@@ -27,8 +27,9 @@ def emit_turn(emitter: IndexEmitter, turn: Turn) -> None:
 
     def rows(matrix: Matrix) -> list[str]:
         base = emitter.pointer(matrix.array, matrix.index)
+        element = memory_type(matrix.array.dtype)
         return [
-            here.line(f"getelementptr {scalar}, ptr {base}, i64 {row * matrix.pitch}")
+            here.line(f"getelementptr {element}, ptr {base}, i64 {row * matrix.pitch}")
             for row in range(side)
         ]
 
