@@ -285,7 +285,9 @@ def many_squares(inputs: Inputs) -> list[Node]:
 
 
 @pytest.mark.parametrize("machine", ["amx", "avx512bf16", "avx512", "avx2"])
-@pytest.mark.parametrize("build", [plain_pairs, turned_pairs, squares_of_pairs, deep_pairs, many_squares])
+@pytest.mark.parametrize(
+    "build", [plain_pairs, turned_pairs, squares_of_pairs, deep_pairs, many_squares]
+)
 def test_bfloat16(build: Build, machine: str) -> None:
     """Where the host multiplies matrices, or adds products of pairs, and where it does neither."""
     check(build, machine)
