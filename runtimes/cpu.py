@@ -52,7 +52,6 @@ def host_target() -> Target:
     return Target(
         machine.vector_bytes, machine.vector_registers, machine.l1, machine.l2, machine.l3,
         # where there is AMX, a dot takes four times as long as a multiply-add of float32
-        turns=True,
         bfloat16_dots="avx512bf16" in machine.features and not matrices,
         bfloat16_matrices=matrices and may_use_matrices(),
     )  # fmt: skip

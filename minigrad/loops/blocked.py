@@ -80,11 +80,11 @@ def blocked(
         initial=expr.load(sums, place),
         ends=(*rest, *(sub(end, before) for end in problem.ends)),
     )
-    copy_left, left = pack_left(part.from_row(block.start), block, target.lanes(dtype))
+    lanes = target.lanes(dtype)
+    copy_left, left = pack_left(part.from_row(block.start), block, lanes)
     work = in_groups(
-        part.from_row(block.start), columns, width, panels, lane,
+        part.from_row(block.start), columns, width, lanes, panels, lane,
         lambda right, around: tiles(part, left, right, block, width, Ahead(width), around),
-        target,
     )  # fmt: skip
     body: tuple[Statement, ...] = (copy_left, *work)
     pieces = (floordiv(add(end, length - 1), length) for end in problem.ends)

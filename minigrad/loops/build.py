@@ -16,7 +16,6 @@ from minigrad.loops.nest import (
     Statement,
     Store,
     Stores,
-    Turn,
 )
 from minigrad.loops.target import Target
 from minigrad.schedule import expr
@@ -136,12 +135,6 @@ def substitute_statement(statement: Statement, values: dict[Atom, Integer]) -> S
             for matrix in statement.matrices
         )
         return replace(statement, total=total, left=left, right=right)
-    if isinstance(statement, Turn):
-        target, source = (
-            replace(matrix, index=substitute(matrix.index, values))
-            for matrix in statement.matrices
-        )
-        return replace(statement, target=target, source=source)
     if isinstance(statement, Loop):
         return replace(
             statement,

@@ -16,7 +16,6 @@ of blocking less, since today's second-level caches hold a whole panel.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from math import gcd
 
@@ -35,7 +34,7 @@ from minigrad.loops.finish import finish
 from minigrad.loops.matrices import DEPTH as DEPTH_OF_REGISTER
 from minigrad.loops.matrices import SQUARE, cut_in_squares, squares
 from minigrad.loops.nest import Nest, Statement
-from minigrad.loops.pack import depth_of, in_groups, in_pairs, pack_left, pack_right, side_of_square
+from minigrad.loops.pack import depth_of, in_groups, in_pairs, pack_left, pack_right
 from minigrad.loops.ragged import with_loaded_bounds
 from minigrad.loops.target import Target
 from minigrad.loops.tiles import (
@@ -43,7 +42,6 @@ from minigrad.loops.tiles import (
     Block,
     Left,
     Problem,
-    Statements,
     strides,
     tile_height,
     tile_width,
@@ -51,7 +49,7 @@ from minigrad.loops.tiles import (
 )
 from minigrad.schedule import expr
 from minigrad.schedule.contraction import Contraction, contraction_of
-from minigrad.schedule.expr import Expr, Leaf, Local
+from minigrad.schedule.expr import Leaf, Local
 from minigrad.schedule.schedule import Kernel
 from minigrad.schedule.stage import Axis, index_of, make_axis
 
@@ -123,43 +121,34 @@ def contraction(kernel: Kernel, target: Target, name: str) -> Nest:
         )  # fmt: skip
         return _nest(name, kernel, target, outer, groups, blocks, body)
     needed = problem.from_row(block.start)
+    lanes = target.lanes(problem.stage.body.dtype)
     if plan.packs_left:
-        copying, left = pack_left(needed, block, target.lanes(problem.stage.body.dtype))
+        copying, left = pack_left(needed, block, lanes)
         body.append(copying)
     if plan.panels:
         ahead = Ahead(plan.width, far=not plan.packs_left)
         body += in_groups(
-            needed, (start, plan.columns), plan.width, plan.panels, LANE,
+            needed, (start, plan.columns), plan.width, lanes, plan.panels, LANE,
             lambda right, around: tiles(problem, left, right, block, plan.width, ahead, around),
-            target,
         )  # fmt: skip
-        return _nest(name, kernel, target, outer, groups, blocks, body)
-    following = plan.packs_right and plan.columns > plan.width
-    far = not plan.packs_left and not stays_near(problem, plan.rows, target)
-    tiles_of_block = max(block.tiles, 1)
-    ahead = Ahead(plan.width, following, tiles_of_block, far) if plan.width > 1 else None
-    shared = []
-    if plan.packs_right and not plan.packs_left and not problem.ragged:
-        tasks = numel([axis.extent for axis in (*outer, groups, blocks)])
-        shared = rows_of_panel(parts.m, plan.rows, tasks)
-        outer = [axis for axis in outer if axis not in shared]
-
-    def work(right: Expr, around: Callable[[Statements], Statements] = tuple) -> Statements:
-        statements = tuple(tiles(problem, left, right, block, plan.width, ahead, around))
-        for axis in reversed(shared):
-            statements = (serial_loop(axis, statements),)
-        return statements
-
-    columns = (start, plan.columns)
-    if plan.packs_right and side_of_square(needed, plan.width, target):
-        body += in_groups(needed, columns, plan.width, 1, LANE, work, target)
         return _nest(name, kernel, target, outer, groups, blocks, body)
     panel: list[Statement] = []
     right = parts.right
     if plan.packs_right:
-        copying, right = pack_right(needed, plan.width, LANE)
+        copying, right = pack_right(needed, plan.width, lanes, LANE)
         panel.append(copying)
-    panel += work(right)
+    following = plan.packs_right and plan.columns > plan.width
+    far = not plan.packs_left and not stays_near(problem, plan.rows, target)
+    several = max(block.tiles, 1)
+    ahead = Ahead(plan.width, following, several, far) if plan.width > 1 else None
+    work = tuple(tiles(problem, left, right, block, plan.width, ahead))
+    if plan.packs_right and not plan.packs_left and not problem.ragged:
+        tasks = numel([axis.extent for axis in (*outer, groups, blocks)])
+        shared = rows_of_panel(parts.m, plan.rows, tasks)
+        outer = [axis for axis in outer if axis not in shared]
+        for axis in reversed(shared):
+            work = (serial_loop(axis, work),)
+    panel.extend(work)
     stops = (add(start, plan.columns), column.extent)
     body.append(lanes_loop(column, plan.width, tuple(panel), start, stops, LANE))
     return _nest(name, kernel, target, outer, groups, blocks, body)

@@ -18,7 +18,6 @@ from minigrad.loops.nest import (
     Statement,
     Store,
     Stores,
-    Turn,
     expressions,
 )
 from minigrad.loops.target import Target
@@ -154,7 +153,7 @@ def _collect(
         elif isinstance(statement, Prefetch):
             see_array(statement.array)
             see_index(statement.index)
-        elif isinstance(statement, MatrixProduct | Turn):
+        elif isinstance(statement, MatrixProduct):
             for matrix in statement.matrices:
                 see_array(matrix.array)
                 see_index(matrix.index)

@@ -105,24 +105,6 @@ class MatrixProduct:
 
 
 @dataclass(frozen=True)
-class Turn:
-    """target[i, j] = source[j, i] for i, j in 0 … side − 1, through registers.
-
-    Elements of the target have 4 bytes, and side is a vector's number of them. Those of the source
-    are the same, or two neighbours of 2 bytes each; then index and pitch count these.
-    """
-
-    target: Matrix
-    source: Matrix
-    side: int
-
-    @property
-    def matrices(self) -> tuple[Matrix, Matrix]:
-        """Both."""
-        return self.target, self.source
-
-
-@dataclass(frozen=True)
 class Barrier:
     """Every work-item of the group has come here, and sees what the others have written."""
 
@@ -148,6 +130,9 @@ class Loop:
     above; from 0 to a number).
     soon: places that will be read soon, in a later iteration or after the loop; a renderer may ask
     the memory for them in each iteration. They may lie beyond their arrays.
+    transpose: of a serial loop inside of a lanes loop: so many iterations may be done at once, by
+    vectors along this loop that are transposed in registers, where loads lie along it and not
+    along the lanes. 0: none are.
     """
 
     variable: Atom
@@ -158,10 +143,11 @@ class Loop:
     step: int = 1
     lane: Atom | None = None
     soon: tuple[tuple[Array, Integer], ...] = ()
+    transpose: int = 0
 
 
 Statement = (
-    Loop | Store | Stores | Set | Fold | Barrier | FoldItems | Prefetch | MatrixProduct | Turn
+    Loop | Store | Stores | Set | Fold | Barrier | FoldItems | Prefetch | MatrixProduct
 )
 
 
@@ -227,8 +213,6 @@ def arrays_written(statement: Statement) -> frozenset[Array]:
         return frozenset(item.array for item in statement.items)
     if isinstance(statement, MatrixProduct):
         return frozenset((statement.total.array,))
-    if isinstance(statement, Turn):
-        return frozenset((statement.target.array,))
     if isinstance(statement, FoldItems):
         return frozenset((statement.memory,))
     if isinstance(statement, Loop):
@@ -279,6 +263,7 @@ def _show(statement: Statement, indent: str, lines: list[str], prefix: str = "")
         kind = "" if statement.kind == "serial" else f" {statement.kind}"
         soon = ", ".join(f"{array.name}[{place}]" for array, place in statement.soon)
         soon = f"  # soon: {soon}" if soon else ""
+        soon += f"  # {statement.transpose} at once, transposed" if statement.transpose else ""
         variable = f"{statement.variable!r} in {statement.start} … {stop}"
         lines.append(f"{indent}{prefix}for {variable}{step}{kind}:{soon}")
         for inner in statement.body:
@@ -299,9 +284,6 @@ def _show(statement: Statement, indent: str, lines: list[str], prefix: str = "")
     elif isinstance(statement, MatrixProduct):
         total, left, right = (f"{m.array.name}[{m.index} …]" for m in statement.matrices)
         lines.append(f"{indent}{total} = {left} · {right}")
-    elif isinstance(statement, Turn):
-        target, source = (f"{m.array.name}[{m.index} …]" for m in statement.matrices)
-        lines.append(f"{indent}{target} = {source} turned, {statement.side} × {statement.side}")
     elif isinstance(statement, Barrier):
         lines.append(f"{indent}barrier")
     elif isinstance(statement, FoldItems):

@@ -21,19 +21,16 @@ from minigrad.graph.symbolic import (
     mul,
     numel,
     sub,
-    substitute,
 )
 from minigrad.loops.build import lanes_loop
-from minigrad.loops.nest import Loop, Matrix, Prefetch, Statement, Store, Turn
+from minigrad.loops.nest import Loop, Statement, Store
 from minigrad.loops.soon import Place, next_rows
-from minigrad.loops.target import Target
 from minigrad.loops.tiles import LINE, Block, Left, Problem, Statements, strides
 from minigrad.schedule import expr
 from minigrad.schedule.expr import Array, Expr, Leaf
 from minigrad.schedule.stage import Axis, index_of, make_axis
 
 WORDS = 16  # of a vector with 512 bits
-AHEAD = 64  # elements of a row that are asked for before squares of it are turned
 
 
 def depth_of(axes: tuple[Axis, ...]) -> tuple[int, Integer]:
@@ -42,21 +39,23 @@ def depth_of(axes: tuple[Axis, ...]) -> tuple[int, Integer]:
     return numel(extents), flatten([index_of(axis.variable) for axis in axes], extents)
 
 
-def pack_right(problem: Problem, width: int, lane: Atom) -> tuple[Statement, Expr]:
+def pack_right(
+    problem: Problem, width: int, lanes: int, lane: Atom
+) -> tuple[Statement, Expr]:
     """Copy the panel of `right` in scope, row k after row k; gives the copy and its read."""
     depth, k = depth_of(problem.parts.k)
     panel = Array("panel", problem.parts.right.dtype, depth * width, "scratch")
     place = add(mul(k, width), index_of(lane))
-    copy = problem.along_k(Store(panel, place, problem.parts.right), order=_far_first(problem))
+    copy = _copy_along_k(problem, Store(panel, place, problem.parts.right), lanes)
     return copy, expr.load(panel, place)
 
 
 def pack_panels(
-    problem: Problem, width: int, count: int, start: Integer, lane: Atom, side: int = 0
+    problem: Problem, width: int, lanes: int, count: int, start: Integer, lane: Atom
 ) -> tuple[Statements, Expr, Callable[[Statements], Statements]]:
     """Copy `count` panels of `right`, whose columns begin at `start`, one behind the other.
 
-    Fewer where the columns end, which is not before `start`. side: of squares that are turned.
+    Fewer where the columns end, which is not before `start`.
 
     Gives the copy, the read of a panel's row, and what repeats statements for every panel.
     """
@@ -88,95 +87,19 @@ def pack_panels(
         return (each, Loop(number.variable, inside, (count, add(inside, 1)), last))
 
     copy: Statement = Store(panels, place, problem.parts.right)
-    if side:
-        copies = _turned(problem, width, side, panels, mul(at, depth * width), start, at)
-        if not alone:
-            copies = (Loop(number.variable, 0, (count, inside), copies),)
-        copies += for_each((problem.along_k(copy),))[1:]
-        return copies, expr.load(panels, place), for_each
     order = _far_first(problem)
     nearest = _distance(problem.parts.right, order[-1])
     if nearest < _distance(problem.parts.right, column):
-        copies = for_each((problem.along_k(copy, order=order),))
+        copies = for_each((_copy_along_k(problem, copy, lanes),))
     else:  # neighbours in memory are read together
         soon = _rows_ahead(problem.parts.right, order[-1], count * width)
         copies = (problem.along_k(*for_each((copy,), soon), order=order),)
     return copies, expr.load(panels, place), for_each
 
 
-def _squares_of(right: Expr) -> Expr | None:
-    """The load whose squares of words are turned: of 32 bits, or of pairs of 16."""
-    if right.op is Leaf.PAIR:
-        first, second = right.args
-        follows = sub(second.payload[1], first.payload[1]) == 1
-        return first if follows and not second.payload[2] else None
-    return right if right.op is Leaf.LOAD and right.dtype.itemsize == 4 else None
-
-
-def side_of_square(problem: Problem, width: int, target: Target) -> int:
-    """Of squares of the right operand that are turned to make a panel of it; 0 where none are."""
-    right, (inner, column) = problem.parts.right, (problem.parts.k[-1], problem.parts.n[-1])
-    side, load = target.vector_bytes // 4, _squares_of(right)
-    if not target.turns or load is None or load.payload[2] or problem.ragged:
-        return 0
-    index = load.payload[1]
-    if width % side or expr.values_in(index) or coefficient(index, column.variable) is None:
-        return 0
-    step = 2 if right.op is Leaf.PAIR else 1
-    along = coefficient(index, inner.variable) == step and isinstance(inner.extent, int)
-    return side if along and len_of(inner) >= side else 0
-
-
-def _turned(
-    problem: Problem, width: int, side: int, panels: Array, begin: Integer, start: Integer,
-    number: Integer,
-) -> Statements:  # fmt: skip
-    """Copies the whole panel `number` from `start` on, to `begin`, square by square."""
-    right, (inner, column) = problem.parts.right, (problem.parts.k[-1], problem.parts.n[-1])
-    load = _squares_of(right)
-    assert load is not None
-    array, index, _ = load.payload
-    _, k = depth_of(problem.parts.k)
-    square = make_axis("sq", 0, len_of(inner) // side)
-    beside = make_axis("sc", 0, width // side)
-    moved = mul(index_of(beside.variable), side)
-    first = add(add(start, mul(number, width)), moved)
-    at: dict[Atom, Integer] = {
-        inner.variable: mul(index_of(square.variable), side), column.variable: first
-    }  # fmt: skip
-    apart = coefficient(index, column.variable)
-    assert apart is not None
-    turn = Turn(
-        Matrix(panels, add(begin, add(mul(substitute(k, at), width), moved)), width),
-        Matrix(array, substitute(index, at), apart), side,
-    )  # fmt: skip
-    row = make_axis("sr", 0, side)
-    ahead = add(substitute(index, at), add(mul(index_of(row.variable), apart), AHEAD))
-    asked = Loop(row.variable, 0, (side,), (Prefetch(array, ahead),), "unroll")
-    each = (asked, turn) if len_of(inner) >= 4 * AHEAD else (turn,)
-    body: Statement = Loop(square.variable, 0, (len_of(square),), each)
-    body = Loop(beside.variable, 0, (len_of(beside),), (body,))
-    rest = []
-    whole = len_of(square) * side
-    if whole < len_of(inner):
-        lane = make_axis("sl", 0, width)
-        place = add(begin, add(mul(k, width), index_of(lane.variable)))
-        value = expr.substitute_in(
-            right,
-            {column.variable: add(add(start, mul(number, width)), index_of(lane.variable))},
-        )
-        last = lanes_loop(lane, width, (Store(panels, place, value),))
-        rest.append(Loop(inner.variable, whole, (len_of(inner),), (last,)))
-    statements = (body, *rest)
-    for axis in reversed(problem.parts.k[:-1]):
-        statements = (Loop(axis.variable, 0, problem.stops(axis), statements),)
-    return statements
-
-
 def in_groups(
-    problem: Problem, columns: tuple[Integer, int], width: int, count: int, lane: Atom,
+    problem: Problem, columns: tuple[Integer, int], width: int, lanes: int, count: int, lane: Atom,
     tiles_of: Callable[[Expr, Callable[[Statements], Statements]], Sequence[Statement]],
-    target: Target,
 ) -> Statements:  # fmt: skip
     """Pack `count` panels, do the tiles of each, and so on: columns: the first, and how many.
 
@@ -187,14 +110,19 @@ def in_groups(
     group = make_axis("pg", 0, -(-extent // together))
     alone = group.extent == 1
     first = start if alone else add(start, mul(index_of(group.variable), together))
-    copies, right, for_each = pack_panels(
-        problem, width, count, first, lane, side_of_square(problem, width, target)
-    )
+    copies, right, for_each = pack_panels(problem, width, lanes, count, first, lane)
     work = (*copies, *tiles_of(right, for_each))
     if alone:
         return work
     missing = add(sub(len_of(problem.parts.n[-1]), start), together - 1)
     return (Loop(group.variable, 0, (len_of(group), floordiv(missing, together)), work),)
+
+
+def _copy_along_k(problem: Problem, copy: Statement, lanes: int) -> Statement:
+    """A store for every k, in the order of `right`'s memory; vectors along k are transposed."""
+    *outer, nearest = _far_first(problem)
+    inner = Loop(nearest.variable, 0, problem.stops(nearest), (copy,), transpose=lanes)
+    return problem.along_k(inner, skip=nearest, order=[*outer, nearest])
 
 
 def _far_first(problem: Problem) -> list[Axis]:

@@ -46,10 +46,9 @@ class Target:
     registers: vector registers. l1, l2: bytes of the caches of one core. l3: bytes of the cache
     that all cores share (0: stores never pass by the cache). most_lanes: elements that one vector
     of a nest may have, over however many registers; tile_lanes: one of a product's tile;
-    fold_lanes: one of a product's partial sums. turns: whether squares of elements can be turned in
-    registers. bfloat16_dots: whether an instruction adds the products of two pairs of bfloat16 to a
-    float32 (AVX512-BF16). bfloat16_matrices: whether there are registers of 16 × 16 words, and an
-    instruction that multiplies them (AMX). group: of a GPU.
+    fold_lanes: one of a product's partial sums. bfloat16_dots: whether an instruction adds the
+    products of two pairs of bfloat16 to a float32 (AVX512-BF16). bfloat16_matrices: whether there
+    are registers of 16 × 16 words, and an instruction that multiplies them (AMX). group: of a GPU.
     """
 
     vector_bytes: int
@@ -60,7 +59,6 @@ class Target:
     most_lanes: int = 64
     tile_lanes: int = 64
     fold_lanes: int = 128
-    turns: bool = False
     bfloat16_dots: bool = False
     bfloat16_matrices: bool = False
     group: Group | None = None
