@@ -388,7 +388,7 @@ class _Emitter(IndexEmitter):
         """The value of an expression, each part at the outermost level where it is known."""
         root = self._expand(root)
         if root.op is Leaf.PAIR:
-            return self._pair(root)
+            return self.memo[root][0] if root in self.memo else self._pair(root)
         for e in expr.walk(root):
             if e not in self.memo:
                 self._emit(e)
