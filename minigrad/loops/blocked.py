@@ -4,9 +4,9 @@
       sums[rows, columns] = 0
       for each piece of k:
         pack the block of `left`: rows × piece       (stays in the second-level cache)
-        for each panel of the columns:
-          pack the panel of `right`: piece × width
-          for each tile of rows:  sums += …
+        for each group of panels of the columns:
+          pack the panels of `right`: piece × width each
+          for each tile of rows, for each panel:  sums += …
       store the sums through the epilogue
 
 After "Anatomy of High-Performance Matrix Multiplication" (Goto, van de Geijn, 2008).
@@ -51,7 +51,10 @@ def blocked(
     panels: int,
     lane: Atom,
 ) -> list[Statement]:
-    """The work of one parallel iteration; columns: the first of them, and how many."""
+    """The work of one parallel iteration; columns: the first of them, and how many.
+
+    panels: how many are packed together.
+    """
     start, count = columns
     parts, dtype = problem.parts, problem.stage.body.dtype
     row, column = parts.m[-1], parts.n[-1]
