@@ -4,9 +4,9 @@
       sums[rows, columns] = 0
       for each piece of k:
         pack the block of `left`: rows × piece       (stays in the second-level cache)
-        for each panel of the columns:
-          pack the panel of `right`: piece × width
-          for each tile of rows:  sums += …
+        for each group of panels of the columns:
+          pack the panels of `right`: piece × width each
+          for each tile of rows, for each panel:  sums += …
       store the sums through the epilogue
 
 After "Anatomy of High-Performance Matrix Multiplication" (Goto, van de Geijn, 2008).
@@ -20,7 +20,7 @@ from minigrad.graph.node import Op
 from minigrad.graph.symbolic import Atom, Integer, add, floordiv, mul, numel, sub
 from minigrad.loops.build import lanes_loop, serial_loop
 from minigrad.loops.nest import Loop, Statement, Store, Stores
-from minigrad.loops.pack import pack_left, pack_right
+from minigrad.loops.pack import in_groups, pack_left
 from minigrad.loops.target import Target
 from minigrad.loops.tiles import Ahead, Block, Problem, tiles
 from minigrad.schedule import expr
@@ -48,9 +48,13 @@ def blocked(
     columns: tuple[Integer, int],
     width: int,
     piece: int,
+    panels: int,
     lane: Atom,
 ) -> list[Statement]:
-    """The work of one parallel iteration; columns: the first of them, and how many."""
+    """The work of one parallel iteration; columns: the first of them, and how many.
+
+    panels: how many are packed together.
+    """
     start, count = columns
     parts, dtype = problem.parts, problem.stage.body.dtype
     row, column = parts.m[-1], parts.n[-1]
@@ -81,12 +85,11 @@ def blocked(
     )
     lanes = target.lanes(dtype)
     copy_left, left = pack_left(part.from_row(block.start), block, lanes)
-    copy_right, right = pack_right(part.from_row(block.start), width, lanes, lane)
-    panel = (copy_right, *tiles(part, left, right, block, width, Ahead(width)))
-    body: tuple[Statement, ...] = (
-        copy_left,
-        lanes_loop(column, width, panel, start, stops, lane),
-    )
+    work = in_groups(
+        part.from_row(block.start), columns, width, lanes, panels, lane,
+        lambda right, around: tiles(part, left, right, block, width, Ahead(width), around),
+    )  # fmt: skip
+    body: tuple[Statement, ...] = (copy_left, *work)
     pieces = (floordiv(add(end, length - 1), length) for end in problem.ends)
     body = (Loop(number.variable, 0, (number.extent, *pieces), body),)
     for outer in reversed(parts.k[:cut]):

@@ -128,7 +128,7 @@ def substitute_statement(statement: Statement, values: dict[Atom, Integer]) -> S
         value = expr.substitute_in(statement.value, values)
         return replace(statement, slot=substitute(statement.slot, values), value=value)
     if isinstance(statement, Prefetch):
-        return Prefetch(statement.array, substitute(statement.index, values))
+        return replace(statement, index=substitute(statement.index, values))
     if isinstance(statement, MatrixProduct):
         total, left, right = (
             replace(matrix, index=substitute(matrix.index, values))

@@ -17,6 +17,7 @@ of blocking less, since today's second-level caches hold a whole panel.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from math import gcd
 
 from minigrad.graph.symbolic import Atom, Integer, add, coefficient, mul, numel
 from minigrad.loops.axes import indices, merge
@@ -33,7 +34,7 @@ from minigrad.loops.finish import finish
 from minigrad.loops.matrices import DEPTH as DEPTH_OF_REGISTER
 from minigrad.loops.matrices import SQUARE, cut_in_squares, squares
 from minigrad.loops.nest import Nest, Statement
-from minigrad.loops.pack import depth_of, in_pairs, pack_left, pack_panels, pack_right
+from minigrad.loops.pack import depth_of, in_groups, in_pairs, pack_left, pack_right
 from minigrad.loops.ragged import with_loaded_bounds
 from minigrad.loops.target import Target
 from minigrad.loops.tiles import (
@@ -54,6 +55,7 @@ from minigrad.schedule.stage import Axis, index_of, make_axis
 
 ENOUGH_TASKS = 16  # parallel iterations that divide well among a few threads
 FEW_TASKS = 8  # where every task more repeats the packing
+SHARES = 4  # threads that share the blocks of rows evenly, and of course two of them
 ENOUGH_ROWS = 384  # rows over which it is hardly noticed
 LEAST_ROWS = 96  # rows over which the packing of a panel pays
 ROWS_OF_PANEL = 384  # rows for whose sake a panel is packed again
@@ -61,7 +63,9 @@ MOST_PANELS = 8  # panels of one task, the next of which is fetched meanwhile
 MOST_WORK = 1 << 28  # multiply-adds of one task: a thread that shares its core is not waited for
 LEAST_PANELS = 4  # panels over which the packing of rows pays
 FAR_BYTES = 1 << 19  # a panel whose rows span more memory than this is packed
+
 DEPTH = 512  # elements of k at a time where there are too many; columns of such a task
+ROWS_OF_COPY = 160  # rows whose copies find a place in half of the second cache, or k is cut
 PAGE = 4096  # rows at distances that are multiples of it share the lines of a first-level cache
 NEAR_BYTES = 512  # a step along k that leaves several to a page
 CROWDED = 8  # rows that still find a place there
@@ -112,8 +116,9 @@ def contraction(kernel: Kernel, target: Target, name: str) -> Nest:
     left, body = Left(), []
     if plan.piece:
         body = blocked(
-            problem, target, block, (start, plan.columns), plan.width, plan.piece, LANE
-        )
+            problem, target, block, (start, plan.columns), plan.width, plan.piece, plan.panels,
+            LANE,
+        )  # fmt: skip
         return _nest(name, kernel, target, outer, groups, blocks, body)
     needed = problem.from_row(block.start)
     lanes = target.lanes(problem.stage.body.dtype)
@@ -121,11 +126,11 @@ def contraction(kernel: Kernel, target: Target, name: str) -> Nest:
         copying, left = pack_left(needed, block, lanes)
         body.append(copying)
     if plan.panels:
-        copying, right, for_each = pack_panels(
-            needed, plan.width, lanes, plan.panels, start, LANE
-        )
-        body.append(copying)
-        body += tiles(problem, left, right, block, plan.width, Ahead(plan.width), for_each)
+        ahead = Ahead(plan.width, far=not plan.packs_left)
+        body += in_groups(
+            needed, (start, plan.columns), plan.width, lanes, plan.panels, LANE,
+            lambda right, around: tiles(problem, left, right, block, plan.width, ahead, around),
+        )  # fmt: skip
         return _nest(name, kernel, target, outer, groups, blocks, body)
     panel: list[Statement] = []
     right = parts.right
@@ -133,7 +138,9 @@ def contraction(kernel: Kernel, target: Target, name: str) -> Nest:
         copying, right = pack_right(needed, plan.width, lanes, LANE)
         panel.append(copying)
     following = plan.packs_right and plan.columns > plan.width
-    ahead = Ahead(plan.width, following, max(block.tiles, 1)) if plan.width > 1 else None
+    far = not plan.packs_left and not stays_near(problem, plan.rows, target)
+    several = max(block.tiles, 1)
+    ahead = Ahead(plan.width, following, several, far) if plan.width > 1 else None
     work = tuple(tiles(problem, left, right, block, plan.width, ahead))
     if plan.packs_right and not plan.packs_left and not problem.ragged:
         tasks = numel([axis.extent for axis in (*outer, groups, blocks)])
@@ -222,21 +229,32 @@ def plan_of(problem: Problem, target: Target, batches: int) -> Plan:
     plain = all(isinstance(axis.extent, int) for axis in problem.parts.k)
     pays = packing_pays(problem, target)
     deep = depth * width * size > FAR_BYTES
-    if pays and plain and (deep or awkward and depth * LEAST_ROWS * size > target.l2 // 2):
-        rows = cut(row.extent, height, target.l2 // 2 // (DEPTH * size))
-        columns = cut(column.extent, width, DEPTH)
-        while batches * -(-row.extent // rows) * -(-column.extent // columns) < FEW_TASKS:
+    far = depth * ROWS_OF_COPY * size > target.l2 // 2
+    if pays and plain and (deep or awkward and far):
+        together = panels_at_once(target, DEPTH * width * size, panels)
+        unit = together * width
+        columns = cut(column.extent, unit, DEPTH)
+        blocks = -(-row.extent // (target.l2 // 2 // (DEPTH * size)))
+        others = batches * -(-column.extent // columns)
+        while others * blocks < FEW_TASKS:
+            rows = row.extent // blocks
             if max(rows, columns) < 2 * LEAST_ROWS:
                 break
-            if columns >= rows:
-                columns = cut(column.extent, width, columns // 2)
+            if columns >= rows and columns > unit:
+                columns = cut(column.extent, unit, columns // 2)
+                others = batches * -(-column.extent // columns)
             else:
-                rows = cut(row.extent, height, rows // 2)
-        return Plan(height, width, rows, columns, True, True, DEPTH)
+                blocks *= 2
+        height, rows = even_blocks(row.extent, height, blocks, others)
+        return Plan(height, width, rows, columns, True, True, DEPTH, together)
     if pays and awkward:
-        rows, groups = cut_for_packed_rows(problem, target, height, panels, batches)
-        columns = -(-panels // groups) * width
-        return Plan(height, width, rows, columns, True, needs_packing(problem, width, rows))
+        blocks, groups = cut_for_packed_rows(problem, target, height, panels, batches)
+        height, rows = even_blocks(row.extent, height, blocks, batches * groups)
+        packs = needs_packing(problem, width, rows)
+        each = -(-panels // groups)
+        together = panels_at_once(target, depth * width * size, each) if packs else 0
+        columns = -(-each // max(together, 1)) * max(together, 1) * width
+        return Plan(height, width, rows, columns, True, packs, 0, together)
     rows = row.extent
     near = target.l2 // 2 // (depth * size)  # rows that stay in half of the second cache
     if pays and near >= ROWS_OF_PANEL:
@@ -254,6 +272,12 @@ def plan_of(problem: Problem, target: Target, batches: int) -> Plan:
     each = -(-panels // groups)
     together = each if near < rows and 1 < each <= target.l2 // 2 // (depth * width * size) else 0
     return Plan(height, width, rows, each * width, False, packs, panels=together)
+
+
+def panels_at_once(target: Target, nbytes: int, panels: int) -> int:
+    """How many panels of `nbytes` are packed together: a quarter of the second cache's worth."""
+    most = min(max(target.l2 // 4 // nbytes, 1), panels)
+    return -(-panels // -(-panels // most))
 
 
 def rows_of_panel(m: tuple[Axis, ...], rows: int, tasks: int) -> list[Axis]:
@@ -286,6 +310,21 @@ def cut(extent: int, unit: int, most: int) -> int:
     return -(-units // pieces) * unit
 
 
+def even_blocks(extent: int, height: int, blocks: int, others: int) -> tuple[int, int]:
+    """Tiles' height, `height` or a little less, and the rows of one of about `blocks` blocks.
+
+    All are about as large as one another, and `SHARES` threads can share them evenly, or what
+    comes of them in `others` tasks each.
+    """
+    if blocks == 1:
+        return height, extent
+    step = SHARES // gcd(SHARES, others)
+    wanted = -(-extent // (max((2 * blocks + step) // (2 * step), 1) * step))
+    heights = range(height, 3 * height // 4, -1)
+    best = min(heights, key=lambda h: -(-wanted // h) * h)
+    return best, -(-wanted // best) * best
+
+
 def rows_compete(problem: Problem) -> bool:
     """Whether neighbouring rows of the left operand fall into the same lines of a cache."""
     left = problem.parts.left
@@ -304,7 +343,7 @@ def block_rows(rows: int, height: int, wanted: int) -> int:
 def cut_for_packed_rows(
     problem: Problem, target: Target, height: int, panels: int, batches: int
 ) -> tuple[int, int]:
-    """Rows of a block whose copy stays in half of the second cache; groups of panels."""
+    """Blocks of rows, whose copies stay in half of the second cache; groups of panels."""
     row = problem.parts.m[-1]
     assert isinstance(row.extent, int)
     depth, _ = depth_of(problem.parts.k)
@@ -318,9 +357,15 @@ def cut_for_packed_rows(
         fewest = -(-LEAST_ROWS // height)
         blocks = max(blocks, min(wanted, tiles_of_all // fewest))
         groups = max(min(-(-wanted // blocks), panels // (2 * LEAST_PANELS)), 1)
-    if blocks == 1:
-        return row.extent, groups
-    return -(-tiles_of_all // blocks) * height, groups
+    return blocks, groups
+
+
+def stays_near(problem: Problem, rows: int, target: Target) -> bool:
+    """Whether so many rows of the left operand stay in half of the second cache."""
+    row, (depth, _) = problem.parts.m[-1], depth_of(problem.parts.k)
+    assert isinstance(row.extent, int)
+    size = problem.parts.left.dtype.itemsize
+    return min(rows, row.extent) * depth * size <= target.l2 // 2
 
 
 def left_is_awkward(problem: Problem, target: Target) -> bool:

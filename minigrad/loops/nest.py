@@ -64,10 +64,14 @@ class Fold:
 
 @dataclass(frozen=True)
 class Prefetch:
-    """A hint that array[index] is read soon, which changes nothing; any index will do."""
+    """A hint that array[index] is read soon, which changes nothing; any index will do.
+
+    later: it is read only after much else, and comes as near as the second cache.
+    """
 
     array: Array
     index: Integer
+    later: bool = False
 
 
 @dataclass(frozen=True)
@@ -275,7 +279,8 @@ def _show(statement: Statement, indent: str, lines: list[str], prefix: str = "")
     elif isinstance(statement, Set):
         lines.append(f"{indent}{statement.local.name}[{statement.slot}] = {statement.value!r}")
     elif isinstance(statement, Prefetch):
-        lines.append(f"{indent}prefetch {statement.array.name}[{statement.index}]")
+        when = "  # for later" if statement.later else ""
+        lines.append(f"{indent}prefetch {statement.array.name}[{statement.index}]{when}")
     elif isinstance(statement, MatrixProduct):
         total, left, right = (f"{m.array.name}[{m.index} …]" for m in statement.matrices)
         lines.append(f"{indent}{total} = {left} · {right}")

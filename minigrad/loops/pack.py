@@ -6,7 +6,7 @@ once for a block, not once for every tile that reads it.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from minigrad.dtype import dtypes
@@ -17,12 +17,14 @@ from minigrad.graph.symbolic import (
     add,
     coefficient,
     flatten,
+    floordiv,
     mul,
     numel,
     sub,
 )
-from minigrad.loops.build import lanes_loop, serial_loop
+from minigrad.loops.build import lanes_loop
 from minigrad.loops.nest import Loop, Statement, Store
+from minigrad.loops.soon import Place, next_rows
 from minigrad.loops.tiles import LINE, Block, Left, Problem, Statements, strides
 from minigrad.schedule import expr
 from minigrad.schedule.expr import Array, Expr, Leaf
@@ -50,8 +52,10 @@ def pack_right(
 
 def pack_panels(
     problem: Problem, width: int, lanes: int, count: int, start: Integer, lane: Atom
-) -> tuple[Statement, Expr, Callable[[Statements], Statements]]:
+) -> tuple[Statements, Expr, Callable[[Statements], Statements]]:
     """Copy `count` panels of `right`, whose columns begin at `start`, one behind the other.
+
+    Fewer where the columns end, which is not before `start`.
 
     Gives the copy, the read of a panel's row, and what repeats statements for every panel.
     """
@@ -59,30 +63,66 @@ def pack_panels(
     depth, k = depth_of(problem.parts.k)
     panels = Array("panel", problem.parts.right.dtype, count * depth * width, "scratch")
     number = make_axis("g", 0, count)
-    place = add(
-        mul(index_of(number.variable), depth * width), add(mul(k, width), index_of(lane))
-    )
+    extent = len_of(column)
+    alone = count == 1 and extent % width == 0
+    at: Integer = 0 if alone else index_of(number.variable)
+    place = add(mul(at, depth * width), add(mul(k, width), index_of(lane)))
 
-    def for_each(body: Statements) -> Statements:
-        first = add(start, mul(index_of(number.variable), width))
-        stops = (add(first, width), column.extent)
-        return (serial_loop(number, (lanes_loop(column, width, body, first, stops, lane),)),)
+    inside = floordiv(sub(extent, start), width)  # whole panels from here on
+
+    def for_each(body: Statements, soon: tuple[Place, ...] = ()) -> Statements:
+        def panel(first: Integer, stop: Integer) -> Statement:
+            vector = lanes_loop(column, width, body, first, (stop,), lane)
+            return replace(vector, soon=soon)
+
+        first = add(start, mul(at, width))
+        each = panel(first, add(first, width))
+        if alone:
+            return (each,)
+        each = Loop(number.variable, 0, (count, inside), (each,))
+        rest = extent % width
+        if not rest:
+            return (each,)
+        last = (panel(extent - rest, extent),)
+        return (each, Loop(number.variable, inside, (count, add(inside, 1)), last))
 
     copy: Statement = Store(panels, place, problem.parts.right)
     order = _far_first(problem)
     nearest = _distance(problem.parts.right, order[-1])
     if nearest < _distance(problem.parts.right, column):
-        (copying,) = for_each((_copy_along_k(problem, copy, lanes),))
+        copies = for_each((_copy_along_k(problem, copy, lanes),))
     else:  # neighbours in memory are read together
-        copying = problem.along_k(for_each((copy,))[0], order=order)
-    return copying, expr.load(panels, place), for_each
+        soon = _rows_ahead(problem.parts.right, order[-1], count * width)
+        copies = (problem.along_k(*for_each((copy,), soon), order=order),)
+    return copies, expr.load(panels, place), for_each
+
+
+def in_groups(
+    problem: Problem, columns: tuple[Integer, int], width: int, lanes: int, count: int, lane: Atom,
+    tiles_of: Callable[[Expr, Callable[[Statements], Statements]], Sequence[Statement]],
+) -> Statements:  # fmt: skip
+    """Pack `count` panels, do the tiles of each, and so on: columns: the first, and how many.
+
+    tiles_of: makes the tiles of a group from the read of a panel's row and `for_each` panel.
+    """
+    start, extent = columns
+    together = count * width
+    group = make_axis("pg", 0, -(-extent // together))
+    alone = group.extent == 1
+    first = start if alone else add(start, mul(index_of(group.variable), together))
+    copies, right, for_each = pack_panels(problem, width, lanes, count, first, lane)
+    work = (*copies, *tiles_of(right, for_each))
+    if alone:
+        return work
+    missing = add(sub(len_of(problem.parts.n[-1]), start), together - 1)
+    return (Loop(group.variable, 0, (len_of(group), floordiv(missing, together)), work),)
 
 
 def _copy_along_k(problem: Problem, copy: Statement, lanes: int) -> Statement:
     """A store for every k, in the order of `right`'s memory; vectors along k are transposed."""
     *outer, nearest = _far_first(problem)
     inner = Loop(nearest.variable, 0, problem.stops(nearest), (copy,), transpose=lanes)
-    return problem.along_k(inner, nearest, [*outer, nearest])
+    return problem.along_k(inner, skip=nearest, order=[*outer, nearest])
 
 
 def _far_first(problem: Problem) -> list[Axis]:
@@ -111,21 +151,38 @@ def pack_left(problem: Problem, block: Block, lanes: int) -> tuple[Statement, Le
     operand = problem.parts.left
     if 1 in strides(operand, row.variable):
         pitch = -(-block.height // lanes) * lanes
-        number = make_axis("a", 0, -(-block.rows // block.height))
         depth |= 1  # tiles at distances of kilobytes would compete for lines of the first cache
+        count = -(-block.rows // block.height)
+        array = Array("left", operand.dtype, count * depth * pitch, "scratch")
+        soon = _rows_ahead(operand, problem.parts.k[-1], block.rows)
         lane = make_axis("side", 0, pitch).variable
-        array = Array("left", operand.dtype, len_of(number) * depth * pitch, "scratch")
-        place = add(
-            mul(index_of(number.variable), depth * pitch), add(mul(k, pitch), index_of(lane))
+
+        def vector(number: Integer, *stops: Integer) -> Loop:
+            """Copy a row of a tile and what follows it up to the pitch, or up to the stops."""
+            first = add(start, mul(number, block.height))
+            place = add(mul(number, depth * pitch), add(mul(k, pitch), index_of(lane)))
+            copy = Store(array, place, operand)
+            return replace(
+                lanes_loop(row, pitch, (copy,), first, (add(first, pitch), *stops), lane),
+                soon=soon,
+            )
+
+        # A vector reads beyond its tile, but not beyond the operand: the last ones end there.
+        # Those of them that belong to the block before have numbers below 0 here, and no elements.
+        inside = max(row.extent - pitch + block.height, 0) // block.height
+        most = -(-pitch // block.height)
+        last = sub(inside, mul(block.number, count))
+        number, ragged = make_axis("a", 0, count), make_axis("a", 1, most)
+        whole = Loop(
+            number.variable, 0, (count, last), (vector(index_of(number.variable)),)
         )
-        element = Store(array, place, operand)
-        first = add(start, mul(index_of(number.variable), block.height))
-        # a vector reads beyond its tile, but not beyond the operand
-        vector = lanes_loop(
-            row, pitch, (element,), first, (add(first, pitch), row.extent), lane
+        at = add(last, index_of(ragged.variable))
+        none_before = add(add(start, mul(at, block.height)), mul(add(at, 1), pitch))
+        rest = Loop(
+            ragged.variable, 0, (most, sub(count, last)), (vector(at, row.extent, none_before),)
         )
         # k outside: neighbours in memory are read together
-        copying = problem.along_k(serial_loop(number, (vector,)))
+        copying = problem.along_k(whole, rest)
         return copying, Left(array, pitch, depth, k)
     stride = row_stride(depth, operand.dtype.itemsize)
     array = Array("left", operand.dtype, block.rows * stride, "scratch")
@@ -134,8 +191,17 @@ def pack_left(problem: Problem, block: Block, lanes: int) -> tuple[Statement, Le
     wide = 2 * lanes if isinstance(inner.extent, int) and inner.extent >= 2 * lanes else lanes
     element = Store(array, add(mul(inside, stride), k), operand)
     vector = lanes_loop(inner, wide, (element,), 0, problem.stops(inner))
-    copy = problem.along_k(vector, inner)
+    copy = problem.along_k(vector, skip=inner)
     return Loop(row.variable, start, stops, (copy,)), Left(array, 0, stride, k)
+
+
+def _rows_ahead(operand: Expr, k: Axis, elements: int) -> tuple[Place, ...]:
+    """What a copy of `elements` neighbours at each k reads some steps later."""
+    return tuple(
+        next_rows((array, place), k, elements * array.dtype.itemsize)
+        for array, place, guard in (load.payload for load in expr.loads(operand))
+        if not guard and coefficient(place, k.variable)
+    )
 
 
 def pack_words(problem: Problem, block: Block) -> tuple[Statement, Array, int]:
@@ -153,7 +219,7 @@ def pack_words(problem: Problem, block: Block) -> tuple[Statement, Array, int]:
     if 1 in strides(problem.parts.left, row.variable):
         copy = problem.along_k(copy)
         return lanes_loop(row, WORDS, (copy,), block.start, stops), array, stride
-    copy = problem.along_k(lanes_loop(inner, WORDS, (copy,)), inner)
+    copy = problem.along_k(lanes_loop(inner, WORDS, (copy,)), skip=inner)
     return Loop(row.variable, block.start, stops, (copy,)), array, stride
 
 

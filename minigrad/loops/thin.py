@@ -33,6 +33,7 @@ from minigrad.graph.symbolic import (
     mul,
     numel,
     sub,
+    substitute,
 )
 from minigrad.loops.axes import indices, merge
 from minigrad.loops.build import (
@@ -47,6 +48,7 @@ from minigrad.loops.dots import Dots, Sum, with_few_at_hand
 from minigrad.loops.estimate import flops
 from minigrad.loops.finish import finish
 from minigrad.loops.nest import Loop, Nest, Set, Statement, Store, Stores
+from minigrad.loops.soon import from_memory
 from minigrad.loops.target import Target
 from minigrad.schedule import expr
 from minigrad.schedule.expr import Array, Expr, Local
@@ -292,6 +294,7 @@ def _columns(
     ]
     together = max(2, min(8, (24 if target.registers >= 32 else 8) // count))
     inner = one.k[-1]
+    of_memory = [load for load in one.of_matrix() if from_memory(load, axis, target)]
 
     def some(first: Integer, many_at_once: int) -> Loop:
         body: list[Statement] = [
@@ -303,7 +306,15 @@ def _columns(
                 value = expr.substitute_in(step, point)
                 body.append(Set(register, 0, combine(Op.SUM, expr.local(register), value)))
         body.extend(Store(made, p, expr.local(r)) for r, p in zip(registers, places, strict=True))
-        return lanes_loop(axis, wide, tuple(body), start, stops)
+        loop = lanes_loop(axis, wide, tuple(body), start, stops)
+        if isinstance(first, int):
+            return loop
+        soon = [
+            (array, substitute(position, {inner.variable: add(first, many_at_once + u)}))
+            for u in range(many_at_once)
+            for array, position, _ in (load.payload for load in of_memory)
+        ]  # the same columns of the rows that come next
+        return replace(loop, soon=tuple(soon))
 
     zero = identity(Op.SUM, made.dtype)
     clear = tuple(Store(made, p, zero) for p in places)

@@ -59,16 +59,17 @@ class Problem:
         return bool(self.ends) or self.needed is not None
 
     def along_k(
-        self, body: Statement, skip: Axis | None = None, order: Sequence[Axis] = ()
+        self, *body: Statement, skip: Axis | None = None, order: Sequence[Axis] = ()
     ) -> Statement:
-        """A statement for every k; `skip`: an axis whose loop the body has.
+        """Statements for every k; `skip`: an axis whose loop the body has.
 
         order: the axes from the outermost loop to the innermost, if it matters.
         """
         for axis in reversed(order or self.parts.k):
             if axis != skip:
-                body = Loop(axis.variable, 0, self.stops(axis), (body,))
-        return body
+                body = (Loop(axis.variable, 0, self.stops(axis), body),)
+        (whole,) = body
+        return whole
 
     def from_row(self, first: Integer) -> Problem:
         """The problem of rows from `first` on: without any k if none of them is needed."""
@@ -162,7 +163,9 @@ def tiles(
         stops = (block.tiles, sub(whole, before))
     statements: list[Statement] = []
     if whole:
-        body = tuple(tile(problem, left, right, block, number, block.height, width, ahead))
+        body = tuple(
+            tile(problem, left, right, block, number, block.height, width, ahead, stops)
+        )
         statements.append(Loop(number.variable, 0, stops, around(body)))
     if rest:  # it belongs to the last block: the others have all of their tiles before it
         first = sub(whole, before)
@@ -182,8 +185,12 @@ def tile(
     height: int,
     width: int,
     ahead: Ahead | None = None,
+    stops: tuple[Integer, ...] = (),
 ) -> list[Statement]:
-    """`height` rows of tile `number` of a block: clear, multiply and add along k, store."""
+    """`height` rows of tile `number` of a block: clear, multiply and add along k, store.
+
+    stops: where the numbers of tiles of the same height end.
+    """
     stage, parts = problem.stage, problem.parts
     lanes = parts.n[-1].variable if width > 1 else None
     registers = Local(f"tile{height}", stage.body.dtype, height, lanes, width)
@@ -205,7 +212,7 @@ def tile(
     needed = problem.from_row(first)
     step = (
         needed.along_k(step) if ahead is None
-        else ahead.along_k(needed, step, factor, right, number)
+        else ahead.along_k(needed, step, factor, right, number, stops)
     )  # fmt: skip
     known = {problem.accumulator: expr.local(registers, slot)}
     items = []
@@ -227,17 +234,23 @@ class Ahead:
     """Fetches what tiles read later, while they compute: what a processor cannot guess itself.
 
     width: columns of a tile. following: whether the next panel of the right operand is packed
-    after this one; then each of a block's `tiles` fetches its share of it.
+    after this one; then each of a block's `tiles` fetches its share of it. far: whether the rows of
+    the left operand come from beyond the second cache; then a tile fetches those of the next one.
     """
 
     width: int
     following: bool = False
     tiles: int = 1
+    far: bool = False
 
     def along_k(
-        self, problem: Problem, step: Loop, left: Expr, right: Expr, number: Axis
-    ) -> Statement:
-        """`step`, which repeats for the rows of tile `number`, for every k."""
+        self, problem: Problem, step: Loop, left: Expr, right: Expr, number: Axis,
+        numbers: tuple[Integer, ...] = (),
+    ) -> Statement:  # fmt: skip
+        """`step`, which repeats for the rows of tile `number`, for every k.
+
+        numbers: where the numbers of tiles of its height end.
+        """
         inner, u = problem.parts.k[-1], step.variable
         if not isinstance(inner.extent, int) or inner.extent < LEAST_DEPTH:
             return problem.along_k(step)
@@ -252,6 +265,8 @@ class Ahead:
         elif left.op is Leaf.LOAD:
             rows = self._lines(left, inner, add(before, 2 * line))[:1]
             seldom.append(Loop(u, 0, step.stops, rows, "unroll"))
+            if self.far and numbers:
+                seldom.append(self._next_rows(left, inner, before, step, number, numbers))
         often += self._lines(right, inner, add(k, line))
         if self.following:
             # a piece of this tile's share of the next panel's rows
@@ -263,7 +278,19 @@ class Ahead:
         inside = Loop(within.variable, 0, (line, *stops), (*often, body))
         lines = tuple(floordiv(add(stop, line - 1), line) for stop in problem.stops(inner)[1:])
         whole = Loop(outer.variable, 0, (outer.extent, *lines), (*seldom, inside))
-        return problem.along_k(whole, inner)
+        return problem.along_k(whole, skip=inner)
+
+    def _next_rows(
+        self, left: Expr, inner: Axis, k: Integer, step: Loop, number: Axis,
+        numbers: tuple[Integer, ...],
+    ) -> Loop:  # fmt: skip
+        """Hints at the line at k of each of the next tile's rows, if there is a next tile."""
+        following = make_axis("next", 0, numel([number.extent]) + 1)
+        at = {number.variable: index_of(following.variable)}
+        lines = tuple(replace(one, later=True) for one in self._lines(left, inner, k, at)[:1])
+        rows = Loop(step.variable, 0, step.stops, lines, "unroll")
+        this = index_of(number.variable)
+        return Loop(following.variable, add(this, 1), (add(this, 2), *numbers), (rows,))
 
     def _lines(
         self, operand: Expr, inner: Axis, k: Integer, known: dict[Atom, Integer] | None = None

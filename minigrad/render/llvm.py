@@ -120,7 +120,8 @@ class _Emitter(IndexEmitter):
         elif isinstance(statement, Set):
             self._set(statement)
         elif isinstance(statement, Prefetch):
-            self._hint(self.pointer(statement.array, self.at_base(statement.index)))
+            pointer = self.pointer(statement.array, self.at_base(statement.index))
+            self._hint(pointer, statement.later)
         elif isinstance(statement, MatrixProduct):
             self.matrices = True
             emit_matrix_product(self, statement)
@@ -182,6 +183,9 @@ class _Emitter(IndexEmitter):
             self.streams = True
         elif _is_number(start) and _is_number(stop):
             self._constant_lanes(loop, int(start), int(stop))
+            return
+        elif not parallel and [sub(one, loop.start) for one in loop.stops] == [width]:
+            self._one_vector(loop, start)
             return
         exact = streamed is None and whole_vectors(loop)
         whole = stop
@@ -246,10 +250,7 @@ class _Emitter(IndexEmitter):
                 self.statement(inner)
             self.close_loop()
         elif whole == 1:
-            self.open()
-            self.bind_lanes(loop, str(start), width)
-            self._ask(loop)
-            self.close_straight(loop.body, self.statement)
+            self._one_vector(loop, str(start))
         rest = stop - start - whole * width
         if rest > 0:
             self.open()
@@ -257,6 +258,13 @@ class _Emitter(IndexEmitter):
             bits = ", ".join(f"i1 {'true' if i < rest else 'false'}" for i in range(width))
             self.levels[-1].mask, self.levels[-1].counting = f"<{bits}>", str(rest)
             self.close_straight(loop.body, self.statement)
+
+    def _one_vector(self, loop: Loop, start: str) -> None:
+        """The only iterations of a loop, which are a whole vector."""
+        self.open()
+        self.bind_lanes(loop, start, loop.step)
+        self._ask(loop)
+        self.close_straight(loop.body, self.statement)
 
     def _ask(self, loop: Loop) -> None:
         """Ask the memory for what will be read soon: each cache line that a vector covers."""
@@ -306,11 +314,13 @@ class _Emitter(IndexEmitter):
         here.lines.append(f"  store {folded.typed}, ptr {target}")
         self.forget((statement.target,))
 
-    def _hint(self, pointer: str) -> None:
-        """Ask for the cache line there: to read it (0), into all caches (3), as data (1)."""
+    def _hint(self, pointer: str, later: bool = False) -> None:
+        """Ask for the cache line there: to read it (0), into all caches (3) or all but the first
+        (2), as data (1).
+        """
         self.declarations.add("declare void @llvm.prefetch.p0(ptr, i32, i32, i32)")
         self.builder().lines.append(
-            f"  call void @llvm.prefetch.p0(ptr {pointer}, i32 0, i32 3, i32 1)"
+            f"  call void @llvm.prefetch.p0(ptr {pointer}, i32 0, i32 {2 if later else 3}, i32 1)"
         )
 
     def _store(self, statement: Store, value: Value) -> None:
@@ -388,7 +398,7 @@ class _Emitter(IndexEmitter):
         """The value of an expression, each part at the outermost level where it is known."""
         root = self._expand(root)
         if root.op is Leaf.PAIR:
-            return self._pair(root)
+            return self.memo[root][0] if root in self.memo else self._pair(root)
         for e in expr.walk(root):
             if e not in self.memo:
                 self._emit(e)

@@ -17,7 +17,7 @@ from minigrad.loops.nest import Loop, Statement, Store, Stores, arrays_written, 
 from minigrad.render.llvm_index import IndexEmitter, Lanes
 from minigrad.render.llvm_values import Builder, Value, broadcast, join
 from minigrad.schedule import expr
-from minigrad.schedule.expr import Expr
+from minigrad.schedule.expr import Expr, Leaf
 
 T = TypeVar("T")
 
@@ -27,7 +27,10 @@ LEAST_ROWS = 4  # iterations of a block
 
 
 def loads_across(emitter: IndexEmitter, loop: Loop) -> list[Expr]:
-    """The loads of a loop that lie along its variable, and not along the lanes in scope."""
+    """The loads of a loop that lie along its variable, and not along the lanes in scope.
+
+    And the pairs, words of 32 bits of which the same holds.
+    """
     if not loop.transpose or not all(isinstance(s, Store | Stores) for s in loop.body):
         return []
     atom = emitter.lanes_atom()
@@ -35,18 +38,31 @@ def loads_across(emitter: IndexEmitter, loop: Loop) -> list[Expr]:
         return []
     written = arrays_written(loop)
     found = []
-    for load in expr.loads(*expressions(loop)):
+    for e in expr.walk(*expressions(loop)):
+        load = _first_of(e)
+        if load is None:
+            continue
         array, index, guard = load.payload
+        step = e.dtype.itemsize // array.dtype.itemsize if e.op is Leaf.PAIR else 1
         across = emitter.lane_stride(index)
         if (
             array not in written
-            and array.dtype.itemsize in SIZES
-            and across not in (None, 0, 1)
-            and coefficient(index, loop.variable) == 1
+            and step * array.dtype.itemsize in SIZES
+            and across not in (None, 0, step)
+            and coefficient(index, loop.variable) == step
             and not any(expr.values_in(x) for x in (index, *guard))
         ):
-            found.append(load)
+            found.append(e)
     return found
+
+
+def _first_of(e: Expr) -> Expr | None:
+    """A load, or the first of two neighbours that make a word."""
+    if e.op is Leaf.PAIR:
+        first, second = e.args
+        follows = second.payload[1] == add(first.payload[1], 1)
+        return first if follows and not first.payload[2] and not second.payload[2] else None
+    return e if e.op is Leaf.LOAD else None
 
 
 def emit_transposed(
@@ -146,7 +162,7 @@ def _transposed(
         emitter.vectors = vectors
         emitter.close_straight((), emit)
     here = emitter.builder()
-    size = load.payload[0].dtype.itemsize
+    size = load.dtype.itemsize if load.op is Leaf.PAIR else load.payload[0].dtype.itemsize
     groups = [transpose(here, rows[i : i + length], size) for i in range(0, width, length)]
     return [join(here, list(parts)) for parts in zip(*groups, strict=True)]
 

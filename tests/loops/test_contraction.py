@@ -207,6 +207,13 @@ def left_sliced(inputs: Inputs) -> list[Node]:
 
 
 @case
+def right_transposed(inputs: Inputs) -> list[Node]:
+    """Squares of the right operand are turned; columns and depth have tails, or panels none."""
+    x = inputs(40, 75)
+    return [product(x, transpose(inputs(n, 75))) for n in (203, 64)]
+
+
+@case
 def far_rows(inputs: Inputs) -> list[Node]:
     """Rows that the second cache does not hold: tiles of them meet several panels each."""
     x, y = inputs(7, 70, 1000), inputs(7, 75, 1000)
@@ -260,6 +267,11 @@ def turned_pairs(inputs: Inputs) -> list[Node]:
     return [product(left, wide(transpose(y))), product(wide(padded), wide(transpose(y)))]
 
 
+def squares_of_pairs(inputs: Inputs) -> list[Node]:
+    """The right operand's squares of words are turned; columns and depth have tails."""
+    return [product(wide(halves(inputs, 20, 76)), wide(transpose(halves(inputs, 130, 76))))]
+
+
 def deep_pairs(inputs: Inputs) -> list[Node]:
     return [product(wide(halves(inputs, 40, 9001)), wide(halves(inputs, 9001, 132)))]
 
@@ -273,7 +285,9 @@ def many_squares(inputs: Inputs) -> list[Node]:
 
 
 @pytest.mark.parametrize("machine", ["amx", "avx512bf16", "avx512", "avx2"])
-@pytest.mark.parametrize("build", [plain_pairs, turned_pairs, deep_pairs, many_squares])
+@pytest.mark.parametrize(
+    "build", [plain_pairs, turned_pairs, squares_of_pairs, deep_pairs, many_squares]
+)
 def test_bfloat16(build: Build, machine: str) -> None:
     """Where the host multiplies matrices, or adds products of pairs, and where it does neither."""
     check(build, machine)
