@@ -594,8 +594,8 @@ class _Emitter(IndexEmitter):
                 text = loaded if number == 0 else here.line(
                     f"shufflevector {kind} {text}, {kind} {loaded}, <{width} x i32> <{order}>"
                 )  # fmt: skip
-            pieces.append(Value(text, array.dtype, width))
-        return values.join(self.builder(), pieces).text
+            pieces.append(text)
+        return values.join_texts(self.builder(), scalar, width, pieces)
 
 
 def _is_number(text: str) -> bool:

@@ -447,16 +447,20 @@ def broadcast(b: Builder, x: Value, lanes: int) -> Value:
 
 def join(b: Builder, parts: list[Value]) -> Value:
     """Vectors one behind the other as one; there are a power of two of them."""
+    first = parts[0]
+    text = join_texts(b, register_type(first.dtype), first.lanes, [part.text for part in parts])
+    return Value(text, first.dtype, first.lanes * len(parts))
+
+
+def join_texts(b: Builder, scalar: str, lanes: int, parts: list[str]) -> str:
+    """The same of vectors that need not be what registers hold: of a type in memory."""
     while len(parts) > 1:
-        lanes = 2 * parts[0].lanes
-        order = ", ".join(f"i32 {i}" for i in range(lanes))
+        kind, order = vector_type(scalar, lanes), ", ".join(f"i32 {i}" for i in range(2 * lanes))
         parts = [
-            Value(
-                b.line(f"shufflevector {x.typed}, {y.typed}, <{lanes} x i32> <{order}>"),
-                x.dtype, lanes,
-            )
+            b.line(f"shufflevector {kind} {x}, {kind} {y}, <{2 * lanes} x i32> <{order}>")
             for x, y in zip(parts[::2], parts[1::2], strict=True)
-        ]  # fmt: skip
+        ]
+        lanes *= 2
     return parts[0]
 
 
