@@ -126,10 +126,10 @@ def contraction(kernel: Kernel, target: Target, name: str) -> Nest:
         copying, left = pack_left(needed, block, lanes)
         body.append(copying)
     if plan.panels:
-        ahead = Ahead(plan.width, far=not plan.packs_left)
+        for_tiles = Ahead(plan.width, far=not plan.packs_left)
         body += in_groups(
             needed, (start, plan.columns), plan.width, lanes, plan.panels, LANE,
-            lambda right, around: tiles(problem, left, right, block, plan.width, ahead, around),
+            lambda right, around: tiles(problem, left, right, block, plan.width, for_tiles, around),
         )  # fmt: skip
         return _nest(name, kernel, target, outer, groups, blocks, body)
     panel: list[Statement] = []

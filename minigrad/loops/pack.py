@@ -157,7 +157,7 @@ def pack_left(problem: Problem, block: Block, lanes: int) -> tuple[Statement, Le
         soon = _rows_ahead(operand, problem.parts.k[-1], block.rows)
         lane = make_axis("side", 0, pitch).variable
 
-        def vector(number: Integer, *stops: Integer) -> Loop:
+        def copied(number: Integer, *stops: Integer) -> Loop:
             """Copy a row of a tile and what follows it up to the pitch, or up to the stops."""
             first = add(start, mul(number, block.height))
             place = add(mul(number, depth * pitch), add(mul(k, pitch), index_of(lane)))
@@ -169,17 +169,17 @@ def pack_left(problem: Problem, block: Block, lanes: int) -> tuple[Statement, Le
 
         # A vector reads beyond its tile, but not beyond the operand: the last ones end there.
         # Those of them that belong to the block before have numbers below 0 here, and no elements.
-        inside = max(row.extent - pitch + block.height, 0) // block.height
+        whole_tiles = max(row.extent - pitch + block.height, 0) // block.height
         most = -(-pitch // block.height)
-        last = sub(inside, mul(block.number, count))
+        last = sub(whole_tiles, mul(block.number, count))
         number, ragged = make_axis("a", 0, count), make_axis("a", 1, most)
         whole = Loop(
-            number.variable, 0, (count, last), (vector(index_of(number.variable)),)
+            number.variable, 0, (count, last), (copied(index_of(number.variable)),)
         )
         at = add(last, index_of(ragged.variable))
         none_before = add(add(start, mul(at, block.height)), mul(add(at, 1), pitch))
         rest = Loop(
-            ragged.variable, 0, (most, sub(count, last)), (vector(at, row.extent, none_before),)
+            ragged.variable, 0, (most, sub(count, last)), (copied(at, row.extent, none_before),)
         )
         # k outside: neighbours in memory are read together
         copying = problem.along_k(whole, rest)

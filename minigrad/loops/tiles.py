@@ -286,7 +286,7 @@ class Ahead:
     ) -> Loop:  # fmt: skip
         """Hints at the line at k of each of the next tile's rows, if there is a next tile."""
         following = make_axis("next", 0, numel([number.extent]) + 1)
-        at = {number.variable: index_of(following.variable)}
+        at: dict[Atom, Integer] = {number.variable: index_of(following.variable)}
         lines = tuple(replace(one, later=True) for one in self._lines(left, inner, k, at)[:1])
         rows = Loop(step.variable, 0, step.stops, lines, "unroll")
         this = index_of(number.variable)
