@@ -25,9 +25,8 @@ from minigrad.render import opencl_groups, opencl_lanes
 from minigrad.render.opencl import Source
 from minigrad.runtimes import opencl_report
 from minigrad.runtimes.host import host
-from minigrad.runtimes.opencl_build import build
+from minigrad.runtimes.opencl_build import Built, build
 from minigrad.runtimes.opencl_devices import (
-    check_linker,
     device_called,
     group_of,
     has_doubles,
@@ -35,6 +34,7 @@ from minigrad.runtimes.opencl_devices import (
     recipes_for,
 )
 from minigrad.runtimes.opencl_memory import Pool
+from minigrad.runtimes.opencl_pocl import check_linker, name_processor
 from minigrad.runtimes.opencl_program import Kernel, Launch, OpenCLProgram, OpenCLReplay
 from minigrad.schedule.schedule import schedule
 from minigrad.settings import flag
@@ -72,6 +72,7 @@ class OpenCL:
         self.name, self.device = name, device
         self.label = f"{name} ({device.name.strip()})"
         self.lock = threading.RLock()
+        processor = name_processor(device)
         try:
             self.context = cl.Context([device])
             self.queue = cl.CommandQueue(self.context, device)
@@ -82,14 +83,25 @@ class OpenCL:
         self.subgroups = "cl_khr_subgroups" in device.extensions.split()
         self.recipes = recipes
         self.target = self._target()
-        self._options = self._build_options()
-        self._programs: OrderedDict[str, Any] = OrderedDict()  # by source, the longest unused first
+        self._options = self._build_options(processor)
+        self._programs: OrderedDict[str, Built] = OrderedDict()  # the longest unused first
         self._timed: Any = None
         self._staged: deque[Any] = deque()  # events of copies to the device, the oldest first
 
     def allocate(self, nbytes: int) -> Any:
         """A buffer of at least nbytes."""
         return self.pool.allocate(nbytes)
+
+    def allocate_zeros(self, nbytes: int) -> Any:
+        """A buffer of zeros: the device fills it, when all work before is done."""
+        memory = self.pool.allocate(nbytes)
+        cl = opencl()
+        try:
+            if nbytes:
+                cl.enqueue_fill_buffer(self.queue, memory, bytes(1), 0, nbytes)
+        except (cl.Error, MemoryError) as error:
+            raise self.failed("filling", error) from None
+        return memory
 
     def free(self, memory: Any, nbytes: int) -> None:
         """Give a buffer back to the pool."""
@@ -172,7 +184,7 @@ class OpenCL:
         nests = [lower(kernel, self.target, kernel.kind) for kernel in plan.kernels]
         GlobalCounters.kernels_lowered += len(nests)
         GlobalCounters.kernels_rendered += len(nests)
-        return OpenCLProgram(self, plan, [self._kernel(nest) for nest in nests])
+        return OpenCLProgram(self, plan, self._kernels(nests))
 
     def compose(self, calls: Sequence[Call], arguments: Sequence[Buffer]) -> OpenCLReplay:
         """The programs of a captured step, one after the other: none waits for the device."""
@@ -199,20 +211,29 @@ class OpenCL:
         if level:
             opencl_report.show_times([one.nest for one in launches], events, level)
 
-    def _kernel(self, nest: Nest) -> Kernel:
-        """One nest, built; kernels that differ in buffers only share what was built."""
-        source = self._render(nest)
+    def _kernels(self, nests: Sequence[Nest]) -> list[Kernel]:
+        """The nests, built; kernels that differ in buffers only share what was built."""
+        sources = [self._render(nest) for nest in nests]
+        texts = [source.text for source in sources]
         with self.lock:
-            program = self._programs.get(source.text)
-            if program is None:
-                opencl_report.show_kernel(nest, source.text)
-                program = build(self.context, self.device, self.label, source, self._options)
-                self._programs[source.text] = program
-                if len(self._programs) > MOST_PROGRAMS:
-                    self._programs.popitem(last=False)
-            else:
-                self._programs.move_to_end(source.text)
-        return Kernel(nest, source, program, *self._work_size(nest, source))
+            known = self._programs
+            new = {text: n for n, text in enumerate(texts) if text not in known}
+            for text, number in new.items():
+                opencl_report.show_kernel(nests[number], text)
+            made = build(
+                self.context, self.device, self.label, [sources[n] for n in new.values()],
+                self._options,
+            )  # fmt: skip
+            known.update(zip(new, made, strict=True))
+            for text in texts:
+                known.move_to_end(text)
+            kernels = [
+                Kernel(nest, source, *known[text], *self._work_size(nest, source))
+                for nest, source, text in zip(nests, sources, texts, strict=True)
+            ]
+            while len(known) > MOST_PROGRAMS:
+                known.popitem(last=False)
+        return kernels
 
     @property
     def has_blocks(self) -> bool:
@@ -238,10 +259,13 @@ class OpenCL:
             fold_lanes=lanes,
         )  # fmt: skip
 
-    def _build_options(self) -> list[str]:
+    def _build_options(self, processor: str) -> list[str]:
         config = opencl().device_fp_config
         exact = self.device.single_fp_config & config.CORRECTLY_ROUNDED_DIVIDE_SQRT
-        return ["-cl-fp32-correctly-rounded-divide-sqrt"] if exact else []
+        options = ["-cl-fp32-correctly-rounded-divide-sqrt"] if exact else []
+        if processor:  # so that what the driver keeps is for this one only
+            options.append(f"-DPROCESSOR={processor}")
+        return options
 
     def _work_size(self, nest: Nest, source: Source) -> tuple[int, int, int]:
         """Work-items of a launch, a multiple of the group; the group; work-items of all launches.

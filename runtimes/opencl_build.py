@@ -1,26 +1,58 @@
-"""From a kernel's source to what the driver makes of it, which is kept on disk.
+"""From kernels' sources to what the driver makes of them, which is kept on disk.
+
+Kernels that are needed together are built as one program: a driver reads the declarations of
+OpenCL C's functions for each program again, which takes PoCL longer than a small kernel.
 
 A binary is looked up by the source, the options, the device and its driver's version, so another
 card or an update finds nothing. A driver may still refuse one; then the source is built anew.
+PoCL keeps what it builds by itself; it would build once more to give us a binary.
 """
 
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
 from minigrad.cache import digest, open_cache
 from minigrad.errors import CompileError
 from minigrad.program import GlobalCounters
-from minigrad.render.opencl import Source
-from minigrad.runtimes.opencl_devices import check_linker, opencl
+from minigrad.render.opencl import Source, join
+from minigrad.runtimes.opencl_devices import opencl
+from minigrad.runtimes.opencl_pocl import check_linker, is_pocl
+
+MOST_TOGETHER = 16  # kernels of a program: errors and what is kept on disk stay small
+
+Built = tuple[Any, str]  # a program of the driver, and the kernel's name in it
 
 
-def build(context: Any, device: Any, label: str, source: Source, options: list[str]) -> Any:
-    """A built program. Raises CompileError where the driver does not take the source."""
-    cl, cache = opencl(), open_cache()
+def build(
+    context: Any, device: Any, label: str, sources: Sequence[Source], options: list[str]
+) -> list[Built]:
+    """Programs in which all of the kernels are, each with its name there.
+
+    Raises CompileError where the driver does not take a source.
+    """
     check_linker(device)  # it may have gone since the device was opened
-    key = _key(device, source, options)
+    found: list[Built] = []
+    for start in range(0, len(sources), MOST_TOGETHER):
+        part = sources[start : start + MOST_TOGETHER]
+        try:
+            found += _build_together(context, device, label, part, options)
+        except CompileError:
+            if len(part) == 1:
+                raise
+            for source in part:  # one of them is at fault: the error shall name it
+                found += _build_together(context, device, label, [source], options)
+    return found
+
+
+def _build_together(
+    context: Any, device: Any, label: str, sources: Sequence[Source], options: list[str]
+) -> list[Built]:
+    cl, cache = opencl(), None if is_pocl(device) else open_cache()
+    text, names = join(sources)
+    key = _key(device, text, options)
     found = cache.read(key) if cache is not None else None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a driver's remarks are not the user's concern
@@ -30,24 +62,24 @@ def build(context: Any, device: Any, label: str, source: Source, options: list[s
             except cl.Error:
                 pass  # made by a driver that calls itself the same, but is another
             else:
-                GlobalCounters.cache_hits += 1
-                return program
+                GlobalCounters.cache_hits += len(names)
+                return [(program, name) for name in names]
         try:
-            program = cl.Program(context, source.text).build(options)
+            program = cl.Program(context, text).build(options)
         except cl.Error as error:
             raise CompileError(
-                f"{label} cannot build the kernel {source.name!r}: {error}\n"
+                f"{label} cannot build the kernel {sources[0].name!r}: {error}\n"
                 f"(MINIGRAD_DEBUG=5 prints kernels; please report this one)"
             ) from None
-    GlobalCounters.kernels_compiled += 1
+    GlobalCounters.kernels_compiled += len(names)
     if cache is not None:
         (binary,) = program.get_info(cl.program_info.BINARIES)
         if binary:
-            cache.write(key, {"kernel": source.name}, bytes(binary))
-    return program
+            cache.write(key, {"kernels": names}, bytes(binary))
+    return [(program, name) for name in names]
 
 
-def _key(device: Any, source: Source, options: list[str]) -> str:
+def _key(device: Any, text: str, options: list[str]) -> str:
     driver = (device.platform.name, device.platform.version, device.vendor, device.name,
               device.driver_version)  # fmt: skip
-    return digest("opencl", *driver, *options, source.text)
+    return digest("opencl", *driver, *options, text)

@@ -5,7 +5,6 @@ pyopencl is imported here only, when a device is opened: `import minigrad` does 
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,7 +12,6 @@ from minigrad.errors import DeviceError
 from minigrad.loops.target import Group
 from minigrad.settings import getenv
 
-POCL = "Portable Computing Language"
 MOST_ITEMS = 256  # of a group: larger ones wait for each other more, and have fewer registers each
 MOST_LOCAL = 48 << 10  # bytes that a kernel may have without asking the driver for more
 
@@ -120,15 +118,6 @@ def describe(found: Sequence[Any]) -> str:
         f"{name} is {device.name.strip()} ({device.platform.name.strip()})"
         for name, device in zip(names, found, strict=True)
     )
-
-
-def check_linker(device: Any) -> None:
-    """DeviceError where PoCL would end the process because it cannot find its linker."""
-    if device.platform.name.strip() == POCL and shutil.which("ld") is None:
-        raise DeviceError(
-            "PoCL (the OpenCL of the CPU) needs the linker `ld`, which is not on PATH: install "
-            "it (Debian, Ubuntu: apt install binutils), or use the CPU device"
-        )
 
 
 def has_doubles(device: Any) -> bool:

@@ -28,12 +28,14 @@ if TYPE_CHECKING:
 class Kernel:
     """A nest as the driver has it. The group is the number of work-items that run together.
 
+    name: of the kernel in the driver's program.
     items: of one launch; the launches of a kernel have `total` of them, one launch after the other.
     """
 
     nest: Nest
     source: Source
     program: Any
+    name: str
     items: int
     group: int
     total: int
@@ -79,7 +81,7 @@ class OpenCLProgram:
         cl = opencl()
         return [
             Launch(
-                cl.Kernel(kernel.program, kernel.source.name),
+                cl.Kernel(kernel.program, kernel.name),
                 (*map(self._source, kernel.nest.arrays),
                  *(("symbol", name) for name in kernel.nest.symbols),
                  *([("scratch", 0)] if kernel.source.scratch_bytes else [])),

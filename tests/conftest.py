@@ -15,7 +15,9 @@ from minigrad.device import Device
 from minigrad.errors import DeviceError
 from minigrad.settings import Context
 
-DEVICES = os.environ.get("MINIGRAD_TEST_DEVICES", "REF,CPU").split(",")
+
+def _named(default: str) -> list[str]:
+    return os.environ.get("MINIGRAD_TEST_DEVICES", default).split(",")
 
 
 def _missing(name: str) -> str | None:
@@ -27,13 +29,23 @@ def _missing(name: str) -> str | None:
     return None
 
 
-@pytest.fixture(scope="session", params=DEVICES)
+def _opened(name: str) -> str:
+    reason = _missing(name)
+    if reason is not None:
+        pytest.skip(f"device {name}: {reason}")
+    return name
+
+
+@pytest.fixture(scope="session", params=_named("REF,CPU"))
 def device(request: pytest.FixtureRequest) -> str:
     """The name of a device; tests of one that cannot be opened are skipped with the reason."""
-    reason = _missing(request.param)
-    if reason is not None:
-        pytest.skip(f"device {request.param}: {reason}")
-    return str(request.param)
+    return _opened(request.param)
+
+
+@pytest.fixture(scope="session", params=_named("CPU"))
+def compiled(request: pytest.FixtureRequest) -> str:
+    """A device to be compared with REF; the comparison runs REF, and checks it, too."""
+    return _opened(request.param)
 
 
 @pytest.fixture

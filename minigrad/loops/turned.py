@@ -18,7 +18,8 @@ from minigrad.schedule import expr
 from minigrad.schedule.expr import Expr
 from minigrad.schedule.stage import Axis, index_of, make_axis
 
-TILE = 64  # elements of a tile in both directions
+DOWN = 16  # elements of a tile along the turned axis, where there are more than TILE
+TILE = 64  # elements of a tile along vectors
 
 
 def turned_axis(outer: Sequence[Axis], axis: Axis, exprs: Sequence[Expr]) -> Axis | None:
@@ -26,7 +27,7 @@ def turned_axis(outer: Sequence[Axis], axis: Axis, exprs: Sequence[Expr]) -> Axi
     if isinstance(axis.extent, int):
         for load in expr.loads(*exprs):
             for other in outer:
-                if _is_turned(load, other, axis) and numel([other.extent]) >= TILE // 4:
+                if _is_turned(load, other, axis) and numel([other.extent]) >= DOWN:
                     return other
     return None
 
@@ -40,13 +41,19 @@ def _is_turned(load: Expr, turned: Axis, axis: Axis) -> bool:
 def tiles(
     turned: Axis, axis: Axis, stores: Sequence[Store], target: Target
 ) -> tuple[list[Axis], tuple[Statement, ...]]:
-    """Axes over tiles, and the loops that do one tile, with vectors along `axis`."""
+    """Axes over tiles, and the loops that do one tile, with vectors along `axis`.
+
+    A tile is low, and the next one lies beside it: a cache line of which it stores a part is still
+    there when the rest comes, however far apart the rows are.
+    """
+    extent = numel([turned.extent])
+    height = extent if extent <= TILE else DOWN
     lanes = min(target.lanes(store.array.dtype) for store in stores)
     length = max(TILE, lanes)
-    down = make_axis("down", 0, -(-numel([turned.extent]) // TILE))
+    down = make_axis("down", 0, -(-extent // height))
     right = make_axis("right", 0, -(-numel([axis.extent]) // length))
-    first, start = mul(index_of(down.variable), TILE), mul(index_of(right.variable), length)
-    above: tuple[Integer, ...] = (add(first, TILE), turned.extent)
+    first, start = mul(index_of(down.variable), height), mul(index_of(right.variable), length)
+    above = (add(first, height), extent) if extent % height else (add(first, height),)
     beyond: tuple[Integer, ...] = (add(start, length), axis.extent)
     body = Loop(turned.variable, first, above, (Stores(tuple(stores)),), transpose=lanes)
     return [down, right], (lanes_loop(axis, lanes, (body,), start, beyond),)

@@ -134,8 +134,9 @@ class _Emitter(IndexEmitter):
             start, stop = self._range(loop, parallel)
             across = loads_across(self, loop)
             if across:
-                start = emit_transposed(self, loop, across, start, stop, self.statement)
-            self._serial(loop, start, stop)
+                emit_transposed(self, loop, across, start, stop, self.statement)
+            else:
+                self._serial(loop, start, stop)
 
     def _range(self, loop: Loop, parallel: bool) -> tuple[str, str]:
         if parallel:

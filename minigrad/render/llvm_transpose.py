@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TypeVar
 
+from minigrad.dtype import dtypes
 from minigrad.graph.symbolic import Affine, Atom, Integer, add, coefficient
 from minigrad.loops.nest import Loop, Statement, Store, Stores, arrays_written, expressions
 from minigrad.render.llvm_index import IndexEmitter, Lanes
@@ -51,63 +52,85 @@ def loads_across(emitter: IndexEmitter, loop: Loop) -> list[Expr]:
 def emit_transposed(
     emitter: IndexEmitter, loop: Loop, loads: list[Expr], start: str, stop: str,
     emit: Callable[[Statement], None],
-) -> str:  # fmt: skip
-    """Emit a serial loop block by block; gives the first iteration that is left to do."""
+) -> None:  # fmt: skip
+    """Emit a serial loop block by block; of the last one only some iterations may count."""
     atom = emitter.lanes_atom()
     assert atom is not None
     length = min(loop.transpose, emitter.width_of(atom))
     if start.lstrip("-").isdecimal() and stop.isdecimal():
-        rest = (int(stop) - int(start)) % length
-        whole = str(int(stop) - rest)
+        rest = max(int(stop) - int(start), 0) % length
+        count, whole = str(rest), str(max(int(stop), int(start)) - rest)
     else:
         here = emitter.builder()
         most = emitter.maximum(here.line(f"sub i64 {stop}, {start}"), "0")
-        blocks = here.line(f"and i64 {most}, {-length}")
-        rest, whole = 0, here.line(f"add i64 {start}, {blocks}")
+        count = here.line(f"and i64 {most}, {length - 1}")
+        whole = here.line(f"sub i64 {stop}, {count}")
     if start != whole:
         emitter.open_loop(None, start, whole, length, not whole.isdecimal())
         emitter.levels[-1].changes = arrays_written(loop)
-        _block(emitter, loop, loads, emitter.counter(), length, length, emit)
+        _block(emitter, loop, loads, emitter.counter(), str(length), length, emit)
         emitter.close_loop()
-    if rest == 0:
-        return whole
-    short = LEAST_ROWS
-    while short < rest:
-        short *= 2
-    emitter.open()
-    emitter.levels[-1].changes = arrays_written(loop)
-    _block(emitter, loop, loads, whole, rest, short, emit)
-    emitter.close_straight((), emit)
-    return stop
+    if not count.isdecimal():
+        emitter.open_branch(emitter.builder().line(f"icmp sgt i64 {count}, 0"))
+        emitter.levels[-1].changes = arrays_written(loop)
+        _block(emitter, loop, loads, whole, count, length, emit)
+        emitter.close_branch()
+    elif int(count) > 0:
+        short = LEAST_ROWS
+        while short < int(count):
+            short *= 2
+        emitter.open()
+        emitter.levels[-1].changes = arrays_written(loop)
+        _block(emitter, loop, loads, whole, count, short, emit)
+        emitter.close_straight((), emit)
 
 
 def _block(
-    emitter: IndexEmitter, loop: Loop, loads: list[Expr], first: str, count: int, length: int,
+    emitter: IndexEmitter, loop: Loop, loads: list[Expr], first: str, count: str, length: int,
     emit: Callable[[Statement], None],
 ) -> None:  # fmt: skip
     """`count` iterations from `first` on; vectors of `length` of them are loaded."""
-    known = [
-        _transposed(emitter, loop.variable, load, first, count, length, emit) for load in loads
-    ]
-    for number in range(count):
-        emitter.open()
+    known = count.isdecimal()
+    if known:
+        bits = ", ".join(f"i1 {'true' if i < int(count) else 'false'}" for i in range(length))
+        mask = f"<{bits}>" if int(count) < length else ""
+    else:
+        here = emitter.builder()
+        numbers = broadcast(here, Value(count, dtypes.int64, 1), length)
+        steps = ", ".join(f"i64 {i}" for i in range(length))
+        mask = here.line(f"icmp slt <{length} x i64> <{steps}>, {numbers.text}")
+    along = Lanes(first, length)
+    columns = [_transposed(emitter, loop.variable, load, along, mask, emit) for load in loads]
+    for number in range(int(count) if known else length - 1):
+        if known:
+            emitter.open()
+        else:
+            emitter.open_branch(emitter.builder().line(f"icmp sgt i64 {count}, {number}"))
         here = emitter.builder()
         emitter.scalars[loop.variable] = (
             str(int(first) + number) if first.isdecimal()
             else here.line(f"add i64 {first}, {number}")
         )  # fmt: skip
         emitter.bound(loop.variable)
-        for load, columns in zip(loads, known, strict=True):
-            emitter.remember(load, columns[number], len(emitter.levels) - 1)
-        emitter.close_straight(loop.body, emit)
+        for load, values in zip(loads, columns, strict=True):
+            emitter.remember(load, values[number], len(emitter.levels) - 1)
+        for statement in loop.body:
+            emit(statement)
+        if known:
+            emitter.close_straight((), emit)
+        else:
+            emitter.close_branch()
 
 
 def _transposed(
-    emitter: IndexEmitter, variable: Atom, load: Expr, first: str, count: int, length: int,
+    emitter: IndexEmitter, variable: Atom, load: Expr, block: Lanes, mask: str,
     emit: Callable[[Statement], None],
 ) -> list[Value]:  # fmt: skip
-    """What a load gives in each of the iterations, one vector along the lanes in scope for each."""
-    vectors = emitter.vectors
+    """What a load gives in each of a block's iterations: vectors along the lanes in scope.
+
+    mask: of the iterations that count; empty if all do.
+    """
+    vectors, length = emitter.vectors, block.width
     width = next(iter(vectors.values())).width
     along = Atom("var", variable.name + ".along", variable.low, variable.high)
     rows = []
@@ -115,10 +138,9 @@ def _transposed(
         emitter.open()
         number = _lane_that_counts(emitter, lane)
         known = {atom: add(emitter.at_base(Affine(0, ((atom, 1),))), number) for atom in vectors}
-        emitter.vectors = {along: Lanes(first, length)}
+        emitter.vectors = {along: block}
         emitter.bound(along)
-        bits = ", ".join(f"i1 {'true' if i < count else 'false'}" for i in range(length))
-        emitter.levels[-1].mask = f"<{bits}>" if count < length else ""
+        emitter.levels[-1].mask = mask
         changed = expr.substitute_in(load, {**known, variable: Affine(0, ((along, 1),))})
         rows.append(broadcast(emitter.builder(), emitter.value(changed), length))
         emitter.vectors = vectors

@@ -10,7 +10,7 @@ twice or if that level is not its user's; else it is written where it is used.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from minigrad.errors import CompileError
@@ -45,14 +45,30 @@ LONGEST = 160  # letters of an expression that is not given a name for its lengt
 
 @dataclass(frozen=True)
 class Source:
-    """A program text with one kernel.
+    """One kernel: declarations and functions that it uses, and its text before and after its name.
 
     scratch_bytes: of the last argument, for each work-item (0: there is no such argument).
     """
 
-    text: str
+    prelude: tuple[str, ...]
+    head: str
     name: str
+    body: str
     scratch_bytes: int
+
+    @property
+    def text(self) -> str:
+        """A program with this kernel only."""
+        return join([self])[0]
+
+
+def join(sources: Sequence[Source]) -> tuple[str, list[str]]:
+    """A program of several kernels, and what they are called in it."""
+    alone = len(sources) == 1
+    names = [s.name if alone else f"{s.name}_{n}" for n, s in enumerate(sources)]
+    shared = dict.fromkeys(text for source in sources for text in source.prelude)
+    kernels = [s.head + name + s.body for s, name in zip(sources, names, strict=True)]
+    return "\n".join([*shared, *kernels, ""]), names
 
 
 def render(nest: Nest, fp64: bool = True, device: str = "CL") -> Source:
@@ -94,10 +110,10 @@ class Emitter(IndexEmitter):
         scratch = self._scratch(shared)
         self._parallel(nest.parallel, strided=bool(shared))
         entry = self.levels[0].lines
-        head = f"__kernel {self.attributes}void {nest.name}({', '.join(arguments)}) {{"
-        body = [INDENT + line for line in (*scratch, *self.declared, *entry)]
-        text = "\n".join([*self.language.prelude(), head, *body, "}", ""])
-        return Source(text, nest.name, shared)
+        lines = [INDENT + line for line in (*scratch, *self.declared, *entry)]
+        body = "\n".join([f"({', '.join(arguments)}) {{", *lines, "}"])
+        head = f"__kernel {self.attributes}void "
+        return Source(self.language.prelude(), head, nest.name, body, shared)
 
     @property
     def attributes(self) -> str:

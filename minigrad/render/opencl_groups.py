@@ -9,6 +9,8 @@ length are read and written as one word.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from minigrad.dtype import DType, dtypes
 from minigrad.graph.node import Op
 from minigrad.graph.symbolic import Integer, sub
@@ -50,7 +52,7 @@ class GroupsEmitter(LanesEmitter):
         made = super().source()
         if not self.uses_subgroups:
             return made
-        return Source(f"{SUBGROUPS}\n{made.text}", made.name, made.scratch_bytes)
+        return replace(made, prelude=(SUBGROUPS, *made.prelude))
 
     @property
     def attributes(self) -> str:

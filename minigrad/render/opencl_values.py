@@ -184,12 +184,10 @@ class Language:
             self.functions[full] = text
         return full
 
-    def prelude(self) -> list[str]:
+    def prelude(self) -> tuple[str, ...]:
         """What stands before the kernel."""
-        lines = ["#pragma OPENCL EXTENSION cl_khr_fp64 : enable"] if self.doubles else []
-        for text in self.functions.values():
-            lines += text.split("\n")
-        return lines
+        doubles = ("#pragma OPENCL EXTENSION cl_khr_fp64 : enable",) if self.doubles else ()
+        return (*doubles, *self.functions.values())
 
     # ---- memory ----
 

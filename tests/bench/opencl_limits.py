@@ -4,6 +4,9 @@
 
 Like clpeak's: every work-item keeps some chains of fused multiply-adds going, in vectors of several
 widths; the best is the limit. The bandwidth is that of a copy of buffers much larger than a cache.
+On a GPU neighbouring work-items take neighbouring vectors. A CPU runs one work-item after the
+other, each to its end: there each has a stretch of memory of its own, else it would read one vector
+of each page, and the next work-item all of these pages again.
 """
 
 from __future__ import annotations
@@ -31,9 +34,11 @@ STEP
 }
 """
 COPY = """
-__kernel void copy(__global const float4 *from, __global float4 *to, const int count) {
-    const int step = get_global_size(0);
-    for (int i = get_global_id(0); i < count; i += step) to[i] = from[i] * 1.5f;
+__kernel void copy(__global const T *from, __global T *to, int count, int chunk) {
+    const int first = get_global_id(0) * (chunk ? chunk : 1);
+    const int stop = chunk ? min(first + chunk, count) : count;
+    const int step = chunk ? 1 : get_global_size(0);
+    for (int i = first; i < stop; i += step) to[i] = from[i] * 1.5f;
 }
 """
 
@@ -97,17 +102,18 @@ def peak_bandwidth(runtime: Any, nbytes: int) -> float:
     import numpy as np
     import pyopencl as cl
 
-    queue = runtime.timed_queue()
+    queue, on_cpu = runtime.timed_queue(), runtime.recipes == "cpu"
     buffers = [cl.Buffer(runtime.context, cl.mem_flags.READ_WRITE, nbytes) for _ in range(2)]
     for buffer in buffers:
         cl.enqueue_fill_buffer(queue, buffer, np.float32(1), 0, nbytes)
-    kernel = cl.Kernel(cl.Program(runtime.context, COPY).build(), "copy")
-    best = 0.0
+    width, group = (16, 1) if on_cpu else (4, 64)
+    program = cl.Program(runtime.context, COPY.replace("T ", f"float{width} ")).build()
+    kernel, count, best = cl.Kernel(program, "copy"), nbytes // (4 * width), 0.0
     for groups in (8, 32, 128):
-        items = runtime.device.max_compute_units * groups * 64
-        kernel.set_args(*buffers, np.int32(nbytes // 16))
+        items = runtime.device.max_compute_units * groups * group
+        kernel.set_args(*buffers, np.int32(count), np.int32(-(-count // items) if on_cpu else 0))
         took = _best(queue, lambda n=items: cl.enqueue_nd_range_kernel(
-            queue, kernel, (n,), (64,)
+            queue, kernel, (n,), (group,)
         ))  # fmt: skip
         best = max(best, 2.0 * nbytes / took)
     return best

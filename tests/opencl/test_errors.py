@@ -13,7 +13,13 @@ from minigrad.cache import pack, unpack
 from minigrad.device import Device
 from minigrad.errors import CompileError, DeviceError
 from minigrad.render.opencl import Source
-from minigrad.runtimes import opencl, opencl_build, opencl_devices, opencl_memory
+from minigrad.runtimes import (
+    opencl,
+    opencl_build,
+    opencl_devices,
+    opencl_memory,
+    opencl_pocl,
+)
 
 pytest.importorskip("pyopencl")
 
@@ -66,7 +72,7 @@ def test_no_platform_at_all(tmp_path):
 
 
 def test_no_linker(tmp_path):
-    if opencl_devices.devices()[0].platform.name != opencl_devices.POCL:
+    if opencl_devices.devices()[0].platform.name != opencl_pocl.POCL:
         pytest.skip("only PoCL calls a linker")
     error, after = run_in(PATH=str(tmp_path))
     assert "needs the linker `ld`, which is not on PATH" in error and "binutils" in error
@@ -79,28 +85,33 @@ def test_pyopencl_is_missing(monkeypatch):
         opencl_devices.devices()
 
 
+def source(name, body):
+    return Source((), "__kernel void ", name, f"(__global float *a) {{ {body} }}", 0)
+
+
 def test_a_kernel_that_cannot_be_built(runtime, first):
-    broken = Source("__kernel void broken(__global float *a) { a[0] = nothing; }", "broken", 0)
-    with pytest.raises(CompileError, match=r"(?s)cannot build the kernel 'broken'.*nothing"):
-        opencl_build.build(
-            runtime.context, runtime.device, runtime.label, broken, []
-        )
+    """The message names it also where it was built together with others."""
+    good, broken = source("good", "a[0] = 1;"), source("broken", "a[0] = nothing;")
+    for sources in ([broken], [good, broken]):
+        with pytest.raises(CompileError, match=r"(?s)cannot build the kernel 'broken'.*nothing"):
+            opencl_build.build(runtime.context, runtime.device, runtime.label, sources, [])
     assert (Tensor([2.0], device=first) * 2).tolist() == [4.0]
 
 
 def test_a_built_kernel_is_kept_for_this_driver_only(runtime, tmp_path, monkeypatch):
     """A damaged or refused binary is built anew."""
-    text = "__kernel void kept(__global float *a) { a[0] = %d; }"
+    monkeypatch.setattr(opencl_build, "is_pocl", lambda device: False)  # which keeps them itself
 
-    def built(number):
+    def built(*numbers):
         before = GlobalCounters.kernels_compiled
-        source = Source(text % number, "kept", 0)
-        program = opencl_build.build(runtime.context, runtime.device, runtime.label, source, [])
-        assert program.kernel_names == "kept"
+        sources = [source("kept", f"a[0] = {number};") for number in numbers]
+        made = opencl_build.build(runtime.context, runtime.device, runtime.label, sources, [])
+        for program, name in made:
+            assert name in program.kernel_names.split(";")
         return GlobalCounters.kernels_compiled - before
 
     with Context(CACHE=str(tmp_path)):
-        assert [built(1), built(1), built(2)] == [1, 0, 1]
+        assert [built(1), built(1), built(2), built(1, 3), built(1, 3)] == [1, 0, 1, 2, 0]
         key = opencl_build._key
         monkeypatch.setattr(opencl_build, "_key", lambda device, *rest: key(Newer(device), *rest))
         assert [built(1), built(1)] == [1, 0]

@@ -63,6 +63,7 @@ def text_of(build: Build) -> str:
 def test_no_gathers() -> None:
     """Not even where lanes of the last vector do not count, nor rows of the last block."""
     assert "gather" not in text_of(across(42, 85))
+    assert "gather" not in text_of(across(70, 85))
     assert "gather" in text_of(across(42, 85, dtypes.float16))  # elements of 2 bytes are gathered
 
 

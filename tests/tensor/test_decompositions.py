@@ -48,23 +48,23 @@ def test_factors_of_awkward_matrices(kind: str, device: str) -> None:
     assert (np.diff(s) <= 0).all()
 
 
-def test_every_column_is_the_same_program() -> None:
+def test_every_column_is_the_same_program(compiled: str) -> None:
     """Fewer programs than columns; and once the steps are captured, other values need none."""
     start = GlobalCounters.programs_compiled
     for _ in range(2):
-        Tensor.realize(*Tensor(np.eye(24), device="CPU").qr())
+        Tensor.realize(*Tensor(np.eye(24), device=compiled).qr())
     assert GlobalCounters.programs_compiled - start < 16
     before = GlobalCounters.programs_compiled
     x = np.random.default_rng(1).normal(size=(24, 24))
-    q, r = Tensor(x, device="CPU").qr()
+    q, r = Tensor(x, device=compiled).qr()
     Tensor.realize(q, r)
     assert GlobalCounters.programs_compiled == before
     assert abs(q.numpy() @ r.numpy() - x).max() < 1e-13
 
 
-def test_no_gradient_beyond_the_rank() -> None:
+def test_no_gradient_beyond_the_rank(device: str) -> None:
     """The complete Q of a tall matrix is a constant."""
-    x = Tensor(np.random.default_rng(2).normal(size=(4, 2)), device="CPU")
+    x = Tensor(np.random.default_rng(2).normal(size=(4, 2)), device=device)
     with pytest.raises(GradientError):
         x.qr("complete")[0].sum().gradient(x)
 

@@ -29,10 +29,10 @@ def _keys(dtype: str, shape: tuple[int, ...], seed: int) -> np.ndarray:
     [((COUNTED, 2), 0), ((2, COUNTED + 1), 1), ((3, 300), 1), ((2, CHUNK + 1), 1),
      ((2 * CHUNK + 3,), 0)],
 )  # fmt: skip
-def test_stable_permutation(dtype: str, shape: tuple[int, ...], axis: int) -> None:
+def test_stable_permutation(dtype: str, shape: tuple[int, ...], axis: int, compiled: str) -> None:
     """By counting, by one chunk, and by several; the last of them not full."""
     keys = _keys(dtype, shape, 1)
-    found = Tensor._of(build.sort(Tensor(keys, device="CPU").node, axis)).numpy()
+    found = Tensor._of(build.sort(Tensor(keys, device=compiled).node, axis)).numpy()
     assert found.dtype == np.int32
     assert np.array_equal(found, np.argsort(keys, axis=axis, kind="stable"))
 
@@ -61,10 +61,10 @@ def test_devices_sort_as_numpy(shape: tuple[int, ...], device: str) -> None:
 
 @pytest.mark.parametrize("largest", [True, False])
 @pytest.mark.parametrize("length", [algorithms.BY_COUNTING, 4096, 5001])
-def test_topk_of_equal_elements(length: int, largest: bool) -> None:
+def test_topk_of_equal_elements(length: int, largest: bool, compiled: str) -> None:
     """The earliest of equal elements win, whichever way they are found."""
     x = np.random.default_rng(length).integers(0, 6, (2, length)).astype(np.int16)
-    values, places = Tensor(x, device="CPU").topk(9, largest=largest)
+    values, places = Tensor(x, device=compiled).topk(9, largest=largest)
     wanted = np.argsort(-x if largest else x, axis=1, kind="stable")[:, :9]
     assert np.array_equal(places.numpy(), wanted)
     assert np.array_equal(values.numpy(), np.take_along_axis(x, wanted, 1))
@@ -72,32 +72,32 @@ def test_topk_of_equal_elements(length: int, largest: bool) -> None:
 
 @pytest.mark.parametrize("length", [2 * BLOCK, 2 * BLOCK + 1, 3 * BLOCK])
 @pytest.mark.parametrize("axis", [0, 1])
-def test_long_running_reductions(length: int, axis: int) -> None:
+def test_long_running_reductions(length: int, axis: int, compiled: str) -> None:
     """Blocks go on where the one before them ended: sums wrap, products of signs, extremes."""
     generator = np.random.default_rng([length, axis])
     shape = (length, 2) if axis == 0 else (2, length)
     x = generator.integers(-(2**31), 2**31, shape).astype(np.int32)
-    t = Tensor(x, device="CPU")
+    t = Tensor(x, device=compiled)
     assert np.array_equal(t.cumsum(axis).numpy(), np.cumsum(x, axis, dtype=np.int32))
     signs = np.where(x % 2 == 0, -1, 1).astype(np.int32)
-    product = Tensor(signs, device="CPU").cumprod(axis).numpy()
+    product = Tensor(signs, device=compiled).cumprod(axis).numpy()
     assert np.array_equal(product, np.cumprod(signs, axis, dtype=np.int32))
     values, places = t.cummin(axis)
     assert np.array_equal(values.numpy(), np.minimum.accumulate(x, axis))
     assert np.array_equal(np.take_along_axis(x, places.numpy(), axis), values.numpy())
 
 
-def test_gradient_of_sort_goes_back_to_where_it_came_from() -> None:
+def test_gradient_of_sort_goes_back_to_where_it_came_from(device: str) -> None:
     """Each element's gradient follows it."""
-    x = Tensor([3.0, 1.0, 2.0], device="CPU")
+    x = Tensor([3.0, 1.0, 2.0], device=device)
     values, _ = x.sort()
-    (gradient,) = (values * Tensor([1.0, 10.0, 100.0], device="CPU")).sum().gradient(x)
+    (gradient,) = (values * Tensor([1.0, 10.0, 100.0], device=device)).sum().gradient(x)
     assert gradient.tolist() == [100.0, 1.0, 10.0]
 
 
 def test_what_cannot_be_sorted() -> None:
     """The constructors say what they expect."""
-    node = Tensor([1.0, 2.0], device="CPU").node
+    node = Tensor([1.0, 2.0]).node
     with pytest.raises(DTypeError, match="unsigned"):
         build.sort(node, 0)
     with pytest.raises(ShapeError, match="axis 1"):
