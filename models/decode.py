@@ -1,7 +1,8 @@
 """Token after token: keys and values are kept, so that each new token costs one position.
 
-The prompt is read in one pass. From then on one captured step serves all positions: the position is
-a bound variable, where the step writes its key and value, and up to where it attends.
+The prompt is read in one pass, and so is what is added to it later. One captured step serves all
+positions: the position is a bound variable, where the step writes its key and value, and up to
+where it attends.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 Prompt = Sequence[int]
 POLICIES = ("roll", "error")
+FEW = 4  # new tokens that are read one by one, by the step that is compiled anyway
 
 
 class ContextFull(BoundsError):
@@ -44,6 +46,12 @@ class KeyValueCache:
     def nbytes(self) -> int:
         """Bytes of memory."""
         return 2 * math.prod(self.keys._known_shape()) * self.keys.dtype.itemsize
+
+
+def seen(x: Tensor, context: int, start: Integer) -> Tensor:
+    """What each of x's positions (batch, length, …) sees from `start` on: (length, keys), bool."""
+    places, end = Tensor.arange(context, device=x.device), start + x.shape[1]
+    return places[:end] <= places[start:end].unsqueeze(1)
 
 
 def cache_bytes(config: GPTConfig, batch: int = 1, itemsize: int = 4) -> int:
@@ -97,6 +105,7 @@ class Decoder:
         with Tensor.no_grad():
             if self.used == 0:
                 return self._read()
+            self._read_on()
             while True:
                 position = Variable("position", 0, context - 1).bind(self.used)
                 ids = Tensor([[row[self.used]] for row in self.window])
@@ -138,6 +147,21 @@ class Decoder:
         Tensor.realize(logits, *kept)
         self.used = length
         return logits.numpy()
+
+    def _read_on(self) -> None:
+        """All new tokens but the last, where they are several: one pass from the first of them.
+
+        It is padded as in `_read`, as long as the context has room for that.
+        """
+        count, context = len(self.window[0]) - 1 - self.used, self.model.config.context
+        width = 1 << max(count - 1, 0).bit_length()
+        if count < FEW or self.used + width > context:
+            return
+        rows = [row[self.used : -1] + [0] * (width - count) for row in self.window]
+        start = Variable("start", 0, context - width).bind(self.used)
+        self.model.features(Tensor(rows), self.caches, start)
+        Tensor.realize(*(t for cache in self.caches for t in (cache.keys, cache.values)))
+        self.used += count
 
     def _one(self, ids: Tensor, position: Integer) -> Tensor:
         """(rows, 1) tokens at one position → logits (rows, vocabulary)."""

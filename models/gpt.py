@@ -106,17 +106,18 @@ class Attention:
     def __call__(self, x: Tensor, cache: KeyValueCache | None = None, start: Integer = 0) -> Tensor:
         """(batch, length, dim) → the same shape; a position sees itself and those before it.
 
-        With a cache, x are the positions from `start`: 0, or, for a single one, any.
+        With a cache, x are the positions from `start`.
         """
         q, k, v = self.heads(x, start)
         if cache is not None:
             k, v = cache.extend(k, v, start)
         single = x.shape[1] == 1  # the last position sees them all
+        seen = None if single or start == 0 else decode.seen(x, self.config.context, start)
         if self.attend is not None:
             y = self.attend(q, k, v)
         else:
             y = q.scaled_dot_product_attention(
-                k, v, dropout_p=self.config.dropout, is_causal=not single,
+                k, v, seen, self.config.dropout, is_causal=not single and seen is None,
                 enable_gqa=self.config.key_value_heads < self.config.heads,
             )  # fmt: skip
         return self.c_proj(y.transpose(1, 2).reshape(x.shape)).dropout(self.config.dropout)
@@ -232,8 +233,8 @@ class GPT:
     ) -> Tensor:
         """What the last layer knows of each position: (batch, length, dim).
 
-        With a cache for each layer, ids are the tokens from position `start`: 0, or, for a single
-        token, the first position that is not in the caches yet.
+        With a cache for each layer, ids are the tokens from position `start`, the first that is
+        not in the caches yet.
         """
         x = self.embed(ids, start)
         for number, block in enumerate(self.h):

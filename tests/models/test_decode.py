@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -11,6 +13,7 @@ from minigrad.models.gpt import GPT, GPTConfig
 from minigrad.models.gpt_config import llama
 
 TINY = GPTConfig(layers=2, heads=2, dim=16, context=8, vocabulary=11)
+TINY_LONG = replace(TINY, context=54)
 
 
 def strong_model(config: GPTConfig) -> GPT:
@@ -50,6 +53,22 @@ def test_a_context_of_one(on_device: str) -> None:
         decoder.append([token])
         wanted = model(Tensor([[token]])).numpy()[:, -1]
         np.testing.assert_allclose(decoder.logits(), wanted, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("config", [TINY_LONG, llama(2, 4, 16, 54, 11, key_heads=2)])
+def test_more_tokens_are_read_in_one_pass(config: GPTConfig, on_device: str) -> None:
+    model, generator = strong_model(config), np.random.default_rng(0)
+    decoder = Decoder(model, [[3, 1, 4]])
+    decoder.logits()
+    for count in (9, 6, 1, 20, 11):  # the last has no room for its padding
+        decoder.extend(generator.integers(0, 11, count).tolist())
+        before = GlobalCounters.program_calls
+        got = decoder.logits()
+        if 6 <= count < 20:
+            passes = GlobalCounters.program_calls - before
+            assert passes <= 4 or count == 11, passes
+        wanted = model(Tensor([decoder.rows[0]])).numpy()[:, -1]
+        np.testing.assert_allclose(got, wanted, rtol=1e-4, atol=1e-4)
 
 
 def test_one_step_serves_all_positions() -> None:

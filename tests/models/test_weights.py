@@ -111,10 +111,11 @@ def dequantized(weight: Any) -> Any:
     """By the book, with numpy, of the packed tensors."""
     if not isinstance(weight, Quantized):
         return weight.numpy()
-    q, scale = weight.quants.numpy(), weight.scales.numpy().astype(np.float32)
+    q, scale, *minima = (part.numpy() for part in weight.by_rows())
+    scale = scale.astype(np.float32)
     if weight.kind.halves:
         q = np.concatenate([q & 15, q >> 4], 2)
-    minimum = 0 if weight.minima is None else weight.minima.numpy().astype(np.float32)
+    minimum = minima[0].astype(np.float32) if minima else 0
     return (q.astype(np.float32) * scale + minimum).reshape(weight.shape)
 
 
