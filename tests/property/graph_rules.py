@@ -11,6 +11,7 @@ from math import exp, prod, sqrt
 
 import numpy as np
 
+from .compare import EPSILON
 from .graph_steps import MAXIMAL_SIZE, Maker, Shape, Value
 
 # Code of one operand x → the bound of its result, from the bound of x. Smooth everywhere.
@@ -38,6 +39,7 @@ SMOOTH: list[tuple[str, Callable[[float], float]]] = [
     ("{x}.contiguous()", lambda b: b),
     ("{x}.softplus()", lambda b: b + 1),
 ]
+PERIODIC = ("{x}.sin()", "{x}.cos()")
 # The same with a kink: continuous, but no gradient may be taken through them.
 KINKED: list[tuple[str, Callable[[float], float]]] = [
     ("{x}.abs()", lambda b: b),
@@ -53,6 +55,8 @@ def unary(m: Maker) -> None:
     x = m.number()
     table = SMOOTH if m.smooth or m.chance(0.75) else KINKED
     code, bound = table[m.below(len(table))]
+    if code in PERIODIC and x.bound * EPSILON[m.noise] > 1 / 64:  # rounding is part of a period
+        code = code.format(x=f"({{x}} * {4 / x.bound:.6g})")
     m.add(code.format(x=x.name), [x], x.shape, x.dtype, bound(x.bound), code in ("(-{x})",))
 
 
