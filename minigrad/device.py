@@ -106,6 +106,10 @@ class Runtime(Protocol):
         """Uninitialised memory of at least nbytes (which may be 0)."""
         ...
 
+    def allocate_zeros(self, nbytes: int) -> Any:
+        """Like `allocate`, but the first nbytes are 0; the device knows best how that is cheap."""
+        ...
+
     def free(self, memory: Any, nbytes: int) -> None:
         """Give memory back (it may be kept for a later `allocate`)."""
         ...
@@ -165,6 +169,10 @@ class Watch(Protocol):
         """The host is about to write a buffer."""
         ...
 
+    def makes(self, buffer: Buffer) -> None:
+        """The host has made a buffer that has values already."""
+        ...
+
     def replaces(self, holder: Any) -> None:
         """A tensor without memory is about to get another value."""
         ...
@@ -219,8 +227,8 @@ class Buffer:
         return self.handle
 
     @property
-    def is_allocated(self) -> bool:
-        """Whether the device holds memory for it already."""
+    def has_values(self) -> bool:
+        """Whether it holds something already."""
         return self.handle is not None
 
     def copy_in(self, data: bytes | bytearray | memoryview) -> None:
@@ -277,6 +285,29 @@ class Buffer:
             runtime = Device.opened.get(self.device)
             if runtime is not None:
                 runtime.free(self.handle, self.size * self.dtype.itemsize)
+
+
+class Zeros(Buffer):
+    """A buffer that holds zeros, and has no memory before somebody looks at them."""
+
+    __slots__ = ()
+    has_values = True
+    _first_look = threading.RLock()  # again, where the collector of garbage makes another look
+
+    def __init__(self, device: str, dtype: DType, size: int) -> None:
+        super().__init__(device, dtype, size)
+        if watching.watch is not None:
+            watching.watch.makes(self)
+
+    @property
+    def memory(self) -> Any:
+        """The runtime's handle: the same for two threads that look at once."""
+        if self.handle is None:
+            runtime = Device[self.device]
+            with self._first_look:
+                if self.handle is None:
+                    self.handle = runtime.allocate_zeros(self.nbytes)
+        return self.handle
 
 
 class _Devices:

@@ -180,33 +180,37 @@ class Block:
 class GPT:
     """model(ids) → logits; ids (batch, length) of integers, logits (batch, length, vocabulary).
 
-    initialize=False leaves the weights to whoever makes the model, and computes none.
+    initialize=False leaves the weights, which are zero, to whoever makes the model.
     """
 
     def __init__(self, config: GPTConfig, initialize: bool = True) -> None:
         self.config = config
-        self.wte = nn.Embedding(config.vocabulary, config.dim)
-        if config.positions == "learned":
-            self.wpe = nn.Embedding(config.context, config.dim)
-        self.h = [Block(config) for _ in range(config.layers)]
-        self.ln_f = make_norm(config)
+        with nn.blank():
+            self.wte = nn.Embedding(config.vocabulary, config.dim)
+            if config.positions == "learned":
+                self.wpe = nn.Embedding(config.context, config.dim)
+            self.h = [Block(config) for _ in range(config.layers)]
+            self.ln_f = make_norm(config)
+            if not config.tied:
+                self.lm_head = Linear(config, config.dim, config.vocabulary, bias=False)
         self.spans: Spans = ()  # the positions that are here, where ranks share a sequence
-        if not config.tied:
-            self.lm_head = Linear(config, config.dim, config.vocabulary, bias=False)
         if initialize:
             self.initialize()
 
     def initialize(self) -> None:
         """Weights as in GPT-2: normal, 0.02; what ends a residual branch is scaled by depth."""
         named = nn.state.get_state_dict(self)
+        biases = [parameter for name, parameter in named.items() if name.endswith("bias")]
         with Tensor.no_grad():
             for name, parameter in named.items():
-                if name.endswith("bias"):
-                    parameter.assign(0.0)
-                elif parameter.ndim >= 2:
+                if parameter.ndim >= 2 and not name.endswith("bias"):
                     ends_branch = name.endswith("c_proj.weight")
                     deviation = 0.02 / math.sqrt(2 * self.config.layers if ends_branch else 1)
-                    parameter.assign(Tensor.randn(*parameter.shape) * deviation)
+                    # One by one: those of one shape are then drawn by one program. Nothing else
+                    # waits meanwhile, for `realize` looks through all that does.
+                    parameter.assign(Tensor.randn(*parameter.shape) * deviation).realize()
+            for bias in biases:
+                bias.assign(0.0)
         Tensor.realize(*named.values())
 
     def embed(self, ids: Tensor, start: Integer = 0) -> Tensor:

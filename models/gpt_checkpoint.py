@@ -88,7 +88,7 @@ def load_training(path: Path) -> tuple[GPT, Tokenizer, Resumable | None]:
     except (TypeError, ValueError, RecursionError) as error:
         raise InputError(f"{path} is no checkpoint of models/gpt.py: {error}") from None
     _check_sizes(path, config, tokenizer, tensors)
-    model = GPT(config)
+    model = GPT(config, initialize=False)
     try:
         nn.state.load_state_dict(model, tensors)
     except (MinigradError, KeyError) as error:

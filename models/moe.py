@@ -28,6 +28,7 @@ from minigrad.errors import ShapeError
 from minigrad.graph import build
 from minigrad.graph.node import Node
 from minigrad.models.checkpoint import plain_shape
+from minigrad.nn.layers import uniform
 
 BLOCK_ROWS = 128  # of one expert's tokens, over which the packing of its matrices pays
 
@@ -218,13 +219,8 @@ class Experts:
     """One matrix per expert: weight (experts, out, in), bias (experts, out) or None."""
 
     def __init__(self, experts: int, inputs: int, outputs: int, bias: bool) -> None:
-        bound = 1 / math.sqrt(inputs)
-        self.weight = Tensor.uniform(experts, outputs, inputs, low=-bound, high=bound,
-                                     requires_grad=True)  # fmt: skip
-        self.bias = (
-            Tensor.uniform(experts, outputs, low=-bound, high=bound, requires_grad=True)
-            if bias else None
-        )  # fmt: skip
+        self.weight = uniform((experts, outputs, inputs), inputs)
+        self.bias = uniform((experts, outputs), inputs) if bias else None
 
     def __call__(self, x: Tensor, which: Tensor | Blocks) -> Tensor:
         """Blocks (blocks, rows, in), each for the expert which[block] → (blocks, rows, out)."""

@@ -73,6 +73,12 @@ class CPU:
         """The address of memory: 64-byte aligned, or under GUARD right before a guard."""
         return cpu_memory.allocate_exact(nbytes) if flag("GUARD") else cpu_memory.allocate(nbytes)
 
+    def allocate_zeros(self, nbytes: int) -> int:
+        """Like `allocate`, full of zeros."""
+        if flag("GUARD"):
+            return cpu_memory.allocate_exact(nbytes, filler=0)
+        return cpu_memory.allocate_zeros(nbytes)
+
     def free(self, memory: int, nbytes: int) -> None:
         """Give memory back to the pool."""
         cpu_memory.free(memory, nbytes)

@@ -76,8 +76,11 @@ class _Blocks:
         self.held_peak = 0
         self.slab = self.slab_end = 0
 
-    def take(self, size: int) -> int:
-        """A block of a size class, the one that was given back last if there is any."""
+    def take(self, size: int) -> tuple[int, bool]:
+        """A block of a size class, the one that was given back last if there is any.
+
+        And whether it is new: nobody has written to it, and the system gave it full of zeros.
+        """
         self.put_away()
         idle = self.idle.get(size)
         if idle:
@@ -85,8 +88,8 @@ class _Blocks:
             if size > LARGEST_SMALL:
                 del self.idle_large[address]
                 self.idle_large_bytes -= size
-            return address
-        return self.cut(size) if size <= LARGEST_SMALL else self.fresh(size)
+            return address, False
+        return (self.cut(size) if size <= LARGEST_SMALL else self.fresh(size)), True
 
     def cut(self, size: int) -> int:
         """A small block from the slab; what is left of a used-up slab (< 1/8) is given up."""
@@ -202,14 +205,14 @@ def _map_anywhere(length: int) -> int | None:
     raise OSError(code, f"mmap of {length:,} bytes failed: {os.strerror(code)}")
 
 
-def _take(nbytes: int, counted: int) -> int:
+def _take(nbytes: int, counted: int) -> tuple[int, bool]:
     if nbytes < 0:
         raise ValueError(f"cannot allocate {nbytes} bytes: expected 0 or more")
     with _blocks.lock:
-        address = _blocks.take(size_class(nbytes))
+        taken = _blocks.take(size_class(nbytes))
         _count(counted)
     _blocks.settle()
-    return address
+    return taken
 
 
 def _count(nbytes: int) -> None:
@@ -225,7 +228,7 @@ def _count(nbytes: int) -> None:
 
 def reserve(nbytes: int) -> int:
     """Like `allocate`, but not counted as memory of tensors (scratch areas, tables)."""
-    return _take(nbytes, 0)
+    return _take(nbytes, 0)[0]
 
 
 def release(address: int, nbytes: int) -> None:
@@ -243,10 +246,18 @@ def allocate(nbytes: int) -> int:
         try:
             address = ready.pop()
         except IndexError:  # another thread was faster
-            return _take(nbytes, nbytes)
+            return _take(nbytes, nbytes)[0]
         _count(nbytes)
         return address
-    return _take(nbytes, nbytes)
+    return _take(nbytes, nbytes)[0]
+
+
+def allocate_zeros(nbytes: int) -> int:
+    """Like `allocate`, but the memory is zero; new pages are, and stay untouched."""
+    address, is_new = _take(nbytes, nbytes)
+    if not is_new:
+        ctypes.memset(address, 0, nbytes)
+    return address
 
 
 def free(address: int, nbytes: int) -> None:
@@ -265,11 +276,12 @@ def free(address: int, nbytes: int) -> None:
     _blocks.give(address, size_class(nbytes), nbytes)
 
 
-def allocate_guarded(nbytes: int, alignment: int = 16) -> int:
+def allocate_guarded(nbytes: int, alignment: int = 16, filler: int = POISON) -> int:
     """Memory of its own between two unreadable pages, as far to the right as alignment allows.
 
-    An access behind the end ends the process; with an `alignment` (a power of two) that divides
-    nbytes, from the first byte on. What lies before the block is checked when it is freed.
+    It holds the byte `filler`. An access behind the end ends the process; with an `alignment` (a
+    power of two) that divides nbytes, from the first byte on. What lies before the block is checked
+    when it is freed.
     """
     if nbytes < 0 or alignment < 1 or alignment & (alignment - 1) or alignment > PAGE:
         raise ValueError(
@@ -286,18 +298,20 @@ def allocate_guarded(nbytes: int, alignment: int = 16) -> int:
         if _mprotect(page, PAGE, _PROT_NONE):
             raise OSError(ctypes.get_errno(), "mprotect failed: cannot guard a buffer")
     address = (start + PAGE + data - nbytes) & -alignment
+    if filler != POISON:
+        ctypes.memset(address, filler, nbytes)
     _guarded[address] = (start, length, nbytes)
     with _blocks.lock:
         _count(nbytes)
     return address
 
 
-def allocate_exact(nbytes: int) -> int:
+def allocate_exact(nbytes: int, filler: int = POISON) -> int:
     """Guarded memory whose last byte is the last one before the unreadable page.
 
     nbytes is a multiple of an element's size, so that the address is one, too.
     """
-    return allocate_guarded(nbytes, min(nbytes & -nbytes, PAGE) or ALIGNMENT)
+    return allocate_guarded(nbytes, min(nbytes & -nbytes, PAGE) or ALIGNMENT, filler)
 
 
 def _free_guarded(address: int) -> None:

@@ -93,6 +93,17 @@ class OpenCL:
         """A buffer of at least nbytes."""
         return self.pool.allocate(nbytes)
 
+    def allocate_zeros(self, nbytes: int) -> Any:
+        """A buffer of zeros: the device fills it, when all work before is done."""
+        memory = self.pool.allocate(nbytes)
+        cl = opencl()
+        try:
+            if nbytes:
+                cl.enqueue_fill_buffer(self.queue, memory, bytes(1), 0, nbytes)
+        except (cl.Error, MemoryError) as error:
+            raise self.failed("filling", error) from None
+        return memory
+
     def free(self, memory: Any, nbytes: int) -> None:
         """Give a buffer back to the pool."""
         self.pool.free(memory, nbytes)

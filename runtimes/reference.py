@@ -405,6 +405,8 @@ class ReferenceRuntime:
         """Zeroed memory, so that a program that reads too much gives the same result each time."""
         return np.zeros(nbytes, np.uint8)
 
+    allocate_zeros = allocate
+
     def free(self, memory: Array, nbytes: int) -> None:
         """Nothing to do: the array goes with its last reference."""
 

@@ -745,6 +745,17 @@ def test_reading_inside(on_device, name):
     assert Tensor([1.0]).item() == 1.0
 
 
+def test_zeros_made_inside(on_device):
+    @jit
+    def step(x):
+        kept = Tensor.zeros(3, requires_grad=True)
+        (kept * x).sum().backward()
+        return kept.grad + kept.detach()
+
+    for number in range(5):
+        assert step(Tensor([1.0, 2.0, number])).tolist() == [1.0, 2.0, number]
+
+
 def test_host_writes_inside(on_device):
     known = Tensor([1.0]).realize()
 
@@ -756,6 +767,20 @@ def test_host_writes_inside(on_device):
     step(Tensor([1.0]))
     with pytest.raises(JitError, match="writes data of the host"):
         step(Tensor([1.0]))
+
+    unseen = Tensor.zeros(1, requires_grad=True)  # has a value, though no memory yet
+
+    @jit
+    def first_written(x):
+        if first_written.ready:
+            unseen.set_data([2.0])
+        return x + 1
+
+    first_written.ready = False
+    first_written(Tensor([1.0]))
+    first_written.ready = True
+    with pytest.raises(JitError, match="writes data of the host"):
+        first_written(Tensor([1.0]))
 
     @jit
     def seeded(x):

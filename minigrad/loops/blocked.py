@@ -79,8 +79,9 @@ def blocked(
         initial=expr.load(sums, place),
         ends=(*rest, *(sub(end, before) for end in problem.ends)),
     )
-    copy_left, left = pack_left(part.from_row(block.start), block, target.lanes(dtype))
-    copy_right, right = pack_right(part.from_row(block.start), width, lane)
+    lanes = target.lanes(dtype)
+    copy_left, left = pack_left(part.from_row(block.start), block, lanes)
+    copy_right, right = pack_right(part.from_row(block.start), width, lanes, lane)
     panel = (copy_right, *tiles(part, left, right, block, width, Ahead(width)))
     body: tuple[Statement, ...] = (
         copy_left,

@@ -116,18 +116,21 @@ def contraction(kernel: Kernel, target: Target, name: str) -> Nest:
         )
         return _nest(name, kernel, target, outer, groups, blocks, body)
     needed = problem.from_row(block.start)
+    lanes = target.lanes(problem.stage.body.dtype)
     if plan.packs_left:
-        copying, left = pack_left(needed, block, target.lanes(problem.stage.body.dtype))
+        copying, left = pack_left(needed, block, lanes)
         body.append(copying)
     if plan.panels:
-        copying, right, for_each = pack_panels(needed, plan.width, plan.panels, start, LANE)
+        copying, right, for_each = pack_panels(
+            needed, plan.width, lanes, plan.panels, start, LANE
+        )
         body.append(copying)
         body += tiles(problem, left, right, block, plan.width, Ahead(plan.width), for_each)
         return _nest(name, kernel, target, outer, groups, blocks, body)
     panel: list[Statement] = []
     right = parts.right
     if plan.packs_right:
-        copying, right = pack_right(needed, plan.width, LANE)
+        copying, right = pack_right(needed, plan.width, lanes, LANE)
         panel.append(copying)
     following = plan.packs_right and plan.columns > plan.width
     ahead = Ahead(plan.width, following, max(block.tiles, 1)) if plan.width > 1 else None

@@ -50,7 +50,7 @@ def squares(
     parts = problem.parts
     row, column = parts.m[-1], parts.n[-1]
     copy_left, left, pitch = pack_words(problem, block)
-    copy_right, panel = pack_right(problem, SQUARE, lane)
+    copy_right, panel = pack_right(problem, SQUARE, SQUARE, lane)
     depth, _ = depth_of(parts.k)
     square = Array("square", dtypes.float32, SQUARE * SQUARE, "scratch")
     number = make_axis("t", 0, block.tiles)

@@ -126,6 +126,9 @@ class Loop:
     above; from 0 to a number).
     soon: places that will be read soon, in a later iteration or after the loop; a renderer may ask
     the memory for them in each iteration. They may lie beyond their arrays.
+    transpose: of a serial loop inside of a lanes loop: so many iterations may be done at once, by
+    vectors along this loop that are transposed in registers, where loads lie along it and not
+    along the lanes. 0: none are.
     """
 
     variable: Atom
@@ -136,6 +139,7 @@ class Loop:
     step: int = 1
     lane: Atom | None = None
     soon: tuple[tuple[Array, Integer], ...] = ()
+    transpose: int = 0
 
 
 Statement = (
@@ -255,6 +259,7 @@ def _show(statement: Statement, indent: str, lines: list[str], prefix: str = "")
         kind = "" if statement.kind == "serial" else f" {statement.kind}"
         soon = ", ".join(f"{array.name}[{place}]" for array, place in statement.soon)
         soon = f"  # soon: {soon}" if soon else ""
+        soon += f"  # {statement.transpose} at once, transposed" if statement.transpose else ""
         variable = f"{statement.variable!r} in {statement.start} … {stop}"
         lines.append(f"{indent}{prefix}for {variable}{step}{kind}:{soon}")
         for inner in statement.body:

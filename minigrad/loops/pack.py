@@ -37,17 +37,19 @@ def depth_of(axes: tuple[Axis, ...]) -> tuple[int, Integer]:
     return numel(extents), flatten([index_of(axis.variable) for axis in axes], extents)
 
 
-def pack_right(problem: Problem, width: int, lane: Atom) -> tuple[Statement, Expr]:
+def pack_right(
+    problem: Problem, width: int, lanes: int, lane: Atom
+) -> tuple[Statement, Expr]:
     """Copy the panel of `right` in scope, row k after row k; gives the copy and its read."""
     depth, k = depth_of(problem.parts.k)
     panel = Array("panel", problem.parts.right.dtype, depth * width, "scratch")
     place = add(mul(k, width), index_of(lane))
-    copy = problem.along_k(Store(panel, place, problem.parts.right), order=_far_first(problem))
+    copy = _copy_along_k(problem, Store(panel, place, problem.parts.right), lanes)
     return copy, expr.load(panel, place)
 
 
 def pack_panels(
-    problem: Problem, width: int, count: int, start: Integer, lane: Atom
+    problem: Problem, width: int, lanes: int, count: int, start: Integer, lane: Atom
 ) -> tuple[Statement, Expr, Callable[[Statements], Statements]]:
     """Copy `count` panels of `right`, whose columns begin at `start`, one behind the other.
 
@@ -70,10 +72,17 @@ def pack_panels(
     order = _far_first(problem)
     nearest = _distance(problem.parts.right, order[-1])
     if nearest < _distance(problem.parts.right, column):
-        (copying,) = for_each((problem.along_k(copy, order=order),))
+        (copying,) = for_each((_copy_along_k(problem, copy, lanes),))
     else:  # neighbours in memory are read together
         copying = problem.along_k(for_each((copy,))[0], order=order)
     return copying, expr.load(panels, place), for_each
+
+
+def _copy_along_k(problem: Problem, copy: Statement, lanes: int) -> Statement:
+    """A store for every k, in the order of `right`'s memory; vectors along k are transposed."""
+    *outer, nearest = _far_first(problem)
+    inner = Loop(nearest.variable, 0, problem.stops(nearest), (copy,), transpose=lanes)
+    return problem.along_k(inner, nearest, [*outer, nearest])
 
 
 def _far_first(problem: Problem) -> list[Axis]:

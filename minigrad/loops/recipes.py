@@ -102,8 +102,9 @@ def elementwise(kernel: Kernel, target: Target, name: str) -> Nest:
     inner = [a for a in outer if not isinstance(a.extent, int)]
     turned = turned_axis(free, axis, exprs)
     if turned is not None and target.vector_bytes:
-        cells, loops = tiles(turned, axis, width, stores, target)
-        free = [*(a for a in free if a != turned), *cells]
+        cells, loops = tiles(turned, axis, stores, target)
+        down, right = cells
+        free = [down, *(a for a in free if a != turned), right]
         for a in reversed(inner):
             loops = (serial_loop(a, loops),)
         return finish(name, kernel, flat_loop(free, loops), target)

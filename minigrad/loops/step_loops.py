@@ -300,28 +300,16 @@ class StepLoops:
         return add(mul(k, self.block.width), lane)
 
     def pack(self) -> list[Statement]:
-        """Copy the rows' operand: element by element, unless its rows are neighbours already."""
+        """Copy the rows' operand, whose vectors along k are transposed."""
         if not self.packed:
             return []
-        mine, row = self.factors()[0], self.block.row
-        near = all(coefficient(e.payload[1], row.variable) == 1 for e in expr.loads(mine))
-        lane = self.block.lane if near else sub(index_of(row.variable), self.block.start)
-        *outer, inner = self.head.reduced
-        assert isinstance(inner.extent, int)
-        count = next(c for c in (8, 4, 2, 1) if inner.extent % c == 0)
-        u = make_axis("u", 0, count)
-        at: dict[Atom, Integer] = {inner.variable: add(index_of(inner.variable), _index(u))}
-        place = substitute(self._packed_place(lane), at)
-        copy = _repeated(u, [Store(self.panel, place, expr.substitute_in(mine, at))])
-        loops: list[Statement] = [
-            Loop(inner.variable, 0, (inner.extent,), tuple(copy), step=count)
-        ]
+        mine, (*outer, inner) = self.factors()[0], self.head.reduced
+        copy = Store(self.panel, self._packed_place(self.block.lane), mine)
+        lanes = self.block.target.lanes(mine.dtype)
+        loop = Loop(inner.variable, 0, (inner.extent,), (copy,), transpose=lanes)
         for axis in reversed(outer):
-            loops = [serial_loop(axis, tuple(loops))]
-        if near:
-            return [self.block.rows_loop(loops)]
-        stops = _stops(add(self.block.start, self.block.width), row.extent)
-        return [Loop(row.variable, self.block.start, stops, tuple(loops))]
+            loop = serial_loop(axis, (loop,))
+        return [self.block.rows_loop([loop])]
 
     def _tile(
         self,

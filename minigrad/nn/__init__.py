@@ -2,7 +2,7 @@
 
 from minigrad.nn import optim, schedule, state
 from minigrad.nn.convolution import Conv1d, Conv2d, ConvTranspose1d, ConvTranspose2d
-from minigrad.nn.layers import Dropout, Embedding, Linear, Sequential
+from minigrad.nn.layers import Dropout, Embedding, Linear, Sequential, blank
 from minigrad.nn.normalization import (
     BatchNorm,
     BatchNorm1d,
@@ -19,6 +19,6 @@ from minigrad.nn.recurrent import LSTMCell
 __all__ = [
     "BatchNorm", "BatchNorm1d", "BatchNorm2d", "BatchNorm3d", "Conv1d", "Conv2d",
     "ConvTranspose1d", "ConvTranspose2d", "Dropout", "Embedding", "GroupNorm", "InstanceNorm",
-    "LSTMCell", "LayerNorm", "LayerNorm2d", "Linear", "RMSNorm", "Sequential", "optim", "schedule",
-    "state",
+    "LSTMCell", "LayerNorm", "LayerNorm2d", "Linear", "RMSNorm", "Sequential", "blank", "optim",
+    "schedule", "state",
 ]  # fmt: skip

@@ -3,14 +3,39 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 from minigrad.errors import ShapeError
 from minigrad.tensor import Tensor
 
 
+class _Blank(threading.local):
+    wanted = False
+
+
+_blank = _Blank()
+
+
+@contextmanager
+def blank() -> Iterator[None]:
+    """Layers that this thread makes meanwhile have zeros where they would draw random numbers.
+
+    For whoever sets the parameters himself: nothing is drawn, and zeros cost nothing before
+    somebody looks at them.
+    """
+    before, _blank.wanted = _blank.wanted, True
+    try:
+        yield
+    finally:
+        _blank.wanted = before
+
+
 def uniform(shape: tuple[int, ...], inputs: int) -> Tensor:
     """A parameter uniform in ±1/√inputs, as PyTorch initialises linear and convolution layers."""
+    if _blank.wanted:
+        return Tensor.zeros(*shape, requires_grad=True)
     bound = 1 / math.sqrt(max(inputs, 1))
     return Tensor.uniform(*shape, low=-bound, high=bound, requires_grad=True)
 
@@ -35,7 +60,8 @@ class Embedding:
     """A table of vectors. weight (num_embeddings, embedding_dim), normal with deviation 1."""
 
     def __init__(self, num_embeddings: int, embedding_dim: int) -> None:
-        self.weight = Tensor.randn(num_embeddings, embedding_dim, requires_grad=True)
+        make = Tensor.zeros if _blank.wanted else Tensor.randn
+        self.weight = make(num_embeddings, embedding_dim, requires_grad=True)
 
     def __call__(self, index: Tensor) -> Tensor:
         """Integers (…) → (…, embedding_dim)."""

@@ -33,6 +33,7 @@ from minigrad.loops.nest import (
 from minigrad.render import llvm_values as values
 from minigrad.render.llvm_index import IndexEmitter
 from minigrad.render.llvm_matrices import BEGIN, CONFIGURATION, END, emit_matrix_product
+from minigrad.render.llvm_transpose import emit_transposed, loads_across
 from minigrad.render.llvm_values import Value, constant, memory_type, vector_type
 from minigrad.render.vector_math import expand
 from minigrad.schedule import expr
@@ -131,7 +132,11 @@ class _Emitter(IndexEmitter):
             self._lanes(loop, parallel)
         else:
             start, stop = self._range(loop, parallel)
-            self._serial(loop, start, stop)
+            across = loads_across(self, loop)
+            if across:
+                emit_transposed(self, loop, across, start, stop, self.statement)
+            else:
+                self._serial(loop, start, stop)
 
     def _range(self, loop: Loop, parallel: bool) -> tuple[str, str]:
         if parallel:
@@ -199,7 +204,7 @@ class _Emitter(IndexEmitter):
         numbers = values.broadcast(here, Value(count, dtypes.int64, 1), width)
         steps = _iota("i64", width)
         mask = here.line(f"icmp slt <{width} x i64> {steps}, {numbers.text}")
-        self.levels[-1].mask = mask
+        self.levels[-1].mask, self.levels[-1].counting = mask, count
         for inner in loop.body:
             self.statement(inner)
         self.close_branch()
@@ -241,7 +246,7 @@ class _Emitter(IndexEmitter):
             self.open()
             self.bind_lanes(loop, str(start + whole * width), width)
             bits = ", ".join(f"i1 {'true' if i < rest else 'false'}" for i in range(width))
-            self.levels[-1].mask = f"<{bits}>"
+            self.levels[-1].mask, self.levels[-1].counting = f"<{bits}>", str(rest)
             self.close_straight(loop.body, self.statement)
 
     def _ask(self, loop: Loop) -> None:
@@ -579,15 +584,8 @@ class _Emitter(IndexEmitter):
                 text = loaded if number == 0 else here.line(
                     f"shufflevector {kind} {text}, {kind} {loaded}, <{width} x i32> <{order}>"
                 )  # fmt: skip
-            pieces.append(text)
-        while len(pieces) > 1:  # join halves
-            kind, order = vector_type(scalar, width), _iota("i32", 2 * width)
-            pieces = [
-                here.line(f"shufflevector {kind} {a}, {kind} {b}, <{2 * width} x i32> {order}")
-                for a, b in zip(pieces[::2], pieces[1::2], strict=True)
-            ]
-            width *= 2
-        return pieces[0]
+            pieces.append(Value(text, array.dtype, width))
+        return values.join(self.builder(), pieces).text
 
 
 def _is_number(text: str) -> bool:

@@ -18,10 +18,14 @@ from minigrad.schedule.expr import Array, Expr, Guard
 
 @dataclass
 class Level(levels.Level):
-    """An open loop, branch or straight piece; `block` labels where its next line goes."""
+    """An open loop, branch or straight piece; `block` labels where its next line goes.
+
+    mask: of lanes, with `counting` of them, the first ones; "": all lanes count again.
+    """
 
     block: str = "entry"
     mask: str | None = None
+    counting: str = ""
     counter: str = ""
     close: tuple[str, ...] = ()
 
@@ -191,7 +195,14 @@ class IndexEmitter(levels.Levels[Level, Value]):
         """The mask in force."""
         for level in reversed(self.levels):
             if level.mask is not None:
-                return level.mask
+                return level.mask or None
+        return None
+
+    def counting(self) -> str | None:
+        """How many lanes the mask in force lets count; None without one."""
+        for level in reversed(self.levels):
+            if level.mask is not None:
+                return level.counting or None
         return None
 
     # ---- indices ----

@@ -445,6 +445,21 @@ def broadcast(b: Builder, x: Value, lanes: int) -> Value:
     return Value(text, x.dtype, lanes)
 
 
+def join(b: Builder, parts: list[Value]) -> Value:
+    """Vectors one behind the other as one; there are a power of two of them."""
+    while len(parts) > 1:
+        lanes = 2 * parts[0].lanes
+        order = ", ".join(f"i32 {i}" for i in range(lanes))
+        parts = [
+            Value(
+                b.line(f"shufflevector {x.typed}, {y.typed}, <{lanes} x i32> <{order}>"),
+                x.dtype, lanes,
+            )
+            for x, y in zip(parts[::2], parts[1::2], strict=True)
+        ]  # fmt: skip
+    return parts[0]
+
+
 def dot_of_pairs(b: Builder, x: Value, y: Value, total: Value) -> Value:
     """total + both products of each lane's pairs of bfloat16 (AVX512-BF16, 16 lanes at a time)."""
     sums = []

@@ -79,11 +79,15 @@ class HostWatch:
 
     def writes(self, buffer: Buffer) -> None:
         """Constants that become tensors are kept; changing a buffer that exists is refused."""
-        if buffer.is_allocated and buffer not in self.fresh:
+        if buffer.has_values and buffer not in self.fresh:
             raise JitError(
                 f"{self.name} writes data of the host into an existing tensor inside a captured "
                 "step: a replay would not; write it outside, or pass it as an argument"
             )
+        self.fresh.add(buffer)
+
+    def makes(self, buffer: Buffer) -> None:
+        """Zeros that become a tensor are such a constant."""
         self.fresh.add(buffer)
 
     def replaces(self, holder: Holder) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, Self
 
-from minigrad.device import Buffer, Device
+from minigrad.device import Buffer, Device, Zeros
 from minigrad.dtype import DType, resolve
 from minigrad.errors import GradientError, ShapeError
 from minigrad.graph import build
@@ -211,12 +211,19 @@ class Core(Holder, metaclass=_TensorType):
         return self.raw.op is Op.CONST or len(holders(self.raw)) > 1
 
     def _own_memory(self) -> Self:
-        """Move to memory that no other tensor stands for; constants are filled by the host."""
+        """Move to memory that no other tensor stands for; constants are filled by the host.
+
+        Zeros cost nothing before somebody looks at them.
+        """
         node = self.raw
         known = [extent for extent in node.shape if isinstance(extent, int)]
         if node.op is Op.CONST and len(known) == node.ndim:
-            raw = hostdata.pack([node.arg], node.dtype) * numel(known)
-            self._point(stored(raw, node.dtype, known, node.device))
+            raw = hostdata.pack([node.arg], node.dtype)
+            if any(raw):
+                self._point(stored(raw * numel(known), node.dtype, known, node.device))
+            else:
+                zeros = Zeros(node.device, node.dtype, numel(known))
+                self._point(_buffer_node(zeros, known))
         else:
             own = (stop(node),)
             self._point(make(Op.CONTIGUOUS, node.dtype, node.shape, own, None, node.device))
@@ -435,5 +442,10 @@ def stored(raw: bytes | bytearray, dtype: DType, shape: Sequence[int], device: s
     """A BUFFER node with the bytes of the host."""
     memory = Buffer(device, dtype, numel(shape))
     memory.copy_in(raw)
-    known = tuple(shape)
+    return _buffer_node(memory, shape)
+
+
+def _buffer_node(memory: Buffer, shape: Sequence[int]) -> Node:
+    """The node of a buffer of which no other node knows."""
+    known, dtype, device = tuple(shape), memory.dtype, memory.device
     return own_buffer(memory, dtype, known, device, form_of(dtype, known, device))

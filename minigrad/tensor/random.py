@@ -77,16 +77,20 @@ class _State:
         """Two random words for each element of an array."""
         if self.tensor.raw is self.buffer:
             self.drawn = 0
-        words = [
-            build.expand(build.shrink(self.buffer, [(i, i + 1)]), (numel(shape),)) for i in range(3)
-        ]
+        # The state is stored for each draw, so that the kernels that draw are equal: with the draw
+        # number as a constant in them, each layer's dropout would be compiled on its own.
+        state = build.contiguous(self._advanced()) if self.drawn else self.buffer
+        words = [build.expand(build.shrink(state, [(i, i + 1)]), (numel(shape),)) for i in range(3)]
         index = build.iota(numel(shape), self.buffer.device, _WORD)
-        number = _add(words[2], _word(self.drawn, words[2]))
-        pair = threefry((words[0], words[1]), (index, number))
+        pair = threefry((words[0], words[1]), (index, words[2]))
         self.drawn += 1
-        step = build.pad(build.const(self.drawn, _WORD, (1,), self.buffer.device), [(2, 0)])
-        engine.write(self.tensor, _add(self.buffer, step))
+        engine.write(self.tensor, self._advanced())
         return build.reshape(pair[0], shape), build.reshape(pair[1], shape)
+
+    def _advanced(self) -> Node:
+        """The state after the draws since the buffer was last advanced."""
+        step = build.pad(build.const(self.drawn, _WORD, (1,), self.buffer.device), [(2, 0)])
+        return _add(self.buffer, step)
 
 
 def _state_bytes(seed: int) -> bytes:

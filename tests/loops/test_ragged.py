@@ -131,7 +131,7 @@ def test_what_they_mean(name: str, machine: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["segments", "only stops", "rows, epilogue"])
-@settings(max_examples=25)
+@settings(max_examples=25, deadline=None)
 @given(data=st.data())
 def test_any_numbers(name: str, data: st.DataObject) -> None:
     """Beyond every extent too: nothing outside is read, and the result is that of the masks."""

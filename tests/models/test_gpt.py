@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from minigrad import Context, Tensor, nn
+from minigrad import Context, GlobalCounters, Tensor, nn
 from minigrad.models import gpt_commands
 from minigrad.models.errors import InputError
 from minigrad.models.gpt import GPT, GPTConfig
@@ -93,6 +93,16 @@ def test_a_seed_gives_the_same_weights_on_every_device(device: str) -> None:
             Tensor.manual_seed(4)
             found.append(GPT(TINY).h[1].mlp.c_fc.weight.numpy())
     assert np.allclose(found[0], found[1], rtol=1e-5, atol=1e-8)
+
+
+def test_layers_of_one_shape_are_drawn_by_one_program(on_device: str) -> None:
+    found = []
+    for layers, dim in ((2, 12), (5, 20)):
+        Tensor.manual_seed(4)
+        GlobalCounters.reset()
+        GPT(GPTConfig(layers, 2, dim, 8, 11))
+        found.append(GlobalCounters.programs_compiled)
+    assert found[0] == found[1] == 7  # six shapes of matrices, and all biases
 
 
 def test_a_new_model_knows_nothing(model: GPT) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minigrad.models import data, text
@@ -114,6 +114,7 @@ def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
         load_text()
 
 
+@settings(deadline=None)
 @given(st.text(min_size=1))
 def test_tokens_round_trip(sample: str) -> None:
     sample = sample.encode("utf-8", "ignore").decode()

@@ -35,6 +35,25 @@ def test_embedding(on_device):
     assert layer(Tensor([[1, 2, 3]])).shape == (1, 3, 20)
 
 
+def test_blank_layers_draw_nothing(on_device):
+    Tensor.manual_seed(3)
+    expected = Tensor.rand(4).tolist()
+    Tensor.manual_seed(3)
+    with nn.blank():
+        layers = [nn.Linear(4, 3), nn.Embedding(5, 4), nn.Conv2d(2, 3, 3), nn.LSTMCell(4, 5)]
+        with nn.blank():
+            layers.append(nn.LayerNorm(4))
+        layers.append(nn.Linear(4, 3))
+    norm = layers[-2]
+    assert norm.weight.tolist() == [1.0] * 4
+    for name, tensor in nn.state.get_state_dict([*layers[:4], layers[-1]]).items():
+        assert tensor.requires_grad and not tensor.numpy().any(), name
+    assert Tensor.rand(4).tolist() == expected
+    with pytest.raises(RuntimeError), nn.blank():
+        raise RuntimeError
+    assert nn.Linear(4, 3).weight.numpy().any()
+
+
 def test_norms(on_device):
     x = Tensor.randn(4, 7, 8) * 3 + 1
     out = nn.LayerNorm(8)(x).numpy()

@@ -117,13 +117,16 @@ def _some_zeros(g: np.random.Generator, size: int, dtype: str, _: int) -> np.nda
 
 
 def _distinct(g: np.random.Generator, size: int, dtype: str, _: int) -> np.ndarray:
-    """No two values are nearer than the step of a finite difference; none is near zero."""
+    """No two values are nearer than the step of a finite difference; none is near zero.
+
+    Nor are those of two inputs the same, whatever their sizes: each moves its values a little.
+    """
     if dtype == "bool":
         return g.integers(0, 2, size)
     values = g.permutation(size) + 1
     if not is_float(dtype):
         return values if dtype in UNSIGNED else values - size // 2
-    return (values - (size // 2 + 0.5)) * (6 / max(size, 6))
+    return (values - (size // 2 + g.uniform(0.6, 0.9))) * (6 / max(size, 6))
 
 
 def _shift(g: np.random.Generator, size: int, dtype: str, _: int) -> np.ndarray:

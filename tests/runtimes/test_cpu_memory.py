@@ -167,6 +167,39 @@ def test_copies_take_views_of_any_format_and_read_only_sources() -> None:
     cpu_memory.free(address, 64)
 
 
+@pytest.mark.parametrize("nbytes", [0, 1, 100, 4096, 300_000, 5 * MIB])
+def test_zeros_are_zero_in_new_blocks_and_in_old_ones(nbytes: int) -> None:
+    used = GlobalCounters.mem_used
+    live = [cpu_memory.allocate_zeros(nbytes) for _ in range(20)]
+    assert GlobalCounters.mem_used == used + 20 * nbytes
+    for address in live:
+        assert not any(cpu_memory.view(address, nbytes))
+        cpu_memory.copy_in(address, memoryview(b"\xff" * nbytes))
+    for address in live:
+        cpu_memory.free(address, nbytes)
+    again = [cpu_memory.allocate_zeros(nbytes) for _ in range(20)]
+    assert set(again) & set(live), "none of them had been used before"
+    for address in again:
+        assert not any(cpu_memory.view(address, nbytes))
+        cpu_memory.free(address, nbytes)
+    with pytest.raises(ValueError, match="expected 0 or more"):
+        cpu_memory.allocate_zeros(-1)
+
+
+def test_new_zeros_are_not_touched() -> None:
+    def resident() -> int:
+        pages = Path("/proc/self/statm").read_text().split()[1]
+        return int(pages) * cpu_memory.PAGE
+
+    before, nbytes = resident(), 96 * MIB + cpu_memory.HUGE_PAGE * 3
+    cpu_memory.trim()
+    address = cpu_memory.allocate_zeros(nbytes)
+    assert resident() - before < nbytes // 2
+    assert not any(cpu_memory.view(address, nbytes)[:: MIB // 2])
+    cpu_memory.free(address, nbytes)
+    cpu_memory.trim()
+
+
 @pytest.mark.parametrize("nbytes", [0, 1, 4, 100, 4096, 4100, 3 * MIB])
 @pytest.mark.parametrize("alignment", [1, 4, 64])
 def test_guarded_blocks_hold_their_bytes(nbytes: int, alignment: int) -> None:

@@ -7,12 +7,14 @@ import copy
 import pickle
 import subprocess
 import sys
+import threading
 
 import ml_dtypes
 import numpy as np
 import pytest
 
-from minigrad import Tensor, Variable, dtypes
+from minigrad import Context, GlobalCounters, Tensor, Variable, dtypes
+from minigrad.device import Zeros
 from minigrad.dtype import ALL
 from minigrad.errors import DTypeError, ShapeError
 
@@ -159,6 +161,50 @@ def test_pickle_and_deepcopy(on_device, clone):
         y += 1
     assert x.tolist() == [[1, 2]]
     assert y.tolist() == [[2, 3]]
+
+
+def test_zeros_take_memory_when_somebody_looks(on_device):
+    used = GlobalCounters.mem_used
+    kinds = ("float32", "float16")
+    zeros = [Tensor.zeros(300, 1000, dtype=kind, requires_grad=True) for kind in kinds]
+    assert all(tensor.is_realized() for tensor in zeros)
+    if on_device == "CPU":
+        assert GlobalCounters.mem_used == used
+    for tensor in zeros:
+        assert not tensor.numpy().any()
+        with Tensor.no_grad():
+            tensor.assign(tensor + 1).realize()
+        assert (tensor.numpy() == 1).all()
+    del zeros, tensor  # the next ones find blocks that are not zero
+    for _ in range(3):
+        again = Tensor.zeros(300, 1000, requires_grad=True)
+        assert not again.detach().numpy().any()
+        with Tensor.no_grad():
+            again.assign(7.0).realize()
+    assert (Tensor.full((2, 3), -0.0, requires_grad=True).numpy().view(np.int32) < 0).all()
+
+
+def test_zeros_under_guard():
+    with Context(GUARD=1):
+        zeros = Tensor.zeros(33, requires_grad=True, device="CPU")
+        assert (zeros + 1).tolist() == [1.0] * 33
+
+
+def test_two_threads_look_at_zeros_for_the_first_time():
+    for _ in range(20):
+        memory = Zeros("CPU", dtypes.float32, 1000)
+        start, found = threading.Barrier(4), []
+
+        def look(memory=memory, start=start, found=found):
+            start.wait()
+            found.append(memory.memory)
+
+        threads = [threading.Thread(target=look) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert len(found) == 4 and len(set(found)) == 1
 
 
 def test_symbolic_shape_out(on_device):

@@ -7,7 +7,7 @@ import threading
 import numpy as np
 import pytest
 
-from minigrad import Tensor, dtypes
+from minigrad import Context, GlobalCounters, Tensor, dtypes
 from minigrad.errors import DTypeError, ShapeError
 from minigrad.tensor.random import threefry
 
@@ -67,8 +67,6 @@ def test_numbers_do_not_depend_on_when_they_are_computed(on_device):
 
 
 def test_repeated_draws_are_one_program(on_device):
-    from minigrad import GlobalCounters
-
     seen = set()
     for step in range(5):
         seen.add(Tensor.rand(16).sum().item())
@@ -257,6 +255,21 @@ def test_dropout(on_device):
             x.dropout(1.5)
         a, b = x.dropout(0.5).numpy(), x.dropout(0.5).numpy()
     assert (a != b).any()
+
+
+def test_the_kernels_of_each_dropout_are_the_same(tmp_path):
+    def compiled(layers):
+        x, w = Tensor.ones(12, 33, device="CPU").contiguous(), Tensor.ones(33, 33, device="CPU")
+        Tensor.realize(x, w)
+        GlobalCounters.reset()
+        for _ in range(layers):
+            x = (x @ w).contiguous().dropout(0.25)
+        x.realize()
+        return GlobalCounters.kernels_compiled
+
+    with Context(CACHE=str(tmp_path)), Tensor.train():
+        compiled(4)
+        assert compiled(9) <= 1  # the one that counts the draws
 
 
 def test_zero_and_no_dimensions(on_device):

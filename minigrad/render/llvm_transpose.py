@@ -1,0 +1,237 @@
+"""Loads that lie along a loop, not along the lanes in scope: vectors along the loop, transposed.
+
+A gather reads one element from each of as many cache lines as there are lanes, iteration after
+iteration. Instead, a block of iterations loads one whole vector per lane, and shuffles exchange
+rows and columns in registers: 16 × 16 elements take 16 loads and 64 shuffles, where 16 gathers take
+some hundred cycles more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeVar
+
+from minigrad.dtype import dtypes
+from minigrad.graph.symbolic import Affine, Atom, Integer, add, coefficient
+from minigrad.loops.nest import Loop, Statement, Store, Stores, arrays_written, expressions
+from minigrad.render.llvm_index import IndexEmitter, Lanes
+from minigrad.render.llvm_values import Builder, Value, broadcast, join
+from minigrad.schedule import expr
+from minigrad.schedule.expr import Expr
+
+T = TypeVar("T")
+
+SIZES = (4, 8)  # bytes of an element
+SEGMENT = 16  # bytes inside of which a processor interleaves two vectors in one instruction
+LEAST_ROWS = 4  # iterations of a block
+
+
+def loads_across(emitter: IndexEmitter, loop: Loop) -> list[Expr]:
+    """The loads of a loop that lie along its variable, and not along the lanes in scope."""
+    if not loop.transpose or not all(isinstance(s, Store | Stores) for s in loop.body):
+        return []
+    atom = emitter.lanes_atom()
+    if atom is None or emitter.width_of(atom) < LEAST_ROWS:
+        return []
+    written = arrays_written(loop)
+    found = []
+    for load in expr.loads(*expressions(loop)):
+        array, index, guard = load.payload
+        across = emitter.lane_stride(index)
+        if (
+            array not in written
+            and array.dtype.itemsize in SIZES
+            and across not in (None, 0, 1)
+            and coefficient(index, loop.variable) == 1
+            and not any(expr.values_in(x) for x in (index, *guard))
+        ):
+            found.append(load)
+    return found
+
+
+def emit_transposed(
+    emitter: IndexEmitter, loop: Loop, loads: list[Expr], start: str, stop: str,
+    emit: Callable[[Statement], None],
+) -> None:  # fmt: skip
+    """Emit a serial loop block by block; of the last one only some iterations may count."""
+    atom = emitter.lanes_atom()
+    assert atom is not None
+    length = min(loop.transpose, emitter.width_of(atom))
+    if start.lstrip("-").isdecimal() and stop.isdecimal():
+        rest = max(int(stop) - int(start), 0) % length
+        count, whole = str(rest), str(max(int(stop), int(start)) - rest)
+    else:
+        here = emitter.builder()
+        most = emitter.maximum(here.line(f"sub i64 {stop}, {start}"), "0")
+        count = here.line(f"and i64 {most}, {length - 1}")
+        whole = here.line(f"sub i64 {stop}, {count}")
+    if start != whole:
+        emitter.open_loop(None, start, whole, length, not whole.isdecimal())
+        emitter.levels[-1].changes = arrays_written(loop)
+        _block(emitter, loop, loads, emitter.counter(), str(length), length, emit)
+        emitter.close_loop()
+    if not count.isdecimal():
+        emitter.open_branch(emitter.builder().line(f"icmp sgt i64 {count}, 0"))
+        emitter.levels[-1].changes = arrays_written(loop)
+        _block(emitter, loop, loads, whole, count, length, emit)
+        emitter.close_branch()
+    elif int(count) > 0:
+        short = LEAST_ROWS
+        while short < int(count):
+            short *= 2
+        emitter.open()
+        emitter.levels[-1].changes = arrays_written(loop)
+        _block(emitter, loop, loads, whole, count, short, emit)
+        emitter.close_straight((), emit)
+
+
+def _block(
+    emitter: IndexEmitter, loop: Loop, loads: list[Expr], first: str, count: str, length: int,
+    emit: Callable[[Statement], None],
+) -> None:  # fmt: skip
+    """`count` iterations from `first` on; vectors of `length` of them are loaded."""
+    known = count.isdecimal()
+    if known:
+        bits = ", ".join(f"i1 {'true' if i < int(count) else 'false'}" for i in range(length))
+        mask = f"<{bits}>" if int(count) < length else ""
+    else:
+        here = emitter.builder()
+        numbers = broadcast(here, Value(count, dtypes.int64, 1), length)
+        steps = ", ".join(f"i64 {i}" for i in range(length))
+        mask = here.line(f"icmp slt <{length} x i64> <{steps}>, {numbers.text}")
+    along = Lanes(first, length)
+    columns = [_transposed(emitter, loop.variable, load, along, mask, emit) for load in loads]
+    for number in range(int(count) if known else length - 1):
+        if known:
+            emitter.open()
+        else:
+            emitter.open_branch(emitter.builder().line(f"icmp sgt i64 {count}, {number}"))
+        here = emitter.builder()
+        emitter.scalars[loop.variable] = (
+            str(int(first) + number) if first.isdecimal()
+            else here.line(f"add i64 {first}, {number}")
+        )  # fmt: skip
+        emitter.bound(loop.variable)
+        for load, values in zip(loads, columns, strict=True):
+            emitter.remember(load, values[number], len(emitter.levels) - 1)
+        for statement in loop.body:
+            emit(statement)
+        if known:
+            emitter.close_straight((), emit)
+        else:
+            emitter.close_branch()
+
+
+def _transposed(
+    emitter: IndexEmitter, variable: Atom, load: Expr, block: Lanes, mask: str,
+    emit: Callable[[Statement], None],
+) -> list[Value]:  # fmt: skip
+    """What a load gives in each of a block's iterations: vectors along the lanes in scope.
+
+    mask: of the iterations that count; empty if all do.
+    """
+    vectors, length = emitter.vectors, block.width
+    width = next(iter(vectors.values())).width
+    along = Atom("var", variable.name + ".along", variable.low, variable.high)
+    rows = []
+    for lane in range(width):
+        emitter.open()
+        number = _lane_that_counts(emitter, lane)
+        known = {atom: add(emitter.at_base(Affine(0, ((atom, 1),))), number) for atom in vectors}
+        emitter.vectors = {along: block}
+        emitter.bound(along)
+        emitter.levels[-1].mask = mask
+        changed = expr.substitute_in(load, {**known, variable: Affine(0, ((along, 1),))})
+        rows.append(broadcast(emitter.builder(), emitter.value(changed), length))
+        emitter.vectors = vectors
+        emitter.close_straight((), emit)
+    here = emitter.builder()
+    size = load.payload[0].dtype.itemsize
+    groups = [transpose(here, rows[i : i + length], size) for i in range(0, width, length)]
+    return [join(here, list(parts)) for parts in zip(*groups, strict=True)]
+
+
+def _lane_that_counts(emitter: IndexEmitter, lane: int) -> Integer:
+    """A lane's number, or beyond those that count the last one's: what is read is there."""
+    counting = emitter.counting()
+    if counting is None:
+        return lane
+    here = emitter.builder()
+    if counting.isdecimal():
+        return min(lane, int(counting) - 1)
+    text = emitter.minimum(str(lane), here.line(f"sub i64 {counting}, 1"))
+    atom = Atom("var", f"lane{lane}.counting", 0, lane)
+    emitter.scalars[atom] = text
+    emitter.bound(atom)
+    return Affine(0, ((atom, 1),))
+
+
+def transpose(here: Builder, rows: list[Value], size: int) -> list[Value]:
+    """n vectors of n elements, a power of two, of `size` bytes; column i of them as vector i."""
+
+    def shuffle(order: list[int]) -> Callable[[Value, Value], Value]:
+        text = ", ".join(f"i32 {place}" for place in order)
+
+        def shuffled(a: Value, b: Value) -> Value:
+            line = f"shufflevector {a.typed}, {b.typed}, <{len(order)} x i32> <{text}>"
+            return Value(here.line(line), a.dtype, a.lanes)
+
+        return shuffled
+
+    count = len(rows)
+    segment = min(SEGMENT // size, count)
+    # Inside of segments: two vectors' elements in turn, then their pairs in turn.
+    run = 1
+    while run < segment:
+        low = _in_turn(count, segment, run, 0)
+        high = _in_turn(count, segment, run, segment // 2)
+        rows = _exchanged(rows, run, shuffle(low), shuffle(high))
+        run *= 2
+    columns: list[Value] = [rows[0]] * count
+    for place in range(segment):
+        found = _spread(rows[place::segment], segment, shuffle)
+        for number, value in enumerate(found):
+            columns[number * segment + place] = value
+    return columns
+
+
+def _in_turn(count: int, segment: int, run: int, first: int) -> list[int]:
+    """Half a segment of each of two vectors, from element `first` of it on, `run` at a time."""
+    order = []
+    for start in range(0, count, segment):
+        for place in range(start + first, start + first + segment // 2, run):
+            order += [*range(place, place + run), *range(count + place, count + place + run)]
+    return order
+
+
+def _exchanged(
+    rows: list[T], run: int, low: Callable[[T, T], T], high: Callable[[T, T], T]
+) -> list[T]:
+    """Rows in groups of 2·run, in each of which row i and row i + run become two."""
+    done = list(rows)
+    for start in range(0, len(rows), 2 * run):
+        for i in range(run):
+            first, second = rows[start + i], rows[start + run + i]
+            done[start + 2 * i], done[start + 2 * i + 1] = low(first, second), high(first, second)
+    return done
+
+
+def _spread(
+    rows: list[Value], segment: int, shuffle: Callable[[list[int]], Callable[[Value, Value], Value]]
+) -> list[Value]:
+    """Segment s of row r becomes segment r of row s: first the even ones, then the odd ones."""
+    if len(rows) == 1:
+        return rows
+    count = rows[0].lanes
+    halves = []
+    for odd in (0, 1):
+        order = [
+            source + place
+            for source in (0, count)
+            for start in range(odd * segment, count, 2 * segment)
+            for place in range(start, start + segment)
+        ]
+        join = shuffle(order)
+        pairs = zip(rows[::2], rows[1::2], strict=True)
+        halves.append(_spread([join(a, b) for a, b in pairs], segment, shuffle))
+    return [value for both in zip(*halves, strict=True) for value in both]
