@@ -6,6 +6,7 @@ A runtime is found by the name of its device: "CPU", "CPU:1", "REF", "CL" … No
 
 from __future__ import annotations
 
+import ctypes
 import importlib
 import itertools
 import sys
@@ -129,6 +130,13 @@ class Runtime(Protocol):
         """Memory of the host as memory of this device, None where the device cannot reach it."""
         ...
 
+    def copy_across(self, memory: Any, source: Runtime, given: Any, nbytes: int) -> bool:
+        """Fill memory from `given` of another runtime without the host, which need not wait.
+
+        False where the two devices know no such way.
+        """
+        ...
+
     def first(self, memory: Any, dtype: DType) -> int | float | bool:
         """The first element of memory that holds some of `dtype`, when work is done."""
         ...
@@ -177,6 +185,11 @@ class _Watching(threading.local):
 watching = _Watching()
 
 _buffer_numbers = itertools.count()
+
+
+def _host_bytes(address: int, nbytes: int) -> memoryview:
+    """A writable view of the host's memory."""
+    return memoryview((ctypes.c_ubyte * nbytes).from_address(address)).cast("B")
 
 
 class Buffer:
@@ -236,6 +249,27 @@ class Buffer:
         if self.nbytes:
             Device[self.device].copy_out(self.memory, memoryview(data))
         return data
+
+    def copy_from(self, source: Buffer) -> None:
+        """Fill it with the bytes of an allocated buffer on another device, the shortest way."""
+        if watching.watch is not None:
+            watching.watch.reads(source)
+            watching.watch.writes(self)
+        nbytes = self.nbytes
+        if not nbytes:
+            return
+        here, there = Device[self.device], Device[source.device]
+        if here.copy_across(self.memory, there, source.memory, nbytes):
+            return
+        address = there.host_address(source.memory)
+        if address is not None:
+            here.copy_in(self.memory, _host_bytes(address, nbytes))
+            return
+        address = here.host_address(self.memory)
+        data = memoryview(bytearray(nbytes)) if address is None else _host_bytes(address, nbytes)
+        there.copy_out(source.memory, data)
+        if address is None:
+            here.copy_in(self.memory, data)
 
     def first(self) -> int | float | bool:
         """Its first element as a Python number."""

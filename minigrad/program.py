@@ -224,13 +224,13 @@ def without_rules(roots: Sequence[Node], order: Sequence[Node]) -> list[Node]:
 
 
 def _run_copies(roots: Sequence[Node]) -> list[Node]:
-    """Realize the source of every COPY, copy it through the host, and put the buffer in place."""
+    """Realize the source of every COPY, copy it, and put the buffer in place."""
     new: dict[Node, Node] = {}
     for node in topological(roots):
         if node.op is Op.COPY:
             (source,) = realize([new[node.src[0]]])
             memory = Buffer(node.device, node.dtype, numel(node.shape))
-            memory.copy_in(source.arg.copy_out())
+            memory.copy_from(source.arg)
             new[node] = buffer(memory, node.dtype, node.shape, node.device)
         else:
             new[node] = rebuild(node, [new[source] for source in node.src])

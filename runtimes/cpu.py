@@ -15,7 +15,7 @@ from functools import cache
 from itertools import accumulate
 from typing import Any
 
-from minigrad.device import Buffer, Call, Replay, Sequential
+from minigrad.device import Buffer, Call, Replay, Runtime, Sequential
 from minigrad.dtype import DType, dtypes, number_of
 from minigrad.graph.canonical import Graph
 from minigrad.loops.target import Target
@@ -90,6 +90,10 @@ class CPU:
     def copy_out(self, memory: int, data: memoryview) -> None:
         """Read memory into the host's bytes."""
         cpu_memory.copy_out(memory, data)
+
+    def copy_across(self, memory: int, source: Runtime, given: Any, nbytes: int) -> bool:
+        """Copies go through the host, which is this device."""
+        return False
 
     def host_address(self, memory: int) -> int:
         """Memory is an address of the host."""

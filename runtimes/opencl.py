@@ -12,7 +12,7 @@ from collections import OrderedDict, deque
 from collections.abc import Sequence
 from typing import Any
 
-from minigrad.device import Buffer, Call
+from minigrad.device import Buffer, Call, Runtime
 from minigrad.dtype import DType, number_of
 from minigrad.errors import DeviceError
 from minigrad.graph.canonical import Graph
@@ -27,6 +27,7 @@ from minigrad.runtimes import opencl_report
 from minigrad.runtimes.host import host
 from minigrad.runtimes.opencl_build import Built, build
 from minigrad.runtimes.opencl_devices import (
+    context_of,
     device_called,
     group_of,
     has_doubles,
@@ -74,7 +75,7 @@ class OpenCL:
         self.lock = threading.RLock()
         processor = name_processor(device)
         try:
-            self.context = cl.Context([device])
+            self.context = context_of(device)
             self.queue = cl.CommandQueue(self.context, device)
         except cl.Error as error:
             raise DeviceError(f"{self.label} cannot be opened: {error}") from None
@@ -130,6 +131,26 @@ class OpenCL:
     def copy_out(self, memory: Any, data: memoryview) -> None:
         """Read a buffer into the host's bytes, when all work before is done."""
         self._copy(data, memory)
+
+    def copy_across(self, memory: Any, source: Runtime, given: Any, nbytes: int) -> bool:
+        """Copy from a device of the same context, in the order of both queues."""
+        if not isinstance(source, OpenCL) or source.context != self.context:
+            return False
+        cl = opencl()
+        try:
+            # The copy comes after all that fills `given`, and all that comes later there, which
+            # might write to it, after the copy. What waits was enqueued after what it waits for.
+            filled = cl.enqueue_marker(source.queue)
+            source.queue.flush()
+            done = cl.enqueue_copy(
+                self.queue, memory, given, byte_count=nbytes, wait_for=[filled]
+            )
+            self.queue.flush()
+            cl.enqueue_barrier(source.queue, wait_for=[done])
+            source.queue.flush()
+        except (cl.Error, MemoryError) as error:
+            raise self.failed("copying", error) from None
+        return True
 
     def first(self, memory: Any, dtype: DType) -> int | float | bool:
         """The first element of a buffer, when all work before is done."""

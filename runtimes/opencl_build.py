@@ -65,7 +65,7 @@ def _build_together(
                 GlobalCounters.cache_hits += len(names)
                 return [(program, name) for name in names]
         try:
-            program = cl.Program(context, text).build(options)
+            program = cl.Program(context, text).build(options, [device])
         except cl.Error as error:
             raise CompileError(
                 f"{label} cannot build the kernel {sources[0].name!r}: {error}\n"
@@ -73,7 +73,8 @@ def _build_together(
             ) from None
     GlobalCounters.kernels_compiled += len(names)
     if cache is not None:
-        (binary,) = program.get_info(cl.program_info.BINARIES)
+        members = program.get_info(cl.program_info.DEVICES)  # of the context
+        binary = program.get_info(cl.program_info.BINARIES)[members.index(device)]
         if binary:
             cache.write(key, {"kernels": names}, bytes(binary))
     return [(program, name) for name in names]

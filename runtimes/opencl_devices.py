@@ -5,6 +5,7 @@ pyopencl is imported here only, when a device is opened: `import minigrad` does 
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,6 +15,10 @@ from minigrad.settings import getenv
 
 MOST_ITEMS = 256  # of a group: larger ones wait for each other more, and have fewer registers each
 MOST_LOCAL = 48 << 10  # bytes that a kernel may have without asking the driver for more
+
+_divided: dict[tuple[int, int], list[Any]] = {}  # a CPU's address and a number → so many parts
+_contexts: dict[Any, Any] = {}  # by the first of the devices in it
+_lock = threading.Lock()
 
 
 def opencl() -> Any:
@@ -83,6 +88,14 @@ def _parts(device: Any) -> list[Any]:
     count = int(getenv("CL_SUBDEVICES"))
     if count < 2 or not is_cpu(device):
         return [device]
+    with _lock:
+        key = (device.int_ptr, count)
+        if key not in _divided:
+            _divided[key] = _divide(device, count)
+        return _divided[key]
+
+
+def _divide(device: Any, count: int) -> list[Any]:
     cl, units = opencl(), device.max_compute_units
     if count > units:
         raise DeviceError(
@@ -97,6 +110,15 @@ def _parts(device: Any) -> list[Any]:
             f"CL_SUBDEVICES={count}: {device.name.strip()} cannot be divided ({error}); set it to 0"
         ) from None
     return parts[:count]
+
+
+def context_of(device: Any) -> Any:
+    """The context of a device, one for all parts of a CPU: what is in it can copy to each other."""
+    with _lock:
+        known = next((parts for parts in _divided.values() if device in parts), [device])
+        if known[0] not in _contexts:
+            _contexts[known[0]] = opencl().Context(known)
+        return _contexts[known[0]]
 
 
 def device_called(name: str) -> Any:

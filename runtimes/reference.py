@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minigrad.collective import Exchange
-from minigrad.device import Buffer, Call, Sequential
+from minigrad.device import Buffer, Call, Runtime, Sequential
 from minigrad.dtype import DType, dtypes, number_of
 from minigrad.errors import DeviceError
 from minigrad.graph.canonical import Graph
@@ -429,6 +429,10 @@ class ReferenceRuntime:
     def compose(self, calls: Sequence[Call], arguments: Sequence[Buffer]) -> Sequential:
         """Recorded calls, to be made again one by one."""
         return Sequential(calls, arguments)
+
+    def copy_across(self, memory: Array, source: Runtime, given: object, nbytes: int) -> bool:
+        """Copies go through the host."""
+        return False
 
     def host_address(self, memory: object) -> None:
         """The host reads copies only."""

@@ -317,8 +317,23 @@ def test_writes_in_place_see_the_old_values(device):
 
 def test_copies_between_devices(device):
     data = numbers(50, 3)
-    there = Tensor(data, device="CPU").to(device) + 1
-    np.testing.assert_array_equal((there.to("CPU") * 2).numpy(), (data + 1) * 2)
+    for name in ("CPU", "REF"):
+        there = Tensor(data, device=name).to(device) + 1
+        np.testing.assert_array_equal((there.to(name) * 2).numpy(), (data + 1) * 2)
+
+
+def test_a_copy_waits_for_what_fills_it_and_later_writes_for_the_copy(device, as_gpu):
+    """Two queues of one context: nothing goes through the host."""
+    data, other = numbers(3000), as_gpu if device != as_gpu else "CL"
+    x, last = Tensor(data, device=device).realize(), None
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Device[device], "copy_out", None)
+        for number in range(20):
+            x.assign(x + number).realize()
+            last = x.to(other).realize()
+        x.assign(x * 0).realize()
+    np.testing.assert_allclose(last.numpy(), data + 190, rtol=1e-6)
+    np.testing.assert_array_equal(x.numpy(), np.zeros_like(data))
 
 
 def test_memory_is_reused_and_counted(device):
