@@ -35,7 +35,7 @@ from minigrad.runtimes.opencl_devices import (
     recipes_for,
 )
 from minigrad.runtimes.opencl_memory import Pool
-from minigrad.runtimes.opencl_pocl import check_linker, name_processor
+from minigrad.runtimes.opencl_pocl import check_pocl
 from minigrad.runtimes.opencl_program import Kernel, Launch, OpenCLProgram, OpenCLReplay
 from minigrad.schedule.schedule import schedule
 from minigrad.settings import flag
@@ -53,7 +53,7 @@ SCRATCH_BYTES = 256 << 20  # of all work-items together; what does not fit is do
 def open_device(name: str) -> OpenCL:
     """The runtime of a device "CL", "CL:1", … Raises DeviceError where it cannot be used."""
     device = device_called(name)
-    check_linker(device)
+    check_pocl(device)
     return OpenCL(name, device, recipes_for(device))
 
 
@@ -73,7 +73,6 @@ class OpenCL:
         self.name, self.device = name, device
         self.label = f"{name} ({device.name.strip()})"
         self.lock = threading.RLock()
-        processor = name_processor(device)
         try:
             self.context = context_of(device)
             self.queue = cl.CommandQueue(self.context, device)
@@ -84,7 +83,7 @@ class OpenCL:
         self.subgroups = "cl_khr_subgroups" in device.extensions.split()
         self.recipes = recipes
         self.target = self._target()
-        self._options = self._build_options(processor)
+        self._options = self._build_options()
         self._programs: OrderedDict[str, Built] = OrderedDict()  # the longest unused first
         self._timed: Any = None
         self._staged: deque[Any] = deque()  # events of copies to the device, the oldest first
@@ -280,13 +279,10 @@ class OpenCL:
             fold_lanes=lanes,
         )  # fmt: skip
 
-    def _build_options(self, processor: str) -> list[str]:
+    def _build_options(self) -> list[str]:
         config = opencl().device_fp_config
         exact = self.device.single_fp_config & config.CORRECTLY_ROUNDED_DIVIDE_SQRT
-        options = ["-cl-fp32-correctly-rounded-divide-sqrt"] if exact else []
-        if processor:  # so that what the driver keeps is for this one only
-            options.append(f"-DPROCESSOR={processor}")
-        return options
+        return ["-cl-fp32-correctly-rounded-divide-sqrt"] if exact else []
 
     def _work_size(self, nest: Nest, source: Source) -> tuple[int, int, int]:
         """Work-items of a launch, a multiple of the group; the group; work-items of all launches.

@@ -19,7 +19,7 @@ from minigrad.errors import CompileError
 from minigrad.program import GlobalCounters
 from minigrad.render.opencl import Source, join
 from minigrad.runtimes.opencl_devices import opencl
-from minigrad.runtimes.opencl_pocl import check_linker, is_pocl
+from minigrad.runtimes.opencl_pocl import check_pocl, is_pocl
 
 MOST_TOGETHER = 16  # kernels of a program: errors and what is kept on disk stay small
 
@@ -33,7 +33,7 @@ def build(
 
     Raises CompileError where the driver does not take a source.
     """
-    check_linker(device)  # it may have gone since the device was opened
+    check_pocl(device)  # it may have gone since the device was opened
     found: list[Built] = []
     for start in range(0, len(sources), MOST_TOGETHER):
         part = sources[start : start + MOST_TOGETHER]

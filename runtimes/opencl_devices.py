@@ -11,6 +11,7 @@ from typing import Any
 
 from minigrad.errors import DeviceError
 from minigrad.loops.target import Group
+from minigrad.runtimes.opencl_pocl import is_too_old
 from minigrad.settings import getenv
 
 MOST_ITEMS = 256  # of a group: larger ones wait for each other more, and have fewer registers each
@@ -67,7 +68,10 @@ def chosen_platforms() -> list[Any]:
 
 
 def devices() -> list[Any]:
-    """The devices of the chosen platforms: GPUs first, then by names and versions."""
+    """The devices of the chosen platforms: GPUs first, then by names and versions.
+
+    Those that build nothing, because they are older than the processor, come last.
+    """
     cl = opencl()
     order = {cl.device_type.GPU: 0, cl.device_type.ACCELERATOR: 1}
     found: list[tuple[tuple[int, str, str, str, int], Any]] = []
@@ -77,7 +81,7 @@ def devices() -> list[Any]:
         except cl.Error:  # a driver without its hardware
             continue
         for number, device in enumerate(part for member in members for part in _parts(member)):
-            rank = order.get(device.type & ~cl.device_type.DEFAULT, 2)
+            rank = order.get(device.type & ~cl.device_type.DEFAULT, 2) + is_too_old(device)
             found.append(((rank, platform.name, platform.version, device.name, number), device))
     found.sort(key=lambda item: item[0])
     return [device for _, device in found]

@@ -159,7 +159,7 @@ def tiles(
     alone = block.rows >= row.extent
     number = make_axis("t", 0, max(block.tiles, 1))
     stops: tuple[Integer, ...] = (min(block.tiles, whole),)
-    if not alone and whole % block.tiles:
+    if not alone and (rest or whole % block.tiles):  # the last block has fewer, perhaps none
         stops = (block.tiles, sub(whole, before))
     statements: list[Statement] = []
     if whole:

@@ -164,6 +164,8 @@ class VectorLanguage:
                 return None
             return f"as_{self.type_of(e.dtype)}({bare(args[0])})"
         if e.op in COMPARISONS:
+            if source.is_bool:  # true is −1, less than false
+                args = args[::-1]
             return self.truth_of(f"({args[0]} {COMPARISONS[e.op]} {args[1]})", source)
         if source.is_bool:
             return self._on_bools(e, args)

@@ -92,6 +92,12 @@ def few_columns(inputs: Inputs) -> list[Node]:
 
 
 @case
+def rest_alone(inputs: Inputs) -> list[Node]:
+    """Blocks of whole tiles take all rows but some, which have a block for themselves."""
+    return [product(inputs(rows, 5), inputs(5, 3)) for rows in (495, 481, 500, 970, 391)]
+
+
+@case
 def few_strided(inputs: Inputs) -> list[Node]:
     """The few are columns of a table: they are copied, for vectors want neighbours."""
     x, w = inputs(40, 3), inputs(50, 40)

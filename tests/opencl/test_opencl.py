@@ -60,6 +60,12 @@ def test_views_become_conditions_on_indices(device):
     agree(views, device, numbers(6, 5))
 
 
+def test_bools_are_in_order(device):
+    """A vector of bools is a vector of masks, whose true is less than its false."""
+    x, y = numbers(4, 1, dtype="int32") > 0, numbers(4, 33, seed=1, dtype="int32") > 0
+    agree(lambda x, y: [x > y, x < y, x >= y, x <= y, x == y, x != y], device, x, y)
+
+
 def test_empty_and_one_element(device):
     agree(lambda x, y: [x + 1, x.sum(0), y.exp()], device, numbers(0, 3), numbers(1))
 

@@ -1,67 +1,49 @@
-"""A PoCL that is older than the processor is told which one it is like."""
+"""A PoCL that is older than the processor builds nothing: another one is taken, or it is said."""
 
 from __future__ import annotations
 
-import ctypes
-from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 
 from minigrad.errors import DeviceError
-from minigrad.runtimes import opencl_pocl
-from minigrad.runtimes.host import host
+from minigrad.runtimes import opencl_devices, opencl_pocl
 
-OLD = "OpenCL 3.0 PoCL HSTR: pthread-x86_64-unknown-linux-gnu-generic"
-
-
-class Device:
-    """A description of a device as PoCL has it: words, some of which point to text."""
-
-    def __init__(self, *texts, version=OLD):
-        libc = ctypes.CDLL(None)
-        libc.strdup.restype = ctypes.c_void_p
-        self.texts = [libc.strdup(text.encode()) for text in texts]
-        self.words = (ctypes.c_uint64 * 600)(7, 1 << 60, 1 << 40, *self.texts)
-        self.int_ptr = ctypes.addressof(self.words)
-        self.version = version
-        self.platform = SimpleNamespace(name=opencl_pocl.POCL, version="OpenCL 3.0 PoCL 3.0-rc2")
-
-    def read(self):
-        return [ctypes.string_at(text).decode() for text in self.texts]
+pytest.importorskip("pyopencl")
 
 
-@pytest.fixture(autouse=True)
-def x86(monkeypatch):
-    machine = replace(host(), architecture="x86_64", features=frozenset(("avx", "sse2")))
-    monkeypatch.setattr(opencl_pocl, "host", lambda: machine)
+class Platform:
+    """A PoCL with one device, whose processor it calls by a name."""
+
+    def __init__(self, processor: str, version: str) -> None:
+        self.name, self.version = opencl_pocl.POCL, f"OpenCL 3.0 PoCL {version}  Linux"
+        kind = opencl_devices.opencl().device_type.CPU
+        self.device = SimpleNamespace(
+            platform=self, version=f"OpenCL 3.0 PoCL HSTR: pthread-x86_64-linux-{processor}",
+            name="cpu", type=kind,
+        )  # fmt: skip
+
+    def get_devices(self) -> list[SimpleNamespace]:
+        """Its device."""
+        return [self.device]
 
 
-def test_the_one_word_is_replaced_once():
-    device = Device("pthread", "generic", "generic-64")
-    assert opencl_pocl.name_processor(device) == "x86-64"
-    assert device.read() == ["pthread", "x86-64", "generic-64"]
-    assert opencl_pocl.name_processor(device) == "x86-64"  # a second time
-    assert device.read() == ["pthread", "x86-64", "generic-64"]
+OLD, NEW = Platform("generic", "3.0-rc2"), Platform("znver4", "6.0")
+KNOWING = Platform("haswell", "3.0-rc2")
 
 
-@pytest.mark.parametrize("texts", [("pthread",), ("generic", "generic")])
-def test_what_cannot_be_told_is_an_error(texts):
-    device = Device(*texts)
+@pytest.mark.parametrize(
+    ("found", "order"),
+    [([OLD, NEW], [NEW, OLD]), ([NEW, OLD], [NEW, OLD]), ([NEW, KNOWING], [KNOWING, NEW])],
+)
+def test_one_that_knows_the_processor_comes_first(
+    found: list[Platform], order: list[Platform], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(opencl_devices, "chosen_platforms", lambda: found)
+    assert opencl_devices.devices() == [platform.device for platform in order]
+
+
+def test_alone_it_is_an_error() -> None:
     with pytest.raises(DeviceError, match=r"PoCL 3.0-rc2 is older than this processor.*newer one"):
-        opencl_pocl.name_processor(device)
-    assert device.read() == list(texts)
-
-
-def test_a_pocl_that_knows_the_processor_is_left_alone():
-    device = Device("generic", version=OLD.replace("generic", "haswell"))
-    assert opencl_pocl.name_processor(device) == ""
-    assert device.read() == ["generic"]
-
-
-def test_the_name_is_of_a_processor_whose_code_this_one_runs():
-    features = frozenset(("avx2", "fma", "bmi", "bmi2", "f16c", "movbe", "avx512f"))
-    machine = replace(host(), features=features)
-    assert opencl_pocl.name_for(machine) == "haswell"
-    rest = ("avx512bw", "avx512cd", "avx512dq", "avx512vl")
-    assert opencl_pocl.name_for(replace(machine, features=features.union(rest))).endswith("avx512")
+        opencl_pocl.check_pocl(OLD.device)
+    opencl_pocl.check_pocl(KNOWING.device)
