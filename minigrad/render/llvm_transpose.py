@@ -9,7 +9,6 @@ some hundred cycles more.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TypeVar
 
 from minigrad.dtype import dtypes
 from minigrad.graph.symbolic import Affine, Atom, Integer, add, coefficient
@@ -19,7 +18,7 @@ from minigrad.render.llvm_values import Builder, Value, broadcast, join
 from minigrad.schedule import expr
 from minigrad.schedule.expr import Expr, Leaf
 
-T = TypeVar("T")
+Shuffle = Callable[[Value, Value], Value]  # of the elements of two vectors
 
 SIZES = (4, 8)  # bytes of an element
 SEGMENT = 16  # bytes inside of which a processor interleaves two vectors in one instruction
@@ -185,7 +184,7 @@ def _lane_that_counts(emitter: IndexEmitter, lane: int) -> Integer:
 def transpose(here: Builder, rows: list[Value], size: int) -> list[Value]:
     """n vectors of n elements, a power of two, of `size` bytes; column i of them as vector i."""
 
-    def shuffle(order: list[int]) -> Callable[[Value, Value], Value]:
+    def shuffle(order: list[int]) -> Shuffle:
         text = ", ".join(f"i32 {place}" for place in order)
 
         def shuffled(a: Value, b: Value) -> Value:
@@ -221,8 +220,8 @@ def _in_turn(count: int, segment: int, run: int, first: int) -> list[int]:
 
 
 def _exchanged(
-    rows: list[T], run: int, low: Callable[[T, T], T], high: Callable[[T, T], T]
-) -> list[T]:
+    rows: list[Value], run: int, low: Shuffle, high: Shuffle
+) -> list[Value]:
     """Rows in groups of 2·run, in each of which row i and row i + run become two."""
     done = list(rows)
     for start in range(0, len(rows), 2 * run):
@@ -233,7 +232,7 @@ def _exchanged(
 
 
 def _spread(
-    rows: list[Value], segment: int, shuffle: Callable[[list[int]], Callable[[Value, Value], Value]]
+    rows: list[Value], segment: int, shuffle: Callable[[list[int]], Shuffle]
 ) -> list[Value]:
     """Segment s of row r becomes segment r of row s: first the even ones, then the odd ones."""
     if len(rows) == 1:
