@@ -55,22 +55,22 @@ def make_norm(config: GPTConfig) -> nn.LayerNorm | nn.RMSNorm:
 
 
 @lru_cache(maxsize=8)
-def rotation(context: int, width: int, base: float, device: str) -> tuple[Tensor, Tensor]:
+def rotation(config: GPTConfig, device: str) -> tuple[Tensor, Tensor]:
     """Cosines and signed sines of the angles position · base^(−2i/width).
 
     (context, 2, width/2) each; angles are float64, as a float32 has few digits left at the far end.
     """
     with Tensor.no_grad():
-        pairs = Tensor.arange(width // 2, dtype="float64", device=device)
-        positions = Tensor.arange(context, dtype="float64", device=device).reshape(-1, 1)
-        angles = positions * (pairs * (-2 * math.log(base) / width)).exp()
+        pairs = Tensor.arange(config.width // 2, dtype="float64", device=device)
+        positions = Tensor.arange(config.context, dtype="float64", device=device).reshape(-1, 1)
+        angles = positions * (pairs * (-2 * math.log(config.rotary_base) / config.width)).exp()
         cosines, sines = angles.cos().float(), angles.sin().float()
         tables = cosines.stack(cosines, dim=1), (-sines).stack(sines, dim=1)
         Tensor.realize(*(table.requires_grad_(False) for table in tables))
     return tables
 
 
-def rotate(x: Tensor, tables: tuple[Tensor, Tensor], start: Integer) -> Tensor:
+def rotate(x: Tensor, tables: Sequence[Tensor], start: Integer) -> Tensor:
     """Rotary positions (Su et al., "RoFormer", 2021): dims i and i + width/2 turn as a pair.
 
     x (batch, heads, length, width), its first position is `start`.
@@ -85,9 +85,7 @@ Spans = Sequence[tuple[int, int]]
 
 def chosen(table: Tensor, spans: Spans) -> Tensor:
     """The rows first … last − 1 of each span, one after the other; without spans all rows."""
-    if not spans:
-        return table
-    parts = [table[first:stop] for first, stop in spans]
+    parts = [table[first:stop] for first, stop in spans] or [table]
     return parts[0].cat(*parts[1:])
 
 
@@ -129,9 +127,8 @@ class Attention:
         many, few = config.heads, config.key_value_heads
         q, k, v = rows[:, :many], rows[:, many : many + few], rows[:, many + few :]
         if config.positions == "rotary":
-            tables = rotation(config.context, config.width, config.rotary_base,
-                              Device.canonical(x.device))  # fmt: skip
-            tables = chosen(tables[0], self.spans), chosen(tables[1], self.spans)
+            whole = rotation(config, Device.canonical(x.device))
+            tables = [chosen(table, self.spans) for table in whole]
             q, k = rotate(q, tables, start), rotate(k, tables, start)
         return q, k, v
 
@@ -166,7 +163,8 @@ class Block:
         self.ln_2 = make_norm(config)
         self.mlp: FeedForward | moe.MoE = (
             moe.MoE(config.dim, config.hidden, config.experts, config.active,
-                gated=config.activation == "swiglu", bias=config.bias)
+                gated=config.activation == "swiglu", bias=config.bias,
+                precision=named(config.precision))
             if config.experts else FeedForward(config)
         )  # fmt: skip
 
@@ -218,10 +216,8 @@ class GPT:
         """Vectors of tokens, and of their positions if those are learned: (batch, length, dim)."""
         length = ids.shape[1]
         if high(start + length) > self.config.context:
-            raise ValueError(
-                f"{length} tokens are more than the model's context of {self.config.context}: "
-                "give it the last ones only"
-            )
+            raise ValueError(f"{length} tokens are more than the model's context of "
+                             f"{self.config.context}: give it the last ones only")  # fmt: skip
         x = self.wte(ids)
         x = x.float() if x.dtype.itemsize < 4 else x  # a table in half precision stays so
         if self.config.positions == "learned":

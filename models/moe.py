@@ -24,6 +24,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from minigrad import Tensor, dtypes, nn
+from minigrad.dtype import DType
 from minigrad.errors import ShapeError
 from minigrad.graph import build
 from minigrad.graph.node import Node
@@ -179,21 +180,22 @@ class Blocks:
 
         return self._with_gradient(value, [x], rule)
 
-    def product(self, x: Tensor, weight: Tensor) -> Tensor:
+    def product(self, x: Tensor, weight: Tensor, precision: DType) -> Tensor:
         """Each block times its expert's matrix: x (blocks, rows, in), weight (experts, out, in).
 
         → (blocks, rows, out), 0 in rows where no choice stands, whatever x and its gradient have
-        there.
+        there. Operands are rounded to `precision` first, as `gpt.Linear` does it.
         """
         count = math.prod(plain_shape(x)[:2])
-        value = self.mask().where(x.matmul(weight[self.expert].transpose(1, 2)), 0.0)
+        value = self.mask().where(_by_matrices(x, weight[self.expert], precision), 0.0)
 
         def rule(blocks: Blocks, g: Tensor, x: Tensor, weight: Tensor) -> list[Tensor]:
-            by_x = blocks.mask().where(g.matmul(weight[blocks.expert]), 0.0).contiguous()
+            x, theirs = x.cast(precision), weight[blocks.expert].cast(precision)
+            by_x = blocks.mask().where(g.matmul(theirs, g.dtype), 0.0).contiguous()
             row = Tensor.arange(count, device=g.device).reshape(1, count, 1)
             first, stop = blocks.first.reshape(-1, 1, 1), blocks.stop.reshape(-1, 1, 1)
             mine = ((first <= row) & (row < stop)).where(g.reshape(1, count, -1), 0.0)
-            return [by_x, mine.transpose(1, 2).matmul(x.reshape(1, count, -1))]
+            return [by_x, mine.transpose(1, 2).matmul(x.reshape(1, count, -1), g.dtype)]
 
         return self._with_gradient(value, [x, weight], rule)
 
@@ -215,21 +217,32 @@ class Blocks:
         return Tensor._of(build.custom(value.detach().node, nodes, of_nodes))
 
 
-class Experts:
-    """One matrix per expert: weight (experts, out, in), bias (experts, out) or None."""
+def _by_matrices(x: Tensor, weight: Tensor, precision: DType) -> Tensor:
+    """(blocks, rows, in), (blocks, out, in) → (blocks, rows, out): rounded, added in float32."""
+    return x.cast(precision).matmul(weight.cast(precision).transpose(1, 2), dtypes.float32)
 
-    def __init__(self, experts: int, inputs: int, outputs: int, bias: bool) -> None:
+
+class Experts:
+    """One matrix per expert: weight (experts, out, in), bias (experts, out) or None.
+
+    precision: the dtype to which operands are rounded before they are multiplied.
+    """
+
+    def __init__(
+        self, experts: int, inputs: int, outputs: int, bias: bool, precision: DType
+    ) -> None:
+        self.precision = precision
         self.weight = uniform((experts, outputs, inputs), inputs)
         self.bias = uniform((experts, outputs), inputs) if bias else None
 
     def __call__(self, x: Tensor, which: Tensor | Blocks) -> Tensor:
         """Blocks (blocks, rows, in), each for the expert which[block] → (blocks, rows, out)."""
         if isinstance(which, Blocks):
-            y = which.product(x, self.weight)
+            y = which.product(x, self.weight, self.precision)
             if self.bias is None:
                 return y
             return y + which.mask().where(self.bias[which.expert].unsqueeze(1), 0.0)
-        y = x.matmul(self.weight[which].transpose(1, 2))
+        y = _by_matrices(x, self.weight[which], self.precision)
         return y if self.bias is None else y + self.bias[which].unsqueeze(1)
 
 
@@ -237,17 +250,20 @@ class MoE:
     """A router and `experts` feed-forward networks dim → hidden → dim, `active` of them per token.
 
     gated: SwiGLU, with the rows of gate and up in one matrix (2·hidden, dim); otherwise GELU.
+    precision: of the experts' products; the router's stay in float32.
     """
 
-    def __init__(self, dim: int, hidden: int, experts: int, active: int = 2,
-                 gated: bool = False, bias: bool = True) -> None:  # fmt: skip
+    def __init__(
+        self, dim: int, hidden: int, experts: int, active: int = 2, gated: bool = False,
+        bias: bool = True, precision: DType = dtypes.float32,
+    ) -> None:  # fmt: skip
         if not 1 <= active <= experts:
             raise ValueError(f"active is {active}: expected 1 … {experts}, the number of experts")
         self.dim, self.hidden, self.gated = dim, hidden, gated
         self.experts, self.active = experts, active
         self.router = Router(dim, experts, active)
-        self.c_fc = Experts(experts, dim, hidden * (2 if gated else 1), bias)
-        self.c_proj = Experts(experts, hidden, dim, bias)
+        self.c_fc = Experts(experts, dim, hidden * (2 if gated else 1), bias, precision)
+        self.c_proj = Experts(experts, hidden, dim, bias, precision)
 
     def __call__(self, x: Tensor) -> Tensor:
         """(…, dim) → the same shape."""

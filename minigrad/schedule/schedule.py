@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from minigrad.graph import build as graph_build
 from minigrad.graph.canonical import Graph
-from minigrad.graph.collective import in_order
+from minigrad.graph.collective import in_order as exchanges_in_order
 from minigrad.graph.node import (
     ELEMENTWISE,
     REDUCTIONS,
@@ -33,6 +33,7 @@ from minigrad.schedule.materialize import (
     has_loaded_mask,
     is_product,
 )
+from minigrad.schedule.order import freeing_early, in_order
 from minigrad.schedule.partial import part_written
 from minigrad.schedule.select import picked
 from minigrad.schedule.sort import expand
@@ -234,7 +235,7 @@ class _Plan:
                 roots.append(copy)
                 late.add(copy)
         order = topological(roots)
-        order = topological(in_order(roots, order))
+        order = topological(exchanges_in_order(roots, order))
         self.kept: Materialized = choose(order, roots, recomputed, fuse)
         self.arrays: dict[Node, Array] = {}
         self.slots: dict[Array, int] = {}
@@ -335,20 +336,33 @@ class _Plan:
     def finish(self) -> Schedule:
         """The kernels in order, and the arena."""
         kernels = []
-        # what others wait for comes first, and all else meanwhile
-        exchanges = [member for member in self.groups if member.kind == "exchange"]
-        for member in _in_order([*exchanges, *self.groups]):
-            stored = frozenset(
-                stage.array
-                for stage in member.stages
-                if stage.array in self.slots
-                or any(reader is not member for reader in self.readers.get(stage.array, ()))
-            )
+        stored = {member: self._stored(member) for member in self.groups}
+        for member in self._order(stored):
             rows = max(member.rows, default=1)
-            kernels.append(Kernel(member.kind, tuple(member.stages), rows, stored))
+            kernels.append(Kernel(member.kind, tuple(member.stages), rows, stored[member]))
         kernels = add_waits(kernels, self.slots)
         arena, size = plan_arena(kernels, self.slots)
         return Schedule(tuple(kernels), self.slots, arena, size, self.graph.variables)
+
+    def _stored(self, member: Group) -> frozenset[Array]:
+        """The arrays of a kernel that must reach memory."""
+        return frozenset(
+            stage.array
+            for stage in member.stages
+            if stage.array in self.slots
+            or any(reader is not member for reader in self.readers.get(stage.array, ()))
+        )
+
+    def _order(self, stored: dict[Group, frozenset[Array]]) -> list[Group]:
+        """The kernels in order: what others wait for comes first; without others, what frees."""
+        exchanges = [member for member in self.groups if member.kind == "exchange"]
+        if exchanges:  # and all else meanwhile
+            return in_order([*exchanges, *self.groups])
+        filled = {
+            member: [array for array in arrays if array not in self.slots]
+            for member, arrays in stored.items()
+        }
+        return freeing_early(in_order(self.groups), filled, self.readers)
 
 
 def _loads_by_array(group: Group) -> _Loads:
@@ -384,28 +398,6 @@ def _safe_in_place(
         elif not same and not aligned(stage, target, max(writer.rows), old):
             return False
     return True
-
-
-def _in_order(groups: Sequence[Group]) -> list[Group]:
-    """Groups after what they need, otherwise in the order given."""
-    order: list[Group] = []
-    done: set[Group] = set()
-    place = {member: number for number, member in enumerate(groups)}
-    for start in groups:
-        stack = [start]
-        while stack:
-            top = stack[-1]
-            if top in done:
-                stack.pop()
-                continue
-            waiting = top.needs - done
-            assert len(stack) <= len(groups), "kernels that need each other have no order"
-            if waiting:
-                stack.append(min(waiting, key=place.__getitem__))
-            else:
-                done.add(top)
-                order.append(stack.pop())
-    return order
 
 
 def add_waits(kernels: Sequence[Kernel], slots: dict[Array, int]) -> list[Kernel]:

@@ -200,7 +200,7 @@ class TorchLlama:
                 block.mlp.c_fc, block.mlp.c_proj)]  # type: ignore[union-attr]
             for block in model.h
         ]  # fmt: skip
-        tables = rotation(model.config.context, model.config.width, model.config.rotary_base, "CPU")
+        tables = rotation(model.config, "CPU")
         self.cosines, self.sines = (torch.tensor(t.numpy()).flatten(1) for t in tables)
 
     def turn(self, x: Any) -> Any:

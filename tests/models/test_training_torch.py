@@ -177,12 +177,13 @@ def test_the_mlp_s_losses(torch: Any) -> None:
     assert got == pytest.approx(wanted, rel=1e-3)
 
 
+@pytest.mark.parametrize("experts", [0, 4])
 @pytest.mark.parametrize("precision", ["bfloat16", "float16"])
-def test_mixed_precision_stays_close(precision: str) -> None:
+def test_mixed_precision_stays_close(precision: str, experts: int) -> None:
     losses = []
     for kind in ("float32", precision):
         Tensor.manual_seed(8)
-        model = GPT(GPTConfig(1, 2, 16, 16, 13, precision=kind))
+        model = GPT(GPTConfig(1, 2, 16, 16, 13, precision=kind, experts=experts, active=2))
         optimizer = MatrixAdamW(nn.state.get_parameters(model), PLAN)
         assert all(p.dtype.name == "float32" for p in optimizer.params)
         step = make_step(model, optimizer, PLAN.clip)

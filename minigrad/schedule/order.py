@@ -1,0 +1,84 @@
+"""The order of kernels: after what they need, and so that memory is free early."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from minigrad.schedule.expr import Array
+from minigrad.schedule.fuse import Group
+
+
+def in_order(groups: Sequence[Group]) -> list[Group]:
+    """Groups after what they need, otherwise in the order given."""
+    order: list[Group] = []
+    done: set[Group] = set()
+    place = {member: number for number, member in enumerate(groups)}
+    for start in groups:
+        stack = [start]
+        while stack:
+            top = stack[-1]
+            if top in done:
+                stack.pop()
+                continue
+            waiting = top.needs - done
+            assert len(stack) <= len(groups), "kernels that need each other have no order"
+            if waiting:
+                stack.append(min(waiting, key=place.__getitem__))
+            else:
+                done.add(top)
+                order.append(stack.pop())
+    return order
+
+
+def freeing_early(
+    order: Sequence[Group],
+    filled: Mapping[Group, Sequence[Array]],
+    readers: Mapping[Array, Sequence[Group]],
+) -> list[Group]:
+    """The order, but a kernel that frees more memory than it fills runs as soon as it can.
+
+    So the gradient of a layer's weights is taken when that of its results is at hand, not after
+    those of all layers, and what the layer kept for it makes room. filled: the arrays that each
+    group puts into the program's memory; readers: who reads them.
+    """
+    left = {a: {*readers.get(a, ())} for arrays in filled.values() for a in arrays}
+    reads: dict[Group, list[Array]] = {member: [] for member in order}
+    for array, members in left.items():
+        for member in members:
+            reads[member].append(array)
+    followers: dict[Group, list[Group]] = {member: [] for member in order}
+    for member in order:
+        for needed in member.needs:
+            followers[needed].append(member)
+    missing = {member: len(member.needs) for member in order}
+
+    def gain(member: Group) -> int:
+        """Bytes that are free after it and were not before."""
+        freed = sum(_bytes(array) for array in reads[member] if len(left[array]) == 1)
+        return freed - sum(_bytes(array) for array in filled[member])
+
+    result: dict[Group, None] = {}
+    for first in order:
+        early = [first]
+        while early:
+            member = max(early, key=gain)
+            early.remove(member)
+            if member in result:
+                continue
+            result[member] = None
+            changed = followers[member]  # they may run now, or are the last to read an array
+            for array in reads[member]:
+                left[array].discard(member)
+                if len(left[array]) == 1:
+                    changed = [*changed, *left[array]]
+            for other in followers[member]:
+                missing[other] -= 1
+            early += [
+                other for other in dict.fromkeys(changed)
+                if not missing[other] and other not in result and gain(other) > 0
+            ]  # fmt: skip
+    return list(result)
+
+
+def _bytes(array: Array) -> int:
+    return array.size * array.dtype.itemsize
