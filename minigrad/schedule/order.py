@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from minigrad.schedule.expr import Array
 from minigrad.schedule.fuse import Group
@@ -37,9 +37,10 @@ def freeing_early(
 ) -> list[Group]:
     """The order, but a kernel that frees more memory than it fills runs as soon as it can.
 
-    So the gradient of a layer's weights is taken when that of its results is at hand, not after
-    those of all layers, and what the layer kept for it makes room. filled: the arrays that each
-    group puts into the program's memory; readers: who reads them.
+    Of several the one that fills least comes first, and makes room for the others. So the gradient
+    of a layer's weights is taken when that of its results is at hand, not after those of all
+    layers, and what the layer kept for it is free. filled: the arrays that each group puts into the
+    program's memory; readers: who reads them.
     """
     left = {a: {*readers.get(a, ())} for arrays in filled.values() for a in arrays}
     reads: dict[Group, list[Array]] = {member: [] for member in order}
@@ -51,17 +52,16 @@ def freeing_early(
         for needed in member.needs:
             followers[needed].append(member)
     missing = {member: len(member.needs) for member in order}
+    fills = {member: _bytes(filled[member]) for member in order}
 
-    def gain(member: Group) -> int:
-        """Bytes that are free after it and were not before."""
-        freed = sum(_bytes(array) for array in reads[member] if len(left[array]) == 1)
-        return freed - sum(_bytes(array) for array in filled[member])
+    def frees(member: Group) -> int:
+        return _bytes(array for array in reads[member] if len(left[array]) == 1)
 
     result: dict[Group, None] = {}
     for first in order:
         early = [first]
         while early:
-            member = max(early, key=gain)
+            member = min(early, key=fills.__getitem__)
             early.remove(member)
             if member in result:
                 continue
@@ -75,10 +75,10 @@ def freeing_early(
                 missing[other] -= 1
             early += [
                 other for other in dict.fromkeys(changed)
-                if not missing[other] and other not in result and gain(other) > 0
+                if not missing[other] and other not in result and frees(other) > fills[other]
             ]  # fmt: skip
     return list(result)
 
 
-def _bytes(array: Array) -> int:
-    return array.size * array.dtype.itemsize
+def _bytes(arrays: Iterable[Array]) -> int:
+    return sum(array.size * array.dtype.itemsize for array in arrays)
