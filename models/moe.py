@@ -110,6 +110,13 @@ class Router:
         return Routing(logits, probabilities, places, weights / weights.sum(1, keepdim=True))
 
 
+def block_shape(choices: int, experts: int) -> tuple[int, int]:
+    """How many blocks, of how many rows, hold so many choices however they fall on experts."""
+    rows = min(BLOCK_ROWS, 1 << (choices // experts).bit_length())
+    # an expert with one choice needs a block, and so do `rows` choices of one expert
+    return min(choices, (choices - experts) // rows + experts), rows
+
+
 @dataclass(frozen=True)
 class Blocks:
     """Where choices are when those of one expert stand side by side, in blocks of `rows` rows.
@@ -132,9 +139,7 @@ class Blocks:
     def of(cls, chosen: Tensor, experts: int) -> Blocks:
         """For (tokens, active) choices."""
         choices = math.prod(plain_shape(chosen))
-        rows = min(BLOCK_ROWS, 1 << (choices // experts).bit_length())
-        # an expert with one choice needs a block, and so do `rows` choices of one expert
-        blocks = min(choices, (choices - experts) // rows + experts)
+        blocks, rows = block_shape(choices, experts)
         which = chosen.reshape(-1)
         hot = _one_hot(which, experts)
         before = ((hot.cumsum(0) - hot) * hot).sum(1)  # earlier choices of the same expert

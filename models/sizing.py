@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 from minigrad.models import console
 from minigrad.models.errors import InputError
 from minigrad.models.gpt_config import PRESETS, GPTConfig
+from minigrad.models.moe import block_shape
 
 H100, B300 = 80e9, 288e9  # bytes of memory
 DAY, MONTH = 86400.0, 30.4375 * 86400.0  # seconds
@@ -100,22 +101,26 @@ def activation_bytes(
 
     A block keeps, per token: its two inputs; of each norm what it scaled, and gave; queries, keys
     and values, the former two also turned where positions are; what attention gave; and the
-    feed-forward layer before and after its bend, of SwiGLU the bent gate too. Scores are computed
-    again. Behind the blocks come the last norm and the larger of two passing things: the logits
-    with their gradient (float32), and the gradient inside one feed-forward layer.
+    feed-forward layer before and after its bend, of SwiGLU the sigmoid and the bent gate too.
+    Experts have these in blocks of rows that are not all used (see moe.py), and their tokens and
+    answers as well. Scores are computed again. Behind the blocks come the logits with their
+    gradient (float32) and what these are made of, or, where that is more, the logits' gradient and
+    what passes through the last feed-forward layer.
     recompute keeps the inputs of blocks only, and one block's inside.
     """
-    c = config
+    c, experts = config, bool(config.experts)
     tokens = batch * c.context
     turned = (c.heads + c.key_value_heads) * c.width if c.positions == "rotary" else 0
     rows = (c.heads + 2 * c.key_value_heads) * c.width + turned
-    times = c.active if c.experts else 1
-    wide = c.hidden * times * (4 if c.activation == "swiglu" else 2)
-    block = tokens * (7 * c.dim + rows + wide) * itemsize
+    places = math.prod(block_shape(tokens * c.active, c.experts)) if experts else tokens
+    gated = c.activation == "swiglu"
+    wide = c.hidden * (5 if gated else 2) + 2 * c.dim * experts
+    block = (tokens * (7 * c.dim + rows) + places * wide) * itemsize
     kept = c.layers * tokens * c.dim * itemsize + block if recompute else c.layers * block
-    gradient = c.hidden * times * (2 if c.activation == "swiglu" else 1) * itemsize
-    last = 3 * c.dim * itemsize + max(2 * 4 * c.vocabulary, gradient)
-    return kept + tokens * last
+    loss = tokens * (c.dim * itemsize + 2 * 4 * c.vocabulary)
+    through = tokens * (2 * c.dim * experts * itemsize + 4 * c.vocabulary)
+    through += places * (c.hidden * gated + c.dim * experts) * itemsize
+    return kept + max(loss, through)
 
 
 @dataclass(frozen=True)
@@ -141,6 +146,20 @@ class Training:
 def state_bytes(config: GPTConfig, itemsize: int = 2) -> int:
     """Weights, gradients, masters and AdamW's moments."""
     return parameters(config).total * Training(itemsize).per_parameter
+
+
+def peak_bytes(
+    config: GPTConfig, batch: int, itemsize: int = 2, recompute: bool = False
+) -> int:
+    """The most that a training step here holds at one time.
+
+    Weights, masters and moments, and the larger of activations and gradients: where the backward
+    pass has a block's gradients, it has no more need of what the block kept.
+    """
+    n = parameters(config).total
+    gradients = n * itemsize
+    rest = n * Training(itemsize).per_parameter - gradients
+    return rest + max(activation_bytes(config, batch, itemsize, recompute), gradients)
 
 
 def devices(size: float, memory: float) -> int:
@@ -230,9 +249,13 @@ def report(
         f"parameters · {rest} bytes: AdamW's two moments, 4 each"
         + (", and float32 masters, 4" if training.masters else ""))  # fmt: skip
     add("activations", f"{bytes_text(inside)}; {bytes_text(few)} with recomputation",
-        f"what the backward pass needs of {batch} windows of {c.context} tokens")  # fmt: skip
+        f"what the backward pass needs of {batch} × {c.context} tokens")  # fmt: skip
     add("training, all of it", f"{bytes_text(state + few)} … {bytes_text(state + inside)}",
         f"parameters · {training.per_parameter} bytes + activations")  # fmt: skip
+    peaks = [peak_bytes(c, batch, itemsize, recompute) for recompute in (True, False)]
+    add("at one time, here", " … ".join(map(bytes_text, peaks)),
+        "the same with the larger of gradients and activations: the former take the room of the "
+        "latter")  # fmt: skip
     add("devices to hold it", f"{devices(weights, memory):,}",
         f"weights / {bytes_text(memory)}, rounded up")  # fmt: skip
     add("devices to train it", f"{devices(state, memory):,} … {devices(state + inside, memory):,}",
