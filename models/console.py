@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import math
+import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -110,6 +111,10 @@ def run(main: Callable[[Sequence[str]], None]) -> int:
     """
     try:
         main(sys.argv[1:])
+        sys.stdout.flush()
+    except BrokenPipeError:  # who read it (head, less) has enough, and nobody hears the rest
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
     except (MinigradError, OSError) as error:
         print(f"{sys.argv[0]}: {error}", file=sys.stderr)
         return 1

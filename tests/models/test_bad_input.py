@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import resource
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -246,3 +248,16 @@ def test_a_full_disk(
     left = {path.name for path in tmp_path.iterdir()} - {"m.jsonl"}
     assert left == {"text.txt", "gpt.safetensors"}  # no temporary file
     load_checkpoint(tmp_path / "gpt.safetensors")
+
+
+@pytest.mark.parametrize("script", [["sizing.py", "gpt3"], ["mlp.py", "--neuron"]])
+def test_a_reader_that_has_enough(script: list[str]) -> None:
+    """`… | head` ends the script without a word."""
+    reads, writes = os.pipe()
+    os.close(reads)
+    with open(writes, "wb") as pipe:
+        result = subprocess.run(
+            [sys.executable, SCRIPT.with_name(script[0]), *script[1:]], stdout=pipe,
+            stderr=subprocess.PIPE, text=True, timeout=60,
+        )  # fmt: skip
+    assert (result.returncode, result.stderr) == (128 + signal.SIGPIPE, "")
