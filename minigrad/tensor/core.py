@@ -47,13 +47,13 @@ class _TensorType(type):
 
 
 class Core(Holder, metaclass=_TensorType):
-    """The engine's part of `Tensor`: data in and out, realization, writes, gradients.
+    """The engine's part of `Tensor`: data in and out, realization, writes, gradients."""
 
-    grad: the gradient that `backward` left here, or None. made: True for a tensor that the user
-    made of data or random numbers, which may be a leaf.
-    """
-
-    __slots__ = ("grad", "made", "_origin")
+    __slots__ = {
+        "grad": "What `backward` added up here, a tensor of this shape and dtype, or None.",
+        "made": "Whether the user made it of data or random numbers, so that it may be a leaf.",
+        "_origin": "How it came to be, for a view; else None.",
+    }
     grad: Any  # a tensor of the same kind, or None
     _origin: Origin | None
     train = train
