@@ -68,12 +68,12 @@ def test_memory_that_was_measured() -> None:
     GPTConfig(4, 4, 128, 64, 68), GPTConfig(2, 4, 128, 64, 3000),
     llama(3, 4, 128, 64, 68, key_heads=2, feed_forward=352, tied=True),
 ])  # fmt: skip
-def test_memory_of_training(config: GPTConfig) -> None:
+def test_memory_of_training(config: GPTConfig, compiled: str) -> None:
     """Everything that a training holds, activations included, within 5 %."""
     generator, batch = np.random.default_rng(0), 12
     shape = (2, batch, config.context)
     ids, targets = map(Tensor, generator.integers(0, config.vocabulary, shape).astype(np.int32))
-    with Context(DEVICE="CPU"):
+    with Context(DEVICE=compiled):
         before = GlobalCounters.mem_used
         model = GPT(config)
         optimizer = MatrixAdamW(nn.state.get_parameters(model), TrainingPlan())

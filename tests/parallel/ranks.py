@@ -11,6 +11,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from devices import kind, opened
+
 from minigrad.models.parallel import Mesh, run
 
 TESTS = Path(__file__).resolve().parent.parent
@@ -36,6 +38,12 @@ def start(
         env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         start_new_session=True,
     )  # fmt: skip
+
+
+def devices_of_ranks(device: str, size: int) -> list[str]:
+    """Where so many threads compute; the test is skipped where the machine has fewer devices."""
+    first = kind(device)
+    return [opened(name) for name in (first, *(f"{first}:{n}" for n in range(1, size)))]
 
 
 def on_ranks(kind: str, case: Callable[..., Any], mesh: int | Mesh, *more: Any) -> list[Any]:

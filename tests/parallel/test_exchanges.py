@@ -12,7 +12,7 @@ from minigrad.models.parallel import Mesh, Network, RankError, all_reduce, reduc
 from minigrad.settings import Context
 
 from . import cases
-from .ranks import on_ranks
+from .ranks import devices_of_ranks, on_ranks
 
 KINDS = ("local", "mpi")
 
@@ -31,11 +31,10 @@ def test_ranks_round_alike(kind: str) -> None:
     assert digests[0] == digests[1] == digests[2]
 
 
-@pytest.mark.parametrize("place", ["CPU", "REF"])
 @pytest.mark.parametrize("size", [1, 2, 3])
-def test_operations_and_their_gradients(size: int, place: str) -> None:
-    with Context(DEVICE=place):
-        check_operations(on_ranks("local", cases.operations, size))
+def test_operations_and_their_gradients(size: int, on_device: str) -> None:
+    assert devices_of_ranks(on_device, size)
+    check_operations(on_ranks("local", cases.operations, size))
 
 
 def test_operations_over_mpi() -> None:
