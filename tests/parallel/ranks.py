@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from devices import kind, opened
+from devices import CPU, REFERENCE, kind, opened
 
 from minigrad.models.parallel import Mesh, run
 
@@ -44,6 +44,11 @@ def devices_of_ranks(device: str, size: int) -> list[str]:
     """Where so many threads compute; the test is skipped where the machine has fewer devices."""
     first = kind(device)
     return [opened(name) for name in (first, *(f"{first}:{n}" for n in range(1, size)))]
+
+
+def exchanges(device: str) -> bool:
+    """Whether ranks on such devices may exchange: a promise of these two kinds only."""
+    return kind(device) in (CPU, REFERENCE)
 
 
 def on_ranks(kind: str, case: Callable[..., Any], mesh: int | Mesh, *more: Any) -> list[Any]:

@@ -17,7 +17,7 @@ from minigrad.models.metrics import Metrics
 from minigrad.models.parallel import Rank, SequenceParallel, run
 
 from . import cases
-from .ranks import LIMIT, devices_of_ranks, on_ranks, start
+from .ranks import LIMIT, devices_of_ranks, exchanges, on_ranks, start
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 SMALL = "--steps 50 --layers 2 --dim 32 --heads 2 --context 16 --batch 8 --seed 3"
@@ -81,6 +81,8 @@ def test_all_start_with_what_rank_0_alone_would_draw(kind: str) -> None:
 
 def test_numbers_are_drawn_once_when_they_are_exchanged(on_device: str) -> None:
     assert devices_of_ranks(on_device, 2)
+    if not exchanges(on_device):
+        pytest.skip(f"ranks on {on_device} do not exchange, as test_exchanges.py checks")
     (alone,) = on_ranks("local", cases.lazily_exchanged, 1)
     for found in on_ranks("local", cases.lazily_exchanged, 2):
         for mine, other in zip(found, alone, strict=True):
