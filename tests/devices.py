@@ -15,7 +15,10 @@ CPU = "CPU"
 OPENCL = "CL"
 OTHER = f"{REFERENCE}:99"  # every machine can open it, and nobody names it in a run of tests
 
-__all__ = ["CPU", "OPENCL", "OTHER", "REFERENCE", "kind", "opened", "shares_memory"]
+__all__ = [
+    "CPU", "OPENCL", "OTHER", "REFERENCE", "devices_of_ranks", "exchanges", "kind", "opened",
+    "shares_memory",
+]  # fmt: skip
 
 
 def kind(device: str) -> str:
@@ -28,6 +31,11 @@ def shares_memory(device: str) -> bool:
     return kind(device) == CPU
 
 
+def exchanges(device: str) -> bool:
+    """Whether ranks on such devices may exchange: a promise of these two kinds."""
+    return kind(device) in (CPU, REFERENCE)
+
+
 def opened(name: str) -> str:
     """The name of a device that can be opened; else the test is skipped with the reason."""
     import pytest  # not at the top: processes of MPI import this module, too
@@ -37,3 +45,9 @@ def opened(name: str) -> str:
     except (DeviceError, ImportError) as error:
         pytest.skip(f"device {name}: {error}")
     return name
+
+
+def devices_of_ranks(device: str, size: int) -> list[str]:
+    """Where so many threads compute; the test is skipped where the machine has fewer devices."""
+    first = kind(device)
+    return [opened(name) for name in (first, *(f"{first}:{n}" for n in range(1, size)))]

@@ -11,8 +11,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from devices import CPU, REFERENCE, kind, opened
-
 from minigrad.models.parallel import Mesh, run
 
 TESTS = Path(__file__).resolve().parent.parent
@@ -38,17 +36,6 @@ def start(
         env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         start_new_session=True,
     )  # fmt: skip
-
-
-def devices_of_ranks(device: str, size: int) -> list[str]:
-    """Where so many threads compute; the test is skipped where the machine has fewer devices."""
-    first = kind(device)
-    return [opened(name) for name in (first, *(f"{first}:{n}" for n in range(1, size)))]
-
-
-def exchanges(device: str) -> bool:
-    """Whether ranks on such devices may exchange: a promise of these two kinds only."""
-    return kind(device) in (CPU, REFERENCE)
 
 
 def on_ranks(kind: str, case: Callable[..., Any], mesh: int | Mesh, *more: Any) -> list[Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from devices import devices_of_ranks, exchanges
 
 from minigrad import Tensor
 from minigrad.errors import DeviceError, DTypeError, GradientError, ShapeError
@@ -12,7 +13,7 @@ from minigrad.models.parallel import Mesh, Network, RankError, all_reduce, reduc
 from minigrad.settings import Context
 
 from . import cases
-from .ranks import devices_of_ranks, exchanges, on_ranks
+from .ranks import on_ranks
 
 KINDS = ("local", "mpi")
 

@@ -12,13 +12,14 @@ from pathlib import Path
 from uuid import uuid4
 
 import pytest
+from devices import devices_of_ranks
 
 from minigrad import Tensor
 from minigrad.models.parallel import Mesh, Rank, RankError, all_reduce, faults, run
 
 from .cases import captured
 from .faulty import program
-from .ranks import LIMIT, devices_of_ranks, start
+from .ranks import LIMIT, start
 
 FAULTY = str(Path(__file__).with_name("faulty.py"))
 

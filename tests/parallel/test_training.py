@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from devices import devices_of_ranks, exchanges
 
 from minigrad.models import gpt_commands
 from minigrad.models.errors import InputError
@@ -17,7 +18,7 @@ from minigrad.models.metrics import Metrics
 from minigrad.models.parallel import Rank, SequenceParallel, run
 
 from . import cases
-from .ranks import LIMIT, devices_of_ranks, exchanges, on_ranks, start
+from .ranks import LIMIT, on_ranks, start
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 SMALL = "--steps 50 --layers 2 --dim 32 --heads 2 --context 16 --batch 8 --seed 3"
