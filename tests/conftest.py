@@ -1,5 +1,7 @@
 """What all tests share: the devices on which a test runs.
 
+A test of something general takes `device`, `compiled` or `on_device`.
+
 `MINIGRAD_TEST_DEVICES=CL,CPU:1` names others. A device of OpenCL as a whole is checked by
 
     MINIGRAD_TEST_DEVICES=CL python -m pytest tests/property tests/test_jit.py tests/models
@@ -10,9 +12,8 @@ from __future__ import annotations
 import os
 
 import pytest
+from devices import CPU, OTHER, REFERENCE, opened
 
-from minigrad.device import Device
-from minigrad.errors import DeviceError
 from minigrad.settings import Context
 
 
@@ -20,32 +21,34 @@ def _named(default: str) -> list[str]:
     return os.environ.get("MINIGRAD_TEST_DEVICES", default).split(",")
 
 
-def _missing(name: str) -> str | None:
-    """Why a device cannot be opened, or None."""
-    try:
-        Device[name]
-    except (DeviceError, ImportError) as error:
-        return str(error)
-    return None
-
-
-def _opened(name: str) -> str:
-    reason = _missing(name)
-    if reason is not None:
-        pytest.skip(f"device {name}: {reason}")
-    return name
-
-
-@pytest.fixture(scope="session", params=_named("REF,CPU"))
+@pytest.fixture(scope="session", params=_named(f"{REFERENCE},{CPU}"))
 def device(request: pytest.FixtureRequest) -> str:
     """The name of a device; tests of one that cannot be opened are skipped with the reason."""
-    return _opened(request.param)
+    return opened(request.param)
 
 
-@pytest.fixture(scope="session", params=_named("CPU"))
+@pytest.fixture(scope="session", params=_named(CPU))
 def compiled(request: pytest.FixtureRequest) -> str:
     """A device to be compared with REF; the comparison runs REF, and checks it, too."""
-    return _opened(request.param)
+    return opened(request.param)
+
+
+@pytest.fixture(scope="session")
+def reference() -> str:
+    """The device whose results say what those of all others mean."""
+    return REFERENCE
+
+
+@pytest.fixture(scope="session")
+def other() -> str:
+    """A device beside the one under test, whichever that is."""
+    return OTHER
+
+
+@pytest.fixture(scope="session")
+def cpu() -> str:
+    """The CPU, for tests of its own runtime: its threads, guards and files."""
+    return CPU
 
 
 @pytest.fixture

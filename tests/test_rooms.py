@@ -1,14 +1,17 @@
-"""The house rules on imports: rooms are in order, and no numpy where programs run."""
+"""The house rules: rooms are in order, no numpy where programs run, no test names a device."""
 
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from minigrad.device import RUNTIMES
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDERS = {"minigrad": "minigrad", "runtimes": "minigrad.runtimes", "models": "minigrad.models"}
@@ -140,10 +143,10 @@ def test_importing_minigrad_loads_no_numpy() -> None:
     assert not loaded & {"numpy", "ml_dtypes", "llvmlite", "pyopencl"}
 
 
-def test_a_program_on_the_cpu_loads_no_numpy() -> None:
+def test_a_program_on_the_cpu_loads_no_numpy(cpu: str) -> None:
     loaded = modules_after(
         "from minigrad import Tensor\n"
-        "x = Tensor([[1.0, 2.0], [3.0, 4.0]], device='CPU')\n"
+        f"x = Tensor([[1.0, 2.0], [3.0, 4.0]], device={cpu!r})\n"
         "loss = ((x @ x).relu().softmax(1) * x).sum()\n"
         "(slope,) = loss.gradient(x)\n"
         "x.assign(x - 0.1 * slope)\n"
@@ -151,3 +154,74 @@ def test_a_program_on_the_cpu_loads_no_numpy() -> None:
     )
     assert "minigrad.runtimes.cpu" in loaded
     assert "numpy" not in loaded
+
+
+# ---- devices are fixtures ----
+
+TESTS = ROOT / "tests"
+# All that is below tests/ and runs with them; what measures (bench) names what it measures.
+TEST_FILES = [p for p in sorted(TESTS.rglob("*.py")) if TESTS / "bench" not in p.parents]
+NAME = rf"(?:{'|'.join(RUNTIMES)})(?::\d+)?"
+# A name alone, or between quotes in the text of a program for another process.
+NAMED = re.compile(rf"\A{NAME}\Z|(['\"]){NAME}\1")
+
+
+def named_devices(source: str) -> list[int]:
+    """Lines inside functions (decorators, defaults and lambdas too) on which a device is named.
+
+    At the top of a module a name is fine: a test of one runtime has it as a constant. Docstrings
+    may say what they like.
+    """
+    tree = ast.parse(source)
+    functions = (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)
+    inside = {
+        part for node in ast.walk(tree) if isinstance(node, functions) for part in ast.walk(node)
+    }
+    said = {id(node.value) for node in inside if isinstance(node, ast.Expr)}
+    return sorted(
+        part.lineno
+        for part in inside
+        if isinstance(part, ast.Constant) and isinstance(part.value, str) and id(part) not in said
+        if NAMED.search(part.value)
+    )
+
+
+def test_no_test_names_a_device() -> None:
+    """Devices are fixtures, so that every test runs on those that MINIGRAD_TEST_DEVICES says."""
+    found = [
+        f"{path.relative_to(ROOT)}:{line}"
+        for path in TEST_FILES
+        for line in named_devices(path.read_text("utf-8"))
+    ]
+    assert len(TEST_FILES) > 100
+    assert not found, "take a fixture of conftest.py, or a name of devices.py: " + ", ".join(found)
+
+
+A_DEVICE_IN_A_BODY = [
+    "def f(): return Tensor([1], device='CPU')",
+    "def f():\n    with Context(DEVICE='CL:1'): pass",
+    "async def f(): return 'REF'",
+    "class A:\n    def f(self, device='CPU'): pass",
+    "@parametrize('device', ['CPU', 'REF'])\ndef f(device): pass",
+    "ROWS = {'to': lambda x: x.to('REF')}",
+    "def f(): run(\"Tensor([1.0], device='CPU').exp()\")",
+    "def f(n): run(f\"x = Tensor({n}, device='CL:1')\")",
+]
+NO_DEVICE_IN_A_BODY = [
+    "DEVICE = 'CPU'",
+    "PROGRAM = \"Tensor([1.0], device='CPU')\"",
+    "def f(device): return Tensor([1], device=device)",
+    "def f(): return 'XPU', 'cpu', 'the CPU', 'REF against numpy', 'CL:77 does not exist'",
+    "def f():\n    'CPU'\n",
+    "def f(cpu): return f'{cpu}:901'",
+]
+
+
+@pytest.mark.parametrize("source", A_DEVICE_IN_A_BODY)
+def test_a_named_device_is_seen(source: str) -> None:
+    assert named_devices(source)
+
+
+@pytest.mark.parametrize("source", NO_DEVICE_IN_A_BODY)
+def test_what_names_no_device(source: str) -> None:
+    assert not named_devices(source)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from devices import CPU, REFERENCE
 
 from minigrad.dtype import dtypes
 from minigrad.errors import DTypeError, GradientError, ShapeError
@@ -18,11 +19,11 @@ RANDOM = np.random.default_rng(7)
 
 
 def leaf(slot, shape, dtype=dtypes.float64):
-    return build.buffer(slot, dtype, tuple(shape), "REF")
+    return build.buffer(slot, dtype, tuple(shape), REFERENCE)
 
 
 def number(value, shape=(), dtype=dtypes.float64):
-    return build.const(value, dtype, tuple(shape), "REF")
+    return build.const(value, dtype, tuple(shape), REFERENCE)
 
 
 def total(node):
@@ -136,7 +137,7 @@ def test_power_at_zero():
     """As PyTorch: no NaN from 0·∞ at the edge."""
     square = [0.0, -1.0, 2.0]
     for exponent, first in ((2.0, [0.0, -2.0, 4.0]), (1.0, [1.0] * 3), (0.0, [0.0] * 3)):
-        for given in (number(exponent, (3,)), build.buffer("e", dtypes.float64, (3,), "REF")):
+        for given in (number(exponent, (3,)), build.buffer("e", dtypes.float64, (3,), REFERENCE)):
             x = leaf(0, (3,))
             (found,) = gradient([elementwise(Op.POW, x, given)], [number(1.0, (3,))], [x])
             values = {0: np.array(square), "e": np.full(3, exponent)}
@@ -213,7 +214,7 @@ def test_movement(op):
 
 
 def test_where():
-    mask = build.buffer("mask", dtypes.bool, (2, 3), "REF")
+    mask = build.buffer("mask", dtypes.bool, (2, 3), REFERENCE)
     x, y = leaf(0, (2, 3)), leaf(1, (2, 3))
     chosen = np.array([[True, False, True], [False, False, True]])
     found = gradient([elementwise(Op.WHERE, mask, x, y)], [number(3.0, (2, 3))], [x, y])
@@ -224,7 +225,7 @@ def test_where():
 
 def indices(array, axis):
     index = RANDOM.integers(-1, array.shape[axis] + 1, array.shape)
-    return build.buffer("index", dtypes.int32, array.shape, "REF"), index
+    return build.buffer("index", dtypes.int32, array.shape, REFERENCE), index
 
 
 @pytest.mark.parametrize("axis", [0, 1])
@@ -260,10 +261,10 @@ def test_cast_between_floats():
 
 
 def test_copy_brings_the_gradient_back():
-    x = build.buffer(0, dtypes.float32, (2,), "CPU")
-    there = build.copy(x, "REF")
+    x = build.buffer(0, dtypes.float32, (2,), CPU)
+    there = build.copy(x, REFERENCE)
     (found,) = gradient([elementwise(Op.EXP, there)], [number(1.0, (2,), dtypes.float32)], [x])
-    assert found.device == "CPU" and found.op is Op.COPY and found.src[0].device == "REF"
+    assert found.device == CPU and found.op is Op.COPY and found.src[0].device == REFERENCE
 
 
 def test_nothing_flows():

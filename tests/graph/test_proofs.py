@@ -14,6 +14,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from devices import REFERENCE
 
 from minigrad.dtype import DType, dtypes
 from minigrad.graph import build, simplify
@@ -137,7 +138,7 @@ NEAREST = z3.RNE()
 
 
 def _leaf(slot: int, dtype: DType) -> Node:
-    return build.buffer(slot, dtype, (), "REF")
+    return build.buffer(slot, dtype, (), REFERENCE)
 
 
 def _constant(value: Any, dtype: DType) -> Any:
@@ -254,7 +255,7 @@ _add, _sub, _mul, _div, _neg, _not, _idiv, _mod, _where = map(_apply, (
 
 
 def _c(value: Any, dtype: DType) -> Node:
-    return build.const(value, dtype, (), "REF")
+    return build.const(value, dtype, (), REFERENCE)
 
 
 def _cases() -> list[tuple[str, Node]]:

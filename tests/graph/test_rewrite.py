@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 import pytest
+from devices import REFERENCE
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -22,11 +23,11 @@ from minigrad.runtimes.reference import evaluate, numpy_dtype
 
 
 def leaf(slot, dtype=dtypes.float32, shape=(3,)):
-    return build.buffer(slot, dtype, tuple(shape), "REF")
+    return build.buffer(slot, dtype, tuple(shape), REFERENCE)
 
 
 def number(value, dtype=dtypes.float32, shape=(3,)):
-    return build.const(value, dtype, tuple(shape), "REF")
+    return build.const(value, dtype, tuple(shape), REFERENCE)
 
 
 def one(node):

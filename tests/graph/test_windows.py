@@ -39,9 +39,9 @@ def by_remainder(request, monkeypatch):
 
 
 @pytest.mark.parametrize("product", [False, True], ids=["values", "sums of products"])
-def test_overlap_add(product, by_remainder):
+def test_overlap_add(product, by_remainder, reference):
     generator = np.random.default_rng(0)
-    with Context(DEVICE="REF"):
+    with Context(DEVICE=reference):
         for n, k, s, d in CASES:
             windows = ((1, k, s, d),)
             shape = build.window(Tensor.empty(2, n).node, windows).shape
@@ -76,10 +76,10 @@ def test_the_gradient_of_a_convolution_is_one_sum(stride, monkeypatch):
 
 
 @pytest.mark.parametrize(("start", "end"), [(0, 1), (1, 1), (2, 0), (3, 1), (1, 3)])
-def test_cropped(start, end, by_remainder):
+def test_cropped(start, end, by_remainder, reference):
     """A part of a sum of overlapping windows is made as such; every step meets every start."""
     generator = np.random.default_rng(1)
-    with Context(DEVICE="REF"):
+    with Context(DEVICE=reference):
         for n, k, s, d in CASES:
             windows = ((1, k, s, d),)
             count = build.window(Tensor.empty(2, n).node, windows).shape[1]

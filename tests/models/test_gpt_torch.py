@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from devices import REFERENCE
 
 from minigrad import Context, Tensor, nn
 from minigrad.models.gpt import GPT, GPTConfig
@@ -26,7 +27,7 @@ Arrays = dict[str, np.ndarray[Any, np.dtype[Any]]]
 def weights() -> Arrays:
     """Float64 weights, each also a float32, none of them at the zero where biases start."""
     generator = np.random.default_rng(5)
-    with Context(DEVICE="REF"):
+    with Context(DEVICE=REFERENCE):
         shapes = {k: v.shape for k, v in nn.state.get_state_dict(GPT(CONFIG)).items()}
     values = {}
     for name, shape in shapes.items():
@@ -82,7 +83,7 @@ def logits(model: GPT) -> np.ndarray[Any, Any]:
 @pytest.fixture(scope="module")
 def reference(weights: Arrays) -> dict[str, Any]:
     """What REF says in float64."""
-    with Context(DEVICE="REF"):
+    with Context(DEVICE=REFERENCE):
         return {
             "logits": logits(with_weights(weights, np.float64)),
             "gradients": gradients(with_weights(weights, np.float64)),

@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 import pytest
+from devices import CPU, REFERENCE, kind
 
 from minigrad import Context, GlobalCounters, Tensor, nn
 from minigrad.models import network, sizing
@@ -71,12 +72,17 @@ def test_memory_that_was_measured() -> None:
     (GPTConfig(2, 4, 128, 64, 68, experts=8, active=2), 12),
     (llama(2, 4, 128, 64, 68, feed_forward=352, tied=True, experts=8, active=1), 12),
 ])  # fmt: skip
-def test_memory_of_training(config: GPTConfig, batch: int) -> None:
-    """Everything that a training holds, activations included, within 5 %."""
+def test_memory_of_training(config: GPTConfig, batch: int, compiled: str) -> None:
+    """Everything that a training holds, activations included: within 5 % on a CPU, whose arrays
+    between kernels share one arena. Another device may have a buffer for each, of some sizes only.
+    """
+    if kind(compiled) == REFERENCE:
+        pytest.skip("numpy's memory is not counted")
     generator = np.random.default_rng(0)
     shape = (2, batch, config.context)
-    ids, targets = map(Tensor, generator.integers(0, config.vocabulary, shape).astype(np.int32))
-    with Context(DEVICE="CPU"):
+    both = generator.integers(0, config.vocabulary, shape).astype(np.int32)
+    with Context(DEVICE=compiled):
+        ids, targets = map(Tensor, both)
         before = GlobalCounters.mem_used
         model = GPT(config)
         optimizer = MatrixAdamW(nn.state.get_parameters(model), TrainingPlan())
@@ -86,7 +92,10 @@ def test_memory_of_training(config: GPTConfig, batch: int) -> None:
                 step(ids, targets).item()
         measured = GlobalCounters.mem_used - before
     predicted = sizing.peak_bytes(config, batch, 4)
-    assert predicted == pytest.approx(measured, rel=0.05)
+    if kind(compiled) == CPU:
+        assert predicted == pytest.approx(measured, rel=0.05)
+    else:
+        assert 0.95 * predicted < measured < 1.5 * predicted
 
 
 @pytest.mark.parametrize("model", ["gpt3", "mixtral", "mini"])

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import pytest
+from devices import OPENCL
 
 from minigrad.device import Device
 from minigrad.errors import DeviceError
 
 pytest.importorskip("pyopencl")
 
-FIRST = "CL"
-AS_GPU = "CL:99"  # a name that no device of a machine has
+FIRST = OPENCL
+AS_GPU = f"{OPENCL}:99"  # a name that no device of a machine has
 
 
 def _opened(recipes: str) -> str:

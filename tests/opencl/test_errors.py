@@ -161,7 +161,7 @@ def test_the_driver_has_no_memory_left(runtime, monkeypatch):
     runtime.free(first, 1000)
 
 
-def test_a_device_that_fails_names_itself(first, monkeypatch):
+def test_a_device_that_fails_names_itself(first, reference, monkeypatch):
     cl = opencl_devices.opencl()
 
     def vanish(*arguments, **options):
@@ -177,7 +177,7 @@ def test_a_device_that_fails_names_itself(first, monkeypatch):
             x.numpy()
         with pytest.raises(DeviceError, match="failed while copying"):
             Tensor([1.0], device=first).realize()
-        assert (Tensor([3.0], device="REF") * 2).tolist() == [6.0]
+        assert (Tensor([3.0], device=reference) * 2).tolist() == [6.0]
     assert (x * 3).tolist() == [3.0, 6.0]
 
 

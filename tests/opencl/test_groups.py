@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from devices import REFERENCE
 
 from minigrad import Context, Tensor, Variable
 from minigrad.device import Device
@@ -20,7 +21,7 @@ from minigrad.schedule.schedule import schedule
 
 GROUP = Group(256, 48 << 10, 4)
 GPU = Target(0, 16, 32 << 10, 512 << 10, group=GROUP)
-PLACE = "REF"  # nodes need a device's name; nothing runs on it
+PLACE = REFERENCE  # nodes need a device's name; nothing runs on it
 
 
 def slot(number, *shape, dtype=dtypes.float32):
@@ -120,7 +121,7 @@ def numbers(*shape, seed=0):
 
 def same(make, device, *arrays, tolerance=1e-5):
     got, wanted = (
-        make(*(Tensor(a, device=name) for a in arrays)).numpy() for name in (device, "REF")
+        make(*(Tensor(a, device=name) for a in arrays)).numpy() for name in (device, REFERENCE)
     )
     scale = np.abs(wanted).max(initial=1)
     np.testing.assert_allclose(got / scale, wanted / scale, rtol=0, atol=tolerance)
@@ -158,7 +159,7 @@ def test_attention_makes_no_square_buffer(as_gpu, monkeypatch):
         made = given[0].scaled_dot_product_attention(*given[1:], is_causal=True)
         return [g.numpy() for g in made.square().sum().gradient(*given)]
 
-    for got, wanted in zip(gradients(as_gpu), gradients("REF"), strict=True):
+    for got, wanted in zip(gradients(as_gpu), gradients(REFERENCE), strict=True):
         np.testing.assert_allclose(got, wanted, rtol=0, atol=2e-5)
     sizes = [array.size for launch in launches for array in launch.nest.arrays]
     assert sizes and max(sizes) < length * length // 8
@@ -190,14 +191,14 @@ def test_scattered_additions_are_made_in_order_by_parts(as_gpu):
 
     results = [
         scattered(*(Tensor(a, device=name) for a in (numbers(500, 3), updates, places))).numpy()
-        for name in (as_gpu, "REF")
+        for name in (as_gpu, REFERENCE)
     ]
     np.testing.assert_array_equal(*results)
 
 
 def test_symbolic_sizes(as_gpu):
     results = []
-    for name in (as_gpu, "REF"):
+    for name in (as_gpu, REFERENCE):
         with Context(DEVICE=name):
             x, w = Tensor(numbers(40, 50)).realize(), Tensor(numbers(50, 64)).realize()
             for count in (1, 17, 40):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from devices import CPU, REFERENCE
 
 from minigrad import Context, GlobalCounters, Tensor, Variable, dtypes, jit, nn
 from minigrad.device import Buffer, Device
@@ -28,7 +29,7 @@ def numbers(*shape, seed=0, dtype="float32"):
 def agree(make, device, *arrays, tolerance=2e-6):
     """`make` gives the same on the device as on REF, floats up to a share of the largest."""
     results = []
-    for name in (device, "REF"):
+    for name in (device, REFERENCE):
         with Context(DEVICE=name), np.errstate(all="ignore"):
             made = make(*(Tensor(array, device=name) for array in arrays))
             made = made if isinstance(made, list) else [made]
@@ -83,7 +84,7 @@ FUNCTIONS = ["exp", "exp2", "log", "log2", "sin", "cos", "tanh", "erf", "sqrt", 
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_functions_at_the_edges_of_float32(device, name):
     x = np.array(EXTREME + list(np.linspace(-9, 9, 37)), np.float32)
-    results = [getattr(Tensor(x, device=d), name)().numpy() for d in (device, "REF")]
+    results = [getattr(Tensor(x, device=d), name)().numpy() for d in (device, REFERENCE)]
     np.testing.assert_allclose(*results, rtol=5e-7, atol=1e-45)
     zeros = results[1] == 0
     np.testing.assert_array_equal(*(np.signbit(r[zeros]) for r in results))
@@ -118,7 +119,7 @@ def test_integers_wrap_divide_and_shift_as_on_ref(device, dtype):
     edges += [-1, -2, -7] if dtype.kind == "i" else []
     pairs = [(a, b) for a in edges for b in edges]
     results = []
-    for name in (device, "REF"):
+    for name in (device, REFERENCE):
         a, b = (node(column, dtype, name) for column in zip(*pairs, strict=True))
         roots = [build.elementwise(op, a, b) for op in INTEGER_OPS]
         roots += [build.elementwise(op, a) for op in (Op.NEG, Op.NOT)]
@@ -133,7 +134,7 @@ def test_floats_saturate_on_their_way_to_integers(device, source):
     for dtype in INTEGERS:
         edges += [float(dtype.minimum), float(dtype.maximum), float(dtype.minimum) - 1]
     results = []
-    for name in (device, "REF"):
+    for name in (device, REFERENCE):
         x = node(edges, source, name)
         results.append(values([build.cast(x, to) for to in [*INTEGERS, dtypes.bool]]))
     for got, wanted in zip(*results, strict=True):
@@ -149,7 +150,7 @@ def test_every_half_is_read_and_every_neighbourhood_is_rounded(device, half):
     middle = ((wide[:-1].astype(np.float64) + wide[1:]) / 2).astype(np.float32)
     points = np.concatenate([middle, np.nextafter(middle, np.inf), np.nextafter(middle, -np.inf)])
     results = []
-    for name in (device, "REF"):
+    for name in (device, REFERENCE):
         read = build.cast(node(bits, dtypes.uint16, name), dtypes.uint16)
         read = build.cast(build.bitcast(read, half), dtypes.float32)
         x = node(points, dtypes.float32, name)
@@ -166,7 +167,7 @@ def test_float_remainder_and_nan_in_maximum(device):
     edges = [0.0, -0.0, 1.0, -1.0, 5.5, -5.5, 0.3, 1e30, -7e-42, np.inf, -np.inf, np.nan]
     pairs = [(a, b) for a in edges for b in edges if not a == b == 0]
     results = []
-    for name in (device, "REF"):
+    for name in (device, REFERENCE):
         a, b = (node(column, dtypes.float32, name) for column in zip(*pairs, strict=True))
         results.append(
             values([build.elementwise(op, a, b) for op in (Op.MOD, Op.MAXIMUM, Op.MINIMUM)])
@@ -259,7 +260,7 @@ def test_products_of_half_precision_accumulate_in_float32(device):
 
 def test_gather_reads_zero_out_of_range(device):
     results = []
-    for name in (device, "REF"):
+    for name in (device, REFERENCE):
         x = node(numbers(8, 5), dtypes.float32, name)
         roots = []
         for dtype in (dtypes.int8, dtypes.int32, dtypes.int64, dtypes.uint64):
@@ -274,7 +275,7 @@ def test_gather_reads_zero_out_of_range(device):
 def test_scatter_adds_in_order_and_writes_nothing_out_of_range(device):
     where = np.random.default_rng(1).integers(-2, 12, (40, 6)).astype(np.int32)
     results = []
-    for name in (device, "REF"):
+    for name in (device, REFERENCE):
         base, x = (node(numbers(n, 6), dtypes.float32, name) for n in (10, 40))
         index = node(where, dtypes.int32, name)
         swapped = [build.permute(n, (1, 0)) for n in (base, index, x)]
@@ -323,14 +324,14 @@ def test_writes_in_place_see_the_old_values(device):
 
 def test_copies_between_devices(device):
     data = numbers(50, 3)
-    for name in ("CPU", "REF"):
+    for name in (CPU, REFERENCE):
         there = Tensor(data, device=name).to(device) + 1
         np.testing.assert_array_equal((there.to(name) * 2).numpy(), (data + 1) * 2)
 
 
-def test_a_copy_waits_for_what_fills_it_and_later_writes_for_the_copy(device, as_gpu):
+def test_a_copy_waits_for_what_fills_it_and_later_writes_for_the_copy(device, first, as_gpu):
     """Two queues of one context: nothing goes through the host."""
-    data, other = numbers(3000), as_gpu if device != as_gpu else "CL"
+    data, other = numbers(3000), as_gpu if device != as_gpu else first
     x, last = Tensor(data, device=device).realize(), None
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Device[device], "copy_out", None)
@@ -376,7 +377,7 @@ def losses_of(device, make_model, loss_of, steps=3):
 
 def same_training(device, make_model, loss_of):
     (got, state), (wanted, reference) = (
-        losses_of(name, make_model, loss_of) for name in (device, "REF")
+        losses_of(name, make_model, loss_of) for name in (device, REFERENCE)
     )
     np.testing.assert_allclose(got, wanted, rtol=2e-5)
     assert got[-1] < got[0]
@@ -398,7 +399,7 @@ def test_a_multilayer_perceptron_trains(device):
 def test_a_small_gpt_gives_the_logits_of_ref(device):
     ids = np.random.default_rng(2).integers(0, 20, (2, 8)).astype(np.int32)
     logits = []
-    for name in (device, "REF"):
+    for name in (device, REFERENCE):
         with Context(DEVICE=name):
             Tensor.manual_seed(1)
             model = GPT(GPTConfig(layers=1, heads=2, dim=16, context=8, vocabulary=20))
@@ -441,7 +442,7 @@ def test_conditions_that_are_the_same_in_all_lanes(device):
     generator = np.random.default_rng(0)
     x, seed = generator.standard_normal((2, 3, 3, 9)), generator.standard_normal((2, 3, 2, 3))
     found = []
-    for name in ("REF", device):
+    for name in (REFERENCE, device):
         tensor = Tensor(x, device=name, requires_grad=True)
         y = tensor.max_pool2d((2, 2), stride=(2, 4), ceil_mode=True, dilation=(1, 2))
         (gradient,) = y.gradient(tensor, gradient=Tensor(seed, device=name))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from devices import OPENCL
 
 from minigrad.dtype import dtypes
 from minigrad.errors import CompileError, DTypeError
@@ -21,13 +22,13 @@ VECTORS = Target(32, 16, 32 << 10, 512 << 10)
 
 
 def slot(number, *shape, dtype=dtypes.float32):
-    return build.buffer(number, dtype, shape, "CL")
+    return build.buffer(number, dtype, shape, OPENCL)
 
 
 def nests(*roots, target=SCALARS):
     """The loop nests of a program whose inputs are the slots 0 and 1."""
     outputs = tuple(range(2, 2 + len(roots)))
-    plan = schedule(Graph(roots, outputs, 2 + len(roots), (), "CL"), blocks=False)
+    plan = schedule(Graph(roots, outputs, 2 + len(roots), (), OPENCL), blocks=False)
     return [lower(kernel, target, kernel.kind) for kernel in plan.kernels]
 
 

@@ -25,13 +25,13 @@ def chosen():
 
 
 @pytest.mark.parametrize("number", range(len(chosen())))
-def test_operations(device, number):
+def test_operations(device, reference, number):
     name = chosen()[number]
     operation = next(o for o in OPERATIONS if o.name == name)
     dtype = operation.dtypes[0]
     plans = random.Random(SEED).sample(operation.plans.edges, min(6, len(operation.plans.edges)))
     cases = [make_case(operation, plan, dtype, seed) for seed, plan in enumerate(plans)]
-    results = evaluate(operation, cases, device), evaluate(operation, cases, "REF")
+    results = evaluate(operation, cases, device), evaluate(operation, cases, reference)
     for case, got, wanted in zip(cases, *results, strict=True):
         problem = disagreement(operation, case, got, wanted)
         assert not problem, f"{name}, sample {SEED}: {problem}"

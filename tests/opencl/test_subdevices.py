@@ -79,6 +79,6 @@ def test_two_parts_of_one_cpu(divisible):
     assert done.returncode == 0 and done.stdout.strip() == "fine", done.stderr[-2000:]
 
 
-def test_more_parts_than_there_are_units(divisible):
-    done = run("from minigrad import Device\nDevice['CL']", 10_000)
+def test_more_parts_than_there_are_units(first, divisible):
+    done = run(f"from minigrad import Device\nDevice[{first!r}]", 10_000)
     assert DeviceError.__name__ in done.stderr and "compute units" in done.stderr

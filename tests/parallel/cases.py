@@ -6,6 +6,7 @@ import hashlib
 from typing import Any
 
 import numpy as np
+from devices import CPU
 
 from minigrad import GlobalCounters, Tensor, dtypes, jit, nn
 from minigrad.device import Buffer
@@ -60,8 +61,8 @@ def expected(size: int, count: int, dtype: DType, how: str) -> Any:
 
 
 def in_memory(array: Any, dtype: DType) -> Buffer:
-    """A device buffer with an array's contents."""
-    buffer = Buffer("CPU", dtype, array.size)
+    """A buffer with an array's contents, where transports can read them."""
+    buffer = Buffer(CPU, dtype, array.size)
     buffer.copy_in(array.tobytes())
     return buffer
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from devices import devices_of_ranks, exchanges
 
 from minigrad import Tensor
 from minigrad.errors import DeviceError, DTypeError, GradientError, ShapeError
@@ -31,11 +32,14 @@ def test_ranks_round_alike(kind: str) -> None:
     assert digests[0] == digests[1] == digests[2]
 
 
-@pytest.mark.parametrize("place", ["CPU", "REF"])
 @pytest.mark.parametrize("size", [1, 2, 3])
-def test_operations_and_their_gradients(size: int, place: str) -> None:
-    with Context(DEVICE=place):
+def test_operations_and_their_gradients(size: int, on_device: str) -> None:
+    assert devices_of_ranks(on_device, size)
+    if exchanges(on_device):
         check_operations(on_ranks("local", cases.operations, size))
+        return
+    with pytest.raises(DeviceError, match="parallel programs run on CPU and REF"):
+        on_ranks("local", cases.operations, size)
 
 
 def test_operations_over_mpi() -> None:

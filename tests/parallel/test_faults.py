@@ -12,6 +12,7 @@ from pathlib import Path
 from uuid import uuid4
 
 import pytest
+from devices import devices_of_ranks
 
 from minigrad import Tensor
 from minigrad.models.parallel import Mesh, Rank, RankError, all_reduce, faults, run
@@ -99,12 +100,12 @@ def test_a_pause_of_all_is_nobodys_fault(monkeypatch: pytest.MonkeyPatch) -> Non
     assert "rank 1 hangs" in str(faults.culprit({0: waiting.sign(), 1: busy.sign()}, {}, 5.0))
 
 
-def test_settings_and_devices_are_as_before() -> None:
+def test_settings_and_devices_are_as_before(on_device: str) -> None:
     from minigrad import Device
 
-    before = Device.DEFAULT
+    wanted, before = devices_of_ranks(on_device, 3), Device.DEFAULT
     places = run(lambda rank: (Device.DEFAULT, Tensor([1]).device), 3)
-    assert [place[0] for place in places] == ["CPU", "CPU:1", "CPU:2"]
+    assert [place[0] for place in places] == wanted
     assert all(a == b for a, b in places) and before == Device.DEFAULT
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from devices import CPU
 
 from minigrad import dtypes
 from minigrad.device import Buffer
@@ -38,7 +39,7 @@ class Wires:
     def __init__(self, network: Network | None) -> None:
         exchange = local.Exchange(3, network)
         self.ends = [LocalTransport(rank, exchange) for rank in range(3)]
-        self.memory = [Buffer("CPU", dtypes.uint8, 4096) for _ in self.ends]
+        self.memory = [Buffer(CPU, dtypes.uint8, 4096) for _ in self.ends]
         for rank, buffer in enumerate(self.memory):
             buffer.copy_in(bytes([rank + 1]) * 4096)
 

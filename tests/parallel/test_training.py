@@ -9,13 +9,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from devices import devices_of_ranks, exchanges
 
 from minigrad.models import gpt_commands
 from minigrad.models.errors import InputError
 from minigrad.models.interrupt import Stopped
 from minigrad.models.metrics import Metrics
 from minigrad.models.parallel import Rank, SequenceParallel, run
-from minigrad.settings import Context
 
 from . import cases
 from .ranks import LIMIT, on_ranks, start
@@ -80,13 +80,14 @@ def test_all_start_with_what_rank_0_alone_would_draw(kind: str) -> None:
     assert [sent for _, _, sent in results] == [once, once, 0]
 
 
-@pytest.mark.parametrize("device", ["CPU", "REF"])
-def test_numbers_are_drawn_once_when_they_are_exchanged(device: str) -> None:
-    with Context(DEVICE=device):
-        (alone,) = on_ranks("local", cases.lazily_exchanged, 1)
-        for found in on_ranks("local", cases.lazily_exchanged, 2):
-            for mine, other in zip(found, alone, strict=True):
-                assert np.array_equal(mine, other)
+def test_numbers_are_drawn_once_when_they_are_exchanged(on_device: str) -> None:
+    assert devices_of_ranks(on_device, 2)
+    if not exchanges(on_device):
+        pytest.skip(f"ranks on {on_device} do not exchange, as test_exchanges.py checks")
+    (alone,) = on_ranks("local", cases.lazily_exchanged, 1)
+    for found in on_ranks("local", cases.lazily_exchanged, 2):
+        for mine, other in zip(found, alone, strict=True):
+            assert np.array_equal(mine, other)
 
 
 @pytest.mark.parametrize("kind", ["local", "mpi"])

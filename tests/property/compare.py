@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+REFERENCE = "REF"  # the device whose results say what those of all others mean
 EPSILON = {"float64": 2.0**-52, "float32": 2.0**-23, "float16": 2.0**-10, "bfloat16": 2.0**-7}
 # The smallest normal number: below it, an error is counted in units of the smallest step.
 TINY = {"float64": 2.0**-1022, "float32": 2.0**-126, "float16": 2.0**-14, "bfloat16": 2.0**-126}

@@ -24,10 +24,10 @@ from typing import Any
 
 import numpy as np
 
-from minigrad import Context, Tensor, dtypes
+from minigrad import Context, Device, Tensor, dtypes
 from minigrad.dtype import named
 
-from .compare import EPSILON
+from .compare import EPSILON, REFERENCE
 
 # What the statistics count: methods, and operators between blanks.
 OPERATION = re.compile(r"(?<=\.)[a-z]\w+(?=\()| (?:[-+*/%^&]|//|@|<<|>>|[<>=!]=?) ")
@@ -83,7 +83,7 @@ def run(device, real=None):
     Tensor.realize({", ".join(self.outputs)})
     return [t.numpy() for t in ({", ".join(self.outputs)},)]
 
-for name, got, expected in zip({list(self.outputs)}, run({device!r}), run("REF")):
+for name, got, expected in zip({list(self.outputs)}, run({device!r}), run({REFERENCE!r})):
     print(name, abs(got.astype(float) - expected.astype(float)).max(initial=0), got, expected)
 """
 
@@ -174,9 +174,9 @@ def _problem(name: str, way: str, got: np.ndarray, wanted: np.ndarray, limit: fl
 
 def problems(graph: Graph, device: str) -> list[str]:
     """What is wrong with a graph on a device: nothing, it is hoped."""
-    reference = run(graph, "REF")
+    reference = run(graph, REFERENCE)
     writes = any(statement.writes for statement in graph.statements)  # else laziness cannot matter
-    exact = run(graph, "REF", real=dtypes.float64, eager=writes)
+    exact = run(graph, REFERENCE, real=dtypes.float64, eager=writes)
     limits = [_limit(graph.noise, g, e) for g, e in zip(reference, exact, strict=True)]
     found = []
     for name, given, wide, limit in zip(graph.outputs, reference, exact, limits, strict=True):
@@ -184,7 +184,7 @@ def problems(graph: Graph, device: str) -> list[str]:
             found.append(_problem(name, "REF lazy against eager", given, wide, 0))
         elif limit.drift > limit.most:
             found.append(f"REF, {name}: lazy is {limit.drift:.3g} away from eager in float64")
-    ways = {} if device == "REF" else {"fused": 1, "not fused": 0}
+    ways = {} if device == REFERENCE else {"fused": 1, "not fused": 0}
     for way, fuse in ways.items():
         results = run(graph, device, FUSE=fuse)
         for name, got, wanted, limit in zip(graph.outputs, results, reference, limits, strict=True):
@@ -278,7 +278,7 @@ def main() -> None:
     )
     parser.add_argument("--seed", type=int, default=0, help="seed of the (first) graph")
     parser.add_argument("--count", type=int, help="how many graphs")
-    parser.add_argument("--device", default="CPU")
+    parser.add_argument("--device", default=Device.DEFAULT)
     parser.add_argument("--no-shrink", action="store_true", help="print failing graphs whole")
     given = parser.parse_args()
     small = not given.no_shrink

@@ -9,7 +9,7 @@ import numpy as np
 
 from minigrad import Tensor, dtypes
 
-from .compare import EXACT, Tolerance
+from .compare import EXACT, REFERENCE, Tolerance
 from .inputs import ALL, FLOATS, NUMBERS
 from .operation import MATH, Operation
 from .plans import FEW_SHAPES, Plan, elementwise, fixed
@@ -156,7 +156,8 @@ COPIES = [
     Operation("clone", method("clone"), lambda x: x, FEW, dtypes=ALL, domains=("wide",),
               differentiable=True),
     Operation("detach", method("detach"), lambda x: x, FEW, dtypes=ALL, domains=("wide",)),
-    Operation("to", lambda x: (x + 1).to("REF") * 2, lambda x: (x + 1) * 2, FEW, dtypes=NUMBERS),
+    Operation("to", lambda x: (x + 1).to(REFERENCE) * 2, lambda x: (x + 1) * 2, FEW,
+              dtypes=NUMBERS),
     Operation("dropout", _dropped, None, FEW, dtypes=FLOATS, special=False,
               tolerance=Tolerance(ulps=2)),
 ]  # fmt: skip

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from .compare import REFERENCE
 from .layouts import LAYOUTS
 from .operation import Case, Operation, disagreement, evaluate, expected, make_case
 from .operations import BY_NAME, OPERATIONS
@@ -22,13 +23,13 @@ BATCH = 4  # cases per realization: several outputs, one program
 
 def check(operation: Operation, cases: Sequence[Case], dtype: str, device: str) -> None:
     """The device agrees with REF, and REF with numpy."""
-    reference = evaluate(operation, cases, "REF")
+    reference = evaluate(operation, cases, REFERENCE)
     problems = []
     for case, result in zip(cases, reference, strict=True):
         wanted = expected(operation, case, dtype)
         if wanted is not None:
             problems.append(("REF against numpy", disagreement(operation, case, result, wanted)))
-    if device != "REF":
+    if device != REFERENCE:
         for case, result, wanted in zip(
             cases, evaluate(operation, cases, device), reference, strict=True
         ):
@@ -124,4 +125,4 @@ def test_the_check_notices_a_difference(wrong: Any) -> None:
     operation = replace(BY_NAME["exp"], reference=wrong)
     case = make_case(operation, Plan(((17,),)), "float32")
     with pytest.raises(AssertionError, match="REF against numpy"):
-        check(operation, [case], "float32", "REF")
+        check(operation, [case], "float32", REFERENCE)

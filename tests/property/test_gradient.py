@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 from minigrad import Context, Tensor
 from minigrad.errors import GradientError
 
+from .compare import REFERENCE
 from .inputs import FLOATS, Input
 from .layouts import LAYOUTS
 from .operation import Case, Operation, as_tuple, evaluate, make_case
@@ -264,5 +265,5 @@ def test_the_check_notices_a_wrong_rule() -> None:
     wrong = Operation("wrong", right.call, lambda x: np.exp(x) * 1.001, right.plans)
     case = make_case(wrong, Plan(((3,),)), "float64", gradient=True)
     with pytest.raises(AssertionError, match="derivative"):
-        _check(wrong, case, "REF", 0)
-    assert str(evaluate(right, [case], "REF")[0][0].dtype) in FLOATS
+        _check(wrong, case, REFERENCE, 0)
+    assert str(evaluate(right, [case], REFERENCE)[0][0].dtype) in FLOATS

@@ -36,11 +36,11 @@ def _check(seeds: range, device: str) -> None:
     assert not failures, "\n\n".join(failures[:3])
 
 
-def test_a_seed_makes_one_graph() -> None:
+def test_a_seed_makes_one_graph(reference: str) -> None:
     """The same seed gives the same script, and scripts run on their own."""
-    assert make_graph(7).script("REF") == make_graph(7).script("REF")
-    assert len({make_graph(seed).script("REF") for seed in range(20)}) == 20
-    script = make_graph(7).script("REF")
+    assert make_graph(7).script(reference) == make_graph(7).script(reference)
+    assert len({make_graph(seed).script(reference) for seed in range(20)}) == 20
+    script = make_graph(7).script(reference)
     exec(script.replace("tests.property", str(__package__)), {})  # wherever pytest has put it
 
 
@@ -61,11 +61,11 @@ def _wrong_graph() -> Graph:
     return Graph((leaf, middle, wrong), ("b", "c"))
 
 
-def test_the_comparison_notices_a_difference() -> None:
+def test_the_comparison_notices_a_difference(reference: str) -> None:
     """A graph that computes something else in float64 fails, and shrinks to its wrong output."""
     graph = _wrong_graph()
-    assert "REF, c" in problems(graph, "REF")[0]
-    assert fails(graph, "REF")
-    small = shrink(graph, "REF", seconds=5)
+    assert f"{reference}, c" in problems(graph, reference)[0]
+    assert fails(graph, reference)
+    small = shrink(graph, reference, seconds=5)
     assert small.outputs == ("c",)
     assert [s.name for s in small.statements] == ["b", "c"]

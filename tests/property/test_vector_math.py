@@ -97,14 +97,14 @@ def errors(got: np.ndarray, exact: list[Any]) -> np.ndarray:
 
 
 @pytest.mark.parametrize("function", FUNCTIONS, ids=lambda f: f.name)
-def test_error_in_ulp(function: Function, device: str) -> None:
+def test_error_in_ulp(function: Function, device: str, reference: str) -> None:
     """Over the whole range of float32, denormals included."""
     x = points(function)
     got = getattr(Tensor(x, device=device), function.name)().numpy()
     assert got.dtype == np.float32
     found = errors(got, exact_values(function, x))
     worst = int(np.argmax(found))
-    bound = 4 if device == "REF" and function.ulp == 2 else function.ulp
+    bound = 4 if device == reference and function.ulp == 2 else function.ulp
     assert found[worst] <= bound, (
         f"{function.name}({x[worst]!r}) = {got[worst]!r} on {device} is {found[worst]:.2f} ULP off"
     )

@@ -108,12 +108,12 @@ def test_a_second_process_makes_nothing(filled):
     assert more["kernel_count"] == counters["kernel_count"]
 
 
-def test_one_kernel_serves_many_programs(folder):
+def test_one_kernel_serves_many_programs(folder, cpu):
     """A kernel is found even where the program as a whole is new."""
-    start = """
+    start = f"""
 from minigrad import GlobalCounters, Tensor
-x = Tensor([[1.0, 2.0, -1.0], [3.0, -4.0, 0.5]], device="CPU")
-w = Tensor([[0.5, -1.0], [2.0, 0.25], [1.0, 1.0]], device="CPU")
+x = Tensor([[1.0, 2.0, -1.0], [3.0, -4.0, 0.5]], device={cpu!r})
+w = Tensor([[0.5, -1.0], [2.0, 0.25], [1.0, 1.0]], device={cpu!r})
 product = (x @ w).relu().contiguous()
 """
     results, counters, _ = run(folder, start + "results = product.tolist()" + REPORT)
@@ -285,11 +285,11 @@ def test_a_full_disk_is_no_failure(filled, folder):
     assert names_in(folder) == set()
 
 
-def test_a_folder_that_vanishes_is_no_failure(filled, folder):
+def test_a_folder_that_vanishes_is_no_failure(filled, folder, cpu):
     program = textwrap.dedent(f"""
         import shutil
         from minigrad import Tensor
-        Tensor([1.0], device="CPU").exp().tolist()
+        Tensor([1.0], device={cpu!r}).exp().tolist()
         shutil.rmtree({str(folder)!r})
     """)
     results, _, _ = run(folder, before=program)

@@ -41,8 +41,8 @@ def test_the_work_is_not_optimized_away(lanes: int) -> None:
     assert code.count("vmovntps") == cpu_limits.ACCUMULATORS
 
 
-def test_the_report_quotes_them(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_report_quotes_them(capsys: pytest.CaptureFixture[str], cpu: str) -> None:
     with Context(DEBUG=2):
-        (Tensor([[1.0, 2.0]], device="CPU") * 3).sum(1).realize()
+        (Tensor([[1.0, 2.0]], device=cpu) * 3).sum(1).realize()
     text = capsys.readouterr().err
     assert "limit" in text and "program:" in text and "GB/s" in text

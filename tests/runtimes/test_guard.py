@@ -79,11 +79,11 @@ def test_a_write_before_the_beginning_is_reported() -> None:
     assert bad.returncode == 1 and "BoundsError: a kernel wrote before the beginning" in bad.stderr
 
 
-def test_random_graphs_stay_inside() -> None:
+def test_random_graphs_stay_inside(cpu: str) -> None:
     """Fused graphs under GUARD agree with the reference and end well."""
     seed = str(np.random.default_rng().integers(1 << 30))
     done = run("-X", "faulthandler", "-m", "tests.property.graphs", "--count", "8", "--seed", seed,
-               "--no-shrink", MINIGRAD_GUARD="1")  # fmt: skip
+               "--device", cpu, "--no-shrink", MINIGRAD_GUARD="1")  # fmt: skip
     assert done.returncode == 0, f"seed {seed}: {done.stdout[-3000:]}\n{done.stderr[-3000:]}"
 
 
@@ -112,12 +112,12 @@ def test_operations_stay_inside() -> None:
     assert done.returncode == 0, done.stderr[-3000:]
 
 
-def test_guarded_memory_is_given_back() -> None:
+def test_guarded_memory_is_given_back(cpu: str) -> None:
     """Programs with arrays between kernels and with scratch memory leave nothing mapped."""
     from minigrad.runtimes import cpu_memory
 
     counts = []
-    with Context(GUARD=1, DEVICE="CPU"):
+    with Context(GUARD=1, DEVICE=cpu):
         for _ in range(3):
             x = Tensor.randn(33, 17)
             assert (x @ x.T).softmax(1).sum(0).log_softmax(0).numpy().shape == (33,)
@@ -130,25 +130,23 @@ def test_guarded_memory_is_given_back() -> None:
 # ---- indices ----
 
 
-@pytest.mark.parametrize("device", ["CPU", "REF"])
-def test_indices_out_of_range_raise(device: str) -> None:
+def test_indices_out_of_range_raise(on_device: str) -> None:
     """GATHER and SCATTER_ADD count what is out of range; without GUARD that reads 0."""
-    with Context(DEVICE=device):
-        table, index = Tensor([1.0, 2.0, 3.0]), Tensor([0, 3, 2, 7])
-        index.realize()
-        assert table.gather(0, index).tolist() == [1, 0, 3, 0]
-        with Context(GUARD=1):
-            with pytest.raises(BoundsError, match=r"gather: 2 indices lie outside 0 … 2, axis 0"):
-                table.gather(0, index).realize()
-            with pytest.raises(BoundsError, match=r"scatter_add: 2 indices lie outside 0 … 2"):
-                table.scatter_add(0, index, Tensor.ones(4)).realize()
-            assert table.gather(0, index.minimum(2)).tolist() == [1, 3, 3, 3]
+    table, index = Tensor([1.0, 2.0, 3.0]), Tensor([0, 3, 2, 7])
+    index.realize()
+    assert table.gather(0, index).tolist() == [1, 0, 3, 0]
+    with Context(GUARD=1):
+        with pytest.raises(BoundsError, match=r"gather: 2 indices lie outside 0 … 2, axis 0"):
+            table.gather(0, index).realize()
+        with pytest.raises(BoundsError, match=r"scatter_add: 2 indices lie outside 0 … 2"):
+            table.scatter_add(0, index, Tensor.ones(4)).realize()
+        assert table.gather(0, index.minimum(2)).tolist() == [1, 3, 3, 3]
 
 
-def test_indices_of_a_symbolic_axis() -> None:
+def test_indices_of_a_symbolic_axis(on_device: str) -> None:
     """The bound value counts, in one program for all values."""
-    table = Tensor([1.0, 2.0, 3.0, 4.0], device="CPU").realize()
-    index = Tensor([0, 2], device="CPU").realize()
+    table = Tensor([1.0, 2.0, 3.0, 4.0]).realize()
+    index = Tensor([0, 2]).realize()
     with Context(GUARD=1):
         length = Variable("length", 1, 4)
         assert table.shrink(((0, length.bind(3)),)).gather(0, index).tolist() == [1, 3]
@@ -156,9 +154,9 @@ def test_indices_of_a_symbolic_axis() -> None:
             table.shrink(((0, length.bind(2)),)).gather(0, index).realize()
 
 
-def test_a_captured_step_checks_its_indices() -> None:
+def test_a_captured_step_checks_its_indices(on_device: str) -> None:
     """A replay raises, too, where the uncaptured call would."""
-    with Context(GUARD=1, DEVICE="CPU"):
+    with Context(GUARD=1):
         table = Tensor([1.0, 2.0, 3.0]).realize()
 
         @jit

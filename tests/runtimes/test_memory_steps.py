@@ -11,14 +11,14 @@ from bench.memory_steps import growth_of_graphs, growth_of_steps
 
 from minigrad import Context, Tensor, jit, program
 from minigrad.program import Programs
-from minigrad.runtimes import cpu
+from minigrad.runtimes.cpu import host_kernels
 
 
 @pytest.fixture(autouse=True)
-def on_cpu(monkeypatch: pytest.MonkeyPatch):
+def on_cpu(monkeypatch: pytest.MonkeyPatch, cpu: str):
     """Tensors live on the CPU; the programs of other tests are not in the way."""
     monkeypatch.setattr(program, "programs", Programs(program.MOST_PROGRAMS))
-    with Context(DEVICE="CPU"):
+    with Context(DEVICE=cpu):
         yield
 
 
@@ -78,7 +78,7 @@ def test_a_capture_keeps_its_kernels() -> None:
         return ((x * 3 + bias).exp().sum(1) / 1024).realize()
 
     rows = Tensor(np.linspace(-1, 1, 77, dtype=np.float32).reshape(11, 7)).realize()
-    known = cpu.host_kernels()._known
+    known = host_kernels()._known
     gc.collect()
     others = set(known)
     wanted = step(rows).tolist()

@@ -7,6 +7,7 @@ import math
 import ml_dtypes
 import numpy as np
 import pytest
+from devices import REFERENCE
 
 from minigrad.device import Buffer, Device
 from minigrad.dtype import ALL, FLOATS, INTS, convert, dtypes
@@ -18,15 +19,16 @@ from minigrad.graph.symbolic import Variable, var
 from minigrad.program import bytes_of, realize
 from minigrad.runtimes.reference import MEANING, evaluate, numpy_dtype
 
+DEVICE = REFERENCE
 NAN, INF = math.nan, math.inf
 
 
 def array(values, dtype):
     """A BUFFER node on REF that holds these values."""
     data = np.array(values, numpy_dtype(dtype))
-    memory = Buffer("REF", dtype, data.size)
+    memory = Buffer(DEVICE, dtype, data.size)
     memory.copy_in(data.tobytes())
-    return build.buffer(memory, dtype, data.shape, "REF")
+    return build.buffer(memory, dtype, data.shape, DEVICE)
 
 
 def compute(node):
@@ -263,19 +265,19 @@ def test_addressing_nothing():
 
 
 def test_sources():
-    assert compute(build.iota(4, "REF", dtypes.bfloat16)).tolist() == [0, 1, 2, 3]
-    assert compute(build.const(-0.0, dtypes.float32, (2,), "REF")).tolist() == [0.0, 0.0]
-    same(compute(build.const(NAN, dtypes.float16, (), "REF")), NAN)
+    assert compute(build.iota(4, DEVICE, dtypes.bfloat16)).tolist() == [0, 1, 2, 3]
+    assert compute(build.const(-0.0, dtypes.float32, (2,), DEVICE)).tolist() == [0.0, 0.0]
+    same(compute(build.const(NAN, dtypes.float16, (), DEVICE)), NAN)
     three = Variable("three", 0, 9).bind(3)
-    assert compute(build.variable(three, "REF")).tolist() == 3
-    assert compute(build.variable(three * 2 + 1, "REF")).tolist() == 7
+    assert compute(build.variable(three, DEVICE)).tolist() == 3
+    assert compute(build.variable(three * 2 + 1, DEVICE)).tolist() == 7
 
 
 def test_symbolic_shapes_are_stored_with_the_strides_of_their_bounds():
     length = Variable("length", 0, 4).bind(3)
-    memory = Buffer("REF", dtypes.int32, 8)
+    memory = Buffer(DEVICE, dtypes.int32, 8)
     memory.copy_in(np.arange(8, dtype=np.int32).tobytes())
-    x = build.buffer(memory, dtypes.int32, (2, length), "REF")
+    x = build.buffer(memory, dtypes.int32, (2, length), DEVICE)
     doubled = elementwise(Op.ADD, x, x)
     total = build.reduce(Op.SUM, x, (1,))
     spread, summed = realize([doubled, total])
@@ -285,14 +287,14 @@ def test_symbolic_shapes_are_stored_with_the_strides_of_their_bounds():
     padded = build.pad(build.reshape(x, (2, length, 1)), ((0, 0), (0, 4 - length), (0, 0)))
     assert compute(padded).tolist() == [[[0], [1], [2], [0]], [[4], [5], [6], [0]]]
     nothing = Variable("length", 0, 4).bind(0)
-    none = build.reduce(Op.MAX, build.buffer(memory, dtypes.int32, (2, nothing), "REF"), (1,))
+    none = build.reduce(Op.MAX, build.buffer(memory, dtypes.int32, (2, nothing), DEVICE), (1,))
     assert compute(none).tolist() == [[-(2**31)]] * 2
 
 
 def test_symbolic_dimensions_pass_only_ones_in_a_reshape():
     """Past anything else the strides of the bound, with which it is stored, would not fit."""
     length = Variable("length", 0, 4).bind(3)
-    x = build.buffer(0, dtypes.int32, (2, 6, length, 4), "REF")
+    x = build.buffer(0, dtypes.int32, (2, 6, length, 4), DEVICE)
     assert build.reshape(x, (12, 1, length, 2, 2)).shape == (12, 1, length, 2, 2)
     for shape in ((2, 6, 4, length), (4, 3, length, 4, 2), (2, length, 6, 4)):
         with pytest.raises(ShapeError, match="reshape"):
@@ -300,9 +302,9 @@ def test_symbolic_dimensions_pass_only_ones_in_a_reshape():
 
 
 def test_one_program_serves_every_value_of_a_variable():
-    memory = Buffer("REF", dtypes.int32, 9)
+    memory = Buffer(DEVICE, dtypes.int32, 9)
     memory.copy_in(np.arange(9, dtype=np.int32).tobytes())
-    x = build.buffer(memory, dtypes.int32, (9,), "REF")
+    x = build.buffer(memory, dtypes.int32, (9,), DEVICE)
     for value in (0, 4, 8):
         place = Variable("place", 0, 8).bind(value)
         assert compute(build.shrink(x, ((place, place + 1),))).tolist() == [value]
@@ -330,26 +332,26 @@ def test_a_result_does_not_share_memory_with_its_source():
 
 def test_contiguous_and_copy():
     x = array([1.0, 2.0], dtypes.float32)
-    other = build.copy(elementwise(Op.NEG, build.contiguous(build.flip(x, (0,)))), "REF:1")
+    other = build.copy(elementwise(Op.NEG, build.contiguous(build.flip(x, (0,)))), f"{DEVICE}:1")
     (there,) = realize([elementwise(Op.ADD, other, other)])
-    assert there.device == "REF:1"
+    assert there.device == f"{DEVICE}:1"
     assert np.frombuffer(bytes_of(there), np.float32).tolist() == [-4, -2]
 
 
 def test_memory():
-    runtime = Device["REF"]
+    runtime = Device[DEVICE]
     memory = runtime.allocate(4)
     runtime.copy_in(memory, memoryview(b"abcd"))
     target = bytearray(3)
     runtime.copy_out(memory, memoryview(target))
-    assert bytes(target) == b"abc" and runtime.name == "REF"
+    assert bytes(target) == b"abc" and runtime.name == DEVICE
     runtime.synchronize()
     runtime.free(memory, 4)
 
 
 def test_evaluate_in_float64():
     """Every float node is wide: float16 inputs, casts between floats, and bits and back."""
-    x = build.buffer(0, dtypes.float16, (1,), "REF")
+    x = build.buffer(0, dtypes.float16, (1,), DEVICE)
     narrow = build.cast(elementwise(Op.EXP, x), dtypes.bfloat16)
     back = build.bitcast(build.bitcast(narrow, dtypes.int16), dtypes.bfloat16)
     value = np.array([1 / 3])
@@ -370,8 +372,8 @@ def test_evaluate_reads_buffers_and_free_variables():
     (found,) = evaluate([node], variables={"n": 2})
     assert found.tolist() == [1, 2]
     with pytest.raises(DeviceError, match="no value"):
-        evaluate([build.buffer(0, dtypes.float32, (1,), "REF")])
+        evaluate([build.buffer(0, dtypes.float32, (1,), DEVICE)])
     with pytest.raises(ValueError, match="expected"):
-        evaluate([build.buffer(0, dtypes.float32, (1,), "REF")], {0: np.zeros(2)})
+        evaluate([build.buffer(0, dtypes.float32, (1,), DEVICE)], {0: np.zeros(2)})
     with pytest.raises(ValueError, match="float64"):
         evaluate([x], precision="float16")

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
+from devices import CPU
 
 from minigrad.dtype import DType, dtypes
 from minigrad.graph import build as g
@@ -17,7 +18,7 @@ from minigrad.graph.symbolic import Integer, evaluate, high, var
 from minigrad.runtimes.reference import numpy_dtype
 from minigrad.schedule.schedule import Schedule, schedule
 
-DEVICE = "CPU"
+DEVICE = CPU  # nodes need a device's name; `machine` compiles for several kinds of CPU
 F32 = dtypes.float32
 LENGTH = var("n", 1, 24)  # a symbolic dimension
 

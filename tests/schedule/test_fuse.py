@@ -14,6 +14,7 @@ from minigrad.schedule.schedule import Schedule, schedule
 
 from .machine import run
 from .programs import (
+    DEVICE,
     F32,
     PROGRAMS,
     Build,
@@ -246,13 +247,13 @@ def descent(inputs: Inputs) -> list[Node]:
 
 def own_scatter(inputs: Inputs) -> list[Node]:
     base, x = inputs(16, 9), inputs(16, 9)
-    rows = ew(Op.MOD, mul(g.iota(16, "CPU"), 5), 17)
+    rows = ew(Op.MOD, mul(g.iota(16, DEVICE), 5), 17)
     return [g.scatter_add(base, g.expand(g.reshape(rows, (16, 1)), (16, 9)), x, 0)]
 
 
 def own_gather(inputs: Inputs) -> list[Node]:
     x = inputs(16, 9)
-    rows = ew(Op.MOD, mul(g.iota(16, "CPU"), 5), 17)
+    rows = ew(Op.MOD, mul(g.iota(16, DEVICE), 5), 17)
     return [g.gather(x, g.expand(g.reshape(rows, (16, 1)), (16, 9)), 0)]
 
 

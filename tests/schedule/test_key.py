@@ -24,12 +24,14 @@ from minigrad.schedule.key import graph_key, kernel_key
 from minigrad.schedule.schedule import Kernel, schedule
 from minigrad.schedule.stage import Axis, Stage
 
+from .programs import DEVICE
+
 TARGET = Target(32, 16, 32 << 10, 512 << 10)
 
 
 def data(*shape, dtype=dtypes.float32):
     """A tensor in memory."""
-    return Tensor.ones(*shape, dtype=dtype, device="CPU").realize()
+    return Tensor.ones(*shape, dtype=dtype, device=DEVICE).realize()
 
 
 def graph_of(*tensors: Tensor) -> Graph:
@@ -119,7 +121,7 @@ def test_buffers_and_devices_are_no_part_of_a_key():
         a, b = (Tensor.ones(4, 4, device=device).realize() for _ in range(2))
         return graph_of(a @ b + a)
 
-    assert graph_key(made("CPU")) == graph_key(made("CPU:1"))
+    assert graph_key(made(DEVICE)) == graph_key(made(f"{DEVICE}:1"))
 
 
 def variants():
@@ -137,9 +139,9 @@ def variants():
     yield "bitcast", a.bitcast(dtypes.int32)
     yield "cast to int", a.cast(dtypes.int32)
     for value in (0.0, -0.0, 1.0, 1.0000001, float("nan"), float("inf")):
-        yield f"constant {value}", Tensor.full((6, 8), value, device="CPU").maximum(a)
+        yield f"constant {value}", Tensor.full((6, 8), value, device=DEVICE).maximum(a)
     yield "other NaN", Tensor.full(
-        (6, 8), struct.unpack("<d", struct.pack("<Q", 0x7FF8_0000_2000_0000))[0], device="CPU"
+        (6, 8), struct.unpack("<d", struct.pack("<Q", 0x7FF8_0000_2000_0000))[0], device=DEVICE
     ).maximum(a)
     yield "constant 1 of int", integers.maximum(1)
     yield "constant 2 of int", integers.maximum(2)

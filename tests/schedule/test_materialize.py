@@ -10,7 +10,7 @@ from minigrad.program import without_rules
 from minigrad.schedule import expr
 from minigrad.schedule.schedule import Schedule, schedule
 
-from .programs import Inputs, add, ew, mul, plan_of, product, total
+from .programs import DEVICE, Inputs, add, ew, mul, plan_of, product, total
 
 
 def test_a_value_used_twice_at_one_place_is_not_stored() -> None:
@@ -37,7 +37,7 @@ def test_a_value_used_at_two_places_is_kept() -> None:
 
 
 def data(*shape: int) -> Tensor:
-    return Tensor.ones(*shape, device="CPU").realize()
+    return Tensor.ones(*shape, device=DEVICE).realize()
 
 
 def plan_for(*tensors: Tensor) -> Schedule:

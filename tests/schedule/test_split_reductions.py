@@ -13,7 +13,7 @@ from minigrad.graph.symbolic import numel, var
 from minigrad.runtimes.reference import evaluate, numpy_dtype
 from minigrad.schedule.schedule import DEEP, FEW_ROWS, LONG, schedule, split_reductions
 
-DEVICE = "CPU"
+from .programs import DEVICE
 
 
 def reductions(root: Node) -> list[Node]:

@@ -15,7 +15,7 @@ import re
 import numpy as np
 import pytest
 
-from minigrad import Context, Tensor, dtypes
+from minigrad import Tensor, dtypes
 from minigrad.errors import GradientError
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed")
@@ -753,8 +753,8 @@ def test_promotion(left):
         assert f"torch.{ours}" == wide, (left, scalar)
 
 
-def test_dropout_keeps_the_mean():
-    with Context(DEVICE="REF"), Tensor.train():
+def test_dropout_keeps_the_mean(on_device):
+    with Tensor.train():
         Tensor.manual_seed(0)
         kept = Tensor.ones(20000).dropout(0.25).numpy()
     assert set(np.unique(kept)) <= {0.0, np.float32(1 / 0.75)}

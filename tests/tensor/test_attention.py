@@ -67,8 +67,8 @@ def results(form, dtype, device):
     [(form, dtypes.float32) for form in FORMS]
     + [("causal", dtype) for dtype in (dtypes.float64, dtypes.float16, dtypes.bfloat16)],
 )
-def test_values_and_gradients(form, dtype, compiled):
+def test_values_and_gradients(form, dtype, compiled, reference):
     near = {"float64": 1e-13, "float32": 1e-5, "float16": 2e-3, "bfloat16": 2e-2}[dtype.name]
-    wanted = results(form, dtype, "REF")
+    wanted = results(form, dtype, reference)
     for got, expected in zip(results(form, dtype, compiled), wanted, strict=True):
         assert np.abs(got - expected).max() <= near * np.abs(expected).max()

@@ -1,4 +1,4 @@
-"""Sharing memory with numpy and PyTorch through DLPack."""
+"""Sharing memory with numpy and PyTorch through DLPack: a CPU shares, other devices copy."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import gc
 
 import numpy as np
 import pytest
+from devices import shares_memory
 
 from minigrad import Tensor, dtypes, jit
 from minigrad.errors import DTypeError, JitError
@@ -20,28 +21,30 @@ def address(array) -> int:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_both_ways_share_memory_and_keep_dtypes(name):
+def test_both_ways_share_memory_and_keep_dtypes(device, name):
     given = np.arange(6).reshape(2, 3).astype(name)
-    tensor = Tensor.from_dlpack(given, device="CPU")
-    assert tensor.dtype.name == name and tensor.shape == (2, 3)
+    tensor = Tensor.from_dlpack(given, device=device)
+    assert tensor.dtype.name == name and tensor.shape == (2, 3) and tensor.device == device
     back = np.from_dlpack(tensor)
-    assert address(back) == address(given) and back.dtype == given.dtype
+    assert (address(back) == address(given)) == shares_memory(device)
+    assert back.dtype == given.dtype
     np.testing.assert_array_equal(back, given)
 
 
-def test_writes_are_seen_on_both_sides():
+def test_writes_are_seen_on_both_sides_of_shared_memory_only(device):
     given = np.zeros((2, 2), np.float32)
-    tensor = Tensor.from_dlpack(given, device="CPU")
+    tensor = Tensor.from_dlpack(given, device=device)
     given[0, 1] = 3
-    assert tensor.tolist() == [[0, 3], [0, 0]]
+    shared = shares_memory(device)
+    assert tensor.tolist() == [[0, 3 if shared else 0], [0, 0]]
     tensor.assign(tensor + 1).realize()
-    np.testing.assert_array_equal(given, [[1, 4], [1, 1]])
+    np.testing.assert_array_equal(given, [[1, 4], [1, 1]] if shared else [[0, 3], [0, 0]])
     tensor[1, 0] = 7
     tensor.realize()
-    assert given[1, 0] == 7
+    assert tensor[1, 0].item() == 7 and given[1, 0] == (7 if shared else 0)
 
 
-def test_what_cannot_be_shared_is_copied_or_refused():
+def test_what_cannot_be_shared_is_copied_or_refused(device):
     gaps = np.arange(10)[::2]
     fixed = np.arange(3)
     fixed.flags.writeable = False
@@ -50,27 +53,38 @@ def test_what_cannot_be_shared_is_copied_or_refused():
     base = np.arange(24, dtype=np.int32).reshape(2, 3, 4)
     views = (base.transpose(2, 0, 1), base[::-1], base[:, :, ::-1].T, base[:, 1:])
     for given in (gaps, fixed, raw, wide, *views):
-        np.testing.assert_array_equal(Tensor.from_dlpack(given, device="CPU").numpy(), given)
+        np.testing.assert_array_equal(Tensor.from_dlpack(given, device=device).numpy(), given)
         with pytest.raises(BufferError, match="cannot be shared"):
-            Tensor.from_dlpack(given, device="CPU", copy=False)
+            Tensor.from_dlpack(given, device=device, copy=False)
     given = np.ones(3)
-    assert address(np.from_dlpack(Tensor.from_dlpack(given, copy=True))) != address(given)
-    with pytest.raises(BufferError, match="cannot be shared"):
-        Tensor.from_dlpack(given, device="REF", copy=False)
+    copied = Tensor.from_dlpack(given, device=device, copy=True)
+    assert address(np.from_dlpack(copied)) != address(given)
 
 
-def test_the_tensor_and_the_consumer_keep_the_memory_alive():
-    tensor = Tensor.from_dlpack(np.full(1000, 5.0), device="CPU")
-    lent = np.from_dlpack(Tensor([1.0, 2.0, 3.0], device="CPU"))
+def test_without_a_copy_memory_is_shared_or_nothing_is_given(device):
+    given = np.ones(3)
+    if shares_memory(device):
+        tensor = Tensor.from_dlpack(given, device=device, copy=False)
+        assert address(np.from_dlpack(tensor, copy=False)) == address(given)
+        return
+    with pytest.raises(BufferError, match=f"on {device}: it cannot be shared"):
+        Tensor.from_dlpack(given, device=device, copy=False)
+    with pytest.raises(BufferError, match=f"a tensor on {device}: its memory is not the host's"):
+        Tensor(given, device=device).__dlpack__(copy=False)
+
+
+def test_the_tensor_and_the_consumer_keep_the_memory_alive(on_device):
+    tensor = Tensor.from_dlpack(np.full(1000, 5.0))
+    lent = np.from_dlpack(Tensor([1.0, 2.0, 3.0]))
     gc.collect()
     junk = [Tensor([9.0, 9.0, 9.0]).realize() for _ in range(50)]
     assert tensor.sum().item() == 5000 and lent.tolist() == [1, 2, 3] and junk
 
 
-def test_capsules_that_nobody_consumes_and_capsules_used_twice():
+def test_capsules_that_nobody_consumes_and_capsules_used_twice(on_device):
     from minigrad.tensor import dlpack
 
-    tensor = Tensor([1.0, 2.0], device="CPU")
+    tensor = Tensor([1.0, 2.0])
     gc.collect()
     before = len(dlpack._lent)
     capsule = tensor.__dlpack__()
@@ -83,7 +97,7 @@ def test_capsules_that_nobody_consumes_and_capsules_used_twice():
         Tensor.from_dlpack(capsule)
 
 
-def test_views_empty_tensors_and_numbers():
+def test_views_empty_tensors_and_numbers(on_device):
     base = Tensor([[1, 2], [3, 4]])
     np.testing.assert_array_equal(np.from_dlpack(base.T), [[1, 3], [2, 4]])
     assert np.from_dlpack(Tensor.zeros(0, 3)).shape == (0, 3)
@@ -98,7 +112,7 @@ def test_any_device_can_be_lent(device):
     assert Tensor.from_dlpack(tensor, device=device).tolist() == [[1, 2]]
 
 
-def test_errors():
+def test_errors(on_device):
     with pytest.raises(DTypeError, match="unknown"):
         Tensor.from_dlpack(np.zeros(2, np.complex64))
     with pytest.raises(TypeError, match="no __dlpack__"):
@@ -121,18 +135,18 @@ def test_errors():
         step(Tensor([1.0]))
 
 
-def test_guarded_memory_is_lent_too():
+def test_guarded_memory_is_lent_too(on_device):
     with Context(GUARD=1):
         assert np.from_dlpack(Tensor([1.0, 2.0]) * 2).tolist() == [2, 4]
 
 
-def test_pytorch():
+def test_pytorch(on_device):
     torch = pytest.importorskip("torch")
     given = torch.ones(4, dtype=torch.bfloat16)
-    tensor = Tensor.from_dlpack(given, device="CPU")
+    tensor, part = Tensor.from_dlpack(given), Tensor.from_dlpack(given[None, 1:])
     assert tensor.dtype is dtypes.bfloat16
-    assert torch.from_dlpack(tensor).data_ptr() == given.data_ptr()
-    shared = Tensor.from_dlpack(given[None, 1:], device="CPU", copy=False)
+    shared = shares_memory(on_device)
+    assert (torch.from_dlpack(tensor).data_ptr() == given.data_ptr()) == shared
     given[1] = 9
-    assert shared.tolist() == [[9, 1, 1]]
+    assert part.tolist() == [[9 if shared else 1, 1, 1]]
     assert torch.from_dlpack(Tensor([1, 2, 3])).tolist() == [1, 2, 3]

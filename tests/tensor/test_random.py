@@ -29,7 +29,7 @@ def test_threefry(device, counter, key, result):
     assert tuple(Tensor._of(node).item() for node in made) == result
 
 
-def test_same_numbers_on_each_device(compiled):
+def test_same_numbers_on_each_device(compiled, reference):
     def draw(device):
         Tensor.manual_seed(11)
         a = Tensor.rand(37, 5, device=device)
@@ -37,7 +37,7 @@ def test_same_numbers_on_each_device(compiled):
         c = Tensor.rand(9, dtype=dtypes.float64, device=device)
         return a.tolist(), b.tolist(), c.tolist()
 
-    assert draw("REF") == draw(compiled)
+    assert draw(reference) == draw(compiled)
 
 
 def test_streams(on_device):
@@ -257,9 +257,9 @@ def test_dropout(on_device):
     assert (a != b).any()
 
 
-def test_the_kernels_of_each_dropout_are_the_same(tmp_path):
-    def compiled(layers):
-        x, w = Tensor.ones(12, 33, device="CPU").contiguous(), Tensor.ones(33, 33, device="CPU")
+def test_the_kernels_of_each_dropout_are_the_same(compiled, tmp_path):
+    def made(layers):
+        x, w = Tensor.ones(12, 33).contiguous(), Tensor.ones(33, 33)
         Tensor.realize(x, w)
         GlobalCounters.reset()
         for _ in range(layers):
@@ -267,9 +267,9 @@ def test_the_kernels_of_each_dropout_are_the_same(tmp_path):
         x.realize()
         return GlobalCounters.kernels_compiled
 
-    with Context(CACHE=str(tmp_path)), Tensor.train():
-        compiled(4)
-        assert compiled(9) <= 1  # the one that counts the draws
+    with Context(CACHE=str(tmp_path), DEVICE=compiled), Tensor.train():
+        made(4)
+        assert made(9) <= 1  # the one that counts the draws
 
 
 def test_zero_and_no_dimensions(on_device):
