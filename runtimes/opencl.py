@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict, deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from minigrad.device import Buffer, Call, Runtime
@@ -35,7 +36,7 @@ from minigrad.runtimes.opencl_devices import (
     recipes_for,
 )
 from minigrad.runtimes.opencl_memory import Pool
-from minigrad.runtimes.opencl_pocl import check_pocl
+from minigrad.runtimes.opencl_pocl import check_pocl, kept
 from minigrad.runtimes.opencl_program import Kernel, Launch, OpenCLProgram, OpenCLReplay
 from minigrad.schedule.schedule import schedule
 from minigrad.settings import flag
@@ -58,8 +59,8 @@ def open_device(name: str) -> OpenCL:
 
 
 def _is_done(event: Any) -> bool:
-    cl = opencl()
-    return bool(event.command_execution_status == cl.command_execution_status.COMPLETE)
+    """Whether a command has ended, well or with an error, which is a number below 0."""
+    return bool(event.command_execution_status <= opencl().command_execution_status.COMPLETE)
 
 
 class OpenCL:
@@ -95,12 +96,13 @@ class OpenCL:
     def allocate_zeros(self, nbytes: int) -> Any:
         """A buffer of zeros: the device fills it, when all work before is done."""
         memory = self.pool.allocate(nbytes)
-        cl = opencl()
         try:
-            if nbytes:
-                cl.enqueue_fill_buffer(self.queue, memory, bytes(1), 0, nbytes)
-        except (cl.Error, MemoryError) as error:
-            raise self.failed("filling", error) from None
+            with self.doing("filling"):
+                if nbytes:
+                    opencl().enqueue_fill_buffer(self.queue, memory, bytes(1), 0, nbytes)
+        except DeviceError:
+            self.pool.free(memory, nbytes)
+            raise
         return memory
 
     def free(self, memory: Any, nbytes: int) -> None:
@@ -115,17 +117,16 @@ class OpenCL:
         if data.nbytes > STAGED_BYTES:
             self._copy(memory, data)
             return
-        cl = opencl()
-        try:
-            event = cl.enqueue_copy(self.queue, memory, bytearray(data), is_blocking=False)
+        with self.doing("copying"):
+            event = opencl().enqueue_copy(self.queue, memory, bytearray(data), is_blocking=False)
             self.queue.flush()
             with self.lock:
                 staged = self._staged
-                while len(staged) >= MOST_STAGED or staged and _is_done(staged[0]):
+                while staged and _is_done(staged[0]):
+                    staged.popleft()
+                while len(staged) >= MOST_STAGED:
                     staged.popleft().wait()
                 staged.append(event)  # it keeps the bytes alive
-        except (cl.Error, MemoryError) as error:
-            raise self.failed("copying", error) from None
 
     def copy_out(self, memory: Any, data: memoryview) -> None:
         """Read a buffer into the host's bytes, when all work before is done."""
@@ -136,7 +137,7 @@ class OpenCL:
         if not isinstance(source, OpenCL) or source.context != self.context:
             return False
         cl = opencl()
-        try:
+        with self.doing("copying"):
             # The copy comes after all that fills `given`, and all that comes later there, which
             # might write to it, after the copy. What waits was enqueued after what it waits for.
             filled = cl.enqueue_marker(source.queue)
@@ -147,8 +148,6 @@ class OpenCL:
             self.queue.flush()
             cl.enqueue_barrier(source.queue, wait_for=[done])
             source.queue.flush()
-        except (cl.Error, MemoryError) as error:
-            raise self.failed("copying", error) from None
         return True
 
     def first(self, memory: Any, dtype: DType) -> int | float | bool:
@@ -158,11 +157,8 @@ class OpenCL:
         return number_of(data, dtype)
 
     def _copy(self, target: Any, source: Any) -> None:
-        cl = opencl()
-        try:
-            cl.enqueue_copy(self.queue, target, source, is_blocking=True)
-        except cl.Error as error:
-            raise self.failed("copying", error) from None
+        with self.doing("copying"):
+            opencl().enqueue_copy(self.queue, target, source, is_blocking=True)
 
     def host_address(self, memory: object) -> None:
         """The host reads copies only."""
@@ -172,16 +168,21 @@ class OpenCL:
 
     def synchronize(self) -> None:
         """Wait for everything in the queue."""
-        try:
+        with self.doing("waiting"):
             self.queue.finish()
-        except opencl().Error as error:
-            raise self.failed("waiting", error) from None
 
-    def failed(self, doing: str, error: Exception) -> DeviceError:
-        """What to raise where the driver reports an error."""
-        return DeviceError(
-            f"{self.label} failed while {doing}: {error}; other devices are not concerned"
-        )
+    @contextmanager
+    def doing(self, what: str) -> Iterator[None]:
+        """Calls of the driver: its errors become a DeviceError that says what it was doing."""
+        cl = opencl()
+        try:
+            yield
+        except (cl.MemoryError, MemoryError) as error:
+            raise self.pool.exhausted(what, f" ({error})") from None
+        except cl.Error as error:
+            raise DeviceError(
+                f"{self.label} failed while {what}: {error}; other devices are not concerned"
+            ) from None
 
     def timed_queue(self) -> Any:
         """A second queue whose events carry times; nothing else runs while it is in use."""
@@ -204,31 +205,36 @@ class OpenCL:
         nests = [lower(kernel, self.target, kernel.kind) for kernel in plan.kernels]
         GlobalCounters.kernels_lowered += len(nests)
         GlobalCounters.kernels_rendered += len(nests)
-        return OpenCLProgram(self, plan, self._kernels(nests))
+        with self.doing("building kernels"):
+            return OpenCLProgram(self, plan, self._kernels(nests))
 
     def compose(self, calls: Sequence[Call], arguments: Sequence[Buffer]) -> OpenCLReplay:
         """The programs of a captured step, one after the other: none waits for the device."""
         return OpenCLReplay(self, calls, arguments)
 
+    def kernel(self, program: Any, name: str) -> Any:
+        """A kernel object of what the driver has built. DeviceError where it has no such kernel."""
+        with self.doing(f"looking for the kernel {name!r} in what it has built{kept(self.device)}"):
+            return opencl().Kernel(program, name)
+
     def launch(self, launches: Sequence[Launch]) -> None:
-        """Enqueue kernels whose arguments are set; with DEBUG, wait and show their times."""
+        """Enqueue kernels whose arguments are set; with DEBUG, wait and show their times.
+
+        Errors of the driver are the caller's concern: see `doing`.
+        """
         cl, level = opencl(), flag("DEBUG")
         if level:
             self.synchronize()
-        queue = self.timed_queue() if level else self.queue
         enqueue = cl.enqueue_nd_range_kernel
-        try:
-            events = [
-                [enqueue(queue, one.kernel, items, one.group, start) for items, start in one.pieces]
-                for one in launches
-            ]
-            if level:
-                queue.finish()
-            else:
-                queue.flush()
-        except (cl.Error, MemoryError) as error:
-            raise self.failed("running a program", error) from None
-        if level:
+        queue = self.timed_queue() if level else self.queue
+        events = [
+            [enqueue(queue, one.kernel, items, one.group, start) for items, start in one.pieces]
+            for one in launches
+        ]
+        if not level:
+            queue.flush()
+        else:
+            queue.finish()
             opencl_report.show_times([one.nest for one in launches], events, level)
 
     def _kernels(self, nests: Sequence[Nest]) -> list[Kernel]:
