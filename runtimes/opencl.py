@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from minigrad.cache import digest
 from minigrad.device import Buffer, Call, Runtime
 from minigrad.dtype import DType, number_of
 from minigrad.errors import DeviceError
@@ -38,17 +39,23 @@ from minigrad.runtimes.opencl_devices import (
 from minigrad.runtimes.opencl_memory import Pool
 from minigrad.runtimes.opencl_pocl import check_pocl, kept
 from minigrad.runtimes.opencl_program import Kernel, Launch, OpenCLProgram, OpenCLReplay
+from minigrad.schedule.expr import Array
+from minigrad.schedule.key import kernel_key
+from minigrad.schedule.schedule import Kernel as Step
 from minigrad.schedule.schedule import schedule
 from minigrad.settings import flag
 
 GROUP = 128  # work-items of a group where each is a scalar of its own
-MOST_PROGRAMS = 4096  # sources whose binaries are kept
+MOST_PROGRAMS = 4096  # sources that are kept, and binaries
 VECTOR_BYTES = 64  # of a register of a CPU, at most
 WAVES = 64  # groups for each unit of a GPU, at most, where each work-item can take strides
 STAGED_BYTES = 4 << 20  # of a copy to the device that may wait in the queue
 MOST_STAGED = 16  # such copies at a time
 SLICES = 16  # groups for each unit that have scratch memory at a time
 SCRATCH_BYTES = 256 << 20  # of all work-items together; what does not fit is done in strides
+
+
+Rendered = tuple[Nest, Source, tuple[int, ...]]
 
 
 def open_device(name: str) -> OpenCL:
@@ -86,6 +93,7 @@ class OpenCL:
         self.target = self._target()
         self._options = self._build_options()
         self._programs: OrderedDict[str, Built] = OrderedDict()  # the longest unused first
+        self._nests: OrderedDict[str, Rendered] = OrderedDict()  # by the text of what they compute
         self._timed: Any = None
         self._staged: deque[Any] = deque()  # events of copies to the device, the oldest first
 
@@ -208,11 +216,8 @@ class OpenCL:
             )
         GlobalCounters.programs_scheduled += 1
         opencl_report.show_schedule(plan)
-        nests = [lower(kernel, self.target, kernel.kind) for kernel in plan.kernels]
-        GlobalCounters.kernels_lowered += len(nests)
-        GlobalCounters.kernels_rendered += len(nests)
         with self.doing("building kernels"):
-            return OpenCLProgram(self, plan, self._kernels(nests))
+            return OpenCLProgram(self, plan, self._kernels(plan.kernels))
 
     def compose(self, calls: Sequence[Call], arguments: Sequence[Buffer]) -> OpenCLReplay:
         """The programs of a captured step, one after the other: none waits for the device."""
@@ -243,29 +248,45 @@ class OpenCL:
             queue.finish()
             opencl_report.show_times([one.nest for one in launches], events, level)
 
-    def _kernels(self, nests: Sequence[Nest]) -> list[Kernel]:
-        """The nests, built; kernels that differ in buffers only share what was built."""
-        sources = [self._render(nest) for nest in nests]
-        texts = [source.text for source in sources]
+    def _kernels(self, steps: Sequence[Step]) -> list[Kernel]:
+        """A schedule's kernels, built; those that differ in buffers only share what was made."""
         with self.lock:
-            known = self._programs
-            new = {text: n for n, text in enumerate(texts) if text not in known}
-            for text, number in new.items():
-                opencl_report.show_kernel(nests[number], text)
-            made = build(
-                self.context, self.device, self.label, [sources[n] for n in new.values()],
-                self._options,
-            )  # fmt: skip
-            known.update(zip(new, made, strict=True))
-            for text in texts:
-                known.move_to_end(text)
-            kernels = [
-                Kernel(nest, source, *known[text], *self._work_size(nest, source))
-                for nest, source, text in zip(nests, sources, texts, strict=True)
+            keys = [kernel_key(step) for step in steps]
+            rendered = [
+                self._rendered(key, step, arrays)
+                for (key, arrays), step in zip(keys, steps, strict=True)
             ]
-            while len(known) > MOST_PROGRAMS:
-                known.popitem(last=False)
+            known = self._programs
+            new = {source.text: source for _, source, _ in rendered if source.text not in known}
+            made = build(
+                self.context, self.device, self.label, list(new.values()), self._options
+            )
+            known.update(zip(new, made, strict=True))
+            kernels = []
+            for (_, arrays), (nest, source, numbers) in zip(keys, rendered, strict=True):
+                known.move_to_end(source.text)
+                used = tuple(arrays[number] for number in numbers)
+                built, size = known[source.text], self._work_size(nest, source)
+                kernels.append(Kernel(nest, used, source, *built, *size))
+            for made_before in (known, self._nests):
+                while len(made_before) > MOST_PROGRAMS:
+                    made_before.popitem(last=False)
         return kernels
+
+    def _rendered(self, key: str, step: Step, arrays: Sequence[Array]) -> Rendered:
+        """A kernel's nest and source, and which of the arrays of its text these take, in order."""
+        key = digest(key)
+        found = self._nests.get(key)
+        if found is None or flag("DEBUG") >= 4:
+            nest = lower(step, self.target, step.kind)
+            source = self._render(nest)
+            GlobalCounters.kernels_lowered += 1
+            GlobalCounters.kernels_rendered += 1
+            opencl_report.show_kernel(nest, source.text)
+            number = {array: place for place, array in enumerate(arrays)}
+            found = self._nests[key] = nest, source, tuple(number[array] for array in nest.arrays)
+        self._nests.move_to_end(key)
+        return found
 
     @property
     def has_blocks(self) -> bool:

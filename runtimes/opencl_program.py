@@ -27,11 +27,13 @@ if TYPE_CHECKING:
 class Kernel:
     """A nest as the driver has it. The group is the number of work-items that run together.
 
+    arrays: what it is launched with, in the order of the nest's, which may be another kernel's.
     name: of the kernel in the driver's program.
     items: of one launch; the launches of a kernel have `total` of them, one launch after the other.
     """
 
     nest: Nest
+    arrays: tuple[Array, ...]
     source: Source
     program: Any
     name: str
@@ -80,7 +82,7 @@ class OpenCLProgram:
         return [
             Launch(
                 self.runtime.kernel(kernel.program, kernel.name),
-                (*map(self._source, kernel.nest.arrays),
+                (*map(self._source, kernel.arrays),
                  *(("symbol", name) for name in kernel.nest.symbols),
                  *([("scratch", 0)] if kernel.source.scratch_bytes else [])),
                 kernel.pieces, (kernel.group,), kernel.nest,
@@ -227,14 +229,14 @@ def _place_arena(plan: Schedule, kernels: Sequence[Kernel]) -> tuple[dict[Array,
     """
     last: dict[Array, int] = {}
     for step, kernel in enumerate(kernels):
-        for array in kernel.nest.arrays:
+        for array in kernel.arrays:
             if array in plan.arena:
                 last[array] = step
     place: dict[Array, int] = {}
     sizes: list[int] = []
     idle: list[int] = []
     for step, kernel in enumerate(kernels):
-        for array in kernel.nest.arrays:
+        for array in kernel.arrays:
             if array in last and array not in place:
                 nbytes = array.size * array.dtype.itemsize
                 if idle:
@@ -244,5 +246,5 @@ def _place_arena(plan: Schedule, kernels: Sequence[Kernel]) -> tuple[dict[Array,
                     place[array] = len(sizes)
                     sizes.append(0)
                 sizes[place[array]] = max(sizes[place[array]], nbytes)
-        idle += [place[a] for a in dict.fromkeys(kernel.nest.arrays) if last.get(a) == step]
+        idle += [place[a] for a in dict.fromkeys(kernel.arrays) if last.get(a) == step]
     return place, sizes

@@ -197,13 +197,21 @@ def table(name: str, seconds: float) -> str:
             break
         try:
             done = subprocess.run(
-                [*pytest, *share], cwd=ROOT, env=environment, text=True, capture_output=True,
+                [*pytest, "-vv", *share], cwd=ROOT, env=environment, text=True, capture_output=True,
                 timeout=left,
             )  # fmt: skip
         except subprocess.TimeoutExpired:
             break
-        ran += len(share)
-        wrong = [text for text in done.stdout.split("\n") if text.startswith(("FAILED", "ERROR"))]
+        lines = done.stdout.split("\n")
+        wrong = [text for text in lines if text.startswith(("FAILED", "ERROR"))]
+        if done.returncode in (0, 1):
+            ran += len(share)
+        else:  # the driver has ended the process: without a summary, and without what is left
+            started = [text for text in lines if text.startswith("tests/") and "::" in text]
+            ran += len(started)
+            last = started[-1] if started else "the start"
+            wrong = [*(text for text in started if "FAILED" in text),
+                     f"ENDED with {done.returncode}: {last}"]  # fmt: skip
         failed += len(wrong)
         for text in wrong:
             print(text[:200], flush=True)

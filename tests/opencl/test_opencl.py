@@ -474,6 +474,28 @@ def test_a_captured_step_replays_without_building_anything(device):
     np.testing.assert_array_equal(weight, plain)
 
 
+def test_kernels_that_differ_in_buffers_only_share_what_was_made(device):
+    """Another program with the same kernels lowers, renders and builds nothing, and is right."""
+    x, y = numbers(19, 31), numbers(19, 31, seed=1)
+
+    def made(*arrays):
+        before = [GlobalCounters.kernels_lowered, GlobalCounters.kernels_rendered,
+                  GlobalCounters.kernels_compiled]  # fmt: skip
+        tensors = [Tensor(array, device=device) for array in arrays]
+        results = [(t * 3.25).softmax(1).contiguous().sum(0) for t in tensors]
+        Tensor.realize(*results)
+        after = [GlobalCounters.kernels_lowered, GlobalCounters.kernels_rendered,
+                 GlobalCounters.kernels_compiled]  # fmt: skip
+        for array, result in zip(arrays, results, strict=True):
+            e = np.exp(array * 3.25 - (array * 3.25).max(1, keepdims=True))
+            wanted = (e / e.sum(1, keepdims=True)).sum(0)
+            np.testing.assert_allclose(result.numpy(), wanted, rtol=1e-5)
+        return [b - a for a, b in zip(before, after, strict=True)]
+
+    made(x)
+    assert made(x, y) == [0, 0, 0]
+
+
 def test_conditions_that_are_the_same_in_all_lanes(device):
     """A max pool's gradient chooses by the window's place, not by the lane: found by fuzzing."""
     generator = np.random.default_rng(0)
