@@ -37,7 +37,7 @@ from minigrad.runtimes.opencl_devices import (
     recipes_for,
 )
 from minigrad.runtimes.opencl_memory import Pool
-from minigrad.runtimes.opencl_pocl import check_pocl, kept
+from minigrad.runtimes.opencl_pocl import calm_llvm, check_pocl, kept
 from minigrad.runtimes.opencl_program import Kernel, Launch, OpenCLProgram, OpenCLReplay
 from minigrad.schedule.expr import Array
 from minigrad.schedule.key import kernel_key
@@ -62,6 +62,7 @@ def open_device(name: str) -> OpenCL:
     """The runtime of a device "CL", "CL:1", … Raises DeviceError where it cannot be used."""
     device = device_called(name)
     check_pocl(device)
+    calm_llvm(device)
     return OpenCL(name, device, recipes_for(device))
 
 

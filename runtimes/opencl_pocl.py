@@ -11,8 +11,10 @@ linker, but who knows before whether it does?)
 
 from __future__ import annotations
 
+import ctypes
 import os
 import shutil
+from functools import cache
 from typing import Any
 
 from minigrad.errors import DeviceError
@@ -69,6 +71,27 @@ def trouble_with_folder() -> str:
         f"PoCL (the OpenCL of the CPU) builds kernels in the folder {folder!r}, {why}: name "
         "another one in POCL_CACHE_DIR, or use the CPU device"
     )
+
+
+def calm_llvm(device: Any) -> None:
+    """Keep the LLVM 18 of PoCL 6 from ending the process where it builds a kernel.
+
+    PoCL lets LLVM's instruction combining check that another round would change nothing, and LLVM
+    ends the process where that is not so (github.com/pocl/pocl/issues/1608). All cases that were
+    found had moved a computation into the branch that needs it; it is told not to.
+    """
+    if is_pocl(device) and "LLVM 18." in device.platform.version:
+        _stop_sinking("libLLVM.so.18.1")
+
+
+@cache  # once: LLVM ends the process, too, where an option is given again
+def _stop_sinking(name: str) -> None:
+    try:
+        library = ctypes.CDLL(name, mode=os.RTLD_NOLOAD | os.RTLD_NOW)
+    except OSError:  # PoCL has an LLVM of its own inside
+        return
+    words = (ctypes.c_char_p * 2)(b"minigrad", b"-instcombine-code-sinking=false")
+    library.LLVMParseCommandLineOptions(2, words, None)
 
 
 def check_pocl(device: Any) -> None:

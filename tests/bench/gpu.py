@@ -17,6 +17,7 @@ import statistics
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -230,7 +231,9 @@ def main() -> None:
     given = parser.parse_args()
     start, name = time.monotonic(), Device.canonical(given.device)
     runtime: Any = Device[name]
-    limits = measure_limits(name, (64 if given.small else 1024) << 20)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a driver's remarks on kernels
+        limits = measure_limits(name, (64 if given.small else 1024) << 20)
     driver = f"{runtime.device.platform.version}, driver {runtime.device.driver_version}"
     torch = cuda()
     peer = f"PyTorch {torch.__version__} on {torch.cuda.get_device_name()}" if torch else "no peer"
