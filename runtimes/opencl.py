@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict, deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
-from minigrad.device import Buffer, Call, Runtime
+from minigrad.cache import digest
+from minigrad.device import Buffer, Call, Replay, Runtime, Sequential
 from minigrad.dtype import DType, number_of
 from minigrad.errors import DeviceError
 from minigrad.graph.canonical import Graph
@@ -35,13 +37,16 @@ from minigrad.runtimes.opencl_devices import (
     recipes_for,
 )
 from minigrad.runtimes.opencl_memory import Pool
-from minigrad.runtimes.opencl_pocl import check_pocl
+from minigrad.runtimes.opencl_pocl import calm_llvm, check_pocl, kept
 from minigrad.runtimes.opencl_program import Kernel, Launch, OpenCLProgram, OpenCLReplay
+from minigrad.schedule.expr import Array
+from minigrad.schedule.key import kernel_key
+from minigrad.schedule.schedule import Kernel as Step
 from minigrad.schedule.schedule import schedule
 from minigrad.settings import flag
 
 GROUP = 128  # work-items of a group where each is a scalar of its own
-MOST_PROGRAMS = 4096  # sources whose binaries are kept
+MOST_PROGRAMS = 4096  # sources that are kept, and binaries
 VECTOR_BYTES = 64  # of a register of a CPU, at most
 WAVES = 64  # groups for each unit of a GPU, at most, where each work-item can take strides
 STAGED_BYTES = 4 << 20  # of a copy to the device that may wait in the queue
@@ -50,16 +55,20 @@ SLICES = 16  # groups for each unit that have scratch memory at a time
 SCRATCH_BYTES = 256 << 20  # of all work-items together; what does not fit is done in strides
 
 
+Rendered = tuple[Nest, Source, tuple[int, ...]]
+
+
 def open_device(name: str) -> OpenCL:
     """The runtime of a device "CL", "CL:1", … Raises DeviceError where it cannot be used."""
     device = device_called(name)
     check_pocl(device)
+    calm_llvm(device)
     return OpenCL(name, device, recipes_for(device))
 
 
 def _is_done(event: Any) -> bool:
-    cl = opencl()
-    return bool(event.command_execution_status == cl.command_execution_status.COMPLETE)
+    """Whether a command has ended, well or with an error, which is a number below 0."""
+    return bool(event.command_execution_status <= opencl().command_execution_status.COMPLETE)
 
 
 class OpenCL:
@@ -85,6 +94,7 @@ class OpenCL:
         self.target = self._target()
         self._options = self._build_options()
         self._programs: OrderedDict[str, Built] = OrderedDict()  # the longest unused first
+        self._nests: OrderedDict[str, Rendered] = OrderedDict()  # by the text of what they compute
         self._timed: Any = None
         self._staged: deque[Any] = deque()  # events of copies to the device, the oldest first
 
@@ -95,12 +105,13 @@ class OpenCL:
     def allocate_zeros(self, nbytes: int) -> Any:
         """A buffer of zeros: the device fills it, when all work before is done."""
         memory = self.pool.allocate(nbytes)
-        cl = opencl()
         try:
-            if nbytes:
-                cl.enqueue_fill_buffer(self.queue, memory, bytes(1), 0, nbytes)
-        except (cl.Error, MemoryError) as error:
-            raise self.failed("filling", error) from None
+            with self.doing("filling"):
+                if nbytes:
+                    opencl().enqueue_fill_buffer(self.queue, memory, bytes(1), 0, nbytes)
+        except DeviceError:
+            self.pool.free(memory, nbytes)
+            raise
         return memory
 
     def free(self, memory: Any, nbytes: int) -> None:
@@ -110,25 +121,30 @@ class OpenCL:
     def copy_in(self, memory: Any, data: memoryview) -> None:
         """Fill a buffer from the host's bytes, when all work before is done.
 
-        Where these are few, a copy of them waits in the queue, and nobody for the device.
+        Where these are few, a copy of them waits in the queue, and nobody for the device. Where
+        they are many, the caller waits: nobody can promise that they stay as they are until the
+        device reads them (a kernel of the CPU may write there next), and a copy of them takes the
+        host as long as it would save. On PoCL it was slower by up to a fifth.
         """
         if data.nbytes > STAGED_BYTES:
             self._copy(memory, data)
             return
-        cl = opencl()
-        try:
-            event = cl.enqueue_copy(self.queue, memory, bytearray(data), is_blocking=False)
+        with self.doing("copying"):
+            event = opencl().enqueue_copy(self.queue, memory, bytearray(data), is_blocking=False)
             self.queue.flush()
             with self.lock:
                 staged = self._staged
-                while len(staged) >= MOST_STAGED or staged and _is_done(staged[0]):
+                while staged and _is_done(staged[0]):
+                    staged.popleft()
+                while len(staged) >= MOST_STAGED:
                     staged.popleft().wait()
                 staged.append(event)  # it keeps the bytes alive
-        except (cl.Error, MemoryError) as error:
-            raise self.failed("copying", error) from None
 
     def copy_out(self, memory: Any, data: memoryview) -> None:
-        """Read a buffer into the host's bytes, when all work before is done."""
+        """Read a buffer into the host's bytes, when all work before is done.
+
+        The caller waits: neither the host nor a kernel of the CPU asks whether bytes have come.
+        """
         self._copy(data, memory)
 
     def copy_across(self, memory: Any, source: Runtime, given: Any, nbytes: int) -> bool:
@@ -136,7 +152,7 @@ class OpenCL:
         if not isinstance(source, OpenCL) or source.context != self.context:
             return False
         cl = opencl()
-        try:
+        with self.doing("copying"):
             # The copy comes after all that fills `given`, and all that comes later there, which
             # might write to it, after the copy. What waits was enqueued after what it waits for.
             filled = cl.enqueue_marker(source.queue)
@@ -147,8 +163,6 @@ class OpenCL:
             self.queue.flush()
             cl.enqueue_barrier(source.queue, wait_for=[done])
             source.queue.flush()
-        except (cl.Error, MemoryError) as error:
-            raise self.failed("copying", error) from None
         return True
 
     def first(self, memory: Any, dtype: DType) -> int | float | bool:
@@ -158,11 +172,8 @@ class OpenCL:
         return number_of(data, dtype)
 
     def _copy(self, target: Any, source: Any) -> None:
-        cl = opencl()
-        try:
-            cl.enqueue_copy(self.queue, target, source, is_blocking=True)
-        except cl.Error as error:
-            raise self.failed("copying", error) from None
+        with self.doing("copying"):
+            opencl().enqueue_copy(self.queue, target, source, is_blocking=True)
 
     def host_address(self, memory: object) -> None:
         """The host reads copies only."""
@@ -172,16 +183,21 @@ class OpenCL:
 
     def synchronize(self) -> None:
         """Wait for everything in the queue."""
-        try:
+        with self.doing("waiting"):
             self.queue.finish()
-        except opencl().Error as error:
-            raise self.failed("waiting", error) from None
 
-    def failed(self, doing: str, error: Exception) -> DeviceError:
-        """What to raise where the driver reports an error."""
-        return DeviceError(
-            f"{self.label} failed while {doing}: {error}; other devices are not concerned"
-        )
+    @contextmanager
+    def doing(self, what: str) -> Iterator[None]:
+        """Calls of the driver: its errors become a DeviceError that says what it was doing."""
+        cl = opencl()
+        try:
+            yield
+        except (cl.MemoryError, MemoryError) as error:
+            raise self.pool.exhausted(what, f" ({error})") from None
+        except cl.Error as error:
+            raise DeviceError(
+                f"{self.label} failed while {what}: {error}; other devices are not concerned"
+            ) from None
 
     def timed_queue(self) -> Any:
         """A second queue whose events carry times; nothing else runs while it is in use."""
@@ -201,59 +217,82 @@ class OpenCL:
             )
         GlobalCounters.programs_scheduled += 1
         opencl_report.show_schedule(plan)
-        nests = [lower(kernel, self.target, kernel.kind) for kernel in plan.kernels]
-        GlobalCounters.kernels_lowered += len(nests)
-        GlobalCounters.kernels_rendered += len(nests)
-        return OpenCLProgram(self, plan, self._kernels(nests))
+        with self.doing("building kernels"):
+            return OpenCLProgram(self, plan, self._kernels(plan.kernels))
 
-    def compose(self, calls: Sequence[Call], arguments: Sequence[Buffer]) -> OpenCLReplay:
-        """The programs of a captured step, one after the other: none waits for the device."""
-        return OpenCLReplay(self, calls, arguments)
+    def compose(self, calls: Sequence[Call], arguments: Sequence[Buffer]) -> Replay:
+        """The programs of a captured step, one after the other: none waits for the device.
+
+        Guarded ones do, each to see whether its indices were in range.
+        """
+        if all(isinstance(call.program, OpenCLProgram) for call in calls):
+            return OpenCLReplay(self, calls, arguments)
+        return Sequential(calls, arguments)
+
+    def kernel(self, program: Any, name: str) -> Any:
+        """A kernel object of what the driver has built. DeviceError where it has no such kernel."""
+        with self.doing(f"looking for the kernel {name!r} in what it has built{kept(self.device)}"):
+            return opencl().Kernel(program, name)
 
     def launch(self, launches: Sequence[Launch]) -> None:
-        """Enqueue kernels whose arguments are set; with DEBUG, wait and show their times."""
+        """Enqueue kernels whose arguments are set; with DEBUG, wait and show their times.
+
+        Errors of the driver are the caller's concern: see `doing`.
+        """
         cl, level = opencl(), flag("DEBUG")
         if level:
             self.synchronize()
-        queue = self.timed_queue() if level else self.queue
         enqueue = cl.enqueue_nd_range_kernel
-        try:
-            events = [
-                [enqueue(queue, one.kernel, items, one.group, start) for items, start in one.pieces]
-                for one in launches
-            ]
-            if level:
-                queue.finish()
-            else:
-                queue.flush()
-        except (cl.Error, MemoryError) as error:
-            raise self.failed("running a program", error) from None
-        if level:
+        queue = self.timed_queue() if level else self.queue
+        events = [
+            [enqueue(queue, one.kernel, items, one.group, start) for items, start in one.pieces]
+            for one in launches
+        ]
+        if not level:
+            queue.flush()
+        else:
+            queue.finish()
             opencl_report.show_times([one.nest for one in launches], events, level)
 
-    def _kernels(self, nests: Sequence[Nest]) -> list[Kernel]:
-        """The nests, built; kernels that differ in buffers only share what was built."""
-        sources = [self._render(nest) for nest in nests]
-        texts = [source.text for source in sources]
+    def _kernels(self, steps: Sequence[Step]) -> list[Kernel]:
+        """A schedule's kernels, built; those that differ in buffers only share what was made."""
         with self.lock:
-            known = self._programs
-            new = {text: n for n, text in enumerate(texts) if text not in known}
-            for text, number in new.items():
-                opencl_report.show_kernel(nests[number], text)
-            made = build(
-                self.context, self.device, self.label, [sources[n] for n in new.values()],
-                self._options,
-            )  # fmt: skip
-            known.update(zip(new, made, strict=True))
-            for text in texts:
-                known.move_to_end(text)
-            kernels = [
-                Kernel(nest, source, *known[text], *self._work_size(nest, source))
-                for nest, source, text in zip(nests, sources, texts, strict=True)
+            keys = [kernel_key(step) for step in steps]
+            rendered = [
+                self._rendered(key, step, arrays)
+                for (key, arrays), step in zip(keys, steps, strict=True)
             ]
-            while len(known) > MOST_PROGRAMS:
-                known.popitem(last=False)
+            known = self._programs
+            new = {source.text: source for _, source, _ in rendered if source.text not in known}
+            made = build(
+                self.context, self.device, self.label, list(new.values()), self._options
+            )
+            known.update(zip(new, made, strict=True))
+            kernels = []
+            for (_, arrays), (nest, source, numbers) in zip(keys, rendered, strict=True):
+                known.move_to_end(source.text)
+                used = tuple(arrays[number] for number in numbers)
+                built, size = known[source.text], self._work_size(nest, source)
+                kernels.append(Kernel(nest, used, source, *built, *size))
+            for made_before in (known, self._nests):
+                while len(made_before) > MOST_PROGRAMS:
+                    made_before.popitem(last=False)
         return kernels
+
+    def _rendered(self, key: str, step: Step, arrays: Sequence[Array]) -> Rendered:
+        """A kernel's nest and source, and which of the arrays of its text these take, in order."""
+        key = digest(key)
+        found = self._nests.get(key)
+        if found is None or flag("DEBUG") >= 4:
+            nest = lower(step, self.target, step.kind)
+            source = self._render(nest)
+            GlobalCounters.kernels_lowered += 1
+            GlobalCounters.kernels_rendered += 1
+            opencl_report.show_kernel(nest, source.text)
+            number = {array: place for place, array in enumerate(arrays)}
+            found = self._nests[key] = nest, source, tuple(number[array] for array in nest.arrays)
+        self._nests.move_to_end(key)
+        return found
 
     @property
     def has_blocks(self) -> bool:

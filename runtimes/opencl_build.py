@@ -15,13 +15,16 @@ from collections.abc import Sequence
 from typing import Any
 
 from minigrad.cache import digest, open_cache
-from minigrad.errors import CompileError
+from minigrad.errors import CompileError, DeviceError
 from minigrad.program import GlobalCounters
 from minigrad.render.opencl import Source, join
 from minigrad.runtimes.opencl_devices import opencl
 from minigrad.runtimes.opencl_pocl import check_pocl, is_pocl
 
 MOST_TOGETHER = 16  # kernels of a program: errors and what is kept on disk stay small
+
+# What a driver says where a source is at fault, and not the device.
+FAULTS = ("BUILD_PROGRAM_FAILURE", "COMPILE_PROGRAM_FAILURE", "INVALID_BUILD_OPTIONS")
 
 Built = tuple[Any, str]  # a program of the driver, and the kernel's name in it
 
@@ -31,7 +34,7 @@ def build(
 ) -> list[Built]:
     """Programs in which all of the kernels are, each with its name there.
 
-    Raises CompileError where the driver does not take a source.
+    Raises CompileError where the driver does not take a source, DeviceError where it fails.
     """
     check_pocl(device)  # it may have gone since the device was opened
     found: list[Built] = []
@@ -67,6 +70,11 @@ def _build_together(
         try:
             program = cl.Program(context, text).build(options, [device])
         except cl.Error as error:
+            if not any(fault in str(error) for fault in FAULTS):
+                raise DeviceError(
+                    f"{label} failed while building kernels: {error}; other devices are not "
+                    "concerned"
+                ) from None
             raise CompileError(
                 f"{label} cannot build the kernel {sources[0].name!r}: {error}\n"
                 f"(MINIGRAD_DEBUG=5 prints kernels; please report this one)"

@@ -11,7 +11,7 @@ from typing import Any
 
 from minigrad.errors import DeviceError
 from minigrad.loops.target import Group
-from minigrad.runtimes.opencl_pocl import is_too_old
+from minigrad.runtimes.opencl_pocl import POCL, is_too_old, trouble_with_folder
 from minigrad.settings import getenv
 
 MOST_ITEMS = 256  # of a group: larger ones wait for each other more, and have fewer registers each
@@ -70,12 +70,14 @@ def chosen_platforms() -> list[Any]:
 def devices() -> list[Any]:
     """The devices of the chosen platforms: GPUs first, then by names and versions.
 
-    Those that build nothing, because they are older than the processor, come last.
+    Those that build nothing, because they are older than the processor, come last. Raises
+    DeviceError where there is none, because PoCL has no folder in which it may build.
     """
     cl = opencl()
     order = {cl.device_type.GPU: 0, cl.device_type.ACCELERATOR: 1}
     found: list[tuple[tuple[int, str, str, str, int], Any]] = []
-    for platform in chosen_platforms():
+    chosen = chosen_platforms()
+    for platform in chosen:
         try:
             members = platform.get_devices()
         except cl.Error:  # a driver without its hardware
@@ -83,6 +85,9 @@ def devices() -> list[Any]:
         for number, device in enumerate(part for member in members for part in _parts(member)):
             rank = order.get(device.type & ~cl.device_type.DEFAULT, 2) + is_too_old(device)
             found.append(((rank, platform.name, platform.version, device.name, number), device))
+    if not found and any(platform.name.strip() == POCL for platform in chosen):
+        if trouble := trouble_with_folder():
+            raise DeviceError(trouble)
     found.sort(key=lambda item: item[0])
     return [device for _, device in found]
 

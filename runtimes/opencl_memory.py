@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
+from contextlib import suppress
 from typing import Any
 
 from minigrad.errors import DeviceError
@@ -40,7 +41,7 @@ class Pool:
 
     def allocate(self, nbytes: int) -> Any:
         """A buffer of at least nbytes. Raises DeviceError where the device has no such memory."""
-        size = size_class(nbytes)
+        size = self._size(nbytes)
         with self._lock:
             self._put_away()
             idle = self._idle.get(size)
@@ -51,9 +52,14 @@ class Pool:
 
     def free(self, memory: Any, nbytes: int) -> None:
         """Keep a buffer for a later `allocate`."""
-        size = size_class(nbytes)
+        size = self._size(nbytes)
         self._returned.append((memory, size))
         GlobalCounters.mem_used -= size
+
+    def _size(self, nbytes: int) -> int:
+        """Bytes of a buffer for nbytes; those of the largest ones have a size of their own."""
+        size = size_class(nbytes)
+        return size if size <= self.most else max(nbytes, SMALLEST)
 
     def _put_away(self) -> None:
         while self._returned:
@@ -68,8 +74,12 @@ class Pool:
                 f"{self.most:,} bytes, and {self.held:,} of {self.total:,} bytes are held already; "
                 "use a smaller batch or model"
             )
+        wanted = f"a buffer of {nbytes:,} bytes"
         if self.held + size > self.total:
             self._trim()
+        if self.held + size > self.total:
+            # A driver may promise more than there is: PoCL's process is killed when it is used.
+            raise self.exhausted(wanted)
         try:
             memory = cl.Buffer(self.context, cl.mem_flags.READ_WRITE, size)
         except (cl.Error, MemoryError):
@@ -77,21 +87,23 @@ class Pool:
             try:
                 memory = cl.Buffer(self.context, cl.mem_flags.READ_WRITE, size)
             except (cl.Error, MemoryError) as error:
-                raise self._exhausted(nbytes, error) from None
+                raise self.exhausted(wanted, f" ({error})") from None
         self.held += size
         return memory
 
     def _trim(self) -> None:
         """Give idle buffers back to the device."""
+        cl = opencl()
         for size, buffers in self._idle.items():
             for memory in buffers:
-                memory.release()
+                with suppress(cl.Error):  # of a device that has vanished, with its memory
+                    memory.release()
                 self.held -= size
         self._idle.clear()
 
-    def _exhausted(self, nbytes: int, error: Exception) -> DeviceError:
+    def exhausted(self, what: str, why: str = "") -> DeviceError:
+        """What to raise where the device has no memory for something, and why it says so."""
         return DeviceError(
-            f"{self.name} has no memory for a buffer of {nbytes:,} bytes ({error}): "
-            f"{self.held:,} of {self.total:,} bytes are held already; use a smaller batch or "
-            "model, or drop tensors that are no longer needed"
+            f"{self.name} has no memory for {what}{why}: {self.held:,} of {self.total:,} bytes are "
+            "held already; use a smaller batch or model, or drop tensors that are no longer needed"
         )

@@ -3,16 +3,24 @@
 It calls a linker, and ends the process where there is none. And it asks its LLVM for the name of
 the processor: one older than the processor answers "generic", which its own compiler then does
 not know (github.com/pocl/pocl/issues/1049), and nothing names the processor instead.
+
+It builds in a folder, its cache: it ends the process where that is full, and where a library in it
+is damaged, which nothing of ours can prevent. (A start that finds all of its kernels there needs no
+linker, but who knows before whether it does?)
 """
 
 from __future__ import annotations
 
+import ctypes
+import os
 import shutil
+from functools import cache
 from typing import Any
 
 from minigrad.errors import DeviceError
 
 POCL = "Portable Computing Language"
+ROOM = 16 << 20  # bytes that must be free where it builds
 
 
 def is_pocl(device: Any) -> bool:
@@ -25,13 +33,78 @@ def is_too_old(device: Any) -> bool:
     return is_pocl(device) and bool(device.version.strip().endswith("-generic"))
 
 
+def folder_of_pocl() -> str:
+    """Where PoCL keeps what it builds, as its manual says."""
+    chosen = os.environ.get("POCL_CACHE_DIR")
+    if chosen:
+        return chosen
+    if base := os.environ.get("XDG_CACHE_HOME"):
+        return os.path.join(base, "pocl", "kcache")
+    if home := os.environ.get("HOME"):
+        return os.path.join(home, ".cache", "pocl", "kcache")
+    return "/tmp/pocl/kcache"
+
+
+def kept(device: Any) -> str:
+    """For messages: where a device keeps what it has built, if it is one of PoCL's."""
+    if not is_pocl(device):
+        return ""
+    return f" (PoCL keeps that in {folder_of_pocl()!r}: if it is damaged, remove the folder)"
+
+
+def trouble_with_folder() -> str:
+    """Why PoCL cannot build in its folder and what to do, or an empty text."""
+    folder = folder_of_pocl()
+    why = ""
+    try:
+        os.makedirs(folder, exist_ok=True)
+        space = os.statvfs(folder)
+        if not os.access(folder, os.R_OK | os.W_OK | os.X_OK):
+            why = "which cannot be written"
+        elif space.f_bavail * space.f_frsize < ROOM:
+            why = f"where less than {ROOM >> 20} MiB are free"
+    except OSError as error:
+        why = f"which cannot be used ({error.strerror})"
+    if not why:
+        return ""
+    return (
+        f"PoCL (the OpenCL of the CPU) builds kernels in the folder {folder!r}, {why}: name "
+        "another one in POCL_CACHE_DIR, or use the CPU device"
+    )
+
+
+def calm_llvm(device: Any) -> None:
+    """Keep the LLVM 18 of PoCL 6 from ending the process where it builds a kernel.
+
+    PoCL lets LLVM's instruction combining check that another round would change nothing, and LLVM
+    ends the process where that is not so (github.com/pocl/pocl/issues/1608). All cases that were
+    found had moved a computation into the branch that needs it; it is told not to.
+    """
+    if is_pocl(device) and "LLVM 18." in device.platform.version:
+        _stop_sinking("libLLVM.so.18.1")
+
+
+@cache  # once: LLVM ends the process, too, where an option is given again
+def _stop_sinking(name: str) -> None:
+    try:
+        library = ctypes.CDLL(name, mode=os.RTLD_NOLOAD | os.RTLD_NOW)
+    except OSError:  # PoCL has an LLVM of its own inside
+        return
+    words = (ctypes.c_char_p * 2)(b"minigrad", b"-instcombine-code-sinking=false")
+    library.LLVMParseCommandLineOptions(2, words, None)
+
+
 def check_pocl(device: Any) -> None:
     """DeviceError where a PoCL would end the process, or cannot build anything."""
-    if is_pocl(device) and shutil.which("ld") is None:
+    if not is_pocl(device):
+        return
+    if shutil.which("ld") is None:
         raise DeviceError(
             "PoCL (the OpenCL of the CPU) needs the linker `ld`, which is not on PATH: install "
             "it (Debian, Ubuntu: apt install binutils), or use the CPU device"
         )
+    if trouble := trouble_with_folder():
+        raise DeviceError(trouble)
     if is_too_old(device):
         raise DeviceError(
             f"{device.platform.version.split(' Linux')[0].strip()} is older than this processor, "

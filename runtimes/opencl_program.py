@@ -16,7 +16,6 @@ from minigrad.device import Buffer, Call
 from minigrad.loops.nest import Nest
 from minigrad.program import GlobalCounters
 from minigrad.render.opencl import Source
-from minigrad.runtimes.opencl_devices import opencl
 from minigrad.schedule.expr import Array
 from minigrad.schedule.schedule import Schedule
 
@@ -28,11 +27,13 @@ if TYPE_CHECKING:
 class Kernel:
     """A nest as the driver has it. The group is the number of work-items that run together.
 
+    arrays: what it is launched with, in the order of the nest's, which may be another kernel's.
     name: of the kernel in the driver's program.
     items: of one launch; the launches of a kernel have `total` of them, one launch after the other.
     """
 
     nest: Nest
+    arrays: tuple[Array, ...]
     source: Source
     program: Any
     name: str
@@ -78,11 +79,10 @@ class OpenCLProgram:
 
     def launches(self) -> list[Launch]:
         """Launches with kernel objects of their own."""
-        cl = opencl()
         return [
             Launch(
-                cl.Kernel(kernel.program, kernel.name),
-                (*map(self._source, kernel.nest.arrays),
+                self.runtime.kernel(kernel.program, kernel.name),
+                (*map(self._source, kernel.arrays),
                  *(("symbol", name) for name in kernel.nest.symbols),
                  *([("scratch", 0)] if kernel.source.scratch_bytes else [])),
                 kernel.pieces, (kernel.group,), kernel.nest,
@@ -110,7 +110,7 @@ class OpenCLProgram:
                 "scratch": [taken[-1][0]],
                 "symbol": {name: packed(value) for name, value in variables.items()},
             }
-            with runtime.lock:
+            with runtime.lock, runtime.doing("running a program"):
                 for launch in self._launches:
                     for place, (kind, which) in enumerate(launch.sources):
                         launch.kernel.set_arg(place, values[kind][which])
@@ -153,9 +153,10 @@ class OpenCLReplay:
             assert isinstance(call.program, OpenCLProgram)
             launches = call.program.launches()
             self.launches += launches
-            for launch in launches:
-                for number, (kind, which) in enumerate(launch.sources):
-                    self._bind(launch.kernel, number, kind, which, call, places, arena)
+            with runtime.doing("preparing a captured step"):
+                for launch in launches:
+                    for number, (kind, which) in enumerate(launch.sources):
+                        self._bind(launch.kernel, number, kind, which, call, places, arena)
 
     def _arena(self, calls: Sequence[Call]) -> list[Any]:
         """Memory between kernels, which the calls share, since one runs after the other; the
@@ -194,7 +195,7 @@ class OpenCLReplay:
 
     def put(self, *memories: Any) -> None:
         """Let `memories` take the arguments' places."""
-        with self.runtime.lock:
+        with self.runtime.lock, self.runtime.doing("preparing a captured step"):
             for place, memory in enumerate(memories):
                 if memory is not self._memories[place]:
                     if memory is None:
@@ -205,12 +206,12 @@ class OpenCLReplay:
 
     def run(self, variables: dict[str, int]) -> None:
         """Enqueue all kernels; does not wait for them."""
-        with self.runtime.lock:
+        with self.runtime.lock, self.runtime.doing("running a captured step"):
             for name, value in variables.items():
                 if self._values.get(name) != value:
-                    self._values[name] = value
                     for change in self._symbols.get(name, ()):
                         change(packed(value))
+                    self._values[name] = value
             self.runtime.launch(self.launches)
         count_work(self.launches)
 
@@ -228,14 +229,14 @@ def _place_arena(plan: Schedule, kernels: Sequence[Kernel]) -> tuple[dict[Array,
     """
     last: dict[Array, int] = {}
     for step, kernel in enumerate(kernels):
-        for array in kernel.nest.arrays:
+        for array in kernel.arrays:
             if array in plan.arena:
                 last[array] = step
     place: dict[Array, int] = {}
     sizes: list[int] = []
     idle: list[int] = []
     for step, kernel in enumerate(kernels):
-        for array in kernel.nest.arrays:
+        for array in kernel.arrays:
             if array in last and array not in place:
                 nbytes = array.size * array.dtype.itemsize
                 if idle:
@@ -245,5 +246,5 @@ def _place_arena(plan: Schedule, kernels: Sequence[Kernel]) -> tuple[dict[Array,
                     place[array] = len(sizes)
                     sizes.append(0)
                 sizes[place[array]] = max(sizes[place[array]], nbytes)
-        idle += [place[a] for a in dict.fromkeys(kernel.nest.arrays) if last.get(a) == step]
+        idle += [place[a] for a in dict.fromkeys(kernel.arrays) if last.get(a) == step]
     return place, sizes

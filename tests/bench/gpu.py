@@ -17,6 +17,7 @@ import statistics
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -197,13 +198,21 @@ def table(name: str, seconds: float) -> str:
             break
         try:
             done = subprocess.run(
-                [*pytest, *share], cwd=ROOT, env=environment, text=True, capture_output=True,
+                [*pytest, "-vv", *share], cwd=ROOT, env=environment, text=True, capture_output=True,
                 timeout=left,
             )  # fmt: skip
         except subprocess.TimeoutExpired:
             break
-        ran += len(share)
-        wrong = [text for text in done.stdout.split("\n") if text.startswith(("FAILED", "ERROR"))]
+        lines = done.stdout.split("\n")
+        wrong = [text for text in lines if text.startswith(("FAILED", "ERROR"))]
+        if done.returncode in (0, 1):
+            ran += len(share)
+        else:  # the driver has ended the process: without a summary, and without what is left
+            started = [text for text in lines if text.startswith("tests/") and "::" in text]
+            ran += len(started)
+            last = started[-1] if started else "the start"
+            wrong = [*(text for text in started if "FAILED" in text),
+                     f"ENDED with {done.returncode}: {last}"]  # fmt: skip
         failed += len(wrong)
         for text in wrong:
             print(text[:200], flush=True)
@@ -222,7 +231,9 @@ def main() -> None:
     given = parser.parse_args()
     start, name = time.monotonic(), Device.canonical(given.device)
     runtime: Any = Device[name]
-    limits = measure_limits(name, (64 if given.small else 1024) << 20)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a driver's remarks on kernels
+        limits = measure_limits(name, (64 if given.small else 1024) << 20)
     driver = f"{runtime.device.platform.version}, driver {runtime.device.driver_version}"
     torch = cuda()
     peer = f"PyTorch {torch.__version__} on {torch.cuda.get_device_name()}" if torch else "no peer"

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import gc
 import os
+import re
 import subprocess
 import sys
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
+from devices import CPU, REFERENCE
 
-from minigrad import Context, GlobalCounters, Tensor
+from minigrad import Context, GlobalCounters, Tensor, jit, nn
 from minigrad.cache import pack, unpack
 from minigrad.device import Device
 from minigrad.errors import CompileError, DeviceError
@@ -55,11 +60,12 @@ print((Tensor([1.0], device="REF") + 1).tolist())
 """
 
 
-def run_in(**environment):
-    """What TOUCH prints in a process of its own with another environment."""
+def run_in(**changes):
+    """What TOUCH prints in a process of its own with another environment; None: without it."""
+    environment = {k: v for k, v in {**os.environ, **changes}.items() if v is not None}
     done = subprocess.run(
-        [sys.executable, "-c", TOUCH], env={**os.environ, **environment}, text=True,
-        capture_output=True, timeout=60, check=False,
+        [sys.executable, "-c", TOUCH], env=environment, text=True, capture_output=True, timeout=60,
+        check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return done.stdout.splitlines()
@@ -77,6 +83,40 @@ def test_no_linker(tmp_path):
     error, after = run_in(PATH=str(tmp_path))
     assert "needs the linker `ld`, which is not on PATH" in error and "binutils" in error
     assert after == "[2.0]"
+
+
+@pytest.fixture
+def pocl():
+    """Skips where the device is not one of PoCL's."""
+    if opencl_devices.devices()[0].platform.name != opencl_pocl.POCL:
+        pytest.skip("only PoCL needs a folder")
+
+
+@pytest.mark.parametrize("name", ["HOME", "POCL_CACHE_DIR"])
+def test_pocl_may_not_write_where_it_builds(pocl, name, tmp_path):
+    """As a home that is read-only: PoCL says that there is no device, or that a kernel is wrong."""
+    file = tmp_path / "file"
+    file.touch()
+    changes = {"XDG_CACHE_HOME": None, "POCL_CACHE_DIR": None, name: str(file)}
+    error, after = run_in(**changes)
+    assert re.match(r"PoCL .* in the folder '/.*', which cannot be used .*POCL_CACHE_DIR", error)
+    assert after == "[2.0]"
+
+
+def test_pocl_has_no_room_where_it_builds(pocl, runtime, monkeypatch):
+    """It would end the process."""
+    monkeypatch.setattr(opencl_pocl, "ROOM", 1 << 80)
+    with pytest.raises(DeviceError, match=r"in the folder .*where less than .* MiB are free"):
+        opencl_build.build(runtime.context, runtime.device, runtime.label, [source("no_room", "")], [])
+
+
+def test_what_pocl_keeps_is_damaged(pocl, tmp_path):
+    assert run_in(POCL_CACHE_DIR=str(tmp_path))[-1] == "[2.0]"
+    for file in tmp_path.rglob("*.bc"):
+        file.write_bytes(b"")
+    error, after = run_in(POCL_CACHE_DIR=str(tmp_path))
+    assert "looking for the kernel 'rows' in what it has built" in error
+    assert f"{str(tmp_path)!r}: if it is damaged, remove the folder" in error and after == "[2.0]"
 
 
 def test_pyopencl_is_missing(monkeypatch):
@@ -141,6 +181,32 @@ def test_a_buffer_larger_than_any(runtime):
     runtime.free(memory, 100)
 
 
+def test_the_largest_buffer_is_not_rounded_up(runtime, monkeypatch):
+    monkeypatch.setattr(runtime.pool, "most", 9_000_001)  # whose class is larger
+    memory = runtime.allocate(9_000_001)
+    runtime.free(memory, 9_000_001)
+    assert runtime.pool.held == 9_000_001
+    assert runtime.allocate(9_000_001) is memory
+
+
+def test_a_full_device_goes_on_when_something_is_freed(first, monkeypatch):
+    """A driver may promise more than there is; the process is killed when it is used."""
+    pool = Device[first].pool
+    pool._put_away()
+    pool._trim()
+    monkeypatch.setattr(pool, "total", pool.held + (10 << 20))
+    held = []
+    message = r"no memory for a buffer of 4,194,304 bytes: [\d,]+ of [\d,]+ bytes are held already"
+    with pytest.raises(DeviceError, match=message):
+        while len(held) < 10:
+            held.append((Tensor.zeros(1 << 20, device=first) + len(held)).contiguous().realize())
+    assert len(held) == 2
+    assert (Tensor([3.0], device=REFERENCE) * 2).tolist() == [6.0]
+    assert [tensor[5].item() for tensor in held] == [0.0, 1.0]
+    held.pop()
+    assert (held[0] + 7).contiguous().realize()[9].item() == 7.0
+
+
 def test_idle_buffers_are_given_up_before_an_error(runtime, monkeypatch):
     monkeypatch.setattr(runtime.pool, "total", 1 << 20)
     for nbytes in (1 << 19, 700 << 10):
@@ -179,6 +245,116 @@ def test_a_device_that_fails_names_itself(first, reference, monkeypatch):
             Tensor([1.0], device=first).realize()
         assert (Tensor([3.0], device=reference) * 2).tolist() == [6.0]
     assert (x * 3).tolist() == [3.0, 6.0]
+
+
+class Vanishing:
+    """After some more calls, every call of the driver raises.
+
+    made: how many there were; launched: how many of them were kernels that ran.
+    """
+
+    def __init__(self, monkeypatch, after):
+        self.after, self.made, self.launched = after, 0, 0
+        cl = opencl_devices.opencl()
+        names = ("enqueue_nd_range_kernel", "enqueue_copy", "enqueue_fill_buffer", "Buffer")
+        calls = [(cl, name) for name in names]
+        calls += [(cl.Kernel, "set_arg"), (cl.CommandQueue, "finish"), (cl.CommandQueue, "flush")]
+        for place, name in calls:
+            monkeypatch.setattr(place, name, self.counted(getattr(place, name)))
+        kernel = cl.Kernel  # a class: set_arg is changed above
+        monkeypatch.setattr(cl, "Kernel", self.counted(kernel))
+
+    def counted(self, call):
+        """A function of the driver that may vanish."""
+
+        def made(*given, **named):
+            self.made += 1
+            if self.made > self.after:
+                raise opencl_devices.opencl().RuntimeError("DEVICE_NOT_AVAILABLE")
+            self.launched += call.__name__ == "enqueue_nd_range_kernel"
+            return call(*given, **named)
+
+        return made
+
+
+def train(device, captured, vanishes, after, monkeypatch):
+    """Train; the device may vanish within one step, and is back for the next.
+
+    vanishes: the number of the step; after: so many calls of the driver, None for a training
+    without that step. Gives losses, the error, the calls, and the bytes in use afterwards.
+    """
+    generator = np.random.default_rng(0)
+    data = [[generator.standard_normal((8, n)).astype(np.float32) for n in (12, 5)] for _ in "1234"]
+    error, calls = "", None
+    with Context(DEVICE=device), Tensor.train():
+        Tensor.manual_seed(4)
+        weight = Tensor.randn(12, 5, requires_grad=True)
+        optimizer = nn.optim.AdamW([weight], lr=0.05)
+
+        def step(x, y):
+            optimizer.zero_grad()
+            loss = ((x @ weight - y) ** 2).mean()
+            loss.backward()
+            optimizer.step()
+            return loss.realize()
+
+        run = jit(step) if captured else step
+        losses = [run(*map(Tensor, pair)).item() for pair in data[:vanishes]]
+        if after is not None:
+            with monkeypatch.context() as patch:
+                calls = Vanishing(patch, after)
+                try:
+                    run(*map(Tensor, data[vanishes])).item()
+                except DeviceError as raised:
+                    error = str(raised)
+                assert (Tensor([3.0], device=CPU) * 2).tolist() == [6.0]
+        losses += [run(*map(Tensor, pair)).item() for pair in (data[3], *data)]
+        assert not captured or run.captured
+    gc.collect()
+    return losses, error, calls, GlobalCounters.mem_used
+
+
+@pytest.mark.parametrize(("captured", "step"), [(False, 2), (True, 0), (True, 1), (True, 2)])
+def test_a_device_that_vanishes_within_a_step(first, captured, step, monkeypatch):
+    """Wherever it does: one sentence, no memory is lost, and when it is back, it learns on.
+
+    As long as no kernel ran, the step has either not been made, or is still to be made.
+    """
+    without, _, _, used = train(first, captured, step, None, monkeypatch)
+    whole, error, calls, _ = train(first, captured, step, 1 << 30, monkeypatch)
+    assert not error
+    most = calls.made
+    for after in {*range(0, most, max(most // 12, 1)), 1, 2, 3, most - 2, most - 1}:
+        losses, error, calls, left = train(first, captured, step, after, monkeypatch)
+        place = f"after call {after} of {most}: {error}"
+        assert re.match(r"CL \(.*\) (failed|has no memory) .*DEVICE_NOT_AVAIL", error), place
+        assert left == used, place
+        assert np.isfinite(losses).all() and losses[-1] < losses[-5], place
+        if not calls.launched:
+            assert losses in (without, whole), place
+
+
+def test_a_copy_that_failed_is_forgotten(runtime):
+    """Those that come after it, when the device is back, are not concerned."""
+    failed = SimpleNamespace(command_execution_status=-5)  # OUT_OF_RESOURCES
+    runtime._staged.append(failed)
+    memory = runtime.allocate(8)
+    runtime.copy_in(memory, memoryview(b"12345678"))
+    assert failed not in runtime._staged
+    got = bytearray(8)
+    runtime.copy_out(memory, memoryview(got))
+    assert got == b"12345678"
+
+
+def test_a_device_that_vanishes_while_kernels_are_built(runtime, monkeypatch):
+    cl = opencl_devices.opencl()
+
+    def vanish(*arguments):
+        raise cl.RuntimeError("clBuildProgram failed: DEVICE_NOT_AVAILABLE")
+
+    monkeypatch.setattr(cl, "Program", vanish)
+    with pytest.raises(DeviceError, match=r"CL .* failed while building kernels: .*NOT_AVAIL"):
+        opencl_build.build(runtime.context, runtime.device, "CL (x)", [source("a", "")] * 2, [])
 
 
 def test_nothing_of_opencl_is_imported_before_it_is_needed():

@@ -329,6 +329,44 @@ def test_copies_between_devices(device):
         np.testing.assert_array_equal((there.to(name) * 2).numpy(), (data + 1) * 2)
 
 
+# Bytes of which a copy waits in the queue (more such copies than may wait), and of which none does.
+@pytest.mark.parametrize(("size", "count"), [(1000, 20), (1_100_000, 3)], ids=["few", "many"])
+@pytest.mark.parametrize("host", [CPU, REFERENCE, "numpy"])
+def test_a_copy_has_what_its_source_held_then(device, host, size, count):
+    """The source is written, or its memory given to others, right after; the queue is busy."""
+    busy = Tensor(numbers(120, 120), device=device).realize()
+    given = numbers(size)
+    copies = []
+    for number in range(count):
+        busy = (busy @ busy).tanh().realize()
+        if host == "numpy":
+            values = given + number
+            copies.append(Tensor(values, device=device).realize())
+            values[:] = -1
+        else:
+            source = (Tensor(given, device=host) + number).realize()
+            copies.append(source.to(device).realize())
+            source.assign(source * 0 - 1).realize()
+            if number % 2:
+                del source
+                Tensor.full((size,), -2.0, device=host).contiguous().realize()
+    for number, copy in enumerate(copies):
+        np.testing.assert_array_equal(copy.numpy(), given + np.float32(number))
+
+
+@pytest.mark.parametrize("host", [CPU, REFERENCE])
+def test_a_copy_to_the_host_is_complete_when_a_kernel_reads_it(device, host):
+    for number in range(3):
+        x = Tensor(numbers(120, 120, seed=number), device=device).realize()
+        for _ in range(3):
+            x = (x @ x).tanh().realize()
+        there = x.to(host).realize()
+        got = (there * 2).realize()
+        wanted = 2 * x.numpy()
+        x.assign(x * 0 + number).realize()
+        np.testing.assert_array_equal(got.numpy(), wanted)
+
+
 def test_a_copy_waits_for_what_fills_it_and_later_writes_for_the_copy(device, first, as_gpu):
     """Two queues of one context: nothing goes through the host."""
     data, other = numbers(3000), as_gpu if device != as_gpu else first
@@ -435,6 +473,28 @@ def test_a_captured_step_replays_without_building_anything(device):
     (losses, weight), (wanted, plain) = train(True), train(False)
     assert losses == wanted
     np.testing.assert_array_equal(weight, plain)
+
+
+def test_kernels_that_differ_in_buffers_only_share_what_was_made(device):
+    """Another program with the same kernels lowers, renders and builds nothing, and is right."""
+    x, y = numbers(19, 31), numbers(19, 31, seed=1)
+
+    def made(*arrays):
+        before = [GlobalCounters.kernels_lowered, GlobalCounters.kernels_rendered,
+                  GlobalCounters.kernels_compiled]  # fmt: skip
+        tensors = [Tensor(array, device=device) for array in arrays]
+        results = [(t * 3.25).softmax(1).contiguous().sum(0) for t in tensors]
+        Tensor.realize(*results)
+        after = [GlobalCounters.kernels_lowered, GlobalCounters.kernels_rendered,
+                 GlobalCounters.kernels_compiled]  # fmt: skip
+        for array, result in zip(arrays, results, strict=True):
+            e = np.exp(array * 3.25 - (array * 3.25).max(1, keepdims=True))
+            wanted = (e / e.sum(1, keepdims=True)).sum(0)
+            np.testing.assert_allclose(result.numpy(), wanted, rtol=1e-5)
+        return [b - a for a, b in zip(before, after, strict=True)]
+
+    made(x)
+    assert made(x, y) == [0, 0, 0]
 
 
 def test_conditions_that_are_the_same_in_all_lanes(device):

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
+from minigrad.device import Device
 from minigrad.errors import DeviceError
 from minigrad.runtimes import opencl_devices, opencl_pocl
 
@@ -41,6 +46,30 @@ def test_one_that_knows_the_processor_comes_first(
 ) -> None:
     monkeypatch.setattr(opencl_devices, "chosen_platforms", lambda: found)
     assert opencl_devices.devices() == [platform.device for platform in order]
+
+
+POWERS = """
+from minigrad import Tensor
+from minigrad.device import Device
+def powers(x):
+    y = (x.softmax(1) * x + 0.5) ** 0.75
+    return ((y * 0.0625) ** -0.25 * 0.75 + (x ** 2 + 0.5) ** 0.75 * 0.06).sum(1)
+x = [[0.1 * n for n in range(16)]]
+wanted = powers(Tensor(x, device="REF")).item()
+for name in ("CL", "CL:1"):  # told twice, LLVM would end the process, too
+    assert abs(powers(Tensor(x, device=name)).item() - wanted) < 1e-4
+"""
+
+
+def test_llvm_does_not_end_the_process(first: str, tmp_path: Path) -> None:
+    """It did for a PoCL 6 with LLVM 18 and these powers in a scalar loop: found by fuzzing."""
+    if Device[first].device.max_compute_units < 2:
+        pytest.skip("the OpenCL device cannot be divided")
+    changes = {"RECIPES": "gpu", "SUBDEVICES": "2"}
+    environment = {**os.environ, "POCL_CACHE_DIR": str(tmp_path),
+                   **{f"MINIGRAD_CL_{name}": value for name, value in changes.items()}}  # fmt: skip
+    done = subprocess.run([sys.executable, "-c", POWERS], env=environment, capture_output=True)
+    assert done.returncode == 0, done.stderr
 
 
 def test_alone_it_is_an_error() -> None:
