@@ -106,8 +106,9 @@ def test_pocl_may_not_write_where_it_builds(pocl, name, tmp_path):
 def test_pocl_has_no_room_where_it_builds(pocl, runtime, monkeypatch):
     """It would end the process."""
     monkeypatch.setattr(opencl_pocl, "ROOM", 1 << 80)
+    sources = [source("no_room", "")]
     with pytest.raises(DeviceError, match=r"in the folder .*where less than .* MiB are free"):
-        opencl_build.build(runtime.context, runtime.device, runtime.label, [source("no_room", "")], [])
+        opencl_build.build(runtime.context, runtime.device, runtime.label, sources, [])
 
 
 def test_what_pocl_keeps_is_damaged(pocl, tmp_path):
