@@ -154,6 +154,12 @@ def config_of_hub(values: Mapping[str, Any]) -> GPTConfig:
         raise ValueError(f"its architecture is {kind!r}; known: gpt2, llama, mistral, mixtral")
     facts.expect("hidden_act", "silu")
     facts.expect("rope_scaling")
+    rotary = values.get("rope_parameters") or {}  # where transformers has them since version 5
+    if not isinstance(rotary, Mapping):
+        raise ValueError(f"its rope_parameters are {str(rotary)[:40]!r}: expected names and values")
+    rope = _Facts(rotary)
+    rope.expect("rope_type", "default")
+    rope.expect("partial_rotary_factor", 1.0)
     facts.expect("sliding_window")
     for name in ("attention_bias", "mlp_bias"):
         facts.expect(name, False)
@@ -168,7 +174,7 @@ def config_of_hub(values: Mapping[str, Any]) -> GPTConfig:
         facts.get("max_position_embeddings", int, 2048), facts.get("vocab_size", int),
         key_heads=facts.get("num_key_value_heads", int, heads),
         feed_forward=facts.get("intermediate_size", int),
-        rotary_base=facts.get("rope_theta", float, 10000.0),
+        rotary_base=rope.get("rope_theta", float, facts.get("rope_theta", float, 10000.0)),
         epsilon=facts.get("rms_norm_eps", float, 1e-6),
         tied=facts.get("tie_word_embeddings", bool, False), **experts,
     )  # fmt: skip

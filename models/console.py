@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from io import TextIOWrapper
 from types import ModuleType
 from typing import Any, NoReturn
 
@@ -109,9 +110,13 @@ def run(main: Callable[[Sequence[str]], None]) -> int:
 
     What a user can cause ends in one sentence on stderr; a bug still shows its traceback.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):  # what it cannot show is `?`, and no error
+            stream.reconfigure(errors="replace")
     try:
         main(sys.argv[1:])
-        sys.stdout.flush()
+        if sys.stdout is not None:  # None where it is closed
+            sys.stdout.flush()
     except BrokenPipeError:  # who read it (head, less) has enough, and nobody hears the rest
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE

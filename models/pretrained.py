@@ -13,6 +13,7 @@ from minigrad.models.decode import generate
 from minigrad.models.errors import InputError
 from minigrad.models.gpt import GPT
 from minigrad.models.gpt_checkpoint import load_checkpoint
+from minigrad.models.library_tokenizer import LibraryTokenizer
 from minigrad.models.sampling import Sampling
 from minigrad.models.tokenizer import Stream, Tokenizer
 from minigrad.models.weights import model_of, read_source
@@ -76,13 +77,16 @@ def hub_tokenizer(folder: Path, facts: Any) -> Tokenizer:
     raise InputError(f"{folder} has no tokenizer: no tokenizer.json, nor vocab.json and merges.txt")
 
 
-def _of_json(stored: Any) -> bpe.BytePairTokenizer:
-    """tokenizer.json of a byte-level BPE; ValueError for another kind."""
+def _of_json(stored: Any) -> Tokenizer:
+    """tokenizer.json of a BPE over bytes; ValueError for another kind.
+
+    Where words are split as GPT-2 or SmolLM2 does it, nothing else is needed for it.
+    """
     model, before = stored["model"], stored.get("pre_tokenizer") or {}
     steps = before.get("pretokenizers", [before])
     kinds = [step.get("type") for step in steps]
     if model.get("type") != "BPE" or kinds not in (["ByteLevel"], ["Digits", "ByteLevel"]):
-        raise ValueError(f"it is {model.get('type')} and splits words by {kinds}, not known here")
+        return LibraryTokenizer(stored)
     ids = dict(model["vocab"])
     added = {token["content"]: token["id"] for token in stored.get("added_tokens", [])}
     ids |= added

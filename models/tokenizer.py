@@ -46,6 +46,7 @@ class Tokenizer(Protocol):
 def tokenizer_of(text: str) -> Tokenizer:
     """The tokenizer that a checkpoint stores; InputError where text is something else."""
     from minigrad.models import bpe
+    from minigrad.models.library_tokenizer import LibraryTokenizer
 
     try:
         stored: Any = json.loads(text)
@@ -54,6 +55,8 @@ def tokenizer_of(text: str) -> Tokenizer:
             return bpe.GPT2Tokenizer()
         if kind == "bpe":
             return bpe.BytePairTokenizer.from_json(stored)
+        if kind == "tokenizers":
+            return LibraryTokenizer(stored["stored"])
     except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise InputError(f"the stored tokenizer is damaged: {error}") from None
     return CharacterTokenizer.from_json(text)

@@ -1,14 +1,41 @@
-"""A timeline as text: `python -m minigrad.models.parallel F.json 250 900`, in milliseconds."""
+"""A timeline as text: `python -m minigrad.models.parallel F.json`, or `… F.json 250 900` in ms."""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
+from minigrad.models import console
+from minigrad.models.errors import InputError
 from minigrad.models.parallel.timeline import as_text, read_trace
 
+
+def main(arguments: Sequence[str]) -> None:
+    """Print what the file shows between two times, all of it if none are given."""
+    command = console.Parser(prog="python -m minigrad.models.parallel", description=__doc__)
+    command.add_argument("file", type=Path, help="what --trace wrote")
+    command.add_argument("first", type=float, nargs="?", help="where to begin, in milliseconds")
+    command.add_argument("last", type=float, nargs="?", help="where to end, in milliseconds")
+    flags = command.parse_args(arguments)
+    try:
+        ranks = read_trace(flags.file)
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{flags.file} is no timeline that --trace wrote: {error}") from None
+    events = [event for _, found in ranks for event in found]
+    if not events:
+        raise InputError(f"{flags.file} has no events")
+    least = min(event["start"] for event in events)
+    most = max(event["stop"] for event in events)
+    first = least if flags.first is None else flags.first / 1e3
+    last = most if flags.last is None else flags.last / 1e3
+    if not first < last or first > most or last < least:
+        raise InputError(
+            f"nothing happened from {1e3 * first:g} to {1e3 * last:g} ms: {flags.file} is about "
+            f"{1e3 * least:.0f} to {1e3 * most:.0f} ms"
+        )
+    print(as_text(ranks, first, last))
+
+
 if __name__ == "__main__":
-    if len(sys.argv) != 4:
-        sys.exit("usage: python -m minigrad.models.parallel F.json FROM TO (milliseconds)")
-    first, last = (float(milliseconds) / 1e3 for milliseconds in sys.argv[2:])
-    print(as_text(read_trace(Path(sys.argv[1])), first, last))
+    sys.exit(console.run(main))

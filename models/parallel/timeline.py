@@ -112,7 +112,7 @@ def as_text(
     additions, `~` waiting for messages. A column shows what took most of its time.
     """
     cell = (stop - start) / width
-    lines = [f"{'':8}{1e3 * start:.1f} … {1e3 * stop:.1f} ms, {1e6 * cell:.0f} µs a column"]
+    lines = [f"{'':8}{1e3 * start:.1f} … {1e3 * stop:.1f} ms, {1e3 * cell:.3g} ms a column"]
     for rank, events in ranks:
         for row, label in ((PROGRAM, f"rank {rank}"), (EXCHANGES, "")):
             shares: list[dict[str, float]] = [{} for _ in range(width)]

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import random
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from minigrad.models import bpe
 from minigrad.models.errors import InputError
-from minigrad.models.pretrained import smollm
+from minigrad.models.pretrained import hub_tokenizer, smollm
 from minigrad.models.tokenizer import Stream, tokenizer_of
 from minigrad.nn.gguf import gguf_load
 
@@ -90,6 +92,71 @@ def test_what_is_learned() -> None:
         bpe.learn(text, 5000)
     with pytest.raises(InputError, match="expected at least 257"):
         bpe.learn(text, 100)
+
+
+def llama_like(writing: str) -> dict[str, Any]:
+    """A tokenizer.json that writes its tokens as Llama 2's or Llama 3's does."""
+    tokenizers = pytest.importorskip("tokenizers")
+    names = ["<s>", "</s>", "<unk>"]
+    if writing == "pieces":
+        made = tokenizers.Tokenizer(
+            tokenizers.models.BPE(byte_fallback=True, unk_token="<unk>", fuse_unk=True)
+        )
+        steps = tokenizers.normalizers
+        made.normalizer = steps.Sequence([steps.Prepend("▁"), steps.Replace(" ", "▁")])
+        names += [f"<0x{byte:02X}>" for byte in range(256)]
+        trainer = tokenizers.trainers.BpeTrainer(
+            vocab_size=300, show_progress=False, special_tokens=names
+        )
+    else:
+        made = tokenizers.Tokenizer(tokenizers.models.BPE())
+        before = tokenizers.pre_tokenizers
+        words = tokenizers.Regex(r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}|\s+|[^\s\p{L}\p{N}]+")
+        made.pre_tokenizer = before.Sequence([
+            before.Split(words, "isolated"), before.ByteLevel(add_prefix_space=False,
+                                                              use_regex=False),
+        ])  # fmt: skip
+        trainer = tokenizers.trainers.BpeTrainer(
+            vocab_size=300, show_progress=False, special_tokens=names,
+            initial_alphabet=before.ByteLevel.alphabet(),
+        )  # fmt: skip
+    made.train_from_iterator(["the cat sat on the mat, the cat sat " * 20], trainer)
+    made.post_processor = tokenizers.processors.TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", 0)]
+    )
+    stored: dict[str, Any] = json.loads(made.to_str())
+    if writing == "pieces":  # bytes are tokens like others there
+        stored["added_tokens"] = stored["added_tokens"][:3]
+    return stored
+
+
+@pytest.mark.parametrize("writing", ["bytes", "pieces"])
+def test_tokenizers_of_llamas(writing: str, tmp_path: Path) -> None:
+    needed("tokenizers")
+    stored = llama_like(writing)
+    (tmp_path / "tokenizer.json").write_text(json.dumps(stored), "utf-8")
+    own: Any = hub_tokenizer(tmp_path, {})
+    again = tokenizer_of(own.to_json())
+    space = " " if writing == "pieces" else ""
+    for text in ["the cat", "a naïve 猫 sat\n on 2026 🙂", "</s> is text"]:
+        assert own.encode(text)[0] == 0  # <s>
+        ids = own.encode_array(text).tolist()
+        assert own.encode(text)[1:] == ids and again.encode_array(text).tolist() == ids
+        assert own.decode(ids) == space + text
+        stream = Stream(own)
+        assert "".join(map(stream.add, ids)) == space + text
+    assert len(own) == len(stored["model"]["vocab"]) and own.special["</s>"] == 1
+    assert own.encode("cat</s>", special=True)[-1] == 1
+    for wrong in (-1, len(own)):
+        with pytest.raises(InputError, match="outside the vocabulary"):
+            own.token_bytes(wrong)
+
+
+def test_a_tokenizer_that_has_no_bytes(tmp_path: Path) -> None:
+    stored = {"model": {"type": "WordPiece", "vocab": {"a": 0}}}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(stored), "utf-8")
+    with pytest.raises(InputError, match="WordPiece over characters"):
+        hub_tokenizer(tmp_path, {})
 
 
 def tiny() -> bpe.BytePairTokenizer:

@@ -23,6 +23,7 @@ from model_judges import (
 )  # fmt: skip
 
 from minigrad import Tensor
+from minigrad.models.architectures import config_of_hub
 from minigrad.models.decode import Decoder
 from minigrad.models.gpt import GPT
 from minigrad.models.pretrained import load_model, smollm
@@ -117,6 +118,30 @@ def dequantized(weight: Any) -> Any:
         q = np.concatenate([q & 15, q >> 4], 2)
     minimum = minima[0].astype(np.float32) if minima else 0
     return (q.astype(np.float32) * scale + minimum).reshape(weight.shape)
+
+
+LLAMA = {
+    "model_type": "llama", "num_attention_heads": 2, "hidden_size": 8, "num_hidden_layers": 1,
+    "vocab_size": 11, "intermediate_size": 12,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("facts", "base"), [
+    ({}, 1e4), ({"rope_theta": 5e5}, 5e5),
+    ({"rope_parameters": {"rope_theta": 5e5, "rope_type": "default"}}, 5e5),  # transformers 5
+    ({"rope_parameters": None, "rope_theta": 1e5}, 1e5),
+])  # fmt: skip
+def test_the_base_of_rotary_positions(facts: dict[str, Any], base: float) -> None:
+    assert config_of_hub({**LLAMA, **facts}).rotary_base == base
+
+
+@pytest.mark.parametrize("facts", [
+    {"rope_scaling": {"type": "linear"}}, {"rope_parameters": {"rope_type": "llama3"}},
+    {"rope_parameters": "yarn"}, {"rope_parameters": {"partial_rotary_factor": 0.5}},
+])  # fmt: skip
+def test_rotary_positions_that_are_not_known(facts: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"rope_|partial_rotary_factor"):
+        config_of_hub({**LLAMA, **facts})
 
 
 @pytest.fixture(scope="module")

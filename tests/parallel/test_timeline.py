@@ -89,7 +89,15 @@ def test_a_timeline_as_text(tmp_path: Path) -> None:
         "                  ",
     ]
     first, *lines = timeline.as_text(timeline.read_trace(path), 0.0, 1.0, 10).splitlines()
-    assert lines == text and "100000 µs a column" in first
-    command = [sys.executable, "-m", "minigrad.models.parallel", str(path), "0", "1000"]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert done.stdout.splitlines()[1].startswith("rank 0  " + "#" * 40) and not done.stderr
+    assert lines == text and "100 ms a column" in first
+    command = [sys.executable, "-m", "minigrad.models.parallel", str(path)]
+    for times in (["0", "1000"], []):
+        done = subprocess.run([*command, *times], capture_output=True, text=True, check=True)
+        assert done.stdout.splitlines()[1].startswith("rank 0  " + "#" * 40) and not done.stderr
+    for times in (["2000", "3000"], ["500", "400"]):
+        done = subprocess.run([*command, *times], capture_output=True, text=True)
+        assert done.returncode == 1 and "is about 0 to 1000 ms" in done.stderr
+        assert "Traceback" not in done.stderr
+    path.write_text("[]")
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 1 and "no timeline that --trace wrote" in done.stderr

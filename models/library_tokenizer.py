@@ -1,0 +1,90 @@
+"""Tokenizers of HuggingFace's tokenizer.json that the package `tokenizers` runs, as Llama's.
+
+Two ways of writing tokens are known: GPT-2's, a visible character for each byte (Llama 3), and
+SentencePiece's, with `▁` for a space and `<0x0A>` for a byte (Llama 2, Mistral, Mixtral; Kudo and
+Richardson 2018).
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from minigrad.models.bpe import bytes_of
+from minigrad.models.console import require
+from minigrad.models.errors import InputError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    Ids = np.ndarray[tuple[int], np.dtype[np.int32]]
+
+BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
+
+
+class LibraryTokenizer:
+    """stored: what tokenizer.json holds. special: ids by text, as of a `BytePairTokenizer`.
+
+    ValueError where its tokens are written in a way that is not known here.
+    """
+
+    def __init__(self, stored: Mapping[str, Any]) -> None:
+        model = stored["model"]
+        text = json.dumps(stored)
+        self.shows_bytes = '"ByteLevel"' in text  # in what splits, or in what decodes
+        if model.get("type") != "BPE" or not (self.shows_bytes or model.get("byte_fallback")):
+            raise ValueError(f"it is {model.get('type')} over characters, not over bytes")
+        package: Any = require("tokenizers")
+        try:
+            self.tokenizer: Any = package.Tokenizer.from_str(text)
+        except Exception as error:  # the package has no narrower class
+            raise ValueError(str(error)) from None
+        self.special = {
+            str(token["content"]): int(token["id"])
+            for token in stored.get("added_tokens", []) if token.get("special")
+        }  # fmt: skip
+        self._names = {number: name for name, number in self.special.items()}
+        self.template: str | None = None
+
+    def __len__(self) -> int:
+        return int(self.tokenizer.get_vocab_size(with_added_tokens=True))
+
+    def encode(self, text: str, special: bool = False) -> list[int]:
+        """The ids of a text, after what the tokenizer puts before each (`<s>`, if anything).
+
+        special: names of special tokens in it mean those tokens.
+        """
+        self.tokenizer.encode_special_tokens = not special
+        return list(self.tokenizer.encode(text).ids)
+
+    def encode_array(self, text: str) -> Ids:
+        """`encode` for long texts, without anything before: int32."""
+        import numpy as np
+
+        self.tokenizer.encode_special_tokens = True
+        return np.array(self.tokenizer.encode(text, add_special_tokens=False).ids, np.int32)
+
+    def token_bytes(self, number: int) -> bytes:
+        """What one id stands for; InputError where there is no such token."""
+        token = self.tokenizer.id_to_token(number) if number >= 0 else None
+        if token is None:
+            raise InputError(f"token {number} is outside the vocabulary of {len(self)}")
+        if number in self._names:
+            return str(token).encode()
+        if self.shows_bytes:
+            try:
+                return bytes_of(token)
+            except KeyError:  # a name that nobody marked as special
+                return str(token).encode()
+        byte = BYTE.fullmatch(token)
+        return bytes([int(byte[1], 16)]) if byte else str(token).replace("▁", " ").encode()
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of some ids; what is no UTF-8 becomes the replacement character."""
+        return b"".join(map(self.token_bytes, ids)).decode("utf-8", "replace")
+
+    def to_json(self) -> str:
+        """What a checkpoint stores."""
+        return json.dumps({"kind": "tokenizers", "stored": json.loads(self.tokenizer.to_str())})
