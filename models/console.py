@@ -149,7 +149,8 @@ class Progress:
             rich.TextColumn("left"),
             transient=True,
         )
-        self.live = bool(self.bar.console.is_terminal) and not quiet
+        terminal = self.bar.console.is_terminal and not self.bar.console.is_dumb_terminal
+        self.live = bool(terminal) and not quiet
         self.task = self.bar.add_task("", total=steps, facts="")
 
     def __enter__(self) -> Progress:

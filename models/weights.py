@@ -133,8 +133,9 @@ def _read_folder(folder: Path) -> Source:
 def _read_json(path: Path, missing: Any = None) -> dict[str, Any]:
     if missing is not None and not path.is_file():
         return dict(missing)
+    text = read_text(path)
     try:
-        values: Any = json.loads(read_text(path))
+        values: Any = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path} is no JSON: {error}") from None
     if not isinstance(values, dict):

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from minigrad.errors import DeviceError
+from minigrad.models.errors import InputError
 
 
 class RankError(DeviceError):
@@ -18,6 +19,13 @@ class RankError(DeviceError):
     def __init__(self, number: int, message: str) -> None:
         super().__init__(message)
         self.number = number
+
+
+def told(rank: int, error: BaseException) -> str:
+    """What a rank raised, as a sentence: what a user got wrong is no fault of a rank."""
+    if isinstance(error, InputError):
+        return str(error)
+    return f"rank {rank} failed: {type(error).__name__}: {error}"
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from typing import Any
 from minigrad import Device, collective, program
 from minigrad.graph.node import Node, Op, topological
 from minigrad.models.parallel import mpi
-from minigrad.models.parallel.faults import Activity, Clock, RankError, culprit
+from minigrad.models.parallel.faults import Activity, Clock, RankError, culprit, told
 from minigrad.models.parallel.group import Members, Progress, RankGroup
 from minigrad.models.parallel.kernels import Kernels
 from minigrad.models.parallel.local import Exchange, LocalTransport, Network
@@ -266,10 +266,10 @@ class _Threads:
 
 
 def _blame(number: int, error: BaseException) -> RankError:
-    """A rank's exception as a sentence that names it."""
+    """A rank's exception as a sentence."""
     if isinstance(error, RankError):
         return error
-    blamed = RankError(number, f"rank {number} failed: {type(error).__name__}: {error}")
+    blamed = RankError(number, told(number, error))
     blamed.__cause__ = error
     return blamed
 

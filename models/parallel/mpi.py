@@ -14,7 +14,7 @@ from contextlib import suppress
 from typing import Any
 
 from minigrad.errors import MinigradError
-from minigrad.models.parallel.faults import Activity, RankError, Sign, culprit
+from minigrad.models.parallel.faults import Activity, RankError, Sign, culprit, told
 
 SPINS = 50  # looks at a message before the first nap
 PATIENT, PRESSED = 500, 3000  # the same where a kernel waits: a few milliseconds
@@ -116,7 +116,7 @@ def abort(mpi: Any, error: BaseException, status: int = 1) -> None:
     else:
         if not isinstance(error, MinigradError | KeyboardInterrupt | SystemExit):
             traceback.print_exception(error)
-        text = f"rank {rank} failed: {type(error).__name__}: {error}"
+        text = told(rank, error)
     print(f"{sys.argv[0]}: {text}; all {size} ranks are stopped", file=sys.stderr, flush=True)
     time.sleep(0.3)  # the launcher passes on what was said, but ends without it when it must end
     for process in _here:  # a stopped process does not hear that it is to end

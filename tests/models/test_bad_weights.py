@@ -201,6 +201,7 @@ def test_folders(tmp_path: Path) -> None:
         with pytest.raises(InputError) as raised:
             GPT.from_pretrained(tmp_path)
         assert message in str(raised.value) and "\n" not in str(raised.value)
+        assert message != "cannot read" or "no JSON" not in str(raised.value)
     path = small_folder(tmp_path / "alone")
     (tmp_path / "alone" / "config.json").unlink()
     with pytest.raises(InputError, match=r"has no config\.json beside it"):

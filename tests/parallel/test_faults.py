@@ -15,6 +15,7 @@ import pytest
 from devices import devices_of_ranks
 
 from minigrad import Tensor
+from minigrad.models.errors import InputError
 from minigrad.models.parallel import Mesh, Rank, RankError, all_reduce, faults, run
 
 from .cases import captured
@@ -98,6 +99,16 @@ def test_a_pause_of_all_is_nobodys_fault(monkeypatch: pytest.MonkeyPatch) -> Non
     assert clock.seconds == pytest.approx(4.0)
     assert "no sign of life for 6 s" in str(blamed_after(*[0.5] * 3))
     assert "rank 1 hangs" in str(faults.culprit({0: waiting.sign(), 1: busy.sign()}, {}, 5.0))
+
+
+def test_what_a_user_got_wrong_is_no_fault_of_a_rank() -> None:
+    def program(rank: Rank) -> None:
+        if rank.number == 1:
+            raise InputError("--batch is 3: expected an even number")
+        rank.world.barrier()
+
+    with pytest.raises(RankError, match=r"\A--batch is 3: expected an even number\Z"):
+        run(program, 2)
 
 
 def test_settings_and_devices_are_as_before(on_device: str) -> None:
