@@ -220,9 +220,10 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=console.Help,
     )
     add, whole = result.add_argument, console.positive_int
-    add("--points", type=whole, default=200, help="to fit")
-    add("--noise", type=console.natural_float, default=0.5, help="deviation from the line")
-    add("--steps", type=whole, default=40, help="of gradient descent")
+    add("--points", type=whole, default=200, help="how many points the line is fitted to")
+    add("--noise", type=console.natural_float, default=0.5,
+        help="standard deviation of the points from the true line")  # fmt: skip
+    add("--steps", type=whole, default=40, help="how many steps gradient descent takes")
     add("--picture", metavar="F.png", default="regression.png", help="where the picture goes")
     console.add_common_flags(result)
     return result

@@ -45,3 +45,13 @@ def test_the_script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     said = capsys.readouterr().out
     assert "overshoots" in said and "batch    1" in said and "18 forward passes" in said
     assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_help_explains_itself() -> None:
+    said = " ".join(regression.parser().format_help().split())
+    for phrase in (
+        "how many points the line is fitted to",
+        "standard deviation of the points from the true line",
+        "how many steps gradient descent takes",
+    ):
+        assert phrase in said
