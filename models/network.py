@@ -155,7 +155,7 @@ def parser() -> argparse.ArgumentParser:
     add("--overlap", type=console.natural_float, default=1.0,
         help="share of the backward pass behind which the network can hide")  # fmt: skip
     add("--bandwidth", type=number, help="bytes/s of one more network; with --latency")
-    add("--latency", type=number, default=1e-5, help="seconds a message of the network of --bandwidth")
+    add("--latency", type=number, default=1e-5, help="seconds a message of that of --bandwidth")
     return result
 
 
