@@ -220,17 +220,15 @@ def train(
         for epoch in range(1, epochs + 1):
             order = np.random.default_rng((seed, epoch)).permutation(len(training))
             places = order[: per_epoch * batch].reshape(per_epoch, batch).astype(np.int32)
+            begin, total = time.perf_counter(), 0.0
             for first in range(0, per_epoch, STEPS_TOGETHER):
-                begin = time.perf_counter()
                 losses = steps(places[first : first + STEPS_TOGETHER])
-                speed = len(losses) * batch / (time.perf_counter() - begin)
+                total += sum(losses)
+                # over the epoch so far: a call alone is too short, and the first ones compile
+                speed = (first + len(losses)) * batch / (time.perf_counter() - begin)
                 last = first + len(losses) == per_epoch
                 if last:
                     val_loss, accuracy = evaluate(model, validation)
-                    progress.say(
-                        f"epoch {epoch}: training loss {losses[-1]:.4f}, validation loss "
-                        f"{val_loss:.4f}, accuracy {accuracy:.1%}"
-                    )
                 for place, loss in enumerate(losses, 1):
                     number += 1
                     ends = last and place == len(losses)
@@ -245,6 +243,11 @@ def train(
                         val_accuracy=accuracy if ends else None,
                     )
                     progress.update(number, loss, speed)
+            progress.say(
+                f"epoch {epoch}, step {number}/{epochs * per_epoch}: mean training loss "
+                f"{total / per_epoch:.4f}, validation loss {val_loss:.4f}, accuracy "
+                f"{accuracy:.1%}, {time.perf_counter() - begin:.1f} s"
+            )
             if patience is None:
                 continue
             if val_loss < best:
@@ -282,7 +285,8 @@ def parser() -> argparse.ArgumentParser:
     add("--patience", type=console.positive_int,
         help="end after so many epochs without a lower loss, at the lowest")  # fmt: skip
     add("--neuron", action="store_true", help="show a single neuron at work, and end")
-    add("--picture", metavar="F.png", help="draw first-layer weights, one digit's way, losses")
+    add("--picture", metavar="F.png",
+        help="draw first-layer weights, one digit's way, losses; or the --neuron")  # fmt: skip
     add("--metrics", metavar="F.jsonl", help="JSON lines, one per step")
     add("--dp", type=console.positive_int, default=1, help="copies that share each batch")
     add("--trace", metavar="FILE", help="timelines of all devices, for Chrome's trace viewer")
@@ -295,20 +299,31 @@ def main(arguments: Sequence[str]) -> None:
     flags = parser().parse_args(arguments)
     console.apply_common_flags(flags)
     if flags.neuron:
-        neuron.show()
+        show_neuron(flags.picture)
     elif flags.dp == 1 and not started_by_mpi():
         learn(flags)
     else:
         run(lambda rank: learn(flags, rank), Mesh(flags.dp), trace=flags.trace)
 
 
+def show_neuron(picture: str | None) -> None:
+    """A single neuron in numbers, and as a picture where one is wanted."""
+    pictures.check_picture(picture)
+    neuron.show()
+    if picture is not None:
+        pictures.draw_neuron(Path(picture))
+        print(f"picture {picture}")
+
+
 def learn(flags: argparse.Namespace, rank: Rank | None = None) -> None:
     """Train as the flags say; as a rank among several, only rank 0 talks and writes files."""
+    speaks = rank is None or rank.is_first
+    if speaks:
+        pictures.check_picture(flags.picture)
     training, validation = load_digits(flags.data)
     Tensor.manual_seed(flags.seed)
     model = MLP(SIZES, flags.activation)
     replica = Replica(rank, model) if rank is not None else None
-    speaks = rank is None or rank.is_first
     if speaks:
         print(f"{len(training):,} digits to learn from, {len(validation):,} to validate")
         print(describe(model))

@@ -21,7 +21,7 @@ from minigrad.models.tokenizer import CharacterTokenizer
 from minigrad.models.train import MatrixAdamW, TrainingPlan, make_schedule, make_step, validate
 
 Shares = np.ndarray[tuple[int, ...], np.dtype[np.float32]]
-BARS = " ▁▂▃▄▅▆▇█"
+BARS = "·▁▂▃▄▅▆▇█"  # a blank could not be counted
 
 
 def loads(model: GPT, windows: Windows, count: int) -> Shares:
@@ -33,12 +33,16 @@ def loads(model: GPT, windows: Windows, count: int) -> Shares:
 
 
 def show_loads(shares: Shares) -> str:
-    """A bar per expert, block by block; full where an expert has twice its fair share."""
+    """A bar per expert, block by block; full where an expert has twice its fair share.
+
+    The lowest place is for an expert that nobody chose, and for no other.
+    """
     rows = []
     for row in shares:
         places = np.minimum(row * len(row) / 2 * (len(BARS) - 1), len(BARS) - 1).round().astype(int)
+        places[row > 0] = np.maximum(places[row > 0], 1)
         rows.append("".join(BARS[place] for place in places))
-    return "  ".join(rows)
+    return " | ".join(rows)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -51,7 +55,7 @@ def parser() -> argparse.ArgumentParser:
     add, whole = result.add_argument, console.positive_int
     add_basics(result, layers=2, steps=200)
     add("--experts", type=whole, default=8, help="feed-forward networks per block")
-    add("--active", type=whole, default=2, help="of them for each token")
+    add("--active", type=whole, default=2, help="how many of the experts each token goes through")
     add("--balance", type=console.natural_float, default=0.01,
         help="weight of the load-balancing loss; 0 shows what happens without")  # fmt: skip
     console.add_common_flags(result)
@@ -96,7 +100,8 @@ def main(arguments: Sequence[str]) -> None:
     plan = TrainingPlan(steps=flags.steps, batch=flags.batch, lr=flags.lr, seed=flags.seed)
     Tensor.manual_seed(flags.seed)
     model = GPT(config)
-    print(f"load of each of {flags.experts} experts, block by block; {BARS[4]} is a fair share")
+    print(f"load of each of {flags.experts} experts, block by block; {BARS[4]} is a fair share, "
+          f"{BARS[0]} none")  # fmt: skip
     seconds = train(model, windows, plan, held_out)
     print(f"validation loss {validate(model, held_out, 480, 48):.4f} nats per character")
     for number, row in enumerate(loads(model, held_out, 64), 1):

@@ -34,15 +34,23 @@ from minigrad.models.sizing import (
 
 @dataclass(frozen=True)
 class Network:
-    """bandwidth: bytes per second of each device in one direction; latency: seconds a message."""
+    """bandwidth: bytes per second of each device in one direction; latency: seconds a message.
+
+    most: how many devices it can join, where that is limited.
+    """
 
     name: str
     bandwidth: float
     latency: float
+    most: int | None = None
+
+    def joins(self, devices: int) -> bool:
+        """Whether there is such a network for so many devices."""
+        return self.most is None or devices <= self.most
 
 
 NETWORKS = (
-    Network("NVLink 4 in one box", 450e9, 2e-6),
+    Network("NVLink 4 in one box of 8", 450e9, 2e-6, 8),
     Network("InfiniBand NDR 400 Gbit/s", 50e9, 2e-6),
     Network("Ethernet 400 Gbit/s, lossless", 50e9, 6e-6),
     Network("Ethernet 100 Gbit/s", 12.5e9, 10e-6),
@@ -141,13 +149,13 @@ def parser() -> argparse.ArgumentParser:
     )
     add, number, whole = result.add_argument, console.positive_float, console.positive_int
     add_machine_flags(result)
-    add("--devices", type=whole, default=1024, help="that train together")
+    add("--devices", type=whole, default=1024, help="how many devices train together")
     add("--sequence", type=whole, default=1, help="devices that share a sequence")
     add("--batch-tokens", type=number, default=3.2e6, help="tokens of a step, on all devices")
     add("--overlap", type=console.natural_float, default=1.0,
         help="share of the backward pass behind which the network can hide")  # fmt: skip
-    add("--bandwidth", type=number, help="of one more network, bytes/s; with --latency")
-    add("--latency", type=number, default=1e-5, help="of that network, seconds a message")
+    add("--bandwidth", type=number, help="bytes/s of one more network; with --latency")
+    add("--latency", type=number, default=1e-5, help="seconds a message of that of --bandwidth")
     return result
 
 
@@ -177,6 +185,9 @@ def main(arguments: Sequence[str]) -> None:
     print(f"{'network':<32}{'all-reduce':>14}{'ring of keys':>14}{'a step':>14}{'busy':>7}"
           f"   {steps:,.0f} steps")  # fmt: skip
     for network in networks:
+        if not network.joins(flags.devices):
+            print(f"{network.name:<32}joins at most {network.most} devices")
+            continue
         step = step_seconds(config, flags.batch_tokens, cluster, network, itemsize)
         print(f"{network.name:<32}{duration_text(step.data_parallel):>14}"
               f"{duration_text(step.sequence_parallel):>14}{duration_text(step.total):>14}"

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from minigrad import Tensor, nn
+from minigrad.models import neuron
+from minigrad.models.checkpoint import check_writable
 from minigrad.models.console import require
 from minigrad.models.digits import Digits
-from minigrad.models.metrics import Metrics, draw_losses, save_figure
+from minigrad.models.metrics import Metrics, save_figure
+
+BLUE, LIGHT_BLUE, ORANGE, GREY = "#2171b5", "#9ecae1", "#d94801", "#737373"
+MOST_LABELS = 60  # more at an axis of a picture overlap
 
 
 class Perceptron(Protocol):
@@ -25,39 +30,185 @@ class Perceptron(Protocol):
         ...
 
 
+def pyplot_without_window() -> Any:
+    """`matplotlib.pyplot`; InputError where it is not installed."""
+    require("matplotlib").use("Agg")
+    return require("matplotlib.pyplot")
+
+
+def check_picture(path: str | None) -> None:
+    """InputError where a picture could not be drawn or written: better now than after training."""
+    if path is not None:
+        pyplot_without_window()
+        check_writable(Path(path))
+
+
+def whole_steps(axis: Any) -> None:
+    """Ticks of a matplotlib axis at whole numbers only: there is no half step."""
+    axis.set_major_locator(require("matplotlib.ticker").MaxNLocator(integer=True))
+
+
+def centred_mean(values: list[float], width: int) -> list[float]:
+    """The mean of the `width` values around each (fewer at both ends, the same on both sides).
+
+    A mean of the last values only would lie above a curve that falls.
+    """
+    sums = [0.0]
+    for value in values:
+        sums.append(sums[-1] + value)
+    result = []
+    for place in range(len(values)):
+        reach = min(width // 2, place, len(values) - 1 - place)
+        result.append((sums[place + reach + 1] - sums[place - reach]) / (2 * reach + 1))
+    return result
+
+
+def draw_losses(axes: Any, metrics: Metrics) -> None:
+    """Training loss, its running mean where a run is long, and validation loss."""
+    steps, losses = metrics.curve("loss")
+    reach = len(losses) // 80
+    axes.plot(steps, losses, color=LIGHT_BLUE, linewidth=0.6 if reach else 1.2,
+              label="training, each batch")  # fmt: skip
+    if reach:
+        width = 2 * reach + 1
+        label = f"mean of {width} batches, centred"
+        axes.plot(steps, centred_mean(losses, width), color=BLUE, label=label)
+    axes.plot(*metrics.curve("val_loss"), "o-", color=ORANGE, label="validation")
+    axes.set_xlabel("step")
+    axes.set_ylabel("loss, nats")
+    whole_steps(axes.xaxis)
+    axes.grid(alpha=0.3)
+    axes.legend()
+
+
 def draw_mlp(model: Perceptron, digits: Digits, metrics: Metrics, path: Path) -> None:
     """A PNG: the weights of the first 16 neurons as images, one digit's way through, the losses.
 
     The first layer must take images of 28 × 28; InputError where the file cannot be written.
     """
-    require("matplotlib").use("Agg")
-    pyplot = require("matplotlib.pyplot")
-    figure = pyplot.figure(figsize=(13, 8), layout="constrained")
-    left, right = figure.subfigures(1, 2, width_ratios=(1, 1.2))
+    pyplot = pyplot_without_window()
+    figure = pyplot.figure(figsize=(14, 8), layout="constrained")
+    left, right = figure.subfigures(1, 2, width_ratios=(1, 1.3))
+    draw_weights(left, model.layers[0].weight.numpy()[:16])
+    upper, lower = right.subfigures(2, 1)
+    draw_way(upper, model, digits)
+    draw_losses(lower.subplots(), metrics)
+    save_figure(figure, path)
+    pyplot.close(figure)
 
-    weights = model.layers[0].weight.numpy()[:16]
-    left.suptitle("first layer: what each neuron looks for (blue: ink counts for it)")
-    for axes, row in zip(left.subplots(4, 4).flat, weights, strict=False):
+
+def draw_weights(figure: Any, weights: Any) -> None:
+    """The weights of each neuron as an image, under the number that it has in the bars, too."""
+    figure.suptitle("layer 1: what each neuron looks for (blue: ink counts for it)")
+    for number, (axes, row) in enumerate(zip(figure.subplots(4, 4).flat, weights, strict=False)):
         limit = abs(row).max() or 1.0
         axes.imshow(row.reshape(28, 28), cmap="RdBu", vmin=-limit, vmax=limit)
-    for axes in left.axes:
+        axes.set_title(f"neuron {number}", fontsize=9, pad=2)
+    for axes in figure.axes:
         axes.set_axis_off()
 
-    upper, lower = right.subfigures(2, 1)
+
+def draw_way(figure: Any, model: Perceptron, digits: Digits) -> None:
+    """The first of the digits, what each layer answers to it, and the probabilities."""
     with Tensor.no_grad():
         image = Tensor(digits.images[:1])
         answers = [answer.numpy()[0] for answer in model.hidden(image)]
         answers.append(model(image).softmax(1).numpy()[0])
-    panels = upper.subplots(1, len(answers) + 1)
+    panels = figure.subplots(1, len(answers) + 1)
     panels[0].imshow(digits.images[0].reshape(28, 28), cmap="gray_r")
     panels[0].set_title(f"a {digits.labels[0]}")
     panels[0].set_axis_off()
     for number, (axes, answer) in enumerate(zip(panels[1:], answers, strict=True), 1):
         last = number == len(answers)
-        axes.barh(range(len(answer)), answer, color="#d94801" if last else "#2171b5")
+        axes.barh(range(len(answer)), answer, color=ORANGE if last else BLUE)
         axes.set_yticks(range(len(answer)))
         axes.invert_yaxis()
-        axes.set_title("probabilities" if last else f"layer {number}")
-    draw_losses(lower.subplots(), metrics)
+        axes.set_title("output" if last else f"layer {number}")
+        axes.set_xlabel("probability" if last else "activation")
+        axes.set_ylabel("digit" if last else "neuron")
+
+
+def draw_neuron(path: Path) -> None:
+    """A PNG: what the signals add up to, against the threshold, and how activations answer."""
+    pyplot = pyplot_without_window()
+    figure, (left, right) = pyplot.subplots(1, 2, figsize=(11, 4.5), layout="constrained")
+    total = draw_sum(left)
+    draw_activations(right, total)
+    save_figure(figure, path)
+    pyplot.close(figure)
+
+
+def draw_sum(axes: Any) -> float:
+    """Weighted signals, one on top of the other; gives what is left above the threshold."""
+    total, names = 0.0, []
+    for place, (signal, weight) in enumerate(zip(neuron.SIGNALS, neuron.WEIGHTS, strict=True)):
+        product = signal * weight
+        axes.bar(place, product, bottom=total, color=BLUE if product >= 0 else ORANGE)
+        text = f"{product:+.2f}".replace("-", "−")
+        axes.text(place, max(total, total + product), text, ha="center", va="bottom")
+        total += product
+        names.append(f"signal {signal:g}\n× weight {weight:g}".replace("-", "−"))
+    axes.bar(len(names), total, color=GREY)
+    axes.text(len(names), total, f"{total:.2f}", ha="center", va="bottom")
+    axes.axhline(neuron.THRESHOLD, color="black", linestyle="--", linewidth=1,
+                 label=f"threshold {neuron.THRESHOLD:g}")  # fmt: skip
+    axes.axhline(0, color="black", linewidth=0.8)
+    axes.set_xticks(range(len(names) + 1), [*names, "sum"])
+    axes.margins(y=0.12)
+    axes.set_ylabel("weighted signals, added up")
+    above = total - neuron.THRESHOLD
+    axes.set_title(f"sum − threshold = {above:.2f}: {'active' if above > 0 else 'silent'}")
+    axes.legend(loc="lower center")
+    return above
+
+
+def draw_activations(axes: Any, total: float) -> None:
+    """Each activation over sum − threshold, and where this neuron is."""
+    import numpy as np
+
+    sums = np.linspace(-4, 4, 161, dtype=np.float32)
+    for name, bend in neuron.ACTIVATIONS.items():
+        answer = bend(Tensor([total])).item()
+        (line,) = axes.plot(sums, bend(Tensor(sums)).numpy(), label=f"{name}: answers {answer:.3f}")
+        axes.plot(total, answer, "o", color=line.get_color())
+    axes.axvline(total, color=GREY, linestyle=":", linewidth=1)
+    axes.set_xlabel("sum − threshold")
+    axes.set_ylabel("activation")
+    axes.set_title(f"how the neuron answers at {total:.2f}")
+    axes.grid(alpha=0.3)
+    axes.legend(loc="upper left")
+
+
+def readable(name: str) -> str:
+    """A token as the picture's font can show it: what the font lacks as an escape, \\u4f60."""
+    fonts = require("matplotlib.font_manager")
+    font = fonts.get_font(fonts.findfont(fonts.FontProperties()))
+    known = (c if font.get_char_index(ord(c)) else c.encode("unicode_escape").decode()
+             for c in name)  # fmt: skip
+    return "".join(known).replace("$", r"\$")  # no mathematics in a token
+
+
+def draw_attention(weights: Any, names: list[str], path: Path, title: str) -> None:
+    """A PNG: rows are the tokens that look, columns those that are looked at.
+
+    The first token can look only at itself: its row says nothing and does not set the scale. Shares
+    of a long text are small; the scale of colours gives them more than their share of it.
+    """
+    pyplot = pyplot_without_window()
+    size = min(3 + 0.35 * len(names), 16)
+    figure, axes = pyplot.subplots(figsize=(size, size), layout="constrained")
+    others = weights[1:] if len(weights) > 1 else weights
+    scale = require("matplotlib.colors").PowerNorm(0.5, 0, max(float(others.max()), 1e-9))
+    image = axes.imshow(weights, cmap="Blues", norm=scale)
+    every = -(-len(names) // MOST_LABELS)
+    places = range(0, len(names), every)
+    labels = [readable(names[place]) for place in places]
+    axes.set_xticks(places, labels, rotation=90)
+    axes.set_yticks(places, labels)
+    note = f" (1 of {every} is named)" if every > 1 else ""
+    axes.set_xlabel(f"what is looked at{note}")
+    axes.set_ylabel(f"what looks{note}")
+    axes.set_title(title)
+    figure.colorbar(image, ax=axes, shrink=0.7, label="share")
     save_figure(figure, path)
     pyplot.close(figure)

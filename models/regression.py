@@ -19,9 +19,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from minigrad import Tensor, jit, nn
-from minigrad.models import console
+from minigrad.models import console, pictures
 from minigrad.models.checkpoint import plain_shape
-from minigrad.models.console import require
 from minigrad.models.metrics import save_figure
 from minigrad.models.mlp import MLP
 
@@ -168,8 +167,7 @@ def draw(data: Points, paths: dict[str, list[list[float]]], noise: list[tuple[in
     """A PNG: the points and the line, each path over the loss surface, noise by batch size."""
     import numpy as np
 
-    require("matplotlib").use("Agg")
-    pyplot = require("matplotlib.pyplot")
+    pyplot = pictures.pyplot_without_window()
     figure, axes = pyplot.subplots(2, 3, figsize=(14, 9), layout="constrained")
     k0, k1 = best(data)
     grid0, grid1 = np.meshgrid(np.linspace(k0 - 4, k0 + 4, 81), np.linspace(k1 - 5, k1 + 5, 81))
@@ -200,6 +198,7 @@ def draw(data: Points, paths: dict[str, list[list[float]]], noise: list[tuple[in
         losses.plot([step[2] for step in steps], label=f"{RATES[name]}: {name}")
     losses.set_yscale("log")
     losses.set_xlabel("step")
+    pictures.whole_steps(losses.xaxis)
     losses.set_ylabel("loss")
     losses.legend()
     sizes, spread = [size for size, _ in noise], [value for _, value in noise]
@@ -220,9 +219,10 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=console.Help,
     )
     add, whole = result.add_argument, console.positive_int
-    add("--points", type=whole, default=200, help="to fit")
-    add("--noise", type=console.natural_float, default=0.5, help="deviation from the line")
-    add("--steps", type=whole, default=40, help="of gradient descent")
+    add("--points", type=whole, default=200, help="how many points the line is fitted to")
+    add("--noise", type=console.natural_float, default=0.5,
+        help="standard deviation of the points from the true line")  # fmt: skip
+    add("--steps", type=whole, default=40, help="how many steps gradient descent takes")
     add("--picture", metavar="F.png", default="regression.png", help="where the picture goes")
     console.add_common_flags(result)
     return result
@@ -232,6 +232,7 @@ def main(arguments: Sequence[str]) -> None:
     """Print the numbers, draw the picture."""
     flags = parser().parse_args(arguments)
     console.apply_common_flags(flags)
+    pictures.check_picture(flags.picture)
     data = points(flags.points, flags.noise, flags.seed)
     k0, k1 = best(data)
     print(f"{flags.points} points around y = {TRUTH[0]} + {TRUTH[1]}·x; least squares: "

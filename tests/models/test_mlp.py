@@ -207,3 +207,54 @@ def test_one_neuron(capsys: pytest.CaptureFixture[str]) -> None:
     mlp.main(["--neuron"])
     said = capsys.readouterr().out
     assert "sum 1.550 − threshold 1.0 = 0.550: active" in said
+
+
+def test_a_picture_of_one_neuron(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    picture = tmp_path / "n.png"
+    mlp.main(["--neuron", "--picture", str(picture)])
+    assert capsys.readouterr().out.endswith(f"picture {picture}\n")
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("more", [[], ["--neuron"]])
+def test_a_place_for_the_picture_is_looked_for_first(
+    more: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(mlp, "load_digits", lambda *_: pytest.fail("it began"))
+    with pytest.raises(InputError, match=r"cannot write /nope/x.png: there is no folder /nope"):
+        mlp.main(["--picture", "/nope/x.png", *more])
+    assert capsys.readouterr().out == ""
+
+
+def test_an_epoch_says_its_mean_loss_and_its_last_step(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mlp, "STEPS_TOGETHER", 20)
+    with Metrics() as metrics:
+        train(MLP((784, 4, 10)), stripes(50 * 4), stripes(10), 2, 4, 1e-2, 0, metrics)
+    said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("epoch")]
+    losses = metrics.curve("loss")[1]
+    for epoch, line in enumerate(said, 1):
+        mean = np.mean(losses[50 * (epoch - 1) : 50 * epoch])
+        start = f"epoch {epoch}, step {50 * epoch}/100: mean training loss "
+        assert line.startswith(start) and line.endswith(" s")
+        assert float(line[len(start) :].partition(",")[0]) == pytest.approx(mean, abs=6e-5)
+    assert len(said) == 2
+
+
+def test_speed_is_that_of_the_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A clock that moves by a second for each call of steps."""
+    now = 0.0
+
+    def steps(places: Any) -> list[float]:
+        nonlocal now
+        now += 1 if len(places) == 20 else 3
+        return [1.0] * len(places)
+
+    monkeypatch.setattr(mlp, "STEPS_TOGETHER", 20)
+    monkeypatch.setattr(mlp, "Steps", lambda *_: steps)
+    monkeypatch.setattr(mlp.time, "perf_counter", lambda: now)
+    with Metrics() as metrics:
+        train(MLP((784, 10)), stripes(50 * 4), stripes(10), 2, 4, 1e-2, 0, metrics)
+    speeds = metrics.curve("tokens_per_s")[1]
+    assert speeds == ([80.0] * 40 + [40.0] * 10) * 2

@@ -160,4 +160,10 @@ def test_the_script(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
           "--context", "16", "--steps", "3", "--batch", "2", "--experts", "4"])  # fmt: skip
     said = capsys.readouterr().out
     assert "step     1" in said and "block 1:" in said and "same active parameters" in said
-    assert show_loads(np.array([[0.5, 0.0, 0.25, 0.25]], np.float32)) == "█ ▄▄"
+    assert "▄ is a fair share, · none" in said
+
+
+def test_experts_can_be_counted() -> None:
+    """None is a blank, few are not none, and blocks are apart."""
+    shares = np.array([[0.5, 0.0, 0.25, 0.25], [0.0, 0.01, 0.99, 0.0]], np.float32)
+    assert show_loads(shares) == "█·▄▄ | ·▁█·"

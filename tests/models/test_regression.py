@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from minigrad.models import regression
+from minigrad.models.errors import InputError
 from minigrad.models.regression import RATES, best, descend, gradient_noise, points
 
 
@@ -45,3 +46,22 @@ def test_the_script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     said = capsys.readouterr().out
     assert "overshoots" in said and "batch    1" in said and "18 forward passes" in said
     assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_place_for_the_picture_is_looked_for_first(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(regression, "points", lambda *_: pytest.fail("it computed"))
+    with pytest.raises(InputError, match=r"cannot write /nope/x.png: there is no folder /nope"):
+        regression.main(["--picture", "/nope/x.png"])
+    assert capsys.readouterr().out == ""
+
+
+def test_help_explains_itself() -> None:
+    said = " ".join(regression.parser().format_help().split())
+    for phrase in (
+        "how many points the line is fitted to",
+        "standard deviation of the points from the true line",
+        "how many steps gradient descent takes",
+    ):
+        assert phrase in said

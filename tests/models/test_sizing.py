@@ -133,3 +133,16 @@ def test_a_ring() -> None:
     assert step.compute == pytest.approx(sizing.flops_per_token(config) * 64 / 2e9)
     assert step.exposed == pytest.approx(max(step.data_parallel - step.compute * 2 / 3, 0))
     assert math.isclose(step.total, step.compute + step.exposed) and 0 < step.efficiency < 1
+
+
+@pytest.mark.parametrize(("devices", "there"), [(8, True), (9, False), (1024, False)])
+def test_a_box_holds_few_devices(
+    devices: int, there: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    network.main(["--devices", str(devices)])
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if "NVLink" in line]
+    assert ("joins at most 8 devices" in line) != there and ("%" in line) == there
+
+
+def test_the_help_of_devices_explains_itself() -> None:
+    assert "how many devices train together" in network.parser().format_help()

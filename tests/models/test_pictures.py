@@ -1,0 +1,123 @@
+"""Pictures: what stands at their axes, and that nothing is said about them on the way."""
+
+from __future__ import annotations
+
+import warnings
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from minigrad.models import pictures
+from minigrad.models.digits import Digits
+from minigrad.models.errors import InputError
+from minigrad.models.metrics import Metrics
+from minigrad.models.mlp import MLP
+
+pytest.importorskip("matplotlib")
+
+
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """The figures that were drawn, in place of their files; a warning is an error."""
+    figures: list[Any] = []
+
+    def keep(figure: Any, path: Path) -> None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            figure.canvas.draw()
+        figures.append(figure)
+
+    monkeypatch.setattr(pictures, "save_figure", keep)
+    return figures
+
+
+def attention(count: int) -> Any:
+    """Each token looks alike at all before it."""
+    return np.tril(np.ones((count, count))) / np.arange(1, count + 1)[:, None]
+
+
+def labels(axis: Any) -> list[str]:
+    return [label.get_text() for label in axis.get_ticklabels()]
+
+
+@pytest.mark.parametrize(("count", "every"), [(1, 1), (60, 1), (61, 2), (200, 4)])
+def test_labels_do_not_overlap(count: int, every: int, drawn: list[Any]) -> None:
+    names = [f"word{number}" for number in range(count)]
+    pictures.draw_attention(attention(count), names, Path("none"), "title")
+    axes, _ = drawn[0].axes
+    assert labels(axes.xaxis) == labels(axes.yaxis) == names[::every]
+    assert list(axes.get_xticks()) == list(range(count))[::every]
+    boxes = [label.get_window_extent() for label in axes.get_yticklabels()]
+    assert all(one.y0 >= after.y1 for one, after in pairwise(boxes))
+
+
+def test_the_first_token_does_not_set_the_scale(drawn: list[Any]) -> None:
+    weights = np.full((10, 10), 0.1)
+    weights[0] = np.eye(10)[0]
+    pictures.draw_attention(weights, ["a"] * 10, Path("none"), "title")
+    scale = drawn[0].axes[0].images[0].norm
+    assert scale.vmax == pytest.approx(0.1)
+    assert scale(0.025) == pytest.approx(0.5)
+
+
+def test_tokens_that_the_font_lacks_are_escaped(drawn: list[Any]) -> None:
+    names = ["'你'", "'日本'", "'é'", "'$x$'"]
+    pictures.draw_attention(attention(4), names, Path("none"), "title")
+    shown = labels(drawn[0].axes[0].xaxis)
+    assert shown == [r"'\u4f60'", r"'\u65e5\u672c'", "'é'", r"'\$x\$'"]
+
+
+def record(count: int, loss: Any) -> Metrics:
+    metrics = Metrics()
+    for step in range(1, count + 1):
+        metrics.record(step=step, loss=loss(step))
+    return metrics
+
+
+def figure_of(count: int, drawn: list[Any]) -> Any:
+    digits = Digits(np.ones((1, 784), np.float32), np.zeros(1, np.int32))
+    pictures.draw_mlp(MLP(), digits, record(count, lambda step: 1 / step), Path("none"))
+    return drawn[-1]
+
+
+@pytest.mark.parametrize(("count", "lines"), [(8, 2), (79, 2), (80, 3), (400, 3)])
+def test_a_short_run_has_no_mean(count: int, lines: int, drawn: list[Any]) -> None:
+    axes = figure_of(count, drawn).axes[-1]
+    names = [text.get_text() for text in axes.get_legend().get_texts()]
+    assert len(names) == lines and not any("of 1 " in name for name in names)
+    assert all(tick == int(tick) for tick in axes.get_xticks())
+
+
+def test_the_mean_is_centred() -> None:
+    falling = [100.0 - place for place in range(50)]
+    assert pictures.centred_mean(falling, 9) == pytest.approx(falling)
+    assert pictures.centred_mean([0, 3, 0, 3, 0], 3) == pytest.approx([0, 1, 2, 1, 0])
+    assert pictures.centred_mean([], 3) == []
+
+
+def test_neurons_have_numbers_and_bars_have_names(drawn: list[Any]) -> None:
+    axes = figure_of(8, drawn).axes
+    assert [each.get_title() for each in axes[:16]] == [f"neuron {n}" for n in range(16)]
+    bars = [(each.get_xlabel(), each.get_ylabel()) for each in axes[17:20]]
+    assert bars == [("activation", "neuron")] * 2 + [("probability", "digit")]
+
+
+def test_a_neuron(drawn: list[Any], on_device: str) -> None:
+    pictures.draw_neuron(Path("none"))
+    left, right = drawn[0].axes
+    assert left.get_title() == "sum − threshold = 0.55: active"
+    assert [text.get_text() for text in left.texts] == ["+1.35", "−0.20", "+0.40", "1.55"]
+    names = [text.get_text() for text in right.get_legend().get_texts()]
+    assert names[:2] == ["sigmoid: answers 0.634", "relu: answers 0.550"]
+
+
+def test_places_that_cannot_be_written(tmp_path: Path) -> None:
+    pictures.check_picture(None)
+    pictures.check_picture(str(tmp_path / "x.png"))
+    assert not list(tmp_path.iterdir())
+    for path in (tmp_path / "none" / "x.png", tmp_path):
+        with pytest.raises(InputError, match="cannot write"):
+            pictures.check_picture(str(path))
