@@ -136,7 +136,11 @@ def train_command(
         except EndedAtOnce:
             raise
         except Stopped as stopped:
-            raise Stopped(stopped.number, f"{stopped}; to go on: {resuming(flags)}") from None
+            if run.done == plan.steps:
+                end = f"all steps are done, and {path} is saved; the last validation was given up"
+            else:
+                end = f"{stopped}; to go on: {resuming(flags)}"
+            raise Stopped(stopped.number, end) from None
         say(utilization(config, context, metrics))
         say(f"\nvalidation loss {loss:.4f} nats per {unit}\n", flush=True)
         save()

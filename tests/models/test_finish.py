@@ -1,0 +1,125 @@
+"""What a training says, validates and saves: the loop around the steps."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from minigrad import Tensor
+from minigrad.models import gpt_commands
+from minigrad.models.gpt import GPT, GPTConfig
+from minigrad.models.gpt_checkpoint import load_training
+from minigrad.models.interrupt import Interruption, Stopped
+from minigrad.models.metrics import Metrics
+from minigrad.models.text import Windows
+from minigrad.models.train import TrainingPlan, TrainingRun, evenly, finish, validate
+
+TINY = GPTConfig(layers=1, heads=2, dim=16, context=8, vocabulary=11)
+IDS = np.random.default_rng(0).integers(0, 11, 400).astype(np.int32)
+SMALL = ("--layers", "1", "--heads", "2", "--dim", "16", "--context", "8", "--batch", "2")
+TEXT, SHORT = Windows(IDS, 8), Windows(IDS[:80], 8)
+
+
+class Uniform:
+    """Knows nothing; counts the tokens that it is shown, and may call somebody then."""
+
+    def __init__(self, seen: Callable[[], None] = lambda: None) -> None:
+        self.tokens, self.seen = 0, seen
+
+    def loss(self, ids: Tensor, targets: Tensor) -> Tensor:
+        self.tokens += ids.numel()
+        self.seen()
+        return Tensor(2.5)
+
+
+def test_validation_reads_no_token_twice() -> None:
+    model = Uniform()
+    assert validate(model, SHORT, 2400, 48) == pytest.approx(2.5)
+    assert model.tokens == 9 * 8  # of 79 tokens that have a next one
+
+
+@pytest.mark.parametrize(
+    ("length", "most", "batch", "least", "expected"),
+    [(470_000, 2400, 48, 1, (2400, 48)),  # Shakespeare: as many as the plan says
+     (470_000, 480, 48, 1, (480, 48)),
+     (1840, 2400, 48, 1, (28, 28)),
+     (64 * 49 + 1, 2400, 48, 1, (50, 25)),  # batches of one size: one window overlaps
+     (65, 2400, 48, 1, (1, 1)),
+     (65, 2400, 48, 4, (4, 4))],  # a window for each rank
+)  # fmt: skip
+def test_how_many_windows(
+    length: int, most: int, batch: int, least: int, expected: tuple[int, int]
+) -> None:
+    windows = Windows(np.zeros(length, np.int32), 64)
+    assert evenly(windows, most, batch, least) == expected
+
+
+def a_run(**plan: Any) -> TrainingRun:
+    Tensor.manual_seed(1)
+    return TrainingRun(GPT(TINY), TrainingPlan(**{"steps": 2, "batch": 2, "warmup": 1, **plan}))
+
+
+def test_the_steps_are_saved_before_the_last_validation(monkeypatch: pytest.MonkeyPatch) -> None:
+    run, events = a_run(), []
+
+    def validated(*_: Any) -> float:
+        events.append("validated")
+        return 2.0
+
+    monkeypatch.setattr("minigrad.models.train.validate", validated)
+    finish(run, TEXT, SHORT, Metrics(), lambda: events.append(f"saved step {run.done}"))
+    assert events == ["saved step 2", "validated"]
+
+
+@pytest.mark.parametrize("steps", [2, 4])
+def test_a_signal_ends_a_validation(steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether it is the last validation or one between the steps."""
+    run, metrics = a_run(steps=steps, validate_every=2), Metrics()
+    interruption, saved = Interruption(), []
+
+    def notice() -> None:
+        interruption.number = signal.SIGINT
+
+    slow = Uniform(notice)
+    monkeypatch.setattr(run, "model", slow)
+    with pytest.raises(Stopped, match=f"stopped after step 2 of {steps}"):
+        finish(run, TEXT, TEXT, metrics, lambda: saved.append(len(metrics.history)), interruption)
+    assert slow.tokens == 7 * 8  # one batch, not all 49 windows
+    assert saved[-1] == len(metrics.history) == 2
+    assert metrics.history[-1]["val_loss"] is None
+
+
+def test_a_signal_in_the_last_validation_loses_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def slow(*arguments: Any) -> float:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return validate(*arguments)
+
+    monkeypatch.setattr("minigrad.models.train.validate", slow)
+    text, path = tmp_path / "text.txt", tmp_path / "gpt.safetensors"
+    text.write_text("to be, or not to be: that is the question.\n" * 20)
+    with pytest.raises(Stopped, match=r"all steps are done, and .*gpt\.safetensors is saved"):
+        gpt_commands.main(["--text", str(text), "--checkpoint", str(path), *SMALL, "--steps", "2"])
+    _, _, resumable = load_training(path)
+    assert resumable is not None and len(resumable.history) == resumable.facts["step"] == 2
+
+
+def test_the_training_loss_is_a_mean(capsys: pytest.CaptureFixture[str]) -> None:
+    run, metrics = a_run(steps=3), Metrics()
+    val_loss = finish(run, TEXT, SHORT, metrics)
+    losses = metrics.curve("loss")[1]
+    said = capsys.readouterr().out.splitlines()
+    mean = sum(losses) / 3
+    assert said[-1] == (
+        f"step 3: validation {val_loss:.4f}, training {mean:.4f} (mean of the last 3 batches)"
+    )
+    # the bar moves on before the validation, and the last batch's own loss is printed once
+    assert said[-2].startswith(f"step 3/3  loss {losses[-1]:.4f}")
+    assert sum(f"{losses[-1]:.4f}" in line for line in said) == 1
