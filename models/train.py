@@ -263,6 +263,15 @@ class OverfittingWatch:
         self.best, self.best_step, self.best_training = math.inf, 0, math.inf
         self.rises = 0
 
+    def recall(self, history: Iterable[Mapping[str, Any]]) -> None:
+        """Look at the validations of a run's earlier part, as `Metrics` keeps them."""
+        losses: list[float] = []
+        for line in history:
+            if line["loss"] is not None:
+                losses.append(line["loss"])
+            if losses and line["val_loss"] is not None:
+                self.look(line["step"], recent_mean(losses)[0], line["val_loss"])
+
     def look(self, step: int, training: float, val_loss: float) -> str:
         """A warning from the second rise in a row on, or nothing. training: see `recent_mean`."""
         if val_loss <= self.best:
@@ -273,7 +282,8 @@ class OverfittingWatch:
             return ""
         return (
             f"overfitting: the validation loss was {self.best:.4f} at step {self.best_step} and is "
-            f"{val_loss:.4f} now, while the training loss fell to {training:.4f}"
+            f"{val_loss:.4f} now, while the training loss fell to {training:.4f}; what helps: stop "
+            f"earlier (--steps {self.best_step}), more text, dropout, a smaller model"
         )
 
 
@@ -308,6 +318,7 @@ def finish(
     start, val_loss = time.perf_counter() - run.elapsed, None
     tokens, losses = plan.batch * training.context, metrics.curve("loss")[1]
     watch, replica = OverfittingWatch(), run.replica
+    watch.recall(metrics.history)
     quiet = replica is not None and not replica.rank.is_first
 
     def stop() -> bool:

@@ -16,7 +16,7 @@ from minigrad.models import gpt_commands
 from minigrad.models.gpt import GPT, GPTConfig
 from minigrad.models.gpt_checkpoint import load_training
 from minigrad.models.interrupt import Interruption, Stopped
-from minigrad.models.metrics import Metrics
+from minigrad.models.metrics import KEYS, Metrics
 from minigrad.models.text import Windows
 from minigrad.models.train import TrainingPlan, TrainingRun, evenly, finish, validate
 
@@ -109,6 +109,30 @@ def test_a_signal_in_the_last_validation_loses_nothing(
         gpt_commands.main(["--text", str(text), "--checkpoint", str(path), *SMALL, "--steps", "2"])
     _, _, resumable = load_training(path)
     assert resumable is not None and len(resumable.history) == resumable.facts["step"] == 2
+
+
+def line(step: int, loss: float, val_loss: float | None) -> dict[str, Any]:
+    return {**dict.fromkeys(KEYS), "step": step, "loss": loss, "val_loss": val_loss}
+
+
+EARLIER = [line(1, 3.0, 2.0), line(2, 1.0, 2.1), line(3, 1.0, None)]
+
+
+@pytest.mark.parametrize("history", [[], EARLIER])
+def test_overfitting_is_watched_across_a_pause(
+    history: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    """The best loss and the first rise were seen before it, the second is seen after it."""
+    run, metrics = a_run(steps=4), Metrics()
+    metrics.history += history
+    run.done = 3
+    monkeypatch.setattr(run, "advance", lambda windows: (setattr(run, "done", 4), (1.0, 0.1))[1])
+    monkeypatch.setattr("minigrad.models.train.validate", lambda *_: 2.2)
+    finish(run, TEXT, SHORT, metrics)
+    said = capsys.readouterr().out
+    assert ("was 2.0000 at step 1 and is 2.2000 now" in said) is bool(history)
+    assert ("stop earlier (--steps 1), more text, dropout" in said) is bool(history)
 
 
 def test_the_training_loss_is_a_mean(capsys: pytest.CaptureFixture[str]) -> None:
