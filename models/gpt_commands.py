@@ -7,6 +7,7 @@ import hashlib
 import shlex
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from minigrad.models.errors import InputError
 from minigrad.models.gpt import GPT, GPTConfig
 from minigrad.models.gpt_checkpoint import Resumable, load_training, save_checkpoint
 from minigrad.models.gpt_config import llama
-from minigrad.models.gpt_flags import COMMANDS, REMEMBERED, parser
+from minigrad.models.gpt_flags import COMMANDS, FINE_TUNING_LR, NEW_LR, REMEMBERED, parser
 from minigrad.models.interrupt import EndedAtOnce, Interruption, Stopped
 from minigrad.models.metrics import Metrics, save_curves
 from minigrad.models.parallel.launch import Mesh, Rank, started_by_mpi
@@ -53,6 +54,16 @@ def make_config(flags: argparse.Namespace, vocabulary: int) -> GPTConfig:
         return GPTConfig(*shape, **more)
     except ValueError as error:
         raise InputError(str(error)) from None
+
+
+def make_plan(flags: argparse.Namespace) -> TrainingPlan:
+    """How to train; weights that were learned before are changed more carefully."""
+    plan = TrainingPlan(steps=flags.steps, batch=flags.batch, lr=flags.lr, seed=flags.seed,
+                        accumulate=flags.accumulate, recompute=flags.recompute)  # fmt: skip
+    if flags.weights is None:
+        return plan
+    # fine-tuning takes few steps: half of them would be warm-up
+    return replace(plan, warmup=min(plan.warmup, max(flags.steps // 10, 1)), first_windows=24)
 
 
 def train_command(
@@ -95,8 +106,7 @@ def train_command(
         raise InputError(f"--batch {flags.batch} cannot be cut into {flags.accumulate} equal parts")
     if flags.recompute and config.dropout:
         raise InputError("--recompute would drop other values than before: leave --dropout at 0")
-    plan = TrainingPlan(steps=flags.steps, batch=flags.batch, lr=flags.lr, seed=flags.seed,
-                        accumulate=flags.accumulate, recompute=flags.recompute)  # fmt: skip
+    plan = make_plan(flags)
     history: list[dict[str, Any]] = []
     if model is None:
         model = GPT(config)
@@ -178,6 +188,8 @@ def check_layout(flags: argparse.Namespace, config: GPTConfig) -> None:
 
 def launch(flags: argparse.Namespace, earlier: Earlier | None = None) -> None:
     """`train` on one device, or on as many as --dp and --sp (and MPI) say."""
+    if flags.lr is None:
+        flags.lr = NEW_LR if flags.weights is None else FINE_TUNING_LR
     mesh = Mesh(flags.dp, flags.sp)
     if mesh.size == 1 and not started_by_mpi():
         train_command(flags, earlier)

@@ -56,6 +56,7 @@ class TrainingPlan:
     # At most so many; a short text has fewer (`Windows.apart`).
     validation_windows: int = 480  # during training
     final_windows: int = 2400  # at the end: at 64 tokens each, ± 0.01 nats
+    first_windows: int = 0  # before the first step, where a model knows something already
 
 
 def parameter_count(model: object) -> int:
@@ -325,6 +326,8 @@ def finish(
         return interruption is not None and interruption.number is not None
 
     with Progress(plan.steps, "tokens", quiet) as progress:
+        if plan.first_windows and not run.done:
+            _report_start(run, validation, progress, stop)
         while run.done < plan.steps:
             begin = time.perf_counter()
             loss, rate = run.advance(training)
@@ -364,6 +367,20 @@ def _save_if_possible(save: Callable[[], None], progress: Progress) -> None:
         save()
     except InputError as error:  # there may be room again at the end
         progress.say(f"not saved: {error}")
+
+
+def _report_start(
+    run: TrainingRun, validation: Windows, progress: Progress, stop: Callable[[], bool]
+) -> None:
+    """Say what the model knows already: fine-tuning that ends above it has done harm."""
+    plan = run.plan
+    try:
+        loss = validate(
+            run.model, validation, plan.first_windows, 4 * plan.batch, run.replica, stop
+        )
+    except GivenUp:
+        return  # the first step ends the run
+    progress.say(f"before the first step: validation {loss:.4f}")
 
 
 def _report(

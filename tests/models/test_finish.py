@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +16,11 @@ import pytest
 from minigrad import Tensor
 from minigrad.models import gpt_commands
 from minigrad.models.gpt import GPT, GPTConfig
-from minigrad.models.gpt_checkpoint import load_training
+from minigrad.models.gpt_checkpoint import load_training, save_checkpoint
 from minigrad.models.interrupt import Interruption, Stopped
 from minigrad.models.metrics import KEYS, Metrics
 from minigrad.models.text import Windows
+from minigrad.models.tokenizer import CharacterTokenizer
 from minigrad.models.train import TrainingPlan, TrainingRun, evenly, finish, validate
 
 TINY = GPTConfig(layers=1, heads=2, dim=16, context=8, vocabulary=11)
@@ -133,6 +136,45 @@ def test_overfitting_is_watched_across_a_pause(
     said = capsys.readouterr().out
     assert ("was 2.0000 at step 1 and is 2.2000 now" in said) is bool(history)
     assert ("stop earlier (--steps 1), more text, dropout" in said) is bool(history)
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The present folder, with a text and a model of it."""
+    monkeypatch.chdir(tmp_path)
+    words = "to be, or not to be: that is the question.\n" * 20
+    Path("text.txt").write_text(words)
+    tokenizer = CharacterTokenizer.of(words)
+    model = GPT(replace(TINY, vocabulary=len(tokenizer)))
+    save_checkpoint(Path("old.safetensors"), model, tokenizer)
+    return tmp_path
+
+
+def rates(path: Path) -> list[float]:
+    return [json.loads(line)["lr"] for line in path.read_text().splitlines()]
+
+
+@pytest.mark.parametrize(
+    ("flags", "peak"),
+    [((), 3e-3), (("--weights", "old.safetensors"), 1e-4),
+     (("--weights", "old.safetensors", "--lr", "2e-4"), 2e-4)],
+)  # fmt: skip
+def test_fine_tuning_is_careful(
+    flags: tuple[str, ...], peak: float, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    gpt_commands.main(["--text", "text.txt", *SMALL, *flags, "--steps", "20", "--metrics", "m"])
+    found = rates(folder / "m")
+    assert max(found) == pytest.approx(peak)
+    assert found.index(max(found)) == (1 if flags else 9)  # warm-up: a tenth of the steps, or half
+    said = capsys.readouterr().out.splitlines()
+    first = next(number for number, line in enumerate(said) if line.startswith("step 1/20"))
+    assert said[first - 1].startswith("before the first step: validation ") is bool(flags)
+
+
+def test_help_tells_both_learning_rates(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        gpt_commands.main(["train", "--help"])
+    assert "(default: 0.003, with --weights 0.0001)" in " ".join(capsys.readouterr().out.split())
 
 
 def test_the_training_loss_is_a_mean(capsys: pytest.CaptureFixture[str]) -> None:
