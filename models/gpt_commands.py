@@ -151,7 +151,7 @@ def train_command(
             else:
                 end = f"{stopped}; to go on: {resuming(flags)}"
             raise Stopped(stopped.number, end) from None
-        say(utilization(config, context, metrics))
+        say(utilization(config, context, metrics, flags.dp * flags.sp))
         say(f"\nvalidation loss {loss:.4f} nats per {unit}\n", flush=True)
         save()
         if interruption.number is not None and speaks:

@@ -19,9 +19,11 @@ from minigrad.models.gpt import GPT, GPTConfig
 from minigrad.models.gpt_checkpoint import load_training, save_checkpoint
 from minigrad.models.interrupt import Interruption, Stopped
 from minigrad.models.metrics import KEYS, Metrics
+from minigrad.models.sizing import flops_per_token
 from minigrad.models.text import Windows
 from minigrad.models.tokenizer import CharacterTokenizer
 from minigrad.models.train import TrainingPlan, TrainingRun, evenly, finish, validate
+from minigrad.models.utilization import utilization
 
 TINY = GPTConfig(layers=1, heads=2, dim=16, context=8, vocabulary=11)
 IDS = np.random.default_rng(0).integers(0, 11, 400).astype(np.int32)
@@ -175,6 +177,21 @@ def test_help_tells_both_learning_rates(capsys: pytest.CaptureFixture[str]) -> N
     with pytest.raises(SystemExit):
         gpt_commands.main(["train", "--help"])
     assert "(default: 0.003, with --weights 0.0001)" in " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.parametrize(
+    ("ranks", "said"),
+    [(1, "80% of what one large product reaches here"),
+     (4, "20% of what 4 large products reach here, one on each device")],
+)  # fmt: skip
+def test_utilization_is_that_of_all_ranks(
+    ranks: int, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    metrics = Metrics()
+    metrics.record(step=1, loss=1.0, tokens_per_s=8.0)
+    peak = 10.0 * flops_per_token(TINY, TINY.context)
+    monkeypatch.setattr("minigrad.models.utilization.product_rate", lambda device: peak)
+    assert utilization(TINY, TINY.context, metrics, ranks).endswith(said)
 
 
 def test_the_training_loss_is_a_mean(capsys: pytest.CaptureFixture[str]) -> None:
