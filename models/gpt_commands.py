@@ -21,7 +21,7 @@ from minigrad.models.gpt_checkpoint import Resumable, load_training, save_checkp
 from minigrad.models.gpt_config import llama
 from minigrad.models.gpt_flags import COMMANDS, FINE_TUNING_LR, NEW_LR, REMEMBERED, parser
 from minigrad.models.interrupt import EndedAtOnce, Interruption, Stopped
-from minigrad.models.metrics import Metrics, save_curves
+from minigrad.models.metrics import Metrics, save_curves, shown
 from minigrad.models.parallel.launch import Mesh, Rank, started_by_mpi
 from minigrad.models.parallel.launch import run as run_ranks
 from minigrad.models.parallel.timeline import Timeline, write_trace
@@ -154,7 +154,7 @@ def train_command(
                 end = f"{stopped}; to go on: {resuming(flags)}"
             raise Stopped(stopped.number, end) from None
         say(utilization(config, context, metrics, flags.dp * flags.sp))
-        say(f"\nvalidation loss {loss:.4f} nats per {unit}\n", flush=True)
+        say(f"\nvalidation loss {shown(loss)} nats per {unit}\n", flush=True)
         save()
         if interruption.number is not None and speaks:
             raise Stopped(interruption.number, f"all steps are done, and {path} is saved")
@@ -277,6 +277,9 @@ def continued(
 def main(arguments: Sequence[str]) -> None:
     """Read the command line and do what it says."""
     given = list(arguments)
+    if given and not given[0].startswith("-") and given[0] not in COMMANDS:
+        *most, last = COMMANDS  # `train` takes flags only: a word is meant as a command
+        parser().error(f"unknown command {given[0]!r}: expected {', '.join(most)} or {last}")
     if not given or given[0] not in (*COMMANDS, "-h", "--help"):
         given.insert(0, "train")
     flags = parser().parse_args(given)

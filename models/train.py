@@ -14,7 +14,7 @@ from minigrad.models.checkpoint import plain_shape
 from minigrad.models.console import Progress
 from minigrad.models.errors import InputError
 from minigrad.models.interrupt import Interruption, Stopped
-from minigrad.models.metrics import Metrics
+from minigrad.models.metrics import Metrics, shown
 from minigrad.models.moe import recording
 from minigrad.models.parallel.training import Replica
 from minigrad.models.text import Windows
@@ -282,9 +282,9 @@ class OverfittingWatch:
         if self.rises < 2:
             return ""
         return (
-            f"overfitting: the validation loss was {self.best:.4f} at step {self.best_step} and is "
-            f"{val_loss:.4f} now, while the training loss fell to {training:.4f}; what helps: stop "
-            f"earlier (--steps {self.best_step}), more text, dropout, a smaller model"
+            f"overfitting: the validation loss was {shown(self.best)} at step {self.best_step} and "
+            f"is {shown(val_loss)} now, while the training loss fell to {shown(training)}; what "
+            f"helps: stop earlier (--steps {self.best_step}), more text, dropout, a smaller model"
         )
 
 
@@ -297,6 +297,18 @@ def train_language_model(
 ) -> float:
     """Train from the first step to the last; see `finish`."""
     return finish(TrainingRun(model, plan), training, validation, metrics)
+
+
+class LossProgress(Progress):
+    """Shows a loss that has gone wild so that it can be read."""
+
+    def update(self, step: int, loss: float, rate: float) -> None:
+        """After `step` steps (the first is 1): its loss, and units a second."""
+        facts = f"loss {shown(loss)}  {rate:,.0f} {self.unit}/s"
+        if self.live:
+            self.bar.update(self.task, completed=step, facts=facts)
+        elif not self.quiet and (step == 1 or step % max(self.steps // 20, 1) == 0):
+            print(f"step {step}/{self.steps}  {facts}", flush=True)
 
 
 def finish(
@@ -325,7 +337,7 @@ def finish(
     def stop() -> bool:
         return interruption is not None and interruption.number is not None
 
-    with Progress(plan.steps, "tokens", quiet) as progress:
+    with LossProgress(plan.steps, "tokens", quiet) as progress:
         if plan.first_windows and not run.done:
             _report_start(run, validation, progress, stop)
         while run.done < plan.steps:
@@ -380,7 +392,7 @@ def _report_start(
         )
     except GivenUp:
         return  # the first step ends the run
-    progress.say(f"before the first step: validation {loss:.4f}")
+    progress.say(f"before the first step: validation {shown(loss)}")
 
 
 def _report(
@@ -396,7 +408,7 @@ def _report(
         return None
     mean, count = recent_mean(losses)
     progress.say(
-        f"step {run.done}: validation {val_loss:.4f}, training {mean:.4f} (mean of the last "
+        f"step {run.done}: validation {shown(val_loss)}, training {shown(mean)} (mean of the last "
         f"{count} batches)"
     )
     if warning := watch.look(run.done, mean, val_loss):

@@ -203,6 +203,22 @@ def test_a_trace_of_one_device(folder: Path) -> None:
     assert program.timeline.record is None
 
 
+@pytest.mark.parametrize(
+    ("loss", "text"),
+    [(4450442363336130560.0, "4.45e+18"), (2.90914, "2.9091"), (123.4, "123.4000")],
+)
+def test_a_wild_loss_can_be_read(
+    loss: float, text: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = a_run(steps=1)
+    monkeypatch.setattr(run, "advance", lambda windows: (setattr(run, "done", 1), (loss, 0.1))[1])
+    monkeypatch.setattr("minigrad.models.train.validate", lambda *_: loss)
+    finish(run, TEXT, SHORT, Metrics())
+    step, validation = capsys.readouterr().out.splitlines()
+    assert step.startswith(f"step 1/1  loss {text}  ")
+    assert validation.startswith(f"step 1: validation {text}, training {text} (mean of")
+
+
 def test_the_training_loss_is_a_mean(capsys: pytest.CaptureFixture[str]) -> None:
     run, metrics = a_run(steps=3), Metrics()
     val_loss = finish(run, TEXT, SHORT, metrics)
