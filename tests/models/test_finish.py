@@ -219,6 +219,22 @@ def test_a_wild_loss_can_be_read(
     assert validation.startswith(f"step 1: validation {text}, training {text} (mean of")
 
 
+def test_gradient_norms_say_what_is_to_be_seen(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(
+        "minigrad.models.look_inside.gradient_norms",
+        lambda config, *_: [2.88, 2.4] if config.residual else [7.1, 0.071],
+    )
+    gpt_commands.show_gradient_norms(TINY, TEXT, TrainingPlan())
+    _, first, last, sentence = capsys.readouterr().out.splitlines()
+    assert first.split() == ["block", "1", "2.88", "7.1"]
+    assert last.split() == ["block", "2", "2.4", "0.071"]
+    assert len(first) == len(last)
+    assert sentence.startswith("first block / last block: 1.2 with residual connections, ")
+    assert ", 100 without: " in sentence
+
+
 def test_the_training_loss_is_a_mean(capsys: pytest.CaptureFixture[str]) -> None:
     run, metrics = a_run(steps=3), Metrics()
     val_loss = finish(run, TEXT, SHORT, metrics)
