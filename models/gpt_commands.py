@@ -70,8 +70,8 @@ def show_gradient_norms(config: GPTConfig, windows: Windows, plan: TrainingPlan)
         print(f"  block {number:<20} {norms[0]:>27.3g} {norms[1]:>9.3g}")
     ratios = [norms[0] / norms[-1] if norms[-1] else math.inf for norms in columns]
     print(
-        f"first block / last block: {ratios[0]:.3g} with residual connections, which keep all blocks "
-        f"much alike, {ratios[1]:.3g} without: far from 1, gradients vanish or explode on their way"
+        f"first block / last block: {ratios[0]:.3g} with residual connections, which keep all "
+        f"blocks much alike, {ratios[1]:.3g} without: far from 1, gradients vanish or explode"
     )
 
 
