@@ -4,24 +4,28 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import math
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from minigrad import Tensor
+from minigrad import Tensor, program
 from minigrad.errors import MinigradError
 from minigrad.models import bpe, chat, checkpoint, console, look_inside
 from minigrad.models.errors import InputError
 from minigrad.models.gpt import GPT, GPTConfig
 from minigrad.models.gpt_checkpoint import Resumable, load_training, save_checkpoint
 from minigrad.models.gpt_config import llama
-from minigrad.models.gpt_flags import COMMANDS, REMEMBERED, parser
+from minigrad.models.gpt_flags import COMMANDS, FINE_TUNING_LR, NEW_LR, REMEMBERED, parser
 from minigrad.models.interrupt import EndedAtOnce, Interruption, Stopped
-from minigrad.models.metrics import Metrics, save_curves
+from minigrad.models.metrics import Metrics, save_curves, shown
 from minigrad.models.parallel.launch import Mesh, Rank, started_by_mpi
 from minigrad.models.parallel.launch import run as run_ranks
+from minigrad.models.parallel.timeline import Timeline, write_trace
 from minigrad.models.parallel.training import Replica
 from minigrad.models.pretrained import load_model, write
 from minigrad.models.sampling import Sampling
@@ -53,6 +57,32 @@ def make_config(flags: argparse.Namespace, vocabulary: int) -> GPTConfig:
         return GPTConfig(*shape, **more)
     except ValueError as error:
         raise InputError(str(error)) from None
+
+
+def show_gradient_norms(config: GPTConfig, windows: Windows, plan: TrainingPlan) -> None:
+    """Two columns: with residual connections, and without; and what is to be seen in them."""
+    random = Tensor.random_state()
+    columns = [look_inside.gradient_norms(replace(config, residual=residual), windows, plan)
+               for residual in (True, False)]  # fmt: skip
+    Tensor.set_random_state(random)
+    print("gradient norms at the start   with residual connections   without")
+    for number, norms in enumerate(zip(*columns, strict=True), 1):
+        print(f"  block {number:<20} {norms[0]:>27.3g} {norms[1]:>9.3g}")
+    ratios = [norms[0] / norms[-1] if norms[-1] else math.inf for norms in columns]
+    print(
+        f"first block / last block: {ratios[0]:.3g} with residual connections, which keep all "
+        f"blocks much alike, {ratios[1]:.3g} without: far from 1, gradients vanish or explode"
+    )
+
+
+def make_plan(flags: argparse.Namespace) -> TrainingPlan:
+    """How to train; weights that were learned before are changed more carefully."""
+    plan = TrainingPlan(steps=flags.steps, batch=flags.batch, lr=flags.lr, seed=flags.seed,
+                        accumulate=flags.accumulate, recompute=flags.recompute)  # fmt: skip
+    if flags.weights is None:
+        return plan
+    # fine-tuning takes few steps: half of them would be warm-up
+    return replace(plan, warmup=min(plan.warmup, max(flags.steps // 10, 1)), first_windows=24)
 
 
 def train_command(
@@ -95,8 +125,7 @@ def train_command(
         raise InputError(f"--batch {flags.batch} cannot be cut into {flags.accumulate} equal parts")
     if flags.recompute and config.dropout:
         raise InputError("--recompute would drop other values than before: leave --dropout at 0")
-    plan = TrainingPlan(steps=flags.steps, batch=flags.batch, lr=flags.lr, seed=flags.seed,
-                        accumulate=flags.accumulate, recompute=flags.recompute)  # fmt: skip
+    plan = make_plan(flags)
     history: list[dict[str, Any]] = []
     if model is None:
         model = GPT(config)
@@ -115,7 +144,7 @@ def train_command(
         say(f"{len(text):,} characters are {len(text_ids):,} tokens of {len(tokenizer):,}")
     say(f"{parameter_count(model):,} parameters")
     if flags.gradient_norms and speaks:
-        look_inside.show_gradient_norms(config, windows[0], plan)
+        show_gradient_norms(config, windows[0], plan)
     if run.done:
         say(f"going on after step {run.done} of {plan.steps}")
     remembered = {name: getattr(flags, name) for name in REMEMBERED}
@@ -136,9 +165,13 @@ def train_command(
         except EndedAtOnce:
             raise
         except Stopped as stopped:
-            raise Stopped(stopped.number, f"{stopped}; to go on: {resuming(flags)}") from None
-        say(utilization(config, context, metrics))
-        say(f"\nvalidation loss {loss:.4f} nats per {unit}\n", flush=True)
+            if run.done == plan.steps:
+                end = f"all steps are done, and {path} is saved; the last validation was given up"
+            else:
+                end = f"{stopped}; to go on: {resuming(flags)}"
+            raise Stopped(stopped.number, end) from None
+        say(utilization(config, context, metrics, flags.dp * flags.sp))
+        say(f"\nvalidation loss {shown(loss)} nats per {unit}\n", flush=True)
         save()
         if interruption.number is not None and speaks:
             raise Stopped(interruption.number, f"all steps are done, and {path} is saved")
@@ -174,9 +207,12 @@ def check_layout(flags: argparse.Namespace, config: GPTConfig) -> None:
 
 def launch(flags: argparse.Namespace, earlier: Earlier | None = None) -> None:
     """`train` on one device, or on as many as --dp and --sp (and MPI) say."""
+    if flags.lr is None:
+        flags.lr = NEW_LR if flags.weights is None else FINE_TUNING_LR
     mesh = Mesh(flags.dp, flags.sp)
     if mesh.size == 1 and not started_by_mpi():
-        train_command(flags, earlier)
+        with traced(flags.trace):
+            train_command(flags, earlier)
         return
 
     def train(rank: Rank) -> None:
@@ -185,6 +221,26 @@ def launch(flags: argparse.Namespace, earlier: Earlier | None = None) -> None:
         train_command(flags, own, rank)
 
     run_ranks(train, mesh, trace=flags.trace)
+
+
+@contextmanager
+def traced(path: str | None) -> Iterator[None]:
+    """Write the timeline of the block, as that of a single rank, where a path is given."""
+    if path is None:
+        yield
+        return
+    timeline = Timeline()
+
+    def record(label: str, start: float, stop: float) -> None:
+        timeline.add(label, start, stop, kind="kernel")
+
+    timeline.begin()
+    program.timeline.record = record
+    try:
+        yield
+    finally:
+        program.timeline.record = None
+    write_trace(Path(path), [(0, timeline.events)])
 
 
 def resuming(flags: argparse.Namespace) -> str:
@@ -238,6 +294,9 @@ def continued(
 def main(arguments: Sequence[str]) -> None:
     """Read the command line and do what it says."""
     given = list(arguments)
+    if given and not given[0].startswith("-") and given[0] not in COMMANDS:
+        *most, last = COMMANDS  # `train` takes flags only: a word is meant as a command
+        parser().error(f"unknown command {given[0]!r}: expected {', '.join(most)} or {last}")
     if not given or given[0] not in (*COMMANDS, "-h", "--help"):
         given.insert(0, "train")
     flags = parser().parse_args(given)

@@ -15,6 +15,9 @@ COMMANDS = {
     "chat": "talk with a trained model", "inspect": "look inside a model",
 }  # fmt: skip
 
+# Peaks of the learning rate: what a new model learns fast with wrecks one that knows something.
+NEW_LR, FINE_TUNING_LR = 3e-3, 1e-4
+
 # What a resumed run takes from its checkpoint where the command line does not say otherwise.
 REMEMBERED: dict[str, type | tuple[type, ...]] = {
     "text": (str, type(None)), "tokenizer": str, "layers": int, "heads": int, "dim": int,
@@ -50,8 +53,14 @@ def parser(remembered: Mapping[str, Any] | None = None) -> argparse.ArgumentPars
     return top
 
 
-def add_basics(command: argparse.ArgumentParser, layers: int, steps: int) -> None:
-    """Flags of whatever trains a GPT: the text, the model's shape, how long it learns."""
+def add_basics(
+    command: argparse.ArgumentParser, layers: int, steps: int, lr: float | None = NEW_LR,
+    more: str = "",
+) -> None:  # fmt: skip
+    """Flags of whatever trains a GPT: the text, the model's shape, how long it learns.
+
+    more: what --help adds about an `lr` that depends on other flags.
+    """
     add, whole = command.add_argument, console.positive_int
     add("--text", metavar="FILE", help="UTF-8 text; Shakespeare's plays if not given")
     add("--layers", type=whole, default=layers, help="blocks")
@@ -60,13 +69,14 @@ def add_basics(command: argparse.ArgumentParser, layers: int, steps: int) -> Non
     add("--context", type=whole, default=64, help="tokens it sees")
     add("--steps", type=whole, default=steps, help="updates")
     add("--batch", type=whole, default=12, help="windows per step")
-    add("--lr", type=console.positive_float, default=3e-3,
-        help="peak; at most 100 steps of warm-up, cosine to a tenth")  # fmt: skip
+    add("--lr", type=console.positive_float, default=lr,
+        help="peak; at most 100 steps of warm-up, cosine to a tenth" + more)  # fmt: skip
 
 
 def _train(command: argparse.ArgumentParser) -> None:
     add, whole = command.add_argument, console.positive_int
-    add_basics(command, layers=4, steps=2000)
+    add_basics(command, layers=4, steps=2000, lr=None,
+               more=f" (default: {NEW_LR:g}, with --weights {FINE_TUNING_LR:g})")  # fmt: skip
     add("--tokenizer", choices=["character", "gpt2", "bpe"], default="character",
         help="what a token is; bpe learns --vocabulary of them from the text")  # fmt: skip
     add("--vocabulary", type=whole, default=1024, help="tokens that --tokenizer bpe learns")

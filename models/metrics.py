@@ -11,6 +11,7 @@ from minigrad.models.console import require
 from minigrad.models.errors import InputError
 
 KEYS = ("step", "loss", "val_loss", "lr", "tokens_per_s", "elapsed_s")
+ABSURD = 1e6  # nats; e to the power of that has no meaning
 
 
 class Metrics:
@@ -82,6 +83,11 @@ def _cut(path: Path, last: int) -> None:
 
 
 _NO_NUMBERS = (float("inf"), float("-inf"))
+
+
+def shown(loss: float) -> str:
+    """A loss for people: four digits after the point, or three in all where it is absurd."""
+    return f"{loss:.4f}" if abs(loss) < ABSURD else f"{loss:.3g}"
 
 
 def smooth(values: list[float], width: int) -> list[float]:

@@ -120,6 +120,11 @@ class Windows:
                 f"{self.context}: give a longer text or a smaller --context"
             )
 
+    @property
+    def apart(self) -> int:
+        """How many windows lie side by side: with as many, each token is read once."""
+        return (len(self.ids) - 1) // self.context
+
     def at(self, starts: Ids) -> tuple[Ids, Ids]:
         """(inputs, targets), each of shape (len(starts), context), int32."""
         import numpy as np

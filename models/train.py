@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import operator
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -14,13 +14,15 @@ from minigrad.models.checkpoint import plain_shape
 from minigrad.models.console import Progress
 from minigrad.models.errors import InputError
 from minigrad.models.interrupt import Interruption, Stopped
-from minigrad.models.metrics import Metrics
+from minigrad.models.metrics import Metrics, shown
 from minigrad.models.moe import recording
 from minigrad.models.parallel.training import Replica
 from minigrad.models.text import Windows
 
 if TYPE_CHECKING:
     from minigrad.models.gpt import GPT
+
+RECENT = 50  # batches whose mean loss is called the training loss
 
 
 class LanguageModel(Protocol):
@@ -51,8 +53,10 @@ class TrainingPlan:
     accumulate: int = 1  # parts of a batch that are computed one after the other
     recompute: bool = False  # blocks again in the backward pass instead of keeping what is inside
     validate_every: int = 500
+    # At most so many; a short text has fewer (`Windows.apart`).
     validation_windows: int = 480  # during training
     final_windows: int = 2400  # at the end: at 64 tokens each, ± 0.01 nats
+    first_windows: int = 0  # before the first step, where a model knows something already
 
 
 def parameter_count(model: object) -> int:
@@ -158,13 +162,36 @@ def backward_by_blocks(model: GPT, ids: Tensor, targets: Tensor, share: float = 
     return loss.detach() if extra is None else (loss + extra).detach()
 
 
+class GivenUp(Exception):
+    """A validation that was to stop: there is no loss."""
+
+
+def evenly(windows: Windows, most: int, batch: int, least: int = 1) -> tuple[int, int]:
+    """How to validate on `most` windows: (windows, windows in a batch), all batches of one size.
+
+    A short text has fewer windows than that: more would only read its tokens again. `least`: as
+    many ranks share a batch.
+    """
+    count = min(most, windows.apart)
+    batches = -(-count // batch)
+    size = max(-(-count // batches), least)
+    return batches * size, size
+
+
 def validate(
-    model: LanguageModel, windows: Windows, count: int, batch: int, replica: Replica | None = None
-) -> float:
-    """Mean loss over `count` windows spread evenly over a text, in nats per token."""
+    model: LanguageModel, windows: Windows, most: int, batch: int, replica: Replica | None = None,
+    stop: Callable[[], bool] = lambda: False,
+) -> float:  # fmt: skip
+    """Mean loss over windows spread evenly over a text (see `evenly`), in nats per token.
+
+    Raises GivenUp where `stop`, asked before each batch, says so.
+    """
     losses = []
+    count, size = evenly(windows, most, batch, 1 if replica is None else replica.rank.dp.size)
     with Tensor.no_grad():
-        for ids, targets in windows.spread(count, batch):
+        for ids, targets in windows.spread(count, size):
+            if stop():
+                raise GivenUp
             if replica is not None:
                 ids, targets = replica.part(ids, targets)
             loss = model.loss(Tensor(ids), Tensor(targets))
@@ -224,6 +251,12 @@ class TrainingRun:
         Tensor.set_random_state((seed, devices))
 
 
+def recent_mean(losses: Sequence[float]) -> tuple[float, int]:
+    """(the mean of the last batches' losses, over how many): one batch alone says little."""
+    recent = losses[-RECENT:]
+    return sum(recent) / len(recent), len(recent)
+
+
 class OverfittingWatch:
     """Compares each validation with the best before it."""
 
@@ -231,10 +264,17 @@ class OverfittingWatch:
         self.best, self.best_step, self.best_training = math.inf, 0, math.inf
         self.rises = 0
 
-    def look(self, step: int, metrics: Metrics, val_loss: float) -> str:
-        """A warning from the second rise in a row on, or nothing."""
-        recent = metrics.curve("loss")[1][-50:]
-        training = sum(recent) / max(len(recent), 1)
+    def recall(self, history: Iterable[Mapping[str, Any]]) -> None:
+        """Look at the validations of a run's earlier part, as `Metrics` keeps them."""
+        losses: list[float] = []
+        for line in history:
+            if line["loss"] is not None:
+                losses.append(line["loss"])
+            if losses and line["val_loss"] is not None:
+                self.look(line["step"], recent_mean(losses)[0], line["val_loss"])
+
+    def look(self, step: int, training: float, val_loss: float) -> str:
+        """A warning from the second rise in a row on, or nothing. training: see `recent_mean`."""
         if val_loss <= self.best:
             self.best, self.best_step, self.best_training, self.rises = val_loss, step, training, 0
             return ""
@@ -242,8 +282,9 @@ class OverfittingWatch:
         if self.rises < 2:
             return ""
         return (
-            f"overfitting: the validation loss was {self.best:.4f} at step {self.best_step} and is "
-            f"{val_loss:.4f} now, while the training loss fell to {training:.4f}"
+            f"overfitting: the validation loss was {shown(self.best)} at step {self.best_step} and "
+            f"is {shown(val_loss)} now, while the training loss fell to {shown(training)}; what "
+            f"helps: stop earlier (--steps {self.best_step}), more text, dropout, a smaller model"
         )
 
 
@@ -258,6 +299,18 @@ def train_language_model(
     return finish(TrainingRun(model, plan), training, validation, metrics)
 
 
+class LossProgress(Progress):
+    """Shows a loss that has gone wild so that it can be read."""
+
+    def update(self, step: int, loss: float, rate: float) -> None:
+        """After `step` steps (the first is 1): its loss, and units a second."""
+        facts = f"loss {shown(loss)}  {rate:,.0f} {self.unit}/s"
+        if self.live:
+            self.bar.update(self.task, completed=step, facts=facts)
+        elif not self.quiet and (step == 1 or step % max(self.steps // 20, 1) == 0):
+            print(f"step {step}/{self.steps}  {facts}", flush=True)
+
+
 def finish(
     run: TrainingRun,
     training: Windows,
@@ -270,15 +323,23 @@ def finish(
 
     Every step is recorded in `metrics`, and a warning is printed where the validation loss goes up
     while the training loss goes down: the model then begins to learn its examples by heart. `save`
-    is called where validation interrupts the training, and when a signal ends it before its last
-    step, which raises Stopped. Raises InputError where the loss is no longer a finite number.
+    is called where validation interrupts the training, before the last validation, which may take
+    long, and when a signal ends a step or a validation, which raises Stopped. Raises InputError
+    where the loss is no longer a finite number.
     """
-    plan, model = run.plan, run.model
-    start, val_loss = time.perf_counter() - run.elapsed, math.nan
-    tokens = plan.batch * training.context
+    plan = run.plan
+    start, val_loss = time.perf_counter() - run.elapsed, None
+    tokens, losses = plan.batch * training.context, metrics.curve("loss")[1]
     watch, replica = OverfittingWatch(), run.replica
+    watch.recall(metrics.history)
     quiet = replica is not None and not replica.rank.is_first
-    with Progress(plan.steps, "tokens", quiet) as progress:
+
+    def stop() -> bool:
+        return interruption is not None and interruption.number is not None
+
+    with LossProgress(plan.steps, "tokens", quiet) as progress:
+        if plan.first_windows and not run.done:
+            _report_start(run, validation, progress, stop)
         while run.done < plan.steps:
             begin = time.perf_counter()
             loss, rate = run.advance(training)
@@ -287,30 +348,69 @@ def finish(
                 raise InputError(
                     f"the loss is {loss} at step {run.done}: try a smaller --lr than {plan.lr}"
                 )
-            last = run.done == plan.steps
-            validated = last or run.done % plan.validate_every == 0
-            if validated:
-                count = plan.final_windows if last else plan.validation_windows
-                val_loss = validate(model, validation, count, 4 * plan.batch, replica)
-                progress.say(f"step {run.done}: training {loss:.4f}, validation {val_loss:.4f}")
-                if warning := watch.look(run.done, metrics, val_loss):
-                    progress.say(warning)
-            progress.update(run.done, loss, speed)
+            losses.append(loss)
             run.elapsed = time.perf_counter() - start
+            progress.update(run.done, loss, speed)
+            last, val_loss = run.done == plan.steps, None
+            validated = last or run.done % plan.validate_every == 0
+            if last:  # whatever ends the process while it validates, the steps are not lost
+                _save_if_possible(save, progress)
+            if validated:
+                val_loss = _report(run, validation, losses, watch, progress, stop)
             metrics.record(
                 step=run.done,
                 loss=loss,
-                val_loss=val_loss if validated else None,
+                val_loss=val_loss,
                 lr=rate,
                 tokens_per_s=speed,
                 elapsed_s=run.elapsed,
             )
-            if interruption is not None and interruption.number is not None and not last:
+            complete = last and val_loss is not None  # then a signal has nothing left to end
+            if interruption is not None and interruption.number is not None and not complete:
                 save()
                 raise Stopped(interruption.number, f"stopped after step {run.done} of {plan.steps}")
             if validated and not last:
-                try:
-                    save()
-                except InputError as error:  # there may be room again at the end
-                    progress.say(f"not saved: {error}")
+                _save_if_possible(save, progress)
+    return math.nan if val_loss is None else val_loss
+
+
+def _save_if_possible(save: Callable[[], None], progress: Progress) -> None:
+    try:
+        save()
+    except InputError as error:  # there may be room again at the end
+        progress.say(f"not saved: {error}")
+
+
+def _report_start(
+    run: TrainingRun, validation: Windows, progress: Progress, stop: Callable[[], bool]
+) -> None:
+    """Say what the model knows already: fine-tuning that ends above it has done harm."""
+    plan = run.plan
+    try:
+        loss = validate(
+            run.model, validation, plan.first_windows, 4 * plan.batch, run.replica, stop
+        )
+    except GivenUp:
+        return  # the first step ends the run
+    progress.say(f"before the first step: validation {shown(loss)}")
+
+
+def _report(
+    run: TrainingRun, validation: Windows, losses: Sequence[float], watch: OverfittingWatch,
+    progress: Progress, stop: Callable[[], bool],
+) -> float | None:  # fmt: skip
+    """Validate after a step and say what came out; None where `stop` ended it."""
+    plan = run.plan
+    most = plan.final_windows if run.done == plan.steps else plan.validation_windows
+    try:
+        val_loss = validate(run.model, validation, most, 4 * plan.batch, run.replica, stop)
+    except GivenUp:
+        return None
+    mean, count = recent_mean(losses)
+    progress.say(
+        f"step {run.done}: validation {shown(val_loss)}, training {shown(mean)} (mean of the last "
+        f"{count} batches)"
+    )
+    if warning := watch.look(run.done, mean, val_loss):
+        progress.say(warning)
     return val_loss

@@ -36,9 +36,10 @@ def _rate(device: str, size: int) -> float:
     return 2 * size**3 / best
 
 
-def utilization(config: GPTConfig, context: int, metrics: Metrics) -> str:
+def utilization(config: GPTConfig, context: int, metrics: Metrics, ranks: int = 1) -> str:
     """A line for people: tokens and flops a second (the median step), and model-flops utilisation.
 
+    The tokens are those of all ranks, each of which could reach what the first one's device does.
     Chowdhery et al., "PaLM" (2022), appendix B: only what the model itself needs is counted.
     """
     rates = sorted(metrics.curve("tokens_per_s")[1])
@@ -46,8 +47,8 @@ def utilization(config: GPTConfig, context: int, metrics: Metrics) -> str:
         return "no step was timed"
     rate = rates[len(rates) // 2]
     flops = rate * flops_per_token(config, context)
-    peak = product_rate(Device.canonical(Device.DEFAULT))
-    return (
-        f"{rate:,.0f} tokens/s, {flops / 1e9:.3g} GFLOP/s: {flops / peak:.0%} of what one large "
-        "product reaches here"
-    )
+    peak = ranks * product_rate(Device.canonical(Device.DEFAULT))
+    best = "one large product reaches here"
+    if ranks > 1:
+        best = f"{ranks} large products reach here, one on each device"
+    return f"{rate:,.0f} tokens/s, {flops / 1e9:.3g} GFLOP/s: {flops / peak:.0%} of what {best}"

@@ -55,7 +55,8 @@ def end_of(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[in
 
 COMMAND_LINES: list[tuple[list[str], int, str]] = [
     (["--unknown"], 2, "unrecognized arguments: --unknown"),
-    (["walk"], 2, "unrecognized arguments: walk"),
+    (["walk"], 2, "unknown command 'walk': expected train, sample, chat or inspect"),
+    (["sampel", "--tokens", "9"], 2, "unknown command 'sampel': expected train, sample, chat or"),
     (["sample", "--unknown", "3"], 2, "unrecognized arguments: --unknown 3"),
     (["--steps", "0"], 2, "argument --steps: 0 is less than 1"),
     (["--steps", "many"], 2, "argument --steps: invalid whole number value: 'many'"),

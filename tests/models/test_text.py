@@ -181,6 +181,11 @@ def test_validation_windows_cover_the_text(length: int) -> None:
     assert (np.diff(starts) >= 0).all()
 
 
+@pytest.mark.parametrize(("length", "apart"), [(9, 1), (16, 1), (17, 2), (1840, 229)])
+def test_windows_side_by_side_read_each_token_once(length: int, apart: int) -> None:
+    assert Windows(np.arange(length, dtype=np.int32), context=8).apart == apart
+
+
 def test_a_text_too_short_for_a_window() -> None:
     Windows(np.arange(9, dtype=np.int32), context=8)
     with pytest.raises(InputError, match="has 8 tokens, too few for a context of 8"):
