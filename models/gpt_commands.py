@@ -22,11 +22,12 @@ from minigrad.models.gpt_checkpoint import Resumable, load_training, save_checkp
 from minigrad.models.gpt_config import llama
 from minigrad.models.gpt_flags import COMMANDS, FINE_TUNING_LR, NEW_LR, REMEMBERED, parser
 from minigrad.models.interrupt import EndedAtOnce, Interruption, Stopped
-from minigrad.models.metrics import Metrics, save_curves, shown
+from minigrad.models.metrics import Metrics, shown
 from minigrad.models.parallel.launch import Mesh, Rank, started_by_mpi
 from minigrad.models.parallel.launch import run as run_ranks
 from minigrad.models.parallel.timeline import Timeline, write_trace
 from minigrad.models.parallel.training import Replica
+from minigrad.models.pictures import save_curves
 from minigrad.models.pretrained import load_model, write
 from minigrad.models.sampling import Sampling
 from minigrad.models.text import Windows, load_text, split

@@ -9,12 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from minigrad import Tensor, jit, nn
-from minigrad.models.console import require
 from minigrad.models.decode import Decoder
 from minigrad.models.errors import InputError
 from minigrad.models.gpt import GPT
 from minigrad.models.gpt_config import GPTConfig
-from minigrad.models.metrics import save_figure
+from minigrad.models.pictures import check_picture, draw_attention
 from minigrad.models.pretrained import load_model, smollm
 from minigrad.models.sampling import probabilities
 from minigrad.models.text import Windows
@@ -29,6 +28,7 @@ WARM, MOST_ANEW = 3, 8  # calls before a captured step replays; longer ones that
 
 def inspect_command(flags: argparse.Namespace) -> None:
     """`inspect`: everything that can be seen of one text."""
+    check_picture(flags.picture)
     path = smollm() if flags.checkpoint is None else Path(flags.checkpoint)
     model, tokenizer = load_model(path, context=flags.context)
     ids = tokenizer.encode(flags.text)
@@ -114,24 +114,6 @@ def attention(model: GPT, ids: list[int], layer: int, head: int) -> Any:
         scores = q[0, head].matmul(k[0, head // group].transpose()) / model.config.width**0.5
         future = Tensor.ones(len(ids), len(ids)).triu(1).bool()
         return scores.masked_fill(future, float("-inf")).softmax(1).numpy()
-
-
-def draw_attention(weights: Any, names: list[str], path: Path, title: str) -> None:
-    """A PNG: rows are the tokens that look, columns those that are looked at."""
-    require("matplotlib").use("Agg")
-    pyplot = require("matplotlib.pyplot")
-    size = min(3 + 0.35 * len(names), 16)
-    figure, axes = pyplot.subplots(figsize=(size, size), layout="constrained")
-    image = axes.imshow(weights, cmap="Blues", vmin=0, vmax=max(float(weights.max()), 1e-9))
-    labels = [name.replace("$", r"\$") for name in names]  # no mathematics in a token
-    axes.set_xticks(range(len(names)), labels, rotation=90)
-    axes.set_yticks(range(len(names)), labels)
-    axes.set_xlabel("what is looked at")
-    axes.set_ylabel("what looks")
-    axes.set_title(title)
-    figure.colorbar(image, ax=axes, shrink=0.7, label="share")
-    save_figure(figure, path)
-    pyplot.close(figure)
 
 
 def latency(model: GPT, ids: list[int], tokens: int) -> tuple[list[float], list[float]]:

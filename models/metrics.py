@@ -1,4 +1,4 @@
-"""The record of a training run: one line of JSON per step, and the curves of its losses."""
+"""The record of a training run: one line of JSON per step, and its pictures' files."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import IO, Any
 
 from minigrad import nn
-from minigrad.models.console import require
 from minigrad.models.errors import InputError
 
 KEYS = ("step", "loss", "val_loss", "lr", "tokens_per_s", "elapsed_s")
@@ -90,42 +89,9 @@ def shown(loss: float) -> str:
     return f"{loss:.4f}" if abs(loss) < ABSURD else f"{loss:.3g}"
 
 
-def smooth(values: list[float], width: int) -> list[float]:
-    """The running mean over the last `width` values (fewer at the start)."""
-    result, total = [], 0.0
-    for place, value in enumerate(values):
-        total += value - (values[place - width] if place >= width else 0.0)
-        result.append(total / min(place + 1, width))
-    return result
-
-
-def draw_losses(axes: Any, metrics: Metrics) -> None:
-    """Training loss, its running mean, and validation loss on matplotlib axes."""
-    steps, losses = metrics.curve("loss")
-    axes.plot(steps, losses, color="#9ecae1", linewidth=0.6, label="training, each batch")
-    width = max(len(losses) // 40, 1)
-    axes.plot(steps, smooth(losses, width), color="#2171b5", label=f"mean of {width} batches")
-    axes.plot(*metrics.curve("val_loss"), "o-", color="#d94801", label="validation")
-    axes.set_xlabel("step")
-    axes.set_ylabel("loss, nats")
-    axes.grid(alpha=0.3)
-    axes.legend()
-
-
 def save_figure(figure: Any, path: Path) -> None:
     """Write a PNG whole or not at all; InputError where the place cannot be written."""
     try:
         nn.state.write_atomically(path, lambda file: figure.savefig(file, format="png", dpi=120))
     except OSError as error:
         raise InputError(f"cannot write the picture {path}: {error.strerror or error}") from None
-
-
-def save_curves(metrics: Metrics, path: Path, title: str) -> None:
-    """A PNG of the loss curves."""
-    require("matplotlib").use("Agg")
-    pyplot = require("matplotlib.pyplot")
-    figure, axes = pyplot.subplots(figsize=(8, 5), layout="constrained")
-    draw_losses(axes, metrics)
-    axes.set_title(title)
-    save_figure(figure, path)
-    pyplot.close(figure)

@@ -81,6 +81,16 @@ def draw_losses(axes: Any, metrics: Metrics) -> None:
     axes.legend()
 
 
+def save_curves(metrics: Metrics, path: Path, title: str) -> None:
+    """A PNG of the loss curves."""
+    pyplot = pyplot_without_window()
+    figure, axes = pyplot.subplots(figsize=(8, 5), layout="constrained")
+    draw_losses(axes, metrics)
+    axes.set_title(title)
+    save_figure(figure, path)
+    pyplot.close(figure)
+
+
 def draw_mlp(model: Perceptron, digits: Digits, metrics: Metrics, path: Path) -> None:
     """A PNG: the weights of the first 16 neurons as images, one digit's way through, the losses.
 

@@ -107,7 +107,7 @@ def test_inspect(checkpoint: str, capsys: pytest.CaptureFixture[str], tmp_path: 
         "nearest:",
         "the last token looks at",
         "2.0:",
-        "without",
+        "reading all of them anew",
         "16,384 bytes",
     ):
         assert part in out
