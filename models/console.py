@@ -17,6 +17,7 @@ from minigrad import Device
 from minigrad.errors import MinigradError
 from minigrad.models.errors import InputError
 from minigrad.models.interrupt import Stopped
+from minigrad.models.metrics import shown
 from minigrad.settings import put
 
 
@@ -164,7 +165,7 @@ class Progress:
 
     def update(self, step: int, loss: float, rate: float) -> None:
         """After `step` steps (the first is 1): its loss, and units a second."""
-        facts = f"loss {loss:.4f}  {rate:,.0f} {self.unit}/s"
+        facts = f"loss {shown(loss)}  {rate:,.0f} {self.unit}/s"
         if self.live:
             self.bar.update(self.task, completed=step, facts=facts)
         elif not self.quiet and (step == 1 or step % max(self.steps // 20, 1) == 0):

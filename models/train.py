@@ -299,18 +299,6 @@ def train_language_model(
     return finish(TrainingRun(model, plan), training, validation, metrics)
 
 
-class LossProgress(Progress):
-    """Shows a loss that has gone wild so that it can be read."""
-
-    def update(self, step: int, loss: float, rate: float) -> None:
-        """After `step` steps (the first is 1): its loss, and units a second."""
-        facts = f"loss {shown(loss)}  {rate:,.0f} {self.unit}/s"
-        if self.live:
-            self.bar.update(self.task, completed=step, facts=facts)
-        elif not self.quiet and (step == 1 or step % max(self.steps // 20, 1) == 0):
-            print(f"step {step}/{self.steps}  {facts}", flush=True)
-
-
 def finish(
     run: TrainingRun,
     training: Windows,
@@ -337,7 +325,7 @@ def finish(
     def stop() -> bool:
         return interruption is not None and interruption.number is not None
 
-    with LossProgress(plan.steps, "tokens", quiet) as progress:
+    with Progress(plan.steps, "tokens", quiet) as progress:
         if plan.first_windows and not run.done:
             _report_start(run, validation, progress, stop)
         while run.done < plan.steps:
