@@ -7,13 +7,12 @@ import hashlib
 import math
 import shlex
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from minigrad import Tensor, program
+from minigrad import Tensor
 from minigrad.errors import MinigradError
 from minigrad.models import bpe, chat, checkpoint, console, look_inside
 from minigrad.models.errors import InputError
@@ -25,7 +24,6 @@ from minigrad.models.interrupt import EndedAtOnce, Interruption, Stopped
 from minigrad.models.metrics import Metrics, shown
 from minigrad.models.parallel.launch import Mesh, Rank, started_by_mpi
 from minigrad.models.parallel.launch import run as run_ranks
-from minigrad.models.parallel.timeline import Timeline, write_trace
 from minigrad.models.parallel.training import Replica
 from minigrad.models.pictures import save_curves
 from minigrad.models.pretrained import load_model, write
@@ -212,8 +210,9 @@ def launch(flags: argparse.Namespace, earlier: Earlier | None = None) -> None:
         flags.lr = NEW_LR if flags.weights is None else FINE_TUNING_LR
     mesh = Mesh(flags.dp, flags.sp)
     if mesh.size == 1 and not started_by_mpi():
-        with traced(flags.trace):
-            train_command(flags, earlier)
+        if flags.trace is not None:  # replayed steps of one device record no kernels
+            raise InputError("--trace shows several devices: give --dp or --sp as well")
+        train_command(flags, earlier)
         return
 
     def train(rank: Rank) -> None:
@@ -222,26 +221,6 @@ def launch(flags: argparse.Namespace, earlier: Earlier | None = None) -> None:
         train_command(flags, own, rank)
 
     run_ranks(train, mesh, trace=flags.trace)
-
-
-@contextmanager
-def traced(path: str | None) -> Iterator[None]:
-    """Write the timeline of the block, as that of a single rank, where a path is given."""
-    if path is None:
-        yield
-        return
-    timeline = Timeline()
-
-    def record(label: str, start: float, stop: float) -> None:
-        timeline.add(label, start, stop, kind="kernel")
-
-    timeline.begin()
-    program.timeline.record = record
-    try:
-        yield
-    finally:
-        program.timeline.record = None
-    write_trace(Path(path), [(0, timeline.events)])
 
 
 def resuming(flags: argparse.Namespace) -> str:

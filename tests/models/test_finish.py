@@ -13,13 +13,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from minigrad import Tensor, program
+from minigrad import Tensor
 from minigrad.models import gpt_commands
 from minigrad.models.gpt import GPT, GPTConfig
 from minigrad.models.gpt_checkpoint import load_training, save_checkpoint
 from minigrad.models.interrupt import Interruption, Stopped
 from minigrad.models.metrics import KEYS, Metrics
-from minigrad.models.parallel.timeline import read_trace
 from minigrad.models.sizing import flops_per_token
 from minigrad.models.text import Windows
 from minigrad.models.tokenizer import CharacterTokenizer
@@ -193,14 +192,6 @@ def test_utilization_is_that_of_all_ranks(
     peak = 10.0 * flops_per_token(TINY, TINY.context)
     monkeypatch.setattr("minigrad.models.utilization.product_rate", lambda device: peak)
     assert utilization(TINY, TINY.context, metrics, ranks).endswith(said)
-
-
-def test_a_trace_of_one_device(folder: Path) -> None:
-    gpt_commands.main(["--text", "text.txt", *SMALL, "--steps", "4", "--trace", "trace.json"])
-    [(rank, events)] = read_trace(folder / "trace.json")
-    assert rank == 0 and len(events) > 4
-    assert {event["about"]["kind"] for event in events} == {"kernel"}
-    assert program.timeline.record is None
 
 
 @pytest.mark.parametrize(
