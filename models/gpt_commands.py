@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import math
 import shlex
 import sys
 from collections.abc import Sequence
@@ -56,22 +55,6 @@ def make_config(flags: argparse.Namespace, vocabulary: int) -> GPTConfig:
         return GPTConfig(*shape, **more)
     except ValueError as error:
         raise InputError(str(error)) from None
-
-
-def show_gradient_norms(config: GPTConfig, windows: Windows, plan: TrainingPlan) -> None:
-    """Two columns: with residual connections, and without; and what is to be seen in them."""
-    random = Tensor.random_state()
-    columns = [look_inside.gradient_norms(replace(config, residual=residual), windows, plan)
-               for residual in (True, False)]  # fmt: skip
-    Tensor.set_random_state(random)
-    print("gradient norms at the start   with residual connections   without")
-    for number, norms in enumerate(zip(*columns, strict=True), 1):
-        print(f"  block {number:<20} {norms[0]:>27.3g} {norms[1]:>9.3g}")
-    ratios = [norms[0] / norms[-1] if norms[-1] else math.inf for norms in columns]
-    print(
-        f"first block / last block: {ratios[0]:.3g} with residual connections, which keep all "
-        f"blocks much alike, {ratios[1]:.3g} without: far from 1, gradients vanish or explode"
-    )
 
 
 def make_plan(flags: argparse.Namespace) -> TrainingPlan:
@@ -143,7 +126,7 @@ def train_command(
         say(f"{len(text):,} characters are {len(text_ids):,} tokens of {len(tokenizer):,}")
     say(f"{parameter_count(model):,} parameters")
     if flags.gradient_norms and speaks:
-        show_gradient_norms(config, windows[0], plan)
+        look_inside.show_gradient_norms(config, windows[0], plan)
     if run.done:
         say(f"going on after step {run.done} of {plan.steps}")
     remembered = {name: getattr(flags, name) for name in REMEMBERED}

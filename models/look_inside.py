@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -165,11 +166,16 @@ def gradient_norms(config: GPTConfig, windows: Windows, plan: TrainingPlan) -> l
 
 
 def show_gradient_norms(config: GPTConfig, windows: Windows, plan: TrainingPlan) -> None:
-    """Two columns: with residual connections, and without."""
+    """Two columns: with residual connections, and without; and what is to be seen in them."""
     random = Tensor.random_state()
     columns = [gradient_norms(replace(config, residual=residual), windows, plan)
                for residual in (True, False)]  # fmt: skip
     Tensor.set_random_state(random)
     print("gradient norms at the start   with residual connections   without")
-    for number, (with_them, without) in enumerate(zip(*columns, strict=True), 1):
-        print(f"  block {number:<20} {with_them:>27.3e} {without:>9.1e}")
+    for number, norms in enumerate(zip(*columns, strict=True), 1):
+        print(f"  block {number:<20} {norms[0]:>27.3g} {norms[1]:>9.3g}")
+    ratios = [norms[0] / norms[-1] if norms[-1] else math.inf for norms in columns]
+    print(
+        f"first block / last block: {ratios[0]:.3g} with residual connections, which keep all "
+        f"blocks much alike, {ratios[1]:.3g} without: far from 1, gradients vanish or explode"
+    )

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from minigrad import Tensor
-from minigrad.models import gpt_commands
+from minigrad.models import gpt_commands, look_inside
 from minigrad.models.gpt import GPT, GPTConfig
 from minigrad.models.gpt_checkpoint import load_training, save_checkpoint
 from minigrad.models.interrupt import Interruption, Stopped
@@ -217,7 +217,7 @@ def test_gradient_norms_say_what_is_to_be_seen(
         "minigrad.models.look_inside.gradient_norms",
         lambda config, *_: [2.88, 2.4] if config.residual else [7.1, 0.071],
     )
-    gpt_commands.show_gradient_norms(TINY, TEXT, TrainingPlan())
+    look_inside.show_gradient_norms(TINY, TEXT, TrainingPlan())
     _, first, last, sentence = capsys.readouterr().out.splitlines()
     assert first.split() == ["block", "1", "2.88", "7.1"]
     assert last.split() == ["block", "2", "2.4", "0.071"]
