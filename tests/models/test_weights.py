@@ -120,7 +120,7 @@ def dequantized(weight: Any) -> Any:
     return (q.astype(np.float32) * scale + minimum).reshape(weight.shape)
 
 
-LLAMA = {
+A_LLAMA = {
     "model_type": "llama", "num_attention_heads": 2, "hidden_size": 8, "num_hidden_layers": 1,
     "vocab_size": 11, "intermediate_size": 12,
 }  # fmt: skip
@@ -132,7 +132,7 @@ LLAMA = {
     ({"rope_parameters": None, "rope_theta": 1e5}, 1e5),
 ])  # fmt: skip
 def test_the_base_of_rotary_positions(facts: dict[str, Any], base: float) -> None:
-    assert config_of_hub({**LLAMA, **facts}).rotary_base == base
+    assert config_of_hub({**A_LLAMA, **facts}).rotary_base == base
 
 
 @pytest.mark.parametrize("facts", [
@@ -141,7 +141,7 @@ def test_the_base_of_rotary_positions(facts: dict[str, Any], base: float) -> Non
 ])  # fmt: skip
 def test_rotary_positions_that_are_not_known(facts: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=r"rope_|partial_rotary_factor"):
-        config_of_hub({**LLAMA, **facts})
+        config_of_hub({**A_LLAMA, **facts})
 
 
 @pytest.fixture(scope="module")
