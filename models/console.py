@@ -133,6 +133,12 @@ def run(main: Callable[[Sequence[str]], None]) -> int:
     return 0
 
 
+def refuse_trace(path: str | None, flags: str) -> None:
+    """InputError where a trace of one device is asked for: replayed steps record no kernels."""
+    if path is not None:
+        raise InputError(f"--trace shows several devices: give {flags} as well")
+
+
 class Progress:
     """A bar with step, loss, speed and time left on a terminal; now and then a line elsewhere.
 

@@ -193,8 +193,7 @@ def launch(flags: argparse.Namespace, earlier: Earlier | None = None) -> None:
         flags.lr = NEW_LR if flags.weights is None else FINE_TUNING_LR
     mesh = Mesh(flags.dp, flags.sp)
     if mesh.size == 1 and not started_by_mpi():
-        if flags.trace is not None:  # replayed steps of one device record no kernels
-            raise InputError("--trace shows several devices: give --dp or --sp as well")
+        console.refuse_trace(flags.trace, "--dp or --sp")
         train_command(flags, earlier)
         return
 

@@ -1,4 +1,4 @@
-"""The record of a training run: one line of JSON per step, and its pictures' files."""
+"""The record of a training run: one line of JSON per step."""
 
 from __future__ import annotations
 
@@ -87,11 +87,3 @@ _NO_NUMBERS = (float("inf"), float("-inf"))
 def shown(loss: float) -> str:
     """A loss for people: four digits after the point, or three in all where it is absurd."""
     return f"{loss:.4f}" if abs(loss) < ABSURD else f"{loss:.3g}"
-
-
-def save_figure(figure: Any, path: Path) -> None:
-    """Write a PNG whole or not at all; InputError where the place cannot be written."""
-    try:
-        nn.state.write_atomically(path, lambda file: figure.savefig(file, format="png", dpi=120))
-    except OSError as error:
-        raise InputError(f"cannot write the picture {path}: {error.strerror or error}") from None

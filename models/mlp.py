@@ -301,6 +301,7 @@ def main(arguments: Sequence[str]) -> None:
     if flags.neuron:
         show_neuron(flags.picture)
     elif flags.dp == 1 and not started_by_mpi():
+        console.refuse_trace(flags.trace, "--dp")
         learn(flags)
     else:
         run(lambda rank: learn(flags, rank), Mesh(flags.dp), trace=flags.trace)

@@ -10,7 +10,8 @@ from minigrad.models import neuron
 from minigrad.models.checkpoint import check_writable
 from minigrad.models.console import require
 from minigrad.models.digits import Digits
-from minigrad.models.metrics import Metrics, save_figure
+from minigrad.models.errors import InputError
+from minigrad.models.metrics import Metrics
 
 BLUE, LIGHT_BLUE, ORANGE, GREY = "#2171b5", "#9ecae1", "#d94801", "#737373"
 MOST_LABELS = 60  # more at an axis of a picture overlap
@@ -41,6 +42,14 @@ def check_picture(path: str | None) -> None:
     if path is not None:
         pyplot_without_window()
         check_writable(Path(path))
+
+
+def save_figure(figure: Any, path: Path) -> None:
+    """Write a PNG whole or not at all; InputError where the place cannot be written."""
+    try:
+        nn.state.write_atomically(path, lambda file: figure.savefig(file, format="png", dpi=120))
+    except OSError as error:
+        raise InputError(f"cannot write the picture {path}: {error.strerror or error}") from None
 
 
 def whole_steps(axis: Any) -> None:

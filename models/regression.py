@@ -21,7 +21,6 @@ from typing import TYPE_CHECKING, Any
 from minigrad import Tensor, jit, nn
 from minigrad.models import console, pictures
 from minigrad.models.checkpoint import plain_shape
-from minigrad.models.metrics import save_figure
 from minigrad.models.mlp import MLP
 
 if TYPE_CHECKING:
@@ -208,7 +207,7 @@ def draw(data: Points, paths: dict[str, list[list[float]]], noise: list[tuple[in
     scatter.set_xlabel("batch size")
     scatter.set_ylabel("distance from the whole gradient")
     scatter.legend()
-    save_figure(figure, path)
+    pictures.save_figure(figure, path)
     pyplot.close(figure)
 
 

@@ -20,7 +20,7 @@ from minigrad.device import Buffer, Call, Runtime, Sequential
 from minigrad.dtype import DType, dtypes, number_of
 from minigrad.errors import DeviceError
 from minigrad.graph.canonical import Graph
-from minigrad.graph.collective import Collective, in_order
+from minigrad.graph.collective import Collective, exchanges_in_order
 from minigrad.graph.node import (
     ELEMENTWISE,
     REDUCTIONS,
@@ -379,7 +379,7 @@ class ReferenceProgram:
 
     def __init__(self, graph: Graph) -> None:
         self.graph = graph
-        self.order = topological(in_order(graph.roots, topological(graph.roots)))
+        self.order = topological(exchanges_in_order(graph.roots, topological(graph.roots)))
 
     def run(self, buffers: Sequence[Buffer], variables: dict[str, int]) -> None:
         """Compute every root, then write each into its slot."""
@@ -481,5 +481,5 @@ def evaluate(
             raise DeviceError(f"evaluate: no value was given for {node!r}")
         return array.astype(frame.dtype(node.dtype))
 
-    order = topological(in_order(roots, topological(roots)))
+    order = topological(exchanges_in_order(roots, topological(roots)))
     return [np.array(x) for x in _compute(order, roots, load, frame)]

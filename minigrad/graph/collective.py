@@ -150,7 +150,7 @@ def _of_maximum(node: Node, g: Node) -> Node:
     return build.elementwise(Op.MUL, is_maximum, build.elementwise(Op.DIV, total, count))
 
 
-def in_order(roots: Sequence[Node], order: Sequence[Node]) -> list[Node]:
+def exchanges_in_order(roots: Sequence[Node], order: Sequence[Node]) -> list[Node]:
     """The COLLECTIVEs of a topological order by their numbers, and the roots after them.
 
     A walk from these visits exchanges in the order of their numbers: none needs a later one.

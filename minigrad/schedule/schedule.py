@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from minigrad.graph import build as graph_build
 from minigrad.graph.canonical import Graph
-from minigrad.graph.collective import in_order as exchanges_in_order
+from minigrad.graph.collective import exchanges_in_order
 from minigrad.graph.node import (
     ELEMENTWISE,
     REDUCTIONS,

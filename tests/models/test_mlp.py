@@ -209,6 +209,11 @@ def test_one_neuron(capsys: pytest.CaptureFixture[str]) -> None:
     assert "sum 1.550 − threshold 1.0 = 0.550: active" in said
 
 
+def test_a_trace_of_one_device_is_refused() -> None:
+    with pytest.raises(InputError, match="--trace shows several devices: give --dp as well"):
+        mlp.main(["--trace", "F.json"])
+
+
 def test_a_picture_of_one_neuron(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     picture = tmp_path / "n.png"
     mlp.main(["--neuron", "--picture", str(picture)])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from devices import OPENCL
 
+from minigrad import Tensor, jit, nn
 from minigrad.device import Device
 from minigrad.errors import DeviceError
 
@@ -38,6 +39,29 @@ def first() -> str:
 def device(request: pytest.FixtureRequest) -> str:
     """The first device with each kind of recipes."""
     return _opened(request.param)
+
+
+@pytest.fixture
+def small_training():
+    """small_training(captured) → a step of a small training, step(x (…, 12), y (…, 5)) → its loss,
+    and the weight that it learns, both on the default device.
+    """
+
+    def begin(captured: bool):
+        Tensor.manual_seed(4)
+        weight = Tensor.randn(12, 5, requires_grad=True)
+        optimizer = nn.optim.AdamW([weight], lr=0.05)
+
+        def step(x: Tensor, y: Tensor) -> Tensor:
+            optimizer.zero_grad()
+            loss = ((x @ weight - y) ** 2).mean()
+            loss.backward()
+            optimizer.step()
+            return loss.realize()
+
+        return jit(step) if captured else step, weight
+
+    return begin
 
 
 @pytest.fixture(scope="session")

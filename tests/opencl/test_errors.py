@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from devices import CPU, REFERENCE
 
-from minigrad import Context, GlobalCounters, Tensor, jit, nn
+from minigrad import Context, GlobalCounters, Tensor
 from minigrad.cache import pack, unpack
 from minigrad.device import Device
 from minigrad.errors import CompileError, DeviceError
@@ -278,28 +278,18 @@ class Vanishing:
         return made
 
 
-def train(device, captured, vanishes, after, monkeypatch):
-    """Train; the device may vanish within one step, and is back for the next.
+def train(device, begin, captured, vanishes, after, monkeypatch):
+    """Train what `begin` makes; the device may vanish within one step, and is back for the next.
 
-    vanishes: the number of the step; after: so many calls of the driver, None for a training
-    without that step. Gives losses, the error, the calls, and the bytes in use afterwards.
+    begin: see `small_training`. vanishes: the number of the step; after: so many calls of the
+    driver, None for a training without that step. Gives losses, the error, the calls, and the
+    bytes in use afterwards.
     """
     generator = np.random.default_rng(0)
     data = [[generator.standard_normal((8, n)).astype(np.float32) for n in (12, 5)] for _ in "1234"]
     error, calls = "", None
     with Context(DEVICE=device), Tensor.train():
-        Tensor.manual_seed(4)
-        weight = Tensor.randn(12, 5, requires_grad=True)
-        optimizer = nn.optim.AdamW([weight], lr=0.05)
-
-        def step(x, y):
-            optimizer.zero_grad()
-            loss = ((x @ weight - y) ** 2).mean()
-            loss.backward()
-            optimizer.step()
-            return loss.realize()
-
-        run = jit(step) if captured else step
+        run, _ = begin(captured)
         losses = [run(*map(Tensor, pair)).item() for pair in data[:vanishes]]
         if after is not None:
             with monkeypatch.context() as patch:
@@ -316,17 +306,18 @@ def train(device, captured, vanishes, after, monkeypatch):
 
 
 @pytest.mark.parametrize(("captured", "step"), [(False, 2), (True, 0), (True, 1), (True, 2)])
-def test_a_device_that_vanishes_within_a_step(first, captured, step, monkeypatch):
+def test_a_device_that_vanishes_within_a_step(first, small_training, captured, step, monkeypatch):
     """Wherever it does: one sentence, no memory is lost, and when it is back, it learns on.
 
     As long as no kernel ran, the step has either not been made, or is still to be made.
     """
-    without, _, _, used = train(first, captured, step, None, monkeypatch)
-    whole, error, calls, _ = train(first, captured, step, 1 << 30, monkeypatch)
+    case = first, small_training, captured, step
+    without, _, _, used = train(*case, None, monkeypatch)
+    whole, error, calls, _ = train(*case, 1 << 30, monkeypatch)
     assert not error
     most = calls.made
     for after in {*range(0, most, max(most // 12, 1)), 1, 2, 3, most - 2, most - 1}:
-        losses, error, calls, left = train(first, captured, step, after, monkeypatch)
+        losses, error, calls, left = train(*case, after, monkeypatch)
         place = f"after call {after} of {most}: {error}"
         assert re.match(r"CL \(.*\) (failed|has no memory) .*DEVICE_NOT_AVAIL", error), place
         assert left == used, place

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from devices import CPU, REFERENCE
 
-from minigrad import Context, GlobalCounters, Tensor, Variable, dtypes, jit, nn
+from minigrad import Context, GlobalCounters, Tensor, Variable, dtypes, nn
 from minigrad.device import Buffer, Device
 from minigrad.graph import build
 from minigrad.graph.node import Op
@@ -445,21 +445,10 @@ def test_a_small_gpt_gives_the_logits_of_ref(device):
     np.testing.assert_allclose(*logits, atol=2e-6)
 
 
-def test_a_captured_step_replays_without_building_anything(device):
+def test_a_captured_step_replays_without_building_anything(device, small_training):
     def train(captured):
         with Context(DEVICE=device):
-            Tensor.manual_seed(4)
-            weight = Tensor.randn(12, 5, requires_grad=True)
-            optimizer = nn.optim.AdamW([weight], lr=0.05)
-
-            def step(x, y):
-                optimizer.zero_grad()
-                loss = ((x @ weight - y) ** 2).mean()
-                loss.backward()
-                optimizer.step()
-                return loss.realize()
-
-            run = jit(step) if captured else step
+            run, weight = small_training(captured)
             data = [
                 (Tensor(numbers(8, 12, seed=s)), Tensor(numbers(8, 5, seed=s))) for s in range(6)
             ]
