@@ -278,7 +278,7 @@ class Kernels:
         data = self.compiler.object_code(text)
         number = {array: place for place, array in enumerate(arrays)}
         code = KernelCode(
-            nest.name, tuple(number[array] for array in nest.arrays), nest.symbols,
+            nest.name, tuple(number[array] for array in nest.buffers), nest.symbols,
             nest.scratch_bytes, nest.total, nest.grain, nest.operations, nest.vectors, nest.traffic,
             nest.label,
         )  # fmt: skip

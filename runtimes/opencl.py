@@ -290,7 +290,7 @@ class OpenCL:
             GlobalCounters.kernels_rendered += 1
             opencl_report.show_kernel(nest, source.text)
             number = {array: place for place, array in enumerate(arrays)}
-            found = self._nests[key] = nest, source, tuple(number[array] for array in nest.arrays)
+            found = self._nests[key] = nest, source, tuple(number[array] for array in nest.buffers)
         self._nests.move_to_end(key)
         return found
 

@@ -141,7 +141,8 @@ _ELEMENTWISE: dict[Op, Callable[..., Any]] = {
 
 
 def _elementwise(node: Node, src: Sequence[Array], frame: Frame) -> Array:
-    result = np.asarray(_ELEMENTWISE[node.op](*(_widened(x) for x in src)))
+    chosen = node.op is Op.WHERE  # which computes nothing: a NaN stays the NaN that it is
+    result = np.asarray(_ELEMENTWISE[node.op](*(x if chosen else _widened(x) for x in src)))
     return result.astype(frame.dtype(node.dtype), copy=False)
 
 

@@ -186,6 +186,11 @@ class Nest:
         return stop
 
     @property
+    def buffers(self) -> tuple[Array, ...]:
+        """The kernel's arrays whose memory the arguments are; two may have the same."""
+        return tuple(array.of or array for array in self.arrays)
+
+    @property
     def total(self) -> int:
         """Iterations of the parallel loop."""
         (stop,) = self.parallel.stops

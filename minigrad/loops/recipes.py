@@ -28,6 +28,7 @@ from minigrad.loops.axes import (
     unit_stride_axis,
     vector_width,
 )
+from minigrad.loops.bits import kept_as_bits
 from minigrad.loops.blocks import blocks
 from minigrad.loops.build import (
     combine,
@@ -57,6 +58,7 @@ BLOCK = 4096  # elements of a long vector loop that one parallel iteration takes
 
 def lower(kernel: Kernel, target: Target, name: str = "kernel") -> Nest:
     """The loop nest of a kernel."""
+    kernel = kept_as_bits(kernel)
     if target.group is not None:
         nest = lower_for_groups(kernel, target, name)
         if nest is not None:

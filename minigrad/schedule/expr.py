@@ -45,12 +45,14 @@ class Array:
     """Memory that stages read and write.
 
     space: "buffer" (a kernel argument), "scratch", or "local" (memory that a work-group shares).
+    of: the array whose memory this one is, seen as another dtype.
     """
 
     name: str
     dtype: DType
     size: int
     space: str = "buffer"
+    of: Array | None = None
 
     def __repr__(self) -> str:
         return self.name
@@ -286,12 +288,12 @@ def rebuild(root: Expr, change: Callable[[Expr], Expr | None]) -> Expr:
             else:
                 new[expr] = apply(expr.op, args, expr.dtype)
         else:
-            leaf = _rebuild_leaf(expr, new)
+            leaf = with_new_indices(expr, new)
             new[expr] = change(leaf) or leaf
     return new[root]
 
 
-def _rebuild_leaf(leaf: Expr, new: Mapping[Expr, Expr]) -> Expr:
+def with_new_indices(leaf: Expr, new: Mapping[Expr, Expr]) -> Expr:
     """A leaf whose indices take the new values of the expressions inside them."""
     if all(new[inside] is inside for inside in _operands(leaf)):
         return leaf

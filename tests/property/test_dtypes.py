@@ -107,6 +107,16 @@ def test_bitcasts(pair: tuple[str, str], device: str) -> None:
         assert result.tobytes() == array.tobytes(), (source, target)
 
 
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_every_pattern_of_two_bytes_stays(dtype: str, device: str) -> None:
+    """Integers' bits, copied as floats, are the same integers: NaNs say what they said."""
+    bits = np.arange(1 << 16, dtype=np.uint16).reshape(256, 256)
+    x = Tensor(bits, device=device).bitcast(dtype).realize()
+    copied = x.T.contiguous().realize()
+    assert np.array_equal(copied.bitcast("uint16").numpy(), bits.T)
+    assert copied.numpy().tobytes() == bits.T.tobytes()
+
+
 @pytest.mark.parametrize("pair", [("float32", "uint8"), ("int16", "float64"), ("uint64", "int8")])
 def test_bitcasts_to_another_size(pair: tuple[str, str], device: str) -> None:
     """Bytes in the memory's order: the last dimension grows or shrinks."""

@@ -183,6 +183,15 @@ def test_bitcast():
     assert compute(build.bitcast(array([0x3F80], dtypes.uint16), dtypes.bfloat16)).tolist() == [1]
 
 
+@pytest.mark.parametrize("dtype", [dtypes.float16, dtypes.bfloat16], ids=lambda dtype: dtype.name)
+def test_a_chosen_nan_keeps_its_bits(dtype):
+    bits = [0x7F81, 0xFFC3, 0x7C01, 0xFC02]
+    x, y = (build.bitcast(array(b, dtypes.uint16), dtype) for b in (bits, bits[::-1]))
+    chosen = elementwise(Op.WHERE, array([True, False, True, False], dtypes.bool), x, y)
+    wanted = [0x7F81, 0x7C01, 0x7C01, 0x7F81]
+    assert compute(build.bitcast(chosen, dtypes.uint16)).tolist() == wanted
+
+
 @pytest.mark.parametrize("dtype", ALL, ids=lambda dtype: dtype.name)
 def test_reductions(dtype):
     values = np.array([[1, 0, 3], [2, 5, 1]]) if not dtype.is_bool else np.array([[1, 0], [0, 0]])

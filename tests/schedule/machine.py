@@ -133,7 +133,7 @@ def run_nests(
         scratch = Memory(nest.scratch_bytes)
         words = [
             slots[plan.slots[a]].address if a in plan.slots else arena.address + plan.arena[a]
-            for a in nest.arrays
+            for a in nest.buffers
         ]
         assert set(nest.symbols) <= {"n"}
         words += [n] * len(nest.symbols)

@@ -94,7 +94,7 @@ def test_kernels_of_one_key_have_one_code(fuse):
     for kernel in kernels:
         text, arrays = kernel_key(kernel)
         nest = lower(kernel, TARGET)
-        taken = tuple(arrays.index(array) for array in nest.arrays)
+        taken = tuple(arrays.index(array) for array in nest.buffers)
         figures = (nest.scratch_bytes, nest.total, nest.grain, nest.operations, nest.label)
         codes[text].add((render(nest), taken, nest.symbols, figures))
     assert all(len(found) == 1 for found in codes.values())
@@ -206,7 +206,7 @@ def test_no_field_is_forgotten():
     names = {kind: {field.name for field in fields(kind)} for kind in (Kernel, Stage, Axis, Array)}
     assert names[Kernel] == {"kind", "stages", "rows", "stored"}
     assert names[Axis] == {"variable", "extent"}
-    assert names[Array] == {"name", "dtype", "size", "space"}
+    assert names[Array] == {"name", "dtype", "size", "space", "of"}  # `of`: of lowered ones only
     assert names[Stage] == {
         "array", "shape", "axes", "reduced", "op", "body", "position", "guard", "initial",
         "initial_axes", "initial_position", "exchange",  # which has no key: it is not compiled
