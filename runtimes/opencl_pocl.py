@@ -20,6 +20,7 @@ from typing import Any
 from minigrad.errors import DeviceError
 
 POCL = "Portable Computing Language"
+WITH_AVX2 = ("-znver1", "-znver2", "-znver3")  # LLVM 14 takes Zen 4, with AVX-512, for Zen 3
 ROOM = 16 << 20  # bytes that must be free where it builds
 
 
@@ -31,6 +32,17 @@ def is_pocl(device: Any) -> bool:
 def is_too_old(device: Any) -> bool:
     """Whether a device is one of a PoCL whose LLVM does not know the processor."""
     return is_pocl(device) and bool(device.version.strip().endswith("-generic"))
+
+
+def floats_of_register(device: Any) -> int:
+    """How many float32 a vector register of a CPU has, as far as its compiler knows.
+
+    PoCL says what the processor has, and its LLVM may take that for the one before it. Vectors that
+    are longer than a register make LLVM 14 end the process.
+    """
+    width = max(int(device.native_vector_width_float), 1)
+    narrow = is_pocl(device) and device.version.strip().endswith(WITH_AVX2)
+    return min(width, 8) if narrow else width
 
 
 def folder_of_pocl() -> str:

@@ -25,7 +25,7 @@ class Platform:
         kind = opencl_devices.opencl().device_type.CPU
         self.device = SimpleNamespace(
             platform=self, version=f"OpenCL 3.0 PoCL HSTR: pthread-x86_64-linux-{processor}",
-            name="cpu", type=kind,
+            name="cpu", type=kind, native_vector_width_float=16,
         )  # fmt: skip
 
     def get_devices(self) -> list[SimpleNamespace]:
@@ -76,3 +76,11 @@ def test_alone_it_is_an_error() -> None:
     with pytest.raises(DeviceError, match=r"PoCL 3.0-rc2 is older than this processor.*newer one"):
         opencl_pocl.check_pocl(OLD.device)
     opencl_pocl.check_pocl(KNOWING.device)
+
+
+@pytest.mark.parametrize(
+    ("processor", "width"), [("znver3", 8), ("znver4", 16), ("skylake-avx512", 16)]
+)
+def test_vectors_are_no_longer_than_its_compiler_knows(processor: str, width: int) -> None:
+    """Of a Zen 4 that PoCL 3 takes for a Zen 3, it says that its vectors have 16 numbers."""
+    assert opencl_pocl.floats_of_register(Platform(processor, "3.0-rc2").device) == width
