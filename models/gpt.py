@@ -21,11 +21,11 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from functools import lru_cache
 from typing import Any, cast
 
-from minigrad import Tensor, dtypes, nn
+from minigrad import Tensor, nn
 from minigrad.device import Device
 from minigrad.dtype import named
 from minigrad.graph.symbolic import Integer, high
-from minigrad.models import console, decode, moe
+from minigrad.models import console, decode, moe, precision
 from minigrad.models.decode import KeyValueCache, Prompt
 from minigrad.models.gpt_config import PRESETS, GPTConfig
 from minigrad.models.sampling import Sampling
@@ -40,10 +40,7 @@ class Linear(nn.Linear):
 
     def __call__(self, x: Tensor) -> Tensor:
         """(…, in) → (…, out)."""
-        if self.precision == "float32":
-            return super().__call__(x)
-        dtype = named(self.precision)
-        y = x.cast(dtype).matmul(self.weight.cast(dtype).transpose(), dtype=dtypes.float32)
+        y = precision.product(x, self.weight, named(self.precision))
         return y if self.bias is None else y + self.bias
 
 
@@ -243,7 +240,7 @@ class GPT:
             return self.lm_head(features)
         table: Any = self.wte  # a quantized one multiplies by itself
         if isinstance(table, nn.Embedding):
-            return features.linear(table.weight.transpose())
+            return precision.product(features, table.weight, named(self.config.precision))
         return cast(Tensor, table.weight.product(features))
 
     def __call__(self, ids: Tensor) -> Tensor:

@@ -29,6 +29,7 @@ from minigrad.errors import ShapeError
 from minigrad.graph import build
 from minigrad.graph.node import Node
 from minigrad.models.checkpoint import plain_shape
+from minigrad.models.precision import of_gradient, product
 from minigrad.nn.layers import uniform
 
 BLOCK_ROWS = 128  # of one expert's tokens, over which the packing of its matrices pays
@@ -189,13 +190,14 @@ class Blocks:
         """Each block times its expert's matrix: x (blocks, rows, in), weight (experts, out, in).
 
         → (blocks, rows, out), 0 in rows where no choice stands, whatever x and its gradient have
-        there. Operands are rounded to `precision` first, as `gpt.Linear` does it.
+        there. Operands are rounded first: see `precision.product`.
         """
         count = math.prod(plain_shape(x)[:2])
-        value = self.mask().where(_by_matrices(x, weight[self.expert], precision), 0.0)
+        value = self.mask().where(product(x, weight[self.expert], precision), 0.0)
 
         def rule(blocks: Blocks, g: Tensor, x: Tensor, weight: Tensor) -> list[Tensor]:
             x, theirs = x.cast(precision), weight[blocks.expert].cast(precision)
+            g = of_gradient(g, precision)
             by_x = blocks.mask().where(g.matmul(theirs, g.dtype), 0.0).contiguous()
             row = Tensor.arange(count, device=g.device).reshape(1, count, 1)
             first, stop = blocks.first.reshape(-1, 1, 1), blocks.stop.reshape(-1, 1, 1)
@@ -222,11 +224,6 @@ class Blocks:
         return Tensor._of(build.custom(value.detach().node, nodes, of_nodes))
 
 
-def _by_matrices(x: Tensor, weight: Tensor, precision: DType) -> Tensor:
-    """(blocks, rows, in), (blocks, out, in) → (blocks, rows, out): rounded, added in float32."""
-    return x.cast(precision).matmul(weight.cast(precision).transpose(1, 2), dtypes.float32)
-
-
 class Experts:
     """One matrix per expert: weight (experts, out, in), bias (experts, out) or None.
 
@@ -247,7 +244,7 @@ class Experts:
             if self.bias is None:
                 return y
             return y + which.mask().where(self.bias[which.expert].unsqueeze(1), 0.0)
-        y = _by_matrices(x, self.weight[which], self.precision)
+        y = product(x, self.weight[which], self.precision)
         return y if self.bias is None else y + self.bias[which].unsqueeze(1)
 
 

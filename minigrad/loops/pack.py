@@ -242,11 +242,12 @@ def len_of(axis: Axis) -> int:
 def in_pairs(problem: Problem, multiple: int = 1) -> Problem | None:
     """A product of bfloat16 in pairs along k, for `Leaf.DOT`; None where it is none.
 
-    Neighbours along k become one word of 32 bits; a last one without a neighbour gets a zero.
+    What is rounded to bfloat16 for the product's sake only is rounded when it is copied. Neighbours
+    along k become one word of 32 bits; a last one without a neighbour gets a zero.
     There will be a multiple of `multiple` words along the last axis, with zeros at the end.
     """
     parts = problem.parts
-    operands = [_stored(parts.left), _stored(parts.right)]
+    operands = [_narrow(parts.left), _narrow(parts.right)]
     if None in operands or problem.stage.body.dtype is not dtypes.float32:
         return None
     last = parts.k[-1]
@@ -257,20 +258,29 @@ def in_pairs(problem: Problem, multiple: int = 1) -> Problem | None:
     for operand in operands:
         assert operand is not None
         low = mul(index_of(two.variable), 2)
-        first = expr.substitute_in(operand, {last.variable: low})
-        second = expr.substitute_in(operand, {last.variable: add(low, 1)})
         pair = []
-        for number, load in enumerate((first, second)):
-            array, index, guard = load.payload
-            guard = expr.restrict(guard, [sub(last.extent - 1 - number, low)])
-            pair.append(expr.load(array, index, guard))
+        for number in (0, 1):
+            at = expr.substitute_in(operand, {last.variable: add(low, number)})
+            pair.append(_where(at, sub(last.extent - 1 - number, low)))
         words.append(expr.apply(Leaf.PAIR, tuple(pair), dtypes.uint32))
     pairs = replace(parts, left=words[0], right=words[1], k=(*parts.k[:-1], two))
     return replace(problem, parts=pairs)
 
 
-def _stored(operand: Expr) -> Expr | None:
-    """The load of bfloat16 below an operand that does nothing else but convert it."""
-    while operand.op is Op.CAST:
+def _narrow(operand: Expr) -> Expr | None:
+    """The bfloat16 that an operand is: in memory, or a float32 that is rounded to it."""
+    while operand.op is Op.CAST and operand.dtype is not dtypes.bfloat16:
         operand = operand.args[0]
-    return operand if operand.op is Leaf.LOAD and operand.dtype is dtypes.bfloat16 else None
+    if operand.dtype is not dtypes.bfloat16:
+        return None
+    rounded = operand.op is Op.CAST and operand.args[0].dtype is dtypes.float32
+    memory = operand.args[0] if rounded else operand
+    return operand if memory.op is Leaf.LOAD else None
+
+
+def _where(operand: Expr, condition: Integer) -> Expr:
+    """A load, converted or not, and zero where a condition is negative."""
+    if operand.op is Op.CAST:
+        return expr.apply(Op.CAST, (_where(operand.args[0], condition),), operand.dtype)
+    array, index, guard = operand.payload
+    return expr.load(array, index, expr.restrict(guard, [condition]))

@@ -39,6 +39,7 @@ from minigrad.loops.nest import (
     locals_set,
     whole_vectors,
 )
+from minigrad.render import llvm_pairs as pairs
 from minigrad.render import llvm_values as values
 from minigrad.render.llvm_index import IndexEmitter
 from minigrad.render.llvm_matrices import BEGIN, CONFIGURATION, END, emit_matrix_product
@@ -466,7 +467,7 @@ class _Emitter(IndexEmitter):
             text = here.call(f"llvm.fma.{values.suffix(kind)}", kind, [a.typed for a in args])
             return Value(text, e.dtype, lanes)
         if e.op is Leaf.DOT:
-            return values.dot_of_pairs(here, *args)
+            return pairs.dot_of_pairs(here, *args)
         assert isinstance(e.op, Op)
         return values.operation(here, e.op, args, e.dtype)
 
@@ -483,9 +484,11 @@ class _Emitter(IndexEmitter):
         return values.cast(here, self.vector(x, lanes), dtype)
 
     def _pair(self, e: Expr) -> Value:
-        """Two elements of 16 bits as one word; those of a whole vector at once if they can be."""
+        """Two bfloat16 as one word, the first low; those of a whole vector at once if possible."""
         first, second = e.args
         lanes = self.lanes_of(e)
+        if first.op is Op.CAST:
+            return self._rounded_pair(e, lanes)
         array, index, guard = first.payload
         neighbours = second.payload[1] == add(index, 1)
         if lanes > 1 and neighbours and not guard and not second.payload[2]:
@@ -514,6 +517,20 @@ class _Emitter(IndexEmitter):
         sixteen = values.literal(16, "i32", lanes)
         shifted = here.line(f"shl {high.typed}, {sixteen}")
         return Value(here.line(f"or {low.typed}, {shifted}"), e.dtype, lanes)
+
+    def _rounded_pair(self, e: Expr, lanes: int) -> Value:
+        """Two float32, each rounded to bfloat16, as one word."""
+        first, second = (rounded.args[0] for rounded in e.args)
+        array, index, guard = first.payload
+        neighbours = second.payload[1] == add(index, 1) and not guard and not second.payload[2]
+        if neighbours and lanes % 16 == 0 and self.lane_stride(index) == 2 and not self.mask():
+            pointer, kind = self.pointer(array, self.at_base(index)), f"<{2 * lanes} x float>"
+            text = self.builder().line(f"load {kind}, ptr {pointer}, align {array.dtype.itemsize}")
+            return pairs.words_of_neighbours(self.builder(), Value(text, array.dtype, 2 * lanes))
+        low, high = self.value(first), self.value(second)
+        here = self.builder()
+        both = (values.broadcast(here, x, lanes) for x in (low, high))
+        return pairs.words_of(here, *both)
 
     def _load(self, e: Expr, lanes: int) -> Value:
         text = self._bits(e, lanes)

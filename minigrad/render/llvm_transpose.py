@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from minigrad.dtype import dtypes
+from minigrad.graph.node import Op
 from minigrad.graph.symbolic import Affine, Atom, Integer, add, coefficient
 from minigrad.loops.nest import Loop, Statement, Store, Stores, arrays_written, expressions
 from minigrad.render.llvm_index import IndexEmitter, Lanes
@@ -42,7 +43,7 @@ def loads_across(emitter: IndexEmitter, loop: Loop) -> list[Expr]:
         if load is None:
             continue
         array, index, guard = load.payload
-        step = e.dtype.itemsize // array.dtype.itemsize if e.op is Leaf.PAIR else 1
+        step = 2 if e.op is Leaf.PAIR else 1
         across = emitter.lane_stride(index)
         if (
             array not in written
@@ -58,7 +59,7 @@ def loads_across(emitter: IndexEmitter, loop: Loop) -> list[Expr]:
 def _first_of(e: Expr) -> Expr | None:
     """A load, or the first of two neighbours that make a word."""
     if e.op is Leaf.PAIR:
-        first, second = e.args
+        first, second = (arg.args[0] if arg.op is Op.CAST else arg for arg in e.args)
         follows = second.payload[1] == add(first.payload[1], 1)
         return first if follows and not first.payload[2] and not second.payload[2] else None
     return e if e.op is Leaf.LOAD else None

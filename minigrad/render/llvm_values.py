@@ -464,31 +464,3 @@ def join_texts(b: Builder, parts: list[str], scalar: str, lanes: int) -> str:
             for x, y in zip(parts[::2], parts[1::2], strict=True)
         ]
     return parts[0]
-
-
-def dot_of_pairs(b: Builder, x: Value, y: Value, total: Value) -> Value:
-    """total + both products of each lane's pairs of bfloat16 (AVX512-BF16, 16 lanes at a time)."""
-    sums = []
-    for start in range(0, total.lanes, 16):
-        lanes = ", ".join(f"i32 {i}" for i in range(start, start + 16))
-
-        def part(v: Value, lanes: str = lanes) -> str:
-            if v.lanes == 16:
-                return v.text
-            return b.line(f"shufflevector {v.typed}, {v.type} poison, <16 x i32> <{lanes}>")
-
-        pairs = [b.line(f"bitcast <16 x i32> {part(v)} to <32 x bfloat>") for v in (x, y)]
-        arguments = [f"<16 x float> {part(total)}", *(f"<32 x bfloat> {p}" for p in pairs)]
-        name = "llvm.x86.avx512bf16.dpbf16ps.512"
-        sums.append(b.call(name, "<16 x float>", arguments))
-    width = 16
-    while len(sums) > 1:  # join halves
-        kind, lanes = f"<{width} x float>", ", ".join(f"i32 {i}" for i in range(2 * width))
-        sums = [
-            b.line(
-                f"shufflevector {kind} {low}, {kind} {high}, <{2 * width} x i32> <{lanes}>"
-            )
-            for low, high in zip(sums[::2], sums[1::2], strict=True)
-        ]
-        width *= 2
-    return Value(sums[0], total.dtype, total.lanes)

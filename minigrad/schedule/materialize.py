@@ -146,11 +146,14 @@ def in_memory(node: Node) -> Node:
 
 
 def _below_movement(node: Node, seen_through: set[Node]) -> Node:
-    """What a product reads; on the way there, masks and slices that it computes as it reads."""
+    """What a product reads; on the way there, what it computes as it reads.
+
+    That is masks, slices, and conversions: half precision is kept as such.
+    """
     while (inner := _moved(node)) is not None or node.op is Op.CAST:
         if inner is None and _moved(node.src[0]) is None and node.src[0].op is not Op.CAST:
             return node if node.src[0].op in ELEMENTWISE else node.src[0]
-        if node.op is Op.WHERE:
+        if node.op is Op.WHERE or node.op is Op.CAST:
             seen_through.add(node)
         node = node.src[0] if inner is None else inner
     return node

@@ -7,6 +7,7 @@ allocator that keeps its memory, on huge pages (its default gives large blocks b
 then touches fresh pages in each step).
 
 `--size medium` and `--size gpt2` are larger models, `--layers` and its like change single figures.
+`--precision bfloat16` multiplies in bfloat16, as PyTorch's autocast does.
 """
 
 from __future__ import annotations
@@ -60,7 +61,8 @@ def torch_step(
 ) -> Step:
     """The same model with PyTorch's own attention, layer norm, cross-entropy and fused AdamW.
 
-    place: "cpu", or "cuda" for a GPU.
+    place: "cpu", or "cuda" for a GPU. The forward pass is computed under autocast if the precision
+    is not float32.
     """
     import torch
     from torch.nn import functional
@@ -103,11 +105,14 @@ def torch_step(
     optimizer = torch.optim.AdamW(groups, lr=3e-3, betas=(0.9, 0.99), fused=True)
     forward: Callable[[torch.Tensor], torch.Tensor] = torch.compile(model) if compiled else model
 
+    mixed = config.precision == "bfloat16"
+
     def step(ids: np.ndarray, targets: np.ndarray) -> float:
         x, y = (torch.from_numpy(array).to(place).long() for array in (ids, targets))
         optimizer.zero_grad(set_to_none=True)
-        logits = forward(x)
-        loss = functional.cross_entropy(logits.flatten(0, 1), y.flatten())
+        with torch.autocast(place, dtype=torch.bfloat16, enabled=mixed):
+            logits = forward(x)
+            loss = functional.cross_entropy(logits.flatten(0, 1), y.flatten())
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
@@ -120,7 +125,7 @@ def serve(name: str, given: argparse.Namespace) -> None:
     """A peer: for each line of the input make so many steps, and answer with seconds and loss."""
     config = GPTConfig(
         layers=given.layers, heads=given.heads, dim=given.dim, context=given.context,
-        vocabulary=given.vocabulary,
+        vocabulary=given.vocabulary, precision=given.precision,
     )  # fmt: skip
     generator = np.random.default_rng(0)
     shape = (given.batch, given.length)
@@ -177,6 +182,7 @@ def read_flags(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--size", choices=SIZES, default="small")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--peers", help="some of: " + ", ".join(PEERS), default=USUAL)
+    parser.add_argument("--precision", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--busy", action="store_true", help="keep one core busy meanwhile")
     parser.add_argument("--serve", help=argparse.SUPPRESS)
     for name in FIGURES:

@@ -290,9 +290,23 @@ def many_squares(inputs: Inputs) -> list[Node]:
     return [add(product(left, wide(g.shrink(y, [(5, 338), (0, 270)]))), 1.0), batch]
 
 
+def rounded(inputs: Inputs, *shape: int) -> Node:
+    """float32 in memory that a product takes as bfloat16."""
+    return wide(g.cast(inputs(*shape), dtypes.bfloat16))
+
+
+def rounded_pairs(inputs: Inputs) -> list[Node]:
+    """What is rounded as it is copied, in every layout, with and without a last neighbour."""
+    x, y = rounded(inputs, 40, 75), rounded(inputs, 75, 132)
+    a, b = transpose(rounded(inputs, 76, 50)), transpose(rounded(inputs, 140, 76))
+    mixed = product(wide(halves(inputs, 33, 75)), y)
+    return [product(x, y), product(a, b), mixed, product(x, transpose(rounded(inputs, 140, 75)))]
+
+
 @pytest.mark.parametrize("machine", ["amx", "avx512bf16", "avx512", "avx2"])
 @pytest.mark.parametrize(
-    "build", [plain_pairs, turned_pairs, squares_of_pairs, deep_pairs, many_squares]
+    "build",
+    [plain_pairs, turned_pairs, squares_of_pairs, deep_pairs, many_squares, rounded_pairs],
 )
 def test_bfloat16(build: Build, machine: str) -> None:
     """Where the host multiplies matrices, or adds products of pairs, and where it does neither."""
@@ -301,10 +315,11 @@ def test_bfloat16(build: Build, machine: str) -> None:
 
 def test_pairs_are_used() -> None:
     """A product of bfloat16 is one of pairs, unless it is too small to copy its operands."""
-    (kernel,) = schedule(graph_of(deep_pairs)[0]).kernels
     dots = target_of("avx512bf16")
-    assert "dpbf16ps" in render(lower(kernel, dots))
-    assert "dpbf16ps" not in render(lower(kernel, replace(dots, bfloat16_dots=False)))
+    for build in (deep_pairs, rounded_pairs):
+        kernel, *_ = schedule(graph_of(build)[0]).kernels
+        assert "dpbf16ps" in render(lower(kernel, dots))
+        assert "dpbf16ps" not in render(lower(kernel, replace(dots, bfloat16_dots=False)))
 
 
 def test_matrices_are_used() -> None:

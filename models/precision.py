@@ -1,0 +1,36 @@
+"""Mixed precision: products of numbers of 16 bits that are added in float32.
+
+Parameters, sums and all that is between products stay in float32 (Micikevicius et al., "Mixed
+Precision Training", 2018).
+"""
+
+from __future__ import annotations
+
+from minigrad import Tensor, dtypes
+from minigrad.dtype import DType
+from minigrad.graph import build
+from minigrad.graph.node import Node
+
+
+def product(x: Tensor, weight: Tensor, precision: DType) -> Tensor:
+    """(…, rows, in), (…, out, in) → (…, rows, out) in float32: both are rounded, then multiplied.
+
+    precision: the dtype to which they are rounded, and so is the gradient (see `of_gradient`);
+    float32: they are multiplied as they are.
+    """
+    if precision is dtypes.float32:
+        return x.matmul(weight.transpose(-2, -1))
+    y = x.cast(precision).matmul(weight.cast(precision).transpose(-2, -1), dtypes.float32)
+
+    def rule(_: Node, g: Node) -> list[Node]:
+        return [of_gradient(Tensor._of(g), precision).node]
+
+    return Tensor._of(build.custom(y.node, [y.node], rule))
+
+
+def of_gradient(g: Tensor, precision: DType) -> Tensor:
+    """A product's gradient as the products with it take it: as it is, or rounded to bfloat16.
+
+    float16 has no room for small gradients.
+    """
+    return g.cast(precision).float() if precision is dtypes.bfloat16 else g
