@@ -37,7 +37,7 @@ from minigrad.runtimes.opencl_devices import (
     recipes_for,
 )
 from minigrad.runtimes.opencl_memory import Pool
-from minigrad.runtimes.opencl_pocl import calm_llvm, check_pocl, floats_of_register, kept
+from minigrad.runtimes.opencl_pocl import calm_llvm, check_pocl, kept
 from minigrad.runtimes.opencl_program import Kernel, Launch, OpenCLProgram, OpenCLReplay
 from minigrad.schedule.expr import Array
 from minigrad.schedule.key import kernel_key
@@ -309,7 +309,7 @@ class OpenCL:
         """What recipes may use: vector registers on a CPU, groups of work-items elsewhere."""
         if self.recipes == "gpu":
             return Target(0, 16, 32 << 10, 512 << 10, group=group_of(self.device))
-        nbytes = min(4 * floats_of_register(self.device), VECTOR_BYTES)
+        nbytes = min(4 * max(self.device.native_vector_width_float, 1), VECTOR_BYTES)
         if nbytes <= 4:
             return Target(0, 16, host().l1, host().l2)
         lanes, registers = nbytes // 4, 32 if nbytes > 32 else 16

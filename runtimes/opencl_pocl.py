@@ -2,7 +2,8 @@
 
 It calls a linker, and ends the process where there is none. And it asks its LLVM for the name of
 the processor: one older than the processor answers "generic", which its own compiler then does
-not know (github.com/pocl/pocl/issues/1049), and nothing names the processor instead.
+not know (github.com/pocl/pocl/issues/1049), and nothing names the processor instead. Or it answers
+with the processor before, and ends the process over many a kernel.
 
 It builds in a folder, its cache: it ends the process where that is full, and where a library in it
 is damaged, which nothing of ours can prevent. (A start that finds all of its kernels there needs no
@@ -20,7 +21,7 @@ from typing import Any
 from minigrad.errors import DeviceError
 
 POCL = "Portable Computing Language"
-WITH_AVX2 = ("-znver1", "-znver2", "-znver3")  # LLVM 14 takes Zen 4, with AVX-512, for Zen 3
+WITH_AVX2 = ("-znver1", "-znver2", "-znver3")  # processors whose vectors have 8 float32
 ROOM = 16 << 20  # bytes that must be free where it builds
 
 
@@ -30,19 +31,15 @@ def is_pocl(device: Any) -> bool:
 
 
 def is_too_old(device: Any) -> bool:
-    """Whether a device is one of a PoCL whose LLVM does not know the processor."""
-    return is_pocl(device) and bool(device.version.strip().endswith("-generic"))
+    """Whether a device is one of a PoCL whose LLVM does not know the processor.
 
-
-def floats_of_register(device: Any) -> int:
-    """How many float32 a vector register of a CPU has, as far as its compiler knows.
-
-    PoCL says what the processor has, and its LLVM may take that for the one before it. Vectors that
-    are longer than a register make LLVM 14 end the process.
+    It may take it for the one before: a Zen 4 for a Zen 3, though with vectors of AVX-512.
     """
-    width = max(int(device.native_vector_width_float), 1)
-    narrow = is_pocl(device) and device.version.strip().endswith(WITH_AVX2)
-    return min(width, 8) if narrow else width
+    if not is_pocl(device):
+        return False
+    version = device.version.strip()
+    before = version.endswith(WITH_AVX2) and device.native_vector_width_float > 8
+    return bool(version.endswith("-generic") or before)
 
 
 def folder_of_pocl() -> str:

@@ -134,9 +134,6 @@ class Emitter(IndexEmitter):
             kind = memory_type(array.dtype)
             if shared:
                 lines.append(f"__global {kind} *{name} = (__global {kind} *)(scratch + {offset});")
-            elif kind == "half":  # a device without half arithmetic has no arrays of half either
-                lines.append(f"ushort {name}_bits[{array.size}];")
-                lines.append(f"half *{name} = (half *){name}_bits;")
             else:
                 lines.append(f"{kind} {name}[{array.size}];")
         return lines

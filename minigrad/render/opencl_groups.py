@@ -71,12 +71,7 @@ class GroupsEmitter(LanesEmitter):
             name, kind = self.number("shared"), memory_type(array.dtype)
             self.pointers[array] = name
             self.writable |= {array}
-            if kind == "half":  # a device without half arithmetic has no arrays of half either
-                lines.append(f"__local ushort {name}_bits[{array.size}];")
-                lines.append(f"__local half *{name} = (__local half *){name}_bits;")
-            else:
-                align = "__attribute__((aligned(32)))"
-                lines.append(f"__local {kind} {name}[{array.size}] {align};")
+            lines.append(f"__local {kind} {name}[{array.size}] __attribute__((aligned(32)));")
         return lines
 
     # ---- loops ----

@@ -88,13 +88,17 @@ class LanesEmitter(Emitter):
         kind = kind_of_range(0, [total], grain + loop.step)
         header = f"for ({kind} chunk = get_global_id(0); chunk < {chunks}; "
         self.open(f"{header}chunk += get_global_size(0))", (loop,))
-        self.line(f"const {kind} begin = chunk * {grain};")
-        self.line(f"const {kind} end = min(begin + {grain}, ({kind}){total});")
+        begin, end = "begin", "end"
+        if chunks == 1:
+            begin, end = "0", f"{total}L" if kind == "long" else str(total)
+        else:
+            self.line(f"const {kind} begin = chunk * {grain};")
+            self.line(f"const {kind} end = min(begin + {grain}, ({kind}){total});")
         if loop.kind == "lanes":
-            self._range_of_lanes(loop, "begin", "end", kind)
+            self._range_of_lanes(loop, begin, end, kind)
         else:
             name = self.fresh(loop.variable.name)
-            self.open(f"for ({kind} {name} = begin; {name} < end; {name}++)", loop.body)
+            self.open(f"for ({kind} {name} = {begin}; {name} < {end}; {name}++)", loop.body)
             self.bind(loop.variable, Variable(name, kind))
             self._body(loop)
             self.close()

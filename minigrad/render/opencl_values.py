@@ -19,6 +19,7 @@ from minigrad.graph.node import Op
 from minigrad.schedule.expr import Expr, Leaf
 
 _INTEGERS = {1: "char", 2: "short", 4: "int", 8: "long"}
+NAMES = {dtypes.float16: "half", dtypes.bfloat16: "bfloat"}  # in memory they are ushort
 _SUFFIXES = {"int": "", "uint": "u", "long": "L", "ulong": "UL"}
 
 
@@ -35,9 +36,7 @@ def memory_type(dtype: DType) -> str:
     """The type of an element in memory."""
     if dtype.is_bool:
         return "uchar"
-    if dtype is dtypes.float16:
-        return "half"
-    return "ushort" if dtype is dtypes.bfloat16 else register_type(dtype)
+    return "ushort" if dtype.is_float and dtype.itemsize == 2 else register_type(dtype)
 
 
 def literal(value: int | float | bool, dtype: DType) -> str:
@@ -81,7 +80,8 @@ def bare(text: str) -> str:
 
 
 # Functions that kernels call, by name; T is replaced by the type of the values, U by its unsigned
-# counterpart, BITS by its width.
+# counterpart, BITS by its width, and N by the lanes of a vector, or by nothing. (PoCL 6 loads a
+# vector of halves as if it lay at a multiple of its length: here it does.)
 FUNCTIONS = {
     "floor_div": """
 T floor_div_T(T a, T b) {  // rounds down; by 0 it is 0, and the least number by -1 is itself
@@ -119,14 +119,14 @@ T smaller_T(T a, T b) {  // NaN wins
     return b < a || b != b ? b : a;
 }""",
     "half_bits": """
-ushort half_bits(float x) {
-    ushort bits;
-    vstore_half_rte(x, 0, (half *)&bits);
+ushortN half_bitsN(floatN x) {
+    ushortN bits;
+    vstore_halfN_rte(x, 0, (half *)&bits);
     return bits;
 }""",
     "half_value": """
-float half_value(ushort bits) {
-    return vload_half(0, (half *)&bits);
+floatN half_valueN(ushortN bits) {
+    return vload_halfN(0, (half *)&bits);
 }""",
     "bfloat_bits": """
 ushort bfloat_bits(float x) {  // to nearest, ties to even
@@ -171,11 +171,14 @@ class Language:
             self.doubles = True
         return register_type(dtype)
 
-    def function(self, name: str, kind: str = "") -> str:
-        """The name of one of FUNCTIONS for a C type; its text goes before the kernel."""
-        full = f"{name}_{kind}" if kind else name
+    def function(self, name: str, kind: str = "", lanes: int = 1) -> str:
+        """The name of one of FUNCTIONS for a C type or lanes; its text goes before the kernel."""
+        number = str(lanes) if lanes > 1 else ""
+        full = f"{name}_{kind}" if kind else name + number
         if full not in self.functions:
             text = FUNCTIONS[name].lstrip("\n")
+            if name.startswith("half_"):
+                text = text.replace("N", number)
             if kind:
                 unsigned = kind if kind.startswith("u") else "u" + kind
                 bits = {"char": "8", "short": "16", "int": "32", "long": "64"}
@@ -193,21 +196,17 @@ class Language:
 
     def loaded(self, dtype: DType, pointer: str, place: str) -> str:
         """The value of an element."""
-        if dtype is dtypes.float16:
-            return f"vload_half({place}, {pointer})"
         element = f"{pointer}[{place}]"
-        if dtype is dtypes.bfloat16:
-            return f"{self.function('bfloat_value')}({element})"
+        if dtype in NAMES:
+            return f"{self.function(f'{NAMES[dtype]}_value')}({element})"
         self.type_of(dtype)
         return f"({element} != 0)" if dtype.is_bool else element
 
     def stored(self, dtype: DType, pointer: str, place: str, value: str) -> str:
         """The statement that writes an element."""
         value = bare(value)
-        if dtype is dtypes.float16:
-            return f"vstore_half_rte({value}, {place}, {pointer});"
-        if dtype is dtypes.bfloat16:
-            value = f"{self.function('bfloat_bits')}({value})"
+        if dtype in NAMES:
+            value = f"{self.function(f'{NAMES[dtype]}_bits')}({value})"
         self.type_of(dtype)
         return f"{pointer}[{place}] = {value};"
 
@@ -310,9 +309,8 @@ class Language:
 
     def _rounded(self, x: str, to: DType) -> str:
         """A float with no more precision than float16 or bfloat16 have."""
-        name = "half" if to is dtypes.float16 else "bfloat"
-        inner = f"{self.function(f'{name}_bits')}({bare(x)})"
-        return f"{self.function(f'{name}_value')}({inner})"
+        inner = f"{self.function(f'{NAMES[to]}_bits')}({bare(x)})"
+        return f"{self.function(f'{NAMES[to]}_value')}({inner})"
 
     def _saturated(self, x: str, source: DType, to: DType) -> str:
         """The function that converts a float to an integer: NaN gives 0."""
@@ -332,12 +330,10 @@ class Language:
         return f"{name}({bare(x)})"
 
     def _bitcast(self, x: str, source: DType, to: DType) -> str:
-        if source.is_float and source.itemsize == 2:
-            name = "half_bits" if source is dtypes.float16 else "bfloat_bits"
-            x = f"{self.function(name)}({bare(x)})"
-        if to.is_float and to.itemsize == 2:
-            name = "half_value" if to is dtypes.float16 else "bfloat_value"
-            return f"{self.function(name)}(as_ushort({bare(x)}))"
+        if source in NAMES:
+            x = f"{self.function(f'{NAMES[source]}_bits')}({bare(x)})"
+        if to in NAMES:
+            return f"{self.function(f'{NAMES[to]}_value')}(as_ushort({bare(x)}))"
         return f"as_{self.type_of(to)}({bare(x)})"
 
 

@@ -85,9 +85,9 @@ class VectorLanguage:
         """Neighbouring elements from `place` on; None where there are no words for it."""
         if self.is_long(dtype):
             return None
-        if dtype is dtypes.float16:
-            return f"vload_half{self.width}(0, {pointer} + {place})"
         text = f"vload{self.width}(0, {pointer} + {place})"
+        if dtype is dtypes.float16:
+            return f"{self.scalar.function('half_value', lanes=self.width)}({text})"
         if dtype is dtypes.bfloat16:
             return f"as_float{self.width}(convert_uint{self.width}({text}) << 16)"
         self.scalar.type_of(dtype)
@@ -102,9 +102,9 @@ class VectorLanguage:
         """The statement that writes neighbouring elements; None where there are no words for it."""
         if dtype is dtypes.bfloat16 or self.is_long(dtype):
             return None
-        if dtype is dtypes.float16:
-            return f"vstore_half{self.width}_rte({bare(value)}, 0, {pointer} + {place});"
         self.scalar.type_of(dtype)
+        if dtype is dtypes.float16:
+            value = f"{self.scalar.function('half_bits', lanes=self.width)}({bare(value)})"
         if dtype.is_bool:
             value = f"convert_uchar{self.width}({value} & 1)"
         return f"vstore{self.width}({bare(value)}, 0, {pointer} + {place});"

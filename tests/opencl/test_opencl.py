@@ -163,6 +163,12 @@ def test_every_half_is_read_and_every_neighbourhood_is_rounded(device, half):
         np.testing.assert_array_equal(got, wanted)
 
 
+def test_vectors_of_halves_may_lie_anywhere(device):
+    """Rows of 31 halves, read eight at a time: PoCL 6 itself asks for multiples of 16 bytes."""
+    x = np.random.default_rng(5).standard_normal((15, 31)).astype(np.float16)
+    assert np.array_equal(Tensor(x, device=device).argmax(0).numpy(), x.argmax(0))
+
+
 def test_float_remainder_and_nan_in_maximum(device):
     edges = [0.0, -0.0, 1.0, -1.0, 5.5, -5.5, 0.3, 1e30, -7e-42, np.inf, -np.inf, np.nan]
     pairs = [(a, b) for a in edges for b in edges if not a == b == 0]
