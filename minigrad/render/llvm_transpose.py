@@ -21,7 +21,6 @@ from minigrad.schedule.expr import Expr, Leaf
 
 Shuffle = Callable[[Value, Value], Value]  # of the elements of two vectors
 
-SIZES = (4, 8)  # bytes of an element
 SEGMENT = 16  # bytes inside of which a processor interleaves two vectors in one instruction
 LEAST_ROWS = 4  # iterations of a block
 
@@ -47,7 +46,7 @@ def loads_across(emitter: IndexEmitter, loop: Loop) -> list[Expr]:
         across = emitter.lane_stride(index)
         if (
             array not in written
-            and step * array.dtype.itemsize in SIZES
+            and not e.dtype.is_bool
             and across not in (None, 0, step)
             and coefficient(index, loop.variable) == step
             and not any(expr.values_in(x) for x in (index, *guard))
@@ -162,7 +161,7 @@ def _transposed(
         emitter.vectors = vectors
         emitter.close_straight((), emit)
     here = emitter.builder()
-    size = load.dtype.itemsize if load.op is Leaf.PAIR else load.payload[0].dtype.itemsize
+    size = max(load.dtype.itemsize, 4) if load.dtype.is_float else load.dtype.itemsize
     groups = [transpose(here, rows[i : i + length], size) for i in range(0, width, length)]
     return [join(here, list(parts)) for parts in zip(*groups, strict=True)]
 
@@ -183,7 +182,10 @@ def _lane_that_counts(emitter: IndexEmitter, lane: int) -> Integer:
 
 
 def transpose(here: Builder, rows: list[Value], size: int) -> list[Value]:
-    """n vectors of n elements, a power of two, of `size` bytes; column i of them as vector i."""
+    """n vectors of n elements, a power of two; column i of them as vector i.
+
+    size: bytes of an element in registers.
+    """
 
     def shuffle(order: list[int]) -> Shuffle:
         text = ", ".join(f"i32 {place}" for place in order)

@@ -23,7 +23,11 @@ from minigrad.runtimes.reference import evaluate, numpy_dtype
 from minigrad.schedule.schedule import schedule
 
 SHAPES = [(16, 16), (17, 33), (64, 130), (130, 64), (20, 21), (49, 100), (196, 36), (1, 70)]
-SIZES = [(dtypes.float32, 4), (dtypes.float64, 8)]
+SIZES = [(dtypes.uint8, 1), (dtypes.int16, 2), (dtypes.float32, 4), (dtypes.float64, 8)]
+DTYPES = [
+    dtypes.float32, dtypes.int64, dtypes.float16, dtypes.bfloat16, dtypes.int8, dtypes.uint16,
+    dtypes.bool,
+]  # fmt: skip
 
 
 def across(rows: int, columns: int, dtype: DType = dtypes.float32) -> Build:
@@ -40,9 +44,7 @@ def across(rows: int, columns: int, dtype: DType = dtypes.float32) -> Build:
 
 @pytest.mark.parametrize("machine", MACHINES)
 @pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: "x".join(map(str, shape)))
-@pytest.mark.parametrize(
-    "dtype", [dtypes.float32, dtypes.int64, dtypes.float16], ids=lambda dtype: dtype.name
-)
+@pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: dtype.name)
 def test_values(machine: str, shape: tuple[int, int], dtype: DType) -> None:
     rows, columns = shape
     graph, _ = graph_of(across(rows, columns, dtype))
@@ -63,11 +65,12 @@ def text_of(build: Build) -> str:
 def test_no_gathers() -> None:
     """Not even where lanes of the last vector do not count, nor rows of the last block."""
     assert "gather" not in text_of(across(42, 85))
-    assert "gather" not in text_of(across(70, 85))
-    assert "gather" in text_of(across(42, 85, dtypes.float16))  # elements of 2 bytes are gathered
+    for dtype in DTYPES:
+        found = "gather" in text_of(across(70, 85, dtype))
+        assert found == dtype.is_bool, dtype  # a bit is no element of a vector like others
 
 
-@pytest.mark.parametrize("count", [4, 8, 16])
+@pytest.mark.parametrize("count", [4, 8, 16, 32])
 @pytest.mark.parametrize(("dtype", "size"), SIZES, ids=lambda x: getattr(x, "name", ""))
 def test_shuffles(count: int, dtype: DType, size: int) -> None:
     """Each column has the elements of all rows in order, followed through the shuffles' orders."""
