@@ -485,21 +485,26 @@ class _Emitter(IndexEmitter):
 
     def _pair(self, e: Expr) -> Value:
         """Two bfloat16 as one word, the first low; those of a whole vector at once if possible."""
-        first, second = e.args
         lanes = self.lanes_of(e)
-        if first.op is Op.CAST:
-            return self._rounded_pair(e, lanes)
+        rounded = e.args[0].op is Op.CAST
+        first, second = (arg.args[0] if rounded else arg for arg in e.args)
         array, index, guard = first.payload
-        neighbours = second.payload[1] == add(index, 1)
-        if lanes > 1 and neighbours and not guard and not second.payload[2]:
+        neighbours = lanes > 1 and second.payload[1] == add(index, 1)
+        if neighbours and self.lane_stride(index) == 2 and not (rounded and lanes % 16):
+            text = self._side_by_side(first, second, lanes)
+            here = self.builder()
+            if rounded:
+                return pairs.words_of_neighbours(here, Value(text, array.dtype, 2 * lanes))
+            text = here.line(f"bitcast <{2 * lanes} x i16> {text} to <{lanes} x i32>")
+            return Value(text, e.dtype, lanes)
+        if rounded:
+            floats = [self.value(load) for load in (first, second)]
+            here = self.builder()
+            return pairs.words_of(here, *(values.broadcast(here, x, lanes) for x in floats))
+        if neighbours and not guard and not second.payload[2] and self.lane_stride(index) != 1:
             kind, size = vector_type("i32", lanes), array.dtype.itemsize
-            if self.lane_stride(index) == 2 and not self.mask():
-                pointer = self.pointer(array, self.at_base(index))
-                text = self.builder().line(f"load {kind}, ptr {pointer}, align {size}")
-                return Value(text, e.dtype, lanes)
-            if self.lane_stride(index) != 1:
-                text = self._gather(kind, array, index, lanes, size, self.mask())
-                return Value(text, e.dtype, lanes)
+            text = self._gather(kind, array, index, lanes, size, self.mask())
+            return Value(text, e.dtype, lanes)
         words = []
         for load in (first, second):
             # a load that is the same in all lanes is one scalar
@@ -507,9 +512,6 @@ class _Emitter(IndexEmitter):
             text = self._bits(load, width)
             here = self.builder()
             short, long = vector_type("i16", width), vector_type("i32", width)
-            if memory_type(load.dtype) != "i16":
-                stored = vector_type(memory_type(load.dtype), width)
-                text = here.line(f"bitcast {stored} {text} to {short}")
             wide = Value(here.line(f"zext {short} {text} to {long}"), e.dtype, width)
             words.append(values.broadcast(here, wide, lanes))
         here = self.builder()
@@ -518,19 +520,19 @@ class _Emitter(IndexEmitter):
         shifted = here.line(f"shl {high.typed}, {sixteen}")
         return Value(here.line(f"or {low.typed}, {shifted}"), e.dtype, lanes)
 
-    def _rounded_pair(self, e: Expr, lanes: int) -> Value:
-        """Two float32, each rounded to bfloat16, as one word."""
-        first, second = (rounded.args[0] for rounded in e.args)
-        array, index, guard = first.payload
-        neighbours = second.payload[1] == add(index, 1) and not guard and not second.payload[2]
-        if neighbours and lanes % 16 == 0 and self.lane_stride(index) == 2 and not self.mask():
-            pointer, kind = self.pointer(array, self.at_base(index)), f"<{2 * lanes} x float>"
-            text = self.builder().line(f"load {kind}, ptr {pointer}, align {array.dtype.itemsize}")
-            return pairs.words_of_neighbours(self.builder(), Value(text, array.dtype, 2 * lanes))
-        low, high = self.value(first), self.value(second)
-        here = self.builder()
-        both = (values.broadcast(here, x, lanes) for x in (low, high))
-        return pairs.words_of(here, *both)
+    def _side_by_side(self, first: Expr, second: Expr, lanes: int) -> str:
+        """What memory holds from a vector's first pair on: two neighbours for each lane."""
+        array, index, _ = first.payload
+        kind, size = vector_type(memory_type(array.dtype), 2 * lanes), array.dtype.itemsize
+        masks = [self.both(self.mask(), self.guard(e.payload[2]), lanes) for e in (first, second)]
+        pointer, here = self.pointer(array, self.at_base(index)), self.builder()
+        if masks == [None, None]:
+            return here.line(f"load {kind}, ptr {pointer}, align {size}")
+        of_lanes = f"<{lanes} x i1>"
+        low, high = (f"{of_lanes} {mask or 'splat (i1 true)'}" for mask in masks)
+        in_turn = ", ".join(f"i32 {n // 2 + n % 2 * lanes}" for n in range(2 * lanes))
+        mask = here.line(f"shufflevector {low}, {high}, <{2 * lanes} x i32> <{in_turn}>")
+        return self._masked_load(kind, pointer, size, 2 * lanes, mask)
 
     def _load(self, e: Expr, lanes: int) -> Value:
         text = self._bits(e, lanes)
@@ -554,19 +556,21 @@ class _Emitter(IndexEmitter):
             if mask is None:
                 text = here.line(f"load {kind}, ptr {pointer}, align {size}")
             else:
-                name = f"llvm.masked.load.{values.suffix(kind)}.p0"
-                self.declarations.add(
-                    f"declare {kind} @{name}(ptr, i32, <{lanes} x i1>, {kind})"
-                )
-                text = here.line(
-                    f"call {kind} @{name}(ptr {pointer}, i32 {size}, <{lanes} x i1> {mask}, "
-                    f"{kind} zeroinitializer)"
-                )
+                text = self._masked_load(kind, pointer, size, lanes, mask)
         elif mask is None and self._interleaved(array, known := self._with_constants(index)):
             text = self._picked(array, known, lanes)
         else:
             text = self._gather(kind, array, index, lanes, size, mask)
         return text
+
+    def _masked_load(self, kind: str, pointer: str, size: int, lanes: int, mask: str) -> str:
+        """Neighbours in memory, and zero where a mask says so."""
+        name = f"llvm.masked.load.{values.suffix(kind)}.p0"
+        self.declarations.add(f"declare {kind} @{name}(ptr, i32, <{lanes} x i1>, {kind})")
+        return self.builder().line(
+            f"call {kind} @{name}(ptr {pointer}, i32 {size}, <{lanes} x i1> {mask}, "
+            f"{kind} zeroinitializer)"
+        )
 
     def _gather(
         self, kind: str, array: Array, index: Integer, lanes: int, size: int,
