@@ -9,8 +9,6 @@ from minigrad import Tensor, jit, nn
 from minigrad.device import Device
 from minigrad.errors import DeviceError
 
-pytest.importorskip("pyopencl")
-
 FIRST = OPENCL
 AS_GPU = f"{OPENCL}:99"  # a name that no device of a machine has
 
