@@ -92,8 +92,8 @@ class _Views:
             return expr.load(view(array), index, guard)
         if e.op is Op.CONST:
             return expr.const(bits_of(e.payload, e.dtype), dtypes.uint16)
-        if e.op is Op.BITCAST:
-            return bitcast(new[e.args[0]], dtypes.uint16)
+        if e.op is Op.BITCAST:  # of integers, or of the other kind of floats
+            return bits[e.args[0]] or bitcast(new[e.args[0]], dtypes.uint16)
         if e.op is Op.WHERE:
             yes, no = (bits[arg] for arg in e.args[1:])
             if yes is not None and no is not None:
