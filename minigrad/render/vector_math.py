@@ -22,23 +22,12 @@ from collections.abc import Callable
 from minigrad.dtype import DType, dtypes
 from minigrad.errors import DTypeError
 from minigrad.graph.node import Op
-from minigrad.graph.symbolic import Integer, replace_values
 from minigrad.render.exponential import erf, exp, exp2, log, log2, tanh, tanh_plus_one
 from minigrad.render.inverse_circular import acos, asin, atan
 from minigrad.render.power import power
 from minigrad.render.trigonometry import cosine, sine
 from minigrad.render.value import Value
-from minigrad.schedule.expr import (
-    Expr,
-    Leaf,
-    apply,
-    condition,
-    index,
-    load,
-    restrict,
-    value_of,
-    walk,
-)
+from minigrad.schedule.expr import Expr, Leaf, apply, walk, with_new_indices
 
 _FUNCTIONS: dict[Op | Leaf, Callable[..., Value]] = {
     Op.EXP: exp, Op.EXP2: exp2, Op.LOG: log, Op.LOG2: log2, Op.SIN: sine, Op.COS: cosine,
@@ -58,22 +47,6 @@ def _function(op: Op, args: tuple[Expr, ...], dtype: DType) -> Expr:
     computed = dtypes.float64 if dtype is dtypes.float64 else dtypes.float32
     operands = (Value(arg).cast(computed) for arg in args)
     return _FUNCTIONS[op](*operands).cast(dtype).expr
-
-
-def _with_new_values(leaf: Expr, new: dict[Expr, Expr]) -> Expr:
-    """A leaf whose indices may hold expressions, with their successors in place."""
-
-    def moved(x: Integer) -> Integer:
-        return replace_values(x, lambda inside: value_of(new[inside]))
-
-    if leaf.op is Leaf.LOAD:
-        array, position, guard = leaf.payload
-        return load(array, moved(position), restrict((), map(moved, guard)))
-    if leaf.op is Leaf.INDEX:
-        return index(moved(leaf.payload), leaf.dtype)
-    if leaf.op is Leaf.CONDITION:
-        return condition(moved(leaf.payload))
-    return leaf
 
 
 def _tanh_plus_one(order: list[Expr]) -> frozenset[Expr]:
@@ -114,5 +87,5 @@ def expand(root: Expr) -> Expr:
         elif args:
             new[expr] = expr if args == expr.args else apply(expr.op, args, expr.dtype)
         else:
-            new[expr] = _with_new_values(expr, new)
+            new[expr] = with_new_indices(expr, new)
     return new[root]

@@ -36,7 +36,7 @@ class Leaf(Enum):
     CONDITION = "condition"  # (Affine) whether it is ≥ 0
     LOCAL = "local"  # (Local, slot) a register of the loop nest
     FMA = "fma"  # not a leaf: args (a, b, c), a·b + c rounded once and never split or merged
-    PAIR = "pair"  # no leaf either: args two bfloat16, LOADs or CASTs of such, as one uint32
+    PAIR = "pair"  # no leaf either: args two bfloat16, in memory or CASTs of loads, as one uint32
     DOT = "dot"  # args (a, b, c): two PAIRs of bfloat16 and a float32, a₀·b₀ + a₁·b₁ + c
 
 
