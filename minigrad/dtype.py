@@ -8,24 +8,37 @@ from __future__ import annotations
 
 import struct
 import sys
-from dataclasses import dataclass
 from functools import lru_cache
+from typing import NoReturn
 
 from minigrad.errors import DTypeError
 
 
-@dataclass(frozen=True, eq=False)
 class DType:
-    """One element type.
+    """One element type; the whole process shares it, so nothing about it can be changed.
 
     kind is "b" (bool), "i" (signed), "u" (unsigned) or "f" (float); itemsize is in bytes;
     code is the format of the `struct` and buffer protocols ("" where there is none: bfloat16).
     """
 
+    __slots__ = ("name", "kind", "itemsize", "code")
     name: str
     kind: str
     itemsize: int
     code: str
+
+    def __new__(cls, name: str, kind: str, itemsize: int, code: str) -> DType:
+        """Make one; an __init__ could be called once more by anybody."""
+        made = super().__new__(cls)
+        for field, value in zip(cls.__slots__, (name, kind, itemsize, code), strict=True):
+            object.__setattr__(made, field, value)
+        return made
+
+    def __setattr__(self, name: str, value: object) -> NoReturn:
+        raise AttributeError(f"{self!r} cannot be changed: every tensor of it would be another")
+
+    def __delattr__(self, name: str) -> NoReturn:
+        raise AttributeError(f"{self!r} cannot be changed: every tensor of it would be another")
 
     def __repr__(self) -> str:
         return f"dtypes.{self.name}"
@@ -72,7 +85,17 @@ class DType:
         return (1 << (self.bits - (self.kind == "i"))) - 1
 
 
-class dtypes:
+class _Table(type):
+    """A class whose entries cannot be set anew."""
+
+    def __setattr__(cls, name: str, value: object) -> NoReturn:
+        raise AttributeError(f"{cls.__name__}.{name} cannot be set: say dtype= where you need one")
+
+    def __delattr__(cls, name: str) -> NoReturn:
+        raise AttributeError(f"{cls.__name__}.{name} cannot be set: say dtype= where you need one")
+
+
+class dtypes(metaclass=_Table):
     """The namespace of all element types: `dtypes.float32`, …"""
 
     bool = DType("bool", "b", 1, "?")

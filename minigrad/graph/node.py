@@ -25,6 +25,11 @@ class Op(Enum):
 
     __hash__ = object.__hash__  # Enum's own is written in Python, and each node hashes its op
 
+    def __setattr__(self, name: str, value: object) -> None:
+        if "_sort_order_" in self.__dict__:  # the last that Enum sets
+            raise AttributeError(f"{self} cannot be changed: every node of it would be another")
+        object.__setattr__(self, name, value)
+
     # sources
     CONST = "const"  # every element is arg
     BUFFER = "buffer"  # memory (a device Buffer; an int slot in a canonical graph)
