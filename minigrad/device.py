@@ -18,6 +18,7 @@ from typing import Any, Protocol
 from minigrad.dtype import DType
 from minigrad.errors import DeviceError
 from minigrad.graph.canonical import Graph
+from minigrad.locks import new_rlock
 from minigrad.settings import getenv, put
 
 # Kind of device → module that has `open_device(name: str) -> Runtime`.
@@ -292,7 +293,7 @@ class Zeros(Buffer):
 
     __slots__ = ()
     has_values = True
-    _first_look = threading.RLock()  # again, where the collector of garbage makes another look
+    _first_look = new_rlock()  # again, where the collector of garbage makes another look
 
     def __init__(self, device: str, dtype: DType, size: int) -> None:
         super().__init__(device, dtype, size)
@@ -316,7 +317,7 @@ class _Devices:
     def __init__(self) -> None:
         self.opened: dict[str, Runtime] = {}
         self._spelled: dict[str, str] = {}  # as somebody wrote it → as we do
-        self._lock = threading.RLock()
+        self._lock = new_rlock()
 
     @property
     def DEFAULT(self) -> str:

@@ -20,7 +20,6 @@ another result, `JitError` says so instead.
 from __future__ import annotations
 
 import functools
-import threading
 import weakref
 from collections.abc import Callable, Sequence
 from typing import Any, Generic, ParamSpec, TypeVar
@@ -28,6 +27,7 @@ from typing import Any, Generic, ParamSpec, TypeVar
 from minigrad.device import Buffer, Call, Device, watching
 from minigrad.errors import JitError
 from minigrad.graph.node import Node, Op, form_of
+from minigrad.locks import new_rlock
 from minigrad.program import recorded_calls, recording
 from minigrad.settings import thread
 from minigrad.tensor import Tensor, engine, history
@@ -56,7 +56,7 @@ class Jitted(Generic[P, R]):
         self._captures: dict[int, Capture] = {}  # by the thread's key
         self._replays: dict[int, Serve] = {}  # how each of them is served
         self._methods: dict[int, tuple[weakref.ref[Any], Jitted[..., R]]] = {}
-        self._lock = threading.RLock()
+        self._lock = new_rlock()
         functools.update_wrapper(self, function)
 
     @property

@@ -21,6 +21,7 @@ from minigrad.graph.build import buffer, rebuild
 from minigrad.graph.canonical import canonicalize
 from minigrad.graph.node import Node, Op, topological
 from minigrad.graph.symbolic import numel
+from minigrad.locks import new_rlock
 from minigrad.settings import flag, state_that
 
 MOST_PROGRAMS = 1024  # that are kept; a program that somebody holds (a capture) lives on
@@ -33,7 +34,7 @@ class Programs:
         self.most = most
         self._entries: dict[Any, list[Any]] = {}  # key → program, time of its last use
         self._clock = itertools.count()
-        self._lock = threading.RLock()
+        self._lock = new_rlock()
 
     def __len__(self) -> int:
         return len(self._entries)

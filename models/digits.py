@@ -12,7 +12,7 @@ import struct
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import TYPE_CHECKING
 
 from minigrad.models.data import package_folder, read_bytes
 from minigrad.models.errors import InputError
@@ -81,7 +81,7 @@ def read_idx(path: Path) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
 
 
 def _idx_of(
-    file: IO[bytes], path: Path, most: int
+    file: io.BytesIO | gzip.GzipFile, path: Path, most: int
 ) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
     """An open IDX file. What is packed may be a thousand times as long as the file, so no more is
     read than it says that it holds, and no more than `most` bytes.

@@ -8,13 +8,12 @@ instruction set; a matrix product is `SUM(MUL(a, b))` seen through movement oper
 from __future__ import annotations
 
 import struct
-import threading
-import weakref
 from collections.abc import Iterable, Iterator
 from enum import Enum
 from typing import Any
 
 from minigrad.dtype import DType, convert, dtypes
+from minigrad.graph.interned import Interned
 from minigrad.graph.symbolic import Affine, Integer
 
 Shape = tuple[Integer, ...]
@@ -172,9 +171,8 @@ class Node:
         return len(self.shape)
 
 
-_interned: weakref.WeakValueDictionary[Any, Node] = weakref.WeakValueDictionary()
-_forms: weakref.WeakValueDictionary[Any, Form] = weakref.WeakValueDictionary()
-_lock = threading.Lock()
+_interned: Interned[Node] = Interned()
+_forms: Interned[Form] = Interned()
 
 
 def make(
@@ -186,28 +184,20 @@ def make(
         arg = convert(arg, dtype)
         key_arg = struct.pack("<d", arg) if dtype.is_float else int(arg)
     key = (op, dtype, shape, src, key_arg, device)
-    with _lock:
-        node = _interned.get(key)
-        if node is None:
-            node = Node()
-            node.op, node.dtype, node.shape = op, dtype, shape
-            node.src, node.arg, node.device = src, arg, device
-            node.form = _form_of(dtype, shape, device) if op is Op.BUFFER else None
-            _interned[key] = node
+    node = _interned.find(key)
+    if node is None:
+        node = Node()
+        node.op, node.dtype, node.shape = op, dtype, shape
+        node.src, node.arg, node.device = src, arg, device
+        node.form = form_of(dtype, shape, device) if op is Op.BUFFER else None
+        node = _interned.settle(key, node)
     return node
 
 
 def form_of(dtype: DType, shape: Shape, device: str) -> Form:
     """The form of a BUFFER."""
-    with _lock:
-        return _form_of(dtype, shape, device)
-
-
-def _form_of(dtype: DType, shape: Shape, device: str) -> Form:
-    form = _forms.get((dtype, shape, device))
-    if form is None:
-        form = _forms[dtype, shape, device] = Form()
-    return form
+    key = (dtype, shape, device)
+    return _forms.find(key) or _forms.settle(key, Form())
 
 
 def own_buffer(memory: Any, dtype: DType, shape: Shape, device: str, form: Form) -> Node:

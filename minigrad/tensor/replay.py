@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from minigrad.dtype import DType
 from minigrad.errors import JitError
 from minigrad.graph.node import Form, Node, Op, own_buffer
 from minigrad.graph.symbolic import Integer, rebind
+from minigrad.locks import new_lock
 from minigrad.program import GlobalCounters
 from minigrad.tensor import Tensor, engine, history
 from minigrad.tensor.registry import clock, lazy_links, shared
@@ -52,7 +52,7 @@ class Capture:
 
     def __init__(self, name: str, structure: Any, inputs: tuple[Signature, ...]) -> None:
         self.name, self.structure, self.inputs = name, structure, inputs
-        self.lock = threading.Lock()
+        self.lock = new_lock()
         self.settled = -1  # what the clock showed when lazy tensors were last looked at
         self.replay: Replay
         self.outputs: list[Output] = []
