@@ -16,7 +16,7 @@ from devices import devices_of_ranks
 
 from minigrad import Tensor
 from minigrad.models.errors import InputError
-from minigrad.models.parallel import Mesh, Rank, RankError, all_reduce, faults, run
+from minigrad.models.parallel import Mesh, Rank, RankError, all_reduce, faults, launch, run
 
 from .cases import captured
 from .faulty import program
@@ -62,6 +62,36 @@ def test_a_thread_that_hangs_ends_all(faulty: int) -> None:
     with pytest.raises(RankError, match=f"rank {faulty} hangs: it made 2 exchanges"):
         run(lambda rank: program(rank, "hang", faulty), 3, patience=0.5)
     assert not threads_of_ranks()
+
+
+def test_a_thread_that_cannot_be_ended_is_no_business_of_the_next_run(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It sleeps outside of Python while others take its place, and wakes in the midst of them."""
+    monkeypatch.setattr(launch, "GIVEN_UP", 0.1)
+    asleep = threading.Lock()
+    asleep.acquire()
+    sleepers: list[threading.Thread] = []
+
+    def hanging(rank: Rank) -> None:
+        unfinished = all_reduce(Tensor([1.0]), rank.world)
+        if rank.number == 1:
+            sleepers.append(threading.current_thread())
+            asleep.acquire()
+        unfinished.realize()
+
+    def waking(rank: Rank) -> float:
+        kept = all_reduce(Tensor([2.0]), rank.world)  # which the sleeper's end must leave alone
+        if rank.number == 1:
+            asleep.release()
+            sleepers[0].join()
+        return kept.item() + all_reduce(Tensor([1.0]), rank.world).item()
+
+    with pytest.raises(RankError, match="rank 1 hangs"):
+        run(hanging, 3, patience=0.2)
+    assert run(lambda rank: program(rank, "none", 9), 3) == [12.0] * 3
+    assert run(waking, 3) == [9.0] * 3
+    assert run(lambda rank: program(rank, "none", 9), 3) == [12.0] * 3
 
 
 def test_a_rank_that_ends_too_early_is_named() -> None:
