@@ -15,6 +15,7 @@ from typing import Any
 from minigrad import Device, collective, program
 from minigrad.graph.node import Node, Op, topological
 from minigrad.models.parallel import mpi
+from minigrad.models.parallel.arrival import waiting_for_all
 from minigrad.models.parallel.faults import Activity, Clock, RankError, culprit, told
 from minigrad.models.parallel.group import Members, Progress, RankGroup
 from minigrad.models.parallel.kernels import Kernels
@@ -96,7 +97,7 @@ def run(
     """
     mesh = ranks if isinstance(ranks, Mesh) else Mesh(dp=ranks)
     limit = float(flag("PATIENCE")) if patience is None else patience
-    library = mpi.library()
+    library = mpi.library(limit)
     if library is None:
         return _Threads(mesh, network, limit, trace).run(function)
     return _run_process(library, function, mesh, limit, trace)
@@ -104,7 +105,7 @@ def run(
 
 def started_by_mpi() -> bool:
     """Whether this process is one of several that MPI started."""
-    return mpi.library() is not None
+    return mpi.library(float(flag("PATIENCE"))) is not None
 
 
 @contextmanager
@@ -326,11 +327,12 @@ def _run_process(
     if library.Query_thread() < library.THREAD_MULTIPLE:
         raise RankError(-1, "this MPI allows no calls from several threads (MPI_THREAD_MULTIPLE)")
     number, activity = world.rank, Activity(Clock())
-    mpi.announce(library)
-    threads = max(usable_threads() // mpi.local_ranks(library), 1)
-    transport = mpi.MPITransport(library, world.Dup())
-    watch = mpi.Watch(library, activity, patience)
     results: list[Any] = [None] * mesh.size
+    with waiting_for_all(patience):
+        mpi.announce(library)
+        threads = max(usable_threads() // mpi.local_ranks(library), 1)
+        transport = mpi.MPITransport(library, world.Dup())
+        watch = mpi.Watch(library, activity, patience)
     try:
         with _seat(number, mesh, transport, Device.DEFAULT, activity, threads, []) as rank:
             if trace is not None:
@@ -340,11 +342,11 @@ def _run_process(
     except BaseException as error:
         status = error.code if isinstance(error, SystemExit) else 1
         mpi.abort(library, error, status if isinstance(status, int) else 1)
-        raise
     activity.enter("ended")
     gathered = world.gather((number, events)) if trace is not None else None
     if gathered is not None and trace is not None:
         write_trace(Path(trace), gathered)
     world.Barrier()
+    mpi.dismiss_witness()
     watch.close()
     return results

@@ -70,7 +70,7 @@ def in_memory(array: Any, dtype: DType) -> Buffer:
 def rings(rank: Rank) -> list[str]:
     """Ring all-reduce over dtypes, reductions and lengths; gives digests of all results."""
     group, size, digests = rank.world, rank.world.size, []
-    library = mpi.library()
+    library = mpi.library(0.0)
     for dtype in DTYPES:
         for count in lengths(size):
             if count == LONG and dtype not in LONG_DTYPES:

@@ -210,13 +210,28 @@ def test_a_process_that_fails_ends_all(way: str, faulty: int, sentence: str) -> 
     assert re.search(sentence, said), said
 
 
-def test_a_process_that_is_killed_ends_all() -> None:
-    status, said = end_of("kill", 1)
+@pytest.mark.parametrize("faulty", [0, 1, 2])
+def test_a_process_that_is_killed_is_named(faulty: int) -> None:
+    """By a witness: MPI's launcher kills the others at once, and often names one of those."""
+    status, said = end_of("kill", faulty)
+    ranks = dict(re.findall(r"(\d) is process (\d+) on", said))
+    assert status != 0 and len(ranks) == 3, said
+    assert re.findall(r"rank (\d) was killed, or has crashed", said) == [str(faulty)], said
+
+
+def test_whoever_has_spoken_needs_no_witness() -> None:
+    for way, faulty in (("raise", 2), ("none", 9)):
+        _, said = end_of(way, faulty)
+        assert "was killed" not in said
+        assert said.count("ranks are stopped") == (way == "raise"), said
+
+
+@pytest.mark.parametrize("faulty", [0, 2])
+def test_a_process_that_is_stopped_before_mpi_joins_it_ends_all(faulty: int) -> None:
+    """Nobody can send it anything yet, and the others wait inside MPI."""
+    status, said = end_of("stop early", faulty)
     assert status != 0
-    ranks = re.findall(r"\d is process (\d+) on", said)
-    assert len(ranks) == 3, said
-    # MPI's launcher kills the others as soon as one is gone, and names the one it heard of first
-    assert re.search(rf"PID ({'|'.join(ranks)}) ", said), said
+    assert re.search(rf"rank {faulty} hangs: its process was stopped before it had begun", said)
 
 
 def test_meshes_of_another_size() -> None:
