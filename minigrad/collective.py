@@ -79,10 +79,11 @@ def enter(device: str, groups: Sequence[Group]) -> None:
 
 
 def leave(device: str, groups: Sequence[Group]) -> None:
-    """Take a device out of groups."""
+    """Take a device out of groups; nothing happens where it has entered others since."""
     with _lock:
         for group in groups:
-            _groups.pop((device, group.name), None)
+            if _groups.get((device, group.name)) is group:
+                del _groups[device, group.name]
 
 
 def group_of(device: str, name: str, size: int) -> Group:
