@@ -13,8 +13,14 @@ import os
 
 import pytest
 from devices import CPU, OTHER, REFERENCE, opened
+from skips import register
 
 from minigrad.settings import Context
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Write down which tests are skipped, where `skips.VARIABLE` is set."""
+    register(config)
 
 
 def _named(default: str) -> list[str]:

@@ -106,12 +106,20 @@ def test_layers_of_one_shape_are_drawn_by_one_program(on_device: str) -> None:
 
 
 def test_a_new_model_knows_nothing(model: GPT) -> None:
+    """Its loss is that of its logits, which are small: a row of 16 numbers of size 1, as a layer
+    norm gives them, by rows of 0.02. A mean of 11 or more such logits is off by a third of that.
+    """
     ids = some_ids(4, 8)
     logits = model(Tensor(ids))
     assert logits.shape == (4, 8, 11)
     loss = model.loss(Tensor(ids), Tensor((ids + 3) % 11))
     assert loss.shape == ()
-    assert loss.item() == pytest.approx(np.log(11), abs=0.2)
+    wide = logits.numpy().astype(np.float64)
+    right = np.take_along_axis(wide, (ids[..., None] + 3) % 11, 2)[..., 0]
+    assert loss.item() == pytest.approx((np.log(np.exp(wide).sum(2)) - right).mean(), rel=1e-6)
+    size = 0.02 * np.sqrt(16)
+    assert 0.5 * size < wide.std() < 1.5 * size
+    assert loss.item() == pytest.approx(np.log(11), abs=size)
 
 
 def test_no_position_sees_a_later_one(model: GPT) -> None:

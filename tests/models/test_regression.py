@@ -27,8 +27,18 @@ def test_least_squares_and_three_rates() -> None:
 
 
 def test_noise_falls_with_the_root_of_the_batch() -> None:
-    noise = dict(gradient_noise(points(500, 0.5, 2), 400, 0))
-    assert noise[1] / noise[64] == pytest.approx(8, rel=0.2)
+    """Each size's noise is that of single points over its root; a mean of n squares is off by
+    their standard deviation over √n, and its root by half of that, relatively.
+    """
+    data, draws = points(500, 0.5, 2), 10_000
+    x, y = data.x.astype(np.float64), data.y.astype(np.float64)
+    each = -2 * y[:, None] * np.stack([np.ones_like(x), x], 1)  # at (0, 0), by k0 and k1
+    squares = ((each - each.mean(0)) ** 2).sum(1)
+    off = 0.5 * squares.std() / squares.mean() / np.sqrt(draws)  # less for larger batches
+    noise = gradient_noise(data, draws, 0)
+    assert len(noise) > 3
+    for size, found in noise:
+        assert found == pytest.approx(np.sqrt(squares.mean() / size), rel=4 * off), size
 
 
 def test_blind_perturbation_finds_the_same_direction() -> None:

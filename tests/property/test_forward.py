@@ -63,12 +63,12 @@ def test_edge_values(name: str, compiled: str) -> None:
     check(operation, cases, dtype, compiled)
 
 
-@pytest.mark.parametrize("name", [o.name for o in OPERATIONS if o.layouts])
+@pytest.mark.parametrize(
+    "name", [o.name for o in OPERATIONS if o.layouts and o.plans.edges[0].shapes]
+)
 def test_views(name: str, compiled: str) -> None:
     """Operands that are transposed, sliced, flipped, broadcast, padded … views of others."""
     operation = BY_NAME[name]
-    if not operation.plans.edges[0].shapes:
-        pytest.skip("no operands")
     dtype = operation.dtypes[0]
     large = sorted(operation.plans.edges, key=_elements)[-3:]
     cases = [
