@@ -37,3 +37,7 @@ class JitError(MinigradError, RuntimeError):
 
 class BoundsError(MinigradError, IndexError):
     """An index lies outside its axis."""
+
+
+class LostValueError(MinigradError, RuntimeError):
+    """A value is read that a program was to write which failed."""

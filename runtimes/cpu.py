@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import ctypes
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from itertools import accumulate
 from typing import Any
 
 from minigrad.device import Buffer, Call, Replay, Runtime, Sequential
 from minigrad.dtype import DType, dtypes, number_of
+from minigrad.errors import MinigradError
 from minigrad.graph.canonical import Graph
 from minigrad.locks import new_rlock
 from minigrad.loops.target import Target
@@ -110,6 +111,11 @@ class CPU:
             return number_of(ctypes.string_at(memory, dtype.itemsize), dtype)
         found: int | float | bool = kind.from_address(memory).value
         return found
+
+    def expect_zero(self, memory: int, failure: Callable[[], MinigradError]) -> None:
+        """Raise `failure()` where the first four bytes of memory are not 0."""
+        if ctypes.c_uint32.from_address(memory).value:
+            raise failure()
 
     def synchronize(self) -> None:
         """Nothing to wait for: a program ends before `run` returns."""

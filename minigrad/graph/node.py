@@ -112,6 +112,7 @@ class Op(Enum):
     ASSIGN = "assign"  # target BUFFER, value: the value, stored in the target's memory
     COPY = "copy"  # identity on another device (arg)
     COLLECTIVE = "collective"  # (Collective) an exchange with other ranks: graph/collective.py
+    CHECK = "check"  # (Check) identity; a program raises where an element is no index: bounds.py
     CUSTOM = "custom"  # (rule) the first source; `rule` gives the gradients of the others
 
 

@@ -9,7 +9,7 @@ from typing import Any, Self
 from minigrad.device import Device
 from minigrad.dtype import DType, dtypes, resolve
 from minigrad.errors import DTypeError, ShapeError
-from minigrad.graph import build
+from minigrad.graph import bounds, build
 from minigrad.graph.node import Node, Op, Shape
 from minigrad.graph.symbolic import Affine, Integer, low
 from minigrad.tensor.movement import sequence
@@ -186,8 +186,19 @@ class Creation(Reduce):
             for i, vector in enumerate(vectors)
         )  # fmt: skip
 
+    def _checked(
+        self, extent: Integer, name: str, unit: str, *, wraps: bool = False,
+        ignored: int | None = None,
+    ) -> Self:  # fmt: skip
+        """self, of which each element must be an index of 0 … extent − 1: see `bounds.check`."""
+        node = bounds.check(self.raw, extent, name, unit, wraps=wraps, ignored=ignored)
+        return self._new(node)
+
     def one_hot(self, num_classes: int) -> Self:
-        """int32: 1 at the class of each element, in a new last dimension; 0 where out of range."""
+        """int32: 1 at the class of each element, in a new last dimension.
+
+        BoundsError where an element is none of 0 … num_classes − 1.
+        """
         if self.dtype.is_float or not isinstance(num_classes, (int, Affine)) or (
             low(num_classes) < 0
         ):
@@ -196,7 +207,8 @@ class Creation(Reduce):
                 "number of classes ≥ 0"
             )
         classes = self.arange(num_classes, device=self.device)
-        return self.unsqueeze(-1).eq(classes).cast(dtypes.default_int)
+        chosen = self if self.dtype.is_bool else self._checked(num_classes, "one_hot", "classes")
+        return chosen.unsqueeze(-1).eq(classes).cast(dtypes.default_int)
 
     def _triangle(self, diagonal: int) -> Self:
         """True where column − row ≤ diagonal, for the last two dimensions."""

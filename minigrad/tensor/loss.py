@@ -32,8 +32,8 @@ class Loss(Resize):
 
         target: integers of shape (…), or probabilities of shape (…, classes). With integers the
         logits may also be PyTorch's (batch, classes, …), where the targets' shape (batch, …) does
-        not fit the former. Entries equal to ignore_index do not count. Computed in at least
-        float32.
+        not fit the former. Entries equal to ignore_index do not count; BoundsError where another is
+        no class. Computed in at least float32.
         """
         if target.dtype.is_float:
             return self._cross_entropy_of_probabilities(target, reduction, label_smoothing)
@@ -79,7 +79,9 @@ class Loss(Resize):
         if not 0 <= label_smoothing <= 1:
             raise ValueError(f"cross_entropy(label_smoothing={label_smoothing}): expected 0 … 1")
         x = self._wide()
-        classes = self._new(target.node)
+        classes = self._new(target.node)._checked(
+            x.shape[-1], "cross_entropy", "classes", ignored=ignore_index
+        )
         # the picked logit as a masked sum: its gradient is elementwise, and fuses with softmax's
         is_target = classes.unsqueeze(-1).eq(x.arange(x.shape[-1], device=x.device))
         shifted = x._shifted(-1)
@@ -103,7 +105,8 @@ class Loss(Resize):
     ) -> Self:  # fmt: skip
         """−self[…, target], of log probabilities (…, classes); weight: one factor per class.
 
-        (batch, classes, …) as for `cross_entropy`; entries equal to ignore_index do not count.
+        (batch, classes, …) as for `cross_entropy`; entries equal to ignore_index do not count, and
+        BoundsError where another is no class.
         """
         moved = self._classes_last(target)
         if moved is not self:
@@ -113,7 +116,9 @@ class Loss(Resize):
                 f"nll_loss of log probabilities {show(self.shape)} and {target.dtype.name} targets "
                 f"{show(target.shape)}: expected (…, classes) and integers of shape (…)"
             )
-        classes = self._new(target.node)
+        classes = self._new(target.node)._checked(
+            self.shape[-1], "nll_loss", "classes", ignored=ignore_index
+        )
         is_target = classes.unsqueeze(-1).eq(self.arange(self.shape[-1], device=self.device))
         picked = is_target.where(self, 0).sum(-1)
         if weight is None:

@@ -72,7 +72,8 @@ class Pooling(Convolution):
         """Zeros, with self's elements at `indices` in each flattened plane (see `max_pool2d`).
 
         output_size: the last extents of the result, or its whole shape; otherwise what kernel_size,
-        stride and padding make of self's. Of equal indices the last one wins.
+        stride and padding make of self's. Of equal indices the last one wins; BoundsError where one
+        lies outside a plane.
         """
         name = "max_unpool2d"
         spatial = 2 if isinstance(kernel_size, int) else len(kernel_size)
@@ -93,7 +94,7 @@ class Pooling(Convolution):
         flat = self.reshape(*lead, prod(space))
         places = self._new(indices.node).reshape(*lead, prod(space))
         empty = self.zeros(*lead, prod(out), dtype=self.dtype, device=self.device)
-        return empty.scatter(-1, places, flat).reshape(*lead, *out)
+        return empty._scatter(name, -1, places, flat).reshape(*lead, *out)
 
 
 class _Plan:

@@ -345,7 +345,7 @@ def test_every_operation_is_decided():
     nothing = {
         Op.CONST, Op.BUFFER, Op.IOTA, Op.VARIABLE, Op.ASSIGN, Op.NOT, Op.FLOOR, Op.CEIL, Op.TRUNC,
         Op.ROUND, Op.BITCAST, Op.IDIV, Op.LT, Op.LE, Op.EQ, Op.NE, Op.AND, Op.OR, Op.XOR, Op.SHL,
-        Op.SHR, Op.SORT, Op.DISTRIBUTE,
+        Op.SHR, Op.SORT, Op.DISTRIBUTE, Op.CHECK,
     }  # fmt: skip
     own = {Op.CUSTOM, Op.COLLECTIVE}  # each of these nodes brings its rule: see `rules_of`
     assert set(RULES) | nothing | own == set(Op) and not set(RULES) & (nothing | own)
