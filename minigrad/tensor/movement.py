@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Self
 
-from minigrad.dtype import dtypes, promote
+from minigrad.dtype import check_holds, dtypes, promote
 from minigrad.errors import ShapeError
 from minigrad.graph import build
 from minigrad.graph.node import Op, Shape
@@ -19,6 +19,27 @@ Pair = tuple[Integer, Integer]
 def sequence(given: tuple[Any, ...]) -> tuple[Any, ...]:
     """Arguments of a method that takes f(1, 2) and f((1, 2))."""
     return tuple(given[0]) if len(given) == 1 and isinstance(given[0], (tuple, list)) else given
+
+
+def _dimension(name: str, others: tuple[Any, ...], dim: int | None, axis: int | None) -> Any:
+    """What joins, and along which dimension: f(a, b, dim=1), f(a, b, 1) and f((a, b), axis=1)."""
+    given = [number for number in (dim, axis) if number is not None]
+    if others and isinstance(others[-1], int):
+        given.append(others[-1])
+        others = others[:-1]
+    if len(given) > 1:
+        raise TypeError(f"{name}: dimensions {given}; expected one, e.g. {name}((a, b), 1)")
+    return others, given[0] if given else 0
+
+
+def _first(name: str, given: Sequence[Any], others: tuple[Any, ...]) -> Any:
+    """The first of several tensors in a list, which stand alone."""
+    if not given or others:
+        raise TypeError(
+            f"{name} of a list of {len(given)} and {len(others)} more arguments; expected "
+            f"{name}([a, b, …], dim)"
+        )
+    return given[0]
 
 
 class Movement(Activations):
@@ -152,6 +173,8 @@ class Movement(Activations):
 
     def flip(self, *axes: Any) -> Self:
         """In reverse order along axes."""
+        if not axes:
+            raise TypeError("flip(): expected axes, e.g. x.flip(0)")
         found = axes_of("flip", sequence(axes), self.ndim)
         return self._view(lambda node: build.flip(node, found))
 
@@ -183,6 +206,7 @@ class Movement(Activations):
         ])
         amounts = [(b if low(b) > 0 else 0, a if high(a) > 0 else 0) for b, a in pairs]
         padded = result._view(lambda node: build.pad(node, amounts))
+        check_holds("pad", self.dtype, value)
         if value == 0 or padded.raw is result.raw:
             return padded
         inside = build.const(True, dtypes.bool, result.shape, self.device)
@@ -209,12 +233,16 @@ class Movement(Activations):
             raise ValueError(
                 f"pad(mode={mode!r}): expected constant, reflect, replicate or circular"
             )
+        known = [pair for pair in pairs if all(isinstance(x, int) for x in pair)]
+        if len(known) < self.ndim or any(isinstance(extent, Affine) for extent in self.shape):
+            raise ShapeError(f"pad(mode={mode!r}) of {show(self.shape)}: expected plain ints")
+        amounts: list[tuple[int, int]] = known  # type: ignore[assignment]
         result = self
-        for axis, (before, after) in enumerate(pairs):
-            extent = result.shape[axis]
-            if not all(isinstance(x, int) for x in (before, after, extent)):
-                raise ShapeError(f"pad(mode={mode!r}) of {show(self.shape)}: expected plain ints")
-            b, a, n = int(before), int(after), int(extent)  # type: ignore[arg-type]
+        if mode == "circular":  # what is cut off does not come back at the other end
+            result = self.pad([(min(b, 0), min(a, 0)) for b, a in amounts])
+            amounts = [(max(b, 0), max(a, 0)) for b, a in amounts]
+        for axis, (b, a) in enumerate(amounts):
+            n: int = result.shape[axis]  # type: ignore[assignment]
             limit = n - 1 if mode == "reflect" else n if mode == "circular" else max(b, a)
             if max(b, a) > limit or (n == 0 and max(b, a) > 0):
                 raise ShapeError(
@@ -248,13 +276,14 @@ class Movement(Activations):
 
     # --- joining and repeating --------------------------------------------------------------------
 
-    def cat(self, *others: Any, dim: int = 0) -> Self:
-        """Tensors one after the other along `dim`; their other extents are equal.
+    def cat(self, *others: Any, dim: int | None = None, axis: int | None = None) -> Self:
+        """Tensors one after the other along `dim` (0); their other extents are equal.
 
-        Also `Tensor.cat([a, b])`.
+        Also `Tensor.cat([a, b], 1)`.
         """
+        others, dim = _dimension("cat", others, dim, axis)
         if isinstance(self, (list, tuple)):
-            return self[0].cat(*self[1:], dim=dim)
+            return _first("cat", self, others).cat(self[1:], dim=dim)
         tensors = self._together(others)
         axis = axis_of("cat", dim, self.ndim)
         for tensor in tensors:
@@ -293,10 +322,11 @@ class Movement(Activations):
         dtype = promote(*(tensor.dtype for tensor in tensors))
         return [tensor.cast(dtype) for tensor in tensors]
 
-    def stack(self, *others: Any, dim: int = 0) -> Self:
-        """Tensors of equal shape along a new dimension; also `Tensor.stack([a, b])`."""
+    def stack(self, *others: Any, dim: int | None = None, axis: int | None = None) -> Self:
+        """Tensors of equal shape along a new dimension (0); also `Tensor.stack([a, b], 1)`."""
+        others, dim = _dimension("stack", others, dim, axis)
         if isinstance(self, (list, tuple)):
-            return self[0].stack(*self[1:], dim=dim)
+            return _first("stack", self, others).stack(self[1:], dim=dim)
         tensors = self._together(others)
         for tensor in tensors:
             if tensor.shape != self.shape:

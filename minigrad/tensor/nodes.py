@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from minigrad.dtype import DType, dtypes, promote
+from minigrad.dtype import DType, check_holds, dtype_of, dtypes, promote
 from minigrad.errors import DeviceError, ShapeError
 from minigrad.graph import build
 from minigrad.graph.node import Node, Op, Shape
@@ -79,21 +79,17 @@ def broadcast_to(node: Node, shape: Shape, name: str = "expand") -> Node:
     return build.expand(build.reshape(node, (1,) * missing + node.shape), shape)
 
 
-def scalar_dtype(value: Scalar, dtype: DType) -> DType:
-    """The dtype of `value` combined with an array of dtype: scalars are weakly typed."""
+def scalar_dtype(name: str, value: Scalar, dtype: DType) -> DType:
+    """The dtype of `value` combined with an array of dtype: scalars are weakly typed.
+
+    RangeError for an int that this dtype does not hold.
+    """
     if isinstance(value, bool):
         return dtype
     if isinstance(value, int):
-        return dtypes.default_int if dtype.is_bool else dtype
+        check_holds(name, dtype, value)
+        return dtype_of((value,)) if dtype.is_bool else dtype
     return dtype if dtype.is_float else dtypes.default_float
-
-
-def holding(value: Scalar, dtype: DType) -> DType:
-    """dtype, or for an int that it cannot hold the integer dtype that can (for comparisons)."""
-    if not dtype.is_int or isinstance(value, float) or dtype.minimum <= value <= dtype.maximum:
-        return dtype
-    return promote(dtype, dtypes.int64 if value < 2**63 and dtype is not dtypes.uint64
-                   else dtypes.uint64)  # fmt: skip
 
 
 def common(name: str, nodes: Sequence[Node]) -> list[Node]:
@@ -114,9 +110,15 @@ def same_device(name: str, nodes: Sequence[Node]) -> None:
             )
 
 
+def check_flag(name: str, what: str, value: object) -> None:
+    """TypeError for what is not a bool: an axis or a dtype that stands at the flag's place."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{name}({what}={value!r}): expected True or False")
+
+
 def axis_of(name: str, axis: int, ndim: int) -> int:
     """An axis counted from the left; negative ones count from the right."""
-    if not isinstance(axis, int):
+    if not isinstance(axis, int) or isinstance(axis, bool):
         raise TypeError(f"{name}: axis {axis!r} is a {type(axis).__name__}; expected an int")
     if not -max(ndim, 1) <= axis < max(ndim, 1):
         raise ShapeError(
