@@ -40,8 +40,8 @@ class Activations(Functions):
         return (self <= 0).where(0, self)
 
     def relu6(self) -> Self:
-        """min(max(x, 0), 6)."""
-        return self.relu().minimum(6)
+        """min(max(x, 0), 6); the derivative at 0 and 6 is 0."""
+        return self.hardtanh(0, 6)
 
     def leaky_relu(self, negative_slope: Scalar = 0.01) -> Self:
         """x, and negative_slope·x below 0."""
@@ -113,8 +113,8 @@ class Activations(Functions):
         return self * self.softplus().tanh()
 
     def hardsigmoid(self) -> Self:
-        """x/6 + 1/2 limited to 0 … 1."""
-        return (self / 6 + 0.5).clip(0, 1)
+        """x/6 + 1/2 limited to 0 … 1, where the derivative is 0."""
+        return (self / 6 + 0.5).hardtanh(0, 1)
 
     def hardswish(self) -> Self:
         """x·relu6(x + 3)/6."""
@@ -122,8 +122,8 @@ class Activations(Functions):
         return x * (x + 3).relu6() / 6
 
     def hardtanh(self, min_val: Scalar = -1, max_val: Scalar = 1) -> Self:
-        """x limited to min_val … max_val."""
-        return self.clip(min_val, max_val)
+        """x limited to min_val … max_val, where the derivative is 0, unlike that of `clip`."""
+        return (self >= max_val).where(max_val, (self <= min_val).where(min_val, self))
 
     # --- in place ---------------------------------------------------------------------------------
 
