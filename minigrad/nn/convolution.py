@@ -108,7 +108,7 @@ class _Transposed(_Convolution):
             per_dimension(name, what, given, n)
             for what, given in (("stride", stride), ("dilation", dilation))
         )
-        per_dimension(name, "padding", padding, n, least=0)
+        padding_pairs("conv_transpose2d", padding, self.kernel_size, steps, gaps)
         more = per_dimension(name, "output_padding", output_padding, n, least=0)
         check_output_padding(name, more, steps, gaps)
 

@@ -119,7 +119,7 @@ class Activations(Functions):
     def hardswish(self) -> Self:
         """x·relu6(x + 3)/6."""
         x = self._as_float()
-        return x * (x + 3).relu6() / 6
+        return x * ((x + 3).relu6() / 6)
 
     def hardtanh(self, min_val: Scalar = -1, max_val: Scalar = 1) -> Self:
         """x limited to min_val … max_val, where the derivative is 0, unlike that of `clip`."""

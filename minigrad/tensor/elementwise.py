@@ -19,8 +19,6 @@ from minigrad.tensor.nodes import (
     scalar_dtype,
 )
 
-_KINDS = "buif"  # bool < unsigned, signed < float: the order in which in-place results may not rise
-
 
 def _apply(op: Op, name: str, nodes: Sequence[Node]) -> Node:
     """The operation, with an error in the user's words where the dtype does not fit."""
@@ -39,8 +37,7 @@ def condition(name: str, x: Core) -> Node:
     """The node of a condition: numbers are none, lest x.where(mask, y) be taken for our order."""
     if not x.dtype.is_bool:
         raise DTypeError(
-            f"{name} with a condition of {x.dtype.name}: expected bool, as condition.where(a, b) "
-            "or x.masked_fill(condition, value); (x != 0) makes one of numbers"
+            f"{name} with a condition of {x.dtype.name}: expected bool, as in (x != 0).where(a, b)"
         )
     return x.node
 

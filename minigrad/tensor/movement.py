@@ -11,7 +11,16 @@ from minigrad.graph import build
 from minigrad.graph.node import Op, Shape
 from minigrad.graph.symbolic import Affine, Integer, add, floordiv, high, low, mul, sub
 from minigrad.tensor.activations import Activations
-from minigrad.tensor.nodes import axes_of, axis_of, broadcast_to, product, same_device, show
+from minigrad.tensor.nodes import (
+    axes_of,
+    axis_of,
+    broadcast_to,
+    first_of,
+    joined_along,
+    product,
+    same_device,
+    show,
+)
 
 Pair = tuple[Integer, Integer]
 
@@ -19,27 +28,6 @@ Pair = tuple[Integer, Integer]
 def sequence(given: tuple[Any, ...]) -> tuple[Any, ...]:
     """Arguments of a method that takes f(1, 2) and f((1, 2))."""
     return tuple(given[0]) if len(given) == 1 and isinstance(given[0], (tuple, list)) else given
-
-
-def _dimension(name: str, others: tuple[Any, ...], dim: int | None, axis: int | None) -> Any:
-    """What joins, and along which dimension: f(a, b, dim=1), f(a, b, 1) and f((a, b), axis=1)."""
-    given = [number for number in (dim, axis) if number is not None]
-    if others and isinstance(others[-1], int):
-        given.append(others[-1])
-        others = others[:-1]
-    if len(given) > 1:
-        raise TypeError(f"{name}: dimensions {given}; expected one, e.g. {name}((a, b), 1)")
-    return others, given[0] if given else 0
-
-
-def _first(name: str, given: Sequence[Any], others: tuple[Any, ...]) -> Any:
-    """The first of several tensors in a list, which stand alone."""
-    if not given or others:
-        raise TypeError(
-            f"{name} of a list of {len(given)} and {len(others)} more arguments; expected "
-            f"{name}([a, b, …], dim)"
-        )
-    return given[0]
 
 
 class Movement(Activations):
@@ -281,9 +269,9 @@ class Movement(Activations):
 
         Also `Tensor.cat([a, b], 1)`.
         """
-        others, dim = _dimension("cat", others, dim, axis)
+        others, dim = joined_along("cat", others, dim, axis)
         if isinstance(self, (list, tuple)):
-            return _first("cat", self, others).cat(self[1:], dim=dim)
+            return first_of("cat", self, others).cat(self[1:], dim=dim)
         tensors = self._together(others)
         axis = axis_of("cat", dim, self.ndim)
         for tensor in tensors:
@@ -324,9 +312,9 @@ class Movement(Activations):
 
     def stack(self, *others: Any, dim: int | None = None, axis: int | None = None) -> Self:
         """Tensors of equal shape along a new dimension (0); also `Tensor.stack([a, b], 1)`."""
-        others, dim = _dimension("stack", others, dim, axis)
+        others, dim = joined_along("stack", others, dim, axis)
         if isinstance(self, (list, tuple)):
-            return _first("stack", self, others).stack(self[1:], dim=dim)
+            return first_of("stack", self, others).stack(self[1:], dim=dim)
         tensors = self._together(others)
         for tensor in tensors:
             if tensor.shape != self.shape:

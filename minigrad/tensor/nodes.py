@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from minigrad.dtype import DType, check_holds, dtype_of, dtypes, promote
 from minigrad.errors import DeviceError, ShapeError
@@ -137,6 +138,27 @@ def axes_of(name: str, axes: int | Sequence[int] | None, ndim: int) -> tuple[int
     if len(set(found)) != len(found):
         raise ShapeError(f"{name}: axes {given} name an axis twice")
     return found if ndim else ()
+
+
+def joined_along(name: str, others: tuple[Any, ...], dim: int | None, axis: int | None) -> Any:
+    """What joins, and along which dimension: f(a, b, dim=1), f(a, b, 1) and f((a, b), axis=1)."""
+    given = [number for number in (dim, axis) if number is not None]
+    if others and isinstance(others[-1], int):
+        given.append(others[-1])
+        others = others[:-1]
+    if len(given) > 1:
+        raise TypeError(f"{name}: dimensions {given}; expected one, e.g. {name}((a, b), 1)")
+    return others, given[0] if given else 0
+
+
+def first_of(name: str, given: Sequence[Any], others: tuple[Any, ...]) -> Any:
+    """The first of several tensors in a list, which stand alone."""
+    if not given or others:
+        raise TypeError(
+            f"{name} of a list of {len(given)} and {len(others)} more arguments; expected "
+            f"{name}([a, b, …], dim)"
+        )
+    return given[0]
 
 
 # --- views ---------------------------------------------------------------------------------------

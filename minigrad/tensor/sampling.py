@@ -31,7 +31,8 @@ class Sampling(Ordering):
             raise ShapeError(f"randperm({n}): expected an int ≥ 0")
         first, second = (cls._of(word) for word in _draw("randperm", (n,), device))
         keys = (first.cast(dtypes.uint64) << 32) | second.cast(dtypes.uint64)
-        return cls._random(keys.argsort(0).cast(dtypes.default_int if dtype is None else dtype).node, None)
+        order = keys.argsort(0)  # int32
+        return cls._random((order if dtype is None else order.cast(dtype)).node, None)
 
     def multinomial(self, num_samples: int = 1, replacement: bool = False) -> Self:
         """Positions (int32) drawn with probabilities in proportion to the weights in self.
