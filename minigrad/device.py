@@ -19,8 +19,8 @@ from typing import Any, Protocol
 from minigrad.dtype import DType
 from minigrad.errors import DeviceError, LostValueError, MinigradError
 from minigrad.graph.canonical import Graph
-from minigrad.locks import new_rlock
 from minigrad.graph.node import Node
+from minigrad.locks import new_rlock
 from minigrad.settings import getenv, put
 
 # Kind of device → module that has `open_device(name: str) -> Runtime`.

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import struct
 import sys
+from collections.abc import Iterable
 from functools import lru_cache
 from typing import NoReturn
 
-from minigrad.errors import DTypeError
+from minigrad.errors import DTypeError, RangeError
 
 
 class DType:
@@ -182,10 +183,39 @@ def promote(*given: DType) -> DType:
 
 
 def sum_dtype(dtype: DType) -> DType:
-    """The dtype in which a sum is returned: bool → int32, small ints → (u)int32."""
-    if dtype.is_float or dtype.itemsize >= 4:
+    """The dtype in which a sum is returned: integers have 64 bits, bool counts as signed."""
+    if dtype.is_float:
         return dtype
-    return dtypes.uint32 if dtype.kind == "u" else dtypes.int32
+    return dtypes.uint64 if dtype.kind == "u" else dtypes.int64
+
+
+def dtype_of(values: Iterable[int | float | bool]) -> DType:
+    """The dtype of Python numbers: int32, or the first wider one that holds them; float32.
+
+    RangeError for ints beyond 64 bits.
+    """
+    given = list(values)
+    kinds = {type(value) for value in given}
+    if not kinds or not kinds <= {bool, int}:
+        return dtypes.default_float
+    if kinds == {bool}:
+        return dtypes.bool
+    low, high = min(given), max(given)
+    for dtype in (dtypes.default_int, dtypes.int64, dtypes.uint64):
+        if dtype.minimum <= low and high <= dtype.maximum:
+            return dtype
+    raise RangeError(f"{low} … {high} does not fit into 64 bits; expected smaller ints, or floats")
+
+
+def check_holds(name: str, dtype: DType, *values: object) -> None:
+    """RangeError for a Python int that an integer dtype does not hold, and would wrap."""
+    if dtype.is_int:
+        for value in values:
+            if isinstance(value, int) and not dtype.minimum <= value <= dtype.maximum:
+                raise RangeError(
+                    f"{name}: {value} is beyond {dtype.name}; expected {dtype.minimum} … "
+                    f"{dtype.maximum}, or another dtype (dtype=, x.long())"
+                )
 
 
 def _round_float(value: float, dtype: DType) -> float:

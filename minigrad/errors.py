@@ -19,6 +19,10 @@ class DTypeError(MinigradError, TypeError):
     """A dtype does not fit an operation, or is not supported by a device."""
 
 
+class RangeError(MinigradError, OverflowError):
+    """A Python number is beyond what a dtype holds."""
+
+
 class DeviceError(MinigradError, RuntimeError):
     """Tensors live on different devices, or a device is missing or failed."""
 

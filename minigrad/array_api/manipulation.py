@@ -147,7 +147,7 @@ def repeat(x: Array, repeats: Any, /, *, axis: int | None = None) -> Array:
         return repeat(x, int(counts.item()), axis=axis)
     ends = counts.cumsum(0)  # element i of the result comes from the first part that ends after i
     total = int(ends[-1].item())
-    places = (Tensor.arange(total, device=x.device).unsqueeze(1) >= ends).sum(1)
+    places = (Tensor.arange(total, device=x.device).unsqueeze(1) >= ends).sum(1, dtype="int32")
     return Array._of(_take(x._tensor, places, axis))
 
 

@@ -7,7 +7,7 @@ import string
 from collections.abc import Callable, Sequence
 from typing import Any, Self
 
-from minigrad.dtype import DType, dtypes, promote, sum_dtype
+from minigrad.dtype import DType, dtypes, promote
 from minigrad.errors import ShapeError
 from minigrad.graph import build
 from minigrad.graph.node import Node, Shape
@@ -274,7 +274,11 @@ def _with_gradient(value: Any, sources: Sequence[Any], change: Callable[..., Any
 
 def accumulator(dtype: DType) -> DType:
     """The dtype in which products of `dtype` are added."""
-    return dtypes.float32 if dtype.is_float and dtype.itemsize < 4 else sum_dtype(dtype)
+    if dtype.itemsize >= 4:
+        return dtype
+    if dtype.is_float:
+        return dtypes.float32
+    return dtypes.uint32 if dtype.kind == "u" else dtypes.int32
 
 
 def _ratio(many: Any, few: Any) -> int:

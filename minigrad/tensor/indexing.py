@@ -11,6 +11,7 @@ from minigrad.graph import build
 from minigrad.graph.node import Node, Op, Shape
 from minigrad.graph.symbolic import Affine, Integer, add, high, low
 from minigrad.tensor.core import Core
+from minigrad.tensor.elementwise import condition
 from minigrad.tensor.hostdata import unpack
 from minigrad.tensor.nodes import broadcast_shape, broadcast_to, product, show
 from minigrad.tensor.random import Random
@@ -287,7 +288,7 @@ class Indexing(Random):
     def masked_select(self, mask: Core) -> Self:
         """The elements where mask is true, as a vector; the host reads the mask."""
         shape = broadcast_shape("masked_select", self.shape, mask.shape)
-        wide = self._new(broadcast_to(mask.node, shape)).bool()
+        wide = self._new(broadcast_to(condition("masked_select", mask), shape))
         return self._broadcast_to(shape)[wide]
 
     def nonzero(self) -> Self:

@@ -9,7 +9,7 @@ from minigrad.dtype import DType, dtypes
 from minigrad.errors import ShapeError
 from minigrad.graph import build
 from minigrad.graph.symbolic import Affine
-from minigrad.tensor.nodes import axis_of, show
+from minigrad.tensor.nodes import axis_of, check_flag, show
 from minigrad.tensor.running import Running
 
 _UNSIGNED = {1: dtypes.uint8, 2: dtypes.uint16, 4: dtypes.uint32, 8: dtypes.uint64}
@@ -43,6 +43,7 @@ class Ordering(Running):
 
     def _order(self, name: str, axis: int, descending: bool) -> tuple[int, Self]:
         """The axis, and the positions along it in sorted order."""
+        check_flag(name, "descending", descending)
         place = axis_of(name, axis, self.ndim)
         if self.ndim and isinstance(self.shape[place], Affine):
             raise ShapeError(f"{name} along a symbolic dimension of {show(self.shape)}")
