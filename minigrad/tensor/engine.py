@@ -194,6 +194,7 @@ class _Plan:
         self.targets: dict[Node, None] = {}  # in an order that does not depend on addresses
         self.tracked: set[Node] = set()
         self.kept: list[Node] = []
+        self.lost: list[tuple[Node, Node]] = []  # root, a leaf that its gradient would need
         size = -1
         while size != len(self.roots):
             size = len(self.roots)
@@ -274,15 +275,17 @@ class _Plan:
                     if any(source in lost for source in node.src):
                         lost.add(node)
         self.tracked = tracked
-        self.kept = [
+        flowing = [
             root
             for root in self.roots
             if root in tracked
-            and root not in lost
             and root.op is not Op.ASSIGN
             and not wants_gradient(root)
             and any(not holder.stopped for holder in holders(root))
         ]
+        self.kept = [root for root in flowing if root not in lost]
+        leaf = next((target for target in self.targets if target in leaves), None)
+        self.lost = [(root, leaf) for root in flowing if leaf is not None and root in lost]
         for node in topological([root for root in self.kept if root in stale]):
             if node in tracked and node.op is not Op.BUFFER:
                 for source in node.src[1:] if node.op is Op.ASSIGN else node.src:
@@ -320,7 +323,7 @@ class _Plan:
         for root in self.roots:
             if root.op is Op.CONST:
                 del made[root]
-        kept = set(self.kept)
+        kept = {*self.kept, *(root for root, _ in self.lost)}
         for root, buffer in made.items():
             for holder in holders(root):
                 holder._point(buffer)
@@ -341,3 +344,5 @@ class _Plan:
             saved[target] = made[copied]
         for root in self.kept:
             history.record(made[root], root, saved)
+        for root, leaf in self.lost:
+            history.lose(made[root], leaf)
