@@ -47,6 +47,7 @@ class Maker:
         self.seed = seed
         self.statements: list[Statement] = []
         self.values: dict[str, Value] = {}
+        self.named = 0
         self.noise = "float32"
         # A gradient is taken at the end of some graphs: no kinks then, and no in-place writes.
         self.smooth = self.chance(0.35)
@@ -97,7 +98,8 @@ class Maker:
         exact: bool | None = None,
     ) -> Value:
         """`name = code`; exact if an integer, or if `exact` and all that it reads are."""
-        name = f"t{len(self.values)}"
+        name = f"t{self.named}"
+        self.named += 1
         inherits = bool(exact) and all(read.exact for read in reads)
         value = Value(name, tuple(shape), dtype, bound, inherits or dtype not in EPSILON)
         self._put(Statement(name, code, tuple(r.name for r in reads), value.shape, dtype), value)
@@ -207,7 +209,7 @@ def reduced(shape: Shape, axes: tuple[int, ...], keepdim: bool) -> Shape:
     return tuple(n for a, n in enumerate(shape) if a not in axes)
 
 
-def make_graph(seed: int, most: int = 36) -> Graph:
+def make_graph(seed: int, most: int = 32) -> Graph:
     """The graph of a seed: up to `most` steps and what the last ones add, one to five outputs."""
     from .graph_rules import RULES, end_with_gradient
 
@@ -229,4 +231,4 @@ def make_graph(seed: int, most: int = 36) -> Graph:
         outputs += end_with_gradient(maker, outputs)
     finite = not any(0 in s.shape for s in maker.statements)  # a mean of nothing is NaN
     return Graph(tuple(maker.statements), tuple(dict.fromkeys(outputs)), maker.noise,
-                 maker.chance(0.3), finite)  # fmt: skip
+                 maker.chance(0.2), finite)  # fmt: skip
