@@ -20,13 +20,13 @@ import re
 import stat
 import struct
 import sys
-import threading
 import time
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+from minigrad.locks import new_lock
 from minigrad.settings import getenv
 
 FORMAT = 1  # of the files; another number makes all older files unknown
@@ -183,7 +183,7 @@ def sweep(folder: Path, most: int) -> None:
 
 # ---- which folder, and whether it is safe ----
 
-_lock = threading.Lock()
+_lock = new_lock()
 _opened: dict[str, Cache | None] = {}
 _spoken = False
 

@@ -7,7 +7,6 @@ What is behind a group (threads, processes, machines) is the business of who ent
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -15,6 +14,7 @@ from typing import Any, Protocol
 from minigrad.dtype import DType
 from minigrad.errors import DeviceError
 from minigrad.graph.collective import Collective
+from minigrad.locks import new_lock
 
 
 class Transport(Protocol):
@@ -66,7 +66,7 @@ class Group(Protocol):
 
 
 _groups: dict[tuple[str, str], Group] = {}
-_lock = threading.Lock()
+_lock = new_lock()
 
 
 def enter(device: str, groups: Sequence[Group]) -> None:
@@ -79,10 +79,11 @@ def enter(device: str, groups: Sequence[Group]) -> None:
 
 
 def leave(device: str, groups: Sequence[Group]) -> None:
-    """Take a device out of groups."""
+    """Take a device out of groups; nothing happens where it has entered others since."""
     with _lock:
         for group in groups:
-            _groups.pop((device, group.name), None)
+            if _groups.get((device, group.name)) is group:
+                del _groups[device, group.name]
 
 
 def group_of(device: str, name: str, size: int) -> Group:

@@ -11,13 +11,16 @@ import importlib
 import itertools
 import sys
 import threading
-from collections.abc import Callable, Sequence
+import weakref
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from minigrad.dtype import DType
-from minigrad.errors import DeviceError
+from minigrad.errors import DeviceError, LostValueError, MinigradError
 from minigrad.graph.canonical import Graph
+from minigrad.graph.node import Node
+from minigrad.locks import new_rlock
 from minigrad.settings import getenv, put
 
 # Kind of device → module that has `open_device(name: str) -> Runtime`.
@@ -44,7 +47,8 @@ class Program(Protocol):
 class Call:
     """One run of a program, as it was recorded.
 
-    made: the buffers that it was the first to fill; written: those that it updated in place.
+    made: the buffers that it was the first to fill; written: those that it updated in place; read:
+    those whose values it used. checks: the CHECK nodes whose result is in the last buffer.
     """
 
     program: Program
@@ -52,6 +56,8 @@ class Call:
     variables: dict[str, int]
     made: tuple[Buffer, ...]
     written: tuple[Buffer, ...]
+    read: frozenset[Buffer] = frozenset()
+    checks: tuple[Node, ...] = ()
 
 
 class Replay(Protocol):
@@ -141,6 +147,14 @@ class Runtime(Protocol):
         """The first element of memory that holds some of `dtype`, when work is done."""
         ...
 
+    def expect_zero(self, memory: Any, failure: Callable[[], MinigradError]) -> None:
+        """Raise what `failure` gives unless the first four bytes of memory are 0.
+
+        That is when all work is done: a device that works on its own raises it later, where the
+        host reads something or waits for the device.
+        """
+        ...
+
     def compile(self, graph: Graph) -> Program:
         """Turn a canonical graph into a program."""
         ...
@@ -185,6 +199,38 @@ class _Watching(threading.local):
 watching = _Watching()
 
 _buffer_numbers = itertools.count()
+
+# id of a buffer that a failed program wrote, or was to write → the buffer, and why that failed.
+spoiled: dict[int, tuple[weakref.ref[Buffer], str]] = {}
+# Buffers that are right whatever fails: random states, which only count.
+steady: weakref.WeakSet[Buffer] = weakref.WeakSet()
+
+
+def spoil(buffers: Iterable[Buffer], reason: str) -> None:
+    """Let nobody read buffers that a failed program wrote before they are filled anew."""
+    for buffer in buffers:
+        if buffer not in steady:
+            number = id(buffer)
+            link = weakref.ref(buffer, lambda _, number=number: spoiled.pop(number, None))  # type: ignore[misc]
+            spoiled[number] = link, reason
+
+
+def refuse(buffers: Iterable[Buffer]) -> None:
+    """LostValueError where one of the buffers that are about to be read is spoiled."""
+    for buffer in buffers:
+        found = spoiled.get(id(buffer))
+        if found is not None:
+            raise LostValueError(
+                f"a tensor of {buffer.size} × {buffer.dtype.name} has no value: the program that "
+                f"was to write it failed ({found[1]}); assign all of it anew, e.g. with .assign(), "
+                "set_data() or load_state_dict()"
+            )
+
+
+def renew(buffers: Iterable[Buffer]) -> None:
+    """Buffers were filled: they may be read again."""
+    for buffer in buffers:
+        spoiled.pop(id(buffer), None)
 
 
 def _host_bytes(address: int, nbytes: int) -> memoryview:
@@ -240,11 +286,15 @@ class Buffer:
             raise ValueError(f"a buffer of {self.nbytes} bytes cannot take {view.nbytes} bytes")
         if self.nbytes:
             Device[self.device].copy_in(self.memory, view)
+        if spoiled:
+            renew((self,))
 
     def copy_out(self) -> bytearray:
         """Its bytes, copied to the host."""
         if watching.watch is not None:
             watching.watch.reads(self)
+        if spoiled:
+            refuse((self,))
         data = bytearray(self.nbytes)
         if self.nbytes:
             Device[self.device].copy_out(self.memory, memoryview(data))
@@ -255,6 +305,9 @@ class Buffer:
         if watching.watch is not None:
             watching.watch.reads(source)
             watching.watch.writes(self)
+        if spoiled:
+            refuse((source,))
+            renew((self,))
         nbytes = self.nbytes
         if not nbytes:
             return
@@ -275,6 +328,8 @@ class Buffer:
         """Its first element as a Python number."""
         if watching.watch is not None:
             watching.watch.reads(self)
+        if spoiled:
+            refuse((self,))
         return Device[self.device].first(self.memory, self.dtype)
 
     def __repr__(self) -> str:
@@ -292,7 +347,7 @@ class Zeros(Buffer):
 
     __slots__ = ()
     has_values = True
-    _first_look = threading.RLock()  # again, where the collector of garbage makes another look
+    _first_look = new_rlock()  # again, where the collector of garbage makes another look
 
     def __init__(self, device: str, dtype: DType, size: int) -> None:
         super().__init__(device, dtype, size)
@@ -316,7 +371,7 @@ class _Devices:
     def __init__(self) -> None:
         self.opened: dict[str, Runtime] = {}
         self._spelled: dict[str, str] = {}  # as somebody wrote it → as we do
-        self._lock = threading.RLock()
+        self._lock = new_rlock()
 
     @property
     def DEFAULT(self) -> str:

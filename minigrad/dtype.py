@@ -8,24 +8,38 @@ from __future__ import annotations
 
 import struct
 import sys
-from dataclasses import dataclass
+from collections.abc import Iterable
 from functools import lru_cache
+from typing import NoReturn
 
-from minigrad.errors import DTypeError
+from minigrad.errors import DTypeError, RangeError
 
 
-@dataclass(frozen=True, eq=False)
 class DType:
-    """One element type.
+    """One element type; the whole process shares it, so nothing about it can be changed.
 
     kind is "b" (bool), "i" (signed), "u" (unsigned) or "f" (float); itemsize is in bytes;
     code is the format of the `struct` and buffer protocols ("" where there is none: bfloat16).
     """
 
+    __slots__ = ("name", "kind", "itemsize", "code")
     name: str
     kind: str
     itemsize: int
     code: str
+
+    def __new__(cls, name: str, kind: str, itemsize: int, code: str) -> DType:
+        """Make one; an __init__ could be called once more by anybody."""
+        made = super().__new__(cls)
+        for field, value in zip(cls.__slots__, (name, kind, itemsize, code), strict=True):
+            object.__setattr__(made, field, value)
+        return made
+
+    def __setattr__(self, name: str, value: object) -> NoReturn:
+        raise AttributeError(f"{self!r} cannot be changed: every tensor of it would be another")
+
+    def __delattr__(self, name: str) -> NoReturn:
+        raise AttributeError(f"{self!r} cannot be changed: every tensor of it would be another")
 
     def __repr__(self) -> str:
         return f"dtypes.{self.name}"
@@ -72,7 +86,17 @@ class DType:
         return (1 << (self.bits - (self.kind == "i"))) - 1
 
 
-class dtypes:
+class _Table(type):
+    """A class whose entries cannot be set anew."""
+
+    def __setattr__(cls, name: str, value: object) -> NoReturn:
+        raise AttributeError(f"{cls.__name__}.{name} cannot be set: say dtype= where you need one")
+
+    def __delattr__(cls, name: str) -> NoReturn:
+        raise AttributeError(f"{cls.__name__}.{name} cannot be set: say dtype= where you need one")
+
+
+class dtypes(metaclass=_Table):
     """The namespace of all element types: `dtypes.float32`, …"""
 
     bool = DType("bool", "b", 1, "?")
@@ -159,10 +183,39 @@ def promote(*given: DType) -> DType:
 
 
 def sum_dtype(dtype: DType) -> DType:
-    """The dtype in which a sum is returned: bool → int32, small ints → (u)int32."""
-    if dtype.is_float or dtype.itemsize >= 4:
+    """The dtype in which a sum is returned: integers have 64 bits, bool counts as signed."""
+    if dtype.is_float:
         return dtype
-    return dtypes.uint32 if dtype.kind == "u" else dtypes.int32
+    return dtypes.uint64 if dtype.kind == "u" else dtypes.int64
+
+
+def dtype_of(values: Iterable[int | float | bool]) -> DType:
+    """The dtype of Python numbers: int32, or the first wider one that holds them; float32.
+
+    RangeError for ints beyond 64 bits.
+    """
+    given = list(values)
+    kinds = {type(value) for value in given}
+    if not kinds or not kinds <= {bool, int}:
+        return dtypes.default_float
+    if kinds == {bool}:
+        return dtypes.bool
+    low, high = min(given), max(given)
+    for dtype in (dtypes.default_int, dtypes.int64, dtypes.uint64):
+        if dtype.minimum <= low and high <= dtype.maximum:
+            return dtype
+    raise RangeError(f"{low} … {high} does not fit into 64 bits; expected smaller ints, or floats")
+
+
+def check_holds(name: str, dtype: DType, *values: object) -> None:
+    """RangeError for a Python int that an integer dtype does not hold, and would wrap."""
+    if dtype.is_int:
+        for value in values:
+            if isinstance(value, int) and not dtype.minimum <= value <= dtype.maximum:
+                raise RangeError(
+                    f"{name}: {value} is beyond {dtype.name}; expected {dtype.minimum} … "
+                    f"{dtype.maximum}, or another dtype (dtype=, x.long())"
+                )
 
 
 def _round_float(value: float, dtype: DType) -> float:

@@ -19,6 +19,10 @@ class DTypeError(MinigradError, TypeError):
     """A dtype does not fit an operation, or is not supported by a device."""
 
 
+class RangeError(MinigradError, OverflowError):
+    """A Python number is beyond what a dtype holds."""
+
+
 class DeviceError(MinigradError, RuntimeError):
     """Tensors live on different devices, or a device is missing or failed."""
 
@@ -37,3 +41,7 @@ class JitError(MinigradError, RuntimeError):
 
 class BoundsError(MinigradError, IndexError):
     """An index lies outside its axis."""
+
+
+class LostValueError(MinigradError, RuntimeError):
+    """A value is read that a program was to write which failed."""

@@ -20,14 +20,15 @@ another result, `JitError` says so instead.
 from __future__ import annotations
 
 import functools
-import threading
 import weakref
 from collections.abc import Callable, Sequence
 from typing import Any, Generic, ParamSpec, TypeVar
 
 from minigrad.device import Buffer, Call, Device, watching
 from minigrad.errors import JitError
+from minigrad.failure import CheckedReplay
 from minigrad.graph.node import Node, Op, form_of
+from minigrad.locks import new_rlock
 from minigrad.program import recorded_calls, recording
 from minigrad.settings import thread
 from minigrad.tensor import Tensor, engine, history
@@ -56,7 +57,7 @@ class Jitted(Generic[P, R]):
         self._captures: dict[int, Capture] = {}  # by the thread's key
         self._replays: dict[int, Serve] = {}  # how each of them is served
         self._methods: dict[int, tuple[weakref.ref[Any], Jitted[..., R]]] = {}
-        self._lock = threading.RLock()
+        self._lock = new_rlock()
         functools.update_wrapper(self, function)
 
     @property
@@ -272,6 +273,9 @@ class Jitted(Generic[P, R]):
                 "capture the part of each device on its own"
             )
         capture.replay = Device[devices.pop()].compose(calls, arguments)
+        if any(call.checks for call in calls):
+            capture.replay = CheckedReplay(capture.replay, calls, arguments)
+        capture.read = frozenset(_read_first(calls) - set(arguments))
         names = {name for call in calls for name in call.variables} - set(values)
         if names:
             raise JitError(
@@ -341,6 +345,16 @@ def _output(tensor: Tensor, place: int, values: dict[str, int]) -> Output:
         any(not isinstance(extent, int) for extent in known.shape),
         form_of(known.dtype, known.shape, known.device),
     )  # fmt: skip
+
+
+def _read_first(calls: Sequence[Call]) -> set[Buffer]:
+    """The buffers whose values from before the calls are used."""
+    found: set[Buffer] = set()
+    filled: set[Buffer] = set()
+    for call in calls:
+        found |= call.read - filled
+        filled.update(call.made, call.written)
+    return found
 
 
 def _give_memory(before: Sequence[tuple[weakref.ref[Any], Node]]) -> None:

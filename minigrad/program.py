@@ -7,20 +7,21 @@ devices, finds or compiles the program of each part, and runs it.
 from __future__ import annotations
 
 import itertools
-import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
-from minigrad.device import Buffer, Call, Device, Program
+from minigrad.device import Buffer, Call, Device, Program, refuse, renew, spoiled
 from minigrad.dtype import dtypes
 from minigrad.errors import DeviceError
-from minigrad.graph.bounds import Check, checks
+from minigrad.failure import failure_of
 from minigrad.graph.build import buffer, rebuild
-from minigrad.graph.canonical import canonicalize
+from minigrad.graph.canonical import Canonical, canonicalize
 from minigrad.graph.node import Node, Op, topological
 from minigrad.graph.symbolic import numel
+from minigrad.locks import new_rlock
 from minigrad.settings import flag, state_that
 
 MOST_PROGRAMS = 1024  # that are kept; a program that somebody holds (a capture) lives on
@@ -33,7 +34,7 @@ class Programs:
         self.most = most
         self._entries: dict[Any, list[Any]] = {}  # key → program, time of its last use
         self._clock = itertools.count()
-        self._lock = threading.RLock()
+        self._lock = new_rlock()
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -98,28 +99,6 @@ class _Timeline(threading.local):
 timeline = _Timeline()
 
 
-class Guarded:
-    """A program under GUARD: its last slots count the indices that are out of range.
-
-    Raises BoundsError after a run in which there were any.
-    """
-
-    def __init__(self, program: Program, device: str, checked: Sequence[Check]) -> None:
-        self.program, self.device, self.checked = program, device, tuple(checked)
-
-    def run(self, buffers: Sequence[Buffer], variables: dict[str, int]) -> None:
-        """Run the program, and look at the numbers."""
-        counts = [Buffer(self.device, dtypes.int32, 1) for _ in self.checked]
-        self.program.run([*buffers, *counts], variables)
-        for check, count in zip(self.checked, counts, strict=True):
-            found = bytearray(4)
-            # Not `copy_out`: a capture objects to values that the user reads, and this is none.
-            Device[self.device].copy_out(count.memory, memoryview(found))
-            number = int.from_bytes(found, sys.byteorder)
-            if number:
-                raise check.error(number)
-
-
 class _Counters:
     """What was done so far: kernels, operations, bytes. `GlobalCounters.reset()` starts anew.
 
@@ -161,7 +140,7 @@ def realize(roots: Sequence[Node]) -> list[Node]:
     """Compute nodes; gives, for each, the BUFFER node that holds its value.
 
     An ASSIGN root is written to its target's memory, after every read of the old value in this
-    call. Nodes on several devices may be mixed.
+    call. Nodes on several devices may be mixed. BoundsError where an index is out of range.
     """
     order = topological(roots)
     operations = {node.op for node in order}
@@ -174,42 +153,62 @@ def realize(roots: Sequence[Node]) -> list[Node]:
     for root in dict.fromkeys(roots):
         if root not in result:
             by_device.setdefault(root.device, []).append(root)
+    checked = Op.CHECK in operations and flag("BOUNDS") != 0
     for group in by_device.values():
-        result.update(zip(group, _run(group), strict=True))
+        result.update(zip(group, _run(group, checked), strict=True))
     return [result[root] for root in roots]
 
 
-def _run(roots: list[Node]) -> list[Node]:
-    """Compute roots that need one device only."""
-    found = checks(roots) if flag("GUARD") else []
-    counts = [count for _, count in found]
-    call = canonicalize([*roots, *counts])
+def _run(roots: list[Node], checked: bool) -> list[Node]:
+    """Compute roots that need one device only. checked: whether their CHECKs count."""
+    call = canonicalize(roots, checked)
+    if spoiled:
+        refuse(_read_by(call))
 
     def compile() -> Program:
         program = Device[roots[0].device].compile(call.graph())
         GlobalCounters.programs_compiled += 1
-        if not found:
-            return program
-        return Guarded(program, roots[0].device, [check for check, _ in found])
+        return program
 
     program = programs.find((call.key, flag("FUSE"), flag("GUARD")), compile)
     buffers: list[Buffer] = list(call.inputs)
     made = []
-    for root, target in zip(roots, call.targets, strict=False):  # the counts are `Guarded`'s
+    for root, target in zip(roots, call.targets, strict=True):
         if target >= len(call.inputs):
             memory = Buffer(root.device, root.dtype, numel(root.shape))
             buffers.append(memory)
             made.append(buffer(memory, root.dtype, root.shape, root.device))
         else:
             made.append(root.src[0])
+    if call.checks:
+        buffers.append(Buffer(roots[0].device, dtypes.uint32, 1))
     GlobalCounters.program_calls += 1
     program.run(buffers, call.values)
+    if spoiled:
+        renew(node.arg for node in made)
+    if call.checks:
+        _look(call, buffers)
     if recording.calls is not None:
         existing = len(call.inputs)
         written = tuple(buffers[target] for target in call.targets if target < existing)
         fresh = tuple(buffers[existing:])
-        recording.calls.append(Call(program, tuple(buffers), call.values, fresh, written))
+        recording.calls.append(Call(
+            program, tuple(buffers), call.values, fresh, written, _read_by(call), call.checks
+        ))  # fmt: skip
     return made
+
+
+def _look(call: Canonical, buffers: Sequence[Buffer]) -> None:
+    """BoundsError, now or when the device is done, where the program found an index outside."""
+    written = frozenset(buffers[target] for target in call.targets)
+    find = partial(failure_of, call.checks, call.values, written, {}, written)
+    Device[buffers[-1].device].expect_zero(buffers[-1].memory, find)
+
+
+def _read_by(call: Canonical) -> frozenset[Buffer]:
+    """The buffers whose values a program uses: not those that it only fills."""
+    sources = (node.src[1:] if node.op is Op.ASSIGN else node.src for node in call.order)
+    return frozenset(one.arg for some in sources for one in some if one.op is Op.BUFFER)
 
 
 def without_rules(roots: Sequence[Node], order: Sequence[Node]) -> list[Node]:

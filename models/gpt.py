@@ -253,7 +253,7 @@ class GPT:
         In training a mixture of experts adds what keeps its routers fair (see `moe.py`).
         """
         with moe.recording() as routes:
-            loss = self(ids).cross_entropy(targets)
+            loss = self(ids).cross_entropy(targets, axis=-1)
         return loss + self.routing_loss(routes) if routes and Tensor.training else loss
 
     def routing_loss(self, routes: Sequence[moe.Routing]) -> Tensor:

@@ -143,17 +143,19 @@ class Blocks:
         blocks, rows = block_shape(choices, experts)
         which = chosen.reshape(-1)
         hot = _one_hot(which, experts)
-        before = ((hot.cumsum(0) - hot) * hot).sum(1)  # earlier choices of the same expert
-        count = hot.sum(0)
+        # earlier choices of the same expert
+        before = ((hot.cumsum(0, dtype="int32") - hot) * hot).sum(1, dtype="int32")
+        count = hot.sum(0, dtype="int32")
         filled = (count + (rows - 1)) // rows
-        ends = filled.cumsum(0).contiguous()
+        ends = filled.cumsum(0, dtype="int32").contiguous()
         first = ((ends - filled) * rows).contiguous()
         slot = (first.gather(0, which) + before).contiguous()
         empty = Tensor.zeros(blocks * rows, dtype=dtypes.int32, device=chosen.device)
         number = Tensor.arange(choices, device=chosen.device)
         choice = empty.scatter(0, slot, number, reduce="add").contiguous()
         place = Tensor.arange(blocks, device=chosen.device)
-        expert = (place.unsqueeze(1) >= ends).int().sum(1).minimum(experts - 1).contiguous()
+        behind = (place.unsqueeze(1) >= ends).sum(1, dtype="int32")
+        expert = behind.minimum(experts - 1).contiguous()
         stop = (first + count).contiguous()
         used = (stop.gather(0, expert) - place * rows).maximum(0).minimum(rows).contiguous()
         return cls(rows, slot, choice, expert, used, first, stop)

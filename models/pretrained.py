@@ -70,7 +70,8 @@ def hub_tokenizer(folder: Path, facts: Any) -> Tokenizer:
             tokens = sorted(ids, key=ids.__getitem__)
             special = [ids[token] for token in tokens if token.startswith("<|")]
             return bpe.from_shown(tokens, lines[lines[0].startswith("#version") :], "gpt2", special)
-    except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError,
+            RecursionError) as error:  # fmt: skip
         raise InputError(f"{folder}: its tokenizer is none that is known here: {error}") from None
     if facts.get("model_type") == "gpt2" and facts.get("vocab_size") == 50257:
         return bpe.GPT2Tokenizer()

@@ -141,5 +141,5 @@ class CharacterTokenizer:
             if stored["kind"] != "character":
                 raise InputError(f"unknown kind of tokenizer: {stored['kind']!r}")
             return cls(stored["vocabulary"])
-        except (ValueError, TypeError, KeyError) as error:
+        except (ValueError, TypeError, KeyError, RecursionError) as error:
             raise InputError(f"the stored tokenizer is damaged: {error}") from None

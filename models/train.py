@@ -143,7 +143,7 @@ def backward_by_blocks(model: GPT, ids: Tensor, targets: Tensor, share: float = 
             entries.append(x)
             x = block(x).realize()
     leaf = x.detach().requires_grad_(True)
-    loss = model.unembed(model.ln_f(leaf)).cross_entropy(targets) / share
+    loss = model.unembed(model.ln_f(leaf)).cross_entropy(targets, axis=-1) / share
     loss.backward()
     Tensor.realize(loss, leaf.grad, *_gradients(params))
     extra: Tensor | None = None

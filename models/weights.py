@@ -150,7 +150,9 @@ def _read_tensors(path: Path) -> tuple[dict[str, Weight], dict[str, str]]:
             found: Any = nn.state.torch_load(path)
         except MinigradError as error:
             raise InputError(f"{path} is no PyTorch state dict: {error}") from None
-        while isinstance(found, dict) and set(found) & {"model", "state_dict"}:
+        for _ in range(2):  # a model in a training's state, but not one that is in itself
+            if not isinstance(found, dict) or not set(found) & {"model", "state_dict"}:
+                break
             found = found.get("state_dict", found.get("model"))  # with an optimizer beside it
         if not isinstance(found, dict) or not all(isinstance(t, Tensor) for t in found.values()):
             raise InputError(f"{path} is no PyTorch state dict: it holds more than tensors by name")

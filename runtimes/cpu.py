@@ -9,15 +9,16 @@ from __future__ import annotations
 
 import ctypes
 import struct
-import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from itertools import accumulate
 from typing import Any
 
 from minigrad.device import Buffer, Call, Replay, Runtime, Sequential
 from minigrad.dtype import DType, dtypes, number_of
+from minigrad.errors import MinigradError
 from minigrad.graph.canonical import Graph
+from minigrad.locks import new_rlock
 from minigrad.loops.target import Target
 from minigrad.program import GlobalCounters, timeline
 from minigrad.runtimes import cpu_memory, cpu_report
@@ -111,6 +112,11 @@ class CPU:
         found: int | float | bool = kind.from_address(memory).value
         return found
 
+    def expect_zero(self, memory: int, failure: Callable[[], MinigradError]) -> None:
+        """Raise `failure()` where the first four bytes of memory are not 0."""
+        if ctypes.c_uint32.from_address(memory).value:
+            raise failure()
+
     def synchronize(self) -> None:
         """Nothing to wait for: a program ends before `run` returns."""
 
@@ -132,7 +138,8 @@ class CpuProgram:
     def __init__(self, device: str, plan: Plan) -> None:
         self.kernels = plan.kernels
         self.pool: Pool = pool_for(device)
-        self._lock = threading.Lock()
+        self._lock = new_rlock()
+        self._running = False
         self.arena_bytes = plan.arena_bytes
         self.sources = [source for one in plan.sources for source in one]
         starts = [0, *accumulate(map(len, plan.sources))]
@@ -170,8 +177,18 @@ class CpuProgram:
                 for kind, where in self.sources
             ]  # fmt: skip
             with self._lock:
-                struct.pack_into(self._format, self._arguments, 0, *words)
-                self._walk()
+                # Only who has interrupted this very run (a signal's handler) finds it running:
+                # it puts everything back as it was.
+                interrupted = bytes(self._arguments) if self._running else None
+                self._running = True
+                try:
+                    struct.pack_into(self._format, self._arguments, 0, *words)
+                    self._walk()
+                finally:
+                    if interrupted is None:
+                        self._running = False
+                    else:
+                        ctypes.memmove(self._arguments, interrupted, len(interrupted))
         finally:
             cpu_memory.free(arena, self.arena_bytes)
         GlobalCounters.ran(len(self.kernels), self.operations, self.traffic)

@@ -19,6 +19,7 @@ import threading
 from collections.abc import Callable
 from functools import partial
 
+from minigrad.locks import new_lock
 from minigrad.runtimes.cpu_pool import Pool
 
 # Operations and bytes from which a program is long: a millisecond at best, and a third of a second
@@ -34,7 +35,7 @@ class _Watcher:
     def __init__(self) -> None:
         self.pool: Pool | None = None
         self.interrupted = False
-        self.lock = threading.Lock()
+        self.lock = new_lock()
         self.listening, self.signalled = socket.socketpair()
         self.signalled.setblocking(False)
         thread = threading.Thread(target=self._listen, name="minigrad Ctrl-C", daemon=True)

@@ -10,16 +10,15 @@ With the first found, nothing is scheduled; with the second, nothing is lowered,
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from functools import cached_property
 from typing import Any
 from weakref import WeakValueDictionary
 
 from minigrad.cache import Cache, Entry, digest, open_cache, source_digest
 from minigrad.errors import CompileError
 from minigrad.graph.canonical import Graph
+from minigrad.locks import new_rlock
 from minigrad.loops.recipes import lower
 from minigrad.loops.target import Target
 from minigrad.program import GlobalCounters
@@ -126,7 +125,14 @@ class Kernels:
         self.target, self.compiler = target, compiler
         # A kernel stays in memory as long as a program holds it.
         self._known: WeakValueDictionary[str, Kernel] = WeakValueDictionary()
-        self._lock = threading.RLock()
+        self._lock = new_rlock()
+        try:
+            source = source_digest(__file__, jit_compiler.__file__)
+        except OSError:
+            source = ""  # an edited compiler could not be told from another: nothing is kept
+        self._source = source
+        # All that code depends on besides what it computes.
+        self._circumstances = digest(compiler.key, repr(target), source)
 
     def plan(self, graph: Graph) -> Plan:
         """The program of a graph, with all of its kernels in memory."""
@@ -136,19 +142,6 @@ class Kernels:
             # a schedule that is to be shown must be made
             found = self._stored_plan(key) if flag("DEBUG") < 3 else None
             return found or self._new_plan(key, graph)
-
-    @cached_property
-    def _circumstances(self) -> str:
-        """All that code depends on besides what it computes."""
-        return digest(self.compiler.key, repr(self.target), self._source)
-
-    @cached_property
-    def _source(self) -> str:
-        """Stands for the source of the compiler; empty where that cannot be read."""
-        try:
-            return source_digest(__file__, jit_compiler.__file__)
-        except OSError:
-            return ""
 
     def _cache(self) -> Cache | None:
         """The cache on disk; none where an edited compiler could not be told from another."""

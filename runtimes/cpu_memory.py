@@ -5,7 +5,9 @@ reused by size class, and large ones stand on huge pages. Addresses are plain in
 
 `free` may be called by the garbage collector at any moment, even in the middle of `allocate` on
 the same thread. It therefore never waits for the lock: it leaves the block in a queue, and
-whoever holds the lock puts it away.
+whoever holds the lock puts it away. `allocate` may be called at such a moment too (by a `__del__`,
+or the handler of a signal). It then finds the tables half changed, and leaves them alone: it takes
+new pages.
 """
 
 from __future__ import annotations
@@ -15,10 +17,10 @@ import errno
 import mmap
 import os
 import sys
-import threading
 from collections import OrderedDict, deque
 
 from minigrad.errors import BoundsError
+from minigrad.locks import held_over_forks
 from minigrad.program import GlobalCounters
 from minigrad.runtimes.host import memory_bytes
 
@@ -64,10 +66,16 @@ def size_class(nbytes: int) -> int:
 
 
 class _Blocks:
-    """Idle blocks by size class. All methods but `give` want the lock to be held."""
+    """Idle blocks by size class. All methods but the last four want `changing` to be set.
+
+    changing: whether somebody is changing the tables; to be looked at with the lock held, so that
+    it can only be somebody whom this thread has interrupted.
+    """
 
     def __init__(self) -> None:
-        self.lock = threading.Lock()
+        self.lock = held_over_forks()
+        self.changing = False
+        self.grown: deque[int] = deque()  # bytes of pages that were taken meanwhile
         self.returned: deque[tuple[int, int, int]] = deque()  # address, size, bytes to count
         self.idle: dict[int, deque[int]] = {}
         self.idle_large: OrderedDict[int, int] = OrderedDict()  # address → size, oldest first
@@ -122,6 +130,8 @@ class _Blocks:
 
     def put_away(self) -> None:
         """Make the blocks that came back ready for use, and keep the idle ones within bounds."""
+        while self.grown:
+            self.held += self.grown.popleft()
         while self.returned:
             address, size, counted = self.returned.popleft()
             GlobalCounters.mem_used -= counted
@@ -153,9 +163,44 @@ class _Blocks:
         """Put queued blocks away unless somebody else is about to."""
         while self.returned and self.lock.acquire(blocking=False):
             try:
-                self.put_away()
+                if self.changing:
+                    return
+                self.changing = True
+                try:
+                    self.put_away()
+                finally:
+                    self.changing = False
             finally:
                 self.lock.release()
+
+    def take_or_grow(self, size: int, counted: int) -> tuple[int, bool]:
+        """`take`, or new pages where this thread has interrupted somebody's change."""
+        with self.lock:
+            if not self.changing:
+                self.changing = True
+                try:
+                    taken = self.take(size)
+                    _count(counted)
+                    return taken
+                finally:
+                    self.changing = False
+            address = map_pages(max(size, PAGE))
+            if address is None:
+                raise MemoryError(f"the CPU has no memory for a buffer of {size:,} bytes")
+            self.grown.append(max(size, PAGE))
+            _count(counted)
+            return address, True
+
+    def shrink(self, limit: int) -> None:
+        """`trim`, unless this thread has interrupted somebody's change."""
+        with self.lock:
+            if not self.changing:
+                self.changing = True
+                try:
+                    self.put_away()
+                    self.trim(limit)
+                finally:
+                    self.changing = False
 
 
 _blocks = _Blocks()
@@ -167,12 +212,6 @@ _READY_BLOCKS = 8
 _READY_SIZES = 256
 # Guarded blocks: address → (first byte of the mapping, its length, bytes asked for).
 _guarded: dict[int, tuple[int, int, int]] = {}
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(
-        before=_blocks.lock.acquire,
-        after_in_parent=_blocks.lock.release,
-        after_in_child=_blocks.lock.release,
-    )
 
 
 def map_pages(size: int) -> int | None:
@@ -208,9 +247,7 @@ def _map_anywhere(length: int) -> int | None:
 def _take(nbytes: int, counted: int) -> tuple[int, bool]:
     if nbytes < 0:
         raise ValueError(f"cannot allocate {nbytes} bytes: expected 0 or more")
-    with _blocks.lock:
-        taken = _blocks.take(size_class(nbytes))
-        _count(counted)
+    taken = _blocks.take_or_grow(size_class(nbytes), counted)
     _blocks.settle()
     return taken
 
@@ -351,6 +388,4 @@ def held_bytes() -> int:
 
 def trim(limit: int = 0) -> None:
     """Give idle large blocks back to the system until at most `limit` bytes of them are left."""
-    with _blocks.lock:
-        _blocks.put_away()
-        _blocks.trim(limit)
+    _blocks.shrink(limit)

@@ -15,6 +15,7 @@ import time
 import weakref
 from collections.abc import Callable
 
+from minigrad.locks import new_lock
 from minigrad.runtimes import cpu_driver, cpu_memory, host
 from minigrad.runtimes.cpu_driver import FLAG_ALONE, LAUNCH_BYTES, LAUNCH_FIELDS
 
@@ -55,22 +56,22 @@ class Area:
 class _Mine(threading.local):
     """The scratch area of a thread that calls `Pool.run`; it ends with the thread."""
 
-    address = 0
-    nbytes = 0
     area: Area | None = None
 
 
 _mine = _Mine()
 
 
-def scratch_of_this_thread(nbytes: int) -> int:
-    """Address of at least nbytes that only this thread uses, valid until it asks for more."""
-    if _mine.nbytes < nbytes:
-        _mine.area = None
-        _mine.nbytes = 0
-        _mine.area = Area(nbytes)
-        _mine.address, _mine.nbytes = _mine.area.address, nbytes
-    return _mine.address
+def area_of_this_thread(nbytes: int) -> Area:
+    """At least nbytes that only this thread uses.
+
+    Who uses it holds it meanwhile: the handler of a signal may want a larger one.
+    """
+    area = _mine.area
+    if area is None or area.nbytes < nbytes:
+        area = _mine.area = None
+        area = _mine.area = Area(nbytes)
+    return area
 
 
 class Pool:
@@ -97,6 +98,7 @@ class Pool:
         self._stop_workers = _ON_POOL(functions["stop_workers"])
         self._acquire = _ON_POOL(functions["acquire"])
         self._release = _ON_POOL(functions["release"])
+        self._lock, self._guard_lock = new_lock(), new_lock()
         self._closed = False
         self._forget()
         _living.add(self)
@@ -107,8 +109,6 @@ class Pool:
         self._memory = ctypes.create_string_buffer(nbytes + 128)
         self.address = (ctypes.addressof(self._memory) + 127) & -128
         self._field(cpu_driver.THREADS).value = 1
-        self._lock = threading.Lock()
-        self._guard_lock = threading.Lock()
         self._workers: list[threading.Thread] = []
         self._areas: list[Area] = []
         self._scratch_bytes = _NOT_STARTED
@@ -129,11 +129,10 @@ class Pool:
         """
         if scratch_bytes > self._scratch_bytes:
             self.ensure_scratch(scratch_bytes)
-        mine = _mine
-        scratch = (
-            mine.address if mine.nbytes >= scratch_bytes else scratch_of_this_thread(scratch_bytes)
-        )
-        if self.run_table(table, count, self.address, scratch):
+        area = _mine.area
+        if area is None or area.nbytes < scratch_bytes:
+            area = area_of_this_thread(scratch_bytes)
+        if self.run_table(table, count, self.address, area.address):
             raise KeyboardInterrupt("the running program was interrupted between two kernels")
 
     def run_guarded(self, table: int, count: int, scratch_bytes: int) -> None:
@@ -225,7 +224,7 @@ class Pool:
 
 _living: weakref.WeakSet[Pool] = weakref.WeakSet()
 _pools: dict[str, Pool] = {}
-_pools_lock = threading.Lock()
+_pools_lock = new_lock()
 
 
 def pool_for(device_name: str) -> Pool:
@@ -254,9 +253,7 @@ def _close_all() -> None:
 
 
 def _after_fork() -> None:
-    """In the child of a fork: threads were not copied, and a lock may be held by one of them."""
-    global _pools_lock
-    _pools_lock = threading.Lock()
+    """In the child of a fork: threads were not copied."""
     for pool in list(_living):
         pool._forget()
 

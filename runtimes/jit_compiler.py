@@ -7,9 +7,7 @@ but `object_code` followed by `load`.
 
 from __future__ import annotations
 
-import os
 import struct
-import threading
 from collections.abc import Sequence
 from functools import cache
 from typing import Any
@@ -17,6 +15,7 @@ from typing import Any
 import llvmlite.binding as llvm
 
 from minigrad.errors import CompileError
+from minigrad.locks import held_over_forks
 from minigrad.runtimes import half_ir
 from minigrad.runtimes.host import host
 
@@ -48,12 +47,10 @@ _SYMBOL_TABLE = 2  # SHT_SYMTAB of the ELF specification
 _SYMBOL_BYTES = 24  # sizeof(Elf64_Sym)
 
 # llvmlite has a lock around each call of LLVM, but compiling takes several calls on one module.
-# Holding it over a fork keeps a child from inheriting LLVM in the middle of something.
-_lock = threading.RLock()
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(
-        before=_lock.acquire, after_in_parent=_lock.release, after_in_child=_lock.release
-    )
+# Holding both over a fork keeps a child from inheriting LLVM in the middle of something: the
+# collector of garbage calls LLVM too, to give modules back.
+_lock = held_over_forks()
+held_over_forks(llvm.ffi.lib._lock._lock)
 
 
 @cache
@@ -182,9 +179,10 @@ class Compiler:
     def _target_machine(self) -> Any:
         """The target machine that emits objects, with the pass builder that goes with it."""
         if self._emitter is None:
-            self._emitter = self._new_target_machine()
+            machine = self._new_target_machine()
             options = llvm.create_pipeline_tuning_options(speed_level=self.opt)
-            self._builder = llvm.create_pass_builder(self._emitter, options)
+            self._builder = llvm.create_pass_builder(machine, options)
+            self._emitter = machine  # last: who interrupts this finds both or none
         return self._emitter
 
     def _new_target_machine(self) -> Any:

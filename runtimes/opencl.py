@@ -7,7 +7,6 @@ order, so nothing else has to be said about what depends on what.
 
 from __future__ import annotations
 
-import threading
 from collections import OrderedDict, deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -18,6 +17,7 @@ from minigrad.device import Buffer, Call, Replay, Runtime, Sequential
 from minigrad.dtype import DType, number_of
 from minigrad.errors import DeviceError
 from minigrad.graph.canonical import Graph
+from minigrad.locks import new_rlock
 from minigrad.loops.nest import Nest
 from minigrad.loops.recipes import lower
 from minigrad.loops.target import Target
@@ -81,7 +81,7 @@ class OpenCL:
         cl = opencl()
         self.name, self.device = name, device
         self.label = f"{name} ({device.name.strip()})"
-        self.lock = threading.RLock()
+        self.lock = new_rlock()
         try:
             self.context = context_of(device)
             self.queue = cl.CommandQueue(self.context, device)

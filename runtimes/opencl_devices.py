@@ -5,11 +5,11 @@ pyopencl is imported here only, when a device is opened: `import minigrad` does 
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Sequence
 from typing import Any
 
 from minigrad.errors import DeviceError
+from minigrad.locks import new_lock
 from minigrad.loops.target import Group
 from minigrad.runtimes.opencl_pocl import POCL, is_too_old, trouble_with_folder
 from minigrad.settings import getenv
@@ -19,7 +19,7 @@ MOST_LOCAL = 48 << 10  # bytes that a kernel may have without asking the driver 
 
 _divided: dict[tuple[int, int], list[Any]] = {}  # a CPU's address and a number → so many parts
 _contexts: dict[Any, Any] = {}  # by the first of the devices in it
-_lock = threading.Lock()
+_lock = new_lock()
 
 
 def opencl() -> Any:

@@ -7,12 +7,12 @@ in the device's queue: the queue is in order, so whoever gets it comes after the
 
 from __future__ import annotations
 
-import threading
 from collections import deque
 from contextlib import suppress
 from typing import Any
 
 from minigrad.errors import DeviceError
+from minigrad.locks import new_rlock
 from minigrad.program import GlobalCounters
 from minigrad.runtimes.opencl_devices import opencl
 
@@ -37,7 +37,7 @@ class Pool:
         self.held = 0  # bytes that the device has given us
         self._idle: dict[int, list[Any]] = {}
         self._returned: deque[tuple[Any, int]] = deque()
-        self._lock = threading.RLock()
+        self._lock = new_rlock()
 
     def allocate(self, nbytes: int) -> Any:
         """A buffer of at least nbytes. Raises DeviceError where the device has no such memory."""

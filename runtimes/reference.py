@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from minigrad.collective import Exchange
 from minigrad.device import Buffer, Call, Runtime, Sequential
 from minigrad.dtype import DType, dtypes, number_of
-from minigrad.errors import DeviceError
+from minigrad.errors import DeviceError, MinigradError
 from minigrad.graph.canonical import Graph
 from minigrad.graph.collective import Collective, exchanges_in_order
 from minigrad.graph.node import (
@@ -340,6 +340,7 @@ MEANING: dict[Op, Meaning] = {
     Op.CONST: _const, Op.IOTA: _iota, Op.VARIABLE: _variable,
     Op.CONTIGUOUS: _identity, Op.ASSIGN: _identity, Op.COPY: _identity,
     Op.COLLECTIVE: _collective, Op.CUSTOM: lambda node, src, frame: src[0],
+    Op.CHECK: lambda node, src, frame: src[0],
 }  # fmt: skip
 
 
@@ -422,6 +423,11 @@ class ReferenceRuntime:
     def first(self, memory: Array, dtype: DType) -> int | float | bool:
         """The first element of memory."""
         return number_of(memory[: dtype.itemsize].tobytes(), dtype)
+
+    def expect_zero(self, memory: Array, failure: Callable[[], MinigradError]) -> None:
+        """Raise `failure()` where the first four bytes of memory are not 0."""
+        if memory[:4].any():
+            raise failure()
 
     def compile(self, graph: Graph) -> ReferenceProgram:
         """A program that interprets the graph."""

@@ -18,7 +18,7 @@ FOLDERS = {"minigrad": "minigrad", "runtimes": "minigrad.runtimes", "models": "m
 
 # A module imports only from its own room and from those above it.
 ROOMS: tuple[tuple[str, ...], ...] = (
-    ("minigrad.dtype", "minigrad.errors", "minigrad.settings"),
+    ("minigrad.dtype", "minigrad.errors", "minigrad.locks", "minigrad.settings"),
     ("minigrad.graph",),
     ("minigrad.schedule",),
     ("minigrad.loops",),

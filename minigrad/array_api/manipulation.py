@@ -147,16 +147,16 @@ def repeat(x: Array, repeats: Any, /, *, axis: int | None = None) -> Array:
         return repeat(x, int(counts.item()), axis=axis)
     ends = counts.cumsum(0)  # element i of the result comes from the first part that ends after i
     total = int(ends[-1].item())
-    places = (Tensor.arange(total, device=x.device).unsqueeze(1) >= ends).sum(1)
+    places = (Tensor.arange(total, device=x.device).unsqueeze(1) >= ends).sum(1, dtype="int32")
     return Array._of(_take(x._tensor, places, axis))
 
 
 def _take(tensor: Any, indices: Any, axis: int) -> Any:
-    return tensor[(slice(None),) * axis + (indices,)]
+    return tensor._indexed((slice(None),) * axis + (indices,), "take")
 
 
 def take(x: Array, indices: Array, /, *, axis: int | None = None) -> Array:
-    """The parts of x at indices along an axis."""
+    """The parts of x at indices along an axis; negative ones count from its end."""
     if axis is None:
         if x.ndim != 1:
             raise ValueError(f"take of shape {x.shape}: expected an axis")
@@ -165,7 +165,7 @@ def take(x: Array, indices: Array, /, *, axis: int | None = None) -> Array:
 
 
 def take_along_axis(x: Array, indices: Array, /, *, axis: int = -1) -> Array:
-    """out[…, i, …] = x[…, indices[…, i, …], …]; other axes broadcast."""
+    """out[…, i, …] = x[…, indices[…, i, …], …]; other axes broadcast, as for `take`."""
     place = _axis("take_along_axis", axis, x.ndim)
     around = [shape[:place] + (1,) + shape[place + 1 :] for shape in (x.shape, indices.shape)]
     common = broadcast_shapes(*around)
@@ -173,4 +173,4 @@ def take_along_axis(x: Array, indices: Array, /, *, axis: int = -1) -> Array:
         broadcast_to(a, common[:place] + (a.shape[place],) + common[place + 1 :])
         for a in (x, indices)
     )
-    return Array._of(wide._tensor.gather(place, where._tensor))
+    return Array._of(wide._tensor._gather("take_along_axis", place, where._tensor, wraps=True))

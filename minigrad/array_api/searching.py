@@ -89,7 +89,7 @@ def unique_all(x: Array, /) -> UniqueAll:
     first = Tensor.ones(1, dtype=kinds.bool, device=x.device).cat(first)
     starts = first.nonzero()[:, 0].realize()
     ends = starts[1:].cat(Tensor([count], dtype=starts.dtype, device=x.device))
-    number = first.cast(kinds.int32).cumsum(0) - 1
+    number = first.cumsum(0, dtype=kinds.int32) - 1
     inverse = Tensor.zeros(count, dtype=kinds.int32, device=x.device).scatter(0, order, number)
     return UniqueAll(
         Array._of(values[starts]),

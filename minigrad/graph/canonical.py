@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from minigrad.graph.bounds import Check, any_outside
 from minigrad.graph.node import Node, Op, make, topological
 from minigrad.graph.symbolic import Affine, unbind
 
@@ -24,7 +25,8 @@ class Graph:
     slots 0 … len(outputs) − 1 are not necessarily outputs: an in-place update reads and writes one
     slot. A program sees every input as it was before the program started.
     variables: names of the symbolic integers whose values are given per call.
-    device: the device whose runtime computes it.
+    device: the device whose runtime computes it. Where indices are checked the last root is an
+    uint32 scalar: 0 where all of them are in range.
     """
 
     roots: tuple[Node, ...]
@@ -40,6 +42,7 @@ class Canonical:
 
     key: hashable; equal keys mean equal programs. inputs: the memory of each slot that exists
     before the call; `targets[i]` is the slot of root i, at or beyond len(inputs) where it is new.
+    checks: its CHECK nodes, sources before users; the slot of what they find is the last one.
     """
 
     key: Any
@@ -48,6 +51,7 @@ class Canonical:
     inputs: tuple[Any, ...]
     targets: tuple[int, ...]
     values: dict[str, int]
+    checks: tuple[Node, ...]
 
     def graph(self) -> Graph:
         """The graph itself, rewritten onto slots (made only when a program must be compiled)."""
@@ -55,7 +59,13 @@ class Canonical:
         new: dict[Node, Node] = {}
         unbound: dict[str, int] = {}
         numbers = exchange_numbers(self.order)
+        checked: list[tuple[Node, Check]] = []
         for node in self.order:
+            if node.op is Op.CHECK:
+                new[node] = new[node.src[0]]
+                if self.checks:
+                    checked.append((new[node], _unbind_arg(node.arg, unbound)))
+                continue
             shape = tuple(unbind(extent, unbound) for extent in node.shape)
             if node.op is Op.COLLECTIVE:
                 arg = replace(node.arg, number=numbers[node.arg.number])
@@ -66,11 +76,18 @@ class Canonical:
         roots = []
         for root in self.roots:
             value = new[root]
+            if value.op is Op.BUFFER:  # a CHECK of one
+                value = make(Op.CONTIGUOUS, value.dtype, value.shape, (value,), None, value.device)
             roots.append(value.src[1] if value.op is Op.ASSIGN else value)
+        outputs = self.targets
+        slots = max((*outputs, len(self.inputs) - 1)) + 1
+        if checked:
+            roots.append(any_outside(checked))
+            outputs, slots = (*outputs, slots), slots + 1
         return Graph(
             roots=tuple(roots),
-            outputs=self.targets,
-            slots=max((*self.targets, len(self.inputs) - 1)) + 1,
+            outputs=outputs,
+            slots=slots,
             variables=tuple(sorted(self.values)),
             device=self.roots[0].device,
         )
@@ -80,6 +97,8 @@ def _unbind_arg(arg: Any, values: dict[str, int]) -> Any:
     """`arg` without bound values: pads and ranges hold pairs of integers, VARIABLE an Affine."""
     if isinstance(arg, Affine):
         return unbind(arg, values)
+    if isinstance(arg, Check):
+        return replace(arg, extent=unbind(arg.extent, values))
     if isinstance(arg, tuple) and arg and isinstance(arg[0], tuple):
         return tuple(tuple(unbind(x, values) for x in pair) for pair in arg)
     return arg
@@ -91,16 +110,25 @@ def exchange_numbers(order: Sequence[Node]) -> dict[int, int]:
     return {number: place for place, number in enumerate(found)}
 
 
-def canonicalize(roots: Sequence[Node]) -> Canonical:
-    """Number the buffers of a graph whose roots are to be stored (ASSIGN roots: in place)."""
+def canonicalize(roots: Sequence[Node], checked: bool = False) -> Canonical:
+    """Number the buffers of a graph whose roots are to be stored (ASSIGN roots: in place).
+
+    checked: whether its CHECK nodes count; otherwise they are what they check.
+    """
     order = topological(roots)
     number: dict[Node, int] = {}
     inputs: dict[Any, int] = {}
     values: dict[str, int] = {}
     rows: list[Any] = []
     numbers: dict[int, int] = {}  # of its exchanges
-    for index, node in enumerate(order):
-        number[node] = index
+    checks: list[Node] = []
+    for node in order:
+        if node.op is Op.CHECK:
+            if not checked:
+                number[node] = number[node.src[0]]
+                continue
+            checks.append(node)
+        number[node] = len(rows)
         op, arg, shape = node.op, node.arg, node.shape
         if op is Op.BUFFER:
             arg = inputs.setdefault(arg, len(inputs))
@@ -125,4 +153,6 @@ def canonicalize(roots: Sequence[Node]) -> Canonical:
             targets.append(new)
             new += 1
     key = (tuple(rows), tuple(number[root] for root in roots), tuple(targets), roots[0].device)
-    return Canonical(key, tuple(order), tuple(roots), tuple(inputs), tuple(targets), values)
+    return Canonical(
+        key, tuple(order), tuple(roots), tuple(inputs), tuple(targets), values, tuple(checks)
+    )

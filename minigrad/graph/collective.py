@@ -41,7 +41,8 @@ class Collective:
     group: the name of the group; size: its number of ranks. how: the reduction ("sum", "mean",
     "max") where there is one; place: the shift of a permute, the root of a broadcast or reduce.
     number: which exchange of its program it is. payload: how many of the node's sources are sent,
-    as one flat array; those after them must only have been computed before it begins.
+    as one flat array; those after them must only have been computed before it begins. sent: their
+    dtype and shapes, which ranks compare before they exchange anything.
     """
 
     kind: str
@@ -51,6 +52,16 @@ class Collective:
     place: int = 0
     number: int = 0
     payload: int = 1
+    sent: str = ""
+
+    def told(self) -> str:
+        """What is exchanged, and how: all in which ranks must agree but the kind."""
+        how = [] if self.how == "-" else [self.how]
+        if self.kind == "permute":
+            how.append(f"{self.place} on")
+        elif self.kind in ("broadcast", "reduce"):
+            how.append(f"root {self.place}")
+        return f"{self.sent} ({', '.join(how)})" if how else self.sent
 
 
 class _Numbers(threading.local):
@@ -80,8 +91,15 @@ def exchange(
         names = ", ".join(source.dtype.name for source in sources)
         raise DTypeError(f"{kind}: one exchange of {names}: expected one dtype")
     shape = _result_shape(kind, size, sources)
-    arg = Collective(kind, group, size, how, place, next(_numbers.next), len(sources))
+    sent = _listed([f"{node.dtype.name}{list(node.shape)}" for node in sources])
+    arg = Collective(kind, group, size, how, place, next(_numbers.next), len(sources), sent)
     return make(Op.COLLECTIVE, first.dtype, shape, (*sources, *after), arg, first.device)
+
+
+def _listed(words: Sequence[str]) -> str:
+    """Words with commas between; "3 × a" for three a in a row."""
+    rows = [(word, sum(1 for _ in same)) for word, same in itertools.groupby(words)]
+    return ", ".join(word if count == 1 else f"{count} × {word}" for word, count in rows)
 
 
 def _result_shape(kind: str, size: int, sources: Sequence[Node]) -> Shape:

@@ -4,8 +4,9 @@ A rule takes a node and the gradient of some scalar with respect to it, and give
 respect to one of its sources. Gradients are nodes like any others, so they are differentiable too.
 
 An operation that stands in `RULES` with None for a source, or not at all, passes nothing on: its
-derivative is zero almost everywhere (FLOOR, comparisons) or its source is not a float. BITCAST is
-one of them, so x seen as an integer and back is x detached from its past.
+result is no float, or its source is none. BITCAST is one of them, so x seen as an integer and back
+is x detached from its past. The operations in `FLAT` give floats whose derivative is zero almost
+everywhere: where they are the only way to a target, its gradient is zeros.
 """
 
 from __future__ import annotations
@@ -39,6 +40,8 @@ def gradient(
 ) -> list[Node | None]:
     """For each target, the gradient of Σ seed·output; None where no output depends on it.
 
+    Where it depends on a target in a way whose derivative is zero, the gradient is zeros.
+
     Each seed has its output's shape and dtype, each result its target's. A target may lie between
     an output and another target. Raises GradientError where an output is not a float and where a
     gradient would have to flow through an in-place write.
@@ -62,7 +65,26 @@ def gradient(
             part = rule(node, total) if rule is not None and source in active else None
             if part is not None:
                 parts.setdefault(source, []).append(part)
-    return [found.get(target) for target in targets]
+    if all(target in found for target in targets):
+        return [found[target] for target in targets]
+    flat = set(reached(outputs))
+    return [
+        found[target] if target in found else _full(target, 0.0) if target in flat else None
+        for target in targets
+    ]
+
+
+def reached(outputs: Sequence[Node]) -> list[Node]:
+    """The nodes to which gradients of the outputs flow, be they zeros; sources before users."""
+    order = topological(outputs)
+    found = set(outputs)
+    for node in reversed(order):
+        if node in found:
+            sources = node.src if node.op in FLAT else (
+                source for source, rule in zip(node.src, rules_of(node), strict=False) if rule
+            )  # fmt: skip
+            found.update(source for source in sources if source.dtype.is_float)
+    return [node for node in order if node in found]
 
 
 def _check(outputs: Sequence[Node], seeds: Sequence[Node]) -> None:
@@ -352,6 +374,9 @@ def _shrink(node: Node, g: Node) -> Node:
 def _same(node: Node, g: Node) -> Node:
     return g
 
+
+# Floats of floats that are constant almost everywhere.
+FLAT = frozenset({Op.FLOOR, Op.CEIL, Op.TRUNC, Op.ROUND})
 
 # One rule per source; None: nothing flows there.
 RULES: dict[Op, tuple[Rule | None, ...]] = {

@@ -8,13 +8,12 @@ instruction set; a matrix product is `SUM(MUL(a, b))` seen through movement oper
 from __future__ import annotations
 
 import struct
-import threading
-import weakref
 from collections.abc import Iterable, Iterator
 from enum import Enum
 from typing import Any
 
 from minigrad.dtype import DType, convert, dtypes
+from minigrad.graph.interned import Interned
 from minigrad.graph.symbolic import Affine, Integer
 
 Shape = tuple[Integer, ...]
@@ -24,6 +23,11 @@ class Op(Enum):
     """What a node does. Argument `arg` in parentheses."""
 
     __hash__ = object.__hash__  # Enum's own is written in Python, and each node hashes its op
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if "_sort_order_" in self.__dict__:  # the last that Enum sets
+            raise AttributeError(f"{self} cannot be changed: every node of it would be another")
+        object.__setattr__(self, name, value)
 
     # sources
     CONST = "const"  # every element is arg
@@ -108,6 +112,7 @@ class Op(Enum):
     ASSIGN = "assign"  # target BUFFER, value: the value, stored in the target's memory
     COPY = "copy"  # identity on another device (arg)
     COLLECTIVE = "collective"  # (Collective) an exchange with other ranks: graph/collective.py
+    CHECK = "check"  # (Check) identity; a program raises where an element is no index: bounds.py
     CUSTOM = "custom"  # (rule) the first source; `rule` gives the gradients of the others
 
 
@@ -167,9 +172,8 @@ class Node:
         return len(self.shape)
 
 
-_interned: weakref.WeakValueDictionary[Any, Node] = weakref.WeakValueDictionary()
-_forms: weakref.WeakValueDictionary[Any, Form] = weakref.WeakValueDictionary()
-_lock = threading.Lock()
+_interned: Interned[Node] = Interned()
+_forms: Interned[Form] = Interned()
 
 
 def make(
@@ -181,28 +185,20 @@ def make(
         arg = convert(arg, dtype)
         key_arg = struct.pack("<d", arg) if dtype.is_float else int(arg)
     key = (op, dtype, shape, src, key_arg, device)
-    with _lock:
-        node = _interned.get(key)
-        if node is None:
-            node = Node()
-            node.op, node.dtype, node.shape = op, dtype, shape
-            node.src, node.arg, node.device = src, arg, device
-            node.form = _form_of(dtype, shape, device) if op is Op.BUFFER else None
-            _interned[key] = node
+    node = _interned.find(key)
+    if node is None:
+        node = Node()
+        node.op, node.dtype, node.shape = op, dtype, shape
+        node.src, node.arg, node.device = src, arg, device
+        node.form = form_of(dtype, shape, device) if op is Op.BUFFER else None
+        node = _interned.settle(key, node)
     return node
 
 
 def form_of(dtype: DType, shape: Shape, device: str) -> Form:
     """The form of a BUFFER."""
-    with _lock:
-        return _form_of(dtype, shape, device)
-
-
-def _form_of(dtype: DType, shape: Shape, device: str) -> Form:
-    form = _forms.get((dtype, shape, device))
-    if form is None:
-        form = _forms[dtype, shape, device] = Form()
-    return form
+    key = (dtype, shape, device)
+    return _forms.find(key) or _forms.settle(key, Form())
 
 
 def own_buffer(memory: Any, dtype: DType, shape: Shape, device: str, form: Form) -> Node:

@@ -82,6 +82,7 @@ def blocked(
         stores=(Store(sums, place, problem.accumulator),),
         initial=expr.load(sums, place),
         ends=(*rest, *(sub(end, before) for end in problem.ends)),
+        terms=problem.terms and expr.substitute_in(problem.terms, at),
     )
     lanes = target.lanes(dtype)
     copy_left, left = pack_left(part.from_row(block.start), block, lanes)

@@ -10,8 +10,10 @@
 
 Values with a row's worth of columns live in scratch memory, column after column with the rows side
 by side: that is what the first kind of product makes, what row statistics read without folding, and
-what the second kind reads as scalars. Only the rows' own operand must be packed. Attention becomes
-one such kernel, its gradient two: one for blocks of queries, one for blocks of keys.
+what the second kind reads as scalars. A product is tried without its mask and scale, and computed
+once more as it is written where that is not finite (see sharing.py). Only the rows' own operand
+must be packed. Attention becomes one such kernel, its gradient two: one for blocks of queries, one
+for blocks of keys.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ from minigrad.loops.estimate import vectors_each
 from minigrad.loops.finish import finish
 from minigrad.loops.nest import Nest, Statement
 from minigrad.loops.regions import Bounds, Rows, regions
-from minigrad.loops.sharing import scale_behind, share_beginnings
+from minigrad.loops.sharing import quick_products, share_beginnings
 from minigrad.loops.step_loops import Block, StepLoops
 from minigrad.loops.steps import Steps, late_products
 from minigrad.loops.target import Target
@@ -52,7 +54,7 @@ def blocks(kernel: Kernel, target: Target, name: str) -> Nest:
         (fix_rows(stage, kernel.rows, whole), contraction_of(stage) is not None)
         for stage in kernel.stages
     ]
-    found = scale_behind(share_beginnings(found, kernel.stored), kernel.stored)
+    found, quick = quick_products(share_beginnings(found, kernel.stored), kernel.stored)
     stages = [stage for stage, _ in found]
     rows = Rows(row.variable, frozenset((outer.variable, number.variable)), start, width, height)
     bounds = regions(stages, rows, kernel.stored)
@@ -66,7 +68,7 @@ def blocks(kernel: Kernel, target: Target, name: str) -> Nest:
     body: list[Statement] = []
     together: list[Statement] = []  # what one loop over the rows can do
     for step in steps.steps:
-        loop = StepLoops(steps, step, bounds, block)
+        loop = StepLoops(steps, step, bounds, block, quick)
         copies = loop.pack()
         if together and (loop.runs_along or copies):
             body.append(block.rows_loop(together))

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 
+from minigrad.dtype import dtypes
 from minigrad.graph.node import Op
 from minigrad.graph.symbolic import Atom, Integer, flatten, numel, substitute, unflatten
 from minigrad.loops.axes import indices, merge, row_axis
 from minigrad.loops.nest import (
+    Fold,
     Loop,
     MatrixProduct,
     Prefetch,
@@ -21,7 +24,7 @@ from minigrad.loops.target import Target
 from minigrad.schedule import expr
 from minigrad.schedule.expr import Array, Expr, Local
 from minigrad.schedule.schedule import Kernel
-from minigrad.schedule.stage import Axis, Stage, identity, index_of
+from minigrad.schedule.stage import Axis, Stage, identity, index_of, make_axis
 
 
 def inline_stages(kernel: Kernel, axes: Sequence[Axis]) -> list[Store]:
@@ -177,3 +180,42 @@ def streams(array: Array, stages: Sequence[Stage], target: Target) -> bool:
     if not target.l3 or array.size * array.dtype.itemsize < target.l3 // 2:
         return False
     return all(load.payload[0] != array for s in stages for load in expr.loads(*s.exprs()))
+
+
+def unless_finite(
+    name: str, registers: Local, u: Axis, scale: Expr | None, again: Sequence[Statement]
+) -> list[Statement]:
+    """Scale registers, and do something else instead where one of them is not finite.
+
+    It is done, too, where the scale, which may differ from register to register, is beyond ±1. u:
+    the registers' numbers; name: of a register that is used on the way.
+    """
+    dtype, slot = registers.dtype, index_of(u.variable)
+    wrong = Local(name, dtype, 1, registers.lanes, registers.width)
+    alone = Local(f"{name}_any", dtype, 1)
+    zero, one, nan = (expr.const(x, dtype) for x in (0.0, 1.0, math.nan))
+    value = expr.local(registers, slot)
+    found = expr.apply(Op.ADD, (expr.local(wrong), expr.apply(Op.MUL, (value, zero), dtype)), dtype)
+    each: list[Statement] = [Set(wrong, 0, found)]
+    if scale is not None:
+        small = [
+            expr.apply(Op.LE, pair, dtypes.bool)
+            for pair in ((scale, one), (expr.const(-1.0, dtype), scale))
+        ]
+        if scale.op is not Op.CONST:
+            fits = expr.apply(Op.AND, (small[0], small[1]), dtypes.bool)
+            more = expr.apply(Op.WHERE, (fits, expr.local(wrong), nan), dtype)
+            each.append(Set(wrong, 0, more))
+        each.append(Set(registers, slot, expr.apply(Op.MUL, (value, scale), dtype)))
+    result: list[Statement] = [
+        Set(wrong, 0, zero, everywhere=True),
+        Loop(u.variable, 0, (registers.count,), tuple(each), "unroll"),
+    ]
+    if registers.lanes is not None:
+        result.append(Fold(alone, Op.SUM, wrong))
+    else:
+        alone = wrong
+    test = expr.apply(Op.NE, (expr.local(alone), expr.local(alone)), dtypes.bool)
+    times = expr.value_of(expr.apply(Op.CAST, (test,), dtypes.int32))
+    once = make_axis("again", 0, 2)
+    return [*result, Loop(once.variable, 0, (times,), tuple(again))]

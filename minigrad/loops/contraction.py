@@ -19,6 +19,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from math import gcd
 
+from minigrad.graph.node import Op
 from minigrad.graph.symbolic import Atom, Integer, add, coefficient, mul, numel
 from minigrad.loops.axes import indices, merge
 from minigrad.loops.blocked import blocked
@@ -93,13 +94,13 @@ class Plan:
 def contraction(kernel: Kernel, target: Target, name: str) -> Nest:
     """The loop nest of a contraction and its elementwise epilogue."""
     problem = with_loaded_bounds(prepare(kernel))
-    if target.bfloat16_matrices and not problem.ends:
+    if target.bfloat16_matrices and not problem.ends and problem.terms is None:
         words = in_pairs(problem, DEPTH_OF_REGISTER)
         if words is not None:
             nest = _in_squares(words, kernel, target, name)
             if nest is not None:
                 return nest
-    if target.bfloat16_dots and not problem.ends:
+    if target.bfloat16_dots and not problem.ends and problem.terms is None:
         pairs = in_pairs(problem)
         if pairs is not None and packing_pays(pairs, target):
             problem = pairs
@@ -205,14 +206,18 @@ def prepare(kernel: Kernel) -> Problem:
     changed = replace(
         stage.substitute(values), axes=(*groups[0], *groups[1], *groups[2]), reduced=groups[3]
     )
+    operands, terms = [parts.left, parts.right], None
+    if parts.mask is not None:
+        terms = changed.body
+        place = 0 if parts.mask.variables <= parts.left.variables else 1
+        zero = expr.const(0.0, operands[place].dtype)
+        masked = (parts.mask, operands[place], zero)
+        operands[place] = expr.apply(Op.WHERE, masked, zero.dtype)
+    left, right = (expr.substitute_in(operand, values) for operand in operands)
     return Problem(
-        changed,
-        Contraction(
-            expr.substitute_in(parts.left, values), expr.substitute_in(parts.right, values), *groups
-        ),
-        tuple(substitute_stores(stores, values)),
-        own,
-    )
+        changed, Contraction(left, right, *groups), tuple(substitute_stores(stores, values)), own,
+        terms=terms,
+    )  # fmt: skip
 
 
 def plan_of(problem: Problem, target: Target, batches: int) -> Plan:

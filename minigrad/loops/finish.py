@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 from minigrad.graph.symbolic import Affine, Atom, Integer, variables
 from minigrad.loops import estimate
+from minigrad.loops.levels import in_levels
 from minigrad.loops.nest import (
     Barrier,
     Fold,
@@ -42,10 +43,12 @@ def finish(
     operations: int | None = None,
     vectors: float | None = None,
 ) -> Nest:
-    """Wrap a parallel loop into a Nest.
+    """Wrap a parallel loop into a Nest, with long sums in levels.
 
     operations, vectors (instructions): of the whole kernel, where these are known.
     """
+    if kernel.kind != "blocks":  # whose sums are as long as a block of keys
+        loop = in_levels(loop, target)
     arrays: dict[Array, None] = {}
     inside: dict[Array, None] = {}
     symbols: dict[str, None] = {}

@@ -29,7 +29,7 @@ from minigrad.loops.build import combine, lanes_loop, serial_loop
 from minigrad.loops.finish import finish
 from minigrad.loops.nest import Barrier, FoldItems, Loop, Nest, Set, Statement, Store
 from minigrad.loops.regions import Bounds, Rows, regions
-from minigrad.loops.sharing import scale_behind, share_beginnings
+from minigrad.loops.sharing import share_beginnings
 from minigrad.loops.steps import late_products
 from minigrad.loops.target import Group, Target
 from minigrad.schedule import expr
@@ -88,7 +88,7 @@ def group_blocks(kernel: Kernel, target: Target, name: str) -> Nest:
         (fix_rows(stage, kernel.rows, whole), contraction_of(stage) is not None)
         for stage in kernel.stages
     ]
-    found = scale_behind(share_beginnings(found, kernel.stored), kernel.stored)
+    found = share_beginnings(found, kernel.stored)
     stages = [stage for stage, _ in found]
     fixed = frozenset((row.variable,))
     bounds = regions(stages, Rows(axis.variable, fixed, start, width, 1), kernel.stored)

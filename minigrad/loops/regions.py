@@ -5,7 +5,9 @@ has where one of them fails. Where that value is the identity of the reduction t
 reduction's loop runs only as far as the conditions hold for some row of the block, and what nobody
 reads then is not computed. In causal attention that is half of everything.
 
-What a mask excludes is taken to be finite: a reduction does not see a NaN or an infinity there.
+A bound never changes a value: what is not computed is the reduction's identity exactly, whatever
+lies in memory. So a mask has to stand around what it excludes, where(mask, x·y, 0): of
+where(mask, x, 0)·y nothing is left out, for there y may be infinite or NaN.
 """
 
 from __future__ import annotations
@@ -79,17 +81,53 @@ def _support(
         return _folded(e, second, (x.payload, second.outside))
     if first is not None and second is not None and first.conditions == second.conditions:
         return _folded(e, first, (first.outside, second.outside))
-    absorbing = 0.0 if e.op in (Op.MUL, Op.DIV) else float("-inf")
-    if e.op in (Op.MUL, Op.DIV, Op.ADD, Op.SUB) and first is not None:
-        if first.outside == absorbing:
-            return first
-    if e.op in (Op.MUL, Op.ADD) and second is not None and second.outside == absorbing:
-        return second
+    return None
+
+
+def outside(root: Expr, mask: Expr, makers: Mapping[Array, Stage]) -> float | None:
+    """What an expression is where the mask is False, but for a NaN; None where that is not known.
+
+    makers: the stages that it may read.
+    """
+    found: dict[Expr, float | None] = {}
+    for e in expr.walk(root):
+        found[e] = _outside(e, mask, makers, found)
+    return found[root]
+
+
+def _outside(
+    e: Expr, mask: Expr, makers: Mapping[Array, Stage], found: Mapping[Expr, float | None]
+) -> float | None:
+    if e.op is Op.CONST:
+        return float(e.payload)
+    if e.op is Leaf.LOAD and not e.payload[2]:
+        maker = makers.get(e.payload[0])
+        if maker is None or maker.op is not None:
+            return None
+        places = places_in(e, maker)
+        values = {axis.variable: place for axis, place in zip(maker.axes, places, strict=True)}
+        return outside(expr.substitute_in(maker.body, values), mask, makers)
+    if isinstance(e.op, Leaf) or not e.dtype.is_float:
+        return None
+    if e.op is Op.WHERE:
+        test, x, y = e.args
+        return found[y] if test is mask or found[x] == found[y] else None
+    values = [found[arg] for arg in e.args]
+    if None not in values:
+        return _value(e, tuple(values))
+    if e.op in (Op.MUL, Op.DIV) and values[0] == 0 or e.op is Op.MUL and values[1] == 0:
+        return 0.0
     return None
 
 
 def _folded(e: Expr, part: Support, args: tuple[float, ...]) -> Support | None:
     """`e` with constants for its operands, where the part's conditions fail."""
+    value = _value(e, args)
+    return None if value is None else Support(part.conditions, value)
+
+
+def _value(e: Expr, args: tuple[float, ...]) -> float | None:
+    """`e` of these operands, if it is the same everywhere."""
     assert isinstance(e.op, Op)
     if e.op is Op.CAST:
         value = convert(args[0], e.dtype) if e.dtype.is_float else None
@@ -97,7 +135,7 @@ def _folded(e: Expr, part: Support, args: tuple[float, ...]) -> Support | None:
         value = 0.0 if args[0] == float("-inf") else None
     else:
         value = fold(e.op, e.args[-1].dtype, args)
-    return None if value is None else Support(part.conditions, float(value))
+    return None if value is None else float(value)
 
 
 def _of_choice(e: Expr, found: Mapping[Expr, Support | None]) -> Support | None:

@@ -1,15 +1,17 @@
-"""Less work for the stages of a block: what several compute is computed once, rows scaled late.
+"""Less work for the stages of a block: what several compute is computed once, products by a guess.
 
 The functions take and give stages with fixed rows, each with whether it is a product.
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from minigrad.graph.node import Op
+from minigrad.loops.regions import outside, places_in
 from minigrad.loops.steps import column
 from minigrad.schedule import expr
+from minigrad.schedule.contraction import terms_of
 from minigrad.schedule.expr import Array, Expr, Leaf
 from minigrad.schedule.stage import Stage, index_of
 
@@ -71,62 +73,132 @@ def _beginnings(stage: Stage, product: Stage, made: set[Array]) -> set[Expr]:
     return {e for e, reads in pure.items() if reads and e.op is not Leaf.LOAD}
 
 
-def scale_behind(stages: Stages, stored: frozenset[Array]) -> Stages:
-    """Σ (x·y)·z with one y for the row becomes (Σ x·z)·y (the sum of the powers in a softmax)."""
+@dataclass(frozen=True)
+class Quick:
+    """How a product may be had by less work: left · right, summed, times `scale`.
+
+    That is the product itself wherever the sum is finite and |scale| ≤ 1. Then no term of it was
+    infinite or NaN, so those that its mask excludes, whose left is 0 or NaN, added 0; and nothing
+    overflowed or vanished that is not so in the product. Elsewhere the product is computed as it
+    is written.
+    """
+
+    product: Expr
+    scale: Expr | None = None
+
+
+def quick_products(stages: Stages, stored: frozenset[Array]) -> tuple[Stages, dict[Array, Quick]]:
+    """Which products may be had by less work, and the stages that they then need.
+
+    Σ (x·y)·z with one y for the row, and |y| ≤ 1 in all likelihood, is tried as (Σ x·z)·y: so a
+    softmax is divided by its sum. Masked terms are tried without the mask.
+    """
     result = list(stages)
+    quick: dict[Array, Quick] = {}
     for product, is_product in stages:
-        scaled = _scaled_operand(product, result, stored) if is_product else None
-        if scaled is None or len(product.axes) != 1:
+        if not is_product:
             continue
-        x, y = scaled.body.args
-        array = Array(f"{product.array.name}_raw", product.array.dtype, product.size)
-        place = next(n for n, (stage, _) in enumerate(result) if stage is product)
-        body = expr.apply(Op.MUL, (expr.load(array, product.position), y), product.array.dtype)
-        raw = replace(product, array=array)
-        behind = replace(product, op=None, reduced=(), body=body)
-        at = next(n for n, (stage, _) in enumerate(result) if stage is scaled)
-        if x.op is Leaf.LOAD and x.payload[1] == scaled.position and not x.payload[2]:
-            source = x.payload[0]
-            raw = replace(raw, body=_renamed(raw.body, scaled.array, source))
-            result[place : place + 1] = [(raw, True), (behind, False)]
-            del result[at]
-        else:
-            result[place : place + 1] = [(raw, True), (behind, False)]
-            result[at] = replace(scaled, body=x), False
-    return result
+        mask, terms = terms_of(product.body)
+        scaled = _scaled_operand(product, terms, result, stored)
+        scale = None
+        if scaled is not None:
+            product, terms, scale = _with_scale(product, mask, terms, scaled, result)
+        if mask is not None:
+            terms = _without_mask(mask, terms, {stage.array: stage for stage, _ in result})
+        if mask is not None or scale is not None:
+            quick[product.array] = Quick(terms, scale)
+    return result, quick
 
 
-def _scaled_operand(product: Stage, stages: Stages, stored: frozenset[Array]) -> Stage | None:
-    """The stage x·y that only this product reads, y being one number for the row."""
-    body = product.body
-    if body.op is not Op.MUL or body.dtype is not product.array.dtype:
+def _scaled_operand(
+    product: Stage, terms: Expr, stages: Stages, stored: frozenset[Array]
+) -> tuple[Expr, Stage] | None:
+    """The factor that is x·y, which only this product reads, y being one number for the row."""
+    if terms.op is not Op.MUL or terms.dtype is not product.array.dtype or len(product.axes) != 1:
         return None
-    for factor in body.args:
+    for factor in terms.args:
         if factor.op is not Leaf.LOAD or factor.payload[2]:
             continue
         array = factor.payload[0]
         stage = next((s for s, kind in stages if s.array == array and not kind), None)
-        if stage is None or array in stored or stage.body.op is not Op.MUL:
+        if stage is None or array in stored or len(stage.axes) != 1:
             continue
-        readers = [other for other, _ in stages if _reads(other, array)]
-        inner = {axis.variable for axis in stage.axes}
-        if readers == [product] and inner.isdisjoint(stage.body.args[1].variables):
-            if array.dtype is body.dtype and not inner.isdisjoint(stage.body.args[0].variables):
-                return stage
+        readers = [other.array for other, _ in stages if _reads(other, array)]
+        if readers != [product.array] or stage.array.dtype is not terms.dtype:
+            continue
+        if stage.body.op not in (Op.MUL, Op.DIV) or not _is_small(stage.body, stages):
+            continue
+        (axis,) = stage.axes
+        x, y = (axis.variable in arg.variables for arg in stage.body.args)
+        if x and not y:
+            return factor, stage
     return None
+
+
+def _is_small(scaled: Expr, stages: Stages) -> bool:
+    """Whether what a stage is multiplied with is likely to be at most 1: a constant, or 1/Σ."""
+    y = scaled.args[1]
+    if y.op is Op.CONST:
+        return bool(abs(y.payload) <= 1 and y.payload and scaled.op is Op.MUL)
+    if scaled.op is Op.MUL and y.op is Leaf.LOAD:
+        made = next((s.body for s, _ in stages if s.array == y.payload[0] and s.op is None), None)
+        y = made or y
+    if scaled.op is Op.MUL:
+        if y.op is not Op.DIV or y.args[0].op is not Op.CONST or y.args[0].payload != 1:
+            return False
+        y = y.args[1]
+    return any(s.op is Op.SUM and not kind for s, kind in stages if _is_load(y, s.array))
+
+
+def _is_load(e: Expr, array: Array) -> bool:
+    return e.op is Leaf.LOAD and e.payload[0] == array
+
+
+def _with_scale(
+    product: Stage, mask: Expr | None, terms: Expr, found: tuple[Expr, Stage], result: Stages
+) -> tuple[Stage, Expr, Expr]:
+    """The product with its scaled factor written out; its terms without the scale; the scale."""
+    factor, scaled = found
+    (place,) = places_in(factor, scaled)
+    whole = expr.substitute_in(scaled.body, {scaled.axes[0].variable: place})
+    x, y = whole.args
+    at = next(n for n, (stage, _) in enumerate(result) if stage is scaled)
+    own = scaled.body.args[0]
+    if own.op is Leaf.LOAD and own.payload[1] == scaled.position and not own.payload[2]:
+        del result[at]
+    else:
+        result[at] = replace(scaled, body=own), False
+        x = factor
+        whole = expr.apply(scaled.body.op, (x, y), whole.dtype)
+    written = expr.rebuild(terms, {factor: whole}.get)
+    if mask is not None:
+        zero = expr.const(0.0, written.dtype)
+        written = expr.apply(Op.WHERE, (mask, written, zero), written.dtype)
+    at = next(n for n, (stage, _) in enumerate(result) if stage.array == product.array)
+    product = replace(product, body=written)
+    result[at] = product, True
+    scale = y
+    if scaled.body.op is Op.DIV:
+        scale = expr.apply(Op.DIV, (expr.const(1.0, y.dtype), y), y.dtype)
+    return product, expr.rebuild(terms, {factor: x}.get), scale
+
+
+def _without_mask(mask: Expr, terms: Expr, makers: dict[Array, Stage]) -> Expr:
+    """The terms, of which those that the mask excludes are 0 or NaN."""
+    operands = terms.args[0] if terms.op is Op.CAST else terms
+    for one in operands.args:
+        if outside(one, mask, makers) == 0:
+            return terms
+    one = next(x for x in operands.args if mask.variables <= x.variables)
+    masked = expr.apply(Op.WHERE, (mask, one, expr.const(0.0, one.dtype)), one.dtype)
+    product = expr.apply(
+        Op.MUL, tuple(masked if x is one else x for x in operands.args), operands.dtype
+    )
+    return product if operands is terms else expr.apply(Op.CAST, (product,), terms.dtype)
 
 
 def _reads(stage: Stage, array: Array) -> bool:
     return any(load.payload[0] == array for load in expr.loads(stage.body))
-
-
-def _renamed(body: Expr, old: Array, new: Array) -> Expr:
-    def change(e: Expr) -> Expr | None:
-        if e.op is Leaf.LOAD and e.payload[0] == old:
-            return expr.load(new, *e.payload[1:])
-        return None
-
-    return expr.rebuild(body, change)
 
 
 def _replaced(root: Expr, old: Expr, new: Expr) -> Expr:

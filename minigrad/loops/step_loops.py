@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from minigrad.graph.node import Op
@@ -19,9 +19,10 @@ from minigrad.graph.symbolic import (
     sub,
     substitute,
 )
-from minigrad.loops.build import combine, lanes_loop, serial_loop
+from minigrad.loops.build import combine, lanes_loop, serial_loop, unless_finite
 from minigrad.loops.nest import Loop, Set, Statement, Store, Stores
 from minigrad.loops.regions import Bounds
+from minigrad.loops.sharing import Quick
 from minigrad.loops.steps import Step, Steps, column
 from minigrad.loops.target import Target
 from minigrad.loops.tiles import tile_width
@@ -97,14 +98,16 @@ class StepLoops:
     """The loops of one step."""
 
     def __init__(
-        self, steps: Steps, step: Step, bounds: Sequence[dict[Atom, Bounds]], block: Block
-    ) -> None:
+        self, steps: Steps, step: Step, bounds: Sequence[dict[Atom, Bounds]], block: Block,
+        quick: Mapping[Array, Quick],
+    ) -> None:  # fmt: skip
         self.steps, self.step, self.block = steps, step, block
         self.head = steps.stages[step.all[0]]
         self.bounds = bounds[step.all[0]]
         self.row = block.row.variable if block.width > 1 else None
         inside = frozenset(steps.stages[n].array for n in step.all)
-        self.bodies = {n: steps.reading(n, inside) for n in step.all}
+        self.bodies = {n: steps.reading(steps.stages[n].body, inside) for n in step.all}
+        self.quick = None if step.product is None else quick.get(self.head.array)
         self.totals: dict[int, Local] = {}
 
     # ---- what is done with one element ----
@@ -212,6 +215,8 @@ class StepLoops:
         """(the one that has the rows, the other)."""
         assert self.step.product is not None
         product = self.bodies[self.step.product]
+        if self.quick is not None:
+            product = self.steps.reading(self.quick.product)
         if product.op is Op.CAST:
             product = product.args[0]
         left, right = product.args
@@ -330,17 +335,38 @@ class StepLoops:
         factors = (expr.substitute_in(mine, at), expr.substitute_in(other, at))
         product = expr.apply(Op.CAST, (expr.apply(Op.MUL, factors, mine.dtype),), dtype)
         old = expr.local(registers, slot)
-        step: Statement = Set(registers, slot, combine(Op.SUM, old, product))
-        step = Loop(u.variable, 0, (registers.count,), (step,), "unroll")
-        for axis in reversed(self.head.reduced):
-            step = _bounded(axis, self.bounds[axis.variable], [step])
-        clear = Set(registers, slot, identity(Op.SUM, dtype))
         done = self._element(place, slot, old, rows_at)
         return [
-            Loop(u.variable, 0, (registers.count,), (clear,), "unroll"),
-            step,
+            *self._summed(registers, u, product),
+            *(() if self.quick is None else self._checked(self.quick, registers, u, at)),
             Loop(u.variable, 0, (registers.count,), tuple(done), "unroll"),
         ]
+
+    def _summed(self, registers: Local, u: Axis, terms: Expr) -> list[Statement]:
+        """Clear the registers, add the terms along k."""
+        slot = index_of(u.variable)
+        more = combine(Op.SUM, expr.local(registers, slot), terms)
+        step: Statement = Loop(
+            u.variable, 0, (registers.count,), (Set(registers, slot, more),), "unroll"
+        )
+        for axis in reversed(self.head.reduced):
+            step = _bounded(axis, self.bounds[axis.variable], [step])
+        clear = Set(registers, slot, identity(Op.SUM, registers.dtype))
+        return [Loop(u.variable, 0, (registers.count,), (clear,), "unroll"), step]
+
+    def _checked(
+        self, quick: Quick, registers: Local, u: Axis, at: dict[Atom, Integer]
+    ) -> list[Statement]:
+        """Scale what was summed the quick way; where that is not the product, sum that."""
+        assert self.step.product is not None
+        scale = None
+        if quick.scale is not None:
+            scale = expr.substitute_in(self.steps.reading(quick.scale), at)
+        again = self._summed(
+            registers, u, expr.substitute_in(self.bodies[self.step.product], at)
+        )
+        name = f"wrong{self.step.product}x{registers.count}"
+        return unless_finite(name, registers, u, scale, again)
 
 
 def _index(axis: Axis) -> Integer:

@@ -182,8 +182,8 @@ class Steps:
         inner = flatten(places, [axis.extent for axis in stage.axes])
         return add(mul(inner, self.width), self.lane)
 
-    def reading(self, number: int, inside: frozenset[Array] = frozenset()) -> Expr:
-        """A stage's body with its loads turned to places, but for those of arrays `inside`."""
+    def reading(self, body: Expr, inside: frozenset[Array] = frozenset()) -> Expr:
+        """A body with its loads turned to places, but for those of arrays `inside`."""
 
         def change(e: Expr) -> Expr | None:
             if e.op is not Leaf.LOAD or e.payload[0] not in self.places or e.payload[0] in inside:
@@ -192,4 +192,4 @@ class Steps:
             stage = self.maker[array]
             return expr.load(self.places[array], self._at(places_in(e, stage), stage), guard)
 
-        return expr.rebuild(self.stages[number].body, change)
+        return expr.rebuild(body, change)

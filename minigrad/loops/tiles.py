@@ -21,7 +21,7 @@ from minigrad.graph.symbolic import (
     sub,
     substitute,
 )
-from minigrad.loops.build import combine, substitute_statement
+from minigrad.loops.build import combine, substitute_statement, unless_finite
 from minigrad.loops.nest import Loop, Prefetch, Set, Statement, Store, Stores
 from minigrad.loops.target import Target
 from minigrad.schedule import expr
@@ -42,7 +42,9 @@ class Problem:
     stores: where its results go; in their values `accumulator` stands for the result. initial:
     what a result starts from, zero if None. ends: where the loop over the first axis of k ends
     too, for a piece of k that may be the last, or a segment of it (see ragged.py). needed: how many
-    rows, the first ones, have results that matter; None for all.
+    rows, the first ones, have results that matter; None for all. terms: what is added for every k
+    where the operands, of which one is masked, give something that is not finite; None where the
+    product of both is all that is meant.
     """
 
     stage: Stage
@@ -52,6 +54,7 @@ class Problem:
     initial: Expr | None = None
     ends: tuple[Integer, ...] = ()
     needed: Integer | None = None
+    terms: Expr | None = None
 
     @property
     def ragged(self) -> bool:
@@ -221,10 +224,21 @@ def tile(
         index = substitute(store.index, at)
         items.append(Store(store.array, index, expr.substitute_in(value, at)))
     initial = problem.initial or identity(Op.SUM, stage.body.dtype)
-    clear = Set(registers, slot, expr.substitute_in(initial, at), everywhere=True)
+    clear: Statement = Set(registers, slot, expr.substitute_in(initial, at), everywhere=True)
+    clear = Loop(u.variable, 0, (height,), (clear,), "unroll")
+    again: list[Statement] = []
+    if problem.terms is not None:
+        more = combine(
+            Op.SUM, expr.local(registers, slot), expr.substitute_in(problem.terms, at)
+        )
+        each = Loop(u.variable, 0, (height,), (Set(registers, slot, more),), "unroll")
+        again = unless_finite(
+            f"wrong{height}", registers, u, None, [clear, needed.along_k(each)]
+        )
     return [
-        Loop(u.variable, 0, (height,), (clear,), "unroll"),
+        clear,
         step,
+        *again,
         Loop(u.variable, 0, (height,), (Stores(tuple(items)),), "unroll"),
     ]
 

@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from minigrad.errors import ShapeError
 from minigrad.nn.layers import uniform
 from minigrad.tensor import Tensor
-from minigrad.tensor.convolution import Numbers, Padding, padding_pairs, per_dimension
+from minigrad.tensor.convolution import (
+    Numbers,
+    Padding,
+    Pairs,
+    check_output_padding,
+    padding_pairs,
+    per_dimension,
+)
 
 
 class _Convolution:
@@ -52,15 +59,20 @@ class _Plain(_Convolution):
             )
         self.stride, self.padding, self.dilation = stride, padding, dilation
         self.padding_mode = padding_mode
+        self._pairs()
+
+    def _pairs(self) -> Pairs:
+        """How much is padded on each side; ShapeError for what is no padding."""
+        steps = per_dimension("conv2d", "stride", self.stride, self.spatial)
+        gaps = per_dimension("conv2d", "dilation", self.dilation, self.spatial)
+        return padding_pairs("conv2d", self.padding, self.kernel_size, steps, gaps)
 
     def __call__(self, x: Tensor) -> Tensor:
         """(batch, in_channels, *space) → (batch, out_channels, *space′)."""
         padding = self.padding
         if self.padding_mode != "zeros":
-            steps = per_dimension("conv2d", "stride", self.stride, self.spatial)
-            gaps = per_dimension("conv2d", "dilation", self.dilation, self.spatial)
-            pairs = padding_pairs("conv2d", padding, self.kernel_size, steps, gaps)
-            x = x.pad([None] * (x.ndim - self.spatial) + list(pairs), mode=self.padding_mode)
+            pairs: list[Any] = [None] * (x.ndim - self.spatial)
+            x = x.pad(pairs + self._pairs(), mode=self.padding_mode)
             padding = 0
         return x.conv2d(
             self.weight, self.bias, stride=self.stride, padding=padding, dilation=self.dilation,
@@ -91,6 +103,14 @@ class _Transposed(_Convolution):
         super().__init__(in_channels, out_channels, kernel_size, groups, bias)
         self.stride, self.padding, self.dilation = stride, padding, dilation
         self.output_padding = output_padding
+        name, n = type(self).__name__, self.spatial
+        steps, gaps = (
+            per_dimension(name, what, given, n)
+            for what, given in (("stride", stride), ("dilation", dilation))
+        )
+        padding_pairs("conv_transpose2d", padding, self.kernel_size, steps, gaps)
+        more = per_dimension(name, "output_padding", output_padding, n, least=0)
+        check_output_padding(name, more, steps, gaps)
 
     def __call__(self, x: Tensor, output_size: Sequence[int] | None = None) -> Tensor:
         """(batch, in_channels, *space) → (batch, out_channels, *space′).

@@ -40,6 +40,7 @@ class _Reader:
     def __init__(self, file: IO[bytes]) -> None:
         self.file = file
         self.size = os.fstat(file.fileno()).st_size
+        self.unread = self.size  # bytes that tensors have not taken yet
 
     def take(self, count: int, what: str) -> bytes:
         """`count` bytes."""
@@ -126,6 +127,7 @@ def _load(
         raise GGUFError(f"its alignment is {alignment!r}")
     start = -(-reader.file.tell() // alignment) * alignment
     found: dict[str, Tensor | Quantized] = {}
+    reader.unread = reader.size - start
     for name, shape, kind, offset in table:
         if name in found:
             raise GGUFError(f"the tensor {name!r} is there twice")
@@ -161,6 +163,9 @@ def _tensor(
             f"the tensor {name!r} of {size} bytes should begin at byte {place}, but the file has "
             f"{reader.size}"
         )
+    reader.unread -= size
+    if reader.unread < 0:
+        raise GGUFError(f"the tensor {name!r} takes bytes that others have already")
     reader.file.seek(place)
     data = reader.take(size, f"the tensor {name!r}")
     try:

@@ -64,8 +64,8 @@ class Embedding:
         self.weight = make(num_embeddings, embedding_dim, requires_grad=True)
 
     def __call__(self, index: Tensor) -> Tensor:
-        """Integers (…) → (…, embedding_dim)."""
-        return index.embedding(self.weight)
+        """Integers (…) → (…, embedding_dim); BoundsError where one is no row."""
+        return index._rows_of(self.weight, "Embedding")
 
 
 class Dropout:

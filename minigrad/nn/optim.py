@@ -18,6 +18,7 @@ class Optimizer:
     """
 
     def __init__(self, params: Iterable[Tensor], lr: float | Tensor) -> None:
+        _check_numbers(self, lr=lr)
         self.params = list({id(tensor): tensor for tensor in params}.values())
         if not self.params:
             raise ValueError(f"{type(self).__name__}: no parameters were given")
@@ -56,6 +57,7 @@ class Optimizer:
 
     def set_lr(self, lr: float) -> None:
         """Change the learning rate of the steps to come."""
+        _check_numbers(self, lr=lr)
         self.lr.set_data(float(lr))
 
     def zero_grad(self) -> None:
@@ -136,6 +138,7 @@ class SGD(Optimizer):
         super().__init__(params, lr)
         if nesterov and momentum <= 0:
             raise ValueError(f"SGD(nesterov=True, momentum={momentum}): expected momentum > 0")
+        _check_numbers(self, momentum=momentum, weight_decay=weight_decay)
         self.momentum, self.weight_decay, self.nesterov = momentum, weight_decay, nesterov
         self.buffers = self._add_moments("momentum_buffer") if momentum else []
 
@@ -164,6 +167,7 @@ class AdamW(Optimizer):
     ) -> None:  # fmt: skip
         super().__init__(params, lr)
         self.b1, self.b2 = _checked(b1, b2, betas)
+        _check_numbers(self, eps=eps, weight_decay=weight_decay)
         self.eps, self.weight_decay, self.decoupled = eps, weight_decay, decoupled
         self.m, self.v = self._add_moments("exp_avg"), self._add_moments("exp_avg_sq")
 
@@ -205,6 +209,7 @@ class LAMB(Optimizer):
     ) -> None:  # fmt: skip
         super().__init__(params, lr)
         self.b1, self.b2 = _checked(b1, b2, betas)
+        _check_numbers(self, eps=eps, weight_decay=weight_decay)
         self.eps, self.weight_decay = eps, weight_decay
         self.m, self.v = self._add_moments("exp_avg"), self._add_moments("exp_avg_sq")
 
@@ -249,6 +254,9 @@ class Muon(Optimizer):
             raise ValueError(
                 f"Muon(adjust_lr_fn={adjust_lr_fn!r}): expected 'original' or 'match_rms_adamw'"
             )
+        _check_numbers(self, eps=eps, weight_decay=weight_decay)
+        if not 0 <= momentum < 1:
+            raise ValueError(f"Muon(momentum={momentum}): expected 0 … 1, without 1")
         self.weight_decay, self.momentum, self.nesterov = weight_decay, momentum, nesterov
         self.coefficients, self.eps, self.ns_steps = ns_coefficients, eps, ns_steps
         self.ns_dtype = ns_dtype
@@ -332,6 +340,13 @@ class OptimizerGroup:
             optimizer.load_state_dict(part)
 
 
+def _check_numbers(optimizer: Optimizer, **given: float | Tensor) -> None:
+    """ValueError for a number below 0 or NaN; tensors are read by the steps only."""
+    for name, value in given.items():
+        if not isinstance(value, Tensor) and not value >= 0:
+            raise ValueError(f"{type(optimizer).__name__}({name}={value}): expected a number ≥ 0")
+
+
 def _checked(b1: float, b2: float, betas: tuple[float, float] | None) -> tuple[float, float]:
     first, second = (b1, b2) if betas is None else betas
     if not (0 <= first < 1 and 0 <= second < 1):
@@ -366,6 +381,8 @@ def clip_grad_norm(params: Iterable[Tensor], max_norm: float) -> Tensor:
 
     Lazy: it becomes part of the program of the next step.
     """
+    if not max_norm >= 0:
+        raise ValueError(f"clip_grad_norm(max_norm={max_norm}): expected a number ≥ 0")
     with Tensor.no_grad():
         grads = [(param, param.grad) for param in params if param.grad is not None]
         if not grads:

@@ -133,14 +133,14 @@ class Quantized:
         return self._dequantized(self.by_rows())
 
     def rows(self, index: Tensor) -> Tensor:
-        """The rows at integers (…) → (…, columns) float32."""
-        flat = index.reshape(-1)
+        """The rows at integers (…) → (…, columns) float32; BoundsError where one is no row."""
+        flat = index._checked(self.shape[0], "Embedding", "rows").reshape(-1)
         tile, lane = flat // TILE, (flat % TILE).reshape(-1, 1, 1, 1)
         parts = []
         for part in self.parts():
-            tiles = part[tile]
+            tiles = part._take_places({0: tile}, 0, wraps=False)
             place = lane.expand(*tiles._known_shape()[:3], 1)
-            parts.append(tiles.gather(3, place).squeeze(3))
+            parts.append(tiles._at(3, place).squeeze(3))
         return self._dequantized(parts).reshape(*index.shape, self.shape[1])
 
     def _dequantized(self, parts: list[Tensor]) -> Tensor:

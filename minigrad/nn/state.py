@@ -188,7 +188,10 @@ def safe_load(path: str | os.PathLike[str], device: str | None = None) -> dict[s
 
 def _parts_of_index(path: Path) -> dict[Path, list[str]]:
     """The files that an index names, which are beside it, each with its tensors' names."""
-    content = json.loads(path.read_text())
+    try:
+        content = json.loads(path.read_text())
+    except RecursionError:
+        raise ValueError(f"safe_load: {path} is no index: it is nested too deeply") from None
     places = content.get("weight_map") if isinstance(content, dict) else None
     if not isinstance(places, dict):
         raise ValueError(f"safe_load: {path} has no weight_map, which says where each tensor is")

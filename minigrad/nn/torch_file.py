@@ -2,22 +2,24 @@
 
 Since PyTorch 1.6 such a file is a ZIP archive: data.pkl, a pickle in which each tensor refers to a
 storage by a key, and data/KEY, the storage's bytes. A pickle may name any function to be called;
-here the few names that tensors and state dicts need stand in a table, and any other is refused.
+here the few names that tensors and state dicts need stand in tables, and any other is refused. A
+file may also lie about sizes: what it takes in memory is bounded by the bytes that it has.
 """
 
 from __future__ import annotations
 
-import io
 import os
-import pickle
+import struct
 import zipfile
 from collections import OrderedDict
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from math import prod
+from typing import IO, Any
 
 from minigrad.device import Device
 from minigrad.dtype import DType, dtypes
 from minigrad.errors import MinigradError
+from minigrad.nn.plain_pickle import Name, PlainReader, pairs
 from minigrad.tensor import Tensor
 
 _STORAGES = {
@@ -38,53 +40,82 @@ class TorchFileError(MinigradError, ValueError):
     """A file that is no whole file of torch.save, or holds more than tensors and plain values."""
 
 
+_MOST_DIMENSIONS = 64  # as PyTorch's own
+_LARGEST = 1 << 62  # of extents, strides and places
+_SPARE = 64 << 20  # bytes that all tensors may have beyond twice the file's
+
+
 class _Storage:
     """Bytes of a file, and the dtype that they were saved as (None: the tensor says)."""
+
+    __slots__ = ("data", "dtype")
 
     def __init__(self, data: bytes, dtype: DType | None) -> None:
         self.data, self.dtype = data, dtype
 
 
-class _Reader(pickle.Unpickler):
+class _Reader(PlainReader):
     """Rebuilds dicts, lists, plain values and tensors; nothing else can be named."""
 
-    def __init__(self, archive: zipfile.ZipFile, root: str, device: str) -> None:
-        super().__init__(io.BytesIO(archive.read(f"{root}data.pkl")), encoding="utf-8")
-        self.archive, self.root, self.device = archive, root, device
+    def __init__(self, archive: zipfile.ZipFile, size: int, device: str) -> None:
+        self.archive, self.unread, self.device = archive, size, device
+        self.room = 2 * size + _SPARE  # views may overlap or repeat elements, within reason
+        names = archive.namelist()
+        root = next((n[: -len("data.pkl")] for n in names if n.endswith("data.pkl")), None)
+        if root is None:
+            raise TorchFileError("it has no data.pkl")
+        self.root = root
+        if f"{root}byteorder" in names and self._entry("byteorder") != b"little":
+            raise TorchFileError("its numbers are big-endian, expected little-endian")
+        super().__init__(self._entry("data.pkl"))
         self.storages: dict[str, _Storage] = {}
 
-    def find_class(self, module: str, name: str) -> Any:
-        """What a name in the pickle stands for."""
-        if (module, name) == ("collections", "OrderedDict"):
-            return OrderedDict
-        if module == "torch._utils" and name == "_rebuild_tensor_v2":
-            return self._tensor
-        if module == "torch._utils" and name == "_rebuild_tensor_v3":
-            return self._tensor_of_bytes
-        if module == "torch._utils" and name == "_rebuild_parameter":
-            return _data
-        if (module, name) == ("torch.storage", "UntypedStorage"):
-            return None
-        if (module, name) == ("torch", "Size"):
-            return tuple
-        found = _STORAGES.get(name) or _DTYPES.get(name) if module == "torch" else None
-        if found is None:
+    def _entry(self, name: str) -> bytes:
+        """The bytes of an entry. torch.save never compresses, so none is larger than the file."""
+        info = self.archive.getinfo(self.root + name)
+        if info.compress_type != zipfile.ZIP_STORED or info.file_size != info.compress_size:
             raise TorchFileError(
-                f"the file asks for {module}.{name}, which is not loaded here; expected tensors, "
-                "dicts, lists and plain values, as in torch.save(model.state_dict(), path)"
+                f"its entry {name} has {info.file_size} bytes made of {info.compress_size}; "
+                "expected one that is not compressed, as torch.save writes"
             )
-        return found
+        self.unread -= info.file_size
+        if self.unread < 0:
+            raise TorchFileError(f"its entries up to {name} say that they are larger than the file")
+        return self.archive.read(info)
 
-    def persistent_load(self, pid: Any) -> _Storage:
+    def find(self, name: Name) -> Any:
+        """What a name in the pickle stands for."""
+        if name.module == "torch" and name.name in _DTYPES:
+            return _DTYPES[name.name]
+        if name in _CALLS or name == _UNTYPED:
+            return name
+        if name.module == "torch" and name.name in _STORAGES:
+            return name
+        raise TorchFileError(
+            f"the file asks for {name}, which is not loaded here; expected tensors, "
+            "dicts, lists and plain values, as in torch.save(model.state_dict(), path)"
+        )
+
+    def call(self, name: Name, arguments: tuple[Any, ...]) -> Any:
+        """Tensors, and the two kinds of containers that PyTorch names."""
+        made = _CALLS.get(name)
+        if made is None:
+            raise TorchFileError(f"the file calls {name}")
+        return made(self, *arguments)
+
+    def refer(self, reference: Any) -> _Storage:
         """The storage that a tensor refers to: ("storage", dtype, key, location, elements)."""
-        if not isinstance(pid, tuple) or len(pid) != 5 or pid[0] != "storage":
-            raise TorchFileError(f"a reference {pid!r:.80}; expected one to a storage")
-        _, dtype, key, _, count = pid
+        if type(reference) is not tuple or len(reference) != 5 or reference[0] != "storage":
+            raise TorchFileError("a reference to something that is no storage")
+        _, kind, key, _, count = reference
+        if type(kind) is not Name or type(key) is not str or type(count) is not int:
+            raise TorchFileError("a reference to a storage without dtype, key or size")
+        dtype = _STORAGES.get(kind.name)  # none for bytes whose tensors say what they are
         if key not in self.storages:
-            data = self.archive.read(f"{self.root}data/{key}")
-            size = count * (1 if dtype is None else dtype.itemsize)
-            if size > len(data):
-                raise TorchFileError(f"storage {key} has {len(data)} bytes, expected {size}")
+            data = self._entry(f"data/{key}")
+            size = count * (dtype.itemsize if dtype else 1)
+            if not 0 <= size <= len(data):
+                raise TorchFileError(f"storage {key:.40} has {len(data)} bytes, expected {size}")
             self.storages[key] = _Storage(data, dtype)
         return self.storages[key]
 
@@ -95,7 +126,7 @@ class _Reader(pickle.Unpickler):
         """A tensor: `shape` elements of a storage, `strides` apart, from number `offset` on."""
         if not isinstance(storage, _Storage) or storage.dtype is None:
             raise TorchFileError("a tensor without a storage of known dtype")
-        return self._view(storage.data, storage.dtype, offset, tuple(shape), tuple(strides))
+        return self._view(storage.data, storage.dtype, offset, shape, strides)
 
     def _tensor_of_bytes(
         self, storage: _Storage, offset: int, shape: Sequence[int], strides: Sequence[int],
@@ -104,70 +135,126 @@ class _Reader(pickle.Unpickler):
         """A tensor of a dtype for which PyTorch has no storage type of its own."""
         if not isinstance(storage, _Storage) or not isinstance(dtype, DType):
             raise TorchFileError("a tensor without a storage or a dtype")
-        return self._view(storage.data, dtype, offset, tuple(shape), tuple(strides))
+        return self._view(storage.data, dtype, offset, shape, strides)
 
     def _view(
-        self, data: bytes, dtype: DType, offset: int, shape: tuple[int, ...],
-        strides: tuple[int, ...],
-    ) -> Tensor:  # fmt: skip
-        size, available = 1, len(data) // dtype.itemsize
-        for extent in shape:
-            size *= extent
-        pairs = list(zip(shape, strides, strict=True))
-        last = offset + sum((extent - 1) * stride for extent, stride in pairs)
-        if offset < 0 or min((*shape, *strides, 0)) < 0 or (size and last >= available):
+        self, data: bytes, dtype: DType, offset: int, shape: Sequence[int], strides: Sequence[int]
+    ) -> Tensor:
+        shape, strides = _size(self, shape), _size(self, strides)
+        available = len(data) // dtype.itemsize
+        last = self._last_place(offset, shape, strides, available)
+        steps = list(zip(shape, strides, strict=True))
+        size = prod(shape)
+        self.room -= size * dtype.itemsize
+        if self.room < 0:
             raise TorchFileError(
-                f"a tensor of shape {shape} with strides {strides} from element {offset} on, of a "
-                f"storage of {available}"
+                f"a tensor of shape {shape} with strides {strides}, of a storage of {available} "
+                "elements: with it the tensors are more than twice as large as the file"
             )
         expected = 1
         contiguous = True
-        for extent, stride in reversed(pairs):
+        for extent, stride in reversed(steps):
             contiguous = contiguous and (extent == 1 or stride == expected)
             expected *= extent
         if contiguous or not size:
-            start = offset * dtype.itemsize
+            start = offset * dtype.itemsize if size else 0
             part = data[start : start + size * dtype.itemsize]
             return Tensor.from_bytes(part, shape, dtype, self.device)
         part = data[offset * dtype.itemsize : (last + 1) * dtype.itemsize]
         flat = Tensor.from_bytes(part, (last + 1 - offset,), dtype, self.device)
         places: Any = 0
-        for axis, (extent, stride) in enumerate(pairs):
+        for axis, (extent, stride) in enumerate(steps):
             ramp = Tensor.arange(extent, dtype=dtypes.int64, device=self.device) * stride
             places = ramp.reshape(-1, *(1 for _ in shape[axis + 1 :])) + places
         return flat[places].realize()
 
+    def _last_place(
+        self, offset: int, shape: tuple[int, ...], strides: tuple[int, ...], available: int
+    ) -> int:
+        """Number of the last element of a view, which must be in its storage."""
+        numbers = (offset, *shape, *strides)
+        plain = all(type(number) is int and 0 <= number < _LARGEST for number in numbers)
+        if not plain or len(shape) != len(strides) or len(shape) > _MOST_DIMENSIONS:
+            raise TorchFileError(
+                f"a tensor of {len(shape)} dimensions whose extents, strides or place in its "
+                "storage are no numbers from 0 on"
+            )
+        steps = zip(shape, strides, strict=True)
+        last = offset + sum((extent - 1) * stride for extent, stride in steps)
+        if 0 not in shape and last >= available:
+            raise TorchFileError(
+                f"a tensor of shape {shape} with strides {strides} from element {offset} on, of a "
+                f"storage of {available}"
+            )
+        return last
 
-def _data(data: Tensor, *_: Any) -> Tensor:
+
+def _data(_: _Reader, data: Any, *more: Any) -> Tensor:
     """A parameter is its tensor here."""
+    if not isinstance(data, Tensor):
+        raise TorchFileError("a parameter that is no tensor")
     return data
+
+
+def _size(_: _Reader, extents: Any) -> tuple[Any, ...]:
+    """torch.Size is a tuple here."""
+    if type(extents) not in (tuple, list):
+        raise TorchFileError("extents or strides that are no tuple")
+    return tuple(extents)
+
+
+def _ordered(_: _Reader, items: Any = ()) -> OrderedDict[Any, Any]:
+    """An OrderedDict, empty or of a list of pairs."""
+    if type(items) not in (tuple, list) or any(
+        type(item) not in (tuple, list) or len(item) != 2 for item in items
+    ):
+        raise TorchFileError("an OrderedDict of something else than pairs")
+    return OrderedDict(pairs(items))
+
+
+_UNTYPED = Name("torch.storage", "UntypedStorage")
+_CALLS: dict[Name, Callable[..., Any]] = {
+    Name("collections", "OrderedDict"): _ordered,
+    Name("torch", "Size"): _size,
+    Name("torch._utils", "_rebuild_parameter"): _data,
+    Name("torch._utils", "_rebuild_tensor_v2"): _Reader._tensor,
+    Name("torch._utils", "_rebuild_tensor_v3"): _Reader._tensor_of_bytes,
+}
+
+
+# What Python's own zipfile and arithmetic raise on the way through a damaged file.
+_DAMAGE = (
+    KeyError, TypeError, ValueError, IndexError, AttributeError, RuntimeError, OverflowError,
+    EOFError, OSError, struct.error, zipfile.BadZipFile,
+)  # fmt: skip
 
 
 def torch_load(path: str | os.PathLike[str], device: str | None = None) -> Any:
     """What torch.save wrote: a state dict, or dicts and lists of tensors and plain values.
 
     PyTorch need not be installed. Raises TorchFileError for a file of another kind (of PyTorch
-    before 1.6, or pickled models and other objects): nothing that a file names is ever called.
+    before 1.6, or pickled models and other objects): nothing that a file names is ever called, and
+    nothing of this process changed. Also for one whose tensors together (views that repeat or share
+    elements, each counted whole) are larger than twice the file and 64 MiB.
     """
     where = Device.canonical(device or Device.DEFAULT)
     name = os.fspath(path)
+    with open(path, "rb") as file:
+        try:
+            return _load(file, where)
+        except MinigradError as error:
+            raise TorchFileError(f"torch_load({name!r}): {error}") from None
+        except _DAMAGE as error:
+            raise TorchFileError(f"torch_load({name!r}): the file is damaged: {error}") from error
+
+
+def _load(file: IO[bytes], device: str) -> Any:
     try:
-        with zipfile.ZipFile(path) as archive:
-            names = archive.namelist()
-            root = next((n[: -len("data.pkl")] for n in names if n.endswith("data.pkl")), None)
-            if root is None:
-                raise TorchFileError("it has no data.pkl")
-            order = f"{root}byteorder"
-            if order in names and archive.read(order) != b"little":
-                raise TorchFileError("its numbers are big-endian, expected little-endian")
-            return _Reader(archive, root, where).load()
-    except TorchFileError as error:
-        raise TorchFileError(f"torch_load({name!r}): {error}") from None
+        archive = zipfile.ZipFile(file)
     except zipfile.BadZipFile:
         raise TorchFileError(
-            f"torch_load({name!r}): not a ZIP archive; a file of PyTorch before 1.6, or with "
+            "not a ZIP archive; a file of PyTorch before 1.6, or with "
             "_use_new_zipfile_serialization=False, must be saved again"
         ) from None
-    except (pickle.UnpicklingError, KeyError, TypeError, ValueError, EOFError, IndexError,
-            AttributeError) as error:  # fmt: skip
-        raise TorchFileError(f"torch_load({name!r}): the file is damaged: {error}") from error
+    with archive:
+        return _Reader(archive, os.fstat(file.fileno()).st_size, device).load()

@@ -2,6 +2,9 @@
 
 Only the sets of loop variables matter, not how an operand is indexed, so transposes, broadcasts,
 paddings and windows of a convolution pass.
+
+Terms may be masked: Σ over k of where(mask, left(m, k) · right(k, n), 0). What the mask excludes
+takes no part, whatever it is: an infinity times 0 would.
 """
 
 from __future__ import annotations
@@ -16,7 +19,10 @@ from minigrad.schedule.stage import Axis, Stage
 
 @dataclass(frozen=True)
 class Contraction:
-    """left varies along batch, m and k; right along batch, n and k; the last kept axis is in n."""
+    """left varies along batch, m and k; right along batch, n and k; the last kept axis is in n.
+
+    mask: which terms take part, of no more variables than one of the two; None: all.
+    """
 
     left: Expr
     right: Expr
@@ -24,13 +30,21 @@ class Contraction:
     m: tuple[Axis, ...]
     n: tuple[Axis, ...]
     k: tuple[Axis, ...]
+    mask: Expr | None = None
+
+
+def terms_of(body: Expr) -> tuple[Expr | None, Expr]:
+    """(mask, product) of a body where(mask, product, 0), or (None, body)."""
+    if body.op is Op.WHERE and body.args[2].op is Op.CONST and body.args[2].payload == 0:
+        return body.args[0], body.args[1]
+    return None, body
 
 
 def contraction_of(stage: Stage) -> Contraction | None:
     """The stage as a contraction, or None if it is none."""
     if stage.op is not Op.SUM or not stage.axes or not stage.body.dtype.is_float:
         return None
-    product = stage.body
+    mask, product = terms_of(stage.body)
     if product.op is Op.CAST:
         product = product.args[0]
     if product.op is not Op.MUL:
@@ -53,7 +67,9 @@ def contraction_of(stage: Stage) -> Contraction | None:
         return None
     if any(not isinstance(axis.extent, int) for axis in (*m[-1:], *n[-1:])):
         return None
-    return Contraction(left, right, batch, m, n, stage.reduced)
+    if mask is not None and not any(mask.variables <= x.variables for x in (left, right)):
+        return None
+    return Contraction(left, right, batch, m, n, stage.reduced, mask)
 
 
 def _select(stage: Stage, names: frozenset[Atom]) -> tuple[Axis, ...]:

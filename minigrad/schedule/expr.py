@@ -7,13 +7,13 @@ an index into a value, or test a condition. Expressions are interned, so equal o
 from __future__ import annotations
 
 import struct
-import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
 from minigrad.dtype import DType, convert, dtypes
+from minigrad.graph.interned import Interned
 from minigrad.graph.node import Op
 from minigrad.graph.symbolic import (
     Affine,
@@ -94,12 +94,12 @@ class Expr:
         return value_of(substitute_in(self, values))
 
 
-_interned: weakref.WeakValueDictionary[Any, Expr] = weakref.WeakValueDictionary()
+_interned: Interned[Expr] = Interned()
 
 
 def _make(op: Op | Leaf, dtype: DType, args: tuple[Expr, ...], payload: Any, key: Any) -> Expr:
     full_key = (op, dtype, args, key)
-    expr = _interned.get(full_key)
+    expr = _interned.find(full_key)
     if expr is None:
         expr = Expr()
         expr.op, expr.dtype, expr.args, expr.payload = op, dtype, args, payload
@@ -119,7 +119,7 @@ def _make(op: Op | Leaf, dtype: DType, args: tuple[Expr, ...], payload: Any, key
                 found |= {local.lanes}
         expr.variables = found
         expr._loads = None
-        expr = _interned.setdefault(full_key, expr)
+        expr = _interned.settle(full_key, expr)
     return expr
 
 

@@ -296,9 +296,7 @@ def _ends_a_reduction(node: Node) -> bool:
 
 def contraction_operands(node: Node) -> tuple[Node, ...]:
     """The two factors of a SUM that is a matrix product (however batched or permuted), or ()."""
-    product = node.src[0]
-    while product.op is Op.CAST:
-        product = product.src[0]
+    product = _terms(node)
     if product.op is not Op.MUL:
         return ()
     left, right = product.src
@@ -317,11 +315,17 @@ def contraction_operands(node: Node) -> tuple[Node, ...]:
     return (left, right) if only_left > 1 and only_right > 1 else ()
 
 
+def _terms(node: Node) -> Node:
+    """What a SUM adds, below a mask and conversions."""
+    terms = node.src[0]
+    while terms.op is Op.CAST or terms.op is Op.WHERE and _is_zero(terms.src[2]):
+        terms = terms.src[terms.op is Op.WHERE]
+    return terms
+
+
 def is_product(node: Node) -> bool:
     """Whether a SUM is of products one of whose factors is the same along a kept axis."""
-    product = node.src[0]
-    while product.op is Op.CAST:
-        product = product.src[0]
+    product = _terms(node)
     if product.op is not Op.MUL:
         return False
     kept = [a for a, extent in enumerate(product.shape) if extent != 1 and a not in node.arg]

@@ -3,28 +3,25 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any, Self
 
 from minigrad.dtype import promote
 from minigrad.errors import DTypeError, ShapeError
-from minigrad.graph import build
 from minigrad.graph.node import Node
 from minigrad.tensor.functions import Functions
-from minigrad.tensor.modes import modes
 from minigrad.tensor.nodes import Scalar, show
 
 _KINDS = "buif"  # bool < integers < floats: an in-place result may not rise in this order
 
 
-def _tanh_gelu_rule(node: Node, g: Node) -> list[Node]:
+def _tanh_gelu_rule(node: Node, g: Node) -> list[Node | None]:
     x, scale = Functions._of(node.src[1]), math.sqrt(2 / math.pi)
     bent = ((x + x * x * x * 0.044715) * scale).tanh()
     inside = (x * x * (3 * 0.044715) + 1) * (0.5 * scale)
     return [(Functions._of(g) * ((bent + 1) * 0.5 + x * (1 - bent * bent) * inside)).node]
 
 
-def _erf_gelu_rule(node: Node, g: Node) -> list[Node]:
+def _erf_gelu_rule(node: Node, g: Node) -> list[Node | None]:
     x = Functions._of(node.src[1])
     below = ((x * math.sqrt(0.5)).erf() + 1) * 0.5
     density = (x * x * -0.5).exp() * math.sqrt(0.5 / math.pi)
@@ -43,8 +40,8 @@ class Activations(Functions):
         return (self <= 0).where(0, self)
 
     def relu6(self) -> Self:
-        """min(max(x, 0), 6)."""
-        return self.relu().minimum(6)
+        """min(max(x, 0), 6); the derivative at 0 and 6 is 0."""
+        return self.hardtanh(0, 6)
 
     def leaky_relu(self, negative_slope: Scalar = 0.01) -> Self:
         """x, and negative_slope·x below 0."""
@@ -52,11 +49,13 @@ class Activations(Functions):
 
     def elu(self, alpha: Scalar = 1.0) -> Self:
         """x, and alpha·(eˣ − 1) below 0."""
-        return (self > 0).where(self, self.minimum(0).expm1() * alpha)
+        # at 0 the derivative is that of the exponential, as in PyTorch
+        return (self > 0).where(self, (self > 0).where(0, self).expm1() * alpha)
 
     def celu(self, alpha: Scalar = 1.0) -> Self:
         """x, and alpha·(exp(x/alpha) − 1) below 0."""
-        return (self > 0).where(self, (self.minimum(0) / alpha).expm1() * alpha)
+        below = (self > 0).where(0, self)
+        return (self > 0).where(self, (below / alpha).expm1() * alpha)
 
     def selu(self) -> Self:
         """Scaled ELU (Klambauer et al. 2017)."""
@@ -94,16 +93,6 @@ class Activations(Functions):
             raise ValueError(f"gelu(approximate={approximate!r}): expected 'tanh' or 'none'")
         return x._with_derivative(x * 0.5 * ((x * math.sqrt(0.5)).erf() + 1), _erf_gelu_rule)
 
-    def _with_derivative(self, value: Self, rule: Callable[[Node, Node], list[Node]]) -> Self:
-        """`value`, an elementwise function of self, with a rule that says g·f'(self) outright.
-
-        Step by step, g would be a factor of every term. So f' is a value of its own, which may be
-        computed together with f, whose exponentials it shares, and long before there is a g.
-        """
-        if not modes.gradients:
-            return value
-        return self._new(build.custom(value.node, (self.node,), rule))
-
     def quick_gelu(self) -> Self:
         """x·sigmoid(1.702·x)."""
         return self * (self * 1.702).sigmoid()
@@ -124,17 +113,17 @@ class Activations(Functions):
         return self * self.softplus().tanh()
 
     def hardsigmoid(self) -> Self:
-        """x/6 + 1/2 limited to 0 … 1."""
-        return (self / 6 + 0.5).clip(0, 1)
+        """x/6 + 1/2 limited to 0 … 1, where the derivative is 0."""
+        return (self / 6 + 0.5).hardtanh(0, 1)
 
     def hardswish(self) -> Self:
         """x·relu6(x + 3)/6."""
         x = self._as_float()
-        return x * (x + 3).relu6() / 6
+        return x * ((x + 3).relu6() / 6)
 
     def hardtanh(self, min_val: Scalar = -1, max_val: Scalar = 1) -> Self:
-        """x limited to min_val … max_val."""
-        return self.clip(min_val, max_val)
+        """x limited to min_val … max_val, where the derivative is 0, unlike that of `clip`."""
+        return (self >= max_val).where(max_val, (self <= min_val).where(min_val, self))
 
     # --- in place ---------------------------------------------------------------------------------
 

@@ -4,13 +4,23 @@ from __future__ import annotations
 
 import math
 import string
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Self
 
-from minigrad.dtype import DType, dtypes, promote, sum_dtype
+from minigrad.dtype import DType, dtypes, promote
 from minigrad.errors import ShapeError
+from minigrad.graph import build
+from minigrad.graph.node import Node, Shape
 from minigrad.tensor.core import Core
-from minigrad.tensor.nodes import Scalar, axes_of, same_device, show
+from minigrad.tensor.modes import no_grad
+from minigrad.tensor.nodes import (
+    Scalar,
+    axes_of,
+    broadcast_shape,
+    broadcast_to,
+    same_device,
+    show,
+)
 from minigrad.tensor.sampling import Sampling
 
 
@@ -127,6 +137,10 @@ class Contraction(Sampling):
         bool (True takes part) or floats that are added. is_causal: query i sees keys 0 … i. scale:
         1/√d unless given. enable_gqa: each head of key and value serves several heads of queries.
         Dropout acts in training only.
+
+        What a mask excludes (the future, False, −∞) reaches nobody: whatever a query, a key, a
+        value or a gradient of the result holds there, a NaN or an infinity too, the result and all
+        gradients are those of what takes part. A query that sees no key gives zeros.
         """
         if is_causal and attn_mask is not None:
             raise ValueError("scaled_dot_product_attention: expected is_causal or attn_mask")
@@ -141,16 +155,29 @@ class Contraction(Sampling):
             )
         factor = 1 / math.sqrt(max(_plain(self.shape[-1]), 1)) if scale is None else scale
         result_dtype = promote(self.dtype, value.dtype)
-        scores = self.matmul(key.transpose(-1, -2), accumulator(result_dtype)) * factor
-        if is_causal:
-            visible = scores._triangle(0)
-            scores = visible.where(scores, float("-inf"))
-        elif attn_mask is not None and attn_mask.dtype.is_bool:
-            scores = self._new(attn_mask.node).where(scores, float("-inf"))
-        elif attn_mask is not None:
-            scores = scores + attn_mask
-        weights = scores.softmax(-1).dropout(dropout_p)
-        return weights.matmul(value, result_dtype)
+        wide = accumulator(result_dtype)
+        if attn_mask is None and not is_causal:
+            scores = self.matmul(key.transpose(-1, -2), wide) * factor
+            return scores.softmax(-1).dropout(dropout_p).matmul(value, result_dtype)
+        q, keys, values = self.cast(wide), key.cast(wide), value.cast(wide)
+        seen, added = self._seen(key, attn_mask)
+        scores = scores_where(seen, q, keys.transpose(-1, -2)) * factor
+        scores = scores if added is None else scores + added
+        # as `softmax`, but that nothing is computed of what is not seen: its power is 0
+        top = seen.where(scores, float("-inf")).max(-1, True).detach()
+        powers = seen.where(scores - top, float("-inf")).exp()
+        weights = powers * powers.sum(-1, True).reciprocal()
+        return matmul_where(seen, weights.dropout(dropout_p), values).cast(result_dtype)
+
+    def _seen(self, key: Core, attn_mask: Core | None) -> tuple[Self, Self | None]:
+        """Which keys a query sees (queries, keys), broadcast; and what is added to their scores."""
+        if attn_mask is None:
+            rows = self.arange(self.shape[-2], device=self.device).unsqueeze(1)
+            return self.arange(key.shape[-2], device=self.device) <= rows, None
+        mask = self._new(attn_mask.node)
+        if mask.dtype.is_bool:
+            return mask, None
+        return mask > float("-inf"), mask
 
     # --- normalization ----------------------------------------------------------------------------
 
@@ -195,9 +222,63 @@ class Contraction(Sampling):
         return result if bias is None else result + self._new(bias.node).reshape(shape)
 
 
+def matmul_where(seen: Any, x: Any, y: Any) -> Any:
+    """(…, m, k) · (…, k, n) → (…, m, n), of the terms for which `seen` (…, m, k) is True.
+
+    What is not seen reaches nobody, a NaN or an infinity neither; the same holds for gradients.
+    """
+    seen, x, y = _aligned(seen, x, y, (x.shape[-2], x.shape[-1]))
+    lines = y.transpose(-1, -2).unsqueeze(-3)  # (…, 1, n, k)
+    terms = seen.unsqueeze(-2).where(x.unsqueeze(-2) * lines, 0.0)
+
+    def change(g: Any, seen: Any, x: Any, y: Any) -> tuple[Any, Any]:
+        dx = seen.where(scores_where(seen, g, y.transpose(-1, -2)), 0.0)
+        return dx, matmul_where(seen.transpose(-1, -2), x.transpose(-1, -2), g)
+
+    return _with_gradient(terms.sum(-1, dtype=x.dtype), (seen, x, y), change)
+
+
+def scores_where(seen: Any, x: Any, y: Any) -> Any:
+    """(…, m, k) · (…, k, n) → (…, m, n), of which only those that `seen` (…, m, n) says are wanted.
+
+    The others are anything; the gradients that come back for them are not looked at.
+    """
+    value = x.matmul(y)
+    seen, x, y = _aligned(seen, x, y, (x.shape[-2], y.shape[-1]))
+
+    def change(g: Any, seen: Any, x: Any, y: Any) -> tuple[Any, Any]:
+        dy = matmul_where(seen.transpose(-1, -2), g.transpose(-1, -2), x)
+        return matmul_where(seen, g, y.transpose(-1, -2)), dy.transpose(-1, -2)
+
+    return _with_gradient(value, (seen, x, y), change)
+
+
+def _aligned(seen: Any, x: Any, y: Any, shape: Shape) -> list[Any]:
+    """All with the same batch dimensions, and `seen` with `shape` for its last two."""
+    batch = broadcast_shape("attention", *(tensor.shape[:-2] for tensor in (seen, x, y)))
+    last = (shape, x.shape[-2:], y.shape[-2:])
+    pairs = zip((seen, x, y), last, strict=True)
+    return [tensor._new(broadcast_to(tensor.node, (*batch, *two))) for tensor, two in pairs]
+
+
+def _with_gradient(value: Any, sources: Sequence[Any], change: Callable[..., Any]) -> Any:
+    """`value` of sources (seen, x, y), with change(g, *sources) for the gradients of x and y."""
+
+    def rule(node: Node, g: Node) -> list[Node | None]:
+        with no_grad():  # nodes as they are, so that they have gradients themselves
+            parts = change(*(value._of(source) for source in (g, *node.src[1:])))
+            return [None, *(part.node for part in parts)]
+
+    return value._new(build.custom(value.node, [source.node for source in sources], rule))
+
+
 def accumulator(dtype: DType) -> DType:
     """The dtype in which products of `dtype` are added."""
-    return dtypes.float32 if dtype.is_float and dtype.itemsize < 4 else sum_dtype(dtype)
+    if dtype.itemsize >= 4:
+        return dtype
+    if dtype.is_float:
+        return dtypes.float32
+    return dtypes.uint32 if dtype.kind == "u" else dtypes.int32
 
 
 def _ratio(many: Any, few: Any) -> int:

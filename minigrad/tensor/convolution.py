@@ -98,11 +98,7 @@ class Convolution(Contraction):
         steps = per_dimension(name, "stride", stride, spatial)
         gaps = per_dimension(name, "dilation", dilation, spatial)
         more = per_dimension(name, "output_padding", output_padding, spatial, least=0)
-        if any(m >= max(s, d) for m, s, d in zip(more, steps, gaps, strict=True)):
-            raise ShapeError(
-                f"{name}(output_padding={show(more)}): expected less than stride {show(steps)} or "
-                f"dilation {show(gaps)}"
-            )
+        check_output_padding(name, more, steps, gaps)
         pairs = padding_pairs(name, padding, kernel, steps, gaps)
         full = [
             (n - 1) * s + d * (k - 1) + 1 + m
@@ -182,6 +178,17 @@ def per_dimension(name: str, what: str, given: Numbers, spatial: int, least: int
             f"{name}({what}={given}): expected a number ≥ {least}, or {spatial} of them"
         )
     return numbers
+
+
+def check_output_padding(
+    name: str, more: Sequence[int], steps: Sequence[int], gaps: Sequence[int]
+) -> None:
+    """ShapeError for more at the end of a dimension than a stride or a dilation leaves open."""
+    if any(m >= max(s, d) for m, s, d in zip(more, steps, gaps, strict=True)):
+        raise ShapeError(
+            f"{name}(output_padding={show(more)}): expected less than stride {show(steps)} or "
+            f"dilation {show(gaps)}"
+        )
 
 
 def padding_pairs(

@@ -6,11 +6,11 @@ from collections.abc import Callable, Sequence
 from typing import Any, Self
 
 from minigrad.device import Buffer, Device, Zeros
-from minigrad.dtype import DType, resolve
+from minigrad.dtype import DType, check_holds, resolve
 from minigrad.errors import GradientError, ShapeError
 from minigrad.graph import build
 from minigrad.graph.gradient import gradient as node_gradient
-from minigrad.graph.gradient import rules_of
+from minigrad.graph.gradient import reached
 from minigrad.graph.node import Node, Op, Shape, form_of, make, own_buffer, topological
 from minigrad.graph.symbolic import Affine, Integer, evaluate, mul, numel
 from minigrad.tensor import engine, history, hostdata
@@ -305,6 +305,7 @@ class Core(Holder, metaclass=_TensorType):
 
     def _value_node(self, value: Any) -> Node:
         """What is written by `assign`: a number, a tensor, or data."""
+        check_holds("assign", self.dtype, value)
         if isinstance(value, (bool, int, float)) and self.numel() != 1:
             return build.const(value, self.dtype, self.shape, self.device)
         # one number is data, not part of the program: a new learning rate compiles nothing
@@ -417,7 +418,7 @@ class Core(Holder, metaclass=_TensorType):
         """Node of each leaf → the tensors that stand for it."""
         marked: dict[Node, list[Core]] = {}
         others: dict[Node, list[Core]] = {}
-        for node in _reached(output):
+        for node in reached([output]):
             for holder in holders(node) + (holders(back[node]) if node in back else []):
                 assert isinstance(holder, Core)
                 if holder._requires_grad:
@@ -425,17 +426,6 @@ class Core(Holder, metaclass=_TensorType):
                 elif holder._requires_grad is None and (holder.made or node.op is Op.BUFFER):
                     others.setdefault(node, []).append(holder)
         return marked or others
-
-
-def _reached(output: Node) -> list[Node]:
-    """The nodes to which gradients of `output` flow."""
-    order = topological([output])
-    reached = {output}
-    for node in reversed(order):
-        if node in reached:
-            passing = zip(node.src, rules_of(node), strict=False)
-            reached.update(source for source, rule in passing if rule and source.dtype.is_float)
-    return [node for node in order if node in reached]
 
 
 def stored(raw: bytes | bytearray, dtype: DType, shape: Sequence[int], device: str) -> Node:

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from typing import Any, Self
 
 from minigrad.device import Device
-from minigrad.dtype import DType, dtypes, resolve
+from minigrad.dtype import DType, check_holds, dtype_of, dtypes, resolve
 from minigrad.errors import DTypeError, ShapeError
-from minigrad.graph import build
+from minigrad.graph import bounds, build
 from minigrad.graph.node import Node, Op, Shape
 from minigrad.graph.symbolic import Affine, Integer, low
 from minigrad.tensor.movement import sequence
@@ -21,11 +21,12 @@ def _dtype(given: DType | str | None, default: DType) -> DType:
     return default if given is None else resolve(given)
 
 
-def _of_scalar(*values: Any) -> DType:
-    kinds = {type(value) for value in values}
-    if kinds == {bool}:
-        return dtypes.bool
-    return dtypes.default_float if float in kinds else dtypes.default_int
+def _numeric(name: str, given: DType | str | None, default: DType) -> DType:
+    """The dtype of a ramp."""
+    dtype = _dtype(given, default)
+    if dtype.is_bool:
+        raise DTypeError(f"{name}(dtype=bool): expected a number dtype; use .bool()")
+    return dtype
 
 
 def _check_numbers(name: str, *values: Any) -> None:
@@ -69,7 +70,9 @@ class Creation(Reduce):
         """Every element is fill_value, whose type chooses the dtype."""
         extents = checked_shape("full", (shape,) if isinstance(shape, (int, Affine)) else (*shape,))
         _check_numbers("full", fill_value)
-        wanted = _dtype(dtype, _of_scalar(fill_value))
+        default = dtypes.default_int if isinstance(fill_value, Affine) else dtype_of([fill_value])
+        wanted = _dtype(dtype, default)
+        check_holds("full", wanted, fill_value)
         where = Device.canonical(device or Device.DEFAULT)
         return cls._made(build.const(fill_value, wanted, extents, where), requires_grad)
 
@@ -116,7 +119,10 @@ class Creation(Reduce):
         cls, start: Any, stop: Any = None, step: Scalar = 1, *, dtype: DType | str | None = None,
         device: str | None = None, requires_grad: bool | None = None,
     ) -> Self:  # fmt: skip
-        """start, start + step, … before stop; int32 of ints. One argument is the stop."""
+        """start, start + step, … before stop. One argument is the stop.
+
+        Of ints int32, or int64 where that does not hold them; else float32.
+        """
         begin, end = (0, start) if stop is None else (start, stop)
         _check_numbers("arange", begin, end, step)
         where = Device.canonical(device or Device.DEFAULT)
@@ -136,14 +142,18 @@ class Creation(Reduce):
                 )
             return cls._made(build.cast(node, _dtype(dtype, dtypes.default_int)), requires_grad)
         count = max(math.ceil((end - begin) / step), 0)
-        wanted = _dtype(dtype, _of_scalar(begin, end, step))
+        ends = [begin, begin + max(count - 1, 0) * step]
+        floats = any(isinstance(x, float) for x in (begin, end, step))
+        wanted = _numeric("arange", dtype, dtypes.default_float if floats else dtype_of(ends))
+        check_holds("arange", wanted, *ends)
+        wide = wanted if wanted.is_int or wanted is dtypes.float64 else dtypes.float32
         ramp = cls._of(build.iota(count, where, wanted if wanted.is_int else dtypes.int32))
-        if not wanted.is_int:
-            ramp = ramp.cast(dtypes.float64 if wanted is dtypes.float64 else dtypes.float32)
+        ramp = ramp.cast(wide)
+        # as consts of that dtype: a step of −1 wraps in an unsigned one, and so do the sums, back
         if step != 1:
-            ramp = ramp * step
+            ramp = ramp * cls._of(build.const(step, wide, (), where))
         if begin != 0:
-            ramp = ramp + begin
+            ramp = ramp + cls._of(build.const(begin, wide, (), where))
         return cls._made(ramp.cast(wanted).node, requires_grad)
 
     @classmethod
@@ -151,11 +161,15 @@ class Creation(Reduce):
         cls, start: Scalar, stop: Scalar, steps: int, *, dtype: DType | str | None = None,
         device: str | None = None, requires_grad: bool | None = None,
     ) -> Self:  # fmt: skip
-        """`steps` numbers from start to stop, both included; float32 unless dtype is given."""
+        """`steps` numbers from start to stop, both included; float32 unless dtype is given.
+
+        Integers are what is left of float64 without its fraction.
+        """
         if steps < 0:
             raise ValueError(f"linspace(steps={steps}): expected steps ≥ 0")
-        wanted = _dtype(dtype, dtypes.default_float)
-        wide = wanted if wanted is dtypes.float64 else dtypes.float32
+        wanted = _numeric("linspace", dtype, dtypes.default_float)
+        check_holds("linspace", wanted, start, stop)
+        wide = dtypes.float64 if wanted.is_int or wanted is dtypes.float64 else dtypes.float32
         ramp = cls.arange(steps, device=device)
         values = ramp.cast(wide) * ((stop - start) / max(steps - 1, 1)) + start
         exact = (ramp >= max(steps - 1, 1)).where(stop, values)  # no rounding at the end
@@ -186,8 +200,19 @@ class Creation(Reduce):
             for i, vector in enumerate(vectors)
         )  # fmt: skip
 
+    def _checked(
+        self, extent: Integer, name: str, unit: str, *, wraps: bool = False,
+        ignored: int | None = None,
+    ) -> Self:  # fmt: skip
+        """self, of which each element must be an index of 0 … extent − 1: see `bounds.check`."""
+        node = bounds.check(self.raw, extent, name, unit, wraps=wraps, ignored=ignored)
+        return self._new(node)
+
     def one_hot(self, num_classes: int) -> Self:
-        """int32: 1 at the class of each element, in a new last dimension; 0 where out of range."""
+        """int32: 1 at the class of each element, in a new last dimension.
+
+        BoundsError where an element is none of 0 … num_classes − 1.
+        """
         if self.dtype.is_float or not isinstance(num_classes, (int, Affine)) or (
             low(num_classes) < 0
         ):
@@ -196,7 +221,8 @@ class Creation(Reduce):
                 "number of classes ≥ 0"
             )
         classes = self.arange(num_classes, device=self.device)
-        return self.unsqueeze(-1).eq(classes).cast(dtypes.default_int)
+        chosen = self if self.dtype.is_bool else self._checked(num_classes, "one_hot", "classes")
+        return chosen.unsqueeze(-1).eq(classes).cast(dtypes.default_int)
 
     def _triangle(self, diagonal: int) -> Self:
         """True where column − row ≤ diagonal, for the last two dimensions."""

@@ -151,7 +151,7 @@ class Decompositions(Loss):
         squares = (turned * turned).sum(2)
         order = squares.argsort(1, descending=True)
         wide = order.unsqueeze(2).expand(batch, n, n)
-        turned, rotation = turned.gather(1, wide), rotation.gather(1, wide)
+        turned, rotation = turned._at(1, wide), rotation._at(1, wide)
         s = (turned * turned).sum(2).sqrt()
         # rows of length 0 have no direction, and QR finds one for them
         v, triangle = turned.transpose(1, 2).contiguous()._householder(n)

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
-from minigrad.device import Buffer, Device, watching
+from minigrad.device import Buffer, Device, refuse, watching
 from minigrad.dtype import ALL, DType, dtypes
 from minigrad.errors import DeviceError, DTypeError
 from minigrad.graph import build
@@ -184,6 +184,7 @@ class Interchange(Values):
         buffer: Buffer = self.raw.arg
         if watching.watch is not None:
             watching.watch.reads(buffer)
+        refuse((buffer,))
         runtime = Device[buffer.device]
         if not buffer.size:
             return buffer

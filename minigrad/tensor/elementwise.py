@@ -5,22 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Self
 
-from minigrad.dtype import dtypes, promote
+from minigrad.dtype import check_holds, dtype_of, dtypes, promote
 from minigrad.errors import DTypeError
 from minigrad.graph import build
-from minigrad.graph.node import COMPARISONS, Node, Op
+from minigrad.graph.node import Node, Op
 from minigrad.tensor.casts import Casts
 from minigrad.tensor.core import Core
 from minigrad.tensor.nodes import (
     broadcast_shape,
     broadcast_to,
     common,
-    holding,
     same_device,
     scalar_dtype,
 )
-
-_KINDS = "buif"  # bool < unsigned, signed < float: the order in which in-place results may not rise
 
 
 def _apply(op: Op, name: str, nodes: Sequence[Node]) -> Node:
@@ -36,18 +33,28 @@ def _apply(op: Op, name: str, nodes: Sequence[Node]) -> Node:
         ) from None
 
 
+def condition(name: str, x: Core) -> Node:
+    """The node of a condition: numbers are none, lest x.where(mask, y) be taken for our order."""
+    if not x.dtype.is_bool:
+        raise DTypeError(
+            f"{name} with a condition of {x.dtype.name}: expected bool, as in (x != 0).where(a, b)"
+        )
+    return x.node
+
+
 def choices(like: Core, x: Any, y: Any) -> list[Node]:
     """The two values of a `where` with one dtype; scalars are weakly typed."""
+    if all(isinstance(value, (bool, int, float)) for value in (x, y)):
+        dtype = dtype_of((x, y))
+        return [build.const(value, dtype, (), like.device) for value in (x, y)]
     found = []
     for value, other in ((x, y), (y, x)):
         if not isinstance(value, (bool, int, float)):
             tensor = value if isinstance(value, Core) else type(like)(value, device=like.device)
             found.append(tensor.node)
             continue
-        if isinstance(other, Core):
-            dtype = scalar_dtype(value, other.dtype)
-        else:
-            dtype = scalar_dtype(value, dtypes.bool)
+        beside = other.dtype if isinstance(other, Core) else dtypes.bool
+        dtype = scalar_dtype("where", value, beside)
         found.append(build.const(value, dtype, (), like.device))
     dtype = promote(*(node.dtype for node in found))
     return [build.cast(node, dtype) for node in found]
@@ -85,13 +92,11 @@ class Arithmetic(Casts):
 
     # --- operands ---------------------------------------------------------------------------------
 
-    def _pair(self, name: str, other: Any, reverse: bool, comparing: bool = False) -> list[Node]:
+    def _pair(self, name: str, other: Any, reverse: bool) -> list[Node]:
         """self and other with one shape and dtype, in the order of the operation."""
         mine = self.node
         if isinstance(other, (bool, int, float)):
-            dtype = scalar_dtype(other, mine.dtype)
-            if comparing:
-                dtype = holding(other, dtype)
+            dtype = scalar_dtype(name, other, mine.dtype)
             pair = [build.cast(mine, dtype), build.const(other, dtype, mine.shape, mine.device)]
         else:
             tensor = other if isinstance(other, Core) else type(self)(other, device=self.device)
@@ -99,8 +104,16 @@ class Arithmetic(Casts):
         return pair[::-1] if reverse else pair
 
     def _binary(self, op: Op, name: str, other: Any, reverse: bool = False) -> Self:
-        pair = self._pair(name, other, reverse, op in COMPARISONS)
-        return self._new(_apply(op, name, pair))
+        return self._new(_apply(op, name, self._pair(name, other, reverse)))
+
+    def _compare(self, op: Op, name: str, other: Any, reverse: bool = False) -> Self:
+        """A comparison; every integer lies on one side of an int that its dtype does not hold."""
+        if type(other) is int and not self.dtype.is_float and not (
+            self.dtype.minimum <= other <= self.dtype.maximum
+        ):
+            truth = op is Op.NE or (op in (Op.LT, Op.LE) and (other > 0) is not reverse)
+            return self._new(build.const(truth, dtypes.bool, self.shape, self.device))
+        return self._binary(op, name, other, reverse)
 
     def _unary(self, op: Op) -> Self:
         """A function of floats; integers are converted to float32."""
@@ -200,27 +213,27 @@ class Arithmetic(Casts):
 
     def eq(self, other: Any) -> Self:
         """self == other."""
-        return self._binary(Op.EQ, "eq", other)
+        return self._compare(Op.EQ, "eq", other)
 
     def ne(self, other: Any) -> Self:
         """self != other."""
-        return self._binary(Op.NE, "ne", other)
+        return self._compare(Op.NE, "ne", other)
 
     def lt(self, other: Any) -> Self:
         """self < other."""
-        return self._binary(Op.LT, "lt", other)
+        return self._compare(Op.LT, "lt", other)
 
     def le(self, other: Any) -> Self:
         """self <= other."""
-        return self._binary(Op.LE, "le", other)
+        return self._compare(Op.LE, "le", other)
 
     def gt(self, other: Any) -> Self:
         """self > other."""
-        return self._new(_apply(Op.LT, "gt", self._pair("gt", other, True, True)))
+        return self._compare(Op.LT, "gt", other, True)
 
     def ge(self, other: Any) -> Self:
         """self >= other."""
-        return self._new(_apply(Op.LE, "ge", self._pair("ge", other, True, True)))
+        return self._compare(Op.LE, "ge", other, True)
 
     def isnan(self) -> Self:
         """True where self is NaN."""
@@ -236,29 +249,29 @@ class Arithmetic(Casts):
         """True where self is neither infinite nor NaN."""
         return ~(self.isnan() | self.isinf())
 
-    def _operand(self, other: Any) -> Self:
+    def _operand(self, other: Any, name: str = "a number") -> Self:
         """other as a tensor, a scalar with the dtype it would have beside self."""
         if isinstance(other, (bool, int, float)):
-            dtype = scalar_dtype(other, self.dtype)
+            dtype = scalar_dtype(name, other, self.dtype)
             return self._new(build.const(other, dtype, (), self.device))
         return other if isinstance(other, type(self)) else type(self)(other, device=self.device)
 
     # --- choices ----------------------------------------------------------------------------------
 
     def where(self, x: Any, y: Any) -> Self:
-        """x where self is true, y elsewhere; x and y broadcast and promote."""
-        condition = build.cast(self.node, dtypes.bool)
+        """x where self (bool) is true, y elsewhere; x and y broadcast and promote."""
+        chosen = condition("where", self)
         x, y = choices(self, x, y)
-        same_device("where", [condition, x, y])
-        shape = broadcast_shape("where", condition.shape, x.shape, y.shape)
-        nodes = [broadcast_to(node, shape) for node in (condition, x, y)]
+        same_device("where", [chosen, x, y])
+        shape = broadcast_shape("where", chosen.shape, x.shape, y.shape)
+        nodes = [broadcast_to(node, shape) for node in (chosen, x, y)]
         return self._new(build.elementwise(Op.WHERE, *nodes))
 
     def masked_fill(self, mask: Core, value: Any) -> Self:
-        """self with `value` where mask is true; keeps self's dtype."""
+        """self with `value` where mask (bool) is true; keeps self's dtype."""
         shape = broadcast_shape("masked_fill", self.shape, mask.shape)
-        filled = self._operand(value).cast(self.dtype).node
-        nodes = [build.cast(mask.node, dtypes.bool), filled, self.node]
+        filled = self._operand(value, "masked_fill").cast(self.dtype).node
+        nodes = [condition("masked_fill", mask), filled, self.node]
         same_device("masked_fill", nodes)
         return self._new(
             build.elementwise(Op.WHERE, *(broadcast_to(node, shape) for node in nodes))
@@ -269,6 +282,11 @@ class Arithmetic(Casts):
         low, high = named_bounds.pop("min", min_), named_bounds.pop("max", max_)
         if named_bounds or (low is None and high is None):
             raise TypeError(f"clip({', '.join(named_bounds)}): expected min, max, or both")
+        if type(low) is int and low < self.dtype.minimum:
+            low = None  # all integers of this dtype are larger
+        if type(high) is int and high > self.dtype.maximum:
+            high = None
+        check_holds("clip", self.dtype, low, high)
         # outside the range nothing depends on self; at a bound the gradient passes (as in PyTorch)
         result = self
         if low is not None:
@@ -287,13 +305,6 @@ class Arithmetic(Casts):
             return self
         size = (self < 0).where(-self, self)
         return self.eq(0).where(0, size) if self.dtype.is_float else size  # |−0| is +0
-
-    def sign(self) -> Self:
-        """−1, 0 or 1; NaN for NaN."""
-        if self.dtype.kind in "bu":
-            return self.ne(0).cast(self.dtype)
-        signs = (self > 0).where(1, (self < 0).where(-1, 0)).cast(self.dtype)
-        return self.isnan().where(self, signs).detach() if self.dtype.is_float else signs
 
     def floor(self) -> Self:
         """The largest whole number that is not larger."""

@@ -17,7 +17,8 @@ import weakref
 from collections.abc import Container, Iterable, Sequence, Set
 
 from minigrad import program
-from minigrad.device import Buffer, watching
+from minigrad.device import Buffer, spoil, spoiled, steady, watching
+from minigrad.errors import BoundsError
 from minigrad.graph import build
 from minigrad.graph.node import Node, Op, make, topological
 from minigrad.tensor import history
@@ -39,6 +40,8 @@ def write(holder: Holder, value: Node) -> None:
             watching.watch.replaces(holder)
         holder._point(value)
         return
+    if id(target.arg) in spoiled:
+        _lose_readers(target, holder)
     if value is target:
         with lock:
             _waiting.pop(id(target), None)
@@ -53,6 +56,7 @@ def write(holder: Holder, value: Node) -> None:
 def accompany(buffer: Node, holder: Holder) -> None:
     """Realize the waiting write of `holder` together with whoever reads its BUFFER."""
     _companions[buffer] = weakref.ref(holder)
+    steady.add(buffer.arg)
 
 
 def realize(tensors: Iterable[Holder]) -> None:
@@ -64,6 +68,8 @@ def realize(tensors: Iterable[Holder]) -> None:
 
 def overwrite(holder: Holder, buffer: Node, data: bytes | bytearray) -> None:
     """Replace the contents of a tensor's BUFFER from the host, after every reader of the old."""
+    if id(buffer.arg) in spoiled:
+        _lose_readers(buffer, holder)
     if lazy_links or any(other is not holder for other in holders(buffer)):
         with lock:
             plan = _Plan([], {buffer}, holder)
@@ -131,9 +137,36 @@ def separate(node: Node, owners: Container[int]) -> None:
 
 def _run(plan: _Plan) -> None:
     if plan.roots:
-        buffers = program.realize(plan.values)
+        try:
+            buffers = program.realize(plan.values)
+        except BoundsError:
+            with lock:
+                plan.end_failed_writes()
+            raise
         with lock:
             plan.settle(buffers)
+
+
+def _lose_readers(target: Node, owner: Holder) -> None:
+    """Who would read the value that a failed program was to write never gets it.
+
+    target: the BUFFER, which is about to be written anew for its owner.
+    """
+    known: Buffer = target.arg
+    gone = Buffer(known.device, known.dtype, known.size)
+    spoil([gone], spoiled[id(known)][1])
+    dead = build.buffer(gone, target.dtype, target.shape, target.device)
+    with lock:
+        lazy = [holder for holder in lazy_holders() if holder is not owner]
+        nodes = substitute([holder.raw for holder in lazy], {target: dead})
+        for holder, node in zip(lazy, nodes, strict=True):
+            if node is not holder.raw:
+                if _is_waiting(holder.raw):
+                    _waiting[id(node.src[0])] = node
+                holder._point(node)
+        for holder in holders(target):
+            if holder is not owner:
+                holder._point(dead)
 
 
 def _is_waiting(node: Node) -> bool:
@@ -161,6 +194,7 @@ class _Plan:
         self.targets: dict[Node, None] = {}  # in an order that does not depend on addresses
         self.tracked: set[Node] = set()
         self.kept: list[Node] = []
+        self.lost: list[tuple[Node, Node]] = []  # root, a leaf that its gradient would need
         size = -1
         while size != len(self.roots):
             size = len(self.roots)
@@ -241,15 +275,17 @@ class _Plan:
                     if any(source in lost for source in node.src):
                         lost.add(node)
         self.tracked = tracked
-        self.kept = [
+        flowing = [
             root
             for root in self.roots
             if root in tracked
-            and root not in lost
             and root.op is not Op.ASSIGN
             and not wants_gradient(root)
             and any(not holder.stopped for holder in holders(root))
         ]
+        self.kept = [root for root in flowing if root not in lost]
+        leaf = next((target for target in self.targets if target in leaves), None)
+        self.lost = [(root, leaf) for root in flowing if leaf is not None and root in lost]
         for node in topological([root for root in self.kept if root in stale]):
             if node in tracked and node.op is not Op.BUFFER:
                 for source in node.src[1:] if node.op is Op.ASSIGN else node.src:
@@ -258,6 +294,16 @@ class _Plan:
                             self._copy(source)
                         else:
                             self.roots.setdefault(source)
+
+    def end_failed_writes(self) -> None:
+        """Let what was to be updated stand for its memory, which nobody may read now."""
+        for root in self.roots:
+            if _is_waiting(root) and id(root.src[0].arg) in spoiled:
+                target = root.src[0]
+                history.overwritten(target)
+                del _waiting[id(target)]
+                for holder in holders(root):
+                    holder._point(target)
 
     def settle(self, buffers: Sequence[Node]) -> None:
         """Point tensors to what was computed."""
@@ -277,7 +323,7 @@ class _Plan:
         for root in self.roots:
             if root.op is Op.CONST:
                 del made[root]
-        kept = set(self.kept)
+        kept = {*self.kept, *(root for root, _ in self.lost)}
         for root, buffer in made.items():
             for holder in holders(root):
                 holder._point(buffer)
@@ -298,3 +344,5 @@ class _Plan:
             saved[target] = made[copied]
         for root in self.kept:
             history.record(made[root], root, saved)
+        for root, leaf in self.lost:
+            history.lose(made[root], leaf)

@@ -3,22 +3,76 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any, Self
 
 from minigrad.dtype import dtypes
 from minigrad.graph import build
-from minigrad.graph.node import Op
+from minigrad.graph.node import Node, Op
 from minigrad.tensor.elementwise import Arithmetic
+from minigrad.tensor.modes import modes
 from minigrad.tensor.nodes import Scalar, scalar_dtype
 
 # By itemsize: above this x² + 1 = x² (and the square is finite), so asinh x = log 2x.
 _LARGE = {2: 2.0**7, 4: 2.0**14, 8: 2.0**30}
 
 
+Rule = Callable[[Node, Node], list[Node | None]]
+
+
+def _rule(derivative: Callable[[Any], Any]) -> Rule:
+    """The gradient rule of f(x), from f'."""
+
+    def rule(node: Node, g: Node) -> list[Node | None]:
+        return [(Functions._of(g) * derivative(Functions._of(node.src[1]))).node]
+
+    return rule
+
+
+def _asinh_slope(x: Any) -> Any:
+    """1/√(x² + 1), where x² would overflow 1/|x|."""
+    size, limit = x.abs(), _LARGE[x.dtype.itemsize]
+    near = size.clip(max=limit)
+    return (size > limit).where(size.clip(min=limit), (near * near + 1).sqrt()).reciprocal()
+
+
+# f' outright: step by step, a derivative may be ∞ − ∞ or 0·∞ where the function overflows.
+_EXPM1, _LOG1P = _rule(lambda x: x.exp()), _rule(lambda x: (x + 1).reciprocal())
+_SINH, _COSH = _rule(lambda x: x.cosh()), _rule(lambda x: x.sinh())
+_ASINH = _rule(_asinh_slope)
+_ACOSH = _rule(lambda x: ((x - 1).sqrt() * (x + 1).sqrt()).reciprocal())
+_ATANH = _rule(lambda x: ((1 - x) * (x + 1)).reciprocal())
+
+
+def _flat(node: Node, g: Node) -> list[Node | None]:
+    """The rule of a function that is constant almost everywhere."""
+    return [None]
+
+
+def _copysign_rule(node: Node, g: Node) -> list[Node | None]:
+    x = Functions._of(node.src[1])
+    turned = Functions._of(node.src[0]).sign() * x.sign()  # 0 at 0
+    return [(Functions._of(g) * turned).node, None]
+
+
 class Functions(Arithmetic):
     """Elementwise functions; integers are converted to float32 where the result is no integer."""
 
     __slots__ = ()
+
+    def _with_derivative(self, value: Self, rule: Rule, *others: Self) -> Self:
+        """`value`, an elementwise function of self, with a rule that says g·f'(self) outright.
+
+        Step by step, g would be a factor of every term. So f' is a value of its own, which may be
+        computed together with f, whose exponentials it shares, and long before there is a g.
+        """
+        if not modes.gradients:
+            return value
+        return self._new(build.custom(value.node, [x.node for x in (self, *others)], rule))
+
+    def _odd(self, size: Self) -> Self:
+        """±size with the sign of self; a zero stays as it is."""
+        return self.eq(0).where(self, (self < 0).where(-size, size))
 
     # --- remainders and powers --------------------------------------------------------------------
 
@@ -52,11 +106,19 @@ class Functions(Arithmetic):
                 x.dtype.kind == "i"
             ) else rest
         rest = (x < 0).where(-x, x)._mod((y < 0).where(-y, y), False)
-        return (x < 0).where(-rest, rest)
+        return x.eq(0).where(x - rest, (x < 0).where(-rest, rest))  # −0 − 0 is −0
 
     def pow(self, other: Any, reverse: bool = False) -> Self:
-        """self ** other. For integers a negative exponent truncates (0, or ±1 for ±1)."""
+        """self ** other.
+
+        Of integers, a tensor's negative exponents truncate (0, or ±1 for ±1); a number raises.
+        """
         if isinstance(other, (bool, int, float)) and not reverse:
+            if isinstance(other, int) and other < 0 and not self.dtype.is_float:
+                raise ValueError(
+                    f"pow of {self.dtype.name} by {other}: expected an exponent ≥ 0, or floats, "
+                    f"x.float() ** {other}"
+                )
             simple = self._pow_number(other)
             if simple is not None:
                 return simple
@@ -70,7 +132,7 @@ class Functions(Arithmetic):
         if not self.dtype.is_float and isinstance(exponent, float):
             return None
         if exponent == 1:
-            return self.cast(scalar_dtype(exponent, self.dtype))
+            return self.cast(scalar_dtype("pow", exponent, self.dtype))
         if exponent == 2:
             return self * self
         if exponent == 3:
@@ -117,6 +179,15 @@ class Functions(Arithmetic):
         """self + weight·(end − self)."""
         return self + (self._operand(end) - self).mul(weight)
 
+    def sign(self) -> Self:
+        """−1, 0 or 1; NaN for NaN."""
+        if self.dtype.kind in "bu":
+            return self.ne(0).cast(self.dtype)
+        signs = (self > 0).where(1, (self < 0).where(-1, 0)).cast(self.dtype)
+        if not self.dtype.is_float:
+            return signs
+        return self._with_derivative(self.isnan().where(self, signs), _flat)
+
     def copysign(self, other: Any) -> Self:
         """|self| with the sign of other, that of −0 included."""
         x, y = (self._new(node) for node in self._pair("copysign", other, False))
@@ -124,7 +195,8 @@ class Functions(Arithmetic):
             x, y = x.float(), y.float()
         bits = {2: dtypes.int16, 4: dtypes.int32, 8: dtypes.int64}[x.dtype.itemsize]
         size = x.abs()
-        return (y.bitcast(bits) < 0).where(-size, size)
+        result = (y.bitcast(bits) < 0).where(-size, size)
+        return x._with_derivative(result, _copysign_rule, y)
 
     def logaddexp(self, other: Any) -> Self:
         """log(eˣ + eʸ) without overflow."""
@@ -138,7 +210,7 @@ class Functions(Arithmetic):
     def expm1(self) -> Self:
         """eˣ − 1, accurate near 0: tanh(x/2)·(eˣ + 1)."""
         x = self._as_float()
-        return (x * 0.5).tanh() * (x.exp() + 1)
+        return x._with_derivative((x * 0.5).tanh() * (x.exp() + 1), _EXPM1)
 
     def log10(self) -> Self:
         """Logarithm to base 10."""
@@ -147,14 +219,13 @@ class Functions(Arithmetic):
     def log1p(self) -> Self:
         """log(1 + x), accurate near 0.
 
-        With u = 1 + x rounded, log(u)·x/(u − 1) repairs the rounding (W. Kahan). The repair is a
-        factor near 1 that is constant for the derivative.
+        With u = 1 + x rounded, log(u)·x/(u − 1) repairs the rounding (W. Kahan).
         """
         x = self._as_float()
         u = x + 1
         plain = u.eq(1) | u.eq(float("inf"))
-        repair = (plain.where(1.0, x) / plain.where(1.0, u - 1)).detach()
-        return plain.where(x, plain.where(1.0, u).log() * repair)
+        repair = x / plain.where(1.0, u - 1)
+        return x._with_derivative(plain.where(x, u.log() * repair), _LOG1P)
 
     # --- trigonometry -----------------------------------------------------------------------------
 
@@ -164,14 +235,23 @@ class Functions(Arithmetic):
 
     def sinh(self) -> Self:
         """Hyperbolic sine, accurate near 0."""
-        t = self._as_float().abs().expm1()
-        size = t.isinf().where(t, (t + t / (t + 1)) * 0.5)
-        return (self < 0).where(-size, size)
+        x = self._as_float()
+        size = x.abs()
+        t = size.clip(max=1).expm1()
+        large = size._half_exp()
+        size = (size > 1).where(large - 0.25 / large, (t + t / (t + 1)) * 0.5)
+        return x._with_derivative(x._odd(size), _SINH)
+
+    def _half_exp(self) -> Self:
+        """eˣ/2, in two steps that overflow no sooner than that."""
+        root = (self * 0.5).exp()
+        return root * 0.5 * root
 
     def cosh(self) -> Self:
         """Hyperbolic cosine."""
         x = self._as_float()
-        return (x.exp() + (-x).exp()) * 0.5
+        large = x.abs()._half_exp()
+        return x._with_derivative(large + 0.25 / large, _COSH)
 
     def asinh(self) -> Self:
         """Inverse of sinh."""
@@ -181,19 +261,20 @@ class Functions(Arithmetic):
         near = size.clip(max=limit)  # its square is finite
         small = (near + near * near / ((near * near + 1).sqrt() + 1)).log1p()
         result = (size > limit).where(size.clip(limit).log() + math.log(2), small)
-        return (x < 0).where(-result, result)
+        return x._with_derivative(x._odd(result), _ASINH)
 
     def acosh(self) -> Self:
         """Inverse of cosh, accurate near 1; NaN below it."""
         x = self._as_float()
         limit = _LARGE[x.dtype.itemsize]
-        above = x.clip(max=limit) - 1
+        above = x.clip(1, limit) - 1
         small = (above + (above * (above + 2)).sqrt()).log1p()
-        return (x > limit).where(x.clip(limit).log() + math.log(2), small)
+        result = (x > limit).where(x.clip(limit).log() + math.log(2), small)
+        return x._with_derivative((x < 1).where(math.nan, result), _ACOSH)
 
     def atanh(self) -> Self:
         """Inverse of tanh; NaN outside −1 … 1."""
         x = self._as_float()
         size = (x < 0).where(-x, x)
         result = (size * 2 / (1 - size)).log1p() * 0.5
-        return (x < 0).where(-result, result)
+        return x._with_derivative(x._odd(result), _ATANH)

@@ -8,17 +8,19 @@ history is stored expanded: it reaches back to leaves, never to a BUFFER with a 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Container, Sequence
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from minigrad.device import Buffer
 from minigrad.errors import GradientError
-from minigrad.graph.build import rebuild
+from minigrad.graph.build import const, rebuild
 from minigrad.graph.node import Node, Op, topological
+from minigrad.tensor.nodes import show
 from minigrad.tensor.registry import wants_gradient
 
 _versions: weakref.WeakKeyDictionary[Node, int] = weakref.WeakKeyDictionary()
+_NEVER = -1  # the version of what was overwritten before anybody could ask for a gradient
 
 
 @dataclass(frozen=True)
@@ -92,9 +94,15 @@ def replayed(written: Container[Buffer]) -> None:
 
 
 def record(buffer: Node, graph: Node, saved: dict[Node, Node]) -> None:
-    """Keep `graph` as the history of `buffer`; `saved` maps parts of it to buffers of their own."""
+    """Keep `graph` as the history of `buffer`; `saved` maps parts of it to buffers of their own.
+
+    Never raises: a value that depends on one whose history is void has a void history.
+    """
     (node,) = substitute([graph], saved)
-    (node,), _ = expand([node])
+    (node,), found = _with_histories([node])
+    for _, source in _overwritten(found):
+        lose(buffer, source)
+        return
     reads = tuple(
         (source, _versions.get(source, 0))
         for source in topological([node])
@@ -103,28 +111,46 @@ def record(buffer: Node, graph: Node, saved: dict[Node, Node]) -> None:
     _histories[buffer] = _History(node, reads)
 
 
+def lose(buffer: Node, source: Node) -> None:
+    """Note that the value of `buffer` has a gradient that needs `source` as it was, and is not."""
+    nothing = const(0.0, buffer.dtype, buffer.shape, buffer.device)
+    _histories[buffer] = _History(nothing, ((source, _NEVER),))
+
+
 def expand(roots: Sequence[Node]) -> tuple[list[Node], dict[Node, Node]]:
     """The roots with each BUFFER that has a history replaced by it, and the way back.
 
     A write to a tensor that is no leaf is what it writes: gradients flow through it. Raises
     GradientError where a history needs values that were overwritten since.
     """
+    expanded, found = _with_histories(roots)
+    for node, source in _overwritten(found):
+        raise GradientError(
+            f"the gradient of a realized tensor of shape {show(node.shape)} needs a tensor of "
+            f"shape {show(source.shape)} that was overwritten in place since (by an optimizer's "
+            "step or assign); call backward() before the update"
+        )
+    return expanded, {history.node: buffer for buffer, history in found.items()}
+
+
+def _overwritten(found: dict[Node, _History]) -> Iterator[tuple[Node, Node]]:
+    """Which BUFFERs have a void history, and what each needs as it was."""
+    for node, history in found.items():
+        for source, version in history.versions:
+            if _versions.get(source, 0) != version:
+                yield node, source
+
+
+def _with_histories(roots: Sequence[Node]) -> tuple[list[Node], dict[Node, _History]]:
+    """The roots with each BUFFER that has a history replaced by it, and those histories."""
     order = topological(roots)
     writes = {node for node in order if node.op is Op.ASSIGN and not wants_gradient(node)}
     if writes:  # a leaf stays the node that it is, also where it waits to be written itself
         roots = see_through(roots, writes, {node for node in order if wants_gradient(node)})
         order = topological(roots)
-    mapping: dict[Node, Node] = {}
-    for node in order:
-        history = _histories.get(node) if node.op is Op.BUFFER else None
-        if history is None:
-            continue
-        for source, version in history.versions:
-            if _versions.get(source, 0) != version:
-                raise GradientError(
-                    f"the gradient of a realized tensor of shape {node.shape} needs a tensor of "
-                    f"shape {source.shape} that was overwritten in place since (by an optimizer's "
-                    "step or assign); call backward() before the update"
-                )
-        mapping[node] = history.node
-    return substitute(roots, mapping), {graph: buffer for buffer, graph in mapping.items()}
+    found = {
+        node: history
+        for node in order
+        if node.op is Op.BUFFER and (history := _histories.get(node)) is not None
+    }
+    return substitute(roots, {node: history.node for node, history in found.items()}), found

@@ -11,7 +11,7 @@ import struct
 from collections.abc import Sequence
 from typing import Any
 
-from minigrad.dtype import ALL, DType, convert, dtypes
+from minigrad.dtype import ALL, DType, check_holds, convert, dtype_of, dtypes
 from minigrad.errors import DTypeError, ShapeError
 from minigrad.graph.symbolic import Integer, high
 
@@ -34,7 +34,8 @@ def read(data: Any, dtype: DType | None) -> HostArray:
     """
     kind = type(data)
     if kind in _NUMBERS:
-        dtype = dtype or _dtype_of((data,))
+        dtype = dtype or dtype_of((data,))
+        check_holds("Tensor", dtype, data)
         return pack((data,), dtype), (), dtype
     if kind in (list, tuple):
         return _read_nested(data, dtype)
@@ -97,21 +98,11 @@ def _read_nested(data: Any, dtype: DType | None) -> HostArray:
                 f"Tensor({type(value).__name__}): expected a number, nested lists of numbers, an "
                 "array, or a buffer"
             )
-    dtype = dtype or _dtype_of(level)
+    if dtype is None:
+        dtype = dtype_of(level)
+    else:
+        check_holds("Tensor", dtype, *level)
     return pack(level, dtype), tuple(shape), dtype
-
-
-def _dtype_of(values: Sequence[int | float | bool]) -> DType:
-    kinds = {type(value) for value in values}
-    if not kinds or not kinds <= {bool, int}:
-        return dtypes.default_float
-    if kinds == {bool}:
-        return dtypes.bool
-    low, high_ = min(values), max(values)
-    for dtype in (dtypes.default_int, dtypes.int64, dtypes.uint64):
-        if dtype.minimum <= low and high_ <= dtype.maximum:
-            return dtype
-    raise DTypeError(f"Tensor(list): {low} … {high_} does not fit into 64 bits")
 
 
 def pack(values: Sequence[int | float | bool], dtype: DType) -> bytes:

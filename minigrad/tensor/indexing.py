@@ -11,6 +11,7 @@ from minigrad.graph import build
 from minigrad.graph.node import Node, Op, Shape
 from minigrad.graph.symbolic import Affine, Integer, add, high, low
 from minigrad.tensor.core import Core
+from minigrad.tensor.elementwise import condition
 from minigrad.tensor.hostdata import unpack
 from minigrad.tensor.nodes import broadcast_shape, broadcast_to, product, show
 from minigrad.tensor.random import Random
@@ -28,23 +29,30 @@ class Indexing(Random):
         """numpy's indexing: ints, slices, None, …, integer and boolean tensors (or lists).
 
         Ints and offsets of slices may be symbolic. A boolean tensor is read by the host.
+        BoundsError where an index is out of range: for what is in tensors, when they are computed.
         """
-        view, arrays, place = self._basic(key)
+        return self._indexed(key, "x[…]")
+
+    def _indexed(self, key: Any, name: str) -> Self:
+        """self[key], which messages call `name`."""
+        view, arrays, place = self._basic(key, name)
         return view if not arrays else view._take_places(arrays, place)
 
     def __setitem__(self, key: Any, value: Any) -> None:
         """Write to a part in place: `value` is broadcast and cast; of equal places the last wins.
+
+        BoundsError as in `x[…]`; after one from a tensor of indices, x has no value.
         """
         if isinstance(value, Core) and value._origin is not None and self._wrote(value, key):
             return  # x[key] += y: the view has written it
         if isinstance(key, type(self)) and key.dtype.is_bool and _is_one(value):
             self.assign(self._where_mask(key, value))
             return
-        view, arrays, place = self._basic(key)
+        view, arrays, place = self._basic(key, "x[…] = v")
         view.assign(view._replaced(arrays, place, value) if arrays else value)
 
     def _wrote(self, value: Core, key: Any) -> bool:
-        view, arrays, _ = self._basic(key)
+        view, arrays, _ = self._basic(key, "x[…] = v")
         return not arrays and view.raw is value.raw and view._shows(self, value)
 
     def _where_mask(self, mask: Self, value: Any) -> Self:
@@ -64,13 +72,13 @@ class Indexing(Random):
     def __contains__(self, value: Any) -> bool:
         return bool(self.eq(value).any())
 
-    def _basic(self, key: Any) -> tuple[Self, dict[int, Self], int]:
+    def _basic(self, key: Any, name: str) -> tuple[Self, dict[int, Self], int]:
         """The view that ints, slices and None make, and the arrays that index its dimensions.
 
         Last the dimension of the result at which the arrays' own dimensions stand. As in numpy that
         is where the arrays (and ints) stood if they were side by side, else the front.
         """
-        items = self._expanded(key)
+        items = self._expanded(key, name)
         advanced = [p for p, i in enumerate(items) if _is_advanced(i)]
         together = not advanced or advanced == list(range(advanced[0], advanced[-1] + 1))
         items = [item for item in items if item is not Ellipsis]
@@ -113,13 +121,15 @@ class Indexing(Random):
             view = view._view(lambda node: build.reshape(node, extents))
         return (self._view(lambda node: node) if view is self else view), arrays, place
 
-    def _expanded(self, key: Any) -> list[Any]:
-        """One item per dimension, plus None for new ones; arrays are tensors of integers.
+    def _expanded(self, key: Any, name: str) -> list[Any]:
+        """One item per dimension, plus None for new ones; arrays are tensors of checked integers.
 
         An Ellipsis is left where it stands for no dimension: it still parts what is beside it.
         """
-        items: list[Any] = list(key) if isinstance(key, tuple) else [key]
-        items = [self._as_index(item) for item in items]
+        given: list[Any] = list(key) if isinstance(key, tuple) else [key]
+        items = [self._as_index(item) for item in given]
+        # what the host has is checked at once
+        listed = {id(i) for i, old in zip(items, given, strict=True) if not isinstance(old, Core)}
         used = sum(1 if not isinstance(i, Core) or not i.dtype.is_bool else i.ndim
                    for i in items if i is not None and i is not Ellipsis)  # fmt: skip
         if used > self.ndim:
@@ -138,6 +148,13 @@ class Indexing(Random):
                 result.extend(self._places_of(item, axis))
                 axis += item.ndim
             else:
+                if isinstance(item, Values):
+                    extent = self.shape[axis]
+                    if id(item) in listed:
+                        _check_known(item, axis, self.shape)
+                    else:
+                        unit = f"elements of dimension {axis}"
+                        item = item._checked(extent, name, unit, wraps=True)
                 result.append(item)
                 axis += item is not None and item is not Ellipsis
         return result
@@ -154,8 +171,6 @@ class Indexing(Random):
                 return item.__index__()
             empty = isinstance(item, (list, tuple)) and not item
             item = type(self)(item, device=self.device, dtype=dtypes.default_int if empty else None)
-            if item.dtype.is_int:
-                _check_known(item, self.shape)
         if item.dtype.is_float:
             raise DTypeError(
                 f"an index of dtype {item.dtype.name}: expected integers or bool; use .int()"
@@ -182,8 +197,13 @@ class Indexing(Random):
 
     # --- integer arrays ---------------------------------------------------------------------------
 
-    def _plan_places(self, arrays: dict[int, Self]) -> tuple[list[int], Self]:
-        """Dimensions with the indexed ones first, and the flat position in these."""
+    def _plan_places(
+        self, arrays: dict[int, Self], wraps: bool = True
+    ) -> tuple[list[int], Self]:
+        """Dimensions with the indexed ones first, and the flat position in these.
+
+        wraps: whether negative indices count from the end.
+        """
         axes = sorted(arrays)
         order = axes + [axis for axis in range(self.ndim) if axis not in arrays]
         extents = [self.shape[axis] for axis in axes]
@@ -191,7 +211,7 @@ class Indexing(Random):
         flat: Self | None = None
         inside: Self | None = None
         for axis, extent in zip(axes, extents, strict=True):
-            index = self._wrapped(arrays[axis], axis)
+            index = self._wrapped(arrays[axis], axis) if wraps else arrays[axis]._wide_index()
             if len(axes) > 1:  # an index out of range must not become another one in range
                 if isinstance(extent, Affine):
                     raise ShapeError("several index arrays on a symbolic dimension")
@@ -205,14 +225,17 @@ class Indexing(Random):
 
     def _wrapped(self, index: Self, axis: int) -> Self:
         """An index array whose negative elements count from the end."""
-        if index.dtype.itemsize < 4:
-            index = index.int()
+        index = index._wide_index()
         if index.dtype.kind == "u":
             return index
         return (index < 0).where(index + self._count(axis, index.dtype), index)
 
-    def _take_places(self, arrays: dict[int, Self], place: int) -> Self:
-        order, flat = self._plan_places(arrays)
+    def _wide_index(self) -> Self:
+        """An index array in which the extent of any axis has room."""
+        return self.int() if self.dtype.itemsize < 4 else self
+
+    def _take_places(self, arrays: dict[int, Self], place: int, wraps: bool = True) -> Self:
+        order, flat = self._plan_places(arrays, wraps)
         rest = tuple(self.shape[axis] for axis in order[len(arrays) :])
         indexed = product([self.shape[axis] for axis in sorted(arrays)])
         rows = self.permute(*order).reshape((indexed, *rest))
@@ -259,13 +282,13 @@ class Indexing(Random):
     # --- what is made of it ----------------------------------------------------------------------
 
     def take(self, index: Core) -> Self:
-        """Elements of the flat tensor."""
-        return self.flatten()[index]
+        """Elements of the flat tensor; negative indices count from the end, as in `x[…]`."""
+        return self.flatten()._indexed(index, "take")
 
     def masked_select(self, mask: Core) -> Self:
         """The elements where mask is true, as a vector; the host reads the mask."""
         shape = broadcast_shape("masked_select", self.shape, mask.shape)
-        wide = self._new(broadcast_to(mask.node, shape)).bool()
+        wide = self._new(broadcast_to(condition("masked_select", mask), shape))
         return self._broadcast_to(shape)[wide]
 
     def nonzero(self) -> Self:
@@ -277,13 +300,21 @@ class Indexing(Random):
         return places[0].stack(*places[1:], dim=-1)
 
     def embedding(self, weight: Core) -> Self:
-        """Rows of weight (classes, width) at the integers in self: shape self.shape + (width,)."""
+        """Rows of weight (classes, width) at the integers in self: shape self.shape + (width,).
+
+        BoundsError where one of them is none of 0 … classes − 1.
+        """
+        return self._rows_of(weight, "embedding")
+
+    def _rows_of(self, weight: Core, name: str) -> Self:
+        """`embedding`, which messages call `name`."""
         if not self.dtype.is_int or weight.ndim != 2:
             raise ShapeError(
                 f"embedding of {self.dtype.name} {show(self.shape)} in a table of shape "
                 f"{show(weight.shape)}; expected integers and a table (classes, width)"
             )
-        return self._new(weight.node)[self]
+        index = self._checked(weight.shape[0], name, "rows")
+        return self._new(weight.node)._take_places({0: index}, 0, wraps=False)
 
 
 def _is_advanced(item: Any) -> bool:
@@ -295,13 +326,11 @@ def _is_one(value: Any) -> bool:
     return isinstance(value, (bool, int, float)) or (isinstance(value, Core) and value.ndim == 0)
 
 
-def _check_known(index: Core, shape: Shape) -> None:
-    """BoundsError where a list of the host names an element that no dimension has."""
+def _check_known(index: Core, axis: int, shape: Shape) -> None:
+    """BoundsError where a list of the host names an element that the dimension has not."""
     values = index.raw.arg.copy_out() if index.numel() else b""
-    limit = max((high(extent) for extent in shape), default=0)
     for value in unpack(values, index.dtype):
-        if not -limit <= value < limit:
-            raise BoundsError(f"index {value} is out of range for shape {show(shape)}")
+        _place(value, axis, shape[axis], shape)
 
 
 def _place(item: Any, axis: int, extent: Integer, shape: Shape) -> Integer:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Self
 
+from minigrad.dtype import dtypes
 from minigrad.errors import DTypeError, ShapeError
 from minigrad.tensor.core import Core
-from minigrad.tensor.nodes import Scalar, show
+from minigrad.tensor.nodes import Scalar, axis_of, show
 from minigrad.tensor.resize import Resize
 
 
@@ -26,28 +27,47 @@ class Loss(Resize):
 
     def cross_entropy(
         self, target: Core, reduction: str = "mean", label_smoothing: Scalar = 0.0,
-        ignore_index: int = -100,
+        ignore_index: int = -100, *, axis: int | None = None,
     ) -> Self:  # fmt: skip
-        """−log softmax(logits)[target], of logits (…, classes).
+        """−log softmax(logits)[target], of logits (…, classes) or PyTorch's (batch, classes, …).
 
-        target: integers of shape (…), or probabilities of shape (…, classes). With integers the
-        logits may also be PyTorch's (batch, classes, …), where the targets' shape (batch, …) does
-        not fit the former. Entries equal to ignore_index do not count. Computed in at least
-        float32.
+        target: integers of the logits' shape without the classes, or probabilities of their shape.
+        axis: where the classes are; it must be given where the shapes fit both, as (8, 5, 5) with
+        integers (8, 5) do. Entries equal to ignore_index do not count; BoundsError where another is
+        no class. Computed in at least float32.
         """
+        if not 0 <= label_smoothing <= 1:
+            raise ValueError(f"cross_entropy(label_smoothing={label_smoothing}): expected 0 … 1")
+        place = self._class_axis("cross_entropy", target, axis)
+        logits = self._moved_last(place)
         if target.dtype.is_float:
-            return self._cross_entropy_of_probabilities(target, reduction, label_smoothing)
-        return self._classes_last(target).sparse_categorical_crossentropy(
+            wanted = self._new(target.node)._moved_last(place if target.ndim == self.ndim else -1)
+            return logits._cross_entropy_of_probabilities(wanted, reduction, label_smoothing)
+        return logits.sparse_categorical_crossentropy(
             target, ignore_index, label_smoothing, reduction
         )
 
-    def _classes_last(self, target: Core) -> Self:
-        """(batch, classes, …) as (batch, …, classes), where the targets' shape says so."""
-        if self.ndim < 3 or target.shape == self.shape[:-1]:
+    def _class_axis(self, name: str, target: Core, axis: int | None) -> int:
+        """Where the classes are: given, or −1 or 1, whichever fits the targets' shape alone."""
+        if axis is not None:
+            return axis_of(name, axis, self.ndim)
+        if target.dtype.is_float:
+            last = second = target.shape == self.shape
+        else:
+            last = target.shape == self.shape[:-1]
+            second = target.shape == self.shape[:1] + self.shape[2:]
+        if self.ndim > 2 and last and second:
+            raise ShapeError(
+                f"{name} of {show(self.shape)} with targets {show(target.shape)}: the classes may "
+                "be the second dimension or the last; expected axis=1 (PyTorch's) or axis=-1"
+            )
+        return 1 if self.ndim > 2 and second else -1
+
+    def _moved_last(self, axis: int) -> Self:
+        place = axis % max(self.ndim, 1)
+        if place >= self.ndim - 1:
             return self
-        if target.shape != self.shape[:1] + self.shape[2:]:
-            return self
-        return self.permute(0, *range(2, self.ndim), 1)
+        return self.permute(*(d for d in range(self.ndim) if d != place), place)
 
     def _cross_entropy_of_probabilities(
         self, target: Core, reduction: str, label_smoothing: Scalar
@@ -79,7 +99,9 @@ class Loss(Resize):
         if not 0 <= label_smoothing <= 1:
             raise ValueError(f"cross_entropy(label_smoothing={label_smoothing}): expected 0 … 1")
         x = self._wide()
-        classes = self._new(target.node)
+        classes = self._new(target.node)._checked(
+            x.shape[-1], "cross_entropy", "classes", ignored=ignore_index
+        )
         # the picked logit as a masked sum: its gradient is elementwise, and fuses with softmax's
         is_target = classes.unsqueeze(-1).eq(x.arange(x.shape[-1], device=x.device))
         shifted = x._shifted(-1)
@@ -92,28 +114,31 @@ class Loss(Resize):
         counts = classes.ne(ignore_index)
         losses = counts.where(losses, 0)
         if reduction == "mean":
-            result = losses.sum() / counts.sum().cast(x.dtype)
+            result = losses.sum() / counts.sum(dtype=dtypes.int32).cast(x.dtype)
         else:
             result = losses._reduced(reduction)
         return result.cast(self._float_dtype())
 
     def nll_loss(
         self, target: Core, weight: Core | None = None, ignore_index: int = -100,
-        reduction: str = "mean",
+        reduction: str = "mean", *, axis: int | None = None,
     ) -> Self:  # fmt: skip
         """−self[…, target], of log probabilities (…, classes); weight: one factor per class.
 
-        (batch, classes, …) as for `cross_entropy`; entries equal to ignore_index do not count.
+        (batch, classes, …) and axis as for `cross_entropy`; entries equal to ignore_index do not
+        count, and BoundsError where another is no class.
         """
-        moved = self._classes_last(target)
+        moved = self._moved_last(self._class_axis("nll_loss", target, axis))
         if moved is not self:
-            return moved.nll_loss(target, weight, ignore_index, reduction)
+            return moved.nll_loss(target, weight, ignore_index, reduction, axis=-1)
         if target.shape != self.shape[:-1] or not target.dtype.is_int:
             raise ShapeError(
                 f"nll_loss of log probabilities {show(self.shape)} and {target.dtype.name} targets "
                 f"{show(target.shape)}: expected (…, classes) and integers of shape (…)"
             )
-        classes = self._new(target.node)
+        classes = self._new(target.node)._checked(
+            self.shape[-1], "nll_loss", "classes", ignored=ignore_index
+        )
         is_target = classes.unsqueeze(-1).eq(self.arange(self.shape[-1], device=self.device))
         picked = is_target.where(self, 0).sum(-1)
         if weight is None:
@@ -124,12 +149,22 @@ class Loss(Resize):
         losses = -(factor.ne(0).where(picked, 0) * factor)
         return losses.sum() / factor.sum() if reduction == "mean" else losses._reduced(reduction)
 
+    def _check_same_shape(self, name: str, target: Core) -> None:
+        """ShapeError where one would be repeated, as (4, 1) beside (4,) to 16 differences."""
+        if target.shape != self.shape:
+            raise ShapeError(
+                f"{name} of {show(self.shape)} and targets {show(target.shape)}: expected equal "
+                "shapes; reshape or expand one of them"
+            )
+
     def mse_loss(self, target: Core, reduction: str = "mean") -> Self:
-        """(self − target)²."""
+        """(self − target)², of equal shapes."""
+        self._check_same_shape("mse_loss", target)
         return (self - target).square()._reduced(reduction)
 
     def binary_crossentropy(self, target: Core, reduction: str = "mean") -> Self:
         """−(t·log p + (1 − t)·log(1 − p)) of probabilities p; logarithms are at least −100."""
+        self._check_same_shape("binary_crossentropy", target)
         wanted = self._new(target.node)
         yes, no = self.log().maximum(-100), (1 - self).log().maximum(-100)
         return (-(wanted * yes + (1 - wanted) * no))._reduced(reduction)
@@ -138,6 +173,7 @@ class Loss(Resize):
         self, target: Core, reduction: str = "mean", pos_weight: Core | None = None
     ) -> Self:
         """`binary_crossentropy` of sigmoid(self), without overflow."""
+        self._check_same_shape("binary_crossentropy_logits", target)
         wanted = self._new(target.node)
         yes, no = self.logsigmoid(), (-self).logsigmoid()
         if pos_weight is not None:

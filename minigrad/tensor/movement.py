@@ -5,13 +5,22 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Self
 
-from minigrad.dtype import dtypes, promote
+from minigrad.dtype import check_holds, dtypes, promote
 from minigrad.errors import ShapeError
 from minigrad.graph import build
 from minigrad.graph.node import Op, Shape
 from minigrad.graph.symbolic import Affine, Integer, add, floordiv, high, low, mul, sub
 from minigrad.tensor.activations import Activations
-from minigrad.tensor.nodes import axes_of, axis_of, broadcast_to, product, same_device, show
+from minigrad.tensor.nodes import (
+    axes_of,
+    axis_of,
+    broadcast_to,
+    first_of,
+    joined_along,
+    product,
+    same_device,
+    show,
+)
 
 Pair = tuple[Integer, Integer]
 
@@ -152,6 +161,8 @@ class Movement(Activations):
 
     def flip(self, *axes: Any) -> Self:
         """In reverse order along axes."""
+        if not axes:
+            raise TypeError("flip(): expected axes, e.g. x.flip(0)")
         found = axes_of("flip", sequence(axes), self.ndim)
         return self._view(lambda node: build.flip(node, found))
 
@@ -183,6 +194,7 @@ class Movement(Activations):
         ])
         amounts = [(b if low(b) > 0 else 0, a if high(a) > 0 else 0) for b, a in pairs]
         padded = result._view(lambda node: build.pad(node, amounts))
+        check_holds("pad", self.dtype, value)
         if value == 0 or padded.raw is result.raw:
             return padded
         inside = build.const(True, dtypes.bool, result.shape, self.device)
@@ -209,12 +221,16 @@ class Movement(Activations):
             raise ValueError(
                 f"pad(mode={mode!r}): expected constant, reflect, replicate or circular"
             )
+        known = [pair for pair in pairs if all(isinstance(x, int) for x in pair)]
+        if len(known) < self.ndim or any(isinstance(extent, Affine) for extent in self.shape):
+            raise ShapeError(f"pad(mode={mode!r}) of {show(self.shape)}: expected plain ints")
+        amounts: list[tuple[int, int]] = known  # type: ignore[assignment]
         result = self
-        for axis, (before, after) in enumerate(pairs):
-            extent = result.shape[axis]
-            if not all(isinstance(x, int) for x in (before, after, extent)):
-                raise ShapeError(f"pad(mode={mode!r}) of {show(self.shape)}: expected plain ints")
-            b, a, n = int(before), int(after), int(extent)  # type: ignore[arg-type]
+        if mode == "circular":  # what is cut off does not come back at the other end
+            result = self.pad([(min(b, 0), min(a, 0)) for b, a in amounts])
+            amounts = [(max(b, 0), max(a, 0)) for b, a in amounts]
+        for axis, (b, a) in enumerate(amounts):
+            n: int = result.shape[axis]  # type: ignore[assignment]
             limit = n - 1 if mode == "reflect" else n if mode == "circular" else max(b, a)
             if max(b, a) > limit or (n == 0 and max(b, a) > 0):
                 raise ShapeError(
@@ -248,13 +264,14 @@ class Movement(Activations):
 
     # --- joining and repeating --------------------------------------------------------------------
 
-    def cat(self, *others: Any, dim: int = 0) -> Self:
-        """Tensors one after the other along `dim`; their other extents are equal.
+    def cat(self, *others: Any, dim: int | None = None, axis: int | None = None) -> Self:
+        """Tensors one after the other along `dim` (0); their other extents are equal.
 
-        Also `Tensor.cat([a, b])`.
+        Also `Tensor.cat([a, b], 1)`.
         """
+        others, dim = joined_along("cat", others, dim, axis)
         if isinstance(self, (list, tuple)):
-            return self[0].cat(*self[1:], dim=dim)
+            return first_of("cat", self, others).cat(self[1:], dim=dim)
         tensors = self._together(others)
         axis = axis_of("cat", dim, self.ndim)
         for tensor in tensors:
@@ -293,10 +310,11 @@ class Movement(Activations):
         dtype = promote(*(tensor.dtype for tensor in tensors))
         return [tensor.cast(dtype) for tensor in tensors]
 
-    def stack(self, *others: Any, dim: int = 0) -> Self:
-        """Tensors of equal shape along a new dimension; also `Tensor.stack([a, b])`."""
+    def stack(self, *others: Any, dim: int | None = None, axis: int | None = None) -> Self:
+        """Tensors of equal shape along a new dimension (0); also `Tensor.stack([a, b], 1)`."""
+        others, dim = joined_along("stack", others, dim, axis)
         if isinstance(self, (list, tuple)):
-            return self[0].stack(*self[1:], dim=dim)
+            return first_of("stack", self, others).stack(self[1:], dim=dim)
         tensors = self._together(others)
         for tensor in tensors:
             if tensor.shape != self.shape:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
-from minigrad.dtype import DType, dtypes, promote
+from minigrad.dtype import DType, check_holds, dtype_of, dtypes, promote
 from minigrad.errors import DeviceError, ShapeError
 from minigrad.graph import build
 from minigrad.graph.node import Node, Op, Shape
@@ -79,21 +80,17 @@ def broadcast_to(node: Node, shape: Shape, name: str = "expand") -> Node:
     return build.expand(build.reshape(node, (1,) * missing + node.shape), shape)
 
 
-def scalar_dtype(value: Scalar, dtype: DType) -> DType:
-    """The dtype of `value` combined with an array of dtype: scalars are weakly typed."""
+def scalar_dtype(name: str, value: Scalar, dtype: DType) -> DType:
+    """The dtype of `value` combined with an array of dtype: scalars are weakly typed.
+
+    RangeError for an int that this dtype does not hold.
+    """
     if isinstance(value, bool):
         return dtype
     if isinstance(value, int):
-        return dtypes.default_int if dtype.is_bool else dtype
+        check_holds(name, dtype, value)
+        return dtype_of((value,)) if dtype.is_bool else dtype
     return dtype if dtype.is_float else dtypes.default_float
-
-
-def holding(value: Scalar, dtype: DType) -> DType:
-    """dtype, or for an int that it cannot hold the integer dtype that can (for comparisons)."""
-    if not dtype.is_int or isinstance(value, float) or dtype.minimum <= value <= dtype.maximum:
-        return dtype
-    return promote(dtype, dtypes.int64 if value < 2**63 and dtype is not dtypes.uint64
-                   else dtypes.uint64)  # fmt: skip
 
 
 def common(name: str, nodes: Sequence[Node]) -> list[Node]:
@@ -114,9 +111,15 @@ def same_device(name: str, nodes: Sequence[Node]) -> None:
             )
 
 
+def check_flag(name: str, what: str, value: object) -> None:
+    """TypeError for what is not a bool: an axis or a dtype that stands at the flag's place."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{name}({what}={value!r}): expected True or False")
+
+
 def axis_of(name: str, axis: int, ndim: int) -> int:
     """An axis counted from the left; negative ones count from the right."""
-    if not isinstance(axis, int):
+    if not isinstance(axis, int) or isinstance(axis, bool):
         raise TypeError(f"{name}: axis {axis!r} is a {type(axis).__name__}; expected an int")
     if not -max(ndim, 1) <= axis < max(ndim, 1):
         raise ShapeError(
@@ -135,6 +138,27 @@ def axes_of(name: str, axes: int | Sequence[int] | None, ndim: int) -> tuple[int
     if len(set(found)) != len(found):
         raise ShapeError(f"{name}: axes {given} name an axis twice")
     return found if ndim else ()
+
+
+def joined_along(name: str, others: tuple[Any, ...], dim: int | None, axis: int | None) -> Any:
+    """What joins, and along which dimension: f(a, b, dim=1), f(a, b, 1) and f((a, b), axis=1)."""
+    given = [number for number in (dim, axis) if number is not None]
+    if others and isinstance(others[-1], int):
+        given.append(others[-1])
+        others = others[:-1]
+    if len(given) > 1:
+        raise TypeError(f"{name}: dimensions {given}; expected one, e.g. {name}((a, b), 1)")
+    return others, given[0] if given else 0
+
+
+def first_of(name: str, given: Sequence[Any], others: tuple[Any, ...]) -> Any:
+    """The first of several tensors in a list, which stand alone."""
+    if not given or others:
+        raise TypeError(
+            f"{name} of a list of {len(given)} and {len(others)} more arguments; expected "
+            f"{name}([a, b, …], dim)"
+        )
+    return given[0]
 
 
 # --- views ---------------------------------------------------------------------------------------

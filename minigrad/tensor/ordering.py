@@ -9,7 +9,7 @@ from minigrad.dtype import DType, dtypes
 from minigrad.errors import ShapeError
 from minigrad.graph import build
 from minigrad.graph.symbolic import Affine
-from minigrad.tensor.nodes import axis_of, show
+from minigrad.tensor.nodes import axis_of, check_flag, show
 from minigrad.tensor.running import Running
 
 _UNSIGNED = {1: dtypes.uint8, 2: dtypes.uint16, 4: dtypes.uint32, 8: dtypes.uint64}
@@ -43,6 +43,7 @@ class Ordering(Running):
 
     def _order(self, name: str, axis: int, descending: bool) -> tuple[int, Self]:
         """The axis, and the positions along it in sorted order."""
+        check_flag(name, "descending", descending)
         place = axis_of(name, axis, self.ndim)
         if self.ndim and isinstance(self.shape[place], Affine):
             raise ShapeError(f"{name} along a symbolic dimension of {show(self.shape)}")
@@ -66,7 +67,7 @@ class Ordering(Running):
     ) -> tuple[Self, Self]:  # fmt: skip
         """The sorted elements, and their positions (int32): see `argsort`."""
         place, order = self._order("sort", axis if dim is None else dim, descending)
-        return (self.gather(place, order) if self.ndim else self), order
+        return (self._at(place, order) if self.ndim else self), order
 
     def topk(
         self, k: int, axis: int = -1, largest: bool = True, sorted: bool = True, *,
@@ -93,7 +94,7 @@ class Ordering(Running):
             order = self._new(build.sort(keys.node, place))._part(place, 0, k)
         else:
             order = keys.transpose(place, -1)._smallest(k).transpose(place, -1)
-        return self.gather(place, order), order
+        return self._at(place, order), order
 
     def _smallest(self, k: int) -> Self:
         """Positions of the k smallest keys of each row, in order.
@@ -114,11 +115,11 @@ class Ordering(Running):
         minima = padded.reshape((*self.shape[:-1], blocks, length)).min(-1)
         last = self.ndim - 1
         best = self._new(build.sort(minima.node, last))._part(last, 0, k)
-        best = best.gather(last, self._new(build.sort(best.cast(dtypes.uint32).node, last)))
+        best = best._at(last, self._new(build.sort(best.cast(dtypes.uint32).node, last)))
         steps = self.arange(length, device=self.device)
         places = (best.unsqueeze(-1) * length + steps).reshape((*self.shape[:-1], k * length))
-        order = self._new(build.sort(padded.gather(last, places).node, last))._part(last, 0, k)
-        return places.gather(last, order)
+        order = self._new(build.sort(padded._at(last, places).node, last))._part(last, 0, k)
+        return places._at(last, order)
 
 
 def _selects(k: int, extent: int) -> bool:

@@ -8,6 +8,8 @@ from typing import Any, Self
 
 from minigrad.dtype import dtypes
 from minigrad.errors import DTypeError, ShapeError
+from minigrad.graph import build
+from minigrad.graph.node import Node
 from minigrad.tensor.convolution import (
     Convolution,
     Numbers,
@@ -17,6 +19,7 @@ from minigrad.tensor.convolution import (
     per_dimension,
 )
 from minigrad.tensor.core import Core
+from minigrad.tensor.modes import modes
 from minigrad.tensor.nodes import show
 
 
@@ -72,7 +75,8 @@ class Pooling(Convolution):
         """Zeros, with self's elements at `indices` in each flattened plane (see `max_pool2d`).
 
         output_size: the last extents of the result, or its whole shape; otherwise what kernel_size,
-        stride and padding make of self's. Of equal indices the last one wins.
+        stride and padding make of self's. Of equal indices the last one wins, and each gets the
+        whole gradient; BoundsError where one lies outside a plane.
         """
         name = "max_unpool2d"
         spatial = 2 if isinstance(kernel_size, int) else len(kernel_size)
@@ -93,7 +97,16 @@ class Pooling(Convolution):
         flat = self.reshape(*lead, prod(space))
         places = self._new(indices.node).reshape(*lead, prod(space))
         empty = self.zeros(*lead, prod(out), dtype=self.dtype, device=self.device)
-        return empty.scatter(-1, places, flat).reshape(*lead, *out)
+        written = empty._scatter(name, -1, places, flat)
+        if modes.gradients:
+            written = self._new(build.custom(written.node, (flat.node, places.node), _unpool_rule))
+        return written.reshape(*lead, *out)
+
+
+def _unpool_rule(node: Node, g: Node) -> list[Node | None]:
+    """To each element what its place gets, to those that were overwritten too (as in PyTorch)."""
+    _, flat, places = node.src
+    return [(Pooling._of(g)._at(flat.ndim - 1, Pooling._of(places))).node, None]
 
 
 class _Plan:

@@ -14,7 +14,7 @@ import threading
 from typing import Any, Self
 
 from minigrad.device import Device
-from minigrad.dtype import DType, dtypes, resolve
+from minigrad.dtype import DType, check_holds, dtype_of, dtypes, resolve
 from minigrad.errors import DTypeError, ShapeError
 from minigrad.graph import build
 from minigrad.graph.node import Node, Op
@@ -211,24 +211,28 @@ class Random(Creation):
         cls, *shape: Any, low: int = 0, high: int = 10, dtype: DType | str | None = None,
         device: str | None = None, requires_grad: bool | None = None,
     ) -> Self:  # fmt: skip
-        """Integers in low … high − 1, int32 unless dtype is given."""
-        wanted = _named(dtype, dtypes.default_int)
-        if not wanted.is_int:
-            raise DTypeError(f"randint(dtype={wanted.name}): expected an integer dtype")
+        """Integers in low … high − 1, int32 (or int64, to hold them) unless dtype is given."""
         if not 0 < high - low <= 2**32:
             raise ValueError(
                 f"randint(low={low}, high={high}): expected 0 < high − low ≤ 2³²"
             )
+        wanted = _named(dtype, dtype_of((low, high - 1)))
+        if not wanted.is_int:
+            raise DTypeError(f"randint(dtype={wanted.name}): expected an integer dtype")
+        check_holds("randint", wanted, low, high - 1)
         word = cls._of(_draw("randint", shape, device)[0]).cast(dtypes.uint64)
         below = (word * (high - low)) >> 32  # a product's upper half: as good as a division
-        return cls._random((below.cast(dtypes.int64) + low).cast(wanted).node, requires_grad)
+        first = cls._of(build.const(low, wanted, (), below.device))
+        return cls._random((below.cast(wanted) + first).node, requires_grad)
 
     @classmethod
     def normal(
         cls, *shape: Any, mean: Scalar = 0.0, std: Scalar = 1.0,
         requires_grad: bool | None = None, **options: Any,
     ) -> Self:  # fmt: skip
-        """Normal with the given mean and standard deviation."""
+        """Normal with the given mean and standard deviation, which is at least 0."""
+        if not std >= 0:
+            raise ValueError(f"normal(std={std}): expected a standard deviation ≥ 0")
         return cls._random((cls.randn(*shape, **options) * std + mean).node, requires_grad)
 
     @classmethod
@@ -237,6 +241,8 @@ class Random(Creation):
         device: str | None = None, requires_grad: bool | None = None,
     ) -> Self:  # fmt: skip
         """Uniform in [low, high)."""
+        if not low <= high:
+            raise ValueError(f"uniform(low={low}, high={high}): expected low ≤ high")
         wanted = _named(dtype, dtypes.default_float)
         wide = wanted if wanted is dtypes.float64 else dtypes.float32
         unit = cls.rand(*shape, dtype=wide, device=device)

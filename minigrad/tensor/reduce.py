@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Self
 
-from minigrad.dtype import DType, dtypes, sum_dtype
+from minigrad.dtype import DType, dtypes, resolve, sum_dtype
 from minigrad.errors import ShapeError
 from minigrad.graph import build
 from minigrad.graph.node import Node, Op
-from minigrad.tensor.nodes import Scalar, axes_of, axis_of, count_node, show
+from minigrad.tensor.nodes import Scalar, axes_of, axis_of, check_flag, count_node, show
 from minigrad.tensor.rearrange import Rearrange
 
 Axes = int | Sequence[int] | None
@@ -24,6 +24,7 @@ class Reduce(Rearrange):
 
     def _reduce(self, op: Op, name: str, node: Node, axis: Axes, keepdim: bool) -> Self:
         axes = axes_of(name, axis, self.ndim)
+        check_flag(name, "keepdim", keepdim)
         result = build.reduce(op, node, axes)
         if not keepdim:
             shape = tuple(e for d, e in enumerate(result.shape) if d not in axes)
@@ -31,23 +32,26 @@ class Reduce(Rearrange):
         return self._new(result)
 
     def _accumulate(
-        self, op: Op, name: str, axis: Axes, keepdim: bool, dtype: DType | None
+        self, op: Op, name: str, axis: Axes, keepdim: bool, dtype: DType | str | None
     ) -> Self:
         """SUM or PROD in a dtype that holds it; half floats are accumulated in float32."""
-        result = dtype or sum_dtype(self.dtype)
+        result = sum_dtype(self.dtype) if dtype is None else resolve(dtype)
         wide = dtypes.float32 if result.is_float and result.itemsize < 4 else result
         return self._reduce(op, name, build.cast(self.node, wide), axis, keepdim).cast(result)
 
     def sum(
         self, axis: Axes = None, keepdim: bool = False, *, dim: Axes = None,
-        dtype: DType | None = None,
+        dtype: DType | str | None = None,
     ) -> Self:  # fmt: skip
-        """Sum. bool gives int32, small integers (u)int32; half floats are added in float32."""
+        """Sum, of bool and signed ints in int64, of unsigned ones in uint64, else in self's dtype.
+
+        Half floats are added in float32.
+        """
         return self._accumulate(Op.SUM, "sum", dim if axis is None else axis, keepdim, dtype)
 
     def prod(
         self, axis: Axes = None, keepdim: bool = False, *, dim: Axes = None,
-        dtype: DType | None = None,
+        dtype: DType | str | None = None,
     ) -> Self:  # fmt: skip
         """Product, in the dtype that `sum` has."""
         return self._accumulate(Op.PROD, "prod", dim if axis is None else axis, keepdim, dtype)
@@ -107,10 +111,15 @@ class Reduce(Rearrange):
         return (x.sum(axis, keepdim) / x._count(axis, x.dtype)).cast(self._float_dtype())
 
     def var(
-        self, axis: Axes = None, keepdim: bool = False, correction: Scalar = 1, *, dim: Axes = None
+        self, axis: Axes = None, *, keepdim: bool = False, correction: Scalar = 1, dim: Axes = None
     ) -> Self:
-        """Variance: squared distances from the mean over n − correction (PyTorch's default 1)."""
+        """Variance: squared distances from the mean over n − correction (PyTorch's default 1).
+
+        What follows the axes has a name, as PyTorch itself takes it in two orders.
+        """
         axis = dim if axis is None else axis
+        if isinstance(correction, bool):
+            raise TypeError(f"var(correction={correction}): expected a number, 1 or 0")
         axes_of("var", axis, self.ndim)
         x = self._wide()
         away = x - x.mean(axis, True)
@@ -118,16 +127,16 @@ class Reduce(Rearrange):
         return ((away * away).sum(axis, keepdim) / count).cast(self._float_dtype())
 
     def std(
-        self, axis: Axes = None, keepdim: bool = False, correction: Scalar = 1, *, dim: Axes = None
+        self, axis: Axes = None, *, keepdim: bool = False, correction: Scalar = 1, dim: Axes = None
     ) -> Self:
         """Standard deviation: the root of `var`."""
-        return self.var(axis, keepdim, correction, dim=dim).sqrt()
+        return self.var(axis, keepdim=keepdim, correction=correction, dim=dim)._root()
 
     def std_mean(
-        self, axis: Axes = None, keepdim: bool = False, correction: Scalar = 1, *, dim: Axes = None
+        self, axis: Axes = None, *, keepdim: bool = False, correction: Scalar = 1, dim: Axes = None
     ) -> tuple[Self, Self]:
         """Standard deviation and mean."""
-        std = self.std(axis, keepdim, correction, dim=dim)
+        std = self.std(axis, keepdim=keepdim, correction=correction, dim=dim)
         return std, self.mean(axis, keepdim, dim=dim)
 
     # --- positions --------------------------------------------------------------------------------
@@ -140,6 +149,7 @@ class Reduce(Rearrange):
         Without an axis: position in the flat tensor.
         """
         axis = dim if axis is None else axis
+        check_flag("argmax", "keepdim", keepdim)
         if axis is None:
             flat = self.flatten().argmax(0)
             return flat.reshape((1,) * self.ndim) if keepdim else flat
@@ -166,13 +176,18 @@ class Reduce(Rearrange):
 
     def _shifted(self, axis: Axes) -> Self:
         """self − max, so that exp cannot overflow; the maximum is a constant for gradients."""
-        return self - self.max(axis, True).detach()
+        return self - self._top(axis)
+
+    def _top(self, axis: Axes) -> Self:
+        """The maximum as a constant for gradients; −∞ over no elements."""
+        return self._reduce(Op.MAX, "max", self.node, axis, True).detach()
 
     def logsumexp(self, axis: Axes = None, keepdim: bool = False, *, dim: Axes = None) -> Self:
         """log Σ eˣ without overflow."""
         axis = dim if axis is None else axis
+        check_flag("logsumexp", "keepdim", keepdim)
         x = self._wide()
-        top = x.max(axis, True).detach()
+        top = x._top(axis)
         top = top.isfinite().where(top, 0.0)
         result = (x - top).exp().sum(axis, True).log() + top
         if not keepdim:
@@ -181,39 +196,61 @@ class Reduce(Rearrange):
         return result.cast(self._float_dtype())
 
     def softmax(
-        self, axis: int = -1, dtype: DType | None = None, *, dim: int | None = None
+        self, axis: int = -1, dtype: DType | str | None = None, *, dim: int | None = None
     ) -> Self:
         """eˣ / Σ eˣ along an axis; half floats are computed in float32."""
         axis = axis if dim is None else dim
-        x = (self if dtype is None else self.cast(dtype))._wide()
+        result = self._float_dtype() if dtype is None else resolve(dtype)
+        x = (self if dtype is None else self.cast(result))._wide()
         if not self.ndim:
-            return (x * 0 + 1).cast(dtype or self._float_dtype())
+            return (x * 0 + 1).cast(result)
         axis_of("softmax", axis, self.ndim)
         powers = x._shifted(axis).exp()
         # one division a row: Σ lies in 1 … n, where its reciprocal is exact to half an ulp
         shares = powers * powers.sum(axis, True).reciprocal()
-        return shares.cast(dtype or self._float_dtype())
+        return shares.cast(result)
 
     def log_softmax(
-        self, axis: int = -1, dtype: DType | None = None, *, dim: int | None = None
+        self, axis: int = -1, dtype: DType | str | None = None, *, dim: int | None = None
     ) -> Self:
         """log of `softmax`, accurate where that underflows."""
         axis = axis if dim is None else dim
-        x = (self if dtype is None else self.cast(dtype))._wide()
+        result = self._float_dtype() if dtype is None else resolve(dtype)
+        x = (self if dtype is None else self.cast(result))._wide()
         if not self.ndim:
-            return (x * 0).cast(dtype or self._float_dtype())
+            return (x * 0).cast(result)
         shifted = x._shifted(axis)
-        return (shifted - shifted.exp().sum(axis, True).log()).cast(dtype or self._float_dtype())
+        return (shifted - shifted.exp().sum(axis, True).log()).cast(result)
 
     def softmin(self, axis: int = -1, *, dim: int | None = None) -> Self:
         """`softmax` of −x."""
         return (-self._as_float()).softmax(axis, dim=dim)
 
     def normalize(self, p: Scalar = 2.0, axis: int = 1, eps: Scalar = 1e-12) -> Self:
-        """self over its p-norm along an axis, which counts as at least eps."""
+        """self over its p-norm along an axis, which counts as at least eps.
+
+        p: ∞ is the largest magnitude, −∞ the smallest, 0 counts what is not 0. The derivative of
+        a norm is 0 where that is 0.
+        """
         axis_of("normalize", axis, self.ndim)
-        norm = (
-            self.square().sum(axis, True).sqrt() if p == 2
-            else (self.abs() ** p).sum(axis, True) ** (1 / p)
-        )  # fmt: skip
-        return self / norm.maximum(eps)
+        x = self._as_float()
+        return x / x._norm(p, axis).maximum(eps)
+
+    def _norm(self, p: Scalar, axis: int) -> Self:
+        if p == 0:
+            return self.ne(0).sum(axis, True, dtype=self.dtype)
+        if 0 in self.shape or p == 2:
+            return self.square().sum(axis, True)._root()
+        size = self.abs()
+        if abs(p) == float("inf"):
+            return size.max(axis, True) if p > 0 else size.min(axis, True)
+        # where p < 1 the power has no derivative at 0; so there it is a constant
+        powers = size._root(1 / p) if p < 1 else size**p
+        return powers.sum(axis, True)._root(p)
+
+    def _root(self, p: Scalar = 2) -> Self:
+        """self^(1/p), whose derivative where self is 0 counts as 0 instead of ∞."""
+        zero = self.eq(0)
+        inside = zero.where(1, self)
+        root = inside.sqrt() if p == 2 else inside ** (1 / p)
+        return zero.where(0 if p > 0 else float("inf"), root)

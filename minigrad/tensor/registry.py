@@ -12,8 +12,9 @@ import weakref
 from collections.abc import Callable
 
 from minigrad.graph.node import Node, Op
+from minigrad.locks import held_over_forks
 
-lock = threading.RLock()
+lock = held_over_forks()
 
 
 class _Rank(threading.local):

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import threading
 import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from minigrad.device import Buffer, Device, Replay
+from minigrad.device import Buffer, Device, Replay, refuse, renew, spoil, spoiled
 from minigrad.dtype import DType
-from minigrad.errors import JitError
+from minigrad.errors import BoundsError, JitError
 from minigrad.graph.node import Form, Node, Op, own_buffer
 from minigrad.graph.symbolic import Integer, rebind
+from minigrad.locks import new_lock
 from minigrad.program import GlobalCounters
 from minigrad.tensor import Tensor, engine, history
 from minigrad.tensor.registry import clock, lazy_links, shared
@@ -52,13 +52,14 @@ class Capture:
 
     def __init__(self, name: str, structure: Any, inputs: tuple[Signature, ...]) -> None:
         self.name, self.structure, self.inputs = name, structure, inputs
-        self.lock = threading.Lock()
+        self.lock = new_lock()
         self.settled = -1  # what the clock showed when lazy tensors were last looked at
         self.replay: Replay
         self.outputs: list[Output] = []
         self.sources: list[Source] = []  # of the result's tensors
         self.result: Any = None  # with TENSOR in the place of tensors
         self.written: frozenset[Buffer] = frozenset()
+        self.read: frozenset[Buffer] = frozenset()  # what stays, and whose values it uses
         self.written_inputs: frozenset[int] = frozenset()
         self.owners: dict[int, set[int]] = {}  # id of a written node → tensors that stand for it
         self.written_nodes: list[Node] = []
@@ -80,8 +81,16 @@ class Capture:
         self._check_effects(tensors)
         nodes = [self.fresh(output, values) for output in self.outputs]
         self.replay.put(*(node.arg.memory for node in (*(t.raw for t in tensors), *nodes)))
+        if spoiled:
+            refuse((*self.read, *(tensor.raw.arg for tensor in tensors)))
         GlobalCounters.program_calls += 1
-        self.replay.run(values)
+        try:
+            self.replay.run(values)
+        except BoundsError as error:
+            spoil((tensors[number].raw.arg for number in self.written_inputs), str(error))
+            raise
+        if spoiled:
+            renew(self._all_written(tensors))
         if history.recorded:
             history.replayed(self._all_written(tensors))
         self._renew(tensors, nodes)

@@ -29,7 +29,8 @@ class Resize(Pooling):
 
         mode: nearest, nearest-exact, area (means), linear (bilinear and trilinear are the same for
         two and three dimensions), bicubic (Keys 1981, a = −0.75). align_corners: the outermost
-        elements' centres stay where they are, rather than the outer edges. As in PyTorch.
+        elements' centres stay where they are, rather than the outer edges. As in PyTorch. Integers
+        are computed in float32, and rounded.
         """
         spatial = self.ndim - 2
         if spatial < 1 or _LINEAR.get(mode, spatial) not in (spatial, 1):
@@ -48,7 +49,9 @@ class Resize(Pooling):
         x = self if mode.startswith("nearest") else self._wide()
         for i, (extent, scale) in enumerate(zip(extents, scales, strict=True)):
             x = x._along(2 + i, extent, scale, mode, align_corners)
-        return x if x.dtype is self.dtype else x.cast(self._float_dtype())
+        if not self.dtype.is_float and x is not self:
+            x = x if x.dtype is self.dtype else (x + 0.5).floor()  # halves upwards, as PyTorch's
+        return x.cast(self.dtype)
 
     def _resized(
         self, size: Any, scale_factor: Any, spatial: int

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Self
 
-from minigrad.dtype import DType, dtypes, sum_dtype
+from minigrad.dtype import DType, dtypes, resolve, sum_dtype
 from minigrad.errors import ShapeError
 from minigrad.graph import build, scans
 from minigrad.graph.node import Node, Op
@@ -26,19 +26,23 @@ class Running(Scattering):
             raise ShapeError(f"{name} along a symbolic dimension of {show(self.shape)}")
         return place
 
-    def _running_sum(self, op: Op, name: str, axis: int, dtype: DType | None) -> Self:
-        result = dtype or sum_dtype(self.dtype)
+    def _running_sum(self, op: Op, name: str, axis: int, dtype: DType | str | None) -> Self:
+        result = sum_dtype(self.dtype) if dtype is None else resolve(dtype)
         wide = dtypes.float32 if result.is_float and result.itemsize < 4 else result
         if not self.ndim:
             axis_of(name, axis, 0)
             return self.cast(result)
         return self.cast(wide)._scanned(op, name, axis).cast(result)
 
-    def cumsum(self, axis: int = 0, *, dim: int | None = None, dtype: DType | None = None) -> Self:
+    def cumsum(
+        self, axis: int = 0, *, dim: int | None = None, dtype: DType | str | None = None
+    ) -> Self:
         """Sums of the elements up to each one, in the dtype that `sum` has."""
         return self._running_sum(Op.CUMSUM, "cumsum", axis if dim is None else dim, dtype)
 
-    def cumprod(self, axis: int = 0, *, dim: int | None = None, dtype: DType | None = None) -> Self:
+    def cumprod(
+        self, axis: int = 0, *, dim: int | None = None, dtype: DType | str | None = None
+    ) -> Self:
         """Products of the elements up to each one, in the dtype that `sum` has."""
         return self._running_sum(Op.CUMPROD, "cumprod", axis if dim is None else dim, dtype)
 

@@ -31,7 +31,8 @@ class Sampling(Ordering):
             raise ShapeError(f"randperm({n}): expected an int ≥ 0")
         first, second = (cls._of(word) for word in _draw("randperm", (n,), device))
         keys = (first.cast(dtypes.uint64) << 32) | second.cast(dtypes.uint64)
-        return cls._random(keys.argsort(0).cast(dtype or dtypes.default_int).node, None)
+        order = keys.argsort(0)  # int32
+        return cls._random((order if dtype is None else order.cast(dtype)).node, None)
 
     def multinomial(self, num_samples: int = 1, replacement: bool = False) -> Self:
         """Positions (int32) drawn with probabilities in proportion to the weights in self.
@@ -65,9 +66,9 @@ class Sampling(Ordering):
         total = until[:, -1:]
         words = _draw("multinomial", (self.shape[0], count), self.device)
         shares = (self._unit(*words) * total).unsqueeze(-1)
-        place = (until.unsqueeze(1) <= shares).sum(-1)
+        place = (until.unsqueeze(1) <= shares).sum(-1, dtype=dtypes.int32)
         # rounding may have made a share the total itself
-        return place.minimum((until < total).sum(-1, keepdim=True)).cast(dtypes.default_int)
+        return place.minimum((until < total).sum(-1, keepdim=True, dtype=dtypes.int32))
 
     def _without_replacement(self, count: int) -> Self:
         """Of exponential waiting times of these rates the shortest (Efraimidis, Spirakis 2006)."""

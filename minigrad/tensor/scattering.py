@@ -24,13 +24,24 @@ class Scattering(Indexing):
     def gather(self, dim: int, index: Core) -> Self:
         """out[…, i, …] = self[…, index[…, i, …], …] along dim (PyTorch's gather).
 
-        index may be smaller than self in other dimensions. An index out of range reads 0.
+        index may be smaller than self in other dimensions. BoundsError where it is none of
+        0 … self.shape[dim] − 1.
         """
-        axis, source, places = self._addressed("gather", dim, index)
-        return self._new(build.gather(source.node, places.node, axis))
+        return self._gather("gather", dim, index)
 
-    def _addressed(self, name: str, dim: int, index: Core) -> tuple[int, Self, Self]:
-        """Axis, self cut to the index's extents in other dimensions, and the index."""
+    def _gather(self, name: str, dim: int, index: Core, wraps: bool = False) -> Self:
+        """`gather`, which messages call `name`. wraps: negative indices count from the end."""
+        axis, source, places = self._addressed(name, dim, index, wraps)
+        return source._at(axis, places)
+
+    def _at(self, axis: int, places: Core) -> Self:
+        """Elements along an axis at places that are known to be right."""
+        return self._new(build.gather(self.node, places.raw, axis))
+
+    def _addressed(
+        self, name: str, dim: int, index: Core, wraps: bool = False
+    ) -> tuple[int, Self, Self]:
+        """Axis, self cut to the index's extents in other dimensions, and the checked index."""
         axis = axis_of(name, dim, self.ndim)
         if not isinstance(index, Core):
             raise TypeError(f"{name}: the index is a {type(index).__name__}, expected a tensor")
@@ -48,24 +59,30 @@ class Scattering(Indexing):
                 "expected as many dimensions, and no larger extents but along that dimension"
             )
         ranges = [None if d == axis else (0, e) for d, e in enumerate(shape)]
-        return axis, self.shrink(ranges), self._new(index.raw)._wrapped_for(self, axis)
-
-    def _wrapped_for(self, source: Self, axis: int) -> Self:
-        return source._wrapped(self, axis)
+        unit = f"elements of dimension {axis}"
+        places = self._new(index.raw)._checked(self.shape[axis], name, unit, wraps=wraps)
+        places = self._wrapped(places, axis) if wraps else places._wide_index()
+        return axis, self.shrink(ranges), places
 
     def scatter_add(self, dim: int, index: Core, src: Core) -> Self:
         """self with each element of src added at index along dim (PyTorch's scatter_add)."""
-        return self.scatter(dim, index, src, reduce="add")
+        return self._scatter("scatter_add", dim, index, src, "add")
 
     def scatter(self, dim: int, index: Core, src: Any, reduce: str | None = None) -> Self:
         """self with elements of src (or one number) written at index along dim.
 
         reduce="add" adds them, "multiply" multiplies by them. Without reduce, of equal places the
-        last along dim wins. An index out of range writes nothing.
+        last along dim wins. BoundsError where an index is none of 0 … self.shape[dim] − 1.
         """
+        return self._scatter("scatter", dim, index, src, reduce)
+
+    def _scatter(
+        self, name: str, dim: int, index: Core, src: Any, reduce: str | None = None
+    ) -> Self:  # fmt: skip
+        """`scatter`, which messages call `name`."""
         if reduce not in (None, "add", "multiply"):
             raise ValueError(f"scatter(reduce={reduce!r}): expected None, 'add' or 'multiply'")
-        axis, part, places, values = self._updates("scatter", dim, index, src)
+        axis, part, places, values = self._updates(name, dim, index, src)
         if reduce is not None:
             op = Op.SCATTER_ADD if reduce == "add" else Op.SCATTER_PROD
             return self._with_part(part._scattered(op, places, values, axis))
@@ -74,7 +91,7 @@ class Scattering(Indexing):
         none = build.const(-1, dtypes.int32, part.shape, self.device)
         numbers = scans.along(places.node, axis)
         last = self._new(build.scatter(Op.SCATTER_MAX, none, places.node, numbers, axis))
-        taken = values._new(build.gather(values.node, last.maximum(0).node, axis))
+        taken = values._at(axis, last.maximum(0))
         return self._with_part((last >= 0).where(taken, part))
 
     def scatter_reduce(
@@ -84,7 +101,7 @@ class Scattering(Indexing):
 
         reduce: "sum", "prod", "mean" (of integers rounded down), "amax" or "amin".
         include_self=False leaves out the old value of a place that is written to. Elements that
-        are the extreme share the gradient. An index out of range writes nothing.
+        are the extreme share the gradient. BoundsError where an index is out of range.
         """
         if reduce not in REDUCTIONS:
             raise ValueError(

@@ -19,6 +19,7 @@ from struct import error as NoNumber
 from sys import getrefcount
 from typing import TYPE_CHECKING, Any
 
+from minigrad.device import spoiled
 from minigrad.graph.node import Node, form_of
 from minigrad.program import GlobalCounters
 from minigrad.tensor import Tensor, history
@@ -48,6 +49,7 @@ def serve(args, kwargs):
             kwargs
             or (lazy and clock.lazies != capture.settled)
             or (shared and not shared.isdisjoint(owners))
+            or spoiled
         ):
             return general(args, kwargs)
 """
@@ -104,7 +106,7 @@ def straight(capture: Capture) -> Serve | None:
         return None
     names: dict[str, Any] = {
         "lock": capture.lock, "general": capture.run, "lazy": lazy_links, "clock": clock,
-        "capture": capture, "shared": shared, "owners": capture.owners,
+        "capture": capture, "shared": shared, "owners": capture.owners, "spoiled": spoiled,
         "refcount": getrefcount, "fresh": capture.fresh,
         "put": capture.replay.put, "run": capture.replay.run, "nothing": {},
         "elsewhere": (ValueError, AttributeError, TypeError, NoNumber),

@@ -20,7 +20,7 @@ def main(arguments: Sequence[str]) -> None:
     flags = command.parse_args(arguments)
     try:
         ranks = read_trace(flags.file)
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise InputError(f"{flags.file} is no timeline that --trace wrote: {error}") from None
     events = [event for _, found in ranks for event in found]
     if not events:

@@ -92,5 +92,5 @@ def culprit(signs: Mapping[int, Sign], silence: Mapping[int, float], patience: f
     what = "has ended" if sign.state == "ended" else "hangs"
     return (
         f"rank {rank} {what}: it made {sign.exchanges} exchanges, and the others have waited for "
-        f"{longest:.0f} s for its next (MINIGRAD_PATIENCE={patience:.0f}; 0 waits for ever)"
+        f"{longest:.0f} s for its next (MINIGRAD_PATIENCE={patience:g}; 0 waits for ever)"
     )

@@ -12,6 +12,7 @@ from minigrad.collective import Piece, Transport
 from minigrad.dtype import DType
 from minigrad.graph.collective import Collective
 from minigrad.models.parallel import ring
+from minigrad.models.parallel.agreement import Agreement, Headers
 from minigrad.models.parallel.faults import Activity
 from minigrad.models.parallel.kernels import Kernels
 from minigrad.models.parallel.timeline import Timeline
@@ -20,7 +21,7 @@ from minigrad.settings import DEFAULTS, getenv, put
 
 
 class Members:
-    """The Transport among some ranks of another one, with a tag of its own; counts its bytes."""
+    """The Transport among some ranks of another one, with a tag of its own; counts data only."""
 
     def __init__(
         self, transport: Transport, ranks: Sequence[int], tag: int, timeline: Timeline
@@ -137,6 +138,7 @@ class Progress:
 class RankGroup:
     """Ranks that make exchanges together: see `minigrad.collective.Group`.
 
+    Each exchange is compared with the other ranks' (`agreement.py`) before its data are used.
     members: their Transport; `members.bytes_sent` counts what this rank has sent.
     """
 
@@ -146,6 +148,7 @@ class RankGroup:
         self.name, self.members, self.progress = name, members, progress
         self.kernels, self.timeline = kernels, timeline
         self.rank, self.size = members.rank, members.size
+        self._headers = Headers(members.size)
 
     def __repr__(self) -> str:
         return f"<group {self.name!r}: rank {self.rank} of {self.size}>"
@@ -155,7 +158,9 @@ class RankGroup:
 
         def action() -> None:
             with self.timeline.span(what.kind, self.name, result.count * dtype.itemsize):
-                self._exchange(what, dtype, sent, result)
+                agreed = Agreement(self.members, self._headers, what)
+                self._exchange(agreed, what, dtype, sent, result)
+                agreed.close()
 
         job = Job(action)
         self.progress.submit(job)
@@ -168,16 +173,23 @@ class RankGroup:
 
     def barrier(self) -> None:
         """Return when all members have come here."""
-        job = Job(lambda: ring.barrier(self.members))
+
+        def action() -> None:
+            agreed = Agreement(self.members, self._headers, None)
+            ring.barrier(agreed)
+            agreed.close()
+
+        job = Job(action)
         self.progress.submit(job)
         self.progress.finish(job)
 
     # --- the kinds --------------------------------------------------------------------------------
 
     def _exchange(
-        self, what: Collective, dtype: DType, sent: Sequence[Piece], result: Piece
-    ) -> None:
-        kind, members, size = what.kind, self.members, dtype.itemsize
+        self, members: Transport, what: Collective, dtype: DType, sent: Sequence[Piece],
+        result: Piece,
+    ) -> None:  # fmt: skip
+        kind, size = what.kind, dtype.itemsize
         target, nbytes = result.address, result.count * size
         if kind in ("all_reduce", "reduce", "broadcast"):
             _join(sent, target, size)

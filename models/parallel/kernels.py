@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
 
 from minigrad import Variable
@@ -12,6 +11,7 @@ from minigrad.graph import build
 from minigrad.graph.canonical import Graph
 from minigrad.graph.node import Node, Op
 from minigrad.graph.symbolic import Affine, unbind
+from minigrad.locks import new_lock
 from minigrad.settings import Context
 
 LONGEST = 1 << 24  # elements of one call
@@ -24,7 +24,7 @@ class Kernels:
     def __init__(self, device: str) -> None:
         self.device = device
         self._programs: dict[tuple[str, DType, float], tuple[Program, Buffer]] = {}
-        self._lock = threading.Lock()
+        self._lock = new_lock()
 
     def combine(self, how: str, dtype: DType, target: int, source: int, count: int) -> None:
         """target[i] = target[i] + source[i], or their maximum where how is "max"."""

@@ -6,14 +6,16 @@ import ctypes
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from minigrad import Device, collective, program
 from minigrad.graph.node import Node, Op, topological
 from minigrad.models.parallel import mpi
+from minigrad.models.parallel.arrival import waiting_for_all
 from minigrad.models.parallel.faults import Activity, Clock, RankError, culprit, told
 from minigrad.models.parallel.group import Members, Progress, RankGroup
 from minigrad.models.parallel.kernels import Kernels
@@ -95,7 +97,7 @@ def run(
     """
     mesh = ranks if isinstance(ranks, Mesh) else Mesh(dp=ranks)
     limit = float(flag("PATIENCE")) if patience is None else patience
-    library = mpi.library()
+    library = mpi.library(limit)
     if library is None:
         return _Threads(mesh, network, limit, trace).run(function)
     return _run_process(library, function, mesh, limit, trace)
@@ -103,15 +105,19 @@ def run(
 
 def started_by_mpi() -> bool:
     """Whether this process is one of several that MPI started."""
-    return mpi.library() is not None
+    return mpi.library(float(flag("PATIENCE"))) is not None
 
 
 @contextmanager
 def _seat(
     number: int, mesh: Mesh, transport: collective.Transport, device: str, activity: Activity,
-    threads: int, settings: dict[str, int | str] | None = None,
+    threads: int, evictions: list[Callable[[], None]],
+    settings: dict[str, int | str] | None = None,
 ) -> Iterator[Rank]:  # fmt: skip
-    """Make the calling thread a rank for the time of the block."""
+    """Make the calling thread a rank for the time of the block.
+
+    evictions: gets what ends that; whoever takes it out does it.
+    """
     before = {name: getenv(name) for name in DEFAULTS}
     known = registry.rank.number
     for name, value in {**(settings or before), "DEVICE": device}.items():
@@ -132,17 +138,37 @@ def _seat(
     }  # fmt: skip
     entered = list(groups.values())
     collective.enter(device, entered)
+    here = registry.rank.number
+    evictions.append(partial(_evict, device, entered, progress, here))
     try:
         yield Rank(number, mesh, device, **groups, timeline=timeline)
     finally:
         program.timeline.record = None
-        collective.leave(device, entered)
-        progress.close()
-        # what a failed run has left in the frames of its exception must not exchange in the next
-        registry.abandon(_exchanges)
+        _leave(evictions)  # if this rank has hung, it was evicted before it woke
         registry.rank.number = known
         for name, value in before.items():
             put(name, value)
+
+
+def _evict(
+    device: str, groups: Sequence[RankGroup], progress: Progress, number: int | None
+) -> None:
+    """Let a rank take part in nothing any more; in its own thread, or for one that hangs."""
+    collective.leave(device, groups)
+    progress.close()
+    before, registry.rank.number = registry.rank.number, number
+    # what a failed run has left in the frames of its exception must not exchange in the next
+    registry.abandon(_exchanges)
+    registry.rank.number = before
+
+
+def _leave(evictions: list[Callable[[], None]]) -> None:
+    """Do what ends a seat, unless another thread does."""
+    try:
+        evict = evictions.pop()
+    except IndexError:
+        return
+    evict()
 
 
 def _exchanges(node: Node) -> bool:
@@ -167,6 +193,9 @@ class _Ended(BaseException):
     """Thrown into a thread that hangs."""
 
 
+GIVEN_UP = 5.0  # seconds after which a thread that cannot be ended is left to itself
+
+
 class _Threads:
     """One parallel run in this process."""
 
@@ -184,6 +213,8 @@ class _Threads:
         self.kind = Device.DEFAULT.partition(":")[0]
         self.settings = {name: getenv(name) for name in DEFAULTS}
         self.over = threading.Event()
+        self.evictions: list[list[Callable[[], None]]] = [[] for _ in range(mesh.size)]
+        self.throwing = threading.Lock()  # held by who ends a rank, and by one that ends
 
     def run(self, function: Function) -> list[Any]:
         """Call the function on all ranks."""
@@ -199,8 +230,8 @@ class _Threads:
         watch.start()
         try:
             self._work(function, 0)
-            for thread in others:
-                self._join(thread)
+            for number, thread in enumerate(others, 1):
+                self._join(number, thread)
         except BaseException as error:  # the person at the keyboard
             self.exchange.fail(RankError(-1, f"stopped: {type(error).__name__}"))
             raise
@@ -216,14 +247,18 @@ class _Threads:
             write_trace(Path(self.trace), sorted(self.traces, key=lambda item: item[0]))
         return self.results
 
-    def _join(self, thread: threading.Thread) -> None:
-        """Wait for a rank; not for ever for one that hangs where nothing can be thrown into it."""
+    def _join(self, number: int, thread: threading.Thread) -> None:
+        """Wait for a rank; not for ever for one that hangs where nothing can be thrown into it.
+
+        The next run must find its place empty, and must not notice when it wakes at last.
+        """
         failed_at = None
         while thread.is_alive():
             thread.join(timeout=0.05)
             if self.exchange.failure is not None:
                 failed_at = failed_at or time.monotonic()
-                if time.monotonic() - failed_at > 5.0:
+                if time.monotonic() - failed_at > GIVEN_UP:
+                    _leave(self.evictions[number])
                     return
 
     def _work(self, function: Function, number: int) -> None:
@@ -234,7 +269,7 @@ class _Threads:
             registry.rank.number = number
             transport = LocalTransport(number, self.exchange)
             with _seat(number, self.mesh, transport, device, activity, self.threads_each,
-                       self.settings) as rank:  # fmt: skip
+                       self.evictions[number], self.settings) as rank:  # fmt: skip
                 if self.trace is not None:
                     _begin_trace(rank)
                 self.results[number] = function(rank)
@@ -244,7 +279,9 @@ class _Threads:
             self.errors[number] = error
             self.exchange.fail(_blame(number, error))
         finally:
-            activity.enter("ended")
+            while activity.state != "ended":  # what is thrown into it comes now or never
+                with suppress(_Ended), self.throwing:
+                    activity.enter("ended")
             registry.rank.number = registry_number
 
     def _watch(self, idents: Sequence[int]) -> None:
@@ -259,10 +296,11 @@ class _Threads:
             if sentence is None:
                 continue
             self.exchange.fail(RankError(-1, sentence))
-            for number, sign in signs.items():
-                if sign.state == "computing":
-                    ident = ctypes.c_ulong(idents[number])
-                    ctypes.pythonapi.PyThreadState_SetAsyncExc(ident, ctypes.py_object(_Ended))
+            with self.throwing:
+                for number, activity in enumerate(self.activities):
+                    if activity.state == "computing":
+                        ident = ctypes.c_ulong(idents[number])
+                        ctypes.pythonapi.PyThreadState_SetAsyncExc(ident, ctypes.py_object(_Ended))
 
 
 def _blame(number: int, error: BaseException) -> RankError:
@@ -289,13 +327,14 @@ def _run_process(
     if library.Query_thread() < library.THREAD_MULTIPLE:
         raise RankError(-1, "this MPI allows no calls from several threads (MPI_THREAD_MULTIPLE)")
     number, activity = world.rank, Activity(Clock())
-    mpi.announce(library)
-    threads = max(usable_threads() // mpi.local_ranks(library), 1)
-    transport = mpi.MPITransport(library, world.Dup())
-    watch = mpi.Watch(library, activity, patience)
     results: list[Any] = [None] * mesh.size
+    with waiting_for_all(patience):
+        mpi.announce(library)
+        threads = max(usable_threads() // mpi.local_ranks(library), 1)
+        transport = mpi.MPITransport(library, world.Dup())
+        watch = mpi.Watch(library, activity, patience)
     try:
-        with _seat(number, mesh, transport, Device.DEFAULT, activity, threads) as rank:
+        with _seat(number, mesh, transport, Device.DEFAULT, activity, threads, []) as rank:
             if trace is not None:
                 _begin_trace(rank)
             results[number] = function(rank)
@@ -303,11 +342,11 @@ def _run_process(
     except BaseException as error:
         status = error.code if isinstance(error, SystemExit) else 1
         mpi.abort(library, error, status if isinstance(status, int) else 1)
-        raise
     activity.enter("ended")
     gathered = world.gather((number, events)) if trace is not None else None
     if gathered is not None and trace is not None:
         write_trace(Path(trace), gathered)
     world.Barrier()
+    mpi.dismiss_witness()
     watch.close()
     return results

@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from minigrad.locks import new_lock
 from minigrad.models.parallel.faults import RankError
 
 
@@ -47,7 +48,7 @@ class Exchange:
     def __init__(self, size: int, network: Network | None = None) -> None:
         self.size, self.network = size, network
         self.failure: BaseException | None = None
-        self._lock = threading.Lock()
+        self._lock = new_lock()
         self._wake = [threading.Condition(self._lock) for _ in range(size)]
         self._sends: dict[tuple[int, int, int], deque[Request]] = {}
         self._receives: dict[tuple[int, int, int], deque[Request]] = {}

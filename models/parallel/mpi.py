@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 import socket
+import subprocess
 import sys
 import threading
 import time
 import traceback
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import Any
+from typing import Any, NoReturn
 
 from minigrad.errors import MinigradError
+from minigrad.models.parallel import witness
+from minigrad.models.parallel.arrival import launcher, waiting_for_all
 from minigrad.models.parallel.faults import Activity, RankError, Sign, culprit, told
 
 SPINS = 50  # looks at a message before the first nap
@@ -22,20 +26,31 @@ NAP = 50e-6  # seconds
 BEAT = 0.5  # seconds between signs of life
 
 
-def library() -> Any:
+def library(patience: float) -> Any:
     """The module `mpi4py.MPI`, where this process was started as one of several by MPI.
 
-    None where it was not: MPI is then neither imported nor initialised.
+    None where it was not: MPI is then neither imported nor initialised. patience: seconds after
+    which a rank that does not begin, so that all wait for it, counts as hung (0: never).
     """
     if not any(name in os.environ for name in ("PMI_SIZE", "PMIX_RANK", "OMPI_COMM_WORLD_SIZE")):
         return None
     try:
+        import mpi4py
+
+        if "mpi4py.MPI" not in sys.modules:
+            mpi4py.rc(initialize=False, finalize=True)
         from mpi4py import MPI
     except ImportError as error:
         raise RankError(
             -1, f"started by MPI, but mpi4py cannot be imported ({error}): "
             "run pip install mpi4py mpich"
         ) from None  # fmt: skip
+    if not MPI.Is_initialized():
+        # Not by mpi4py: it would hold the interpreter's lock while it waits for the other ranks.
+        begin = ctypes.CDLL(MPI.__file__).MPI_Init_thread
+        with waiting_for_all(patience):
+            begin(None, None, MPI.THREAD_MULTIPLE, ctypes.byref(ctypes.c_int()))
+        MPI.COMM_WORLD.Set_errhandler(MPI.ERRORS_RETURN)  # mpi4py raises what it returns
     return MPI if MPI.COMM_WORLD.size > 1 else None
 
 
@@ -93,20 +108,54 @@ def local_ranks(mpi: Any) -> int:
 
 
 _here: list[int] = []  # the processes of this machine's ranks
+_witness: list[socket.socket] = []  # the connection to who says which of them was killed
 
 
 def announce(mpi: Any) -> None:
-    """Say which process is which rank: MPI names processes when it reports one that was killed."""
-    host = socket.gethostname()
-    places = mpi.COMM_WORLD.allgather((os.getpid(), host))
+    """Say which process is which rank, and let somebody look on who is killed.
+
+    That only where all are on one machine: elsewhere the ends of some have that of another as their
+    cause.
+    """
+    world, host = mpi.COMM_WORLD, socket.gethostname()
+    places = world.allgather((os.getpid(), host))
     _here[:] = [pid for pid, other in places if other == host]
-    if mpi.COMM_WORLD.rank == 0:
+    if world.rank == 0:
         listed = ", ".join(f"{rank} is process {pid} on {host}"
                            for rank, (pid, host) in enumerate(places))  # fmt: skip
         print(f"ranks: {listed}", file=sys.stderr, flush=True)
+    if len(_here) == len(places):
+        where = world.bcast(start_witness(world.size) if world.rank == 0 else None)
+        link = socket.socket(socket.AF_UNIX)
+        link.connect(where)
+        link.send(world.rank.to_bytes(4, "little"))
+        link.recv(1)  # the witness knows all ranks
+        _witness[:] = [link]
 
 
-def abort(mpi: Any, error: BaseException, status: int = 1) -> None:
+def start_witness(ranks: int) -> str:
+    """Start a process of which MPI's launcher does not know; gives the socket where it listens."""
+    with socket.socket(socket.AF_UNIX) as listener:
+        where = f"\0minigrad {os.getpid()} {os.urandom(8).hex()}"
+        listener.bind(where)
+        listener.listen(ranks)
+        words = [sys.argv[0], launcher(os.getpid()), ranks, listener.fileno()]
+        subprocess.Popen(
+            [sys.executable, "-IS", witness.__file__, *map(str, words)],
+            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, start_new_session=True,
+            pass_fds=[listener.fileno()],
+        )  # fmt: skip
+    return where
+
+
+def dismiss_witness() -> None:
+    """What comes now needs nobody who tells of it."""
+    while _witness:
+        with suppress(OSError), _witness.pop() as link:
+            link.send(b".")
+
+
+def abort(mpi: Any, error: BaseException, status: int = 1) -> NoReturn:
     """End all ranks because of an exception of this one."""
     rank, size = mpi.COMM_WORLD.rank, mpi.COMM_WORLD.size
     if isinstance(error, RankError):
@@ -119,10 +168,12 @@ def abort(mpi: Any, error: BaseException, status: int = 1) -> None:
         text = told(rank, error)
     print(f"{sys.argv[0]}: {text}; all {size} ranks are stopped", file=sys.stderr, flush=True)
     time.sleep(0.3)  # the launcher passes on what was said, but ends without it when it must end
+    dismiss_witness()
     for process in _here:  # a stopped process does not hear that it is to end
         with suppress(OSError):
             os.kill(process, signal.SIGCONT)
     mpi.COMM_WORLD.Abort(status)
+    os._exit(status)  # it may return, and the launcher's signal comes later
 
 
 class Watch:

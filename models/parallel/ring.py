@@ -172,8 +172,8 @@ def permute(transport: Transport, source: int, target: int, nbytes: int, shift: 
         return
     requests = []
     for offset, length in _messages(nbytes, MESSAGE):
-        requests.append(transport.irecv((rank - shift) % size, target + offset, length, TAG))
         requests.append(transport.isend((rank + shift) % size, source + offset, length, TAG))
+        requests.append(transport.irecv((rank - shift) % size, target + offset, length, TAG))
     transport.wait(requests)
 
 
@@ -187,10 +187,10 @@ def all_to_all(transport: Transport, source: int, target: int, nbytes: int) -> N
             ctypes.memmove(target + rank * nbytes, source + rank * nbytes, nbytes)
             continue
         for offset, length in _messages(nbytes, MESSAGE):
-            place = origin * nbytes + offset
-            requests.append(transport.irecv(origin, target + place, length, TAG))
             place = to * nbytes + offset
             requests.append(transport.isend(to, source + place, length, TAG))
+            place = origin * nbytes + offset
+            requests.append(transport.irecv(origin, target + place, length, TAG))
     transport.wait(requests)
 
 
@@ -201,8 +201,8 @@ def barrier(transport: Transport) -> None:
     address, step = ctypes.addressof(word), 1
     while step < size:
         requests = [
-            transport.irecv((rank - step) % size, address + 1, 1, TAG),
             transport.isend((rank + step) % size, address, 1, TAG),
+            transport.irecv((rank - step) % size, address + 1, 1, TAG),
         ]
         transport.wait(requests)
         step *= 2

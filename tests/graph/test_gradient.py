@@ -10,7 +10,7 @@ from minigrad.dtype import dtypes
 from minigrad.errors import DTypeError, GradientError, ShapeError
 from minigrad.graph import build
 from minigrad.graph.build import elementwise
-from minigrad.graph.gradient import RULES, gradient
+from minigrad.graph.gradient import FLAT, RULES, gradient
 from minigrad.graph.node import MOVEMENT, REDUCTIONS, Op
 from minigrad.graph.symbolic import Variable
 from minigrad.runtimes.reference import evaluate
@@ -272,11 +272,21 @@ def test_nothing_flows():
     one = number(1.0, (3,))
     whole = build.cast(build.cast(x, dtypes.int32), dtypes.float64)
     bits = build.bitcast(build.bitcast(x, dtypes.int64), dtypes.float64)
-    assert gradient([elementwise(Op.FLOOR, x)], [one], [x, y]) == [None, None]
+    assert gradient([bits], [one], [x, y]) == [None, None]
     assert gradient([whole], [one], [x]) == [None]
     assert gradient([bits], [one], [x]) == [None]
     (found,) = gradient([elementwise(Op.MUL, bits, x)], [one], [x])
     assert evaluate([found], {0: np.array([1.0, 2.0, 3.0])})[0].tolist() == [1.0, 2.0, 3.0]
+
+
+@pytest.mark.parametrize("op", sorted(FLAT, key=str))
+def test_zeros_flow_through_steps(op):
+    x, y, z = (leaf(n, (3,)) for n in range(3))
+    one = number(1.0, (3,))
+    stairs = elementwise(op, elementwise(Op.EXP, x))
+    found = gradient([elementwise(Op.MUL, stairs, y)], [one], [x, y, z])
+    values = evaluate([g for g in found if g is not None], {0: np.zeros(3), 1: np.ones(3)})
+    assert [v.tolist() for v in values] == [[0.0] * 3, [1.0] * 3] and found[2] is None
 
 
 def test_target_between_output_and_target():
@@ -345,7 +355,7 @@ def test_every_operation_is_decided():
     nothing = {
         Op.CONST, Op.BUFFER, Op.IOTA, Op.VARIABLE, Op.ASSIGN, Op.NOT, Op.FLOOR, Op.CEIL, Op.TRUNC,
         Op.ROUND, Op.BITCAST, Op.IDIV, Op.LT, Op.LE, Op.EQ, Op.NE, Op.AND, Op.OR, Op.XOR, Op.SHL,
-        Op.SHR, Op.SORT, Op.DISTRIBUTE,
+        Op.SHR, Op.SORT, Op.DISTRIBUTE, Op.CHECK,
     }  # fmt: skip
     own = {Op.CUSTOM, Op.COLLECTIVE}  # each of these nodes brings its rule: see `rules_of`
     assert set(RULES) | nothing | own == set(Op) and not set(RULES) & (nothing | own)

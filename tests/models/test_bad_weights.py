@@ -10,6 +10,7 @@ import random
 import struct
 import sys
 import tempfile
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -91,6 +92,9 @@ GGUFS: dict[str, tuple[bytes, str]] = {
     "an unknown type": (one((32,), 12, 0), "is of type Q4_K; known: F32"),
     "no whole blocks": (header(entry((30, 2), 8, 0) + bytes(99), 1), "whole blocks"),
     "twice": (header((entry((1,), 0, 0) + entry((1,), 0, 0)) + bytes(64), 2), "is there twice"),
+    "the same bytes": (
+        header((entry((16,), 0, 0) + entry((16,), 0, 0, "y")) + bytes(99), 2), "have already"
+    ),
     "alignment": (gguf_bytes({"general.alignment": 0}, {}), "its alignment is 0"),
 }  # fmt: skip
 
@@ -259,6 +263,14 @@ def mutate(count: int, folder: Path, seed: int = 0) -> dict[str, int]:
 def test_mutated_headers(tmp_path: Path) -> None:
     ends = mutate(60, tmp_path)
     assert ends["refused"] > 60
+
+
+def test_a_state_dict_that_is_inside_itself(tmp_path: Path) -> None:
+    inside_itself = b"\x80\x02}q\x00X\x05\x00\x00\x00modelh\x00s."
+    with zipfile.ZipFile(tmp_path / "m.bin", "w") as file:
+        file.writestr("m/data.pkl", inside_itself)
+    with pytest.raises(InputError, match="holds more than tensors"):
+        GPT.from_pretrained(tmp_path / "m.bin")
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ import pytest
 from minigrad.models import bpe
 from minigrad.models.errors import InputError
 from minigrad.models.pretrained import hub_tokenizer, smollm
-from minigrad.models.tokenizer import Stream, tokenizer_of
+from minigrad.models.tokenizer import CharacterTokenizer, Stream, tokenizer_of
 from minigrad.nn.gguf import gguf_load
 
 # of every kind that a pattern tells apart: letters, marks, numbers of all sorts, signs, spaces
@@ -194,3 +194,13 @@ def test_metadata_that_cannot_be(metadata: dict[str, Any]) -> None:
     ):  # fmt: skip
         with pytest.raises(InputError, match=message):
             bpe.of_gguf({**metadata, prefix + key: value})
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "vocab.json"])
+def test_a_file_that_is_nested_too_deeply(name: str, tmp_path: Path) -> None:
+    (tmp_path / "merges.txt").write_text("a b")
+    (tmp_path / name).write_text('{"model": ' + "[" * 100_000)
+    with pytest.raises(InputError, match="its tokenizer is none that is known here"):
+        hub_tokenizer(tmp_path, {})
+    with pytest.raises(InputError, match="the stored tokenizer is damaged"):
+        CharacterTokenizer.from_json("[" * 100_000)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import gzip
 import importlib.util
 import struct
+import tracemalloc
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -102,4 +104,41 @@ def test_a_truncated_gzip_file(tmp_path: Path) -> None:
     write_idx(path, np.arange(200, dtype=np.uint8))
     path.write_bytes(path.read_bytes()[:-12])
     with pytest.raises(InputError, match="not a whole gzip file"):
+        read_idx(path)
+
+
+def test_a_packed_file_whose_stream_is_damaged(tmp_path: Path) -> None:
+    path = tmp_path / "file.gz"
+    write_idx(path, np.arange(200, dtype=np.uint8))
+    raw = bytearray(path.read_bytes())
+    raw[12:40] = b"\xff" * 28
+    path.write_bytes(raw)
+    with pytest.raises(InputError, match="not a whole gzip file"):
+        read_idx(path)
+
+
+@pytest.mark.parametrize("claim", [100, 5_300_000_000])
+def test_a_packed_file_that_takes_much_memory(tmp_path: Path, claim: int) -> None:
+    """1 GB of zeros in 1 MB, whatever its header says: little is unpacked."""
+    packer = zlib.compressobj(1, wbits=31)
+    parts = [packer.compress(b"\0\0\x08\x01" + struct.pack(">I", claim % 2**32))]
+    parts += [packer.compress(bytes(1 << 24)) for _ in range(64)]
+    path = tmp_path / "file.gz"
+    path.write_bytes(b"".join([*parts, packer.flush()]))
+    tracemalloc.start()
+    try:
+        with pytest.raises(InputError, match="says it holds") as caught:
+            read_idx(path)
+        assert tracemalloc.get_traced_memory()[1] < path.stat().st_size + (64 << 20)
+    finally:
+        tracemalloc.stop()
+    assert "\n" not in str(caught.value)
+
+
+def test_a_file_without_elements_and_one_of_many_dimensions(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(b"\0\0\x08\x03" + bytes(4) + b"\xff" * 8)
+    assert read_idx(path).size == 0
+    path.write_bytes(b"\0\0\x08\x80" + b"\0\0\0\1" * 128 + b"a")
+    with pytest.raises(InputError, match="not an IDX file"):
         read_idx(path)

@@ -6,13 +6,17 @@ import collections
 import json
 import os
 import pickle
+import random
+import tracemalloc
 import zipfile
 
 import numpy as np
 import pytest
 
 from minigrad import Tensor, nn
+from minigrad.dtype import ALL
 from minigrad.nn import state
+from minigrad.nn.plain_pickle import PickleError, PlainReader
 from minigrad.nn.torch_file import TorchFileError
 
 
@@ -136,3 +140,186 @@ def test_parts_with_an_index(on_device, tmp_path):
         index.write_text(json.dumps(wrong))
         with pytest.raises(ValueError, match="safe_load"):
             state.safe_load(index)
+
+
+# ---- files that were made to do harm ----
+
+MEBI = 1 << 20
+
+
+def number(n):
+    return b"J" + int(n).to_bytes(4, "little", signed=True)
+
+
+def long(n):
+    data = int(n).to_bytes(9, "little", signed=True)
+    return b"\x8a" + bytes([len(data)]) + data
+
+
+def text(value):
+    return b"X" + len(value).to_bytes(4, "little") + value.encode()
+
+
+def tensor_of(shape, strides, offset=0, count=4, key="0", kind="FloatStorage"):
+    """The instructions that make a tensor of a storage."""
+
+    def several(values):
+        return b"(" + b"".join(map(long, values)) + b"t"
+
+    return (
+        b"ctorch._utils\n_rebuild_tensor_v2\n((" + text("storage") + f"ctorch\n{kind}\n".encode()
+        + text(key) + text("cpu") + number(count) + b"tQ" + long(offset) + several(shape)
+        + several(strides) + b"\x89NtR"
+    )  # fmt: skip
+
+
+def refused(path, match=None):
+    """The file is refused in one sentence, without taking 100 MB beyond its own size."""
+    tracemalloc.start()
+    try:
+        with pytest.raises(TorchFileError, match=match) as caught:
+            state.torch_load(path)
+        assert tracemalloc.get_traced_memory()[1] < path.stat().st_size + 100 * MEBI
+    finally:
+        tracemalloc.stop()
+    assert len(str(caught.value)) < 600 and "\n" not in str(caught.value)
+
+
+SHARED = {
+    "a dtype": b"ctorch\nfloat32\n",
+    "a storage's kind": b"ctorch\nFloatStorage\n",
+    "a function": b"ctorch._utils\n_rebuild_tensor_v2\n",
+    "a class": b"ccollections\nOrderedDict\n",
+    "a tensor": tensor_of((2,), (1,)),
+    "a text": text("a"),
+    "a tuple": b"(t",
+}
+CHANGES = {
+    "attributes": b"}" + text("itemsize") + b"K\x01sb",
+    "attributes in slots": b"N}" + text("itemsize") + b"K\x01s\x86b",
+    "an item": text("itemsize") + b"K\x01s",
+    "items": b"(" + text("itemsize") + b"K\x01u",
+    "an element": b"K\x01a",
+    "elements": b"(K\x01e",
+    "members": b"(K\x01\x90",
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("shared", SHARED)
+def test_nothing_of_this_process_is_changed(shared, change, tmp_path):
+    before = {dtype: repr([getattr(dtype, name) for name in dtype.__slots__]) for dtype in ALL}
+    path = archive(tmp_path / "f", b"\x80\x02" + SHARED[shared] + CHANGES[change] + b".",
+                   {"0": bytes(16)})  # fmt: skip
+    refused(path)
+    for dtype, found in before.items():
+        assert repr([getattr(dtype, name) for name in dtype.__slots__]) == found
+
+
+def test_attributes_of_a_state_dict_hide_nothing(tmp_path):
+    path = archive(tmp_path / "f", b"\x80\x02ccollections\nOrderedDict\n)R}" + text("items")
+                   + b"K\x01sb.")  # fmt: skip
+    assert list(state.torch_load(path).items()) == []
+
+
+def packed(path, claim, size):
+    """An archive whose data/0 is `size` bytes, packed, and says that it is `claim`."""
+    with zipfile.ZipFile(path, "w") as file:
+        file.writestr("m/data.pkl", b"\x80\x02" + tensor_of((2,), (1,)) + b".")
+        file.writestr("m/data/0", bytes(size), zipfile.ZIP_DEFLATED)
+    raw = path.read_bytes()
+    true, said = (n.to_bytes(4, "little") for n in (size, claim))
+    assert raw.count(true) >= 2
+    path.write_bytes(raw.replace(true, said))
+    return path
+
+
+@pytest.mark.parametrize("claim", [16, 400 * MEBI])
+def test_an_entry_that_unpacks_to_more_than_the_file(claim, tmp_path):
+    refused(packed(tmp_path / "f", claim, 400 * MEBI), "not compressed")
+
+
+def test_many_entries_that_share_their_bytes(tmp_path):
+    """A directory that names one storage again and again."""
+    size, times = 8 * MEBI, 40
+    path = tmp_path / "f"
+    with zipfile.ZipFile(path, "w") as file:
+        code = b"".join(tensor_of((2,), (1,), key=str(n)) for n in range(times))
+        file.writestr("m/data.pkl", b"\x80\x02(" + code + b"t.")
+        file.writestr("m/data/0", bytes(size))
+        first = file.getinfo("m/data/0")
+        for n in range(1, times):
+            again = zipfile.ZipInfo(f"m/data/{n}")
+            for field in ("header_offset", "file_size", "compress_size", "CRC"):
+                setattr(again, field, getattr(first, field))
+            file.filelist.append(again)
+            file.NameToInfo[again.filename] = again
+    refused(path)
+
+
+@pytest.mark.parametrize(
+    ("shape", "strides"),
+    [((1 << 34,), (0,)), ((4, 1 << 32), (1, 0)), ((1 << 61, 8), (0, 0)), ((1,) * 65, (0,) * 65),
+     ((1 << 70, 0), (0, 0)), ((0, 1 << 70), (1, 1))],
+)  # fmt: skip
+def test_views_larger_than_memory(shape, strides, tmp_path):
+    refused(archive(tmp_path / "f", b"\x80\x02" + tensor_of(shape, strides) + b".",
+                    {"0": bytes(16)}), "a tensor of")  # fmt: skip
+
+
+def test_many_views_that_are_large_together(tmp_path):
+    one = tensor_of((1 << 22,), (0,))
+    path = archive(tmp_path / "f", b"\x80\x02(" + one * 40 + b"t.", {"0": bytes(16)})
+    refused(path, "more than twice as large")
+
+
+@pytest.mark.parametrize(
+    "code",
+    [b"Nr" + (2**31 - 1).to_bytes(4, "little"), b"j\xff\xff\xff\xff",
+     b"N\x8a\xff", b"\x8b\xff\xff\xff\x7f", b"\x96" + (1 << 40).to_bytes(8, "little"),
+     b"\x8e" + (1 << 62).to_bytes(8, "little"), b"\x8d" + b"\xff" * 8, b"B\xff\xff\xff\xff",
+     b"I" + b"9" * 5000 + b"\n", b"\x8b" + (100_000).to_bytes(4, "little") + b"\x7f" * 100_000],
+)  # fmt: skip
+def test_numbers_that_promise_too_much(code, tmp_path):
+    refused(archive(tmp_path / "f", b"\x80\x02" + code + b"."))
+
+
+def test_keys_whose_hash_would_take_for_ever(tmp_path):
+    """A tuple of twice a tuple of twice …, 200 deep; as a reference and as a shape, too."""
+    deep = b")" + b"2\x86" * 200
+    refused(archive(tmp_path / "f", b"\x80\x02}" + deep + b"Ns."), "key")
+    refused(archive(tmp_path / "f", b"\x80\x02" + deep + b"Q."), "reference")
+    refused(archive(tmp_path / "f", b"\x80\x02\x8f(" + deep + b"\x90."), "key")
+    refused(archive(tmp_path / "f", b"\x80\x02ctorch\nSize\n" + deep + b"R."))
+
+
+def test_plain_values_of_every_protocol(tmp_path):
+    value = {"a": [1, -1, 255, 65536, -(2**31), 2**40, -(2**200), 1.5, None, True, False, "é€😀"],
+             ("t", 1): ((), (1,), (1, 2), (1, 2, 3), tuple(range(9)), {}, []), 7: "x" * 300,
+             "same": [[1]] * 3}  # fmt: skip
+    newer = {"bytes": b"\xff" * 300, "set": {1, 2}, "frozen": frozenset({3}), "b": bytearray(b"x")}
+    for protocol in range(1, 6):
+        given = value | (newer if protocol == 5 else {})
+        found = state.torch_load(archive(tmp_path / "f", pickle.dumps(given, protocol)))
+        assert found == given and found["same"][0] is found["same"][1]
+
+
+def test_damaged_pickles_of_all_kinds(tmp_path):
+    """Cut anywhere, or with any byte changed: a value or a sentence, nothing else."""
+    ordered = collections.OrderedDict(a=1, b=(2.5, "c"))
+    code = pickle.dumps({"d": [1, None, {"e": ordered}]}, 2)[:-1] + b"0" + tensor_of((2,), (1,))
+    generator = random.Random(5)
+    damaged = [code[:cut] for cut in range(len(code))]
+    for _ in range(3000):
+        changed = bytearray(code + b".")
+        changed[generator.randrange(len(changed))] = generator.randrange(256)
+        damaged.append(bytes(changed))
+    for one in damaged:
+        reader = PlainReader(one)
+        reader.find = lambda name: name
+        reader.call = lambda name, arguments: None
+        reader.refer = lambda reference: None
+        try:
+            reader.load()
+        except (PickleError, UnicodeDecodeError, ValueError):
+            continue

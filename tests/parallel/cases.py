@@ -70,7 +70,7 @@ def in_memory(array: Any, dtype: DType) -> Buffer:
 def rings(rank: Rank) -> list[str]:
     """Ring all-reduce over dtypes, reductions and lengths; gives digests of all results."""
     group, size, digests = rank.world, rank.world.size, []
-    library = mpi.library()
+    library = mpi.library(0.0)
     for dtype in DTYPES:
         for count in lengths(size):
             if count == LONG and dtype not in LONG_DTYPES:
@@ -262,3 +262,68 @@ def normalized(rank: Rank, steps: int, batch: int) -> list[Any]:
             losses.append(step(*map(Tensor, replica.part(x, y.astype(np.int32)))).item())
     state = nn.state.get_state_dict(layers)
     return [losses, {name: tensor.numpy() for name, tensor in state.items()}]
+
+
+# name → what all ranks but the last exchange, what the last one does, how many they are, what is
+# said. Those of equal sizes in bytes were garbage once, without a word.
+DIFFERENT: dict[str, tuple[Any, Any, int, str]] = {
+    "dtype": (
+        lambda g: all_reduce(Tensor([1.0, 2.0]), g), lambda g: all_reduce(Tensor([1, 2]), g), 3,
+        "rank 0 all_reduces float32[2] (sum) as exchange 2, rank 2 int32[2] (sum): all ranks must",
+    ),
+    "shape": (
+        lambda g: all_reduce(Tensor.ones(2, 3), g), lambda g: all_reduce(Tensor.ones(3, 2), g), 2,
+        "rank 0 all_reduces float32[2, 3] (sum) as exchange 2, rank 1 float32[3, 2] (sum)",
+    ),
+    "length": (
+        lambda g: all_reduce(Tensor.ones(4), g), lambda g: all_reduce(Tensor.ones(5), g), 2,
+        "rank 0 all_reduces float32[4] (sum) as exchange 2, rank 1 float32[5] (sum)",
+    ),
+    "reduction": (
+        lambda g: all_reduce(Tensor.ones(4), g), lambda g: all_reduce(Tensor.ones(4), g, "max"), 2,
+        "rank 0 all_reduces float32[4] (sum) as exchange 2, rank 1 float32[4] (max)",
+    ),
+    "kind": (
+        lambda g: permute(Tensor.ones(4), g), lambda g: broadcast(Tensor.ones(4), g), 2,
+        "rank 0 permutes float32[4] (1 on) as exchange 2, rank 1 broadcasts float32[4] (root 0)",
+    ),
+    "root": (
+        lambda g: broadcast(Tensor.ones(4), g), lambda g: broadcast(Tensor.ones(4), g, 2), 3,
+        "broadcasts float32[4] (root 0) as exchange 2, rank 2 float32[4] (root 2)",
+    ),
+    "far": (
+        lambda g: permute(Tensor.ones(4), g, 2), lambda g: permute(Tensor.ones(4), g, 3), 4,
+        "permutes float32[4] (2 on) as exchange 2, rank 3 float32[4] (3 on)",
+    ),
+    "all to all": (
+        lambda g: all_to_all(Tensor.ones(6), g), lambda g: all_to_all(Tensor.ones(6).int(), g), 3,
+        "all_to_alls float32[6] as exchange 2, rank 2 int32[6]",
+    ),
+    "gathered": (
+        lambda g: all_gather(Tensor.ones(6), g), lambda g: reduce_scatter(Tensor.ones(6), g), 3,
+        "all_gathers float32[6] as exchange 2, rank 2 reduce_scatters float32[6] (sum)",
+    ),
+    "together": (
+        lambda g: together("all_reduce", [Tensor.ones(9)] * 50, g, "sum")[0],
+        lambda g: together("all_reduce", [*[Tensor.ones(9)] * 49, Tensor.ones(3, 3)], g, "sum")[0],
+        2, "rank 0 all_reduces 50 × float32[9] (sum) as exchange 2, rank 1 49 × float32[9], ",
+    ),
+    "many": (
+        lambda g: together("all_reduce", [Tensor.ones(n) for n in range(1, 50)], g, "sum")[0],
+        lambda g: together("all_reduce", [Tensor.ones(n) for n in range(1, 49)], g, "sum")[0],
+        2, " … as exchange 2, rank 1 float32[1], float32[2], ",
+    ),
+    "barrier": (
+        lambda g: all_reduce(Tensor.ones(1), g), lambda g: g.barrier(), 2,
+        "rank 0 all_reduces float32[1] (sum) as exchange 2, rank 1 waits at a barrier",
+    ),
+}  # fmt: skip
+
+
+def different(rank: Rank, name: str) -> None:
+    """Exchanges of which the second is not the same on the last rank."""
+    all_reduce(Tensor([1.0]), rank.world).realize()
+    most, last, _, _ = DIFFERENT[name]
+    result = (last if rank.number == rank.world.size - 1 else most)(rank.world)
+    if result is not None:
+        result.realize()

@@ -8,7 +8,7 @@ import sys
 import threading
 
 from minigrad import Tensor
-from minigrad.models.parallel import Rank, all_reduce, run
+from minigrad.models.parallel import Rank, all_reduce, arrival, run
 
 
 def fail(way: str) -> None:
@@ -19,7 +19,7 @@ def fail(way: str) -> None:
         sys.exit(3)
     if way == "kill":
         os.kill(os.getpid(), signal.SIGKILL)
-    if way == "stop":
+    if way.startswith("stop"):
         os.kill(os.getpid(), signal.SIGSTOP)
     nobody = threading.Event()
     while not nobody.wait(0.01):  # hangs, though it could be woken
@@ -37,4 +37,6 @@ def program(rank: Rank, way: str, faulty: int) -> float:
 
 
 if __name__ == "__main__":
+    if sys.argv[1] == "stop early" and arrival.rank_of(os.getpid()) == int(sys.argv[2]):
+        fail("stop")
     run(lambda rank: program(rank, sys.argv[1], int(sys.argv[2])), 3, patience=2.0)

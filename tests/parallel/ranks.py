@@ -43,8 +43,7 @@ def on_ranks(kind: str, case: Callable[..., Any], mesh: int | Mesh, *more: Any) 
     if kind == "local":
         return run(lambda rank: case(rank, *more), mesh)
     places = mesh if isinstance(mesh, Mesh) else Mesh(mesh)
-    what = pickle.dumps((case.__module__, case.__name__, places, more)).hex()
-    process = start(["-m", "parallel.ranks", what], places.size)
+    process = start(["-m", "parallel.ranks", packed(case, places, *more)], places.size)
     try:
         out, errors = process.communicate(timeout=LIMIT)
     finally:
@@ -52,6 +51,11 @@ def on_ranks(kind: str, case: Callable[..., Any], mesh: int | Mesh, *more: Any) 
     assert process.returncode == 0, out + errors
     found: list[Any] = pickle.loads(bytes.fromhex(out.splitlines()[-1]))
     return found
+
+
+def packed(case: Callable[..., Any], mesh: Mesh, *more: Any) -> str:
+    """A case as an argument of this module."""
+    return pickle.dumps((case.__module__, case.__name__, mesh, more)).hex()
 
 
 def main() -> None:

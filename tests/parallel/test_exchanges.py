@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 from devices import devices_of_ranks, exchanges
@@ -9,11 +11,19 @@ from devices import devices_of_ranks, exchanges
 from minigrad import Tensor
 from minigrad.errors import DeviceError, DTypeError, GradientError, ShapeError
 from minigrad.graph.collective import exchange
-from minigrad.models.parallel import Mesh, Network, RankError, all_reduce, reduce_scatter, run
+from minigrad.models.parallel import (
+    Mesh,
+    Network,
+    Rank,
+    RankError,
+    all_reduce,
+    reduce_scatter,
+    run,
+)
 from minigrad.settings import Context
 
 from . import cases
-from .ranks import on_ranks
+from .ranks import LIMIT, on_ranks, packed, start
 
 KINDS = ("local", "mpi")
 
@@ -104,12 +114,40 @@ def test_a_rank_that_the_network_loses_is_named() -> None:
         run(cases.inexact, 3, network=Network(fails={1: 5}))
 
 
-def test_different_exchanges_are_an_error() -> None:
-    def uneven(rank: object) -> None:
-        all_reduce(Tensor([1.0] * (4 + rank.number)), rank.world).realize()  # type: ignore[attr-defined]
+def test_what_ranks_exchange_is_compared_every_time() -> None:
+    """The seventh exchange is the first that differs; every rank hears of it."""
+    heard: dict[int, str] = {}
 
-    with pytest.raises(RankError, match="the same exchanges in the same order"):
+    def uneven(rank: Rank) -> None:
+        for _ in range(6):
+            all_reduce(Tensor([1.0, 2.0, 3.0]), rank.world).realize()
+        x = Tensor([1, 2, 3]) if rank.number == 1 else Tensor([1.0, 2.0, 3.0])
+        try:
+            all_reduce(x, rank.world).realize()
+        except RankError as error:
+            heard[rank.number] = str(error)
+            raise
+
+    sentence = "rank 0 all_reduces float32[3] (sum) as exchange 7, rank 1 int32[3] (sum): all"
+    with pytest.raises(RankError) as caught:
         run(uneven, 2)
+    assert str(caught.value).startswith(sentence)
+    assert heard == {0: str(caught.value), 1: str(caught.value)}
+
+
+@pytest.mark.parametrize("name", cases.DIFFERENT)
+def test_different_exchanges_are_an_error(name: str) -> None:
+    _, _, size, sentence = cases.DIFFERENT[name]
+    with pytest.raises(RankError, match=re.escape(sentence)):
+        run(lambda rank: cases.different(rank, name), size)
+
+
+@pytest.mark.parametrize("name", ["dtype", "far", "barrier"])
+def test_different_exchanges_of_processes_end_all(name: str) -> None:
+    _, _, size, sentence = cases.DIFFERENT[name]
+    process = start(["-m", "parallel.ranks", packed(cases.different, Mesh(size), name)], size)
+    _, errors = process.communicate(timeout=LIMIT)
+    assert process.returncode == 1 and sentence in errors, errors
 
 
 def test_an_exchange_needs_a_group() -> None:

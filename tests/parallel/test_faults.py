@@ -16,7 +16,7 @@ from devices import devices_of_ranks
 
 from minigrad import Tensor
 from minigrad.models.errors import InputError
-from minigrad.models.parallel import Mesh, Rank, RankError, all_reduce, faults, run
+from minigrad.models.parallel import Mesh, Rank, RankError, all_reduce, faults, launch, run
 
 from .cases import captured
 from .faulty import program
@@ -62,6 +62,36 @@ def test_a_thread_that_hangs_ends_all(faulty: int) -> None:
     with pytest.raises(RankError, match=f"rank {faulty} hangs: it made 2 exchanges"):
         run(lambda rank: program(rank, "hang", faulty), 3, patience=0.5)
     assert not threads_of_ranks()
+
+
+def test_a_thread_that_cannot_be_ended_is_no_business_of_the_next_run(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It sleeps outside of Python while others take its place, and wakes in the midst of them."""
+    monkeypatch.setattr(launch, "GIVEN_UP", 0.1)
+    asleep = threading.Lock()
+    asleep.acquire()
+    sleepers: list[threading.Thread] = []
+
+    def hanging(rank: Rank) -> None:
+        unfinished = all_reduce(Tensor([1.0]), rank.world)
+        if rank.number == 1:
+            sleepers.append(threading.current_thread())
+            asleep.acquire()
+        unfinished.realize()
+
+    def waking(rank: Rank) -> float:
+        kept = all_reduce(Tensor([2.0]), rank.world)  # which the sleeper's end must leave alone
+        if rank.number == 1:
+            asleep.release()
+            sleepers[0].join()
+        return kept.item() + all_reduce(Tensor([1.0]), rank.world).item()
+
+    with pytest.raises(RankError, match="rank 1 hangs"):
+        run(hanging, 3, patience=0.2)
+    assert run(lambda rank: program(rank, "none", 9), 3) == [12.0] * 3
+    assert run(waking, 3) == [9.0] * 3
+    assert run(lambda rank: program(rank, "none", 9), 3) == [12.0] * 3
 
 
 def test_a_rank_that_ends_too_early_is_named() -> None:
@@ -180,13 +210,28 @@ def test_a_process_that_fails_ends_all(way: str, faulty: int, sentence: str) -> 
     assert re.search(sentence, said), said
 
 
-def test_a_process_that_is_killed_ends_all() -> None:
-    status, said = end_of("kill", 1)
+@pytest.mark.parametrize("faulty", [0, 1, 2])
+def test_a_process_that_is_killed_is_named(faulty: int) -> None:
+    """By a witness: MPI's launcher kills the others at once, and often names one of those."""
+    status, said = end_of("kill", faulty)
+    ranks = dict(re.findall(r"(\d) is process (\d+) on", said))
+    assert status != 0 and len(ranks) == 3, said
+    assert re.findall(r"rank (\d) was killed, or has crashed", said) == [str(faulty)], said
+
+
+def test_whoever_has_spoken_needs_no_witness() -> None:
+    for way, faulty in (("raise", 2), ("none", 9)):
+        _, said = end_of(way, faulty)
+        assert "was killed" not in said
+        assert said.count("ranks are stopped") == (way == "raise"), said
+
+
+@pytest.mark.parametrize("faulty", [0, 2])
+def test_a_process_that_is_stopped_before_mpi_joins_it_ends_all(faulty: int) -> None:
+    """Nobody can send it anything yet, and the others wait inside MPI."""
+    status, said = end_of("stop early", faulty)
     assert status != 0
-    ranks = re.findall(r"\d is process (\d+) on", said)
-    assert len(ranks) == 3, said
-    # MPI's launcher kills the others as soon as one is gone, and names the one it heard of first
-    assert re.search(rf"PID ({'|'.join(ranks)}) ", said), said
+    assert re.search(rf"rank {faulty} hangs: its process was stopped before it had begun", said)
 
 
 def test_meshes_of_another_size() -> None:

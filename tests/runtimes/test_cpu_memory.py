@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import array
 import gc
+import itertools
 import os
 import random
 import subprocess
 import sys
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -282,14 +284,55 @@ def test_the_garbage_collector_may_free_inside_allocate() -> None:
     try:
         _Owner()
         with cpu_memory._blocks.lock:  # where allocate is when the collector strikes
+            cpu_memory._blocks.changing = True
             gc.collect()
     finally:
+        cpu_memory._blocks.changing = False
         gc.enable()
     assert GlobalCounters.mem_used == used + 10_000, "nobody could put it away meanwhile"
     address = cpu_memory.allocate(10_000)
     assert GlobalCounters.mem_used == used + 10_000
     cpu_memory.free(address, 10_000)
     assert GlobalCounters.mem_used == used
+
+
+@pytest.mark.parametrize("size", [64, 10_000, 3 * MIB])
+def test_whoever_interrupts_allocate_may_allocate(size: int) -> None:
+    """At each line of `allocate`, as the handler of a signal may: no block is given out twice."""
+    inner: list[int] = []
+
+    def interrupt(frame: Any, event: str, _: Any) -> Any:
+        if frame.f_code.co_filename == cpu_memory.__file__ and event in ("call", "line"):
+            if len(inner) < most:  # what comes back meanwhile is put away meanwhile: not for ever
+                inner.append(cpu_memory.allocate(size))
+                if len(inner) % 3:
+                    kept.append(inner[-1])
+                else:
+                    cpu_memory.free(inner[-1], size)
+            return interrupt
+        return None
+
+    kept: list[int] = []
+    most = 0
+    cpu_memory.trim()
+    held = cpu_memory.held_bytes()
+    before = sys.gettrace()
+    for most in (50, 100, 150):
+        sys.settrace(interrupt)
+        try:
+            address = cpu_memory.allocate(size)
+        finally:
+            sys.settrace(before)
+        kept.append(address)
+    assert len(inner) > 20
+    assert len(set(kept)) == len(kept), "a block was given out twice"
+    step = cpu_memory.size_class(size)
+    places = sorted(kept)
+    assert all(b - a >= step for a, b in itertools.pairwise(places)), "blocks overlap"
+    for address in kept:
+        cpu_memory.free(address, size)
+    cpu_memory.trim()
+    assert cpu_memory.held_bytes() >= held
 
 
 def test_the_host_is_described() -> None:

@@ -497,6 +497,7 @@ FAMILIES = {
         x.cross_entropy(y.softmax(1), reduction="sum") ::
             F.cross_entropy(x, y.softmax(1), reduction="sum")
         img.cross_entropy(lab) :: F.cross_entropy(img, lab)
+        img.cross_entropy(img.softmax(1), axis=1) :: F.cross_entropy(img, img.softmax(1))
         img.cross_entropy(lab, reduction="none") :: F.cross_entropy(img, lab, reduction="none")
         x.sparse_categorical_crossentropy(k) :: F.cross_entropy(x, k)
         x.sparse_categorical_crossentropy(k, ignore_index=2, reduction="sum") ::
@@ -626,8 +627,8 @@ def array(tensor):
 
 
 def same_dtype(found, wanted):
-    """Positions and sums of integers are int32 here, as API and README say; int64 in PyTorch."""
-    wide = {"int64": ("int64", "int32", "uint32")}
+    """Positions are int32 here, sums of unsigned integers uint64 (as numpy's); int64 in PyTorch."""
+    wide = {"int64": ("int64", "int32", "uint64")}
     return found in wide.get(wanted, (wanted,))
 
 

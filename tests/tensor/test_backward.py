@@ -7,7 +7,7 @@ import gc
 import numpy as np
 import pytest
 
-from minigrad import Tensor
+from minigrad import Tensor, nn
 from minigrad.errors import GradientError, ShapeError
 
 
@@ -90,6 +90,36 @@ def test_history_of_overwritten_leaves_raises(on_device):
     x.realize()
     with pytest.raises(GradientError, match="overwritten"):
         loss.backward()
+
+
+READS = {
+    "item": lambda t: t.sum().item(), "numpy": lambda t: t.numpy(), "tolist": lambda t: t.tolist(),
+    "realize": lambda t: t.realize(), "print": repr, "float": lambda t: float(t.sum()),
+    "equal": lambda t: (t == t).tolist(), "bool": lambda t: bool((t > 0).all()),
+    "in": lambda t: 1.0 in t, "clone": lambda t: t.clone().realize(), "view": lambda t: t[1:].numpy(),
+    "realized view": lambda t: (t[1:].realize() * 2).numpy(), "mask": lambda t: t[t > 0].numpy(),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", READS)
+def test_no_read_raises_for_a_history(on_device, name):
+    """A value that was computed is there to be read; only its gradient is lost."""
+    w, x = leaf([1, 2]), Tensor([3.0, 4.0])
+    optimizer = nn.optim.SGD([w], lr=0.5)
+    out = w * x
+    out.realize()
+    lazy = out * out + w
+    out.sum().backward()
+    optimizer.step()
+    READS[name](out)
+    READS[name](lazy)
+    late = out * w
+    READS[name](late)
+    np.testing.assert_allclose(lazy.numpy(), [10, 66])
+    np.testing.assert_allclose(late.numpy(), [-1.5, 0])
+    for tensor in (out, lazy, late, late.exp().realize()):
+        with pytest.raises(GradientError, match="overwritten in place"):
+            tensor.sum().backward()
 
 
 def test_lazy_loss_of_the_old_value(on_device):

@@ -1,0 +1,145 @@
+"""Programs whose indices were out of range: which one it was, and what cannot be read after it.
+
+A program with CHECKs says no more than that some index is wrong. Only then does anybody search: the
+indices are computed once more, by programs of their own, unless the failed one has overwritten what
+they are computed from. What it was to write may not be read before it is written anew.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from functools import partial
+from typing import Any
+
+from minigrad.device import Buffer, Call, Device, Replay, spoil
+from minigrad.errors import BoundsError
+from minigrad.graph.bounds import Check
+from minigrad.graph.canonical import canonicalize
+from minigrad.graph.node import Node, Op, topological
+from minigrad.graph.symbolic import evaluate, high, numel, unflatten
+
+
+def failure_of(
+    checks: Sequence[Node], variables: Mapping[str, int], lost: Set[Buffer],
+    given: Mapping[Buffer, Buffer], spoils: Iterable[Buffer],
+) -> BoundsError:  # fmt: skip
+    """The error of a program in which one of `checks` failed; nobody can read `spoils` after it.
+
+    lost: memory that has been written since it was read. given: what stood in the place of a
+    buffer that the nodes name.
+    """
+    error = _search(checks, variables, lost, given)
+    spoil(spoils, str(error))
+    return error
+
+
+def _search(
+    checks: Sequence[Node], variables: Mapping[str, int], lost: Set[Buffer],
+    given: Mapping[Buffer, Buffer],
+) -> BoundsError:  # fmt: skip
+    unknown: list[Check] = []
+    for node in checks:
+        check: Check = node.arg
+        extent = evaluate(check.extent, variables)
+        if _is_lost(node, lost):
+            unknown.append(check)
+            continue
+        found = _first_outside(node, extent, variables, given)
+        if found is not None:
+            position = f" at position {found[1]}" if node.shape else ""
+            return check.error(f"index {found[0]}{position}", extent)
+    # where all that is left is in range now, it was overwritten by whoever came after the program
+    check = unknown[0] if unknown else checks[0].arg
+    which = "an index" if len(unknown or checks) == 1 else "an index (of this or another operation)"
+    return check.error(which, evaluate(check.extent, variables), (
+        "; which one it was is not known: what it was computed from has been overwritten"
+    ))  # fmt: skip
+
+
+def _is_lost(node: Node, lost: Set[Buffer]) -> bool:
+    """Whether an index cannot be computed again: its sources are gone, or other ranks have them."""
+    return any(
+        other.op is Op.COLLECTIVE or (other.op is Op.BUFFER and other.arg in lost)
+        for other in topological([node])
+    )
+
+
+def _first_outside(
+    node: Node, extent: int, variables: Mapping[str, int], given: Mapping[Buffer, Buffer]
+) -> tuple[int, tuple[int, ...]] | None:
+    """The first element of a CHECK's index that is none, and its position."""
+    (index,) = node.src
+    shape = [evaluate(length, variables) for length in index.shape]
+    room = [high(length) for length in index.shape]
+    data = _values(index, variables, given)
+    numbers: Any = memoryview(data).cast(index.dtype.code)  # type: ignore[call-overload]
+    check: Check = node.arg
+    for place, value in enumerate(numbers):
+        if not check.allows(value, extent):
+            position = tuple(int(i) for i in unflatten(place, room))  # type: ignore[arg-type]
+            if all(i < length for i, length in zip(position, shape, strict=True)):
+                return value, position
+    return None
+
+
+def _values(
+    index: Node, variables: Mapping[str, int], given: Mapping[Buffer, Buffer]
+) -> bytearray:
+    """The bytes of an index, computed by a program that nobody else sees."""
+    runtime = Device[index.device]
+    size = numel(index.shape)
+    if index.op is Op.BUFFER:
+        memory = given.get(index.arg, index.arg)
+    else:
+        memory = Buffer(index.device, index.dtype, size)
+        call = canonicalize([index])
+        buffers = [given.get(buffer, buffer) for buffer in call.inputs]
+        program = runtime.compile(call.graph())
+        program.run([*buffers, memory], {**call.values, **variables})
+    data = bytearray(size * index.dtype.itemsize)
+    if data:
+        runtime.copy_out(memory.memory, memoryview(data))
+    return data
+
+
+class CheckedReplay:
+    """A replay that looks at what the checks of its calls found, each time.
+
+    also: buffers, beside its own, that nobody can read after a failed run.
+    """
+
+    def __init__(self, replay: Replay, calls: Sequence[Call], arguments: Sequence[Buffer]) -> None:
+        self._put, self._run = replay.put, replay.run
+        self.arguments = tuple(arguments)
+        self.memories: tuple[Any, ...] = ()
+        self.also: Sequence[Buffer] = ()
+        self._mine = {b for call in calls for b in (*call.made, *call.written)} - set(arguments)
+        self._looks: list[tuple[Callable[..., None], Any, Call, frozenset[Buffer]]] = []
+        for number, call in enumerate(calls):
+            if call.checks:
+                count = call.buffers[-1]
+                later = frozenset(b for c in calls[number:] for b in c.written)
+                expect = Device[count.device].expect_zero
+                self._looks.append((expect, count.memory, call, later))
+
+    def put(self, *memories: Any) -> None:
+        """Let `memories` take the arguments' places."""
+        self._put(*memories)
+        self.memories = memories
+
+    def run(self, variables: dict[str, int]) -> None:
+        """Make the calls; BoundsError where an index was out of range."""
+        self._run(variables)
+        for expect, count, call, lost in self._looks:
+            expect(count, partial(self._failure, call, lost, self.memories, self.also, variables))
+
+    def _failure(
+        self, call: Call, lost: frozenset[Buffer], memories: Sequence[Any],
+        also: Sequence[Buffer], variables: dict[str, int],
+    ) -> BoundsError:  # fmt: skip
+        given = {
+            buffer: Buffer.borrow(buffer, memory)
+            for buffer, memory in zip(self.arguments, memories, strict=True)
+        }
+        values = {**call.variables, **variables}
+        return failure_of(call.checks, values, lost, given, {*self._mine, *also})

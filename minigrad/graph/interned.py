@@ -1,0 +1,55 @@
+"""Tables in which equal things are one object, for as long as somebody holds it."""
+
+from __future__ import annotations
+
+import weakref
+
+# What the standard library's WeakValueDictionary takes out dead entries with: one step of C.
+from _weakref import _remove_dead_weakref  # type: ignore[attr-defined]
+from typing import Any, Generic, TypeVar
+
+T = TypeVar("T")
+
+
+class _Link(weakref.ref[T]):
+    """A weak reference that knows its key."""
+
+    __slots__ = ("key",)
+    key: Any
+
+
+class Interned(Generic[T]):
+    """Objects by key, held weakly.
+
+    There is no lock, for any allocation may run a `__del__` or the handler of a signal, on the same
+    thread, which makes objects too: it would wait for itself. Instead each change of the table is
+    one operation of dict, which nothing interrupts, and who comes second takes what is there.
+    """
+
+    __slots__ = ("_links", "_forget")
+
+    def __init__(self) -> None:
+        links = self._links = dict[Any, _Link[T]]()
+
+        def forget(link: Any, remove: Any = _remove_dead_weakref) -> None:
+            remove(links, link.key)
+
+        self._forget = forget
+
+    def __len__(self) -> int:
+        return len(self._links)
+
+    def find(self, key: Any) -> T | None:
+        """The living object of a key, or None."""
+        link = self._links.get(key)
+        return None if link is None else link()
+
+    def settle(self, key: Any, made: T) -> T:
+        """The living object of a key: `made`, if there is no other meanwhile."""
+        link = _Link(made, self._forget)
+        link.key = key
+        while True:
+            known = self._links.setdefault(key, link)()
+            if known is not None:
+                return known
+            _remove_dead_weakref(self._links, key)

@@ -1,0 +1,82 @@
+"""The locks of this process, all made here, so that the child of a fork finds each of them free.
+
+fork() copies the calling thread alone. A lock that another thread holds at that moment would stay
+locked in the child for ever. There are two kinds:
+
+    new_lock, new_rlock   free in the child, whoever held it: what such a lock guards is put in its
+                          place in one step (a program into a table), or is written anew by whoever
+                          takes the lock next
+    held_over_forks       the forking thread takes it first, so that what it guards is whole in the
+                          child: for locks that are held for a moment, or around foreign code
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from typing import Any
+from weakref import WeakSet
+
+PATIENCE = 0.05  # seconds that a fork waits for one lock while it holds others
+
+
+_free_in_child: WeakSet[Any] = WeakSet()
+_held: list[threading.RLock] = []
+
+
+def new_lock() -> threading.Lock:
+    """A lock of the first kind; a thread that takes it twice hangs."""
+    lock = threading.Lock()
+    _free_in_child.add(lock)
+    return lock
+
+
+def new_rlock() -> threading.RLock:
+    """A lock of the first kind, which the thread that has it may take again."""
+    lock = threading.RLock()
+    _free_in_child.add(lock)
+    return lock
+
+
+def held_over_forks(lock: threading.RLock | None = None) -> threading.RLock:
+    """A lock of the second kind that lives as long as the process: a new one, or one of others.
+
+    The thread that has it may take it again.
+    """
+    lock = lock or threading.RLock()
+    _held.append(lock)
+    return lock
+
+
+def _before_fork() -> None:
+    """Take all locks of the second kind, or none for a while: a thread may have one and want
+    another that this one has.
+    """
+    while True:
+        taken: list[threading.RLock] = []
+        for lock in _held:
+            if not lock.acquire(timeout=PATIENCE):
+                break
+            taken.append(lock)
+        if len(taken) == len(_held):
+            return
+        for lock in taken:
+            lock.release()
+
+
+def _after_fork() -> None:
+    for lock in _held:
+        lock.release()
+
+
+def _in_child() -> None:
+    for lock in list(_free_in_child):
+        if not getattr(lock, "_is_owned", bool)():  # this thread will give it back itself
+            lock._at_fork_reinit()  # as Python's own modules do
+    _after_fork()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(
+        before=_before_fork, after_in_parent=_after_fork, after_in_child=_in_child
+    )

@@ -1,0 +1,145 @@
+"""Ranks compare what each of them takes an exchange to be, before any data of it are used.
+
+Else an all-reduce of int32 here and of float32 there would be garbage without a word. Each rank
+tells the next one in the ring, in a message of a few bytes beside the first piece of data; whoever
+is told something else raises, which ends all ranks. Where data come from another rank than the one
+before, that rank's word is waited for, too. So what is complete was agreed upon by all.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import struct
+from collections.abc import Collection, Sequence
+from functools import lru_cache
+from typing import Any, Protocol
+
+from minigrad.collective import Transport
+from minigrad.graph.collective import Collective
+from minigrad.models.parallel.faults import RankError
+
+HEADER = struct.Struct("q 8s 24s 88s")  # which exchange, digest of all, verb, what
+BARRIER = ("waits", "at a barrier")
+ADVICE = "all ranks must make the same exchanges in the same order"
+
+
+class Ranks(Protocol):
+    """The members of a group: see `group.Members`."""
+
+    transport: Transport
+    ranks: tuple[int, ...]
+    rank: int
+    size: int
+    tag: int
+
+    def isend(self, to: int, address: int, nbytes: int, tag: int) -> Any:
+        """See `Transport`."""
+        ...
+
+    def irecv(self, source: int, address: int, nbytes: int, tag: int) -> Any:
+        """See `Transport`."""
+        ...
+
+    def wait(self, requests: Sequence[Any]) -> None:
+        """See `Transport`."""
+        ...
+
+
+@lru_cache(maxsize=1024)
+def described(what: Collective | None) -> tuple[bytes, bytes, bytes]:
+    """(digest, verb, what) of an exchange, of a barrier for None; cut to what a header holds."""
+    verb, text = BARRIER if what is None else (f"{what.kind}s", what.told())
+    digest = hashlib.blake2b(f"{verb} {text}".encode(), digest_size=8).digest()
+    if len(text) > 88:
+        text = text[:84] + " …"
+    return digest, verb.encode(), text.encode()
+
+
+class Headers:
+    """The memory of a group's headers: it stays, whatever becomes of an exchange."""
+
+    def __init__(self, size: int) -> None:
+        self.count = 0  # exchanges so far
+        self.own = ctypes.create_string_buffer(HEADER.size)
+        self.others = [ctypes.create_string_buffer(HEADER.size) for _ in range(size)]
+        self.address = ctypes.addressof(self.own)
+        self.places = [ctypes.addressof(other) for other in self.others]
+
+
+class Agreement:
+    """The members of a group for one exchange, `what` (None: a barrier), as a Transport.
+
+    Nothing is received from a rank that has not said the same as this one.
+    """
+
+    TAG = 1 << 10  # of headers, above those of groups: they never meet data
+
+    def __init__(self, members: Ranks, headers: Headers, what: Collective | None) -> None:
+        self.members, self.headers = members, headers
+        self.rank, self.size, self.pressing = members.rank, members.size, False
+        self.wait = members.wait
+        headers.count += 1
+        HEADER.pack_into(headers.own, 0, headers.count, *described(what))
+        self._sent, self._expected = list[Any](), dict[int, Any]()
+        tag, ranks, transport = members.tag + self.TAG, members.ranks, members.transport
+        for shift in shifts(what, self.size):
+            to, source = (self.rank + shift) % self.size, (self.rank - shift) % self.size
+            self._sent.append(transport.isend(ranks[to], headers.address, HEADER.size, tag))
+            place = headers.places[source]
+            self._expected[source] = transport.irecv(ranks[source], place, HEADER.size, tag)
+
+    def isend(self, to: int, address: int, nbytes: int, tag: int) -> Any:
+        """Begin to send: who gets it looks at the header first."""
+        return self.members.isend(to, address, nbytes, tag)
+
+    def irecv(self, source: int, address: int, nbytes: int, tag: int) -> Any:
+        """Begin to receive, once it is known that the source means the same exchange."""
+        if self._expected:
+            # the one before first: it says something whatever it does, another one might not
+            self._compare((self.rank - 1) % self.size)
+            self._compare(source)
+        return self.members.irecv(source, address, nbytes, tag)
+
+    def close(self) -> None:
+        """Compare what was not compared yet; all who wait for this rank's word have it then."""
+        for source in list(self._expected):
+            self._compare(source)
+
+    def _compare(self, source: int) -> None:
+        request = self._expected.pop(source, None)
+        if request is None:
+            return
+        self.wait([request] if self._expected else [request, *self._sent])
+        if self.headers.own.raw != self.headers.others[source].raw:
+            ranks, mine, theirs = self.members.ranks, self.headers.own, self.headers.others[source]
+            raise RankError(
+                -1, disagreement({ranks[self.rank]: mine.raw, ranks[source]: theirs.raw})
+            )
+
+
+def shifts(what: Collective | None, size: int) -> Collection[int]:
+    """How many places on are the ranks that must be told: the next one always, and first."""
+    if size == 1:
+        return ()
+    if what is not None and what.kind == "all_to_all":
+        return range(1, size)
+    if what is not None and what.kind == "permute" and what.place % size > 1:
+        return (1, what.place % size)
+    return (1,)
+
+
+def disagreement(headers: dict[int, bytes]) -> str:
+    """What two ranks are about to do, in a sentence; headers by rank."""
+    (first, mine), (second, theirs) = sorted(headers.items())
+    here, there = HEADER.unpack(mine), HEADER.unpack(theirs)
+    words = [[part.rstrip(b"\0").decode(errors="replace") for part in side[2:]]
+             for side in (here, there)]  # fmt: skip
+    (verb, what), (other, like) = words
+    also = f" as exchange {there[0]}" if there[0] != here[0] else ""
+    again = like if other == verb else f"{other} {like}"
+    if words[0] == words[1]:
+        also = also or " that differs further on"
+    return (
+        f"rank {first} {verb} {what} as exchange {here[0]}, rank {second} {again}{also}: {ADVICE}"
+    )

@@ -1,0 +1,126 @@
+"""Who keeps the others waiting before MPI has joined the processes, and nothing can be sent yet.
+
+A rank that waits for all others is marked, by a file in memory that it holds open; who it is says
+its environment. So whoever has waited for too long looks through the processes of its machine: the
+rank at fault is the one that was stopped, or that has no mark.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from minigrad.models.parallel.faults import Clock
+
+MARK = "minigrad waits for all ranks"
+NUMBERS = ("PMI_RANK", "PMIX_RANK", "OMPI_COMM_WORLD_RANK")  # of launchers that are known
+BEAT = 0.5  # seconds between looks
+
+
+@contextmanager
+def waiting_for_all(patience: float) -> Iterator[None]:
+    """For the time of a block that returns when all ranks have come to it.
+
+    Ends all of this machine where that takes longer than `patience` seconds (0: never).
+    """
+    mark, come = os.memfd_create(MARK), threading.Event()
+    watch = threading.Thread(target=_watch, args=(come, patience), daemon=True)
+    if patience:
+        watch.start()
+    try:
+        yield
+    finally:
+        come.set()
+        os.close(mark)
+
+
+def _watch(come: threading.Event, patience: float) -> None:
+    beat, clock = min(BEAT, patience / 4), Clock()
+    while not come.wait(beat):
+        clock.tick(beat)
+        if clock.seconds < patience:
+            continue
+        ranks = ranks_here()
+        there = [rank for rank, pids in ranks.items() if any(map(_waits, pids))]
+        late = sorted(set(ranks) - set(there))
+        # one of them says it; a machine on which all are there lets the others look first
+        mine = rank_of(os.getpid())
+        turn = there.index(mine) if mine in there else len(there)
+        if clock.seconds > patience + 4 * BEAT * (turn + (not late)):
+            _end(ranks, _sentence(ranks, late, clock.seconds))
+
+
+def _sentence(ranks: dict[int, list[int]], late: list[int], seconds: float) -> str:
+    waited = f"the others have waited for {seconds:.0f} s"
+    if not late:
+        here = ", ".join(map(str, sorted(ranks)))
+        return f"a rank of another machine is missing: ranks {here} have waited for {seconds:.0f} s"
+    if any(_state(pid) in "Tt" for pid in ranks[late[0]]):
+        return f"rank {late[0]} hangs: its process was stopped before it had begun, and {waited}"
+    return f"rank {late[0]} hangs: it has not begun, and {waited}"
+
+
+def _end(ranks: dict[int, list[int]], text: str) -> None:
+    """Say it, and end the ranks of this machine; MPI's launcher ends the others."""
+    print(f"{sys.argv[0]}: {text}; all ranks are stopped", file=sys.stderr, flush=True)
+    time.sleep(0.3)  # the launcher passes on what was said, but ends without it when it must end
+    for pid in (pid for pids in ranks.values() for pid in pids if pid != os.getpid()):
+        with suppress(OSError):
+            os.kill(pid, signal.SIGKILL)
+    os._exit(1)
+
+
+def ranks_here() -> dict[int, list[int]]:
+    """The processes of this job's ranks on this machine, by rank, in order."""
+    own, found = launcher(os.getpid()), dict[int, list[int]]()
+    for folder in Path("/proc").glob("[0-9]*"):
+        pid = int(folder.name)
+        rank = rank_of(pid)
+        if rank is not None and launcher(pid) == own:
+            found.setdefault(rank, []).append(pid)
+    return dict(sorted(found.items()))
+
+
+def rank_of(pid: int) -> int | None:
+    """The number that a launcher has given to a process."""
+    try:
+        variables = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+    except OSError:  # another user's, or gone
+        return None
+    pairs = dict(entry.split(b"=", 1) for entry in variables if b"=" in entry)
+    given = (pairs.get(name.encode(), b"") for name in NUMBERS)
+    return next((int(number) for number in given if number.isdigit()), None)
+
+
+def launcher(pid: int) -> int:
+    """The nearest process above one of a rank that is none of that rank."""
+    rank = rank_of(pid)
+    while pid > 1 and rank_of(pid) == rank:
+        pid = int((_stat(pid) or ["", "0"])[1])
+    return pid
+
+
+def _waits(pid: int) -> bool:
+    """Whether a process runs and has the mark."""
+    with suppress(OSError):
+        marks = Path(f"/proc/{pid}/fd").iterdir()
+        return _state(pid) not in "TtZ" and any(MARK in os.readlink(mark) for mark in marks)
+    return False
+
+
+def _state(pid: int) -> str:
+    return (_stat(pid) or ["Z"])[0]
+
+
+def _stat(pid: int) -> list[str]:
+    """State, parent and the rest of what /proc says of a process; nothing where it is gone."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return []

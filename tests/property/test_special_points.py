@@ -1,0 +1,303 @@
+"""Functions of one number at the values where they bend, overflow or end, beside exact ones.
+
+Every such method, in every float dtype: both zeros, denormals, ±1 and its neighbours, the domain's
+ends, where eˣ overflows, and infinities. `mpmath` says what is right, and rounding to the dtype
+when that is infinite. Gradients at the same points are PyTorch's.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import mpmath
+import numpy as np
+import pytest
+
+from minigrad import Tensor
+from minigrad.dtype import convert, named
+
+from .compare import EPSILON, TINY
+from .table_unary import EXACT_FUNCTIONS, FUNCTIONS
+
+mpmath.mp.dps = 60
+INF, NAN = math.inf, math.nan
+
+
+def _where(inside: Callable[[Any], bool], function: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """NaN outside of a domain."""
+    return lambda x: function(x) if inside(x) else NAN
+
+
+def _ends(function: Callable[[Any], Any], below: float, above: float) -> Callable[[Any], Any]:
+    """With its limits at −∞ and ∞, which mpmath does not always know."""
+    return lambda x: (below if x < 0 else above) if mpmath.isinf(x) else function(x)
+
+
+def _sigmoid(x: Any) -> Any:
+    return 1 / (1 + mpmath.exp(-x))
+
+
+def _softplus(x: Any) -> Any:
+    return mpmath.log1p(mpmath.exp(x)) if x < 1000 else x
+
+
+POSITIVE = {"sqrt": mpmath.sqrt, "log": mpmath.log, "log2": lambda x: mpmath.log(x, 2),
+            "log10": mpmath.log10}  # fmt: skip
+EXACT: dict[str, Callable[[Any], Any]] = {
+    **{name: _where(lambda x: x >= 0, _ends(f, NAN, INF)) for name, f in POSITIVE.items()},
+    "log1p": _where(lambda x: x >= -1, _ends(mpmath.log1p, NAN, INF)),
+    "exp": _ends(mpmath.exp, 0, INF),
+    "exp2": _ends(lambda x: mpmath.power(2, x), 0, INF),
+    "expm1": _ends(mpmath.expm1, -1, INF),
+    "sinh": _ends(mpmath.sinh, -INF, INF),
+    "cosh": _ends(mpmath.cosh, INF, INF),
+    "tanh": _ends(mpmath.tanh, -1, 1),
+    "asinh": _ends(mpmath.asinh, -INF, INF),
+    "acosh": _where(lambda x: x >= 1, _ends(mpmath.acosh, NAN, INF)),
+    "atanh": _where(lambda x: -1 <= x <= 1, lambda x: INF * x if abs(x) == 1 else mpmath.atanh(x)),
+    "asin": _where(lambda x: -1 <= x <= 1, mpmath.asin),
+    "acos": _where(lambda x: -1 <= x <= 1, mpmath.acos),
+    "atan": _ends(mpmath.atan, -mpmath.pi / 2, mpmath.pi / 2),
+    "sin": _ends(mpmath.sin, NAN, NAN),
+    "cos": _ends(mpmath.cos, NAN, NAN),
+    "tan": _ends(mpmath.tan, NAN, NAN),
+    "erf": _ends(mpmath.erf, -1, 1),
+    "sigmoid": _ends(_sigmoid, 0, 1),
+    "softplus": _ends(_softplus, 0, INF),
+    "logsigmoid": _ends(lambda x: -_softplus(-x), -INF, 0),
+    "elu": _ends(lambda x: x if x > 0 else mpmath.expm1(x), -1, INF),
+    "celu": _ends(lambda x: x if x > 0 else mpmath.expm1(x), -1, INF),
+    "relu": _ends(lambda x: max(x, mpmath.mpf(0)), 0, INF),
+    "floor": mpmath.floor,
+    "ceil": mpmath.ceil,
+    "trunc": lambda x: mpmath.floor(x) if x > 0 else mpmath.ceil(x),
+    "round": lambda x: x if mpmath.isinf(x) else mpmath.nint(x),
+    "sign": mpmath.sign,
+    "abs": abs,
+    "square": lambda x: x * x,
+    "reciprocal": lambda x: INF if x == 0 else 1 / x,
+    "rsqrt": lambda x: INF if x == 0 else 0 if x == INF else NAN if x < 0 else 1 / mpmath.sqrt(x),
+}
+SELU = 1.0507009873554805, 1.0507009873554805 * 1.6732632423543772
+# As PyTorch's, these are NaN at an infinity where their limit is a product 0·∞.
+OF_FINITE: dict[str, Callable[[Any], Any]] = {
+    "silu": lambda x: x * _sigmoid(x),
+    "mish": lambda x: x * mpmath.tanh(_softplus(x)),
+    "softsign": lambda x: x / (1 + abs(x)),
+    "selu": lambda x: SELU[0] * x if x > 0 else SELU[1] * mpmath.expm1(x),
+    "relu6": lambda x: min(max(x, 0), 6),
+    "hardsigmoid": lambda x: min(max(x / 6 + mpmath.mpf(1) / 2, 0), 1),
+    "hardswish": lambda x: x * min(max(x + 3, 0), 6) / 6,
+    "neg": lambda x: -x,
+}
+EXACT |= {name: _ends(function, NAN, NAN) for name, function in OF_FINITE.items()}
+# gelu's tanh cancels far below 0, and quick_gelu rounds 1.702·x: their tables are elsewhere
+ELSEWHERE = {"gelu", "quick_gelu", "swish"}
+# f(−0) is −0 for these; of reciprocal and rsqrt −∞
+ODD = {"sin", "tan", "asin", "atan", "sinh", "tanh", "asinh", "atanh", "expm1", "log1p", "erf",
+       "sqrt", "floor", "ceil", "trunc", "round"}  # fmt: skip
+ENDS_OF_EXP = {"float16": (10.0, 11.0, 11.08, 11.5, 11.78, 12.0), "float64": (
+    700.0, 709.7, 710.0, 710.4, 711.0)}  # fmt: skip
+
+
+def points(dtype: str) -> list[float]:
+    """The awkward numbers of a dtype, each as it holds it."""
+    step, tiny = EPSILON[dtype], TINY[dtype]
+    sizes = [
+        0.0, tiny * step, tiny * 0.5, tiny, tiny * 3, 1e-30, 1e-10, step, 1e-4, 0.01, 0.24, 0.5,
+        0.75, 1 - step, 1 - step / 2, 1.0, 1 + step, 1 + 2 * step, 1.5, 2.0, 2.5, 3.0, 9.0, 20.0,
+        2.0**6, 2.0**7 + 1, 2.0**12, 2.0**14 + 4, 2.0**23, 2.0**23 + 1, 2.0**30 + 256, 2.0**62,
+        1e18, 1e30, 1e38, 3.4e38, INF,
+        *ENDS_OF_EXP.get(dtype, (85.0, 88.0, 88.5, 88.72, 88.75, 89.0, 89.4, 89.5, 90.0, 103.0)),
+    ]  # fmt: skip
+    held = [float(convert(size, named(dtype))) for size in sizes]
+    return [*held, *(-x for x in held), NAN]
+
+
+def _rounded(value: Any, dtype: str) -> float:
+    """The exact value as the dtype holds it; infinite where rounding says so."""
+    if mpmath.isnan(value) or mpmath.isinf(value):
+        return float(value)
+    return float(convert(float(value), named(dtype)))
+
+
+def _near(got: float, exact: Any, dtype: str, ulps: float) -> bool:
+    wanted = _rounded(exact, dtype)
+    if math.isnan(wanted) or math.isinf(wanted) or math.isnan(got) or math.isinf(got):
+        return got == wanted or (math.isnan(got) and math.isnan(wanted)) or (
+            # where the largest number or infinity is a question of the last digit
+            abs(exact) > _rounded_largest(dtype) * (1 - ulps * EPSILON[dtype]) and got == abs(got) *
+            (1 if exact > 0 else -1)
+        )  # fmt: skip
+    bound = ulps * EPSILON[dtype] * max(abs(wanted), TINY[dtype])
+    return bool(abs(got - exact) <= bound)
+
+
+def _rounded_largest(dtype: str) -> float:
+    return {"float16": 65504.0, "float64": 2.0**1023}.get(dtype, 3.38e38)
+
+
+def test_each_function_is_here() -> None:
+    """No row of the operation table with one float operand is left out."""
+    rows = {row.name for row in (*FUNCTIONS, *EXACT_FUNCTIONS)}
+    assert rows - set(EXACT) == ELSEWHERE
+
+
+@pytest.mark.parametrize("dtype", EPSILON)
+@pytest.mark.parametrize("name", EXACT)
+def test_values(name: str, dtype: str, device: str) -> None:
+    """Within 16 units of the last place of the exact value, with its sign where it is 0."""
+    given = points(dtype)
+    if name in ("sin", "cos", "tan"):
+        # a step of the angle must be a small part of a turn
+        given = [x for x in given if not 1e6 < abs(x) < INF]
+    if name in OF_FINITE:
+        given = [x for x in given if not math.isinf(x)]
+    if name in ("silu", "mish"):  # x times a denormal, of which few digits are left
+        given = [x for x in given if not x < -86]
+    x = Tensor(given, dtype=dtype, device=device)
+    got = getattr(x, name)().float().tolist() if dtype != "float64" else getattr(x, name)().tolist()
+    wrong = []
+    for x_, y in zip(given, got, strict=True):
+        exact = NAN if math.isnan(x_) else EXACT[name](mpmath.mpf(x_))
+        if x_ == 0 and math.copysign(1, x_) < 0 and name in ("reciprocal", "rsqrt"):
+            exact = -INF
+        exact = mpmath.mpf(exact)
+        right = _near(y, exact, dtype, 16)
+        if x_ == 0 and name in ODD and math.copysign(1, y) != math.copysign(1, x_):
+            right = False
+        if not right:
+            wrong.append(f"{name}({x_!r}) = {y!r}, expected {mpmath.nstr(exact, 12)}")
+    assert not wrong, "\n".join(wrong)
+
+
+GRADIENTS = ["elu", "celu", "selu", "relu", "relu6", "leaky_relu", "hardtanh", "abs", "sinh",
+             "cosh", "tanh", "asinh", "expm1", "log1p", "sigmoid", "logsigmoid", "softplus", "silu",
+             "mish", "hardsigmoid", "hardswish", "floor", "ceil", "trunc", "round", "sign",
+             "softsign"]  # fmt: skip
+PLACES = [0.0, -0.0, 1.0, -1.0, 3.0, -3.0, 6.0, 1e-30, -1e-30, 88.0, -88.0, 89.2, -89.2, 100.0,
+          -100.0, 1e10, -1e10]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", GRADIENTS)
+def test_gradients(name: str, device: str) -> None:
+    """PyTorch's, where a function has a kink, is constant, or overflows."""
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+    places = [x for x in PLACES if name not in ("log1p",) or x > -1]
+    x = Tensor(places, device=device, requires_grad=True)
+    getattr(x, name)().sum().backward()
+    y = torch.tensor(places, requires_grad=True)
+    function = getattr(torch.nn.functional, name, None) or getattr(torch, name)
+    function(y).sum().backward()
+    np.testing.assert_allclose(x.grad.numpy(), y.grad.numpy(), rtol=3e-5, atol=2e-37, err_msg=name)
+
+
+def test_the_only_way_is_flat(device: str) -> None:
+    """A constant derivative is zero and no error, in `backward` and in `gradient`."""
+    x = Tensor([1.5, -2.0], device=device, requires_grad=True)
+    y = Tensor([1.0, -1.0], device=device, requires_grad=True)
+    results = {
+        "floor": x.floor(), "ceil": x.ceil(), "round": x.round(), "trunc": x.trunc(),
+        "sign": x.sign(), "copysign": y.copysign(x), "trunc div": x.div(y, rounding_mode="trunc"),
+        "pow": x**0, "times": x * 0, "filled": x.masked_fill(x > -9, 0),
+    }  # fmt: skip
+    for name, result in results.items():
+        (grad,) = result.sum().gradient(x)
+        assert grad.tolist() == [0, 0], name
+        x.grad = y.grad = None
+        result.sum().backward()
+        assert x.grad is not None and x.grad.tolist() == [0, 0], name
+    assert (x.floor() + 3 * x).sum().gradient(x)[0].tolist() == [3, 3]
+    assert y.copysign(x).sum().gradient(y)[0].tolist() == [1, 1]
+
+
+@pytest.mark.parametrize("p", [2, 1, 3, 0.5, 0, -1, INF, -INF])
+def test_norms(p: float, device: str) -> None:
+    """Rows of zeros, of equal magnitudes, and others: values and gradients as PyTorch's."""
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+    rows = [[0.0, 0.0, 0.0], [0.0, 2.0, -3.0], [1.0, 1.0, -1.0], [0.5, -0.25, 4.0]]
+    x = Tensor(rows, device=device, requires_grad=True)
+    y = torch.tensor(rows, requires_grad=True)
+    ours, theirs = x.normalize(p), torch.nn.functional.normalize(y, p)
+    factors = [1.0, 2.0, 0.5]
+    (ours * Tensor(factors, device=device)).sum().backward()
+    (theirs * torch.tensor(factors)).sum().backward()
+    np.testing.assert_allclose(ours.numpy(), theirs.detach().numpy(), rtol=1e-5)
+    np.testing.assert_allclose(x.grad.numpy(), y.grad.numpy(), rtol=2e-5, atol=1e-6)
+
+
+def test_the_deviation_of_equal_numbers(device: str) -> None:
+    """0, as PyTorch's, along any axes, and in what is made of it."""
+    for axis in (None, 0, 1):
+        x = Tensor.full((3, 4), 2.5, device=device, requires_grad=True)
+        x.std(axis).sum().backward()
+        assert x.grad.tolist() == [[0.0] * 4] * 3
+    x = Tensor([[1.0, 1.0], [1.0, 3.0]], device=device, requires_grad=True)
+    deviation, mean = x.std_mean(1)
+    (deviation + mean).sum().backward()
+    np.testing.assert_allclose(x.grad.numpy(), [[0.5, 0.5], [0.5 - 0.5**0.5, 0.5 + 0.5**0.5]])
+
+
+def test_unpooled_twice(device: str) -> None:
+    """Of equal indices the last element stays, and each takes the whole gradient, as PyTorch's."""
+    x = Tensor([[[[1.0, 2.0], [3.0, 4.0]]]], device=device, requires_grad=True)
+    places = Tensor([[[[0, 0], [5, 5]]]], device=device)
+    result = x.max_unpool2d(places, 2)
+    assert result.flatten().tolist()[:6] == [2, 0, 0, 0, 0, 4]
+    (result * (Tensor.arange(16, device=device).reshape(1, 1, 4, 4) + 1)).sum().backward()
+    assert x.grad.flatten().tolist() == [1, 1, 6, 6]
+
+
+def test_over_no_elements(device: str) -> None:
+    """Empty results of empty rows, and identities where a row gives one number."""
+    x = Tensor.zeros(3, 0, device=device)
+    for name in ("softmax", "log_softmax", "softmin", "cumsum", "cumprod", "logcumsumexp"):
+        assert getattr(x, name)(1).numpy().shape == (3, 0), name
+        assert getattr(x.T, name)(0).numpy().shape == (0, 3), name
+    for p in (2, 1, 0, INF, -INF):
+        assert x.normalize(p).numpy().shape == (3, 0)
+    assert x.logsumexp(1).tolist() == [-INF] * 3
+    for result in (x.mean(1), x.var(1), x.std(1)):
+        assert np.isnan(result.numpy()).all() and result.shape == (3,)
+    assert x.cross_entropy(x, reduction="none").numpy().tolist() == [0, 0, 0]
+    assert Tensor.zeros(0, 3, device=device).softmax(1).numpy().shape == (0, 3)
+
+
+def test_integers_stay_integers(device: str) -> None:
+    """interpolate of uint8 is uint8, halves rounded up and beyond its ends saturated."""
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+    values = np.random.default_rng(2).integers(0, 256, (1, 2, 4, 5)).astype(np.uint8)
+    for mode, most in (("nearest", 0), ("bilinear", 1), ("bicubic", 1)):
+        ours = Tensor(values, device=device).interpolate(size=(7, 3), mode=mode)
+        theirs = torch.nn.functional.interpolate(torch.tensor(values), size=(7, 3), mode=mode)
+        assert ours.dtype.name == "uint8"
+        assert np.abs(ours.numpy().astype(int) - theirs.numpy().astype(int)).max() <= most, mode
+    same = Tensor([[[0, 10]]], dtype="uint8", device=device).interpolate(size=4, mode="linear")
+    assert same.tolist() == [[[0, 3, 8, 10]]]
+
+
+@pytest.mark.parametrize("pair", [(-1, 3), (3, -2), (-3, 3), (2, 1), (-2, -2), (0, 4)])
+def test_circular_padding_that_cuts(pair: tuple[int, int], device: str) -> None:
+    """What was cut off does not come back at the other end, as in PyTorch."""
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+    x = np.arange(12, dtype=np.float32).reshape(2, 6)
+    wanted = torch.nn.functional.pad(torch.tensor(x)[None], pair, mode="circular")[0].numpy()
+    assert np.array_equal(Tensor(x, device=device).pad(pair, mode="circular").numpy(), wanted)
+
+
+def test_negative_powers_of_integers(device: str) -> None:
+    """A tensor's negative exponents truncate, as PyTorch's; floats are divided."""
+    x = Tensor([2, 1, -1, -1, 3], device=device)
+    assert (x ** Tensor([-1, -2, -3, -2, 2], device=device)).tolist() == [0, 1, -1, 1, 9]
+    np.testing.assert_allclose((x**-1.0).numpy(), [0.5, 1, -1, -1, 1 / 3], rtol=1e-6)
+    np.testing.assert_allclose((x.float() ** -2).numpy(), [0.25, 1, 1, 1, 1 / 9], rtol=1e-6)
+
+
+def test_remainders_of_negative_zero(device: str) -> None:
+    """fmod has the sign of the dividend, a zero's too."""
+    x = Tensor([-0.0, 0.0, -4.0, 4.0, -0.0], device=device)
+    got = x.fmod(Tensor([2.0, 2.0, 2.0, -2.0, 0.0], device=device)).numpy()
+    assert np.signbit(got[:4]).tolist() == [True, False, True, False]
+    assert got[:4].tolist() == [0, 0, 0, 0] and np.isnan(got[4])
