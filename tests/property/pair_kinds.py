@@ -238,22 +238,31 @@ def convolution(d: Draw) -> Pair:
 
 
 def scaled(d: Draw) -> Pair:
-    """Operands of 2^±33, 2^±60 … where the result is as large as it would be without."""
+    """Operands of 2^±40, 2^±66 … where the result is as large as it would be without.
+
+    Half of them are large enough for scores that are never stored, which are scaled late.
+    """
     m, k, n = d.extent(2), d.extent(2), d.extent()
+    if d.chance(0.5):
+        m, k, n = d.one_of((129, 160, 257)), d.one_of((2, 8, 17)), d.one_of((129, 160, 257))
     a, b, v = d.leaf((m, k)), d.leaf((n, k)), d.leaf((n, 3 + d.below(6)), "parts")
     d.smooth = False
-    e = d.one_of((-40, -33, 33, 40))  # squares of sums stay below 2^128
+    weights = d.chance(0.4)  # else squares of sums stay below 2^128
+    e = d.one_of((-80, -66, 66, 75) if weights else (-40, -33, 33, 40))
     big = d.both(f"{a} * {2.0**e!r}")
     down = repr(2.0**-e)
     s, t = (f"(({x} @ {b}.T).abs() + {y})" for x, y in ((big, repr(2.0**e)), (a, "1.0")))
-    up, far = repr(2.0**60), repr(2.0**-60)
+    up, far = (repr(2.0 ** (60 if sign == (e > 0) else -60)) for sign in (True, False))
     keep = "(-1, keepdim=True)"
-    first, second = d.one_of([
-        (f"({s} * {s}.sum{keep}.reciprocal()) @ ({v} * {up})", f"{t} / {t}.sum{keep} @ {v} * {up}"),
+    shares = [
+        (f"({s} * {s}.sum{keep}.reciprocal()) @ ({v} * {up}) * {far}",
+         f"{t} / {t}.sum{keep} @ {v}"),
         (f"(({s} / {s}.max{keep}) @ ({v} * {up})) * {far}", f"({t} / {t}.max{keep}) @ {v}"),
+        (f"({big} @ {b}.T) * {down} @ {v}", f"({a} @ {b}.T) @ {v}"),
+    ]  # fmt: skip
+    first, second = d.one_of(shares if weights else [
         (f"({s} * {s}.square().mean{keep}.rsqrt()) @ ({v} * {up}) * {far}",
          f"({t} * {t}.square().mean{keep}.rsqrt()) @ {v}"),
-        (f"({big} @ {b}.T) * {down} @ {v}", f"({a} @ {b}.T) @ {v}"),
         (f"({big}.abs().sum(1) * {down})", f"{a}.abs().sum(1)"),
         (f"({big}.std(1, correction=0) * {down})", f"{a}.std(1, correction=0)"),
         (f"{big}.max(1) * {down}", f"{a}.max(1)"),
