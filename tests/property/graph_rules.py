@@ -12,7 +12,8 @@ from math import exp, prod, sqrt
 import numpy as np
 
 from .compare import EPSILON
-from .graph_steps import MAXIMAL_SIZE, Maker, Shape, Value
+from .graph_special import hidden, long, special_points
+from .graph_steps import Maker, Shape, Value, ancestors, reduced
 
 # Code of one operand x → the bound of its result, from the bound of x. Smooth everywhere.
 SMOOTH: list[tuple[str, Callable[[float], float]]] = [
@@ -38,12 +39,15 @@ SMOOTH: list[tuple[str, Callable[[float], float]]] = [
     ("({x}.square() + 0.5) ** 0.75", lambda b: (b * b + 1)),
     ("{x}.contiguous()", lambda b: b),
     ("{x}.softplus()", lambda b: b + 1),
+    ("{x}.elu()", lambda b: b),
+    ("{x}.celu()", lambda b: b),
 ]
 PERIODIC = ("{x}.sin()", "{x}.cos()")
 # The same with a kink: continuous, but no gradient may be taken through them.
 KINKED: list[tuple[str, Callable[[float], float]]] = [
     ("{x}.abs()", lambda b: b),
     ("{x}.relu()", lambda b: b),
+    ("{x}.selu()", lambda b: 2 * b),
     ("{x}.leaky_relu()", lambda b: b),
     ("{x}.clip(-1, 2)", lambda b: 2),
     ("{x}.maximum(0.25)", lambda b: max(b, 0.25)),
@@ -80,12 +84,6 @@ def binary(m: Maker) -> None:
     m.add(f"({code.format(x=x.name, y=y.name)})", [x, y], shape, x.dtype, bound, exact)
 
 
-def _reduced(shape: Shape, axes: tuple[int, ...], keepdim: bool) -> Shape:
-    if keepdim:
-        return tuple(1 if a in axes else n for a, n in enumerate(shape))
-    return tuple(n for a, n in enumerate(shape) if a not in axes)
-
-
 def reduction(m: Maker) -> None:
     """A sum, mean, extreme or variance over one axis or two, with or without keepdim."""
     x = m.deep()
@@ -103,7 +101,7 @@ def reduction(m: Maker) -> None:
         names.append(("logsumexp", x.bound + 4))
     name, bound = names[m.below(len(names))]
     given = axes[0] if len(axes) == 1 else axes
-    m.add(f"{x.name}.{name}({given}, keepdim={keepdim})", [x], _reduced(x.shape, axes, keepdim),
+    m.add(f"{x.name}.{name}({given}, keepdim={keepdim})", [x], reduced(x.shape, axes, keepdim),
           x.dtype, bound, name in ("max", "min"))  # fmt: skip
 
 
@@ -207,7 +205,7 @@ def movement(m: Maker) -> None:
         if place is None:
             return
         new, code = shape[1:], f"{x.name}[{place}]"
-    if prod(new) <= MAXIMAL_SIZE:
+    if prod(new) <= m.most:
         m.add(code, [x], new, x.dtype, x.bound, True)
 
 
@@ -217,7 +215,7 @@ def joining(m: Maker) -> None:
     y = m.pick(lambda v: v.dtype == x.dtype and v.shape == x.shape) or x
     axis = m.below(len(x.shape))
     new = tuple(2 * n if a == axis else n for a, n in enumerate(x.shape))
-    if prod(new) <= MAXIMAL_SIZE:
+    if prod(new) <= m.most:
         m.add(f"Tensor.cat({x.name}, {y.name}, dim={axis})", [x, y], new, x.dtype,
               max(x.bound, y.bound), True)  # fmt: skip
 
@@ -233,21 +231,25 @@ def product(m: Maker) -> None:
         y = m.leaf((k, int(m.random.choice((1, 3, 8, 16, 33)))), x.dtype)
     right, n = (y.name, y.shape[1]) if y.shape[0] == k else (f"{y.name}.T", y.shape[0])
     new = (*x.shape[:-1], n)
-    if prod(new) > MAXIMAL_SIZE or prod(new) * k > 200_000:
+    if prod(new) > m.most or prod(new) * k > 100 * m.most:
         return
     tail = ""
     if m.chance(0.3):
         bias = m.leaf((n,), x.dtype)
         tail = f" + {bias.name}"
     reads = [x, y] if not tail else [x, y, bias]
-    m.add(f"(({x.name} @ {right}) * {1 / sqrt(k):.6g}{tail})", reads, new, x.dtype,
+    left, scale = x.name, f"{1 / sqrt(k):.6g}"
+    if m.chance(0.15) and x.dtype == "float32":  # far from 1 within, by powers of 2
+        power = float(2.0 ** int(str(m.one_of((-90, -40, 40, 90)))))
+        left, scale = f"({left} * {power!r})", f"{1 / power!r} * {scale}"
+    m.add(f"(({left} @ {right}) * {scale}{tail})", reads, new, x.dtype,
           sqrt(k) * x.bound * y.bound + 4)  # fmt: skip
 
 
 def attention(m: Maker) -> None:
     """Causal attention by hand, over the last two dimensions."""
     x = m.pick(lambda v: v.is_float and len(v.shape) >= 2 and v.shape[-2] > 0 and v.shape[-1] > 0)
-    if x is None or prod(x.shape[:-1]) * x.shape[-2] > MAXIMAL_SIZE:
+    if x is None or prod(x.shape[:-1]) * x.shape[-2] > m.most:
         return
     t = x.shape[-2]
     scores = m.add(f"(({x.name} @ {x.name}.transpose(-1, -2)) * {1 / sqrt(x.shape[-1]):.6g})"
@@ -274,7 +276,7 @@ def masking(m: Maker) -> None:
     other = m.partner(x, lambda v: v.dtype == x.dtype) if m.chance(0.5) else None
     shapes = [x.shape, condition.shape, *([other.shape] if other else [])]
     new = np.broadcast_shapes(*shapes) if _broadcast(shapes) else None
-    if new is None or prod(new) > MAXIMAL_SIZE:
+    if new is None or prod(new) > m.most:
         return
     second = other.name if other else "0"
     bound = max(x.bound, other.bound if other else 0)
@@ -296,17 +298,17 @@ def gathering(m: Maker) -> None:
     n = x.shape[0]
     length = int(m.random.choice((1, 3, 8, 17)))
     if m.chance(0.5) or len(x.shape) == 1:
-        i = m.leaf((length,), "int32", n)
+        i = m.leaf((length,), "int32", n, "ends" if m.chance(0.5) else "eighths")
         new: Shape = (length, *x.shape[1:])
         code = f"{x.name}[{i.name}]"
     else:
         axis = len(x.shape) - 1
         new = (*x.shape[:-1], length)
-        if prod(new) > MAXIMAL_SIZE:
+        if prod(new) > m.most:
             return
         i = m.leaf(new, "int32", x.shape[-1])
         code = f"{x.name}.gather({axis}, {i.name})"
-    if prod(new) <= MAXIMAL_SIZE:
+    if prod(new) <= m.most:
         m.add(code, [x, i], new, x.dtype, x.bound, True)
 
 
@@ -330,7 +332,7 @@ def integer_reduction(m: Maker) -> None:
     if x is None:
         return
     axis = m.below(len(x.shape))
-    new = _reduced(x.shape, (axis,), False)
+    new = reduced(x.shape, (axis,), False)
     if x.is_float or m.chance(0.4):
         m.add(f"{x.name}.{m.one_of(('argmax', 'argmin'))}({axis})", [x], new, "int32", 99.0)
     else:
@@ -395,7 +397,7 @@ RULES: list[tuple[float, Callable[[Maker], None]]] = [
     (7, unary), (7, binary), (5, reduction), (3, row_wise), (6, movement), (1.5, joining),
     (2.5, product), (0.7, attention), (2.5, masking), (2, gathering), (2, integers),
     (1, integer_reduction), (1.5, to_float), (0.7, to_half), (1.2, in_place), (1, new_leaf),
-    (1, ordering), (0.7, scattering),
+    (1, ordering), (0.7, scattering), (0.7, hidden), (0.7, special_points), (0.15, long),
 ]  # fmt: skip
 
 
@@ -407,7 +409,7 @@ def end_with_gradient(m: Maker, outputs: list[str]) -> list[str]:
         return []
     terms = " + ".join(f"{v.name}.square().mean()" for v in losses)
     loss = m.add(f"({terms})", losses, (), "float32", 1.0)
-    read = _ancestors(m, loss.name)
+    read = ancestors(m, loss.name)
     names = [name for name in m.targets if name in read and 0 not in m.values[name].shape]
     found = [loss.name]
     for name in names[:4]:
@@ -416,12 +418,3 @@ def end_with_gradient(m: Maker, outputs: list[str]) -> list[str]:
         found.append(m.add(f"{loss.name}.gradient({name})[0]", reads, target.shape, "float32",
                            1.0).name)  # fmt: skip
     return found
-
-
-def _ancestors(m: Maker, name: str) -> set[str]:
-    """The names from which a float gradient can flow to `name`."""
-    reached = {name}
-    for statement in reversed(m.statements):
-        if statement.name in reached and m.values[statement.name].is_float:
-            reached.update(r for r in statement.reads if m.values[r].is_float)
-    return reached

@@ -15,6 +15,7 @@ import numpy as np
 
 from .compare import EPSILON
 from .graphs import Graph, Statement
+from .leaves import BOUNDS, EXACT_KINDS, LARGE
 
 Shape = tuple[int, ...]
 EXTENTS = (1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 31, 33)
@@ -46,10 +47,17 @@ class Maker:
         self.seed = seed
         self.statements: list[Statement] = []
         self.values: dict[str, Value] = {}
+        self.named = 0
         self.noise = "float32"
         # A gradient is taken at the end of some graphs: no kinks then, and no in-place writes.
         self.smooth = self.chance(0.35)
         self.targets: list[str] = []
+        # Half of the graphs have values among their leaves that have found bugs; an eighth of them
+        # are short ones of large arrays, which cross what recipes count in.
+        tame = self.chance(0.5)
+        self.kinds = ("eighths",) if tame else ("eighths", "ties", "ties", "rows", "rows", "parts")
+        self.large = self.chance(0.125)
+        self.most = 1 << 17 if self.large else MAXIMAL_SIZE
 
     # --- drawing ----------------------------------------------------------------------------------
 
@@ -70,10 +78,12 @@ class Maker:
         """A shape of one to three dimensions; once in a while one without elements."""
         while True:
             count = 1 + self.below(3)
-            extents = tuple(int(self.random.choice(EXTENTS)) for _ in range(count))
+            wide = self.large and self.chance(0.7)
+            extents = tuple(int(self.random.choice(LARGE if wide else EXTENTS))
+                            for _ in range(count))  # fmt: skip
             if self.chance(0.01):
                 extents = (*extents[:-1], 0)
-            if prod(extents) <= MAXIMAL_SIZE:
+            if prod(extents) <= self.most:
                 return extents
 
     # --- statements -------------------------------------------------------------------------------
@@ -88,7 +98,8 @@ class Maker:
         exact: bool | None = None,
     ) -> Value:
         """`name = code`; exact if an integer, or if `exact` and all that it reads are."""
-        name = f"t{len(self.values)}"
+        name = f"t{self.named}"
+        self.named += 1
         inherits = bool(exact) and all(read.exact for read in reads)
         value = Value(name, tuple(shape), dtype, bound, inherits or dtype not in EPSILON)
         self._put(Statement(name, code, tuple(r.name for r in reads), value.shape, dtype), value)
@@ -117,15 +128,31 @@ class Maker:
         value = Value(target.name, target.shape, target.dtype, bound, exact)
         self._put(Statement(target.name, code, names, target.shape, target.dtype, True), value)
 
-    def leaf(self, shape: Shape | None = None, dtype: str = "float32", limit: int = 5) -> Value:
-        """New data: multiples of 1/8 up to 4, integers below `limit`, or bools."""
+    def leaf(
+        self, shape: Shape | None = None, dtype: str = "float32", limit: int = 5, kind: str = ""
+    ) -> Value:
+        """New data: floats of one of the graph's kinds, integers below `limit`, or bools."""
         shape = self.shape() if shape is None else shape
-        seed = self.seed * 1000 + len(self.statements)
-        code = f"leaf({seed}, {shape}, {dtype!r}, {limit}, device, real)"
-        value = self.add(code, [], shape, dtype, 4.0 if dtype in EPSILON else float(limit), True)
+        chosen = str(self.one_of(self.kinds)) if dtype == "float32" and shape else "eighths"
+        kind = kind or chosen
+        bound = BOUNDS.get(kind, 4.0) if dtype in EPSILON else float(limit)
+        value = self.add(self._leaf_code(shape, dtype, limit, kind), [], shape, dtype, bound,
+                         kind in EXACT_KINDS or dtype not in EPSILON)  # fmt: skip
         if dtype == "float32":
             self.targets.append(value.name)
         return value
+
+    def _leaf_code(self, shape: Shape, dtype: str, limit: int, kind: str) -> str:
+        seed = self.seed * 1000 + len(self.statements)
+        named = "" if kind == "eighths" else f", {kind!r}"
+        return f"leaf({seed}, {shape}, {dtype!r}, {limit}, device, real{named})"
+
+    def hidden(self, shape: Shape, first: int) -> Value:
+        """Data that is NaN, infinite or far too large in rows from `first` on; nobody picks it."""
+        name = f"h{len(self.statements)}"
+        code = self._leaf_code(shape, "float32", 5, f"poison:{first}")
+        self.statements.append(Statement(name, code, (), shape, "float32"))
+        return Value(name, shape, "float32", 4.0, True)
 
     # --- choosing operands ------------------------------------------------------------------------
 
@@ -157,19 +184,40 @@ class Maker:
                 shape = np.broadcast_shapes(value.shape, other.shape)
             except ValueError:
                 return False
-            return prod(shape) <= MAXIMAL_SIZE
+            return prod(shape) <= self.most
 
         return self.pick(matches)
 
 
-def make_graph(seed: int) -> Graph:
-    """The graph of a seed: 10 to 60 steps, one to five outputs."""
+def ancestors(m: Maker, name: str) -> set[str]:
+    """The names from which a float gradient can flow to `name`."""
+    reached = {name}
+
+    def floats(other: str) -> bool:
+        return other in m.values and m.values[other].is_float
+
+    for statement in reversed(m.statements):
+        if statement.name in reached and floats(statement.name):
+            reached.update(filter(floats, statement.reads))
+    return reached
+
+
+def reduced(shape: Shape, axes: tuple[int, ...], keepdim: bool) -> Shape:
+    """A shape without some axes, or with ones in their places."""
+    if keepdim:
+        return tuple(1 if a in axes else n for a, n in enumerate(shape))
+    return tuple(n for a, n in enumerate(shape) if a not in axes)
+
+
+def make_graph(seed: int, most: int = 32) -> Graph:
+    """The graph of a seed: up to `most` steps and what the last ones add, one to five outputs."""
     from .graph_rules import RULES, end_with_gradient
 
     maker = Maker(seed)
     for _ in range(1 + maker.below(3)):
         maker.leaf()
-    wanted = 10 + maker.below(51)
+    most = min(most, 12) if maker.large else most
+    wanted = most // 6 + maker.below(most - most // 6 + 1)
     weights = np.array([weight for weight, _ in RULES], float)
     weights /= weights.sum()
     while len(maker.statements) < wanted:
@@ -181,4 +229,6 @@ def make_graph(seed: int) -> Graph:
     outputs += [s.name for s in maker.statements if s.writes]
     if maker.smooth:
         outputs += end_with_gradient(maker, outputs)
-    return Graph(tuple(maker.statements), tuple(dict.fromkeys(outputs)), maker.noise)
+    finite = not any(0 in s.shape for s in maker.statements)  # a mean of nothing is NaN
+    return Graph(tuple(maker.statements), tuple(dict.fromkeys(outputs)), maker.noise,
+                 maker.chance(0.2), finite)  # fmt: skip

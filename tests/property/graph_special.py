@@ -1,0 +1,70 @@
+"""Rules of random graphs that found bugs elsewhere: what lies behind masks, norms of zero rows,
+deviations of equal numbers, and sums of very many.
+"""
+
+from __future__ import annotations
+
+from math import prod
+
+from .graph_steps import Maker, reduced
+from .leaves import LONG
+
+
+def hidden(m: Maker) -> None:
+    """NaN, infinities and 1e30 behind masks: by an index, by causal attention, by a slice."""
+    t, width = int(m.random.choice((5, 31, 33, 40))), int(m.random.choice((3, 8, 17)))
+    if m.large:
+        t = int(m.random.choice((129, 255, 300)))
+    c = 1 + m.below(t - 1)
+    x = m.hidden((t, width), c)
+    row = f"Tensor.arange({t}).reshape({t}, 1)"
+    kind = m.below(4)
+    if kind == 0:
+        m.add(f"({row} < {c}).where({x.name}, 0.25)", [x], x.shape, "float32", 4.0, True)
+    elif kind == 1:
+        m.add(f"{x.name}.masked_fill({row} >= {c}, -1).cumsum(0)[:{min(c, 20)}]", [x],
+              (min(c, 20), width), "float32", 80.0)  # fmt: skip
+    elif kind == 2:
+        m.add(f"{x.name}[:{c}].softmax(0)", [x], (c, width), "float32", 1.0)
+    else:
+        q = m.leaf(x.shape)
+        k = m.one_of((q.name, x.name))
+        code = f"{q.name}.scaled_dot_product_attention({k}, {x.name}, is_causal=True)[:{c}]"
+        m.add(code, [q, x], (c, width), "float32", 4.0)
+
+
+def special_points(m: Maker) -> None:
+    """Norms of zero rows, deviations of equal numbers, and variances far from 0, of exact values
+    whose mean is exact, too.
+    """
+    x = m.pick(lambda v: v.exact and v.dtype == "float32" and v.bound <= 8 and 0 not in v.shape
+               and len(v.shape) > 0 and v.shape[-1] in (2, 4, 8, 16, 64, 128, 256))  # fmt: skip
+    x = x or m.leaf((int(m.random.choice((1, 3, 9))), 8), "float32", 5, "rows")
+    n = x.shape[-1]
+    code, new, bound = [
+        (f"{x.name}.normalize(axis=-1)", x.shape, 1.0),
+        (f"{x.name}.std(-1, correction=0)", x.shape[:-1], x.bound),
+        (f"({x.name} + 1000).var(-1)", x.shape[:-1], 2 * x.bound**2),
+        (f"({x.name} * 0.5 + 100).std(-1, keepdim=True)", (*x.shape[:-1], 1), x.bound),
+    ][m.below(4)]
+    if n > 1:
+        m.add(code, [x], new, "float32", bound)
+
+
+def long(m: Maker) -> None:
+    """Sums and running sums of many like values, in either direction, and back to their size."""
+    n = int(m.random.choice(LONG))
+    shape, axis = ((n,), 0) if m.chance(0.5) else (((2, n), 1) if m.chance(0.5) else ((n, 3), 0))
+    x = m.leaf(shape, "float32", 5, str(m.one_of(("equal", "parts", "ties"))))
+    scale = 1 / n
+    code = str(m.one_of(("sum({a})", "mean({a}) * {n}", "cumsum({a})", "var({a}) * {n}")))
+    new = shape if "cumsum" in code else reduced(shape, (axis,), False)
+    made = m.add(f"({x.name}.{code.format(a=axis, n=n)} * {scale!r})", [x], new, "float32", 1.0)
+    if "cumsum" in code:  # what others read is short
+        kept = f"{made.name}[::-{n // 7}]" if axis == 0 else f"{made.name}[:, ::-{n // 7}]"
+        rows = len(range(n)[:: -(n // 7)])
+        m.add(kept, [made], (rows, *shape[1:]) if axis == 0 else (shape[0], rows), "float32", 1.0)
+    for name in (x.name, made.name):  # and nobody else reads what is so large
+        if prod(m.values[name].shape) > m.most:
+            del m.values[name]
+            m.targets = [target for target in m.targets if target != name]

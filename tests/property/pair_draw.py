@@ -1,0 +1,123 @@
+"""Drawing pairs: leaves that both programs read, what each of them does, what follows in both."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import TypeVar
+
+import numpy as np
+
+from .graphs import Graph, Statement
+from .leaves import LARGE, Shape
+from .pairs import Pair
+
+T = TypeVar("T")
+NAME = re.compile(r"\bt\d+\b")
+
+SMALL = (1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 31, 33)
+SMOOTH = ("{}", "{}.tanh()", "({} * 0.5 + 1)", "{}.sigmoid()", "{}.contiguous()", "(-{})")
+KINDS_OF_LEAF = ("eighths", "eighths", "ties", "rows", "parts")
+
+
+class Draw:
+    """One pair in the making. Names made by `both` are known to the two programs."""
+
+    def __init__(self, seed: int) -> None:
+        self.random = np.random.default_rng([seed, 77])
+        self.seed = seed
+        self.first: list[Statement] = []
+        self.second: list[Statement] = []
+        self.leaves: list[str] = []
+        self.count = 0
+        self.smooth = self.chance(0.5)  # whether a gradient is taken in the end
+        # Most shapes are small; a fifth of the pairs cross a threshold.
+        self.large = self.chance(0.2)
+
+    # --- drawing ----------------------------------------------------------------------------------
+
+    def chance(self, probability: float) -> bool:
+        """True with a probability."""
+        return bool(self.random.random() < probability)
+
+    def below(self, limit: int) -> int:
+        """0 … limit − 1."""
+        return int(self.random.integers(0, limit))
+
+    def one_of(self, choices: Sequence[T]) -> T:
+        """One of a sequence."""
+        return choices[self.below(len(choices))]
+
+    def extent(self, least: int = 1) -> int:
+        """The length of a dimension."""
+        extents = LARGE if self.large and self.chance(0.6) else SMALL
+        return max(least, self.one_of(extents))
+
+    def shape(self, count: int, most: int = 1 << 16) -> Shape:
+        """A shape of so many dimensions."""
+        while True:
+            shape = tuple(self.extent() for _ in range(count))
+            if np.prod(shape) <= most:
+                return shape
+
+    def cut(self, extent: int) -> int:
+        """A place within an extent of at least 2."""
+        return 1 + self.below(extent - 1)
+
+    # --- statements -------------------------------------------------------------------------------
+
+    def statement(self, code: str) -> Statement:
+        """`name = code`, under a name of its own."""
+        self.count += 1
+        return Statement(f"t{self.count}", code, (), (), "float32")
+
+    def leaf(self, shape: Shape, kind: str = "", dtype: str = "float32", limit: int = 5) -> str:
+        """Data for both programs."""
+        kind = kind or self.one_of(KINDS_OF_LEAF)
+        seed = self.seed * 1000 + self.count
+        name = self.both(f"leaf({seed}, {shape}, {dtype!r}, {limit}, device, real, {kind!r})")
+        if dtype == "float32" and not kind.startswith("poison"):
+            self.leaves.append(name)
+        return name
+
+    def operand(self, shape: Shape, kind: str = "") -> str:
+        """Data, or something computed from it that a kernel may compute again where it is read."""
+        name = self.leaf(shape, kind)
+        return self.both(self.one_of(SMOOTH).format(name)) if self.chance(0.4) else name
+
+    def both(self, code: str) -> str:
+        """A name for the same code in both programs."""
+        made = self.statement(code)
+        self.first.append(made)
+        self.second.append(made)
+        return made.name
+
+    def _read(self, code: str) -> set[str]:
+        """The names that code reads, through others, too."""
+        made = {s.name: s.code for s in (*self.first, *self.second)}
+        found: set[str] = set()
+        waiting = [code]
+        while waiting:
+            new = set(NAME.findall(waiting.pop())) & made.keys() - found
+            found |= new
+            waiting += [made[name] for name in new]
+        return found
+
+    def pair(self, first: str, second: str, way: str = "lazy", smooth: bool = True,
+             tail: bool = True) -> Pair:  # fmt: skip
+        """Two expressions that must agree, with what comes behind them in both programs."""
+        after = self.one_of(SMOOTH) if tail and self.chance(0.5) else "{}"
+        read = self._read(first) & self._read(second)
+        wanted = [name for name in self.leaves if name in read and smooth and self.smooth][:2]
+        graphs = []
+        for statements, code in ((self.first, first), (self.second, second)):
+            out = self.statement(after.format(f"({code})"))
+            rest, outputs = [out], [out.name]
+            if wanted:
+                loss = self.statement(f"{out.name}.square().mean()")
+                found = self.statement(f"{loss.name}.gradient({', '.join(wanted)})")
+                parts = [self.statement(f"{found.name}[{n}]") for n in range(len(wanted))]
+                rest += [loss, found, *parts]
+                outputs += [part.name for part in parts]
+            graphs.append(Graph((*statements, *rest), tuple(outputs)))
+        return Pair(graphs[0], graphs[1], way)

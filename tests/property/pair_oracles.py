@@ -1,0 +1,315 @@
+"""Programs whose meaning is numpy's or Python's: writes through views, integers of every width, and
+indices beyond both ends.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from minigrad import Context, Tensor, dtypes, jit
+from minigrad.errors import BoundsError, MinigradError
+
+from .compare import REFERENCE
+from .leaves import floats
+
+Shape = tuple[int, ...]
+
+
+def _on(device: str) -> tuple[str, ...]:
+    return (device,) if device == REFERENCE else (device, REFERENCE)
+
+
+# --- writes through views ---------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Views:
+    """Statements that numpy's arrays and Tensors take alike; all names are compared in the end."""
+
+    statements: tuple[str, ...]
+    names: tuple[str, ...]
+    seed: int
+    shape: Shape
+    looks: tuple[int, ...]  # behind which statements everything is realized
+
+    def run(self, make: Callable[[np.ndarray], Any], bits: Callable[[Any], Any]) -> dict[str, Any]:
+        """The names after all statements, as numpy's arrays."""
+        start = floats(np.random.default_rng(self.seed), self.shape, "eighths")
+        space: dict[str, Any] = {"t": make(start.astype(np.float32)), "bits": bits}
+        for number, statement in enumerate(self.statements):
+            exec(statement, space)
+            if number in self.looks and isinstance(space["t"], Tensor):
+                Tensor.realize(*(space[name] for name in self.names if name in space))
+        return {name: np.array(space[name].numpy() if isinstance(space[name], Tensor)
+                               else space[name]) for name in self.names}  # fmt: skip
+
+    def problems(self, device: str) -> list[str]:
+        """Names whose values are not numpy's; what raises instead is no silent mistake."""
+        wanted = self.run(lambda a: a, lambda a: a.view(np.int32))
+        found = []
+        for name in _on(device):
+            with Context(DEVICE=name):
+                try:
+                    got = self.run(lambda a, d=name: Tensor(a, device=d).realize(),
+                                   lambda t: t.bitcast(dtypes.int32))  # fmt: skip
+                except MinigradError:
+                    continue
+            found += [f"{name}: {key} is {got[key].tolist()}, numpy has {value.tolist()}"
+                      for key, value in wanted.items() if not np.array_equal(got[key], value)]
+        return found
+
+    def script(self, device: str) -> str:
+        """The program for numpy; for Tensors, t is one, and bits(t) is t.bitcast('int32')."""
+        lines = "\n".join(self.statements)
+        return f"""\
+import numpy as np
+from tests.property.leaves import floats
+t = floats(np.random.default_rng({self.seed}), {self.shape}, 'eighths').astype(np.float32)
+bits = lambda a: a.view(np.int32)
+{lines}
+print({", ".join(self.names)})   # realized behind statements {self.looks}
+"""
+
+
+def _view(g: np.random.Generator, source: str, shape: Shape, base: bool) -> tuple[str, Shape]:
+    n = shape[0]
+    kind = int(g.integers(0, 6))
+    if kind == 0 and len(shape) > 1:
+        return f"{source}[{int(g.integers(0, n))}]", shape[1:]
+    if kind == 1:
+        step = int(g.choice((2, -1)))
+        return f"{source}[::{step}]", (len(range(n)[::step]), *shape[1:])
+    if kind == 2 and len(shape) > 1:
+        return f"{source}.T", shape[::-1]
+    if kind == 3 and base and len(shape) > 1:
+        return f"{source}.reshape({shape[::-1]})", shape[::-1]
+    if kind == 4 and len(shape) > 1:
+        stop = 1 + int(g.integers(0, shape[1]))
+        return f"{source}[:, :{stop}]", (n, stop, *shape[2:])
+    start = int(g.integers(0, n))
+    stop = start + 1 + int(g.integers(0, n - start))
+    return f"{source}[{start}:{stop}]", (stop - start, *shape[1:])
+
+
+def views_written(seed: int) -> Views:
+    """Views of one array and of each other, read and written in a random order."""
+    g = np.random.default_rng([seed, 3])
+    shape = ((4,), (6,), (3, 4), (4, 4), (2, 3, 4))[int(g.integers(0, 5))]
+    names, shapes, floating = ["t"], {"t": shape}, {"t"}
+    statements: list[str] = []
+    for _ in range(4 + int(g.integers(0, 8))):
+        source = names[int(g.integers(0, len(names)))]
+        kind = int(g.integers(0, 10))
+        new = f"v{len(names)}"
+        if source not in floating:
+            statements.append(f"{source}[:1] = {int(g.choice((1065353216, 1073741824)))}")
+        elif kind <= 3:
+            code, shapes[new] = _view(g, source, shapes[source], source == "t")
+            names.append(new)
+            floating.add(new)
+            statements.append(f"{new} = {code}")
+        elif kind == 4:
+            names.append(new)
+            shapes[new] = shapes[source]
+            floating.add(new)
+            statements.append(f"{new} = {source} * 0.5 + 1")
+        elif kind == 5 and source == "t" and g.random() < 0.3:
+            names.append(new)
+            shapes[new] = shapes[source]
+            statements.append(f"{new} = bits({source})")
+        else:
+            statements.append(_write(g, source, names, shapes, floating))
+    looks = tuple(n for n in range(len(statements)) if g.random() < 0.15)
+    return Views(tuple(statements), tuple(names), seed, shape, looks)
+
+
+def _write(
+    g: np.random.Generator, target: str, names: list[str], shapes: dict[str, Shape],
+    floating: set[str],
+) -> str:  # fmt: skip
+    shape = shapes[target]
+    kind = int(g.integers(0, 6))
+    if kind == 0:
+        return f"{target} += {int(g.integers(1, 9))}"
+    if kind == 1:
+        return f"{target} *= {float(g.choice((0.5, 2.0, -1.0)))}"
+    like = [name for name in names if shapes[name] == shape and name in floating]
+    other = like[int(g.integers(0, len(like)))]
+    if kind == 2:
+        return f"{target} -= {other}"
+    if kind == 3 and len(shape) > 1:
+        a, b = (int(g.integers(0, shape[0])) for _ in range(2))
+        return f"{target}[{a}] = {other}[{b}]"
+    if kind == 4 and shape[0] > 1:
+        return f"{target}[1:] = {other}[:-1]"
+    stop = 1 + int(g.integers(0, shape[0]))
+    return f"{target}[:{stop}] = {other}[:{stop}] + 1"
+
+
+# --- Python's integers ------------------------------------------------------------------------
+
+EDGES = (0, 2**7, 2**15, 2**31, 2**32, 2**53, 2**62, 2**63, 2**64)
+
+
+@dataclass(frozen=True)
+class Ints:
+    """An expression of Python ints; `values` are what it holds; `given`: a dtype was asked for."""
+
+    code: str
+    values: tuple[int, ...]
+    given: bool
+
+    def problems(self, device: str) -> list[str]:
+        """Other numbers than Python's, another dtype than the narrowest that is allowed."""
+        found = []
+        for name in _on(device):
+            low, high = min(self.values), max(self.values)
+            try:
+                with Context(DEVICE=name):
+                    got = eval(self.code, {"Tensor": Tensor, "dtypes": dtypes}).numpy()
+            except (OverflowError, ValueError, TypeError, MinigradError) as error:
+                if low >= -(2**63) and high < 2**63 and not (self.given and _wide(low, high)):
+                    found.append(f"{name}: {self.code} raises {error!r}")
+                continue
+            if [int(v) for v in got.reshape(-1)] != list(self.values):
+                found.append(f"{name}: {self.code} is {got!r}, expected {self.values}")
+            wanted = "int64" if _wide(low, high) else "int32"
+            if not self.given and high < 2**63 and got.dtype != wanted:
+                found.append(f"{name}: {self.code} has dtype {got.dtype}, expected {wanted}")
+        return found
+
+    def script(self, device: str) -> str:
+        """The expression."""
+        return f"from minigrad import Tensor, dtypes\nprint({self.code})  # {self.values}\n"
+
+
+def _wide(low: int, high: int) -> bool:
+    return low < -(2**31) or high >= 2**31
+
+
+def python_ints(seed: int) -> Ints:
+    """Integers around the ends of every dtype, where tensors are made of them."""
+    g = np.random.default_rng([seed, 5])
+
+    def number() -> int:
+        edge = EDGES[int(g.integers(0, len(EDGES)))]
+        return int(g.choice((-1, 1))) * edge + int(g.integers(-2, 3))
+
+    a, b = number(), number()
+    count, step = 1 + int(g.integers(0, 6)), int(g.choice((1, 1, 3, -2)))
+    run = tuple(range(a, a + count * step, step))
+    mask = "Tensor([True, False, True])"
+    cases: list[tuple[str, tuple[int, ...], bool]] = [
+        (f"Tensor.full((3,), {a})", (a, a, a), False),
+        (f"Tensor([{a}, {b}])", (a, b), False),
+        (f"Tensor({a})", (a,), False),
+        (f"Tensor([[{a}], [{b}]], dtype='int64')", (a, b), True),
+        (f"Tensor.full((2,), {a}, dtype='int32')", (a, a), True),
+        (f"Tensor([{a}, 1], dtype='int32')", (a, 1), True),
+        (f"Tensor.arange({a}, {a + count * step}, {step})", run, False),
+        (f"{mask}.where({a}, {b})", (a, b, a), False),
+        (f"Tensor([1, 2, 3]).masked_fill({mask}, {a})", (a, 2, a), True),
+        (f"Tensor([1, 2, 3]).full_like({a})", (a, a, a), True),
+        (f"Tensor([{a}, {a}, 1]).sum()", (2 * a + 1,), False),
+        (f"Tensor([{a}, 2]).prod()", (2 * a,), False),
+        (f"Tensor([{a}, {a}]).cumsum(0)", (a, 2 * a), False),
+    ]
+    code, values, given = cases[int(g.integers(0, len(cases)))]
+    if code.endswith((".sum()", ".prod()", ".cumsum(0)")):
+        given = True  # the sum's dtype is the wider one, whether needed or not
+        if not all(-(2**63) <= v < 2**63 for v in (a, *values)):
+            return python_ints(seed + 1_000_003)
+    return Ints(code, values, given)
+
+
+# --- indices ----------------------------------------------------------------------------------
+
+# Code of data x (n, 3), a table's classes n, indices i (count,) → where negative ones count from
+# the end, and what must not be touched there.
+READERS: list[tuple[str, bool]] = [
+    ("x[i]", True), ("x.T[:, i]", True), ("x[i, i % 3]", True), ("x[:, 0].take(i)", True),
+    ("x[:, 0].gather(0, i)", False), ("x.gather(0, i.reshape(-1, 1))", False),
+    ("i.embedding(x)", False), ("i.one_hot({n})", False),
+    ("x.T[:1].expand(i.shape[0], {n}).cross_entropy(i)", False),
+    ("x.T[:1].expand(i.shape[0], {n}).log_softmax(-1).nll_loss(i)", False),
+    ("Tensor.zeros({n}).scatter(0, i, i.float())", False),
+    ("Tensor.zeros({n}).scatter_add(0, i, i.float())", False),
+    ("Tensor.zeros({n}).scatter_reduce(0, i, i.float(), 'amax')", False),
+]  # fmt: skip
+TAILS = ("{}", "({}).float().sum()", "({}).float() * 2 + 1", "({}).float().max()")
+
+
+@dataclass(frozen=True)
+class Beyond:
+    """Code that reads or writes at indices; bad: the one that is out of range, or None."""
+
+    code: str
+    rows: int
+    indices: tuple[int, ...]
+    dtype: str
+    bad: int | None
+    captured: bool
+
+    def problems(self, device: str) -> list[str]:
+        """BoundsError that names the index where one is bad, and nowhere else."""
+        found = []
+        for name in _on(device):
+            said = None
+            try:
+                self._run(name)
+            except BoundsError as error:
+                said = str(error)
+            if self.bad is None and said:
+                found.append(f"{name}: every index is in range, but: {said}")
+            elif self.bad is not None and said is None:
+                found.append(f"{name}: index {self.bad} of {self.rows} rows raises no BoundsError")
+            elif said and str(self.bad) not in said:
+                found.append(f"{name}: the message does not name index {self.bad}: {said}")
+        return found
+
+    def _run(self, device: str) -> None:
+        def body(x: Tensor, i: Tensor) -> Tensor:
+            made: Tensor = eval(self.code, {"Tensor": Tensor, "x": x, "i": i})
+            return made.realize()
+
+        function = jit(body) if self.captured else body
+        with Context(DEVICE=device):
+            data = np.linspace(-1, 1, self.rows * 3).reshape(-1, 3)
+            x = Tensor(data.astype(np.float32)).realize()
+            good = np.zeros(len(self.indices), self.dtype)
+            last = np.array(self.indices, self.dtype)
+            for indices in (good, good, good, last) if self.captured else (last,):
+                function(x, Tensor(indices).realize()).numpy()
+
+    def script(self, device: str) -> str:
+        """The code, its data, and whether it is captured and replayed."""
+        return f"""\
+import numpy as np
+from minigrad import Tensor, jit
+x = Tensor(np.linspace(-1, 1, {self.rows * 3}).reshape(-1, 3).astype(np.float32))
+i = Tensor(np.array({list(self.indices)}, {self.dtype!r}))  # out of range: {self.bad}
+print(({self.code}).numpy())  # captured: {self.captured}
+"""
+
+
+def indices_beyond(seed: int) -> Beyond:
+    """Indices at both ends, and most often one just beyond or far beyond either of them."""
+    g = np.random.default_rng([seed, 7])
+    rows = int(g.choice((1, 3, 5, 16, 33, 100)))
+    code, wraps = READERS[int(g.integers(0, len(READERS)))]
+    code = TAILS[int(g.integers(0, len(TAILS)))].format(code.format(n=rows))
+    count = int(g.choice((1, 2, 7, 33, 300)))
+    indices = g.integers(-rows if wraps else 0, rows, count)
+    indices[0], indices[-1] = rows - 1, (-rows if wraps else 0)
+    bad: int | None = None
+    if g.random() < 0.75:
+        below = -rows - 1 if wraps else -1
+        bad = int(g.choice((rows, rows, below, below, rows + 7, 2**31 - 1, -(2**31))))
+        indices[int(g.integers(0, count))] = bad
+    dtype = str(g.choice(("int32", "int64")))
+    values = tuple(int(i) for i in indices)
+    return Beyond(code, rows, values, dtype, bad, bool(g.random() < 0.25))
