@@ -11,8 +11,9 @@
 Values with a row's worth of columns live in scratch memory, column after column with the rows side
 by side: that is what the first kind of product makes, what row statistics read without folding, and
 what the second kind reads as scalars. A product is tried without its mask and scale, and computed
-once more as it is written where that is not finite (see sharing.py). Only the rows' own operand must be packed. Attention becomes
-one such kernel, its gradient two: one for blocks of queries, one for blocks of keys.
+once more as it is written where that is not finite (see sharing.py). Only the rows' own operand
+must be packed. Attention becomes one such kernel, its gradient two: one for blocks of queries, one
+for blocks of keys.
 """
 
 from __future__ import annotations
