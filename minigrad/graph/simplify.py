@@ -1,8 +1,10 @@
 """The algebraic rules: each gives the same values by less work.
 
 Floats are IEEE numbers here, so a rule for them is in the table only where it holds for −0, ∞ and
-NaN too: x + 0.0 is not x (−0.0 + 0.0 is 0.0), x·0 is not 0, x − x is not 0. The one freedom that
-reductions have anyway is used: the order of their additions.
+NaN too: x + 0.0 is not x (−0.0 + 0.0 is 0.0), x·0 is not 0, x − x is not 0. Two freedoms that
+every device has anyway are used. A sum or a product over axes is taken in any order, which may
+overflow on the way in one and not in another; and where it is zero, that has either sign. So has
+the maximum or minimum of zeros of unlike sign.
 """
 
 from __future__ import annotations
