@@ -27,8 +27,8 @@ class Indexing(Random):
     def __getitem__(self, key: Any) -> Self:
         """numpy's indexing: ints, slices, None, …, integer and boolean tensors (or lists).
 
-        Ints and offsets of slices may be symbolic. A boolean tensor is read by the host. BoundsError
-        where an index is out of range: for what is in tensors, when they are computed.
+        Ints and offsets of slices may be symbolic. A boolean tensor is read by the host.
+        BoundsError where an index is out of range; if it is in a tensor, when that is computed.
         """
         return self._indexed(key, "x[…]")
 
