@@ -8,7 +8,7 @@ which is what gradients and losses are compared with.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import ml_dtypes
@@ -419,6 +419,8 @@ class ReferenceProgram:
 class ReferenceRuntime:
     """Memory is an array of bytes; everything is done when a call returns."""
 
+    fails_late = False
+
     def __init__(self, name: str) -> None:
         self.name = name
 
@@ -447,6 +449,9 @@ class ReferenceRuntime:
         """Raise `failure()` where the first four bytes of memory are not 0."""
         if memory[:4].any():
             raise failure()
+
+    def follow(self, read: Iterable[Buffer], filled: Iterable[Buffer]) -> None:
+        """Nothing to note: a program ends before `run` returns."""
 
     def compile(self, graph: Graph) -> ReferenceProgram:
         """A program that interprets the graph."""

@@ -29,7 +29,7 @@ class Indexing(Random):
         """numpy's indexing: ints, slices, None, …, integer and boolean tensors (or lists).
 
         Ints and offsets of slices may be symbolic. A boolean tensor is read by the host.
-        BoundsError where an index is out of range: for what is in tensors, when they are computed.
+        BoundsError where an index is out of range; if it is in a tensor, when that is computed.
         """
         return self._indexed(key, "x[…]")
 
