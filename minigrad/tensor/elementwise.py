@@ -45,7 +45,7 @@ def condition(name: str, x: Core) -> Node:
 def choices(like: Core, x: Any, y: Any) -> list[Node]:
     """The two values of a `where` with one dtype; scalars are weakly typed."""
     if all(isinstance(value, (bool, int, float)) for value in (x, y)):
-        dtype = dtype_of((x, y))
+        dtype = dtype_of("where", (x, y))
         return [build.const(value, dtype, (), like.device) for value in (x, y)]
     found = []
     for value, other in ((x, y), (y, x)):
