@@ -70,7 +70,8 @@ class Creation(Reduce):
         """Every element is fill_value, whose type chooses the dtype."""
         extents = checked_shape("full", (shape,) if isinstance(shape, (int, Affine)) else (*shape,))
         _check_numbers("full", fill_value)
-        default = dtypes.default_int if isinstance(fill_value, Affine) else dtype_of("full", [fill_value])
+        symbolic = isinstance(fill_value, Affine)
+        default = dtypes.default_int if symbolic else dtype_of("full", [fill_value])
         wanted = _dtype(dtype, default)
         check_holds("full", wanted, fill_value)
         where = Device.canonical(device or Device.DEFAULT)
@@ -144,7 +145,8 @@ class Creation(Reduce):
         count = max(math.ceil((end - begin) / step), 0)
         ends = [begin, begin + max(count - 1, 0) * step]
         floats = any(isinstance(x, float) for x in (begin, end, step))
-        wanted = _numeric("arange", dtype, dtypes.default_float if floats else dtype_of("arange", ends))
+        default = dtypes.default_float if floats else dtype_of("arange", ends)
+        wanted = _numeric("arange", dtype, default)
         check_holds("arange", wanted, *ends)
         wide = wanted if wanted.is_int or wanted is dtypes.float64 else dtypes.float32
         ramp = cls._of(build.iota(count, where, wanted if wanted.is_int else dtypes.int32))
