@@ -41,7 +41,7 @@ def checked_shape(name: str, given: tuple[Any, ...]) -> Shape:
     """A shape given as f(2, 3) or f((2, 3))."""
     shape = sequence(given)
     for extent in shape:
-        if not isinstance(extent, (int, Affine)) or low(extent) < 0:
+        if not isinstance(extent, (int, Affine)) or isinstance(extent, bool) or low(extent) < 0:
             raise ShapeError(f"{name}({show(shape)}): expected extents that are ints ≥ 0")
     return shape
 

@@ -276,6 +276,8 @@ WRONG: dict[str, Callable[[], Any]] = {
     "ConvTranspose2d output_padding": lambda: nn.ConvTranspose2d(1, 1, 3, output_padding=2),
     "negative power": lambda: X**-1,
     "negative power of bool": lambda: FLAG**-1,
+    "extent": lambda: Tensor.zeros(True),
+    "unflatten": lambda: Tensor.zeros(6).unflatten(0, (-1, -1)),
     "linspace": lambda: Tensor.linspace(0, 1, 3, dtype="bool"),
     "arange": lambda: Tensor.arange(2, dtype="bool"),
     "circular beyond": lambda: Tensor.zeros(1, 6).pad((-4, 3), mode="circular"),
