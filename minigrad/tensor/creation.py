@@ -148,9 +148,9 @@ class Creation(Reduce):
         default = dtypes.default_float if floats else dtype_of("arange", ends)
         wanted = _numeric("arange", dtype, default)
         check_holds("arange", wanted, *ends)
-        wide = wanted if wanted.is_int or wanted is dtypes.float64 else dtypes.float32
-        ramp = cls._of(build.iota(count, where, wanted if wanted.is_int else dtypes.int32))
-        ramp = ramp.cast(wide)
+        whole = wanted.is_int and not floats
+        wide = wanted if whole or wanted is dtypes.float64 else dtypes.float32
+        ramp = cls._of(build.iota(count, where, wanted if whole else dtypes.int32)).cast(wide)
         # as consts of that dtype: a step of −1 wraps in an unsigned one, and so do the sums, back
         if step != 1:
             ramp = ramp * cls._of(build.const(step, wide, (), where))

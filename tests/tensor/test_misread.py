@@ -55,6 +55,7 @@ WIDE: dict[str, tuple[Callable[[], Tensor], str, Any]] = {
         BIG, _tensor([True, True], "bool")), "int64", [BIG, 1]),
     "randint": (lambda: Tensor.randint(2, low=BIG, high=BIG + 1), "int64", [BIG, BIG]),
     "bool + int": (lambda: _tensor([True], "bool") + BIG, "int64", [BIG + 1]),
+    "arange by halves": (lambda: Tensor.arange(0.5, 3, 0.75, dtype="int32"), "int32", [0, 1, 2, 2]),
     "uint8 arange down": (lambda: Tensor.arange(2, -1, -1, dtype="uint8"), "uint8", [2, 1, 0]),
     "/": (lambda: _tensor([BIG], "int64") / BIG, "float32", [1.0]),
     "/ of int32": (lambda: BIG / _tensor([2]), "float32", [BIG / 2]),
