@@ -252,7 +252,8 @@ class Indexing(Random):
         permuted = self.permute(*order)
         indexed = product([self.shape[a] for a in sorted(arrays)])
         rest = permuted.shape[len(arrays) :]
-        given = self._operand(value).cast(self.dtype)
+        is_number = isinstance(value, (bool, int, float))
+        given = self._operand(value if is_number else self._data(value)).cast(self.dtype)
         shape = rest[:place] + flat.shape + rest[place:]
         given = given._broadcast_to(shape)
         back = list(range(place, place + flat.ndim)) + list(range(place))
