@@ -28,32 +28,36 @@ def failure_of(
     lost: memory that has been written since it was read. given: what stood in the place of a
     buffer that the nodes name.
     """
-    error = _search(checks, variables, lost, given)
+    error, wrong = _search(checks, variables, lost, given)
     spoil(spoils, str(error))
+    vars(error)["checks"] = wrong  # for the engine, which lets nobody else ask for them
     return error
 
 
 def _search(
     checks: Sequence[Node], variables: Mapping[str, int], lost: Set[Buffer],
     given: Mapping[Buffer, Buffer],
-) -> BoundsError:  # fmt: skip
-    unknown: list[Check] = []
+) -> tuple[BoundsError, Sequence[Node]]:  # fmt: skip
+    """The error, and the CHECKs that failed, as far as is known."""
+    unknown: list[Node] = []
     for node in checks:
         check: Check = node.arg
         extent = evaluate(check.extent, variables)
         if _is_lost(node, lost):
-            unknown.append(check)
+            unknown.append(node)
             continue
         found = _first_outside(node, extent, variables, given)
         if found is not None:
             position = f" at position {found[1]}" if node.shape else ""
-            return check.error(f"index {found[0]}{position}", extent)
+            return check.error(f"index {found[0]}{position}", extent), [node]
     # where all that is left is in range now, it was overwritten by whoever came after the program
-    check = unknown[0] if unknown else checks[0].arg
-    which = "an index" if len(unknown or checks) == 1 else "an index (of this or another operation)"
-    return check.error(which, evaluate(check.extent, variables), (
+    suspects = unknown or checks
+    which = "an index" if len(suspects) == 1 else "an index (of this or another operation)"
+    check = suspects[0].arg
+    error = check.error(which, evaluate(check.extent, variables), (
         "; which one it was is not known: what it was computed from has been overwritten"
     ))  # fmt: skip
+    return error, suspects
 
 
 def _is_lost(node: Node, lost: Set[Buffer]) -> bool:

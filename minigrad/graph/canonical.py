@@ -80,14 +80,14 @@ class Canonical:
                 value = make(Op.CONTIGUOUS, value.dtype, value.shape, (value,), None, value.device)
             roots.append(value.src[1] if value.op is Op.ASSIGN else value)
         outputs = self.targets
-        slots = max((*outputs, len(self.inputs) - 1)) + 1
+        count = max((*outputs, len(self.inputs) - 1)) + 1
         if checked:
             roots.append(any_outside(checked))
-            outputs, slots = (*outputs, slots), slots + 1
+            outputs, count = (*outputs, count), count + 1
         return Graph(
             roots=tuple(roots),
             outputs=outputs,
-            slots=slots,
+            slots=count,
             variables=tuple(sorted(self.values)),
             device=self.roots[0].device,
         )

@@ -21,6 +21,7 @@ from minigrad.device import Buffer, spoil, spoiled, steady, watching
 from minigrad.errors import MinigradError
 from minigrad.graph import build
 from minigrad.graph.node import Node, Op, make, topological
+from minigrad.graph.symbolic import numel
 from minigrad.tensor import history
 from minigrad.tensor.history import see_through, substitute
 from minigrad.tensor.registry import Holder, holders, lazy_holders, lazy_links, lock, wants_gradient
@@ -87,7 +88,7 @@ def settle_before(written: Container[Buffer]) -> None:
     Who reads a random state that has no waiting write has a copy already.
     """
     with lock:
-        lazy = lazy_holders()
+        lazy = _readable(lazy_holders())
         reads: set[Node] = set()
         for node in topological([holder.raw for holder in lazy]):
             if node.op is Op.BUFFER:
@@ -105,7 +106,7 @@ def settle_readers() -> None:
     One that reads only a random state gets a copy of that.
     """
     with lock:
-        lazy = lazy_holders()
+        lazy = _readable(lazy_holders())
         reads: set[Node] = set()
         states: dict[Node, None] = {}
         for node in topological([holder.raw for holder in lazy]):
@@ -142,7 +143,43 @@ def _run(plan: _Plan) -> None:
         with lock:
             plan.settle(buffers)
         if failures:
-            raise failures.pop()  # nor may this frame keep it, which it keeps
+            _lose_indices(failures[0])
+            raise failures.pop(0)  # nor may this frame keep it, which it keeps
+
+
+def _readable(lazy: Sequence[Holder]) -> Sequence[Holder]:
+    """Those that read no memory which a failed program was to write: nobody else need wait."""
+    lost: set[Node] = set()
+    for node in topological([holder.raw for holder in lazy]) if spoiled else ():
+        sources = node.src[1:] if node.op is Op.ASSIGN else node.src
+        if (id(node.arg) in spoiled and node.op is Op.BUFFER) or not lost.isdisjoint(sources):
+            lost.add(node)
+    return [holder for holder in lazy if holder.raw not in lost] if lost else lazy
+
+
+def _lose_indices(failure: MinigradError) -> None:
+    """Let nobody else ask for what depends on the indices that were wrong."""
+    checks: Sequence[Node] = getattr(failure, "checks", ())
+    with lock:
+        for node in checks:
+            _replace(lazy_holders(), node, _dead(node, str(failure)))
+    vars(failure).pop("checks", None)
+
+
+def _dead(node: Node, reason: str) -> Node:
+    """A BUFFER like a node, that nobody can read."""
+    gone = Buffer(node.device, node.dtype, numel(node.shape))
+    spoil([gone], reason)
+    return build.buffer(gone, node.dtype, node.shape, node.device)
+
+
+def _replace(lazy: Sequence[Holder], old: Node, new: Node) -> None:
+    nodes = substitute([holder.raw for holder in lazy], {old: new})
+    for holder, node in zip(lazy, nodes, strict=True):
+        if node is not holder.raw:
+            if _is_waiting(holder.raw):
+                _waiting[id(node.src[0])] = node
+            holder._point(node)
 
 
 def _lose_readers(target: Node, owner: Holder) -> None:
@@ -150,18 +187,9 @@ def _lose_readers(target: Node, owner: Holder) -> None:
 
     target: the BUFFER, which is about to be written anew for its owner.
     """
-    known: Buffer = target.arg
-    gone = Buffer(known.device, known.dtype, known.size)
-    spoil([gone], spoiled[id(known)][1])
-    dead = build.buffer(gone, target.dtype, target.shape, target.device)
+    dead = _dead(target, spoiled[id(target.arg)][1])
     with lock:
-        lazy = [holder for holder in lazy_holders() if holder is not owner]
-        nodes = substitute([holder.raw for holder in lazy], {target: dead})
-        for holder, node in zip(lazy, nodes, strict=True):
-            if node is not holder.raw:
-                if _is_waiting(holder.raw):
-                    _waiting[id(node.src[0])] = node
-                holder._point(node)
+        _replace([holder for holder in lazy_holders() if holder is not owner], target, dead)
         for holder in holders(target):
             if holder is not owner:
                 holder._point(dead)
@@ -220,7 +248,7 @@ class _Plan:
 
     def _add_readers(self) -> None:
         """Live tensors that read a target other than through a root, or stand for one."""
-        lazy = [holder.raw for holder in lazy_holders() if holder is not self.owner]
+        lazy = [h.raw for h in _readable(lazy_holders()) if h is not self.owner]
         states = [target for target in self.targets if target in _companions]
         for node in self._readers(lazy, self.targets.keys() - set(states)):
             self.roots.setdefault(node)

@@ -148,7 +148,7 @@ class Indexing(Random):
                 result.extend(self._places_of(item, axis))
                 axis += item.ndim
             else:
-                if isinstance(item, Values):
+                if isinstance(item, Random):
                     extent = self.shape[axis]
                     if id(item) in listed:
                         _check_known(item, axis, self.shape)

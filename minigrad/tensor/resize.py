@@ -113,9 +113,8 @@ class Resize(Pooling):
 
     def _taken(self, axis: int, places: Self, extent: int) -> Self:
         """Elements along an axis; places beyond its ends mean the outermost ones."""
-        before = (slice(None),) * axis
-        inside: Self = self[(*before, places.clip(0, extent - 1))]
-        return inside
+        inside = places.clip(0, extent - 1)  # so there is nothing to check
+        return self._take_places({axis: inside}, axis, wraps=False)
 
     def _means(self, axis: int, extent: int, count: int) -> Self:
         """Means of elements ⌊i·extent/count⌋ … ⌈(i + 1)·extent/count⌉ − 1."""
@@ -123,9 +122,8 @@ class Resize(Pooling):
         start = number * extent // count
         end = ((number + 1) * extent + count - 1) // count
         longest = (extent - 1) // count + 2
-        before = (slice(None),) * axis
         places = start.unsqueeze(1) + self._ramp(longest, dtypes.int32)
-        values = self[(*before, places.clip(0, extent - 1))]
+        values = self._taken(axis, places, extent)
         shape = (count, longest, *(1 for _ in range(self.ndim - axis - 1)))
         counts = (places < end.unsqueeze(1)).reshape(shape)
         total: Self = counts.where(values, 0).sum(axis + 1)

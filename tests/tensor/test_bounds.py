@@ -271,6 +271,25 @@ def test_a_training_step() -> None:
         step(_wrong(2)).tolist()
 
 
+def test_others_go_on_beside_what_is_lost() -> None:
+    """Gradients and results that nobody will get keep no other program from running."""
+    x = _table().requires_grad_()
+    loss = x[_wrong(9)].sum()
+    loss.backward()
+    with pytest.raises(BoundsError):
+        loss.item()
+    later = loss * 2
+    assert x.grad is not None and later is not None
+    step = jit(lambda y: (y * 2).realize())
+    for _ in range(4):
+        assert step(Tensor([1.0]).realize()).tolist() == [2.0]
+    with Tensor.no_grad():
+        x += 1
+    assert x.tolist() == [[row + 1, row + 1.5] for row in range(ROWS)]
+    with pytest.raises((LostValueError, BoundsError)):
+        x.grad.tolist()
+
+
 def test_random_numbers_go_on() -> None:
     x = _table().dropout(0.5) if Tensor.training else _table() + Tensor.rand(ROWS, 2)
     with pytest.raises(BoundsError):
