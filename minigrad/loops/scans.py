@@ -14,13 +14,14 @@ from minigrad.graph.symbolic import Integer, add, coefficient, floordiv, high, m
 from minigrad.loops.axes import vector_width
 from minigrad.loops.build import combine, flat_loop, lanes_loop, once, serial_loop
 from minigrad.loops.finish import finish
-from minigrad.loops.levels import TERMS
 from minigrad.loops.nest import Loop, Nest, Set, Statement, Store
 from minigrad.loops.target import Target
 from minigrad.schedule import expr
 from minigrad.schedule.expr import Array, Local
 from minigrad.schedule.schedule import Kernel
 from minigrad.schedule.stage import Axis, Stage, identity, index_of, make_axis
+
+BLOCK = 128  # terms of a running sum that follow one another, each of which waits for the last
 
 
 def scan(kernel: Kernel, target: Target, name: str) -> Nest:
@@ -57,7 +58,7 @@ def _running(stage: Stage, along: Axis, op: Op, total: Local) -> tuple[Statement
     sum's error does not grow with every term.
     """
     levels = 1
-    while op is Op.SUM and total.dtype.is_float and TERMS**levels < high(along.extent):
+    while op is Op.SUM and total.dtype.is_float and BLOCK**levels < high(along.extent):
         levels += 1
     sums = [replace(total, name=f"total{n}" if n else total.name) for n in range(levels)]
     first = replace(total, name="first")  # which may be the sum of all before (see sort.py)
@@ -75,10 +76,10 @@ def _running(stage: Stage, along: Axis, op: Op, total: Local) -> tuple[Statement
         start.append(Loop(counter, 0, (1,) if isinstance(count, int) else (1, count), alone))
         done = 1
     for level in range(1, levels):
-        unit = TERMS**level
+        unit = BLOCK**level
         blocks = make_axis("b", level, floordiv(add(along.extent, unit - 1 - done), unit))
-        begin = add(mul(index_of(blocks.variable), TERMS), done if level == 1 else 0)
-        block = Loop(counter, begin, (add(begin, TERMS), count), body)
+        begin = add(mul(index_of(blocks.variable), BLOCK), done if level == 1 else 0)
+        block = Loop(counter, begin, (add(begin, BLOCK), count), body)
         more = combine(op, expr.local(sums[level]), expr.local(sums[level - 1]))
         body = (Set(sums[level - 1], 0, zero), block, Set(sums[level], 0, more))
         counter, count = blocks.variable, blocks.extent

@@ -6,6 +6,7 @@ a bound that holds for float32 then holds for float16 and float64 too.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,9 +22,11 @@ class Tolerance:
     """How far two float results may differ.
 
     ulps: rounding errors relative to each element. scale: rounding errors relative to the largest
-    magnitude that took part (operands and results), where a sum may cancel. terms: further such
-    errors per summand, in the accumulator's precision (float32 for the two half types), because
-    the order of a sum is free. All 0: bit for bit, the sign of zero included if `signed_zero`.
+    magnitude that took part (operands and results), where a sum may cancel. terms: what a sum of n
+    terms adds to that, whose order is free, in the accumulator's precision (float32 for the two
+    half types): so many errors times log₂ n, as of a sum in levels (see minigrad/loops/levels.py),
+    and times √n of the operands' magnitude, as of terms of either sign.
+    All 0: bit for bit, the sign of zero included if `signed_zero`.
     """
 
     ulps: float = 0
@@ -37,13 +40,18 @@ class Tolerance:
         return not (self.ulps or self.scale or self.terms)
 
     def bound(
-        self, expected: np.ndarray, dtype: str, magnitude: float, summands: float
+        self, expected: np.ndarray, dtype: str, magnitude: float, operand: float, summands: float
     ) -> np.ndarray:
-        """The largest allowed difference of each element."""
+        """The largest allowed difference of each element.
+
+        magnitude: the largest of operands and results; operand: the largest of operands.
+        """
         epsilon = EPSILON[dtype]
         accumulator = min(epsilon, EPSILON["float32"])
         relative = self.ulps * epsilon * np.maximum(np.abs(expected), TINY[dtype])
-        absolute = (self.scale * epsilon + self.terms * summands * accumulator) * magnitude
+        absolute = self.scale * epsilon * magnitude
+        absolute += self.terms * accumulator * math.log2(1 + summands) * magnitude
+        absolute += self.terms * accumulator * math.sqrt(summands) * operand
         return np.asarray(relative + absolute)
 
 
@@ -103,8 +111,9 @@ def difference(
     with np.errstate(all="ignore"):
         finite = np.isfinite(a) & np.isfinite(e)
         same = (np.isnan(a) & np.isnan(e)) | (a == e)
-        magnitude = largest(expected, *(o for o in operands if name_of(o) in EPSILON))
-        near = np.abs(a - e) <= tolerance.bound(e, dtype, magnitude, summands)
+        operand = largest(*(o for o in operands if name_of(o) in EPSILON))
+        magnitude = max(largest(expected), operand)
+        near = np.abs(a - e) <= tolerance.bound(e, dtype, magnitude, operand, summands)
     wrong = ~(same | (finite & near))
     if not wrong.any():
         return None

@@ -1,0 +1,118 @@
+"""Long sums of like values keep their digits, along any axis and in whatever they are part of.
+
+A sum that grew one term after another would be wrong by 1e-2 for 2²⁰ equal terms.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from minigrad import Tensor, dtypes
+
+MOST = 2e-6  # relative error
+VALUE = float(np.float32(0.1))
+N = 1 << 20
+LONG = 1 << 24  # terms of a sum that only a few tests afford
+
+
+def full(*shape: int) -> Tensor:
+    """Equal values, in memory."""
+    return Tensor(np.full(shape, VALUE, np.float32))
+
+
+def check(found: Tensor, expected: float | np.ndarray) -> None:
+    """Every element is near enough to what it should be."""
+    got = found.numpy().astype(np.float64)
+    wanted = np.broadcast_to(expected, got.shape)
+    error = float(np.max(np.abs(got - wanted) / np.abs(wanted)))
+    assert error <= MOST, f"relative error {error:.2g}"
+
+
+@pytest.mark.parametrize("other", [1, 3, 16, 100])
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_along_every_axis(other: int, axis: int, on_device: None) -> None:
+    """Full vectors, columns, rows, and rows between both."""
+    length = N // 8 if axis == 1 and other == 100 else N // 4
+    shape = {0: (length, other), 1: (3, length, min(other, 16)), 2: (other, length)}[axis]
+    check(full(*shape).sum(min(axis, 1)), length * VALUE)
+
+
+@pytest.mark.parametrize("shape, axis", [
+    ((LONG,), 0), ((LONG, 3), 0), ((3, LONG), 1), ((1, LONG, 1), 1), ((LONG + 17,), 0),
+])  # fmt: skip
+def test_very_long(shape: tuple[int, ...], axis: int, on_device: None) -> None:
+    """16 million terms, which float32 cannot even count one by one."""
+    check(full(*shape).sum(axis), shape[axis] * VALUE)
+    if len(shape) == 1:
+        assert full(*shape).isfinite().float().sum().item() == shape[0] + shape[0] % 2
+
+
+COMPOSITIONS: dict[str, tuple[Callable[[], Tensor], float]] = {
+    "mean": (lambda: full(N).mean(), VALUE),
+    "mean of columns": (lambda: full(N, 3).mean(0), VALUE),
+    "norm": (lambda: full(N).square().sum().sqrt(), N**0.5 * VALUE),
+    "strided": (lambda: full(N, 2)[:, 0].sum(), N * VALUE),
+    "transposed": (lambda: full(64, N // 64).transpose(0, 1).sum(0), N // 64 * VALUE),
+    "logsumexp": (lambda: (full(2, N).logsumexp(1) - VALUE).exp(), N),
+    "softmax": (lambda: full(1, N).softmax(1).sum(1), 1.0),
+    "dot": (lambda: (full(N) * full(N)).sum(), N * VALUE**2),
+    "matrix · vector": (lambda: full(8, N // 4) @ full(N // 4), N // 4 * VALUE**2),
+    "vector · matrix": (lambda: full(N // 4) @ full(N // 4, 64), N // 4 * VALUE**2),
+    "product": (lambda: full(40, N // 16) @ full(N // 16, 40), N // 16 * VALUE**2),
+    "turned product": (
+        lambda: full(N // 16, 40).transpose(0, 1) @ full(N // 16, 40), N // 16 * VALUE**2,
+    ),
+    "large product": (lambda: full(300, 1 << 13) @ full(1 << 13, 900), (1 << 13) * VALUE**2),
+    "einsum": (lambda: Tensor.einsum("ki,kj->ij", full(N // 16, 9), full(N // 16, 5)),
+               N // 16 * VALUE**2),
+    "cross entropy": (
+        lambda: Tensor(np.zeros((N, 4), np.float32)).cross_entropy(
+            Tensor(np.zeros(N, np.int32))), float(np.log(4)),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", COMPOSITIONS)
+def test_compositions(name: str, on_device: None) -> None:
+    """What has a long sum inside."""
+    make, expected = COMPOSITIONS[name]
+    check(make(), expected)
+
+
+@pytest.mark.parametrize("shape", [(N,), (N // 4, 3), (100, N // 64)])
+def test_running_sums(shape: tuple[int, ...], on_device: None) -> None:
+    """Every element of a running sum, not only the last one."""
+    axis = int(np.argmax(shape))
+    steps = np.arange(1, shape[axis] + 1, dtype=np.float64) * VALUE
+    along = steps.reshape([-1 if d == axis else 1 for d in range(len(shape))])
+    check(full(*shape).cumsum(axis), np.broadcast_to(along, shape))
+
+
+def test_gradients(on_device: None) -> None:
+    """A bias's gradient sums over all rows, a convolution's weight's over all places."""
+    bias = Tensor(np.zeros(16, np.float32), requires_grad=True)
+    ((full(N // 4, 16) + bias) * full(N // 4, 16)).sum().backward()
+    assert bias.grad is not None
+    check(bias.grad, N // 4 * VALUE)
+    weight = Tensor(np.zeros((4, 3, 3, 3), np.float32), requires_grad=True)
+    side = 300
+    (full(1, 3, side + 2, side + 2).conv2d(weight) * full(1, 4, side, side)).sum().backward()
+    assert weight.grad is not None
+    check(weight.grad, side * side * VALUE**2)
+
+
+@pytest.mark.parametrize("shape, axis", [((N,), 0), ((N // 4, 3), 0), ((3, N // 4), 1)])
+def test_variance_far_from_zero(shape: tuple[int, ...], axis: int, on_device: None) -> None:
+    """Its mean is 10,000 times the deviation."""
+    values = (np.random.default_rng(0).standard_normal(shape) + 1e4).astype(np.float32)
+    check(Tensor(values).var(axis), values.astype(np.float64).var(axis, ddof=1))
+
+
+@pytest.mark.parametrize("dtype", [dtypes.float16, dtypes.bfloat16])
+def test_half_floats_are_added_in_float32(dtype: object, on_device: None) -> None:
+    """A half float's sum would stand still at a few thousand."""
+    ones = Tensor(np.ones((N // 8, 3), np.float32)).cast(dtype)
+    assert ones.sum(0, dtype=dtypes.float32).tolist() == [N // 8] * 3
