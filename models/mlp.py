@@ -39,6 +39,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "none": lambda x: x,  # layers without a bend between them are together one linear map
 }
 SIZES = (784, 16, 16, 10)
+OF_A_NEURON = {"neuron", "picture", "seed", "device", "debug"}  # flags that mean something to it
 EVALUATION_BATCH = 1000
 STEPS_TOGETHER = 25  # in one captured call
 
@@ -299,6 +300,9 @@ def main(arguments: Sequence[str]) -> None:
     flags = parser().parse_args(arguments)
     console.apply_common_flags(flags)
     if flags.neuron:
+        idle = console.given_flags(parser(), arguments) - OF_A_NEURON
+        if idle:
+            raise InputError(f"--neuron trains nothing: --{min(idle)} does nothing with it")
         show_neuron(flags.picture)
     elif flags.dp == 1 and not started_by_mpi():
         console.refuse_trace(flags.trace, "--dp")
