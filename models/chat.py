@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import re
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,8 @@ import numpy as np
 from minigrad.models.decode import Decoder
 from minigrad.models.errors import InputError
 from minigrad.models.gpt import GPT
+from minigrad.models.gpt_checks import CHECKPOINT, newest_checkpoint
+from minigrad.models.interrupt import Interruption
 from minigrad.models.pretrained import load_model, smollm, write
 from minigrad.models.sampling import Sampling
 from minigrad.models.tokenizer import Stream, Tokenizer
@@ -31,8 +34,20 @@ def sampling_of(flags: argparse.Namespace) -> Sampling:
 def check_keep(flags: argparse.Namespace, model: GPT) -> None:
     """InputError where --keep would keep everything."""
     most = model.config.context // 2
+    if flags.keep and flags.context_policy != "roll":
+        raise InputError(f"--keep {flags.keep} does nothing with --context-policy error")
     if flags.keep > most:
         raise InputError(f"--keep is {flags.keep}: expected at most {most}, half of the context")
+
+
+def tell_of_a_cut(what: str, tokens: int, model: GPT, flags: argparse.Namespace) -> None:
+    """Say that a text is longer than what the model sees; with "error" it is refused later."""
+    context = model.config.context
+    if tokens > context and flags.context_policy == "roll":
+        kept = f"the first {flags.keep} and the last {context - flags.keep}" if flags.keep else (
+            f"the last {context}"
+        )  # fmt: skip
+        print(f"{what} has {tokens:,} tokens, of which the model reads {kept}", file=sys.stderr)
 
 
 def sample_command(flags: argparse.Namespace) -> None:
@@ -40,11 +55,15 @@ def sample_command(flags: argparse.Namespace) -> None:
     if not flags.prompt:
         raise InputError("--prompt is empty: give at least one character")
     settings = sampling_of(flags)
-    model, tokenizer = load_model(Path(flags.checkpoint))
+    path = newest_checkpoint() if flags.checkpoint is None else Path(flags.checkpoint)
+    if flags.checkpoint is None and path.name != CHECKPOINT:
+        print(f"the newest model here: {path}", file=sys.stderr)
+    model, tokenizer = load_model(path)
     check_keep(flags, model)
     ids = tokenizer.encode(flags.prompt)
     if not ids:
         raise InputError(f"--prompt {flags.prompt!r} has no token that the model knows")
+    tell_of_a_cut("--prompt", len(ids), model, flags)
     print(flags.prompt, end="", flush=True)
     write(model, tokenizer, ids, flags.tokens, settings, flags.seed,
           policy=flags.context_policy, keep=flags.keep)  # fmt: skip
@@ -73,19 +92,28 @@ class Conversation:
         ordinary = self.tokenizer.encode(f"{role}\n{text}")
         return [self.start, *ordinary, self.end, *self.tokenizer.encode("\n")]
 
+    def question(self, text: str) -> list[int]:
+        """What the model reads when somebody says something."""
+        asked = self.pending + self.message("user", text)
+        return [*asked, self.start, *self.tokenizer.encode("assistant\n")]
+
     def answer(
         self, text: str, tokens: int, settings: Sampling, generator: np.random.Generator,
-        show: Callable[[str], None],
+        show: Callable[[str], None], enough: Callable[[], bool] = lambda: False,
     ) -> list[int]:  # fmt: skip
-        """Say something; `show` is given the answer piece by piece. Gives its tokens."""
-        question = self.pending + self.message("user", text)
-        question += [self.start, *self.tokenizer.encode("assistant\n")]
+        """Say something; `show` is given the answer piece by piece. Gives its tokens.
+
+        `enough`, asked before each of them, ends it, and the conversation can go on.
+        """
+        question = self.question(text)
         if self.decoder is None:
             self.decoder = Decoder(self.model, [question], self.policy, self.keep)
         else:
             self.decoder.extend(question)
         decoder, stream, said = self.decoder, Stream(self.tokenizer), list[int]()
         for _ in range(tokens):
+            if enough():
+                break
             token = settings.choose(decoder.logits()[0], generator, decoder.rows[0])
             if token == self.end:
                 break
@@ -118,10 +146,15 @@ def chat_command(flags: argparse.Namespace) -> None:
     talk = Conversation(model, tokenizer, system, flags.context_policy, flags.keep)
     generator = np.random.default_rng(flags.seed)
 
-    def say(text: str) -> None:
+    def say(text: str, enough: Callable[[], bool] = lambda: False) -> None:
+        tell_of_a_cut("the question", len(talk.question(text)), model, flags)
         talk.answer(text, flags.tokens, settings, generator,
-                    lambda piece: print(piece, end="", flush=True))  # fmt: skip
+                    lambda piece: print(piece, end="", flush=True), enough)  # fmt: skip
         print(flush=True)
+
+    def say_until_interrupted(text: str) -> None:
+        with Interruption([signal.SIGINT], notice="") as interruption:
+            say(text, lambda: interruption.number is not None)
 
     if flags.prompt is not None:
         if not flags.prompt.strip():
@@ -133,9 +166,9 @@ def chat_command(flags: argparse.Namespace) -> None:
             raise InputError("standard input is empty: give at least one word")
         say(text)
     if sys.stdin.isatty():
-        print(f"{path.stem}: say something; an empty line or Ctrl-D ends")
+        print(f"{path.stem}: say something; an empty line or Ctrl-D ends, Ctrl-C ends an answer")
         while text := ask():
-            say(text)
+            say_until_interrupted(text)
 
 
 def ask() -> str:

@@ -6,10 +6,12 @@ import argparse
 import importlib
 import math
 import os
+import re
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from io import TextIOWrapper
+from pathlib import Path
 from types import ModuleType
 from typing import Any, NoReturn
 
@@ -18,6 +20,7 @@ from minigrad.errors import MinigradError
 from minigrad.models.errors import InputError
 from minigrad.models.interrupt import Stopped
 from minigrad.models.metrics import shown
+from minigrad.runtimes.host import memory_bytes
 from minigrad.settings import put
 
 
@@ -58,6 +61,32 @@ positive_int.__name__ = natural_int.__name__ = "whole number"
 positive_float.__name__ = natural_float.__name__ = "number"
 
 
+PREFIXES = {"": 0, "k": 1, "M": 2, "G": 3, "T": 4, "P": 5, "E": 6}
+AMOUNT = re.compile(r"([-+.\deE]*?\d\.?)\s*(?:([kKMGTPE]?)(i?)([A-Za-z/]*))")
+
+
+def amount(unit: str, least: float) -> Callable[[str], float]:
+    """An argparse type: a number of at least `least`, as 8e9 or with a unit, as "8GB" or "8GiB".
+
+    What is smaller was meant in another unit: nobody has 80 bytes of memory.
+    """
+
+    def parse(text: str) -> float:
+        found = AMOUNT.fullmatch(text.strip())
+        if found is None or found[4] not in ("", unit):
+            raise argparse.ArgumentTypeError(f"{text} is no number of {unit}, such as 80G{unit}")
+        base = 1024.0 if found[3] else 1000.0
+        number = positive_float(found[1]) * base ** PREFIXES[found[2].replace("K", "k")]
+        if not least <= number < math.inf:
+            raise argparse.ArgumentTypeError(
+                f"{text} is {number:g} {unit}: give it with its unit, such as {found[1]}G{unit}"
+            )
+        return number
+
+    parse.__name__ = f"number of {unit}"
+    return parse
+
+
 class Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
     """Shows the defaults that are a number or a word, and descriptions as they were written."""
 
@@ -84,6 +113,45 @@ def add_common_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", help="where to compute: CPU, CL, REF, CPU:1 …")
     parser.add_argument("--debug", type=natural_int, choices=range(6), metavar="0…5",
                         help="what the compiler shows: 1 summaries … 5 machine code")  # fmt: skip
+
+
+def given_flags(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> set[str]:
+    """The names of the flags that a command line has itself; `parser` is of no use any more."""
+    _forget_defaults(parser)
+    return set(vars(parser.parse_args(arguments)))
+
+
+def _forget_defaults(parser: argparse.ArgumentParser) -> None:
+    parser._defaults.clear()
+    for action in parser._actions:
+        action.default = argparse.SUPPRESS
+        if isinstance(action, argparse._SubParsersAction):
+            for command in action.choices.values():
+                _forget_defaults(command)
+
+
+def check_apart(
+    read: Mapping[str, str | Path | None], written: Mapping[str, str | Path | None]
+) -> None:
+    """InputError where a file that is written is one that is read, or is written twice."""
+    known: dict[Path, str] = {}
+    for name, path in [*read.items(), *written.items()]:
+        if path is None:
+            continue
+        place = Path(path).resolve()
+        if place in known and name in written:
+            raise InputError(f"{name} and {known[place]} are both {path}: give them other names")
+        known[place] = name
+
+
+def check_fits(nbytes: float, what: str, advice: str) -> None:
+    """InputError where something needs more memory than this machine has."""
+    has = memory_bytes()
+    if nbytes > has:
+        raise InputError(
+            f"{what} needs about {nbytes / 1e9:,.0f} GB of memory, but there are {has / 1e9:,.0f}: "
+            f"{advice}"
+        )
 
 
 def apply_common_flags(flags: argparse.Namespace) -> None:
@@ -123,6 +191,9 @@ def run(main: Callable[[Sequence[str]], None]) -> int:
         return 128 + signal.SIGPIPE
     except (MinigradError, OSError) as error:
         print(f"{sys.argv[0]}: {error}", file=sys.stderr)
+        return 1
+    except MemoryError as error:
+        print(f"{sys.argv[0]}: out of memory{f': {error}' if str(error) else ''}", file=sys.stderr)
         return 1
     except Stopped as stopped:
         print(f"{sys.argv[0]}: {stopped}", file=sys.stderr)

@@ -6,7 +6,7 @@ import argparse
 import hashlib
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,16 @@ from minigrad.models import bpe, chat, checkpoint, console, look_inside
 from minigrad.models.errors import InputError
 from minigrad.models.gpt import GPT, GPTConfig
 from minigrad.models.gpt_checkpoint import Resumable, load_training, save_checkpoint
+from minigrad.models.gpt_checks import (
+    OF_A_MODEL,
+    check_given,
+    check_layout,
+    check_memory,
+    check_model,
+    check_resumable,
+    check_unchanged,
+    place_of_checkpoint,
+)
 from minigrad.models.gpt_config import llama
 from minigrad.models.gpt_flags import COMMANDS, FINE_TUNING_LR, NEW_LR, REMEMBERED, parser
 from minigrad.models.interrupt import EndedAtOnce, Interruption, Stopped
@@ -92,6 +102,8 @@ def train_command(
     training, validation = split(text_ids)
     if model is not None and flags.weights is not None:
         config = model.config
+        names = [name for name in OF_A_MODEL if name in flags.given]
+        check_model(flags.weights, config, vars(flags), names)
     else:
         config = make_config(flags, len(tokenizer))
     context = min(flags.context, config.context)
@@ -101,12 +113,9 @@ def train_command(
     )
     path = Path(flags.checkpoint)
     if speaks:
-        checkpoint.check_writable(path)
+        check_files(flags)
     check_layout(flags, config)
-    if flags.batch % flags.accumulate:
-        raise InputError(f"--batch {flags.batch} cannot be cut into {flags.accumulate} equal parts")
-    if flags.recompute and config.dropout:
-        raise InputError("--recompute would drop other values than before: leave --dropout at 0")
+    check_memory(flags, replace(config, context=context))
     plan = make_plan(flags)
     history: list[dict[str, Any]] = []
     if model is None:
@@ -125,17 +134,20 @@ def train_command(
     else:
         say(f"{len(text):,} characters are {len(text_ids):,} tokens of {len(tokenizer):,}")
     say(f"{parameter_count(model):,} parameters")
+    if flags.checkpoint != flags.wanted:
+        say(f"{flags.wanted} is there already: this model goes to {flags.checkpoint}")
     if flags.gradient_norms and speaks:
         look_inside.show_gradient_norms(config, windows[0], plan)
     if run.done:
         say(f"going on after step {run.done} of {plan.steps}")
     remembered = {name: getattr(flags, name) for name in REMEMBERED}
-    for name in ("text", "weights"):
+    for name in ("text", "weights", "metrics"):
         if getattr(flags, name) is not None:
             remembered[name] = str(Path(getattr(flags, name)).resolve())
     record = flags.metrics if speaks else None
-    with Metrics(record, run.done) as metrics, Interruption() as interruption:
-        metrics.history += history
+    if record is not None and run.done:
+        say(f"metrics go on in {record}")
+    with Metrics(record, history) as metrics, Interruption() as interruption:
 
         def save() -> None:
             if speaks:
@@ -168,27 +180,31 @@ def train_command(
     print(f"\ncheckpoint {path}\nloss curves {picture}")
 
 
+def check_files(flags: argparse.Namespace) -> None:
+    """InputError where what is written could not be, or would replace what is read."""
+    path = Path(flags.checkpoint)
+    checkpoint.check_writable(path)
+    picture = path.with_suffix(".png")
+    read = {f"--{name}": getattr(flags, name) for name in ("text", "weights")}
+    written = {"--checkpoint": path, "its loss curves": picture, "--metrics": flags.metrics,
+               "--trace": flags.trace}  # fmt: skip
+    console.check_apart(read, written)
+
+
 def _say_nothing(*_: object, **__: object) -> None:
     """What other ranks than the first have to say."""
 
 
-def check_layout(flags: argparse.Namespace, config: GPTConfig) -> None:
-    """InputError where the flags of several devices do not fit the others."""
-    if flags.dp * flags.sp == 1:
-        return
-    if config.experts:
-        raise InputError("--experts on several devices: only --dp 1 --sp 1 can balance them yet")
-    if flags.accumulate > 1 and flags.batch % (flags.dp * flags.accumulate):
-        raise InputError(
-            f"--batch {flags.batch} cannot be cut into {flags.accumulate} equal parts on each of "
-            f"{flags.dp} devices"
-        )
-    if flags.batch < flags.dp:
-        raise InputError(f"--batch {flags.batch} cannot be divided among --dp {flags.dp} devices")
+def launch(flags: argparse.Namespace, given: Set[str], earlier: Earlier | None = None) -> None:
+    """`train` on one device, or on as many as --dp and --sp (and MPI) say.
 
-
-def launch(flags: argparse.Namespace, earlier: Earlier | None = None) -> None:
-    """`train` on one device, or on as many as --dp and --sp (and MPI) say."""
+    given: the flags that the command line has; the others are defaults, or remembered.
+    """
+    check_given(flags, given)
+    flags.given = given
+    if earlier is not None and earlier[2] is not None:
+        check_unchanged(flags, earlier[2], given)
+    flags.wanted, flags.checkpoint = flags.checkpoint, place_of_checkpoint(flags, given)
     if flags.lr is None:
         flags.lr = NEW_LR if flags.weights is None else FINE_TUNING_LR
     mesh = Mesh(flags.dp, flags.sp)
@@ -214,19 +230,6 @@ def resuming(flags: argparse.Namespace) -> str:
     return shlex.join(words)
 
 
-def check_resumable(flags: argparse.Namespace, resumable: Resumable | None, digest: str) -> None:
-    """InputError where a checkpoint has no training to go on with, or one on another text."""
-    if resumable is None:
-        raise InputError(
-            f"{flags.resume} holds a model, but no state of a training that could go on"
-        )
-    if digest != resumable.digest:
-        raise InputError(
-            f"{flags.resume} was trained on another text than {flags.text or 'the plays'}: give "
-            "--text the one it was trained on"
-        )
-
-
 def continued(
     flags: argparse.Namespace, earlier: Earlier, config: GPTConfig, plan: TrainingPlan,
     replica: Replica | None = None,
@@ -234,13 +237,7 @@ def continued(
     """The run of a checkpoint; InputError where it cannot go on as the flags say."""
     path, (model, _, resumable) = flags.resume, earlier
     assert resumable is not None
-    for name in vars(config):
-        wanted, has = getattr(config, name), getattr(model.config, name)
-        if wanted != has:
-            raise InputError(
-                f"--{name.replace('_', '-')} is {wanted}, but the model in {path} has {has}: "
-                "leave the flag out"
-            )
+    check_model(path, model.config, vars(config), vars(config))
     run = TrainingRun(model, plan, replica)
     try:
         run.restore(resumable.optimizer, resumable.facts)
@@ -263,6 +260,7 @@ def main(arguments: Sequence[str]) -> None:
         given.insert(0, "train")
     flags = parser().parse_args(given)
     console.apply_common_flags(flags)
+    said = console.given_flags(parser(), given)
     if flags.command == "sample":
         chat.sample_command(flags)
     elif flags.command == "chat":
@@ -270,7 +268,7 @@ def main(arguments: Sequence[str]) -> None:
     elif flags.command == "inspect":
         look_inside.inspect_command(flags)
     elif flags.resume is None:
-        launch(flags)
+        launch(flags, said)
     else:
         earlier = load_training(Path(flags.resume))
         told = {} if earlier[2] is None else earlier[2].flags
@@ -279,4 +277,4 @@ def main(arguments: Sequence[str]) -> None:
             if not isinstance(value, REMEMBERED[name]):
                 raise InputError(f"{flags.resume} is damaged: its --{name} was {value!r}")
         again = parser({"checkpoint": flags.resume, **remembered}).parse_args(given)
-        launch(again, earlier)
+        launch(again, said, earlier)

@@ -8,6 +8,7 @@ from typing import Any
 
 from minigrad.models import console
 from minigrad.models.decode import POLICIES
+from minigrad.models.gpt_checks import ACTIVE, CHECKPOINT, VOCABULARY
 from minigrad.models.gpt_config import CHOICES
 
 COMMANDS = {
@@ -24,7 +25,7 @@ REMEMBERED: dict[str, type | tuple[type, ...]] = {
     "context": int, "dropout": float, "steps": int, "batch": int, "lr": float, "seed": int,
     "architecture": str, "key_heads": int, "experts": int, "active": int, "precision": str,
     "accumulate": int, "recompute": bool, "weights": (str, type(None)), "vocabulary": int,
-    "dp": int, "sp": int,
+    "dp": int, "sp": int, "metrics": (str, type(None)),
 }  # fmt: skip
 
 
@@ -79,7 +80,7 @@ def _train(command: argparse.ArgumentParser) -> None:
                more=f" (default: {NEW_LR:g}, with --weights {FINE_TUNING_LR:g})")  # fmt: skip
     add("--tokenizer", choices=["character", "gpt2", "bpe"], default="character",
         help="what a token is; bpe learns --vocabulary of them from the text")  # fmt: skip
-    add("--vocabulary", type=whole, default=1024, help="tokens that --tokenizer bpe learns")
+    add("--vocabulary", type=whole, default=VOCABULARY, help="tokens that --tokenizer bpe learns")
     add("--architecture", choices=["gpt2", "llama"], default="gpt2",
         help="llama: rotary positions, RMSNorm, SwiGLU, no biases")  # fmt: skip
     add("--key-heads", type=console.natural_int, default=0,
@@ -87,7 +88,7 @@ def _train(command: argparse.ArgumentParser) -> None:
     add("--dropout", type=console.natural_float, default=0.0, help="share that is dropped")
     add("--experts", type=console.natural_int, default=0,
         help="feed-forward networks per block, a router chooses; 0: one for all")  # fmt: skip
-    add("--active", type=whole, default=2, help="experts per token")
+    add("--active", type=whole, default=ACTIVE, help="experts per token")
     add("--weights", metavar="PATH",
         help="fine-tune what is in a GGUF or safetensors file or a folder")  # fmt: skip
     add("--accumulate", type=whole, default=1, help="parts of a batch, one after the other")
@@ -97,11 +98,13 @@ def _train(command: argparse.ArgumentParser) -> None:
         help="compute blocks again in the backward pass, to save memory")  # fmt: skip
     add("--gradient-norms", action="store_true",
         help="show how large gradients are with and without residual connections")  # fmt: skip
-    add("--checkpoint", metavar="FILE", default="gpt.safetensors",
-        help="where the trained model goes; its loss curves go beside it")  # fmt: skip
+    add("--checkpoint", metavar="FILE", default=CHECKPOINT,
+        help="where the trained model goes; its loss curves go beside it. Where it is there already"
+        " and was not named, it becomes gpt-2.safetensors and so on")  # fmt: skip
+    add("--overwrite", action="store_true", help="replace the file of --checkpoint")
     add("--resume", metavar="FILE",
         help="go on where this checkpoint was saved, with its flags, and save there")  # fmt: skip
-    add("--metrics", metavar="FILE", help="JSON lines, one per step; appended to with --resume")
+    add("--metrics", metavar="FILE", help="JSON lines, one per step; --resume appends to the same")
     add("--dp", type=whole, default=1, help="devices that share each batch")
     add("--sp", type=whole, default=1, help="devices that share each window of text")
     add("--trace", metavar="FILE", help="timelines of all devices, for Chrome's trace viewer")
@@ -110,8 +113,9 @@ def _train(command: argparse.ArgumentParser) -> None:
 
 def _sample(command: argparse.ArgumentParser) -> None:
     add = command.add_argument
-    add("--checkpoint", metavar="PATH", default="gpt.safetensors",
-        help="what `train` wrote, a GGUF file, or a folder of HuggingFace's")  # fmt: skip
+    add("--checkpoint", metavar="PATH",
+        help="what `train` wrote, a GGUF file, or a folder of HuggingFace's; the newest of "
+        f"{CHECKPOINT}, gpt-2.safetensors … if not given")  # fmt: skip
     add("--prompt", default="\n", help="text to continue; a new line if not given")
     _drawing(command, tokens=500, temperature=0.8)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
+from collections.abc import Sequence
 from types import FrameType
 from typing import Any
 
@@ -26,16 +27,21 @@ class EndedAtOnce(Stopped):
 class Interruption:
     """Within it the first signal is only noted in `number`; a second one raises EndedAtOnce.
 
-    Signals reach the main thread only; in another thread this does nothing.
+    notice: what is said then. Signals reach the main thread only; in another thread this does
+    nothing.
     """
 
-    def __init__(self) -> None:
+    def __init__(
+        self, signals: Sequence[signal.Signals] = SIGNALS,
+        notice: str = "ending after this step; once more ends at once\n",
+    ) -> None:  # fmt: skip
+        self.signals, self.notice = signals, notice
         self.number: int | None = None
         self.before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> Interruption:
         if threading.current_thread() is threading.main_thread():
-            self.before = {number: signal.signal(number, self._notice) for number in SIGNALS}
+            self.before = {number: signal.signal(number, self._notice) for number in self.signals}
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -47,4 +53,4 @@ class Interruption:
             raise EndedAtOnce(number, "ended at once")
         self.number = number
         # not print: the signal may have come in the middle of one
-        os.write(2, b"\nending after this step; once more ends at once\n")
+        os.write(2, f"\n{self.notice}".encode())

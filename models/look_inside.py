@@ -24,6 +24,7 @@ from minigrad.nn.quantized import QuantizedEmbedding
 
 TEMPERATURES = (0.2, 1.0, 2.0)
 NEIGHBOURS, LIKELIEST = 5, 8
+ALIKE = 10.0  # gradient norms of blocks that differ by less do not keep a model from learning
 WARM, MOST_ANEW = 3, 8  # calls before a captured step replays; longer ones that are timed
 
 
@@ -174,8 +175,26 @@ def show_gradient_norms(config: GPTConfig, windows: Windows, plan: TrainingPlan)
     print("gradient norms at the start   with residual connections   without")
     for number, norms in enumerate(zip(*columns, strict=True), 1):
         print(f"  block {number:<20} {norms[0]:>27.3g} {norms[1]:>9.3g}")
-    ratios = [norms[0] / norms[-1] if norms[-1] else math.inf for norms in columns]
-    print(
-        f"first block / last block: {ratios[0]:.3g} with residual connections, which keep all "
-        f"blocks much alike, {ratios[1]:.3g} without: far from 1, gradients vanish or explode"
-    )
+    for name, norms in zip(("with residual connections", "without"), columns, strict=True):
+        print(f"{name}: {told_of_norms(norms)}")
+
+
+def told_of_norms(norms: list[float]) -> str:
+    """What follows from the gradient norms of a model's blocks, the first block first."""
+    first, last = norms[0], norms[-1]
+    if not all(map(math.isfinite, norms)):
+        return "some are no finite numbers: gradients explode"
+    if len(norms) == 1:
+        return "one block has no other to be compared with"
+    if not first or not last:
+        return "a block gets no gradient at all"
+    ratio = first / last
+    size = f"the first block's is {max(ratio, 1 / ratio):.3g} times as "
+    size += "large as the last's" if ratio >= 1 else "small as the last's"
+    much = ratio ** (1 / (len(norms) - 1))
+    each = f"a factor of {max(much, 1 / much):.3g} per block"
+    if max(ratio, 1 / ratio) < ALIKE:
+        return f"{size}: all blocks learn much alike"
+    if ratio > 1:
+        return f"{size}, {each} on the way back: with more blocks gradients would explode"
+    return f"{size}, {each} on the way back: with more blocks gradients would vanish"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -18,18 +19,18 @@ class Metrics:
 
     Each line is a JSON object with all of KEYS (null where a figure was not taken), and whatever
     else the script records at each step. An existing file is replaced; where a run goes on after
-    step `resumed`, its lines up to that step stay.
+    the steps of `history`, its lines of those stay. InputError where they are another run's.
     """
 
-    def __init__(self, path: str | None = None, resumed: int = 0) -> None:
-        self.history: list[dict[str, Any]] = []
+    def __init__(self, path: str | None = None, history: Sequence[Mapping[str, Any]] = ()) -> None:
+        self.history: list[dict[str, Any]] = [dict(line) for line in history]
         self.file: IO[str] | None = None
         self.path = path
         if path is not None:
             try:
-                if resumed:
-                    _cut(Path(path), resumed)
-                mode = "a" if resumed else "w"
+                if history:
+                    _cut(Path(path), {line["step"]: line["loss"] for line in history})
+                mode = "a" if history else "w"
                 self.file = Path(path).open(mode, encoding="utf-8")  # noqa: SIM115
             except OSError as error:
                 raise self._failed(error) from None
@@ -67,17 +68,23 @@ class Metrics:
         return [step for step, _ in taken], [value for _, value in taken]
 
 
-def _cut(path: Path, last: int) -> None:
-    """Drop the lines after step `last`: the run that wrote them ended before it could save."""
+def _cut(path: Path, losses: Mapping[int, float]) -> None:
+    """Drop the lines after the steps that are known: who wrote them ended before it could save."""
     if not path.exists():
         return
     lines = path.read_bytes().splitlines(keepends=True)
     if lines and not lines[-1].endswith(b"\n"):
         lines.pop()  # cut off in the middle
     try:
-        kept = [line for line in lines if json.loads(line)["step"] <= last]
+        steps: list[dict[str, Any]] = [json.loads(line) for line in lines]
+        kept = [line for line, step in zip(lines, steps, strict=True) if step["step"] in losses]
+        same = all(losses[step["step"]] == step["loss"] for step in steps if step["step"] in losses)
     except (ValueError, TypeError, KeyError, RecursionError):
         raise InputError(f"--metrics {path} is no record of a training run: not changed") from None
+    if not same:
+        raise InputError(
+            f"--metrics {path} is the record of another training: not changed; give another file"
+        )
     nn.state.write_atomically(path, lambda file: file.write(b"".join(kept)))
 
 

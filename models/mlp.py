@@ -39,6 +39,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "none": lambda x: x,  # layers without a bend between them are together one linear map
 }
 SIZES = (784, 16, 16, 10)
+OF_A_NEURON = {"neuron", "picture", "seed", "device", "debug"}  # flags that mean something to it
 EVALUATION_BATCH = 1000
 STEPS_TOGETHER = 25  # in one captured call
 
@@ -107,10 +108,41 @@ def describe_collapse(model: MLP, digits: Digits) -> str:
         images = Tensor(digits.images[:EVALUATION_BATCH])
         away = (model(images) - images.linear(matrix.transpose(), shift)).abs().max().item()
     outputs, inputs = plain_shape(matrix)
+    product = "·".join(f"W{number}" for number in range(len(model.layers), 0, -1))
+    alone, all_of_them = outputs * (inputs + 1), parameter_count(model)
     return (
-        f"without activation the layers are one linear map of {inputs} × {outputs} weights + "
-        f"{outputs} biases; its answers differ from theirs by at most {away:.1e}"
+        f"without activation the layers are one linear map, W = {product}: {inputs} × {outputs} "
+        f"weights + {outputs} biases = {alone:,} parameters\n"
+        f"  on {plain_shape(images)[0]:,} digits its answers differ from those of "
+        f"{len(model.layers)} layers by at most {away:.1e}\n"
+        f"  so its {all_of_them:,} parameters can say nothing that these {alone:,} cannot"
     )
+
+
+def compare_with_a_bend(
+    flags: argparse.Namespace, training: Digits, validation: Digits, accuracy: float
+) -> str:
+    """What the same training gives with ReLU between the layers, and what the two say."""
+    Tensor.manual_seed(flags.seed)
+    bent = MLP(SIZES, "relu")
+    better = train(bent, training, validation, flags.epochs, flags.batch, flags.lr, flags.seed,
+                   Metrics(), flags.patience, quiet=True)  # fmt: skip
+    return verdict(accuracy, better, len(validation))
+
+
+def verdict(straight: float, bent: float, count: int) -> str:
+    """Whether two shares of `count` digits differ by more than chance.
+
+    Twice the standard error of the difference of two shares is taken for chance.
+    """
+    chance = 2 * math.sqrt((straight * (1 - straight) + bent * (1 - bent)) / count)
+    said = f"accuracy {straight:.1%} without activation, {bent:.1%} with ReLU: "
+    if abs(bent - straight) <= chance:
+        return said + (
+            f"no more apart than chance makes {count:,} digits ({chance:.1%}); these digits can be "
+            "told apart by a linear map, and only harder tasks show what a bend is for"
+        )
+    return said + ("the bend helps" if bent > straight else "here the bend does harm")
 
 
 def evaluate(model: MLP, digits: Digits) -> tuple[float, float]:
@@ -199,13 +231,14 @@ def train(
     metrics: Metrics,
     patience: int | None = None,
     replica: Replica | None = None,
+    quiet: bool = False,
 ) -> float:
     """Minibatches in a new order each epoch, Adam; gives the share read rightly at the end.
 
     The digits that are left over when an epoch is cut into batches wait for another epoch's order.
     patience: end after so many epochs in a row whose validation loss was not the lowest so far, and
     go back to the weights of the lowest. A replica learns from its part of each batch; the loss is
-    that of the whole.
+    that of the whole. quiet: nothing is printed.
     """
     import numpy as np
 
@@ -215,7 +248,7 @@ def train(
     per_epoch = len(training) // batch
     start, number, accuracy = time.perf_counter(), 0, 0.0
     best, since, kept = math.inf, 0, dict[str, Tensor]()
-    quiet = replica is not None and not replica.rank.is_first
+    quiet = quiet or (replica is not None and not replica.rank.is_first)
     with console.Progress(epochs * per_epoch, "digits", quiet) as progress:
         for epoch in range(1, epochs + 1):
             order = np.random.default_rng((seed, epoch)).permutation(len(training))
@@ -299,6 +332,9 @@ def main(arguments: Sequence[str]) -> None:
     flags = parser().parse_args(arguments)
     console.apply_common_flags(flags)
     if flags.neuron:
+        idle = console.given_flags(parser(), arguments) - OF_A_NEURON
+        if idle:
+            raise InputError(f"--neuron trains nothing: --{min(idle)} does nothing with it")
         show_neuron(flags.picture)
     elif flags.dp == 1 and not started_by_mpi():
         console.refuse_trace(flags.trace, "--dp")
@@ -340,6 +376,8 @@ def learn(flags: argparse.Namespace, rank: Rank | None = None) -> None:
         print(f"dead neurons in hidden layer {number}: {dead} of {count} ({dead / count:.0%})")
     if flags.activation == "none":
         print(describe_collapse(model, validation))
+        if rank is None:
+            print(compare_with_a_bend(flags, training, validation, accuracy))
     if flags.picture is not None:
         pictures.draw_mlp(model, validation, metrics, Path(flags.picture))
         print(f"picture {flags.picture}")

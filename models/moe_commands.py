@@ -15,7 +15,7 @@ from minigrad.models.errors import InputError
 from minigrad.models.gpt import GPT, GPTConfig
 from minigrad.models.gpt_flags import add_basics
 from minigrad.models.moe import recording
-from minigrad.models.sizing import parameters
+from minigrad.models.sizing import parameters, peak_bytes
 from minigrad.models.text import Windows, load_text, split
 from minigrad.models.tokenizer import CharacterTokenizer
 from minigrad.models.train import MatrixAdamW, TrainingPlan, make_schedule, make_step, validate
@@ -95,6 +95,10 @@ def main(arguments: Sequence[str]) -> None:
         )  # fmt: skip
     except ValueError as error:
         raise InputError(str(error)) from None
+    console.check_fits(
+        peak_bytes(config, flags.batch, 4), f"a step of --batch {flags.batch}",
+        "give a smaller --batch or model",
+    )  # fmt: skip
     sizes = parameters(config)
     print(f"{sizes.total:,} parameters, {sizes.active:,} of them active for a token")
     plan = TrainingPlan(steps=flags.steps, batch=flags.batch, lr=flags.lr, seed=flags.seed)

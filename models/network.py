@@ -1,7 +1,7 @@
 """How long data-parallel training takes over which network, and what that leaves of the devices.
 
     python models/network.py                     # GPT-3 on 1,024 H100s, network by network
-    python models/network.py small --devices 8 --peak 1e12
+    python models/network.py small --devices 8 --peak 1Tflop/s
 
 A step computes for flops / (devices · peak · utilization) seconds, and averages its gradients by a
 ring all-reduce: each device sends 2·(n − 1)/n of their bytes, in 2·(n − 1) messages, each of which
@@ -154,8 +154,9 @@ def parser() -> argparse.ArgumentParser:
     add("--batch-tokens", type=number, default=3.2e6, help="tokens of a step, on all devices")
     add("--overlap", type=console.natural_float, default=1.0,
         help="share of the backward pass behind which the network can hide")  # fmt: skip
-    add("--bandwidth", type=number, help="bytes/s of one more network; with --latency")
-    add("--latency", type=number, default=1e-5, help="seconds a message of that of --bandwidth")
+    add("--bandwidth", type=console.amount("B/s", 1e3),
+        help="of one more network, such as 50GB/s; with --latency")  # fmt: skip
+    add("--latency", type=number, help="seconds a message of that one; 1e-5 if not given")
     return result
 
 
@@ -174,7 +175,9 @@ def main(arguments: Sequence[str]) -> None:
         raise InputError(str(error)) from None
     networks = list(NETWORKS)
     if flags.bandwidth is not None:
-        networks.append(Network("yours", flags.bandwidth, flags.latency))
+        networks.append(Network("yours", flags.bandwidth, flags.latency or 1e-5))
+    elif flags.latency is not None:
+        raise InputError("--latency is that of one more network: give its --bandwidth as well")
     itemsize, steps = ITEMSIZE[flags.dtype], flags.tokens / flags.batch_tokens
     size = parameters(config).total * itemsize
     compute = step_seconds(config, flags.batch_tokens, cluster, networks[0], itemsize).compute

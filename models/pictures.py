@@ -40,6 +40,8 @@ def pyplot_without_window() -> Any:
 def check_picture(path: str | None) -> None:
     """InputError where a picture could not be drawn or written: better now than after training."""
     if path is not None:
+        if Path(path).suffix.lower() != ".png":
+            raise InputError(f"--picture {path}: a picture is a PNG, so its name must end in .png")
         pyplot_without_window()
         check_writable(Path(path))
 

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from minigrad import Tensor, jit, nn
 from minigrad.models import console, pictures
 from minigrad.models.checkpoint import plain_shape
+from minigrad.models.errors import InputError
 from minigrad.models.mlp import MLP
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 TRUTH = (1.0, 2.0)  # k0, k1
 RATES = {"arrives": 0.3, "crawls": 0.01, "overshoots": 1.05}
 BATCHES = (1, 4, 16, 64, 256)
+MOST_DRAWN = 5000  # points: more make a picture slow, and a blot
 
 
 @dataclass(frozen=True)
@@ -161,6 +163,15 @@ def perturb_or_propagate(sizes: Sequence[int], batch: int, seed: int) -> Compari
     return Comparison(sum(counts), seconds, blind, float(cosine))
 
 
+def mean_square_error(k0: Any, k1: Any, data: Points) -> Any:
+    """Of many lines, by the means of x, y, x², x·y and y²: no array of lines and points is made."""
+    import numpy as np
+
+    x, y = data.x.astype(np.float64), data.y.astype(np.float64)
+    squares = k0**2 + k1**2 * (x * x).mean() + (y * y).mean()
+    return squares + 2 * (k0 * k1 * x.mean() - k0 * y.mean() - k1 * (x * y).mean())
+
+
 def draw(data: Points, paths: dict[str, list[list[float]]], noise: list[tuple[int, float]],
          path: Path) -> None:  # fmt: skip
     """A PNG: the points and the line, each path over the loss surface, noise by batch size."""
@@ -170,8 +181,7 @@ def draw(data: Points, paths: dict[str, list[list[float]]], noise: list[tuple[in
     figure, axes = pyplot.subplots(2, 3, figsize=(14, 9), layout="constrained")
     k0, k1 = best(data)
     grid0, grid1 = np.meshgrid(np.linspace(k0 - 4, k0 + 4, 81), np.linspace(k1 - 5, k1 + 5, 81))
-    error = grid0[..., None] + grid1[..., None] * data.x - data.y
-    surface = (error**2).mean(-1)
+    surface = mean_square_error(grid0, grid1, data)
     levels = np.geomspace(surface.min() + 0.02, surface.max(), 16)
     for place, (name, steps) in zip(axes.flat, paths.items(), strict=False):
         walked = np.array(steps)
@@ -186,7 +196,8 @@ def draw(data: Points, paths: dict[str, list[list[float]]], noise: list[tuple[in
         place.set_title(f"learning rate {RATES[name]}: {name}")
         place.legend(loc="upper right")
     line, losses, scatter = axes[1]
-    line.plot(data.x, data.y, ".", color="#9ecae1", label="points")
+    some = slice(None, None, -(-len(data.x) // MOST_DRAWN))
+    line.plot(data.x[some], data.y[some], ".", color="#9ecae1", label="points")
     ends = np.array([-1.0, 1.0])
     line.plot(ends, k0 + k1 * ends, color="#238b45", label=f"y = {k0:.2f} + {k1:.2f}·x")
     line.set_xticks(np.linspace(-1, 1, 5))
@@ -218,7 +229,8 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=console.Help,
     )
     add, whole = result.add_argument, console.positive_int
-    add("--points", type=whole, default=200, help="how many points the line is fitted to")
+    add("--points", type=whole, default=200,
+        help="how many points the line is fitted to; at least 2")  # fmt: skip
     add("--noise", type=console.natural_float, default=0.5,
         help="standard deviation of the points from the true line")  # fmt: skip
     add("--steps", type=whole, default=40, help="how many steps gradient descent takes")
@@ -232,6 +244,10 @@ def main(arguments: Sequence[str]) -> None:
     flags = parser().parse_args(arguments)
     console.apply_common_flags(flags)
     pictures.check_picture(flags.picture)
+    if flags.points < 2:
+        raise InputError(f"--points is {flags.points}: a line needs at least 2")
+    # x and y as float64 and float32, their products, and what the gradient keeps
+    console.check_fits(64 * flags.points, f"--points {flags.points}", "give fewer")
     data = points(flags.points, flags.noise, flags.seed)
     k0, k1 = best(data)
     print(f"{flags.points} points around y = {TRUTH[0]} + {TRUTH[1]}·x; least squares: "

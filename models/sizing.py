@@ -1,7 +1,7 @@
 """How large a GPT is: parameters, bytes, flops, devices, days; each figure with its formula.
 
     python models/sizing.py gpt3                        # the figures of GPT-3
-    python models/sizing.py mini --batch 12 --device-memory 8e9
+    python models/sizing.py mini --batch 12 --device-memory 8GB
 
 Kaplan et al., "Scaling Laws for Neural Language Models" (2020), for 6 flops per parameter, token;
 Rajbhandari et al., "ZeRO" (2020), for the bytes of mixed-precision training.
@@ -301,7 +301,8 @@ def add_machine_flags(command: argparse.ArgumentParser) -> None:
     add("model", nargs="?", default="gpt3", help=f"one of {', '.join(PRESETS)}")
     add("--tokens", type=number, default=300e9, help="to train on")
     add("--dtype", choices=list(ITEMSIZE), default="bfloat16", help="of weights and gradients")
-    add("--peak", type=number, default=989e12, help="flop/s of a device; an H100 if not given")
+    add("--peak", type=console.amount("flop/s", 1e6), default=989e12,
+        help="of a device, such as 989Tflop/s; an H100 if not given")  # fmt: skip
     add("--utilization", type=number, default=0.4, help="share of the peak that is reached")
 
 
@@ -311,13 +312,14 @@ def parser() -> argparse.ArgumentParser:
         description="How large a model is: parameters, memory, flops, devices, days.",
         formatter_class=console.Help,
     )
-    add, number = result.add_argument, console.positive_float
+    add = result.add_argument
     add_machine_flags(result)
     for name in ("layers", "heads", "dim", "context", "vocabulary", "experts"):
         add(f"--{name}", type=console.positive_int, help=f"another number of {name}"
             if name not in ("dim", "context", "vocabulary") else f"another {name}")  # fmt: skip
     add("--batch", type=console.positive_int, default=1, help="windows at a time on all devices")
-    add("--device-memory", type=number, default=H100, help="bytes; an H100 if not given")
+    add("--device-memory", type=console.amount("B", 1e6), default=H100,
+        help="such as 80GB or 80GiB; an H100 if not given")  # fmt: skip
     add("--devices", type=console.positive_int, help="as many as hold the training if not given")
     return result
 

@@ -145,7 +145,7 @@ def _read_json(path: Path, missing: Any = None) -> dict[str, Any]:
 
 def _read_tensors(path: Path) -> tuple[dict[str, Weight], dict[str, str]]:
     """(tensors, text beside them) of a safetensors file or a PyTorch state dict."""
-    if path.suffix in PICKLED:
+    if path.suffix in PICKLED and not _is_safetensors(path):
         try:
             found: Any = nn.state.torch_load(path)
         except MinigradError as error:
@@ -162,6 +162,12 @@ def _read_tensors(path: Path) -> tuple[dict[str, Weight], dict[str, str]]:
         return dict(nn.state.safe_load(path)), nn.state.safe_load_metadata(path)
     except (failure, MinigradError, ValueError, TypeError) as error:
         raise InputError(f"{path} is no undamaged safetensors file: {error}") from None
+
+
+def _is_safetensors(path: Path) -> bool:
+    """Whether a file begins as one, whatever its name: a length, and the JSON of so many bytes."""
+    with path.open("rb") as file:
+        return file.read(9)[8:] == b"{"
 
 
 def _config(source: Source) -> GPTConfig:

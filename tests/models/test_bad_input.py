@@ -240,8 +240,8 @@ def test_a_full_disk(
     (tmp_path / "text.txt").write_text(WORDS)
     (tmp_path / "gpt.safetensors").write_bytes(good)
     result = subprocess.run(
-        [sys.executable, str(SCRIPT), *SMALL, *flags], cwd=tmp_path, capture_output=True, text=True,
-        timeout=120, preexec_fn=limited(size),
+        [sys.executable, str(SCRIPT), *SMALL, "--overwrite", *flags], cwd=tmp_path,
+        capture_output=True, text=True, timeout=120, preexec_fn=limited(size),
     )  # fmt: skip
     assert result.returncode == 1
     assert "Traceback" not in result.stderr

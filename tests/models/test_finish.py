@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 from collections.abc import Callable
@@ -218,12 +219,30 @@ def test_gradient_norms_say_what_is_to_be_seen(
         lambda config, *_: [2.88, 2.4] if config.residual else [7.1, 0.071],
     )
     look_inside.show_gradient_norms(TINY, TEXT, TrainingPlan())
-    _, first, last, sentence = capsys.readouterr().out.splitlines()
+    _, first, last, residual, without = capsys.readouterr().out.splitlines()
     assert first.split() == ["block", "1", "2.88", "7.1"]
     assert last.split() == ["block", "2", "2.4", "0.071"]
     assert len(first) == len(last)
-    assert sentence.startswith("first block / last block: 1.2 with residual connections, ")
-    assert ", 100 without: " in sentence
+    assert residual == (
+        "with residual connections: the first block's is 1.2 times as large as the last's: all "
+        "blocks learn much alike"
+    )
+    assert without.startswith("without: the first block's is 100 times as large as the last's, ")
+    assert without.endswith("would explode")
+
+
+@pytest.mark.parametrize(
+    ("norms", "said"),
+    [([1.0, 2.0, 3.0], "the first block's is 3 times as small as the last's: all blocks learn muc"),
+     ([1.0, 7.0, 49.0], "49 times as small as the last's, a factor of 7 per block on the way back"),
+     ([1.0, 7.0, 49.0], "with more blocks gradients would vanish"),
+     ([1e6, 1e3, 1.0], "a factor of 1e+03 per block on the way back: with more blocks gradients"),
+     ([0.0, 1.0], "a block gets no gradient at all"),
+     ([math.inf, 1.0], "gradients explode"),
+     ([2.0], "one block has no other to be compared with")],
+)  # fmt: skip
+def test_what_is_said_follows_from_the_norms(norms: list[float], said: str) -> None:
+    assert said in look_inside.told_of_norms(norms)
 
 
 def test_the_training_loss_is_a_mean(capsys: pytest.CaptureFixture[str]) -> None:

@@ -82,8 +82,24 @@ def test_without_activation_the_layers_collapse_into_one() -> None:
     one, constant = mlp.as_one_map(model)
     assert np.allclose(one.numpy(), matrix, atol=1e-5)
     assert np.allclose(constant.numpy(), shift, atol=1e-5)
-    away = mlp.describe_collapse(model, Digits(x, np.zeros(7, np.int32))).rpartition(" ")[2]
-    assert float(away) < 1e-5
+    first, second, third = mlp.describe_collapse(
+        model, Digits(x, np.zeros(7, np.int32))
+    ).splitlines()
+    assert "one linear map, W = W3·W2·W1: 6 × 3 weights + 3 biases = 21 parameters" in first
+    assert float(second.rpartition(" ")[2]) < 1e-5
+    assert "its 74 parameters can say nothing that these 21 cannot" in third
+
+
+@pytest.mark.parametrize(
+    ("straight", "bent", "said"),
+    [(0.90, 0.91, "no more apart than chance makes 1,000 digits (2.6%)"),
+     (0.80, 0.95, "the bend helps"), (0.95, 0.80, "here the bend does harm"),
+     (0.9, 0.9, "no more apart")],
+)  # fmt: skip
+def test_what_a_bend_does_is_said_of_the_figures(straight: float, bent: float, said: str) -> None:
+    verdict = mlp.verdict(straight, bent, 1000)
+    assert verdict.startswith(f"accuracy {straight:.1%} without activation, {bent:.1%} with ReLU: ")
+    assert said in verdict
 
 
 @pytest.mark.parametrize("sizes", [(), (784,), (784, 0, 10)])

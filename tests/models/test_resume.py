@@ -165,7 +165,7 @@ def unfinished(tmp_path_factory: pytest.TempPathFactory) -> Path:
      (["--dim", "32"], "--dim is 32, but the model"),
      (["--text", "other.txt"], "trained on another text than other.txt"),
      ([], "has done all its 3 steps: give more with --steps"),
-     (["--steps", "5", "--metrics", "text.txt"], "is no record of a training run: not changed")],
+     (["--steps", "5", "--metrics", "other.txt"], "is no record of a training run: not changed")],
 )  # fmt: skip
 def test_resuming_what_cannot_be(
     unfinished: Path, flags: list[str], message: str, monkeypatch: pytest.MonkeyPatch,

@@ -38,7 +38,7 @@ def one(way: str, rank: int, wait: float, folder: Path) -> str:
     """One job and its end, in a line."""
     mark, path = uuid4().hex, folder / "gpt.safetensors"
     extra = {"MINIGRAD_TEST_MARK": mark, "MINIGRAD_PATIENCE": "5"}
-    process = start([GPT, *FLAGS.split(), "--checkpoint", str(path)], 4, extra)
+    process = start([GPT, *FLAGS.split(), "--checkpoint", str(path), "--overwrite"], 4, extra)
     assert process.stderr is not None
     said = process.stderr.readline()
     numbers = dict(re.findall(r"(\d+) is process (\d+)", said))

@@ -1,0 +1,146 @@
+"""What a training checks before it does anything: flags, files and memory that cannot fit."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterable, Mapping, Set
+from pathlib import Path
+
+from minigrad.models import console
+from minigrad.models.errors import InputError
+from minigrad.models.gpt import GPTConfig
+from minigrad.models.gpt_checkpoint import Resumable
+from minigrad.models.sizing import ITEMSIZE, peak_bytes
+
+CHECKPOINT = "gpt.safetensors"  # where a model goes, and is looked for, if nobody says
+OF_A_MODEL = ("layers", "heads", "dim", "key_heads", "dropout", "experts", "active", "precision")
+OF_A_NEW_ONE = ("tokenizer", "vocabulary", "architecture")
+OF_A_BEGUN_ONE = ("tokenizer", "vocabulary", "architecture", "weights")
+VOCABULARY, ACTIVE = 1024, 2
+
+
+def check_given(flags: argparse.Namespace, given: Set[str]) -> None:
+    """InputError where a flag that was given would do nothing beside the others."""
+    idle = [name for name in OF_A_NEW_ONE if name in given]
+    if flags.weights is not None and flags.resume is None and idle:
+        raise InputError(
+            f"{_dashed(idle[0])} does nothing with --weights, whose model is as it is: leave it out"
+        )
+    if flags.resume is not None or flags.weights is not None:
+        return  # see `check_model`
+    if "active" in given and not flags.experts:
+        raise InputError(f"--active {flags.active} does nothing without --experts: give it as well")
+    if "vocabulary" in given and flags.tokenizer != "bpe":
+        raise InputError(
+            f"--vocabulary {flags.vocabulary} does nothing with --tokenizer {flags.tokenizer}: "
+            "only bpe learns its tokens"
+        )
+
+
+def check_model(
+    path: str, has: GPTConfig, wanted: Mapping[str, object], names: Iterable[str]
+) -> None:
+    """InputError where a flag asks for another model than the one in a file."""
+    for name in names:
+        if wanted[name] != getattr(has, name):
+            raise InputError(
+                f"{_dashed(name)} is {wanted[name]}, but the model in {path} has "
+                f"{getattr(has, name)}: leave the flag out"
+            )
+
+
+def check_unchanged(flags: argparse.Namespace, resumable: Resumable, given: Set[str]) -> None:
+    """InputError where a flag asks for another beginning than that of the training to go on."""
+    for name in OF_A_BEGUN_ONE:
+        wanted, was = getattr(flags, name), resumable.flags.get(name)
+        if name == "weights" and wanted is not None:
+            wanted = str(Path(wanted).resolve())
+        if name in given and wanted != was:
+            raise InputError(
+                f"{_dashed(name)} is {wanted}, but the training in {flags.resume} began with {was}:"
+                " leave the flag out"
+            )
+
+
+def _dashed(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
+def check_layout(flags: argparse.Namespace, config: GPTConfig) -> None:
+    """InputError where a batch cannot be cut as the flags say, or to do what cannot be."""
+    if flags.batch % flags.accumulate:
+        raise InputError(f"--batch {flags.batch} cannot be cut into {flags.accumulate} equal parts")
+    if flags.recompute and config.dropout:
+        raise InputError("--recompute would drop other values than before: leave --dropout at 0")
+    if flags.dp * flags.sp == 1:
+        return
+    if config.experts:
+        raise InputError("--experts on several devices: only --dp 1 --sp 1 can balance them yet")
+    if flags.accumulate > 1 and flags.batch % (flags.dp * flags.accumulate):
+        raise InputError(
+            f"--batch {flags.batch} cannot be cut into {flags.accumulate} equal parts on each of "
+            f"{flags.dp} devices"
+        )
+    if flags.batch < flags.dp:
+        raise InputError(f"--batch {flags.batch} cannot be divided among --dp {flags.dp} devices")
+
+
+def check_memory(flags: argparse.Namespace, config: GPTConfig) -> None:
+    """InputError where a step could not fit in the memory of this machine.
+
+    Parameters, gradients and AdamW's moments are float32; what a step keeps may be narrower.
+    """
+    rows = -(-flags.batch // flags.accumulate)
+    inside = peak_bytes(config, rows, ITEMSIZE[config.precision], flags.recompute)
+    batches = 4 * 8 * flags.batch * config.context  # places, inputs and targets on the host
+    console.check_fits(
+        inside + batches, f"a step of --batch {flags.batch}",
+        "give a smaller --batch or model, --accumulate or --recompute",
+    )  # fmt: skip
+
+
+def place_of_checkpoint(flags: argparse.Namespace, given: Set[str]) -> str:
+    """Where the model goes: never over another one, unless --overwrite or --resume says so.
+
+    InputError for a named file that is there already; where none is named, another name is found.
+    """
+    path = Path(flags.checkpoint)
+    same = flags.resume is not None and path.resolve() == Path(flags.resume).resolve()
+    if flags.overwrite or same or not path.exists() or path.is_dir():
+        return str(flags.checkpoint)
+    if "checkpoint" in given:
+        raise InputError(
+            f"{path} is there already: --overwrite replaces it, --resume {path} goes on with it; or"
+            " give another --checkpoint"
+        )
+    return str(next(other for number in range(2, 1 << 31)
+                    if not (other := numbered(path, number)).exists()))  # fmt: skip
+
+
+def numbered(path: Path, number: int) -> Path:
+    """gpt.safetensors → gpt-2.safetensors."""
+    return path.with_stem(f"{path.stem}-{number}")
+
+
+def newest_checkpoint() -> Path:
+    """What was trained last here under no name of its own."""
+    first = Path(CHECKPOINT)
+    found = [first, *first.parent.glob(f"{first.stem}-[0-9]*{first.suffix}")]
+    return max((path for path in found if path.is_file()), key=_written, default=first)
+
+
+def _written(path: Path) -> float:
+    return path.stat().st_mtime
+
+
+def check_resumable(flags: argparse.Namespace, resumable: Resumable | None, digest: str) -> None:
+    """InputError where a checkpoint has no training to go on with, or one on another text."""
+    if resumable is None:
+        raise InputError(
+            f"{flags.resume} holds a model, but no state of a training that could go on"
+        )
+    if digest != resumable.digest:
+        raise InputError(
+            f"{flags.resume} was trained on another text than {flags.text or 'the plays'}: give "
+            "--text the one it was trained on"
+        )

@@ -1,0 +1,282 @@
+"""Flags that contradict one another, files that would be lost, sizes that cannot be meant."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import math
+import os
+import signal
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+
+from minigrad.models import (
+    console,
+    gpt_commands,
+    metrics,
+    mlp,
+    moe_commands,
+    network,
+    regression,
+    sizing,
+)
+from minigrad.models.gpt_checkpoint import load_training, save_checkpoint
+from minigrad.models.sizing import H100
+
+from .test_chat import talker
+
+WORDS = "to be, or not to be: that is the question.\n" * 60
+SMALL = ["--text", "text.txt", "--layers", "1", "--heads", "2", "--dim", "16", "--context", "8",
+         "--batch", "2", "--steps", "3"]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a text and what a training with a record of its steps has left."""
+    folder = tmp_path_factory.mktemp("trained")
+    (folder / "text.txt").write_text(WORDS)
+    here = os.getcwd()
+    os.chdir(folder)
+    try:
+        gpt_commands.main([*SMALL, "--metrics", "m.jsonl"])
+    finally:
+        os.chdir(here)
+    return folder
+
+
+@pytest.fixture
+def folder(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of it, where the test runs."""
+    for path in trained.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    (tmp_path / "folder.png").mkdir()
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def end_of(
+    script: ModuleType, arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> tuple[int, str, str]:
+    """(status, standard output, what was said); a bug's traceback fails the test."""
+    previous, sys.argv = sys.argv, ["script", *arguments]
+    try:
+        status = console.run(script.main)
+    except SystemExit as ended:  # argparse
+        status = int(str(ended.code))
+    finally:
+        sys.argv = previous
+    return (status, *capsys.readouterr())
+
+
+GPT, NEW = gpt_commands, SMALL
+MISTAKES: list[tuple[ModuleType, list[str], str]] = [
+    (GPT, [*NEW, "--checkpoint", "gpt.safetensors"], "gpt.safetensors is there already: --overwri"),
+    (GPT, ["--resume", "gpt.safetensors", "--steps", "5", "--checkpoint", "m.jsonl"], "m.jsonl is"),
+    (GPT, [*NEW, "--checkpoint", "new.png"], "its loss curves and --checkpoint are both new.png"),
+    (GPT, [*NEW, "--checkpoint", "text.txt", "--overwrite"], "--checkpoint and --text are both"),
+    (GPT, [*NEW, "--checkpoint", "a", "--metrics", "./a"], "--metrics and --checkpoint are both"),
+    (GPT, [*NEW, "--metrics", "text.txt"], "--metrics and --text are both text.txt"),
+    (GPT, [*NEW, "--dp", "2", "--trace", "text.txt"], "--trace and --text are both text.txt"),
+    (GPT, [*NEW, "--active", "3"], "--active 3 does nothing without --experts"),
+    (GPT, [*NEW, "--vocabulary", "300"], "--vocabulary 300 does nothing with --tokenizer charact"),
+    (GPT, ["--weights", "gpt.safetensors", "--text", "text.txt", "--layers", "2"],
+     "--layers is 2, but the model in gpt.safetensors has 1: leave the flag out"),
+    (GPT, ["--weights", "gpt.safetensors", "--text", "text.txt", "--key-heads", "2"],
+     "--key-heads is 2, but the model in gpt.safetensors has 0: leave the flag out"),
+    (GPT, ["--weights", "gpt.safetensors", "--text", "text.txt", "--architecture", "llama"],
+     "--architecture does nothing with --weights"),
+    (GPT, ["--resume", "gpt.safetensors", "--steps", "9", "--tokenizer", "gpt2"],
+     "--tokenizer is gpt2, but the training in gpt.safetensors began with character"),
+    (GPT, ["--resume", "gpt.safetensors", "--steps", "9", "--weights", "w"],
+     "but the training in gpt.safetensors began with None"),
+    (GPT, [*NEW, "--batch", "100000000"], "a step of --batch 100000000 needs about 1,1"),
+    (GPT, [*NEW, "--layers", "1000000000"], "GB of memory, but there are "),
+    (GPT, [*NEW, "--dim", "1000000", "--heads", "1000"], "GB of memory, but there are "),
+    (GPT, ["sample", "--keep", "3", "--context-policy", "error"], "--keep 3 does nothing with"),
+    (GPT, ["inspect", "to be", "--checkpoint", "gpt.safetensors", "--picture", "a.jpg"],
+     "--picture a.jpg: a picture is a PNG, so its name must end in .png"),
+    (mlp, ["--picture", "x.txt"], "--picture x.txt: a picture is a PNG"),
+    (mlp, ["--picture", "folder.png"], "cannot write folder.png: it is a folder"),
+    (mlp, ["--neuron", "--epochs", "3"], "--neuron trains nothing: --epochs does nothing with it"),
+    (regression, ["--picture", "x"], "--picture x: a picture is a PNG"),
+    (regression, ["--points", "1"], "--points is 1: a line needs at least 2"),
+    (regression, ["--points", "10000000000000"], "--points 10000000000000 needs about 640,000 GB"),
+    (moe_commands, ["--text", "text.txt", "--batch", "100000000"], "GB of memory, but there are "),
+    (sizing, ["--device-memory", "80"], "80 is 80 B: give it with its unit, such as 80GB"),
+    (sizing, ["--device-memory", "80X"], "80X is no number of B, such as 80GB"),
+    (sizing, ["--device-memory", "1e999"], "1e999 is not a number above 0"),
+    (sizing, ["--peak", "989"], "989 is 989 flop/s: give it with its unit, such as 989Gflop/s"),
+    (network, ["--bandwidth", "50"], "50 is 50 B/s: give it with its unit, such as 50GB/s"),
+    (network, ["--latency", "1e-6"], "--latency is that of one more network: give its --bandwidth"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("script", "arguments", "sentence"), MISTAKES)
+def test_a_mistake_is_one_sentence_and_changes_nothing(
+    script: ModuleType, arguments: list[str], sentence: str, folder: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    before = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+    status, _, said = end_of(script, arguments, capsys)
+    assert status in (1, 2) and said.count("\n") == 1 and sentence in said, said
+    after = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+    assert after == before
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [("80GB", 80e9), ("80GiB", 80 * 2**30), ("8e9", 8e9), ("80 G", 80e9), ("1.5TB", 1.5e12),
+     ("2e3MB", 2e9)],
+)  # fmt: skip
+def test_an_amount_with_its_unit(text: str, number: float) -> None:
+    assert sizing.parser().parse_args(["--device-memory", text]).device_memory == number
+    assert sizing.parser().parse_args([]).device_memory == H100
+
+
+def test_the_readmes_command_twice(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What was trained before stays, and `sample` takes the newest."""
+    before = (folder / "gpt.safetensors").read_bytes()
+    for number in (2, 3):
+        status, out, _ = end_of(gpt_commands, [*SMALL, "--seed", str(number)], capsys)
+        name = f"gpt-{number}.safetensors"
+        assert status == 0 and f"checkpoint {name}" in out
+        assert f"gpt.safetensors is there already: this model goes to {name}\n" in out
+    assert (folder / "gpt.safetensors").read_bytes() == before
+    for age, name in enumerate(("gpt-2.safetensors", "gpt-3.safetensors", "gpt.safetensors")):
+        os.utime(folder / name, (1e9 - age, 1e9 - age))
+    status, _, said = end_of(gpt_commands, ["sample", "--tokens", "2"], capsys)
+    assert (status, said) == (0, "the newest model here: gpt-2.safetensors\n")
+    status, out, _ = end_of(
+        gpt_commands, [*SMALL, "--checkpoint", "gpt.safetensors", "--overwrite"], capsys
+    )
+    assert status == 0 and (folder / "gpt.safetensors").read_bytes() != before
+
+
+@pytest.mark.parametrize("name", ["z.pt", "z.bin", "z.pth", "z.gguf", "z"])
+def test_a_checkpoint_of_any_name_is_read(
+    name: str, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path(name).write_bytes((folder / "gpt.safetensors").read_bytes())
+    status, _, said = end_of(
+        gpt_commands, ["sample", "--checkpoint", name, "--tokens", "2"], capsys
+    )
+    assert (status, said) == (0, "")
+
+
+def test_resume_remembers_the_metrics(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    resuming = ["--resume", "gpt.safetensors", "--steps"]
+    stored = load_training(folder / "gpt.safetensors")[2]
+    assert stored is not None
+    record = Path(stored.flags["metrics"])  # of the folder where it was trained
+    before = record.read_bytes()
+    status, out, _ = end_of(gpt_commands, [*resuming, "4", "--metrics", "m.jsonl"], capsys)
+    assert status == 0 and "metrics go on in m.jsonl\n" in out
+    status, out, _ = end_of(gpt_commands, [*resuming, "6"], capsys)
+    assert status == 0 and f"metrics go on in {folder / 'm.jsonl'}\n" in out
+    lines = (folder / "m.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
+    assert record.read_bytes() == before
+    # another training has taken the file meanwhile
+    (folder / "m.jsonl").write_text('{"step": 1, "loss": 7.0}\n')
+    status, _, said = end_of(gpt_commands, [*resuming, "8"], capsys)
+    assert status == 1 and "is the record of another training: not changed" in said
+
+
+def test_many_points_need_no_surface_of_them_all(folder: Path) -> None:
+    """Lines by points was an array of 6,561 rows; by the points' moments it is none."""
+    data = regression.points(1000, 0.5, 3)
+    k0, k1 = np.meshgrid(np.linspace(-3, 3, 5), np.linspace(-2, 4, 7))
+    each = k0[..., None] + k1[..., None] * data.x.astype(float) - data.y
+    assert np.allclose(regression.mean_square_error(k0, k1, data), (each**2).mean(-1), rtol=1e-12)
+
+
+def test_out_of_memory_is_a_sentence(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fails(_: object) -> None:
+        raise MemoryError("4 GB")
+
+    monkeypatch.setattr(sys, "argv", ["script"])
+    assert console.run(fails) == 1
+    assert capsys.readouterr().err == "script: out of memory: 4 GB\n"
+
+
+# --- talking --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def at_a_terminal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[list[str], list[Any]]:
+    """(flags of a chat, what is typed: lines, or exceptions)."""
+    path, typed = tmp_path / "talker.safetensors", list[Any]()
+    save_checkpoint(path, *talker())
+
+    class Terminal:
+        def isatty(self) -> bool:
+            return True
+
+    def typing(_: str) -> str:
+        if not typed:
+            raise EOFError
+        line = typed.pop(0)
+        if isinstance(line, str):
+            return line
+        raise line
+
+    monkeypatch.setattr(sys, "stdin", Terminal())
+    monkeypatch.setattr("builtins.input", typing)
+    flags = ["chat", "--checkpoint", str(path), "--tokens", "40", "--temperature", "1"]
+    return flags, typed
+
+
+def test_an_interruption_ends_the_answer_only(
+    at_a_terminal: tuple[list[str], list[Any]], monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    flags, typed = at_a_terminal
+    sampling = importlib.import_module("minigrad.models.sampling")
+    drawn, choose = list[int](), sampling.choose
+    typed += ["Hi", "And now?"]
+
+    def chosen(*arguments: Any) -> int:
+        drawn.append(len(typed))
+        if drawn.count(1) == 3 and typed:
+            os.kill(os.getpid(), signal.SIGINT)
+        choose(*arguments)
+        return 65
+
+    monkeypatch.setattr(sampling, "choose", chosen)
+    status, out, _ = end_of(gpt_commands, flags, capsys)
+    assert status == 0
+    assert out.splitlines()[1:] == ["A" * 3, "A" * 40]
+    typed += ["Hi", KeyboardInterrupt()]
+    status, _, said = end_of(gpt_commands, flags, capsys)
+    assert (status, said) == (130, "script: interrupted\n")
+
+
+def test_a_question_that_is_cut_says_so(
+    at_a_terminal: tuple[list[str], list[Any]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags, typed = at_a_terminal
+    typed += ["x" * 400, "short"]
+    _, _, said = end_of(gpt_commands, [*flags, "--tokens", "3", "--keep", "9"], capsys)
+    assert said.count("\n") == 1
+    assert "tokens, of which the model reads the first 9 and the last 247\n" in said
+    _, _, said = end_of(
+        gpt_commands, ["sample", "--checkpoint", flags[2], "--prompt", "y" * 300, "--tokens", "1"],
+        capsys,
+    )  # fmt: skip
+    assert said == "--prompt has 300 tokens, of which the model reads the last 256\n"
+
+
+def test_a_record_that_fits_is_cut_to_the_known_steps(tmp_path: Path) -> None:
+    path = tmp_path / "m.jsonl"
+    lines = [json.dumps({"step": step, "loss": step / 7}) + "\n" for step in (1, 2, 3)]
+    path.write_text("".join(lines))
+    with metrics.Metrics(str(path), [{"step": 1, "loss": 1 / 7}, {"step": 2, "loss": 2 / 7}]):
+        assert path.read_text() == "".join(lines[:2])
+    assert math.isclose(json.loads(lines[2])["loss"], 3 / 7)
