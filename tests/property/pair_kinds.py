@@ -124,7 +124,7 @@ def checkpointed(d: Draw) -> Pair:
     d.large = d.chance(0.05)
     shape = (2 + d.below(3), d.extent(2), d.extent(2))
     x = d.leaf(shape)
-    f, g = layers(d, shape[1:]), layers(d, shape[1:])
+    f, g = layers(d, shape[1:], 1), layers(d, shape[1:], 1)
     start = f"({f.format(x=x)})"
     end = d.statement(f"({g.format(x=start)}).square().mean()")
     d.first.append(end)
@@ -138,6 +138,7 @@ def checkpointed(d: Draw) -> Pair:
 
 def attention(d: Draw) -> Pair:
     """Attention: by its method, by hand, by parts of the queries, and of the heads."""
+    d.large = d.chance(0.1)
     heads, width = 1 + d.below(3), d.one_of((1, 4, 8, 16, 17))
     t = d.one_of((2, 3, 8, 9, 17, 31, 32, 33)) if not d.large else d.one_of((129, 255, 257, 300))
     shape = (heads, t, width)
