@@ -38,7 +38,7 @@ DAY = 86400
 _HEAD = struct.Struct("<8sI32sQ32s")  # magic, format, key, bytes that follow, checksum
 _MAGIC = b"minigrad"
 _LENGTH = struct.Struct("<I")
-_OURS = re.compile(r"[0-9a-f]{64}\.minigrad(\.[0-9a-f]+\.tmp)?")
+_OURS = re.compile(r"[0-9a-f]{64}(\.2)?\.minigrad(\.[0-9a-f]+\.tmp)?")
 
 Entry = tuple[dict[str, Any], bytes]
 
@@ -78,13 +78,18 @@ class Cache:
         """The file of a key."""
         return self.folder / f"{key}.minigrad"
 
+    def second(self, key: str) -> Path:
+        """Where the file is if there is a folder in its place, which nothing can replace."""
+        return self.folder / f"{key}.2.minigrad"
+
     def read(self, key: str) -> Entry | None:
         """The description and the data of an entry; None where there is none that is whole."""
-        try:
-            content = _content(self.path(key))
-        except OSError:
-            return None
-        return unpack(key, content)
+        for path in (self.path(key), self.second(key)):
+            with suppress(OSError):
+                entry = unpack(key, _content(path))
+                if entry is not None:
+                    return entry
+        return None
 
     def write(self, key: str, about: dict[str, Any], data: bytes) -> None:
         """Keep an entry, if possible. `about` is what JSON can hold."""
@@ -92,7 +97,11 @@ class Cache:
             if not self._swept:
                 self._swept = True
                 sweep(self.folder, MOST_BYTES)
-            _put(self.path(key), pack(key, about, data))
+            content = pack(key, about, data)
+            try:
+                _put(self.path(key), content)
+            except IsADirectoryError:
+                _put(self.second(key), content)
         except OSError as error:
             _say(f"could not write to the kernel cache {self.folder}: {error.strerror}")
 
@@ -166,6 +175,8 @@ def sweep(folder: Path, most: int) -> None:
             if _OURS.fullmatch(item.name):
                 with suppress(OSError):  # another process sweeps too
                     status = item.stat(follow_symlinks=False)
+                    if stat.S_ISDIR(status.st_mode):
+                        continue
                     if not item.name.endswith(".tmp"):
                         entries.append((status.st_mtime, status.st_size, item.path))
                     elif now - status.st_mtime > STALE:

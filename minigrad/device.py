@@ -48,7 +48,8 @@ class Call:
     """One run of a program, as it was recorded.
 
     made: the buffers that it was the first to fill; written: those that it updated in place; read:
-    those whose values it used. checks: the CHECK nodes whose result is in the last buffer.
+    those whose values it used. checks: the CHECK nodes whose result is in the last buffer;
+    doubtful: the buffers that are wrong where one of them fails.
     """
 
     program: Program
@@ -58,6 +59,7 @@ class Call:
     written: tuple[Buffer, ...]
     read: frozenset[Buffer] = frozenset()
     checks: tuple[Node, ...] = ()
+    doubtful: frozenset[Buffer] = frozenset()
 
 
 class Replay(Protocol):
@@ -107,6 +109,7 @@ class Runtime(Protocol):
     """What a device must be able to do. `memory` is whatever `allocate` returned."""
 
     name: str
+    fails_late: bool  # whether `expect_zero` raises nothing, but whoever looks at results later
 
     def allocate(self, nbytes: int) -> Any:
         """Uninitialised memory of at least nbytes (which may be 0)."""
@@ -153,6 +156,10 @@ class Runtime(Protocol):
         That is when all work is done: a device that works on its own raises it later, where the
         host reads something or waits for the device.
         """
+        ...
+
+    def follow(self, read: Iterable[Buffer], filled: Iterable[Buffer]) -> None:
+        """Note what a program reads and fills while the device's name is in `undecided`."""
         ...
 
     def compile(self, graph: Graph) -> Program:
@@ -202,6 +209,8 @@ _buffer_numbers = itertools.count()
 
 # id of a buffer that a failed program wrote, or was to write → the buffer, and why that failed.
 spoiled: dict[int, tuple[weakref.ref[Buffer], str]] = {}
+# Names of devices where it is not known yet whether all programs have ended well.
+undecided: set[str] = set()
 # Buffers that are right whatever fails: random states, which only count.
 steady: weakref.WeakSet[Buffer] = weakref.WeakSet()
 

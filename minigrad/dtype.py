@@ -189,7 +189,7 @@ def sum_dtype(dtype: DType) -> DType:
     return dtypes.uint64 if dtype.kind == "u" else dtypes.int64
 
 
-def dtype_of(values: Iterable[int | float | bool]) -> DType:
+def dtype_of(name: str, values: Iterable[int | float | bool]) -> DType:
     """The dtype of Python numbers: int32, or the first wider one that holds them; float32.
 
     RangeError for ints beyond 64 bits.
@@ -204,7 +204,8 @@ def dtype_of(values: Iterable[int | float | bool]) -> DType:
     for dtype in (dtypes.default_int, dtypes.int64, dtypes.uint64):
         if dtype.minimum <= low and high <= dtype.maximum:
             return dtype
-    raise RangeError(f"{low} … {high} does not fit into 64 bits; expected smaller ints, or floats")
+    most = low if low < -high else high
+    raise RangeError(f"{name}: {most} does not fit into 64 bits; expected smaller ints, or floats")
 
 
 def check_holds(name: str, dtype: DType, *values: object) -> None:

@@ -31,6 +31,10 @@ class GradientError(MinigradError, RuntimeError):
     """A gradient was asked for where none exists."""
 
 
+class SettingError(MinigradError, ValueError):
+    """A setting has a value that it cannot have."""
+
+
 class CompileError(MinigradError, RuntimeError):
     """A kernel could not be lowered, rendered or compiled."""
 

@@ -105,22 +105,21 @@ def _values(
 class CheckedReplay:
     """A replay that looks at what the checks of its calls found, each time.
 
-    also: buffers, beside its own, that nobody can read after a failed run.
+    present: the buffers that stand in the arguments' places, for whoever fails.
     """
 
     def __init__(self, replay: Replay, calls: Sequence[Call], arguments: Sequence[Buffer]) -> None:
         self._put, self._run = replay.put, replay.run
         self.arguments = tuple(arguments)
         self.memories: tuple[Any, ...] = ()
-        self.also: Sequence[Buffer] = ()
-        self._mine = {b for call in calls for b in (*call.made, *call.written)} - set(arguments)
-        self._looks: list[tuple[Callable[..., None], Any, Call, frozenset[Buffer]]] = []
+        self.present: Sequence[Buffer] = ()
+        self._looks: list[tuple[Callable[..., None], Any, partial[BoundsError]]] = []
         for number, call in enumerate(calls):
             if call.checks:
-                count = call.buffers[-1]
-                later = frozenset(b for c in calls[number:] for b in c.written)
-                expect = Device[count.device].expect_zero
-                self._looks.append((expect, count.memory, call, later))
+                count, later = call.buffers[-1], calls[number:]
+                lost = frozenset(buffer for one in later for buffer in one.written)
+                failure = partial(self._failure, call, lost, _spread(later))
+                self._looks.append((Device[count.device].expect_zero, count.memory, failure))
 
     def put(self, *memories: Any) -> None:
         """Let `memories` take the arguments' places."""
@@ -129,17 +128,29 @@ class CheckedReplay:
 
     def run(self, variables: dict[str, int]) -> None:
         """Make the calls; BoundsError where an index was out of range."""
+        present, self.present = self.present, ()
         self._run(variables)
-        for expect, count, call, lost in self._looks:
-            expect(count, partial(self._failure, call, lost, self.memories, self.also, variables))
+        for expect, count, failure in self._looks:
+            expect(count, partial(failure, self.memories, present, variables))
 
     def _failure(
-        self, call: Call, lost: frozenset[Buffer], memories: Sequence[Any],
-        also: Sequence[Buffer], variables: dict[str, int],
+        self, call: Call, lost: frozenset[Buffer], doubtful: frozenset[Buffer],
+        memories: Sequence[Any], present: Sequence[Buffer], variables: dict[str, int],
     ) -> BoundsError:  # fmt: skip
         given = {
             buffer: Buffer.borrow(buffer, memory)
             for buffer, memory in zip(self.arguments, memories, strict=True)
         }
+        spoils = set(doubtful - given.keys())
+        spoils |= {b for old, b in zip(self.arguments, present, strict=False) if old in doubtful}
         values = {**call.variables, **variables}
-        return failure_of(call.checks, values, lost, given, {*self._mine, *also})
+        return failure_of(call.checks, values, lost, given, spoils)
+
+
+def _spread(calls: Sequence[Call]) -> frozenset[Buffer]:
+    """What is wrong after calls of which the first one failed."""
+    found = set(calls[0].doubtful)
+    for call in calls[1:]:
+        if not found.isdisjoint(call.read):
+            found.update(call.made, call.written)
+    return frozenset(found)

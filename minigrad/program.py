@@ -10,12 +10,11 @@ import itertools
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
 from typing import Any
 
-from minigrad.device import Buffer, Call, Device, Program, refuse, renew, spoiled
+from minigrad.device import Buffer, Call, Device, Program, refuse, renew, spoiled, undecided
 from minigrad.dtype import dtypes
-from minigrad.errors import DeviceError
+from minigrad.errors import BoundsError, DeviceError, MinigradError
 from minigrad.failure import failure_of
 from minigrad.graph.build import buffer, rebuild
 from minigrad.graph.canonical import Canonical, canonicalize
@@ -136,11 +135,14 @@ class _Counters:
 GlobalCounters = _Counters()
 
 
-def realize(roots: Sequence[Node]) -> list[Node]:
+def realize(roots: Sequence[Node], failures: list[MinigradError] | None = None) -> list[Node]:
     """Compute nodes; gives, for each, the BUFFER node that holds its value.
 
     An ASSIGN root is written to its target's memory, after every read of the old value in this
-    call. Nodes on several devices may be mixed. BoundsError where an index is out of range.
+    call. Nodes on several devices may be mixed.
+
+    Raises BoundsError where an index is out of range; or adds it to `failures`, where these are
+    given: then the nodes whose value it concerns cannot be read.
     """
     order = topological(roots)
     operations = {node.op for node in order}
@@ -154,13 +156,22 @@ def realize(roots: Sequence[Node]) -> list[Node]:
         if root not in result:
             by_device.setdefault(root.device, []).append(root)
     checked = Op.CHECK in operations and flag("BOUNDS") != 0
+    found: list[MinigradError] = []
     for group in by_device.values():
-        result.update(zip(group, _run(group, checked), strict=True))
+        result.update(zip(group, _run(group, checked, found), strict=True))
+    if failures is not None:
+        failures += found
+    elif found:
+        raise found.pop()  # nor may this frame keep it, which it keeps
     return [result[root] for root in roots]
 
 
-def _run(roots: list[Node], checked: bool) -> list[Node]:
-    """Compute roots that need one device only. checked: whether their CHECKs count."""
+def _run(roots: list[Node], checked: bool, failures: list[MinigradError]) -> list[Node]:
+    """Compute roots that need one device only.
+
+    checked: whether the CHECKs count; if so, and if it is known by now that an index is out of
+    range, the error goes to `failures`.
+    """
     call = canonicalize(roots, checked)
     if spoiled:
         refuse(_read_by(call))
@@ -186,23 +197,43 @@ def _run(roots: list[Node], checked: bool) -> list[Node]:
     program.run(buffers, call.values)
     if spoiled:
         renew(node.arg for node in made)
+    if roots[0].device in undecided:
+        Device[roots[0].device].follow(_read_by(call), [node.arg for node in made])
     if call.checks:
-        _look(call, buffers)
+        failures += _look(call, made, buffers[-1])
     if recording.calls is not None:
         existing = len(call.inputs)
         written = tuple(buffers[target] for target in call.targets if target < existing)
         fresh = tuple(buffers[existing:])
         recording.calls.append(Call(
-            program, tuple(buffers), call.values, fresh, written, _read_by(call), call.checks
+            program, tuple(buffers), call.values, fresh, written, _read_by(call), call.checks,
+            _doubtful(call, made),
         ))  # fmt: skip
     return made
 
 
-def _look(call: Canonical, buffers: Sequence[Buffer]) -> None:
-    """BoundsError, now or when the device is done, where the program found an index outside."""
-    written = frozenset(buffers[target] for target in call.targets)
-    find = partial(failure_of, call.checks, call.values, written, {}, written)
-    Device[buffers[-1].device].expect_zero(buffers[-1].memory, find)
+def _look(call: Canonical, made: Sequence[Node], count: Buffer) -> list[MinigradError]:
+    """An error where the program found an index out of range, if the device knows it already."""
+
+    def failure() -> BoundsError:
+        written = frozenset(node.arg for node in made)
+        return failure_of(call.checks, call.values, written, {}, _doubtful(call, made))
+
+    try:
+        Device[count.device].expect_zero(count.memory, failure)
+    except BoundsError as error:
+        return [error.with_traceback(None)]
+    return []
+
+
+def _doubtful(call: Canonical, made: Sequence[Node]) -> frozenset[Buffer]:
+    """The results that depend on a CHECK."""
+    depends = set(call.checks)
+    for node in call.order if call.checks else ():
+        if not depends.isdisjoint(node.src):
+            depends.add(node)
+    pairs = zip(call.roots, made, strict=True)
+    return frozenset(node.arg for root, node in pairs if root in depends)
 
 
 def _read_by(call: Canonical) -> frozenset[Buffer]:

@@ -55,8 +55,12 @@ def save(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str])
 
 
 def load(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """(tensors, metadata); InputError where the file is missing, damaged or something else."""
+    """(tensors, metadata); InputError where the file is missing, damaged or something else.
+
+    Removes what was left beside it where a process was killed that saved to the same path.
+    """
     failure: Any = require("safetensors").SafetensorError
+    nn.state.remove_leftovers(path)
     try:
         tensors, metadata = nn.state.safe_load(path), nn.state.safe_load_metadata(path)
     except OSError as error:

@@ -203,8 +203,9 @@ class Blocks:
             by_x = blocks.mask().where(g.matmul(theirs, g.dtype), 0.0).contiguous()
             row = Tensor.arange(count, device=g.device).reshape(1, count, 1)
             first, stop = blocks.first.reshape(-1, 1, 1), blocks.stop.reshape(-1, 1, 1)
-            mine = ((first <= row) & (row < stop)).where(g.reshape(1, count, -1), 0.0)
-            return [by_x, mine.transpose(1, 2).matmul(x.reshape(1, count, -1), g.dtype)]
+            inside = (first <= row) & (row < stop)  # both are masked: 0·∞ would be NaN
+            g, x = (inside.where(part.reshape(1, count, -1), 0.0) for part in (g, x))
+            return [by_x, g.transpose(1, 2).matmul(x, g.dtype)]
 
         return self._with_gradient(value, [x, weight], rule)
 

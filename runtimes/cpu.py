@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cache
 from itertools import accumulate
 from typing import Any
@@ -67,6 +67,8 @@ def host_kernels() -> Kernels:
 class CPU:
     """A CPU device with its own buffers and its own pool of threads."""
 
+    fails_late = False
+
     def __init__(self, name: str) -> None:
         self.name = name
 
@@ -119,6 +121,9 @@ class CPU:
 
     def synchronize(self) -> None:
         """Nothing to wait for: a program ends before `run` returns."""
+
+    def follow(self, read: Iterable[Buffer], filled: Iterable[Buffer]) -> None:
+        """Nothing to note: a program ends before `run` returns."""
 
     def compile(self, graph: Graph) -> CpuProgram | GuardedProgram:
         """Find or make the machine code of a graph."""

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+from minigrad.errors import SettingError
 from minigrad.settings import flag
 
 # Bytes of a cache where the system does not tell: small enough to be true nearly everywhere.
@@ -22,6 +23,8 @@ FALLBACK_L1, FALLBACK_L2, FALLBACK_L3 = 32 * 1024, 512 * 1024, 8 * 1024 * 1024
 # shares it with others. (Measured with 2 cores of a machine with 480 MiB: past some 100 MiB, what
 # is read again comes from memory.)
 MOST_L3_OF_A_CORE = 32 * 1024 * 1024
+# Threads that a pool may have on any machine; beyond four for each processor they only wait.
+MOST_THREADS = 64
 _CPUS = Path("/sys/devices/system/cpu")
 # System call, its function ARCH_REQ_XCOMP_PERM, and XFEATURE_XTILEDATA of Linux's documentation
 # (arch/x86/xstate.rst).
@@ -138,10 +141,17 @@ def parse_cpu_list(text: str) -> list[int]:
 
 
 def threads() -> int:
-    """How many threads a pool gets: the THREADS setting, else what affinity and quota allow."""
-    wanted = flag("THREADS")
-    if wanted < 0:
-        raise ValueError(f"THREADS={wanted}: expected a number of threads, or 0 for all of them")
+    """How many threads a pool gets: the THREADS setting, else what affinity and quota allow.
+
+    Raises SettingError for many more than there are processors: to start them would take minutes.
+    """
+    wanted, processors = flag("THREADS"), os.cpu_count() or 1
+    most = max(MOST_THREADS, 4 * processors)
+    if not 0 <= wanted <= most:
+        raise SettingError(
+            f"MINIGRAD_THREADS={wanted}: expected 1 to {most} on this machine of {processors} "
+            f"processor{'s' * (processors > 1)}, or 0 for the {usable_threads()} that may be used"
+        )
     return wanted or usable_threads()
 
 

@@ -8,14 +8,14 @@ order, so nothing else has to be said about what depends on what.
 from __future__ import annotations
 
 from collections import OrderedDict, deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 from minigrad.cache import digest
-from minigrad.device import Buffer, Call, Replay, Runtime, Sequential
+from minigrad.device import Buffer, Call, Replay, Runtime, Sequential, undecided
 from minigrad.dtype import DType, number_of
-from minigrad.errors import DeviceError
+from minigrad.errors import DeviceError, MinigradError
 from minigrad.graph.canonical import Graph
 from minigrad.locks import new_rlock
 from minigrad.loops.nest import Nest
@@ -28,6 +28,7 @@ from minigrad.render.opencl import Source
 from minigrad.runtimes import opencl_report
 from minigrad.runtimes.host import host
 from minigrad.runtimes.opencl_build import Built, build
+from minigrad.runtimes.opencl_checks import Checks
 from minigrad.runtimes.opencl_devices import (
     context_of,
     device_called,
@@ -77,6 +78,8 @@ class OpenCL:
     recipes: "cpu" or "gpu", what its kernels are made for.
     """
 
+    fails_late = True
+
     def __init__(self, name: str, device: Any, recipes: str) -> None:
         cl = opencl()
         self.name, self.device = name, device
@@ -97,6 +100,7 @@ class OpenCL:
         self._nests: OrderedDict[str, Rendered] = OrderedDict()  # by the text of what they compute
         self._timed: Any = None
         self._staged: deque[Any] = deque()  # events of copies to the device, the oldest first
+        self._checks = Checks(name)
 
     def allocate(self, nbytes: int) -> Any:
         """A buffer of at least nbytes."""
@@ -146,11 +150,14 @@ class OpenCL:
         The caller waits: neither the host nor a kernel of the CPU asks whether bytes have come.
         """
         self._copy(data, memory)
+        self._decide()
 
     def copy_across(self, memory: Any, source: Runtime, given: Any, nbytes: int) -> bool:
         """Copy from a device of the same context, in the order of both queues."""
         if not isinstance(source, OpenCL) or source.context != self.context:
             return False
+        if source.name in undecided:
+            source.synchronize()
         cl = opencl()
         with self.doing("copying"):
             # The copy comes after all that fills `given`, and all that comes later there, which
@@ -169,6 +176,7 @@ class OpenCL:
         """The first element of a buffer, when all work before is done."""
         data = bytearray(dtype.itemsize)
         self._copy(data, memory)
+        self._decide()
         return number_of(data, dtype)
 
     def _copy(self, target: Any, source: Any) -> None:
@@ -185,6 +193,25 @@ class OpenCL:
         """Wait for everything in the queue."""
         with self.doing("waiting"):
             self.queue.finish()
+        self._decide()
+
+    def expect_zero(self, memory: Any, failure: Callable[[], MinigradError]) -> None:
+        """Copy a program's number to the host, and look at it when the host waits anyway."""
+        number = bytearray(4)
+        with self.lock, self.doing("copying"):
+            event = opencl().enqueue_copy(self.queue, number, memory, is_blocking=False)
+            self._checks.forget(_is_done)
+            self._checks.expect(event, number, failure)
+
+    def follow(self, read: Iterable[Buffer], filled: Iterable[Buffer]) -> None:
+        """Note what a program reads and fills while another is undecided."""
+        with self.lock:
+            self._checks.follow(read, filled)
+
+    def _decide(self) -> None:
+        if self.name in undecided:
+            with self.lock:
+                self._checks.decide()
 
     @contextmanager
     def doing(self, what: str) -> Iterator[None]:
@@ -221,10 +248,7 @@ class OpenCL:
             return OpenCLProgram(self, plan, self._kernels(plan.kernels))
 
     def compose(self, calls: Sequence[Call], arguments: Sequence[Buffer]) -> Replay:
-        """The programs of a captured step, one after the other: none waits for the device.
-
-        Guarded ones do, each to see whether its indices were in range.
-        """
+        """The programs of a captured step, one after the other: none waits for the device."""
         if all(isinstance(call.program, OpenCLProgram) for call in calls):
             return OpenCLReplay(self, calls, arguments)
         return Sequential(calls, arguments)

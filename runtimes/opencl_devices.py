@@ -5,6 +5,7 @@ pyopencl is imported here only, when a device is opened: `import minigrad` does 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -22,8 +23,19 @@ _contexts: dict[Any, Any] = {}  # by the first of the devices in it
 _lock = new_lock()
 
 
+_used = _inherited = False
+
+
 def opencl() -> Any:
-    """The module pyopencl. Raises DeviceError where it is not installed."""
+    """The module pyopencl. Raises DeviceError where it is not installed, and in a fork's child."""
+    global _used
+    if _inherited:
+        raise DeviceError(
+            "OpenCL was in use before this process was forked, and the threads of its driver stay "
+            "with the parent: start the process anew (multiprocessing's method 'spawn'), or "
+            "compute on the CPU here"
+        )
+    _used = True
     try:
         import pyopencl
     except ImportError as error:
@@ -174,3 +186,13 @@ def group_of(device: Any) -> Group:
     items = min(device.max_work_group_size, device.max_work_item_sizes[0], MOST_ITEMS)
     items = 1 << (items.bit_length() - 1)
     return Group(items, min(device.local_mem_size, MOST_LOCAL), max(device.max_compute_units, 1))
+
+
+def _after_fork() -> None:
+    """In the child of a fork: whatever waited for the driver would wait for ever."""
+    global _inherited
+    _inherited = _used
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)

@@ -124,10 +124,54 @@ def test_only_plain_files_of_our_own_are_read(folder, tmp_path, monkeypatch):
     kept.write(KEY, ABOUT, DATA)
     assert kept.read(KEY) == (ABOUT, DATA)
     path.unlink()
-    path.mkdir()
+    (path / "inner").mkdir(parents=True)
     assert kept.read(KEY) is None
+    kept.write(KEY, ABOUT, DATA)  # beside it
+    assert kept.read(KEY) == (ABOUT, DATA) == Cache(folder).read(KEY)
+    kept.write(KEY, {}, DATA)
+    assert kept.read(KEY) == ({}, DATA)
+    assert names_in(folder) == {path.name, kept.second(KEY).name}
+    sweep(folder, 0)
+    assert names_in(folder) == {path.name} and (path / "inner").is_dir()
+    kept.second(KEY).mkdir()
     kept.write(KEY, ABOUT, DATA)  # not possible, and no error
-    assert names_in(folder) == {path.name}
+    assert kept.read(KEY) is None
+
+
+@pytest.mark.parametrize("junk", ["folder", "pipe", "socket", "link", "loop", "empty", "other"])
+def test_a_program_is_kept_whatever_lies_in_its_place(junk, folder, fresh):
+    """Compiled once: the second process finds what the first has written."""
+    program = textwrap.dedent("""
+        import os, socket, sys
+        from pathlib import Path
+        from minigrad import GlobalCounters, Tensor, cache
+
+        def lay(path, junk):
+            if junk == "folder": path.mkdir()
+            elif junk == "pipe": os.mkfifo(path)
+            elif junk == "socket": os.mknod(path, 0o600 | 0o140000)
+            elif junk == "link": path.symlink_to("nowhere")
+            elif junk == "loop": path.symlink_to(path)
+            else: path.write_bytes(b"junk" * (junk == "other"))
+
+        if sys.argv[1] == "lay":
+            path = cache.Cache.path
+            def laid(self, key):
+                if not os.path.lexists(path(self, key)): lay(path(self, key), sys.argv[2])
+                return path(self, key)
+            cache.Cache.path = laid
+        (Tensor([1.0, 2.0]) * 3).exp().realize()
+        print(GlobalCounters.kernels_compiled)
+    """)
+    folder.mkdir()
+    environment = {**os.environ, "MINIGRAD_CACHE": str(folder)}
+    compiled = [
+        subprocess.run([sys.executable, "-P", "-c", program, *arguments], env=environment,
+                       check=True, capture_output=True, text=True)
+        for arguments in (["lay", junk], ["use"])
+    ]  # fmt: skip
+    assert [one.stdout.strip() for one in compiled] == ["1", "0"]
+    assert not any(one.stderr for one in compiled)
 
 
 def test_readers_see_whole_files_only(folder):

@@ -17,7 +17,9 @@ from minigrad import locks
 
 ROOT = Path(__file__).resolve().parent.parent
 SOURCES = [
-    path for room in ("minigrad", "runtimes", "models") for path in sorted((ROOT / room).rglob("*.py"))
+    path
+    for room in ("minigrad", "runtimes", "models")
+    for path in sorted((ROOT / room).rglob("*.py"))
 ]
 MADE_BY_LOCKS = {"Lock", "RLock", "allocate_lock", "cached_property"}
 LIMIT = 120  # seconds after which a child that hangs is killed; nothing waits so long elsewhere

@@ -170,11 +170,12 @@ def test_other_settings_are_another_capture(on_device):
     assert not runs
 
 
-def test_guard_checks_a_step_that_was_captured_without(on_device):
-    step = captured(lambda x, index: x[index], one(0), Tensor([1]))
-    assert step(one(2), Tensor([5])).tolist() == [0.0]
-    with Context(GUARD=1), pytest.raises(BoundsError):
-        step(one(2), Tensor([5])).realize()
+def test_a_step_that_was_captured_silently_is_captured_anew_to_be_checked(on_device):
+    with Context(BOUNDS=0):
+        step = captured(lambda x, index: x[index], one(0), Tensor([1]))
+        assert step(one(2), Tensor([5])).tolist() == [0.0]
+    with pytest.raises(BoundsError, match=r"index 5 at position \(0,\)"):
+        step(one(2), Tensor([5])).realize().tolist()
 
 
 def test_debug_shows_the_kernels_of_replays(capsys):

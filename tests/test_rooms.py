@@ -23,7 +23,10 @@ ROOMS: tuple[tuple[str, ...], ...] = (
     ("minigrad.schedule",),
     ("minigrad.loops",),
     ("minigrad.render",),
-    ("minigrad.device", "minigrad.program", "minigrad.cache", "minigrad.collective"),
+    (
+        "minigrad.device", "minigrad.program", "minigrad.failure", "minigrad.cache",
+        "minigrad.collective",
+    ),
     ("minigrad.runtimes",),
     ("minigrad.tensor", "minigrad.jit"),
     ("minigrad.nn", "minigrad.array_api", "minigrad.einops"),

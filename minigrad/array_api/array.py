@@ -88,9 +88,14 @@ class Array:
 
         return minigrad.array_api
 
-    def __dlpack__(self, **options: Any) -> Any:
+    def __dlpack__(
+        self, *, stream: Any = None, max_version: tuple[int, int] | None = None,
+        dl_device: tuple[int, int] | None = None, copy: bool | None = None,
+    ) -> Any:  # fmt: skip
         """See `Tensor.__dlpack__`."""
-        return self._tensor.__dlpack__(**options)
+        return self._tensor.__dlpack__(
+            stream=stream, max_version=max_version, dl_device=dl_device, copy=copy
+        )
 
     def __dlpack_device__(self) -> tuple[int, int]:
         """See `Tensor.__dlpack_device__`."""
@@ -146,10 +151,12 @@ class Array:
 
     # --- indexing ---------------------------------------------------------------------------------
 
-    def __getitem__(self, key: Any) -> Array:
+    def __getitem__(self, key: Any, /) -> Array:
+        if _is_one_flag(key):  # it says whether to take all, as one part
+            return self._of(self._tensor.unsqueeze(0)[key._tensor.reshape((1,))])
         return self._of(self._tensor[_key(key)])
 
-    def __setitem__(self, key: Any, value: Any) -> None:
+    def __setitem__(self, key: Any, value: Any, /) -> None:
         given = value if isinstance(value, Array) else scalar(value, self)
         if not kinds.can_cast(given.dtype, self.dtype):
             raise TypeError(
@@ -175,6 +182,10 @@ class Array:
 
 Operation = Callable[[Any, Any], Any]
 Kinds = tuple[DType, ...]
+
+
+def _is_one_flag(key: Any) -> bool:
+    return isinstance(key, Array) and key.ndim == 0 and key.dtype.is_bool
 
 
 def _key(key: Any) -> Any:
@@ -264,13 +275,13 @@ def _accepts(other: Any) -> bool:
 def _operators(symbol: str, name: str, allowed: Kinds, apply: Operation) -> None:
     """x ∘ y, the same with a number on the left, and x ∘= y."""
 
-    def forward(self: Array, other: Any) -> Any:
+    def forward(self: Array, other: Any, /) -> Any:
         return _binary(symbol, allowed, self, other, apply) if _accepts(other) else NotImplemented
 
-    def reflected(self: Array, other: Any) -> Any:
+    def reflected(self: Array, other: Any, /) -> Any:
         return _binary(symbol, allowed, other, self, apply) if _accepts(other) else NotImplemented
 
-    def in_place(self: Array, other: Any) -> Any:
+    def in_place(self: Array, other: Any, /) -> Any:
         if not _accepts(other):
             return NotImplemented
         result = _binary(symbol, allowed, self, other, apply)
@@ -307,13 +318,17 @@ for _symbol, _name, _allowed, _apply in (
     _operators(_symbol, _name, _allowed, _apply)
 
 
-def _matmul(self: Array, other: Any) -> Any:
+def _matmul(self: Array, other: Any, /) -> Any:
     if not isinstance(other, Array):
         return NotImplemented
     return _binary("@", kinds.NUMERIC, self, other, lambda x, y: x.matmul(y))
 
 
-def _in_place_matmul(self: Array, other: Any) -> Any:
+def _reflected_matmul(self: Array, other: Any, /) -> Any:
+    return _matmul(other, self) if isinstance(other, Array) else NotImplemented
+
+
+def _in_place_matmul(self: Array, other: Any, /) -> Any:
     result = _matmul(self, other)
     if result is not NotImplemented:
         if result.shape != self.shape:
@@ -324,4 +339,5 @@ def _in_place_matmul(self: Array, other: Any) -> Any:
 
 
 setattr(Array, "__matmul__", _matmul)  # noqa: B010 - mypy knows no operators added later
+setattr(Array, "__rmatmul__", _reflected_matmul)  # noqa: B010
 setattr(Array, "__imatmul__", _in_place_matmul)  # noqa: B010

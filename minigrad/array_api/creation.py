@@ -87,6 +87,8 @@ def linspace(
 ) -> Array:  # fmt: skip
     """num numbers from start to stop, which is left out with endpoint=False."""
     wanted = dtype or kinds.DEFAULT_FLOAT
+    if num < 0:
+        raise ValueError(f"linspace(num={num}): expected a number of elements from 0 on")
     if endpoint:
         return Array._of(Tensor.linspace(start, stop, num, dtype=wanted, device=device))
     tensor = Tensor.linspace(start, stop, num + 1, dtype=wanted, device=device)
@@ -144,6 +146,8 @@ def eye(
     device: str | None = None,
 ) -> Array:  # fmt: skip
     """Ones on the k-th diagonal."""
+    if n_rows < 0 or (n_cols or 0) < 0:
+        raise ValueError(f"eye({n_rows}, {n_cols}): expected extents from 0 on")
     rows = Tensor.arange(n_rows, device=device).unsqueeze(1)
     columns = Tensor.arange(n_rows if n_cols is None else n_cols, device=device)
     return Array._of((rows + k).eq(columns).cast(dtype or kinds.DEFAULT_FLOAT))
@@ -153,6 +157,9 @@ def meshgrid(*arrays: Array, indexing: str = "xy") -> list[Array]:
     """Coordinate arrays of vectors."""
     if not arrays:
         return []
+    if any(array.ndim > 1 for array in arrays):
+        shapes = ", ".join(str(array.shape) for array in arrays)
+        raise ValueError(f"meshgrid of shapes {shapes}: expected vectors")
     tensors = [array._tensor for array in arrays]
     return [Array._of(t) for t in tensors[0].meshgrid(*tensors[1:], indexing=indexing)]
 

@@ -150,6 +150,8 @@ def where(condition: Array, x1: Any, x2: Any, /) -> Array:
     """x1 where the condition holds, x2 elsewhere."""
     if condition.dtype is not bool:
         raise TypeError(f"where: the condition is {condition.dtype.name}, expected bool")
+    if not isinstance(x1, Array) and not isinstance(x2, Array):
+        raise TypeError("where between two Python numbers: expected at least one array")
     if not isinstance(x1, Array):
         x1 = scalar(x1, x2)
     elif not isinstance(x2, Array):

@@ -11,10 +11,10 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from minigrad.array_api import dtypes as kinds
-from minigrad.array_api.array import Array, binary
+from minigrad.array_api.array import Array, _check, binary
 from minigrad.array_api.manipulation import (
     _axes,
-    _axis,
+    _common_axis,
     broadcast_arrays,
     broadcast_shapes,
     matrix_transpose,
@@ -71,14 +71,23 @@ def _matrix(name: str, x: Array, square: Any = False) -> Any:
 # --- products -------------------------------------------------------------------------------------
 
 matmul = binary("matmul", kinds.NUMERIC, lambda x, y: x.matmul(y))
-outer = binary(
-    "outer", kinds.NUMERIC, lambda x, y: x.reshape((-1, 1)) * y.reshape((1, -1))
-)
+
+
+def _outer(x: Any, y: Any) -> Any:
+    if x.ndim != 1 or y.ndim != 1:
+        raise ValueError(f"outer of shapes {x.shape} and {y.shape}: expected two vectors")
+    return x.reshape((-1, 1)) * y.reshape((1, -1))
+
+
+outer = binary("outer", kinds.NUMERIC, _outer)
 
 
 def tensordot(x1: Array, x2: Array, /, *, axes: int | Sequence[Sequence[int]] = 2) -> Array:
     """The sum of products over pairs of axes: the last ones of x1 and the first of x2, or given."""
+    _check("tensordot", kinds.NUMERIC, x1, x2)
     if isinstance(axes, int):
+        if not 0 <= axes <= min(x1.ndim, x2.ndim):
+            raise ValueError(f"tensordot of shapes {x1.shape} and {x2.shape} over {axes} axes")
         left: tuple[int, ...] = tuple(range(x1.ndim - axes, x1.ndim))
         right: tuple[int, ...] = tuple(range(axes))
     else:
@@ -110,8 +119,9 @@ def _count(x: Array, axes: Sequence[int]) -> int:
 
 def vecdot(x1: Array, x2: Array, /, *, axis: int = -1) -> Array:
     """Products of vectors along an axis."""
+    _check("vecdot", kinds.NUMERIC, x1, x2)
+    place = _common_axis("vecdot", axis, x1, x2)
     one, other = broadcast_arrays(x1, x2)
-    place = _axis("vecdot", axis, min(x1.ndim, x2.ndim)) - min(x1.ndim, x2.ndim)
     common = kinds.result_type(one.dtype, other.dtype)
     product = one._tensor.cast(common) * other._tensor.cast(common)
     return Array._of(product.sum(place, dtype=common))
@@ -119,8 +129,9 @@ def vecdot(x1: Array, x2: Array, /, *, axis: int = -1) -> Array:
 
 def cross(x1: Array, x2: Array, /, *, axis: int = -1) -> Array:
     """The vector product of vectors of three elements along an axis."""
+    _check("cross", kinds.NUMERIC, x1, x2)
+    place = _common_axis("cross", axis, x1, x2)
     one, other = broadcast_arrays(x1, x2)
-    place = _axis("cross", axis, one.ndim)
     if one.shape[place] != 3:
         raise ValueError(f"cross along an axis of extent {one.shape[place]}: expected 3")
     common = kinds.result_type(x1.dtype, x2.dtype)

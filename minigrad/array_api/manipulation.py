@@ -20,7 +20,31 @@ def _axes(name: str, axis: int | Sequence[int] | None, ndim: int) -> tuple[int, 
     if axis is None:
         return tuple(range(ndim))
     given = (axis,) if isinstance(axis, int) else tuple(axis)
-    return tuple(_axis(name, one, ndim) for one in given)
+    places = tuple(_axis(name, one, ndim) for one in given)
+    if len(set(places)) < len(places):
+        raise ValueError(f"{name}: the axes {given} of {ndim} name one of them twice")
+    return places
+
+
+def _common_axis(name: str, axis: int, x1: Array, x2: Array) -> int:
+    """An axis that both arrays have with one extent, counted from the end."""
+    least = min(x1.ndim, x2.ndim)
+    place = _axis(name, axis, least) - least
+    if axis >= 0 and x1.ndim != x2.ndim:
+        raise ValueError(
+            f"{name} of shapes {x1.shape} and {x2.shape}: expected a negative axis, for which "
+            "both have one"
+        )
+    if x1.shape[place] != x2.shape[place]:
+        raise ValueError(
+            f"{name} of shapes {x1.shape} and {x2.shape}: expected equal extents along axis {axis}"
+        )
+    return place
+
+
+def _check_integers(name: str, x: Array) -> None:
+    if not x.dtype.is_int:
+        raise TypeError(f"{name} by an array of {x.dtype.name}: expected an integer dtype")
 
 
 def broadcast_arrays(*arrays: Array) -> list[Array]:
@@ -45,6 +69,8 @@ def broadcast_to(x: Array, /, shape: tuple[int, ...]) -> Array:
     """x repeated along axes of extent 1 and new leading axes."""
     if len(shape) < x.ndim:
         raise ValueError(f"broadcast_to: {x.shape} has more dimensions than {shape}")
+    if min(shape, default=0) < 0:
+        raise ValueError(f"broadcast_to: the shape {shape} has a negative extent")
     tensor = x._tensor.reshape((1,) * (len(shape) - x.ndim) + x.shape)
     return Array._of(tensor.expand(tuple(shape)))
 
@@ -58,8 +84,8 @@ def concat(arrays: Sequence[Array], /, *, axis: int | None = 0) -> Array:
     return Array._of(tensors[0].cat(*tensors[1:], dim=axis))
 
 
-def expand_dims(x: Array, /, *, axis: int = 0) -> Array:
-    """x with a new axis of extent 1."""
+def expand_dims(x: Array, /, axis: int = 0) -> Array:
+    """x with a new axis of extent 1. The standard names the axis; numpy's users do not."""
     return Array._of(x._tensor.unsqueeze(_axis("expand_dims", axis, x.ndim + 1)))
 
 
@@ -81,6 +107,8 @@ def flip(x: Array, /, *, axis: int | tuple[int, ...] | None = None) -> Array:
 
 def permute_dims(x: Array, /, axes: tuple[int, ...]) -> Array:
     """x with its axes in another order."""
+    if len(axes) != x.ndim:
+        raise ValueError(f"permute_dims of shape {x.shape}: expected {x.ndim} axes, got {axes}")
     return Array._of(x._tensor.permute(*axes)) if axes else x
 
 
@@ -129,6 +157,8 @@ def unstack(x: Array, /, *, axis: int = 0) -> tuple[Array, ...]:
 
 def tile(x: Array, repetitions: tuple[int, ...], /) -> Array:
     """x repeated along each axis."""
+    if not all(isinstance(times, int) and times >= 0 for times in repetitions):
+        raise ValueError(f"tile({repetitions}): expected whole numbers from 0 on")
     missing = max(len(repetitions) - x.ndim, 0)
     tensor = x._tensor.reshape((1,) * missing + x.shape)
     times = (1,) * (tensor.ndim - len(repetitions)) + tuple(repetitions)
@@ -140,11 +170,23 @@ def repeat(x: Array, repeats: Any, /, *, axis: int | None = None) -> Array:
     if axis is None:
         x, axis = Array._of(x._tensor.flatten()), 0
     axis = _axis("repeat", axis, x.ndim)
+    if not isinstance(repeats, (int, Array)):
+        raise TypeError(f"repeat({repeats!r}): expected a whole number or an array of them")
     if isinstance(repeats, int):
         return Array._of(x._tensor.repeat_interleave(repeats, axis))
-    counts = repeats._tensor.flatten()
-    if counts.shape[0] == 1:
-        return repeat(x, int(counts.item()), axis=axis)
+    _check_integers("repeat", repeats)
+    if repeats.size == 1 and repeats.ndim <= 1:
+        return repeat(x, int(repeats._tensor.item()), axis=axis)
+    if repeats.shape != (x.shape[axis],):
+        raise ValueError(
+            f"repeat of shape {x.shape} by counts of shape {repeats.shape}: expected one number, "
+            f"or {x.shape[axis]}, one for each part along axis {axis}"
+        )
+    counts = repeats._tensor
+    if x.shape[axis] and int(counts.min().item()) < 0:
+        raise ValueError(f"repeat by {int(counts.min().item())}: expected numbers from 0 on")
+    if not x.shape[axis]:
+        return x
     ends = counts.cumsum(0)  # element i of the result comes from the first part that ends after i
     total = int(ends[-1].item())
     places = (Tensor.arange(total, device=x.device).unsqueeze(1) >= ends).sum(1, dtype="int32")
@@ -161,12 +203,22 @@ def take(x: Array, indices: Array, /, *, axis: int | None = None) -> Array:
         if x.ndim != 1:
             raise ValueError(f"take of shape {x.shape}: expected an axis")
         axis = 0
-    return Array._of(_take(x._tensor, indices._tensor, _axis("take", axis, x.ndim)))
+    place = _axis("take", axis, x.ndim)
+    _check_integers("take", indices)
+    if indices.ndim != 1:
+        raise ValueError(f"take by indices of shape {indices.shape}: expected one dimension")
+    return Array._of(_take(x._tensor, indices._tensor, place))
 
 
 def take_along_axis(x: Array, indices: Array, /, *, axis: int = -1) -> Array:
     """out[…, i, …] = x[…, indices[…, i, …], …]; other axes broadcast, as for `take`."""
     place = _axis("take_along_axis", axis, x.ndim)
+    _check_integers("take_along_axis", indices)
+    if indices.ndim != x.ndim:
+        raise ValueError(
+            f"take_along_axis of shape {x.shape} by indices of shape {indices.shape}: expected as "
+            "many dimensions"
+        )
     around = [shape[:place] + (1,) + shape[place + 1 :] for shape in (x.shape, indices.shape)]
     common = broadcast_shapes(*around)
     wide, where = (

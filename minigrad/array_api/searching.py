@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from minigrad.array_api import dtypes as kinds
 from minigrad.array_api.array import Array
-from minigrad.array_api.manipulation import _axis
+from minigrad.array_api.manipulation import _axis, _check_integers
 from minigrad.tensor import Tensor
 
 
@@ -35,6 +35,11 @@ def searchsorted(
     """Where each element of x2 would be inserted into the sorted vector x1: a binary search."""
     if side not in ("left", "right"):
         raise ValueError(f"searchsorted(side={side!r}): expected 'left' or 'right'")
+    if x1.ndim != 1 or (sorter is not None and sorter.shape != x1.shape):
+        order = "" if sorter is None else f", sorted by indices of shape {sorter.shape}"
+        raise ValueError(f"searchsorted in an array of shape {x1.shape}{order}: expected vectors")
+    if sorter is not None:
+        _check_integers("searchsorted", sorter)
     common = kinds.result_type(x1.dtype, x2.dtype)
     line, wanted = x1._tensor.cast(common), x2._tensor.cast(common)
     if sorter is not None:

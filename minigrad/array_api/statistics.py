@@ -163,6 +163,8 @@ def diff(
 ) -> Array:  # fmt: skip
     """The n-th differences of neighbours along an axis."""
     place = _axis("diff", axis, x.ndim)
+    if n < 0:
+        raise ValueError(f"diff(n={n}): expected a number of differences from 0 on")
     parts = [part for part in (prepend, x, append) if part is not None]
     tensor = (concat(parts, axis=place) if len(parts) > 1 else x)._tensor
     for _ in range(n):

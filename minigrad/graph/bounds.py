@@ -26,14 +26,14 @@ class Check:
     """What an index may be: 0 … extent − 1.
 
     wraps: −extent … −1, too, which count from the end. ignored: one more value. The rest is for the
-    message only, so that equal checks stay one node: name, of the operation; unit, of what is
-    counted ("rows"); line, the user's file and line.
+    message: name, of the operation; unit, of what is counted ("rows"); line, the user's file and
+    line, which does not count where checks are compared, so that equal ones stay one node.
     """
 
     extent: Integer
     wraps: bool = False
     ignored: int | None = None
-    name: str = field(default="", compare=False)
+    name: str = ""
     unit: str = field(default="elements", compare=False)
     line: tuple[str, int] = field(default=NO_LINE, compare=False)
 
@@ -88,7 +88,8 @@ def users_line() -> tuple[str, int]:
 def any_outside(checked: Sequence[tuple[Node, Check]]) -> Node:
     """A uint32 scalar that is 0 where every index is in range, and where there is none."""
     by_shape: dict[object, Node] = {}
-    for index, what in dict.fromkeys(checked):
+    several = {(index, what.extent, what.wraps, what.ignored): what for index, what in checked}
+    for (index, *_), what in several.items():
         wrong, before = _outside(index, what), by_shape.get(index.shape)
         by_shape[index.shape] = wrong if before is None else build.elementwise(Op.OR, before, wrong)
     total: Node | None = None

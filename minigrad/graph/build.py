@@ -202,8 +202,6 @@ def reshape(x: Node, shape: Shape) -> Node:
         raise ShapeError(f"reshape from {x.shape} to {shape}: numbers of elements differ{moved}")
     if x.op is Op.CONST:
         return make(Op.CONST, x.dtype, shape, (), x.arg, x.device)
-    if x.op is Op.RESHAPE:
-        return reshape(x.src[0], shape)
     return make(Op.RESHAPE, x.dtype, shape, (x,), None, x.device)
 
 
@@ -217,8 +215,6 @@ def permute(x: Node, order: Sequence[int]) -> Node:
     shape = tuple(x.shape[axis] for axis in order)
     if x.op is Op.CONST:
         return make(Op.CONST, x.dtype, shape, (), x.arg, x.device)
-    if x.op is Op.PERMUTE:
-        return permute(x.src[0], tuple(x.arg[axis] for axis in order))
     return make(Op.PERMUTE, x.dtype, shape, (x,), order, x.device)
 
 
@@ -231,8 +227,6 @@ def expand(x: Node, shape: Shape) -> Node:
         raise ShapeError(f"expand from {x.shape} to {shape}: only dimensions of 1 can grow")
     if x.op is Op.CONST:
         return make(Op.CONST, x.dtype, shape, (), x.arg, x.device)
-    if x.op is Op.EXPAND:
-        return expand(x.src[0], shape)
     return make(Op.EXPAND, x.dtype, shape, (x,), None, x.device)
 
 
@@ -262,10 +256,6 @@ def shrink(x: Node, ranges: Sequence[tuple[Integer, Integer]]) -> Node:
     shape = tuple(sub(stop, start) for start, stop in pairs)
     if x.op is Op.CONST:
         return make(Op.CONST, x.dtype, shape, (), x.arg, x.device)
-    if x.op is Op.SHRINK:
-        inner = zip(pairs, x.src[0].shape, x.arg, strict=True)
-        moved = tuple((add(start, o), add(stop, o)) for (start, stop), _, (o, _) in inner)
-        return shrink(x.src[0], moved)
     return make(Op.SHRINK, x.dtype, shape, (x,), pairs, x.device)
 
 
@@ -279,8 +269,6 @@ def flip(x: Node, axes: Sequence[int]) -> Node:
     axes = tuple(axis for axis in axes if x.shape[axis] != 1)
     if not axes or x.op is Op.CONST:
         return x
-    if x.op is Op.FLIP:
-        return flip(x.src[0], sorted(set(axes) ^ set(x.arg)))
     return make(Op.FLIP, x.dtype, x.shape, (x,), axes, x.device)
 
 

@@ -1,8 +1,10 @@
 """The algebraic rules: each gives the same values by less work.
 
 Floats are IEEE numbers here, so a rule for them is in the table only where it holds for −0, ∞ and
-NaN too: x + 0.0 is not x (−0.0 + 0.0 is 0.0), x·0 is not 0, x − x is not 0. The one freedom that
-reductions have anyway is used: the order of their additions.
+NaN too: x + 0.0 is not x (−0.0 + 0.0 is 0.0), x·0 is not 0, x − x is not 0. Two freedoms that
+every device has anyway are used. A sum or a product over axes is taken in any order, which may
+overflow on the way in one and not in another; and where it is zero, that has either sign. So has
+the maximum or minimum of zeros of unlike sign.
 """
 
 from __future__ import annotations
@@ -290,6 +292,48 @@ def reduce_expanded(node: Node) -> Node | None:
 
 # --- movement ------------------------------------------------------------------------------------
 
+# Movements are joined here, not where nodes are made: somebody may want the gradient by a node that
+# stands between two of them.
+
+
+def reshape_of_reshape(node: Node) -> Node | None:
+    """Only the last shape counts."""
+    inner = node.src[0]
+    return build.reshape(inner.src[0], node.shape) if inner.op is Op.RESHAPE else None
+
+
+def permute_of_permute(node: Node) -> Node | None:
+    """One order after the other is an order."""
+    inner = node.src[0]
+    if inner.op is not Op.PERMUTE:
+        return None
+    return build.permute(inner.src[0], [inner.arg[axis] for axis in node.arg])
+
+
+def expand_of_expand(node: Node) -> Node | None:
+    """Only the last shape counts."""
+    inner = node.src[0]
+    return build.expand(inner.src[0], node.shape) if inner.op is Op.EXPAND else None
+
+
+def flip_of_flip(node: Node) -> Node | None:
+    """What is turned twice is not turned."""
+    inner = node.src[0]
+    if inner.op is not Op.FLIP:
+        return None
+    return build.flip(inner.src[0], sorted(set(node.arg) ^ set(inner.arg)))
+
+
+def shrink_of_shrink(node: Node) -> Node | None:
+    """A part of a part is a part."""
+    inner = node.src[0]
+    if inner.op is not Op.SHRINK:
+        return None
+    pairs = zip(node.arg, inner.arg, strict=True)
+    return build.shrink(
+        inner.src[0], [(add(start, o), add(stop, o)) for (start, stop), (o, _) in pairs]
+    )
+
 
 def permute_of_ones(node: Node) -> Node | None:
     """A permutation that only moves dimensions of 1 is a reshape."""
@@ -402,9 +446,14 @@ def _table() -> dict[Op, list[Rule]]:
     on(merge_reductions, *reductions)
     on(reduce_constant, *reductions)
     on(reduce_expanded, *reductions)
+    on(reshape_of_reshape, Op.RESHAPE)
+    on(permute_of_permute, Op.PERMUTE)
     on(permute_of_ones, Op.PERMUTE)
+    on(expand_of_expand, Op.EXPAND)
+    on(flip_of_flip, Op.FLIP)
     on(pad_of_nothing, Op.PAD)
     on(pad_of_pad, Op.PAD)
+    on(shrink_of_shrink, Op.SHRINK)
     on(shrink_of_pad, Op.SHRINK)
     on(shrink_of_expand, Op.SHRINK)
     on(gather_constant, Op.GATHER)

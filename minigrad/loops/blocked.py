@@ -18,7 +18,7 @@ from dataclasses import replace
 
 from minigrad.graph.node import Op
 from minigrad.graph.symbolic import Atom, Integer, add, floordiv, mul, numel, sub
-from minigrad.loops.build import lanes_loop, serial_loop
+from minigrad.loops.build import combine, lanes_loop, serial_loop
 from minigrad.loops.nest import Loop, Statement, Store, Stores
 from minigrad.loops.pack import in_groups, pack_left
 from minigrad.loops.target import Target
@@ -79,8 +79,7 @@ def blocked(
             right=expr.substitute_in(parts.right, at),
             k=(within, *parts.k[cut + 1 :]),
         ),
-        stores=(Store(sums, place, problem.accumulator),),
-        initial=expr.load(sums, place),
+        stores=(Store(sums, place, combine(Op.SUM, expr.load(sums, place), problem.accumulator)),),
         ends=(*rest, *(sub(end, before) for end in problem.ends)),
         terms=problem.terms and expr.substitute_in(problem.terms, at),
     )

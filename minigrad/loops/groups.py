@@ -35,6 +35,7 @@ from minigrad.loops.group_tiles import group_contraction
 from minigrad.loops.nest import Loop, Nest, Statement, Store, Stores
 from minigrad.loops.target import Target
 from minigrad.schedule import expr
+from minigrad.schedule.contraction import contraction_of
 from minigrad.schedule.fuse import runs_along_rows
 from minigrad.schedule.schedule import Kernel
 from minigrad.schedule.stage import index_of
@@ -48,6 +49,9 @@ def lower_for_groups(kernel: Kernel, target: Target, name: str) -> Nest | None:
     """The loop nest of a kernel on a GPU; None where a scalar recipe for a work-item will do."""
     assert target.group is not None
     if kernel.kind == "contraction":
+        parts = contraction_of(kernel.stages[0])
+        if parts is not None and parts.mask is not None:  # it may have to be computed twice
+            return None
         return group_contraction(kernel, target, name)
     if kernel.kind == "blocks":
         return group_blocks(kernel, target, name)

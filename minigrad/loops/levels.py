@@ -2,9 +2,9 @@
 
 A sum that grows one term after another loses digits: each term is rounded to the sum's last place,
 and equal terms are rounded the same way. (2²⁰ times 0.1 in float32 is wrong by 1 %.) So a loop that
-adds more than a few terms to a register is cut into blocks, each with a register of its own, whose
-result is added when the block ends. The error then grows by the length of a block times the number
-of levels, which is the logarithm of the number of terms.
+adds more than a few terms to a register, or to scratch memory, is cut into blocks. Each block has a
+register of its own, which is added to the sum when the block ends. The error then grows by the
+length of a block times the number of levels, which is the logarithm of the number of terms.
 
 The cut depends on the loops only, so results are bitwise the same with any number of threads.
 """
@@ -13,71 +13,86 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from math import prod
 
 from minigrad.graph.node import Op
 from minigrad.graph.symbolic import Atom, Integer, add, floordiv, high, mul, sub, variables
-from minigrad.loops.build import combine
-from minigrad.loops.nest import Fold, FoldItems, Loop, Set, Statement, Store, Stores, divides
+from minigrad.loops.build import combine, lanes_loop
+from minigrad.loops.nest import (
+    Fold,
+    FoldItems,
+    Loop,
+    MatrixProduct,
+    Set,
+    Statement,
+    Store,
+    Stores,
+    divides,
+)
 from minigrad.loops.target import Target
 from minigrad.schedule import expr
-from minigrad.schedule.expr import Expr, Leaf, Local
+from minigrad.schedule.expr import Array, Expr, Leaf, Local
 from minigrad.schedule.stage import identity, index_of, make_axis
 
 TERMS = 64  # that follow one another in one register
-TERMS_OF_TILE = 128  # where all registers are sums, which go through memory when a block ends
+TERMS_OF_ARRAY = 128  # in memory, which is read and written once more when a block ends
+TERMS_OF_TILE = 128  # where all registers are sums, which go through memory then, too
 TERMS_OF_GROUP = 512  # on a GPU, where a second set of registers for a tile costs work-items
 
-Around = frozenset[Atom]  # the variables of the lanes loops around a statement
+Statements = tuple[Statement, ...]
+Place = Local | Array  # what is added to: registers, or an array in scratch memory
+Around = frozenset[Atom]  # the variables of the vector loops around a statement
 
 
 def in_levels(parallel: Loop, target: Target) -> Loop:
     """The loop of a nest with every long sum in levels."""
-    around = frozenset({parallel.variable} if parallel.kind == "lanes" else ())
-    return replace(parallel, body=_all(parallel.body, around, target))
+    return replace(parallel, body=_all(parallel.body, _within(parallel, frozenset()), target))
 
 
-def _all(body: Sequence[Statement], around: Around, target: Target) -> tuple[Statement, ...]:
-    return tuple(one for statement in body for one in _cut_if_long(statement, around, target))
-
-
-def _cut_if_long(statement: Statement, around: Around, target: Target) -> tuple[Statement, ...]:
-    if not isinstance(statement, Loop):
-        return (statement,)
-    if statement.kind in ("serial", "lanes"):
-        sums = _sums(statement)
-        blocks = [-(-one.terms // most_terms(local, target)) for local, one in sums.items()]
-        long = {local: sums[local] for local, n in zip(sums, blocks, strict=True) if n > 1}
-        if long:
-            return _cut(statement, long, max(blocks), around, target)
-    return (replace(statement, body=_all(statement.body, _within(statement, around), target)),)
-
-
-def most_terms(local: Local, target: Target) -> int:
-    """Terms that follow one another in a register."""
-    if local.count == 1:
+def most_terms(place: Place, target: Target) -> int:
+    """Terms that follow one another in a place."""
+    if isinstance(place, Array):
+        return TERMS_OF_ARRAY
+    if place.count == 1:
         return TERMS
     return TERMS_OF_TILE if target.group is None else TERMS_OF_GROUP
+
+
+def _all(body: Sequence[Statement], around: Around, target: Target) -> Statements:
+    return tuple(one for statement in body for one in _cut_if_long(statement, around, target))
 
 
 def _within(loop: Loop, around: Around) -> Around:
     return around | {loop.variable} if loop.kind == "lanes" else around
 
 
+def _cut_if_long(statement: Statement, around: Around, target: Target) -> Statements:
+    if not isinstance(statement, Loop):
+        return (statement,)
+    inside = _within(statement, around)
+    if statement.kind in ("serial", "lanes"):
+        sums = _sums(statement)
+        if around:  # where no vector loop over an array may be
+            sums = {place: one for place, one in sums.items() if isinstance(place, Local)}
+        blocks = {place: -(-one.terms // most_terms(place, target)) for place, one in sums.items()}
+        long = {place: sums[place] for place, count in blocks.items() if count > 1}
+        if long:
+            return _cut(statement, long, max(blocks.values()), around, target)
+    return (replace(statement, body=_all(statement.body, inside, target)),)
+
+
 def _cut(
-    loop: Loop, sums: Mapping[Local, _Sum], blocks: int, around: Around, target: Target
-) -> tuple[Statement, ...]:
+    loop: Loop, sums: Mapping[Place, _Sum], blocks: int, around: Around, target: Target
+) -> Statements:
     """The loop with sums of about so many blocks of its iterations, which are added in levels."""
-    parts = {
-        local: replace(local, name=f"{local.name}_{loop.variable.name}") for local in sums
+    parts: dict[Place, Place] = {
+        place: replace(place, name=f"{place.name}_{loop.variable.name}") for place in sums
     }
-    clear, end = _ends(sums, parts, around)
-    size = -(-_trips(loop) // blocks)
     inner = replace(loop, body=tuple(_renamed(s, parts) for s in loop.body))
+    size = -(-_trips(loop) // blocks)
     if size == 1:
-        clear, end = _ends(sums, parts, _within(loop, around))
-        each = replace(loop, body=(*clear, *inner.body, *end))
-        return _cut_if_long(each, around, target)
+        clear, end = _ends(sums, parts, _within(loop, around), target)
+        return _cut_if_long(replace(loop, body=(*clear, *inner.body, *end)), around, target)
+    clear, end = _ends(sums, parts, around, target)
     block, outer, rest = _in_blocks(inner, size)
     outer = replace(outer, body=(*clear, block, *end))
     last = (*clear, rest, *end) if rest is not None else ()
@@ -106,88 +121,125 @@ def _in_blocks(loop: Loop, size: int) -> tuple[Loop, Loop, Loop | None]:
 
 
 def _ends(
-    sums: Mapping[Local, _Sum], parts: Mapping[Local, Local], around: Around
+    sums: Mapping[Place, _Sum], parts: Mapping[Place, Place], around: Around, target: Target
 ) -> tuple[list[Statement], list[Statement]]:
-    """What clears the registers of a block, and what adds them to those of the sums."""
+    """What clears the places of a block, and what adds them to those of the sums."""
     clear: list[Statement] = []
     end: list[Statement] = []
-    for local, one in sums.items():
-        part = parts[local]
-        slot = make_axis("u", 0, local.count)
-        at: Integer = index_of(slot.variable) if local.count > 1 else 0
-        zero = identity(Op.SUM, local.dtype)
-        both = combine(Op.SUM, expr.local(local, at), expr.local(part, at))
-        for found, statement in (
+    for place, one in sums.items():
+        part, zero = parts[place], identity(Op.SUM, place.dtype)
+        if isinstance(place, Array):
+            assert isinstance(part, Array)
+            each = make_axis("e", 0, place.size)
+            at: Integer = index_of(each.variable)
+            more = combine(Op.SUM, expr.load(place, at), expr.load(part, at))
+            width = max(min(target.most_lanes, 4 * target.lanes(place.dtype)), 1)
+            clear.append(lanes_loop(each, width, (Store(part, at, zero),)))
+            end.append(lanes_loop(each, width, (Store(place, at, more),)))
+            continue
+        assert isinstance(part, Local)
+        slot = make_axis("u", 0, place.count)
+        at = index_of(slot.variable) if place.count > 1 else 0
+        more = combine(Op.SUM, expr.local(place, at), expr.local(part, at))
+        for found, made in (
             (clear, Set(part, at, zero, one.everywhere)),
-            (end, Set(local, at, both, one.everywhere)),
+            (end, Set(place, at, more, one.everywhere)),
         ):
-            made: Statement = statement
-            if local.count > 1:
-                made = Loop(slot.variable, 0, (local.count,), (made,), "unroll")
-            if local.lanes is not None and local.lanes not in around:
-                made = Loop(local.lanes, 0, (local.width,), (made,), "lanes", local.width)
-            found.append(made)
+            every: Statement = made
+            if place.count > 1:
+                every = Loop(slot.variable, 0, (place.count,), (every,), "unroll")
+            if place.lanes is not None and place.lanes not in around:
+                every = Loop(place.lanes, 0, (place.width,), (every,), "lanes", place.width)
+            found.append(every)
     return clear, end
 
 
 # ---- what is added up ----
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Sum:
-    """terms: that a loop adds to each register. everywhere: as `Set` has it."""
+    """terms: that a loop adds to each element of a place. everywhere: as `Set` has it."""
 
-    terms: int
-    everywhere: bool
+    terms: int = 0
+    everywhere: bool = True
 
 
-def _sums(loop: Loop) -> dict[Local, _Sum]:
-    """The registers of floats to which a loop does nothing but add."""
-    found: dict[Local, _Sum] = {}
-    others: set[Local] = set()
+def _sums(loop: Loop) -> dict[Place, _Sum]:
+    """The places of floats to which a loop does nothing but add."""
+    found: dict[tuple[Place, Integer], _Sum] = {}
+    others: set[Place] = set()
 
-    def see(*indices: Integer, values: Iterable[Expr] = ()) -> None:
+    def see(*values: Expr, indices: Iterable[Integer] = ()) -> None:
         inside = [e for x in indices for e in expr.values_in(x)]
-        others.update(e.payload[0] for e in expr.walk(*inside, *values) if e.op is Leaf.LOCAL)
+        for e in expr.walk(*values, *inside):
+            if e.op in (Leaf.LOCAL, Leaf.LOAD):
+                others.add(e.payload[0])
+
+    def added(place: Place, index: Integer, around: tuple[Loop, ...]) -> _Sum:
+        one = found.setdefault((place, index), _Sum())
+        apart, terms = variables(index), 1  # the loops over slots or elements, and all others
+        for each in reversed(around):
+            if each.variable in apart:
+                apart |= variables(each.start)
+            else:
+                terms *= _trips(each)
+        one.terms += terms
+        return one
 
     def visit(statement: Statement, around: tuple[Loop, ...]) -> None:
         if isinstance(statement, Loop):
-            see(statement.start, *statement.stops)
+            see(indices=(statement.start, *statement.stops))
             for inner in statement.body:
                 visit(inner, (*around, statement))
         elif isinstance(statement, Stores):
             for item in statement.items:
                 visit(item, around)
         elif isinstance(statement, Store):
-            see(statement.index, *statement.guard, values=(statement.value,))
+            terms = _terms(statement)
+            see(*(terms or (statement.value,)), indices=(statement.index, *statement.guard))
+            if terms:
+                added(statement.array, statement.index, around)
+            else:
+                others.add(statement.array)
         elif isinstance(statement, Set):
             terms = _terms(statement)
-            see(values=(statement.value,) if terms is None else terms)
-            if terms is None:
+            see(*(terms or (statement.value,)))
+            if terms:
+                added(statement.local, statement.slot, around).everywhere &= statement.everywhere
+            else:
                 others.add(statement.local)
-                return
-            slots = variables(statement.slot)
-            count = prod(_trips(one) for one in around if one.variable not in slots)
-            before = found.get(statement.local, _Sum(0, True))
-            everywhere = before.everywhere and statement.everywhere
-            found[statement.local] = _Sum(before.terms + count, everywhere)
         elif isinstance(statement, Fold):
             others.update((statement.target, statement.source))
         elif isinstance(statement, FoldItems):
-            others.add(statement.target)
+            others.update((statement.target, statement.memory))
+        elif isinstance(statement, MatrixProduct):
+            others.update(matrix.array for matrix in statement.matrices)
 
     visit(loop, ())
-    return {local: one for local, one in found.items() if local not in others}
+    sums: dict[Place, _Sum] = {}
+    for (place, _), one in found.items():
+        if place not in others:
+            known = sums.setdefault(place, _Sum())
+            known.terms = max(known.terms, one.terms)
+            known.everywhere &= one.everywhere
+    return sums
 
 
-def _terms(statement: Set) -> tuple[Expr, ...] | None:
-    """What a statement adds to a register; None where it does something else."""
-    value, own = statement.value, expr.local(statement.local, statement.slot)
+def _terms(statement: Set | Store) -> tuple[Expr, ...]:
+    """What a statement adds to a register or to scratch memory; nothing where it does else."""
+    if isinstance(statement, Set):
+        own = expr.local(statement.local, statement.slot)
+    elif statement.array.space == "scratch" and not statement.guard:
+        own = expr.load(statement.array, statement.index)
+    else:
+        return ()
+    value = statement.value
     if not value.dtype.is_float:
-        return None
+        return ()
     if value.op is Op.ADD and value.args[0] is own:
         return value.args[1:]
-    return value.args[:2] if value.op is Leaf.DOT and value.args[2] is own else None
+    return value.args[:2] if value.op is Leaf.DOT and value.args[2] is own else ()
 
 
 def _trips(loop: Loop) -> int:
@@ -195,13 +247,28 @@ def _trips(loop: Loop) -> int:
     return max(min(-(-high(sub(stop, loop.start)) // loop.step) for stop in loop.stops), 0)
 
 
-def _renamed(statement: Statement, new: Mapping[Local, Local]) -> Statement:
-    """A statement that adds to other registers."""
+def _renamed(statement: Statement, new: Mapping[Place, Place]) -> Statement:
+    """A statement that adds to other places."""
     if isinstance(statement, Loop):
         return replace(statement, body=tuple(_renamed(s, new) for s in statement.body))
-    if not isinstance(statement, Set) or statement.local not in new:
-        return statement
-    local = new[statement.local]
-    old, own = (expr.local(one, statement.slot) for one in (statement.local, local))
-    value = expr.rebuild(statement.value, {old: own}.get)
-    return replace(statement, local=local, value=value)
+    if isinstance(statement, Stores):
+        items = (_renamed(item, new) for item in statement.items)
+        return Stores(tuple(item for item in items if isinstance(item, Store)))
+
+    def change(leaf: Expr) -> Expr | None:
+        if leaf.op not in (Leaf.LOCAL, Leaf.LOAD) or leaf.payload[0] not in new:
+            return None
+        place = new[leaf.payload[0]]
+        if isinstance(place, Local):
+            return expr.local(place, leaf.payload[1])
+        return expr.load(place, leaf.payload[1])
+
+    if isinstance(statement, Set) and statement.local in new:
+        local = new[statement.local]
+        assert isinstance(local, Local)
+        return replace(statement, local=local, value=expr.rebuild(statement.value, change))
+    if isinstance(statement, Store) and statement.array in new:
+        array = new[statement.array]
+        assert isinstance(array, Array)
+        return replace(statement, array=array, value=expr.rebuild(statement.value, change))
+    return statement

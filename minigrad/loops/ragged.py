@@ -2,8 +2,9 @@
 
 What is needed is said by masks that compare an index with a loaded number:
 
-    Σ over k of where(first[e] ≤ k and k < stop[e], left(e, m, k), 0) · right(k, n)
-        for each e a segment of k: the loop over k runs from first[e] to stop[e]
+    Σ over k of where(inside, left(m, k), 0) · where(inside, right(k, n), 0)
+        with inside = (first[e] ≤ k and k < stop[e]), for each e a segment of k: the loop over k
+        runs from first[e] to stop[e]. Both are masked, or an infinity of the other one counts: 0·∞
     where(t < count[b], Σ over k of left(b, t, k) · right(b, k, n), 0)
         for each b some of its rows: a tile without any of them has an empty loop over k
 
@@ -32,6 +33,7 @@ from minigrad.graph.symbolic import (
 from minigrad.loops.regions import conditions_of
 from minigrad.loops.tiles import Problem
 from minigrad.schedule import expr
+from minigrad.schedule.contraction import terms_of
 from minigrad.schedule.expr import Expr
 from minigrad.schedule.stage import index_of
 
@@ -49,19 +51,17 @@ def _segment(problem: Problem, fixed: frozenset[Atom]) -> Problem:
     axis = parts.k[0]
     if len(parts.k) > 1 or not isinstance(axis.extent, int):
         return problem
-    operands, firsts, stops = [], list[Integer](), list[Integer]()
-    for operand in (parts.left, parts.right):
-        while (found := _mask(operand)) is not None:
-            inside, conditions = found
-            rests = [_rest(c, axis.variable, fixed) for c in conditions]
-            if not conditions or None in rests:
-                break
-            for condition, rest in zip(conditions, rests, strict=True):
-                assert rest is not None
-                upper = coefficient(condition, axis.variable) == -1
-                (stops if upper else firsts).append(add(rest, 1) if upper else mul(rest, -1))
-            operand = inside
-        operands.append(operand)
+    operands, firsts, stops = (parts.left, parts.right), list[Integer](), list[Integer]()
+    while (found := _common_mask(*operands)) is not None:
+        inside, conditions = found
+        rests = [_rest(c, axis.variable, fixed) for c in conditions]
+        if not conditions or None in rests:
+            break
+        for condition, rest in zip(conditions, rests, strict=True):
+            assert rest is not None
+            upper = coefficient(condition, axis.variable) == -1
+            (stops if upper else firsts).append(add(rest, 1) if upper else mul(rest, -1))
+        operands = inside
     if len(firsts) > 1 or not (firsts or stops):
         return problem
     first = _clamped(firsts[0], axis.extent) if firsts else 0
@@ -71,14 +71,12 @@ def _segment(problem: Problem, fixed: frozenset[Atom]) -> Problem:
     return replace(problem, parts=replace(parts, left=left, right=right), ends=ends)
 
 
-def _mask(operand: Expr) -> tuple[Expr, tuple[Affine, ...]] | None:
-    """(x, conditions) of where(conditions, x, 0)."""
-    if operand.op is not Op.WHERE:
+def _common_mask(left: Expr, right: Expr) -> tuple[tuple[Expr, Expr], tuple[Affine, ...]] | None:
+    """((x, y), conditions) of where(conditions, x, 0) and where(conditions, y, 0)."""
+    (test, x), (same, y) = terms_of(left), terms_of(right)
+    if test is None or same is None or conditions_of(test) != conditions_of(same):
         return None
-    test, inside, outside = operand.args
-    if outside.op is not Op.CONST or outside.payload != 0:
-        return None
-    return inside, conditions_of(test)
+    return (x, y), conditions_of(test)
 
 
 def _rest(condition: Affine, variable: Atom, fixed: frozenset[Atom]) -> Integer | None:

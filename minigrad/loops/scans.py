@@ -5,18 +5,22 @@ Both are serial along one axis and parallel over all others.
 
 from __future__ import annotations
 
+from dataclasses import replace
+from functools import partial, reduce
+
 from minigrad.dtype import dtypes
 from minigrad.graph.node import SCANS, Op
-from minigrad.graph.symbolic import Integer, coefficient, sub
+from minigrad.graph.symbolic import Integer, add, coefficient, floordiv, high, mul, sub
 from minigrad.loops.axes import vector_width
 from minigrad.loops.build import combine, flat_loop, lanes_loop, once, serial_loop
 from minigrad.loops.finish import finish
-from minigrad.loops.nest import Nest, Set, Statement, Store
+from minigrad.loops.levels import TERMS
+from minigrad.loops.nest import Loop, Nest, Set, Statement, Store
 from minigrad.loops.target import Target
 from minigrad.schedule import expr
 from minigrad.schedule.expr import Array, Local
 from minigrad.schedule.schedule import Kernel
-from minigrad.schedule.stage import identity
+from minigrad.schedule.stage import Axis, Stage, identity, index_of, make_axis
 
 
 def scan(kernel: Kernel, target: Target, name: str) -> Nest:
@@ -30,13 +34,7 @@ def scan(kernel: Kernel, target: Target, name: str) -> Nest:
         width = vector_width(target, [stage.body], last.extent, True)
     lanes = last.variable if last is not None and width > 1 else None
     total = Local("total", stage.body.dtype, 1, lanes, width)
-    body: tuple[Statement, ...] = (
-        Set(total, 0, identity(reduction, stage.body.dtype)),
-        serial_loop(along, (
-            Set(total, 0, combine(reduction, expr.local(total), stage.body)),
-            Store(stage.array, stage.position, expr.local(total)),
-        )),
-    )  # fmt: skip
+    body = _running(stage, along, reduction, total)
     outer = list(stage.axes)
     if last is not None and width > 1:
         outer.pop()
@@ -50,6 +48,41 @@ def scan(kernel: Kernel, target: Target, name: str) -> Nest:
     free = [axis for axis in outer if isinstance(axis.extent, int)]
     loop = flat_loop(free, body) if free else once(body)
     return finish(name, kernel, loop, target)
+
+
+def _running(stage: Stage, along: Axis, op: Op, total: Local) -> tuple[Statement, ...]:
+    """All elements along an axis, with sums of floats in levels (see levels.py).
+
+    A block's own sum begins at zero and is added to that of the blocks before it, so that a long
+    sum's error does not grow with every term.
+    """
+    levels = 1
+    while op is Op.SUM and total.dtype.is_float and TERMS**levels < high(along.extent):
+        levels += 1
+    sums = [replace(total, name=f"total{n}" if n else total.name) for n in range(levels)]
+    first = replace(total, name="first")  # which may be the sum of all before (see sort.py)
+    own, *before = (expr.local(one) for one in (*sums, first) if one is not first or levels > 1)
+    value = combine(op, reduce(partial(combine, op), reversed(before)), own) if before else own
+    zero = identity(op, total.dtype)
+    body: tuple[Statement, ...] = (
+        Set(sums[0], 0, combine(op, own, stage.body)),
+        Store(stage.array, stage.position, value),
+    )
+    start: list[Statement] = [Set(sums[-1], 0, zero)]
+    counter, count, done = along.variable, along.extent, 0
+    if before:
+        alone = Set(first, 0, stage.body), Store(stage.array, stage.position, expr.local(first))
+        start.append(Loop(counter, 0, (1,) if isinstance(count, int) else (1, count), alone))
+        done = 1
+    for level in range(1, levels):
+        unit = TERMS**level
+        blocks = make_axis("b", level, floordiv(add(along.extent, unit - 1 - done), unit))
+        begin = add(mul(index_of(blocks.variable), TERMS), done if level == 1 else 0)
+        block = Loop(counter, begin, (add(begin, TERMS), count), body)
+        more = combine(op, expr.local(sums[level]), expr.local(sums[level - 1]))
+        body = (Set(sums[level - 1], 0, zero), block, Set(sums[level], 0, more))
+        counter, count = blocks.variable, blocks.extent
+    return (*start, Loop(counter, 0, (count,), body))
 
 
 def distribute(kernel: Kernel, target: Target, name: str) -> Nest:

@@ -297,15 +297,15 @@ def _columns(
     of_memory = [load for load in one.of_matrix() if from_memory(load, axis, target)]
 
     def some(first: Integer, many_at_once: int) -> Loop:
-        body: list[Statement] = [
-            Set(r, 0, expr.load(made, p)) for r, p in zip(registers, places, strict=True)
-        ]
+        body: list[Statement] = []
         for u in range(many_at_once):
             step = expr.substitute_in(one.body, {inner.variable: add(first, u)})
             for register, point in zip(registers, points, strict=True):
                 value = expr.substitute_in(step, point)
-                body.append(Set(register, 0, combine(Op.SUM, expr.local(register), value)))
-        body.extend(Store(made, p, expr.local(r)) for r, p in zip(registers, places, strict=True))
+                more = combine(Op.SUM, expr.local(register), value) if u else value
+                body.append(Set(register, 0, more))
+        for r, p in zip(registers, places, strict=True):
+            body.append(Store(made, p, combine(Op.SUM, expr.load(made, p), expr.local(r))))
         loop = lanes_loop(axis, wide, tuple(body), start, stops)
         if isinstance(first, int):
             return loop

@@ -129,10 +129,13 @@ def _wide(dtype: DType) -> DType:
 
 
 class SGD(Optimizer):
-    """Stochastic gradient descent with PyTorch's momentum: b ← momentum·b + g, p ← p − lr·b."""
+    """Stochastic gradient descent with PyTorch's momentum: b ← momentum·b + g, p ← p − lr·b.
+
+    What follows momentum has a name: PyTorch's next argument is its dampening.
+    """
 
     def __init__(
-        self, params: Iterable[Tensor], lr: float | Tensor = 1e-3, momentum: float = 0.0,
+        self, params: Iterable[Tensor], lr: float | Tensor = 1e-3, momentum: float = 0.0, *,
         weight_decay: float = 0.0, nesterov: bool = False,
     ) -> None:  # fmt: skip
         super().__init__(params, lr)
@@ -349,6 +352,8 @@ def _check_numbers(optimizer: Optimizer, **given: float | Tensor) -> None:
 
 def _checked(b1: float, b2: float, betas: tuple[float, float] | None) -> tuple[float, float]:
     first, second = (b1, b2) if betas is None else betas
+    if isinstance(first, (tuple, list)):
+        raise TypeError(f"b1={first}: expected a number; a pair is given as betas={first}")
     if not (0 <= first < 1 and 0 <= second < 1):
         raise ValueError(f"betas ({first}, {second}): expected each in 0 … 1, without 1")
     return first, second

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import ctypes
+import hashlib
 import json
 import os
+import re
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -139,10 +142,14 @@ def write_atomically(path: str | os.PathLike[str], write: Callable[[Any], Any]) 
     """Let `write` fill a new file, then put it in the place of `path` in one step.
 
     The temporary file is in the same folder; file and folder are flushed to the disk. On any error
-    it is removed and an earlier file is untouched.
+    it is removed and an earlier file is untouched. Where the process is killed meanwhile, the next
+    `write_atomically` of the same path removes it, or `remove_leftovers`.
     """
     target = Path(path)
-    handle, temporary = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
+    remove_leftovers(target)
+    handle, temporary = tempfile.mkstemp(
+        prefix=f"{_stem(target)}{_machine()}-{os.getpid()}-", suffix=".tmp", dir=target.parent
+    )
     try:
         with os.fdopen(handle, "wb") as file:
             write(file)
@@ -160,6 +167,41 @@ def write_atomically(path: str | os.PathLike[str], write: Callable[[Any], Any]) 
         os.fsync(folder)
     finally:
         os.close(folder)
+
+
+def _stem(target: Path) -> str:
+    """How the temporary files of a path begin; its own name may be as long as a name can be."""
+    return f".{target.name[:50]}."
+
+
+def _machine() -> str:
+    """Stands for this machine in the name of a file: numbers of processes are its own."""
+    return hashlib.sha256(os.uname().nodename.encode()).hexdigest()[:8]
+
+
+def remove_leftovers(path: str | os.PathLike[str]) -> None:
+    """Remove what processes of this machine left that were killed in `write_atomically(path, …)`.
+
+    Files of those that live, and of other machines that see this folder, stay.
+    """
+    target = Path(path)
+    ours = re.compile(rf"{re.escape(_stem(target))}{_machine()}-(\d+)-\w+\.tmp")
+    with suppress(OSError), os.scandir(target.parent) as found:
+        for item in found:
+            name = ours.fullmatch(item.name)
+            if name is not None and not _lives(int(name[1])):
+                with suppress(OSError):
+                    os.unlink(item.path)
+
+
+def _lives(process: int) -> bool:
+    try:
+        os.kill(process, 0)  # asks only
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:  # somebody else's
+        return True
+    return True
 
 
 def safe_load(path: str | os.PathLike[str], device: str | None = None) -> dict[str, Tensor]:
@@ -214,5 +256,5 @@ def safe_load_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
 __all__ = [
     "get_parameters", "get_state_dict", "gguf_load", "load_state_dict", "safe_load",
     "safe_load_metadata",
-    "safe_save", "torch_load", "write_atomically",
+    "remove_leftovers", "safe_save", "torch_load", "write_atomically",
 ]  # fmt: skip

@@ -309,9 +309,15 @@ class Core(Holder, metaclass=_TensorType):
         if isinstance(value, (bool, int, float)) and self.numel() != 1:
             return build.const(value, self.dtype, self.shape, self.device)
         # one number is data, not part of the program: a new learning rate compiles nothing
-        tensor = value if isinstance(value, Core) else type(self)(value, device=self.device)
+        tensor = self._data(value)
         same_device("assign", (self.raw, tensor.raw))
         return broadcast_to(build.cast(tensor.node, self.dtype), self.shape, "assign")
+
+    def _data(self, value: Any) -> Core:
+        """A tensor, or data in self's dtype, which must hold its ints."""
+        if isinstance(value, Core):
+            return value
+        return type(self)(value, dtype=self.dtype, device=self.device)
 
     def _shown(self) -> tuple[Core | None, list[Step]]:
         """The nearest living tensor of which this is a view, and the steps from there to here."""

@@ -41,7 +41,7 @@ def checked_shape(name: str, given: tuple[Any, ...]) -> Shape:
     """A shape given as f(2, 3) or f((2, 3))."""
     shape = sequence(given)
     for extent in shape:
-        if not isinstance(extent, (int, Affine)) or low(extent) < 0:
+        if not isinstance(extent, (int, Affine)) or isinstance(extent, bool) or low(extent) < 0:
             raise ShapeError(f"{name}({show(shape)}): expected extents that are ints ≥ 0")
     return shape
 
@@ -70,7 +70,8 @@ class Creation(Reduce):
         """Every element is fill_value, whose type chooses the dtype."""
         extents = checked_shape("full", (shape,) if isinstance(shape, (int, Affine)) else (*shape,))
         _check_numbers("full", fill_value)
-        default = dtypes.default_int if isinstance(fill_value, Affine) else dtype_of([fill_value])
+        symbolic = isinstance(fill_value, Affine)
+        default = dtypes.default_int if symbolic else dtype_of("full", [fill_value])
         wanted = _dtype(dtype, default)
         check_holds("full", wanted, fill_value)
         where = Device.canonical(device or Device.DEFAULT)
@@ -144,11 +145,12 @@ class Creation(Reduce):
         count = max(math.ceil((end - begin) / step), 0)
         ends = [begin, begin + max(count - 1, 0) * step]
         floats = any(isinstance(x, float) for x in (begin, end, step))
-        wanted = _numeric("arange", dtype, dtypes.default_float if floats else dtype_of(ends))
+        default = dtypes.default_float if floats else dtype_of("arange", ends)
+        wanted = _numeric("arange", dtype, default)
         check_holds("arange", wanted, *ends)
-        wide = wanted if wanted.is_int or wanted is dtypes.float64 else dtypes.float32
-        ramp = cls._of(build.iota(count, where, wanted if wanted.is_int else dtypes.int32))
-        ramp = ramp.cast(wide)
+        whole = wanted.is_int and not floats
+        wide = wanted if whole or wanted is dtypes.float64 else dtypes.float32
+        ramp = cls._of(build.iota(count, where, wanted if whole else dtypes.int32)).cast(wide)
         # as consts of that dtype: a step of −1 wraps in an unsigned one, and so do the sums, back
         if step != 1:
             ramp = ramp * cls._of(build.const(step, wide, (), where))

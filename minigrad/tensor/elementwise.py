@@ -45,7 +45,7 @@ def condition(name: str, x: Core) -> Node:
 def choices(like: Core, x: Any, y: Any) -> list[Node]:
     """The two values of a `where` with one dtype; scalars are weakly typed."""
     if all(isinstance(value, (bool, int, float)) for value in (x, y)):
-        dtype = dtype_of((x, y))
+        dtype = dtype_of("where", (x, y))
         return [build.const(value, dtype, (), like.device) for value in (x, y)]
     found = []
     for value, other in ((x, y), (y, x)):
@@ -141,7 +141,8 @@ class Arithmetic(Casts):
         return self._binary(Op.MUL, "mul", other)
 
     def _div(self, other: Any, reverse: bool) -> Self:
-        pair = self._pair("div", other, reverse)
+        number = isinstance(other, (bool, int, float))  # beside floats any number fits
+        pair = (self._as_float() if number else self)._pair("div", other, reverse)
         if not pair[0].dtype.is_float:
             pair = [build.cast(node, dtypes.default_float) for node in pair]
         return self._new(build.elementwise(Op.DIV, *pair))

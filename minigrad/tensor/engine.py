@@ -18,7 +18,7 @@ from collections.abc import Container, Iterable, Sequence, Set
 
 from minigrad import program
 from minigrad.device import Buffer, spoil, spoiled, steady, watching
-from minigrad.errors import BoundsError
+from minigrad.errors import MinigradError
 from minigrad.graph import build
 from minigrad.graph.node import Node, Op, make, topological
 from minigrad.tensor import history
@@ -137,14 +137,12 @@ def separate(node: Node, owners: Container[int]) -> None:
 
 def _run(plan: _Plan) -> None:
     if plan.roots:
-        try:
-            buffers = program.realize(plan.values)
-        except BoundsError:
-            with lock:
-                plan.end_failed_writes()
-            raise
+        failures: list[MinigradError] = []
+        buffers = program.realize(plan.values, failures)
         with lock:
             plan.settle(buffers)
+        if failures:
+            raise failures.pop()  # nor may this frame keep it, which it keeps
 
 
 def _lose_readers(target: Node, owner: Holder) -> None:
@@ -294,16 +292,6 @@ class _Plan:
                             self._copy(source)
                         else:
                             self.roots.setdefault(source)
-
-    def end_failed_writes(self) -> None:
-        """Let what was to be updated stand for its memory, which nobody may read now."""
-        for root in self.roots:
-            if _is_waiting(root) and id(root.src[0].arg) in spoiled:
-                target = root.src[0]
-                history.overwritten(target)
-                del _waiting[id(target)]
-                for holder in holders(root):
-                    holder._point(target)
 
     def settle(self, buffers: Sequence[Node]) -> None:
         """Point tensors to what was computed."""

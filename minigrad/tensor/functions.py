@@ -55,6 +55,13 @@ def _copysign_rule(node: Node, g: Node) -> list[Node | None]:
     return [(Functions._of(g) * turned).node, None]
 
 
+def _softmax_rule(node: Node, g: Node) -> list[Node | None]:
+    """The softmax of two; a half of each where they are equal, be they infinite."""
+    x, y = (Functions._of(source) for source in node.src[1:])
+    shares = (x.eq(y).where(0.5, (d.exp() + 1).reciprocal()) for d in (y - x, x - y))
+    return [(Functions._of(g) * share).node for share in shares]
+
+
 class Functions(Arithmetic):
     """Elementwise functions; integers are converted to float32 where the result is no integer."""
 
@@ -106,7 +113,8 @@ class Functions(Arithmetic):
                 x.dtype.kind == "i"
             ) else rest
         rest = (x < 0).where(-x, x)._mod((y < 0).where(-y, y), False)
-        return x.eq(0).where(x - rest, (x < 0).where(-rest, rest))  # −0 − 0 is −0
+        # −0 − 0 is −0
+        return x.eq(0).where(x - rest.detach(), (x < 0).where(-rest, rest))
 
     def pow(self, other: Any, reverse: bool = False) -> Self:
         """self ** other.
@@ -203,7 +211,7 @@ class Functions(Arithmetic):
         x, y = (self._new(node)._as_float() for node in self._pair("logaddexp", other, False))
         top = x.maximum(y).detach()
         top = top.isfinite().where(top, 0.0)
-        return ((x - top).exp() + (y - top).exp()).log() + top
+        return x._with_derivative(((x - top).exp() + (y - top).exp()).log() + top, _softmax_rule, y)
 
     # --- exponentials, logarithms ---------------------------------------------------------
 

@@ -34,8 +34,8 @@ def read(data: Any, dtype: DType | None) -> HostArray:
     """
     kind = type(data)
     if kind in _NUMBERS:
-        dtype = dtype or dtype_of((data,))
-        check_holds("Tensor", dtype, data)
+        dtype = dtype or dtype_of("Tensor(…)", (data,))
+        check_holds("Tensor(…)", dtype, data)
         return pack((data,), dtype), (), dtype
     if kind in (list, tuple):
         return _read_nested(data, dtype)
@@ -99,9 +99,9 @@ def _read_nested(data: Any, dtype: DType | None) -> HostArray:
                 "array, or a buffer"
             )
     if dtype is None:
-        dtype = dtype_of(level)
+        dtype = dtype_of("Tensor(…)", level)
     else:
-        check_holds("Tensor", dtype, *level)
+        check_holds("Tensor(…)", dtype, *level)
     return pack(level, dtype), tuple(shape), dtype
 
 

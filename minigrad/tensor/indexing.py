@@ -29,7 +29,7 @@ class Indexing(Random):
         """numpy's indexing: ints, slices, None, …, integer and boolean tensors (or lists).
 
         Ints and offsets of slices may be symbolic. A boolean tensor is read by the host.
-        BoundsError where an index is out of range: for what is in tensors, when they are computed.
+        BoundsError where an index is out of range; if it is in a tensor, when that is computed.
         """
         return self._indexed(key, "x[…]")
 
@@ -252,7 +252,8 @@ class Indexing(Random):
         permuted = self.permute(*order)
         indexed = product([self.shape[a] for a in sorted(arrays)])
         rest = permuted.shape[len(arrays) :]
-        given = self._operand(value).cast(self.dtype)
+        is_number = isinstance(value, (bool, int, float))
+        given = self._operand(value if is_number else self._data(value)).cast(self.dtype)
         shape = rest[:place] + flat.shape + rest[place:]
         given = given._broadcast_to(shape)
         back = list(range(place, place + flat.ndim)) + list(range(place))

@@ -4,11 +4,19 @@ from __future__ import annotations
 
 from typing import Self
 
-from minigrad.dtype import dtypes
+from minigrad.dtype import dtypes, promote
 from minigrad.errors import DTypeError, ShapeError
+from minigrad.graph.node import Node
 from minigrad.tensor.core import Core
 from minigrad.tensor.nodes import Scalar, axis_of, show
 from minigrad.tensor.resize import Resize
+
+
+def _binary_rule(node: Node, g: Node) -> list[Node | None]:
+    _, p, t = (Loss._of(source) for source in node.src)
+    by_p = Loss._of(g) * (p - t) / (p * (1 - p)).maximum(1e-12)
+    by_t = Loss._of(g) * ((-p).log1p().maximum(-100) - p.log().maximum(-100))
+    return [by_p.cast(p.dtype).node, by_t.cast(t.dtype).node]
 
 
 class Loss(Resize):
@@ -163,11 +171,16 @@ class Loss(Resize):
         return (self - target).square()._reduced(reduction)
 
     def binary_crossentropy(self, target: Core, reduction: str = "mean") -> Self:
-        """−(t·log p + (1 − t)·log(1 − p)) of probabilities p; logarithms are at least −100."""
+        """−(t·log p + (1 − t)·log(1 − p)) of probabilities p; logarithms are at least −100.
+
+        The derivative is (p − t)/max(p·(1 − p), 10⁻¹²), as PyTorch's. Computed in at least float32.
+        """
         self._check_same_shape("binary_crossentropy", target)
-        wanted = self._new(target.node)
-        yes, no = self.log().maximum(-100), (1 - self).log().maximum(-100)
-        return (-(wanted * yes + (1 - wanted) * no))._reduced(reduction)
+        p, wanted = self._wide(), self._new(target.node)._wide()
+        yes, no = p.log().maximum(-100), (-p).log1p().maximum(-100)
+        losses = -(wanted * yes + (1 - wanted) * no)
+        losses = p._with_derivative(losses, _binary_rule, wanted)
+        return losses._reduced(reduction).cast(promote(self._float_dtype(), target.dtype))
 
     def binary_crossentropy_logits(
         self, target: Core, reduction: str = "mean", pos_weight: Core | None = None

@@ -93,6 +93,8 @@ class Movement(Activations):
         """One dimension split into several; one of `sizes` may be −1."""
         axis = axis_of("unflatten", dim, self.ndim)
         parts: list[Integer] = list(sizes)
+        if parts.count(-1) > 1:
+            raise ShapeError(f"unflatten({dim}, {parts}): expected at most one −1")
         if -1 in sizes:
             known = 1
             for extent in sizes:

@@ -89,7 +89,7 @@ def scalar_dtype(name: str, value: Scalar, dtype: DType) -> DType:
         return dtype
     if isinstance(value, int):
         check_holds(name, dtype, value)
-        return dtype_of((value,)) if dtype.is_bool else dtype
+        return dtype_of(name, (value,)) if dtype.is_bool else dtype
     return dtype if dtype.is_float else dtypes.default_float
 
 

@@ -95,9 +95,10 @@ class Pooling(Convolution):
         else:
             out = list(output_size)[-spatial:]
         flat = self.reshape(*lead, prod(space))
-        places = self._new(indices.node).reshape(*lead, prod(space))
+        places = self._new(indices.node)._checked(prod(out), name, "places of a plane")
+        places = places._wide_index().reshape(*lead, prod(space))
         empty = self.zeros(*lead, prod(out), dtype=self.dtype, device=self.device)
-        written = empty._scatter(name, -1, places, flat)
+        written = empty._last_written(len(lead), places, flat)
         if modes.gradients:
             written = self._new(build.custom(written.node, (flat.node, places.node), _unpool_rule))
         return written.reshape(*lead, *out)

@@ -216,7 +216,7 @@ class Random(Creation):
             raise ValueError(
                 f"randint(low={low}, high={high}): expected 0 < high − low ≤ 2³²"
             )
-        wanted = _named(dtype, dtype_of((low, high - 1)))
+        wanted = _named(dtype, dtype_of("randint", (low, high - 1)))
         if not wanted.is_int:
             raise DTypeError(f"randint(dtype={wanted.name}): expected an integer dtype")
         check_holds("randint", wanted, low, high - 1)

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from minigrad.device import Buffer, Device, Replay, refuse, renew, spoil, spoiled
+from minigrad.device import Buffer, Device, Replay, refuse, renew, spoiled, undecided
 from minigrad.dtype import DType
-from minigrad.errors import BoundsError, JitError
+from minigrad.errors import JitError
+from minigrad.failure import CheckedReplay
 from minigrad.graph.node import Form, Node, Op, own_buffer
 from minigrad.graph.symbolic import Integer, rebind
 from minigrad.locks import new_lock
@@ -84,18 +85,25 @@ class Capture:
         if spoiled:
             refuse((*self.read, *(tensor.raw.arg for tensor in tensors)))
         GlobalCounters.program_calls += 1
-        try:
-            self.replay.run(values)
-        except BoundsError as error:
-            spoil((tensors[number].raw.arg for number in self.written_inputs), str(error))
-            raise
         if spoiled:
             renew(self._all_written(tensors))
+        if isinstance(self.replay, CheckedReplay):
+            self.replay.present = [node.arg for node in (*(t.raw for t in tensors), *nodes)]
+        if undecided:
+            self._follow(tensors, nodes)
+        self.replay.run(values)
         if history.recorded:
             history.replayed(self._all_written(tensors))
         self._renew(tensors, nodes)
         results = [self._tensor(source, tensors, nodes) for source in self.sources]
         return rebuild(self.result, iter(results).__next__, values)
+
+    def _follow(self, tensors: Sequence[Tensor], nodes: Sequence[Node]) -> None:
+        """Tell the device what a replay reads and fills, which may be wrong already."""
+        given = [tensor.raw.arg for tensor in tensors]
+        filled = [*self._all_written(tensors), *(node.arg for node in nodes)]
+        for name in {buffer.device for buffer in filled} & undecided:
+            Device[name].follow((*self.read, *given), filled)
 
     def fresh(self, output: Output, values: dict[str, int] | None = None) -> Node:
         """A node with memory for an output."""

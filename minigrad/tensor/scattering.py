@@ -86,13 +86,17 @@ class Scattering(Indexing):
         if reduce is not None:
             op = Op.SCATTER_ADD if reduce == "add" else Op.SCATTER_PROD
             return self._with_part(part._scattered(op, places, values, axis))
-        if 0 in index.shape:
+        return self._with_part(part._last_written(axis, places, values))
+
+    def _last_written(self, axis: int, places: Self, values: Self) -> Self:
+        """self with values at places that are known to be right; of equal ones the last wins."""
+        if 0 in places.shape:
             return self
-        none = build.const(-1, dtypes.int32, part.shape, self.device)
+        none = build.const(-1, dtypes.int32, self.shape, self.device)
         numbers = scans.along(places.node, axis)
         last = self._new(build.scatter(Op.SCATTER_MAX, none, places.node, numbers, axis))
         taken = values._at(axis, last.maximum(0))
-        return self._with_part((last >= 0).where(taken, part))
+        return (last >= 0).where(taken, self)
 
     def scatter_reduce(
         self, dim: int, index: Core, src: Core, reduce: str, *, include_self: bool = True

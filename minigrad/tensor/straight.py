@@ -19,7 +19,8 @@ from struct import error as NoNumber
 from sys import getrefcount
 from typing import TYPE_CHECKING, Any
 
-from minigrad.device import spoiled
+from minigrad.device import Device, spoiled, undecided
+from minigrad.failure import CheckedReplay
 from minigrad.graph.node import Node, form_of
 from minigrad.program import GlobalCounters
 from minigrad.tensor import Tensor, history
@@ -50,6 +51,7 @@ def serve(args, kwargs):
             or (lazy and clock.lazies != capture.settled)
             or (shared and not shared.isdisjoint(owners))
             or spoiled
+            or undecided
         ):
             return general(args, kwargs)
 """
@@ -106,7 +108,8 @@ def straight(capture: Capture) -> Serve | None:
         return None
     names: dict[str, Any] = {
         "lock": capture.lock, "general": capture.run, "lazy": lazy_links, "clock": clock,
-        "capture": capture, "shared": shared, "owners": capture.owners, "spoiled": spoiled,
+        "capture": capture, "shared": shared, "owners": capture.owners,
+        "spoiled": spoiled, "undecided": undecided,
         "refcount": getrefcount, "fresh": capture.fresh,
         "put": capture.replay.put, "run": capture.replay.run, "nothing": {},
         "elsewhere": (ValueError, AttributeError, TypeError, NoNumber),
@@ -164,7 +167,14 @@ def _is_plain(capture: Capture) -> bool:
         and len(set(places)) == len(places)
         and not (capture.renewed or capture.input_gradients or capture.written_inputs)
         and all(had for _, _, had in capture.gradients)
+        and not _fails_late(capture)
     )
+
+
+def _fails_late(capture: Capture) -> bool:
+    """Whether results are given before it is known whether an index was out of range."""
+    devices = {output.device for output in capture.outputs}
+    return isinstance(capture.replay, CheckedReplay) and any(Device[d].fails_late for d in devices)
 
 
 def _kept_node(capture: Capture, number: int) -> Node:

@@ -22,6 +22,7 @@ from minigrad.models.checkpoint import plain_shape
 from minigrad.models.errors import InputError
 from minigrad.models.parallel.group import RankGroup
 from minigrad.models.parallel.operations import together
+from minigrad.tensor.contraction import matmul_where
 
 if TYPE_CHECKING:
     from minigrad.models.gpt import GPT
@@ -193,23 +194,29 @@ def _rotate(
 # --- attention of some queries to some keys ------------------------------------------------------
 
 
-def _scores(q: Tensor, k: Tensor, scale: float, causal: bool) -> Tensor:
-    scores = q.cast(_wide(q)).matmul(k.cast(_wide(k)).transpose(-1, -2)) * scale
-    if not causal:
-        return scores
+def _scores(q: Tensor, k: Tensor, scale: float) -> Tensor:
+    return q.cast(_wide(q)).matmul(k.cast(_wide(k)).transpose(-1, -2)) * scale
+
+
+def _seen(q: Tensor, k: Tensor) -> Tensor:
     rows = Tensor.arange(q.shape[-2], device=q.device).reshape(-1, 1)
-    columns = Tensor.arange(k.shape[-2], device=q.device).reshape(1, -1)
-    return (columns <= rows).where(scores, -math.inf)
+    return Tensor.arange(k.shape[-2], device=q.device).reshape(1, -1) <= rows
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, scale: float, causal: bool = False) -> Found:
     """Output and log-sum-exp, both in at least float32."""
-    scores = _scores(q, k, scale, causal)
-    largest = scores.max(axis=-1, keepdim=True)
-    weights = (scores - largest).exp()
+    scores, wide = _scores(q, k, scale), v.cast(_wide(v))
+    seen = _seen(q, k) if causal else None
+    visible = scores if seen is None else seen.where(scores, -math.inf)
+    largest = visible.max(axis=-1, keepdim=True)
+    weights = _weights(scores - largest, seen)
     total = weights.sum(axis=-1, keepdim=True)
-    output = weights.matmul(v.cast(_wide(v))) / total
-    return output, total.log() + largest
+    output = weights.matmul(wide) if seen is None else matmul_where(seen, weights, wide)
+    return output / total, total.log() + largest
+
+
+def _weights(scores: Tensor, seen: Tensor | None) -> Tensor:
+    return (scores if seen is None else seen.where(scores, -math.inf)).exp()
 
 
 def _attend_backward(
@@ -221,11 +228,19 @@ def _attend_backward(
     2022).
     """
     q, g, statistic, delta = rows
-    weights = (_scores(q, k, scale, causal) - statistic).exp()
-    slopes = weights * (g.matmul(v.cast(_wide(v)).transpose(-1, -2)) - delta) * scale
-    dq = slopes.matmul(k.cast(_wide(k)))
-    dk = slopes.transpose(-1, -2).matmul(q.cast(_wide(q)))
-    return dq, dk, weights.transpose(-1, -2).matmul(g)
+    seen = _seen(q, k) if causal else None
+    weights = _weights(_scores(q, k, scale) - statistic, seen)
+    towards = g.matmul(v.cast(_wide(v)).transpose(-1, -2))
+    slopes = weights * (towards - delta) * scale
+    keys, queries = k.cast(_wide(k)), q.cast(_wide(q))
+    if seen is None:
+        dk, dv = (x.transpose(-1, -2).matmul(y) for x, y in ((slopes, queries), (weights, g)))
+        return slopes.matmul(keys), dk, dv
+    slopes, by = seen.where(slopes, 0.0), seen.transpose(-1, -2)
+    dk, dv = (
+        matmul_where(by, x.transpose(-1, -2), y) for x, y in ((slopes, queries), (weights, g))
+    )
+    return matmul_where(seen, slopes, keys), dk, dv
 
 
 def _merged(found: Found | None, more: Found) -> Found:

@@ -207,6 +207,26 @@ BECOMES = {
         build.permute(leaf(0, shape=(2, 1, 3)), (1, 0, 2)),
         build.reshape(leaf(0, shape=(2, 1, 3)), (1, 2, 3)),
     ),
+    "reshape of reshape": (
+        build.reshape(build.reshape(leaf(0, shape=(6,)), (2, 3)), (3, 2)),
+        build.reshape(leaf(0, shape=(6,)), (3, 2)),
+    ),
+    "permute of permute": (
+        build.permute(build.permute(leaf(0, shape=(2, 3, 4)), (1, 2, 0)), (0, 2, 1)),
+        build.permute(leaf(0, shape=(2, 3, 4)), (1, 0, 2)),
+    ),
+    "expand of expand": (
+        build.expand(build.expand(leaf(0, shape=(1, 1)), (2, 1)), (2, 3)),
+        build.expand(leaf(0, shape=(1, 1)), (2, 3)),
+    ),
+    "flip of flip": (
+        build.flip(build.flip(leaf(0, shape=(2, 3)), (0, 1)), (0,)),
+        build.flip(leaf(0, shape=(2, 3)), (1,)),
+    ),
+    "shrink of shrink": (
+        build.shrink(build.shrink(leaf(0, shape=(9,)), ((2, 8),)), ((1, 4),)),
+        build.shrink(leaf(0, shape=(9,)), ((3, 6),)),
+    ),
     "pad of nothing": (build.pad(build.shrink(X, ((1, 1),)), ((2, 3),)), number(0.0, shape=(5,))),
     "scatter of nothing": (
         build.scatter_add(

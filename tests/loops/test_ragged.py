@@ -50,30 +50,35 @@ def iota(like: Node, shape: tuple[int, ...], axis: int) -> Node:
 
 
 def segments(rows: int, groups: int, width: int, columns: int) -> Build:
-    """For each group the sum over its rows: where(first ≤ row < stop, left, 0)ᵀ · right."""
+    """For each group the sum over its rows, which are first ≤ row < stop, of left · right."""
 
     def build(inputs: Inputs) -> list[Node]:
         first, stop = inputs(groups, dtype=INT), inputs(groups, dtype=INT)
         left, right = inputs(rows, width), inputs(rows, columns)
-        shape = (groups, rows, width)
-        row = iota(left, shape, 1)
-        inside = ew(
-            Op.AND, ew(Op.LE, wide(first, shape, 0), row), ew(Op.LT, row, wide(stop, shape, 0))
-        )
-        theirs = masked(inside, g.expand(g.reshape(left, (1, rows, width)), shape))
-        every = g.expand(g.reshape(right, (1, rows, columns)), (groups, rows, columns))
-        return [batched(g.permute(theirs, (0, 2, 1)), every)]
+
+        def theirs(x: Node) -> Node:
+            shape = (groups, *x.shape)
+            row = iota(left, shape, 1)
+            inside = ew(
+                Op.AND, ew(Op.LE, wide(first, shape, 0), row), ew(Op.LT, row, wide(stop, shape, 0))
+            )
+            return masked(inside, g.expand(g.reshape(x, (1, *x.shape)), shape))
+
+        return [batched(g.permute(theirs(left), (0, 2, 1)), theirs(right))]
 
     return build
 
 
 def only_stops(inputs: Inputs) -> list[Node]:
-    """One bound, an operand of the other side."""
+    """One bound."""
     stop, left, right = inputs(3, dtype=INT), inputs(90, 40), inputs(90, 70)
-    shape = (3, 90, 70)
-    inside = ew(Op.LE, iota(right, shape, 1), wide(stop, shape, 0))
-    theirs = masked(inside, g.expand(g.reshape(right, (1, 90, 70)), shape))
-    return [batched(g.expand(g.reshape(g.permute(left, (1, 0)), (1, 40, 90)), (3, 40, 90)), theirs)]
+
+    def theirs(x: Node) -> Node:
+        shape = (3, *x.shape)
+        inside = ew(Op.LE, iota(x, shape, 1), wide(stop, shape, 0))
+        return masked(inside, g.expand(g.reshape(x, (1, *x.shape)), shape))
+
+    return [batched(g.permute(theirs(left), (0, 2, 1)), theirs(right))]
 
 
 def some_rows(rows: int, depth: int, columns: int, bend: Callable[[Node], Node]) -> Build:
@@ -161,3 +166,27 @@ def test_other_masks_stay_masks() -> None:
 
     for kernel in schedule(graph_of(triangle)[0]).kernels:
         assert "minimum(maximum(" not in show(lower(kernel, target_of("avx2")))
+
+
+@pytest.mark.parametrize("both", [True, False])
+def test_an_infinity_outside_counts_where_it_is_not_masked(both: bool) -> None:
+    """where(inside, left, 0) · ∞ is NaN outside: only what both masks exclude is left out."""
+
+    def build(inputs: Inputs) -> list[Node]:
+        stop, left, right = inputs(3, dtype=INT), inputs(90, 40), inputs(90, 70)
+
+        def wider(x: Node, masks: bool) -> Node:
+            shape = (3, *x.shape)
+            x = g.expand(g.reshape(x, (1, *x.shape)), shape)
+            return masked(ew(Op.LT, iota(x, shape, 1), wide(stop, shape, 0)), x) if masks else x
+
+        return [batched(g.permute(wider(left, True), (0, 2, 1)), wider(right, both))]
+
+    graph, inputs = graph_of(build)
+    values = values_for(inputs, 1)
+    values[0][...], values[2][80:] = (30, 80, 90), np.inf
+    (wanted,) = evaluate(graph.roots, values, {})
+    assert np.isfinite(wanted[:2]).all() == both and not np.isfinite(wanted[2]).any()
+    for machine in MACHINES:
+        (found,) = run(graph, values, machine, 1)
+        np.testing.assert_array_equal(np.isfinite(found), np.isfinite(wanted))

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import signal
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -10,6 +13,7 @@ import pytest
 from minigrad import Tensor, dtypes, nn
 from minigrad.dtype import ALL
 from minigrad.errors import DTypeError, ShapeError
+from minigrad.models import checkpoint
 from minigrad.nn import state
 
 safetensors = pytest.importorskip("safetensors", reason="the package safetensors is not installed")
@@ -133,3 +137,55 @@ def test_writes_the_checkpoint_of_a_state_dict(on_device, tmp_path):
     other = Model()
     state.load_state_dict(other, state.safe_load(tmp_path / "m.safetensors"))
     np.testing.assert_array_equal(other.table.weight.numpy(), model.table.weight.numpy())
+
+
+SAVER = """
+import os, signal, sys
+from minigrad.nn.state import write_atomically
+
+def write(file):
+    file.write(b"a part")
+    file.flush()
+    if sys.argv[2] == "killed": os.kill(os.getpid(), signal.SIGKILL)
+    print("here", flush=True)
+    sys.stdin.readline()
+
+write_atomically(sys.argv[1], write)
+"""
+
+
+@pytest.mark.parametrize("how", ["save", "load"])
+def test_what_killed_saves_leave_is_removed(how, tmp_path):
+    path = tmp_path / "m.safetensors"
+    state.safe_save({"a": Tensor([1.0])}, path)
+
+    def saver(end, name=path.name):
+        command = [sys.executable, "-c", SAVER, str(tmp_path / name), end]
+        return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+
+    living = saver("waits")
+    assert living.stdout.readline() == b"here\n"
+    for name in (path.name, "other"):
+        assert saver("killed", name).wait() == -signal.SIGKILL
+    elsewhere = tmp_path / f".{path.name}.{'0' * 8}-{2**22 + 1}-abcdefgh.tmp"
+    unlike = tmp_path / f".{path.name}.old"
+    for file in (elsewhere, unlike):
+        file.write_bytes(b"of another machine, and no name of ours")
+    assert len(list(tmp_path.iterdir())) == 1 + 1 + 2 + 2
+    if how == "save":
+        state.safe_save({"a": Tensor([1.0])}, path)
+    else:
+        checkpoint.load(path)
+    left = {file.name for file in tmp_path.iterdir()}
+    of_the_living = [name for name in left if f"-{living.pid}-" in name]
+    of_another_path = [name for name in left if name.startswith(".other.")]
+    assert len(of_the_living) == len(of_another_path) == 1
+    assert left == {path.name, elsewhere.name, unlike.name, *of_the_living, *of_another_path}
+    living.communicate(b"\n")
+    assert living.returncode == 0 and path.read_bytes() == b"a part"
+
+
+def test_a_name_as_long_as_a_name_can_be(tmp_path):
+    path = tmp_path / ("n" * 255)
+    state.write_atomically(path, lambda file: file.write(b"x"))
+    assert path.read_bytes() == b"x"

@@ -160,6 +160,10 @@ def _reduced(values: Any, reduction: str) -> Any:
     return {"mean": np.mean(values), "sum": np.sum(values), "none": values}[reduction]
 
 
+def _log_softmax_along(x: Any, axis: int) -> Any:
+    return np.moveaxis(log_softmax(np.moveaxis(x, axis, -1)), -1, axis)
+
+
 def _picked(scores: Any, targets: Any, smoothing: float) -> Any:
     """−log p of the target, mixed with the mean over classes; classes are the last axis."""
     logs = log_softmax(scores)
@@ -203,6 +207,18 @@ LOSSES = [
               _reduced(_picked(x, t, label_smoothing), reduction),
               _class_plans({}, {"reduction": "sum"}, {"label_smoothing": 0.1},
                            {"reduction": "none"}), **_LOSS),
+    Operation("cross_entropy along an axis", method("cross_entropy"),
+              lambda x, t, axis, reduction="mean":
+              _reduced(_picked(np.moveaxis(x, axis, -1), t, 0), reduction),
+              fixed(*(Plan((x, t), {"axis": axis, "reduction": "none"}, ("any", "index:3"))
+                      for x, t, axis in (((2, 3, 3), (2, 3), 1), ((2, 3, 3), (2, 3), -1),
+                                         ((3, 3, 3, 3), (3, 3, 3), 1), ((3, 5), (5,), 0)))),
+              methods=("cross_entropy",), **_LOSS),
+    Operation("cross_entropy of probabilities", lambda x, p, **k: x.cross_entropy(p, **k),
+              lambda x, p, axis: -np.sum(p * _log_softmax_along(x, axis), axis).mean(),
+              fixed(Plan(((5, 3),) * 2, {"axis": -1}), Plan(((2, 3, 3),) * 2, {"axis": 1}),
+                    Plan(((2, 4, 3, 3),) * 2, {"axis": 1})),
+              domains=("any", "probability"), methods=("cross_entropy",), **_LOSS),
     Operation("sparse_categorical_crossentropy", method("sparse_categorical_crossentropy"), _sparse,
               _class_plans({}, {"ignore_index": 1}, {"label_smoothing": 0.1},
                            {"reduction": "sum"}), **_LOSS),

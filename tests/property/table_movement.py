@@ -8,10 +8,12 @@ from typing import Any
 import numpy as np
 from hypothesis import strategies as st
 
+from minigrad import Tensor
+
 from .inputs import ALL
 from .layouts import Shape
 from .operation import Operation
-from .plans import FEW_SHAPES, Plan, Plans, axis_of, drawn, elementwise, shapes
+from .plans import FEW_SHAPES, Plan, Plans, axis_of, drawn, elementwise, fixed, shapes
 
 Parameters = dict[str, Any]
 
@@ -146,7 +148,9 @@ def _chunk_reference(x: Any, count: int, axis: int) -> tuple[Any, ...]:
 
 def _padded_by_rule(x: Any, amounts: Any, mode: str) -> Any:
     names: dict[str, Any] = {"reflect": "reflect", "replicate": "edge", "circular": "wrap"}
-    return np.pad(x, amounts, mode=names[mode])
+    cut = [(max(-b, 0), n - max(-a, 0)) for n, (b, a) in zip(x.shape, amounts, strict=True)]
+    kept = x[tuple(slice(*pair) for pair in cut)]
+    return np.pad(kept, [(max(b, 0), max(a, 0)) for b, a in amounts], mode=names[mode])
 
 
 def _unfold_reference(x: Any, axis: int, size: int, step: int) -> Any:
@@ -234,7 +238,8 @@ MOVES = [
     movement("pad by rule", lambda x, mode, amounts: x.pad(amounts, mode=mode),
              lambda x, mode, amounts: _padded_by_rule(x, amounts, mode),
              [((5, 9), {"mode": mode, "amounts": ((2, 1), (0, 3))})
-              for mode in ("reflect", "replicate", "circular")], methods=("pad",)),
+              for mode in ("reflect", "replicate", "circular")] +
+             [((5, 9), {"mode": "circular", "amounts": ((-2, 1), (3, -4))})], methods=("pad",)),
     movement("flip", lambda x, axes: x.flip(axes), lambda x, axes: np.flip(x, axes),
              [((9,), {"axes": (0,)}), ((3, 0, 2), {"axes": (0, 2)}), ((5, 33), {"axes": (-1,)})],
              _flip),
@@ -289,6 +294,14 @@ JOINS = [
               drawn([Plan(((), ()), {"axis": 0}), Plan(((9,),) * 3, {"axis": 1}),
                      Plan(((0, 2),) * 2, {"axis": 0})],
                     lambda draw: Plan((draw(shapes(0, 3)),) * 2, {"axis": 0})), **_JOIN),
+    Operation("cat of a list", lambda *x, axis: Tensor.cat(x, axis),
+              lambda *x, axis: np.concatenate(x, axis),
+              drawn([Plan(((5, 3), (5, 30)), {"axis": 1}), Plan(((2, 3, 3),) * 3, {"axis": 2})],
+                    _joined), methods=("cat",), **_JOIN),
+    Operation("stack of a list", lambda *x, axis: Tensor.stack(x, axis),
+              lambda *x, axis: np.stack(x, axis),
+              fixed(Plan(((9,),) * 3, {"axis": 1}), Plan(((3, 3),) * 3, {"axis": 2}),
+                    Plan(((3, 3),) * 3, {"axis": 1})), methods=("stack",), **_JOIN),
     Operation("meshgrid", lambda x, y: x.meshgrid(y), lambda x, y: tuple(np.meshgrid(
               x, y, indexing="ij")), drawn([Plan(((3,), (5,))), Plan(((1,), (17,)))],
               lambda draw: Plan((draw(shapes(1, 1)), draw(shapes(1, 1))))),

@@ -216,8 +216,10 @@ ORDER = [
         drawn([Plan(((9,),), {"k": 3}), Plan(((5, 33),), {"k": 5, "axis": 1, "largest": False})],
               _topk_plan), result=(same, index), **_ORDER),
     row("normalize", lambda x, p=2, axis=1, eps=1e-12: x / np.maximum(
-        np.linalg.norm(x, ord=p, axis=axis, keepdims=True), eps), ALONG_NOT_EMPTY, SPREAD,
-        dtypes=FLOATS, domains=("nonzero",)),
+        np.linalg.norm(x, ord=p, axis=axis, keepdims=True), eps),
+        with_choices(ALONG_NOT_EMPTY, [{}, {"p": 1}, {"p": np.inf}, {"p": 3}, {"p": 0}]), SPREAD,
+        dtypes=FLOATS, domains=("nonzero",), smooth=lambda plan: "p" not in plan.parameters or (
+            plan.parameters["p"] != np.inf)),
 ]  # fmt: skip
 
 REDUCE = [*REDUCTIONS, *ALONG_AXIS, *ORDER]

@@ -194,6 +194,42 @@ def test_gradients(name: str, device: str) -> None:
     np.testing.assert_allclose(x.grad.numpy(), y.grad.numpy(), rtol=3e-5, atol=2e-37, err_msg=name)
 
 
+PAIRS: dict[str, tuple[Callable[[Any, Any], Any], str, list[float]]] = {
+    "logaddexp": (lambda x, y: x.logaddexp(y), "logaddexp", [0.0, 1.0, -INF, INF, 100.0, -100.0]),
+    "fmod": (lambda x, y: x.fmod(y), "fmod", [0.0, -0.0, 1.0, -1.0, 2.5, 3.0]),
+    "maximum": (lambda x, y: x.maximum(y), "maximum", [0.0, -0.0, 1.0, -INF, INF]),
+    "copysign": (lambda x, y: x.copysign(y), "copysign", [0.0, -0.0, 1.0, -2.0]),
+    "pow": (lambda x, y: x**y, "pow", [0.0, 1.0, -1.0, 2.0, 3.0, 0.5]),
+    "binary_crossentropy": (lambda p, t: p.binary_crossentropy(t, reduction="none"),
+                            "binary_cross_entropy", [0.0, 1.0, 0.5, 1e-30]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_gradients_of_two(name: str, device: str) -> None:
+    """PyTorch's by the first operand, and by the second where that has one, or values."""
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+    call, theirs, values = PAIRS[name]
+    pairs = [(a, b) for a in values for b in values]
+    if name == "logaddexp":  # of two equal infinities PyTorch's is NaN
+        pairs = [(a, b) for a, b in pairs if a != b or math.isfinite(a)]
+    (x, y), (a, b) = (
+        [make([pair[i] for pair in pairs]) for i in (0, 1)]
+        for make in (lambda v: Tensor(v, device=device, requires_grad=True),
+                     lambda v: torch.tensor(v, requires_grad=True))
+    )  # fmt: skip
+    function = getattr(torch.nn.functional, theirs, None) or getattr(torch, theirs)
+    options = {"reduction": "none"} if name == "binary_crossentropy" else {}
+    ours, judged = call(x, y), function(a, b, **options)
+    ours.sum().backward()
+    judged.sum().backward()
+    close = np.testing.assert_allclose
+    close(ours.numpy(), judged.detach().numpy(), rtol=1e-5, atol=2e-37)
+    close(x.grad.numpy(), a.grad.numpy(), rtol=3e-5, atol=2e-37)
+    if name not in ("binary_crossentropy", "fmod"):  # by a target and a divisor of 0: PyTorch's ±∞
+        close(y.grad.numpy(), b.grad.numpy(), rtol=3e-5, atol=2e-37)
+
+
 def test_the_only_way_is_flat(device: str) -> None:
     """A constant derivative is zero and no error, in `backward` and in `gradient`."""
     x = Tensor([1.5, -2.0], device=device, requires_grad=True)

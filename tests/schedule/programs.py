@@ -9,12 +9,14 @@ from dataclasses import dataclass, field
 import numpy as np
 from devices import CPU
 
+from minigrad import Tensor
 from minigrad.dtype import DType, dtypes
 from minigrad.graph import build as g
 from minigrad.graph.canonical import Graph
 from minigrad.graph.gradient import gradient
-from minigrad.graph.node import Node, Op
+from minigrad.graph.node import Node, Op, topological
 from minigrad.graph.symbolic import Integer, evaluate, high, var
+from minigrad.program import without_rules
 from minigrad.runtimes.reference import numpy_dtype
 from minigrad.schedule.schedule import Schedule, schedule
 
@@ -53,6 +55,7 @@ def graph_of(build: Build, in_place: dict[int, int] | None = None) -> tuple[Grap
     """A program as a canonical graph; in_place: root → the slot of an input that it overwrites."""
     inputs = Inputs()
     roots = build(inputs)
+    roots = without_rules(roots, topological(roots))
     targets, free = [], len(inputs.nodes)
     for number in range(len(roots)):
         if number in (in_place or {}):
@@ -246,24 +249,16 @@ def convolution(inputs: Inputs) -> list[Node]:
     return [g.reshape(total(mul(factor, columns), 1, 2, 3), (5, 12, 14))]
 
 
-def visible(scores: Node, first: int | None = None, last: int = 0) -> Node:
-    """Whether row + first ≤ column ≤ row + last, for the last two dimensions of scores."""
-    rows, columns = scores.shape[-2:]
-    ones = (1,) * (scores.ndim - 2)
-    row = g.expand(g.reshape(g.iota(rows, DEVICE), (*ones, rows, 1)), scores.shape)
-    column = g.expand(g.reshape(g.iota(columns, DEVICE), (*ones, 1, columns)), scores.shape)
+def attend(q: Node, k: Node, v: Node, first: int | None = None, last: int = 0) -> Node:
+    """softmax(q·kᵀ/√d)·v, where a row sees the columns from row + first to row + last."""
+    rows, columns = q.shape[-2], k.shape[-2]
+    row = g.expand(g.reshape(g.iota(rows, DEVICE), (rows, 1)), (rows, columns))
+    column = g.expand(g.reshape(g.iota(columns, DEVICE), (1, columns)), (rows, columns))
     sees = g.elementwise(Op.LE, column, ew(Op.ADD, row, last) if last else row)
     if first is not None:
         sees = g.elementwise(Op.AND, sees, g.elementwise(Op.LE, ew(Op.ADD, row, first), column))
-    return sees
-
-
-def attend(q: Node, k: Node, v: Node, first: int | None = None, last: int = 0) -> Node:
-    """softmax(q·kᵀ/√d)·v, where a row sees the columns from row + first to row + last."""
-    scores = mul(product(q, transpose(k)), high(q.shape[-1]) ** -0.5)
-    hidden = number(-math.inf, scores)
-    masked = g.elementwise(Op.WHERE, visible(scores, first, last), scores, hidden)
-    return product(softmax(masked, scores.ndim - 1), v)
+    query, key, value, mask = map(Tensor._of, (q, k, v, sees))
+    return query.scaled_dot_product_attention(key, value, mask).node
 
 
 @program

@@ -181,11 +181,33 @@ def loops_in(statement: Statement) -> list[Loop]:
     return [statement, *(loop for inner in statement.body for loop in loops_in(inner))]
 
 
-def test_a_nan_behind_the_mask_stays_there() -> None:
-    """Our one departure from numpy: a masked sum need not see what its mask excludes."""
+@pytest.mark.parametrize("extreme", [math.nan, math.inf])
+def test_what_a_mask_excludes_reaches_nobody(extreme: float) -> None:
+    """Where a block of rows begins or ends makes no difference."""
     graph, inputs = graph_of(lambda i: [attend(*heads(i, 3))])
     values = values_for(inputs, 1)
-    first = 96  # of a block, however wide blocks are
-    values[2][:, first:] = math.nan
+    first = 101  # in the middle of a block
+    values[2][:, first:] = extreme
     (found,) = run(graph, values, "host")
-    assert np.isfinite(found[:, :first]).all() and np.isnan(found[:, first:]).all()
+    assert np.isfinite(found[:, :first]).all() and not np.isfinite(found[:, first:]).any()
+
+
+def test_a_mask_that_is_multiplied_does_not_hide() -> None:
+    """where(mask, x, 0)·y is 0·∞ where the mask is False: nothing of it is left out."""
+
+    def build(inputs: Inputs) -> list[Node]:
+        q, k, v = heads(inputs, 3)
+        scores = product(q, transpose(k))
+        row, column = (
+            g.expand(g.reshape(g.iota(ROWS, scores.device), shape), scores.shape)
+            for shape in ((1, ROWS, 1), (1, 1, ROWS))
+        )
+        seen = g.elementwise(Op.LE, column, row)
+        return [product(g.elementwise(Op.WHERE, seen, scores, number(0.0, scores)), v)]
+
+    graph, inputs = graph_of(build)
+    values = values_for(inputs, 1)
+    values[2][:, 101:] = math.inf
+    (found,) = run(graph, values, "host")
+    (expected,) = evaluate(graph.roots, values, {})
+    assert np.isnan(expected).all() and np.isnan(found).all()

@@ -1,4 +1,7 @@
-"""Attention in all its forms, long enough for kernels of blocks, against the reference device."""
+"""Attention in all its forms, long enough for kernels of blocks, against the reference device.
+
+What a mask excludes reaches nobody: that is compared with numpy, row by row, of what a row sees.
+"""
 
 from __future__ import annotations
 
@@ -72,3 +75,119 @@ def test_values_and_gradients(form, dtype, compiled, reference):
     wanted = results(form, dtype, reference)
     for got, expected in zip(results(form, dtype, compiled), wanted, strict=True):
         assert np.abs(got - expected).max() <= near * np.abs(expected).max()
+
+
+# --- what a mask excludes -------------------------------------------------------------------------
+
+MASKS = ("causal", "bool", "float")
+
+
+def seen_by(kind: str, length: int, generator: np.random.Generator) -> np.ndarray:
+    """Which keys (columns) each query sees; query 1 sees nothing but in causal attention."""
+    if kind == "causal":
+        return np.tril(np.ones((length, length), bool))
+    seen = generator.random((length, length)) < 0.6
+    seen[1] = False
+    return seen
+
+
+def by_rows(
+    q: np.ndarray, k: np.ndarray, v: np.ndarray, g: np.ndarray, seen: np.ndarray
+) -> list[np.ndarray]:
+    """Attention and its gradients in float64, each row of what it sees and of nothing else."""
+    scale = q.shape[-1] ** -0.5
+    y, dq, dk, dv = (np.zeros_like(x, np.float64) for x in (q, q, k, v))
+    q, k, v, g = (x.astype(np.float64) for x in (q, k, v, g))
+    with np.errstate(all="ignore"):
+        for row, columns in enumerate(map(np.flatnonzero, seen)):
+            if not columns.size:
+                continue
+            scores = k[columns] @ q[row] * scale
+            powers = np.exp(scores - scores.max())
+            weights = powers / powers.sum()
+            y[row] = weights @ v[columns]
+            towards = v[columns] @ g[row]
+            slopes = weights * (towards - weights @ towards) * scale
+            dq[row] = slopes @ k[columns]
+            dk[columns] += np.outer(slopes, q[row])
+            dv[columns] += np.outer(weights, g[row])
+    return [y, dq, dk, dv]
+
+
+@pytest.mark.parametrize("kind", MASKS)
+@pytest.mark.parametrize("length", [9, 33, 160])  # stored scores; on both sides of blocks
+@pytest.mark.parametrize("extreme", [np.nan, np.inf])
+def test_what_a_mask_excludes_reaches_nobody(kind, length, extreme, device):
+    generator = np.random.default_rng(length)
+    seen = seen_by(kind, length, generator)
+    given = {None: seen, "bool": seen, "float": np.where(seen, 0.5, -np.inf)}
+    for spoiled in range(4):  # q, k, v, and the gradient of the result
+        for place in (length // 2, length - 1):
+            arrays = [generator.standard_normal((length, DEPTH)).astype(np.float32) for _ in "qkvg"]
+            arrays[spoiled][place, 3] = extreme
+            q, k, v, seed = (Tensor(x, device=device) for x in arrays)
+            values = given.get(kind)
+            mask_ = None if values is None else Tensor(values.astype(
+                np.float32 if kind == "float" else bool), device=device)  # fmt: skip
+            y = q.scaled_dot_product_attention(k, v, mask_, is_causal=kind == "causal")
+            found = [y, *y.gradient(q, k, v, gradient=seed)]
+            Tensor.realize(*found)
+            for name, got, wanted in zip(
+                ("y", "dq", "dk", "dv"), found, by_rows(*arrays, seen), strict=True
+            ):
+                spared = np.isfinite(wanted)
+                where = f"{name}, with {extreme} in {'qkvg'[spoiled]}[{place}]"
+                assert np.isfinite(got.numpy())[spared].all(), where
+                near = 1e-4 * np.abs(wanted[spared]).max(initial=1)
+                assert np.abs(got.numpy()[spared] - wanted[spared]).max(initial=0) <= near, where
+                assert not np.isfinite(got.numpy())[~spared].any(), where
+
+
+def test_a_second_derivative_does_not_see_it_either(device):
+    def slope(change: float) -> np.ndarray:
+        q, k, v = (Tensor(x[0, 0], device=device) for x in QKV[:3])
+        places = Tensor.arange(LENGTH, device=device)
+        v = places.unsqueeze(1).ne(30).where(v, change)
+        seen = places.ne(30) & (places <= places.unsqueeze(1))
+        y = q.scaled_dot_product_attention(k, v, seen)
+        (first,) = y.square().sum().gradient(k)
+        (second,) = first.square().sum().gradient(q)
+        return second.numpy()
+
+    expected = slope(0.0)
+    assert np.isfinite(expected).all() and np.abs(expected).max() > 0
+    for extreme in (np.nan, np.inf):
+        np.testing.assert_allclose(slope(extreme), expected, rtol=1e-4, atol=1e-5)
+
+
+# --- weights that do not sum up as they should ----------------------------------------------------
+
+
+def shares(x, scale):
+    scores = (x @ x.transpose(-1, -2)).abs() * scale
+    return scores * scores.sum(-1, keepdim=True).reciprocal()
+
+
+SCALED = {
+    # Σ (x·y)·z, whose Σ x·z would overflow, or vanish
+    "large scores": lambda q, k, v: shares(q * 1e10, 1.0) @ (v * 1e18),
+    "tiny scores": lambda q, k, v: shares(q * 1e-18, 1.0) @ (v * 1e-10),
+    "largest values": lambda q, k, v: q.scaled_dot_product_attention(k, v * 0 + 3e38),
+    "largest values, causal": lambda q, k, v: (
+        q.scaled_dot_product_attention(k, v * 0 + 3e38, is_causal=True)
+    ),
+    "by a constant": lambda q, k, v: (
+        ((q @ k.transpose(-1, -2)).tanh() * 1e-5) @ (v * 0 + 3e38) + (v * 0)
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SCALED)
+def test_scaling_late_does_not_change_a_value(name, compiled, reference):
+    def results(device):
+        q, k, v = (Tensor(x, device=device).realize() for x in QKV[:3])
+        return SCALED[name](q, k, v).numpy()
+
+    expected, found = results(reference), results(compiled)
+    assert np.isfinite(expected).all()
+    assert np.abs(found - expected).max() <= 1e-5 * np.abs(expected).max()

@@ -320,3 +320,33 @@ def test_gradients_of_a_matrix_that_two_products_share(on_device):
     made = loss.gradient(w)[0].numpy()
     wanted = np.einsum("abi,abj->ij", x, g) + np.einsum("abi,abj->ij", y, h)
     np.testing.assert_allclose(made, wanted, rtol=1e-5)
+
+
+MOVED_THERE_AND_BACK = {
+    "transpose": (lambda x: x.T, lambda v: v.T),
+    "permute": (lambda x: x.reshape(1, 2, 3).permute(2, 0, 1), lambda v: v.permute(1, 2, 0)),
+    "reshape": (lambda x: x.reshape(6), lambda v: v.reshape(2, 3)),
+    "flip": (lambda x: x.flip(0, 1), lambda v: v.flip(0, 1)),
+    "shrink": (lambda x: x[:, :2], lambda v: v[:1]),
+    "expand": (lambda x: x.reshape(2, 3, 1, 1).expand(2, 3, 4, 1), lambda v: v.expand(2, 3, 4, 5)),
+    "pad": (lambda x: x.pad((1, 1)), lambda v: v[:, 1:-1]),
+    "bits": (lambda x: x * 1, lambda v: v * 1),
+}
+
+
+@pytest.mark.parametrize("lazy", [False, True])
+@pytest.mark.parametrize("case", MOVED_THERE_AND_BACK)
+def test_gradients_by_what_stands_between_two_movements(case: str, lazy: bool, on_device) -> None:
+    """A second movement that undoes the first must not take the path past the target."""
+    there, back = MOVED_THERE_AND_BACK[case]
+    x = Tensor([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]])
+    x = x * 3 if lazy else x.realize()
+    v = there(x)
+    after = back(v)
+    (alone,) = (after * 2).sum().gradient(v)
+    (both,) = ((after * 2).sum() + v.square().sum()).gradient(v)
+    repeats = np.ones(v.shape) * (5 if case == "expand" else 1)
+    counts = repeats if case != "shrink" else np.array([[1, 1], [0, 0]])
+    counts = np.pad(np.ones((2, 3)), ((0, 0), (1, 1))) if case == "pad" else counts
+    np.testing.assert_array_equal(alone.numpy(), 2 * counts)
+    np.testing.assert_array_equal(both.numpy(), 2 * counts + 2 * v.numpy())

@@ -17,7 +17,7 @@ from devices import shares_memory
 from minigrad import Context, GlobalCounters, Tensor, Variable, dtypes
 from minigrad.device import Zeros
 from minigrad.dtype import ALL
-from minigrad.errors import DTypeError, ShapeError
+from minigrad.errors import DTypeError, RangeError, ShapeError
 
 
 def numpy_dtype(dtype):
@@ -107,7 +107,7 @@ def test_dtype_argument(on_device):
         (None, DTypeError),
         (np.array(1j), DTypeError),
         (np.array(["a"]), DTypeError),
-        ([1 << 70], DTypeError),
+        ([1 << 70], RangeError),
         ([object()], DTypeError),
     ],
 )

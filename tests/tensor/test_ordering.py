@@ -78,7 +78,8 @@ def test_long_running_reductions(length: int, axis: int, compiled: str) -> None:
     shape = (length, 2) if axis == 0 else (2, length)
     x = generator.integers(-(2**31), 2**31, shape).astype(np.int32)
     t = Tensor(x, device=compiled)
-    assert np.array_equal(t.cumsum(axis).numpy(), np.cumsum(x, axis, dtype=np.int32))
+    for dtype in ("int32", "int64"):
+        assert np.array_equal(t.cumsum(axis, dtype=dtype).numpy(), np.cumsum(x, axis, dtype=dtype))
     signs = np.where(x % 2 == 0, -1, 1).astype(np.int32)
     product = Tensor(signs, device=compiled).cumprod(axis).numpy()
     assert np.array_equal(product, np.cumprod(signs, axis, dtype=np.int32))

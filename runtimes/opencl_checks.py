@@ -1,0 +1,78 @@
+"""What an OpenCL device has still to say: whether the indices of programs were in range.
+
+A program may not wait for the device. So the number that its checks left is copied to the host in
+the order of the queue, and looked at where the host waits anyway. What ran in the meantime may have
+read what the failed program wrote; its results are then as wrong.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from minigrad.device import Buffer, spoil, spoiled, undecided
+from minigrad.errors import MinigradError
+
+
+@dataclass
+class _Checked:
+    """A program with checks: the copy of its number, and what to raise."""
+
+    event: Any
+    number: bytearray
+    failure: Callable[[], MinigradError]
+
+
+@dataclass
+class _Followed:
+    """A program that ran while something was undecided: what it read and filled."""
+
+    read: list[weakref.ref[Buffer]]
+    filled: list[weakref.ref[Buffer]]
+
+
+class Checks:
+    """The programs of one device that are undecided, and those that came after them."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self._waiting: list[_Checked | _Followed] = []
+
+    def expect(self, event: Any, number: bytearray, failure: Callable[[], MinigradError]) -> None:
+        """A copy of a program's number to the host has begun."""
+        self._waiting.append(_Checked(event, number, failure))
+        undecided.add(self.name)
+
+    def follow(self, read: Iterable[Buffer], filled: Iterable[Buffer]) -> None:
+        """A program ran after an undecided one."""
+        links = [weakref.ref(buffer) for buffer in read], [weakref.ref(b) for b in filled]
+        self._waiting.append(_Followed(*links))
+
+    def forget(self, is_done: Callable[[Any], bool]) -> None:
+        """Drop the oldest programs, as long as they have ended well."""
+        count = 0
+        for one in self._waiting:
+            if isinstance(one, _Checked) and (not is_done(one.event) or any(one.number)):
+                break
+            count += 1
+        del self._waiting[:count]
+        if not self._waiting:
+            undecided.discard(self.name)
+
+    def decide(self) -> None:
+        """Raise what the first failed program has to say; the device has done all its work."""
+        waiting, self._waiting = self._waiting, []
+        undecided.discard(self.name)
+        errors = []
+        for one in waiting:
+            if isinstance(one, _Checked):
+                if any(one.number):
+                    errors.append(one.failure())
+            elif errors:
+                lost = any((b := link()) is not None and id(b) in spoiled for link in one.read)
+                if lost:
+                    spoil([b for link in one.filled if (b := link())], str(errors[0]))
+        if errors:
+            raise errors.pop(0)

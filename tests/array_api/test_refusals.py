@@ -1,0 +1,129 @@
+"""Arguments that the standard does not allow raise, and masks without dimensions work."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+import minigrad.array_api as xp
+from minigrad.array_api import linalg
+
+Make = Callable[..., Any]
+
+
+def z(*shape: int) -> Any:
+    return xp.zeros(shape)
+
+
+def ints(*values: Any) -> Any:
+    return xp.asarray(list(values))
+
+
+FLAGS = [True, False, True]
+CASES: dict[str, Make] = {
+    "vecdot, 3 and 1": lambda: xp.vecdot(z(3), z(1)),
+    "vecdot, 1 and 3 in rows": lambda: xp.vecdot(z(2, 1), z(2, 3)),
+    "vecdot of numbers": lambda: xp.vecdot(z(), z()),
+    "vecdot of flags": lambda: xp.vecdot(xp.asarray(FLAGS), xp.asarray(FLAGS)),
+    "vecdot, which axis": lambda: xp.vecdot(z(3), z(3, 3), axis=0),
+    "cross, 3 and 1": lambda: linalg.cross(z(2, 3), z(2, 1)),
+    "cross of 2": lambda: linalg.cross(z(2, 2), z(2, 2)),
+    "cross, which axis": lambda: linalg.cross(z(3), z(3, 3), axis=0),
+    "cross of flags": lambda: linalg.cross(xp.asarray(FLAGS), xp.asarray(FLAGS)),
+    "take by a matrix": lambda: xp.take(z(3, 4), ints([0, 1]), axis=0),
+    "take by a number": lambda: xp.take(z(3, 4), xp.asarray(0), axis=0),
+    "take by floats": lambda: xp.take(z(3, 4), z(2), axis=0),
+    "take by flags": lambda: xp.take(z(3, 4), xp.asarray(FLAGS), axis=0),
+    "take without an axis": lambda: xp.take(z(3, 4), ints(0)),
+    "take_along_axis by a vector": lambda: xp.take_along_axis(z(3, 4), ints(0), axis=0),
+    "take_along_axis by floats": lambda: xp.take_along_axis(z(3, 4), z(1, 4), axis=0),
+    "repeat by 2 for 3": lambda: xp.repeat(z(3), ints(1, 2)),
+    "repeat by less than 0": lambda: xp.repeat(z(3), -1),
+    "repeat by some less than 0": lambda: xp.repeat(z(3), ints(1, -1, 1)),
+    "repeat by a column": lambda: xp.repeat(z(3), ints([1], [1], [1])),
+    "repeat by floats": lambda: xp.repeat(z(3), z(3)),
+    "repeat by a float": lambda: xp.repeat(z(3), 1.5),
+    "repeat by flags": lambda: xp.repeat(z(3), xp.asarray(FLAGS)),
+    "tensordot over 3 of 2": lambda: xp.tensordot(z(3, 4), z(3, 4), axes=3),
+    "tensordot over −1": lambda: xp.tensordot(z(3, 4), z(3, 4), axes=-1),
+    "tensordot, an axis twice": lambda: xp.tensordot(z(3, 3), z(3, 3), axes=((0, 0), (0, 1))),
+    "tensordot of flags": lambda: xp.tensordot(xp.asarray(FLAGS), xp.asarray(FLAGS), axes=1),
+    "concat of nothing": lambda: xp.concat([]),
+    "stack of 3 and 1": lambda: xp.stack([z(3), z(1)]),
+    "permute_dims by nothing": lambda: xp.permute_dims(z(3, 4), ()),
+    "permute_dims by one of two": lambda: xp.permute_dims(z(3, 4), (0,)),
+    "broadcast_to −1": lambda: xp.broadcast_to(z(3), (-1, 3)),
+    "broadcast_to less": lambda: xp.broadcast_to(z(3), (1,)),
+    "squeeze twice": lambda: xp.squeeze(z(1, 1), (0, 0)),
+    "flip twice": lambda: xp.flip(z(3, 4), axis=(0, -2)),
+    "sum twice": lambda: xp.sum(z(3, 4), axis=(0, 0)),
+    "moveaxis twice": lambda: xp.moveaxis(z(3, 4), (0, 0), (0, 1)),
+    "searchsorted in a matrix": lambda: xp.searchsorted(z(3, 4), z(3)),
+    "searchsorted by 2 for 3": lambda: xp.searchsorted(z(3), z(3), sorter=ints(0, 1)),
+    "searchsorted by floats": lambda: xp.searchsorted(z(3), z(3), sorter=z(3)),
+    "linspace of −1": lambda: xp.linspace(0, 1, -1, endpoint=False),
+    "eye of −1": lambda: xp.eye(-1),
+    "diff of −1": lambda: xp.diff(z(3), n=-1),
+    "meshgrid of a matrix": lambda: xp.meshgrid(z(3, 4), z(3)),
+    "tile by a float": lambda: xp.tile(z(3), (1.5,)),  # type: ignore[arg-type]
+    "tile by −1": lambda: xp.tile(z(3), (-1,)),
+    "outer of a matrix": lambda: linalg.outer(z(3, 4), z(3)),
+    "outer of a number": lambda: linalg.outer(z(), z(3)),
+    "where between numbers": lambda: xp.where(xp.asarray(FLAGS), 1.0, 2.0),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_bad_arguments(name: str, on_device: str) -> None:
+    with pytest.raises((ValueError, TypeError, IndexError)):
+        CASES[name]()
+
+
+@pytest.mark.parametrize("flag", [True, False])
+@pytest.mark.parametrize("shape", [(), (3,), (2, 3), (0,)])
+def test_a_mask_without_dimensions(flag: bool, shape: tuple[int, ...], on_device: str) -> None:
+    given = np.arange(1, 1 + np.prod(shape), dtype=np.float32).reshape(shape)
+    x, mask = xp.asarray(given), xp.asarray(flag)
+    found = x[mask]
+    assert found.shape == given[np.asarray(flag)].shape
+    np.testing.assert_array_equal(np.asarray(found), given[np.asarray(flag)])
+    x[mask] = 7.0
+    given[np.asarray(flag)] = 7.0
+    np.testing.assert_array_equal(np.asarray(x), given)
+
+
+def test_what_must_go_on_working(on_device: str) -> None:
+    """The neighbours of what is refused."""
+    given = np.arange(12, dtype=np.float32).reshape(3, 4)
+    x = xp.asarray(given)
+    assert xp.expand_dims(x, 0).shape == xp.expand_dims(x, axis=0).shape == (1, 3, 4)
+    assert xp.expand_dims(x, -1).shape == (3, 4, 1)
+    for counts in ([2, 0, 1], [2]):
+        np.testing.assert_array_equal(
+            np.asarray(xp.repeat(x, ints(*counts), axis=0)), np.repeat(given, counts, 0)
+        )
+    assert xp.repeat(x, xp.asarray(2), axis=1).shape == (3, 8)
+    assert xp.repeat(z(0), xp.asarray(2)).shape == (0,)
+    assert xp.vecdot(x, z(4)).shape == (3,) and xp.vecdot(z(2, 1, 4), x).shape == (2, 3)
+    assert linalg.cross(z(2, 3), z(3)).shape == (2, 3)
+    np.testing.assert_array_equal(
+        np.asarray(xp.take(x, ints(2, 0), axis=0)), given[[2, 0]]
+    )
+    capsule = x.__dlpack__(stream=None, max_version=(1, 0), dl_device=(1, 0), copy=True)
+    np.testing.assert_array_equal(np.asarray(xp.from_dlpack(Lent(capsule))), given)
+
+
+class Lent:
+    """An array of another library, that gives one capsule."""
+
+    def __init__(self, capsule: Any) -> None:
+        self.capsule = capsule
+
+    def __dlpack__(self, **_: Any) -> Any:
+        return self.capsule
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return (1, 0)
