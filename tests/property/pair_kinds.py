@@ -175,7 +175,7 @@ def behind_mask(d: Draw) -> Pair:
     d.first.append(wild)
     d.second.append(tame)
     row = d.both(f"Tensor.arange({t}).reshape({t}, 1)")
-    q = d.leaf((t, width))
+    q, few, k = d.leaf((t, width)), d.leaf((c, width)), d.leaf((t, width))
     codes = [
         f"({row} < {c}).where({{x}}, 0).sum(0)",
         f"({row} < {c}).where({{x}}.exp(), 1).cumsum(0) * 0.1",
@@ -188,8 +188,13 @@ def behind_mask(d: Draw) -> Pair:
         codes.append(f"{q}.scaled_dot_product_attention({operands}, is_causal=True)[:{c}]")
         keys = f"(Tensor.arange({t}) < {c}).expand({t}, {t})"
         codes.append(f"{q}.scaled_dot_product_attention({operands}, attn_mask={keys})")
+    for operands in ("{x}, {x}", f"{k}, {{x}}"):  # and no gradient of who sees nothing of it
+        seen = f"{few}.scaled_dot_product_attention({operands}, is_causal=True)"
+        codes += [seen, f"({seen}).square().mean().gradient({few})[0]"]
+    codes.append(f"{few}.scaled_dot_product_attention({k}, {{x}}, is_causal=True).square().mean()"
+                 f".gradient({k})[0]")  # fmt: skip
     code = d.one_of(codes)
-    return d.pair(code.format(x=wild.name), code.format(x=tame.name), smooth=False)
+    return d.pair(code.format(x=wild.name), code.format(x=tame.name), smooth=False, tail=False)
 
 
 def chosen(d: Draw) -> Pair:
