@@ -10,6 +10,7 @@ from .graph_steps import make_graph
 from .graphs import Graph, Statement
 from .leaves import LONG
 from .pair_draw import Draw
+from .pair_gradients import derivative, moved
 from .pair_layers import layers
 from .pair_oracles import indices_beyond, python_ints, views_written
 from .pairs import Pair, Program
@@ -337,8 +338,9 @@ def _drawn(kind: Callable[[Draw], Pair]) -> Callable[[int], Program]:
 KINDS: dict[str, Callable[[int], Program]] = {
     **{kind.__name__: _drawn(kind) for kind in (
         product, permuted, parted, batch, checkpointed, attention, behind_mask, chosen, convolution,
-        scaled,
+        scaled, moved,
     )},
     "cut": cut, "in_another_way": in_another_way, "views_of_larger": views_of_larger,
-    "views_written": views_written, "python_ints": python_ints, "indices_beyond": indices_beyond,
+    "derivative": derivative, "views_written": views_written, "python_ints": python_ints,
+    "indices_beyond": indices_beyond,
 }  # fmt: skip
