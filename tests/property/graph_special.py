@@ -27,10 +27,10 @@ def hidden(m: Maker) -> None:
     elif kind == 2:
         m.add(f"{x.name}[:{c}].softmax(0)", [x], (c, width), "float32", 1.0)
     else:
-        q = m.leaf(x.shape)
-        k = m.one_of((q.name, x.name))
-        code = f"{q.name}.scaled_dot_product_attention({k}, {x.name}, is_causal=True)[:{c}]"
-        m.add(code, [q, x], (c, width), "float32", 4.0)
+        q, k = m.leaf((c, width)), m.leaf((t, width))  # queries that see nothing of it
+        keys = k if m.chance(0.5) else x
+        code = f"{q.name}.scaled_dot_product_attention({keys.name}, {x.name}, is_causal=True)"
+        m.add(code, [q, keys, x], (c, width), "float32", 4.0)
 
 
 def special_points(m: Maker) -> None:

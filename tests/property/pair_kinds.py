@@ -10,6 +10,7 @@ from .graph_steps import make_graph
 from .graphs import Graph, Statement
 from .leaves import LONG
 from .pair_draw import Draw
+from .pair_gradients import derivative, moved
 from .pair_layers import layers
 from .pair_oracles import indices_beyond, python_ints, views_written
 from .pairs import Pair, Program
@@ -124,7 +125,7 @@ def checkpointed(d: Draw) -> Pair:
     d.large = d.chance(0.05)
     shape = (2 + d.below(3), d.extent(2), d.extent(2))
     x = d.leaf(shape)
-    f, g = layers(d, shape[1:]), layers(d, shape[1:])
+    f, g = layers(d, shape[1:], 1), layers(d, shape[1:], 1)
     start = f"({f.format(x=x)})"
     end = d.statement(f"({g.format(x=start)}).square().mean()")
     d.first.append(end)
@@ -138,6 +139,7 @@ def checkpointed(d: Draw) -> Pair:
 
 def attention(d: Draw) -> Pair:
     """Attention: by its method, by hand, by parts of the queries, and of the heads."""
+    d.large = d.chance(0.1)
     heads, width = 1 + d.below(3), d.one_of((1, 4, 8, 16, 17))
     t = d.one_of((2, 3, 8, 9, 17, 31, 32, 33)) if not d.large else d.one_of((129, 255, 257, 300))
     shape = (heads, t, width)
@@ -174,7 +176,7 @@ def behind_mask(d: Draw) -> Pair:
     d.first.append(wild)
     d.second.append(tame)
     row = d.both(f"Tensor.arange({t}).reshape({t}, 1)")
-    q = d.leaf((t, width))
+    q, few, k = d.leaf((t, width)), d.leaf((c, width)), d.leaf((t, width))
     codes = [
         f"({row} < {c}).where({{x}}, 0).sum(0)",
         f"({row} < {c}).where({{x}}.exp(), 1).cumsum(0) * 0.1",
@@ -187,8 +189,13 @@ def behind_mask(d: Draw) -> Pair:
         codes.append(f"{q}.scaled_dot_product_attention({operands}, is_causal=True)[:{c}]")
         keys = f"(Tensor.arange({t}) < {c}).expand({t}, {t})"
         codes.append(f"{q}.scaled_dot_product_attention({operands}, attn_mask={keys})")
+    for operands in ("{x}, {x}", f"{k}, {{x}}"):  # and no gradient of who sees nothing of it
+        seen = f"{few}.scaled_dot_product_attention({operands}, is_causal=True)"
+        codes += [seen, f"({seen}).square().mean().gradient({few})[0]"]
+    codes.append(f"{few}.scaled_dot_product_attention({k}, {{x}}, is_causal=True).square().mean()"
+                 f".gradient({k})[0]")  # fmt: skip
     code = d.one_of(codes)
-    return d.pair(code.format(x=wild.name), code.format(x=tame.name), smooth=False)
+    return d.pair(code.format(x=wild.name), code.format(x=tame.name), smooth=False, tail=False)
 
 
 def chosen(d: Draw) -> Pair:
@@ -331,8 +338,9 @@ def _drawn(kind: Callable[[Draw], Pair]) -> Callable[[int], Program]:
 KINDS: dict[str, Callable[[int], Program]] = {
     **{kind.__name__: _drawn(kind) for kind in (
         product, permuted, parted, batch, checkpointed, attention, behind_mask, chosen, convolution,
-        scaled,
+        scaled, moved,
     )},
     "cut": cut, "in_another_way": in_another_way, "views_of_larger": views_of_larger,
-    "views_written": views_written, "python_ints": python_ints, "indices_beyond": indices_beyond,
+    "derivative": derivative, "views_written": views_written, "python_ints": python_ints,
+    "indices_beyond": indices_beyond,
 }  # fmt: skip

@@ -8,10 +8,10 @@ from .leaves import Shape
 from .pair_draw import Draw
 
 
-def layers(d: Draw, inner: Shape) -> str:
-    """Code of {x}, of shape (batch, *inner), through one or two layers that have own weights."""
+def layers(d: Draw, inner: Shape, most: int = 2) -> str:
+    """Code of {x}, of shape (batch, *inner), through up to `most` layers that have own weights."""
     code = "{x}"
-    for _ in range(1 + d.below(2)):
+    for _ in range(1 + d.below(most)):
         code = _layer(d, inner).replace("{x}", f"({code})")
     return code
 
