@@ -30,11 +30,18 @@ from minigrad.errors import JitError
 from minigrad.graph.node import Node, Op, form_of
 from minigrad.program import recorded_calls, recording
 from minigrad.settings import thread
-from minigrad.tensor import Tensor, engine, history
+from minigrad.tensor import Tensor, engine, history, views
 from minigrad.tensor.capture import HostWatch, Snapshot, refuse_replaced
 from minigrad.tensor.modes import no_grad
 from minigrad.tensor.registry import all_holders
-from minigrad.tensor.replay import Capture, Output, Source, written_both_ways, written_twice
+from minigrad.tensor.replay import (
+    Capture,
+    Output,
+    Source,
+    memory_of,
+    written_both_ways,
+    written_twice,
+)
 from minigrad.tensor.straight import Serve, straight
 from minigrad.tensor.structure import flatten, objects, rebuild, signature, template
 
@@ -120,6 +127,7 @@ class Jitted(Generic[P, R]):
                 with recorded_calls():
                     result = self.function(*args, **kwargs)
                 _give_memory(before)
+                _part(result, {id(link) for link, _ in before})
                 self._called.add(key)
                 return result
         return self(*args, **kwargs)
@@ -293,7 +301,7 @@ class Jitted(Generic[P, R]):
     ) -> None:  # fmt: skip
         """Give the inputs that the step updated their new values; refuse what is ambiguous."""
         capture.written_inputs = frozenset(places[memory] for memory in written if memory in places)
-        originals = [tensor.raw.arg for tensor in tensors]
+        originals = [memory_of(tensor) for tensor in tensors]
         for number, memory in enumerate(originals):
             if memory in places:
                 continue  # a leaf, which is its own copy
@@ -341,6 +349,15 @@ def _output(tensor: Tensor, place: int, values: dict[str, int]) -> Output:
         any(not isinstance(extent, int) for extent in known.shape),
         form_of(known.dtype, known.shape, known.device),
     )  # fmt: skip
+
+
+def _part(result: Any, known: set[int]) -> None:
+    """Let the tensors of a result be no views, as those of a replay are none."""
+    tensors: list[Tensor] = []
+    flatten(result, tensors, {})
+    for tensor in tensors:
+        if id(tensor._link) not in known:
+            views.leave(tensor)
 
 
 def _give_memory(before: Sequence[tuple[weakref.ref[Any], Node]]) -> None:

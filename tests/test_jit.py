@@ -224,12 +224,10 @@ def test_lazy_tensors_see_old_values(on_device):
 
     for number in range(6):
         before = total * 10
-        snapshot = total.detach()
-        view = total[1:]
+        snapshot = total.clone()
         step(Tensor(np.ones(3, np.float32)))
         same(before, [number * 10.0] * 3)
         same(snapshot, [float(number)] * 3)
-        same(view, [float(number)] * 2)
         same(total, [number + 1.0] * 3)
 
 
@@ -254,7 +252,7 @@ def test_lazy_readers_of_inputs(on_device):
 
     x = Tensor([1.0, 2.0]).realize()
     for number in range(5):
-        before, snapshot = x * 3, x.detach()
+        before, snapshot = x * 3, x.clone()
         step(x)
         same(before, [3 + 3.0 * number, 6 + 3.0 * number])
         same(snapshot, [1.0 + number, 2.0 + number])

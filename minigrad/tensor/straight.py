@@ -81,7 +81,7 @@ _GRADIENTS = """\
 """
 _TENSOR = """\
         result{n} = new(Tensor)
-        result{n}.grad = result{n}._origin = result{n}._requires_grad = None
+        result{n}.grad = result{n}._origin = result{n}._family = result{n}._requires_grad = None
         result{n}.made, result{n}.stopped = False, {stopped}
 """
 _FILE_KEPT = """\
