@@ -33,6 +33,8 @@ _companions: weakref.WeakKeyDictionary[Node, weakref.ref[Holder]] = weakref.Weak
 def write(holder: Holder, value: Node) -> None:
     """Give a tensor a new value: in its memory where it has some, else by standing for `value`."""
     node = holder.raw
+    if value is node:
+        return
     target = node.src[0] if node.op is Op.ASSIGN else node
     if target.op is not Op.BUFFER:
         if watching.watch is not None:
@@ -64,7 +66,11 @@ def realize(tensors: Iterable[Holder]) -> None:
 
 def overwrite(holder: Holder, buffer: Node, data: bytes | bytearray) -> None:
     """Replace the contents of a tensor's BUFFER from the host, after every reader of the old."""
-    if lazy_links or any(other is not holder for other in holders(buffer)):
+    if lazy_links:
+        with lock:
+            plan = _Plan([], {buffer}, holder)
+        _run(plan)
+    if any(other is not holder for other in holders(buffer)):  # since that plan, it may be
         with lock:
             plan = _Plan([], {buffer}, holder)
         _run(plan)
