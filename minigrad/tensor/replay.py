@@ -15,6 +15,7 @@ from minigrad.graph.node import Form, Node, Op, own_buffer
 from minigrad.graph.symbolic import Integer, rebind
 from minigrad.program import GlobalCounters
 from minigrad.tensor import Tensor, engine, history, no_grad, views
+from minigrad.tensor.outside import Outside
 from minigrad.tensor.registry import clock, lazy_links, shared
 from minigrad.tensor.structure import Signature, flatten, rebuild, show, signature
 
@@ -55,6 +56,7 @@ class Capture:
         self.lock = threading.Lock()
         self.settled = -1  # what the clock showed when lazy tensors were last looked at
         self.replay: Replay
+        self.outside: Outside
         self.outputs: list[Output] = []
         self.sources: list[Source] = []  # of the result's tensors
         self.result: Any = None  # with TENSOR in the place of tensors
@@ -73,6 +75,7 @@ class Capture:
 
     def run(self, args: Any, kwargs: Any) -> Any:
         """One replay. The lock is held."""
+        self.outside.check()
         lazies = bool(lazy_links) and clock.lazies != self.settled
         if lazies or self.written_inputs or not shared.isdisjoint(self.owners):
             self._settle(args, kwargs)
@@ -210,5 +213,6 @@ def written_both_ways(name: str, number: int) -> JitError:
     """The error where the step reaches an input's memory by itself, and one of the two writes."""
     return JitError(
         f"{name} writes to a tensor that is given as input {number} and that it also uses without "
-        "being given it (or one is a view of the other): a replay could not tell the two apart; pass a .clone(), or do not pass it"
+        "being given it (or one is a view of the other): a replay could not tell "
+        "the two apart; pass a .clone(), or do not pass it"
     )

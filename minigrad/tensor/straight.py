@@ -46,6 +46,7 @@ def serve(args, kwargs):
     with lock:
         if (
             kwargs
+            or differs()
             or (lazy and clock.lazies != capture.settled)
             or (shared and not shared.isdisjoint(owners))
         ):
@@ -105,6 +106,7 @@ def straight(capture: Capture) -> Serve | None:
     names: dict[str, Any] = {
         "lock": capture.lock, "general": capture.run, "lazy": lazy_links, "clock": clock,
         "capture": capture, "shared": shared, "owners": capture.owners,
+        "differs": capture.outside.differs,
         "refcount": getrefcount, "fresh": capture.fresh,
         "put": capture.replay.put, "run": capture.replay.run, "nothing": {},
         "elsewhere": (ValueError, AttributeError, TypeError, NoNumber),

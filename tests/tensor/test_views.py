@@ -9,7 +9,7 @@ import weakref
 import numpy as np
 import pytest
 
-from minigrad import Tensor, dtypes, jit, nn
+from minigrad import Tensor, jit, nn
 from minigrad.errors import GradientError, JitError, ShapeError
 
 
@@ -23,7 +23,7 @@ def same(ours, wanted):
     np.testing.assert_array_equal(ours.numpy(), wanted)
 
 
-# ---- which methods give views ---------------------------------------------------------------------
+# ---- which methods give views --------------------------------------------------------------------
 
 # Of an array (2, 3, 4): what numpy does, what we do.
 VIEWS = {
@@ -131,7 +131,7 @@ def test_views_that_only_show(on_device, name):
         if realize:
             view.realize()
         same(view, v)
-        with pytest.raises(ShapeError, match="in-place write to a view .*clone"):
+        with pytest.raises(ShapeError, match=r"in-place write to a view .*clone"):
             view += 1
         same(x, a)
 
@@ -151,7 +151,7 @@ def test_copies_are_no_views(on_device, name):
     same(x, a)
 
 
-# ---- several views ---------------------------------------------------------------------------------
+# ---- several views -------------------------------------------------------------------------------
 
 
 def test_the_first_update_is_not_lost(on_device):
@@ -247,7 +247,7 @@ def test_a_lazy_base_is_not_kept(on_device):
     assert view.tolist() == [5, 7]
 
 
-# ---- gradients -------------------------------------------------------------------------------------
+# ---- gradients -----------------------------------------------------------------------------------
 
 
 def test_leaves(on_device):
@@ -305,7 +305,7 @@ def test_no_gradient_through_a_detached_view(on_device):
     assert w.grad.tolist() == [12, 0]
 
 
-# ---- captured steps --------------------------------------------------------------------------------
+# ---- captured steps ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("realized", [False, True])
@@ -404,7 +404,7 @@ def test_copies_of_waiting_writes(on_device, copy):
     assert before.tolist() == [3, 5, 7]
 
 
-# ---- random programs -------------------------------------------------------------------------------
+# ---- random programs -----------------------------------------------------------------------------
 
 
 class Play:
