@@ -17,110 +17,135 @@ from typing import Any
 from minigrad.errors import JitError
 from minigrad.tensor import Tensor
 
-Place = Callable[[], Any]
 _PLAIN = (bool, int, float, complex, str, bytes, type(None))
 _LARGEST = 1 << 16  # bytes of an array that are compared in every call
+_LONGEST = 256  # items of a list or dict that are
+_MISSING = (AttributeError, KeyError, ValueError)  # from an expression whose name is gone
 
 
 class Outside:
     """The values that a function reads from outside, as they are now.
 
-    instance: gives what a method's `self` is.
+    instance: gives what a method's `self` is. differs: a quick look, in every call.
     """
 
-    def __init__(self, name: str, function: Any, instance: Place | None = None) -> None:
+    def __init__(
+        self, name: str, function: Any, instance: Callable[[], Any] | None = None
+    ) -> None:
         self.name = name
-        self.read: list[tuple[str, Place, Any]] = []  # what, where it is, what it was
-        self.contents: list[tuple[str, Place, Any]] = []  # of what can change inside
-        for label, place in dict(_places(function, instance, set())).items():
-            value = place()
-            self.read.append((label, place, value))
-            if isinstance(value, list | dict | set) or hasattr(value, "tobytes"):
-                known = _contents(value)
-                if known is not None:
-                    self.contents.append((label, place, known))
+        self.names: dict[str, Any] = {"GONE": _MISSING, "map": map, "id": id}
+        # what it is called → the expression that gives it, what it was, what was in it
+        self.read: dict[str, tuple[str, Any, Any]] = {}
+        for label, place in _Reader(self.names, instance).places(function):
+            value = eval(place, self.names)
+            self.read[label] = (place, value, _contents(value))
+        self.differs = self._look()
 
-    def differs(self) -> bool:
-        """Whether anything is another object, or has other contents."""
-        try:
-            for _, place, value in self.read:
-                if place() is not value:
-                    return True
-            for _, place, known in self.contents:
-                if _contents(place()) != known:
-                    return True
-        except (AttributeError, KeyError, ValueError):  # it is gone
-            return True
-        return False
+    def _look(self) -> Callable[[], bool]:
+        """Written out, as it costs a replay of a microsecond or two what it costs."""
+        tests = []
+        for number, (place, value, contents) in enumerate(self.read.values()):
+            self.names[f"value{number}"] = value
+            tests.append(f"{place} is not value{number}")
+            if contents is None:
+                continue
+            if isinstance(contents, bytes):
+                self.names[f"inside{number}"] = contents
+                tests.append(f"{place}.tobytes() != inside{number}")
+            else:
+                self.names[f"inside{number}"] = [id(item) for item in contents]
+                tests.append(f"[*map(id, {_items(place, value)})] != inside{number}")
+        text = (
+            "def differs():\n    try:\n"
+            f"        return {' or '.join(tests) or 'False'}\n"
+            "    except GONE:\n        return True\n"
+        )
+        exec(compile(text, f"<what {self.name} reads>", "exec"), self.names)
+        differs: Callable[[], bool] = self.names.pop("differs")
+        return differs
 
     def check(self) -> None:
         """JitError where a value is another one."""
-        for label, place, value in self.read:
+        if not self.differs():
+            return
+        for label, (place, before, contents) in self.read.items():
             try:
-                now = place()
-            except (AttributeError, KeyError, ValueError):
+                now = eval(place, self.names)
+            except _MISSING:
                 now = _GONE
-            if now is not value and not _equal(now, value):
-                raise self._changed(label, value, now)
-        for label, place, known in self.contents:
-            if _contents(place()) != known:
+            if now is not before and not _equal(now, before):
+                raise JitError(
+                    f"{self.name} reads {label!r}, which was {_show(before)} when it was captured "
+                    f"and is {_show(now, True)} now: a replay would not see it; pass it as an "
+                    "argument (a Tensor where it changes), write to a Tensor in place with "
+                    ".assign(), or .reset()"
+                )
+            if contents is not None and not _alike(_contents(now), contents):
                 raise JitError(
                     f"{self.name} reads {label!r}, whose contents have changed since it was "
                     "captured: a replay would not see them; pass it as a Tensor argument, or "
                     ".reset()"
                 )
 
-    def _changed(self, label: str, before: Any, now: Any) -> JitError:
-        return JitError(
-            f"{self.name} reads {label!r}, which was {_show(before)} when it was captured and is "
-            f"{_show(now)} now: a replay would not see it; pass it as an argument (a Tensor where "
-            "it changes), write to a Tensor in place with .assign(), or .reset()"
-        )
-
 
 _GONE = object()
 
 
-def _places(function: Any, instance: Place | None, seen: set[int]) -> Iterator[tuple[str, Place]]:
-    function = inspect.unwrap(function)
-    if not isinstance(function, FunctionType) or id(function) in seen:
-        return
-    if (function.__module__ or "").partition(".")[0] == "minigrad" and seen:
-        return
-    seen.add(id(function))
-    cells = dict(zip(function.__code__.co_freevars, function.__closure__ or (), strict=True))
-    first = function.__code__.co_varnames[:1] if instance is not None else ()
-    for chain in _chains(function.__code__, set(cells), set(first)):
-        root, names = chain[0], chain[1:]
-        if root in cells:
-            place = _of_cell(cells[root])
-        elif root in first and instance is not None:
-            place = instance
-        elif root in function.__globals__:
-            place = _of_dict(function.__globals__, root)
-        else:
-            continue
-        yield from _along(root, place, names, seen, root not in first)
+class _Reader:
+    """Finds what functions read: pairs of what that is called and an expression that gives it.
 
+    names: what the expressions refer to.
+    """
 
-def _along(
-    label: str, place: Place, names: tuple[str, ...], seen: set[int], with_root: bool
-) -> Iterator[tuple[str, Place]]:
-    """A value and the attributes that are read of it, as far as these are its own."""
-    try:
-        value = place()
-    except ValueError:  # a cell that is empty yet
-        return
-    if isinstance(value, ModuleType | type):
-        return
-    if with_root:
-        yield label, place
-        yield from _places(value, None, seen)
-    for name in names:
-        if isinstance(value, Tensor) or name not in getattr(value, "__dict__", ()):
+    def __init__(self, names: dict[str, Any], instance: Callable[[], Any] | None) -> None:
+        self.names, self.instance, self.seen = names, instance, set[int]()
+
+    def places(self, function: Any, is_helper: bool = False) -> Iterator[tuple[str, str]]:
+        """Of one function, and those that it names."""
+        function = inspect.unwrap(function)
+        if not isinstance(function, FunctionType) or id(function) in self.seen:
             return
-        label, place, value = f"{label}.{name}", _of_attribute(place, name), value.__dict__[name]
-        yield label, place
+        if is_helper and (function.__module__ or "").partition(".")[0] == "minigrad":
+            return
+        self.seen.add(id(function))
+        code = function.__code__
+        cells = dict(zip(code.co_freevars, function.__closure__ or (), strict=True))
+        own = set() if is_helper or self.instance is None else set(code.co_varnames[:1])
+        for root, *attributes in dict.fromkeys(_chains(code, set(cells), own)):
+            if root in own:
+                place = self._named(self.instance) + "()"
+            elif root in cells:
+                place = self._named(cells[root]) + ".cell_contents"
+            elif root in function.__globals__:
+                place = f"{self._named(function.__globals__)}[{root!r}]"
+            else:
+                continue
+            yield from self._along(root, place, attributes, root not in own)
+
+    def _named(self, value: Any) -> str:
+        name = f"at{id(value)}"
+        self.names[name] = value
+        return name
+
+    def _along(
+        self, label: str, place: str, attributes: list[str], with_root: bool
+    ) -> Iterator[tuple[str, str]]:
+        """A value, and the attributes that are read of it as far as these are its own."""
+        try:
+            value = eval(place, self.names)
+        except ValueError:  # a cell that is empty yet
+            return
+        if isinstance(value, ModuleType | type):
+            return
+        if with_root:
+            yield label, place
+            yield from self.places(value, True)
+        for name in attributes:
+            if isinstance(value, Tensor) or name not in getattr(value, "__dict__", ()):
+                return
+            label, place = f"{label}.{name}", f"{place}.__dict__[{name!r}]"
+            value = value.__dict__[name]
+            yield label, place
 
 
 def _chains(code: CodeType, cells: set[str], first: set[str]) -> Iterator[tuple[str, ...]]:
@@ -134,52 +159,51 @@ def _chains(code: CodeType, cells: set[str], first: set[str]) -> Iterator[tuple[
         if chain:
             yield chain
         name = name[-1] if isinstance(name, tuple) and name else name
-        fast = step.opname.startswith("LOAD_FAST")
-        known = name in first if fast else name in cells if "DEREF" in step.opname else (
+        known = (
             step.opname == "LOAD_GLOBAL"
+            or name in first and step.opname.startswith(("LOAD_FAST", "LOAD_DEREF"))
+            or name in cells and step.opname == "LOAD_DEREF"
         )
-        chain = (name,) if known and step.opname.startswith("LOAD") else ()
+        chain = (name,) if known else ()
     for constant in code.co_consts:
         if isinstance(constant, CodeType):
             yield from _chains(constant, cells, first & set(constant.co_freevars))
 
 
-def _of_cell(cell: Any) -> Place:
-    return lambda: cell.cell_contents
-
-
-def _of_dict(values: dict[str, Any], name: str) -> Place:
-    return lambda: values[name]
-
-
-def _of_attribute(place: Place, name: str) -> Place:
-    return lambda: place().__dict__[name]
-
-
 def _contents(value: Any) -> Any:
-    """What is in a container of plain values or an array; None for anything else."""
-    if isinstance(value, list | set) and all(isinstance(item, _PLAIN) for item in value):
-        return repr(value)
-    if isinstance(value, dict) and all(isinstance(item, _PLAIN) for item in value.values()):
-        return repr(value)
-    if hasattr(value, "tobytes") and hasattr(value, "nbytes") and value.nbytes <= _LARGEST:
+    """What is in a short container, or the bytes of a small array; None for anything else."""
+    if isinstance(value, list | set) and len(value) <= _LONGEST:
+        return [*value]
+    if isinstance(value, dict) and len(value) <= _LONGEST:
+        return [*value.values()]
+    if hasattr(value, "tobytes") and getattr(value, "nbytes", _LARGEST + 1) <= _LARGEST:
         return value.tobytes()
     return None
+
+
+def _items(place: str, value: Any) -> str:
+    return f"{place}.values()" if isinstance(value, dict) else place
+
+
+def _alike(one: Any, other: Any) -> bool:
+    """Whether contents are the same."""
+    if isinstance(one, list) and isinstance(other, list):
+        pairs = list(zip(one, other, strict=False))
+        return len(one) == len(other) and all(a is b or _equal(a, b) for a, b in pairs)
+    return type(one) is type(other) and bool(one == other)
 
 
 def _equal(one: Any, other: Any) -> bool:
     if type(one) is not type(other):
         return False
-    if isinstance(one, _PLAIN) or isinstance(one, tuple) and all(
-        isinstance(item, _PLAIN) for item in one
-    ):
-        return repr(one) == repr(other)  # 0.0 and −0.0 are two values, NaN is one
-    return False
+    if isinstance(one, tuple):
+        return _alike([*one], [*other])
+    return isinstance(one, _PLAIN) and repr(one) == repr(other)  # 0.0 and −0.0 are two values
 
 
-def _show(value: Any) -> str:
+def _show(value: Any, is_new: bool = False) -> str:
     if value is _GONE:
         return "gone"
-    if isinstance(value, _PLAIN):
-        return repr(value)
-    return f"another {type(value).__name__}" if isinstance(value, Tensor) else repr(value)[:60]
+    if isinstance(value, Tensor):
+        return "another Tensor" if is_new else "one Tensor"
+    return repr(value)[:60]
