@@ -20,6 +20,7 @@ from minigrad.tensor import Tensor
 _PLAIN = (bool, int, float, complex, str, bytes, type(None))
 _LARGEST = 1 << 16  # bytes of an array that are compared in every call
 _LONGEST = 256  # items of a list or dict that are
+_SHORT = 8  # items that are quicker to compare one by one
 _MISSING = (AttributeError, KeyError, ValueError)  # from an expression whose name is gone
 
 
@@ -46,15 +47,19 @@ class Outside:
         tests = []
         for number, (place, value, contents) in enumerate(self.read.values()):
             self.names[f"value{number}"] = value
-            tests.append(f"{place} is not value{number}")
-            if contents is None:
-                continue
+            tests.append(f"(now := {place}) is not value{number}")
             if isinstance(contents, bytes):
                 self.names[f"inside{number}"] = contents
-                tests.append(f"{place}.tobytes() != inside{number}")
-            else:
+                tests.append(f"now.tobytes() != inside{number}")
+            elif isinstance(value, list) and len(value) <= _SHORT:
+                tests.append(f"len(now) != {len(contents)}")
+                for place, item in enumerate(contents):
+                    self.names[f"item{number}_{place}"] = item
+                    tests.append(f"now[{place}] is not item{number}_{place}")
+            elif contents is not None:
                 self.names[f"inside{number}"] = [id(item) for item in contents]
-                tests.append(f"[*map(id, {_items(place, value)})] != inside{number}")
+                items = "now.values()" if isinstance(value, dict) else "now"
+                tests.append(f"[*map(id, {items})] != inside{number}")
         text = (
             "def differs():\n    try:\n"
             f"        return {' or '.join(tests) or 'False'}\n"
@@ -179,10 +184,6 @@ def _contents(value: Any) -> Any:
     if hasattr(value, "tobytes") and getattr(value, "nbytes", _LARGEST + 1) <= _LARGEST:
         return value.tobytes()
     return None
-
-
-def _items(place: str, value: Any) -> str:
-    return f"{place}.values()" if isinstance(value, dict) else place
 
 
 def _alike(one: Any, other: Any) -> bool:
