@@ -25,7 +25,8 @@ A replay runs no Python. What the function would do otherwise in a later call is
 | `optimizer.lr` (`= x`, `set_lr`, a schedule) | takes the new one |
 | a tensor made inside of numbers or an array | `JitError` in call 2 if call 1 had others; fixed |
 | a number in the result | `JitError` in call 2 if call 1 had another; fixed |
-| attributes of layers that it calls, files, the clock, `random` of Python | fixed: `.reset()` |
+| a tensor that it reads elsewhere, and that is gone (`layer.weight = other`) | `JitError` |
+| numbers in layers that it calls, files, the clock, `random` of Python | fixed: `.reset()` |
 
 Fixed: as it was in the second call. Views in a result are tensors of their own, from the first call
 on.
@@ -50,7 +51,7 @@ from minigrad.tensor import Tensor, engine, history, views
 from minigrad.tensor.capture import HostWatch, Snapshot, refuse_replaced
 from minigrad.tensor.modes import no_grad
 from minigrad.tensor.outside import Outside
-from minigrad.tensor.registry import all_holders
+from minigrad.tensor.registry import Holder, all_holders
 from minigrad.tensor.replay import (
     Capture,
     Output,
@@ -209,6 +210,8 @@ class Jitted(Generic[P, R]):
         capture.renewed = [(link, source) for link, source in links if link() is not None]
         known = set(watch.fresh) | set(places) | {tensor.raw.arg for tensor in tensors}
         refuse_replaced(self.name, calls, {b for c in calls for b in (*c.made, *c.written)}, known)
+        for holders in _leaves(calls, known).values():
+            capture.outside.mourn(holders)
         self._captures[key] = capture
         self._replays[key] = straight(capture) or capture.serve
         answer: R = rebuild(capture.result, iter(returned).__next__, values)
@@ -376,6 +379,17 @@ class Method(Generic[R]):
     def reset(self) -> None:
         """Forget everything: the next call runs as it is, the one after is captured."""
         self.jitted.reset()
+
+
+def _leaves(calls: Sequence[Call], known: set[Buffer]) -> dict[Node, list[Holder]]:
+    """The tensors that calls read besides `known` memory, by their node."""
+    made = {memory for call in calls for memory in call.made}
+    reads = {memory for call in calls for memory in call.buffers} - made - known
+    found: dict[Node, list[Holder]] = {}
+    for holder in all_holders():
+        if holder.raw.op is Op.BUFFER and holder.raw.arg in reads:
+            found.setdefault(holder.raw, []).append(holder)
+    return found
 
 
 def _output(tensor: Tensor, place: int, values: dict[str, int]) -> Output:

@@ -1047,6 +1047,24 @@ def test_numbers_in_the_result(on_device):
         step(Tensor([1.0]))
 
 
+def test_a_tensor_that_is_gone(on_device):
+    layer = nn.Linear(2, 1)
+    Tensor.realize(layer.weight, layer.bias)
+    step = jit(lambda x: layer(x))
+    x = Tensor([1.0, 2.0])
+    for _ in range(3):
+        step(x)
+    layer.weight.assign(Tensor([[2.0, 3.0]]))
+    layer.bias.assign(Tensor([1.0]))
+    assert step(x).tolist() == [9]
+    layer.weight = Tensor([[1.0, 1.0]])
+    with pytest.raises(JitError, match=r"shape \(1, 2\) that is gone"):
+        step(x)
+    step.reset()
+    for _ in range(4):
+        assert step(x).tolist() == [4]
+
+
 def test_what_is_fixed(on_device):
     """The last row: what only other code reads."""
 

@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import dis
 import inspect
-from collections.abc import Callable, Iterator
+import weakref
+from collections.abc import Callable, Iterator, Sequence
 from types import CodeType, FunctionType, ModuleType
 from typing import Any
 
 from minigrad.errors import JitError
 from minigrad.tensor import Tensor
+from minigrad.tensor.registry import Holder
 
 _PLAIN = (bool, int, float, complex, str, bytes, type(None))
 _LARGEST = 1 << 16  # bytes of an array that are compared in every call
@@ -34,12 +36,16 @@ class Outside:
         self, name: str, function: Any, instance: Callable[[], Any] | None = None
     ) -> None:
         self.name = name
-        self.names: dict[str, Any] = {"GONE": _MISSING, "map": map, "id": id}
+        self.gone: list[tuple[int, ...]] = []  # shapes of tensors that the step read
+        self.names: dict[str, Any] = {
+            "MISSING": _MISSING, "map": map, "id": id, "len": len, "gone": self.gone
+        }  # fmt: skip
         # what it is called → the expression that gives it, what it was, what was in it
         self.read: dict[str, tuple[str, Any, Any]] = {}
         for label, place in _Reader(self.names, instance).places(function):
             value = eval(place, self.names)
             self.read[label] = (place, value, _contents(value))
+        self.links: list[weakref.ref[Holder]] = []
         self.differs = self._look()
 
     def _look(self) -> Callable[[], bool]:
@@ -62,17 +68,38 @@ class Outside:
                 tests.append(f"[*map(id, {items})] != inside{number}")
         text = (
             "def differs():\n    try:\n"
-            f"        return {' or '.join(tests) or 'False'}\n"
-            "    except GONE:\n        return True\n"
+            f"        return {' or '.join(['gone', *tests])}\n"
+            "    except MISSING:\n        return True\n"
         )
         exec(compile(text, f"<what {self.name} reads>", "exec"), self.names)
         differs: Callable[[], bool] = self.names.pop("differs")
         return differs
 
+    def mourn(self, tensors: Sequence[Holder]) -> None:
+        """Note when the last of the tensors that stand for a BUFFER, which the step reads, is gone.
+
+        The function can then read it no more: it would find another in its place.
+        """
+        gone, shape = self.gone, tuple(tensors[0].raw.shape)
+        links: list[weakref.ref[Holder]] = []
+
+        def forget(link: weakref.ref[Holder]) -> None:
+            if all(link() is None for link in links):
+                gone.append(shape)
+
+        links += [weakref.ref(tensor, forget) for tensor in tensors]
+        self.links += links
+
     def check(self) -> None:
         """JitError where a value is another one."""
         if not self.differs():
             return
+        for shape in self.gone:
+            raise JitError(
+                f"{self.name} reads a tensor of shape {shape} that is gone since it was captured "
+                "(was another put in its place, as in layer.weight = …?): a replay would read the "
+                "old one for ever; write with .assign(), or .reset()"
+            )
         for label, (place, before, contents) in self.read.items():
             try:
                 now = eval(place, self.names)
