@@ -135,8 +135,7 @@ def written(base: Holder) -> None:
         return
     family.node = weakref.ref(base.raw)
     for view in family.living():
-        view._point(_shown_of(view, base.raw))
-        view.stopped = view._origin.stops or base.stopped
+        _show_again(view, base)
         written(view)
 
 
@@ -165,10 +164,16 @@ def align(memory: Container[Buffer] | None = None) -> set[int]:
         if base is not None and base.raw.op is Op.BUFFER:
             if memory is None or base.raw.arg in memory:
                 found.add(id(view._link))
-                node = _shown_of(view, base.raw)
-                if node is not view.raw:
-                    view._point(node)
+                _show_again(view, base)
     return found
+
+
+def _show_again(view: Holder, base: Holder) -> None:
+    """Let a view be what its base is now."""
+    node = _shown_of(view, base.raw)
+    if node is not view.raw:
+        view._point(node)
+    view.stopped = view._origin.stops or base.stopped
 
 
 def _shown_of(view: Holder, node: Node) -> Node:
