@@ -13,15 +13,32 @@ recorded programs are, on the call's inputs, and into fresh buffers for its outp
 the function updates in place stay in their memory; so do values that it leaves behind in objects
 (a parameter's `.grad`), which each replay renews.
 
-A replay cannot see what the function would have decided in Python. Where that would silently give
-another result, `JitError` says so instead.
+A replay runs no Python. What the function would do otherwise in a later call is seen, or fixed:
+
+| what the function uses | what a replay does when it changes |
+| --- | --- |
+| a tensor that is passed | reads it; `JitError` for another shape or dtype |
+| a number or a string that is passed | `JitError` |
+| a tensor from outside, written in place (assign, +=, set_data, an optimizer) | reads it |
+| a name of its closure or module, an attribute of that or of `self` | `JitError` |
+| what is in a list, a dict or an array (up to 64 KiB) of such a name | `JitError` |
+| `optimizer.lr` (`= x`, `set_lr`, a schedule) | takes the new one |
+| a tensor made inside of numbers or an array | `JitError` in call 2 if call 1 had others; fixed |
+| a number in the result | `JitError` in call 2 if call 1 had another; fixed |
+| a tensor that it reads elsewhere, and that is gone (`layer.weight = other`) | `JitError` |
+| numbers in layers that it calls, files, the clock, `random` of Python | fixed: `.reset()` |
+
+Fixed: as it was in the second call. Views in a result are tensors of their own, from the first call
+on.
 """
 
 from __future__ import annotations
 
 import functools
 import weakref
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Generic, ParamSpec, TypeVar
 
 from minigrad.device import Buffer, Call, Device, watching
@@ -31,13 +48,21 @@ from minigrad.graph.node import Node, Op, form_of
 from minigrad.locks import new_rlock
 from minigrad.program import recorded_calls, recording
 from minigrad.settings import thread
-from minigrad.tensor import Tensor, engine, history
+from minigrad.tensor import Tensor, engine, history, views
 from minigrad.tensor.capture import HostWatch, Snapshot, refuse_replaced
 from minigrad.tensor.modes import no_grad
-from minigrad.tensor.registry import all_holders
-from minigrad.tensor.replay import Capture, Output, Source, written_both_ways, written_twice
+from minigrad.tensor.outside import Outside
+from minigrad.tensor.registry import Holder, all_holders
+from minigrad.tensor.replay import (
+    Capture,
+    Output,
+    Source,
+    memory_of,
+    written_both_ways,
+    written_twice,
+)
 from minigrad.tensor.straight import Serve, straight
-from minigrad.tensor.structure import flatten, objects, rebuild, signature, template
+from minigrad.tensor.structure import flatten, objects, rebuild, show, signature, template
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -51,9 +76,12 @@ def jit(function: Callable[P, R]) -> Jitted[P, R]:
 class Jitted(Generic[P, R]):
     """A captured function. `reset()` forgets the capture; `captured` tells whether there is one."""
 
-    def __init__(self, function: Callable[P, R]) -> None:
-        self.function = function
-        self._called: set[int] = set()
+    def __init__(
+        self, function: Callable[P, R], instance: Callable[[], Any] | None = None
+    ) -> None:
+        self.function, self.instance = function, instance
+        # by the thread's key: what the first call gave besides tensors, and took from the host
+        self._called: dict[int, tuple[Any, list[int]]] = {}
         self._captures: dict[int, Capture] = {}  # by the thread's key
         self._replays: dict[int, Serve] = {}  # how each of them is served
         self._methods: dict[int, tuple[weakref.ref[Any], Jitted[..., R]]] = {}
@@ -97,7 +125,7 @@ class Jitted(Generic[P, R]):
             result: R = function(link(), *args, **kwargs)
             return result
 
-        return link, Jitted(method)
+        return link, Jitted(method, link)
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         """Run it, capture it, or replay it."""
@@ -118,10 +146,11 @@ class Jitted(Generic[P, R]):
                 return self._capture(key, args, kwargs)
             else:
                 before = [(holder._link, holder.raw) for holder in all_holders()]
-                with recorded_calls():
+                with recorded_calls(), _logged() as data:
                     result = self.function(*args, **kwargs)
                 _give_memory(before)
-                self._called.add(key)
+                structure = _part(result, {id(link) for link, _ in before})
+                self._called[key] = structure, data
                 return result
         return self(*args, **kwargs)
 
@@ -148,10 +177,11 @@ class Jitted(Generic[P, R]):
         args, kwargs = rebuild((args, kwargs), iter(given).__next__)
         watching.watch = watch
         try:
-            with recorded_calls() as calls:
+            with recorded_calls() as calls, _logged() as data:
                 result = self.function(*args, **kwargs)
                 results: list[Tensor] = []
-                others = objects(flatten(result, results, dict(values)))
+                found = flatten(result, results, dict(values))
+                others = objects(found)
                 engine.realize([*results, *before.left_behind()])
                 engine.settle_before(frozenset())
         finally:
@@ -162,6 +192,8 @@ class Jitted(Generic[P, R]):
                 f"{self.name} returns a {type(others[0]).__name__}: a replay could not renew what "
                 "is in it; return tensors in lists, tuples and dicts"
             )
+        self._compare(key, found, data)
+        capture.outside = Outside(self.name, self.function, self.instance)
         self._take_gradients(capture, before, tensors, given)
         returned = self._sort(capture, calls, places, before, results, values, tensors, given)
         capture.result = template(result)
@@ -179,10 +211,28 @@ class Jitted(Generic[P, R]):
         capture.renewed = [(link, source) for link, source in links if link() is not None]
         known = set(watch.fresh) | set(places) | {tensor.raw.arg for tensor in tensors}
         refuse_replaced(self.name, calls, {b for c in calls for b in (*c.made, *c.written)}, known)
+        for holders in _leaves(calls, known).values():
+            capture.outside.mourn(holders)
         self._captures[key] = capture
         self._replays[key] = straight(capture) or capture.serve
         answer: R = rebuild(capture.result, iter(returned).__next__, values)
         return answer
+
+    def _compare(self, key: int, found: Any, data: Sequence[int]) -> None:
+        """JitError where this call gives other Python values, or data, than the first."""
+        first, known = self._called[key]
+        if found != first and not objects(first):
+            raise JitError(
+                f"{self.name} returned {show(first)} in its first call and {show(found)} in its "
+                "second: a replay would give the latter for ever; return tensors, and compute the "
+                "rest outside"
+            )
+        if Counter(data) - Counter(known):
+            raise JitError(
+                f"{self.name} makes a tensor of data of the host (numbers, a list, an array) that "
+                "is not what it was in the first call: a replay would use it for ever; make the "
+                "tensor outside and pass it as an argument"
+            )
 
     def _copies(self, tensors: Sequence[Tensor]) -> list[Tensor]:
         """Inputs with memory of their own, so that nothing else can be taken for them.
@@ -297,7 +347,7 @@ class Jitted(Generic[P, R]):
     ) -> None:  # fmt: skip
         """Give the inputs that the step updated their new values; refuse what is ambiguous."""
         capture.written_inputs = frozenset(places[memory] for memory in written if memory in places)
-        originals = [tensor.raw.arg for tensor in tensors]
+        originals = [memory_of(tensor) for tensor in tensors]
         for number, memory in enumerate(originals):
             if memory in places:
                 continue  # a leaf, which is its own copy
@@ -335,6 +385,17 @@ class Method(Generic[R]):
         self.jitted.reset()
 
 
+def _leaves(calls: Sequence[Call], known: set[Buffer]) -> dict[Node, list[Holder]]:
+    """The tensors that calls read besides `known` memory, by their node."""
+    made = {memory for call in calls for memory in call.made}
+    reads = {memory for call in calls for memory in call.buffers} - made - known
+    found: dict[Node, list[Holder]] = {}
+    for holder in all_holders():
+        if holder.raw.op is Op.BUFFER and holder.raw.arg in reads:
+            found.setdefault(holder.raw, []).append(holder)
+    return found
+
+
 def _output(tensor: Tensor, place: int, values: dict[str, int]) -> Output:
     """What a replay must know to make this tensor of the result anew."""
     known = signature(tensor, dict(values))
@@ -355,6 +416,27 @@ def _read_first(calls: Sequence[Call]) -> set[Buffer]:
         found |= call.read - filled
         filled.update(call.made, call.written)
     return found
+
+
+@contextmanager
+def _logged() -> Iterator[list[int]]:
+    """Note what data the host gives to tensors."""
+    log: list[int] = []
+    before, watching.log = watching.log, log
+    try:
+        yield log
+    finally:
+        watching.log = before
+
+
+def _part(result: Any, known: set[int]) -> Any:
+    """Let the tensors of a result be no views, as those of a replay are none; its structure."""
+    tensors: list[Tensor] = []
+    structure = flatten(result, tensors, {})
+    for tensor in tensors:
+        if id(tensor._link) not in known:
+            views.leave(tensor)
+    return structure
 
 
 def _give_memory(before: Sequence[tuple[weakref.ref[Any], Node]]) -> None:

@@ -37,9 +37,9 @@ class Optimizer:
                     f"{type(self).__name__}: lr is {lr.dtype.name} of shape {lr.shape} on "
                     f"{lr.device}; expected one float32 on {self.device}"
                 )
-            self.lr = lr.realize()
+            self._lr = lr.realize()
         else:
-            self.lr = self._number(lr)
+            self._lr = self._number(lr)
         self.t = self._number(0.0)  # steps taken
         self.moments: dict[str, list[Tensor]] = {}
 
@@ -55,10 +55,21 @@ class Optimizer:
         self.moments[name] = made
         return made
 
-    def set_lr(self, lr: float) -> None:
-        """Change the learning rate of the steps to come."""
-        _check_numbers(self, lr=lr)
-        self.lr.set_data(float(lr))
+    @property
+    def lr(self) -> Tensor:
+        """The learning rate, a tensor of one element; to set it to a number or tensor writes it."""
+        return self._lr
+
+    @lr.setter
+    def lr(self, lr: float | Tensor) -> None:
+        if lr is not self._lr:
+            self.set_lr(lr)
+
+    def set_lr(self, lr: float | Tensor) -> None:
+        """Change the learning rate of the steps to come, captured ones too; compiles nothing."""
+        number = lr.item() if isinstance(lr, Tensor) else lr
+        _check_numbers(self, lr=number)
+        self._lr.set_data(Tensor(float(number), device=self.device).reshape(self._lr.shape).numpy())
 
     def zero_grad(self) -> None:
         """Forget all gradients."""

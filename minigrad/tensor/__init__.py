@@ -12,7 +12,13 @@ class Tensor(Decompositions):
     """An array of one dtype on one device, computed when its values are needed.
 
     Operations only record what is to be done; `realize`, `numpy`, `item` and the like compile and
-    run it. See the base classes for the methods, one file per family.
+    run it. A result keeps the values that its sources had when it was made. Indices of ints and
+    slices, reshape, permute, flip, expand, detach, bitcast and what is made of these give views
+    instead, as in numpy: a view shows its base as that is now, and a write to one is a write to
+    both, where each element of the view is one of the base (else ShapeError). All other methods
+    give tensors of their own (clone, contiguous, pad, repeat, …).
+
+    See the base classes for the methods, one file per family.
     """
 
     __slots__ = ()

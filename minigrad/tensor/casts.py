@@ -58,10 +58,10 @@ class Casts(Interchange):
         return self if wanted is self.dtype else self._new(build.cast(self.node, wanted))
 
     def bitcast(self, dtype: DType | str) -> Self:
-        """The bits read as another dtype; no gradient flows.
+        """The bits read as another dtype, a view; no gradient flows.
 
         Of another size it splits or joins elements of the last dimension, the lowest bits first
-        (PyTorch's view(dtype) on a little-endian machine).
+        (PyTorch's view(dtype) on a little-endian machine), and cannot be written.
         """
         wanted = resolve(dtype)
         if wanted is self.dtype:
@@ -71,8 +71,8 @@ class Casts(Interchange):
                 f"bitcast from {self.dtype.name} to {wanted.name}: expected numbers; use cast"
             )
         if wanted.itemsize == self.dtype.itemsize:
-            return self._new(build.bitcast(self.node, wanted))
-        return self._new(_resized(self.node, wanted))
+            return self._view(lambda node: build.bitcast(node, wanted))
+        return self._view(lambda node: _resized(node, wanted))
 
     def half(self) -> Self:
         """float16."""

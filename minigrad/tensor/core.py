@@ -13,14 +13,11 @@ from minigrad.graph.gradient import gradient as node_gradient
 from minigrad.graph.gradient import reached
 from minigrad.graph.node import Node, Op, Shape, form_of, make, own_buffer, topological
 from minigrad.graph.symbolic import Affine, Integer, evaluate, mul, numel
-from minigrad.tensor import engine, history, hostdata
+from minigrad.tensor import engine, history, hostdata, views
 from minigrad.tensor.modes import modes, no_grad, train
 from minigrad.tensor.nodes import (
-    Step,
     axis_of,
     broadcast_to,
-    follow,
-    placeholder,
     product,
     same_device,
     show,
@@ -28,9 +25,6 @@ from minigrad.tensor.nodes import (
     write_through,
 )
 from minigrad.tensor.registry import Holder, enter_alone, holders
-
-# How a view came to be: the tensor it was taken of, how that came to be, and the step.
-Origin = tuple[Any, Any, Step]
 
 
 class _TensorType(type):
@@ -52,10 +46,8 @@ class Core(Holder, metaclass=_TensorType):
     __slots__ = {
         "grad": "What `backward` added up here, a tensor of this shape and dtype, or None.",
         "made": "Whether the user made it of data or random numbers, so that it may be a leaf.",
-        "_origin": "How it came to be, for a view; else None.",
     }
     grad: Any  # a tensor of the same kind, or None
-    _origin: Origin | None
     train = train
     no_grad = no_grad
 
@@ -119,16 +111,22 @@ class Core(Holder, metaclass=_TensorType):
 
     def _fill(self, raw: bytes | bytearray) -> None:
         """Take the bytes of the host: in the tensor's memory where it has some, else in new."""
+        if views.writable(self) is not None:
+            known = [extent for extent in self.shape if isinstance(extent, int)]
+            with no_grad():
+                self._write(stored(raw, self.dtype, known, self.device))
+            return
         target = self.raw.src[0] if self.raw.op is Op.ASSIGN else self.raw
         if target.op is Op.BUFFER:
             engine.overwrite(self, target, raw)
         else:
             known = [extent for extent in self.shape if isinstance(extent, int)]
             self._point(stored(raw, self.dtype, known, self.device))
+        views.written(self)
 
-    def _start(self, node: Node, is_new: bool = False) -> None:
+    def _start(self, node: Node, is_new: bool = False, origin: views.Origin | None = None) -> None:
         """Stand for a node; is_new: for a BUFFER that nobody else can know."""
-        self.grad, self.made, self._origin = None, False, None
+        self.grad, self.made, self._origin, self._family = None, False, origin, None
         self._requires_grad, self.stopped = None, not modes.gradients
         if is_new:
             enter_alone(self, node)
@@ -145,12 +143,14 @@ class Core(Holder, metaclass=_TensorType):
     def _new(self, node: Node) -> Self:
         return type(self)._of(node)
 
-    def _view(self, step: Callable[[Node], Node]) -> Self:
-        """A tensor that shows part of this one; writing to it writes here."""
-        result = self._new(step(self.node))
-        if result.raw is self.raw:
-            result.stopped = self.stopped
-        result._origin = (self._link, self._origin, step)
+    def _view(self, step: Callable[[Node], Node], stops: bool = False) -> Self:
+        """A tensor that shows elements of this one; writing to it writes here."""
+        result = type(self).__new__(type(self))
+        origin = views.Origin(self, step, stops or not modes.gradients)
+        result._start(step(self.raw if stops else self.node), origin=origin)
+        origin.family.add(result)
+        if stops or result.raw is self.raw:
+            result.stopped = stops or self.stopped
         return result
 
     # --- what it is -------------------------------------------------------------------------------
@@ -203,9 +203,11 @@ class Core(Holder, metaclass=_TensorType):
 
     def _become_leaf(self) -> None:
         """Take an identity of its own: equal nodes are one, and would be one leaf."""
+        views.leave(self)
         if not self.made or self._shares_node():
             self._own_memory()
-        self.stopped, self._origin = False, None
+            views.written(self)
+        self.stopped = False
 
     def _shares_node(self) -> bool:
         return self.raw.op is Op.CONST or len(holders(self.raw)) > 1
@@ -268,10 +270,9 @@ class Core(Holder, metaclass=_TensorType):
         return self._new(make(Op.CONTIGUOUS, node.dtype, node.shape, (node,), None, node.device))
 
     def detach(self) -> Self:
-        """The same values as a constant: no gradient flows to where they came from."""
-        result = self._new(self.raw)
-        result.stopped, result._requires_grad = True, False
-        result._origin = (self._link, self._origin, lambda node: node)
+        """A view as a constant: no gradient flows to where its values came from."""
+        result = self._view(lambda node: node, stops=True)
+        result._requires_grad = False
         return result
 
     def to(self, device: str | None) -> Self:
@@ -282,26 +283,32 @@ class Core(Holder, metaclass=_TensorType):
     def assign(self, value: Any) -> Self:
         """Replace its values in place; `value` is broadcast and cast.
 
-        Lazy tensors made before see the old values. Writing to a view writes its base. Raises
-        GradientError for a leaf that wants a gradient, outside `no_grad`.
+        Its views, and all of which it is a view, show the new values; what was computed of it
+        before keeps the old ones. Raises GradientError for a leaf that wants a gradient, outside
+        `no_grad`, and ShapeError for a view whose elements are not elements of its base (expand,
+        unfold, a bitcast to another size).
         """
         if self._requires_grad and modes.gradients:
             raise GradientError(
                 f"in-place write to a leaf of shape {show(self.shape)} that requires a gradient; "
                 "write inside `with Tensor.no_grad():`, or to a .clone()"
             )
-        node = self._value_node(value)
-        base, steps = self._shown()
-        if base is None:
-            engine.write(self, node)
-            if self._requires_grad and self._shares_node():
-                self._own_memory()
-        else:
-            base.assign(base._new(write_through(base.node, steps, node)))
-            self._point(follow(steps, base.raw))
+        self._write(self._value_node(value))
+        return self
+
+    def _write(self, node: Node) -> None:
+        """Replace its values by a node's of its shape and dtype, and those of all its views."""
+        base = views.writable(self)
+        if base is not None:
+            assert isinstance(base, Core)
+            base.assign(base._new(write_through(base.node, self._origin.steps(), node)))
+            return
+        engine.write(self, node)
+        if self._requires_grad and self._shares_node():
+            self._own_memory()
         if self.raw.op is not Op.BUFFER and not self._requires_grad:
             self.stopped = not modes.gradients
-        return self
+        views.written(self)
 
     def _value_node(self, value: Any) -> Node:
         """What is written by `assign`: a number, a tensor, or data."""
@@ -318,29 +325,6 @@ class Core(Holder, metaclass=_TensorType):
         if isinstance(value, Core):
             return value
         return type(self)(value, dtype=self.dtype, device=self.device)
-
-    def _shown(self) -> tuple[Core | None, list[Step]]:
-        """The nearest living tensor of which this is a view, and the steps from there to here."""
-        steps: list[Step] = []
-        origin = self._origin
-        while origin is not None:
-            link, before, step = origin
-            steps.append(step)
-            base = link()
-            if base is not None:
-                assert isinstance(base, Core)
-                return base, steps[::-1]
-            origin = before
-        return None, []
-
-    def _shows(self, base: Core, other: Core) -> bool:
-        """Whether self and other are views of the same elements of base."""
-        mine, steps = self._shown()
-        its, other_steps = other._shown()
-        return (
-            mine is base and its is base
-            and placeholder(steps, base.raw) is placeholder(other_steps, base.raw)
-        )  # fmt: skip
 
     # --- gradients --------------------------------------------------------------------------------
 

@@ -22,7 +22,7 @@ from minigrad.errors import MinigradError
 from minigrad.graph import build
 from minigrad.graph.node import Node, Op, make, topological
 from minigrad.graph.symbolic import numel
-from minigrad.tensor import history
+from minigrad.tensor import history, views
 from minigrad.tensor.history import see_through, substitute
 from minigrad.tensor.registry import Holder, holders, lazy_holders, lazy_links, lock, wants_gradient
 
@@ -35,6 +35,8 @@ _companions: weakref.WeakKeyDictionary[Node, weakref.ref[Holder]] = weakref.Weak
 def write(holder: Holder, value: Node) -> None:
     """Give a tensor a new value: in its memory where it has some, else by standing for `value`."""
     node = holder.raw
+    if value is node:
+        return
     target = node.src[0] if node.op is Op.ASSIGN else node
     if target.op is not Op.BUFFER:
         if watching.watch is not None:
@@ -71,7 +73,11 @@ def overwrite(holder: Holder, buffer: Node, data: bytes | bytearray) -> None:
     """Replace the contents of a tensor's BUFFER from the host, after every reader of the old."""
     if id(buffer.arg) in spoiled:
         _lose_readers(buffer, holder)
-    if lazy_links or any(other is not holder for other in holders(buffer)):
+    if lazy_links:
+        with lock:
+            plan = _Plan([], {buffer}, holder)
+        _run(plan)
+    if any(other is not holder for other in holders(buffer)):  # since that plan, it may be
         with lock:
             plan = _Plan([], {buffer}, holder)
         _run(plan)
@@ -85,9 +91,11 @@ def overwrite(holder: Holder, buffer: Node, data: bytes | bytearray) -> None:
 def settle_before(written: Container[Buffer]) -> None:
     """Realize what must be before a replay: waiting writes, and readers of `written` memory.
 
-    Who reads a random state that has no waiting write has a copy already.
+    Views of `written` memory stay lazy, and follow it. Who reads a random state that has no waiting
+    write has a copy already.
     """
     with lock:
+        following = views.align(written)
         lazy = _readable(lazy_holders())
         reads: set[Node] = set()
         for node in topological([holder.raw for holder in lazy]):
@@ -96,17 +104,17 @@ def settle_before(written: Container[Buffer]) -> None:
                     reads.add(node)
             elif _is_waiting(node) or any(source in reads for source in node.src):
                 reads.add(node)
-        wanted = [holder for holder in lazy if holder.raw in reads]
+        wanted = [h for h in lazy if h.raw in reads and id(h._link) not in following]
     realize(wanted)
 
 
 def settle_readers() -> None:
     """Realize every live tensor that reads memory: whatever is written next, it is as it was.
 
-    One that reads only a random state gets a copy of that.
+    Views stay lazy, and follow their bases. One that reads only a random state gets a copy of that.
     """
     with lock:
-        lazy = _readable(lazy_holders())
+        lazy = [h for h in _readable(lazy_holders()) if views.base_of(h) is None]
         reads: set[Node] = set()
         states: dict[Node, None] = {}
         for node in topological([holder.raw for holder in lazy]):
@@ -124,16 +132,22 @@ def settle_readers() -> None:
         with lock:
             plan = _Plan([], {state}, _companions[state]())
         _run(plan)
+    views.align()
 
 
 def separate(node: Node, owners: Container[int]) -> None:
     """Give a copy of a BUFFER to all tensors that stand for it but the owners (ids of links)."""
-    others = [holder for holder in holders(node) if id(holder._link) not in owners]
+    others = [
+        holder
+        for holder in holders(node)
+        if id(holder._link) not in owners and views.base_of(holder) is None
+    ]
     if others:
         source = make(Op.CONTIGUOUS, node.dtype, node.shape, (node,), None, node.device)
         (copied,) = program.realize([source])
         for holder in others:
             holder._point(copied)
+            views.written(holder)
 
 
 def _run(plan: _Plan) -> None:

@@ -10,6 +10,7 @@ from minigrad.errors import BoundsError, DTypeError, ShapeError
 from minigrad.graph import build
 from minigrad.graph.node import Node, Op, Shape
 from minigrad.graph.symbolic import Affine, Integer, add, high, low
+from minigrad.tensor import views
 from minigrad.tensor.core import Core
 from minigrad.tensor.elementwise import condition
 from minigrad.tensor.hostdata import unpack
@@ -53,7 +54,7 @@ class Indexing(Random):
 
     def _wrote(self, value: Core, key: Any) -> bool:
         view, arrays, _ = self._basic(key, "x[…] = v")
-        return not arrays and view.raw is value.raw and view._shows(self, value)
+        return not arrays and views.same(view, value)
 
     def _where_mask(self, mask: Self, value: Any) -> Self:
         """self with one value where a mask over its leading dimensions is true."""

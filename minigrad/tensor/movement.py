@@ -1,4 +1,7 @@
-"""Methods that move elements without computing: their results are views."""
+"""Methods that move elements without computing.
+
+Results are views, but of those methods that add elements or join tensors (pad, cat, repeat, roll).
+"""
 
 from __future__ import annotations
 
@@ -195,7 +198,7 @@ class Movement(Activations):
             for (b, a), e in zip(pairs, self.shape, strict=True)
         ])
         amounts = [(b if low(b) > 0 else 0, a if high(a) > 0 else 0) for b, a in pairs]
-        padded = result._view(lambda node: build.pad(node, amounts))
+        padded = result._new(build.pad(result.node, amounts))
         check_holds("pad", self.dtype, value)
         if value == 0 or padded.raw is result.raw:
             return padded
@@ -339,7 +342,7 @@ class Movement(Activations):
         between = [e for extent in shape for e in (1, extent)]
         wide = [e for count, extent in zip(times, shape, strict=True) for e in (count, extent)]
         final = [mul(extent, count) for count, extent in zip(times, shape, strict=True)]
-        return self.reshape(between).expand(wide).reshape(final)
+        return self._new(self.reshape(between).expand(wide).reshape(final).node)
 
     def repeat_interleave(self, repeats: int, dim: int | None = None) -> Self:
         """Each element repeated; without `dim` those of the flat tensor."""
@@ -350,7 +353,7 @@ class Movement(Activations):
         axis = axis_of("repeat_interleave", dim, self.ndim)
         left, right = self.shape[: axis + 1], self.shape[axis + 1 :]
         wide = self.reshape(left + (1,) + right).expand(left + (repeats,) + right)
-        return wide.reshape(left[:-1] + (mul(left[-1], repeats),) + right)
+        return self._new(wide.reshape(left[:-1] + (mul(left[-1], repeats),) + right).node)
 
     def roll(self, shifts: int | Sequence[int], dims: int | Sequence[int] | None = None) -> Self:
         """Elements shifted along dims, those that leave come in at the other end."""
@@ -369,7 +372,7 @@ class Movement(Activations):
             if cut:
                 head, tail = result._part(axis, 0, cut), result._part(axis, cut, extent)
                 result = tail.cat(head, dim=axis)
-        return result
+        return self._new(self.node) if result is self else result
 
     def split(self, sizes: int | Sequence[int], dim: int = 0) -> tuple[Self, ...]:
         """Parts along `dim`: each of one size (the last may be smaller), or of the given sizes."""
@@ -435,6 +438,7 @@ class Movement(Activations):
             return x._part(x.ndim - 2, 0, 0).reshape(x.shape[:-2] + (0,))
         square = x._part(x.ndim - 2, top, top + length)._part(x.ndim - 1, left, left + length)
         # a row of length + 1 elements: the diagonal becomes the first column
-        flat = square.flatten(-2).pad([None] * (x.ndim - 2) + [(0, length)])
+        amounts = [(0, 0)] * (x.ndim - 2) + [(0, length)]
+        flat = square.flatten(-2)._view(lambda node: build.pad(node, amounts))
         lines = flat.reshape(x.shape[:-2] + (length, length + 1))
         return lines._part(x.ndim - 1, 0, 1).squeeze(-1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 from minigrad.dtype import DType, check_holds, dtype_of, dtypes, promote
 from minigrad.errors import DeviceError, ShapeError
@@ -174,7 +174,15 @@ def follow(steps: Sequence[Step], base: Node) -> Node:
     return base
 
 
-def placeholder(steps: Sequence[Step], like: Node) -> Node:
+class Array(Protocol):
+    """What has the dtype, shape and device of an array."""
+
+    dtype: DType
+    shape: Shape
+    device: str
+
+
+def placeholder(steps: Sequence[Step], like: Array) -> Node:
     """The view of a nameless array like `like`; equal views are the same node."""
     return follow(steps, build.buffer(_TOKEN, like.dtype, like.shape, like.device))
 
@@ -210,9 +218,11 @@ def _undo(step: Node, source: Node, x: Node) -> Node:
         return build.shrink(x, [(before, before + extent) for (before, _), extent in pairs])
     if step.op is Op.BITCAST:
         return x if x.dtype.is_bool else build.bitcast(x, source.dtype)
+    many = step.op in (Op.EXPAND, Op.WINDOW)
     raise ShapeError(
-        f"writing through {step.op.value}: several elements of the view {show(step.shape)} are one "
-        "element of its base; write to a .clone() or to the base"
+        f"in-place write to a view of shape {show(step.shape)} that was made by {step.op.value}: "
+        + ("several of its elements are one element" if many else "its elements are no elements")
+        + " of its base; write to a .clone() or to the base"
     )
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import threading
 import weakref
 from collections.abc import Callable
+from typing import Any
 
 from minigrad.graph.node import Node, Op
 from minigrad.locks import held_over_forks
@@ -40,13 +41,16 @@ class Holder:
 
     raw: the node whose value it is. stopped: no gradient flows from it to its sources.
     requires_grad: True for a leaf that wants a gradient, False for one that must have none, None
-    where nobody said.
+    where nobody said. _origin: how it came to be, for a view; _family: its views, if it had any
+    (see `views`).
     """
 
-    __slots__ = ("raw", "stopped", "_requires_grad", "_link", "__weakref__")
+    __slots__ = ("raw", "stopped", "_requires_grad", "_origin", "_family", "_link", "__weakref__")
     raw: Node
     stopped: bool
     _requires_grad: bool | None
+    _origin: Any
+    _family: Any
 
     def _enter(self, node: Node) -> None:
         """Stand for `node` for the first time."""
@@ -81,7 +85,8 @@ class Link(weakref.ref[Holder]):
 _by_node: dict[int, dict[int, Link]] = {}
 alone: dict[int, Link] = {}  # id of a node → link: results of replays, which are quick to file
 shared: set[int] = set()  # ids of BUFFER nodes for which several tensors stand
-_lazy: dict[int, Link] = {}  # those whose node is not a BUFFER yet
+# Those whose node is not a BUFFER yet, and views: what they show may change without them.
+_lazy: dict[int, Link] = {}
 lazy_links = _lazy  # for whoever only asks whether there are any
 
 
@@ -105,11 +110,21 @@ def _file(link: Link, node: Node) -> None:
     _mourn(link)
     link.node_id, link.device = number, node.device
     _by_node.setdefault(number, {})[id(link)] = link
-    if node.op is not Op.BUFFER:
+    if node.op is not Op.BUFFER or _is_view(link):
         _lazy[id(link)] = link
         clock.lazies += 1
-    elif len(_by_node[number]) > 1:
+    elif len(_by_node[number]) > 1 and _several(number):
         shared.add(number)
+
+
+def _is_view(link: Link) -> bool:
+    holder = link()
+    return holder is not None and holder._origin is not None
+
+
+def _several(number: int) -> bool:
+    """Whether several tensors that are no views stand for a node."""
+    return sum(not _is_view(link) for link in _by_node.get(number, {}).values()) > 1
 
 
 def _mourn(link: Link) -> None:
@@ -145,7 +160,7 @@ def _forget(link: Link) -> None:
             links.pop(id(link), None)
             if not links:
                 del _by_node[link.node_id]
-            if len(links) < 2:
+            if link.node_id in shared and not _several(link.node_id):
                 shared.discard(link.node_id)
         _lazy.pop(id(link), None)
 
@@ -176,7 +191,14 @@ def wants_gradient(node: Node) -> bool:
 def lazy_holders() -> list[Holder]:
     """All live tensors (of this rank) that are not realized, oldest first."""
     with lock:
-        return _alive(_known(list(_lazy.values())))
+        alive = _alive(_known(list(_lazy.values())))
+        return [holder for holder in alive if holder.raw.op is not Op.BUFFER]
+
+
+def lazy_views() -> list[Holder]:
+    """All live views (of this rank), realized or not."""
+    with lock:
+        return [h for h in _alive(_known(list(_lazy.values()))) if h._origin is not None]
 
 
 def abandon(unwanted: Callable[[Node], bool]) -> None:

@@ -15,7 +15,8 @@ from minigrad.graph.node import Form, Node, Op, own_buffer
 from minigrad.graph.symbolic import Integer, rebind
 from minigrad.locks import new_lock
 from minigrad.program import GlobalCounters
-from minigrad.tensor import Tensor, engine, history
+from minigrad.tensor import Tensor, engine, history, no_grad, views
+from minigrad.tensor.outside import Outside
 from minigrad.tensor.registry import clock, lazy_links, shared
 from minigrad.tensor.structure import Signature, flatten, rebuild, show, signature
 
@@ -56,6 +57,7 @@ class Capture:
         self.lock = new_lock()
         self.settled = -1  # what the clock showed when lazy tensors were last looked at
         self.replay: Replay
+        self.outside: Outside
         self.outputs: list[Output] = []
         self.sources: list[Source] = []  # of the result's tensors
         self.result: Any = None  # with TENSOR in the place of tensors
@@ -75,6 +77,7 @@ class Capture:
 
     def run(self, args: Any, kwargs: Any) -> Any:
         """One replay. The lock is held."""
+        self.outside.check()
         lazies = bool(lazy_links) and clock.lazies != self.settled
         if lazies or self.written_inputs or not shared.isdisjoint(self.owners):
             self._settle(args, kwargs)
@@ -96,6 +99,11 @@ class Capture:
             history.replayed(self._all_written(tensors))
         self._renew(tensors, nodes)
         results = [self._tensor(source, tensors, nodes) for source in self.sources]
+        for number in self.written_inputs:
+            tensor = tensors[number]
+            if views.base_of(tensor) is not None:  # the replay has written the copy that it shows
+                with no_grad():
+                    tensor._write(tensor.raw)
         return rebuild(self.result, iter(results).__next__, values)
 
     def _follow(self, tensors: Sequence[Tensor], nodes: Sequence[Node]) -> None:
@@ -174,11 +182,11 @@ class Capture:
     def _check_effects(self, tensors: Sequence[Tensor]) -> None:
         """JitError where an input is written by other ways too, or a gradient would be added to."""
         for number, tensor in enumerate(tensors):
-            if tensor.raw.arg in self.written:
+            if memory_of(tensor) in self.written:
                 raise written_both_ways(self.name, number)
         for number in self.written_inputs:
-            memory = tensors[number].raw.arg
-            if sum(tensor.raw.arg is memory for tensor in tensors) > 1:
+            memory = memory_of(tensors[number])
+            if sum(memory_of(tensor) is memory for tensor in tensors) > 1:
                 raise written_twice(self.name, number)
         had = any(of.grad is not None for of, _, others in self.gradients if not others)
         if had or any(tensors[number].grad is not None for number, _ in self.input_gradients):
@@ -203,10 +211,17 @@ class Capture:
         return self.written | {tensors[number].raw.arg for number in self.written_inputs}
 
 
+def memory_of(tensor: Tensor) -> Buffer:
+    """The memory of a realized tensor; for a view that of its base, where that has some."""
+    base = views.base_of(tensor)
+    found: Buffer = (tensor if base is None or base.raw.op is not Op.BUFFER else base).raw.arg
+    return found
+
+
 def written_twice(name: str, number: int) -> JitError:
     """The error where an input that the step updates has a twin."""
     return JitError(
-        f"{name} writes to input {number}, which is given twice in one call: "
+        f"{name} writes to input {number}, which is given twice in one call, itself or as a view: "
         "a replay could not tell the two apart; pass a .clone() of one"
     )
 
@@ -215,5 +230,6 @@ def written_both_ways(name: str, number: int) -> JitError:
     """The error where the step reaches an input's memory by itself, and one of the two writes."""
     return JitError(
         f"{name} writes to a tensor that is given as input {number} and that it also uses without "
-        "being given it: a replay could not tell the two apart; pass a .clone(), or do not pass it"
+        "being given it (or one is a view of the other): a replay could not tell "
+        "the two apart; pass a .clone(), or do not pass it"
     )

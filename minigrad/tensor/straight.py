@@ -48,6 +48,7 @@ def serve(args, kwargs):
     with lock:
         if (
             kwargs
+            or differs()
             or (lazy and clock.lazies != capture.settled)
             or (shared and not shared.isdisjoint(owners))
             or spoiled
@@ -85,7 +86,7 @@ _GRADIENTS = """\
 """
 _TENSOR = """\
         result{n} = new(Tensor)
-        result{n}.grad = result{n}._origin = result{n}._requires_grad = None
+        result{n}.grad = result{n}._origin = result{n}._family = result{n}._requires_grad = None
         result{n}.made, result{n}.stopped = False, {stopped}
 """
 _FILE_KEPT = """\
@@ -110,6 +111,7 @@ def straight(capture: Capture) -> Serve | None:
         "lock": capture.lock, "general": capture.run, "lazy": lazy_links, "clock": clock,
         "capture": capture, "shared": shared, "owners": capture.owners,
         "spoiled": spoiled, "undecided": undecided,
+        "differs": capture.outside.differs,
         "refcount": getrefcount, "fresh": capture.fresh,
         "put": capture.replay.put, "run": capture.replay.run, "nothing": {},
         "elsewhere": (ValueError, AttributeError, TypeError, NoNumber),

@@ -96,7 +96,8 @@ READS = {
     "item": lambda t: t.sum().item(), "numpy": lambda t: t.numpy(), "tolist": lambda t: t.tolist(),
     "realize": lambda t: t.realize(), "print": repr, "float": lambda t: float(t.sum()),
     "equal": lambda t: (t == t).tolist(), "bool": lambda t: bool((t > 0).all()),
-    "in": lambda t: 1.0 in t, "clone": lambda t: t.clone().realize(), "view": lambda t: t[1:].numpy(),
+    "in": lambda t: 1.0 in t, "clone": lambda t: t.clone().realize(),
+    "view": lambda t: t[1:].numpy(),
     "realized view": lambda t: (t[1:].realize() * 2).numpy(), "mask": lambda t: t[t > 0].numpy(),
 }  # fmt: skip
 

@@ -43,7 +43,7 @@ def test_reader_first(on_device):
     x.assign(Tensor([5.0, 6.0]))
     assert before.tolist() == [2, 2]
     assert x.tolist() == [5, 6]
-    assert same.tolist() == [1, 1]
+    assert same.tolist() == [5, 6], "a view follows"
 
 
 def test_several_versions(on_device):
@@ -139,14 +139,6 @@ def test_write_through_an_expanded_view(on_device):
     x = ones(3, 1)
     with pytest.raises(ShapeError, match="clone"):
         x.expand(3, 4).assign(2)
-
-
-def test_views_show_the_past(on_device):
-    x = ones(4)
-    view = x[:2]
-    x += 1
-    assert view.tolist() == [1, 1]
-    assert x[:2].tolist() == [2, 2]
 
 
 def test_write_casts_and_broadcasts(on_device):

@@ -1,0 +1,237 @@
+"""What a captured function reads besides its arguments, and whether that is still the same.
+
+The names that its code reads are known: cells of its closure, globals, and attributes of what is
+in them (`model.scale`, `self.rate`), also by functions of Python that it names. A replay runs no
+Python, so it looks whether each of them is what it was. What other code reads on the way (a layer
+its attributes, a list its items' attributes) is not seen.
+"""
+
+from __future__ import annotations
+
+import dis
+import inspect
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from types import CodeType, FunctionType, ModuleType
+from typing import Any
+
+from minigrad.errors import JitError
+from minigrad.tensor import Tensor
+from minigrad.tensor.registry import Holder
+
+_PLAIN = (bool, int, float, complex, str, bytes, type(None))
+_LARGEST = 1 << 16  # bytes of an array that are compared in every call
+_LONGEST = 256  # items of a list or dict that are
+_SHORT = 8  # items that are quicker to compare one by one
+_MISSING = (AttributeError, KeyError, ValueError)  # from an expression whose name is gone
+
+
+class Outside:
+    """The values that a function reads from outside, as they are now.
+
+    instance: gives what a method's `self` is. differs: a quick look, in every call.
+    """
+
+    def __init__(
+        self, name: str, function: Any, instance: Callable[[], Any] | None = None
+    ) -> None:
+        self.name = name
+        self.gone: list[tuple[int, ...]] = []  # shapes of tensors that the step read
+        self.names: dict[str, Any] = {
+            "MISSING": _MISSING, "map": map, "id": id, "len": len, "gone": self.gone
+        }  # fmt: skip
+        # what it is called → the expression that gives it, what it was, what was in it
+        self.read: dict[str, tuple[str, Any, Any]] = {}
+        for label, place in _Reader(self.names, instance).places(function):
+            value = eval(place, self.names)
+            self.read[label] = (place, value, _contents(value))
+        self.links: list[weakref.ref[Holder]] = []
+        self.differs = self._look()
+
+    def _look(self) -> Callable[[], bool]:
+        """Written out, as it costs a replay of a microsecond or two what it costs."""
+        tests = []
+        for number, (place, value, contents) in enumerate(self.read.values()):
+            self.names[f"value{number}"] = value
+            tests.append(f"(now := {place}) is not value{number}")
+            if isinstance(contents, bytes):
+                self.names[f"inside{number}"] = contents
+                tests.append(f"now.tobytes() != inside{number}")
+            elif isinstance(value, list) and len(value) <= _SHORT:
+                tests.append(f"len(now) != {len(contents)}")
+                for place, item in enumerate(contents):
+                    self.names[f"item{number}_{place}"] = item
+                    tests.append(f"now[{place}] is not item{number}_{place}")
+            elif contents is not None:
+                self.names[f"inside{number}"] = [id(item) for item in contents]
+                items = "now.values()" if isinstance(value, dict) else "now"
+                tests.append(f"[*map(id, {items})] != inside{number}")
+        text = (
+            "def differs():\n    try:\n"
+            f"        return {' or '.join(['gone', *tests])}\n"
+            "    except MISSING:\n        return True\n"
+        )
+        exec(compile(text, f"<what {self.name} reads>", "exec"), self.names)
+        differs: Callable[[], bool] = self.names.pop("differs")
+        return differs
+
+    def mourn(self, tensors: Sequence[Holder]) -> None:
+        """Note when the last of the tensors that stand for a BUFFER, which the step reads, is gone.
+
+        The function can then read it no more: it would find another in its place.
+        """
+        gone, shape = self.gone, tuple(tensors[0].raw.shape)
+        links: list[weakref.ref[Holder]] = []
+
+        def forget(link: weakref.ref[Holder]) -> None:
+            if all(link() is None for link in links):
+                gone.append(shape)
+
+        links += [weakref.ref(tensor, forget) for tensor in tensors]
+        self.links += links
+
+    def check(self) -> None:
+        """JitError where a value is another one."""
+        if not self.differs():
+            return
+        for shape in self.gone:
+            raise JitError(
+                f"{self.name} reads a tensor of shape {shape} that is gone since it was captured "
+                "(was another put in its place, as in layer.weight = …?): a replay would read the "
+                "old one for ever; write with .assign(), or .reset()"
+            )
+        for label, (place, before, contents) in self.read.items():
+            try:
+                now = eval(place, self.names)
+            except _MISSING:
+                now = _GONE
+            if now is not before and not _equal(now, before):
+                raise JitError(
+                    f"{self.name} reads {label!r}, which was {_show(before)} when it was captured "
+                    f"and is {_show(now, True)} now: a replay would not see it; pass it as an "
+                    "argument (a Tensor where it changes), write to a Tensor in place with "
+                    ".assign(), or .reset()"
+                )
+            if contents is not None and not _alike(_contents(now), contents):
+                raise JitError(
+                    f"{self.name} reads {label!r}, whose contents have changed since it was "
+                    "captured: a replay would not see them; pass it as a Tensor argument, or "
+                    ".reset()"
+                )
+
+
+_GONE = object()
+
+
+class _Reader:
+    """Finds what functions read: pairs of what that is called and an expression that gives it.
+
+    names: what the expressions refer to.
+    """
+
+    def __init__(self, names: dict[str, Any], instance: Callable[[], Any] | None) -> None:
+        self.names, self.instance, self.seen = names, instance, set[int]()
+
+    def places(self, function: Any, is_helper: bool = False) -> Iterator[tuple[str, str]]:
+        """Of one function, and those that it names."""
+        function = inspect.unwrap(function)
+        if not isinstance(function, FunctionType) or id(function) in self.seen:
+            return
+        if is_helper and (function.__module__ or "").partition(".")[0] == "minigrad":
+            return
+        self.seen.add(id(function))
+        code = function.__code__
+        cells = dict(zip(code.co_freevars, function.__closure__ or (), strict=True))
+        own = set() if is_helper or self.instance is None else set(code.co_varnames[:1])
+        for root, *attributes in dict.fromkeys(_chains(code, set(cells), own)):
+            if root in own:
+                place = self._named(self.instance) + "()"
+            elif root in cells:
+                place = self._named(cells[root]) + ".cell_contents"
+            elif root in function.__globals__:
+                place = f"{self._named(function.__globals__)}[{root!r}]"
+            else:
+                continue
+            yield from self._along(root, place, attributes, root not in own)
+
+    def _named(self, value: Any) -> str:
+        name = f"at{id(value)}"
+        self.names[name] = value
+        return name
+
+    def _along(
+        self, label: str, place: str, attributes: list[str], with_root: bool
+    ) -> Iterator[tuple[str, str]]:
+        """A value, and the attributes that are read of it as far as these are its own."""
+        try:
+            value = eval(place, self.names)
+        except ValueError:  # a cell that is empty yet
+            return
+        if isinstance(value, ModuleType | type):
+            return
+        if with_root:
+            yield label, place
+            yield from self.places(value, True)
+        for name in attributes:
+            if isinstance(value, Tensor) or name not in getattr(value, "__dict__", ()):
+                return
+            label, place = f"{label}.{name}", f"{place}.__dict__[{name!r}]"
+            value = value.__dict__[name]
+            yield label, place
+
+
+def _chains(code: CodeType, cells: set[str], first: set[str]) -> Iterator[tuple[str, ...]]:
+    """The names that code reads: of a cell, a global, or `self`, and attributes right behind."""
+    chain: tuple[str, ...] = ()
+    for step in dis.get_instructions(code):
+        name = step.argval
+        if step.opname in ("LOAD_ATTR", "LOAD_METHOD") and chain:
+            chain = (*chain, name)
+            continue
+        if chain:
+            yield chain
+        name = name[-1] if isinstance(name, tuple) and name else name
+        known = (
+            step.opname == "LOAD_GLOBAL"
+            or name in first and step.opname.startswith(("LOAD_FAST", "LOAD_DEREF"))
+            or name in cells and step.opname == "LOAD_DEREF"
+        )
+        chain = (name,) if known else ()
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield from _chains(constant, cells, first & set(constant.co_freevars))
+
+
+def _contents(value: Any) -> Any:
+    """What is in a short container, or the bytes of a small array; None for anything else."""
+    if isinstance(value, list | set) and len(value) <= _LONGEST:
+        return [*value]
+    if isinstance(value, dict) and len(value) <= _LONGEST:
+        return [*value.values()]
+    if hasattr(value, "tobytes") and getattr(value, "nbytes", _LARGEST + 1) <= _LARGEST:
+        return value.tobytes()
+    return None
+
+
+def _alike(one: Any, other: Any) -> bool:
+    """Whether contents are the same."""
+    if isinstance(one, list) and isinstance(other, list):
+        pairs = list(zip(one, other, strict=False))
+        return len(one) == len(other) and all(a is b or _equal(a, b) for a, b in pairs)
+    return type(one) is type(other) and bool(one == other)
+
+
+def _equal(one: Any, other: Any) -> bool:
+    if type(one) is not type(other):
+        return False
+    if isinstance(one, tuple):
+        return _alike([*one], [*other])
+    return isinstance(one, _PLAIN) and repr(one) == repr(other)  # 0.0 and −0.0 are two values
+
+
+def _show(value: Any, is_new: bool = False) -> str:
+    if value is _GONE:
+        return "gone"
+    if isinstance(value, Tensor):
+        return "another Tensor" if is_new else "one Tensor"
+    return repr(value)[:60]

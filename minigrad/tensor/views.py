@@ -1,0 +1,210 @@
+"""Views: tensors that show elements of another, as numpy's do.
+
+A view has a base and the steps from there. Nodes are values that never change, so a write gives the
+base another node, and every view of it the node that its steps make of that. A view that was
+realized holds a copy until then. Whoever overwrites memory without telling the base (a replay) lets
+its views read that memory first: see `align`.
+
+A base that is in memory lives as long as its views. One that is computed does not: somebody may
+have dropped it in order never to compute it. A view is then a tensor of its own, as long as no
+other view shows the same elements; a write to one of several makes the base anew where its node
+still lives, and raises where it does not.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Container
+from typing import Any
+
+from minigrad.device import Buffer
+from minigrad.errors import ShapeError
+from minigrad.graph.node import Node, Op
+from minigrad.graph.symbolic import high, low
+from minigrad.tensor.nodes import Step, follow, placeholder, show
+from minigrad.tensor.registry import Holder, lazy_views
+
+_IN_MEMORY = (Op.BUFFER, Op.ASSIGN, Op.CONST)
+
+
+class Family:
+    """A base and the views of it, none of which it keeps alive.
+
+    node: what the base stood for when a view was made or written. origin: where the base is itself
+    a view, of a tensor that is gone.
+    """
+
+    __slots__ = ("base", "node", "views", "origin", "shape", "dtype", "device")
+
+    def __init__(self, base: Holder) -> None:
+        node = base.raw
+        self.base: weakref.ref[Holder] = base._link
+        self.node = weakref.ref(node)
+        self.views: dict[int, weakref.ref[Holder]] = {}
+        self.origin: Origin | None = base._origin
+        self.shape, self.dtype, self.device = node.shape, node.dtype, node.device
+
+    def renewed(self, kind: Any) -> Holder | None:
+        """The base made anew, where its node lives and a view still shows what is in that."""
+        node = self.node()
+        if node is None or all(_shown_of(view, node) is not view.raw for view in self.living()):
+            return None
+        base: Holder = kind._of(node)
+        base._family, base._origin, self.base = self, self.origin, base._link
+        if self.origin is not None:
+            self.origin.family.add(base)
+        return base
+
+    def living(self) -> list[Holder]:
+        """The views that are left."""
+        return [view for link in list(self.views.values()) if (view := link()) is not None]
+
+    def add(self, view: Holder) -> None:
+        """One more; now and then those that are gone are let go."""
+        count = len(self.views)
+        if count & (count - 1) == 0:
+            self.views = {id(one._link): one._link for one in self.living()}
+        self.views[id(view._link)] = view._link
+
+
+class Origin:
+    """How a view came to be.
+
+    family: of its base. base: that, where it is to live as long as the view. before: the origin of
+    the view of which this is a view. stops: whether no gradient flows through it whatever its base.
+    """
+
+    __slots__ = ("family", "base", "before", "step", "stops")
+
+    def __init__(self, source: Holder, step: Step, stops: bool) -> None:
+        self.before = before = source._origin
+        self.step = step
+        base = base_of(source)
+        if before is None or base is None:
+            self.before, base = None, source
+            if source._family is None:
+                source._family = Family(source)
+            self.family: Family = source._family
+        else:
+            self.family = before.family
+            stops = stops or before.stops
+        self.stops = stops
+        self.base = base if base.raw.op in _IN_MEMORY else None
+
+    def steps(self) -> list[Step]:
+        """From the base to the view."""
+        found: list[Step] = []
+        origin: Origin | None = self
+        while origin is not None:
+            found.append(origin.step)
+            origin = origin.before
+        return found[::-1]
+
+
+def base_of(view: Holder) -> Holder | None:
+    """The living tensor of which this is a view."""
+    origin: Origin | None = view._origin
+    if origin is None:
+        return None
+    return origin.family.base() if origin.base is None else origin.base
+
+
+def writable(view: Holder) -> Holder | None:
+    """Its base, made anew if need be; None for a tensor that shares its elements with nobody."""
+    base = base_of(view)
+    if base is not None or view._origin is None:
+        return base
+    origin: Origin | None = view._origin
+    base = view._origin.family.renewed(type(view))
+    while origin is not None and base is None:
+        for other in origin.family.living():
+            if other is not view and _overlap(_box(origin), _box(other._origin)):
+                raise ShapeError(
+                    f"in-place write to a view of shape {show(view.raw.shape)} of a tensor that "
+                    f"is gone, while another view of it, of shape {show(other.raw.shape)}, lives: "
+                    "write to a .clone(), or keep the tensor of which both are views"
+                )
+        origin = origin.family.origin
+    return base
+
+
+def written(base: Holder) -> None:
+    """Let the views of a tensor follow its new node, and their views."""
+    family: Family | None = base._family
+    if family is None:
+        return
+    family.node = weakref.ref(base.raw)
+    for view in family.living():
+        _show_again(view, base)
+        written(view)
+
+
+def leave(view: Holder) -> None:
+    """Let a view be a tensor of its own."""
+    if view._origin is not None:
+        view._origin.family.views.pop(id(view._link), None)
+        view._origin = None
+
+
+def same(view: Holder, other: Holder) -> bool:
+    """Whether two tensors are views of the same elements of one tensor."""
+    base = base_of(view)
+    return (
+        base is not None and base is base_of(other)
+        and placeholder(view._origin.steps(), base.raw)
+        is placeholder(other._origin.steps(), base.raw)
+    )  # fmt: skip
+
+
+def align(memory: Container[Buffer] | None = None) -> set[int]:
+    """Let views whose bases are in memory (in one of `memory`) read that; ids of their links."""
+    found = set()
+    for view in lazy_views():
+        base = base_of(view)
+        if base is not None and base.raw.op is Op.BUFFER:
+            if memory is None or base.raw.arg in memory:
+                found.add(id(view._link))
+                _show_again(view, base)
+    return found
+
+
+def _show_again(view: Holder, base: Holder) -> None:
+    """Let a view be what its base is now."""
+    node = _shown_of(view, base.raw)
+    if node is not view.raw:
+        view._point(node)
+    view.stopped = view._origin.stops or base.stopped
+
+
+def _shown_of(view: Holder, node: Node) -> Node:
+    return follow(view._origin.steps(), node)
+
+
+def _box(origin: Origin) -> list[tuple[int, int]]:
+    """For each axis of a base the range that holds all that a view shows: what slices leave."""
+    family = origin.family
+    chain = [placeholder(origin.steps(), family)]
+    while chain[-1].op is not Op.BUFFER:
+        chain.append(chain[-1].src[0])
+    box = [(0, high(extent)) for extent in family.shape]
+    axes, flipped = list(range(len(box))), [False] * len(box)
+    for node in chain[-2::-1]:
+        if node.op is Op.PERMUTE:
+            axes = [axes[axis] for axis in node.arg]
+        elif node.op is Op.FLIP:
+            for axis in node.arg:
+                flipped[axes[axis]] ^= True
+        elif node.op is Op.SHRINK:
+            for axis, (start, stop) in zip(axes, node.arg, strict=True):
+                first, last = box[axis]
+                box[axis] = (
+                    (last - high(stop), last - low(start)) if flipped[axis]
+                    else (first + low(start), first + high(stop))
+                )  # fmt: skip
+        else:
+            break
+    return box
+
+
+def _overlap(one: list[tuple[int, int]], other: list[tuple[int, int]]) -> bool:
+    return all(a < d and c < b for (a, b), (c, d) in zip(one, other, strict=True))

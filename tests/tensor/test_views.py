@@ -1,0 +1,563 @@
+"""Views show elements of another tensor, as numpy's do; whatever else a method gives is a copy."""
+
+from __future__ import annotations
+
+import gc
+import random
+import weakref
+
+import numpy as np
+import pytest
+
+from minigrad import Tensor, jit, nn
+from minigrad.errors import GradientError, JitError, ShapeError
+
+
+def both(*shape):
+    """The numbers 0, 1, 2 … as numpy has them and as we do."""
+    a = np.arange(np.prod(shape), dtype=np.float32).reshape(shape)
+    return a, Tensor(a)
+
+
+def same(ours, wanted):
+    np.testing.assert_array_equal(ours.numpy(), wanted)
+
+
+# ---- which methods give views --------------------------------------------------------------------
+
+# Of an array (2, 3, 4): what numpy does, what we do.
+VIEWS = {
+    "index": (lambda a: a[1], lambda x: x[1]),
+    "slices": (lambda a: a[:, 1:, ::2], lambda x: x[:, 1:, ::2]),
+    "negative steps": (lambda a: a[::-1, :, ::-2], lambda x: x[::-1, :, ::-2]),
+    "new axis": (lambda a: a[:, None, 0], lambda x: x[:, None, 0]),
+    "all": (lambda a: a[:], lambda x: x[:]),
+    "element": (lambda a: a[1, 2, 3, ...], lambda x: x[1, 2, 3]),
+    "reshape": (lambda a: a.reshape(4, 6), lambda x: x.reshape(4, 6)),
+    "flatten": (lambda a: a.reshape(-1), lambda x: x.flatten()),
+    "permute": (lambda a: a.transpose(2, 0, 1), lambda x: x.permute(2, 0, 1)),
+    "transpose": (lambda a: a.swapaxes(0, 2), lambda x: x.transpose(0, 2)),
+    "T": (lambda a: a.T, lambda x: x.T),
+    "flip": (lambda a: np.flip(a, (0, 2)), lambda x: x.flip(0, 2)),
+    "unsqueeze": (lambda a: a[None], lambda x: x.unsqueeze(0)),
+    "squeeze": (lambda a: a[:1][0], lambda x: x[:1].squeeze(0)),
+    "shrink": (lambda a: a[:, 1:2], lambda x: x.shrink([None, (1, 2), None])),
+    "split": (lambda a: a[:, :, 2:], lambda x: x.split(2, -1)[1]),
+    "diagonal": (lambda a: np.einsum("aab->ba", a[:, :2]), lambda x: x[:, :2].diagonal()),
+    "detach": (lambda a: a[...], lambda x: x.detach()),
+    "bitcast": (lambda a: a.view(np.int32), lambda x: x.bitcast("int32")),
+    "of views": (lambda a: a[1:].T[::-1][1:, 1], lambda x: x[1:].T[::-1][1:, 1]),
+}
+READ_ONLY = {
+    "expand": (lambda a: np.broadcast_to(a[:, :1], (2, 5, 4)), lambda x: x[:, :1].expand(2, 5, 4)),
+    "unfold": (
+        lambda a: np.lib.stride_tricks.sliding_window_view(a, 2, 1), lambda x: x.unfold(1, 2, 1),
+    ),
+    "resized": (lambda a: a.view(np.int16), lambda x: x.bitcast("int16")),
+}  # fmt: skip
+COPIES = {
+    "clone": (np.copy, lambda x: x.clone()),
+    "contiguous": (np.copy, lambda x: x.contiguous()),
+    "cast": (lambda a: a.astype(np.float64), lambda x: x.double()),
+    "constructor": (np.array, Tensor),
+    "pad": (lambda a: np.pad(a, 1), lambda x: x.pad([(1, 1)] * 3)),
+    "pad by nothing": (np.copy, lambda x: x.pad([None] * 3)),
+    "roll": (lambda a: np.roll(a, 1, 0), lambda x: x.roll(1, 0)),
+    "roll by nothing": (np.copy, lambda x: x.roll(0, 0)),
+    "repeat": (lambda a: np.tile(a, (1, 2, 1)), lambda x: x.repeat(1, 2, 1)),
+    "repeat once": (lambda a: np.tile(a, (1, 1, 1)), lambda x: x.repeat(1, 1, 1)),
+    "repeat_interleave": (lambda a: a.repeat(2, 0), lambda x: x.repeat_interleave(2, 0)),
+    "one of one": (lambda a: a.repeat(1, 0), lambda x: x.repeat_interleave(1, 0)),
+    "cat": (lambda a: np.concatenate([a]), lambda x: x.cat()),
+    "array": (lambda a: a[[0, 1]], lambda x: x[[0, 1]]),
+    "mask": (lambda a: a[a > 3], lambda x: x[x > 3]),
+    "sum": (lambda a: a.sum(0), lambda x: x.sum(0)),
+}
+BASES = {
+    "in memory": lambda a: Tensor(a),
+    "lazy": lambda a: Tensor(a) + 0,
+    "constant": lambda a: Tensor(a),
+    "waiting": lambda a: Tensor(a * 0).assign(Tensor(a)),
+}
+REALIZE = {
+    "lazy": lambda *tensors: None,
+    "view realized": lambda base, view: view.realize(),
+    "base realized": lambda base, view: base.realize(),
+    "both realized": lambda base, view: base.realize(view),
+}
+
+
+@pytest.mark.parametrize("realized", REALIZE)
+@pytest.mark.parametrize("kind", BASES)
+@pytest.mark.parametrize("name", VIEWS)
+def test_writes_go_both_ways(on_device, name, kind, realized):
+    a, _ = both(2, 3, 4)
+    numpy_view, our_view = VIEWS[name]
+    x = BASES[kind](a)
+    v, view = numpy_view(a), our_view(x)
+    assert np.shares_memory(a, v)
+    for turn in range(2):
+        REALIZE[realized](x, view)
+        a += 3
+        x += 3
+        same(view, v)
+        REALIZE[realized](x, view)
+        v[...] = v + 1
+        view.assign(view + 1)
+        same(x, a)
+        REALIZE[realized](x, view)
+        v[...] = 5 + turn
+        view.assign(5 + turn)
+        a[1:] -= 1
+        x[1:] -= 1
+        same(x, a)
+        same(view, v)
+    x.set_data(a * 2)
+    a *= 2
+    same(view, v)
+    view.set_data(v + 7)
+    v[...] = v + 7
+    same(x, a)
+
+
+@pytest.mark.parametrize("name", READ_ONLY)
+def test_views_that_only_show(on_device, name):
+    numpy_view, our_view = READ_ONLY[name]
+    a, x = both(2, 3, 4)
+    v, view = numpy_view(a), our_view(x)
+    for realize in (False, True):
+        a += 1.5
+        x += 1.5
+        if realize:
+            view.realize()
+        same(view, v)
+        with pytest.raises(ShapeError, match=r"in-place write to a view .*clone"):
+            view += 1
+        same(x, a)
+
+
+@pytest.mark.parametrize("name", COPIES)
+def test_copies_are_no_views(on_device, name):
+    numpy_copy, our_copy = COPIES[name]
+    a, x = both(2, 3, 4)
+    c, copy = numpy_copy(a), our_copy(x)
+    assert not np.shares_memory(a, c)
+    a += 1
+    x += 1
+    same(copy, c)
+    c *= 2
+    copy *= 2
+    same(copy, c)
+    same(x, a)
+
+
+# ---- several views -------------------------------------------------------------------------------
+
+
+def test_the_first_update_is_not_lost(on_device):
+    t = Tensor([1.0, 2, 3, 4])
+    v = t[:2]
+    t += 10
+    v *= 2
+    assert t.tolist() == [22, 24, 13, 14]
+
+
+def test_a_swap_through_a_view(on_device):
+    a, t = both(3)
+    x, y = a[0, ...], t[0]
+    a[0], t[0] = a[1], t[1]
+    a[2], t[2] = x, y
+    same(t, a)
+    t = Tensor([1.0, 2, 3])
+    x = t[0].clone()
+    t[0], t[2] = t[1], x
+    assert t.tolist() == [2, 2, 1]
+
+
+def test_overlapping_views(on_device):
+    a, x = both(6)
+    first, second = x[:4], x[2:]
+    b, c = a[:4], a[2:]
+    for _ in range(3):
+        b += c
+        first += second
+        c *= 2
+        second *= 2
+        same(first, b)
+        same(second, c)
+    b[1:] += b[:-1]
+    first[1:] += first[:-1]
+    same(x, a)
+
+
+def test_rows_and_lazy_readers(on_device):
+    a, x = both(3, 2)
+    before = x * 10
+    for row in x:
+        row += 1
+    for row in a:
+        row += 1
+    same(x, a)
+    same(before, (a - 1) * 10)
+    total = x[0] + x[1]
+    x[0] = 0
+    assert total.tolist() == [4, 6]
+
+
+def test_views_outlive_their_base(on_device):
+    x = Tensor([1.0, 2, 3, 4])
+    first, second = x[:3], x[1:]
+    link = weakref.ref(x)
+    del x
+    first += 1
+    second *= 2
+    assert first.tolist() == [2, 6, 8] and second.tolist() == [6, 8, 8]
+    del first, second
+    gc.collect()
+    assert link() is None
+
+
+def test_views_of_a_lazy_base_that_is_gone(on_device):
+    source = Tensor([1.0, 2, 3, 4])
+    x = source * 1
+    first, second, third = x[:2], x[1:3], x[3:]
+    del x
+    first += 1
+    assert second.tolist() == [3, 3] and first.tolist() == [2, 3]
+    source *= 100
+    first.realize(second, third)
+    third += 1  # shares no element with the others
+    assert third.tolist() == [5]
+    with pytest.raises(ShapeError, match=r"another view of it, of shape \(2,\).*clone"):
+        first += 1
+    assert second.tolist() == [3, 3] and first.tolist() == [2, 3]
+    del second
+    first += 1
+    assert first.tolist() == [3, 4]
+
+
+def test_a_lazy_base_is_not_kept(on_device):
+    x = Tensor([1.0, 2]) * 3
+    link, view = weakref.ref(x), x.reshape(2, 1)[:, 0]
+    del x
+    assert link() is None
+    view += 1
+    inner = view[0]
+    inner += 1
+    assert view.tolist() == [5, 7]
+
+
+# ---- gradients -----------------------------------------------------------------------------------
+
+
+def test_leaves(on_device):
+    w = Tensor([1.0, 2, 3], requires_grad=True)
+    view, detached = w[1:], w.detach()
+    for write in (lambda: w.__iadd__(1), lambda: view.__iadd__(1), lambda: view.assign(0)):
+        with pytest.raises(GradientError, match="no_grad"):
+            write()
+    with Tensor.no_grad():
+        view *= 2
+    assert w.tolist() == detached.tolist() == [1, 4, 6]
+    (view * view).sum().backward()
+    assert w.grad.tolist() == [0, 8, 12]
+    with pytest.raises(GradientError):
+        detached.sum().backward()
+    w.grad[1:] = 1.0
+    w.grad.reshape(3)[0] = -1
+    assert w.grad.tolist() == [-1, 1, 1]
+
+
+@pytest.mark.parametrize("realized", [False, True])
+@pytest.mark.parametrize("captured", [False, True])
+def test_views_of_parameters_follow_the_optimizer(on_device, captured, realized):
+    w = Tensor([1.0, 2.0, 3.0])
+    optimizer = nn.optim.SGD([w], lr=1.0)
+    view, average = w[::2], w.detach()
+
+    def step(x):
+        optimizer.zero_grad()
+        loss = (view * x).sum()
+        loss.backward()
+        optimizer.step()
+        return loss.realize()
+
+    run = jit(step) if captured else step
+    wanted = np.array([1.0, 3.0], np.float32)
+    for number in range(6):
+        x = np.array([1.0, number], np.float32)
+        assert run(Tensor(x)).item() == (wanted * x).sum()
+        wanted -= x
+        if realized:
+            view.realize(average)
+        same(view, wanted)
+        same(average[::2], wanted)
+        same(w, [wanted[0], 2, wanted[1]])
+        assert w.grad.tolist() == [1, 0, number]
+
+
+def test_no_gradient_through_a_detached_view(on_device):
+    w = Tensor([1.0, 2.0], requires_grad=True)
+    h = w * 3
+    free, constant = h[:1], h.detach()
+    h += 1
+    (free * constant[:1]).sum().backward()
+    assert w.grad.tolist() == [12, 0]
+
+
+# ---- captured steps ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("realized", [False, True])
+def test_views_inside_a_captured_step(on_device, realized):
+    a, x = both(4, 3)
+    rows, row = x[1:], x[2]
+
+    @jit
+    def step(y):
+        rows.assign(rows + y)
+        row[0] *= 2
+        return x.sum(0), x[1:]
+
+    for number in range(6):
+        total, part = step(Tensor([1.0, 2.0, number]))
+        a[1:] += np.array([1.0, 2.0, number], np.float32)
+        a[2, 0] *= 2
+        same(total, a.sum(0))
+        kept = a[1:].copy()
+        a[0] += 1
+        x[0] += 1
+        a[2, 1] = number
+        row[1] = number
+        same(part, kept)
+        part += 1  # a tensor of its own
+        if realized:
+            row.realize(rows)
+        for ours, wanted in ((x, a), (rows, a[1:]), (row, a[2])):
+            same(ours, wanted)
+
+
+def test_a_view_as_an_input_that_is_written(on_device):
+    a, x = both(3, 2)
+
+    @jit
+    def step(y):
+        y.assign(y * 2)
+        return y + 1
+
+    for number in range(6):
+        row = x[number % 3]
+        result = step(row)
+        a[number % 3] *= 2
+        same(x, a)
+        same(row, a[number % 3])
+        same(result, a[number % 3] + 1)
+
+
+def test_an_input_that_is_a_view_of_what_the_step_writes(on_device):
+    x = Tensor([1.0, 2.0, 3.0])
+
+    @jit
+    def step(y):
+        x.assign(x * 2)
+        return y + x[0]
+
+    step(x[:2])
+    with pytest.raises(JitError, match="view"):
+        step(x[:2])
+    step.reset()
+    for _ in range(2):
+        step(Tensor([0.0, 0.0]))
+    with pytest.raises(JitError, match="view"):
+        step(x[:2])
+    view = x[1:].realize()
+    with pytest.raises(JitError, match="view"):
+        step(view)
+
+    @jit
+    def both_given(y, z):
+        y.assign(y * 2)
+        return z + 1
+
+    for _ in range(3):
+        both_given(Tensor([1.0] * 3).realize(), Tensor([2.0]))
+    with pytest.raises(JitError, match="twice"):
+        both_given(x, x[:1])
+
+
+def test_a_write_of_itself_changes_nothing(on_device):
+    x = Tensor([1, 2, 3])
+    x.assign(x * 2)
+    x.assign(x)
+    before = x.clone()
+    x.set_data([7, 8, 9])
+    assert before.tolist() == [2, 4, 6]
+
+
+@pytest.mark.parametrize("copy", [lambda x: x.clone(), lambda x: x.contiguous(), Tensor])
+def test_copies_of_waiting_writes(on_device, copy):
+    x = Tensor([1, 2, 3])
+    x.assign(x * 2)
+    x.assign(x + 1)
+    before = copy(x)
+    x.set_data([7, 8, 9])
+    assert before.tolist() == [3, 5, 7]
+
+
+# ---- random programs -----------------------------------------------------------------------------
+
+
+class Play:
+    """Arrays of numpy and ours to which the same is done, step by step."""
+
+    def __init__(self, seed: int) -> None:
+        self.choice = random.Random(seed)
+        self.pairs: list[tuple[np.ndarray, Tensor]] = []
+
+    def start(self) -> None:
+        shape = self.choice.choice([(6,), (3, 4), (2, 3, 2)])
+        a = np.arange(np.prod(shape), dtype=np.int32).reshape(shape) + len(self.pairs)
+        made = self.choice.choice([lambda: Tensor(a), lambda: Tensor(a) + 0])
+        self.pairs.append((a, made()))
+
+    def pick(self):
+        return self.choice.choice(self.pairs)
+
+    def key(self, shape):
+        """A basic index."""
+        items = []
+        for extent in shape[: self.choice.randint(0, len(shape))]:
+            kind = self.choice.random()
+            if kind < 0.25 and extent:
+                items.append(self.choice.randrange(-extent, extent))
+            else:
+                ends = [self.choice.choice([None, *range(-extent, extent + 1)]) for _ in "ab"]
+                items.append(slice(*ends, self.choice.choice([None, 1, 2, -1, -2])))
+        if self.choice.random() < 0.2:
+            items.insert(0, None)
+        return (*items, ...)
+
+    def view(self) -> None:
+        a, x = self.pick()
+        kind = self.choice.randrange(6)
+        if kind <= 2:
+            key = self.key(a.shape)
+            b, y = a[key], x[key]
+        elif kind == 3:
+            order = self.choice.sample(range(a.ndim), a.ndim)
+            b, y = a.transpose(order), x.permute(*order)
+        elif kind == 4:
+            b = a.reshape(self.choice.choice([(-1,), (1, *a.shape), a.shape[::-1]]))
+            if not np.shares_memory(a, b):  # ours is a view where numpy's must copy
+                return
+            y = x.reshape(b.shape)
+        else:
+            other = np.uint32 if a.dtype == np.int32 else np.int32
+            b, y = a.view(other), x.bitcast(other.__name__)
+        self.pairs.append((b, y))
+
+    def compute(self) -> None:
+        (a, x), (_, y) = self.pick(), self.pick()
+        kind = self.choice.randrange(3)
+        if kind == 0:
+            self.pairs.append((a * 3 + 1, x * 3 + 1))
+        elif kind == 1:
+            self.pairs.append((a.copy(), x.clone()))
+        else:
+            y.realize()
+
+    def write(self) -> None:
+        (a, x), (b, y) = self.pick(), self.pick()
+        number, kind = self.choice.randrange(1, 5), self.choice.randrange(6)
+        if kind == 0:
+            x += number
+            np.add(a, number, a)
+        elif kind == 1:
+            x *= number
+            np.multiply(a, number, a)
+        elif kind == 2:
+            key = self.key(a.shape)
+            x[key] += number
+            a[key] += number
+        elif kind == 3 and a.ndim and len(a) > 1:
+            places = [0, -1]
+            x[places] = number
+            a[places] = number
+        elif kind == 4:
+            x.set_data(a * 2)
+            a[...] = a * 2
+        elif a.dtype == b.dtype and a.shape[a.ndim - b.ndim :] == b.shape and a.ndim >= b.ndim:
+            x.assign(y)
+            a[...] = b
+
+    def go(self, steps: int) -> None:
+        self.start()
+        for _ in range(steps):
+            move = self.choice.choices(
+                [self.view, self.write, self.compute, self.drop, self.start], [5, 6, 2, 1, 0.3]
+            )[0]
+            try:
+                move()
+            except ShapeError as error:
+                assert "that is gone" in str(error)
+            if self.choice.random() < 0.3:
+                self.check(*self.pick())
+        for pair in self.pairs:
+            self.check(*pair)
+
+    def drop(self) -> None:
+        if len(self.pairs) > 1:
+            self.pairs.pop(self.choice.randrange(len(self.pairs)))
+
+    def check(self, a, x) -> None:
+        assert x.shape == a.shape
+        np.testing.assert_array_equal(x.numpy(), a)
+
+
+@pytest.mark.parametrize("start", range(0, 100, 20))
+def test_random_programs(on_device, start):
+    for seed in range(start, start + 20):
+        print("seed", seed)
+        play = Play(seed)
+        play.go(25)
+
+
+def jitted_play(seed: int, turns: int) -> None:
+    """The same writes to closed-over views in every call, beside writes outside."""
+    play = Play(seed)
+    play.start()
+    play.pairs[0][1].realize()
+    while len(play.pairs) < 6:
+        play.view()
+    saved = play.choice.getstate()
+
+    def writes():
+        play.choice.setstate(saved)
+        for _ in range(3):
+            number, kind = play.choice.randrange(1, 5), play.choice.randrange(2)
+            yield (*play.pick(), number, kind)
+
+    @jit
+    def step(y):
+        for _, x, number, kind in writes():
+            x.assign(x * number + y.cast(x.dtype) if kind else x + number)
+        return [x * 2 for _, x in play.pairs]
+
+    outside = random.Random(seed)
+    for turn in range(turns):
+        results = step(Tensor(turn))
+        for a, _, number, kind in writes():
+            a[...] = a * number + np.array(turn).astype(a.dtype) if kind else a + number
+        kept = [a * 2 for a, _ in play.pairs]
+        a, x = outside.choice(play.pairs)
+        a += 1
+        x += 1
+        for result, wanted in zip(results, kept, strict=True):
+            np.testing.assert_array_equal(result.numpy(), wanted)
+        for pair in outside.sample(play.pairs, 3):
+            play.check(*pair)
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_random_captured_steps(on_device, seed):
+    jitted_play(seed, 6)
