@@ -215,8 +215,8 @@ def prepare(kernel: Kernel) -> Problem:
         operands[place] = expr.apply(Op.WHERE, masked, zero.dtype)
     left, right = (expr.substitute_in(operand, values) for operand in operands)
     return Problem(
-        changed, Contraction(left, right, *groups), tuple(substitute_stores(stores, values)), own,
-        terms=terms,
+        changed, Contraction(left, right, groups[0], groups[1], groups[2], groups[3]),
+        tuple(substitute_stores(stores, values)), own, terms=terms,
     )  # fmt: skip
 
 

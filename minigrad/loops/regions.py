@@ -112,10 +112,11 @@ def _outside(
     if e.op is Op.WHERE:
         test, x, y = e.args
         return found[y] if test is mask or found[x] == found[y] else None
-    values = [found[arg] for arg in e.args]
-    if None not in values:
-        return _value(e, tuple(values))
-    if e.op in (Op.MUL, Op.DIV) and values[0] == 0 or e.op is Op.MUL and values[1] == 0:
+    parts = [found[arg] for arg in e.args]
+    numbers = tuple(part for part in parts if part is not None)
+    if len(numbers) == len(parts):
+        return _value(e, numbers)
+    if e.op in (Op.MUL, Op.DIV) and parts[0] == 0 or e.op is Op.MUL and parts[1] == 0:
         return 0.0
     return None
 

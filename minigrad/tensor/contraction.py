@@ -167,7 +167,8 @@ class Contraction(Sampling):
         top = seen.where(scores, float("-inf")).max(-1, True).detach()
         powers = seen.where(scores - top, float("-inf")).exp()
         weights = powers * powers.sum(-1, True).reciprocal()
-        return matmul_where(seen, weights.dropout(dropout_p), values).cast(result_dtype)
+        result: Self = matmul_where(seen, weights.dropout(dropout_p), values)
+        return result.cast(result_dtype)
 
     def _seen(self, key: Core, attn_mask: Core | None) -> tuple[Self, Self | None]:
         """Which keys a query sees (queries, keys), broadcast; and what is added to their scores."""

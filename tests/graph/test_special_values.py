@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import pytest
+from devices import REFERENCE
 
 from minigrad import Tensor
 from minigrad.dtype import DType, dtypes
@@ -60,10 +61,10 @@ class Trees:
         known = [node for node in self.buffers if node.dtype is dtype]
         chance = self.random.random()
         if chance < 0.45:
-            return g.const(self.pick(special(dtype)), dtype, (COUNT,), "REF")
+            return g.const(self.pick(special(dtype)), dtype, (COUNT,), REFERENCE)
         if known and chance < 0.8:
             return self.pick(known)
-        self.buffers.append(g.buffer(len(self.buffers), dtype, (COUNT,), "REF"))
+        self.buffers.append(g.buffer(len(self.buffers), dtype, (COUNT,), REFERENCE))
         return self.buffers[-1]
 
     def tree(self, dtype: DType, depth: int) -> Node:

@@ -113,6 +113,7 @@ _HEADS = fixed(
     Plan(((1, 2, 17, 16), (1, 2, 17, 16), (1, 2, 17, 16))),
     Plan(((1, 1, 1, 4), (1, 1, 1, 4), (1, 1, 1, 4))),
     Plan(((33, 9), (33, 9), (33, 9))),
+    Plan(((2, 97, 8), (2, 97, 8), (2, 97, 8))),  # more than 2¹⁴ scores: they are not stored
 )
 _ATTENTION: dict[str, Any] = {
     "dtypes": FLOATS, "tolerance": Tolerance(ulps=16, scale=16), "differentiable": True,
