@@ -204,6 +204,19 @@ def run(main: Callable[[Sequence[str]], None]) -> int:
     return 0
 
 
+def check_device_of_ranks(ranks: int) -> None:
+    """InputError where several ranks were to be on devices that exchange nothing.
+
+    Before they have begun: a thread that OpenCL is busy with must not outlive the script.
+    """
+    kind = Device.DEFAULT.partition(":")[0]
+    if ranks > 1 and kind not in ("CPU", "REF"):
+        raise InputError(
+            f"{ranks} ranks on {kind} devices: parallel programs run on CPU and REF devices; choose "
+            "one with --device"
+        )
+
+
 def refuse_trace(path: str | None, flags: str) -> None:
     """InputError where a trace of one device is asked for: replayed steps record no kernels."""
     if path is not None:

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from devices import OPENCL, OTHER
 
 from minigrad.models import (
     console,
@@ -25,8 +26,10 @@ from minigrad.models import (
     regression,
     sizing,
 )
+from minigrad.models.errors import InputError
 from minigrad.models.gpt_checkpoint import load_training, save_checkpoint
 from minigrad.models.sizing import H100
+from minigrad.settings import Context
 
 from .test_chat import talker
 
@@ -193,6 +196,18 @@ def test_many_points_need_no_surface_of_them_all(folder: Path) -> None:
     k0, k1 = np.meshgrid(np.linspace(-3, 3, 5), np.linspace(-2, 4, 7))
     each = k0[..., None] + k1[..., None] * data.x.astype(float) - data.y
     assert np.allclose(regression.mean_square_error(k0, k1, data), (each**2).mean(-1), rtol=1e-12)
+
+
+@pytest.mark.parametrize("kind", [OTHER, OPENCL])
+def test_ranks_begin_only_on_devices_that_exchange(kind: str) -> None:
+    """OpenCL ended the process now and then, where its threads were still at work at the end."""
+    with Context(DEVICE=kind):
+        console.check_device_of_ranks(1)
+        if kind == OTHER:
+            console.check_device_of_ranks(2)
+            return
+        with pytest.raises(InputError, match="parallel programs run on CPU and REF devices"):
+            console.check_device_of_ranks(2)
 
 
 def test_out_of_memory_is_a_sentence(
