@@ -212,8 +212,8 @@ def check_device_of_ranks(ranks: int) -> None:
     kind = Device.DEFAULT.partition(":")[0]
     if ranks > 1 and kind not in ("CPU", "REF"):
         raise InputError(
-            f"{ranks} ranks on {kind} devices: parallel programs run on CPU and REF devices; choose "
-            "one with --device"
+            f"{ranks} ranks on {kind} devices: parallel programs run on CPU and REF devices; "
+            "choose one with --device"
         )
 
 
