@@ -23,20 +23,25 @@ from minigrad.models.metrics import shown
 from minigrad.runtimes.host import memory_bytes
 from minigrad.settings import put
 
+MOST = 10**18  # of whole numbers; of others its square. Products of what is more are infinite.
+
 
 def positive_int(text: str) -> int:
     """An argparse type: a whole number of at least 1."""
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{text} is less than 1")
-    return number
+    return _whole(text, 1)
 
 
 def natural_int(text: str) -> int:
     """An argparse type: a whole number of at least 0."""
+    return _whole(text, 0)
+
+
+def _whole(text: str, least: int) -> int:
     number = int(text)
-    if number < 0:
-        raise argparse.ArgumentTypeError(f"{text} is less than 0")
+    if number < least:
+        raise argparse.ArgumentTypeError(f"{text} is less than {least}")
+    if number > MOST:
+        raise argparse.ArgumentTypeError(f"{text} is more than {MOST:g}")
     return number
 
 
@@ -45,7 +50,7 @@ def positive_float(text: str) -> float:
     number = float(text)
     if not (math.isfinite(number) and number > 0):
         raise argparse.ArgumentTypeError(f"{text} is not a number above 0")
-    return number
+    return _not_absurd(text, number)
 
 
 def natural_float(text: str) -> float:
@@ -53,6 +58,12 @@ def natural_float(text: str) -> float:
     number = float(text)
     if not (math.isfinite(number) and number >= 0):
         raise argparse.ArgumentTypeError(f"{text} is not a number of at least 0")
+    return _not_absurd(text, number)
+
+
+def _not_absurd(text: str, number: float) -> float:
+    if number > MOST**2:
+        raise argparse.ArgumentTypeError(f"{text} is more than {float(MOST**2):g}")
     return number
 
 
@@ -77,7 +88,7 @@ def amount(unit: str, least: float) -> Callable[[str], float]:
             raise argparse.ArgumentTypeError(f"{text} is no number of {unit}, such as 80G{unit}")
         base = 1024.0 if found[3] else 1000.0
         number = positive_float(found[1]) * base ** PREFIXES[found[2].replace("K", "k")]
-        if not least <= number < math.inf:
+        if number < least:
             raise argparse.ArgumentTypeError(
                 f"{text} is {number:g} {unit}: give it with its unit, such as {found[1]}G{unit}"
             )
@@ -202,6 +213,19 @@ def run(main: Callable[[Sequence[str]], None]) -> int:
         print(f"{sys.argv[0]}: interrupted", file=sys.stderr)
         return 128 + signal.SIGINT
     return 0
+
+
+def check_device_of_ranks(ranks: int) -> None:
+    """InputError where several ranks were to be on devices that exchange nothing.
+
+    Before they have begun: a thread that OpenCL is busy with must not outlive the script.
+    """
+    kind = Device.DEFAULT.partition(":")[0]
+    if ranks > 1 and kind not in ("CPU", "REF"):
+        raise InputError(
+            f"{ranks} ranks on {kind} devices: parallel programs run on CPU and REF devices; "
+            "choose one with --device"
+        )
 
 
 def refuse_trace(path: str | None, flags: str) -> None:

@@ -213,6 +213,8 @@ def launch(flags: argparse.Namespace, given: Set[str], earlier: Earlier | None =
         train_command(flags, earlier)
         return
 
+    console.check_device_of_ranks(mesh.size)
+
     def train(rank: Rank) -> None:
         # a checkpoint is read anew: its tensors belong on this rank's device
         own = None if earlier is None else load_training(Path(flags.resume))

@@ -175,8 +175,8 @@ def show_gradient_norms(config: GPTConfig, windows: Windows, plan: TrainingPlan)
     print("gradient norms at the start   with residual connections   without")
     for number, norms in enumerate(zip(*columns, strict=True), 1):
         print(f"  block {number:<20} {norms[0]:>27.3g} {norms[1]:>9.3g}")
-    for name, norms in zip(("with residual connections", "without"), columns, strict=True):
-        print(f"{name}: {told_of_norms(norms)}")
+    for name, column in zip(("with residual connections", "without"), columns, strict=True):
+        print(f"{name}: {told_of_norms(column)}")
 
 
 def told_of_norms(norms: list[float]) -> str:

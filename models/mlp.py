@@ -340,6 +340,7 @@ def main(arguments: Sequence[str]) -> None:
         console.refuse_trace(flags.trace, "--dp")
         learn(flags)
     else:
+        console.check_device_of_ranks(flags.dp)
         run(lambda rank: learn(flags, rank), Mesh(flags.dp), trace=flags.trace)
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from devices import OPENCL, OTHER
 
 from minigrad.models import (
     console,
@@ -25,8 +26,10 @@ from minigrad.models import (
     regression,
     sizing,
 )
+from minigrad.models.errors import InputError
 from minigrad.models.gpt_checkpoint import load_training, save_checkpoint
 from minigrad.models.sizing import H100
+from minigrad.settings import Context
 
 from .test_chat import talker
 
@@ -110,6 +113,9 @@ MISTAKES: list[tuple[ModuleType, list[str], str]] = [
     (sizing, ["--device-memory", "80"], "80 is 80 B: give it with its unit, such as 80GB"),
     (sizing, ["--device-memory", "80X"], "80X is no number of B, such as 80GB"),
     (sizing, ["--device-memory", "1e999"], "1e999 is not a number above 0"),
+    (sizing, ["--layers", "1" + "0" * 400], "0 is more than 1e+18"),
+    (network, ["--batch-tokens", "1e300"], "1e300 is more than 1e+36"),
+    (network, ["--bandwidth", "1e300GB/s"], "1e300 is more than 1e+36"),
     (sizing, ["--peak", "989"], "989 is 989 flop/s: give it with its unit, such as 989Gflop/s"),
     (network, ["--bandwidth", "50"], "50 is 50 B/s: give it with its unit, such as 50GB/s"),
     (network, ["--latency", "1e-6"], "--latency is that of one more network: give its --bandwidth"),
@@ -193,6 +199,18 @@ def test_many_points_need_no_surface_of_them_all(folder: Path) -> None:
     k0, k1 = np.meshgrid(np.linspace(-3, 3, 5), np.linspace(-2, 4, 7))
     each = k0[..., None] + k1[..., None] * data.x.astype(float) - data.y
     assert np.allclose(regression.mean_square_error(k0, k1, data), (each**2).mean(-1), rtol=1e-12)
+
+
+@pytest.mark.parametrize("kind", [OTHER, OPENCL])
+def test_ranks_begin_only_on_devices_that_exchange(kind: str) -> None:
+    """OpenCL ended the process now and then, where its threads were still at work at the end."""
+    with Context(DEVICE=kind):
+        console.check_device_of_ranks(1)
+        if kind == OTHER:
+            console.check_device_of_ranks(2)
+            return
+        with pytest.raises(InputError, match="parallel programs run on CPU and REF devices"):
+            console.check_device_of_ranks(2)
 
 
 def test_out_of_memory_is_a_sentence(
