@@ -159,6 +159,7 @@ def many(seeds: range, device: str, kinds: tuple[str, ...] = ()) -> int:
     """Check the pairs of many seeds and print what fails; gives how many did."""
     failed, tried, spent = Counter[str](), Counter[str](), Counter[str]()
     start = time.perf_counter()
+    print(f"pairs from seed {seeds.start} on {device}", flush=True)
     for seed in seeds:
         kind, before = make_pair(seed, kinds)[0], time.perf_counter()
         failure = report(seed, device, kinds)
