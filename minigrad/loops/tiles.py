@@ -39,19 +39,17 @@ LEAST_DEPTH = 192  # a shorter sum is over before what is fetched ahead arrives
 class Problem:
     """A contraction with merged axes, ready to be tiled.
 
-    stores: where its results go; in their values `accumulator` stands for the result. initial:
-    what a result starts from, zero if None. ends: where the loop over the first axis of k ends
-    too, for a piece of k that may be the last, or a segment of it (see ragged.py). needed: how many
-    rows, the first ones, have results that matter; None for all. terms: what is added for every k
-    where the operands, of which one is masked, give something that is not finite; None where the
-    product of both is all that is meant.
+    stores: where its results go; in their values `accumulator` stands for the result. ends: where
+    the loop over the first axis of k ends too, for a piece of k that may be the last, or a segment
+    of it (see ragged.py). needed: how many rows, the first ones, have results that matter; None for
+    all. terms: what is added for every k where the operands, of which one is masked, give something
+    that is not finite; None where the product of both is all that is meant.
     """
 
     stage: Stage
     parts: Contraction
     stores: tuple[Store, ...]
     accumulator: Expr
-    initial: Expr | None = None
     ends: tuple[Integer, ...] = ()
     needed: Integer | None = None
     terms: Expr | None = None
@@ -223,8 +221,7 @@ def tile(
         value = expr.rebuild(store.value, known.get)
         index = substitute(store.index, at)
         items.append(Store(store.array, index, expr.substitute_in(value, at)))
-    initial = problem.initial or identity(Op.SUM, stage.body.dtype)
-    clear: Statement = Set(registers, slot, expr.substitute_in(initial, at), everywhere=True)
+    clear: Statement = Set(registers, slot, identity(Op.SUM, stage.body.dtype), everywhere=True)
     clear = Loop(u.variable, 0, (height,), (clear,), "unroll")
     again: list[Statement] = []
     if problem.terms is not None:
