@@ -210,6 +210,8 @@ _buffer_numbers = itertools.count()
 
 # id of a buffer that a failed program wrote, or was to write → the buffer, and why that failed.
 spoiled: dict[int, tuple[weakref.ref[Buffer], str]] = {}
+# Who wants to know of a failure that comes late.
+late_failures: list[Callable[[MinigradError], None]] = []
 # Names of devices where it is not known yet whether all programs have ended well.
 undecided: set[str] = set()
 # Buffers that are right whatever fails: random states, which only count.

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from minigrad.device import Buffer, spoil, spoiled, undecided
+from minigrad.device import Buffer, late_failures, spoil, spoiled, undecided
 from minigrad.errors import MinigradError
 
 
@@ -70,6 +70,8 @@ class Checks:
             if isinstance(one, _Checked):
                 if any(one.number):
                     errors.append(one.failure())
+                    for listener in late_failures:
+                        listener(errors[-1])
             elif errors:
                 lost = any((b := link()) is not None and id(b) in spoiled for link in one.read)
                 if lost:

@@ -17,7 +17,7 @@ import weakref
 from collections.abc import Container, Iterable, Sequence, Set
 
 from minigrad import program
-from minigrad.device import Buffer, spoil, spoiled, steady, watching
+from minigrad.device import Buffer, late_failures, spoil, spoiled, steady, watching
 from minigrad.errors import MinigradError
 from minigrad.graph import build
 from minigrad.graph.node import Node, Op, make, topological
@@ -178,6 +178,9 @@ def _lose_indices(failure: MinigradError) -> None:
         for node in checks:
             _replace(lazy_holders(), node, _dead(node, str(failure)))
     vars(failure).pop("checks", None)
+
+
+late_failures.append(_lose_indices)
 
 
 def _dead(node: Node, reason: str) -> Node:
