@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import threading
 import weakref
@@ -952,8 +953,17 @@ def test_attributes_that_are_rebound(on_device):
         def step(self, x):
             return (lambda y: y * self.rate)(x)
 
-    model = Model()
-    raises_after(model.step, lambda: setattr(model, "rate", 5.0), r"'self\.rate'.*5\.0")
+        def plain(self, x):
+            return x + self.rate
+
+        def __call__(self, x):
+            return x - self.rate
+
+    for kind in ("step", "plain", "called"):
+        model = Model()
+        step = {"step": model.step, "plain": jit(model.plain), "called": jit(model)}[kind]
+        change = functools.partial(setattr, model, "rate", 5.0)
+        raises_after(step, change, r"'self\.rate'.*5\.0")
 
 
 CONTAINERS = {

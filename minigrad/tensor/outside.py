@@ -12,7 +12,7 @@ import dis
 import inspect
 import weakref
 from collections.abc import Callable, Iterator, Sequence
-from types import CodeType, FunctionType, ModuleType
+from types import CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
 
 from minigrad.errors import JitError
@@ -42,6 +42,13 @@ class Outside:
         }  # fmt: skip
         # what it is called → the expression that gives it, what it was, what was in it
         self.read: dict[str, tuple[str, Any, Any]] = {}
+        function = inspect.unwrap(function)
+        if isinstance(function, MethodType):
+            bound = function.__self__
+            function, instance = function.__func__, lambda: bound
+        elif not isinstance(function, FunctionType):  # an object that is called
+            called = function
+            function, instance = type(called).__call__, lambda: called
         for label, place in _Reader(self.names, instance).places(function):
             value = eval(place, self.names)
             self.read[label] = (place, value, _contents(value))
