@@ -988,6 +988,15 @@ def test_contents_that_change(on_device, kind):
     raises_after(step, change, "'values', whose contents")
 
 
+def test_a_list_that_is_only_added_to(on_device):
+    state = SimpleNamespace(seen=[])
+    step = jit(lambda x: (state.seen.append(1), x + 1)[1])
+    for number in range(5):
+        assert step(Tensor([float(number)])).item() == number + 1
+        if number == 3:
+            state.seen.clear()
+
+
 def test_tensors_of_outside_that_are_written(on_device):
     weight = Tensor([1.0, 2.0])
     step = jit(lambda x: x * weight)

@@ -22,6 +22,8 @@ from minigrad.tensor.registry import Holder
 _PLAIN = (bool, int, float, complex, str, bytes, type(None))
 _LARGEST = 1 << 16  # bytes of an array that are compared in every call
 _LONGEST = 256  # items of a list or dict that are
+_ADDING = [["append"], ["extend"], ["add"], ["update"], ["insert"]]
+_Found = tuple[str, str, bool]
 _SHORT = 8  # items that are quicker to compare one by one
 _MISSING = (AttributeError, KeyError, ValueError)  # from an expression whose name is gone
 
@@ -49,9 +51,10 @@ class Outside:
         elif not isinstance(function, FunctionType):  # an object that is called
             called = function
             function, instance = type(called).__call__, lambda: called
-        for label, place in _Reader(self.names, instance).places(function):
+        for label, place, looks_inside in _Reader(self.names, instance).places(function):
             value = eval(place, self.names)
-            self.read[label] = (place, value, _contents(value))
+            if looks_inside or label not in self.read:
+                self.read[label] = (place, value, _contents(value) if looks_inside else None)
         self.links: list[weakref.ref[Holder]] = []
         self.differs = self._look()
 
@@ -131,7 +134,8 @@ _GONE = object()
 
 
 class _Reader:
-    """Finds what functions read: pairs of what that is called and an expression that gives it.
+    """Finds what functions read: what that is called, an expression that gives it, and whether
+    what is in it is read, too (not where it is only appended to).
 
     names: what the expressions refer to.
     """
@@ -139,7 +143,7 @@ class _Reader:
     def __init__(self, names: dict[str, Any], instance: Callable[[], Any] | None) -> None:
         self.names, self.instance, self.seen = names, instance, set[int]()
 
-    def places(self, function: Any, is_helper: bool = False) -> Iterator[tuple[str, str]]:
+    def places(self, function: Any, is_helper: bool = False) -> Iterator[_Found]:
         """Of one function, and those that it names."""
         function = inspect.unwrap(function)
         if not isinstance(function, FunctionType) or id(function) in self.seen:
@@ -168,7 +172,7 @@ class _Reader:
 
     def _along(
         self, label: str, place: str, attributes: list[str], with_root: bool
-    ) -> Iterator[tuple[str, str]]:
+    ) -> Iterator[_Found]:
         """A value, and the attributes that are read of it as far as these are its own."""
         try:
             value = eval(place, self.names)
@@ -177,14 +181,14 @@ class _Reader:
         if isinstance(value, ModuleType | type):
             return
         if with_root:
-            yield label, place
+            yield label, place, attributes[:1] not in _ADDING
             yield from self.places(value, True)
-        for name in attributes:
+        for number, name in enumerate(attributes, 1):
             if isinstance(value, Tensor) or name not in getattr(value, "__dict__", ()):
                 return
             label, place = f"{label}.{name}", f"{place}.__dict__[{name!r}]"
             value = value.__dict__[name]
-            yield label, place
+            yield label, place, attributes[number : number + 1] not in _ADDING
 
 
 def _chains(code: CodeType, cells: set[str], first: set[str]) -> Iterator[tuple[str, ...]]:
