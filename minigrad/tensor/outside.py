@@ -67,7 +67,7 @@ class Outside:
             if isinstance(contents, bytes):
                 self.names[f"inside{number}"] = contents
                 tests.append(f"now.tobytes() != inside{number}")
-            elif isinstance(value, list) and len(value) <= _SHORT:
+            elif contents and isinstance(value, list) and len(value) <= _SHORT:
                 tests.append(f"len(now) != {len(contents)}")
                 for place, item in enumerate(contents):
                     self.names[f"item{number}_{place}"] = item
