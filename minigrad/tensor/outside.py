@@ -17,6 +17,7 @@ from typing import Any
 
 from minigrad.errors import JitError
 from minigrad.tensor import Tensor
+from minigrad.tensor.nodes import show as shape_of
 from minigrad.tensor.registry import Holder
 
 _PLAIN = (bool, int, float, complex, str, bytes, type(None))
@@ -38,7 +39,7 @@ class Outside:
         self, name: str, function: Any, instance: Callable[[], Any] | None = None
     ) -> None:
         self.name = name
-        self.gone: list[tuple[int, ...]] = []  # shapes of tensors that the step read
+        self.gone: list[str] = []  # shapes of tensors that the step read
         self.names: dict[str, Any] = {
             "MISSING": _MISSING, "map": map, "id": id, "len": len, "gone": self.gone
         }  # fmt: skip
@@ -69,9 +70,9 @@ class Outside:
                 tests.append(f"now.tobytes() != inside{number}")
             elif contents and isinstance(value, list) and len(value) <= _SHORT:
                 tests.append(f"len(now) != {len(contents)}")
-                for place, item in enumerate(contents):
-                    self.names[f"item{number}_{place}"] = item
-                    tests.append(f"now[{place}] is not item{number}_{place}")
+                for at, item in enumerate(contents):
+                    self.names[f"item{number}_{at}"] = item
+                    tests.append(f"now[{at}] is not item{number}_{at}")
             elif contents is not None:
                 self.names[f"inside{number}"] = [id(item) for item in contents]
                 items = "now.values()" if isinstance(value, dict) else "now"
@@ -90,7 +91,7 @@ class Outside:
 
         The function can then read it no more: it would find another in its place.
         """
-        gone, shape = self.gone, tuple(tensors[0].raw.shape)
+        gone, shape = self.gone, shape_of(tensors[0].raw.shape)
         links: list[weakref.ref[Holder]] = []
 
         def forget(link: weakref.ref[Holder]) -> None:
