@@ -86,7 +86,7 @@ class Jitted(Generic[P, R]):
         self._replays: dict[int, Serve] = {}  # how each of them is served
         self._methods: dict[int, tuple[weakref.ref[Any], Jitted[..., R]]] = {}
         self._lock = new_rlock()
-        functools.update_wrapper(self, function)
+        functools.update_wrapper(self, function, updated=())  # whatever attributes it has
 
     @property
     def name(self) -> str:

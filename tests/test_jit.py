@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import threading
 import weakref
@@ -952,8 +953,17 @@ def test_attributes_that_are_rebound(on_device):
         def step(self, x):
             return (lambda y: y * self.rate)(x)
 
-    model = Model()
-    raises_after(model.step, lambda: setattr(model, "rate", 5.0), r"'self\.rate'.*5\.0")
+        def plain(self, x):
+            return x + self.rate
+
+        def __call__(self, x):
+            return x - self.rate
+
+    for kind in ("step", "plain", "called"):
+        model = Model()
+        step = {"step": model.step, "plain": jit(model.plain), "called": jit(model)}[kind]
+        change = functools.partial(setattr, model, "rate", 5.0)
+        raises_after(step, change, r"'self\.rate'.*5\.0")
 
 
 CONTAINERS = {
@@ -976,6 +986,15 @@ def test_contents_that_change(on_device, kind):
         values[0] = other
 
     raises_after(step, change, "'values', whose contents")
+
+
+def test_a_list_that_is_only_added_to(on_device):
+    state = SimpleNamespace(seen=[])
+    step = jit(lambda x: (state.seen.append(1), x + 1)[1])
+    for number in range(5):
+        assert step(Tensor([float(number)])).item() == number + 1
+        if number == 3:
+            state.seen.clear()
 
 
 def test_tensors_of_outside_that_are_written(on_device):

@@ -12,16 +12,19 @@ import dis
 import inspect
 import weakref
 from collections.abc import Callable, Iterator, Sequence
-from types import CodeType, FunctionType, ModuleType
+from types import CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
 
 from minigrad.errors import JitError
 from minigrad.tensor import Tensor
+from minigrad.tensor.nodes import show as shape_of
 from minigrad.tensor.registry import Holder
 
 _PLAIN = (bool, int, float, complex, str, bytes, type(None))
 _LARGEST = 1 << 16  # bytes of an array that are compared in every call
 _LONGEST = 256  # items of a list or dict that are
+_ADDING = [["append"], ["extend"], ["add"], ["update"], ["insert"]]
+_Found = tuple[str, str, bool]
 _SHORT = 8  # items that are quicker to compare one by one
 _MISSING = (AttributeError, KeyError, ValueError)  # from an expression whose name is gone
 
@@ -36,15 +39,23 @@ class Outside:
         self, name: str, function: Any, instance: Callable[[], Any] | None = None
     ) -> None:
         self.name = name
-        self.gone: list[tuple[int, ...]] = []  # shapes of tensors that the step read
+        self.gone: list[str] = []  # shapes of tensors that the step read
         self.names: dict[str, Any] = {
             "MISSING": _MISSING, "map": map, "id": id, "len": len, "gone": self.gone
         }  # fmt: skip
         # what it is called → the expression that gives it, what it was, what was in it
         self.read: dict[str, tuple[str, Any, Any]] = {}
-        for label, place in _Reader(self.names, instance).places(function):
+        function = inspect.unwrap(function)
+        if isinstance(function, MethodType):
+            bound = function.__self__
+            function, instance = function.__func__, lambda: bound
+        elif not isinstance(function, FunctionType):  # an object that is called
+            called = function
+            function, instance = type(called).__call__, lambda: called
+        for label, place, looks_inside in _Reader(self.names, instance).places(function):
             value = eval(place, self.names)
-            self.read[label] = (place, value, _contents(value))
+            if looks_inside or label not in self.read:
+                self.read[label] = (place, value, _contents(value) if looks_inside else None)
         self.links: list[weakref.ref[Holder]] = []
         self.differs = self._look()
 
@@ -57,11 +68,11 @@ class Outside:
             if isinstance(contents, bytes):
                 self.names[f"inside{number}"] = contents
                 tests.append(f"now.tobytes() != inside{number}")
-            elif isinstance(value, list) and len(value) <= _SHORT:
+            elif contents and isinstance(value, list) and len(value) <= _SHORT:
                 tests.append(f"len(now) != {len(contents)}")
-                for place, item in enumerate(contents):
-                    self.names[f"item{number}_{place}"] = item
-                    tests.append(f"now[{place}] is not item{number}_{place}")
+                for at, item in enumerate(contents):
+                    self.names[f"item{number}_{at}"] = item
+                    tests.append(f"now[{at}] is not item{number}_{at}")
             elif contents is not None:
                 self.names[f"inside{number}"] = [id(item) for item in contents]
                 items = "now.values()" if isinstance(value, dict) else "now"
@@ -80,7 +91,7 @@ class Outside:
 
         The function can then read it no more: it would find another in its place.
         """
-        gone, shape = self.gone, tuple(tensors[0].raw.shape)
+        gone, shape = self.gone, shape_of(tensors[0].raw.shape)
         links: list[weakref.ref[Holder]] = []
 
         def forget(link: weakref.ref[Holder]) -> None:
@@ -124,7 +135,8 @@ _GONE = object()
 
 
 class _Reader:
-    """Finds what functions read: pairs of what that is called and an expression that gives it.
+    """Finds what functions read: what that is called, an expression that gives it, and whether
+    what is in it is read, too (not where it is only appended to).
 
     names: what the expressions refer to.
     """
@@ -132,7 +144,7 @@ class _Reader:
     def __init__(self, names: dict[str, Any], instance: Callable[[], Any] | None) -> None:
         self.names, self.instance, self.seen = names, instance, set[int]()
 
-    def places(self, function: Any, is_helper: bool = False) -> Iterator[tuple[str, str]]:
+    def places(self, function: Any, is_helper: bool = False) -> Iterator[_Found]:
         """Of one function, and those that it names."""
         function = inspect.unwrap(function)
         if not isinstance(function, FunctionType) or id(function) in self.seen:
@@ -161,7 +173,7 @@ class _Reader:
 
     def _along(
         self, label: str, place: str, attributes: list[str], with_root: bool
-    ) -> Iterator[tuple[str, str]]:
+    ) -> Iterator[_Found]:
         """A value, and the attributes that are read of it as far as these are its own."""
         try:
             value = eval(place, self.names)
@@ -170,14 +182,14 @@ class _Reader:
         if isinstance(value, ModuleType | type):
             return
         if with_root:
-            yield label, place
+            yield label, place, attributes[:1] not in _ADDING
             yield from self.places(value, True)
-        for name in attributes:
+        for number, name in enumerate(attributes, 1):
             if isinstance(value, Tensor) or name not in getattr(value, "__dict__", ()):
                 return
             label, place = f"{label}.{name}", f"{place}.__dict__[{name!r}]"
             value = value.__dict__[name]
-            yield label, place
+            yield label, place, attributes[number : number + 1] not in _ADDING
 
 
 def _chains(code: CodeType, cells: set[str], first: set[str]) -> Iterator[tuple[str, ...]]:

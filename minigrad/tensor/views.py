@@ -34,10 +34,10 @@ class Family:
     a view, of a tensor that is gone.
     """
 
-    __slots__ = ("base", "node", "views", "origin", "shape", "dtype", "device")
+    __slots__ = ("base", "node", "views", "origin", "stopped", "shape", "dtype", "device")
 
     def __init__(self, base: Holder) -> None:
-        node = base.raw
+        node, self.stopped = base.raw, base.stopped
         self.base: weakref.ref[Holder] = base._link
         self.node = weakref.ref(node)
         self.views: dict[int, weakref.ref[Holder]] = {}
@@ -51,6 +51,7 @@ class Family:
             return None
         base: Holder = kind._of(node)
         base._family, base._origin, self.base = self, self.origin, base._link
+        base.stopped = self.stopped
         if self.origin is not None:
             self.origin.family.add(base)
         return base
@@ -133,7 +134,7 @@ def written(base: Holder) -> None:
     family: Family | None = base._family
     if family is None:
         return
-    family.node = weakref.ref(base.raw)
+    family.node, family.stopped = weakref.ref(base.raw), base.stopped
     for view in family.living():
         _show_again(view, base)
         written(view)

@@ -303,6 +303,14 @@ def test_no_gradient_through_a_detached_view(on_device):
     h += 1
     (free * constant[:1]).sum().backward()
     assert w.grad.tolist() == [12, 0]
+    with Tensor.no_grad():
+        h = w * 3
+    first, second = h[:1], h[1:]
+    del h
+    first += w.detach()[:1]
+    w.grad = None
+    (second * w).sum().backward()
+    assert w.grad.tolist() == [6, 6]
 
 
 # ---- captured steps ------------------------------------------------------------------------------
