@@ -148,7 +148,8 @@ def _ends(
             every: Statement = made
             if place.count > 1:
                 every = Loop(slot.variable, 0, (place.count,), (every,), "unroll")
-            if place.lanes is not None and place.lanes not in around:
+            # what is cleared outside of vector loops is known to outlive one of their iterations
+            if place.lanes is not None and place.lanes not in around and found is end:
                 every = Loop(place.lanes, 0, (place.width,), (every,), "lanes", place.width)
             found.append(every)
     return clear, end

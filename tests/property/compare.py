@@ -15,6 +15,7 @@ REFERENCE = "REF"  # the device whose results say what those of all others mean
 EPSILON = {"float64": 2.0**-52, "float32": 2.0**-23, "float16": 2.0**-10, "bfloat16": 2.0**-7}
 # The smallest normal number: below it, an error is counted in units of the smallest step.
 TINY = {"float64": 2.0**-1022, "float32": 2.0**-126, "float16": 2.0**-14, "bfloat16": 2.0**-126}
+LEVEL = 16  # rounding errors of a level of a sum: equal terms are all rounded the same way
 
 
 @dataclass(frozen=True)
@@ -24,8 +25,8 @@ class Tolerance:
     ulps: rounding errors relative to each element. scale: rounding errors relative to the largest
     magnitude that took part (operands and results), where a sum may cancel. terms: what a sum of n
     terms adds to that, whose order is free, in the accumulator's precision (float32 for the two
-    half types): so many errors times log₂ n, as of a sum in levels (see minigrad/loops/levels.py),
-    and times √n of the operands' magnitude, as of terms of either sign.
+    half types): so many errors times n, but no more than LEVEL times log₂ n, as of a sum in levels
+    (see minigrad/loops/levels.py), and √n of the operands' magnitude, as of terms of either sign.
     All 0: bit for bit, the sign of zero included if `signed_zero`.
     """
 
@@ -50,8 +51,9 @@ class Tolerance:
         accumulator = min(epsilon, EPSILON["float32"])
         relative = self.ulps * epsilon * np.maximum(np.abs(expected), TINY[dtype])
         absolute = self.scale * epsilon * magnitude
-        absolute += self.terms * accumulator * math.log2(1 + summands) * magnitude
-        absolute += self.terms * accumulator * math.sqrt(summands) * operand
+        in_order = summands * magnitude
+        in_levels = math.log2(1 + summands) * magnitude + math.sqrt(summands) * operand
+        absolute += self.terms * accumulator * min(in_order, LEVEL * in_levels)
         return np.asarray(relative + absolute)
 
 
