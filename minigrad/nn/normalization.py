@@ -115,9 +115,8 @@ Statistics = tuple[Tensor, Tensor, Any]  # mean, variance, number of elements (i
 
 def batch_statistics(x: Tensor, axes: tuple[int, ...]) -> Statistics:
     """Mean and variance (without Bessel's correction) per channel, and the number of elements."""
-    mean = x.mean(axes)
-    away = x - mean.reshape(-1, *(1 for _ in x.shape[2:]))
-    return mean, (away * away).mean(axes), math.prod(int(x.size(axis)) for axis in axes)
+    mean, (_, variance) = x.mean(axes), x._about_mean(axes, False)
+    return mean, variance, math.prod(int(x.size(axis)) for axis in axes)
 
 
 class BatchNorm:

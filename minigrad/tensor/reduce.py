@@ -122,9 +122,20 @@ class Reduce(Rearrange):
             raise TypeError(f"var(correction={correction}): expected a number, 1 or 0")
         axes_of("var", axis, self.ndim)
         x = self._wide()
-        away = x - x.mean(axis, True)
-        count = (x._count(axis, x.dtype) - correction).maximum(0)
-        return ((away * away).sum(axis, keepdim) / count).cast(self._float_dtype())
+        count = x._count(axis, x.dtype)
+        _, squares = x._about_mean(axis, keepdim)
+        return (squares * (count / (count - correction).maximum(0))).cast(self._float_dtype())
+
+    def _about_mean(self, axis: Axes, keepdim: bool = True) -> tuple[Self, Self]:
+        """Distances from the mean, and the mean of their squares.
+
+        The mean is rounded: far from zero, by more than the distances' own size. What that adds to
+        the squares, n·(mean distance)², is taken away again; it does not depend on self.
+        """
+        away = self - self.mean(axis, True)
+        squares = (away * away).mean(axis, keepdim)
+        rest = away.mean(axis, keepdim)
+        return away, squares - (rest * rest).minimum(squares).detach()
 
     def std(
         self, axis: Axes = None, *, keepdim: bool = False, correction: Scalar = 1, dim: Axes = None
