@@ -192,8 +192,7 @@ class Contraction(Sampling):
         """
         axes_of("layernorm", axis, self.ndim)
         x = self._wide()
-        away = x - x.mean(axis, True)
-        variance = (away * away).mean(axis, True)
+        away, variance = x._about_mean(axis)
         result = away * (variance + eps).rsqrt()
         if weight is not None:
             result = result * weight
