@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import count
 
 from minigrad.graph.node import Op
 from minigrad.graph.symbolic import Atom, Integer, add, floordiv, high, mul, sub, variables
@@ -74,7 +75,7 @@ def _cut_if_long(statement: Statement, around: Around, target: Target) -> Statem
         if around:  # where no vector loop over an array may be
             sums = {place: one for place, one in sums.items() if isinstance(place, Local)}
         blocks = {place: -(-one.terms // most_terms(place, target)) for place, one in sums.items()}
-        long = {place: sums[place] for place, count in blocks.items() if count > 1}
+        long = {place: sums[place] for place, number in blocks.items() if number > 1}
         if long:
             return _cut(statement, long, max(blocks.values()), around, target)
     return (replace(statement, body=_all(statement.body, inside, target)),)
@@ -105,7 +106,11 @@ def _in_blocks(loop: Loop, size: int) -> tuple[Loop, Loop, Loop | None]:
     A vector loop's blocks are whole vectors, so only what is left needs a mask.
     """
     span = size * loop.step
-    number = make_axis(f"{loop.variable.name}b", 0, max(-(-_trips(loop) // size), 1))
+    # a block that is cut once more begins at the number of the one around it: names differ
+    outside = {atom.name for x in (loop.start, *loop.stops) for atom in variables(x)}
+    prefix = f"{loop.variable.name}b"
+    free = next(n for n in count() if f"{prefix}{n}" not in outside)
+    number = make_axis(prefix, free, max(-(-_trips(loop) // size), 1))
     first = add(loop.start, mul(index_of(number.variable), span))
     lengths = [sub(stop, loop.start) for stop in loop.stops]
     even = len(lengths) == 1 and divides(lengths[0], span)

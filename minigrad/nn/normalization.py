@@ -115,8 +115,7 @@ Statistics = tuple[Tensor, Tensor, Any]  # mean, variance, number of elements (i
 
 def batch_statistics(x: Tensor, axes: tuple[int, ...]) -> Statistics:
     """Mean and variance (without Bessel's correction) per channel, and the number of elements."""
-    mean, (_, variance) = x.mean(axes), x._about_mean(axes, False)
-    return mean, variance, math.prod(int(x.size(axis)) for axis in axes)
+    return x.mean(axes), x._mean_square(axes), math.prod(int(x.size(axis)) for axis in axes)
 
 
 class BatchNorm:

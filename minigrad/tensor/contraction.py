@@ -192,7 +192,8 @@ class Contraction(Sampling):
         """
         axes_of("layernorm", axis, self.ndim)
         x = self._wide()
-        away, variance = x._about_mean(axis)
+        away = x - x.mean(axis, True)
+        variance = (away * away).mean(axis, True)
         result = away * (variance + eps).rsqrt()
         if weight is not None:
             result = result * weight

@@ -123,19 +123,18 @@ class Reduce(Rearrange):
         axes_of("var", axis, self.ndim)
         x = self._wide()
         count = x._count(axis, x.dtype)
-        _, squares = x._about_mean(axis, keepdim)
-        return (squares * (count / (count - correction).maximum(0))).cast(self._float_dtype())
+        return (x._mean_square(axis, keepdim) * (count / (count - correction).maximum(0))).cast(self._float_dtype())
 
-    def _about_mean(self, axis: Axes, keepdim: bool = True) -> tuple[Self, Self]:
-        """Distances from the mean, and the mean of their squares.
+    def _mean_square(self, axis: Axes, keepdim: bool = False) -> Self:
+        """The mean of the squared distances from the mean.
 
-        The mean is rounded: far from zero, by more than the distances' own size. What that adds to
-        the squares, n·(mean distance)², is taken away again; it does not depend on self.
+        That is rounded: far from zero, by more than the distances' own size. What it adds to the
+        squares, n·(mean distance)², is taken away again; it does not depend on self.
         """
         away = self - self.mean(axis, True)
         squares = (away * away).mean(axis, keepdim)
         rest = away.mean(axis, keepdim)
-        return away, squares - (rest * rest).minimum(squares).detach()
+        return squares - (rest * rest).minimum(squares).detach()
 
     def std(
         self, axis: Axes = None, *, keepdim: bool = False, correction: Scalar = 1, dim: Axes = None

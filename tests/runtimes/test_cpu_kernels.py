@@ -27,7 +27,7 @@ loss = ((x @ w).relu().softmax(1) * Tensor([1.0, 3.0], device="CPU")).sum()
 w.assign(w - 0.5 * slope)
 table = Tensor.arange(12, device="CPU").reshape(6, 2)
 rows = [table.shrink(((0, Variable("n", 1, 6).bind(n)), (0, 2))).sum(0).tolist() for n in (2, 5)]
-results = [w.tolist(), loss.item(), rows, table.gather(0, Tensor([[5, 9]], device="CPU")).tolist()]
+results = [w.tolist(), loss.item(), rows, table.gather(0, Tensor([[5, 3]], device="CPU")).tolist()]
 """
 # Prints results and what they cost.
 REPORT = """

@@ -116,3 +116,16 @@ def test_half_floats_are_added_in_float32(dtype: object, on_device: None) -> Non
     """A half float's sum would stand still at a few thousand."""
     ones = Tensor(np.ones((N // 8, 3), np.float32)).cast(dtype)
     assert ones.sum(0, dtype=dtypes.float32).tolist() == [N // 8] * 3
+
+
+@pytest.mark.parametrize("outer, inner", [
+    (17, 15), (13, 11), (9, 15), (129, 2), (3, 129), (11, 13), (65, 3), (33, 33), (257, 5),
+])  # fmt: skip
+def test_over_two_axes(outer: int, inner: int, on_device: None) -> None:
+    """Blocks of the outer axis may be long themselves, and are cut once more."""
+    print("seed", outer * inner)
+    generator = np.random.default_rng(outer * inner)
+    x, y = (generator.random((outer, 7, inner), np.float32) for _ in range(2))
+    wanted = np.einsum("bik,bjk->ij", x.astype(np.float64), y.astype(np.float64))
+    check(Tensor.einsum("bik,bjk->ij", Tensor(x), Tensor(y)), wanted)
+    check(Tensor(x).sum((0, 2)), x.sum((0, 2), dtype=np.float64))
