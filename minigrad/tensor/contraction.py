@@ -264,10 +264,11 @@ def _aligned(seen: Any, x: Any, y: Any, shape: Shape) -> list[Any]:
 
 def _with_gradient(value: Any, sources: Sequence[Any], change: Callable[..., Any]) -> Any:
     """`value` of sources (seen, x, y), with change(g, *sources) for the gradients of x and y."""
+    tensor_of = type(value)._of  # the rule must not keep `value` alive: it would be stored for that
 
     def rule(node: Node, g: Node) -> list[Node | None]:
         with no_grad():  # nodes as they are, so that they have gradients themselves
-            parts = change(*(value._of(source) for source in (g, *node.src[1:])))
+            parts = change(*(tensor_of(source) for source in (g, *node.src[1:])))
             return [None, *(part.node for part in parts)]
 
     return value._new(build.custom(value.node, [source.node for source in sources], rule))

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from minigrad import Tensor, dtypes
+from minigrad.tensor.registry import lazy_holders
 
 BATCH, HEADS, LENGTH, DEPTH = 2, 3, 75, 16
 RNG = np.random.default_rng(0)
@@ -191,3 +192,15 @@ def test_scaling_late_does_not_change_a_value(name, compiled, reference):
     expected, found = results(reference), results(compiled)
     assert np.isfinite(expected).all()
     assert np.abs(found - expected).max() <= 1e-5 * np.abs(expected).max()
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_nothing_on_the_way_is_kept(form):
+    """What lives at the end of a captured step is stored: scores that a rule held would be."""
+    before = {id(holder) for holder in lazy_holders()}
+    q, k, v = (Tensor(x).requires_grad_() for x in QKV[:3])
+    output = FORMS[form](q, k, v)
+    gradients = output.gradient(q, k, v, gradient=Tensor.ones(*output.shape))
+    mine = {id(x) for x in (q, k, v, output, *gradients)}
+    alive = [x for x in lazy_holders() if id(x) not in before | mine]
+    assert [x for x in alive if x.ndim > 1] == []  # the state of random numbers lives on
