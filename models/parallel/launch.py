@@ -14,6 +14,7 @@ from typing import Any
 
 from minigrad import Device, collective, program
 from minigrad.graph.node import Node, Op, topological
+from minigrad.locks import new_lock
 from minigrad.models.parallel import mpi
 from minigrad.models.parallel.arrival import waiting_for_all
 from minigrad.models.parallel.faults import Activity, Clock, RankError, culprit, told
@@ -214,7 +215,7 @@ class _Threads:
         self.settings = {name: getenv(name) for name in DEFAULTS}
         self.over = threading.Event()
         self.evictions: list[list[Callable[[], None]]] = [[] for _ in range(mesh.size)]
-        self.throwing = threading.Lock()  # held by who ends a rank, and by one that ends
+        self.throwing = new_lock()  # held by who ends a rank, and by one that ends
 
     def run(self, function: Function) -> list[Any]:
         """Call the function on all ranks."""

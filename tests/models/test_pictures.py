@@ -118,6 +118,8 @@ def test_places_that_cannot_be_written(tmp_path: Path) -> None:
     pictures.check_picture(None)
     pictures.check_picture(str(tmp_path / "x.png"))
     assert not list(tmp_path.iterdir())
-    for path in (tmp_path / "none" / "x.png", tmp_path):
+    folder = tmp_path / "folder.png"
+    folder.mkdir()
+    for path in (tmp_path / "none" / "x.png", folder):
         with pytest.raises(InputError, match="cannot write"):
             pictures.check_picture(str(path))
