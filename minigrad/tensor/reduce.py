@@ -123,7 +123,8 @@ class Reduce(Rearrange):
         axes_of("var", axis, self.ndim)
         x = self._wide()
         count = x._count(axis, x.dtype)
-        return (x._mean_square(axis, keepdim) * (count / (count - correction).maximum(0))).cast(self._float_dtype())
+        unbiased = x._mean_square(axis, keepdim) * (count / (count - correction).maximum(0))
+        return unbiased.cast(self._float_dtype())
 
     def _mean_square(self, axis: Axes, keepdim: bool = False) -> Self:
         """The mean of the squared distances from the mean.
