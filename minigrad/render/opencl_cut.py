@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import reduce
 
 from minigrad.graph.symbolic import Affine, Integer, add, substitute
+from minigrad.loops.build import combine
 from minigrad.loops.nest import (
     Fold,
+    FoldItems,
     Loop,
-    Prefetch,
     Set,
     Statement,
     Store,
     Stores,
     divides,
     expressions,
+    locals_set,
     whole_vectors,
 )
 from minigrad.schedule import expr
@@ -61,6 +64,14 @@ def cut(loop: Loop, width: int, parts: int) -> list[Statement]:
             item, index=moved(item.index, part), value=value_of(item.value, part), guard=guard
         )
 
+    def folds_of(fold: Fold) -> list[Statement]:
+        """The vectors are combined to one, whose lanes are combined then."""
+        source = fold.source
+        whole = Local(f"{source.name}_{width}", source.dtype, 1, source.lanes, width)
+        each = [expr.local(local_of(source, part)) for part in range(parts)]
+        both = reduce(lambda a, b: combine(fold.op, a, b), each)
+        return [Set(whole, 0, both), replace(fold, source=whole)]
+
     def visit(statement: Statement) -> list[Statement]:
         if isinstance(statement, Loop):
             inner = [one for s in statement.body for one in visit(s)]
@@ -70,8 +81,9 @@ def cut(loop: Loop, width: int, parts: int) -> list[Statement]:
             return [Stores(tuple(items))]
         if isinstance(statement, Store):
             return [store_of(statement, part) for part in range(parts)]
-        if not isinstance(statement, Set):  # a hint; folds are not part of such loops
-            assert isinstance(statement, Prefetch), statement
+        if isinstance(statement, Fold) and statement.source.width == loop.step:
+            return folds_of(statement)
+        if not isinstance(statement, Set):  # it has nothing to do with the lanes
             return [statement]
         count = parts if statement.local.width == loop.step else 1
         return [
@@ -90,30 +102,43 @@ def registers(loop: Loop) -> list[Local]:
         if isinstance(statement, Loop):
             for inner in statement.body:
                 visit(inner)
-        if isinstance(statement, Set):
-            found[statement.local] = None
-        if not isinstance(statement, Loop):
-            for e in expr.walk(*expressions(statement)):
-                if e.op is Leaf.LOCAL:
-                    found[e.payload[0]] = None
+        else:
+            found.update(dict.fromkeys((*_read(statement), *locals_set(statement))))
 
     visit(loop)
     return list(found)
 
 
-def used_outside(loop: Loop) -> frozenset[Local]:
-    """The registers that are used outside of lanes loops, too."""
+def carried(loop: Loop) -> frozenset[Local]:
+    """The registers whose values go from one iteration of a lanes loop to another, or out of it.
+
+    That is, all that are used outside of lanes loops, and those that a lanes loop reads before it
+    has set them.
+    """
     found: set[Local] = set()
 
-    def visit(statement: Statement) -> None:
-        if isinstance(statement, Loop):
-            if statement.kind != "lanes":
-                for inner in statement.body:
-                    visit(inner)
-        elif isinstance(statement, Fold):
-            found.update((statement.target, statement.source))
-        elif isinstance(statement, Set):
-            found.add(statement.local)
+    def visit(statement: Statement, known: set[Local] | None) -> None:
+        """known: what the lanes loop around the statement, if there is one, has set before it."""
+        if not isinstance(statement, Loop):
+            used = set(_read(statement))
+            found.update(used | locals_set(statement) if known is None else used - known)
+            if known is not None:
+                known |= locals_set(statement)
+            return
+        if statement.kind == "lanes":
+            known = set()
+        elif known is not None and statement.kind != "unroll":
+            known = set(known)  # it may have no iterations
+        for inner in statement.body:
+            visit(inner, known)
 
-    visit(loop)
+    visit(loop, None)
     return frozenset(found)
+
+
+def _read(statement: Statement) -> list[Local]:
+    """The registers that a statement which is no loop reads."""
+    if isinstance(statement, Fold | FoldItems):
+        return [statement.source if isinstance(statement, Fold) else statement.target]
+    read = [e for e in expr.walk(*expressions(statement)) if e.op is Leaf.LOCAL]
+    return [e.payload[0] for e in read]

@@ -22,7 +22,7 @@ from minigrad.loops.nest import (
     expressions,
 )
 from minigrad.render.opencl import Emitter, Source
-from minigrad.render.opencl_cut import cut, registers, rest_of, used_outside
+from minigrad.render.opencl_cut import carried, cut, registers, rest_of
 from minigrad.render.opencl_index import Variable, kind_of, kind_of_range, parse
 from minigrad.render.opencl_values import Language, bare, literal
 from minigrad.render.opencl_vectors import WIDTHS, VectorLanguage
@@ -75,7 +75,7 @@ class LanesEmitter(Emitter):
         super().__init__(nest, language)
         self.vector: _Vector | None = None
         self.lane_of_rest: str | None = None  # in a rest that is done one by one: its lane's name
-        self.carried = used_outside(nest.parallel)
+        self.carried = carried(nest.parallel)
         self.spilled: dict[Local, str] = {}
 
     # ---- loops ----
@@ -233,8 +233,10 @@ class LanesEmitter(Emitter):
     def _statement(self, statement: Statement) -> None:
         if isinstance(statement, Fold):
             source, dtype = statement.source, statement.source.dtype
-            words = VectorLanguage(self.language, source.width)
-            text = words.folded(statement.op, dtype, self._register(source, 0))
+            text = self._register(source, 0)
+            if self._is_vector(source):
+                words = VectorLanguage(self.language, source.width)
+                text = words.folded(statement.op, dtype, text)
             self.line(f"{self._register(statement.target, 0)} = {bare(text)};")
             self.forget((statement.target,))
         elif isinstance(statement, Set) and self._is_vector(statement.local):

@@ -216,6 +216,15 @@ def test_a_long_sum_is_cut_in_two(device):
     agree(lambda x: [x.sum(), x.mean(), x.max()], device, numbers(1 << 17))
 
 
+@pytest.mark.parametrize("count", [1025, 1032, 1500, 2049, 4099, (1 << 17) + 9])
+def test_every_term_of_a_long_sum_counts(device, count):
+    """Whole numbers, whose sums are exact: also those after the last whole vector of a level."""
+    whole = numbers(3, count, dtype="int32").astype(np.float32)
+    for x in (whole, whole.T.copy(), whole[0], whole.astype(np.float16)):
+        agree(lambda x: [x.sum(0), x.sum(-1), (x * x).sum()], device, x, tolerance=0)
+    agree(lambda x: [x @ x.T, x[:1] @ x.T, x.softmax(-1)], device, whole, tolerance=2e-7)
+
+
 def test_cumulative_sums_and_places_of_maxima(device):
     agree(lambda x: [x.cumsum(1), x.argmax(1), x.argmin(0)], device, numbers(7, 33))
 
@@ -235,6 +244,20 @@ def test_batched_products_and_attention(device):
         return [q @ k.transpose(-2, -1), q.scaled_dot_product_attention(k, v, is_causal=True)]
 
     agree(attention, device, *(numbers(2, 3, 19, 16, seed=s) for s in range(3)), tolerance=1e-5)
+
+
+@pytest.mark.parametrize("columns", [3, 7, 8, 16, 23, 32, 47, 70])
+def test_values_of_any_width_that_may_not_be_finite(device, columns):
+    """Masked products look at all lanes of a vector at once, of whatever length it is."""
+
+    def attention(x, y):
+        masked = [t.scaled_dot_product_attention(t, t, is_causal=True) for t in (x, y)]
+        return [t.layernorm(-1, eps=0.1) for t in masked]
+
+    x, y = numbers(3, 8, columns), numbers(3, 8, columns, seed=1)
+    y[:, 5, columns - 1] = np.inf
+    y[1, 6, 0] = np.nan
+    agree(attention, device, x, y, tolerance=1e-5)
 
 
 @pytest.mark.parametrize("shape", [(200, 5, 16), (384, 8, 65), (256, 31, 128)])
