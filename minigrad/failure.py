@@ -122,7 +122,8 @@ class CheckedReplay:
             if call.checks:
                 count, later = call.buffers[-1], calls[number:]
                 lost = frozenset(buffer for one in later for buffer in one.written)
-                failure = partial(self._failure, call, lost, _spread(later))
+                # not a method: the replay would hold itself, and its memory, until it is collected
+                failure = partial(_failure, self.arguments, call, lost, _spread(later))
                 self._looks.append((Device[count.device].expect_zero, count.memory, failure))
 
     def put(self, *memories: Any) -> None:
@@ -137,18 +138,20 @@ class CheckedReplay:
         for expect, count, failure in self._looks:
             expect(count, partial(failure, self.memories, present, variables))
 
-    def _failure(
-        self, call: Call, lost: frozenset[Buffer], doubtful: frozenset[Buffer],
-        memories: Sequence[Any], present: Sequence[Buffer], variables: dict[str, int],
-    ) -> BoundsError:  # fmt: skip
-        given = {
-            buffer: Buffer.borrow(buffer, memory)
-            for buffer, memory in zip(self.arguments, memories, strict=True)
-        }
-        spoils = set(doubtful - given.keys())
-        spoils |= {b for old, b in zip(self.arguments, present, strict=False) if old in doubtful}
-        values = {**call.variables, **variables}
-        return failure_of(call.checks, values, lost, given, spoils)
+
+def _failure(
+    arguments: Sequence[Buffer], call: Call, lost: frozenset[Buffer], doubtful: frozenset[Buffer],
+    memories: Sequence[Any], present: Sequence[Buffer], variables: dict[str, int],
+) -> BoundsError:  # fmt: skip
+    """The error of a call of a replay, whose arguments were at `memories`."""
+    given = {
+        buffer: Buffer.borrow(buffer, memory)
+        for buffer, memory in zip(arguments, memories, strict=True)
+    }
+    spoils = set(doubtful - given.keys())
+    spoils |= {b for old, b in zip(arguments, present, strict=False) if old in doubtful}
+    values = {**call.variables, **variables}
+    return failure_of(call.checks, values, lost, given, spoils)
 
 
 def _spread(calls: Sequence[Call]) -> frozenset[Buffer]:

@@ -1125,3 +1125,23 @@ def test_memory_stays():
         if number >= 100:
             used.append(GlobalCounters.mem_used)
     assert len(set(used)) == 1
+
+
+def test_a_step_and_its_memory_are_gone_at_once(on_device) -> None:
+    """Nothing that a captured step with checked indices holds waits for the garbage collector."""
+
+    def run() -> None:
+        table = Tensor.rand(1000, 64).realize()
+        step = jit(lambda index: table[index].sum())
+        for _ in range(3):
+            step(Tensor([1, 2, 3]).realize()).item()
+
+    run()
+    gc.collect()
+    gc.disable()
+    try:
+        before = GlobalCounters.mem_used
+        run()
+        assert GlobalCounters.mem_used == before
+    finally:
+        gc.enable()
