@@ -47,7 +47,7 @@ def test_very_long(shape: tuple[int, ...], axis: int, on_device: None) -> None:
     """16 million terms, which float32 cannot even count one by one."""
     check(full(*shape).sum(axis), shape[axis] * VALUE)
     if len(shape) == 1:
-        assert full(*shape).isfinite().float().sum().item() == shape[0] + shape[0] % 2
+        assert full(*shape).isfinite().float().sum().item() == float(np.float32(shape[0]))
 
 
 COMPOSITIONS: dict[str, tuple[Callable[[], Tensor], float]] = {
