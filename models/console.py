@@ -218,7 +218,7 @@ def run(main: Callable[[Sequence[str]], None]) -> int:
 def check_device_of_ranks(ranks: int) -> None:
     """InputError where several ranks were to be on devices that exchange nothing.
 
-    Before they have begun: a thread that OpenCL is busy with must not outlive the script.
+    Said before they begin: one that fails on its own device takes the others with it.
     """
     kind = Device.DEFAULT.partition(":")[0]
     if ranks > 1 and kind not in ("CPU", "REF"):

@@ -69,7 +69,10 @@ class Optimizer:
         """Change the learning rate of the steps to come, captured ones too; compiles nothing."""
         number = lr.item() if isinstance(lr, Tensor) else lr
         _check_numbers(self, lr=number)
-        self._lr.set_data(Tensor(float(number), device=self.device).reshape(self._lr.shape).numpy())
+        data: Any = float(number)
+        for _ in self._lr.shape:
+            data = [data]
+        self._lr.set_data(data)
 
     def zero_grad(self) -> None:
         """Forget all gradients."""

@@ -130,12 +130,14 @@ class Reduce(Rearrange):
         """The mean of the squared distances from the mean.
 
         That is rounded: far from zero, by more than the distances' own size. What it adds to the
-        squares, n·(mean distance)², is taken away again; it does not depend on self.
+        squares, n·(mean distance)², is taken away again; it does not depend on self. Squares beyond
+        the dtype's range stay infinite.
         """
         away = self - self.mean(axis, True)
         squares = (away * away).mean(axis, keepdim)
         rest = away.mean(axis, keepdim)
-        return squares - (rest * rest).minimum(squares).detach()
+        added = (rest * rest).minimum(squares)
+        return squares - added.isfinite().where(added, 0.0).detach()
 
     def std(
         self, axis: Axes = None, *, keepdim: bool = False, correction: Scalar = 1, dim: Axes = None

@@ -129,3 +129,10 @@ def test_over_two_axes(outer: int, inner: int, on_device: None) -> None:
     wanted = np.einsum("bik,bjk->ij", x.astype(np.float64), y.astype(np.float64))
     check(Tensor.einsum("bik,bjk->ij", Tensor(x), Tensor(y)), wanted)
     check(Tensor(x).sum((0, 2)), x.sum((0, 2), dtype=np.float64))
+
+
+@pytest.mark.parametrize("values", [[3e30, -3e30, 1e30, 2.5e30], [3e25, 1e25, -2e25, 7e24]])
+def test_a_variance_beyond_the_range_is_infinite(values: list[float], on_device: None) -> None:
+    """Not NaN, as ∞ less ∞ would be."""
+    assert Tensor(values).var().item() == float("inf")
+    assert Tensor(values).std().item() == float("inf")
