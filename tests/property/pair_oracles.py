@@ -36,10 +36,13 @@ class Views:
     shape: Shape
     looks: tuple[int, ...]  # behind which statements everything is realized
 
-    def run(self, make: Callable[[np.ndarray], Any], bits: Callable[[Any], Any]) -> dict[str, Any]:
+    def run(
+        self, make: Callable[[np.ndarray], Any], bits: Callable[[Any], Any],
+        before: Callable[[Any], Any],
+    ) -> dict[str, Any]:  # fmt: skip
         """The names after all statements, as numpy's arrays."""
         start = floats(np.random.default_rng(self.seed), self.shape, "eighths")
-        space: dict[str, Any] = {"t": make(start.astype(np.float32)), "bits": bits}
+        space = {"t": make(start.astype(np.float32)), "bits": bits, "before": before}
         for number, statement in enumerate(self.statements):
             exec(statement, space)
             if number in self.looks and isinstance(space["t"], Tensor):
@@ -49,13 +52,13 @@ class Views:
 
     def problems(self, device: str) -> list[str]:
         """Names whose values are not numpy's; what raises instead is no silent mistake."""
-        wanted = self.run(lambda a: a, lambda a: a.view(np.int32))
+        wanted = self.run(lambda a: a, lambda a: a.view(np.int32), np.copy)
         found = []
         for name in _on(device):
             with Context(DEVICE=name):
                 try:
                     got = self.run(lambda a, d=name: Tensor(a, device=d).realize(),
-                                   lambda t: t.bitcast(dtypes.int32))  # fmt: skip
+                                   lambda t: t.bitcast(dtypes.int32), lambda t: t)  # fmt: skip
                 except MinigradError:
                     continue
             found += [f"{name}: {key} is {got[key].tolist()}, numpy has {value.tolist()}"
@@ -63,13 +66,13 @@ class Views:
         return found
 
     def script(self, device: str) -> str:
-        """The program for numpy; for Tensors, t is one, and bits(t) is t.bitcast('int32')."""
+        """The program for numpy; a Tensor t has t.bitcast('int32') for bits(t), t for before(t)."""
         lines = "\n".join(self.statements)
         return f"""\
 import numpy as np
 from tests.property.leaves import floats
 t = floats(np.random.default_rng({self.seed}), {self.shape}, 'eighths').astype(np.float32)
-bits = lambda a: a.view(np.int32)
+bits, before = lambda a: a.view(np.int32), np.copy
 {lines}
 print({", ".join(self.names)})   # realized behind statements {self.looks}
 """
@@ -143,7 +146,8 @@ def _write(
         return f"{target} -= {other}"
     if kind == 3 and len(shape) > 1:
         a, b = (int(g.integers(0, shape[0])) for _ in range(2))
-        return f"{target}[{a}] = {other}[{b}]"
+        # numpy reads what it has just written where a column takes a row that crosses it
+        return f"{target}[{a}] = before({other}[{b}])"
     if kind == 4 and shape[0] > 1:
         return f"{target}[1:] = {other}[:-1]"
     stop = 1 + int(g.integers(0, shape[0]))
