@@ -12,7 +12,7 @@ import pytest
 
 from minigrad import Context, Tensor, jit
 from minigrad.errors import BoundsError, JitError
-from minigrad.tensor.registry import alone, holders
+from minigrad.tensor.live_tensors import alone, holders
 
 
 def captured(function, *inputs):

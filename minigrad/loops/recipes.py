@@ -24,12 +24,13 @@ from minigrad.graph.symbolic import (
     numel,
     variables,
 )
+from minigrad.loops.assemble import finish
 from minigrad.loops.axes import (
     unit_stride_axis,
     vector_width,
 )
 from minigrad.loops.bits import kept_as_bits
-from minigrad.loops.blocks import blocks
+from minigrad.loops.block_rows import blocks
 from minigrad.loops.build import (
     combine,
     elements,
@@ -39,16 +40,15 @@ from minigrad.loops.build import (
     serial_loop,
     streams,
 )
-from minigrad.loops.contraction import contraction
-from minigrad.loops.finish import finish
-from minigrad.loops.groups import lower_for_groups
+from minigrad.loops.gemm import contraction
+from minigrad.loops.gemv import thin
+from minigrad.loops.gpu import lower_for_groups
 from minigrad.loops.nest import Loop, Nest, Statement, Store, Stores
+from minigrad.loops.prefetch import further_along, later_rows
 from minigrad.loops.rows import rows
 from minigrad.loops.scans import distribute, scan
-from minigrad.loops.soon import further_along, later_rows
 from minigrad.loops.target import Target
-from minigrad.loops.thin import thin
-from minigrad.loops.turned import tiles, turned_axis
+from minigrad.loops.transposed_tiles import tiles, turned_axis
 from minigrad.schedule import expr
 from minigrad.schedule.schedule import Kernel
 from minigrad.schedule.stage import index_of, make_axis

@@ -10,14 +10,14 @@ from dataclasses import replace
 from math import gcd
 
 from minigrad.graph.symbolic import Atom, Integer, add, floordiv, mod, mul, numel, sub
+from minigrad.loops.assemble import finish
 from minigrad.loops.axes import fix_rows, indices, merge, merge_stage, row_axis, vector_width
 from minigrad.loops.build import accumulate, lanes_loop, serial_loop
-from minigrad.loops.columns import columns, is_columns
-from minigrad.loops.finish import finish
-from minigrad.loops.late import late_rows
+from minigrad.loops.column_reduction import columns, is_columns
 from minigrad.loops.nest import Loop, Nest, Statement, Store
-from minigrad.loops.soon import further_rows
-from minigrad.loops.sweeps import sweep_row
+from minigrad.loops.prefetch import further_rows
+from minigrad.loops.row_passes import sweep_row
+from minigrad.loops.software_pipeline import late_rows
 from minigrad.loops.target import Target
 from minigrad.schedule import expr
 from minigrad.schedule.expr import Array, Expr, Local

@@ -11,9 +11,9 @@ from functools import partial, reduce
 from minigrad.dtype import dtypes
 from minigrad.graph.node import SCANS, Op
 from minigrad.graph.symbolic import Integer, add, coefficient, floordiv, high, mul, sub
+from minigrad.loops.assemble import finish
 from minigrad.loops.axes import vector_width
 from minigrad.loops.build import combine, flat_loop, lanes_loop, once, serial_loop
-from minigrad.loops.finish import finish
 from minigrad.loops.nest import Loop, Nest, Set, Statement, Store
 from minigrad.loops.target import Target
 from minigrad.schedule import expr

@@ -8,7 +8,7 @@ from typing import Any
 
 from minigrad.dtype import dtypes
 from minigrad.errors import ShapeError
-from minigrad.tensor import Tensor, engine
+from minigrad.tensor import Tensor, realization
 
 
 def _shape_of(normalized_shape: int | Sequence[int]) -> tuple[int, ...]:
@@ -169,7 +169,7 @@ class BatchNorm:
         with Tensor.no_grad():
             # an earlier call's statistics that nobody asked for: the chain of them must not grow
             Tensor.realize(running, spread, batches)
-            engine.accompany(running.raw, batches)
+            realization.accompany(running.raw, batches)
             batches.assign(batches + 1)
             share = self.momentum if self.momentum is not None else 1 / batches.float()
             running.assign(running + (mean.detach() - running) * share)

@@ -13,7 +13,7 @@ from collections.abc import Container, Iterable
 from minigrad.graph.node import SCANS, SCATTERS, Op
 from minigrad.graph.symbolic import coefficient, flatten, high, low, mul, numel, sub, variables
 from minigrad.schedule import expr
-from minigrad.schedule.blocks import Chains, Sink
+from minigrad.schedule.attention_fusion import Chains, Sink
 from minigrad.schedule.contraction import contraction_of
 from minigrad.schedule.expr import Array
 from minigrad.schedule.layout import Order

@@ -22,7 +22,7 @@ from minigrad.graph.node import (
 from minigrad.graph.simplify import simplify
 from minigrad.graph.symbolic import Integer, numel
 from minigrad.schedule import expr
-from minigrad.schedule.blocks import Chains
+from minigrad.schedule.attention_fusion import Chains
 from minigrad.schedule.expr import Array, Expr
 from minigrad.schedule.fuse import Group, aligned, group, reaches
 from minigrad.schedule.materialize import (
@@ -33,9 +33,9 @@ from minigrad.schedule.materialize import (
     has_loaded_mask,
     is_product,
 )
+from minigrad.schedule.onehot_to_gather import picked
 from minigrad.schedule.order import freeing_early, in_order
-from minigrad.schedule.partial import part_written
-from minigrad.schedule.select import picked
+from minigrad.schedule.partial_writes import part_written
 from minigrad.schedule.sort import expand
 from minigrad.schedule.stage import Stage, Stages
 

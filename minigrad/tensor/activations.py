@@ -8,8 +8,8 @@ from typing import Any, Self
 from minigrad.dtype import promote
 from minigrad.errors import DTypeError, ShapeError
 from minigrad.graph.node import Node
+from minigrad.tensor.broadcasting import Scalar, show
 from minigrad.tensor.functions import Functions
-from minigrad.tensor.nodes import Scalar, show
 
 _KINDS = "buif"  # bool < integers < floats: an in-place result may not rise in this order
 

@@ -8,8 +8,8 @@ from minigrad.dtype import DType, dtypes, resolve
 from minigrad.errors import DTypeError, ShapeError
 from minigrad.graph import build
 from minigrad.graph.node import Node, Op
+from minigrad.tensor.broadcasting import show
 from minigrad.tensor.dlpack import Interchange
-from minigrad.tensor.nodes import show
 
 _UNSIGNED = {1: dtypes.uint8, 2: dtypes.uint16, 4: dtypes.uint32, 8: dtypes.uint64}
 

@@ -11,9 +11,7 @@ from minigrad.dtype import DType, dtypes, promote
 from minigrad.errors import ShapeError
 from minigrad.graph import build
 from minigrad.graph.node import Node, Shape
-from minigrad.tensor.core import Core
-from minigrad.tensor.modes import no_grad
-from minigrad.tensor.nodes import (
+from minigrad.tensor.broadcasting import (
     Scalar,
     axes_of,
     broadcast_shape,
@@ -21,6 +19,8 @@ from minigrad.tensor.nodes import (
     same_device,
     show,
 )
+from minigrad.tensor.core import Core
+from minigrad.tensor.modes import no_grad
 from minigrad.tensor.sampling import Sampling
 
 

@@ -15,9 +15,9 @@ from minigrad.errors import ShapeError
 from minigrad.graph.node import Shape
 from minigrad.graph.symbolic import Integer
 from minigrad.graph.windows import overlap_add
+from minigrad.tensor.broadcasting import same_device, show
 from minigrad.tensor.contraction import Contraction, accumulator
 from minigrad.tensor.core import Core
-from minigrad.tensor.nodes import same_device, show
 
 Numbers = int | Sequence[int]
 Padding = int | str | Sequence[Any]

@@ -13,9 +13,8 @@ from minigrad.graph.gradient import gradient as node_gradient
 from minigrad.graph.gradient import reached
 from minigrad.graph.node import Node, Op, Shape, form_of, make, own_buffer, topological
 from minigrad.graph.symbolic import Affine, Integer, evaluate, mul, numel
-from minigrad.tensor import engine, history, hostdata, views
-from minigrad.tensor.modes import modes, no_grad, train
-from minigrad.tensor.nodes import (
+from minigrad.tensor import hostdata, realization, saved_graphs, views
+from minigrad.tensor.broadcasting import (
     axis_of,
     broadcast_to,
     product,
@@ -24,7 +23,8 @@ from minigrad.tensor.nodes import (
     stop,
     write_through,
 )
-from minigrad.tensor.registry import Holder, enter_alone, holders
+from minigrad.tensor.live_tensors import Holder, enter_alone, holders
+from minigrad.tensor.modes import modes, no_grad, train
 
 
 class _TensorType(type):
@@ -118,7 +118,7 @@ class Core(Holder, metaclass=_TensorType):
             return
         target = self.raw.src[0] if self.raw.op is Op.ASSIGN else self.raw
         if target.op is Op.BUFFER:
-            engine.overwrite(self, target, raw)
+            realization.overwrite(self, target, raw)
         else:
             known = [extent for extent in self.shape if isinstance(extent, int)]
             self._point(stored(raw, self.dtype, known, self.device))
@@ -229,7 +229,7 @@ class Core(Holder, metaclass=_TensorType):
         else:
             own = (stop(node),)
             self._point(make(Op.CONTIGUOUS, node.dtype, node.shape, own, None, node.device))
-            engine.realize([self])
+            realization.realize([self])
         return self
 
     def numel(self) -> Integer:
@@ -253,7 +253,7 @@ class Core(Holder, metaclass=_TensorType):
 
     def realize(self, *others: Core) -> Self:
         """Compute it, and `others` in the same program; gives the tensor itself."""
-        engine.realize((self, *others))
+        realization.realize((self, *others))
         return self
 
     def is_realized(self) -> bool:
@@ -303,7 +303,7 @@ class Core(Holder, metaclass=_TensorType):
             assert isinstance(base, Core)
             base.assign(base._new(write_through(base.node, self._origin.steps(), node)))
             return
-        engine.write(self, node)
+        realization.write(self, node)
         if self._requires_grad and self._shares_node():
             self._own_memory()
         if self.raw.op is not Op.BUFFER and not self._requires_grad:
@@ -336,7 +336,7 @@ class Core(Holder, metaclass=_TensorType):
         """
         seed = self._seed(gradient)
         self._settle_unmarked()
-        (output,), back = history.expand([self.node])
+        (output,), back = saved_graphs.expand([self.node])
         leaves = self._find_leaves(output, back)
         if not leaves:
             raise GradientError(
@@ -345,7 +345,7 @@ class Core(Holder, metaclass=_TensorType):
             )
         found = node_gradient([output], [seed], list(leaves))
         with no_grad():
-            grads = history.substitute([g for g in found if g is not None], back)
+            grads = saved_graphs.substitute([g for g in found if g is not None], back)
             reached = [leaf for leaf, g in zip(leaves.values(), found, strict=True) if g]
             for tensors, node in zip(reached, grads, strict=True):
                 for tensor in tensors:
@@ -368,7 +368,7 @@ class Core(Holder, metaclass=_TensorType):
         if not targets:
             raise TypeError("gradient(): expected the tensors by which to differentiate")
         seed = self._seed(gradient)
-        nodes, back = history.expand([self.node, *(target.node for target in targets)])
+        nodes, back = saved_graphs.expand([self.node, *(target.node for target in targets)])
         found = node_gradient(nodes[:1], [seed], nodes[1:])
         for target, node in zip(targets, found, strict=True):
             if node is None:
@@ -377,7 +377,7 @@ class Core(Holder, metaclass=_TensorType):
                     f"target of shape {show(target.shape)} {target.dtype.name}"
                 )
         grads = [node for node in found if node is not None]
-        return [self._new(node) for node in history.substitute(grads, back)]
+        return [self._new(node) for node in saved_graphs.substitute(grads, back)]
 
     def _seed(self, gradient: Core | None) -> Node:
         if not self.dtype.is_float:
@@ -398,11 +398,11 @@ class Core(Holder, metaclass=_TensorType):
         order = topological([self.raw])
         tensors = [holder for node in order for holder in holders(node)]
         if not any(t._requires_grad for t in tensors) and not any(
-            history.has_history(node) for node in order
+            saved_graphs.has_history(node) for node in order
         ):
             waiting = [t for t in tensors if t.raw.op is Op.ASSIGN and t is not self]
             if waiting:
-                engine.realize(waiting)
+                realization.realize(waiting)
 
     def _find_leaves(self, output: Node, back: dict[Node, Node]) -> dict[Node, list[Core]]:
         """Node of each leaf → the tensors that stand for it."""

@@ -12,8 +12,8 @@ from minigrad.errors import DTypeError, ShapeError
 from minigrad.graph import bounds, build
 from minigrad.graph.node import Node, Op, Shape
 from minigrad.graph.symbolic import Affine, Integer, low
+from minigrad.tensor.broadcasting import Scalar, show
 from minigrad.tensor.movement import sequence
-from minigrad.tensor.nodes import Scalar, show
 from minigrad.tensor.reduce import Reduce
 
 

@@ -14,9 +14,9 @@ from typing import Any, Self
 from minigrad.errors import DTypeError, ShapeError
 from minigrad.graph.symbolic import Affine, Variable, numel
 from minigrad.program import recording
+from minigrad.tensor.broadcasting import show
 from minigrad.tensor.loss import Loss
 from minigrad.tensor.modes import modes, no_grad
-from minigrad.tensor.nodes import show
 
 SWEEPS = {4: 9, 8: 12}  # by itemsize: turns over all pairs of rows, each squaring what is left
 

@@ -18,7 +18,7 @@ from minigrad.dtype import ALL, DType, dtypes
 from minigrad.errors import DeviceError, DTypeError
 from minigrad.graph import build
 from minigrad.graph.symbolic import numel
-from minigrad.tensor.nodes import show
+from minigrad.tensor.broadcasting import show
 from minigrad.tensor.values import Values
 
 CPU_MEMORY = 1  # kDLCPU

@@ -9,15 +9,15 @@ from minigrad.dtype import check_holds, dtype_of, dtypes, promote
 from minigrad.errors import DTypeError
 from minigrad.graph import build
 from minigrad.graph.node import Node, Op
-from minigrad.tensor.casts import Casts
-from minigrad.tensor.core import Core
-from minigrad.tensor.nodes import (
+from minigrad.tensor.broadcasting import (
     broadcast_shape,
     broadcast_to,
     common,
     same_device,
     scalar_dtype,
 )
+from minigrad.tensor.casts import Casts
+from minigrad.tensor.core import Core
 
 
 def _apply(op: Op, name: str, nodes: Sequence[Node]) -> Node:

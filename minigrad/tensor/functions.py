@@ -9,9 +9,9 @@ from typing import Any, Self
 from minigrad.dtype import dtypes
 from minigrad.graph import build
 from minigrad.graph.node import Node, Op
+from minigrad.tensor.broadcasting import Scalar, scalar_dtype
 from minigrad.tensor.elementwise import Arithmetic
 from minigrad.tensor.modes import modes
-from minigrad.tensor.nodes import Scalar, scalar_dtype
 
 # By itemsize: above this x² + 1 = x² (and the square is finite), so asinh x = log 2x.
 _LARGE = {2: 2.0**7, 4: 2.0**14, 8: 2.0**30}

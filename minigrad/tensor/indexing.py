@@ -11,10 +11,10 @@ from minigrad.graph import build
 from minigrad.graph.node import Node, Op, Shape
 from minigrad.graph.symbolic import Affine, Integer, add, high, low
 from minigrad.tensor import views
+from minigrad.tensor.broadcasting import broadcast_shape, broadcast_to, product, show
 from minigrad.tensor.core import Core
 from minigrad.tensor.elementwise import condition
 from minigrad.tensor.hostdata import unpack
-from minigrad.tensor.nodes import broadcast_shape, broadcast_to, product, show
 from minigrad.tensor.random import Random
 from minigrad.tensor.values import Values
 

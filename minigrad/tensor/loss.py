@@ -7,8 +7,8 @@ from typing import Self
 from minigrad.dtype import dtypes, promote
 from minigrad.errors import DTypeError, ShapeError
 from minigrad.graph.node import Node
+from minigrad.tensor.broadcasting import Scalar, axis_of, show
 from minigrad.tensor.core import Core
-from minigrad.tensor.nodes import Scalar, axis_of, show
 from minigrad.tensor.resize import Resize
 
 

@@ -14,7 +14,7 @@ from minigrad.graph import build
 from minigrad.graph.node import Op, Shape
 from minigrad.graph.symbolic import Affine, Integer, add, floordiv, high, low, mul, sub
 from minigrad.tensor.activations import Activations
-from minigrad.tensor.nodes import (
+from minigrad.tensor.broadcasting import (
     axes_of,
     axis_of,
     broadcast_to,

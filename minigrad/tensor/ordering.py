@@ -9,8 +9,8 @@ from minigrad.dtype import DType, dtypes
 from minigrad.errors import ShapeError
 from minigrad.graph import build
 from minigrad.graph.symbolic import Affine
-from minigrad.tensor.nodes import axis_of, check_flag, show
-from minigrad.tensor.running import Running
+from minigrad.tensor.broadcasting import axis_of, check_flag, show
+from minigrad.tensor.cumulative import Running
 
 _UNSIGNED = {1: dtypes.uint8, 2: dtypes.uint16, 4: dtypes.uint32, 8: dtypes.uint64}
 SELECTION = 4096  # keys of a row from which on `topk` looks at the largest of blocks first

@@ -10,6 +10,7 @@ from minigrad.dtype import dtypes
 from minigrad.errors import DTypeError, ShapeError
 from minigrad.graph import build
 from minigrad.graph.node import Node
+from minigrad.tensor.broadcasting import show
 from minigrad.tensor.convolution import (
     Convolution,
     Numbers,
@@ -20,7 +21,6 @@ from minigrad.tensor.convolution import (
 )
 from minigrad.tensor.core import Core
 from minigrad.tensor.modes import modes
-from minigrad.tensor.nodes import show
 
 
 class Pooling(Convolution):

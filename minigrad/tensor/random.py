@@ -19,10 +19,10 @@ from minigrad.errors import DTypeError, ShapeError
 from minigrad.graph import build
 from minigrad.graph.node import Node, Op
 from minigrad.graph.symbolic import numel
-from minigrad.tensor import engine, hostdata
+from minigrad.tensor import hostdata, realization
+from minigrad.tensor.broadcasting import Scalar, show
 from minigrad.tensor.core import stored
 from minigrad.tensor.creation import Creation, checked_shape
-from minigrad.tensor.nodes import Scalar, show
 from minigrad.tensor.values import Values
 
 _ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
@@ -67,11 +67,11 @@ class _State:
         self.tensor = Values._of(self.buffer)
         self.tensor.requires_grad = False
         self.drawn = 0  # since the buffer was last advanced
-        engine.accompany(self.buffer, self.tensor)
+        realization.accompany(self.buffer, self.tensor)
 
     def seed(self, seed: int) -> None:
         """Start anew, in the same buffer: captured programs follow."""
-        engine.overwrite(self.tensor, self.buffer, _state_bytes(seed))
+        realization.overwrite(self.tensor, self.buffer, _state_bytes(seed))
 
     def draw(self, shape: tuple[int, ...]) -> tuple[Node, Node]:
         """Two random words for each element of an array."""
@@ -84,7 +84,7 @@ class _State:
         index = build.iota(numel(shape), self.buffer.device, _WORD)
         pair = threefry((words[0], words[1]), (index, words[2]))
         self.drawn += 1
-        engine.write(self.tensor, self._advanced())
+        realization.write(self.tensor, self._advanced())
         return build.reshape(pair[0], shape), build.reshape(pair[1], shape)
 
     def _advanced(self) -> Node:
@@ -172,7 +172,7 @@ class Random(Creation):
             if name not in _states.devices:
                 _states.devices[name] = _State(name, seed)
             own = _states.devices[name]
-            engine.overwrite(own.tensor, own.buffer, hostdata.pack(words, _WORD))
+            realization.overwrite(own.tensor, own.buffer, hostdata.pack(words, _WORD))
 
     @classmethod
     def _random(cls, node: Node, requires_grad: bool | None) -> Self:

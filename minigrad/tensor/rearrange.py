@@ -6,8 +6,8 @@ import re
 from typing import Any, Self
 
 from minigrad.errors import ShapeError
+from minigrad.tensor.broadcasting import show
 from minigrad.tensor.movement import Movement
-from minigrad.tensor.nodes import show
 
 Groups = list[list[str]]
 _DOTS = "*"  # dots that stand for dimensions of their own; in brackets they stay "..."

@@ -9,7 +9,7 @@ from minigrad.dtype import DType, dtypes, resolve, sum_dtype
 from minigrad.errors import ShapeError
 from minigrad.graph import build
 from minigrad.graph.node import Node, Op
-from minigrad.tensor.nodes import Scalar, axes_of, axis_of, check_flag, count_node, show
+from minigrad.tensor.broadcasting import Scalar, axes_of, axis_of, check_flag, count_node, show
 from minigrad.tensor.rearrange import Rearrange
 
 Axes = int | Sequence[int] | None

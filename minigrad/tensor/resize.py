@@ -7,7 +7,7 @@ from typing import Any, Self
 
 from minigrad.dtype import dtypes
 from minigrad.errors import ShapeError
-from minigrad.tensor.nodes import show
+from minigrad.tensor.broadcasting import show
 from minigrad.tensor.pooling import Pooling
 
 _LINEAR = {"linear": 1, "bilinear": 2, "trilinear": 3, "bicubic": 2}

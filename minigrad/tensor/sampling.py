@@ -7,7 +7,7 @@ from typing import Any, Self
 from minigrad.dtype import DType, dtypes
 from minigrad.errors import DTypeError, ShapeError
 from minigrad.graph.symbolic import Affine
-from minigrad.tensor.nodes import show
+from minigrad.tensor.broadcasting import show
 from minigrad.tensor.ordering import Ordering
 from minigrad.tensor.random import _draw
 

@@ -9,9 +9,9 @@ from minigrad.errors import DTypeError, ShapeError
 from minigrad.graph import build, scans
 from minigrad.graph.node import Op
 from minigrad.graph.symbolic import low, sub
+from minigrad.tensor.broadcasting import axis_of, show
 from minigrad.tensor.core import Core
 from minigrad.tensor.indexing import Indexing
-from minigrad.tensor.nodes import axis_of, show
 
 REDUCTIONS = ("sum", "prod", "mean", "amax", "amin")
 

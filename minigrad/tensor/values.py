@@ -11,8 +11,8 @@ from minigrad.graph.node import Op
 from minigrad.graph.symbolic import evaluate, numel
 from minigrad.program import bytes_of
 from minigrad.tensor import hostdata
+from minigrad.tensor.broadcasting import Scalar, show
 from minigrad.tensor.core import Core, stored
-from minigrad.tensor.nodes import Scalar, show
 
 
 class Values(Core):

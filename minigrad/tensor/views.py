@@ -21,8 +21,8 @@ from minigrad.device import Buffer
 from minigrad.errors import ShapeError
 from minigrad.graph.node import Node, Op
 from minigrad.graph.symbolic import high, low
-from minigrad.tensor.nodes import Step, follow, placeholder, show
-from minigrad.tensor.registry import Holder, lazy_views
+from minigrad.tensor.broadcasting import Step, follow, placeholder, show
+from minigrad.tensor.live_tensors import Holder, lazy_views
 
 _IN_MEMORY = (Op.BUFFER, Op.ASSIGN, Op.CONST)
 

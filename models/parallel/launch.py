@@ -24,7 +24,7 @@ from minigrad.models.parallel.local import Exchange, LocalTransport, Network
 from minigrad.models.parallel.timeline import Timeline, write_trace
 from minigrad.runtimes.host import usable_threads
 from minigrad.settings import DEFAULTS, flag, getenv, put
-from minigrad.tensor import registry
+from minigrad.tensor import live_tensors
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,7 @@ def _seat(
     evictions: gets what ends that; whoever takes it out does it.
     """
     before = {name: getenv(name) for name in DEFAULTS}
-    known = registry.rank.number
+    known = live_tensors.rank.number
     for name, value in {**(settings or before), "DEVICE": device}.items():
         put(name, value)
     if not flag("THREADS"):
@@ -139,14 +139,14 @@ def _seat(
     }  # fmt: skip
     entered = list(groups.values())
     collective.enter(device, entered)
-    here = registry.rank.number
+    here = live_tensors.rank.number
     evictions.append(partial(_evict, device, entered, progress, here))
     try:
         yield Rank(number, mesh, device, **groups, timeline=timeline)
     finally:
         program.timeline.record = None
         _leave(evictions)  # if this rank has hung, it was evicted before it woke
-        registry.rank.number = known
+        live_tensors.rank.number = known
         for name, value in before.items():
             put(name, value)
 
@@ -157,10 +157,10 @@ def _evict(
     """Let a rank take part in nothing any more; in its own thread, or for one that hangs."""
     collective.leave(device, groups)
     progress.close()
-    before, registry.rank.number = registry.rank.number, number
+    before, live_tensors.rank.number = live_tensors.rank.number, number
     # what a failed run has left in the frames of its exception must not exchange in the next
-    registry.abandon(_exchanges)
-    registry.rank.number = before
+    live_tensors.abandon(_exchanges)
+    live_tensors.rank.number = before
 
 
 def _leave(evictions: list[Callable[[], None]]) -> None:
@@ -265,9 +265,9 @@ class _Threads:
     def _work(self, function: Function, number: int) -> None:
         device = f"{self.kind}:{number}" if number else self.kind
         activity = self.activities[number]
-        registry_number = registry.rank.number
+        registry_number = live_tensors.rank.number
         try:
-            registry.rank.number = number
+            live_tensors.rank.number = number
             transport = LocalTransport(number, self.exchange)
             with _seat(number, self.mesh, transport, device, activity, self.threads_each,
                        self.evictions[number], self.settings) as rank:  # fmt: skip
@@ -283,7 +283,7 @@ class _Threads:
             while activity.state != "ended":  # what is thrown into it comes now or never
                 with suppress(_Ended), self.throwing:
                     activity.enter("ended")
-            registry.rank.number = registry_number
+            live_tensors.rank.number = registry_number
 
     def _watch(self, idents: Sequence[int]) -> None:
         """Look for a rank that hangs."""

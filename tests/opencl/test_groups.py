@@ -12,7 +12,7 @@ from minigrad.dtype import dtypes
 from minigrad.graph import build
 from minigrad.graph.canonical import Graph
 from minigrad.graph.node import Op
-from minigrad.loops.group_tiles import choose_tile
+from minigrad.loops.gpu_gemm import choose_tile
 from minigrad.loops.nest import show
 from minigrad.loops.recipes import lower
 from minigrad.loops.target import TILES, Group, Target
@@ -136,7 +136,7 @@ def noted(name, monkeypatch):
 
 @pytest.mark.parametrize("tile", TILES, ids=lambda t: f"{t.rows}x{t.columns}")
 def test_products_of_all_tiles(as_gpu, tile, monkeypatch):
-    monkeypatch.setattr("minigrad.loops.group_tiles.TILES", (tile,))
+    monkeypatch.setattr("minigrad.loops.gpu_gemm.TILES", (tile,))
     number = float(TILES.index(tile))  # so that every tile has a program of its own
     x, w, b = numbers(65, 17), numbers(17, 132), numbers(132)
     same(lambda x, w, b: (x @ w + b * number).relu(), as_gpu, x, w, b)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from minigrad import Tensor, dtypes
-from minigrad.tensor.registry import lazy_holders
+from minigrad.tensor.live_tensors import lazy_holders
 
 BATCH, HEADS, LENGTH, DEPTH = 2, 3, 75, 16
 RNG = np.random.default_rng(0)

@@ -134,20 +134,20 @@ def test_lazy_loss_of_the_old_value(on_device):
 
 
 def test_history_is_dropped_with_the_tensor(on_device):
-    from minigrad.tensor import history
+    from minigrad.tensor import saved_graphs
 
     gc.collect()
-    count = len(history._histories)
+    count = len(saved_graphs._histories)
     x = leaf([1, 2])
     y = (x * 2).exp().realize()
-    assert len(history._histories) == count + 1
+    assert len(saved_graphs._histories) == count + 1
     with Tensor.no_grad():
         (x * 3).realize()
     (x.detach() * 3).realize()
-    assert len(history._histories) == count + 1
+    assert len(saved_graphs._histories) == count + 1
     del y
     gc.collect()
-    assert len(history._histories) == count
+    assert len(saved_graphs._histories) == count
 
 
 def test_detach_and_no_grad(on_device):

@@ -239,17 +239,17 @@ def test_deep_graphs(on_device):
 
 
 def test_memory_goes_with_the_tensor(on_device):
-    from minigrad.tensor import registry
+    from minigrad.tensor import live_tensors
 
     gc.collect()
-    links, lazy = len(registry._by_node), len(registry._lazy)
+    links, lazy = len(live_tensors._by_node), len(live_tensors._lazy)
     x = ones(10)
     y = [x + i for i in range(20)]
     y[0].realize()
     del x, y
     gc.collect()
-    assert len(registry._by_node) == links
-    assert len(registry._lazy) == lazy
+    assert len(live_tensors._by_node) == links
+    assert len(live_tensors._lazy) == lazy
 
 
 def test_setitem_matches_numpy(on_device):

@@ -16,8 +16,8 @@ from minigrad.device import Buffer
 from minigrad.errors import GradientError
 from minigrad.graph.build import const, rebuild
 from minigrad.graph.node import Node, Op, topological
-from minigrad.tensor.nodes import show
-from minigrad.tensor.registry import wants_gradient
+from minigrad.tensor.broadcasting import show
+from minigrad.tensor.live_tensors import wants_gradient
 
 _versions: weakref.WeakKeyDictionary[Node, int] = weakref.WeakKeyDictionary()
 _NEVER = -1  # the version of what was overwritten before anybody could ask for a gradient

@@ -17,8 +17,8 @@ from typing import Any
 
 from minigrad.errors import JitError
 from minigrad.tensor import Tensor
-from minigrad.tensor.nodes import show as shape_of
-from minigrad.tensor.registry import Holder
+from minigrad.tensor.broadcasting import show as shape_of
+from minigrad.tensor.live_tensors import Holder
 
 _PLAIN = (bool, int, float, complex, str, bytes, type(None))
 _LARGEST = 1 << 16  # bytes of an array that are compared in every call

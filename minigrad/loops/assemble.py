@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from minigrad.graph.symbolic import Affine, Atom, Integer, variables
-from minigrad.loops import estimate
+from minigrad.loops import cost
 from minigrad.loops.levels import in_levels
 from minigrad.loops.nest import (
     Barrier,
@@ -62,11 +62,11 @@ def finish(
         offset += -(-size // _ALIGNMENT) * _ALIGNMENT
     (stop,) = loop.stops
     assert isinstance(stop, int)
-    traffic = estimate.traffic(kernel, arrays)
+    traffic = cost.traffic(kernel, arrays)
     if operations is None:
-        operations = estimate.operations(kernel)
+        operations = cost.operations(kernel)
     if vectors is None:
-        vectors = estimate.vectors(kernel, target, _products_at_once(loop))
+        vectors = cost.vectors(kernel, target, _products_at_once(loop))
     return Nest(
         name, loop, tuple(arrays), tuple(sorted(symbols)), tuple(places), offset,
         grain_of(loop, stop, operations, traffic, target), operations, round(vectors), traffic,

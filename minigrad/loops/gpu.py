@@ -21,6 +21,7 @@ from minigrad.graph.symbolic import (
     sub,
     unflatten,
 )
+from minigrad.loops.assemble import finish
 from minigrad.loops.axes import row_axis, unit_stride_axis
 from minigrad.loops.build import (
     combine,
@@ -29,9 +30,8 @@ from minigrad.loops.build import (
     serial_loop,
     substitute_statement,
 )
-from minigrad.loops.finish import finish
-from minigrad.loops.group_rows import group_blocks, group_rows, row_items
-from minigrad.loops.group_tiles import group_contraction
+from minigrad.loops.gpu_gemm import group_contraction
+from minigrad.loops.gpu_rows import group_blocks, group_rows, row_items
 from minigrad.loops.nest import Loop, Nest, Statement, Store, Stores
 from minigrad.loops.target import Target
 from minigrad.schedule import expr

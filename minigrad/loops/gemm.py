@@ -21,8 +21,10 @@ from math import gcd
 
 from minigrad.graph.node import Op
 from minigrad.graph.symbolic import Atom, Integer, add, coefficient, mul, numel
+from minigrad.loops.amx import DEPTH as DEPTH_OF_REGISTER
+from minigrad.loops.amx import SQUARE, cut_in_squares, squares
+from minigrad.loops.assemble import finish
 from minigrad.loops.axes import indices, merge
-from minigrad.loops.blocked import blocked
 from minigrad.loops.build import (
     flat_loop,
     inline_stages,
@@ -30,15 +32,10 @@ from minigrad.loops.build import (
     serial_loop,
     substitute_stores,
 )
-from minigrad.loops.estimate import flops
-from minigrad.loops.finish import finish
-from minigrad.loops.matrices import DEPTH as DEPTH_OF_REGISTER
-from minigrad.loops.matrices import SQUARE, cut_in_squares, squares
-from minigrad.loops.nest import Nest, Statement
-from minigrad.loops.pack import depth_of, in_groups, in_pairs, pack_left, pack_right
-from minigrad.loops.ragged import with_loaded_bounds
-from minigrad.loops.target import Target
-from minigrad.loops.tiles import (
+from minigrad.loops.cost import flops
+from minigrad.loops.dynamic_bounds import with_loaded_bounds
+from minigrad.loops.gemm_k_blocked import blocked
+from minigrad.loops.microkernel import (
     Ahead,
     Block,
     Left,
@@ -48,6 +45,9 @@ from minigrad.loops.tiles import (
     tile_width,
     tiles,
 )
+from minigrad.loops.nest import Nest, Statement
+from minigrad.loops.packing import depth_of, in_groups, in_pairs, pack_left, pack_right
+from minigrad.loops.target import Target
 from minigrad.schedule import expr
 from minigrad.schedule.contraction import Contraction, contraction_of
 from minigrad.schedule.expr import Leaf, Local

@@ -13,7 +13,7 @@ from minigrad.device import Buffer, Call
 from minigrad.errors import JitError
 from minigrad.graph.node import Node, Op, topological
 from minigrad.tensor import Tensor
-from minigrad.tensor.registry import Holder, all_holders, lazy_holders
+from minigrad.tensor.live_tensors import Holder, all_holders, lazy_holders
 
 
 class Snapshot:

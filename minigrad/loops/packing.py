@@ -23,9 +23,9 @@ from minigrad.graph.symbolic import (
     sub,
 )
 from minigrad.loops.build import lanes_loop
+from minigrad.loops.microkernel import LINE, Block, Left, Problem, Statements, strides
 from minigrad.loops.nest import Loop, Statement, Store
-from minigrad.loops.soon import Place, next_rows
-from minigrad.loops.tiles import LINE, Block, Left, Problem, Statements, strides
+from minigrad.loops.prefetch import Place, next_rows
 from minigrad.schedule import expr
 from minigrad.schedule.expr import Array, Expr, Leaf
 from minigrad.schedule.stage import Axis, index_of, make_axis

@@ -22,9 +22,10 @@ from typing import TYPE_CHECKING, Any
 from minigrad.device import Device, spoiled, undecided
 from minigrad.failure import CheckedReplay
 from minigrad.graph.node import Node, form_of
+from minigrad.jit.pytree import TENSOR, rebuild
 from minigrad.program import GlobalCounters
-from minigrad.tensor import Tensor, history
-from minigrad.tensor.registry import (
+from minigrad.tensor import Tensor, saved_graphs
+from minigrad.tensor.live_tensors import (
     Link,
     alone,
     clock,
@@ -33,10 +34,9 @@ from minigrad.tensor.registry import (
     shared,
     stay_alone,
 )
-from minigrad.tensor.structure import TENSOR, rebuild
 
 if TYPE_CHECKING:
-    from minigrad.tensor.replay import Capture
+    from minigrad.jit.replay import Capture
 
 Serve = Callable[[Any, Any], Any]
 
@@ -115,7 +115,8 @@ def straight(capture: Capture) -> Serve | None:
         "refcount": getrefcount, "fresh": capture.fresh,
         "put": capture.replay.put, "run": capture.replay.run, "nothing": {},
         "elsewhere": (ValueError, AttributeError, TypeError, NoNumber),
-        "counters": GlobalCounters, "histories": history.recorded, "replayed": history.replayed,
+        "counters": GlobalCounters,
+        "histories": saved_graphs.recorded, "replayed": saved_graphs.replayed,
         "written": capture.written, "gradients": [(of, g) for of, g, _ in capture.gradients],
         "new": object.__new__, "Tensor": Tensor, "Link": Link, "alone": alone,
         "enter_alone": enter_alone, "rebuild": rebuild, "template": capture.result,

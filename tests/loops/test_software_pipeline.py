@@ -12,9 +12,9 @@ from schedule.programs import add, ew, graph_of, mean, mul, plan_of, softmax, tr
 
 from minigrad.graph import build as g
 from minigrad.graph.node import Node, Op
-from minigrad.loops.late import FEWEST_BLOCKS
 from minigrad.loops.nest import Loop, Nest
 from minigrad.loops.recipes import lower
+from minigrad.loops.software_pipeline import FEWEST_BLOCKS
 from minigrad.runtimes.reference import evaluate
 
 Build = Callable[[Node], Node]

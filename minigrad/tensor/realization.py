@@ -22,9 +22,16 @@ from minigrad.errors import MinigradError
 from minigrad.graph import build
 from minigrad.graph.node import Node, Op, make, topological
 from minigrad.graph.symbolic import numel
-from minigrad.tensor import history, views
-from minigrad.tensor.history import see_through, substitute
-from minigrad.tensor.registry import Holder, holders, lazy_holders, lazy_links, lock, wants_gradient
+from minigrad.tensor import saved_graphs, views
+from minigrad.tensor.live_tensors import (
+    Holder,
+    holders,
+    lazy_holders,
+    lazy_links,
+    lock,
+    wants_gradient,
+)
+from minigrad.tensor.saved_graphs import see_through, substitute
 
 # id of a BUFFER node → the newest write to it that waits. A waiting ASSIGN keeps its target alive.
 _waiting: weakref.WeakValueDictionary[int, Node] = weakref.WeakValueDictionary()
@@ -83,7 +90,7 @@ def overwrite(holder: Holder, buffer: Node, data: bytes | bytearray) -> None:
         _run(plan)
     buffer.arg.copy_in(data)
     with lock:
-        history.overwritten(buffer)
+        saved_graphs.overwritten(buffer)
         _waiting.pop(id(buffer), None)
         holder._point(buffer)
 
@@ -308,7 +315,7 @@ class _Plan:
             if any(source in stale for source in node.src):
                 stale.add(node)
             if node.op is Op.BUFFER:
-                if node in leaves or history.has_history(node) or wants_gradient(node):
+                if node in leaves or saved_graphs.has_history(node) or wants_gradient(node):
                     tracked.add(node)
             elif wants_gradient(node):
                 tracked.add(node)
@@ -347,7 +354,7 @@ class _Plan:
                     holder._point(made[copied])
         for root in self.roots:
             if _is_waiting(root):
-                history.overwritten(root.src[0])
+                saved_graphs.overwritten(root.src[0])
                 del _waiting[id(root.src[0])]
         self._record(made)
         for holder in self.wanted:  # a constant is nobody's own: others keep it as it is
@@ -376,6 +383,6 @@ class _Plan:
         for target, copied in self.copies.items():
             saved[target] = made[copied]
         for root in self.kept:
-            history.record(made[root], root, saved)
+            saved_graphs.record(made[root], root, saved)
         for root, leaf in self.lost:
-            history.lose(made[root], leaf)
+            saved_graphs.lose(made[root], leaf)

@@ -45,15 +45,10 @@ from minigrad.device import Buffer, Call, Device, watching
 from minigrad.errors import JitError
 from minigrad.failure import CheckedReplay
 from minigrad.graph.node import Node, Op, form_of
-from minigrad.locks import new_rlock
-from minigrad.program import recorded_calls, recording
-from minigrad.settings import thread
-from minigrad.tensor import Tensor, engine, history, views
-from minigrad.tensor.capture import HostWatch, Snapshot, refuse_replaced
-from minigrad.tensor.modes import no_grad
-from minigrad.tensor.outside import Outside
-from minigrad.tensor.registry import Holder, all_holders
-from minigrad.tensor.replay import (
+from minigrad.jit.capture import HostWatch, Snapshot, refuse_replaced
+from minigrad.jit.outside import Outside
+from minigrad.jit.pytree import flatten, objects, rebuild, show, signature, template
+from minigrad.jit.replay import (
     Capture,
     Output,
     Source,
@@ -61,8 +56,13 @@ from minigrad.tensor.replay import (
     written_both_ways,
     written_twice,
 )
-from minigrad.tensor.straight import Serve, straight
-from minigrad.tensor.structure import flatten, objects, rebuild, show, signature, template
+from minigrad.jit.replay_codegen import Serve, straight
+from minigrad.locks import new_rlock
+from minigrad.program import recorded_calls, recording
+from minigrad.settings import thread
+from minigrad.tensor import Tensor, realization, saved_graphs, views
+from minigrad.tensor.live_tensors import Holder, all_holders
+from minigrad.tensor.modes import no_grad
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -164,10 +164,10 @@ class Jitted(Generic[P, R]):
                 f"{self.name} is given a {type(arrays[0]).__name__}: a replay would not see what "
                 "is in it; pass Tensor(…)"
             )
-        engine.realize(tensors)
-        engine.settle_readers()
+        realization.realize(tensors)
+        realization.settle_readers()
         # what waits from before, as a random state whose draws nobody kept, is no part of the step
-        engine.settle_before(frozenset())
+        realization.settle_before(frozenset())
         given = self._copies(tensors)
         inputs = tuple(signature(tensor, values) for tensor in given)
         capture = Capture(self.name, structure, inputs)
@@ -182,8 +182,8 @@ class Jitted(Generic[P, R]):
                 results: list[Tensor] = []
                 found = flatten(result, results, dict(values))
                 others = objects(found)
-                engine.realize([*results, *before.left_behind()])
-                engine.settle_before(frozenset())
+                realization.realize([*results, *before.left_behind()])
+                realization.settle_before(frozenset())
         finally:
             watching.watch = None
         del args, kwargs
@@ -252,7 +252,7 @@ class Jitted(Generic[P, R]):
             copy = tensor.clone()
             copy.made, copy.stopped = tensor.made, tensor.stopped
             copy._requires_grad = tensor._requires_grad
-            engine.realize([copy])  # one by one: two copies of one tensor would be one node
+            realization.realize([copy])  # one by one: two copies of one tensor would be one node
             given.append(copy)
         return given
 
@@ -360,7 +360,7 @@ class Jitted(Generic[P, R]):
         with no_grad():
             for number in changed:
                 tensors[number].assign(given[number])
-        engine.realize([tensors[number] for number in changed])
+        realization.realize([tensors[number] for number in changed])
 
 
 class Method(Generic[R]):
@@ -402,7 +402,7 @@ def _output(tensor: Tensor, place: int, values: dict[str, int]) -> Output:
     memory: Buffer = tensor.raw.arg
     return Output(
         place, known.shape, known.dtype, known.device, memory.size, memory.nbytes,
-        tensor.stopped or history.has_history(tensor.raw),
+        tensor.stopped or saved_graphs.has_history(tensor.raw),
         any(not isinstance(extent, int) for extent in known.shape),
         form_of(known.dtype, known.shape, known.device),
     )  # fmt: skip
@@ -442,7 +442,7 @@ def _part(result: Any, known: set[int]) -> Any:
 def _give_memory(before: Sequence[tuple[weakref.ref[Any], Node]]) -> None:
     """Realize tensors without memory that were written: the next write is then in place."""
     alive = [(link(), node) for link, node in before]
-    engine.realize([
+    realization.realize([
         holder for holder, node in alive
         if holder is not None and holder.raw is not node and holder.raw.op is not Op.BUFFER
     ])  # fmt: skip

@@ -35,6 +35,7 @@ from minigrad.graph.symbolic import (
     sub,
     substitute,
 )
+from minigrad.loops.assemble import finish
 from minigrad.loops.axes import indices, merge
 from minigrad.loops.build import (
     combine,
@@ -44,11 +45,10 @@ from minigrad.loops.build import (
     serial_loop,
     substitute_stores,
 )
-from minigrad.loops.dots import Dots, Sum, with_few_at_hand
-from minigrad.loops.estimate import flops
-from minigrad.loops.finish import finish
+from minigrad.loops.cost import flops
+from minigrad.loops.gemv_rows import Dots, Sum, with_few_at_hand
 from minigrad.loops.nest import Loop, Nest, Set, Statement, Store, Stores
-from minigrad.loops.soon import from_memory
+from minigrad.loops.prefetch import from_memory
 from minigrad.loops.target import Target
 from minigrad.schedule import expr
 from minigrad.schedule.expr import Array, Expr, Local

@@ -19,13 +19,13 @@ from minigrad.graph.symbolic import (
     sub,
     substitute,
 )
+from minigrad.loops.block_plan import Step, Steps, column
 from minigrad.loops.build import combine, lanes_loop, serial_loop, unless_finite
+from minigrad.loops.common_subexpressions import Quick
+from minigrad.loops.mask_bounds import Bounds
+from minigrad.loops.microkernel import tile_width
 from minigrad.loops.nest import Loop, Set, Statement, Store, Stores
-from minigrad.loops.regions import Bounds
-from minigrad.loops.sharing import Quick
-from minigrad.loops.steps import Step, Steps, column
 from minigrad.loops.target import Target
-from minigrad.loops.tiles import tile_width
 from minigrad.schedule import expr
 from minigrad.schedule.expr import Array, Expr, Leaf, Local
 from minigrad.schedule.stage import Axis, Stage, identity, index_of, make_axis

@@ -14,10 +14,10 @@ from __future__ import annotations
 from minigrad.dtype import dtypes
 from minigrad.graph.symbolic import Atom, Integer, add, floordiv, mul, numel, sub, substitute
 from minigrad.loops.build import lanes_loop
+from minigrad.loops.microkernel import Block, Problem
 from minigrad.loops.nest import Loop, Matrix, MatrixProduct, Statement, Store, Stores
-from minigrad.loops.pack import depth_of, pack_right, pack_words
+from minigrad.loops.packing import depth_of, pack_right, pack_words
 from minigrad.loops.target import Target
-from minigrad.loops.tiles import Block, Problem
 from minigrad.schedule import expr
 from minigrad.schedule.expr import Array
 from minigrad.schedule.stage import index_of, make_axis

@@ -30,8 +30,8 @@ from minigrad.graph.symbolic import (
     sub,
     variables,
 )
-from minigrad.loops.regions import conditions_of
-from minigrad.loops.tiles import Problem
+from minigrad.loops.mask_bounds import conditions_of
+from minigrad.loops.microkernel import Problem
 from minigrad.schedule import expr
 from minigrad.schedule.contraction import terms_of
 from minigrad.schedule.expr import Expr

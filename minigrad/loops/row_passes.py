@@ -19,9 +19,9 @@ from minigrad.graph.symbolic import (
 )
 from minigrad.loops.axes import unit_stride_axis, vector_width
 from minigrad.loops.build import accumulate, combine, lanes_loop, serial_loop, streams
-from minigrad.loops.late import Part
 from minigrad.loops.nest import Fold, Set, Statement, Store, Stores
-from minigrad.loops.soon import AHEAD, far_enough, from_memory, next_rows
+from minigrad.loops.prefetch import AHEAD, far_enough, from_memory, next_rows
+from minigrad.loops.software_pipeline import Part
 from minigrad.loops.target import Target
 from minigrad.schedule import expr
 from minigrad.schedule.expr import Array, Expr, Local

@@ -20,11 +20,11 @@ from minigrad.graph.symbolic import (
     sub,
     substitute,
 )
+from minigrad.loops.assemble import finish
 from minigrad.loops.axes import fix_rows, merge_stage, row_axis, vector_width
 from minigrad.loops.build import combine, lanes_loop, serial_loop
-from minigrad.loops.finish import finish
 from minigrad.loops.nest import Loop, Nest, Statement, Store
-from minigrad.loops.soon import later_rows
+from minigrad.loops.prefetch import later_rows
 from minigrad.loops.target import Target
 from minigrad.schedule import expr
 from minigrad.schedule.expr import Array, Expr

@@ -8,7 +8,7 @@ from minigrad.dtype import DType, dtypes, resolve, sum_dtype
 from minigrad.errors import ShapeError
 from minigrad.graph import build, scans
 from minigrad.graph.node import Node, Op
-from minigrad.tensor.nodes import axis_of, show
+from minigrad.tensor.broadcasting import axis_of, show
 from minigrad.tensor.scattering import Scattering
 
 

@@ -30,7 +30,7 @@ from minigrad.graph.symbolic import (
 from minigrad.loops.axes import indices, merge, vector_width
 from minigrad.loops.build import combine, lanes_loop, serial_loop
 from minigrad.loops.nest import Fold, Loop, Set, Statement, Store
-from minigrad.loops.soon import Place
+from minigrad.loops.prefetch import Place
 from minigrad.loops.target import Target
 from minigrad.schedule import expr
 from minigrad.schedule.expr import Array, Expr, Leaf, Local

@@ -8,8 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from minigrad.graph.node import Op
-from minigrad.loops.regions import outside, places_in
-from minigrad.loops.steps import column
+from minigrad.loops.block_plan import column
+from minigrad.loops.mask_bounds import outside, places_in
 from minigrad.schedule import expr
 from minigrad.schedule.contraction import terms_of
 from minigrad.schedule.expr import Array, Expr, Leaf

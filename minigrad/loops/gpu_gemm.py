@@ -32,14 +32,14 @@ from minigrad.graph.symbolic import (
     substitute,
     unflatten,
 )
+from minigrad.loops.assemble import finish
 from minigrad.loops.axes import row_axis
 from minigrad.loops.build import combine, lanes_loop, serial_loop
-from minigrad.loops.contraction import prepare
-from minigrad.loops.estimate import flops
-from minigrad.loops.finish import finish
+from minigrad.loops.cost import flops
+from minigrad.loops.gemm import prepare
+from minigrad.loops.microkernel import Problem, strides
 from minigrad.loops.nest import Barrier, Loop, Nest, Set, Statement, Store, Stores
 from minigrad.loops.target import TILE_DEPTH, TILES, Group, Target, Tile
-from minigrad.loops.tiles import Problem, strides
 from minigrad.schedule import expr
 from minigrad.schedule.expr import Array, Expr, Leaf, Local
 from minigrad.schedule.schedule import Kernel

@@ -19,15 +19,15 @@ for blocks of keys.
 from __future__ import annotations
 
 from minigrad.graph.symbolic import Atom, Integer, add, high, low, mul, substitute
+from minigrad.loops.assemble import finish
 from minigrad.loops.axes import fix_rows
+from minigrad.loops.block_codegen import Block, StepLoops
+from minigrad.loops.block_plan import Steps, late_products
 from minigrad.loops.build import flat_loop
-from minigrad.loops.estimate import vectors_each
-from minigrad.loops.finish import finish
+from minigrad.loops.common_subexpressions import quick_products, share_beginnings
+from minigrad.loops.cost import vectors_each
+from minigrad.loops.mask_bounds import Bounds, Rows, regions
 from minigrad.loops.nest import Nest, Statement
-from minigrad.loops.regions import Bounds, Rows, regions
-from minigrad.loops.sharing import quick_products, share_beginnings
-from minigrad.loops.step_loops import Block, StepLoops
-from minigrad.loops.steps import Steps, late_products
 from minigrad.loops.target import Target
 from minigrad.schedule import expr
 from minigrad.schedule.contraction import contraction_of

@@ -24,13 +24,13 @@ from minigrad.graph.symbolic import (
     sub,
     unflatten,
 )
+from minigrad.loops.assemble import finish
 from minigrad.loops.axes import fix_rows, merge_stage, row_axis
+from minigrad.loops.block_plan import late_products
 from minigrad.loops.build import combine, lanes_loop, serial_loop
-from minigrad.loops.finish import finish
+from minigrad.loops.common_subexpressions import share_beginnings
+from minigrad.loops.mask_bounds import Bounds, Rows, regions
 from minigrad.loops.nest import Barrier, FoldItems, Loop, Nest, Set, Statement, Store
-from minigrad.loops.regions import Bounds, Rows, regions
-from minigrad.loops.sharing import share_beginnings
-from minigrad.loops.steps import late_products
 from minigrad.loops.target import Group, Target
 from minigrad.schedule import expr
 from minigrad.schedule.contraction import contraction_of

@@ -19,10 +19,10 @@ from dataclasses import replace
 from minigrad.graph.node import Op
 from minigrad.graph.symbolic import Atom, Integer, add, floordiv, mul, numel, sub
 from minigrad.loops.build import combine, lanes_loop, serial_loop
+from minigrad.loops.microkernel import Ahead, Block, Problem, tiles
 from minigrad.loops.nest import Loop, Statement, Store, Stores
-from minigrad.loops.pack import in_groups, pack_left
+from minigrad.loops.packing import in_groups, pack_left
 from minigrad.loops.target import Target
-from minigrad.loops.tiles import Ahead, Block, Problem, tiles
 from minigrad.schedule import expr
 from minigrad.schedule.expr import Array
 from minigrad.schedule.stage import Axis, identity, index_of, make_axis

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from minigrad.graph.symbolic import Integer, add, flatten, mul, numel
-from minigrad.loops.regions import places_in
+from minigrad.loops.mask_bounds import places_in
 from minigrad.schedule import expr
 from minigrad.schedule.contraction import contraction_of
 from minigrad.schedule.expr import Array, Expr, Leaf

@@ -13,12 +13,12 @@ from minigrad.errors import JitError
 from minigrad.failure import CheckedReplay
 from minigrad.graph.node import Form, Node, Op, own_buffer
 from minigrad.graph.symbolic import Integer, rebind
+from minigrad.jit.outside import Outside
+from minigrad.jit.pytree import Signature, flatten, rebuild, show, signature
 from minigrad.locks import new_lock
 from minigrad.program import GlobalCounters
-from minigrad.tensor import Tensor, engine, history, no_grad, views
-from minigrad.tensor.outside import Outside
-from minigrad.tensor.registry import clock, lazy_links, shared
-from minigrad.tensor.structure import Signature, flatten, rebuild, show, signature
+from minigrad.tensor import Tensor, no_grad, realization, saved_graphs, views
+from minigrad.tensor.live_tensors import clock, lazy_links, shared
 
 
 @dataclass(frozen=True)
@@ -95,8 +95,8 @@ class Capture:
         if undecided:
             self._follow(tensors, nodes)
         self.replay.run(values)
-        if history.recorded:
-            history.replayed(self._all_written(tensors))
+        if saved_graphs.recorded:
+            saved_graphs.replayed(self._all_written(tensors))
         self._renew(tensors, nodes)
         results = [self._tensor(source, tensors, nodes) for source in self.sources]
         for number in self.written_inputs:
@@ -144,18 +144,18 @@ class Capture:
         now = clock.lazies
         if self.written_inputs:
             flatten((args, kwargs), tensors, {})
-            engine.realize(tensors)
+            realization.realize(tensors)
             tensors = [t for n, t in enumerate(tensors) if n in self.written_inputs]
         if lazy_links:
-            engine.settle_before(self.written | {tensor.raw.arg for tensor in tensors})
+            realization.settle_before(self.written | {tensor.raw.arg for tensor in tensors})
         if not self.written_inputs:  # for these it is another matter each time
             self.settled = now
         for node in self.written_nodes:
             if id(node) in shared:
-                engine.separate(node, self.owners[id(node)])
+                realization.separate(node, self.owners[id(node)])
         for tensor in tensors:
             if id(tensor.raw) in shared:
-                engine.separate(tensor.raw, {id(tensor._link)})
+                realization.separate(tensor.raw, {id(tensor._link)})
 
     def _check(self, args: Any, kwargs: Any) -> tuple[list[Tensor], dict[str, int]]:
         """The input tensors, realized, and the variables' values; or JitError."""
@@ -176,7 +176,7 @@ class Capture:
                     f"with {found}; give it that, or .reset() before another shape"
                 )
         if any(tensor.raw.op is not Op.BUFFER for tensor in tensors):
-            engine.realize(tensors)
+            realization.realize(tensors)
         return tensors, values
 
     def _check_effects(self, tensors: Sequence[Tensor]) -> None:
