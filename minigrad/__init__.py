@@ -11,7 +11,7 @@ if os.path.exists(os.path.join(_checkout, "setup.py")):
 from minigrad import nn  # noqa: E402
 from minigrad.device import Device  # noqa: E402
 from minigrad.dtype import dtypes  # noqa: E402
-from minigrad.graph.symbolic import Variable  # noqa: E402
+from minigrad.graph.variable import Variable  # noqa: E402
 from minigrad.jit import jit  # noqa: E402
 from minigrad.program import GlobalCounters  # noqa: E402
 from minigrad.settings import Context, getenv  # noqa: E402

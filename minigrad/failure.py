@@ -16,7 +16,9 @@ from minigrad.errors import BoundsError
 from minigrad.graph.bounds import Check
 from minigrad.graph.canonical import canonicalize
 from minigrad.graph.node import Node, Op, topological
-from minigrad.graph.symbolic import evaluate, high, numel, unflatten
+from minigrad.graph.shapes import numel, unflatten
+from minigrad.graph.symbolic import high
+from minigrad.graph.variable import evaluate
 
 
 def failure_of(

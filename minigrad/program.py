@@ -19,7 +19,7 @@ from minigrad.failure import failure_of
 from minigrad.graph.build import buffer, rebuild
 from minigrad.graph.canonical import Canonical, canonicalize
 from minigrad.graph.node import Node, Op, topological
-from minigrad.graph.symbolic import numel
+from minigrad.graph.shapes import numel
 from minigrad.locks import new_rlock
 from minigrad.settings import flag, state_that
 

@@ -32,9 +32,10 @@ from minigrad.graph.node import (
     topological,
 )
 from minigrad.graph.rewrite import rewrite
+from minigrad.graph.shapes import numel
 from minigrad.graph.simplify import bitcast_of_bitcast
-from minigrad.graph.symbolic import evaluate as number
-from minigrad.graph.symbolic import high, numel
+from minigrad.graph.symbolic import high
+from minigrad.graph.variable import evaluate as number
 
 Array = NDArray[Any]
 

@@ -20,7 +20,8 @@ from minigrad.array_api.manipulation import (
     matrix_transpose,
 )
 from minigrad.dtype import DType
-from minigrad.graph.symbolic import Variable, numel
+from minigrad.graph.shapes import numel
+from minigrad.graph.variable import Variable
 from minigrad.tensor import Tensor
 
 __all__ = [

@@ -24,7 +24,7 @@ from minigrad.graph.node import (
     is_symbolic,
     make,
 )
-from minigrad.graph.symbolic import Affine, Integer, add, high, low, mul, sub
+from minigrad.graph.symbolic import Affine, Integer, high, low
 
 
 def const(value: int | float | bool, dtype: DType, shape: Shape, device: str) -> Node:
@@ -177,7 +177,7 @@ def distribute(starts: Node, bin: Node, x: Node) -> Node:
             "and uint8"
         )
     src = (starts, bin, x)
-    shape = (mul(x.shape[0], x.shape[1]),)
+    shape = (x.shape[0] * x.shape[1],)
     return make(Op.DISTRIBUTE, x.dtype, shape, src, None, _device(Op.DISTRIBUTE, src))
 
 
@@ -186,7 +186,7 @@ def _segments(shape: Shape) -> list[Integer]:
     parts: list[Integer] = [1]
     for extent in shape:
         if isinstance(extent, int):
-            parts[-1] = mul(parts[-1], extent)
+            parts[-1] = parts[-1] * extent
         else:
             parts += [extent, 1]
     return parts
@@ -237,7 +237,7 @@ def pad(x: Node, amounts: Sequence[tuple[Integer, Integer]]) -> Node:
         raise ShapeError(f"pad {pairs} of shape {x.shape}: expected one pair ≥ 0 per dimension")
     if all(pair == (0, 0) for pair in pairs):
         return x
-    shape = tuple(add(add(e, a), b) for e, (a, b) in zip(x.shape, pairs, strict=True))
+    shape = tuple(e + a + b for e, (a, b) in zip(x.shape, pairs, strict=True))
     if x.op is Op.CONST and x.arg == 0 and str(x.arg)[0] != "-":
         return make(Op.CONST, x.dtype, shape, (), x.arg, x.device)
     return make(Op.PAD, x.dtype, shape, (x,), pairs, x.device)
@@ -249,11 +249,11 @@ def shrink(x: Node, ranges: Sequence[tuple[Integer, Integer]]) -> Node:
     if len(pairs) != x.ndim:
         raise ShapeError(f"shrink {pairs} of shape {x.shape}: expected one range per dimension")
     for (start, stop), extent in zip(pairs, x.shape, strict=True):
-        if low(start) < 0 or low(sub(stop, start)) < 0 or high(stop) > high(extent):
+        if low(start) < 0 or low(stop - start) < 0 or high(stop) > high(extent):
             raise ShapeError(f"shrink {pairs} of shape {x.shape}: a range leaves its dimension")
     if all(pair == (0, extent) for pair, extent in zip(pairs, x.shape, strict=True)):
         return x
-    shape = tuple(sub(stop, start) for start, stop in pairs)
+    shape = tuple(stop - start for start, stop in pairs)
     if x.op is Op.CONST:
         return make(Op.CONST, x.dtype, shape, (), x.arg, x.device)
     return make(Op.SHRINK, x.dtype, shape, (x,), pairs, x.device)

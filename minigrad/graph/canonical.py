@@ -14,7 +14,8 @@ from typing import Any
 
 from minigrad.graph.bounds import Check, any_outside
 from minigrad.graph.node import Node, Op, make, topological
-from minigrad.graph.symbolic import Affine, unbind
+from minigrad.graph.symbolic import Affine
+from minigrad.graph.variable import unbind
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ from typing import Any
 from minigrad.errors import DTypeError, GradientError, ShapeError
 from minigrad.graph import build
 from minigrad.graph.node import Node, Op, Shape, make
-from minigrad.graph.symbolic import numel
+from minigrad.graph.shapes import numel
 
 SHARED = frozenset({"all_reduce", "permute", "broadcast", "reduce"})  # result is like the source
 KINDS = SHARED | {"reduce_scatter", "all_gather", "all_to_all"}

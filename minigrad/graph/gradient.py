@@ -28,7 +28,7 @@ from minigrad.graph.addressed import (
 from minigrad.graph.build import elementwise
 from minigrad.graph.node import Node, Op, Shape, topological
 from minigrad.graph.scans import cummax_rule, cumprod_rule, cumsum_rule
-from minigrad.graph.symbolic import Integer, high, sub
+from minigrad.graph.symbolic import Integer, high
 from minigrad.graph.windows import cropped, overlap_add
 
 # (node, gradient of the node) → gradient of one source; None where it turns out to have none
@@ -337,7 +337,7 @@ def _part(x: Node, axis: int, start: Integer, stop: Integer) -> Node:
 
 
 def _padded_with_ones(x: Node, axis: int, size: int) -> Node:
-    amounts = _along(x.shape, axis, (0, sub(size, x.shape[axis])), (0, 0))
+    amounts = _along(x.shape, axis, (0, size - x.shape[axis]), (0, 0))
     padded = build.pad(x, amounts)
     if padded is x:
         return x
@@ -368,7 +368,7 @@ def _pad(node: Node, g: Node) -> Node:
 
 def _shrink(node: Node, g: Node) -> Node:
     pairs = zip(node.arg, node.src[0].shape, strict=True)
-    return build.pad(g, [(start, sub(extent, stop)) for (start, stop), extent in pairs])
+    return build.pad(g, [(start, extent - stop) for (start, stop), extent in pairs])
 
 
 def _same(node: Node, g: Node) -> Node:

@@ -18,7 +18,7 @@ from minigrad.graph.build import elementwise
 from minigrad.graph.fold import fold
 from minigrad.graph.node import BINARY, REDUCTIONS, SCATTERS, UNARY, Node, Op
 from minigrad.graph.rewrite import Rule, rewrite
-from minigrad.graph.symbolic import Affine, add, high, low, sub
+from minigrad.graph.symbolic import Affine, high, low
 
 
 def simplify(roots: Sequence[Node]) -> tuple[Node, ...]:
@@ -331,7 +331,7 @@ def shrink_of_shrink(node: Node) -> Node | None:
         return None
     pairs = zip(node.arg, inner.arg, strict=True)
     return build.shrink(
-        inner.src[0], [(add(start, o), add(stop, o)) for (start, stop), (o, _) in pairs]
+        inner.src[0], [(start + o, stop + o) for (start, stop), (o, _) in pairs]
     )
 
 
@@ -353,7 +353,7 @@ def pad_of_pad(node: Node) -> Node | None:
     if inner.op is not Op.PAD:
         return None
     pairs = zip(inner.arg, node.arg, strict=True)
-    return build.pad(inner.src[0], [(add(a, c), add(b, d)) for (a, b), (c, d) in pairs])
+    return build.pad(inner.src[0], [(a + c, b + d) for (a, b), (c, d) in pairs])
 
 
 def shrink_of_pad(node: Node) -> Node | None:
@@ -364,9 +364,9 @@ def shrink_of_pad(node: Node) -> Node | None:
     x = inner.src[0]
     cut, amounts, changed = [], [], False
     for (start, stop), (before, after), extent in zip(node.arg, inner.arg, x.shape, strict=True):
-        inside = low(sub(start, before)) >= 0 and high(sub(stop, add(before, extent))) <= 0
+        inside = low(start - before) >= 0 and high(stop - (before + extent)) <= 0
         if inside and (before != 0 or after != 0):
-            cut.append((sub(start, before), sub(stop, before)))
+            cut.append((start - before, stop - before))
             amounts.append((0, 0))
             changed = True
         elif (start, stop) == (0, inner.shape[len(cut)]):

@@ -6,13 +6,13 @@ a look-up, equality is `==`, and a range follows from the atoms' ranges. What is
 inside an atom: a floor division, a remainder, or (in kernels only) a value loaded from memory.
 
     i = var("i", 0, 11)
-    floordiv(add(mul(i, 32), 7), 32)     # i
-    mod(add(mul(i, 33), 7), 32)          # mod(i + 7, 32): coefficients are reduced modulo 32
+    (i * 32 + 7) // 32     # i
+    (i * 33 + 7) % 32      # (i + 7) % 32: coefficients are reduced modulo 32
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from math import gcd
@@ -68,6 +68,11 @@ class Atom:
         if self.kind == "value":
             return f"[{self.payload!r}]"
         return self.name
+
+    @property
+    def index(self) -> Affine:
+        """The atom as an index: the sum of nothing else."""
+        return Affine(0, ((self, 1),))
 
     @property
     def sort_key(self) -> tuple[str, int, int]:
@@ -137,30 +142,43 @@ class Affine:
         return text[2:] if text.startswith("+ ") else "-" + text[2:]
 
     def __add__(self, other: Integer) -> Integer:
-        return add(self, other)
+        if isinstance(other, int):
+            return Affine(self.constant + other, self.terms) if other else self
+        return _add(self, other) if isinstance(other, Affine) else NotImplemented
 
-    def __radd__(self, other: int) -> Integer:
-        return add(other, self)
-
-    def __sub__(self, other: Integer) -> Integer:
-        return sub(self, other)
-
-    def __rsub__(self, other: int) -> Integer:
-        return sub(other, self)
+    __radd__ = __add__
 
     def __neg__(self) -> Integer:
-        return mul(self, -1)
+        return _mul(self, -1)
 
-    def __mul__(self, other: Integer) -> Integer:
-        return mul(self, other)
+    def __sub__(self, other: Integer) -> Integer:
+        return self + -other
+
+    def __rsub__(self, other: int) -> Integer:
+        return -self + other
+
+    def __mul__(self, factor: Integer) -> Integer:
+        """Products of two symbols stay out of the house."""
+        if isinstance(factor, Affine):
+            text = f"the product of two symbolic integers, {self} and {factor}, is not supported"
+            raise ValueError(text)
+        return 0 if factor == 0 else self if factor == 1 else _mul(self, factor)
 
     __rmul__ = __mul__
 
-    def __floordiv__(self, other: int) -> Integer:
-        return floordiv(self, other)
+    def __floordiv__(self, divisor: int) -> Integer:
+        """Rounds towards −∞, as Python does."""
+        if divisor <= 0:
+            text = f"division of the symbolic integer {self} by {divisor}: expected a positive int"
+            raise ValueError(text)
+        return self if divisor == 1 else _floordiv(self, divisor)
 
-    def __mod__(self, other: int) -> Integer:
-        return mod(self, other)
+    def __mod__(self, divisor: int) -> Integer:
+        """Lies in 0 … divisor − 1."""
+        if divisor <= 0:
+            text = f"remainder of the symbolic integer {self} by {divisor}: expected a positive int"
+            raise ValueError(text)
+        return 0 if divisor == 1 else _mod(self, divisor)
 
 
 Integer = int | Affine
@@ -168,7 +186,7 @@ Integer = int | Affine
 
 def var(name: str, low: int, high: int, payload: Any = None) -> Affine:
     """The variable `name` as a sum of one term; `payload` is its symbolic extent, if it has one."""
-    return Affine(0, ((Atom("var", name, low, high, payload=payload), 1),))
+    return Atom("var", name, low, high, payload=payload).index
 
 
 def low(x: Integer) -> int:
@@ -325,7 +343,7 @@ def _remainders_beside(terms: Mapping[Atom, int]) -> list[_Remainder]:
         candidates = [(1, quotient.inner)]
         for other in quotients:
             if other.inner == quotient.inner and quotient.divisor % other.divisor == 0:
-                candidates.append((other.divisor, Affine(0, ((other, 1),))))
+                candidates.append((other.divisor, other.index))
         for taken, x in candidates:
             d = quotient.divisor // taken
             if d > 1 and all(c % d for _, c in x.terms):
@@ -357,35 +375,6 @@ def total(parts: Iterable[Integer]) -> Integer:
 @lru_cache(maxsize=1 << 16)
 def _add(x: Affine, y: Affine) -> Integer:
     return total((x, y))
-
-
-def add(x: Integer, y: Integer) -> Integer:
-    """x + y."""
-    if isinstance(x, int):
-        if isinstance(y, int):
-            return x + y
-        x, y = y, x
-    if isinstance(y, int):
-        return Affine(x.constant + y, x.terms) if y else x
-    return _add(x, y)
-
-
-def sub(x: Integer, y: Integer) -> Integer:
-    """x − y."""
-    return add(x, mul(y, -1))
-
-
-def mul(x: Integer, y: Integer) -> Integer:
-    """x · y, where one of the two is an int: products of two symbols stay out of the house."""
-    if isinstance(x, int):
-        x, y = y, x
-    if not isinstance(y, int):
-        raise ValueError(f"the product of two symbolic integers, {x} and {y}, is not supported")
-    if isinstance(x, int):
-        return x * y
-    if y == 0:
-        return 0
-    return x if y == 1 else _mul(x, y)
 
 
 @lru_cache(maxsize=1 << 16)
@@ -437,36 +426,27 @@ def _split(x: Affine, d: int) -> tuple[int, Integer, Integer] | None:
 def _floordiv(x: Affine, d: int) -> Integer:
     split = _split(x, d)
     if split is not None:
-        return floordiv(split[1], d // split[0])
+        return split[1] // (d // split[0])
     quotient, rest = _reduce_coefficients(x, d)
     if low(rest) // d == high(rest) // d:
-        return add(quotient, low(rest) // d)
+        return quotient + low(rest) // d
     assert isinstance(rest, Affine)
     common = gcd(d, *(c for _, c in rest.terms))
     if common > 1:
         smaller = _build(rest.constant // common, {a: c // common for a, c in rest.terms})
-        return add(quotient, floordiv(smaller, d // common))
+        return quotient + smaller // (d // common)
     split = _split(rest, d)
     if split is not None:
-        return add(quotient, floordiv(split[1], d // split[0]))
+        return quotient + split[1] // (d // split[0])
     if len(rest.terms) == 1 and rest.constant == 0 and rest.terms[0][1] == 1:
         atom = rest.terms[0][0]
         if atom.kind == "div":  # (y // e) // d = y // (e·d)
             assert atom.inner is not None
-            return add(quotient, floordiv(atom.inner, atom.divisor * d))
+            return quotient + atom.inner // (atom.divisor * d)
         if atom.kind == "mod" and atom.divisor % d == 0:  # (y % n) // d = (y // d) % (n / d)
             assert atom.inner is not None
-            return add(quotient, mod(floordiv(atom.inner, d), atom.divisor // d))
-    return add(quotient, Affine(0, ((_quotient(rest, d), 1),)))
-
-
-def floordiv(x: Integer, d: int) -> Integer:
-    """x // d for a positive int d, rounding towards −∞."""
-    if d <= 0:
-        raise ValueError(f"division of the symbolic integer {x} by {d}: expected a positive int")
-    if isinstance(x, int):
-        return x // d
-    return x if d == 1 else _floordiv(x, d)
+            return quotient + atom.inner // d % (atom.divisor // d)
+    return quotient + _quotient(rest, d).index
 
 
 def _without_multiples(x: Affine, d: int) -> Integer:
@@ -494,28 +474,19 @@ def _mod(x: Affine, d: int) -> Integer:
     x = less
     split = _split(x, d)
     if split is not None:
-        return add(mul(mod(split[1], d // split[0]), split[0]), split[2])
+        return split[1] % (d // split[0]) * split[0] + split[2]
     _, rest = _reduce_coefficients(x, d)
     if low(rest) // d == high(rest) // d:
-        return sub(rest, low(rest) // d * d)
+        return rest - low(rest) // d * d
     assert isinstance(rest, Affine)
     common = gcd(d, *(c for _, c in rest.terms))
     if common > 1:
         smaller = _build(rest.constant // common, {a: c // common for a, c in rest.terms})
-        return add(mul(mod(smaller, d // common), common), rest.constant % common)
+        return smaller % (d // common) * common + rest.constant % common
     split = _split(rest, d)
     if split is not None:
-        return add(mul(mod(split[1], d // split[0]), split[0]), split[2])
+        return split[1] % (d // split[0]) * split[0] + split[2]
     return _build(0, {Atom("mod", "", 0, d - 1, rest, d): 1})
-
-
-def mod(x: Integer, d: int) -> Integer:
-    """x % d for a positive int d; the result lies in 0 … d − 1."""
-    if d <= 0:
-        raise ValueError(f"remainder of the symbolic integer {x} by {d}: expected a positive int")
-    if isinstance(x, int):
-        return x % d
-    return 0 if d == 1 else _mod(x, d)
 
 
 def substitute(
@@ -533,15 +504,15 @@ def substitute(
         if replacement is None:
             if atom.kind == "div":
                 inner = substitute(atom.inner or 0, values, in_loaded)
-                replacement = floordiv(inner, atom.divisor)
+                replacement = inner // atom.divisor
             elif atom.kind == "mod":
                 inner = substitute(atom.inner or 0, values, in_loaded)
-                replacement = mod(inner, atom.divisor)
+                replacement = inner % atom.divisor
             elif atom.kind == "value" and in_loaded:
                 replacement = atom.payload.substitute_atom(atom, values)
             else:
-                replacement = Affine(0, ((atom, 1),))
-        parts.append(mul(replacement, factor))
+                replacement = atom.index
+        parts.append(replacement * factor)
     return total(parts)
 
 
@@ -554,12 +525,12 @@ def replace_values(x: Integer, new: Callable[[Any], Integer]) -> Integer:
         if atom.kind == "value":
             part = new(atom.payload)
         elif atom.kind == "div":
-            part = floordiv(replace_values(atom.inner or 0, new), atom.divisor)
+            part = replace_values(atom.inner or 0, new) // atom.divisor
         elif atom.kind == "mod":
-            part = mod(replace_values(atom.inner or 0, new), atom.divisor)
+            part = replace_values(atom.inner or 0, new) % atom.divisor
         else:
-            part = Affine(0, ((atom, 1),))
-        parts.append(mul(part, factor))
+            part = atom.index
+        parts.append(part * factor)
     return total(parts)
 
 
@@ -589,7 +560,7 @@ def coefficient(x: Integer, atom: Atom) -> int | None:
     for other, c in x.terms:
         if other == atom:
             found = c
-        elif other.kind != "var" and atom in _variables(Affine(0, ((other, 1),))):
+        elif other.kind != "var" and atom in _variables(other.index):
             return None
     return found
 
@@ -609,144 +580,8 @@ def proven_nonnegative(x: Integer) -> bool:
             return False
         for atom, c in x.terms:  # a variable with a symbolic extent: i ≤ extent − 1
             if c < 0 and atom.kind == "var" and isinstance(atom.payload, Affine):
-                x = add(x, mul(sub(sub(atom.payload, 1), Affine(0, ((atom, 1),))), c))
+                x = x + (atom.payload - 1 - atom.index) * c
                 break
         else:
             return False
     return False
-
-
-def strides_of(shape: Sequence[Integer]) -> tuple[int, ...]:
-    """Row-major strides in elements; symbolic dimensions count with their upper bound."""
-    strides = [1] * len(shape)
-    for axis in range(len(shape) - 2, -1, -1):
-        strides[axis] = strides[axis + 1] * max(high(shape[axis + 1]), 1)
-    return tuple(strides)
-
-
-def numel(shape: Sequence[Integer]) -> int:
-    """Number of elements to reserve; symbolic dimensions count with their upper bound."""
-    count = 1
-    for extent in shape:
-        count *= high(extent)
-    return count
-
-
-def flatten(index: Sequence[Integer], shape: Sequence[Integer]) -> Integer:
-    """Row-major position of `index` in an array of `shape`."""
-    return total(mul(i, stride) for i, stride in zip(index, strides_of(shape), strict=True))
-
-
-def unflatten(position: Integer, shape: Sequence[Integer]) -> tuple[Integer, ...]:
-    """Inverse of `flatten`."""
-    index: list[Integer] = []
-    strides = strides_of(shape)
-    for axis, (extent, stride) in enumerate(zip(shape, strides, strict=True)):
-        part = floordiv(position, stride)
-        index.append(part if axis == 0 else mod(part, max(high(extent), 1)))
-        if isinstance(extent, int) and extent == 1:
-            index[-1] = 0
-    return tuple(index)
-
-
-def reshape_index(
-    index: Sequence[Integer], shape: Sequence[Integer], old: Sequence[Integer]
-) -> tuple[Integer, ...]:
-    """Index into `old` of the element that has `index` after a reshape to `shape`.
-
-    Dimensions equal on both sides from the left or the right are passed through, which is also
-    what makes symbolic dimensions work: they may move past ones, but never merge or split.
-    """
-    new_axes = [axis for axis, extent in enumerate(shape) if extent != 1]
-    old_axes = [axis for axis, extent in enumerate(old) if extent != 1]
-    result: list[Integer] = [0] * len(old)
-    while new_axes and old_axes and shape[new_axes[0]] == old[old_axes[0]]:
-        result[old_axes.pop(0)] = index[new_axes.pop(0)]
-    while new_axes and old_axes and shape[new_axes[-1]] == old[old_axes[-1]]:
-        result[old_axes.pop()] = index[new_axes.pop()]
-    if old_axes:
-        position = flatten([index[a] for a in new_axes], [shape[a] for a in new_axes])
-        parts = unflatten(position, [old[a] for a in old_axes])
-        for axis, part in zip(old_axes, parts, strict=True):
-            result[axis] = part
-    return tuple(result)
-
-
-class Variable:
-    """A named whole number in minimum … maximum whose value is given per call.
-
-    `Variable("pos", 0, 1023).bind(17)` is usable as a dimension or an offset; the compiled kernel
-    serves every value, and its loops run only as far as the bound value.
-    """
-
-    def __init__(self, name: str, minimum: int, maximum: int) -> None:
-        if not name.isidentifier() or name.startswith("_"):
-            raise ValueError(f"Variable({name!r}): expected a plain identifier as name")
-        if minimum < 0 or maximum < minimum:
-            raise ValueError(
-                f"Variable({name!r}, {minimum}, {maximum}): expected 0 <= minimum <= maximum"
-            )
-        self.name, self.minimum, self.maximum = name, minimum, maximum
-
-    def bind(self, value: int) -> Affine:
-        """The variable with a value for this call."""
-        if not self.minimum <= value <= self.maximum:
-            raise ValueError(
-                f"{self!r}.bind({value}): expected a value in {self.minimum} … {self.maximum}"
-            )
-        return Affine(
-            0, ((Atom("var", self.name, self.minimum, self.maximum, divisor=0, payload=value), 1),)
-        )
-
-    def __repr__(self) -> str:
-        return f"Variable({self.name!r}, {self.minimum}, {self.maximum})"
-
-
-def unbind(x: Integer, values: dict[str, int]) -> Integer:
-    """x without the bound values, which are recorded in `values`.
-
-    Raises ValueError where one variable carries two values: a program runs with one.
-    """
-    if isinstance(x, int):
-        return x
-    replaced: dict[Atom, Integer] = {}
-    for atom in _variables(x):
-        if isinstance(atom.payload, int):
-            if values.setdefault(atom.name, atom.payload) != atom.payload:
-                raise ValueError(
-                    f"variable {atom.name!r} is bound to {values[atom.name]} and to "
-                    f"{atom.payload} in one program: realize the first tensor before binding anew"
-                )
-            replaced[atom] = var(atom.name, atom.low, atom.high)
-    return substitute(x, replaced) if replaced else x
-
-
-def rebind(x: Integer, values: Mapping[str, int]) -> Integer:
-    """x with its variables bound to values: the inverse of `unbind`."""
-    if isinstance(x, int):
-        return x
-    bound: dict[Atom, Integer] = {}
-    for atom in _variables(x):
-        if atom.name in values and atom.payload is None:
-            value = Atom("var", atom.name, atom.low, atom.high, payload=values[atom.name])
-            bound[atom] = Affine(0, ((value, 1),))
-    return substitute(x, bound)
-
-
-def evaluate(x: Integer, values: Mapping[str, int]) -> int:
-    """The number that x is when its variables have these values (unbound ones must be given)."""
-    if isinstance(x, int):
-        return x
-    result = x.constant
-    for atom, c in x.terms:
-        if atom.kind == "div":
-            result += c * (evaluate(atom.inner or 0, values) // atom.divisor)
-        elif atom.kind == "mod":
-            result += c * (evaluate(atom.inner or 0, values) % atom.divisor)
-        elif isinstance(atom.payload, int):
-            result += c * atom.payload
-        else:
-            result += c * values[atom.name]
-    return result
-
-

@@ -20,7 +20,8 @@ from minigrad.dtype import dtypes
 from minigrad.graph import build
 from minigrad.graph.build import Window, elementwise
 from minigrad.graph.node import Node, Op, Shape
-from minigrad.graph.symbolic import Integer, numel, sub
+from minigrad.graph.shapes import numel
+from minigrad.graph.symbolic import Integer
 
 # A dimension of the factors: ("x", axis) of the result, ("f", axis) its remainder by the step,
 # ("j", axis) the place in a window, ("sum", n) one that is summed.
@@ -143,7 +144,7 @@ def overlap_add(
         merged.append(numel(parts) if len(parts) > 1 else parts[0])
     made = [axis for axis, *_ in overlapping]  # of these nothing is before the start
     starts = [0 if axis in made else start for axis, (start, _) in enumerate(wanted)]
-    stops = [sub(b, a) if axis in made else b for axis, (a, b) in enumerate(wanted)]
+    stops = [b - a if axis in made else b for axis, (a, b) in enumerate(wanted)]
     total = build.reshape(total, tuple(merged))
     result = build.shrink(_fitted(total, tuple(stops)), list(zip(starts, stops, strict=True)))
     if ranges is None:

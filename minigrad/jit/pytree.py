@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from minigrad.dtype import DType
-from minigrad.graph.symbolic import Affine, Integer, rebind, unbind
+from minigrad.graph.symbolic import Affine, Integer
+from minigrad.graph.variable import rebind, unbind
 from minigrad.tensor import Tensor
 
 

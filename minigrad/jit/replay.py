@@ -12,7 +12,8 @@ from minigrad.dtype import DType
 from minigrad.errors import JitError
 from minigrad.failure import CheckedReplay
 from minigrad.graph.node import Form, Node, Op, own_buffer
-from minigrad.graph.symbolic import Integer, rebind
+from minigrad.graph.symbolic import Integer
+from minigrad.graph.variable import rebind
 from minigrad.jit.outside import Outside
 from minigrad.jit.pytree import Signature, flatten, rebuild, show, signature
 from minigrad.locks import new_lock

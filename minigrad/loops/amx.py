@@ -12,7 +12,8 @@
 from __future__ import annotations
 
 from minigrad.dtype import dtypes
-from minigrad.graph.symbolic import Atom, Integer, add, floordiv, mul, numel, sub, substitute
+from minigrad.graph.shapes import numel
+from minigrad.graph.symbolic import Atom, Integer, substitute
 from minigrad.loops.build import lanes_loop
 from minigrad.loops.microkernel import Block, Problem
 from minigrad.loops.nest import Loop, Matrix, MatrixProduct, Statement, Store, Stores
@@ -54,23 +55,23 @@ def squares(
     depth, _ = depth_of(parts.k)
     square = Array("square", dtypes.float32, SQUARE * SQUARE, "scratch")
     number = make_axis("t", 0, block.tiles)
-    inside = mul(index_of(number.variable), SQUARE)
+    inside = index_of(number.variable) * SQUARE
     product = MatrixProduct(
-        Matrix(square, 0, SQUARE), Matrix(left, mul(inside, pitch), pitch),
+        Matrix(square, 0, SQUARE), Matrix(left, inside * pitch, pitch),
         Matrix(panel.payload[0], 0, SQUARE), SQUARE, SQUARE, depth,
     )  # fmt: skip
     u = make_axis("u", 0, SQUARE)
-    first = add(block.start, inside)
-    at: dict[Atom, Integer] = {row.variable: add(first, index_of(u.variable))}
-    result = expr.load(square, add(mul(index_of(u.variable), SQUARE), index_of(lane)))
+    first = block.start + inside
+    at: dict[Atom, Integer] = {row.variable: first + index_of(u.variable)}
+    result = expr.load(square, index_of(u.variable) * SQUARE + index_of(lane))
     items = []
     for store in problem.stores:
         value = expr.substitute_in(
             expr.rebuild(store.value, {problem.accumulator: result}.get), at
         )
         items.append(Store(store.array, substitute(store.index, at), value))
-    epilogue = Loop(u.variable, 0, (SQUARE, sub(row.extent, first)), (Stores(tuple(items)),))
-    left_over = floordiv(add(sub(row.extent, block.start), SQUARE - 1), SQUARE)
+    epilogue = Loop(u.variable, 0, (SQUARE, row.extent - first), (Stores(tuple(items)),))
+    left_over = (row.extent - block.start + SQUARE - 1) // SQUARE
     each = Loop(number.variable, 0, (block.tiles, left_over), (product, epilogue))
-    stops = (add(start, columns), column.extent)
+    stops = (start + columns, column.extent)
     return [copy_left, lanes_loop(column, SQUARE, (copy_right, each), start, stops, lane)]

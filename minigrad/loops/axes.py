@@ -6,14 +6,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from minigrad.dtype import DType
-from minigrad.graph.symbolic import (
-    Atom,
-    Integer,
-    coefficient,
-    floordiv,
-    mod,
-    unflatten,
-)
+from minigrad.graph.shapes import unflatten
+from minigrad.graph.symbolic import Atom, Integer, coefficient
 from minigrad.loops.target import Target
 from minigrad.schedule import expr
 from minigrad.schedule.expr import Expr
@@ -71,8 +65,8 @@ def merge(
         for axis in reversed(run):
             assert isinstance(axis.extent, int)
             first = axis is run[0]
-            values[axis.variable] = position if first else mod(position, axis.extent)
-            position = floordiv(position, axis.extent)
+            values[axis.variable] = position if first else position % axis.extent
+            position = position // axis.extent
         merged.insert(0, (whole, values))
     return merged
 

@@ -6,19 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from minigrad.graph.node import Op
-from minigrad.graph.symbolic import (
-    Atom,
-    Integer,
-    add,
-    coefficient,
-    flatten,
-    high,
-    mod,
-    mul,
-    numel,
-    sub,
-    substitute,
-)
+from minigrad.graph.shapes import flatten, numel
+from minigrad.graph.symbolic import Atom, Integer, coefficient, high, substitute
 from minigrad.loops.block_plan import Step, Steps, column
 from minigrad.loops.build import combine, lanes_loop, serial_loop, unless_finite
 from minigrad.loops.common_subexpressions import Quick
@@ -54,7 +43,7 @@ class Block:
 
     def rows_loop(self, body: Sequence[Statement]) -> Loop:
         """All rows of the block at once."""
-        stops = _stops(add(self.start, self.width), self.row.extent)
+        stops = _stops(self.start + self.width, self.row.extent)
         lane = LANE if self.width > 1 else None
         return lanes_loop(self.row, self.width, tuple(body), self.start, stops, lane)
 
@@ -138,8 +127,8 @@ class StepLoops:
                 value = expr.rebuild(body, known) if values else body
             if stage.op is not None and number != self.step.product:
                 total = self.totals[number]
-                old = expr.local(total, mod(slot, total.count))
-                sets.append(Set(total, mod(slot, total.count), combine(stage.op, old, value)))
+                old = expr.local(total, slot % total.count)
+                sets.append(Set(total, slot % total.count, combine(stage.op, old, value)))
                 continue
             values[stage.array] = value
             if (found := self.steps.place(number)) is not None:
@@ -189,7 +178,7 @@ class StepLoops:
         count = PARTIALS if cheap and all(_is_multiple(x, PARTIALS) for x in ends) else 1
         self._start(count)
         u = make_axis("u", 0, count)
-        place = add(index_of(axis.variable), _index(u))
+        place = index_of(axis.variable) + _index(u)
         body = _repeated(u, self._element(place, _index(u), None, {}))
         return self._with_statistics([_bounded(axis, (first, stop), body, count)], count)
 
@@ -250,7 +239,7 @@ class StepLoops:
         def tile(first: Integer, height: int) -> list[Statement]:
             registers = self._registers(height, self.row, self.block.width)
             u = make_axis("u", 0, height)
-            at: dict[Atom, Integer] = {axis.variable: add(first, index_of(u.variable))}
+            at: dict[Atom, Integer] = {axis.variable: first + index_of(u.variable)}
             return self._tile(registers, u, at[axis.variable], at, {}, mine, other)
 
         first, stop = self.bounds[axis.variable]
@@ -268,11 +257,11 @@ class StepLoops:
         def tile(first: Integer, height: int) -> list[Statement]:
             registers = self._registers(height, lanes, width)
             u = make_axis("u", 0, height)
-            row = add(first, index_of(u.variable))
-            at: dict[Atom, Integer] = {block.row.variable: row, LANE: sub(row, block.start)}
+            row = first + index_of(u.variable)
+            at: dict[Atom, Integer] = {block.row.variable: row, LANE: row - block.start}
             return self._tile(registers, u, index_of(axis.variable), at, at, mine, other)
 
-        stop, height = add(block.start, block.width), min(block.height, block.width)
+        stop, height = block.start + block.width, min(block.height, block.width)
         tiles = _tiles(block.row, block.start, stop, height, tile)
         return self._outer([lanes_loop(axis, width, tuple(tiles))])
 
@@ -302,7 +291,7 @@ class StepLoops:
     def _packed_place(self, lane: Integer) -> Integer:
         axes = self.head.reduced
         k = flatten([index_of(axis.variable) for axis in axes], [axis.extent for axis in axes])
-        return add(mul(k, self.block.width), lane)
+        return k * self.block.width + lane
 
     def pack(self) -> list[Statement]:
         """Copy the rows' operand, whose vectors along k are transposed."""

@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from minigrad.graph.symbolic import Integer, add, flatten, mul, numel
+from minigrad.graph.shapes import flatten, numel
+from minigrad.graph.symbolic import Integer
 from minigrad.loops.mask_bounds import places_in
 from minigrad.schedule import expr
 from minigrad.schedule.contraction import contraction_of
@@ -180,7 +181,7 @@ class Steps:
 
     def _at(self, places: Sequence[Integer], stage: Stage) -> Integer:
         inner = flatten(places, [axis.extent for axis in stage.axes])
-        return add(mul(inner, self.width), self.lane)
+        return inner * self.width + self.lane
 
     def reading(self, body: Expr, inside: frozenset[Array] = frozenset()) -> Expr:
         """A body with its loads turned to places, but for those of arrays `inside`."""

@@ -18,7 +18,7 @@ for blocks of keys.
 
 from __future__ import annotations
 
-from minigrad.graph.symbolic import Atom, Integer, add, high, low, mul, substitute
+from minigrad.graph.symbolic import Atom, Integer, high, low, substitute
 from minigrad.loops.assemble import finish
 from minigrad.loops.axes import fix_rows
 from minigrad.loops.block_codegen import Block, StepLoops
@@ -46,10 +46,10 @@ def blocks(kernel: Kernel, target: Target, name: str) -> Nest:
     outer = make_axis("o", 0, kernel.rows // extent)
     number = make_axis("g", 0, -(-extent // width))
     row = make_axis("b", 0, extent)
-    start = mul(index_of(number.variable), width)
+    start = index_of(number.variable) * width
     height = 1 << (target.tile_rows.bit_length() - 1)
     block = Block(row, start, width, height, target)
-    whole = add(mul(index_of(outer.variable), extent), index_of(row.variable))
+    whole = index_of(outer.variable) * extent + index_of(row.variable)
     found = [
         (fix_rows(stage, kernel.rows, whole), contraction_of(stage) is not None)
         for stage in kernel.stages

@@ -8,7 +8,8 @@ from dataclasses import replace
 
 from minigrad.dtype import dtypes
 from minigrad.graph.node import Op
-from minigrad.graph.symbolic import Atom, Integer, flatten, numel, substitute, unflatten
+from minigrad.graph.shapes import flatten, numel, unflatten
+from minigrad.graph.symbolic import Atom, Integer, substitute
 from minigrad.loops.axes import indices, merge, row_axis
 from minigrad.loops.nest import (
     Fold,

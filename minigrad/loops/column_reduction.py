@@ -10,16 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from minigrad.graph.symbolic import (
-    Atom,
-    Integer,
-    add,
-    floordiv,
-    mod,
-    mul,
-    sub,
-    substitute,
-)
+from minigrad.graph.symbolic import Atom, Integer, substitute
 from minigrad.loops.assemble import finish
 from minigrad.loops.axes import fix_rows, merge_stage, row_axis, vector_width
 from minigrad.loops.build import combine, lanes_loop, serial_loop
@@ -67,7 +58,7 @@ class _Block:
     @property
     def inside(self) -> Integer:
         """The place of a column in the block."""
-        return sub(index_of(self.axis.variable), self.start)
+        return index_of(self.axis.variable) - self.start
 
 
 def columns(kernel: Kernel, length: int, target: Target, name: str) -> Nest:
@@ -80,9 +71,9 @@ def columns(kernel: Kernel, length: int, target: Target, name: str) -> Nest:
     parallel = row_axis(kernel.rows // length * blocks)
     place = index_of(parallel.variable)
     axis = make_axis("c", 0, length)
-    start = mul(mod(place, blocks), size)
-    row = add(mul(floordiv(place, blocks), length), index_of(axis.variable))
-    stops = (add(start, size),) if length % size == 0 else (add(start, size), length)
+    start = place % blocks * size
+    row = place // blocks * length + index_of(axis.variable)
+    stops = (start + size,) if length % size == 0 else (start + size, length)
     block = _Block(axis, start, stops, width)
     stages = _in_block(kernel, row, size, block)
     body: list[Statement] = []

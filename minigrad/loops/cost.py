@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable
 
 from minigrad.graph.node import SCATTERS, Op
-from minigrad.graph.symbolic import numel
+from minigrad.graph.shapes import numel
 from minigrad.loops.target import Target
 from minigrad.schedule import expr
 from minigrad.schedule.contraction import contraction_of

@@ -18,18 +18,7 @@ from dataclasses import replace
 
 from minigrad.dtype import dtypes
 from minigrad.graph.node import Op
-from minigrad.graph.symbolic import (
-    Affine,
-    Atom,
-    Integer,
-    add,
-    coefficient,
-    high,
-    low,
-    mul,
-    sub,
-    variables,
-)
+from minigrad.graph.symbolic import Affine, Atom, Integer, coefficient, high, low, variables
 from minigrad.loops.mask_bounds import conditions_of
 from minigrad.loops.microkernel import Problem
 from minigrad.schedule import expr
@@ -60,14 +49,14 @@ def _segment(problem: Problem, fixed: frozenset[Atom]) -> Problem:
         for condition, rest in zip(conditions, rests, strict=True):
             assert rest is not None
             upper = coefficient(condition, axis.variable) == -1
-            (stops if upper else firsts).append(add(rest, 1) if upper else mul(rest, -1))
+            (stops if upper else firsts).append(rest + 1 if upper else -rest)
         operands = inside
     if len(firsts) > 1 or not (firsts or stops):
         return problem
     first = _clamped(firsts[0], axis.extent) if firsts else 0
-    moved = {axis.variable: add(first, index_of(axis.variable))}
+    moved = {axis.variable: first + index_of(axis.variable)}
     left, right = (expr.substitute_in(operand, moved) for operand in operands)
-    ends = tuple(sub(_clamped(stop, axis.extent), first) for stop in stops or [axis.extent])
+    ends = tuple(_clamped(stop, axis.extent) - first for stop in stops or [axis.extent])
     return replace(problem, parts=replace(parts, left=left, right=right), ends=ends)
 
 
@@ -84,7 +73,7 @@ def _rest(condition: Affine, variable: Atom, fixed: frozenset[Atom]) -> Integer 
     slope = coefficient(condition, variable)
     if slope not in (1, -1):
         return None
-    rest = sub(condition, mul(index_of(variable), slope))
+    rest = condition - index_of(variable) * slope
     return rest if expr.values_in(rest) and variables(rest) <= fixed else None
 
 
@@ -116,5 +105,5 @@ def _needed_rows(problem: Problem, fixed: frozenset[Atom]) -> Problem:
     for condition in common or []:
         rest = _rest(condition, row.variable, fixed)
         if rest is not None and coefficient(condition, row.variable) == -1:
-            return replace(problem, needed=_clamped(add(rest, 1), row.extent))
+            return replace(problem, needed=_clamped(rest + 1, row.extent))
     return problem

@@ -20,7 +20,8 @@ from dataclasses import dataclass, replace
 from math import gcd
 
 from minigrad.graph.node import Op
-from minigrad.graph.symbolic import Atom, Integer, add, coefficient, mul, numel
+from minigrad.graph.shapes import numel
+from minigrad.graph.symbolic import Atom, Integer, coefficient
 from minigrad.loops.amx import DEPTH as DEPTH_OF_REGISTER
 from minigrad.loops.amx import SQUARE, cut_in_squares, squares
 from minigrad.loops.assemble import finish
@@ -113,7 +114,7 @@ def contraction(kernel: Kernel, target: Target, name: str) -> Nest:
     blocks = make_axis("c", 0, -(-row.extent // plan.rows))
     alone = plan.rows >= row.extent
     block = Block(0 if alone else index_of(blocks.variable), plan.rows, plan.height)
-    start = mul(index_of(groups.variable), plan.columns)
+    start = index_of(groups.variable) * plan.columns
     left, body = Left(), []
     if plan.piece:
         body = blocked(
@@ -150,7 +151,7 @@ def contraction(kernel: Kernel, target: Target, name: str) -> Nest:
         for axis in reversed(shared):
             work = (serial_loop(axis, work),)
     panel.extend(work)
-    stops = (add(start, plan.columns), column.extent)
+    stops = (start + plan.columns, column.extent)
     body.append(lanes_loop(column, plan.width, tuple(panel), start, stops, LANE))
     return _nest(name, kernel, target, outer, groups, blocks, body)
 
@@ -167,7 +168,7 @@ def _in_squares(problem: Problem, kernel: Kernel, target: Target, name: str) -> 
     groups = make_axis("p", 0, -(-numel([column.extent]) // columns))
     blocks = make_axis("c", 0, -(-numel([row.extent]) // rows))
     block = Block(index_of(blocks.variable), rows, SQUARE)
-    start = mul(index_of(groups.variable), columns)
+    start = index_of(groups.variable) * columns
     body = squares(problem, block, start, columns, LANE)
     return _nest(name, kernel, target, outer, groups, blocks, body)
 

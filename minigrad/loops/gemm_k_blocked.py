@@ -17,7 +17,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from minigrad.graph.node import Op
-from minigrad.graph.symbolic import Atom, Integer, add, floordiv, mul, numel, sub
+from minigrad.graph.shapes import numel
+from minigrad.graph.symbolic import Atom, Integer
 from minigrad.loops.build import combine, lanes_loop, serial_loop
 from minigrad.loops.microkernel import Ahead, Block, Problem, tiles
 from minigrad.loops.nest import Loop, Statement, Store, Stores
@@ -58,19 +59,19 @@ def blocked(
     start, count = columns
     parts, dtype = problem.parts, problem.stage.body.dtype
     row, column = parts.m[-1], parts.n[-1]
-    stops = (add(start, count), column.extent)
+    stops = (start + count, column.extent)
     sums = Array("sums", dtype, block.rows * count, "scratch")
-    inside = mul(sub(index_of(row.variable), block.start), count)
-    place = add(inside, sub(index_of(column.variable), start))
+    inside = (index_of(row.variable) - block.start) * count
+    place = inside + index_of(column.variable) - start
 
     cut, length = cut_depth(problem, piece)
     axis = parts.k[cut]
     assert isinstance(axis.extent, int)
     number = make_axis("kb", 0, -(-axis.extent // length))
     within = make_axis("kk", 0, length)
-    before = mul(index_of(number.variable), length)
-    at: dict[Atom, Integer] = {axis.variable: add(before, index_of(within.variable))}
-    rest = () if axis.extent % length == 0 else (sub(axis.extent, before),)
+    before = index_of(number.variable) * length
+    at: dict[Atom, Integer] = {axis.variable: before + index_of(within.variable)}
+    rest = () if axis.extent % length == 0 else (axis.extent - before,)
     part = replace(
         problem,
         parts=replace(
@@ -80,7 +81,7 @@ def blocked(
             k=(within, *parts.k[cut + 1 :]),
         ),
         stores=(Store(sums, place, combine(Op.SUM, expr.load(sums, place), problem.accumulator)),),
-        ends=(*rest, *(sub(end, before) for end in problem.ends)),
+        ends=(*rest, *(end - before for end in problem.ends)),
         terms=problem.terms and expr.substitute_in(problem.terms, at),
     )
     lanes = target.lanes(dtype)
@@ -90,7 +91,7 @@ def blocked(
         lambda right, around: tiles(part, left, right, block, width, Ahead(width), around),
     )  # fmt: skip
     body: tuple[Statement, ...] = (copy_left, *work)
-    pieces = (floordiv(add(end, length - 1), length) for end in problem.ends)
+    pieces = ((end + length - 1) // length for end in problem.ends)
     body = (Loop(number.variable, 0, (number.extent, *pieces), body),)
     for outer in reversed(parts.k[:cut]):
         body = (serial_loop(outer, body),)
@@ -115,5 +116,5 @@ def _for_each(
 ) -> Statement:  # fmt: skip
     """A statement for each element of the block."""
     vector = lanes_loop(column, width, (body,), start, stops)
-    ends = (add(block.start, block.rows), row.extent)
+    ends = (block.start + block.rows, row.extent)
     return Loop(row.variable, block.start, ends, (vector,))

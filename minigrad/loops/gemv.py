@@ -22,19 +22,8 @@ from collections.abc import Collection, Container, Sequence
 from dataclasses import replace
 
 from minigrad.graph.node import Op
-from minigrad.graph.symbolic import (
-    Atom,
-    Integer,
-    add,
-    coefficient,
-    flatten,
-    floordiv,
-    high,
-    mul,
-    numel,
-    sub,
-    substitute,
-)
+from minigrad.graph.shapes import flatten, numel
+from minigrad.graph.symbolic import Atom, Integer, coefficient, high, substitute
 from minigrad.loops.assemble import finish
 from minigrad.loops.axes import indices, merge
 from minigrad.loops.build import (
@@ -89,8 +78,8 @@ def thin(kernel: Kernel, target: Target, name: str) -> Nest | None:
         dots = None
         block = _columns_of_block(target, first, axis.extent, count, tasks)
     blocks = make_axis("b", 0, -(-axis.extent // block))
-    start = mul(index_of(blocks.variable), block)
-    stops: tuple[Integer, ...] = (add(start, block), axis.extent)
+    start = index_of(blocks.variable) * block
+    stops: tuple[Integer, ...] = (start + block, axis.extent)
     if axis.extent % block == 0:
         stops = stops[:1]
     body: list[Statement] = []
@@ -99,7 +88,7 @@ def thin(kernel: Kernel, target: Target, name: str) -> Nest | None:
         packed, one = with_few_at_hand(one, number, dots is None, target)
         body.extend(packed)
         made = Array(f"sums{number}", one.stage.body.dtype, count * block, "scratch")
-        at = sub(index_of(axis.variable), start)
+        at = index_of(axis.variable) - start
         values[results[number]] = _element(made, one.thin, block, at)
         if dots is not None:
             body.extend(dots.loops(one, number, made, block, start, stops))
@@ -275,7 +264,7 @@ def _columns_of_block(target: Target, one: Sum, extent: int, count: int, tasks: 
 def _element(made: Array, thin: Sequence[Axis], block: int, at: Integer) -> Expr:
     """The element of the block's sums at column `at` of the block."""
     row = flatten([index_of(axis.variable) for axis in thin], [axis.extent for axis in thin])
-    return expr.load(made, add(mul(row, block), at))
+    return expr.load(made, row * block + at)
 
 
 def _columns(
@@ -286,8 +275,8 @@ def _columns(
     points = one.points()
     count = len(points)
     wide = 1 if lanes == 1 else lanes * (4 if count == 1 else 2 if count <= 4 else 1)
-    at = sub(index_of(axis.variable), start)
-    places = [add(t * block, at) for t in range(count)]
+    at = index_of(axis.variable) - start
+    places = [t * block + at for t in range(count)]
     registers = [
         Local(f"part{number}_{t}", made.dtype, 1, axis.variable if wide > 1 else None, wide)
         for t in range(count)
@@ -299,7 +288,7 @@ def _columns(
     def some(first: Integer, many_at_once: int) -> Loop:
         body: list[Statement] = []
         for u in range(many_at_once):
-            step = expr.substitute_in(one.body, {inner.variable: add(first, u)})
+            step = expr.substitute_in(one.body, {inner.variable: first + u})
             for register, point in zip(registers, points, strict=True):
                 value = expr.substitute_in(step, point)
                 more = combine(Op.SUM, expr.local(register), value) if u else value
@@ -310,7 +299,7 @@ def _columns(
         if isinstance(first, int):
             return loop
         soon = [
-            (array, substitute(position, {inner.variable: add(first, many_at_once + u)}))
+            (array, substitute(position, {inner.variable: first + many_at_once + u}))
             for u in range(many_at_once)
             for array, position, _ in (load.payload for load in of_memory)
         ]  # the same columns of the rows that come next
@@ -319,7 +308,7 @@ def _columns(
     zero = identity(Op.SUM, made.dtype)
     clear = tuple(Store(made, p, zero) for p in places)
     statements: list[Statement] = [lanes_loop(axis, wide, clear, start, stops)]
-    whole = mul(floordiv(inner.extent, together), together)
+    whole = inner.extent // together * together
     steps = []
     if high(whole) > 0:
         k = make_axis("q", 0, inner.extent)

@@ -15,18 +15,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from minigrad.graph.node import Op
-from minigrad.graph.symbolic import (
-    Atom,
-    Integer,
-    add,
-    coefficient,
-    flatten,
-    high,
-    mul,
-    numel,
-    sub,
-    substitute,
-)
+from minigrad.graph.shapes import flatten, numel
+from minigrad.graph.symbolic import Atom, Integer, coefficient, high, substitute
 from minigrad.loops.axes import indices, merge, vector_width
 from minigrad.loops.build import combine, lanes_loop, serial_loop
 from minigrad.loops.nest import Fold, Loop, Set, Statement, Store
@@ -189,7 +179,7 @@ class Dots:
             inner = [index_of(a.variable) for a in axes]
             row = make_axis("s", number, block)
             value = expr.substitute_in(
-                scale, {self.axis.variable: add(start, index_of(row.variable))}
+                scale, {self.axis.variable: start + index_of(row.variable)}
             )
             place = flatten([index_of(row.variable), *inner], extents)
             merged = merge((row, *axes), indices([value], [place]))
@@ -198,14 +188,14 @@ class Dots:
             first, last = merged[0][0], merged[-1][0]
             assert isinstance(first.extent, int)
             per_row = first.extent // block
-            ends = tuple(mul(sub(stop, start), per_row) for stop in stops)
+            ends = tuple((stop - start) * per_row for stop in stops)
             width = vector_width(self.target, [value], last.extent, False)
             inside: tuple[Statement, ...] = (Store(array, position, value),)
             for axis, _ in reversed(merged):
                 bounds = ends if axis is first else (axis.extent,)
                 inside = (lanes_loop(axis, width if axis is last else 1, inside, 0, bounds),)
             fill.extend(inside)
-            row_at = sub(index_of(self.axis.variable), start)
+            row_at = index_of(self.axis.variable) - start
             places[scale] = expr.load(array, flatten([row_at, *inner], extents))
         return fill, replace(one, body=_replaced(one.body, places))
 
@@ -219,7 +209,7 @@ class Dots:
         step: list[Statement] = []
         store: list[Statement] = []
         for r in range(rows):
-            at = add(index_of(row.variable), r)
+            at = index_of(row.variable) + r
             body = expr.substitute_in(one.body, {self.axis.variable: at})
             for t, point in enumerate(points):
                 total = Local(f"{name}_{t}_{r}", made.dtype, 1)
@@ -231,7 +221,7 @@ class Dots:
                     step.append(Set(part, 0, combine(Op.SUM, expr.local(part), term)))
                 if self.width > 1:
                     store.append(Fold(total, Op.SUM, part))
-                place = add(t * block, sub(at, start))
+                place = t * block + at - start
                 store.append(Store(made, place, expr.local(total)))
         loop = lanes_loop(along, self.width, tuple(step))
         nested: Statement = replace(loop, soon=self._rows_ahead(one, row, rows, along))
@@ -252,7 +242,7 @@ class Dots:
             inside = flatten([index_of(axis.variable) for axis in one.k], extents)
             begin = substitute(position, {axis.variable: 0 for axis in one.k})
             follow = coefficient(position, self.axis.variable) == numel(extents)
-            if follow and along == one.k[-1] and sub(position, begin) == inside:
+            if follow and along == one.k[-1] and position - begin == inside:
                 pieces.append((array, begin, inside))
         return pieces
 
@@ -266,11 +256,11 @@ class Dots:
         The rows ahead are one piece of memory: each step asks for its share of the lines of it.
         """
         places: list[Place] = []
-        ahead = add(index_of(row.variable), self._ahead(one))
+        ahead = index_of(row.variable) + self._ahead(one)
         for array, begin, inside in self._pieces(one, along):
-            piece = add(substitute(begin, {self.axis.variable: ahead}), mul(inside, rows))
+            piece = substitute(begin, {self.axis.variable: ahead}) + inside * rows
             step = max(self.width, LINE_BYTES // array.dtype.itemsize)
-            places.extend((array, add(piece, at)) for at in range(0, rows * self.width, step))
+            places.extend((array, piece + at) for at in range(0, rows * self.width, step))
         return tuple(places)
 
     def _first_rows(self, one: Sum, start: Integer, along: Axis) -> list[Statement]:
@@ -281,7 +271,7 @@ class Dots:
             place = make_axis("p", len(loops), count)
             first = substitute(begin, {self.axis.variable: start})
             line = min(LINE_BYTES // array.dtype.itemsize, self.target.most_lanes)
-            soon = ((array, add(first, index_of(place.variable))),)
+            soon = ((array, first + index_of(place.variable)),)
             loops.append(replace(lanes_loop(place, line, ()), soon=soon))
         return loops
 

@@ -12,15 +12,8 @@ recipes that any target has.
 from __future__ import annotations
 
 from minigrad.graph.node import SCATTERS
-from minigrad.graph.symbolic import (
-    Integer,
-    add,
-    coefficient,
-    mul,
-    numel,
-    sub,
-    unflatten,
-)
+from minigrad.graph.shapes import numel, unflatten
+from minigrad.graph.symbolic import Integer, coefficient
 from minigrad.loops.assemble import finish
 from minigrad.loops.axes import row_axis, unit_stride_axis
 from minigrad.loops.build import (
@@ -89,8 +82,8 @@ def spread(kernel: Kernel, target: Target, name: str) -> Nest:
     row = row_axis(numel(extents))
     places = unflatten(index_of(row.variable), extents)
     if axis is not None and width > 1:
-        start = mul(places[-1], width)
-        body = (lanes_loop(axis, width, body, start, (add(start, width),)),)
+        start = places[-1] * width
+        body = (lanes_loop(axis, width, body, start, (start + width,)),)
     inside = order[:-1] if width > 1 else order
     fixed = {
         a.variable: place
@@ -100,7 +93,7 @@ def spread(kernel: Kernel, target: Target, name: str) -> Nest:
     body = tuple(substitute_statement(s, fixed) for s in body)
     for a, place in zip(inside, places, strict=False):
         if not isinstance(a.extent, int):  # it may end before its upper bound
-            body = (Loop(a.variable, place, (add(place, 1), a.extent), body),)
+            body = (Loop(a.variable, place, (place + 1, a.extent), body),)
     return finish(name, kernel, serial_loop(row, body), target)
 
 
@@ -129,16 +122,16 @@ def scatter_parts(kernel: Kernel, target: Target, name: str) -> Nest | None:
     part, *kept = unflatten(
         index_of(row.variable), [-(-along.extent // size), *(a.extent for a in fixed)]
     )
-    begin = mul(part, size)
+    begin = part * size
     where = index_of(place)
-    within = expr.restrict(stage.guard, [sub(where, begin), sub(add(begin, size - 1), where)])
+    within = expr.restrict(stage.guard, [where - begin, begin + size - 1 - where])
     old = expr.load(stage.array, stage.position, within)
     new = combine(SCATTERS[stage.op], old, stage.body)
     step: tuple[Statement, ...] = (Store(stage.array, stage.position, new, within),)
     for axis in reversed(stage.reduced):
         step = (serial_loop(axis, step),)
     start = Store(stage.array, stage.initial_position, stage.initial)
-    fill = Loop(along.variable, begin, (add(begin, size), along.extent), (start,))
+    fill = Loop(along.variable, begin, (begin + size, along.extent), (start,))
     values = {axis.variable: at for axis, at in zip(fixed, kept, strict=True)}
     body = tuple(substitute_statement(s, values) for s in (fill, *step))
     for axis in reversed(moving):

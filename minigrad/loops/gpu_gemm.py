@@ -20,18 +20,8 @@ from dataclasses import dataclass, replace
 
 from minigrad.dtype import DType
 from minigrad.graph.node import Op
-from minigrad.graph.symbolic import (
-    Atom,
-    Integer,
-    add,
-    floordiv,
-    mod,
-    mul,
-    numel,
-    sub,
-    substitute,
-    unflatten,
-)
+from minigrad.graph.shapes import numel, unflatten
+from minigrad.graph.symbolic import Atom, Integer, substitute
 from minigrad.loops.assemble import finish
 from minigrad.loops.axes import row_axis
 from minigrad.loops.build import combine, lanes_loop, serial_loop
@@ -98,7 +88,7 @@ def group_contraction(kernel: Kernel, target: Target, name: str) -> Nest:
     ):
         array = Array(text, operand.dtype, TILE_DEPTH * (size + PAD), "local")
         operand = expr.substitute_in(operand, values)
-        sides.append(_Side(operand, axes, mul(number, size), size, array))
+        sides.append(_Side(operand, axes, number * size, size, array))
     item = make_axis("item", 0, tile.items)
     body = _Tile(problem, tile, sides[0], sides[1], values, index_of(item.variable)).statements()
     for axis in reversed(moving):
@@ -163,13 +153,13 @@ class _Tile:
         inner = fixed or (moving.pop(),)
         extent = numel([a.extent for a in fixed]) if fixed else inner[0].extent
         piece = make_axis("kp", 0, -(-numel([extent]) // TILE_DEPTH))
-        start = mul(index_of(piece.variable), TILE_DEPTH)
+        start = index_of(piece.variable) * TILE_DEPTH
         step = (*self._copy(self.left, inner, start, extent),
                 *self._copy(self.right, inner, start, extent),
                 Barrier(), self._multiply(), Barrier())  # fmt: skip
         stop = piece.extent
         if not isinstance(extent, int):
-            stop = floordiv(add(extent, TILE_DEPTH - 1), TILE_DEPTH)
+            stop = (extent + TILE_DEPTH - 1) // TILE_DEPTH
         loop: Statement = Loop(piece.variable, 0, (stop,), step)
         for axis in reversed(moving):
             loop = serial_loop(axis, (loop,))
@@ -202,7 +192,7 @@ class _Tile:
     ) -> Statement:
         """Statements for every vector of the registers: of row u and number v, in a slot."""
         u, v = make_axis("u", 0, self.tile.item_rows), make_axis("v", 0, self.vectors)
-        slot = add(mul(index_of(u.variable), self.vectors), index_of(v.variable))
+        slot = index_of(u.variable) * self.vectors + index_of(v.variable)
         body = make(index_of(u.variable), index_of(v.variable), slot)
         inner = Loop(v.variable, 0, (self.vectors,), body, "unroll")
         outer = Loop(u.variable, 0, (self.tile.item_rows,), (inner,), "unroll")
@@ -211,12 +201,12 @@ class _Tile:
     def _row(self, u: Integer) -> Integer:
         """The tile's row that is a work-item's row u."""
         across = self.tile.columns // self.tile.item_columns
-        return add(mul(floordiv(self.item, across), self.tile.item_rows), u)
+        return self.item // across * self.tile.item_rows + u
 
     def _column(self, v: Integer) -> Integer:
         """The tile's first column of a work-item's vector v; neighbours have the next ones."""
         across = self.tile.columns // self.tile.item_columns
-        return add(mul(mod(self.item, across), LANES), mul(v, across * LANES))
+        return self.item % across * LANES + v * across * LANES
 
     def _multiply(self) -> Statement:
         """One piece of k: registers += left · right."""
@@ -224,10 +214,10 @@ class _Tile:
         lane = index_of(self.lane.variable)
 
         def step(u: Integer, v: Integer, slot: Integer) -> tuple[Statement, ...]:
-            place = mul(index_of(k.variable), self.left.pitch)
-            left = expr.load(self.left.array, add(place, self._row(u)))
-            place = mul(index_of(k.variable), self.right.pitch)
-            right = expr.load(self.right.array, add(place, add(self._column(v), lane)))
+            place = index_of(k.variable) * self.left.pitch
+            left = expr.load(self.left.array, place + self._row(u))
+            place = index_of(k.variable) * self.right.pitch
+            right = expr.load(self.right.array, place + self._column(v) + lane)
             product = expr.apply(Op.MUL, (left, right), left.dtype)
             total = expr.local(self.registers, slot)
             more = combine(Op.SUM, total, expr.apply(Op.CAST, (product,), total.dtype))
@@ -249,25 +239,25 @@ class _Tile:
         count = side.size * TILE_DEPTH
         width = LANES if single and whole and unit and count >= LANES * self.tile.items else 1
         q = make_axis("q", 0, -(-count // (width * self.tile.items)))
-        number = add(mul(index_of(q.variable), self.tile.items), self.item)
+        number = index_of(q.variable) * self.tile.items + self.item
         lane = make_axis("y", 0, width)
         shift = index_of(lane.variable) if width > 1 else 0
         run = (TILE_DEPTH if along_k else side.size) // width
-        fast, slow = mul(mod(number, run), width), floordiv(number, run)
+        fast, slow = number % run * width, number // run
         piece, place = (fast, slow) if along_k else (slow, fast)
         ends = [width if along_k else 1, 1 if along_k else width]
         conditions = [
-            sub(sub(extent, ends[0]), add(start, piece)),
-            sub(sub(side.extent, ends[1]), add(side.start, place)),
+            extent - ends[0] - (start + piece),
+            side.extent - ends[1] - (side.start + place),
         ]
         if along_k:
-            piece = add(piece, shift)
+            piece = piece + shift
         else:
-            place = add(place, shift)
-        values = {**side.at(add(side.start, place)), **_places(k, add(start, piece))}
+            place = place + shift
+        values = {**side.at(side.start + place), **_places(k, start + piece)}
         value = masked(expr.substitute_in(side.operand, values), conditions)
-        beyond = sub(count - width, mul(number, width))  # a small tile may have idle work-items
-        target = add(mul(piece, side.pitch), place)
+        beyond = count - width - number * width  # a small tile may have idle work-items
+        target = piece * side.pitch + place
         store = Store(side.array, target, value, expr.restrict((), [beyond]))
         copy: tuple[Statement, ...] = (store,)
         if width > 1:
@@ -276,13 +266,13 @@ class _Tile:
 
     def _stores(self, u: Integer, v: Integer, slot: Integer) -> tuple[Statement, ...]:
         """The epilogue of one vector."""
-        row = add(self.left.start, self._row(u))
-        first = add(self.right.start, self._column(v))
-        column = add(first, index_of(self.lane.variable))
+        row = self.left.start + self._row(u)
+        first = self.right.start + self._column(v)
+        column = first + index_of(self.lane.variable)
         whole = self.right.extent % LANES == 0  # then a vector is within, or without
         ends = self.right.extent - (LANES if whole else 1)
-        last = sub(ends, first if whole else column)
-        conditions = [sub(self.left.extent - 1, row), last]
+        last = ends - (first if whole else column)
+        conditions = [self.left.extent - 1 - row, last]
         at = {**self.values, **self.left.at(row), **self.right.at(column)}
         known = {self.problem.accumulator: expr.local(self.registers, slot)}
         items = []

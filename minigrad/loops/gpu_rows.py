@@ -15,15 +15,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from minigrad.graph.symbolic import (
-    Atom,
-    Integer,
-    add,
-    mul,
-    numel,
-    sub,
-    unflatten,
-)
+from minigrad.graph.shapes import numel, unflatten
+from minigrad.graph.symbolic import Atom, Integer
 from minigrad.loops.assemble import finish
 from minigrad.loops.axes import fix_rows, merge_stage, row_axis
 from minigrad.loops.block_plan import late_products
@@ -82,8 +75,8 @@ def group_blocks(kernel: Kernel, target: Target, name: str) -> Nest:
     row = row_axis(kernel.rows // width)
     outer, number = unflatten(index_of(row.variable), [kernel.rows // extent, count])
     axis, lane = make_axis("b", 0, extent), make_axis("lane", 0, width)
-    start = mul(number, width)
-    whole = add(mul(outer, extent), index_of(axis.variable))
+    start = number * width
+    whole = outer * extent + index_of(axis.variable)
     found = [
         (fix_rows(stage, kernel.rows, whole), contraction_of(stage) is not None)
         for stage in kernel.stages
@@ -98,7 +91,7 @@ def group_blocks(kernel: Kernel, target: Target, name: str) -> Nest:
     items = max(row_items(kernel, target.group, 1), 32)
     lanes = axis.variable if width > 1 else None
     body = _Items(items, lanes, width).statements(stages, bounds)
-    stops = (add(start, width),)
+    stops = (start + width,)
     body = (lanes_loop(axis, width, body, start, stops, lane.variable),)
     return _nest(kernel, target, name, row, items, body)
 
@@ -154,11 +147,11 @@ class _Layout:
         return expr.load(self.arrays[array], self._place(position, array), guard)
 
     def _place(self, position: Integer, array: Array) -> Integer:
-        inside = sub(position, mul(self.row, self.sizes[array]))
+        inside = position - self.row * self.sizes[array]
         if self.width == 1:
             return inside
         assert self.lane is not None
-        return add(mul(inside, self.width), index_of(self.lane))
+        return inside * self.width + index_of(self.lane)
 
 
 @dataclass(frozen=True)
@@ -208,7 +201,7 @@ class _Items:
         memory = Array(
             f"fold_{total.dtype.name}", total.dtype, self.items * self.width, "local"
         )
-        first = expr.restrict((), [mul(self.item, -1)])  # one item stores what all of them have
+        first = expr.restrict((), [-self.item])  # one item stores what all of them have
         body: tuple[Statement, ...] = (
             start, *self._shared(stage, stage.reduced, bounds, step),
             FoldItems(total, op, memory),
@@ -247,7 +240,7 @@ class _Items:
         first, stop = bounds.get(last.variable, (0, last.extent))
         stops = (last.extent,) if stop == last.extent else (stop, last.extent)
         body: Statement = Loop(
-            last.variable, add(first, self.item), stops, make(stage), step=self.items
+            last.variable, first + self.item, stops, make(stage), step=self.items
         )
         for axis in reversed(outer):
             body = _loop(axis, bounds, (body,))

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from itertools import count
 
 from minigrad.graph.node import Op
-from minigrad.graph.symbolic import Atom, Integer, add, floordiv, high, mul, sub, variables
+from minigrad.graph.symbolic import Atom, Integer, high, variables
 from minigrad.loops.build import combine, lanes_loop
 from minigrad.loops.nest import (
     Fold,
@@ -113,18 +113,18 @@ def _in_blocks(loop: Loop, size: int) -> tuple[Loop, Loop, Loop | None]:
     prefix = f"{loop.variable.name}b"
     free = next(n for n in count() if f"{prefix}{n}" not in outside)
     number = make_axis(prefix, free, max(-(-_trips(loop) // size), 1))
-    first = add(loop.start, mul(index_of(number.variable), span))
-    lengths = [sub(stop, loop.start) for stop in loop.stops]
+    first = loop.start + index_of(number.variable) * span
+    lengths = [stop - loop.start for stop in loop.stops]
     even = len(lengths) == 1 and divides(lengths[0], span)
     whole = even or loop.kind == "lanes" and len(lengths) == 1
-    stops = (add(first, span),) if whole else (add(first, span), *loop.stops)
+    stops = (first + span,) if whole else (first + span, *loop.stops)
     up = 0 if whole else span - 1
-    counts = tuple(floordiv(add(length, up), span) for length in lengths)
+    counts = tuple((length + up) // span for length in lengths)
     block = replace(loop, start=first, stops=stops)
     outer = Loop(number.variable, 0, counts, ())
     if even or not whole:
         return block, outer, None
-    return block, outer, replace(loop, start=add(loop.start, mul(counts[0], span)))
+    return block, outer, replace(loop, start=loop.start + counts[0] * span)
 
 
 def _ends(
@@ -252,7 +252,7 @@ def _terms(statement: Set | Store) -> tuple[Expr, ...]:
 
 def _trips(loop: Loop) -> int:
     """Iterations of a loop, at most; of vectors for a vector loop."""
-    return max(min(-(-high(sub(stop, loop.start)) // loop.step) for stop in loop.stops), 0)
+    return max(min(-(-high(stop - loop.start) // loop.step) for stop in loop.stops), 0)
 
 
 def _renamed(statement: Statement, new: Mapping[Place, Place]) -> Statement:

@@ -18,19 +18,15 @@ from dataclasses import dataclass
 from minigrad.dtype import convert, dtypes
 from minigrad.graph.fold import fold
 from minigrad.graph.node import UNARY, Op
+from minigrad.graph.shapes import unflatten
 from minigrad.graph.symbolic import (
     Affine,
     Atom,
     Integer,
-    add,
     coefficient,
-    floordiv,
     high,
     low,
-    mul,
-    sub,
     substitute,
-    unflatten,
     variables,
 )
 from minigrad.schedule import expr
@@ -160,12 +156,12 @@ def conditions_of(e: Expr) -> tuple[Affine, ...]:
     if e.op in (Op.LE, Op.LT):
         left, right = _as_index(e.args[0]), _as_index(e.args[1])
         if left is not None and right is not None:
-            difference = sub(sub(right, left), 1 if e.op is Op.LT else 0)
+            difference = right - left - (1 if e.op is Op.LT else 0)
             return (difference,) if isinstance(difference, Affine) else ()
     if e.op is Op.NOT and e.args[0].op in (Op.LE, Op.LT):
         left, right = (_as_index(arg) for arg in e.args[0].args)
         if left is not None and right is not None:
-            difference = sub(sub(left, right), 1 if e.args[0].op is Op.LE else 0)
+            difference = left - right - (1 if e.args[0].op is Op.LE else 0)
             return (difference,) if isinstance(difference, Affine) else ()
     return ()
 
@@ -183,7 +179,7 @@ def _as_index(e: Expr) -> Integer | None:
     if e.op in (Op.ADD, Op.SUB):
         x, y = _as_index(e.args[0]), _as_index(e.args[1])
         if x is not None and y is not None:
-            return add(x, y) if e.op is Op.ADD else sub(x, y)
+            return x + y if e.op is Op.ADD else x - y
     return None
 
 
@@ -202,7 +198,7 @@ def places_in(load: Expr, stage: Stage) -> tuple[Integer, ...]:
     names = {axis.variable for axis in stage.axes}
     if isinstance(stage.position, Affine):
         rows = [term for term in stage.position.terms if term[0] not in names]
-        inside = sub(inside, Affine(stage.position.constant, tuple(rows)) if rows else 0)
+        inside = inside - (Affine(stage.position.constant, tuple(rows)) if rows else 0)
     return unflatten(inside, [axis.extent for axis in stage.axes])
 
 
@@ -231,18 +227,18 @@ class Rows:
             slope = coefficient(condition, axis.variable)
             if slope not in (1, -1):
                 continue
-            rest = sub(condition, mul(Affine(0, ((axis.variable, 1),)), slope))
+            rest = condition - Affine(0, ((axis.variable, 1),)) * slope
             along = coefficient(rest, self.variable)
             if along is None or not variables(rest) - {self.variable} <= self.fixed:
                 continue
-            place = add(self.start, self.width - 1) if along > 0 else self.start
+            place = self.start + self.width - 1 if along > 0 else self.start
             most = substitute(rest, {self.variable: place})
             if slope < 0 and stop == axis.extent and low(most) >= 0:
-                stop = mul(floordiv(add(most, self.step), self.step), self.step)
-            if slope > 0 and first == 0 and high(mul(most, -1)) < high(axis.extent):
-                least = floordiv(mul(most, -1), self.step)
+                stop = (most + self.step) // self.step * self.step
+            if slope > 0 and first == 0 and high(-most) < high(axis.extent):
+                least = -most // self.step
                 if low(least) >= 0:
-                    first = mul(least, self.step)
+                    first = least * self.step
         return first, stop
 
 

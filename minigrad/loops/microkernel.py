@@ -10,17 +10,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from minigrad.graph.node import Op
-from minigrad.graph.symbolic import (
-    Atom,
-    Integer,
-    add,
-    coefficient,
-    floordiv,
-    mul,
-    numel,
-    sub,
-    substitute,
-)
+from minigrad.graph.shapes import numel
+from minigrad.graph.symbolic import Atom, Integer, coefficient, substitute
 from minigrad.loops.build import combine, substitute_statement, unless_finite
 from minigrad.loops.nest import Loop, Prefetch, Set, Statement, Store, Stores
 from minigrad.loops.target import Target
@@ -77,7 +68,7 @@ class Problem:
         extent = self.parts.k[0].extent
         if self.needed is None or not isinstance(extent, int):
             return self
-        return replace(self, ends=(*self.ends, mul(sub(self.needed, first), extent)))
+        return replace(self, ends=(*self.ends, (self.needed - first) * extent))
 
     def stops(self, axis: Axis) -> tuple[Integer, ...]:
         """Where the loop over an axis of k ends."""
@@ -113,7 +104,7 @@ class Block:
     @property
     def start(self) -> Integer:
         """The first row."""
-        return mul(self.number, self.rows)
+        return self.number * self.rows
 
     @property
     def tiles(self) -> int:
@@ -156,12 +147,12 @@ def tiles(
     row = problem.parts.m[-1]
     assert isinstance(row.extent, int)
     whole, rest = divmod(row.extent, block.height)
-    before = mul(block.number, block.tiles)
+    before = block.number * block.tiles
     alone = block.rows >= row.extent
     number = make_axis("t", 0, max(block.tiles, 1))
     stops: tuple[Integer, ...] = (min(block.tiles, whole),)
     if not alone and (rest or whole % block.tiles):  # the last block has fewer, perhaps none
-        stops = (block.tiles, sub(whole, before))
+        stops = (block.tiles, whole - before)
     statements: list[Statement] = []
     if whole:
         body = tuple(
@@ -169,10 +160,10 @@ def tiles(
         )
         statements.append(Loop(number.variable, 0, stops, around(body)))
     if rest:  # it belongs to the last block: the others have all of their tiles before it
-        first = sub(whole, before)
+        first = whole - before
         last = make_axis("t", 1, max(block.tiles, 1) + 1)
         body = tuple(tile(problem, left, right, block, last, rest, width, ahead))
-        ends = (add(first, 1),) if alone else (add(first, 1), block.tiles)
+        ends = (first + 1,) if alone else (first + 1, block.tiles)
         statements.append(Loop(last.variable, first, ends, around(body)))
     return statements
 
@@ -197,19 +188,19 @@ def tile(
     registers = Local(f"tile{height}", stage.body.dtype, height, lanes, width)
     u = make_axis("u", 0, height)
     slot = index_of(u.variable)
-    inside = add(mul(index_of(number.variable), block.height), slot)
-    at: dict[Atom, Integer] = {parts.m[-1].variable: add(block.start, inside)}
+    inside = index_of(number.variable) * block.height + slot
+    at: dict[Atom, Integer] = {parts.m[-1].variable: block.start + inside}
     if left.array is None:
         factor = expr.substitute_in(parts.left, at)
     elif left.pitch:
-        place = mul(index_of(number.variable), left.depth * left.pitch)
-        factor = expr.load(left.array, add(add(place, mul(left.k, left.pitch)), slot))
+        place = index_of(number.variable) * left.depth * left.pitch
+        factor = expr.load(left.array, place + left.k * left.pitch + slot)
     else:
-        factor = expr.load(left.array, add(mul(inside, left.depth), left.k))
+        factor = expr.load(left.array, inside * left.depth + left.k)
     total = _more(expr.local(registers, slot), factor, right)
     step: Statement = Set(registers, slot, total, everywhere=True)
     step = Loop(u.variable, 0, (height,), (step,), "unroll")
-    first = add(block.start, mul(index_of(number.variable), block.height))
+    first = block.start + index_of(number.variable) * block.height
     needed = problem.from_row(first)
     step = (
         needed.along_k(step) if ahead is None
@@ -267,27 +258,27 @@ class Ahead:
             return problem.along_k(step)
         line = LINE // max(left.dtype.itemsize, 4)
         outer, within = make_axis("ko", 0, -(-inner.extent // line)), make_axis("ki", 0, line)
-        before = mul(index_of(outer.variable), line)
-        k = add(before, index_of(within.variable))
+        before = index_of(outer.variable) * line
+        k = before + index_of(within.variable)
         seldom: list[Statement] = []
         often: list[Statement] = []
         if left.op is Leaf.LOAD and coefficient(left.payload[1], u) == 1:
-            often += self._lines(left, inner, add(k, line), {u: 0})
+            often += self._lines(left, inner, k + line, {u: 0})
         elif left.op is Leaf.LOAD:
-            rows = self._lines(left, inner, add(before, 2 * line))[:1]
+            rows = self._lines(left, inner, before + 2 * line)[:1]
             seldom.append(Loop(u, 0, step.stops, rows, "unroll"))
             if self.far and numbers:
                 seldom.append(self._next_rows(left, inner, before, step, number, numbers))
-        often += self._lines(right, inner, add(k, line))
+        often += self._lines(right, inner, k + line)
         if self.following:
             # a piece of this tile's share of the next panel's rows
             seldom.append(self._next_panel(problem, inner, line, number, index_of(outer.variable)))
-        stops = tuple(sub(stop, before) for stop in problem.stops(inner))
+        stops = tuple(stop - before for stop in problem.stops(inner))
         if inner.extent % line == 0:
             stops = stops[1:]
         body = substitute_statement(step, {inner.variable: k})
         inside = Loop(within.variable, 0, (line, *stops), (*often, body))
-        lines = tuple(floordiv(add(stop, line - 1), line) for stop in problem.stops(inner)[1:])
+        lines = tuple((stop + line - 1) // line for stop in problem.stops(inner)[1:])
         whole = Loop(outer.variable, 0, (outer.extent, *lines), (*seldom, inside))
         return problem.along_k(whole, skip=inner)
 
@@ -301,7 +292,7 @@ class Ahead:
         lines = tuple(replace(one, later=True) for one in self._lines(left, inner, k, at)[:1])
         rows = Loop(step.variable, 0, step.stops, lines, "unroll")
         this = index_of(number.variable)
-        return Loop(following.variable, add(this, 1), (add(this, 2), *numbers), (rows,))
+        return Loop(following.variable, this + 1, (this + 2, *numbers), (rows,))
 
     def _lines(
         self, operand: Expr, inner: Axis, k: Integer, known: dict[Atom, Integer] | None = None
@@ -316,7 +307,7 @@ class Ahead:
         line = LINE // array.dtype.itemsize
         aligned = numel([coefficient(index, inner.variable) or 0]) % line == 0
         count = -(-self.width // line) + (not aligned)
-        return tuple(Prefetch(array, add(first, line * n)) for n in range(count))
+        return tuple(Prefetch(array, first + line * n) for n in range(count))
 
     def _next_panel(
         self, problem: Problem, inner: Axis, line: int, number: Axis, piece: Integer
@@ -327,14 +318,14 @@ class Ahead:
         one = make_axis("f", 0, self.width * max(numel([inner.extent]), line))
         if 1 in strides(right, inner.variable):  # its columns lie along k
             each = -(-self.width // self.tiles)
-            move = add(add(mul(tile, each), index_of(one.variable)), self.width)
-            at = {column.variable: add(index_of(column.variable), move)}
-            rows = self._lines(expr.substitute_in(right, at), inner, mul(piece, line))[:1]
+            move = tile * each + index_of(one.variable) + self.width
+            at = {column.variable: index_of(column.variable) + move}
+            rows = self._lines(expr.substitute_in(right, at), inner, piece * line)[:1]
         else:
             share = -(-numel([inner.extent]) // self.tiles)
             each = -(-share * line // numel([inner.extent]))
-            place = add(add(mul(tile, share), mul(piece, each)), index_of(one.variable))
-            at = {column.variable: add(index_of(column.variable), self.width)}
+            place = tile * share + piece * each + index_of(one.variable)
+            at = {column.variable: index_of(column.variable) + self.width}
             rows = self._lines(expr.substitute_in(right, at), inner, place)
         return Loop(one.variable, 0, (each,), rows, "unroll")
 

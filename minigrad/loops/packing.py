@@ -11,17 +11,8 @@ from dataclasses import replace
 
 from minigrad.dtype import dtypes
 from minigrad.graph.node import Op
-from minigrad.graph.symbolic import (
-    Atom,
-    Integer,
-    add,
-    coefficient,
-    flatten,
-    floordiv,
-    mul,
-    numel,
-    sub,
-)
+from minigrad.graph.shapes import flatten, numel
+from minigrad.graph.symbolic import Atom, Integer, coefficient
 from minigrad.loops.build import lanes_loop
 from minigrad.loops.microkernel import LINE, Block, Left, Problem, Statements, strides
 from minigrad.loops.nest import Loop, Statement, Store
@@ -45,7 +36,7 @@ def pack_right(
     """Copy the panel of `right` in scope, row k after row k; gives the copy and its read."""
     depth, k = depth_of(problem.parts.k)
     panel = Array("panel", problem.parts.right.dtype, depth * width, "scratch")
-    place = add(mul(k, width), index_of(lane))
+    place = k * width + index_of(lane)
     copy = _copy_along_k(problem, Store(panel, place, problem.parts.right), lanes)
     return copy, expr.load(panel, place)
 
@@ -66,17 +57,17 @@ def pack_panels(
     extent = len_of(column)
     alone = count == 1 and extent % width == 0
     at: Integer = 0 if alone else index_of(number.variable)
-    place = add(mul(at, depth * width), add(mul(k, width), index_of(lane)))
+    place = at * depth * width + k * width + index_of(lane)
 
-    inside = floordiv(sub(extent, start), width)  # whole panels from here on
+    inside = (extent - start) // width  # whole panels from here on
 
     def for_each(body: Statements, soon: tuple[Place, ...] = ()) -> Statements:
         def panel(first: Integer, stop: Integer) -> Statement:
             vector = lanes_loop(column, width, body, first, (stop,), lane)
             return replace(vector, soon=soon)
 
-        first = add(start, mul(at, width))
-        each = panel(first, add(first, width))
+        first = start + at * width
+        each = panel(first, first + width)
         if alone:
             return (each,)
         each = Loop(number.variable, 0, (count, inside), (each,))
@@ -84,7 +75,7 @@ def pack_panels(
         if not rest:
             return (each,)
         last = (panel(extent - rest, extent),)
-        return (each, Loop(number.variable, inside, (count, add(inside, 1)), last))
+        return (each, Loop(number.variable, inside, (count, inside + 1), last))
 
     copy: Statement = Store(panels, place, problem.parts.right)
     order = _far_first(problem)
@@ -109,13 +100,13 @@ def in_groups(
     together = count * width
     group = make_axis("pg", 0, -(-extent // together))
     alone = group.extent == 1
-    first = start if alone else add(start, mul(index_of(group.variable), together))
+    first = start if alone else start + index_of(group.variable) * together
     copies, right, for_each = pack_panels(problem, width, lanes, count, first, lane)
     work = (*copies, *tiles_of(right, for_each))
     if alone:
         return work
-    missing = add(sub(len_of(problem.parts.n[-1]), start), together - 1)
-    return (Loop(group.variable, 0, (len_of(group), floordiv(missing, together)), work),)
+    missing = len_of(problem.parts.n[-1]) - start + together - 1
+    return (Loop(group.variable, 0, (len_of(group), missing // together), work),)
 
 
 def _copy_along_k(problem: Problem, copy: Statement, lanes: int) -> Statement:
@@ -144,7 +135,7 @@ def pack_left(problem: Problem, block: Block, lanes: int) -> tuple[Statement, Le
     row = problem.parts.m[-1]
     depth, k = depth_of(problem.parts.k)
     assert isinstance(row.extent, int)
-    start, end = block.start, add(block.start, block.rows)
+    start, end = block.start, block.start + block.rows
     stops: tuple[Integer, ...] = (end, row.extent) if row.extent % block.rows else (end,)
     if block.rows >= row.extent:
         stops = (row.extent,)
@@ -159,11 +150,11 @@ def pack_left(problem: Problem, block: Block, lanes: int) -> tuple[Statement, Le
 
         def copied(number: Integer, *stops: Integer) -> Loop:
             """Copy a row of a tile and what follows it up to the pitch, or up to the stops."""
-            first = add(start, mul(number, block.height))
-            place = add(mul(number, depth * pitch), add(mul(k, pitch), index_of(lane)))
+            first = start + number * block.height
+            place = number * depth * pitch + k * pitch + index_of(lane)
             copy = Store(array, place, operand)
             return replace(
-                lanes_loop(row, pitch, (copy,), first, (add(first, pitch), *stops), lane),
+                lanes_loop(row, pitch, (copy,), first, (first + pitch, *stops), lane),
                 soon=soon,
             )
 
@@ -171,25 +162,25 @@ def pack_left(problem: Problem, block: Block, lanes: int) -> tuple[Statement, Le
         # Those of them that belong to the block before have numbers below 0 here, and no elements.
         whole_tiles = max(row.extent - pitch + block.height, 0) // block.height
         most = -(-pitch // block.height)
-        last = sub(whole_tiles, mul(block.number, count))
+        last = whole_tiles - block.number * count
         number, ragged = make_axis("a", 0, count), make_axis("a", 1, most)
         whole = Loop(
             number.variable, 0, (count, last), (copied(index_of(number.variable)),)
         )
-        at = add(last, index_of(ragged.variable))
-        none_before = add(add(start, mul(at, block.height)), mul(add(at, 1), pitch))
+        at = last + index_of(ragged.variable)
+        none_before = start + at * block.height + (at + 1) * pitch
         rest = Loop(
-            ragged.variable, 0, (most, sub(count, last)), (copied(at, row.extent, none_before),)
+            ragged.variable, 0, (most, count - last), (copied(at, row.extent, none_before),)
         )
         # k outside: neighbours in memory are read together
         copying = problem.along_k(whole, rest)
         return copying, Left(array, pitch, depth, k)
     stride = row_stride(depth, operand.dtype.itemsize)
     array = Array("left", operand.dtype, block.rows * stride, "scratch")
-    inside = sub(index_of(row.variable), start)
+    inside = index_of(row.variable) - start
     inner = problem.parts.k[-1]
     wide = 2 * lanes if isinstance(inner.extent, int) and inner.extent >= 2 * lanes else lanes
-    element = Store(array, add(mul(inside, stride), k), operand)
+    element = Store(array, inside * stride + k, operand)
     vector = lanes_loop(inner, wide, (element,), 0, problem.stops(inner))
     copy = problem.along_k(vector, skip=inner)
     return Loop(row.variable, start, stops, (copy,)), Left(array, 0, stride, k)
@@ -213,9 +204,9 @@ def pack_words(problem: Problem, block: Block) -> tuple[Statement, Array, int]:
     depth, k = depth_of(problem.parts.k)
     stride = row_stride(depth, problem.parts.left.dtype.itemsize)
     array = Array("left", problem.parts.left.dtype, block.rows * stride, "scratch")
-    place = add(mul(sub(index_of(row.variable), block.start), stride), k)
+    place = (index_of(row.variable) - block.start) * stride + k
     copy: Statement = Store(array, place, problem.parts.left)
-    stops = (add(block.start, block.rows), row.extent)
+    stops = (block.start + block.rows, row.extent)
     if 1 in strides(problem.parts.left, row.variable):
         copy = problem.along_k(copy)
         return lanes_loop(row, WORDS, (copy,), block.start, stops), array, stride
@@ -257,11 +248,11 @@ def in_pairs(problem: Problem, multiple: int = 1) -> Problem | None:
     words = []
     for operand in operands:
         assert operand is not None
-        low = mul(index_of(two.variable), 2)
+        low = index_of(two.variable) * 2
         pair = []
         for number in (0, 1):
-            at = expr.substitute_in(operand, {last.variable: add(low, number)})
-            pair.append(_where(at, sub(last.extent - 1 - number, low)))
+            at = expr.substitute_in(operand, {last.variable: low + number})
+            pair.append(_where(at, last.extent - 1 - number - low))
         words.append(expr.apply(Leaf.PAIR, tuple(pair), dtypes.uint32))
     pairs = replace(parts, left=words[0], right=words[1], k=(*parts.k[:-1], two))
     return replace(problem, parts=pairs)

@@ -18,16 +18,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from minigrad.graph.symbolic import (
-    Atom,
-    Integer,
-    add,
-    coefficient,
-    numel,
-    sub,
-    substitute,
-    variables,
-)
+from minigrad.graph.shapes import numel
+from minigrad.graph.symbolic import Atom, Integer, coefficient, substitute, variables
 from minigrad.loops.target import Target
 from minigrad.schedule import expr
 from minigrad.schedule.expr import Array, Expr
@@ -64,7 +56,7 @@ def further_along(
         array, position, _ = load.payload
         if stride := from_memory(load, axis, target):
             constant = position if isinstance(position, int) else position.constant
-            found.setdefault((array, sub(position, constant)), (stride, position))
+            found.setdefault((array, position - constant), (stride, position))
     places = []
     for (array, _), (stride, position) in found.items():
         if len(found) > 1 and stride == 1:
@@ -72,7 +64,7 @@ def further_along(
         length, size = stride * numel([axis.extent]), array.dtype.itemsize
         follows = outer is None or coefficient(position, outer.variable) == length
         if ahead := FAR if follows else far_enough(length * size):
-            places.append((array, add(position, ahead // size)))
+            places.append((array, position + ahead // size))
     return tuple(places)
 
 
@@ -90,7 +82,7 @@ def further_rows(stages: Sequence[Stage], axis: Axis, target: Target) -> tuple[P
         for load in expr.loads(stage.body):
             array, position, _ = load.payload
             if array not in made and from_memory(load, axis, target) > 1:
-                place = add(substitute(position, inner), FAR // array.dtype.itemsize)
+                place = substitute(position, inner) + FAR // array.dtype.itemsize
                 found.setdefault(array, place)
     return tuple(found.items())
 
@@ -98,7 +90,7 @@ def further_rows(stages: Sequence[Stage], axis: Axis, target: Target) -> tuple[P
 def next_rows(place: Place, row: Axis, nbytes: int) -> Place:
     """The same place in a later row, far enough ahead; a row has `nbytes` bytes."""
     array, position = place
-    later = add(index_of(row.variable), -(-AHEAD // max(nbytes, 1)))
+    later = index_of(row.variable) - (-AHEAD // max(nbytes, 1))
     return array, substitute(position, {row.variable: later})
 
 

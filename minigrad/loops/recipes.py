@@ -17,13 +17,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from minigrad.graph.node import SCATTERS
-from minigrad.graph.symbolic import (
-    add,
-    coefficient,
-    mul,
-    numel,
-    variables,
-)
+from minigrad.graph.shapes import numel
+from minigrad.graph.symbolic import coefficient, variables
 from minigrad.loops.assemble import finish
 from minigrad.loops.axes import (
     unit_stride_axis,
@@ -119,8 +114,8 @@ def elementwise(kernel: Kernel, target: Target, name: str) -> Nest:
     if block:
         assert isinstance(axis.extent, int)
         blocks = make_axis("b", 0, -(-axis.extent // block))
-        start = mul(index_of(blocks.variable), block)
-        vector = lanes_loop(axis, width, body, start, (add(start, block), axis.extent))
+        start = index_of(blocks.variable) * block
+        vector = lanes_loop(axis, width, body, start, (start + block, axis.extent))
         free = [*free, blocks]
         vector = replace(vector, soon=further_along(axis, None, exprs, target))
     else:

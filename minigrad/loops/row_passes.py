@@ -10,13 +10,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
-from minigrad.graph.symbolic import (
-    Integer,
-    add,
-    numel,
-    substitute,
-    variables,
-)
+from minigrad.graph.shapes import numel
+from minigrad.graph.symbolic import Integer, substitute, variables
 from minigrad.loops.axes import unit_stride_axis, vector_width
 from minigrad.loops.build import accumulate, combine, lanes_loop, serial_loop, streams
 from minigrad.loops.nest import Fold, Set, Statement, Store, Stores
@@ -95,7 +90,7 @@ def _soon(steps: Sequence[_Step], row: Axis, target: Target) -> dict[int, tuple[
             continue
         ahead = far_enough(nbytes) if not later else AHEAD if nbytes > target.l2 // 4 else 0
         if ahead:
-            asked = array, add(position, ahead // array.dtype.itemsize)
+            asked = array, position + ahead // array.dtype.itemsize
         else:
             asked = next_rows((array, position), row, nbytes)
             place = max(later or [place], key=lambda n: _operations(steps[n]))

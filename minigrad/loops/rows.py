@@ -9,7 +9,8 @@ from __future__ import annotations
 from dataclasses import replace
 from math import gcd
 
-from minigrad.graph.symbolic import Atom, Integer, add, floordiv, mod, mul, numel, sub
+from minigrad.graph.shapes import numel
+from minigrad.graph.symbolic import Atom, Integer
 from minigrad.loops.assemble import finish
 from minigrad.loops.axes import fix_rows, indices, merge, merge_stage, row_axis, vector_width
 from minigrad.loops.build import accumulate, lanes_loop, serial_loop
@@ -82,8 +83,8 @@ def _in_rows(kernel: Kernel, row: Integer, width: int, lane: Atom | None) -> lis
 def _scratch_index(
     position: Integer, row: Integer, size: int, width: int, lane: Atom | None
 ) -> Integer:
-    inside = sub(position, mul(row, size))
-    return inside if lane is None else add(mul(inside, width), index_of(lane))
+    inside = position - row * size
+    return inside if lane is None else inside * width + index_of(lane)
 
 
 def _in_scratch(
@@ -119,11 +120,11 @@ def _across(kernel: Kernel, target: Target, name: str) -> Nest:
         block = row_axis(count // length * blocks)
         place = index_of(block.variable)
         column = make_axis("c", 0, length)
-        start = mul(mod(place, blocks), width)
-        row = add(mul(floordiv(place, blocks), length), index_of(column.variable))
+        start = place % blocks * width
+        row = place // blocks * length + index_of(column.variable)
         lane = make_axis("lane", 0, width).variable
         body = _rows_of_vector(kernel, column, row, width, lane)
-        stops = (add(start, width), length) if length % width else (add(start, width),)
+        stops = (start + width, length) if length % width else (start + width,)
         vector = lanes_loop(column, width, tuple(body), start, stops, lane)
         return finish(name, kernel, serial_loop(block, (vector,)), target)
     width = vector_width(target, [s.body for s in kernel.stages], count, True)

@@ -10,7 +10,7 @@ from functools import partial, reduce
 
 from minigrad.dtype import dtypes
 from minigrad.graph.node import SCANS, Op
-from minigrad.graph.symbolic import Integer, add, coefficient, floordiv, high, mul, sub
+from minigrad.graph.symbolic import Integer, coefficient, high
 from minigrad.loops.assemble import finish
 from minigrad.loops.axes import vector_width
 from minigrad.loops.build import combine, flat_loop, lanes_loop, once, serial_loop
@@ -77,9 +77,9 @@ def _running(stage: Stage, along: Axis, op: Op, total: Local) -> tuple[Statement
         done = 1
     for level in range(1, levels):
         unit = BLOCK**level
-        blocks = make_axis("b", level, floordiv(add(along.extent, unit - 1 - done), unit))
-        begin = add(mul(index_of(blocks.variable), BLOCK), done if level == 1 else 0)
-        block = Loop(counter, begin, (add(begin, BLOCK), count), body)
+        blocks = make_axis("b", level, (along.extent + unit - 1 - done) // unit)
+        begin = index_of(blocks.variable) * BLOCK + (done if level == 1 else 0)
+        block = Loop(counter, begin, (begin + BLOCK, count), body)
         more = combine(op, expr.local(sums[level]), expr.local(sums[level - 1]))
         body = (Set(sums[level - 1], 0, zero), block, Set(sums[level], 0, more))
         counter, count = blocks.variable, blocks.extent
@@ -94,7 +94,7 @@ def distribute(kernel: Kernel, target: Target, name: str) -> Nest:
     next_free = Array("next", dtypes.int32, 256, "scratch")
     place = Local("place", dtypes.int32, 1)
     where: Integer = expr.value_of(expr.local(place))
-    inside = expr.restrict((), [where, sub(stage.size - 1, where)])
+    inside = expr.restrict((), [where, stage.size - 1 - where])
     body: tuple[Statement, ...] = (
         serial_loop(bins, (Store(next_free, stage.initial_position, stage.initial),)),
         serial_loop(along, (

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from minigrad.graph.symbolic import Atom, Integer, add, mod, mul
+from minigrad.graph.symbolic import Atom, Integer
 from minigrad.loops.build import substitute_statement
 from minigrad.loops.nest import Loop, Set, Statement, Store, Stores, expressions
 from minigrad.loops.target import Target
@@ -65,22 +65,22 @@ def late_rows(parts: Sequence[Part], row: Axis, target: Target) -> Loop | None:
     alone = _changed(last.loop, twice)
     assert isinstance(alone, Loop)
     late = _at(alone, {
-        row.variable: add(index_of(row.variable), -1), alone.variable: index_of(loop.variable)
+        row.variable: index_of(row.variable) - 1, alone.variable: index_of(loop.variable)
     })  # fmt: skip
     assert isinstance(late, Loop)
     shared = replace(loop, body=(*loop.body, *late.body), soon=(*loop.soon, *late.soon))
     block = make_axis("b", 0, -(-count // size))
-    start = mul(index_of(block.variable), size)
+    start = index_of(block.variable) * size
     first = [_at(_changed(s, twice), {row.variable: start}) for p in early for s in p.statements]
     following = [
         _changed(shared if s is loop else s, twice) for p in early for s in p.statements
     ]
-    stop = add(start, size)
+    stop = start + size
     stops = (stop,) if count % size == 0 else (stop, count)
-    final = add(stop, -1)
+    final = stop - 1
     body: list[Statement] = [
         *first,
-        Loop(row.variable, add(start, 1), stops, tuple(following)),
+        Loop(row.variable, start + 1, stops, tuple(following)),
         Loop(row.variable, final, stops, (alone,)),
     ]
     if count % size:  # the last block may have fewer rows
@@ -117,13 +117,13 @@ Moved = Callable[[Array, Integer], tuple[Array, Integer]]
 
 def _twice(kept: set[Array], row: Axis) -> Moved:
     """Where an element of scratch memory is of which rows of even and odd number have their own."""
-    second = mod(add(index_of(row.variable), 1), 2)
+    second = (index_of(row.variable) + 1) % 2
 
     def moved(array: Array, place: Integer) -> tuple[Array, Integer]:
         if array not in kept:
             return array, place
         both = replace(array, size=2 * array.size)
-        return both, add(place, mul(second, array.size))
+        return both, place + second * array.size
 
     return moved
 

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from minigrad.graph.symbolic import Integer, add, coefficient, mul, numel
+from minigrad.graph.shapes import numel
+from minigrad.graph.symbolic import Integer, coefficient
 from minigrad.loops.build import lanes_loop
 from minigrad.loops.nest import Loop, Statement, Store, Stores
 from minigrad.loops.target import Target
@@ -52,8 +53,8 @@ def tiles(
     length = max(TILE, lanes)
     down = make_axis("down", 0, -(-extent // height))
     right = make_axis("right", 0, -(-numel([axis.extent]) // length))
-    first, start = mul(index_of(down.variable), height), mul(index_of(right.variable), length)
-    above = (add(first, height), extent) if extent % height else (add(first, height),)
-    beyond: tuple[Integer, ...] = (add(start, length), axis.extent)
+    first, start = index_of(down.variable) * height, index_of(right.variable) * length
+    above = (first + height, extent) if extent % height else (first + height,)
+    beyond: tuple[Integer, ...] = (start + length, axis.extent)
     body = Loop(turned.variable, first, above, (Stores(tuple(stores)),), transpose=lanes)
     return [down, right], (lanes_loop(axis, lanes, (body,), start, beyond),)

@@ -15,16 +15,7 @@ from __future__ import annotations
 from minigrad.dtype import DType, dtypes
 from minigrad.errors import CompileError
 from minigrad.graph.node import Op
-from minigrad.graph.symbolic import (
-    Integer,
-    add,
-    coefficient,
-    high,
-    low,
-    sub,
-    substitute,
-    variables,
-)
+from minigrad.graph.symbolic import Integer, coefficient, high, low, substitute, variables
 from minigrad.loops.nest import (
     Fold,
     Loop,
@@ -185,7 +176,7 @@ class _Emitter(IndexEmitter):
         elif _is_number(start) and _is_number(stop):
             self._constant_lanes(loop, int(start), int(stop))
             return
-        elif not parallel and [sub(one, loop.start) for one in loop.stops] == [width]:
+        elif not parallel and [one - loop.start for one in loop.stops] == [width]:
             self._one_vector(loop, start)
             return
         exact = streamed is None and whole_vectors(loop)
@@ -489,7 +480,7 @@ class _Emitter(IndexEmitter):
         rounded = e.args[0].op is Op.CAST
         first, second = (arg.args[0] if rounded else arg for arg in e.args)
         array, index, guard = first.payload
-        neighbours = lanes > 1 and second.payload[1] == add(index, 1)
+        neighbours = lanes > 1 and second.payload[1] == index + 1
         if neighbours and self.lane_stride(index) == 2 and not (rounded and lanes % 16):
             text = self._side_by_side(first, second, lanes)
             here = self.builder()
@@ -610,7 +601,7 @@ class _Emitter(IndexEmitter):
         size = array.dtype.itemsize
         assert stride is not None
         first, width = index.constant % stride, min(lanes, CACHE_LINE // size)
-        pointer = self.pointer(array, self.at_base(sub(index, first)))
+        pointer = self.pointer(array, self.at_base(index - first))
         here = self.builder()
         kind = vector_type(scalar, width)
         pieces = []

@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 from minigrad.dtype import dtypes
 from minigrad.graph.node import Op
-from minigrad.graph.symbolic import Affine, Atom, Integer, add, coefficient
+from minigrad.graph.symbolic import Affine, Atom, Integer, coefficient
 from minigrad.loops.nest import Loop, Statement, Store, Stores, arrays_written, expressions
 from minigrad.render.llvm_index import IndexEmitter, Lanes
 from minigrad.render.llvm_values import Builder, Value, broadcast, join
@@ -59,7 +59,7 @@ def _first_of(e: Expr) -> Expr | None:
     """A load, or the first of two neighbours that make a word."""
     if e.op is Leaf.PAIR:
         first, second = (arg.args[0] if arg.op is Op.CAST else arg for arg in e.args)
-        follows = second.payload[1] == add(first.payload[1], 1)
+        follows = second.payload[1] == first.payload[1] + 1
         return first if follows and not first.payload[2] and not second.payload[2] else None
     return e if e.op is Leaf.LOAD else None
 
@@ -152,7 +152,7 @@ def _transposed(
     for lane in range(width):
         emitter.open()
         number = _lane_that_counts(emitter, lane)
-        known = {atom: add(emitter.at_base(Affine(0, ((atom, 1),))), number) for atom in vectors}
+        known = {atom: emitter.at_base(Affine(0, ((atom, 1),))) + number for atom in vectors}
         emitter.vectors = {along: block}
         emitter.bound(along)
         emitter.levels[-1].mask = mask

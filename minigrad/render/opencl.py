@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from minigrad.errors import CompileError
 from minigrad.graph.node import Op
-from minigrad.graph.symbolic import Integer, add, proven_nonnegative, sub
+from minigrad.graph.symbolic import Integer, proven_nonnegative
 from minigrad.loops.nest import (
     Loop,
     Nest,
@@ -221,7 +221,7 @@ class Emitter(IndexEmitter):
 
     def _serial(self, loop: Loop) -> None:
         kind = kind_of_range(loop.start, loop.stops, loop.step)
-        if any(sub(add(loop.start, loop.step), stop) == 0 for stop in loop.stops):
+        if any(loop.start + loop.step - stop == 0 for stop in loop.stops):
             self._at_most_once(loop, kind)
             return
         start = bare(self.index(loop.start, kind))
@@ -244,7 +244,7 @@ class Emitter(IndexEmitter):
 
     def _at_most_once(self, loop: Loop, kind: str) -> None:
         """A loop that ends after its first iteration, if there is one at all."""
-        tests = [sub(sub(stop, loop.start), 1) for stop in loop.stops]
+        tests = [stop - loop.start - 1 for stop in loop.stops]
         guard = self.guard([t for t in tests if not proven_nonnegative(t)])
         if guard == "false":
             return

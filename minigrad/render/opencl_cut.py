@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from functools import reduce
 
-from minigrad.graph.symbolic import Affine, Integer, add, substitute
+from minigrad.graph.symbolic import Affine, Integer, substitute
 from minigrad.loops.build import combine
 from minigrad.loops.nest import (
     Fold,
@@ -45,7 +45,7 @@ def cut(loop: Loop, width: int, parts: int) -> list[Statement]:
 
     def moved(x: Integer, part: int) -> Integer:
         atoms = (loop.variable,) if loop.lane is None else (loop.variable, loop.lane)
-        values = {a: add(Affine(0, ((a, 1),)), part * width) for a in atoms if part}
+        values = {a: Affine(0, ((a, 1),)) + part * width for a in atoms if part}
         return substitute(x, values)
 
     def value_of(e: Expr, part: int) -> Expr:
@@ -55,7 +55,7 @@ def cut(loop: Loop, width: int, parts: int) -> list[Statement]:
             return None
 
         atoms = (loop.variable,) if loop.lane is None else (loop.variable, loop.lane)
-        values = {a: add(Affine(0, ((a, 1),)), part * width) for a in atoms if part}
+        values = {a: Affine(0, ((a, 1),)) + part * width for a in atoms if part}
         return expr.substitute_in(expr.rebuild(e, change), values)
 
     def store_of(item: Store, part: int) -> Store:

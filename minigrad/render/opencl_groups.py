@@ -13,7 +13,7 @@ from dataclasses import replace
 
 from minigrad.dtype import DType, dtypes
 from minigrad.graph.node import Op
-from minigrad.graph.symbolic import Integer, sub
+from minigrad.graph.symbolic import Integer
 from minigrad.loops.nest import (
     Barrier,
     FoldItems,
@@ -101,7 +101,7 @@ class GroupsEmitter(LanesEmitter):
 
     def _range_of_lanes(self, loop: Loop, start: str, stop: str, kind: str) -> None:
         (end, *others) = loop.stops
-        if others or sub(end, loop.start) != loop.step or not self._has_vectors(loop):
+        if others or end - loop.start != loop.step or not self._has_vectors(loop):
             super()._range_of_lanes(loop, start, stop, kind)
             return
         self.open(body=loop.body)  # one vector: no loop

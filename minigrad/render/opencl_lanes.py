@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from minigrad.dtype import dtypes
-from minigrad.graph.symbolic import Affine, Atom, Integer, add, coefficient, substitute, variables
+from minigrad.graph.symbolic import Affine, Atom, Integer, coefficient, substitute, variables
 from minigrad.loops.nest import (
     Fold,
     Loop,
@@ -56,9 +56,9 @@ class _Vector:
 
     def at(self, x: Integer, lane: int) -> Integer:
         """An index in one lane, in terms of the loop's variable at lane 0."""
-        values: dict[Atom, Integer] = {self.variable: add(Affine(0, ((self.variable, 1),)), lane)}
+        values: dict[Atom, Integer] = {self.variable: Affine(0, ((self.variable, 1),)) + lane}
         if self.lane is not None:
-            values[self.lane] = add(Affine(0, ((self.lane, 1),)), lane)
+            values[self.lane] = Affine(0, ((self.lane, 1),)) + lane
         return substitute(x, values)
 
     def varies(self, x: Integer) -> bool:

@@ -16,7 +16,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from minigrad.graph.node import REDUCTIONS
-from minigrad.graph.symbolic import Atom, numel
+from minigrad.graph.shapes import numel
+from minigrad.graph.symbolic import Atom
 from minigrad.schedule import expr
 from minigrad.schedule.contraction import Contraction, contraction_of
 from minigrad.schedule.expr import Array, Expr

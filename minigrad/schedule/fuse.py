@@ -11,7 +11,8 @@ from __future__ import annotations
 from collections.abc import Container, Iterable
 
 from minigrad.graph.node import SCANS, SCATTERS, Op
-from minigrad.graph.symbolic import coefficient, flatten, high, low, mul, numel, sub, variables
+from minigrad.graph.shapes import flatten, numel
+from minigrad.graph.symbolic import coefficient, high, low, variables
 from minigrad.schedule import expr
 from minigrad.schedule.attention_fusion import Chains, Sink
 from minigrad.schedule.contraction import contraction_of
@@ -270,7 +271,7 @@ def aligned(consumer: Stage, producer: Stage, rows: int, array: Array | None = N
     inner = producer.size // rows
     fixed = {axis.variable for axis in leading}
     for load in reads:
-        rest = sub(load.payload[1], mul(row, inner))
+        rest = load.payload[1] - row * inner
         if low(rest) < 0 or high(rest) >= inner or not fixed.isdisjoint(variables(rest)):
             return False
     return True

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from minigrad.graph.symbolic import Affine, Atom, flatten, unflatten
+from minigrad.graph.shapes import flatten, unflatten
+from minigrad.graph.symbolic import Affine, Atom
 from minigrad.schedule import expr
 from minigrad.schedule.expr import Array, Expr, Leaf
 from minigrad.schedule.stage import Stage, index_of, make_axis

@@ -11,14 +11,8 @@ from collections.abc import Mapping
 
 from minigrad.errors import CompileError
 from minigrad.graph.node import ELEMENTWISE, Node, Op
-from minigrad.graph.symbolic import (
-    Integer,
-    add,
-    flatten,
-    mul,
-    reshape_index,
-    sub,
-)
+from minigrad.graph.shapes import flatten, reshape_index
+from minigrad.graph.symbolic import Integer
 from minigrad.schedule import expr
 from minigrad.schedule.expr import Array, Expr, Guard, restrict
 
@@ -100,7 +94,7 @@ class Lowering:
         """The index that a GATHER reads, and the conditions for it to be in range."""
         where = expr.value_of(position)
         moved = tuple(where if axis == node.arg else i for axis, i in enumerate(index))
-        return moved, [where, sub(sub(node.src[0].shape[node.arg], 1), where)]
+        return moved, [where, node.src[0].shape[node.arg] - 1 - where]
 
     def _combine(self, request: Request, args: list[Expr]) -> Expr:
         node, index, _ = request
@@ -131,12 +125,12 @@ def _unpad(node: Node, index: Index) -> tuple[Index, list[Integer]]:
     conditions: list[Integer] = []
     source = node.src[0].shape
     for i, (before, after), extent in zip(index, node.arg, source, strict=True):
-        inner = sub(i, before)
+        inner = i - before
         moved.append(inner)
         if before != 0:
             conditions.append(inner)
         if after != 0:
-            conditions.append(sub(sub(extent, 1), inner))
+            conditions.append(extent - 1 - inner)
     return tuple(moved), conditions
 
 
@@ -158,12 +152,12 @@ def _unexpand(node: Node, index: Index) -> Index:
 
 
 def _unshrink(node: Node, index: Index) -> Index:
-    return tuple(add(i, start) for i, (start, _) in zip(index, node.arg, strict=True))
+    return tuple(i + start for i, (start, _) in zip(index, node.arg, strict=True))
 
 
 def _unflip(node: Node, index: Index) -> Index:
     return tuple(
-        sub(sub(extent, 1), i) if axis in node.arg else i
+        extent - 1 - i if axis in node.arg else i
         for axis, (i, extent) in enumerate(zip(index, node.shape, strict=True))
     )
 
@@ -172,7 +166,7 @@ def _unwindow(node: Node, index: Index) -> Index:
     moved = list(index[: node.src[0].ndim])
     places = index[len(moved) :]
     for (axis, _, step, dilation), place in zip(node.arg, places, strict=True):
-        moved[axis] = add(mul(moved[axis], step), mul(place, dilation))
+        moved[axis] = moved[axis] * step + place * dilation
     return tuple(moved)
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Container, Mapping, Sequence
 
 from minigrad.graph.node import ELEMENTWISE, MOVEMENT, REDUCTIONS, SCANS, SCATTERS, Node, Op, Shape
-from minigrad.graph.symbolic import numel
+from minigrad.graph.shapes import numel
 from minigrad.schedule.expr import cost
 
 CHEAP = 4  # operations that are always recomputed

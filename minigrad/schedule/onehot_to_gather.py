@@ -10,7 +10,8 @@ from __future__ import annotations
 
 from minigrad.graph import build
 from minigrad.graph.node import Node, Op
-from minigrad.graph.symbolic import high, numel
+from minigrad.graph.shapes import numel
+from minigrad.graph.symbolic import high
 
 
 def picked(node: Node) -> Node:

@@ -13,11 +13,8 @@ from minigrad.graph.symbolic import (
     Affine,
     Atom,
     Integer,
-    add,
     coefficient,
-    mul,
     proven_nonnegative,
-    sub,
     substitute,
 )
 from minigrad.schedule import expr
@@ -47,12 +44,12 @@ def part_written(stage: Stage, old: Array) -> Stage | None:
             axes.append(axis)
             continue
         cut = True
-        extent = sub(stop, first)
+        extent = stop - first
         if extent == 1:
             values[axis.variable] = first
             continue
         short = make_axis("part", len(axes), extent)
-        values[axis.variable] = add(first, index_of(short.variable))
+        values[axis.variable] = first + index_of(short.variable)
         axes.append(short)
     if not cut:
         return None
@@ -92,14 +89,14 @@ def _range(
         along = coefficient(c, axis.variable)
         if along not in (1, -1):
             continue
-        rest = sub(c, mul(index_of(axis.variable), along))
+        rest = c - index_of(axis.variable) * along
         if not isinstance(rest, int) and any(
             atom.kind != "var" or atom in loops for atom, _ in rest.terms
         ):
             continue
-        if along == 1 and first == 0 and proven_nonnegative(sub(0, rest)):  # i + rest ≥ 0
-            first = sub(0, rest)
-        over = sub(sub(axis.extent, 1), rest)
+        if along == 1 and first == 0 and proven_nonnegative(0 - rest):  # i + rest ≥ 0
+            first = 0 - rest
+        over = axis.extent - 1 - rest
         if along == -1 and stop == axis.extent and proven_nonnegative(over):  # rest − i ≥ 0
-            stop = add(rest, 1)
+            stop = rest + 1
     return first, stop

@@ -19,8 +19,9 @@ from minigrad.graph.node import (
     make,
     topological,
 )
+from minigrad.graph.shapes import numel
 from minigrad.graph.simplify import simplify
-from minigrad.graph.symbolic import Integer, numel
+from minigrad.graph.symbolic import Integer
 from minigrad.schedule import expr
 from minigrad.schedule.attention_fusion import Chains
 from minigrad.schedule.expr import Array, Expr

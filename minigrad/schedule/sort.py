@@ -16,7 +16,8 @@ from minigrad.graph import build
 from minigrad.graph.build import elementwise
 from minigrad.graph.node import SCANS, Node, Op, Shape, topological
 from minigrad.graph.scans import along, shift
-from minigrad.graph.symbolic import Affine, numel
+from minigrad.graph.shapes import numel
+from minigrad.graph.symbolic import Affine
 from minigrad.schedule.stage import identity
 
 BY_COUNTING = 128  # keys of a row that are sorted by counting, which takes the square of them

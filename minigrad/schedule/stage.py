@@ -13,18 +13,8 @@ from dataclasses import dataclass, replace
 from minigrad.dtype import DType
 from minigrad.graph.collective import Collective
 from minigrad.graph.node import REDUCTIONS, SCANS, SCATTERS, Node, Op, Shape
-from minigrad.graph.symbolic import (
-    Affine,
-    Atom,
-    Integer,
-    flatten,
-    high,
-    numel,
-    only_atom,
-    sub,
-    substitute,
-    var,
-)
+from minigrad.graph.shapes import flatten, numel
+from minigrad.graph.symbolic import Affine, Atom, Integer, high, only_atom, substitute, var
 from minigrad.schedule import expr
 from minigrad.schedule.expr import Array, Expr, Guard, restrict
 from minigrad.schedule.lower import Lowering
@@ -253,7 +243,7 @@ def _scatter(node: Node, lowering: Lowering, array: Array) -> Stage:
     position = flatten(
         [target if d == axis else kept_index[d] for d in range(node.ndim)], node.shape
     )
-    guard = restrict((), [target, sub(sub(node.shape[axis], 1), target)])
+    guard = restrict((), [target, node.shape[axis] - 1 - target])
     start = tuple(filled_index[d] if d == axis else kept_index[d] for d in range(node.ndim))
     return Stage(
         array, node.shape, kept, reduced, node.op, lowering.value(updates, source),

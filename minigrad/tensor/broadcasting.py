@@ -9,7 +9,7 @@ from minigrad.dtype import DType, check_holds, dtype_of, dtypes, promote
 from minigrad.errors import DeviceError, ShapeError
 from minigrad.graph import build
 from minigrad.graph.node import Node, Op, Shape
-from minigrad.graph.symbolic import Affine, Integer, mul, sub
+from minigrad.graph.symbolic import Affine, Integer
 
 Scalar = int | float | bool
 
@@ -32,7 +32,7 @@ def product(shape: Sequence[Integer]) -> Integer:
     """Number of elements; at most one dimension may be symbolic."""
     count: Integer = 1
     for extent in shape:
-        count = mul(count, extent)
+        count = count * extent
     return count
 
 
@@ -212,7 +212,7 @@ def _undo(step: Node, source: Node, x: Node) -> Node:
         return build.flip(x, step.arg)
     if step.op is Op.SHRINK:
         pairs = zip(step.arg, source.shape, strict=True)
-        return build.pad(x, [(start, sub(extent, stop)) for (start, stop), extent in pairs])
+        return build.pad(x, [(start, extent - stop) for (start, stop), extent in pairs])
     if step.op is Op.PAD:
         pairs = zip(step.arg, source.shape, strict=True)
         return build.shrink(x, [(before, before + extent) for (before, _), extent in pairs])

@@ -12,7 +12,9 @@ from minigrad.graph import build
 from minigrad.graph.gradient import gradient as node_gradient
 from minigrad.graph.gradient import reached
 from minigrad.graph.node import Node, Op, Shape, form_of, make, own_buffer, topological
-from minigrad.graph.symbolic import Affine, Integer, evaluate, mul, numel
+from minigrad.graph.shapes import numel
+from minigrad.graph.symbolic import Affine, Integer
+from minigrad.graph.variable import evaluate
 from minigrad.tensor import hostdata, realization, saved_graphs, views
 from minigrad.tensor.broadcasting import (
     axis_of,
@@ -242,7 +244,7 @@ class Core(Holder, metaclass=_TensorType):
 
     def nbytes(self) -> Integer:
         """Number of bytes of its elements."""
-        return mul(self.numel(), self.dtype.itemsize)
+        return self.numel() * self.dtype.itemsize
 
     def __len__(self) -> int:
         if not self.shape:

@@ -12,7 +12,9 @@ from functools import lru_cache
 from typing import Any, Self
 
 from minigrad.errors import DTypeError, ShapeError
-from minigrad.graph.symbolic import Affine, Variable, numel
+from minigrad.graph.shapes import numel
+from minigrad.graph.symbolic import Affine
+from minigrad.graph.variable import Variable
 from minigrad.program import recording
 from minigrad.tensor.broadcasting import show
 from minigrad.tensor.loss import Loss

@@ -17,7 +17,7 @@ from minigrad.device import Buffer, Device, refuse, watching
 from minigrad.dtype import ALL, DType, dtypes
 from minigrad.errors import DeviceError, DTypeError
 from minigrad.graph import build
-from minigrad.graph.symbolic import numel
+from minigrad.graph.shapes import numel
 from minigrad.tensor.broadcasting import show
 from minigrad.tensor.values import Values
 

@@ -9,7 +9,7 @@ from minigrad.dtype import dtypes
 from minigrad.errors import BoundsError, DTypeError, ShapeError
 from minigrad.graph import build
 from minigrad.graph.node import Node, Op, Shape
-from minigrad.graph.symbolic import Affine, Integer, add, high, low
+from minigrad.graph.symbolic import Affine, Integer, high, low
 from minigrad.tensor import views
 from minigrad.tensor.broadcasting import broadcast_shape, broadcast_to, product, show
 from minigrad.tensor.core import Core
@@ -107,7 +107,7 @@ class Indexing(Random):
                 shape.append(("axis", axis))
             else:
                 start = _place(item, axis, extent, self.shape)
-                ranges.append((start, add(start, 1)))
+                ranges.append((start, start + 1))
                 steps.append(1)
                 shape.append(("gone", axis))
             axis += 1
@@ -340,7 +340,7 @@ def _place(item: Any, axis: int, extent: Integer, shape: Shape) -> Integer:
     if isinstance(item, Affine):
         place: Integer = item
     else:
-        place = add(item, extent) if item < 0 else item
+        place = item + extent if item < 0 else item
     if low(place) < 0 or high(place) >= high(extent):
         raise BoundsError(
             f"index {item} is out of range for dimension {axis} of shape {show(shape)}; expected "
@@ -378,7 +378,7 @@ def _bound(given: Any, default: Integer, extent: Integer) -> Integer:
     if isinstance(given, Affine):
         return given
     value = int(given.__index__())
-    return add(value, extent) if value < 0 else value
+    return value + extent if value < 0 else value
 
 
 def _cuts(ranges: list[tuple[Integer, Integer]], shape: Shape) -> bool:

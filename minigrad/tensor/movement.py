@@ -12,7 +12,7 @@ from minigrad.dtype import check_holds, dtypes, promote
 from minigrad.errors import ShapeError
 from minigrad.graph import build
 from minigrad.graph.node import Op, Shape
-from minigrad.graph.symbolic import Affine, Integer, add, floordiv, high, low, mul, sub
+from minigrad.graph.symbolic import Affine, Integer, high, low
 from minigrad.tensor.activations import Activations
 from minigrad.tensor.broadcasting import (
     axes_of,
@@ -71,12 +71,12 @@ class Movement(Activations):
                 mine.remove(extent)
         have, want = product(rest), product(mine)
         if not isinstance(want, int) or want == 0 or (
-            floordiv(have, want) * want != have
+            have // want * want != have
         ):
             raise ShapeError(
                 f"reshape from {show(self.shape)} to {show(kept)}: no extent fits at the −1"
             )
-        kept[place] = floordiv(have, want)
+        kept[place] = have // want
         return tuple(kept)
 
     def view(self, *shape: Any) -> Self:
@@ -102,7 +102,7 @@ class Movement(Activations):
             known = 1
             for extent in sizes:
                 known *= 1 if extent == -1 else extent
-            parts[sizes.index(-1)] = floordiv(self.shape[axis], max(known, 1))
+            parts[sizes.index(-1)] = self.shape[axis] // max(known, 1)
         return self.reshape(self.shape[:axis] + tuple(parts) + self.shape[axis + 1 :])
 
     def squeeze(self, dim: int | None = None) -> Self:
@@ -194,7 +194,7 @@ class Movement(Activations):
         if mode != "constant":
             return self._pad_copying(pairs, mode)
         result = self.shrink([
-            (max(-low(b), 0), e if low(a) >= 0 else add(e, a))
+            (max(-low(b), 0), e if low(a) >= 0 else e + a)
             for (b, a), e in zip(pairs, self.shape, strict=True)
         ])
         amounts = [(b if low(b) > 0 else 0, a if high(a) > 0 else 0) for b, a in pairs]
@@ -291,11 +291,11 @@ class Movement(Activations):
                 )
         total: Integer = 0
         for tensor in tensors:
-            total = add(total, tensor.shape[axis])
+            total = total + tensor.shape[axis]
         result, start = None, 0  # type: Self | None, Integer
         for tensor in tensors:
-            stop = add(start, tensor.shape[axis])
-            amounts = [(start, sub(total, stop)) if d == axis else (0, 0) for d in range(self.ndim)]
+            stop = start + tensor.shape[axis]
+            amounts = [(start, total - stop) if d == axis else (0, 0) for d in range(self.ndim)]
             node = build.pad(tensor.node, amounts)
             if result is None:
                 result = self._new(node)
@@ -341,7 +341,7 @@ class Movement(Activations):
         shape = (1,) * (len(times) - self.ndim) + self.shape
         between = [e for extent in shape for e in (1, extent)]
         wide = [e for count, extent in zip(times, shape, strict=True) for e in (count, extent)]
-        final = [mul(extent, count) for count, extent in zip(times, shape, strict=True)]
+        final = [extent * count for count, extent in zip(times, shape, strict=True)]
         return self._new(self.reshape(between).expand(wide).reshape(final).node)
 
     def repeat_interleave(self, repeats: int, dim: int | None = None) -> Self:
@@ -353,7 +353,7 @@ class Movement(Activations):
         axis = axis_of("repeat_interleave", dim, self.ndim)
         left, right = self.shape[: axis + 1], self.shape[axis + 1 :]
         wide = self.reshape(left + (1,) + right).expand(left + (repeats,) + right)
-        return self._new(wide.reshape(left[:-1] + (mul(left[-1], repeats),) + right).node)
+        return self._new(wide.reshape(left[:-1] + (left[-1] * repeats,) + right).node)
 
     def roll(self, shifts: int | Sequence[int], dims: int | Sequence[int] | None = None) -> Self:
         """Elements shifted along dims, those that leave come in at the other end."""

@@ -18,7 +18,7 @@ from minigrad.dtype import DType, check_holds, dtype_of, dtypes, resolve
 from minigrad.errors import DTypeError, ShapeError
 from minigrad.graph import build
 from minigrad.graph.node import Node, Op
-from minigrad.graph.symbolic import numel
+from minigrad.graph.shapes import numel
 from minigrad.tensor import hostdata, realization
 from minigrad.tensor.broadcasting import Scalar, show
 from minigrad.tensor.core import stored

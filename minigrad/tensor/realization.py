@@ -21,7 +21,7 @@ from minigrad.device import Buffer, late_failures, spoil, spoiled, steady, watch
 from minigrad.errors import MinigradError
 from minigrad.graph import build
 from minigrad.graph.node import Node, Op, make, topological
-from minigrad.graph.symbolic import numel
+from minigrad.graph.shapes import numel
 from minigrad.tensor import saved_graphs, views
 from minigrad.tensor.live_tensors import (
     Holder,

@@ -8,7 +8,7 @@ from minigrad.dtype import dtypes
 from minigrad.errors import DTypeError, ShapeError
 from minigrad.graph import build, scans
 from minigrad.graph.node import Op
-from minigrad.graph.symbolic import low, sub
+from minigrad.graph.symbolic import low
 from minigrad.tensor.broadcasting import axis_of, show
 from minigrad.tensor.core import Core
 from minigrad.tensor.indexing import Indexing
@@ -49,7 +49,7 @@ class Scattering(Indexing):
         if not index.dtype.is_int:
             raise DTypeError(f"{name}: the index is {index.dtype.name}, expected an integer dtype")
         fits = len(shape) == self.ndim and all(
-            low(sub(have, want)) >= 0
+            low(have - want) >= 0
             for d, (have, want) in enumerate(zip(self.shape, shape, strict=True))
             if d != axis
         )
@@ -146,7 +146,7 @@ class Scattering(Indexing):
         if isinstance(src, (bool, int, float)):
             return axis, part, places, values._broadcast_to(index.shape)
         if values.ndim != index.ndim or any(
-            low(sub(have, want)) < 0 for have, want in zip(values.shape, index.shape, strict=True)
+            low(have - want) < 0 for have, want in zip(values.shape, index.shape, strict=True)
         ):
             raise ShapeError(
                 f"{name}: index {show(index.shape)} and src {show(values.shape)}; expected a src "
@@ -166,7 +166,7 @@ class Scattering(Indexing):
         if changed.shape == self.shape:
             return changed
         amounts = [
-            (0, sub(have, now)) for have, now in zip(self.shape, changed.shape, strict=True)
+            (0, have - now) for have, now in zip(self.shape, changed.shape, strict=True)
         ]
         inside = build.const(True, dtypes.bool, changed.shape, self.device)
         whole = self._new(build.pad(changed.node, amounts))

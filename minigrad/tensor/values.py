@@ -8,7 +8,8 @@ from minigrad.device import Device
 from minigrad.dtype import named
 from minigrad.errors import DeviceError, DTypeError, MinigradError, ShapeError
 from minigrad.graph.node import Op
-from minigrad.graph.symbolic import evaluate, numel
+from minigrad.graph.shapes import numel
+from minigrad.graph.variable import evaluate
 from minigrad.program import bytes_of
 from minigrad.tensor import hostdata
 from minigrad.tensor.broadcasting import Scalar, show

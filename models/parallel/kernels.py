@@ -10,7 +10,8 @@ from minigrad.dtype import DType
 from minigrad.graph import build
 from minigrad.graph.canonical import Graph
 from minigrad.graph.node import Node, Op
-from minigrad.graph.symbolic import Affine, unbind
+from minigrad.graph.symbolic import Affine
+from minigrad.graph.variable import unbind
 from minigrad.locks import new_lock
 from minigrad.settings import Context
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from minigrad import Tensor
 from minigrad.graph import build
 from minigrad.graph.collective import exchange
-from minigrad.graph.symbolic import numel
+from minigrad.graph.shapes import numel
 from minigrad.models.parallel.group import RankGroup
 
 

@@ -12,7 +12,7 @@ from minigrad.graph import build
 from minigrad.graph.build import elementwise
 from minigrad.graph.gradient import FLAT, RULES, gradient
 from minigrad.graph.node import MOVEMENT, REDUCTIONS, Op
-from minigrad.graph.symbolic import Variable
+from minigrad.graph.variable import Variable
 from minigrad.runtimes.reference import evaluate
 
 RANDOM = np.random.default_rng(7)

@@ -20,7 +20,7 @@ from minigrad.dtype import DType, dtypes
 from minigrad.graph import build, simplify
 from minigrad.graph.build import elementwise
 from minigrad.graph.node import Node, Op
-from minigrad.graph.symbolic import Affine, Integer, add, floordiv, high, low, mod, mul, var
+from minigrad.graph.symbolic import Affine, Integer, high, low, var
 
 z3 = pytest.importorskip("z3", reason="z3 proves; `pip install z3-solver`")
 
@@ -46,19 +46,19 @@ class Both:
         self.ours, self.meant = ours, meant
 
     def __add__(self, other: Both) -> Both:
-        return Both(add(self.ours, other.ours), self.meant + other.meant)
+        return Both(self.ours + other.ours, self.meant + other.meant)
 
     def times(self, factor: int) -> Both:
         """self·factor."""
-        return Both(mul(self.ours, factor), self.meant * factor)
+        return Both(self.ours * factor, self.meant * factor)
 
     def over(self, divisor: int) -> Both:
         """Floor division; z3's rounds down too where the divisor is positive."""
-        return Both(floordiv(self.ours, divisor), self.meant / divisor)
+        return Both(self.ours // divisor, self.meant / divisor)
 
     def rest(self, divisor: int) -> Both:
         """Remainder."""
-        return Both(mod(self.ours, divisor), self.meant % divisor)
+        return Both(self.ours % divisor, self.meant % divisor)
 
 
 def known(name: str) -> Both:

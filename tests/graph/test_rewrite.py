@@ -17,8 +17,8 @@ from minigrad.graph.build import elementwise
 from minigrad.graph.node import BINARY, UNARY, Op, topological
 from minigrad.graph.rewrite import rewrite
 from minigrad.graph.simplify import RULES, holds, simplify
-from minigrad.graph.symbolic import Variable
-from minigrad.graph.symbolic import evaluate as integer
+from minigrad.graph.variable import Variable
+from minigrad.graph.variable import evaluate as integer
 from minigrad.runtimes.reference import evaluate, numpy_dtype
 
 

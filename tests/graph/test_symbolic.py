@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 import math
+import operator
 import pickle
 import subprocess
 import sys
@@ -14,34 +15,22 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minigrad.graph import symbolic
+from minigrad.graph.shapes import flatten, numel, reshape_index, strides_of, unflatten
 from minigrad.graph.symbolic import (
     Affine,
     Atom,
-    Variable,
-    add,
     coefficient,
-    evaluate,
-    flatten,
-    floordiv,
     high,
     low,
-    mod,
-    mul,
-    numel,
     only_atom,
     proven_nonnegative,
-    rebind,
     replace_values,
-    reshape_index,
-    strides_of,
-    sub,
     substitute,
     total,
-    unbind,
-    unflatten,
     var,
     variables,
 )
+from minigrad.graph.variable import Variable, evaluate, rebind, unbind
 
 RANGES = {"i": (0, 5), "j": (0, 2), "k": (-3, 3), "n": (1, 4)}
 VARIABLES = {name: var(name, *bounds) for name, bounds in RANGES.items()}
@@ -92,15 +81,15 @@ def expressions(draw, depth=4):
     if kind in ("add", "sub"):
         y = draw(expressions(depth=depth - 1))
         if kind == "add":
-            return Both(add(x.symbol, y.symbol), lambda p: x.function(p) + y.function(p))
-        return Both(sub(x.symbol, y.symbol), lambda p: x.function(p) - y.function(p))
+            return Both(x.symbol + y.symbol, lambda p: x.function(p) + y.function(p))
+        return Both(x.symbol - y.symbol, lambda p: x.function(p) - y.function(p))
     if kind == "mul":
         factor = draw(st.integers(-9, 9))
-        return Both(mul(x.symbol, factor), lambda p: x.function(p) * factor)
+        return Both(x.symbol * factor, lambda p: x.function(p) * factor)
     d = draw(DIVISORS)
     if kind == "div":
-        return Both(floordiv(x.symbol, d), lambda p: x.function(p) // d)
-    return Both(mod(x.symbol, d), lambda p: x.function(p) % d)
+        return Both(x.symbol // d, lambda p: x.function(p) // d)
+    return Both(x.symbol % d, lambda p: x.function(p) % d)
 
 
 @settings(max_examples=400, deadline=None)
@@ -114,48 +103,48 @@ def test_arithmetic(x):
 def test_sums_are_canonical(x, y):
     """The order of additions leaves no trace; what is taken away again is gone."""
     a, b = x.symbol, y.symbol
-    assert add(a, b) == add(b, a) == total([a, b]) == total([b, a])
-    assert hash(add(a, b)) == hash(add(b, a)) and repr(add(a, b)) == repr(add(b, a))
-    assert sub(add(a, b), b) == a
-    assert sub(a, a) == 0
-    assert mul(add(a, b), 3) == add(mul(a, 3), mul(b, 3))
+    assert a + b == b + a == total([a, b]) == total([b, a])
+    assert hash(a + b) == hash(b + a) and repr(a + b) == repr(b + a)
+    assert a + b - b == a
+    assert a - a == 0
+    assert (a + b) * 3 == a * 3 + b * 3
 
 
 def test_a_remainder_joins_in_any_order():
     """5·(i // 5) + i % 5 is i, whatever else stood beside it when it was added up."""
-    i, m = VARIABLES["i"], add(VARIABLES["i"], VARIABLES["j"])
-    for x, d in ((i, 5), (i, 3), (m, 4), (floordiv(m, 2), 3), (sub(7, m), 2)):
-        quotient, rest = floordiv(x, d), mod(x, d)
-        parts = (mul(quotient, d), x, rest, mul(rest, -2), mul(x, -3))
+    i, m = VARIABLES["i"], VARIABLES["i"] + VARIABLES["j"]
+    for x, d in ((i, 5), (i, 3), (m, 4), (m // 2, 3), (7 - m, 2)):
+        quotient, rest = x // d, x % d
+        parts = (quotient * d, x, rest, rest * -2, x * -3)
         for order in itertools.permutations(parts):
             partial = 0
             for place, part in enumerate(order):
-                grown = add(partial, part)
-                assert sub(grown, part) == partial and sub(grown, partial) == part
+                grown = partial + part
+                assert grown - part == partial and grown - partial == part
                 assert grown == total(order[: place + 1])
                 partial = grown
-        assert add(mul(quotient, d), rest) == x
+        assert quotient * d + rest == x
 
 
 def test_positions_keep_their_quotients_and_remainders():
     """What is divided again must show what does not carry."""
     n, m = var("n", 0, 700), var("m", 0, 700)
-    quarter, carried = floordiv(n, 4), floordiv(n, 32)
-    digits = total([mul(carried, 1), mul(mod(quarter, 8), 100), mul(mod(n, 4), 7)])
+    quarter, carried = n // 4, n // 32
+    digits = total([carried * 1, quarter % 8 * 100, n % 4 * 7])
     assert repr(digits) == "(n // 32) + 100·((n // 4) % 8) + 7·(n % 4)"
-    assert repr(add(mod(n, 4), mul(mod(n, 6), 2))) == "(n % 4) + 2·(n % 6)"
-    both = add(mod(add(quarter, m), 3), mul(mod(n, 4), 2))
+    assert repr(n % 4 + n % 6 * 2) == "(n % 4) + 2·(n % 6)"
+    both = (quarter + m) % 3 + n % 4 * 2
     assert repr(both) == "(((n // 4) + m) % 3) + 2·(n % 4)"
-    padded = add(mul(floordiv(n, 5), 32), mul(mod(n, 5), 4))
-    assert floordiv(padded, 32) == floordiv(n, 5) and mod(padded, 32) == mul(mod(n, 5), 4)
-    assert repr(sub(n, floordiv(n, 5))) == "4·(n // 5) + (n % 5)"
-    assert (low(sub(n, floordiv(n, 5))), high(add(n, floordiv(n, 5)))) == (0, 840)
+    padded = n // 5 * 32 + n % 5 * 4
+    assert padded // 32 == n // 5 and padded % 32 == n % 5 * 4
+    assert repr(n - n // 5) == "4·(n // 5) + (n % 5)"
+    assert (low(n - n // 5), high(n + n // 5)) == (0, 840)
 
 
 @settings(max_examples=200, deadline=None)
 @given(expressions(), DIVISORS)
 def test_quotient_and_remainder_join(x, d):
-    joined = add(mul(floordiv(x.symbol, d), d), mod(x.symbol, d))
+    joined = x.symbol // d * d + x.symbol % d
     Both(joined, x.function).check()
 
 
@@ -187,7 +176,7 @@ def evaluate_at(x, point):
 def within(x, name):
     """A replacement that stays in the range of the variable."""
     bounds = RANGES[name]
-    return add(mod(x.symbol, bounds[1] - bounds[0] + 1), bounds[0])
+    return x.symbol % (bounds[1] - bounds[0] + 1) + bounds[0]
 
 
 @settings(max_examples=200, deadline=None)
@@ -287,10 +276,10 @@ def test_reshape_index_passes_symbolic_dimensions_through():
     n = Variable("n", 1, 7).bind(3)
     a, b, c = var("a", 0, 1), var("b", 0, 6, n), var("c", 0, 11)
     old, new = (2, n, 3, 4), (2, 1, n, 12)
-    assert reshape_index((a, 0, b, c), new, old) == (a, b, floordiv(c, 4), mod(c, 4))
+    assert reshape_index((a, 0, b, c), new, old) == (a, b, c // 4, c % 4)
     assert reshape_index(reshape_index((a, 0, b, c), new, old), old, new) == (a, 0, b, c)
     split = reshape_index((c, b, a), (12, n, 2), (3, 4, n, 2))
-    assert split == (floordiv(c, 4), mod(c, 4), b, a)
+    assert split == (c // 4, c % 4, b, a)
 
 
 def test_symbolic_strides_are_those_of_the_bounds():
@@ -308,22 +297,22 @@ M, J, K = var("i", 0, 31), var("j", 0, 7), var("k", 0, 3)
 @pytest.mark.parametrize(
     ("found", "expected"),
     [
-        (floordiv(add(mul(M, 8), J), 8), M),
-        (mod(add(mul(M, 8), J), 8), J),
-        (mod(add(mul(M, 33), 7), 32), mod(add(M, 7), 32)),
-        (floordiv(add(mul(M, 33), 7), 32), add(M, floordiv(add(M, 7), 32))),
-        (floordiv(floordiv(M, 4), 2), floordiv(M, 8)),
-        (floordiv(mod(M, 8), 4), mod(floordiv(M, 4), 2)),
-        (mod(mod(M, 12), 4), mod(M, 4)),
-        (mod(mul(M, 6), 4), mul(mod(M, 2), 2)),
-        (add(mul(floordiv(M, 5), 5), mod(M, 5)), M),
-        (floordiv(add(mul(M, 16), add(mul(J, 2), 1)), 16), M),
-        (floordiv(sub(J, 8), 8), -1),
-        (mod(sub(J, 8), 8), J),
-        (sub(add(M, J), M), J),
-        (floordiv(add(mul(M, 20), add(mul(K, 4), 3)), 40), floordiv(M, 2)),
-        (mod(add(mul(M, 20), add(mul(K, 4), 3)), 40), add(mul(mod(M, 2), 20), add(mul(K, 4), 3))),
-        (floordiv(add(mul(M, 8), sub(7, J)), 16), floordiv(M, 2)),
+        ((M * 8 + J) // 8, M),
+        ((M * 8 + J) % 8, J),
+        ((M * 33 + 7) % 32, (M + 7) % 32),
+        ((M * 33 + 7) // 32, M + (M + 7) // 32),
+        (M // 4 // 2, M // 8),
+        (M % 8 // 4, M // 4 % 2),
+        (M % 12 % 4, M % 4),
+        (M * 6 % 4, M % 2 * 2),
+        (M // 5 * 5 + M % 5, M),
+        ((M * 16 + J * 2 + 1) // 16, M),
+        ((J - 8) // 8, -1),
+        ((J - 8) % 8, J),
+        (M + J - M, J),
+        ((M * 20 + K * 4 + 3) // 40, M // 2),
+        ((M * 20 + K * 4 + 3) % 40, M % 2 * 20 + K * 4 + 3),
+        ((M * 8 + 7 - J) // 16, M // 2),
     ],
     ids=str,
 )
@@ -337,7 +326,7 @@ def test_matrix_product_indices_stay_linear():
     flat = flatten((m, n, k), (64, 32, 128))
     assert unflatten(flat, (64, 32, 128)) == (m, n, k)
     split = reshape_index(
-        (m, floordiv(n, 8), mod(n, 8), k), (64, 4, 8, 128), (64, 32, 128)
+        (m, n // 8, n % 8, k), (64, 4, 8, 128), (64, 32, 128)
     )
     assert split == (m, n, k)
 
@@ -345,9 +334,9 @@ def test_matrix_product_indices_stay_linear():
 def test_symbolic_extents_prove_bounds():
     n = var("n", 1, 64)
     i = var("i", 0, 63, payload=n)
-    assert proven_nonnegative(sub(sub(n, 1), i))
-    assert not proven_nonnegative(sub(sub(n, 2), i))
-    assert proven_nonnegative(sub(add(mul(n, 4), 3), mul(i, 4)))
+    assert proven_nonnegative(n - 1 - i)
+    assert not proven_nonnegative(n - 2 - i)
+    assert proven_nonnegative(n * 4 + 3 - i * 4)
 
 
 # --- variables -----------------------------------------------------------------------------------
@@ -356,11 +345,11 @@ def test_symbolic_extents_prove_bounds():
 def test_bind_and_unbind():
     pos = Variable("pos", 0, 9).bind(4)
     values = {}
-    free = unbind(add(mul(floordiv(pos, 2), 3), pos), values)
+    free = unbind(pos // 2 * 3 + pos, values)
     assert values == {"pos": 4}
     assert evaluate(free, {"pos": 7}) == 16 and evaluate(free, {"pos": 4}) == 10
-    assert free == unbind(add(mul(floordiv(Variable("pos", 0, 9).bind(8), 2), 3),
-                              Variable("pos", 0, 9).bind(8)), {})  # fmt: skip
+    eight = Variable("pos", 0, 9).bind(8)
+    assert free == unbind(eight // 2 * 3 + eight, {})
     with pytest.raises(ValueError, match="bound to 4 and to 5"):
         unbind(Variable("pos", 0, 9).bind(5), values)
 
@@ -368,10 +357,10 @@ def test_bind_and_unbind():
 def test_rebind():
     """The inverse of unbind, at any depth; what is bound already and other variables stay."""
     pos = Variable("pos", 0, 9)
-    bound = add(mul(floordiv(pos.bind(4), 2), 3), M)
+    bound = pos.bind(4) // 2 * 3 + M
     free = unbind(bound, {})
     assert rebind(free, {"pos": 4}) == bound != free
-    assert rebind(free, {"pos": 7}) == add(mul(floordiv(pos.bind(7), 2), 3), M)
+    assert rebind(free, {"pos": 7}) == pos.bind(7) // 2 * 3 + M
     assert rebind(bound, {"pos": 7}) == bound
     assert rebind(free, {}) == free and rebind(5, {"pos": 7}) == 5
 
@@ -386,8 +375,8 @@ def test_errors():
     with pytest.raises(ValueError, match="minimum"):
         Variable("a", 3, 2)
     with pytest.raises(ValueError, match="product of two symbolic"):
-        mul(M, J)
-    for function in (floordiv, mod):
+        M * J
+    for function in (operator.floordiv, operator.mod):
         with pytest.raises(ValueError, match="positive"):
             function(M, 0)
         with pytest.raises(ValueError, match="positive"):
@@ -395,18 +384,18 @@ def test_errors():
 
 
 def test_operators_and_names():
-    assert sub(add(mul(M, 2), 3), J) == 3 + M * 2 - J
-    assert sub(5, M) == 5 - M and mul(M, -1) == -M and mul(M, 2) == 2 * M
-    assert floordiv(M, 4) == M // 4 and mod(M, 4) == M % 4
+    assert M * 2 + 3 - J == 3 + M * 2 - J
+    assert 5 - M == 5 - M and -M == -M and M * 2 == 2 * M
+    assert M // 4 == M // 4 and M % 4 == M % 4
     assert repr(3 + M * 2 - J) == "2·i - j + 3"
-    assert repr(mod(M, 5) + 7 * (M // 5)) in ("7·(i // 5) + (i % 5)", "(i % 5) + 7·(i // 5)")
+    assert repr(M % 5 + 7 * (M // 5)) in ("7·(i // 5) + (i % 5)", "(i % 5) + 7·(i // 5)")
 
 
 def test_copies_are_equal():
     """A tensor with a symbolic dimension can be pickled and deep-copied."""
-    x = floordiv(add(mul(Variable("pos", 0, 9).bind(4), 3), 1), 5) + M
+    x = (Variable("pos", 0, 9).bind(4) * 3 + 1) // 5 + M
     for twin in (copy.deepcopy(x), pickle.loads(pickle.dumps(x))):
-        assert twin == x and hash(twin) == hash(x) and sub(twin, x) == 0
+        assert twin == x and hash(twin) == hash(x) and twin - x == 0
 
 
 def test_pickles_from_another_process():
@@ -416,8 +405,8 @@ def test_pickles_from_another_process():
         "x = mod(add(mul(var('i', 0, 31), 3), 1), 5); sys.stdout.buffer.write(pickle.dumps(x))"
     )
     made = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True).stdout
-    here = mod(add(mul(M, 3), 1), 5)
-    assert pickle.loads(made) == here and sub(pickle.loads(made), here) == 0
+    here = (M * 3 + 1) % 5
+    assert pickle.loads(made) == here and pickle.loads(made) - here == 0
 
 
 def test_replace_values():
@@ -428,16 +417,16 @@ def test_replace_values():
 
     load = Load()
     value = Affine(0, ((Atom("value", "", 0, 9, payload=load), 1),))
-    x = add(mul(floordiv(add(value, M), 4), 3), add(mod(value, 3), J))
+    x = (value + M) // 4 * 3 + value % 3 + J
     seen = []
     replaced = replace_values(x, lambda payload: seen.append(payload) or K)
-    assert replaced == add(mul(floordiv(add(K, M), 4), 3), add(mod(K, 3), J))
+    assert replaced == (K + M) // 4 * 3 + K % 3 + J
     assert seen == [load, load] and replace_values(7, seen.append) == 7
 
 
 def test_bounds_of_sums_with_many_terms():
-    parts = [mul(var(f"v{n}", -n, n + 1), (-1) ** n * (n + 1)) for n in range(6)]
-    x = add(total(parts), 4)
+    parts = [var(f"v{n}", -n, n + 1) * (-1) ** n * (n + 1) for n in range(6)]
+    x = total(parts) + 4
     corners = itertools.product(*((-n, n + 1) for n in range(6)))
     values = [evaluate(x, {f"v{n}": v for n, v in enumerate(corner)}) for corner in corners]
     assert (low(x), high(x)) == (min(values), max(values))

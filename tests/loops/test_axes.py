@@ -12,17 +12,8 @@ from schedule.programs import F32, PROGRAMS, graph_of
 
 from minigrad.dtype import DType, dtypes
 from minigrad.graph.node import Op
-from minigrad.graph.symbolic import (
-    Atom,
-    Integer,
-    add,
-    flatten,
-    floordiv,
-    mod,
-    mul,
-    substitute,
-    var,
-)
+from minigrad.graph.shapes import flatten
+from minigrad.graph.symbolic import Atom, Integer, substitute, var
 from minigrad.loops.axes import fix_rows, merge, merge_stage, unit_stride_axis, vector_width
 from minigrad.loops.target import Target
 from minigrad.schedule import expr
@@ -77,7 +68,7 @@ def test_a_broadcast_along_the_last_axis_keeps_it_apart() -> None:
 def test_a_transposed_operand_keeps_axes_apart() -> None:
     axes = axes_of(3, 4)
     i, j = (index_of(a.variable) for a in axes)
-    assert extents(merge(axes, [add(mul(i, 4), j), add(i, mul(j, 3))])) == [3, 4]
+    assert extents(merge(axes, [i * 4 + j, i + j * 3])) == [3, 4]
 
 
 def test_axes_that_no_index_uses_are_merged() -> None:
@@ -87,14 +78,14 @@ def test_axes_that_no_index_uses_are_merged() -> None:
 def test_hidden_variables_are_not_merged() -> None:
     axes = axes_of(6, 4)
     i, j = (index_of(a.variable) for a in axes)
-    assert extents(merge(axes, [add(mul(i, 4), j), floordiv(i, 2)])) == [6, 4]
+    assert extents(merge(axes, [i * 4 + j, i // 2])) == [6, 4]
 
 
 def test_symbolic_axes_are_not_merged() -> None:
     length = var("n", 1, 24)
     axes = axes_of(length, 4)
     i, j = (index_of(a.variable) for a in axes)
-    assert extents(merge(axes, [add(mul(i, 4), j)])) == [length, 4]
+    assert extents(merge(axes, [i * 4 + j])) == [length, 4]
 
 
 @pytest.mark.parametrize("seed", range(60))
@@ -109,7 +100,7 @@ def test_merging_visits_the_same_elements(seed: int) -> None:
         kept = [x if random_.random() < 0.7 else 0 for x in i]
         x = flatten(kept, shape)
         if random_.random() < 0.3:
-            x = random_.choice([mod(x, 5), floordiv(x, 4), mul(x, 3)])
+            x = random_.choice([x % 5, x // 4, x * 3])
         used.append(x)
     merged = merge(axes, used)
     new_axes = [axis for axis, _ in merged]
@@ -167,7 +158,7 @@ def sum_of(rows: int, length: int, row_stride: int, stride: int) -> Stage:
     """Sums of `length` elements each."""
     (row,) = axes_of(rows)
     k = make_axis("k", 0, length)
-    place = add(mul(index_of(row.variable), row_stride), mul(index_of(k.variable), stride))
+    place = index_of(row.variable) * row_stride + index_of(k.variable) * stride
     body = expr.load(TABLE, place)
     return Stage(OTHER, (rows,), (row,), (k,), Op.SUM, body, index_of(row.variable))
 
@@ -185,7 +176,7 @@ def test_what_every_element_shares_does_not_count() -> None:
     (row,) = axes_of(80)
     k = make_axis("k", 0, 50)
     r, i = index_of(row.variable), index_of(k.variable)
-    x, y = expr.load(TABLE, add(r, mul(i, 80))), expr.load(Array("y", F32, 50), i)
+    x, y = expr.load(TABLE, r + i * 80), expr.load(Array("y", F32, 50), i)
     body = expr.apply(Op.MUL, (x, y), F32)
     assert runs_along_rows([Stage(OTHER, (80,), (row,), (k,), Op.SUM, body, r)], 80)
 
@@ -196,18 +187,18 @@ def test_what_every_element_shares_does_not_count() -> None:
 def test_vectors_run_where_memory_is_contiguous() -> None:
     axes = axes_of(40, 50)
     i, j = (index_of(a.variable) for a in axes)
-    plain, turned = expr.load(TABLE, add(mul(i, 50), j)), expr.load(OTHER, add(i, mul(j, 40)))
-    assert unit_stride_axis(axes, [plain], [add(mul(i, 50), j)]) == axes[1]
-    assert unit_stride_axis(axes, [turned], [add(i, mul(j, 40))]) == axes[0]
+    plain, turned = expr.load(TABLE, i * 50 + j), expr.load(OTHER, i + j * 40)
+    assert unit_stride_axis(axes, [plain], [i * 50 + j]) == axes[1]
+    assert unit_stride_axis(axes, [turned], [i + j * 40]) == axes[0]
     # a gathered load costs less than a scattered store
-    assert unit_stride_axis(axes, [turned], [add(mul(i, 50), j)]) == axes[1]
+    assert unit_stride_axis(axes, [turned], [i * 50 + j]) == axes[1]
     assert unit_stride_axis((), [plain], [0]) is None
 
 
 def test_a_short_axis_is_no_place_for_vectors() -> None:
     axes = axes_of(50, 2)
     i, j = (index_of(a.variable) for a in axes)
-    place = add(i, mul(j, 50))
+    place = i + j * 50
     assert unit_stride_axis(axes, [expr.load(TABLE, place)], [place]) == axes[0]
 
 

@@ -15,7 +15,8 @@ from minigrad.errors import DeviceError, ShapeError
 from minigrad.graph import build
 from minigrad.graph.build import elementwise
 from minigrad.graph.node import Op
-from minigrad.graph.symbolic import Variable, var
+from minigrad.graph.symbolic import var
+from minigrad.graph.variable import Variable
 from minigrad.program import bytes_of, realize
 from minigrad.runtimes.reference import MEANING, evaluate, numpy_dtype
 

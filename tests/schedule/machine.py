@@ -16,7 +16,9 @@ import pytest
 
 from minigrad.graph.canonical import Graph
 from minigrad.graph.node import Node, Op, topological
-from minigrad.graph.symbolic import evaluate, high, numel
+from minigrad.graph.shapes import numel
+from minigrad.graph.symbolic import high
+from minigrad.graph.variable import evaluate
 from minigrad.loops.nest import Nest
 from minigrad.loops.recipes import lower
 from minigrad.loops.target import Target

@@ -7,7 +7,7 @@ import random
 from minigrad.dtype import dtypes
 from minigrad.graph import build as g
 from minigrad.graph.node import Node, Op
-from minigrad.graph.symbolic import numel
+from minigrad.graph.shapes import numel
 
 from .programs import DEVICE, Build, Inputs, add, ew, mul, number, product, softmax, transpose
 

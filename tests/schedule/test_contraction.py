@@ -10,7 +10,7 @@ import pytest
 from minigrad.dtype import dtypes
 from minigrad.graph import build as g
 from minigrad.graph.node import Node, Op
-from minigrad.graph.symbolic import numel
+from minigrad.graph.shapes import numel
 from minigrad.schedule.contraction import Contraction, contraction_of
 from minigrad.schedule.expr import Array, loads
 from minigrad.schedule.lower import Lowering

@@ -9,7 +9,7 @@ import pytest
 
 from minigrad.dtype import dtypes
 from minigrad.graph.node import Op
-from minigrad.graph.symbolic import Affine, Atom, Integer, add, floordiv, mod, mul, sub, var
+from minigrad.graph.symbolic import Affine, Atom, Integer, var
 from minigrad.schedule import expr
 from minigrad.schedule.expr import Array, Expr, Leaf, Local
 
@@ -118,7 +118,7 @@ def test_an_index_that_is_a_number_is_a_constant() -> None:
 
 
 def test_value_of_gives_indices_back() -> None:
-    assert expr.value_of(expr.index(add(X, 3))) == add(X, 3)
+    assert expr.value_of(expr.index(X + 3)) == X + 3
     assert expr.value_of(expr.const(-4, I32)) == -4
     value = expr.value_of(expr.load(INDEX, X))
     assert isinstance(value, Affine)
@@ -128,21 +128,21 @@ def test_value_of_gives_indices_back() -> None:
 def test_conditions_that_are_known() -> None:
     assert expr.condition(3) is expr.const(True, dtypes.bool)
     assert expr.condition(-1) is expr.const(False, dtypes.bool)
-    assert expr.condition(sub(X, 10)) is expr.const(False, dtypes.bool)
-    assert expr.condition(sub(X, 3)).op is Leaf.CONDITION
+    assert expr.condition(X - 10) is expr.const(False, dtypes.bool)
+    assert expr.condition(X - 3).op is Leaf.CONDITION
 
 
 # ---- guards ----
 
 
 def test_a_guard_keeps_only_what_may_fail() -> None:
-    may_fail = sub(X, 3)
+    may_fail = X - 3
     assert expr.restrict((), [X, 5, may_fail, may_fail]) == (may_fail,)
-    assert expr.restrict((may_fail,), [sub(Y, 2)]) == (may_fail, sub(Y, 2))
+    assert expr.restrict((may_fail,), [Y - 2]) == (may_fail, Y - 2)
 
 
 def test_a_guard_that_never_holds() -> None:
-    (never,) = expr.restrict((sub(X, 3),), [sub(Y, 2), -1])
+    (never,) = expr.restrict((X - 3,), [Y - 2, -1])
     assert never.high < 0
     assert not expr.non_negative((never,)) and expr.non_negative((X,))
 
@@ -150,7 +150,7 @@ def test_a_guard_that_never_holds() -> None:
 def test_a_guarded_value() -> None:
     inner, zero = expr.load(TABLE, X), expr.const(0.0, F32)
     assert expr.guarded((), inner, zero) is inner
-    both = expr.guarded((sub(X, 3), sub(Y, 2)), inner, zero)
+    both = expr.guarded((X - 3, Y - 2), inner, zero)
     assert both.op is Op.WHERE
     memory = {"table": list(range(1, 101))}
     for i in range(10):
@@ -164,8 +164,8 @@ def test_a_guarded_value() -> None:
 
 def test_walk_and_loads_see_what_is_inside_indices() -> None:
     inner = expr.load(OUTER, Y)
-    index = expr.load(INDEX, add(expr.value_of(inner), X))
-    table = expr.load(TABLE, add(expr.value_of(index), 1), (sub(loaded(OUTER, 7), 2),))
+    index = expr.load(INDEX, expr.value_of(inner) + X)
+    table = expr.load(TABLE, expr.value_of(index) + 1, (loaded(OUTER, 7) - 2,))
     root = fadd(table, expr.const(2.0, F32))
     found = expr.loads(root)
     assert set(found) == {inner, index, table, expr.load(OUTER, 7)}
@@ -197,27 +197,27 @@ def test_a_remembered_answer_does_not_keep_loads_alive() -> None:
 def test_substitution_happens_once_inside_loaded_values() -> None:
     """i := i + 1 in table[index[i]] is table[index[i + 1]], not index[i + 2]."""
     root = expr.load(TABLE, loaded(INDEX, X))
-    moved = expr.substitute_in(root, {ATOM_I: add(X, 1)})
-    assert moved is expr.load(TABLE, loaded(INDEX, add(X, 1)))
+    moved = expr.substitute_in(root, {ATOM_I: X + 1})
+    assert moved is expr.load(TABLE, loaded(INDEX, X + 1))
     deeper = expr.load(TABLE, loaded(INDEX, loaded(OUTER, X)))
-    moved = expr.substitute_in(deeper, {ATOM_I: mul(X, 2)})
-    assert moved is expr.load(TABLE, loaded(INDEX, loaded(OUTER, mul(X, 2))))
+    moved = expr.substitute_in(deeper, {ATOM_I: X * 2})
+    assert moved is expr.load(TABLE, loaded(INDEX, loaded(OUTER, X * 2)))
 
 
 def test_substitution_replaces_all_variables_at_once() -> None:
-    root = expr.load(TABLE, add(mul(X, 10), Y))
+    root = expr.load(TABLE, X * 10 + Y)
     swapped = expr.substitute_in(root, {ATOM_I: Y, ATOM_J: X})
-    assert swapped is expr.load(TABLE, add(mul(Y, 10), X))
+    assert swapped is expr.load(TABLE, Y * 10 + X)
 
 
 def test_substitution_in_guards_indices_conditions_and_registers() -> None:
     registers = Local("acc", F32, 4)
-    guarded_load = expr.load(TABLE, X, (sub(X, 3),))
-    at = {ATOM_I: add(Y, 4)}
-    assert expr.substitute_in(guarded_load, at) is expr.load(TABLE, add(Y, 4))  # 3 ≤ j + 4 always
-    assert expr.substitute_in(expr.index(X), at) is expr.index(add(Y, 4))
-    assert expr.substitute_in(expr.condition(sub(X, 3)), at) is expr.const(True, dtypes.bool)
-    assert expr.substitute_in(expr.condition(sub(X, 7)), at) is expr.condition(sub(Y, 3))
+    guarded_load = expr.load(TABLE, X, (X - 3,))
+    at = {ATOM_I: Y + 4}
+    assert expr.substitute_in(guarded_load, at) is expr.load(TABLE, Y + 4)  # 3 ≤ j + 4 always
+    assert expr.substitute_in(expr.index(X), at) is expr.index(Y + 4)
+    assert expr.substitute_in(expr.condition(X - 3), at) is expr.const(True, dtypes.bool)
+    assert expr.substitute_in(expr.condition(X - 7), at) is expr.condition(Y - 3)
     assert expr.substitute_in(expr.local(registers, X), {ATOM_I: 2}) is expr.local(registers, 2)
     untouched = fadd(expr.load(TABLE, Y), expr.const(1.0, F32))
     assert expr.substitute_in(untouched, at) is untouched
@@ -226,23 +226,23 @@ def test_substitution_in_guards_indices_conditions_and_registers() -> None:
 def test_rebuild_reaches_into_indices() -> None:
     """What replaces a load replaces it where it is an index, and in guards, too."""
     index = expr.load(INDEX, X)
-    root = expr.load(TABLE, add(expr.value_of(index), Y), (sub(expr.value_of(index), 2),))
+    root = expr.load(TABLE, expr.value_of(index) + Y, (expr.value_of(index) - 2,))
     new = expr.load(OUTER, Y)
     changed = expr.rebuild(root, {index: new}.get)
     value = expr.value_of(new)
-    assert changed is expr.load(TABLE, add(value, Y), (sub(value, 2),))
+    assert changed is expr.load(TABLE, value + Y, (value - 2,))
     known = expr.rebuild(root, {index: expr.const(5, I32)}.get)
-    assert known is expr.load(TABLE, add(Y, 5))
+    assert known is expr.load(TABLE, Y + 5)
     below = expr.rebuild(root, {index: expr.const(1, I32)}.get)
     assert expr.loads(below) == (below,) and below.payload[2][0].high < 0
 
 
 def test_rebuild_reaches_into_indices_used_as_values() -> None:
     index = expr.load(INDEX, X)
-    twice = expr.index(mul(expr.value_of(index), 2))
+    twice = expr.index(expr.value_of(index) * 2)
     assert twice.op is Leaf.INDEX
     assert expr.rebuild(twice, {index: expr.const(4, I32)}.get) is expr.const(8, I32)
-    test = expr.condition(sub(expr.value_of(index), 3))
+    test = expr.condition(expr.value_of(index) - 3)
     assert expr.rebuild(test, {index: expr.const(1, I32)}.get) is expr.const(False, dtypes.bool)
 
 
@@ -255,8 +255,8 @@ def test_deep_expressions_need_no_recursion() -> None:
     root = expr.load(TABLE, X)
     for _ in range(20_000):
         root = fadd(root, expr.const(1.0, F32))
-    moved = expr.substitute_in(root, {ATOM_I: add(Y, 1)})
-    assert expr.loads(moved) == (expr.load(TABLE, add(Y, 1)),)
+    moved = expr.substitute_in(root, {ATOM_I: Y + 1})
+    assert expr.loads(moved) == (expr.load(TABLE, Y + 1),)
     assert len(expr.show(moved)) < 10_000
 
 
@@ -270,24 +270,24 @@ def test_substitution_means_what_it_says(seed: int) -> None:
 
     def some_index(depth: int) -> Integer:
         """A sum with values in 0 … 99."""
-        parts: list[Integer] = [random_.choice([X, Y, mul(X, 3), 2])]
+        parts: list[Integer] = [random_.choice([X, Y, X * 3, 2])]
         if depth:
             inner = some_index(depth - 1)
-            parts.append(mod(loaded(random_.choice([INDEX, OUTER]), mod(inner, 40)), 7))
-            parts.append(floordiv(some_index(depth - 1), random_.choice([2, 3, 5])))
+            parts.append(loaded(random_.choice([INDEX, OUTER]), inner % 40) % 7)
+            parts.append(some_index(depth - 1) // random_.choice([2, 3, 5]))
         x: Integer = 0
         for part in parts:
-            x = add(x, part)
-        return mod(x, 100)
+            x = x + part
+        return x % 100
 
     root = expr.const(1.0, F32)
     for _ in range(3):
         place = some_index(2)
-        test = sub(some_index(1), random_.randrange(20))
+        test = some_index(1) - random_.randrange(20)
         guard = expr.restrict((), [test])
         value = expr.guarded(guard, expr.load(table, place, guard), expr.const(-1.0, F32))
         root = fadd(root, value)
-    a, b = mod(add(mul(X, 2), Y), 10), mod(add(X, loaded(OUTER, Y)), 10)
+    a, b = (X * 2 + Y) % 10, (X + loaded(OUTER, Y)) % 10
     moved = expr.substitute_in(root, {ATOM_I: a, ATOM_J: b})
     for i in range(10):
         for j in range(10):

@@ -8,7 +8,7 @@ import pytest
 from minigrad.dtype import dtypes
 from minigrad.graph import build as g
 from minigrad.graph.node import Node, Op
-from minigrad.graph.symbolic import Integer, sub
+from minigrad.graph.symbolic import Integer
 from minigrad.runtimes.reference import evaluate
 from minigrad.schedule.schedule import schedule
 
@@ -19,7 +19,7 @@ from .programs import DEVICE, LENGTH, Build, Inputs, ew, graph_of, mul, total, v
 def written(x: Node, new: Node, starts: tuple[Integer, ...]) -> Node:
     """x with `new` at a place, as `x[...] = new` records it."""
     amounts = [
-        (start, sub(sub(have, start), length))
+        (start, have - start - length)
         for start, have, length in zip(starts, x.shape, new.shape, strict=True)
     ]
     inside = g.pad(g.const(True, dtypes.bool, new.shape, DEVICE), amounts)
@@ -28,7 +28,7 @@ def written(x: Node, new: Node, starts: tuple[Integer, ...]) -> Node:
 
 def cache(inputs: Inputs) -> list[Node]:
     x, new = inputs(2, 24, 8), inputs(2, 1, 8)
-    return [written(x, mul(new, 2.0), (0, sub(LENGTH, 1), 0))]
+    return [written(x, mul(new, 2.0), (0, LENGTH - 1, 0))]
 
 
 def rectangle(inputs: Inputs) -> list[Node]:

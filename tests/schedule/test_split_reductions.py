@@ -9,7 +9,8 @@ from minigrad.dtype import DType, dtypes
 from minigrad.graph import build as g
 from minigrad.graph.canonical import Graph
 from minigrad.graph.node import REDUCTIONS, Node, Op, topological
-from minigrad.graph.symbolic import numel, var
+from minigrad.graph.shapes import numel
+from minigrad.graph.symbolic import var
 from minigrad.runtimes.reference import evaluate, numpy_dtype
 from minigrad.schedule.schedule import DEEP, FEW_ROWS, LONG, schedule, split_reductions
 

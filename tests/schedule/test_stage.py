@@ -8,7 +8,8 @@ import pytest
 
 from minigrad.dtype import DType, dtypes
 from minigrad.graph.node import ELEMENTWISE, REDUCTIONS, Op, topological
-from minigrad.graph.symbolic import high, low, numel
+from minigrad.graph.shapes import numel
+from minigrad.graph.symbolic import high, low
 from minigrad.schedule.expr import Array
 from minigrad.schedule.lower import Lowering
 from minigrad.schedule.schedule import schedule

@@ -1,0 +1,83 @@
+"""A user's named whole number: bound to a value per call, unbound in what is compiled."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from minigrad.graph.symbolic import Affine, Atom, Integer, substitute, var, variables
+
+
+class Variable:
+    """A named whole number in minimum … maximum whose value is given per call.
+
+    `Variable("pos", 0, 1023).bind(17)` is usable as a dimension or an offset; the compiled kernel
+    serves every value, and its loops run only as far as the bound value.
+    """
+
+    def __init__(self, name: str, minimum: int, maximum: int) -> None:
+        if not name.isidentifier() or name.startswith("_"):
+            raise ValueError(f"Variable({name!r}): expected a plain identifier as name")
+        if minimum < 0 or maximum < minimum:
+            raise ValueError(
+                f"Variable({name!r}, {minimum}, {maximum}): expected 0 <= minimum <= maximum"
+            )
+        self.name, self.minimum, self.maximum = name, minimum, maximum
+
+    def bind(self, value: int) -> Affine:
+        """The variable with a value for this call."""
+        if not self.minimum <= value <= self.maximum:
+            raise ValueError(
+                f"{self!r}.bind({value}): expected a value in {self.minimum} … {self.maximum}"
+            )
+        return Atom("var", self.name, self.minimum, self.maximum, payload=value).index
+
+    def __repr__(self) -> str:
+        return f"Variable({self.name!r}, {self.minimum}, {self.maximum})"
+
+
+def unbind(x: Integer, values: dict[str, int]) -> Integer:
+    """x without the bound values, which are recorded in `values`.
+
+    Raises ValueError where one variable carries two values: a program runs with one.
+    """
+    if isinstance(x, int):
+        return x
+    replaced: dict[Atom, Integer] = {}
+    for atom in variables(x):
+        if isinstance(atom.payload, int):
+            if values.setdefault(atom.name, atom.payload) != atom.payload:
+                raise ValueError(
+                    f"variable {atom.name!r} is bound to {values[atom.name]} and to "
+                    f"{atom.payload} in one program: realize the first tensor before binding anew"
+                )
+            replaced[atom] = var(atom.name, atom.low, atom.high)
+    return substitute(x, replaced) if replaced else x
+
+
+def rebind(x: Integer, values: Mapping[str, int]) -> Integer:
+    """x with its variables bound to values: the inverse of `unbind`."""
+    if isinstance(x, int):
+        return x
+    bound: dict[Atom, Integer] = {}
+    for atom in variables(x):
+        if atom.name in values and atom.payload is None:
+            value = Atom("var", atom.name, atom.low, atom.high, payload=values[atom.name])
+            bound[atom] = value.index
+    return substitute(x, bound)
+
+
+def evaluate(x: Integer, values: Mapping[str, int]) -> int:
+    """The number that x is when its variables have these values (unbound ones must be given)."""
+    if isinstance(x, int):
+        return x
+    result = x.constant
+    for atom, c in x.terms:
+        if atom.kind == "div":
+            result += c * (evaluate(atom.inner or 0, values) // atom.divisor)
+        elif atom.kind == "mod":
+            result += c * (evaluate(atom.inner or 0, values) % atom.divisor)
+        elif isinstance(atom.payload, int):
+            result += c * atom.payload
+        else:
+            result += c * values[atom.name]
+    return result
