@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Iterable, Mapping, Set
 from pathlib import Path
 
+from minigrad.graph.symbolic import ceildiv
 from minigrad.models import console
 from minigrad.models.errors import InputError
 from minigrad.models.gpt import GPTConfig
@@ -90,7 +91,7 @@ def check_memory(flags: argparse.Namespace, config: GPTConfig) -> None:
 
     Parameters, gradients and AdamW's moments are float32; what a step keeps may be narrower.
     """
-    rows = -(-flags.batch // flags.accumulate)
+    rows = ceildiv(flags.batch, flags.accumulate)
     inside = peak_bytes(config, rows, ITEMSIZE[config.precision], flags.recompute)
     batches = 4 * 8 * flags.batch * config.context  # places, inputs and targets on the host
     console.check_fits(

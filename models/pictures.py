@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from minigrad import Tensor, nn
+from minigrad.graph.symbolic import ceildiv
 from minigrad.models import neuron
 from minigrad.models.checkpoint import check_writable
 from minigrad.models.console import require
@@ -221,7 +222,7 @@ def draw_attention(weights: Any, names: list[str], path: Path, title: str) -> No
     others = weights[1:] if len(weights) > 1 else weights
     scale = require("matplotlib.colors").PowerNorm(0.5, 0, max(float(others.max()), 1e-9))
     image = axes.imshow(weights, cmap="Blues", norm=scale)
-    every = -(-len(names) // MOST_LABELS)
+    every = ceildiv(len(names), MOST_LABELS)
     places = range(0, len(names), every)
     labels = [readable(names[place]) for place in places]
     axes.set_xticks(places, labels, rotation=90)

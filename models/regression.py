@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from minigrad import Tensor, jit, nn
+from minigrad.graph.symbolic import ceildiv
 from minigrad.models import console, pictures
 from minigrad.models.checkpoint import plain_shape
 from minigrad.models.errors import InputError
@@ -196,7 +197,7 @@ def draw(data: Points, paths: dict[str, list[list[float]]], noise: list[tuple[in
         place.set_title(f"learning rate {RATES[name]}: {name}")
         place.legend(loc="upper right")
     line, losses, scatter = axes[1]
-    some = slice(None, None, -(-len(data.x) // MOST_DRAWN))
+    some = slice(None, None, ceildiv(len(data.x), MOST_DRAWN))
     line.plot(data.x[some], data.y[some], ".", color="#9ecae1", label="points")
     ends = np.array([-1.0, 1.0])
     line.plot(ends, k0 + k1 * ends, color="#238b45", label=f"y = {k0:.2f} + {k1:.2f}·x")

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from minigrad.graph.symbolic import ceildiv
 from minigrad.models.data import package_folder, read_text
 from minigrad.models.errors import InputError
 
@@ -148,7 +149,7 @@ class Windows:
         """
         import numpy as np
 
-        count = -(-count // size) * size
+        count = ceildiv(count, size) * size
         starts = np.linspace(0, len(self.ids) - self.context - 1, count).astype(np.int32)
         for first in range(0, count, size):
             yield self.at(starts[first : first + size])

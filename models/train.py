@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from minigrad import Device, Tensor, jit, nn
+from minigrad.graph.symbolic import ceildiv
 from minigrad.models.checkpoint import plain_shape
 from minigrad.models.console import Progress
 from minigrad.models.errors import InputError
@@ -173,8 +174,8 @@ def evenly(windows: Windows, most: int, batch: int, least: int = 1) -> tuple[int
     many ranks share a batch.
     """
     count = min(most, windows.apart)
-    batches = -(-count // batch)
-    size = max(-(-count // batches), least)
+    batches = ceildiv(count, batch)
+    size = max(ceildiv(count, batches), least)
     return batches * size, size
 
 

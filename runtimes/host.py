@@ -7,6 +7,7 @@ the same code runs well on AVX2, AVX-512 and NEON.
 from __future__ import annotations
 
 import ctypes
+import math
 import os
 import platform
 import sys
@@ -187,7 +188,7 @@ def cpu_quota(root: Path, membership: str) -> int:
                 for folder in _upwards(root / mount, path):
                     quota = _read(folder / "cpu.cfs_quota_us")
                     limit = min(limit, _share(quota, _read(folder / "cpu.cfs_period_us")))
-    return int(-(-limit // 1)) if limit < sys.maxsize else sys.maxsize
+    return math.ceil(limit) if limit < sys.maxsize else sys.maxsize
 
 
 def _share(quota: str, period: str) -> float:

@@ -17,6 +17,7 @@ from minigrad.device import Buffer, Call, Replay, Runtime, Sequential, undecided
 from minigrad.dtype import DType, number_of
 from minigrad.errors import DeviceError, MinigradError
 from minigrad.graph.canonical import Graph
+from minigrad.graph.symbolic import ceildiv
 from minigrad.locks import new_rlock
 from minigrad.loops.nest import Nest
 from minigrad.loops.recipes import lower
@@ -356,10 +357,10 @@ class OpenCL:
             group = nest.items
             total = items = nest.total * group
         elif self.target.vector_bytes:
-            group, items = 1, max(-(-nest.total // nest.grain), 1)
+            group, items = 1, max(ceildiv(nest.total, nest.grain), 1)
         else:
             group = min(GROUP, self.device.max_work_group_size)
-            items = -(-max(nest.total, 1) // group) * group
+            items = ceildiv(max(nest.total, 1), group) * group
             if self.target.group is not None:  # enough of them take strides
                 items = min(items, WAVES * group * self.target.group.units)
         if source.scratch_bytes:
@@ -369,5 +370,5 @@ class OpenCL:
                 most = min(most, SLICES * self.target.group.units)
                 return min(items, most * group), group, total
             group = min(group, most)
-            items = min(-(-items // group) * group, most // group * group)
+            items = min(ceildiv(items, group) * group, most // group * group)
         return items, group, items

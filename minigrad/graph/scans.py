@@ -8,7 +8,7 @@ from minigrad.dtype import dtypes
 from minigrad.graph import build
 from minigrad.graph.build import elementwise
 from minigrad.graph.node import Node, Op
-from minigrad.graph.symbolic import Integer
+from minigrad.graph.symbolic import Integer, ceildiv
 
 Values = tuple[Node, ...]
 
@@ -83,7 +83,7 @@ def associative(combine: Callable[[Values, Values], Values], x: Values, axis: in
         x = combine(first, second)
     done = x
     for x in reversed(levels):
-        count = -(-_length(x[0], axis) // 2)
+        count = ceildiv(_length(x[0], axis), 2)
         even = tuple(_every_second(v, axis, 0, count) for v in x)
         before = tuple(_part(build.pad(v, _along(v, axis, (1, 0))), axis, 0, count) for v in done)
         start = _is_first(even[0], axis)

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from math import gcd
-from typing import Any
+from typing import Any, overload
 
 
 class Atom:
@@ -197,6 +197,15 @@ def low(x: Integer) -> int:
 def high(x: Integer) -> int:
     """A safe upper bound."""
     return x if isinstance(x, int) else x.high
+
+
+@overload
+def ceildiv(x: int, divisor: int) -> int: ...
+@overload
+def ceildiv(x: Integer, divisor: int) -> Integer: ...
+def ceildiv(x: Integer, divisor: int) -> Integer:
+    """x / divisor, rounded up: how many pieces of `divisor` cover x."""
+    return -(-x // divisor)
 
 
 def _range_of(constant: int, terms: Mapping[Atom, int]) -> tuple[int, int]:

@@ -21,7 +21,7 @@ from minigrad.graph import build
 from minigrad.graph.build import Window, elementwise
 from minigrad.graph.node import Node, Op, Shape
 from minigrad.graph.shapes import numel
-from minigrad.graph.symbolic import Integer
+from minigrad.graph.symbolic import Integer, ceildiv
 
 # A dimension of the factors: ("x", axis) of the result, ("f", axis) its remainder by the step,
 # ("j", axis) the place in a window, ("sum", n) one that is summed.
@@ -304,15 +304,15 @@ def _prepare(
         step = 1
     elif step > 1:
         offset = -start % step
-        parts = -(-(size + offset) // step)
+        parts = ceildiv(size + offset, step)
         place = product.at("j", axis)
         product.pad(place, offset, parts * step - size - offset)
         product.split(place, parts, step, ("f", axis))
         found = _Split(axis, parts, dilation, step, offset, size)
         size = parts
     reach = dilation * (size - 1)
-    before = reach - -(-start // step)
-    product.place(product.at("x", axis), before, -(-(stop - start) // step) + reach)
+    before = reach - ceildiv(start, step)
+    product.place(product.at("x", axis), before, ceildiv(stop - start, step) + reach)
     return found or _Split(axis, size, dilation)
 
 

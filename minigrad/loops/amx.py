@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from minigrad.dtype import dtypes
 from minigrad.graph.shapes import numel
-from minigrad.graph.symbolic import Atom, Integer, substitute
+from minigrad.graph.symbolic import Atom, Integer, ceildiv, substitute
 from minigrad.loops.build import lanes_loop
 from minigrad.loops.microkernel import Block, Problem
 from minigrad.loops.nest import Loop, Matrix, MatrixProduct, Statement, Store, Stores
@@ -21,7 +21,7 @@ from minigrad.loops.packing import depth_of, pack_right, pack_words
 from minigrad.loops.target import Target
 from minigrad.schedule import expr
 from minigrad.schedule.expr import Array
-from minigrad.schedule.stage import index_of, make_axis
+from minigrad.schedule.stage import make_axis
 
 SQUARE = 32  # rows and columns of a square: two registers of 16 in both directions
 DEPTH = 16  # words of k in a register
@@ -38,10 +38,10 @@ def cut_in_squares(problem: Problem, target: Target, batches: int) -> tuple[int,
     most = target.l2 // 2 // (4 * depth) // SQUARE
     if most == 0:
         return None
-    squares, panels = -(-row // SQUARE), -(-column // SQUARE)
-    blocks = -(-squares // most)
-    groups = max(min(-(-FEW_TASKS // (batches * blocks)), panels // LEAST_PANELS), 1)
-    return -(-squares // blocks) * SQUARE, -(-panels // groups) * SQUARE
+    squares, panels = ceildiv(row, SQUARE), ceildiv(column, SQUARE)
+    blocks = ceildiv(squares, most)
+    groups = max(min(ceildiv(FEW_TASKS, batches * blocks), panels // LEAST_PANELS), 1)
+    return ceildiv(squares, blocks) * SQUARE, ceildiv(panels, groups) * SQUARE
 
 
 def squares(
@@ -55,15 +55,15 @@ def squares(
     depth, _ = depth_of(parts.k)
     square = Array("square", dtypes.float32, SQUARE * SQUARE, "scratch")
     number = make_axis("t", 0, block.tiles)
-    inside = index_of(number.variable) * SQUARE
+    inside = number.index * SQUARE
     product = MatrixProduct(
         Matrix(square, 0, SQUARE), Matrix(left, inside * pitch, pitch),
-        Matrix(panel.payload[0], 0, SQUARE), SQUARE, SQUARE, depth,
+        Matrix(panel.array, 0, SQUARE), SQUARE, SQUARE, depth,
     )  # fmt: skip
     u = make_axis("u", 0, SQUARE)
     first = block.start + inside
-    at: dict[Atom, Integer] = {row.variable: first + index_of(u.variable)}
-    result = expr.load(square, index_of(u.variable) * SQUARE + index_of(lane))
+    at: dict[Atom, Integer] = {row.variable: first + u.index}
+    result = expr.load(square, u.index * SQUARE + lane.index)
     items = []
     for store in problem.stores:
         value = expr.substitute_in(

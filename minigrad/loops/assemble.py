@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from minigrad.graph.symbolic import Affine, Atom, Integer, variables
+from minigrad.graph.symbolic import Affine, Atom, Integer, ceildiv, variables
 from minigrad.loops import cost
 from minigrad.loops.levels import in_levels
 from minigrad.loops.nest import (
@@ -59,7 +59,7 @@ def finish(
             continue
         places.append((array, offset))
         size = array.size * max(array.dtype.itemsize, 4 if array.dtype.is_float else 1)
-        offset += -(-size // _ALIGNMENT) * _ALIGNMENT
+        offset += ceildiv(size, _ALIGNMENT) * _ALIGNMENT
     (stop,) = loop.stops
     assert isinstance(stop, int)
     traffic = cost.traffic(kernel, arrays)
@@ -101,8 +101,8 @@ def grain_of(loop: Loop, total: int, operations: int, traffic: int, target: Targ
     worth = max(vectors // CHUNK_OPERATIONS, traffic // CHUNK_BYTES, 1)
     # a power of two, or two threads might share three chunks
     chunks = 1 << (int(min(worth, MOST_CHUNKS)) - 1).bit_length()
-    grain = -(-total // chunks)
-    return max(-(-grain // step) * step, 1)
+    grain = ceildiv(total, chunks)
+    return max(ceildiv(grain, step) * step, 1)
 
 
 def _collect(
@@ -127,12 +127,12 @@ def _collect(
     def see_values(roots: Iterable[expr.Expr]) -> None:
         for e in expr.walk(*roots):
             if e.op is Leaf.LOAD:
-                see_array(e.payload[0])
-                see_index(e.payload[1])
-                for c in e.payload[2]:
+                see_array(e.array)
+                see_index(e.index)
+                for c in e.guard:
                     see_index(c)
             elif e.op in (Leaf.INDEX, Leaf.CONDITION):
-                see_index(e.payload)
+                see_index(e.index)
 
     def visit(statement: Statement) -> None:
         if isinstance(statement, Loop):

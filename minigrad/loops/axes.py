@@ -12,7 +12,7 @@ from minigrad.loops.target import Target
 from minigrad.schedule import expr
 from minigrad.schedule.expr import Expr
 from minigrad.schedule.fuse import prefix_length
-from minigrad.schedule.stage import Axis, Stage, index_of, make_axis
+from minigrad.schedule.stage import Axis, Stage, make_axis
 
 
 def row_axis(rows: int) -> Axis:
@@ -32,10 +32,10 @@ def indices(exprs: Sequence[Expr], positions: Sequence[Integer]) -> list[Integer
     found: list[Integer] = list(positions)
     for e in expr.walk(*exprs):
         if e.op is expr.Leaf.LOAD:
-            found.append(e.payload[1])
-            found.extend(e.payload[2])
+            found.append(e.index)
+            found.extend(e.guard)
         elif e.op in (expr.Leaf.INDEX, expr.Leaf.CONDITION):
-            found.append(e.payload)
+            found.append(e.index)
     return found
 
 
@@ -57,16 +57,14 @@ def merge(
             continue
         extent = 1
         for axis in run:
-            assert isinstance(axis.extent, int)
-            extent *= axis.extent
+            extent *= axis.count
         whole = make_axis(run[0].variable.name + "_", 0, extent)
         values: dict[Atom, Integer] = {}
-        position: Integer = index_of(whole.variable)
+        position: Integer = whole.index
         for axis in reversed(run):
-            assert isinstance(axis.extent, int)
             first = axis is run[0]
-            values[axis.variable] = position if first else position % axis.extent
-            position = position // axis.extent
+            values[axis.variable] = position if first else position % axis.count
+            position = position // axis.count
         merged.insert(0, (whole, values))
     return merged
 
@@ -106,7 +104,7 @@ def unit_stride_axis(
     for axis in axes:
         score = sum(2 for x in positions if coefficient(x, axis.variable) == 1)
         for load in expr.loads(*exprs):
-            stride = coefficient(load.payload[1], axis.variable)
+            stride = coefficient(load.index, axis.variable)
             score += 1 if stride == 1 else -1 if stride not in (0, 1) else 0
         long = isinstance(axis.extent, int) and axis.extent >= 4
         score = 4 * score + (2 if long else 0)

@@ -39,9 +39,9 @@ class _Views:
         self.fixed: set[Array] = set()  # read to find the place of a scatter
         for n, stage in enumerate(kernel.stages):
             for load in expr.loads(*stage.exprs()):
-                self.read.setdefault(load.payload[0], []).append(n)
+                self.read.setdefault(load.array, []).append(n)
             places = [e for x in (stage.position, *stage.guard) for e in expr.values_in(x)]
-            self.fixed.update(load.payload[0] for load in expr.loads(*places))
+            self.fixed.update(load.array for load in expr.loads(*places))
         self.any = any(array.dtype in CONVERTED for array in (*self.written, *self.read))
         self.stored: dict[Array, Array] = {}  # what this kernel writes as bits
 
@@ -72,7 +72,7 @@ class _Views:
             inner = bits[e.args[0]] if e.op is Op.BITCAST else None
             if inner is not None:
                 new[e] = bitcast(inner, e.dtype)
-            elif found is not None and e.op is Leaf.LOAD and e.payload[0] in self.stored:
+            elif found is not None and e.op is Leaf.LOAD and e.array in self.stored:
                 new[e] = bitcast(found, e.dtype)
             elif e.args:
                 new[e] = expr.apply(e.op, tuple(new[arg] for arg in e.args), e.dtype)
@@ -86,12 +86,12 @@ class _Views:
     ) -> Expr | None:
         """A float's bits, where they can be had without it."""
         if e.op is Leaf.LOAD:
-            array, index, guard = expr.with_new_indices(e, new).payload
-            if array in self.written and array not in self.stored:
+            load = expr.with_new_indices(e, new)
+            if load.array in self.written and load.array not in self.stored:
                 return None
-            return expr.load(view(array), index, guard)
+            return expr.load(view(load.array), load.index, load.guard)
         if e.op is Op.CONST:
-            return expr.const(bits_of(e.payload, e.dtype), dtypes.uint16)
+            return expr.const(bits_of(e.value, e.dtype), dtypes.uint16)
         if e.op is Op.BITCAST:  # of integers, or of the other kind of floats
             return bits[e.args[0]] or bitcast(new[e.args[0]], dtypes.uint16)
         if e.op is Op.WHERE:

@@ -17,7 +17,7 @@ from minigrad.loops.nest import Loop, Set, Statement, Store, Stores
 from minigrad.loops.target import Target
 from minigrad.schedule import expr
 from minigrad.schedule.expr import Array, Expr, Leaf, Local
-from minigrad.schedule.stage import Axis, Stage, identity, index_of, make_axis
+from minigrad.schedule.stage import Axis, Stage, identity, make_axis
 
 PARTIALS = 4  # accumulators of a row statistic, against the latency of additions
 LANE: Atom = make_axis("lane", 0, 1 << 10).variable
@@ -39,7 +39,7 @@ class Block:
     @property
     def lane(self) -> Integer:
         """A row's number in its block."""
-        return index_of(LANE) if self.width > 1 else 0
+        return LANE.index if self.width > 1 else 0
 
     def rows_loop(self, body: Sequence[Statement]) -> Loop:
         """All rows of the block at once."""
@@ -68,17 +68,16 @@ def _tiles(
     axis: Axis, first: Integer, stop: Integer, height: int, tile: TileOf
 ) -> list[Statement]:
     """An axis in tiles of `height`, and of what is left over; bounds are multiples of it."""
-    assert isinstance(axis.extent, int)
-    whole = axis.extent // height * height
-    place = make_axis("t", 0, axis.extent)
-    at = index_of(place.variable)
+    whole = axis.count // height * height
+    place = make_axis("t", 0, axis.count)
+    at = place.index
     loops: list[Statement] = []
     if whole:
         loops.append(
             Loop(place.variable, first, _stops(stop, whole), tuple(tile(at, height)), step=height)
         )
-    if rest := axis.extent - whole:
-        stops = _stops(stop, axis.extent)
+    if rest := axis.count - whole:
+        stops = _stops(stop, axis.count)
         loops.append(Loop(place.variable, whole, stops, tuple(tile(at, rest)), step=rest))
     return loops
 
@@ -113,7 +112,7 @@ class StepLoops:
         stores: list[Store] = []
 
         def known(e: Expr) -> Expr | None:
-            return values.get(e.payload[0]) if e.op is Leaf.LOAD else None
+            return values.get(e.array) if e.op is Leaf.LOAD else None
 
         for number in self.step.all:
             stage = self.steps.stages[number]
@@ -178,7 +177,7 @@ class StepLoops:
         count = PARTIALS if cheap and all(_is_multiple(x, PARTIALS) for x in ends) else 1
         self._start(count)
         u = make_axis("u", 0, count)
-        place = index_of(axis.variable) + _index(u)
+        place = axis.index + _index(u)
         body = _repeated(u, self._element(place, _index(u), None, {}))
         return self._with_statistics([_bounded(axis, (first, stop), body, count)], count)
 
@@ -223,7 +222,7 @@ class StepLoops:
             all(stage.op is None for stage in stages[1:])
             and not any(stage.array in self.steps.places for stage in stages)
             and all(
-                coefficient(load.payload[1], last) in (0, 1) and not load.payload[2]
+                coefficient(load.index, last) in (0, 1) and not load.guard
                 for load in expr.loads(self.factors()[1])
             )
         )
@@ -239,7 +238,7 @@ class StepLoops:
         def tile(first: Integer, height: int) -> list[Statement]:
             registers = self._registers(height, self.row, self.block.width)
             u = make_axis("u", 0, height)
-            at: dict[Atom, Integer] = {axis.variable: first + index_of(u.variable)}
+            at: dict[Atom, Integer] = {axis.variable: first + u.index}
             return self._tile(registers, u, at[axis.variable], at, {}, mine, other)
 
         first, stop = self.bounds[axis.variable]
@@ -250,16 +249,15 @@ class StepLoops:
         """Tiles of rows by panels of columns."""
         mine, other = self.factors()
         block, axis = self.block, self.head.axes[-1]
-        assert isinstance(axis.extent, int)
-        width = tile_width(block.target, self.head, axis.extent)
+        width = tile_width(block.target, self.head, axis.count)
         lanes = axis.variable if width > 1 else None
 
         def tile(first: Integer, height: int) -> list[Statement]:
             registers = self._registers(height, lanes, width)
             u = make_axis("u", 0, height)
-            row = first + index_of(u.variable)
+            row = first + u.index
             at: dict[Atom, Integer] = {block.row.variable: row, LANE: row - block.start}
-            return self._tile(registers, u, index_of(axis.variable), at, at, mine, other)
+            return self._tile(registers, u, axis.index, at, at, mine, other)
 
         stop, height = block.start + block.width, min(block.height, block.width)
         tiles = _tiles(block.row, block.start, stop, height, tile)
@@ -279,7 +277,7 @@ class StepLoops:
         """Whether the rows' operand must be copied so that rows lie side by side."""
         if self.step.product is None or self.runs_along:
             return False
-        return any(load.payload[0].space == "buffer" for load in expr.loads(self.factors()[0]))
+        return any(load.array.space == "buffer" for load in expr.loads(self.factors()[0]))
 
     @property
     def panel(self) -> Array:
@@ -290,7 +288,7 @@ class StepLoops:
 
     def _packed_place(self, lane: Integer) -> Integer:
         axes = self.head.reduced
-        k = flatten([index_of(axis.variable) for axis in axes], [axis.extent for axis in axes])
+        k = flatten([axis.index for axis in axes], [axis.extent for axis in axes])
         return k * self.block.width + lane
 
     def pack(self) -> list[Statement]:
@@ -320,7 +318,7 @@ class StepLoops:
         at: what register u stands for; place: its column; rows_at: its row, where that is not a
         lane.
         """
-        slot, dtype = index_of(u.variable), self.head.body.dtype
+        slot, dtype = u.index, self.head.body.dtype
         factors = (expr.substitute_in(mine, at), expr.substitute_in(other, at))
         product = expr.apply(Op.CAST, (expr.apply(Op.MUL, factors, mine.dtype),), dtype)
         old = expr.local(registers, slot)
@@ -333,7 +331,7 @@ class StepLoops:
 
     def _summed(self, registers: Local, u: Axis, terms: Expr) -> list[Statement]:
         """Clear the registers, add the terms along k."""
-        slot = index_of(u.variable)
+        slot = u.index
         more = combine(Op.SUM, expr.local(registers, slot), terms)
         step: Statement = Loop(
             u.variable, 0, (registers.count,), (Set(registers, slot, more),), "unroll"
@@ -360,20 +358,19 @@ class StepLoops:
 
 def _index(axis: Axis) -> Integer:
     """The variable of an axis, or 0 where that is all it can be."""
-    return index_of(axis.variable) if axis.variable.high else 0
+    return axis.index if axis.variable.high else 0
 
 
 def _repeated(axis: Axis, body: Sequence[Statement]) -> list[Statement]:
     """The body for each number of an axis."""
-    assert isinstance(axis.extent, int)
-    if axis.extent == 1:
+    if axis.count == 1:
         return list(body)
-    return [Loop(axis.variable, 0, (axis.extent,), tuple(body), "unroll")]
+    return [Loop(axis.variable, 0, (axis.count,), tuple(body), "unroll")]
 
 
 def _last(stage: Stage) -> Integer:
     """The last kept axis of a stage as it is."""
-    return index_of(stage.axes[-1].variable) if stage.axes else 0
+    return stage.axes[-1].index if stage.axes else 0
 
 
 def _is_multiple(x: Integer, of: int) -> bool:

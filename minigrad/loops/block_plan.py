@@ -16,7 +16,7 @@ from minigrad.schedule import expr
 from minigrad.schedule.contraction import contraction_of
 from minigrad.schedule.expr import Array, Expr, Leaf
 from minigrad.schedule.schedule import Kernel
-from minigrad.schedule.stage import Axis, Stage, index_of
+from minigrad.schedule.stage import Axis, Stage
 
 SHORT = 24  # operations that a tile may do with each of its results: they are all written out
 DEAR = 8  # the cost of one that is written out as many instructions
@@ -42,7 +42,7 @@ def late_products(kernel: Kernel) -> Kernel:
 
     def release(stage: Stage) -> None:
         for load in expr.loads(stage.body):
-            if (product := held.pop(load.payload[0], None)) is not None:
+            if (product := held.pop(load.array, None)) is not None:
                 release(product)
         stages.append(stage)
 
@@ -87,13 +87,13 @@ class Steps:
         self.width, self.lane = width, lane
         self.maker = {stage.array: stage for stage in stages}
         self._reads = [
-            [load for load in expr.loads(stage.body) if load.payload[0] in self.maker]
+            [load for load in expr.loads(stage.body) if load.array in self.maker]
             for stage in stages
         ]
         self.steps: list[Step] = []
         made: dict[Array, int] = {}  # by which step
         for number, stage in enumerate(stages):
-            at = max((made[e.payload[0]] for e in self._reads[number]), default=len(self.steps) - 1)
+            at = max((made[e.array] for e in self._reads[number]), default=len(self.steps) - 1)
             if self.steps and self._follows(number, self.steps[at]):
                 step = self.steps[at]
                 self.steps[at] = replace(step, followers=(*step.followers, number))
@@ -118,7 +118,7 @@ class Steps:
             return False
         inside = {self.stages[other].array: other for other in step.all}
         for load in self._reads[number]:
-            other = inside.get(load.payload[0])
+            other = inside.get(load.array)
             if other is None:
                 continue
             complete = self.stages[other].op is None or other == step.product
@@ -128,9 +128,9 @@ class Steps:
 
     def _own(self, number: int, load: Expr) -> bool:
         """Whether a load of a stage reads the element at the stage's own column."""
-        axis, maker = column(self.stages[number]), self.maker[load.payload[0]]
+        axis, maker = column(self.stages[number]), self.maker[load.array]
         places = places_in(load, maker)
-        return axis is not None and places == (index_of(axis.variable),) and not load.payload[2]
+        return axis is not None and places == (axis.index,) and not load.guard
 
     def _plan(self) -> None:
         """Give a place to what other steps read; it may be that of a value which it replaces."""
@@ -139,18 +139,18 @@ class Steps:
             inside = {self.stages[number].array for number in step.all}
             for number in step.all:
                 for load in self._reads[number]:
-                    if load.payload[0] not in inside:
-                        last[load.payload[0]] = at
+                    if load.array not in inside:
+                        last[load.array] = at
         free: list[Array] = []
         for at, step in enumerate(self.steps):
             reads = [(number, load) for number in step.all for load in self._reads[number]]
             ending = list(dict.fromkeys(
-                load.payload[0] for _, load in reads
-                if last.get(load.payload[0]) == at and load.payload[0] in self.places
+                load.array for _, load in reads
+                if last.get(load.array) == at and load.array in self.places
             ))  # fmt: skip
             usable = [
                 self.places[array] for array in ending
-                if all(self._own(n, load) for n, load in reads if load.payload[0] == array)
+                if all(self._own(n, load) for n, load in reads if load.array == array)
             ]  # fmt: skip
             for number in step.all:
                 stage = self.stages[number]
@@ -176,7 +176,7 @@ class Steps:
             return stage.array, stage.position
         if stage.array not in self.places:
             return None
-        own = [index_of(axis.variable) for axis in stage.axes]
+        own = [axis.index for axis in stage.axes]
         return self.places[stage.array], self._at(own, stage)
 
     def _at(self, places: Sequence[Integer], stage: Stage) -> Integer:
@@ -187,9 +187,9 @@ class Steps:
         """A body with its loads turned to places, but for those of arrays `inside`."""
 
         def change(e: Expr) -> Expr | None:
-            if e.op is not Leaf.LOAD or e.payload[0] not in self.places or e.payload[0] in inside:
+            if e.op is not Leaf.LOAD or e.array not in self.places or e.array in inside:
                 return None
-            array, _, guard = e.payload
+            array, guard = e.array, e.guard
             stage = self.maker[array]
             return expr.load(self.places[array], self._at(places_in(e, stage), stage), guard)
 

@@ -18,7 +18,7 @@ for blocks of keys.
 
 from __future__ import annotations
 
-from minigrad.graph.symbolic import Atom, Integer, high, low, substitute
+from minigrad.graph.symbolic import Atom, Integer, ceildiv, high, low, substitute
 from minigrad.loops.assemble import finish
 from minigrad.loops.axes import fix_rows
 from minigrad.loops.block_codegen import Block, StepLoops
@@ -33,7 +33,7 @@ from minigrad.schedule import expr
 from minigrad.schedule.contraction import contraction_of
 from minigrad.schedule.fuse import prefix_length
 from minigrad.schedule.schedule import Kernel
-from minigrad.schedule.stage import Stage, index_of, make_axis
+from minigrad.schedule.stage import Stage, make_axis
 
 
 def blocks(kernel: Kernel, target: Target, name: str) -> Nest:
@@ -44,12 +44,12 @@ def blocks(kernel: Kernel, target: Target, name: str) -> Nest:
     assert isinstance(extent, int)
     width = _block_width(kernel, target, extent)
     outer = make_axis("o", 0, kernel.rows // extent)
-    number = make_axis("g", 0, -(-extent // width))
+    number = make_axis("g", 0, ceildiv(extent, width))
     row = make_axis("b", 0, extent)
-    start = index_of(number.variable) * width
+    start = number.index * width
     height = 1 << (target.tile_rows.bit_length() - 1)
     block = Block(row, start, width, height, target)
-    whole = index_of(outer.variable) * extent + index_of(row.variable)
+    whole = outer.index * extent + row.index
     found = [
         (fix_rows(stage, kernel.rows, whole), contraction_of(stage) is not None)
         for stage in kernel.stages

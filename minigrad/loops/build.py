@@ -25,7 +25,7 @@ from minigrad.loops.target import Target
 from minigrad.schedule import expr
 from minigrad.schedule.expr import Array, Expr, Local
 from minigrad.schedule.schedule import Kernel
-from minigrad.schedule.stage import Axis, Stage, identity, index_of, make_axis
+from minigrad.schedule.stage import Axis, Stage, identity, make_axis
 
 
 def inline_stages(kernel: Kernel, axes: Sequence[Axis]) -> list[Store]:
@@ -34,13 +34,13 @@ def inline_stages(kernel: Kernel, axes: Sequence[Axis]) -> list[Store]:
     What a stage reads of the stages before it is its own element, whose value takes the load's
     place; that holds in the stage's own axes, so it is done before they are replaced.
     """
-    place = flatten([index_of(axis.variable) for axis in axes], [axis.extent for axis in axes])
+    place = flatten([axis.index for axis in axes], [axis.extent for axis in axes])
     made: dict[Array, Local] = {}
     bodies: dict[Expr, Expr] = {}
     stores = []
 
     def own_element(e: Expr) -> Expr | None:
-        return expr.local(made[e.payload[0]]) if _reads(e, made) else None
+        return expr.local(made[e.array]) if _reads(e, made) else None
 
     for stage in kernel.stages:
         body = expr.rebuild(stage.body, own_element)
@@ -59,7 +59,7 @@ def inline_stages(kernel: Kernel, axes: Sequence[Axis]) -> list[Store]:
 
 
 def _reads(e: Expr, made: dict[Array, Local]) -> bool:
-    return e.op is expr.Leaf.LOAD and e.payload[0] in made
+    return e.op is expr.Leaf.LOAD and e.array in made
 
 
 def substitute_stores(stores: Sequence[Store], values: dict[Atom, Integer]) -> list[Store]:
@@ -110,7 +110,7 @@ def flat_loop(axes: Sequence[Axis], body: tuple[Statement, ...]) -> Loop:
     if len(axes) == 1:
         return serial_loop(axes[0], body)
     row = row_axis(numel([axis.extent for axis in axes]))
-    parts = unflatten(index_of(row.variable), [axis.extent for axis in axes])
+    parts = unflatten(row.index, [axis.extent for axis in axes])
     values = {axis.variable: part for axis, part in zip(axes, parts, strict=True)}
     return serial_loop(row, tuple(substitute_statement(s, values) for s in body))
 
@@ -180,7 +180,7 @@ def streams(array: Array, stages: Sequence[Stage], target: Target) -> bool:
     """Whether stores to an array should pass by the cache, which could not hold it anyway."""
     if not target.l3 or array.size * array.dtype.itemsize < target.l3 // 2:
         return False
-    return all(load.payload[0] != array for s in stages for load in expr.loads(*s.exprs()))
+    return all(load.array != array for s in stages for load in expr.loads(*s.exprs()))
 
 
 def unless_finite(
@@ -191,7 +191,7 @@ def unless_finite(
     It is done, too, where the scale, which may differ from register to register, is beyond ±1. u:
     the registers' numbers; name: of a register that is used on the way.
     """
-    dtype, slot = registers.dtype, index_of(u.variable)
+    dtype, slot = registers.dtype, u.index
     wrong = Local(name, dtype, 1, registers.lanes, registers.width)
     alone = Local(f"{name}_any", dtype, 1)
     zero, one, nan = (expr.const(x, dtype) for x in (0.0, 1.0, math.nan))

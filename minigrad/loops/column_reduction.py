@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from minigrad.graph.symbolic import Atom, Integer, substitute
+from minigrad.graph.symbolic import Atom, Integer, ceildiv, substitute
 from minigrad.loops.assemble import finish
 from minigrad.loops.axes import fix_rows, merge_stage, row_axis, vector_width
 from minigrad.loops.build import combine, lanes_loop, serial_loop
@@ -21,7 +21,7 @@ from minigrad.schedule import expr
 from minigrad.schedule.expr import Array, Expr
 from minigrad.schedule.fuse import prefix_length
 from minigrad.schedule.schedule import Kernel
-from minigrad.schedule.stage import Axis, Stage, identity, index_of, make_axis
+from minigrad.schedule.stage import Axis, Stage, identity, make_axis
 
 DEEP = 8  # elements of a column that make it worthwhile
 ENOUGH_BLOCKS = 32
@@ -58,7 +58,7 @@ class _Block:
     @property
     def inside(self) -> Integer:
         """The place of a column in the block."""
-        return index_of(self.axis.variable) - self.start
+        return self.axis.index - self.start
 
 
 def columns(kernel: Kernel, length: int, target: Target, name: str) -> Nest:
@@ -67,12 +67,12 @@ def columns(kernel: Kernel, length: int, target: Target, name: str) -> Nest:
     width = vector_width(target, bodies, length, True)
     sums = sum(stage.op is not None for stage in kernel.stages)
     size = _block_size(kernel.rows // length, length, width, target.l1 // 4 // sums)
-    blocks = -(-length // size)
+    blocks = ceildiv(length, size)
     parallel = row_axis(kernel.rows // length * blocks)
-    place = index_of(parallel.variable)
+    place = parallel.index
     axis = make_axis("c", 0, length)
     start = place % blocks * size
-    row = place // blocks * length + index_of(axis.variable)
+    row = place // blocks * length + axis.index
     stops = (start + size,) if length % size == 0 else (start + size, length)
     block = _Block(axis, start, stops, width)
     stages = _in_block(kernel, row, size, block)
@@ -96,9 +96,9 @@ def columns(kernel: Kernel, length: int, target: Target, name: str) -> Nest:
 def _block_size(outer: int, length: int, width: int, most: int) -> int:
     """Columns of a block: at most `most`, and so few that there are enough blocks to share."""
     size = min(length, max(most, SMALLEST_BLOCK))
-    while outer * -(-length // size) < ENOUGH_BLOCKS and size >= 2 * SMALLEST_BLOCK:
+    while outer * ceildiv(length, size) < ENOUGH_BLOCKS and size >= 2 * SMALLEST_BLOCK:
         size //= 2
-    return -(-size // width) * width
+    return ceildiv(size, width) * width
 
 
 def _in_block(kernel: Kernel, row: Integer, size: int, block: _Block) -> list[Stage]:
@@ -106,9 +106,9 @@ def _in_block(kernel: Kernel, row: Integer, size: int, block: _Block) -> list[St
     scratch: dict[Array, Array] = {}
 
     def change(e: Expr) -> Expr | None:
-        if e.op is not expr.Leaf.LOAD or e.payload[0] not in scratch:
+        if e.op is not expr.Leaf.LOAD or e.array not in scratch:
             return None
-        return expr.load(scratch[e.payload[0]], block.inside, e.payload[2])
+        return expr.load(scratch[e.array], block.inside, e.guard)
 
     stages = []
     for number, original in enumerate(kernel.stages):
@@ -134,7 +134,7 @@ def _alike(stage: Stage, other: Stage) -> bool:
 
 
 def _reads(stage: Stage, arrays: set[Array]) -> bool:
-    return any(load.payload[0] in arrays for load in expr.loads(*stage.exprs()))
+    return any(load.array in arrays for load in expr.loads(*stage.exprs()))
 
 
 def _rows_below(
@@ -144,7 +144,7 @@ def _rows_below(
     found: dict[tuple[Array, Integer], None] = {}
     for stage in stages:
         new: dict[Atom, Integer] = {
-            a.variable: index_of(b.variable) for a, b in zip(stage.reduced, axes, strict=True)
+            a.variable: b.index for a, b in zip(stage.reduced, axes, strict=True)
         }
         for array, place in later_rows(stage, block.axis, size, target):
             found[array, substitute(place, new)] = None
@@ -167,7 +167,7 @@ def _reduce(
             sums = Array(name, stage.body.dtype, size, "scratch")
             end.append(block.loop(Store(stage.array, stage.position, expr.load(sums, place))))
         start.append(block.loop(Store(sums, place, identity(stage.op, stage.body.dtype))))
-        new = {a.variable: index_of(b.variable) for a, b in zip(stage.reduced, axes, strict=True)}
+        new = {a.variable: b.index for a, b in zip(stage.reduced, axes, strict=True)}
         total, body = expr.load(sums, place), expr.substitute_in(stage.body, new)
         steps.append(Store(sums, place, combine(stage.op, total, body)))
     loop = replace(block.loop(*steps), soon=_rows_below(stages, axes, block, size, target))

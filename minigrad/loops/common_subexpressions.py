@@ -13,7 +13,7 @@ from minigrad.loops.mask_bounds import outside, places_in
 from minigrad.schedule import expr
 from minigrad.schedule.contraction import terms_of
 from minigrad.schedule.expr import Array, Expr, Leaf
-from minigrad.schedule.stage import Stage, index_of
+from minigrad.schedule.stage import Stage
 
 Stages = list[tuple[Stage, bool]]
 
@@ -38,7 +38,7 @@ def share_beginnings(stages: Stages, stored: frozenset[Array]) -> Stages:
             stage, kind = result[n]
             own = column(stage)
             assert own is not None
-            at = {product.axes[0].variable: index_of(own.variable)}
+            at = {product.axes[0].variable: own.index}
             old = expr.substitute_in(best, at)
             new = expr.substitute_in(expr.load(array, product.position), at)
             result[n] = replace(stage, body=_replaced(stage.body, old, new)), kind
@@ -56,18 +56,18 @@ def _beginnings(stage: Stage, product: Stage, made: set[Array]) -> set[Expr]:
     own = column(stage)
     if own is None or own.extent != product.axes[0].extent:
         return set()
-    values = {own.variable: index_of(product.axes[0].variable)}
+    values = {own.variable: product.axes[0].index}
     body = expr.substitute_in(stage.body, values)
     pure: dict[Expr, bool] = {}  # whether a part reads the product (or else no memory at all)
     for e in expr.walk(body):
         if e.op is Leaf.LOAD:
-            array, position, guard = e.payload
+            array, position, guard = e.array, e.index, e.guard
             if array == product.array and (position != product.position or guard):
                 return set()
             if array == product.array or array not in made:
                 pure[e] = array == product.array
         elif all(arg in pure for arg in e.args) and not (
-            e.op in (Leaf.INDEX, Leaf.CONDITION) and expr.values_in(e.payload)
+            e.op in (Leaf.INDEX, Leaf.CONDITION) and expr.values_in(e.index)
         ):
             pure[e] = any(pure[arg] for arg in e.args)
     return {e for e, reads in pure.items() if reads and e.op is not Leaf.LOAD}
@@ -117,9 +117,9 @@ def _scaled_operand(
     if terms.op is not Op.MUL or terms.dtype is not product.array.dtype or len(product.axes) != 1:
         return None
     for factor in terms.args:
-        if factor.op is not Leaf.LOAD or factor.payload[2]:
+        if factor.op is not Leaf.LOAD or factor.guard:
             continue
-        array = factor.payload[0]
+        array = factor.array
         stage = next((s for s, kind in stages if s.array == array and not kind), None)
         if stage is None or array in stored or len(stage.axes) != 1:
             continue
@@ -139,19 +139,19 @@ def _is_small(scaled: Expr, stages: Stages) -> bool:
     """Whether what a stage is multiplied with is likely to be at most 1: a constant, or 1/Σ."""
     y = scaled.args[1]
     if y.op is Op.CONST:
-        return bool(abs(y.payload) <= 1 and y.payload and scaled.op is Op.MUL)
+        return bool(abs(y.value) <= 1 and y.value and scaled.op is Op.MUL)
     if scaled.op is Op.MUL and y.op is Leaf.LOAD:
-        made = next((s.body for s, _ in stages if s.array == y.payload[0] and s.op is None), None)
+        made = next((s.body for s, _ in stages if s.array == y.array and s.op is None), None)
         y = made or y
     if scaled.op is Op.MUL:
-        if y.op is not Op.DIV or y.args[0].op is not Op.CONST or y.args[0].payload != 1:
+        if y.op is not Op.DIV or y.args[0].op is not Op.CONST or y.args[0].value != 1:
             return False
         y = y.args[1]
     return any(s.op is Op.SUM and not kind for s, kind in stages if _is_load(y, s.array))
 
 
 def _is_load(e: Expr, array: Array) -> bool:
-    return e.op is Leaf.LOAD and e.payload[0] == array
+    return e.op is Leaf.LOAD and e.array == array
 
 
 def _with_scale(
@@ -164,7 +164,7 @@ def _with_scale(
     x, y = whole.args
     at = next(n for n, (stage, _) in enumerate(result) if stage is scaled)
     own = scaled.body.args[0]
-    if own.op is Leaf.LOAD and own.payload[1] == scaled.position and not own.payload[2]:
+    if own.op is Leaf.LOAD and own.index == scaled.position and not own.guard:
         del result[at]
     else:
         result[at] = replace(scaled, body=own), False
@@ -198,7 +198,7 @@ def _without_mask(mask: Expr, terms: Expr, makers: dict[Array, Stage]) -> Expr:
 
 
 def _reads(stage: Stage, array: Array) -> bool:
-    return any(load.payload[0] == array for load in expr.loads(stage.body))
+    return any(load.array == array for load in expr.loads(stage.body))
 
 
 def _replaced(root: Expr, old: Expr, new: Expr) -> Expr:

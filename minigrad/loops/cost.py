@@ -80,7 +80,7 @@ def traffic(kernel: Kernel, arrays: Iterable[Array]) -> int:
         }
         for load in expr.loads(*stage.exprs()):
             inside = load.variables
-            read[load.payload[0]] += numel([n for v, n in extents.items() if v in inside])
+            read[load.array] += numel([n for v, n in extents.items() if v in inside])
         updates = stage.iterations if stage.op in SCATTERS else 0
         written[stage.array] += max(stage.size, updates)
         read[stage.array] += updates

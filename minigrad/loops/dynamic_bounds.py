@@ -24,7 +24,6 @@ from minigrad.loops.microkernel import Problem
 from minigrad.schedule import expr
 from minigrad.schedule.contraction import terms_of
 from minigrad.schedule.expr import Expr
-from minigrad.schedule.stage import index_of
 
 
 def with_loaded_bounds(problem: Problem) -> Problem:
@@ -54,7 +53,7 @@ def _segment(problem: Problem, fixed: frozenset[Atom]) -> Problem:
     if len(firsts) > 1 or not (firsts or stops):
         return problem
     first = _clamped(firsts[0], axis.extent) if firsts else 0
-    moved = {axis.variable: first + index_of(axis.variable)}
+    moved = {axis.variable: first + axis.index}
     left, right = (expr.substitute_in(operand, moved) for operand in operands)
     ends = tuple(_clamped(stop, axis.extent) - first for stop in stops or [axis.extent])
     return replace(problem, parts=replace(parts, left=left, right=right), ends=ends)
@@ -73,7 +72,7 @@ def _rest(condition: Affine, variable: Atom, fixed: frozenset[Atom]) -> Integer 
     slope = coefficient(condition, variable)
     if slope not in (1, -1):
         return None
-    rest = condition - index_of(variable) * slope
+    rest = condition - variable.index * slope
     return rest if expr.values_in(rest) and variables(rest) <= fixed else None
 
 
@@ -90,7 +89,6 @@ def _clamped(x: Integer, most: int) -> Integer:
 def _needed_rows(problem: Problem, fixed: frozenset[Atom]) -> Problem:
     """How many rows are needed, where every result goes through a mask that tells it."""
     row = problem.parts.m[-1]
-    assert isinstance(row.extent, int)
     result = problem.accumulator
     common: list[Affine] | None = None
     for store in problem.stores:
@@ -105,5 +103,5 @@ def _needed_rows(problem: Problem, fixed: frozenset[Atom]) -> Problem:
     for condition in common or []:
         rest = _rest(condition, row.variable, fixed)
         if rest is not None and coefficient(condition, row.variable) == -1:
-            return replace(problem, needed=_clamped(rest + 1, row.extent))
+            return replace(problem, needed=_clamped(rest + 1, row.count))
     return problem

@@ -21,7 +21,7 @@ from math import gcd
 
 from minigrad.graph.node import Op
 from minigrad.graph.shapes import numel
-from minigrad.graph.symbolic import Atom, Integer, coefficient
+from minigrad.graph.symbolic import Atom, Integer, ceildiv, coefficient
 from minigrad.loops.amx import DEPTH as DEPTH_OF_REGISTER
 from minigrad.loops.amx import SQUARE, cut_in_squares, squares
 from minigrad.loops.assemble import finish
@@ -53,7 +53,7 @@ from minigrad.schedule import expr
 from minigrad.schedule.contraction import Contraction, contraction_of
 from minigrad.schedule.expr import Leaf, Local
 from minigrad.schedule.schedule import Kernel
-from minigrad.schedule.stage import Axis, index_of, make_axis
+from minigrad.schedule.stage import Axis, make_axis
 
 ENOUGH_TASKS = 16  # parallel iterations that divide well among a few threads
 FEW_TASKS = 8  # where every task more repeats the packing
@@ -107,14 +107,13 @@ def contraction(kernel: Kernel, target: Target, name: str) -> Nest:
             problem = pairs
     parts = problem.parts
     row, column = parts.m[-1], parts.n[-1]
-    assert isinstance(row.extent, int) and isinstance(column.extent, int)
     outer = [*parts.batch, *parts.m[:-1], *parts.n[:-1]]
     plan = plan_of(problem, target, numel([axis.extent for axis in outer]))
-    groups = make_axis("p", 0, -(-column.extent // plan.columns))
-    blocks = make_axis("c", 0, -(-row.extent // plan.rows))
-    alone = plan.rows >= row.extent
-    block = Block(0 if alone else index_of(blocks.variable), plan.rows, plan.height)
-    start = index_of(groups.variable) * plan.columns
+    groups = make_axis("p", 0, ceildiv(column.count, plan.columns))
+    blocks = make_axis("c", 0, ceildiv(row.count, plan.rows))
+    alone = plan.rows >= row.count
+    block = Block(0 if alone else blocks.index, plan.rows, plan.height)
+    start = groups.index * plan.columns
     left, body = Left(), []
     if plan.piece:
         body = blocked(
@@ -151,7 +150,7 @@ def contraction(kernel: Kernel, target: Target, name: str) -> Nest:
         for axis in reversed(shared):
             work = (serial_loop(axis, work),)
     panel.extend(work)
-    stops = (start + plan.columns, column.extent)
+    stops = (start + plan.columns, column.count)
     body.append(lanes_loop(column, plan.width, tuple(panel), start, stops, LANE))
     return _nest(name, kernel, target, outer, groups, blocks, body)
 
@@ -165,10 +164,10 @@ def _in_squares(problem: Problem, kernel: Kernel, target: Target, name: str) -> 
     if cuts is None:
         return None
     rows, columns = cuts
-    groups = make_axis("p", 0, -(-numel([column.extent]) // columns))
-    blocks = make_axis("c", 0, -(-numel([row.extent]) // rows))
-    block = Block(index_of(blocks.variable), rows, SQUARE)
-    start = index_of(groups.variable) * columns
+    groups = make_axis("p", 0, ceildiv(numel([column.extent]), columns))
+    blocks = make_axis("c", 0, ceildiv(numel([row.extent]), rows))
+    block = Block(blocks.index, rows, SQUARE)
+    start = groups.index * columns
     body = squares(problem, block, start, columns, LANE)
     return _nest(name, kernel, target, outer, groups, blocks, body)
 
@@ -224,12 +223,11 @@ def prepare(kernel: Kernel) -> Problem:
 def plan_of(problem: Problem, target: Target, batches: int) -> Plan:
     """Sizes of tiles and tasks; they depend on shapes, layouts and the target only."""
     row, column = problem.parts.m[-1], problem.parts.n[-1]
-    assert isinstance(row.extent, int) and isinstance(column.extent, int)
-    width = tile_width(target, problem.stage, column.extent)
+    width = tile_width(target, problem.stage, column.count)
     awkward = left_is_awkward(problem, target)
     crowded = not awkward and rows_compete(problem)
-    height = tile_height(target, row.extent, width, problem.stage, CROWDED if crowded else 0)
-    panels = -(-column.extent // width)
+    height = tile_height(target, row.count, width, problem.stage, CROWDED if crowded else 0)
+    panels = ceildiv(column.count, width)
     depth, _ = depth_of(problem.parts.k)
     size = problem.stage.body.dtype.itemsize
     plain = all(isinstance(axis.extent, int) for axis in problem.parts.k)
@@ -239,43 +237,43 @@ def plan_of(problem: Problem, target: Target, batches: int) -> Plan:
     if pays and plain and (deep or awkward and far):
         together = panels_at_once(target, DEPTH * width * size, panels)
         unit = together * width
-        columns = cut(column.extent, unit, DEPTH)
-        blocks = -(-row.extent // (target.l2 // 2 // (DEPTH * size)))
-        others = batches * -(-column.extent // columns)
+        columns = cut(column.count, unit, DEPTH)
+        blocks = ceildiv(row.count, target.l2 // 2 // (DEPTH * size))
+        others = batches * ceildiv(column.count, columns)
         while others * blocks < FEW_TASKS:
-            rows = row.extent // blocks
+            rows = row.count // blocks
             if max(rows, columns) < 2 * LEAST_ROWS:
                 break
             if columns >= rows and columns > unit:
-                columns = cut(column.extent, unit, columns // 2)
-                others = batches * -(-column.extent // columns)
+                columns = cut(column.count, unit, columns // 2)
+                others = batches * ceildiv(column.count, columns)
             else:
                 blocks *= 2
-        height, rows = even_blocks(row.extent, height, blocks, others)
+        height, rows = even_blocks(row.count, height, blocks, others)
         return Plan(height, width, rows, columns, True, True, DEPTH, together)
     if pays and awkward:
         blocks, groups = cut_for_packed_rows(problem, target, height, panels, batches)
-        height, rows = even_blocks(row.extent, height, blocks, batches * groups)
+        height, rows = even_blocks(row.count, height, blocks, batches * groups)
         packs = needs_packing(problem, width, rows)
-        each = -(-panels // groups)
+        each = ceildiv(panels, groups)
         together = panels_at_once(target, depth * width * size, each) if packs else 0
-        columns = -(-each // max(together, 1)) * max(together, 1) * width
+        columns = ceildiv(each, max(together, 1)) * max(together, 1) * width
         return Plan(height, width, rows, columns, True, packs, 0, together)
-    rows = row.extent
+    rows = row.count
     near = target.l2 // 2 // (depth * size)  # rows that stay in half of the second cache
     if pays and near >= ROWS_OF_PANEL:
-        rows = cut(row.extent, height, near)
+        rows = cut(row.count, height, near)
     packs = width > 1 and needs_packing(problem, width, rows)
-    if rows >= row.extent:
+    if rows >= row.count:
         wanted = FEW_TASKS if packs else ENOUGH_TASKS
-        rows = block_rows(row.extent, height, -(-wanted // (batches * panels)))
-    tasks = batches * -(-row.extent // rows) * panels
+        rows = block_rows(row.count, height, ceildiv(wanted, batches * panels))
+    tasks = batches * ceildiv(row.count, rows) * panels
     for axis in rows_of_panel(problem.parts.m, rows, tasks):
         tasks //= numel([axis.extent])
     each = tasks // ENOUGH_TASKS if packs else 1
     work = rows * depth * width  # multiply-adds of a panel
-    groups = -(-panels // max(min(each, MOST_PANELS, MOST_WORK // max(work, 1)), 1))
-    each = -(-panels // groups)
+    groups = ceildiv(panels, max(min(each, MOST_PANELS, MOST_WORK // max(work, 1)), 1))
+    each = ceildiv(panels, groups)
     together = each if near < rows and 1 < each <= target.l2 // 2 // (depth * width * size) else 0
     return Plan(height, width, rows, each * width, False, packs, panels=together)
 
@@ -283,7 +281,7 @@ def plan_of(problem: Problem, target: Target, batches: int) -> Plan:
 def panels_at_once(target: Target, nbytes: int, panels: int) -> int:
     """How many panels of `nbytes` are packed together: a quarter of the second cache's worth."""
     most = min(max(target.l2 // 4 // nbytes, 1), panels)
-    return -(-panels // -(-panels // most))
+    return ceildiv(panels, ceildiv(panels, most))
 
 
 def rows_of_panel(m: tuple[Axis, ...], rows: int, tasks: int) -> list[Axis]:
@@ -311,9 +309,9 @@ def packing_pays(problem: Problem, target: Target) -> bool:
 
 def cut(extent: int, unit: int, most: int) -> int:
     """The size of equal pieces, multiples of `unit`, of at most about `most`."""
-    units = -(-extent // unit)
-    pieces = -(-units // max(most // unit, 1))
-    return -(-units // pieces) * unit
+    units = ceildiv(extent, unit)
+    pieces = ceildiv(units, max(most // unit, 1))
+    return ceildiv(units, pieces) * unit
 
 
 def even_blocks(extent: int, height: int, blocks: int, others: int) -> tuple[int, int]:
@@ -325,16 +323,16 @@ def even_blocks(extent: int, height: int, blocks: int, others: int) -> tuple[int
     if blocks == 1:
         return height, extent
     step = SHARES // gcd(SHARES, others)
-    wanted = -(-extent // (max((2 * blocks + step) // (2 * step), 1) * step))
+    wanted = ceildiv(extent, max((2 * blocks + step) // (2 * step), 1) * step)
     heights = range(height, 3 * height // 4, -1)
-    best = min(heights, key=lambda h: -(-wanted // h) * h)
-    return best, -(-wanted // best) * best
+    best = min(heights, key=lambda h: ceildiv(wanted, h) * h)
+    return best, ceildiv(wanted, best) * best
 
 
 def rows_compete(problem: Problem) -> bool:
     """Whether neighbouring rows of the left operand fall into the same lines of a cache."""
     left = problem.parts.left
-    stride = coefficient(left.payload[1], problem.parts.m[-1].variable) or 0
+    stride = coefficient(left.index, problem.parts.m[-1].variable) or 0
     return stride != 0 and stride * left.dtype.itemsize % PAGE == 0
 
 
@@ -351,27 +349,25 @@ def cut_for_packed_rows(
 ) -> tuple[int, int]:
     """Blocks of rows, whose copies stay in half of the second cache; groups of panels."""
     row = problem.parts.m[-1]
-    assert isinstance(row.extent, int)
     depth, _ = depth_of(problem.parts.k)
     size = problem.parts.left.dtype.itemsize
     most = max(target.l2 // 2 // (depth * max(size, 4)) // height, 1)
-    tiles_of_all = -(-row.extent // height)
-    blocks = -(-tiles_of_all // most)
-    wanted = -(-FEW_TASKS // batches)
+    tiles_of_all = ceildiv(row.count, height)
+    blocks = ceildiv(tiles_of_all, most)
+    wanted = ceildiv(FEW_TASKS, batches)
     groups = 1
     if blocks < wanted:
-        fewest = -(-LEAST_ROWS // height)
+        fewest = ceildiv(LEAST_ROWS, height)
         blocks = max(blocks, min(wanted, tiles_of_all // fewest))
-        groups = max(min(-(-wanted // blocks), panels // (2 * LEAST_PANELS)), 1)
+        groups = max(min(ceildiv(wanted, blocks), panels // (2 * LEAST_PANELS)), 1)
     return blocks, groups
 
 
 def stays_near(problem: Problem, rows: int, target: Target) -> bool:
     """Whether so many rows of the left operand stay in half of the second cache."""
     row, (depth, _) = problem.parts.m[-1], depth_of(problem.parts.k)
-    assert isinstance(row.extent, int)
     size = problem.parts.left.dtype.itemsize
-    return min(rows, row.extent) * depth * size <= target.l2 // 2
+    return min(rows, row.count) * depth * size <= target.l2 // 2
 
 
 def left_is_awkward(problem: Problem, target: Target) -> bool:
@@ -382,9 +378,9 @@ def left_is_awkward(problem: Problem, target: Target) -> bool:
     where a step along k stays on the page.
     """
     left, row = problem.parts.left, problem.parts.m[-1]
-    if left.op is not Leaf.LOAD or left.payload[2]:
+    if left.op is not Leaf.LOAD or left.guard:
         return True
-    step = coefficient(left.payload[1], problem.parts.k[-1].variable)
+    step = coefficient(left.index, problem.parts.k[-1].variable)
     if step == 1:
         return False
     depth, _ = depth_of(problem.parts.k)
@@ -400,12 +396,12 @@ def needs_packing(problem: Problem, width: int, rows: int) -> bool:
     right = problem.parts.right
     column = problem.parts.n[-1].variable
     for load in expr.loads(right):
-        if load.payload[2] or coefficient(load.payload[1], column) != 1:
+        if load.guard or coefficient(load.index, column) != 1:
             return True
     if right.op is not Leaf.LOAD:
         return True
     span = sum(
-        abs(coefficient(right.payload[1], axis.variable) or 1) * numel([axis.extent])
+        abs(coefficient(right.index, axis.variable) or 1) * numel([axis.extent])
         for axis in problem.parts.k
     ) * right.dtype.itemsize
     depth, _ = depth_of(problem.parts.k)

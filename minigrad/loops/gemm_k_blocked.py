@@ -18,7 +18,7 @@ from dataclasses import replace
 
 from minigrad.graph.node import Op
 from minigrad.graph.shapes import numel
-from minigrad.graph.symbolic import Atom, Integer
+from minigrad.graph.symbolic import Atom, Integer, ceildiv
 from minigrad.loops.build import combine, lanes_loop, serial_loop
 from minigrad.loops.microkernel import Ahead, Block, Problem, tiles
 from minigrad.loops.nest import Loop, Statement, Store, Stores
@@ -26,7 +26,7 @@ from minigrad.loops.packing import in_groups, pack_left
 from minigrad.loops.target import Target
 from minigrad.schedule import expr
 from minigrad.schedule.expr import Array
-from minigrad.schedule.stage import Axis, identity, index_of, make_axis
+from minigrad.schedule.stage import Axis, identity, make_axis
 
 
 def cut_depth(problem: Problem, piece: int) -> tuple[int, int]:
@@ -36,8 +36,8 @@ def cut_depth(problem: Problem, piece: int) -> tuple[int, int]:
     for place in range(len(axes) - 1, -1, -1):
         extent = numel([axes[place].extent])
         if inner * extent > piece or place == 0:
-            parts = -(-extent // max(piece // inner, 1))
-            return place, -(-extent // parts)
+            parts = ceildiv(extent, max(piece // inner, 1))
+            return place, ceildiv(extent, parts)
         inner *= extent
     raise AssertionError("a contraction has an axis of k")
 
@@ -61,17 +61,16 @@ def blocked(
     row, column = parts.m[-1], parts.n[-1]
     stops = (start + count, column.extent)
     sums = Array("sums", dtype, block.rows * count, "scratch")
-    inside = (index_of(row.variable) - block.start) * count
-    place = inside + index_of(column.variable) - start
+    inside = (row.index - block.start) * count
+    place = inside + column.index - start
 
     cut, length = cut_depth(problem, piece)
     axis = parts.k[cut]
-    assert isinstance(axis.extent, int)
-    number = make_axis("kb", 0, -(-axis.extent // length))
+    number = make_axis("kb", 0, ceildiv(axis.count, length))
     within = make_axis("kk", 0, length)
-    before = index_of(number.variable) * length
-    at: dict[Atom, Integer] = {axis.variable: before + index_of(within.variable)}
-    rest = () if axis.extent % length == 0 else (axis.extent - before,)
+    before = number.index * length
+    at: dict[Atom, Integer] = {axis.variable: before + within.index}
+    rest = () if axis.count % length == 0 else (axis.count - before,)
     part = replace(
         problem,
         parts=replace(

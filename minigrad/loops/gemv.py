@@ -23,7 +23,7 @@ from dataclasses import replace
 
 from minigrad.graph.node import Op
 from minigrad.graph.shapes import flatten, numel
-from minigrad.graph.symbolic import Atom, Integer, coefficient, high, substitute
+from minigrad.graph.symbolic import Atom, Integer, ceildiv, coefficient, high, substitute
 from minigrad.loops.assemble import finish
 from minigrad.loops.axes import indices, merge
 from minigrad.loops.build import (
@@ -42,7 +42,7 @@ from minigrad.loops.target import Target
 from minigrad.schedule import expr
 from minigrad.schedule.expr import Array, Expr, Local
 from minigrad.schedule.schedule import Kernel
-from minigrad.schedule.stage import Axis, Stage, identity, index_of, make_axis
+from minigrad.schedule.stage import Axis, Stage, identity, make_axis
 
 FEW = 8  # rows of the other operand that still make it a product with few vectors
 LEAST_DEPTH = 16  # a shorter sum is no work to speak of
@@ -77,8 +77,8 @@ def thin(kernel: Kernel, target: Target, name: str) -> Nest | None:
     else:
         dots = None
         block = _columns_of_block(target, first, axis.extent, count, tasks)
-    blocks = make_axis("b", 0, -(-axis.extent // block))
-    start = index_of(blocks.variable) * block
+    blocks = make_axis("b", 0, ceildiv(axis.extent, block))
+    start = blocks.index * block
     stops: tuple[Integer, ...] = (start + block, axis.extent)
     if axis.extent % block == 0:
         stops = stops[:1]
@@ -88,7 +88,7 @@ def thin(kernel: Kernel, target: Target, name: str) -> Nest | None:
         packed, one = with_few_at_hand(one, number, dots is None, target)
         body.extend(packed)
         made = Array(f"sums{number}", one.stage.body.dtype, count * block, "scratch")
-        at = index_of(axis.variable) - start
+        at = axis.index - start
         values[results[number]] = _element(made, one.thin, block, at)
         if dots is not None:
             body.extend(dots.loops(one, number, made, block, start, stops))
@@ -125,7 +125,7 @@ def _sums(kernel: Kernel) -> list[Sum] | None:
         return None
     made = {stage.array for stage in kernel.stages}
     for one in sums:  # a sum that needs another's results needs all of them
-        if any(load.payload[0] in made for load in expr.loads(one.stage.body)):
+        if any(load.array in made for load in expr.loads(one.stage.body)):
             return None
     if kernel.rows != first.size and not all(_reads_its_own(s, made) for s in kernel.stages):
         return None
@@ -134,9 +134,9 @@ def _sums(kernel: Kernel) -> list[Sum] | None:
 
 def _reads_its_own(stage: Stage, made: Container[Array]) -> bool:
     """Whether a stage reads of others its own element only; within a row it may read any."""
-    own = flatten([index_of(a.variable) for a in stage.axes], [a.extent for a in stage.axes])
+    own = flatten([a.index for a in stage.axes], [a.extent for a in stage.axes])
     return all(
-        load.payload[1] == own for load in expr.loads(stage.body) if load.payload[0] in made
+        load.index == own for load in expr.loads(stage.body) if load.array in made
     )
 
 
@@ -239,7 +239,7 @@ def _neighbours(sums: Sequence[Sum], group: str) -> Axis | None:
     """The axis of a group along which the elements of every matrix are neighbours in memory."""
     for axis in reversed(getattr(sums[0], group)):
         strides = [
-            coefficient(load.payload[1], axis.variable)
+            coefficient(load.index, axis.variable)
             for one in sums
             for load in one.of_matrix()
         ]
@@ -253,17 +253,17 @@ def _neighbours(sums: Sequence[Sum], group: str) -> Axis | None:
 
 def _columns_of_block(target: Target, one: Sum, extent: int, count: int, tasks: int) -> int:
     """Columns of a block in `columns`: long runs of each row, but enough blocks to share."""
-    size = max((load.payload[0].dtype.itemsize for load in one.of_matrix()), default=4)
-    wanted = -(-extent // max(ENOUGH_TASKS // tasks, 1))
+    size = max((load.array.dtype.itemsize for load in one.of_matrix()), default=4)
+    wanted = ceildiv(extent, max(ENOUGH_TASKS // tasks, 1))
     most = min(LONGEST_RUN // size, BLOCK_BYTES // (count * one.stage.body.dtype.itemsize))
     least = min(SHORTEST_RUN // size, most)
     step = 4 * max(target.lanes(one.stage.body.dtype), 1)
-    return -(-min(max(wanted, least), most) // step) * step
+    return ceildiv(min(max(wanted, least), most), step) * step
 
 
 def _element(made: Array, thin: Sequence[Axis], block: int, at: Integer) -> Expr:
     """The element of the block's sums at column `at` of the block."""
-    row = flatten([index_of(axis.variable) for axis in thin], [axis.extent for axis in thin])
+    row = flatten([axis.index for axis in thin], [axis.extent for axis in thin])
     return expr.load(made, row * block + at)
 
 
@@ -275,7 +275,7 @@ def _columns(
     points = one.points()
     count = len(points)
     wide = 1 if lanes == 1 else lanes * (4 if count == 1 else 2 if count <= 4 else 1)
-    at = index_of(axis.variable) - start
+    at = axis.index - start
     places = [t * block + at for t in range(count)]
     registers = [
         Local(f"part{number}_{t}", made.dtype, 1, axis.variable if wide > 1 else None, wide)
@@ -301,7 +301,7 @@ def _columns(
         soon = [
             (array, substitute(position, {inner.variable: first + many_at_once + u}))
             for u in range(many_at_once)
-            for array, position, _ in (load.payload for load in of_memory)
+            for array, position in ((load.array, load.index) for load in of_memory)
         ]  # the same columns of the rows that come next
         return replace(loop, soon=tuple(soon))
 
@@ -312,11 +312,11 @@ def _columns(
     steps = []
     if high(whole) > 0:
         k = make_axis("q", 0, inner.extent)
-        body = some(index_of(k.variable), together)
+        body = some(k.index, together)
         steps.append(Loop(k.variable, 0, (whole,), (body,), step=together))
     if not isinstance(inner.extent, int):
         k = make_axis("q", 1, inner.extent)
-        body = some(index_of(k.variable), 1)
+        body = some(k.index, 1)
         steps.append(Loop(k.variable, whole, (inner.extent,), (body,)))
     elif isinstance(whole, int) and whole < inner.extent:
         steps.append(some(whole, inner.extent - whole))

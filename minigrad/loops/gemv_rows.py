@@ -24,7 +24,7 @@ from minigrad.loops.prefetch import Place
 from minigrad.loops.target import Target
 from minigrad.schedule import expr
 from minigrad.schedule.expr import Array, Expr, Leaf, Local
-from minigrad.schedule.stage import Axis, Stage, identity, index_of, make_axis
+from minigrad.schedule.stage import Axis, Stage, identity, make_axis
 
 MOST_ROWS = 32  # groups of rows that one parallel iteration takes
 CHAINS = 4
@@ -59,8 +59,7 @@ class Sum:
         """All index values of the few."""
         points: list[dict[Atom, Integer]] = [{}]
         for axis in self.thin:
-            assert isinstance(axis.extent, int)
-            points = [{**p, axis.variable: i} for p in points for i in range(axis.extent)]
+            points = [{**p, axis.variable: i} for p in points for i in range(axis.count)]
         return points
 
 
@@ -75,13 +74,13 @@ def with_few_at_hand(
     places: dict[Expr, Expr] = {}
     for few in one.few:
         inner = [axis for axis in one.k if axis.variable in few.variables]
-        if few.op is Leaf.LOAD and not few.payload[2]:
-            if scalars or not inner or coefficient(few.payload[1], inner[-1].variable) == 1:
+        if few.op is Leaf.LOAD and not few.guard:
+            if scalars or not inner or coefficient(few.index, inner[-1].variable) == 1:
                 continue
         axes = [*one.thin, *inner]
         extents = [high(axis.extent) for axis in axes]
         array = Array(f"few{number}_{len(places)}", few.dtype, numel(extents), "scratch")
-        place = flatten([index_of(axis.variable) for axis in axes], extents)
+        place = flatten([axis.index for axis in axes], extents)
         copy: Statement = Store(array, place, few)
         for axis in reversed(axes):
             width = vector_width(target, [few], axis.extent, False) if axis is axes[-1] else 1
@@ -120,7 +119,7 @@ class Dots:
         count = len(sums[0].points())
         most = 16 if target.registers >= 32 else 8
         loads = [load for one in sums for load in one.of_matrix()]
-        matrices = {load.payload[0] for load in loads}
+        matrices = {load.array for load in loads}
         cached = sum(a.size * a.dtype.itemsize for a in matrices) <= 16 * target.l2
         self.rows = 1
         if count > 1 and cached or CHAINS * max(map(_row_bytes, sums)) <= NEAR_BYTES:
@@ -138,8 +137,7 @@ class Dots:
 
     def block(self, tasks: int) -> int:
         """Rows of one parallel iteration, where there should be `tasks` of them."""
-        assert isinstance(self.axis.extent, int)
-        groups = min(max(self.axis.extent // tasks // self.rows, 1), MOST_ROWS)
+        groups = min(max(self.axis.count // tasks // self.rows, 1), MOST_ROWS)
         if self.scale_bytes:
             groups = max(min(groups, SCALE_BYTES // (self.scale_bytes * self.rows)), 1)
         return groups * self.rows
@@ -149,20 +147,19 @@ class Dots:
         stops: tuple[Integer, ...],
     ) -> list[Statement]:  # fmt: skip
         """made[t, row] = the sum of row start + row, for all rows of a block."""
-        assert isinstance(self.axis.extent, int)
         asked = self._first_rows(one, start, self.along[number])
         scales, one = self._with_scales_at_hand(one, number, block, start, stops)
         statements = [*scales, *asked]
-        rest = self.axis.extent % self.rows
-        whole = self.axis.extent - rest
-        row = make_axis("w", number, self.axis.extent)
+        rest = self.axis.count % self.rows
+        whole = self.axis.count - rest
+        row = make_axis("w", number, self.axis.count)
         if whole:
             ends = stops if not rest else (stops[0], whole)
             body = self._some(one, number, made, block, start, row, self.rows)
             statements.append(Loop(row.variable, start, ends, body, step=self.rows))
         if rest:
             body = self._some(one, number, made, block, start, row, rest)
-            ends = (stops[0], self.axis.extent)
+            ends = (stops[0], self.axis.count)
             # the block that holds the rest begins at or before it
             statements.append(Loop(row.variable, whole, ends, body, step=rest))
         return statements
@@ -176,18 +173,17 @@ class Dots:
         for scale, axes in self.scales[number].items():
             extents = [block, *(high(a.extent) for a in axes)]
             array = Array(f"scale{number}_{len(places)}", scale.dtype, numel(extents), "scratch")
-            inner = [index_of(a.variable) for a in axes]
+            inner = [a.index for a in axes]
             row = make_axis("s", number, block)
             value = expr.substitute_in(
-                scale, {self.axis.variable: start + index_of(row.variable)}
+                scale, {self.axis.variable: start + row.index}
             )
-            place = flatten([index_of(row.variable), *inner], extents)
+            place = flatten([row.index, *inner], extents)
             merged = merge((row, *axes), indices([value], [place]))
             known = {a: x for _, values in merged for a, x in values.items()}
             value, position = expr.substitute_in(value, known), substitute(place, known)
             first, last = merged[0][0], merged[-1][0]
-            assert isinstance(first.extent, int)
-            per_row = first.extent // block
+            per_row = first.count // block
             ends = tuple((stop - start) * per_row for stop in stops)
             width = vector_width(self.target, [value], last.extent, False)
             inside: tuple[Statement, ...] = (Store(array, position, value),)
@@ -195,7 +191,7 @@ class Dots:
                 bounds = ends if axis is first else (axis.extent,)
                 inside = (lanes_loop(axis, width if axis is last else 1, inside, 0, bounds),)
             fill.extend(inside)
-            row_at = index_of(self.axis.variable) - start
+            row_at = self.axis.index - start
             places[scale] = expr.load(array, flatten([row_at, *inner], extents))
         return fill, replace(one, body=_replaced(one.body, places))
 
@@ -209,7 +205,7 @@ class Dots:
         step: list[Statement] = []
         store: list[Statement] = []
         for r in range(rows):
-            at = index_of(row.variable) + r
+            at = row.index + r
             body = expr.substitute_in(one.body, {self.axis.variable: at})
             for t, point in enumerate(points):
                 total = Local(f"{name}_{t}_{r}", made.dtype, 1)
@@ -237,9 +233,9 @@ class Dots:
         """
         pieces = []
         for load in one.of_matrix():
-            array, position, _ = load.payload
+            array, position = load.array, load.index
             extents = [axis.extent for axis in one.k]
-            inside = flatten([index_of(axis.variable) for axis in one.k], extents)
+            inside = flatten([axis.index for axis in one.k], extents)
             begin = substitute(position, {axis.variable: 0 for axis in one.k})
             follow = coefficient(position, self.axis.variable) == numel(extents)
             if follow and along == one.k[-1] and position - begin == inside:
@@ -256,7 +252,7 @@ class Dots:
         The rows ahead are one piece of memory: each step asks for its share of the lines of it.
         """
         places: list[Place] = []
-        ahead = index_of(row.variable) + self._ahead(one)
+        ahead = row.index + self._ahead(one)
         for array, begin, inside in self._pieces(one, along):
             piece = substitute(begin, {self.axis.variable: ahead}) + inside * rows
             step = max(self.width, LINE_BYTES // array.dtype.itemsize)
@@ -271,7 +267,7 @@ class Dots:
             place = make_axis("p", len(loops), count)
             first = substitute(begin, {self.axis.variable: start})
             line = min(LINE_BYTES // array.dtype.itemsize, self.target.most_lanes)
-            soon = ((array, first + index_of(place.variable)),)
+            soon = ((array, first + place.index),)
             loops.append(replace(lanes_loop(place, line, ()), soon=soon))
         return loops
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from minigrad.graph.node import SCATTERS
 from minigrad.graph.shapes import numel, unflatten
-from minigrad.graph.symbolic import Integer, coefficient
+from minigrad.graph.symbolic import Integer, ceildiv, coefficient
 from minigrad.loops.assemble import finish
 from minigrad.loops.axes import row_axis, unit_stride_axis
 from minigrad.loops.build import (
@@ -31,7 +31,6 @@ from minigrad.schedule import expr
 from minigrad.schedule.contraction import contraction_of
 from minigrad.schedule.fuse import runs_along_rows
 from minigrad.schedule.schedule import Kernel
-from minigrad.schedule.stage import index_of
 
 VECTOR = 4  # elements of a work-item's vector
 FILL = 4  # groups for each unit that keep it busy
@@ -80,7 +79,7 @@ def spread(kernel: Kernel, target: Target, name: str) -> Nest:
         width = VECTOR if axis.extent % VECTOR == 0 else 1
         extents[-1] = axis.extent // width
     row = row_axis(numel(extents))
-    places = unflatten(index_of(row.variable), extents)
+    places = unflatten(row.index, extents)
     if axis is not None and width > 1:
         start = places[-1] * width
         body = (lanes_loop(axis, width, body, start, (start + width,)),)
@@ -117,13 +116,13 @@ def scatter_parts(kernel: Kernel, target: Target, name: str) -> Nest | None:
     parts = min(FILL * group.items * group.units // count, along.extent // LEAST_PART)
     if parts < 2:
         return None
-    size = -(-along.extent // parts)
-    row = row_axis(-(-along.extent // size) * count)
+    size = ceildiv(along.extent, parts)
+    row = row_axis(ceildiv(along.extent, size) * count)
     part, *kept = unflatten(
-        index_of(row.variable), [-(-along.extent // size), *(a.extent for a in fixed)]
+        row.index, [ceildiv(along.extent, size), *(a.extent for a in fixed)]
     )
     begin = part * size
-    where = index_of(place)
+    where = place.index
     within = expr.restrict(stage.guard, [where - begin, begin + size - 1 - where])
     old = expr.load(stage.array, stage.position, within)
     new = combine(SCATTERS[stage.op], old, stage.body)

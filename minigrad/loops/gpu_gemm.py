@@ -21,7 +21,7 @@ from dataclasses import dataclass, replace
 from minigrad.dtype import DType
 from minigrad.graph.node import Op
 from minigrad.graph.shapes import numel, unflatten
-from minigrad.graph.symbolic import Atom, Integer, substitute
+from minigrad.graph.symbolic import Atom, Integer, ceildiv, substitute
 from minigrad.loops.assemble import finish
 from minigrad.loops.axes import row_axis
 from minigrad.loops.build import combine, lanes_loop, serial_loop
@@ -33,7 +33,7 @@ from minigrad.loops.target import TILE_DEPTH, TILES, Group, Target, Tile
 from minigrad.schedule import expr
 from minigrad.schedule.expr import Array, Expr, Leaf, Local
 from minigrad.schedule.schedule import Kernel
-from minigrad.schedule.stage import Axis, identity, index_of, make_axis
+from minigrad.schedule.stage import Axis, identity, make_axis
 
 LANES = 4  # columns of a vector; elements of one that is copied
 PAD = 4  # elements between the rows of a local array, so that they begin in different banks
@@ -77,9 +77,9 @@ def group_contraction(kernel: Kernel, target: Target, name: str) -> Nest:
     moving = [a for a in (*parts.batch, *parts.m, *parts.n) if not isinstance(a.extent, int)]
     m, n, batches = (numel([a.extent for a in axes]) for axes in (rows, columns, batch))
     tile = choose_tile(m, n, batches, group, problem.stage.body.dtype)
-    extents = [*(a.extent for a in batch), -(-m // tile.rows), -(-n // tile.columns)]
+    extents = [*(a.extent for a in batch), ceildiv(m, tile.rows), ceildiv(n, tile.columns)]
     row = row_axis(numel(extents))
-    *outer, tile_row, tile_column = unflatten(index_of(row.variable), extents)
+    *outer, tile_row, tile_column = unflatten(row.index, extents)
     values = {axis.variable: place for axis, place in zip(batch, outer, strict=True)}
     sides = []
     for text, operand, axes, number, size in (
@@ -90,7 +90,7 @@ def group_contraction(kernel: Kernel, target: Target, name: str) -> Nest:
         operand = expr.substitute_in(operand, values)
         sides.append(_Side(operand, axes, number * size, size, array))
     item = make_axis("item", 0, tile.items)
-    body = _Tile(problem, tile, sides[0], sides[1], values, index_of(item.variable)).statements()
+    body = _Tile(problem, tile, sides[0], sides[1], values, item.index).statements()
     for axis in reversed(moving):
         body = (serial_loop(axis, body),)
     items = Loop(item.variable, 0, (tile.items,), body, "items")
@@ -106,8 +106,8 @@ def choose_tile(rows: int, columns: int, batches: int, group: Group, dtype: DTyp
     """
 
     def cost(tile: Tile) -> float:
-        count = batches * -(-rows // tile.rows) * -(-columns // tile.columns)
-        waves = -(-count // group.units)
+        count = batches * ceildiv(rows, tile.rows) * ceildiv(columns, tile.columns)
+        waves = ceildiv(count, group.units)
         loads = 2 / tile.item_rows + 2 / tile.item_columns
         return waves * tile.rows * tile.columns * (1 + loads)
 
@@ -152,8 +152,8 @@ class _Tile:
         moving = [axis for axis in self.problem.parts.k if axis not in fixed]
         inner = fixed or (moving.pop(),)
         extent = numel([a.extent for a in fixed]) if fixed else inner[0].extent
-        piece = make_axis("kp", 0, -(-numel([extent]) // TILE_DEPTH))
-        start = index_of(piece.variable) * TILE_DEPTH
+        piece = make_axis("kp", 0, ceildiv(numel([extent]), TILE_DEPTH))
+        start = piece.index * TILE_DEPTH
         step = (*self._copy(self.left, inner, start, extent),
                 *self._copy(self.right, inner, start, extent),
                 Barrier(), self._multiply(), Barrier())  # fmt: skip
@@ -192,8 +192,8 @@ class _Tile:
     ) -> Statement:
         """Statements for every vector of the registers: of row u and number v, in a slot."""
         u, v = make_axis("u", 0, self.tile.item_rows), make_axis("v", 0, self.vectors)
-        slot = index_of(u.variable) * self.vectors + index_of(v.variable)
-        body = make(index_of(u.variable), index_of(v.variable), slot)
+        slot = u.index * self.vectors + v.index
+        body = make(u.index, v.index, slot)
         inner = Loop(v.variable, 0, (self.vectors,), body, "unroll")
         outer = Loop(u.variable, 0, (self.tile.item_rows,), (inner,), "unroll")
         return lanes_loop(self.lane, LANES, (outer,))
@@ -211,12 +211,12 @@ class _Tile:
     def _multiply(self) -> Statement:
         """One piece of k: registers += left · right."""
         k = make_axis("k", 99, TILE_DEPTH)
-        lane = index_of(self.lane.variable)
+        lane = self.lane.index
 
         def step(u: Integer, v: Integer, slot: Integer) -> tuple[Statement, ...]:
-            place = index_of(k.variable) * self.left.pitch
+            place = k.index * self.left.pitch
             left = expr.load(self.left.array, place + self._row(u))
-            place = index_of(k.variable) * self.right.pitch
+            place = k.index * self.right.pitch
             right = expr.load(self.right.array, place + self._column(v) + lane)
             product = expr.apply(Op.MUL, (left, right), left.dtype)
             total = expr.local(self.registers, slot)
@@ -238,10 +238,10 @@ class _Tile:
         unit = strides(side.operand, last.variable) == {1}
         count = side.size * TILE_DEPTH
         width = LANES if single and whole and unit and count >= LANES * self.tile.items else 1
-        q = make_axis("q", 0, -(-count // (width * self.tile.items)))
-        number = index_of(q.variable) * self.tile.items + self.item
+        q = make_axis("q", 0, ceildiv(count, width * self.tile.items))
+        number = q.index * self.tile.items + self.item
         lane = make_axis("y", 0, width)
-        shift = index_of(lane.variable) if width > 1 else 0
+        shift = lane.index if width > 1 else 0
         run = (TILE_DEPTH if along_k else side.size) // width
         fast, slow = number % run * width, number // run
         piece, place = (fast, slow) if along_k else (slow, fast)
@@ -268,7 +268,7 @@ class _Tile:
         """The epilogue of one vector."""
         row = self.left.start + self._row(u)
         first = self.right.start + self._column(v)
-        column = first + index_of(self.lane.variable)
+        column = first + self.lane.index
         whole = self.right.extent % LANES == 0  # then a vector is within, or without
         ends = self.right.extent - (LANES if whole else 1)
         last = ends - (first if whole else column)
@@ -292,7 +292,7 @@ def guard_loads(e: Expr, conditions: Sequence[Integer]) -> Expr:
     def change(leaf: Expr) -> Expr | None:
         if leaf.op is not Leaf.LOAD:
             return None
-        array, place, guard = leaf.payload
+        array, place, guard = leaf.array, leaf.index, leaf.guard
         return expr.load(array, place, expr.restrict(guard, conditions))
 
     return expr.rebuild(e, change)

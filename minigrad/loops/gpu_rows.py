@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from minigrad.graph.shapes import numel, unflatten
-from minigrad.graph.symbolic import Atom, Integer
+from minigrad.graph.symbolic import Atom, Integer, ceildiv
 from minigrad.loops.assemble import finish
 from minigrad.loops.axes import fix_rows, merge_stage, row_axis
 from minigrad.loops.block_plan import late_products
@@ -30,7 +30,7 @@ from minigrad.schedule.contraction import contraction_of
 from minigrad.schedule.expr import Array, Expr, Local
 from minigrad.schedule.fuse import prefix_length
 from minigrad.schedule.schedule import Kernel
-from minigrad.schedule.stage import Axis, Stage, identity, index_of, make_axis
+from minigrad.schedule.stage import Axis, Stage, identity, make_axis
 
 SHORT = 32  # elements of a row that one work-item had better do alone
 SHARE = 4  # elements of a row for each work-item, at least
@@ -56,8 +56,8 @@ def row_items(kernel: Kernel, group: Group, share: int = SHARE) -> int:
 def group_rows(kernel: Kernel, target: Target, name: str, items: int) -> Nest:
     """A work-group of `items` for each row."""
     row = row_axis(kernel.rows)
-    stages = [fix_rows(stage, kernel.rows, index_of(row.variable)) for stage in kernel.stages]
-    layout = _Layout(stages, kernel, index_of(row.variable), target)
+    stages = [fix_rows(stage, kernel.rows, row.index) for stage in kernel.stages]
+    layout = _Layout(stages, kernel, row.index, target)
     stages = [merge_stage(layout.inside(stage)) for stage in stages]
     body = _Items(items).statements(stages, [{} for _ in stages])
     return _nest(kernel, target, name, row, items, body)
@@ -73,10 +73,10 @@ def group_blocks(kernel: Kernel, target: Target, name: str) -> Nest:
     width = next(w for w in (8, 4, 2, 1) if extent % w == 0 and w * widest <= VECTOR_BYTES)
     count = extent // width
     row = row_axis(kernel.rows // width)
-    outer, number = unflatten(index_of(row.variable), [kernel.rows // extent, count])
+    outer, number = unflatten(row.index, [kernel.rows // extent, count])
     axis, lane = make_axis("b", 0, extent), make_axis("lane", 0, width)
     start = number * width
-    whole = outer * extent + index_of(axis.variable)
+    whole = outer * extent + axis.index
     found = [
         (fix_rows(stage, kernel.rows, whole), contraction_of(stage) is not None)
         for stage in kernel.stages
@@ -141,9 +141,9 @@ class _Layout:
         return replace(stage, array=self.arrays[stage.array], position=position)
 
     def _moved(self, e: Expr) -> Expr | None:
-        if e.op is not expr.Leaf.LOAD or e.payload[0] not in self.arrays:
+        if e.op is not expr.Leaf.LOAD or e.array not in self.arrays:
             return None
-        array, position, guard = e.payload
+        array, position, guard = e.array, e.index, e.guard
         return expr.load(self.arrays[array], self._place(position, array), guard)
 
     def _place(self, position: Integer, array: Array) -> Integer:
@@ -151,7 +151,7 @@ class _Layout:
         if self.width == 1:
             return inside
         assert self.lane is not None
-        return inside * self.width + index_of(self.lane)
+        return inside * self.width + self.lane.index
 
 
 @dataclass(frozen=True)
@@ -165,7 +165,7 @@ class _Items:
     @property
     def item(self) -> Integer:
         """The number of the work-item."""
-        return index_of(_item(self.items).variable)
+        return _item(self.items).index
 
     def statements(
         self, stages: Sequence[Stage], bounds: Sequence[Mapping[Atom, Bounds]]
@@ -215,8 +215,8 @@ class _Items:
         """Whether all items together reduce one element after another."""
         size = numel([axis.extent for axis in stage.axes])
         depth = numel([axis.extent for axis in stage.reduced])
-        fold = -(-depth // self.items) + 2 * FOLD * (self.items.bit_length() - 1)
-        return size * fold < -(-size // self.items) * depth
+        fold = ceildiv(depth, self.items) + 2 * FOLD * (self.items.bit_length() - 1)
+        return size * fold < ceildiv(size, self.items) * depth
 
     def _shared(
         self, stage: Stage, axes: Sequence[Axis], bounds: Mapping[Atom, Bounds],
@@ -229,7 +229,7 @@ class _Items:
         )
         if plain and len(axes) != 1:
             whole = make_axis("e", 0, numel([axis.extent for axis in axes]))
-            parts = unflatten(index_of(whole.variable), [axis.extent for axis in axes])
+            parts = unflatten(whole.index, [axis.extent for axis in axes])
             values = {a.variable: part for a, part in zip(axes, parts, strict=True)}
             stage = stage.substitute(values)
             stage = replace(

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from itertools import count
 
 from minigrad.graph.node import Op
-from minigrad.graph.symbolic import Atom, Integer, high, variables
+from minigrad.graph.symbolic import Atom, Integer, ceildiv, high, variables
 from minigrad.loops.build import combine, lanes_loop
 from minigrad.loops.nest import (
     Fold,
@@ -32,7 +32,7 @@ from minigrad.loops.nest import (
 from minigrad.loops.target import Target
 from minigrad.schedule import expr
 from minigrad.schedule.expr import Array, Expr, Leaf, Local
-from minigrad.schedule.stage import identity, index_of, make_axis
+from minigrad.schedule.stage import identity, make_axis
 
 TERMS = 64  # that follow one another in one register
 TERMS_OF_ARRAY = 128  # in memory, which is read and written once more when a block ends
@@ -76,7 +76,9 @@ def _cut_if_long(statement: Statement, around: Around, target: Target) -> Statem
         sums = _sums(statement)
         if around:  # where no vector loop over an array may be
             sums = {place: one for place, one in sums.items() if isinstance(place, Local)}
-        blocks = {place: -(-one.terms // most_terms(place, target)) for place, one in sums.items()}
+        blocks = {
+            place: ceildiv(one.terms, most_terms(place, target)) for place, one in sums.items()
+        }
         long = {place: sums[place] for place, number in blocks.items() if number > 1}
         if long:
             return _cut(statement, long, max(blocks.values()), around, target)
@@ -91,7 +93,7 @@ def _cut(
         place: replace(place, name=f"{place.name}_{loop.variable.name}") for place in sums
     }
     inner = replace(loop, body=tuple(_renamed(s, parts) for s in loop.body))
-    size = -(-_trips(loop) // blocks)
+    size = ceildiv(_trips(loop), blocks)
     if size == 1:
         clear, end = _ends(sums, parts, _within(loop, around), target)
         return _cut_if_long(replace(loop, body=(*clear, *inner.body, *end)), around, target)
@@ -112,8 +114,8 @@ def _in_blocks(loop: Loop, size: int) -> tuple[Loop, Loop, Loop | None]:
     outside = {atom.name for x in (loop.start, *loop.stops) for atom in variables(x)}
     prefix = f"{loop.variable.name}b"
     free = next(n for n in count() if f"{prefix}{n}" not in outside)
-    number = make_axis(prefix, free, max(-(-_trips(loop) // size), 1))
-    first = loop.start + index_of(number.variable) * span
+    number = make_axis(prefix, free, max(ceildiv(_trips(loop), size), 1))
+    first = loop.start + number.index * span
     lengths = [stop - loop.start for stop in loop.stops]
     even = len(lengths) == 1 and divides(lengths[0], span)
     whole = even or loop.kind == "lanes" and len(lengths) == 1
@@ -138,7 +140,7 @@ def _ends(
         if isinstance(place, Array):
             assert isinstance(part, Array)
             each = make_axis("e", 0, place.size)
-            at: Integer = index_of(each.variable)
+            at: Integer = each.index
             more = combine(Op.SUM, expr.load(place, at), expr.load(part, at))
             width = max(min(target.most_lanes, 4 * target.lanes(place.dtype)), 1)
             clear.append(lanes_loop(each, width, (Store(part, at, zero),)))
@@ -146,7 +148,7 @@ def _ends(
             continue
         assert isinstance(part, Local)
         slot = make_axis("u", 0, place.count)
-        at = index_of(slot.variable) if place.count > 1 else 0
+        at = slot.index if place.count > 1 else 0
         more = combine(Op.SUM, expr.local(place, at), expr.local(part, at))
         for found, made in (
             (clear, Set(part, at, zero, one.everywhere)),
@@ -182,7 +184,7 @@ def _sums(loop: Loop) -> dict[Place, _Sum]:
         inside = [e for x in indices for e in expr.values_in(x)]
         for e in expr.walk(*values, *inside):
             if e.op in (Leaf.LOCAL, Leaf.LOAD):
-                others.add(e.payload[0])
+                others.add(e.place)
 
     def added(place: Place, index: Integer, around: tuple[Loop, ...]) -> _Sum:
         one = found.setdefault((place, index), _Sum())
@@ -252,7 +254,7 @@ def _terms(statement: Set | Store) -> tuple[Expr, ...]:
 
 def _trips(loop: Loop) -> int:
     """Iterations of a loop, at most; of vectors for a vector loop."""
-    return max(min(-(-high(stop - loop.start) // loop.step) for stop in loop.stops), 0)
+    return max(min(ceildiv(high(stop - loop.start), loop.step) for stop in loop.stops), 0)
 
 
 def _renamed(statement: Statement, new: Mapping[Place, Place]) -> Statement:
@@ -264,12 +266,12 @@ def _renamed(statement: Statement, new: Mapping[Place, Place]) -> Statement:
         return Stores(tuple(item for item in items if isinstance(item, Store)))
 
     def change(leaf: Expr) -> Expr | None:
-        if leaf.op not in (Leaf.LOCAL, Leaf.LOAD) or leaf.payload[0] not in new:
+        if leaf.op not in (Leaf.LOCAL, Leaf.LOAD) or leaf.place not in new:
             return None
-        place = new[leaf.payload[0]]
+        place = new[leaf.place]
         if isinstance(place, Local):
-            return expr.local(place, leaf.payload[1])
-        return expr.load(place, leaf.payload[1])
+            return expr.local(place, leaf.slot)
+        return expr.load(place, leaf.index)
 
     if isinstance(statement, Set) and statement.local in new:
         local = new[statement.local]

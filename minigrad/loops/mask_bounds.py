@@ -57,8 +57,8 @@ def _support(
     found: Mapping[Expr, Support | None],
     known: Mapping[Array, tuple[Stage, Support]],
 ) -> Support | None:
-    if e.op is Leaf.LOAD and e.payload[0] in known and not e.payload[2]:
-        return _of_load(e, *known[e.payload[0]])
+    if e.op is Leaf.LOAD and e.array in known and not e.guard:
+        return _of_load(e, *known[e.array])
     if e.op is Op.WHERE:
         return _of_choice(e, found)
     if isinstance(e.op, Leaf) or not e.args:
@@ -72,9 +72,9 @@ def _support(
     second = parts[1]
     x, y = e.args
     if first is not None and y.op is Op.CONST:
-        return _folded(e, first, (first.outside, y.payload))
+        return _folded(e, first, (first.outside, y.value))
     if second is not None and x.op is Op.CONST:
-        return _folded(e, second, (x.payload, second.outside))
+        return _folded(e, second, (x.value, second.outside))
     if first is not None and second is not None and first.conditions == second.conditions:
         return _folded(e, first, (first.outside, second.outside))
     return None
@@ -95,9 +95,9 @@ def _outside(
     e: Expr, mask: Expr, makers: Mapping[Array, Stage], found: Mapping[Expr, float | None]
 ) -> float | None:
     if e.op is Op.CONST:
-        return float(e.payload)
-    if e.op is Leaf.LOAD and not e.payload[2]:
-        maker = makers.get(e.payload[0])
+        return float(e.value)
+    if e.op is Leaf.LOAD and not e.guard:
+        maker = makers.get(e.array)
         if maker is None or maker.op is not None:
             return None
         places = places_in(e, maker)
@@ -142,15 +142,15 @@ def _of_choice(e: Expr, found: Mapping[Expr, Support | None]) -> Support | None:
         return None
     conditions = conditions_of(condition)
     inside = found[x]
-    if inside is not None and inside.outside == y.payload:
+    if inside is not None and inside.outside == y.value:
         conditions += tuple(c for c in inside.conditions if c not in conditions)
-    return Support(conditions, float(y.payload)) if conditions else None
+    return Support(conditions, float(y.value)) if conditions else None
 
 
 def conditions_of(e: Expr) -> tuple[Affine, ...]:
     """Sums that are all ≥ 0 where the boolean `e` holds."""
-    if e.op is Leaf.CONDITION:
-        return (e.payload,)
+    if e.op is Leaf.CONDITION and isinstance(e.index, Affine):
+        return (e.index,)
     if e.op is Op.AND:
         return conditions_of(e.args[0]) + conditions_of(e.args[1])
     if e.op in (Op.LE, Op.LT):
@@ -173,9 +173,9 @@ def _as_index(e: Expr) -> Integer | None:
     if e.op is Leaf.LOAD and e.dtype is not dtypes.uint64:
         return expr.value_of(e)
     if e.op is Op.CONST:
-        return int(e.payload)
+        return int(e.value)
     if e.op is Leaf.INDEX:
-        return e.payload  # type: ignore[no-any-return]
+        return e.index
     if e.op in (Op.ADD, Op.SUB):
         x, y = _as_index(e.args[0]), _as_index(e.args[1])
         if x is not None and y is not None:
@@ -194,7 +194,7 @@ def _of_load(e: Expr, stage: Stage, part: Support) -> Support | None:
 
 def places_in(load: Expr, stage: Stage) -> tuple[Integer, ...]:
     """Where along the inner axes of a stage with fixed rows a load reads."""
-    inside = load.payload[1]
+    inside = load.index
     names = {axis.variable for axis in stage.axes}
     if isinstance(stage.position, Affine):
         rows = [term for term in stage.position.terms if term[0] not in names]
@@ -227,7 +227,7 @@ class Rows:
             slope = coefficient(condition, axis.variable)
             if slope not in (1, -1):
                 continue
-            rest = condition - Affine(0, ((axis.variable, 1),)) * slope
+            rest = condition - axis.index * slope
             along = coefficient(rest, self.variable)
             if along is None or not variables(rest) - {self.variable} <= self.fixed:
                 continue
@@ -268,7 +268,7 @@ def regions(
         for axis in stage.reduced:
             bounds[axis.variable] = rows.bounds(axis, masked)
         for load in expr.loads(stage.body):
-            maker = makers.get(load.payload[0])
+            maker = makers.get(load.array)
             if maker is not None:
                 read = [
                     _read(place, axis, bounds)

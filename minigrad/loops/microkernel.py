@@ -11,14 +11,14 @@ from dataclasses import dataclass, replace
 
 from minigrad.graph.node import Op
 from minigrad.graph.shapes import numel
-from minigrad.graph.symbolic import Atom, Integer, coefficient, substitute
+from minigrad.graph.symbolic import Atom, Integer, ceildiv, coefficient, substitute
 from minigrad.loops.build import combine, substitute_statement, unless_finite
 from minigrad.loops.nest import Loop, Prefetch, Set, Statement, Store, Stores
 from minigrad.loops.target import Target
 from minigrad.schedule import expr
 from minigrad.schedule.contraction import Contraction
 from minigrad.schedule.expr import Array, Expr, Leaf, Local
-from minigrad.schedule.stage import Axis, Stage, identity, index_of, make_axis
+from minigrad.schedule.stage import Axis, Stage, identity, make_axis
 
 Statements = tuple[Statement, ...]
 
@@ -133,7 +133,7 @@ def tile_height(target: Target, rows: int, width: int, stage: Stage, bound: int 
     most = target.tile_rows if width >= 2 * lanes else 2 * target.tile_rows - 4
     if bound and bound < most:
         return min(bound, rows)
-    return -(-rows // -(-rows // most))
+    return ceildiv(rows, ceildiv(rows, most))
 
 
 def tiles(
@@ -145,10 +145,9 @@ def tiles(
     around: puts what is done for a tile of rows into loops of its own.
     """
     row = problem.parts.m[-1]
-    assert isinstance(row.extent, int)
-    whole, rest = divmod(row.extent, block.height)
+    whole, rest = divmod(row.count, block.height)
     before = block.number * block.tiles
-    alone = block.rows >= row.extent
+    alone = block.rows >= row.count
     number = make_axis("t", 0, max(block.tiles, 1))
     stops: tuple[Integer, ...] = (min(block.tiles, whole),)
     if not alone and (rest or whole % block.tiles):  # the last block has fewer, perhaps none
@@ -187,20 +186,20 @@ def tile(
     lanes = parts.n[-1].variable if width > 1 else None
     registers = Local(f"tile{height}", stage.body.dtype, height, lanes, width)
     u = make_axis("u", 0, height)
-    slot = index_of(u.variable)
-    inside = index_of(number.variable) * block.height + slot
+    slot = u.index
+    inside = number.index * block.height + slot
     at: dict[Atom, Integer] = {parts.m[-1].variable: block.start + inside}
     if left.array is None:
         factor = expr.substitute_in(parts.left, at)
     elif left.pitch:
-        place = index_of(number.variable) * left.depth * left.pitch
+        place = number.index * left.depth * left.pitch
         factor = expr.load(left.array, place + left.k * left.pitch + slot)
     else:
         factor = expr.load(left.array, inside * left.depth + left.k)
     total = _more(expr.local(registers, slot), factor, right)
     step: Statement = Set(registers, slot, total, everywhere=True)
     step = Loop(u.variable, 0, (height,), (step,), "unroll")
-    first = block.start + index_of(number.variable) * block.height
+    first = block.start + number.index * block.height
     needed = problem.from_row(first)
     step = (
         needed.along_k(step) if ahead is None
@@ -257,12 +256,12 @@ class Ahead:
         if not isinstance(inner.extent, int) or inner.extent < LEAST_DEPTH:
             return problem.along_k(step)
         line = LINE // max(left.dtype.itemsize, 4)
-        outer, within = make_axis("ko", 0, -(-inner.extent // line)), make_axis("ki", 0, line)
-        before = index_of(outer.variable) * line
-        k = before + index_of(within.variable)
+        outer, within = make_axis("ko", 0, ceildiv(inner.extent, line)), make_axis("ki", 0, line)
+        before = outer.index * line
+        k = before + within.index
         seldom: list[Statement] = []
         often: list[Statement] = []
-        if left.op is Leaf.LOAD and coefficient(left.payload[1], u) == 1:
+        if left.op is Leaf.LOAD and coefficient(left.index, u) == 1:
             often += self._lines(left, inner, k + line, {u: 0})
         elif left.op is Leaf.LOAD:
             rows = self._lines(left, inner, before + 2 * line)[:1]
@@ -272,7 +271,7 @@ class Ahead:
         often += self._lines(right, inner, k + line)
         if self.following:
             # a piece of this tile's share of the next panel's rows
-            seldom.append(self._next_panel(problem, inner, line, number, index_of(outer.variable)))
+            seldom.append(self._next_panel(problem, inner, line, number, outer.index))
         stops = tuple(stop - before for stop in problem.stops(inner))
         if inner.extent % line == 0:
             stops = stops[1:]
@@ -288,25 +287,25 @@ class Ahead:
     ) -> Loop:  # fmt: skip
         """Hints at the line at k of each of the next tile's rows, if there is a next tile."""
         following = make_axis("next", 0, numel([number.extent]) + 1)
-        at: dict[Atom, Integer] = {number.variable: index_of(following.variable)}
+        at: dict[Atom, Integer] = {number.variable: following.index}
         lines = tuple(replace(one, later=True) for one in self._lines(left, inner, k, at)[:1])
         rows = Loop(step.variable, 0, step.stops, lines, "unroll")
-        this = index_of(number.variable)
+        this = number.index
         return Loop(following.variable, this + 1, (this + 2, *numbers), (rows,))
 
     def _lines(
         self, operand: Expr, inner: Axis, k: Integer, known: dict[Atom, Integer] | None = None
     ) -> tuple[Prefetch, ...]:
         """Hints at the lines of an operand's row at k."""
-        if operand.op is not Leaf.LOAD or not coefficient(operand.payload[1], inner.variable):
+        if operand.op is not Leaf.LOAD or not coefficient(operand.index, inner.variable):
             return ()
-        array, index, _ = operand.payload
+        array, index = operand.array, operand.index
         if expr.values_in(index):
             return ()
         first = substitute(index, {inner.variable: k, **(known or {})})
         line = LINE // array.dtype.itemsize
         aligned = numel([coefficient(index, inner.variable) or 0]) % line == 0
-        count = -(-self.width // line) + (not aligned)
+        count = ceildiv(self.width, line) + (not aligned)
         return tuple(Prefetch(array, first + line * n) for n in range(count))
 
     def _next_panel(
@@ -314,25 +313,25 @@ class Ahead:
     ) -> Loop:
         """Hints at what tile `number` fetches of the next panel at the `piece`-th line of k."""
         right, column = problem.parts.right, problem.parts.n[-1]
-        tile = index_of(number.variable)
+        tile = number.index
         one = make_axis("f", 0, self.width * max(numel([inner.extent]), line))
         if 1 in strides(right, inner.variable):  # its columns lie along k
-            each = -(-self.width // self.tiles)
-            move = tile * each + index_of(one.variable) + self.width
-            at = {column.variable: index_of(column.variable) + move}
+            each = ceildiv(self.width, self.tiles)
+            move = tile * each + one.index + self.width
+            at = {column.variable: column.index + move}
             rows = self._lines(expr.substitute_in(right, at), inner, piece * line)[:1]
         else:
-            share = -(-numel([inner.extent]) // self.tiles)
+            share = ceildiv(numel([inner.extent]), self.tiles)
             each = -(-share * line // numel([inner.extent]))
-            place = tile * share + piece * each + index_of(one.variable)
-            at = {column.variable: index_of(column.variable) + self.width}
+            place = tile * share + piece * each + one.index
+            at = {column.variable: column.index + self.width}
             rows = self._lines(expr.substitute_in(right, at), inner, place)
         return Loop(one.variable, 0, (each,), rows, "unroll")
 
 
 def strides(operand: Expr, axis: Atom) -> set[int | None]:
     """How far each of an operand's loads moves along an axis; None where that varies."""
-    return {coefficient(load.payload[1], axis) for load in expr.loads(operand)}
+    return {coefficient(load.index, axis) for load in expr.loads(operand)}
 
 
 def _more(total: Expr, left: Expr, right: Expr) -> Expr:

@@ -15,7 +15,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from minigrad.graph.node import Op
-from minigrad.graph.symbolic import Atom, Integer
+from minigrad.graph.symbolic import Affine, Atom, Integer
 from minigrad.schedule.expr import Array, Expr, Guard, Local
 
 
@@ -144,6 +144,11 @@ class Loop:
     lane: Atom | None = None
     soon: tuple[tuple[Array, Integer], ...] = ()
     transpose: int = 0
+
+    @property
+    def index(self) -> Affine:
+        """Its variable as an index."""
+        return self.variable.index
 
 
 Statement = (

@@ -12,14 +12,14 @@ from dataclasses import replace
 from minigrad.dtype import dtypes
 from minigrad.graph.node import Op
 from minigrad.graph.shapes import flatten, numel
-from minigrad.graph.symbolic import Atom, Integer, coefficient
+from minigrad.graph.symbolic import Atom, Integer, ceildiv, coefficient
 from minigrad.loops.build import lanes_loop
 from minigrad.loops.microkernel import LINE, Block, Left, Problem, Statements, strides
 from minigrad.loops.nest import Loop, Statement, Store
 from minigrad.loops.prefetch import Place, next_rows
 from minigrad.schedule import expr
 from minigrad.schedule.expr import Array, Expr, Leaf
-from minigrad.schedule.stage import Axis, index_of, make_axis
+from minigrad.schedule.stage import Axis, make_axis
 
 WORDS = 16  # of a vector with 512 bits
 
@@ -27,7 +27,7 @@ WORDS = 16  # of a vector with 512 bits
 def depth_of(axes: tuple[Axis, ...]) -> tuple[int, Integer]:
     """The extent of all summed axes together, and the place of an element along them."""
     extents = [axis.extent for axis in axes]
-    return numel(extents), flatten([index_of(axis.variable) for axis in axes], extents)
+    return numel(extents), flatten([axis.index for axis in axes], extents)
 
 
 def pack_right(
@@ -36,7 +36,7 @@ def pack_right(
     """Copy the panel of `right` in scope, row k after row k; gives the copy and its read."""
     depth, k = depth_of(problem.parts.k)
     panel = Array("panel", problem.parts.right.dtype, depth * width, "scratch")
-    place = k * width + index_of(lane)
+    place = k * width + lane.index
     copy = _copy_along_k(problem, Store(panel, place, problem.parts.right), lanes)
     return copy, expr.load(panel, place)
 
@@ -56,8 +56,8 @@ def pack_panels(
     number = make_axis("g", 0, count)
     extent = len_of(column)
     alone = count == 1 and extent % width == 0
-    at: Integer = 0 if alone else index_of(number.variable)
-    place = at * depth * width + k * width + index_of(lane)
+    at: Integer = 0 if alone else number.index
+    place = at * depth * width + k * width + lane.index
 
     inside = (extent - start) // width  # whole panels from here on
 
@@ -98,9 +98,9 @@ def in_groups(
     """
     start, extent = columns
     together = count * width
-    group = make_axis("pg", 0, -(-extent // together))
+    group = make_axis("pg", 0, ceildiv(extent, together))
     alone = group.extent == 1
-    first = start if alone else start + index_of(group.variable) * together
+    first = start if alone else start + group.index * together
     copies, right, for_each = pack_panels(problem, width, lanes, count, first, lane)
     work = (*copies, *tiles_of(right, for_each))
     if alone:
@@ -123,7 +123,7 @@ def _far_first(problem: Problem) -> list[Axis]:
 
 def _distance(right: Expr, axis: Axis) -> int:
     """How far apart in memory neighbours along an axis are; unknown counts as far."""
-    steps = [coefficient(load.payload[1], axis.variable) for load in expr.loads(right)]
+    steps = [coefficient(load.index, axis.variable) for load in expr.loads(right)]
     return max((abs(step) if step is not None else 1 << 62 for step in steps), default=0)
 
 
@@ -134,16 +134,15 @@ def pack_left(problem: Problem, block: Block, lanes: int) -> tuple[Statement, Le
     """
     row = problem.parts.m[-1]
     depth, k = depth_of(problem.parts.k)
-    assert isinstance(row.extent, int)
     start, end = block.start, block.start + block.rows
-    stops: tuple[Integer, ...] = (end, row.extent) if row.extent % block.rows else (end,)
-    if block.rows >= row.extent:
-        stops = (row.extent,)
+    stops: tuple[Integer, ...] = (end, row.count) if row.count % block.rows else (end,)
+    if block.rows >= row.count:
+        stops = (row.count,)
     operand = problem.parts.left
     if 1 in strides(operand, row.variable):
-        pitch = -(-block.height // lanes) * lanes
+        pitch = ceildiv(block.height, lanes) * lanes
         depth |= 1  # tiles at distances of kilobytes would compete for lines of the first cache
-        count = -(-block.rows // block.height)
+        count = ceildiv(block.rows, block.height)
         array = Array("left", operand.dtype, count * depth * pitch, "scratch")
         soon = _rows_ahead(operand, problem.parts.k[-1], block.rows)
         lane = make_axis("side", 0, pitch).variable
@@ -151,7 +150,7 @@ def pack_left(problem: Problem, block: Block, lanes: int) -> tuple[Statement, Le
         def copied(number: Integer, *stops: Integer) -> Loop:
             """Copy a row of a tile and what follows it up to the pitch, or up to the stops."""
             first = start + number * block.height
-            place = number * depth * pitch + k * pitch + index_of(lane)
+            place = number * depth * pitch + k * pitch + lane.index
             copy = Store(array, place, operand)
             return replace(
                 lanes_loop(row, pitch, (copy,), first, (first + pitch, *stops), lane),
@@ -160,24 +159,24 @@ def pack_left(problem: Problem, block: Block, lanes: int) -> tuple[Statement, Le
 
         # A vector reads beyond its tile, but not beyond the operand: the last ones end there.
         # Those of them that belong to the block before have numbers below 0 here, and no elements.
-        whole_tiles = max(row.extent - pitch + block.height, 0) // block.height
-        most = -(-pitch // block.height)
+        whole_tiles = max(row.count - pitch + block.height, 0) // block.height
+        most = ceildiv(pitch, block.height)
         last = whole_tiles - block.number * count
         number, ragged = make_axis("a", 0, count), make_axis("a", 1, most)
         whole = Loop(
-            number.variable, 0, (count, last), (copied(index_of(number.variable)),)
+            number.variable, 0, (count, last), (copied(number.index),)
         )
-        at = last + index_of(ragged.variable)
+        at = last + ragged.index
         none_before = start + at * block.height + (at + 1) * pitch
         rest = Loop(
-            ragged.variable, 0, (most, count - last), (copied(at, row.extent, none_before),)
+            ragged.variable, 0, (most, count - last), (copied(at, row.count, none_before),)
         )
         # k outside: neighbours in memory are read together
         copying = problem.along_k(whole, rest)
         return copying, Left(array, pitch, depth, k)
     stride = row_stride(depth, operand.dtype.itemsize)
     array = Array("left", operand.dtype, block.rows * stride, "scratch")
-    inside = index_of(row.variable) - start
+    inside = row.index - start
     inner = problem.parts.k[-1]
     wide = 2 * lanes if isinstance(inner.extent, int) and inner.extent >= 2 * lanes else lanes
     element = Store(array, inside * stride + k, operand)
@@ -189,9 +188,9 @@ def pack_left(problem: Problem, block: Block, lanes: int) -> tuple[Statement, Le
 def _rows_ahead(operand: Expr, k: Axis, elements: int) -> tuple[Place, ...]:
     """What a copy of `elements` neighbours at each k reads some steps later."""
     return tuple(
-        next_rows((array, place), k, elements * array.dtype.itemsize)
-        for array, place, guard in (load.payload for load in expr.loads(operand))
-        if not guard and coefficient(place, k.variable)
+        next_rows((load.array, load.index), k, elements * load.array.dtype.itemsize)
+        for load in expr.loads(operand)
+        if not load.guard and coefficient(load.index, k.variable)
     )
 
 
@@ -204,7 +203,7 @@ def pack_words(problem: Problem, block: Block) -> tuple[Statement, Array, int]:
     depth, k = depth_of(problem.parts.k)
     stride = row_stride(depth, problem.parts.left.dtype.itemsize)
     array = Array("left", problem.parts.left.dtype, block.rows * stride, "scratch")
-    place = (index_of(row.variable) - block.start) * stride + k
+    place = (row.index - block.start) * stride + k
     copy: Statement = Store(array, place, problem.parts.left)
     stops = (block.start + block.rows, row.extent)
     if 1 in strides(problem.parts.left, row.variable):
@@ -221,13 +220,12 @@ def row_stride(depth: int, itemsize: int) -> int:
     the first-level cache.
     """
     line = max(LINE // max(itemsize, 4), 1)
-    return (-(-depth // line) | 1) * line
+    return (ceildiv(depth, line) | 1) * line
 
 
 def len_of(axis: Axis) -> int:
     """The extent of an axis that is a number."""
-    assert isinstance(axis.extent, int)
-    return axis.extent
+    return axis.count
 
 
 def in_pairs(problem: Problem, multiple: int = 1) -> Problem | None:
@@ -244,11 +242,11 @@ def in_pairs(problem: Problem, multiple: int = 1) -> Problem | None:
     last = parts.k[-1]
     if not isinstance(last.extent, int):
         return None
-    two = make_axis("kp", 0, -(-last.extent // (2 * multiple)) * multiple)
+    two = make_axis("kp", 0, ceildiv(last.extent, 2 * multiple) * multiple)
     words = []
     for operand in operands:
         assert operand is not None
-        low = index_of(two.variable) * 2
+        low = two.index * 2
         pair = []
         for number in (0, 1):
             at = expr.substitute_in(operand, {last.variable: low + number})
@@ -273,5 +271,5 @@ def _where(operand: Expr, condition: Integer) -> Expr:
     """A load, converted or not, and zero where a condition is negative."""
     if operand.op is Op.CAST:
         return expr.apply(Op.CAST, (_where(operand.args[0], condition),), operand.dtype)
-    array, index, guard = operand.payload
+    array, index, guard = operand.array, operand.index, operand.guard
     return expr.load(array, index, expr.restrict(guard, [condition]))

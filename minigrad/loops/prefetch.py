@@ -23,7 +23,7 @@ from minigrad.graph.symbolic import Atom, Integer, coefficient, substitute, vari
 from minigrad.loops.target import Target
 from minigrad.schedule import expr
 from minigrad.schedule.expr import Array, Expr
-from minigrad.schedule.stage import Axis, Stage, index_of
+from minigrad.schedule.stage import Axis, Stage
 
 AHEAD = 8192  # bytes: what a core reads while an access waits, and some more
 FAR = 2 * AHEAD  # the same for the only array of a sweep
@@ -37,7 +37,7 @@ def from_memory(load: Expr, axis: Axis, target: Target) -> int:
     """Elements from one place of a load along an axis to the next, if they are few and its array is
     larger than the second cache; else 0.
     """
-    array, position, guard = load.payload
+    array, position, guard = load.array, load.index, load.guard
     large = array.space == "buffer" and array.size * array.dtype.itemsize > target.l2
     stride = coefficient(position, axis.variable) if large and not guard else 0
     return stride if stride is not None and 1 <= stride <= WIDEST else 0
@@ -53,7 +53,7 @@ def further_along(
     """
     found: dict[tuple[Array, Integer], tuple[int, Integer]] = {}
     for load in expr.loads(*exprs):
-        array, position, _ = load.payload
+        array, position = load.array, load.index
         if stride := from_memory(load, axis, target):
             constant = position if isinstance(position, int) else position.constant
             found.setdefault((array, position - constant), (stride, position))
@@ -80,7 +80,7 @@ def further_rows(stages: Sequence[Stage], axis: Axis, target: Target) -> tuple[P
     for stage in stages:
         inner: dict[Atom, Integer] = {a.variable: 0 for a in (*stage.axes, *stage.reduced)}
         for load in expr.loads(stage.body):
-            array, position, _ = load.payload
+            array, position = load.array, load.index
             if array not in made and from_memory(load, axis, target) > 1:
                 place = substitute(position, inner) + FAR // array.dtype.itemsize
                 found.setdefault(array, place)
@@ -90,7 +90,7 @@ def further_rows(stages: Sequence[Stage], axis: Axis, target: Target) -> tuple[P
 def next_rows(place: Place, row: Axis, nbytes: int) -> Place:
     """The same place in a later row, far enough ahead; a row has `nbytes` bytes."""
     array, position = place
-    later = index_of(row.variable) - (-AHEAD // max(nbytes, 1))
+    later = row.index - (-AHEAD // max(nbytes, 1))
     return array, substitute(position, {row.variable: later})
 
 
@@ -99,7 +99,7 @@ def later_rows(stage: Stage, axis: Axis, width: int, target: Target) -> tuple[Pl
     below = stage.reduced[-1]
     found: dict[Place, None] = {}
     for load in expr.loads(stage.body):
-        array, position, _ = load.payload
+        array, position = load.array, load.index
         if below.variable in variables(position) and from_memory(load, axis, target) == 1:
             found[next_rows((array, position), below, width * array.dtype.itemsize)] = None
     return tuple(found)

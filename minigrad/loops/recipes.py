@@ -18,7 +18,7 @@ from dataclasses import replace
 
 from minigrad.graph.node import SCATTERS
 from minigrad.graph.shapes import numel
-from minigrad.graph.symbolic import coefficient, variables
+from minigrad.graph.symbolic import ceildiv, coefficient, variables
 from minigrad.loops.assemble import finish
 from minigrad.loops.axes import (
     unit_stride_axis,
@@ -46,7 +46,7 @@ from minigrad.loops.target import Target
 from minigrad.loops.transposed_tiles import tiles, turned_axis
 from minigrad.schedule import expr
 from minigrad.schedule.schedule import Kernel
-from minigrad.schedule.stage import index_of, make_axis
+from minigrad.schedule.stage import make_axis
 
 BLOCK = 4096  # elements of a long vector loop that one parallel iteration takes
 
@@ -112,10 +112,9 @@ def elementwise(kernel: Kernel, target: Target, name: str) -> Nest:
         return finish(name, kernel, loop, target)
     block = BLOCK if many < 64 and isinstance(axis.extent, int) and axis.extent > BLOCK else 0
     if block:
-        assert isinstance(axis.extent, int)
-        blocks = make_axis("b", 0, -(-axis.extent // block))
-        start = index_of(blocks.variable) * block
-        vector = lanes_loop(axis, width, body, start, (start + block, axis.extent))
+        blocks = make_axis("b", 0, ceildiv(axis.count, block))
+        start = blocks.index * block
+        vector = lanes_loop(axis, width, body, start, (start + block, axis.count))
         free = [*free, blocks]
         vector = replace(vector, soon=further_along(axis, None, exprs, target))
     else:

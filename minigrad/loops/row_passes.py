@@ -20,7 +20,7 @@ from minigrad.loops.software_pipeline import Part
 from minigrad.loops.target import Target
 from minigrad.schedule import expr
 from minigrad.schedule.expr import Array, Expr, Local
-from minigrad.schedule.stage import Axis, Stage, identity, index_of, make_axis
+from minigrad.schedule.stage import Axis, Stage, identity, make_axis
 
 MOST_IN_SWEEP = 12  # stages: each wants registers of its own
 
@@ -47,7 +47,7 @@ def sweep_row(
     parts: list[Part] = []
     number = 0
     last_read = {
-        load.payload[0]: place
+        load.array: place
         for place, step in enumerate(steps)
         for stage in step.stages
         for load in expr.loads(*stage.exprs())
@@ -79,7 +79,7 @@ def _soon(steps: Sequence[_Step], row: Axis, target: Target) -> dict[int, tuple[
             axis = _swept(stage)
             assert axis is not None
             for load in expr.loads(stage.body):
-                array, position, _ = load.payload
+                array, position = load.array, load.index
                 if from_memory(load, axis, target) == 1 and row.variable in variables(position):
                     key = (array, axis.extent, _neutral(position, axis, axis.extent))
                     first.setdefault(key, (place, position, axis))
@@ -116,8 +116,8 @@ def _steps(stages: Sequence[Stage], stored: frozenset[Array]) -> list[_Step]:
         axis = _swept(stage)
         first = 0
         for load in expr.loads(*stage.exprs()):
-            if load.payload[0] in made:
-                place, producer = made[load.payload[0]]
+            if load.array in made:
+                place, producer = made[load.array]
                 first = max(first, place + (not _own_element(load, stage, producer)))
         if stage.array in stored:
             first = max(first, reads.first_for(stage))
@@ -152,7 +152,7 @@ class _Reads:
         self.last = max(self.last, place)
         axis = _swept(stage)
         for load in expr.loads(*stage.exprs()):
-            array, position, _ = load.payload
+            array, position = load.array, load.index
             if array.space == "buffer":
                 key = None if axis is None else (axis.extent, _neutral(position, axis, axis.extent))
                 places = self.places.setdefault(array.size * array.dtype.itemsize, {})
@@ -180,12 +180,12 @@ def _own_element(load: Expr, stage: Stage, producer: Stage) -> bool:
     mine, other = _swept(stage), _swept(producer)
     if mine is None or other is None or producer.op is not None or mine.extent != other.extent:
         return False
-    _, position, guard = load.payload
+    position, guard = load.index, load.guard
     return not guard and position == _moved(producer.position, other, mine)
 
 
 def _moved(position: Integer, old: Axis, new: Axis) -> Integer:
-    return substitute(position, {old.variable: index_of(new.variable)})
+    return substitute(position, {old.variable: new.index})
 
 
 def _sweep(
@@ -200,12 +200,12 @@ def _sweep(
     positions: list[Integer] = []
 
     def known(e: Expr) -> Expr | None:
-        return None if e.op is not expr.Leaf.LOAD or e.payload[2] else values.get(e.payload[:2])
+        return None if e.op is not expr.Leaf.LOAD or e.guard else values.get((e.array, e.index))
 
     for stage in step.stages:
         old = _swept(stage)
         assert old is not None
-        body = expr.substitute_in(stage.body, {old.variable: index_of(axis.variable)})
+        body = expr.substitute_in(stage.body, {old.variable: axis.index})
         body = expr.rebuild(body, known)
         position = _moved(stage.position, old, axis)
         if stage.op is None:

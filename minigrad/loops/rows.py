@@ -10,7 +10,7 @@ from dataclasses import replace
 from math import gcd
 
 from minigrad.graph.shapes import numel
-from minigrad.graph.symbolic import Atom, Integer
+from minigrad.graph.symbolic import Atom, Integer, ceildiv
 from minigrad.loops.assemble import finish
 from minigrad.loops.axes import fix_rows, indices, merge, merge_stage, row_axis, vector_width
 from minigrad.loops.build import accumulate, lanes_loop, serial_loop
@@ -24,7 +24,7 @@ from minigrad.schedule import expr
 from minigrad.schedule.expr import Array, Expr, Local
 from minigrad.schedule.fuse import prefix_length, runs_along_rows
 from minigrad.schedule.schedule import Kernel
-from minigrad.schedule.stage import Axis, Stage, index_of, make_axis
+from minigrad.schedule.stage import Axis, Stage, make_axis
 
 SHORT = 16  # elements of a row that are written out
 RUN_BYTES = 1 << 17  # of memory that a chunk reads one after the other
@@ -37,7 +37,7 @@ def rows(kernel: Kernel, target: Target, name: str) -> Nest:
     if target.vector_bytes and count > 1 and runs_along_rows(kernel.stages, count):
         return _across(kernel, target, name)
     row = row_axis(count)
-    stages = _in_rows(kernel, index_of(row.variable), 1, None)
+    stages = _in_rows(kernel, row.index, 1, None)
     parts = sweep_row(stages, kernel.stored, target, row)
     loop = late_rows(parts, row, target)
     if loop is None:
@@ -57,7 +57,7 @@ def _in_long_runs(nest: Nest) -> Nest:
     if lasting or not isinstance(nest.parallel.stops[0], int):
         return nest
     runs = max(nest.traffic // RUN_BYTES, 1)
-    return replace(nest, grain=max(nest.grain, -(-nest.total // runs)))
+    return replace(nest, grain=max(nest.grain, ceildiv(nest.total, runs)))
 
 
 def _in_rows(kernel: Kernel, row: Integer, width: int, lane: Atom | None) -> list[Stage]:
@@ -84,7 +84,7 @@ def _scratch_index(
     position: Integer, row: Integer, size: int, width: int, lane: Atom | None
 ) -> Integer:
     inside = position - row * size
-    return inside if lane is None else inside * width + index_of(lane)
+    return inside if lane is None else inside * width + lane.index
 
 
 def _in_scratch(
@@ -98,9 +98,9 @@ def _in_scratch(
     """The body with loads of values that stay inside the kernel turned to the scratch area."""
 
     def change(e: Expr) -> Expr | None:
-        if e.op is not expr.Leaf.LOAD or e.payload[0] not in scratch:
+        if e.op is not expr.Leaf.LOAD or e.array not in scratch:
             return None
-        array, position, guard = e.payload
+        array, position, guard = e.array, e.index, e.guard
         moved = _scratch_index(position, row, inner[array], width, lane)
         return expr.load(scratch[array], moved, guard)
 
@@ -116,12 +116,12 @@ def _across(kernel: Kernel, target: Target, name: str) -> Nest:
         return columns(kernel, length, target, name)
     if length < count and length >= target.lanes(kernel.stages[0].array.dtype):
         # block after block of neighbours, so that no index is divided lane by lane
-        blocks = -(-length // width)
+        blocks = ceildiv(length, width)
         block = row_axis(count // length * blocks)
-        place = index_of(block.variable)
+        place = block.index
         column = make_axis("c", 0, length)
         start = place % blocks * width
-        row = place // blocks * length + index_of(column.variable)
+        row = place // blocks * length + column.index
         lane = make_axis("lane", 0, width).variable
         body = _rows_of_vector(kernel, column, row, width, lane)
         stops = (start + width, length) if length % width else (start + width,)
@@ -129,7 +129,7 @@ def _across(kernel: Kernel, target: Target, name: str) -> Nest:
         return finish(name, kernel, serial_loop(block, (vector,)), target)
     width = vector_width(target, [s.body for s in kernel.stages], count, True)
     axis = row_axis(count)
-    row, lane = index_of(axis.variable), make_axis("lane", 0, width).variable
+    row, lane = axis.index, make_axis("lane", 0, width).variable
     body = _rows_of_vector(kernel, axis, row, width, lane)
     soon = further_rows([fix_rows(s, count, row) for s in kernel.stages], axis, target)
     loop = Loop(axis.variable, 0, (count,), tuple(body), "lanes", width, lane, soon)

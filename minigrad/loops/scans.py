@@ -19,7 +19,7 @@ from minigrad.loops.target import Target
 from minigrad.schedule import expr
 from minigrad.schedule.expr import Array, Local
 from minigrad.schedule.schedule import Kernel
-from minigrad.schedule.stage import Axis, Stage, identity, index_of, make_axis
+from minigrad.schedule.stage import Axis, Stage, identity, make_axis
 
 BLOCK = 128  # terms of a running sum that follow one another, each of which waits for the last
 
@@ -78,7 +78,7 @@ def _running(stage: Stage, along: Axis, op: Op, total: Local) -> tuple[Statement
     for level in range(1, levels):
         unit = BLOCK**level
         blocks = make_axis("b", level, (along.extent + unit - 1 - done) // unit)
-        begin = index_of(blocks.variable) * BLOCK + (done if level == 1 else 0)
+        begin = blocks.index * BLOCK + (done if level == 1 else 0)
         block = Loop(counter, begin, (begin + BLOCK, count), body)
         more = combine(op, expr.local(sums[level]), expr.local(sums[level - 1]))
         body = (Set(sums[level - 1], 0, zero), block, Set(sums[level], 0, more))

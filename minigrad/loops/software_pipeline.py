@@ -12,13 +12,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from minigrad.graph.symbolic import Atom, Integer
+from minigrad.graph.symbolic import Atom, Integer, ceildiv
 from minigrad.loops.build import substitute_statement
 from minigrad.loops.nest import Loop, Set, Statement, Store, Stores, expressions
 from minigrad.loops.target import Target
 from minigrad.schedule import expr
 from minigrad.schedule.expr import Array, Expr
-from minigrad.schedule.stage import Axis, index_of, make_axis
+from minigrad.schedule.stage import Axis, make_axis
 
 BLOCK = 16  # rows that follow each other: the first has no sweep of a row before it to share
 FEWEST_BLOCKS = 64
@@ -52,8 +52,8 @@ def late_rows(parts: Sequence[Part], row: Axis, target: Target) -> Loop | None:
     if not hosts:
         return None
     kept = {
-        load.payload[0] for load in expr.loads(*expressions(last.loop))
-        if load.payload[0].space == "scratch"
+        load.array for load in expr.loads(*expressions(last.loop))
+        if load.array.space == "scratch"
     }  # fmt: skip
     if sum(array.size * array.dtype.itemsize for array in kept) > target.l2 // 8:
         return None
@@ -65,12 +65,12 @@ def late_rows(parts: Sequence[Part], row: Axis, target: Target) -> Loop | None:
     alone = _changed(last.loop, twice)
     assert isinstance(alone, Loop)
     late = _at(alone, {
-        row.variable: index_of(row.variable) - 1, alone.variable: index_of(loop.variable)
+        row.variable: row.index - 1, alone.variable: loop.index
     })  # fmt: skip
     assert isinstance(late, Loop)
     shared = replace(loop, body=(*loop.body, *late.body), soon=(*loop.soon, *late.soon))
-    block = make_axis("b", 0, -(-count // size))
-    start = index_of(block.variable) * size
+    block = make_axis("b", 0, ceildiv(count, size))
+    start = block.index * size
     first = [_at(_changed(s, twice), {row.variable: start}) for p in early for s in p.statements]
     following = [
         _changed(shared if s is loop else s, twice) for p in early for s in p.statements
@@ -117,7 +117,7 @@ Moved = Callable[[Array, Integer], tuple[Array, Integer]]
 
 def _twice(kept: set[Array], row: Axis) -> Moved:
     """Where an element of scratch memory is of which rows of even and odd number have their own."""
-    second = (index_of(row.variable) + 1) % 2
+    second = (row.index + 1) % 2
 
     def moved(array: Array, place: Integer) -> tuple[Array, Integer]:
         if array not in kept:
@@ -134,7 +134,7 @@ def _changed(statement: Statement, moved: Moved) -> Statement:
     def load(e: Expr) -> Expr | None:
         if e.op is not expr.Leaf.LOAD:
             return None
-        array, place, guard = e.payload
+        array, place, guard = e.array, e.index, e.guard
         return expr.load(*moved(array, place), guard)
 
     if isinstance(statement, Loop):

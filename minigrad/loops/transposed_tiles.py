@@ -11,13 +11,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from minigrad.graph.shapes import numel
-from minigrad.graph.symbolic import Integer, coefficient
+from minigrad.graph.symbolic import Integer, ceildiv, coefficient
 from minigrad.loops.build import lanes_loop
 from minigrad.loops.nest import Loop, Statement, Store, Stores
 from minigrad.loops.target import Target
 from minigrad.schedule import expr
 from minigrad.schedule.expr import Expr
-from minigrad.schedule.stage import Axis, index_of, make_axis
+from minigrad.schedule.stage import Axis, make_axis
 
 DOWN = 16  # elements of a tile along the turned axis, where there are more than TILE
 TILE = 64  # elements of a tile along vectors
@@ -34,7 +34,7 @@ def turned_axis(outer: Sequence[Axis], axis: Axis, exprs: Sequence[Expr]) -> Axi
 
 
 def _is_turned(load: Expr, turned: Axis, axis: Axis) -> bool:
-    place = load.payload[1]
+    place = load.index
     across = coefficient(place, axis.variable)
     return across not in (None, 0, 1) and coefficient(place, turned.variable) == 1
 
@@ -51,9 +51,9 @@ def tiles(
     height = extent if extent <= TILE else DOWN
     lanes = min(target.lanes(store.array.dtype) for store in stores)
     length = max(TILE, lanes)
-    down = make_axis("down", 0, -(-extent // height))
-    right = make_axis("right", 0, -(-numel([axis.extent]) // length))
-    first, start = index_of(down.variable) * height, index_of(right.variable) * length
+    down = make_axis("down", 0, ceildiv(extent, height))
+    right = make_axis("right", 0, ceildiv(numel([axis.extent]), length))
+    first, start = down.index * height, right.index * length
     above = (first + height, extent) if extent % height else (first + height,)
     beyond: tuple[Integer, ...] = (start + length, axis.extent)
     body = Loop(turned.variable, first, above, (Stores(tuple(stores)),), transpose=lanes)

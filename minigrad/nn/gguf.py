@@ -15,6 +15,7 @@ from typing import IO, Any
 
 from minigrad.dtype import DType, dtypes
 from minigrad.errors import MinigradError, ShapeError
+from minigrad.graph.symbolic import ceildiv
 from minigrad.nn.quantized import BLOCK, KINDS, Quantized
 from minigrad.tensor import Tensor
 
@@ -125,7 +126,7 @@ def _load(
     alignment = metadata.get("general.alignment", 32)
     if type(alignment) is not int or not 1 <= alignment <= 1 << 20:
         raise GGUFError(f"its alignment is {alignment!r}")
-    start = -(-reader.file.tell() // alignment) * alignment
+    start = ceildiv(reader.file.tell(), alignment) * alignment
     found: dict[str, Tensor | Quantized] = {}
     reader.unread = reader.size - start
     for name, shape, kind, offset in table:

@@ -416,13 +416,13 @@ class _Emitter(IndexEmitter):
         lanes = self.lanes_of(e)
         with self.at(level):
             if e.op is Op.CONST:
-                value = constant(e.payload, e.dtype)
+                value = constant(e.value, e.dtype)
             elif e.op is Leaf.LOAD:
                 value = self._load(e, lanes)
             elif e.op is Leaf.INDEX:
-                value = self._index_value(e.payload, e.dtype, lanes)
+                value = self._index_value(e.index, e.dtype, lanes)
             elif e.op is Leaf.CONDITION:
-                value = self.condition(e.payload)
+                value = self.condition(e.index)
             elif e.op is Leaf.LOCAL:
                 value = self._read_local(e)
             else:
@@ -435,15 +435,15 @@ class _Emitter(IndexEmitter):
         if found is None:
             found = frozenset()
             if e.op is Leaf.LOAD:
-                if e.payload[0] in self.writable:
-                    found |= {e.payload[0]}
-                for x in (e.payload[1], *e.payload[2]):
+                if e.array in self.writable:
+                    found |= {e.array}
+                for x in (e.index, *e.guard):
                     for inner in expr.values_in(x):
                         found |= self._changing(inner)
             elif e.op is Leaf.LOCAL:
-                found |= {e.payload[0]}
+                found |= {e.local}
             elif e.op in (Leaf.INDEX, Leaf.CONDITION):
-                for inner in expr.values_in(e.payload):
+                for inner in expr.values_in(e.index):
                     found |= self._changing(inner)
             for arg in e.args:
                 found |= self._changing(arg)
@@ -463,7 +463,7 @@ class _Emitter(IndexEmitter):
         return values.operation(here, e.op, args, e.dtype)
 
     def _read_local(self, e: Expr) -> Value:
-        local, slot = e.payload
+        local, slot = e.local, e.slot
         name, lanes = self._slot(local, int(self.scalar(slot)))
         kind = vector_type(values.register_type(local.dtype), lanes)
         return Value(self.builder().line(f"load {kind}, ptr {name}"), local.dtype, lanes)
@@ -479,8 +479,8 @@ class _Emitter(IndexEmitter):
         lanes = self.lanes_of(e)
         rounded = e.args[0].op is Op.CAST
         first, second = (arg.args[0] if rounded else arg for arg in e.args)
-        array, index, guard = first.payload
-        neighbours = lanes > 1 and second.payload[1] == index + 1
+        array, index, guard = first.array, first.index, first.guard
+        neighbours = lanes > 1 and second.index == index + 1
         if neighbours and self.lane_stride(index) == 2 and not (rounded and lanes % 16):
             text = self._side_by_side(first, second, lanes)
             here = self.builder()
@@ -492,7 +492,7 @@ class _Emitter(IndexEmitter):
             floats = [self.value(load) for load in (first, second)]
             here = self.builder()
             return pairs.words_of(here, *(values.broadcast(here, x, lanes) for x in floats))
-        if neighbours and not guard and not second.payload[2] and self.lane_stride(index) != 1:
+        if neighbours and not guard and not second.guard and self.lane_stride(index) != 1:
             kind, size = vector_type("i32", lanes), array.dtype.itemsize
             text = self._gather(kind, array, index, lanes, size, self.mask())
             return Value(text, e.dtype, lanes)
@@ -513,9 +513,9 @@ class _Emitter(IndexEmitter):
 
     def _side_by_side(self, first: Expr, second: Expr, lanes: int) -> str:
         """What memory holds from a vector's first pair on: two neighbours for each lane."""
-        array, index, _ = first.payload
+        array, index = first.array, first.index
         kind, size = vector_type(memory_type(array.dtype), 2 * lanes), array.dtype.itemsize
-        masks = [self.both(self.mask(), self.guard(e.payload[2]), lanes) for e in (first, second)]
+        masks = [self.both(self.mask(), self.guard(e.guard), lanes) for e in (first, second)]
         pointer, here = self.pointer(array, self.at_base(index)), self.builder()
         if masks == [None, None]:
             return here.line(f"load {kind}, ptr {pointer}, align {size}")
@@ -527,11 +527,11 @@ class _Emitter(IndexEmitter):
 
     def _load(self, e: Expr, lanes: int) -> Value:
         text = self._bits(e, lanes)
-        return values.from_memory(self.builder(), text, e.payload[0].dtype, lanes)
+        return values.from_memory(self.builder(), text, e.array.dtype, lanes)
 
     def _bits(self, e: Expr, lanes: int) -> str:
         """What memory holds where a LOAD looks, as a value of the memory's type."""
-        array, index, guard_conditions = e.payload
+        array, index, guard_conditions = e.array, e.index, e.guard
         here = self.builder()
         guard = self.guard(guard_conditions)
         kind = vector_type(memory_type(array.dtype), lanes)

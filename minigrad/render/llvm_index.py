@@ -358,7 +358,7 @@ class IndexEmitter(levels.Levels[Level, Value]):
                         scaled = base if factor == 1 else here.line(f"mul i64 {base}, {factor}")
                         wide = values.cast(here, Value(scaled, dtypes.int64, 1), dtype)
                         part = self._add(part, values.broadcast(here, wide, width))
-            elif self.vectors.keys().isdisjoint(variables(Affine(0, ((atom, 1),)))):
+            elif self.vectors.keys().isdisjoint(variables(atom.index)):
                 plain.append((atom, factor))
                 continue
             else:
@@ -415,7 +415,7 @@ class IndexEmitter(levels.Levels[Level, Value]):
                     self.scalars[base] = lanes.base
                     self.where[base] = self.where[atom]
                     self.levels[self.where[atom]].bound.append(base)
-                changed[atom] = Affine(0, ((base, 1),))
+                changed[atom] = base.index
         return substitute(x, changed)
 
     def pointer(self, array: Array, x: Integer) -> str:

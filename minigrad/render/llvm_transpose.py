@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 from minigrad.dtype import dtypes
 from minigrad.graph.node import Op
-from minigrad.graph.symbolic import Affine, Atom, Integer, coefficient
+from minigrad.graph.symbolic import Atom, Integer, coefficient
 from minigrad.loops.nest import Loop, Statement, Store, Stores, arrays_written, expressions
 from minigrad.render.llvm_index import IndexEmitter, Lanes
 from minigrad.render.llvm_values import Builder, Value, broadcast, join
@@ -41,7 +41,7 @@ def loads_across(emitter: IndexEmitter, loop: Loop) -> list[Expr]:
         load = _first_of(e)
         if load is None:
             continue
-        array, index, guard = load.payload
+        array, index, guard = load.array, load.index, load.guard
         step = 2 if e.op is Leaf.PAIR else 1
         across = emitter.lane_stride(index)
         if (
@@ -59,8 +59,8 @@ def _first_of(e: Expr) -> Expr | None:
     """A load, or the first of two neighbours that make a word."""
     if e.op is Leaf.PAIR:
         first, second = (arg.args[0] if arg.op is Op.CAST else arg for arg in e.args)
-        follows = second.payload[1] == first.payload[1] + 1
-        return first if follows and not first.payload[2] and not second.payload[2] else None
+        follows = second.index == first.index + 1
+        return first if follows and not first.guard and not second.guard else None
     return e if e.op is Leaf.LOAD else None
 
 
@@ -152,11 +152,11 @@ def _transposed(
     for lane in range(width):
         emitter.open()
         number = _lane_that_counts(emitter, lane)
-        known = {atom: emitter.at_base(Affine(0, ((atom, 1),))) + number for atom in vectors}
+        known = {atom: emitter.at_base(atom.index) + number for atom in vectors}
         emitter.vectors = {along: block}
         emitter.bound(along)
         emitter.levels[-1].mask = mask
-        changed = expr.substitute_in(load, {**known, variable: Affine(0, ((along, 1),))})
+        changed = expr.substitute_in(load, {**known, variable: along.index})
         rows.append(broadcast(emitter.builder(), emitter.value(changed), length))
         emitter.vectors = vectors
         emitter.close_straight((), emit)
@@ -178,7 +178,7 @@ def _lane_that_counts(emitter: IndexEmitter, lane: int) -> Integer:
     atom = Atom("var", f"lane{lane}.counting", 0, lane)
     emitter.scalars[atom] = text
     emitter.bound(atom)
-    return Affine(0, ((atom, 1),))
+    return atom.index
 
 
 def transpose(here: Builder, rows: list[Value], size: int) -> list[Value]:

@@ -287,7 +287,7 @@ class Emitter(IndexEmitter):
         """The name of a constant that holds an expression's value, and its level."""
         root = self._expand(root)
         if root.op is Op.CONST:
-            return literal(root.payload, root.dtype), 0
+            return literal(root.value, root.dtype), 0
         if root not in self.memo:
             text = self.value(root, declare=True)
             if root not in self.memo:
@@ -377,28 +377,28 @@ class Emitter(IndexEmitter):
                 continue
             waiting.pop()
             found: frozenset[Array | Local] = frozenset()
-            if top.op is Leaf.LOCAL or top.op is Leaf.LOAD and top.payload[0] in self.writable:
-                found = frozenset((top.payload[0],))
+            if top.op is Leaf.LOCAL or top.op is Leaf.LOAD and top.array in self.writable:
+                found = frozenset((top.place,))
             self.changing[top] = found.union(*(self.changing[o] for o in _operands(top)))
         return self.changing[e]
 
     def _text(self, e: Expr, texts: dict[Expr, str], levels: dict[Expr, int]) -> str:
         if e.op is Op.CONST:
             self.language.type_of(e.dtype)
-            return literal(e.payload, e.dtype)
+            return literal(e.value, e.dtype)
         if e.op is Leaf.LOAD:
             return self._load(e)
         if e.op is Leaf.INDEX:
-            return f"({self.language.type_of(e.dtype)}){self.index(e.payload)}"
+            return f"({self.language.type_of(e.dtype)}){self.index(e.index)}"
         if e.op is Leaf.CONDITION:
-            return self.condition(e.payload)
+            return self.condition(e.index)
         if e.op is Leaf.LOCAL:
-            return self._register(*e.payload)
+            return self._register(e.local, e.slot)
         args = [texts[arg] if arg in texts else self.memo[arg][0] for arg in e.args]
         return self.language.operation(e, args)
 
     def _load(self, e: Expr) -> str:
-        array, index, conditions = e.payload
+        array, index, conditions = e.array, e.index, e.guard
         guard = self.guard(conditions)
         zero = literal(0, array.dtype)
         if guard == "false":
@@ -415,10 +415,10 @@ class Emitter(IndexEmitter):
 def _operands(e: Expr) -> tuple[Expr, ...]:
     """What a value is computed from: arguments, or the values inside a leaf's indices."""
     if e.op is Leaf.LOAD:
-        inside = expr.values_in(e.payload[1])
-        for c in e.payload[2]:
+        inside = expr.values_in(e.index)
+        for c in e.guard:
             inside += expr.values_in(c)
         return inside
     if e.op in (Leaf.INDEX, Leaf.CONDITION):
-        return expr.values_in(e.payload)
+        return expr.values_in(e.index)
     return e.args

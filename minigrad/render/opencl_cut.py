@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from functools import reduce
 
-from minigrad.graph.symbolic import Affine, Integer, substitute
+from minigrad.graph.symbolic import Integer, substitute
 from minigrad.loops.build import combine
 from minigrad.loops.nest import (
     Fold,
@@ -45,17 +45,17 @@ def cut(loop: Loop, width: int, parts: int) -> list[Statement]:
 
     def moved(x: Integer, part: int) -> Integer:
         atoms = (loop.variable,) if loop.lane is None else (loop.variable, loop.lane)
-        values = {a: Affine(0, ((a, 1),)) + part * width for a in atoms if part}
+        values = {a: a.index + part * width for a in atoms if part}
         return substitute(x, values)
 
     def value_of(e: Expr, part: int) -> Expr:
         def change(leaf: Expr) -> Expr | None:
             if leaf.op is Leaf.LOCAL:
-                return expr.local(local_of(leaf.payload[0], part), leaf.payload[1])
+                return expr.local(local_of(leaf.local, part), leaf.slot)
             return None
 
         atoms = (loop.variable,) if loop.lane is None else (loop.variable, loop.lane)
-        values = {a: Affine(0, ((a, 1),)) + part * width for a in atoms if part}
+        values = {a: a.index + part * width for a in atoms if part}
         return expr.substitute_in(expr.rebuild(e, change), values)
 
     def store_of(item: Store, part: int) -> Store:
@@ -141,4 +141,4 @@ def _read(statement: Statement) -> list[Local]:
     if isinstance(statement, Fold | FoldItems):
         return [statement.source if isinstance(statement, Fold) else statement.target]
     read = [e for e in expr.walk(*expressions(statement)) if e.op is Leaf.LOCAL]
-    return [e.payload[0] for e in read]
+    return [e.local for e in read]

@@ -43,7 +43,7 @@ class GroupsEmitter(LanesEmitter):
         self.subgroups = subgroups
         self.uses_subgroups = False
         read = {
-            e.payload[0] for e in expr.walk(*expressions(nest.parallel)) if e.op is Leaf.LOAD
+            e.array for e in expr.walk(*expressions(nest.parallel)) if e.op is Leaf.LOAD
         }  # whether items may read from global memory what others have written to it
         self.passes_globally = any(array.space != "local" for array in read & self.writable)
 

@@ -11,7 +11,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from minigrad.dtype import dtypes
-from minigrad.graph.symbolic import Affine, Atom, Integer, coefficient, substitute, variables
+from minigrad.graph.symbolic import (
+    Affine,
+    Atom,
+    Integer,
+    ceildiv,
+    coefficient,
+    substitute,
+    variables,
+)
 from minigrad.loops.nest import (
     Fold,
     Loop,
@@ -56,9 +64,9 @@ class _Vector:
 
     def at(self, x: Integer, lane: int) -> Integer:
         """An index in one lane, in terms of the loop's variable at lane 0."""
-        values: dict[Atom, Integer] = {self.variable: Affine(0, ((self.variable, 1),)) + lane}
+        values: dict[Atom, Integer] = {self.variable: self.variable.index + lane}
         if self.lane is not None:
-            values[self.lane] = Affine(0, ((self.lane, 1),)) + lane
+            values[self.lane] = self.lane.index + lane
         return substitute(x, values)
 
     def varies(self, x: Integer) -> bool:
@@ -84,7 +92,7 @@ class LanesEmitter(Emitter):
         """The loop of which a work-item takes `grain` iterations."""
         nest = self.nest
         total, grain = nest.total, max(nest.grain, 1)
-        chunks = -(-total // grain)
+        chunks = ceildiv(total, grain)
         kind = kind_of_range(0, [total], grain + loop.step)
         header = f"for ({kind} chunk = get_global_id(0); chunk < {chunks}; "
         self.open(f"{header}chunk += get_global_size(0))", (loop,))
@@ -220,9 +228,9 @@ class LanesEmitter(Emitter):
                 places += [statement.index, *statement.guard]
             for e in expr.walk(*expressions(statement)):
                 if e.op is Leaf.LOAD:
-                    places += [e.payload[1], *e.payload[2]]
+                    places += [e.index, *e.guard]
                 elif e.op in (Leaf.INDEX, Leaf.CONDITION):
-                    places.append(e.payload)
+                    places.append(e.index)
             inside = [e for x in places for e in expr.values_in(x)]
             return all(vector.atoms.isdisjoint(e.variables) for e in inside)
 
@@ -325,7 +333,7 @@ class LanesEmitter(Emitter):
             return super()._text(e, texts, levels)
         words = vector.words
         if e.op is Leaf.LOCAL:
-            return self._register(*e.payload)
+            return self._register(e.local, e.slot)
         if e.op is Leaf.LOAD:
             return self._vector_load(e, vector)
         if e.op in (Leaf.INDEX, Leaf.CONDITION):
@@ -353,7 +361,7 @@ class LanesEmitter(Emitter):
 
     def _vector_index(self, e: Expr, vector: _Vector) -> str:
         """An index as values, or whether it is ≥ 0."""
-        words, x = vector.words, e.payload
+        words, x = vector.words, e.index
         step = vector.stride(x)
         kind = kind_of(vector.at(x, words.width - 1))
         text = None
@@ -372,7 +380,7 @@ class LanesEmitter(Emitter):
         return text
 
     def _vector_load(self, e: Expr, vector: _Vector) -> str:
-        array, index, conditions = e.payload
+        array, index, conditions = e.array, e.index, e.guard
         words = vector.words
         uniform = [c for c in conditions if not vector.varies(c)]
         varying = [c for c in conditions if vector.varies(c)]
@@ -421,7 +429,7 @@ class LanesEmitter(Emitter):
         return words.stored(array.dtype, self.pointers[array], self.index(index), value)
 
     def _lane_load(
-        self, array: Array, index: Integer, conditions: list[Integer], vector: _Vector, lane: int
+        self, array: Array, index: Integer, conditions: list[Affine], vector: _Vector, lane: int
     ) -> str:
         zero = literal(0, array.dtype)
         guard = self.guard([vector.at(c, lane) for c in conditions])

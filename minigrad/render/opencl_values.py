@@ -284,11 +284,11 @@ class Language:
     def _shift(self, e: Expr, args: list[str]) -> str:
         """A shift; one by the width or more gives 0, or the sign of a signed number."""
         kind, count = register_type(e.dtype), e.args[1]
-        if count.op is Op.CONST and 0 <= count.payload < e.dtype.bits:
+        if count.op is Op.CONST and 0 <= count.value < e.dtype.bits:
             if e.op is Op.SHR:
-                return self._narrow(f"({args[0]} >> {count.payload})", e.dtype)
+                return self._narrow(f"({args[0]} >> {count.value})", e.dtype)
             wide = "ulong" if e.dtype.itemsize == 8 else "uint"
-            return f"({kind})(({wide}){args[0]} << {count.payload})"
+            return f"({kind})(({wide}){args[0]} << {count.value})"
         name = self.function("shift_left" if e.op is Op.SHL else "shift_right", kind)
         return f"{name}({bare(args[0])}, {bare(args[1])})"
 

@@ -274,8 +274,8 @@ class VectorLanguage:
         if e.op in (Op.MAXIMUM, Op.MINIMUM):
             return self._call("max" if e.op is Op.MAXIMUM else "min", args, e.dtype)
         count = e.args[1] if e.op in (Op.SHL, Op.SHR) else None
-        if count is not None and count.op is Op.CONST and 0 <= count.payload < e.dtype.bits:
+        if count is not None and count.op is Op.CONST and 0 <= count.value < e.dtype.bits:
             if e.op is Op.SHR:
-                return f"({args[0]} >> ({own})({count.payload}))"
-            return f"as_{own}(as_{unsigned}({bare(args[0])}) << ({unsigned})({count.payload}))"
+                return f"({args[0]} >> ({own})({count.value}))"
+            return f"as_{own}(as_{unsigned}({bare(args[0])}) << ({unsigned})({count.value}))"
         return None

@@ -57,7 +57,7 @@ def _tanh_plus_one(order: list[Expr]) -> frozenset[Expr]:
         for expr in order
         if expr.op is Op.ADD and expr.dtype is dtypes.float32
         and expr.args[0].op is Op.TANH and readers[expr.args[0]] == 1
-        and expr.args[1].op is Op.CONST and expr.args[1].payload == 1.0
+        and expr.args[1].op is Op.CONST and expr.args[1].value == 1.0
     )  # fmt: skip
 
 

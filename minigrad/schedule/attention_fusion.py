@@ -91,11 +91,11 @@ class Chains:
             feeds = stage.op is None and stage.array in inside - outside - fixed
             if feeds and stage.size in sizes and _plain(stage):
                 self.members.setdefault(stage.array, stage)
-            read = {load.payload[0] for load in expr.loads(*stage.exprs())}
+            read = {load.array for load in expr.loads(*stage.exprs())}
             (inside if stage.array in self.members else outside).update(read)
 
     def _reads(self, stage: Stage) -> list[Expr]:
-        return [e for e in expr.loads(*stage.exprs()) if e.payload[0] in self.members]
+        return [e for e in expr.loads(*stage.exprs()) if e.array in self.members]
 
     def _unreadable(self, fixed: frozenset[Array]) -> set[Array]:
         """Members that some stage reads in a way that does not go by rows."""
@@ -111,7 +111,7 @@ class Chains:
                 continue
             sink = self._sink(stage, reads, stage.array in fixed)
             if sink is None:
-                bad |= {load.payload[0] for load in reads}
+                bad |= {load.array for load in reads}
             else:
                 self.sinks[stage.array] = sink
         return bad
@@ -122,12 +122,12 @@ class Chains:
         rest = self.members.keys() - removed
         order = [stage for stage in self.stages if stage.array in rest]
         for stage in order:
-            read = {load.payload[0] for load in self._reads(stage)}
+            read = {load.array for load in self._reads(stage)}
             if stage.op is not None or read & kept:
                 kept.add(stage.array)
         for stage in reversed(order):
             if stage.array in kept:
-                kept |= {load.payload[0] for load in self._reads(stage)}
+                kept |= {load.array for load in self._reads(stage)}
         return rest - kept
 
     def _too_deep(self) -> set[Array]:
@@ -167,7 +167,7 @@ class Chains:
         """Whether statistics of rows come from `array`, and whether a member then needs them."""
         reached, statistics = {array}, set[Array]()
         for stage in self.stages:
-            read = {load.payload[0] for load in expr.loads(*stage.exprs())}
+            read = {load.array for load in expr.loads(*stage.exprs())}
             if stage.array in self.members and read & reached:
                 if read & statistics:
                     return True, True
@@ -205,7 +205,7 @@ class Chains:
         variables = [axis.variable for axis in (*outer, *stage.reduced)]
         for load in reads:
             wanted = self._wanted(load, variables, len(outer))
-            if wanted is None or found.setdefault(load.payload[0], wanted) != wanted:
+            if wanted is None or found.setdefault(load.array, wanted) != wanted:
                 return None
         if parts is not None:
             changed = contraction_of(stage)
@@ -216,7 +216,7 @@ class Chains:
 
     def _wanted(self, load: Expr, variables: Sequence[Atom], rows: int) -> Order | None:
         """The order of axes in which the reader of a member needs it, if all below can have it."""
-        member = self.members[load.payload[0]]
+        member = self.members[load.array]
         order = order_of(load, variables, member)
         if order is None or len(order) != len(variables):
             return None
@@ -234,7 +234,7 @@ class Chains:
         found: dict[Array, Order] = {}
         for read in self._reads(member):
             below = self._wanted(read, inner, rows)
-            if below is None or found.setdefault(read.payload[0], below) != below:
+            if below is None or found.setdefault(read.array, below) != below:
                 return False
         return True
 
@@ -297,9 +297,9 @@ class Chains:
         variables = [member.axes[n].variable for n in order]
         found: dict[Array, Order] = {}
         for load in self._reads(member):
-            wanted = order_of(load, variables, self.members[load.payload[0]])
+            wanted = order_of(load, variables, self.members[load.array])
             assert wanted is not None
-            found[load.payload[0]] = wanted
+            found[load.array] = wanted
         return list(found.items())
 
 
@@ -308,10 +308,10 @@ def _may_belong(stage: Stage, members: Mapping[Array, Stage]) -> bool:
     if not _plain(stage) or len(stage.axes) < 2 or stage.size < SMALLEST:
         return False
     if stage.op is None:
-        same = [e for e in expr.loads(stage.body) if e.payload[0] in members]
+        same = [e for e in expr.loads(stage.body) if e.array in members]
         return bool(same) and all(
-            members[e.payload[0]].size == stage.size
-            and order_of(e, [axis.variable for axis in stage.axes], members[e.payload[0]])
+            members[e.array].size == stage.size
+            and order_of(e, [axis.variable for axis in stage.axes], members[e.array])
             for e in same
         )
     parts = contraction_of(stage)
@@ -359,7 +359,7 @@ def _has_rows(member: Stage, order: Order, rows: int) -> bool:
 def _addressing(stages: Iterable[Stage]) -> frozenset[Array]:
     """Arrays that scatters, scans and sorts read, not only in bodies: they stay as they are."""
     return frozenset(
-        load.payload[0]
+        load.array
         for stage in stages
         if stage.op is not None and stage.op not in REDUCTIONS
         for load in expr.loads(*stage.exprs())

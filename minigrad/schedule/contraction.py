@@ -35,7 +35,7 @@ class Contraction:
 
 def terms_of(body: Expr) -> tuple[Expr | None, Expr]:
     """(mask, product) of a body where(mask, product, 0), or (None, body)."""
-    if body.op is Op.WHERE and body.args[2].op is Op.CONST and body.args[2].payload == 0:
+    if body.op is Op.WHERE and body.args[2].op is Op.CONST and body.args[2].value == 0:
         return body.args[0], body.args[1]
     return None, body
 

@@ -29,12 +29,12 @@ from minigrad.graph.symbolic import (
 
 
 class Leaf(Enum):
-    """Leaves of expressions; `payload` in parentheses."""
+    """Leaves of expressions; what else they have in parentheses."""
 
-    LOAD = "load"  # (Array, index, guard): memory at a flat index; 0 where the guard fails
-    INDEX = "index"  # (Integer) an index as a value
-    CONDITION = "condition"  # (Affine) whether it is ≥ 0
-    LOCAL = "local"  # (Local, slot) a register of the loop nest
+    LOAD = "load"  # (array, index, guard) memory at a flat index; 0 where the guard fails
+    INDEX = "index"  # (index) an index as a value
+    CONDITION = "condition"  # (index) whether it is ≥ 0
+    LOCAL = "local"  # (local, slot) a register of the loop nest
     FMA = "fma"  # not a leaf: args (a, b, c), a·b + c rounded once and never split or merged
     PAIR = "pair"  # no leaf either: args two bfloat16, in memory or CASTs of loads, as one uint32
     DOT = "dot"  # args (a, b, c): two PAIRs of bfloat16 and a float32, a₀·b₀ + a₁·b₁ + c
@@ -76,15 +76,32 @@ Guard = tuple[Affine, ...]
 
 
 class Expr:
-    """One scalar operation. `variables`: the loop variables that its value depends on."""
+    """One scalar operation. `variables`: the loop variables that its value depends on.
 
-    __slots__ = ("op", "dtype", "args", "payload", "variables", "_loads", "__weakref__")
+    What else it has depends on its op: CONST a `value`; LOAD `array`, `index` and `guard`; INDEX
+    and CONDITION an `index`; LOCAL a `local` and a `slot`.
+    """
+
+    __slots__ = (
+        "op", "dtype", "args", "value", "array", "index", "guard", "local", "slot",
+        "variables", "_loads", "__weakref__",
+    )  # fmt: skip
     op: Op | Leaf
     dtype: DType
     args: tuple[Expr, ...]
-    payload: Any
+    value: int | float | bool
+    array: Array
+    index: Integer
+    guard: Guard
+    local: Local
+    slot: Integer
     variables: frozenset[Atom]
     _loads: tuple[Expr, ...] | None  # what `loads` found; asked for again and again
+
+    @property
+    def place(self) -> Array | Local:
+        """What a LOAD or a LOCAL reads from."""
+        return self.array if self.op is Leaf.LOAD else self.local
 
     def __repr__(self) -> str:
         return show(self)
@@ -97,70 +114,72 @@ class Expr:
 _interned: Interned[Expr] = Interned()
 
 
-def _make(op: Op | Leaf, dtype: DType, args: tuple[Expr, ...], payload: Any, key: Any) -> Expr:
-    full_key = (op, dtype, args, key)
-    expr = _interned.find(full_key)
+def _make(
+    op: Op | Leaf, dtype: DType, args: tuple[Expr, ...], *parts: Any, **fields: Any
+) -> Expr:
+    """The expression whose identity is op, dtype, args and parts."""
+    key = (op, dtype, args, parts)
+    expr = _interned.find(key)
     if expr is None:
         expr = Expr()
-        expr.op, expr.dtype, expr.args, expr.payload = op, dtype, args, payload
-        found: frozenset[Atom] = frozenset()
-        for arg in args:
-            found |= arg.variables
-        if op is Leaf.LOAD:
-            found |= variables(payload[1])
-            for condition in payload[2]:
-                found |= variables(condition)
-        elif op in (Leaf.INDEX, Leaf.CONDITION):
-            found |= variables(payload)
-        elif op is Leaf.LOCAL:
-            local, slot = payload
-            found |= variables(slot)
-            if local.lanes is not None:
-                found |= {local.lanes}
-        expr.variables = found
-        expr._loads = None
-        expr = _interned.settle(full_key, expr)
+        expr.op, expr.dtype, expr.args, expr._loads = op, dtype, args, None
+        for name, value in fields.items():
+            setattr(expr, name, value)
+        expr.variables = _variables_of(expr)
+        expr = _interned.settle(key, expr)
     return expr
+
+
+def _variables_of(expr: Expr) -> frozenset[Atom]:
+    found: frozenset[Atom] = frozenset().union(*(arg.variables for arg in expr.args))
+    if expr.op is Leaf.LOAD:
+        return found.union(variables(expr.index), *map(variables, expr.guard))
+    if expr.op in (Leaf.INDEX, Leaf.CONDITION):
+        return found | variables(expr.index)
+    if expr.op is Leaf.LOCAL:
+        lanes = () if expr.local.lanes is None else (expr.local.lanes,)
+        return found.union(variables(expr.slot), lanes)
+    return found
 
 
 def const(value: int | float | bool, dtype: DType) -> Expr:
     """A number."""
     value = convert(value, dtype)
     key = struct.pack("<d", value) if dtype.is_float else int(value)
-    return _make(Op.CONST, dtype, (), value, key)
+    return _make(Op.CONST, dtype, (), key, value=value)
 
 
 def load(array: Array, index: Integer, guard: Guard = ()) -> Expr:
     """array[index], or 0 where one of the guard's conditions is negative."""
-    payload = (array, index, guard)
-    return _make(Leaf.LOAD, array.dtype, (), payload, payload)
+    fields = {"array": array, "index": index, "guard": guard}
+    return _make(Leaf.LOAD, array.dtype, (), array, index, guard, **fields)
 
 
 def local(registers: Local, slot: Integer = 0) -> Expr:
     """A register's value."""
-    payload = (registers, slot)
-    return _make(Leaf.LOCAL, registers.dtype, (), payload, payload)
+    fields = {"local": registers, "slot": slot}
+    return _make(Leaf.LOCAL, registers.dtype, (), registers, slot, **fields)
 
 
 def index(value: Integer, dtype: DType = dtypes.int32) -> Expr:
     """An index as a value."""
     if isinstance(value, int):
         return const(value, dtype)
-    return _make(Leaf.INDEX, dtype, (), value, value)
+    return _make(Leaf.INDEX, dtype, (), value, index=value)
 
 
 def condition(value: Integer) -> Expr:
     """Whether value ≥ 0."""
     if isinstance(value, int) or value.high < 0:
         return const(high(value) >= 0, dtypes.bool)
-    return _make(Leaf.CONDITION, dtypes.bool, (), value, value)
+    return _make(Leaf.CONDITION, dtypes.bool, (), value, index=value)
 
 
 def apply(op: Op | Leaf, args: tuple[Expr, ...], dtype: DType) -> Expr:
     """An elementwise operation of the graph, on scalars."""
     if op is Op.WHERE:
         if args[0].op is Op.CONST:
-            return args[1] if args[0].payload else args[2]
+            return args[1] if args[0].value else args[2]
         if args[1] is args[2]:
             return args[1]
     if op is Op.CAST and args[0].dtype is dtype:
@@ -168,20 +187,20 @@ def apply(op: Op | Leaf, args: tuple[Expr, ...], dtype: DType) -> Expr:
     if op is Op.AND and dtype.is_bool:
         for one, other in (args, args[::-1]):
             if one.op is Op.CONST:
-                return other if one.payload else one
-    return _make(op, dtype, args, None, None)
+                return other if one.value else one
+    return _make(op, dtype, args)
 
 
 def value_of(expr: Expr) -> Integer:
     """An integer expression as part of an index."""
     if expr.op is Op.CONST:
-        return int(expr.payload)
+        return int(expr.value)
     if expr.op is Leaf.INDEX:
-        return expr.payload  # type: ignore[no-any-return]
+        return expr.index
     # Indices are computed in int64, where the upper half of uint64 is negative: it is out of range.
     dtype = dtypes.int64 if expr.dtype is dtypes.uint64 else expr.dtype
     atom = Atom("value", "", int(dtype.minimum), int(dtype.maximum), payload=expr)
-    return Affine(0, ((atom, 1),))
+    return atom.index
 
 
 def restrict(guard: Guard, conditions: Iterable[Integer]) -> Guard:
@@ -199,7 +218,7 @@ def restrict(guard: Guard, conditions: Iterable[Integer]) -> Guard:
 def _never() -> Affine:
     """A condition that fails always, yet is an Affine."""
     atom = Atom("var", "never", -1, -1)
-    return Affine(0, ((atom, 1),))
+    return atom.index
 
 
 def guarded(guard: Guard, inner: Expr, otherwise: Expr) -> Expr:
@@ -236,12 +255,12 @@ def walk(*roots: Expr) -> list[Expr]:
 
 def _operands(expr: Expr) -> tuple[Expr, ...]:
     if expr.op is Leaf.LOAD:
-        inside = values_in(expr.payload[1])
-        for c in expr.payload[2]:
+        inside = values_in(expr.index)
+        for c in expr.guard:
             inside += values_in(c)
         return inside
     if expr.op in (Leaf.INDEX, Leaf.CONDITION):
-        return values_in(expr.payload)
+        return values_in(expr.index)
     return expr.args
 
 
@@ -302,11 +321,10 @@ def with_new_indices(leaf: Expr, new: Mapping[Expr, Expr]) -> Expr:
         return replace_values(x, lambda e: value_of(new[e]))
 
     if leaf.op is Leaf.LOAD:
-        array, position, guard = leaf.payload
-        return load(array, moved(position), restrict((), map(moved, guard)))
+        return load(leaf.array, moved(leaf.index), restrict((), map(moved, leaf.guard)))
     if leaf.op is Leaf.INDEX:
-        return index(moved(leaf.payload), leaf.dtype)
-    return condition(moved(leaf.payload))
+        return index(moved(leaf.index), leaf.dtype)
+    return condition(moved(leaf.index))
 
 
 def substitute_in(root: Expr, values: Mapping[Atom, Integer]) -> Expr:
@@ -319,16 +337,14 @@ def substitute_in(root: Expr, values: Mapping[Atom, Integer]) -> Expr:
 
     def change(expr: Expr) -> Expr | None:
         if expr.op is Leaf.LOAD:
-            array, position, guard = expr.payload
-            return load(array, moved(position), restrict((), map(moved, guard)))
+            return load(expr.array, moved(expr.index), restrict((), map(moved, expr.guard)))
         if expr.op is Leaf.INDEX:
-            return index(moved(expr.payload), expr.dtype)
+            return index(moved(expr.index), expr.dtype)
         if expr.op is Leaf.CONDITION:
-            test = moved(expr.payload)
+            test = moved(expr.index)
             return const(True, dtypes.bool) if proven_nonnegative(test) else condition(test)
         if expr.op is Leaf.LOCAL:
-            registers, slot = expr.payload
-            return local(registers, moved(slot))
+            return local(expr.local, moved(expr.slot))
         return None
 
     return rebuild(root, change)
@@ -339,17 +355,16 @@ def show(root: Expr) -> str:
     text: dict[Expr, str] = {}
     for expr in walk(root):
         if expr.op is Op.CONST:
-            text[expr] = str(expr.payload)
+            text[expr] = str(expr.value)
         elif expr.op is Leaf.LOAD:
-            array, position, guard = expr.payload
-            test = "".join(f" if {c!r}>=0" for c in guard)
-            text[expr] = f"{array!r}[{position!r}{test}]"
+            test = "".join(f" if {c!r}>=0" for c in expr.guard)
+            text[expr] = f"{expr.array!r}[{expr.index!r}{test}]"
         elif expr.op is Leaf.INDEX:
-            text[expr] = f"({expr.payload!r})"
+            text[expr] = f"({expr.index!r})"
         elif expr.op is Leaf.CONDITION:
-            text[expr] = f"({expr.payload!r} >= 0)"
+            text[expr] = f"({expr.index!r} >= 0)"
         elif expr.op is Leaf.LOCAL:
-            text[expr] = f"{expr.payload[0]!r}[{expr.payload[1]!r}]"
+            text[expr] = f"{expr.local!r}[{expr.slot!r}]"
         else:
             args = [text[arg] for arg in expr.args]
             symbol = _SYMBOLS.get(expr.op)

@@ -12,13 +12,13 @@ from collections.abc import Container, Iterable
 
 from minigrad.graph.node import SCANS, SCATTERS, Op
 from minigrad.graph.shapes import flatten, numel
-from minigrad.graph.symbolic import coefficient, high, low, variables
+from minigrad.graph.symbolic import ceildiv, coefficient, high, low, variables
 from minigrad.schedule import expr
 from minigrad.schedule.attention_fusion import Chains, Sink
 from minigrad.schedule.contraction import contraction_of
 from minigrad.schedule.expr import Array
 from minigrad.schedule.layout import Order
-from minigrad.schedule.stage import Axis, Stage, index_of
+from minigrad.schedule.stage import Axis, Stage
 
 ROW_LIMIT = 1 << 17  # elements of one row's values that may pass from stage to stage (half of L2)
 TINY = 4096  # kernels of so little work may lose their parallelism
@@ -77,7 +77,7 @@ def group(chains: Chains, fuse: bool, alone: frozenset[Array] = frozenset()) -> 
         sink = chains.sinks.get(stage.array)
         parts = [stage] if sink is None else chains.pull(sink, {}, "")[0]
         exprs = [e for part in parts for e in part.exprs()]
-        read = list(dict.fromkeys(load.payload[0] for load in expr.loads(*exprs)))
+        read = list(dict.fromkeys(load.array for load in expr.loads(*exprs)))
         producers = {maker[array] for array in read if array in maker}
         own = _alone(stage) if sink is None else _alone_blocks(sink)
         home, rows = own, own.rows
@@ -180,7 +180,7 @@ def _shared_rows(target: Group, own: Group, stage: Stage, produces: bool) -> fro
         fits = stage.op is None and _same_elements(target.stages, stage)
         return frozenset((stage.size,)) if fits and produces else frozenset()
     rows = target.rows & own.rows
-    for array in {load.payload[0] for load in expr.loads(stage.body)}:
+    for array in {load.array for load in expr.loads(stage.body)}:
         if array in target.made:
             rows = frozenset(r for r in rows if aligned(stage, target.made[array], r))
     if not rows:
@@ -207,7 +207,7 @@ def _agrees(target: Group, stage: Stage, rows: int) -> bool:
     """Whether one direction of vectors suits both, given what is saved by passing values on."""
     ours, its = target.costs(rows), _vector_costs(stage, rows, target.made)
     alone = _vector_costs(stage, rows, ())
-    read = {load.payload[0] for load in expr.loads(stage.body)} & target.made.keys()
+    read = {load.array for load in expr.loads(stage.body)} & target.made.keys()
     passed = sum(target.made[array].size for array in read) / rows / _LANES * _PASS
     together = min(ours[0] + its[0], ours[1] + its[1])
     return together <= min(ours) + min(alone) + passed
@@ -222,7 +222,7 @@ def _shared_blocks(target: Group, chains: Chains, sink: Sink, most: int) -> froz
     if len(parts) > most:
         return frozenset()
     for part in parts:
-        for array in {load.payload[0] for load in expr.loads(*part.exprs())}:
+        for array in {load.array for load in expr.loads(*part.exprs())}:
             if array in target.made and not aligned(part, target.made[array], sink.count):
                 return frozenset()
     return target.rows
@@ -231,7 +231,7 @@ def _shared_blocks(target: Group, chains: Chains, sink: Sink, most: int) -> froz
 def _follows_blocks(target: Group, own: Group, stage: Stage) -> bool:
     """Whether an elementwise stage takes one value per row, or ends a product of the blocks."""
     rows = max(target.rows)
-    read = {load.payload[0] for load in expr.loads(stage.body)}
+    read = {load.array for load in expr.loads(stage.body)}
     large = [target.made[a] for a in read if a in target.made and target.made[a].size != rows]
     if any(made.array in target.pulled.values() or made.reduced == () for made in large):
         return False
@@ -250,9 +250,9 @@ def _same_elements(stages: list[Stage], stage: Stage) -> bool:
         return False
     made = {member.array for member in stages}
     return all(
-        load.payload[1] == stage.position and not load.payload[2]
+        load.index == stage.position and not load.guard
         for load in expr.loads(stage.body)
-        if load.payload[0] in made
+        if load.array in made
     )
 
 
@@ -262,16 +262,16 @@ def aligned(consumer: Stage, producer: Stage, rows: int, array: Array | None = N
     `array`: look at the reads of this array instead, which is laid out as the producer's.
     """
     source = array or producer.array
-    reads = [load for load in expr.loads(consumer.body) if load.payload[0] == source]
+    reads = [load for load in expr.loads(consumer.body) if load.array == source]
     if not reads:
         return True
     prefix = prefix_length(consumer, rows)
     leading = consumer.axes[:prefix]
-    row = flatten([index_of(axis.variable) for axis in leading], [a.extent for a in leading])
+    row = flatten([axis.index for axis in leading], [a.extent for a in leading])
     inner = producer.size // rows
     fixed = {axis.variable for axis in leading}
     for load in reads:
-        rest = load.payload[1] - row * inner
+        rest = load.index - row * inner
         if low(rest) < 0 or high(rest) >= inner or not fixed.isdisjoint(variables(rest)):
             return False
     return True
@@ -327,7 +327,7 @@ def _along(
     stage: Stage, axis: Axis, inner: list[Axis], length: int, made: Container[Array]
 ) -> float:
     extent = numel([axis.extent])
-    vectors = length // extent * -(-extent // _LANES)
+    vectors = length // extent * ceildiv(extent, _LANES)
     if axis in stage.reduced:
         kept = numel([other.extent for other in inner if other not in stage.reduced])
         fold = 2 * (min(extent, _LANES) - 1).bit_length()
@@ -340,8 +340,8 @@ def _accesses(stage: Stage, axis: Axis, made: Container[Array]) -> int:
     """Vector instructions for the operands of neighbours along an axis, and the result."""
     work = 1
     for load in expr.loads(stage.body):
-        stride = coefficient(load.payload[1], axis.variable)
-        if stride in (0, 1) or load.payload[0] in made:
+        stride = coefficient(load.index, axis.variable)
+        if stride in (0, 1) or load.array in made:
             work += 1
         else:  # interleaved elements are picked from whole vectors
             work += stride if stride is not None and 2 <= stride <= _MOST_INTERLEAVED else _GATHER

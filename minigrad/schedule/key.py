@@ -115,12 +115,12 @@ class _Writer:
             if e in known:
                 continue
             if e.op is Op.CONST:
-                what = _bits(e.payload, e.dtype)
+                what = _bits(e.value, e.dtype)
             elif e.op is Leaf.LOAD:
-                array, index, guard = e.payload
+                array, index, guard = e.array, e.index, e.guard
                 what = f"{self.array(array)} {self.integer(index)} {self._integers(guard)}"
             elif e.op is Leaf.INDEX or e.op is Leaf.CONDITION:
-                what = self.integer(e.payload)
+                what = self.integer(e.index)
             elif e.args:
                 what = " ".join([known[arg] for arg in e.args])
             else:

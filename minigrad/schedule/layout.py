@@ -9,7 +9,7 @@ from minigrad.graph.shapes import flatten, unflatten
 from minigrad.graph.symbolic import Affine, Atom
 from minigrad.schedule import expr
 from minigrad.schedule.expr import Array, Expr, Leaf
-from minigrad.schedule.stage import Stage, index_of, make_axis
+from minigrad.schedule.stage import Stage, make_axis
 
 Order = tuple[int, ...]
 
@@ -18,11 +18,11 @@ def relayout(stage: Stage, order: Order, array: Array) -> Stage:
     """The stage with its kept axes, and so the layout of its array, in another order."""
     axes = [make_axis("i", n, stage.axes[old].extent) for n, old in enumerate(order)]
     values = {
-        stage.axes[old].variable: index_of(axis.variable)
+        stage.axes[old].variable: axis.index
         for old, axis in zip(order, axes, strict=True)
     }
     shape = tuple(axis.extent for axis in axes)
-    position = flatten([index_of(axis.variable) for axis in axes], shape)
+    position = flatten([axis.index for axis in axes], shape)
     body = expr.substitute_in(stage.body, values)
     return replace(stage, array=array, shape=shape, axes=tuple(axes), body=body, position=position)
 
@@ -35,9 +35,9 @@ def reading(
     """The stage with its loads of relaid arrays moved to their elements' new places."""
 
     def change(e: Expr) -> Expr | None:
-        if e.op is not Leaf.LOAD or e.payload[0] not in moved:
+        if e.op is not Leaf.LOAD or e.array not in moved:
             return None
-        array, position, guard = e.payload
+        array, position, guard = e.array, e.index, e.guard
         old, order = moved[array]
         extents = [axis.extent for axis in old.axes]
         parts = unflatten(position, extents)
@@ -49,7 +49,7 @@ def reading(
 
 def order_of(load: Expr, variables: Sequence[Atom], member: Stage) -> Order | None:
     """How to order the member's axes so that they follow the reader's; None if it cannot be."""
-    _, position, guard = load.payload
+    position, guard = load.index, load.guard
     if guard:
         return None
     parts = unflatten(position, [axis.extent for axis in member.axes])

@@ -19,7 +19,7 @@ from minigrad.graph.symbolic import (
 )
 from minigrad.schedule import expr
 from minigrad.schedule.expr import Array, Expr, Leaf
-from minigrad.schedule.stage import Axis, Stage, index_of, make_axis
+from minigrad.schedule.stage import Axis, Stage, make_axis
 
 
 def part_written(stage: Stage, old: Array) -> Stage | None:
@@ -49,7 +49,7 @@ def part_written(stage: Stage, old: Array) -> Stage | None:
             values[axis.variable] = first
             continue
         short = make_axis("part", len(axes), extent)
-        values[axis.variable] = first + index_of(short.variable)
+        values[axis.variable] = first + short.index
         axes.append(short)
     if not cut:
         return None
@@ -68,13 +68,13 @@ def _conditions(test: Expr) -> list[Affine] | None:
     stack = [test]
     while stack:
         e = stack.pop()
-        if e.op is Leaf.CONDITION:
-            found.append(e.payload)
+        if e.op is Leaf.CONDITION and isinstance(e.index, Affine):
+            found.append(e.index)
         elif e.op is Op.AND:
             stack.extend(e.args)
-        elif e.op is Op.WHERE and e.args[2].op is Op.CONST and not e.args[2].payload:
+        elif e.op is Op.WHERE and e.args[2].op is Op.CONST and not e.args[2].value:
             stack.extend(e.args[:2])
-        elif not (e.op is Op.CONST and e.payload):
+        elif not (e.op is Op.CONST and e.value):
             return None
     return found
 
@@ -89,7 +89,7 @@ def _range(
         along = coefficient(c, axis.variable)
         if along not in (1, -1):
             continue
-        rest = c - index_of(axis.variable) * along
+        rest = c - axis.index * along
         if not isinstance(rest, int) and any(
             atom.kind != "var" or atom in loops for atom, _ in rest.terms
         ):

@@ -21,7 +21,7 @@ from minigrad.graph.node import (
 )
 from minigrad.graph.shapes import numel
 from minigrad.graph.simplify import simplify
-from minigrad.graph.symbolic import Integer
+from minigrad.graph.symbolic import Integer, ceildiv
 from minigrad.schedule import expr
 from minigrad.schedule.attention_fusion import Chains
 from minigrad.schedule.expr import Array, Expr
@@ -188,7 +188,7 @@ def _cuts_of_product(node: Node) -> dict[int, int]:
         return {}
     cuts: dict[int, int] = {}
     for axis in node.arg:
-        wanted, extent = -(-depth // DEEP), x.shape[axis]
+        wanted, extent = ceildiv(depth, DEEP), x.shape[axis]
         if not isinstance(extent, int):
             continue
         enough = range(wanted, min(4 * wanted, extent + 1))
@@ -262,7 +262,7 @@ class _Plan:
         for member in self.groups:
             for stage in member.stages:
                 for load in expr.loads(*stage.exprs()):
-                    known = self.readers.setdefault(load.payload[0], [])
+                    known = self.readers.setdefault(load.array, [])
                     if member not in known:
                         known.append(member)
         self.maker = {stage.array: g for g in self.groups for stage in g.stages}
@@ -274,7 +274,7 @@ class _Plan:
         for node in reversed(list(stages)):
             if self.arrays[node] in wanted:
                 needed.append(node)
-                wanted |= {load.payload[0] for load in expr.loads(*stages[node].exprs())}
+                wanted |= {load.array for load in expr.loads(*stages[node].exprs())}
         return {node: stages[node] for node in reversed(needed)}
 
     def _cut_to_parts(self, roots: Iterable[Node]) -> frozenset[Array]:
@@ -371,7 +371,7 @@ def _loads_by_array(group: Group) -> _Loads:
     found: _Loads = {}
     for place, stage in enumerate(group.stages):
         for load in expr.loads(*stage.exprs()):
-            found.setdefault(load.payload[0], []).append((place, load))
+            found.setdefault(load.array, []).append((place, load))
     return found
 
 
@@ -390,7 +390,7 @@ def _safe_in_place(
         return False
     for position, load in loads:
         stage = writer.stages[position]
-        same = load.payload[1] == stage.position and stage.op is None
+        same = load.index == stage.position and stage.op is None
         if writer.kind == "contraction" or max(writer.rows) == target.size:
             if not (same and stage.size == target.size):
                 return False
@@ -409,7 +409,7 @@ def add_waits(kernels: Sequence[Kernel], slots: dict[Array, int]) -> list[Kernel
     result: list[Kernel] = []
     running: dict[Array, Kernel] = {}  # by the array of the result
     for kernel in kernels:
-        read = {load.payload[0] for stage in kernel.stages for load in expr.loads(*stage.exprs())}
+        read = {load.array for stage in kernel.stages for load in expr.loads(*stage.exprs())}
         written = {slots[array] for array in kernel.stored if array in slots}
         for array, begun in list(running.items()):
             (stage,) = begun.stages
@@ -432,7 +432,7 @@ def plan_arena(
     last: dict[Array, int] = {}
     for step, kernel in enumerate(kernels):
         for stage in kernel.stages:
-            touched = [load.payload[0] for load in expr.loads(*stage.exprs())]
+            touched = [load.array for load in expr.loads(*stage.exprs())]
             if stage.array in kernel.stored or kernel.kind == "wait":
                 touched.append(stage.array)
             for array in touched:

@@ -17,7 +17,7 @@ from minigrad.graph.build import elementwise
 from minigrad.graph.node import SCANS, Node, Op, Shape, topological
 from minigrad.graph.scans import along, shift
 from minigrad.graph.shapes import numel
-from minigrad.graph.symbolic import Affine
+from minigrad.graph.symbolic import Affine, ceildiv
 from minigrad.schedule.stage import identity
 
 BY_COUNTING = 128  # keys of a row that are sorted by counting, which takes the square of them
@@ -91,8 +91,8 @@ def _by_radix(keys: Node) -> Node:
 def _passes(keys: Node, order: Node | None, bits: int) -> Node:
     """Stable order by 32-bit keys of which `bits` are used; `order` says what they stand for."""
     rows, length = (int(extent) for extent in keys.shape)  # type: ignore[arg-type]
-    chunks = -(-length // SORT_CHUNK)
-    chunk = -(-length // chunks)
+    chunks = ceildiv(length, SORT_CHUNK)
+    chunk = ceildiv(length, chunks)
     shape = (rows, chunks * chunk)
     if order is None:
         order = along(build.const(0, dtypes.int32, (rows, length), keys.device), 1)
@@ -155,13 +155,13 @@ def _blocks(node: Node) -> Node:
         return node
     reduction = SCANS[node.op]
     block = next((b for b in range(SCAN_BLOCK, SCAN_BLOCK // 8, -1) if extent % b == 0), SCAN_BLOCK)
-    blocks = -(-extent // block)
+    blocks = ceildiv(extent, block)
     missing = blocks * block - extent
     padded = build.pad(x, [(0, missing if d == axis else 0) for d in range(x.ndim)])
     shape: Shape = (*x.shape[:axis], blocks, block, *x.shape[axis + 1 :])
     cut = build.reshape(padded, shape)
     whole = build.reduce(reduction, cut, (axis + 1,))
-    before = shift(build.scan(node.op, whole, axis), axis, identity(reduction, x.dtype).payload)
+    before = shift(build.scan(node.op, whole, axis), axis, identity(reduction, x.dtype).value)
     carried = build.expand(before, shape)
     beginning = elementwise(
         Op.EQ, along(cut, axis + 1), build.const(0, dtypes.int32, shape, x.device)

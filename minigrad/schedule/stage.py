@@ -28,6 +28,17 @@ class Axis:
     variable: Atom
     extent: Integer
 
+    @property
+    def index(self) -> Affine:
+        """The variable as an index."""
+        return self.variable.index
+
+    @property
+    def count(self) -> int:
+        """The extent of an axis whose extent is a number."""
+        assert isinstance(self.extent, int), self
+        return self.extent
+
 
 @dataclass(frozen=True)
 class Exchange:
@@ -96,11 +107,6 @@ def make_axis(prefix: str, number: int, extent: Integer) -> Axis:
     symbolic = None if isinstance(extent, int) else extent
     top = max(high(extent) - 1, 0)
     return Axis(only_atom(var(f"{prefix}{number}", 0, top, symbolic)), extent)
-
-
-def index_of(variable: Atom) -> Affine:
-    """A loop variable as an index."""
-    return Affine(0, ((variable, 1),))
 
 
 class Stages:
@@ -179,7 +185,7 @@ def _axes(prefix: str, shape: Shape) -> tuple[tuple[Axis, ...], tuple[Integer, .
             continue
         axis = make_axis(prefix, len(axes), extent)
         axes.append(axis)
-        index.append(index_of(axis.variable))
+        index.append(axis.index)
     return tuple(axes), tuple(index)
 
 
@@ -212,7 +218,7 @@ def _distribute(node: Node, lowering: Lowering, array: Array) -> Stage:
 def _loop(prefix: str, extent: Integer) -> tuple[Integer, tuple[Axis, ...]]:
     """An axis even where its extent is 1, and its index."""
     axis = make_axis(prefix, 0, extent)
-    return index_of(axis.variable), (axis,)
+    return axis.index, (axis,)
 
 
 def _exchange(node: Node, lowering: Lowering, array: Array) -> Stage:

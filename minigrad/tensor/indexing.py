@@ -9,7 +9,7 @@ from minigrad.dtype import dtypes
 from minigrad.errors import BoundsError, DTypeError, ShapeError
 from minigrad.graph import build
 from minigrad.graph.node import Node, Op, Shape
-from minigrad.graph.symbolic import Affine, Integer, high, low
+from minigrad.graph.symbolic import Affine, Integer, ceildiv, high, low
 from minigrad.tensor import views
 from minigrad.tensor.broadcasting import broadcast_shape, broadcast_to, product, show
 from minigrad.tensor.core import Core
@@ -399,7 +399,7 @@ def _every(node: Node, axis: int, step: int) -> Node:
     """Elements 0, step, 2·step, … along an axis: padded to whole steps, folded, cut."""
     extent = node.shape[axis]
     assert isinstance(extent, int)
-    count = -(-extent // step)
+    count = ceildiv(extent, step)
     padding = [(0, count * step - extent) if d == axis else (0, 0) for d in range(node.ndim)]
     folded = node.shape[:axis] + (count, step) + node.shape[axis + 1 :]
     node = build.reshape(build.pad(node, padding), folded)

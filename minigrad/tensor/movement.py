@@ -12,7 +12,7 @@ from minigrad.dtype import check_holds, dtypes, promote
 from minigrad.errors import ShapeError
 from minigrad.graph import build
 from minigrad.graph.node import Op, Shape
-from minigrad.graph.symbolic import Affine, Integer, high, low
+from minigrad.graph.symbolic import Affine, Integer, ceildiv, high, low
 from minigrad.tensor.activations import Activations
 from minigrad.tensor.broadcasting import (
     axes_of,
@@ -405,7 +405,7 @@ class Movement(Activations):
                 f"chunk({chunks}) along dimension {axis} of {show(self.shape)}; expected a number "
                 "of chunks ≥ 1 and a dimension of known extent"
             )
-        return self.split(max(-(-extent // chunks), 1), axis)
+        return self.split(max(ceildiv(extent, chunks), 1), axis)
 
     # --- diagonals and windows --------------------------------------------------------------------
 

@@ -8,7 +8,7 @@ from typing import Self
 from minigrad.dtype import DType, dtypes
 from minigrad.errors import ShapeError
 from minigrad.graph import build
-from minigrad.graph.symbolic import Affine
+from minigrad.graph.symbolic import Affine, ceildiv
 from minigrad.tensor.broadcasting import axis_of, check_flag, show
 from minigrad.tensor.cumulative import Running
 
@@ -105,7 +105,7 @@ class Ordering(Running):
         extent = self.shape[-1]
         assert isinstance(extent, int)
         length = max(math.isqrt(extent // k), 1)
-        blocks = -(-extent // length)
+        blocks = ceildiv(extent, length)
         most = self._constant((1 << self.dtype.bits) - 1, self.dtype)
         short = blocks * length - extent
         padded = self.pad([None] * (self.ndim - 1) + [(0, short)])

@@ -10,6 +10,7 @@ from minigrad.dtype import dtypes
 from minigrad.errors import DTypeError, ShapeError
 from minigrad.graph import build
 from minigrad.graph.node import Node
+from minigrad.graph.symbolic import ceildiv
 from minigrad.tensor.broadcasting import show
 from minigrad.tensor.convolution import (
     Convolution,
@@ -140,7 +141,7 @@ class _Plan:
         ):
             reach = d * (k - 1) + 1
             free = n + before + after - reach
-            count = (-(-free // s) if ceil_mode else free // s) + 1
+            count = (ceildiv(free, s) if ceil_mode else free // s) + 1
             if ceil_mode and (count - 1) * s >= n + before:
                 count -= 1
             if free < 0 and not (ceil_mode and count > 0):

@@ -27,6 +27,7 @@ import numpy as np
 
 from minigrad import Context, Tensor, jit
 from minigrad.device import Device
+from minigrad.graph.symbolic import ceildiv
 from minigrad.models.gpt import GPTConfig
 
 from .gpt_step import minigrad_step, torch_step
@@ -189,7 +190,7 @@ def table(name: str, seconds: float) -> str:
         capture_output=True,
     ).stdout.split("\n")  # fmt: skip
     tests = [text for text in found if "::" in text and "random_shapes" not in text]
-    count = -(-len(tests) // SHARE)
+    count = ceildiv(len(tests), SHARE)
     shares = [tests[number::count] for number in range(count)]
     end, ran, failed = time.monotonic() + seconds, 0, 0
     for share in shares:

@@ -16,6 +16,7 @@ from itertools import product
 from typing import Any
 
 from minigrad.device import Device
+from minigrad.graph.symbolic import ceildiv
 from minigrad.settings import getenv
 
 CHAINS = (8, 12)  # that do not depend on each other
@@ -111,7 +112,7 @@ def peak_bandwidth(runtime: Any, nbytes: int) -> float:
     kernel, count, best = cl.Kernel(program, "copy"), nbytes // (4 * width), 0.0
     for groups in (8, 32, 128):
         items = runtime.device.max_compute_units * groups * group
-        kernel.set_args(*buffers, np.int32(count), np.int32(-(-count // items) if on_cpu else 0))
+        kernel.set_args(*buffers, np.int32(count), np.int32(ceildiv(count, items) if on_cpu else 0))
         took = _best(queue, lambda n=items: cl.enqueue_nd_range_kernel(
             queue, kernel, (n,), (group,)
         ))  # fmt: skip

@@ -15,6 +15,7 @@ import ctypes
 import random
 import time
 
+from minigrad.graph.symbolic import ceildiv
 from minigrad.runtimes.cpu_driver import MOST_CHUNKS, SPINS
 from minigrad.runtimes.cpu_pool import FLAG_ALONE, Launch, Pool
 from minigrad.runtimes.jit_compiler import host_compiler
@@ -63,10 +64,10 @@ def table_of_pairs(
         total = source.randrange(MOST_ITERATIONS)
         for index, name in enumerate(("mark", "check")):
             parts = source.randrange(1, 65)
-            grain = max(1, -(-total // parts))
+            grain = max(1, ceildiv(total, parts))
             flags = FLAG_ALONE if source.random() < 0.1 else 0
             table[2 * pair + index] = Launch(kernels[name], args, total, grain, flags)
-            chunks += -(-total // grain)
+            chunks += ceildiv(total, grain)
     return table, chunks
 
 

@@ -20,7 +20,7 @@ from minigrad.schedule import expr
 from minigrad.schedule.expr import Array
 from minigrad.schedule.fuse import prefix_length, runs_along_rows
 from minigrad.schedule.schedule import schedule
-from minigrad.schedule.stage import Axis, Stage, index_of, make_axis
+from minigrad.schedule.stage import Axis, Stage, make_axis
 
 TABLE, OTHER = Array("table", F32, 1 << 20), Array("other", F32, 1 << 20)
 
@@ -50,15 +50,15 @@ def points(axes: Sequence[Axis]) -> list[tuple[int, ...]]:
 
 def test_contiguous_axes_become_one() -> None:
     axes = axes_of(3, 4, 5)
-    index = flatten([index_of(a.variable) for a in axes], [3, 4, 5])
+    index = flatten([a.index for a in axes], [3, 4, 5])
     (whole, values), = merge(axes, [index])
     assert whole.extent == 60
-    assert substitute(index, values) == index_of(whole.variable)
+    assert substitute(index, values) == whole.index
 
 
 def test_a_broadcast_along_the_last_axis_keeps_it_apart() -> None:
     axes = axes_of(3, 4, 5)
-    i, j, k = (index_of(a.variable) for a in axes)
+    i, j, k = (a.index for a in axes)
     bias = k
     assert extents(merge(axes, [flatten([i, j, k], [3, 4, 5]), bias])) == [12, 5]
     per_row = i
@@ -67,7 +67,7 @@ def test_a_broadcast_along_the_last_axis_keeps_it_apart() -> None:
 
 def test_a_transposed_operand_keeps_axes_apart() -> None:
     axes = axes_of(3, 4)
-    i, j = (index_of(a.variable) for a in axes)
+    i, j = (a.index for a in axes)
     assert extents(merge(axes, [i * 4 + j, i + j * 3])) == [3, 4]
 
 
@@ -77,14 +77,14 @@ def test_axes_that_no_index_uses_are_merged() -> None:
 
 def test_hidden_variables_are_not_merged() -> None:
     axes = axes_of(6, 4)
-    i, j = (index_of(a.variable) for a in axes)
+    i, j = (a.index for a in axes)
     assert extents(merge(axes, [i * 4 + j, i // 2])) == [6, 4]
 
 
 def test_symbolic_axes_are_not_merged() -> None:
     length = var("n", 1, 24)
     axes = axes_of(length, 4)
-    i, j = (index_of(a.variable) for a in axes)
+    i, j = (a.index for a in axes)
     assert extents(merge(axes, [i * 4 + j])) == [length, 4]
 
 
@@ -93,7 +93,7 @@ def test_merging_visits_the_same_elements(seed: int) -> None:
     """Every index takes, over the merged axes, the values that it took before, in that order."""
     random_ = random.Random(seed)
     axes = axes_of(*(random_.choice([2, 3, 4, 6]) for _ in range(random_.randint(1, 4))))
-    i = [index_of(axis.variable) for axis in axes]
+    i = [axis.index for axis in axes]
     used: list[Integer] = []
     for _ in range(random_.randint(1, 3)):
         shape = [axis.extent for axis in axes]
@@ -129,7 +129,7 @@ def test_merged_stages_do_the_same_work(name: str) -> None:
 def stage_over(*lengths: int) -> Stage:
     """A stage that copies an array of this shape."""
     axes = axes_of(*lengths)
-    index = flatten([index_of(a.variable) for a in axes], lengths)
+    index = flatten([a.index for a in axes], lengths)
     return Stage(OTHER, lengths, axes, (), None, expr.load(TABLE, index), index)
 
 
@@ -144,7 +144,7 @@ def test_leading_axes_of_rows(rows: int, length: int) -> None:
 def test_fixed_rows_are_the_rows(rows: int) -> None:
     stage = stage_over(3, 4, 5)
     row = make_axis("r", 0, rows)
-    fixed = fix_rows(stage, rows, index_of(row.variable))
+    fixed = fix_rows(stage, rows, row.index)
     inner = 60 // rows
     for number in range(rows):
         found = [
@@ -158,9 +158,9 @@ def sum_of(rows: int, length: int, row_stride: int, stride: int) -> Stage:
     """Sums of `length` elements each."""
     (row,) = axes_of(rows)
     k = make_axis("k", 0, length)
-    place = index_of(row.variable) * row_stride + index_of(k.variable) * stride
+    place = row.index * row_stride + k.index * stride
     body = expr.load(TABLE, place)
-    return Stage(OTHER, (rows,), (row,), (k,), Op.SUM, body, index_of(row.variable))
+    return Stage(OTHER, (rows,), (row,), (k,), Op.SUM, body, row.index)
 
 
 def test_where_vectors_run() -> None:
@@ -175,7 +175,7 @@ def test_what_every_element_shares_does_not_count() -> None:
     """A column's sum of x[k, r]·y[k]: y is one number for a vector across."""
     (row,) = axes_of(80)
     k = make_axis("k", 0, 50)
-    r, i = index_of(row.variable), index_of(k.variable)
+    r, i = row.index, k.index
     x, y = expr.load(TABLE, r + i * 80), expr.load(Array("y", F32, 50), i)
     body = expr.apply(Op.MUL, (x, y), F32)
     assert runs_along_rows([Stage(OTHER, (80,), (row,), (k,), Op.SUM, body, r)], 80)
@@ -186,7 +186,7 @@ def test_what_every_element_shares_does_not_count() -> None:
 
 def test_vectors_run_where_memory_is_contiguous() -> None:
     axes = axes_of(40, 50)
-    i, j = (index_of(a.variable) for a in axes)
+    i, j = (a.index for a in axes)
     plain, turned = expr.load(TABLE, i * 50 + j), expr.load(OTHER, i + j * 40)
     assert unit_stride_axis(axes, [plain], [i * 50 + j]) == axes[1]
     assert unit_stride_axis(axes, [turned], [i + j * 40]) == axes[0]
@@ -197,7 +197,7 @@ def test_vectors_run_where_memory_is_contiguous() -> None:
 
 def test_a_short_axis_is_no_place_for_vectors() -> None:
     axes = axes_of(50, 2)
-    i, j = (index_of(a.variable) for a in axes)
+    i, j = (a.index for a in axes)
     place = i + j * 50
     assert unit_stride_axis(axes, [expr.load(TABLE, place)], [place]) == axes[0]
 

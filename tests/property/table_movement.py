@@ -9,6 +9,7 @@ import numpy as np
 from hypothesis import strategies as st
 
 from minigrad import Tensor
+from minigrad.graph.symbolic import ceildiv
 
 from .inputs import ALL
 from .layouts import Shape
@@ -143,7 +144,7 @@ def _split_reference(x: Any, sizes: Any, axis: int) -> tuple[Any, ...]:
 
 
 def _chunk_reference(x: Any, count: int, axis: int) -> tuple[Any, ...]:
-    return _split_reference(x, -(-x.shape[axis] // count), axis)
+    return _split_reference(x, ceildiv(x.shape[axis], count), axis)
 
 
 def _padded_by_rule(x: Any, amounts: Any, mode: str) -> Any:

@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 from hypothesis import strategies as st
 
+from minigrad.graph.symbolic import ceildiv
+
 from .inputs import FLOATS
 from .layouts import Shape
 from .operation import COMPOSED, SELECTED, SUMMED, Operation, floating, index, same
@@ -116,7 +118,7 @@ def _padded_windows(x: Any, kernel_size: Any, stride: Any, padding: Any, dilatio
     for i in range(n):
         extent, reach = x.shape[x.ndim - n + i], d[i] * (k[i] - 1) + 1
         free = extent + 2 * p[i] - reach
-        count = (-(-free // s[i]) if ceil_mode else free // s[i]) + 1
+        count = (ceildiv(free, s[i]) if ceil_mode else free // s[i]) + 1
         if ceil_mode and (count - 1) * s[i] >= extent + p[i]:
             count -= 1
         end = (count - 1) * s[i] + reach - extent - p[i]

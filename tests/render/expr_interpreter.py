@@ -78,9 +78,9 @@ def evaluate(root: Expr, inputs: Mapping[str, Values], contract: bool = False) -
             args = [values[arg] for arg in expr.args]
             dtype = np.dtype(expr.dtype.name)
             if expr.op is Op.CONST:
-                made = np.full(size, expr.payload, dtype)
+                made = np.full(size, expr.value, dtype)
             elif expr.op is Leaf.LOAD:
-                made = inputs[expr.payload[0].name]
+                made = inputs[expr.array.name]
             elif expr.op in (Op.ADD, Op.SUB):
                 made = _sum(expr, values, contract)
             elif expr.op in _BINARY:

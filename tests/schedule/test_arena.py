@@ -10,6 +10,7 @@ import pytest
 
 from minigrad.dtype import dtypes
 from minigrad.graph.node import Node, Op
+from minigrad.graph.symbolic import ceildiv
 from minigrad.schedule import expr
 from minigrad.schedule.expr import Array
 from minigrad.schedule.schedule import ALIGNMENT, Kernel, plan_arena
@@ -25,7 +26,7 @@ def lifetimes(kernels: Sequence[Kernel]) -> dict[Array, tuple[int, int]]:
     for step, kernel in enumerate(kernels):
         touched = set(kernel.stored)
         for stage in kernel.stages:
-            touched |= {load.payload[0] for load in expr.loads(*stage.exprs())}
+            touched |= {load.array for load in expr.loads(*stage.exprs())}
         for array in touched:
             first, _ = found.get(array, (step, step))
             found[array] = (first, step)
@@ -54,7 +55,7 @@ def check(
         places.sort(key=lambda place: place[:2])
         for (_, stop, one), (start, _, other) in itertools.pairwise(places):
             assert stop <= start, f"{one} and {other} overlap"
-        most = max(most, sum(-(-(b - a) // ALIGNMENT) * ALIGNMENT for a, b, _ in places))
+        most = max(most, sum(ceildiv(b - a, ALIGNMENT) * ALIGNMENT for a, b, _ in places))
     assert size >= most
     return size, most
 
@@ -130,7 +131,7 @@ def test_memory_is_used_again() -> None:
 
     plan = plan_of(chain, fuse=False)
     assert len(plan.kernels) == 20
-    assert plan.arena_bytes == 2 * -(-4000 // ALIGNMENT) * ALIGNMENT
+    assert plan.arena_bytes == 2 * ceildiv(4000, ALIGNMENT) * ALIGNMENT
 
 
 def test_the_check_can_fail() -> None:

@@ -43,7 +43,7 @@ def extents(parts: Contraction) -> dict[str, list[object]]:
 def operands(parts: Contraction) -> tuple[str, str]:
     """Names of the arrays on the left and on the right."""
     (left,), (right,) = loads(parts.left), loads(parts.right)
-    return left.payload[0].name, right.payload[0].name
+    return left.array.name, right.array.name
 
 
 def parts_of(node: Node, inputs: Inputs) -> Contraction:

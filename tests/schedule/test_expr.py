@@ -44,14 +44,14 @@ def evaluate(root: Expr, values: dict[str, int], memory: dict[str, list[int]]) -
 
     def value(e: Expr) -> float:
         if e.op is Op.CONST:
-            return float(e.payload)
+            return float(e.value)
         if e.op is Leaf.LOAD:
-            array, place, guard = e.payload
+            array, place, guard = e.array, e.index, e.guard
             return memory[array.name][index(place)] if all(index(c) >= 0 for c in guard) else 0
         if e.op is Leaf.INDEX:
-            return index(e.payload)
+            return index(e.index)
         if e.op is Leaf.CONDITION:
-            return index(e.payload) >= 0
+            return index(e.index) >= 0
         args = [value(arg) for arg in e.args]
         if e.op is Op.WHERE:
             return args[1] if args[0] else args[2]
@@ -77,14 +77,14 @@ def test_equal_expressions_are_identical() -> None:
 def test_different_constants_are_kept_apart(a: float, b: float) -> None:
     x, y = expr.const(a, F32), expr.const(b, F32)
     assert x is not y
-    assert math.copysign(1, x.payload) == math.copysign(1, a)
-    assert math.copysign(1, y.payload) == math.copysign(1, b)
+    assert math.copysign(1, x.value) == math.copysign(1, a)
+    assert math.copysign(1, y.value) == math.copysign(1, b)
 
 
 def test_constants_of_different_dtypes_are_kept_apart() -> None:
     ones = [expr.const(1, dtype) for dtype in (dtypes.bool, I32, dtypes.int64, F32)]
     assert len(set(ones)) == 4
-    assert ones[0].payload is True and isinstance(ones[1].payload, int)
+    assert ones[0].value is True and isinstance(ones[1].value, int)
 
 
 def test_all_nans_are_one_constant() -> None:
@@ -93,7 +93,7 @@ def test_all_nans_are_one_constant() -> None:
 
 def test_constants_are_rounded_to_their_dtype() -> None:
     assert expr.const(0.1, F32) is expr.const(0.10000000149011612, F32)
-    assert expr.const(300, dtypes.uint8).payload == 44
+    assert expr.const(300, dtypes.uint8).value == 44
 
 
 # ---- what is simplified on the way ----
@@ -234,7 +234,7 @@ def test_rebuild_reaches_into_indices() -> None:
     known = expr.rebuild(root, {index: expr.const(5, I32)}.get)
     assert known is expr.load(TABLE, Y + 5)
     below = expr.rebuild(root, {index: expr.const(1, I32)}.get)
-    assert expr.loads(below) == (below,) and below.payload[2][0].high < 0
+    assert expr.loads(below) == (below,) and below.guard[0].high < 0
 
 
 def test_rebuild_reaches_into_indices_used_as_values() -> None:

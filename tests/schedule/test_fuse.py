@@ -137,7 +137,7 @@ def check_order(plan: Schedule) -> None:
         inside: set[str] = set()
         for stage in kernel.stages:
             for load in expr.loads(*stage.exprs()):
-                array = load.payload[0]
+                array = load.array
                 if array in inputs:
                     assert overwritten.get(inputs[array], step) == step, f"{array} is gone"
                 else:

@@ -65,7 +65,7 @@ def renamed(kernel: Kernel, number: int) -> Kernel:
     def change(e: Expr) -> Expr | None:
         if e.op is not Leaf.LOAD:
             return None
-        array, index, guard = e.payload
+        array, index, guard = e.array, e.index, e.guard
         return expr.load(other(array), index, guard)
 
     stages = tuple(
@@ -211,7 +211,7 @@ def test_no_field_is_forgotten():
         "array", "shape", "axes", "reduced", "op", "body", "position", "guard", "initial",
         "initial_axes", "initial_position", "exchange",  # which has no key: it is not compiled
     }  # fmt: skip
-    known = {"op", "dtype", "args", "payload"}
+    known = {"op", "dtype", "args", "value", "array", "index", "guard", "local", "slot"}
     assert {n for n in Expr.__slots__ if not n.startswith("_")} == known | {"variables"}
     assert {n for n in Atom.__slots__ if not n.startswith("_")} == {
         "kind", "name", "inner", "divisor", "low", "high", "payload", "key", "hash",

@@ -84,6 +84,6 @@ def test_positions_stay_inside_the_array(name: str) -> None:
 @pytest.mark.parametrize("dtype", [F32, dtypes.int8, dtypes.uint16, dtypes.bool, dtypes.float16])
 def test_identities(dtype: DType) -> None:
     """What a reduction over nothing gives."""
-    assert identity(Op.SUM, dtype).payload == 0
-    assert identity(Op.PROD, dtype).payload == 1
-    assert identity(Op.MAX, dtype).payload == dtype.minimum
+    assert identity(Op.SUM, dtype).value == 0
+    assert identity(Op.PROD, dtype).value == 1
+    assert identity(Op.MAX, dtype).value == dtype.minimum
