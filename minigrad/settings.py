@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import itertools
 import os
+import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
 DEFAULTS: Mapping[str, int | str] = MappingProxyType({
@@ -96,6 +97,17 @@ def getenv(name: str) -> int | str:
 def flag(name: str) -> int:
     """Current value of an integer setting."""
     return int(getenv(name))
+
+
+def say(text: str) -> None:
+    """Print to the error stream, where it does not mix with a program's own output."""
+    sys.stderr.write(text + "\n")
+
+
+def report(level: int, text: Callable[[], str]) -> None:
+    """Say what MINIGRAD_DEBUG asks for from a level on."""
+    if flag("DEBUG") >= level:
+        say(text())
 
 
 def put(name: str, value: int | str) -> None:

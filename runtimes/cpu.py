@@ -19,7 +19,6 @@ from minigrad.dtype import DType, dtypes, number_of
 from minigrad.errors import MinigradError
 from minigrad.graph.canonical import Graph
 from minigrad.locks import new_rlock
-from minigrad.loops.target import Target
 from minigrad.program import GlobalCounters, timeline
 from minigrad.runtimes import cpu_memory, cpu_report
 from minigrad.runtimes.cpu_exchange import Exchanges, watched
@@ -31,6 +30,7 @@ from minigrad.runtimes.cpu_replay import CpuReplay
 from minigrad.runtimes.host import host, may_use_matrices
 from minigrad.runtimes.jit_compiler import host_compiler
 from minigrad.settings import flag
+from minigrad.target import Target
 
 # dtype → ctypes' name for it; there is none for the floats of two bytes.
 _KINDS: dict[DType, Any] = {

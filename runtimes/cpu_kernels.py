@@ -10,28 +10,29 @@ With the first found, nothing is scheduled; with the second, nothing is lowered,
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 from weakref import WeakValueDictionary
 
 from minigrad.cache import Cache, Entry, digest, open_cache, source_digest
+from minigrad.compile import Rendered, code_of, schedule_of
 from minigrad.errors import CompileError
 from minigrad.graph.canonical import Graph
 from minigrad.locks import new_rlock
-from minigrad.loops.recipes import lower
-from minigrad.loops.target import Target
+from minigrad.loops.nest import Nest
 from minigrad.program import GlobalCounters
 from minigrad.render.llvm import render
-from minigrad.runtimes import cpu_report, jit_compiler
+from minigrad.runtimes import jit_compiler
 from minigrad.runtimes.cpu_exchange import ExchangeCode, Exchanges
 from minigrad.runtimes.jit_compiler import Compiler
 from minigrad.schedule.expr import Array
-from minigrad.schedule.key import graph_key, kernel_key
+from minigrad.schedule.key import graph_key
 from minigrad.schedule.schedule import Kernel as Step
-from minigrad.schedule.schedule import Schedule, schedule
+from minigrad.schedule.schedule import Schedule
 from minigrad.schedule.show import label
-from minigrad.settings import flag
+from minigrad.settings import flag, report
+from minigrad.target import Target
 
 # Where the value of an argument comes from: ("slot", number), ("arena", offset), ("symbol", name);
 # under GUARD ("block", number) instead of ("arena", offset).
@@ -87,6 +88,18 @@ class Plan:
     sources: tuple[tuple[Source, ...], ...]
     arena_bytes: int
     blocks: tuple[int, ...]
+
+
+def is_exchange(step: Step) -> bool:
+    """Whether a kernel is begin or end of an exchange between ranks, which is no code."""
+    return step.kind in ("exchange", "wait")
+
+
+def _sent_and_filled(step: Step) -> tuple[Array, ...]:
+    """The arrays of the begin of an exchange; its end takes none."""
+    stage = step.stages[0]
+    assert stage.exchange is not None
+    return (*stage.exchange.sent, stage.array) if step.kind == "exchange" else ()
 
 
 def _exchange_of(step: Step) -> Kernel:
@@ -176,49 +189,70 @@ class Kernels:
 
     def _new_plan(self, key: str, graph: Graph) -> Plan:
         """Schedule a graph, find or make its kernels, and keep the result."""
-        GlobalCounters.programs_scheduled += 1
-        made = schedule(graph, fuse=bool(flag("FUSE")))
-        cpu_report.show_schedule(made)
+        made = schedule_of(graph, self.target, bool(flag("FUSE")))
+        codes = iter(code_of([step for step in made.kernels if not is_exchange(step)], self))
         kernels, sources = [], []
         for step in made.kernels:
-            kernel, source = self._kernel(step, made)
+            if is_exchange(step):
+                kernels.append(_exchange_of(step))
+                sources.append(self._sources(_sent_and_filled(step), made))
+                continue
+            kernel, arrays = next(codes)
+            used = [arrays[number] for number in kernel.code.arguments]
+            symbols = [("symbol", name) for name in kernel.code.symbols]
             kernels.append(kernel)
-            sources.append(source)
+            sources.append((*self._sources(used, made), *symbols))
         blocks = tuple(array.size * array.dtype.itemsize for array in made.arena)
         if flag("GUARD"):
-            plan = Plan(tuple(kernels), tuple(sources), 0, blocks)
+            result = Plan(tuple(kernels), tuple(sources), 0, blocks)
         else:
-            plan = Plan(tuple(kernels), tuple(sources), made.arena_bytes, ())
+            result = Plan(tuple(kernels), tuple(sources), made.arena_bytes, ())
         cache = self._cache()
         if cache is not None:
             about = {
-                "arena_bytes": plan.arena_bytes,
-                "blocks": plan.blocks,
+                "arena_bytes": result.arena_bytes,
+                "blocks": result.blocks,
                 "kernels": [_reference(kernel) for kernel in kernels],
                 "sources": sources,
             }
             cache.write(key, about, b"")
-        return plan
+        return result
 
-    # ---- kernels ----
+    # ---- kernels: see `compile.Backend` ----
 
-    def _kernel(self, step: Step, made: Schedule) -> tuple[Kernel, tuple[Source, ...]]:
-        """One kernel of a schedule, and where its arguments come from."""
-        if step.kind in ("exchange", "wait"):
-            stage, starts = step.stages[0], step.kind == "exchange"
-            assert stage.exchange is not None
-            arrays = (*stage.exchange.sent, stage.array) if starts else ()
-            return _exchange_of(step), self._sources(arrays, made)
-        text, arrays = kernel_key(step)
-        key = digest(self._circumstances, "kernel", f"GUARD={flag('GUARD')}", text)
-        kernel = self._known.get(key)
-        if kernel is None:
-            kernel = self._stored_kernel(key)
-            if kernel is None or flag("DEBUG") >= 4:
-                kernel = self._new_kernel(key, step, arrays)
-        used = [arrays[number] for number in kernel.code.arguments]
-        symbols = [("symbol", name) for name in kernel.code.symbols]
-        return kernel, (*self._sources(used, made), *symbols)
+    def _key(self, key: str) -> str:
+        """A kernel's key in memory and on disk."""
+        return digest(self._circumstances, "kernel", f"GUARD={flag('GUARD')}", key)
+
+    def find(self, key: str) -> Kernel | None:
+        """The kernel that memory or the disk has."""
+        return self._stored_kernel(self._key(key))
+
+    def function_name(self, kernel: Step) -> str:
+        """One name for all: each has an object file of its own."""
+        return "kernel"
+
+    def render(self, nest: Nest) -> str:
+        """LLVM IR."""
+        return render(nest)
+
+    def build(self, kernels: Mapping[str, Rendered[str]]) -> dict[str, Kernel]:
+        """Machine code in memory, and on disk for the next process."""
+        made = {}
+        for key, one in kernels.items():
+            report(5, lambda text=one.text: self.compiler.assembly(text))  # type: ignore[misc]
+            GlobalCounters.kernels_compiled += 1
+            data = self.compiler.object_code(one.text)
+            nest, own = one.nest, self._key(key)
+            code = KernelCode(
+                nest.name, one.arguments, nest.symbols, nest.scratch_bytes, nest.total, nest.grain,
+                nest.operations, nest.vectors, nest.traffic, nest.label,
+            )  # fmt: skip
+            made[key] = self._in_memory(own, code, data)
+            cache = self._cache()
+            if cache is not None:
+                cache.write(own, asdict(code), data)
+        return made
 
     def _sources(self, arrays: Sequence[Array], made: Schedule) -> tuple[Source, ...]:
         """Where the addresses of arrays come from."""
@@ -258,25 +292,4 @@ class Kernels:
     def _in_memory(self, key: str, code: KernelCode, data: bytes) -> Kernel:
         addresses, keep = self.compiler.load(data, [code.entry])
         kernel = self._known[key] = Kernel(key, code, addresses[code.entry], keep)
-        return kernel
-
-    def _new_kernel(self, key: str, step: Step, arrays: tuple[Array, ...]) -> Kernel:
-        """Lower, render and compile a kernel, and keep it."""
-        GlobalCounters.kernels_lowered += 1
-        nest = lower(step, self.target)
-        GlobalCounters.kernels_rendered += 1
-        text = render(nest)
-        cpu_report.show_kernel(nest, text, self.compiler)
-        GlobalCounters.kernels_compiled += 1
-        data = self.compiler.object_code(text)
-        number = {array: place for place, array in enumerate(arrays)}
-        code = KernelCode(
-            nest.name, tuple(number[array] for array in nest.buffers), nest.symbols,
-            nest.scratch_bytes, nest.total, nest.grain, nest.operations, nest.vectors, nest.traffic,
-            nest.label,
-        )  # fmt: skip
-        kernel = self._in_memory(key, code, data)
-        cache = self._cache()
-        if cache is not None:
-            cache.write(key, asdict(code), data)
         return kernel

@@ -1,23 +1,16 @@
-"""What `MINIGRAD_DEBUG=1…5` prints on a CPU device.
+"""What `MINIGRAD_DEBUG=1` and 2 print on a CPU device: a line per program; its kernels with times.
 
-1 a line per program; 2 a table of kernels with times; 3 the schedule; 4 loop nests; 5 LLVM IR and
-assembly.
+3 and more are the compiler's: see `minigrad/compile.py`.
 """
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from minigrad.loops.nest import Nest
-from minigrad.loops.nest import show as show_nest
 from minigrad.runtimes.cpu_limits import limits
-from minigrad.runtimes.jit_compiler import Compiler
-from minigrad.schedule.schedule import Schedule
-from minigrad.schedule.show import show as show_plan
-from minigrad.settings import flag
+from minigrad.settings import say
 
 
 class Work(Protocol):
@@ -47,26 +40,6 @@ class Work(Protocol):
     def label(self) -> str:
         """What it does."""
         ...
-
-
-def say(text: str) -> None:
-    """Print to the error stream, where it does not mix with a program's own output."""
-    print(text, file=sys.stderr)
-
-
-def show_schedule(plan: Schedule) -> None:
-    """The kernels of a program and what each keeps."""
-    if flag("DEBUG") >= 3:
-        say(show_plan(plan))
-
-
-def show_kernel(nest: Nest, text: str, compiler: Compiler) -> None:
-    """A kernel that is about to be compiled."""
-    if flag("DEBUG") >= 4:
-        say(show_nest(nest))
-    if flag("DEBUG") >= 5:
-        say(text)
-        say(compiler.assembly(text))
 
 
 def run_recorded(

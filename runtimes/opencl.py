@@ -1,6 +1,6 @@
 """OpenCL devices: graphs become OpenCL C, and a program is a list of launches on one queue.
 
-compile: graph → schedule → loop nests without vectors → OpenCL C → what the driver makes of it.
+compile: see `minigrad/compile.py`; the driver builds OpenCL C.
 run: sets the arguments that changed and enqueues every kernel; it does not wait. The queue is in
 order, so nothing else has to be said about what depends on what.
 """
@@ -8,11 +8,12 @@ order, so nothing else has to be said about what depends on what.
 from __future__ import annotations
 
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 from minigrad.cache import digest
+from minigrad.compile import Rendered, code_of, schedule_of
 from minigrad.device import Buffer, Call, Replay, Runtime, Sequential, undecided
 from minigrad.dtype import DType, number_of
 from minigrad.errors import DeviceError, MinigradError
@@ -20,15 +21,12 @@ from minigrad.graph.canonical import Graph
 from minigrad.graph.symbolic import ceildiv
 from minigrad.locks import new_rlock
 from minigrad.loops.nest import Nest
-from minigrad.loops.recipes import lower
-from minigrad.loops.target import Target
-from minigrad.program import GlobalCounters
 from minigrad.render import opencl as opencl_source
 from minigrad.render import opencl_groups, opencl_lanes
 from minigrad.render.opencl import Source
 from minigrad.runtimes import opencl_report
 from minigrad.runtimes.host import host
-from minigrad.runtimes.opencl_build import Built, build
+from minigrad.runtimes.opencl_build import build
 from minigrad.runtimes.opencl_checks import Checks
 from minigrad.runtimes.opencl_devices import (
     context_of,
@@ -41,23 +39,18 @@ from minigrad.runtimes.opencl_devices import (
 from minigrad.runtimes.opencl_memory import Pool
 from minigrad.runtimes.opencl_pocl import calm_llvm, check_pocl, kept
 from minigrad.runtimes.opencl_program import Kernel, Launch, OpenCLProgram, OpenCLReplay
-from minigrad.schedule.expr import Array
-from minigrad.schedule.key import kernel_key
 from minigrad.schedule.schedule import Kernel as Step
-from minigrad.schedule.schedule import schedule
 from minigrad.settings import flag
+from minigrad.target import Target
 
 GROUP = 128  # work-items of a group where each is a scalar of its own
-MOST_PROGRAMS = 4096  # sources that are kept, and binaries
+MOST_KERNELS = 4096  # that are kept
 VECTOR_BYTES = 64  # of a register of a CPU, at most
 WAVES = 64  # groups for each unit of a GPU, at most, where each work-item can take strides
 STAGED_BYTES = 4 << 20  # of a copy to the device that may wait in the queue
 MOST_STAGED = 16  # such copies at a time
 SLICES = 16  # groups for each unit that have scratch memory at a time
 SCRATCH_BYTES = 256 << 20  # of all work-items together; what does not fit is done in strides
-
-
-Rendered = tuple[Nest, Source, tuple[int, ...]]
 
 
 def open_device(name: str) -> OpenCL:
@@ -97,8 +90,7 @@ class OpenCL:
         self.recipes = recipes
         self.target = self._target()
         self._options = self._build_options()
-        self._programs: OrderedDict[str, Built] = OrderedDict()  # the longest unused first
-        self._nests: OrderedDict[str, Rendered] = OrderedDict()  # by the text of what they compute
+        self._kernels: OrderedDict[str, Kernel] = OrderedDict()  # by key, the longest unused first
         self._timed: Any = None
         self._staged: deque[Any] = deque()  # events of copies to the device, the oldest first
         self._checks = Checks(name)
@@ -237,16 +229,19 @@ class OpenCL:
 
     def compile(self, graph: Graph) -> OpenCLProgram:
         """Schedule a graph and build its kernels."""
-        plan = schedule(graph, fuse=bool(flag("FUSE")), blocks=self.has_blocks)
-        if any(kernel.kind == "exchange" for kernel in plan.kernels):
+        made = schedule_of(graph, self.target, bool(flag("FUSE")))
+        if any(kernel.kind == "exchange" for kernel in made.kernels):
             raise DeviceError(
                 f"an exchange between ranks on {self.label}: parallel programs run on CPU and REF "
                 "devices; choose one with --device"
             )
-        GlobalCounters.programs_scheduled += 1
-        opencl_report.show_schedule(plan)
         with self.doing("building kernels"):
-            return OpenCLProgram(self, plan, self._kernels(plan.kernels))
+            with self.lock:
+                built = code_of(made.kernels, self)
+                while len(self._kernels) > MOST_KERNELS:
+                    self._kernels.popitem(last=False)
+            kernels = [kernel.with_arrays(arrays) for kernel, arrays in built]
+            return OpenCLProgram(self, made, kernels)
 
     def compose(self, calls: Sequence[Call], arguments: Sequence[Buffer]) -> Replay:
         """The programs of a captured step, one after the other: none waits for the device."""
@@ -279,56 +274,37 @@ class OpenCL:
             queue.finish()
             opencl_report.show_times([one.nest for one in launches], events, level)
 
-    def _kernels(self, steps: Sequence[Step]) -> list[Kernel]:
-        """A schedule's kernels, built; those that differ in buffers only share what was made."""
-        with self.lock:
-            keys = [kernel_key(step) for step in steps]
-            rendered = [
-                self._rendered(key, step, arrays)
-                for (key, arrays), step in zip(keys, steps, strict=True)
-            ]
-            known = self._programs
-            new = {source.text: source for _, source, _ in rendered if source.text not in known}
-            made = build(
-                self.context, self.device, self.label, list(new.values()), self._options
-            )
-            known.update(zip(new, made, strict=True))
-            kernels = []
-            for (_, arrays), (nest, source, numbers) in zip(keys, rendered, strict=True):
-                known.move_to_end(source.text)
-                used = tuple(arrays[number] for number in numbers)
-                built, size = known[source.text], self._work_size(nest, source)
-                kernels.append(Kernel(nest, used, source, *built, *size))
-            for made_before in (known, self._nests):
-                while len(made_before) > MOST_PROGRAMS:
-                    made_before.popitem(last=False)
-        return kernels
+    # ---- kernels: see `compile.Backend` ----
 
-    def _rendered(self, key: str, step: Step, arrays: Sequence[Array]) -> Rendered:
-        """A kernel's nest and source, and which of the arrays of its text these take, in order."""
+    def find(self, key: str) -> Kernel | None:
+        """The kernel that was built before."""
         key = digest(key)
-        found = self._nests.get(key)
-        if found is None or flag("DEBUG") >= 4:
-            nest = lower(step, self.target, step.kind)
-            source = self._render(nest)
-            GlobalCounters.kernels_lowered += 1
-            GlobalCounters.kernels_rendered += 1
-            opencl_report.show_kernel(nest, source.text)
-            number = {array: place for place, array in enumerate(arrays)}
-            found = self._nests[key] = nest, source, tuple(number[array] for array in nest.buffers)
-        self._nests.move_to_end(key)
-        return found
+        kernel = self._kernels.get(key)
+        if kernel is not None:
+            self._kernels.move_to_end(key)
+        return kernel
 
-    @property
-    def has_blocks(self) -> bool:
-        """Whether there is a recipe for rows in which products take part."""
-        return self.target.group is not None or self.target.vector_bytes > 0
+    def function_name(self, kernel: Step) -> str:
+        """Tools that look at a device show it."""
+        return kernel.kind
 
-    def _render(self, nest: Nest) -> Source:
+    def render(self, nest: Nest) -> Source:
+        """OpenCL C."""
         if self.target.group is not None:
             return opencl_groups.render(nest, self.fp64, self.label, self.subgroups)
         render = opencl_lanes.render if self.target.vector_bytes else opencl_source.render
         return render(nest, self.fp64, self.label)
+
+    def build(self, kernels: Mapping[str, Rendered[Source]]) -> dict[str, Kernel]:
+        """What the driver makes of the sources: several to a program."""
+        sources = [one.text for one in kernels.values()]
+        built = build(self.context, self.device, self.label, sources, self._options)
+        made = {}
+        for (key, one), program in zip(kernels.items(), built, strict=True):
+            size = self._work_size(one.nest, one.text)
+            made[key] = Kernel(one.nest, (), one.arguments, one.text, *program, *size)
+            self._kernels[digest(key)] = made[key]
+        return made
 
     def _target(self) -> Target:
         """What recipes may use: vector registers on a CPU, groups of work-items elsewhere."""

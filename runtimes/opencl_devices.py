@@ -11,9 +11,9 @@ from typing import Any
 
 from minigrad.errors import DeviceError
 from minigrad.locks import new_lock
-from minigrad.loops.target import Group
 from minigrad.runtimes.opencl_pocl import POCL, is_too_old, trouble_with_folder
 from minigrad.settings import getenv
+from minigrad.target import Group
 
 MOST_ITEMS = 256  # of a group: larger ones wait for each other more, and have fewer registers each
 MOST_LOCAL = 48 << 10  # bytes that a kernel may have without asking the driver for more

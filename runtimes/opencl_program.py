@@ -9,7 +9,7 @@ from __future__ import annotations
 import struct
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from minigrad.device import Buffer, Call
@@ -28,18 +28,24 @@ class Kernel:
     """A nest as the driver has it. The group is the number of work-items that run together.
 
     arrays: what it is launched with, in the order of the nest's, which may be another kernel's.
+    arguments: which of the arrays of its key these are, by number.
     name: of the kernel in the driver's program.
     items: of one launch; the launches of a kernel have `total` of them, one launch after the other.
     """
 
     nest: Nest
     arrays: tuple[Array, ...]
+    arguments: tuple[int, ...]
     source: Source
     program: Any
     name: str
     items: int
     group: int
     total: int
+
+    def with_arrays(self, arrays: Sequence[Array]) -> Kernel:
+        """The kernel for the arrays that its key numbers."""
+        return replace(self, arrays=tuple(arrays[number] for number in self.arguments))
 
     @property
     def slices(self) -> int:

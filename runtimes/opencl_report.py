@@ -1,39 +1,12 @@
-"""What `MINIGRAD_DEBUG=1…5` prints on an OpenCL device.
-
-1 a line per program; 2 a table of kernels with the device's own times; 3 the schedule; 4 loop
-nests; 5 OpenCL C.
-"""
+"""What `MINIGRAD_DEBUG=1` and 2 print on an OpenCL device: programs; kernels with its own times."""
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from typing import Any
 
 from minigrad.loops.nest import Nest
-from minigrad.loops.nest import show as show_nest
-from minigrad.schedule.schedule import Schedule
-from minigrad.schedule.show import show as show_plan
-from minigrad.settings import flag
-
-
-def say(text: str) -> None:
-    """Print to the error stream, where it does not mix with a program's own output."""
-    sys.stderr.write(text + "\n")
-
-
-def show_schedule(plan: Schedule) -> None:
-    """The kernels of a program and what each keeps."""
-    if flag("DEBUG") >= 3:
-        say(show_plan(plan))
-
-
-def show_kernel(nest: Nest, text: str) -> None:
-    """A kernel that is about to be built."""
-    if flag("DEBUG") >= 4:
-        say(show_nest(nest))
-    if flag("DEBUG") >= 5:
-        say(text)
+from minigrad.settings import say
 
 
 def show_times(nests: Sequence[Nest], events: Sequence[Sequence[Any]], level: int) -> None:

@@ -18,10 +18,10 @@ from minigrad.loops.build import lanes_loop
 from minigrad.loops.microkernel import Block, Problem
 from minigrad.loops.nest import Loop, Matrix, MatrixProduct, Statement, Store, Stores
 from minigrad.loops.packing import depth_of, pack_right, pack_words
-from minigrad.loops.target import Target
 from minigrad.schedule import expr
 from minigrad.schedule.expr import Array
 from minigrad.schedule.stage import make_axis
+from minigrad.target import Target
 
 SQUARE = 32  # rows and columns of a square: two registers of 16 in both directions
 DEPTH = 16  # words of k in a register

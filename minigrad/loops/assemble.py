@@ -21,11 +21,11 @@ from minigrad.loops.nest import (
     Stores,
     expressions,
 )
-from minigrad.loops.target import Target
 from minigrad.schedule import expr
 from minigrad.schedule.expr import Array, Leaf
 from minigrad.schedule.schedule import Kernel
 from minigrad.schedule.show import label
+from minigrad.target import Target
 
 # What makes a chunk worth handing to another thread: some ten times what a launch costs, whether
 # it is computing that takes so long (vector operations) or memory (bytes).

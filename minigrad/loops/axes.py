@@ -8,11 +8,11 @@ from dataclasses import replace
 from minigrad.dtype import DType
 from minigrad.graph.shapes import unflatten
 from minigrad.graph.symbolic import Atom, Integer, coefficient
-from minigrad.loops.target import Target
 from minigrad.schedule import expr
 from minigrad.schedule.expr import Expr
 from minigrad.schedule.fuse import prefix_length
 from minigrad.schedule.stage import Axis, Stage, make_axis
+from minigrad.target import Target
 
 
 def row_axis(rows: int) -> Axis:

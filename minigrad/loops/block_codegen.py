@@ -14,10 +14,10 @@ from minigrad.loops.common_subexpressions import Quick
 from minigrad.loops.mask_bounds import Bounds
 from minigrad.loops.microkernel import tile_width
 from minigrad.loops.nest import Loop, Set, Statement, Store, Stores
-from minigrad.loops.target import Target
 from minigrad.schedule import expr
 from minigrad.schedule.expr import Array, Expr, Leaf, Local
 from minigrad.schedule.stage import Axis, Stage, identity, make_axis
+from minigrad.target import Target
 
 PARTIALS = 4  # accumulators of a row statistic, against the latency of additions
 LANE: Atom = make_axis("lane", 0, 1 << 10).variable

@@ -13,7 +13,6 @@ from minigrad.graph.shapes import flatten, numel
 from minigrad.graph.symbolic import Integer
 from minigrad.loops.mask_bounds import places_in
 from minigrad.schedule import expr
-from minigrad.schedule.contraction import contraction_of
 from minigrad.schedule.expr import Array, Expr, Leaf
 from minigrad.schedule.schedule import Kernel
 from minigrad.schedule.stage import Axis, Stage
@@ -47,7 +46,7 @@ def late_products(kernel: Kernel) -> Kernel:
         stages.append(stage)
 
     for stage in kernel.stages:
-        if contraction_of(stage) is not None and stage.array not in kernel.stored:
+        if stage.contraction is not None and stage.array not in kernel.stored:
             held[stage.array] = stage
         else:
             release(stage)

@@ -28,12 +28,11 @@ from minigrad.loops.common_subexpressions import quick_products, share_beginning
 from minigrad.loops.cost import vectors_each
 from minigrad.loops.mask_bounds import Bounds, Rows, regions
 from minigrad.loops.nest import Nest, Statement
-from minigrad.loops.target import Target
 from minigrad.schedule import expr
-from minigrad.schedule.contraction import contraction_of
 from minigrad.schedule.fuse import prefix_length
 from minigrad.schedule.schedule import Kernel
 from minigrad.schedule.stage import Stage, make_axis
+from minigrad.target import Target
 
 
 def blocks(kernel: Kernel, target: Target, name: str) -> Nest:
@@ -51,7 +50,7 @@ def blocks(kernel: Kernel, target: Target, name: str) -> Nest:
     block = Block(row, start, width, height, target)
     whole = outer.index * extent + row.index
     found = [
-        (fix_rows(stage, kernel.rows, whole), contraction_of(stage) is not None)
+        (fix_rows(stage, kernel.rows, whole), stage.contraction is not None)
         for stage in kernel.stages
     ]
     found, quick = quick_products(share_beginnings(found, kernel.stored), kernel.stored)
@@ -104,7 +103,7 @@ def _block_width(kernel: Kernel, target: Target, rows: int) -> int:
     """Rows of a block: two registers of the widest product, or one where there are few rows."""
     if not target.vector_bytes:
         return 1
-    lanes = min(target.lanes(s.body.dtype) for s in kernel.stages if contraction_of(s) is not None)
+    lanes = min(target.lanes(s.body.dtype) for s in kernel.stages if s.contraction is not None)
     if rows > lanes:
         return min(2 * lanes, target.most_lanes)
     while lanes > 1 and lanes // 2 >= rows:

@@ -21,11 +21,11 @@ from minigrad.loops.nest import (
     Store,
     Stores,
 )
-from minigrad.loops.target import Target
 from minigrad.schedule import expr
 from minigrad.schedule.expr import Array, Expr, Local
 from minigrad.schedule.schedule import Kernel
 from minigrad.schedule.stage import Axis, Stage, identity, make_axis
+from minigrad.target import Target
 
 
 def inline_stages(kernel: Kernel, axes: Sequence[Axis]) -> list[Store]:

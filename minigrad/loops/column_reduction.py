@@ -16,12 +16,12 @@ from minigrad.loops.axes import fix_rows, merge_stage, row_axis, vector_width
 from minigrad.loops.build import combine, lanes_loop, serial_loop
 from minigrad.loops.nest import Loop, Nest, Statement, Store
 from minigrad.loops.prefetch import later_rows
-from minigrad.loops.target import Target
 from minigrad.schedule import expr
 from minigrad.schedule.expr import Array, Expr
 from minigrad.schedule.fuse import prefix_length
 from minigrad.schedule.schedule import Kernel
 from minigrad.schedule.stage import Axis, Stage, identity, make_axis
+from minigrad.target import Target
 
 DEEP = 8  # elements of a column that make it worthwhile
 ENOUGH_BLOCKS = 32

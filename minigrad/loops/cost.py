@@ -7,12 +7,11 @@ from collections.abc import Iterable
 
 from minigrad.graph.node import SCATTERS, Op
 from minigrad.graph.shapes import numel
-from minigrad.loops.target import Target
 from minigrad.schedule import expr
-from minigrad.schedule.contraction import contraction_of
 from minigrad.schedule.expr import Array, Expr, Leaf
 from minigrad.schedule.schedule import Kernel
 from minigrad.schedule.stage import Stage
+from minigrad.target import Target
 
 
 def operations(kernel: Kernel) -> int:
@@ -40,7 +39,7 @@ def vectors(kernel: Kernel, target: Target, at_once: int = 1) -> float:
     """
     total = 0.0
     for stage in kernel.stages:
-        if kernel.kind == "contraction" and contraction_of(stage) is not None:
+        if kernel.kind == "contraction" and stage.contraction is not None:
             each = 1 / target.lanes(stage.body.dtype) / at_once
         else:
             each = vectors_each(stage, target)

@@ -48,12 +48,12 @@ from minigrad.loops.microkernel import (
 )
 from minigrad.loops.nest import Nest, Statement
 from minigrad.loops.packing import depth_of, in_groups, in_pairs, pack_left, pack_right
-from minigrad.loops.target import Target
 from minigrad.schedule import expr
-from minigrad.schedule.contraction import Contraction, contraction_of
+from minigrad.schedule.contraction import Contraction
 from minigrad.schedule.expr import Leaf, Local
 from minigrad.schedule.schedule import Kernel
 from minigrad.schedule.stage import Axis, make_axis
+from minigrad.target import Target
 
 ENOUGH_TASKS = 16  # parallel iterations that divide well among a few threads
 FEW_TASKS = 8  # where every task more repeats the packing
@@ -194,7 +194,7 @@ def prepare(kernel: Kernel) -> Problem:
     used = indices(
         [stage.body, *(s.value for s in stores)], [stage.position, *(s.index for s in stores)]
     )
-    parts = contraction_of(stage)
+    parts = stage.contraction
     assert parts is not None
     values: dict[Atom, Integer] = {}
     groups: list[tuple[Axis, ...]] = []

@@ -23,10 +23,10 @@ from minigrad.loops.build import combine, lanes_loop, serial_loop
 from minigrad.loops.microkernel import Ahead, Block, Problem, tiles
 from minigrad.loops.nest import Loop, Statement, Store, Stores
 from minigrad.loops.packing import in_groups, pack_left
-from minigrad.loops.target import Target
 from minigrad.schedule import expr
 from minigrad.schedule.expr import Array
 from minigrad.schedule.stage import Axis, identity, make_axis
+from minigrad.target import Target
 
 
 def cut_depth(problem: Problem, piece: int) -> tuple[int, int]:

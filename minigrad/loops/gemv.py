@@ -38,11 +38,11 @@ from minigrad.loops.cost import flops
 from minigrad.loops.gemv_rows import Dots, Sum, with_few_at_hand
 from minigrad.loops.nest import Loop, Nest, Set, Statement, Store, Stores
 from minigrad.loops.prefetch import from_memory
-from minigrad.loops.target import Target
 from minigrad.schedule import expr
 from minigrad.schedule.expr import Array, Expr, Local
 from minigrad.schedule.schedule import Kernel
 from minigrad.schedule.stage import Axis, Stage, identity, make_axis
+from minigrad.target import Target
 
 FEW = 8  # rows of the other operand that still make it a product with few vectors
 LEAST_DEPTH = 16  # a shorter sum is no work to speak of

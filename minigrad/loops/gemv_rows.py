@@ -21,10 +21,10 @@ from minigrad.loops.axes import indices, merge, vector_width
 from minigrad.loops.build import combine, lanes_loop, serial_loop
 from minigrad.loops.nest import Fold, Loop, Set, Statement, Store
 from minigrad.loops.prefetch import Place
-from minigrad.loops.target import Target
 from minigrad.schedule import expr
 from minigrad.schedule.expr import Array, Expr, Leaf, Local
 from minigrad.schedule.stage import Axis, Stage, identity, make_axis
+from minigrad.target import Target
 
 MOST_ROWS = 32  # groups of rows that one parallel iteration takes
 CHAINS = 4

@@ -26,11 +26,10 @@ from minigrad.loops.build import (
 from minigrad.loops.gpu_gemm import group_contraction
 from minigrad.loops.gpu_rows import group_blocks, group_rows, row_items
 from minigrad.loops.nest import Loop, Nest, Statement, Store, Stores
-from minigrad.loops.target import Target
 from minigrad.schedule import expr
-from minigrad.schedule.contraction import contraction_of
 from minigrad.schedule.fuse import runs_along_rows
 from minigrad.schedule.schedule import Kernel
+from minigrad.target import Target
 
 VECTOR = 4  # elements of a work-item's vector
 FILL = 4  # groups for each unit that keep it busy
@@ -41,7 +40,7 @@ def lower_for_groups(kernel: Kernel, target: Target, name: str) -> Nest | None:
     """The loop nest of a kernel on a GPU; None where a scalar recipe for a work-item will do."""
     assert target.group is not None
     if kernel.kind == "contraction":
-        parts = contraction_of(kernel.stages[0])
+        parts = kernel.stages[0].contraction
         if parts is not None and parts.mask is not None:  # it may have to be computed twice
             return None
         return group_contraction(kernel, target, name)
@@ -55,7 +54,7 @@ def lower_for_groups(kernel: Kernel, target: Target, name: str) -> Nest | None:
     plain = all(isinstance(a.extent, int) for s in kernel.stages for a in s.axes)
     if same and plain or len(kernel.stages) == 1 and kernel.stages[0].op is None:
         return spread(kernel, target, name)
-    if kernel.rows > 1 and runs_along_rows(kernel.stages, kernel.rows):
+    if kernel.rows > 1 and runs_along_rows(kernel.stages, kernel.rows, target):
         if kernel.rows >= target.group.items * target.group.units:
             return None
     items = row_items(kernel, target.group)

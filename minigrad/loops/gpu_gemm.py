@@ -29,11 +29,11 @@ from minigrad.loops.cost import flops
 from minigrad.loops.gemm import prepare
 from minigrad.loops.microkernel import Problem, strides
 from minigrad.loops.nest import Barrier, Loop, Nest, Set, Statement, Store, Stores
-from minigrad.loops.target import TILE_DEPTH, TILES, Group, Target, Tile
 from minigrad.schedule import expr
 from minigrad.schedule.expr import Array, Expr, Leaf, Local
 from minigrad.schedule.schedule import Kernel
 from minigrad.schedule.stage import Axis, identity, make_axis
+from minigrad.target import TILE_DEPTH, TILES, Group, Target, Tile
 
 LANES = 4  # columns of a vector; elements of one that is copied
 PAD = 4  # elements between the rows of a local array, so that they begin in different banks

@@ -24,13 +24,12 @@ from minigrad.loops.build import combine, lanes_loop, serial_loop
 from minigrad.loops.common_subexpressions import share_beginnings
 from minigrad.loops.mask_bounds import Bounds, Rows, regions
 from minigrad.loops.nest import Barrier, FoldItems, Loop, Nest, Set, Statement, Store
-from minigrad.loops.target import Group, Target
 from minigrad.schedule import expr
-from minigrad.schedule.contraction import contraction_of
 from minigrad.schedule.expr import Array, Expr, Local
 from minigrad.schedule.fuse import prefix_length
 from minigrad.schedule.schedule import Kernel
 from minigrad.schedule.stage import Axis, Stage, identity, make_axis
+from minigrad.target import Group, Target
 
 SHORT = 32  # elements of a row that one work-item had better do alone
 SHARE = 4  # elements of a row for each work-item, at least
@@ -78,7 +77,7 @@ def group_blocks(kernel: Kernel, target: Target, name: str) -> Nest:
     start = number * width
     whole = outer * extent + axis.index
     found = [
-        (fix_rows(stage, kernel.rows, whole), contraction_of(stage) is not None)
+        (fix_rows(stage, kernel.rows, whole), stage.contraction is not None)
         for stage in kernel.stages
     ]
     found = share_beginnings(found, kernel.stored)

@@ -29,10 +29,10 @@ from minigrad.loops.nest import (
     Stores,
     divides,
 )
-from minigrad.loops.target import Target
 from minigrad.schedule import expr
 from minigrad.schedule.expr import Array, Expr, Leaf, Local
 from minigrad.schedule.stage import identity, make_axis
+from minigrad.target import Target
 
 TERMS = 64  # that follow one another in one register
 TERMS_OF_ARRAY = 128  # in memory, which is read and written once more when a block ends

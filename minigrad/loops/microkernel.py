@@ -14,11 +14,11 @@ from minigrad.graph.shapes import numel
 from minigrad.graph.symbolic import Atom, Integer, ceildiv, coefficient, substitute
 from minigrad.loops.build import combine, substitute_statement, unless_finite
 from minigrad.loops.nest import Loop, Prefetch, Set, Statement, Store, Stores
-from minigrad.loops.target import Target
 from minigrad.schedule import expr
 from minigrad.schedule.contraction import Contraction
 from minigrad.schedule.expr import Array, Expr, Leaf, Local
 from minigrad.schedule.stage import Axis, Stage, identity, make_axis
+from minigrad.target import Target
 
 Statements = tuple[Statement, ...]
 

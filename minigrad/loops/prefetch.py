@@ -20,10 +20,10 @@ from collections.abc import Sequence
 
 from minigrad.graph.shapes import numel
 from minigrad.graph.symbolic import Atom, Integer, coefficient, substitute, variables
-from minigrad.loops.target import Target
 from minigrad.schedule import expr
 from minigrad.schedule.expr import Array, Expr
 from minigrad.schedule.stage import Axis, Stage
+from minigrad.target import Target
 
 AHEAD = 8192  # bytes: what a core reads while an access waits, and some more
 FAR = 2 * AHEAD  # the same for the only array of a sweep

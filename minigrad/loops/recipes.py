@@ -42,11 +42,11 @@ from minigrad.loops.nest import Loop, Nest, Statement, Store, Stores
 from minigrad.loops.prefetch import further_along, later_rows
 from minigrad.loops.rows import rows
 from minigrad.loops.scans import distribute, scan
-from minigrad.loops.target import Target
 from minigrad.loops.transposed_tiles import tiles, turned_axis
 from minigrad.schedule import expr
 from minigrad.schedule.schedule import Kernel
 from minigrad.schedule.stage import make_axis
+from minigrad.target import Target
 
 BLOCK = 4096  # elements of a long vector loop that one parallel iteration takes
 

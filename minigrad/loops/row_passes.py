@@ -17,10 +17,10 @@ from minigrad.loops.build import accumulate, combine, lanes_loop, serial_loop, s
 from minigrad.loops.nest import Fold, Set, Statement, Store, Stores
 from minigrad.loops.prefetch import AHEAD, far_enough, from_memory, next_rows
 from minigrad.loops.software_pipeline import Part
-from minigrad.loops.target import Target
 from minigrad.schedule import expr
 from minigrad.schedule.expr import Array, Expr, Local
 from minigrad.schedule.stage import Axis, Stage, identity, make_axis
+from minigrad.target import Target
 
 MOST_IN_SWEEP = 12  # stages: each wants registers of its own
 

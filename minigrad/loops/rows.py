@@ -19,12 +19,12 @@ from minigrad.loops.nest import Loop, Nest, Statement, Store
 from minigrad.loops.prefetch import further_rows
 from minigrad.loops.row_passes import sweep_row
 from minigrad.loops.software_pipeline import late_rows
-from minigrad.loops.target import Target
 from minigrad.schedule import expr
 from minigrad.schedule.expr import Array, Expr, Local
 from minigrad.schedule.fuse import prefix_length, runs_along_rows
 from minigrad.schedule.schedule import Kernel
 from minigrad.schedule.stage import Axis, Stage, make_axis
+from minigrad.target import Target
 
 SHORT = 16  # elements of a row that are written out
 RUN_BYTES = 1 << 17  # of memory that a chunk reads one after the other
@@ -34,7 +34,7 @@ MOST_OPERATIONS = 16  # for each byte, of what takes no longer than to read it
 def rows(kernel: Kernel, target: Target, name: str) -> Nest:
     """Row after row, or vectors of rows."""
     count = kernel.rows
-    if target.vector_bytes and count > 1 and runs_along_rows(kernel.stages, count):
+    if target.vector_bytes and count > 1 and runs_along_rows(kernel.stages, count, target):
         return _across(kernel, target, name)
     row = row_axis(count)
     stages = _in_rows(kernel, row.index, 1, None)

@@ -15,11 +15,11 @@ from minigrad.loops.assemble import finish
 from minigrad.loops.axes import vector_width
 from minigrad.loops.build import combine, flat_loop, lanes_loop, once, serial_loop
 from minigrad.loops.nest import Loop, Nest, Set, Statement, Store
-from minigrad.loops.target import Target
 from minigrad.schedule import expr
 from minigrad.schedule.expr import Array, Local
 from minigrad.schedule.schedule import Kernel
 from minigrad.schedule.stage import Axis, Stage, identity, make_axis
+from minigrad.target import Target
 
 BLOCK = 128  # terms of a running sum that follow one another, each of which waits for the last
 

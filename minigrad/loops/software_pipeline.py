@@ -15,10 +15,10 @@ from dataclasses import dataclass, replace
 from minigrad.graph.symbolic import Atom, Integer, ceildiv
 from minigrad.loops.build import substitute_statement
 from minigrad.loops.nest import Loop, Set, Statement, Store, Stores, expressions
-from minigrad.loops.target import Target
 from minigrad.schedule import expr
 from minigrad.schedule.expr import Array, Expr
 from minigrad.schedule.stage import Axis, make_axis
+from minigrad.target import Target
 
 BLOCK = 16  # rows that follow each other: the first has no sweep of a row before it to share
 FEWEST_BLOCKS = 64

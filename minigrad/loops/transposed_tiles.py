@@ -14,10 +14,10 @@ from minigrad.graph.shapes import numel
 from minigrad.graph.symbolic import Integer, ceildiv, coefficient
 from minigrad.loops.build import lanes_loop
 from minigrad.loops.nest import Loop, Statement, Store, Stores
-from minigrad.loops.target import Target
 from minigrad.schedule import expr
 from minigrad.schedule.expr import Expr
 from minigrad.schedule.stage import Axis, make_axis
+from minigrad.target import Target
 
 DOWN = 16  # elements of a tile along the turned axis, where there are more than TILE
 TILE = 64  # elements of a tile along vectors

@@ -15,7 +15,7 @@ from __future__ import annotations
 from minigrad.dtype import DType, dtypes
 from minigrad.errors import CompileError
 from minigrad.graph.node import Op
-from minigrad.graph.symbolic import Integer, coefficient, high, low, substitute, variables
+from minigrad.graph.symbolic import Integer, coefficient
 from minigrad.loops.nest import (
     Fold,
     Loop,
@@ -32,16 +32,13 @@ from minigrad.loops.nest import (
 )
 from minigrad.render import llvm_pairs as pairs
 from minigrad.render import llvm_values as values
-from minigrad.render.llvm_index import IndexEmitter
 from minigrad.render.llvm_matrices import BEGIN, CONFIGURATION, END, emit_matrix_product
+from minigrad.render.llvm_memory import CACHE_LINE, MemoryEmitter, alignment
 from minigrad.render.llvm_transpose import emit_transposed, loads_across
-from minigrad.render.llvm_values import Value, constant, memory_type, vector_type
+from minigrad.render.llvm_values import Value, constant, vector_type
 from minigrad.render.vector_math import expand
 from minigrad.schedule import expr
 from minigrad.schedule.expr import Array, Expr, Leaf, Local
-
-CACHE_LINE = 64  # bytes
-MOST_INTERLEAVED = 7  # elements from lane to lane that shuffles are faster with than a gather
 
 
 def render(nest: Nest) -> str:
@@ -49,8 +46,8 @@ def render(nest: Nest) -> str:
     return _Emitter(nest).module()
 
 
-class _Emitter(IndexEmitter):
-    """Emits statements; expressions and memory accesses. Indices are in the base class."""
+class _Emitter(MemoryEmitter):
+    """Emits statements and expressions. Memory accesses are in the base class."""
 
     def __init__(self, nest: Nest) -> None:
         super().__init__()
@@ -60,7 +57,6 @@ class _Emitter(IndexEmitter):
         self.writable = arrays_written(nest.parallel)
         self.expanded: dict[Expr, Expr] = {}
         self.changing: dict[Expr, frozenset[Array | Local]] = {}
-        self.streamed: Store | None = None  # whose vectors are aligned now
         self.streams = False
         self.matrices = False
 
@@ -104,16 +100,16 @@ class _Emitter(IndexEmitter):
             self.loop(statement)
             self.forget(arrays_written(statement) | locals_set(statement))
         elif isinstance(statement, Store):
-            self._store(statement, self.value(statement.value))
+            self.store(statement, self.value(statement.value))
         elif isinstance(statement, Stores):
             computed = [self.value(item.value) for item in statement.items]
             for item, value in zip(statement.items, computed, strict=True):
-                self._store(item, value)
+                self.store(item, value)
         elif isinstance(statement, Set):
             self._set(statement)
         elif isinstance(statement, Prefetch):
             pointer = self.pointer(statement.array, self.at_base(statement.index))
-            self._hint(pointer, statement.later)
+            self.hint(pointer, statement.later)
         elif isinstance(statement, MatrixProduct):
             self.matrices = True
             emit_matrix_product(self, statement)
@@ -223,7 +219,7 @@ class _Emitter(IndexEmitter):
         here = self.builder()
         address = here.line(f"ptrtoint ptr {pointer} to i64")
         beyond = here.line(f"sub i64 0, {address}")
-        missing = here.line(f"and i64 {beyond}, {_alignment(streamed, width) - 1}")
+        missing = here.line(f"and i64 {beyond}, {alignment(streamed, width) - 1}")
         count = here.line(f"udiv i64 {missing}, {size}")
         self.close_straight((), self.statement)
         here = self.builder()
@@ -267,7 +263,7 @@ class _Emitter(IndexEmitter):
             span = lanes * max(self.lane_stride(place) or 1, 1) * array.dtype.itemsize
             for offset in range(0, span, CACHE_LINE):
                 at = self.builder().line(f"getelementptr i8, ptr {pointer}, i64 {offset}")
-                self._hint(at)
+                self.hint(at)
 
     def _set(self, statement: Set) -> None:
         value = self.value(statement.value)
@@ -306,91 +302,13 @@ class _Emitter(IndexEmitter):
         here.lines.append(f"  store {folded.typed}, ptr {target}")
         self.forget((statement.target,))
 
-    def _hint(self, pointer: str, later: bool = False) -> None:
-        """Ask for the cache line there: to read it (0), into all caches (3) or all but the first
-        (2), as data (1).
-        """
-        self.declarations.add("declare void @llvm.prefetch.p0(ptr, i32, i32, i32)")
-        self.builder().lines.append(
-            f"  call void @llvm.prefetch.p0(ptr {pointer}, i32 0, i32 {2 if later else 3}, i32 1)"
-        )
-
-    def _store(self, statement: Store, value: Value) -> None:
-        array, lanes_atom = statement.array, self.lanes_atom()
-        stride = self.lane_stride(statement.index)
-        here = self.builder()
-        guard = self.guard(statement.guard)
-        if lanes_atom is None or stride == 0:
-            self._store_scalar(statement, value, guard)
-        else:
-            width = self.width_of(lanes_atom)
-            value = values.broadcast(here, value, width)
-            mask = self.both(self.mask(), guard, width)
-            kind = vector_type(memory_type(array.dtype), width)
-            if stride == 1:
-                pointer = self.pointer(array, self.at_base(statement.index))
-                text = values.to_memory(here, value)
-                size = array.dtype.itemsize
-                if mask is None and statement is self.streamed:
-                    size = _alignment(statement, width)
-                    here.lines.append(
-                        f"  store {kind} {text}, ptr {pointer}, align {size}, !nontemporal !0"
-                    )
-                elif mask is None:
-                    here.lines.append(f"  store {kind} {text}, ptr {pointer}, align {size}")
-                else:
-                    self._masked_store(kind, text, pointer, mask, width, size)
-            else:
-                text = values.to_memory(here, value)
-                pointers = self.pointers(array, statement.index, width)
-                mask = mask or "splat (i1 true)"
-                name = f"llvm.masked.scatter.{values.suffix(kind)}.v{width}p0"
-                self.declarations.add(
-                    f"declare void @{name}({kind}, <{width} x ptr>, i32, <{width} x i1>)"
-                )
-                here.lines.append(
-                    f"  call void @{name}({kind} {text}, <{width} x ptr> {pointers}, "
-                    f"i32 {array.dtype.itemsize}, <{width} x i1> {mask})"
-                )
-        self.forget((array,))
-
-    def _masked_store(
-        self, kind: str, text: str, pointer: str, mask: str, width: int, size: int
-    ) -> None:
-        here = self.builder()
-        if mask.count("i1 true") == 1 and mask.startswith("<"):
-            # LLVM 22 merges a truncation into a store of one lane, and then writes 32 bits of it.
-            lane = [part.strip("<> ") for part in mask.split(",")].index("i1 true")
-            scalar = kind.strip("<>").partition(" x ")[2]
-            single = here.line(f"extractelement {kind} {text}, i64 {lane}")
-            at = here.line(f"getelementptr {scalar}, ptr {pointer}, i64 {lane}")
-            here.lines.append(f"  store {scalar} {single}, ptr {at}, align {size}")
-            return
-        name = f"llvm.masked.store.{values.suffix(kind)}.p0"
-        self.declarations.add(f"declare void @{name}({kind}, ptr, i32, <{width} x i1>)")
-        here.lines.append(
-            f"  call void @{name}({kind} {text}, ptr {pointer}, i32 {size}, "
-            f"<{width} x i1> {mask})"
-        )
-
-    def _store_scalar(self, statement: Store, value: Value, guard: str | None) -> None:
-        if guard is not None:
-            self.open_branch(guard)
-        here = self.builder()
-        pointer = self.pointer(statement.array, statement.index)
-        text = values.to_memory(here, value)
-        kind = memory_type(statement.array.dtype)
-        here.lines.append(f"  store {kind} {text}, ptr {pointer}")
-        if guard is not None:
-            self.close_branch()
-
     # ---- expressions ----
 
     def value(self, root: Expr) -> Value:
         """The value of an expression, each part at the outermost level where it is known."""
         root = self._expand(root)
         if root.op is Leaf.PAIR:
-            return self.memo[root][0] if root in self.memo else self._pair(root)
+            return self.memo[root][0] if root in self.memo else self.pair(root)
         for e in expr.walk(root):
             if e not in self.memo:
                 self._emit(e)
@@ -418,7 +336,7 @@ class _Emitter(IndexEmitter):
             if e.op is Op.CONST:
                 value = constant(e.value, e.dtype)
             elif e.op is Leaf.LOAD:
-                value = self._load(e, lanes)
+                value = self.load(e, lanes)
             elif e.op is Leaf.INDEX:
                 value = self._index_value(e.index, e.dtype, lanes)
             elif e.op is Leaf.CONDITION:
@@ -474,154 +392,6 @@ class _Emitter(IndexEmitter):
             return values.cast(here, Value(self.scalar(x), dtypes.int64, 1), dtype)
         return values.cast(here, self.vector(x, lanes), dtype)
 
-    def _pair(self, e: Expr) -> Value:
-        """Two bfloat16 as one word, the first low; those of a whole vector at once if possible."""
-        lanes = self.lanes_of(e)
-        rounded = e.args[0].op is Op.CAST
-        first, second = (arg.args[0] if rounded else arg for arg in e.args)
-        array, index, guard = first.array, first.index, first.guard
-        neighbours = lanes > 1 and second.index == index + 1
-        if neighbours and self.lane_stride(index) == 2 and not (rounded and lanes % 16):
-            text = self._side_by_side(first, second, lanes)
-            here = self.builder()
-            if rounded:
-                return pairs.words_of_neighbours(here, Value(text, array.dtype, 2 * lanes))
-            text = here.line(f"bitcast <{2 * lanes} x i16> {text} to <{lanes} x i32>")
-            return Value(text, e.dtype, lanes)
-        if rounded:
-            floats = [self.value(load) for load in (first, second)]
-            here = self.builder()
-            return pairs.words_of(here, *(values.broadcast(here, x, lanes) for x in floats))
-        if neighbours and not guard and not second.guard and self.lane_stride(index) != 1:
-            kind, size = vector_type("i32", lanes), array.dtype.itemsize
-            text = self._gather(kind, array, index, lanes, size, self.mask())
-            return Value(text, e.dtype, lanes)
-        words = []
-        for load in (first, second):
-            # a load that is the same in all lanes is one scalar
-            width = self.lanes_of(load)
-            text = self._bits(load, width)
-            here = self.builder()
-            short, long = vector_type("i16", width), vector_type("i32", width)
-            wide = Value(here.line(f"zext {short} {text} to {long}"), e.dtype, width)
-            words.append(values.broadcast(here, wide, lanes))
-        here = self.builder()
-        low, high = words
-        sixteen = values.literal(16, "i32", lanes)
-        shifted = here.line(f"shl {high.typed}, {sixteen}")
-        return Value(here.line(f"or {low.typed}, {shifted}"), e.dtype, lanes)
-
-    def _side_by_side(self, first: Expr, second: Expr, lanes: int) -> str:
-        """What memory holds from a vector's first pair on: two neighbours for each lane."""
-        array, index = first.array, first.index
-        kind, size = vector_type(memory_type(array.dtype), 2 * lanes), array.dtype.itemsize
-        masks = [self.both(self.mask(), self.guard(e.guard), lanes) for e in (first, second)]
-        pointer, here = self.pointer(array, self.at_base(index)), self.builder()
-        if masks == [None, None]:
-            return here.line(f"load {kind}, ptr {pointer}, align {size}")
-        of_lanes = f"<{lanes} x i1>"
-        low, high = (f"{of_lanes} {mask or 'splat (i1 true)'}" for mask in masks)
-        in_turn = ", ".join(f"i32 {n // 2 + n % 2 * lanes}" for n in range(2 * lanes))
-        mask = here.line(f"shufflevector {low}, {high}, <{2 * lanes} x i32> <{in_turn}>")
-        return self._masked_load(kind, pointer, size, 2 * lanes, mask)
-
-    def _load(self, e: Expr, lanes: int) -> Value:
-        text = self._bits(e, lanes)
-        return values.from_memory(self.builder(), text, e.array.dtype, lanes)
-
-    def _bits(self, e: Expr, lanes: int) -> str:
-        """What memory holds where a LOAD looks, as a value of the memory's type."""
-        array, index, guard_conditions = e.array, e.index, e.guard
-        here = self.builder()
-        guard = self.guard(guard_conditions)
-        kind = vector_type(memory_type(array.dtype), lanes)
-        size = array.dtype.itemsize
-        if lanes == 1:
-            pointer = self.pointer(array, index)
-            if guard is not None:
-                pointer = here.line(f"select i1 {guard}, ptr {pointer}, ptr @zeros")
-            return here.line(f"load {kind}, ptr {pointer}, align {size}")
-        mask = self.both(self.mask(), guard, lanes)
-        if self.lane_stride(index) == 1:
-            pointer = self.pointer(array, self.at_base(index))
-            if mask is None:
-                text = here.line(f"load {kind}, ptr {pointer}, align {size}")
-            else:
-                text = self._masked_load(kind, pointer, size, lanes, mask)
-        elif mask is None and self._interleaved(array, known := self._with_constants(index)):
-            text = self._picked(array, known, lanes)
-        else:
-            text = self._gather(kind, array, index, lanes, size, mask)
-        return text
-
-    def _masked_load(self, kind: str, pointer: str, size: int, lanes: int, mask: str) -> str:
-        """Neighbours in memory, and zero where a mask says so."""
-        name = f"llvm.masked.load.{values.suffix(kind)}.p0"
-        self.declarations.add(f"declare {kind} @{name}(ptr, i32, <{lanes} x i1>, {kind})")
-        return self.builder().line(
-            f"call {kind} @{name}(ptr {pointer}, i32 {size}, <{lanes} x i1> {mask}, "
-            f"{kind} zeroinitializer)"
-        )
-
-    def _gather(
-        self, kind: str, array: Array, index: Integer, lanes: int, size: int,
-        mask: str | None = None,
-    ) -> str:  # fmt: skip
-        """Elements that lie anywhere, `size` bytes aligned; zero in lanes outside a mask."""
-        pointers = self.pointers(array, index, lanes)
-        name = f"llvm.masked.gather.{values.suffix(kind)}.v{lanes}p0"
-        self.declarations.add(
-            f"declare {kind} @{name}(<{lanes} x ptr>, i32, <{lanes} x i1>, {kind})"
-        )
-        return self.builder().line(
-            f"call {kind} @{name}(<{lanes} x ptr> {pointers}, i32 {size}, "
-            f"<{lanes} x i1> {mask or 'splat (i1 true)'}, {kind} zeroinitializer)"
-        )
-
-    def _with_constants(self, index: Integer) -> Integer:
-        """An index with the variables of unrolled loops replaced by their numbers."""
-        known = self.constants
-        return substitute(index, {atom: known[atom] for atom in variables(index) if atom in known})
-
-    def _interleaved(self, array: Array, index: Integer) -> bool:
-        """Whether lanes are a few elements apart, and all that lies between is in the array."""
-        stride = self.lane_stride(index)
-        if isinstance(index, int) or stride is None or not 2 <= stride <= MOST_INTERLEAVED:
-            return False
-        first = index.constant % stride
-        return low(index) >= first and high(index) - first + stride <= array.size
-
-    def _picked(self, array: Array, index: Integer, lanes: int) -> str:
-        """Every so many-th element, picked from whole vectors: gathers take far longer.
-
-        The others' loads are the same, and LLVM makes them one.
-        """
-        assert not isinstance(index, int)
-        stride, scalar = self.lane_stride(index), memory_type(array.dtype)
-        size = array.dtype.itemsize
-        assert stride is not None
-        first, width = index.constant % stride, min(lanes, CACHE_LINE // size)
-        pointer = self.pointer(array, self.at_base(index - first))
-        here = self.builder()
-        kind = vector_type(scalar, width)
-        pieces = []
-        for piece in range(0, lanes * stride, width * stride):
-            text = ""
-            for number in range(stride):
-                at = f"getelementptr {scalar}, ptr {pointer}, i64 {piece + number * width}"
-                loaded = here.line(f"load {kind}, ptr {here.line(at)}, align {size}")
-                places = [divmod(lane * stride + first, width) for lane in range(width)]
-                order = ", ".join(
-                    f"i32 {width + place}" if vector == number
-                    else f"i32 {place if number == 1 else lane}" if vector < number
-                    else "i32 poison"
-                    for lane, (vector, place) in enumerate(places)
-                )  # fmt: skip
-                text = loaded if number == 0 else here.line(
-                    f"shufflevector {kind} {text}, {kind} {loaded}, <{width} x i32> <{order}>"
-                )  # fmt: skip
-            pieces.append(text)
-        return values.join_texts(self.builder(), pieces, scalar, width)
 
 
 def _is_number(text: str) -> bool:
@@ -639,11 +409,6 @@ def _streamed(loop: Loop) -> Store | None:
         for item in items:
             if isinstance(item, Store) and item.streaming and not item.guard:
                 plain = coefficient(item.index, loop.variable) == 1
-                if plain and _alignment(item, loop.step) >= 16:
+                if plain and alignment(item, loop.step) >= 16:
                     return item
     return None
-
-
-def _alignment(store: Store, width: int) -> int:
-    """Bytes at whose multiples a streamed vector starts."""
-    return min(width * store.array.dtype.itemsize, 64)

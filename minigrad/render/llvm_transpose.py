@@ -14,7 +14,8 @@ from minigrad.dtype import dtypes
 from minigrad.graph.node import Op
 from minigrad.graph.symbolic import Atom, Integer, coefficient
 from minigrad.loops.nest import Loop, Statement, Store, Stores, arrays_written, expressions
-from minigrad.render.llvm_index import IndexEmitter, Lanes
+from minigrad.render.llvm_index import IndexEmitter
+from minigrad.render.llvm_levels import Lanes
 from minigrad.render.llvm_values import Builder, Value, broadcast, join
 from minigrad.schedule import expr
 from minigrad.schedule.expr import Expr, Leaf

@@ -152,7 +152,10 @@ def operation(b: Builder, op: Op, args: list[Value], dtype: DType) -> Value:
         name = _BOOL_BINARY.get(op) or _INT_BINARY[op]
         text = b.line(f"{name} {args[0].typed}, {args[1].text}")
     elif source.is_float and op in _FLOAT_BINARY:
-        text = b.line(f"{_FLOAT_BINARY[op]} contract {args[0].typed}, {args[1].text}")
+        # A product may become part of a sum, but not of a difference: x·y − max(x·y) would be above
+        # 0 where the maximum was rounded before.
+        merges = "" if op is Op.SUB else " contract"
+        text = b.line(f"{_FLOAT_BINARY[op]}{merges} {args[0].typed}, {args[1].text}")
     elif op in _INT_BINARY and not source.is_float:
         text = b.line(f"{_INT_BINARY[op]} {args[0].typed}, {args[1].text}")
     elif op in (Op.MAXIMUM, Op.MINIMUM):

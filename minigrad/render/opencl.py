@@ -61,6 +61,9 @@ class Source:
         """A program with this kernel only."""
         return join([self])[0]
 
+    def __str__(self) -> str:
+        return self.text
+
 
 def join(sources: Sequence[Source]) -> tuple[str, list[str]]:
     """A program of several kernels, and what they are called in it."""
@@ -307,6 +310,7 @@ class Emitter(IndexEmitter):
         uses: dict[Expr, int] = {}
         user: dict[Expr, int] = {root: len(self.levels) - 1}  # the innermost level of a use
         indices: set[Expr] = {root} if declare else set()
+        apart: set[Expr] = set()
         for e in order:
             levels[e] = self._level(e, levels)
             for operand in _operands(e):
@@ -314,13 +318,17 @@ class Emitter(IndexEmitter):
                 user[operand] = max(user.get(operand, 0), levels[e])
             if not e.args:
                 indices.update(_operands(e))
+            if e.op is Op.SUB and e.dtype.is_float:
+                # C may merge a product with the rest of its statement; x·y − max(x·y) would be
+                # above 0 where the maximum was rounded before
+                apart.update(arg for arg in e.args if arg.op is Op.MUL)
         texts: dict[Expr, str] = {}
         for e in order:
             text = texts[e] = self._text(e, texts, levels)
             if e.op is Op.CONST:
                 continue
             again = uses.get(e, 0) > 1 or levels[e] < user[e] or len(text) > LONGEST
-            if e in indices or again and e.op is not Leaf.LOCAL:
+            if e in indices or e in apart or again and e.op is not Leaf.LOCAL:
                 texts[e] = self._declare(e, text, levels[e])
         return texts[root]
 

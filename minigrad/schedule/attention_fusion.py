@@ -19,7 +19,7 @@ from minigrad.graph.node import REDUCTIONS
 from minigrad.graph.shapes import numel
 from minigrad.graph.symbolic import Atom
 from minigrad.schedule import expr
-from minigrad.schedule.contraction import Contraction, contraction_of
+from minigrad.schedule.contraction import Contraction
 from minigrad.schedule.expr import Array, Expr
 from minigrad.schedule.layout import Order, order_of, reading, relayout
 from minigrad.schedule.stage import Stage
@@ -139,7 +139,7 @@ class Chains:
         bad = set()
         for array, found in orders.items():
             member = self.members[array]
-            parts = contraction_of(member)
+            parts = member.contraction
             if parts is None:
                 continue
             depth = numel([axis.extent for axis in parts.k])
@@ -172,13 +172,13 @@ class Chains:
                 if read & statistics:
                     return True, True
                 reached.add(stage.array)
-            elif read & (reached | statistics) and contraction_of(stage) is None:
+            elif read & (reached | statistics) and stage.contraction is None:
                 statistics.add(stage.array)
         return bool(statistics), False
 
     def _sink(self, stage: Stage, reads: Sequence[Expr], fixed: bool) -> Sink | None:
         """How a stage that is in no chain reads chains by rows, or None."""
-        parts = contraction_of(stage)
+        parts = stage.contraction
         inner: tuple[Atom, ...] = ()
         if parts is not None:
             inner = _other_axes(parts, reads)
@@ -208,7 +208,7 @@ class Chains:
             if wanted is None or found.setdefault(load.array, wanted) != wanted:
                 return None
         if parts is not None:
-            changed = contraction_of(stage)
+            changed = stage.contraction
             if changed is None or outer[-1] not in changed.m:
                 return None
         count = numel([axis.extent for axis in outer])
@@ -314,7 +314,7 @@ def _may_belong(stage: Stage, members: Mapping[Array, Stage]) -> bool:
             and order_of(e, [axis.variable for axis in stage.axes], members[e.array])
             for e in same
         )
-    parts = contraction_of(stage)
+    parts = stage.contraction
     if parts is None or len(parts.m) != 1 or len(parts.n) != 1:
         return False
     depth = numel([axis.extent for axis in parts.k])
@@ -349,7 +349,7 @@ def _has_rows(member: Stage, order: Order, rows: int) -> bool:
         return False
     if member.op is None:
         return True
-    parts = contraction_of(member)
+    parts = member.contraction
     assert parts is not None
     last = member.axes[order[rows - 1]]
     across, along = (parts.m, parts.n) if last in parts.m else (parts.n, parts.m)

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 
 from minigrad.graph.node import Op
 from minigrad.graph.symbolic import Atom
+from minigrad.schedule.axis import Axis
 from minigrad.schedule.expr import Expr, Leaf
-from minigrad.schedule.stage import Axis, Stage
 
 
 @dataclass(frozen=True)
@@ -40,40 +40,42 @@ def terms_of(body: Expr) -> tuple[Expr | None, Expr]:
     return None, body
 
 
-def contraction_of(stage: Stage) -> Contraction | None:
-    """The stage as a contraction, or None if it is none."""
-    if stage.op is not Op.SUM or not stage.axes or not stage.body.dtype.is_float:
+def contraction_of(
+    op: Op | None, axes: tuple[Axis, ...], summed: tuple[Axis, ...], body: Expr
+) -> Contraction | None:
+    """A stage as a contraction, or None if it is none; see `Stage.contraction`."""
+    if op is not Op.SUM or not axes or not body.dtype.is_float:
         return None
-    mask, product = terms_of(stage.body)
+    mask, product = terms_of(body)
     if product.op is Op.CAST:
         product = product.args[0]
     if product.op is not Op.MUL:
         return None
     left, right = product.args
-    last = stage.axes[-1].variable
+    last = axes[-1].variable
     if last in left.variables:
         left, right = right, left
     if last in left.variables or last not in right.variables:
         return None
     if not (_is_operand(left) and _is_operand(right)):
         return None
-    reduced = {axis.variable for axis in stage.reduced}
+    reduced = {axis.variable for axis in summed}
     if not reduced <= left.variables or not reduced <= right.variables:
         return None
-    batch = _select(stage, left.variables & right.variables)
-    m = _select(stage, left.variables - right.variables)
-    n = _select(stage, right.variables - left.variables)
-    if not m or len(batch) + len(m) + len(n) != len(stage.axes):
+    batch = _select(axes, left.variables & right.variables)
+    m = _select(axes, left.variables - right.variables)
+    n = _select(axes, right.variables - left.variables)
+    if not m or len(batch) + len(m) + len(n) != len(axes):
         return None
     if any(not isinstance(axis.extent, int) for axis in (*m[-1:], *n[-1:])):
         return None
     if mask is not None and not any(mask.variables <= x.variables for x in (left, right)):
         return None
-    return Contraction(left, right, batch, m, n, stage.reduced, mask)
+    return Contraction(left, right, batch, m, n, summed, mask)
 
 
-def _select(stage: Stage, names: frozenset[Atom]) -> tuple[Axis, ...]:
-    return tuple(axis for axis in stage.axes if axis.variable in names)
+def _select(axes: tuple[Axis, ...], names: frozenset[Atom]) -> tuple[Axis, ...]:
+    return tuple(axis for axis in axes if axis.variable in names)
 
 
 def _is_operand(expr: Expr) -> bool:

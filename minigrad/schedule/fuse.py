@@ -15,12 +15,11 @@ from minigrad.graph.shapes import flatten, numel
 from minigrad.graph.symbolic import ceildiv, coefficient, high, low, variables
 from minigrad.schedule import expr
 from minigrad.schedule.attention_fusion import Chains, Sink
-from minigrad.schedule.contraction import contraction_of
 from minigrad.schedule.expr import Array
 from minigrad.schedule.layout import Order
 from minigrad.schedule.stage import Axis, Stage
+from minigrad.target import Target
 
-ROW_LIMIT = 1 << 17  # elements of one row's values that may pass from stage to stage (half of L2)
 TINY = 4096  # kernels of so little work may lose their parallelism
 ENOUGH_ROWS = 32  # rows that still keep every thread busy
 SMALL = 1 << 15  # evaluations that take longer than starting another kernel
@@ -38,7 +37,10 @@ class Group:
     block, and the arrays of chains of which it has its own copies.
     """
 
-    def __init__(self, rows: frozenset[int], kind: str, extent: int = 0) -> None:
+    def __init__(
+        self, machine: Target, rows: frozenset[int], kind: str, extent: int = 0
+    ) -> None:
+        self.machine = machine
         self.stages: list[Stage] = []
         self.rows, self.kind, self.extent = rows, kind, extent
         self.needs: set[Group] = set()
@@ -59,13 +61,15 @@ class Group:
         """Vector instructions per row of all stages: with vectors across rows, and along."""
         known, across, along = self._costs.get(rows, (0, 0.0, 0.0))
         for stage in self.stages[known:]:
-            first, second = _vector_costs(stage, rows, self.made)
+            first, second = _vector_costs(stage, rows, self.made, self.machine.row_lanes)
             across, along = across + first, along + second
         self._costs[rows] = (len(self.stages), across, along)
         return across, along
 
 
-def group(chains: Chains, fuse: bool, alone: frozenset[Array] = frozenset()) -> list[Group]:
+def group(
+    chains: Chains, machine: Target, fuse: bool, alone: frozenset[Array] = frozenset()
+) -> list[Group]:
     """Distribute stages over kernels; `alone` arrays share none. Chains go where they are read."""
     groups: dict[Group, int] = {}  # with their places
     maker: dict[Array, Group] = {}
@@ -79,7 +83,7 @@ def group(chains: Chains, fuse: bool, alone: frozenset[Array] = frozenset()) -> 
         exprs = [e for part in parts for e in part.exprs()]
         read = list(dict.fromkeys(load.array for load in expr.loads(*exprs)))
         producers = {maker[array] for array in read if array in maker}
-        own = _alone(stage) if sink is None else _alone_blocks(sink)
+        own = _alone(stage, machine) if sink is None else _alone_blocks(sink, machine)
         home, rows = own, own.rows
         if fuse and stage.array not in alone:
             # (to share a number with much work saves nothing, and its loops walk many arrays)
@@ -132,27 +136,27 @@ def _delays(sibling: Group, producers: set[Group], stage: Stage) -> bool:
     )
 
 
-def _alone(stage: Stage) -> Group:
+def _alone(stage: Stage, machine: Target) -> Group:
     if stage.op in SCATTERS:
-        return Group(frozenset(), "scatter")
+        return Group(machine, frozenset(), "scatter")
     if stage.op is Op.DISTRIBUTE:
-        return Group(frozenset(), "distribute")
+        return Group(machine, frozenset(), "distribute")
     if stage.op in SCANS:
-        return Group(frozenset(), "scan")
+        return Group(machine, frozenset(), "scan")
     if stage.op is Op.COLLECTIVE:
-        return Group(frozenset(), "exchange")
-    if contraction_of(stage) is not None:
-        return Group(frozenset(), "contraction")
+        return Group(machine, frozenset(), "exchange")
+    if stage.contraction is not None:
+        return Group(machine, frozenset(), "contraction")
     counts = [1]
     for axis in stage.axes:
         if not isinstance(axis.extent, int):
             break
         counts.append(counts[-1] * axis.extent)
-    return Group(frozenset(counts), "rows")
+    return Group(machine, frozenset(counts), "rows")
 
 
-def _alone_blocks(sink: Sink) -> Group:
-    return Group(frozenset((sink.count,)), "blocks", sink.extent)
+def _alone_blocks(sink: Sink, machine: Target) -> Group:
+    return Group(machine, frozenset((sink.count,)), "blocks", sink.extent)
 
 
 def reaches(start: Iterable[Group], goal: Group) -> bool:
@@ -196,7 +200,7 @@ def _shared_rows(target: Group, own: Group, stage: Stage, produces: bool) -> fro
         return frozenset()
     if best < min(max(own.rows), FEW_ROWS) and stage.iterations > SMALL:  # nor would the stage be
         return frozenset()
-    if max(target.largest, stage.size) > ROW_LIMIT * best:
+    if max(target.largest, stage.size) > target.machine.row_values * best:
         return frozenset()
     if work > TINY and not _agrees(target, stage, best):
         return frozenset()
@@ -205,10 +209,11 @@ def _shared_rows(target: Group, own: Group, stage: Stage, produces: bool) -> fro
 
 def _agrees(target: Group, stage: Stage, rows: int) -> bool:
     """Whether one direction of vectors suits both, given what is saved by passing values on."""
-    ours, its = target.costs(rows), _vector_costs(stage, rows, target.made)
-    alone = _vector_costs(stage, rows, ())
+    lanes = target.machine.row_lanes
+    ours, its = target.costs(rows), _vector_costs(stage, rows, target.made, lanes)
+    alone = _vector_costs(stage, rows, (), lanes)
     read = {load.array for load in expr.loads(stage.body)} & target.made.keys()
-    passed = sum(target.made[array].size for array in read) / rows / _LANES * _PASS
+    passed = sum(target.made[array].size for array in read) / rows / lanes * _PASS
     together = min(ours[0] + its[0], ours[1] + its[1])
     return together <= min(ours) + min(alone) + passed
 
@@ -287,25 +292,25 @@ def prefix_length(stage: Stage, rows: int) -> int:
     return len(stage.axes)
 
 
-# Vector instructions: lanes of a vector; what a gather of them and a store of neighbouring rows
-# take; and what it saves to pass a value on in the cache instead of in memory.
-_LANES, _GATHER, _SPREAD, _PASS = 16, 48, 4, 20
+# Vector instructions: what a gather of a vector's lanes and a store of neighbouring rows take; and
+# what it saves to pass a value on in the cache instead of in memory.
+_GATHER, _SPREAD, _PASS = 48, 4, 20
 _MOST_INTERLEAVED = 7
 
 
-def runs_along_rows(stages: Iterable[Stage], rows: int) -> bool:
+def runs_along_rows(stages: Iterable[Stage], rows: int, machine: Target) -> bool:
     """Whether vectors should run across neighbouring rows rather than along each of them."""
     across = along = 0.0
     made: dict[Array, Stage] = {}
     for stage in stages:
-        first, second = _vector_costs(stage, rows, made)
+        first, second = _vector_costs(stage, rows, made, machine.row_lanes)
         made[stage.array] = stage
         across, along = across + first, along + second
     return across < along
 
 
 def _vector_costs(
-    stage: Stage, rows: int, made: Container[Array]
+    stage: Stage, rows: int, made: Container[Array], lanes: int
 ) -> tuple[float, float]:
     """Vector instructions per row for accesses to memory: with vectors across rows, and along.
 
@@ -316,21 +321,21 @@ def _vector_costs(
     if not inner:
         return 0.0, 0.0
     length = numel([axis.extent for axis in inner])
-    along = min(_along(stage, axis, inner, length, made) for axis in inner)
+    along = min(_along(stage, axis, inner, length, made, lanes) for axis in inner)
     if not prefix:
         return float(1 << 40), along
     spread = _SPREAD if stage.op is None else 0
-    return length * (_accesses(stage, stage.axes[prefix - 1], made) + spread) / _LANES, along
+    return length * (_accesses(stage, stage.axes[prefix - 1], made) + spread) / lanes, along
 
 
 def _along(
-    stage: Stage, axis: Axis, inner: list[Axis], length: int, made: Container[Array]
+    stage: Stage, axis: Axis, inner: list[Axis], length: int, made: Container[Array], lanes: int
 ) -> float:
     extent = numel([axis.extent])
-    vectors = length // extent * ceildiv(extent, _LANES)
+    vectors = length // extent * ceildiv(extent, lanes)
     if axis in stage.reduced:
         kept = numel([other.extent for other in inner if other not in stage.reduced])
-        fold = 2 * (min(extent, _LANES) - 1).bit_length()
+        fold = 2 * (min(extent, lanes) - 1).bit_length()
         return vectors * _accesses(stage, axis, made) + kept * fold
     scattered = coefficient(stage.position, axis.variable) != 1
     return vectors * (_accesses(stage, axis, made) + (_GATHER if scattered else 0))

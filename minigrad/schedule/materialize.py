@@ -7,7 +7,7 @@ several readers read several arrays instead of one, or a contraction reads it ov
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 
 from minigrad.graph.node import ELEMENTWISE, MOVEMENT, REDUCTIONS, SCANS, SCATTERS, Node, Op, Shape
 from minigrad.graph.shapes import numel
@@ -88,12 +88,9 @@ def choose(
         if node.op is Op.COLLECTIVE:  # what it sends must be in memory, under whatever shape
             kept.update(in_memory(source) for source in node.src)
         if node.op is Op.SUM:
-            for operand in contraction_operands(node):
-                base = _below_movement(operand, seen_through)
-                if base.op in ELEMENTWISE or base.op is Op.GATHER:
-                    base = base if base in kept else _as_all_read_it(operand, base, readers)
-                    kept.add(base)
-                    recomputable.pop(base, None)
+            for base in _operands_in_memory(node, kept, seen_through, readers):
+                kept.add(base)
+                recomputable.pop(base, None)
     if fuse:
         plain = kept - recomputable.keys()
         kept.update(
@@ -105,6 +102,17 @@ def choose(
             and _belongs_to_its_source(node, plain, below, readers)
         )  # fmt: skip
     return Materialized([node for node in order if node in kept], recomputable)
+
+
+def _operands_in_memory(
+    node: Node, kept: Container[Node], seen_through: set[Node],
+    readers: Mapping[Node, Sequence[Node]],
+) -> Iterator[Node]:  # fmt: skip
+    """What a matrix product reads over and over, and which is therefore kept."""
+    for operand in contraction_operands(node):
+        base = _below_movement(operand, seen_through)
+        if base.op in ELEMENTWISE or base.op is Op.GATHER:
+            yield base if base in kept else _as_all_read_it(operand, base, readers)
 
 
 def _measure(order: Sequence[Node]) -> tuple[dict[Node, int], dict[Node, int], dict[Node, int]]:

@@ -6,12 +6,10 @@ from bisect import insort
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from minigrad.graph import build as graph_build
 from minigrad.graph.canonical import Graph
 from minigrad.graph.collective import exchanges_in_order
 from minigrad.graph.node import (
     ELEMENTWISE,
-    REDUCTIONS,
     SCANS,
     SCATTERS,
     Node,
@@ -20,8 +18,6 @@ from minigrad.graph.node import (
     topological,
 )
 from minigrad.graph.shapes import numel
-from minigrad.graph.simplify import simplify
-from minigrad.graph.symbolic import Integer, ceildiv
 from minigrad.schedule import expr
 from minigrad.schedule.attention_fusion import Chains
 from minigrad.schedule.expr import Array, Expr
@@ -30,15 +26,11 @@ from minigrad.schedule.materialize import (
     MEMORY_COST,
     Materialized,
     choose,
-    contraction_operands,
-    has_loaded_mask,
-    is_product,
 )
-from minigrad.schedule.onehot_to_gather import picked
 from minigrad.schedule.order import freeing_early, in_order
 from minigrad.schedule.partial_writes import part_written
-from minigrad.schedule.sort import expand
 from minigrad.schedule.stage import Stage, Stages
+from minigrad.target import Target
 
 ALIGNMENT = 64  # bytes; every array of the arena starts on a cache line
 
@@ -74,14 +66,17 @@ class Schedule:
     variables: tuple[str, ...]
 
 
-def schedule(graph: Graph, fuse: bool = True, blocks: bool = True) -> Schedule:
-    """Turn a canonical graph into kernels; `blocks`: the device has a recipe for these."""
-    roots = _distinct_roots(split_reductions(expand(simplify(graph.roots))))
+def schedule(graph: Graph, roots: Sequence[Node], target: Target, fuse: bool = True) -> Schedule:
+    """Turn the roots of a graph, which earlier passes may have rewritten, into kernels.
+
+    fuse: let stages share kernels. Which ones do depends on the target.
+    """
+    roots = _distinct_roots(roots)
     recomputed: frozenset[Node] = frozenset()
     deferred: frozenset[int] = frozenset()
     stages = Stages()
     while True:
-        plan = _Plan(graph, roots, recomputed, deferred, fuse, blocks, stages)
+        plan = _Plan(graph, roots, recomputed, deferred, fuse, target, stages)
         worth = plan.better_recomputed() - recomputed
         if worth:
             recomputed |= worth
@@ -102,116 +97,6 @@ def _distinct_roots(roots: Sequence[Node]) -> list[Node]:
     return result
 
 
-FEW_ROWS = 64
-LONG = 1 << 15
-FEW_COLUMNS = 1 << 14
-MANY = 1 << 18  # elements that are worth another kernel
-FEW_SUMS = 1 << 18  # results that may be written once for every part
-DEEP = 3 << 10  # products summed for one element whose operands stay in a second-level cache
-
-
-def split_reductions(roots: Sequence[Node]) -> list[Node]:
-    """Cut a long reduction that leaves few elements in two, so that its first half is parallel.
-
-    Sums that only pick an element are replaced (see select.py).
-
-    The cut depends on the shape only, so results do not depend on the number of threads.
-    """
-    new: dict[Node, Node] = {}
-    for node in topological(roots):
-        source = graph_build.rebuild(node, [new[s] for s in node.src])
-        source = picked(source)
-        new[node] = _split(source) if source.op in REDUCTIONS else source
-    return [new[root] for root in roots]
-
-
-def _split(node: Node) -> Node:
-    x = node.src[0]
-    cuts = _cuts_of_product(node)
-    if cuts:
-        return _cut(node, x, cuts, first=True)
-    few = numel(node.shape) < FEW_ROWS and numel(x.shape) >= LONG * max(numel(node.shape), 1)
-    if not (few or _sums_columns(node)):
-        return node
-    plain = [a for a in node.arg if isinstance(x.shape[a], int)]
-    if not plain:
-        return node
-    axis = max(plain, key=lambda a: (numel((x.shape[a],)) >= FEW_ROWS, -a))
-    extent = numel((x.shape[axis],))
-    parts = next((c for c in range(128, 7, -1) if extent % c == 0), 0)
-    if not parts:
-        if node.op is not Op.SUM or extent < FEW_ROWS:
-            return node
-        parts = FEW_ROWS
-        amounts = [(0, -extent % parts if a == axis else 0) for a in range(x.ndim)]
-        x = graph_build.pad(x, amounts)
-        extent = numel((x.shape[axis],))
-    return _cut(node, x, {axis: parts})
-
-
-def _cut(node: Node, x: Node, cuts: dict[int, int], first: bool = False) -> Node:
-    """The reduction of x, in parts of some axes, and then of the parts.
-
-    first: the parts become the first axes, so that each of them is computed as a whole.
-    """
-    shape: list[Integer] = []
-    outer, inner = [], []
-    for axis, extent in enumerate(x.shape):
-        if axis in cuts:
-            outer.append(len(shape))
-            shape.append(cuts[axis])
-            extent = numel((extent,)) // cuts[axis]
-        if axis in node.arg:
-            inner.append(len(shape))
-        shape.append(extent)
-    x = graph_build.reshape(x, tuple(shape))
-    if first:
-        order = [*outer, *(axis for axis in range(len(shape)) if axis not in outer)]
-        x = graph_build.permute(x, order)
-        inner = [order.index(axis) for axis in inner]
-        outer = list(range(len(outer)))
-    parts = graph_build.reduce(node.op, x, inner)
-    return graph_build.reshape(graph_build.reduce(node.op, parts, outer), node.shape)
-
-
-def _cuts_of_product(node: Node) -> dict[int, int]:
-    """In how many parts to cut the axes of a contraction that sums far more than stays in a cache.
-
-    Each part is a product of its own, whose operands are packed once.
-    """
-    x = node.src[0]
-    depth = numel(x.shape) // max(numel(node.shape), 1)
-    if node.op is not Op.SUM or depth < 2 * DEEP or numel(node.shape) > FEW_SUMS:
-        return {}
-    operands = contraction_operands(node)
-    if not operands or any(map(has_loaded_mask, operands)):  # its loops are shorter than they seem
-        return {}
-    cuts: dict[int, int] = {}
-    for axis in node.arg:
-        wanted, extent = ceildiv(depth, DEEP), x.shape[axis]
-        if not isinstance(extent, int):
-            continue
-        enough = range(wanted, min(4 * wanted, extent + 1))
-        parts = extent if extent <= wanted else next((c for c in enough if extent % c == 0), 1)
-        if parts > 1:
-            cuts[axis] = parts
-            depth //= parts
-    return cuts
-
-
-def _sums_columns(node: Node) -> bool:
-    """Whether a reduction is of long columns, too few of them to be shared among threads.
-
-    Products that are contractions have recipes of their own.
-    """
-    x, first, last = node.src[0], min(node.arg), max(node.arg)
-    before, behind = numel(node.shape[:first]), numel(node.shape[last:])
-    depth = numel(x.shape) // max(numel(node.shape), 1)
-    if before >= FEW_ROWS or not 1 < behind <= FEW_COLUMNS or before * depth < 8 * FEW_ROWS:
-        return False
-    return numel(x.shape) >= MANY and not is_product(node)
-
-
 class _Plan:
     """One attempt at a schedule."""
 
@@ -222,7 +107,7 @@ class _Plan:
         recomputed: frozenset[Node],
         deferred: frozenset[int],
         fuse: bool,
-        blocks: bool,
+        target: Target,
         stages: Stages,
     ) -> None:
         self.graph = graph
@@ -256,8 +141,8 @@ class _Plan:
         self.stages = self._needed({node: stages.of(node, self.arrays) for node in nodes})
         self.late = frozenset(self.arrays[node] for node in late)
         partial = self._cut_to_parts(root for root, _ in targets)
-        self.chains = Chains(self.stages.values(), self.slots, fuse and blocks)
-        self.groups = group(self.chains, fuse, self.late | partial)
+        self.chains = Chains(self.stages.values(), self.slots, fuse and target.has_block_rows)
+        self.groups = group(self.chains, target, fuse, self.late | partial)
         self.readers: dict[Array, list[Group]] = {}
         for member in self.groups:
             for stage in member.stages:

@@ -26,13 +26,13 @@ FEW_ROWS = 64  # rows that keep every thread busy
 SCAN_BLOCK = 1 << 12  # elements of a running reduction that follow one another
 
 
-def expand(roots: Sequence[Node]) -> list[Node]:
+def expand_sorts(roots: Sequence[Node]) -> list[Node]:
     """The graph with every SORT and every long running reduction made of other operations."""
     new: dict[Node, Node] = {}
     for node in topological(roots):
         known = build.rebuild(node, [new[source] for source in node.src])
         if known.op is Op.SORT:
-            (known,) = expand([_sorted(known.src[0], known.arg)])
+            (known,) = expand_sorts([_sorted(known.src[0], known.arg)])
         elif known.op in SCANS:
             known = _blocks(known)
         new[node] = known

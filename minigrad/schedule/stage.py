@@ -9,35 +9,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 from minigrad.dtype import DType
 from minigrad.graph.collective import Collective
 from minigrad.graph.node import REDUCTIONS, SCANS, SCATTERS, Node, Op, Shape
 from minigrad.graph.shapes import flatten, numel
-from minigrad.graph.symbolic import Affine, Atom, Integer, high, only_atom, substitute, var
+from minigrad.graph.symbolic import Atom, Integer, substitute
 from minigrad.schedule import expr
+from minigrad.schedule.axis import Axis as Axis
+from minigrad.schedule.axis import make_axis as make_axis
+from minigrad.schedule.contraction import Contraction, contraction_of
 from minigrad.schedule.expr import Array, Expr, Guard, restrict
 from minigrad.schedule.lower import Lowering
 from minigrad.schedule.materialize import in_memory
-
-
-@dataclass(frozen=True)
-class Axis:
-    """A loop variable with its extent: it runs over 0 … extent − 1."""
-
-    variable: Atom
-    extent: Integer
-
-    @property
-    def index(self) -> Affine:
-        """The variable as an index."""
-        return self.variable.index
-
-    @property
-    def count(self) -> int:
-        """The extent of an axis whose extent is a number."""
-        assert isinstance(self.extent, int), self
-        return self.extent
 
 
 @dataclass(frozen=True)
@@ -74,6 +59,11 @@ class Stage:
     initial_position: Integer = 0
     exchange: Exchange | None = None
 
+    @cached_property
+    def contraction(self) -> Contraction | None:
+        """What it is as a matrix product, if it is one: recognised once, for whoever asks."""
+        return contraction_of(self.op, self.axes, self.reduced, self.body)
+
     @property
     def size(self) -> int:
         """Elements of the value (symbolic axes at their upper bound)."""
@@ -100,13 +90,6 @@ class Stage:
             position=substitute(self.position, values),
             guard=restrict((), (substitute(c, values) for c in self.guard)),
         )
-
-
-def make_axis(prefix: str, number: int, extent: Integer) -> Axis:
-    """A fresh variable over 0 … extent − 1, named by its place so that equal stages are equal."""
-    symbolic = None if isinstance(extent, int) else extent
-    top = max(high(extent) - 1, 0)
-    return Axis(only_atom(var(f"{prefix}{number}", 0, top, symbolic)), extent)
 
 
 class Stages:

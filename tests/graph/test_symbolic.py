@@ -19,6 +19,7 @@ from minigrad.graph.shapes import flatten, numel, reshape_index, strides_of, unf
 from minigrad.graph.symbolic import (
     Affine,
     Atom,
+    ceildiv,
     coefficient,
     high,
     low,
@@ -329,6 +330,13 @@ def test_matrix_product_indices_stay_linear():
         (m, n // 8, n % 8, k), (64, 4, 8, 128), (64, 32, 128)
     )
     assert split == (m, n, k)
+
+
+@pytest.mark.parametrize("x", [-7, -6, 0, 1, 5, 6, 7])
+def test_divisions_that_round_up(x):
+    assert ceildiv(x, 3) == math.ceil(x / 3)
+    pieces = ceildiv(M + x, 3)
+    assert all(evaluate(pieces, {"i": i}) == math.ceil((i + x) / 3) for i in range(12))
 
 
 def test_symbolic_extents_prove_bounds():

@@ -10,17 +10,17 @@ import pytest
 from schedule.machine import GOLDEN
 from schedule.programs import F32, PROGRAMS, graph_of
 
+from minigrad.compile import schedule_of
 from minigrad.dtype import DType, dtypes
 from minigrad.graph.node import Op
 from minigrad.graph.shapes import flatten
 from minigrad.graph.symbolic import Atom, Integer, substitute, var
 from minigrad.loops.axes import fix_rows, merge, merge_stage, unit_stride_axis, vector_width
-from minigrad.loops.target import Target
 from minigrad.schedule import expr
 from minigrad.schedule.expr import Array
 from minigrad.schedule.fuse import prefix_length, runs_along_rows
-from minigrad.schedule.schedule import schedule
 from minigrad.schedule.stage import Axis, Stage, make_axis
+from minigrad.target import Target
 
 TABLE, OTHER = Array("table", F32, 1 << 20), Array("other", F32, 1 << 20)
 
@@ -116,7 +116,7 @@ def test_merging_visits_the_same_elements(seed: int) -> None:
 
 @pytest.mark.parametrize("name", ["row_softmax", "batched_product", "convolution", "layer_norm"])
 def test_merged_stages_do_the_same_work(name: str) -> None:
-    for kernel in schedule(graph_of(PROGRAMS[name])[0]).kernels:
+    for kernel in schedule_of(graph_of(PROGRAMS[name])[0], GOLDEN).kernels:
         for stage in kernel.stages:
             merged = merge_stage(stage)
             assert merged.iterations == stage.iterations
@@ -164,11 +164,11 @@ def sum_of(rows: int, length: int, row_stride: int, stride: int) -> Stage:
 
 
 def test_where_vectors_run() -> None:
-    assert runs_along_rows([sum_of(8, 5, 1, 8)], 8)  # sums of columns
-    assert runs_along_rows([sum_of(80, 500, 1, 80)], 80)
-    assert not runs_along_rows([sum_of(80, 50, 50, 1)], 80)  # sums of rows
-    assert runs_along_rows([sum_of(80, 3, 3, 1)], 80)  # picking from vectors is cheaper than folds
-    assert not runs_along_rows([sum_of(80, 9, 9, 1)], 80)  # and a fold cheaper than gathers
+    assert runs_along_rows([sum_of(8, 5, 1, 8)], 8, GOLDEN)  # sums of columns
+    assert runs_along_rows([sum_of(80, 500, 1, 80)], 80, GOLDEN)
+    assert not runs_along_rows([sum_of(80, 50, 50, 1)], 80, GOLDEN)  # sums of rows
+    assert runs_along_rows([sum_of(80, 3, 3, 1)], 80, GOLDEN)  # picking beats folds
+    assert not runs_along_rows([sum_of(80, 9, 9, 1)], 80, GOLDEN)  # a fold beats gathers
 
 
 def test_what_every_element_shares_does_not_count() -> None:
@@ -178,7 +178,7 @@ def test_what_every_element_shares_does_not_count() -> None:
     r, i = row.index, k.index
     x, y = expr.load(TABLE, r + i * 80), expr.load(Array("y", F32, 50), i)
     body = expr.apply(Op.MUL, (x, y), F32)
-    assert runs_along_rows([Stage(OTHER, (80,), (row,), (k,), Op.SUM, body, r)], 80)
+    assert runs_along_rows([Stage(OTHER, (80,), (row,), (k,), Op.SUM, body, r)], 80, GOLDEN)
 
 
 # ---- vectors ----

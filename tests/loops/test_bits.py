@@ -6,16 +6,16 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from schedule.machine import run, target_of
+from schedule.machine import GOLDEN, run, target_of
 from schedule.programs import Inputs, add, ew, graph_of, number, transpose
 
+from minigrad.compile import schedule_of
 from minigrad.dtype import ALL, DType, convert, dtypes
 from minigrad.graph import build as g
 from minigrad.graph.node import Node, Op
 from minigrad.loops.bits import bits_of, kept_as_bits
 from minigrad.loops.recipes import lower
 from minigrad.runtimes.reference import evaluate, numpy_dtype
-from minigrad.schedule.schedule import schedule
 
 F16, BF16, U16, I16 = dtypes.float16, dtypes.bfloat16, dtypes.uint16, dtypes.int16
 ALL_BITS = np.arange(1 << 16, dtype=np.uint16).reshape(256, 256)
@@ -85,7 +85,7 @@ def test_every_bit_is_kept(program, dtype, machine):
 
 
 def nest_of(program, dtype):
-    (kernel,) = schedule(graph_of(lambda new: program(new, dtype))[0]).kernels
+    (kernel,) = schedule_of(graph_of(lambda new: program(new, dtype))[0], GOLDEN).kernels
     return lower(kernel, target_of("avx2"))
 
 
@@ -103,7 +103,7 @@ def test_what_is_read_in_both_ways_is_two_arrays_of_one_memory():
 
 
 def test_kernels_without_such_numbers_stay_as_they_are():
-    plan = schedule(graph_of(lambda new: [add(new(4), 1)])[0])
+    plan = schedule_of(graph_of(lambda new: [add(new(4), 1)])[0], GOLDEN)
     assert all(kept_as_bits(kernel) is kernel for kernel in plan.kernels)
 
 

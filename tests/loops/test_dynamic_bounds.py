@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from property.compare import Tolerance, difference
-from schedule.machine import MACHINES, run, target_of
+from schedule.machine import GOLDEN, MACHINES, run, target_of
 from schedule.programs import (
     Build,
     Inputs,
@@ -21,13 +21,13 @@ from schedule.programs import (
     values_for,
 )
 
+from minigrad.compile import schedule_of
 from minigrad.dtype import dtypes
 from minigrad.graph import build as g
 from minigrad.graph.node import Node, Op
 from minigrad.loops.nest import show
 from minigrad.loops.recipes import lower
 from minigrad.runtimes.reference import evaluate
-from minigrad.schedule.schedule import schedule
 
 NEAR = Tolerance(ulps=16, scale=8, terms=1)
 INT = dtypes.int32
@@ -152,7 +152,7 @@ def test_any_numbers(name: str, data: st.DataObject) -> None:
 @pytest.mark.parametrize("machine", ["avx512", "avx2"])
 def test_bounds_are_loaded(name: str, loaded: str, machine: str) -> None:
     """One kernel, whose loops end where the numbers say; nothing as large as a mask is stored."""
-    (kernel,) = schedule(graph_of(CASES[name])[0]).kernels
+    (kernel,) = schedule_of(graph_of(CASES[name])[0], GOLDEN).kernels
     assert loaded in show(lower(kernel, target_of(machine)))
 
 
@@ -164,7 +164,7 @@ def test_other_masks_stay_masks() -> None:
         row, column = (iota(x, (40, 40), axis) for axis in (0, 1))
         return [product(masked(ew(Op.LE, column, row), x), y)]
 
-    for kernel in schedule(graph_of(triangle)[0]).kernels:
+    for kernel in schedule_of(graph_of(triangle)[0], GOLDEN).kernels:
         assert "minimum(maximum(" not in show(lower(kernel, target_of("avx2")))
 
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from property.compare import Tolerance, difference
-from schedule.machine import MACHINES, run, target_of
+from schedule.machine import GOLDEN, MACHINES, run, target_of
 from schedule.programs import (
     F32,
     LENGTH,
@@ -22,6 +22,7 @@ from schedule.programs import (
     values_for,
 )
 
+from minigrad.compile import schedule_of
 from minigrad.dtype import dtypes
 from minigrad.graph import build as g
 from minigrad.graph.node import Node, Op
@@ -29,7 +30,6 @@ from minigrad.loops.nest import show
 from minigrad.loops.recipes import lower
 from minigrad.render.llvm import render
 from minigrad.runtimes.reference import evaluate
-from minigrad.schedule.schedule import schedule
 
 NEAR = Tolerance(ulps=16, scale=8, terms=1)
 CASES: dict[str, Build] = {}
@@ -317,7 +317,7 @@ def test_pairs_are_used() -> None:
     """A product of bfloat16 is one of pairs, unless it is too small to copy its operands."""
     dots = target_of("avx512bf16")
     for build in (deep_pairs, rounded_pairs):
-        kernel, *_ = schedule(graph_of(build)[0]).kernels
+        kernel, *_ = schedule_of(graph_of(build)[0], GOLDEN).kernels
         assert "dpbf16ps" in render(lower(kernel, dots))
         assert "dpbf16ps" not in render(lower(kernel, replace(dots, bfloat16_dots=False)))
 
@@ -325,7 +325,7 @@ def test_pairs_are_used() -> None:
 def test_matrices_are_used() -> None:
     """Where there are matrix registers, unless their copies would not fit into a cache."""
     amx = replace(target_of("amx"), l2=1 << 21)
-    (kernel,) = schedule(graph_of(deep_pairs)[0]).kernels
+    (kernel,) = schedule_of(graph_of(deep_pairs)[0], GOLDEN).kernels
     assert "tdpbf16ps" in render(lower(kernel, amx))
     assert "tdpbf16ps" not in render(lower(kernel, replace(amx, bfloat16_matrices=False)))
     assert "tdpbf16ps" not in render(lower(kernel, replace(amx, l2=amx.l2 // 4)))
@@ -339,7 +339,7 @@ def test_symbolic_depths(n: int) -> None:
 def test_scales_and_the_rows_ahead_are_at_hand() -> None:
     """A multiply-add with a scale made ready per block, and wishes for the rows ahead."""
     graph, _ = graph_of(quantized_row)
-    (kernel,) = schedule(graph).kernels
+    (kernel,) = schedule_of(graph, GOLDEN).kernels
     nest = lower(kernel, target_of("avx512"))
     assert render(nest).count("call void @llvm.prefetch") >= 3
     loops = show(nest)
@@ -352,7 +352,7 @@ def test_reports_count_flops() -> None:
     """Two for a multiply-add, however many loads there are: shares of the limit are of flops."""
     for rows, depth, columns in ((40, 30, 50), (1, 64, 128)):
         inputs = (lambda m, k, n: lambda i: [product(i(m, k), i(k, n))])(rows, depth, columns)
-        (kernel,) = schedule(graph_of(inputs)[0]).kernels
+        (kernel,) = schedule_of(graph_of(inputs)[0], GOLDEN).kernels
         nest = lower(kernel, target_of("avx512"))
         assert nest.operations == 2 * rows * depth * columns
 

@@ -12,9 +12,9 @@ from property.compare import Tolerance, difference
 from schedule.machine import GOLDEN, MACHINES, run
 from schedule.programs import PROGRAMS, graph_of, values_for
 
+from minigrad.compile import schedule_of
 from minigrad.loops.recipes import lower
 from minigrad.runtimes.reference import evaluate
-from minigrad.schedule.schedule import schedule
 
 # Sums of up to 60,000 terms of size 2, whose order is free; and vector math's own error.
 NEAR = Tolerance(ulps=16, scale=8, terms=1)
@@ -61,7 +61,7 @@ def test_the_programs_use_every_recipe() -> None:
     """So that a recipe cannot fall out of the tests unnoticed."""
     kinds, loops, packed = set(), set(), set()
     for build in PROGRAMS.values():
-        for kernel in schedule(graph_of(build)[0]).kernels:
+        for kernel in schedule_of(graph_of(build)[0], GOLDEN).kernels:
             nest = lower(kernel, GOLDEN)
             kinds.add(kernel.kind)
             loops.add((kernel.kind, nest.parallel.kind))

@@ -7,6 +7,7 @@ import pytest
 from devices import REFERENCE
 
 from minigrad import Context, Tensor, Variable
+from minigrad.compile import schedule_of
 from minigrad.device import Device
 from minigrad.dtype import dtypes
 from minigrad.graph import build
@@ -15,9 +16,8 @@ from minigrad.graph.node import Op
 from minigrad.loops.gpu_gemm import choose_tile
 from minigrad.loops.nest import show
 from minigrad.loops.recipes import lower
-from minigrad.loops.target import TILES, Group, Target
 from minigrad.render.opencl_groups import render
-from minigrad.schedule.schedule import schedule
+from minigrad.target import TILES, Group, Target
 
 GROUP = Group(256, 48 << 10, 4)
 GPU = Target(0, 16, 32 << 10, 512 << 10, group=GROUP)
@@ -31,7 +31,7 @@ def slot(number, *shape, dtype=dtypes.float32):
 def nests(*roots, slots=2):
     """The loop nests of a program."""
     outputs = tuple(range(slots, slots + len(roots)))
-    plan = schedule(Graph(roots, outputs, slots + len(roots), (), PLACE))
+    plan = schedule_of(Graph(roots, outputs, slots + len(roots), (), PLACE), GPU)
     return [lower(kernel, GPU, kernel.kind) for kernel in plan.kernels]
 
 

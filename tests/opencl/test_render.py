@@ -5,17 +5,17 @@ from __future__ import annotations
 import pytest
 from devices import OPENCL
 
+from minigrad.compile import schedule_of
 from minigrad.dtype import dtypes
 from minigrad.errors import CompileError, DTypeError
 from minigrad.graph import build
 from minigrad.graph.canonical import Graph
 from minigrad.graph.node import Op
 from minigrad.loops.recipes import lower
-from minigrad.loops.target import Target
 from minigrad.render.opencl import PRIVATE_BYTES, render
 from minigrad.render.opencl_index import parse
 from minigrad.render.opencl_values import bare, literal
-from minigrad.schedule.schedule import schedule
+from minigrad.target import Target
 
 SCALARS = Target(0, 16, 32 << 10, 512 << 10)
 VECTORS = Target(32, 16, 32 << 10, 512 << 10)
@@ -28,7 +28,7 @@ def slot(number, *shape, dtype=dtypes.float32):
 def nests(*roots, target=SCALARS):
     """The loop nests of a program whose inputs are the slots 0 and 1."""
     outputs = tuple(range(2, 2 + len(roots)))
-    plan = schedule(Graph(roots, outputs, 2 + len(roots), (), OPENCL), blocks=False)
+    plan = schedule_of(Graph(roots, outputs, 2 + len(roots), (), OPENCL), target)
     return [lower(kernel, target, kernel.kind) for kernel in plan.kernels]
 
 

@@ -19,6 +19,7 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterable
+from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -95,6 +96,10 @@ for name, got, expected in zip({list(self.outputs)}, run({device!r}), run({REFER
 """
 
 
+MOVED = 2.0**-21  # of a float, by which it is moved: a few rounding errors
+_moved: ContextVar[int] = ContextVar("moved", default=0)
+
+
 def leaf(
     seed: int, shape: tuple[int, ...], dtype: str, limit: int, device: str, real: Any,
     kind: str = "eighths",
@@ -109,7 +114,8 @@ def leaf(
     if dtype == "bool":
         return Tensor(generator.integers(0, 2, shape).astype(bool), device=device)
     if named(dtype).is_float:
-        return Tensor(floats(generator, shape, kind), dtype=float_of(dtype, real), device=device)
+        values = floats(generator, shape, kind) * (1 + MOVED * _moved.get())
+        return Tensor(values, dtype=float_of(dtype, real), device=device)
     return Tensor(integers(generator, shape, limit, kind).astype(dtype), device=device)
 
 
@@ -146,7 +152,9 @@ class Limit:
 
     drift: |REF − float64|, how far one order of rounding has led away from the truth. Another order
     may lead as far elsewhere: `error` is 16 times that, and 64 rounding errors of the largest value
-    (at least 1). Beyond `most`, REF itself must be wrong.
+    (at least 1). Beyond `most`, REF itself must be wrong. One order may be lucky, where almost
+    equal numbers are subtracted: what exceeds `error` is looked at again with that of the worst of
+    four, which are REF's with all leaves moved by a few rounding errors.
     """
 
     error: float = 0
@@ -206,9 +214,29 @@ def problems(graph: Graph, device: str) -> list[str]:
     ways = {} if device == REFERENCE else ways
     for way, fuse in ways.items():
         results = run(graph, device, FUSE=fuse)
-        for name, got, wanted, limit in zip(graph.outputs, results, reference, limits, strict=True):
-            found.append(problem_of(name, f"{device} {way}", got, wanted, limit.error))
+        for allowed in (lambda: limits, lambda: worst_limits(graph, limits)):
+            pairs = zip(graph.outputs, results, reference, allowed(), strict=True)
+            wrong = [problem_of(name, f"{device} {way}", got, wanted, limit.error)
+                     for name, got, wanted, limit in pairs]  # fmt: skip
+            if not any(wrong):
+                break
+        found += wrong
     return [problem for problem in found if problem]
+
+
+def worst_limits(graph: Graph, limits: list[Limit]) -> list[Limit]:
+    """The largest limits at four points that are some rounding errors apart."""
+    worst = limits
+    for moved in (-1, 1, 2):
+        token = _moved.set(moved)
+        try:
+            given = run(graph, REFERENCE)
+            exact = run(graph, REFERENCE, real=dtypes.float64)
+        finally:
+            _moved.reset(token)
+        here = [limit_of(graph.noise, g, e) for g, e in zip(given, exact, strict=True)]
+        worst = [max(a, b, key=lambda one: one.error) for a, b in zip(worst, here, strict=True)]
+    return worst
 
 
 def fails(graph: Graph, device: str) -> str | None:

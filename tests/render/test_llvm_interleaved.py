@@ -12,13 +12,14 @@ from property.compare import EXACT, difference
 from schedule.machine import GOLDEN, MACHINES, run
 from schedule.programs import Build, Inputs, add, ew, graph_of
 
+from minigrad.compile import schedule_of
 from minigrad.dtype import DType, dtypes
 from minigrad.graph import build as g
 from minigrad.graph.node import Node, Op
 from minigrad.loops.recipes import lower
-from minigrad.render.llvm import MOST_INTERLEAVED, render
+from minigrad.render.llvm import render
+from minigrad.render.llvm_memory import MOST_INTERLEAVED
 from minigrad.runtimes.reference import evaluate, numpy_dtype
-from minigrad.schedule.schedule import schedule
 
 ROWS = 203  # no whole number of vectors
 STRIDES = range(2, MOST_INTERLEAVED + 2)
@@ -77,7 +78,7 @@ def test_vectors_of_several_registers_of_narrow_elements(dtype: DType) -> None:
 
 def text_of(build: Build) -> str:
     """The IR of the first kernel."""
-    return render(lower(schedule(graph_of(build)[0]).kernels[0], GOLDEN))
+    return render(lower(schedule_of(graph_of(build)[0], GOLDEN).kernels[0], GOLDEN))
 
 
 def test_no_gathers() -> None:

@@ -12,6 +12,7 @@ from property.compare import EXACT, difference
 from schedule.machine import GOLDEN, MACHINES, run
 from schedule.programs import Build, Inputs, add, graph_of
 
+from minigrad.compile import schedule_of
 from minigrad.dtype import DType, dtypes
 from minigrad.graph import build as g
 from minigrad.graph.node import Node
@@ -20,7 +21,6 @@ from minigrad.render.llvm import render
 from minigrad.render.llvm_transpose import transpose
 from minigrad.render.llvm_values import Builder, Value
 from minigrad.runtimes.reference import evaluate, numpy_dtype
-from minigrad.schedule.schedule import schedule
 
 SHAPES = [(16, 16), (17, 33), (64, 130), (130, 64), (20, 21), (49, 100), (196, 36), (1, 70)]
 SIZES = [(dtypes.uint8, 1), (dtypes.int16, 2), (dtypes.float32, 4), (dtypes.float64, 8)]
@@ -59,7 +59,7 @@ def test_values(machine: str, shape: tuple[int, int], dtype: DType) -> None:
 
 def text_of(build: Build) -> str:
     """The IR of the first kernel."""
-    return render(lower(schedule(graph_of(build)[0]).kernels[0], GOLDEN))
+    return render(lower(schedule_of(graph_of(build)[0], GOLDEN).kernels[0], GOLDEN))
 
 
 def test_no_gathers() -> None:

@@ -14,6 +14,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from minigrad.compile import schedule_of
 from minigrad.graph.canonical import Graph
 from minigrad.graph.node import Node, Op, topological
 from minigrad.graph.shapes import numel
@@ -21,13 +22,13 @@ from minigrad.graph.symbolic import high
 from minigrad.graph.variable import evaluate
 from minigrad.loops.nest import Nest
 from minigrad.loops.recipes import lower
-from minigrad.loops.target import Target
 from minigrad.render.llvm import render
 from minigrad.runtimes.cpu import host_target
 from minigrad.runtimes.host import host, may_use_matrices
 from minigrad.runtimes.jit_compiler import Compiler, host_compiler
 from minigrad.runtimes.reference import numpy_dtype
-from minigrad.schedule.schedule import Schedule, schedule
+from minigrad.schedule.schedule import Schedule
+from minigrad.target import Target
 
 CANARY = 0xA5
 MARGIN = 256  # bytes before and behind each piece of memory
@@ -106,7 +107,7 @@ def run(
 ) -> list[np.ndarray]:
     """The roots' values of a graph on a machine; n is the value of the variable "n"."""
     compiler = compiler_of(machine)
-    plan = schedule(graph, fuse)
+    plan = schedule_of(graph, target_of(machine), fuse)
     nests = [lower(kernel, target_of(machine)) for kernel in plan.kernels]
     return run_nests(graph, plan, nests, compiler, values, n, seed)
 

@@ -10,6 +10,7 @@ import numpy as np
 from devices import CPU
 
 from minigrad import Tensor
+from minigrad.compile import schedule_of
 from minigrad.dtype import DType, dtypes
 from minigrad.graph import build as g
 from minigrad.graph.canonical import Graph
@@ -19,7 +20,8 @@ from minigrad.graph.symbolic import Integer, high, var
 from minigrad.graph.variable import evaluate
 from minigrad.program import without_rules
 from minigrad.runtimes.reference import numpy_dtype
-from minigrad.schedule.schedule import Schedule, schedule
+from minigrad.schedule.schedule import Schedule
+from schedule.machine import GOLDEN
 
 DEVICE = CPU  # nodes need a device's name; `machine` compiles for several kinds of CPU
 F32 = dtypes.float32
@@ -69,7 +71,7 @@ def graph_of(build: Build, in_place: dict[int, int] | None = None) -> tuple[Grap
 
 def plan_of(build: Build, in_place: dict[int, int] | None = None, fuse: bool = True) -> Schedule:
     """A program's schedule."""
-    return schedule(graph_of(build, in_place)[0], fuse)
+    return schedule_of(graph_of(build, in_place)[0], GOLDEN, fuse)
 
 
 def values_for(inputs: Inputs, n: int, seed: int = 0) -> dict[int, np.ndarray]:

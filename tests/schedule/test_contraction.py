@@ -11,7 +11,7 @@ from minigrad.dtype import dtypes
 from minigrad.graph import build as g
 from minigrad.graph.node import Node, Op
 from minigrad.graph.shapes import numel
-from minigrad.schedule.contraction import Contraction, contraction_of
+from minigrad.schedule.contraction import Contraction
 from minigrad.schedule.expr import Array, loads
 from minigrad.schedule.lower import Lowering
 from minigrad.schedule.stage import Stage, build
@@ -23,7 +23,7 @@ def found(node: Node, inputs: Inputs) -> Contraction | None:
     """What the stage of a SUM is, seen through movement."""
     while node.op is not Op.SUM:
         node = node.src[0]
-    return contraction_of(stage_of(node, inputs))
+    return stage_of(node, inputs).contraction
 
 
 def stage_of(node: Node, inputs: Inputs) -> Stage:
@@ -173,5 +173,5 @@ def test_a_maximum_of_products_is_none() -> None:
     inputs = Inputs()
     node = total(mul(g.expand(inputs(5, 7, 1), (5, 7, 9)), g.expand(inputs(1, 7, 9), (5, 7, 9))), 1)
     stage = stage_of(node, inputs)
-    assert contraction_of(stage) is not None
-    assert contraction_of(replace(stage, op=Op.MAX)) is None
+    assert stage.contraction is not None
+    assert replace(stage, op=Op.MAX).contraction is None

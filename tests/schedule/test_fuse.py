@@ -6,13 +6,14 @@ import numpy as np
 import pytest
 from property.compare import Tolerance, difference
 
+from minigrad.compile import schedule_of
 from minigrad.graph import build as g
 from minigrad.graph.node import Node, Op
 from minigrad.runtimes.reference import evaluate
 from minigrad.schedule import expr
-from minigrad.schedule.schedule import Schedule, schedule
+from minigrad.schedule.schedule import Schedule
 
-from .machine import run
+from .machine import GOLDEN, run
 from .programs import (
     DEVICE,
     F32,
@@ -181,7 +182,7 @@ def compare(build: Build, in_place: dict[int, int], what: str) -> None:
     values = values_for(inputs, 5)
     expected = evaluate(graph.roots, values, {"n": 5})
     for fuse in (True, False):
-        check_order(schedule(graph, fuse))
+        check_order(schedule_of(graph, GOLDEN, fuse))
         found = run(graph, values, "host", 5, fuse)
         for number_, (got, wanted) in enumerate(zip(found, expected, strict=True)):
             problem = difference(got, wanted, NEAR, tuple(values.values()), wanted.size**0.5)

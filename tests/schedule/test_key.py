@@ -9,21 +9,23 @@ from dataclasses import fields, replace
 import pytest
 
 from minigrad import Tensor, Variable, dtypes
+from minigrad.compile import schedule_of
 from minigrad.errors import CompileError
 from minigrad.graph.canonical import Graph, canonicalize
 from minigrad.graph.collective import exchange
 from minigrad.graph.node import Node, Op, topological
 from minigrad.graph.symbolic import Affine, Atom
 from minigrad.loops.recipes import lower
-from minigrad.loops.target import Target
 from minigrad.program import without_rules
 from minigrad.render.llvm import render
 from minigrad.schedule import expr
 from minigrad.schedule.expr import Array, Expr, Leaf
 from minigrad.schedule.key import graph_key, kernel_key
-from minigrad.schedule.schedule import Kernel, schedule
+from minigrad.schedule.schedule import Kernel
 from minigrad.schedule.stage import Axis, Stage
+from minigrad.target import Target
 
+from .machine import GOLDEN
 from .programs import DEVICE
 
 TARGET = Target(32, 16, 32 << 10, 512 << 10)
@@ -40,7 +42,7 @@ def graph_of(*tensors: Tensor) -> Graph:
 
 
 def kernels_of(*tensors: Tensor, fuse: bool = True) -> tuple[Kernel, ...]:
-    return schedule(graph_of(*tensors), fuse).kernels
+    return schedule_of(graph_of(*tensors), GOLDEN, fuse).kernels
 
 
 def network():
@@ -240,7 +242,7 @@ def test_exchanges_are_numbered_anew_and_are_part_of_a_graph():
 
 def test_an_exchange_is_not_compiled():
     x = data(4)
-    plan = schedule(graph_of(Tensor._of(exchange("permute", "g", 4, [x.node])) * 2))
+    plan = schedule_of(graph_of(Tensor._of(exchange("permute", "g", 4, [x.node])) * 2), GOLDEN)
     assert [kernel.kind for kernel in plan.kernels] == ["exchange", "wait", "rows"]
     with pytest.raises(CompileError, match="nothing is compiled"):
         kernel_key(plan.kernels[0])
@@ -260,4 +262,4 @@ def test_a_deep_graph_has_a_key():
         x = x.sin() + 1.0
     graph = graph_of(x)
     assert graph_key(graph).count("\n") > 10_000
-    assert all(kernel_key(kernel)[0] for kernel in schedule(graph).kernels)
+    assert all(kernel_key(kernel)[0] for kernel in schedule_of(graph, GOLDEN).kernels)

@@ -5,13 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from minigrad.compile import schedule_of
 from minigrad.dtype import DType, dtypes
 from minigrad.graph import build as g
 from minigrad.graph.node import Node, Op
 from minigrad.runtimes.reference import evaluate
-from minigrad.schedule.schedule import schedule
 
-from .machine import run
+from .machine import GOLDEN, run
 from .programs import DEVICE, Inputs, ew, graph_of, plan_of, softmax, total, values_for
 
 
@@ -43,7 +43,7 @@ def test_a_picking_sum_is_a_load(axis: int, dtype: DType, swapped: bool) -> None
     """Labels that name no element give 0."""
     graph, inputs = graph_of(picking(axis, dtype, swapped))
     values = values_for(inputs, 1)
-    plan = schedule(graph)
+    plan = schedule_of(graph, GOLDEN)
     assert not any(stage.reduced for kernel in plan.kernels for stage in kernel.stages)
     (expected,) = evaluate(graph.roots, values, {})
     (found,) = run(graph, values, "host")

@@ -14,13 +14,14 @@ from minigrad.schedule.expr import Array
 from minigrad.schedule.fuse import Group
 from minigrad.schedule.order import freeing_early, in_order
 
+from .machine import GOLDEN
 from .programs import Inputs, ew, mul, number, plan_of, product
 
 
 def random_groups(random_: random.Random) -> tuple[list[Group], dict[Group, list[Array]]]:
     """Groups that need some before them, and the arrays that each fills."""
     groups = [
-        Group(frozenset(), "exchange" if random_.random() < 0.1 else "rows")
+        Group(GOLDEN, frozenset(), "exchange" if random_.random() < 0.1 else "rows")
         for _ in range(random_.randint(1, 30))
     ]
     filled: dict[Group, list[Array]] = {}

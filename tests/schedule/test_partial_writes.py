@@ -5,14 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from minigrad.compile import schedule_of
 from minigrad.dtype import dtypes
 from minigrad.graph import build as g
 from minigrad.graph.node import Node, Op
 from minigrad.graph.symbolic import Integer
 from minigrad.runtimes.reference import evaluate
-from minigrad.schedule.schedule import schedule
 
-from .machine import run
+from .machine import GOLDEN, run
 from .programs import DEVICE, LENGTH, Build, Inputs, ew, graph_of, mul, total, values_for
 
 
@@ -79,7 +79,7 @@ def test_writes(build: Build, machine: str, n: int) -> None:
     graph, inputs = graph_of(build, {0: 0})
     values = values_for(inputs, n)
     expected = evaluate(graph.roots, values, {"n": n})
-    plan = schedule(graph)
+    plan = schedule_of(graph, GOLDEN)
     (target,) = [a for a, slot in plan.slots.items() if slot == 0 and a.name.startswith("o")]
     (stage,) = [s for k in plan.kernels for s in k.stages if s.array == target]
     assert stage.iterations == CASES[build]
@@ -89,7 +89,7 @@ def test_writes(build: Build, machine: str, n: int) -> None:
 
 def test_places_count_from_their_start() -> None:
     graph, _ = graph_of(rectangle, {0: 0})
-    (kernel,) = schedule(graph).kernels
+    (kernel,) = schedule_of(graph, GOLDEN).kernels
     (stage,) = kernel.stages
     assert [axis.extent for axis in stage.axes] == [7, 15]
     assert not stage.guard

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from minigrad.compile import schedule_of
 from minigrad.dtype import DType, dtypes
 from minigrad.graph import build as g
 from minigrad.graph.canonical import Graph
@@ -12,8 +13,9 @@ from minigrad.graph.node import REDUCTIONS, Node, Op, topological
 from minigrad.graph.shapes import numel
 from minigrad.graph.symbolic import var
 from minigrad.runtimes.reference import evaluate, numpy_dtype
-from minigrad.schedule.schedule import DEEP, FEW_ROWS, LONG, schedule, split_reductions
+from minigrad.schedule.split import DEEP, FEW_ROWS, LONG, split_reductions
 
+from .machine import GOLDEN
 from .programs import DEVICE
 
 
@@ -150,7 +152,7 @@ def test_parts_of_a_product_come_first() -> None:
     (new,) = split_reductions([node])
     first, _ = reductions(new)
     assert first.shape[:2] == (3, 2) and numel(first.shape) == 6 * 24 * 40
-    plan = schedule(Graph((node,), (2,), 3, (), DEVICE))
+    plan = schedule_of(Graph((node,), (2,), 3, (), DEVICE), GOLDEN)
     assert [kernel.kind for kernel in plan.kernels] == ["contraction", "rows"]
 
 

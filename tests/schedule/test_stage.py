@@ -6,15 +6,16 @@ import random
 
 import pytest
 
+from minigrad.compile import schedule_of
 from minigrad.dtype import DType, dtypes
 from minigrad.graph.node import ELEMENTWISE, REDUCTIONS, Op, topological
 from minigrad.graph.shapes import numel
 from minigrad.graph.symbolic import high, low
 from minigrad.schedule.expr import Array
 from minigrad.schedule.lower import Lowering
-from minigrad.schedule.schedule import schedule
 from minigrad.schedule.stage import Stages, build, identity
 
+from .machine import GOLDEN
 from .programs import F32, LENGTH, PROGRAMS, Inputs, add, graph_of, total
 from .random_graphs import random_program
 
@@ -75,7 +76,7 @@ def test_symbolic_extents_count_with_their_upper_bound() -> None:
 
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_positions_stay_inside_the_array(name: str) -> None:
-    for kernel in schedule(graph_of(PROGRAMS[name])[0]).kernels:
+    for kernel in schedule_of(graph_of(PROGRAMS[name])[0], GOLDEN).kernels:
         for stage in kernel.stages:
             if stage.op is not Op.SCATTER_ADD:
                 assert low(stage.position) >= 0 and high(stage.position) < stage.array.size

@@ -1,10 +1,10 @@
-"""The numbers of a machine that recipes ask for, in one place."""
+"""The numbers of a machine that schedules and recipes ask for, in one place."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from minigrad.dtype import DType
+from minigrad.dtype import DType, dtypes
 
 
 @dataclass(frozen=True)
@@ -66,6 +66,24 @@ class Target:
     def lanes(self, dtype: DType) -> int:
         """Elements of a register; values narrower than 4 bytes are computed in 4."""
         return max(self.vector_bytes // max(dtype.itemsize, 4), 1)
+
+    @property
+    def row_lanes(self) -> int:
+        """Rows that are computed together where vectors run across them; work-items on a GPU."""
+        return self.lanes(dtypes.float32) if self.vector_bytes else 16
+
+    @property
+    def row_values(self) -> int:
+        """float32 of a row that may pass from one stage of a kernel to the next: half of L2.
+
+        A core whose L2 is smaller than 1 MiB finds the rest in L3, which beats memory, too.
+        """
+        return max(self.l2, 1 << 20) // 2 // 4
+
+    @property
+    def has_block_rows(self) -> bool:
+        """Whether there is a recipe for rows in which products take part."""
+        return self.group is not None or self.vector_bytes > 0
 
     @property
     def tile_rows(self) -> int:

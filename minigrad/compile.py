@@ -1,0 +1,124 @@
+"""The compiler on one page: from a graph to kernels that a device can launch.
+
+    graph     canonical nodes                                       graph/canonical.py
+      simplify            rules that hold for every device          graph/simplify.py
+      expand_sorts        a sort is passes of counting and moving   schedule/sort.py
+      split_reductions    long sums in two, so that they are parallel   schedule/split.py
+    roots
+      schedule            which values are kept, which share a kernel, the order, the arena
+    kernels
+      lower               a recipe writes the loops                 loops/recipes.py
+    nests
+      render              LLVM IR, or OpenCL C                      render/
+    texts
+      build               machine code                              runtimes/
+
+A device brings a `Backend`: its figures, its language, its compiler, and what it has kept. A kernel
+that is known by its text (`schedule/key.py`) is neither lowered nor rendered nor built again.
+MINIGRAD_DEBUG=3 prints schedules, 4 nests, 5 texts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Generic, Protocol, TypeVar
+
+from minigrad.graph.canonical import Graph
+from minigrad.graph.simplify import simplify
+from minigrad.loops.nest import Nest
+from minigrad.loops.nest import show as show_nest
+from minigrad.loops.recipes import lower
+from minigrad.program import GlobalCounters
+from minigrad.schedule.expr import Array
+from minigrad.schedule.key import kernel_key
+from minigrad.schedule.schedule import Kernel, Schedule, schedule
+from minigrad.schedule.show import show as show_schedule
+from minigrad.schedule.sort import expand_sorts
+from minigrad.schedule.split import split_reductions
+from minigrad.settings import flag, report
+from minigrad.target import Target
+
+Text = TypeVar("Text")
+Code = TypeVar("Code")
+Code_co = TypeVar("Code_co", covariant=True)
+
+
+@dataclass(frozen=True)
+class Rendered(Generic[Text]):
+    """A kernel that is to be built: its loops, their text, and what it is launched with.
+
+    arguments: which of the arrays of the kernel's key it takes, by number, in order.
+    """
+
+    nest: Nest
+    text: Text
+    arguments: tuple[int, ...]
+
+
+class Backend(Protocol[Text, Code_co]):
+    """What a device adds to the compiler."""
+
+    @property
+    def target(self) -> Target:
+        """Its figures."""
+        ...
+
+    def find(self, key: str) -> Code_co | None:
+        """The code of a kernel that was built before."""
+        ...
+
+    def function_name(self, kernel: Kernel) -> str:
+        """What a kernel's function is called."""
+        ...
+
+    def render(self, nest: Nest) -> Text:
+        """The text of a nest, in the device's language."""
+        ...
+
+    def build(self, kernels: Mapping[str, Rendered[Text]]) -> Mapping[str, Code_co]:
+        """The code of kernels, by key, which is kept."""
+        ...
+
+
+def schedule_of(graph: Graph, target: Target, fuse: bool = True) -> Schedule:
+    """What runs for a graph: kernels in order, and where each value lives."""
+    simple = simplify(graph.roots)
+    without_sorts = expand_sorts(simple)
+    roots = split_reductions(without_sorts)
+    result = schedule(graph, roots, target, fuse)
+    report(3, lambda: show_schedule(result))
+    GlobalCounters.programs_scheduled += 1
+    return result
+
+
+def code_of(
+    kernels: Sequence[Kernel], backend: Backend[Text, Code]
+) -> list[tuple[Code, tuple[Array, ...]]]:
+    """The code of each kernel, with the arrays that its key numbers."""
+    keys = [kernel_key(kernel) for kernel in kernels]
+    show = flag("DEBUG") >= 4  # what is to be shown must be made
+    codes: dict[str, Code] = {}
+    new: dict[str, Rendered[Text]] = {}
+    for kernel, (key, arrays) in zip(kernels, keys, strict=True):
+        known = None if show or key in codes or key in new else backend.find(key)
+        if known is not None:
+            codes[key] = known
+        elif key not in codes and key not in new:
+            new[key] = translate(kernel, arrays, backend)
+    codes.update(backend.build(new))
+    return [(codes[key], arrays) for key, arrays in keys]
+
+
+def translate(
+    kernel: Kernel, arrays: tuple[Array, ...], backend: Backend[Text, Code]
+) -> Rendered[Text]:
+    """A kernel's loops and their text."""
+    nest = lower(kernel, backend.target, backend.function_name(kernel))
+    report(4, lambda: show_nest(nest))
+    GlobalCounters.kernels_lowered += 1
+    text = backend.render(nest)
+    report(5, lambda: str(text))
+    GlobalCounters.kernels_rendered += 1
+    number = {array: place for place, array in enumerate(arrays)}
+    return Rendered(nest, text, tuple(number[array] for array in nest.buffers))

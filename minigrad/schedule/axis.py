@@ -1,0 +1,33 @@
+"""Axes: what the loops of a stage run over."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from minigrad.graph.symbolic import Affine, Atom, Integer, high, only_atom, var
+
+
+@dataclass(frozen=True)
+class Axis:
+    """A loop variable with its extent: it runs over 0 … extent − 1."""
+
+    variable: Atom
+    extent: Integer
+
+    @property
+    def index(self) -> Affine:
+        """The variable as an index."""
+        return self.variable.index
+
+    @property
+    def count(self) -> int:
+        """The extent of an axis whose extent is a number."""
+        assert isinstance(self.extent, int), self
+        return self.extent
+
+
+def make_axis(prefix: str, number: int, extent: Integer) -> Axis:
+    """A fresh variable over 0 … extent − 1, named by its place so that equal stages are equal."""
+    symbolic = None if isinstance(extent, int) else extent
+    top = max(high(extent) - 1, 0)
+    return Axis(only_atom(var(f"{prefix}{number}", 0, top, symbolic)), extent)

@@ -1,0 +1,120 @@
+"""Reductions whose shape gives too little to do at once are cut in two; picking sums are gathers.
+
+A long sum that leaves few elements becomes parallel by it; a deep product, parts whose operands
+stay in a cache. The cut depends on the shape only: so do the results, on any number of threads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from minigrad.graph import build as graph_build
+from minigrad.graph.node import REDUCTIONS, Node, Op, topological
+from minigrad.graph.shapes import numel
+from minigrad.graph.symbolic import Integer, ceildiv
+from minigrad.schedule.materialize import contraction_operands, has_loaded_mask, is_product
+from minigrad.schedule.onehot_to_gather import picked
+
+FEW_ROWS = 64
+LONG = 1 << 15
+FEW_COLUMNS = 1 << 14
+MANY = 1 << 18  # elements that are worth another kernel
+FEW_SUMS = 1 << 18  # results that may be written once for every part
+DEEP = 3 << 10  # products summed for one element whose operands stay in a second-level cache
+
+
+def split_reductions(roots: Sequence[Node]) -> list[Node]:
+    """The roots with reductions in two where that is worth it, and gathers for picking sums."""
+    new: dict[Node, Node] = {}
+    for node in topological(roots):
+        source = graph_build.rebuild(node, [new[s] for s in node.src])
+        source = picked(source)
+        new[node] = _split(source) if source.op in REDUCTIONS else source
+    return [new[root] for root in roots]
+
+
+def _split(node: Node) -> Node:
+    x = node.src[0]
+    cuts = _cuts_of_product(node)
+    if cuts:
+        return _cut(node, x, cuts, first=True)
+    few = numel(node.shape) < FEW_ROWS and numel(x.shape) >= LONG * max(numel(node.shape), 1)
+    if not (few or _sums_columns(node)):
+        return node
+    plain = [a for a in node.arg if isinstance(x.shape[a], int)]
+    if not plain:
+        return node
+    axis = max(plain, key=lambda a: (numel((x.shape[a],)) >= FEW_ROWS, -a))
+    extent = numel((x.shape[axis],))
+    parts = next((c for c in range(128, 7, -1) if extent % c == 0), 0)
+    if not parts:
+        if node.op is not Op.SUM or extent < FEW_ROWS:
+            return node
+        parts = FEW_ROWS
+        amounts = [(0, -extent % parts if a == axis else 0) for a in range(x.ndim)]
+        x = graph_build.pad(x, amounts)
+        extent = numel((x.shape[axis],))
+    return _cut(node, x, {axis: parts})
+
+
+def _cut(node: Node, x: Node, cuts: dict[int, int], first: bool = False) -> Node:
+    """The reduction of x, in parts of some axes, and then of the parts.
+
+    first: the parts become the first axes, so that each of them is computed as a whole.
+    """
+    shape: list[Integer] = []
+    outer, inner = [], []
+    for axis, extent in enumerate(x.shape):
+        if axis in cuts:
+            outer.append(len(shape))
+            shape.append(cuts[axis])
+            extent = numel((extent,)) // cuts[axis]
+        if axis in node.arg:
+            inner.append(len(shape))
+        shape.append(extent)
+    x = graph_build.reshape(x, tuple(shape))
+    if first:
+        order = [*outer, *(axis for axis in range(len(shape)) if axis not in outer)]
+        x = graph_build.permute(x, order)
+        inner = [order.index(axis) for axis in inner]
+        outer = list(range(len(outer)))
+    parts = graph_build.reduce(node.op, x, inner)
+    return graph_build.reshape(graph_build.reduce(node.op, parts, outer), node.shape)
+
+
+def _cuts_of_product(node: Node) -> dict[int, int]:
+    """In how many parts to cut the axes of a contraction that sums far more than stays in a cache.
+
+    Each part is a product of its own, whose operands are packed once.
+    """
+    x = node.src[0]
+    depth = numel(x.shape) // max(numel(node.shape), 1)
+    if node.op is not Op.SUM or depth < 2 * DEEP or numel(node.shape) > FEW_SUMS:
+        return {}
+    operands = contraction_operands(node)
+    if not operands or any(map(has_loaded_mask, operands)):  # its loops are shorter than they seem
+        return {}
+    cuts: dict[int, int] = {}
+    for axis in node.arg:
+        wanted, extent = ceildiv(depth, DEEP), x.shape[axis]
+        if not isinstance(extent, int):
+            continue
+        enough = range(wanted, min(4 * wanted, extent + 1))
+        parts = extent if extent <= wanted else next((c for c in enough if extent % c == 0), 1)
+        if parts > 1:
+            cuts[axis] = parts
+            depth //= parts
+    return cuts
+
+
+def _sums_columns(node: Node) -> bool:
+    """Whether a reduction is of long columns, too few of them to be shared among threads.
+
+    Products that are contractions have recipes of their own.
+    """
+    x, first, last = node.src[0], min(node.arg), max(node.arg)
+    before, behind = numel(node.shape[:first]), numel(node.shape[last:])
+    depth = numel(x.shape) // max(numel(node.shape), 1)
+    if before >= FEW_ROWS or not 1 < behind <= FEW_COLUMNS or before * depth < 8 * FEW_ROWS:
+        return False
+    return numel(x.shape) >= MANY and not is_product(node)
