@@ -44,12 +44,19 @@ def processor() -> str:
     return found[1] if found else platform.machine()
 
 
+def without_others(line: str) -> str:
+    """A line of a table without the peers that were not the best."""
+    cells = line.split(" | ")
+    return " | ".join(cells[:3] + cells[4:])
+
+
 def write(family: str, threads: int, machine: str, lines: list[str]) -> None:
     """Replace the table of a family in RESULTS.md, or add it at the end."""
     start, stop = f"<!-- {family} {threads} -->", f"<!-- end {family} {threads} -->"
     plural = "thread" if threads == 1 else "threads"
     title = f"### {family}, {threads} {plural}, {machine}, {datetime.date.today().isoformat()}"
-    table = "\n".join([start, title, "", HEADER, *lines, stop])
+    short = [without_others(line) for line in (*HEADER.split("\n"), *lines)]
+    table = "\n".join([start, title, "", *short, stop])
     text = RESULTS.read_text()
     known = re.compile(re.escape(start) + ".*?" + re.escape(stop), re.S)
     text = known.sub(lambda _: table, text) if known.search(text) else f"{text}\n{table}\n"
