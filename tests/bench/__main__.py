@@ -12,6 +12,7 @@ import datetime
 import importlib
 import os
 import pkgutil
+import platform
 import re
 import subprocess
 import sys
@@ -37,12 +38,25 @@ def rows_of(family: str, threads: int, pattern: str) -> Iterator[Row]:
             yield row
 
 
-def write(family: str, threads: int, lines: list[str]) -> None:
+def processor() -> str:
+    """The name that the machine gives its processor."""
+    found = re.search(r"^model name\s*: (.*)", Path("/proc/cpuinfo").read_text(), re.M)
+    return found[1] if found else platform.machine()
+
+
+def without_others(line: str) -> str:
+    """A line of a table without the peers that were not the best."""
+    cells = line.split(" | ")
+    return " | ".join(cells[:3] + cells[4:])
+
+
+def write(family: str, threads: int, machine: str, lines: list[str]) -> None:
     """Replace the table of a family in RESULTS.md, or add it at the end."""
     start, stop = f"<!-- {family} {threads} -->", f"<!-- end {family} {threads} -->"
     plural = "thread" if threads == 1 else "threads"
-    title = f"### {family}, {threads} {plural}, {datetime.date.today().isoformat()}"
-    table = "\n".join([start, title, "", HEADER, *lines, stop])
+    title = f"### {family}, {threads} {plural}, {machine}, {datetime.date.today().isoformat()}"
+    short = [without_others(line) for line in (*HEADER.split("\n"), *lines)]
+    table = "\n".join([start, title, "", *short, stop])
     text = RESULTS.read_text()
     known = re.compile(re.escape(start) + ".*?" + re.escape(stop), re.S)
     text = known.sub(lambda _: table, text) if known.search(text) else f"{text}\n{table}\n"
@@ -57,12 +71,13 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--only", default="", help="a regular expression of names of rows")
     parser.add_argument("--write", action="store_true", help="put the tables into RESULTS.md")
+    parser.add_argument("--machine", default=processor(), help="its name in these tables")
     given = parser.parse_args()
     for name in given.families:
         if name not in families():
             parser.error(f"no family is called {name}; there are {', '.join(families())}")
     if len(given.threads) > 1:
-        rest = ["--rounds", str(given.rounds), "--only", given.only]
+        rest = ["--rounds", str(given.rounds), "--only", given.only, "--machine", given.machine]
         rest += ["--write"] if given.write else []
         for threads in given.threads:
             command = [sys.executable, "-m", "tests.bench", *given.families]
@@ -75,7 +90,7 @@ def main() -> None:
         print(f"\n{family}, {threads} thread(s)", flush=True)
         lines = show(rows_of(family, threads, given.only), given.rounds)
         if given.write:
-            write(family, threads, lines)
+            write(family, threads, given.machine, lines)
 
 
 if __name__ == "__main__":

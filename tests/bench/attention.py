@@ -13,7 +13,7 @@ import numpy as np
 
 from minigrad import Tensor, jit
 from tests.bench.measure import Row
-from tests.bench.peers import torch_work
+from tests.bench.peers import jax_work, torch_work
 
 HEADS, DEPTH = 12, 64
 
@@ -25,17 +25,20 @@ def rows(threads: int) -> Iterator[Row]:
         shape = (1, HEADS, length, DEPTH)
         arrays = [generator.standard_normal(shape, dtype=np.float32) for _ in range(4)]
         tensors = [Tensor(array).realize() for array in arrays]
+        swapped = [np.ascontiguousarray(array.swapaxes(1, 2)) for array in arrays]  # as JAX has it
         product = 2 * HEADS * DEPTH * length * (length + 1) / 2
         forward = jit(_forward)
         yield Row(
             f"causal attention, 12 heads, d 64, T {length}", partial(forward, *tensors[:3]),
-            torch_work(_torch_forward, *arrays[:3], threads=threads),
+            {**torch_work(_torch_forward, *arrays[:3], threads=threads),
+             **jax_work(_jax_forward, *swapped[:3])},
             flops=2 * product, goal=1.5,
         )  # fmt: skip
         both = jit(_with_gradients)
         yield Row(
             f"the same, forward and backward, T {length}", partial(both, *tensors),
-            torch_work(_torch_with_gradients, *arrays, threads=threads),
+            {**torch_work(_torch_with_gradients, *arrays, threads=threads),
+             **jax_work(_jax_with_gradients, *swapped)},
             flops=7 * product, goal=1.5,
         )  # fmt: skip
 
@@ -65,6 +68,19 @@ def _torch_with_gradients(q, k, v, seed):
     result = torch.nn.functional.scaled_dot_product_attention(*leaves, is_causal=True)
     result.backward(seed)
     return result, *(leaf.grad for leaf in leaves)
+
+
+def _jax_forward(q, k, v):
+    import jax
+
+    return jax.nn.dot_product_attention(q, k, v, is_causal=True)
+
+
+def _jax_with_gradients(q, k, v, seed):
+    import jax
+
+    result, backward = jax.vjp(_jax_forward, q, k, v)
+    return result, backward(seed)
 
 
 def memory(lengths: tuple[int, ...] = (1024, 2048, 4096, 8192)) -> None:

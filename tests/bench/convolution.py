@@ -11,7 +11,7 @@ import numpy as np
 
 from minigrad import Tensor, jit
 from tests.bench.measure import Row, Work
-from tests.bench.peers import torch_work
+from tests.bench.peers import jax_work, torch_work
 
 BATCH = 8
 # name: channels in, extent, channels out, kernel, stride, padding
@@ -35,6 +35,20 @@ def _torch(stride: int, padding: int, mask: list[bool] | None) -> Callable[..., 
         )
 
     return forward if mask is None else backward
+
+
+def _jax(stride: int, padding: int, of: str) -> Callable[..., object]:
+    import jax
+
+    def forward(x, w):
+        return jax.lax.conv_general_dilated(x, w, (stride, stride), [(padding, padding)] * 2)
+
+    def backward(x, w, g):
+        if of == "input":
+            return jax.vjp(lambda x: forward(x, w), x)[1](g)
+        return jax.vjp(lambda w: forward(x, w), w)[1](g)
+
+    return backward if of != "forward" else lambda x, w, g: forward(x, w)
 
 
 def _work(x: Tensor, w: Tensor, g: Tensor, of: str, stride: int, padding: int) -> Work:
@@ -67,10 +81,13 @@ def rows(threads: int) -> Iterator[Row]:
         for of, mask in masks.items():
             if name == "stem" and of == "input":
                 continue
-            peers = torch_work(
-                lambda *a, s=stride, p=padding, m=mask: _torch(s, p, m)(*a), *arrays,
-                threads=threads,
-            )  # fmt: skip
+            peers = {
+                **torch_work(
+                    lambda *a, s=stride, p=padding, m=mask: _torch(s, p, m)(*a), *arrays,
+                    threads=threads,
+                ),
+                **jax_work(lambda *a, s=stride, p=padding, o=of: _jax(s, p, o)(*a), *arrays),
+            }  # fmt: skip
             yield Row(
                 f"conv {name} {of}", _work(*tensors, of, stride, padding), peers, flops=flops,
                 bytes=4.0 * sum(array.size for array in arrays), goal=1.0,

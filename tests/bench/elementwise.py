@@ -22,7 +22,7 @@ def rows(threads: int) -> Iterator[Row]:
     add = jit(lambda x, y: (x + y).realize())
     yield Row(
         "add 16M", lambda: add(x, y),
-        {**torch_work(lambda a, b: a + b, a, b, threads=threads),
+        {**torch_work(lambda a, b: a + b, a, b, threads=threads, compiled=True),
          **numpy_work(lambda a, b: a + b, a, b), **jax_work(lambda a, b: a + b, a, b)},
         bytes=12 * a.size, goal=1.3,
     )  # fmt: skip
@@ -41,7 +41,7 @@ def rows(threads: int) -> Iterator[Row]:
 
     yield Row(
         "gelu (tanh) 16M", lambda: gelu(x),
-        {**torch_work(torch_gelu, a, threads=threads), **jax_work(jax_gelu, a)},
+        {**torch_work(torch_gelu, a, threads=threads, compiled=True), **jax_work(jax_gelu, a)},
         bytes=8 * a.size, goal=3.0,
     )  # fmt: skip
 

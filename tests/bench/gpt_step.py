@@ -1,10 +1,9 @@
-"""Train step of a GPT, minigrad against PyTorch, interleaved: `python -m tests.bench.gpt_step`.
+"""Train step of a GPT beside PyTorch and JAX, interleaved: `python -m tests.bench.gpt_step`.
 
 All do the same: forward, backward, clip at 1, AdamW with decay for matrices, the loss read at each
-step. Each peer is a process of its own that makes some steps when it is told to; rounds alternate,
-and the medians are printed with their ratios. PyTorch comes twice: as it is, and "tuned", with an
-allocator that keeps its memory, on huge pages (its default gives large blocks back at once, and
-then touches fresh pages in each step).
+step. Each is a process of its own that makes some steps when it is told to; rounds alternate, and
+medians are compared. PyTorch has the environment that suits it best (peers.py), and comes a second
+time under torch.compile.
 
 `--size medium` and `--size gpt2` are larger models, `--layers` and its like change single figures.
 `--precision bfloat16` multiplies in bfloat16, as PyTorch's autocast does.
@@ -13,17 +12,20 @@ then touches fresh pages in each step).
 from __future__ import annotations
 
 import argparse
-import os
 import resource
-import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
 from minigrad.models.gpt import GPTConfig
+from minigrad.models.sizing import flops_per_token
+from minigrad.runtimes.cpu_limits import measured_limits
+from tests.bench.measure import HEADER, Result, Row, as_line, restart_tuned
+from tests.bench.peers import compiles, installed
 
 Step = Callable[[np.ndarray, np.ndarray], float]
 
@@ -33,15 +35,9 @@ SIZES = {
     "medium": (6, 6, 384, 256, 256, 4, 65, 7, 3),
     "gpt2": (12, 12, 768, 1024, 256, 1, 50257, 5, 1),
 }
+GOALS = {"small": 1.6, "medium": 1.25, "gpt2": 1.2}  # of the ratio in float32
 WARMING = 4  # steps before the first round
-TUNED = {
-    "MALLOC_MMAP_THRESHOLD_": str(1 << 32), "MALLOC_TRIM_THRESHOLD_": str(1 << 36),
-    "THP_MEM_ALLOC_ENABLE": "1", "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
-}  # fmt: skip
-PEERS: dict[str, dict[str, str]] = {
-    "minigrad": {}, "torch": {}, "torch tuned": TUNED, "torch compiled": TUNED,
-}  # fmt: skip
-USUAL = "minigrad,torch,torch tuned"
+PEERS = ("minigrad", "torch", "torch.compile", "jax")
 
 
 def minigrad_step(config: GPTConfig) -> Step:
@@ -121,20 +117,91 @@ def torch_step(
     return step
 
 
+def jax_step(config: GPTConfig) -> Step:
+    """The same model in JAX: one compiled function of parameters and their moments."""
+    import jax
+    import jax.numpy as jnp
+
+    dim, heads, rate, decay = config.dim, config.heads, 3e-3, 0.1
+    dtype = jnp.dtype(config.precision)
+    normal = np.random.default_rng(0).standard_normal
+
+    def linear(inner: int, outer: int) -> list[Any]:
+        return [0.02 * normal((inner, outer), np.float32), np.zeros(outer, np.float32)]
+
+    def norm() -> list[Any]:
+        return [np.ones(dim, np.float32), np.zeros(dim, np.float32)]
+
+    layers = [
+        [norm(), linear(dim, 3 * dim), linear(dim, dim), norm(), linear(dim, 4 * dim),
+         linear(4 * dim, dim)]
+        for _ in range(config.layers)
+    ]  # fmt: skip
+    embedding = linear(config.vocabulary, dim)[0], linear(config.context, dim)[0]
+    parameters = jax.tree.map(jnp.asarray, (embedding, layers, norm()))
+    moments = [jax.tree.map(jnp.zeros_like, parameters) for _ in range(2)]
+
+    def normed(x: Any, weight: Any, bias: Any) -> Any:
+        centred = x - x.mean(-1, keepdims=True)
+        return centred / jnp.sqrt((centred**2).mean(-1, keepdims=True) + 1e-5) * weight + bias
+
+    def times(x: Any, weight: Any) -> Any:
+        product = jnp.matmul(x.astype(dtype), weight.astype(dtype))
+        return product.astype(jnp.float32)
+
+    def loss_of(parameters: Any, ids: Any, targets: Any) -> Any:
+        (table, places), layers, last = parameters
+        x = table[ids] + places[: ids.shape[1]]
+        for first, qkv, out, second, up, down in layers:
+            y = (times(normed(x, *first), qkv[0]) + qkv[1]).astype(dtype)
+            q, k, v = jnp.moveaxis(y.reshape(*ids.shape, 3, heads, dim // heads), 2, 0)
+            y = jax.nn.dot_product_attention(q, k, v, is_causal=True).reshape(x.shape)
+            x = x + times(y, out[0]) + out[1]
+            y = jax.nn.gelu(times(normed(x, *second), up[0]) + up[1], approximate=True)
+            x = x + times(y, down[0]) + down[1]
+        scores = jax.nn.log_softmax(times(normed(x, *last), table.T))
+        return -jnp.take_along_axis(scores, targets[..., None], -1).mean()
+
+    def update(number: Any, parameters: Any, first: Any, second: Any, *data: Any) -> Any:
+        loss, found = jax.value_and_grad(loss_of)(parameters, *data)
+        size = jnp.sqrt(sum((g**2).sum() for g in jax.tree.leaves(found)))
+        found = jax.tree.map(lambda g: g * jnp.minimum(1.0, 1.0 / (size + 1e-6)), found)
+        first = jax.tree.map(lambda m, g: 0.9 * m + 0.1 * g, first, found)
+        second = jax.tree.map(lambda v, g: 0.99 * v + 0.01 * g * g, second, found)
+
+        def moved(p: Any, m: Any, v: Any) -> Any:
+            m, v = m / (1 - 0.9**number), v / (1 - 0.99**number)
+            kept = p * (1 - rate * decay) if p.ndim > 1 else p
+            return kept - rate * m / (jnp.sqrt(v) + 1e-8)
+
+        return loss, jax.tree.map(moved, parameters, first, second), first, second
+
+    compiled = jax.jit(update, donate_argnums=(1, 2, 3))
+    state, number = (parameters, *moments), 0
+
+    def step(ids: np.ndarray, targets: np.ndarray) -> float:
+        nonlocal state, number
+        number += 1
+        loss, *rest = compiled(number, *state, ids, targets)
+        state = (rest[0], rest[1], rest[2])
+        return float(loss)
+
+    return step
+
+
 def serve(name: str, given: argparse.Namespace) -> None:
     """A peer: for each line of the input make so many steps, and answer with seconds and loss."""
-    config = GPTConfig(
-        layers=given.layers, heads=given.heads, dim=given.dim, context=given.context,
-        vocabulary=given.vocabulary, precision=given.precision,
-    )  # fmt: skip
+    config = config_of(given)
     generator = np.random.default_rng(0)
     shape = (given.batch, given.length)
     ids = generator.integers(0, given.vocabulary, shape).astype(np.int32)
     targets = generator.integers(0, given.vocabulary, shape).astype(np.int32)
     if name == "minigrad":
         step = minigrad_step(config)
+    elif name == "jax":
+        step = jax_step(config)
     else:
-        step = torch_step(config, given.threads, compiled=name == "torch compiled")
+        step = torch_step(config, given.threads, compiled=name == "torch.compile")
     for line in sys.stdin:
         loss, start = 0.0, time.perf_counter()
         for _ in range(int(line)):
@@ -147,11 +214,10 @@ def serve(name: str, given: argparse.Namespace) -> None:
 class Peer:
     """The process of a peer."""
 
-    def __init__(self, name: str, arguments: list[str], threads: int) -> None:
+    def __init__(self, name: str, arguments: list[str]) -> None:
         command = [sys.executable, "-m", "tests.bench.gpt_step", "--serve", name, *arguments]
-        settings = {"MINIGRAD_THREADS": str(threads), **os.environ, **PEERS[name]}
         self.process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=settings
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
         self.times: list[float] = []
         self.loss = self.memory = 0.0  # MiB
@@ -181,7 +247,7 @@ def read_flags(arguments: list[str]) -> argparse.Namespace:
     )  # fmt: skip
     parser.add_argument("--size", choices=SIZES, default="small")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--peers", help="some of: " + ", ".join(PEERS), default=USUAL)
+    parser.add_argument("--peers", help="some of: " + ", ".join(PEERS), default=",".join(PEERS))
     parser.add_argument("--precision", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--busy", action="store_true", help="keep one core busy meanwhile")
     parser.add_argument("--serve", help=argparse.SUPPRESS)
@@ -194,6 +260,14 @@ def read_flags(arguments: list[str]) -> argparse.Namespace:
     return given
 
 
+def config_of(given: argparse.Namespace) -> GPTConfig:
+    """The model of the flags."""
+    return GPTConfig(
+        layers=given.layers, heads=given.heads, dim=given.dim, context=given.context,
+        vocabulary=given.vocabulary, precision=given.precision,
+    )  # fmt: skip
+
+
 def main() -> None:
     """Parse the flags, run the rounds, print medians."""
     arguments = sys.argv[1:]
@@ -201,13 +275,11 @@ def main() -> None:
     if given.serve:
         serve(given.serve, given)
         return
-    names = [name.strip() for name in given.peers.split(",")]
-    try:
-        import torch  # noqa: F401
-    except ImportError:
-        print("PyTorch is not installed: nothing to compare with")
-        names = ["minigrad"]
-    peers = {name: Peer(name, arguments, given.threads) for name in names}
+    restart_tuned(given.threads)
+    missing = {"torch": not installed("torch"), "torch.compile": not compiles(),
+               "jax": not installed("jax")}  # fmt: skip
+    names = dict.fromkeys(["minigrad", *given.peers.split(",")])
+    peers = {name: Peer(name, arguments) for name in names if not missing.get(name)}
     for peer in peers.values():
         peer.run(WARMING)
     other = subprocess.Popen([sys.executable, "-c", "while True: pass"]) if given.busy else None
@@ -216,14 +288,19 @@ def main() -> None:
             peer.times.append(peer.run(given.steps))
     if other is not None:
         other.kill()
-    medians = {name: statistics.median(peer.times) for name, peer in peers.items()}
     for name, peer in peers.items():
-        spread = f"{1e3 * min(peer.times):.2f} … {1e3 * max(peer.times):.2f}"
-        ratio = medians[name] / medians[names[0]]
-        print(f"{name:>12}: {1e3 * medians[name]:8.2f} ms a step ({spread}), "
-              f"{ratio:.2f}× {names[0]}'s time, loss {peer.loss:.3f}, "
-              f"{peer.memory:.0f} MiB at most")  # fmt: skip
+        print(f"{name:>13}: {1e3 * min(peer.times):8.2f} … {1e3 * max(peer.times):.2f} ms, "
+              f"loss {peer.loss:.3f}, {peer.memory:.0f} MiB at most")  # fmt: skip
         peer.end()
+    title = f"GPT step {given.layers} × {given.dim}, {given.batch} × {given.length} tokens"
+    flops = given.batch * given.length * flops_per_token(config_of(given), given.length)
+    single = given.precision == "float32"  # the limit counts multiply-adds of float32
+    row = Row(
+        f"{title}, {given.precision}", print, {}, flops if single else 0.0,
+        goal=GOALS[given.size] if single else None,
+    )  # fmt: skip
+    times = {name: peer.times for name, peer in peers.items()}
+    print(HEADER, as_line(Result(row, times, [measured_limits()])), sep="\n")
 
 
 if __name__ == "__main__":

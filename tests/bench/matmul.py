@@ -60,6 +60,11 @@ def squares(threads: int) -> Iterator[Row]:
     for n in (512, 1024, 2048):
         a, b = normal(n, n), normal(n, n)
         yield product(f"{n}³", lambda a, b: a @ b, a, b, threads=threads, flops=2 * n**3, goal=1.05)
+    turned, b = normal(1024, 1024), normal(1024, 1024)
+    yield product(
+        "1024³, Aᵀ·B", lambda a, b: a.T @ b, turned, b, threads=threads, flops=2 * 1024**3,
+        goal=1.05,
+    )  # fmt: skip
     for n, count in ((64, 16), (128, 8), (256, 4)):
         yield in_a_row(f"{n}³", count, (n, n), (n, n), threads, lambda a, b: a @ b, 2 * n**3, 1.0)
 
@@ -149,7 +154,10 @@ def epilogues(threads: int) -> Iterator[Row]:
 
         return jax.nn.gelu(x @ w + b, approximate=True)
 
-    peers = {**torch_work(torch_gelu, x, w, b, threads=threads), **jax_work(jax_gelu, x, w, b)}
+    peers = {
+        **torch_work(torch_gelu, x, w, b, threads=threads, compiled=True),
+        **jax_work(jax_gelu, x, w, b),
+    }
     yield Row(
         "gelu(x·W + b) 2048×384×1536", captured(lambda x, w, b: (x @ w + b).gelu(), x, w, b),
         peers, 2 * x.shape[0] * w.size, 0.0, 1.25,
@@ -192,7 +200,8 @@ def other_dtypes(threads: int) -> Iterator[Row]:
     for name, dtype in (("float16", dtypes.float16), ("bfloat16", dtypes.bfloat16)):
         x, y = (Tensor(z.astype(np.float32)).cast(dtype).realize() for z in (a, b))
         step = jit(lambda x, y: (x @ y).realize())
-        peers: dict[str, Work] = {}
+        halves = [z.numpy() for z in (x, y)]
+        peers = jax_work(lambda a, b: a @ b, *halves)
         if installed("torch"):
             import torch
 

@@ -11,23 +11,16 @@ import os
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from minigrad.runtimes.cpu_limits import Limits, measured_limits
+from tests.bench import peers
+from tests.bench.peers import Work
 
-Work = Callable[[], object]
 ROUND_SECONDS = 0.03  # a round repeats short work until it has taken so long
 CALM_SECONDS = 0.06  # after which the idle threads of every library have stopped spinning
 
-# PyTorch allocates its results with malloc, which by default gives large ones back to the system
-# at once and fetches 4 KiB pages anew: a weak opponent. These make it a strong one.
-TUNED = {
-    "MALLOC_MMAP_THRESHOLD_": "4294967296",
-    "MALLOC_TRIM_THRESHOLD_": "8589934592",
-    "THP_MEM_ALLOC_ENABLE": "1",
-    "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
-}
 THREAD_VARIABLES = (
     "MINIGRAD_THREADS", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS",
 )  # fmt: skip
@@ -92,21 +85,21 @@ def restart_tuned(threads: int, tuned: bool = True) -> None:
 
     Allocators and thread pools read their environment once, when a process starts.
     """
-    wanted = dict(TUNED) if tuned else {}
-    wanted |= dict.fromkeys(THREAD_VARIABLES, str(threads))
-    if threads == 1:
-        wanted["XLA_FLAGS"] = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
-    environment = {**os.environ, **wanted, "JAX_PLATFORMS": "cpu"}
-    for name in ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE"):  # numpy shall choose its kernels itself
-        environment.pop(name, None)
     if os.environ.get("MINIGRAD_BENCH_CHILD") == str(threads):
         return
-    environment["MINIGRAD_BENCH_CHILD"] = str(threads)
+    given = {**os.environ, "JAX_PLATFORMS": "cpu", "MINIGRAD_BENCH_CHILD": str(threads)}
+    given |= dict.fromkeys(THREAD_VARIABLES, str(threads))
+    for name in ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE"):  # numpy shall choose its kernels itself
+        given.pop(name, None)
+    if threads == 1:
+        given["XLA_FLAGS"] = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
+    if tuned:
+        given |= peers.environment(threads)
     # sys.argv[0] is the module's file: run it as the module it was started as
     module = sys.modules["__main__"].__spec__
     assert module is not None, "start benchmarks with python -m"
     name = module.name.removesuffix(".__main__")
-    os.execve(sys.executable, [sys.executable, "-m", name, *sys.argv[1:]], environment)
+    os.execve(sys.executable, [sys.executable, "-m", name, *sys.argv[1:]], given)
 
 
 def measure(row: Row, rounds: int = 7) -> Result:

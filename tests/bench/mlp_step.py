@@ -1,54 +1,61 @@
-"""One training step of a small MLP beside numpy and PyTorch: `python tests/bench/mlp_step.py`.
+"""One training step of a small MLP beside numpy by hand, PyTorch and JAX.
 
-784-16-16-10, ReLU, batch 32 (or what the argument says), SGD, fp32, one thread, the loss read after
-each step. Rounds are interleaved, and medians compared. Start it with MINIGRAD_DEBUG=2 for the
-kernels' own times.
+784-16-16-10, ReLU, batches of 32 and 512, SGD, float32, the loss read after each step.
 """
 
 from __future__ import annotations
 
 import itertools
-import os
-import statistics
-import sys
-import time
-from collections.abc import Callable
-
-os.environ.setdefault("MINIGRAD_THREADS", "1")
-os.environ.setdefault("OMP_NUM_THREADS", "1")
-os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 
 from minigrad import Tensor, jit, nn
+from tests.bench.measure import Row
+from tests.bench.peers import compiles, installed
 
 SIZES, RATE = (784, 16, 16, 10), 0.01
-BATCH = int(sys.argv[1]) if sys.argv[1:] else 32
-ROUNDS, STEPS = 7, 300
 Step = Callable[[], float]
-
-rng = np.random.default_rng(0)
-X = rng.normal(size=(BATCH, SIZES[0])).astype(np.float32)
-Y = rng.integers(0, SIZES[-1], BATCH).astype(np.int32)
-WEIGHTS = [
-    (rng.normal(size=(a, b)) / np.sqrt(a)).astype(np.float32)
-    for a, b in itertools.pairwise(SIZES)
-]
-BIASES = [np.zeros(extent, np.float32) for extent in SIZES[1:]]
+Arrays = list[np.ndarray]
 
 
-def ours() -> Step:
+def rows(threads: int) -> Iterator[Row]:
+    """Two batches, one row each; the first losses of all are the same."""
+    for batch in (32, 512):
+        rng = np.random.default_rng(0)
+        x = rng.normal(size=(batch, SIZES[0])).astype(np.float32)
+        y = rng.integers(0, SIZES[-1], batch).astype(np.int32)
+        weights = [
+            (rng.normal(size=(a, b)) / np.sqrt(a)).astype(np.float32)
+            for a, b in itertools.pairwise(SIZES)
+        ]
+        given = x, y, weights, [np.zeros(extent, np.float32) for extent in SIZES[1:]]
+        steps = {"minigrad": ours(*given), "numpy": by_numpy(*given)}
+        if installed("torch"):
+            steps["torch"] = by_torch(*given, threads)
+        if compiles():
+            steps["torch.compile"] = by_torch(*given, threads, compiled=True)
+        if installed("jax"):
+            steps["jax"] = by_jax(*given)
+        losses = {name: [step() for _ in range(10)] for name, step in steps.items()}
+        for name, found in losses.items():
+            np.testing.assert_allclose(found, losses["numpy"], rtol=1e-4, err_msg=name)
+        flops = 2.0 * batch * sum(3 * w.size for w in weights) - 2.0 * batch * weights[0].size
+        name = f"MLP step {'-'.join(map(str, SIZES))}, batch {batch}"
+        yield Row(name, steps.pop("minigrad"), steps, flops)
+
+
+def ours(x_: np.ndarray, y_: np.ndarray, weights_: Arrays, biases_: Arrays) -> Step:
     """minigrad's step: one captured function."""
-    weights, biases = [Tensor(w) for w in WEIGHTS], [Tensor(b) for b in BIASES]
+    weights, biases = [Tensor(w) for w in weights_], [Tensor(b) for b in biases_]
     optimizer = nn.optim.SGD([*weights, *biases], lr=RATE)
-    x, y = Tensor(X), Tensor(Y)
+    x, y = Tensor(x_), Tensor(y_)
 
     @jit
     def step(x: Tensor, y: Tensor) -> Tensor:
         optimizer.zero_grad()
-        h = (x @ weights[0] + biases[0]).relu()
-        h = (h @ weights[1] + biases[1]).relu()
-        loss = (h @ weights[2] + biases[2]).cross_entropy(y)
+        loss = logits(x, weights, biases, Tensor.relu).cross_entropy(y)
         loss.backward()
         optimizer.step()
         return loss.realize()
@@ -56,23 +63,30 @@ def ours() -> Step:
     return lambda: step(x, y).item()
 
 
-def by_numpy() -> Step:
+def logits(x: Any, weights: Any, biases: Any, relu: Callable[[Any], Any]) -> Any:
+    """The network, which reads the same for all libraries."""
+    for w, b in zip(weights[:-1], biases[:-1], strict=True):
+        x = relu(x @ w + b)
+    return x @ weights[-1] + biases[-1]
+
+
+def by_numpy(x: np.ndarray, y: np.ndarray, weights_: Arrays, biases_: Arrays) -> Step:
     """The same by hand."""
-    weights, biases = [w.copy() for w in WEIGHTS], [b.copy() for b in BIASES]
-    rows = np.arange(BATCH)
+    weights, biases = [w.copy() for w in weights_], [b.copy() for b in biases_]
+    rows = np.arange(len(x))
 
     def step() -> float:
-        inputs = [X]
-        for w, b in zip(weights, biases, strict=True):
+        inputs = [x]
+        for w, b in zip(weights[:-1], biases[:-1], strict=True):
             inputs.append(np.maximum(inputs[-1] @ w + b, 0))
-        logits = inputs[-2] @ weights[-1] + biases[-1]
-        logits -= logits.max(1, keepdims=True)
-        exponentials = np.exp(logits)
+        found = inputs[-1] @ weights[-1] + biases[-1]
+        found -= found.max(1, keepdims=True)
+        exponentials = np.exp(found)
         sums = exponentials.sum(1, keepdims=True)
-        loss = float((np.log(sums[:, 0]) - logits[rows, Y]).mean())
+        loss = float((np.log(sums[:, 0]) - found[rows, y]).mean())
         gradient = exponentials / sums
-        gradient[rows, Y] -= 1
-        gradient /= BATCH
+        gradient[rows, y] -= 1
+        gradient /= len(x)
         for layer in (2, 1, 0):
             before = gradient @ weights[layer].T * (inputs[layer] > 0) if layer else gradient
             weights[layer] -= RATE * (inputs[layer].T @ gradient)
@@ -83,23 +97,27 @@ def by_numpy() -> Step:
     return step
 
 
-def by_torch() -> Step | None:
-    """The same in PyTorch, or None where it is not installed."""
-    try:
-        import torch
-    except ImportError:
-        return None
-    torch.set_num_threads(1)
-    weights = [torch.tensor(w, requires_grad=True) for w in WEIGHTS]
-    biases = [torch.tensor(b, requires_grad=True) for b in BIASES]
+def by_torch(
+    x_: np.ndarray, y_: np.ndarray, weights_: Arrays, biases_: Arrays, threads: int,
+    compiled: bool = False,
+) -> Step:  # fmt: skip
+    """The same in PyTorch, its loss under torch.compile if asked."""
+    import torch
+
+    torch.set_num_threads(threads)
+    weights = [torch.tensor(w, requires_grad=True) for w in weights_]
+    biases = [torch.tensor(b, requires_grad=True) for b in biases_]
     optimizer = torch.optim.SGD([*weights, *biases], lr=RATE)
-    x, y = torch.tensor(X), torch.tensor(Y, dtype=torch.int64)
+    x, y = torch.tensor(x_), torch.tensor(y_, dtype=torch.int64)
+
+    def loss_of() -> torch.Tensor:
+        return torch.nn.functional.cross_entropy(logits(x, weights, biases, torch.relu), y)
+
+    loss_now = torch.compile(loss_of, dynamic=False) if compiled else loss_of
 
     def step() -> float:
         optimizer.zero_grad()
-        h = (x @ weights[0] + biases[0]).relu()
-        h = (h @ weights[1] + biases[1]).relu()
-        loss = torch.nn.functional.cross_entropy(h @ weights[2] + biases[2], y)
+        loss = loss_now()
         loss.backward()
         optimizer.step()
         return loss.item()
@@ -107,25 +125,24 @@ def by_torch() -> Step | None:
     return step
 
 
-def main() -> None:
-    """Print the table."""
-    steps = {"minigrad": ours(), "numpy": by_numpy(), "PyTorch": by_torch()}
-    known = {name: step for name, step in steps.items() if step is not None}
-    losses = {name: [step() for _ in range(10)] for name, step in known.items()}
-    for name, found in losses.items():
-        np.testing.assert_allclose(found, losses["numpy"], rtol=1e-4, err_msg=name)
-    times: dict[str, list[float]] = {name: [] for name in known}
-    for _ in range(ROUNDS):
-        for name, step in known.items():
-            started = time.perf_counter()
-            for _ in range(STEPS):
-                step()
-            times[name].append((time.perf_counter() - started) / STEPS * 1e6)
-    fastest = statistics.median(times["minigrad"])
-    for name, found in times.items():
-        middle = statistics.median(found)
-        print(f"{name:10s} {middle:7.1f} µs a step  {middle / fastest:5.2f}× minigrad's time")
+def by_jax(x: np.ndarray, y: np.ndarray, weights: Arrays, biases: Arrays) -> Step:
+    """The same in JAX: one compiled function of the parameters."""
+    import jax
 
+    x_, y_, parameters = jax.tree.map(jax.numpy.asarray, (x, y, (weights, biases)))
 
-if __name__ == "__main__":
-    main()
+    def loss_of(parameters: Any, x: Any, y: Any) -> Any:
+        scores = jax.nn.log_softmax(logits(x, *parameters, jax.nn.relu))
+        return -jax.numpy.take_along_axis(scores, y[:, None], 1).mean()
+
+    @jax.jit
+    def update(parameters: Any, x: Any, y: Any) -> Any:
+        loss, found = jax.value_and_grad(loss_of)(parameters, x, y)
+        return loss, jax.tree.map(lambda p, g: p - RATE * g, parameters, found)
+
+    def step() -> float:
+        nonlocal parameters
+        loss, parameters = update(parameters, x_, y_)
+        return float(loss)
+
+    return step

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from minigrad import Tensor, jit, nn
-from tests.bench.measure import Row, Work
+from tests.bench.measure import Row
 from tests.bench.peers import jax_work, numpy_work, torch_work
 
 
@@ -49,9 +49,21 @@ def softmax(shape: tuple[int, int], threads: int) -> Row:
 
     return Row(
         f"softmax {_times(shape)}", lambda: ours(x),
-        {**torch_work(lambda a: a.softmax(-1), a, threads=threads), **jax_work(jax_softmax, a)},
+        {**torch_work(lambda a: a.softmax(-1), a, threads=threads, compiled=True),
+         **jax_work(jax_softmax, a)},
         bytes=8 * a.size, goal=1.5,
     )  # fmt: skip
+
+
+def _torch_norm(a: Any, w: Any, b: Any) -> Any:
+    import torch
+
+    return torch.nn.functional.layer_norm(a, (768,), w, b)
+
+
+def _jax_norm(a: Any, w: Any, b: Any) -> Any:
+    centred = a - a.mean(-1, keepdims=True)
+    return centred / ((centred**2).mean(-1, keepdims=True) + 1e-5) ** 0.5 * w + b
 
 
 def layer_norm(threads: int) -> Row:
@@ -60,18 +72,10 @@ def layer_norm(threads: int) -> Row:
     x, weight, bias = (Tensor(array).realize() for array in (a, w, b))
     ours = jit(lambda x: (x.layernorm() * weight + bias).realize())
 
-    def torch_norm(a: Any, w: Any, b: Any) -> Any:
-        import torch
-
-        return torch.nn.functional.layer_norm(a, (768,), w, b)
-
-    def jax_norm(a: Any, w: Any, b: Any) -> Any:
-        mean = a.mean(-1, keepdims=True)
-        return (a - mean) / ((a - mean) ** 2).mean(-1, keepdims=True) ** 0.5 * w + b
-
     return Row(
         "layer norm 8192 × 768", lambda: ours(x),
-        {**torch_work(torch_norm, a, w, b, threads=threads), **jax_work(jax_norm, a, w, b)},
+        {**torch_work(_torch_norm, a, w, b, threads=threads, compiled=True),
+         **jax_work(_jax_norm, a, w, b)},
         bytes=8 * a.size, goal=1.3,
     )  # fmt: skip
 
@@ -92,14 +96,18 @@ def layer_norm_gradient(threads: int) -> Row:
     def torch_step(a: Any, w: Any, b: Any, g: Any) -> Any:
         import torch
 
-        for leaf in (a, w, b):
-            leaf.requires_grad_(True)
-        y = torch.nn.functional.layer_norm(a, (768,), w, b)
-        return torch.autograd.grad(y, (a, w, b), g)
+        leaves = [leaf.detach().requires_grad_() for leaf in (a, w, b)]
+        return torch.autograd.grad(_torch_norm(*leaves), leaves, g)
+
+    def jax_step(a: Any, w: Any, b: Any, g: Any) -> Any:
+        import jax
+
+        return jax.vjp(_jax_norm, a, w, b)[1](g)
 
     return Row(
         "layer norm 8192 × 768, forward and backward", lambda: ours(x, outer),
-        torch_work(torch_step, a, w, b, g, threads=threads),
+        {**torch_work(torch_step, a, w, b, g, threads=threads, compiled=True),
+         **jax_work(jax_step, a, w, b, g)},
         bytes=12 * a.size, goal=1.3,
     )  # fmt: skip
 
@@ -121,13 +129,23 @@ def cross_entropy(threads: int) -> Row:
     def torch_step(a: Any, labels: Any) -> Any:
         import torch
 
-        a.requires_grad_(True)
-        loss = torch.nn.functional.cross_entropy(a, labels)
-        return torch.autograd.grad(loss, (a,))
+        leaf = a.detach().requires_grad_()
+        loss = torch.nn.functional.cross_entropy(leaf, labels)
+        return loss, *torch.autograd.grad(loss, (leaf,))
+
+    def jax_step(a: Any, labels: Any) -> Any:
+        import jax
+
+        def loss(a: Any) -> Any:
+            chosen = jax.numpy.take_along_axis(jax.nn.log_softmax(a), labels[:, None], 1)
+            return -chosen.mean()
+
+        return jax.value_and_grad(loss)(a)
 
     return Row(
         "cross-entropy 2048 × 50257, forward and backward", lambda: ours(x, y),
-        torch_work(torch_step, a, labels, threads=threads),
+        {**torch_work(torch_step, a, labels, threads=threads, compiled=True),
+         **jax_work(jax_step, a, labels)},
         bytes=8 * a.size, goal=2.5,
     )  # fmt: skip
 
@@ -139,18 +157,16 @@ def _compare(
     nbytes: float,
     goal: float,
     threads: int,
-    with_numpy: bool = False,
     reads_only: bool = False,
 ) -> Row:
     """One function of one array, spelled alike in every library."""
     x = Tensor(a).realize()
     ours = jit(lambda x: function(x).realize())
-    peers: dict[str, Work] = {**torch_work(function, a, threads=threads), **jax_work(function, a)}
-    if with_numpy:
-        peers |= numpy_work(function, a)
-    return Row(
-        name, lambda: ours(x), peers, bytes=nbytes, goal=goal, reads_only=reads_only
-    )  # fmt: skip
+    peers = {
+        **torch_work(function, a, threads=threads, compiled=True),
+        **numpy_work(function, a), **jax_work(function, a),
+    }  # fmt: skip
+    return Row(name, lambda: ours(x), peers, bytes=nbytes, goal=goal, reads_only=reads_only)
 
 
 def sum_along(axis: int, threads: int) -> Row:
@@ -192,7 +208,7 @@ def gather(threads: int) -> Row:
 
     return Row(
         "embedding of 8192 tokens, 50257 × 768", lambda: ours(weight, index),
-        {**torch_work(torch_embedding, table, tokens, threads=threads),
+        {**torch_work(torch_embedding, table, tokens, threads=threads, compiled=True),
          **jax_work(lambda table, tokens: table[tokens], table, tokens)},
         bytes=8 * 8192 * 768, goal=1.0,
     )  # fmt: skip
@@ -218,9 +234,15 @@ def scatter_add(threads: int) -> Row:
 
         return torch.zeros(65, 384).index_add_(0, tokens, updates)
 
+    def jax_step(tokens: Any, updates: Any) -> Any:
+        import jax
+
+        return jax.numpy.zeros((65, 384)).at[tokens].add(updates)
+
     return Row(
         "gradient of an embedding, 8192 tokens, 65 × 384", lambda: ours(weight, index, gradient),
-        torch_work(torch_step, tokens, updates, threads=threads),
+        {**torch_work(torch_step, tokens, updates, threads=threads, compiled=True),
+         **jax_work(jax_step, tokens, updates)},
         bytes=4 * 8192 * 384, goal=1.0, reads_only=True,
     )  # fmt: skip
 
