@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import numpy as np
@@ -9,12 +10,13 @@ import pytest
 from devices import REFERENCE
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from primitives import EITHER_ZERO, OF_ONE, PRIMITIVES, VECTOR_MATH, arity, defined
 
 from minigrad.dtype import ALL, FLOATS, INTS, dtypes
-from minigrad.errors import CompileError, DTypeError
+from minigrad.errors import CompileError
 from minigrad.graph import build
 from minigrad.graph.build import elementwise
-from minigrad.graph.node import BINARY, UNARY, Op, topological
+from minigrad.graph.node import Op, topological
 from minigrad.graph.rewrite import rewrite
 from minigrad.graph.simplify import RULES, holds, simplify
 from minigrad.graph.variable import Variable
@@ -346,22 +348,7 @@ def equal_bits(found, expected):
         np.testing.assert_array_equal(*(np.signbit(x)[numbers] for x in wide))
 
 
-EXACT = [op for op in sorted(UNARY | BINARY, key=lambda op: op.value) if op not in {
-    Op.CAST, Op.BITCAST, Op.EXP, Op.EXP2, Op.LOG, Op.LOG2, Op.SIN, Op.COS, Op.TANH, Op.ERF, Op.POW,
-    Op.ASIN, Op.ACOS, Op.ATAN,
-}]  # fmt: skip
-EITHER_ZERO = (Op.MAXIMUM, Op.MINIMUM)  # of 0.0 and −0.0 a device may give either
-
-
-
-
-def defined(op, dtype):
-    """Whether `build` accepts op on dtype."""
-    try:
-        elementwise(op, *(number(0, dtype) for _ in range(2 if op in BINARY else 1)))
-    except DTypeError:
-        return False
-    return True
+EXACT = [op for op in PRIMITIVES if op not in VECTOR_MATH]
 
 
 @pytest.mark.parametrize(
@@ -372,17 +359,15 @@ def defined(op, dtype):
     ],
 )  # fmt: skip
 def test_folding_equals_the_reference(op, dtype):
-    arity = 2 if op in BINARY else 1
+    slots = range(arity(op))
     values = edges(dtype)
-    columns = [[v] for v in values] if arity == 1 else [(v, w) for v in values for w in values]
+    columns = list(itertools.product(values, repeat=len(slots)))
     folded = [elementwise(op, *(number(v, dtype, ()) for v in row)) for row in columns]
     simple = simplify(folded)
     if not (op is Op.MOD and dtype.is_float):
         assert all(node.op is Op.CONST for node in simple)
-    arrays = {
-        slot: np.array([row[slot] for row in columns], numpy_dtype(dtype)) for slot in range(arity)
-    }
-    whole = elementwise(op, *(leaf(slot, dtype, (len(columns),)) for slot in range(arity)))
+    arrays = {slot: np.array([row[slot] for row in columns], numpy_dtype(dtype)) for slot in slots}
+    whole = elementwise(op, *(leaf(slot, dtype, (len(columns),)) for slot in slots))
     found = np.array([evaluate([node])[0] for node in simple])
     (expected,) = evaluate([whole], arrays)
     if op in EITHER_ZERO and dtype.is_float:
@@ -392,10 +377,8 @@ def test_folding_equals_the_reference(op, dtype):
 
 @pytest.mark.parametrize("dtype", FLOATS, ids=lambda dtype: dtype.name)
 @pytest.mark.parametrize(
-    "op", [Op.EXP, Op.EXP2, Op.LOG, Op.LOG2, Op.SIN, Op.COS, Op.TANH, Op.ERF, Op.ASIN, Op.ACOS,
-           Op.ATAN],
-    ids=lambda op: op.value,
-)  # fmt: skip
+    "op", [op for op in OF_ONE if op in VECTOR_MATH], ids=lambda op: op.value
+)
 def test_folding_transcendentals(op, dtype):
     """Within one unit in the last place; what has no finite value is left alone."""
     for value in edges(dtype):
@@ -447,7 +430,7 @@ def graphs(draw, dtype):
             through = draw(st.sampled_from(ALL))
             pool.append(build.cast(build.cast(x, through), dtype))
         else:
-            made = elementwise(op, x, y) if op in BINARY else elementwise(op, x)
+            made = elementwise(op, *(x, y)[: arity(op)])
             (truths if made.dtype is dtypes.bool else pool).append(made)
     return pool[-1], truths[-1]
 
