@@ -106,6 +106,8 @@ FUNCTIONS = [
         exact=exact.finite(lambda x: x * exact.sigmoid(x))),
     row("swish", lambda x: x * sigmoid(x), tolerance=COMPOSED),
     row("gelu", gelu, tolerance=COMPOSED),
+    row("gelu exact", lambda x: x * (1 + erf(x / math.sqrt(2))) / 2, tolerance=COMPOSED,
+        call=lambda x: x.gelu("none"), methods=("gelu",)),
     row("quick_gelu", lambda x: x * sigmoid(1.702 * x), tolerance=COMPOSED),
     row("mish", lambda x: x * np.tanh(softplus(x)), tolerance=COMPOSED,
         exact=exact.finite(lambda x: x * mpmath.tanh(exact.softplus(x)))),
