@@ -116,15 +116,15 @@ PLACES = [0.0, -0.0, 1.0, -1.0, 3.0, -3.0, 6.0, 1e-30, -1e-30, 88.0, -88.0, 89.2
 
 @pytest.mark.parametrize("name", GRADIENTS)
 def test_gradients(name: str, device: str) -> None:
-    """PyTorch's, where a function has a kink, is constant, or overflows."""
+    """PyTorch's, where a function has a kink, is constant, or overflows; inside its domain."""
     torch = pytest.importorskip("torch", reason="PyTorch is not installed")
-    places = [x for x in PLACES if name not in ("log1p",) or x > -1]
-    x = Tensor(places, device=device, requires_grad=True)
+    x = Tensor(PLACES, device=device, requires_grad=True)
     getattr(x, name)().sum().backward()
-    y = torch.tensor(places, requires_grad=True)
-    function = getattr(torch.nn.functional, name, None) or getattr(torch, name)
-    function(y).sum().backward()
-    np.testing.assert_allclose(x.grad.numpy(), y.grad.numpy(), rtol=3e-5, atol=2e-37, err_msg=name)
+    y = torch.tensor(PLACES, requires_grad=True)
+    judged = (getattr(torch.nn.functional, name, None) or getattr(torch, name))(y)
+    judged.sum().backward()
+    ours, theirs = (grad.numpy()[~judged.isnan().numpy()] for grad in (x.grad, y.grad))
+    np.testing.assert_allclose(ours, theirs, rtol=3e-5, atol=2e-37, err_msg=name)
 
 
 PAIRS: dict[str, tuple[Callable[[Any, Any], Any], str, list[float]]] = {

@@ -45,8 +45,9 @@ def points(name: str) -> np.ndarray:
     edges = np.array(places, np.float32)
     near_one = (1 + np.arange(-16, 17) * 2.0**-23).astype(np.float32)
     found = np.concatenate([_all_exponents(generator, 3 * MORE), dense, edges, near_one])
-    inside = {"unit": np.abs(found) <= 1, "positive": found >= 0, "nonnegative": found >= 0}
-    return found[inside.get(BY_NAME[name].domains[0], slice(None))]
+    domain = BY_NAME[name].domains[0]
+    found = np.abs(found) if domain in ("positive", "nonnegative") else found
+    return found[np.abs(found) <= 1] if domain == "unit" else found
 
 
 def exact_values(name: str, x: np.ndarray) -> list[Any]:
