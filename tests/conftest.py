@@ -4,7 +4,7 @@ A test of something general takes `device`, `compiled` or `on_device`.
 
 `MINIGRAD_TEST_DEVICES=CL,CPU:1` names others. A device of OpenCL as a whole is checked by
 
-    MINIGRAD_TEST_DEVICES=CL python -m pytest tests/property tests/test_jit.py tests/models
+    MINIGRAD_TEST_DEVICES=CL python -m pytest tests/property tests/jit tests/models
 """
 
 from __future__ import annotations

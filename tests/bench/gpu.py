@@ -6,7 +6,7 @@ GPT on the device and on the CPU and compares the losses; and for what is left o
 tests of the operation table, spread evenly over all of it. What it prints is a part of RESULTS.md.
 
 `--device CL:1` takes another device, `--small` sizes for an OpenCL on a CPU. The whole table is
-checked by `MINIGRAD_TEST_DEVICES=CL python -m pytest tests/property tests/test_jit.py`.
+checked by `MINIGRAD_TEST_DEVICES=CL python -m pytest tests/property tests/jit`.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 An index is proven over all values of its variables within their ranges; a rewrite rule over all
 bit patterns: integers of 8 bits (nothing in a rule depends on the width), and float16, whose NaNs
 count as one and whose zeros have signs. What cannot be said without arrays is enumerated in
-test_rewrite.
+test_rules_are_exact.
 """
 
 from __future__ import annotations
@@ -342,7 +342,7 @@ def test_each_rewrite_rule(name: str) -> None:
 
 
 def test_every_elementwise_rule_is_proven() -> None:
-    """But for folding, which test_rewrite compares with REF, and bits read as another dtype."""
+    """But for folding, which test_rules_are_exact holds, and bits read as another dtype."""
     elementwise_ops = [op for op in simplify.RULES if op.value.islower() and op in _ELEMENTWISE]
     rules = {rule.__name__ for op in elementwise_ops for rule in simplify.RULES[op]}
     assert rules - {"fold_constants", "bitcast_of_bitcast"} == {name for name, _ in CASES}

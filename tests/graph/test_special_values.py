@@ -12,11 +12,12 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 from devices import REFERENCE
+from primitives import EITHER_ZERO, OF_FLOATS, OF_INTEGERS, OF_ONE, OF_TWO, VECTOR_MATH
 
 from minigrad import Tensor
 from minigrad.dtype import DType, dtypes
 from minigrad.graph import build as g
-from minigrad.graph.node import Node, Op, topological
+from minigrad.graph.node import COMPARISONS, Node, Op, topological
 from minigrad.graph.simplify import simplify
 from minigrad.runtimes.reference import evaluate, numpy_dtype
 
@@ -28,13 +29,11 @@ SPECIAL = [
     0.0, -0.0, 1.0, -1.0, 2.0, 0.5, 0.25, -3.0, 7.25, 0.1, 1e30, -1e30, 1e-30, 1e38, 3.4e38,
     -3.4e38, 1e-38, 1e-45, -1e-45, 65504.0, np.inf, -np.inf, np.nan,
 ]  # fmt: skip
-SIGNED = [Op.ADD, Op.SUB, Op.MUL, Op.DIV, Op.MOD, Op.POW]
-UNSIGNED = [Op.ADD, Op.SUB, Op.MUL, Op.MAXIMUM, Op.MINIMUM]
-WHOLE = [
-    Op.ADD, Op.SUB, Op.MUL, Op.IDIV, Op.MOD, Op.MAXIMUM, Op.MINIMUM, Op.AND, Op.OR, Op.XOR, Op.SHL,
-    Op.SHR,
-]  # fmt: skip
-ROUND = [Op.SQRT, Op.FLOOR, Op.CEIL, Op.TRUNC, Op.ROUND]
+COMPARING = [op for op in OF_TWO if op in COMPARISONS]
+SIGNED = [op for op in OF_TWO if op in OF_FLOATS and op not in (*COMPARING, *EITHER_ZERO)]
+UNSIGNED = [Op.ADD, Op.SUB, Op.MUL, *EITHER_ZERO]  # what does not tell one zero from the other
+WHOLE = [op for op in OF_TWO if op in OF_INTEGERS and op not in COMPARING]
+ROUND = [op for op in OF_ONE if op in OF_FLOATS and op not in (*OF_INTEGERS, *VECTOR_MATH)]
 
 
 def special(dtype: DType) -> list[float | int | bool]:
@@ -79,8 +78,7 @@ class Trees:
         if kind == 1:
             return g.cast(below(other), dtype)
         if dtype.is_bool and kind < 8:
-            compare = self.pick([Op.LT, Op.LE, Op.EQ, Op.NE])
-            return g.elementwise(compare, below(other), below(other))
+            return g.elementwise(self.pick(COMPARING), below(other), below(other))
         if dtype.is_bool:
             return g.elementwise(self.pick([Op.AND, Op.OR, Op.XOR]), below(), below())
         if kind == 2:

@@ -12,22 +12,21 @@ made.
 
 from __future__ import annotations
 
-import argparse
 import re
-import sys
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from minigrad import Context, Device, Tensor, dtypes
+from minigrad import Context, Tensor, dtypes
 from minigrad.dtype import named
 
+from .command import parser_of, run_command
 from .compare import EPSILON, REFERENCE
 from .leaves import floats, integers
 
@@ -296,47 +295,27 @@ def report(graph: Graph, device: str, title: str, small: bool = True) -> str | N
     return f"{title}: {failure}\n\nSmallest script that fails alike:\n\n{shown.script(device)}"
 
 
-def _many(make: Callable[[int], Graph], seeds: range, device: str, small: bool) -> int:
-    lengths, failed, kinds = [], 0, Counter[str]()
-    start = time.perf_counter()
-    for seed in seeds:
-        graph = make(seed)
-        lengths.append(len(graph))
-        kinds.update(word for s in graph.statements for word in OPERATION.findall(s.code))
-        failure = report(graph, device, f"seed {seed}", small)
-        if failure:
-            failed += 1
-            print(failure, flush=True)
-    seconds = time.perf_counter() - start
-    print(f"{len(seeds)} graphs on {device}, {sum(lengths)} steps (up to {max(lengths)}), "
-          f"{seconds:.1f} s, {failed} failed")  # fmt: skip
-    print("steps:", ", ".join(f"{name.strip()} {count}" for name, count in kinds.most_common()))
-    return failed
-
-
 def main() -> None:
     """The command line; see the head of this file."""
     from .graph_steps import make_graph
 
-    parser = argparse.ArgumentParser(
-        prog="python -m tests.property.graphs",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--seed", type=int, default=0, help="seed of the (first) graph")
-    parser.add_argument("--count", type=int, help="how many graphs")
-    parser.add_argument("--device", default=Device.DEFAULT)
+    parser = parser_of("graphs", __doc__)
     parser.add_argument("--no-shrink", action="store_true", help="print failing graphs whole")
     given = parser.parse_args()
-    small = not given.no_shrink
-    if given.count is not None:
-        seeds = range(given.seed, given.seed + given.count)
-        sys.exit(1 if _many(make_graph, seeds, given.device, small) else 0)
-    graph = make_graph(given.seed)
-    print(graph.script(given.device))
-    failure = report(graph, given.device, f"seed {given.seed}", small)
-    print(failure or f"seed {given.seed}: {given.device} agrees with REF")
-    sys.exit(1 if failure else 0)
+    lengths, steps = [], Counter[str]()
+
+    def check(seed: int) -> str | None:
+        graph = make_graph(seed)
+        lengths.append(len(graph))
+        steps.update(word for s in graph.statements for word in OPERATION.findall(s.code))
+        return report(graph, given.device, f"seed {seed}", not given.no_shrink)
+
+    def statistics() -> None:
+        counts = ", ".join(f"{name.strip()} {count}" for name, count in steps.most_common())
+        print(f"{sum(lengths)} steps (up to {max(lengths, default=0)}):", counts)
+
+    run_command(given, "graphs", lambda seed: make_graph(seed).script(given.device), check,
+                statistics)  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -68,6 +68,7 @@ class Operation:
     result: the result's dtype, from the operands'. differentiable: in every float operand that
     `gradient_domains` (default: `domains`) keeps away from kinks. special: NaN and its like are
     allowed. layouts: whether operands may be views. smooth: plans at which there is a derivative.
+    exact: a function of one number by mpmath (see `exact`), where special points are tested, too.
     """
 
     name: str
@@ -84,6 +85,7 @@ class Operation:
     layouts: bool = True
     methods: tuple[str, ...] = ()
     smooth: Callable[[Plan], bool] = lambda plan: True
+    exact: Callable[[Any], Any] | None = None
 
     @property
     def covers(self) -> tuple[str, ...]:

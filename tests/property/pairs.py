@@ -11,19 +11,18 @@ is from that says how much rounding is magnified, and so how far the device may 
 
 from __future__ import annotations
 
-import argparse
-import sys
 import time
 import traceback
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 
-from minigrad import Context, Device, Tensor, dtypes, jit
+from minigrad import Context, Tensor, dtypes, jit
 
+from .command import parser_of, run_command
 from .compare import EPSILON, REFERENCE
 from .graphs import Graph, limit_of, namespace, problem_of, run
 
@@ -155,49 +154,31 @@ def report(seed: int, device: str, kinds: tuple[str, ...] = ()) -> str | None:
     return failure and f"seed {seed} ({kind}): {failure}\n\n{program.script(device)}"
 
 
-def many(seeds: range, device: str, kinds: tuple[str, ...] = ()) -> int:
-    """Check the pairs of many seeds and print what fails; gives how many did."""
-    failed, tried, spent = Counter[str](), Counter[str](), Counter[str]()
-    start = time.perf_counter()
-    print(f"pairs from seed {seeds.start} on {device}", flush=True)
-    for seed in seeds:
-        kind, before = make_pair(seed, kinds)[0], time.perf_counter()
-        failure = report(seed, device, kinds)
-        tried[kind] += 1
-        spent[kind] += time.perf_counter() - before  # type: ignore[assignment]
-        if failure:
-            failed[kind] += 1
-            print(failure, flush=True)
-    seconds = time.perf_counter() - start
-    total = sum(failed.values())
-    print(f"pairs {seeds.start} … {seeds.stop - 1} on {device}: {seconds:.1f} s, {total} failed")
-    for kind, count in tried.items():
-        print(f"  {kind:20} {count:6}  {1000 * spent[kind] / count:5.0f} ms, {failed[kind]} failed")
-    return total
-
-
 def main() -> None:
     """The command line; see the head of this file."""
     from .pair_kinds import KINDS
 
-    parser = argparse.ArgumentParser(
-        prog="python -m tests.property.pairs",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--seed", type=int, default=0, help="seed of the (first) pair")
-    parser.add_argument("--count", type=int, help="how many pairs")
-    parser.add_argument("--device", default=Device.DEFAULT)
+    parser = parser_of("pairs", __doc__)
     parser.add_argument("--kind", action="append", choices=tuple(KINDS), help="may be repeated")
     given = parser.parse_args()
     kinds = tuple(given.kind or ())
-    if given.count is not None:
-        seeds = range(given.seed, given.seed + given.count)
-        sys.exit(1 if many(seeds, given.device, kinds) else 0)
-    print(make_pair(given.seed, kinds)[1].script(given.device))
-    failure = report(given.seed, given.device, kinds)
-    print(failure or f"seed {given.seed}: both programs agree on {given.device} and on REF")
-    sys.exit(1 if failure else 0)
+    failed, tried, spent = Counter[str](), Counter[str](), defaultdict[str, float](float)
+
+    def check(seed: int) -> str | None:
+        kind, before = make_pair(seed, kinds)[0], time.perf_counter()
+        failure = report(seed, given.device, kinds)
+        tried[kind] += 1
+        spent[kind] += time.perf_counter() - before
+        failed[kind] += failure is not None
+        return failure
+
+    def statistics() -> None:
+        for kind, count in tried.items():
+            each = 1000 * spent[kind] / count
+            print(f"  {kind:20} {count:6}  {each:5.0f} ms, {failed[kind]} failed")
+
+    run_command(given, "pairs", lambda seed: make_pair(seed, kinds)[1].script(given.device), check,
+                statistics)  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -39,6 +39,14 @@ EQUATIONS: dict[str, tuple[Shape, ...]] = {
     "...i,...j": ((2, 1, 3), (4, 5)),
     "iij,ji->j": ((3, 3, 4), (4, 3)),
     ",i->i": ((), (5,)),
+    "ij->j": ((5, 33),),
+    "ba": ((3, 4),),
+    "ii": ((9, 9),),
+    "bii->bi": ((2, 4, 4),),
+    "b...c->...bc": ((2, 3, 4),),
+    "...i,i": ((2, 3, 4), (4,)),
+    "...ij,...jk->...ik": ((2, 3, 4), (2, 4, 3)),
+    "ab,cd->abcd": ((3, 4), (4, 2)),
 }
 
 
@@ -74,11 +82,14 @@ CONTRACTIONS = [
     Operation("transposed product", lambda x, y: x.T @ y.T, lambda x, y: x.T @ y.T,
               fixed(Plan(((9, 5), (33, 9))), Plan(((65, 33), (17, 65)))), methods=("matmul",),
               **PRODUCT),
+    Operation("x twice", lambda x: (x @ x.T).tanh(), lambda x: np.tanh(x @ x.T),
+              fixed(Plan(((1, 1),)), Plan(((3, 4),)), Plan(((9, 5),))), domains=("unit",),
+              methods=("matmul",), **{**PRODUCT, "dtypes": FLOATS}),
     Operation("einsum", lambda *x, equation: Tensor.einsum(equation, *x),
               lambda *x, equation: np.einsum(equation, *x), _einsum_plans(), **PRODUCT),
-    Operation("linear", method("linear"), lambda x, w, b: x @ w + b,
+    Operation("linear", method("linear"), lambda x, w, b=0: x @ w + b,
               drawn([Plan(((9,), (9, 17), (17,))), Plan(((5, 33), (33, 16), (16,))),
-                     Plan(((0, 3), (3, 4), (4,)))], _linear_plan),
+                     Plan(((0, 3), (3, 4), (4,))), Plan(((3, 4), (4, 5)))], _linear_plan),
               **{**PRODUCT, "dtypes": FLOATS}),
 ]  # fmt: skip
 

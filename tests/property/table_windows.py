@@ -79,6 +79,7 @@ _CONV = [
 _TRANSPOSED = [
     _plan((2, 3, 5), (3, 4, 3), 4, stride=2, output_padding=1),
     _plan((2, 3, 4, 5), (3, 17, 3, 3), 17, padding=1),
+    _plan((2, 3, 6, 7), (3, 4, 3, 3), 4, stride=2, padding=1, output_padding=1),
     _plan((1, 4, 3, 4), (4, 2, 3, 2), 4, groups=2, stride=2, padding=(1, 0)),
     _plan((1, 2, 4, 3), (2, 3, 3, 2), 3, dilation=2),
     _plan((1, 2, 3, 3), (2, 3, 2, 2), 3, stride=3, dilation=2),

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from minigrad import Tensor
+from minigrad import Context, Tensor
+from minigrad.graph.node import Op, topological
 
 from .inputs import ALL, DOMAINS
+from .operation import Operation, as_tuple, make_case
 from .operations import OPERATIONS, ROWS, WAITING
 
 # What tells about a tensor, moves it, makes it from data, or steers the engine.
@@ -50,6 +52,31 @@ def test_every_operator_is_covered() -> None:
     }  # fmt: skip
     missing = sorted(given - covered - NOT_OPERATORS - attributes)
     assert not missing, f"no row of tests/property tests {', '.join(missing)}"
+
+
+# What no operation of Tensor is made of: exchanges of ranks, what the schedule makes of a SORT, and
+# symbolic extents. tests/parallel, "sort" and tests/tensor/test_symbolic.py test them.
+NOT_PRIMITIVES = {Op.COLLECTIVE, Op.DISTRIBUTE, Op.VARIABLE}
+
+
+def _primitives(operation: Operation, device: str) -> set[Op]:
+    """What some results of a row are made of, before they are computed."""
+    found: set[Op] = set()
+    for plan in operation.plans.edges[:3]:
+        for dtype in {operation.dtypes[0], operation.dtypes[-1]}:
+            case = make_case(operation, plan, dtype)
+            operands = (given.tensor(device) for given in case.inputs)
+            results = as_tuple(operation.call(*operands, **case.parameters))
+            found.update(node.op for node in topological([result.node for result in results]))
+    return found
+
+
+def test_every_primitive_is_covered(cpu: str) -> None:
+    """A member of `Op` that no row is made of is a hole in the harness, too."""
+    with Context(DEVICE=cpu):
+        covered = set().union(*(_primitives(operation, cpu) for operation in OPERATIONS))
+    missing = sorted(op.name for op in set(Op) - covered - NOT_PRIMITIVES)
+    assert not missing, f"no row of tests/property is made of Op.{', Op.'.join(missing)}"
 
 
 def test_no_row_waits() -> None:

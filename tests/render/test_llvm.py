@@ -10,14 +10,14 @@ import re
 
 import numpy as np
 import pytest
+from primitives import EITHER_ZERO, PRIMITIVES, VECTOR_MATH, arity, defined
 from property.compare import EXACT, Tolerance, difference
 from schedule.machine import MACHINES, run
 from schedule.programs import DEVICE, F32, Build, Inputs, graph_of
 
 from minigrad.dtype import DType, dtypes
-from minigrad.errors import DTypeError
 from minigrad.graph import build as g
-from minigrad.graph.node import BINARY, UNARY, Node, Op
+from minigrad.graph.node import Node, Op
 from minigrad.runtimes.reference import evaluate, numpy_dtype
 
 DTYPES = (
@@ -27,13 +27,7 @@ DTYPES = (
 )  # fmt: skip
 INTEGERS = tuple(dtype for dtype in DTYPES if dtype.is_int)
 # Vector math is written as polynomials: near, not exact. Its own tests say how near.
-POLYNOMIALS = {
-    Op.EXP, Op.EXP2, Op.LOG, Op.LOG2, Op.SIN, Op.COS, Op.TANH, Op.ERF, Op.POW, Op.ASIN, Op.ACOS,
-    Op.ATAN,
-}  # fmt: skip
 NEAR = Tolerance(ulps=8)
-PLAIN = [op for op in sorted(UNARY | BINARY, key=lambda op: op.value)
-         if op not in (Op.CAST, Op.BITCAST)]  # fmt: skip
 # Lengths around the widths of vectors of all dtypes.
 LENGTHS = (1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 31, 32, 33, 63, 64, 65, 127, 128, 129, 200)
 
@@ -88,7 +82,7 @@ def elementwise_build(op: Op, dtype: DType, count: int) -> Build:
     """A program of one operation on as many inputs as it takes."""
 
     def build(inputs: Inputs) -> list[Node]:
-        operands = [inputs(count, dtype=dtype) for _ in range(2 if op in BINARY else 1)]
+        operands = [inputs(count, dtype=dtype) for _ in range(arity(op))]
         return [g.elementwise(op, *operands)]
 
     return build
@@ -97,35 +91,25 @@ def elementwise_build(op: Op, dtype: DType, count: int) -> Build:
 def operand_values(op: Op, dtype: DType) -> dict[int, np.ndarray]:
     """All edges, or all pairs of them."""
     values = edges(dtype)
-    if op not in BINARY:
+    if arity(op) == 1:
         return {0: values}
     left, right = np.meshgrid(values, values)
     return {0: left.reshape(-1), 1: right.reshape(-1)}
 
 
-def defined(op: Op, dtype: DType) -> bool:
-    """Whether an operation exists for a dtype."""
-    try:
-        elementwise_build(op, dtype, 1)(Inputs())
-    except DTypeError:
-        return False
-    return True
-
-
-CASES = [(op, dtype) for op in PLAIN for dtype in DTYPES if defined(op, dtype)]
+CASES = [(op, dtype) for op in PRIMITIVES for dtype in DTYPES if defined(op, dtype)]
 
 
 def tolerance_of(op: Op) -> Tolerance:
     """Exact, but for vector math."""
-    return NEAR if op in POLYNOMIALS else EXACT
+    return NEAR if op in VECTOR_MATH else EXACT
 
 
 @pytest.mark.parametrize(("op", "dtype"), CASES, ids=lambda x: x.name.lower())
 def test_operations(op: Op, dtype: DType) -> None:
     values = operand_values(op, dtype)
     count = len(values[0])
-    # the larger of 0 and −0 may be either
-    signed = op not in (Op.MAXIMUM, Op.MINIMUM)
+    signed = op not in EITHER_ZERO
     check(elementwise_build(op, dtype, count), values, tolerance_of(op), zeros=signed)
 
 
@@ -135,11 +119,11 @@ def test_operations_on_other_processors(dtype: DType, machine: str) -> None:
     """All operations on one dtype in one program; every processor has its own instructions."""
     values = operand_values(Op.ADD, dtype)
     count = len(values[0])
-    exact = [op for op in PLAIN if op not in POLYNOMIALS and defined(op, dtype)]
+    exact = [op for op in PRIMITIVES if op not in VECTOR_MATH and defined(op, dtype)]
 
     def build(inputs: Inputs) -> list[Node]:
         x, y = inputs(count, dtype=dtype), inputs(count, dtype=dtype)
-        return [g.elementwise(op, x, y) if op in BINARY else g.elementwise(op, x) for op in exact]
+        return [g.elementwise(op, *(x, y)[: arity(op)]) for op in exact]
 
     check(build, values, EXACT, machine, zeros=False)
 

@@ -291,3 +291,11 @@ def test_a_draw_or_a_seed_computes_nothing_that_nobody_wants(on_device):
     assert Tensor.rand(4).tolist() == first
     assert kept.tolist() == wanted
     assert whole.shape == (1 << 20, 1 << 20)
+
+
+def test_dropout_keeps_the_mean(on_device):
+    with Tensor.train():
+        Tensor.manual_seed(0)
+        kept = Tensor.ones(20000).dropout(0.25).numpy()
+    assert set(np.unique(kept)) <= {0.0, np.float32(1 / 0.75)}
+    assert abs(kept.mean() - 1) < 0.02

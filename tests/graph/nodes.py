@@ -1,0 +1,22 @@
+"""Nodes that the tests of rules begin with, in float32 on REF unless told otherwise."""
+
+from __future__ import annotations
+
+from devices import REFERENCE
+
+from minigrad.dtype import dtypes
+from minigrad.graph import build
+from minigrad.graph.simplify import simplify
+
+
+def leaf(slot, dtype=dtypes.float32, shape=(3,)):
+    return build.buffer(slot, dtype, tuple(shape), REFERENCE)
+
+
+def number(value, dtype=dtypes.float32, shape=(3,)):
+    return build.const(value, dtype, tuple(shape), REFERENCE)
+
+
+def one(node):
+    (result,) = simplify([node])
+    return result

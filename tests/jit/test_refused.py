@@ -1,0 +1,226 @@
+"""A replay that cannot do what the function would have done says so."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from jit.arrays import data
+
+from minigrad import Tensor, Variable, jit
+from minigrad.errors import JitError
+
+
+def captured_sum(device):
+    step = jit(lambda x, scale=1: x.sum() * scale)
+    for _ in range(3):
+        assert step(Tensor([1.0, 2.0], device=device)).item() == 3
+    return step
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: Tensor([1.0, 2.0, 3.0]), r"input 0 of \(2\) float32.*called with \(3\)"),
+        (lambda: Tensor([1.0]) + 1, r"input 0 of \(2\) float32"),
+        (lambda: Tensor([1, 2]), "float32.*int32"),
+        (lambda: Tensor([[1.0, 2.0]]), r"\(1, 2\)"),
+        (lambda: [Tensor([1.0, 2.0])], r"arguments .*called with .*\[Tensor\]"),
+        (lambda: None, "arguments"),
+    ],
+)  # fmt: skip
+def test_other_arguments(on_device, make, words):
+    step = captured_sum(on_device)
+    with pytest.raises(JitError, match=words):
+        step(make())
+    assert step(Tensor([2.0, 2.0])).item() == 4
+
+
+def test_wrong_arguments_right_after_the_capture(on_device):
+    step = jit(lambda x: x + 1)
+    for _ in range(2):
+        step(Tensor([1.0]))
+    with pytest.raises(JitError, match="arguments"):
+        step(None)
+
+
+def test_other_python_values(on_device):
+    step = jit(lambda x, scale: x * scale)
+    for _ in range(3):
+        step(Tensor([1.0]), 2)
+    for other in (3, 2.0, True, None, "2"):
+        with pytest.raises(JitError, match=r"2.*reset"):
+            step(Tensor([1.0]), other)
+    with pytest.raises(JitError, match="arguments"):
+        step(Tensor([1.0]))
+    with pytest.raises(JitError, match="arguments"):
+        step(Tensor([1.0]), scale=2)
+    signed = jit(lambda x, scale: x / scale)
+    for _ in range(3):
+        signed(Tensor([1.0]), 0.0)
+    with pytest.raises(JitError, match=r"-0\.0"):
+        signed(Tensor([1.0]), -0.0)
+
+
+def test_another_device(compiled, other):
+    step = captured_sum(compiled)
+    with pytest.raises(JitError, match=rf"on {compiled}.*on {other}"):
+        step(Tensor([1.0, 2.0], device=other))
+
+
+def test_arrays_and_objects(on_device):
+    step = jit(lambda x, array: x)
+    step(Tensor([1.0]), np.ones(3))
+    with pytest.raises(JitError, match=r"ndarray.*Tensor"):
+        step(Tensor([1.0]), np.ones(3))
+    other = jit(lambda x: SimpleNamespace(x=x))
+    other(Tensor([1.0]))
+    with pytest.raises(JitError, match="SimpleNamespace"):
+        other(Tensor([1.0]))
+
+
+READS = {
+    "item": lambda x: x.sum().item(), "numpy": lambda x: x.numpy(), "list": lambda x: x.tolist(),
+    "bool": lambda x: bool(x.sum() > 0), "float": lambda x: float(x.sum()),
+    "data": lambda x: bytes(x.data()), "realized": lambda x: x.sum().realize().item(),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", READS)
+def test_reading_inside(on_device, name):
+    def step(x):
+        READS[name](x)
+        return x + 1
+
+    captured = jit(step)
+    captured(Tensor([1.0, 2.0]))
+    for _ in range(2):
+        with pytest.raises(JitError, match="reads a value inside a captured step"):
+            captured(Tensor([1.0, 2.0]))
+    assert not captured.captured
+    assert Tensor([1.0]).item() == 1.0
+
+
+def test_zeros_made_inside(on_device):
+    @jit
+    def step(x):
+        kept = Tensor.zeros(3, requires_grad=True)
+        (kept * x).sum().backward()
+        return kept.grad + kept.detach()
+
+    for number in range(5):
+        assert step(Tensor([1.0, 2.0, number])).tolist() == [1.0, 2.0, number]
+
+
+def test_host_writes_inside(on_device):
+    known = Tensor([1.0]).realize()
+
+    @jit
+    def step(x):
+        known.set_data([2.0])
+        return x + known
+
+    step(Tensor([1.0]))
+    with pytest.raises(JitError, match="writes data of the host"):
+        step(Tensor([1.0]))
+
+    unseen = Tensor.zeros(1, requires_grad=True)  # has a value, though no memory yet
+
+    @jit
+    def first_written(x):
+        if first_written.ready:
+            unseen.set_data([2.0])
+        return x + 1
+
+    first_written.ready = False
+    first_written(Tensor([1.0]))
+    first_written.ready = True
+    with pytest.raises(JitError, match="writes data of the host"):
+        first_written(Tensor([1.0]))
+
+    @jit
+    def seeded(x):
+        Tensor.manual_seed(3)
+        return x + Tensor.rand(1)
+
+    seeded(Tensor([1.0]))
+    with pytest.raises(JitError, match="writes data of the host"):
+        seeded(Tensor([1.0]))
+
+
+def test_a_written_input_given_twice(on_device):
+    @jit
+    def step(x, y):
+        x.assign(x + y)
+
+    x, y = Tensor([1.0]).realize(), Tensor([2.0]).realize()
+    step(x, y)
+    z = Tensor([5.0]).realize()
+    with pytest.raises(JitError, match="input 0, which is given twice"):
+        step(z, z)
+    step(x, y)
+    step(x, y)
+    with pytest.raises(JitError, match="input 0, which is given twice"):
+        step(z, z)
+    assert z.item() == 5 and x.item() == 7
+
+
+def test_a_written_tensor_that_is_an_input_too(on_device):
+    total = Tensor([1.0]).realize()
+
+    @jit
+    def step(x):
+        total.assign(total + x)
+
+    step(total)
+    with pytest.raises(JitError, match="input 0 and that it also uses"):
+        step(total)
+    total.assign(Tensor([1.0])).realize()
+    for _ in range(3):
+        step(Tensor([1.0]))
+    assert total.item() == 4
+
+
+def test_a_replaced_tensor(on_device):
+    state = SimpleNamespace(x=Tensor([1.0]).realize())
+
+    @jit
+    def step():
+        state.x = (state.x + 1).realize()
+
+    step()
+    with pytest.raises(JitError, match="puts another in its place"):
+        step()
+
+
+def test_an_unknown_variable(on_device):
+    position = Variable("pos", 0, 7)
+    state = SimpleNamespace(pos=position.bind(1))
+    x = Tensor(data(8)).realize()
+    step = jit(lambda y: y + x[state.pos : state.pos + 1].sum())
+    step(Tensor([1.0]))
+    with pytest.raises(JitError, match="bound variable pos"):
+        step(Tensor([1.0]))
+
+
+@pytest.mark.parametrize("turn", [1, 2])
+def test_exceptions_inside(on_device, turn):
+    calls = []
+
+    @jit
+    def step(x):
+        calls.append(1)
+        result = (x + 1).realize()
+        if len(calls) == turn:
+            raise RuntimeError("an accident")
+        return result * 2
+
+    for number in range(1, 6):
+        if number == turn:
+            with pytest.raises(RuntimeError, match="an accident"):
+                step(Tensor([1.0]))
+            assert Tensor([3.0]).item() == 3.0
+        else:
+            assert step(Tensor([float(number)])).item() == 2 * number + 2
+    assert step.captured

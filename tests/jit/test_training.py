@@ -1,0 +1,211 @@
+"""Captured training steps: optimizers, gradients, random numbers."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from jit.arrays import data, same
+
+from minigrad import GlobalCounters, Tensor, jit, nn
+from minigrad.errors import GradientError, JitError
+
+# ---- training ------------------------------------------------------------------------------------
+
+OPTIMIZERS = {
+    "sgd": lambda params: nn.optim.SGD(params, lr=0.1),
+    "momentum": lambda params: nn.optim.SGD(params, lr=0.1, momentum=0.9, weight_decay=0.01),
+    "adamw": lambda params: nn.optim.AdamW(params, lr=0.05),
+}
+
+
+def training(optimizer_name, captured):
+    """Losses and parameters of eight steps with changing learning rates."""
+    noise = np.random.default_rng(1)
+    w = Tensor(noise.normal(size=(6, 3)).astype(np.float32))
+    b = Tensor(np.zeros(3, np.float32))
+    optimizer = OPTIMIZERS[optimizer_name]([w, b])
+
+    def step(x, y):
+        optimizer.zero_grad()
+        loss = (x @ w + b).tanh().sub(y).square().mean()
+        loss.backward()
+        optimizer.step()
+        return loss.realize()
+
+    run = jit(step) if captured else step
+    losses, gradients = [], []
+    for number in range(8):
+        if number % 2:
+            optimizer.set_lr(0.1 / (number + 1))
+        else:
+            optimizer.lr.assign(0.05 * (number + 1))
+        x, y = noise.normal(size=(5, 6)), noise.normal(size=(5, 3))
+        losses.append(run(Tensor(x.astype(np.float32)), Tensor(y.astype(np.float32))))
+        gradients.append(w.grad.numpy())
+    return [loss.item() for loss in losses], gradients, w.numpy(), b.numpy()
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_training_steps(on_device, name):
+    ours, wanted = training(name, True), training(name, False)
+    for a, b in zip(ours, wanted, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+
+
+def test_one_native_call_per_step(monkeypatch):
+    from minigrad.runtimes.cpu_pool import Pool
+    from minigrad.runtimes.cpu_replay import CpuReplay
+
+    w = Tensor(data(6, 3))
+    optimizer = nn.optim.AdamW([w], lr=0.01)
+
+    @jit
+    def step(x, y):
+        optimizer.zero_grad()
+        loss = (x @ w).cross_entropy(y)
+        loss.backward()
+        optimizer.step()
+        return loss.realize()
+
+    batches = [(Tensor(data(5, 6)), Tensor([0, 1, 2, 1, 0])) for _ in range(12)]
+    calls = []
+    run, prepare = Pool.run, CpuReplay._prepare
+
+    def run_counting(pool, *args):
+        calls.append("of a program")
+        run(pool, *args)
+
+    def prepare_counting(replay):
+        prepare(replay)
+        native = replay.native
+        replay.native = lambda: calls.append("of a replay") or native()
+
+    monkeypatch.setattr(Pool, "run", run_counting)
+    monkeypatch.setattr(CpuReplay, "_prepare", prepare_counting)
+    for x, y in batches[:2]:
+        step(x, y)
+    assert calls
+    calls.clear()
+    names = ("programs_compiled", "programs_scheduled", "kernels_lowered", "kernels_rendered",
+             "kernels_compiled", "cache_hits")  # fmt: skip
+    before = [getattr(GlobalCounters, name) for name in names]
+    for number, (x, y) in enumerate(batches[2:], 1):
+        started = GlobalCounters.program_calls
+        loss = step(x, y)
+        assert GlobalCounters.program_calls == started + 1
+        assert calls == ["of a replay"] * number
+        assert np.isfinite(loss.item())
+    assert [getattr(GlobalCounters, name) for name in names] == before
+
+
+@pytest.mark.parametrize("where", ["inside", "outside"])
+def test_gradients_are_the_newest(on_device, where):
+    w = Tensor([1.0, 2.0], requires_grad=True)
+
+    def step(x):
+        if where == "inside":
+            w.grad = None
+        (w * x).sum().backward()
+
+    captured = jit(step)
+    for number in range(5):
+        if where == "outside":
+            w.grad = None
+        captured(Tensor([float(number), 1.0]))
+        assert w.grad.tolist() == [number, 1.0]
+
+
+def test_gradients_that_are_results(on_device):
+    w = Tensor([1.0, 2.0], requires_grad=True)
+
+    @jit
+    def step(x):
+        w.grad = None
+        (w * x).sum().backward()
+        return w.grad
+
+    results = []
+    for number in range(5):
+        results.append(step(Tensor([float(number), 1.0])))
+        assert w.grad.tolist() == [number, 1.0]
+    assert [result.tolist() for result in results] == [[n, 1.0] for n in range(5)]
+
+
+def test_gradients_of_inputs(on_device):
+    @jit
+    def step(x, y):
+        return (x * y).sum().gradient(x)[0]
+
+    for _ in range(4):
+        x, y = data(3), data(3)
+        same(step(Tensor(x), Tensor(y)), y)
+
+
+def test_gradients_that_add_up_are_refused(on_device):
+    w = Tensor([1.0, 2.0], requires_grad=True)
+
+    @jit
+    def step(x):
+        (w * x).sum().backward()
+        return w.grad
+
+    step(Tensor([1.0, 1.0]))
+    with pytest.raises(JitError, match="zero_grad"):
+        step(Tensor([1.0, 1.0]))
+    w.grad = None
+    step(Tensor([1.0, 1.0]))
+    w.grad = None
+    assert step(Tensor([2.0, 3.0])).tolist() == [2, 3]
+    with pytest.raises(JitError, match="zero_grad"):
+        step(Tensor([1.0, 1.0]))
+
+
+def test_no_gradient_flows_through_a_replay(on_device):
+    w = Tensor([1.0, 2.0], requires_grad=True)
+    step = jit(lambda x: (w * x).sum().realize())
+    for _ in range(2):
+        w.grad = None
+        step(Tensor([3.0, 4.0])).backward()
+        assert w.grad.tolist() == [3, 4]
+    loss = step(Tensor([3.0, 4.0]))
+    with pytest.raises(GradientError):
+        loss.backward()
+
+
+# ---- random numbers ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["rand", "randn", "dropout", "several"])
+def test_random_numbers(on_device, kind):
+    def step(x):
+        if kind == "dropout":
+            return x.dropout(0.4)
+        if kind == "several":
+            first = (x + Tensor.rand(64)).realize()
+            return first, Tensor.rand(64), Tensor.randint(64, high=100)
+        return x + getattr(Tensor, kind)(64)
+
+    def run(function):
+        drawn = []
+        with Tensor.train():
+            for number in range(6):
+                if number in (0, 4):
+                    Tensor.manual_seed(number)
+                result = function(Tensor.ones(64))
+                results = result if isinstance(result, tuple) else (result,)
+                drawn.append([tensor.numpy() for tensor in results])
+                drawn.append([Tensor.rand(2).numpy()])
+        return drawn
+
+    for ours, wanted in zip(run(jit(step)), run(step), strict=True):
+        for a, b in zip(ours, wanted, strict=True):
+            np.testing.assert_array_equal(a, b)
+
+
+def test_training_mode_is_part_of_the_key(on_device):
+    step = jit(lambda x: x.dropout(0.5))
+    x = Tensor.ones(200)
+    for _ in range(4):
+        assert step(x).tolist() == [1.0] * 200
+        with Tensor.train():
+            assert set(step(x).tolist()) == {0.0, 2.0}

@@ -1,0 +1,204 @@
+"""Memory that a step of `@jit` updates, and what is freed with it."""
+
+from __future__ import annotations
+
+import gc
+from types import SimpleNamespace
+
+import numpy as np
+from jit.arrays import data, same
+
+from minigrad import GlobalCounters, Tensor, jit, nn
+
+# ---- memory that the step updates ----------------------------------------------------------------
+
+
+def test_updates_of_what_is_closed_over(on_device):
+    total, count = Tensor(np.zeros(3, np.float32)), Tensor(0)
+
+    @jit
+    def step(x):
+        total.assign(total * 0.5 + x)
+        count.assign(count + 1)
+        return total.sum()
+
+    wanted = np.zeros(3, np.float32)
+    for number in range(1, 7):
+        x = data(3)
+        wanted = wanted * np.float32(0.5) + x
+        same(step(Tensor(x)), wanted.sum())
+        same(total, wanted)
+        assert count.item() == number
+
+
+def test_updates_of_a_tensor_without_memory(on_device):
+    total = Tensor.zeros(3)
+
+    @jit
+    def step(x):
+        total.assign(total * 0.5 + x)
+
+    wanted = np.zeros(3, np.float32)
+    for _ in range(5):
+        x = data(3)
+        wanted = wanted * np.float32(0.5) + x
+        step(Tensor(x))
+    same(total, wanted)
+
+
+def test_updates_of_inputs(on_device):
+    @jit
+    def step(x, y):
+        x.assign(x + y)
+        return x * 2
+
+    for _ in range(5):
+        x, y = data(4), data(4)
+        tensor = Tensor(x).realize()
+        same(step(tensor, Tensor(y)), (x + y) * 2)
+        same(tensor, x + y)
+
+
+def test_updates_through_views(on_device):
+    table = Tensor(np.zeros((4, 3), np.float32)).realize()
+
+    @jit
+    def step(x):
+        table[1:3] = x
+        return table.sum()
+
+    for _ in range(5):
+        x = data(2, 3)
+        same(step(Tensor(x)), x.sum())
+        same(table[1:3], x)
+
+
+def test_lazy_tensors_see_old_values(on_device):
+    total = Tensor(np.zeros(3, np.float32)).realize()
+
+    @jit
+    def step(x):
+        total.assign(total + x)
+
+    for number in range(6):
+        before = total * 10
+        snapshot = total.clone()
+        step(Tensor(np.ones(3, np.float32)))
+        same(before, [number * 10.0] * 3)
+        same(snapshot, [float(number)] * 3)
+        same(total, [number + 1.0] * 3)
+
+
+def test_lazy_tensors_outlive_replays(on_device):
+    total = Tensor([1.0]).realize()
+    lazy = []
+
+    @jit
+    def step():
+        total.assign(total * 2)
+
+    for _ in range(6):
+        lazy.append(total + 0.5)
+        step()
+    assert [tensor.item() for tensor in lazy] == [2.0**n + 0.5 for n in range(6)]
+
+
+def test_lazy_readers_of_inputs(on_device):
+    @jit
+    def step(x):
+        x.assign(x + 1)
+
+    x = Tensor([1.0, 2.0]).realize()
+    for number in range(5):
+        before, snapshot = x * 3, x.clone()
+        step(x)
+        same(before, [3 + 3.0 * number, 6 + 3.0 * number])
+        same(snapshot, [1.0 + number, 2.0 + number])
+
+
+def test_a_lazy_tensor_that_the_step_reads(on_device):
+    weight = Tensor([2.0]).realize()
+    lazy = weight * 10
+    step = jit(lambda x: x + lazy)
+    for number in range(5):
+        assert step(Tensor([1.0])).item() == 21
+        if number == 2:
+            weight.assign(weight + 1).realize()
+
+
+def test_pending_writes(on_device):
+    scale = Tensor([1.0]).realize()
+    step = jit(lambda x: x * scale)
+    for number in range(1, 6):
+        scale.assign(Tensor([float(number)]))
+        assert step(Tensor([3.0])).item() == 3 * number
+
+
+def test_set_data_between_replays(on_device):
+    scale = Tensor(1.0)
+    step = jit(lambda x: x * scale)
+    for number in range(1, 6):
+        scale.set_data(float(number))
+        assert step(Tensor([3.0])).item() == 3 * number
+
+
+def test_what_is_left_behind_is_renewed(on_device):
+    state = SimpleNamespace()
+
+    @jit
+    def step(x):
+        state.input, state.lazy = x, x * 3
+        state.result = x + 1
+        return state.result
+
+    results = []
+    for number in range(5):
+        x = Tensor([float(number)]).realize()
+        results.append(step(x))
+        assert state.lazy.item() == 3 * number
+        assert state.result.item() == number + 1
+        assert state.input.item() == number
+    assert [result.item() for result in results] == [1, 2, 3, 4, 5]
+
+
+# ---- memory --------------------------------------------------------------------------------------
+
+
+def test_memory_stays():
+    w = Tensor(data(64, 64))
+    optimizer = nn.optim.SGD([w], lr=0.01)
+
+    @jit
+    def step(x):
+        optimizer.zero_grad()
+        loss = (x @ w).square().mean()
+        loss.backward()
+        optimizer.step()
+        return loss.realize()
+
+    used = []
+    for number in range(300):
+        step(Tensor(data(8, 64))).item()
+        if number >= 100:
+            used.append(GlobalCounters.mem_used)
+    assert len(set(used)) == 1
+
+
+def test_a_step_and_its_memory_are_gone_at_once(on_device) -> None:
+    """Nothing that a captured step with checked indices holds waits for the garbage collector."""
+
+    def run() -> None:
+        table = Tensor.rand(1000, 64).realize()
+        step = jit(lambda index: table[index].sum())
+        for _ in range(3):
+            step(Tensor([1, 2, 3]).realize()).item()
+
+    run()
+    gc.collect()
+    gc.disable()
+    try:
+        before = GlobalCounters.mem_used
+        run()
+        assert GlobalCounters.mem_used == before
+    finally:
+        gc.enable()

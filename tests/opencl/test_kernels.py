@@ -1,0 +1,155 @@
+"""Reductions, products and what data addresses: an OpenCL device agrees with REF."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from devices import REFERENCE
+from opencl.agreement import agree, node, numbers, values
+
+from minigrad import dtypes
+from minigrad.device import Device
+from minigrad.graph import build
+from minigrad.runtimes.reference import numpy_dtype
+
+pytest.importorskip("pyopencl")
+
+
+# ---- rows ----
+
+
+def test_softmax_and_layer_norm_pass_rows_through_scratch(device):
+    def normalized(x, w):
+        return [x.softmax(-1), x.layernorm() * w, x.log_softmax(-1).sum(0)]
+
+    agree(normalized, device, numbers(37, 65), numbers(65))
+
+
+def test_long_rows_live_in_slices_of_one_buffer(device):
+    """More rows than work-items have slices: they take strides."""
+    runtime = Device[device]
+    rows, length = 300, 3000
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("minigrad.runtimes.opencl.SCRATCH_BYTES", 40 * 4 * length)
+        agree(lambda x: (x * 2).softmax(-1), device, numbers(rows, length))
+    assert any("get_global_size" in one.source.text for one in runtime._kernels.values())
+
+
+def test_reductions_of_every_kind(device):
+    whole = numbers(6, 50, dtype="int32")
+    agree(lambda x, y: [x.sum(0), x.max(1), x.prod(0), y.max(1), (y > 0).sum()], device, whole,
+          numbers(6, 50))  # fmt: skip
+    with_nan = numbers(5, 40)
+    with_nan[2, 7] = np.nan
+    agree(lambda x: [x.max(1), x.min(0), x.sum(1)], device, with_nan)
+
+
+def test_a_long_sum_is_cut_in_two(device):
+    agree(lambda x: [x.sum(), x.mean(), x.max()], device, numbers(1 << 17))
+
+
+@pytest.mark.parametrize("count", [1025, 1032, 1500, 2049, 4099, (1 << 17) + 9])
+def test_every_term_of_a_long_sum_counts(device, count):
+    """Whole numbers, whose sums are exact: also those after the last whole vector of a level."""
+    whole = numbers(3, count, dtype="int32").astype(np.float32)
+    for x in (whole, whole.T.copy(), whole[0], whole.astype(np.float16)):
+        agree(lambda x: [x.sum(0), x.sum(-1), (x * x).sum()], device, x, tolerance=0)
+    agree(lambda x: [x @ x.T, x[:1] @ x.T, x.softmax(-1)], device, whole, tolerance=2e-7)
+
+
+def test_cumulative_sums_and_places_of_maxima(device):
+    agree(lambda x: [x.cumsum(1), x.argmax(1), x.argmin(0)], device, numbers(7, 33))
+
+
+# ---- contractions ----
+
+
+def test_products_with_tails_transposes_and_an_epilogue(device):
+    def products(x, w, b):
+        return [(x @ w + b).gelu(), x.T @ x, (w.T @ x.T).relu()]
+
+    agree(products, device, numbers(50, 37), numbers(37, 29), numbers(29), tolerance=1e-5)
+
+
+def test_batched_products_and_attention(device):
+    def attention(q, k, v):
+        return [q @ k.transpose(-2, -1), q.scaled_dot_product_attention(k, v, is_causal=True)]
+
+    agree(attention, device, *(numbers(2, 3, 19, 16, seed=s) for s in range(3)), tolerance=1e-5)
+
+
+@pytest.mark.parametrize("columns", [3, 7, 8, 16, 23, 32, 47, 70])
+def test_values_of_any_width_that_may_not_be_finite(device, columns):
+    """Masked products look at all lanes of a vector at once, of whatever length it is."""
+
+    def attention(x, y):
+        masked = [t.scaled_dot_product_attention(t, t, is_causal=True) for t in (x, y)]
+        return [t.layernorm(-1, eps=0.1) for t in masked]
+
+    x, y = numbers(3, 8, columns), numbers(3, 8, columns, seed=1)
+    y[:, 5, columns - 1] = np.inf
+    y[1, 6, 0] = np.nan
+    agree(attention, device, x, y, tolerance=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(200, 5, 16), (384, 8, 65), (256, 31, 128)])
+def test_a_last_tile_of_rows_that_begins_at_a_computed_place(device, shape):
+    rows, depth, columns = shape
+    agree(lambda x, y: x.transpose(0, 1) @ y, device, numbers(depth, rows), numbers(depth, columns))
+
+
+def test_rests_of_wide_tiles_and_sums_of_few_rows(device):
+    """Columns that are no multiple of two vectors; a matrix that is read once, by long vectors."""
+    for columns in (1, 7, 31, 33, 47, 65):
+        agree(lambda x, w: (x @ w).gelu(), device, numbers(20, 40), numbers(40, columns),
+              tolerance=1e-5)  # fmt: skip
+    agree(lambda x, w: x @ w.T, device, numbers(1, 700), numbers(900, 700), tolerance=1e-5)
+
+
+def test_padded_operands_of_a_product_are_read_under_guards(device):
+    agree(lambda x, w: x.pad((2, 1, 1, 0)) @ w.flip(0), device, numbers(20, 30), numbers(33, 13),
+          tolerance=1e-5)  # fmt: skip
+
+
+def test_products_of_half_precision_accumulate_in_float32(device):
+    x, w = numbers(33, 129, dtype="float16"), numbers(129, 20, dtype="float16")
+    agree(lambda x, w: x @ w, device, x, w, tolerance=1e-3)
+
+
+# ---- addressed by data ----
+
+
+def test_gather_reads_zero_out_of_range(device):
+    results = []
+    for name in (device, REFERENCE):
+        x = node(numbers(8, 5), dtypes.float32, name)
+        roots = []
+        for dtype in (dtypes.int8, dtypes.int32, dtypes.int64, dtypes.uint64):
+            edges = [dtype.minimum, dtype.maximum, 0, 7, 8, dtype.maximum - 2]
+            index = np.repeat(np.array(edges, numpy_dtype(dtype))[:, None], 5, 1)
+            roots.append(build.gather(x, node(index, dtype, name), 0))
+        results.append(values(roots))
+    for got, wanted in zip(*results, strict=True):
+        np.testing.assert_array_equal(got, wanted)
+
+
+def test_scatter_adds_in_order_and_writes_nothing_out_of_range(device):
+    where = np.random.default_rng(1).integers(-2, 12, (40, 6)).astype(np.int32)
+    results = []
+    for name in (device, REFERENCE):
+        base, x = (node(numbers(n, 6), dtypes.float32, name) for n in (10, 40))
+        index = node(where, dtypes.int32, name)
+        swapped = [build.permute(n, (1, 0)) for n in (base, index, x)]
+        roots = [build.scatter_add(base, index, x, 0), build.scatter_add(*swapped, 1)]
+        results.append(values(roots))
+    for got, wanted in zip(*results, strict=True):
+        np.testing.assert_array_equal(got, wanted)  # bit for bit: the same order
+
+
+def test_embedding_and_its_gradient(device):
+    def gradient(table, ids):
+        table.requires_grad = True
+        picked = table[ids]
+        return [picked, (picked * picked).sum().gradient(table)[0]]
+
+    agree(gradient, device, numbers(11, 4), np.array([[0, 3, 3], [10, 0, 3]], np.int32))

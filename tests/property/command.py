@@ -1,0 +1,64 @@
+"""The command line of random programs: one seed in full, or many with statistics."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Callable
+from typing import NoReturn
+
+from minigrad import Device
+
+PROGRESS = 250  # programs between two lines that say how far it is
+
+
+def parser_of(module: str, about: str | None) -> argparse.ArgumentParser:
+    """The options that all random programs have; `module` may add its own."""
+    parser = argparse.ArgumentParser(
+        prog=f"python -m tests.property.{module}",
+        description=about,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--seed", type=int, default=0, help="seed of the (first) program")
+    parser.add_argument("--count", type=int, help="how many programs")
+    parser.add_argument("--device", default=Device.DEFAULT)
+    return parser
+
+
+def count_failures(title: str, seeds: range, check: Callable[[int], str | None]) -> int:
+    """Check the program of each seed and print what is wrong; gives how many failed."""
+    failed, start = 0, time.perf_counter()
+    for done, seed in enumerate(seeds, 1):
+        failure = check(seed)
+        if failure:
+            failed += 1
+            print(failure, flush=True)
+        if done % PROGRESS == 0 or done == len(seeds):
+            seconds = time.perf_counter() - start
+            print(f"{title}, seeds {seeds.start} … {seed}: {seconds:.1f} s, {failed} failed",
+                  flush=True)  # fmt: skip
+    return failed
+
+
+def run_command(
+    given: argparse.Namespace,
+    title: str,
+    script: Callable[[int], str],
+    check: Callable[[int], str | None],
+    statistics: Callable[[], None],
+) -> NoReturn:
+    """What the options ask for; exits with 1 where a program fails.
+
+    script: the text of a seed's program. check: what is wrong with it, or None. statistics: prints
+    what `check` has counted.
+    """
+    title = f"{title} on {given.device}"
+    if given.count is not None:
+        failed = count_failures(title, range(given.seed, given.seed + given.count), check)
+        statistics()
+        sys.exit(1 if failed else 0)
+    print(script(given.seed))
+    failure = check(given.seed)
+    print(failure or f"{title}, seed {given.seed}: right")
+    sys.exit(1 if failure else 0)
