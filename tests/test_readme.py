@@ -29,10 +29,10 @@ from devices import CPU
 
 from minigrad.graph.canonical import canonicalize
 from minigrad.graph.node import topological
-from minigrad.loops.target import Target
 from minigrad.runtimes.cpu_kernels import Kernels
 from minigrad.runtimes.jit_compiler import Compiler, host_compiler
 from minigrad.settings import DEFAULTS, Context
+from minigrad.target import Target
 
 ROOT = Path(__file__).resolve().parent.parent
 FRONT, INSIDE = ROOT / "README.md", ROOT / "minigrad" / "README.md"
