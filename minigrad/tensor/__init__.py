@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from minigrad.tensor.decompositions import Decompositions
+from minigrad.linalg import Decompositions
 from minigrad.tensor.modes import no_grad
 
 __all__ = ["Tensor", "no_grad"]
