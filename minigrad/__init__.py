@@ -8,7 +8,7 @@ _checkout = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 if os.path.exists(os.path.join(_checkout, "setup.py")):
     __path__.append(_checkout)
 
-from minigrad import nn  # noqa: E402
+from minigrad import linalg, nn  # noqa: E402
 from minigrad.device import Device  # noqa: E402
 from minigrad.dtype import dtypes  # noqa: E402
 from minigrad.graph.variable import Variable  # noqa: E402
@@ -16,6 +16,10 @@ from minigrad.jit import jit  # noqa: E402
 from minigrad.program import GlobalCounters  # noqa: E402
 from minigrad.settings import Context, getenv  # noqa: E402
 from minigrad.tensor import Tensor  # noqa: E402
+
+# Linear algebra repeats captured steps: it stands above `jit`, which is made of tensors.
+for _method in (linalg.qr, linalg.svd):
+    setattr(Tensor, _method.__name__, _method)
 
 __version__ = "0.1.0"
 __all__ = [

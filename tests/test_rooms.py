@@ -28,8 +28,9 @@ ROOMS: tuple[tuple[str, ...], ...] = (
         "minigrad.collective", "minigrad.compile",
     ),
     ("minigrad.runtimes",),
-    ("minigrad.tensor", "minigrad.jit", "minigrad.linalg"),
-    ("minigrad.nn", "minigrad.array_api", "minigrad.einops"),
+    ("minigrad.tensor",),
+    ("minigrad.jit",),
+    ("minigrad.linalg", "minigrad.nn", "minigrad.array_api", "minigrad.einops"),
     ("minigrad",),  # the front door, which names what users import
     ("minigrad.models",),
 )

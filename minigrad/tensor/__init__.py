@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from minigrad.linalg import Decompositions
+from typing import TYPE_CHECKING, Self
+
+from minigrad.tensor.loss import Loss
 from minigrad.tensor.modes import no_grad
 
 __all__ = ["Tensor", "no_grad"]
 
 
-class Tensor(Decompositions):
+class Tensor(Loss):
     """An array of one dtype on one device, computed when its values are needed.
 
     Operations only record what is to be done; `realize`, `numpy`, `item` and the like compile and
@@ -22,3 +24,11 @@ class Tensor(Decompositions):
     """
 
     __slots__ = ()
+
+    if TYPE_CHECKING:  # set by minigrad/__init__.py: minigrad/linalg.py stands above `jit`
+
+        def qr(self, mode: str = "reduced") -> tuple[Self, Self]:
+            """See `minigrad.linalg.qr`."""
+
+        def svd(self, full_matrices: bool = True) -> tuple[Self, Self, Self]:
+            """See `minigrad.linalg.svd`."""
