@@ -3,32 +3,31 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any, Self
 
 from minigrad.dtype import promote
 from minigrad.errors import DTypeError, ShapeError
-from minigrad.graph.node import Node
 from minigrad.tensor.broadcasting import Scalar, show
-from minigrad.tensor.functions import Functions
+from minigrad.tensor.methods import Methods
 
 _KINDS = "buif"  # bool < integers < floats: an in-place result may not rise in this order
 
 
-def _tanh_gelu_rule(node: Node, g: Node) -> list[Node | None]:
-    x, scale = Functions._of(node.src[1]), math.sqrt(2 / math.pi)
+def _tanh_gelu_rule(g: Any, value: Any, x: Any) -> Sequence[Any]:
+    scale = math.sqrt(2 / math.pi)
     bent = ((x + x * x * x * 0.044715) * scale).tanh()
     inside = (x * x * (3 * 0.044715) + 1) * (0.5 * scale)
-    return [(Functions._of(g) * ((bent + 1) * 0.5 + x * (1 - bent * bent) * inside)).node]
+    return [g * ((bent + 1) * 0.5 + x * (1 - bent * bent) * inside)]
 
 
-def _erf_gelu_rule(node: Node, g: Node) -> list[Node | None]:
-    x = Functions._of(node.src[1])
+def _erf_gelu_rule(g: Any, value: Any, x: Any) -> Sequence[Any]:
     below = ((x * math.sqrt(0.5)).erf() + 1) * 0.5
     density = (x * x * -0.5).exp() * math.sqrt(0.5 / math.pi)
-    return [(Functions._of(g) * (below + x * density)).node]
+    return [g * (below + x * density)]
 
 
-class Activations(Functions):
+class Activations(Methods):
     """Activations of neural networks; `+=` and its kind."""
 
     __slots__ = ()
@@ -143,13 +142,13 @@ class Activations(Functions):
             )
         return self.assign(result)
 
-    def __iadd__(self, other: Any) -> Self:  # type: ignore[misc]
+    def __iadd__(self, other: Any) -> Self:
         return self._in_place("+", self + other)
 
-    def __isub__(self, other: Any) -> Self:  # type: ignore[misc]
+    def __isub__(self, other: Any) -> Self:
         return self._in_place("-", self - other)
 
-    def __imul__(self, other: Any) -> Self:  # type: ignore[misc]
+    def __imul__(self, other: Any) -> Self:
         return self._in_place("*", self * other)
 
     def __itruediv__(self, other: Any) -> Self:
@@ -158,23 +157,23 @@ class Activations(Functions):
     def __ifloordiv__(self, other: Any) -> Self:
         return self._in_place("//", self // other)
 
-    def __imod__(self, other: Any) -> Self:  # type: ignore[misc]
+    def __imod__(self, other: Any) -> Self:
         return self._in_place("%", self % other)
 
-    def __ipow__(self, other: Any) -> Self:  # type: ignore[override,misc]
+    def __ipow__(self, other: Any) -> Self:
         return self._in_place("**", self**other)
 
-    def __iand__(self, other: Any) -> Self:  # type: ignore[misc]
+    def __iand__(self, other: Any) -> Self:
         return self._in_place("&", self & other)
 
-    def __ior__(self, other: Any) -> Self:  # type: ignore[misc]
+    def __ior__(self, other: Any) -> Self:
         return self._in_place("|", self | other)
 
-    def __ixor__(self, other: Any) -> Self:  # type: ignore[misc]
+    def __ixor__(self, other: Any) -> Self:
         return self._in_place("^", self ^ other)
 
-    def __ilshift__(self, other: Any) -> Self:  # type: ignore[misc]
+    def __ilshift__(self, other: Any) -> Self:
         return self._in_place("<<", self << other)
 
-    def __irshift__(self, other: Any) -> Self:  # type: ignore[misc]
+    def __irshift__(self, other: Any) -> Self:
         return self._in_place(">>", self >> other)

@@ -12,6 +12,7 @@ from minigrad.graph.node import Node, Op, Shape
 from minigrad.graph.symbolic import Affine, Integer
 
 Scalar = int | float | bool
+Axes = int | Sequence[int] | None
 
 
 def show(shape: Sequence[Integer]) -> str:

@@ -9,7 +9,7 @@ from minigrad.errors import DTypeError, ShapeError
 from minigrad.graph import build
 from minigrad.graph.node import Node, Op
 from minigrad.tensor.broadcasting import show
-from minigrad.tensor.dlpack import Interchange
+from minigrad.tensor.methods import Methods
 
 _UNSIGNED = {1: dtypes.uint8, 2: dtypes.uint16, 4: dtypes.uint32, 8: dtypes.uint64}
 
@@ -45,7 +45,7 @@ def _resized(node: Node, wanted: DType) -> Node:
     return build.bitcast(build.reshape(whole, shape[:-1]), wanted)
 
 
-class Casts(Interchange):
+class Casts(Methods):
     """Methods called `float`, `int`, `bool`: in a class of their own, where no annotation needs
     the builtins of these names.
     """

@@ -20,11 +20,11 @@ from minigrad.tensor.broadcasting import (
     show,
 )
 from minigrad.tensor.core import Core
+from minigrad.tensor.methods import Methods
 from minigrad.tensor.modes import no_grad
-from minigrad.tensor.sampling import Sampling
 
 
-class Contraction(Sampling):
+class Contraction(Methods):
     """Sums of products. Half floats are multiplied and added in float32."""
 
     __slots__ = ()

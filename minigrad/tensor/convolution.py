@@ -16,15 +16,16 @@ from minigrad.graph.node import Shape
 from minigrad.graph.symbolic import Integer
 from minigrad.graph.windows import overlap_add
 from minigrad.tensor.broadcasting import same_device, show
-from minigrad.tensor.contraction import Contraction, accumulator
+from minigrad.tensor.contraction import accumulator
 from minigrad.tensor.core import Core
+from minigrad.tensor.methods import Methods
 
 Numbers = int | Sequence[int]
 Padding = int | str | Sequence[Any]
 Pairs = list[tuple[int, int]]
 
 
-class Convolution(Contraction):
+class Convolution(Methods):
     """Convolutions: x (batch, channels, *space), or (channels, *space) without a batch."""
 
     __slots__ = ()

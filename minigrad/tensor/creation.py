@@ -13,8 +13,8 @@ from minigrad.graph import bounds, build
 from minigrad.graph.node import Node, Op, Shape
 from minigrad.graph.symbolic import Affine, Integer, low
 from minigrad.tensor.broadcasting import Scalar, show
+from minigrad.tensor.methods import Methods
 from minigrad.tensor.movement import sequence
-from minigrad.tensor.reduce import Reduce
 
 
 def _dtype(given: DType | str | None, default: DType) -> DType:
@@ -46,7 +46,7 @@ def checked_shape(name: str, given: tuple[Any, ...]) -> Shape:
     return shape
 
 
-class Creation(Reduce):
+class Creation(Methods):
     """Constructors. All take dtype=, device= and requires_grad=.
 
     What they give is lazy, and a constant for `backward` unless requires_grad=True.

@@ -9,10 +9,10 @@ from minigrad.errors import ShapeError
 from minigrad.graph import build, scans
 from minigrad.graph.node import Node, Op
 from minigrad.tensor.broadcasting import axis_of, show
-from minigrad.tensor.scattering import Scattering
+from minigrad.tensor.methods import Methods
 
 
-class Running(Scattering):
+class Cumulative(Methods):
     """Running reductions along one axis (or PyTorch's `dim`)."""
 
     __slots__ = ()

@@ -16,8 +16,8 @@ from minigrad.tensor.broadcasting import (
     same_device,
     scalar_dtype,
 )
-from minigrad.tensor.casts import Casts
 from minigrad.tensor.core import Core
+from minigrad.tensor.methods import Methods
 
 
 def _apply(op: Op, name: str, nodes: Sequence[Node]) -> Node:
@@ -85,7 +85,7 @@ def _floor_quotient(x: Node, y: Node) -> Node:
     return op(Op.WHERE, op(Op.EQ, y, zero), quotient, whole)
 
 
-class Arithmetic(Casts):
+class Elementwise(Methods):
     """Elementwise methods; operands broadcast and promote, Python scalars are weakly typed."""
 
     __slots__ = ()
@@ -404,7 +404,7 @@ class Arithmetic(Casts):
     __ge__ = ge
     __eq__ = eq  # type: ignore[assignment]
     __ne__ = ne  # type: ignore[assignment]
-    __hash__ = Core.__hash__
+    __hash__ = object.__hash__
 
     def __pos__(self) -> Self:
         return self

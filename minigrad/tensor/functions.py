@@ -3,30 +3,40 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any, Self
 
 from minigrad.dtype import dtypes
 from minigrad.graph import build
 from minigrad.graph.node import Node, Op
 from minigrad.tensor.broadcasting import Scalar, scalar_dtype
-from minigrad.tensor.elementwise import Arithmetic
+from minigrad.tensor.core import Core
+from minigrad.tensor.methods import Methods
 from minigrad.tensor.modes import modes
 
 # By itemsize: above this x² + 1 = x² (and the square is finite), so asinh x = log 2x.
 _LARGE = {2: 2.0**7, 4: 2.0**14, 8: 2.0**30}
 
 
-Rule = Callable[[Node, Node], list[Node | None]]
+# Of tensors: g, the value and what it was computed from → the gradient of each of these, or None.
+Rule = Callable[..., Sequence[Any]]
+
+
+@cache
+def _rule_of_nodes(kind: type[Core], rule: Rule) -> Callable[[Node, Node], list[Node | None]]:
+    """A rule as the graph knows it; the same one each time, as equal nodes are to be one."""
+
+    def rule_of_nodes(node: Node, g: Node) -> list[Node | None]:
+        gradients = rule(*(kind._of(source) for source in (g, *node.src)))
+        return [None if gradient is None else gradient.node for gradient in gradients]
+
+    return rule_of_nodes
 
 
 def _rule(derivative: Callable[[Any], Any]) -> Rule:
     """The gradient rule of f(x), from f'."""
-
-    def rule(node: Node, g: Node) -> list[Node | None]:
-        return [(Functions._of(g) * derivative(Functions._of(node.src[1]))).node]
-
-    return rule
+    return lambda g, _, x: [g * derivative(x)]
 
 
 def _asinh_slope(x: Any) -> Any:
@@ -44,38 +54,36 @@ _ACOSH = _rule(lambda x: ((x - 1).sqrt() * (x + 1).sqrt()).reciprocal())
 _ATANH = _rule(lambda x: ((1 - x) * (x + 1)).reciprocal())
 
 
-def _flat(node: Node, g: Node) -> list[Node | None]:
+def _flat(g: Any, value: Any, x: Any) -> Sequence[Any]:
     """The rule of a function that is constant almost everywhere."""
     return [None]
 
 
-def _copysign_rule(node: Node, g: Node) -> list[Node | None]:
-    x = Functions._of(node.src[1])
-    turned = Functions._of(node.src[0]).sign() * x.sign()  # 0 at 0
-    return [(Functions._of(g) * turned).node, None]
+def _copysign_rule(g: Any, value: Any, x: Any, y: Any) -> Sequence[Any]:
+    return [g * (value.sign() * x.sign()), None]  # 0 at 0
 
 
-def _softmax_rule(node: Node, g: Node) -> list[Node | None]:
+def _softmax_rule(g: Any, value: Any, x: Any, y: Any) -> Sequence[Any]:
     """The softmax of two; a half of each where they are equal, be they infinite."""
-    x, y = (Functions._of(source) for source in node.src[1:])
     shares = (x.eq(y).where(0.5, (d.exp() + 1).reciprocal()) for d in (y - x, x - y))
-    return [(Functions._of(g) * share).node for share in shares]
+    return [g * share for share in shares]
 
 
-class Functions(Arithmetic):
+class Functions(Methods):
     """Elementwise functions; integers are converted to float32 where the result is no integer."""
 
     __slots__ = ()
 
     def _with_derivative(self, value: Self, rule: Rule, *others: Self) -> Self:
-        """`value`, an elementwise function of self, with a rule that says g·f'(self) outright.
+        """`value`, an elementwise function of self, with a rule that gives g·f'(self) outright.
 
         Step by step, g would be a factor of every term. So f' is a value of its own, which may be
         computed together with f, whose exponentials it shares, and long before there is a g.
         """
         if not modes.gradients:
             return value
-        return self._new(build.custom(value.node, [x.node for x in (self, *others)], rule))
+        sources = [x.node for x in (self, *others)]
+        return self._new(build.custom(value.node, sources, _rule_of_nodes(type(self), rule)))
 
     def _odd(self, size: Self) -> Self:
         """±size with the sign of self; a zero stays as it is."""

@@ -15,11 +15,10 @@ from minigrad.tensor.broadcasting import broadcast_shape, broadcast_to, product,
 from minigrad.tensor.core import Core
 from minigrad.tensor.elementwise import condition
 from minigrad.tensor.hostdata import unpack
-from minigrad.tensor.random import Random
-from minigrad.tensor.values import Values
+from minigrad.tensor.methods import Methods
 
 
-class Indexing(Random):
+class Indexing(Methods):
     """`x[…]`, `x[…] = y`, gather, scatter and what is made of them."""
 
     __slots__ = ()
@@ -145,11 +144,12 @@ class Indexing(Random):
         result: list[Any] = []
         axis = 0
         for item in items:
-            if isinstance(item, Values) and item.dtype.is_bool:
+            is_array = isinstance(item, Core)
+            if is_array and item.dtype.is_bool:
                 result.extend(self._places_of(item, axis))
                 axis += item.ndim
             else:
-                if isinstance(item, Random):
+                if is_array:
                     extent = self.shape[axis]
                     if id(item) in listed:
                         _check_known(item, axis, self.shape)
@@ -178,7 +178,7 @@ class Indexing(Random):
             )
         return item if item.dtype.is_bool else item.detach()
 
-    def _places_of(self, mask: Values, axis: int) -> list[Self]:
+    def _places_of(self, mask: Self, axis: int) -> list[Self]:
         """The positions where a mask is true, one tensor per dimension; read by the host."""
         shape = mask.shape
         if shape != self.shape[axis : axis + mask.ndim]:

@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Self
+from collections.abc import Sequence
+from typing import Any, Self
 
 from minigrad.dtype import dtypes, promote
 from minigrad.errors import DTypeError, ShapeError
-from minigrad.graph.node import Node
 from minigrad.tensor.broadcasting import Scalar, axis_of, show
 from minigrad.tensor.core import Core
-from minigrad.tensor.resize import Resize
+from minigrad.tensor.methods import Methods
 
 
-def _binary_rule(node: Node, g: Node) -> list[Node | None]:
-    _, p, t = (Loss._of(source) for source in node.src)
-    by_p = Loss._of(g) * (p - t) / (p * (1 - p)).maximum(1e-12)
-    by_t = Loss._of(g) * ((-p).log1p().maximum(-100) - p.log().maximum(-100))
-    return [by_p.cast(p.dtype).node, by_t.cast(t.dtype).node]
+def _binary_rule(g: Any, value: Any, p: Any, t: Any) -> Sequence[Any]:
+    by_p = g * (p - t) / (p * (1 - p)).maximum(1e-12)
+    by_t = g * ((-p).log1p().maximum(-100) - p.log().maximum(-100))
+    return [by_p.cast(p.dtype), by_t.cast(t.dtype)]
 
 
-class Loss(Resize):
+class Loss(Methods):
     """Losses; reduction is "mean", "sum" or "none"."""
 
     __slots__ = ()

@@ -13,7 +13,6 @@ from minigrad.errors import ShapeError
 from minigrad.graph import build
 from minigrad.graph.node import Op, Shape
 from minigrad.graph.symbolic import Affine, Integer, ceildiv, high, low
-from minigrad.tensor.activations import Activations
 from minigrad.tensor.broadcasting import (
     axes_of,
     axis_of,
@@ -24,6 +23,7 @@ from minigrad.tensor.broadcasting import (
     same_device,
     show,
 )
+from minigrad.tensor.methods import Methods
 
 Pair = tuple[Integer, Integer]
 
@@ -33,7 +33,7 @@ def sequence(given: tuple[Any, ...]) -> tuple[Any, ...]:
     return tuple(given[0]) if len(given) == 1 and isinstance(given[0], (tuple, list)) else given
 
 
-class Movement(Activations):
+class Movement(Methods):
     """Reshaping, reordering, cutting, padding, joining."""
 
     __slots__ = ()

@@ -10,13 +10,13 @@ from minigrad.errors import ShapeError
 from minigrad.graph import build
 from minigrad.graph.symbolic import Affine, ceildiv
 from minigrad.tensor.broadcasting import axis_of, check_flag, show
-from minigrad.tensor.cumulative import Running
+from minigrad.tensor.methods import Methods
 
 _UNSIGNED = {1: dtypes.uint8, 2: dtypes.uint16, 4: dtypes.uint32, 8: dtypes.uint64}
 SELECTION = 4096  # keys of a row from which on `topk` looks at the largest of blocks first
 
 
-class Ordering(Running):
+class Ordering(Methods):
     """What depends on the order of elements along one axis (or PyTorch's `dim`)."""
 
     __slots__ = ()

@@ -13,7 +13,6 @@ from minigrad.graph.node import Node
 from minigrad.graph.symbolic import ceildiv
 from minigrad.tensor.broadcasting import show
 from minigrad.tensor.convolution import (
-    Convolution,
     Numbers,
     Padding,
     Pairs,
@@ -21,10 +20,11 @@ from minigrad.tensor.convolution import (
     per_dimension,
 )
 from minigrad.tensor.core import Core
+from minigrad.tensor.methods import Methods
 from minigrad.tensor.modes import modes
 
 
-class Pooling(Convolution):
+class Pooling(Methods):
     """Windows over the last dimensions: as many as kernel_size has numbers (two, if it is one)."""
 
     __slots__ = ()
@@ -108,7 +108,7 @@ class Pooling(Convolution):
 def _unpool_rule(node: Node, g: Node) -> list[Node | None]:
     """To each element what its place gets, to those that were overwritten too (as in PyTorch)."""
     _, flat, places = node.src
-    return [(Pooling._of(g)._at(flat.ndim - 1, Pooling._of(places))).node, None]
+    return [build.gather(g, places, flat.ndim - 1), None]
 
 
 class _Plan:

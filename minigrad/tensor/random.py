@@ -19,11 +19,12 @@ from minigrad.errors import DTypeError, ShapeError
 from minigrad.graph import build
 from minigrad.graph.node import Node, Op
 from minigrad.graph.shapes import numel
+from minigrad.program import bytes_of
 from minigrad.tensor import hostdata, realization
 from minigrad.tensor.broadcasting import Scalar, show
-from minigrad.tensor.core import stored
-from minigrad.tensor.creation import Creation, checked_shape
-from minigrad.tensor.values import Values
+from minigrad.tensor.core import Core, stored
+from minigrad.tensor.creation import checked_shape
+from minigrad.tensor.methods import Methods
 
 _ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
 _WORD = dtypes.uint32
@@ -64,7 +65,7 @@ class _State:
 
     def __init__(self, device: str, seed: int) -> None:
         self.buffer = stored(_state_bytes(seed), _WORD, (3,), device)
-        self.tensor = Values._of(self.buffer)
+        self.tensor = Core._of(self.buffer)
         self.tensor.requires_grad = False
         self.drawn = 0  # since the buffer was last advanced
         realization.accompany(self.buffer, self.tensor)
@@ -72,6 +73,11 @@ class _State:
     def seed(self, seed: int) -> None:
         """Start anew, in the same buffer: captured programs follow."""
         realization.overwrite(self.tensor, self.buffer, _state_bytes(seed))
+
+    def words(self) -> list[int]:
+        """The state, read by the host."""
+        self.tensor.realize()
+        return hostdata.unpack(bytes_of(self.tensor.raw), _WORD)
 
     def draw(self, shape: tuple[int, ...]) -> tuple[Node, Node]:
         """Two random words for each element of an array."""
@@ -143,7 +149,7 @@ def _named(dtype: DType | str | None, default: DType) -> DType:
     return default if dtype is None else resolve(dtype)
 
 
-class Random(Creation):
+class Random(Methods):
     """Random constructors. Results are lazy; each call draws numbers of its own."""
 
     __slots__ = ()
@@ -160,8 +166,7 @@ class Random(Creation):
     @staticmethod
     def random_state() -> tuple[int, dict[str, list[int]]]:
         """Seed, and key and draw number of each device, for a checkpoint."""
-        found = {name: state.tensor.tolist() for name, state in _states.devices.items()}
-        return _states.seed, found
+        return _states.seed, {name: state.words() for name, state in _states.devices.items()}
 
     @staticmethod
     def set_random_state(state: tuple[int, dict[str, list[int]]]) -> None:

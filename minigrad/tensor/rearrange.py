@@ -7,13 +7,13 @@ from typing import Any, Self
 
 from minigrad.errors import ShapeError
 from minigrad.tensor.broadcasting import show
-from minigrad.tensor.movement import Movement
+from minigrad.tensor.methods import Methods
 
 Groups = list[list[str]]
 _DOTS = "*"  # dots that stand for dimensions of their own; in brackets they stay "..."
 
 
-class Rearrange(Movement):
+class Rearrange(Methods):
     """Movement by names."""
 
     __slots__ = ()

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Self
 
 from minigrad.dtype import DType, dtypes, resolve, sum_dtype
 from minigrad.errors import ShapeError
 from minigrad.graph import build
 from minigrad.graph.node import Node, Op
-from minigrad.tensor.broadcasting import Scalar, axes_of, axis_of, check_flag, count_node, show
-from minigrad.tensor.rearrange import Rearrange
+from minigrad.tensor.broadcasting import (
+    Axes,
+    Scalar,
+    axes_of,
+    axis_of,
+    check_flag,
+    count_node,
+    show,
+)
+from minigrad.tensor.methods import Methods
 
-Axes = int | Sequence[int] | None
 
-
-class Reduce(Rearrange):
+class Reduce(Methods):
     """Reductions. `axis` (or PyTorch's `dim`): one, several, or None for all dimensions."""
 
     __slots__ = ()

@@ -8,11 +8,11 @@ from minigrad.dtype import DType, dtypes
 from minigrad.errors import DTypeError, ShapeError
 from minigrad.graph.symbolic import Affine
 from minigrad.tensor.broadcasting import show
-from minigrad.tensor.ordering import Ordering
+from minigrad.tensor.methods import Methods
 from minigrad.tensor.random import _draw
 
 
-class Sampling(Ordering):
+class Sampling(Methods):
     """Random choices: lazy, and drawn anew by each call as in `Random`."""
 
     __slots__ = ()

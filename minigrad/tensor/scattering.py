@@ -11,12 +11,12 @@ from minigrad.graph.node import Op
 from minigrad.graph.symbolic import low
 from minigrad.tensor.broadcasting import axis_of, show
 from minigrad.tensor.core import Core
-from minigrad.tensor.indexing import Indexing
+from minigrad.tensor.methods import Methods
 
 REDUCTIONS = ("sum", "prod", "mean", "amax", "amin")
 
 
-class Scattering(Indexing):
+class Scattering(Methods):
     """`gather`, `scatter` and their kin; index and values are tensors of as many dimensions."""
 
     __slots__ = ()

@@ -14,9 +14,10 @@ from minigrad.program import bytes_of
 from minigrad.tensor import hostdata
 from minigrad.tensor.broadcasting import Scalar, show
 from minigrad.tensor.core import Core, stored
+from minigrad.tensor.methods import Methods
 
 
-class Values(Core):
+class Values(Methods):
     """Reading a tensor: each of these realizes it and waits."""
 
     __slots__ = ()
