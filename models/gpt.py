@@ -286,7 +286,7 @@ class GPT:
         """The model in a folder or file of weights; see `weights.load_pretrained`."""
         from minigrad.models.weights import load_pretrained
 
-        return load_pretrained(path, **options)
+        return load_pretrained(cls, path, **options)
 
 
 __all__ = ["GPT", "PRESETS", "Attention", "Block", "FeedForward", "GPTConfig"]

@@ -12,17 +12,20 @@ import struct
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from minigrad import Tensor, dtypes, nn
 from minigrad.errors import MinigradError
 from minigrad.models import checkpoint
 from minigrad.models.checkpoint import plain_shape
 from minigrad.models.errors import InputError
-from minigrad.models.gpt import GPT, GPTConfig
+from minigrad.models.gpt_config import GPTConfig
 from minigrad.models.metrics import KEYS, Metrics
 from minigrad.models.tokenizer import Tokenizer, tokenizer_of
 from minigrad.models.train import TrainingRun
+
+if TYPE_CHECKING:
+    from minigrad.models.gpt import GPT
 
 OPTIMIZER, HISTORY = "optimizer.", "history"
 
@@ -62,13 +65,13 @@ def save_checkpoint(
     checkpoint.save(path, tensors, metadata)
 
 
-def load_checkpoint(path: Path) -> tuple[GPT, Tokenizer]:
+def load_checkpoint(kind: type[GPT], path: Path) -> tuple[GPT, Tokenizer]:
     """The model and its tokenizer; InputError where the file is damaged or something else."""
-    model, tokenizer, _ = load_training(path)
+    model, tokenizer, _ = load_training(kind, path)
     return model, tokenizer
 
 
-def load_training(path: Path) -> tuple[GPT, Tokenizer, Resumable | None]:
+def load_training(kind: type[GPT], path: Path) -> tuple[GPT, Tokenizer, Resumable | None]:
     """What `save_checkpoint` wrote; InputError where the file is damaged or something else."""
     tensors, metadata = checkpoint.load(path)
     optimizer = _taken(tensors, OPTIMIZER)
@@ -88,7 +91,7 @@ def load_training(path: Path) -> tuple[GPT, Tokenizer, Resumable | None]:
     except (TypeError, ValueError, RecursionError) as error:
         raise InputError(f"{path} is no checkpoint of models/gpt.py: {error}") from None
     _check_sizes(path, config, tokenizer, tensors)
-    model = GPT(config, initialize=False)
+    model = kind(config, initialize=False)
     try:
         nn.state.load_state_dict(model, tensors)
     except (MinigradError, KeyError) as error:

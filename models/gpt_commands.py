@@ -217,7 +217,7 @@ def launch(flags: argparse.Namespace, given: Set[str], earlier: Earlier | None =
 
     def train(rank: Rank) -> None:
         # a checkpoint is read anew: its tensors belong on this rank's device
-        own = None if earlier is None else load_training(Path(flags.resume))
+        own = None if earlier is None else load_training(GPT, Path(flags.resume))
         train_command(flags, own, rank)
 
     run_ranks(train, mesh, trace=flags.trace)
@@ -272,7 +272,7 @@ def main(arguments: Sequence[str]) -> None:
     elif flags.resume is None:
         launch(flags, said)
     else:
-        earlier = load_training(Path(flags.resume))
+        earlier = load_training(GPT, Path(flags.resume))
         told = {} if earlier[2] is None else earlier[2].flags
         remembered = {name: told[name] for name in REMEMBERED if name in told}
         for name, value in remembered.items():

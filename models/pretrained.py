@@ -39,8 +39,8 @@ def load_model(
     """
     source = read_source(path)
     if source.kind == "own":
-        return load_checkpoint(path)
-    model = model_of(source, path, dtype=dtype, context=context)
+        return load_checkpoint(GPT, path)
+    model = model_of(GPT, source, path, dtype=dtype, context=context)
     if source.kind == "gguf":
         try:
             tokenizer: Tokenizer = bpe.of_gguf(source.facts)

@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from minigrad import Tensor, nn
 from minigrad.dtype import DType, dtypes, named
@@ -23,10 +23,12 @@ from minigrad.models.checkpoint import plain_shape
 from minigrad.models.console import require
 from minigrad.models.data import read_text
 from minigrad.models.errors import InputError
-from minigrad.models.gpt import GPT
 from minigrad.models.gpt_config import GPTConfig
 from minigrad.nn.gguf import GGUFError, gguf_load
 from minigrad.nn.quantized import Quantized, QuantizedEmbedding, QuantizedLinear
+
+if TYPE_CHECKING:
+    from minigrad.models.gpt import GPT
 
 Weight = Tensor | Quantized
 # What files have beside the weights: the masks of old GPT-2 files, frequencies of old Llama files.
@@ -44,12 +46,13 @@ class Source:
 
 
 def load_pretrained(
+    kind: type[GPT],
     path: str | os.PathLike[str],
     config: GPTConfig | None = None,
     dtype: str | None = None,
     context: int | None = None,
 ) -> GPT:
-    """The model whose weights are in `path`; InputError says in a sentence what is wrong.
+    """The GPT (kind) whose weights are in `path`; InputError says in a sentence what is wrong.
 
     path: a GGUF file (gpt2 or llama in F32, F16, BF16, Q8_0, Q4_0, Q4_1), a safetensors file or a
     PyTorch state dict (.bin, .pt, .pth) with HuggingFace's config.json beside it unless `config` is
@@ -62,11 +65,12 @@ def load_pretrained(
     if source.kind == "own":
         from minigrad.models.gpt_checkpoint import load_checkpoint
 
-        return load_checkpoint(Path(path))[0]
-    return model_of(source, path, config, dtype, context)
+        return load_checkpoint(kind, Path(path))[0]
+    return model_of(kind, source, path, config, dtype, context)
 
 
 def model_of(
+    kind: type[GPT],
     source: Source,
     path: str | os.PathLike[str],
     config: GPTConfig | None = None,
@@ -78,7 +82,7 @@ def model_of(
         found = config or _config(source)
         if context is not None and found.positions == "rotary":
             found = replace(found, context=min(context, found.context))
-        return _build(source, found, None if dtype is None else named(dtype))
+        return _build(kind, source, found, None if dtype is None else named(dtype))
     except ValueError as error:
         colon = "" if str(error).startswith("is ") else ":"
         raise InputError(f"{path}{colon} {error}") from None
@@ -194,7 +198,9 @@ def _parts(source: Source, config: GPTConfig) -> Iterable[Part]:
     return architectures.hub_gpt2(config, prefix, transposed)
 
 
-def _build(source: Source, config: GPTConfig, dtype: DType | None) -> GPT:
+def _build(
+    kind: type[GPT], source: Source, config: GPTConfig, dtype: DType | None
+) -> GPT:
     """A model of what was found; nothing is built before every name is known to be there."""
     parts = []
     for part in _parts(source, config):  # stops at the first that is missing: counts may lie
@@ -209,7 +215,7 @@ def _build(source: Source, config: GPTConfig, dtype: DType | None) -> GPT:
     if rest:
         raise InputError(f"the tensor {rest[0]} belongs to no part of this architecture")
     _check_table(source, parts[0], config)
-    model = GPT(config, initialize=False)
+    model = kind(config, initialize=False)
     wanted = {name: plain_shape(t) for name, t in nn.state.get_state_dict(model).items()}
     for part in parts:
         weights = [_oriented(source.tensors.pop(name), name, part, config) for name in part.theirs]

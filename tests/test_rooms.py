@@ -1,4 +1,4 @@
-"""The house rules: rooms are in order, no numpy where programs run, no test names a device."""
+"""The rules of the house: imports between rooms and files, no numpy where programs run, devices."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -113,6 +115,53 @@ def test_a_breach_is_seen(source: str) -> None:
 def test_what_is_no_breach(source: str) -> None:
     place = ROOT / "minigrad" / "graph" / "node.py"
     assert not breaches("minigrad.graph.node", place, source)
+
+
+class _Run(ast.NodeTransformer):
+    """Leaves out what an import of a file never runs: what is for type checkers or a script."""
+
+    def visit_If(self, node: ast.If) -> Any:
+        self.generic_visit(node)
+        test = ast.unparse(node.test)
+        return node.orelse if test in ("TYPE_CHECKING", "__name__ == '__main__'") else node
+
+
+def run_imports(module: str, path: Path, source: str) -> set[str]:
+    """Our modules that a module imports when it or a function of it runs."""
+    run = ast.unparse(_Run().visit(ast.parse(source)))
+    return {target for target, _ in imports(module, path, run) if target in MODULES}
+
+
+def circle(graph: dict[str, set[str]]) -> list[str]:
+    """Modules each of which imports the next, from one back to it; none if there is no such."""
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        return list(reversed(error.args[1]))
+    return []
+
+
+def test_no_files_import_one_another_in_a_circle() -> None:
+    """Inside a room, too, and inside functions; `if TYPE_CHECKING:` and scripts are excepted."""
+    graph = {name: run_imports(name, p, p.read_text("utf-8")) for name, p in MODULES.items()}
+    assert not circle(graph), " -> ".join(circle(graph))
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        ("from minigrad.graph import build", True),
+        ("def f():\n    import minigrad.graph.build", True),
+        ("from . import build", True),
+        ("if TYPE_CHECKING:\n    from minigrad.graph.build import const", False),
+        ("if TYPE_CHECKING:\n    pass\nelse:\n    from minigrad.graph.build import const", True),
+        ("if __name__ == '__main__':\n    from minigrad.graph import build", False),
+    ],
+)
+def test_a_circle_is_seen(source: str, expected: bool) -> None:
+    inner, outer = "minigrad.graph.node", "minigrad.graph.build"
+    found = run_imports(inner, MODULES[inner], source)
+    assert bool(circle({inner: found, outer: {inner}})) is expected
 
 
 def runs_programs(module: str) -> bool:

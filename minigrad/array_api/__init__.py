@@ -5,6 +5,7 @@ Dtypes are real; complex ones raise. Arrays are lazy like the Tensors in them.
 """
 
 import math
+import sys
 
 from minigrad.array_api import linalg
 from minigrad.array_api.array import VERSION, Array
@@ -163,6 +164,7 @@ from minigrad.array_api.statistics import (
     var,
 )  # fmt: skip
 
+Array._namespace = sys.modules[__name__]
 __array_api_version__ = VERSION
 e, inf, nan, newaxis, pi = math.e, math.inf, math.nan, None, math.pi
 

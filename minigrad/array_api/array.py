@@ -7,7 +7,7 @@ floats), and a Python number takes the dtype of the array beside it, if that is 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 from minigrad.array_api import dtypes as kinds
 from minigrad.dtype import DType
@@ -21,6 +21,7 @@ class Array:
 
     __slots__ = ("_tensor",)
     _tensor: Tensor
+    _namespace: ClassVar[Any]  # the module minigrad.array_api, which sets it
 
     def __init__(self) -> None:
         raise TypeError("Array() makes none: use array_api.asarray, zeros, arange …")
@@ -84,9 +85,7 @@ class Array:
                 f"the array API standard {api_version} is not supported: expected one of "
                 f"{', '.join(kinds.VERSIONS)}"
             )
-        import minigrad.array_api
-
-        return minigrad.array_api
+        return self._namespace
 
     def __dlpack__(
         self, *, stream: Any = None, max_version: tuple[int, int] | None = None,

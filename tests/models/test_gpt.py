@@ -279,7 +279,7 @@ def test_a_checkpoint_brings_the_model_back(model: GPT, tmp_path: Path) -> None:
     tokenizer = CharacterTokenizer("abcdefghijk")
     path = tmp_path / "model.safetensors"
     save_checkpoint(path, model, tokenizer)
-    again, same_tokenizer = load_checkpoint(path)
+    again, same_tokenizer = load_checkpoint(GPT, path)
     assert again.config == TINY and same_tokenizer.vocabulary == tokenizer.vocabulary
     ids = Tensor(some_ids(2, 8))
     assert (again(ids).numpy() == model(ids).numpy()).all()
@@ -289,14 +289,14 @@ def test_a_checkpoint_brings_the_model_back(model: GPT, tmp_path: Path) -> None:
 def test_files_that_are_no_checkpoints(tmp_path: Path) -> None:
     path = tmp_path / "file.safetensors"
     with pytest.raises(InputError, match="cannot read"):
-        load_checkpoint(path)
+        load_checkpoint(GPT, path)
     for raw in (b"", b"text that is no checkpoint", b"\xff" * 100):
         path.write_bytes(raw)
         with pytest.raises(InputError, match="no undamaged safetensors file"):
-            load_checkpoint(path)
+            load_checkpoint(GPT, path)
     nn.state.safe_save({"x": Tensor([1.0])}, path)
     with pytest.raises(InputError, match=r"no checkpoint of models/gpt\.py"):
-        load_checkpoint(path)
+        load_checkpoint(GPT, path)
 
 
 def run_script(*arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
