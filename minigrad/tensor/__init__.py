@@ -6,6 +6,7 @@ from types import FunctionType
 from typing import TYPE_CHECKING, Self
 
 from minigrad.tensor.activations import Activations
+from minigrad.tensor.backward import Backward
 from minigrad.tensor.casts import Casts
 from minigrad.tensor.contraction import Contraction
 from minigrad.tensor.convolution import Convolution
@@ -16,6 +17,7 @@ from minigrad.tensor.dlpack import DLPack
 from minigrad.tensor.elementwise import Elementwise
 from minigrad.tensor.functions import Functions
 from minigrad.tensor.indexing import Indexing
+from minigrad.tensor.joining import Joining
 from minigrad.tensor.loss import Loss
 from minigrad.tensor.modes import no_grad
 from minigrad.tensor.movement import Movement
@@ -33,9 +35,10 @@ __all__ = ["Tensor", "no_grad"]
 
 
 class Tensor(
-    Creation, Random, Values, DLPack, Casts,
+    Creation, Random, Values, DLPack, Casts, Backward,
     Elementwise, Functions, Activations,
-    Movement, Rearrange, Reduce, Cumulative, Ordering, Sampling, Indexing, Scattering,
+    Movement, Joining, Rearrange, Indexing, Scattering,
+    Reduce, Cumulative, Ordering, Sampling,
     Contraction, Convolution, Pooling, Resize, Loss,
     Core,
 ):  # fmt: skip

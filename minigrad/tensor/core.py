@@ -1,4 +1,4 @@
-"""What a tensor is: a node, a way to its value, and a way back to the leaves it came from."""
+"""What a tensor is: a node, and a way to its value."""
 
 from __future__ import annotations
 
@@ -9,13 +9,11 @@ from minigrad.device import Buffer, Device, Zeros
 from minigrad.dtype import DType, check_holds, resolve
 from minigrad.errors import GradientError, ShapeError
 from minigrad.graph import build
-from minigrad.graph.gradient import gradient as node_gradient
-from minigrad.graph.gradient import reached
-from minigrad.graph.node import Node, Op, Shape, form_of, make, own_buffer, topological
+from minigrad.graph.node import Node, Op, Shape, form_of, make, own_buffer
 from minigrad.graph.shapes import numel
 from minigrad.graph.symbolic import Affine, Integer
 from minigrad.graph.variable import evaluate
-from minigrad.tensor import hostdata, realization, saved_graphs, views
+from minigrad.tensor import hostdata, realization, views
 from minigrad.tensor.broadcasting import (
     axis_of,
     broadcast_to,
@@ -43,7 +41,7 @@ class _TensorType(type):
 
 
 class Core(Holder, metaclass=_TensorType):
-    """The engine's part of `Tensor`: data in and out, realization, writes, gradients."""
+    """The engine's part of `Tensor`: data in and out, realization, writes."""
 
     __slots__ = {
         "grad": "What `backward` added up here, a tensor of this shape and dtype, or None.",
@@ -327,97 +325,6 @@ class Core(Holder, metaclass=_TensorType):
         if isinstance(value, Core):
             return value
         return type(self)(value, dtype=self.dtype, device=self.device)
-
-    # --- gradients --------------------------------------------------------------------------------
-
-    def backward(self, gradient: Core | None = None) -> Self:
-        """Add d(self)/d(leaf) to the `.grad` of every leaf that wants one.
-
-        Those are the tensors with requires_grad=True; where none is reached, every float leaf whose
-        requires_grad is not False. self has one element unless its own `gradient` is given.
-        """
-        seed = self._seed(gradient)
-        self._settle_unmarked()
-        (output,), back = saved_graphs.expand([self.node])
-        leaves = self._find_leaves(output, back)
-        if not leaves:
-            raise GradientError(
-                f"backward of a tensor of shape {show(self.shape)}: it depends on no float leaf "
-                "that takes a gradient (was it detached, or computed inside no_grad?)"
-            )
-        found = node_gradient([output], [seed], list(leaves))
-        with no_grad():
-            grads = saved_graphs.substitute([g for g in found if g is not None], back)
-            reached = [leaf for leaf, g in zip(leaves.values(), found, strict=True) if g]
-            for tensors, node in zip(reached, grads, strict=True):
-                for tensor in tensors:
-                    tensor._add_grad(node)
-        return self
-
-    def _add_grad(self, node: Node) -> None:
-        if self.grad is not None:
-            node = build.elementwise(Op.ADD, self.grad.raw, node)
-        grad = self._new(node)
-        grad._requires_grad = False
-        self.grad = grad
-
-    def gradient(self, *targets: Core, gradient: Core | None = None) -> list[Self]:
-        """d(self)/d(target) for each target; results are differentiable again.
-
-        A target may be any tensor that self was computed from. Raises GradientError for one that
-        self does not depend on.
-        """
-        if not targets:
-            raise TypeError("gradient(): expected the tensors by which to differentiate")
-        seed = self._seed(gradient)
-        nodes, back = saved_graphs.expand([self.node, *(target.node for target in targets)])
-        found = node_gradient(nodes[:1], [seed], nodes[1:])
-        for target, node in zip(targets, found, strict=True):
-            if node is None:
-                raise GradientError(
-                    f"gradient: the tensor of shape {show(self.shape)} does not depend on the "
-                    f"target of shape {show(target.shape)} {target.dtype.name}"
-                )
-        grads = [node for node in found if node is not None]
-        return [self._new(node) for node in saved_graphs.substitute(grads, back)]
-
-    def _seed(self, gradient: Core | None) -> Node:
-        if not self.dtype.is_float:
-            raise GradientError(
-                f"gradient of a {self.dtype.name} tensor: only floats have gradients"
-            )
-        if gradient is None:
-            if self.numel() != 1:
-                raise GradientError(
-                    f"backward of a tensor of shape {show(self.shape)}: expected one element; "
-                    "reduce it, e.g. with .sum(), or pass gradient= of its shape"
-                )
-            return build.const(1.0, self.dtype, self.shape, self.device)
-        return broadcast_to(build.cast(gradient.node, self.dtype), self.shape, "gradient=")
-
-    def _settle_unmarked(self) -> None:
-        """Carry out waiting writes to tensors that nobody marked, so that these are leaves."""
-        order = topological([self.raw])
-        tensors = [holder for node in order for holder in holders(node)]
-        if not any(t._requires_grad for t in tensors) and not any(
-            saved_graphs.has_history(node) for node in order
-        ):
-            waiting = [t for t in tensors if t.raw.op is Op.ASSIGN and t is not self]
-            if waiting:
-                realization.realize(waiting)
-
-    def _find_leaves(self, output: Node, back: dict[Node, Node]) -> dict[Node, list[Core]]:
-        """Node of each leaf → the tensors that stand for it."""
-        marked: dict[Node, list[Core]] = {}
-        others: dict[Node, list[Core]] = {}
-        for node in reached([output]):
-            for holder in holders(node) + (holders(back[node]) if node in back else []):
-                assert isinstance(holder, Core)
-                if holder._requires_grad:
-                    marked.setdefault(node, []).append(holder)
-                elif holder._requires_grad is None and (holder.made or node.op is Op.BUFFER):
-                    others.setdefault(node, []).append(holder)
-        return marked or others
 
 
 def stored(raw: bytes | bytearray, dtype: DType, shape: Sequence[int], device: str) -> Node:

@@ -1,0 +1,159 @@
+"""Joining, repeating and splitting tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Self
+
+from minigrad.dtype import dtypes, promote
+from minigrad.errors import ShapeError
+from minigrad.graph import build
+from minigrad.graph.node import Op
+from minigrad.graph.symbolic import Affine, Integer, ceildiv
+from minigrad.tensor.broadcasting import axes_of, axis_of, first_of, joined_along, same_device, show
+from minigrad.tensor.methods import Methods
+from minigrad.tensor.movement import sequence
+
+
+class Joining(Methods):
+    """Tensors joined, repeated and split; parts are views, what is joined or repeated is not."""
+
+    __slots__ = ()
+
+    def cat(self, *others: Any, dim: int | None = None, axis: int | None = None) -> Self:
+        """Tensors one after the other along `dim` (0); their other extents are equal.
+
+        Also `Tensor.cat([a, b], 1)`.
+        """
+        others, dim = joined_along("cat", others, dim, axis)
+        if isinstance(self, (list, tuple)):
+            return first_of("cat", self, others).cat(self[1:], dim=dim)
+        tensors = self._together(others)
+        axis = axis_of("cat", dim, self.ndim)
+        for tensor in tensors:
+            if tensor.ndim != self.ndim or any(
+                a != b
+                for d, (a, b) in enumerate(zip(tensor.shape, self.shape, strict=True))
+                if d != axis
+            ):
+                raise ShapeError(
+                    f"cat along dimension {axis}: shapes {show(self.shape)} and "
+                    f"{show(tensor.shape)}; expected equal extents but for that dimension"
+                )
+        total: Integer = 0
+        for tensor in tensors:
+            total = total + tensor.shape[axis]
+        result, start = None, 0  # type: Self | None, Integer
+        for tensor in tensors:
+            stop = start + tensor.shape[axis]
+            amounts = [(start, total - stop) if d == axis else (0, 0) for d in range(self.ndim)]
+            node = build.pad(tensor.node, amounts)
+            if result is None:
+                result = self._new(node)
+            else:
+                inside = build.const(True, dtypes.bool, tensor.shape, self.device)
+                mask = build.pad(inside, amounts)
+                result = self._new(build.elementwise(Op.WHERE, mask, node, result.node))
+            start = stop
+        assert result is not None
+        return result
+
+    def _together(self, others: tuple[Any, ...]) -> list[Self]:
+        """self and others with one dtype; accepts f(a, b) and f([a, b])."""
+        given = sequence(others)
+        tensors = [self, *(t if isinstance(t, type(self)) else type(self)(t) for t in given)]
+        same_device("cat", [tensor.raw for tensor in tensors])
+        dtype = promote(*(tensor.dtype for tensor in tensors))
+        return [tensor.cast(dtype) for tensor in tensors]
+
+    def stack(self, *others: Any, dim: int | None = None, axis: int | None = None) -> Self:
+        """Tensors of equal shape along a new dimension (0); also `Tensor.stack([a, b], 1)`."""
+        others, dim = joined_along("stack", others, dim, axis)
+        if isinstance(self, (list, tuple)):
+            return first_of("stack", self, others).stack(self[1:], dim=dim)
+        tensors = self._together(others)
+        for tensor in tensors:
+            if tensor.shape != self.shape:
+                raise ShapeError(
+                    f"stack: shapes {show(self.shape)} and {show(tensor.shape)}; "
+                    "expected equal ones"
+                )
+        axis = axis_of("stack", dim, self.ndim + 1)
+        wider = [tensor.unsqueeze(axis) for tensor in tensors]
+        return wider[0].cat(*wider[1:], dim=axis)
+
+    def repeat(self, *counts: Any) -> Self:
+        """The whole tensor repeated along each dimension, new ones at the left."""
+        times = sequence(counts)
+        if len(times) < self.ndim:
+            raise ShapeError(
+                f"repeat{times} of a tensor of {self.ndim} dimensions: expected a count for each"
+            )
+        shape = (1,) * (len(times) - self.ndim) + self.shape
+        between = [e for extent in shape for e in (1, extent)]
+        wide = [e for count, extent in zip(times, shape, strict=True) for e in (count, extent)]
+        final = [extent * count for count, extent in zip(times, shape, strict=True)]
+        return self._new(self.reshape(between).expand(wide).reshape(final).node)
+
+    def repeat_interleave(self, repeats: int, dim: int | None = None) -> Self:
+        """Each element repeated; without `dim` those of the flat tensor."""
+        if not isinstance(repeats, int) or repeats < 0:
+            raise ShapeError(f"repeat_interleave({repeats!r}): expected an int ≥ 0")
+        if dim is None:
+            return self.flatten().repeat_interleave(repeats, 0)
+        axis = axis_of("repeat_interleave", dim, self.ndim)
+        left, right = self.shape[: axis + 1], self.shape[axis + 1 :]
+        wide = self.reshape(left + (1,) + right).expand(left + (repeats,) + right)
+        return self._new(wide.reshape(left[:-1] + (left[-1] * repeats,) + right).node)
+
+    def roll(self, shifts: int | Sequence[int], dims: int | Sequence[int] | None = None) -> Self:
+        """Elements shifted along dims, those that leave come in at the other end."""
+        if dims is None:
+            return self.flatten().roll(shifts, 0).reshape(self.shape)
+        amounts = [shifts] if isinstance(shifts, int) else list(shifts)
+        axes = axes_of("roll", dims, self.ndim)
+        if len(amounts) != len(axes):
+            raise ShapeError(f"roll: {len(amounts)} shifts for {len(axes)} dimensions")
+        result = self
+        for amount, axis in zip(amounts, axes, strict=True):
+            extent = result.shape[axis]
+            if isinstance(extent, Affine):
+                raise ShapeError(f"roll along a symbolic dimension of {show(self.shape)}")
+            cut = -amount % extent if extent else 0
+            if cut:
+                head, tail = result._part(axis, 0, cut), result._part(axis, cut, extent)
+                result = tail.cat(head, dim=axis)
+        return self._new(self.node) if result is self else result
+
+    def split(self, sizes: int | Sequence[int], dim: int = 0) -> tuple[Self, ...]:
+        """Parts along `dim`: each of one size (the last may be smaller), or of the given sizes."""
+        axis = axis_of("split", dim, self.ndim)
+        extent = self.shape[axis]
+        if isinstance(extent, Affine):
+            raise ShapeError(f"split along a symbolic dimension of {show(self.shape)}")
+        if isinstance(sizes, int):
+            if sizes <= 0:
+                raise ShapeError(f"split({sizes}): expected a size > 0")
+            starts = range(0, max(extent, 1), sizes)
+            sizes = [min(sizes, extent - start) for start in starts]
+        if sum(sizes) != extent:
+            raise ShapeError(
+                f"split into {list(sizes)} along dimension {axis} of {show(self.shape)}: "
+                f"the sizes add up to {sum(sizes)}, expected {extent}"
+            )
+        parts, start = [], 0
+        for size in sizes:
+            parts.append(self._part(axis, start, start + size))
+            start += size
+        return tuple(parts)
+
+    def chunk(self, chunks: int, dim: int = 0) -> tuple[Self, ...]:
+        """At most `chunks` parts of equal size along `dim`; the last may be smaller."""
+        axis = axis_of("chunk", dim, self.ndim)
+        extent = self.shape[axis]
+        if isinstance(extent, Affine) or chunks <= 0:
+            raise ShapeError(
+                f"chunk({chunks}) along dimension {axis} of {show(self.shape)}; expected a number "
+                "of chunks ≥ 1 and a dimension of known extent"
+            )
+        return self.split(max(ceildiv(extent, chunks), 1), axis)
