@@ -1,4 +1,4 @@
-"""Arithmetic, comparisons, bits, and the functions of one number."""
+"""Arithmetic, comparisons, bits, choices: operations on two numbers or more, and operators."""
 
 from __future__ import annotations
 
@@ -114,14 +114,6 @@ class Elementwise(Methods):
             truth = op is Op.NE or (op in (Op.LT, Op.LE) and (other > 0) is not reverse)
             return self._new(build.const(truth, dtypes.bool, self.shape, self.device))
         return self._binary(op, name, other, reverse)
-
-    def _unary(self, op: Op) -> Self:
-        """A function of floats; integers are converted to float32."""
-        return self._new(build.elementwise(op, self._float_node()))
-
-    def _float_node(self) -> Node:
-        node = self.node
-        return node if node.dtype.is_float else build.cast(node, dtypes.default_float)
 
     def _as_float(self) -> Self:
         return self if self.dtype.is_float else self.cast(dtypes.default_float)
@@ -297,93 +289,6 @@ class Elementwise(Methods):
     def clamp(self, min_: Any = None, max_: Any = None, **named_bounds: Any) -> Self:
         """As `clip`."""
         return self.clip(min_, max_, **named_bounds)
-
-    # --- signs and rounding -----------------------------------------------------------------------
-
-    def abs(self) -> Self:
-        """|self|; the derivative at 0 is 0. INT_MIN stays."""
-        if self.dtype.kind in "bu":
-            return self
-        size = (self < 0).where(-self, self)
-        return self.eq(0).where(0, size) if self.dtype.is_float else size  # |−0| is +0
-
-    def floor(self) -> Self:
-        """The largest whole number that is not larger."""
-        return self._unary(Op.FLOOR) if self.dtype.is_float else self
-
-    def ceil(self) -> Self:
-        """The smallest whole number that is not smaller."""
-        return self._unary(Op.CEIL) if self.dtype.is_float else self
-
-    def trunc(self) -> Self:
-        """The whole part, towards 0."""
-        return self._unary(Op.TRUNC) if self.dtype.is_float else self
-
-    def round(self) -> Self:
-        """The nearest whole number, halves to even."""
-        return self._unary(Op.ROUND) if self.dtype.is_float else self
-
-    # --- functions that devices know --------------------------------------------------------------
-
-    def square(self) -> Self:
-        """self²."""
-        return self * self
-
-    def sqrt(self) -> Self:
-        """√self; NaN below 0."""
-        return self._unary(Op.SQRT)
-
-    def rsqrt(self) -> Self:
-        """1/√self."""
-        return self.sqrt().reciprocal()
-
-    def reciprocal(self) -> Self:
-        """1/self."""
-        return self.__rtruediv__(1)
-
-    def exp(self) -> Self:
-        """eˣ."""
-        return self._unary(Op.EXP)
-
-    def exp2(self) -> Self:
-        """2ˣ."""
-        return self._unary(Op.EXP2)
-
-    def log(self) -> Self:
-        """Natural logarithm."""
-        return self._unary(Op.LOG)
-
-    def log2(self) -> Self:
-        """Logarithm to base 2."""
-        return self._unary(Op.LOG2)
-
-    def sin(self) -> Self:
-        """Sine of radians."""
-        return self._unary(Op.SIN)
-
-    def cos(self) -> Self:
-        """Cosine of radians."""
-        return self._unary(Op.COS)
-
-    def asin(self) -> Self:
-        """Inverse of sin, in −π/2 … π/2; NaN outside −1 … 1."""
-        return self._unary(Op.ASIN)
-
-    def acos(self) -> Self:
-        """Inverse of cos, in 0 … π; NaN outside −1 … 1."""
-        return self._unary(Op.ACOS)
-
-    def atan(self) -> Self:
-        """Inverse of tan, in −π/2 … π/2."""
-        return self._unary(Op.ATAN)
-
-    def tanh(self) -> Self:
-        """Hyperbolic tangent."""
-        return self._unary(Op.TANH)
-
-    def erf(self) -> Self:
-        """Error function 2/√π ∫₀ˣ exp(−t²) dt."""
-        return self._unary(Op.ERF)
 
     # --- operators --------------------------------------------------------------------------------
 
