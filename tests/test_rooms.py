@@ -6,6 +6,7 @@ import ast
 import re
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
@@ -14,6 +15,8 @@ from typing import Any
 import pytest
 
 from minigrad.device import RUNTIMES
+from minigrad.tensor import Tensor
+from minigrad.tensor.core import Core
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDERS = {"minigrad": "minigrad", "runtimes": "minigrad.runtimes", "models": "minigrad.models"}
@@ -162,6 +165,20 @@ def test_a_circle_is_seen(source: str, expected: bool) -> None:
     inner, outer = "minigrad.graph.node", "minigrad.graph.build"
     found = run_imports(inner, MODULES[inner], source)
     assert bool(circle({inner: found, outer: {inner}})) is expected
+
+
+def test_families_of_tensor_methods_are_flat() -> None:
+    """`Tensor` is made of classes of methods, in any order: none inherits or overrides another."""
+    families = [family for family in Tensor.__bases__ if family is not Core]
+    assert {family.__bases__ for family in families} == {(object,)}
+    own = {"__module__", "__doc__", "__slots__", "__static_attributes__", "__firstlineno__"}
+    names = Counter(name for family in Tensor.__bases__ for name in vars(family))
+    assert not {name for name, times in names.items() if times > 1} - own
+
+
+@pytest.mark.parametrize("method", [Tensor.sum, Tensor.zeros, Tensor.manual_seed, Tensor.realize])
+def test_messages_of_python_name_methods_of_tensor(method: Any) -> None:
+    assert method.__qualname__ == f"Tensor.{method.__name__}"
 
 
 def runs_programs(module: str) -> bool:

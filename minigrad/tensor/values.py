@@ -98,9 +98,6 @@ class Values(Methods):
         values = self.numpy()
         return values if dtype is None else values.astype(dtype)
 
-    def __hash__(self) -> int:
-        return object.__hash__(self)
-
     def __repr__(self) -> str:
         text = f"Tensor {show(self.shape)} {self.dtype.name} on {self.device}"
         grad = ", requires_grad" if self._requires_grad else ""
