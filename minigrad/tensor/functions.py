@@ -1,4 +1,4 @@
-"""Functions of one tensor: roots, exponentials, trigonometry, rounding, activations."""
+"""Functions of one tensor: rounding, powers, roots, exponentials, trigonometry."""
 
 from __future__ import annotations
 
