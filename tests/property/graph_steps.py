@@ -115,6 +115,8 @@ class Maker:
         """A large float value is squashed or scaled before anybody uses it."""
         if not value.is_float or value.bound <= MAXIMAL_BOUND:
             return value
+        if value.dtype in ("float16", "bfloat16"):  # its square might be infinite
+            del self.values[value.name]
         if self.chance(0.5):
             return self.add(f"({value.name} * {4 / value.bound:.6g})", [value], value.shape,
                             value.dtype, 4.0)  # fmt: skip
