@@ -57,7 +57,7 @@ class Target:
     of a nest may have, over however many registers; tile_lanes: one of a product's tile;
     fold_lanes: one of a product's partial sums. bfloat16_dots: whether an instruction adds the
     products of two pairs of bfloat16 to a float32 (AVX512-BF16). bfloat16_matrices: whether there
-    are registers of 16 × 16 words, and an instruction that multiplies them (AMX). group: of a GPU.
+    are registers of 16 × 16 words, and an instruction that multiplies them (AMX). group: of OpenCL.
     """
 
     vector_bytes: int

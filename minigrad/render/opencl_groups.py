@@ -36,7 +36,7 @@ WORDS = (dtypes.float32, dtypes.float64, dtypes.int32, dtypes.uint32, dtypes.int
 
 
 class GroupsEmitter(LanesEmitter):
-    """Emits nests for a GPU. subgroups: the device has them (cl_khr_subgroups)."""
+    """Emits nests with work-groups. subgroups: the device has them (cl_khr_subgroups)."""
 
     def __init__(self, nest: Nest, language: Language, subgroups: bool) -> None:
         super().__init__(nest, language)
