@@ -21,7 +21,6 @@ DEFAULTS: Mapping[str, int | str] = MappingProxyType({
     "DEBUG": 0,  # 1 summary, 2 kernels with times, 3 schedule, 4 loop nests, 5 IR and assembly
     "DEVICE": "CPU",  # where tensors live unless told otherwise
     "CL_PLATFORM": "",  # part of the name or version of the OpenCL platform to use
-    "CL_RECIPES": "",  # "gpu" or "cpu": recipes that OpenCL devices have, whatever their type
     "CL_SUBDEVICES": 0,  # from 2 on: a CPU of OpenCL counts as so many devices of equal parts
     "THREADS": 0,  # 0: as many as affinity and cgroup quota allow
     "CACHE": "",  # folder of the kernel cache; empty: the user's cache folder

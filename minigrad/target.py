@@ -8,17 +8,11 @@ from minigrad.dtype import DType, dtypes
 
 
 @dataclass(frozen=True)
-class Group:
-    """What work-groups of a GPU have: `items` at most, bytes of local memory; `units` run them."""
-
-    items: int
-    local_bytes: int
-    units: int
-
-
-@dataclass(frozen=True)
 class Tile:
-    """Results of a work-group, rows × columns, and of each of its work-items."""
+    """Results of a work-group, rows × columns, and of each of its work-items.
+
+    Rows, columns and an item's columns are multiples of 4, the vectors in which they are copied.
+    """
 
     rows: int
     columns: int
@@ -36,7 +30,22 @@ TILES = (
     Tile(128, 128, 8, 8), Tile(128, 64, 8, 4), Tile(64, 128, 4, 8), Tile(64, 64, 4, 4),
     Tile(32, 32, 2, 4), Tile(128, 8, 4, 4), Tile(8, 128, 2, 4), Tile(16, 16, 1, 4),
 )  # fmt: skip
+# On a CPU, which keeps the results of a single work-item in registers, those of more in memory.
+CPU_TILES = (Tile(8, 16, 8, 16), Tile(4, 16, 4, 16))
 TILE_DEPTH = 16  # elements of k that are in local memory at a time
+
+
+@dataclass(frozen=True)
+class Group:
+    """What work-groups have: `items` at most, bytes of local memory; `units` run them.
+
+    tiles: of a product, from which the recipe chooses.
+    """
+
+    items: int
+    local_bytes: int
+    units: int
+    tiles: tuple[Tile, ...] = TILES
 
 
 @dataclass(frozen=True)
@@ -48,7 +57,7 @@ class Target:
     of a nest may have, over however many registers; tile_lanes: one of a product's tile;
     fold_lanes: one of a product's partial sums. bfloat16_dots: whether an instruction adds the
     products of two pairs of bfloat16 to a float32 (AVX512-BF16). bfloat16_matrices: whether there
-    are registers of 16 × 16 words, and an instruction that multiplies them (AMX). group: of a GPU.
+    are registers of 16 × 16 words, and an instruction that multiplies them (AMX). group: of OpenCL.
     """
 
     vector_bytes: int

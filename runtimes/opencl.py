@@ -21,11 +21,9 @@ from minigrad.graph.canonical import Graph
 from minigrad.graph.symbolic import ceildiv
 from minigrad.locks import new_rlock
 from minigrad.loops.nest import Nest
-from minigrad.render import opencl as opencl_source
-from minigrad.render import opencl_groups, opencl_lanes
+from minigrad.render import opencl_groups
 from minigrad.render.opencl import Source
 from minigrad.runtimes import opencl_report
-from minigrad.runtimes.host import host
 from minigrad.runtimes.opencl_build import build
 from minigrad.runtimes.opencl_checks import Checks
 from minigrad.runtimes.opencl_devices import (
@@ -34,7 +32,6 @@ from minigrad.runtimes.opencl_devices import (
     group_of,
     has_doubles,
     opencl,
-    recipes_for,
 )
 from minigrad.runtimes.opencl_memory import Pool
 from minigrad.runtimes.opencl_pocl import calm_llvm, check_pocl, kept
@@ -43,9 +40,8 @@ from minigrad.schedule.schedule import Kernel as Step
 from minigrad.settings import flag
 from minigrad.target import Target
 
-GROUP = 128  # work-items of a group where each is a scalar of its own
+GROUP = 128  # work-items of a group where each has an iteration of its own
 MOST_KERNELS = 4096  # that are kept
-VECTOR_BYTES = 64  # of a register of a CPU, at most
 WAVES = 64  # groups for each unit of a GPU, at most, where each work-item can take strides
 STAGED_BYTES = 4 << 20  # of a copy to the device that may wait in the queue
 MOST_STAGED = 16  # such copies at a time
@@ -58,7 +54,7 @@ def open_device(name: str) -> OpenCL:
     device = device_called(name)
     check_pocl(device)
     calm_llvm(device)
-    return OpenCL(name, device, recipes_for(device))
+    return OpenCL(name, device)
 
 
 def _is_done(event: Any) -> bool:
@@ -67,14 +63,11 @@ def _is_done(event: Any) -> bool:
 
 
 class OpenCL:
-    """One device with its context, its in-order queue and its pool of buffers.
-
-    recipes: "cpu" or "gpu", what its kernels are made for.
-    """
+    """One device with its context, its in-order queue and its pool of buffers."""
 
     fails_late = True
 
-    def __init__(self, name: str, device: Any, recipes: str) -> None:
+    def __init__(self, name: str, device: Any) -> None:
         cl = opencl()
         self.name, self.device = name, device
         self.label = f"{name} ({device.name.strip()})"
@@ -87,8 +80,8 @@ class OpenCL:
         self.pool = Pool(self.label, self.context, device)
         self.fp64 = has_doubles(device)
         self.subgroups = "cl_khr_subgroups" in device.extensions.split()
-        self.recipes = recipes
-        self.target = self._target()
+        self.group = group_of(device)
+        self.target = Target(0, 16, 32 << 10, 512 << 10, group=self.group)
         self._options = self._build_options()
         self._kernels: OrderedDict[str, Kernel] = OrderedDict()  # by key, the longest unused first
         self._timed: Any = None
@@ -290,10 +283,7 @@ class OpenCL:
 
     def render(self, nest: Nest) -> Source:
         """OpenCL C."""
-        if self.target.group is not None:
-            return opencl_groups.render(nest, self.fp64, self.label, self.subgroups)
-        render = opencl_lanes.render if self.target.vector_bytes else opencl_source.render
-        return render(nest, self.fp64, self.label)
+        return opencl_groups.render(nest, self.fp64, self.label, self.subgroups)
 
     def build(self, kernels: Mapping[str, Rendered[Source]]) -> dict[str, Kernel]:
         """What the driver makes of the sources: several to a program."""
@@ -305,19 +295,6 @@ class OpenCL:
             made[key] = Kernel(one.nest, (), one.arguments, one.text, *program, *size)
             self._kernels[digest(key)] = made[key]
         return made
-
-    def _target(self) -> Target:
-        """What recipes may use: vector registers on a CPU, groups of work-items elsewhere."""
-        if self.recipes == "gpu":
-            return Target(0, 16, 32 << 10, 512 << 10, group=group_of(self.device))
-        nbytes = min(4 * max(self.device.native_vector_width_float, 1), VECTOR_BYTES)
-        if nbytes <= 4:
-            return Target(0, 16, host().l1, host().l2)
-        lanes, registers = nbytes // 4, 32 if nbytes > 32 else 16
-        return Target(
-            nbytes, registers, host().l1, host().l2, most_lanes=lanes, tile_lanes=2 * lanes,
-            fold_lanes=lanes,
-        )  # fmt: skip
 
     def _build_options(self) -> list[str]:
         config = opencl().device_fp_config
@@ -332,18 +309,14 @@ class OpenCL:
         if nest.items:
             group = nest.items
             total = items = nest.total * group
-        elif self.target.vector_bytes:
-            group, items = 1, max(ceildiv(nest.total, nest.grain), 1)
         else:
             group = min(GROUP, self.device.max_work_group_size)
             items = ceildiv(max(nest.total, 1), group) * group
-            if self.target.group is not None:  # enough of them take strides
-                items = min(items, WAVES * group * self.target.group.units)
+            items = min(items, WAVES * group * self.group.units)  # enough of them take strides
         if source.scratch_bytes:
             most = max(min(SCRATCH_BYTES, self.pool.most) // source.scratch_bytes, 1)
             if nest.items:
-                assert self.target.group is not None
-                most = min(most, SLICES * self.target.group.units)
+                most = min(most, SLICES * self.group.units)
                 return min(items, most * group), group, total
             group = min(group, most)
             items = min(ceildiv(items, group) * group, most // group * group)

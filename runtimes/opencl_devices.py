@@ -11,9 +11,9 @@ from typing import Any
 
 from minigrad.errors import DeviceError
 from minigrad.locks import new_lock
-from minigrad.runtimes.opencl_pocl import POCL, is_too_old, trouble_with_folder
+from minigrad.runtimes.opencl_pocl import POCL, choose_loops, is_too_old, trouble_with_folder
 from minigrad.settings import getenv
-from minigrad.target import Group
+from minigrad.target import CPU_TILES, TILES, Group
 
 MOST_ITEMS = 256  # of a group: larger ones wait for each other more, and have fewer registers each
 MOST_LOCAL = 48 << 10  # bytes that a kernel may have without asking the driver for more
@@ -36,6 +36,7 @@ def opencl() -> Any:
             "compute on the CPU here"
         )
     _used = True
+    choose_loops()
     try:
         import pyopencl
     except ImportError as error:
@@ -173,19 +174,13 @@ def is_cpu(device: Any) -> bool:
     return bool(device.type & opencl().device_type.CPU)
 
 
-def recipes_for(device: Any) -> str:
-    """Which recipes a device has: "cpu" or "gpu", as the setting CL_RECIPES or its type says."""
-    wanted = str(getenv("CL_RECIPES"))
-    if wanted not in ("", "cpu", "gpu"):
-        raise DeviceError(f"CL_RECIPES={wanted!r}: expected 'cpu', 'gpu', or nothing for the type")
-    return wanted or ("cpu" if is_cpu(device) else "gpu")
-
-
 def group_of(device: Any) -> Group:
     """What work-groups of a device have."""
     items = min(device.max_work_group_size, device.max_work_item_sizes[0], MOST_ITEMS)
     items = 1 << (items.bit_length() - 1)
-    return Group(items, min(device.local_mem_size, MOST_LOCAL), max(device.max_compute_units, 1))
+    tiles = CPU_TILES if is_cpu(device) else TILES
+    units = max(device.max_compute_units, 1)
+    return Group(items, min(device.local_mem_size, MOST_LOCAL), units, tiles)
 
 
 def _after_fork() -> None:

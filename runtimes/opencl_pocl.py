@@ -82,6 +82,15 @@ def trouble_with_folder() -> str:
     )
 
 
+def choose_loops() -> None:
+    """Let PoCL run the work-items of a group in plain loops, if the user has not chosen how.
+
+    It would have LLVM vectorize these loops, and kernels of groups with one item, or two, then ran
+    past the end of another loop (PoCL 6.0, LLVM 18: a product of 65 × 17 and 17 × 128).
+    """
+    os.environ.setdefault("POCL_WORK_GROUP_METHOD", "loops")
+
+
 def calm_llvm(device: Any) -> None:
     """Keep the LLVM 18 of PoCL 6 from ending the process where it builds a kernel.
 

@@ -33,9 +33,10 @@ from minigrad.schedule import expr
 from minigrad.schedule.expr import Array, Expr, Leaf, Local
 from minigrad.schedule.schedule import Kernel
 from minigrad.schedule.stage import Axis, identity, make_axis
-from minigrad.target import TILE_DEPTH, TILES, Group, Target, Tile
+from minigrad.target import TILE_DEPTH, Group, Target, Tile
 
 LANES = 4  # columns of a vector; elements of one that is copied
+UNROLLED = 32  # copies of a work-item that are written out, at most
 PAD = 4  # elements between the rows of a local array, so that they begin in different banks
 
 
@@ -115,7 +116,7 @@ def choose_tile(rows: int, columns: int, batches: int, group: Group, dtype: DTyp
         nbytes = (tile.rows + tile.columns + 2 * PAD) * TILE_DEPTH * max(dtype.itemsize, 4)
         return tile.items <= group.items and nbytes <= group.local_bytes
 
-    return min((tile for tile in TILES if fits(tile)), key=cost, default=TILES[-1])
+    return min((tile for tile in group.tiles if fits(tile)), key=cost, default=group.tiles[-1])
 
 
 def masked(e: Expr, conditions: Sequence[Integer]) -> Expr:
@@ -262,7 +263,8 @@ class _Tile:
         copy: tuple[Statement, ...] = (store,)
         if width > 1:
             copy = (lanes_loop(lane, width, copy),)
-        return [Loop(q.variable, 0, (q.extent,), copy, "unroll")]
+        few = isinstance(q.extent, int) and q.extent <= UNROLLED
+        return [Loop(q.variable, 0, (q.extent,), copy, "unroll" if few else "serial")]
 
     def _stores(self, u: Integer, v: Integer, slot: Integer) -> tuple[Statement, ...]:
         """The epilogue of one vector."""

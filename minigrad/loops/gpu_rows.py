@@ -68,7 +68,7 @@ def group_blocks(kernel: Kernel, target: Target, name: str) -> Nest:
     first = kernel.stages[0]
     extent = first.axes[prefix_length(first, kernel.rows) - 1].extent
     assert isinstance(extent, int)
-    widest = max(stage.body.dtype.itemsize for stage in kernel.stages)
+    widest = max(e.dtype.itemsize for e in expr.walk(*(s.body for s in kernel.stages)))
     width = next(w for w in (8, 4, 2, 1) if extent % w == 0 and w * widest <= VECTOR_BYTES)
     count = extent // width
     row = row_axis(kernel.rows // width)

@@ -1,8 +1,4 @@
-"""From a loop nest to OpenCL C: `__kernel void name(buffers …, symbols …[, scratch])`.
-
-Each iteration of the nest's parallel loop is one work-item's, found by its global number. Scratch
-memory is private where it is small; else it is a slice, for each work-item its own, of one buffer
-that comes as the last argument, and the work-items, of which there are then fewer, take strides.
+"""OpenCL C's statements and expressions, of one element each.
 
 A value is declared at the outermost level at which all that it depends on is known, if it is used
 twice or if that level is not its user's; else it is written where it is used.
@@ -28,18 +24,16 @@ from minigrad.loops.nest import (
     locals_set,
 )
 from minigrad.render.opencl_index import (
-    INDENT,
     IndexEmitter,
     Variable,
     kind_of_range,
     parse,
 )
-from minigrad.render.opencl_values import Language, bare, literal, memory_type
+from minigrad.render.opencl_values import Language, bare, literal
 from minigrad.render.vector_math import expand
 from minigrad.schedule import expr
 from minigrad.schedule.expr import Array, Expr, Leaf, Local
 
-PRIVATE_BYTES = 2048  # scratch memory that still goes to private memory
 LONGEST = 160  # letters of an expression that is not given a name for its length
 
 
@@ -74,14 +68,6 @@ def join(sources: Sequence[Source]) -> tuple[str, list[str]]:
     return "\n".join([*shared, *kernels, ""]), names
 
 
-def render(nest: Nest, fp64: bool = True, device: str = "CL") -> Source:
-    """The source of a nest without vector loops (made for a target of `vector_bytes` 0).
-
-    Raises DTypeError where it computes in float64 and the device cannot (`fp64` False).
-    """
-    return Emitter(nest, Language(fp64, device)).source()
-
-
 class Emitter(IndexEmitter):
     """Emits statements, expressions and memory accesses. Indices are in the base class."""
 
@@ -95,70 +81,7 @@ class Emitter(IndexEmitter):
         self.expanded: dict[Expr, Expr] = {}
         self.changing: dict[Expr, frozenset[Array | Local]] = {}
 
-    def source(self) -> Source:
-        """Functions, the kernel's head and its body."""
-        nest = self.nest
-        shared = nest.scratch_bytes if self._shares_scratch() else 0
-        arguments = []
-        for array in nest.arrays:
-            name = self.pointers[array] = self.number("a")
-            const = "" if array in self.writable else "const "
-            self.language.type_of(array.dtype)
-            arguments.append(f"__global {const}{memory_type(array.dtype)} *{name}")
-        for symbol in nest.symbols:
-            variable = self.symbols[symbol] = Variable(f"sym_{symbol}", "long")
-            arguments.append(f"const long {variable.name}")
-        if shared:
-            arguments.append("__global uchar *scratch")
-        scratch = self._scratch(shared)
-        self._parallel(nest.parallel, strided=bool(shared))
-        entry = self.levels[0].lines
-        lines = [INDENT + line for line in (*scratch, *self.declared, *entry)]
-        body = "\n".join([f"({', '.join(arguments)}) {{", *lines, "}"])
-        head = f"__kernel {self.attributes}void "
-        return Source(self.language.prelude(), head, nest.name, body, shared)
-
-    @property
-    def attributes(self) -> str:
-        """What the compiler is told about the kernel."""
-        return ""
-
-    def _shares_scratch(self) -> bool:
-        """Whether scratch memory is slices of one buffer."""
-        return self.nest.scratch_bytes > PRIVATE_BYTES
-
-    def _scratch(self, shared: int) -> list[str]:
-        """Declarations of the scratch arrays."""
-        lines = []
-        if shared:
-            lines.append(f"scratch += get_global_id(0) * {shared};")
-        for array, offset in self.nest.scratch:
-            name = self.pointers[array] = self.number("x")
-            kind = memory_type(array.dtype)
-            if shared:
-                lines.append(f"__global {kind} *{name} = (__global {kind} *)(scratch + {offset});")
-            else:
-                lines.append(f"{kind} {name}[{array.size}];")
-        return lines
-
     # ---- statements ----
-
-    def _parallel(self, loop: Loop, strided: bool) -> None:
-        """The loop whose iterations are work-items."""
-        if loop.kind != "serial" or loop.step != 1:
-            raise self._unexpected(f"a loop of kind {loop.kind!r} and step {loop.step}")
-        total = self.nest.total
-        kind = kind_of_range(0, [total], 1 << 16)  # the last group of work-items may pass the end
-        name = self.fresh(loop.variable.name)
-        if strided:
-            header = f"for ({kind} {name} = get_global_id(0); {name} < {total}; "
-            self.open(f"{header}{name} += get_global_size(0))", loop.body)
-        else:
-            self.line(f"const {kind} {name} = get_global_id(0);")
-            self.open(f"if ({name} < {total})", loop.body)
-        self.bind(loop.variable, Variable(name, kind))
-        self._body(loop)
-        self.close()
 
     def _body(self, loop: Loop) -> None:
         for inner in loop.body:
@@ -166,8 +89,8 @@ class Emitter(IndexEmitter):
 
     def _unexpected(self, what: str) -> CompileError:
         return CompileError(
-            f"OpenCL renderer: {self.nest.name} has {what}; work-items know no vectors, so lower "
-            "the kernel for a target of vector_bytes 0"
+            f"OpenCL renderer: {self.nest.name} has {what}; lower the kernel for a target of "
+            "vector_bytes 0"
         )
 
     def _statement(self, statement: Statement) -> None:

@@ -1,15 +1,14 @@
-"""OpenCL C for GPUs: work-groups that share local memory, and work-items with short vectors.
+"""From a loop nest to OpenCL C: `__kernel void name(buffers …, symbols …[, scratch])`.
 
 An iteration of the parallel loop is a work-group's where the nest has a loop of kind "items"; the
 runtime may launch these in pieces, so that the global number tells which, and the group's which
 slice of the scratch memory is its own. Else an iteration is a work-item's, and they take strides
-where they are fewer. Vectors of neighbouring elements that provably begin at a multiple of their
-length are read and written as one word.
+where they are fewer. Scratch memory is private where it is small and a work-item's; else it is a
+slice of one buffer, which comes as the last argument. Vectors of neighbouring elements that
+provably begin at a multiple of their length are read and written as one word.
 """
 
 from __future__ import annotations
-
-from dataclasses import replace
 
 from minigrad.dtype import DType, dtypes
 from minigrad.graph.node import Op
@@ -32,11 +31,12 @@ from minigrad.schedule import expr
 from minigrad.schedule.expr import Array, Leaf
 
 SUBGROUPS = "#pragma OPENCL EXTENSION cl_khr_subgroups : enable"
+PRIVATE_BYTES = 2048  # scratch memory that still goes to private memory
 WORDS = (dtypes.float32, dtypes.float64, dtypes.int32, dtypes.uint32, dtypes.int64, dtypes.uint64)
 
 
 class GroupsEmitter(LanesEmitter):
-    """Emits nests for a GPU. subgroups: the device has them (cl_khr_subgroups)."""
+    """Emits nests with work-groups. subgroups: the device has them (cl_khr_subgroups)."""
 
     def __init__(self, nest: Nest, language: Language, subgroups: bool) -> None:
         super().__init__(nest, language)
@@ -48,25 +48,51 @@ class GroupsEmitter(LanesEmitter):
         self.passes_globally = any(array.space != "local" for array in read & self.writable)
 
     def source(self) -> Source:
-        """The program text."""
-        made = super().source()
-        if not self.uses_subgroups:
-            return made
-        return replace(made, prelude=(SUBGROUPS, *made.prelude))
-
-    @property
-    def attributes(self) -> str:
-        """What the compiler is told about the kernel."""
-        items = self.nest.items
-        return f"__attribute__((reqd_work_group_size({items}, 1, 1))) " if items else ""
+        """Functions, the kernel's head and its body."""
+        nest = self.nest
+        shared = nest.scratch_bytes if self._shares_scratch() else 0
+        arguments = []
+        for array in nest.arrays:
+            name = self.pointers[array] = self.number("a")
+            const = "" if array in self.writable else "const "
+            self.language.type_of(array.dtype)
+            arguments.append(f"__global {const}{memory_type(array.dtype)} *{name}")
+        for symbol in nest.symbols:
+            variable = self.symbols[symbol] = Variable(f"sym_{symbol}", "long")
+            arguments.append(f"const long {variable.name}")
+        if shared:
+            arguments.append("__global uchar *scratch")
+        memory = [*self._scratch(shared), *self._local()]
+        self._parallel(nest.parallel)
+        entry = self.levels[0].lines
+        lines = [INDENT + line for line in (*memory, *self.declared, *entry)]
+        body = "\n".join([f"({', '.join(arguments)}) {{", *lines, "}"])
+        size = f"__attribute__((reqd_work_group_size({nest.items}, 1, 1))) " if nest.items else ""
+        prelude = ((SUBGROUPS,) if self.uses_subgroups else ()) + self.language.prelude()
+        return Source(prelude, f"__kernel {size}void ", nest.name, body, shared)
 
     def _shares_scratch(self) -> bool:
-        return self.nest.items > 0 and self.nest.scratch_bytes > 0 or super()._shares_scratch()
+        """Whether scratch memory is slices of one buffer."""
+        return self.nest.scratch_bytes > (0 if self.nest.items else PRIVATE_BYTES)
 
     def _scratch(self, shared: int) -> list[str]:
-        lines = super()._scratch(shared)
-        if shared and self.nest.items:
-            lines[0] = f"scratch += get_group_id(0) * (size_t){shared};"
+        """Declarations of the scratch arrays."""
+        lines = []
+        if shared:
+            owner = "group" if self.nest.items else "global"
+            lines.append(f"scratch += get_{owner}_id(0) * (size_t){shared};")
+        for array, offset in self.nest.scratch:
+            name = self.pointers[array] = self.number("x")
+            kind = memory_type(array.dtype)
+            if shared:
+                lines.append(f"__global {kind} *{name} = (__global {kind} *)(scratch + {offset});")
+            else:
+                lines.append(f"{kind} {name}[{array.size}];")
+        return lines
+
+    def _local(self) -> list[str]:
+        """Declarations of the arrays in local memory."""
+        lines = []
         for array in self.nest.local:
             name, kind = self.number("shared"), memory_type(array.dtype)
             self.pointers[array] = name
@@ -76,7 +102,7 @@ class GroupsEmitter(LanesEmitter):
 
     # ---- loops ----
 
-    def _parallel(self, loop: Loop, strided: bool) -> None:
+    def _parallel(self, loop: Loop) -> None:
         """The loop whose iterations are work-groups, or work-items."""
         total, items = self.nest.total, self.nest.items
         kind = kind_of_range(0, [2 * total * max(items, 1)], 1 << 20)
@@ -97,20 +123,6 @@ class GroupsEmitter(LanesEmitter):
         self.bind(loop.variable, Variable(name, kind))
         for statement in body:
             self._statement(statement)
-        self.close()
-
-    def _range_of_lanes(self, loop: Loop, start: str, stop: str, kind: str) -> None:
-        (end, *others) = loop.stops
-        if others or end - loop.start != loop.step or not self._has_vectors(loop):
-            super()._range_of_lanes(loop, start, stop, kind)
-            return
-        self.open(body=loop.body)  # one vector: no loop
-        place = self.fresh(loop.variable.name)
-        self.line(f"const {kind} {place} = {start};")
-        self.bind(loop.variable, Variable(place, kind))
-        if loop.lane is not None:
-            self.bind_constant(loop.lane, 0)
-        self._vectors(loop, loop.step)
         self.close()
 
     # ---- statements ----
@@ -193,7 +205,7 @@ class GroupsEmitter(LanesEmitter):
 
     # ---- memory ----
 
-    def _whole_load(self, array: Array, index: Integer, words: VectorLanguage) -> str | None:
+    def _whole_load(self, array: Array, index: Integer, words: VectorLanguage) -> str:
         if not self._is_aligned(array, index, words.width):
             return super()._whole_load(array, index, words)
         return f"(*{self._as_vector(array, index, words, 'const ')})"
@@ -213,7 +225,10 @@ class GroupsEmitter(LanesEmitter):
         return f"({self._space(array)}{const}{kind} *)({place})"
 
     def _space(self, array: Array) -> str:
-        return "__local " if array.space == "local" else super()._space(array)
+        """The address space of an array."""
+        if array.space == "local":
+            return "__local "
+        return "" if array.space == "scratch" and not self._shares_scratch() else "__global "
 
     def _is_aligned(self, array: Array, index: Integer, width: int) -> bool:
         """Whether a vector of neighbours begins at a multiple of its length.

@@ -1,4 +1,4 @@
-"""OpenCL C's words for vectors: what opencl_values.py says of one value, for 2 to 16 at once.
+"""OpenCL C's words for vectors: what opencl_values.py says of one value, for 2, 4 or 8 at once.
 
 A vector of bools is a vector of int masks, 0 or −1. What C has no vector operation for is done lane
 by lane with the scalar words.
@@ -16,14 +16,11 @@ from minigrad.render.opencl_values import (
     Language,
     bare,
     literal,
-    memory_type,
     register_type,
 )
 from minigrad.schedule.expr import Expr, Leaf
 
-LANES = "0123456789abcdef"  # names of a vector's components behind ".s"
-WIDTHS = (2, 4, 8, 16)
-MOST_BYTES = 32  # of a vector that is passed to a function: PoCL 3 loses kernels with longer ones
+WIDTHS = (2, 4, 8)  # of at most 32 bytes: PoCL 3 loses kernels that call functions on longer ones
 
 
 class VectorLanguage:
@@ -52,7 +49,7 @@ class VectorLanguage:
 
     def lane(self, name: str, dtype: DType, number: int) -> str:
         """One lane of a vector's name as a scalar."""
-        text = f"{name}.s{LANES[number]}"
+        text = f"{name}.s{number}"
         return f"({text} != 0)" if dtype.is_bool else text
 
     def iota(self, base: str, factor: int, kind: str) -> str:
@@ -61,30 +58,10 @@ class VectorLanguage:
         steps = ", ".join(f"{factor * lane}{suffix}" for lane in range(self.width))
         return f"(({kind}{self.width})({bare(base)}) + ({kind}{self.width})({steps}))"
 
-    def is_long(self, *dtypes_: DType) -> bool:
-        """Whether functions must not be called on vectors of a dtype; operators may."""
-        return any(
-            self.width * (4 if d.is_bool else max(d.itemsize, 4 if d.is_float else 1)) > MOST_BYTES
-            for d in dtypes_
-        )
-
     # ---- memory ----
 
-    def unaligned(self, dtype: DType) -> str | None:
-        """A type of long vectors that begin at any element; None where elements are converted."""
-        kind = register_type(dtype)
-        if dtype.is_bool or kind != memory_type(dtype):
-            return None
-        self.scalar.type_of(dtype)
-        name = f"near_{kind}{self.width}"
-        attribute = f"__attribute__((ext_vector_type({self.width}), aligned({dtype.itemsize})))"
-        self.scalar.functions[name] = f"typedef {kind} {name} {attribute};"
-        return name
-
-    def loaded(self, dtype: DType, pointer: str, place: str) -> str | None:
-        """Neighbouring elements from `place` on; None where there are no words for it."""
-        if self.is_long(dtype):
-            return None
+    def loaded(self, dtype: DType, pointer: str, place: str) -> str:
+        """Neighbouring elements from `place` on."""
         text = f"vload{self.width}(0, {pointer} + {place})"
         if dtype is dtypes.float16:
             return f"{self.scalar.function('half_value', lanes=self.width)}({text})"
@@ -100,7 +77,7 @@ class VectorLanguage:
 
     def stored(self, dtype: DType, pointer: str, place: str, value: str) -> str | None:
         """The statement that writes neighbouring elements; None where there are no words for it."""
-        if dtype is dtypes.bfloat16 or self.is_long(dtype):
+        if dtype is dtypes.bfloat16:
             return None
         self.scalar.type_of(dtype)
         if dtype is dtypes.float16:
@@ -108,16 +85,6 @@ class VectorLanguage:
         if dtype.is_bool:
             value = f"convert_uchar{self.width}({value} & 1)"
         return f"vstore{self.width}({bare(value)}, 0, {pointer} + {place});"
-
-    def folded(self, op: Op, dtype: DType, name: str) -> str:
-        """All lanes of a name combined by SUM, MAX or PROD, halves with halves."""
-        kind = register_type(dtype)
-        parts = [self.lane(name, dtype, number) for number in range(self.width)]
-        while len(parts) > 1:
-            half = len(parts) // 2
-            pairs = zip(parts[:half], parts[half:], strict=True)
-            parts = [self.pair(op, dtype, kind, a, b) for a, b in pairs]
-        return parts[0]
 
     def pair(self, op: Op, dtype: DType, kind: str, a: str, b: str) -> str:
         """Two scalars of C type `kind` combined."""
@@ -134,28 +101,21 @@ class VectorLanguage:
 
     # ---- operations ----
 
-    def _call(self, name: str, args: list[str], dtype: DType) -> str:
-        """A function of vectors that gives such a vector; of long ones in halves."""
-        if not self.is_long(dtype):
-            return f"{name}({', '.join(bare(arg) for arg in args)})"
-        halves = (
-            f"{name}({', '.join(f'({bare(arg)}).{half}' for arg in args)})" for half in ("lo", "hi")
-        )
-        return f"({self.type_of(dtype)})({', '.join(halves)})"
+    def _call(self, name: str, args: list[str]) -> str:
+        """A function of vectors."""
+        return f"{name}({', '.join(bare(arg) for arg in args)})"
 
-    def _converted(self, text: str, kind: str, *dtypes_: DType) -> str:
-        """A vector converted to elements of a C type; dtypes: of both."""
-        if self.is_long(*dtypes_):
-            return f"__builtin_convertvector({text}, {kind}{self.width})"
+    def _converted(self, text: str, kind: str) -> str:
+        """A vector converted to elements of a C type."""
         return f"convert_{kind}{self.width}({bare(text)})"
 
     def operation(self, e: Expr, args: list[str]) -> str | None:
         """An elementwise operation on vectors; None where it must be done lane by lane."""
         if e.op is Leaf.FMA:
-            return self._call("fma", args, e.dtype)
+            return self._call("fma", args)
         source = e.args[0].dtype
         if e.op is Op.WHERE:
-            return self._select(args[0], args[1], args[2], e.dtype)
+            return self._chosen(self._mask(args[0], e.dtype), args[1], args[2])
         if e.op is Op.CAST:
             return self.cast(args[0], source, e.dtype)
         if e.op is Op.BITCAST:
@@ -174,7 +134,7 @@ class VectorLanguage:
     def truth_of(self, text: str, dtype: DType) -> str:
         """The int mask of a comparison of dtype, whose own mask is as wide as what it compares."""
         same = dtype.is_bool or register_type(dtype) in ("int", "uint", "float")
-        return text if same else self._converted(text, "int", dtype, dtypes.bool)
+        return text if same else self._converted(text, "int")
 
     def _mask(self, text: str, dtype: DType) -> str:
         """A mask in integers as wide as the elements of dtype."""
@@ -183,15 +143,10 @@ class VectorLanguage:
                 "ushort": "short", "char": "char", "uchar": "char"}.get(kind)  # fmt: skip
         if wide is None or dtype.is_bool:
             return text
-        return self._converted(text, wide, dtype, dtypes.bool)
+        return self._converted(text, wide)
 
-    def _select(self, mask: str, chosen: str, other: str, dtype: DType) -> str:
-        return self._chosen(self._mask(mask, dtype), chosen, other, dtype)
-
-    def _chosen(self, mask: str, chosen: str, other: str, dtype: DType) -> str:
+    def _chosen(self, mask: str, chosen: str, other: str) -> str:
         """chosen where the mask, as wide as the elements, is not 0, else other."""
-        if self.is_long(dtype):
-            return f"({mask} ? {chosen} : {other})"
         return f"select({bare(other)}, {bare(chosen)}, {bare(mask)})"
 
     def cast(self, x: str, source: DType, to: DType) -> str | None:
@@ -202,16 +157,16 @@ class VectorLanguage:
                 return x
             return self.truth_of(f"({x} != ({before}{self.width})(0))", source)
         if source.is_bool:
-            return self._converted(f"({x} & 1)", self.scalar.type_of(to), source, to)
+            return self._converted(f"({x} & 1)", self.scalar.type_of(to))
         if to.is_float and to.itemsize == 2 and source is not to:
             return None  # its rounding is a function
         if kind == before:
             return x
         if source.is_float and to.is_int:
-            if to.kind == "u" or to.itemsize != 4 or self.is_long(source, to):
+            if to.kind == "u" or to.itemsize != 4:
                 return None
             return self._saturated(x, source)
-        return self._converted(x, self.scalar.type_of(to), source, to)
+        return self._converted(x, self.scalar.type_of(to))
 
     def _saturated(self, x: str, source: DType) -> str:
         """Floats to int32 towards zero."""
@@ -251,11 +206,11 @@ class VectorLanguage:
         if e.op is Op.NEG:
             return f"(-{args[0]})"
         if e.op in FLOAT_CALLS:
-            return self._call(FLOAT_CALLS[e.op], args, e.dtype)
+            return self._call(FLOAT_CALLS[e.op], args)
         if e.op in (Op.MAXIMUM, Op.MINIMUM):  # NaN wins
             sign = ">" if e.op is Op.MAXIMUM else "<"
             a, b = args
-            return self._chosen(f"(({b} {sign} {a}) | ({b} != {b}))", b, a, e.dtype)
+            return self._chosen(f"(({b} {sign} {a}) | ({b} != {b}))", b, a)
         return None
 
     def _on_integers(self, e: Expr, args: list[str]) -> str | None:
@@ -272,7 +227,7 @@ class VectorLanguage:
         if e.op in BITWISE:
             return f"({args[0]} {BITWISE[e.op]} {args[1]})"
         if e.op in (Op.MAXIMUM, Op.MINIMUM):
-            return self._call("max" if e.op is Op.MAXIMUM else "min", args, e.dtype)
+            return self._call("max" if e.op is Op.MAXIMUM else "min", args)
         count = e.args[1] if e.op in (Op.SHL, Op.SHR) else None
         if count is not None and count.op is Op.CONST and 0 <= count.value < e.dtype.bits:
             if e.op is Op.SHR:

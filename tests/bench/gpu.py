@@ -238,8 +238,7 @@ def main() -> None:
     driver = f"{runtime.device.platform.version}, driver {runtime.device.driver_version}"
     torch = cuda()
     peer = f"PyTorch {torch.__version__} on {torch.cuda.get_device_name()}" if torch else "no peer"
-    kind = f"recipes of a {runtime.recipes.upper()}"
-    print(f"{runtime.device.name.strip()} ({driver}), {kind}; {peer}.\n"
+    print(f"{runtime.device.name.strip()} ({driver}); {peer}.\n"
           f"Limits measured: {limits.flops / 1e9:,.0f} GFLOP/s in float32, "
           f"{limits.bandwidth / 1e9:,.0f} GB/s.\n")  # fmt: skip
     print("| work, float32 | minigrad | PyTorch | ratio | limit | share of it | goal |\n"

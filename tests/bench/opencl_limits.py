@@ -17,6 +17,7 @@ from typing import Any
 
 from minigrad.device import Device
 from minigrad.graph.symbolic import ceildiv
+from minigrad.runtimes.opencl_devices import is_cpu
 from minigrad.settings import getenv
 
 CHAINS = (8, 12)  # that do not depend on each other
@@ -80,7 +81,7 @@ def peak_flops(runtime: Any, seconds: float = 0.02) -> float:
     import pyopencl as cl
 
     queue, best = runtime.timed_queue(), 0.0
-    on_cpu = runtime.recipes == "cpu"
+    on_cpu = is_cpu(runtime.device)
     items = runtime.device.max_compute_units * (64 if on_cpu else 2048)
     out = cl.Buffer(runtime.context, cl.mem_flags.READ_WRITE, items * 64)
     for width, chains, form in product(WIDTHS, CHAINS, FORMS):
@@ -103,7 +104,7 @@ def peak_bandwidth(runtime: Any, nbytes: int) -> float:
     import numpy as np
     import pyopencl as cl
 
-    queue, on_cpu = runtime.timed_queue(), runtime.recipes == "cpu"
+    queue, on_cpu = runtime.timed_queue(), is_cpu(runtime.device)
     buffers = [cl.Buffer(runtime.context, cl.mem_flags.READ_WRITE, nbytes) for _ in range(2)]
     for buffer in buffers:
         cl.enqueue_fill_buffer(queue, buffer, np.float32(1), 0, nbytes)

@@ -1,42 +1,34 @@
-"""The devices of these tests: OpenCL's first one, with the recipes of its type and with a GPU's."""
+"""The device of these tests: OpenCL's first one."""
 
 from __future__ import annotations
 
 import pytest
-from devices import OPENCL
+from devices import OPENCL, opened
 
 from minigrad import Tensor, jit, nn
 from minigrad.device import Device
-from minigrad.errors import DeviceError
-
-FIRST = OPENCL
-AS_GPU = f"{OPENCL}:99"  # a name that no device of a machine has
-
-
-def _opened(recipes: str) -> str:
-    from minigrad.runtimes.opencl import OpenCL
-
-    try:
-        first = Device[FIRST]
-    except DeviceError as error:
-        pytest.skip(str(error))
-    if not recipes:
-        return FIRST
-    if AS_GPU not in Device.opened:
-        Device.opened[AS_GPU] = OpenCL(AS_GPU, first.device, recipes)
-    return AS_GPU
 
 
 @pytest.fixture(scope="session")
 def first() -> str:
-    """OpenCL's first device, as it is."""
-    return _opened("")
+    """OpenCL's first device, where there is one."""
+    return opened(OPENCL)
 
 
-@pytest.fixture(scope="session", params=["", "gpu"], ids=["own_recipes", "gpu_recipes"])
-def device(request: pytest.FixtureRequest) -> str:
-    """The first device with each kind of recipes."""
-    return _opened(request.param)
+@pytest.fixture(scope="session")
+def device(first: str) -> str:
+    """The same: some tests here are of any device."""
+    return first
+
+
+@pytest.fixture(scope="session")
+def second(first: str) -> str:
+    """The first device with a queue of its own, under a name that no device of a machine has."""
+    from minigrad.runtimes.opencl import OpenCL
+
+    name = f"{OPENCL}:99"
+    Device.opened[name] = OpenCL(name, Device[first].device)
+    return name
 
 
 @pytest.fixture
@@ -60,9 +52,3 @@ def small_training():
         return jit(step) if captured else step, weight
 
     return begin
-
-
-@pytest.fixture(scope="session")
-def as_gpu() -> str:
-    """The first device with the recipes of a GPU."""
-    return _opened("gpu")

@@ -1,6 +1,8 @@
-"""The recipes of a GPU: what they make, and that a CPU of OpenCL computes the same with them."""
+"""Recipes with work-groups: what they make, and that a device computes the same with them."""
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -17,7 +19,7 @@ from minigrad.loops.gpu_gemm import choose_tile
 from minigrad.loops.nest import show
 from minigrad.loops.recipes import lower
 from minigrad.render.opencl_groups import render
-from minigrad.target import TILES, Group, Target
+from minigrad.target import CPU_TILES, TILES, Group, Target
 
 GROUP = Group(256, 48 << 10, 4)
 GPU = Target(0, 16, 32 << 10, 512 << 10, group=GROUP)
@@ -134,54 +136,69 @@ def noted(name, monkeypatch):
     return found
 
 
-@pytest.mark.parametrize("tile", TILES, ids=lambda t: f"{t.rows}x{t.columns}")
-def test_products_of_all_tiles(as_gpu, tile, monkeypatch):
-    monkeypatch.setattr("minigrad.loops.gpu_gemm.TILES", (tile,))
-    number = float(TILES.index(tile))  # so that every tile has a program of its own
+@pytest.mark.parametrize("tile", TILES + CPU_TILES, ids=lambda t: f"{t.rows}x{t.columns}")
+def test_products_of_all_tiles(first, tile, monkeypatch):
+    target = Device[first].target
+    group = replace(target.group, tiles=(tile,))
+    monkeypatch.setattr(Device[first], "target", replace(target, group=group))
+    number = float((TILES + CPU_TILES).index(tile))  # every tile has a program of its own
     x, w, b = numbers(65, 17), numbers(17, 132), numbers(132)
-    same(lambda x, w, b: (x @ w + b * number).relu(), as_gpu, x, w, b)
+    same(lambda x, w, b: (x @ w + b * number).relu(), first, x, w, b)
 
 
-@pytest.mark.parametrize("m,k,n", [(1, 1, 1), (5, 3, 7), (3, 300, 8), (96, 32, 64)])
-def test_products_of_many_sizes(as_gpu, m, k, n):
+@pytest.mark.parametrize("m,k,n", [(1, 1, 1), (5, 3, 7), (3, 300, 8), (96, 32, 64), (65, 17, 128)])
+def test_products_of_many_sizes(first, m, k, n):
     x, w = numbers(m, k), numbers(k, n)
-    same(lambda x, w: x @ w, as_gpu, x, w)
-    same(lambda x, w: x.T @ x - w.sum(), as_gpu, x, w)
+    same(lambda x, w: x @ w, first, x, w)
+    same(lambda x, w: x.T @ x - w.sum(), first, x, w)
 
 
-def test_attention_makes_no_square_buffer(as_gpu, monkeypatch):
+def test_places_that_are_loaded_are_read_lane_by_lane(first):
+    places = np.random.default_rng(2).integers(0, 50, 1 << 14).astype(np.int32)
+    same(lambda x, at: x[at] * 2, first, numbers(50), places)
+
+
+def test_registers_of_several_lanes_lane_by_lane(first, monkeypatch):
+    """What has no vectors in a body, has none in all of it."""
+    monkeypatch.setattr("minigrad.render.opencl_lanes._Vector.takes", lambda *given: False)
+    x, w, queries = numbers(13, 18), numbers(18, 21), numbers(2, 24, 12)
+    same(lambda x, w: (x @ w).relu() - 3, first, x, w)
+    same(lambda x: (x * 3).scaled_dot_product_attention(x, x - 3, is_causal=True), first, queries)
+
+
+def test_attention_makes_no_square_buffer(first, monkeypatch):
     length = 256
     queries = [numbers(1, length, 8, seed=s) for s in range(3)]
-    launches = noted(as_gpu, monkeypatch)
+    launches = noted(first, monkeypatch)
 
     def gradients(name):
         given = [Tensor(x, device=name, requires_grad=True) for x in queries]
         made = given[0].scaled_dot_product_attention(*given[1:], is_causal=True)
         return [g.numpy() for g in made.square().sum().gradient(*given)]
 
-    for got, wanted in zip(gradients(as_gpu), gradients(REFERENCE), strict=True):
+    for got, wanted in zip(gradients(first), gradients(REFERENCE), strict=True):
         np.testing.assert_allclose(got, wanted, rtol=0, atol=2e-5)
     sizes = [array.size for launch in launches for array in launch.nest.arrays]
     assert sizes and max(sizes) < length * length // 8
 
 
 @pytest.mark.parametrize("rows", [40, 42, 43])
-def test_attention_with_any_number_of_rows(as_gpu, rows):
+def test_attention_with_any_number_of_rows(first, rows):
     def attention(q, k, v):
         return q.scaled_dot_product_attention(k, v, is_causal=True)
 
-    same(attention, as_gpu, *(numbers(3, rows, 12, seed=s) for s in range(3)))
+    same(attention, first, *(numbers(3, rows, 12, seed=s) for s in range(3)))
 
 
-def test_groups_that_share_slices_of_scratch_run_in_pieces(as_gpu, monkeypatch):
+def test_groups_that_share_slices_of_scratch_run_in_pieces(first, monkeypatch):
     monkeypatch.setattr("minigrad.runtimes.opencl.SCRATCH_BYTES", 3 << 17)
     x = numbers(11, 20_000)  # a row and its powers are longer than local memory
-    launches = noted(as_gpu, monkeypatch)
-    same(lambda x: (x * 2).softmax(1), as_gpu, x)
+    launches = noted(first, monkeypatch)
+    same(lambda x: (x * 2).softmax(1), first, x)
     assert any(len(launch.pieces) > 1 for launch in launches)
 
 
-def test_scattered_additions_are_made_in_order_by_parts(as_gpu):
+def test_scattered_additions_are_made_in_order_by_parts(first):
     places = np.random.default_rng(1).integers(0, 500, (300, 3)).astype(np.int32)
     places[:100] = 7
     updates = numbers(300, 3) * np.float32(1e4)
@@ -191,14 +208,14 @@ def test_scattered_additions_are_made_in_order_by_parts(as_gpu):
 
     results = [
         scattered(*(Tensor(a, device=name) for a in (numbers(500, 3), updates, places))).numpy()
-        for name in (as_gpu, REFERENCE)
+        for name in (first, REFERENCE)
     ]
     np.testing.assert_array_equal(*results)
 
 
-def test_symbolic_sizes(as_gpu):
+def test_symbolic_sizes(first):
     results = []
-    for name in (as_gpu, REFERENCE):
+    for name in (first, REFERENCE):
         with Context(DEVICE=name):
             x, w = Tensor(numbers(40, 50)).realize(), Tensor(numbers(50, 64)).realize()
             for count in (1, 17, 40):

@@ -89,15 +89,15 @@ def test_a_copy_to_the_host_is_complete_when_a_kernel_reads_it(device, host):
         np.testing.assert_array_equal(got.numpy(), wanted)
 
 
-def test_a_copy_waits_for_what_fills_it_and_later_writes_for_the_copy(device, first, as_gpu):
+def test_a_copy_waits_for_what_fills_it_and_later_writes_for_the_copy(device, second):
     """Two queues of one context: nothing goes through the host."""
-    data, other = numbers(3000), as_gpu if device != as_gpu else first
+    data = numbers(3000)
     x, last = Tensor(data, device=device).realize(), None
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Device[device], "copy_out", None)
         for number in range(20):
             x.assign(x + number).realize()
-            last = x.to(other).realize()
+            last = x.to(second).realize()
         x.assign(x * 0).realize()
     np.testing.assert_allclose(last.numpy(), data + 190, rtol=1e-6)
     np.testing.assert_array_equal(x.numpy(), np.zeros_like(data))

@@ -12,7 +12,7 @@ from minigrad.graph import build
 from minigrad.graph.canonical import Graph
 from minigrad.graph.node import Op
 from minigrad.loops.recipes import lower
-from minigrad.render.opencl import PRIVATE_BYTES, render
+from minigrad.render.opencl_groups import PRIVATE_BYTES, render
 from minigrad.render.opencl_index import parse
 from minigrad.render.opencl_values import bare, literal
 from minigrad.target import Target
@@ -59,8 +59,7 @@ float larger_float(float a, float b) {  // NaN wins
 __kernel void rows(__global const float *a0, __global float *a1) {
     float x0[1];
     float sum0;
-    const int r0 = get_global_id(0);
-    if (r0 < 40) {
+    for (int r0 = get_global_id(0); r0 < 40; r0 += get_global_size(0)) {
         sum0 = -INFINITY;
         for (int c0 = 0; c0 < 9; c0++) {
             sum0 = larger_float(sum0, a0[c0 + 9 * r0]);
@@ -86,8 +85,7 @@ CONTRACTION = """\
 __kernel void contraction(__global const float *a0, __global const float *a1, __global float *a2) {
     float tile2_0;
     float tile2_1;
-    const int r0 = get_global_id(0);
-    if (r0 < 3) {
+    for (int r0 = get_global_id(0); r0 < 3; r0 += get_global_size(0)) {
         tile2_0 = 0.0f;
         tile2_1 = 0.0f;
         for (int k0 = 0; k0 < 50; k0++) {
@@ -114,7 +112,7 @@ def test_long_scratch_becomes_slices_of_a_shared_buffer():
     source = render(nest)
     assert source.scratch_bytes >= 4 * PRIVATE_BYTES
     assert "__global uchar *scratch) {" in source.text
-    assert f"scratch += get_global_id(0) * {source.scratch_bytes};" in source.text
+    assert f"scratch += get_global_id(0) * (size_t){source.scratch_bytes};" in source.text
     assert "r0 += get_global_size(0)" in source.text
 
 
