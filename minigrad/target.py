@@ -19,6 +19,10 @@ class Tile:
     item_rows: int
     item_columns: int
 
+    def __post_init__(self) -> None:
+        if self.rows % 4 or self.rows % self.item_rows or self.columns % self.item_columns:
+            raise ValueError(f"{self}: expected rows in fours, and whole parts for each work-item")
+
     @property
     def items(self) -> int:
         """Work-items of the group."""
