@@ -29,7 +29,7 @@ FEW_TASKS = 8  # every further task packs one of the operands once more
 LEAST_PANELS = 4
 
 
-def cut_in_squares(problem: Problem, target: Target, batches: int) -> tuple[int, int] | None:
+def plan_amx(problem: Problem, target: Target, batches: int) -> tuple[int, int] | None:
     """Rows and columns of a task, or None if packing does not pay; problem: in whole registers."""
     row, column = numel([problem.parts.m[-1].extent]), numel([problem.parts.n[-1].extent])
     if row < SQUARE // 2 or column < LEAST_PANELS * SQUARE:
@@ -44,7 +44,7 @@ def cut_in_squares(problem: Problem, target: Target, batches: int) -> tuple[int,
     return ceildiv(squares, blocks) * SQUARE, ceildiv(panels, groups) * SQUARE
 
 
-def squares(
+def amx(
     problem: Problem, block: Block, start: Integer, columns: int, lane: Atom
 ) -> list[Statement]:
     """The work of one parallel iteration, whose columns are `columns` from `start` on."""

@@ -35,7 +35,7 @@ MOST_CHUNKS = 64
 _ALIGNMENT = 64
 
 
-def finish(
+def assemble(
     name: str,
     kernel: Kernel,
     loop: Loop,

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from minigrad.graph.node import Op
 from minigrad.graph.shapes import flatten, numel
 from minigrad.graph.symbolic import Atom, Integer, coefficient, high, substitute
-from minigrad.loops.block_plan import Step, Steps, column
+from minigrad.loops.block_plan import BlockPlan, Step, column
 from minigrad.loops.build import combine, lanes_loop, serial_loop, unless_finite
-from minigrad.loops.common_subexpressions import Quick
+from minigrad.loops.common_subexpressions import Speculation
 from minigrad.loops.mask_bounds import Bounds
 from minigrad.loops.microkernel import tile_width
 from minigrad.loops.nest import Loop, Set, Statement, Store, Stores
@@ -82,20 +82,20 @@ def _tiles(
     return loops
 
 
-class StepLoops:
+class StepCode:
     """The loops of one step."""
 
     def __init__(
-        self, steps: Steps, step: Step, bounds: Sequence[dict[Atom, Bounds]], block: Block,
-        quick: Mapping[Array, Quick],
+        self, plan: BlockPlan, step: Step, bounds: Sequence[dict[Atom, Bounds]], block: Block,
+        speculation: Mapping[Array, Speculation],
     ) -> None:  # fmt: skip
-        self.steps, self.step, self.block = steps, step, block
-        self.head = steps.stages[step.all[0]]
+        self.plan, self.step, self.block = plan, step, block
+        self.head = plan.stages[step.all[0]]
         self.bounds = bounds[step.all[0]]
         self.row = block.row.variable if block.width > 1 else None
-        inside = frozenset(steps.stages[n].array for n in step.all)
-        self.bodies = {n: steps.reading(steps.stages[n].body, inside) for n in step.all}
-        self.quick = None if step.product is None else quick.get(self.head.array)
+        inside = frozenset(plan.stages[n].array for n in step.all)
+        self.bodies = {n: plan.reading(plan.stages[n].body, inside) for n in step.all}
+        self.speculation = None if step.product is None else speculation.get(self.head.array)
         self.totals: dict[int, Local] = {}
 
     # ---- what is done with one element ----
@@ -115,7 +115,7 @@ class StepLoops:
             return values.get(e.array) if e.op is Leaf.LOAD else None
 
         for number in self.step.all:
-            stage = self.steps.stages[number]
+            stage = self.plan.stages[number]
             axis = stage.axes[-1] if stage.axes else column(stage)
             here = {axis.variable: place, **at} if axis is not None else at
             if number == self.step.product:
@@ -130,7 +130,7 @@ class StepLoops:
                 sets.append(Set(total, slot % total.count, combine(stage.op, old, value)))
                 continue
             values[stage.array] = value
-            if (found := self.steps.place(number)) is not None:
+            if (found := self.plan.place(number)) is not None:
                 stores.append(Store(found[0], substitute(found[1], here), value))
         return [*sets, Stores(tuple(stores))] if stores else sets
 
@@ -141,21 +141,21 @@ class StepLoops:
         u = make_axis("u", 0, count)
         slot = _index(u)
         for number, total in self.totals.items():
-            stage = self.steps.stages[number]
+            stage = self.plan.stages[number]
             assert stage.op is not None
             clear = Set(total, slot, identity(stage.op, total.dtype))
             before.extend(_repeated(u, [clear]))
             result = expr.local(total, 0)
             for other in range(1, count):
                 result = combine(stage.op, result, expr.local(total, other))
-            if (place := self.steps.place(number)) is not None:
+            if (place := self.plan.place(number)) is not None:
                 behind.append(Store(*place, result))
         return [*before, *loops, *behind]
 
     def _start(self, count: int) -> None:
         """Give every statistic of the step `count` partial results."""
         for number in self.step.followers:
-            stage = self.steps.stages[number]
+            stage = self.plan.stages[number]
             if stage.op is not None:
                 name = f"sum{number}"
                 self.totals[number] = Local(
@@ -172,7 +172,7 @@ class StepLoops:
         if axis is None:
             return self._nested()
         first, stop = self.bounds[axis.variable]
-        cheap = all(self.steps.stages[n].op is not None for n in self.step.all)
+        cheap = all(self.plan.stages[n].op is not None for n in self.step.all)
         ends = (first, *_stops(stop, axis.extent))
         count = PARTIALS if cheap and all(_is_multiple(x, PARTIALS) for x in ends) else 1
         self._start(count)
@@ -184,7 +184,7 @@ class StepLoops:
     def _nested(self) -> list[Statement]:
         """A stage with several inner axes, or none."""
         (number,) = self.step.all
-        stage = self.steps.stages[number]
+        stage = self.plan.stages[number]
         if stage.op is None:
             nested = self._element(_last(stage), 0, None, {})
         else:
@@ -203,8 +203,8 @@ class StepLoops:
         """(the one that has the rows, the other)."""
         assert self.step.product is not None
         product = self.bodies[self.step.product]
-        if self.quick is not None:
-            product = self.steps.reading(self.quick.product)
+        if self.speculation is not None:
+            product = self.plan.reading(self.speculation.product)
         if product.op is Op.CAST:
             product = product.args[0]
         left, right = product.args
@@ -217,10 +217,10 @@ class StepLoops:
         if self.step.product is None:
             return False
         last = self.head.axes[-1].variable
-        stages = [self.steps.stages[n] for n in self.step.all]
+        stages = [self.plan.stages[n] for n in self.step.all]
         return (
             all(stage.op is None for stage in stages[1:])
-            and not any(stage.array in self.steps.places for stage in stages)
+            and not any(stage.array in self.plan.places for stage in stages)
             and all(
                 coefficient(load.index, last) in (0, 1) and not load.guard
                 for load in expr.loads(self.factors()[1])
@@ -325,7 +325,7 @@ class StepLoops:
         done = self._element(place, slot, old, rows_at)
         return [
             *self._summed(registers, u, product),
-            *(() if self.quick is None else self._checked(self.quick, registers, u, at)),
+            *self._checked(registers, u, at),
             Loop(u.variable, 0, (registers.count,), tuple(done), "unroll"),
         ]
 
@@ -342,13 +342,16 @@ class StepLoops:
         return [Loop(u.variable, 0, (registers.count,), (clear,), "unroll"), step]
 
     def _checked(
-        self, quick: Quick, registers: Local, u: Axis, at: dict[Atom, Integer]
+        self, registers: Local, u: Axis, at: dict[Atom, Integer]
     ) -> list[Statement]:
-        """Scale what was summed the quick way; where that is not the product, sum that."""
+        """Scale what was summed on a guess; where that is not the product, sum the product."""
+        speculation = self.speculation
+        if speculation is None:
+            return []
         assert self.step.product is not None
         scale = None
-        if quick.scale is not None:
-            scale = expr.substitute_in(self.steps.reading(quick.scale), at)
+        if speculation.scale is not None:
+            scale = expr.substitute_in(self.plan.reading(speculation.scale), at)
         again = self._summed(
             registers, u, expr.substitute_in(self.bodies[self.step.product], at)
         )

@@ -34,7 +34,7 @@ class Step:
         return self.followers if self.product is None else (self.product, *self.followers)
 
 
-def late_products(kernel: Kernel) -> Kernel:
+def products_before_readers(kernel: Kernel) -> Kernel:
     """Every product directly before the first stage that reads it, which can then follow it."""
     stages: list[Stage] = []
     held: dict[Array, Stage] = {}
@@ -66,7 +66,7 @@ def column(stage: Stage) -> Axis | None:
     return axes[0] if len(axes) == 1 else None
 
 
-class Steps:
+class BlockPlan:
     """The steps of a kernel, and places in scratch memory that are used again and again.
 
     stages: with their rows fixed; products: the numbers of those that are products; ranges: of the
@@ -183,7 +183,7 @@ class Steps:
         return inner * self.width + self.lane
 
     def reading(self, body: Expr, inside: frozenset[Array] = frozenset()) -> Expr:
-        """A body with its loads turned to places, but for those of arrays `inside`."""
+        """A body with its loads transposed to places, but for those of arrays `inside`."""
 
         def change(e: Expr) -> Expr | None:
             if e.op is not Leaf.LOAD or e.array not in self.places or e.array in inside:

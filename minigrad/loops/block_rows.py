@@ -19,14 +19,14 @@ for blocks of keys.
 from __future__ import annotations
 
 from minigrad.graph.symbolic import Atom, Integer, ceildiv, high, low, substitute
-from minigrad.loops.assemble import finish
+from minigrad.loops.assemble import assemble
 from minigrad.loops.axes import fix_rows
-from minigrad.loops.block_codegen import Block, StepLoops
-from minigrad.loops.block_plan import Steps, late_products
+from minigrad.loops.block_codegen import Block, StepCode
+from minigrad.loops.block_plan import BlockPlan, products_before_readers
 from minigrad.loops.build import flat_loop
-from minigrad.loops.common_subexpressions import quick_products, share_beginnings
+from minigrad.loops.common_subexpressions import share_common, speculative_products
 from minigrad.loops.cost import vectors_each
-from minigrad.loops.mask_bounds import Bounds, Rows, regions
+from minigrad.loops.mask_bounds import Bounds, Rows, mask_bounds
 from minigrad.loops.nest import Nest, Statement
 from minigrad.schedule import expr
 from minigrad.schedule.fuse import prefix_length
@@ -35,9 +35,9 @@ from minigrad.schedule.stage import Stage, make_axis
 from minigrad.target import Target
 
 
-def blocks(kernel: Kernel, target: Target, name: str) -> Nest:
+def block_rows(kernel: Kernel, target: Target, name: str) -> Nest:
     """The loop nest of a kernel of blocks."""
-    kernel = late_products(kernel)
+    kernel = products_before_readers(kernel)
     first = kernel.stages[0]
     extent = first.axes[prefix_length(first, kernel.rows) - 1].extent
     assert isinstance(extent, int)
@@ -53,21 +53,21 @@ def blocks(kernel: Kernel, target: Target, name: str) -> Nest:
         (fix_rows(stage, kernel.rows, whole), stage.contraction is not None)
         for stage in kernel.stages
     ]
-    found, quick = quick_products(share_beginnings(found, kernel.stored), kernel.stored)
+    found, speculation = speculative_products(share_common(found, kernel.stored), kernel.stored)
     stages = [stage for stage, _ in found]
     rows = Rows(row.variable, frozenset((outer.variable, number.variable)), start, width, height)
-    bounds = regions(stages, rows, kernel.stored)
+    bounds = mask_bounds(stages, rows, kernel.stored)
     products = [n for n, (_, is_product) in enumerate(found) if is_product]
     ranges = [
         bounds[n][stage.axes[-1].variable] if stage.axes
         else bounds[n][stage.reduced[-1].variable] if stage.reduced else None
         for n, stage in enumerate(stages)
     ]  # fmt: skip
-    steps = Steps(stages, frozenset(products), ranges, kernel.stored, width, block.lane)
+    plan = BlockPlan(stages, frozenset(products), ranges, kernel.stored, width, block.lane)
     body: list[Statement] = []
     together: list[Statement] = []  # what one loop over the rows can do
-    for step in steps.steps:
-        loop = StepLoops(steps, step, bounds, block, quick)
+    for step in plan.steps:
+        loop = StepCode(plan, step, bounds, block, speculation)
         copies = loop.pack()
         if together and (loop.runs_along or copies):
             body.append(block.rows_loop(together))
@@ -87,7 +87,7 @@ def blocks(kernel: Kernel, target: Target, name: str) -> Nest:
         alone = 1 / target.lanes(stage.body.dtype)
         vectors += count * (alone if n in products else vectors_each(stage, target))
     nested = flat_loop([outer, number], tuple(body))
-    return finish(name, kernel, nested, target, work, vectors)
+    return assemble(name, kernel, nested, target, work, vectors)
 
 
 def _elements(stage: Stage, bounds: dict[Atom, Bounds], middle: dict[Atom, Integer]) -> int:

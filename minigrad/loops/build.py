@@ -145,7 +145,9 @@ def substitute_statement(statement: Statement, values: dict[Atom, Integer]) -> S
             start=substitute(statement.start, values),
             stops=tuple(substitute(stop, values) for stop in statement.stops),
             body=tuple(substitute_statement(s, values) for s in statement.body),
-            soon=tuple((array, substitute(place, values)) for array, place in statement.soon),
+            prefetch=tuple(
+                (array, substitute(place, values)) for array, place in statement.prefetch
+            ),
         )
     return statement
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from minigrad.graph.symbolic import Atom, Integer, ceildiv, substitute
-from minigrad.loops.assemble import finish
+from minigrad.loops.assemble import assemble
 from minigrad.loops.axes import fix_rows, merge_stage, row_axis, vector_width
 from minigrad.loops.build import combine, lanes_loop, serial_loop
 from minigrad.loops.nest import Loop, Nest, Statement, Store
@@ -28,7 +28,7 @@ ENOUGH_BLOCKS = 32
 SMALLEST_BLOCK = 256
 
 
-def is_columns(kernel: Kernel, length: int, target: Target) -> bool:
+def is_column_reduction(kernel: Kernel, length: int, target: Target) -> bool:
     """Whether all stages have one element per row, of `length` neighbouring rows, many sums.
 
     As many columns as a few registers hold have their sums there (see rows.py).
@@ -61,7 +61,7 @@ class _Block:
         return self.axis.index - self.start
 
 
-def columns(kernel: Kernel, length: int, target: Target, name: str) -> Nest:
+def column_reduction(kernel: Kernel, length: int, target: Target, name: str) -> Nest:
     """`length`: the neighbouring rows, which are columns in memory."""
     bodies = [stage.body for stage in kernel.stages]
     width = vector_width(target, bodies, length, True)
@@ -90,7 +90,7 @@ def columns(kernel: Kernel, length: int, target: Target, name: str) -> Nest:
             waiting.add(stage.array)
         stages = rest
         body.extend(_reduce(together, block, size, target))
-    return finish(name, kernel, serial_loop(parallel, tuple(body)), target)
+    return assemble(name, kernel, serial_loop(parallel, tuple(body)), target)
 
 
 def _block_size(outer: int, length: int, width: int, most: int) -> int:
@@ -170,7 +170,7 @@ def _reduce(
         new = {a.variable: b.index for a, b in zip(stage.reduced, axes, strict=True)}
         total, body = expr.load(sums, place), expr.substitute_in(stage.body, new)
         steps.append(Store(sums, place, combine(stage.op, total, body)))
-    loop = replace(block.loop(*steps), soon=_rows_below(stages, axes, block, size, target))
+    loop = replace(block.loop(*steps), prefetch=_rows_below(stages, axes, block, size, target))
     for axis in reversed(axes):
         loop = serial_loop(axis, (loop,))
     return [*start, loop, *end]

@@ -18,7 +18,7 @@ from minigrad.schedule.stage import Stage
 Stages = list[tuple[Stage, bool]]
 
 
-def share_beginnings(stages: Stages, stored: frozenset[Array]) -> Stages:
+def share_common(stages: Stages, stored: frozenset[Array]) -> Stages:
     """What all readers of a product do with it first becomes a stage (scale and mask of scores)."""
     result = list(stages)
     made = {stage.array for stage, _ in stages}
@@ -28,7 +28,7 @@ def share_beginnings(stages: Stages, stored: frozenset[Array]) -> Stages:
         readers = [n for n, (stage, _) in enumerate(result) if _reads(stage, product.array)]
         common: set[Expr] | None = None
         for n in readers:
-            found = _beginnings(result[n][0], product, made)
+            found = _common_parts(result[n][0], product, made)
             common = found if common is None else common & found
         if len(readers) < 2 or not common:
             continue
@@ -48,7 +48,7 @@ def share_beginnings(stages: Stages, stored: frozenset[Array]) -> Stages:
     return result
 
 
-def _beginnings(stage: Stage, product: Stage, made: set[Array]) -> set[Expr]:
+def _common_parts(stage: Stage, product: Stage, made: set[Array]) -> set[Expr]:
     """Parts of a stage, in terms of the product's column, that need only the product's element.
 
     They may read what was there before the kernel, but nothing else of what is `made` in it.
@@ -74,7 +74,7 @@ def _beginnings(stage: Stage, product: Stage, made: set[Array]) -> set[Expr]:
 
 
 @dataclass(frozen=True)
-class Quick:
+class Speculation:
     """How a product may be had by less work: left · right, summed, times `scale`.
 
     That is the product itself wherever the sum is finite and |scale| ≤ 1. Then no term of it was
@@ -87,14 +87,16 @@ class Quick:
     scale: Expr | None = None
 
 
-def quick_products(stages: Stages, stored: frozenset[Array]) -> tuple[Stages, dict[Array, Quick]]:
+def speculative_products(
+    stages: Stages, stored: frozenset[Array]
+) -> tuple[Stages, dict[Array, Speculation]]:
     """Which products may be had by less work, and the stages that they then need.
 
     Σ (x·y)·z with one y for the row, and |y| ≤ 1 in all likelihood, is tried as (Σ x·z)·y: so a
     softmax is divided by its sum. Masked terms are tried without the mask.
     """
     result = list(stages)
-    quick: dict[Array, Quick] = {}
+    speculation: dict[Array, Speculation] = {}
     for product, is_product in stages:
         if not is_product:
             continue
@@ -106,8 +108,8 @@ def quick_products(stages: Stages, stored: frozenset[Array]) -> tuple[Stages, di
         if mask is not None:
             terms = _without_mask(mask, terms, {stage.array: stage for stage, _ in result})
         if mask is not None or scale is not None:
-            quick[product.array] = Quick(terms, scale)
-    return result, quick
+            speculation[product.array] = Speculation(terms, scale)
+    return result, speculation
 
 
 def _scaled_operand(

@@ -26,7 +26,7 @@ from minigrad.schedule.contraction import terms_of
 from minigrad.schedule.expr import Expr
 
 
-def with_loaded_bounds(problem: Problem) -> Problem:
+def with_dynamic_bounds(problem: Problem) -> Problem:
     """The problem with its masks of loaded numbers as bounds of loops."""
     parts = problem.parts
     fixed = frozenset(axis.variable for axis in (*parts.batch, *parts.m[:-1], *parts.n[:-1]))

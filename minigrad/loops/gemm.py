@@ -23,8 +23,8 @@ from minigrad.graph.node import Op
 from minigrad.graph.shapes import numel
 from minigrad.graph.symbolic import Atom, Integer, ceildiv, coefficient
 from minigrad.loops.amx import DEPTH as DEPTH_OF_REGISTER
-from minigrad.loops.amx import SQUARE, cut_in_squares, squares
-from minigrad.loops.assemble import finish
+from minigrad.loops.amx import SQUARE, amx, plan_amx
+from minigrad.loops.assemble import assemble
 from minigrad.loops.axes import indices, merge
 from minigrad.loops.build import (
     flat_loop,
@@ -34,8 +34,8 @@ from minigrad.loops.build import (
     substitute_stores,
 )
 from minigrad.loops.cost import flops
-from minigrad.loops.dynamic_bounds import with_loaded_bounds
-from minigrad.loops.gemm_k_blocked import blocked
+from minigrad.loops.dynamic_bounds import with_dynamic_bounds
+from minigrad.loops.gemm_k_blocked import gemm_k_blocked
 from minigrad.loops.microkernel import (
     Ahead,
     Block,
@@ -92,13 +92,13 @@ class Plan:
     panels: int = 0
 
 
-def contraction(kernel: Kernel, target: Target, name: str) -> Nest:
+def gemm(kernel: Kernel, target: Target, name: str) -> Nest:
     """The loop nest of a contraction and its elementwise epilogue."""
-    problem = with_loaded_bounds(prepare(kernel))
+    problem = with_dynamic_bounds(prepare(kernel))
     if target.bfloat16_matrices and not problem.ends and problem.terms is None:
         words = in_pairs(problem, DEPTH_OF_REGISTER)
         if words is not None:
-            nest = _in_squares(words, kernel, target, name)
+            nest = _amx_nest(words, kernel, target, name)
             if nest is not None:
                 return nest
     if target.bfloat16_dots and not problem.ends and problem.terms is None:
@@ -116,7 +116,7 @@ def contraction(kernel: Kernel, target: Target, name: str) -> Nest:
     start = groups.index * plan.columns
     left, body = Left(), []
     if plan.piece:
-        body = blocked(
+        body = gemm_k_blocked(
             problem, target, block, (start, plan.columns), plan.width, plan.piece, plan.panels,
             LANE,
         )  # fmt: skip
@@ -143,7 +143,7 @@ def contraction(kernel: Kernel, target: Target, name: str) -> Nest:
     several = max(block.tiles, 1)
     ahead = Ahead(plan.width, following, several, far) if plan.width > 1 else None
     work = tuple(tiles(problem, left, right, block, plan.width, ahead))
-    if plan.packs_right and not plan.packs_left and not problem.ragged:
+    if plan.packs_right and not plan.packs_left and not problem.dynamic:
         tasks = numel([axis.extent for axis in (*outer, groups, blocks)])
         shared = rows_of_panel(parts.m, plan.rows, tasks)
         outer = [axis for axis in outer if axis not in shared]
@@ -155,12 +155,12 @@ def contraction(kernel: Kernel, target: Target, name: str) -> Nest:
     return _nest(name, kernel, target, outer, groups, blocks, body)
 
 
-def _in_squares(problem: Problem, kernel: Kernel, target: Target, name: str) -> Nest | None:
+def _amx_nest(problem: Problem, kernel: Kernel, target: Target, name: str) -> Nest | None:
     """The nest of a product in matrix registers, where that pays."""
     parts = problem.parts
     row, column = parts.m[-1], parts.n[-1]
     outer = [*parts.batch, *parts.m[:-1], *parts.n[:-1]]
-    cuts = cut_in_squares(problem, target, numel([axis.extent for axis in outer]))
+    cuts = plan_amx(problem, target, numel([axis.extent for axis in outer]))
     if cuts is None:
         return None
     rows, columns = cuts
@@ -168,7 +168,7 @@ def _in_squares(problem: Problem, kernel: Kernel, target: Target, name: str) -> 
     blocks = make_axis("c", 0, ceildiv(numel([row.extent]), rows))
     block = Block(blocks.index, rows, SQUARE)
     start = groups.index * columns
-    body = squares(problem, block, start, columns, LANE)
+    body = amx(problem, block, start, columns, LANE)
     return _nest(name, kernel, target, outer, groups, blocks, body)
 
 
@@ -181,7 +181,7 @@ def _nest(
         if not isinstance(axis.extent, int):
             inner = (serial_loop(axis, inner),)
     free = [axis for axis in outer if isinstance(axis.extent, int)]
-    nest = finish(name, kernel, flat_loop([*free, groups, blocks], inner), target)
+    nest = assemble(name, kernel, flat_loop([*free, groups, blocks], inner), target)
     return replace(nest, operations=flops(kernel))
 
 
@@ -266,7 +266,7 @@ def plan_of(problem: Problem, target: Target, batches: int) -> Plan:
     packs = width > 1 and needs_packing(problem, width, rows)
     if rows >= row.count:
         wanted = FEW_TASKS if packs else ENOUGH_TASKS
-        rows = block_rows(row.count, height, ceildiv(wanted, batches * panels))
+        rows = rows_of_block(row.count, height, ceildiv(wanted, batches * panels))
     tasks = batches * ceildiv(row.count, rows) * panels
     for axis in rows_of_panel(problem.parts.m, rows, tasks):
         tasks //= numel([axis.extent])
@@ -336,7 +336,7 @@ def rows_compete(problem: Problem) -> bool:
     return stride != 0 and stride * left.dtype.itemsize % PAGE == 0
 
 
-def block_rows(rows: int, height: int, wanted: int) -> int:
+def rows_of_block(rows: int, height: int, wanted: int) -> int:
     """Rows of one parallel iteration, a multiple of the tile's unless it is all of them."""
     pieces = min(wanted, rows // LEAST_ROWS)
     if pieces <= 1:

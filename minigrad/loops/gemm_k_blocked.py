@@ -42,7 +42,7 @@ def cut_depth(problem: Problem, piece: int) -> tuple[int, int]:
     raise AssertionError("a contraction has an axis of k")
 
 
-def blocked(
+def gemm_k_blocked(
     problem: Problem,
     target: Target,
     block: Block,

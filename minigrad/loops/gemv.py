@@ -24,7 +24,7 @@ from dataclasses import replace
 from minigrad.graph.node import Op
 from minigrad.graph.shapes import flatten, numel
 from minigrad.graph.symbolic import Atom, Integer, ceildiv, coefficient, high, substitute
-from minigrad.loops.assemble import finish
+from minigrad.loops.assemble import assemble
 from minigrad.loops.axes import indices, merge
 from minigrad.loops.build import (
     combine,
@@ -52,7 +52,7 @@ SHORTEST_RUN = 1 << 11
 BLOCK_BYTES = 1 << 14  # of sums of one block: half of a small first-level cache
 
 
-def thin(kernel: Kernel, target: Target, name: str) -> Nest | None:
+def gemv(kernel: Kernel, target: Target, name: str) -> Nest | None:
     """The loop nest of a kernel that sums products with few vectors; None where it is none.
 
     None too for a device that sees scalars only: it wants many small iterations, not long blocks.
@@ -100,7 +100,7 @@ def thin(kernel: Kernel, target: Target, name: str) -> Nest | None:
         if not isinstance(a.extent, int):
             inner = (serial_loop(a, inner),)
     free = [a for a in outer if isinstance(a.extent, int)]
-    nest = finish(name, kernel, flat_loop([*free, blocks], inner), target)
+    nest = assemble(name, kernel, flat_loop([*free, blocks], inner), target)
     return replace(nest, operations=flops(kernel))
 
 
@@ -298,12 +298,12 @@ def _columns(
         loop = lanes_loop(axis, wide, tuple(body), start, stops)
         if isinstance(first, int):
             return loop
-        soon = [
+        prefetch = [
             (array, substitute(position, {inner.variable: first + many_at_once + u}))
             for u in range(many_at_once)
             for array, position in ((load.array, load.index) for load in of_memory)
         ]  # the same columns of the rows that come next
-        return replace(loop, soon=tuple(soon))
+        return replace(loop, prefetch=tuple(prefetch))
 
     zero = identity(Op.SUM, made.dtype)
     clear = tuple(Store(made, p, zero) for p in places)

@@ -220,7 +220,7 @@ class Dots:
                 place = t * block + at - start
                 store.append(Store(made, place, expr.local(total)))
         loop = lanes_loop(along, self.width, tuple(step))
-        nested: Statement = replace(loop, soon=self._rows_ahead(one, row, rows, along))
+        nested: Statement = replace(loop, prefetch=self._rows_ahead(one, row, rows, along))
         for outer in reversed([a for a in one.k if a != along]):
             nested = serial_loop(outer, (nested,))
         return (*clear, nested, *store)
@@ -267,8 +267,8 @@ class Dots:
             place = make_axis("p", len(loops), count)
             first = substitute(begin, {self.axis.variable: start})
             line = min(LINE_BYTES // array.dtype.itemsize, self.target.most_lanes)
-            soon = ((array, first + place.index),)
-            loops.append(replace(lanes_loop(place, line, ()), soon=soon))
+            prefetch = ((array, first + place.index),)
+            loops.append(replace(lanes_loop(place, line, ()), prefetch=prefetch))
         return loops
 
 

@@ -1,7 +1,7 @@
 """Recipes of a GPU, whose work-items are many and run in groups.
 
     spread        elementwise: vectors of elements, neighbours by neighbouring work-items
-    rows, blocks  a work-group for each row, or block of rows (see group_rows.py)
+    rows, blocks  a work-group for each row, or block of rows (see gpu_rows.py)
     contraction   a tile of the results for each work-group (see group_tiles.py)
     scatter       additions in order, parallel over what is kept and over parts of what is added to
 
@@ -14,7 +14,7 @@ from __future__ import annotations
 from minigrad.graph.node import SCATTERS
 from minigrad.graph.shapes import numel, unflatten
 from minigrad.graph.symbolic import Integer, ceildiv, coefficient
-from minigrad.loops.assemble import finish
+from minigrad.loops.assemble import assemble
 from minigrad.loops.axes import row_axis, unit_stride_axis
 from minigrad.loops.build import (
     combine,
@@ -23,8 +23,8 @@ from minigrad.loops.build import (
     serial_loop,
     substitute_statement,
 )
-from minigrad.loops.gpu_gemm import group_contraction
-from minigrad.loops.gpu_rows import group_blocks, group_rows, row_items
+from minigrad.loops.gpu_gemm import gpu_gemm
+from minigrad.loops.gpu_rows import gpu_block_rows, gpu_rows, row_items
 from minigrad.loops.nest import Loop, Nest, Statement, Store, Stores
 from minigrad.schedule import expr
 from minigrad.schedule.fuse import runs_along_rows
@@ -36,32 +36,32 @@ FILL = 4  # groups for each unit that keep it busy
 LEAST_PART = 64  # places of a part of what a scatter adds to
 
 
-def lower_for_groups(kernel: Kernel, target: Target, name: str) -> Nest | None:
+def lower_gpu(kernel: Kernel, target: Target, name: str) -> Nest | None:
     """The loop nest of a kernel on a GPU; None where a scalar recipe for a work-item will do."""
     assert target.group is not None
     if kernel.kind == "contraction":
         parts = kernel.stages[0].contraction
         if parts is not None and parts.mask is not None:  # it may have to be computed twice
             return None
-        return group_contraction(kernel, target, name)
+        return gpu_gemm(kernel, target, name)
     if kernel.kind == "blocks":
-        return group_blocks(kernel, target, name)
+        return gpu_block_rows(kernel, target, name)
     if kernel.kind == "scatter":
-        return scatter_parts(kernel, target, name)
+        return gpu_scatter(kernel, target, name)
     if kernel.kind != "rows":
         return None
     same = all(s.op is None and s.size == kernel.rows for s in kernel.stages)
     plain = all(isinstance(a.extent, int) for s in kernel.stages for a in s.axes)
     if same and plain or len(kernel.stages) == 1 and kernel.stages[0].op is None:
-        return spread(kernel, target, name)
+        return gpu_elementwise(kernel, target, name)
     if kernel.rows > 1 and runs_along_rows(kernel.stages, kernel.rows, target):
         if kernel.rows >= target.group.items * target.group.units:
             return None
     items = row_items(kernel, target.group)
-    return group_rows(kernel, target, name, items) if items > 1 else None
+    return gpu_rows(kernel, target, name, items) if items > 1 else None
 
 
-def spread(kernel: Kernel, target: Target, name: str) -> Nest:
+def gpu_elementwise(kernel: Kernel, target: Target, name: str) -> Nest:
     """All stages at once, element by element, or a vector of them for each work-item."""
     group = target.group
     assert group is not None
@@ -92,10 +92,10 @@ def spread(kernel: Kernel, target: Target, name: str) -> Nest:
     for a, place in zip(inside, places, strict=False):
         if not isinstance(a.extent, int):  # it may end before its upper bound
             body = (Loop(a.variable, place, (place + 1, a.extent), body),)
-    return finish(name, kernel, serial_loop(row, body), target)
+    return assemble(name, kernel, serial_loop(row, body), target)
 
 
-def scatter_parts(kernel: Kernel, target: Target, name: str) -> Nest | None:
+def gpu_scatter(kernel: Kernel, target: Target, name: str) -> Nest | None:
     """base, then one addition after another, in order, by every work-item for its part only.
 
     All updates are looked at for each part, so the parts are no more than keep the device busy.
@@ -134,4 +134,4 @@ def scatter_parts(kernel: Kernel, target: Target, name: str) -> Nest | None:
     body = tuple(substitute_statement(s, values) for s in (fill, *step))
     for axis in reversed(moving):
         body = (serial_loop(axis, body),)
-    return finish(name, kernel, serial_loop(row, body), target)
+    return assemble(name, kernel, serial_loop(row, body), target)

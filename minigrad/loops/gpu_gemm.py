@@ -22,7 +22,7 @@ from minigrad.dtype import DType
 from minigrad.graph.node import Op
 from minigrad.graph.shapes import numel, unflatten
 from minigrad.graph.symbolic import Atom, Integer, ceildiv, substitute
-from minigrad.loops.assemble import finish
+from minigrad.loops.assemble import assemble
 from minigrad.loops.axes import row_axis
 from minigrad.loops.build import combine, lanes_loop, serial_loop
 from minigrad.loops.cost import flops
@@ -68,7 +68,7 @@ class _Side:
         return _places(self.axes, place)
 
 
-def group_contraction(kernel: Kernel, target: Target, name: str) -> Nest:
+def gpu_gemm(kernel: Kernel, target: Target, name: str) -> Nest:
     """The loop nest of a contraction and its elementwise epilogue, for work-groups."""
     problem = prepare(kernel)
     parts, group = problem.parts, target.group
@@ -95,7 +95,7 @@ def group_contraction(kernel: Kernel, target: Target, name: str) -> Nest:
     for axis in reversed(moving):
         body = (serial_loop(axis, body),)
     items = Loop(item.variable, 0, (tile.items,), body, "items")
-    nest = finish(name, kernel, serial_loop(row, (items,)), target)
+    nest = assemble(name, kernel, serial_loop(row, (items,)), target)
     return replace(nest, operations=flops(kernel))
 
 

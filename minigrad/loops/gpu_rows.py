@@ -17,12 +17,12 @@ from dataclasses import dataclass, replace
 
 from minigrad.graph.shapes import numel, unflatten
 from minigrad.graph.symbolic import Atom, Integer, ceildiv
-from minigrad.loops.assemble import finish
+from minigrad.loops.assemble import assemble
 from minigrad.loops.axes import fix_rows, merge_stage, row_axis
-from minigrad.loops.block_plan import late_products
+from minigrad.loops.block_plan import products_before_readers
 from minigrad.loops.build import combine, lanes_loop, serial_loop
-from minigrad.loops.common_subexpressions import share_beginnings
-from minigrad.loops.mask_bounds import Bounds, Rows, regions
+from minigrad.loops.common_subexpressions import share_common
+from minigrad.loops.mask_bounds import Bounds, Rows, mask_bounds
 from minigrad.loops.nest import Barrier, FoldItems, Loop, Nest, Set, Statement, Store
 from minigrad.schedule import expr
 from minigrad.schedule.expr import Array, Expr, Local
@@ -52,7 +52,7 @@ def row_items(kernel: Kernel, group: Group, share: int = SHARE) -> int:
     return min(items, 1 << (group.items.bit_length() - 1))
 
 
-def group_rows(kernel: Kernel, target: Target, name: str, items: int) -> Nest:
+def gpu_rows(kernel: Kernel, target: Target, name: str, items: int) -> Nest:
     """A work-group of `items` for each row."""
     row = row_axis(kernel.rows)
     stages = [fix_rows(stage, kernel.rows, row.index) for stage in kernel.stages]
@@ -62,9 +62,9 @@ def group_rows(kernel: Kernel, target: Target, name: str, items: int) -> Nest:
     return _nest(kernel, target, name, row, items, body)
 
 
-def group_blocks(kernel: Kernel, target: Target, name: str) -> Nest:
+def gpu_block_rows(kernel: Kernel, target: Target, name: str) -> Nest:
     """A work-group for each block of rows in which products take part."""
-    kernel = late_products(kernel)
+    kernel = products_before_readers(kernel)
     first = kernel.stages[0]
     extent = first.axes[prefix_length(first, kernel.rows) - 1].extent
     assert isinstance(extent, int)
@@ -80,10 +80,10 @@ def group_blocks(kernel: Kernel, target: Target, name: str) -> Nest:
         (fix_rows(stage, kernel.rows, whole), stage.contraction is not None)
         for stage in kernel.stages
     ]
-    found = share_beginnings(found, kernel.stored)
+    found = share_common(found, kernel.stored)
     stages = [stage for stage, _ in found]
     fixed = frozenset((row.variable,))
-    bounds = regions(stages, Rows(axis.variable, fixed, start, width, 1), kernel.stored)
+    bounds = mask_bounds(stages, Rows(axis.variable, fixed, start, width, 1), kernel.stored)
     layout = _Layout(stages, kernel, whole, target, lane.variable, width)
     stages = [layout.inside(stage) for stage in stages]
     assert target.group is not None
@@ -100,7 +100,7 @@ def _nest(
 ) -> Nest:
     item = _item(items)
     loop = Loop(item.variable, 0, (items,), body, "items")
-    return finish(name, kernel, serial_loop(row, (loop,)), target)
+    return assemble(name, kernel, serial_loop(row, (loop,)), target)
 
 
 def _item(items: int) -> Axis:

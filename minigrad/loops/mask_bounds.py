@@ -242,7 +242,7 @@ class Rows:
         return first, stop
 
 
-def regions(
+def mask_bounds(
     stages: Sequence[Stage], rows: Rows, stored: frozenset[Array]
 ) -> list[dict[Atom, Bounds]]:
     """The bounds of each stage's loops; the stages' rows are fixed, their inner axes left.

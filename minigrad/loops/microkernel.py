@@ -46,7 +46,7 @@ class Problem:
     terms: Expr | None = None
 
     @property
-    def ragged(self) -> bool:
+    def dynamic(self) -> bool:
         """Whether some loop's bound is loaded."""
         return bool(self.ends) or self.needed is not None
 

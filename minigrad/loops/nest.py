@@ -128,8 +128,8 @@ class Loop:
     kind: "serial"; "unroll" (start and stop are ints); "lanes" (`step` consecutive iterations at
     once, `lane` being the number 0 … step − 1 of an iteration within its vector); "items" (see
     above; from 0 to a number).
-    soon: places that will be read soon, in a later iteration or after the loop; a renderer may ask
-    the memory for them in each iteration. They may lie beyond their arrays.
+    prefetch: places that will be read soon, in a later iteration or after the loop; a renderer may
+    ask the memory for them in each iteration. They may lie beyond their arrays.
     transpose: of a serial loop inside of a lanes loop: so many iterations may be done at once, by
     vectors along this loop that are transposed in registers, where loads lie along it and not
     along the lanes. 0: none are.
@@ -142,7 +142,7 @@ class Loop:
     kind: str = "serial"
     step: int = 1
     lane: Atom | None = None
-    soon: tuple[tuple[Array, Integer], ...] = ()
+    prefetch: tuple[tuple[Array, Integer], ...] = ()
     transpose: int = 0
 
     @property
@@ -271,11 +271,11 @@ def _show(statement: Statement, indent: str, lines: list[str], prefix: str = "")
         stop = f"min({stop})" if len(statement.stops) > 1 else stop
         step = f" step {statement.step}" if statement.step > 1 else ""
         kind = "" if statement.kind == "serial" else f" {statement.kind}"
-        soon = ", ".join(f"{array.name}[{place}]" for array, place in statement.soon)
-        soon = f"  # soon: {soon}" if soon else ""
-        soon += f"  # {statement.transpose} at once, transposed" if statement.transpose else ""
+        prefetch = ", ".join(f"{array.name}[{place}]" for array, place in statement.prefetch)
+        prefetch = f"  # prefetch: {prefetch}" if prefetch else ""
+        prefetch += f"  # {statement.transpose} at once, transposed" if statement.transpose else ""
         variable = f"{statement.variable!r} in {statement.start} … {stop}"
-        lines.append(f"{indent}{prefix}for {variable}{step}{kind}:{soon}")
+        lines.append(f"{indent}{prefix}for {variable}{step}{kind}:{prefetch}")
         for inner in statement.body:
             _show(inner, indent + "  ", lines)
     elif isinstance(statement, Store):

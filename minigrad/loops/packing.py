@@ -61,10 +61,10 @@ def pack_panels(
 
     inside = (extent - start) // width  # whole panels from here on
 
-    def for_each(body: Statements, soon: tuple[Place, ...] = ()) -> Statements:
+    def for_each(body: Statements, prefetch: tuple[Place, ...] = ()) -> Statements:
         def panel(first: Integer, stop: Integer) -> Statement:
             vector = lanes_loop(column, width, body, first, (stop,), lane)
-            return replace(vector, soon=soon)
+            return replace(vector, prefetch=prefetch)
 
         first = start + at * width
         each = panel(first, first + width)
@@ -83,8 +83,8 @@ def pack_panels(
     if nearest < _distance(problem.parts.right, column):
         copies = for_each((_copy_along_k(problem, copy, lanes),))
     else:  # neighbours in memory are read together
-        soon = _rows_ahead(problem.parts.right, order[-1], count * width)
-        copies = (problem.along_k(*for_each((copy,), soon), order=order),)
+        prefetch = _rows_ahead(problem.parts.right, order[-1], count * width)
+        copies = (problem.along_k(*for_each((copy,), prefetch), order=order),)
     return copies, expr.load(panels, place), for_each
 
 
@@ -144,7 +144,7 @@ def pack_left(problem: Problem, block: Block, lanes: int) -> tuple[Statement, Le
         depth |= 1  # tiles at distances of kilobytes would compete for lines of the first cache
         count = ceildiv(block.rows, block.height)
         array = Array("left", operand.dtype, count * depth * pitch, "scratch")
-        soon = _rows_ahead(operand, problem.parts.k[-1], block.rows)
+        prefetch = _rows_ahead(operand, problem.parts.k[-1], block.rows)
         lane = make_axis("side", 0, pitch).variable
 
         def copied(number: Integer, *stops: Integer) -> Loop:
@@ -154,7 +154,7 @@ def pack_left(problem: Problem, block: Block, lanes: int) -> tuple[Statement, Le
             copy = Store(array, place, operand)
             return replace(
                 lanes_loop(row, pitch, (copy,), first, (first + pitch, *stops), lane),
-                soon=soon,
+                prefetch=prefetch,
             )
 
         # A vector reads beyond its tile, but not beyond the operand: the last ones end there.
@@ -162,14 +162,14 @@ def pack_left(problem: Problem, block: Block, lanes: int) -> tuple[Statement, Le
         whole_tiles = max(row.count - pitch + block.height, 0) // block.height
         most = ceildiv(pitch, block.height)
         last = whole_tiles - block.number * count
-        number, ragged = make_axis("a", 0, count), make_axis("a", 1, most)
+        number, edge = make_axis("a", 0, count), make_axis("a", 1, most)
         whole = Loop(
             number.variable, 0, (count, last), (copied(number.index),)
         )
-        at = last + ragged.index
+        at = last + edge.index
         none_before = start + at * block.height + (at + 1) * pitch
         rest = Loop(
-            ragged.variable, 0, (most, count - last), (copied(at, row.count, none_before),)
+            edge.variable, 0, (most, count - last), (copied(at, row.count, none_before),)
         )
         # k outside: neighbours in memory are read together
         copying = problem.along_k(whole, rest)

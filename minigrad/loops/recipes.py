@@ -19,13 +19,13 @@ from dataclasses import replace
 from minigrad.graph.node import SCATTERS
 from minigrad.graph.shapes import numel
 from minigrad.graph.symbolic import ceildiv, coefficient, variables
-from minigrad.loops.assemble import finish
+from minigrad.loops.assemble import assemble
 from minigrad.loops.axes import (
     unit_stride_axis,
     vector_width,
 )
 from minigrad.loops.bits import kept_as_bits
-from minigrad.loops.block_rows import blocks
+from minigrad.loops.block_rows import block_rows
 from minigrad.loops.build import (
     combine,
     elements,
@@ -35,14 +35,14 @@ from minigrad.loops.build import (
     serial_loop,
     streams,
 )
-from minigrad.loops.gemm import contraction
-from minigrad.loops.gemv import thin
-from minigrad.loops.gpu import lower_for_groups
+from minigrad.loops.gemm import gemm
+from minigrad.loops.gemv import gemv
+from minigrad.loops.gpu import lower_gpu
 from minigrad.loops.nest import Loop, Nest, Statement, Store, Stores
 from minigrad.loops.prefetch import further_along, later_rows
 from minigrad.loops.rows import rows
 from minigrad.loops.scans import distribute, scan
-from minigrad.loops.transposed_tiles import tiles, turned_axis
+from minigrad.loops.transposed_tiles import transposed_axis, transposed_tiles
 from minigrad.schedule import expr
 from minigrad.schedule.schedule import Kernel
 from minigrad.schedule.stage import make_axis
@@ -55,17 +55,17 @@ def lower(kernel: Kernel, target: Target, name: str = "kernel") -> Nest:
     """The loop nest of a kernel."""
     kernel = kept_as_bits(kernel)
     if target.group is not None:
-        nest = lower_for_groups(kernel, target, name)
+        nest = lower_gpu(kernel, target, name)
         if nest is not None:
             return nest
     if kernel.kind in ("contraction", "rows"):
-        nest = thin(kernel, target, name)
+        nest = gemv(kernel, target, name)
         if nest is not None:
             return nest
     if kernel.kind == "contraction":
-        return contraction(kernel, target, name)
+        return gemm(kernel, target, name)
     if kernel.kind == "blocks":
-        return blocks(kernel, target, name)
+        return block_rows(kernel, target, name)
     if kernel.kind == "scatter":
         return scatter(kernel, target, name)
     if kernel.kind == "scan":
@@ -91,40 +91,40 @@ def elementwise(kernel: Kernel, target: Target, name: str) -> Nest:
     body: tuple[Statement, ...] = (Stores(tuple(stores)),)
     axis = unit_stride_axis(axes, exprs, positions)
     if axis is None:
-        return finish(name, kernel, once(body), target)
+        return assemble(name, kernel, once(body), target)
     width = vector_width(target, exprs, axis.extent, False)
     outer = [a for a in axes if a != axis]
     # symbolic extents run inside; the parallel loop has a constant number of iterations
     free = [a for a in outer if isinstance(a.extent, int)]
     inner = [a for a in outer if not isinstance(a.extent, int)]
-    turned = turned_axis(free, axis, exprs)
-    if turned is not None and target.vector_bytes:
-        cells, loops = tiles(turned, axis, stores, target)
+    transposed = transposed_axis(free, axis, exprs)
+    if transposed is not None and target.vector_bytes:
+        cells, loops = transposed_tiles(transposed, axis, stores, target)
         down, right = cells
-        free = [down, *(a for a in free if a != turned), right]
+        free = [down, *(a for a in free if a != transposed), right]
         for a in reversed(inner):
             loops = (serial_loop(a, loops),)
-        return finish(name, kernel, flat_loop(free, loops), target)
+        return assemble(name, kernel, flat_loop(free, loops), target)
     many = numel([a.extent for a in free])
     if not free and not inner and isinstance(axis.extent, int):
         loop = lanes_loop(axis, width, body)
-        loop = replace(loop, soon=further_along(axis, None, exprs, target))
-        return finish(name, kernel, loop, target)
+        loop = replace(loop, prefetch=further_along(axis, None, exprs, target))
+        return assemble(name, kernel, loop, target)
     block = BLOCK if many < 64 and isinstance(axis.extent, int) and axis.extent > BLOCK else 0
     if block:
         blocks = make_axis("b", 0, ceildiv(axis.count, block))
         start = blocks.index * block
         vector = lanes_loop(axis, width, body, start, (start + block, axis.count))
         free = [*free, blocks]
-        vector = replace(vector, soon=further_along(axis, None, exprs, target))
+        vector = replace(vector, prefetch=further_along(axis, None, exprs, target))
     else:
         vector = lanes_loop(axis, width, body)
         last = (*free, *inner)[-1] if outer else None
-        vector = replace(vector, soon=further_along(axis, last, exprs, target))
+        vector = replace(vector, prefetch=further_along(axis, last, exprs, target))
     nested: tuple[Statement, ...] = (vector,)
     for a in reversed(inner):
         nested = (serial_loop(a, nested),)
-    return finish(name, kernel, flat_loop(free, nested), target)
+    return assemble(name, kernel, flat_loop(free, nested), target)
 
 
 def scatter(kernel: Kernel, target: Target, name: str) -> Nest:
@@ -145,7 +145,7 @@ def scatter(kernel: Kernel, target: Target, name: str) -> Nest:
         step = (updates[-1],)
     body = (*start, *step)
     if not stage.axes:
-        return finish(name, kernel, once(body), target)
+        return assemble(name, kernel, once(body), target)
     last = stage.axes[-1]
     # vectors need neighbouring places and the same updates' order in every lane
     vector = (
@@ -154,13 +154,13 @@ def scatter(kernel: Kernel, target: Target, name: str) -> Nest:
         and all(last.variable not in variables(c) for c in stage.guard)
     )
     if not vector:
-        return finish(name, kernel, flat_loop(stage.axes, body), target)
+        return assemble(name, kernel, flat_loop(stage.axes, body), target)
     width = vector_width(target, [stage.body], last.extent, True)
     if len(updates) == 1:
         later = later_rows(stage, last, width, target)
-        body = (*start, replace(updates[0], soon=later))
+        body = (*start, replace(updates[0], prefetch=later))
     outer = list(stage.axes[:-1])
     if not outer:
-        return finish(name, kernel, lanes_loop(last, width, body), target)
-    return finish(name, kernel, flat_loop(outer, (lanes_loop(last, width, body),)), target)
+        return assemble(name, kernel, lanes_loop(last, width, body), target)
+    return assemble(name, kernel, flat_loop(outer, (lanes_loop(last, width, body),)), target)
 

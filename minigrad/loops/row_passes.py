@@ -1,7 +1,7 @@
-"""One row with vectors along it: the stages of a row share as few sweeps over it as they can.
+"""One row with vectors along it: the stages of a row share as few passes over it as they can.
 
 Softmax is three: the maximum; the exponentials with their sum; the quotients. A stage joins the
-first sweep after all that it waits for (the result of a reduction is known when its sweep ends, a
+first pass after all that it waits for (the result of a reduction is known when its pass ends, a
 value of the own element at once), and takes such values from registers.
 """
 
@@ -22,61 +22,63 @@ from minigrad.schedule.expr import Array, Expr, Local
 from minigrad.schedule.stage import Axis, Stage, identity, make_axis
 from minigrad.target import Target
 
-MOST_IN_SWEEP = 12  # stages: each wants registers of its own
+MOST_IN_PASS = 12  # stages: each wants registers of its own
 
-Soon = tuple[Array, Integer, Axis]  # a place along an axis of which memory is asked
+AxisPlace = tuple[Array, Integer, Axis]  # a place along an axis of which memory is asked
 
 
 @dataclass
-class _Step:
-    """A sweep over `extent` elements, or (extent None) stages that come one after the other."""
+class _Pass:
+    """A pass over `extent` elements, or (extent None) stages that come one after the other."""
 
     extent: Integer | None
     stages: list[Stage] = field(default_factory=list)
 
 
-def sweep_row(
+def row_passes(
     stages: Sequence[Stage], stored: frozenset[Array], target: Target, row: Axis
 ) -> list[Part]:
     """The work of one row in parts. `stored`: the arrays that are memory; others are scratch.
 
     row: of the rows' loop: memory is asked for what later rows read.
     """
-    steps = _steps(stages, stored)
-    soon = _soon(steps, row, target)
+    passes = _passes(stages, stored)
+    prefetch = _prefetches(passes, row, target)
     parts: list[Part] = []
     number = 0
     last_read = {
         load.array: place
-        for place, step in enumerate(steps)
-        for stage in step.stages
+        for place, one in enumerate(passes)
+        for stage in one.stages
         for load in expr.loads(*stage.exprs())
     }
-    for place, step in enumerate(steps):
+    for place, one in enumerate(passes):
         body: list[Statement] = []
-        if step.extent is None:
-            for stage in step.stages:
+        if one.extent is None:
+            for stage in one.stages:
                 body.extend(_alone(stage, number, stored, target))
                 number += 1
         else:
-            read = {s.array for s in step.stages if last_read.get(s.array, place) > place}
-            body.extend(_sweep(step, number, stored, read, target, soon.get(place, ())))
-            number += len(step.stages)
-        parts.append(Part(step.extent, _operations(step), tuple(body)))
+            read = {s.array for s in one.stages if last_read.get(s.array, place) > place}
+            body.extend(_pass_loop(one, number, stored, read, target, prefetch.get(place, ())))
+            number += len(one.stages)
+        parts.append(Part(one.extent, _operations(one), tuple(body)))
     return parts
 
 
-def _soon(steps: Sequence[_Step], row: Axis, target: Target) -> dict[int, tuple[Soon, ...]]:
-    """By step: what it asks memory for, as places along an axis.
+def _prefetches(
+    passes: Sequence[_Pass], row: Axis, target: Target
+) -> dict[int, tuple[AxisPlace, ...]]:
+    """By one: what it asks memory for, as places along an axis.
 
-    What several sweeps need of a row comes while the one before it is worked on: the sweep that
-    computes longest asks for it. What one sweep needs it asks for itself, if it is one array.
+    What several passes need of a row comes while the one before it is worked on: the pass that
+    computes longest asks for it. What one pass needs it asks for itself, if it is one array.
     """
-    found: dict[int, list[Soon]] = {}
+    found: dict[int, list[AxisPlace]] = {}
     first: dict[tuple[Array, Integer, Integer], tuple[int, Integer, Axis]] = {}
-    for place, step in enumerate(steps):
-        for stage in step.stages if step.extent is not None else ():
-            axis = _swept(stage)
+    for place, one in enumerate(passes):
+        for stage in one.stages if one.extent is not None else ():
+            axis = _pass_axis(stage)
             assert axis is not None
             for load in expr.loads(stage.body):
                 array, position = load.array, load.index
@@ -85,7 +87,7 @@ def _soon(steps: Sequence[_Step], row: Axis, target: Target) -> dict[int, tuple[
                     first.setdefault(key, (place, position, axis))
     for (array, extent, _), (place, position, axis) in first.items():
         nbytes = numel([extent]) * array.dtype.itemsize
-        later = [n for n in range(place + 1, len(steps)) if steps[n].extent == extent]
+        later = [n for n in range(place + 1, len(passes)) if passes[n].extent == extent]
         if not later and [at for at, _, _ in first.values()].count(place) > 1:
             continue
         ahead = far_enough(nbytes) if not later else AHEAD if nbytes > target.l2 // 4 else 0
@@ -93,27 +95,27 @@ def _soon(steps: Sequence[_Step], row: Axis, target: Target) -> dict[int, tuple[
             asked = array, position + ahead // array.dtype.itemsize
         else:
             asked = next_rows((array, position), row, nbytes)
-            place = max(later or [place], key=lambda n: _operations(steps[n]))
+            place = max(later or [place], key=lambda n: _operations(passes[n]))
         found.setdefault(place, []).append((*asked, axis))
     return {place: tuple(places) for place, places in found.items()}
 
 
-def _operations(step: _Step) -> int:
-    return sum(expr.operations(stage.body) for stage in step.stages)
+def _operations(one: _Pass) -> int:
+    return sum(expr.operations(stage.body) for stage in one.stages)
 
 
-def _swept(stage: Stage) -> Axis | None:
+def _pass_axis(stage: Stage) -> Axis | None:
     """The axis of a stage that is one loop over one axis."""
     axes = (*stage.axes, *stage.reduced)
     return axes[0] if len(axes) == 1 and (stage.op is not None) == bool(stage.reduced) else None
 
 
-def _steps(stages: Sequence[Stage], stored: frozenset[Array]) -> list[_Step]:
-    steps: list[_Step] = []
+def _passes(stages: Sequence[Stage], stored: frozenset[Array]) -> list[_Pass]:
+    passes: list[_Pass] = []
     made: dict[Array, tuple[int, Stage]] = {}
     reads = _Reads()
     for stage in stages:
-        axis = _swept(stage)
+        axis = _pass_axis(stage)
         first = 0
         for load in expr.loads(*stage.exprs()):
             if load.array in made:
@@ -122,16 +124,16 @@ def _steps(stages: Sequence[Stage], stored: frozenset[Array]) -> list[_Step]:
         if stage.array in stored:
             first = max(first, reads.first_for(stage))
         extent = None if axis is None else axis.extent
-        for place in range(first, len(steps)):
-            if steps[place].extent == extent and len(steps[place].stages) < MOST_IN_SWEEP:
+        for place in range(first, len(passes)):
+            if passes[place].extent == extent and len(passes[place].stages) < MOST_IN_PASS:
                 break
         else:
-            place = len(steps)
-            steps.append(_Step(extent))
-        steps[place].stages.append(stage)
+            place = len(passes)
+            passes.append(_Pass(extent))
+        passes[place].stages.append(stage)
         made[stage.array] = (place + (axis is None), stage)
         reads.add(stage, place + (axis is None))
-    return steps
+    return passes
 
 
 class _Reads:
@@ -139,7 +141,7 @@ class _Reads:
 
     The array of a writer may be the memory of any array of its size. `places`: bytes of an array →
     (extent, position) of the reads of such arrays, with the loop's variable replaced by one that is
-    the same for all, or None for a stage that is no sweep → the last step with such a read. Stages
+    the same for all, or None for a stage that is no pass → the last one with such a read. Stages
     of one kind share an entry, or hundreds of them would take time by their square.
     """
 
@@ -148,9 +150,9 @@ class _Reads:
         self.last = 0
 
     def add(self, stage: Stage, place: int) -> None:
-        """Note the reads of a stage of the step `place`."""
+        """Note the reads of a stage of the one `place`."""
         self.last = max(self.last, place)
-        axis = _swept(stage)
+        axis = _pass_axis(stage)
         for load in expr.loads(*stage.exprs()):
             array, position = load.array, load.index
             if array.space == "buffer":
@@ -159,8 +161,8 @@ class _Reads:
                 places[key] = max(places.get(key, 0), place)
 
     def first_for(self, writer: Stage) -> int:
-        """The first step that a stage with an array of memory may join, or come after."""
-        first, axis = self.last, _swept(writer)
+        """The first one that a stage with an array of memory may join, or come after."""
+        first, axis = self.last, _pass_axis(writer)
         nbytes = writer.array.size * writer.array.dtype.itemsize
         for key, place in self.places.get(nbytes, {}).items():
             spared = key is not None and axis is not None and (
@@ -177,7 +179,7 @@ def _neutral(position: Integer, axis: Axis, extent: Integer) -> Integer:
 
 def _own_element(load: Expr, stage: Stage, producer: Stage) -> bool:
     """Whether a load in a swept stage is of the element that a swept producer makes just then."""
-    mine, other = _swept(stage), _swept(producer)
+    mine, other = _pass_axis(stage), _pass_axis(producer)
     if mine is None or other is None or producer.op is not None or mine.extent != other.extent:
         return False
     position, guard = load.index, load.guard
@@ -188,13 +190,13 @@ def _moved(position: Integer, old: Axis, new: Axis) -> Integer:
     return substitute(position, {old.variable: new.index})
 
 
-def _sweep(
-    step: _Step, number: int, stored: frozenset[Array], read: set[Array], target: Target,
-    soon: Sequence[Soon],
+def _pass_loop(
+    one: _Pass, number: int, stored: frozenset[Array], read: set[Array], target: Target,
+    prefetch: Sequence[AxisPlace],
 ) -> list[Statement]:  # fmt: skip
-    """One loop for all stages of a step; `read`: the arrays that later steps want."""
-    assert step.extent is not None
-    axis = make_axis("c", number, step.extent)
+    """One loop for all stages of a one; `read`: the arrays that later passes want."""
+    assert one.extent is not None
+    axis = make_axis("c", number, one.extent)
     values: dict[tuple[Array, Integer], Expr] = {}
     bodies: list[Expr] = []
     positions: list[Integer] = []
@@ -202,8 +204,8 @@ def _sweep(
     def known(e: Expr) -> Expr | None:
         return None if e.op is not expr.Leaf.LOAD or e.guard else values.get((e.array, e.index))
 
-    for stage in step.stages:
-        old = _swept(stage)
+    for stage in one.stages:
+        old = _pass_axis(stage)
         assert old is not None
         body = expr.substitute_in(stage.body, {old.variable: axis.index})
         body = expr.rebuild(body, known)
@@ -212,16 +214,16 @@ def _sweep(
             values[stage.array, position] = body
         bodies.append(body)
         positions.append(position)
-    reduces = any(stage.op is not None for stage in step.stages)
+    reduces = any(stage.op is not None for stage in one.stages)
     width = vector_width(target, bodies, axis.extent, reduces, axis.variable)
     start: list[Statement] = []
     inside: list[Statement] = []
     stores: list[Store] = []  # bodies read what was there before, so no store comes between them
     end: list[Statement] = []
-    for stage, body, position in zip(step.stages, bodies, positions, strict=True):
+    for stage, body, position in zip(one.stages, bodies, positions, strict=True):
         if stage.op is None:
             if stage.array in stored or stage.array in read:
-                streaming = stage.array in stored and streams(stage.array, step.stages, target)
+                streaming = stage.array in stored and streams(stage.array, one.stages, target)
                 stores.append(Store(stage.array, position, body, streaming=streaming))
         else:
             total = Local(f"sum{number}", body.dtype, 1)
@@ -235,8 +237,8 @@ def _sweep(
         number += 1
     if stores:
         inside.append(stores[0] if len(stores) == 1 else Stores(tuple(stores)))
-    asked = tuple((array, _moved(place, old, axis)) for array, place, old in soon)
-    return [*start, replace(lanes_loop(axis, width, tuple(inside)), soon=asked), *end]
+    asked = tuple((array, _moved(place, old, axis)) for array, place, old in prefetch)
+    return [*start, replace(lanes_loop(axis, width, tuple(inside)), prefetch=asked), *end]
 
 
 def _alone(

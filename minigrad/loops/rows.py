@@ -11,14 +11,14 @@ from math import gcd
 
 from minigrad.graph.shapes import numel
 from minigrad.graph.symbolic import Atom, Integer, ceildiv
-from minigrad.loops.assemble import finish
+from minigrad.loops.assemble import assemble
 from minigrad.loops.axes import fix_rows, indices, merge, merge_stage, row_axis, vector_width
 from minigrad.loops.build import accumulate, lanes_loop, serial_loop
-from minigrad.loops.column_reduction import columns, is_columns
+from minigrad.loops.column_reduction import column_reduction, is_column_reduction
 from minigrad.loops.nest import Loop, Nest, Statement, Store
 from minigrad.loops.prefetch import further_rows
-from minigrad.loops.row_passes import sweep_row
-from minigrad.loops.software_pipeline import late_rows
+from minigrad.loops.row_passes import row_passes
+from minigrad.loops.software_pipeline import pipelined_rows
 from minigrad.schedule import expr
 from minigrad.schedule.expr import Array, Expr, Local
 from minigrad.schedule.fuse import prefix_length, runs_along_rows
@@ -38,12 +38,12 @@ def rows(kernel: Kernel, target: Target, name: str) -> Nest:
         return _across(kernel, target, name)
     row = row_axis(count)
     stages = _in_rows(kernel, row.index, 1, None)
-    parts = sweep_row(stages, kernel.stored, target, row)
-    loop = late_rows(parts, row, target)
+    parts = row_passes(stages, kernel.stored, target, row)
+    loop = pipelined_rows(parts, row, target)
     if loop is None:
         body = tuple(statement for part in parts for statement in part.statements)
         loop = Loop(row.variable, 0, (count,), body)
-    return _in_long_runs(finish(name, kernel, loop, target))
+    return _in_long_runs(assemble(name, kernel, loop, target))
 
 
 def _in_long_runs(nest: Nest) -> Nest:
@@ -95,7 +95,7 @@ def _in_scratch(
     width: int,
     lane: Atom | None,
 ) -> Expr:
-    """The body with loads of values that stay inside the kernel turned to the scratch area."""
+    """The body with loads of values that stay inside the kernel transposed to the scratch area."""
 
     def change(e: Expr) -> Expr | None:
         if e.op is not expr.Leaf.LOAD or e.array not in scratch:
@@ -112,8 +112,8 @@ def _across(kernel: Kernel, target: Target, name: str) -> Nest:
     count = kernel.rows
     length = _neighbours(kernel)
     width = vector_width(target, [s.body for s in kernel.stages], length, True)
-    if is_columns(kernel, length, target):
-        return columns(kernel, length, target, name)
+    if is_column_reduction(kernel, length, target):
+        return column_reduction(kernel, length, target, name)
     if length < count and length >= target.lanes(kernel.stages[0].array.dtype):
         # block after block of neighbours, so that no index is divided lane by lane
         blocks = ceildiv(length, width)
@@ -126,14 +126,14 @@ def _across(kernel: Kernel, target: Target, name: str) -> Nest:
         body = _rows_of_vector(kernel, column, row, width, lane)
         stops = (start + width, length) if length % width else (start + width,)
         vector = lanes_loop(column, width, tuple(body), start, stops, lane)
-        return finish(name, kernel, serial_loop(block, (vector,)), target)
+        return assemble(name, kernel, serial_loop(block, (vector,)), target)
     width = vector_width(target, [s.body for s in kernel.stages], count, True)
     axis = row_axis(count)
     row, lane = axis.index, make_axis("lane", 0, width).variable
     body = _rows_of_vector(kernel, axis, row, width, lane)
-    soon = further_rows([fix_rows(s, count, row) for s in kernel.stages], axis, target)
-    loop = Loop(axis.variable, 0, (count,), tuple(body), "lanes", width, lane, soon)
-    return finish(name, kernel, loop, target)
+    prefetch = further_rows([fix_rows(s, count, row) for s in kernel.stages], axis, target)
+    loop = Loop(axis.variable, 0, (count,), tuple(body), "lanes", width, lane, prefetch)
+    return assemble(name, kernel, loop, target)
 
 
 def _neighbours(kernel: Kernel) -> int:

@@ -11,7 +11,7 @@ from functools import partial, reduce
 from minigrad.dtype import dtypes
 from minigrad.graph.node import SCANS, Op
 from minigrad.graph.symbolic import Integer, coefficient, high
-from minigrad.loops.assemble import finish
+from minigrad.loops.assemble import assemble
 from minigrad.loops.axes import vector_width
 from minigrad.loops.build import combine, flat_loop, lanes_loop, once, serial_loop
 from minigrad.loops.nest import Loop, Nest, Set, Statement, Store
@@ -41,14 +41,14 @@ def scan(kernel: Kernel, target: Target, name: str) -> Nest:
         outer.pop()
         vector = lanes_loop(last, width, body)
         if not outer and isinstance(last.extent, int):
-            return finish(name, kernel, vector, target)
+            return assemble(name, kernel, vector, target)
         body = (vector,)
     symbolic = [axis for axis in outer if not isinstance(axis.extent, int)]
     for axis in symbolic:
         body = (serial_loop(axis, body),)
     free = [axis for axis in outer if isinstance(axis.extent, int)]
     loop = flat_loop(free, body) if free else once(body)
-    return finish(name, kernel, loop, target)
+    return assemble(name, kernel, loop, target)
 
 
 def _running(stage: Stage, along: Axis, op: Op, total: Local) -> tuple[Statement, ...]:
@@ -104,7 +104,7 @@ def distribute(kernel: Kernel, target: Target, name: str) -> Nest:
         )),
     )  # fmt: skip
     loop = flat_loop(stage.axes, body) if stage.axes else once(body)
-    return finish(name, kernel, loop, target)
+    return assemble(name, kernel, loop, target)
 
 
 def combine_one(place: Local) -> expr.Expr:

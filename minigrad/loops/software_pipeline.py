@@ -26,7 +26,7 @@ FEWEST_BLOCKS = 64
 
 @dataclass(frozen=True)
 class Part:
-    """A part of a row's work, as `sweep_row` makes them: a sweep's loop is over `extent` elements.
+    """A part of a row's work, as `row_passes` makes them: a sweep's loop is over `extent` elements.
 
     operations: of an element, to tell which sweep takes longest.
     """
@@ -42,7 +42,7 @@ class Part:
         return loops[0] if self.extent is not None and loops[0].kind == "lanes" else None
 
 
-def late_rows(parts: Sequence[Part], row: Axis, target: Target) -> Loop | None:
+def pipelined_rows(parts: Sequence[Part], row: Axis, target: Target) -> Loop | None:
     """The loop over blocks of rows; None where the last part is not worth being late."""
     *early, last = parts
     count, size = row.extent, _block_size(row.extent)
@@ -68,7 +68,7 @@ def late_rows(parts: Sequence[Part], row: Axis, target: Target) -> Loop | None:
         row.variable: row.index - 1, alone.variable: loop.index
     })  # fmt: skip
     assert isinstance(late, Loop)
-    shared = replace(loop, body=(*loop.body, *late.body), soon=(*loop.soon, *late.soon))
+    shared = replace(loop, body=(*loop.body, *late.body), prefetch=(*loop.prefetch, *late.prefetch))
     block = make_axis("b", 0, ceildiv(count, size))
     start = block.index * size
     first = [_at(_changed(s, twice), {row.variable: start}) for p in early for s in p.statements]

@@ -19,35 +19,35 @@ from minigrad.schedule.expr import Expr
 from minigrad.schedule.stage import Axis, make_axis
 from minigrad.target import Target
 
-DOWN = 16  # elements of a tile along the turned axis, where there are more than TILE
+DOWN = 16  # elements of a tile along the transposed axis, where there are more than TILE
 TILE = 64  # elements of a tile along vectors
 
 
-def turned_axis(outer: Sequence[Axis], axis: Axis, exprs: Sequence[Expr]) -> Axis | None:
+def transposed_axis(outer: Sequence[Axis], axis: Axis, exprs: Sequence[Expr]) -> Axis | None:
     """The axis along which an operand lies that is not in order along the vectors' axis."""
     if isinstance(axis.extent, int):
         for load in expr.loads(*exprs):
             for other in outer:
-                if _is_turned(load, other, axis) and numel([other.extent]) >= DOWN:
+                if _is_transposed(load, other, axis) and numel([other.extent]) >= DOWN:
                     return other
     return None
 
 
-def _is_turned(load: Expr, turned: Axis, axis: Axis) -> bool:
+def _is_transposed(load: Expr, transposed: Axis, axis: Axis) -> bool:
     place = load.index
     across = coefficient(place, axis.variable)
-    return across not in (None, 0, 1) and coefficient(place, turned.variable) == 1
+    return across not in (None, 0, 1) and coefficient(place, transposed.variable) == 1
 
 
-def tiles(
-    turned: Axis, axis: Axis, stores: Sequence[Store], target: Target
+def transposed_tiles(
+    transposed: Axis, axis: Axis, stores: Sequence[Store], target: Target
 ) -> tuple[list[Axis], tuple[Statement, ...]]:
     """Axes over tiles, and the loops that do one tile, with vectors along `axis`.
 
     A tile is low, and the next one lies beside it: a cache line of which it stores a part is still
     there when the rest comes, however far apart the rows are.
     """
-    extent = numel([turned.extent])
+    extent = numel([transposed.extent])
     height = extent if extent <= TILE else DOWN
     lanes = min(target.lanes(store.array.dtype) for store in stores)
     length = max(TILE, lanes)
@@ -56,5 +56,5 @@ def tiles(
     first, start = down.index * height, right.index * length
     above = (first + height, extent) if extent % height else (first + height,)
     beyond: tuple[Integer, ...] = (start + length, axis.extent)
-    body = Loop(turned.variable, first, above, (Stores(tuple(stores)),), transpose=lanes)
+    body = Loop(transposed.variable, first, above, (Stores(tuple(stores)),), transpose=lanes)
     return [down, right], (lanes_loop(axis, lanes, (body,), start, beyond),)

@@ -258,7 +258,7 @@ class _Emitter(MemoryEmitter):
         """Ask the memory for what will be read soon: each cache line that a vector covers."""
         atom = self.lanes_atom()
         lanes = 1 if atom is None else self.width_of(atom)
-        for array, place in loop.soon:
+        for array, place in loop.prefetch:
             pointer = self.pointer(array, self.at_base(place))
             span = lanes * max(self.lane_stride(place) or 1, 1) * array.dtype.itemsize
             for offset in range(0, span, CACHE_LINE):

@@ -187,11 +187,11 @@ def test_what_every_element_shares_does_not_count() -> None:
 def test_vectors_run_where_memory_is_contiguous() -> None:
     axes = axes_of(40, 50)
     i, j = (a.index for a in axes)
-    plain, turned = expr.load(TABLE, i * 50 + j), expr.load(OTHER, i + j * 40)
+    plain, transposed = expr.load(TABLE, i * 50 + j), expr.load(OTHER, i + j * 40)
     assert unit_stride_axis(axes, [plain], [i * 50 + j]) == axes[1]
-    assert unit_stride_axis(axes, [turned], [i + j * 40]) == axes[0]
+    assert unit_stride_axis(axes, [transposed], [i + j * 40]) == axes[0]
     # a gathered load costs less than a scattered store
-    assert unit_stride_axis(axes, [turned], [i * 50 + j]) == axes[1]
+    assert unit_stride_axis(axes, [transposed], [i * 50 + j]) == axes[1]
     assert unit_stride_axis((), [plain], [0]) is None
 
 

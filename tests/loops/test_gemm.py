@@ -81,8 +81,8 @@ def matrix_times_vector(inputs: Inputs) -> list[Node]:
 
 @case
 def few_rows(inputs: Inputs) -> list[Node]:
-    x, w, turned = inputs(3, 35), inputs(35, 130), inputs(130, 35)
-    return [product(x, w), product(mul(x, x), transpose(turned))]
+    x, w, transposed = inputs(3, 35), inputs(35, 130), inputs(130, 35)
+    return [product(x, w), product(mul(x, x), transpose(transposed))]
 
 
 @case
@@ -214,7 +214,7 @@ def left_sliced(inputs: Inputs) -> list[Node]:
 
 @case
 def right_transposed(inputs: Inputs) -> list[Node]:
-    """Squares of the right operand are turned; columns and depth have tails, or panels none."""
+    """Squares of the right operand are transposed; columns and depth have tails, or panels none."""
     x = inputs(40, 75)
     return [product(x, transpose(inputs(n, 75))) for n in (203, 64)]
 
@@ -274,7 +274,7 @@ def turned_pairs(inputs: Inputs) -> list[Node]:
 
 
 def squares_of_pairs(inputs: Inputs) -> list[Node]:
-    """The right operand's squares of words are turned; columns and depth have tails."""
+    """The right operand's squares of words are transposed; columns and depth have tails."""
     return [product(wide(halves(inputs, 20, 76)), wide(transpose(halves(inputs, 130, 76))))]
 
 
@@ -345,7 +345,7 @@ def test_scales_and_the_rows_ahead_are_at_hand() -> None:
     loops = show(nest)
     inner = loops[loops.index("dot0_4_0_0_part[0] = (") :].partition("= sum of")[0]
     assert "float16" not in inner and "scale0_0[" in inner and "scale0_1[" in inner
-    assert loops.count("lanes:  # soon: s1[") == 3  # where blocks begin, by 4 rows, by the rest
+    assert loops.count("lanes:  # prefetch: s1[") == 3  # where blocks begin, by 4 rows, by the rest
 
 
 def test_reports_count_flops() -> None:

@@ -26,7 +26,7 @@ def asked(statement: Statement) -> list[str]:
     """All that the loops of a nest ask for, as text."""
     if not isinstance(statement, Loop):
         return []
-    own = [f"{array.name}[{place}]" for array, place in statement.soon]
+    own = [f"{array.name}[{place}]" for array, place in statement.prefetch]
     return [*own, *(text for inner in statement.body for text in asked(inner))]
 
 
@@ -34,7 +34,7 @@ def test_elementwise_loops_over_one_array_ask_for_what_comes_later() -> None:
     nest = nest_of(lambda x: add(x, 1.0), (MANY,))
     assert asked(nest.parallel) == ["s0[i0 + 4096]"]
     assert render(nest).count("call void @llvm.prefetch") == 4  # 64 lanes
-    assert "# soon: s0[i0 + 4096]" in show(nest)
+    assert "# prefetch: s0[i0 + 4096]" in show(nest)
 
 
 def test_single_sweeps_over_several_arrays_ask_for_nothing() -> None:
