@@ -12,7 +12,7 @@ from minigrad.loops.block_plan import BlockPlan, Step, column
 from minigrad.loops.build import combine, lanes_loop, serial_loop, unless_finite
 from minigrad.loops.common_subexpressions import Speculation
 from minigrad.loops.mask_bounds import Bounds
-from minigrad.loops.microkernel import tile_width
+from minigrad.loops.microkernel import choose_nr
 from minigrad.loops.nest import Loop, Set, Statement, Store, Stores
 from minigrad.schedule import expr
 from minigrad.schedule.expr import Array, Expr, Leaf, Local
@@ -249,7 +249,7 @@ class StepCode:
         """Tiles of rows by panels of columns."""
         mine, other = self.factors()
         block, axis = self.block, self.head.axes[-1]
-        width = tile_width(block.target, self.head, axis.count)
+        width = choose_nr(block.target, self.head, axis.count)
         lanes = axis.variable if width > 1 else None
 
         def tile(first: Integer, height: int) -> list[Statement]:

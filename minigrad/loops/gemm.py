@@ -1,8 +1,8 @@
-"""The recipe of a contraction: a tile of the output in registers, one column panel of B at a time.
+"""The recipe of a matrix product: tiles of the output in registers, one panel of `right` at a time.
 
-    parallel over batch × groups of panels × blocks of rows:
+    parallel over batch × blocks of columns × blocks of rows:
       pack the block of `left` where its elements cannot be read as they lie
-      for each panel of the group:
+      for each panel of the block's columns:
         pack the panel of `right` where its rows are not contiguous vectors
         for each tile of rows:
           tile[rows] = 0
@@ -10,8 +10,15 @@
           store the tile through the epilogue
 
 Edges need no special tile: the last tile has fewer rows, the last vector a mask.
-After "Anatomy of High-Performance Matrix Multiplication" (Goto, van de Geijn, 2008), with one level
-of blocking less, since today's second-level caches hold a whole panel.
+After "Anatomy of High-Performance Matrix Multiplication" (Goto, van de Geijn, ACM TOMS 34, 2008),
+with one level of blocking less, since today's second-level caches hold a whole panel. A product's
+five numbers have the names of "BLIS" (Van Zee, van de Geijn, ACM TOMS 41, 2015):
+
+    mr   rows of a tile: its accumulators fill the registers
+    nr   columns of a tile, and of a panel: one or two vectors
+    mc   rows of a task, a block; packed, they stay in half of the second-level cache
+    kc   elements of k that are packed and multiplied before the next; 0 where that is all of them
+    nc   columns of a task; BLIS packs all of their panels at once, here it is `panels` at a time
 """
 
 from __future__ import annotations
@@ -41,13 +48,13 @@ from minigrad.loops.microkernel import (
     Block,
     Left,
     Problem,
+    choose_mr,
+    choose_nr,
     strides,
-    tile_height,
-    tile_width,
     tiles,
 )
 from minigrad.loops.nest import Nest, Statement
-from minigrad.loops.packing import depth_of, in_groups, in_pairs, pack_left, pack_right
+from minigrad.loops.packing import depth_of, for_panels, in_pairs, pack_left, pack_right
 from minigrad.schedule import expr
 from minigrad.schedule.contraction import Contraction
 from minigrad.schedule.expr import Leaf, Local
@@ -76,24 +83,24 @@ LANE: Atom = make_axis("lane", 0, 1 << 10).variable
 
 @dataclass(frozen=True)
 class Plan:
-    """How a contraction is cut: tiles of height × width, tasks of rows × columns.
+    """How a product is cut: tiles of mr × nr, tasks of mc × nc (see above).
 
-    piece: elements of k at a time; 0 for all of them in registers. panels: how many are packed
-    together, so that a tile of rows that comes from far away is read once for all of them.
+    panels: how many are packed together, so that a tile of rows that comes from far away is read
+    once for all of them.
     """
 
-    height: int
-    width: int
-    rows: int
-    columns: int
+    mr: int
+    nr: int
+    mc: int
+    nc: int
     packs_left: bool
     packs_right: bool
-    piece: int = 0
+    kc: int = 0
     panels: int = 0
 
 
 def gemm(kernel: Kernel, target: Target, name: str) -> Nest:
-    """The loop nest of a contraction and its elementwise epilogue."""
+    """The loop nest of a product and its elementwise epilogue."""
     problem = with_dynamic_bounds(prepare(kernel))
     if target.bfloat16_matrices and not problem.ends and problem.terms is None:
         words = in_pairs(problem, DEPTH_OF_REGISTER)
@@ -109,50 +116,50 @@ def gemm(kernel: Kernel, target: Target, name: str) -> Nest:
     row, column = parts.m[-1], parts.n[-1]
     outer = [*parts.batch, *parts.m[:-1], *parts.n[:-1]]
     plan = plan_of(problem, target, numel([axis.extent for axis in outer]))
-    groups = make_axis("p", 0, ceildiv(column.count, plan.columns))
-    blocks = make_axis("c", 0, ceildiv(row.count, plan.rows))
-    alone = plan.rows >= row.count
-    block = Block(0 if alone else blocks.index, plan.rows, plan.height)
-    start = groups.index * plan.columns
+    column_blocks = make_axis("p", 0, ceildiv(column.count, plan.nc))
+    blocks = make_axis("c", 0, ceildiv(row.count, plan.mc))
+    alone = plan.mc >= row.count
+    block = Block(0 if alone else blocks.index, plan.mc, plan.mr)
+    start = column_blocks.index * plan.nc
     left, body = Left(), []
-    if plan.piece:
+    if plan.kc:
         body = gemm_k_blocked(
-            problem, target, block, (start, plan.columns), plan.width, plan.piece, plan.panels,
+            problem, target, block, (start, plan.nc), plan.nr, plan.kc, plan.panels,
             LANE,
         )  # fmt: skip
-        return _nest(name, kernel, target, outer, groups, blocks, body)
+        return _nest(name, kernel, target, outer, column_blocks, blocks, body)
     needed = problem.from_row(block.start)
     lanes = target.lanes(problem.stage.body.dtype)
     if plan.packs_left:
         copying, left = pack_left(needed, block, lanes)
         body.append(copying)
     if plan.panels:
-        for_tiles = Ahead(plan.width, far=not plan.packs_left)
-        body += in_groups(
-            needed, (start, plan.columns), plan.width, lanes, plan.panels, LANE,
-            lambda right, around: tiles(problem, left, right, block, plan.width, for_tiles, around),
+        for_tiles = Ahead(plan.nr, far=not plan.packs_left)
+        body += for_panels(
+            needed, (start, plan.nc), plan.nr, lanes, plan.panels, LANE,
+            lambda right, around: tiles(problem, left, right, block, plan.nr, for_tiles, around),
         )  # fmt: skip
-        return _nest(name, kernel, target, outer, groups, blocks, body)
+        return _nest(name, kernel, target, outer, column_blocks, blocks, body)
     panel: list[Statement] = []
     right = parts.right
     if plan.packs_right:
-        copying, right = pack_right(needed, plan.width, lanes, LANE)
+        copying, right = pack_right(needed, plan.nr, lanes, LANE)
         panel.append(copying)
-    following = plan.packs_right and plan.columns > plan.width
-    far = not plan.packs_left and not stays_near(problem, plan.rows, target)
+    following = plan.packs_right and plan.nc > plan.nr
+    far = not plan.packs_left and not stays_near(problem, plan.mc, target)
     several = max(block.tiles, 1)
-    ahead = Ahead(plan.width, following, several, far) if plan.width > 1 else None
-    work = tuple(tiles(problem, left, right, block, plan.width, ahead))
+    ahead = Ahead(plan.nr, following, several, far) if plan.nr > 1 else None
+    work = tuple(tiles(problem, left, right, block, plan.nr, ahead))
     if plan.packs_right and not plan.packs_left and not problem.dynamic:
-        tasks = numel([axis.extent for axis in (*outer, groups, blocks)])
-        shared = rows_of_panel(parts.m, plan.rows, tasks)
+        tasks = numel([axis.extent for axis in (*outer, column_blocks, blocks)])
+        shared = rows_of_panel(parts.m, plan.mc, tasks)
         outer = [axis for axis in outer if axis not in shared]
         for axis in reversed(shared):
             work = (serial_loop(axis, work),)
     panel.extend(work)
-    stops = (start + plan.columns, column.count)
-    body.append(lanes_loop(column, plan.width, tuple(panel), start, stops, LANE))
-    return _nest(name, kernel, target, outer, groups, blocks, body)
+    stops = (start + plan.nc, column.count)
+    body.append(lanes_loop(column, plan.nr, tuple(panel), start, stops, LANE))
+    return _nest(name, kernel, target, outer, column_blocks, blocks, body)
 
 
 def _amx_nest(problem: Problem, kernel: Kernel, target: Target, name: str) -> Nest | None:
@@ -164,16 +171,16 @@ def _amx_nest(problem: Problem, kernel: Kernel, target: Target, name: str) -> Ne
     if cuts is None:
         return None
     rows, columns = cuts
-    groups = make_axis("p", 0, ceildiv(numel([column.extent]), columns))
+    column_blocks = make_axis("p", 0, ceildiv(numel([column.extent]), columns))
     blocks = make_axis("c", 0, ceildiv(numel([row.extent]), rows))
     block = Block(blocks.index, rows, SQUARE)
-    start = groups.index * columns
+    start = column_blocks.index * columns
     body = amx(problem, block, start, columns, LANE)
-    return _nest(name, kernel, target, outer, groups, blocks, body)
+    return _nest(name, kernel, target, outer, column_blocks, blocks, body)
 
 
 def _nest(
-    name: str, kernel: Kernel, target: Target, outer: list[Axis], groups: Axis, blocks: Axis,
+    name: str, kernel: Kernel, target: Target, outer: list[Axis], column_blocks: Axis, blocks: Axis,
     body: list[Statement],
 ) -> Nest:  # fmt: skip
     inner = tuple(body)
@@ -181,7 +188,7 @@ def _nest(
         if not isinstance(axis.extent, int):
             inner = (serial_loop(axis, inner),)
     free = [axis for axis in outer if isinstance(axis.extent, int)]
-    nest = assemble(name, kernel, flat_loop([*free, groups, blocks], inner), target)
+    nest = assemble(name, kernel, flat_loop([*free, column_blocks, blocks], inner), target)
     return replace(nest, operations=flops(kernel))
 
 
@@ -197,14 +204,14 @@ def prepare(kernel: Kernel) -> Problem:
     parts = stage.contraction
     assert parts is not None
     values: dict[Atom, Integer] = {}
-    groups: list[tuple[Axis, ...]] = []
+    axes: list[tuple[Axis, ...]] = []
     for name in ("batch", "m", "n", "k"):
         merged = merge(getattr(parts, name), used)
         for _, known in merged:
             values.update(known)
-        groups.append(tuple(axis for axis, _ in merged))
+        axes.append(tuple(axis for axis, _ in merged))
     changed = replace(
-        stage.substitute(values), axes=(*groups[0], *groups[1], *groups[2]), reduced=groups[3]
+        stage.substitute(values), axes=(*axes[0], *axes[1], *axes[2]), reduced=axes[3]
     )
     operands, terms = [parts.left, parts.right], None
     if parts.mask is not None:
@@ -215,7 +222,7 @@ def prepare(kernel: Kernel) -> Problem:
         operands[place] = expr.apply(Op.WHERE, masked, zero.dtype)
     left, right = (expr.substitute_in(operand, values) for operand in operands)
     return Problem(
-        changed, Contraction(left, right, groups[0], groups[1], groups[2], groups[3]),
+        changed, Contraction(left, right, axes[0], axes[1], axes[2], axes[3]),
         tuple(substitute_stores(stores, values)), own, terms=terms,
     )  # fmt: skip
 
@@ -223,59 +230,59 @@ def prepare(kernel: Kernel) -> Problem:
 def plan_of(problem: Problem, target: Target, batches: int) -> Plan:
     """Sizes of tiles and tasks; they depend on shapes, layouts and the target only."""
     row, column = problem.parts.m[-1], problem.parts.n[-1]
-    width = tile_width(target, problem.stage, column.count)
+    nr = choose_nr(target, problem.stage, column.count)
     awkward = left_is_awkward(problem, target)
     crowded = not awkward and rows_compete(problem)
-    height = tile_height(target, row.count, width, problem.stage, CROWDED if crowded else 0)
-    panels = ceildiv(column.count, width)
+    mr = choose_mr(target, row.count, nr, problem.stage, CROWDED if crowded else 0)
+    panels = ceildiv(column.count, nr)
     depth, _ = depth_of(problem.parts.k)
     size = problem.stage.body.dtype.itemsize
     plain = all(isinstance(axis.extent, int) for axis in problem.parts.k)
     pays = packing_pays(problem, target)
-    deep = depth * width * size > FAR_BYTES
+    deep = depth * nr * size > FAR_BYTES
     far = depth * ROWS_OF_COPY * size > target.l2 // 2
     if pays and plain and (deep or awkward and far):
-        together = panels_at_once(target, DEPTH * width * size, panels)
-        unit = together * width
-        columns = cut(column.count, unit, DEPTH)
+        together = panels_at_once(target, DEPTH * nr * size, panels)
+        unit = together * nr
+        nc = cut(column.count, unit, DEPTH)
         blocks = ceildiv(row.count, target.l2 // 2 // (DEPTH * size))
-        others = batches * ceildiv(column.count, columns)
+        others = batches * ceildiv(column.count, nc)
         while others * blocks < FEW_TASKS:
-            rows = row.count // blocks
-            if max(rows, columns) < 2 * LEAST_ROWS:
+            mc = row.count // blocks
+            if max(mc, nc) < 2 * LEAST_ROWS:
                 break
-            if columns >= rows and columns > unit:
-                columns = cut(column.count, unit, columns // 2)
-                others = batches * ceildiv(column.count, columns)
+            if nc >= mc and nc > unit:
+                nc = cut(column.count, unit, nc // 2)
+                others = batches * ceildiv(column.count, nc)
             else:
                 blocks *= 2
-        height, rows = even_blocks(row.count, height, blocks, others)
-        return Plan(height, width, rows, columns, True, True, DEPTH, together)
+        mr, mc = even_blocks(row.count, mr, blocks, others)
+        return Plan(mr, nr, mc, nc, True, True, DEPTH, together)
     if pays and awkward:
-        blocks, groups = cut_for_packed_rows(problem, target, height, panels, batches)
-        height, rows = even_blocks(row.count, height, blocks, batches * groups)
-        packs = needs_packing(problem, width, rows)
-        each = ceildiv(panels, groups)
-        together = panels_at_once(target, depth * width * size, each) if packs else 0
-        columns = ceildiv(each, max(together, 1)) * max(together, 1) * width
-        return Plan(height, width, rows, columns, True, packs, 0, together)
-    rows = row.count
+        blocks, column_blocks = cut_for_packed_rows(problem, target, mr, panels, batches)
+        mr, mc = even_blocks(row.count, mr, blocks, batches * column_blocks)
+        packs = needs_packing(problem, nr, mc)
+        each = ceildiv(panels, column_blocks)
+        together = panels_at_once(target, depth * nr * size, each) if packs else 0
+        nc = ceildiv(each, max(together, 1)) * max(together, 1) * nr
+        return Plan(mr, nr, mc, nc, True, packs, 0, together)
+    mc = row.count
     near = target.l2 // 2 // (depth * size)  # rows that stay in half of the second cache
     if pays and near >= ROWS_OF_PANEL:
-        rows = cut(row.count, height, near)
-    packs = width > 1 and needs_packing(problem, width, rows)
-    if rows >= row.count:
+        mc = cut(row.count, mr, near)
+    packs = nr > 1 and needs_packing(problem, nr, mc)
+    if mc >= row.count:
         wanted = FEW_TASKS if packs else ENOUGH_TASKS
-        rows = rows_of_block(row.count, height, ceildiv(wanted, batches * panels))
-    tasks = batches * ceildiv(row.count, rows) * panels
-    for axis in rows_of_panel(problem.parts.m, rows, tasks):
+        mc = rows_of_block(row.count, mr, ceildiv(wanted, batches * panels))
+    tasks = batches * ceildiv(row.count, mc) * panels
+    for axis in rows_of_panel(problem.parts.m, mc, tasks):
         tasks //= numel([axis.extent])
     each = tasks // ENOUGH_TASKS if packs else 1
-    work = rows * depth * width  # multiply-adds of a panel
-    groups = ceildiv(panels, max(min(each, MOST_PANELS, MOST_WORK // max(work, 1)), 1))
-    each = ceildiv(panels, groups)
-    together = each if near < rows and 1 < each <= target.l2 // 2 // (depth * width * size) else 0
-    return Plan(height, width, rows, each * width, False, packs, panels=together)
+    work = mc * depth * nr  # multiply-adds of a panel
+    column_blocks = ceildiv(panels, max(min(each, MOST_PANELS, MOST_WORK // max(work, 1)), 1))
+    each = ceildiv(panels, column_blocks)
+    together = each if near < mc and 1 < each <= target.l2 // 2 // (depth * nr * size) else 0
+    return Plan(mr, nr, mc, each * nr, False, packs, panels=together)
 
 
 def panels_at_once(target: Target, nbytes: int, panels: int) -> int:
@@ -302,9 +309,9 @@ def packing_pays(problem: Problem, target: Target) -> bool:
     """Whether a copy of the left operand's rows is read often enough."""
     row, column = problem.parts.m[-1].extent, problem.parts.n[-1].extent
     assert isinstance(row, int) and isinstance(column, int)
-    width = tile_width(target, problem.stage, column)
-    enough = width >= target.lanes(problem.stage.body.dtype) > 1
-    return enough and column > (LEAST_PANELS - 1) * width and row > target.tile_rows
+    nr = choose_nr(target, problem.stage, column)
+    enough = nr >= target.lanes(problem.stage.body.dtype) > 1
+    return enough and column > (LEAST_PANELS - 1) * nr and row > target.tile_rows
 
 
 def cut(extent: int, unit: int, most: int) -> int:
@@ -314,18 +321,18 @@ def cut(extent: int, unit: int, most: int) -> int:
     return ceildiv(units, pieces) * unit
 
 
-def even_blocks(extent: int, height: int, blocks: int, others: int) -> tuple[int, int]:
-    """Tiles' height, `height` or a little less, and the rows of one of about `blocks` blocks.
+def even_blocks(extent: int, mr: int, blocks: int, others: int) -> tuple[int, int]:
+    """The rows of a tile, `mr` or a little less, and of one of about `blocks` blocks.
 
     All are about as large as one another, and `SHARES` threads can share them evenly, or what
     comes of them in `others` tasks each.
     """
     if blocks == 1:
-        return height, extent
+        return mr, extent
     step = SHARES // gcd(SHARES, others)
     wanted = ceildiv(extent, max((2 * blocks + step) // (2 * step), 1) * step)
-    heights = range(height, 3 * height // 4, -1)
-    best = min(heights, key=lambda h: ceildiv(wanted, h) * h)
+    lower = range(mr, 3 * mr // 4, -1)
+    best = min(lower, key=lambda rows: ceildiv(wanted, rows) * rows)
     return best, ceildiv(wanted, best) * best
 
 
@@ -336,31 +343,31 @@ def rows_compete(problem: Problem) -> bool:
     return stride != 0 and stride * left.dtype.itemsize % PAGE == 0
 
 
-def rows_of_block(rows: int, height: int, wanted: int) -> int:
+def rows_of_block(rows: int, mr: int, wanted: int) -> int:
     """Rows of one parallel iteration, a multiple of the tile's unless it is all of them."""
     pieces = min(wanted, rows // LEAST_ROWS)
     if pieces <= 1:
         return rows
-    return -(-rows // pieces // height) * height
+    return -(-rows // pieces // mr) * mr
 
 
 def cut_for_packed_rows(
-    problem: Problem, target: Target, height: int, panels: int, batches: int
+    problem: Problem, target: Target, mr: int, panels: int, batches: int
 ) -> tuple[int, int]:
-    """Blocks of rows, whose copies stay in half of the second cache; groups of panels."""
+    """Blocks of rows, whose copies stay in half of the second cache; blocks of columns."""
     row = problem.parts.m[-1]
     depth, _ = depth_of(problem.parts.k)
     size = problem.parts.left.dtype.itemsize
-    most = max(target.l2 // 2 // (depth * max(size, 4)) // height, 1)
-    tiles_of_all = ceildiv(row.count, height)
+    most = max(target.l2 // 2 // (depth * max(size, 4)) // mr, 1)
+    tiles_of_all = ceildiv(row.count, mr)
     blocks = ceildiv(tiles_of_all, most)
     wanted = ceildiv(FEW_TASKS, batches)
-    groups = 1
+    column_blocks = 1
     if blocks < wanted:
-        fewest = ceildiv(LEAST_ROWS, height)
+        fewest = ceildiv(LEAST_ROWS, mr)
         blocks = max(blocks, min(wanted, tiles_of_all // fewest))
-        groups = max(min(ceildiv(wanted, blocks), panels // (2 * LEAST_PANELS)), 1)
-    return blocks, groups
+        column_blocks = max(min(ceildiv(wanted, blocks), panels // (2 * LEAST_PANELS)), 1)
+    return blocks, column_blocks
 
 
 def stays_near(problem: Problem, rows: int, target: Target) -> bool:
@@ -391,7 +398,7 @@ def left_is_awkward(problem: Problem, target: Target) -> bool:
     return not (near and 1 in strides(left, row.variable))
 
 
-def needs_packing(problem: Problem, width: int, rows: int) -> bool:
+def needs_packing(problem: Problem, nr: int, rows: int) -> bool:
     """Whether vectors of the right operand's rows must be gathered once, not for every tile."""
     right = problem.parts.right
     column = problem.parts.n[-1].variable
@@ -405,4 +412,4 @@ def needs_packing(problem: Problem, width: int, rows: int) -> bool:
         for axis in problem.parts.k
     ) * right.dtype.itemsize
     depth, _ = depth_of(problem.parts.k)
-    return span > FAR_BYTES and rows >= LEAST_ROWS and depth * width * 4 <= FAR_BYTES
+    return span > FAR_BYTES and rows >= LEAST_ROWS and depth * nr * 4 <= FAR_BYTES

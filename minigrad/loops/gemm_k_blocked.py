@@ -1,15 +1,16 @@
-"""Contractions whose operands exceed the caches: k is cut too, and sums wait in scratch memory.
+"""Products whose operands exceed the caches: k is cut too, and sums wait in scratch memory.
 
-    parallel over batch × groups of columns × blocks of rows:
-      sums[rows, columns] = 0
-      for each piece of k:
-        pack the block of `left`: rows × piece       (stays in the second-level cache)
-        for each group of panels of the columns:
-          pack the panels of `right`: piece × width each
+    parallel over batch × blocks of nc columns × blocks of mc rows:
+      sums[mc, nc] = 0
+      for each kc elements of k:
+        pack the block of `left`: mc × kc       (stays in the second-level cache)
+        for some panels of the columns at a time:
+          pack the panels of `right`: kc × nr each
           for each tile of rows, for each panel:  sums += …
       store the sums through the epilogue
 
-After "Anatomy of High-Performance Matrix Multiplication" (Goto, van de Geijn, 2008).
+After "Anatomy of High-Performance Matrix Multiplication" (Goto, van de Geijn, 2008); mr, nr, mc, kc
+and nc are explained in gemm.py.
 """
 
 from __future__ import annotations
@@ -22,24 +23,24 @@ from minigrad.graph.symbolic import Atom, Integer, ceildiv
 from minigrad.loops.build import combine, lanes_loop, serial_loop
 from minigrad.loops.microkernel import Ahead, Block, Problem, tiles
 from minigrad.loops.nest import Loop, Statement, Store, Stores
-from minigrad.loops.packing import in_groups, pack_left
+from minigrad.loops.packing import for_panels, pack_left
 from minigrad.schedule import expr
 from minigrad.schedule.expr import Array
 from minigrad.schedule.stage import Axis, identity, make_axis
 from minigrad.target import Target
 
 
-def cut_depth(problem: Problem, piece: int) -> tuple[int, int]:
-    """The axis of k that is cut, and how much of it makes `piece` elements of k or less."""
+def cut_depth(problem: Problem, kc: int) -> tuple[int, int]:
+    """The axis of k that is cut, and how much of it makes `kc` elements of k or less."""
     axes = problem.parts.k
     inner = 1
     for place in range(len(axes) - 1, -1, -1):
         extent = numel([axes[place].extent])
-        if inner * extent > piece or place == 0:
-            parts = ceildiv(extent, max(piece // inner, 1))
+        if inner * extent > kc or place == 0:
+            parts = ceildiv(extent, max(kc // inner, 1))
             return place, ceildiv(extent, parts)
         inner *= extent
-    raise AssertionError("a contraction has an axis of k")
+    raise AssertionError("a product has an axis of k")
 
 
 def gemm_k_blocked(
@@ -47,8 +48,8 @@ def gemm_k_blocked(
     target: Target,
     block: Block,
     columns: tuple[Integer, int],
-    width: int,
-    piece: int,
+    nr: int,
+    kc: int,
     panels: int,
     lane: Atom,
 ) -> list[Statement]:
@@ -56,15 +57,15 @@ def gemm_k_blocked(
 
     panels: how many are packed together.
     """
-    start, count = columns
+    start, nc = columns
     parts, dtype = problem.parts, problem.stage.body.dtype
     row, column = parts.m[-1], parts.n[-1]
-    stops = (start + count, column.extent)
-    sums = Array("sums", dtype, block.rows * count, "scratch")
-    inside = (row.index - block.start) * count
+    stops = (start + nc, column.extent)
+    sums = Array("sums", dtype, block.mc * nc, "scratch")
+    inside = (row.index - block.start) * nc
     place = inside + column.index - start
 
-    cut, length = cut_depth(problem, piece)
+    cut, length = cut_depth(problem, kc)
     axis = parts.k[cut]
     number = make_axis("kb", 0, ceildiv(axis.count, length))
     within = make_axis("kk", 0, length)
@@ -85,9 +86,9 @@ def gemm_k_blocked(
     )
     lanes = target.lanes(dtype)
     copy_left, left = pack_left(part.from_row(block.start), block, lanes)
-    work = in_groups(
-        part.from_row(block.start), columns, width, lanes, panels, lane,
-        lambda right, around: tiles(part, left, right, block, width, Ahead(width), around),
+    work = for_panels(
+        part.from_row(block.start), columns, nr, lanes, panels, lane,
+        lambda right, around: tiles(part, left, right, block, nr, Ahead(nr), around),
     )  # fmt: skip
     body: tuple[Statement, ...] = (copy_left, *work)
     pieces = ((end + length - 1) // length for end in problem.ends)
@@ -95,10 +96,10 @@ def gemm_k_blocked(
     for outer in reversed(parts.k[:cut]):
         body = (serial_loop(outer, body),)
     return [
-        _for_each(row, block, column, start, stops, width,
+        _for_each(row, block, column, start, stops, nr,
                   Store(sums, place, identity(Op.SUM, dtype))),
         *body,
-        _for_each(row, block, column, start, stops, width, _epilogue(problem, sums, place)),
+        _for_each(row, block, column, start, stops, nr, _epilogue(problem, sums, place)),
     ]  # fmt: skip
 
 
@@ -111,9 +112,9 @@ def _epilogue(problem: Problem, sums: Array, place: Integer) -> Statement:
 
 def _for_each(
     row: Axis, block: Block, column: Axis, start: Integer, stops: tuple[Integer, ...],
-    width: int, body: Statement,
+    nr: int, body: Statement,
 ) -> Statement:  # fmt: skip
     """A statement for each element of the block."""
-    vector = lanes_loop(column, width, (body,), start, stops)
-    ends = (block.start + block.rows, row.extent)
+    vector = lanes_loop(column, nr, (body,), start, stops)
+    ends = (block.start + block.mc, row.extent)
     return Loop(row.variable, block.start, ends, (vector,))

@@ -1,18 +1,18 @@
-"""The recipe of products with a vector, or with a few: every element of the matrix is used once.
+"""The recipe of a matrix times a vector, or a few: every element of the matrix is used once.
 
 Such a product is as fast as its matrix can be read, so the loops follow the matrix in memory:
 
-    columns   neighbours along the result: sums of a block of columns stay in the first cache, and
-              a few rows of the matrix at a time are added to them, each read from end to end
-    dots      neighbours along k: row after row of the matrix, with vectors of partial sums for
-              every one of the few (see dots.py)
+    by columns   neighbours along the result (n): sums of a block of columns stay in the first-level
+                 cache, and a few k of the matrix at a time are added, each read from end to end
+    by rows      neighbours along k: row after row of the matrix, with vectors of partial sums for
+                 every one of the vectors (see gemv_rows.py)
 
 A sum of several such products counts too, and each may be scaled by something of the matrix: so
 does a quantized matrix multiply, whose blocks of integers have a scale and a minimum each.
 
     parallel over batch × blocks of the result:
-      few' = few                        (scratch; where it is computed, not just loaded)
-      sums[block] = Σ …                 (scratch)
+      vectors' = vectors                (scratch; where they are computed, not just loaded)
+      sums[m, block] = Σ …              (scratch)
       store the block through the epilogue
 """
 
@@ -35,7 +35,7 @@ from minigrad.loops.build import (
     substitute_stores,
 )
 from minigrad.loops.cost import flops
-from minigrad.loops.gemv_rows import Dots, Sum, with_few_at_hand
+from minigrad.loops.gemv_rows import GemvRows, Sum, with_vectors_at_hand
 from minigrad.loops.nest import Loop, Nest, Set, Statement, Store, Stores
 from minigrad.loops.prefetch import from_memory
 from minigrad.schedule import expr
@@ -44,7 +44,7 @@ from minigrad.schedule.schedule import Kernel
 from minigrad.schedule.stage import Axis, Stage, identity, make_axis
 from minigrad.target import Target
 
-FEW = 8  # rows of the other operand that still make it a product with few vectors
+MOST_VECTORS = 8  # rows of the other operand that still make it a product with few vectors
 LEAST_DEPTH = 16  # a shorter sum is no work to speak of
 ENOUGH_TASKS = 16  # parallel iterations that divide well among a few threads
 LONGEST_RUN = 1 << 14  # bytes of a row of the matrix that are read at once
@@ -53,7 +53,7 @@ BLOCK_BYTES = 1 << 14  # of sums of one block: half of a small first-level cache
 
 
 def gemv(kernel: Kernel, target: Target, name: str) -> Nest | None:
-    """The loop nest of a kernel that sums products with few vectors; None where it is none.
+    """The loop nest of a kernel that sums products with a few vectors; None where it is none.
 
     None too for a device that sees scalars only: it wants many small iterations, not long blocks.
     """
@@ -63,19 +63,19 @@ def gemv(kernel: Kernel, target: Target, name: str) -> Nest | None:
     stores, sums, results = _prepared(kernel, sums)
     first = sums[0]
     lanes = target.lanes(first.stage.body.dtype)
-    column = _neighbours(sums, "wide")
-    axis = column or first.wide[-1]
+    column = _neighbours(sums, "n")
+    axis = column or first.n[-1]
     if not isinstance(axis.extent, int):
         return None
-    count = numel([a.extent for a in first.thin])
-    outer = [*first.batch, *(a for a in first.wide if a != axis)]
+    count = numel([a.extent for a in first.m])
+    outer = [*first.batch, *(a for a in first.n if a != axis)]
     tasks = numel([a.extent for a in outer])
     along_k = [] if column else [a for one in sums if (a := _neighbours([one], "k"))]
     if len(along_k) == len(sums):
-        dots = Dots(sums, axis, along_k, target)
-        block = dots.block(max(ENOUGH_TASKS // tasks, 1))
+        by_rows = GemvRows(sums, axis, along_k, target)
+        block = by_rows.block(max(ENOUGH_TASKS // tasks, 1))
     else:
-        dots = None
+        by_rows = None
         block = _columns_of_block(target, first, axis.extent, count, tasks)
     blocks = make_axis("b", 0, ceildiv(axis.extent, block))
     start = blocks.index * block
@@ -85,15 +85,15 @@ def gemv(kernel: Kernel, target: Target, name: str) -> Nest | None:
     body: list[Statement] = []
     values: dict[Expr, Expr] = {}
     for number, one in enumerate(sums):
-        packed, one = with_few_at_hand(one, number, dots is None, target)
+        packed, one = with_vectors_at_hand(one, number, by_rows is None, target)
         body.extend(packed)
         made = Array(f"sums{number}", one.stage.body.dtype, count * block, "scratch")
         at = axis.index - start
-        values[results[number]] = _element(made, one.thin, block, at)
-        if dots is not None:
-            body.extend(dots.loops(one, number, made, block, start, stops))
+        values[results[number]] = _element(made, one.m, block, at)
+        if by_rows is not None:
+            body.extend(by_rows.loops(one, number, made, block, start, stops))
         else:
-            body.extend(_columns(one, number, made, block, axis, start, stops, lanes, target))
+            body.extend(_by_columns(one, number, made, block, axis, start, stops, lanes, target))
     body.append(_epilogue(stores, values, first, axis, start, stops, lanes))
     inner = tuple(body)
     for a in outer:
@@ -120,8 +120,8 @@ def _sums(kernel: Kernel) -> list[Sum] | None:
         if one is None or stage.axes != first.axes:
             return None
         sums.append(one)
-    groups = [(one.batch, one.thin, one.wide) for one in sums]
-    if not sums or any(group != groups[0] for group in groups):
+    axes = [(one.batch, one.m, one.n) for one in sums]
+    if not sums or any(other != axes[0] for other in axes):
         return None
     made = {stage.array for stage in kernel.stages}
     for one in sums:  # a sum that needs another's results needs all of them
@@ -159,48 +159,48 @@ def _sum(stage: Stage) -> Sum | None:
     terms = _terms(body, of_matrix, kept - of_matrix)
     if terms is None:
         return None
-    few_variables = frozenset().union(*(few.variables for few, _ in terms))
-    many_variables = frozenset().union(*(many.variables for _, many in terms))
-    if not (reduced <= few_variables and reduced <= many_variables):
+    vector_variables = frozenset().union(*(vector.variables for vector, _ in terms))
+    matrix_variables = frozenset().union(*(matrix.variables for _, matrix in terms))
+    if not (reduced <= vector_variables and reduced <= matrix_variables):
         return None
-    thin = frozenset(kept - of_matrix)
-    wide = frozenset(of_matrix - few_variables)
-    count, length = extent(thin), extent(wide)
-    if not wide or count > FEW or length < 4 * count or length < LEAST_DEPTH:
+    m = frozenset(kept - of_matrix)
+    n = frozenset(of_matrix - vector_variables)
+    count, length = extent(m), extent(n)
+    if not n or count > MOST_VECTORS or length < 4 * count or length < LEAST_DEPTH:
         return None
     return Sum(
-        stage, body, tuple(dict.fromkeys(few for few, _ in terms)),
-        tuple(a for a in stage.axes if a.variable not in thin | wide),
-        tuple(a for a in stage.axes if a.variable in thin),
-        tuple(a for a in stage.axes if a.variable in wide),
+        stage, body, tuple(dict.fromkeys(vector for vector, _ in terms)),
+        tuple(a for a in stage.axes if a.variable not in m | n),
+        tuple(a for a in stage.axes if a.variable in m),
+        tuple(a for a in stage.axes if a.variable in n),
         stage.reduced,
     )  # fmt: skip
 
 
 def _terms(
-    body: Expr, of_matrix: Collection[Atom], thin: Collection[Atom]
+    body: Expr, of_matrix: Collection[Atom], m: Collection[Atom]
 ) -> list[tuple[Expr, Expr]] | None:
-    """The few and the matrix's part of every product in a sum of products, which may be scaled.
+    """The vector's and the matrix's part of every product in a sum of them, which may be scaled.
 
-    of_matrix: the kept variables of the matrix's elements; thin: the other kept ones, which nothing
+    of_matrix: the kept variables of the matrix's elements; m: the other kept ones, which nothing
     of the matrix may depend on. None for what is no such sum.
     """
     if body.op is Op.CAST:
-        return _terms(body.args[0], of_matrix, thin)
+        return _terms(body.args[0], of_matrix, m)
     if body.op not in (Op.ADD, Op.SUB, Op.MUL):
         return None
     left, right = body.args
     if body.op is not Op.MUL:
-        first, second = _terms(left, of_matrix, thin), _terms(right, of_matrix, thin)
+        first, second = _terms(left, of_matrix, m), _terms(right, of_matrix, m)
         return None if first is None or second is None else first + second
-    for inner, many in ((left, right), (right, left)):
-        if not many.variables.issuperset(of_matrix) or not many.variables.isdisjoint(thin):
+    for inner, matrix in ((left, right), (right, left)):
+        if not matrix.variables.issuperset(of_matrix) or not matrix.variables.isdisjoint(m):
             continue
         if not inner.variables.issuperset(of_matrix):
-            return [(inner, many)]
-        terms = _terms(inner, of_matrix, thin)
+            return [(inner, matrix)]
+        terms = _terms(inner, of_matrix, m)
         if terms is not None:
-            return [(few, expr.apply(Op.MUL, (one, many), one.dtype)) for few, one in terms]
+            return [(vector, expr.apply(Op.MUL, (one, matrix), one.dtype)) for vector, one in terms]
     return None
 
 
@@ -218,26 +218,26 @@ def _prepared(kernel: Kernel, sums: list[Sum]) -> tuple[list[Store], list[Sum], 
         [s.index for s in stores],
     )
     values: dict[Atom, Integer] = {}
-    groups = []
-    for axes in (sums[0].batch, sums[0].thin, sums[0].wide):
-        merged = merge(axes, used)
-        groups.append(tuple(axis for axis, _ in merged))
+    axes = []
+    for part in (sums[0].batch, sums[0].m, sums[0].n):
+        merged = merge(part, used)
+        axes.append(tuple(axis for axis, _ in merged))
         for _, known in merged:
             values.update(known)
     changed = []
     for one in sums:
         merged = merge(one.k, used)
         own = values | {a: x for _, known in merged for a, x in known.items()}
-        few = tuple(expr.substitute_in(e, own) for e in one.few)
+        vectors = tuple(expr.substitute_in(e, own) for e in one.vectors)
         k = tuple(axis for axis, _ in merged)
         body = expr.substitute_in(one.body, own)
-        changed.append(Sum(one.stage, body, few, groups[0], groups[1], groups[2], k))
+        changed.append(Sum(one.stage, body, vectors, axes[0], axes[1], axes[2], k))
     return substitute_stores(stores, values), changed, results
 
 
-def _neighbours(sums: Sequence[Sum], group: str) -> Axis | None:
-    """The axis of a group along which the elements of every matrix are neighbours in memory."""
-    for axis in reversed(getattr(sums[0], group)):
+def _neighbours(sums: Sequence[Sum], name: str) -> Axis | None:
+    """The axis of n or k along which the elements of every matrix are neighbours in memory."""
+    for axis in reversed(getattr(sums[0], name)):
         strides = [
             coefficient(load.index, axis.variable)
             for one in sums
@@ -252,7 +252,7 @@ def _neighbours(sums: Sequence[Sum], group: str) -> Axis | None:
 
 
 def _columns_of_block(target: Target, one: Sum, extent: int, count: int, tasks: int) -> int:
-    """Columns of a block in `columns`: long runs of each row, but enough blocks to share."""
+    """Columns of a block: long runs of each row, but enough blocks to share."""
     size = max((load.array.dtype.itemsize for load in one.of_matrix()), default=4)
     wanted = ceildiv(extent, max(ENOUGH_TASKS // tasks, 1))
     most = min(LONGEST_RUN // size, BLOCK_BYTES // (count * one.stage.body.dtype.itemsize))
@@ -261,17 +261,17 @@ def _columns_of_block(target: Target, one: Sum, extent: int, count: int, tasks: 
     return ceildiv(min(max(wanted, least), most), step) * step
 
 
-def _element(made: Array, thin: Sequence[Axis], block: int, at: Integer) -> Expr:
+def _element(made: Array, m: Sequence[Axis], block: int, at: Integer) -> Expr:
     """The element of the block's sums at column `at` of the block."""
-    row = flatten([axis.index for axis in thin], [axis.extent for axis in thin])
+    row = flatten([axis.index for axis in m], [axis.extent for axis in m])
     return expr.load(made, row * block + at)
 
 
-def _columns(
+def _by_columns(
     one: Sum, number: int, made: Array, block: int, axis: Axis, start: Integer,
     stops: tuple[Integer, ...], lanes: int, target: Target,
 ) -> list[Statement]:  # fmt: skip
-    """sums[t, block] += few[t, k] · many[k, block], several k at a time."""
+    """sums[m, block] += vector[m, k] · matrix[k, block], several k at a time."""
     points = one.points()
     count = len(points)
     wide = 1 if lanes == 1 else lanes * (4 if count == 1 else 2 if count <= 4 else 1)
@@ -285,9 +285,9 @@ def _columns(
     inner = one.k[-1]
     of_memory = [load for load in one.of_matrix() if from_memory(load, axis, target)]
 
-    def some(first: Integer, many_at_once: int) -> Loop:
+    def some(first: Integer, at_once: int) -> Loop:
         body: list[Statement] = []
-        for u in range(many_at_once):
+        for u in range(at_once):
             step = expr.substitute_in(one.body, {inner.variable: first + u})
             for register, point in zip(registers, points, strict=True):
                 value = expr.substitute_in(step, point)
@@ -299,8 +299,8 @@ def _columns(
         if isinstance(first, int):
             return loop
         prefetch = [
-            (array, substitute(position, {inner.variable: first + many_at_once + u}))
-            for u in range(many_at_once)
+            (array, substitute(position, {inner.variable: first + at_once + u}))
+            for u in range(at_once)
             for array, position in ((load.array, load.index) for load in of_memory)
         ]  # the same columns of the rows that come next
         return replace(loop, prefetch=tuple(prefetch))
@@ -335,6 +335,6 @@ def _epilogue(
         Store(store.array, store.index, expr.rebuild(store.value, values.get)) for store in stores
     )
     nested: Statement = lanes_loop(axis, lanes, (Stores(items),), start, stops)
-    for outer in reversed(first.thin):
+    for outer in reversed(first.m):
         nested = serial_loop(outer, (nested,))
     return nested

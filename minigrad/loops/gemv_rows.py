@@ -36,57 +36,57 @@ SCALE_BYTES = 1 << 14  # of scales made ready at once: they stay in the first ca
 
 @dataclass(frozen=True)
 class Sum:
-    """Σ over k of body, one of a kernel's stages: of products of the few and the matrix.
+    """Σ over k of body, one of a kernel's stages: of products of vectors and a matrix.
 
-    few: what the products take from the few. thin: axes of the few, wide: axes of the matrix,
-    batch: axes of both.
+    vectors: what the products take of them. m: axes that number the vectors; n: axes of the matrix,
+    and of the result; batch: axes of both.
     """
 
     stage: Stage
     body: Expr
-    few: tuple[Expr, ...]
+    vectors: tuple[Expr, ...]
     batch: tuple[Axis, ...]
-    thin: tuple[Axis, ...]
-    wide: tuple[Axis, ...]
+    m: tuple[Axis, ...]
+    n: tuple[Axis, ...]
     k: tuple[Axis, ...]
 
     def of_matrix(self) -> list[Expr]:
         """The loads of the matrix."""
-        wide = {axis.variable for axis in self.wide}
-        return [load for load in expr.loads(self.body) if not wide.isdisjoint(load.variables)]
+        n = {axis.variable for axis in self.n}
+        return [load for load in expr.loads(self.body) if not n.isdisjoint(load.variables)]
 
     def points(self) -> list[dict[Atom, Integer]]:
-        """All index values of the few."""
+        """The index values of every vector."""
         points: list[dict[Atom, Integer]] = [{}]
-        for axis in self.thin:
+        for axis in self.m:
             points = [{**p, axis.variable: i} for p in points for i in range(axis.count)]
         return points
 
 
-def with_few_at_hand(
+def with_vectors_at_hand(
     one: Sum, number: int, scalars: bool, target: Target
 ) -> tuple[list[Statement], Sum]:
-    """The sum with `few` copied to scratch, unless they are loaded as needed; and the copying.
+    """The sum with its vectors in scratch, unless they are loaded as needed; and the copying.
 
     `scalars`: they are read one by one, so their elements need not be neighbours.
     """
     copies: list[Statement] = []
     places: dict[Expr, Expr] = {}
-    for few in one.few:
-        inner = [axis for axis in one.k if axis.variable in few.variables]
-        if few.op is Leaf.LOAD and not few.guard:
-            if scalars or not inner or coefficient(few.index, inner[-1].variable) == 1:
+    for vector in one.vectors:
+        inner = [axis for axis in one.k if axis.variable in vector.variables]
+        if vector.op is Leaf.LOAD and not vector.guard:
+            if scalars or not inner or coefficient(vector.index, inner[-1].variable) == 1:
                 continue
-        axes = [*one.thin, *inner]
+        axes = [*one.m, *inner]
         extents = [high(axis.extent) for axis in axes]
-        array = Array(f"few{number}_{len(places)}", few.dtype, numel(extents), "scratch")
+        array = Array(f"vectors{number}_{len(places)}", vector.dtype, numel(extents), "scratch")
         place = flatten([axis.index for axis in axes], extents)
-        copy: Statement = Store(array, place, few)
+        copy: Statement = Store(array, place, vector)
         for axis in reversed(axes):
-            width = vector_width(target, [few], axis.extent, False) if axis is axes[-1] else 1
+            width = vector_width(target, [vector], axis.extent, False) if axis is axes[-1] else 1
             copy = lanes_loop(axis, width, (copy,))
         copies.append(copy)
-        places[few] = expr.load(array, place)
+        places[vector] = expr.load(array, place)
     return copies, replace(one, body=_replaced(one.body, places))
 
 
@@ -103,12 +103,12 @@ def _replaced(root: Expr, values: dict[Expr, Expr]) -> Expr:
     return new[root]
 
 
-class Dots:
+class GemvRows:
     """How the sums of a kernel go along the rows of their matrices.
 
     axis: numbers the rows; along[i]: the axis of vectors of sums[i]. A matrix in memory is read
     fastest from end to end, one row after the other; short rows, and those of a matrix that lies in
-    a cache, are taken several at a time and share what they load of the few.
+    a cache, are taken several at a time and share what they load of the vectors.
     """
 
     def __init__(
@@ -284,14 +284,14 @@ def _row_bytes(one: Sum) -> int:
 def _scales(one: Sum, row: Axis, along: Axis) -> dict[Expr, list[Axis]]:
     """What is computed from the matrix and the same all along, with the axes that it varies by."""
     found: dict[Expr, list[Axis]] = {}
-    kept = {axis.variable for axis in (*one.thin, *one.k)} - {along.variable}
-    thin = {axis.variable for axis in one.thin}
+    kept = {axis.variable for axis in (*one.m, *one.k)} - {along.variable}
+    m = {axis.variable for axis in one.m}
     pending = [one.body]
     while pending:
         e = pending.pop()
         if row.variable not in e.variables or not e.args:
             continue
-        if along.variable in e.variables or not thin.isdisjoint(e.variables):
+        if along.variable in e.variables or not m.isdisjoint(e.variables):
             pending.extend(e.args)
         else:
             found[e] = [axis for axis in one.k if axis.variable in e.variables & kept]

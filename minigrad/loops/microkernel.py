@@ -92,27 +92,27 @@ class Left:
 
 @dataclass(frozen=True)
 class Block:
-    """Rows of one parallel iteration: those from `number`·`rows`, `rows` of them or what is left.
+    """Rows of one parallel iteration: those from number·mc, mc of them or what is left.
 
-    height: rows of a tile; rows is a multiple of it, unless it is all of the product's rows.
+    mr: rows of a tile; mc is a multiple of it, unless it is all of the product's rows.
     """
 
     number: Integer
-    rows: int
-    height: int
+    mc: int
+    mr: int
 
     @property
     def start(self) -> Integer:
         """The first row."""
-        return self.number * self.rows
+        return self.number * self.mc
 
     @property
     def tiles(self) -> int:
         """Whole tiles of a block, at most."""
-        return self.rows // self.height
+        return self.mc // self.mr
 
 
-def tile_width(target: Target, stage: Stage, columns: int) -> int:
+def choose_nr(target: Target, stage: Stage, columns: int) -> int:
     """Columns of a tile: two registers, or fewer where there are few columns."""
     lanes = target.lanes(stage.body.dtype) if target.vector_bytes else 1
     if lanes == 1:
@@ -124,20 +124,20 @@ def tile_width(target: Target, stage: Stage, columns: int) -> int:
     return lanes
 
 
-def tile_height(target: Target, rows: int, width: int, stage: Stage, bound: int = 0) -> int:
+def choose_mr(target: Target, rows: int, nr: int, stage: Stage, bound: int = 0) -> int:
     """Rows of a tile: as many as the registers hold, about the same number in every tile.
 
     `bound`: no more than so many, if it is not 0.
     """
     lanes = target.lanes(stage.body.dtype)
-    most = target.tile_rows if width >= 2 * lanes else 2 * target.tile_rows - 4
+    most = target.tile_rows if nr >= 2 * lanes else 2 * target.tile_rows - 4
     if bound and bound < most:
         return min(bound, rows)
     return ceildiv(rows, ceildiv(rows, most))
 
 
 def tiles(
-    problem: Problem, left: Left, right: Expr, block: Block, width: int,
+    problem: Problem, left: Left, right: Expr, block: Block, nr: int,
     ahead: Ahead | None = None, around: Callable[[Statements], Statements] = tuple,
 ) -> list[Statement]:  # fmt: skip
     """All tiles of a block of rows: the whole ones, then what is left over.
@@ -145,9 +145,9 @@ def tiles(
     around: puts what is done for a tile of rows into loops of its own.
     """
     row = problem.parts.m[-1]
-    whole, rest = divmod(row.count, block.height)
+    whole, rest = divmod(row.count, block.mr)
     before = block.number * block.tiles
-    alone = block.rows >= row.count
+    alone = block.mc >= row.count
     number = make_axis("t", 0, max(block.tiles, 1))
     stops: tuple[Integer, ...] = (min(block.tiles, whole),)
     if not alone and (rest or whole % block.tiles):  # the last block has fewer, perhaps none
@@ -155,13 +155,13 @@ def tiles(
     statements: list[Statement] = []
     if whole:
         body = tuple(
-            tile(problem, left, right, block, number, block.height, width, ahead, stops)
+            tile(problem, left, right, block, number, block.mr, nr, ahead, stops)
         )
         statements.append(Loop(number.variable, 0, stops, around(body)))
     if rest:  # it belongs to the last block: the others have all of their tiles before it
         first = whole - before
         last = make_axis("t", 1, max(block.tiles, 1) + 1)
-        body = tuple(tile(problem, left, right, block, last, rest, width, ahead))
+        body = tuple(tile(problem, left, right, block, last, rest, nr, ahead))
         ends = (first + 1,) if alone else (first + 1, block.tiles)
         statements.append(Loop(last.variable, first, ends, around(body)))
     return statements
@@ -173,21 +173,21 @@ def tile(
     right: Expr,
     block: Block,
     number: Axis,
-    height: int,
-    width: int,
+    rows: int,
+    nr: int,
     ahead: Ahead | None = None,
     stops: tuple[Integer, ...] = (),
 ) -> list[Statement]:
-    """`height` rows of tile `number` of a block: clear, multiply and add along k, store.
+    """`rows` rows of tile `number` of a block: clear, multiply and add along k, store.
 
-    stops: where the numbers of tiles of the same height end.
+    stops: where the numbers of tiles with as many rows end.
     """
     stage, parts = problem.stage, problem.parts
-    lanes = parts.n[-1].variable if width > 1 else None
-    registers = Local(f"tile{height}", stage.body.dtype, height, lanes, width)
-    u = make_axis("u", 0, height)
+    lanes = parts.n[-1].variable if nr > 1 else None
+    registers = Local(f"tile{rows}", stage.body.dtype, rows, lanes, nr)
+    u = make_axis("u", 0, rows)
     slot = u.index
-    inside = number.index * block.height + slot
+    inside = number.index * block.mr + slot
     at: dict[Atom, Integer] = {parts.m[-1].variable: block.start + inside}
     if left.array is None:
         factor = expr.substitute_in(parts.left, at)
@@ -198,8 +198,8 @@ def tile(
         factor = expr.load(left.array, inside * left.depth + left.k)
     total = _more(expr.local(registers, slot), factor, right)
     step: Statement = Set(registers, slot, total, everywhere=True)
-    step = Loop(u.variable, 0, (height,), (step,), "unroll")
-    first = block.start + number.index * block.height
+    step = Loop(u.variable, 0, (rows,), (step,), "unroll")
+    first = block.start + number.index * block.mr
     needed = problem.from_row(first)
     step = (
         needed.along_k(step) if ahead is None
@@ -212,21 +212,21 @@ def tile(
         index = substitute(store.index, at)
         items.append(Store(store.array, index, expr.substitute_in(value, at)))
     clear: Statement = Set(registers, slot, identity(Op.SUM, stage.body.dtype), everywhere=True)
-    clear = Loop(u.variable, 0, (height,), (clear,), "unroll")
+    clear = Loop(u.variable, 0, (rows,), (clear,), "unroll")
     again: list[Statement] = []
     if problem.terms is not None:
         more = combine(
             Op.SUM, expr.local(registers, slot), expr.substitute_in(problem.terms, at)
         )
-        each = Loop(u.variable, 0, (height,), (Set(registers, slot, more),), "unroll")
+        each = Loop(u.variable, 0, (rows,), (Set(registers, slot, more),), "unroll")
         again = unless_finite(
-            f"wrong{height}", registers, u, None, [clear, needed.along_k(each)]
+            f"wrong{rows}", registers, u, None, [clear, needed.along_k(each)]
         )
     return [
         clear,
         step,
         *again,
-        Loop(u.variable, 0, (height,), (Stores(tuple(items)),), "unroll"),
+        Loop(u.variable, 0, (rows,), (Stores(tuple(items)),), "unroll"),
     ]
 
 
@@ -234,12 +234,12 @@ def tile(
 class Ahead:
     """Fetches what tiles read later, while they compute: what a processor cannot guess itself.
 
-    width: columns of a tile. following: whether the next panel of the right operand is packed
+    nr: columns of a tile. following: whether the next panel of the right operand is packed
     after this one; then each of a block's `tiles` fetches its share of it. far: whether the rows of
     the left operand come from beyond the second cache; then a tile fetches those of the next one.
     """
 
-    width: int
+    nr: int
     following: bool = False
     tiles: int = 1
     far: bool = False
@@ -250,7 +250,7 @@ class Ahead:
     ) -> Statement:  # fmt: skip
         """`step`, which repeats for the rows of tile `number`, for every k.
 
-        numbers: where the numbers of tiles of its height end.
+        numbers: where the numbers of tiles with as many rows end.
         """
         inner, u = problem.parts.k[-1], step.variable
         if not isinstance(inner.extent, int) or inner.extent < LEAST_DEPTH:
@@ -305,7 +305,7 @@ class Ahead:
         first = substitute(index, {inner.variable: k, **(known or {})})
         line = LINE // array.dtype.itemsize
         aligned = numel([coefficient(index, inner.variable) or 0]) % line == 0
-        count = ceildiv(self.width, line) + (not aligned)
+        count = ceildiv(self.nr, line) + (not aligned)
         return tuple(Prefetch(array, first + line * n) for n in range(count))
 
     def _next_panel(
@@ -314,17 +314,17 @@ class Ahead:
         """Hints at what tile `number` fetches of the next panel at the `piece`-th line of k."""
         right, column = problem.parts.right, problem.parts.n[-1]
         tile = number.index
-        one = make_axis("f", 0, self.width * max(numel([inner.extent]), line))
+        one = make_axis("f", 0, self.nr * max(numel([inner.extent]), line))
         if 1 in strides(right, inner.variable):  # its columns lie along k
-            each = ceildiv(self.width, self.tiles)
-            move = tile * each + one.index + self.width
+            each = ceildiv(self.nr, self.tiles)
+            move = tile * each + one.index + self.nr
             at = {column.variable: column.index + move}
             rows = self._lines(expr.substitute_in(right, at), inner, piece * line)[:1]
         else:
             share = ceildiv(numel([inner.extent]), self.tiles)
             each = -(-share * line // numel([inner.extent]))
             place = tile * share + piece * each + one.index
-            at = {column.variable: column.index + self.width}
+            at = {column.variable: column.index + self.nr}
             rows = self._lines(expr.substitute_in(right, at), inner, place)
         return Loop(one.variable, 0, (each,), rows, "unroll")
 

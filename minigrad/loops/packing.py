@@ -31,47 +31,47 @@ def depth_of(axes: tuple[Axis, ...]) -> tuple[int, Integer]:
 
 
 def pack_right(
-    problem: Problem, width: int, lanes: int, lane: Atom
+    problem: Problem, nr: int, lanes: int, lane: Atom
 ) -> tuple[Statement, Expr]:
-    """Copy the panel of `right` in scope, row k after row k; gives the copy and its read."""
+    """Copy the panel of `right` in scope, nr columns at each k; gives the copy and its read."""
     depth, k = depth_of(problem.parts.k)
-    panel = Array("panel", problem.parts.right.dtype, depth * width, "scratch")
-    place = k * width + lane.index
+    panel = Array("panel", problem.parts.right.dtype, depth * nr, "scratch")
+    place = k * nr + lane.index
     copy = _copy_along_k(problem, Store(panel, place, problem.parts.right), lanes)
     return copy, expr.load(panel, place)
 
 
 def pack_panels(
-    problem: Problem, width: int, lanes: int, count: int, start: Integer, lane: Atom
+    problem: Problem, nr: int, lanes: int, count: int, start: Integer, lane: Atom
 ) -> tuple[Statements, Expr, Callable[[Statements], Statements]]:
     """Copy `count` panels of `right`, whose columns begin at `start`, one behind the other.
 
     Fewer where the columns end, which is not before `start`.
 
-    Gives the copy, the read of a panel's row, and what repeats statements for every panel.
+    Gives the copy, the read of a panel, and what repeats statements for every panel.
     """
     column = problem.parts.n[-1]
     depth, k = depth_of(problem.parts.k)
-    panels = Array("panel", problem.parts.right.dtype, count * depth * width, "scratch")
+    panels = Array("panel", problem.parts.right.dtype, count * depth * nr, "scratch")
     number = make_axis("g", 0, count)
-    extent = len_of(column)
-    alone = count == 1 and extent % width == 0
+    extent = column.count
+    alone = count == 1 and extent % nr == 0
     at: Integer = 0 if alone else number.index
-    place = at * depth * width + k * width + lane.index
+    place = at * depth * nr + k * nr + lane.index
 
-    inside = (extent - start) // width  # whole panels from here on
+    inside = (extent - start) // nr  # whole panels from here on
 
     def for_each(body: Statements, prefetch: tuple[Place, ...] = ()) -> Statements:
         def panel(first: Integer, stop: Integer) -> Statement:
-            vector = lanes_loop(column, width, body, first, (stop,), lane)
+            vector = lanes_loop(column, nr, body, first, (stop,), lane)
             return replace(vector, prefetch=prefetch)
 
-        first = start + at * width
-        each = panel(first, first + width)
+        first = start + at * nr
+        each = panel(first, first + nr)
         if alone:
             return (each,)
         each = Loop(number.variable, 0, (count, inside), (each,))
-        rest = extent % width
+        rest = extent % nr
         if not rest:
             return (each,)
         last = (panel(extent - rest, extent),)
@@ -83,30 +83,30 @@ def pack_panels(
     if nearest < _distance(problem.parts.right, column):
         copies = for_each((_copy_along_k(problem, copy, lanes),))
     else:  # neighbours in memory are read together
-        prefetch = _rows_ahead(problem.parts.right, order[-1], count * width)
+        prefetch = _rows_ahead(problem.parts.right, order[-1], count * nr)
         copies = (problem.along_k(*for_each((copy,), prefetch), order=order),)
     return copies, expr.load(panels, place), for_each
 
 
-def in_groups(
-    problem: Problem, columns: tuple[Integer, int], width: int, lanes: int, count: int, lane: Atom,
+def for_panels(
+    problem: Problem, columns: tuple[Integer, int], nr: int, lanes: int, panels: int, lane: Atom,
     tiles_of: Callable[[Expr, Callable[[Statements], Statements]], Sequence[Statement]],
 ) -> Statements:  # fmt: skip
-    """Pack `count` panels, do the tiles of each, and so on: columns: the first, and how many.
+    """Pack `panels` panels, do the tiles of each, then the next ones. columns: first, and how many.
 
-    tiles_of: makes the tiles of a group from the read of a panel's row and `for_each` panel.
+    tiles_of: makes the tiles of packed panels from the read of one of them and `for_each` panel.
     """
     start, extent = columns
-    together = count * width
-    group = make_axis("pg", 0, ceildiv(extent, together))
-    alone = group.extent == 1
-    first = start if alone else start + group.index * together
-    copies, right, for_each = pack_panels(problem, width, lanes, count, first, lane)
+    together = panels * nr
+    turn = make_axis("pg", 0, ceildiv(extent, together))
+    alone = turn.extent == 1
+    first = start if alone else start + turn.index * together
+    copies, right, for_each = pack_panels(problem, nr, lanes, panels, first, lane)
     work = (*copies, *tiles_of(right, for_each))
     if alone:
         return work
-    missing = len_of(problem.parts.n[-1]) - start + together - 1
-    return (Loop(group.variable, 0, (len_of(group), missing // together), work),)
+    missing = problem.parts.n[-1].count - start + together - 1
+    return (Loop(turn.variable, 0, (turn.count, missing // together), work),)
 
 
 def _copy_along_k(problem: Problem, copy: Statement, lanes: int) -> Statement:
@@ -134,22 +134,22 @@ def pack_left(problem: Problem, block: Block, lanes: int) -> tuple[Statement, Le
     """
     row = problem.parts.m[-1]
     depth, k = depth_of(problem.parts.k)
-    start, end = block.start, block.start + block.rows
-    stops: tuple[Integer, ...] = (end, row.count) if row.count % block.rows else (end,)
-    if block.rows >= row.count:
+    start, end = block.start, block.start + block.mc
+    stops: tuple[Integer, ...] = (end, row.count) if row.count % block.mc else (end,)
+    if block.mc >= row.count:
         stops = (row.count,)
     operand = problem.parts.left
     if 1 in strides(operand, row.variable):
-        pitch = ceildiv(block.height, lanes) * lanes
+        pitch = ceildiv(block.mr, lanes) * lanes
         depth |= 1  # tiles at distances of kilobytes would compete for lines of the first cache
-        count = ceildiv(block.rows, block.height)
+        count = ceildiv(block.mc, block.mr)
         array = Array("left", operand.dtype, count * depth * pitch, "scratch")
-        prefetch = _rows_ahead(operand, problem.parts.k[-1], block.rows)
+        prefetch = _rows_ahead(operand, problem.parts.k[-1], block.mc)
         lane = make_axis("side", 0, pitch).variable
 
         def copied(number: Integer, *stops: Integer) -> Loop:
             """Copy a row of a tile and what follows it up to the pitch, or up to the stops."""
-            first = start + number * block.height
+            first = start + number * block.mr
             place = number * depth * pitch + k * pitch + lane.index
             copy = Store(array, place, operand)
             return replace(
@@ -159,15 +159,15 @@ def pack_left(problem: Problem, block: Block, lanes: int) -> tuple[Statement, Le
 
         # A vector reads beyond its tile, but not beyond the operand: the last ones end there.
         # Those of them that belong to the block before have numbers below 0 here, and no elements.
-        whole_tiles = max(row.count - pitch + block.height, 0) // block.height
-        most = ceildiv(pitch, block.height)
+        whole_tiles = max(row.count - pitch + block.mr, 0) // block.mr
+        most = ceildiv(pitch, block.mr)
         last = whole_tiles - block.number * count
         number, edge = make_axis("a", 0, count), make_axis("a", 1, most)
         whole = Loop(
             number.variable, 0, (count, last), (copied(number.index),)
         )
         at = last + edge.index
-        none_before = start + at * block.height + (at + 1) * pitch
+        none_before = start + at * block.mr + (at + 1) * pitch
         rest = Loop(
             edge.variable, 0, (most, count - last), (copied(at, row.count, none_before),)
         )
@@ -175,7 +175,7 @@ def pack_left(problem: Problem, block: Block, lanes: int) -> tuple[Statement, Le
         copying = problem.along_k(whole, rest)
         return copying, Left(array, pitch, depth, k)
     stride = row_stride(depth, operand.dtype.itemsize)
-    array = Array("left", operand.dtype, block.rows * stride, "scratch")
+    array = Array("left", operand.dtype, block.mc * stride, "scratch")
     inside = row.index - start
     inner = problem.parts.k[-1]
     wide = 2 * lanes if isinstance(inner.extent, int) and inner.extent >= 2 * lanes else lanes
@@ -202,10 +202,10 @@ def pack_words(problem: Problem, block: Block) -> tuple[Statement, Array, int]:
     row, inner = problem.parts.m[-1], problem.parts.k[-1]
     depth, k = depth_of(problem.parts.k)
     stride = row_stride(depth, problem.parts.left.dtype.itemsize)
-    array = Array("left", problem.parts.left.dtype, block.rows * stride, "scratch")
+    array = Array("left", problem.parts.left.dtype, block.mc * stride, "scratch")
     place = (row.index - block.start) * stride + k
     copy: Statement = Store(array, place, problem.parts.left)
-    stops = (block.start + block.rows, row.extent)
+    stops = (block.start + block.mc, row.extent)
     if 1 in strides(problem.parts.left, row.variable):
         copy = problem.along_k(copy)
         return lanes_loop(row, WORDS, (copy,), block.start, stops), array, stride
@@ -221,11 +221,6 @@ def row_stride(depth: int, itemsize: int) -> int:
     """
     line = max(LINE // max(itemsize, 4), 1)
     return (ceildiv(depth, line) | 1) * line
-
-
-def len_of(axis: Axis) -> int:
-    """The extent of an axis that is a number."""
-    return axis.count
 
 
 def in_pairs(problem: Problem, multiple: int = 1) -> Problem | None:
