@@ -6,6 +6,14 @@ from dataclasses import dataclass
 
 from minigrad.dtype import DType, dtypes
 
+LINE = 64  # bytes of a cache line: of x86 and of most Arm cores
+HALF_OF_L1 = 1 << 14  # bytes: of a first-level cache of 32 KiB, the smallest that we meet
+CHAINS = 4  # sums that a core adds to in turn, since an addition takes up to 4 cycles
+# Iterations of a parallel loop that divide well among a few threads, such as two or one for each of
+# eight; the fewer where each one repeats the packing of an operand.
+ENOUGH_TASKS, FEW_TASKS = 16, 8
+ITEM_LANES = 4  # elements of a work-item's vector: 16 bytes, the widest access of a GPU's thread
+
 
 @dataclass(frozen=True)
 class Tile:
@@ -29,14 +37,17 @@ class Tile:
         return self.rows // self.item_rows * (self.columns // self.item_columns)
 
 
-# Tiles of a product on a GPU: large ones use their operands more often, small ones are more.
+# Tiles of a product on a GPU: large ones use their operands more often, small ones are more. A
+# work-item has at most 64 results, so that they and their operands fit its 128 registers or so.
 TILES = (
     Tile(128, 128, 8, 8), Tile(128, 64, 8, 4), Tile(64, 128, 4, 8), Tile(64, 64, 4, 4),
     Tile(32, 32, 2, 4), Tile(128, 8, 4, 4), Tile(8, 128, 2, 4), Tile(16, 16, 1, 4),
 )  # fmt: skip
 # On a CPU, which keeps the results of a single work-item in registers, those of more in memory.
 CPU_TILES = (Tile(8, 16, 8, 16), Tile(4, 16, 4, 16))
-TILE_DEPTH = 16  # elements of k that are in local memory at a time
+# Elements of k that are in local memory at a time: with the largest tile 17 KiB, so that two groups
+# share a unit's 48 KiB.
+TILE_DEPTH = 16
 
 
 @dataclass(frozen=True)

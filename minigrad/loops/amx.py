@@ -1,8 +1,8 @@
-"""Products of bfloat16 where the processor multiplies whole blocks (AMX), in squares of 32 × 32.
+"""Products of bfloat16 in the matrix registers of a processor (AMX), in squares of 32 × 32.
 
-    parallel over batch × groups of panels × blocks of rows:
+    parallel over batch × blocks of columns × blocks of rows:
       pack the block of `left`, row after row, in words of two neighbours along k
-      for each panel of the group:
+      for each panel of the block's columns:
         pack the panel of `right`, in such words too
         for each square of the block:
           square = left's 32 rows · panel
@@ -17,16 +17,13 @@ from minigrad.graph.symbolic import Atom, Integer, ceildiv, substitute
 from minigrad.loops.build import lanes_loop
 from minigrad.loops.microkernel import Block, Problem
 from minigrad.loops.nest import Loop, Matrix, MatrixProduct, Statement, Store, Stores
-from minigrad.loops.packing import depth_of, pack_right, pack_words
+from minigrad.loops.packing import LEAST_PANELS, depth_of, pack_right, pack_words
 from minigrad.schedule import expr
 from minigrad.schedule.expr import Array
 from minigrad.schedule.stage import make_axis
-from minigrad.target import Target
+from minigrad.target import FEW_TASKS, Target
 
-SQUARE = 32  # rows and columns of a square: two registers of 16 in both directions
-DEPTH = 16  # words of k in a register
-FEW_TASKS = 8  # every further task packs one of the operands once more
-LEAST_PANELS = 4
+SQUARE = 32  # rows and columns of a square: two matrix registers, of 16 rows, in both directions
 
 
 def plan_amx(problem: Problem, target: Target, batches: int) -> tuple[int, int] | None:
@@ -40,8 +37,8 @@ def plan_amx(problem: Problem, target: Target, batches: int) -> tuple[int, int] 
         return None
     squares, panels = ceildiv(row, SQUARE), ceildiv(column, SQUARE)
     blocks = ceildiv(squares, most)
-    groups = max(min(ceildiv(FEW_TASKS, batches * blocks), panels // LEAST_PANELS), 1)
-    return ceildiv(squares, blocks) * SQUARE, ceildiv(panels, groups) * SQUARE
+    column_blocks = max(min(ceildiv(FEW_TASKS, batches * blocks), panels // LEAST_PANELS), 1)
+    return ceildiv(squares, blocks) * SQUARE, ceildiv(panels, column_blocks) * SQUARE
 
 
 def amx(

@@ -8,31 +8,27 @@ from minigrad.graph.symbolic import Affine, Atom, Integer, ceildiv, variables
 from minigrad.loops import cost
 from minigrad.loops.levels import in_levels
 from minigrad.loops.nest import (
-    Barrier,
-    Fold,
     FoldItems,
     Loop,
     MatrixProduct,
     Nest,
     Prefetch,
-    Set,
-    Statement,
     Store,
-    Stores,
     expressions,
+    walk,
 )
 from minigrad.schedule import expr
 from minigrad.schedule.expr import Array, Leaf
 from minigrad.schedule.schedule import Kernel
 from minigrad.schedule.show import label
-from minigrad.target import Target
+from minigrad.target import LINE, Target
 
-# What makes a chunk worth handing to another thread: some ten times what a launch costs, whether
-# it is computing that takes so long (vector operations) or memory (bytes).
+# What makes a chunk worth handing to another thread: some 10 µs, ten times what a launch costs,
+# whether computing takes that long (vector operations, at one a cycle) or memory (bytes, at 20
+# GB/s).
 CHUNK_OPERATIONS = 40_000
 CHUNK_BYTES = 192 << 10
-MOST_CHUNKS = 64
-_ALIGNMENT = 64
+MOST_CHUNKS = 64  # eight for each of eight threads, of which one may be late
 
 
 def assemble(
@@ -59,7 +55,7 @@ def assemble(
             continue
         places.append((array, offset))
         size = array.size * max(array.dtype.itemsize, 4 if array.dtype.is_float else 1)
-        offset += ceildiv(size, _ALIGNMENT) * _ALIGNMENT
+        offset += ceildiv(size, LINE) * LINE
     (stop,) = loop.stops
     assert isinstance(stop, int)
     traffic = cost.traffic(kernel, arrays)
@@ -79,14 +75,9 @@ def _products_at_once(loop: Loop) -> int:
 
     (A product of matrix registers, of 16 × 16 × 32, takes as long as 32 multiply-adds of vectors.)
     """
-    if _has_matrices(loop):
+    if any(isinstance(statement, MatrixProduct) for statement in walk(loop)):
         return 16
     return 2 if any(e.op is Leaf.DOT for e in expr.walk(*expressions(loop))) else 1
-
-
-def _has_matrices(statement: Statement) -> bool:
-    inner = statement.body if isinstance(statement, Loop) else ()
-    return isinstance(statement, MatrixProduct) or any(map(_has_matrices, inner))
 
 
 def grain_of(loop: Loop, total: int, operations: int, traffic: int, target: Target) -> int:
@@ -106,13 +97,14 @@ def grain_of(loop: Loop, total: int, operations: int, traffic: int, target: Targ
 
 
 def _collect(
-    statement: Statement,
+    loop: Loop,
     arrays: dict[Array, None],
     inside: dict[Array, None],
     symbols: dict[str, None],
 ) -> None:
-    """All arrays and symbols below a statement, in order of appearance."""
+    """All arrays and symbols of a loop, in order of appearance."""
     bound: set[Atom] = set()
+    seen: set[expr.Expr] = set()
 
     def see_array(array: Array) -> None:
         (arrays if array.space == "buffer" else inside)[array] = None
@@ -125,7 +117,9 @@ def _collect(
                 symbols[atom.name] = None
 
     def see_values(roots: Iterable[expr.Expr]) -> None:
-        for e in expr.walk(*roots):
+        new = [e for e in roots if e not in seen]
+        seen.update(new)
+        for e in expr.walk(*new):
             if e.op is Leaf.LOAD:
                 see_array(e.array)
                 see_index(e.index)
@@ -134,25 +128,22 @@ def _collect(
             elif e.op in (Leaf.INDEX, Leaf.CONDITION):
                 see_index(e.index)
 
-    def visit(statement: Statement) -> None:
+    def see_indices(*indices: Integer) -> None:
+        for x in indices:
+            see_index(x)
+            see_values(expr.values_in(x))
+
+    for statement in walk(loop):
         if isinstance(statement, Loop):
             bound.add(statement.variable)
             if statement.lane is not None:
                 bound.add(statement.lane)
-            for x in (statement.start, *statement.stops):
-                see_index(x)
-                see_values(expr.values_in(x))
-            for inner in statement.body:
-                visit(inner)
-        elif isinstance(statement, Store | Stores | Set):
+            see_indices(statement.start, *statement.stops)
+        else:  # of several stores all values come before the arrays that they go to
             see_values(expressions(statement))
-            items = statement.items if isinstance(statement, Stores) else (statement,)
-            for item in items:
-                if isinstance(item, Store):
-                    see_array(item.array)
-                    for x in (item.index, *item.guard):
-                        see_index(x)
-                        see_values(expr.values_in(x))
+        if isinstance(statement, Store):
+            see_array(statement.array)
+            see_indices(statement.index, *statement.guard)
         elif isinstance(statement, Prefetch):
             see_array(statement.array)
             see_index(statement.index)
@@ -162,8 +153,3 @@ def _collect(
                 see_index(matrix.index)
         elif isinstance(statement, FoldItems):
             see_array(statement.memory)
-        else:
-            assert isinstance(statement, Fold | Barrier)
-
-    visit(statement)
-

@@ -17,14 +17,13 @@ from minigrad.loops.nest import Loop, Set, Statement, Store, Stores
 from minigrad.schedule import expr
 from minigrad.schedule.expr import Array, Expr, Leaf, Local
 from minigrad.schedule.stage import Axis, Stage, identity, make_axis
-from minigrad.target import Target
+from minigrad.target import CHAINS, Target
 
-PARTIALS = 4  # accumulators of a row statistic, against the latency of additions
 LANE: Atom = make_axis("lane", 0, 1 << 10).variable
 
 
 @dataclass(frozen=True)
-class Block:
+class RowLanes:
     """The rows that are computed together: `row` is start … start + width − 1, one a lane.
 
     height: the side of a register tile that is not `width`; target: the machine.
@@ -86,7 +85,7 @@ class StepCode:
     """The loops of one step."""
 
     def __init__(
-        self, plan: BlockPlan, step: Step, bounds: Sequence[dict[Atom, Bounds]], block: Block,
+        self, plan: BlockPlan, step: Step, bounds: Sequence[dict[Atom, Bounds]], block: RowLanes,
         speculation: Mapping[Array, Speculation],
     ) -> None:  # fmt: skip
         self.plan, self.step, self.block = plan, step, block
@@ -174,7 +173,7 @@ class StepCode:
         first, stop = self.bounds[axis.variable]
         cheap = all(self.plan.stages[n].op is not None for n in self.step.all)
         ends = (first, *_stops(stop, axis.extent))
-        count = PARTIALS if cheap and all(_is_multiple(x, PARTIALS) for x in ends) else 1
+        count = CHAINS if cheap and all(_is_multiple(x, CHAINS) for x in ends) else 1
         self._start(count)
         u = make_axis("u", 0, count)
         place = axis.index + _index(u)
@@ -233,7 +232,7 @@ class StepCode:
         if self.packed:
             mine = expr.load(self.panel, self._packed_place(self.block.lane))
         axis = self.head.axes[-1]
-        self._start(PARTIALS)
+        self._start(CHAINS)
 
         def tile(first: Integer, height: int) -> list[Statement]:
             registers = self._registers(height, self.row, self.block.width)
@@ -243,7 +242,7 @@ class StepCode:
 
         first, stop = self.bounds[axis.variable]
         loops = self._outer(_tiles(axis, first, stop, self.block.height, tile))
-        return self._with_statistics(loops, PARTIALS)
+        return self._with_statistics(loops, CHAINS)
 
     def along(self) -> list[Statement]:
         """Tiles of rows by panels of columns."""

@@ -17,8 +17,10 @@ from minigrad.schedule.expr import Array, Expr, Leaf
 from minigrad.schedule.schedule import Kernel
 from minigrad.schedule.stage import Axis, Stage
 
-SHORT = 24  # operations that a tile may do with each of its results: they are all written out
-DEAR = 8  # the cost of one that is written out as many instructions
+# Operations that a tile may do with each of its results: they are written out for all of its
+# columns, of which there are 8 or 4.
+MOST_TILE_OPERATIONS = 24
+COSTLY = 8  # of one operation: a division (see COST in expr.py), a root or a math function
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,7 @@ class Step:
 
 
 def products_before_readers(kernel: Kernel) -> Kernel:
-    """Every product directly before the first stage that reads it, which can then follow it."""
+    """Every product moved directly before the first stage that reads it, to share its step."""
     stages: list[Stage] = []
     held: dict[Array, Stage] = {}
 
@@ -56,8 +58,8 @@ def products_before_readers(kernel: Kernel) -> Kernel:
 
 
 def _is_short(body: Expr) -> bool:
-    dear = any(expr.cost(e.op) >= DEAR for e in expr.walk(body))
-    return not dear and expr.operations(body) <= SHORT
+    costly = any(expr.cost(e.op) >= COSTLY for e in expr.walk(body))
+    return not costly and expr.operations(body) <= MOST_TILE_OPERATIONS
 
 
 def column(stage: Stage) -> Axis | None:
@@ -183,7 +185,7 @@ class BlockPlan:
         return inner * self.width + self.lane
 
     def reading(self, body: Expr, inside: frozenset[Array] = frozenset()) -> Expr:
-        """A body with its loads transposed to places, but for those of arrays `inside`."""
+        """A body with its loads moved to places, but for those of arrays `inside`."""
 
         def change(e: Expr) -> Expr | None:
             if e.op is not Leaf.LOAD or e.array not in self.places or e.array in inside:

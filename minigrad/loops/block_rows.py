@@ -11,9 +11,9 @@
 Values with a row's worth of columns live in scratch memory, column after column with the rows side
 by side: that is what the first kind of product makes, what row statistics read without folding, and
 what the second kind reads as scalars. A product is tried without its mask and scale, and computed
-once more as it is written where that is not finite (see sharing.py). Only the rows' own operand
-must be packed. Attention becomes one such kernel, its gradient two: one for blocks of queries, one
-for blocks of keys.
+once more as it is written where that is not finite (see common_subexpressions.py). Only the rows'
+own operand must be packed. Attention becomes one such kernel, its gradient two: one for blocks of
+queries, one for blocks of keys.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from __future__ import annotations
 from minigrad.graph.symbolic import Atom, Integer, ceildiv, high, low, substitute
 from minigrad.loops.assemble import assemble
 from minigrad.loops.axes import fix_rows
-from minigrad.loops.block_codegen import Block, StepCode
+from minigrad.loops.block_codegen import RowLanes, StepCode
 from minigrad.loops.block_plan import BlockPlan, products_before_readers
 from minigrad.loops.build import flat_loop
 from minigrad.loops.common_subexpressions import share_common, speculative_products
@@ -36,7 +36,7 @@ from minigrad.target import Target
 
 
 def block_rows(kernel: Kernel, target: Target, name: str) -> Nest:
-    """The loop nest of a kernel of blocks."""
+    """The loop nest of a kernel of kind "blocks"."""
     kernel = products_before_readers(kernel)
     first = kernel.stages[0]
     extent = first.axes[prefix_length(first, kernel.rows) - 1].extent
@@ -47,7 +47,7 @@ def block_rows(kernel: Kernel, target: Target, name: str) -> Nest:
     row = make_axis("b", 0, extent)
     start = number.index * width
     height = 1 << (target.tile_rows.bit_length() - 1)
-    block = Block(row, start, width, height, target)
+    block = RowLanes(row, start, width, height, target)
     whole = outer.index * extent + row.index
     found = [
         (fix_rows(stage, kernel.rows, whole), stage.contraction is not None)

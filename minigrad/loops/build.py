@@ -19,7 +19,7 @@ from minigrad.loops.nest import (
     Set,
     Statement,
     Store,
-    Stores,
+    map_statement,
 )
 from minigrad.schedule import expr
 from minigrad.schedule.expr import Array, Expr, Local
@@ -117,39 +117,29 @@ def flat_loop(axes: Sequence[Axis], body: tuple[Statement, ...]) -> Loop:
 
 def substitute_statement(statement: Statement, values: dict[Atom, Integer]) -> Statement:
     """A statement with loop variables replaced by indices."""
-    if isinstance(statement, Store):
-        return Store(
-            statement.array,
-            substitute(statement.index, values),
-            expr.substitute_in(statement.value, values),
-            expr.restrict((), [substitute(c, values) for c in statement.guard]),
-            statement.streaming,
-        )
-    if isinstance(statement, Stores):
-        items = (substitute_statement(item, values) for item in statement.items)
-        return Stores(tuple(item for item in items if isinstance(item, Store)))
-    if isinstance(statement, Set):
-        value = expr.substitute_in(statement.value, values)
-        return replace(statement, slot=substitute(statement.slot, values), value=value)
-    if isinstance(statement, Prefetch):
-        return replace(statement, index=substitute(statement.index, values))
-    if isinstance(statement, MatrixProduct):
-        total, left, right = (
-            replace(matrix, index=substitute(matrix.index, values))
-            for matrix in statement.matrices
-        )
-        return replace(statement, total=total, left=left, right=right)
-    if isinstance(statement, Loop):
-        return replace(
-            statement,
-            start=substitute(statement.start, values),
-            stops=tuple(substitute(stop, values) for stop in statement.stops),
-            body=tuple(substitute_statement(s, values) for s in statement.body),
-            prefetch=tuple(
-                (array, substitute(place, values)) for array, place in statement.prefetch
-            ),
-        )
-    return statement
+
+    def at(x: Integer) -> Integer:
+        return substitute(x, values)
+
+    def change(inner: Statement) -> Statement:
+        if isinstance(inner, Store):
+            (store,) = substitute_stores([inner], values)
+            return store
+        if isinstance(inner, Set):
+            value = expr.substitute_in(inner.value, values)
+            return replace(inner, slot=at(inner.slot), value=value)
+        if isinstance(inner, Prefetch):
+            return replace(inner, index=at(inner.index))
+        if isinstance(inner, MatrixProduct):
+            total, left, right = (replace(m, index=at(m.index)) for m in inner.matrices)
+            return replace(inner, total=total, left=left, right=right)
+        if isinstance(inner, Loop):
+            prefetch = tuple((array, at(place)) for array, place in inner.prefetch)
+            stops = tuple(at(stop) for stop in inner.stops)
+            return replace(inner, start=at(inner.start), stops=stops, prefetch=prefetch)
+        return inner
+
+    return map_statement(statement, change)
 
 
 def once(body: tuple[Statement, ...]) -> Loop:

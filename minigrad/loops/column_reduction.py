@@ -23,9 +23,11 @@ from minigrad.schedule.schedule import Kernel
 from minigrad.schedule.stage import Axis, Stage, identity, make_axis
 from minigrad.target import Target
 
-DEEP = 8  # elements of a column that make it worthwhile
-ENOUGH_BLOCKS = 32
-SMALLEST_BLOCK = 256
+# Elements of a column that make it worthwhile: to clear the sums and to store them is a pass each,
+# beside one for every element.
+LEAST_LENGTH = 8
+ENOUGH_BLOCKS = 32  # parallel iterations: a few for each thread
+LEAST_COLUMNS = 256  # of a block: 1 KiB of float32, 16 lines that lie together in memory
 
 
 def is_column_reduction(kernel: Kernel, length: int, target: Target) -> bool:
@@ -37,7 +39,7 @@ def is_column_reduction(kernel: Kernel, length: int, target: Target) -> bool:
         return False
     reductions = [stage for stage in kernel.stages if stage.op is not None]
     return (
-        any(stage.iterations >= DEEP * stage.size for stage in reductions)
+        any(stage.iterations >= LEAST_LENGTH * stage.size for stage in reductions)
         and all(prefix_length(s, kernel.rows) == len(s.axes) for s in kernel.stages)
         and all(isinstance(a.extent, int) for s in reductions for a in s.reduced)
     )
@@ -95,8 +97,8 @@ def column_reduction(kernel: Kernel, length: int, target: Target, name: str) -> 
 
 def _block_size(outer: int, length: int, width: int, most: int) -> int:
     """Columns of a block: at most `most`, and so few that there are enough blocks to share."""
-    size = min(length, max(most, SMALLEST_BLOCK))
-    while outer * ceildiv(length, size) < ENOUGH_BLOCKS and size >= 2 * SMALLEST_BLOCK:
+    size = min(length, max(most, LEAST_COLUMNS))
+    while outer * ceildiv(length, size) < ENOUGH_BLOCKS and size >= 2 * LEAST_COLUMNS:
         size //= 2
     return ceildiv(size, width) * width
 

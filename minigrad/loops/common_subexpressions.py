@@ -1,4 +1,4 @@
-"""Less work for the stages of a block: what several compute is computed once, products by a guess.
+"""Less work for the stages of a block: common subexpressions, and products tried by a shortcut.
 
 The functions take and give stages with fixed rows, each with whether it is a product.
 """
@@ -75,7 +75,7 @@ def _common_parts(stage: Stage, product: Stage, made: set[Array]) -> set[Expr]:
 
 @dataclass(frozen=True)
 class Speculation:
-    """How a product may be had by less work: left · right, summed, times `scale`.
+    """A shortcut to a product: left · right, summed, times `scale`; taken back where it fails.
 
     That is the product itself wherever the sum is finite and |scale| ≤ 1. Then no term of it was
     infinite or NaN, so those that its mask excludes, whose left is 0 or NaN, added 0; and nothing
@@ -90,7 +90,7 @@ class Speculation:
 def speculative_products(
     stages: Stages, stored: frozenset[Array]
 ) -> tuple[Stages, dict[Array, Speculation]]:
-    """Which products may be had by less work, and the stages that they then need.
+    """Which products have a shortcut, and the stages that they then need.
 
     Σ (x·y)·z with one y for the row, and |y| ≤ 1 in all likelihood, is tried as (Σ x·z)·y: so a
     softmax is divided by its sum. Masked terms are tried without the mask.

@@ -29,7 +29,6 @@ from math import gcd
 from minigrad.graph.node import Op
 from minigrad.graph.shapes import numel
 from minigrad.graph.symbolic import Atom, Integer, ceildiv, coefficient
-from minigrad.loops.amx import DEPTH as DEPTH_OF_REGISTER
 from minigrad.loops.amx import SQUARE, amx, plan_amx
 from minigrad.loops.assemble import assemble
 from minigrad.loops.axes import indices, merge
@@ -54,30 +53,40 @@ from minigrad.loops.microkernel import (
     tiles,
 )
 from minigrad.loops.nest import Nest, Statement
-from minigrad.loops.packing import depth_of, for_panels, in_pairs, pack_left, pack_right
+from minigrad.loops.packing import (
+    LEAST_PANELS,
+    ROW_WORDS,
+    depth_of,
+    for_panels,
+    in_pairs,
+    pack_left,
+    pack_right,
+)
 from minigrad.schedule import expr
 from minigrad.schedule.contraction import Contraction
 from minigrad.schedule.expr import Leaf, Local
 from minigrad.schedule.schedule import Kernel
 from minigrad.schedule.stage import Axis, make_axis
-from minigrad.target import Target
+from minigrad.target import ENOUGH_TASKS, FEW_TASKS, Target
 
-ENOUGH_TASKS = 16  # parallel iterations that divide well among a few threads
-FEW_TASKS = 8  # where every task more repeats the packing
-SHARES = 4  # threads that share the blocks of rows evenly, and of course two of them
-ENOUGH_ROWS = 384  # rows over which it is hardly noticed
-LEAST_ROWS = 96  # rows over which the packing of a panel pays
-ROWS_OF_PANEL = 384  # rows for whose sake a panel is packed again
-MOST_PANELS = 8  # panels of one task, the next of which is fetched meanwhile
-MOST_WORK = 1 << 28  # multiply-adds of one task: a thread that shares its core is not waited for
-LEAST_PANELS = 4  # panels over which the packing of rows pays
-FAR_BYTES = 1 << 19  # a panel whose rows span more memory than this is packed
-
-DEPTH = 512  # elements of k at a time where there are too many; columns of such a task
+# Packing a panel takes 5 to 10 cycles for each of its vectors (measured), of which it has two for
+# each k; a row multiplies them in one. So it costs a tenth or two of the work of LEAST_ROWS, with
+# which it pays where memory is far, and hardly anything beside that of MANY_ROWS.
+LEAST_ROWS, MANY_ROWS = 96, 384
 ROWS_OF_COPY = 160  # rows whose copies find a place in half of the second cache, or k is cut
+SHARES = 4  # threads that share the blocks of rows evenly, and of course two of them
+MOST_PANELS = 8  # panels of one task, the next of which is fetched meanwhile
+# Multiply-adds of one task: 1.5 to 6 ms at 64 to 16 a cycle, which is how long a thread that shares
+# its core may be waited for.
+MOST_WORK = 1 << 28
+FAR_BYTES = 1 << 19  # a panel whose rows span more is packed: 128 pages, which no first TLB holds
+
+# Where k is cut: a tile of 14 packed rows of KC floats has 28 KiB, and stays in a first-level
+# cache. A task has as many columns: its sums are read and written once for KC multiply-adds each.
+KC = NC = 512
 PAGE = 4096  # rows at distances that are multiples of it share the lines of a first-level cache
-NEAR_BYTES = 512  # a step along k that leaves several to a page
-CROWDED = 8  # rows that still find a place there
+CROWDED = 8  # rows that still find a place there: it has 8 ways, or 12
+STEP_BYTES = PAGE // 8  # a step along k that leaves several to a page
 LANE: Atom = make_axis("lane", 0, 1 << 10).variable
 
 
@@ -103,7 +112,7 @@ def gemm(kernel: Kernel, target: Target, name: str) -> Nest:
     """The loop nest of a product and its elementwise epilogue."""
     problem = with_dynamic_bounds(prepare(kernel))
     if target.bfloat16_matrices and not problem.ends and problem.terms is None:
-        words = in_pairs(problem, DEPTH_OF_REGISTER)
+        words = in_pairs(problem, ROW_WORDS)
         if words is not None:
             nest = _amx_nest(words, kernel, target, name)
             if nest is not None:
@@ -150,7 +159,7 @@ def gemm(kernel: Kernel, target: Target, name: str) -> Nest:
     several = max(block.tiles, 1)
     ahead = Ahead(plan.nr, following, several, far) if plan.nr > 1 else None
     work = tuple(tiles(problem, left, right, block, plan.nr, ahead))
-    if plan.packs_right and not plan.packs_left and not problem.dynamic:
+    if plan.packs_right and not plan.packs_left and not problem.has_dynamic_bounds:
         tasks = numel([axis.extent for axis in (*outer, column_blocks, blocks)])
         shared = rows_of_panel(parts.m, plan.mc, tasks)
         outer = [axis for axis in outer if axis not in shared]
@@ -242,10 +251,10 @@ def plan_of(problem: Problem, target: Target, batches: int) -> Plan:
     deep = depth * nr * size > FAR_BYTES
     far = depth * ROWS_OF_COPY * size > target.l2 // 2
     if pays and plain and (deep or awkward and far):
-        together = panels_at_once(target, DEPTH * nr * size, panels)
+        together = panels_at_once(target, KC * nr * size, panels)
         unit = together * nr
-        nc = cut(column.count, unit, DEPTH)
-        blocks = ceildiv(row.count, target.l2 // 2 // (DEPTH * size))
+        nc = cut(column.count, unit, NC)
+        blocks = ceildiv(row.count, target.l2 // 2 // (KC * size))
         others = batches * ceildiv(column.count, nc)
         while others * blocks < FEW_TASKS:
             mc = row.count // blocks
@@ -257,7 +266,7 @@ def plan_of(problem: Problem, target: Target, batches: int) -> Plan:
             else:
                 blocks *= 2
         mr, mc = even_blocks(row.count, mr, blocks, others)
-        return Plan(mr, nr, mc, nc, True, True, DEPTH, together)
+        return Plan(mr, nr, mc, nc, True, True, KC, together)
     if pays and awkward:
         blocks, column_blocks = cut_for_packed_rows(problem, target, mr, panels, batches)
         mr, mc = even_blocks(row.count, mr, blocks, batches * column_blocks)
@@ -268,7 +277,7 @@ def plan_of(problem: Problem, target: Target, batches: int) -> Plan:
         return Plan(mr, nr, mc, nc, True, packs, 0, together)
     mc = row.count
     near = target.l2 // 2 // (depth * size)  # rows that stay in half of the second cache
-    if pays and near >= ROWS_OF_PANEL:
+    if pays and near >= MANY_ROWS:
         mc = cut(row.count, mr, near)
     packs = nr > 1 and needs_packing(problem, nr, mc)
     if mc >= row.count:
@@ -295,7 +304,7 @@ def rows_of_panel(m: tuple[Axis, ...], rows: int, tasks: int) -> list[Axis]:
     """The axes of rows before the last one, over which a task loops to make its packing pay."""
     found: list[Axis] = []
     for axis in reversed(m[:-1]):
-        if not isinstance(axis.extent, int) or axis.extent == 0 or rows >= ENOUGH_ROWS:
+        if not isinstance(axis.extent, int) or axis.extent == 0 or rows >= MANY_ROWS:
             break
         if tasks // axis.extent < FEW_TASKS:
             break
@@ -371,14 +380,14 @@ def cut_for_packed_rows(
 
 
 def stays_near(problem: Problem, rows: int, target: Target) -> bool:
-    """Whether so many rows of the left operand stay in half of the second cache."""
+    """Whether `rows` rows of the left operand stay in half of the second cache."""
     row, (depth, _) = problem.parts.m[-1], depth_of(problem.parts.k)
     size = problem.parts.left.dtype.itemsize
     return min(rows, row.count) * depth * size <= target.l2 // 2
 
 
 def left_is_awkward(problem: Problem, target: Target) -> bool:
-    """Whether tiles had better not read the left operand as it is.
+    """Whether tiles should not read the left operand as it is.
 
     They walk along k, row beside row: far jumps, conversions and conditions would be paid for
     every panel again. Rows that are neighbours do where all of them stay in the second cache, or
@@ -393,7 +402,7 @@ def left_is_awkward(problem: Problem, target: Target) -> bool:
     depth, _ = depth_of(problem.parts.k)
     size = left.dtype.itemsize
     near = depth * numel([row.extent]) * size <= 3 * target.l2 // 4 or (
-        step is not None and 0 < step * size <= NEAR_BYTES
+        step is not None and 0 < step * size <= STEP_BYTES
     )
     return not (near and 1 in strides(left, row.variable))
 

@@ -42,14 +42,13 @@ from minigrad.schedule import expr
 from minigrad.schedule.expr import Array, Expr, Local
 from minigrad.schedule.schedule import Kernel
 from minigrad.schedule.stage import Axis, Stage, identity, make_axis
-from minigrad.target import Target
+from minigrad.target import ENOUGH_TASKS, HALF_OF_L1, Target
 
-MOST_VECTORS = 8  # rows of the other operand that still make it a product with few vectors
-LEAST_DEPTH = 16  # a shorter sum is no work to speak of
-ENOUGH_TASKS = 16  # parallel iterations that divide well among a few threads
-LONGEST_RUN = 1 << 14  # bytes of a row of the matrix that are read at once
-SHORTEST_RUN = 1 << 11
-BLOCK_BYTES = 1 << 14  # of sums of one block: half of a small first-level cache
+# Vectors of a product; with more, a tile of `gemm` has rows enough to keep the multiply-adds busy.
+MOST_VECTORS = 8
+LEAST_TERMS = 16  # a shorter sum is one vector of 512 bits
+# Bytes of a row of the matrix that are read at once: four pages; half of one where tasks are few.
+LONGEST_RUN, SHORTEST_RUN = 1 << 14, 1 << 11
 
 
 def gemv(kernel: Kernel, target: Target, name: str) -> Nest | None:
@@ -146,7 +145,7 @@ def _sum(stage: Stage) -> Sum | None:
         return None
     reduced = {a.variable for a in stage.reduced}
     kept = {a.variable for a in stage.axes}
-    if numel([a.extent for a in stage.reduced]) < LEAST_DEPTH or not kept <= body.variables:
+    if numel([a.extent for a in stage.reduced]) < LEAST_TERMS or not kept <= body.variables:
         return None
 
     def extent(variables: frozenset[Atom]) -> int:
@@ -166,7 +165,7 @@ def _sum(stage: Stage) -> Sum | None:
     m = frozenset(kept - of_matrix)
     n = frozenset(of_matrix - vector_variables)
     count, length = extent(m), extent(n)
-    if not n or count > MOST_VECTORS or length < 4 * count or length < LEAST_DEPTH:
+    if not n or count > MOST_VECTORS or length < 4 * count or length < LEAST_TERMS:
         return None
     return Sum(
         stage, body, tuple(dict.fromkeys(vector for vector, _ in terms)),
@@ -255,7 +254,7 @@ def _columns_of_block(target: Target, one: Sum, extent: int, count: int, tasks: 
     """Columns of a block: long runs of each row, but enough blocks to share."""
     size = max((load.array.dtype.itemsize for load in one.of_matrix()), default=4)
     wanted = ceildiv(extent, max(ENOUGH_TASKS // tasks, 1))
-    most = min(LONGEST_RUN // size, BLOCK_BYTES // (count * one.stage.body.dtype.itemsize))
+    most = min(LONGEST_RUN // size, HALF_OF_L1 // (count * one.stage.body.dtype.itemsize))
     least = min(SHORTEST_RUN // size, most)
     step = 4 * max(target.lanes(one.stage.body.dtype), 1)
     return ceildiv(min(max(wanted, least), most), step) * step

@@ -20,18 +20,14 @@ from minigrad.graph.symbolic import Atom, Integer, coefficient, high, substitute
 from minigrad.loops.axes import indices, merge, vector_width
 from minigrad.loops.build import combine, lanes_loop, serial_loop
 from minigrad.loops.nest import Fold, Loop, Set, Statement, Store
-from minigrad.loops.prefetch import Place
+from minigrad.loops.prefetch import AHEAD, Place
 from minigrad.schedule import expr
 from minigrad.schedule.expr import Array, Expr, Leaf, Local
 from minigrad.schedule.stage import Axis, Stage, identity, make_axis
-from minigrad.target import Target
+from minigrad.target import CHAINS, HALF_OF_L1, LINE, Target
 
-MOST_ROWS = 32  # groups of rows that one parallel iteration takes
-CHAINS = 4
-NEAR_BYTES = 1 << 12  # rows that lie within so many bytes are one place to read from
-AHEAD_BYTES = 1 << 13  # how far ahead of its use a matrix is fetched: what arrives in a latency
-LINE_BYTES = 64
-SCALE_BYTES = 1 << 14  # of scales made ready at once: they stay in the first cache
+MOST_STEPS = 32  # iterations, over one or some rows each, of one parallel iteration
+NEAR_BYTES = 1 << 12  # a page: rows that lie within it are one place to read from
 
 
 @dataclass(frozen=True)
@@ -137,10 +133,10 @@ class GemvRows:
 
     def block(self, tasks: int) -> int:
         """Rows of one parallel iteration, where there should be `tasks` of them."""
-        groups = min(max(self.axis.count // tasks // self.rows, 1), MOST_ROWS)
+        steps = min(max(self.axis.count // tasks // self.rows, 1), MOST_STEPS)
         if self.scale_bytes:
-            groups = max(min(groups, SCALE_BYTES // (self.scale_bytes * self.rows)), 1)
-        return groups * self.rows
+            steps = max(min(steps, HALF_OF_L1 // (self.scale_bytes * self.rows)), 1)
+        return steps * self.rows
 
     def loops(
         self, one: Sum, number: int, made: Array, block: int, start: Integer,
@@ -244,7 +240,7 @@ class GemvRows:
 
     def _ahead(self, one: Sum) -> int:
         """How many rows ahead of their use rows are fetched."""
-        return max(AHEAD_BYTES // (self.rows * _row_bytes(one)), 1) * self.rows
+        return max(AHEAD // (self.rows * _row_bytes(one)), 1) * self.rows
 
     def _rows_ahead(self, one: Sum, row: Axis, rows: int, along: Axis) -> tuple[Place, ...]:
         """What a step that takes a vector of each of `rows` rows asks the memory for.
@@ -255,7 +251,7 @@ class GemvRows:
         ahead = row.index + self._ahead(one)
         for array, begin, inside in self._pieces(one, along):
             piece = substitute(begin, {self.axis.variable: ahead}) + inside * rows
-            step = max(self.width, LINE_BYTES // array.dtype.itemsize)
+            step = max(self.width, LINE // array.dtype.itemsize)
             places.extend((array, piece + at) for at in range(0, rows * self.width, step))
         return tuple(places)
 
@@ -266,7 +262,7 @@ class GemvRows:
             count = self._ahead(one) * numel([high(axis.extent) for axis in one.k])
             place = make_axis("p", len(loops), count)
             first = substitute(begin, {self.axis.variable: start})
-            line = min(LINE_BYTES // array.dtype.itemsize, self.target.most_lanes)
+            line = min(LINE // array.dtype.itemsize, self.target.most_lanes)
             prefetch = ((array, first + place.index),)
             loops.append(replace(lanes_loop(place, line, ()), prefetch=prefetch))
         return loops

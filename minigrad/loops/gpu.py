@@ -1,9 +1,9 @@
 """Recipes of a GPU, whose work-items are many and run in groups.
 
-    spread        elementwise: vectors of elements, neighbours by neighbouring work-items
-    rows, blocks  a work-group for each row, or block of rows (see gpu_rows.py)
-    contraction   a tile of the results for each work-group (see group_tiles.py)
-    scatter       additions in order, parallel over what is kept and over parts of what is added to
+    gpu_elementwise   vectors of elements, neighbours by neighbouring work-items
+    gpu_rows          a work-group for each row, or block of rows (see gpu_rows.py)
+    gpu_gemm          a tile of the results for each work-group (see gpu_gemm.py)
+    gpu_scatter       additions in order, parallel over what is kept and parts of what is added to
 
 Rows that are short, or whose neighbours are neighbours in memory, are one work-item's each, by the
 recipes that any target has.
@@ -29,11 +29,10 @@ from minigrad.loops.nest import Loop, Nest, Statement, Store, Stores
 from minigrad.schedule import expr
 from minigrad.schedule.fuse import runs_along_rows
 from minigrad.schedule.schedule import Kernel
-from minigrad.target import Target
+from minigrad.target import ITEM_LANES, Target
 
-VECTOR = 4  # elements of a work-item's vector
-FILL = 4  # groups for each unit that keep it busy
-LEAST_PART = 64  # places of a part of what a scatter adds to
+FILL = 4  # groups for each unit: while some wait for memory, another computes
+LEAST_PART = 64  # places of a part of what a scatter adds to, all of whose updates each part reads
 
 
 def lower_gpu(kernel: Kernel, target: Target, name: str) -> Nest | None:
@@ -73,9 +72,9 @@ def gpu_elementwise(kernel: Kernel, target: Target, name: str) -> Nest:
     extents: list[Integer] = [numel([a.extent]) for a in order]
     width = 1
     narrow = all(load.dtype.itemsize <= 4 for load in expr.loads(*exprs))
-    enough = numel(extents) >= VECTOR * group.items * group.units * FILL
+    enough = numel(extents) >= ITEM_LANES * group.items * group.units * FILL
     if axis is not None and enough and narrow and isinstance(axis.extent, int):
-        width = VECTOR if axis.extent % VECTOR == 0 else 1
+        width = ITEM_LANES if axis.extent % ITEM_LANES == 0 else 1
         extents[-1] = axis.extent // width
     row = row_axis(numel(extents))
     places = unflatten(row.index, extents)

@@ -1,16 +1,16 @@
-"""The recipe of a contraction on a GPU: a tile of the results for each work-group.
+"""The recipe of a matrix product on a GPU: a tile of the results for each work-group.
 
     parallel over batch × tiles of rows × tiles of columns, one work-group each:
-      a block of rows × vectors of columns = 0, in the registers of each work-item
+      results = 0, some rows × vectors of columns in the registers of each work-item
       for pieces of k:
         all work-items copy the tile's rows of both operands to local memory
         barrier
-        for k of the piece:  block[row] += left[row, k] · right[k, lanes]
+        for k of the piece:  results[row] += left[row, k] · right[k, lanes]
         barrier
-      store the block through the epilogue
+      store the results through the epilogue
 
-The copies take any index expression, mask or conversion, as those of `pack` do for a CPU. Edges are
-zeros in local memory, and masks of the last stores.
+The copies take any index expression, mask or conversion, as those of packing.py do for a CPU. Edges
+are zeros in local memory, and masks of the last stores.
 """
 
 from __future__ import annotations
@@ -33,9 +33,8 @@ from minigrad.schedule import expr
 from minigrad.schedule.expr import Array, Expr, Leaf, Local
 from minigrad.schedule.schedule import Kernel
 from minigrad.schedule.stage import Axis, identity, make_axis
-from minigrad.target import TILE_DEPTH, Group, Target, Tile
+from minigrad.target import ITEM_LANES, TILE_DEPTH, Group, Target, Tile
 
-LANES = 4  # columns of a vector; elements of one that is copied
 UNROLLED = 32  # copies of a work-item that are written out, at most
 PAD = 4  # elements between the rows of a local array, so that they begin in different banks
 
@@ -69,7 +68,7 @@ class _Side:
 
 
 def gpu_gemm(kernel: Kernel, target: Target, name: str) -> Nest:
-    """The loop nest of a contraction and its elementwise epilogue, for work-groups."""
+    """The loop nest of a product and its elementwise epilogue, for work-groups."""
     problem = prepare(kernel)
     parts, group = problem.parts, target.group
     assert group is not None
@@ -174,19 +173,19 @@ class _Tile:
     @property
     def lane(self) -> Axis:
         """The lanes of a vector of columns."""
-        return make_axis("x", 0, LANES)
+        return make_axis("x", 0, ITEM_LANES)
 
     @property
     def vectors(self) -> int:
         """Vectors of columns of a work-item."""
-        return self.tile.item_columns // LANES
+        return self.tile.item_columns // ITEM_LANES
 
     @property
     def registers(self) -> Local:
         """The results of a work-item, a vector each."""
         count = self.tile.item_rows * self.vectors
         dtype = self.problem.stage.body.dtype
-        return Local("tile", dtype, count, self.lane.variable, LANES)
+        return Local("tile", dtype, count, self.lane.variable, ITEM_LANES)
 
     def _each(
         self, make: Callable[[Integer, Integer, Integer], tuple[Statement, ...]]
@@ -197,7 +196,7 @@ class _Tile:
         body = make(u.index, v.index, slot)
         inner = Loop(v.variable, 0, (self.vectors,), body, "unroll")
         outer = Loop(u.variable, 0, (self.tile.item_rows,), (inner,), "unroll")
-        return lanes_loop(self.lane, LANES, (outer,))
+        return lanes_loop(self.lane, ITEM_LANES, (outer,))
 
     def _row(self, u: Integer) -> Integer:
         """The tile's row that is a work-item's row u."""
@@ -207,7 +206,7 @@ class _Tile:
     def _column(self, v: Integer) -> Integer:
         """The tile's first column of a work-item's vector v; neighbours have the next ones."""
         across = self.tile.columns // self.tile.item_columns
-        return self.item % across * LANES + v * across * LANES
+        return self.item % across * ITEM_LANES + v * across * ITEM_LANES
 
     def _multiply(self) -> Statement:
         """One piece of k: registers += left · right."""
@@ -235,10 +234,11 @@ class _Tile:
         along_k = 1 not in strides(side.operand, side.axes[-1].variable)
         last, bound = (k[-1], extent) if along_k else (side.axes[-1], side.extent)
         single = len(k) == 1 if along_k else len(side.axes) == 1
-        whole = isinstance(bound, int) and bound % LANES == 0
+        whole = isinstance(bound, int) and bound % ITEM_LANES == 0
         unit = strides(side.operand, last.variable) == {1}
         count = side.size * TILE_DEPTH
-        width = LANES if single and whole and unit and count >= LANES * self.tile.items else 1
+        enough = count >= ITEM_LANES * self.tile.items
+        width = ITEM_LANES if single and whole and unit and enough else 1
         q = make_axis("q", 0, ceildiv(count, width * self.tile.items))
         number = q.index * self.tile.items + self.item
         lane = make_axis("y", 0, width)
@@ -271,8 +271,8 @@ class _Tile:
         row = self.left.start + self._row(u)
         first = self.right.start + self._column(v)
         column = first + self.lane.index
-        whole = self.right.extent % LANES == 0  # then a vector is within, or without
-        ends = self.right.extent - (LANES if whole else 1)
+        whole = self.right.extent % ITEM_LANES == 0  # then a vector is within, or without
+        ends = self.right.extent - (ITEM_LANES if whole else 1)
         last = ends - (first if whole else column)
         conditions = [self.left.extent - 1 - row, last]
         at = {**self.values, **self.left.at(row), **self.right.at(column)}

@@ -7,7 +7,7 @@ small, in scratch memory of the group.
 
 Rows in which products take part (attention) are taken several at a time, one in each lane of a
 vector, so that a column of the other operand is read once for all of them. Their masks become
-bounds of loops, as for a CPU (see regions.py).
+bounds of loops, as for a CPU (see mask_bounds.py).
 """
 
 from __future__ import annotations
@@ -31,10 +31,11 @@ from minigrad.schedule.schedule import Kernel
 from minigrad.schedule.stage import Axis, Stage, identity, make_axis
 from minigrad.target import Group, Target
 
-SHORT = 32  # elements of a row that one work-item had better do alone
+SHORT_ROW = 32  # elements of a row below which one work-item does it alone: one for each of a warp
 SHARE = 4  # elements of a row for each work-item, at least
-FOLD = 4  # what a step of the fold of all items costs, in steps of a loop
-VECTOR_BYTES = 32  # of a vector whose lanes are rows of a block, at most
+# What a step of the fold of all items costs, in steps of a loop: it writes, waits, reads and adds.
+FOLD = 4
+VECTOR_BYTES = 32  # of a vector whose lanes are rows of a block, at most: two accesses of 16
 
 
 def row_items(kernel: Kernel, group: Group, share: int = SHARE) -> int:
@@ -44,7 +45,7 @@ def row_items(kernel: Kernel, group: Group, share: int = SHARE) -> int:
         inner = stage.axes[prefix_length(stage, kernel.rows) :]
         for axes in (inner, stage.reduced):
             length = max(length, numel([axis.extent for axis in axes]))
-    if length < SHORT:
+    if length < SHORT_ROW:
         return 1
     items = 32
     while 2 * items * share <= length and 2 * items <= group.items:

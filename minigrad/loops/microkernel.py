@@ -1,6 +1,6 @@
 """Register tiles: a few rows by one or two vectors of a product, held in registers along all of k.
 
-These are the pieces of `contraction`; another recipe may use them for a block of rows of its own,
+These are the pieces of `gemm`; another recipe may use them for a block of rows of its own,
 whose results its `stores` put wherever it wants them.
 """
 
@@ -18,23 +18,24 @@ from minigrad.schedule import expr
 from minigrad.schedule.contraction import Contraction
 from minigrad.schedule.expr import Array, Expr, Leaf, Local
 from minigrad.schedule.stage import Axis, Stage, identity, make_axis
-from minigrad.target import Target
+from minigrad.target import LINE, Target
 
 Statements = tuple[Statement, ...]
 
-LINE = 64  # bytes of a cache line
-LEAST_DEPTH = 192  # a shorter sum is over before what is fetched ahead arrives
+# Elements of k below which nothing is fetched ahead: at 14 cycles each, for tiles of 14 rows, 192
+# take some ten times as long as memory to answer; of a shorter sum too much is over by then.
+LEAST_FETCHED = 192
 
 
 @dataclass(frozen=True)
 class Problem:
-    """A contraction with merged axes, ready to be tiled.
+    """A product with merged axes, ready to be tiled.
 
     stores: where its results go; in their values `accumulator` stands for the result. ends: where
     the loop over the first axis of k ends too, for a piece of k that may be the last, or a segment
-    of it (see ragged.py). needed: how many rows, the first ones, have results that matter; None for
-    all. terms: what is added for every k where the operands, of which one is masked, give something
-    that is not finite; None where the product of both is all that is meant.
+    of it (see dynamic_bounds.py). needed: how many rows, the first ones, have results that matter;
+    None for all. terms: what is added for every k where the operands, of which one is masked, give
+    something that is not finite; None where the product of both is all that is meant.
     """
 
     stage: Stage
@@ -46,7 +47,7 @@ class Problem:
     terms: Expr | None = None
 
     @property
-    def dynamic(self) -> bool:
+    def has_dynamic_bounds(self) -> bool:
         """Whether some loop's bound is loaded."""
         return bool(self.ends) or self.needed is not None
 
@@ -127,7 +128,7 @@ def choose_nr(target: Target, stage: Stage, columns: int) -> int:
 def choose_mr(target: Target, rows: int, nr: int, stage: Stage, bound: int = 0) -> int:
     """Rows of a tile: as many as the registers hold, about the same number in every tile.
 
-    `bound`: no more than so many, if it is not 0.
+    `bound`: at most that many, if it is not 0.
     """
     lanes = target.lanes(stage.body.dtype)
     most = target.tile_rows if nr >= 2 * lanes else 2 * target.tile_rows - 4
@@ -253,7 +254,7 @@ class Ahead:
         numbers: where the numbers of tiles with as many rows end.
         """
         inner, u = problem.parts.k[-1], step.variable
-        if not isinstance(inner.extent, int) or inner.extent < LEAST_DEPTH:
+        if not isinstance(inner.extent, int) or inner.extent < LEAST_FETCHED:
             return problem.along_k(step)
         line = LINE // max(left.dtype.itemsize, 4)
         outer, within = make_axis("ko", 0, ceildiv(inner.extent, line)), make_axis("ki", 0, line)

@@ -12,7 +12,8 @@ every barrier: no bound of a loop around one depends on the item.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 
 from minigrad.graph.node import Op
 from minigrad.graph.symbolic import Affine, Atom, Integer
@@ -23,7 +24,7 @@ from minigrad.schedule.expr import Array, Expr, Guard, Local
 class Store:
     """array[index] = value where the guard holds.
 
-    streaming: a wish that it pass by the cache, because nobody will read it soon.
+    streaming: it should bypass the cache, because nothing reads it soon.
     """
 
     array: Array
@@ -44,7 +45,7 @@ class Stores:
 class Set:
     """local[slot] = value (lanes outside a mask keep their old value).
 
-    everywhere: what becomes of lanes outside a mask does not matter, because nobody looks at them.
+    everywhere: lanes outside a mask may get any value, because nothing reads them.
     """
 
     local: Local
@@ -130,7 +131,7 @@ class Loop:
     above; from 0 to a number).
     prefetch: places that will be read soon, in a later iteration or after the loop; a renderer may
     ask the memory for them in each iteration. They may lie beyond their arrays.
-    transpose: of a serial loop inside of a lanes loop: so many iterations may be done at once, by
+    transpose: of a serial loop inside of a lanes loop: how many iterations may be done at once, by
     vectors along this loop that are transposed in registers, where loads lie along it and not
     along the lanes. 0: none are.
     """
@@ -215,41 +216,65 @@ def divides(x: Integer, width: int) -> bool:
     return x.constant % width == 0 and all(c % width == 0 for _, c in x.terms)
 
 
+def children(statement: Statement) -> tuple[Statement, ...]:
+    """The statements directly inside of one."""
+    if isinstance(statement, Loop):
+        return statement.body
+    return statement.items if isinstance(statement, Stores) else ()
+
+
+def walk(*statements: Statement) -> Iterator[Statement]:
+    """Statements and all that is inside of them, each before what it holds, in order."""
+    stack = list(reversed(statements))
+    while stack:
+        statement = stack.pop()
+        yield statement
+        stack.extend(reversed(children(statement)))
+
+
+def map_statement(
+    statement: Statement, change: Callable[[Statement], Statement]
+) -> Statement:
+    """A statement with `change` made to all that is inside of it, and then to itself.
+
+    The change of a Store is a Store.
+    """
+    if isinstance(statement, Loop):
+        inner = tuple(map_statement(s, change) for s in statement.body)
+        statement = replace(statement, body=inner)
+    elif isinstance(statement, Stores):
+        items = tuple(map_statement(item, change) for item in statement.items)
+        statement = Stores(tuple(item for item in items if isinstance(item, Store)))
+    return change(statement)
+
+
 def arrays_written(statement: Statement) -> frozenset[Array]:
     """All arrays that a statement stores to."""
-    if isinstance(statement, Store):
-        return frozenset((statement.array,))
-    if isinstance(statement, Stores):
-        return frozenset(item.array for item in statement.items)
-    if isinstance(statement, MatrixProduct):
-        return frozenset((statement.total.array,))
-    if isinstance(statement, FoldItems):
-        return frozenset((statement.memory,))
-    if isinstance(statement, Loop):
-        return frozenset().union(*(arrays_written(s) for s in statement.body))
-    return frozenset()
+    found = set()
+    for inner in walk(statement):
+        if isinstance(inner, Store):
+            found.add(inner.array)
+        elif isinstance(inner, MatrixProduct):
+            found.add(inner.total.array)
+        elif isinstance(inner, FoldItems):
+            found.add(inner.memory)
+    return frozenset(found)
 
 
 def locals_set(statement: Statement) -> frozenset[Local]:
     """All registers that a statement changes."""
-    if isinstance(statement, Set):
-        return frozenset((statement.local,))
-    if isinstance(statement, Fold | FoldItems):
-        return frozenset((statement.target,))
-    if isinstance(statement, Loop):
-        return frozenset().union(*(locals_set(s) for s in statement.body))
-    return frozenset()
+    found = set()
+    for inner in walk(statement):
+        if isinstance(inner, Set):
+            found.add(inner.local)
+        elif isinstance(inner, Fold | FoldItems):
+            found.add(inner.target)
+    return frozenset(found)
 
 
 def expressions(statement: Statement) -> list[Expr]:
     """All expressions directly or indirectly in a statement."""
-    if isinstance(statement, Store | Set):
-        return [statement.value]
-    if isinstance(statement, Stores):
-        return [item.value for item in statement.items]
-    if isinstance(statement, Loop):
-        return [e for s in statement.body for e in expressions(s)]
-    return []
+    return [inner.value for inner in walk(statement) if isinstance(inner, Store | Set)]
 
 
 def show(nest: Nest) -> str:

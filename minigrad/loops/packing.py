@@ -14,14 +14,17 @@ from minigrad.graph.node import Op
 from minigrad.graph.shapes import flatten, numel
 from minigrad.graph.symbolic import Atom, Integer, ceildiv, coefficient
 from minigrad.loops.build import lanes_loop
-from minigrad.loops.microkernel import LINE, Block, Left, Problem, Statements, strides
+from minigrad.loops.microkernel import Block, Left, Problem, Statements, strides
 from minigrad.loops.nest import Loop, Statement, Store
 from minigrad.loops.prefetch import Place, next_rows
 from minigrad.schedule import expr
 from minigrad.schedule.expr import Array, Expr, Leaf
 from minigrad.schedule.stage import Axis, make_axis
+from minigrad.target import LINE
 
-WORDS = 16  # of a vector with 512 bits
+ROW_WORDS = LINE // 4  # of 32 bits, in a row of a matrix register (AMX): 64 bytes
+# Panels over which the copy of a row of `left` pays: written once, it is read once for each.
+LEAST_PANELS = 4
 
 
 def depth_of(axes: tuple[Axis, ...]) -> tuple[int, Integer]:
@@ -117,7 +120,7 @@ def _copy_along_k(problem: Problem, copy: Statement, lanes: int) -> Statement:
 
 
 def _far_first(problem: Problem) -> list[Axis]:
-    """The axes of k in the order in which `right` had better be read: neighbours in memory last."""
+    """The axes of k in the order in which `right` lies in memory: neighbours last."""
     return sorted(problem.parts.k, key=lambda axis: -_distance(problem.parts.right, axis))
 
 
@@ -208,8 +211,8 @@ def pack_words(problem: Problem, block: Block) -> tuple[Statement, Array, int]:
     stops = (block.start + block.mc, row.extent)
     if 1 in strides(problem.parts.left, row.variable):
         copy = problem.along_k(copy)
-        return lanes_loop(row, WORDS, (copy,), block.start, stops), array, stride
-    copy = problem.along_k(lanes_loop(inner, WORDS, (copy,)), skip=inner)
+        return lanes_loop(row, ROW_WORDS, (copy,), block.start, stops), array, stride
+    copy = problem.along_k(lanes_loop(inner, ROW_WORDS, (copy,)), skip=inner)
     return Loop(row.variable, block.start, stops, (copy,)), array, stride
 
 

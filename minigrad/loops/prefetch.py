@@ -1,17 +1,17 @@
 """What a vector loop asks the memory for, before it is read.
 
 A processor that waits for memory while it computes, and lets memory rest while it computes, takes
-the sum of both times instead of the larger one. Its own prefetching follows single sweeps well, but
+the sum of both times instead of the larger one. Its own prefetching follows single passes well, but
 not loops that go over a row several times. (Measured with two cores of a Sapphire Rapids class
 machine: a layer norm of 24 MiB takes 1.73 ms without and 0.91 ms with it, a softmax of 64 MiB 4.1
-and 3.0 ms; single sweeps gain 3 to 13 %.)
+and 3.0 ms; single passes gain 3 to 13 %.)
 
-A single sweep over one array wants to be far ahead, since a processor follows each array with only
-so many lines at once. Over several arrays it keeps all lines busy that it can wait for, and who
-asks is in the way. (Measured with one core of a Zen 5 class machine: a copy of 64 MiB gains 6 %, an
-update in place 12 %; a sum of two such arrays would lose 9 %, an optimizer's step 10 %.) Where the
-lanes of a vector lie a few elements apart, it covers many lines, which no processor follows well:
-squares of a million vectors of 3 take 3.1 ms without and 0.7 ms with it.
+A single pass over one array wants to be far ahead, since a processor follows each array with only
+a few lines at once. Over several arrays it keeps all lines busy that it can wait for, and to ask
+for more is in the way. (Measured with one core of a Zen 5 class machine: a copy of 64 MiB gains 6
+%, an update in place 12 %; a sum of two such arrays would lose 9 %, an optimizer's step 10 %.)
+Where the lanes of a vector lie a few elements apart, it covers many lines, which no processor
+follows well: squares of a million vectors of 3 take 3.1 ms without and 0.7 ms with it.
 """
 
 from __future__ import annotations
@@ -25,10 +25,11 @@ from minigrad.schedule.expr import Array, Expr
 from minigrad.schedule.stage import Axis, Stage
 from minigrad.target import Target
 
-AHEAD = 8192  # bytes: what a core reads while an access waits, and some more
-FAR = 2 * AHEAD  # the same for the only array of a sweep
-WIDEST = 16  # elements from lane to lane: more are lines of their own
-MOST_IN_VAIN = 4  # a row that is so many times longer loses little by what lies behind its end
+# Bytes: what a core reads while an access waits (10 GB/s for 0.1 µs is 1 KiB), and more.
+AHEAD = 8192
+FAR = 2 * AHEAD  # the same for the only array of a pass
+WIDEST = 16  # elements from lane to lane: with more, each float32 is on a line of its own
+LEAST_TIMES = 4  # a row 4 times as long as that loses little by what is fetched behind its end
 
 Place = tuple[Array, Integer]
 
@@ -69,8 +70,8 @@ def further_along(
 
 
 def far_enough(nbytes: int) -> int:
-    """Bytes that the only array of a sweep is asked ahead in a row of so many bytes; 0: none."""
-    return next((far for far in (FAR, AHEAD) if nbytes >= MOST_IN_VAIN * far), 0)
+    """Bytes ahead that the only array of a pass is asked for, in a row of `nbytes`; 0: none."""
+    return next((far for far in (FAR, AHEAD) if nbytes >= LEAST_TIMES * far), 0)
 
 
 def further_rows(stages: Sequence[Stage], axis: Axis, target: Target) -> tuple[Place, ...]:

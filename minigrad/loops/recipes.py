@@ -5,11 +5,11 @@
     scatter       additions at places given by data, in order, parallel over what is kept
     scan          running reductions, parallel over what is kept (see scans.py)
     distribute    one pass of a sort (see scans.py)
-    contraction   register tiles (see contraction.py)
-    thin          a matrix times a vector, or a few (see thin.py)
-    blocks        rows in which products take part, several at a time (see blocks.py)
+    gemm          a matrix product, in register tiles (see gemm.py)
+    gemv          a matrix times a vector, or a few (see gemv.py)
+    block_rows    rows in which products take part, several at a time (see block_rows.py)
 
-A GPU has recipes of its own for most of these (see groups.py).
+A GPU has recipes of its own for most of these (see gpu.py).
 """
 
 from __future__ import annotations
@@ -48,7 +48,9 @@ from minigrad.schedule.schedule import Kernel
 from minigrad.schedule.stage import make_axis
 from minigrad.target import Target
 
-BLOCK = 4096  # elements of a long vector loop that one parallel iteration takes
+# Elements of a long vector loop that one parallel iteration takes: 16 KiB of float32, a small part
+# of a chunk (see assemble.py), and enough for the prefetcher of a processor to follow.
+BLOCK_LENGTH = 4096
 
 
 def lower(kernel: Kernel, target: Target, name: str = "kernel") -> Nest:
@@ -110,8 +112,8 @@ def elementwise(kernel: Kernel, target: Target, name: str) -> Nest:
         loop = lanes_loop(axis, width, body)
         loop = replace(loop, prefetch=further_along(axis, None, exprs, target))
         return assemble(name, kernel, loop, target)
-    block = BLOCK if many < 64 and isinstance(axis.extent, int) and axis.extent > BLOCK else 0
-    if block:
+    if many < 64 and isinstance(axis.extent, int) and axis.extent > BLOCK_LENGTH:
+        block = BLOCK_LENGTH
         blocks = make_axis("b", 0, ceildiv(axis.count, block))
         start = blocks.index * block
         vector = lanes_loop(axis, width, body, start, (start + block, axis.count))

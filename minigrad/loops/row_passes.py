@@ -22,7 +22,7 @@ from minigrad.schedule.expr import Array, Expr, Local
 from minigrad.schedule.stage import Axis, Stage, identity, make_axis
 from minigrad.target import Target
 
-MOST_IN_PASS = 12  # stages: each wants registers of its own
+MOST_IN_PASS = 12  # stages, each of which wants a register: of 16 a few are left for operands
 
 AxisPlace = tuple[Array, Integer, Axis]  # a place along an axis of which memory is asked
 
@@ -178,7 +178,7 @@ def _neutral(position: Integer, axis: Axis, extent: Integer) -> Integer:
 
 
 def _own_element(load: Expr, stage: Stage, producer: Stage) -> bool:
-    """Whether a load in a swept stage is of the element that a swept producer makes just then."""
+    """Whether a load reads the element that its producer makes in the same step of a pass."""
     mine, other = _pass_axis(stage), _pass_axis(producer)
     if mine is None or other is None or producer.op is not None or mine.extent != other.extent:
         return False

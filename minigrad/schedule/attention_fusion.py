@@ -24,17 +24,19 @@ from minigrad.schedule.expr import Array, Expr
 from minigrad.schedule.layout import Order, order_of, reading, relayout
 from minigrad.schedule.stage import Stage
 
-# Multiply-adds an element up to which a product is computed where it is read: in one kernel; in
-# several, where what follows it must wait for statistics of its rows; in several otherwise.
+# Multiply-adds an element up to which a product is computed where it is read: in one kernel (the
+# widest heads of attention that are in use have 256); in several, where what follows it must wait
+# for statistics of its rows; in several otherwise, each of which repeats it.
 DEPTH, DEPTH_WITH_STATISTICS, DEPTH_AGAIN = 256, 128, 64
-LEAST = 8  # rows and columns below which blocks do not pay
-SMALLEST = 1 << 14  # elements of a value that may as well lie in a cache
-LARGE = 1 << 24  # elements of a value that had better stay out of memory
-# Read along both axes it is so at fewer elements, where it is many times its factors.
+LEAST = 8  # rows and columns of a block, at least: fewer do not fill a vector of 256 bits
+SMALLEST = 1 << 14  # elements of a value that may as well lie in a cache: 64 KiB of float32
+LARGE = 1 << 24  # elements of a value that must not lie in memory: 64 MiB of float32
+# Read along both axes it is so at fewer elements, 4 MiB, where it is many times its factors.
 LARGE_BOTH_WAYS, WIDE = 1 << 20, 8
 SERIAL = 1 << 16  # elements of a value that one thread may compute
-PARALLEL = 256  # rows that keep every thread busy, block by block
-LONGEST = 1 << 16  # elements of a row of which a block still fits the last cache
+PARALLEL = 256  # rows that keep every thread busy: 8 blocks of 32
+# Elements of a row of which a block still fits the last cache: 8 MiB for 32 rows of float32.
+LONGEST = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -131,7 +133,7 @@ class Chains:
         return rest - kept
 
     def _too_deep(self) -> set[Array]:
-        """Products that are better stored: with an epilogue at most, or dear to repeat."""
+        """Products that are better stored: with an epilogue at most, or costly to repeat."""
         orders: dict[Array, set[Order]] = {}
         for sink in self.sinks.values():
             for array, order in self._all_reads(sink.reads):

@@ -20,10 +20,11 @@ from minigrad.schedule.layout import Order
 from minigrad.schedule.stage import Axis, Stage
 from minigrad.target import Target
 
-TINY = 4096  # kernels of so little work may lose their parallelism
-ENOUGH_ROWS = 32  # rows that still keep every thread busy
-SMALL = 1 << 15  # evaluations that take longer than starting another kernel
-FEW_ROWS = 8  # rows below which so much work is better left parallel
+TINY = 4096  # evaluations, about a microsecond's: such kernels may lose their parallelism
+ENOUGH_ROWS = 32  # rows that still keep every thread busy: a few for each
+# Evaluations that take longer than starting another kernel, with vectors some 10 µs.
+SMALL = 1 << 15
+LEAST_PARALLEL = 8  # rows, one for each thread, below which more than SMALL is better left parallel
 
 
 class Group:
@@ -196,10 +197,9 @@ def _shared_rows(target: Group, own: Group, stage: Stage, produces: bool) -> fro
         return frozenset()
     if not (parallel or work <= TINY):
         return frozenset()
-    if best < min(max(target.rows), FEW_ROWS) and work > SMALL:  # it would no longer be parallel
-        return frozenset()
-    if best < min(max(own.rows), FEW_ROWS) and stage.iterations > SMALL:  # nor would the stage be
-        return frozenset()
+    for part, done in ((target, work), (own, stage.iterations)):  # what would not be parallel then
+        if best < min(max(part.rows), LEAST_PARALLEL) and done > SMALL:
+            return frozenset()
     if max(target.largest, stage.size) > target.machine.row_values * best:
         return frozenset()
     if work > TINY and not _agrees(target, stage, best):
@@ -292,10 +292,10 @@ def prefix_length(stage: Stage, rows: int) -> int:
     return len(stage.axes)
 
 
-# Vector instructions: what a gather of a vector's lanes and a store of neighbouring rows take; and
-# what it saves to pass a value on in the cache instead of in memory.
+# Vector instructions: what a gather of a vector's lanes (three for each of 16) and a store of
+# neighbouring rows take; and what it saves to pass a vector on in the cache instead of in memory.
 _GATHER, _SPREAD, _PASS = 48, 4, 20
-_MOST_INTERLEAVED = 7
+_MOST_INTERLEAVED = 7  # elements from lane to lane that shuffles pick from whole vectors
 
 
 def runs_along_rows(stages: Iterable[Stage], rows: int, machine: Target) -> bool:

@@ -1,6 +1,6 @@
 """Sums that pick one element: Σ where(i == label, x[i], 0) over i is x[label].
 
-So a loss's logit of the right class is one load instead of a sweep over all classes, and so is
+So a loss's logit of the right class is one load instead of a pass over all classes, and so is
 every product with a one-hot mask that is written with `where`. What lies at other places is not
 added: the zeros that stand there are, and those change nothing, but perhaps the sign of a zero. An
 index that no i is gives 0, as the sum does.
