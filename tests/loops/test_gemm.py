@@ -68,7 +68,7 @@ def vector_times_matrix(inputs: Inputs) -> list[Node]:
 
 @case
 def vector_times_transposed(inputs: Inputs) -> list[Node]:
-    """Dots: rows that no group divides, a depth with a tail; two outputs."""
+    """By rows, which no number at once divides; a depth with a tail; two outputs."""
     x, w = inputs(1, 43), inputs(203, 43)
     result = product(x, transpose(w))
     return [gelu(result), result]
@@ -87,7 +87,7 @@ def few_rows(inputs: Inputs) -> list[Node]:
 
 @case
 def few_columns(inputs: Inputs) -> list[Node]:
-    """The result's neighbours are the few."""
+    """The result's neighbours belong to several vectors."""
     return [product(inputs(90, 33), inputs(33, 4)), product(inputs(90, 33), inputs(33, 1))]
 
 
@@ -99,7 +99,7 @@ def rest_alone(inputs: Inputs) -> list[Node]:
 
 @case
 def few_strided(inputs: Inputs) -> list[Node]:
-    """The few are columns of a table: they are copied, for vectors want neighbours."""
+    """The vectors are columns of a table: they are copied, to be neighbours."""
     x, w = inputs(40, 3), inputs(50, 40)
     return [product(transpose(x), transpose(w))]
 

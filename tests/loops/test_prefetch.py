@@ -43,7 +43,7 @@ def test_single_sweeps_over_several_arrays_ask_for_nothing() -> None:
         nest = nest_of(lambda x, y: total(add(x, y), 1), shape, shape)
         assert not asked(nest.parallel)
     nest = nest_of(lambda x, y: softmax(add(x, y), 1), (4096, 256), (4096, 256))
-    assert len(asked(nest.parallel)) == 2  # several sweeps
+    assert len(asked(nest.parallel)) == 2  # several passes
 
 
 def test_a_row_that_is_not_followed_by_the_next_asks_for_little_behind_its_end() -> None:

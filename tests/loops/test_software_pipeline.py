@@ -13,9 +13,9 @@ from schedule.programs import add, ew, graph_of, mean, mul, plan_of, softmax, tr
 from minigrad.graph import build as g
 from minigrad.graph.node import Node, Op
 from minigrad.graph.symbolic import ceildiv
+from minigrad.loops.assemble import MOST_CHUNKS
 from minigrad.loops.nest import Loop, Nest
 from minigrad.loops.recipes import lower
-from minigrad.loops.software_pipeline import FEWEST_BLOCKS
 from minigrad.runtimes.reference import evaluate
 
 Build = Callable[[Node], Node]
@@ -65,21 +65,21 @@ def test_the_results_are_those_of_the_reference(
 
 @pytest.mark.parametrize(
     ("rows", "block"),
-    [(16 * FEWEST_BLOCKS, 16), (16 * FEWEST_BLOCKS - 1, 8), (4 * FEWEST_BLOCKS, 4)],
+    [(16 * MOST_CHUNKS, 16), (16 * MOST_CHUNKS - 1, 8), (4 * MOST_CHUNKS, 4)],
 )
-def test_a_sweep_that_only_streams_is_late(rows: int, block: int) -> None:
+def test_a_pass_that_only_streams_is_delayed(rows: int, block: int) -> None:
     nest = nest_of(BUILDS["softmax"], (rows, 64), "avx512 streaming")
     assert nest.total == ceildiv(rows, block)
     inner = [s for s in nest.parallel.body if isinstance(s, Loop) and s.kind == "serial"]
     assert len(inner) == (2 if rows % block == 0 else 3)
-    assert {array.size for array, _ in nest.scratch} == {1, 2, 128}  # twice what is read late
+    assert {array.size for array, _ in nest.scratch} == {1, 2, 128}  # twice what the next row reads
 
 
 def test_other_rows_are_written_at_once() -> None:
     def parallel(rows: int, machine: str) -> int:
         return nest_of(BUILDS["softmax"], (rows, 64), machine).total
 
-    few = 4 * FEWEST_BLOCKS - 1
+    few = 4 * MOST_CHUNKS - 1
     assert parallel(few, "avx512 streaming") == few
     assert parallel(1024, "avx512") == 1024  # stores stay in the cache
     assert set(MACHINES) >= {"avx512", "avx512 streaming"}
