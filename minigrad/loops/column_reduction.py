@@ -64,7 +64,7 @@ class _Block:
 
 
 def column_reduction(kernel: Kernel, length: int, target: Target, name: str) -> Nest:
-    """`length`: the neighbouring rows, which are columns in memory."""
+    """The loop nest of sums of columns; `length` neighbouring rows are columns in memory."""
     bodies = [stage.body for stage in kernel.stages]
     width = vector_width(target, bodies, length, True)
     sums = sum(stage.op is not None for stage in kernel.stages)

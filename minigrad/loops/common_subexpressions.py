@@ -41,7 +41,7 @@ def share_common(stages: Stages, stored: frozenset[Array]) -> Stages:
             at = {product.axes[0].variable: own.index}
             old = expr.substitute_in(best, at)
             new = expr.substitute_in(expr.load(array, product.position), at)
-            result[n] = replace(stage, body=_replaced(stage.body, old, new)), kind
+            result[n] = replace(stage, body=expr.replace_in(stage.body, {old: new})), kind
         shared = replace(product, array=array, op=None, reduced=(), body=best)
         place = next(n for n, (stage, _) in enumerate(result) if stage.array == product.array)
         result.insert(place + 1, (shared, False))
@@ -201,16 +201,3 @@ def _without_mask(mask: Expr, terms: Expr, makers: dict[Array, Stage]) -> Expr:
 
 def _reads(stage: Stage, array: Array) -> bool:
     return any(load.array == array for load in expr.loads(stage.body))
-
-
-def _replaced(root: Expr, old: Expr, new: Expr) -> Expr:
-    """root with one of its parts replaced."""
-    done: dict[Expr, Expr] = {}
-    for e in expr.walk(root):
-        if e is old:
-            done[e] = new
-        elif e.args and any(done[arg] is not arg for arg in e.args):
-            done[e] = expr.apply(e.op, tuple(done[arg] for arg in e.args), e.dtype)
-        else:
-            done[e] = e
-    return done[root]

@@ -83,20 +83,7 @@ def with_vectors_at_hand(
             copy = lanes_loop(axis, width, (copy,))
         copies.append(copy)
         places[vector] = expr.load(array, place)
-    return copies, replace(one, body=_replaced(one.body, places))
-
-
-def _replaced(root: Expr, values: dict[Expr, Expr]) -> Expr:
-    """root with expressions inside it replaced."""
-    new: dict[Expr, Expr] = {}
-    for e in expr.walk(root):
-        if e in values:
-            new[e] = values[e]
-        elif e.args:
-            new[e] = expr.apply(e.op, tuple(new[arg] for arg in e.args), e.dtype)
-        else:
-            new[e] = e
-    return new[root]
+    return copies, replace(one, body=expr.replace_in(one.body, places))
 
 
 class GemvRows:
@@ -189,7 +176,7 @@ class GemvRows:
             fill.extend(inside)
             row_at = self.axis.index - start
             places[scale] = expr.load(array, flatten([row_at, *inner], extents))
-        return fill, replace(one, body=_replaced(one.body, places))
+        return fill, replace(one, body=expr.replace_in(one.body, places))
 
     def _some(
         self, one: Sum, number: int, made: Array, block: int, start: Integer, row: Axis, rows: int

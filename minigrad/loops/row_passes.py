@@ -69,7 +69,7 @@ def row_passes(
 def _prefetches(
     passes: Sequence[_Pass], row: Axis, target: Target
 ) -> dict[int, tuple[AxisPlace, ...]]:
-    """By one: what it asks memory for, as places along an axis.
+    """By pass: what it asks memory for, as places along an axis.
 
     What several passes need of a row comes while the one before it is worked on: the pass that
     computes longest asks for it. What one pass needs it asks for itself, if it is one array.
@@ -141,8 +141,8 @@ class _Reads:
 
     The array of a writer may be the memory of any array of its size. `places`: bytes of an array →
     (extent, position) of the reads of such arrays, with the loop's variable replaced by one that is
-    the same for all, or None for a stage that is no pass → the last one with such a read. Stages
-    of one kind share an entry, or hundreds of them would take time by their square.
+    the same for all, or None for a stage that is no loop → the last pass with such a read. Stages
+    of one kind share an entry, so that hundreds of them do not take quadratic time.
     """
 
     def __init__(self) -> None:
@@ -150,7 +150,7 @@ class _Reads:
         self.last = 0
 
     def add(self, stage: Stage, place: int) -> None:
-        """Note the reads of a stage of the one `place`."""
+        """Note the reads of a stage of the pass `place`."""
         self.last = max(self.last, place)
         axis = _pass_axis(stage)
         for load in expr.loads(*stage.exprs()):
@@ -161,7 +161,7 @@ class _Reads:
                 places[key] = max(places.get(key, 0), place)
 
     def first_for(self, writer: Stage) -> int:
-        """The first one that a stage with an array of memory may join, or come after."""
+        """The first pass that a stage with an array of memory may join, or come after."""
         first, axis = self.last, _pass_axis(writer)
         nbytes = writer.array.size * writer.array.dtype.itemsize
         for key, place in self.places.get(nbytes, {}).items():
@@ -194,7 +194,7 @@ def _pass_loop(
     one: _Pass, number: int, stored: frozenset[Array], read: set[Array], target: Target,
     prefetch: Sequence[AxisPlace],
 ) -> list[Statement]:  # fmt: skip
-    """One loop for all stages of a one; `read`: the arrays that later passes want."""
+    """One loop for all stages of a pass; `read`: the arrays that later passes want."""
     assert one.extent is not None
     axis = make_axis("c", number, one.extent)
     values: dict[tuple[Array, Integer], Expr] = {}

@@ -127,7 +127,7 @@ Moved = Callable[[Array, Integer], tuple[Array, Integer]]
 
 
 def _twice(kept: set[Array], row: Axis) -> Moved:
-    """Where an element of scratch memory is of which rows of even and odd number have their own."""
+    """Where the elements of `kept` are, of which rows of even and of odd number have one each."""
     second = (row.index + 1) % 2
 
     def moved(array: Array, place: Integer) -> tuple[Array, Integer]:

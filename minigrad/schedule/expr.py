@@ -312,6 +312,19 @@ def rebuild(root: Expr, change: Callable[[Expr], Expr | None]) -> Expr:
     return new[root]
 
 
+def replace_in(root: Expr, values: Mapping[Expr, Expr]) -> Expr:
+    """root with expressions inside it replaced, but for those inside of indices."""
+    new: dict[Expr, Expr] = {}
+    for expr in walk(root):
+        if expr in values:
+            new[expr] = values[expr]
+        elif expr.args:
+            new[expr] = apply(expr.op, tuple(new[arg] for arg in expr.args), expr.dtype)
+        else:
+            new[expr] = expr
+    return new[root]
+
+
 def with_new_indices(leaf: Expr, new: Mapping[Expr, Expr]) -> Expr:
     """A leaf whose indices take the new values of the expressions inside them."""
     if all(new[inside] is inside for inside in _operands(leaf)):
