@@ -13,7 +13,9 @@ from minigrad.loops.nest import (
     MatrixProduct,
     Nest,
     Prefetch,
+    Set,
     Store,
+    Stores,
     expressions,
     walk,
 )
@@ -139,9 +141,12 @@ def _collect(
             if statement.lane is not None:
                 bound.add(statement.lane)
             see_indices(statement.start, *statement.stops)
-        else:  # of several stores all values come before the arrays that they go to
-            see_values(expressions(statement))
-        if isinstance(statement, Store):
+        elif isinstance(statement, Stores):  # all values come before the arrays that they go to
+            see_values([item.value for item in statement.items])
+        elif isinstance(statement, Set):
+            see_values([statement.value])
+        elif isinstance(statement, Store):
+            see_values([statement.value])
             see_array(statement.array)
             see_indices(statement.index, *statement.guard)
         elif isinstance(statement, Prefetch):

@@ -67,11 +67,12 @@ def substitute_stores(stores: Sequence[Store], values: dict[Atom, Integer]) -> l
     if not values:
         return list(stores)
     return [
-        replace(
-            s,
-            index=substitute(s.index, values),
-            value=expr.substitute_in(s.value, values),
-            guard=expr.restrict((), [substitute(c, values) for c in s.guard]),
+        Store(
+            s.array,
+            substitute(s.index, values),
+            expr.substitute_in(s.value, values),
+            expr.restrict((), [substitute(c, values) for c in s.guard]),
+            s.streaming,
         )
         for s in stores
     ]
@@ -134,8 +135,11 @@ def substitute_statement(statement: Statement, values: dict[Atom, Integer]) -> S
             total, left, right = (replace(m, index=at(m.index)) for m in inner.matrices)
             return replace(inner, total=total, left=left, right=right)
         if isinstance(inner, Loop):
-            prefetch = tuple((array, at(place)) for array, place in inner.prefetch)
-            stops = tuple(at(stop) for stop in inner.stops)
+            places = [place for _, place in inner.prefetch]
+            if all(isinstance(x, int) for x in (inner.start, *inner.stops, *places)):
+                return inner
+            prefetch = tuple([(array, at(place)) for array, place in inner.prefetch])
+            stops = tuple([at(stop) for stop in inner.stops])
             return replace(inner, start=at(inner.start), stops=stops, prefetch=prefetch)
         return inner
 

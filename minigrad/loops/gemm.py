@@ -73,7 +73,9 @@ from minigrad.target import ENOUGH_TASKS, FEW_TASKS, Target
 # each k; a row multiplies them in one. So it costs a tenth or two of the work of LEAST_ROWS, with
 # which it pays where memory is far, and hardly anything beside that of MANY_ROWS.
 LEAST_ROWS, MANY_ROWS = 96, 384
-ROWS_OF_COPY = 160  # rows whose copies find a place in half of the second cache, or k is cut
+# Rows whose copies must find a place in half of the second cache, or k is cut: beside their work
+# the packing of a panel is a tenth.
+ROWS_OF_COPY = 160
 SHARES = 4  # threads that share the blocks of rows evenly, and of course two of them
 MOST_PANELS = 8  # panels of one task, the next of which is fetched meanwhile
 # Multiply-adds of one task: 1.5 to 6 ms at 64 to 16 a cycle, which is how long a thread that shares
