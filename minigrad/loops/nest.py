@@ -12,7 +12,7 @@ every barrier: no bound of a loop around one depends on the item.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from minigrad.graph.node import Op
@@ -223,13 +223,15 @@ def children(statement: Statement) -> tuple[Statement, ...]:
     return statement.items if isinstance(statement, Stores) else ()
 
 
-def walk(*statements: Statement) -> Iterator[Statement]:
+def walk(*statements: Statement) -> list[Statement]:
     """Statements and all that is inside of them, each before what it holds, in order."""
+    found: list[Statement] = []
     stack = list(reversed(statements))
     while stack:
         statement = stack.pop()
-        yield statement
+        found.append(statement)
         stack.extend(reversed(children(statement)))
+    return found
 
 
 def map_statement(
@@ -250,26 +252,22 @@ def map_statement(
 
 def arrays_written(statement: Statement) -> frozenset[Array]:
     """All arrays that a statement stores to."""
-    found = set()
-    for inner in walk(statement):
-        if isinstance(inner, Store):
-            found.add(inner.array)
-        elif isinstance(inner, MatrixProduct):
-            found.add(inner.total.array)
-        elif isinstance(inner, FoldItems):
-            found.add(inner.memory)
-    return frozenset(found)
+    if isinstance(statement, Store):
+        return frozenset((statement.array,))
+    if isinstance(statement, MatrixProduct):
+        return frozenset((statement.total.array,))
+    if isinstance(statement, FoldItems):
+        return frozenset((statement.memory,))
+    return frozenset().union(*map(arrays_written, children(statement)))
 
 
 def locals_set(statement: Statement) -> frozenset[Local]:
     """All registers that a statement changes."""
-    found = set()
-    for inner in walk(statement):
-        if isinstance(inner, Set):
-            found.add(inner.local)
-        elif isinstance(inner, Fold | FoldItems):
-            found.add(inner.target)
-    return frozenset(found)
+    if isinstance(statement, Set):
+        return frozenset((statement.local,))
+    if isinstance(statement, Fold | FoldItems):
+        return frozenset((statement.target,))
+    return frozenset().union(*map(locals_set, children(statement)))
 
 
 def expressions(statement: Statement) -> list[Expr]:
