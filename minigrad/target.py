@@ -9,6 +9,7 @@ from minigrad.dtype import DType, dtypes
 LINE = 64  # bytes of a cache line: of x86 and of most Arm cores
 HALF_OF_L1 = 1 << 14  # bytes: of a first-level cache of 32 KiB, the smallest that we meet
 CHAINS = 4  # sums that a core adds to in turn, since an addition takes up to 4 cycles
+FEW_ROWS = 64  # rows below which threads have too few to share: eight for each of eight
 # Iterations of a parallel loop that divide well among a few threads, such as two or one for each of
 # eight; the fewer where each one repeats the packing of an operand.
 ENOUGH_TASKS, FEW_TASKS = 16, 8

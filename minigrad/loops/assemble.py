@@ -45,7 +45,7 @@ def assemble(
 
     operations, vectors (instructions): of the whole kernel, where these are known.
     """
-    if kernel.kind != "blocks":  # whose sums are as long as a block of keys
+    if kernel.kind != "block_rows":  # whose sums are as long as a block of keys
         loop = in_levels(loop, target)
     arrays: dict[Array, None] = {}
     inside: dict[Array, None] = {}

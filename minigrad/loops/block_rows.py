@@ -36,7 +36,7 @@ from minigrad.target import Target
 
 
 def block_rows(kernel: Kernel, target: Target, name: str) -> Nest:
-    """The loop nest of a kernel of kind "blocks"."""
+    """The loop nest of a kernel of kind "block_rows"."""
     kernel = products_before_readers(kernel)
     first = kernel.stages[0]
     extent = first.axes[prefix_length(first, kernel.rows) - 1].extent

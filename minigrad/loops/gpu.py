@@ -43,7 +43,7 @@ def lower_gpu(kernel: Kernel, target: Target, name: str) -> Nest | None:
         if parts is not None and parts.mask is not None:  # it may have to be computed twice
             return None
         return gpu_gemm(kernel, target, name)
-    if kernel.kind == "blocks":
+    if kernel.kind == "block_rows":
         return gpu_block_rows(kernel, target, name)
     if kernel.kind == "scatter":
         return gpu_scatter(kernel, target, name)

@@ -66,7 +66,7 @@ def lower(kernel: Kernel, target: Target, name: str = "kernel") -> Nest:
             return nest
     if kernel.kind == "contraction":
         return gemm(kernel, target, name)
-    if kernel.kind == "blocks":
+    if kernel.kind == "block_rows":
         return block_rows(kernel, target, name)
     if kernel.kind == "scatter":
         return scatter(kernel, target, name)

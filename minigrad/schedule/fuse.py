@@ -27,24 +27,24 @@ SMALL = 1 << 15
 LEAST_PARALLEL = 8  # rows, one for each thread, below which more than SMALL is better left parallel
 
 
-class Group:
+class Cluster:
     """Stages that become one kernel.
 
-    rows: the numbers of rows into which all of them divide; kind: "rows", "contraction",
-    "scatter", "scan", "distribute", "exchange" or "blocks"; needs: groups whose arrays it reads;
-    depth: how many groups, about, come before it one after the other. made: its stages by array;
-    work: evaluations of all bodies; largest: elements of the largest value. Kept up to date, for
-    groups may be long. extent and pulled are for "blocks" (see blocks.py): rows that may share a
-    block, and the arrays of chains of which it has its own copies.
+    rows: the numbers of rows into which all of them divide; kind: as of a Kernel; needs: clusters
+    whose arrays it reads; depth: how many clusters, about, come before it one after the other.
+    made: its stages by array; work: evaluations of all bodies; largest: elements of the largest
+    value. Kept up to date, for clusters may be long. extent and pulled are for "block_rows" (see
+    attention_fusion.py): rows that may share a block, and the arrays of chains of which it has its
+    own copies.
     """
 
     def __init__(
-        self, machine: Target, rows: frozenset[int], kind: str, extent: int = 0
+        self, target: Target, rows: frozenset[int], kind: str, extent: int = 0
     ) -> None:
-        self.machine = machine
+        self.target = target
         self.stages: list[Stage] = []
         self.rows, self.kind, self.extent = rows, kind, extent
-        self.needs: set[Group] = set()
+        self.needs: set[Cluster] = set()
         self.made: dict[Array, Stage] = {}
         self.work = self.largest = self.depth = 0
         self._costs: dict[int, tuple[int, float, float]] = {}
@@ -62,20 +62,20 @@ class Group:
         """Vector instructions per row of all stages: with vectors across rows, and along."""
         known, across, along = self._costs.get(rows, (0, 0.0, 0.0))
         for stage in self.stages[known:]:
-            first, second = _vector_costs(stage, rows, self.made, self.machine.row_lanes)
+            first, second = _vector_costs(stage, rows, self.made, self.target.row_lanes)
             across, along = across + first, along + second
         self._costs[rows] = (len(self.stages), across, along)
         return across, along
 
 
-def group(
-    chains: Chains, machine: Target, fuse: bool, alone: frozenset[Array] = frozenset()
-) -> list[Group]:
+def cluster(
+    chains: Chains, target: Target, fuse: bool, alone: frozenset[Array] = frozenset()
+) -> list[Cluster]:
     """Distribute stages over kernels; `alone` arrays share none. Chains go where they are read."""
-    groups: dict[Group, int] = {}  # with their places
-    maker: dict[Array, Group] = {}
-    readers: dict[Array, list[Group]] = {}
-    exchanged: set[Group] = set()  # the exchange before this one, which all ranks make first
+    clusters: dict[Cluster, int] = {}  # with their places
+    maker: dict[Array, Cluster] = {}
+    readers: dict[Array, list[Cluster]] = {}
+    exchanged: set[Cluster] = set()  # the exchange before this one, which all ranks make first
     for stage in chains.stages:
         if stage.array in chains.members:
             continue
@@ -84,14 +84,14 @@ def group(
         exprs = [e for part in parts for e in part.exprs()]
         read = list(dict.fromkeys(load.array for load in expr.loads(*exprs)))
         producers = {maker[array] for array in read if array in maker}
-        own = _alone(stage, machine) if sink is None else _alone_blocks(sink, machine)
+        own = _alone(stage, target) if sink is None else _alone_blocks(sink, target)
         home, rows = own, own.rows
         if fuse and stage.array not in alone:
             # (to share a number with much work saves nothing, and its loops walk many arrays)
             shares = [a for a in read if a.size > 1 or stage.iterations <= TINY]
             siblings = [other for array in shares for other in readers.get(array, ())[-4:]]
             # the producer that is ready last, for others would be made to wait for it
-            ready = {g: (g.depth, max(g.rows, default=0), groups[g]) for g in producers}
+            ready = {c: (c.depth, max(c.rows, default=0), clusters[c]) for c in producers}
             near = sorted(producers, key=ready.__getitem__, reverse=True)
             for candidate in dict.fromkeys([*near, *siblings]):
                 if candidate.stages[0].array in alone:
@@ -106,11 +106,11 @@ def group(
                 if shared and not reaches(producers - {candidate}, candidate):
                     home, rows = candidate, shared
                     break
-        groups.setdefault(home, len(groups))
+        clusters.setdefault(home, len(clusters))
         if sink is None:
             home.add(stage, rows)
         else:
-            parts, home.pulled = chains.pull(sink, home.pulled, str(groups[home]))
+            parts, home.pulled = chains.pull(sink, home.pulled, str(clusters[home]))
             for part in parts:
                 home.add(part, rows)
         others = producers - {home}
@@ -123,10 +123,10 @@ def group(
         for array in read:
             if home not in (known := readers.setdefault(array, [])):
                 known.append(home)
-    return list(groups)
+    return list(clusters)
 
 
-def _delays(sibling: Group, producers: set[Group], stage: Stage) -> bool:
+def _delays(sibling: Cluster, producers: set[Cluster], stage: Stage) -> bool:
     """Whether little work would wait for more than it needs, and all that reads it as well.
 
     (The number of labels that count, in one kernel with the loss: its gradient could not be in the
@@ -137,32 +137,32 @@ def _delays(sibling: Group, producers: set[Group], stage: Stage) -> bool:
     )
 
 
-def _alone(stage: Stage, machine: Target) -> Group:
+def _alone(stage: Stage, target: Target) -> Cluster:
     if stage.op in SCATTERS:
-        return Group(machine, frozenset(), "scatter")
+        return Cluster(target, frozenset(), "scatter")
     if stage.op is Op.DISTRIBUTE:
-        return Group(machine, frozenset(), "distribute")
+        return Cluster(target, frozenset(), "distribute")
     if stage.op in SCANS:
-        return Group(machine, frozenset(), "scan")
+        return Cluster(target, frozenset(), "scan")
     if stage.op is Op.COLLECTIVE:
-        return Group(machine, frozenset(), "exchange")
+        return Cluster(target, frozenset(), "exchange")
     if stage.contraction is not None:
-        return Group(machine, frozenset(), "contraction")
+        return Cluster(target, frozenset(), "contraction")
     counts = [1]
     for axis in stage.axes:
         if not isinstance(axis.extent, int):
             break
         counts.append(counts[-1] * axis.extent)
-    return Group(machine, frozenset(counts), "rows")
+    return Cluster(target, frozenset(counts), "rows")
 
 
-def _alone_blocks(sink: Sink, machine: Target) -> Group:
-    return Group(machine, frozenset((sink.count,)), "blocks", sink.extent)
+def _alone_blocks(sink: Sink, target: Target) -> Cluster:
+    return Cluster(target, frozenset((sink.count,)), "block_rows", sink.extent)
 
 
-def reaches(start: Iterable[Group], goal: Group) -> bool:
-    """Whether a group of `start` needs `goal`, directly or not."""
-    seen: set[Group] = set()
+def reaches(start: Iterable[Cluster], goal: Cluster) -> bool:
+    """Whether a cluster of `start` needs `goal`, directly or not."""
+    seen: set[Cluster] = set()
     stack = list(start)
     while stack:
         item = stack.pop()
@@ -174,79 +174,79 @@ def reaches(start: Iterable[Group], goal: Group) -> bool:
     return False
 
 
-def _shared_rows(target: Group, own: Group, stage: Stage, produces: bool) -> frozenset[int]:
-    """The row counts under which `stage` may join `target`; empty where it may not."""
-    if own.kind != "rows" or target.kind not in ("rows", "contraction", "blocks"):
+def _shared_rows(home: Cluster, own: Cluster, stage: Stage, produces: bool) -> frozenset[int]:
+    """The row counts under which `stage` may join `home`; empty where it may not."""
+    if own.kind != "rows" or home.kind not in ("rows", "contraction", "block_rows"):
         return frozenset()
-    if target.kind == "blocks":
-        fits = produces and stage.op is None and _follows_blocks(target, own, stage)
-        return target.rows if fits else frozenset()
-    if target.kind == "contraction":
-        fits = stage.op is None and _same_elements(target.stages, stage)
+    if home.kind == "block_rows":
+        fits = produces and stage.op is None and _follows_blocks(home, own, stage)
+        return home.rows if fits else frozenset()
+    if home.kind == "contraction":
+        fits = stage.op is None and _same_elements(home.stages, stage)
         return frozenset((stage.size,)) if fits and produces else frozenset()
-    rows = target.rows & own.rows
+    rows = home.rows & own.rows
     for array in {load.array for load in expr.loads(stage.body)}:
-        if array in target.made:
-            rows = frozenset(r for r in rows if aligned(stage, target.made[array], r))
+        if array in home.made:
+            rows = frozenset(r for r in rows if aligned(stage, home.made[array], r))
     if not rows:
         return rows
     best = max(rows)
-    work = target.work + stage.iterations
-    parallel = best >= min(max(target.rows), max(own.rows), ENOUGH_ROWS)
-    if not produces and best < max(max(target.rows), max(own.rows)):
+    work = home.work + stage.iterations
+    parallel = best >= min(max(home.rows), max(own.rows), ENOUGH_ROWS)
+    if not produces and best < max(max(home.rows), max(own.rows)):
         return frozenset()
     if not (parallel or work <= TINY):
         return frozenset()
-    for part, done in ((target, work), (own, stage.iterations)):  # what would not be parallel then
+    for part, done in ((home, work), (own, stage.iterations)):  # what would not be parallel then
         if best < min(max(part.rows), LEAST_PARALLEL) and done > SMALL:
             return frozenset()
-    if max(target.largest, stage.size) > target.machine.row_values * best:
+    if max(home.largest, stage.size) > home.target.row_values * best:
         return frozenset()
-    if work > TINY and not _agrees(target, stage, best):
+    if work > TINY and not _agrees(home, stage, best):
         return frozenset()
     return rows
 
 
-def _agrees(target: Group, stage: Stage, rows: int) -> bool:
+def _agrees(home: Cluster, stage: Stage, rows: int) -> bool:
     """Whether one direction of vectors suits both, given what is saved by passing values on."""
-    lanes = target.machine.row_lanes
-    ours, its = target.costs(rows), _vector_costs(stage, rows, target.made, lanes)
+    lanes = home.target.row_lanes
+    ours, its = home.costs(rows), _vector_costs(stage, rows, home.made, lanes)
     alone = _vector_costs(stage, rows, (), lanes)
-    read = {load.array for load in expr.loads(stage.body)} & target.made.keys()
-    passed = sum(target.made[array].size for array in read) / rows / lanes * _PASS
+    read = {load.array for load in expr.loads(stage.body)} & home.made.keys()
+    passed = sum(home.made[array].size for array in read) / rows / lanes * _PASS
     together = min(ours[0] + its[0], ours[1] + its[1])
     return together <= min(ours) + min(alone) + passed
 
 
-def _shared_blocks(target: Group, chains: Chains, sink: Sink, most: int) -> frozenset[int]:
-    """The row count if a reader of chains may join `target` with `most` new stages, else empty."""
-    alike = target.kind == "blocks" and sink.count in target.rows and sink.extent == target.extent
-    if not alike:
+def _shared_blocks(home: Cluster, chains: Chains, sink: Sink, most: int) -> frozenset[int]:
+    """The row count if a reader of chains may join `home` with `most` new stages, else empty."""
+    alike = sink.count in home.rows and sink.extent == home.extent
+    if home.kind != "block_rows" or not alike:
         return frozenset()
-    parts, _ = chains.pull(sink, target.pulled, "")
+    parts, _ = chains.pull(sink, home.pulled, "")
     if len(parts) > most:
         return frozenset()
     for part in parts:
         for array in {load.array for load in expr.loads(*part.exprs())}:
-            if array in target.made and not aligned(part, target.made[array], sink.count):
+            if array in home.made and not aligned(part, home.made[array], sink.count):
                 return frozenset()
-    return target.rows
+    return home.rows
 
 
-def _follows_blocks(target: Group, own: Group, stage: Stage) -> bool:
+def _follows_blocks(home: Cluster, own: Cluster, stage: Stage) -> bool:
     """Whether an elementwise stage takes one value per row, or ends a product of the blocks."""
-    rows = max(target.rows)
+    rows = max(home.rows)
     read = {load.array for load in expr.loads(stage.body)}
-    large = [target.made[a] for a in read if a in target.made and target.made[a].size != rows]
-    if any(made.array in target.pulled.values() or made.reduced == () for made in large):
+    large = [home.made[a] for a in read if a in home.made and home.made[a].size != rows]
+    if any(made.array in home.pulled.values() or made.reduced == () for made in large):
         return False
     if large and not (len(large) == 1 and _same_elements(large, stage)):
         return False
     if not large and stage.size != rows:
         return False
-    if rows not in own.rows or stage.axes[prefix_length(stage, rows) - 1].extent != target.extent:
+    if rows not in own.rows or stage.axes[prefix_length(stage, rows) - 1].extent != home.extent:
         return False
-    return all(aligned(stage, target.made[a], rows) for a in read if a in target.made)
+    return all(aligned(stage, home.made[a], rows) for a in read if a in home.made)
 
 
 def _same_elements(stages: list[Stage], stage: Stage) -> bool:
@@ -298,12 +298,12 @@ _GATHER, _SPREAD, _PASS = 48, 4, 20
 _MOST_INTERLEAVED = 7  # elements from lane to lane that shuffles pick from whole vectors
 
 
-def runs_along_rows(stages: Iterable[Stage], rows: int, machine: Target) -> bool:
+def runs_along_rows(stages: Iterable[Stage], rows: int, target: Target) -> bool:
     """Whether vectors should run across neighbouring rows rather than along each of them."""
     across = along = 0.0
     made: dict[Array, Stage] = {}
     for stage in stages:
-        first, second = _vector_costs(stage, rows, made, machine.row_lanes)
+        first, second = _vector_costs(stage, rows, made, target.row_lanes)
         made[stage.array] = stage
         across, along = across + first, along + second
     return across < along

@@ -1,6 +1,6 @@
 """Which values are kept, and which are recomputed wherever they are read.
 
-A reduction is never recomputed. An elementwise value is, unless that is dear: unless it would be
+A reduction is never recomputed. An elementwise value is, unless that is costly: unless it would be
 evaluated more often than it has elements at a cost that memory would save, or it would make each of
 several readers read several arrays instead of one, or a contraction reads it over and over.
 """
@@ -19,7 +19,7 @@ MEMORY_COST = 40  # operations saved per element that pay for a round trip to me
 OFTEN = 16  # readings of an element that pay for a round trip to memory, whatever it costs
 SLICE = 4096  # elements that a GATHER takes as they are, without counting what their index costs
 SEGMENT = 256  # elements for each of the numbers that bound them
-DEAR = 16  # operations that make it worth while to compute a value where it shares them
+COSTLY = 16  # operations that make it worth while to compute a value where it shares them
 DEEPEST = 400  # nodes in a chain of one body
 MOST_USES = 8  # different readers of one value that are told apart
 _ALWAYS = REDUCTIONS | SCANS.keys() | SCATTERS.keys() | {
@@ -237,9 +237,9 @@ def _belongs_to_its_source(
     node: Node, kept: Container[Node], below: Mapping[Node, int],
     readers: Mapping[Node, Sequence[Node]],
 ) -> bool:  # fmt: skip
-    """Whether a value computed from a reduction had better be kept in the place of that.
+    """Whether a value computed from a reduction should be kept in the place of that.
 
-    So it is if others, which are computed together with the reduction, share something dear with
+    So it is if others, which are computed together with the reduction, share something costly with
     it: the derivative of an activation function, made from its exponential. Where it is needed,
     much later, it would all be computed again, and it takes no more memory than what it is of.
     """
@@ -259,7 +259,7 @@ def _belongs_to_its_source(
         if len(inside) > DEEPEST:
             return False
     return all(source.op is Op.SUM for source in sources) and any(
-        below[member] >= DEAR and any(reader not in inside for reader in readers[member])
+        below[member] >= COSTLY and any(reader not in inside for reader in readers[member])
         for member in inside
         if member is not node
     )

@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 
 from minigrad.schedule.expr import Array
-from minigrad.schedule.fuse import Group
+from minigrad.schedule.fuse import Cluster
 
 
-def in_order(groups: Sequence[Group]) -> list[Group]:
+def in_order(clusters: Sequence[Cluster]) -> list[Cluster]:
     """Groups after what they need, otherwise in the order given."""
-    order: list[Group] = []
-    done: set[Group] = set()
-    place = {member: number for number, member in enumerate(groups)}
-    for start in groups:
+    order: list[Cluster] = []
+    done: set[Cluster] = set()
+    place = {member: number for number, member in enumerate(clusters)}
+    for start in clusters:
         stack = [start]
         while stack:
             top = stack[-1]
@@ -21,7 +21,7 @@ def in_order(groups: Sequence[Group]) -> list[Group]:
                 stack.pop()
                 continue
             waiting = top.needs - done
-            assert len(stack) <= len(groups), "kernels that need each other have no order"
+            assert len(stack) <= len(clusters), "kernels that need each other have no order"
             if waiting:
                 stack.append(min(waiting, key=place.__getitem__))
             else:
@@ -31,33 +31,33 @@ def in_order(groups: Sequence[Group]) -> list[Group]:
 
 
 def freeing_early(
-    order: Sequence[Group],
-    filled: Mapping[Group, Sequence[Array]],
-    readers: Mapping[Array, Sequence[Group]],
-) -> list[Group]:
+    order: Sequence[Cluster],
+    filled: Mapping[Cluster, Sequence[Array]],
+    readers: Mapping[Array, Sequence[Cluster]],
+) -> list[Cluster]:
     """The order, but a kernel that frees more memory than it fills runs as soon as it can.
 
     Of several the one that fills least comes first, and makes room for the others. So the gradient
     of a layer's weights is taken when that of its results is at hand, not after those of all
-    layers, and what the layer kept for it is free. filled: the arrays that each group puts into the
-    program's memory; readers: who reads them.
+    layers, and what the layer kept for it is free. filled: the arrays that each cluster puts into
+    the program's memory; readers: the clusters that read them.
     """
     left = {a: {*readers.get(a, ())} for arrays in filled.values() for a in arrays}
-    reads: dict[Group, list[Array]] = {member: [] for member in order}
+    reads: dict[Cluster, list[Array]] = {member: [] for member in order}
     for array, members in left.items():
         for member in members:
             reads[member].append(array)
-    followers: dict[Group, list[Group]] = {member: [] for member in order}
+    followers: dict[Cluster, list[Cluster]] = {member: [] for member in order}
     for member in order:
         for needed in member.needs:
             followers[needed].append(member)
     missing = {member: len(member.needs) for member in order}
     fills = {member: _bytes(filled[member]) for member in order}
 
-    def frees(member: Group) -> int:
+    def frees(member: Cluster) -> int:
         return _bytes(array for array in reads[member] if len(left[array]) == 1)
 
-    result: dict[Group, None] = {}
+    result: dict[Cluster, None] = {}
     for first in order:
         early = [first]
         while early:

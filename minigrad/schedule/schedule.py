@@ -21,7 +21,7 @@ from minigrad.graph.shapes import numel
 from minigrad.schedule import expr
 from minigrad.schedule.attention_fusion import Chains
 from minigrad.schedule.expr import Array, Expr
-from minigrad.schedule.fuse import Group, aligned, group, reaches
+from minigrad.schedule.fuse import Cluster, aligned, cluster, reaches
 from minigrad.schedule.materialize import (
     MEMORY_COST,
     Materialized,
@@ -30,10 +30,7 @@ from minigrad.schedule.materialize import (
 from minigrad.schedule.order import freeing_early, in_order
 from minigrad.schedule.partial_writes import part_written
 from minigrad.schedule.stage import Stage, Stages
-from minigrad.target import Target
-
-ALIGNMENT = 64  # bytes; every array of the arena starts on a cache line
-
+from minigrad.target import LINE, Target
 
 _Loads = dict[Array, list[tuple[int, Expr]]]
 
@@ -43,9 +40,9 @@ class Kernel:
     """Stages that run under one parallel loop.
 
     kind: "rows" (row r of every stage after row r of its producers), "contraction" (a matrix
-    product and elementwise stages on its result), "scatter", "scan", "distribute" or "blocks" (as
-    "rows", but products take part, so that several rows are computed together); "exchange" begins a
-    COLLECTIVE and "wait" ends it, and neither is code. rows: the number of rows.
+    product and elementwise stages on its result), "scatter", "scan", "distribute" or "block_rows"
+    (as "rows", but products take part, so that several rows are computed together); "exchange"
+    begins a COLLECTIVE and "wait" ends it, and neither is code. rows: the number of rows.
     stored: the arrays that must reach memory; the others live and die inside the kernel.
     """
 
@@ -142,15 +139,15 @@ class _Plan:
         self.late = frozenset(self.arrays[node] for node in late)
         partial = self._cut_to_parts(root for root, _ in targets)
         self.chains = Chains(self.stages.values(), self.slots, fuse and target.has_block_rows)
-        self.groups = group(self.chains, target, fuse, self.late | partial)
-        self.readers: dict[Array, list[Group]] = {}
-        for member in self.groups:
+        self.clusters = cluster(self.chains, target, fuse, self.late | partial)
+        self.readers: dict[Array, list[Cluster]] = {}
+        for member in self.clusters:
             for stage in member.stages:
                 for load in expr.loads(*stage.exprs()):
                     known = self.readers.setdefault(load.array, [])
                     if member not in known:
                         known.append(member)
-        self.maker = {stage.array: g for g in self.groups for stage in g.stages}
+        self.maker = {stage.array: member for member in self.clusters for stage in member.stages}
 
     def _needed(self, stages: dict[Node, Stage]) -> dict[Node, Stage]:
         """Without the stages that nobody reads after all (a mask hid them, a constant chose)."""
@@ -198,7 +195,7 @@ class _Plan:
     def order_in_place_writes(self) -> frozenset[int]:
         """Make every reader of an overwritten slot run first; gives the slots where it cannot."""
         unsafe = set()
-        loads: dict[Group, _Loads] = {}
+        loads: dict[Cluster, _Loads] = {}
         inputs = {slot: a for a, slot in self.slots.items() if a.name.startswith("s")}
         for array, slot in self.slots.items():
             old = inputs.get(slot)
@@ -222,7 +219,7 @@ class _Plan:
     def finish(self) -> Schedule:
         """The kernels in order, and the arena."""
         kernels = []
-        stored = {member: self._stored(member) for member in self.groups}
+        stored = {member: self._stored(member) for member in self.clusters}
         for member in self._order(stored):
             rows = max(member.rows, default=1)
             kernels.append(Kernel(member.kind, tuple(member.stages), rows, stored[member]))
@@ -230,7 +227,7 @@ class _Plan:
         arena, size = plan_arena(kernels, self.slots)
         return Schedule(tuple(kernels), self.slots, arena, size, self.graph.variables)
 
-    def _stored(self, member: Group) -> frozenset[Array]:
+    def _stored(self, member: Cluster) -> frozenset[Array]:
         """The arrays of a kernel that must reach memory."""
         return frozenset(
             stage.array
@@ -239,29 +236,29 @@ class _Plan:
             or any(reader is not member for reader in self.readers.get(stage.array, ()))
         )
 
-    def _order(self, stored: dict[Group, frozenset[Array]]) -> list[Group]:
+    def _order(self, stored: dict[Cluster, frozenset[Array]]) -> list[Cluster]:
         """The kernels in order: what others wait for comes first; without others, what frees."""
-        exchanges = [member for member in self.groups if member.kind == "exchange"]
+        exchanges = [member for member in self.clusters if member.kind == "exchange"]
         if exchanges:  # and all else meanwhile
-            return in_order([*exchanges, *self.groups])
+            return in_order([*exchanges, *self.clusters])
         filled = {
             member: [array for array in arrays if array not in self.slots]
             for member, arrays in stored.items()
         }
-        return freeing_early(in_order(self.groups), filled, self.readers)
+        return freeing_early(in_order(self.clusters), filled, self.readers)
 
 
-def _loads_by_array(group: Group) -> _Loads:
-    """Array → the loads of it, each with the place of its stage in the group."""
+def _loads_by_array(cluster: Cluster) -> _Loads:
+    """Array → the loads of it, each with the place of its stage in the cluster."""
     found: _Loads = {}
-    for place, stage in enumerate(group.stages):
+    for place, stage in enumerate(cluster.stages):
         for load in expr.loads(*stage.exprs()):
             found.setdefault(load.array, []).append((place, load))
     return found
 
 
 def _safe_in_place(
-    writer: Group, array: Array, old: Array, loads: Sequence[tuple[int, Expr]]
+    writer: Cluster, array: Array, old: Array, loads: Sequence[tuple[int, Expr]]
 ) -> bool:
     """Whether the kernel that overwrites `old` reads it only at, or before, its own place.
 
@@ -271,7 +268,7 @@ def _safe_in_place(
     target = writer.stages[place]
     if target.op in SCANS or target.op in SCATTERS or target.op in (Op.DISTRIBUTE, Op.COLLECTIVE):
         return False
-    if writer.kind == "blocks":
+    if writer.kind == "block_rows":
         return False
     for position, load in loads:
         stage = writer.stages[position]
@@ -330,7 +327,7 @@ def plan_arena(
     placed: list[tuple[int, int, int, int]] = []  # start, stop, first and last step; sorted
     offsets: dict[Array, int] = {}
     for array in needed:
-        size = -(-array.size * array.dtype.itemsize // ALIGNMENT) * ALIGNMENT
+        size = -(-array.size * array.dtype.itemsize // LINE) * LINE
         offset, begin, end = 0, first[array], last[array]
         for start, stop, other_begin, other_end in placed:
             if other_end < begin or end < other_begin:

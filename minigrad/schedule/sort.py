@@ -19,13 +19,13 @@ from minigrad.graph.scans import along, shift
 from minigrad.graph.shapes import numel
 from minigrad.graph.symbolic import Affine, ceildiv
 from minigrad.schedule.stage import identity
+from minigrad.target import FEW_ROWS
 
 # Keys of a row that are sorted by counting, which takes the square of them.
 BY_COUNTING = 128
 # Elements of a row that one thread puts into bins: 128 for each of the 256, beside whose counts
 # they are most of the work; with their keys 256 KiB.
 SORT_CHUNK = 1 << 15
-FEW_ROWS = 64  # rows that keep every thread busy, as in schedule.py
 SCAN_BLOCK = 1 << 12  # elements of a running reduction that follow one another: 16 KiB of float32
 
 

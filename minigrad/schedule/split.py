@@ -14,13 +14,15 @@ from minigrad.graph.shapes import numel
 from minigrad.graph.symbolic import Integer, ceildiv
 from minigrad.schedule.materialize import contraction_operands, has_loaded_mask, is_product
 from minigrad.schedule.onehot_to_gather import picked
+from minigrad.target import FEW_ROWS
 
-FEW_ROWS = 64
-LONG = 1 << 15
-FEW_COLUMNS = 1 << 14
-MANY = 1 << 18  # elements that are worth another kernel
-FEW_SUMS = 1 << 18  # results that may be written once for every part
-DEEP = 3 << 10  # products summed for one element whose operands stay in a second-level cache
+LONG = 1 << 15  # terms of each sum that are worth another kernel (SMALL in fuse.py)
+FEW_COLUMNS = 1 << 14  # FEW_ROWS blocks of 256 (see loops/column_reduction.py)
+MANY = 1 << 18  # elements, 1 MiB of float32, that are worth another kernel
+FEW_SUMS = 1 << 18  # results, 1 MiB of float32, that may be written once for every part
+# Products summed for one element whose operands stay in a second-level cache: 64 rows of that many
+# float32 are 0.75 MiB.
+DEEP = 3 << 10
 
 
 def split_reductions(roots: Sequence[Node]) -> list[Node]:

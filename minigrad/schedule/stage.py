@@ -61,7 +61,7 @@ class Stage:
 
     @cached_property
     def contraction(self) -> Contraction | None:
-        """What it is as a matrix product, if it is one: recognised once, for whoever asks."""
+        """What it is as a matrix product, if it is one: recognised once, for all that ask."""
         return contraction_of(self.op, self.axes, self.reduced, self.body)
 
     @property

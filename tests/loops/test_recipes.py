@@ -66,7 +66,7 @@ def test_the_programs_use_every_recipe() -> None:
             kinds.add(kernel.kind)
             loops.add((kernel.kind, nest.parallel.kind))
             packed.add(any(array.name == "panel" for array, _ in nest.scratch))
-    assert kinds == {"rows", "contraction", "scatter", "blocks"}
+    assert kinds == {"rows", "contraction", "scatter", "block_rows"}
     wanted = {(kind, loop) for kind in ("rows", "scatter") for loop in ("lanes", "serial")}
     assert wanted <= loops
     assert packed == {True, False}

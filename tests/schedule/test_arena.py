@@ -13,8 +13,9 @@ from minigrad.graph.node import Node, Op
 from minigrad.graph.symbolic import ceildiv
 from minigrad.schedule import expr
 from minigrad.schedule.expr import Array
-from minigrad.schedule.schedule import ALIGNMENT, Kernel, plan_arena
+from minigrad.schedule.schedule import Kernel, plan_arena
 from minigrad.schedule.stage import Stage
+from minigrad.target import LINE
 
 from .programs import PROGRAMS, Inputs, ew, plan_of
 from .random_graphs import random_program
@@ -47,7 +48,7 @@ def check(
     steps: dict[int, list[tuple[int, int, Array]]] = {}
     for array, offset in offsets.items():
         stop = offset + array.size * array.dtype.itemsize
-        assert offset % ALIGNMENT == 0 and offset >= 0 and stop <= size
+        assert offset % LINE == 0 and offset >= 0 and stop <= size
         for step in range(alive[array][0], alive[array][1] + 1):
             steps.setdefault(step, []).append((offset, stop, array))
     most = 0
@@ -55,7 +56,7 @@ def check(
         places.sort(key=lambda place: place[:2])
         for (_, stop, one), (start, _, other) in itertools.pairwise(places):
             assert stop <= start, f"{one} and {other} overlap"
-        most = max(most, sum(ceildiv(b - a, ALIGNMENT) * ALIGNMENT for a, b, _ in places))
+        most = max(most, sum(ceildiv(b - a, LINE) * LINE for a, b, _ in places))
     assert size >= most
     return size, most
 
@@ -131,7 +132,7 @@ def test_memory_is_used_again() -> None:
 
     plan = plan_of(chain, fuse=False)
     assert len(plan.kernels) == 20
-    assert plan.arena_bytes == 2 * ceildiv(4000, ALIGNMENT) * ALIGNMENT
+    assert plan.arena_bytes == 2 * ceildiv(4000, LINE) * LINE
 
 
 def test_the_check_can_fail() -> None:

@@ -63,7 +63,7 @@ def check(build: Build, in_place: dict[int, int] | None = None) -> Schedule:
 
 def test_attention_is_one_kernel() -> None:
     plan = plan_of(lambda inputs: [attend(*heads(inputs, 3))])
-    assert kinds(plan) == ["blocks"] and plan.arena_bytes == 0
+    assert kinds(plan) == ["block_rows"] and plan.arena_bytes == 0
 
 
 def test_a_loss_behind_attention_recomputes_the_scores() -> None:
@@ -78,7 +78,7 @@ def test_a_loss_behind_attention_recomputes_the_scores() -> None:
         return [whole, *(x for x in found if x is not None)]
 
     plan = check(loss)
-    assert kinds(plan).count("blocks") == 3
+    assert kinds(plan).count("block_rows") == 3
     assert plan.arena_bytes < 4 * SCORES  # the result, statistics, and nothing of that size
 
 
@@ -88,7 +88,7 @@ def test_weights_that_are_asked_for_are_stored_as_ever() -> None:
         weights = softmax(product(q, transpose(k)), 2)
         return [weights, product(weights, v)]
 
-    assert "blocks" not in kinds(check(both))
+    assert "block_rows" not in kinds(check(both))
 
 
 def test_two_layers_are_left_to_plain_products() -> None:
@@ -100,7 +100,7 @@ def test_two_layers_are_left_to_plain_products() -> None:
         found = gradient([result], [seed], [first, second])
         return [result, *(x for x in found if x is not None)]
 
-    assert "blocks" not in kinds(plan_of(layers))
+    assert "block_rows" not in kinds(plan_of(layers))
 
 
 def test_powers_of_scores_that_are_read_both_ways_are_not_kept() -> None:
@@ -115,11 +115,11 @@ def test_powers_of_scores_that_are_read_both_ways_are_not_kept() -> None:
 
         return plan_of(gradients)
 
-    assert kinds(part(1024, 32, True)) == ["blocks", "blocks"]
+    assert kinds(part(1024, 32, True)) == ["block_rows", "block_rows"]
     assert part(1024, 32, True).arena_bytes == 0
-    assert "blocks" not in kinds(part(256, 8, True))  # may as well be kept
-    assert "blocks" not in kinds(part(1024, 128, True))  # dear to compute again, for its size
-    assert "blocks" not in kinds(part(1024, 32, False))
+    assert "block_rows" not in kinds(part(256, 8, True))  # may as well be kept
+    assert "block_rows" not in kinds(part(1024, 128, True))  # costly to compute again, for its size
+    assert "block_rows" not in kinds(part(1024, 32, False))
 
 
 @pytest.mark.parametrize("depth", [100, 200])
@@ -129,13 +129,13 @@ def test_a_deep_product_is_not_computed_twice(depth: int) -> None:
         return [g.reduce(Op.MAX, scores, [0]), g.reduce(Op.MAX, scores, [1])]
 
     assert kinds(plan_of(maxima))[0] == "contraction"
-    assert kinds(plan_of(lambda inputs: maxima(inputs)[:1])) == ["blocks"]
+    assert kinds(plan_of(lambda inputs: maxima(inputs)[:1])) == ["block_rows"]
 
 
 def test_one_row_is_no_block() -> None:
     """Decoding: a single query reads all keys."""
     plan = plan_of(lambda i: [attend(i(12, 1, 64), i(12, 2048, 64), i(12, 2048, 64), 0, 2048)])
-    assert "blocks" not in kinds(plan)
+    assert "block_rows" not in kinds(plan)
 
 
 def test_an_operand_may_be_overwritten() -> None:
@@ -144,15 +144,15 @@ def test_an_operand_may_be_overwritten() -> None:
         return [add(attend(q, k, v), q)]
 
     for slot in range(3):
-        assert "blocks" in kinds(check(update, {0: slot}))
+        assert "block_rows" in kinds(check(update, {0: slot}))
 
 
 def test_rows_of_which_all_is_masked() -> None:
     """A whole block of rows sees nothing; what comes of them is the reference's NaN."""
     plan = check(lambda inputs: [attend(*heads(inputs, 3), last=-40)])
-    assert kinds(plan) == ["blocks"]
+    assert kinds(plan) == ["block_rows"]
     nothing = check(lambda inputs: [attend(*heads(inputs, 3), last=-ROWS)])
-    assert kinds(nothing) == ["blocks"]
+    assert kinds(nothing) == ["block_rows"]
 
 
 def test_scores_without_a_maximum() -> None:
@@ -165,7 +165,7 @@ def test_scores_without_a_maximum() -> None:
         powers = ew(Op.EXP, low)
         return [product(ew(Op.DIV, powers, total(powers, 2)), v)]
 
-    assert kinds(check(plain)) == ["blocks"]
+    assert kinds(check(plain)) == ["block_rows"]
 
 
 def test_half_of_a_causal_block_is_not_computed() -> None:

@@ -11,32 +11,32 @@ from minigrad.graph import build as g
 from minigrad.graph.gradient import gradient
 from minigrad.graph.node import Node, Op
 from minigrad.schedule.expr import Array
-from minigrad.schedule.fuse import Group
+from minigrad.schedule.fuse import Cluster
 from minigrad.schedule.order import freeing_early, in_order
 
 from .machine import GOLDEN
 from .programs import Inputs, ew, mul, number, plan_of, product
 
 
-def random_groups(random_: random.Random) -> tuple[list[Group], dict[Group, list[Array]]]:
+def random_clusters(random_: random.Random) -> tuple[list[Cluster], dict[Cluster, list[Array]]]:
     """Groups that need some before them, and the arrays that each fills."""
-    groups = [
-        Group(GOLDEN, frozenset(), "exchange" if random_.random() < 0.1 else "rows")
+    clusters = [
+        Cluster(GOLDEN, frozenset(), "exchange" if random_.random() < 0.1 else "rows")
         for _ in range(random_.randint(1, 30))
     ]
-    filled: dict[Group, list[Array]] = {}
-    for place, member in enumerate(groups):
-        member.needs = set(random_.sample(groups[:place], min(place, random_.randint(0, 3))))
+    filled: dict[Cluster, list[Array]] = {}
+    for place, member in enumerate(clusters):
+        member.needs = set(random_.sample(clusters[:place], min(place, random_.randint(0, 3))))
         filled[member] = [
             Array(f"{place}.{part}", dtypes.float32, random_.choice([1, 10, 100, 1000]))
             for part in range(random_.randint(0, 2))
         ]
-    random_.shuffle(groups)
-    return groups, filled
+    random_.shuffle(clusters)
+    return clusters, filled
 
 
 def most_alive(
-    order: list[Group], filled: dict[Group, list[Array]], readers: dict[Array, list[Group]]
+    order: list[Cluster], filled: dict[Cluster, list[Array]], readers: dict[Array, list[Cluster]]
 ) -> int:
     """The most bytes that are alive at one step."""
     step = {member: place for place, member in enumerate(order)}
@@ -57,17 +57,17 @@ def test_needs_come_first_whatever_frees() -> None:
     seed = random.SystemRandom().randrange(2**31)
     better = worse = 0
     for number_ in range(300):
-        groups, filled = random_groups(random.Random(seed + number_))
+        clusters, filled = random_clusters(random.Random(seed + number_))
         readers = {
-            array: [other for other in groups if member in other.needs]
+            array: [other for other in clusters if member in other.needs]
             for member, arrays in filled.items() for array in arrays
         }  # fmt: skip
-        before = in_order(groups)
+        before = in_order(clusters)
         after = freeing_early(before, filled, readers)
-        assert sorted(map(id, after)) == sorted(map(id, groups))
+        assert sorted(map(id, after)) == sorted(map(id, clusters))
         for order in (before, after):
             place = {member: number for number, member in enumerate(order)}
-            for member in groups:
+            for member in clusters:
                 assert all(place[needed] < place[member] for needed in member.needs), seed + number_
         most = [most_alive(order, filled, readers) for order in (before, after)]
         better += most[1] < most[0]
