@@ -1,129 +1,127 @@
-"""Arithmetic notation for scalar expressions: `(x * y + 1.0).less(z)` instead of `apply(…)`.
+"""Arithmetic notation for graph nodes and for scalar expressions: `(x * y + 1.0).less(z)`.
 
-Used where an algorithm is long enough that its formula should be seen (`vector_math`). A Python
-number beside a `Value` becomes a constant of the value's dtype.
+`Node` (an array) and `Expr` (one element of a kernel) are Numeric. Gradient rules are written on
+nodes and formulas on expressions; both read like mathematics, and know nothing of either class.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Self
 
-from minigrad.dtype import DType, dtypes
-from minigrad.graph.node import Op
-from minigrad.schedule.expr import Expr, Leaf, apply, const
+from minigrad.dtype import DType
 
 Number = int | float
 
 
-class Value:
-    """An expression with operators. Both operands of an operator have one dtype."""
+class Numeric:
+    """Something with operators. A number beside it becomes a constant of its dtype.
 
-    __slots__ = ("expr",)
+    Operands of an operator have one dtype. `==` compares identities; `equals` compares values.
+    """
 
-    def __init__(self, expr: Expr) -> None:
-        self.expr = expr
+    __slots__ = ()
+    dtype: DType
 
-    @property
-    def dtype(self) -> DType:
-        """Element type of the expression."""
-        return self.expr.dtype
+    def operation(self, name: str, *others: Self | Number) -> Self:
+        """An elementwise operation, by the value of its `Op`, on self and others."""
+        raise NotImplementedError
 
-    def _with(self, op: Op, other: Value | Number, dtype: DType | None = None) -> Value:
-        right = other.expr if isinstance(other, Value) else const(other, self.dtype)
-        return Value(apply(op, (self.expr, right), dtype or self.dtype))
+    def constant(self, value: Number, dtype: DType | None = None) -> Self:
+        """A number where self is one, of self's dtype unless told otherwise."""
+        raise NotImplementedError
 
-    def __add__(self, other: Value | Number) -> Value:
-        return self._with(Op.ADD, other)
+    def known(self) -> Number | None:
+        """The number that self is everywhere, if it is a constant."""
+        raise NotImplementedError
 
-    def __sub__(self, other: Value | Number) -> Value:
-        return self._with(Op.SUB, other)
-
-    def __mul__(self, other: Value | Number) -> Value:
-        return self._with(Op.MUL, other)
-
-    def __truediv__(self, other: Value | Number) -> Value:
-        return self._with(Op.DIV, other)
-
-    def __neg__(self) -> Value:
-        return Value(apply(Op.NEG, (self.expr,), self.dtype))
-
-    def __and__(self, other: Value | Number) -> Value:
-        return self._with(Op.AND, other)
-
-    def __or__(self, other: Value | Number) -> Value:
-        return self._with(Op.OR, other)
-
-    def __xor__(self, other: Value | Number) -> Value:
-        return self._with(Op.XOR, other)
-
-    def __lshift__(self, count: int) -> Value:
-        return self._with(Op.SHL, count)
-
-    def __rshift__(self, count: int) -> Value:
-        return self._with(Op.SHR, count)
-
-    def less(self, other: Value | Number) -> Value:
-        """self < other, false where either is NaN."""
-        return self._with(Op.LT, other, dtypes.bool)
-
-    def more(self, other: Number) -> Value:
-        """self > other, false where self is NaN."""
-        left = const(other, self.dtype)
-        return Value(apply(Op.LT, (left, self.expr), dtypes.bool))
-
-    def equals(self, other: Value | Number) -> Value:
-        """self == other, false where either is NaN."""
-        return self._with(Op.EQ, other, dtypes.bool)
-
-    def differs(self, other: Value | Number) -> Value:
-        """self != other, true where either is NaN."""
-        return self._with(Op.NE, other, dtypes.bool)
-
-    def where(self, then: Value | Number, otherwise: Value | Number) -> Value:
-        """then where self (a bool) holds, else otherwise; one of the two is a Value."""
-        shaped = then if isinstance(then, Value) else otherwise
-        if not isinstance(shaped, Value):
-            raise TypeError(f"where({then}, {otherwise}): expected at least one Value")
-        pair = tuple(
-            side.expr if isinstance(side, Value) else const(side, shaped.dtype)
-            for side in (then, otherwise)
-        )
-        return Value(apply(Op.WHERE, (self.expr, *pair), shaped.dtype))
-
-    def fused(self, factor: Value, addend: Value | Number) -> Value:
-        """self·factor + addend with one rounding, guaranteed (unlike `*` and `+`)."""
-        last = addend if isinstance(addend, Value) else constant(addend, self.dtype)
-        return Value(apply(Leaf.FMA, (self.expr, factor.expr, last.expr), self.dtype))
-
-    def unary(self, op: Op) -> Value:
-        """An operation that keeps the dtype: FLOOR, TRUNC, ROUND, SQRT, …"""
-        return Value(apply(op, (self.expr,), self.dtype))
-
-    def cast(self, dtype: DType) -> Value:
+    def cast(self, dtype: DType) -> Self:
         """The number converted."""
-        return Value(apply(Op.CAST, (self.expr,), dtype))
+        raise NotImplementedError
 
-    def bits_as(self, dtype: DType) -> Value:
+    def bits_as(self, dtype: DType) -> Self:
         """The bits read as another dtype of equal size."""
-        return Value(apply(Op.BITCAST, (self.expr,), dtype))
+        raise NotImplementedError
 
-    def at_least(self, bound: Number) -> Value:
+    def fused(self, factor: Self, addend: Self | Number) -> Self:
+        """self·factor + addend with one rounding, guaranteed (unlike `*` and `+`)."""
+        raise NotImplementedError
+
+    def __add__(self, other: Self | Number) -> Self:
+        return self.operation("add", other)
+
+    def __sub__(self, other: Self | Number) -> Self:
+        return self.operation("sub", other)
+
+    def __rsub__(self, other: Number) -> Self:
+        return self.constant(other).operation("sub", self)
+
+    def __mul__(self, other: Self | Number) -> Self:
+        return self.operation("mul", other)
+
+    def __truediv__(self, other: Self | Number) -> Self:
+        return self.operation("div", other)
+
+    def __rtruediv__(self, other: Number) -> Self:
+        return self.constant(other).operation("div", self)
+
+    def __neg__(self) -> Self:
+        return self.operation("neg")
+
+    def __invert__(self) -> Self:
+        return self.operation("not")
+
+    def __and__(self, other: Self | Number) -> Self:
+        return self.operation("and", other)
+
+    def __or__(self, other: Self | Number) -> Self:
+        return self.operation("or", other)
+
+    def __xor__(self, other: Self | Number) -> Self:
+        return self.operation("xor", other)
+
+    def __lshift__(self, count: int) -> Self:
+        return self.operation("shl", count)
+
+    def __rshift__(self, count: int) -> Self:
+        return self.operation("shr", count)
+
+    def less(self, other: Self | Number) -> Self:
+        """self < other, false where either is NaN."""
+        return self.operation("lt", other)
+
+    def more(self, other: Number) -> Self:
+        """self > other, false where self is NaN."""
+        return self.constant(other).operation("lt", self)
+
+    def equals(self, other: Self | Number) -> Self:
+        """self == other, false where either is NaN."""
+        return self.operation("eq", other)
+
+    def differs(self, other: Self | Number) -> Self:
+        """self != other, true where either is NaN."""
+        return self.operation("ne", other)
+
+    def where(self, then: Self | Number, otherwise: Self | Number) -> Self:
+        """then where self (a bool) holds, else otherwise; one of the two is Numeric."""
+        like = then if isinstance(then, Numeric) else otherwise
+        if not isinstance(like, Numeric):
+            raise TypeError(f"where({then}, {otherwise}): expected at least one Numeric")
+        pair = (x if isinstance(x, Numeric) else like.constant(x) for x in (then, otherwise))
+        return self.operation("where", *pair)
+
+    def at_least(self, bound: Number) -> Self:
         """The larger of self and a bound; NaN stays NaN (one instruction, unlike MAXIMUM)."""
         return self.less(bound).where(bound, self)
 
-    def at_most(self, bound: Number) -> Value:
+    def at_most(self, bound: Number) -> Self:
         """The smaller of self and a bound; NaN stays NaN."""
         return self.more(bound).where(bound, self)
 
 
-def constant(number: Number, dtype: DType) -> Value:
-    """A number as a Value."""
-    return Value(const(number, dtype))
-
-
-def horner(x: Value, coefficients: Sequence[float]) -> Value:
+def horner(x: Numeric, coefficients: Sequence[float]) -> Numeric:
     """Σ coefficients[k]·xᵏ as nested multiply-adds, len − 1 of them."""
-    total = constant(coefficients[-1], x.dtype)
+    total = x.constant(coefficients[-1])
     for c in coefficients[-2::-1]:
         total = total * x + c
     return total
@@ -132,20 +130,20 @@ def horner(x: Value, coefficients: Sequence[float]) -> Value:
 # What follows is exact only because no renderer merges an addition into a `fused` product.
 
 
-def exact_sum(a: Value, b: Value) -> tuple[Value, Value]:
+def exact_sum(a: Numeric, b: Numeric) -> tuple[Numeric, Numeric]:
     """(sum, error) with sum + error = a + b exactly (Knuth's TwoSum)."""
     total = a + b
     part = total - a
     return total, (a - (total - part)) + (b - part)
 
 
-def exact_sum_ordered(a: Value, b: Value) -> tuple[Value, Value]:
+def exact_sum_ordered(a: Numeric, b: Numeric) -> tuple[Numeric, Numeric]:
     """(sum, error) as `exact_sum`, where |a| ≥ |b| or a = 0 (Dekker's Fast2Sum)."""
     total = a + b
     return total, b - (total - a)
 
 
-def exact_product(a: Value, b: Value) -> tuple[Value, Value]:
+def exact_product(a: Numeric, b: Numeric) -> tuple[Numeric, Numeric]:
     """(product, error) with product + error = a·b exactly."""
     product = a.fused(b, 0.0)
     return product, a.fused(b, -product)

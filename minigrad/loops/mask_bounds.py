@@ -131,7 +131,7 @@ def _value(e: Expr, args: tuple[float, ...]) -> float | None:
     elif e.op in (Op.EXP, Op.EXP2):  # not rounded alike everywhere, but exact here
         value = 0.0 if args[0] == float("-inf") else None
     else:
-        value = fold(e.op, e.args[-1].dtype, args)
+        value = fold(e.op, args)
     return None if value is None else float(value)
 
 

@@ -1,4 +1,4 @@
-"""Derives the coefficients in minigrad/render/vector_math.py: run it and compare what it prints.
+"""Derives the coefficients in minigrad/graph/formulas/: run it and compare what it prints.
 
 Polynomials by Remez's exchange (E. Ya. Remez, 1934) on the *relative* error of the final result;
 after each fit the lowest coefficient is rounded to the target format and the rest is fitted anew,
