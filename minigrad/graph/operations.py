@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from minigrad.dtype import DType
 from minigrad.graph import scalars
-from minigrad.graph.formulas import exponential, inverse_circular, power, trigonometry
+from minigrad.graph.formulas import exponential, gamma, inverse_circular, power, trigonometry
 from minigrad.graph.numeric import Numeric
 
 # (gradient of the result, the result, operands …) → the gradient of one operand
@@ -200,6 +200,12 @@ class Op(Enum):
     ERF = "erf", _function(
         exponential.erf, math.erf,
         lambda g, y, x: g * ((-(x * x)).operation("exp") * (2.0 / math.sqrt(math.pi))), 30,
+    )
+    LGAMMA = "lgamma", _function(  # ln |Γ(x)|
+        gamma.lgamma, gamma.lgamma_of, lambda g, y, x: g * x.operation("digamma"), 160
+    )
+    DIGAMMA = "digamma", _function(  # its derivative
+        gamma.digamma, gamma.digamma_of, lambda g, y, x: g * gamma.trigamma(x), 130
     )
     FLOOR = "floor", _rounding(math.floor, "floor", "floor", "floor")
     CEIL = "ceil", _rounding(math.ceil, "ceil", "ceil", "ceil")

@@ -108,6 +108,11 @@ def test_contiguous():
     check(lambda x: build.contiguous(elementwise(Op.SIN, x)), normal(3, 4))
 
 
+@pytest.mark.parametrize("op", [Op.LGAMMA, Op.DIGAMMA], ids=lambda op: op.value)
+def test_gamma_functions_below_zero(op):
+    check(lambda x: elementwise(op, x), -RANDOM.integers(0, 4, (3, 4)) - unit(3, 4) / 4 - 0.5)
+
+
 def test_both_operands_are_the_same():
     def function(x):
         return elementwise(Op.MUL, x, elementwise(Op.DIV, x, elementwise(Op.EXP, x)))

@@ -1,8 +1,9 @@
-"""The table of operations is whole, and the only one."""
+"""The table of operations is whole, and the only one: a new primitive touches four files."""
 
 from __future__ import annotations
 
 import ast
+import re
 from pathlib import Path
 
 import numpy as np
@@ -51,3 +52,18 @@ def test_a_table_is_seen() -> None:
     assert tables("A = {Op.ADD: 1, Op.SUB: 2, Op.MUL: 3, Op.DIV: 4}")
     assert tables("\nB = frozenset({Op.ADD, Op.SUB, Op.MUL, Op.EXP})") == [2]
     assert not tables("C = {Op.ADD: 1, Op.SUB: 2, Op.MUL: 3, Op.SUM: 4}")
+
+
+@pytest.mark.parametrize("name", ["lgamma", "digamma"])
+def test_a_primitive_touches_four_files(name: str) -> None:
+    """Its row, its formula, its method and its row of the property table: the README's recipe."""
+    tested = (ROOT / "tests" / "property").glob("table_*.py")
+    word = re.compile(rf"\b{name}\b", re.IGNORECASE)
+    touched = {
+        path.relative_to(ROOT).as_posix()
+        for path in [*SOURCES, *tested] if word.search(path.read_text("utf-8"))
+    }  # fmt: skip
+    assert touched == {
+        "minigrad/graph/operations.py", "minigrad/graph/formulas/gamma.py",
+        "minigrad/tensor/functions.py", "tests/property/table_unary.py",
+    }  # fmt: skip
