@@ -21,16 +21,8 @@ from minigrad.dtype import DType, dtypes, number_of
 from minigrad.errors import DeviceError, MinigradError
 from minigrad.graph.canonical import Graph
 from minigrad.graph.collective import Collective, exchanges_in_order
-from minigrad.graph.node import (
-    ELEMENTWISE,
-    REDUCTIONS,
-    SCANS,
-    SCATTERS,
-    Node,
-    Op,
-    Shape,
-    topological,
-)
+from minigrad.graph.node import Node, Shape, topological
+from minigrad.graph.operations import ELEMENTWISE, REDUCTIONS, SCANS, SCATTERS, Op
 from minigrad.graph.rewrite import rewrite
 from minigrad.graph.shapes import numel
 from minigrad.graph.simplify import bitcast_of_bitcast

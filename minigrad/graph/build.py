@@ -11,20 +11,12 @@ from typing import Any
 
 from minigrad.dtype import DType, dtypes
 from minigrad.errors import DTypeError, ShapeError
-from minigrad.graph.node import (
-    REDUCTIONS,
-    SCANS,
-    Node,
-    Op,
-    Shape,
-    device_of,
-    is_symbolic,
-    make,
-)
+from minigrad.graph.node import Node, Shape, device_of, is_symbolic, make
 from minigrad.graph.node import bitcast as bitcast
 from minigrad.graph.node import cast as cast
 from minigrad.graph.node import const as const
 from minigrad.graph.node import elementwise as elementwise
+from minigrad.graph.operations import REDUCTIONS, SCANS, Op
 from minigrad.graph.symbolic import Affine, Integer, high, low
 
 

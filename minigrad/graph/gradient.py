@@ -25,7 +25,8 @@ from minigrad.graph.addressed import (
     scatter_prod_base_rule,
     scatter_prod_rule,
 )
-from minigrad.graph.node import ELEMENTWISE, Node, Op, Shape, topological
+from minigrad.graph.node import Node, Shape, topological
+from minigrad.graph.operations import ELEMENTWISE, Op
 from minigrad.graph.scans import cummax_rule, cumprod_rule, cumsum_rule
 from minigrad.graph.symbolic import Integer, high
 from minigrad.graph.windows import cropped, overlap_add

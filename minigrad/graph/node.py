@@ -15,14 +15,6 @@ from minigrad.dtype import DType, convert, dtypes
 from minigrad.errors import DeviceError, DTypeError, ShapeError
 from minigrad.graph.interned import Interned
 from minigrad.graph.numeric import Number, Numeric
-from minigrad.graph.operations import BINARY as BINARY
-from minigrad.graph.operations import COMPARISONS as COMPARISONS
-from minigrad.graph.operations import ELEMENTWISE as ELEMENTWISE
-from minigrad.graph.operations import MOVEMENT as MOVEMENT
-from minigrad.graph.operations import REDUCTIONS as REDUCTIONS
-from minigrad.graph.operations import SCANS as SCANS
-from minigrad.graph.operations import SCATTERS as SCATTERS
-from minigrad.graph.operations import UNARY as UNARY
 from minigrad.graph.operations import Op as Op
 from minigrad.graph.symbolic import Affine, Integer
 

@@ -16,7 +16,8 @@ from minigrad.dtype import DType, convert
 from minigrad.graph import build
 from minigrad.graph.build import elementwise
 from minigrad.graph.fold import fold
-from minigrad.graph.node import REDUCTIONS, SCATTERS, Node, Op
+from minigrad.graph.node import Node
+from minigrad.graph.operations import REDUCTIONS, SCATTERS, Op
 from minigrad.graph.rewrite import Rule, rewrite
 from minigrad.graph.symbolic import Affine, high, low
 

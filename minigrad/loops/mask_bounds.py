@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 from minigrad.dtype import convert, dtypes
 from minigrad.graph.fold import fold
-from minigrad.graph.node import UNARY, Op
+from minigrad.graph.operations import UNARY, Op
 from minigrad.graph.shapes import unflatten
 from minigrad.graph.symbolic import (
     Affine,

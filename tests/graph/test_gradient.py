@@ -13,7 +13,7 @@ from minigrad.errors import DTypeError, GradientError, ShapeError
 from minigrad.graph import build
 from minigrad.graph.build import elementwise
 from minigrad.graph.gradient import RULES, gradient
-from minigrad.graph.node import COMPARISONS, MOVEMENT, REDUCTIONS, Op
+from minigrad.graph.operations import COMPARISONS, MOVEMENT, REDUCTIONS, Op
 from minigrad.graph.variable import Variable
 from minigrad.runtimes.reference import evaluate
 

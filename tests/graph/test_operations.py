@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from minigrad.graph.node import ELEMENTWISE, Op
+from minigrad.graph.operations import ELEMENTWISE, Op
 
 ROOT = Path(__file__).resolve().parents[2]
 ROOMS = ("minigrad", "runtimes", "models")

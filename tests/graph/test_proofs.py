@@ -19,7 +19,8 @@ from devices import REFERENCE
 from minigrad.dtype import DType, dtypes
 from minigrad.graph import build, simplify
 from minigrad.graph.build import elementwise
-from minigrad.graph.node import ELEMENTWISE, Node, Op
+from minigrad.graph.node import Node
+from minigrad.graph.operations import ELEMENTWISE, Op
 from minigrad.graph.symbolic import Affine, Integer, high, low, var
 
 z3 = pytest.importorskip("z3", reason="z3 proves; `pip install z3-solver`")
