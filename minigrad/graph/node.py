@@ -15,6 +15,7 @@ from minigrad.dtype import DType, convert, dtypes
 from minigrad.errors import DeviceError, DTypeError, ShapeError
 from minigrad.graph.interned import Interned
 from minigrad.graph.numeric import Number, Numeric
+from minigrad.graph.operations import NAMED
 from minigrad.graph.operations import Op as Op
 from minigrad.graph.symbolic import Affine, Integer
 
@@ -61,7 +62,7 @@ class Node(Numeric):
     def operation(self, name: str, *others: Node | Number) -> Node:
         """An elementwise operation, by the value of its `Op`, on self and others."""
         operands = (x if isinstance(x, Node) else self.constant(x) for x in others)
-        return elementwise(Op(name), self, *operands)
+        return elementwise(NAMED[name], self, *operands)
 
     def constant(self, value: Number, dtype: DType | None = None) -> Node:
         """An array of self's shape filled with one number."""

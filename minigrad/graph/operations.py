@@ -316,6 +316,7 @@ class Op(Enum):
     CUSTOM = "custom"  # (rule) the first source; `rule` gives the gradients of the others
 
 
+NAMED = {op.value: op for op in Op}
 UNARY, BINARY = (frozenset(op for op in Op if op.facts.arity == arity) for arity in (1, 2))
 ELEMENTWISE = UNARY | BINARY | {Op.WHERE}
 COMPARISONS = frozenset(op for op in Op if op.facts.compares)

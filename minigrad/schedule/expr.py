@@ -15,7 +15,7 @@ from typing import Any
 from minigrad.dtype import DType, convert, dtypes
 from minigrad.graph.interned import Interned
 from minigrad.graph.numeric import Number, Numeric
-from minigrad.graph.operations import Op
+from minigrad.graph.operations import NAMED, Op
 from minigrad.graph.symbolic import (
     Affine,
     Atom,
@@ -109,7 +109,7 @@ class Expr(Numeric):
 
     def operation(self, name: str, *others: Expr | Number) -> Expr:
         """An elementwise operation, by the value of its `Op`, on self and others."""
-        op = Op(name)
+        op = NAMED[name]
         args = (self, *(x if isinstance(x, Expr) else self.constant(x) for x in others))
         return apply(op, args, dtypes.bool if op.facts.compares else args[-1].dtype)
 
