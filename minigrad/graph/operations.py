@@ -46,16 +46,19 @@ class Elementwise:
     (but for the condition of WHERE) are equal, and the result's is too unless `compares`, which
     gives bools.
 
-    scalar: the operation on plain numbers. numpy: its name there; without one, the reference
-    computes the scalar function. What a `formula` computes, the reference does in float64.
+    scalar: the operation on plain numbers, by which constants are folded; None is left to devices.
+    numpy: its name there; without one, the reference computes the scalar function. (Where numpy
+    means something else, `runtimes/reference.py` has its own.) If there is a formula, the reference
+    computes in float64.
 
     gradient: a `Rule` for each operand, None where nothing flows; operations without rules pass
     nothing on. flat: constant almost everywhere, so that gradients are zeros.
 
     cost: of one evaluation, about, in vector instructions.
 
-    symbol: between two operands in Python and C. llvm, opencl: an instruction or comparison, an
-    intrinsic of one float, an operator or function of C (only where `symbol` does not say it).
+    symbol: between two operands, in Python and C. llvm: an instruction, a comparison's condition,
+    or an intrinsic of one float. opencl: an operator or a function, where `symbol` does not say it.
+    What takes several instructions is written in `render/llvm_values.py`, `opencl_values.py`.
     formula: the operation written with others, on float32 and float64, where languages have none.
     """
 
@@ -130,7 +133,7 @@ def _same(g: Numeric, result: Numeric, *operands: Numeric) -> Numeric:
 
 
 class Op(Enum):
-    """What a node does. Argument `arg` in parentheses."""
+    """What a node does. Argument `arg` in parentheses; an elementwise operation with its facts."""
 
     __hash__ = object.__hash__  # Enum's own is written in Python, and each node hashes its op
     _value_: str
