@@ -21,16 +21,8 @@ from minigrad.dtype import DType, dtypes, number_of
 from minigrad.errors import DeviceError, MinigradError
 from minigrad.graph.canonical import Graph
 from minigrad.graph.collective import Collective, exchanges_in_order
-from minigrad.graph.node import (
-    ELEMENTWISE,
-    REDUCTIONS,
-    SCANS,
-    SCATTERS,
-    Node,
-    Op,
-    Shape,
-    topological,
-)
+from minigrad.graph.node import Node, Shape, topological
+from minigrad.graph.operations import ELEMENTWISE, REDUCTIONS, SCANS, SCATTERS, Op
 from minigrad.graph.rewrite import rewrite
 from minigrad.graph.shapes import numel
 from minigrad.graph.simplify import bitcast_of_bitcast
@@ -81,18 +73,6 @@ def _widened(x: Array) -> Array:
     return x.astype(np.float32) if _is_float(x) and x.dtype.itemsize == 2 else x
 
 
-def _precise(function: Callable[..., Array]) -> Callable[..., Array]:
-    """Transcendental functions are computed in float64 and rounded once.
-
-    So the error that a comparison shows is the device's own.
-    """
-    return lambda *operands: function(*(x.astype(np.float64) for x in operands))
-
-
-def _erf(x: Array) -> Array:
-    return np.asarray(np.frompyfunc(math.erf, 1, 1)(x), dtype=np.float64)
-
-
 def _floor_divide(x: Array, y: Array) -> Array:
     """Floor division of integers; x // 0 = 0, INT_MIN // −1 wraps to INT_MIN."""
     special = (y == 0) | (y == -1) if y.dtype.kind == "i" else y == 0
@@ -125,25 +105,30 @@ def _shift_right(x: Array, count: Array) -> Array:
     return np.where(fits, np.right_shift(x, np.where(fits, count, 0)), sign).astype(x.dtype)
 
 
-_ELEMENTWISE: dict[Op, Callable[..., Any]] = {
-    Op.NEG: np.negative, Op.NOT: np.invert, Op.SQRT: np.sqrt,
-    Op.EXP: _precise(np.exp), Op.EXP2: _precise(np.exp2),
-    Op.LOG: _precise(np.log), Op.LOG2: _precise(np.log2),
-    Op.SIN: _precise(np.sin), Op.COS: _precise(np.cos), Op.TANH: _precise(np.tanh),
-    Op.ASIN: _precise(np.arcsin), Op.ACOS: _precise(np.arccos), Op.ATAN: _precise(np.arctan),
-    Op.ERF: _precise(_erf), Op.POW: _precise(np.power),
-    Op.FLOOR: np.floor, Op.CEIL: np.ceil, Op.TRUNC: np.trunc, Op.ROUND: np.rint,
-    Op.ADD: np.add, Op.SUB: np.subtract, Op.MUL: np.multiply, Op.DIV: np.divide,
-    Op.IDIV: _floor_divide, Op.MOD: _modulo, Op.MAXIMUM: np.maximum, Op.MINIMUM: np.minimum,
-    Op.LT: np.less, Op.LE: np.less_equal, Op.EQ: np.equal, Op.NE: np.not_equal,
-    Op.AND: np.bitwise_and, Op.OR: np.bitwise_or, Op.XOR: np.bitwise_xor,
-    Op.SHL: _shift_left, Op.SHR: _shift_right, Op.WHERE: np.where,
+# By numpy's names: what has another meaning here.
+_FUNCTIONS: dict[str, Callable[..., Any]] = {
+    "floor_divide": _floor_divide, "remainder": _modulo,
+    "left_shift": _shift_left, "right_shift": _shift_right,
 }  # fmt: skip
+
+
+def _function_of(op: Op) -> Callable[..., Any]:
+    """What computes an elementwise operation on arrays."""
+    facts = op.facts
+    if facts.numpy:
+        function = _FUNCTIONS.get(facts.numpy) or getattr(np, facts.numpy)
+    else:
+        assert facts.scalar is not None
+        function = np.vectorize(facts.scalar, otypes=[np.float64])
+    if facts.formula:  # in float64, rounded once: what a comparison shows is the device's error
+        return lambda *operands: function(*(x.astype(np.float64) for x in operands))
+    return function
 
 
 def _elementwise(node: Node, src: Sequence[Array], frame: Frame) -> Array:
     chosen = node.op is Op.WHERE  # which computes nothing: a NaN stays the NaN that it is
-    result = np.asarray(_ELEMENTWISE[node.op](*(x if chosen else _widened(x) for x in src)))
+    function = _function_of(node.op)
+    result = np.asarray(function(*(x if chosen else _widened(x) for x in src)))
     return result.astype(frame.dtype(node.dtype), copy=False)
 
 

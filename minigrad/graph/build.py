@@ -10,26 +10,14 @@ from collections.abc import Sequence
 from typing import Any
 
 from minigrad.dtype import DType, dtypes
-from minigrad.errors import DeviceError, DTypeError, ShapeError
-from minigrad.graph.node import (
-    BINARY,
-    COMPARISONS,
-    ELEMENTWISE,
-    REDUCTIONS,
-    SCANS,
-    UNARY,
-    Node,
-    Op,
-    Shape,
-    is_symbolic,
-    make,
-)
+from minigrad.errors import DTypeError, ShapeError
+from minigrad.graph.node import Node, Shape, device_of, is_symbolic, make
+from minigrad.graph.node import bitcast as bitcast
+from minigrad.graph.node import cast as cast
+from minigrad.graph.node import const as const
+from minigrad.graph.node import elementwise as elementwise
+from minigrad.graph.operations import REDUCTIONS, SCANS, Op
 from minigrad.graph.symbolic import Affine, Integer, high, low
-
-
-def const(value: int | float | bool, dtype: DType, shape: Shape, device: str) -> Node:
-    """An array filled with one number."""
-    return make(Op.CONST, dtype, tuple(shape), (), value, device)
 
 
 def buffer(memory: Any, dtype: DType, shape: Shape, device: str) -> Node:
@@ -45,73 +33,6 @@ def iota(length: Integer, device: str, dtype: DType = dtypes.int32) -> Node:
 def variable(value: Affine, device: str) -> Node:
     """A symbolic integer as a 0-d int32 array."""
     return make(Op.VARIABLE, dtypes.int32, (), (), value, device)
-
-
-def _device(op: Op, src: Sequence[Node]) -> str:
-    device = src[0].device
-    for node in src:
-        if node.device != device:
-            raise DeviceError(
-                f"{op.value}: operands are on {device} and {node.device}; "
-                f"move one with .to({device!r})"
-            )
-    return device
-
-
-def elementwise(op: Op, *src: Node) -> Node:
-    """An elementwise operation on operands of equal shape and (but for WHERE) equal dtype."""
-    arity = 3 if op is Op.WHERE else 2 if op in BINARY else 1
-    if op not in ELEMENTWISE or op in (Op.CAST, Op.BITCAST) or len(src) != arity:
-        raise ValueError(f"elementwise({op}): expected {arity} operands, got {len(src)}")
-    shape, dtype = src[-1].shape, src[-1].dtype
-    if any(node.shape != shape for node in src):
-        raise ShapeError(f"{op.value}: shapes {[node.shape for node in src]} differ")
-    if any(node.dtype is not dtype for node in (src[1:] if op is Op.WHERE else src)):
-        raise DTypeError(f"{op.value}: dtypes {[node.dtype.name for node in src]} differ")
-    if op is Op.WHERE and src[0].dtype is not dtypes.bool:
-        raise DTypeError(f"where: the condition is {src[0].dtype.name}, expected bool")
-    _check_dtype(op, dtype)
-    device = _device(op, src)
-    return make(op, dtypes.bool if op in COMPARISONS else dtype, shape, src, None, device)
-
-
-_FLOAT_ONLY = frozenset({
-    Op.SQRT, Op.EXP, Op.EXP2, Op.LOG, Op.LOG2, Op.SIN, Op.COS, Op.ASIN, Op.ACOS, Op.ATAN, Op.TANH,
-    Op.ERF, Op.FLOOR, Op.CEIL, Op.TRUNC, Op.ROUND, Op.DIV, Op.POW,
-})  # fmt: skip
-_INT_ONLY = frozenset({Op.IDIV, Op.SHL, Op.SHR})
-_BITS_ONLY = frozenset({Op.NOT, Op.AND, Op.OR, Op.XOR})
-_NUMBERS_ONLY = frozenset({Op.NEG, Op.SUB, Op.MOD})
-
-
-def _check_dtype(op: Op, dtype: DType) -> None:
-    fits = (
-        dtype.is_float if op in _FLOAT_ONLY
-        else dtype.is_int if op in _INT_ONLY
-        else not dtype.is_float if op in _BITS_ONLY
-        else not dtype.is_bool if op in _NUMBERS_ONLY
-        else True
-    )  # fmt: skip
-    if not fits:
-        raise DTypeError(f"{op.value} is not defined for {dtype.name}")
-
-
-def cast(x: Node, dtype: DType) -> Node:
-    """x converted to dtype."""
-    if x.dtype is dtype:
-        return x
-    if x.op is Op.CONST:
-        return make(Op.CONST, dtype, x.shape, (), x.arg, x.device)
-    return make(Op.CAST, dtype, x.shape, (x,), dtype, x.device)
-
-
-def bitcast(x: Node, dtype: DType) -> Node:
-    """The bits of x read as another dtype of the same size."""
-    if x.dtype is dtype:
-        return x
-    if x.dtype.itemsize != dtype.itemsize or dtypes.bool in (x.dtype, dtype):
-        raise DTypeError(f"bitcast from {x.dtype.name} to {dtype.name}: sizes must be equal")
-    return make(Op.BITCAST, dtype, x.shape, (x,), dtype, x.device)
 
 
 def reduce(op: Op, x: Node, axes: Sequence[int]) -> Node:
@@ -178,7 +99,7 @@ def distribute(starts: Node, bin: Node, x: Node) -> Node:
         )
     src = (starts, bin, x)
     shape = (x.shape[0] * x.shape[1],)
-    return make(Op.DISTRIBUTE, x.dtype, shape, src, None, _device(Op.DISTRIBUTE, src))
+    return make(Op.DISTRIBUTE, x.dtype, shape, src, None, device_of(Op.DISTRIBUTE, src))
 
 
 def _segments(shape: Shape) -> list[Integer]:
@@ -308,7 +229,7 @@ def gather(x: Node, index: Node, axis: int) -> Node:
     An index outside 0 … x.shape[axis] − 1 reads 0.
     """
     _check_addressed("gather", x, index, axis)
-    return make(Op.GATHER, x.dtype, index.shape, (x, index), axis, _device(Op.GATHER, (x, index)))
+    return make(Op.GATHER, x.dtype, index.shape, (x, index), axis, device_of(Op.GATHER, (x, index)))
 
 
 def scatter_add(base: Node, index: Node, x: Node, axis: int) -> Node:
@@ -328,7 +249,7 @@ def scatter(op: Op, base: Node, index: Node, x: Node, axis: int) -> Node:
             f"base {base.dtype.name} and x {x.dtype.name} equal dtypes"
         )
     src = (base, index, x)
-    return make(op, base.dtype, base.shape, src, axis, _device(op, src))
+    return make(op, base.dtype, base.shape, src, axis, device_of(op, src))
 
 
 def _check_addressed(name: str, x: Node, index: Node, axis: int) -> None:
@@ -361,7 +282,7 @@ def assign(target: Node, value: Node) -> Node:
             f"value {value.shape} {value.dtype.name}"
         )
     src = (target, value)
-    return make(Op.ASSIGN, value.dtype, value.shape, src, None, _device(Op.ASSIGN, src))
+    return make(Op.ASSIGN, value.dtype, value.shape, src, None, device_of(Op.ASSIGN, src))
 
 
 def copy(x: Node, device: str) -> Node:
@@ -376,7 +297,7 @@ def custom(value: Node, sources: Sequence[Node], rule: Any) -> Node:
     its value; it gives one gradient per source, None for a source that has none.
     """
     src = (value, *sources)
-    return make(Op.CUSTOM, value.dtype, value.shape, src, rule, _device(Op.CUSTOM, src))
+    return make(Op.CUSTOM, value.dtype, value.shape, src, rule, device_of(Op.CUSTOM, src))
 
 
 def rebuild(node: Node, src: Sequence[Node]) -> Node:
@@ -389,7 +310,7 @@ def rebuild(node: Node, src: Sequence[Node]) -> Node:
         return cast(src[0], node.dtype)
     if op is Op.BITCAST:
         return bitcast(src[0], node.dtype)
-    if op in UNARY or op in BINARY or op is Op.WHERE:
+    if op.facts.arity:
         return elementwise(op, *src)
     if op in REDUCTIONS:
         return reduce(op, src[0], node.arg)

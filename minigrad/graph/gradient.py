@@ -1,22 +1,22 @@
-"""Reverse-mode differentiation: one table with a rule per operation and source.
+"""Reverse-mode differentiation: a rule per operation and source.
 
 A rule takes a node and the gradient of some scalar with respect to it, and gives the gradient with
 respect to one of its sources. Gradients are nodes like any others, so they are differentiable too.
 
-An operation that stands in `RULES` with None for a source, or not at all, passes nothing on: its
+The rules of elementwise operations stand in `graph/operations.py`, beside what they compute. An
+operation that stands in `RULES` with None for a source, or not at all, passes nothing on: its
 result is no float, or its source is none. BITCAST is one of them, so x seen as an integer and back
-is x detached from its past. The operations in `FLAT` give floats whose derivative is zero almost
-everywhere: where they are the only way to a target, its gradient is zeros.
+is x detached from its past. Flat operations give floats whose derivative is zero almost everywhere:
+where they are the only way to a target, its gradient is zeros.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 
 from minigrad.dtype import dtypes
 from minigrad.errors import DTypeError, GradientError, ShapeError
-from minigrad.graph import build, collective
+from minigrad.graph import build, collective, operations
 from minigrad.graph.addressed import (
     gather_rule,
     scatter_add_rule,
@@ -25,8 +25,8 @@ from minigrad.graph.addressed import (
     scatter_prod_base_rule,
     scatter_prod_rule,
 )
-from minigrad.graph.build import elementwise
-from minigrad.graph.node import Node, Op, Shape, topological
+from minigrad.graph.node import Node, Shape, topological
+from minigrad.graph.operations import ELEMENTWISE, Op
 from minigrad.graph.scans import cummax_rule, cumprod_rule, cumsum_rule
 from minigrad.graph.symbolic import Integer, high
 from minigrad.graph.windows import cropped, overlap_add
@@ -80,7 +80,7 @@ def reached(outputs: Sequence[Node]) -> list[Node]:
     found = set(outputs)
     for node in reversed(order):
         if node in found:
-            sources = node.src if node.op in FLAT else (
+            sources = node.src if node.op.facts.flat else (
                 source for source, rule in zip(node.src, rules_of(node), strict=False) if rule
             )  # fmt: skip
             found.update(source for source in sources if source.dtype.is_float)
@@ -146,133 +146,12 @@ def _sum(parts: Sequence[Node]) -> Node:
     """The contributions of a node's users, added in the order in which they came."""
     total = parts[0]
     for part in parts[1:]:
-        total = elementwise(Op.ADD, total, part)
+        total = total + part
     return total
-
-
-# --- short names for what the rules write --------------------------------------------------------
 
 
 def _full(like: Node, value: float) -> Node:
     return build.const(value, like.dtype, like.shape, like.device)
-
-
-def _neg(x: Node) -> Node:
-    return elementwise(Op.NEG, x)
-
-
-def _mul(x: Node, y: Node) -> Node:
-    return elementwise(Op.MUL, x, y)
-
-
-def _scale(x: Node, factor: float) -> Node:
-    return _mul(x, _full(x, factor))
-
-
-def _div(x: Node, y: Node) -> Node:
-    return elementwise(Op.DIV, x, y)
-
-
-def _where(condition: Node, x: Node, y: Node) -> Node:
-    return elementwise(Op.WHERE, condition, x, y)
-
-
-# --- elementwise ---------------------------------------------------------------------------------
-
-
-def _sqrt(node: Node, g: Node) -> Node:
-    """g / 2√x: infinite at 0."""
-    return _div(g, _scale(node, 2.0))
-
-
-def _log2(node: Node, g: Node) -> Node:
-    return _div(g, _scale(node.src[0], math.log(2.0)))
-
-
-def _sin(node: Node, g: Node) -> Node:
-    return _mul(g, elementwise(Op.COS, node.src[0]))
-
-
-def _cos(node: Node, g: Node) -> Node:
-    return _neg(_mul(g, elementwise(Op.SIN, node.src[0])))
-
-
-def _asin(node: Node, g: Node) -> Node:
-    """g / √((1 − x)(1 + x)), which near ±1 is more exact than 1 − x²."""
-    x = node.src[0]
-    one = _full(x, 1.0)
-    product = _mul(elementwise(Op.SUB, one, x), elementwise(Op.ADD, one, x))
-    return _div(g, elementwise(Op.SQRT, product))
-
-
-def _atan(node: Node, g: Node) -> Node:
-    x = node.src[0]
-    return _div(g, elementwise(Op.ADD, _mul(x, x), _full(x, 1.0)))
-
-
-def _tanh(node: Node, g: Node) -> Node:
-    return _mul(g, elementwise(Op.SUB, _full(node, 1.0), _mul(node, node)))
-
-
-def _erf(node: Node, g: Node) -> Node:
-    """2/√π · exp(−x²)."""
-    x = node.src[0]
-    bell = elementwise(Op.EXP, _neg(_mul(x, x)))
-    return _mul(g, _scale(bell, 2.0 / math.sqrt(math.pi)))
-
-
-def _cast(node: Node, g: Node) -> Node:
-    return build.cast(g, node.src[0].dtype)
-
-
-def _div_by(node: Node, g: Node) -> Node:
-    return _neg(_mul(g, _div(node, node.src[1])))
-
-
-def _mod_by(node: Node, g: Node) -> Node:
-    x, y = node.src
-    return _neg(_mul(g, elementwise(Op.FLOOR, _div(x, y))))
-
-
-def _pow_base(node: Node, g: Node) -> Node:
-    """g·y·xʸ⁻¹, and 0 where y is 0.
-
-    The exponent is taken as 1 where it is 0, so that no x makes 0·∞ of it; masking the result
-    would leave that NaN to the second derivative.
-    """
-    x, y = node.src
-    if y.op is Op.CONST:
-        if y.arg == 0:
-            return _full(node, 0.0)
-        less = build.const(y.arg - 1.0, y.dtype, y.shape, y.device)
-        power = x if y.arg == 2 else _full(x, 1.0) if y.arg == 1 else elementwise(Op.POW, x, less)
-        return _mul(g, _scale(power, y.arg))
-    one = _full(y, 1.0)
-    exponent = _where(elementwise(Op.EQ, y, _full(y, 0.0)), one, y)
-    return _mul(g, _mul(y, elementwise(Op.POW, x, elementwise(Op.SUB, exponent, one))))
-
-
-def _pow_exponent(node: Node, g: Node) -> Node:
-    """g·xʸ·ln x, and 0 where x is 0 and y is not negative."""
-    x, y = node.src
-    zero = _full(x, 0.0)
-    flat = elementwise(
-        Op.AND, elementwise(Op.EQ, x, zero), elementwise(Op.LE, zero, y)
-    )
-    base = _where(flat, _full(x, 1.0), x)
-    return _mul(g, _mul(node, elementwise(Op.LOG, base)))
-
-
-def _chosen(winner: int, op: Op) -> Rule:
-    """Of MAXIMUM and MINIMUM: all to the chosen operand, half to each of two equal ones."""
-
-    def rule(node: Node, g: Node) -> Node:
-        mine, other = node.src[winner], node.src[1 - winner]
-        lost = elementwise(Op.LT, *((mine, other) if op is Op.MAXIMUM else (other, mine)))
-        tie = elementwise(Op.EQ, mine, other)
-        return _where(lost, _full(g, 0.0), _where(tie, _scale(g, 0.5), g))
-
-    return rule
 
 
 # --- reductions ----------------------------------------------------------------------------------
@@ -285,12 +164,12 @@ def _spread(node: Node, g: Node) -> Node:
 def _max(node: Node, g: Node) -> Node:
     """g, divided evenly among the elements that are the maximum."""
     x = node.src[0]
-    is_maximum = elementwise(Op.EQ, x, build.expand(node, x.shape))
+    is_maximum = x.equals(build.expand(node, x.shape))
     # counted in at least float32: bfloat16 cannot hold 257
     wide = dtypes.float32 if x.dtype.itemsize < 4 else x.dtype
-    count = build.reduce(Op.SUM, build.cast(is_maximum, wide), node.arg)
-    share = build.cast(_div(build.cast(g, wide), count), x.dtype)
-    return _where(is_maximum, build.expand(share, x.shape), _full(x, 0.0))
+    count = build.reduce(Op.SUM, is_maximum.cast(wide), node.arg)
+    share = (g.cast(wide) / count).cast(x.dtype)
+    return is_maximum.where(build.expand(share, x.shape), 0.0)
 
 
 def _prod(node: Node, g: Node) -> Node:
@@ -315,11 +194,11 @@ def _prod_along(x: Node, axis: int, g: Node) -> Node:
     while size > 1:
         size //= 2
         halves.append((_part(level, axis, 0, size), _part(level, axis, size, 2 * size)))
-        level = _mul(*halves[-1])
+        level = halves[-1][0] * halves[-1][1]
     for left, right in reversed(halves):
         below = _along(left.shape, axis, (0, size), (0, 0))
         above = _along(left.shape, axis, (size, 0), (0, 0))
-        g = elementwise(Op.ADD, build.pad(_mul(g, right), below), build.pad(_mul(g, left), above))
+        g = build.pad(g * right, below) + build.pad(g * left, above)
         size *= 2
     return _part(g, axis, 0, extent)
 
@@ -342,7 +221,7 @@ def _padded_with_ones(x: Node, axis: int, size: int) -> Node:
     if padded is x:
         return x
     inside = build.pad(build.const(True, dtypes.bool, x.shape, x.device), amounts)
-    return _where(inside, padded, _full(padded, 1.0))
+    return inside.where(padded, 1.0)
 
 
 # --- movement and addressing ---------------------------------------------------------------------
@@ -375,38 +254,16 @@ def _same(node: Node, g: Node) -> Node:
     return g
 
 
-# Floats of floats that are constant almost everywhere.
-FLAT = frozenset({Op.FLOOR, Op.CEIL, Op.TRUNC, Op.ROUND})
+def _elementwise(op: Op) -> tuple[Rule | None, ...]:
+    def lifted(rule: operations.Rule) -> Rule:
+        return lambda node, g: rule(g, node, *node.src)
+
+    return tuple(rule and lifted(rule) for rule in op.facts.gradient)
+
 
 # One rule per source; None: nothing flows there.
 RULES: dict[Op, tuple[Rule | None, ...]] = {
-    Op.NEG: (lambda node, g: _neg(g),),
-    Op.SQRT: (_sqrt,),
-    Op.EXP: (lambda node, g: _mul(g, node),),
-    Op.EXP2: (lambda node, g: _mul(g, _scale(node, math.log(2.0))),),
-    Op.LOG: (lambda node, g: _div(g, node.src[0]),),
-    Op.LOG2: (_log2,),
-    Op.SIN: (_sin,),
-    Op.COS: (_cos,),
-    Op.ASIN: (_asin,),
-    Op.ACOS: (lambda node, g: _neg(_asin(node, g)),),
-    Op.ATAN: (_atan,),
-    Op.TANH: (_tanh,),
-    Op.ERF: (_erf,),
-    Op.CAST: (_cast,),
-    Op.ADD: (_same, _same),
-    Op.SUB: (_same, lambda node, g: _neg(g)),
-    Op.MUL: (lambda node, g: _mul(g, node.src[1]), lambda node, g: _mul(g, node.src[0])),
-    Op.DIV: (lambda node, g: _div(g, node.src[1]), _div_by),
-    Op.MOD: (_same, _mod_by),
-    Op.POW: (_pow_base, _pow_exponent),
-    Op.MAXIMUM: (_chosen(0, Op.MAXIMUM), _chosen(1, Op.MAXIMUM)),
-    Op.MINIMUM: (_chosen(0, Op.MINIMUM), _chosen(1, Op.MINIMUM)),
-    Op.WHERE: (
-        None,
-        lambda node, g: _where(node.src[0], g, _full(g, 0.0)),
-        lambda node, g: _where(node.src[0], _full(g, 0.0), g),
-    ),
+    **{op: _elementwise(op) for op in ELEMENTWISE if op.facts.gradient},
     Op.SUM: (_spread,),
     Op.MAX: (_max,),
     Op.PROD: (_prod,),

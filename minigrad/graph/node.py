@@ -1,137 +1,25 @@
 """Nodes: the immutable, interned operations of which every program is made.
 
 A `Node` is one operation on whole arrays. The same operation on the same sources *is* the same
-object, so a common subexpression costs nothing and `is` compares. The table `Op` below is the whole
-instruction set; a matrix product is `SUM(MUL(a, b))` seen through movement operations.
+object, so a common subexpression costs nothing and `is` compares. The whole instruction set is
+`Op` in `graph/operations.py`; a matrix product is `SUM(MUL(a, b))` seen through movements.
 """
 
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable, Iterator
-from enum import Enum
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from minigrad.dtype import DType, convert, dtypes
+from minigrad.errors import DeviceError, DTypeError, ShapeError
 from minigrad.graph.interned import Interned
+from minigrad.graph.numeric import Number, Numeric
+from minigrad.graph.operations import NAMED
+from minigrad.graph.operations import Op as Op
 from minigrad.graph.symbolic import Affine, Integer
 
 Shape = tuple[Integer, ...]
-
-
-class Op(Enum):
-    """What a node does. Argument `arg` in parentheses."""
-
-    __hash__ = object.__hash__  # Enum's own is written in Python, and each node hashes its op
-
-    def __setattr__(self, name: str, value: object) -> None:
-        if "_sort_order_" in self.__dict__:  # the last that Enum sets
-            raise AttributeError(f"{self} cannot be changed: every node of it would be another")
-        object.__setattr__(self, name, value)
-
-    # sources
-    CONST = "const"  # every element is arg
-    BUFFER = "buffer"  # memory (a device Buffer; an int slot in a canonical graph)
-    IOTA = "iota"  # 0, 1, 2 … along one axis of length shape[0]
-    VARIABLE = "variable"  # the value of a symbolic integer (an Affine), a 0-d int32
-
-    # elementwise, one source
-    NEG = "neg"
-    NOT = "not"  # logical for bool, bitwise for integers
-    SQRT = "sqrt"
-    EXP = "exp"
-    EXP2 = "exp2"
-    LOG = "log"
-    LOG2 = "log2"
-    SIN = "sin"
-    COS = "cos"
-    ASIN = "asin"
-    ACOS = "acos"
-    ATAN = "atan"
-    TANH = "tanh"
-    ERF = "erf"
-    FLOOR = "floor"
-    CEIL = "ceil"
-    TRUNC = "trunc"
-    ROUND = "round"  # half to even
-    CAST = "cast"  # (dtype) float → int truncates and saturates, NaN → 0
-    BITCAST = "bitcast"  # (dtype) of equal size
-
-    # elementwise, two sources
-    ADD = "add"
-    SUB = "sub"
-    MUL = "mul"
-    DIV = "div"  # floats only
-    IDIV = "idiv"  # integers, floor; x // 0 = 0
-    MOD = "mod"  # sign of the divisor; integers: x % 0 = 0
-    POW = "pow"  # floats only
-    MAXIMUM = "maximum"  # NaN wins
-    MINIMUM = "minimum"  # NaN wins
-    LT = "lt"
-    LE = "le"
-    EQ = "eq"
-    NE = "ne"
-    AND = "and"
-    OR = "or"
-    XOR = "xor"
-    SHL = "shl"  # integers; a shift by the width or more gives 0
-    SHR = "shr"  # arithmetic for signed; a shift by the width or more gives 0 or the sign
-
-    # elementwise, three sources
-    WHERE = "where"  # bool, then, else
-
-    # reductions over arg = axes; the reduced dimensions stay as 1
-    SUM = "sum"
-    MAX = "max"  # NaN wins
-    PROD = "prod"
-
-    # running reductions along arg = axis: element i combines the elements 0 … i
-    CUMSUM = "cumsum"
-    CUMPROD = "cumprod"
-    CUMMAX = "cummax"  # NaN wins
-
-    # movement
-    RESHAPE = "reshape"  # (shape)
-    PERMUTE = "permute"  # (order)
-    EXPAND = "expand"  # (shape) from dimensions of 1
-    PAD = "pad"  # ((before, after), …) with zeros
-    SHRINK = "shrink"  # ((start, stop), …)
-    FLIP = "flip"  # (axes)
-    WINDOW = "window"  # ((axis, size, step, dilation), …) the axis counts windows, new last ones
-
-    # addressed by data
-    GATHER = "gather"  # (axis) out[…i…] = x[…index[…i…]…]; an index out of range reads 0
-    SCATTER_ADD = "scatter_add"  # (axis) base, index, x; an index out of range writes nothing
-    SCATTER_MAX = "scatter_max"  # the same with the larger one; NaN wins
-    SCATTER_PROD = "scatter_prod"  # the same with the product
-    SORT = "sort"  # (axis) the stable permutation (int32) that sorts unsigned keys, ascending
-    DISTRIBUTE = "distribute"  # starts, bin, x: x put bin by bin (see `build.distribute`)
-
-    # engine
-    CONTIGUOUS = "contiguous"  # identity, stored in a buffer
-    ASSIGN = "assign"  # target BUFFER, value: the value, stored in the target's memory
-    COPY = "copy"  # identity on another device (arg)
-    COLLECTIVE = "collective"  # (Collective) an exchange with other ranks: graph/collective.py
-    CHECK = "check"  # (Check) identity; a program raises where an element is no index: bounds.py
-    CUSTOM = "custom"  # (rule) the first source; `rule` gives the gradients of the others
-
-
-UNARY = frozenset({
-    Op.NEG, Op.NOT, Op.SQRT, Op.EXP, Op.EXP2, Op.LOG, Op.LOG2, Op.SIN, Op.COS, Op.ASIN, Op.ACOS,
-    Op.ATAN, Op.TANH, Op.ERF, Op.FLOOR, Op.CEIL, Op.TRUNC, Op.ROUND, Op.CAST, Op.BITCAST,
-})  # fmt: skip
-COMPARISONS = frozenset({Op.LT, Op.LE, Op.EQ, Op.NE})
-BINARY = COMPARISONS | frozenset({
-    Op.ADD, Op.SUB, Op.MUL, Op.DIV, Op.IDIV, Op.MOD, Op.POW, Op.MAXIMUM, Op.MINIMUM,
-    Op.AND, Op.OR, Op.XOR, Op.SHL, Op.SHR,
-})  # fmt: skip
-ELEMENTWISE = UNARY | BINARY | {Op.WHERE}
-REDUCTIONS = frozenset({Op.SUM, Op.MAX, Op.PROD})
-SCANS = {Op.CUMSUM: Op.SUM, Op.CUMPROD: Op.PROD, Op.CUMMAX: Op.MAX}  # and what each combines by
-SCATTERS = {Op.SCATTER_ADD: Op.SUM, Op.SCATTER_MAX: Op.MAX, Op.SCATTER_PROD: Op.PROD}
-MOVEMENT = frozenset({
-    Op.RESHAPE, Op.PERMUTE, Op.EXPAND, Op.PAD, Op.SHRINK, Op.FLIP, Op.WINDOW,
-})  # fmt: skip
 
 
 class Form:
@@ -140,7 +28,7 @@ class Form:
     __slots__ = ("__weakref__",)
 
 
-class Node:
+class Node(Numeric):
     """One operation on whole arrays; make nodes with the functions of `minigrad.graph.build`.
 
     Attributes: op, dtype, shape (ints, or `Affine`s where symbolic), src (the operands), arg (see
@@ -171,6 +59,27 @@ class Node:
         """Number of dimensions."""
         return len(self.shape)
 
+    def operation(self, name: str, *others: Node | Number) -> Node:
+        """An elementwise operation, by the value of its `Op`, on self and others."""
+        operands = (x if isinstance(x, Node) else self.constant(x) for x in others)
+        return elementwise(NAMED[name], self, *operands)
+
+    def constant(self, value: Number, dtype: DType | None = None) -> Node:
+        """An array of self's shape filled with one number."""
+        return const(value, dtype or self.dtype, self.shape, self.device)
+
+    def known(self) -> Number | None:
+        """The number that fills it, if it is a constant."""
+        return self.arg if self.op is Op.CONST else None
+
+    def cast(self, dtype: DType) -> Node:
+        """self converted to dtype."""
+        return cast(self, dtype)
+
+    def bits_as(self, dtype: DType) -> Node:
+        """The bits of self read as another dtype of the same size."""
+        return bitcast(self, dtype)
+
 
 _interned: Interned[Node] = Interned()
 _forms: Interned[Form] = Interned()
@@ -199,6 +108,59 @@ def form_of(dtype: DType, shape: Shape, device: str) -> Form:
     """The form of a BUFFER."""
     key = (dtype, shape, device)
     return _forms.find(key) or _forms.settle(key, Form())
+
+
+def const(value: int | float | bool, dtype: DType, shape: Shape, device: str) -> Node:
+    """An array filled with one number."""
+    return make(Op.CONST, dtype, tuple(shape), (), value, device)
+
+
+def elementwise(op: Op, *src: Node) -> Node:
+    """An elementwise operation on operands of equal shape and (but for WHERE) equal dtype."""
+    facts = op.facts
+    if facts.scalar is None or len(src) != facts.arity:
+        raise ValueError(f"elementwise({op}): expected {facts.arity} operands, got {len(src)}")
+    shape, dtype = src[-1].shape, src[-1].dtype
+    if any(node.shape != shape for node in src):
+        raise ShapeError(f"{op.value}: shapes {[node.shape for node in src]} differ")
+    if any(node.dtype is not dtype for node in (src[1:] if op is Op.WHERE else src)):
+        raise DTypeError(f"{op.value}: dtypes {[node.dtype.name for node in src]} differ")
+    if op is Op.WHERE and src[0].dtype is not dtypes.bool:
+        raise DTypeError(f"where: the condition is {src[0].dtype.name}, expected bool")
+    if dtype.kind not in facts.kinds:
+        raise DTypeError(f"{op.value} is not defined for {dtype.name}")
+    made = dtypes.bool if facts.compares else dtype
+    return make(op, made, shape, src, None, device_of(op, src))
+
+
+def cast(x: Node, dtype: DType) -> Node:
+    """x converted to dtype."""
+    if x.dtype is dtype:
+        return x
+    if x.op is Op.CONST:
+        return make(Op.CONST, dtype, x.shape, (), x.arg, x.device)
+    return make(Op.CAST, dtype, x.shape, (x,), dtype, x.device)
+
+
+def bitcast(x: Node, dtype: DType) -> Node:
+    """The bits of x read as another dtype of the same size."""
+    if x.dtype is dtype:
+        return x
+    if x.dtype.itemsize != dtype.itemsize or dtypes.bool in (x.dtype, dtype):
+        raise DTypeError(f"bitcast from {x.dtype.name} to {dtype.name}: sizes must be equal")
+    return make(Op.BITCAST, dtype, x.shape, (x,), dtype, x.device)
+
+
+def device_of(op: Op, src: Sequence[Node]) -> str:
+    """The device of all sources."""
+    device = src[0].device
+    for node in src:
+        if node.device != device:
+            raise DeviceError(
+                f"{op.value}: operands are on {device} and {node.device}; "
+                f"move one with .to({device!r})"
+            )
+    return device
 
 
 def own_buffer(memory: Any, dtype: DType, shape: Shape, device: str, form: Form) -> Node:

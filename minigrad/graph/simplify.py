@@ -16,7 +16,8 @@ from minigrad.dtype import DType, convert
 from minigrad.graph import build
 from minigrad.graph.build import elementwise
 from minigrad.graph.fold import fold
-from minigrad.graph.node import BINARY, REDUCTIONS, SCATTERS, UNARY, Node, Op
+from minigrad.graph.node import Node
+from minigrad.graph.operations import REDUCTIONS, SCATTERS, Op
 from minigrad.graph.rewrite import Rule, rewrite
 from minigrad.graph.symbolic import Affine, high, low
 
@@ -47,7 +48,7 @@ def fold_constants(node: Node) -> Node | None:
     for source in node.src:
         if source.op is not Op.CONST:
             return None
-    value = fold(node.op, node.src[-1].dtype, tuple(source.arg for source in node.src))
+    value = fold(node.op, tuple(source.arg for source in node.src))
     return None if value is None else _const(node, value)
 
 
@@ -93,7 +94,7 @@ def join_constants(node: Node) -> Node | None:
         return None
     if inner.src[1].op is not Op.CONST:
         return None
-    both = fold(node.op, node.dtype, (inner.src[1].arg, outer.arg))
+    both = fold(node.op, (inner.src[1].arg, outer.arg))
     return None if both is None else elementwise(node.op, inner.src[0], _const(outer, both))
 
 
@@ -421,8 +422,7 @@ def _table() -> dict[Op, list[Rule]]:
         for op in ops:
             rules.setdefault(op, []).append(rule)
 
-    foldable = (UNARY | BINARY | {Op.WHERE}) - {Op.CAST, Op.BITCAST}
-    on(fold_constants, *sorted(foldable, key=lambda op: op.value))
+    on(fold_constants, *(op for op in Op if op.facts.scalar))
     on(constant_second, Op.ADD, Op.MUL, Op.MAXIMUM, Op.MINIMUM, Op.AND, Op.OR, Op.XOR)
     on(add_nothing, Op.ADD)
     on(add_negated, Op.ADD)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 
-from minigrad.graph.node import SCATTERS, Op
+from minigrad.graph.operations import SCATTERS, Op
 from minigrad.graph.shapes import numel
 from minigrad.schedule import expr
 from minigrad.schedule.expr import Array, Expr, Leaf

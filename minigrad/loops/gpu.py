@@ -11,7 +11,7 @@ recipes that any target has.
 
 from __future__ import annotations
 
-from minigrad.graph.node import SCATTERS
+from minigrad.graph.operations import SCATTERS
 from minigrad.graph.shapes import numel, unflatten
 from minigrad.graph.symbolic import Integer, ceildiv, coefficient
 from minigrad.loops.assemble import assemble

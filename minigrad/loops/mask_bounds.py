@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 from minigrad.dtype import convert, dtypes
 from minigrad.graph.fold import fold
-from minigrad.graph.node import UNARY, Op
+from minigrad.graph.operations import UNARY, Op
 from minigrad.graph.shapes import unflatten
 from minigrad.graph.symbolic import (
     Affine,
@@ -131,7 +131,7 @@ def _value(e: Expr, args: tuple[float, ...]) -> float | None:
     elif e.op in (Op.EXP, Op.EXP2):  # not rounded alike everywhere, but exact here
         value = 0.0 if args[0] == float("-inf") else None
     else:
-        value = fold(e.op, e.args[-1].dtype, args)
+        value = fold(e.op, args)
     return None if value is None else float(value)
 
 

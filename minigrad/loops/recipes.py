@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from minigrad.graph.node import SCATTERS
+from minigrad.graph.operations import SCATTERS
 from minigrad.graph.shapes import numel
 from minigrad.graph.symbolic import ceildiv, coefficient, variables
 from minigrad.loops.assemble import assemble

@@ -9,7 +9,7 @@ from dataclasses import replace
 from functools import partial, reduce
 
 from minigrad.dtype import dtypes
-from minigrad.graph.node import SCANS, Op
+from minigrad.graph.operations import SCANS, Op
 from minigrad.graph.symbolic import Integer, coefficient, high
 from minigrad.loops.assemble import assemble
 from minigrad.loops.axes import vector_width

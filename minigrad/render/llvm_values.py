@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from minigrad.dtype import DType
 from minigrad.errors import CompileError
-from minigrad.graph.node import Op
+from minigrad.graph.operations import Op
 
 
 class Value(NamedTuple):
@@ -111,17 +111,6 @@ def _type_of(argument: str) -> str:
     return argument.split(" ", 1)[0]
 
 
-_FLOAT_BINARY = {Op.ADD: "fadd", Op.SUB: "fsub", Op.MUL: "fmul", Op.DIV: "fdiv"}
-_INT_BINARY = {
-    Op.ADD: "add", Op.SUB: "sub", Op.MUL: "mul", Op.AND: "and", Op.OR: "or", Op.XOR: "xor",
-}  # fmt: skip
-_BOOL_BINARY = {Op.ADD: "or", Op.MUL: "and", Op.MAXIMUM: "or", Op.MINIMUM: "and"}
-_FLOAT_COMPARE = {Op.LT: "olt", Op.LE: "ole", Op.EQ: "oeq", Op.NE: "une"}
-_INTRINSICS = {
-    Op.SQRT: "sqrt", Op.FLOOR: "floor", Op.CEIL: "ceil", Op.TRUNC: "trunc", Op.ROUND: "roundeven",
-}  # fmt: skip
-
-
 def operation(b: Builder, op: Op, args: list[Value], dtype: DType) -> Value:
     """The instructions of one elementwise operation; all args have equal lanes."""
     lanes = args[0].lanes
@@ -130,14 +119,10 @@ def operation(b: Builder, op: Op, args: list[Value], dtype: DType) -> Value:
         return cast(b, args[0], dtype)
     if op is Op.BITCAST:
         return _bitcast(b, args[0], dtype)
+    word = op.facts.llvm.of(source)
     if op is Op.WHERE:
         test, then, other = args
         text = b.line(f"select {test.typed}, {then.typed}, {other.typed}")
-    elif op in _FLOAT_COMPARE:
-        text = _compare(b, op, args)
-    elif op in _INTRINSICS:
-        text = b.call(f"llvm.{_INTRINSICS[op]}.{suffix(args[0].type)}", args[0].type,
-                      [args[0].typed])  # fmt: skip
     elif op is Op.NEG:
         zero = literal(0, register_type(source), lanes)
         text = b.line(
@@ -148,16 +133,15 @@ def operation(b: Builder, op: Op, args: list[Value], dtype: DType) -> Value:
     elif op is Op.NOT:
         ones = literal(True if source.is_bool else -1, register_type(source), lanes)
         text = b.line(f"xor {args[0].typed}, {ones}")
-    elif source.is_bool and (op in _BOOL_BINARY or op in _INT_BINARY):
-        name = _BOOL_BINARY.get(op) or _INT_BINARY[op]
-        text = b.line(f"{name} {args[0].typed}, {args[1].text}")
-    elif source.is_float and op in _FLOAT_BINARY:
+    elif op.facts.compares:
+        text = _compare(b, word, *args)
+    elif word and len(args) == 1:
+        text = b.call(f"llvm.{word}.{suffix(args[0].type)}", args[0].type, [args[0].typed])
+    elif word:
         # A product may become part of a sum, but not of a difference: x·y − max(x·y) would be above
         # 0 where the maximum was rounded before.
-        merges = "" if op is Op.SUB else " contract"
-        text = b.line(f"{_FLOAT_BINARY[op]}{merges} {args[0].typed}, {args[1].text}")
-    elif op in _INT_BINARY and not source.is_float:
-        text = b.line(f"{_INT_BINARY[op]} {args[0].typed}, {args[1].text}")
+        flag = " contract" if source.is_float and op is not Op.SUB else ""
+        text = b.line(f"{word}{flag} {args[0].typed}, {args[1].text}")
     elif op in (Op.MAXIMUM, Op.MINIMUM):
         text = _extremum(b, op, *args)
     elif op in (Op.SHL, Op.SHR):
@@ -169,13 +153,11 @@ def operation(b: Builder, op: Op, args: list[Value], dtype: DType) -> Value:
     return Value(text, dtype, lanes)
 
 
-def _compare(b: Builder, op: Op, args: list[Value]) -> str:
-    left, right = args
+def _compare(b: Builder, word: str, left: Value, right: Value) -> str:
     if left.dtype.is_float:
-        return b.line(f"fcmp {_FLOAT_COMPARE[op]} {left.typed}, {right.text}")
-    sign = "s" if left.dtype.kind == "i" else "u"
-    name = {Op.LT: sign + "lt", Op.LE: sign + "le", Op.EQ: "eq", Op.NE: "ne"}[op]
-    return b.line(f"icmp {name} {left.typed}, {right.text}")
+        return b.line(f"fcmp {word} {left.typed}, {right.text}")
+    sign = "" if word in ("eq", "ne") else "s" if left.dtype.kind == "i" else "u"
+    return b.line(f"icmp {sign}{word} {left.typed}, {right.text}")
 
 
 def _extremum(b: Builder, op: Op, old: Value, new: Value) -> str:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 
 from minigrad.dtype import DType, dtypes
 from minigrad.errors import CompileError, DTypeError
-from minigrad.graph.node import Op
+from minigrad.graph.operations import Op
 from minigrad.schedule.expr import Expr, Leaf
 
 _INTEGERS = {1: "char", 2: "short", 4: "int", 8: "long"}
@@ -217,7 +217,7 @@ class Language:
         self.type_of(e.dtype)
         if e.op is Leaf.FMA:
             return f"fma({', '.join(args)})"
-        source = e.args[0].dtype
+        source, word = e.args[0].dtype, word_of(e)
         if e.op is Op.WHERE:
             chosen = f"({args[0]} ? {args[1]} : {args[2]})"
             return self._narrow(chosen, e.dtype)
@@ -225,63 +225,46 @@ class Language:
             return self.cast(args[0], source, e.dtype)
         if e.op is Op.BITCAST:
             return self._bitcast(args[0], source, e.dtype)
-        if e.op in COMPARISONS:
-            return f"({args[0]} {COMPARISONS[e.op]} {args[1]})"
-        if source.is_bool:
-            return self._on_bools(e, args)
-        return self._on_floats(e, args) if source.is_float else self._on_integers(e, args)
+        if e.op is Op.NOT:
+            return f"(!{args[0]})" if source.is_bool else self._narrow(f"(~{args[0]})", e.dtype)
+        if e.op is Op.NEG and source.is_float:
+            return f"(-{args[0]})"
+        if source.is_int and e.dtype.is_int:
+            return self._on_integers(e, word, args)
+        return self._said(e, word, args)
+
+    def _said(self, e: Expr, word: str, args: list[str]) -> str:
+        """A word between its operands, or called with them."""
+        if not word:
+            name = e.args[0].dtype.name
+            raise CompileError(f"OpenCL renderer: {e.op} of {name} is not a primitive operation")
+        if not word.isidentifier():
+            return f"({args[0]} {word} {args[1]})"
+        name = self.function(word, register_type(e.dtype)) if word in FUNCTIONS else word
+        return f"{name}({', '.join(bare(arg) for arg in args)})"
 
     def _narrow(self, text: str, dtype: DType) -> str:
         """C computes in int what is narrower: back to the type that it has."""
         narrow = dtype.is_int and dtype.itemsize < 4
         return f"({register_type(dtype)}){text}" if narrow else text
 
-    def _on_bools(self, e: Expr, args: list[str]) -> str:
-        if e.op is Op.NOT:
-            return f"(!{args[0]})"
-        if e.op in _BOOL_BINARY:
-            return f"({args[0]} {_BOOL_BINARY[e.op]} {args[1]})"
-        raise _unknown(e)
-
-    def _on_floats(self, e: Expr, args: list[str]) -> str:
-        kind = register_type(e.dtype)
-        if e.op in ARITHMETIC:
-            return f"({args[0]} {ARITHMETIC[e.op]} {args[1]})"
-        if e.op is Op.NEG:
-            return f"(-{args[0]})"
-        if e.op in FLOAT_CALLS:
-            name = FLOAT_CALLS[e.op]
-        elif e.op in _FLOAT_FUNCTIONS:
-            name = self.function(_FLOAT_FUNCTIONS[e.op], kind)
-        else:
-            raise _unknown(e)
-        return f"{name}({', '.join(bare(arg) for arg in args)})"
-
-    def _on_integers(self, e: Expr, args: list[str]) -> str:
+    def _on_integers(self, e: Expr, word: str, args: list[str]) -> str:
         kind = register_type(e.dtype)
         # signed overflow is undefined in C and wraps here, so sums and products are unsigned
         wide = "ulong" if e.dtype.itemsize == 8 else "uint"
         if e.op in (Op.ADD, Op.SUB, Op.MUL):
             left, right = args if kind == wide else (f"({wide}){arg}" for arg in args)
-            result = f"({left} {ARITHMETIC[e.op]} {right})"
+            result = f"({left} {word} {right})"
             return result if kind == wide else f"({kind}){result}"
         if e.op is Op.NEG:
             result = f"({literal(0, e.dtype)} - ({wide}){args[0]})"
             return f"({kind}){result}"
-        if e.op is Op.NOT:
-            return self._narrow(f"(~{args[0]})", e.dtype)
-        if e.op in BITWISE:
-            return self._narrow(f"({args[0]} {BITWISE[e.op]} {args[1]})", e.dtype)
         if e.op in (Op.SHL, Op.SHR):
-            return self._shift(e, args)
-        if e.op in (Op.MAXIMUM, Op.MINIMUM):
-            return f"{'max' if e.op is Op.MAXIMUM else 'min'}({bare(args[0])}, {bare(args[1])})"
-        if e.op in (Op.IDIV, Op.MOD):
-            name = self.function("floor_div" if e.op is Op.IDIV else "floor_mod", kind)
-            return f"{name}({bare(args[0])}, {bare(args[1])})"
-        raise _unknown(e)
+            return self._shift(e, word, args)
+        said = self._said(e, word, args)
+        return said if word.isidentifier() else self._narrow(said, e.dtype)
 
-    def _shift(self, e: Expr, args: list[str]) -> str:
+    def _shift(self, e: Expr, word: str, args: list[str]) -> str:
         """A shift; one by the width or more gives 0, or the sign of a signed number."""
         kind, count = register_type(e.dtype), e.args[1]
         if count.op is Op.CONST and 0 <= count.value < e.dtype.bits:
@@ -289,8 +272,7 @@ class Language:
                 return self._narrow(f"({args[0]} >> {count.value})", e.dtype)
             wide = "ulong" if e.dtype.itemsize == 8 else "uint"
             return f"({kind})(({wide}){args[0]} << {count.value})"
-        name = self.function("shift_left" if e.op is Op.SHL else "shift_right", kind)
-        return f"{name}({bare(args[0])}, {bare(args[1])})"
+        return self._said(e, word, args)
 
     def cast(self, x: str, source: DType, to: DType) -> str:
         """A conversion: floats round to even, integers wrap, a float to an integer saturates."""
@@ -337,23 +319,12 @@ class Language:
         return f"as_{self.type_of(to)}({bare(x)})"
 
 
-COMPARISONS: dict[Op | Leaf, str] = {Op.LT: "<", Op.LE: "<=", Op.EQ: "==", Op.NE: "!="}
-ARITHMETIC: dict[Op | Leaf, str] = {Op.ADD: "+", Op.SUB: "-", Op.MUL: "*", Op.DIV: "/"}
-BITWISE: dict[Op | Leaf, str] = {Op.AND: "&", Op.OR: "|", Op.XOR: "^"}
-_BOOL_BINARY: dict[Op | Leaf, str] = {
-    **BITWISE, Op.ADD: "|", Op.MUL: "&", Op.MAXIMUM: "|", Op.MINIMUM: "&"
-}  # fmt: skip
-FLOAT_CALLS: dict[Op | Leaf, str] = {
-    Op.SQRT: "sqrt", Op.FLOOR: "floor", Op.CEIL: "ceil", Op.TRUNC: "trunc", Op.ROUND: "rint"
-}  # fmt: skip
-_FLOAT_FUNCTIONS: dict[Op | Leaf, str] = {
-    Op.MAXIMUM: "larger", Op.MINIMUM: "smaller", Op.MOD: "real_mod"
-}  # fmt: skip
-
-
-def _unknown(e: Expr) -> CompileError:
-    name = e.args[0].dtype.name
-    return CompileError(f"OpenCL renderer: {e.op} of {name} is not a primitive operation")
+def word_of(e: Expr) -> str:
+    """The operator or function that says an elementwise operation; "" where none does."""
+    assert isinstance(e.op, Op)
+    facts, source = e.op.facts, e.args[0].dtype
+    known = source.kind in facts.kinds and not facts.formula
+    return facts.opencl.of(source) or facts.symbol if known else ""
 
 
 def _replace_word(text: str, word: str, by: str) -> str:

@@ -7,16 +7,14 @@ by lane with the scalar words.
 from __future__ import annotations
 
 from minigrad.dtype import DType, dtypes
-from minigrad.graph.node import Op
+from minigrad.graph.operations import COMPARISONS, Op
 from minigrad.render.opencl_values import (
-    ARITHMETIC,
-    BITWISE,
-    COMPARISONS,
-    FLOAT_CALLS,
+    FUNCTIONS,
     Language,
     bare,
     literal,
     register_type,
+    word_of,
 )
 from minigrad.schedule.expr import Expr, Leaf
 
@@ -113,7 +111,7 @@ class VectorLanguage:
         """An elementwise operation on vectors; None where it must be done lane by lane."""
         if e.op is Leaf.FMA:
             return self._call("fma", args)
-        source = e.args[0].dtype
+        source, word = e.args[0].dtype, word_of(e)
         if e.op is Op.WHERE:
             return self._chosen(self._mask(args[0], e.dtype), args[1], args[2])
         if e.op is Op.CAST:
@@ -123,13 +121,23 @@ class VectorLanguage:
             if halves or e.dtype.is_bool:
                 return None
             return f"as_{self.type_of(e.dtype)}({bare(args[0])})"
+        if e.op is Op.NOT:
+            return f"(~{args[0]})"
         if e.op in COMPARISONS:
             if source.is_bool:  # true is −1, less than false
                 args = args[::-1]
-            return self.truth_of(f"({args[0]} {COMPARISONS[e.op]} {args[1]})", source)
-        if source.is_bool:
-            return self._on_bools(e, args)
-        return self._on_floats(e, args) if source.is_float else self._on_integers(e, args)
+            return self.truth_of(f"({args[0]} {word} {args[1]})", source)
+        if source.is_int:
+            return self._on_integers(e, word, args)
+        if e.op is Op.NEG:
+            return f"(-{args[0]})"
+        if word and not word.isidentifier():
+            return f"({args[0]} {word} {args[1]})"
+        if e.op in (Op.MAXIMUM, Op.MINIMUM):  # NaN wins
+            sign = ">" if e.op is Op.MAXIMUM else "<"
+            a, b = args
+            return self._chosen(f"(({b} {sign} {a}) | ({b} != {b}))", b, a)
+        return self._call(word, args) if word and word not in FUNCTIONS else None
 
     def truth_of(self, text: str, dtype: DType) -> str:
         """The int mask of a comparison of dtype, whose own mask is as wide as what it compares."""
@@ -189,48 +197,22 @@ class VectorLanguage:
             )
         return f"{name}({bare(x)})"
 
-    def _on_bools(self, e: Expr, args: list[str]) -> str | None:
-        if e.op is Op.NOT:
-            return f"(~{args[0]})"
-        if e.op in BITWISE:
-            return f"({args[0]} {BITWISE[e.op]} {args[1]})"
-        if e.op in (Op.ADD, Op.MAXIMUM):
-            return f"({args[0]} | {args[1]})"
-        if e.op in (Op.MUL, Op.MINIMUM):
-            return f"({args[0]} & {args[1]})"
-        return None
-
-    def _on_floats(self, e: Expr, args: list[str]) -> str | None:
-        if e.op in ARITHMETIC:
-            return f"({args[0]} {ARITHMETIC[e.op]} {args[1]})"
-        if e.op is Op.NEG:
-            return f"(-{args[0]})"
-        if e.op in FLOAT_CALLS:
-            return self._call(FLOAT_CALLS[e.op], args)
-        if e.op in (Op.MAXIMUM, Op.MINIMUM):  # NaN wins
-            sign = ">" if e.op is Op.MAXIMUM else "<"
-            a, b = args
-            return self._chosen(f"(({b} {sign} {a}) | ({b} != {b}))", b, a)
-        return None
-
-    def _on_integers(self, e: Expr, args: list[str]) -> str | None:
+    def _on_integers(self, e: Expr, word: str, args: list[str]) -> str | None:
         kind = register_type(e.dtype)
         unsigned = (kind if kind.startswith("u") else "u" + kind) + str(self.width)
         own = f"{kind}{self.width}"
         if e.op in (Op.ADD, Op.SUB, Op.MUL):  # signed overflow is undefined in C, and wraps here
             left, right = (f"as_{unsigned}({bare(arg)})" for arg in args)
-            return f"as_{own}({left} {ARITHMETIC[e.op]} {right})"
+            return f"as_{own}({left} {word} {right})"
         if e.op is Op.NEG:
             return f"as_{own}(({unsigned})(0) - as_{unsigned}({bare(args[0])}))"
-        if e.op is Op.NOT:
-            return f"(~{args[0]})"
-        if e.op in BITWISE:
-            return f"({args[0]} {BITWISE[e.op]} {args[1]})"
-        if e.op in (Op.MAXIMUM, Op.MINIMUM):
-            return self._call("max" if e.op is Op.MAXIMUM else "min", args)
-        count = e.args[1] if e.op in (Op.SHL, Op.SHR) else None
-        if count is not None and count.op is Op.CONST and 0 <= count.value < e.dtype.bits:
+        if e.op in (Op.SHL, Op.SHR):
+            count = e.args[1]
+            if count.op is not Op.CONST or not 0 <= count.value < e.dtype.bits:
+                return None
             if e.op is Op.SHR:
                 return f"({args[0]} >> ({own})({count.value}))"
             return f"as_{own}(as_{unsigned}({bare(args[0])}) << ({unsigned})({count.value}))"
-        return None
+        if not word.isidentifier():
+            return f"({args[0]} {word} {args[1]})"
+        return None if word in FUNCTIONS else self._call(word, args)

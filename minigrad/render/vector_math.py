@@ -1,13 +1,13 @@
 """Transcendental functions written in the operations that every renderer has.
 
-`expand` rewrites EXP, EXP2, LOG, LOG2, SIN, COS, ASIN, ACOS, ATAN, TANH, ERF and POW into
-arithmetic, comparisons, WHERE and operations on bits, once for LLVM IR and for OpenCL C. There are
+`expand` rewrites each operation that has a formula (`graph/operations.py`) into arithmetic,
+comparisons, WHERE and operations on bits, once for LLVM IR and for OpenCL C. There are
 no branches: each element takes the same instructions, so a vector of any width works. Subnormal
 numbers, signed zeros, ±inf and NaN come out as IEEE 754 recommends.
 tests/render/test_vector_math_exprs.py measures the errors over the whole range, and
 tests/render/fit_vector_math.py derives the coefficients.
 
-Two rules hold for every formula here. A product followed by a sum may or may not be contracted to
+Two rules hold for every formula. A product followed by a sum may or may not be contracted to
 one rounding, so what must be exact is exact either way (constants with trailing zero bits). And the
 renderer must not reassociate: `(x + 1.5·2²³) − 1.5·2²³` is how a number is rounded to an integer.
 
@@ -18,35 +18,29 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from typing import Any
 
 from minigrad.dtype import DType, dtypes
 from minigrad.errors import DTypeError
-from minigrad.graph.node import Op
-from minigrad.render.exponential import erf, exp, exp2, log, log2, tanh, tanh_plus_one
-from minigrad.render.inverse_circular import acos, asin, atan
-from minigrad.render.power import power
-from minigrad.render.trigonometry import cosine, sine
-from minigrad.render.value import Value
+from minigrad.graph.formulas.exponential import tanh_plus_one
+from minigrad.graph.operations import Op
 from minigrad.schedule.expr import Expr, Leaf, apply, walk, with_new_indices
 
-_FUNCTIONS: dict[Op | Leaf, Callable[..., Value]] = {
-    Op.EXP: exp, Op.EXP2: exp2, Op.LOG: log, Op.LOG2: log2, Op.SIN: sine, Op.COS: cosine,
-    Op.TANH: tanh, Op.ERF: erf, Op.POW: power, Op.ASIN: asin, Op.ACOS: acos, Op.ATAN: atan,
-}  # fmt: skip
+
+def formula_of(op: Op | Leaf) -> Callable[..., Any] | None:
+    """What `expand` rewrites an operation by; None for what renderers emit themselves."""
+    return op.facts.formula if isinstance(op, Op) else None
 
 
-def is_primitive(op: Op | Leaf) -> bool:
-    """True for what renderers emit themselves, False for what `expand` rewrites."""
-    return op not in _FUNCTIONS
-
-
-def _function(op: Op, args: tuple[Expr, ...], dtype: DType) -> Expr:
+def _rewritten(
+    op: Op | Leaf, formula: Callable[..., Any], args: tuple[Expr, ...], dtype: DType
+) -> Expr:
     """One transcendental operation in primitive ones."""
     if dtype not in (dtypes.float16, dtypes.bfloat16, dtypes.float32, dtypes.float64):
         raise DTypeError(f"{op.value} of {dtype.name}: expected a float dtype; cast the operand")
     computed = dtypes.float64 if dtype is dtypes.float64 else dtypes.float32
-    operands = (Value(arg).cast(computed) for arg in args)
-    return _FUNCTIONS[op](*operands).cast(dtype).expr
+    result: Expr = formula(*(arg.cast(computed) for arg in args))
+    return result.cast(dtype)
 
 
 def _tanh_plus_one(order: list[Expr]) -> frozenset[Expr]:
@@ -68,7 +62,7 @@ def expand(root: Expr) -> Expr:
     none comes back as it is.
     """
     order = walk(root)
-    if all(is_primitive(expr.op) for expr in order):
+    if not any(formula_of(expr.op) for expr in order):
         return root
     sums = _tanh_plus_one(order)
     alone = {total.args[0] for total in sums}
@@ -78,12 +72,12 @@ def expand(root: Expr) -> Expr:
             continue  # no other than its sum reads it
         if expr in sums:
             (x,) = expr.args[0].args
-            new[expr] = tanh_plus_one(Value(new[x])).expr
+            total: Any = tanh_plus_one(new[x])
+            new[expr] = total
             continue
         args = tuple(new[arg] for arg in expr.args)
-        if not is_primitive(expr.op):
-            assert isinstance(expr.op, Op)
-            new[expr] = _function(expr.op, args, expr.dtype)
+        if formula := formula_of(expr.op):
+            new[expr] = _rewritten(expr.op, formula, args, expr.dtype)
         elif args:
             new[expr] = expr if args == expr.args else apply(expr.op, args, expr.dtype)
         else:

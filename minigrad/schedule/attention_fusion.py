@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from minigrad.graph.node import REDUCTIONS
+from minigrad.graph.operations import REDUCTIONS
 from minigrad.graph.shapes import numel
 from minigrad.graph.symbolic import Atom
 from minigrad.schedule import expr

@@ -14,7 +14,8 @@ from typing import Any
 
 from minigrad.dtype import DType, convert, dtypes
 from minigrad.graph.interned import Interned
-from minigrad.graph.node import Op
+from minigrad.graph.numeric import Number, Numeric
+from minigrad.graph.operations import NAMED, Op
 from minigrad.graph.symbolic import (
     Affine,
     Atom,
@@ -75,7 +76,7 @@ class Local:
 Guard = tuple[Affine, ...]
 
 
-class Expr:
+class Expr(Numeric):
     """One scalar operation. `variables`: the loop variables that its value depends on.
 
     What else it has depends on its op: CONST a `value`; LOAD `array`, `index` and `guard`; INDEX
@@ -105,6 +106,33 @@ class Expr:
 
     def __repr__(self) -> str:
         return show(self)
+
+    def operation(self, name: str, *others: Expr | Number) -> Expr:
+        """An elementwise operation, by the value of its `Op`, on self and others."""
+        op = NAMED[name]
+        args = (self, *(x if isinstance(x, Expr) else self.constant(x) for x in others))
+        return apply(op, args, dtypes.bool if op.facts.compares else args[-1].dtype)
+
+    def constant(self, value: Number, dtype: DType | None = None) -> Expr:
+        """A number."""
+        return const(value, dtype or self.dtype)
+
+    def known(self) -> Number | None:
+        """The number that self is, if it is a constant."""
+        return self.value if self.op is Op.CONST else None
+
+    def cast(self, dtype: DType) -> Expr:
+        """The number converted."""
+        return apply(Op.CAST, (self,), dtype)
+
+    def bits_as(self, dtype: DType) -> Expr:
+        """The bits read as another dtype of equal size."""
+        return apply(Op.BITCAST, (self,), dtype)
+
+    def fused(self, factor: Expr, addend: Expr | Number) -> Expr:
+        """self·factor + addend with one rounding, guaranteed (unlike `*` and `+`)."""
+        last = addend if isinstance(addend, Expr) else self.constant(addend)
+        return apply(Leaf.FMA, (self, factor, last), self.dtype)
 
     def substitute_atom(self, atom: Atom, values: Mapping[Atom, Integer]) -> Integer:
         """The `value` atom whose payload is this expression, after a substitution."""
@@ -380,7 +408,7 @@ def show(root: Expr) -> str:
             text[expr] = f"{expr.local!r}[{expr.slot!r}]"
         else:
             args = [text[arg] for arg in expr.args]
-            symbol = _SYMBOLS.get(expr.op)
+            symbol = expr.op.facts.symbol if isinstance(expr.op, Op) else ""
             if symbol and len(args) == 2:
                 text[expr] = f"({args[0]} {symbol} {args[1]})"
             else:
@@ -391,25 +419,9 @@ def show(root: Expr) -> str:
     return text[root]
 
 
-_SYMBOLS: dict[Op | Leaf, str] = {
-    Op.ADD: "+", Op.SUB: "-", Op.MUL: "*", Op.DIV: "/", Op.IDIV: "//", Op.MOD: "%", Op.LT: "<",
-    Op.LE: "<=", Op.EQ: "==", Op.NE: "!=", Op.AND: "&", Op.OR: "|", Op.XOR: "^", Op.SHL: "<<",
-    Op.SHR: ">>",
-}  # fmt: skip
-
-# Rough cost of one evaluation in vector instructions, of math functions as vector_math has them.
-COST = {
-    Op.CONST: 0, Op.EXP: 17, Op.EXP2: 16, Op.LOG: 28, Op.LOG2: 27, Op.SIN: 44, Op.COS: 44,
-    Op.TANH: 27, Op.ERF: 30, Op.POW: 76, Op.ASIN: 60, Op.ACOS: 60, Op.ATAN: 36,
-    Op.DIV: 8, Op.SQRT: 12, Op.IDIV: 12, Op.MOD: 12,
-}  # fmt: skip
-
-
 def cost(op: Op | Leaf) -> int:
     """Vector instructions that one evaluation takes, about."""
-    if isinstance(op, Leaf):
-        return 1
-    return COST.get(op, 1)
+    return 0 if op is Op.CONST else op.facts.cost if isinstance(op, Op) else 1
 
 
 def operations(root: Expr) -> int:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Container, Iterable
 
-from minigrad.graph.node import SCANS, SCATTERS, Op
+from minigrad.graph.operations import SCANS, SCATTERS, Op
 from minigrad.graph.shapes import flatten, numel
 from minigrad.graph.symbolic import ceildiv, coefficient, high, low, variables
 from minigrad.schedule import expr

@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from minigrad.errors import CompileError
-from minigrad.graph.node import ELEMENTWISE, Node, Op
+from minigrad.graph.node import Node
+from minigrad.graph.operations import ELEMENTWISE, Op
 from minigrad.graph.shapes import flatten, reshape_index
 from minigrad.graph.symbolic import Integer
 from minigrad.schedule import expr

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Container, Iterator, Mapping, Sequence
 
-from minigrad.graph.node import ELEMENTWISE, MOVEMENT, REDUCTIONS, SCANS, SCATTERS, Node, Op, Shape
+from minigrad.graph.node import Node, Shape
+from minigrad.graph.operations import ELEMENTWISE, MOVEMENT, REDUCTIONS, SCANS, SCATTERS, Op
 from minigrad.graph.shapes import numel
 from minigrad.schedule.expr import cost
 

@@ -8,15 +8,8 @@ from dataclasses import dataclass
 
 from minigrad.graph.canonical import Graph
 from minigrad.graph.collective import exchanges_in_order
-from minigrad.graph.node import (
-    ELEMENTWISE,
-    SCANS,
-    SCATTERS,
-    Node,
-    Op,
-    make,
-    topological,
-)
+from minigrad.graph.node import Node, make, topological
+from minigrad.graph.operations import ELEMENTWISE, SCANS, SCATTERS, Op
 from minigrad.graph.shapes import numel
 from minigrad.schedule import expr
 from minigrad.schedule.attention_fusion import Chains

@@ -14,7 +14,8 @@ from collections.abc import Sequence
 from minigrad.dtype import DType, dtypes
 from minigrad.graph import build
 from minigrad.graph.build import elementwise
-from minigrad.graph.node import SCANS, Node, Op, Shape, topological
+from minigrad.graph.node import Node, Shape, topological
+from minigrad.graph.operations import SCANS, Op
 from minigrad.graph.scans import along, shift
 from minigrad.graph.shapes import numel
 from minigrad.graph.symbolic import Affine, ceildiv

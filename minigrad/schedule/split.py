@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from minigrad.graph import build as graph_build
-from minigrad.graph.node import REDUCTIONS, Node, Op, topological
+from minigrad.graph.node import Node, topological
+from minigrad.graph.operations import REDUCTIONS, Op
 from minigrad.graph.shapes import numel
 from minigrad.graph.symbolic import Integer, ceildiv
 from minigrad.schedule.materialize import contraction_operands, has_loaded_mask, is_product

@@ -13,7 +13,8 @@ from functools import cached_property
 
 from minigrad.dtype import DType
 from minigrad.graph.collective import Collective
-from minigrad.graph.node import REDUCTIONS, SCANS, SCATTERS, Node, Op, Shape
+from minigrad.graph.node import Node, Shape
+from minigrad.graph.operations import REDUCTIONS, SCANS, SCATTERS, Op
 from minigrad.graph.shapes import flatten, numel
 from minigrad.graph.symbolic import Atom, Integer, substitute
 from minigrad.schedule import expr

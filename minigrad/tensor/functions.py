@@ -184,6 +184,14 @@ class Functions(Methods):
         """Error function 2/√π ∫₀ˣ exp(−t²) dt."""
         return self._unary(Op.ERF)
 
+    def lgamma(self) -> Self:
+        """ln |Γ(self)|: ∞ at 0 and at the negative integers."""
+        return self._unary(Op.LGAMMA)
+
+    def digamma(self) -> Self:
+        """The derivative of lgamma: ∓∞ at ±0, NaN at the negative integers and at −∞."""
+        return self._unary(Op.DIGAMMA)
+
     # --- remainders and powers --------------------------------------------------------------------
 
     def div(self, other: Any, rounding_mode: str | None = None) -> Self:

@@ -17,7 +17,8 @@ from primitives import EITHER_ZERO, OF_FLOATS, OF_INTEGERS, OF_ONE, OF_TWO, VECT
 from minigrad import Tensor
 from minigrad.dtype import DType, dtypes
 from minigrad.graph import build as g
-from minigrad.graph.node import COMPARISONS, Node, Op, topological
+from minigrad.graph.node import Node, topological
+from minigrad.graph.operations import COMPARISONS, Op
 from minigrad.graph.simplify import simplify
 from minigrad.runtimes.reference import evaluate, numpy_dtype
 

@@ -47,6 +47,25 @@ def gelu(x: Any) -> Any:
     return 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
 
 
+def _lgamma(x: Any) -> Any:
+    """ln |Γ(x)|; infinite at poles."""
+    if abs(x) == INF or (x <= 0 and x == round(x)):
+        return INF
+    return mpmath.re(mpmath.loggamma(x))
+
+
+def _digamma(x: Any) -> Any:
+    """Its derivative; NaN at poles, of the sign of −1/x at 0."""
+    if x == 0:
+        return -math.copysign(INF, x)
+    if abs(x) == INF or (x < 0 and x == round(x)):
+        return INF if x > 0 else NAN
+    return mpmath.digamma(x)
+
+
+lgamma, digamma = (np.vectorize(f, otypes=[np.float64]) for f in (_lgamma, _digamma))
+
+
 def row(
     name: str,
     reference: Reference,
@@ -99,6 +118,8 @@ FUNCTIONS = [
         exact=exact.inside(1, INF, exact.ends(mpmath.acosh, NAN, INF))),
     row("atanh", np.arctanh, "unit", COMPOSED, exact=exact.inside(-1, 1, exact.atanh)),
     row("erf", erf, exact=exact.ends(mpmath.erf, -1, 1)),
+    row("lgamma", lgamma, "positive", COMPOSED, exact=_lgamma),
+    row("digamma", digamma, "positive", COMPOSED, exact=_digamma),
     row("sigmoid", sigmoid, tolerance=COMPOSED, exact=exact.ends(exact.sigmoid, 0, 1)),
     row("logsigmoid", lambda x: -softplus(-x), tolerance=COMPOSED,
         exact=exact.ends(lambda x: -exact.softplus(-x), -INF, 0)),
@@ -178,6 +199,11 @@ TESTS = [
 ]  # fmt: skip
 
 OPERATORS = [
+    # the reflections; where large terms cancel, few digits are left
+    row("lgamma(-x)", lambda x: lgamma(-x), "positive", COMPOSED, call=lambda x: (-x).lgamma(),
+        dtypes=FLOATS, methods=("lgamma",), differentiable=False),
+    row("digamma(-x)", lambda x: digamma(-x), "positive", COMPOSED, call=lambda x: (-x).digamma(),
+        dtypes=FLOATS, methods=("digamma",), differentiable=False),
     row("-x", lambda x: -x, "wide", EXACT, call=lambda x: -x, result=same, dtypes=NUMBERS,
         gradient_domains=("any",), methods=("__neg__",)),
     row("+x", lambda x: x, "wide", EXACT, call=lambda x: +x, result=same, dtypes=NUMBERS,

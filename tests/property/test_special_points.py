@@ -124,7 +124,8 @@ def test_gradients(name: str, device: str) -> None:
     judged = (getattr(torch.nn.functional, name, None) or getattr(torch, name))(y)
     judged.sum().backward()
     ours, theirs = (grad.numpy()[~judged.isnan().numpy()] for grad in (x.grad, y.grad))
-    np.testing.assert_allclose(ours, theirs, rtol=3e-5, atol=2e-37, err_msg=name)
+    rtol = 1e-4 if name == "digamma" else 3e-5  # PyTorch's trigamma rounds πx, far below 0 too
+    np.testing.assert_allclose(ours, theirs, rtol=rtol, atol=2e-37, err_msg=name)
 
 
 PAIRS: dict[str, tuple[Callable[[Any, Any], Any], str, list[float]]] = {

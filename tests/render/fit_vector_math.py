@@ -1,4 +1,4 @@
-"""Derives the coefficients in minigrad/render/vector_math.py: run it and compare what it prints.
+"""Derives the coefficients in minigrad/graph/formulas/: run it and compare what it prints.
 
 Polynomials by Remez's exchange (E. Ya. Remez, 1934) on the *relative* error of the final result;
 after each fit the lowest coefficient is rounded to the target format and the rest is fitted anew,
@@ -80,14 +80,22 @@ def remez(f: Function, weight: Function, low: float, high: float, degree: int) -
 
 
 def polynomial(
-    f: Function, weight: Function, low: float, high: float, degree: int, bits: int
+    f: Function, weight: Function, low: float, high: float, degree: int, bits: int,
+    fits: int | None = None,
 ) -> list[mp.mpf]:
-    """Coefficients with `bits` significant bits (lowest power first) and their error."""
+    """Coefficients with `bits` significant bits (lowest power first) and their error.
+
+    fits: after so many, what is left is rounded at once. (Around 0, where a power of t vanishes,
+    the equations become singular.)
+    """
     fixed: list[mp.mpf] = []
     rest, rest_weight = f, weight
     while len(fixed) <= degree:
-        c = round_to(remez(rest, rest_weight, low, high, degree - len(fixed))[0], bits)
-        fixed.append(c)
+        found = remez(rest, rest_weight, low, high, degree - len(fixed))
+        last = len(fixed) + 1 == fits
+        fixed.extend(round_to(c, bits) for c in (found if last else found[:1]))
+        if last:
+            break
         power = len(fixed)
 
         def rest(t: mp.mpf, power: int = power) -> mp.mpf:
@@ -352,6 +360,52 @@ def inverse_circular() -> None:
             report(f"{name}[{bits}]", p, error)
 
 
+def gamma_functions() -> None:
+    """ln Γ(2 + t) = t·P(t) on −0.7 … 0.3 and Stirling's z·P(z²) for z = 1/x, x ≥ 3.3.
+
+    ψ(1.5 + s) = (1.5 + s − zero)·P(s) on ±½ and ln x − z/2 − z²·P(z²) for x ≥ 3. The reflections'
+    sin(πr)/(πr) = 1 + u·P(u) and π·cot(πr) = 1/r + r·P(u), u = r², |r| ≤ ½.
+    """
+    bits, tiny, half = 53, mp.mpf("1e-6"), mp.mpf("0.5001")
+    zero = mp.findroot(mp.digamma, mp.mpf("1.4616"))
+    print(f"zero of digamma: {literal(zero)}, {literal(zero - round_to(zero, bits))}")
+
+    def stirling(u: mp.mpf) -> mp.mpf:
+        x = 1 / mp.sqrt(u)
+        return (mp.loggamma(x) - (x - 0.5) * mp.log(x) + x - mp.log(2 * mp.pi) / 2) * x
+
+    def series(u: mp.mpf) -> mp.mpf:
+        x = 1 / mp.sqrt(u)
+        return (mp.log(x) - mp.digamma(x) - 1 / (2 * x)) * x * x
+
+    def near_zero(s: mp.mpf) -> mp.mpf:
+        return mp.digamma(mp.mpf("1.5") + s) / (mp.mpf("1.5") + s - zero)
+
+    def sine(u: mp.mpf) -> mp.mpf:
+        return mp.sinc(mp.pi * mp.sqrt(u))
+
+    def cotangent(u: mp.mpf) -> mp.mpf:
+        r = mp.sqrt(u)
+        return (mp.pi * mp.cot(mp.pi * r) - 1 / r) / r
+
+    cases: tuple[tuple[str, Function, Function, mp.mpf, mp.mpf, int], ...] = (
+        ("LGAMMA near two", lambda t: mp.loggamma(2 + t) / t, lambda t: t / mp.loggamma(2 + t),
+         mp.mpf("-0.7001"), mp.mpf("0.3001"), 19),
+        ("LGAMMA Stirling", stirling, lambda u: mp.sqrt(u) / mp.loggamma(1 / mp.sqrt(u)),
+         mp.mpf("1e-4"), 1 / mp.mpf("3.2999") ** 2, 9),
+        ("DIGAMMA near its zero", near_zero, lambda s: 1 / near_zero(s), -half, half, 21),
+        ("DIGAMMA series", series, lambda u: u / mp.digamma(1 / mp.sqrt(u)),
+         mp.mpf("1e-4"), 1 / mp.mpf("2.9999") ** 2, 9),
+        ("SINE", lambda u: (sine(u) - 1) / u, lambda u: u / sine(u), tiny, half**2, 7),
+        ("COTANGENT", cotangent, lambda u: mp.mpf("0.25"), tiny, half**2, 14),
+    )  # fmt: skip
+    for name, f, weight, low, high, degree in cases:
+        p = polynomial(f, weight, low, high, degree, bits, fits=3)
+        grid = [low + (high - low) * (2 * i + 1) / 600 for i in range(300)]
+        error = max(abs(weight(t) * (_evaluate(p, t) - f(t))) for t in grid)
+        report(f"{name}[53]", p, error)
+
+
 if __name__ == "__main__":
     exponentials()
     logarithms()
@@ -361,3 +415,4 @@ if __name__ == "__main__":
     double_only()
     powers()
     inverse_circular()
+    gamma_functions()

@@ -9,7 +9,8 @@ from minigrad.compile import schedule_of
 from minigrad.dtype import DType, dtypes
 from minigrad.graph import build as g
 from minigrad.graph.canonical import Graph
-from minigrad.graph.node import REDUCTIONS, Node, Op, topological
+from minigrad.graph.node import Node, topological
+from minigrad.graph.operations import REDUCTIONS, Op
 from minigrad.graph.shapes import numel
 from minigrad.graph.symbolic import var
 from minigrad.runtimes.reference import evaluate, numpy_dtype

@@ -8,7 +8,8 @@ import pytest
 
 from minigrad.compile import schedule_of
 from minigrad.dtype import DType, dtypes
-from minigrad.graph.node import ELEMENTWISE, REDUCTIONS, Op, topological
+from minigrad.graph.node import topological
+from minigrad.graph.operations import ELEMENTWISE, REDUCTIONS, Op
 from minigrad.graph.shapes import numel
 from minigrad.graph.symbolic import high, low
 from minigrad.schedule.expr import Array

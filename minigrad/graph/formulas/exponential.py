@@ -1,4 +1,4 @@
-"""Exponentials, logarithms, tanh and erf for `vector_math`, in float32 and float64."""
+"""Exponentials, logarithms, tanh and erf, in float32 and float64."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from math import inf, nan
 
 from minigrad.dtype import DType, dtypes
-from minigrad.render.value import Value, constant, horner
+from minigrad.graph.numeric import Numeric, horner
 
 Coefficients = tuple[float, ...]
 
@@ -61,12 +61,12 @@ DOUBLE = Format(
 )  # fmt: skip
 
 
-def format_of(x: Value) -> Format:
+def format_of(x: Numeric) -> Format:
     """The format of a float32 or float64 value."""
     return SINGLE if x.dtype is dtypes.float32 else DOUBLE
 
 
-def scaled_twice(p: Value, shifted: Value) -> Value:
+def scaled_twice(p: Numeric, shifted: Numeric) -> Numeric:
     """(1 + p)·4ⁿ, where `shifted` holds n + bias in its lowest bits.
 
     Multiplying twice by 2ⁿ rather than once by 4ⁿ gives subnormal results and overflow for free.
@@ -76,7 +76,7 @@ def scaled_twice(p: Value, shifted: Value) -> Value:
     return (p * scale + scale) * scale
 
 
-def exp(x: Value) -> Value:
+def exp(x: Numeric) -> Numeric:
     """e^x = 4ⁿ·e^r with n = round(x / ln 4), |r| ≤ ln 2."""
     f = format_of(x)
     x = x.at_least(f.exp_range[0]).at_most(f.exp_range[1])
@@ -86,7 +86,7 @@ def exp(x: Value) -> Value:
     return scaled_twice(r * horner(r, f.exp), shifted)
 
 
-def exp2(x: Value) -> Value:
+def exp2(x: Numeric) -> Numeric:
     """2^x = 4ⁿ·2^r with n = round(x / 2), |r| ≤ 1."""
     f = format_of(x)
     x = x.at_least(f.exp2_range[0]).at_most(f.exp2_range[1])
@@ -95,7 +95,7 @@ def exp2(x: Value) -> Value:
     return scaled_twice(r * horner(r, f.exp2), shifted)
 
 
-def split(x: Value) -> tuple[Value, Value]:
+def split(x: Numeric) -> tuple[Numeric, Numeric]:
     """(e, f) with x = 2ᵉ·(1 + f) and 1 + f in [√½, √2), for positive finite x."""
     f = format_of(x)
     subnormal = x.less(f.smallest)
@@ -105,7 +105,7 @@ def split(x: Value) -> tuple[Value, Value]:
     raised = 2048 if x.dtype is dtypes.float64 else 0
     base = f.root_half - (raised << f.mantissa)
     moved = x.bits_as(f.signed) - subnormal.where(
-        constant(base + ((f.mantissa + 1) << f.mantissa), f.signed), base
+        x.constant(base + ((f.mantissa + 1) << f.mantissa), f.signed), base
     )
     fraction = (moved & ((1 << f.mantissa) - 1)) + f.root_half
     if x.dtype is dtypes.float64:  # few processors convert vectors of int64; 2⁵² + e is the same
@@ -116,9 +116,9 @@ def split(x: Value) -> tuple[Value, Value]:
     return exponent, fraction.bits_as(x.dtype) - 1.0
 
 
-def _with_poles(x: Value, logarithm: Value) -> Value:
+def _with_poles(x: Numeric, logarithm: Numeric) -> Numeric:
     """The logarithm of x, given right for positive finite x, made right for all other x."""
-    nonpositive = x.equals(0.0).where(constant(-inf, x.dtype), nan)
+    nonpositive = x.equals(0.0).where(x.constant(-inf), nan)
     return x.more(0.0).where(x.less(inf).where(logarithm, x), nonpositive)
 
 
@@ -134,7 +134,7 @@ _LOG2_SINGLE = (
 )  # fmt: skip
 
 
-def log(x: Value) -> Value:
+def log(x: Numeric) -> Numeric:
     """ln x = e·ln 2 + ln(1 + f)."""
     e, f = split(x)
     high, low = format_of(x).ln2
@@ -146,7 +146,7 @@ def log(x: Value) -> Value:
     return _with_poles(x, e * high + small)
 
 
-def log2(x: Value) -> Value:
+def log2(x: Numeric) -> Numeric:
     """log₂ x = e + log₂(1 + f)."""
     e, f = split(x)
     if x.dtype is dtypes.float32:
@@ -163,7 +163,7 @@ _ATANH_DOUBLE = (
 )  # fmt: skip
 
 
-def _log_near_one(f: Value) -> tuple[Value, Value]:
+def _log_near_one(f: Numeric) -> tuple[Numeric, Numeric]:
     """(f, v) with ln(1 + f) = f − v in float64.
 
     It is 2·atanh(s) = 2s + s·z·P(z) with s = f/(2 + f), z = s²; and 2s = f − s·f, where f is exact.
@@ -190,19 +190,19 @@ _EXPM1_DOUBLE = (
 )  # fmt: skip
 
 
-def _apart(x: Value) -> tuple[Value, Value]:
+def _apart(x: Numeric) -> tuple[Numeric, Numeric]:
     """(sign bit as an unsigned integer, |x|)."""
     f = format_of(x)
     sign = x.bits_as(f.unsigned) & (1 << (x.dtype.bits - 1))
     return sign, (x.bits_as(f.unsigned) & ((1 << (x.dtype.bits - 1)) - 1)).bits_as(x.dtype)
 
 
-def _with_sign(x: Value, sign: Value) -> Value:
+def _with_sign(x: Numeric, sign: Numeric) -> Numeric:
     """x ≥ 0 with a sign bit."""
     return (x.bits_as(sign.dtype) | sign).bits_as(x.dtype)
 
 
-def _exp2_short(x: Value) -> tuple[Value, Value]:
+def _exp2_short(x: Numeric) -> tuple[Numeric, Numeric]:
     """(p, s) with 2^x = p·s to about 2^-23 where the result is a normal float32."""
     shifted = x + (SINGLE.shift + SINGLE.bias)
     r = x - (shifted - (SINGLE.shift + SINGLE.bias))
@@ -210,28 +210,28 @@ def _exp2_short(x: Value) -> tuple[Value, Value]:
     return r * horner(r, _EXP2_SHORT) + 1.0, scale
 
 
-def tanh(x: Value) -> Value:
+def tanh(x: Numeric) -> Numeric:
     """The hyperbolic tangent: 1 − 2/(e^2|x| + 1), and a polynomial where that would cancel."""
     sign, size = _apart(x)
     if x.dtype is dtypes.float64:
         return _with_sign(_tanh_double(size), sign)
     power, scale = _exp2_short(size.at_most(10.0) * 2.885390043258667)
-    large = constant(1.0, x.dtype) - constant(2.0, x.dtype) / (power * scale + 1.0)
+    large = 1.0 - 2.0 / (power * scale + 1.0)
     z = size * size
     small = size * (z * horner(z, _TANH_SMALL)) + size
     return _with_sign(size.less(0.7).where(small, large), sign)
 
 
-def tanh_plus_one(x: Value) -> Value:
+def tanh_plus_one(x: Numeric) -> Numeric:
     """tanh x + 1 = 2/(e^−2x + 1) in float32, which cancels nowhere and is cheaper than tanh.
 
     Where 2^n is too small or too large for float32, it comes out as 0 or inf, and so 2 or 0.
     """
     power, scale = _exp2_short((x * -2.885390043258667).at_least(-127.0).at_most(128.0))
-    return constant(2.0, x.dtype) / (power * scale + 1.0)
+    return 2.0 / (power * scale + 1.0)
 
 
-def _tanh_double(x: Value) -> Value:
+def _tanh_double(x: Numeric) -> Numeric:
     """tanh x for x ≥ 0 as u/(u + 2) with u = e^2x − 1."""
     f = DOUBLE
     x = x.at_most(20.0)  # where it is 1
@@ -269,17 +269,16 @@ _ERFC_Q = (
 )  # fmt: skip
 
 
-def erf(x: Value) -> Value:
+def erf(x: Numeric) -> Numeric:
     """The error function."""
     sign, size = _apart(x)
-    one = constant(1.0, x.dtype)
     if x.dtype is dtypes.float64:
         bounded = size.at_most(6.0)
         rational = horner(bounded, _ERFC_P) / horner(bounded, _ERFC_Q)
-        large = one - exp(-(bounded * bounded)) * rational
+        large = 1.0 - exp(-(bounded * bounded)) * rational
         small = size * horner(size * size, _ERF_SMALL_DOUBLE)
         return _with_sign(size.less(1.0).where(small, large), sign)
     power, scale = _exp2_short(horner(size.at_most(4.0), _ERF_LARGE))
-    large = one - power * scale
+    large = 1.0 - power * scale
     small = size * horner(size * size, _ERF_SMALL) + size
     return _with_sign(size.less(0.8).where(small, large), sign)

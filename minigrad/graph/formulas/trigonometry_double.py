@@ -10,10 +10,8 @@ from __future__ import annotations
 from fractions import Fraction
 
 from minigrad.dtype import dtypes
-from minigrad.graph.node import Op
-from minigrad.render.value import (
-    Value,
-    constant,
+from minigrad.graph.numeric import (
+    Numeric,
     exact_product,
     exact_sum,
     exact_sum_ordered,
@@ -49,12 +47,12 @@ _COS = (
 _WORDS = [int(TWO_OVER_PI * (1 << (46 + 24 * i))) % (1 << 48) for i in range(48)]
 
 
-def _four_words(band: Value) -> list[Value]:
+def _four_words(band: Numeric) -> list[Numeric]:
     """Words band, band + 2, band + 4, band + 6, for 0 ≤ band ≤ 41 (an int64).
 
     A barrel shifter: the list is cut by half for each bit of the band.
     """
-    words = [constant(float(word), dtypes.float64) for word in _WORDS]
+    words = [band.constant(float(word), dtypes.float64) for word in _WORDS]
     odd = (band & 1).differs(0)
     words = [odd.where(words[i + 1], words[i]) for i in range(0, len(words), 2)]
     for step in (16, 8, 4, 2, 1):
@@ -66,32 +64,32 @@ def _four_words(band: Value) -> list[Value]:
     return words
 
 
-def _within_four(x: Value) -> Value:
+def _within_four(x: Numeric) -> Numeric:
     """x less a multiple of 4, between −2 and 2; exact."""
-    return x - (x * 0.25).unary(Op.ROUND) * 4.0
+    return x - (x * 0.25).operation("round") * 4.0
 
 
-def _turns(x: Value) -> tuple[Value, Value, Value]:
+def _turns(x: Numeric) -> tuple[Numeric, Numeric, Numeric]:
     """(n, h, l) with x = (n + 4k + h + l)·π/2, |h| ≤ ½: n an int64, l the rounding error of h.
 
     Band b ≥ 1 holds the x from 2^(52+24b) on, which are multiples of 2^(24b): x/2^(24b) is whole
     and below 2^76, and what 2/π·2^(24b) holds above 4 does not matter.
     """
     exponent = (x.bits_as(dtypes.uint64) >> 52).bits_as(dtypes.int64) & 0x7FF
-    above = exponent.less(1075).where(constant(1075, dtypes.int64), exponent) - 1075
+    above = exponent.less(1075).where(1075, exponent) - 1075
     band = (above * 2731) >> 16  # above // 24
-    one = constant(1023 << 52, dtypes.int64)
+    one = band.constant(1023 << 52)
     z = x * (one - (band << 55) - (band << 56)).bits_as(dtypes.float64)  # x / 2^(24·band)
     first, second, third, fourth = (
         word * 2.0 ** -(46 + 48 * i) for i, word in enumerate(_four_words(band))
     )
     product, error = exact_product(z, first)
     turns = _within_four(product)
-    n = turns.unary(Op.ROUND)
+    n = turns.operation("round")
     head = (turns - n) + _within_four(error)  # exact wherever the rest could cancel it
     product, error = exact_product(z, second)
     head, tail = exact_sum(head, _within_four(product))
-    more = head.unary(Op.ROUND)
+    more = head.operation("round")
     head = head - more
     product, last = exact_product(z, third)
     product, error = exact_sum(error, product)
@@ -103,16 +101,16 @@ def _turns(x: Value) -> tuple[Value, Value, Value]:
     return (n + more + _SHIFT).bits_as(dtypes.int64), head, tail
 
 
-def circle_double(x: Value, quarter: int) -> Value:
+def circle_double(x: Numeric, quarter: int) -> Numeric:
     """sin(x + quarter·π/2) in float64."""
     n, head, tail = _turns(x)
     if quarter:
         n = n + quarter
-    r, low = exact_product(head, constant(_HALF_PI[0], dtypes.float64))
+    r, low = exact_product(head, head.constant(_HALF_PI[0]))
     low = low + (head * _HALF_PI[1] + tail * _HALF_PI[0])
     z = r * r
     half = z * 0.5
-    along = r + (r * z * horner(z, _SIN) + low * (constant(1.0, dtypes.float64) - half))
+    along = r + (r * z * horner(z, _SIN) + low * (1.0 - half))
     across = (z * z * horner(z, _COS) - r * low) - half + 1.0
     value = (n & 1).equals(0).where(along, across)
     result = (value.bits_as(dtypes.int64) ^ ((n & 2) << 62)).bits_as(dtypes.float64)

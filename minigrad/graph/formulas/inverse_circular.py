@@ -1,4 +1,4 @@
-"""atan, asin and acos for `vector_math`, in float32 and float64.
+"""atan, asin and acos, in float32 and float64.
 
 The formulas are those of fdlibm (Sun Microsystems, 1993): the argument is brought near 0 by an
 identity, and what that rounds off is carried along where it would show.
@@ -9,8 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from minigrad.dtype import DType, dtypes
-from minigrad.graph.node import Op
-from minigrad.render.value import Value, constant, horner
+from minigrad.graph.numeric import Numeric, horner
 
 _TAN_EIGHTH = 0.41421356237309503  # tan(π/8)
 _TAN_THREE_EIGHTHS = 2.414213562373095
@@ -49,11 +48,11 @@ DOUBLE = Format(
 )  # fmt: skip
 
 
-def _format(x: Value) -> Format:
+def _format(x: Numeric) -> Format:
     return SINGLE if x.dtype is dtypes.float32 else DOUBLE
 
 
-def _parts(x: Value) -> tuple[Value, Value]:
+def _parts(x: Numeric) -> tuple[Numeric, Numeric]:
     """|x|, and the bit of its sign."""
     f = _format(x)
     bits = x.bits_as(f.unsigned)
@@ -61,12 +60,12 @@ def _parts(x: Value) -> tuple[Value, Value]:
     return (bits & (top - 1)).bits_as(x.dtype), bits & top
 
 
-def _signed(size: Value, sign: Value) -> Value:
+def _signed(size: Numeric, sign: Numeric) -> Numeric:
     f = _format(size)
     return (size.bits_as(f.unsigned) | sign).bits_as(size.dtype)
 
 
-def atan(x: Value) -> Value:
+def atan(x: Numeric) -> Numeric:
     """atan x: of |x| above tan(3π/8) by −1/x, above tan(π/8) by (x − 1)/(x + 1)."""
     f = _format(x)
     size, sign = _parts(x)
@@ -75,21 +74,21 @@ def atan(x: Value) -> Value:
     bottom = large.where(size, middle.where(size + 1.0, 1.0))
     r = top / bottom
     z = r * r
-    base = large.where(f.half_pi[0], middle.where(constant(f.quarter_pi[0], x.dtype), 0.0))
-    rest = large.where(f.half_pi[1], middle.where(constant(f.quarter_pi[1], x.dtype), 0.0))
+    base = large.where(f.half_pi[0], middle.where(x.constant(f.quarter_pi[0]), 0.0))
+    rest = large.where(f.half_pi[1], middle.where(x.constant(f.quarter_pi[1]), 0.0))
     return _signed(base + (r + (r * (z * horner(z, f.atan)) + rest)), sign)
 
 
-def _root(size: Value) -> tuple[Value, Value]:
+def _root(size: Numeric) -> tuple[Numeric, Numeric]:
     """s = √((1 − |x|)/2) as rounded, and asin of the exact root less s."""
     f = _format(size)
     z = (-size + 1.0) * 0.5
-    s = z.unary(Op.SQRT)
+    s = z.operation("sqrt")
     lack = (-s).fused(s, z) / (s + s).at_least(f.smallest)
     return s, lack + s * (z * horner(z, f.asin))
 
 
-def asin(x: Value) -> Value:
+def asin(x: Numeric) -> Numeric:
     """asin x; above ½ it is π/2 − 2·asin √((1 − x)/2). NaN outside −1 … 1."""
     f = _format(x)
     size, sign = _parts(x)
@@ -100,7 +99,7 @@ def asin(x: Value) -> Value:
     return _signed(size.less(0.5).where(near, far), sign)
 
 
-def acos(x: Value) -> Value:
+def acos(x: Numeric) -> Numeric:
     """acos x, by the same two formulas; π − acos(−x) below −½."""
     f = _format(x)
     size, sign = _parts(x)
@@ -111,3 +110,9 @@ def acos(x: Value) -> Value:
     positive = (s + more) * 2.0
     opposite = (-(s + (more - f.half_pi[1])) + f.half_pi[0]) * 2.0
     return size.less(0.5).where(near, negative.where(opposite, positive))
+
+
+def over_cosine(g: Numeric, x: Numeric) -> Numeric:
+    """g / √((1 − x)(1 + x)), the derivative of asin; near ±1 more exact than with 1 − x²."""
+    one = x.constant(1.0)
+    return g / ((one - x) * (one + x)).operation("sqrt")

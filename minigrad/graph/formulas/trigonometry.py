@@ -1,4 +1,4 @@
-"""Sine and cosine for `vector_math`, right in their reduction however large the argument is.
+"""Sine and cosine, right in their reduction however large the argument is.
 
 An argument is x = n·π/2 + r with |r| ≤ π/4. For large x that needs many digits of 2/π, but only a
 window of them: what 2/π contributes to x·2/π above a multiple of 4 turns the circle whole times.
@@ -10,8 +10,8 @@ from __future__ import annotations
 from fractions import Fraction
 
 from minigrad.dtype import dtypes
-from minigrad.render.trigonometry_double import TWO_OVER_PI, circle_double
-from minigrad.render.value import Value, constant, horner
+from minigrad.graph.formulas.trigonometry_double import TWO_OVER_PI, circle_double
+from minigrad.graph.numeric import Numeric, horner
 
 _HALF_PI = 1.5707963267948966
 _SHIFT = 1.5 * 2.0**52  # added to a float64, rounds it to an integer in the lowest bits
@@ -40,14 +40,14 @@ _BANDS = ((2.0**50, _window(0)), (2.0**76, _window(27)), (2.0**102, _window(53))
 _LAST_BAND = _window(79)
 
 
-def _size(x: Value) -> Value:
+def _size(x: Numeric) -> Numeric:
     return (x.bits_as(dtypes.uint32) & 0x7FFFFFFF).bits_as(dtypes.float32)
 
 
-def _quarter_turns(x: Value) -> tuple[Value, Value]:
+def _quarter_turns(x: Numeric) -> tuple[Numeric, Numeric]:
     """(n, r) with x = (n + 4k)·π/2 + r, |r| ≤ 1.03·π/4: an int32 and a float32, of a float32."""
     size = _size(x)
-    parts = [constant(c, dtypes.float64) for c in _LAST_BAND]
+    parts = [x.constant(c, dtypes.float64) for c in _LAST_BAND]
     for limit, window in reversed(_BANDS):
         within = size.less(limit)
         parts = [within.where(c, part) for c, part in zip(window, parts, strict=True)]
@@ -60,7 +60,7 @@ def _quarter_turns(x: Value) -> tuple[Value, Value]:
     return n.cast(dtypes.int32), (turns * _HALF_PI).cast(dtypes.float32)
 
 
-def _circle(x: Value, quarter: int) -> Value:
+def _circle(x: Numeric, quarter: int) -> Numeric:
     """sin(x + quarter·π/2) in float32."""
     n, r = _quarter_turns(x)
     if quarter:
@@ -73,11 +73,11 @@ def _circle(x: Value, quarter: int) -> Value:
     return result if quarter else _size(x).less(2.0**-13).where(x, result)  # −0 too
 
 
-def sine(x: Value) -> Value:
+def sine(x: Numeric) -> Numeric:
     """sin x."""
     return _circle(x, 0) if x.dtype is dtypes.float32 else circle_double(x, 0)
 
 
-def cosine(x: Value) -> Value:
+def cosine(x: Numeric) -> Numeric:
     """cos x."""
     return _circle(x, 1) if x.dtype is dtypes.float32 else circle_double(x, 1)

@@ -1,15 +1,13 @@
-"""x to the power of y for `vector_math`: 2^(y·log₂|x|), with the special cases of C's `pow`."""
+"""x to the power of y: 2^(y·log₂|x|), with the special cases of C's `pow`."""
 
 from __future__ import annotations
 
 from math import inf, nan
 
 from minigrad.dtype import dtypes
-from minigrad.graph.node import Op
-from minigrad.render.exponential import DOUBLE, SINGLE, scaled_twice, split
-from minigrad.render.value import (
-    Value,
-    constant,
+from minigrad.graph.formulas.exponential import DOUBLE, SINGLE, scaled_twice, split
+from minigrad.graph.numeric import (
+    Numeric,
     exact_product,
     exact_sum,
     exact_sum_ordered,
@@ -35,7 +33,7 @@ _ATANH_REST = (
 )  # fmt: skip
 
 
-def _magnitude_single(size: Value, y: Value) -> Value:
+def _magnitude_single(size: Numeric, y: Numeric) -> Numeric:
     """size^y for float32 size ≥ 0; the logarithm and its product with y are taken in float64.
 
     A relative error of 2^-36 in y·log₂ x, which is below 2^8 where the result is finite, leaves an
@@ -56,25 +54,25 @@ def _magnitude_single(size: Value, y: Value) -> Value:
     return scaled_twice(r * horner(r, SINGLE.exp2), shifted)
 
 
-def _logarithm_double(size: Value) -> tuple[Value, Value]:
+def _logarithm_double(size: Numeric) -> tuple[Numeric, Numeric]:
     """log₂ of a positive finite float64 as a sum of two, with relative error 2^-65.
 
     log₂(1 + f) = s·(A + z·(B + z·P(z))) with s = f/(2 + f), z = s². The terms of A and B are
     carried in two numbers each; for what P adds one is enough.
     """
     e, f = split(size)
-    divisor, divisor_low = exact_sum_ordered(constant(2.0, dtypes.float64), f)
+    divisor, divisor_low = exact_sum_ordered(f.constant(2.0), f)
     s = f / divisor
     s_low = ((-s).fused(divisor, f) - s * divisor_low) / divisor
     z, z_low = exact_product(s, s)
     z_low = z_low + s * s_low * 2.0
     inner, inner_low = exact_sum_ordered(
-        constant(_ATANH[1][0], dtypes.float64), z * horner(z, _ATANH_REST)
+        z.constant(_ATANH[1][0]), z * horner(z, _ATANH_REST)
     )
     inner_low = inner_low + _ATANH[1][1]
     term, term_low = exact_product(z, inner)
     term_low = term_low + (z * inner_low + z_low * inner)
-    outer, outer_low = exact_sum_ordered(constant(_ATANH[0][0], dtypes.float64), term)
+    outer, outer_low = exact_sum_ordered(z.constant(_ATANH[0][0]), term)
     outer_low = outer_low + (term_low + _ATANH[0][1])
     head, head_low = exact_product(s, outer)
     head_low = head_low + (s * outer_low + s_low * outer)
@@ -82,7 +80,7 @@ def _logarithm_double(size: Value) -> tuple[Value, Value]:
     return exact_sum_ordered(total, low + head_low)
 
 
-def _magnitude_double(size: Value, y: Value) -> Value:
+def _magnitude_double(size: Numeric, y: Numeric) -> Numeric:
     """size^y for float64 size ≥ 0."""
     head, low = _logarithm_double(size)
     head = size.less(inf).where(head, size)  # NaN too
@@ -97,7 +95,7 @@ def _magnitude_double(size: Value, y: Value) -> Value:
     return scaled_twice(r * horner(r, DOUBLE.exp2), shifted)
 
 
-def power(x: Value, y: Value) -> Value:
+def power(x: Numeric, y: Numeric) -> Numeric:
     """x^y. A negative x gives NaN unless y is a whole number; x⁰ = 1^y = 1, even of NaN.
 
     The sign of a zero or an infinity survives odd powers.
@@ -108,9 +106,33 @@ def power(x: Value, y: Value) -> Value:
     size = (x.bits_as(bits) ^ sign).bits_as(x.dtype)
     magnitude = _magnitude_single(size, y) if single else _magnitude_double(size, y)
     half = y * 0.5
-    whole = y.unary(Op.TRUNC).equals(y)
-    odd = whole & half.unary(Op.FLOOR).differs(half)
+    whole = y.operation("trunc").equals(y)
+    odd = whole & half.operation("floor").differs(half)
     signed = (magnitude.bits_as(bits) | odd.where(sign, 0)).bits_as(x.dtype)
-    undefined = x.less(0.0) & x.more(-inf) & whole.unary(Op.NOT)
+    undefined = x.less(0.0) & x.more(-inf) & ~whole
     result = undefined.where(nan, signed)
     return (x.equals(1.0) | y.equals(0.0)).where(1.0, result)
+
+
+def by_base(g: Numeric, z: Numeric, x: Numeric, y: Numeric) -> Numeric:
+    """The gradient by x of z = xʸ: g·y·xʸ⁻¹, and 0 where y is 0.
+
+    The exponent is taken as 1 where it is 0, so that no x makes 0·∞ of it; masking the result
+    would leave that NaN to the second derivative.
+    """
+    exponent = y.known()
+    if exponent is None:
+        safe = y.equals(0.0).where(1.0, y)
+        return g * (y * x.operation("pow", safe - 1.0))
+    if exponent == 0:
+        return z.constant(0.0)
+    power = x if exponent == 2 else x.constant(1.0) if exponent == 1 else (
+        x.operation("pow", exponent - 1.0)
+    )  # fmt: skip
+    return g * (power * exponent)
+
+
+def by_exponent(g: Numeric, z: Numeric, x: Numeric, y: Numeric) -> Numeric:
+    """The gradient by y of z = xʸ: g·xʸ·ln x, and 0 where x is 0 and y is not negative."""
+    flat = x.equals(0.0) & y.constant(0.0).operation("le", y)
+    return g * (z * flat.where(1.0, x).operation("log"))

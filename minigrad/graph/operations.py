@@ -1,0 +1,331 @@
+"""The operations: the whole instruction set, and every fact about its elementwise part.
+
+An elementwise operation is one entry of `Op`: its name, and what it takes, means, costs, is
+differentiated by and is called in each language. Whoever needs a fact reads it here, so a new one
+is one entry (and a formula in `graph/formulas/`, if no processor has an instruction for it).
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any, NamedTuple
+
+from minigrad.dtype import DType
+from minigrad.graph import scalars
+from minigrad.graph.formulas import exponential, gamma, inverse_circular, power, trigonometry
+from minigrad.graph.numeric import Numeric
+
+# (gradient of the result, the result, operands …) → the gradient of one operand
+Rule = Callable[..., Any]
+
+
+class Words(NamedTuple):
+    """What an operation is called in a language where its operands are floats, ints or bools."""
+
+    float: str = ""
+    int: str = ""
+    bool: str = ""
+
+    def of(self, dtype: DType) -> str:
+        """The word for operands of a dtype, "" where there is none."""
+        return self.bool if dtype.is_bool else self.float if dtype.is_float else self.int
+
+
+NO_WORDS = Words()
+
+
+@dataclass(frozen=True)
+class Elementwise:
+    """The facts of an elementwise operation.
+
+    arity: the number of operands. kinds: what `DType.kind` they may have; those of all operands
+    (but for the condition of WHERE) are equal, and the result's is too unless `compares`, which
+    gives bools.
+
+    scalar: the operation on plain numbers, by which constants are folded; None is left to devices.
+    numpy: its name there; without one, the reference computes the scalar function. (Where numpy
+    means something else, `runtimes/reference.py` has its own.) If there is a formula, the reference
+    computes in float64.
+
+    gradient: a `Rule` for each operand, None where nothing flows; operations without rules pass
+    nothing on. flat: constant almost everywhere, so that gradients are zeros.
+
+    cost: of one evaluation, about, in vector instructions.
+
+    symbol: between two operands, in Python and C. llvm: an instruction, a comparison's condition,
+    or an intrinsic of one float. opencl: an operator or a function, where `symbol` does not say it.
+    What takes several instructions is written in `render/llvm_values.py`, `opencl_values.py`.
+    formula: the operation written with others, on float32 and float64, where languages have none.
+    """
+
+    arity: int
+    kinds: str = "fiub"
+    compares: bool = False
+    scalar: Callable[..., Any] | None = None
+    numpy: str = ""
+    gradient: tuple[Rule | None, ...] = ()
+    flat: bool = False
+    cost: int = 1
+    symbol: str = ""
+    llvm: Words = NO_WORDS
+    opencl: Words = NO_WORDS
+    formula: Callable[..., Numeric] | None = None
+
+
+NO_FACTS = Elementwise(0)  # of what is not elementwise
+
+
+def _function(
+    formula: Callable[..., Numeric], scalar: Callable[[float], float], gradient: Rule, cost: int,
+    numpy: str = "",
+) -> Elementwise:
+    """A function of one float that languages have no instruction for."""
+    return Elementwise(
+        1, "f", scalar=scalar, numpy=numpy, gradient=(gradient,), cost=cost, formula=formula
+    )
+
+
+def _rounding(scalar: Callable[[float], int], numpy: str, llvm: str, opencl: str) -> Elementwise:
+    return Elementwise(
+        1, "f", scalar=scalars.whole(scalar), numpy=numpy, flat=True,
+        llvm=Words(llvm), opencl=Words(opencl),
+    )  # fmt: skip
+
+
+def _comparison(
+    scalar: Callable[..., bool], numpy: str, symbol: str, of_floats: str, of_ints: str
+) -> Elementwise:
+    """LLVM's words are conditions; those of integers that begin with < take a sign in front."""
+    return Elementwise(
+        2, compares=True, scalar=scalar, numpy=numpy, symbol=symbol,
+        llvm=Words(of_floats, of_ints, of_ints),
+    )  # fmt: skip
+
+
+def _bitwise(scalar: Callable[..., Any], numpy: str, symbol: str, llvm: str) -> Elementwise:
+    return Elementwise(
+        2, "iub", scalar=scalar, numpy=numpy, symbol=symbol, llvm=Words("", llvm, llvm)
+    )
+
+
+def _extremum(scalar: Callable[..., Any], numpy: str, loses: Rule, opencl: Words, llvm: str) -> Any:
+    """All of the gradient goes to the chosen operand, half of it to each of two equal ones.
+
+    loses(x, y): where y is chosen.
+    """
+
+    def share(g: Any, mine: Any, other: Any) -> Any:
+        half = mine.equals(other).where(g * 0.5, g)
+        return loses(mine, other).where(0.0, half)
+
+    return Elementwise(
+        2, scalar=scalar, numpy=numpy, llvm=Words("", "", llvm), opencl=opencl,
+        gradient=(lambda g, _, x, y: share(g, x, y), lambda g, _, x, y: share(g, y, x)),
+    )  # fmt: skip
+
+
+def _same(g: Numeric, result: Numeric, *operands: Numeric) -> Numeric:
+    return g
+
+
+class Op(Enum):
+    """What a node does. Argument `arg` in parentheses; an elementwise operation with its facts."""
+
+    __hash__ = object.__hash__  # Enum's own is written in Python, and each node hashes its op
+    _value_: str
+    facts: Elementwise
+
+    def __new__(cls, name: str, facts: Elementwise = NO_FACTS) -> Op:
+        """A member: its value is the name."""
+        op = object.__new__(cls)
+        op._value_, op.facts = name, facts
+        return op
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if "_sort_order_" in self.__dict__:  # the last that Enum sets
+            raise AttributeError(f"{self} cannot be changed: every node of it would be another")
+        object.__setattr__(self, name, value)
+
+    # sources
+    CONST = "const"  # every element is arg
+    BUFFER = "buffer"  # memory (a device Buffer; an int slot in a canonical graph)
+    IOTA = "iota"  # 0, 1, 2 … along one axis of length shape[0]
+    VARIABLE = "variable"  # the value of a symbolic integer (an Affine), a 0-d int32
+
+    # elementwise, one source; rules are given g, the gradient of y, which is the operation of x
+    NEG = "neg", Elementwise(
+        1, "fiu", scalar=operator.neg, numpy="negative", gradient=(lambda g, y, x: -g,)
+    )
+    NOT = "not", Elementwise(  # logical for bool, bitwise for integers
+        1, "iub", scalar=scalars.complement, numpy="invert"
+    )
+    SQRT = "sqrt", Elementwise(  # its derivative is infinite at 0
+        1, "f", scalar=scalars.square_root, numpy="sqrt", cost=12,
+        gradient=(lambda g, y, x: g / (y * 2.0),), llvm=Words("sqrt"), opencl=Words("sqrt"),
+    )
+    EXP = "exp", _function(
+        exponential.exp, math.exp, lambda g, y, x: g * y, 17, numpy="exp"
+    )
+    EXP2 = "exp2", _function(
+        exponential.exp2, lambda x: math.pow(2.0, x),
+        lambda g, y, x: g * (y * math.log(2.0)), 16, numpy="exp2",
+    )
+    LOG = "log", _function(
+        exponential.log, math.log, lambda g, y, x: g / x, 28, numpy="log"
+    )
+    LOG2 = "log2", _function(
+        exponential.log2, math.log2, lambda g, y, x: g / (x * math.log(2.0)), 27, numpy="log2"
+    )
+    SIN = "sin", _function(
+        trigonometry.sine, math.sin, lambda g, y, x: g * x.operation("cos"), 44, numpy="sin"
+    )
+    COS = "cos", _function(
+        trigonometry.cosine, math.cos, lambda g, y, x: -(g * x.operation("sin")), 44, numpy="cos"
+    )
+    ASIN = "asin", _function(
+        inverse_circular.asin, math.asin,
+        lambda g, y, x: inverse_circular.over_cosine(g, x), 60, numpy="arcsin",
+    )
+    ACOS = "acos", _function(
+        inverse_circular.acos, math.acos,
+        lambda g, y, x: -inverse_circular.over_cosine(g, x), 60, numpy="arccos",
+    )
+    ATAN = "atan", _function(
+        inverse_circular.atan, math.atan, lambda g, y, x: g / (x * x + 1.0), 36, numpy="arctan"
+    )
+    TANH = "tanh", _function(
+        exponential.tanh, math.tanh, lambda g, y, x: g * (1.0 - y * y), 27, numpy="tanh"
+    )
+    ERF = "erf", _function(
+        exponential.erf, math.erf,
+        lambda g, y, x: g * ((-(x * x)).operation("exp") * (2.0 / math.sqrt(math.pi))), 30,
+    )
+    LGAMMA = "lgamma", _function(  # ln |Γ(x)|
+        gamma.lgamma, gamma.lgamma_of, lambda g, y, x: g * x.operation("digamma"), 160
+    )
+    DIGAMMA = "digamma", _function(  # its derivative
+        gamma.digamma, gamma.digamma_of, lambda g, y, x: g * gamma.trigamma(x), 130
+    )
+    FLOOR = "floor", _rounding(math.floor, "floor", "floor", "floor")
+    CEIL = "ceil", _rounding(math.ceil, "ceil", "ceil", "ceil")
+    TRUNC = "trunc", _rounding(math.trunc, "trunc", "trunc", "trunc")
+    ROUND = "round", _rounding(round, "rint", "roundeven", "rint")  # half to even
+    CAST = "cast", Elementwise(  # (dtype) float → int truncates and saturates, NaN → 0
+        1, gradient=(lambda g, y, x: g.cast(x.dtype),)
+    )
+    BITCAST = "bitcast", Elementwise(1)  # (dtype) of equal size
+
+    # elementwise, two sources; z is the operation of x and y
+    ADD = "add", Elementwise(
+        2, scalar=operator.add, numpy="add", gradient=(_same, _same), symbol="+",
+        llvm=Words("fadd", "add", "or"), opencl=Words(bool="|"),
+    )
+    SUB = "sub", Elementwise(
+        2, "fiu", scalar=operator.sub, numpy="subtract", gradient=(_same, lambda g, z, x, y: -g),
+        symbol="-", llvm=Words("fsub", "sub"),
+    )
+    MUL = "mul", Elementwise(
+        2, scalar=operator.mul, numpy="multiply", symbol="*",
+        gradient=(lambda g, z, x, y: g * y, lambda g, z, x, y: g * x),
+        llvm=Words("fmul", "mul", "and"), opencl=Words(bool="&"),
+    )
+    DIV = "div", Elementwise(  # floats only
+        2, "f", scalar=scalars.divide, numpy="divide", cost=8, symbol="/",
+        gradient=(lambda g, z, x, y: g / y, lambda g, z, x, y: -(g * (z / y))),
+        llvm=Words("fdiv"),
+    )
+    IDIV = "idiv", Elementwise(  # integers, floor; x // 0 = 0
+        2, "iu", scalar=scalars.floor_divide, numpy="floor_divide", cost=12, symbol="//",
+        opencl=Words(int="floor_div"),
+    )
+    MOD = "mod", Elementwise(  # sign of the divisor; integers: x % 0 = 0
+        2, "fiu", scalar=scalars.remainder, numpy="remainder", cost=12, symbol="%",
+        gradient=(_same, lambda g, z, x, y: -(g * (x / y).operation("floor"))),
+        opencl=Words("real_mod", "floor_mod"),
+    )
+    POW = "pow", Elementwise(  # floats only
+        2, "f", scalar=math.pow, numpy="power", cost=76,
+        gradient=(power.by_base, power.by_exponent), formula=power.power,
+    )
+    MAXIMUM = "maximum", _extremum(  # NaN wins
+        scalars.larger, "maximum", lambda x, y: x.less(y), Words("larger", "max", "|"), "or"
+    )
+    MINIMUM = "minimum", _extremum(  # NaN wins
+        scalars.smaller, "minimum", lambda x, y: y.less(x), Words("smaller", "min", "&"), "and"
+    )
+    LT = "lt", _comparison(operator.lt, "less", "<", "olt", "lt")
+    LE = "le", _comparison(operator.le, "less_equal", "<=", "ole", "le")
+    EQ = "eq", _comparison(operator.eq, "equal", "==", "oeq", "eq")
+    NE = "ne", _comparison(operator.ne, "not_equal", "!=", "une", "ne")
+    AND = "and", _bitwise(operator.and_, "bitwise_and", "&", "and")
+    OR = "or", _bitwise(operator.or_, "bitwise_or", "|", "or")
+    XOR = "xor", _bitwise(operator.xor, "bitwise_xor", "^", "xor")
+    SHL = "shl", Elementwise(  # integers; a shift by the width or more gives 0
+        2, "iu", scalar=scalars.shift_left, numpy="left_shift", symbol="<<",
+        opencl=Words(int="shift_left"),
+    )
+    SHR = "shr", Elementwise(  # signed: arithmetic; by the width or more it gives 0 or the sign
+        2, "iu", scalar=scalars.shift_right, numpy="right_shift", symbol=">>",
+        opencl=Words(int="shift_right"),
+    )
+
+    # elementwise, three sources
+    WHERE = "where", Elementwise(  # bool, then, else
+        3, scalar=lambda condition, x, y: x if condition else y, numpy="where",
+        gradient=(
+            None,
+            lambda g, z, condition, x, y: condition.where(g, 0.0),
+            lambda g, z, condition, x, y: condition.where(0.0, g),
+        ),
+    )
+
+    # reductions over arg = axes; the reduced dimensions stay as 1
+    SUM = "sum"
+    MAX = "max"  # NaN wins
+    PROD = "prod"
+
+    # running reductions along arg = axis: element i combines the elements 0 … i
+    CUMSUM = "cumsum"
+    CUMPROD = "cumprod"
+    CUMMAX = "cummax"  # NaN wins
+
+    # movement
+    RESHAPE = "reshape"  # (shape)
+    PERMUTE = "permute"  # (order)
+    EXPAND = "expand"  # (shape) from dimensions of 1
+    PAD = "pad"  # ((before, after), …) with zeros
+    SHRINK = "shrink"  # ((start, stop), …)
+    FLIP = "flip"  # (axes)
+    WINDOW = "window"  # ((axis, size, step, dilation), …) the axis counts windows, new last ones
+
+    # addressed by data
+    GATHER = "gather"  # (axis) out[…i…] = x[…index[…i…]…]; an index out of range reads 0
+    SCATTER_ADD = "scatter_add"  # (axis) base, index, x; an index out of range writes nothing
+    SCATTER_MAX = "scatter_max"  # the same with the larger one; NaN wins
+    SCATTER_PROD = "scatter_prod"  # the same with the product
+    SORT = "sort"  # (axis) the stable permutation (int32) that sorts unsigned keys, ascending
+    DISTRIBUTE = "distribute"  # starts, bin, x: x put bin by bin (see `build.distribute`)
+
+    # engine
+    CONTIGUOUS = "contiguous"  # identity, stored in a buffer
+    ASSIGN = "assign"  # target BUFFER, value: the value, stored in the target's memory
+    COPY = "copy"  # identity on another device (arg)
+    COLLECTIVE = "collective"  # (Collective) an exchange with other ranks: graph/collective.py
+    CHECK = "check"  # (Check) identity; a program raises where an element is no index: bounds.py
+    CUSTOM = "custom"  # (rule) the first source; `rule` gives the gradients of the others
+
+
+NAMED = {op.value: op for op in Op}
+UNARY, BINARY = (frozenset(op for op in Op if op.facts.arity == arity) for arity in (1, 2))
+ELEMENTWISE = UNARY | BINARY | {Op.WHERE}
+COMPARISONS = frozenset(op for op in Op if op.facts.compares)
+REDUCTIONS = frozenset({Op.SUM, Op.MAX, Op.PROD})
+SCANS = {Op.CUMSUM: Op.SUM, Op.CUMPROD: Op.PROD, Op.CUMMAX: Op.MAX}  # and what each combines by
+SCATTERS = {Op.SCATTER_ADD: Op.SUM, Op.SCATTER_MAX: Op.MAX, Op.SCATTER_PROD: Op.PROD}
+MOVEMENT = frozenset({
+    Op.RESHAPE, Op.PERMUTE, Op.EXPAND, Op.PAD, Op.SHRINK, Op.FLIP, Op.WINDOW,
+})  # fmt: skip

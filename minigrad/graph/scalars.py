@@ -1,0 +1,69 @@
+"""Elementwise operations on plain numbers, as every device computes them.
+
+A result is not yet rounded to a dtype, nor wrapped. Constants are folded with these functions; for
+what numpy has no word for, they are also what the reference device computes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+_NAN, _INF = math.nan, math.inf
+
+
+def divide(x: float, y: float) -> float:
+    """x / y, by zero too."""
+    if y != 0:
+        return x / y
+    if x == 0 or x != x:
+        return _NAN
+    return math.copysign(_INF, x) * math.copysign(1.0, y)
+
+
+def floor_divide(x: int, y: int) -> int:
+    """Rounds down; by 0 it is 0."""
+    return x // y if y else 0
+
+
+def remainder(x: Any, y: Any) -> int | None:
+    """Has the sign of the divisor; by 0 it is 0. That of floats is left to the device."""
+    if isinstance(x, float):
+        return None
+    return x % y if y else 0
+
+
+def square_root(x: float) -> float:
+    """√x, NaN below 0."""
+    return math.sqrt(x) if x >= 0 else x if x != x else _NAN
+
+
+def larger(x: Any, y: Any) -> Any:
+    """The maximum; NaN wins, and of two zeros 0 over −0."""
+    return x if x != x or x > y or (x == y and str(y)[0] == "-") else y
+
+
+def smaller(x: Any, y: Any) -> Any:
+    """The minimum; NaN wins, and of two zeros −0 over 0."""
+    return x if x != x or x < y or (x == y and str(x)[0] == "-") else y
+
+
+def whole(function: Callable[[float], int]) -> Callable[[float], float]:
+    """floor, ceil … as floats: the sign of zero stays, and so do infinities and NaN."""
+    return lambda x: math.copysign(float(function(x)), x) if math.isfinite(x) else x
+
+
+def complement(x: int) -> int:
+    """Logical not of a bool, all bits of an int turned."""
+    return not x if isinstance(x, bool) else ~x
+
+
+def shift_left(x: int, count: int) -> int:
+    """0 where the count is negative; one that reaches the width leaves nothing when wrapped."""
+    return x << count if 0 <= count < 64 else 0
+
+
+def shift_right(x: int, count: int) -> int:
+    """0 or the sign where the count is negative or reaches the width."""
+    return x >> min(count, 64) if count >= 0 else -int(x < 0)

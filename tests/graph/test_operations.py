@@ -1,0 +1,69 @@
+"""The table of operations is whole, and the only one: a new primitive touches four files."""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from minigrad.graph.operations import ELEMENTWISE, Op
+
+ROOT = Path(__file__).resolve().parents[2]
+ROOMS = ("minigrad", "runtimes", "models")
+SOURCES = [path for room in ROOMS for path in (ROOT / room).rglob("*.py")]
+NAMES = {op.name for op in ELEMENTWISE}
+CASTS = (Op.CAST, Op.BITCAST)  # their results' dtypes are arguments, so each room knows them
+
+
+@pytest.mark.parametrize("op", sorted(ELEMENTWISE, key=str), ids=str)
+def test_the_facts_of_an_operation_are_whole(op: Op) -> None:
+    facts = op.facts
+    assert facts.kinds and set(facts.kinds) <= set("fiub") and facts.cost > 0
+    assert hasattr(np, facts.numpy) if facts.numpy else facts.scalar or op in CASTS
+    assert len(facts.gradient) in (0, facts.arity)
+    silent = facts.flat or facts.compares or op is Op.BITCAST
+    assert bool(facts.gradient) != silent or "f" not in facts.kinds
+    if facts.formula:  # languages have no word for it
+        assert facts.kinds == "f" and not any((*facts.llvm, *facts.opencl, facts.symbol))
+
+
+def tables(source: str) -> list[int]:
+    """Lines of dicts and sets with four or more elementwise operations as keys."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        keys = node.keys if isinstance(node, ast.Dict) else getattr(node, "elts", ())
+        if isinstance(node, (ast.Dict, ast.Set)):
+            named = [ast.unparse(key) for key in keys if key]
+            if sum(name[:3] == "Op." and name[3:] in NAMES for name in named) >= 4:
+                found.append(node.lineno)
+    return found
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_no_room_has_a_table_of_its_own(path: Path) -> None:
+    lines = tables(path.read_text("utf-8"))
+    assert not lines, f"{path}:{lines[0]}: facts of operations stand in graph/operations.py"
+
+
+def test_a_table_is_seen() -> None:
+    assert tables("A = {Op.ADD: 1, Op.SUB: 2, Op.MUL: 3, Op.DIV: 4}")
+    assert tables("\nB = frozenset({Op.ADD, Op.SUB, Op.MUL, Op.EXP})") == [2]
+    assert not tables("C = {Op.ADD: 1, Op.SUB: 2, Op.MUL: 3, Op.SUM: 4}")
+
+
+@pytest.mark.parametrize("name", ["lgamma", "digamma"])
+def test_a_primitive_touches_four_files(name: str) -> None:
+    """Its row, its formula, its method and its row of the property table: the README's recipe."""
+    tested = (ROOT / "tests" / "property").glob("table_*.py")
+    word = re.compile(rf"\b{name}\b", re.IGNORECASE)
+    touched = {
+        path.relative_to(ROOT).as_posix()
+        for path in [*SOURCES, *tested] if word.search(path.read_text("utf-8"))
+    }  # fmt: skip
+    assert touched == {
+        "minigrad/graph/operations.py", "minigrad/graph/formulas/gamma.py",
+        "minigrad/tensor/functions.py", "tests/property/table_unary.py",
+    }  # fmt: skip
