@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from minigrad.graph.symbolic import Affine, Atom, Integer, substitute, var, variables
+from minigrad.graph.substitution import substitute, variables
+from minigrad.graph.symbolic import Affine, Atom, Integer, var
 
 
 class Variable:

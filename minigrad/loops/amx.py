@@ -13,14 +13,15 @@ from __future__ import annotations
 
 from minigrad.dtype import dtypes
 from minigrad.graph.shapes import numel
-from minigrad.graph.symbolic import Atom, Integer, ceildiv, substitute
+from minigrad.graph.substitution import substitute
+from minigrad.graph.symbolic import Atom, Integer, ceildiv
 from minigrad.loops.build import lanes_loop
 from minigrad.loops.microkernel import Block, Problem
 from minigrad.loops.nest import Loop, Matrix, MatrixProduct, Statement, Store, Stores
 from minigrad.loops.packing import LEAST_PANELS, depth_of, pack_right, pack_words
 from minigrad.schedule import expr
+from minigrad.schedule.axis import make_axis
 from minigrad.schedule.expr import Array
-from minigrad.schedule.stage import make_axis
 from minigrad.target import FEW_TASKS, Target
 
 SQUARE = 32  # rows and columns of a square: two matrix registers, of 16 rows, in both directions

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from minigrad.graph.symbolic import Affine, Atom, Integer, ceildiv, variables
+from minigrad.graph.substitution import variables
+from minigrad.graph.symbolic import Affine, Atom, Integer, ceildiv
 from minigrad.loops import cost
 from minigrad.loops.levels import in_levels
 from minigrad.loops.nest import (

@@ -7,11 +7,13 @@ from dataclasses import replace
 
 from minigrad.dtype import DType
 from minigrad.graph.shapes import unflatten
-from minigrad.graph.symbolic import Atom, Integer, coefficient
+from minigrad.graph.substitution import coefficient
+from minigrad.graph.symbolic import Atom, Integer
 from minigrad.schedule import expr
+from minigrad.schedule.axis import Axis, make_axis
 from minigrad.schedule.expr import Expr
 from minigrad.schedule.fuse import prefix_length
-from minigrad.schedule.stage import Axis, Stage, make_axis
+from minigrad.schedule.stage import Stage
 from minigrad.target import Target
 
 

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from minigrad.graph.node import Op
 from minigrad.graph.shapes import flatten, numel
-from minigrad.graph.symbolic import Atom, Integer, coefficient, high, substitute
+from minigrad.graph.substitution import coefficient, substitute
+from minigrad.graph.symbolic import Atom, Integer, high
 from minigrad.loops.block_plan import BlockPlan, Step, column
 from minigrad.loops.build import combine, lanes_loop, serial_loop, unless_finite
 from minigrad.loops.common_subexpressions import Speculation
@@ -15,8 +16,9 @@ from minigrad.loops.mask_bounds import Bounds
 from minigrad.loops.microkernel import choose_nr
 from minigrad.loops.nest import Loop, Set, Statement, Store, Stores
 from minigrad.schedule import expr
+from minigrad.schedule.axis import Axis, make_axis
 from minigrad.schedule.expr import Array, Expr, Leaf, Local
-from minigrad.schedule.stage import Axis, Stage, identity, make_axis
+from minigrad.schedule.stage import Stage, identity
 from minigrad.target import CHAINS, Target
 
 LANE: Atom = make_axis("lane", 0, 1 << 10).variable

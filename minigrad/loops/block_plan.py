@@ -13,9 +13,10 @@ from minigrad.graph.shapes import flatten, numel
 from minigrad.graph.symbolic import Integer
 from minigrad.loops.mask_bounds import places_in
 from minigrad.schedule import expr
+from minigrad.schedule.axis import Axis
 from minigrad.schedule.expr import Array, Expr, Leaf
 from minigrad.schedule.schedule import Kernel
-from minigrad.schedule.stage import Axis, Stage
+from minigrad.schedule.stage import Stage
 
 # Operations that a tile may do with each of its results: they are written out for all of its
 # columns, of which there are 8 or 4.

@@ -18,7 +18,8 @@ queries, one for blocks of keys.
 
 from __future__ import annotations
 
-from minigrad.graph.symbolic import Atom, Integer, ceildiv, high, low, substitute
+from minigrad.graph.substitution import substitute
+from minigrad.graph.symbolic import Atom, Integer, ceildiv, high, low
 from minigrad.loops.assemble import assemble
 from minigrad.loops.axes import fix_rows
 from minigrad.loops.block_codegen import RowLanes, StepCode
@@ -29,9 +30,10 @@ from minigrad.loops.cost import vectors_each
 from minigrad.loops.mask_bounds import Bounds, Rows, mask_bounds
 from minigrad.loops.nest import Nest, Statement
 from minigrad.schedule import expr
+from minigrad.schedule.axis import make_axis
 from minigrad.schedule.fuse import prefix_length
 from minigrad.schedule.schedule import Kernel
-from minigrad.schedule.stage import Stage, make_axis
+from minigrad.schedule.stage import Stage
 from minigrad.target import Target
 
 

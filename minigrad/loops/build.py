@@ -9,7 +9,8 @@ from dataclasses import replace
 from minigrad.dtype import dtypes
 from minigrad.graph.node import Op
 from minigrad.graph.shapes import flatten, numel, unflatten
-from minigrad.graph.symbolic import Atom, Integer, substitute
+from minigrad.graph.substitution import substitute
+from minigrad.graph.symbolic import Atom, Integer
 from minigrad.loops.axes import indices, merge, row_axis
 from minigrad.loops.nest import (
     Fold,
@@ -22,9 +23,10 @@ from minigrad.loops.nest import (
     map_statement,
 )
 from minigrad.schedule import expr
+from minigrad.schedule.axis import Axis, make_axis
 from minigrad.schedule.expr import Array, Expr, Local
 from minigrad.schedule.schedule import Kernel
-from minigrad.schedule.stage import Axis, Stage, identity, make_axis
+from minigrad.schedule.stage import Stage, identity
 from minigrad.target import Target
 
 

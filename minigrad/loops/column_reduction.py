@@ -10,17 +10,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from minigrad.graph.symbolic import Atom, Integer, ceildiv, substitute
+from minigrad.graph.substitution import substitute
+from minigrad.graph.symbolic import Atom, Integer, ceildiv
 from minigrad.loops.assemble import assemble
 from minigrad.loops.axes import fix_rows, merge_stage, row_axis, vector_width
 from minigrad.loops.build import combine, lanes_loop, serial_loop
 from minigrad.loops.nest import Loop, Nest, Statement, Store
 from minigrad.loops.prefetch import later_rows
 from minigrad.schedule import expr
+from minigrad.schedule.axis import Axis, make_axis
 from minigrad.schedule.expr import Array, Expr
 from minigrad.schedule.fuse import prefix_length
 from minigrad.schedule.schedule import Kernel
-from minigrad.schedule.stage import Axis, Stage, identity, make_axis
+from minigrad.schedule.stage import Stage, identity
 from minigrad.target import Target
 
 # Elements of a column that make it worthwhile: to clear the sums and to store them is a pass each,

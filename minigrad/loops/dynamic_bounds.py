@@ -18,7 +18,8 @@ from dataclasses import replace
 
 from minigrad.dtype import dtypes
 from minigrad.graph.node import Op
-from minigrad.graph.symbolic import Affine, Atom, Integer, coefficient, high, low, variables
+from minigrad.graph.substitution import coefficient, variables
+from minigrad.graph.symbolic import Affine, Atom, Integer, high, low
 from minigrad.loops.mask_bounds import conditions_of
 from minigrad.loops.microkernel import Problem
 from minigrad.schedule import expr

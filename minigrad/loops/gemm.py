@@ -28,7 +28,8 @@ from math import gcd
 
 from minigrad.graph.node import Op
 from minigrad.graph.shapes import numel
-from minigrad.graph.symbolic import Atom, Integer, ceildiv, coefficient
+from minigrad.graph.substitution import coefficient
+from minigrad.graph.symbolic import Atom, Integer, ceildiv
 from minigrad.loops.amx import SQUARE, amx, plan_amx
 from minigrad.loops.assemble import assemble
 from minigrad.loops.axes import indices, merge
@@ -63,10 +64,10 @@ from minigrad.loops.packing import (
     pack_right,
 )
 from minigrad.schedule import expr
+from minigrad.schedule.axis import Axis, make_axis
 from minigrad.schedule.contraction import Contraction
 from minigrad.schedule.expr import Leaf, Local
 from minigrad.schedule.schedule import Kernel
-from minigrad.schedule.stage import Axis, make_axis
 from minigrad.target import ENOUGH_TASKS, FEW_TASKS, Target
 
 # Packing a panel takes 5 to 10 cycles for each of its vectors (measured), of which it has two for

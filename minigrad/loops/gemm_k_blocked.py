@@ -25,8 +25,9 @@ from minigrad.loops.microkernel import Ahead, Block, Problem, tiles
 from minigrad.loops.nest import Loop, Statement, Store, Stores
 from minigrad.loops.packing import for_panels, pack_left
 from minigrad.schedule import expr
+from minigrad.schedule.axis import Axis, make_axis
 from minigrad.schedule.expr import Array
-from minigrad.schedule.stage import Axis, identity, make_axis
+from minigrad.schedule.stage import identity
 from minigrad.target import Target
 
 

@@ -23,7 +23,8 @@ from dataclasses import replace
 
 from minigrad.graph.node import Op
 from minigrad.graph.shapes import flatten, numel
-from minigrad.graph.symbolic import Atom, Integer, ceildiv, coefficient, high, substitute
+from minigrad.graph.substitution import coefficient, substitute
+from minigrad.graph.symbolic import Atom, Integer, ceildiv, high
 from minigrad.loops.assemble import assemble
 from minigrad.loops.axes import indices, merge
 from minigrad.loops.build import (
@@ -39,9 +40,10 @@ from minigrad.loops.gemv_rows import GemvRows, Sum, with_vectors_at_hand
 from minigrad.loops.nest import Loop, Nest, Set, Statement, Store, Stores
 from minigrad.loops.prefetch import from_memory
 from minigrad.schedule import expr
+from minigrad.schedule.axis import Axis, make_axis
 from minigrad.schedule.expr import Array, Expr, Local
 from minigrad.schedule.schedule import Kernel
-from minigrad.schedule.stage import Axis, Stage, identity, make_axis
+from minigrad.schedule.stage import Stage, identity
 from minigrad.target import ENOUGH_TASKS, HALF_OF_L1, Target
 
 # Vectors of a product; with more, a tile of `gemm` has rows enough to keep the multiply-adds busy.

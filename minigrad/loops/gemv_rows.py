@@ -16,14 +16,16 @@ from dataclasses import dataclass, replace
 
 from minigrad.graph.node import Op
 from minigrad.graph.shapes import flatten, numel
-from minigrad.graph.symbolic import Atom, Integer, coefficient, high, substitute
+from minigrad.graph.substitution import coefficient, substitute
+from minigrad.graph.symbolic import Atom, Integer, high
 from minigrad.loops.axes import indices, merge, vector_width
 from minigrad.loops.build import combine, lanes_loop, serial_loop
 from minigrad.loops.nest import Fold, Loop, Set, Statement, Store
 from minigrad.loops.prefetch import AHEAD, Place
 from minigrad.schedule import expr
+from minigrad.schedule.axis import Axis, make_axis
 from minigrad.schedule.expr import Array, Expr, Leaf, Local
-from minigrad.schedule.stage import Axis, Stage, identity, make_axis
+from minigrad.schedule.stage import Stage, identity
 from minigrad.target import CHAINS, HALF_OF_L1, LINE, Target
 
 MOST_STEPS = 32  # iterations, over one or some rows each, of one parallel iteration

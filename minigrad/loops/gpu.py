@@ -13,7 +13,8 @@ from __future__ import annotations
 
 from minigrad.graph.operations import SCATTERS
 from minigrad.graph.shapes import numel, unflatten
-from minigrad.graph.symbolic import Integer, ceildiv, coefficient
+from minigrad.graph.substitution import coefficient
+from minigrad.graph.symbolic import Integer, ceildiv
 from minigrad.loops.assemble import assemble
 from minigrad.loops.axes import row_axis, unit_stride_axis
 from minigrad.loops.build import (

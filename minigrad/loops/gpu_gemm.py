@@ -21,7 +21,8 @@ from dataclasses import dataclass, replace
 from minigrad.dtype import DType
 from minigrad.graph.node import Op
 from minigrad.graph.shapes import numel, unflatten
-from minigrad.graph.symbolic import Atom, Integer, ceildiv, substitute
+from minigrad.graph.substitution import substitute
+from minigrad.graph.symbolic import Atom, Integer, ceildiv
 from minigrad.loops.assemble import assemble
 from minigrad.loops.axes import row_axis
 from minigrad.loops.build import combine, lanes_loop, serial_loop
@@ -30,9 +31,10 @@ from minigrad.loops.gemm import prepare
 from minigrad.loops.microkernel import Problem, strides
 from minigrad.loops.nest import Barrier, Loop, Nest, Set, Statement, Store, Stores
 from minigrad.schedule import expr
+from minigrad.schedule.axis import Axis, make_axis
 from minigrad.schedule.expr import Array, Expr, Leaf, Local
 from minigrad.schedule.schedule import Kernel
-from minigrad.schedule.stage import Axis, identity, make_axis
+from minigrad.schedule.stage import identity
 from minigrad.target import ITEM_LANES, TILE_DEPTH, Group, Target, Tile
 
 UNROLLED = 32  # copies of a work-item that are written out, at most

@@ -16,7 +16,8 @@ from dataclasses import dataclass, replace
 from itertools import count
 
 from minigrad.graph.node import Op
-from minigrad.graph.symbolic import Atom, Integer, ceildiv, high, variables
+from minigrad.graph.substitution import variables
+from minigrad.graph.symbolic import Atom, Integer, ceildiv, high
 from minigrad.loops.build import combine, lanes_loop
 from minigrad.loops.nest import (
     Fold,
@@ -31,8 +32,9 @@ from minigrad.loops.nest import (
     map_statement,
 )
 from minigrad.schedule import expr
+from minigrad.schedule.axis import make_axis
 from minigrad.schedule.expr import Array, Expr, Leaf, Local
-from minigrad.schedule.stage import identity, make_axis
+from minigrad.schedule.stage import identity
 from minigrad.target import Target
 
 # Terms that follow one another. A block costs the clearing of its register and one addition more,

@@ -19,19 +19,12 @@ from minigrad.dtype import convert, dtypes
 from minigrad.graph.fold import fold
 from minigrad.graph.operations import UNARY, Op
 from minigrad.graph.shapes import unflatten
-from minigrad.graph.symbolic import (
-    Affine,
-    Atom,
-    Integer,
-    coefficient,
-    high,
-    low,
-    substitute,
-    variables,
-)
+from minigrad.graph.substitution import coefficient, substitute, variables
+from minigrad.graph.symbolic import Affine, Atom, Integer, high, low
 from minigrad.schedule import expr
+from minigrad.schedule.axis import Axis
 from minigrad.schedule.expr import Array, Expr, Leaf
-from minigrad.schedule.stage import Axis, Stage
+from minigrad.schedule.stage import Stage
 
 Bounds = tuple[Integer, Integer]  # first, and behind the last
 

@@ -11,13 +11,15 @@ from dataclasses import dataclass, replace
 
 from minigrad.graph.node import Op
 from minigrad.graph.shapes import numel
-from minigrad.graph.symbolic import Atom, Integer, ceildiv, coefficient, substitute
+from minigrad.graph.substitution import coefficient, substitute
+from minigrad.graph.symbolic import Atom, Integer, ceildiv
 from minigrad.loops.build import combine, substitute_statement, unless_finite
 from minigrad.loops.nest import Loop, Prefetch, Set, Statement, Store, Stores
 from minigrad.schedule import expr
+from minigrad.schedule.axis import Axis, make_axis
 from minigrad.schedule.contraction import Contraction
 from minigrad.schedule.expr import Array, Expr, Leaf, Local
-from minigrad.schedule.stage import Axis, Stage, identity, make_axis
+from minigrad.schedule.stage import Stage, identity
 from minigrad.target import LINE, Target
 
 Statements = tuple[Statement, ...]

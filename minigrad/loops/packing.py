@@ -12,14 +12,15 @@ from dataclasses import replace
 from minigrad.dtype import dtypes
 from minigrad.graph.node import Op
 from minigrad.graph.shapes import flatten, numel
-from minigrad.graph.symbolic import Atom, Integer, ceildiv, coefficient
+from minigrad.graph.substitution import coefficient
+from minigrad.graph.symbolic import Atom, Integer, ceildiv
 from minigrad.loops.build import lanes_loop
 from minigrad.loops.microkernel import Block, Left, Problem, Statements, strides
 from minigrad.loops.nest import Loop, Statement, Store
 from minigrad.loops.prefetch import Place, next_rows
 from minigrad.schedule import expr
+from minigrad.schedule.axis import Axis, make_axis
 from minigrad.schedule.expr import Array, Expr, Leaf
-from minigrad.schedule.stage import Axis, make_axis
 from minigrad.target import LINE
 
 ROW_WORDS = LINE // 4  # of 32 bits, in a row of a matrix register (AMX): 64 bytes

@@ -19,10 +19,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from minigrad.graph.shapes import numel
-from minigrad.graph.symbolic import Atom, Integer, coefficient, substitute, variables
+from minigrad.graph.substitution import coefficient, substitute, variables
+from minigrad.graph.symbolic import Atom, Integer
 from minigrad.schedule import expr
+from minigrad.schedule.axis import Axis
 from minigrad.schedule.expr import Array, Expr
-from minigrad.schedule.stage import Axis, Stage
+from minigrad.schedule.stage import Stage
 from minigrad.target import Target
 
 # Bytes: what a core reads while an access waits (10 GB/s for 0.1 µs is 1 KiB), and more.

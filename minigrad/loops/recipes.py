@@ -18,7 +18,8 @@ from dataclasses import replace
 
 from minigrad.graph.operations import SCATTERS
 from minigrad.graph.shapes import numel
-from minigrad.graph.symbolic import ceildiv, coefficient, variables
+from minigrad.graph.substitution import coefficient, variables
+from minigrad.graph.symbolic import ceildiv
 from minigrad.loops.assemble import assemble
 from minigrad.loops.axes import (
     unit_stride_axis,
@@ -44,8 +45,8 @@ from minigrad.loops.rows import rows
 from minigrad.loops.scans import distribute, scan
 from minigrad.loops.transposed_tiles import transposed_axis, transposed_tiles
 from minigrad.schedule import expr
+from minigrad.schedule.axis import make_axis
 from minigrad.schedule.schedule import Kernel
-from minigrad.schedule.stage import make_axis
 from minigrad.target import Target
 
 # Elements of a long vector loop that one parallel iteration takes: 16 KiB of float32, a small part

@@ -11,15 +11,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from minigrad.graph.shapes import numel
-from minigrad.graph.symbolic import Integer, substitute, variables
+from minigrad.graph.substitution import substitute, variables
+from minigrad.graph.symbolic import Integer
 from minigrad.loops.axes import unit_stride_axis, vector_width
 from minigrad.loops.build import accumulate, combine, lanes_loop, serial_loop, streams
 from minigrad.loops.nest import Fold, Set, Statement, Store, Stores
 from minigrad.loops.prefetch import AHEAD, far_enough, from_memory, next_rows
 from minigrad.loops.software_pipeline import Part
 from minigrad.schedule import expr
+from minigrad.schedule.axis import Axis, make_axis
 from minigrad.schedule.expr import Array, Expr, Local
-from minigrad.schedule.stage import Axis, Stage, identity, make_axis
+from minigrad.schedule.stage import Stage, identity
 from minigrad.target import Target
 
 MOST_IN_PASS = 12  # stages, each of which wants a register: of 16 a few are left for operands

@@ -20,10 +20,11 @@ from minigrad.loops.prefetch import further_rows
 from minigrad.loops.row_passes import row_passes
 from minigrad.loops.software_pipeline import pipelined_rows
 from minigrad.schedule import expr
+from minigrad.schedule.axis import Axis, make_axis
 from minigrad.schedule.expr import Array, Expr, Local
 from minigrad.schedule.fuse import prefix_length, runs_along_rows
 from minigrad.schedule.schedule import Kernel
-from minigrad.schedule.stage import Axis, Stage, make_axis
+from minigrad.schedule.stage import Stage
 from minigrad.target import Target
 
 MOST_WRITTEN_OUT = 16  # elements of a row: one for each lane of a vector of 512 bits

@@ -10,15 +10,17 @@ from functools import partial, reduce
 
 from minigrad.dtype import dtypes
 from minigrad.graph.operations import SCANS, Op
-from minigrad.graph.symbolic import Integer, coefficient, high
+from minigrad.graph.substitution import coefficient
+from minigrad.graph.symbolic import Integer, high
 from minigrad.loops.assemble import assemble
 from minigrad.loops.axes import vector_width
 from minigrad.loops.build import combine, flat_loop, lanes_loop, once, serial_loop
 from minigrad.loops.nest import Loop, Nest, Set, Statement, Store
 from minigrad.schedule import expr
+from minigrad.schedule.axis import Axis, make_axis
 from minigrad.schedule.expr import Array, Local
 from minigrad.schedule.schedule import Kernel
-from minigrad.schedule.stage import Axis, Stage, identity, make_axis
+from minigrad.schedule.stage import Stage, identity
 from minigrad.target import Target
 
 # Terms of a running sum that follow one another: each waits for the one before, and the end of a

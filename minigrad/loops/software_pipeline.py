@@ -25,8 +25,8 @@ from minigrad.loops.nest import (
     map_statement,
 )
 from minigrad.schedule import expr
+from minigrad.schedule.axis import Axis, make_axis
 from minigrad.schedule.expr import Array, Expr
-from minigrad.schedule.stage import Axis, make_axis
 from minigrad.target import Target
 
 # Rows that follow one another; the first, one in 16, has no pass of a row before it to share. There

@@ -11,12 +11,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from minigrad.graph.shapes import numel
-from minigrad.graph.symbolic import Integer, ceildiv, coefficient
+from minigrad.graph.substitution import coefficient
+from minigrad.graph.symbolic import Integer, ceildiv
 from minigrad.loops.build import lanes_loop
 from minigrad.loops.nest import Loop, Statement, Store, Stores
 from minigrad.schedule import expr
+from minigrad.schedule.axis import Axis, make_axis
 from minigrad.schedule.expr import Expr
-from minigrad.schedule.stage import Axis, make_axis
 from minigrad.target import Target
 
 # Elements of a tile along the transposed axis, where there are more than TILE: a line of float32,

@@ -15,7 +15,8 @@ from __future__ import annotations
 from minigrad.dtype import DType, dtypes
 from minigrad.errors import CompileError
 from minigrad.graph.node import Op
-from minigrad.graph.symbolic import Integer, coefficient
+from minigrad.graph.substitution import coefficient
+from minigrad.graph.symbolic import Integer
 from minigrad.loops.nest import (
     Fold,
     Loop,

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from minigrad.dtype import DType, dtypes
-from minigrad.graph.symbolic import Affine, Atom, Integer, coefficient, substitute, variables
+from minigrad.graph.substitution import coefficient, substitute, variables
+from minigrad.graph.symbolic import Affine, Atom, Integer
 from minigrad.render import llvm_values as values
 from minigrad.render.llvm_levels import LevelEmitter
 from minigrad.render.llvm_values import Value, memory_type

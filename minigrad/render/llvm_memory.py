@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from minigrad.graph.node import Op
-from minigrad.graph.symbolic import Integer, high, low, substitute, variables
+from minigrad.graph.substitution import substitute, variables
+from minigrad.graph.symbolic import Integer, high, low
 from minigrad.loops.nest import Store
 from minigrad.render import llvm_pairs as pairs
 from minigrad.render import llvm_values as values

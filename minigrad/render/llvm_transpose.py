@@ -12,7 +12,8 @@ from collections.abc import Callable
 
 from minigrad.dtype import dtypes
 from minigrad.graph.node import Op
-from minigrad.graph.symbolic import Atom, Integer, coefficient
+from minigrad.graph.substitution import coefficient
+from minigrad.graph.symbolic import Atom, Integer
 from minigrad.loops.nest import Loop, Statement, Store, Stores, arrays_written, expressions
 from minigrad.render.llvm_index import IndexEmitter
 from minigrad.render.llvm_levels import Lanes

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 
 from minigrad.errors import CompileError
 from minigrad.graph.node import Op
-from minigrad.graph.symbolic import Integer, proven_nonnegative
+from minigrad.graph.substitution import proven_nonnegative
+from minigrad.graph.symbolic import Integer
 from minigrad.loops.nest import (
     Loop,
     Nest,

@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from minigrad.graph.symbolic import Affine, Atom, Integer, high, low, variables
+from minigrad.graph.substitution import variables
+from minigrad.graph.symbolic import Affine, Atom, Integer, high, low
 from minigrad.loops.nest import Statement
 from minigrad.render import levels
 from minigrad.render.opencl_values import Language, bare

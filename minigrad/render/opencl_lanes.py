@@ -9,14 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from minigrad.dtype import dtypes
-from minigrad.graph.symbolic import (
-    Affine,
-    Atom,
-    Integer,
-    coefficient,
-    substitute,
-    variables,
-)
+from minigrad.graph.substitution import coefficient, substitute, variables
+from minigrad.graph.symbolic import Affine, Atom, Integer
 from minigrad.loops.nest import (
     Loop,
     Nest,

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from minigrad.graph.symbolic import Affine, Atom, Integer, high, only_atom, var
+from minigrad.graph.substitution import only_atom
+from minigrad.graph.symbolic import Affine, Atom, Integer, high, var
 
 
 @dataclass(frozen=True)

@@ -16,17 +16,8 @@ from minigrad.dtype import DType, convert, dtypes
 from minigrad.graph.interned import Interned
 from minigrad.graph.numeric import Number, Numeric
 from minigrad.graph.operations import NAMED, Op
-from minigrad.graph.symbolic import (
-    Affine,
-    Atom,
-    Integer,
-    high,
-    low,
-    proven_nonnegative,
-    replace_values,
-    substitute,
-    variables,
-)
+from minigrad.graph.substitution import proven_nonnegative, replace_values, substitute, variables
+from minigrad.graph.symbolic import Affine, Atom, Integer, high, low
 
 
 class Leaf(Enum):

@@ -12,12 +12,14 @@ from collections.abc import Container, Iterable
 
 from minigrad.graph.operations import SCANS, SCATTERS, Op
 from minigrad.graph.shapes import flatten, numel
-from minigrad.graph.symbolic import ceildiv, coefficient, high, low, variables
+from minigrad.graph.substitution import coefficient, variables
+from minigrad.graph.symbolic import ceildiv, high, low
 from minigrad.schedule import expr
 from minigrad.schedule.attention_fusion import Chains, Sink
+from minigrad.schedule.axis import Axis
 from minigrad.schedule.expr import Array
 from minigrad.schedule.layout import Order
-from minigrad.schedule.stage import Axis, Stage
+from minigrad.schedule.stage import Stage
 from minigrad.target import Target
 
 TINY = 4096  # evaluations, about a microsecond's: such kernels may lose their parallelism

@@ -21,9 +21,10 @@ from minigrad.graph.canonical import Graph
 from minigrad.graph.collective import Collective
 from minigrad.graph.node import Node, Op, topological
 from minigrad.graph.symbolic import Affine, Atom, Integer
+from minigrad.schedule.axis import Axis
 from minigrad.schedule.expr import Array, Expr, Leaf, walk
 from minigrad.schedule.schedule import Kernel
-from minigrad.schedule.stage import Axis, Stage
+from minigrad.schedule.stage import Stage
 
 
 def kernel_key(kernel: Kernel) -> tuple[str, tuple[Array, ...]]:

@@ -8,8 +8,9 @@ from dataclasses import replace
 from minigrad.graph.shapes import flatten, unflatten
 from minigrad.graph.symbolic import Affine, Atom
 from minigrad.schedule import expr
+from minigrad.schedule.axis import make_axis
 from minigrad.schedule.expr import Array, Expr, Leaf
-from minigrad.schedule.stage import Stage, make_axis
+from minigrad.schedule.stage import Stage
 
 Order = tuple[int, ...]
 

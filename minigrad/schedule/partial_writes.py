@@ -9,17 +9,12 @@ from __future__ import annotations
 from dataclasses import replace
 
 from minigrad.graph.node import Op
-from minigrad.graph.symbolic import (
-    Affine,
-    Atom,
-    Integer,
-    coefficient,
-    proven_nonnegative,
-    substitute,
-)
+from minigrad.graph.substitution import coefficient, proven_nonnegative, substitute
+from minigrad.graph.symbolic import Affine, Atom, Integer
 from minigrad.schedule import expr
+from minigrad.schedule.axis import Axis, make_axis
 from minigrad.schedule.expr import Array, Expr, Leaf
-from minigrad.schedule.stage import Axis, Stage, make_axis
+from minigrad.schedule.stage import Stage
 
 
 def part_written(stage: Stage, old: Array) -> Stage | None:

@@ -16,10 +16,10 @@ from minigrad.graph.collective import Collective
 from minigrad.graph.node import Node, Shape
 from minigrad.graph.operations import REDUCTIONS, SCANS, SCATTERS, Op
 from minigrad.graph.shapes import flatten, numel
-from minigrad.graph.symbolic import Atom, Integer, substitute
+from minigrad.graph.substitution import substitute
+from minigrad.graph.symbolic import Atom, Integer
 from minigrad.schedule import expr
-from minigrad.schedule.axis import Axis as Axis
-from minigrad.schedule.axis import make_axis as make_axis
+from minigrad.schedule.axis import Axis, make_axis
 from minigrad.schedule.contraction import Contraction, contraction_of
 from minigrad.schedule.expr import Array, Expr, Guard, restrict
 from minigrad.schedule.lower import Lowering

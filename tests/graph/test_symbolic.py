@@ -16,21 +16,15 @@ from hypothesis import strategies as st
 
 from minigrad.graph import symbolic
 from minigrad.graph.shapes import flatten, numel, reshape_index, strides_of, unflatten
-from minigrad.graph.symbolic import (
-    Affine,
-    Atom,
-    ceildiv,
+from minigrad.graph.substitution import (
     coefficient,
-    high,
-    low,
     only_atom,
     proven_nonnegative,
     replace_values,
     substitute,
-    total,
-    var,
     variables,
 )
+from minigrad.graph.symbolic import Affine, Atom, ceildiv, high, low, total, var
 from minigrad.graph.variable import Variable, evaluate, rebind, unbind
 
 RANGES = {"i": (0, 5), "j": (0, 2), "k": (-3, 3), "n": (1, 4)}

@@ -14,12 +14,14 @@ from minigrad.compile import schedule_of
 from minigrad.dtype import DType, dtypes
 from minigrad.graph.node import Op
 from minigrad.graph.shapes import flatten
-from minigrad.graph.symbolic import Atom, Integer, substitute, var
+from minigrad.graph.substitution import substitute
+from minigrad.graph.symbolic import Atom, Integer, var
 from minigrad.loops.axes import fix_rows, merge, merge_stage, unit_stride_axis, vector_width
 from minigrad.schedule import expr
+from minigrad.schedule.axis import Axis, make_axis
 from minigrad.schedule.expr import Array
 from minigrad.schedule.fuse import prefix_length, runs_along_rows
-from minigrad.schedule.stage import Axis, Stage, make_axis
+from minigrad.schedule.stage import Stage
 from minigrad.target import Target
 
 TABLE, OTHER = Array("table", F32, 1 << 20), Array("other", F32, 1 << 20)

@@ -7,8 +7,8 @@ from dataclasses import replace
 from minigrad.dtype import dtypes
 from minigrad.loops.nest import Loop, Set, Statement, Store, Stores, map_statement, walk
 from minigrad.schedule import expr
+from minigrad.schedule.axis import make_axis
 from minigrad.schedule.expr import Array, Local
-from minigrad.schedule.stage import make_axis
 
 OUT = Array("out", dtypes.float32, 16)
 REGISTER = Local("r", dtypes.float32, 1)

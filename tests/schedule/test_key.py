@@ -19,10 +19,11 @@ from minigrad.loops.recipes import lower
 from minigrad.program import without_rules
 from minigrad.render.llvm import render
 from minigrad.schedule import expr
+from minigrad.schedule.axis import Axis
 from minigrad.schedule.expr import Array, Expr, Leaf
 from minigrad.schedule.key import graph_key, kernel_key
 from minigrad.schedule.schedule import Kernel
-from minigrad.schedule.stage import Axis, Stage
+from minigrad.schedule.stage import Stage
 from minigrad.target import Target
 
 from .machine import GOLDEN

@@ -1,0 +1,107 @@
+"""Questions about symbolic integers (what is in them, their strides), and substitution."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import lru_cache
+from typing import Any
+
+from minigrad.graph.symbolic import Affine, Atom, Integer, low, total
+
+
+def substitute(
+    x: Integer, values: Mapping[Atom, Integer], in_loaded: bool = True
+) -> Integer:
+    """x with some of its variables replaced (all at once), simplified anew.
+
+    in_loaded: also inside the expressions of loaded values.
+    """
+    if isinstance(x, int):
+        return x
+    parts: list[Integer] = [x.constant]
+    for atom, factor in x.terms:
+        replacement = values.get(atom)
+        if replacement is None:
+            if atom.kind == "div":
+                inner = substitute(atom.inner or 0, values, in_loaded)
+                replacement = inner // atom.divisor
+            elif atom.kind == "mod":
+                inner = substitute(atom.inner or 0, values, in_loaded)
+                replacement = inner % atom.divisor
+            elif atom.kind == "value" and in_loaded:
+                replacement = atom.payload.substitute_atom(atom, values)
+            else:
+                replacement = atom.index
+        parts.append(replacement * factor)
+    return total(parts)
+
+
+def replace_values(x: Integer, new: Callable[[Any], Integer]) -> Integer:
+    """x with every `value` atom, at any depth, replaced by what `new` makes of its payload."""
+    if isinstance(x, int):
+        return x
+    parts: list[Integer] = [x.constant]
+    for atom, factor in x.terms:
+        if atom.kind == "value":
+            part = new(atom.payload)
+        elif atom.kind == "div":
+            part = replace_values(atom.inner or 0, new) // atom.divisor
+        elif atom.kind == "mod":
+            part = replace_values(atom.inner or 0, new) % atom.divisor
+        else:
+            part = atom.index
+        parts.append(part * factor)
+    return total(parts)
+
+
+def variables(x: Integer) -> frozenset[Atom]:
+    """All variables in x, also those inside quotients, remainders and loaded values."""
+    return frozenset() if isinstance(x, int) else _variables(x)
+
+
+@lru_cache(maxsize=1 << 16)
+def _variables(x: Affine) -> frozenset[Atom]:
+    found: set[Atom] = set()
+    for atom, _ in x.terms:
+        if atom.kind == "var":
+            found.add(atom)
+        elif atom.kind == "value":
+            found |= atom.payload.variables
+        elif atom.inner is not None:
+            found |= _variables(atom.inner)
+    return frozenset(found)
+
+
+def coefficient(x: Integer, atom: Atom) -> int | None:
+    """The stride of x along a variable; None where the variable hides inside an atom."""
+    if isinstance(x, int):
+        return 0
+    found = 0
+    for other, c in x.terms:
+        if other == atom:
+            found = c
+        elif other.kind != "var" and atom in _variables(other.index):
+            return None
+    return found
+
+
+def only_atom(x: Integer) -> Atom:
+    """The atom of a sum that is exactly one variable."""
+    assert isinstance(x, Affine) and x.constant == 0 and len(x.terms) == 1 and x.terms[0][1] == 1
+    return x.terms[0][0]
+
+
+def proven_nonnegative(x: Integer) -> bool:
+    """True where x ≥ 0 follows from the ranges, symbolic extents included."""
+    for _ in range(8):
+        if low(x) >= 0:
+            return True
+        if isinstance(x, int):
+            return False
+        for atom, c in x.terms:  # a variable with a symbolic extent: i ≤ extent − 1
+            if c < 0 and atom.kind == "var" and isinstance(atom.payload, Affine):
+                x = x + (atom.payload - 1 - atom.index) * c
+                break
+        else:
+            return False
+    return False
