@@ -213,6 +213,6 @@ class VectorLanguage:
             if e.op is Op.SHR:
                 return f"({args[0]} >> ({own})({count.value}))"
             return f"as_{own}(as_{unsigned}({bare(args[0])}) << ({unsigned})({count.value}))"
-        if not word.isidentifier():
+        if word and not word.isidentifier():
             return f"({args[0]} {word} {args[1]})"
-        return None if word in FUNCTIONS else self._call(word, args)
+        return self._call(word, args) if word and word not in FUNCTIONS else None
