@@ -140,10 +140,7 @@ def train_command(
         look_inside.show_gradient_norms(config, windows[0], plan)
     if run.done:
         say(f"going on after step {run.done} of {plan.steps}")
-    remembered = {name: getattr(flags, name) for name in REMEMBERED}
-    for name in ("text", "weights", "metrics"):
-        if getattr(flags, name) is not None:
-            remembered[name] = str(Path(getattr(flags, name)).resolve())
+    remembered = what_is_remembered(flags)
     record = flags.metrics if speaks else None
     if record is not None and run.done:
         say(f"metrics go on in {record}")
@@ -169,15 +166,23 @@ def train_command(
         save()
         if interruption.number is not None and speaks:
             raise Stopped(interruption.number, f"all steps are done, and {path} is saved")
-    if not speaks:
-        return
-    if replica is not None:
-        replica.release(model)
-    picture = path.with_suffix(".png")
-    save_curves(metrics, picture, f"GPT: {config.layers} layers, {config.dim} dims")
-    prompt = "\n" if "\n" in text else text[0]
-    write(model, tokenizer, tokenizer.encode(prompt), 500, Sampling(0.8), flags.seed)
-    print(f"\ncheckpoint {path}\nloss curves {picture}")
+    if speaks:
+        if replica is not None:
+            replica.release(model)
+        picture = path.with_suffix(".png")
+        save_curves(metrics, picture, f"GPT: {config.layers} layers, {config.dim} dims")
+        prompt = "\n" if "\n" in text else text[0]
+        write(model, tokenizer, tokenizer.encode(prompt), 500, Sampling(0.8), flags.seed)
+        print(f"\ncheckpoint {path}\nloss curves {picture}")
+
+
+def what_is_remembered(flags: argparse.Namespace) -> dict[str, Any]:
+    """What a checkpoint says of its training, for --resume; files by their whole names."""
+    remembered = {name: getattr(flags, name) for name in REMEMBERED}
+    for name in ("text", "weights", "metrics"):
+        if getattr(flags, name) is not None:
+            remembered[name] = str(Path(getattr(flags, name)).resolve())
+    return remembered
 
 
 def check_files(flags: argparse.Namespace) -> None:

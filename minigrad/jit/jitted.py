@@ -153,12 +153,7 @@ class Jitted(Generic[P, R]):
         tensors: list[Tensor] = []
         values: dict[str, int] = {}
         structure = flatten((args, kwargs), tensors, values)
-        arrays = [value for value in objects(structure) if hasattr(value, "__array__")]
-        if arrays:
-            raise JitError(
-                f"{self.name} is given a {type(arrays[0]).__name__}: a replay would not see what "
-                "is in it; pass Tensor(…)"
-            )
+        self._refuse_arrays(structure)
         realization.realize(tensors)
         realization.settle_readers()
         # what waits from before, as a random state whose draws nobody kept, is no part of the step
@@ -212,6 +207,14 @@ class Jitted(Generic[P, R]):
         self._replays[key] = straight(capture) or capture.serve
         answer: R = rebuild(capture.result, iter(returned).__next__, values)
         return answer
+
+    def _refuse_arrays(self, structure: Any) -> None:
+        arrays = [value for value in objects(structure) if hasattr(value, "__array__")]
+        if arrays:
+            raise JitError(
+                f"{self.name} is given a {type(arrays[0]).__name__}: a replay would not see what "
+                "is in it; pass Tensor(…)"
+            )
 
     def _compare(self, key: int, found: Any, data: Sequence[int]) -> None:
         """JitError where this call gives other Python values, or data, than the first."""

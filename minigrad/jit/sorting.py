@@ -127,13 +127,18 @@ def sort(
             "which no argument carries: pass the bound integer, or a tensor of that size"
         )
     capture.written = frozenset((made | written) - set(arguments))
+    _note_owners(capture)
+    return returned
+
+
+def _note_owners(capture: Capture) -> None:
+    """Who holds the memory that the step writes to."""
     for holder in all_holders():
         if holder.raw.op is Op.BUFFER and holder.raw.arg in capture.written:
             if id(holder.raw) not in capture.owners:
                 capture.written_nodes.append(holder.raw)
                 holder.raw.form = None  # as an input it needs a second look
             capture.owners.setdefault(id(holder.raw), set()).add(id(holder._link))
-    return returned
 
 
 def _copy_back(
