@@ -3,15 +3,17 @@
 The names that its code reads are known: cells of its closure, globals, and attributes of what is
 in them (`model.scale`, `self.rate`), also by functions of Python that it names. A replay runs no
 Python, so it looks whether each of them is what it was. What other code reads on the way (a layer
-its attributes, a list its items' attributes) is not seen.
+its attributes, a list its items' attributes) is not seen, unless it says so by `note`.
 """
 
 from __future__ import annotations
 
 import dis
 import inspect
+import threading
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from types import CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
 
@@ -25,19 +27,50 @@ _LARGEST = 1 << 16  # bytes of an array that are compared in every call
 _LONGEST = 256  # items of a list or dict that are
 _ADDING = [["append"], ["extend"], ["add"], ["update"], ["insert"]]
 _Found = tuple[str, str, bool]
+Noted = dict[tuple[int, str], weakref.ref[Any] | None]
 _SHORT = 8  # items that are quicker to compare one by one
 _MISSING = (AttributeError, KeyError, ValueError)  # from an expression whose name is gone
+
+
+class _Noting(threading.local):
+    found: Noted | None = None
+
+
+_noting = _Noting()
+
+
+@contextmanager
+def noting() -> Iterator[Noted]:
+    """Collect what code reads, by `note`."""
+    before, _noting.found = _noting.found, {}
+    try:
+        yield _noting.found
+    finally:
+        _noting.found = before
+
+
+def note(owner: Any, attribute: str, written: bool = False) -> None:
+    """Tell a capture that goes on of an attribute, a plain value, that decides what is computed.
+
+    written: it is set here; what a step sets before it reads it may be anything before.
+    """
+    if _noting.found is not None:
+        _noting.found.setdefault(
+            (id(owner), attribute), None if written else weakref.ref(owner)
+        )
 
 
 class Outside:
     """The values that a function reads from outside, as they are now.
 
-    instance: gives what a method's `self` is. differs: a quick look, in every call.
+    instance: gives what a method's `self` is. noted: attributes that other code read on the way.
+    differs: a quick look, in every call.
     """
 
     def __init__(
-        self, name: str, function: Any, instance: Callable[[], Any] | None = None
-    ) -> None:
+        self, name: str, function: Any, instance: Callable[[], Any] | None = None,
+        noted: Mapping[tuple[int, str], weakref.ref[Any] | None] | None = None,
+    ) -> None:  # fmt: skip
         self.name = name
         self.gone: list[str] = []  # shapes of tensors that the step read
         self.names: dict[str, Any] = {
@@ -56,6 +89,15 @@ class Outside:
             value = eval(place, self.names)
             if looks_inside or label not in self.read:
                 self.read[label] = (place, value, _contents(value) if looks_inside else None)
+        for (_, attribute), link in (noted or {}).items():
+            owner = link() if link is not None else None
+            if owner is not None:  # one that is gone later cannot have changed
+                value = getattr(owner, attribute)
+                label = f"{attribute.strip('_')} of {type(owner).__name__} {len(self.read)}"
+                name = f"at{id(link)}"
+                self.names[name] = link
+                place = f"getattr({name}(), {attribute!r}, {value!r})"
+                self.read[label] = (place, value, None)
         self.links: list[weakref.ref[Holder]] = []
         self.differs = self._look()
 
