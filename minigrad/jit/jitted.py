@@ -21,7 +21,7 @@ A replay runs no Python. What the function would do otherwise in a later call is
 | a number or a string that is passed | `JitError` |
 | a tensor from outside, written in place (assign, +=, set_data, an optimizer) | reads it |
 | a name of its closure or module, an attribute of that or of `self` | `JitError` |
-| the mode of an `nn.Module` that it calls (`model.eval()`) | `JitError`; not if it sets it itself |
+| the mode or device of an `nn.Module` that it calls (`model.eval()`, `.to`) | `JitError` |
 | what is in a list, a dict or an array (up to 64 KiB) of such a name | `JitError` |
 | `optimizer.lr` (`= x`, `set_lr`, a schedule) | takes the new one |
 | a tensor made inside of numbers or an array | `JitError` in call 2 if call 1 had others; fixed |

@@ -37,6 +37,7 @@ class _Noting(threading.local):
 
 
 _noting = _Noting()
+_changes = [0]  # how often an attribute was written that code notes
 
 
 @contextmanager
@@ -52,8 +53,10 @@ def noting() -> Iterator[Noted]:
 def note(owner: Any, attribute: str, written: bool = False) -> None:
     """Tell a capture that goes on of an attribute, a plain value, that decides what is computed.
 
-    written: it is set here; what a step sets before it reads it may be anything before.
+    Whoever writes it says so before, too: a replay looks at all that its capture noted only if
+    something was written. What a step writes before it reads it may be anything before.
     """
+    _changes[0] += written
     if _noting.found is not None:
         _noting.found.setdefault(
             (id(owner), attribute), None if written else weakref.ref(owner)
@@ -89,21 +92,20 @@ class Outside:
             value = eval(place, self.names)
             if looks_inside or label not in self.read:
                 self.read[label] = (place, value, _contents(value) if looks_inside else None)
-        for (_, attribute), link in (noted or {}).items():
-            owner = link() if link is not None else None
-            if owner is not None:  # one that is gone later cannot have changed
-                value = getattr(owner, attribute)
-                label = f"{attribute.strip('_')} of {type(owner).__name__} {len(self.read)}"
-                name = f"at{id(link)}"
-                self.names[name] = link
-                place = f"getattr({name}(), {attribute!r}, {value!r})"
-                self.read[label] = (place, value, None)
+        # an attribute that was noted, whose it is, what it was
+        self.noted = [
+            (attribute, link, getattr(link(), attribute))
+            for (_, attribute), link in (noted or {}).items()
+            if link is not None and link() is not None
+        ]
+        self.seen = _changes[:]
         self.links: list[weakref.ref[Holder]] = []
         self.differs = self._look()
 
     def _look(self) -> Callable[[], bool]:
         """Written out, as it costs a replay of a microsecond or two what it costs."""
-        tests = []
+        self.names |= {"changes": _changes, "seen": self.seen}
+        tests = ["changes != seen"] if self.noted else []
         for number, (place, value, contents) in enumerate(self.read.values()):
             self.names[f"value{number}"] = value
             tests.append(f"(now := {place}) is not value{number}")
@@ -171,6 +173,21 @@ class Outside:
                     "captured: a replay would not see them; pass it as a Tensor argument, or "
                     ".reset()"
                 )
+        self._check_noted()
+
+    def _check_noted(self) -> None:
+        """JitError where code would now read something else than it noted."""
+        changes = _changes[0]
+        for attribute, link, before in self.noted:
+            owner = link()  # one that is gone cannot have changed
+            if owner is not None and getattr(owner, attribute) != before:
+                raise JitError(
+                    f"{self.name} calls a {type(owner).__name__} whose {attribute.strip('_')} was "
+                    f"{before!r} when it was captured and is {getattr(owner, attribute)!r} now: a "
+                    "replay would not see it; put it back, capture another function for it, or "
+                    ".reset()"
+                )
+        self.seen[0] = changes
 
 
 _GONE = object()

@@ -118,8 +118,7 @@ class MultiheadAttention(Layer):
             masks.append(padding.reshape(-1, 1, 1, keys))
         if all(mask.dtype.is_bool for mask in masks):
             seen = [mask.logical_not() for mask in masks]
-            both: Tensor | None = functools.reduce(Tensor.bitwise_and, seen) if seen else None
-            return both
+            return functools.reduce(Tensor.bitwise_and, seen) if seen else None
         added = [
             mask.where(float("-inf"), 0.0) if mask.dtype.is_bool else mask for mask in masks
         ]
@@ -128,7 +127,7 @@ class MultiheadAttention(Layer):
 
     def _weights(self, q: Tensor, k: Tensor, mask: Tensor | None) -> Tensor:
         """What each query takes of each key (batch, heads, queries, keys)."""
-        scores = q @ k.transpose(-1, -2) * int(q.size(-1)) ** -0.5
+        scores: Tensor = q @ k.transpose(-1, -2) * int(q.size(-1)) ** -0.5
         if mask is not None:
             bools = mask.dtype.is_bool
             scores = mask.where(scores, float("-inf")) if bools else scores + mask

@@ -63,7 +63,7 @@ class _Convolution(Layer):
         if self.bias is None:
             shown["bias"] = False
         sizes = f"{self.in_channels}, {self.out_channels}"
-        return ", ".join([sizes, *(f"{name}={value!r}" for name, value in shown.items())])
+        return ", ".join([sizes, *(f"{name}={value}" for name, value in shown.items())])
 
 
 class _Plain(_Convolution):

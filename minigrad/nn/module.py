@@ -23,7 +23,7 @@ from minigrad.nn.tree import (
 from minigrad.tensor import Tensor, views
 from minigrad.tensor.core import stored
 
-_OWN = ("_kinds", "_training")
+_OWN = ("_kinds", "_training", "_moves")
 
 
 def Parameter(data: Any, requires_grad: bool = True) -> Tensor:
@@ -53,6 +53,7 @@ def _in_own_mode(function: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(function)
     def call(self: Module, *args: Any, **kwargs: Any) -> Any:
         note(self, "_training")
+        note(self, "_moves")
         mode = self._training
         if mode is None or mode is Tensor.training:
             return function(self, *args, **kwargs)
@@ -74,6 +75,7 @@ class Module:
     """
 
     _training: bool | None = True  # None: as Tensor.training says
+    _moves: int = 0  # how often `to` may have given its tensors other memory
 
     def __init_subclass__(cls, **options: Any) -> None:
         """`forward` and `__call__` are one function; called as the module it has its mode."""
@@ -248,7 +250,7 @@ class Module:
         """Move parameters and buffers to a device ("CL"), and cast floats to a dtype ("float16").
 
         The tensors stay the same objects, so that optimizers made before go on; their gradients
-        are forgotten, and steps captured before are to be reset.
+        are forgotten, and steps captured before raise JitError.
         """
         for each in where:
             if isinstance(each, DType) or hasattr(dtypes, each):
@@ -260,8 +262,11 @@ class Module:
             raise TypeError(f"Module.to({wanted.name}): expected a float dtype such as 'float16'")
         place = None if device is None else Device.canonical(device)
         kinds = (Kind.PARAMETER, Kind.BUFFER, Kind.TRANSIENT, Kind.LOOSE)
-        for _, tensor, _ in self._tensors(kinds, "", True):
-            _move(tensor, place or tensor.device, wanted if tensor.dtype.is_float else None)
+        found = [tensor for _, tensor, _ in self._tensors(kinds, "", True)]
+        moved = [_move(t, place or t.device, wanted if t.dtype.is_float else None) for t in found]
+        for module in self.modules() if any(moved) else ():
+            note(module, "_moves", written=True)
+            object.__setattr__(module, "_moves", module._moves + 1)
         return self
 
     # --- looking ----------------------------------------------------------------------------------
@@ -286,11 +291,11 @@ class Module:
         return "\n  ".join([f"{type(self).__name__}(", *lines]) + "\n)"
 
 
-def _move(tensor: Tensor, device: str, dtype: DType | None) -> None:
+def _move(tensor: Tensor, device: str, dtype: DType | None) -> bool:
     """Let a tensor stand for its values elsewhere or in another dtype, by way of the host."""
     wanted = dtype or tensor.dtype
     if wanted is tensor.dtype and device == tensor.device:
-        return
+        return False
     shape = [extent for extent in tensor.shape if isinstance(extent, int)]
     if len(shape) != tensor.ndim:
         raise ShapeError(f"Module.to: a tensor of shape {tensor.shape}; expected plain extents")
@@ -298,6 +303,7 @@ def _move(tensor: Tensor, device: str, dtype: DType | None) -> None:
     views.leave(tensor)
     tensor._point(stored(data, wanted, shape, device))
     tensor.grad = None
+    return True
 
 
 class Layer(Module):
