@@ -1,147 +1,105 @@
-"""Activation functions as layers; inplace= is accepted, as PyTorch's: results are new tensors."""
+"""Activation functions as layers: (…) → (…)."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from minigrad.nn.module import Layer
+from minigrad.nn.module import FunctionLayer
 from minigrad.tensor import Tensor
 
 
 @dataclass(eq=False, repr=False)
-class ReLU(Layer):
+class _Activation(FunctionLayer):
+    inplace: bool = False
+
+
+class ReLU(_Activation):
     """max(x, 0)."""
 
-    inplace: bool = False
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """Same shape as x."""
-        return x.relu()
+    function = Tensor.relu
 
 
-@dataclass(eq=False, repr=False)
-class ReLU6(Layer):
+class ReLU6(_Activation):
     """min(max(x, 0), 6)."""
 
-    inplace: bool = False
+    function = Tensor.relu6
 
-    def __call__(self, x: Tensor) -> Tensor:
-        """Same shape as x."""
-        return x.relu6()
+
+class SiLU(_Activation):
+    """x·sigmoid(x)."""
+
+    function = Tensor.silu
+
+
+class Mish(_Activation):
+    """x·tanh(softplus(x))."""
+
+    function = Tensor.mish
+
+
+class Hardswish(_Activation):
+    """x·relu6(x + 3)/6."""
+
+    function = Tensor.hardswish
+
+
+class Tanh(FunctionLayer):
+    """The hyperbolic tangent."""
+
+    function = Tensor.tanh
+
+
+class Sigmoid(FunctionLayer):
+    """1/(1 + e⁻ˣ)."""
+
+    function = Tensor.sigmoid
 
 
 @dataclass(eq=False, repr=False)
-class LeakyReLU(Layer):
+class LeakyReLU(FunctionLayer):
     """x, and negative_slope·x below 0."""
 
+    function = Tensor.leaky_relu
     negative_slope: float = 0.01
     inplace: bool = False
 
-    def __call__(self, x: Tensor) -> Tensor:
-        """Same shape as x."""
-        return x.leaky_relu(self.negative_slope)
-
 
 @dataclass(eq=False, repr=False)
-class ELU(Layer):
+class ELU(FunctionLayer):
     """x, and alpha·(eˣ − 1) below 0."""
 
+    function = Tensor.elu
     alpha: float = 1.0
     inplace: bool = False
 
-    def __call__(self, x: Tensor) -> Tensor:
-        """Same shape as x."""
-        return x.elu(self.alpha)
-
 
 @dataclass(eq=False, repr=False)
-class GELU(Layer):
+class GELU(FunctionLayer):
     """x·Φ(x): exact, unlike `Tensor.gelu`, or approximate="tanh"."""
 
+    function = Tensor.gelu
     approximate: str = "none"
 
-    def __call__(self, x: Tensor) -> Tensor:
-        """Same shape as x."""
-        return x.gelu(self.approximate)
-
 
 @dataclass(eq=False, repr=False)
-class SiLU(Layer):
-    """x·sigmoid(x)."""
-
-    inplace: bool = False
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """Same shape as x."""
-        return x.silu()
-
-
-@dataclass(eq=False, repr=False)
-class Mish(Layer):
-    """x·tanh(softplus(x))."""
-
-    inplace: bool = False
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """Same shape as x."""
-        return x.mish()
-
-
-@dataclass(eq=False, repr=False)
-class Softplus(Layer):
+class Softplus(FunctionLayer):
     """log(1 + exp(beta·x))/beta."""
 
+    function = Tensor.softplus
     beta: float = 1.0
 
-    def __call__(self, x: Tensor) -> Tensor:
-        """Same shape as x."""
-        return x.softplus(self.beta)
-
 
 @dataclass(eq=False, repr=False)
-class Hardswish(Layer):
-    """x·relu6(x + 3)/6."""
-
-    inplace: bool = False
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """Same shape as x."""
-        return x.hardswish()
-
-
-class Tanh(Layer):
-    """The hyperbolic tangent."""
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """Same shape as x."""
-        return x.tanh()
-
-
-class Sigmoid(Layer):
-    """1/(1 + e⁻ˣ)."""
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """Same shape as x."""
-        return x.sigmoid()
-
-
-@dataclass(eq=False, repr=False)
-class Softmax(Layer):
+class Softmax(FunctionLayer):
     """eˣ divided by its sum over a dimension."""
 
+    function = Tensor.softmax
     dim: int
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """Same shape as x."""
-        return x.softmax(self.dim)
 
 
 @dataclass(eq=False, repr=False)
-class LogSoftmax(Layer):
+class LogSoftmax(FunctionLayer):
     """The logarithm of `Softmax`."""
 
+    function = Tensor.log_softmax
     dim: int
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """Same shape as x."""
-        return x.log_softmax(self.dim)

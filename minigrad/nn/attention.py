@@ -13,22 +13,17 @@ from minigrad.nn.normalization import LayerNorm
 from minigrad.tensor import Tensor
 
 
-def _xavier(rows: int, columns: int) -> Tensor:
-    return uniform((rows, columns), (rows + columns) / 6)
-
-
 class MultiheadAttention(Layer):
     """Attention of several heads (Vaswani et al. 2017).
 
-    in_proj_weight (3·embed_dim, embed_dim): of queries, keys, values; with kdim or vdim it is
-    q_proj_weight, k_proj_weight (embed_dim, kdim) and v_proj_weight (embed_dim, vdim).
-    in_proj_bias (3·embed_dim,); out_proj: a Linear. batch_first: inputs are (batch, length, dim)
-    rather than (length, batch, dim); both may lack the batch.
+    in_proj_weight (3·embed_dim, embed_dim) and in_proj_bias (3·embed_dim,): of queries, keys,
+    values; out_proj: a Linear. batch_first: inputs are (batch, length, dim) rather than (length,
+    batch, dim); both may lack the batch.
     """
 
     def __init__(
         self, embed_dim: int, num_heads: int, dropout: float = 0.0, bias: bool = True, *,
-        kdim: int | None = None, vdim: int | None = None, batch_first: bool = False,
+        batch_first: bool = False,
     ) -> None:  # fmt: skip
         if num_heads < 1 or embed_dim % num_heads:
             raise ShapeError(
@@ -37,17 +32,8 @@ class MultiheadAttention(Layer):
             )
         self.embed_dim, self.num_heads, self.dropout = embed_dim, num_heads, dropout
         self.batch_first = batch_first
-        widths = (embed_dim, kdim or embed_dim, vdim or embed_dim)
-        self.in_proj_weight: Tensor | None = None
-        self.q_proj_weight: Tensor | None = None
-        self.k_proj_weight: Tensor | None = None
-        self.v_proj_weight: Tensor | None = None
-        if len(set(widths)) == 1:
-            self.in_proj_weight = _xavier(3 * embed_dim, embed_dim)
-        else:
-            self.q_proj_weight, self.k_proj_weight, self.v_proj_weight = (
-                _xavier(embed_dim, width) for width in widths
-            )
+        # Glorot's bound, √(6/(inputs + outputs)), of all three as one
+        self.in_proj_weight = uniform((3 * embed_dim, embed_dim), 4 * embed_dim / 6)
         self.in_proj_bias = Parameter(Tensor.zeros(3 * embed_dim)) if bias else None
         self.out_proj = Linear(embed_dim, embed_dim, bias)
         self.out_proj.bias = Parameter(Tensor.zeros(embed_dim)) if bias else None
@@ -82,21 +68,15 @@ class MultiheadAttention(Layer):
 
     def _projected(self, q: Tensor, k: Tensor, v: Tensor) -> list[Tensor]:
         """What the heads get of (batch, length, width) each."""
-        kept = (self.q_proj_weight, self.k_proj_weight, self.v_proj_weight)
-        whole = self.in_proj_weight
-        weights = list(kept) if whole is None else list(whole.chunk(3))
-        bias = self.in_proj_bias
-        biases = [None] * 3 if bias is None else list(bias.chunk(3))
-        found = []
-        for x, weight, part in zip((q, k, v), weights, biases, strict=True):
-            assert weight is not None
-            if x.ndim != 3 or x.shape[-1] != weight.shape[1]:
+        for x in (q, k, v):
+            if x.ndim != 3 or x.shape[-1] != self.embed_dim:
                 raise ShapeError(
                     f"MultiheadAttention of {x.shape}: expected three dimensions, or two without a "
-                    f"batch, the last {weight.shape[1]}"
+                    f"batch, the last {self.embed_dim}"
                 )
-            found.append(F.linear(x, weight, part))
-        return found
+        weights, bias = self.in_proj_weight.chunk(3), self.in_proj_bias
+        biases = (None, None, None) if bias is None else bias.chunk(3)
+        return [F.linear(*each) for each in zip((q, k, v), weights, biases, strict=True)]
 
     def _heads(self, x: Tensor) -> Tensor:
         """(batch, length, dim) → (batch, heads, length, dim/heads)."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, MutableSequence
 from typing import Any, Self, TypeVar, overload
 
-from minigrad.nn.module import Layer, Module, Parameter
+from minigrad.nn.module import Layer, Parameter
 from minigrad.nn.tree import Member, members
 from minigrad.tensor import Tensor
 
@@ -96,20 +96,6 @@ class Sequential(_List[Function]):
     def _members(self) -> Iterator[Member]:
         for place, layer, kind in super()._members():
             yield self.names.get(id(layer), place), layer, kind
-
-    def _shown(self) -> Iterator[tuple[str, Any]]:
-        return ((name, layer if isinstance(layer, Module) else _Named(layer))
-                for name, layer, _ in self._members())  # fmt: skip
-
-
-class _Named:
-    """Shows a function by its name."""
-
-    def __init__(self, function: Any) -> None:
-        self.function = function
-
-    def __repr__(self) -> str:
-        return getattr(self.function, "__name__", None) or repr(self.function)
 
 
 class ModuleDict(Layer, MutableMapping[str, Any]):

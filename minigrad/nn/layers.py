@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from minigrad.errors import ShapeError
-from minigrad.nn.module import Layer
+from minigrad.nn.module import FunctionLayer, Layer
 from minigrad.tensor import Tensor
 
 
@@ -104,19 +104,16 @@ class Embedding(Layer):
 
 
 @dataclass(eq=False, repr=False)
-class Dropout(Layer):
+class Dropout(FunctionLayer):
     """In training, elements are 0 with probability p and divided by 1 − p otherwise."""
 
+    function = Tensor.dropout
     p: float = 0.5
-    inplace: bool = False  # accepted, as PyTorch's; the result is a new tensor
+    inplace: bool = False
 
     def __post_init__(self) -> None:
         if not 0 <= self.p <= 1:
             raise ValueError(f"Dropout({self.p}): expected a probability in 0 … 1")
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """Same shape as x."""
-        return x.dropout(self.p)
 
 
 class Identity(Layer):
@@ -131,15 +128,12 @@ class Identity(Layer):
 
 
 @dataclass(eq=False, repr=False)
-class Flatten(Layer):
-    """Dimensions start_dim … end_dim become one."""
+class Flatten(FunctionLayer):
+    """Dimensions start_dim … end_dim become one: (batch, …) → (batch, all others)."""
 
+    function = Tensor.flatten
     start_dim: int = 1
     end_dim: int = -1
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """(batch, …) → (batch, all others)."""
-        return x.flatten(self.start_dim, self.end_dim)
 
 
 @dataclass(eq=False, repr=False)

@@ -8,25 +8,18 @@ from __future__ import annotations
 import math
 from bisect import bisect_right
 from collections.abc import Callable, MutableMapping, Sequence
-from typing import Any, Protocol
-
-
-class HasGroups(Protocol):
-    """An optimizer."""
-
-    @property
-    def param_groups(self) -> Sequence[Any]:
-        """Mappings with "lr"."""
+from typing import Any
 
 
 class LambdaLR:
     """Multiplies each group's first learning rate by lr_lambda(steps taken).
 
+    optimizer: an `Optimizer` or `OptimizerGroup`; schedulers know its `param_groups` only.
     lr_lambda: a function, or one for each group. last_epoch: steps taken before, less one.
     """
 
     def __init__(
-        self, optimizer: HasGroups,
+        self, optimizer: Any,
         lr_lambda: Callable[[int], float] | Sequence[Callable[[int], float]], last_epoch: int = -1,
     ) -> None:  # fmt: skip
         self.optimizer = optimizer
@@ -68,20 +61,11 @@ class LambdaLR:
         self.step()
 
 
-class ConstantLR(LambdaLR):
-    """`factor` for the first total_iters steps, then 1."""
-
-    def __init__(
-        self, optimizer: HasGroups, factor: float = 1 / 3, total_iters: int = 5
-    ) -> None:
-        super().__init__(optimizer, lambda step: factor if step < total_iters else 1.0)
-
-
 class LinearLR(LambdaLR):
     """From start_factor to end_factor in total_iters steps."""
 
     def __init__(
-        self, optimizer: HasGroups, start_factor: float = 1 / 3, end_factor: float = 1.0,
+        self, optimizer: Any, start_factor: float = 1 / 3, end_factor: float = 1.0,
         total_iters: int = 5,
     ) -> None:  # fmt: skip
         def factor(step: int) -> float:
@@ -94,7 +78,7 @@ class LinearLR(LambdaLR):
 class StepLR(LambdaLR):
     """gamma more every step_size steps."""
 
-    def __init__(self, optimizer: HasGroups, step_size: int, gamma: float = 0.1) -> None:
+    def __init__(self, optimizer: Any, step_size: int, gamma: float = 0.1) -> None:
         super().__init__(optimizer, lambda step: gamma ** (step // step_size))
 
 
@@ -102,7 +86,7 @@ class MultiStepLR(LambdaLR):
     """gamma more at each of the milestones."""
 
     def __init__(
-        self, optimizer: HasGroups, milestones: Sequence[int], gamma: float = 0.1
+        self, optimizer: Any, milestones: Sequence[int], gamma: float = 0.1
     ) -> None:
         at = sorted(milestones)
         super().__init__(optimizer, lambda step: gamma ** bisect_right(at, step))
@@ -111,7 +95,7 @@ class MultiStepLR(LambdaLR):
 class ExponentialLR(LambdaLR):
     """gamma more in every step."""
 
-    def __init__(self, optimizer: HasGroups, gamma: float) -> None:
+    def __init__(self, optimizer: Any, gamma: float) -> None:
         super().__init__(optimizer, lambda step: gamma**step)
 
 
@@ -119,7 +103,7 @@ class CosineAnnealingLR(LambdaLR):
     """Half a cosine from the first learning rate to eta_min in T_max steps, and back again."""
 
     def __init__(
-        self, optimizer: HasGroups, T_max: int, eta_min: float = 0.0
+        self, optimizer: Any, T_max: int, eta_min: float = 0.0
     ) -> None:
         self.eta_min = eta_min
         super().__init__(optimizer, lambda step: 0.5 * (1 + math.cos(math.pi * step / T_max)))

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import fields, is_dataclass
-from typing import Any, Self
+from dataclasses import dataclass, fields, is_dataclass
+from typing import Any, ClassVar, Self
 
 from minigrad.device import Device
 from minigrad.dtype import DType, dtypes, resolve
@@ -243,8 +243,8 @@ class Module:
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Forget the gradients of its parameters, or fill them with 0."""
         for tensor in self.parameters():
-            zeros = set_to_none or tensor.grad is None
-            tensor.grad = None if zeros else tensor.grad.zeros_like()
+            keeps = not set_to_none and tensor.grad is not None
+            tensor.grad = tensor.grad.zeros_like(requires_grad=False) if keeps else None
 
     def to(self, *where: str | DType, device: str | None = None, dtype: Any = None) -> Self:
         """Move parameters and buffers to a device ("CL"), and cast floats to a dtype ("float16").
@@ -285,7 +285,8 @@ class Module:
         return self.named_children()
 
     def __repr__(self) -> str:
-        lines = [f"({name}): {part!r}".replace("\n", "\n  ") for name, part in self._shown()]
+        parts = [(name, getattr(part, "__name__", repr(part))) for name, part in self._shown()]
+        lines = [f"({name}): {text}".replace("\n", "\n  ") for name, text in parts]
         if not lines:
             return f"{type(self).__name__}({self.extra_repr()})"
         return "\n  ".join([f"{type(self).__name__}(", *lines]) + "\n)"
@@ -313,3 +314,20 @@ class Layer(Module):
     """
 
     _training = None
+
+
+@dataclass(eq=False, repr=False)
+class FunctionLayer(Layer):
+    """A function, with the options that the layer was made with: its fields, by their names.
+
+    inplace, where there is one, is accepted as PyTorch's: results are new tensors.
+    """
+
+    function: ClassVar[Callable[..., Any]]
+
+    def __call__(self, *inputs: Tensor) -> Tensor:
+        """What the function gives."""
+        names = (field.name for field in fields(self) if field.name != "inplace")
+        options = {name: getattr(self, name) for name in names}
+        result: Tensor = type(self).function(*inputs, **options)
+        return result

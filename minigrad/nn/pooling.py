@@ -4,18 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from minigrad.errors import ShapeError
-from minigrad.nn.module import Layer
+from minigrad.nn.module import FunctionLayer, Layer
 from minigrad.tensor import Tensor
 from minigrad.tensor.convolution import Numbers
 
 
 @dataclass(eq=False, repr=False)
-class MaxPool2d(Layer):
-    """Maxima of windows; see `Tensor.max_pool2d`. Equal ones share the gradient."""
+class MaxPool2d(FunctionLayer):
+    """Maxima of windows; see `Tensor.max_pool2d`. Equal ones share the gradient.
 
+    (…, height, width) → (…, height′, width′), or a pair of these with return_indices.
+    """
+
+    function = Tensor.max_pool2d
     kernel_size: Numbers
     stride: Numbers | None = None
     padding: Numbers = 0
@@ -23,30 +26,31 @@ class MaxPool2d(Layer):
     return_indices: bool = False
     ceil_mode: bool = False
 
-    def __call__(self, x: Tensor) -> Any:
-        """(…, height, width) → (…, height′, width′); a pair of these with return_indices."""
-        return x.max_pool2d(
-            self.kernel_size, self.stride, padding=self.padding, dilation=self.dilation,
-            ceil_mode=self.ceil_mode, return_indices=self.return_indices,
-        )  # fmt: skip
-
 
 @dataclass(eq=False, repr=False)
-class AvgPool2d(Layer):
-    """Means of windows; see `Tensor.avg_pool2d`."""
+class AvgPool2d(FunctionLayer):
+    """Means of windows; see `Tensor.avg_pool2d`. (…, height, width) → (…, height′, width′)."""
 
+    function = Tensor.avg_pool2d
     kernel_size: Numbers
     stride: Numbers | None = None
     padding: Numbers = 0
     ceil_mode: bool = False
     count_include_pad: bool = True
 
-    def __call__(self, x: Tensor) -> Tensor:
-        """(…, height, width) → (…, height′, width′)."""
-        return x.avg_pool2d(
-            self.kernel_size, self.stride, padding=self.padding, ceil_mode=self.ceil_mode,
-            count_include_pad=self.count_include_pad,
-        )  # fmt: skip
+
+@dataclass(eq=False, repr=False)
+class Upsample(FunctionLayer):
+    """Resampling to a size or by a factor; see `Tensor.interpolate`.
+
+    (batch, channels, *space) → (batch, channels, *space′).
+    """
+
+    function = Tensor.interpolate
+    size: int | Sequence[int] | None = None
+    scale_factor: float | Sequence[float] | None = None
+    mode: str = "nearest"
+    align_corners: bool | None = None
 
 
 @dataclass(eq=False, repr=False)
@@ -68,20 +72,6 @@ class AdaptiveAvgPool2d(Layer):
         batch = x if x.ndim == 4 else x.unsqueeze(0)
         means = batch.interpolate(extents, mode="area")
         return means if x.ndim == 4 else means.squeeze(0)
-
-
-@dataclass(eq=False, repr=False)
-class Upsample(Layer):
-    """Resampling to a size or by a factor; see `Tensor.interpolate`."""
-
-    size: int | Sequence[int] | None = None
-    scale_factor: float | Sequence[float] | None = None
-    mode: str = "nearest"
-    align_corners: bool | None = None
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """(batch, channels, *space) → (batch, channels, *space′)."""
-        return x.interpolate(self.size, self.scale_factor, self.mode, bool(self.align_corners))
 
 
 @dataclass(eq=False, repr=False)

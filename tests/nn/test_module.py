@@ -213,15 +213,15 @@ def test_gradients_are_forgotten(on_device):
     assert all(tensor.grad is None for tensor in net.parameters())
 
 
-def test_to_another_dtype_and_device(on_device):
+def test_to_another_dtype_and_device(on_device, reference):
     net = Net().eval()
     x, scale = Tensor.rand(2, 4), net.scale
     wanted = net(x).numpy()
     assert net.to(dtypes.float64).scale is scale and scale.dtype is dtypes.float64
     np.testing.assert_allclose(net(x.double()).numpy(), wanted, rtol=1e-5)
-    net.to("float32").to("REF")
-    assert {tensor.device for tensor in (*net.parameters(), *net.buffers())} == {"REF"}
-    np.testing.assert_allclose(net(x.to("REF")).numpy(), wanted, rtol=1e-5, atol=1e-6)
+    net.to("float32").to(reference)
+    assert {tensor.device for tensor in (*net.parameters(), *net.buffers())} == {reference}
+    np.testing.assert_allclose(net(x.to(reference)).numpy(), wanted, rtol=1e-5, atol=1e-6)
     with pytest.raises(TypeError, match="float dtype"):
         net.to(dtype="int32")
 

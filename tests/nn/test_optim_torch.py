@@ -12,7 +12,7 @@ torch = pytest.importorskip("torch", reason="PyTorch is not installed")
 
 SCHEDULERS = {
     "StepLR": (3, 0.5), "MultiStepLR": ([2, 5, 5], 0.5), "ExponentialLR": (0.9,),
-    "CosineAnnealingLR": (6, 0.01), "LinearLR": (0.25, 0.75, 4), "ConstantLR": (0.5, 3),
+    "CosineAnnealingLR": (6, 0.01), "LinearLR": (0.25, 0.75, 4),
     "LambdaLR": (lambda step: 1 / (1 + step),),
 }  # fmt: skip
 
