@@ -54,8 +54,8 @@ class Optimizer:
     lr: a number, or a float32 tensor of one element, which is then read at every step.
     """
 
-    def __new__(cls, params: Any, *args: Any, **options: Any) -> Any:
-        """An optimizer, or a group of them."""
+    def __new__(cls, params: Any = (), *args: Any, **options: Any) -> Any:
+        """An optimizer, or a group of them. (Copies are made without arguments.)"""
         if not isinstance(params, (list, tuple)) or not any(isinstance(p, dict) for p in params):
             return super().__new__(cls)
         for group in params:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import pytest
 
@@ -58,6 +60,11 @@ def test_groups_that_are_wrong():
     with pytest.raises(KeyError, match="no 'betas'; there are lr, params, momentum"):
         group["betas"]
     assert group["params"][0] is param and group["nesterov"] is False and len(group) == 5
+
+
+def test_copies(on_device):
+    optimizer = optim.Adam([Tensor([1.0], requires_grad=True)], lr=0.25)
+    assert copy.deepcopy(optimizer).lr.item() == 0.25
 
 
 def test_what_is_frozen_stays(on_device):
