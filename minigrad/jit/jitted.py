@@ -21,6 +21,7 @@ A replay runs no Python. What the function would do otherwise in a later call is
 | a number or a string that is passed | `JitError` |
 | a tensor from outside, written in place (assign, +=, set_data, an optimizer) | reads it |
 | a name of its closure or module, an attribute of that or of `self` | `JitError` |
+| the mode or device of an `nn.Module` that it calls (`model.eval()`, `.to`) | `JitError` |
 | what is in a list, a dict or an array (up to 64 KiB) of such a name | `JitError` |
 | `optimizer.lr` (`= x`, `set_lr`, a schedule) | takes the new one |
 | a tensor made inside of numbers or an array | `JitError` in call 2 if call 1 had others; fixed |
@@ -45,7 +46,7 @@ from minigrad.device import watching
 from minigrad.errors import JitError
 from minigrad.graph.node import Node, Op
 from minigrad.jit.capture import HostWatch, Snapshot, refuse_replaced
-from minigrad.jit.outside import Outside
+from minigrad.jit.outside import Outside, noting
 from minigrad.jit.pytree import flatten, objects, rebuild, show, signature, template
 from minigrad.jit.replay import (
     Capture,
@@ -167,7 +168,7 @@ class Jitted(Generic[P, R]):
         args, kwargs = rebuild((args, kwargs), iter(given).__next__)
         watching.watch = watch
         try:
-            with recorded_calls() as calls, _logged() as data:
+            with recorded_calls() as calls, _logged() as data, noting() as noted:
                 result = self.function(*args, **kwargs)
                 results: list[Tensor] = []
                 found = flatten(result, results, dict(values))
@@ -183,7 +184,7 @@ class Jitted(Generic[P, R]):
                 "is in it; return tensors in lists, tuples and dicts"
             )
         self._compare(key, found, data)
-        capture.outside = Outside(self.name, self.function, self.instance)
+        capture.outside = Outside(self.name, self.function, self.instance, noted)
         take_gradients(capture, before, tensors, given)
         returned = sort(capture, calls, places, before, results, values, tensors, given)
         capture.result = template(result)

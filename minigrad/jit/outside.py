@@ -3,15 +3,17 @@
 The names that its code reads are known: cells of its closure, globals, and attributes of what is
 in them (`model.scale`, `self.rate`), also by functions of Python that it names. A replay runs no
 Python, so it looks whether each of them is what it was. What other code reads on the way (a layer
-its attributes, a list its items' attributes) is not seen.
+its attributes, a list its items' attributes) is not seen, unless it says so by `note`.
 """
 
 from __future__ import annotations
 
 import dis
 import inspect
+import threading
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from types import CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
 
@@ -25,19 +27,53 @@ _LARGEST = 1 << 16  # bytes of an array that are compared in every call
 _LONGEST = 256  # items of a list or dict that are
 _ADDING = [["append"], ["extend"], ["add"], ["update"], ["insert"]]
 _Found = tuple[str, str, bool]
+Noted = dict[tuple[int, str], weakref.ref[Any] | None]
 _SHORT = 8  # items that are quicker to compare one by one
 _MISSING = (AttributeError, KeyError, ValueError)  # from an expression whose name is gone
+
+
+class _Noting(threading.local):
+    found: Noted | None = None
+
+
+_noting = _Noting()
+_changes = [0]  # how often an attribute was written that code notes
+
+
+@contextmanager
+def noting() -> Iterator[Noted]:
+    """Collect what code reads, by `note`."""
+    before, _noting.found = _noting.found, {}
+    try:
+        yield _noting.found
+    finally:
+        _noting.found = before
+
+
+def note(owner: Any, attribute: str, written: bool = False) -> None:
+    """Tell a capture that goes on of an attribute, a plain value, that decides what is computed.
+
+    Whoever writes it says so before, too: a replay looks at all that its capture noted only if
+    something was written. What a step writes before it reads it may be anything before.
+    """
+    _changes[0] += written
+    if _noting.found is not None:
+        _noting.found.setdefault(
+            (id(owner), attribute), None if written else weakref.ref(owner)
+        )
 
 
 class Outside:
     """The values that a function reads from outside, as they are now.
 
-    instance: gives what a method's `self` is. differs: a quick look, in every call.
+    instance: gives what a method's `self` is. noted: attributes that other code read on the way.
+    differs: a quick look, in every call.
     """
 
     def __init__(
-        self, name: str, function: Any, instance: Callable[[], Any] | None = None
-    ) -> None:
+        self, name: str, function: Any, instance: Callable[[], Any] | None = None,
+        noted: Mapping[tuple[int, str], weakref.ref[Any] | None] | None = None,
+    ) -> None:  # fmt: skip
         self.name = name
         self.gone: list[str] = []  # shapes of tensors that the step read
         self.names: dict[str, Any] = {
@@ -56,12 +92,20 @@ class Outside:
             value = eval(place, self.names)
             if looks_inside or label not in self.read:
                 self.read[label] = (place, value, _contents(value) if looks_inside else None)
+        # an attribute that was noted, whose it is, what it was
+        self.noted = [
+            (attribute, link, getattr(link(), attribute))
+            for (_, attribute), link in (noted or {}).items()
+            if link is not None and link() is not None
+        ]
+        self.seen = _changes[:]
         self.links: list[weakref.ref[Holder]] = []
         self.differs = self._look()
 
     def _look(self) -> Callable[[], bool]:
         """Written out, as it costs a replay of a microsecond or two what it costs."""
-        tests = []
+        self.names |= {"changes": _changes, "seen": self.seen}
+        tests = ["changes != seen"] if self.noted else []
         for number, (place, value, contents) in enumerate(self.read.values()):
             self.names[f"value{number}"] = value
             tests.append(f"(now := {place}) is not value{number}")
@@ -129,6 +173,21 @@ class Outside:
                     "captured: a replay would not see them; pass it as a Tensor argument, or "
                     ".reset()"
                 )
+        self._check_noted()
+
+    def _check_noted(self) -> None:
+        """JitError where code would now read something else than it noted."""
+        changes = _changes[0]
+        for attribute, link, before in self.noted:
+            owner = link()  # one that is gone cannot have changed
+            if owner is not None and getattr(owner, attribute) != before:
+                raise JitError(
+                    f"{self.name} calls a {type(owner).__name__} whose {attribute.strip('_')} was "
+                    f"{before!r} when it was captured and is {getattr(owner, attribute)!r} now: a "
+                    "replay would not see it; put it back, capture another function for it, or "
+                    ".reset()"
+                )
+        self.seen[0] = changes
 
 
 _GONE = object()

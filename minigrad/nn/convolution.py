@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 from minigrad.errors import ShapeError
 from minigrad.nn.layers import uniform
+from minigrad.nn.module import Layer
 from minigrad.tensor import Tensor
 from minigrad.tensor.convolution import (
     Numbers,
@@ -19,11 +20,16 @@ from minigrad.tensor.convolution import (
 )
 
 
-class _Convolution:
+class _Convolution(Layer):
     """What all convolutions have: kernel, weight, bias."""
 
     spatial: ClassVar[int]
     transposed: ClassVar[bool] = False
+    # what the repr says where it is not this
+    defaults: ClassVar[dict[str, Any]] = {
+        "padding": 0, "output_padding": 0, "dilation": 1, "groups": 1, "padding_mode": "zeros"
+    }  # fmt: skip
+    stride: Numbers
 
     def __init__(
         self, in_channels: int, out_channels: int, kernel_size: Numbers, groups: int, bias: bool
@@ -43,6 +49,21 @@ class _Convolution:
         inputs = math.prod(shape[1:])
         self.weight = uniform(shape, inputs)
         self.bias = uniform((out_channels,), inputs) if bias else None
+
+    def extra_repr(self) -> str:
+        """The sizes, and what is not as usual."""
+        shown: dict[str, Any] = {"kernel_size": self.kernel_size, "stride": self.stride}
+        for name, usual in self.defaults.items():
+            value = getattr(self, name, usual)
+            if value != usual:
+                shown[name] = value
+        for name, value in shown.items():
+            if type(value) is int and name != "groups":
+                shown[name] = (value,) * self.spatial
+        if self.bias is None:
+            shown["bias"] = False
+        sizes = f"{self.in_channels}, {self.out_channels}"
+        return ", ".join([sizes, *(f"{name}={value}" for name, value in shown.items())])
 
 
 class _Plain(_Convolution):
@@ -90,6 +111,12 @@ class Conv2d(_Plain):
     """Convolution over images. weight (out, in/groups, kernel, kernel), bias (out,)."""
 
     spatial = 2
+
+
+class Conv3d(_Plain):
+    """Convolution over volumes. weight (out, in/groups, *kernel), bias (out,)."""
+
+    spatial = 3
 
 
 class _Transposed(_Convolution):
@@ -152,3 +179,9 @@ class ConvTranspose2d(_Transposed):
     """Transposed convolution of images. weight (in, out/groups, kernel, kernel), bias (out,)."""
 
     spatial = 2
+
+
+class ConvTranspose3d(_Transposed):
+    """Transposed convolution of volumes. weight (in, out/groups, *kernel), bias (out,)."""
+
+    spatial = 3

@@ -1,13 +1,16 @@
-"""Layers: plain classes with `__call__`; names and shapes of parameters are PyTorch's."""
+"""Layers of few lines; names and shapes of parameters are PyTorch's."""
 
 from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
 
 from minigrad.errors import ShapeError
+from minigrad.nn.module import FunctionLayer, Layer
 from minigrad.tensor import Tensor
 
 
@@ -32,18 +35,19 @@ def blank() -> Iterator[None]:
         _blank.wanted = before
 
 
-def uniform(shape: tuple[int, ...], inputs: int) -> Tensor:
+def uniform(shape: tuple[int, ...], inputs: float) -> Tensor:
     """A parameter uniform in ±1/√inputs, as PyTorch initialises linear and convolution layers."""
     if _blank.wanted:
         return Tensor.zeros(*shape, requires_grad=True)
-    bound = 1 / math.sqrt(max(inputs, 1))
+    bound = 1 / math.sqrt(inputs or 1)
     return Tensor.uniform(*shape, low=-bound, high=bound, requires_grad=True)
 
 
-class Linear:
+class Linear(Layer):
     """x·Wᵀ + b. weight (out_features, in_features), bias (out_features,)."""
 
     def __init__(self, in_features: int, out_features: int, bias: bool = True) -> None:
+        self.in_features, self.out_features = in_features, out_features
         self.weight = uniform((out_features, in_features), in_features)
         self.bias = uniform((out_features,), in_features) if bias else None
 
@@ -55,54 +59,90 @@ class Linear:
             )
         return x.linear(self.weight.transpose(), self.bias)
 
+    def extra_repr(self) -> str:
+        """The sizes."""
+        return (
+            f"in_features={self.in_features}, out_features={self.out_features}, "
+            f"bias={self.bias is not None}"
+        )
 
-class Embedding:
-    """A table of vectors. weight (num_embeddings, embedding_dim), normal with deviation 1."""
 
-    def __init__(self, num_embeddings: int, embedding_dim: int) -> None:
+class Embedding(Layer):
+    """A table of vectors. weight (num_embeddings, embedding_dim), normal with deviation 1.
+
+    padding_idx: a row that is zeros at first and gets no gradient.
+    """
+
+    def __init__(
+        self, num_embeddings: int, embedding_dim: int, padding_idx: int | None = None
+    ) -> None:
+        self.num_embeddings, self.embedding_dim = num_embeddings, embedding_dim
+        if padding_idx is not None and not -num_embeddings <= padding_idx < num_embeddings:
+            raise ValueError(
+                f"Embedding({num_embeddings}, {embedding_dim}, padding_idx={padding_idx}): "
+                "expected one of the rows"
+            )
+        self.padding_idx = None if padding_idx is None else padding_idx % num_embeddings
         make = Tensor.zeros if _blank.wanted else Tensor.randn
         self.weight = make(num_embeddings, embedding_dim, requires_grad=True)
+        if self.padding_idx is not None:
+            rows = Tensor.arange(num_embeddings).unsqueeze(1)
+            with Tensor.no_grad():
+                self.weight.assign(rows.eq(self.padding_idx).where(0.0, self.weight))
 
     def __call__(self, index: Tensor) -> Tensor:
         """Integers (…) → (…, embedding_dim); BoundsError where one is no row."""
-        return index._rows_of(self.weight, "Embedding")
+        rows = index._rows_of(self.weight, "Embedding")
+        if self.padding_idx is None:
+            return rows
+        return index.eq(self.padding_idx).unsqueeze(-1).where(rows.detach(), rows)
+
+    def extra_repr(self) -> str:
+        """The sizes."""
+        padding = "" if self.padding_idx is None else f", padding_idx={self.padding_idx}"
+        return f"{self.num_embeddings}, {self.embedding_dim}{padding}"
 
 
-class Dropout:
+@dataclass(eq=False, repr=False)
+class Dropout(FunctionLayer):
     """In training, elements are 0 with probability p and divided by 1 − p otherwise."""
 
-    def __init__(self, p: float = 0.5) -> None:
-        if not 0 <= p <= 1:
-            raise ValueError(f"Dropout({p}): expected a probability in 0 … 1")
-        self.p = p
+    function = Tensor.dropout
+    p: float = 0.5
+    inplace: bool = False
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.p <= 1:
+            raise ValueError(f"Dropout({self.p}): expected a probability in 0 … 1")
+
+
+class Identity(Layer):
+    """What it is given; arguments are accepted and not used."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        pass
 
     def __call__(self, x: Tensor) -> Tensor:
-        """Same shape as x."""
-        return x.dropout(self.p)
-
-
-Layer = Callable[[Tensor], Tensor]
-
-
-class Sequential:
-    """Layers one after the other; functions such as `Tensor.relu` are layers too."""
-
-    def __init__(self, *layers: Layer | Sequence[Layer]) -> None:
-        self.layers: list[Layer] = []
-        for layer in layers:
-            if isinstance(layer, (list, tuple)):
-                self.layers.extend(layer)
-            else:
-                self.layers.append(layer)  # type: ignore[arg-type]
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """The last layer's result."""
-        for layer in self.layers:
-            x = layer(x)
+        """x."""
         return x
 
-    def __len__(self) -> int:
-        return len(self.layers)
 
-    def __getitem__(self, place: int) -> Layer:
-        return self.layers[place]
+@dataclass(eq=False, repr=False)
+class Flatten(FunctionLayer):
+    """Dimensions start_dim … end_dim become one: (batch, …) → (batch, all others)."""
+
+    function = Tensor.flatten
+    start_dim: int = 1
+    end_dim: int = -1
+
+
+@dataclass(eq=False, repr=False)
+class Unflatten(Layer):
+    """A dimension becomes several; one of their sizes may be −1."""
+
+    dim: int
+    unflattened_size: Sequence[int]
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """(…, n, …) → (…, *unflattened_size, …)."""
+        return x.unflatten(self.dim, self.unflattened_size)

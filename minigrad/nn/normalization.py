@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from minigrad.dtype import dtypes
 from minigrad.errors import ShapeError
+from minigrad.nn.module import Layer
 from minigrad.tensor import Tensor, realization
 
 
@@ -38,7 +39,19 @@ def _affine(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
     return x if bias is None else x + bias.reshape(-1, *tail)
 
 
-class LayerNorm:
+class _Norm(Layer):
+    """Shows its sizes, and its options by their names."""
+
+    sizes: ClassVar[tuple[str, ...]] = ("normalized_shape",)
+    options: ClassVar[tuple[str, ...]] = ("eps", "elementwise_affine")
+
+    def extra_repr(self) -> str:
+        """The sizes and options."""
+        sizes = [repr(getattr(self, name)) for name in self.sizes]
+        return ", ".join(sizes + [f"{name}={getattr(self, name)!r}" for name in self.options])
+
+
+class LayerNorm(_Norm):
     """Normalization over the last dimensions (Ba et al. 2016), then ·weight + bias."""
 
     def __init__(
@@ -46,6 +59,7 @@ class LayerNorm:
         elementwise_affine: bool = True, bias: bool = True,
     ) -> None:  # fmt: skip
         self.normalized_shape, self.eps = _shape_of(normalized_shape), eps
+        self.elementwise_affine = elementwise_affine
         self.weight = _one(1.0, self.normalized_shape, elementwise_affine)
         self.bias = _one(0.0, self.normalized_shape, elementwise_affine and bias)
 
@@ -65,7 +79,7 @@ class LayerNorm2d(LayerNorm):
         return super().__call__(x.transpose(1, -1)).transpose(1, -1)
 
 
-class RMSNorm:
+class RMSNorm(_Norm):
     """Division by the root of the mean square (Zhang and Sennrich 2019), then ·weight."""
 
     def __init__(
@@ -73,6 +87,7 @@ class RMSNorm:
         elementwise_affine: bool = True,
     ) -> None:  # fmt: skip
         self.normalized_shape, self.eps = _shape_of(normalized_shape), eps
+        self.elementwise_affine = elementwise_affine
         self.weight = _one(1.0, self.normalized_shape, elementwise_affine)
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -81,8 +96,11 @@ class RMSNorm:
         return x.rmsnorm(tuple(range(-len(self.normalized_shape), 0)), self.eps, self.weight)
 
 
-class GroupNorm:
+class GroupNorm(_Norm):
     """Normalization over groups of channels and all of space (Wu and He 2018)."""
+
+    sizes: ClassVar[tuple[str, ...]] = ("num_groups", "num_channels")
+    options = ("eps", "affine")
 
     def __init__(
         self, num_groups: int, num_channels: int, eps: float = 1e-5, affine: bool = True
@@ -91,7 +109,8 @@ class GroupNorm:
             raise ShapeError(
                 f"GroupNorm({num_groups}, {num_channels}): expected groups that divide the channels"
             )
-        self.num_groups, self.num_channels, self.eps = num_groups, num_channels, eps
+        self.num_groups, self.num_channels = num_groups, num_channels
+        self.eps, self.affine = eps, affine
         self.weight = _one(1.0, num_channels, affine)
         self.bias = _one(0.0, num_channels, affine)
 
@@ -106,6 +125,8 @@ class GroupNorm:
 class InstanceNorm(GroupNorm):
     """Normalization of each channel of each example over space; PyTorch's InstanceNorm1d … 3d."""
 
+    sizes = ("num_channels",)
+
     def __init__(self, num_features: int, eps: float = 1e-5, affine: bool = False) -> None:
         super().__init__(num_features, num_features, eps, affine)
 
@@ -118,19 +139,23 @@ def batch_statistics(x: Tensor, axes: tuple[int, ...]) -> Statistics:
     return x.mean(axes), x._mean_square(axes), math.prod(int(x.size(axis)) for axis in axes)
 
 
-class BatchNorm:
+class BatchNorm(_Norm):
     """Normalization of channels over batch and space (Ioffe and Szegedy 2015).
 
-    PyTorch's BatchNorm1d, 2d and 3d. In training (`Tensor.train()`) with the batch's statistics,
-    which move running_mean and running_var by `momentum` (None: to the mean of all batches so far);
-    otherwise with these.
+    PyTorch's BatchNorm1d, 2d and 3d. In training (`Tensor.train()`, or its Module's mode) with the
+    batch's statistics, which move running_mean and running_var by `momentum` (None: to the mean of
+    all batches so far); otherwise with these.
     """
+
+    sizes = ("num_features",)
+    options = ("eps", "momentum", "affine", "track_running_stats")
 
     def __init__(
         self, num_features: int, eps: float = 1e-5, momentum: float | None = 0.1,
         affine: bool = True, track_running_stats: bool = True,
     ) -> None:  # fmt: skip
         self.num_features, self.eps, self.momentum = num_features, eps, momentum
+        self.affine, self.track_running_stats = affine, track_running_stats
         self.weight, self.bias = _one(1.0, num_features, affine), _one(0.0, num_features, affine)
         # (x, axes) → the statistics over these axes and how many elements that is; ranks of a
         # parallel program put another in its place, to have those of all (models/parallel)

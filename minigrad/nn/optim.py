@@ -3,19 +3,74 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from minigrad.dtype import DType, dtypes
 from minigrad.errors import GradientError, ShapeError
+from minigrad.nn import lr_scheduler
 from minigrad.tensor import Tensor
+
+
+class ParamGroup(Mapping[str, Any]):
+    """What PyTorch's users find in `param_groups`: an optimizer's params and options by name.
+
+    ["lr"] is a number here; to set it compiles nothing. Other options stay as they were given.
+    """
+
+    def __init__(self, optimizer: Optimizer) -> None:
+        self.optimizer = optimizer
+        made = ("device", "moments", "buffers", "t", "m", "v", "b1", "b2")
+        names = [n for n in vars(optimizer) if not n.startswith("_") and n not in made]
+        self.names = ["lr", *names, *(["betas"] if hasattr(optimizer, "b1") else [])]
+
+    def __getitem__(self, name: str) -> Any:
+        if name not in self.names:
+            raise KeyError(f"param_groups: no {name!r}; there are {', '.join(self.names)}")
+        if name == "betas":
+            return self.optimizer.b1, self.optimizer.b2  # type: ignore[attr-defined]
+        return self.optimizer.lr.item() if name == "lr" else getattr(self.optimizer, name)
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        if name != "lr":
+            raise KeyError(
+                f"param_groups[…][{name!r}] = {value}: expected 'lr'; give other options to "
+                f"{type(self.optimizer).__name__}(…)"
+            )
+        self.optimizer.set_lr(value)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.names)
+
+    def __len__(self) -> int:
+        return len(self.names)
 
 
 class Optimizer:
     """What optimizers share. params: tensors, each taken once; they become leaves.
 
+    Those marked requires_grad=False stay as they are until they are marked True. A list of dicts
+    {"params": tensors, option: value, …} gives an `OptimizerGroup`, one optimizer for each.
     lr: a number, or a float32 tensor of one element, which is then read at every step.
     """
+
+    def __new__(cls, params: Any = (), *args: Any, **options: Any) -> Any:
+        """An optimizer, or a group of them. (Copies are made without arguments.)"""
+        if not isinstance(params, (list, tuple)) or not any(isinstance(p, dict) for p in params):
+            return super().__new__(cls)
+        for group in params:
+            if not isinstance(group, dict) or "params" not in group:
+                raise TypeError(
+                    f"{cls.__name__}: a parameter group is a {type(group).__name__}; expected each "
+                    "to be a dict with \"params\", as {\"params\": tensors, \"lr\": 0.1}"
+                )
+        made = []
+        for group in params:
+            own = dict(group)
+            tensors = own.pop("params")
+            tensors = [tensors] if isinstance(tensors, Tensor) else tensors
+            made.append(cls(tensors, *(() if own.keys() & {"lr"} else args), **{**options, **own}))
+        return OptimizerGroup(*made)
 
     def __init__(self, params: Iterable[Tensor], lr: float | Tensor) -> None:
         _check_numbers(self, lr=lr)
@@ -27,7 +82,8 @@ class Optimizer:
                 raise TypeError(
                     f"{type(self).__name__}: expected tensors, got a {type(tensor).__name__}"
                 )
-            tensor.requires_grad = True
+            if tensor.requires_grad is not False:  # frozen
+                tensor.requires_grad = True
         # in one program, and now: the first step is then the same program as all others
         Tensor.realize(*self.params)
         self.device = self.params[0].device
@@ -74,10 +130,16 @@ class Optimizer:
             data = [data]
         self._lr.set_data(data)
 
-    def zero_grad(self) -> None:
-        """Forget all gradients."""
+    @property
+    def param_groups(self) -> list[ParamGroup]:
+        """One: `for group in optimizer.param_groups: group["lr"] = …`."""
+        return [ParamGroup(self)]
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Forget all gradients, or fill them with 0: the next step then decays and coasts on."""
         for param in self.params:
-            param.grad = None
+            keeps = not set_to_none and param.grad is not None
+            param.grad = param.grad.zeros_like(requires_grad=False) if keeps else None
 
     def step(self, forget: bool = False) -> None:
         """Update the parameters that have a gradient; everything is realized in one program.
@@ -324,10 +386,15 @@ class OptimizerGroup:
     def __len__(self) -> int:
         return len(self.optimizers)
 
-    def zero_grad(self) -> None:
-        """Forget all gradients."""
+    @property
+    def param_groups(self) -> list[ParamGroup]:
+        """One for each optimizer."""
+        return [group for optimizer in self.optimizers for group in optimizer.param_groups]
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Forget all gradients, or fill them with 0."""
         for optimizer in self.optimizers:
-            optimizer.zero_grad()
+            optimizer.zero_grad(set_to_none)
 
     def step(self, forget: bool = False) -> None:
         """Update the parameters that have a gradient, in one program; see `Optimizer.step`."""
@@ -419,5 +486,6 @@ def clip_grad_norm(params: Iterable[Tensor], max_norm: float) -> Tensor:
 
 
 __all__ = [
-    "LAMB", "SGD", "Adam", "AdamW", "Muon", "Optimizer", "OptimizerGroup", "clip_grad_norm",
+    "LAMB", "SGD", "Adam", "AdamW", "Muon", "Optimizer", "OptimizerGroup", "ParamGroup",
+    "clip_grad_norm", "lr_scheduler",
 ]  # fmt: skip

@@ -8,17 +8,17 @@ import json
 import os
 import re
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from minigrad.device import Device
 from minigrad.dtype import DType, dtypes
-from minigrad.errors import DTypeError, ShapeError
+from minigrad.errors import DTypeError
 from minigrad.nn.gguf import gguf_load
-from minigrad.nn.layers import Sequential
 from minigrad.nn.torch_file import torch_load
+from minigrad.nn.tree import get_parameters, get_state_dict, load_state_dict
 from minigrad.tensor import Tensor
 
 _NAMES: dict[str, DType] = {
@@ -27,85 +27,6 @@ _NAMES: dict[str, DType] = {
     "U64": dtypes.uint64, "F16": dtypes.float16, "BF16": dtypes.bfloat16, "F32": dtypes.float32,
     "F64": dtypes.float64,
 }  # fmt: skip
-
-
-def _children(value: Any) -> Iterator[tuple[str, Any]]:
-    """What an object holds, by name: items of a mapping, places of a list, attributes."""
-    if isinstance(value, Sequential):  # PyTorch numbers its layers
-        value = value.layers
-    if isinstance(value, Mapping):
-        yield from ((str(key), item) for key, item in value.items())
-    elif isinstance(value, (list, tuple)):
-        yield from ((str(place), item) for place, item in enumerate(value))
-    elif hasattr(value, "__dict__") and not isinstance(value, type):
-        yield from vars(value).items()
-
-
-def get_state_dict(model: Any, prefix: str = "") -> dict[str, Tensor]:
-    """All tensors of a model by dotted names ("layers.0.weight"), in the order of definition.
-
-    model: any object, list, tuple or mapping of them. A tensor that has several names (tied
-    weights) stands under each; an object that contains itself is visited once along a path.
-    """
-    found: dict[str, Tensor] = {}
-    stack: list[tuple[str, Any, frozenset[int]]] = [(prefix.rstrip("."), model, frozenset())]
-    while stack:
-        name, value, above = stack.pop()
-        if isinstance(value, Tensor):
-            found[name] = value
-        elif id(value) not in above and not _is_opaque(value):
-            path = above | {id(value)}
-            children = [
-                (f"{name}.{key}" if name else key, item, path) for key, item in _children(value)
-            ]
-            stack.extend(reversed(children))
-    return found
-
-
-def _is_opaque(value: Any) -> bool:
-    """Functions, modules and plain values have no parameters."""
-    return isinstance(value, (type(os), type(get_state_dict), str, bytes, int, float))
-
-
-def get_parameters(model: Any) -> list[Tensor]:
-    """The tensors of a model that may be trained: each once, without those marked False."""
-    unique = {id(tensor): tensor for tensor in get_state_dict(model).values()}
-    return [t for t in unique.values() if t.requires_grad is not False and t.dtype.is_float]
-
-
-def load_state_dict(
-    model: Any, state: Mapping[str, Tensor], strict: bool = True, verbose: bool = False
-) -> None:
-    """Copy values into a model's tensors in place, cast to their dtypes.
-
-    Raises KeyError where strict and names differ, ShapeError where shapes differ, DTypeError where
-    floats would become integers; the model is then as it was before.
-    """
-    own = get_state_dict(model)
-    missing = [name for name in own if name not in state]
-    unexpected = [name for name in state if name not in own]
-    if strict and (missing or unexpected):
-        raise KeyError(
-            f"load_state_dict: missing {missing[:8]}, unexpected {unexpected[:8]}; expected the "
-            "model's own names, or strict=False"
-        )
-    pairs = [(name, own[name], state[name]) for name in own if name in state]
-    for name, target, value in pairs:
-        if target.shape != value.shape:
-            raise ShapeError(
-                f"load_state_dict: {name} has shape {value.shape}, the model's {target.shape}"
-            )
-        if value.dtype.is_float and not target.dtype.is_float:
-            raise DTypeError(
-                f"load_state_dict: {name} is {value.dtype.name}, the model's {target.dtype.name}; "
-                "expected integers"
-            )
-    with Tensor.no_grad():
-        values = [value.cast(target.dtype) for _, target, value in pairs]
-        if values:
-            Tensor.realize(*values)
-        for (_, target, _), value in zip(pairs, values, strict=True):
-            target._fill(value._bytes())  # by the host: nothing is compiled
 
 
 def safe_save(

@@ -1,0 +1,164 @@
+"""Attention and the transformer's layer; names and shapes of parameters are PyTorch's."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+
+from minigrad.errors import ShapeError
+from minigrad.nn import functional as F
+from minigrad.nn.layers import Dropout, Linear, uniform
+from minigrad.nn.module import Layer, Parameter
+from minigrad.nn.normalization import LayerNorm
+from minigrad.tensor import Tensor
+
+
+class MultiheadAttention(Layer):
+    """Attention of several heads (Vaswani et al. 2017).
+
+    in_proj_weight (3·embed_dim, embed_dim) and in_proj_bias (3·embed_dim,): of queries, keys,
+    values; out_proj: a Linear. batch_first: inputs are (batch, length, dim) rather than (length,
+    batch, dim); both may lack the batch.
+    """
+
+    def __init__(
+        self, embed_dim: int, num_heads: int, dropout: float = 0.0, bias: bool = True, *,
+        batch_first: bool = False,
+    ) -> None:  # fmt: skip
+        if num_heads < 1 or embed_dim % num_heads:
+            raise ShapeError(
+                f"MultiheadAttention({embed_dim}, {num_heads}): expected heads that divide the "
+                "dimensions"
+            )
+        self.embed_dim, self.num_heads, self.dropout = embed_dim, num_heads, dropout
+        self.batch_first = batch_first
+        # Glorot's bound, √(6/(inputs + outputs)), of all three as one
+        self.in_proj_weight = uniform((3 * embed_dim, embed_dim), 4 * embed_dim / 6)
+        self.in_proj_bias = Parameter(Tensor.zeros(3 * embed_dim)) if bias else None
+        self.out_proj = Linear(embed_dim, embed_dim, bias)
+        self.out_proj.bias = Parameter(Tensor.zeros(embed_dim)) if bias else None
+
+    def __call__(
+        self, query: Tensor, key: Tensor, value: Tensor, key_padding_mask: Tensor | None = None,
+        need_weights: bool = True, attn_mask: Tensor | None = None,
+        average_attn_weights: bool = True, is_causal: bool = False,
+    ) -> tuple[Tensor, Tensor | None]:  # fmt: skip
+        """The result, shaped as the query, and the weights (batch, queries, keys) if needed.
+
+        key_padding_mask (batch, keys), attn_mask (queries, keys) or (batch·heads, queries, keys):
+        bool, True where a key is *not* seen (unlike in `scaled_dot_product_attention`), or floats
+        that are added to the scores. is_causal: query i sees keys 0 … i; attn_mask may say more.
+        Weights are per head, (batch, heads, queries, keys), without average_attn_weights; they are
+        lazy, and those before dropout.
+        """
+        batched = query.ndim == 3
+        q, k, v = (x if batched else x.unsqueeze(0) for x in (query, key, value))
+        if batched and not self.batch_first:
+            q, k, v = (x.transpose(0, 1) for x in (q, k, v))
+        q, k, v = (self._heads(x) for x in self._projected(q, k, v))
+        mask = self._mask(q, k, attn_mask, key_padding_mask, is_causal)
+        mixed = q.scaled_dot_product_attention(k, v, mask, self.dropout)
+        out: Tensor = self.out_proj(mixed.transpose(1, 2).flatten(2))
+        weights = self._weights(q, k, mask) if need_weights else None
+        if weights is not None and average_attn_weights:
+            weights = weights.mean(1)
+        if not batched:
+            return out.squeeze(0), None if weights is None else weights.squeeze(0)
+        return out if self.batch_first else out.transpose(0, 1), weights
+
+    def _projected(self, q: Tensor, k: Tensor, v: Tensor) -> list[Tensor]:
+        """What the heads get of (batch, length, width) each."""
+        for x in (q, k, v):
+            if x.ndim != 3 or x.shape[-1] != self.embed_dim:
+                raise ShapeError(
+                    f"MultiheadAttention of {x.shape}: expected three dimensions, or two without a "
+                    f"batch, the last {self.embed_dim}"
+                )
+        weights, bias = self.in_proj_weight.chunk(3), self.in_proj_bias
+        biases = (None, None, None) if bias is None else bias.chunk(3)
+        return [F.linear(*each) for each in zip((q, k, v), weights, biases, strict=True)]
+
+    def _heads(self, x: Tensor) -> Tensor:
+        """(batch, length, dim) → (batch, heads, length, dim/heads)."""
+        return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+
+    def _mask(
+        self, q: Tensor, k: Tensor, attn_mask: Tensor | None, padding: Tensor | None,
+        is_causal: bool,
+    ) -> Tensor | None:  # fmt: skip
+        """All masks as one: bool where True is seen, or floats if one of them is."""
+        queries, keys = int(q.size(-2)), int(k.size(-2))
+        masks: list[Tensor] = []
+        if attn_mask is not None:
+            whole = attn_mask.ndim == 3
+            masks.append(attn_mask.unflatten(0, (-1, self.num_heads)) if whole else attn_mask)
+        elif is_causal:
+            masks.append(Tensor.ones(queries, keys, dtype="bool", device=q.device).triu(1))
+        if padding is not None:
+            masks.append(padding.reshape(-1, 1, 1, keys))
+        if all(mask.dtype.is_bool for mask in masks):
+            seen = [mask.logical_not() for mask in masks]
+            return functools.reduce(Tensor.bitwise_and, seen) if seen else None
+        added = [
+            mask.where(float("-inf"), 0.0) if mask.dtype.is_bool else mask for mask in masks
+        ]
+        total: Tensor = functools.reduce(Tensor.add, added)
+        return total
+
+    def _weights(self, q: Tensor, k: Tensor, mask: Tensor | None) -> Tensor:
+        """What each query takes of each key (batch, heads, queries, keys)."""
+        scores: Tensor = q @ k.transpose(-1, -2) * int(q.size(-1)) ** -0.5
+        if mask is not None:
+            bools = mask.dtype.is_bool
+            scores = mask.where(scores, float("-inf")) if bools else scores + mask
+        return scores.softmax(-1)
+
+
+class TransformerEncoderLayer(Layer):
+    """Attention and a feed-forward network, each with residual and norm (Vaswani et al. 2017).
+
+    activation: "relu", "gelu" (exact) or a function. norm_first: norms before, rather than after.
+    """
+
+    def __init__(
+        self, d_model: int, nhead: int, dim_feedforward: int = 2048, dropout: float = 0.1,
+        activation: str | Callable[[Tensor], Tensor] = "relu", layer_norm_eps: float = 1e-5,
+        batch_first: bool = False, norm_first: bool = False, bias: bool = True,
+    ) -> None:  # fmt: skip
+        known: dict[str, Callable[[Tensor], Tensor]] = {"relu": F.relu, "gelu": F.gelu}
+        if isinstance(activation, str) and activation not in known:
+            raise ValueError(
+                f"TransformerEncoderLayer(activation={activation!r}): expected 'relu', 'gelu' or a "
+                "function of a Tensor"
+            )
+        self.self_attn = MultiheadAttention(d_model, nhead, dropout, bias, batch_first=batch_first)
+        self.linear1 = Linear(d_model, dim_feedforward, bias)
+        self.dropout = Dropout(dropout)
+        self.linear2 = Linear(dim_feedforward, d_model, bias)
+        self.norm1 = LayerNorm(d_model, layer_norm_eps, bias=bias)
+        self.norm2 = LayerNorm(d_model, layer_norm_eps, bias=bias)
+        self.dropout1, self.dropout2 = Dropout(dropout), Dropout(dropout)
+        self.activation: Callable[[Tensor], Tensor]
+        self.activation = known[activation] if isinstance(activation, str) else activation
+        self.norm_first = norm_first
+
+    def __call__(
+        self, src: Tensor, src_mask: Tensor | None = None,
+        src_key_padding_mask: Tensor | None = None, is_causal: bool = False,
+    ) -> Tensor:  # fmt: skip
+        """Same shape as src; masks as for `MultiheadAttention`."""
+
+        def attend(x: Tensor) -> Tensor:
+            mixed, _ = self.self_attn(
+                x, x, x, src_key_padding_mask, False, src_mask, is_causal=is_causal
+            )
+            return self.dropout1(mixed)
+
+        def feed(x: Tensor) -> Tensor:
+            return self.dropout2(self.linear2(self.dropout(self.activation(self.linear1(x)))))
+
+        if self.norm_first:
+            x = src + attend(self.norm1(src))
+            return x + feed(self.norm2(x))
+        x = self.norm1(src + attend(src))
+        return self.norm2(x + feed(x))

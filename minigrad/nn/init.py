@@ -1,0 +1,153 @@
+"""PyTorch's torch.nn.init: functions that fill a tensor in place, and give it.
+
+They draw from minigrad's generator (`Tensor.manual_seed`). Outside a captured step only.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from minigrad.errors import ShapeError
+from minigrad.tensor import Tensor
+
+_GAINS = {"tanh": 5 / 3, "relu": math.sqrt(2), "selu": 3 / 4}
+_LINEAR = ("linear", "sigmoid", *(f"conv{kind}{n}d" for n in "123" for kind in ("", "_transpose")))
+
+
+def calculate_gain(nonlinearity: str, param: float | None = None) -> float:
+    """By how much a layer's deviation should grow to keep that of what follows an activation.
+
+    param: leaky_relu's slope (0.01 unless given).
+    """
+    if nonlinearity == "leaky_relu":
+        return math.sqrt(2 / (1 + (0.01 if param is None else param) ** 2))
+    if nonlinearity in _LINEAR:
+        return 1.0
+    if nonlinearity not in _GAINS:
+        known = ", ".join(("leaky_relu", *_GAINS, *_LINEAR))
+        raise ValueError(f"calculate_gain({nonlinearity!r}): expected one of {known}")
+    return _GAINS[nonlinearity]
+
+
+def _filled(tensor: Tensor, value: Any) -> Tensor:
+    with Tensor.no_grad():
+        return tensor.assign(value() if callable(value) else value).realize()
+
+
+def constant_(tensor: Tensor, val: float) -> Tensor:
+    """Everywhere val."""
+    return _filled(tensor, val)
+
+
+def zeros_(tensor: Tensor) -> Tensor:
+    """Everywhere 0."""
+    return _filled(tensor, 0)
+
+
+def ones_(tensor: Tensor) -> Tensor:
+    """Everywhere 1."""
+    return _filled(tensor, 1)
+
+
+def uniform_(tensor: Tensor, a: float = 0.0, b: float = 1.0) -> Tensor:
+    """Uniform in [a, b)."""
+    drawn = Tensor.uniform(*tensor.shape, low=a, high=b, device=tensor.device)
+    return _filled(tensor, drawn)
+
+
+def normal_(tensor: Tensor, mean: float = 0.0, std: float = 1.0) -> Tensor:
+    """Normal with the given mean and standard deviation."""
+    return _filled(tensor, Tensor.normal(*tensor.shape, mean=mean, std=std, device=tensor.device))
+
+
+def trunc_normal_(
+    tensor: Tensor, mean: float = 0.0, std: float = 1.0, a: float = -2.0, b: float = 2.0
+) -> Tensor:
+    """Normal, but only values from a to b (which are no multiples of std)."""
+    if not std > 0 or not a < b:
+        raise ValueError(f"trunc_normal_(std={std}, a={a}, b={b}): expected std > 0 and a < b")
+    below, above = (math.erf((edge - mean) / std * math.sqrt(0.5)) for edge in (a, b))
+    level = Tensor.uniform(*tensor.shape, low=below, high=above, device=tensor.device)
+    return _filled(tensor, (_erfinv(level) * (std * math.sqrt(2)) + mean).clip(a, b))
+
+
+def _erfinv(y: Tensor) -> Tensor:
+    """x such that erf(x) = y: Winitzki's approximation (2008), and two steps of Halley's method."""
+    log = (1 - y * y).maximum(1e-30).log()
+    half = log * 0.5 + 2 / (math.pi * 0.147)
+    x = ((half * half - log / 0.147).sqrt() - half).maximum(0).sqrt().copysign(y)
+    for _ in range(2):
+        step = (x.erf() - y) * (x * x).exp() * (math.sqrt(math.pi) / 2)
+        x = x - step / (x * step + 1)
+    return x
+
+
+def _fans(tensor: Tensor) -> tuple[int, int]:
+    """Inputs and outputs of one element: of a linear layer, or of a convolution."""
+    if tensor.ndim < 2:
+        raise ShapeError(
+            f"a fan of a tensor of shape {tensor.shape}: expected a weight of at least two "
+            "dimensions; use zeros_, normal_ or uniform_ for a bias"
+        )
+    outputs, inputs, *kernel = tensor._known_shape()
+    return inputs * math.prod(kernel), outputs * math.prod(kernel)
+
+
+def xavier_uniform_(tensor: Tensor, gain: float = 1.0) -> Tensor:
+    """Uniform in ±gain·√(6/(inputs + outputs)) (Glorot and Bengio 2010)."""
+    bound = gain * math.sqrt(6 / sum(_fans(tensor)))
+    return uniform_(tensor, -bound, bound)
+
+
+def xavier_normal_(tensor: Tensor, gain: float = 1.0) -> Tensor:
+    """Normal of deviation gain·√(2/(inputs + outputs))."""
+    return normal_(tensor, 0.0, gain * math.sqrt(2 / sum(_fans(tensor))))
+
+
+def _kaiming(tensor: Tensor, a: float, mode: str, nonlinearity: str) -> float:
+    if mode not in ("fan_in", "fan_out"):
+        raise ValueError(f"kaiming_(mode={mode!r}): expected 'fan_in' or 'fan_out'")
+    fan = _fans(tensor)[mode == "fan_out"]
+    return calculate_gain(nonlinearity, a) / math.sqrt(fan)
+
+
+def kaiming_uniform_(
+    tensor: Tensor, a: float = 0.0, mode: str = "fan_in", nonlinearity: str = "leaky_relu"
+) -> Tensor:
+    """Uniform in ±gain·√(3/fan) (He et al. 2015); a: the slope of leaky ReLU."""
+    bound = math.sqrt(3) * _kaiming(tensor, a, mode, nonlinearity)
+    return uniform_(tensor, -bound, bound)
+
+
+def kaiming_normal_(
+    tensor: Tensor, a: float = 0.0, mode: str = "fan_in", nonlinearity: str = "leaky_relu"
+) -> Tensor:
+    """Normal of deviation gain/√fan (He et al. 2015); a: the slope of leaky ReLU."""
+    return normal_(tensor, 0.0, _kaiming(tensor, a, mode, nonlinearity))
+
+
+def eye_(tensor: Tensor) -> Tensor:
+    """The identity, of a matrix."""
+    if tensor.ndim != 2:
+        raise ShapeError(f"eye_ of a tensor of shape {tensor.shape}: expected a matrix")
+    return _filled(tensor, Tensor.eye(*tensor._known_shape(), device=tensor.device))
+
+
+def orthogonal_(tensor: Tensor, gain: float = 1.0) -> Tensor:
+    """gain times a matrix with orthonormal rows or columns (Saxe et al. 2013).
+
+    Dimensions after the first count as one.
+    """
+    if tensor.ndim < 2:
+        raise ShapeError(
+            f"orthogonal_ of a tensor of shape {tensor.shape}: expected at least two dimensions"
+        )
+    rows, *others = tensor._known_shape()
+    columns = math.prod(others)
+    with Tensor.no_grad():
+        drawn = Tensor.randn(max(rows, columns), min(rows, columns), device=tensor.device)
+        q, r = drawn.qr()
+        q = q * (r.diagonal() < 0).where(-1.0, 1.0)  # uniform over all of them
+        whole = (q if rows >= columns else q.transpose()) * gain
+        return _filled(tensor, whole.reshape(tensor.shape))

@@ -1,0 +1,333 @@
+"""`Module`: a base class that knows its parameters, buffers and mode, as torch.nn.Module does."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, fields, is_dataclass
+from typing import Any, ClassVar, Self
+
+from minigrad.device import Device
+from minigrad.dtype import DType, dtypes, resolve
+from minigrad.errors import ShapeError
+from minigrad.jit.outside import note
+from minigrad.nn.tree import (
+    Kind,
+    Member,
+    Names,
+    get_state_dict,
+    load_state_dict,
+    walk,
+    warn_of_unmarked,
+)
+from minigrad.tensor import Tensor, views
+from minigrad.tensor.core import stored
+
+_OWN = ("_kinds", "_training", "_moves")
+
+
+def Parameter(data: Any, requires_grad: bool = True) -> Tensor:
+    """A tensor that is trained and saved: `data` itself if it is a Tensor, marked as a leaf.
+
+    data: a float Tensor, or what `Tensor` takes. Without requires_grad it is a `buffer`.
+    """
+    tensor = data if isinstance(data, Tensor) else Tensor(data)
+    if not requires_grad:
+        return buffer(tensor)
+    return tensor.requires_grad_(True)
+
+
+def buffer(data: Any) -> Tensor:
+    """A tensor that is saved and never trained, such as a mask or running statistics.
+
+    data: a Tensor, which is marked and given itself, or what `Tensor` takes.
+    """
+    tensor = data if isinstance(data, Tensor) else Tensor(data)
+    tensor._become_leaf()  # with memory of its own, it can be written in place
+    return tensor.requires_grad_(False)
+
+
+def _in_own_mode(function: Callable[..., Any]) -> Callable[..., Any]:
+    """What calling a module does: its forward, while `Tensor.training` is the module's mode."""
+
+    @functools.wraps(function)
+    def call(self: Module, *args: Any, **kwargs: Any) -> Any:
+        note(self, "_training")
+        note(self, "_moves")
+        mode = self._training
+        if mode is None or mode is Tensor.training:
+            return function(self, *args, **kwargs)
+        with Tensor.train(mode):
+            return function(self, *args, **kwargs)
+
+    return call
+
+
+class Module:
+    """A part of a model, which is called; subclasses define `forward` or `__call__`.
+
+    Attributes register themselves, lists and plain objects of modules too: a tensor marked by
+    `Parameter` or requires_grad=True is a parameter, one by `buffer` or requires_grad=False a
+    buffer, and they stay what they were when a value replaces them or they are frozen. Other
+    tensors are neither, as in PyTorch. A module is in training mode at birth. While it is called,
+    `Tensor.training` is its mode, so that functions and plain classes in it follow. A module that
+    is assigned to another and has no mode yet (the layers of this package) takes the other's.
+    """
+
+    _training: bool | None = True  # None: as Tensor.training says
+    _moves: int = 0  # how often `to` may have given its tensors other memory
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        """`forward` and `__call__` are one function; called as the module it has its mode."""
+        super().__init_subclass__(**options)
+        own: dict[str, Any] = dict(vars(cls))
+        function = own.get("__call__", own.get("forward"))
+        if function is not None:
+            cls.forward = own.get("forward", function)  # type: ignore[method-assign]
+            cls.__call__ = _in_own_mode(function)  # type: ignore[method-assign]
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """What a call computes."""
+        name = type(self).__name__
+        raise NotImplementedError(f"{name} computes nothing: define forward(self, …) in {name}")
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """`forward` in the module's mode."""
+        return self.forward(*args, **kwargs)
+
+    # --- registration -----------------------------------------------------------------------------
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if isinstance(value, Tensor) and value.requires_grad:
+            self._registered()[name] = Kind.PARAMETER
+        elif isinstance(value, Tensor) and value.requires_grad is False:
+            self._registered().setdefault(name, Kind.BUFFER)
+        self._adopt(value)
+        object.__setattr__(self, name, value)
+
+    def _registered(self) -> dict[str, Kind]:
+        """The kinds of attributes by their names; subclasses need not call our `__init__`."""
+        kinds: dict[str, Kind] = self.__dict__.setdefault("_kinds", {})
+        return kinds
+
+    def _adopt(self, value: Any) -> None:
+        """Give a module that has no mode of its own ours."""
+        if isinstance(value, Module) and value._training is None and self._training is not None:
+            value.train(self._training)
+
+    def _members(self) -> Iterator[Member]:
+        """What it holds: parameters, buffers, the rest, each in the order of definition."""
+        kinds = self.__dict__.get("_kinds", {})
+        found = [
+            (name, value, kinds.get(name, Kind.PLAIN))
+            for name, value in vars(self).items() if name not in _OWN
+        ]  # fmt: skip
+        yield from sorted(found, key=lambda member: member[2])
+
+    def register_buffer(self, name: str, tensor: Any, persistent: bool = True) -> None:
+        """Hold a tensor (or None) that is not trained, and saved only if persistent."""
+        self._registered()[name] = Kind.BUFFER if persistent else Kind.TRANSIENT
+        setattr(self, name, None if tensor is None else buffer(tensor))
+
+    def register_parameter(self, name: str, param: Tensor | None) -> None:
+        """Hold a parameter (or None)."""
+        setattr(self, name, None if param is None else Parameter(param))
+
+    def add_module(self, name: str, module: Module | None) -> None:
+        """Hold a module (or None)."""
+        setattr(self, name, module)
+
+    register_module = add_module
+
+    # --- what is in it ----------------------------------------------------------------------------
+
+    def named_modules(self, prefix: str = "") -> Iterator[tuple[str, Module]]:
+        """This module and all below it, by dotted names, each once."""
+        seen: set[int] = set()
+        for name, value, _ in walk(self, prefix):
+            if isinstance(value, Module) and id(value) not in seen:
+                seen.add(id(value))
+                yield name, value
+
+    def modules(self) -> Iterator[Module]:
+        """This module and all below it, each once."""
+        return (module for _, module in self.named_modules())
+
+    def named_children(self) -> Iterator[tuple[str, Module]]:
+        """The modules right below it; those in a list or plain object have dotted names."""
+        above: list[str] = []
+        for name, module in self.named_modules():
+            if name and not any(name.startswith(f"{other}.") for other in above):
+                above.append(name)
+                yield name, module
+
+    def children(self) -> Iterator[Module]:
+        """The modules right below it."""
+        return (module for _, module in self.named_children())
+
+    def _tensors(self, kinds: tuple[Kind, ...], prefix: str, recurse: bool) -> list[Member]:
+        """The tensors of some kinds by dotted names, each once."""
+        inner = walk(self, prefix) if recurse else self._members()
+        found = [member for member in inner if isinstance(member[1], Tensor) and member[2] in kinds]
+        first = {id(tensor): name for name, tensor, _ in reversed(found)}
+        return [member for member in found if first[id(member[1])] == member[0]]
+
+    def named_parameters(
+        self, prefix: str = "", recurse: bool = True
+    ) -> Iterator[tuple[str, Tensor]]:
+        """What is trained, frozen ones too, by dotted names; tied ones once."""
+        kinds = (Kind.PARAMETER, Kind.LOOSE, Kind.PLAIN)
+        found = self._tensors(kinds, prefix, recurse)
+        warn_of_unmarked(found, 3)
+        return iter([(n, t) for n, t, k in found if k is not Kind.PLAIN and t.dtype.is_float])
+
+    def parameters(self, recurse: bool = True) -> Iterator[Tensor]:
+        """What is trained, frozen ones too, each once."""
+        found = self._tensors((Kind.PARAMETER, Kind.LOOSE, Kind.PLAIN), "", recurse)
+        warn_of_unmarked(found, 3)
+        return iter([t for _, t, k in found if k is not Kind.PLAIN and t.dtype.is_float])
+
+    def named_buffers(self, prefix: str = "", recurse: bool = True) -> Iterator[tuple[str, Tensor]]:
+        """What is not trained, saved or not, by dotted names."""
+        found = self._tensors((Kind.BUFFER, Kind.TRANSIENT), prefix, recurse)
+        return iter([(name, tensor) for name, tensor, _ in found])
+
+    def buffers(self, recurse: bool = True) -> Iterator[Tensor]:
+        """What is not trained, saved or not."""
+        return (tensor for _, tensor in self.named_buffers("", recurse))
+
+    def state_dict(self, prefix: str = "") -> dict[str, Tensor]:
+        """Parameters and saved buffers by PyTorch's names: the model's own tensors, no copies."""
+        return get_state_dict(self, prefix)
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True) -> Names:
+        """Take values by name, cast to the model's dtypes; see `nn.state.load_state_dict`."""
+        return load_state_dict(self, state_dict, strict)
+
+    # --- what is done to all of it ----------------------------------------------------------------
+
+    @property
+    def training(self) -> bool:
+        """Its mode: what train or eval said, otherwise (layers alone) `Tensor.training`."""
+        note(self, "_training")
+        return Tensor.training if self._training is None else self._training
+
+    @training.setter
+    def training(self, mode: bool) -> None:
+        note(self, "_training", written=True)
+        object.__setattr__(self, "_training", bool(mode))
+
+    def train(self, mode: bool = True) -> Self:
+        """Put it and all modules below it into training mode, or into evaluation mode."""
+        for module in self.modules():
+            module.training = mode
+        return self
+
+    def eval(self) -> Self:
+        """Put it and all modules below it into evaluation mode; gradients are recorded as ever."""
+        return self.train(False)
+
+    def apply(self, fn: Callable[[Module], Any]) -> Self:
+        """Call fn with every module below it and then with itself."""
+        for child in self.children():
+            child.apply(fn)
+        fn(self)
+        return self
+
+    def requires_grad_(self, requires_grad: bool = True) -> Self:
+        """Freeze its parameters, or let them be trained again."""
+        for tensor in self.parameters():
+            tensor.requires_grad = requires_grad
+        return self
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Forget the gradients of its parameters, or fill them with 0."""
+        for tensor in self.parameters():
+            keeps = not set_to_none and tensor.grad is not None
+            tensor.grad = tensor.grad.zeros_like(requires_grad=False) if keeps else None
+
+    def to(self, *where: str | DType, device: str | None = None, dtype: Any = None) -> Self:
+        """Move parameters and buffers to a device ("CL"), and cast floats to a dtype ("float16").
+
+        The tensors stay the same objects, so that optimizers made before go on; their gradients
+        are forgotten, and steps captured before raise JitError.
+        """
+        for each in where:
+            if isinstance(each, DType) or hasattr(dtypes, each):
+                dtype = each
+            else:
+                device = each
+        wanted = None if dtype is None else resolve(dtype)
+        if wanted is not None and not wanted.is_float:
+            raise TypeError(f"Module.to({wanted.name}): expected a float dtype such as 'float16'")
+        place = None if device is None else Device.canonical(device)
+        kinds = (Kind.PARAMETER, Kind.BUFFER, Kind.TRANSIENT, Kind.LOOSE)
+        found = [tensor for _, tensor, _ in self._tensors(kinds, "", True)]
+        moved = [_move(t, place or t.device, wanted if t.dtype.is_float else None) for t in found]
+        for module in self.modules() if any(moved) else ():
+            note(module, "_moves", written=True)
+            object.__setattr__(module, "_moves", module._moves + 1)
+        return self
+
+    # --- looking ----------------------------------------------------------------------------------
+
+    def extra_repr(self) -> str:
+        """What the repr says in parentheses: a dataclass's fields, without what is off."""
+        if not is_dataclass(self):
+            return ""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        if not values.get("inplace", True):
+            del values["inplace"]
+        return ", ".join(f"{name}={v!r}" for name, v in values.items() if v is not None)
+
+    def _shown(self) -> Iterator[tuple[str, Any]]:
+        """The parts that the repr lists."""
+        return self.named_children()
+
+    def __repr__(self) -> str:
+        parts = [(name, getattr(part, "__name__", repr(part))) for name, part in self._shown()]
+        lines = [f"({name}): {text}".replace("\n", "\n  ") for name, text in parts]
+        if not lines:
+            return f"{type(self).__name__}({self.extra_repr()})"
+        return "\n  ".join([f"{type(self).__name__}(", *lines]) + "\n)"
+
+
+def _move(tensor: Tensor, device: str, dtype: DType | None) -> bool:
+    """Let a tensor stand for its values elsewhere or in another dtype, by way of the host."""
+    wanted = dtype or tensor.dtype
+    if wanted is tensor.dtype and device == tensor.device:
+        return False
+    shape = [extent for extent in tensor.shape if isinstance(extent, int)]
+    if len(shape) != tensor.ndim:
+        raise ShapeError(f"Module.to: a tensor of shape {tensor.shape}; expected plain extents")
+    data = tensor.detach().cast(wanted)._bytes()
+    views.leave(tensor)
+    tensor._point(stored(data, wanted, shape, device))
+    tensor.grad = None
+    return True
+
+
+class Layer(Module):
+    """A layer of this package: without a mode of its own until something gives it one.
+
+    Alone or in plain classes it follows `Tensor.training`, and in a Module the Module's mode.
+    """
+
+    _training = None
+
+
+@dataclass(eq=False, repr=False)
+class FunctionLayer(Layer):
+    """A function, with the options that the layer was made with: its fields, by their names.
+
+    inplace, where there is one, is accepted as PyTorch's: results are new tensors.
+    """
+
+    function: ClassVar[Callable[..., Any]]
+
+    def __call__(self, *inputs: Tensor) -> Tensor:
+        """What the function gives."""
+        names = (field.name for field in fields(self) if field.name != "inplace")
+        options = {name: getattr(self, name) for name in names}
+        result: Tensor = type(self).function(*inputs, **options)
+        return result

@@ -1,0 +1,342 @@
+"""`nn.Module`: registration, modes, names, reprs, captured steps."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+import warnings
+
+import numpy as np
+import pytest
+
+from minigrad import Tensor, dtypes, jit, nn
+from minigrad.errors import GradientError, JitError, ShapeError
+
+
+class Block(nn.Module):
+    def __init__(self):
+        self.norm, self.linear, self.drop = nn.LayerNorm(4), nn.Linear(4, 4), nn.Dropout(0.5)
+
+    def forward(self, x):
+        return x + self.drop(self.linear(self.norm(x)))
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.blocks = nn.ModuleList([Block(), Block()])
+        self.head = nn.Sequential(nn.Linear(4, 3), nn.ReLU(inplace=True), Tensor.tanh)
+        self.scale = nn.Parameter(Tensor.ones(1))
+        self.register_buffer("steps", Tensor.zeros(1))
+        self.register_buffer("cache", Tensor.zeros(2), persistent=False)
+        self.mask = nn.buffer(Tensor.ones(3, 3).tril())
+        self.register_parameter("bias", None)
+
+    def __call__(self, x):
+        for block in self.blocks:
+            x = block(x)
+        return self.head(x) * self.scale
+
+
+class Plain:
+    def __init__(self):
+        self.drop = nn.Dropout(0.5)
+
+    def __call__(self, x):
+        return self.drop(x)
+
+
+def drops(model, shape=(8, 4)):
+    x = Tensor.ones(*shape)
+    return (model(x).numpy() != model(x).numpy()).any()
+
+
+def test_names_and_kinds(on_device):
+    net = Net()
+    block = ["norm.weight", "norm.bias", "linear.weight", "linear.bias"]
+    inner = [f"blocks.{n}.{name}" for n in "01" for name in block]
+    inner += ["head.0.weight", "head.0.bias"]
+    assert list(net.state_dict()) == ["scale", "steps", "mask", *inner]
+    assert list(nn.state.get_state_dict(net)) == list(net.state_dict())
+    assert next(iter(net.state_dict("net."))) == "net.scale"
+    assert [name for name, _ in net.named_parameters()] == ["scale", *inner]
+    assert [name for name, _ in net.named_parameters(recurse=False)] == ["scale"]
+    assert [name for name, _ in net.named_buffers()] == ["steps", "mask", "cache"]
+    assert next(net.parameters()) is net.scale
+    assert all(a is b for a, b in zip(net.parameters(), nn.state.get_parameters(net), strict=True))
+    assert [name for name, _ in net.named_children()] == ["blocks", "head"]
+    assert [type(m).__name__ for m in net.modules()].count("Linear") == 3
+    assert all(tensor.requires_grad is False for tensor in net.buffers())
+    seen = []
+    assert net.apply(lambda module: seen.append(type(module).__name__)) is net
+    assert seen[:4] == ["LayerNorm", "Linear", "Dropout", "Block"] and seen[-1] == "Net"
+
+
+def test_kinds_stay_when_values_are_replaced(on_device):
+    net = Net()
+    net.requires_grad_(False)
+    assert len(list(net.parameters())) == 11 and not nn.state.get_parameters(net)
+    assert [name for name, _ in net.named_buffers()] == ["steps", "mask", "cache"]
+    net.requires_grad_(True)
+    net.steps, net.scale = net.steps + 1, Tensor([3.0])
+    assert "scale" in dict(net.named_parameters()) and "steps" in dict(net.named_buffers())
+    tied = Net()
+    tied.head[0].weight = tied.other = nn.Parameter(Tensor.ones(3, 4))
+    assert "other" in tied.state_dict() and "head.0.weight" in tied.state_dict()
+    assert len(list(tied.parameters())) == 11
+    with pytest.raises(GradientError, match="float"):
+        nn.Parameter(Tensor([1, 2]))
+
+
+def test_plain_tensors_are_told_apart(on_device):
+    net = Net()
+    net.weight, net.lazy, net.number = Tensor.rand(2), Tensor.ones(2, 2).tril(), Tensor([1])
+    with pytest.warns(UserWarning, match=r"weight is a plain Tensor and is neither .* nn\.Param"):
+        found = list(net.parameters())
+    assert len(found) == 11 and "weight" not in net.state_dict()
+    model = Plain()
+    model.linear, model.table = nn.Linear(2, 2), Tensor.ones(2, 2).tril()
+    with pytest.warns(UserWarning, match=r"table is a plain Tensor and will be trained") as seen:
+        assert len(nn.state.get_parameters(model)) == 3
+    assert seen[0].filename == __file__
+    model.table = nn.buffer(model.table)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert len(nn.state.get_parameters(model)) == 2
+        assert len(nn.state.get_parameters([Tensor.ones(2), {"a": Tensor.rand(2)}])) == 2
+    assert "table" in nn.state.get_state_dict(model)
+
+
+def test_modes(on_device):
+    print("seed 3")
+    Tensor.manual_seed(3)
+    net = Net()
+    assert net.training and net.blocks[0].drop.training and net.blocks.training and drops(net)
+    assert not Tensor.training
+    net.eval()
+    assert not net.training and not net.head[1].training and not drops(net)
+    with Tensor.train():
+        assert not drops(net)  # the model's own mode counts
+    net.blocks[1].train()
+    assert drops(net) and not net.blocks[0].training
+    net.blocks[1].drop.eval()
+    assert not drops(net)
+    net.train().blocks.append(Block())
+    assert net.blocks[2].drop.training and len(net.blocks) == 3
+    model = Plain()
+    assert not drops(model) and not model.drop.training
+    with Tensor.train():
+        assert drops(model) and model.drop.training
+    model.drop.train()
+    assert drops(model)
+    layers = nn.Sequential(nn.Dropout(0.5))
+    assert not drops(layers) and drops(layers.train()) and not drops(layers.eval())
+
+
+class Outer(nn.Module):
+    def __init__(self):
+        self.plain, self.items = Plain(), [nn.Dropout(0.5), Block()]
+
+    def forward(self, x):
+        self.seen = Tensor.training
+        for item in self.items:
+            x = item(x)
+        return self.plain(x).dropout(0.5)
+
+
+def test_plain_objects_in_a_module_follow_it(on_device):
+    print("seed 4")
+    Tensor.manual_seed(4)
+    outer = Outer()
+    assert drops(outer) and outer.seen and not Tensor.training
+    outer.eval()
+    assert not drops(outer) and not outer.seen and not outer.plain.drop.training
+    assert len(list(outer.parameters())) == 4
+    with pytest.raises(ShapeError):
+        outer.train()(Tensor.ones(3, 5))
+    assert not Tensor.training
+
+
+def test_batch_norm_of_a_frozen_part(on_device):
+    net = nn.Sequential(nn.BatchNorm(3), nn.BatchNorm(3)).train()
+    net[0].eval()
+    net(Tensor.rand(6, 3)).realize()
+    assert net[0].num_batches_tracked.item() == 0 and net[1].num_batches_tracked.item() == 1
+
+
+def test_forward_and_call_are_one(on_device):
+    class Twice(nn.Module):
+        def forward(self, x, times=2):
+            """Twice x."""
+            return x * times
+
+    class Thrice(Twice):
+        def __call__(self, x):
+            return super().__call__(x, times=3)
+
+    x = Tensor([1.0])
+    assert Twice()(x).item() == Twice().forward(x).item() == 2
+    assert Thrice()(x).item() == Thrice().forward(x).item() == 3
+    assert Twice.__call__.__doc__ == "Twice x."
+    assert nn.Linear(2, 2).forward(Tensor.ones(1, 2)).shape == (1, 2)
+    with pytest.raises(NotImplementedError, match="define forward"):
+        nn.Module()(x)
+
+
+def test_saving_and_loading(on_device, tmp_path):
+    first, second = Net().eval(), Net().eval()
+    nn.state.safe_save(first.state_dict(), tmp_path / "net.safetensors")
+    names = second.load_state_dict(nn.state.safe_load(tmp_path / "net.safetensors"))
+    assert names == ([], [])
+    x = Tensor.rand(2, 4)
+    wanted = first(x).tolist()
+    assert second(x).tolist() == wanted
+    for other in (copy.deepcopy(first), pickle.loads(pickle.dumps(first))):
+        assert other(x).tolist() == wanted and not other.training
+        assert [n for n, _ in other.named_buffers()] == ["steps", "mask", "cache"]
+    arrays = {name: tensor.numpy() for name, tensor in first.state_dict().items()}
+    missing, unexpected = second.load_state_dict(
+        {**arrays, "more": np.zeros(1), "scale": arrays["scale"] * 2}, strict=False
+    )
+    assert (missing, unexpected) == ([], ["more"]) and second.scale.item() == 2
+    del arrays["scale"]
+    with pytest.raises(KeyError, match=r"missing \['scale'\]"):
+        second.load_state_dict(arrays)
+
+
+def test_gradients_are_forgotten(on_device):
+    net = Net()
+    net(Tensor.ones(2, 4)).sum().backward()
+    net.zero_grad(set_to_none=False)
+    assert net.scale.grad.item() == 0
+    net.zero_grad()
+    assert all(tensor.grad is None for tensor in net.parameters())
+
+
+def test_to_another_dtype_and_device(on_device, reference):
+    net = Net().eval()
+    x, scale = Tensor.rand(2, 4), net.scale
+    wanted = net(x).numpy()
+    assert net.to(dtypes.float64).scale is scale and scale.dtype is dtypes.float64
+    np.testing.assert_allclose(net(x.double()).numpy(), wanted, rtol=1e-5)
+    net.to("float32").to(reference)
+    assert {tensor.device for tensor in (*net.parameters(), *net.buffers())} == {reference}
+    np.testing.assert_allclose(net(x.to(reference)).numpy(), wanted, rtol=1e-5, atol=1e-6)
+    with pytest.raises(TypeError, match="float dtype"):
+        net.to(dtype="int32")
+
+
+def test_containers(on_device):
+    items = nn.ModuleList([nn.Linear(2, 2)])
+    items.extend([nn.ReLU()])
+    items.insert(1, nn.Linear(2, 3))
+    assert list(nn.state.get_state_dict(items)) == ["0.weight", "0.bias", "1.weight", "1.bias"]
+    assert isinstance(items[:2], nn.ModuleList) and len(items[:2]) == 2 and items[-1] is items[2]
+    items[2] = nn.Tanh()
+    del items[0]
+    assert [type(item).__name__ for item in items] == ["Linear", "Tanh"]
+    named = nn.ModuleDict({"a": nn.Linear(2, 2), "b": Block()})
+    assert named["a"] is named.a and list(named) == ["a", "b"] and "b" in named and len(named) == 2
+    assert named != nn.ModuleDict(named) and len({named}) == 1
+    assert list(named.state_dict())[:2] == ["a.weight", "a.bias"]
+    with pytest.raises(AttributeError, match="has no 'c'"):
+        named.c  # noqa: B018
+    layers = nn.Sequential({"first": nn.Linear(2, 3), "second": nn.ReLU()})
+    assert list(layers.state_dict()) == ["first.weight", "first.bias"]
+    assert layers(Tensor.ones(1, 2)).shape == (1, 3)
+    weights = nn.ParameterList([Tensor.ones(2), [1.0, 2.0]])
+    assert list(weights.state_dict()) == ["0", "1"] and len(list(weights.parameters())) == 2
+
+
+def test_reprs():
+    assert repr(nn.Linear(2, 32)) == "Linear(in_features=2, out_features=32, bias=True)"
+    wanted = """Outer(
+  (plain.drop): Dropout(p=0.5)
+  (items.0): Dropout(p=0.5)
+  (items.1): Block(
+    (norm): LayerNorm((4,), eps=1e-05, elementwise_affine=True)
+    (linear): Linear(in_features=4, out_features=4, bias=True)
+    (drop): Dropout(p=0.5)
+  )
+)"""
+    assert repr(Outer()) == wanted
+    assert repr(nn.Sequential(nn.ReLU(), Tensor.tanh)) == (
+        "Sequential(\n  (0): ReLU()\n  (1): tanh\n)"
+    )
+
+
+@pytest.mark.parametrize("mode", ["dropout", "batch norm"])
+def test_a_captured_step(on_device, mode):
+    print("seed 5")
+    Tensor.manual_seed(5)
+    net = nn.Sequential(nn.Linear(3, 3), nn.Dropout(0.5) if mode == "dropout" else nn.BatchNorm(3))
+    net.train()
+    optimizer = nn.optim.SGD(net.parameters(), lr=0.01)
+
+    @jit
+    def train(x):
+        optimizer.zero_grad()
+        loss = net(x).square().mean()
+        loss.backward()
+        optimizer.step()
+        return loss.realize()
+
+    @jit
+    def evaluate(x):
+        return net(x).realize()
+
+    x, other = Tensor.rand(4, 3), nn.Dropout(0.5)
+    for _ in range(4):
+        before = net[0].weight.numpy()
+        net.train()
+        train(x).item()
+        assert (net[0].weight.numpy() != before).any()
+        net.eval()
+        other.eval()  # not called: does not matter
+        np.testing.assert_allclose(evaluate(x).numpy(), net(x).numpy(), rtol=1e-5, atol=1e-6)
+    assert train.captured and evaluate.captured
+    with pytest.raises(JitError, match="whose training was True when it was captured and is False"):
+        train(x)
+    net.train()
+    with pytest.raises(JitError, match="whose training was False"):
+        evaluate(x)
+    net[1].eval()
+    with pytest.raises(JitError, match=r"a (BatchNorm|Dropout)"):
+        train(x)
+    train.reset()
+    for _ in range(3):
+        train(x)
+    assert train.captured
+    net.to("float64")
+    with pytest.raises(JitError, match="whose moves"):
+        train(x)
+
+
+def test_a_step_may_set_the_mode_itself(on_device):
+    net = nn.Sequential(nn.Dropout(0.5))
+
+    @jit
+    def evaluate(x):
+        net.eval()
+        return net(x) * 1
+
+    for _ in range(4):
+        net.train()
+        assert evaluate(Tensor.ones(2)).tolist() == [1, 1]
+
+
+def test_a_captured_module(on_device):
+    class Scaled(nn.Module):
+        def __init__(self):
+            self.scale = 2.0
+
+        def forward(self, x):
+            return x * self.scale
+
+    model = Scaled()
+    step = jit(model)
+    for _ in range(3):
+        assert step(Tensor([1.0])).item() == 2
+    model.scale = 3.0
+    with pytest.raises(JitError, match=r"self\.scale"):
+        step(Tensor([1.0]))

@@ -1,0 +1,278 @@
+"""Layers and losses under PyTorch's names against PyTorch's: results, gradients, names, reprs."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from minigrad import Tensor, nn
+from minigrad.errors import ShapeError
+
+torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+tnn = torch.nn
+F = nn.functional
+
+# what makes it, in either library → shape of the input
+LAYERS = {
+    "ReLU()": (3, 4), "ReLU6()": (3, 4), "LeakyReLU(0.2)": (3, 4), "ELU(0.5)": (3, 4),
+    "GELU()": (3, 4), "GELU('tanh')": (3, 4), "SiLU()": (3, 4), "Mish()": (3, 4),
+    "Softplus(2.0)": (3, 4), "Hardswish()": (3, 4), "Tanh()": (3, 4), "Sigmoid()": (3, 4),
+    "Softmax(dim=1)": (3, 4, 2), "LogSoftmax(dim=-1)": (3, 4), "Identity(5, unused=1)": (3,),
+    "Flatten()": (2, 3, 4), "Flatten(0, 1)": (2, 3, 4), "Unflatten(1, (2, 3))": (4, 6),
+    "Conv3d(2, 4, 3, stride=(1, 2, 1), padding=1, groups=2)": (2, 2, 4, 5, 3),
+    "ConvTranspose3d(2, 3, 2, stride=2)": (1, 2, 2, 3, 2),
+    "MaxPool2d(2)": (2, 3, 5, 6), "MaxPool2d((2, 3), 1, (1, 0), ceil_mode=True)": (2, 3, 5, 6),
+    "AvgPool2d(3, 2, 1, count_include_pad=False)": (2, 3, 6, 7), "AvgPool2d(2)": (3, 4, 6),
+    "AdaptiveAvgPool2d(1)": (2, 3, 5, 7), "AdaptiveAvgPool2d((3, None))": (3, 5, 7),
+    "AdaptiveAvgPool2d((4, 3))": (2, 3, 6, 7), "PixelShuffle(2)": (2, 8, 3, 2),
+    "Upsample(scale_factor=2)": (2, 3, 4, 5),
+    "Upsample((7, 9), mode='bilinear', align_corners=True)": (2, 3, 4, 5),
+    "Linear(4, 3)": (2, 4), "LayerNorm(4, elementwise_affine=False)": (2, 4),
+    "Sequential(Linear(4, 3), BatchNorm2d(3))": (2, 4),
+    "Sequential(ModuleDict({'a': Linear(2, 2)})['a'], ReLU())": (3, 2),
+    "TransformerEncoderLayer(8, 2, 16, 0.0)": (5, 3, 8),
+    "TransformerEncoderLayer(8, 4, 16, activation='gelu', batch_first=True, norm_first=True, "
+    "bias=False)": (3, 5, 8),
+}  # fmt: skip
+
+
+def made(text, library):
+    return eval(text, {name: getattr(library, name) for name in dir(library)})
+
+
+def filled(theirs, ours, generator):
+    """Random values in PyTorch's module, and the same in ours."""
+    with torch.no_grad():
+        for value in theirs.parameters():
+            value.copy_(torch.tensor(generator.uniform(-1, 1, tuple(value.shape))))
+    assert list(ours.state_dict()) == list(theirs.state_dict())
+    ours.load_state_dict(theirs.state_dict())
+    for module in (theirs, ours):
+        module.eval()
+
+
+def close(found, wanted, what=""):
+    """What cancels to nearly 0 is as exact as the largest of what it was summed of."""
+    wanted = wanted.detach().numpy()
+    atol = 2e-5 * max(1.0, np.abs(wanted).max())
+    np.testing.assert_allclose(found.numpy(), wanted, rtol=2e-4, atol=atol, err_msg=what)
+
+
+def gradients_are_close(ours, theirs):
+    wanted = {name: value.grad for name, value in theirs.named_parameters()}
+    found = {name: tensor.grad for name, tensor in ours.named_parameters()}
+    assert list(found) == list(wanted)
+    for name, value in wanted.items():
+        if value is not None:
+            close(found[name], value, name)
+
+
+@pytest.mark.parametrize("text", LAYERS)
+def test_layers(text, on_device):
+    generator = np.random.default_rng(11)
+    ours, theirs = made(text, nn), made(text.replace("BatchNorm2d", "BatchNorm1d"), tnn)
+    filled(theirs, ours, generator)
+    x = generator.standard_normal(LAYERS[text]).astype(np.float32)
+    tx, mx = torch.tensor(x, requires_grad=True), Tensor(x, requires_grad=True)
+    ty, y = theirs(tx), ours(mx)
+    weights = generator.standard_normal(tuple(ty.shape)).astype(np.float32)
+    (ty * torch.tensor(weights)).sum().backward()
+    (y * weights).sum().backward()
+    close(y, ty)
+    close(mx.grad, tx.grad)
+    gradients_are_close(ours, theirs)
+
+
+SAME_REPR = [
+    "Linear(2, 32)", "Linear(2, 3, bias=False)", "Conv2d(3, 4, 3)", "Identity(3)", "Tanh()",
+    "Conv2d(3, 6, (3, 2), padding=(1, 0), dilation=2, groups=3, bias=False)", "Softmax(dim=1)",
+    "Conv1d(3, 4, 4, padding='same')", "ConvTranspose1d(4, 6, 3, 2, 1, 1, 2)", "GRUCell(3, 4)",
+    "Conv2d(3, 4, 3, padding=1, padding_mode='reflect')", "Embedding(5, 3, padding_idx=1)",
+    "ReLU(inplace=True)", "ReLU()", "LeakyReLU(0.2)", "GELU()", "Flatten()", "PixelShuffle(2)",
+    "Unflatten(1, (2, 2))", "AdaptiveAvgPool2d((1, None))", "ELU()",
+    "Sequential(Linear(2, 3), ReLU(), Sequential(Linear(3, 1), Sigmoid()))",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("text", SAME_REPR)
+def test_reprs(text):
+    assert repr(made(text, nn)) == repr(made(text, tnn))
+
+
+@pytest.mark.parametrize("text", ["GRUCell(5, 4)", "RNNCell(5, 4)", "LSTMCell(5, 4, bias=False)",
+                                  "RNNCell(5, 4, False, 'relu')"])  # fmt: skip
+def test_cells(text, on_device):
+    generator = np.random.default_rng(12)
+    ours, theirs = made(text, nn), made(text, tnn)
+    filled(theirs, ours, generator)
+    states, wanted = None, None
+    for x in generator.standard_normal((3, 6, 5)).astype(np.float32):
+        states, wanted = ours(Tensor(x), states), theirs(torch.tensor(x), wanted)
+    first = states[0] if isinstance(states, tuple) else states
+    last = wanted[0] if isinstance(wanted, tuple) else wanted
+    first.square().sum().backward()
+    last.square().sum().backward()
+    close(first, last)
+    gradients_are_close(ours, theirs)
+    with pytest.raises(ShapeError, match="expected"):
+        ours(Tensor.ones(6, 3))
+    with pytest.raises(ShapeError, match=r"state of \(6, 3\)"):
+        ours(Tensor.ones(6, 5), Tensor.ones(6, 3) if text[0] != "L" else [Tensor.ones(6, 3)] * 2)
+
+
+MASKS = {
+    "none": {}, "causal": {"attn_mask": np.triu(np.ones((4, 4), bool), 1)},
+    "added": {"attn_mask": np.linspace(-2, 2, 16, dtype=np.float32).reshape(4, 4)},
+    "padding": {"key_padding_mask": np.array([[0, 0, 1, 1], [0, 1, 0, 0], [0, 0, 0, 0]], bool)},
+    "both": {"attn_mask": np.triu(np.ones((4, 4), bool), 1),
+             "key_padding_mask": np.array([[0, 0, 0, 1]] * 3, bool)},
+    "mixed": {"attn_mask": np.linspace(-2, 2, 16, dtype=np.float32).reshape(4, 4),
+              "key_padding_mask": np.array([[0, 0, 0, -np.inf]] * 3, np.float32)},
+    "by head": {"attn_mask": np.arange(6 * 16).reshape(6, 4, 4) % 3 == 1},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", MASKS)
+@pytest.mark.parametrize("options", [{}, {"batch_first": True, "bias": False}], ids=str)
+def test_attention(kind, options, on_device):
+    generator = np.random.default_rng(13)
+    ours, theirs = nn.MultiheadAttention(8, 2, **options), tnn.MultiheadAttention(8, 2, **options)
+    filled(theirs, ours, generator)
+    lead = (3, 4) if options.get("batch_first") else (4, 3)
+    inputs = [generator.standard_normal((*lead, 8)).astype(np.float32) for _ in range(3)]
+    masks = MASKS[kind]
+    mine = ours(*map(Tensor, inputs), **{k: Tensor(v) for k, v in masks.items()},
+                average_attn_weights=kind != "none")  # fmt: skip
+    wanted = theirs(*map(torch.tensor, inputs), **{k: torch.tensor(v) for k, v in masks.items()},
+                    average_attn_weights=kind != "none")  # fmt: skip
+    for a, b in zip(mine, wanted, strict=True):
+        close(a, b)
+    (mine[0] * mine[0]).sum().backward()
+    (wanted[0] * wanted[0]).sum().backward()
+    gradients_are_close(ours, theirs)
+    if kind == "causal":
+        causal, nothing = ours(*map(Tensor, inputs), need_weights=False, is_causal=True)
+        close(causal, wanted[0])
+        assert nothing is None
+        single = [x[0] if options else x[:, 0] for x in inputs]
+        close(ours(*map(Tensor, single))[0], theirs(*map(torch.tensor, single))[0])
+
+
+def test_attention_that_is_asked_wrongly():
+    with pytest.raises(ShapeError, match="heads that divide"):
+        nn.MultiheadAttention(8, 3)
+    with pytest.raises(ShapeError, match="the last 8"):
+        nn.MultiheadAttention(8, 2)(*[Tensor.ones(4, 3, 7)] * 3)
+    with pytest.raises(ValueError, match="'relu', 'gelu' or a function"):
+        nn.TransformerEncoderLayer(8, 2, activation="tanh")
+    with pytest.raises(ShapeError, match="multiple of 4"):
+        nn.PixelShuffle(2)(Tensor.ones(1, 6, 2, 2))
+    with pytest.raises(ValueError, match="'tanh' or 'relu'"):
+        nn.RNNCell(2, 2, nonlinearity="gelu")
+    with pytest.raises(ValueError, match="one of the rows"):
+        nn.Embedding(3, 2, padding_idx=3)
+
+
+def test_embedding_with_padding(on_device):
+    ours, theirs = nn.Embedding(5, 3, padding_idx=-4), tnn.Embedding(5, 3, padding_idx=-4)
+    assert ours.weight[1].tolist() == [0, 0, 0] and ours.weight[0].numpy().any()
+    ours.load_state_dict(theirs.state_dict())
+    index = np.array([[0, 1, 2], [1, 1, 4]])
+    ours(Tensor(index)).square().sum().backward()
+    theirs(torch.tensor(index)).square().sum().backward()
+    gradients_are_close(ours, theirs)
+
+
+def draws(kind, generator):
+    """Inputs and targets that fit a kind of loss."""
+    logits = generator.standard_normal((5, 4, 3)).astype(np.float32)
+    if kind == "classes":
+        return logits, generator.integers(0, 4, (5, 3))
+    other = generator.random((5, 4, 3)).astype(np.float32)
+    shares = other / other.sum(1, keepdims=True)
+    if kind == "shares":
+        return np.log(np.exp(logits) / np.exp(logits).sum(1, keepdims=True)), shares
+    return (generator.random((5, 4, 3)).astype(np.float32), shares) if kind == "unit" else (
+        logits, other)  # fmt: skip
+
+
+BY_CLASS, BY_ELEMENT = np.array([0.5, 2.0, 1.0, 0.25], np.float32), np.ones(3, np.float32) * 0.5
+LOSSES = [
+    ("MSELoss", {}, "any"), ("L1Loss", {}, "any"), ("SmoothL1Loss", {"beta": 0.5}, "any"),
+    ("SmoothL1Loss", {"beta": 0}, "any"), ("HuberLoss", {"delta": 0.7}, "any"),
+    ("CrossEntropyLoss", {}, "classes"), ("CrossEntropyLoss", {"weight": BY_CLASS}, "classes"),
+    ("CrossEntropyLoss", {"ignore_index": 2, "label_smoothing": 0.1}, "classes"),
+    ("CrossEntropyLoss", {"weight": BY_CLASS, "ignore_index": 2, "label_smoothing": 0.1},
+     "classes"),
+    ("CrossEntropyLoss", {"weight": BY_CLASS, "label_smoothing": 0.2}, "shares"),
+    ("CrossEntropyLoss", {}, "shares"), ("NLLLoss", {"weight": BY_CLASS}, "classes"),
+    ("NLLLoss", {"ignore_index": 1}, "classes"), ("BCELoss", {}, "unit"),
+    ("BCELoss", {"weight": BY_ELEMENT}, "unit"), ("BCEWithLogitsLoss", {}, "any"),
+    ("BCEWithLogitsLoss", {"weight": BY_ELEMENT, "pos_weight": BY_ELEMENT * 3}, "any"),
+    ("KLDivLoss", {}, "shares"), ("KLDivLoss", {"log_target": True}, "any"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "kind", "reduction"),
+    [(*case, reduction) for case in LOSSES for reduction in ("mean", "sum", "none")]
+    + [("KLDivLoss", {}, "shares", "batchmean")],
+)
+def test_losses(name, options, kind, reduction, on_device):
+    generator = np.random.default_rng(14)
+    x, target = draws(kind, generator)
+    arrays = {k: v for k, v in options.items() if isinstance(v, np.ndarray)}
+    ours, theirs = (
+        getattr(library, name)(
+            **{**options, **{k: tensor(v) for k, v in arrays.items()}}, reduction=reduction
+        )
+        for library, tensor in ((nn, Tensor), (tnn, torch.tensor))
+    )
+    assert list(ours.state_dict()) == list(theirs.state_dict())
+    tx, mx = torch.tensor(x, requires_grad=True), Tensor(x, requires_grad=True)
+    loss, wanted = ours(mx, Tensor(target)), theirs(tx, torch.tensor(target))
+    close(loss, wanted)
+    loss.sum().backward()
+    wanted.sum().backward()
+    close(mx.grad, tx.grad)
+
+
+def test_losses_of_wrong_shapes():
+    for loss in (nn.L1Loss(), nn.HuberLoss(), nn.KLDivLoss(), nn.SmoothL1Loss(), nn.MSELoss()):
+        with pytest.raises(ShapeError, match="equal shapes"):
+            loss(Tensor.ones(4, 1), Tensor.ones(4))
+    with pytest.raises(ValueError, match="expected a number > 0"):
+        nn.HuberLoss(delta=0)(Tensor.ones(4), Tensor.ones(4))
+
+
+# x → the same of both libraries' functions, where the methods differ
+FUNCTIONS = {
+    "linear": lambda f, x, t: f.linear(x, t([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]]), t([1.0, 2.0])),
+    "gelu": lambda f, x, t: f.gelu(x), "tanh gelu": lambda f, x, t: f.gelu(x, approximate="tanh"),
+    "normalize": lambda f, x, t: f.normalize(x, dim=0), "softmax": lambda f, x, t: f.softmax(x, 1),
+    "log_softmax": lambda f, x, t: f.log_softmax(x, dim=0),
+    "layer_norm": lambda f, x, t: f.layer_norm(x, (3,), t([1.0, 2.0, 3.0]), eps=0.1),
+    "cross_entropy": lambda f, x, t: f.cross_entropy(x, t([0, 2])),
+    "cross_entropy of one": lambda f, x, t: f.cross_entropy(x[0], t(2)),
+    "dropout": lambda f, x, t: f.dropout(x, 0.5, training=False),
+    "pad": lambda f, x, t: f.pad(x, (1, 2), value=3.0),
+    "embedding": lambda f, x, t: f.embedding(t([1, 0]), x),
+    "mse_loss": lambda f, x, t: f.mse_loss(x, x * 2), "relu": lambda f, x, t: f.relu(x),
+    "conv1d": lambda f, x, t: f.conv1d(x, t([[[1.0, 2.0]], [[3.0, 4.0]]]), groups=2, stride=1),
+    "bce": lambda f, x, t: f.binary_cross_entropy_with_logits(x, t([[1.0, 0.0, 1.0]] * 2)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_functions(name, on_device):
+    x = np.random.default_rng(15).standard_normal((2, 3)).astype(np.float32)
+    found = FUNCTIONS[name](F, Tensor(x), Tensor)
+    close(found, FUNCTIONS[name](torch.nn.functional, torch.tensor(x), torch.tensor))
+
+
+def test_dropout_as_a_function(on_device):
+    print("seed 6")
+    Tensor.manual_seed(6)
+    assert 300 < (F.dropout(Tensor.ones(1000), 0.5).numpy() == 0).sum() < 700
+    with Tensor.train():
+        assert F.dropout(Tensor.ones(1000), 0.5, training=False).numpy().all()

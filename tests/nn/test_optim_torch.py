@@ -1,0 +1,150 @@
+"""Parameter groups and learning-rate schedulers as torch.optim has them."""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import pytest
+
+from minigrad import Tensor, jit, nn
+from minigrad.nn import optim
+
+torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+
+SCHEDULERS = {
+    "StepLR": (3, 0.5), "MultiStepLR": ([2, 5, 5], 0.5), "ExponentialLR": (0.9,),
+    "CosineAnnealingLR": (6, 0.01), "LinearLR": (0.25, 0.75, 4),
+    "LambdaLR": (lambda step: 1 / (1 + step),),
+}  # fmt: skip
+
+
+def pairs(shapes, seed=31):
+    generator = np.random.default_rng(seed)
+    arrays = [generator.standard_normal(shape).astype(np.float32) for shape in shapes]
+    return [Tensor(a) for a in arrays], [torch.tensor(a, requires_grad=True) for a in arrays]
+
+
+@pytest.mark.parametrize("name", ["SGD", "Adam", "AdamW"])
+def test_groups(name, on_device):
+    ours, theirs = pairs([(3, 2), (4,), (2,)])
+    steps = []
+    for library, (a, b, c) in ((optim, ours), (torch.optim, theirs)):
+        groups = [{"params": [a], "weight_decay": 0.5}, {"params": iter([b]), "lr": 0.3},
+                  {"params": c}]  # fmt: skip
+        optimizer = getattr(library, name)(groups, lr=0.1)
+        assert [round(group["lr"], 6) for group in optimizer.param_groups] == [0.1, 0.3, 0.1]
+        assert optimizer.param_groups[0]["weight_decay"] == 0.5
+        for step in range(4):
+            optimizer.zero_grad()
+            ((a * a).sum() + (b * 3).sum() + (c * c * c).sum()).backward()
+            optimizer.step()
+            for group in optimizer.param_groups:
+                group["lr"] = 0.1 / (step + 1)
+        steps.append(optimizer)
+    for tensor, wanted in zip(ours, theirs, strict=True):
+        np.testing.assert_allclose(tensor.numpy(), wanted.detach().numpy(), rtol=1e-5, atol=1e-6)
+    if name != "SGD":
+        assert steps[0].param_groups[0]["betas"] == steps[1].param_groups[0]["betas"]
+
+
+def test_groups_that_are_wrong():
+    param = Tensor.ones(2, requires_grad=True)
+    with pytest.raises(TypeError, match='a dict with "params"'):
+        optim.SGD([{"params": [param]}, [param]])
+    with pytest.raises(ValueError, match="belongs to two optimizers"):
+        optim.SGD([{"params": [param]}, {"params": [param]}])
+    group = optim.SGD([param]).param_groups[0]
+    with pytest.raises(KeyError, match=r"expected 'lr'; give other options to SGD"):
+        group["momentum"] = 0.5
+    with pytest.raises(KeyError, match="no 'betas'; there are lr, params, momentum"):
+        group["betas"]
+    assert group["params"][0] is param and group["nesterov"] is False and len(group) == 5
+
+
+def test_copies(on_device):
+    optimizer = optim.Adam([Tensor([1.0], requires_grad=True)], lr=0.25)
+    assert copy.deepcopy(optimizer).lr.item() == 0.25
+
+
+def test_what_is_frozen_stays(on_device):
+    a, b = (Tensor([1.0], requires_grad=True) for _ in range(2))
+    a.requires_grad = False
+    optimizer = optim.SGD([a, b], lr=0.5)
+    (a * b).sum().backward()
+    optimizer.step()
+    assert (a.item(), b.item()) == (1, 0.5)
+    a.requires_grad = True
+    optimizer.zero_grad()
+    (a * b).sum().backward()
+    optimizer.step()
+    assert (a.item(), b.item()) == (0.75, 0)
+
+
+def test_gradients_set_to_zero(on_device):
+    (a,), (ta,) = pairs([(3,)])
+    ours, theirs = optim.SGD([a], 0.1, 0.9), torch.optim.SGD([ta], 0.1, 0.9)
+    for x, optimizer in ((a, ours), (ta, theirs)):
+        (x * x).sum().backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=False)
+        optimizer.step()
+        assert not np.asarray(x.grad).any()
+    np.testing.assert_allclose(a.numpy(), ta.detach().numpy(), rtol=1e-6)
+    optim.OptimizerGroup(ours).zero_grad()
+    assert a.grad is None
+
+
+def test_clipping(on_device):
+    ours, theirs = pairs([(3, 2), (4,)])
+    norms = []
+    for params, clip in ((ours, nn.utils.clip_grad_norm_), (theirs,
+                                                            torch.nn.utils.clip_grad_norm_)):
+        (params[0].sum() * 3 + (params[1] * params[1]).sum()).backward()
+        norms.append(float(clip(iter(params), max_norm=1.0)))
+    np.testing.assert_allclose(norms[0], norms[1], rtol=1e-5)
+    for tensor, wanted in zip(ours, theirs, strict=True):
+        np.testing.assert_allclose(tensor.grad.numpy(), wanted.grad.numpy(), rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_schedulers(name):
+    ours, theirs = pairs([(2,), (2,)])
+    rates = []
+    for library, (a, b) in ((optim, ours), (torch.optim, theirs)):
+        optimizer = library.SGD([{"params": [a]}, {"params": [b], "lr": 0.4}], lr=0.2)
+        scheduler = getattr(library.lr_scheduler, name)(optimizer, *SCHEDULERS[name])
+        found = []
+        for _ in range(9):
+            found.append([group["lr"] for group in optimizer.param_groups])
+            np.testing.assert_allclose(found[-1], scheduler.get_last_lr(), rtol=1e-6)
+            (a.sum() + b.sum()).backward()
+            optimizer.step()
+            scheduler.step()
+        rates.append(found)
+    np.testing.assert_allclose(rates[0], rates[1], rtol=1e-6)
+
+
+def test_a_scheduler_goes_on(on_device):
+    param = Tensor([1.0], requires_grad=True)
+    optimizer = optim.SGD([param], lr=0.5)
+    scheduler = optim.lr_scheduler.StepLR(optimizer, 2)
+
+    @jit
+    def step():
+        optimizer.zero_grad()
+        param.sum().backward()
+        optimizer.step()
+
+    values = [1.0]
+    for _ in range(6):
+        step()
+        scheduler.step()
+        values.append(param.item())
+    np.testing.assert_allclose(-np.diff(values), [0.5, 0.5, 0.05, 0.05, 0.005, 0.005], rtol=1e-4)
+    other = optim.lr_scheduler.StepLR(optim.SGD([param], lr=0.7), 2)
+    other.load_state_dict(scheduler.state_dict())
+    assert other.last_epoch == 6
+    np.testing.assert_allclose(other.optimizer.lr.item(), 0.0005, rtol=1e-5)
+    with pytest.raises(ValueError, match="2 functions for 1 groups"):
+        optim.lr_scheduler.LambdaLR(optimizer, [abs, abs])
