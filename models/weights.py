@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,13 +24,19 @@ from minigrad.models.console import require
 from minigrad.models.data import read_text
 from minigrad.models.errors import InputError
 from minigrad.models.gpt_config import GPTConfig
-from minigrad.nn.gguf import GGUFError, gguf_load
-from minigrad.nn.quantized import Quantized, QuantizedEmbedding, QuantizedLinear
+from minigrad.nn.gguf import GGUFError, gguf_load, parts_of
+from minigrad.nn.quantized import (
+    Quantized,
+    QuantizedEmbedding,
+    QuantizedLinear,
+    QuantizedStack,
+)
 
 if TYPE_CHECKING:
     from minigrad.models.gpt import GPT
 
 Weight = Tensor | Quantized
+PACKED = (Quantized, QuantizedStack)
 # What files have beside the weights: the masks of old GPT-2 files, frequencies of old Llama files.
 IGNORED = re.compile(r"(\.attn\.(masked_)?bias|rotary_emb\.inv_freq|^rope_freqs\.weight)$")
 PICKLED = (".bin", ".pt", ".pth")
@@ -54,11 +60,10 @@ def load_pretrained(
 ) -> GPT:
     """The GPT (kind) whose weights are in `path`; InputError says in a sentence what is wrong.
 
-    path: a GGUF file (gpt2 or llama in F32, F16, BF16, Q8_0, Q4_0, Q4_1), a safetensors file or a
-    PyTorch state dict (.bin, .pt, .pth) with HuggingFace's config.json beside it unless `config` is
-    given, a folder of these (model.safetensors, or shards and their index), or what models/gpt.py
-    saved. dtype ("float32") converts all weights, which also dequantizes; otherwise they stay in
-    memory as they are in the file. context: fewer positions than the file allows, as keys and
+    path: a GGUF file (gpt2 or llama, in the types of `gguf_load`), a safetensors file or a PyTorch
+    state dict (.bin, .pt, .pth) with HuggingFace's config.json beside it unless `config` is given,
+    a folder of these (model.safetensors, or shards and their index), or what models/gpt.py saved. dtype ("float32") converts all weights, which also dequantizes; otherwise they stay in
+    memory with their few bits (see `quantized.py`). context: fewer positions than the file allows, as keys and
     values take memory for all of them.
     """
     source = read_source(Path(path))
@@ -96,8 +101,8 @@ def read_source(path: Path) -> Source:
         with path.open("rb") as file:
             start = file.read(4)
         if start == b"GGUF":
-            metadata, tensors = gguf_load(path)
-            return Source("gguf", tensors, metadata)
+            facts, weights = gguf_load(path)
+            return Source("gguf", weights, facts)
         tensors, text = _read_tensors(path)
         if "config" in text and "tokenizer" in text:
             return Source("own", tensors, text)
@@ -129,7 +134,7 @@ def _read_folder(folder: Path) -> Source:
                 raise InputError(f"{index} lists {lost[0]}, but {table[lost[0]]} does not have it")
             return Source("hub", tensors, facts)
     files = sorted(folder.glob("*.gguf"))
-    if len(files) == 1:
+    if files and parts_of(files[0]) == files:
         return read_source(files[0])
     raise InputError(f"{folder} has no model.safetensors, pytorch_model.bin, or index of shards")
 
@@ -261,7 +266,7 @@ def plain_rows(weight: Weight) -> int:
     return int(weight.shape[0]) if weight.shape else 1  # type: ignore[arg-type]
 
 
-def _joined(weights: list[Weight], part: Part) -> Weight:
+def _joined(weights: list[Weight], part: Part) -> Weight | QuantizedStack:
     """One weight of several; those that cannot stay packed together are dequantized."""
     if len({weight.shape[1:] for weight in weights}) > 1:
         shapes = " and ".join(str(tuple(weight.shape)) for weight in weights[:3])
@@ -271,7 +276,7 @@ def _joined(weights: list[Weight], part: Part) -> Weight:
     if len(weights) == 1 and part.how != "experts":
         return weights[0]
     packed = [weight for weight in weights if isinstance(weight, Quantized)]
-    if len(packed) == len(weights) and part.how != "experts" and len({w.kind for w in packed}) == 1:
+    if len(packed) == len(weights) and part.how != "experts":
         return Quantized.stack(packed)
     plain = [w.dequantized() if isinstance(w, Quantized) else w for w in weights]
     if part.how == "experts":
@@ -283,9 +288,11 @@ def _joined(weights: list[Weight], part: Part) -> Weight:
     return plain[0].cat(*plain[1:], dim=0).contiguous()
 
 
-def _converted(weight: Weight, part: Part, dtype: DType | None) -> Weight:
+def _converted(
+    weight: Weight | QuantizedStack, part: Part, dtype: DType | None
+) -> Weight | QuantizedStack:
     """In the dtype wanted; what is no matrix in float32 at least, as are the norms' sums."""
-    if isinstance(weight, Quantized):
+    if isinstance(weight, PACKED):
         # only what multiplies can stay packed
         multiplies = not part.ours.endswith(("bias", "wpe.weight", "router.weight"))
         if dtype is None and multiplies and len(weight.shape) == 2:
@@ -299,7 +306,7 @@ def _converted(weight: Weight, part: Part, dtype: DType | None) -> Weight:
     return weight.contiguous().realize()
 
 
-def _place(model: GPT, name: str, weight: Weight) -> None:
+def _place(model: GPT, name: str, weight: Weight | QuantizedStack) -> None:
     """Put a weight where a name says; one that is quantized changes what multiplies by it."""
     *path, last = name.split(".")
     parent: Any = None
@@ -307,16 +314,17 @@ def _place(model: GPT, name: str, weight: Weight) -> None:
     for step in path:
         parent = place
         place = place[int(step)] if step.isdecimal() else getattr(place, step)
-    if not isinstance(weight, Quantized):
+    if not isinstance(weight, PACKED):
         setattr(place, last, weight.requires_grad_(True))
     elif isinstance(place, nn.Embedding):
+        assert isinstance(weight, Quantized)  # a table comes from one tensor
         setattr(parent, path[-1], QuantizedEmbedding(weight))
     else:
         setattr(parent, path[-1], QuantizedLinear(weight, place.bias))
 
 
-def quantized_names(model: GPT) -> Iterator[str]:
+def quantized_names(model: GPT) -> list[str]:
     """The parameters that are kept packed."""
-    for name in nn.state.get_state_dict(model):
-        if name.endswith(".weight.quants"):
-            yield name.removesuffix(".quants")
+    names = nn.state.get_state_dict(model)
+    found = [name.partition(".weight.")[0] for name in names if name.endswith(".quants")]
+    return [f"{name}.weight" for name in dict.fromkeys(found)]

@@ -9,14 +9,17 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import struct
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
 from minigrad.dtype import DType, dtypes
 from minigrad.errors import MinigradError, ShapeError
 from minigrad.graph.symbolic import ceildiv
-from minigrad.nn.quantized import BLOCK, KINDS, Quantized
+from minigrad.nn.gguf_blocks import LAYOUTS, quantized
+from minigrad.nn.quantized import KINDS, Quantized
 from minigrad.tensor import Tensor
 
 _SCALARS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?", 10: "<Q",
@@ -24,15 +27,26 @@ _SCALARS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<
 _STRING, _ARRAY = 8, 9
 _PLAIN = {0: dtypes.float32, 1: dtypes.float16, 24: dtypes.int8, 25: dtypes.int16,
           26: dtypes.int32, 27: dtypes.int64, 28: dtypes.float64, 30: dtypes.bfloat16}  # fmt: skip
-_PACKED = {2: KINDS["Q4_0"], 3: KINDS["Q4_1"], 8: KINDS["Q8_0"]}
+_PACKED = {layout.number: name for name, layout in LAYOUTS.items()}
 # types that files have and this module cannot read, to name them in an error
-_OTHERS = {6: "Q5_0", 7: "Q5_1", 9: "Q8_1", 10: "Q2_K", 11: "Q3_K", 12: "Q4_K", 13: "Q5_K",
-           14: "Q6_K", 15: "Q8_K", 16: "IQ2_XXS", 20: "IQ4_NL", 23: "IQ4_XS"}  # fmt: skip
+_OTHERS = {9: "Q8_1", 15: "Q8_K", 16: "IQ2_XXS", 17: "IQ2_XS", 18: "IQ3_XXS", 19: "IQ1_S",
+           20: "IQ4_NL", 21: "IQ3_S", 22: "IQ2_S", 23: "IQ4_XS", 29: "IQ1_M", 34: "TQ1_0",
+           35: "TQ2_0", 39: "MXFP4"}  # fmt: skip
 _DEEPEST = 4  # arrays of arrays of …
+_SPLIT = re.compile(r"-(\d{5})-of-(\d{5})\.gguf$")
 
 
 class GGUFError(MinigradError, ValueError):
     """A file that is no whole GGUF file, or one of a kind that is not read here."""
+
+
+@dataclass(frozen=True)
+class Value:
+    """A value of the metadata: its type's number, its bytes in the file, and what they mean."""
+
+    kind: int
+    raw: bytes
+    plain: Any
 
 
 class _Reader:
@@ -70,6 +84,14 @@ class _Reader:
         except UnicodeDecodeError:
             raise GGUFError(f"{what} is not UTF-8") from None
 
+    def pair(self, what: str) -> Value:
+        """A value of the metadata, its type before it."""
+        kind, start = self.number("<I", what), self.file.tell()
+        plain = self.value(kind, what)
+        count = self.file.tell() - start
+        self.file.seek(start)
+        return Value(kind, self.take(count, what), plain)
+
     def value(self, kind: int, what: str, depth: int = 0) -> Any:
         """A value of the metadata."""
         if kind in _SCALARS:
@@ -91,24 +113,74 @@ class _Reader:
 def gguf_load(
     path: str | os.PathLike[str], device: str | None = None
 ) -> tuple[dict[str, Any], dict[str, Tensor | Quantized]]:
-    """(metadata, tensors) of a GGUF file of version 2 or 3.
+    """(metadata, tensors) of a GGUF file of version 2 or 3, or of several that belong together.
 
-    Metadata are plain Python values by key. Tensors of F32, F16, BF16 and F64 and of integers are
-    `Tensor`s of their own dtype, Q8_0, Q4_0 and Q4_1 are `Quantized`; shapes are in row-major
-    order, (out, in) for a matrix. Raises GGUFError for a file that is damaged or of another kind,
-    OSError where it cannot be read.
+    path: the file, or any of NAME-00001-of-00003.gguf …, whose others then lie beside it; the
+    metadata are those of the first. Metadata are plain Python values by key. Tensors of F32, F16,
+    BF16 and F64 and of integers are `Tensor`s of their own dtype; Q8_0, Q4_0, Q4_1, Q5_0, Q5_1 and
+    Q2_K to Q6_K are `Quantized`; shapes are in row-major order, (out, in) for a matrix. Raises
+    GGUFError for a file that is damaged or of another kind, OSError where it cannot be read.
     """
-    with Path(path).open("rb") as file:
-        try:
-            return _load(_Reader(file), device)
-        except GGUFError as error:
-            where = os.fspath(path)
-            raise GGUFError(f"{where} is no GGUF file that can be read: {error}") from None
+    metadata, tensors = gguf_read(path, device)
+    return {key: value.plain for key, value in metadata.items()}, tensors
+
+
+def gguf_read(
+    path: str | os.PathLike[str], device: str | None = None
+) -> tuple[dict[str, Value], dict[str, Tensor | Quantized]]:
+    """`gguf_load` with the types that metadata have in the file."""
+    first, *rest = files = parts_of(Path(path))
+    metadata, tensors = _load(first, device)
+    count = metadata.get("split.count", Value(4, b"", 1)).plain
+    if count != len(files) and (rest or type(count) is not int or count > 1):
+        raise GGUFError(
+            f"{first} is one of {len(files)} files by its name, but says that they are {count!r}"
+        )
+    for number, part in enumerate(rest, 1):
+        facts, more = _load(part, device)
+        place = facts.get("split.no", Value(4, b"", None)).plain
+        if place != number:
+            raise GGUFError(f"{part} says that it is part {place!r}: expected {number}")
+        twice = sorted(set(more) & set(tensors))
+        if twice:
+            raise GGUFError(f"the tensor {twice[0]!r} is in {part} and in a part before it")
+        tensors |= more
+    total = metadata.get("split.tensors.count", Value(5, b"", len(tensors))).plain
+    if total != len(tensors):
+        raise GGUFError(f"{first} says that tensors are {total!r}, but there are {len(tensors)}")
+    return metadata, tensors
+
+
+def parts_of(path: Path) -> list[Path]:
+    """The files that a file's name tells of, in order; GGUFError where one is not there."""
+    name = _SPLIT.search(path.name)
+    if name is None:
+        return [path]
+    count, stem = int(name[2]), path.name[: name.start()]
+    if not 1 <= int(name[1]) <= count:
+        raise GGUFError(f"{path} is part {int(name[1])} of {count} by its name")
+    found = {entry.name for entry in path.parent.iterdir()}
+    names = [f"{stem}-{number:05}-of-{count:05}.gguf" for number in range(1, count + 1)]
+    lost = [name for name in names if name not in found]
+    if lost:
+        raise GGUFError(f"{path} needs {lost[0]} beside it, which is not there")
+    return [path.parent / name for name in names]
 
 
 def _load(
+    path: Path, device: str | None
+) -> tuple[dict[str, Value], dict[str, Tensor | Quantized]]:
+    """One file."""
+    with path.open("rb") as file:
+        try:
+            return _read(_Reader(file), device)
+        except GGUFError as error:
+            raise GGUFError(f"{path} is no GGUF file that can be read: {error}") from None
+
+
+def _read(
     reader: _Reader, device: str | None
-) -> tuple[dict[str, Any], dict[str, Tensor | Quantized]]:
+) -> tuple[dict[str, Value], dict[str, Tensor | Quantized]]:
     if reader.take(4, "the magic") != b"GGUF":
         raise GGUFError("it does not begin with GGUF")
     version = reader.number("<I", "the version")
@@ -118,12 +190,12 @@ def _load(
     pairs = reader.count(13, "metadata")
     if tensors * 24 > reader.size:
         raise GGUFError(f"it says tensors are {tensors}, more than fit in its {reader.size} bytes")
-    metadata: dict[str, Any] = {}
+    metadata: dict[str, Value] = {}
     for _ in range(pairs):
         key = reader.text("a key")
-        metadata[key] = reader.value(reader.number("<I", repr(key)), repr(key))
+        metadata[key] = reader.pair(repr(key))
     table = [_entry(reader) for _ in range(tensors)]
-    alignment = metadata.get("general.alignment", 32)
+    alignment = metadata.get("general.alignment", Value(4, b"", 32)).plain
     if type(alignment) is not int or not 1 <= alignment <= 1 << 20:
         raise GGUFError(f"its alignment is {alignment!r}")
     start = ceildiv(reader.file.tell(), alignment) * alignment
@@ -153,12 +225,19 @@ def _tensor(
     elements = math.prod(shape)
     dtype: DType | None = _PLAIN.get(kind)
     packed = _PACKED.get(kind)
-    if dtype is None and packed is None:
+    if packed is not None:
+        block = KINDS[packed].block
+        if len(shape) < 1 or shape[-1] % block or not elements:
+            raise GGUFError(
+                f"the tensor {name!r} of shape {shape} is no matrix of whole blocks of {block}, "
+                f"which {packed} has"
+            )
+        size = elements // block * LAYOUTS[packed].bytes
+    elif dtype is not None:
+        size = elements * dtype.itemsize
+    else:
         known = ", ".join(["F32", "F16", "BF16", *KINDS])
         raise GGUFError(f"the tensor {name!r} is of type {_OTHERS.get(kind, kind)}; known: {known}")
-    if packed is not None and (len(shape) < 1 or shape[-1] % BLOCK or not elements):
-        raise GGUFError(f"the tensor {name!r} of shape {shape} is no matrix of whole blocks")
-    size = elements * dtype.itemsize if dtype else elements // BLOCK * packed.bytes_per_block  # type: ignore[union-attr]
     if size > reader.size - place:
         raise GGUFError(
             f"the tensor {name!r} of {size} bytes should begin at byte {place}, but the file has "
@@ -170,10 +249,10 @@ def _tensor(
     reader.file.seek(place)
     data = reader.take(size, f"the tensor {name!r}")
     try:
-        if packed is None:
-            assert dtype is not None
-            return Tensor.from_bytes(data, shape, dtype, device).requires_grad_(False)
-        raw = Tensor.from_bytes(data, (size,), dtypes.uint8, device)
-        return Quantized.unpack(packed, raw, (elements // shape[-1], shape[-1]))
+        if packed is not None:
+            raw = Tensor.from_bytes(data, (size,), dtypes.uint8, device)
+            return quantized(packed, raw, elements // shape[-1], shape[-1])
+        assert dtype is not None
+        return Tensor.from_bytes(data, shape, dtype, device).requires_grad_(False)
     except (ShapeError, OverflowError) as error:
         raise GGUFError(f"the tensor {name!r} of shape {shape}: {error}") from None

@@ -1,93 +1,96 @@
-"""Matrices kept in few bits: blocks of 32 small integers with a scale each, as GGUF stores them.
+"""Matrices kept in few bits: groups of small integers with a scale each, for files of GGUF.
 
 They stay so in memory. What multiplies by one writes the dequantization as Tensor operations on the
 packed bytes, and fusion makes it a prologue of the product.
 
-A file has row after row. Here the bytes of 16 neighbouring rows lie side by side, block by block:
-vectors of a product with a vector then run across rows. Each lane adds up its own row's block, a
+A file has row after row. Here the bytes of 16 neighbouring rows lie side by side, group by group:
+vectors of a product with a vector then run across rows. Each lane adds up its own row's group, a
 scale is multiplied with that sum and not with every element, and no vector is summed up at the end:
 7 vector instructions for 32 elements of Q4_1 instead of 10.
+
+An integer takes 2, 4 or 8 bits of memory: of 3, 5 and 6 bits in a file it takes the next of these,
+as bits of one number that lie apart would cost a product more than their bytes do. Bits per
+element, in a file and in memory:
+
+    Q4_0 4.5, 4.5    Q5_0 5.5, 8.5    Q2_K 2.625, 3.125    Q5_K 5.5, 8.625
+    Q4_1 5,   5      Q5_1 6,   9      Q3_K 3.4375, 4.5625  Q6_K 6.5625, 8.5625
+    Q8_0 8.5, 8.5                     Q4_K 4.5, 4.625
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from minigrad.dtype import dtypes
-from minigrad.errors import DTypeError, ShapeError
+from minigrad.errors import ShapeError
 from minigrad.tensor import Tensor
 
-BLOCK = 32  # elements of a row that share a scale
+SUPER = 256  # elements of a row whose scales share a factor, in the kinds that have factors
 TILE = 16  # rows that lie side by side
 FEW_ROWS = 4  # up to so many rows of x, a product reads the packed bytes once for each of them
 
 
 @dataclass(frozen=True)
 class Kind:
-    """How a block of 32 is stored: a float16 scale d, a float16 minimum m if any, integers q.
+    """How a group of elements is kept: integers q, a scale d, a minimum m if any.
 
-    halves: two 4-bit integers share a byte, i and i + 16 of the block; otherwise one int8 each.
-    An element is d · (q − zero) + m.
+    An element is d · (q − zero) + m. q takes `bits`: with 2 or 4, element i shares a byte with
+    those a quarter or half of the group further on, the first lowest; with 8 it is an int8. d and m
+    are float16, or where `factors` is true, an int8 times a float16 that 256 elements share.
     """
 
     name: str
-    halves: bool
+    bits: int
     zero: int = 0
     minimum: bool = False
+    group: int = 32
+    factors: bool = False
 
     @property
-    def bytes_per_block(self) -> int:
-        """Bytes of a block in a file."""
-        return 2 + 2 * self.minimum + (BLOCK // 2 if self.halves else BLOCK)
+    def block(self) -> int:
+        """A row has a multiple of so many elements."""
+        return SUPER if self.factors else self.group
 
 
 KINDS = {
     kind.name: kind
     for kind in (
-        Kind("Q4_0", halves=True, zero=8),
-        Kind("Q4_1", halves=True, minimum=True),
-        Kind("Q8_0", halves=False),
+        Kind("Q4_0", bits=4, zero=8),
+        Kind("Q4_1", bits=4, minimum=True),
+        Kind("Q5_0", bits=8),
+        Kind("Q5_1", bits=8, minimum=True),
+        Kind("Q8_0", bits=8),
+        Kind("Q2_K", bits=2, minimum=True, group=16, factors=True),
+        Kind("Q3_K", bits=4, zero=4, group=16, factors=True),
+        Kind("Q4_K", bits=4, minimum=True, factors=True),
+        Kind("Q5_K", bits=8, minimum=True, factors=True),
+        Kind("Q6_K", bits=8, group=16, factors=True),
     )
 }
 
 
 class Quantized:
-    """A matrix (rows, columns) in blocks along its rows, in tiles of 16 rows.
+    """A matrix (rows, columns) in groups along its rows, in tiles of 16 rows.
 
-    quants: (tiles, blocks, 16, 16) uint8, two to a byte, or (tiles, blocks, 32, 16) int8; scales
-    and minima (or None): (tiles, blocks, 1, 16) float16. The last axis is the row in the tile; rows
-    that fill up the last tile are 0. None of them is trained.
+    parts: the tensors that are kept, in this order. The integers: (tiles, groups, n, 16), int8 with
+    n = 32 or 16, or uint8 with a half or a quarter of that. Scales, and minima if any: (tiles,
+    groups, 1, 16), float16 or int8. Factors of the scales, and of the minima: (tiles, columns/256,
+    1 or 2, 16) float16. The last axis is the row in the tile; rows that fill up the last tile are
+    0. None of them is trained.
     """
 
-    def __init__(
-        self, kind: Kind, rows: int, quants: Tensor, scales: Tensor, minima: Tensor | None
-    ) -> None:
+    def __init__(self, kind: Kind, rows: int, parts: Sequence[Tensor]) -> None:
         self.kind = kind
-        self.quants, self.scales, self.minima = quants, scales, minima
-        for tensor in self.parts():
+        self.quants, *self.scales = parts
+        for tensor in parts:
             tensor.requires_grad = False
-        self.shape = (rows, quants._known_shape()[1] * BLOCK)
+        self.shape = (rows, self.quants._known_shape()[1] * kind.group)
 
     @classmethod
-    def unpack(cls, kind: Kind, raw: Tensor, shape: tuple[int, int]) -> Quantized:
-        """From a file's blocks: raw uint8 (bytes,), shape (rows, columns)."""
-        rows, columns = shape
-        if columns % BLOCK:
-            raise ShapeError(f"{kind.name}: rows of {columns} are no whole blocks of {BLOCK}")
-        with Tensor.no_grad():
-            blocks = raw.reshape(rows, columns // BLOCK, kind.bytes_per_block)
-            start = 4 if kind.minimum else 2
-            scales = _half(blocks[:, :, :2])
-            minima = _half(blocks[:, :, 2:4]) if kind.minimum else None
-            quants = blocks[:, :, start:]
-            if not kind.halves:
-                quants = quants.bitcast(dtypes.int8)
-            return cls._of_rows(kind, [quants, scales] + ([] if minima is None else [minima]))
-
-    @classmethod
-    def _of_rows(cls, kind: Kind, parts: list[Tensor]) -> Quantized:
-        """From quants, scales and perhaps minima, each (rows, blocks, …)."""
+    def of_rows(cls, kind: Kind, parts: Sequence[Tensor]) -> Quantized:
+        """From the same parts row by row, each (rows, groups, n) or (rows, columns/256, n)."""
         rows = parts[0]._known_shape()[0]
         more = -rows % TILE
         tiles = []
@@ -97,36 +100,34 @@ class Quantized:
             tiled = part.reshape(shape[0] // TILE, TILE, *shape[1:]).permute(0, 2, 3, 1)
             tiles.append(tiled.contiguous())
         Tensor.realize(*tiles)
-        return cls(kind, rows, tiles[0], tiles[1], tiles[2] if len(tiles) > 2 else None)
+        return cls(kind, rows, tiles)
 
     def parts(self) -> list[Tensor]:
         """The tensors that are kept."""
-        kept = [self.quants, self.scales]
-        return kept if self.minima is None else [*kept, self.minima]
+        return [self.quants, *self.scales]
 
     def nbytes(self) -> int:
         """Bytes of memory."""
         return sum(math.prod(t._known_shape()) * t.dtype.itemsize for t in self.parts())
 
     def by_rows(self) -> list[Tensor]:
-        """The parts as (rows, blocks, …), lazy."""
+        """The parts as (rows, groups, …), lazy."""
         return [_by_rows(part)[: self.shape[0]] for part in self.parts()]
 
     def select(self, order: Tensor) -> Quantized:
         """The rows whose numbers are in `order`, an integer tensor of shape (count,)."""
         with Tensor.no_grad():
-            return self._of_rows(self.kind, [part[order] for part in self.by_rows()])
+            return self.of_rows(self.kind, [part[order] for part in self.by_rows()])
 
     @staticmethod
-    def stack(matrices: list[Quantized]) -> Quantized:
-        """One above the other. DTypeError where their kinds differ."""
+    def stack(matrices: Sequence[Quantized]) -> Quantized | QuantizedStack:
+        """One above the other; of several kinds, each remains of its own."""
         first = matrices[0]
         if any(matrix.kind is not first.kind for matrix in matrices):
-            names = ", ".join(matrix.kind.name for matrix in matrices)
-            raise DTypeError(f"Quantized.stack of {names}: expected one kind")
+            return QuantizedStack(matrices)
         with Tensor.no_grad():
             columns = zip(*(matrix.by_rows() for matrix in matrices), strict=True)
-            return first._of_rows(first.kind, [part[0].cat(*part[1:], dim=0) for part in columns])
+            return first.of_rows(first.kind, [part[0].cat(*part[1:], dim=0) for part in columns])
 
     def dequantized(self) -> Tensor:
         """All elements, float32, lazy: (rows, columns)."""
@@ -144,12 +145,8 @@ class Quantized:
         return self._dequantized(parts).reshape(*index.shape, self.shape[1])
 
     def _dequantized(self, parts: list[Tensor]) -> Tensor:
-        """(rows, columns) of parts (rows, blocks, …)."""
-        scales = parts[1].float()
-        values = [value * scales for value in self._integers(parts[0])]
-        if len(parts) > 2:
-            values = [value + parts[2].float() for value in values]
-        first, *rest = values
+        """(rows, columns) of parts (rows, groups, …)."""
+        first, *rest = self._values(parts)
         whole = first.cat(*rest, dim=-1) if rest else first
         return whole.reshape(-1, self.shape[1])
 
@@ -160,63 +157,96 @@ class Quantized:
             raise ShapeError(
                 f"product of {x.shape} with a matrix {self.shape}: expected (…, {columns})"
             )
-        parts = self._integers(self.quants)
-        tiles, blocks, width, _ = parts[0]._known_shape()
+        width = self.kind.group * self.kind.bits // 8  # bytes of a group
+        tiles, groups = self.quants._known_shape()[:2]
         count = math.prod(x._known_shape()) // columns
-        pieces = x.float().reshape(count, blocks, len(parts), width)
+        pieces = x.float().reshape(count, groups, 8 // self.kind.bits, width)
         if count <= FEW_ROWS:
-            # one sum for a block's bytes, each of which gives an element of both halves
+            # one sum for a group's bytes, each of which gives an element of each piece
             terms = [
-                pieces[:, :, place].reshape(1, count, blocks, width, 1) * part.unsqueeze(1)
-                for place, part in enumerate(parts)
+                pieces[:, :, place].reshape(1, count, groups, width, 1) * part.unsqueeze(1)
+                for place, part in enumerate(self._integers(self.quants))
             ]
-            block = sum(terms[1:], terms[0]).sum(3) * self.scales.float().reshape(
-                tiles, 1, blocks, TILE
-            )
-            if self.minima is not None:
-                whole = pieces.sum((2, 3)).reshape(1, count, blocks, 1)
-                block = block + whole * self.minima.float().reshape(tiles, 1, blocks, TILE)
-            result = block.sum(2).transpose(0, 1)
+            scales, *minima = [
+                part.reshape(tiles, 1, groups, TILE) for part in self._scales(self.parts())
+            ]
+            group = sum(terms[1:], terms[0]).sum(3) * scales
+            if minima:
+                whole = pieces.sum((2, 3)).reshape(1, count, groups, 1)
+                group = group + whole * minima[0]
+            result = group.sum(2).transpose(0, 1)
         else:
-            scales = self.scales.float()
-            values = [part * scales for part in parts]
-            if self.minima is not None:
-                values = [value + self.minima.float() for value in values]
             products = [
                 pieces[:, :, place].reshape(count, -1).matmul(
-                    part.permute(1, 2, 0, 3).reshape(blocks * width, tiles * TILE)
+                    part.permute(1, 2, 0, 3).reshape(groups * width, tiles * TILE)
                 )
-                for place, part in enumerate(values)
+                for place, part in enumerate(self._values(self.parts()))
             ]  # fmt: skip
             result = sum(products[1:], products[0])
         return result.reshape(count, tiles * TILE)[:, :rows].reshape(*x.shape[:-1], rows)
 
+    def _values(self, parts: list[Tensor]) -> list[Tensor]:
+        """The elements, as `_integers` divides them."""
+        scale, *minima = self._scales(parts)
+        values = [part * scale for part in self._integers(parts[0])]
+        return [value + minima[0] for value in values] if minima else values
+
+    def _scales(self, parts: list[Tensor]) -> list[Tensor]:
+        """The scales, and the minima if any, as float32: (…, groups, 1, …)."""
+        count = 2 if self.kind.minimum else 1
+        scales = [part.float() for part in parts[1 : 1 + count]]
+        if not self.kind.factors:
+            return scales
+        factors = parts[-1].float()
+        first, blocks, _, *lanes = factors._known_shape()
+        return [
+            (
+                part.reshape(first, blocks, -1, 1, *lanes)
+                * factors[:, :, place : place + 1].unsqueeze(2)
+            ).reshape(part.shape)
+            for place, part in enumerate(scales)
+        ]
+
     def _integers(self, quants: Tensor) -> list[Tensor]:
-        """What is scaled, as float32: halves of blocks (16 of them), or the whole (32)."""
-        whole = [quants]
-        if self.kind.halves:
-            wide = quants.cast(dtypes.int32)  # once for both
-            whole = [wide & 15, wide >> 4]
-        values = [part.float() for part in whole]
+        """What is scaled, as float32: the group in as many pieces as a byte has integers."""
+        bits = self.kind.bits
+        if bits == 8:
+            return [quants.float()]
+        wide = quants.cast(dtypes.int32)  # once for all
+        mask, last = (1 << bits) - 1, 8 - bits
+        pieces = [(wide >> place if place else wide) & mask for place in range(0, last, bits)]
+        values = [piece.float() for piece in (*pieces, wide >> last)]
         return [value - self.kind.zero for value in values] if self.kind.zero else values
 
 
 def _by_rows(part: Tensor) -> Tensor:
-    """(tiles, blocks, n, 16) → (rows, blocks, n)."""
-    _, blocks, count, _ = part._known_shape()
-    return part.permute(0, 3, 1, 2).reshape(-1, blocks, count)
+    """(tiles, groups, n, 16) → (rows, groups, n)."""
+    _, groups, count, _ = part._known_shape()
+    return part.permute(0, 3, 1, 2).reshape(-1, groups, count)
 
 
-def _half(pairs: Tensor) -> Tensor:
-    """Two bytes (…, 2), the lower first, as a float16 (…, 1)."""
-    words = pairs.cast(dtypes.uint16)
-    return (words[..., :1] + (words[..., 1:] << 8)).bitcast(dtypes.float16)
+class QuantizedStack:
+    """Matrices of several kinds, one above the other: (rows, columns)."""
+
+    def __init__(self, matrices: Sequence[Quantized]) -> None:
+        self.matrices = list(matrices)
+        self.shape = (sum(m.shape[0] for m in matrices), matrices[0].shape[1])
+
+    def dequantized(self) -> Tensor:
+        """All elements, float32, lazy: (rows, columns)."""
+        first, *rest = [matrix.dequantized() for matrix in self.matrices]
+        return first.cat(*rest, dim=0)
+
+    def product(self, x: Tensor) -> Tensor:
+        """x·Wᵀ: (…, columns) → (…, rows), float32."""
+        first, *rest = [matrix.product(x) for matrix in self.matrices]
+        return first.cat(*rest, dim=-1)
 
 
 class QuantizedLinear:
     """x·Wᵀ + b with a quantized W (out, in); for inference."""
 
-    def __init__(self, weight: Quantized, bias: Tensor | None = None) -> None:
+    def __init__(self, weight: Quantized | QuantizedStack, bias: Tensor | None = None) -> None:
         self.weight, self.bias = weight, bias
 
     def __call__(self, x: Tensor) -> Tensor:

@@ -89,7 +89,8 @@ GGUFS: dict[str, tuple[bytes, str]] = {
     "larger than the file": (one((2**20, 2**20), 0, 0), "should begin at byte"),
     "overflow": (one((2**63, 2**63, 2**63, 2), 0, 0), "should begin at byte"),
     "a product that overflows to 4": (one((2**62, 4), 0, 0), "should begin at byte"),
-    "an unknown type": (one((32,), 12, 0), "is of type Q4_K; known: F32"),
+    "an unknown type": (one((32,), 23, 0), "is of type IQ4_XS; known: F32"),
+    "no whole blocks of 256": (one((288,), 12, 0), "of whole blocks of 256, which Q4_K has"),
     "no whole blocks": (header(entry((30, 2), 8, 0) + bytes(99), 1), "whole blocks"),
     "twice": (header((entry((1,), 0, 0) + entry((1,), 0, 0)) + bytes(64), 2), "is there twice"),
     "the same bytes": (

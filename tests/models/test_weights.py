@@ -109,12 +109,12 @@ def test_gguf(kind: str, torch: Any, tmp_path: Path, on_device: str) -> None:
 
 
 def dequantized(weight: Any) -> Any:
-    """By the book, with numpy, of the packed tensors."""
+    """By the book, with numpy, of the packed tensors: Q4_1 and Q8_0."""
     if not isinstance(weight, Quantized):
         return weight.numpy()
     q, scale, *minima = (part.numpy() for part in weight.by_rows())
     scale = scale.astype(np.float32)
-    if weight.kind.halves:
+    if weight.kind.bits == 4:
         q = np.concatenate([q & 15, q >> 4], 2)
     minimum = minima[0].astype(np.float32) if minima else 0
     return (q.astype(np.float32) * scale + minimum).reshape(weight.shape)

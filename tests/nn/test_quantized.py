@@ -1,4 +1,6 @@
-"""Quantized matrices give what their elements, worked out by numpy from the file's bytes, give."""
+"""Quantized matrices have, to the bit, the elements that PyPI's `gguf` finds in the same bytes, and
+products are those of these elements.
+"""
 
 from __future__ import annotations
 
@@ -8,41 +10,45 @@ import numpy as np
 import pytest
 
 from minigrad import Tensor
-from minigrad.nn.quantized import BLOCK, KINDS, Kind, Quantized
+from minigrad.nn.gguf_blocks import LAYOUTS, quantized
+from minigrad.nn.quantized import KINDS, Quantized
+
+gguf: Any = pytest.importorskip("gguf", reason="gguf is missing: pip install '.[test]'")
 
 
-def packed(kind: Kind, rows: int, blocks: int) -> tuple[Quantized, Any]:
-    """A random matrix as a file has it, and its elements (rows, columns)."""
-    generator = np.random.default_rng(0)
-    raw = generator.integers(0, 256, (rows, blocks, kind.bytes_per_block)).astype(np.uint8)
-    numbers = [generator.standard_normal((rows, blocks, 1)).astype(np.float16) for _ in range(2)]
-    raw[:, :, :2] = numbers[0].view(np.uint8)
-    start = 2
-    if kind.minimum:
-        raw[:, :, 2:4], start = numbers[1].view(np.uint8), 4
-    q: Any = raw[:, :, start:]
-    q = np.concatenate([q & 15, q >> 4], 2) if kind.halves else q.view(np.int8)
-    values = (q.astype(np.float32) - kind.zero) * numbers[0]
-    values = values + numbers[1] if kind.minimum else values
-    matrix = Quantized.unpack(kind, Tensor(raw.reshape(-1)), (rows, blocks * BLOCK))
-    return matrix, values.reshape(rows, -1).astype(np.float32)
+def packed(name: str, rows: int, columns: int, seed: int = 0) -> tuple[Quantized, Any]:
+    """A matrix of random bytes, but for its float16s, and its elements (rows, columns)."""
+    generator = np.random.default_rng(seed)
+    layout, blocks = LAYOUTS[name], rows * columns // KINDS[name].block
+    fields = []
+    for field, count in layout.fields:
+        some = generator.integers(0, 256, (blocks, count), np.uint8)
+        if field in "dm":
+            some = generator.standard_normal((blocks, 1)).astype(np.float16).view(np.uint8)
+        fields.append(some)
+    raw = np.concatenate(fields, 1).reshape(-1)
+    values = gguf.quants.dequantize(raw, gguf.GGMLQuantizationType(layout.number))
+    return quantized(name, Tensor(raw), rows, columns), values.reshape(rows, columns)
 
 
-@pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS.keys())
-def test_rows_that_do_not_fill_a_tile(kind: Kind, on_device: str) -> None:
-    matrix, values = packed(kind, 37, 3)
-    assert matrix.shape == (37, 96)
-    np.testing.assert_allclose(matrix.dequantized().numpy(), values, rtol=1e-6)
+def bits(values: Any) -> Any:
+    return np.asarray(values, np.float32).view(np.uint32)
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_products_and_rows(name: str, on_device: str) -> None:
+    matrix, values = packed(name, 37, 768)  # rows that do not fill a tile
+    assert matrix.shape == (37, 768)
+    np.testing.assert_array_equal(bits(matrix.dequantized().numpy()), bits(values))
     for count in (1, 3, 9):
-        x = np.random.default_rng(count).standard_normal((1, count, 96)).astype(np.float32)
+        x = np.random.default_rng(count).standard_normal((1, count, 768)).astype(np.float32)
         got = matrix.product(Tensor(x)).numpy()
         wanted, size = (f(x).astype(np.float64) @ f(values).T for f in (np.asarray, np.abs))
         # a sum of float32, in any order: each of its terms may be rounded that often
-        assert (np.abs(got - wanted) <= (96 + 4) * 2.0**-24 * size).all()
+        assert (np.abs(got - wanted) <= (768 + 4) * 2.0**-24 * size).all()
     order = [36, 0, 16, 15, 5]
-    np.testing.assert_allclose(matrix.rows(Tensor([order])).numpy(), values[[order]], rtol=1e-6)
+    np.testing.assert_array_equal(bits(matrix.rows(Tensor([order])).numpy()), bits(values[[order]]))
     some = matrix.select(Tensor(order))
-    np.testing.assert_allclose(some.dequantized().numpy(), values[order], rtol=1e-6)
-    both = Quantized.stack([matrix, some])
-    wanted = np.concatenate([values, values[order]])
-    np.testing.assert_allclose(both.dequantized().numpy(), wanted, rtol=1e-6)
+    np.testing.assert_array_equal(bits(some.dequantized().numpy()), bits(values[order]))
+    both = Quantized.stack([matrix, some]).dequantized().numpy()
+    np.testing.assert_array_equal(bits(both), bits(np.concatenate([values, values[order]])))
