@@ -62,9 +62,10 @@ def load_pretrained(
 
     path: a GGUF file (gpt2 or llama, in the types of `gguf_load`), a safetensors file or a PyTorch
     state dict (.bin, .pt, .pth) with HuggingFace's config.json beside it unless `config` is given,
-    a folder of these (model.safetensors, or shards and their index), or what models/gpt.py saved. dtype ("float32") converts all weights, which also dequantizes; otherwise they stay in
-    memory with their few bits (see `quantized.py`). context: fewer positions than the file allows, as keys and
-    values take memory for all of them.
+    a folder of these (model.safetensors, or shards and their index), or what models/gpt.py saved.
+    dtype ("float32") converts all weights, which also dequantizes; otherwise they stay as they are
+    in the file, or nearly as small (`quantized.py`). context: fewer positions than the file allows,
+    as keys and values take memory for all of them.
     """
     source = read_source(Path(path))
     if source.kind == "own":

@@ -1,0 +1,170 @@
+"""Rounding of matrices to GGUF's quantized types.
+
+Rounding every element well is easy once a group's scale is known; the scale is searched. Of some 20
+scales about the one that just covers the group, each rounds the elements; least squares then give
+the best scale (and minimum) for these integers, and the ones with the smallest error are kept.
+Errors of large elements count more, as they are what products notice.
+"""
+
+from __future__ import annotations
+
+from minigrad.dtype import dtypes
+from minigrad.errors import ShapeError
+from minigrad.nn.gguf_blocks import Parts, packed
+from minigrad.nn.quantized import KINDS, SUPER, Kind
+from minigrad.tensor import Tensor
+
+CHUNK = 1 << 22  # elements that are rounded by one program
+MOST = 65504.0  # the largest float16
+ROUNDING = 1e-5  # a difference of float32 sums that is smaller than so much of them is rounding
+
+# The integers of a type: the least and the largest. A type with minima begins at 0.
+RANGES = {
+    "Q4_0": (-8, 7), "Q4_1": (0, 15), "Q5_0": (-16, 15), "Q5_1": (0, 31), "Q8_0": (-127, 127),
+    "Q2_K": (0, 3), "Q3_K": (-4, 3), "Q4_K": (0, 15), "Q5_K": (0, 31), "Q6_K": (-32, 31),
+}  # fmt: skip
+# The largest scale of a group, in units of its factor; scales without minima are signed.
+SCALES = {"Q2_K": 15, "Q3_K": 31, "Q4_K": 63, "Q5_K": 63, "Q6_K": 127}
+# How far from the covering scale others are tried, in integers at the end of the range.
+STEPS = [step / 10 for step in range(-9, 10)]
+
+
+def quantize(name: str, values: Tensor) -> bytes:
+    """The blocks of a type for a matrix (rows, columns), row after row.
+
+    name: one of `KINDS`. ShapeError where rows are no whole blocks, ValueError where a value is
+    not finite or beyond ±65504, which no float16 scale reaches.
+    """
+    kind = KINDS[name]
+    rows, columns = values._known_shape()
+    if columns % kind.block:
+        raise ShapeError(f"{name}: rows of {columns} are no whole blocks of {kind.block}")
+    with Tensor.no_grad():
+        flat = values.float().reshape(-1).contiguous().realize()
+        largest = flat.abs().max().item()
+        if not largest <= MOST:
+            raise ValueError(f"has values as large as {largest}: {name} takes at most {MOST:.0f}")
+        pieces = []
+        for start in range(0, rows * columns, CHUNK):
+            some = flat[start : start + CHUNK].contiguous()
+            pieces.append(bytes(packed(name, _parts(kind, some))._bytes()))
+    return b"".join(pieces)
+
+
+def _parts(kind: Kind, flat: Tensor) -> Parts:
+    """Parts as `gguf_blocks` packs them, of a single row."""
+    low, high = RANGES[kind.name]
+    x = flat.reshape(-1, kind.group).realize()
+    if kind.minimum:
+        found = list(affine(x, high, at_most_zero=kind.factors))
+    elif kind.name == "Q8_0":
+        found = [x.abs().max(1, keepdim=True) / high]
+    else:
+        found = [symmetric(x, low, high)]
+    Tensor.realize(*found)
+    if kind.factors:
+        stored, (scale, *minima) = _factored(kind, found)
+    else:
+        stored = [part.half().reshape(1, -1, 1) for part in found]
+        scale, *minima = [part.reshape(-1, 1).float() for part in stored]
+    above = x - minima[0] if minima else x
+    integers = (above * _inverse(scale)).round().clip(low, high)
+    if kind.bits < 8:
+        whole = (integers + kind.zero).cast(dtypes.uint8)
+    else:
+        whole = integers.cast(dtypes.int8)
+    return [whole.reshape(1, -1, kind.block), *stored]
+
+
+def _factored(kind: Kind, found: list[Tensor]) -> tuple[Parts, list[Tensor]]:
+    """(parts but for the integers, scales and minima that they stand for).
+
+    found: scales and perhaps minima, at most 0, each (groups, 1).
+    """
+    most, groups = SCALES[kind.name], SUPER // kind.group
+    integers, factors, meant = [], [], []
+    for place, part in enumerate(found):
+        each = part.reshape(-1, groups)
+        if kind.minimum:
+            extreme, least = each.abs().max(1, keepdim=True), 0
+            each, top = each.abs(), most
+        else:  # the extreme one is the least integer, of which there is one more
+            extreme, least = _extreme(each), -most - 1
+            top = most
+        factor = (extreme / (top if kind.minimum else least)).half().realize()
+        number = (each * _inverse(factor.float())).round().clip(least, top)
+        sign = -1 if place else 1
+        integers.append(number.cast(dtypes.int8).reshape(1, -1, 1))
+        factors.append((factor * sign).reshape(1, -1, 1))
+        meant.append((number * factor.float() * sign).reshape(-1, 1))
+    first, *rest = factors
+    return [*integers, first.cat(*rest, dim=2) if rest else first], meant
+
+
+def symmetric(x: Tensor, low: int, high: int) -> Tensor:
+    """Scales (groups, 1) of x (groups, elements) ≈ scale · q with integers q from low to high.
+
+    The extreme element gets about the number `low`, whose size is the largest: a scale may be
+    negative.
+    """
+    steps = Tensor(STEPS, device=x.device).reshape(1, -1, 1)
+    scales = _extreme(x).unsqueeze(1) / (low + steps)
+    group, weight = x.unsqueeze(1), _weight(x).unsqueeze(1)
+    q = (group * _inverse(scales)).round().clip(low, high)
+    both, squares = (weight * group * q).sum(2), (weight * q * q).sum(2)
+    best = both * _inverse(squares)
+    return _chosen(best, (both * best).argmax(1, keepdim=True))
+
+
+def affine(x: Tensor, high: int, at_most_zero: bool) -> tuple[Tensor, Tensor]:
+    """Scales and minima (groups, 1) of x (groups, elements) ≈ scale · q + minimum, 0 ≤ q ≤ high.
+
+    at_most_zero: minima are.
+    """
+    least, largest = x.min(1, keepdim=True), x.max(1, keepdim=True)
+    if at_most_zero:
+        least, largest = least.minimum(0), largest.maximum(0)
+    steps = Tensor(STEPS, device=x.device).reshape(1, -1, 1)
+    scales = (largest - least).unsqueeze(1) / (high + steps)
+    group, weight = x.unsqueeze(1), _weight(x).unsqueeze(1)
+    q = ((group - least.unsqueeze(1)) * _inverse(scales)).round().clip(0, high)
+    one = weight.sum(2)
+    sum_x, sum_q = (weight * group).sum(2), (weight * q).sum(2)
+    sum_xq, sum_qq = (weight * group * q).sum(2), (weight * q * q).sum(2)
+    spread = one * sum_qq - sum_q * sum_q
+    alike = spread <= ROUNDING * one * sum_qq  # one integer for all tells no scale
+    divisor = _inverse(spread)
+    scale = alike.where(scales.squeeze(2), (one * sum_xq - sum_q * sum_x) * divisor)
+    minimum = alike.where(least, (sum_qq * sum_x - sum_q * sum_xq) * divisor)
+    if at_most_zero:
+        above = minimum > 0
+        scale = above.where(sum_xq * _inverse(sum_qq), scale)
+        minimum = above.where(0, minimum)
+    # the error's square, but for what all have in common
+    error = (
+        scale * scale * sum_qq + minimum * minimum * one
+        + 2 * (scale * minimum * sum_q - scale * sum_xq - minimum * sum_x)
+    )  # fmt: skip
+    best = error.argmin(1, keepdim=True)
+    return _chosen(scale, best).maximum(0), _chosen(minimum, best)
+
+
+def _weight(x: Tensor) -> Tensor:
+    """What an element's error counts."""
+    return x.abs() + (x * x).mean(1, keepdim=True).sqrt()
+
+
+def _extreme(x: Tensor) -> Tensor:
+    """The element of the largest size, with its sign: (n, m) → (n, 1)."""
+    return _chosen(x, x.abs().argmax(1, keepdim=True))
+
+
+def _chosen(x: Tensor, place: Tensor) -> Tensor:
+    """x (n, m) at places (n, 1)."""
+    return x.gather(1, place)
+
+
+def _inverse(x: Tensor) -> Tensor:
+    """1/x, and 0 of 0."""
+    zero = x.eq(0)
+    return zero.where(0, 1 / zero.where(1, x))
