@@ -5,6 +5,7 @@
     python models/gpt.py sample --checkpoint gpt.safetensors --prompt "ROMEO:"
     python models/gpt.py chat                               # talk with SmolLM2
     python models/gpt.py inspect "The capital of France is" # look inside
+    python models/gpt.py quantize model/ m.gguf --type q4_k # weights in few bits
 
 Radford et al., "Language Models are Unsupervised Multitask Learners" (2019); Touvron et al.,
 "LLaMA: Open and Efficient Foundation Language Models" (2023). What tells them apart are switches of

@@ -13,7 +13,7 @@ from typing import Any
 
 from minigrad import Tensor
 from minigrad.errors import MinigradError
-from minigrad.models import bpe, chat, checkpoint, console, look_inside
+from minigrad.models import bpe, chat, checkpoint, console, look_inside, weights_quantize
 from minigrad.models.errors import InputError
 from minigrad.models.gpt import GPT, GPTConfig
 from minigrad.models.gpt_checkpoint import Resumable, load_training, save_checkpoint
@@ -274,6 +274,8 @@ def main(arguments: Sequence[str]) -> None:
         chat.chat_command(flags)
     elif flags.command == "inspect":
         look_inside.inspect_command(flags)
+    elif flags.command == "quantize":
+        weights_quantize.quantize_command(flags)
     elif flags.resume is None:
         launch(flags, said)
     else:

@@ -10,10 +10,12 @@ from minigrad.models import console
 from minigrad.models.decode import POLICIES
 from minigrad.models.gpt_checks import ACTIVE, CHECKPOINT, VOCABULARY
 from minigrad.models.gpt_config import CHOICES
+from minigrad.nn.quantized import KINDS
 
 COMMANDS = {
     "train": "learn from a text", "sample": "let a trained model write",
     "chat": "talk with a trained model", "inspect": "look inside a model",
+    "quantize": "round weights to a few bits, in a GGUF file",
 }  # fmt: skip
 
 # Peaks of the learning rate: what a new model learns fast with wrecks one that knows something.
@@ -51,6 +53,7 @@ def parser(remembered: Mapping[str, Any] | None = None) -> argparse.ArgumentPars
     _sample(chosen["sample"])
     _chat(chosen["chat"])
     _inspect(chosen["inspect"])
+    _quantize(chosen["quantize"])
     return top
 
 
@@ -157,4 +160,16 @@ def _inspect(command: argparse.ArgumentParser) -> None:
     add("--picture", metavar="F.png", default="attention.png", help="where the picture goes")
     add("--tokens", type=console.positive_int, default=16, help="timed with and without cache")
     add("--context", type=console.positive_int, default=2048, help="tokens it sees, at most")
+    console.add_common_flags(command)
+
+
+def _quantize(command: argparse.ArgumentParser) -> None:
+    add = command.add_argument
+    add("weights", metavar="IN", help="GGUF or safetensors, a file or a folder of HuggingFace's")
+    add("target", metavar="OUT", help="the GGUF file to write")
+    add("--type", choices=[name.lower() for name in KINDS], default="q4_k",
+        help="of the matrices; as in llama.cpp, some get more bits, and those whose rows are no "
+        "multiple of 256 a type that is near")  # fmt: skip
+    add("--pure", action="store_true", help="one type for all matrices whose rows allow it")
+    add("--overwrite", action="store_true", help="replace OUT")
     console.add_common_flags(command)

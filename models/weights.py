@@ -85,7 +85,7 @@ def model_of(
 ) -> GPT:
     """The model of what was read, whose tensors are taken out; see `load_pretrained`."""
     try:
-        found = config or _config(source)
+        found = config or config_of(source)
         if context is not None and found.positions == "rotary":
             found = replace(found, context=min(context, found.context))
         return _build(kind, source, found, None if dtype is None else named(dtype))
@@ -180,7 +180,8 @@ def _is_safetensors(path: Path) -> bool:
         return file.read(9)[8:] == b"{"
 
 
-def _config(source: Source) -> GPTConfig:
+def config_of(source: Source) -> GPTConfig:
+    """The shape that a file tells; ValueError where it is not known here."""
     if source.kind == "gguf":
         return architectures.config_of_gguf(
             source.facts, tied="output.weight" not in source.tensors
@@ -208,19 +209,7 @@ def _build(
     kind: type[GPT], source: Source, config: GPTConfig, dtype: DType | None
 ) -> GPT:
     """A model of what was found; nothing is built before every name is known to be there."""
-    parts = []
-    for part in _parts(source, config):  # stops at the first that is missing: counts may lie
-        lost = [name for name in part.theirs if name not in source.tensors]
-        if lost:
-            raise InputError(f"the tensor {lost[0]} is missing")
-        parts.append(part)
-    used = {name for part in parts for name in part.theirs}
-    rest = [name for name in source.tensors if name not in used and not IGNORED.search(name)]
-    if config.tied:
-        rest = [name for name in rest if name not in ("lm_head.weight", "output.weight")]
-    if rest:
-        raise InputError(f"the tensor {rest[0]} belongs to no part of this architecture")
-    _check_table(source, parts[0], config)
+    parts = checked_parts(source, config)
     model = kind(config, initialize=False)
     wanted = {name: plain_shape(t) for name, t in nn.state.get_state_dict(model).items()}
     for part in parts:
@@ -234,6 +223,24 @@ def _build(
             )
         _place(model, part.ours, _converted(weight, part, dtype))
     return model
+
+
+def checked_parts(source: Source, config: GPTConfig) -> list[Part]:
+    """How a model is made; InputError where a tensor is missing or one too many."""
+    parts = []
+    for part in _parts(source, config):  # stops at the first that is missing: counts may lie
+        lost = [name for name in part.theirs if name not in source.tensors]
+        if lost:
+            raise InputError(f"the tensor {lost[0]} is missing")
+        parts.append(part)
+    used = {name for part in parts for name in part.theirs}
+    rest = [name for name in source.tensors if name not in used and not IGNORED.search(name)]
+    if config.tied:
+        rest = [name for name in rest if name not in ("lm_head.weight", "output.weight")]
+    if rest:
+        raise InputError(f"the tensor {rest[0]} belongs to no part of this architecture")
+    _check_table(source, parts[0], config)
+    return parts
 
 
 def _check_table(source: Source, table: Part, config: GPTConfig) -> None:

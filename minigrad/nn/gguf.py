@@ -22,10 +22,10 @@ from minigrad.nn.gguf_blocks import LAYOUTS, quantized
 from minigrad.nn.quantized import KINDS, Quantized
 from minigrad.tensor import Tensor
 
-_SCALARS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?", 10: "<Q",
+SCALARS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?", 10: "<Q",
             11: "<q", 12: "<d"}  # fmt: skip
-_STRING, _ARRAY = 8, 9
-_PLAIN = {0: dtypes.float32, 1: dtypes.float16, 24: dtypes.int8, 25: dtypes.int16,
+STRING, ARRAY = 8, 9
+PLAIN = {0: dtypes.float32, 1: dtypes.float16, 24: dtypes.int8, 25: dtypes.int16,
           26: dtypes.int32, 27: dtypes.int64, 28: dtypes.float64, 30: dtypes.bfloat16}  # fmt: skip
 _PACKED = {layout.number: name for name, layout in LAYOUTS.items()}
 # types that files have and this module cannot read, to name them in an error
@@ -94,15 +94,15 @@ class _Reader:
 
     def value(self, kind: int, what: str, depth: int = 0) -> Any:
         """A value of the metadata."""
-        if kind in _SCALARS:
-            return self.number(_SCALARS[kind], what)
-        if kind == _STRING:
+        if kind in SCALARS:
+            return self.number(SCALARS[kind], what)
+        if kind == STRING:
             return self.text(what)
-        if kind != _ARRAY or depth == _DEEPEST:
+        if kind != ARRAY or depth == _DEEPEST:
             raise GGUFError(f"{what} is of the unknown type {kind}")
         inner = self.number("<I", what)
-        if inner in _SCALARS:
-            form = _SCALARS[inner]
+        if inner in SCALARS:
+            form = SCALARS[inner]
             count = self.count(struct.calcsize(form), f"the elements of {what}")
             data = self.take(count * struct.calcsize(form), what)
             return list(struct.unpack(f"<{count}{form[1]}", data))
@@ -223,7 +223,7 @@ def _tensor(
     reader: _Reader, name: str, shape: tuple[int, ...], kind: int, place: int, device: str | None
 ) -> Tensor | Quantized:
     elements = math.prod(shape)
-    dtype: DType | None = _PLAIN.get(kind)
+    dtype: DType | None = PLAIN.get(kind)
     packed = _PACKED.get(kind)
     if packed is not None:
         block = KINDS[packed].block

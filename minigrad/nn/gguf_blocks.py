@@ -45,6 +45,17 @@ def packed(name: str, parts: Parts) -> Tensor:
     return first.cat(*rest, dim=2)
 
 
+def blocks_of(matrix: Quantized) -> bytes:
+    """The blocks of a matrix, as they were in the file."""
+    kind = matrix.kind
+    with Tensor.no_grad():
+        integers, *scales = matrix.by_rows()
+        if kind.bits < 8:
+            integers = spread(integers, kind.bits, integers._known_shape()[2])
+        whole = integers.reshape(matrix.shape[0], -1, kind.block)
+        return bytes(packed(kind.name, [whole, *scales])._bytes())
+
+
 def quantized(name: str, raw: Tensor, rows: int, columns: int) -> Quantized:
     """The matrix (rows, columns) whose blocks are in raw, uint8 (bytes,)."""
     kind, layout = KINDS[name], LAYOUTS[name]

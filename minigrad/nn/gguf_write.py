@@ -1,0 +1,109 @@
+"""Writing GGUF files; see `gguf.py` for the format."""
+
+from __future__ import annotations
+
+import os
+import struct
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import IO, Any
+
+from minigrad.nn.gguf import ARRAY, PLAIN, SCALARS, STRING, GGUFError, Value
+from minigrad.nn.gguf_blocks import LAYOUTS
+from minigrad.nn.quantized import KINDS
+from minigrad.nn.state import write_atomically
+
+ALIGNMENT = 32
+TYPES = {layout.number: name for name, layout in LAYOUTS.items()}
+NUMBERS = {"F32": 0, "F16": 1} | {name: layout.number for name, layout in LAYOUTS.items()}
+BOOL, UINT32, INT32, FLOAT32 = 7, 4, 5, 6
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A tensor to be written: row-major shape, the number of its type, and who makes its bytes."""
+
+    name: str
+    shape: tuple[int, ...]
+    kind: int
+    make: Callable[[], bytes]
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        elements = 1
+        for extent in self.shape:
+            elements *= extent
+        name = TYPES.get(self.kind)
+        if name is None:
+            return elements * PLAIN[self.kind].itemsize
+        return elements // KINDS[name].block * LAYOUTS[name].bytes
+
+
+def value_of(plain: Any) -> Value:
+    """A value of the metadata, in the type that llama.cpp expects of most: uint32, float32, bool,
+    string, and lists of int32, float32, bool or string.
+    """
+    if isinstance(plain, list):
+        kind = _kind(plain[0], INT32) if plain else STRING
+        items = b"".join(_raw(item, kind) for item in plain)
+        return Value(ARRAY, struct.pack("<IQ", kind, len(plain)) + items, plain)
+    kind = _kind(plain, UINT32)
+    return Value(kind, _raw(plain, kind), plain)
+
+
+def _kind(plain: Any, whole: int) -> int:
+    kinds = {bool: BOOL, int: whole, float: FLOAT32, str: STRING}
+    if type(plain) not in kinds:
+        raise GGUFError(f"metadata of {plain!r}: expected a bool, number, string or list of these")
+    return kinds[type(plain)]
+
+
+def _raw(plain: Any, kind: int) -> bytes:
+    if kind == STRING:
+        text = str(plain).encode()
+        return struct.pack("<Q", len(text)) + text
+    try:
+        return struct.pack(SCALARS[kind], plain)
+    except (struct.error, OverflowError, TypeError) as error:
+        raise GGUFError(f"metadata of {plain!r}: {error}") from None
+
+
+def gguf_save(
+    path: str | os.PathLike[str], metadata: Mapping[str, Value], tensors: Sequence[Entry]
+) -> int:
+    """Write a GGUF file of version 3, whole or not at all; its size in bytes.
+
+    Tensors are made one after the other. GGUFError where one has other bytes than its entry says.
+    """
+    pairs = {**metadata, "general.alignment": value_of(ALIGNMENT)}
+    head = b"GGUF" + struct.pack("<IQQ", 3, len(tensors), len(pairs))
+    for key, value in pairs.items():
+        head += _raw(key, STRING) + struct.pack("<I", value.kind) + value.raw
+    offset = 0
+    table = []
+    for entry in tensors:
+        extents = struct.pack(f"<{len(entry.shape)}Q", *reversed(entry.shape))
+        rank, end = struct.pack("<I", len(entry.shape)), struct.pack("<IQ", entry.kind, offset)
+        table.append(_raw(entry.name, STRING) + rank + extents + end)
+        offset += _whole(entry.size)
+    head += b"".join(table)
+    head += bytes(_whole(len(head)) - len(head))
+
+    def write(file: IO[bytes]) -> None:
+        file.write(head)
+        for entry in tensors:
+            data = entry.make()
+            if len(data) != entry.size:
+                raise GGUFError(
+                    f"the tensor {entry.name!r} has {len(data)} bytes: expected {entry.size}"
+                )
+            file.write(data + bytes(_whole(len(data)) - len(data)))
+
+    write_atomically(path, write)
+    return len(head) + offset
+
+
+def _whole(size: int) -> int:
+    """Up to the next multiple of the alignment."""
+    return -(-size // ALIGNMENT) * ALIGNMENT

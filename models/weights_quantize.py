@@ -1,0 +1,252 @@
+"""`python models/gpt.py quantize`: weights rounded to a few bits, in a GGUF file for llama.cpp.
+
+Which tensor gets which type follows llama.cpp's mixtures (Q4_K_M, Q5_K_M, Q3_K_M, Q2_K), as does
+what stands in for a type whose blocks of 256 a row does not fill.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections import Counter
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from minigrad import Tensor
+from minigrad.models import architectures, bpe, console
+from minigrad.models.errors import InputError
+from minigrad.models.gpt_config import GPTConfig
+from minigrad.models.pretrained import hub_tokenizer
+from minigrad.models.weights import Source, Weight, checked_parts, config_of, read_source
+from minigrad.nn.gguf import PLAIN, Value, gguf_read
+from minigrad.nn.gguf_blocks import blocks_of
+from minigrad.nn.gguf_quantize import quantize
+from minigrad.nn.gguf_write import NUMBERS, Entry, gguf_save, value_of
+from minigrad.nn.quantized import KINDS, Quantized
+
+# A type and llama.cpp's number of the mixture that a file of it has.
+FILE_TYPES = {"Q8_0": 7, "Q4_0": 2, "Q4_1": 3, "Q5_0": 8, "Q5_1": 9, "Q6_K": 18, "Q5_K": 17,
+              "Q4_K": 15, "Q3_K": 12, "Q2_K": 10}  # fmt: skip
+# What rows get that are no multiple of 256.
+FALLBACKS = {"Q2_K": "Q4_0", "Q3_K": "Q4_0", "Q4_K": "Q5_0", "Q5_K": "Q5_1", "Q6_K": "Q8_0"}
+PRE_TOKENIZERS = {"gpt2": "gpt-2", "smollm": "smollm"}  # llama.cpp's names of how words are split
+NORMAL, CONTROL, UNUSED = 1, 3, 5  # kinds of tokens
+
+
+def quantize_command(flags: argparse.Namespace) -> None:
+    """`quantize`: writes the file, and says which types its matrices have."""
+    path, target = Path(flags.weights), Path(flags.target)
+    console.check_apart({"IN": path}, {"OUT": target})
+    if target.exists() and not flags.overwrite:
+        raise InputError(f"{target} is there already: --overwrite replaces it")
+    said, size = quantize_file(path, target, flags.type.upper(), flags.pure)
+    print("\n".join(said))
+    print(f"{target}: {size / 1e6:,.1f} MB")
+
+
+def quantize_file(path: Path, target: Path, kind: str, pure: bool = False) -> tuple[list[str], int]:
+    """(what was done, size of the file in bytes); InputError says in a sentence what is wrong.
+
+    path: what `load_pretrained` reads, but a checkpoint of models/gpt.py. kind: a name of KINDS.
+    pure: all matrices get it, otherwise llama.cpp's mixture.
+    """
+    source = read_source(path)
+    try:
+        if source.kind == "own":
+            raise InputError("is a checkpoint of models/gpt.py: expected GGUF or safetensors files")
+        config = config_of(source)
+        parts = checked_parts(source, config)
+        if config.experts:
+            raise InputError("has experts: known are GPT-2 and Llama without")
+        if source.kind == "gguf":
+            metadata, tensors = gguf_read(_first_file(path))[0], dict(source.tensors)
+        else:
+            folder = path if path.is_dir() else path.parent
+            metadata = hub_metadata(config, folder, source.facts)
+            tensors = hub_tensors(source, config, parts)
+        return _write(target, metadata, tensors, config, kind, pure)
+    except OSError as error:
+        raise InputError(f"cannot write {target}: {error.strerror or error}") from None
+    except ValueError as error:
+        colon = "" if str(error).startswith(("is ", "has ")) else ":"
+        raise InputError(f"{path}{colon} {error}") from None
+
+
+def _first_file(path: Path) -> Path:
+    return sorted(path.glob("*.gguf"))[0] if path.is_dir() else path
+
+
+def _write(
+    target: Path, metadata: Mapping[str, Value], tensors: Mapping[str, Weight], config: GPTConfig,
+    kind: str, pure: bool,
+) -> tuple[list[str], int]:  # fmt: skip
+    kept = {key: value for key, value in metadata.items() if not key.startswith("split.")}
+    kept["general.file_type"] = value_of(FILE_TYPES[kind])
+    kept["general.quantization_version"] = value_of(2)
+    tied = "output.weight" not in tensors
+    entries, counts, fallen = [], Counter[str](), Counter[str]()
+    for name, weight in tensors.items():
+        shape = tuple(int(extent) for extent in weight.shape)  # type: ignore[arg-type]
+        if not is_quantized(name, shape):
+            entries.append(_plain_entry(name, shape, weight))
+            continue
+        wanted = kind if pure else mixture(name, kind, config, tied)
+        chosen = fallback(wanted, shape[1])
+        if chosen != wanted:
+            fallen[f"rows of {shape[1]} are no multiple of 256: {chosen} instead of {wanted}"] += 1
+        counts[chosen] += math.prod(shape)
+        make = partial(_bytes_of, name, weight, chosen)
+        entries.append(Entry(name, shape, NUMBERS[chosen], make))
+    size = gguf_save(target, kept, entries)
+    said = [f"{what} ({_matrices(count)})" for what, count in fallen.items()]
+    types = ", ".join(f"{name} {count:,}" for name, count in counts.most_common())
+    return [*said, f"elements by type: {types}"], size
+
+
+def _matrices(count: int) -> str:
+    return "1 matrix" if count == 1 else f"{count} matrices"
+
+
+def is_quantized(name: str, shape: tuple[int, ...]) -> bool:
+    """Whether llama.cpp would: matrices but the table of positions."""
+    return len(shape) == 2 and name.endswith(".weight") and name != "position_embd.weight"
+
+
+def mixture(name: str, kind: str, config: GPTConfig, tied: bool) -> str:
+    """The type of a matrix in a file of type `kind`: what matters most gets more bits."""
+    if name == "output.weight" or (tied and name == "token_embd.weight"):
+        return "Q8_0" if kind == "Q8_0" else "Q6_K"
+    words = name.split(".")
+    if words[0] != "blk" or kind not in ("Q2_K", "Q3_K", "Q4_K", "Q5_K"):
+        return kind
+    layer, layers, what = int(words[1]), config.layers, words[2]
+    values, down = what in ("attn_v", "attn_qkv"), what == "ffn_down"
+    if kind in ("Q4_K", "Q5_K"):  # at both ends, and every third between
+        eighth = layers // 8
+        more = layer < eighth or layer >= 7 * layers // 8 or (layer - eighth) % 3 == 2
+        return "Q6_K" if more and (values or down) else kind
+    if kind == "Q3_K":
+        if values or down:
+            return "Q5_K" if layer < (2 if values else layers // 16) else "Q4_K"
+        return "Q4_K" if what == "attn_output" else kind
+    if values:
+        return "Q4_K" if config.heads >= 4 * config.key_value_heads else "Q3_K"
+    return "Q3_K" if down or what == "attn_output" else kind
+
+
+def fallback(kind: str, columns: int) -> str:
+    """The type, or what stands in for it where rows of `columns` are no whole blocks."""
+    if columns % KINDS[kind].block:
+        kind = FALLBACKS.get(kind, kind)
+    return "F16" if columns % KINDS[kind].block else kind
+
+
+def _plain_entry(name: str, shape: tuple[int, ...], weight: Weight) -> Entry:
+    """What keeps its values: norms, biases, positions."""
+    plain = weight.dequantized() if isinstance(weight, Quantized) else weight
+    number = next((number for number, dtype in PLAIN.items() if dtype is plain.dtype), None)
+    if number is None:
+        raise InputError(f"{name} is of {plain.dtype.name}, for which GGUF has no type")
+    return Entry(name, shape, number, lambda: bytes(plain._bytes()))
+
+
+def _bytes_of(name: str, weight: Weight, kind: str) -> bytes:
+    """The blocks of a matrix in a type; one that has it already is copied."""
+    if isinstance(weight, Quantized):
+        if weight.kind.name == kind:
+            return blocks_of(weight)
+        weight = weight.dequantized()
+    with Tensor.no_grad():
+        if kind == "F16":
+            return bytes(weight.half()._bytes())
+        try:
+            return quantize(kind, weight)
+        except ValueError as error:
+            raise InputError(f"the tensor {name} {error}") from None
+
+
+def hub_tensors(
+    source: Source, config: GPTConfig, parts: list[architectures.Part]
+) -> dict[str, Weight]:
+    """Tensors of HuggingFace's files under llama.cpp's names, in its orientations, lazy."""
+    theirs = {part.ours: part for part in architectures.gguf(config)}
+    found: dict[str, Weight] = {}
+    for part in parts:
+        other = theirs[part.ours]
+        for name, new in zip(part.theirs, other.theirs, strict=True):
+            weight = source.tensors[name]
+            assert isinstance(weight, Tensor)
+            with Tensor.no_grad():
+                weight = weight.transpose() if part.how == "transpose" else weight
+                if new in other.paired:  # neighbours turn together
+                    rows = int(weight.shape[0])  # type: ignore[arg-type]
+                    order = Tensor.arange(rows).reshape(-1, 2, config.width // 2).transpose(1, 2)
+                    weight = weight[order.reshape(-1)]
+                # norms and biases are float32 in llama.cpp's files
+                found[new] = weight if is_quantized(new, weight.shape) else weight.float()  # type: ignore[arg-type]
+    return found
+
+
+def hub_metadata(config: GPTConfig, folder: Path, facts: Mapping[str, Any]) -> dict[str, Value]:
+    """What a GGUF file tells of a model and its tokenizer, in a folder of HuggingFace's."""
+    rotary = config.positions == "rotary"
+    kind = "llama" if rotary else "gpt2"
+    shape: dict[str, Any] = {
+        "context_length": config.context, "embedding_length": config.dim,
+        "block_count": config.layers, "feed_forward_length": config.hidden,
+        "attention.head_count": config.heads, "vocab_size": config.vocabulary,
+    }  # fmt: skip
+    if rotary:
+        shape |= {"attention.head_count_kv": config.key_value_heads,
+                  "rope.freq_base": config.rotary_base, "rope.dimension_count": config.width,
+                  "attention.layer_norm_rms_epsilon": config.epsilon}  # fmt: skip
+    else:
+        shape["attention.layer_norm_epsilon"] = config.epsilon
+    plain = {"general.architecture": kind, "general.type": "model",
+             "general.name": folder.resolve().name,
+             **{f"{kind}.{name}": value for name, value in shape.items()},
+             **tokenizer_metadata(config, folder, facts)}  # fmt: skip
+    return {key: value_of(value) for key, value in plain.items()}
+
+
+def tokenizer_metadata(
+    config: GPTConfig, folder: Path, facts: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The tokenizer of a folder, as llama.cpp's "gpt2" writes one; InputError for other kinds."""
+    tokenizer: Any = hub_tokenizer(folder, facts)
+    if isinstance(tokenizer, bpe.GPT2Tokenizer):
+        tokenizer = bpe.gpt2_merges()
+    if not isinstance(tokenizer, bpe.BytePairTokenizer):
+        known = " and ".join(PRE_TOKENIZERS)
+        raise InputError(
+            f"its tokenizer is of a kind that is not written here: known is BPE over bytes that "
+            f"splits words as {known} do"
+        )
+    if len(tokenizer) > config.vocabulary:
+        raise InputError(
+            f"its tokenizer has {len(tokenizer)} tokens, the model a vocabulary of "
+            f"{config.vocabulary}"
+        )
+    shown = {byte: character for character, byte in bpe.visible_bytes().items()}
+    tokens = ["".join(map(shown.__getitem__, token)) for token in tokenizer.tokens]
+    kinds = [NORMAL] * len(tokens)
+    for name, number in tokenizer.special.items():
+        tokens[number], kinds[number] = name, CONTROL
+    merges = [f"{tokens[left]} {tokens[right]}" for left, right, _ in tokenizer.merges]
+    for number in range(len(tokens), config.vocabulary):
+        tokens.append(f"[PAD{number}]")
+        kinds.append(UNUSED)
+    prefix = "tokenizer.ggml."
+    more: dict[str, Any] = {}
+    for name in ("bos_token_id", "eos_token_id"):
+        told = facts.get(name)
+        first = told[0] if isinstance(told, list) and told else told
+        if type(first) is int and 0 <= first < len(tokens):
+            more[prefix + name] = first
+    if tokenizer.template is not None:
+        more["tokenizer.chat_template"] = tokenizer.template
+    return {prefix + "model": "gpt2", prefix + "pre": PRE_TOKENIZERS[tokenizer.split],
+            prefix + "tokens": tokens, prefix + "token_type": kinds, prefix + "merges": merges,
+            **more}  # fmt: skip
