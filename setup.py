@@ -24,12 +24,12 @@ EXTRAS = {
     "opencl": ["pyopencl[pocl]>=2024.1"],
     # ranks as processes, on one machine or several; mpich brings `mpiexec`
     "mpi": ["mpi4py>=4", "mpich"],
-    # the runner, lint and types; oracles: mpmath for functions, z3 for rewrite rules; and two
-    # libraries that must accept our tensors
+    # the runner, lint and types; oracles: mpmath for functions, z3 for rewrite rules, gguf
+    # for llama.cpp's files; and two libraries that must accept our tensors
     "test": [
         "pytest>=8", "pytest-timeout>=2.3", "hypothesis>=6.100", "mpmath>=1.3",
         "mypy>=1.13", "ruff>=0.9", "setuptools>=77", "einops>=0.8", "scikit-learn>=1.6",
-        "z3-solver>=4.12",
+        "z3-solver>=4.12", "gguf>=0.17",
     ],
     # what results and speed are compared with
     "compare": ["torch>=2.4"],

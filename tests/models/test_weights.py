@@ -5,6 +5,7 @@ in one pass and token after token.
 from __future__ import annotations
 
 import importlib.util
+import json
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +26,13 @@ from model_judges import (
 from minigrad import Tensor
 from minigrad.models.architectures import config_of_hub
 from minigrad.models.decode import Decoder
+from minigrad.models.errors import InputError
 from minigrad.models.gpt import GPT
+from minigrad.models.gpt_config import llama
 from minigrad.models.pretrained import load_model, smollm
 from minigrad.models.tokenizer import Tokenizer
 from minigrad.models.weights import quantized_names
+from minigrad.models.weights_quantize import FILE_TYPES, fallback, mixture, quantize_file
 from minigrad.nn.gguf import gguf_load
 from minigrad.nn.quantized import Quantized
 
@@ -184,3 +188,130 @@ def test_logits_of_smollm2(smollm2: tuple[GPT, Tokenizer], torch: Any) -> None:
     wanted = TorchLlama(torch, weights, facts, "float32").logits(ids)
     agree(model, wanted, ids, 2e-4)
     assert len(list(quantized_names(model))) == 30 * 4 + 1
+
+
+TOKENS = {chr(65 + number): number for number in range(37)}
+TOKENIZER = {
+    "model": {"type": "BPE", "vocab": TOKENS, "merges": []},
+    "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False},
+    "added_tokens": [{"id": 36, "content": "<|end|>", "special": True}],
+}  # fmt: skip
+WIDE = {**LLAMA, "hidden_size": 512, "intermediate_size": 768, "eos_token_id": 36}
+
+
+def a_folder(folder: Path, facts: dict[str, Any]) -> Path:
+    """A random Llama as HuggingFace has it."""
+    save_folder(folder, random_llama(np.random.default_rng(5), facts), facts)
+    tokenizer = {**TOKENIZER, "model": {**TOKENIZER["model"], "vocab": {
+        token: number for token, number in TOKENS.items() if number < 36}}}  # fmt: skip
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    return folder
+
+
+# How far logits of this network may be off, the root of mean squares relative to the logits': about
+# 4 times what each matrix is off, as two layers add up. Another network's would be off by 1.4.
+NEAR = {"Q8_0": 0.03, "Q6_K": 0.1, "Q5_K": 0.2, "Q5_1": 0.2, "Q5_0": 0.2, "Q4_K": 0.4,
+        "Q4_1": 0.4, "Q4_0": 0.4, "Q3_K": 0.7, "Q2_K": 1.1}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def wide(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
+    folder = a_folder(tmp_path_factory.mktemp("wide"), WIDE)
+    return folder, GPT.from_pretrained(folder)(Tensor([random_ids(37)])).numpy()[0]
+
+
+@pytest.mark.parametrize("kind", FILE_TYPES)
+def test_quantized_files(kind: str, wide: tuple[Path, Any], tmp_path: Path) -> None:
+    folder, wanted = wide
+    ids, path = random_ids(37), tmp_path / "m.gguf"
+    said, _ = quantize_file(folder, path, kind, pure=True)
+    assert said == [f"elements by type: {kind} {37 * 512 * 2 + 2 * (768 * 3 + 512 * 3) * 512:,}"]
+    model, tokenizer = load_model(path)
+    assert len(list(quantized_names(model))) == 10
+    got = model(Tensor([ids])).numpy()[0]
+    plain = GPT.from_pretrained(path, dtype="float32")(Tensor([ids])).numpy()[0]
+    scale = np.abs(wanted).max()
+    assert np.abs(got - plain).max() <= 1e-4 * scale
+    assert np.sqrt(((got - wanted) ** 2).mean() / (wanted**2).mean()) <= NEAR[kind]
+    assert tokenizer.encode("DACA<|end|>", special=True) == [3, 0, 2, 0, 36]
+    # what is quantized already is copied
+    again = tmp_path / "again.gguf"
+    quantize_file(path, again, kind, pure=True)
+    assert again.read_bytes() == path.read_bytes()
+
+
+def test_rows_that_fill_no_block(tmp_path: Path) -> None:
+    facts = {**LLAMA, "hidden_size": 64, "intermediate_size": 80}
+    folder, path = a_folder(tmp_path, facts), tmp_path / "m.gguf"
+    said, _ = quantize_file(folder, path, "Q4_K")
+    assert "rows of 64 are no multiple of 256: Q5_0 instead of Q4_K (12 matrices)" in said
+    model = GPT.from_pretrained(path)
+    wanted = GPT.from_pretrained(folder)(Tensor([random_ids(37)])).numpy()[0]
+    agree(model, wanted, random_ids(37), 0.25)
+    kinds = {"Q2_K": "Q4_0", "Q3_K": "Q4_0", "Q4_K": "Q5_0", "Q5_K": "Q5_1", "Q6_K": "Q8_0"}
+    for kind, other in kinds.items():
+        assert [fallback(kind, n) for n in (512, 576, 80)] == [kind, other, "F16"]
+
+
+def test_mixtures() -> None:
+    config = llama(32, 32, 4096, 64, 100, key_heads=8)
+    kinds = {
+        name: [mixture(f"blk.{n}.{name}.weight", "Q4_K", config, False) for n in range(32)]
+        for name in ("attn_v", "ffn_down", "attn_q")
+    }
+    more = [0, 1, 2, 3, 6, 9, 12, 15, 18, 21, 24, 27, 28, 29, 30, 31]
+    assert [layer for layer in range(32) if kinds["attn_v"][layer] == "Q6_K"] == more
+    assert kinds["ffn_down"] == kinds["attn_v"] and set(kinds["attn_q"]) == {"Q4_K"}
+    for name, kind, wanted in (
+        ("output.weight", "Q4_0", "Q6_K"), ("output.weight", "Q8_0", "Q8_0"),
+        ("token_embd.weight", "Q3_K", "Q3_K"), ("blk.2.attn_v.weight", "Q3_K", "Q4_K"),
+        ("blk.1.ffn_down.weight", "Q3_K", "Q5_K"), ("blk.0.attn_output.weight", "Q3_K", "Q4_K"),
+        ("blk.5.attn_v.weight", "Q2_K", "Q4_K"), ("blk.5.ffn_down.weight", "Q2_K", "Q3_K"),
+    ):  # fmt: skip
+        assert mixture(name, kind, config, tied=False) == wanted
+    assert mixture("token_embd.weight", "Q4_K", config, tied=True) == "Q6_K"
+
+
+def test_a_gpt2_becomes_gguf(tmp_path: Path) -> None:
+    layers, _, *rest = GPT2
+    save_folder(tmp_path, random_gpt2(np.random.default_rng(1), layers, *rest), gpt2_facts(*GPT2))
+    a_folder(tmp_path / "other", LLAMA)
+    (tmp_path / "tokenizer.json").write_bytes((tmp_path / "other/tokenizer.json").read_bytes())
+    ids = random_ids(GPT2[4])
+    wanted = GPT.from_pretrained(tmp_path)(Tensor([ids])).numpy()[0]
+    quantize_file(tmp_path, tmp_path / "m.gguf", "Q8_0")
+    agree(GPT.from_pretrained(tmp_path / "m.gguf"), wanted, ids, 0.02)
+
+
+def test_what_is_not_quantized(tmp_path: Path) -> None:
+    a_folder(tmp_path / "good", LLAMA)
+    save_folder(tmp_path / "moe", random_llama(np.random.default_rng(5), MIXTRAL), MIXTRAL)
+    save_folder(tmp_path / "bare", random_llama(np.random.default_rng(5), LLAMA), LLAMA)
+    raw = gguf_llama(random_llama(np.random.default_rng(5), LLAMA), LLAMA, "F32",
+                     {"general.architecture": "qwen9"})[0]  # fmt: skip
+    (tmp_path / "other.gguf").write_bytes(raw)
+    bad = random_llama(np.random.default_rng(5), LLAMA)
+    bad["model.layers.0.mlp.up_proj.weight"][3, 4] = np.nan
+    save_folder(tmp_path / "nan", bad, LLAMA)
+    (tmp_path / "nan/tokenizer.json").write_bytes((tmp_path / "good/tokenizer.json").read_bytes())
+    for name, message in (
+        ("none", "cannot read"), ("moe", "has experts: known are GPT-2 and Llama without"),
+        ("bare", "has no tokenizer"), ("other.gguf", "its architecture is 'qwen9'; known: gpt2"),
+        ("nan", "the tensor blk.0.ffn_up.weight has values as large as nan"),
+    ):  # fmt: skip
+        with pytest.raises(InputError) as raised:
+            quantize_file(tmp_path / name, tmp_path / "m.gguf", "Q4_K")
+        assert message in str(raised.value) and "\n" not in str(raised.value)
+    assert not (tmp_path / "m.gguf").exists()
+
+
+@pytest.mark.parametrize("kind", ["Q4_K", "Q5_K", "Q6_K"])
+def test_smollm2_in_fewer_bits(
+    kind: str, smollm2: tuple[GPT, Tokenizer], tmp_path: Path
+) -> None:
+    path = tmp_path / "m.gguf"
+    said, _ = quantize_file(smollm(), path, kind)
+    assert any(line.startswith("rows of 576 are no multiple of 256") for line in said)
+    model, tokenizer = load_model(path, context=128)
+    new = list(model.generate(tokenizer.encode("The capital of France is"), 3, temperature=0))
+    assert tokenizer.decode(new).startswith(" Paris")
