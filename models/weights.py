@@ -10,7 +10,7 @@ import json
 import os
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +24,7 @@ from minigrad.models.console import require
 from minigrad.models.data import read_text
 from minigrad.models.errors import InputError
 from minigrad.models.gpt_config import GPTConfig
-from minigrad.nn.gguf import GGUFError, gguf_load, parts_of
+from minigrad.nn.gguf import GGUFError, Value, gguf_read, parts_of
 from minigrad.nn.quantized import (
     Quantized,
     QuantizedEmbedding,
@@ -49,6 +49,7 @@ class Source:
     kind: str
     tensors: dict[str, Weight]
     facts: Mapping[str, Any]  # of a GGUF file its metadata, of HuggingFace config.json
+    typed: Mapping[str, Value] = field(default_factory=dict)  # the metadata as they are in the file
 
 
 def load_pretrained(
@@ -102,8 +103,9 @@ def read_source(path: Path) -> Source:
         with path.open("rb") as file:
             start = file.read(4)
         if start == b"GGUF":
-            facts, weights = gguf_load(path)
-            return Source("gguf", weights, facts)
+            metadata, weights = gguf_read(path)
+            facts = {key: value.plain for key, value in metadata.items()}
+            return Source("gguf", dict(weights), facts, metadata)
         tensors, text = _read_tensors(path)
         if "config" in text and "tokenizer" in text:
             return Source("own", tensors, text)

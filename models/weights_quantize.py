@@ -20,7 +20,7 @@ from minigrad.models.errors import InputError
 from minigrad.models.gpt_config import GPTConfig
 from minigrad.models.pretrained import hub_tokenizer
 from minigrad.models.weights import Source, Weight, checked_parts, config_of, read_source
-from minigrad.nn.gguf import PLAIN, Value, gguf_read
+from minigrad.nn.gguf import PLAIN, Value
 from minigrad.nn.gguf_blocks import blocks_of
 from minigrad.nn.gguf_quantize import quantize
 from minigrad.nn.gguf_write import NUMBERS, Entry, gguf_save, value_of
@@ -49,9 +49,11 @@ def quantize_command(flags: argparse.Namespace) -> None:
 def quantize_file(path: Path, target: Path, kind: str, pure: bool = False) -> tuple[list[str], int]:
     """(what was done, size of the file in bytes); InputError says in a sentence what is wrong.
 
-    path: what `load_pretrained` reads, but a checkpoint of models/gpt.py. kind: a name of KINDS.
+    path: what `load_pretrained` reads, but a checkpoint of models/gpt.py. kind: a name of FILE_TYPES.
     pure: all matrices get it, otherwise llama.cpp's mixture.
     """
+    if kind not in FILE_TYPES:
+        raise InputError(f"the type {kind!r} is not known: expected {', '.join(FILE_TYPES)}")
     source = read_source(path)
     try:
         if source.kind == "own":
@@ -61,7 +63,7 @@ def quantize_file(path: Path, target: Path, kind: str, pure: bool = False) -> tu
         if config.experts:
             raise InputError("has experts: known are GPT-2 and Llama without")
         if source.kind == "gguf":
-            metadata, tensors = gguf_read(_first_file(path))[0], dict(source.tensors)
+            metadata, tensors = source.typed, source.tensors
         else:
             folder = path if path.is_dir() else path.parent
             metadata = hub_metadata(config, folder, source.facts)
@@ -72,10 +74,6 @@ def quantize_file(path: Path, target: Path, kind: str, pure: bool = False) -> tu
     except ValueError as error:
         colon = "" if str(error).startswith(("is ", "has ")) else ":"
         raise InputError(f"{path}{colon} {error}") from None
-
-
-def _first_file(path: Path) -> Path:
-    return sorted(path.glob("*.gguf"))[0] if path.is_dir() else path
 
 
 def _write(

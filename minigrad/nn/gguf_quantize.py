@@ -83,17 +83,14 @@ def _factored(kind: Kind, found: list[Tensor]) -> tuple[Parts, list[Tensor]]:
     """
     most, groups = SCALES[kind.name], SUPER // kind.group
     integers, factors, meant = [], [], []
-    for place, part in enumerate(found):
-        each = part.reshape(-1, groups)
+    for part, sign in zip(found, (1, -1), strict=False):
+        each = part.reshape(-1, groups) * sign
         if kind.minimum:
-            extreme, least = each.abs().max(1, keepdim=True), 0
-            each, top = each.abs(), most
-        else:  # the extreme one is the least integer, of which there is one more
-            extreme, least = _extreme(each), -most - 1
-            top = most
-        factor = (extreme / (top if kind.minimum else least)).half().realize()
-        number = (each * _inverse(factor.float())).round().clip(least, top)
-        sign = -1 if place else 1
+            least, factor = 0, each.max(1, keepdim=True) / most
+        else:  # there is one integer more below 0
+            least, factor = -most - 1, _extreme(each) / (-most - 1)
+        factor = factor.half().realize()
+        number = (each * _inverse(factor.float())).round().clip(least, most)
         integers.append(number.cast(dtypes.int8).reshape(1, -1, 1))
         factors.append((factor * sign).reshape(1, -1, 1))
         meant.append((number * factor.float() * sign).reshape(-1, 1))

@@ -170,7 +170,7 @@ class Quantized:
             scales, *minima = [
                 part.reshape(tiles, 1, groups, TILE) for part in self._scales(self.parts())
             ]
-            group = sum(terms[1:], terms[0]).sum(3) * scales
+            group = _added(sum(terms[1:], terms[0])) * scales
             if minima:
                 whole = pieces.sum((2, 3)).reshape(1, count, groups, 1)
                 group = group + whole * minima[0]
@@ -241,6 +241,14 @@ class QuantizedStack:
         """x·Wᵀ: (…, columns) → (…, rows), float32."""
         first, *rest = [matrix.product(x) for matrix in self.matrices]
         return first.cat(*rest, dim=-1)
+
+
+def _added(terms: Tensor) -> Tensor:
+    """Σ of (tiles, count, groups, n, 16) over n; one of 4 written out, as it is no loop's worth."""
+    if terms._known_shape()[3] > 4:
+        return terms.sum(3)
+    first, *rest = [terms[:, :, :, place] for place in range(4)]
+    return sum(rest, first)
 
 
 class QuantizedLinear:

@@ -24,6 +24,7 @@ from model_judges import (
 )  # fmt: skip
 
 from minigrad import Tensor
+from minigrad.models import gpt_commands
 from minigrad.models.architectures import config_of_hub
 from minigrad.models.decode import Decoder
 from minigrad.models.errors import InputError
@@ -303,6 +304,24 @@ def test_what_is_not_quantized(tmp_path: Path) -> None:
             quantize_file(tmp_path / name, tmp_path / "m.gguf", "Q4_K")
         assert message in str(raised.value) and "\n" not in str(raised.value)
     assert not (tmp_path / "m.gguf").exists()
+
+
+def test_the_command(
+    wide: tuple[Path, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    target = str(tmp_path / "m.gguf")
+    words = ["quantize", str(wide[0]), target, "--type", "q4_k"]
+    gpt_commands.main(words)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("elements by type: Q4_K ") and lines[1].startswith(f"{target}: 2.")
+    with pytest.raises(InputError, match="is there already: --overwrite replaces it"):
+        gpt_commands.main(words)
+    gpt_commands.main([*words, "--overwrite"])
+    with pytest.raises(InputError, match="OUT and IN are both"):
+        gpt_commands.main(["quantize", target, target])
+    with pytest.raises(SystemExit):
+        gpt_commands.main([*words[:-1], "q7_k"])
+    assert "invalid choice: 'q7_k'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("kind", ["Q4_K", "Q5_K", "Q6_K"])
