@@ -49,7 +49,7 @@ def quantize_command(flags: argparse.Namespace) -> None:
 def quantize_file(path: Path, target: Path, kind: str, pure: bool = False) -> tuple[list[str], int]:
     """(what was done, size of the file in bytes); InputError says in a sentence what is wrong.
 
-    path: what `load_pretrained` reads, but a checkpoint of models/gpt.py. kind: a name of FILE_TYPES.
+    path: what `load_pretrained` reads, but a checkpoint of models/gpt.py. kind: one of FILE_TYPES.
     pure: all matrices get it, otherwise llama.cpp's mixture.
     """
     if kind not in FILE_TYPES:
