@@ -109,7 +109,8 @@ def _matrices(count: int) -> str:
 
 def is_quantized(name: str, shape: tuple[int, ...]) -> bool:
     """Whether llama.cpp would: matrices but the table of positions."""
-    return len(shape) == 2 and name.endswith(".weight") and name != "position_embd.weight"
+    others = ("_norm.weight", "position_embd.weight")
+    return len(shape) == 2 and name.endswith(".weight") and not name.endswith(others)
 
 
 def mixture(name: str, kind: str, config: GPTConfig, tied: bool) -> str:
