@@ -55,9 +55,9 @@ def end_of(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[in
 
 COMMAND_LINES: list[tuple[list[str], int, str]] = [
     (["--unknown"], 2, "unrecognized arguments: --unknown"),
-    (["walk"], 2, "unknown command 'walk': expected train, sample, chat or inspect"),
+    (["walk"], 2, "unknown command 'walk': expected train, sample, chat, inspect or quantize"),
     (["--trace", "t.json"], 1, "--trace shows several devices: give --dp or --sp as well"),
-    (["sampel", "--tokens", "9"], 2, "unknown command 'sampel': expected train, sample, chat or"),
+    (["sampel", "--tokens", "9"], 2, "unknown command 'sampel': expected train, sample, chat,"),
     (["sample", "--unknown", "3"], 2, "unrecognized arguments: --unknown 3"),
     (["--steps", "0"], 2, "argument --steps: 0 is less than 1"),
     (["--steps", "many"], 2, "argument --steps: invalid whole number value: 'many'"),
