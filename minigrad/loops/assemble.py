@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from minigrad.errors import CompileError
 from minigrad.graph.substitution import variables
 from minigrad.graph.symbolic import Affine, Atom, Integer, ceildiv
 from minigrad.loops import cost
@@ -17,7 +18,9 @@ from minigrad.loops.nest import (
     Set,
     Store,
     Stores,
+    arrays_written,
     expressions,
+    locals_set,
     walk,
 )
 from minigrad.schedule import expr
@@ -52,6 +55,7 @@ def assemble(
     inside: dict[Array, None] = {}
     symbols: dict[str, None] = {}
     _collect(loop, arrays, inside, symbols)
+    _check(kernel, loop, arrays)
     places, offset = [], 0
     for array in inside:
         if array.space == "local":
@@ -71,6 +75,20 @@ def assemble(
         grain_of(loop, stop, operations, traffic, target), operations, round(vectors), traffic,
         label(kernel), tuple(array for array in inside if array.space == "local"),
     )  # fmt: skip
+
+
+def _check(kernel: Kernel, loop: Loop, arrays: Iterable[Array]) -> None:
+    """CompileError where a recipe forgot a store or a register, which would give wrong values."""
+    inner = {stage.array for stage in kernel.stages} - kernel.stored
+    registers = {e.local for e in expr.walk(*expressions(loop)) if e.op is Leaf.LOCAL}
+    for names, problem in (
+        (kernel.stored - arrays_written(loop), "do not store {}: expected a Store of each"),
+        (inner & set(arrays), "use {} in memory: expected a register, or an Array in \"scratch\""),
+        (registers - locals_set(loop), "read {} before a Set or a Fold gives it a value"),
+    ):
+        if names:
+            what = problem.format(", ".join(sorted(place.name for place in names)))
+            raise CompileError(f"the loops that a recipe made for {label(kernel)!r} {what}")
 
 
 def _products_at_once(loop: Loop) -> int:

@@ -6,6 +6,11 @@ and a target without vectors as GPUs have it.
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
 import numpy as np
 import pytest
 from property.compare import Tolerance, difference
@@ -13,6 +18,11 @@ from schedule.machine import GOLDEN, MACHINES, run
 from schedule.programs import PROGRAMS, graph_of, values_for
 
 from minigrad.compile import schedule_of
+from minigrad.errors import CompileError
+from minigrad.loops import recipes
+from minigrad.loops.assemble import assemble
+from minigrad.loops.build import once
+from minigrad.loops.nest import Fold, Loop, Nest, Set, Store
 from minigrad.loops.recipes import lower
 from minigrad.runtimes.reference import evaluate
 
@@ -57,8 +67,29 @@ def test_symbolic_lengths(name: str, n: int) -> None:
     check(name, "avx2", fuse=True, n=n)
 
 
-def test_the_programs_use_every_recipe() -> None:
+# Recipes of kernels that no program here has: property/ and opencl/ run them.
+ELSEWHERE = {"scan", "distribute", "lower_gpu"}
+
+
+def test_the_programs_use_every_recipe(monkeypatch: pytest.MonkeyPatch) -> None:
     """So that a recipe cannot fall out of the tests unnoticed."""
+    made = {
+        name: function for name, function in vars(recipes).items()
+        if inspect.isfunction(function) and function is not lower
+        and function.__annotations__.get("return") in ("Nest", "Nest | None")
+    }  # fmt: skip
+    used = set()
+
+    def noted(name: str, function: Callable[..., Nest | None]) -> Callable[..., Nest | None]:
+        def recipe(*given: Any) -> Nest | None:
+            nest = function(*given)
+            used.update([name] if nest else [])
+            return nest
+
+        return recipe
+
+    for name, function in made.items():
+        monkeypatch.setattr(recipes, name, noted(name, function))
     kinds, loops, packed = set(), set(), set()
     for build in PROGRAMS.values():
         for kernel in schedule_of(graph_of(build)[0], GOLDEN).kernels:
@@ -66,10 +97,42 @@ def test_the_programs_use_every_recipe() -> None:
             kinds.add(kernel.kind)
             loops.add((kernel.kind, nest.parallel.kind))
             packed.add(any(array.name == "panel" for array, _ in nest.scratch))
+    assert set(made) - used == ELSEWHERE, "add a program to schedule/programs.py that needs it"
     assert kinds == {"rows", "contraction", "scatter", "block_rows"}
     wanted = {(kind, loop) for kind in ("rows", "scatter") for loop in ("lanes", "serial")}
     assert wanted <= loops
     assert packed == {True, False}
+
+
+def forgets_its_stores(loop: Loop) -> Loop:
+    return replace(loop, body=())
+
+
+def forgets_its_registers(loop: Loop) -> Loop:
+    kept = tuple(s for s in loop.body if not isinstance(s, Set | Loop | Fold))
+    return replace(loop, body=kept)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (forgets_its_stores, "do not store"),
+        (forgets_its_registers, "before a Set or a Fold"),
+    ],
+)
+def test_a_recipe_that_forgets_something(wrong: Callable[[Loop], Loop], message: str) -> None:
+    (kernel,) = schedule_of(graph_of(PROGRAMS["row_product"])[0], GOLDEN).kernels
+    nest = lower(kernel, GOLDEN)
+    with pytest.raises(CompileError, match=message):
+        assemble("k", kernel, wrong(nest.parallel), GOLDEN)
+
+
+def test_a_recipe_that_keeps_nothing_at_hand() -> None:
+    """What lives and dies inside the kernel has no memory of its own."""
+    (kernel,) = schedule_of(graph_of(PROGRAMS["row_softmax"])[0], GOLDEN).kernels
+    loop = once(tuple(Store(stage.array, 0, stage.body) for stage in kernel.stages))
+    with pytest.raises(CompileError, match="in memory: expected a register"):
+        assemble("k", kernel, loop, GOLDEN)
 
 
 def test_a_difference_is_seen() -> None:
