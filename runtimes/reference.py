@@ -461,7 +461,7 @@ class ReferenceRuntime:
         """Nothing is ever left to wait for."""
 
 
-def open_device(name: str) -> ReferenceRuntime:
+def open_device(name: str) -> Runtime:
     """The runtime of the device called `name` ("REF", "REF:1", …)."""
     return ReferenceRuntime(name)
 
