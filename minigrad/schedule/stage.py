@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import cached_property
 
 from minigrad.dtype import DType
 from minigrad.graph.collective import Collective
@@ -60,10 +59,13 @@ class Stage:
     initial_position: Integer = 0
     exchange: Exchange | None = None
 
-    @cached_property
+    @property
     def contraction(self) -> Contraction | None:
         """What it is as a matrix product, if it is one: recognised once, for all that ask."""
-        return contraction_of(self.op, self.axes, self.reduced, self.body)
+        known: dict[str, Contraction | None] = self.__dict__
+        if "_contraction" not in known:
+            known["_contraction"] = contraction_of(self.op, self.axes, self.reduced, self.body)
+        return known["_contraction"]
 
     @property
     def size(self) -> int:
