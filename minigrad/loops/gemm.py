@@ -360,7 +360,7 @@ def rows_of_block(rows: int, mr: int, wanted: int) -> int:
     pieces = min(wanted, rows // LEAST_ROWS)
     if pieces <= 1:
         return rows
-    return -(-rows // pieces // mr) * mr
+    return ceildiv(rows, pieces * mr) * mr
 
 
 def cut_for_packed_rows(

@@ -325,7 +325,7 @@ class Ahead:
             rows = self._lines(expr.substitute_in(right, at), inner, piece * line)[:1]
         else:
             share = ceildiv(numel([inner.extent]), self.tiles)
-            each = -(-share * line // numel([inner.extent]))
+            each = ceildiv(share * line, numel([inner.extent]))
             place = tile * share + piece * each + one.index
             at = {column.variable: column.index + self.nr}
             rows = self._lines(expr.substitute_in(right, at), inner, place)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import IO, Any
 
+from minigrad.graph.symbolic import ceildiv
 from minigrad.nn.gguf import ARRAY, PLAIN, SCALARS, STRING, GGUFError, Value
 from minigrad.nn.gguf_blocks import LAYOUTS
 from minigrad.nn.quantized import KINDS
@@ -106,4 +107,4 @@ def gguf_save(
 
 def _whole(size: int) -> int:
     """Up to the next multiple of the alignment."""
-    return -(-size // ALIGNMENT) * ALIGNMENT
+    return ceildiv(size, ALIGNMENT) * ALIGNMENT

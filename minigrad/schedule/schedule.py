@@ -11,6 +11,7 @@ from minigrad.graph.collective import exchanges_in_order
 from minigrad.graph.node import Node, make, topological
 from minigrad.graph.operations import ELEMENTWISE, SCANS, SCATTERS, Op
 from minigrad.graph.shapes import numel
+from minigrad.graph.symbolic import ceildiv
 from minigrad.schedule import expr
 from minigrad.schedule.attention_fusion import Chains
 from minigrad.schedule.expr import Array, Expr
@@ -320,7 +321,7 @@ def plan_arena(
     placed: list[tuple[int, int, int, int]] = []  # start, stop, first and last step; sorted
     offsets: dict[Array, int] = {}
     for array in needed:
-        size = -(-array.size * array.dtype.itemsize // LINE) * LINE
+        size = ceildiv(array.size * array.dtype.itemsize, LINE) * LINE
         offset, begin, end = 0, first[array], last[array]
         for start, stop, other_begin, other_end in placed:
             if other_end < begin or end < other_begin:
