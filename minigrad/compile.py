@@ -1,11 +1,10 @@
 """The compiler on one page: from a graph to kernels that a device can launch.
 
-    graph     canonical nodes                                       graph/canonical.py
+    graph       canonical nodes                                     graph/canonical.py
       simplify            rules that hold for every device          graph/simplify.py
       expand_sorts        a sort is passes of counting and moving   schedule/sort.py
-      split_reductions    long sums in two, so that they are parallel   schedule/split.py
-    roots
-      schedule            which values are kept, which share a kernel, the order, the arena
+      split_reductions    long sums in two: the first is parallel   schedule/split.py
+      schedule            what is kept, what shares a kernel        schedule/schedule.py
     kernels
       lower               a recipe writes the loops                 loops/recipes.py
     nests
