@@ -57,14 +57,18 @@ def digest(*parts: str | bytes) -> str:
 def source_digest(*more: str) -> str:
     """A hash of the compiler's own source, so that an edited checkout finds nothing stale.
 
-    more: files besides those of graph, schedule, loops and render. Raises OSError where a file
-    cannot be read.
+    more: files besides those of `compiler_files`. Raises OSError where a file cannot be read.
     """
+    return digest(*(file.read_bytes() for file in (*compiler_files(), *map(Path, more))))
+
+
+def compiler_files() -> list[Path]:
+    """The files of this package that decide what code a graph becomes."""
     home = Path(__file__).parent
-    files = [home / "__init__.py", home / "dtype.py", Path(__file__), *map(Path, more)]
+    files = [home / name for name in ("__init__.py", "dtype.py", "target.py", "compile.py")]
     for room in ("graph", "schedule", "loops", "render"):
         files += sorted((home / room).rglob("*.py"))
-    return digest(*(file.read_bytes() for file in files))
+    return [*files, Path(__file__)]
 
 
 class Cache:

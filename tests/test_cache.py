@@ -6,6 +6,7 @@ What programs make of it is tested in `runtimes/test_cpu_kernels.py`.
 from __future__ import annotations
 
 import os
+import re
 import stat
 import subprocess
 import sys
@@ -17,7 +18,16 @@ from pathlib import Path
 import pytest
 
 from minigrad import Context, cache
-from minigrad.cache import Cache, digest, open_cache, pack, source_digest, sweep, unpack
+from minigrad.cache import (
+    Cache,
+    compiler_files,
+    digest,
+    open_cache,
+    pack,
+    source_digest,
+    sweep,
+    unpack,
+)
 
 KEY = digest("a key")
 OTHER = digest("another key")
@@ -55,6 +65,21 @@ def test_an_edited_compiler_finds_nothing(tmp_path):
     assert source_digest() != first
     with pytest.raises(OSError):
         source_digest(str(tmp_path / "missing.py"))
+
+
+def test_the_compiler_is_made_of_the_files_that_are_looked_at():
+    """What they import beside each other decides nothing: errors, locks, settings, counters."""
+    home = Path(cache.__file__).parent
+    looked_at = {path.relative_to(home).as_posix() for path in compiler_files()}
+    imported = {
+        name.replace(".", "/") + ".py"
+        for path in compiler_files()
+        for name in re.findall(r"^from minigrad\.([\w.]+) import", path.read_text(), re.M)
+        if path.name not in ("cache.py", "__init__.py")
+    }
+    beside = {"errors.py", "locks.py", "settings.py", "program.py"}
+    modules = {name for name in imported if (home / name).exists()}
+    assert "target.py" in modules and modules - looked_at <= beside
 
 
 def test_parts_of_a_key_do_not_run_together():
