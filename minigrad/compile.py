@@ -100,11 +100,13 @@ def code_of(
     codes: dict[str, Code] = {}
     new: dict[str, Rendered[Text]] = {}
     for kernel, (key, arrays) in zip(kernels, keys, strict=True):
-        known = None if show or key in codes or key in new else backend.find(key)
-        if known is not None:
-            codes[key] = known
-        elif key not in codes and key not in new:
+        if key in codes or key in new:
+            continue
+        known = None if show else backend.find(key)
+        if known is None:
             new[key] = translate(kernel, arrays, backend)
+        else:
+            codes[key] = known
     codes.update(backend.build(new))
     return [(codes[key], arrays) for key, arrays in keys]
 
