@@ -7,8 +7,9 @@ object, so a common subexpression costs nothing and `is` compares. The whole ins
 
 from __future__ import annotations
 
+import itertools
 import struct
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from minigrad.dtype import DType, convert, dtypes
@@ -34,10 +35,11 @@ class Node(Numeric):
     Attributes: op, dtype, shape (ints, or `Affine`s where symbolic), src (the operands), arg (see
     `Op`), device (the name of the device that computes it). form: the same object for all BUFFERs
     of one dtype, shape and device, so that one look compares them; None for other operations, and
-    for a BUFFER that must not be taken for any other.
+    for a BUFFER that must not be taken for any other. age: how many nodes were made before it: more
+    than before any of its sources.
     """
 
-    __slots__ = ("op", "dtype", "shape", "src", "arg", "device", "form", "__weakref__")
+    __slots__ = ("op", "dtype", "shape", "src", "arg", "device", "form", "age", "__weakref__")
     op: Op
     dtype: DType
     shape: Shape
@@ -45,6 +47,7 @@ class Node(Numeric):
     arg: Any
     device: str
     form: Form | None
+    age: int
 
     def __repr__(self) -> str:
         shape = ", ".join(str(extent) for extent in self.shape)
@@ -81,6 +84,7 @@ class Node(Numeric):
         return bitcast(self, dtype)
 
 
+ages = itertools.count()
 _interned: Interned[Node] = Interned()
 _forms: Interned[Form] = Interned()
 
@@ -100,6 +104,7 @@ def make(
         node.op, node.dtype, node.shape = op, dtype, shape
         node.src, node.arg, node.device = src, arg, device
         node.form = form_of(dtype, shape, device) if op is Op.BUFFER else None
+        node.age = next(ages)
         node = _interned.settle(key, node)
     return node
 
@@ -121,10 +126,12 @@ def elementwise(op: Op, *src: Node) -> Node:
     if facts.scalar is None or len(src) != facts.arity:
         raise ValueError(f"elementwise({op}): expected {facts.arity} operands, got {len(src)}")
     shape, dtype = src[-1].shape, src[-1].dtype
-    if any(node.shape != shape for node in src):
-        raise ShapeError(f"{op.value}: shapes {[node.shape for node in src]} differ")
-    if any(node.dtype is not dtype for node in (src[1:] if op is Op.WHERE else src)):
-        raise DTypeError(f"{op.value}: dtypes {[node.dtype.name for node in src]} differ")
+    for node in src:
+        if node.shape != shape:
+            raise ShapeError(f"{op.value}: shapes {[node.shape for node in src]} differ")
+    for node in src[1:] if op is Op.WHERE else src:
+        if node.dtype is not dtype:
+            raise DTypeError(f"{op.value}: dtypes {[node.dtype.name for node in src]} differ")
     if op is Op.WHERE and src[0].dtype is not dtypes.bool:
         raise DTypeError(f"where: the condition is {src[0].dtype.name}, expected bool")
     if dtype.kind not in facts.kinds:
@@ -155,7 +162,7 @@ def device_of(op: Op, src: Sequence[Node]) -> str:
     """The device of all sources."""
     device = src[0].device
     for node in src:
-        if node.device != device:
+        if node.device is not device and node.device != device:
             raise DeviceError(
                 f"{op.value}: operands are on {device} and {node.device}; "
                 f"move one with .to({device!r})"
@@ -168,29 +175,27 @@ def own_buffer(memory: Any, dtype: DType, shape: Shape, device: str, form: Form)
     node = Node()
     node.op, node.dtype, node.shape = Op.BUFFER, dtype, shape
     node.src, node.arg, node.device, node.form = (), memory, device, form
+    node.age = next(ages)
     return node
 
 
 def topological(roots: Iterable[Node]) -> list[Node]:
     """All nodes that the roots need, sources before users, in an order fixed by the graph."""
     order: list[Node] = []
-    seen: set[Node] = set()
-    stack: list[tuple[Node, Iterator[Node]]] = []
+    done: set[Node] = set()
     for root in roots:
-        if root in seen:
-            continue
-        seen.add(root)
-        stack.append((root, iter(root.src)))
+        stack = [root]
         while stack:
-            node, sources = stack[-1]
-            for source in sources:
-                if source not in seen:
-                    seen.add(source)
-                    stack.append((source, iter(source.src)))
-                    break
-            else:
+            node = stack[-1]
+            if node not in done:
+                waiting = [source for source in node.src if source not in done]
+                if waiting:
+                    waiting.reverse()
+                    stack += waiting
+                    continue
+                done.add(node)
                 order.append(node)
-                stack.pop()
+            stack.pop()
     return order
 
 

@@ -54,6 +54,8 @@ def count_node(shape: Sequence[Integer], axes: Sequence[int], dtype: DType, devi
 
 def broadcast_shape(name: str, *shapes: Shape) -> Shape:
     """The common shape of numpy's rule: aligned at the right, a 1 stretches."""
+    if all(shape == shapes[0] for shape in shapes[1:]):
+        return shapes[0] if shapes else ()
     result: list[Integer] = []
     for position in range(1, max((len(shape) for shape in shapes), default=0) + 1):
         extents = [shape[-position] for shape in shapes if len(shape) >= position]
@@ -97,6 +99,9 @@ def scalar_dtype(name: str, value: Scalar, dtype: DType) -> DType:
 def common(name: str, nodes: Sequence[Node]) -> list[Node]:
     """Nodes broadcast and promoted to one shape and dtype; they must be on one device."""
     same_device(name, nodes)
+    first = nodes[0]
+    if all(node.shape == first.shape and node.dtype is first.dtype for node in nodes):
+        return list(nodes)
     shape = broadcast_shape(name, *(node.shape for node in nodes))
     dtype = promote(*(node.dtype for node in nodes))
     return [broadcast_to(build.cast(node, dtype), shape) for node in nodes]

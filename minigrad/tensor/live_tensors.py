@@ -12,7 +12,7 @@ import weakref
 from collections.abc import Callable
 from typing import Any
 
-from minigrad.graph.node import Node, Op
+from minigrad.graph.node import Node, Op, ages
 from minigrad.locks import held_over_forks
 
 lock = held_over_forks()
@@ -70,12 +70,14 @@ class Holder:
 class Link(weakref.ref[Holder]):
     """A weak reference that knows under which node it is filed.
 
-    device: where the node is, unless the link is in `alone`. death: for one without a callback,
+    device: where the node is, unless the link is in `alone`. filed: the age that a node made then
+    would have had. death: for one without a callback,
     another that has one.
     """
 
-    __slots__ = ("node_id", "device", "death")
+    __slots__ = ("node_id", "device", "filed", "death")
     node_id: int
+    filed: int
     device: str
     death: weakref.ref[Holder]
 
@@ -112,6 +114,7 @@ def _file(link: Link, node: Node) -> None:
     _by_node.setdefault(number, {})[id(link)] = link
     if node.op is not Op.BUFFER or _is_view(link):
         _lazy[id(link)] = link
+        link.filed = next(ages)
         clock.lazies += 1
     elif len(_by_node[number]) > 1 and _several(number):
         shared.add(number)
@@ -185,7 +188,14 @@ def holders(node: Node) -> list[Holder]:
 
 def wants_gradient(node: Node) -> bool:
     """Whether a live tensor that stands for `node` was marked as a leaf."""
-    return any(holder._requires_grad for holder in holders(node))
+    # asked of every node of every program: most have no tensor
+    number = id(node)
+    links = _by_node.get(number)
+    if links is None:
+        link = alone.get(number)
+        holder = None if link is None else link()
+        return holder is not None and bool(holder._requires_grad)
+    return any(holder._requires_grad for holder in _alive(list(links.values())))
 
 
 def lazy_holders() -> list[Holder]:
@@ -193,6 +203,19 @@ def lazy_holders() -> list[Holder]:
     with lock:
         alive = _alive(_known(list(_lazy.values())))
         return [holder for holder in alive if holder.raw.op is not Op.BUFFER]
+
+
+def lazy_since(age: int) -> list[Holder]:
+    """The `lazy_holders` whose node may need one of an age, or a younger one; oldest first."""
+    found: list[Holder] = []
+    with lock:
+        for link in reversed(_lazy.values()):
+            if link.filed < age:  # and so were all before it, and their nodes
+                break
+            holder = link() if rank.knows(link.device) else None
+            if holder is not None and holder.raw.op is not Op.BUFFER and holder.raw.age >= age:
+                found.append(holder)
+    return found[::-1]
 
 
 def lazy_views() -> list[Holder]:

@@ -28,6 +28,7 @@ from minigrad.tensor.live_tensors import (
     holders,
     lazy_holders,
     lazy_links,
+    lazy_since,
     lock,
     wants_gradient,
 )
@@ -160,7 +161,8 @@ def separate(node: Node, owners: Container[int]) -> None:
 def _run(plan: _Plan) -> None:
     if plan.roots:
         failures: list[MinigradError] = []
-        buffers = program.realize(plan.values, failures)
+        order = plan.order if plan.same else None
+        buffers = program.realize(plan.values, failures, order)
         with lock:
             plan.settle(buffers)
         if failures:
@@ -253,6 +255,7 @@ class _Plan:
                 self._save_for_backward()
         writes = {n for n in self.order if n.op is Op.ASSIGN and not _is_waiting(n)}
         self.values = see_through(list(self.roots), writes)
+        self.same = not writes  # as the roots, whose order is known
 
     def _extend(self) -> None:
         """Add waiting writes, random states, and parameters that are read, and other readers."""
@@ -289,7 +292,7 @@ class _Plan:
         for node in topological(lazy):
             if node in targets:
                 reads.add(node)
-            elif node not in self.roots and any(source in reads for source in node.src):
+            elif node not in self.roots and not reads.isdisjoint(node.src):
                 reads.add(node)
         return [node for node in lazy if node in reads]
 
@@ -312,7 +315,7 @@ class _Plan:
         tracked: set[Node] = set()
         stale, lost = set(self.targets), set(leaves)
         for node in self.order:
-            if any(source in stale for source in node.src):
+            if not stale.isdisjoint(node.src):
                 stale.add(node)
             if node.op is Op.BUFFER:
                 if node in leaves or saved_graphs.has_history(node) or wants_gradient(node):
@@ -320,9 +323,9 @@ class _Plan:
             elif wants_gradient(node):
                 tracked.add(node)
             elif node.dtype.is_float and node.op is not Op.BITCAST:
-                if any(source in tracked for source in node.src):
+                if not tracked.isdisjoint(node.src):
                     tracked.add(node)
-                    if any(source in lost for source in node.src):
+                    if not lost.isdisjoint(node.src):
                         lost.add(node)
         self.tracked = tracked
         flowing = [
@@ -369,9 +372,9 @@ class _Plan:
                 holder._point(buffer)
                 if root not in kept and not wants_gradient(buffer):
                     holder.stopped = False
-        lazy = lazy_holders()
         for target, copied in self.copies.items():
             made[target] = made[copied]
+        lazy = lazy_since(min(node.age for node in made)) if made else []
         nodes = substitute([holder.raw for holder in lazy], made)
         for holder, node in zip(lazy, nodes, strict=True):
             if holder.raw is not node:

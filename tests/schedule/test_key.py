@@ -223,6 +223,7 @@ def test_no_field_is_forgotten():
     assert {n for n in Node.__slots__ if not n.startswith("_")} == {
         "op", "dtype", "shape", "src", "arg", "device",
         "form",  # follows from dtype, shape and device
+        "age",  # of the object, not of what it is
     }  # fmt: skip
     assert {field.name for field in fields(Graph)} == {
         "roots", "outputs", "slots", "variables", "device",
