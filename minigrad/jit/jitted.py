@@ -9,7 +9,9 @@
 
 The first call runs as it is (and compiles). The second is captured: every program that it runs is
 recorded, with its buffers. From the third call on nothing of the function is run again: the
-recorded programs are, on the call's inputs, and into fresh buffers for its outputs. Tensors that
+recorded programs are, on the call's inputs, and into fresh buffers for its outputs. Inputs of other
+extents (another batch size) begin anew: one call as it is, one that is captured; from the third
+size on nothing is compiled for them (`graph/general.py`). Tensors that
 the function updates in place stay in their memory; so do values that it leaves behind in objects
 (a parameter's `.grad`), which each replay renews.
 
@@ -17,7 +19,8 @@ A replay runs no Python. What the function would do otherwise in a later call is
 
 | what the function uses | what a replay does when it changes |
 | --- | --- |
-| a tensor that is passed | reads it; `JitError` for another shape or dtype |
+| a tensor that is passed | reads it; other extents are a capture of their own; `JitError` for
+another dtype, device or number of dimensions |
 | a number or a string that is passed | `JitError` |
 | a tensor from outside, written in place (assign, +=, set_data, an optimizer) | reads it |
 | a name of its closure or module, an attribute of that or of `self` | `JitError` |
@@ -47,11 +50,16 @@ from minigrad.errors import JitError
 from minigrad.graph.node import Node, Op
 from minigrad.jit.capture import HostWatch, Snapshot, refuse_replaced
 from minigrad.jit.outside import Outside, noting
-from minigrad.jit.pytree import flatten, objects, rebuild, show, signature, template
-from minigrad.jit.replay import (
-    Capture,
-    Source,
+from minigrad.jit.pytree import (
+    Signature,
+    flatten,
+    objects,
+    rebuild,
+    show,
+    signature,
+    template,
 )
+from minigrad.jit.replay import Capture, OtherExtents, Source
 from minigrad.jit.replay_codegen import Serve, straight
 from minigrad.jit.sorting import copies, leaves, sort, take_gradients
 from minigrad.locks import new_rlock
@@ -59,6 +67,8 @@ from minigrad.program import recorded_calls, recording
 from minigrad.settings import thread
 from minigrad.tensor import Tensor, realization, views
 from minigrad.tensor.live_tensors import all_holders
+
+MOST_OTHERS = 16  # sets of extents that a step keeps captures for, besides the first
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -80,6 +90,8 @@ class Jitted(Generic[P, R]):
         self._called: dict[int, tuple[Any, list[int]]] = {}
         self._captures: dict[int, Capture] = {}  # by the thread's key
         self._replays: dict[int, Serve] = {}  # how each of them is served
+        # the same for inputs of other extents, those that were used last at the end
+        self._others: dict[tuple[Signature, ...], Jitted[P, R]] = {}
         self._methods: dict[int, tuple[weakref.ref[Any], Jitted[..., R]]] = {}
         self._lock = new_rlock()
         functools.update_wrapper(self, function, updated=())  # whatever attributes it has
@@ -100,6 +112,7 @@ class Jitted(Generic[P, R]):
             self._called.clear()
             self._captures.clear()
             self._replays.clear()
+            self._others.clear()
 
     def __get__(self, instance: Any, owner: type | None = None) -> Any:
         if instance is None:
@@ -128,7 +141,20 @@ class Jitted(Generic[P, R]):
         serve = self._replays.get(thread.key)
         if serve is None:
             return self._prepare(args, kwargs)
-        return serve(args, kwargs)  # type: ignore[no-any-return]
+        try:
+            return serve(args, kwargs)  # type: ignore[no-any-return]
+        except OtherExtents as other:
+            inputs = other.inputs
+        return self._for(inputs)(*args, **kwargs)
+
+    def _for(self, inputs: tuple[Signature, ...]) -> Jitted[P, R]:
+        """What serves inputs of other extents."""
+        with self._lock:
+            found = self._others.pop(inputs, None) or Jitted(self.function, self.instance)
+            self._others[inputs] = found
+            if len(self._others) > MOST_OTHERS:
+                del self._others[next(iter(self._others))]
+            return found
 
     def _prepare(self, args: Any, kwargs: Any) -> R:
         """The first call, which runs as it is, or the second."""

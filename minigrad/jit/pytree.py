@@ -133,6 +133,11 @@ class Signature:
     dtype: DType
     device: str
 
+    def differs_in_extents(self, other: Signature) -> bool:
+        """Whether it is another's but for extents, if for anything."""
+        alike = self.dtype is other.dtype and self.device == other.device
+        return alike and len(self.shape) == len(other.shape)
+
     def __str__(self) -> str:
         shape = ", ".join(str(extent) for extent in self.shape)
         return f"({shape}) {self.dtype.name} on {self.device}"

@@ -50,6 +50,14 @@ class Source:
     what: Any
 
 
+class OtherExtents(Exception):
+    """The inputs of a call have other extents than those of a capture: it is one of its own."""
+
+    def __init__(self, inputs: tuple[Signature, ...]) -> None:
+        super().__init__(inputs)
+        self.inputs = inputs
+
+
 class Capture:
     """What the second call left: the replay, and all that is needed to serve it."""
 
@@ -169,13 +177,15 @@ class Capture:
                 f"with {show(structure)}: Python values and the number of tensors are fixed in a "
                 "capture; pass tensors, or .reset()"
             )
-        for number, (tensor, expected) in enumerate(zip(tensors, self.inputs, strict=True)):
-            found = signature(tensor, values)
-            if found != expected:
+        given = tuple(signature(tensor, values) for tensor in tensors)
+        for number, (found, expected) in enumerate(zip(given, self.inputs, strict=True)):
+            if not found.differs_in_extents(expected):
                 raise JitError(
                     f"{self.name} was captured with input {number} of {expected} and is called "
-                    f"with {found}; give it that, or .reset() before another shape"
+                    f"with {found}; give it that, or .reset() before another kind of input"
                 )
+        if given != self.inputs:
+            raise OtherExtents(given)
         if any(tensor.raw.op is not Op.BUFFER for tensor in tensors):
             realization.realize(tensors)
         return tensors, values

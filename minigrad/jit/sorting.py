@@ -11,6 +11,7 @@ from minigrad.device import Buffer, Call, Device
 from minigrad.errors import JitError
 from minigrad.failure import CheckedReplay
 from minigrad.graph.node import Node, Op, form_of
+from minigrad.graph.variable import is_own
 from minigrad.jit.capture import Snapshot
 from minigrad.jit.pytree import signature
 from minigrad.jit.replay import (
@@ -120,7 +121,8 @@ def sort(
     if any(call.checks for call in calls):
         capture.replay = CheckedReplay(capture.replay, calls, arguments)
     capture.read = frozenset(_read_first(calls) - set(arguments))
-    names = {name for call in calls for name in call.variables} - set(values)
+    variables = {name for call in calls for name in call.variables if not is_own(name)}
+    names = variables - set(values)
     if names:
         raise JitError(
             f"{capture.name} uses the bound variable {', '.join(sorted(names))}, "

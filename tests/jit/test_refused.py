@@ -22,8 +22,6 @@ def captured_sum(device):
 @pytest.mark.parametrize(
     ("make", "words"),
     [
-        (lambda: Tensor([1.0, 2.0, 3.0]), r"input 0 of \(2\) float32.*called with \(3\)"),
-        (lambda: Tensor([1.0]) + 1, r"input 0 of \(2\) float32"),
         (lambda: Tensor([1, 2]), "float32.*int32"),
         (lambda: Tensor([[1.0, 2.0]]), r"\(1, 2\)"),
         (lambda: [Tensor([1.0, 2.0])], r"arguments .*called with .*\[Tensor\]"),
