@@ -12,7 +12,7 @@ import itertools
 import sys
 import threading
 import weakref
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -34,7 +34,7 @@ RUNTIMES = {
 class Program(Protocol):
     """A compiled graph."""
 
-    def run(self, buffers: Sequence[Buffer], variables: dict[str, int]) -> None:
+    def run(self, buffers: Sequence[Buffer], variables: Mapping[str, int]) -> None:
         """Compute every root of the graph into its slot.
 
         `buffers` has one allocated buffer per slot; `variables` one value per symbolic integer.
@@ -54,7 +54,7 @@ class Call:
 
     program: Program
     buffers: tuple[Buffer, ...]
-    variables: dict[str, int]
+    variables: Mapping[str, int]
     made: tuple[Buffer, ...]
     written: tuple[Buffer, ...]
     read: frozenset[Buffer] = frozenset()
@@ -73,7 +73,7 @@ class Replay(Protocol):
         """Takes one runtime handle per argument, which then stand in the arguments' places."""
         ...
 
-    def run(self, variables: dict[str, int]) -> None:
+    def run(self, variables: Mapping[str, int]) -> None:
         """Make the calls."""
         ...
 
@@ -92,7 +92,7 @@ class Sequential:
             raise TypeError("an argument has no memory yet")
         self.memories = memories
 
-    def run(self, variables: dict[str, int]) -> None:
+    def run(self, variables: Mapping[str, int]) -> None:
         """Run each program on its buffers and the arguments."""
         for call in self.calls:
             buffers = []
@@ -109,6 +109,7 @@ class Runtime(Protocol):
     """What a device must be able to do. `memory` is whatever `allocate` returned."""
 
     name: str
+    generalizes: bool  # whether programs are compiled, so that one should serve many numbers
     fails_late: bool  # whether `expect_zero` raises nothing, but whoever looks at results later
 
     def allocate(self, nbytes: int) -> Any:

@@ -133,7 +133,7 @@ class CheckedReplay:
         self._put(*memories)
         self.memories = memories
 
-    def run(self, variables: dict[str, int]) -> None:
+    def run(self, variables: Mapping[str, int]) -> None:
         """Make the calls; BoundsError where an index was out of range."""
         present, self.present = self.present, ()
         self._run(variables)
@@ -143,7 +143,7 @@ class CheckedReplay:
 
 def _failure(
     arguments: Sequence[Buffer], call: Call, lost: frozenset[Buffer], doubtful: frozenset[Buffer],
-    memories: Sequence[Any], present: Sequence[Buffer], variables: dict[str, int],
+    memories: Sequence[Any], present: Sequence[Buffer], variables: Mapping[str, int],
 ) -> BoundsError:  # fmt: skip
     """The error of a call of a replay, whose arguments were at `memories`."""
     given = {

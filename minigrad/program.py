@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import itertools
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from types import MappingProxyType
 from typing import Any
 
 from minigrad.device import Buffer, Call, Device, Program, refuse, renew, spoiled, undecided
@@ -17,48 +18,122 @@ from minigrad.dtype import dtypes
 from minigrad.errors import BoundsError, DeviceError, MinigradError
 from minigrad.failure import failure_of
 from minigrad.graph.build import buffer, rebuild
-from minigrad.graph.canonical import Canonical, canonicalize
+from minigrad.graph.canonical import Canonical, Cell, Graph, canonicalize
+from minigrad.graph.general import MOST_SAMPLES, General, Special, generalize
 from minigrad.graph.node import Node, Op, topological
 from minigrad.graph.shapes import numel
 from minigrad.locks import new_rlock
-from minigrad.settings import flag, state_that
+from minigrad.settings import flag, report, state_that
 
 MOST_PROGRAMS = 1024  # that are kept; a program that somebody holds (a capture) lives on
+MOST_SPECIAL = 64  # programs of one structure
+
+
+class Family:
+    """The programs of graphs of one structure.
+
+    special: by all of their numbers. general: those that take some of these as arguments, the last
+    one first. samples: the numbers of which a general one is to be made.
+    """
+
+    def __init__(self) -> None:
+        self.special: dict[tuple[Cell, ...], Program] = {}
+        self.general: list[tuple[General, Program]] = []
+        self.samples: list[tuple[Cell, ...]] = []
+        self.used = 0
+
+    def __len__(self) -> int:
+        return len(self.special) + len(self.general)
+
+    def find(self, cells: tuple[Cell, ...]) -> tuple[Program, Mapping[str, int]] | None:
+        """The program for these numbers, with the values of the variables that it adds."""
+        program = self.special.get(cells)
+        if program is not None:
+            return program, NO_VALUES
+        for general, program in self.general:
+            values = general.match(cells)
+            if values is not None:
+                return program, values
+        return None
+
+    def make(self, call: Canonical, compile: Callable[[Graph], Program]) -> None:
+        """Compile a program that `find` then finds: a general one where this is not the first."""
+        self.samples.append(call.cells)
+        if len(self.samples) > 1 and Device[call.roots[0].device].generalizes:
+            try:
+                general = generalize(call, self.samples)
+            except Special as reason:
+                report(1, lambda text=str(reason): f"special: {text}")  # type: ignore[misc]
+                if len(self.samples) > MOST_SAMPLES:
+                    del self.samples[1:]
+            else:
+                self.general.insert(0, (general, compile(general.graph)))
+                del self.general[MOST_SAMPLES:]
+                return
+        if len(self.special) >= MOST_SPECIAL:
+            del self.special[next(iter(self.special))]
+        self.special[call.cells] = compile(call.graph())
+
+
+NO_VALUES: Mapping[str, int] = MappingProxyType({})
 
 
 class Programs:
-    """The programs of this process by key: at most `most`, without the longest unused ones."""
+    """The programs of this process: about `most`, without the longest unused families of them."""
 
     def __init__(self, most: int) -> None:
         self.most = most
-        self._entries: dict[Any, list[Any]] = {}  # key → program, time of its last use
+        self._families: dict[Any, Family] = {}
         self._clock = itertools.count()
         self._lock = new_rlock()
 
     def __len__(self) -> int:
-        return len(self._entries)
+        return sum(map(len, self._families.values()))
 
-    def find(self, key: Any, make: Callable[[], Program]) -> Program:
-        """The program of a key, made if there is none."""
-        # A key describes a whole graph, so that hashing it is dear: it is looked up once.
-        entry = self._entries.get(key)
-        if entry is None:
+    def find(
+        self, call: Canonical, compile: Callable[[Graph], Program]
+    ) -> tuple[Program, Mapping[str, int]]:
+        """The program of a call, compiled if there is none, and values besides the call's."""
+        # A structure describes a whole graph, so that hashing it is dear: it is looked up once.
+        key = (call.structure, flag("FUSE"), flag("GUARD"))
+        family = self._families.get(key)
+        found = None if family is None else family.find(call.cells)
+        if found is None:
             with self._lock:
-                entry = self._entries.get(key)
-                if entry is None:
-                    made = make()
-                    self._make_room()
-                    entry = self._entries[key] = [made, 0]
-        entry[1] = next(self._clock)
-        program: Program = entry[0]
-        return program
+                family = self._families.get(key)
+                if family is None:
+                    family = self._families[key] = Family()
+                found = family.find(call.cells)
+                if found is None:
+                    self._make_room(family)
+                    family.make(call, compile)
+                    found = family.find(call.cells)
+                    assert found is not None, call
+        assert family is not None
+        family.used = next(self._clock)
+        return found
 
-    def _make_room(self) -> None:
+    @property
+    def generals(self) -> int:
+        """How many of them are general."""
+        return sum(len(one.general) for one in self._families.values())
+
+    def forget(self) -> None:
+        """Begin anew: the next graph of each structure counts as its first."""
+        with self._lock:
+            self._families.clear()
+
+    def _make_room(self, wanted: Family) -> None:
         """Forget an eighth of the programs at once, so that looking for the oldest stays cheap."""
-        if len(self._entries) >= self.most:
-            oldest = sorted(self._entries.items(), key=lambda item: item[1][1])
-            for key, _ in oldest[: max(self.most // 8, 1)]:
-                del self._entries[key]
+        left = len(self)
+        if left >= self.most:
+            oldest = sorted(self._families.items(), key=lambda item: item[1].used)
+            for key, family in oldest:
+                if left <= self.most - max(self.most // 8, 1):
+                    break
+                if family is not wanted:
+                    left -= len(family)
+                    del self._families[key]
 
 
 programs = Programs(MOST_PROGRAMS)
@@ -135,21 +210,27 @@ class _Counters:
 GlobalCounters = _Counters()
 
 
-def realize(roots: Sequence[Node], failures: list[MinigradError] | None = None) -> list[Node]:
+def realize(
+    roots: Sequence[Node],
+    failures: list[MinigradError] | None = None,
+    order: Sequence[Node] | None = None,
+) -> list[Node]:
     """Compute nodes; gives, for each, the BUFFER node that holds its value.
 
     An ASSIGN root is written to its target's memory, after every read of the old value in this
     call. Nodes on several devices may be mixed.
 
     Raises BoundsError where an index is out of range; or adds it to `failures`, where these are
-    given: then the nodes whose value it concerns cannot be read.
+    given: then the nodes whose value it concerns cannot be read. order: `topological(roots)`.
     """
-    order = topological(roots)
+    if order is None:
+        order = topological(roots)
     operations = {node.op for node in order}
+    whole: Sequence[Node] | None = order
     if Op.CUSTOM in operations:
-        roots = without_rules(roots, order)
+        roots, whole = without_rules(roots, order), None
     if Op.COPY in operations:
-        roots = _run_copies(roots)
+        roots, whole = _run_copies(roots), None
     result: dict[Node, Node] = {root: root for root in roots if root.op is Op.BUFFER}
     by_device: dict[str, list[Node]] = {}
     for root in dict.fromkeys(roots):
@@ -158,7 +239,8 @@ def realize(roots: Sequence[Node], failures: list[MinigradError] | None = None) 
     checked = Op.CHECK in operations and flag("BOUNDS") != 0
     found: list[MinigradError] = []
     for group in by_device.values():
-        result.update(zip(group, _run(group, checked, found), strict=True))
+        known = whole if len(group) == len(roots) else None
+        result.update(zip(group, _run(group, checked, found, known), strict=True))
     if failures is not None:
         failures += found
     elif found:
@@ -166,22 +248,27 @@ def realize(roots: Sequence[Node], failures: list[MinigradError] | None = None) 
     return [result[root] for root in roots]
 
 
-def _run(roots: list[Node], checked: bool, failures: list[MinigradError]) -> list[Node]:
-    """Compute roots that need one device only.
+def _run(
+    roots: list[Node], checked: bool, failures: list[MinigradError],
+    order: Sequence[Node] | None = None,
+) -> list[Node]:  # fmt: skip
+    """Compute roots that need one device only. order: `topological(roots)`, if that is known.
 
     checked: whether the CHECKs count; if so, and if it is known by now that an index is out of
     range, the error goes to `failures`.
     """
-    call = canonicalize(roots, checked)
+    call = canonicalize(roots, checked, order)
     if spoiled:
         refuse(_read_by(call))
 
-    def compile() -> Program:
-        program = Device[roots[0].device].compile(call.graph())
+    def compile(graph: Graph) -> Program:
+        program = Device[graph.device].compile(graph)
         GlobalCounters.programs_compiled += 1
         return program
 
-    program = programs.find((call.key, flag("FUSE"), flag("GUARD")), compile)
+    program, values = programs.find(call, compile)
+    if call.values:
+        values = {**call.values, **values}
     buffers: list[Buffer] = list(call.inputs)
     made = []
     for root, target in zip(roots, call.targets, strict=True):
@@ -194,7 +281,7 @@ def _run(roots: list[Node], checked: bool, failures: list[MinigradError]) -> lis
     if call.checks:
         buffers.append(Buffer(roots[0].device, dtypes.uint32, 1))
     GlobalCounters.program_calls += 1
-    program.run(buffers, call.values)
+    program.run(buffers, values)
     if spoiled:
         renew(node.arg for node in made)
     if roots[0].device in undecided:
@@ -206,7 +293,7 @@ def _run(roots: list[Node], checked: bool, failures: list[MinigradError]) -> lis
         written = tuple(buffers[target] for target in call.targets if target < existing)
         fresh = tuple(buffers[existing:])
         recording.calls.append(Call(
-            program, tuple(buffers), call.values, fresh, written, _read_by(call), call.checks,
+            program, tuple(buffers), values, fresh, written, _read_by(call), call.checks,
             _doubtful(call, made),
         ))  # fmt: skip
     return made

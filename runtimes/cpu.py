@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import struct
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
 from itertools import accumulate
 from typing import Any
@@ -18,6 +18,9 @@ from minigrad.device import Buffer, Call, Replay, Runtime, Sequential
 from minigrad.dtype import DType, dtypes, number_of
 from minigrad.errors import MinigradError
 from minigrad.graph.canonical import Graph
+from minigrad.graph.substitution import variables as symbols
+from minigrad.graph.symbolic import Affine
+from minigrad.graph.variable import evaluate, is_own, most
 from minigrad.locks import new_rlock
 from minigrad.program import GlobalCounters, timeline
 from minigrad.runtimes import cpu_memory, cpu_report
@@ -29,6 +32,7 @@ from minigrad.runtimes.cpu_pool import Launch, Pool, pool_for
 from minigrad.runtimes.cpu_replay import CpuReplay
 from minigrad.runtimes.host import host, may_use_matrices
 from minigrad.runtimes.jit_compiler import host_compiler
+from minigrad.schedule.schedule import place
 from minigrad.settings import flag
 from minigrad.target import Target
 
@@ -39,6 +43,9 @@ _KINDS: dict[DType, Any] = {
     dtypes.uint32: ctypes.c_uint32, dtypes.int64: ctypes.c_int64, dtypes.uint64: ctypes.c_uint64,
     dtypes.float32: ctypes.c_float, dtypes.float64: ctypes.c_double,
 }  # fmt: skip
+
+
+MOST_PLACES = 64  # arenas that a program keeps planned, one for each of its sizes
 
 
 def open_device(name: str) -> CPU:
@@ -67,6 +74,7 @@ def host_kernels() -> Kernels:
 class CPU:
     """A CPU device with its own buffers and its own pool of threads."""
 
+    generalizes = True
     fails_late = False
 
     def __init__(self, name: str) -> None:
@@ -145,7 +153,11 @@ class CpuProgram:
         self.pool: Pool = pool_for(device)
         self._lock = new_rlock()
         self._running = False
-        self.arena_bytes = plan.arena_bytes
+        self._held = plan.held
+        self._own = sorted({
+            atom.name for one in plan.held for atom in symbols(one.nbytes) if is_own(atom.name)
+        })
+        self._places: dict[tuple[int, ...], tuple[tuple[int, ...], int]] = {}
         self.sources = [source for one in plan.sources for source in one]
         starts = [0, *accumulate(map(len, plan.sources))]
         self.exchanges = Exchanges(device, self.pool)
@@ -158,9 +170,14 @@ class CpuProgram:
         self._format = f"={len(self.sources)}q"
         self._table: Any = (Launch * max(len(self.kernels), 1))()
         base = ctypes.addressof(self._arguments)
-        for entry, (address, total, grain, start) in zip(self._table, self.launches, strict=False):
-            entry.kernel, entry.args = address, base + 8 * start
-            entry.total, entry.grain = total, grain
+        self._varying: list[tuple[int, Affine]] = []
+        for number, (address, total, grain, start) in enumerate(self.launches):
+            entry = self._table[number]
+            entry.kernel, entry.args, entry.grain = address, base + 8 * start, grain
+            if isinstance(total, Affine):
+                self._varying.append((number, total))
+            else:
+                entry.total = total
         codes = [kernel.code for kernel in self.kernels]
         self.operations = sum(code.operations for code in codes)
         self.traffic = sum(code.traffic for code in codes)
@@ -168,16 +185,30 @@ class CpuProgram:
         run = runner(self.pool, self.operations + self.traffic)
         self._run = watched(run, self.pool, [self.exchanges])
 
-    def run(self, buffers: Sequence[Buffer], variables: dict[str, int]) -> None:
+    def placed(self, variables: Mapping[str, int]) -> tuple[tuple[int, ...], int]:
+        """Where in the arena what is held between kernels lies; bytes of the arena."""
+        values = tuple([variables[name] for name in self._own])
+        known = self._places.get(values)
+        if known is None:
+            known = place(
+                [(most(one.nbytes, variables), one.first, one.last) for one in self._held]
+            )
+            if len(self._places) >= MOST_PLACES:
+                self._places.clear()
+            self._places[values] = known
+        return known
+
+    def run(self, buffers: Sequence[Buffer], variables: Mapping[str, int]) -> None:
         """Fill in the call's addresses and values, and walk the table."""
         if not self.kernels:
             return
-        arena = cpu_memory.allocate(self.arena_bytes)
+        places, arena_bytes = self.placed(variables)
+        arena = cpu_memory.allocate(arena_bytes)
         try:
             addresses = [buffer.memory for buffer in buffers]
             words = [
                 addresses[where] if kind == "slot"
-                else arena + where if kind == "arena"
+                else arena + places[where] if kind == "held"
                 else variables[where]
                 for kind, where in self.sources
             ]  # fmt: skip
@@ -188,6 +219,8 @@ class CpuProgram:
                 self._running = True
                 try:
                     struct.pack_into(self._format, self._arguments, 0, *words)
+                    for number, total in self._varying:
+                        self._table[number].total = evaluate(total, variables)
                     self._walk()
                 finally:
                     if interrupted is None:
@@ -195,7 +228,7 @@ class CpuProgram:
                     else:
                         ctypes.memmove(self._arguments, interrupted, len(interrupted))
         finally:
-            cpu_memory.free(arena, self.arena_bytes)
+            cpu_memory.free(arena, arena_bytes)
         GlobalCounters.ran(len(self.kernels), self.operations, self.traffic)
 
     def _walk(self) -> None:

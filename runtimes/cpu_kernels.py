@@ -10,7 +10,7 @@ With the first found, nothing is scheduled; with the second, nothing is lowered,
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 from weakref import WeakValueDictionary
@@ -19,6 +19,8 @@ from minigrad.cache import Cache, Entry, digest, open_cache, source_digest
 from minigrad.compile import Rendered, code_of, schedule_of
 from minigrad.errors import CompileError
 from minigrad.graph.canonical import Graph
+from minigrad.graph.symbolic import Integer
+from minigrad.graph.variable import as_data, of_data
 from minigrad.locks import new_rlock
 from minigrad.loops.nest import Nest
 from minigrad.program import GlobalCounters
@@ -28,14 +30,14 @@ from minigrad.runtimes.cpu_exchange import ExchangeCode, Exchanges
 from minigrad.runtimes.jit_compiler import Compiler
 from minigrad.schedule.expr import Array
 from minigrad.schedule.key import graph_key
+from minigrad.schedule.schedule import Held, held_between
 from minigrad.schedule.schedule import Kernel as Step
-from minigrad.schedule.schedule import Schedule
 from minigrad.schedule.show import label
 from minigrad.settings import flag, report
 from minigrad.target import Target
 
-# Where the value of an argument comes from: ("slot", number), ("arena", offset), ("symbol", name);
-# under GUARD ("block", number) instead of ("arena", offset).
+# Where the value of an argument comes from: ("slot", number), ("symbol", name), or ("held", number)
+# of what is held between kernels: a place in one arena, or under GUARD a block of its own.
 Source = tuple[str, Any]
 
 
@@ -44,16 +46,16 @@ class KernelCode:
     """How a kernel is launched.
 
     entry: the name of its function. arguments: which of the arrays of its text it takes, by number,
-    in order; the values of `symbols` follow them. scratch_bytes: private memory of a thread. total
-    and grain: iterations of its parallel loop, and of a chunk. operations, vectors (instructions),
-    traffic (bytes) and label are for reports.
+    in order; the values of `symbols` follow them, on which `total`, the iterations of its parallel
+    loop, may depend. grain: iterations of a chunk. scratch_bytes: private memory of a thread.
+    operations, vectors (instructions), traffic (bytes) and label are for reports.
     """
 
     entry: str
     arguments: tuple[int, ...]
     symbols: tuple[str, ...]
     scratch_bytes: int
-    total: int
+    total: Integer
     grain: int
     operations: int
     vectors: int
@@ -78,16 +80,11 @@ class Kernel:
 
 @dataclass(frozen=True)
 class Plan:
-    """A program: its kernels in order, the sources of each one's arguments, bytes of its arena.
-
-    blocks: under GUARD there is no arena, but a block of so many bytes for each array between
-    kernels.
-    """
+    """A program: its kernels in order, the sources of each one's arguments, what these hold."""
 
     kernels: tuple[Kernel, ...]
     sources: tuple[tuple[Source, ...], ...]
-    arena_bytes: int
-    blocks: tuple[int, ...]
+    held: tuple[Held, ...]
 
 
 def is_exchange(step: Step) -> bool:
@@ -170,8 +167,10 @@ class Kernels:
             return None
         try:
             about = entry[0]
-            arena_bytes = int(about["arena_bytes"])
-            blocks = tuple(int(nbytes) for nbytes in about["blocks"])
+            held = tuple(
+                Held(of_data(nbytes), int(first), int(last))
+                for nbytes, first, last in about["held"]
+            )
             sources = tuple(
                 tuple((str(kind), where) for kind, where in one) for one in about["sources"]
             )
@@ -185,33 +184,31 @@ class Kernels:
         if len(whole) < len(kernels) or len(sources) != len(kernels):
             return None
         GlobalCounters.cache_hits += 1
-        return Plan(whole, sources, arena_bytes, blocks)
+        return Plan(whole, sources, held)
 
     def _new_plan(self, key: str, graph: Graph) -> Plan:
         """Schedule a graph, find or make its kernels, and keep the result."""
         made = schedule_of(graph, self.target, bool(flag("FUSE")))
         codes = iter(code_of([step for step in made.kernels if not is_exchange(step)], self))
+        held = held_between(made.kernels, made.slots)
+        places: dict[Array, Source] = {array: ("held", n) for n, array in enumerate(held)}
+        places.update((array, ("slot", slot)) for array, slot in made.slots.items())
         kernels, sources = [], []
         for step in made.kernels:
             if is_exchange(step):
                 kernels.append(_exchange_of(step))
-                sources.append(self._sources(_sent_and_filled(step), made))
+                sources.append(tuple(places[array] for array in _sent_and_filled(step)))
                 continue
             kernel, arrays = next(codes)
             used = [arrays[number] for number in kernel.code.arguments]
             symbols = [("symbol", name) for name in kernel.code.symbols]
             kernels.append(kernel)
-            sources.append((*self._sources(used, made), *symbols))
-        blocks = tuple(array.size * array.dtype.itemsize for array in made.arena)
-        if flag("GUARD"):
-            result = Plan(tuple(kernels), tuple(sources), 0, blocks)
-        else:
-            result = Plan(tuple(kernels), tuple(sources), made.arena_bytes, ())
+            sources.append((*(places[array] for array in used), *symbols))
+        result = Plan(tuple(kernels), tuple(sources), tuple(held.values()))
         cache = self._cache()
         if cache is not None:
             about = {
-                "arena_bytes": result.arena_bytes,
-                "blocks": result.blocks,
+                "held": [(as_data(one.nbytes), one.first, one.last) for one in result.held],
                 "kernels": [_reference(kernel) for kernel in kernels],
                 "sources": sources,
             }
@@ -251,22 +248,8 @@ class Kernels:
             made[key] = self._in_memory(own, code, data)
             cache = self._cache()
             if cache is not None:
-                cache.write(own, asdict(code), data)
+                cache.write(own, {**asdict(code), "total": as_data(code.total)}, data)
         return made
-
-    def _sources(self, arrays: Sequence[Array], made: Schedule) -> tuple[Source, ...]:
-        """Where the addresses of arrays come from."""
-        blocks = {array: number for number, array in enumerate(made.arena)} if flag("GUARD") else {}
-        sources: list[Source] = []
-        for array in arrays:
-            slot = made.slots.get(array)
-            if slot is not None:
-                sources.append(("slot", slot))
-            elif blocks:
-                sources.append(("block", blocks[array]))
-            else:
-                sources.append(("arena", made.arena[array]))
-        return tuple(sources)
 
     def _stored_kernel(self, key: str) -> Kernel | None:
         """The kernel that memory or the disk has."""
@@ -285,8 +268,9 @@ class Kernels:
         try:
             about, data = entry
             lists = {name: tuple(about[name]) for name in ("arguments", "symbols")}
-            return self._in_memory(key, KernelCode(**{**about, **lists}), data)
-        except (KeyError, TypeError, CompileError):
+            total = of_data(about["total"])
+            return self._in_memory(key, KernelCode(**{**about, **lists, "total": total}), data)
+        except (KeyError, TypeError, ValueError, CompileError):
             return None
 
     def _in_memory(self, key: str, code: KernelCode, data: bytes) -> Kernel:

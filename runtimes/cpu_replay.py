@@ -13,11 +13,13 @@ from __future__ import annotations
 import ctypes
 import struct
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache, partial
 from typing import Any
 
 from minigrad.device import Buffer, Call
+from minigrad.graph.symbolic import Affine
+from minigrad.graph.variable import evaluate, is_own, rest_of
 from minigrad.program import GlobalCounters, timeline
 from minigrad.runtimes import cpu_memory, cpu_report
 from minigrad.runtimes.cpu_exchange import watched
@@ -83,7 +85,10 @@ class CpuReplay:
         self.pool: Pool = pool_for(device)
         self.keep = (tuple(calls), _patch())  # machine code and the buffers that stay
         programs: list[Any] = [call.program for call in calls]
-        self._arena_bytes = max((p.arena_bytes for p in programs), default=0)
+        placed = [
+            program.placed(call.variables) for program, call in zip(programs, calls, strict=True)
+        ]
+        self._arena_bytes = max((nbytes for _, nbytes in placed), default=0)
         self._arena = cpu_memory.allocate(self._arena_bytes)
         self._scratch = Area(max((p.scratch_bytes for p in programs), default=0))
         changing: dict[Any, int] = {buffer: number for number, buffer in enumerate(arguments)}
@@ -92,12 +97,16 @@ class CpuReplay:
         sources: list[int] = []
         words: list[int] = []
         launches: list[tuple[int, int, int, int]] = []
-        for call, program in zip(calls, programs, strict=True):
+        self._varying: list[tuple[int, Affine]] = []
+        for call, program, (held, _) in zip(calls, programs, placed, strict=True):
             start = len(words)
             for kind, where in program.sources:
                 source = call.buffers[where] if kind == "slot" else where
-                if kind == "arena":
-                    words.append(self._arena + where)
+                if kind == "held":
+                    words.append(self._arena + held[where])
+                    continue
+                if kind == "symbol" and is_own(where):
+                    words.append(call.variables[where])
                     continue
                 if kind == "slot" and source not in changing:
                     words.append(source.memory)
@@ -108,7 +117,12 @@ class CpuReplay:
                 places.append(len(words))
                 sources.append(changing[source])
                 words.append(0)
-            launches += [(a, t, g, start + first) for a, t, g, first in program.launches]
+            for address, total, grain, first in program.launches:
+                total = rest_of(total, call.variables)
+                if isinstance(total, Affine):
+                    self._varying.append((len(launches) + 1, total))
+                    total = 0
+                launches.append((address, total, grain, start + first))
         # Python writes here: the arguments' addresses, then the variables' values.
         self._values: Any = (ctypes.c_int64 * max(len(changing), 1))()
         pack = struct.Struct(f"{len(arguments)}q").pack_into
@@ -170,11 +184,13 @@ class CpuReplay:
         place = ctypes.addressof(self._table) + number * ctypes.sizeof(Launch)
         self._run(place, 1, self._scratch.nbytes)
 
-    def run(self, variables: dict[str, int]) -> None:
+    def run(self, variables: Mapping[str, int]) -> None:
         """One native call, on the arguments that were put."""
         if self._names:
             for number, name in self._names:
                 self._values[number] = variables[name]
+            for entry, total in self._varying:
+                self._table[entry].total = evaluate(total, variables)
         if self._life is not self.pool.life:
             self._prepare()
         if self.native():

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
+from minigrad.graph.symbolic import Integer, high
 from minigrad.runtimes.cpu_limits import limits
 from minigrad.settings import say
 
@@ -17,7 +18,7 @@ class Work(Protocol):
     """What a report says of a kernel: see `Nest`."""
 
     @property
-    def total(self) -> int:
+    def total(self) -> Integer:
         """Iterations of the parallel loop."""
         ...
 
@@ -70,7 +71,7 @@ def run_timed(nests: Sequence[Work], run: Callable[[int], None], level: int) -> 
             computing, moving = nest.vectors / best.vectors, best.moving(nest.traffic)
             share = f"{100 * max(computing, moving) / seconds:.0f}%"
             say(
-                f"{number:>6} {nest.total:>10} {1e3 * seconds:>9.3f} "
+                f"{number:>6} {high(nest.total):>10} {1e3 * seconds:>9.3f} "
                 f"{nest.operations / seconds / 1e9:>8.1f} {nest.traffic / seconds / 1e9:>7.1f} "
                 f"{share:>6} {'issue' if computing > moving else 'bytes'}  {nest.label}"
             )

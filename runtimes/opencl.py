@@ -18,7 +18,7 @@ from minigrad.device import Buffer, Call, Replay, Runtime, Sequential, undecided
 from minigrad.dtype import DType, number_of
 from minigrad.errors import DeviceError, MinigradError
 from minigrad.graph.canonical import Graph
-from minigrad.graph.symbolic import ceildiv
+from minigrad.graph.symbolic import ceildiv, high
 from minigrad.locks import new_rlock
 from minigrad.loops.nest import Nest
 from minigrad.render import opencl_groups
@@ -65,6 +65,7 @@ def _is_done(event: Any) -> bool:
 class OpenCL:
     """One device with its context, its in-order queue and its pool of buffers."""
 
+    generalizes = True
     fails_late = True
 
     def __init__(self, name: str, device: Any) -> None:
@@ -308,10 +309,10 @@ class OpenCL:
         """
         if nest.items:
             group = nest.items
-            total = items = nest.total * group
+            total = items = high(nest.total) * group
         else:
             group = min(GROUP, self.device.max_work_group_size)
-            items = ceildiv(max(nest.total, 1), group) * group
+            items = ceildiv(max(high(nest.total), 1), group) * group
             items = min(items, WAVES * group * self.group.units)  # enough of them take strides
         if source.scratch_bytes:
             most = max(min(SCRATCH_BYTES, self.pool.most) // source.scratch_bytes, 1)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import struct
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -101,7 +101,7 @@ class OpenCLProgram:
             return ("slot", self.plan.slots[array])
         return ("arena", self._arena[array])
 
-    def run(self, buffers: Sequence[Buffer], variables: dict[str, int]) -> None:
+    def run(self, buffers: Sequence[Buffer], variables: Mapping[str, int]) -> None:
         """Enqueue all kernels; does not wait for them."""
         if not self._launches:
             return
@@ -210,7 +210,7 @@ class OpenCLReplay:
                         change(memory)
                     self._memories[place] = memory
 
-    def run(self, variables: dict[str, int]) -> None:
+    def run(self, variables: Mapping[str, int]) -> None:
         """Enqueue all kernels; does not wait for them."""
         with self.runtime.lock, self.runtime.doing("running a captured step"):
             for name, value in variables.items():

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from minigrad.graph.symbolic import high
 from minigrad.loops.nest import Nest
 from minigrad.settings import say
 
@@ -19,7 +20,7 @@ def show_times(nests: Sequence[Nest], events: Sequence[Sequence[Any]], level: in
         say(f"{'kernel':>6} {'work-items':>10} {'ms':>9} {'Gop/s':>8} {'GB/s':>7}  body")
         for number, (nest, time) in enumerate(zip(nests, seconds, strict=True)):
             say(
-                f"{number:>6} {nest.total:>10} {1e3 * time:>9.3f} "
+                f"{number:>6} {high(nest.total):>10} {1e3 * time:>9.3f} "
                 f"{nest.operations / time / 1e9:>8.1f} {nest.traffic / time / 1e9:>7.1f}  "
                 f"{nest.label}"
             )

@@ -315,7 +315,7 @@ def _iota(node: Node, src: Sequence[Array], frame: Frame) -> Array:
 
 
 def _variable(node: Node, src: Sequence[Array], frame: Frame) -> Array:
-    return np.array(number(node.arg, frame.variables), np.int32)
+    return np.array(number(node.arg, frame.variables), frame.dtype(node.dtype))
 
 
 def _collective(node: Node, src: Sequence[Array], frame: Frame) -> Array:
@@ -388,7 +388,7 @@ class ReferenceProgram:
         self.graph = graph
         self.order = topological(exchanges_in_order(graph.roots, topological(graph.roots)))
 
-    def run(self, buffers: Sequence[Buffer], variables: dict[str, int]) -> None:
+    def run(self, buffers: Sequence[Buffer], variables: Mapping[str, int]) -> None:
         """Compute every root, then write each into its slot."""
         graph, frame = self.graph, Frame(variables, wide=False)
         written = set(graph.outputs)
@@ -405,6 +405,7 @@ class ReferenceProgram:
 class ReferenceRuntime:
     """Memory is an array of bytes; everything is done when a call returns."""
 
+    generalizes = False
     fails_late = False
 
     def __init__(self, name: str) -> None:

@@ -7,6 +7,7 @@ broadcasts and promotes before it calls them and speaks to users in its own word
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import gcd
 from typing import Any
 
 from minigrad.dtype import DType, dtypes
@@ -18,6 +19,7 @@ from minigrad.graph.node import const as const
 from minigrad.graph.node import elementwise as elementwise
 from minigrad.graph.operations import REDUCTIONS, SCANS, Op
 from minigrad.graph.symbolic import Affine, Integer, high, low
+from minigrad.graph.variable import is_general
 
 
 def buffer(memory: Any, dtype: DType, shape: Shape, device: str) -> Node:
@@ -103,13 +105,17 @@ def distribute(starts: Node, bin: Node, x: Node) -> Node:
 
 
 def _segments(shape: Shape) -> list[Integer]:
-    """Products of the plain dimensions before, between and after the symbolic ones."""
+    """Products of the plain dimensions before, between and after the symbolic ones.
+
+    One of 5·n counts as n and 5: its elements lie like theirs.
+    """
     parts: list[Integer] = [1]
     for extent in shape:
         if isinstance(extent, int):
             parts[-1] = parts[-1] * extent
         else:
-            parts += [extent, 1]
+            factor = gcd(extent.constant, *(c for _, c in extent.terms))
+            parts += [extent // factor, factor]
     return parts
 
 
@@ -165,12 +171,16 @@ def pad(x: Node, amounts: Sequence[tuple[Integer, Integer]]) -> Node:
 
 
 def shrink(x: Node, ranges: Sequence[tuple[Integer, Integer]]) -> Node:
-    """The part start … stop − 1 of each dimension."""
+    """The part start … stop − 1 of each dimension.
+
+    (A general program's own variables are where such a part is, in each call: see general.py.)
+    """
     pairs = tuple((start, stop) for start, stop in ranges)
     if len(pairs) != x.ndim:
         raise ShapeError(f"shrink {pairs} of shape {x.shape}: expected one range per dimension")
     for (start, stop), extent in zip(pairs, x.shape, strict=True):
-        if low(start) < 0 or low(stop - start) < 0 or high(stop) > high(extent):
+        beyond = high(stop) > high(extent) and not is_general(stop)
+        if low(start) < 0 or low(stop - start) < 0 or beyond:
             raise ShapeError(f"shrink {pairs} of shape {x.shape}: a range leaves its dimension")
     if all(pair == (0, extent) for pair, extent in zip(pairs, x.shape, strict=True)):
         return x

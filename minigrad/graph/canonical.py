@@ -3,19 +3,26 @@
 Two training steps build two graphs that differ only in their buffers and in the values of their
 variables. `canonicalize` numbers buffers by first use and lifts the values out, so that both steps
 have one key, one compiled program, and different arguments.
+
+What else two calls may differ in are numbers: extents, offsets, constants. These are the *cells* of
+a graph, in the order of its nodes; without them it is a *structure*, which graphs of one kind share
+(`graph/general.py` makes one program of several such graphs).
 """
 
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from minigrad.graph.bounds import Check, any_outside
 from minigrad.graph.node import Node, Op, make, topological
-from minigrad.graph.symbolic import Affine
+from minigrad.graph.symbolic import Affine, Integer
 from minigrad.graph.variable import unbind
+
+# A number of a graph: an extent, an offset, an integer; or the bits of a float.
+Cell = Integer | bytes
 
 
 @dataclass(frozen=True)
@@ -41,12 +48,14 @@ class Graph:
 class Canonical:
     """A graph's key together with one call's arguments.
 
-    key: hashable; equal keys mean equal programs. inputs: the memory of each slot that exists
-    before the call; `targets[i]` is the slot of root i, at or beyond len(inputs) where it is new.
-    checks: its CHECK nodes, sources before users; the slot of what they find is the last one.
+    structure, cells: hashable; where both are equal, so are the programs. inputs: the memory of
+    each slot that exists before the call; `targets[i]` is the slot of root i, at or beyond
+    len(inputs) where it is new. checks: its CHECK nodes, sources before users; the slot of what
+    they find is the last one.
     """
 
-    key: Any
+    structure: Any
+    cells: tuple[Cell, ...]
     order: tuple[Node, ...]
     roots: tuple[Node, ...]
     inputs: tuple[Any, ...]
@@ -56,24 +65,36 @@ class Canonical:
 
     def graph(self) -> Graph:
         """The graph itself, rewritten onto slots (made only when a program must be compiled)."""
+        unbound: dict[str, int] = {}
+        return self.rewritten(
+            lambda node, src, arg: make(
+                node.op, node.dtype, tuple(unbind(extent, unbound) for extent in node.shape), src,
+                _unbind_arg(arg, unbound), node.device,
+            ),
+            tuple(sorted(self.values)),
+        )  # fmt: skip
+
+    def rewritten(self, remake: Remake, variables: tuple[str, ...]) -> Graph:
+        """The graph of nodes that `remake` makes, in order, of a node, its new sources and arg.
+
+        A CHECK is given for its arg alone, which is what `remake` then gives a node for.
+        """
         slots = {memory: slot for slot, memory in enumerate(self.inputs)}
         new: dict[Node, Node] = {}
-        unbound: dict[str, int] = {}
         numbers = exchange_numbers(self.order)
         checked: list[tuple[Node, Check]] = []
         for node in self.order:
-            if node.op is Op.CHECK:
-                new[node] = new[node.src[0]]
-                if self.checks:
-                    checked.append((new[node], _unbind_arg(node.arg, unbound)))
-                continue
-            shape = tuple(unbind(extent, unbound) for extent in node.shape)
+            src = tuple(new[source] for source in node.src)
             if node.op is Op.COLLECTIVE:
                 arg = replace(node.arg, number=numbers[node.arg.number])
             else:
-                arg = slots[node.arg] if node.op is Op.BUFFER else _unbind_arg(node.arg, unbound)
-            src = tuple(new[source] for source in node.src)
-            new[node] = make(node.op, node.dtype, shape, src, arg, node.device)
+                arg = slots[node.arg] if node.op is Op.BUFFER else node.arg
+            if node.op is not Op.CHECK:
+                new[node] = remake(node, src, arg)
+                continue
+            new[node] = src[0]
+            if self.checks:
+                checked.append((src[0], remake(node, src, arg).arg))
         roots = []
         for root in self.roots:
             value = new[root]
@@ -89,9 +110,43 @@ class Canonical:
             roots=tuple(roots),
             outputs=outputs,
             slots=count,
-            variables=tuple(sorted(self.values)),
+            variables=variables,
             device=self.roots[0].device,
         )
+
+
+# What makes a node in a graph that is rewritten: of the old one, its new sources, and its arg.
+Remake = Callable[[Node, tuple[Node, ...], Any], Node]
+# The operations that hold numbers which do not follow from their sources.
+NUMBERED = frozenset({
+    Op.BUFFER, Op.CONST, Op.IOTA, Op.RESHAPE, Op.EXPAND, Op.SHRINK, Op.PAD, Op.VARIABLE, Op.CHECK,
+})  # fmt: skip
+
+
+def cells_of(node: Node) -> tuple[Cell, ...]:
+    """The numbers of a node: its shape; a constant's value, too, but for a bool's, which is
+    structure. Of SHRINK and PAD instead: start and length, before and after, of each dimension.
+    """
+    op = node.op
+    if op is Op.SHRINK:
+        return tuple(x for start, stop in node.arg for x in (start, stop - start))
+    if op is Op.PAD:
+        return tuple(amount for pair in node.arg for amount in pair)
+    if op is Op.CHECK:
+        return (node.arg.extent,)
+    if op is Op.VARIABLE:
+        return (node.arg,)
+    if op is Op.CONST and not node.dtype.is_bool:
+        value = struct.pack("<d", node.arg) if node.dtype.is_float else int(node.arg)
+        return (*node.shape, value)
+    return node.shape
+
+
+def _structure_of(node: Node) -> Any:
+    """What a node with cells is besides these, its dtype and its sources."""
+    if node.op is Op.CONST and node.dtype.is_bool:
+        return (node.ndim, bool(node.arg))
+    return replace(node.arg, extent=0) if node.op is Op.CHECK else node.ndim
 
 
 def _unbind_arg(arg: Any, values: dict[str, int]) -> Any:
@@ -111,40 +166,42 @@ def exchange_numbers(order: Sequence[Node]) -> dict[int, int]:
     return {number: place for place, number in enumerate(found)}
 
 
-def canonicalize(roots: Sequence[Node], checked: bool = False) -> Canonical:
+def canonicalize(
+    roots: Sequence[Node], checked: bool = False, order: Sequence[Node] | None = None
+) -> Canonical:
     """Number the buffers of a graph whose roots are to be stored (ASSIGN roots: in place).
 
-    checked: whether its CHECK nodes count; otherwise they are what they check.
+    checked: whether its CHECK nodes count; otherwise they are what they check. order:
+    `topological(roots)`, if that is known.
     """
-    order = topological(roots)
+    if order is None:
+        order = topological(roots)
     number: dict[Node, int] = {}
     inputs: dict[Any, int] = {}
     values: dict[str, int] = {}
     rows: list[Any] = []
+    cells: list[Cell] = []
     numbers: dict[int, int] = {}  # of its exchanges
     checks: list[Node] = []
     for node in order:
-        if node.op is Op.CHECK:
+        op, arg = node.op, node.arg
+        if op is Op.CHECK:
             if not checked:
                 number[node] = number[node.src[0]]
                 continue
             checks.append(node)
         number[node] = len(rows)
-        op, arg, shape = node.op, node.arg, node.shape
-        if op is Op.BUFFER:
-            arg = inputs.setdefault(arg, len(inputs))
-        elif op is Op.CONST:
-            arg = struct.pack("<d", arg) if node.dtype.is_float else int(arg)
+        if op in NUMBERED:
+            if op is Op.BUFFER:
+                arg = (len(node.shape), inputs.setdefault(arg, len(inputs)))
+            else:
+                arg = _structure_of(node)
+            for cell in cells_of(node):
+                cells.append(unbind(cell, values) if cell.__class__ is Affine else cell)
         elif op is Op.COLLECTIVE:
             numbers = numbers or exchange_numbers(order)
-            arg = replace(arg, number=numbers[arg.number])
-        elif arg is not None:
-            arg = _unbind_arg(arg, values)
-        for extent in shape:
-            if extent.__class__ is not int:
-                shape = tuple(unbind(e, values) for e in shape)
-                break
-        rows.append((op, node.dtype, shape, arg, *[number[source] for source in node.src]))
+            arg = (replace(arg, number=numbers[arg.number]), node.shape)
+        rows.append((op, node.dtype, arg, *[number[source] for source in node.src]))
     targets = []
     new = len(inputs)
     for root in roots:
@@ -153,7 +210,9 @@ def canonicalize(roots: Sequence[Node], checked: bool = False) -> Canonical:
         else:
             targets.append(new)
             new += 1
-    key = (tuple(rows), tuple(number[root] for root in roots), tuple(targets), roots[0].device)
+    wanted = tuple(number[root] for root in roots)
+    structure = (tuple(rows), wanted, tuple(targets), roots[0].device)
     return Canonical(
-        key, tuple(order), tuple(roots), tuple(inputs), tuple(targets), values, tuple(checks)
-    )
+        structure, tuple(cells), tuple(order), tuple(roots), tuple(inputs), tuple(targets), values,
+        tuple(checks),
+    )  # fmt: skip

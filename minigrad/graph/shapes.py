@@ -23,6 +23,15 @@ def numel(shape: Sequence[Integer]) -> int:
     return count
 
 
+def iterations(extents: Sequence[Integer]) -> Integer:
+    """The product of extents, of which the first that is not 1 may be symbolic.
+
+    (Others count with their upper bound: in memory they are as long.)
+    """
+    first, *others = [extent for extent in extents if extent != 1] or [1]
+    return first * numel(others)
+
+
 def flatten(index: Sequence[Integer], shape: Sequence[Integer]) -> Integer:
     """Row-major position of `index` in an array of `shape`."""
     return total(i * stride for i, stride in zip(index, strides_of(shape), strict=True))

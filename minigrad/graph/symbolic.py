@@ -205,7 +205,7 @@ def ceildiv(x: int, divisor: int) -> int: ...
 def ceildiv(x: Integer, divisor: int) -> Integer: ...
 def ceildiv(x: Integer, divisor: int) -> Integer:
     """x / divisor, rounded up: how many pieces of `divisor` cover x."""
-    return -(-x // divisor)
+    return (x + divisor - 1) // divisor
 
 
 def _range_of(constant: int, terms: Mapping[Atom, int]) -> tuple[int, int]:

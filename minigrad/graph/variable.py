@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from minigrad.graph.substitution import substitute, variables
-from minigrad.graph.symbolic import Affine, Atom, Integer, var
+from minigrad.graph.symbolic import Affine, Atom, Integer, high, total, var
 
 
 class Variable:
@@ -34,6 +35,16 @@ class Variable:
 
     def __repr__(self) -> str:
         return f"Variable({self.name!r}, {self.minimum}, {self.maximum})"
+
+
+def is_own(name: str) -> bool:
+    """Whether a variable is a program's own (`graph/general.py`): no user can name one so."""
+    return name.startswith("_")
+
+
+def is_general(x: Integer) -> bool:
+    """Whether x depends on a program's own variable."""
+    return any(is_own(atom.name) for atom in variables(x))
 
 
 def unbind(x: Integer, values: dict[str, int]) -> Integer:
@@ -82,3 +93,45 @@ def evaluate(x: Integer, values: Mapping[str, int]) -> int:
         else:
             result += c * values[atom.name]
     return result
+
+
+def most(x: Integer, values: Mapping[str, int]) -> int:
+    """The number that x is where a program's own variables have these values; users' count as high
+    as they can be, so that their next value needs no more room.
+    """
+    if isinstance(x, int):
+        return x
+    return high(rest_of(x, values))
+
+
+def rest_of(x: Integer, values: Mapping[str, int]) -> Integer:
+    """What x is where a program's own variables have these values."""
+    own: dict[Atom, Integer] = {
+        atom: values[atom.name] for atom in variables(x) if is_own(atom.name)
+    }
+    return substitute(x, own) if own else x
+
+
+def as_data(x: Integer) -> Any:
+    """x, in which nothing is loaded, as what JSON can hold: an int, or [constant, terms]."""
+    if isinstance(x, int):
+        return x
+    return [x.constant, [
+        [c, atom.kind, atom.name, as_data(atom.inner or 0), atom.divisor, atom.low, atom.high]
+        for atom, c in x.terms
+    ]]  # fmt: skip
+
+
+def of_data(data: Any) -> Integer:
+    """The inverse of `as_data`; TypeError or ValueError where it is something else."""
+    if isinstance(data, int):
+        return data
+    constant, terms = data
+    parts: list[Integer] = [int(constant)]
+    for c, kind, name, inner, divisor, least, greatest in terms:
+        if kind == "var":
+            parts.append(var(name, least, greatest) * c)
+        else:
+            whole = of_data(inner)
+            parts.append((whole // divisor if kind == "div" else whole % divisor) * c)
+    return total(parts)

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from minigrad.errors import CompileError
 from minigrad.graph.substitution import variables
-from minigrad.graph.symbolic import Affine, Atom, Integer, ceildiv
+from minigrad.graph.symbolic import Affine, Atom, Integer, ceildiv, high
 from minigrad.loops import cost
 from minigrad.loops.levels import in_levels
 from minigrad.loops.nest import (
@@ -63,8 +63,7 @@ def assemble(
         places.append((array, offset))
         size = array.size * max(array.dtype.itemsize, 4 if array.dtype.is_float else 1)
         offset += ceildiv(size, LINE) * LINE
-    (stop,) = loop.stops
-    assert isinstance(stop, int)
+    total = high(loop.stops[0])
     traffic = cost.traffic(kernel, arrays)
     if operations is None:
         operations = cost.operations(kernel)
@@ -72,7 +71,7 @@ def assemble(
         vectors = cost.vectors(kernel, target, _products_at_once(loop))
     return Nest(
         name, loop, tuple(arrays), tuple(sorted(symbols)), tuple(places), offset,
-        grain_of(loop, stop, operations, traffic, target), operations, round(vectors), traffic,
+        grain_of(loop, total, operations, traffic, target), operations, round(vectors), traffic,
         label(kernel), tuple(array for array in inside if array.space == "local"),
     )  # fmt: skip
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from minigrad.dtype import DType
-from minigrad.graph.shapes import unflatten
+from minigrad.graph.shapes import iterations, unflatten
 from minigrad.graph.substitution import coefficient
 from minigrad.graph.symbolic import Atom, Integer
 from minigrad.schedule import expr
@@ -17,12 +17,22 @@ from minigrad.schedule.stage import Stage
 from minigrad.target import Target
 
 
-def row_axis(rows: int) -> Axis:
+def row_axis(rows: Integer) -> Axis:
     """The axis "r" of a kernel's parallel loop."""
     return make_axis("r", 0, rows)
 
 
-def fix_rows(stage: Stage, rows: int, row: Integer) -> Stage:
+def parallel_axes(axes: Sequence[Axis]) -> tuple[list[Axis], list[Axis]]:
+    """Those that one parallel loop runs over, the symbolic one first, and those inside of it.
+
+    (Of positions in an array only the first dimension may be symbolic.)
+    """
+    symbolic = [axis for axis in axes if not isinstance(axis.extent, int)]
+    plain = [axis for axis in axes if isinstance(axis.extent, int)]
+    return [*symbolic[:1], *plain], symbolic[1:]
+
+
+def fix_rows(stage: Stage, rows: Integer, row: Integer) -> Stage:
     """The stage with its leading axes computed from the row."""
     leading = stage.axes[: prefix_length(stage, rows)]
     parts = unflatten(row, [axis.extent for axis in leading])
@@ -57,22 +67,22 @@ def merge(
         if len(run) == 1:
             merged.insert(0, (run[0], {}))
             continue
-        extent = 1
-        for axis in run:
-            extent *= axis.count
-        whole = make_axis(run[0].variable.name + "_", 0, extent)
+        whole = make_axis(
+            run[0].variable.name + "_", 0, iterations([axis.extent for axis in run])
+        )
         values: dict[Atom, Integer] = {}
         position: Integer = whole.index
         for axis in reversed(run):
             first = axis is run[0]
             values[axis.variable] = position if first else position % axis.count
-            position = position // axis.count
+            if not first:
+                position = position // axis.count
         merged.insert(0, (whole, values))
     return merged
 
 
 def _joins(outer: Axis, inner: Axis, used: Sequence[Integer]) -> bool:
-    if not isinstance(outer.extent, int) or not isinstance(inner.extent, int):
+    if not isinstance(inner.extent, int):
         return False
     for x in used:
         if isinstance(x, int):

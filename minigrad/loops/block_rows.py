@@ -84,7 +84,7 @@ def block_rows(kernel: Kernel, target: Target, name: str) -> Nest:
     middle: dict[Atom, Integer] = {number.variable: number.variable.high // 2}
     work, vectors = 0, 0.0
     for n, stage in enumerate(stages):
-        count = kernel.rows * _elements(stage, bounds[n], middle)
+        count = high(kernel.rows) * _elements(stage, bounds[n], middle)
         work += count * (2 if n in products else expr.operations(stage.body))
         alone = 1 / target.lanes(stage.body.dtype)
         vectors += count * (alone if n in products else vectors_each(stage, target))

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from minigrad.dtype import dtypes
 from minigrad.graph.node import Op
-from minigrad.graph.shapes import flatten, numel, unflatten
+from minigrad.graph.shapes import flatten, iterations, unflatten
 from minigrad.graph.substitution import substitute
 from minigrad.graph.symbolic import Atom, Integer
 from minigrad.loops.axes import indices, merge, row_axis
@@ -109,10 +109,10 @@ def serial_loop(axis: Axis, body: tuple[Statement, ...]) -> Loop:
 
 
 def flat_loop(axes: Sequence[Axis], body: tuple[Statement, ...]) -> Loop:
-    """One loop over the product of several axes."""
+    """One loop over the product of several axes, of which the first may have a symbolic extent."""
     if len(axes) == 1:
         return serial_loop(axes[0], body)
-    row = row_axis(numel([axis.extent for axis in axes]))
+    row = row_axis(iterations([axis.extent for axis in axes]))
     parts = unflatten(row.index, [axis.extent for axis in axes])
     values = {axis.variable: part for axis, part in zip(axes, parts, strict=True)}
     return serial_loop(row, tuple(substitute_statement(s, values) for s in body))

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from minigrad.graph.substitution import substitute
-from minigrad.graph.symbolic import Atom, Integer, ceildiv
+from minigrad.graph.symbolic import Atom, Integer, ceildiv, high
 from minigrad.loops.assemble import assemble
 from minigrad.loops.axes import fix_rows, merge_stage, row_axis, vector_width
 from minigrad.loops.build import combine, lanes_loop, serial_loop
@@ -43,7 +43,6 @@ def is_column_reduction(kernel: Kernel, length: int, target: Target) -> bool:
     return (
         any(stage.iterations >= LEAST_LENGTH * stage.size for stage in reductions)
         and all(prefix_length(s, kernel.rows) == len(s.axes) for s in kernel.stages)
-        and all(isinstance(a.extent, int) for s in reductions for a in s.reduced)
     )
 
 
@@ -70,7 +69,7 @@ def column_reduction(kernel: Kernel, length: int, target: Target, name: str) -> 
     bodies = [stage.body for stage in kernel.stages]
     width = vector_width(target, bodies, length, True)
     sums = sum(stage.op is not None for stage in kernel.stages)
-    size = _block_size(kernel.rows // length, length, width, target.l1 // 4 // sums)
+    size = _block_size(high(kernel.rows) // length, length, width, target.l1 // 4 // sums)
     blocks = ceildiv(length, size)
     parallel = row_axis(kernel.rows // length * blocks)
     place = parallel.index

@@ -104,5 +104,5 @@ def _needed_rows(problem: Problem, fixed: frozenset[Atom]) -> Problem:
     for condition in common or []:
         rest = _rest(condition, row.variable, fixed)
         if rest is not None and coefficient(condition, row.variable) == -1:
-            return replace(problem, needed=_clamped(rest + 1, row.count))
+            return replace(problem, needed=_clamped(rest + 1, high(row.extent)))
     return problem

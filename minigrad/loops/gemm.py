@@ -32,7 +32,7 @@ from minigrad.graph.substitution import coefficient
 from minigrad.graph.symbolic import Atom, Integer, ceildiv
 from minigrad.loops.amx import SQUARE, amx, plan_amx
 from minigrad.loops.assemble import assemble
-from minigrad.loops.axes import indices, merge
+from minigrad.loops.axes import indices, merge, parallel_axes
 from minigrad.loops.build import (
     flat_loop,
     inline_stages,
@@ -129,9 +129,8 @@ def gemm(kernel: Kernel, target: Target, name: str) -> Nest:
     outer = [*parts.batch, *parts.m[:-1], *parts.n[:-1]]
     plan = plan_of(problem, target, numel([axis.extent for axis in outer]))
     column_blocks = make_axis("p", 0, ceildiv(column.count, plan.nc))
-    blocks = make_axis("c", 0, ceildiv(row.count, plan.mc))
-    alone = plan.mc >= row.count
-    block = Block(0 if alone else blocks.index, plan.mc, plan.mr)
+    blocks = make_axis("c", 0, ceildiv(row.extent, plan.mc))
+    block = Block(0 if blocks.extent == 1 else blocks.index, plan.mc, plan.mr)
     start = column_blocks.index * plan.nc
     left, body = Left(), []
     if plan.kc:
@@ -184,7 +183,7 @@ def _amx_nest(problem: Problem, kernel: Kernel, target: Target, name: str) -> Ne
         return None
     rows, columns = cuts
     column_blocks = make_axis("p", 0, ceildiv(numel([column.extent]), columns))
-    blocks = make_axis("c", 0, ceildiv(numel([row.extent]), rows))
+    blocks = make_axis("c", 0, ceildiv(row.extent, rows))
     block = Block(blocks.index, rows, SQUARE)
     start = column_blocks.index * columns
     body = amx(problem, block, start, columns, LANE)
@@ -196,11 +195,10 @@ def _nest(
     body: list[Statement],
 ) -> Nest:  # fmt: skip
     inner = tuple(body)
-    for axis in outer:
-        if not isinstance(axis.extent, int):
-            inner = (serial_loop(axis, inner),)
-    free = [axis for axis in outer if isinstance(axis.extent, int)]
-    nest = assemble(name, kernel, flat_loop([*free, column_blocks, blocks], inner), target)
+    free, within = parallel_axes([*outer, column_blocks, blocks])
+    for axis in reversed(within):
+        inner = (serial_loop(axis, inner),)
+    nest = assemble(name, kernel, flat_loop(free, inner), target)
     return replace(nest, operations=flops(kernel))
 
 
@@ -241,11 +239,20 @@ def prepare(kernel: Kernel) -> Problem:
 
 def plan_of(problem: Problem, target: Target, batches: int) -> Plan:
     """Sizes of tiles and tasks; they depend on shapes, layouts and the target only."""
+    plan = _cut_up(problem, target, batches)
+    if isinstance(problem.parts.m[-1].extent, int):
+        return plan
+    return replace(plan, mc=ceildiv(plan.mc, plan.mr) * plan.mr)
+
+
+def _cut_up(problem: Problem, target: Target, batches: int) -> Plan:
+    """`plan_of` of as many rows as there typically are."""
     row, column = problem.parts.m[-1], problem.parts.n[-1]
+    rows = row.typical
     nr = choose_nr(target, problem.stage, column.count)
     awkward = left_is_awkward(problem, target)
     crowded = not awkward and rows_compete(problem)
-    mr = choose_mr(target, row.count, nr, problem.stage, CROWDED if crowded else 0)
+    mr = choose_mr(target, rows, nr, problem.stage, CROWDED if crowded else 0)
     panels = ceildiv(column.count, nr)
     depth, _ = depth_of(problem.parts.k)
     size = problem.stage.body.dtype.itemsize
@@ -257,10 +264,10 @@ def plan_of(problem: Problem, target: Target, batches: int) -> Plan:
         together = panels_at_once(target, KC * nr * size, panels)
         unit = together * nr
         nc = cut(column.count, unit, NC)
-        blocks = ceildiv(row.count, target.l2 // 2 // (KC * size))
+        blocks = ceildiv(rows, target.l2 // 2 // (KC * size))
         others = batches * ceildiv(column.count, nc)
         while others * blocks < FEW_TASKS:
-            mc = row.count // blocks
+            mc = rows // blocks
             if max(mc, nc) < 2 * LEAST_ROWS:
                 break
             if nc >= mc and nc > unit:
@@ -268,25 +275,25 @@ def plan_of(problem: Problem, target: Target, batches: int) -> Plan:
                 others = batches * ceildiv(column.count, nc)
             else:
                 blocks *= 2
-        mr, mc = even_blocks(row.count, mr, blocks, others)
+        mr, mc = even_blocks(rows, mr, blocks, others)
         return Plan(mr, nr, mc, nc, True, True, KC, together)
     if pays and awkward:
         blocks, column_blocks = cut_for_packed_rows(problem, target, mr, panels, batches)
-        mr, mc = even_blocks(row.count, mr, blocks, batches * column_blocks)
+        mr, mc = even_blocks(rows, mr, blocks, batches * column_blocks)
         packs = needs_packing(problem, nr, mc)
         each = ceildiv(panels, column_blocks)
         together = panels_at_once(target, depth * nr * size, each) if packs else 0
         nc = ceildiv(each, max(together, 1)) * max(together, 1) * nr
         return Plan(mr, nr, mc, nc, True, packs, 0, together)
-    mc = row.count
+    mc = rows
     near = target.l2 // 2 // (depth * size)  # rows that stay in half of the second cache
     if pays and near >= MANY_ROWS:
-        mc = cut(row.count, mr, near)
+        mc = cut(rows, mr, near)
     packs = nr > 1 and needs_packing(problem, nr, mc)
-    if mc >= row.count:
+    if mc >= rows:
         wanted = FEW_TASKS if packs else ENOUGH_TASKS
-        mc = rows_of_block(row.count, mr, ceildiv(wanted, batches * panels))
-    tasks = batches * ceildiv(row.count, mc) * panels
+        mc = rows_of_block(rows, mr, ceildiv(wanted, batches * panels))
+    tasks = batches * ceildiv(rows, mc) * panels
     for axis in rows_of_panel(problem.parts.m, mc, tasks):
         tasks //= numel([axis.extent])
     each = tasks // ENOUGH_TASKS if packs else 1
@@ -319,8 +326,7 @@ def rows_of_panel(m: tuple[Axis, ...], rows: int, tasks: int) -> list[Axis]:
 
 def packing_pays(problem: Problem, target: Target) -> bool:
     """Whether a copy of the left operand's rows is read often enough."""
-    row, column = problem.parts.m[-1].extent, problem.parts.n[-1].extent
-    assert isinstance(row, int) and isinstance(column, int)
+    row, column = problem.parts.m[-1].typical, problem.parts.n[-1].count
     nr = choose_nr(target, problem.stage, column)
     enough = nr >= target.lanes(problem.stage.body.dtype) > 1
     return enough and column > (LEAST_PANELS - 1) * nr and row > target.tile_rows
@@ -371,7 +377,7 @@ def cut_for_packed_rows(
     depth, _ = depth_of(problem.parts.k)
     size = problem.parts.left.dtype.itemsize
     most = max(target.l2 // 2 // (depth * max(size, 4)) // mr, 1)
-    tiles_of_all = ceildiv(row.count, mr)
+    tiles_of_all = ceildiv(row.typical, mr)
     blocks = ceildiv(tiles_of_all, most)
     wanted = ceildiv(FEW_TASKS, batches)
     column_blocks = 1
@@ -386,7 +392,7 @@ def stays_near(problem: Problem, rows: int, target: Target) -> bool:
     """Whether `rows` rows of the left operand stay in half of the second cache."""
     row, (depth, _) = problem.parts.m[-1], depth_of(problem.parts.k)
     size = problem.parts.left.dtype.itemsize
-    return min(rows, row.count) * depth * size <= target.l2 // 2
+    return min(rows, row.typical) * depth * size <= target.l2 // 2
 
 
 def left_is_awkward(problem: Problem, target: Target) -> bool:
@@ -404,7 +410,7 @@ def left_is_awkward(problem: Problem, target: Target) -> bool:
         return False
     depth, _ = depth_of(problem.parts.k)
     size = left.dtype.itemsize
-    near = depth * numel([row.extent]) * size <= 3 * target.l2 // 4 or (
+    near = depth * row.typical * size <= 3 * target.l2 // 4 or (
         step is not None and 0 < step * size <= STEP_BYTES
     )
     return not (near and 1 in strides(left, row.variable))

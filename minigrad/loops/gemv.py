@@ -26,7 +26,7 @@ from minigrad.graph.shapes import flatten, numel
 from minigrad.graph.substitution import coefficient, substitute
 from minigrad.graph.symbolic import Atom, Integer, ceildiv, high
 from minigrad.loops.assemble import assemble
-from minigrad.loops.axes import indices, merge
+from minigrad.loops.axes import indices, merge, parallel_axes
 from minigrad.loops.build import (
     combine,
     flat_loop,
@@ -97,11 +97,10 @@ def gemv(kernel: Kernel, target: Target, name: str) -> Nest | None:
             body.extend(_by_columns(one, number, made, block, axis, start, stops, lanes, target))
     body.append(_epilogue(stores, values, first, axis, start, stops, lanes))
     inner = tuple(body)
-    for a in outer:
-        if not isinstance(a.extent, int):
-            inner = (serial_loop(a, inner),)
-    free = [a for a in outer if isinstance(a.extent, int)]
-    nest = assemble(name, kernel, flat_loop([*free, blocks], inner), target)
+    free, within = parallel_axes([*outer, blocks])
+    for a in reversed(within):
+        inner = (serial_loop(a, inner),)
+    nest = assemble(name, kernel, flat_loop(free, inner), target)
     return replace(nest, operations=flops(kernel))
 
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 from minigrad.graph.operations import SCATTERS
 from minigrad.graph.shapes import numel, unflatten
 from minigrad.graph.substitution import coefficient
-from minigrad.graph.symbolic import Integer, ceildiv
+from minigrad.graph.symbolic import Integer, ceildiv, high
 from minigrad.loops.assemble import assemble
 from minigrad.loops.axes import row_axis, unit_stride_axis
 from minigrad.loops.build import (
@@ -50,12 +50,12 @@ def lower_gpu(kernel: Kernel, target: Target, name: str) -> Nest | None:
         return gpu_scatter(kernel, target, name)
     if kernel.kind != "rows":
         return None
-    same = all(s.op is None and s.size == kernel.rows for s in kernel.stages)
+    same = all(s.op is None and s.size == high(kernel.rows) for s in kernel.stages)
     plain = all(isinstance(a.extent, int) for s in kernel.stages for a in s.axes)
     if same and plain or len(kernel.stages) == 1 and kernel.stages[0].op is None:
         return gpu_elementwise(kernel, target, name)
-    if kernel.rows > 1 and runs_along_rows(kernel.stages, kernel.rows, target):
-        if kernel.rows >= target.group.items * target.group.units:
+    if high(kernel.rows) > 1 and runs_along_rows(kernel.stages, kernel.rows, target):
+        if high(kernel.rows) >= target.group.items * target.group.units:
             return None
     items = row_items(kernel, target.group)
     return gpu_rows(kernel, target, name, items) if items > 1 else None

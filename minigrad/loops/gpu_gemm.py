@@ -69,12 +69,17 @@ class _Side:
         return _places(self.axes, place)
 
 
-def gpu_gemm(kernel: Kernel, target: Target, name: str) -> Nest:
-    """The loop nest of a product and its elementwise epilogue, for work-groups."""
+def gpu_gemm(kernel: Kernel, target: Target, name: str) -> Nest | None:
+    """The loop nest of a product and its elementwise epilogue, for work-groups.
+
+    None where there is nothing to make tiles of: all rows or columns are a varying number.
+    """
     problem = prepare(kernel)
     parts, group = problem.parts, target.group
     assert group is not None
     rows, columns = _fixed(parts.m), _fixed(parts.n)
+    if not rows or not columns:
+        return None
     batch = _fixed(parts.batch)
     moving = [a for a in (*parts.batch, *parts.m, *parts.n) if not isinstance(a.extent, int)]
     m, n, batches = (numel([a.extent for a in axes]) for axes in (rows, columns, batch))

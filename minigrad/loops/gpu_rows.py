@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from minigrad.graph.shapes import numel, unflatten
-from minigrad.graph.symbolic import Atom, Integer, ceildiv
+from minigrad.graph.symbolic import Atom, Integer, ceildiv, high
 from minigrad.loops.assemble import assemble
 from minigrad.loops.axes import fix_rows, merge_stage, row_axis
 from minigrad.loops.block_plan import products_before_readers
@@ -126,7 +126,7 @@ class _Layout:
         left = target.group.local_bytes // 2
         kept = [stage for stage in stages if stage.array not in kernel.stored]
         for number, stage in enumerate(sorted(kept, key=lambda stage: stage.size)):
-            self.sizes[stage.array] = stage.size // kernel.rows
+            self.sizes[stage.array] = stage.size // high(kernel.rows)
             size = max(self.sizes[stage.array] * width, 1)
             nbytes = size * max(stage.array.dtype.itemsize, 4)
             space = "local" if nbytes <= left else "scratch"

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from minigrad.graph.node import Op
 from minigrad.graph.shapes import numel
 from minigrad.graph.substitution import coefficient, substitute
-from minigrad.graph.symbolic import Atom, Integer, ceildiv
+from minigrad.graph.symbolic import Atom, Integer, ceildiv, high
 from minigrad.loops.build import combine, substitute_statement, unless_finite
 from minigrad.loops.nest import Loop, Prefetch, Set, Statement, Store, Stores
 from minigrad.schedule import expr
@@ -24,6 +24,9 @@ from minigrad.target import LINE, Target
 
 Statements = tuple[Statement, ...]
 
+# Rows of the tiles that do what whole ones leave over, where that is not a number: four rows take
+# a little longer than one, both a third of what 14 take.
+SMALL_TILES = (4, 1)
 # Elements of k below which nothing is fetched ahead: at 14 cycles each, for tiles of 14 rows, 192
 # take some ten times as long as memory to answer; of a shorter sum too much is over by then.
 LEAST_FETCHED = 192
@@ -147,26 +150,45 @@ def tiles(
 
     around: puts what is done for a tile of rows into loops of its own.
     """
-    row = problem.parts.m[-1]
-    whole, rest = divmod(row.count, block.mr)
+    extent = problem.parts.m[-1].extent
+    whole, rest = extent // block.mr, extent % block.mr
     before = block.number * block.tiles
-    alone = block.mc >= row.count
+    alone = isinstance(extent, int) and block.mc >= extent
     number = make_axis("t", 0, max(block.tiles, 1))
-    stops: tuple[Integer, ...] = (min(block.tiles, whole),)
-    if not alone and (rest or whole % block.tiles):  # the last block has fewer, perhaps none
+    stops: tuple[Integer, ...] = (min(block.tiles, high(whole)),)
+    if not alone and (rest != 0 or whole % block.tiles != 0):  # the last block has fewer, or none
         stops = (block.tiles, whole - before)
     statements: list[Statement] = []
-    if whole:
+    if high(whole):
         body = tuple(
-            tile(problem, left, right, block, number, block.mr, nr, ahead, stops)
+            tile(problem, left, right, block, number.index, block.mr, nr, ahead, (number, stops))
         )
         statements.append(Loop(number.variable, 0, stops, around(body)))
-    if rest:  # it belongs to the last block: the others have all of their tiles before it
+    if rest != 0:  # it belongs to the last block: the others have all of their tiles before it
         first = whole - before
         last = make_axis("t", 1, max(block.tiles, 1) + 1)
-        body = tuple(tile(problem, left, right, block, last, rest, nr, ahead))
+        body = tuple(_rest(problem, left, right, block, last.index, rest, nr, ahead))
         ends = (first + 1,) if alone else (first + 1, block.tiles)
         statements.append(Loop(last.variable, first, ends, around(body)))
+    return statements
+
+
+def _rest(
+    problem: Problem, left: Left, right: Expr, block: Block, number: Integer, rest: Integer,
+    nr: int, ahead: Ahead | None,
+) -> list[Statement]:  # fmt: skip
+    """Tiles of the rows left over: one, or of fewer rows each where their number varies."""
+    if isinstance(rest, int):
+        return tile(problem, left, right, block, number, rest, nr, ahead)
+    statements: list[Statement] = []
+    before: Integer = 0
+    for rows in SMALL_TILES:
+        count = (rest - before) // rows
+        each = make_axis(f"s{rows}_", 0, block.mr)
+        at = before + each.index * rows
+        body = tile(problem, left, right, block, number, rows, nr, None, offset=at)
+        statements.append(Loop(each.variable, 0, (count,), tuple(body)))
+        before = before + count * rows
     return statements
 
 
@@ -175,38 +197,40 @@ def tile(
     left: Left,
     right: Expr,
     block: Block,
-    number: Axis,
+    number: Integer,
     rows: int,
     nr: int,
     ahead: Ahead | None = None,
-    stops: tuple[Integer, ...] = (),
+    following: tuple[Axis, tuple[Integer, ...]] | None = None,
+    offset: Integer = 0,
 ) -> list[Statement]:
     """`rows` rows of tile `number` of a block: clear, multiply and add along k, store.
 
-    stops: where the numbers of tiles with as many rows end.
+    following: the loop over tiles with as many rows, and where it ends. offset: of the first row
+    from that of the tile.
     """
     stage, parts = problem.stage, problem.parts
     lanes = parts.n[-1].variable if nr > 1 else None
     registers = Local(f"tile{rows}", stage.body.dtype, rows, lanes, nr)
     u = make_axis("u", 0, rows)
     slot = u.index
-    inside = number.index * block.mr + slot
+    inside = number * block.mr + offset + slot
     at: dict[Atom, Integer] = {parts.m[-1].variable: block.start + inside}
     if left.array is None:
         factor = expr.substitute_in(parts.left, at)
     elif left.pitch:
-        place = number.index * left.depth * left.pitch
-        factor = expr.load(left.array, place + left.k * left.pitch + slot)
+        place = number * left.depth * left.pitch
+        factor = expr.load(left.array, place + left.k * left.pitch + offset + slot)
     else:
         factor = expr.load(left.array, inside * left.depth + left.k)
     total = _more(expr.local(registers, slot), factor, right)
     step: Statement = Set(registers, slot, total, everywhere=True)
     step = Loop(u.variable, 0, (rows,), (step,), "unroll")
-    first = block.start + number.index * block.mr
+    first = block.start + number * block.mr + offset
     needed = problem.from_row(first)
     step = (
         needed.along_k(step) if ahead is None
-        else ahead.along_k(needed, step, factor, right, number, stops)
+        else ahead.along_k(needed, step, factor, right, number, following)
     )  # fmt: skip
     known = {problem.accumulator: expr.local(registers, slot)}
     items = []
@@ -248,12 +272,12 @@ class Ahead:
     far: bool = False
 
     def along_k(
-        self, problem: Problem, step: Loop, left: Expr, right: Expr, number: Axis,
-        numbers: tuple[Integer, ...] = (),
+        self, problem: Problem, step: Loop, left: Expr, right: Expr, number: Integer,
+        following: tuple[Axis, tuple[Integer, ...]] | None,
     ) -> Statement:  # fmt: skip
         """`step`, which repeats for the rows of tile `number`, for every k.
 
-        numbers: where the numbers of tiles with as many rows end.
+        following: the loop over tiles with as many rows, and where it ends.
         """
         inner, u = problem.parts.k[-1], step.variable
         if not isinstance(inner.extent, int) or inner.extent < LEAST_FETCHED:
@@ -269,8 +293,8 @@ class Ahead:
         elif left.op is Leaf.LOAD:
             rows = self._lines(left, inner, before + 2 * line)[:1]
             seldom.append(Loop(u, 0, step.stops, rows, "unroll"))
-            if self.far and numbers:
-                seldom.append(self._next_rows(left, inner, before, step, number, numbers))
+            if self.far and following:
+                seldom.append(self._next_rows(left, inner, before, step, *following))
         often += self._lines(right, inner, k + line)
         if self.following:
             # a piece of this tile's share of the next panel's rows
@@ -312,11 +336,10 @@ class Ahead:
         return tuple(Prefetch(array, first + line * n) for n in range(count))
 
     def _next_panel(
-        self, problem: Problem, inner: Axis, line: int, number: Axis, piece: Integer
+        self, problem: Problem, inner: Axis, line: int, tile: Integer, piece: Integer
     ) -> Loop:
-        """Hints at what tile `number` fetches of the next panel at the `piece`-th line of k."""
+        """Hints at what a tile fetches of the next panel at the `piece`-th line of k."""
         right, column = problem.parts.right, problem.parts.n[-1]
-        tile = number.index
         one = make_axis("f", 0, self.nr * max(numel([inner.extent]), line))
         if 1 in strides(right, inner.variable):  # its columns lie along k
             each = ceildiv(self.nr, self.tiles)

@@ -197,10 +197,9 @@ class Nest:
         return tuple(array.of or array for array in self.arrays)
 
     @property
-    def total(self) -> int:
+    def total(self) -> Integer:
         """Iterations of the parallel loop."""
         (stop,) = self.parallel.stops
-        assert isinstance(stop, int)
         return stop
 
 

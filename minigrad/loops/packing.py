@@ -139,9 +139,9 @@ def pack_left(problem: Problem, block: Block, lanes: int) -> tuple[Statement, Le
     row = problem.parts.m[-1]
     depth, k = depth_of(problem.parts.k)
     start, end = block.start, block.start + block.mc
-    stops: tuple[Integer, ...] = (end, row.count) if row.count % block.mc else (end,)
-    if block.mc >= row.count:
-        stops = (row.count,)
+    stops: tuple[Integer, ...] = (end, row.extent) if row.extent % block.mc != 0 else (end,)
+    if isinstance(row.extent, int) and block.mc >= row.extent:
+        stops = (row.extent,)
     operand = problem.parts.left
     if 1 in strides(operand, row.variable):
         pitch = ceildiv(block.mr, lanes) * lanes
@@ -163,7 +163,8 @@ def pack_left(problem: Problem, block: Block, lanes: int) -> tuple[Statement, Le
 
         # A vector reads beyond its tile, but not beyond the operand: the last ones end there.
         # Those of them that belong to the block before have numbers below 0 here, and no elements.
-        whole_tiles = max(row.count - pitch + block.mr, 0) // block.mr
+        beyond = row.extent - pitch + block.mr
+        whole_tiles = (max(beyond, 0) if isinstance(beyond, int) else beyond) // block.mr
         most = ceildiv(pitch, block.mr)
         last = whole_tiles - block.number * count
         number, edge = make_axis("a", 0, count), make_axis("a", 1, most)
@@ -173,7 +174,7 @@ def pack_left(problem: Problem, block: Block, lanes: int) -> tuple[Statement, Le
         at = last + edge.index
         none_before = start + at * block.mr + (at + 1) * pitch
         rest = Loop(
-            edge.variable, 0, (most, count - last), (copied(at, row.count, none_before),)
+            edge.variable, 0, (most, count - last), (copied(at, row.extent, none_before),)
         )
         # k outside: neighbours in memory are read together
         copying = problem.along_k(whole, rest)

@@ -19,9 +19,10 @@ from dataclasses import replace
 from minigrad.graph.operations import SCATTERS
 from minigrad.graph.shapes import numel
 from minigrad.graph.substitution import coefficient, variables
-from minigrad.graph.symbolic import ceildiv
+from minigrad.graph.symbolic import ceildiv, high
 from minigrad.loops.assemble import assemble
 from minigrad.loops.axes import (
+    parallel_axes,
     unit_stride_axis,
     vector_width,
 )
@@ -75,8 +76,8 @@ def lower(kernel: Kernel, target: Target, name: str = "kernel") -> Nest:
         return scan(kernel, target, name)
     if kernel.kind == "distribute":
         return distribute(kernel, target, name)
-    same = all(s.op is None and s.size == kernel.rows for s in kernel.stages)
-    plain = all(isinstance(a.extent, int) for s in kernel.stages for a in s.axes)
+    same = all(s.op is None and s.size == high(kernel.rows) for s in kernel.stages)
+    plain = all(isinstance(a.extent, int) for s in kernel.stages for a in s.axes[1:])
     if same and (plain or len(kernel.stages) == 1):
         return elementwise(kernel, target, name)
     if len(kernel.stages) == 1 and kernel.stages[0].op is None:
@@ -97,19 +98,17 @@ def elementwise(kernel: Kernel, target: Target, name: str) -> Nest:
         return assemble(name, kernel, once(body), target)
     width = vector_width(target, exprs, axis.extent, False)
     outer = [a for a in axes if a != axis]
-    # symbolic extents run inside; the parallel loop has a constant number of iterations
-    free = [a for a in outer if isinstance(a.extent, int)]
-    inner = [a for a in outer if not isinstance(a.extent, int)]
-    transposed = transposed_axis(free, axis, exprs)
+    free, inner = parallel_axes(outer)
+    transposed = transposed_axis([a for a in free if isinstance(a.extent, int)], axis, exprs)
     if transposed is not None and target.vector_bytes:
         cells, loops = transposed_tiles(transposed, axis, stores, target)
         down, right = cells
-        free = [down, *(a for a in free if a != transposed), right]
+        free, _ = parallel_axes([down, *(a for a in free if a != transposed), right])
         for a in reversed(inner):
             loops = (serial_loop(a, loops),)
         return assemble(name, kernel, flat_loop(free, loops), target)
-    many = numel([a.extent for a in free])
-    if not free and not inner and isinstance(axis.extent, int):
+    many = numel([a.typical for a in free])
+    if not free and not inner:
         loop = lanes_loop(axis, width, body)
         loop = replace(loop, prefetch=further_along(axis, None, exprs, target))
         return assemble(name, kernel, loop, target)
@@ -149,20 +148,24 @@ def scatter(kernel: Kernel, target: Target, name: str) -> Nest:
     body = (*start, *step)
     if not stage.axes:
         return assemble(name, kernel, once(body), target)
-    last = stage.axes[-1]
+    free, inner = parallel_axes(stage.axes)
+    for axis in reversed(inner):
+        body = (serial_loop(axis, body),)
+    last = free[-1]
     # vectors need neighbouring places and the same updates' order in every lane
     vector = (
-        isinstance(last.extent, int)
+        not inner
+        and isinstance(last.extent, int)
         and coefficient(stage.position, last.variable) == 1
         and all(last.variable not in variables(c) for c in stage.guard)
     )
     if not vector:
-        return assemble(name, kernel, flat_loop(stage.axes, body), target)
+        return assemble(name, kernel, flat_loop(free, body), target)
     width = vector_width(target, [stage.body], last.extent, True)
     if len(updates) == 1:
         later = later_rows(stage, last, width, target)
         body = (*start, replace(updates[0], prefetch=later))
-    outer = list(stage.axes[:-1])
+    outer = free[:-1]
     if not outer:
         return assemble(name, kernel, lanes_loop(last, width, body), target)
     return assemble(name, kernel, flat_loop(outer, (lanes_loop(last, width, body),)), target)

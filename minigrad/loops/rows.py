@@ -10,7 +10,7 @@ from dataclasses import replace
 from math import gcd
 
 from minigrad.graph.shapes import numel
-from minigrad.graph.symbolic import Atom, Integer, ceildiv
+from minigrad.graph.symbolic import Atom, Integer, ceildiv, high
 from minigrad.loops.assemble import assemble
 from minigrad.loops.axes import fix_rows, indices, merge, merge_stage, row_axis, vector_width
 from minigrad.loops.build import accumulate, lanes_loop, serial_loop
@@ -37,7 +37,7 @@ OPERATIONS_A_BYTE = 16
 def rows(kernel: Kernel, target: Target, name: str) -> Nest:
     """Row after row, or vectors of rows."""
     count = kernel.rows
-    if target.vector_bytes and count > 1 and runs_along_rows(kernel.stages, count, target):
+    if target.vector_bytes and high(count) > 1 and runs_along_rows(kernel.stages, count, target):
         return _across(kernel, target, name)
     row = row_axis(count)
     stages = _in_rows(kernel, row.index, 1, None)
@@ -57,10 +57,10 @@ def _in_long_runs(nest: Nest) -> Nest:
     34 KB, and take 0.6 of the time in chunks of 144.)
     """
     lasting = nest.operations > OPERATIONS_A_BYTE * nest.traffic
-    if lasting or not isinstance(nest.parallel.stops[0], int):
+    if lasting:
         return nest
     runs = max(nest.traffic // RUN_BYTES, 1)
-    return replace(nest, grain=max(nest.grain, ceildiv(nest.total, runs)))
+    return replace(nest, grain=max(nest.grain, ceildiv(high(nest.total), runs)))
 
 
 def _in_rows(kernel: Kernel, row: Integer, width: int, lane: Atom | None) -> list[Stage]:
@@ -71,7 +71,7 @@ def _in_rows(kernel: Kernel, row: Integer, width: int, lane: Atom | None) -> lis
     for number, original in enumerate(kernel.stages):
         stage = fix_rows(original, kernel.rows, row)
         stage = replace(stage, body=_in_scratch(stage.body, scratch, inner, row, width, lane))
-        size = original.size // kernel.rows
+        size = original.size // high(kernel.rows)
         if stage.array not in kernel.stored:
             inner[stage.array] = size
             scratch[stage.array] = Array(
@@ -114,10 +114,10 @@ def _across(kernel: Kernel, target: Target, name: str) -> Nest:
     """Vectors of rows: neighbours along the last of the axes that make up a row's number."""
     count = kernel.rows
     length = _neighbours(kernel)
-    width = vector_width(target, [s.body for s in kernel.stages], length, True)
-    if is_column_reduction(kernel, length, target):
+    width = vector_width(target, [s.body for s in kernel.stages], length or count, True)
+    if length is not None and is_column_reduction(kernel, length, target):
         return column_reduction(kernel, length, target, name)
-    if length < count and length >= target.lanes(kernel.stages[0].array.dtype):
+    if length is not None and high(count) > length >= target.lanes(kernel.stages[0].array.dtype):
         # block after block of neighbours, so that no index is divided lane by lane
         blocks = ceildiv(length, width)
         block = row_axis(count // length * blocks)
@@ -139,18 +139,19 @@ def _across(kernel: Kernel, target: Target, name: str) -> Nest:
     return assemble(name, kernel, loop, target)
 
 
-def _neighbours(kernel: Kernel) -> int:
+def _neighbours(kernel: Kernel) -> int | None:
     """How many rows follow each other in every stage: the last of the axes that make up a row's
-    number, with those before it that every index walks through as if they were one.
+    number, with those before it that every index walks through as if they were one. None: all of
+    them do, and their number varies.
     """
-    lengths = []
+    lengths: list[Integer] = []
     for stage in kernel.stages:
         leading = stage.axes[: prefix_length(stage, kernel.rows)]
         used = indices(stage.exprs(), [stage.position, *stage.guard])
-        extent = merge(leading, used)[-1][0].extent
-        assert isinstance(extent, int)
-        lengths.append(extent)
-    return gcd(*lengths)
+        lengths.append(merge(leading, used)[-1][0].extent)
+    if not isinstance(kernel.rows, int) and all(length == kernel.rows for length in lengths):
+        return None
+    return gcd(*(x if isinstance(x, int) else gcd(*(c for _, c in x.terms)) for x in lengths))
 
 
 def _rows_of_vector(

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from minigrad.dtype import DType, dtypes
 from minigrad.graph.node import Op
-from minigrad.graph.symbolic import Integer
+from minigrad.graph.symbolic import Integer, high
 from minigrad.loops.nest import (
     Barrier,
     FoldItems,
@@ -105,7 +105,8 @@ class GroupsEmitter(LanesEmitter):
     def _parallel(self, loop: Loop) -> None:
         """The loop whose iterations are work-groups, or work-items."""
         total, items = self.nest.total, self.nest.items
-        kind = kind_of_range(0, [2 * total * max(items, 1)], 1 << 20)
+        kind = kind_of_range(0, [2 * high(total) * max(items, 1)], 1 << 20)
+        stop = bare(self.index(total, kind))
         name = self.fresh(loop.variable.name)
         body = loop.body
         if items:
@@ -113,12 +114,14 @@ class GroupsEmitter(LanesEmitter):
             assert isinstance(inner, Loop)
             self.open(body=inner.body)
             self.line(f"const {kind} {name} = get_global_id(0) / {items};")
+            if not isinstance(total, int):  # as many groups are launched as there may be rows
+                self.line(f"if ({name} >= {stop}) return;")
             item = self.fresh(inner.variable.name)
             self.line(f"const int {item} = get_local_id(0);")
             self.bind(inner.variable, Variable(item, "int"))
             body = inner.body
         else:
-            header = f"for ({kind} {name} = get_global_id(0); {name} < {total}; "
+            header = f"for ({kind} {name} = get_global_id(0); {name} < {stop}; "
             self.open(f"{header}{name} += get_global_size(0))", body)
         self.bind(loop.variable, Variable(name, kind))
         for statement in body:

@@ -16,9 +16,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from minigrad.graph.operations import REDUCTIONS
-from minigrad.graph.shapes import numel
-from minigrad.graph.symbolic import Atom
+from minigrad.graph.shapes import iterations, numel
+from minigrad.graph.symbolic import Atom, Integer
 from minigrad.schedule import expr
+from minigrad.schedule.axis import Axis
 from minigrad.schedule.contraction import Contraction
 from minigrad.schedule.expr import Array, Expr
 from minigrad.schedule.layout import Order, order_of, reading, relayout
@@ -50,7 +51,7 @@ class Sink:
     stage: Stage
     order: Order
     rows: int
-    count: int
+    count: Integer
     extent: int
     reads: tuple[tuple[Array, Order], ...]
 
@@ -200,8 +201,7 @@ class Chains:
             outer = list(stage.axes[: len(outer)])
             reads = self._reads(stage)
         last = outer[-1].extent
-        assert isinstance(last, int)
-        if last < LEAST:
+        if not isinstance(last, int) or last < LEAST or not _plain_behind([*outer, *stage.axes]):
             return None
         found: dict[Array, Order] = {}
         variables = [axis.variable for axis in (*outer, *stage.reduced)]
@@ -213,7 +213,7 @@ class Chains:
             changed = stage.contraction
             if changed is None or outer[-1] not in changed.m:
                 return None
-        count = numel([axis.extent for axis in outer])
+        count = iterations([axis.extent for axis in outer])
         return Sink(stage, tuple(order), len(outer), count, last, tuple(found.items()))
 
     def _wanted(self, load: Expr, variables: Sequence[Atom], rows: int) -> Order | None:
@@ -331,8 +331,14 @@ def _is_wide(parts: Contraction, depth: int) -> bool:
 
 
 def _plain(stage: Stage) -> bool:
-    """Whether no extent is symbolic."""
-    return all(isinstance(axis.extent, int) for axis in (*stage.axes, *stage.reduced))
+    """Whether no extent but that of the first axis is symbolic."""
+    fixed = all(isinstance(axis.extent, int) for axis in stage.reduced)
+    return fixed and _plain_behind(stage.axes)
+
+
+def _plain_behind(axes: Sequence[Axis]) -> bool:
+    """Whether no extent is symbolic but that of the first axis."""
+    return all(isinstance(axis.extent, int) for axis in axes if axis != axes[0])
 
 
 def _other_axes(parts: Contraction, reads: Sequence[Expr]) -> tuple[Atom, ...]:
@@ -347,6 +353,8 @@ def _other_axes(parts: Contraction, reads: Sequence[Expr]) -> tuple[Atom, ...]:
 def _has_rows(member: Stage, order: Order, rows: int) -> bool:
     """Whether rows of the member can be computed block by block when its axes have this order."""
     inner = [member.axes[n] for n in order[rows:]]
+    if not _plain_behind([member.axes[n] for n in order]):
+        return False
     if numel([axis.extent for axis in inner]) > LONGEST:
         return False
     if member.op is None:

@@ -7,6 +7,9 @@ from dataclasses import dataclass
 from minigrad.graph.substitution import only_atom
 from minigrad.graph.symbolic import Affine, Atom, Integer, high, var
 
+# An extent that varies is bounded by as many times the largest that has been seen, or more.
+TYPICAL = 8
+
 
 @dataclass(frozen=True)
 class Axis:
@@ -25,6 +28,11 @@ class Axis:
         """The extent of an axis whose extent is a number."""
         assert isinstance(self.extent, int), self
         return self.extent
+
+    @property
+    def typical(self) -> int:
+        """Its extent; of one that varies the number for which loops should be good."""
+        return self.extent if isinstance(self.extent, int) else max(self.extent.high // TYPICAL, 2)
 
 
 def make_axis(prefix: str, number: int, extent: Integer) -> Axis:

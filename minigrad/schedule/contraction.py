@@ -67,7 +67,7 @@ def contraction_of(
     n = _select(axes, right.variables - left.variables)
     if not m or len(batch) + len(m) + len(n) != len(axes):
         return None
-    if any(not isinstance(axis.extent, int) for axis in (*m[-1:], *n[-1:])):
+    if any(not isinstance(axis.extent, int) for axis in (*m[-1:], *n[-1:]) if axis != axes[0]):
         return None
     if mask is not None and not any(mask.variables <= x.variables for x in (left, right)):
         return None

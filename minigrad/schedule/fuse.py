@@ -11,9 +11,9 @@ from __future__ import annotations
 from collections.abc import Container, Iterable
 
 from minigrad.graph.operations import SCANS, SCATTERS, Op
-from minigrad.graph.shapes import flatten, numel
+from minigrad.graph.shapes import flatten, iterations, numel
 from minigrad.graph.substitution import coefficient, variables
-from minigrad.graph.symbolic import ceildiv, high, low
+from minigrad.graph.symbolic import Integer, ceildiv, high, low
 from minigrad.schedule import expr
 from minigrad.schedule.attention_fusion import Chains, Sink
 from minigrad.schedule.axis import Axis
@@ -41,7 +41,7 @@ class Cluster:
     """
 
     def __init__(
-        self, target: Target, rows: frozenset[int], kind: str, extent: int = 0
+        self, target: Target, rows: frozenset[Integer], kind: str, extent: int = 0
     ) -> None:
         self.target = target
         self.stages: list[Stage] = []
@@ -49,10 +49,10 @@ class Cluster:
         self.needs: set[Cluster] = set()
         self.made: dict[Array, Stage] = {}
         self.work = self.largest = self.depth = 0
-        self._costs: dict[int, tuple[int, float, float]] = {}
+        self._costs: dict[Integer, tuple[int, float, float]] = {}
         self.pulled: dict[tuple[Array, Order], Array] = {}
 
-    def add(self, stage: Stage, rows: frozenset[int]) -> None:
+    def add(self, stage: Stage, rows: frozenset[Integer]) -> None:
         """Let a stage join; `rows`: what all of them divide into then."""
         self.stages.append(stage)
         self.rows = rows
@@ -60,7 +60,12 @@ class Cluster:
         self.work += stage.iterations
         self.largest = max(self.largest, stage.size)
 
-    def costs(self, rows: int) -> tuple[float, float]:
+    @property
+    def most_rows(self) -> Integer:
+        """The largest of them; 0 where it has none."""
+        return max(self.rows, key=high, default=0)
+
+    def costs(self, rows: Integer) -> tuple[float, float]:
         """Vector instructions per row of all stages: with vectors across rows, and along."""
         known, across, along = self._costs.get(rows, (0, 0.0, 0.0))
         for stage in self.stages[known:]:
@@ -93,7 +98,7 @@ def cluster(
             shares = [a for a in read if a.size > 1 or stage.iterations <= TINY]
             siblings = [other for array in shares for other in readers.get(array, ())[-4:]]
             # the producer that is ready last, for others would be made to wait for it
-            ready = {c: (c.depth, max(c.rows, default=0), clusters[c]) for c in producers}
+            ready = {c: (c.depth, high(c.most_rows), clusters[c]) for c in producers}
             near = sorted(producers, key=ready.__getitem__, reverse=True)
             for candidate in dict.fromkeys([*near, *siblings]):
                 if candidate.stages[0].array in alone:
@@ -150,11 +155,11 @@ def _alone(stage: Stage, target: Target) -> Cluster:
         return Cluster(target, frozenset(), "exchange")
     if stage.contraction is not None:
         return Cluster(target, frozenset(), "contraction")
-    counts = [1]
+    counts: list[Integer] = [1]
     for axis in stage.axes:
-        if not isinstance(axis.extent, int):
+        if not isinstance(axis.extent, int) and counts[-1] != 1:
             break
-        counts.append(counts[-1] * axis.extent)
+        counts.append(axis.extent * counts[-1] if counts[-1] == 1 else counts[-1] * axis.count)
     return Cluster(target, frozenset(counts), "rows")
 
 
@@ -176,7 +181,7 @@ def reaches(start: Iterable[Cluster], goal: Cluster) -> bool:
     return False
 
 
-def _shared_rows(home: Cluster, own: Cluster, stage: Stage, produces: bool) -> frozenset[int]:
+def _shared_rows(home: Cluster, own: Cluster, stage: Stage, produces: bool) -> frozenset[Integer]:
     """The row counts under which `stage` may join `home`; empty where it may not."""
     if own.kind != "rows" or home.kind not in ("rows", "contraction", "block_rows"):
         return frozenset()
@@ -192,35 +197,36 @@ def _shared_rows(home: Cluster, own: Cluster, stage: Stage, produces: bool) -> f
             rows = frozenset(r for r in rows if aligned(stage, home.made[array], r))
     if not rows:
         return rows
-    best = max(rows)
+    best = max(rows, key=high)
+    count, most = high(best), (high(home.most_rows), high(own.most_rows))
     work = home.work + stage.iterations
-    parallel = best >= min(max(home.rows), max(own.rows), ENOUGH_ROWS)
-    if not produces and best < max(max(home.rows), max(own.rows)):
+    parallel = count >= min(*most, ENOUGH_ROWS)
+    if not produces and count < max(most):
         return frozenset()
     if not (parallel or work <= TINY):
         return frozenset()
     for part, done in ((home, work), (own, stage.iterations)):  # what would not be parallel then
-        if best < min(max(part.rows), LEAST_PARALLEL) and done > SMALL:
+        if count < min(high(part.most_rows), LEAST_PARALLEL) and done > SMALL:
             return frozenset()
-    if max(home.largest, stage.size) > home.target.row_values * best:
+    if max(home.largest, stage.size) > home.target.row_values * count:
         return frozenset()
     if work > TINY and not _agrees(home, stage, best):
         return frozenset()
     return rows
 
 
-def _agrees(home: Cluster, stage: Stage, rows: int) -> bool:
+def _agrees(home: Cluster, stage: Stage, rows: Integer) -> bool:
     """Whether one direction of vectors suits both, given what is saved by passing values on."""
     lanes = home.target.row_lanes
     ours, its = home.costs(rows), _vector_costs(stage, rows, home.made, lanes)
     alone = _vector_costs(stage, rows, (), lanes)
     read = {load.array for load in expr.loads(stage.body)} & home.made.keys()
-    passed = sum(home.made[array].size for array in read) / rows / lanes * _PASS
+    passed = sum(home.made[array].size for array in read) / high(rows) / lanes * _PASS
     together = min(ours[0] + its[0], ours[1] + its[1])
     return together <= min(ours) + min(alone) + passed
 
 
-def _shared_blocks(home: Cluster, chains: Chains, sink: Sink, most: int) -> frozenset[int]:
+def _shared_blocks(home: Cluster, chains: Chains, sink: Sink, most: int) -> frozenset[Integer]:
     """The row count if a reader of chains may join `home` with `most` new stages, else empty."""
     alike = sink.count in home.rows and sink.extent == home.extent
     if home.kind != "block_rows" or not alike:
@@ -237,14 +243,14 @@ def _shared_blocks(home: Cluster, chains: Chains, sink: Sink, most: int) -> froz
 
 def _follows_blocks(home: Cluster, own: Cluster, stage: Stage) -> bool:
     """Whether an elementwise stage takes one value per row, or ends a product of the blocks."""
-    rows = max(home.rows)
+    rows = home.most_rows
     read = {load.array for load in expr.loads(stage.body)}
-    large = [home.made[a] for a in read if a in home.made and home.made[a].size != rows]
+    large = [home.made[a] for a in read if a in home.made and home.made[a].size != high(rows)]
     if any(made.array in home.pulled.values() or made.reduced == () for made in large):
         return False
     if large and not (len(large) == 1 and _same_elements(large, stage)):
         return False
-    if not large and stage.size != rows:
+    if not large and stage.size != high(rows):
         return False
     if rows not in own.rows or stage.axes[prefix_length(stage, rows) - 1].extent != home.extent:
         return False
@@ -253,7 +259,9 @@ def _follows_blocks(home: Cluster, own: Cluster, stage: Stage) -> bool:
 
 def _same_elements(stages: list[Stage], stage: Stage) -> bool:
     """Whether `stage` reads of these stages just the element at its own place."""
-    if stage.size != stages[0].size or any(not isinstance(a.extent, int) for a in stage.axes):
+    if iterations(stage.shape) != iterations(stages[0].shape):
+        return False
+    if any(not isinstance(a.extent, int) for s in (stage, stages[0]) for a in s.axes[1:]):
         return False
     made = {member.array for member in stages}
     return all(
@@ -263,7 +271,7 @@ def _same_elements(stages: list[Stage], stage: Stage) -> bool:
     )
 
 
-def aligned(consumer: Stage, producer: Stage, rows: int, array: Array | None = None) -> bool:
+def aligned(consumer: Stage, producer: Stage, rows: Integer, array: Array | None = None) -> bool:
     """Whether row r of the consumer reads only row r of the producer.
 
     `array`: look at the reads of this array instead, which is laid out as the producer's.
@@ -275,7 +283,7 @@ def aligned(consumer: Stage, producer: Stage, rows: int, array: Array | None = N
     prefix = prefix_length(consumer, rows)
     leading = consumer.axes[:prefix]
     row = flatten([axis.index for axis in leading], [a.extent for a in leading])
-    inner = producer.size // rows
+    inner = producer.size // high(rows)
     fixed = {axis.variable for axis in leading}
     for load in reads:
         rest = load.index - row * inner
@@ -284,11 +292,11 @@ def aligned(consumer: Stage, producer: Stage, rows: int, array: Array | None = N
     return True
 
 
-def prefix_length(stage: Stage, rows: int) -> int:
+def prefix_length(stage: Stage, rows: Integer) -> int:
     """How many leading axes of the stage make up `rows` rows."""
     count = 1
     for length, axis in enumerate(stage.axes):
-        if count == rows:
+        if count == high(rows):
             return length
         count *= high(axis.extent)
     return len(stage.axes)
@@ -300,7 +308,7 @@ _GATHER, _SPREAD, _PASS = 48, 4, 20
 _MOST_INTERLEAVED = 7  # elements from lane to lane that shuffles pick from whole vectors
 
 
-def runs_along_rows(stages: Iterable[Stage], rows: int, target: Target) -> bool:
+def runs_along_rows(stages: Iterable[Stage], rows: Integer, target: Target) -> bool:
     """Whether vectors should run across neighbouring rows rather than along each of them."""
     across = along = 0.0
     made: dict[Array, Stage] = {}
@@ -312,7 +320,7 @@ def runs_along_rows(stages: Iterable[Stage], rows: int, target: Target) -> bool:
 
 
 def _vector_costs(
-    stage: Stage, rows: int, made: Container[Array], lanes: int
+    stage: Stage, rows: Integer, made: Container[Array], lanes: int
 ) -> tuple[float, float]:
     """Vector instructions per row for accesses to memory: with vectors across rows, and along.
 

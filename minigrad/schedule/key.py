@@ -33,7 +33,7 @@ def kernel_key(kernel: Kernel) -> tuple[str, tuple[Array, ...]]:
     for stage in kernel.stages:
         writer.stage(stage)
     stored = sorted(writer.array(array) for array in kernel.stored)
-    writer.lines.append(f"{kernel.kind} {kernel.rows} {_items(stored)}")
+    writer.lines.append(f"{kernel.kind} {writer.integer(kernel.rows)} {_items(stored)}")
     return "\n".join(writer.lines), tuple(writer.arrays)
 
 

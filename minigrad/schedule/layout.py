@@ -59,7 +59,8 @@ def order_of(load: Expr, variables: Sequence[Atom], member: Stage) -> Order | No
         if not isinstance(part, Affine) or part.constant or len(part.terms) != 1:
             return None
         ((atom, factor),) = part.terms
-        if factor != 1 or atom not in variables or atom.high + 1 != axis.extent:
+        extent = atom.high + 1 if atom.payload is None else atom.payload
+        if factor != 1 or atom not in variables or extent != axis.extent:
             return None
         ranks.append(variables.index(atom))
     if len(set(ranks)) != len(ranks):

@@ -10,8 +10,8 @@ from minigrad.graph.canonical import Graph
 from minigrad.graph.collective import exchanges_in_order
 from minigrad.graph.node import Node, make, topological
 from minigrad.graph.operations import ELEMENTWISE, SCANS, SCATTERS, Op
-from minigrad.graph.shapes import numel
-from minigrad.graph.symbolic import ceildiv
+from minigrad.graph.shapes import iterations, numel
+from minigrad.graph.symbolic import Integer, ceildiv, high
 from minigrad.schedule import expr
 from minigrad.schedule.attention_fusion import Chains
 from minigrad.schedule.expr import Array, Expr
@@ -42,13 +42,16 @@ class Kernel:
 
     kind: str
     stages: tuple[Stage, ...]
-    rows: int
+    rows: Integer
     stored: frozenset[Array]
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """kernels in order; slots: arrays that are buffers of the call; arena: places of the others."""
+    """kernels in order; slots: arrays that are buffers of the call; arena: places of the others.
+
+    (Where sizes are symbolic, those that the largest have; `held_between` tells more.)
+    """
 
     kernels: tuple[Kernel, ...]
     slots: dict[Array, int]
@@ -215,7 +218,7 @@ class _Plan:
         kernels = []
         stored = {member: self._stored(member) for member in self.clusters}
         for member in self._order(stored):
-            rows = max(member.rows, default=1)
+            rows = member.most_rows or 1
             kernels.append(Kernel(member.kind, tuple(member.stages), rows, stored[member]))
         kernels = add_waits(kernels, self.slots)
         arena, size = plan_arena(kernels, self.slots)
@@ -267,12 +270,12 @@ def _safe_in_place(
     for position, load in loads:
         stage = writer.stages[position]
         same = load.index == stage.position and stage.op is None
-        if writer.kind == "contraction" or max(writer.rows) == target.size:
+        if writer.kind == "contraction" or high(writer.most_rows) == target.size:
             if not (same and stage.size == target.size):
                 return False
         elif position > place or (position == place and not same):
             return False
-        elif not same and not aligned(stage, target, max(writer.rows), old):
+        elif not same and not aligned(stage, target, writer.most_rows, old):
             return False
     return True
 
@@ -300,36 +303,58 @@ def add_waits(kernels: Sequence[Kernel], slots: dict[Array, int]) -> list[Kernel
     return result + [Kernel("wait", begun.stages, 1, frozenset()) for begun in running.values()]
 
 
+@dataclass(frozen=True)
+class Held:
+    """Memory between kernels: its bytes, and the first and the last step that need it."""
+
+    nbytes: Integer
+    first: int
+    last: int
+
+
 def plan_arena(
     kernels: Sequence[Kernel], slots: dict[Array, int]
 ) -> tuple[dict[Array, int], int]:
-    """Offsets in bytes for the stored arrays that are no slots, by liveness, first fit."""
+    """Offsets in bytes for the stored arrays that are no slots, and the bytes of all of them."""
+    held = held_between(kernels, slots)
+    offsets, size = place([(high(one.nbytes), one.first, one.last) for one in held.values()])
+    return dict(zip(held, offsets, strict=True)), size
+
+
+def held_between(kernels: Sequence[Kernel], slots: dict[Array, int]) -> dict[Array, Held]:
+    """The stored arrays that are no slots, the largest first."""
     first: dict[Array, int] = {}
     last: dict[Array, int] = {}
+    sizes: dict[Array, Integer] = {}
     for step, kernel in enumerate(kernels):
         for stage in kernel.stages:
             touched = [load.array for load in expr.loads(*stage.exprs())]
             if stage.array in kernel.stored or kernel.kind == "wait":
                 touched.append(stage.array)
+            if stage.array in kernel.stored:
+                sizes[stage.array] = iterations(stage.shape)
             for array in touched:
                 if array not in slots:
                     first.setdefault(array, step)
                     last[array] = step
-    stored = frozenset().union(*(kernel.stored for kernel in kernels))
-    needed = [array for array in first if array in stored]
+    needed = [array for array in first if array in sizes]
     needed.sort(key=lambda a: -a.size * a.dtype.itemsize)
+    return {a: Held(sizes[a] * a.dtype.itemsize, first[a], last[a]) for a in needed}
+
+
+def place(held: Iterable[tuple[int, int, int]]) -> tuple[tuple[int, ...], int]:
+    """Where memory of some bytes lies from one step to another, by first fit; bytes of all."""
     placed: list[tuple[int, int, int, int]] = []  # start, stop, first and last step; sorted
-    offsets: dict[Array, int] = {}
-    for array in needed:
-        size = ceildiv(array.size * array.dtype.itemsize, LINE) * LINE
-        offset, begin, end = 0, first[array], last[array]
+    offsets: list[int] = []
+    for nbytes, begin, end in held:
+        size = ceildiv(nbytes, LINE) * LINE
+        offset = 0
         for start, stop, other_begin, other_end in placed:
             if other_end < begin or end < other_begin:
                 continue
             if offset + size <= start:
                 break
             offset = max(offset, stop)
-        offsets[array] = offset
+        offsets.append(offset)
         insort(placed, (offset, offset + size, begin, end))
-    return offsets, max((stop for _, stop, _, _ in placed), default=0)
-
+    return tuple(offsets), max((stop for _, stop, _, _ in placed), default=0)

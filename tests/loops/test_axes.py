@@ -83,11 +83,15 @@ def test_hidden_variables_are_not_merged() -> None:
     assert extents(merge(axes, [i * 4 + j, i // 2])) == [6, 4]
 
 
-def test_symbolic_axes_are_not_merged() -> None:
+def test_a_symbolic_axis_takes_those_behind_it() -> None:
+    """An axis of plain extent takes no symbolic one: positions would not tell where it ends."""
     length = var("n", 1, 24)
     axes = axes_of(length, 4)
     i, j = (a.index for a in axes)
-    assert extents(merge(axes, [i * 4 + j])) == [length, 4]
+    assert extents(merge(axes, [i * 4 + j])) == [length * 4]
+    axes = axes_of(4, length)
+    i, j = (a.index for a in axes)
+    assert extents(merge(axes, [i * 24 + j])) == [4, length]
 
 
 @pytest.mark.parametrize("seed", range(60))

@@ -26,6 +26,7 @@ from minigrad.models.train import (
     train_language_model,
     validate,
 )
+from minigrad.program import programs
 
 TINY = GPTConfig(layers=2, heads=2, dim=16, context=8, vocabulary=11)
 SCRIPT = Path(__file__).resolve().parents[2] / "models" / "gpt.py"
@@ -99,10 +100,12 @@ def test_layers_of_one_shape_are_drawn_by_one_program(on_device: str) -> None:
     found = []
     for layers, dim in ((2, 12), (5, 20)):
         Tensor.manual_seed(4)
+        programs.forget()
         GlobalCounters.reset()
         GPT(GPTConfig(layers, 2, dim, 8, 11))
         found.append(GlobalCounters.programs_compiled)
-    assert found[0] == found[1] == 7  # six shapes of matrices, and all biases
+    # six shapes of matrices, and all biases; a program that is compiled serves several shapes
+    assert found[0] == found[1] <= 7
 
 
 def test_a_new_model_knows_nothing(model: GPT) -> None:

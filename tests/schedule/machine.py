@@ -142,10 +142,11 @@ def run_nests(
         words += [n] * len(nest.symbols)
         arguments = (ctypes.c_int64 * max(len(words), 1))(*words)
         function = _KERNEL(addresses[nest.name])
-        chunks = list(range(0, nest.total, nest.grain))
+        total = evaluate(nest.total, {"n": n})
+        chunks = list(range(0, total, nest.grain))
         order.shuffle(chunks)
         for begin in chunks:
-            end = min(begin + nest.grain, nest.total)
+            end = min(begin + nest.grain, total)
             function(begin, end, ctypes.addressof(arguments), scratch.address)
         scratch.check(f"the scratch memory of {nest.label}")
         del keep

@@ -158,7 +158,6 @@ def no_contractions() -> dict[str, tuple[Node, Inputs]]:
     case("an operand of sums", of_sums)
     case("a lacking axis", half_reduced)
     case("integers", lambda i: product(i(5, 7, dtype=dtypes.int32), i(7, 9, dtype=dtypes.int32)))
-    case("symbolic rows", lambda i: product(i(LENGTH, 7), i(7, 9)))
     case("symbolic columns", lambda i: product(i(5, 7), i(7, LENGTH)))
     return cases
 
@@ -167,6 +166,12 @@ def no_contractions() -> dict[str, tuple[Node, Inputs]]:
 def test_what_is_none(name: str) -> None:
     node, inputs = no_contractions()[name]
     assert found(node, inputs) is None
+
+
+def test_rows_may_be_symbolic() -> None:
+    inputs = Inputs()
+    parts = found(product(inputs(LENGTH, 7), inputs(7, 9)), inputs)
+    assert parts is not None and [axis.extent for axis in parts.m] == [LENGTH]
 
 
 def test_a_maximum_of_products_is_none() -> None:

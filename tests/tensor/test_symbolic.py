@@ -88,10 +88,19 @@ def test_arange(on_device):
         Tensor.arange(0, n, 2)
 
 
+def test_a_first_symbolic_dimension_takes_others(on_device):
+    """Rows of a varying number become one dimension, and come back."""
+    x = Tensor(K)[0, 0, : Variable("n", 1, 16).bind(4)]
+    flat = x.flatten() * 2
+    np.testing.assert_allclose(flat.sum().item(), 2 * K[0, 0, :4].sum(), rtol=1e-5)
+    again = flat.reshape(*x.shape)
+    np.testing.assert_allclose(again.sum(0).numpy(), 2 * K[0, 0, :4].sum(0), rtol=1e-5)
+
+
 def test_what_symbolic_dimensions_cannot_do(on_device):
     x = Tensor(K)[0, 0, : Variable("n", 1, 16).bind(4)]
     for operation in (
-        lambda: x.flatten(),
+        lambda: x.T.flatten(),
         lambda: x.roll(1, 0),
         lambda: x.split(2),
         lambda: x.cumsum(0),

@@ -1,0 +1,329 @@
+"""General programs: what two graphs of one structure differ in becomes an argument.
+
+The first graph of a structure is compiled as it is. When a second comes that has other numbers, the
+*general* graph of both is made: where their cells (`graph/canonical.py`) differ, it has a variable,
+and cells that differ in the same way, or by a constant and a factor, share one (anti-unification:
+Plotkin 1970). From the third on nothing is compiled: the call's cells are matched against those of
+the general graph, which gives the values of its variables, or says that this call is of another
+kind.
+
+    x[3].sum()      structure   BUFFER (2), SHRINK, RESHAPE, SUM
+    x[7].sum()      cells       1000 64 | 3 1 0 64 | 64  and  1000 64 | 7 1 0 64 | 64
+                    general     1000 64 | v 1 0 64 | 64
+
+A general graph is built with the constructors that check: two points always fit a line, but shapes
+of which all follow from each other for every value do not arise by chance. What is not general in
+this sense stays special.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from minigrad.dtype import dtypes
+from minigrad.errors import MinigradError, ShapeError
+from minigrad.graph import build
+from minigrad.graph.canonical import NUMBERED, Canonical, Cell, Graph
+from minigrad.graph.node import Node, Op, Shape, is_symbolic, make, topological
+from minigrad.graph.operations import MOVEMENT, REDUCTIONS, SCANS, SCATTERS
+from minigrad.graph.symbolic import Affine, Integer, var
+
+# A general program serves sizes up to this multiple of the largest that it was made from, …
+GROWTH = 8
+# … but at least this: a power of two beyond most batches.
+LEAST_BOUND = 1024
+MOST_SAMPLES = 4  # of which a general graph is made; kinds beyond that stay special
+_INT64, _INT32 = (-(1 << 63), (1 << 63) - 1), (-(1 << 31), (1 << 31) - 1)
+
+
+class Special(MinigradError):
+    """Why graphs have no general one."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """A cell of a structure. kind: "extent", "offset" (zeros around), "start" (of a part),
+    or the name of a constant's dtype.
+    """
+
+    kind: str
+
+    @property
+    def range(self) -> tuple[int, int]:
+        """What its values may be. Extents of 0 and 1 are structure: whole operations depend on it.
+
+        Offsets are never negative.
+        """
+        if self.kind == "extent":
+            return 2, _INT64[1]
+        if self.kind in ("offset", "start"):
+            return 0, _INT32[1]
+        return _INT64
+
+
+@dataclass(frozen=True)
+class Follower:
+    """A cell that follows from that of a variable: factor · it + constant (of a float: it)."""
+
+    place: int
+    source: int
+    factor: int = 1
+    constant: int = 0
+
+
+@dataclass(frozen=True)
+class Hole:
+    """A variable and the place of the cell that it is; kind as of that place."""
+
+    name: str
+    place: int
+    kind: str
+    low: int
+    high: int
+
+    @property
+    def index(self) -> Affine:
+        """The variable as an integer of the graph."""
+        made = var(self.name, self.low, self.high)
+        assert isinstance(made, Affine)
+        return made
+
+
+@dataclass(frozen=True)
+class General:
+    """A general graph, and how the cells of a call are matched against it."""
+
+    graph: Graph
+    holes: tuple[Hole, ...]
+    followers: tuple[Follower, ...]
+    cells: tuple[Cell, ...]  # of one sample
+
+    def match(self, cells: tuple[Cell, ...]) -> dict[str, int] | None:
+        """The variables' values for a call with these cells; None where it is of another kind."""
+        expected = list(self.cells)
+        values: dict[str, int] = {}
+        for hole in self.holes:
+            cell = expected[hole.place] = cells[hole.place]
+            if isinstance(cell, int):
+                if not hole.low <= cell <= hole.high:
+                    return None
+                values[hole.name] = cell
+            elif isinstance(cell, bytes):
+                values[hole.name] = _bits(cell, hole.kind)
+            else:
+                return None
+        for one in self.followers:
+            source = cells[one.source]
+            if isinstance(source, int):
+                source = one.factor * source + one.constant
+            expected[one.place] = source
+        return values if tuple(expected) == cells else None
+
+
+def _bits(cell: bytes, kind: str) -> int:
+    """The bits of a float as a whole number: of a float32, unless it is a float64."""
+    if kind == "float64":
+        return int(struct.unpack("<q", cell)[0])
+    return int(struct.unpack("<i", struct.pack("<f", *struct.unpack("<d", cell)))[0])
+
+
+def generalize(call: Canonical, samples: Sequence[tuple[Cell, ...]]) -> General:
+    """The general graph of calls of one structure, of which `call` is one.
+
+    Raises Special where there is none.
+    """
+    holes, followers = unify(samples, _places(call))
+    new: list[Cell] = list(samples[-1])
+    by_place = {hole.place: hole for hole in holes}
+    for hole in holes:
+        new[hole.place] = hole.index
+    for one in followers:
+        new[one.place] = by_place[one.source].index * one.factor + one.constant
+    cells = iter(new)
+    names = tuple(sorted((*call.values, *(hole.name for hole in holes))))
+    try:
+        graph = call.rewritten(lambda node, src, arg: _remake(node, src, arg, cells), names)
+    except ShapeError as error:
+        raise Special(str(error)) from None
+    _refuse_inner(graph)
+    return General(graph, holes, followers, samples[-1])
+
+
+def _places(call: Canonical) -> list[Place]:
+    """What the cells of a structure are."""
+    found: list[Place] = []
+    for node in call.order:
+        if node.op is Op.SHRINK:
+            found += [Place("start"), Place("extent")] * node.ndim
+        elif node.op is Op.PAD:
+            found += [Place("offset")] * (2 * node.ndim)
+        elif node.op is Op.CHECK:
+            found += [Place("extent")] * bool(call.checks)
+        elif node.op in NUMBERED:
+            found += [Place("extent")] * len(node.shape)
+            if node.op is Op.CONST and not node.dtype.is_bool:
+                found.append(Place(node.dtype.name))
+            elif node.op is Op.VARIABLE:
+                found.append(Place("int32"))
+    return found
+
+
+def unify(
+    samples: Sequence[tuple[Cell, ...]], places: Sequence[Place]
+) -> tuple[tuple[Hole, ...], tuple[Follower, ...]]:
+    """The least general variables that give all samples: one for what differs in one way.
+
+    Raises Special where cells differ that cannot be a variable.
+    """
+    columns: dict[tuple[Any, ...], list[int]] = {}
+    bases: list[tuple[tuple[Any, ...], list[Follower]]] = []
+    for number, column in enumerate(zip(*samples, strict=True)):
+        if any(cell != column[0] for cell in column):
+            if any(isinstance(cell, Affine) for cell in column):
+                raise Special("a symbolic integer differs")
+            kind = places[number].kind if isinstance(column[0], bytes) else "int"
+            if places[number].kind == "start":  # nothing follows from it, nor it from others
+                bases.append(((), [Follower(number, number)]))
+            else:
+                columns.setdefault((kind, *column), []).append(number)
+    for column in sorted(columns, key=lambda column: _rank(column, columns[column], places)):
+        found = columns[column]
+        for base, followers in bases:
+            line = _line(base, column)
+            if line is not None:
+                source = followers[0].place
+                followers += [Follower(place, source, *line) for place in found]
+                break
+        else:
+            bases.append((column, [Follower(place, found[0]) for place in found]))
+    holes = [
+        _hole(f"_{number}", samples, followers, places)
+        for number, (_, followers) in enumerate(bases)
+    ]
+    return tuple(holes), tuple(one for _, some in bases for one in some[1:])
+
+
+def _rank(column: tuple[Any, ...], found: list[int], places: Sequence[Place]) -> Any:
+    """Which of several columns is to be the variable that others follow: small extents first."""
+    extent = any(places[place].kind == "extent" for place in found)
+    step = abs(column[2] - column[1]) if column[0] == "int" else 0
+    return (column[0] != "int", not extent, step or _INT64[1], found[0])
+
+
+def _line(base: tuple[Any, ...], column: tuple[Any, ...]) -> tuple[int, int] | None:
+    """factor and constant, if a column follows from another by one of both."""
+    if base[:1] != ("int",) or column[0] != "int":
+        return None
+    pairs = list(zip(base[1:], column[1:], strict=True))
+    (x, y), (other, value) = pairs[0], next(pair for pair in pairs if pair[0] != pairs[0][0])
+    factor, rest = divmod(value - y, other - x)
+    constant = y - factor * x
+    if rest or not factor or (constant and abs(factor) > 1):
+        return None
+    return (factor, constant) if all(factor * a + constant == b for a, b in pairs) else None
+
+
+def _hole(
+    name: str, samples: Sequence[tuple[Cell, ...]], followers: Sequence[Follower],
+    places: Sequence[Place],
+) -> Hole:  # fmt: skip
+    """The variable that some cells are, with what it may be so that none leaves its own range."""
+    place = followers[0].place
+    kind, seen = places[place].kind, [sample[place] for sample in samples]
+    if isinstance(seen[0], bytes):
+        return Hole(name, place, kind, *(_INT64 if kind == "float64" else _INT32))
+    values = [value for value in seen if isinstance(value, int)]
+    low, high = _INT64
+    for one in followers:
+        least, most = places[one.place].range
+        ends = [least - one.constant, most - one.constant]
+        if one.factor < 0:
+            ends = [-ends[1], -ends[0]]
+        low = max(low, -(-ends[0] // abs(one.factor)))
+        high = min(high, ends[1] // abs(one.factor))
+    if any(places[one.place].kind in ("extent", "offset") for one in followers):
+        high = min(high, max(GROWTH * max(values), LEAST_BOUND))
+    if not all(low <= value <= high for value in values):
+        raise Special("an extent of 0 or 1, or an offset below 0, differs")
+    return Hole(name, place, kind, low, high)
+
+
+def _remake(node: Node, src: tuple[Node, ...], arg: Any, cells: Iterator[Cell]) -> Node:
+    """A node with new sources and cells, by the constructors that check shapes."""
+    op, device = node.op, node.device
+    if op is Op.SHRINK or op is Op.PAD:
+        flat: list[Any] = [next(cells) for _ in range(2 * node.ndim)]
+        pairs = list(zip(flat[::2], flat[1::2], strict=True))
+        if op is Op.PAD:
+            shape = tuple(e + a + b for e, (a, b) in zip(src[0].shape, pairs, strict=True))
+            return make(op, node.dtype, shape, src, tuple(pairs), device)
+        shape = tuple(length for _, length in pairs)
+        ranges = tuple((start, start + length) for start, length in pairs)
+        return src[0] if shape == src[0].shape else make(op, node.dtype, shape, src, ranges, device)
+    if op is Op.CHECK:
+        return make(op, node.dtype, src[0].shape, src, replace(arg, extent=next(cells)), device)
+    if op is Op.VARIABLE:
+        return make(op, node.dtype, (), (), next(cells), device)
+    if op in NUMBERED:
+        shape = tuple(_integer(next(cells)) for _ in node.shape)
+        if op is Op.CONST:
+            return _constant(node, shape, cells)
+        if op is Op.RESHAPE:
+            return build.reshape(src[0], shape)
+        if op is Op.EXPAND:
+            return build.expand(src[0], shape)
+        return make(op, node.dtype, shape, src, arg, device)
+    if not any(is_symbolic(source.shape) for source in src):
+        return make(op, node.dtype, node.shape, src, arg, device)
+    if op in SCANS or op in (Op.SORT, Op.DISTRIBUTE, Op.COLLECTIVE):
+        raise Special(f"{op.value} of a size that differs")
+    if op.facts.arity and any(source.shape != src[-1].shape for source in src):
+        raise Special(f"{op.value} of shapes {[source.shape for source in src]}")
+    if op is Op.GATHER:
+        return build.gather(src[0], src[1], arg)
+    if op in SCATTERS:
+        return build.scatter(op, src[0], src[1], src[2], arg)
+    if op in REDUCTIONS:
+        return build.reduce(op, src[0], arg)
+    if op in MOVEMENT:
+        return build.rebuild(node, src)
+    if op is Op.ASSIGN and src[0].shape != src[1].shape:
+        raise Special(f"assign to {src[0].shape}, value {src[1].shape}")
+    return make(op, node.dtype, src[-1].shape, src, arg, device)
+
+
+def _integer(cell: Cell) -> Integer:
+    assert not isinstance(cell, bytes)
+    return cell
+
+
+def _constant(node: Node, shape: Shape, cells: Iterator[Cell]) -> Node:
+    """A constant, or a variable in its place: an integer, or the bits of a float."""
+    dtype, device = node.dtype, node.device
+    value = int(node.arg) if dtype.is_bool else next(cells)
+    if not isinstance(value, Affine):
+        return make(Op.CONST, dtype, shape, (), node.arg, device)
+    if not dtype.is_float:
+        number = build.cast(make(Op.VARIABLE, dtypes.int64, (), (), value, device), dtype)
+    else:
+        wide = dtype is dtypes.float64
+        of_bits = dtypes.int64 if wide else dtypes.int32
+        bits = make(Op.VARIABLE, of_bits, (), (), value, device)
+        number = build.bitcast(bits, dtypes.float64 if wide else dtypes.float32)
+        number = build.cast(number, dtype)
+    return build.expand(build.reshape(number, (1,) * len(shape)), shape)
+
+
+def _refuse_inner(graph: Graph) -> None:
+    """Inputs and results are dense: only their first dimension may be a variable.
+
+    (Within a program an inner dimension is laid out at its bound.)
+    """
+    for node in topological(graph.roots):
+        if node.op is Op.BUFFER or node in graph.roots:
+            wide = [extent for extent in node.shape if extent != 1]
+            if is_symbolic(tuple(wide[1:])):
+                raise Special(f"an inner dimension of an input or a result: {node.shape}")

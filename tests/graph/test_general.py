@@ -1,0 +1,191 @@
+"""Programs that take numbers as arguments: what is found in two graphs, and what matches them."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from minigrad.dtype import dtypes
+from minigrad.graph import build
+from minigrad.graph.canonical import Canonical, canonicalize
+from minigrad.graph.general import General, Special, generalize
+from minigrad.graph.node import Node, Op
+from minigrad.graph.symbolic import Affine, Integer
+from minigrad.graph.variable import as_data, evaluate, of_data
+from minigrad.program import programs
+
+from minigrad import Context, GlobalCounters, Tensor  # isort: skip
+
+DEVICE = "REF"
+F32 = dtypes.float32
+
+
+def array(*shape: int, slot: int = 0) -> Node:
+    return build.buffer(slot, F32, shape, DEVICE)
+
+
+def part(x: Node, start: int, length: int) -> Node:
+    ranges = [(start, start + length), *((0, extent) for extent in x.shape[1:])]
+    return build.shrink(x, ranges)
+
+
+def call(node: Node) -> Canonical:
+    return canonicalize([node])
+
+
+def general(*nodes: Node) -> General:
+    calls = [call(node) for node in nodes]
+    assert len({one.structure for one in calls}) == 1
+    return generalize(calls[-1], [one.cells for one in calls])
+
+
+def shape_at(found: General, values: dict[str, int]) -> tuple[int, ...]:
+    return tuple(evaluate(extent, values) for extent in found.graph.roots[0].shape)
+
+
+def rows(n: int, width: int = 5) -> Node:
+    """Sums of n rows, from a flat array."""
+    return build.reduce(Op.SUM, build.reshape(array(n * width), (n, width)), [1])
+
+
+def test_cells_that_differ_alike_share_a_variable() -> None:
+    found = general(rows(6), rows(8))
+    assert len(found.holes) == 1
+    values = found.match(call(rows(20)).cells)
+    assert values is not None and shape_at(found, values) == (20, 1)
+    assert found.match(call(rows(6, width=4)).cells) is None
+
+
+def test_what_follows_by_chance_is_found_out() -> None:
+    """Two samples suggest that both extents are one; the third says otherwise."""
+
+    def two(n: int, m: int) -> Node:
+        one = build.reshape(build.reduce(Op.SUM, array(m, slot=1), [0]), (1, 1))
+        left, right = (build.expand(x, (n, 3)) for x in (build.reshape(array(n), (n, 1)), one))
+        return build.reduce(Op.SUM, build.elementwise(Op.MUL, left, right), [1])
+
+    first, second, third = two(4, 4), two(6, 6), two(5, 9)
+    assert len(general(first, second).holes) == 1
+    assert general(first, second).match(call(third).cells) is None
+    found = general(first, second, third)
+    assert len(found.holes) == 2
+    values = found.match(call(two(11, 2)).cells)
+    assert values is not None and shape_at(found, values) == (11, 1)
+
+
+def test_starts_of_parts_are_variables_of_their_own() -> None:
+    def both(i: int, j: int) -> Node:
+        return build.elementwise(Op.ADD, part(array(20, 3), i, 4), part(array(20, 3, slot=1), j, 4))
+
+    found = general(both(1, 1), both(2, 2))
+    assert len(found.holes) == 2
+    assert found.match(call(both(3, 9)).cells) is not None
+
+
+def turned(n: int) -> Node:
+    """Columns of an input whose rows are n long."""
+    return build.contiguous(build.permute(array(3, n), (1, 0)))
+
+
+def every(step: int) -> Node:
+    """An array of the elements at multiples of a step, as slices take them."""
+    x = build.pad(array(12), [(0, step - 12 % step if 12 % step else 0)])
+    count = -(-12 // step)
+    return build.reduce(Op.SUM, build.reshape(part(x, 0, count * step), (count, step)), [0])
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "reason"),
+    [
+        (build.scan(Op.CUMSUM, array(4), 0), build.scan(Op.CUMSUM, array(5), 0), "cumsum"),
+        (turned(4), turned(5), "inner dimension"),
+        (build.contiguous(build.reshape(array(12), (3, 4))),
+         build.contiguous(build.reshape(array(15), (3, 5))), "reshape from"),
+        (every(5), every(7), ""),
+    ],
+)  # fmt: skip
+def test_what_stays_special(first: Node, second: Node, reason: str) -> None:
+    """Sizes on which more depends than where loops end."""
+    calls = [call(first), call(second)]
+    assert calls[0].structure == calls[1].structure and calls[0].cells != calls[1].cells
+    with pytest.raises(Special) as error:
+        generalize(calls[1], [one.cells for one in calls])
+    assert reason in str(error.value)
+
+
+def test_integers_as_data() -> None:
+    found = general(rows(6), rows(8))
+    n: Integer = found.holes[0].index
+    for x in (7, n, n * 3 + 1, (n + 12) // 13 * 4, (n * 5 + 2) % 7):
+        again = of_data(as_data(x))
+        assert again == x
+        assert all(evaluate(again, {"_0": v}) == evaluate(x, {"_0": v}) for v in (2, 13, 40))
+    assert isinstance(n, Affine)
+
+
+# ---- as users see it -----------------------------------------------------------------------------
+
+NUMBERS = (3, 11, 7, 40, 1, 25)
+FLOATS = (0.5, -1.25, 0.0, 3.0, -0.0, float("inf"))
+
+# What is computed of a (64, 6) array for a number, in minigrad and in numpy.
+VARYING = {
+    "a row": (lambda x, n: x[n], lambda x, n: x[n]),
+    "rows from": (lambda x, n: x[n:] * 2, lambda x, n: x[n:] * 2),
+    "rows to": (lambda x, n: x[:n].exp(), lambda x, n: np.exp(x[:n])),
+    "a window": (lambda x, n: x[n : n + 8].sum(0), lambda x, n: x[n : n + 8].sum(0)),
+    "mean": (lambda x, n: x[:n].mean(), lambda x, n: x[:n].mean()),
+    "product": (lambda x, n: x[:n] @ x[:6], lambda x, n: x[:n] @ x[:6]),
+    "transposed product": (lambda x, n: x[:n].T @ x[:n], lambda x, n: x[:n].T @ x[:n]),
+    "centred": (lambda x, n: x[:n] - x[:n].mean(0), lambda x, n: x[:n] - x[:n].mean(0)),
+    "zeros behind": (lambda x, n: x.pad(((0, n), (0, 0))).sum(1),
+                     lambda x, n: np.pad(x, ((0, n), (0, 0))).sum(1)),
+    "rolled": (lambda x, n: x.roll(n, 0), lambda x, n: np.roll(x, n, 0)),
+    "power": (lambda x, n: x.abs() ** (n / 8), lambda x, n: np.abs(x) ** (n / 8)),
+    "integer": (lambda x, n: (x * 8).cast("int32") // n,
+                lambda x, n: (x * 8).astype(np.int32) // n),
+    "range": (lambda x, n: Tensor.arange(n * 2, device=x.device) * 3,
+              lambda x, n: np.arange(n * 2) * 3),
+    "repeated": (lambda x, n: x[:1].expand(n, 6) + x[0],
+                 lambda x, n: np.repeat(x[:1], n, 0) + x[0]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", VARYING)
+def test_other_numbers(compiled: str, what: str) -> None:
+    """The third number and all others are right, and need no compilation (1 is a case apart)."""
+    ours, theirs = VARYING[what]
+    data = np.random.default_rng(3).standard_normal((64, 6)).astype(np.float32)
+    x = Tensor(data, device=compiled).realize()
+    programs.forget()
+    for place, n in enumerate(NUMBERS):
+        before = GlobalCounters.programs_compiled
+        given = ours(x, n).numpy()
+        np.testing.assert_allclose(given, theirs(data, n), rtol=2e-5, atol=2e-5, err_msg=f"{n}")
+        if place >= 2 and n != 1:
+            assert GlobalCounters.programs_compiled == before, f"compiled for {n}"
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "float16", "bfloat16"])
+def test_other_constants(compiled: str, reference: str, dtype: str) -> None:
+    """A float that differs keeps all of its bits, zeros their signs."""
+    def scaled(value: float, device: str) -> bytes:
+        x = Tensor([1.0, -2.0, 3.0], dtype=dtype, device=device)
+        return (x * value + 1 / 3).numpy().tobytes()
+
+    programs.forget()
+    expected = [scaled(value, reference) for value in FLOATS]
+    counts = []
+    for value, bits in zip(FLOATS, expected, strict=True):
+        assert scaled(value, compiled) == bits, value
+        counts.append(GlobalCounters.programs_compiled)
+    assert counts[1] == counts[-1]
+
+
+def test_a_reason_is_told(compiled: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """MINIGRAD_DEBUG=1 says why two programs are not one."""
+    programs.forget()
+    with Context(DEBUG=1):
+        for n in (5, 8):
+            Tensor.rand(3, n, device=compiled).contiguous().cumsum(1).realize()
+    assert "special: " in capsys.readouterr().err
