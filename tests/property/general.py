@@ -1,0 +1,121 @@
+"""The same random graph with other numbers: what a general program computes.
+
+    python -m tests.property.general --seed 17 --device CPU     one graph, in full
+    python -m tests.property.general --count 500 --device CPU   many, with statistics
+
+A graph of `graph_steps` runs several times, each time with another extent, another offset, other
+constants in the place of some of its numbers: the first is compiled as it is, the second makes a
+general program (`minigrad/graph/general.py`), which runs the others. Each must be right.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import replace
+
+import numpy as np
+
+from minigrad import GlobalCounters
+from minigrad.program import programs
+
+from .command import parser_of, run_command
+from .compare import REFERENCE
+from .graph_steps import make_graph
+from .graphs import Graph, Statement, fails, run
+
+VERSIONS = 4
+NUMBER = re.compile(r"(?<![\w.])\d+(?:\.\d+)?(?:e-?\d+)?(?![\w.])")
+LEAF = re.compile(r"leaf\((\d+), \(([^)]*)\)")
+
+
+def versions(seed: int) -> list[Graph]:
+    """A random graph as it is, then with other numbers where REF does not refuse these."""
+    graph, random = make_graph(seed), np.random.default_rng(seed)
+    extents = sorted({
+        int(text)
+        for statement in graph.statements
+        for found in LEAF.findall(statement.code)
+        for text in found[1].split(",")
+        if text.strip() and int(text) > 1
+    })  # fmt: skip
+    random.shuffle(extents)
+    for extent in extents:
+        found = [graph, *_others(graph, extent, random)]
+        if len(found) >= 3:
+            return found
+    return [graph, *_others(graph, None, random)]
+
+
+def _others(graph: Graph, extent: int | None, random: np.random.Generator) -> Iterator[Graph]:
+    """The graph with another number in the place of an extent, and with other constants."""
+    for _ in range(VERSIONS - 1):
+        new = None if extent is None else extent + int(random.integers(1, 40))
+        factor = float(random.integers(5, 12)) / 8
+        changed = replace(graph, finite=False, statements=tuple(
+            _changed(statement, extent, new, factor) for statement in graph.statements
+        ))  # fmt: skip
+        try:
+            run(changed, REFERENCE)
+        except Exception:
+            continue
+        yield changed
+
+
+def _changed(
+    statement: Statement, extent: int | None, new: int | None, factor: float
+) -> Statement:
+    """A statement with other numbers."""
+    leaf = LEAF.match(statement.code)
+    start = leaf.end(1) if leaf else 0  # the seed stays
+
+    def number(match: re.Match[str]) -> str:
+        text = match.group()
+        if text.isdigit():
+            return str(new) if extent is not None and int(text) == extent else text
+        return repr(float(text) * factor) if not leaf else text
+
+    code = statement.code[:start] + NUMBER.sub(number, statement.code[start:])
+    shape = tuple(new if e == extent and new is not None else e for e in statement.shape)
+    return replace(statement, code=code, shape=shape)
+
+
+def failure(seed: int, device: str) -> str | None:
+    """What is wrong with a graph with one of its sets of numbers, and the script that shows it."""
+    programs.forget()
+    graphs = versions(seed)
+    for number, graph in enumerate(graphs):
+        found = fails(graph, device)
+        if found is not None:
+            programs.forget()
+            kind = "as any other" if fails(graph, device) else "where others ran before it"
+            scripts = "\n\n".join(one.script(device) for one in graphs[: number + 1])
+            return f"seed {seed}, version {number} ({kind}): {found}\n\nScripts:\n\n{scripts}"
+    return None
+
+
+def main() -> None:
+    """The command line; see the head of this file."""
+    given = parser_of("general", __doc__).parse_args()
+    counts = Counter[str]()
+
+    def check(seed: int) -> str | None:
+        compiled = GlobalCounters.programs_compiled
+        found = failure(seed, given.device)
+        counts["compiled"] += GlobalCounters.programs_compiled - compiled
+        counts["general"] += programs.generals
+        counts["versions"] += len(versions(seed))
+        return found
+
+    def statistics() -> None:
+        print(", ".join(f"{name} {count}" for name, count in counts.items()))
+
+    def script(seed: int) -> str:
+        return "\n\n".join(graph.script(given.device) for graph in versions(seed))
+
+    run_command(given, "graphs", script, check, statistics)
+
+
+if __name__ == "__main__":
+    main()

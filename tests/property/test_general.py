@@ -1,0 +1,36 @@
+"""Random graphs with other numbers: the general program and the special ones agree.
+
+See `general` for the command.
+"""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+from hypothesis import settings
+
+from .general import failure, versions
+
+BATCHES = 10
+GRAPHS = 60 if settings().max_examples <= 20 else 2_000
+FIRST_SEED = random.SystemRandom().randrange(2**31)
+
+
+@pytest.mark.parametrize("batch", range(BATCHES))
+def test_graphs_with_other_numbers(batch: int, compiled: str) -> None:
+    """Half of them the same in every run, half new; a failure prints seed and scripts."""
+    half = GRAPHS // BATCHES // 2
+    new = FIRST_SEED + batch * half
+    seeds = [*range(batch * half, (batch + 1) * half), *range(new, new + half)]
+    found = [text for seed in seeds if (text := failure(seed, compiled))]
+    assert not found, "\n\n".join(found[:2])
+
+
+def test_versions_differ() -> None:
+    """Most graphs have versions with other extents and other constants."""
+    graphs = [versions(seed) for seed in range(30)]
+    assert sum(len(found) > 2 for found in graphs) > 20
+    leaves = [[str(s) for s in found[1].statements if "leaf(" in s.code] for found in graphs[:20]]
+    first = [[str(s) for s in found[0].statements if "leaf(" in s.code] for found in graphs[:20]]
+    assert sum(a != b for a, b in zip(leaves, first, strict=True)) > 10
