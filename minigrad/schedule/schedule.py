@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from bisect import insort
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -344,17 +343,19 @@ def held_between(kernels: Sequence[Kernel], slots: dict[Array, int]) -> dict[Arr
 
 def place(held: Iterable[tuple[int, int, int]]) -> tuple[tuple[int, ...], int]:
     """Where memory of some bytes lies from one step to another, by first fit; bytes of all."""
-    placed: list[tuple[int, int, int, int]] = []  # start, stop, first and last step; sorted
+    by_step: dict[int, list[tuple[int, int]]] = {}  # start and stop of what lies there at a step
     offsets: list[int] = []
+    most = 0
     for nbytes, begin, end in held:
         size = ceildiv(nbytes, LINE) * LINE
+        steps = [by_step.setdefault(step, []) for step in range(begin, end + 1)]
         offset = 0
-        for start, stop, other_begin, other_end in placed:
-            if other_end < begin or end < other_begin:
-                continue
+        for start, stop in sorted({taken for step in steps for taken in step}):
             if offset + size <= start:
                 break
             offset = max(offset, stop)
         offsets.append(offset)
-        insort(placed, (offset, offset + size, begin, end))
-    return tuple(offsets), max((stop for _, stop, _, _ in placed), default=0)
+        for step in steps:
+            step.append((offset, offset + size))
+        most = max(most, offset + size)
+    return tuple(offsets), most
