@@ -26,6 +26,9 @@ TINY = 4096  # evaluations, about a microsecond's: such kernels may lose their p
 ENOUGH_ROWS = 32  # rows that still keep every thread busy: a few for each
 # Evaluations that take longer than starting another kernel, with vectors some 10 µs.
 SMALL = 1 << 15
+# Arrays of a kernel, beyond which no stage joins it: LLVM takes a second for a thousand, and forty
+# for four thousand.
+MOST_ARRAYS = 256
 LEAST_PARALLEL = 8  # rows, one for each thread, below which more than SMALL is better left parallel
 
 
@@ -34,7 +37,7 @@ class Cluster:
 
     rows: the numbers of rows into which all of them divide; kind: as of a Kernel; needs: clusters
     whose arrays it reads; depth: how many clusters, about, come before it one after the other.
-    made: its stages by array; work: evaluations of all bodies; largest: elements of the largest
+    made: its stages by array; arrays: all that they read and make; work: evaluations of all bodies; largest: elements of the largest
     value. Kept up to date, for clusters may be long. extent and pulled are for "block_rows" (see
     attention_fusion.py): rows that may share a block, and the arrays of chains of which it has its
     own copies.
@@ -48,6 +51,7 @@ class Cluster:
         self.rows, self.kind, self.extent = rows, kind, extent
         self.needs: set[Cluster] = set()
         self.made: dict[Array, Stage] = {}
+        self.arrays: set[Array] = set()
         self.work = self.largest = self.depth = 0
         self._costs: dict[Integer, tuple[int, float, float]] = {}
         self.pulled: dict[tuple[Array, Order], Array] = {}
@@ -57,6 +61,8 @@ class Cluster:
         self.stages.append(stage)
         self.rows = rows
         self.made[stage.array] = stage
+        self.arrays.update(load.array for load in expr.loads(*stage.exprs()))
+        self.arrays.add(stage.array)
         self.work += stage.iterations
         self.largest = max(self.largest, stage.size)
 
@@ -191,6 +197,8 @@ def _shared_rows(home: Cluster, own: Cluster, stage: Stage, produces: bool) -> f
     if home.kind == "contraction":
         fits = stage.op is None and _same_elements(home.stages, stage)
         return frozenset((stage.size,)) if fits and produces else frozenset()
+    if len(home.arrays) >= MOST_ARRAYS:
+        return frozenset()
     rows = home.rows & own.rows
     for array in {load.array for load in expr.loads(stage.body)}:
         if array in home.made:

@@ -11,6 +11,8 @@ from minigrad.graph import build as g
 from minigrad.graph.node import Node, Op
 from minigrad.runtimes.reference import evaluate
 from minigrad.schedule import expr
+from minigrad.schedule.fuse import MOST_ARRAYS
+from minigrad.schedule.materialize import DEEPEST
 from minigrad.schedule.schedule import Schedule
 
 from .machine import GOLDEN, run
@@ -395,3 +397,19 @@ def test_a_large_product_with_a_vector_does_not_join_the_one_row_before_it() -> 
 
     kernels = plan_of(build).kernels
     assert len(kernels) == 2, "one for the row, and one that runs in parallel over 512 others"
+
+
+def test_a_long_sum_of_products_is_several_kernels() -> None:
+    """LLVM's time grows with the square of what one kernel holds."""
+
+    def build(i: Inputs) -> list[Node]:
+        result = mul(i(16), i(16))
+        for _ in range(899):
+            result = add(result, mul(i(16), i(16)))
+        return [result]
+
+    plan = plan_of(build)
+    assert 3 <= len(plan.kernels) <= 8
+    for kernel in plan.kernels:
+        read = {load.array for s in kernel.stages for load in expr.loads(*s.exprs())}
+        assert len(read) <= 2 * MOST_ARRAYS + 2 * DEEPEST
