@@ -9,15 +9,13 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
-
 from minigrad.models.decode import Decoder
 from minigrad.models.errors import InputError
 from minigrad.models.gpt import GPT
 from minigrad.models.gpt_checks import CHECKPOINT, newest_checkpoint
 from minigrad.models.interrupt import Interruption
 from minigrad.models.pretrained import load_model, smollm, write
-from minigrad.models.sampling import Sampling
+from minigrad.models.sampling import Sampler, Sampling
 from minigrad.models.tokenizer import Stream, Tokenizer
 
 START, END = "<|im_start|>", "<|im_end|>"
@@ -76,12 +74,14 @@ class Conversation:
     """
 
     def __init__(
-        self, model: GPT, tokenizer: Tokenizer, system: str, policy: str = "roll", keep: int = 0
-    ) -> None:
+        self, model: GPT, tokenizer: Tokenizer, system: str, settings: Sampling, seed: int = 0,
+        policy: str = "roll", keep: int = 0,
+    ) -> None:  # fmt: skip
         special = getattr(tokenizer, "special", {})
         if START not in special or END not in special:
             raise InputError(f"the model knows no {START}: it was not trained to chat; try sample")
         self.model, self.tokenizer = model, tokenizer
+        self.sampler = Sampler([settings], model.config.vocabulary, seed)
         self.start, self.end = special[START], special[END]
         self.policy, self.keep = policy, keep
         self.pending = self.message("system", system)
@@ -98,8 +98,8 @@ class Conversation:
         return [*asked, self.start, *self.tokenizer.encode("assistant\n")]
 
     def answer(
-        self, text: str, tokens: int, settings: Sampling, generator: np.random.Generator,
-        show: Callable[[str], None], enough: Callable[[], bool] = lambda: False,
+        self, text: str, tokens: int, show: Callable[[str], None],
+        enough: Callable[[], bool] = lambda: False,
     ) -> list[int]:  # fmt: skip
         """Say something; `show` is given the answer piece by piece. Gives its tokens.
 
@@ -107,14 +107,14 @@ class Conversation:
         """
         question = self.question(text)
         if self.decoder is None:
-            self.decoder = Decoder(self.model, [question], self.policy, self.keep)
+            self.decoder = Decoder(self.model, [question], self.policy, self.keep, self.sampler)
         else:
             self.decoder.extend(question)
         decoder, stream, said = self.decoder, Stream(self.tokenizer), list[int]()
         for _ in range(tokens):
             if enough():
                 break
-            token = settings.choose(decoder.logits()[0], generator, decoder.rows[0])
+            (token,) = decoder.draw()
             if token == self.end:
                 break
             said.append(token)
@@ -143,13 +143,13 @@ def chat_command(flags: argparse.Namespace) -> None:
     check_keep(flags, model)
     own = system_of(getattr(tokenizer, "template", None))
     system = own if flags.system is None else flags.system
-    talk = Conversation(model, tokenizer, system, flags.context_policy, flags.keep)
-    generator = np.random.default_rng(flags.seed)
+    talk = Conversation(
+        model, tokenizer, system, settings, flags.seed, flags.context_policy, flags.keep
+    )
 
     def say(text: str, enough: Callable[[], bool] = lambda: False) -> None:
         tell_of_a_cut("the question", len(talk.question(text)), model, flags)
-        talk.answer(text, flags.tokens, settings, generator,
-                    lambda piece: print(piece, end="", flush=True), enough)  # fmt: skip
+        talk.answer(text, flags.tokens, lambda piece: print(piece, end="", flush=True), enough)
         print(flush=True)
 
     def say_until_interrupted(text: str) -> None:

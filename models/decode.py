@@ -2,19 +2,19 @@
 
 The prompt is read in one pass, and so is what is added to it later. One captured step serves all
 positions: the position is a bound variable, where the step writes its key and value, and up to
-where it attends.
+where it attends. The same step draws the next token.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from minigrad import Tensor, Variable, jit
 from minigrad.errors import BoundsError
 from minigrad.graph.symbolic import Integer
-from minigrad.models.sampling import Sampling
+from minigrad.models.sampling import Sampler, Sampling
 
 if TYPE_CHECKING:
     from minigrad.models.gpt import GPT
@@ -65,12 +65,13 @@ class Decoder:
 
     Where the context is full and the policy is "roll", the first `keep` tokens and the later half
     of the context are read anew: no key could move to another position. If it is "error",
-    ContextFull is raised.
+    ContextFull is raised. `draw` needs a sampler, with a row for each of these.
     """
 
     def __init__(
-        self, model: GPT, rows: Sequence[Sequence[int]], policy: str = "roll", keep: int = 0
-    ) -> None:
+        self, model: GPT, rows: Sequence[Sequence[int]], policy: str = "roll", keep: int = 0,
+        sampler: Sampler | None = None,
+    ) -> None:  # fmt: skip
         config = model.config
         if policy not in POLICIES:
             raise ValueError(f"context_policy is {policy!r}: expected {' or '.join(POLICIES)}")
@@ -86,7 +87,11 @@ class Decoder:
             KeyValueCache(len(rows), config.key_value_heads, config.context, config.width)
             for _ in range(config.layers)
         ]
+        self.sampler = sampler
         self._step = jit(self._one)
+        if sampler is not None:
+            sampler.see(self.rows)
+            self._first, self._drawing = jit(sampler), jit(self._one_drawn)
 
     def nbytes(self) -> int:
         """Bytes of the caches; equal to `cache_bytes`."""
@@ -94,6 +99,20 @@ class Decoder:
 
     def logits(self) -> Any:
         """After the rows as they are: a numpy array (rows, vocabulary)."""
+        return self._next(self._step, lambda logits: logits).numpy()
+
+    def draw(self) -> list[int]:
+        """The sampler's next token for each row; the rows stay as they are.
+
+        A repetition penalty counts it as seen.
+        """
+        tokens: list[int] = self._next(self._drawing, self._first).tolist()
+        return tokens
+
+    def _next(
+        self, last: Callable[[Tensor, Integer], Tensor], after_read: Callable[[Tensor], Tensor]
+    ) -> Tensor:
+        """What `last` makes of the last token, or `after_read` of the logits after a whole pass."""
         context, length = self.model.config.context, len(self.window[0])
         if length > context:
             if self.policy == "error":
@@ -104,26 +123,28 @@ class Decoder:
             self._cut(context if self.used == 0 else max(context // 2, 1))
         with Tensor.no_grad():
             if self.used == 0:
-                return self._read()
+                return after_read(self._read())
             self._read_on()
             while True:
                 position = Variable("position", 0, context - 1).bind(self.used)
                 ids = Tensor([[row[self.used]] for row in self.window])
                 self.used += 1
-                logits = self._step(ids, position)
                 if self.used == len(self.window[0]):
-                    return logits.numpy()
+                    return last(ids, position)
+                self._step(ids, position)
 
     def append(self, tokens: Sequence[int]) -> None:
-        """One more token for each row."""
+        """One more token for each row; one that was drawn, if there is a repetition penalty."""
         for rows in (self.rows, self.window):
             for row, token in zip(rows, tokens, strict=True):
                 row.append(token)
 
     def extend(self, tokens: Sequence[int]) -> None:
-        """Several more tokens for the only row."""
+        """Several more tokens for the only row, which were not drawn."""
         for token in tokens:
             self.append([token])
+        if self.sampler is not None:
+            self.sampler.see([tokens])
 
     def _cut(self, most: int) -> None:
         """Forget what lies between the first `keep` tokens and the last ones."""
@@ -131,8 +152,8 @@ class Decoder:
         self.window = [row[: most - tail] + row[len(row) - tail :] for row in self.window]
         self.used = 0
 
-    def _read(self) -> Any:
-        """One pass over the window.
+    def _read(self) -> Tensor:
+        """One pass over the window; gives the logits after it, (rows, vocabulary).
 
         It is padded at the right to a power of two, so that few different programs are compiled: no
         token sees the padding, and its keys are overwritten before one could.
@@ -142,11 +163,11 @@ class Decoder:
         ids = Tensor([row + [0] * (width - length) for row in self.window])
         last = Tensor([[[length - 1]]]).expand(len(self.window), 1, self.model.config.dim)
         features = self.model.features(ids, self.caches).gather(1, last)
-        logits = self.model.unembed(features.squeeze(1))
+        logits: Tensor = self.model.unembed(features.squeeze(1))
         kept = [tensor for cache in self.caches for tensor in (cache.keys, cache.values)]
         Tensor.realize(logits, *kept)
         self.used = length
-        return logits.numpy()
+        return logits
 
     def _read_on(self) -> None:
         """All new tokens but the last, where they are several: one pass from the first of them.
@@ -165,8 +186,16 @@ class Decoder:
 
     def _one(self, ids: Tensor, position: Integer) -> Tensor:
         """(rows, 1) tokens at one position → logits (rows, vocabulary)."""
+        return self._after(ids, position).realize()
+
+    def _one_drawn(self, ids: Tensor, position: Integer) -> Tensor:
+        """(rows, 1) tokens at one position → the next tokens (rows,)."""
+        assert self.sampler is not None
+        return self.sampler(self._after(ids, position))
+
+    def _after(self, ids: Tensor, position: Integer) -> Tensor:
         features = self.model.features(ids, self.caches, position)
-        logits: Tensor = self.model.unembed(features.squeeze(1)).realize()
+        logits: Tensor = self.model.unembed(features.squeeze(1))
         return logits
 
 
@@ -186,8 +215,11 @@ def generate(
     groups: dict[int, list[int]] = {}
     for number, row in enumerate(rows):
         groups.setdefault(len(row), []).append(number)
-    decoders = [Decoder(model, [rows[i] for i in group], policy, keep) for group in groups.values()]
-    tokens = _draw(decoders, list(groups.values()), count, sampling, seed, stop)
+    decoders = []
+    for group in groups.values():
+        sampler = Sampler([sampling] * len(group), model.config.vocabulary, seed, group)
+        decoders.append(Decoder(model, [rows[i] for i in group], policy, keep, sampler))
+    tokens = _draw(decoders, list(groups.values()), count, stop)
     return (new[0] for new in tokens) if single else tokens
 
 
@@ -203,28 +235,22 @@ def check_ids(row: Sequence[int], vocabulary: int) -> None:
 
 
 def _draw(
-    decoders: Sequence[Decoder], groups: Sequence[Sequence[int]], count: int, sampling: Sampling,
-    seed: int, stop: Collection[int],
-) -> Iterator[list[int | None]]:  # fmt: skip
+    decoders: Sequence[Decoder], groups: Sequence[Sequence[int]], count: int, stop: Collection[int]
+) -> Iterator[list[int | None]]:
     """Rows of new tokens; decoders[i] has the rows whose numbers are in groups[i]."""
-    import numpy as np
-
     size = sum(len(group) for group in groups)
-    generators = [np.random.default_rng((seed, number)) for number in range(size)]
     alive = [True] * size
     for _ in range(count):
         new: list[int | None] = [None] * size
         for decoder, group in zip(decoders, groups, strict=True):
             if not any(alive[number] for number in group):
                 continue
-            logits = decoder.logits()
-            for place, number in enumerate(group):
+            tokens = decoder.draw()
+            decoder.append(tokens)  # rows that have ended go on, unheard
+            for number, token in zip(group, tokens, strict=True):
                 if alive[number]:
-                    seen = decoder.rows[place]
-                    token = sampling.choose(logits[place], generators[number], seen)
                     new[number] = token
                     alive[number] = token not in stop
-            decoder.append([new[number] or 0 for number in group])  # 0: of ended rows
         yield new
         if not any(alive):
             return

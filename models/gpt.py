@@ -272,7 +272,7 @@ class GPT:
         For a prompt (ids in a list, at least one) each is an int. For a batch of prompts, whose
         lengths may differ, each is a list with one id per prompt, None where it has ended. A token
         of `stop` is given and ends its prompt. Temperature 0 takes the likeliest token; see
-        `sampling.probabilities` for the others. Row i draws from the generator (seed, i), whatever
+        `Sampling` for the others. Row i draws with numbers (i, 0), (i, 1), … of the seed, whatever
         the other rows do. Where the context is full, the model goes on from the first `keep` tokens
         and the later half of it ("roll"), or ValueError is raised ("error"), as it is for settings
         that make no sense and for an empty prompt.

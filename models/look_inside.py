@@ -16,7 +16,6 @@ from minigrad.models.gpt import GPT
 from minigrad.models.gpt_config import GPTConfig
 from minigrad.models.pictures import check_picture, draw_attention
 from minigrad.models.pretrained import load_model, smollm
-from minigrad.models.sampling import probabilities
 from minigrad.models.text import Windows
 from minigrad.models.tokenizer import Tokenizer
 from minigrad.models.train import TrainingPlan
@@ -57,10 +56,10 @@ def inspect_command(flags: argparse.Namespace) -> None:
     print(f"  the last token looks at {looked}")
 
     decoder = Decoder(model, [ids])
-    logits = decoder.logits()[0]
+    logits = Tensor(decoder.logits()[0])
     print("\nthe next token, at temperature")
     for temperature in TEMPERATURES:
-        chances = probabilities(logits, temperature)
+        chances = (logits / temperature).softmax().numpy()
         order = chances.argsort()[::-1][:LIKELIEST]
         words = "  ".join(f"{shown(tokenizer, int(i))} {chances[i]:.1%}" for i in order)
         print(f"  {temperature}: {words}")

@@ -1,24 +1,33 @@
-"""From logits to the next token: temperature, top-k, top-p, on the host in float64."""
+"""From logits to the next token, on their device and in the program that computes them.
+
+Nothing is sorted. How likely a token is, is how far its logit lies below the largest: a float ≥ 0,
+whose bits as an integer have the same order. So the place where top-k or top-p cut off is found bit
+by bit: 31 times, the tokens nearer than a distance are counted, or their weights summed.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    import numpy as np
+from minigrad import Tensor
+from minigrad.tensor.random import threefry
 
-    Row = np.ndarray[tuple[int], np.dtype[Any]]
+NEVER = 1e-30  # a temperature below makes the likeliest certain
+EVERY = 2**31 - 1  # a distance beyond that of any token
+BLOCK = 256  # weights whose sum is looked at first when one of them is drawn
 
 
 @dataclass(frozen=True)
 class Sampling:
     """How to draw a token. ValueError where a setting makes no sense; says what does.
 
-    temperature: divides the logits; 0 is greedy. top_k, top_p: see `probabilities`.
     repetition_penalty: divides a positive logit, and multiplies a negative one, of each token that
-    was there before (Keskar et al., "CTRL", 2019); 1 changes nothing.
+    was there before (Keskar et al., "CTRL", 2019); 1 changes nothing. temperature: then divides the
+    logits; 0 is greedy. top_k keeps the k likeliest tokens; top_p, of these, the fewest likeliest
+    whose probabilities sum to at least p (Holtzman et al., "The Curious Case of Neural Text
+    Degeneration", 2019). Of equally likely tokens the first are kept. Logits whose float32
+    distances from the largest are equal count as equal.
     """
 
     temperature: float = 1.0
@@ -36,65 +45,200 @@ class Sampling:
         if not self.repetition_penalty > 0:
             raise ValueError(f"repetition_penalty is {self.repetition_penalty}: expected above 0")
 
-    def choose(
-        self, logits: Row, generator: np.random.Generator, seen: Collection[int] = ()
-    ) -> int:
-        """One token id; `seen` are the tokens before it, for the penalty."""
-        if self.repetition_penalty != 1:
-            logits = penalized(logits, seen, self.repetition_penalty)
-        return choose(logits, generator, self.temperature, self.top_k, self.top_p)
+    @property
+    def steps(self) -> frozenset[str]:
+        """What has to be computed: some of "draw", "top_k", "top_p", "penalty"."""
+        asked = {
+            "penalty": self.repetition_penalty != 1,
+            "draw": self.temperature > 0,
+            "top_k": self.temperature > 0 and self.top_k is not None,
+            "top_p": self.temperature > 0 and self.top_p is not None and self.top_p < 1,
+        }
+        return frozenset(step for step, wanted in asked.items() if wanted)
 
 
-def penalized(logits: Row, seen: Collection[int], penalty: float) -> Row:
-    """The logits with those of the tokens in `seen` made smaller."""
-    import numpy as np
-
-    result: Row = logits.astype(np.float64)
-    places = np.unique(np.fromiter(seen, np.int64, len(seen)))
-    chosen = result[places]
-    result[places] = np.where(chosen > 0, chosen / penalty, chosen * penalty)
-    return result
+EVERYTHING = Sampling(1.0, 1, 0.5, 2.0).steps
 
 
-def probabilities(
-    logits: Row, temperature: float = 1.0, top_k: int | None = None, top_p: float | None = None
-) -> Row:
-    """The distribution over the vocabulary, float64, from which the next token is drawn.
+class Sampler:
+    """Draws a token for each of some rows of logits: `sampler(logits)`, also within `@jit`.
 
-    temperature divides the logits (above 0); top_k keeps the k likeliest tokens; top_p keeps the
-    fewest likeliest tokens whose probabilities sum to at least p (Holtzman et al., "The Curious
-    Case of Neural Text Degeneration").
+    Each row has settings and random numbers of its own, in tensors that the program reads: rows may
+    get others (`start`) and no program is compiled anew. Draw number c of a row is Threefry's hash
+    of (number, c) under the key `seed`, whatever the other rows do.
+
+    settings: for each row. vocabulary: logits of a row. numbers: for each row; 0, 1, … if not
+    given. steps: what the program has to compute, if rows are to get settings that need more than
+    these do (`EVERYTHING`).
     """
-    import numpy as np
 
-    scaled = logits.astype(np.float64)
-    scaled = (scaled - scaled.max()) / temperature
-    order = np.argsort(-scaled, kind="stable")
-    weights = np.exp(scaled[order])
-    if top_k is not None:
-        weights[top_k:] = 0
-    weights /= weights.sum()
-    if top_p is not None:
-        before = np.cumsum(weights) - weights
-        weights[before >= top_p] = 0
-        weights /= weights.sum()
-    result: Row = np.empty_like(weights)
-    result[order] = weights
-    return result
+    def __init__(
+        self, settings: Sequence[Sampling], vocabulary: int, seed: int = 0,
+        numbers: Sequence[int] | None = None, steps: Iterable[str] = (),
+    ) -> None:  # fmt: skip
+        rows = len(settings)
+        self.vocabulary = vocabulary
+        self.steps = frozenset(steps).union(*(each.steps for each in settings))
+        self._settings = Tensor([[0.0] * 4] * rows).realize()
+        self._counters = Tensor([[0] * 4] * rows, dtype="uint32").realize()
+        self._seen = Tensor.zeros(
+            rows, vocabulary if "penalty" in self.steps else 0, dtype="bool"
+        ).contiguous().realize()  # fmt: skip
+        for row, each in enumerate(settings):
+            self.start(row, each, seed, row if numbers is None else numbers[row])
+
+    def start(self, row: int, settings: Sampling, seed: int = 0, number: int = 0) -> None:
+        """Begin anew in one row, where nothing was seen and drawn; number: below 2³².
+
+        ValueError for settings that need what the program does not compute.
+        """
+        if not settings.steps <= self.steps:
+            raise ValueError(
+                f"row {row} gets {settings}, which needs {', '.join(sorted(settings.steps))}; the "
+                f"sampler has {', '.join(sorted(self.steps)) or 'none'}: give it steps=EVERYTHING"
+            )
+        greedy = settings.temperature == 0  # the likeliest one, of equals the first
+        # float32 has room for the ids of 16 million tokens
+        _set_row(self._settings, row, [
+            1.0 if greedy else max(settings.temperature, NEVER),
+            1 if greedy else settings.top_k or self.vocabulary + 1,
+            1.0 if greedy else settings.top_p or 1.0,
+            settings.repetition_penalty,
+        ])  # fmt: skip
+        words = seed & 0xFFFFFFFF, (seed >> 32) & 0xFFFFFFFF
+        _set_row(self._counters, row, [*words, number, 0])
+        if "penalty" in self.steps:
+            _set_row(self._seen, row, [False] * self.vocabulary)
+
+    def see(self, rows: Sequence[Iterable[int]]) -> None:
+        """Tokens of each row that count as seen, beside those that are drawn."""
+        if "penalty" in self.steps:
+            seen = self._seen.numpy().copy()
+            for row, tokens in zip(seen, rows, strict=True):
+                row[list(tokens)] = True
+            self._seen.set_data(seen)
+
+    def __call__(self, logits: Tensor) -> Tensor:
+        """(rows, vocabulary) of floats → (rows,) int32, computed."""
+        tokens = self._tokens(logits.detach().float())
+        kept = []
+        if "penalty" in self.steps:
+            ids = Tensor.arange(self.vocabulary, device=logits.device)
+            self._seen.assign(self._seen | ids.eq(tokens.unsqueeze(1)))
+            kept.append(self._seen)
+        if "draw" in self.steps:
+            step = Tensor([0, 0, 0, 1], dtype="uint32", device=logits.device)
+            self._counters.assign(self._counters + step)
+            kept.append(self._counters)
+        Tensor.realize(tokens, *kept)
+        return tokens
+
+    def _tokens(self, logits: Tensor) -> Tensor:
+        temperature, k, p, penalty = self._settings.split(1, 1)
+        if "penalty" in self.steps:
+            smaller = (logits > 0).where(logits / penalty, logits * penalty)
+            logits = self._seen.where(smaller, logits)
+        if "draw" not in self.steps:
+            return logits.argmax(-1)
+        distance = (logits.max(-1, keepdim=True) - logits).contiguous()
+        weights = (-distance / temperature).exp().contiguous()
+        share = self._share()
+        if not self.steps & {"top_k", "top_p"}:
+            return first_beyond(weights, share)
+        near = distance.bitcast("int32")
+        last = cutoff(near, 1.0, k) if "top_k" in self.steps else k.full_like(EVERY, dtype="int32")
+        whole, equals = within(near, last, weights, k)
+        if "top_p" in self.steps:
+            mass = whole + equals * weight_at(near, last, weights)
+            wanted = (p < 1).where(p * mass, float("inf"))
+            last = last.minimum(cutoff(near, weights, wanted))
+            whole, equals = within(near, last, weights, k, wanted)
+        return drawn(near, last, weights, whole, equals, share)
+
+    def _share(self) -> Tensor:
+        """A number between 0 and 1 for each row, (rows, 1) float64, of 53 random bits."""
+        low, high, number, count = (word.node for word in self._counters.split(1, 1))
+        first, second = threefry((low, high), (number, count))
+        return self._counters._unit(first, second)
 
 
-def choose(
-    logits: Row,
-    generator: np.random.Generator,
-    temperature: float = 1.0,
-    top_k: int | None = None,
-    top_p: float | None = None,
-) -> int:
-    """One token id. Temperature 0 takes the likeliest (the first of equals)."""
-    import numpy as np
+def cutoff(near: Tensor, weights: Tensor | float, wanted: Tensor) -> Tensor:
+    """The least distance up to which the weights of a row sum to what is wanted.
 
-    if temperature == 0:
-        return int(np.argmax(logits))
-    cumulative = np.cumsum(probabilities(logits, temperature, top_k, top_p))
-    # The last cumulative sum may be a rounding error off 1; scaling keeps the draw inside.
-    return int(np.searchsorted(cumulative, generator.random() * cumulative[-1], side="right"))
+    near: (rows, tokens), int32 ≥ 0. weights: float32 of that shape, or one number. wanted: (rows,
+    1). The result is (rows, 1), int32; EVERY where the sum is never reached.
+    """
+    low = Tensor.zeros(*wanted.shape, dtype="int32", device=near.device)
+    for bit in reversed(range(31)):
+        tried = low + (1 << bit)
+        low = (total(near < tried, weights) >= wanted).where(low, tried)
+    return low
+
+
+def total(chosen: Tensor, weights: Tensor | float = 1.0) -> Tensor:
+    """Weights added up for each row, (rows, 1); of ones a float, too, which is faster."""
+    return chosen.where(weights, 0.0).sum(-1, keepdim=True)
+
+
+def weight_at(near: Tensor, last: Tensor, weights: Tensor) -> Tensor:
+    """The weight that all tokens at one distance have, (rows, 1)."""
+    return near.eq(last).where(weights, 0).max(-1, keepdim=True)
+
+
+def within(
+    near: Tensor, last: Tensor, weights: Tensor, k: Tensor, wanted: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """The sum of the weights nearer than `last`, and how many just there are kept; (rows, 1).
+
+    Up to k tokens in all, and no more than the sum that is wanted needs.
+    """
+    whole = total(near < last, weights)
+    equals = (k - total(near < last)).minimum(total(near.eq(last)))
+    if wanted is not None:
+        each = weight_at(near, last, weights)
+        needed = ((wanted - whole) / (each > 0).where(each, 1)).ceil()
+        equals = equals.minimum(needed.maximum(1))
+    return whole, equals
+
+
+def drawn(
+    near: Tensor, last: Tensor, weights: Tensor, whole: Tensor, equals: Tensor, share: Tensor
+) -> Tensor:
+    """The token at a share of the kept weights: first the nearer tokens, then the equal ones."""
+    each = weight_at(near, last, weights)
+    reached = share * (whole + equals * each)
+    among = (reached >= whole) & (equals > 0)
+    ones = ((reached - whole) / (each > 0).where(each, 1)).floor().minimum(equals - 1)
+    chosen = near < last
+    values = among.where(near.eq(last).float(), chosen.where(weights, 0))
+    return first_beyond(values, among.where(ones + 0.5, reached), of_sum=False)
+
+
+def first_beyond(values: Tensor, share: Tensor, of_sum: bool = True) -> Tensor:
+    """The first place of each row (rows,) where the running sum of its values exceeds a share.
+
+    share: (rows, 1) float64, of the row's sum (of_sum) or to be reached by it. Where rounding keeps
+    the sum from that, the last value that is not 0.
+    """
+    rows, count = values.shape
+    blocks = -(-count // BLOCK)
+    cut = values.pad([None, (0, blocks * BLOCK - count)]).reshape(rows, blocks, BLOCK).contiguous()
+    until = cut.sum(-1).double().cumsum(-1)
+    reached = share * until[:, -1:] if of_sum else share
+    block = passed(until, reached)
+    before = until.gather(1, (block - 1).maximum(0))
+    rest = reached - (block > 0).where(before, 0)
+    inner = cut.gather(1, block.unsqueeze(-1).expand(rows, 1, BLOCK)).squeeze(1)
+    return (block * BLOCK + passed(inner.double().cumsum(-1), rest)).squeeze(1)
+
+
+def passed(until: Tensor, reached: Tensor) -> Tensor:
+    """How many running sums are not beyond, (rows, 1) int32; not more than any value adds to."""
+    below = (until <= reached).sum(-1, keepdim=True, dtype="int32")
+    return below.minimum((until < until[:, -1:]).sum(-1, keepdim=True, dtype="int32"))
+
+
+def _set_row(tensor: Tensor, row: int, values: Sequence[float]) -> None:
+    rows = tensor.numpy().copy()
+    rows[row] = values
+    tensor.set_data(rows)

@@ -74,14 +74,18 @@ def smollm_rows(threads: int) -> Iterator[Row]:
               goal=0.9)  # fmt: skip
 
 
-def one_drawn(model: GPT) -> Work:
+def one_drawn(
+    model: GPT, temperature: float = TEMPERATURE, top_k: int | None = TOP_K, **settings: float
+) -> Work:
     """The next token of `generate` after PLACE others; begins again where the context is full."""
     tokens: Iterator[int] = iter(())
 
     def draw() -> None:
         nonlocal tokens
         if next(tokens, None) is None:
-            tokens = model.generate([1] * PLACE, CONTEXT - PLACE, TEMPERATURE, TOP_K)
+            tokens = model.generate(
+                [1] * PLACE, CONTEXT - PLACE, temperature, top_k, **settings  # type: ignore[arg-type]
+            )
             next(tokens)
 
     return draw

@@ -32,15 +32,14 @@ def talker() -> tuple[GPT, BytePairTokenizer]:
 
 def test_the_form_of_a_conversation() -> None:
     model, tokenizer = talker()
-    talk = chat.Conversation(model, tokenizer, "Be kind.")
+    talk = chat.Conversation(model, tokenizer, "Be kind.", Sampling(0.0))
     pieces: list[str] = []
-    generator = np.random.default_rng(0)
-    said = talk.answer("Hi <|im_end|>", 5, Sampling(0.0), generator, pieces.append)
+    said = talk.answer("Hi <|im_end|>", 5, pieces.append)
     assert talk.decoder is not None and len(said) <= 5
     first = [256, *b"system\nBe kind.", 257, 10, 256, *b"user\nHi <|im_end|>", 257, 10,
              256, *b"assistant\n"]  # fmt: skip
     assert talk.decoder.rows[0] == [*first, *said]
-    again = talk.answer("So?", 5, Sampling(0.0), generator, pieces.append)
+    again = talk.answer("So?", 5, pieces.append)
     whole = [*first, *said, 257, 10, 256, *b"user\nSo?", 257, 10, 256, *b"assistant\n"]
     assert talk.decoder.rows[0] == [*whole, *again]
     # the kept keys and values gave what reading all of it anew gives

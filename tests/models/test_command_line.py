@@ -257,18 +257,18 @@ def test_an_interruption_ends_the_answer_only(
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     flags, typed = at_a_terminal
-    sampling = importlib.import_module("minigrad.models.sampling")
-    drawn, choose = list[int](), sampling.choose
+    decode = importlib.import_module("minigrad.models.decode")
+    drawn, draw = list[int](), decode.Decoder.draw
     typed += ["Hi", "And now?"]
 
-    def chosen(*arguments: Any) -> int:
+    def chosen(decoder: Any) -> list[int]:
         drawn.append(len(typed))
         if drawn.count(1) == 3 and typed:
             os.kill(os.getpid(), signal.SIGINT)
-        choose(*arguments)
-        return 65
+        draw(decoder)
+        return [65]
 
-    monkeypatch.setattr(sampling, "choose", chosen)
+    monkeypatch.setattr(decode.Decoder, "draw", chosen)
     status, out, _ = end_of(gpt_commands, flags, capsys)
     assert status == 0
     assert out.splitlines()[1:] == ["A" * 3, "A" * 40]
