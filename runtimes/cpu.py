@@ -209,6 +209,7 @@ class CpuProgram:
             words = [
                 addresses[where] if kind == "slot"
                 else arena + places[where] if kind == "held"
+                else where if kind == "number"
                 else variables[where]
                 for kind, where in self.sources
             ]  # fmt: skip

@@ -42,6 +42,7 @@ class GuardedProgram:
                 words = [
                     memories[where] if kind == "slot"
                     else blocks[where] if kind == "held"
+                    else where if kind == "number"
                     else variables[where]
                     for kind, where in sources
                 ]  # fmt: skip

@@ -36,8 +36,8 @@ from minigrad.schedule.show import label
 from minigrad.settings import flag, report
 from minigrad.target import Target
 
-# Where the value of an argument comes from: ("slot", number), ("symbol", name), or ("held", number)
-# of what is held between kernels: a place in one arena, or under GUARD a block of its own.
+# Where the value of an argument comes from: ("slot", number), ("symbol", name), ("number", value), or
+# ("held", number) of what is held between kernels: a place in one arena, or under GUARD a block.
 Source = tuple[str, Any]
 
 
@@ -201,7 +201,11 @@ class Kernels:
                 continue
             kernel, arrays = next(codes)
             used = [arrays[number] for number in kernel.code.arguments]
-            symbols = [("symbol", name) for name in kernel.code.symbols]
+            known = dict(step.numbers)
+            symbols: list[Source] = [
+                ("number", known[name]) if name in known else ("symbol", name)
+                for name in kernel.code.symbols
+            ]
             kernels.append(kernel)
             sources.append((*(places[array] for array in used), *symbols))
         result = Plan(tuple(kernels), tuple(sources), tuple(held.values()))

@@ -105,6 +105,9 @@ class CpuReplay:
                 if kind == "held":
                     words.append(self._arena + held[where])
                     continue
+                if kind == "number":
+                    words.append(where)
+                    continue
                 if kind == "symbol" and is_own(where):
                     words.append(call.variables[where])
                     continue

@@ -17,6 +17,7 @@ from minigrad.loops.nest import Nest
 from minigrad.program import GlobalCounters
 from minigrad.render.opencl import Source
 from minigrad.schedule.expr import Array
+from minigrad.schedule.schedule import Kernel as Step
 from minigrad.schedule.schedule import Schedule
 
 if TYPE_CHECKING:
@@ -63,8 +64,8 @@ class Kernel:
 class Launch:
     """A driver's kernel object, and for each argument (kind, which one).
 
-    Kinds: "slot" (a buffer of the call), "arena", "scratch", "symbol" (by name). pieces: how many
-    work-items are launched one after the other, and from which on.
+    Kinds: "slot" (a buffer of the call), "arena", "scratch", "symbol" (by name), "number" (itself).
+    pieces: how many work-items are launched one after the other, and from which on.
     """
 
     kernel: Any
@@ -89,11 +90,11 @@ class OpenCLProgram:
             Launch(
                 self.runtime.kernel(kernel.program, kernel.name),
                 (*map(self._source, kernel.arrays),
-                 *(("symbol", name) for name in kernel.nest.symbols),
+                 *(_value_of(name, step) for name in kernel.nest.symbols),
                  *([("scratch", 0)] if kernel.source.scratch_bytes else [])),
                 kernel.pieces, (kernel.group,), kernel.nest,
             )
-            for kernel in self.kernels
+            for kernel, step in zip(self.kernels, self.plan.kernels, strict=True)
         ]  # fmt: skip
 
     def _source(self, array: Array) -> tuple[str, Any]:
@@ -119,12 +120,19 @@ class OpenCLProgram:
             with runtime.lock, runtime.doing("running a program"):
                 for launch in self._launches:
                     for place, (kind, which) in enumerate(launch.sources):
-                        launch.kernel.set_arg(place, values[kind][which])
+                        value = packed(which) if kind == "number" else values[kind][which]
+                        launch.kernel.set_arg(place, value)
                 runtime.launch(self._launches)
         finally:
             for memory, size in taken:
                 runtime.free(memory, size)
         count_work(self._launches)
+
+
+def _value_of(symbol: str, step: Step) -> tuple[str, Any]:
+    """Where the value of a symbol comes from."""
+    known = dict(step.numbers)
+    return ("number", known[symbol]) if symbol in known else ("symbol", symbol)
 
 
 def packed(value: int) -> bytes:
@@ -187,7 +195,9 @@ class OpenCLReplay:
         def change(value: Any) -> None:
             kernel.set_arg(number, value)
 
-        if kind == "symbol":
+        if kind == "number":
+            change(packed(which))
+        elif kind == "symbol":
             self._symbols.setdefault(which, []).append(change)
             if which in call.variables:
                 self._values[which] = call.variables[which]

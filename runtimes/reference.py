@@ -334,13 +334,17 @@ def _identity(node: Node, src: Sequence[Array], frame: Frame) -> Array:
     return src[-1]
 
 
+def _cat(node: Node, src: Sequence[Array], frame: Frame) -> Array:
+    return np.concatenate(src, axis=node.arg)
+
+
 Meaning = Callable[[Node, Sequence[Array], Frame], Array]
 
 MEANING: dict[Op, Meaning] = {
     **dict.fromkeys(ELEMENTWISE, _elementwise), Op.CAST: _cast, Op.BITCAST: _bitcast,
     **dict.fromkeys(REDUCTIONS, _reduce), **dict.fromkeys(SCANS, _scan),
     Op.RESHAPE: _reshape, Op.PERMUTE: _permute, Op.EXPAND: _expand, Op.PAD: _pad,
-    Op.SHRINK: _shrink, Op.FLIP: _flip, Op.WINDOW: _window, Op.GATHER: _gather,
+    Op.SHRINK: _shrink, Op.FLIP: _flip, Op.WINDOW: _window, Op.CAT: _cat, Op.GATHER: _gather,
     **dict.fromkeys(SCATTERS, _scatter), Op.SORT: _sort, Op.DISTRIBUTE: _distribute,
     Op.CONST: _const, Op.IOTA: _iota, Op.VARIABLE: _variable,
     Op.CONTIGUOUS: _identity, Op.ASSIGN: _identity, Op.COPY: _identity,

@@ -203,6 +203,34 @@ def flip(x: Node, axes: Sequence[int]) -> Node:
     return make(Op.FLIP, x.dtype, x.shape, (x,), axes, x.device)
 
 
+FEW = 3  # pieces that are better joined where they are read, by a WHERE, than in memory
+
+
+def cat(pieces: Sequence[Node], axis: int) -> Node:
+    """The pieces one after the other along an axis; their extents are known, and equal elsewhere.
+
+    Pieces of extent 0 along it are left out.
+    """
+    first = pieces[0]
+    if is_symbolic(tuple(extent for x in pieces for extent in x.shape)):
+        raise ShapeError(f"cat of {[x.shape for x in pieces]}: expected known extents")
+    if any(x.dtype is not first.dtype or _around(x, axis) != _around(first, axis) for x in pieces):
+        raise ShapeError(
+            f"cat along axis {axis} of {[(x.dtype.name, x.shape) for x in pieces]}: expected "
+            "one dtype, and equal extents but for that axis"
+        )
+    some = tuple(x for x in pieces if x.shape[axis] != 0)
+    if len(some) < 2:
+        return some[0] if some else first
+    total: Integer = sum((x.shape[axis] for x in some), 0)
+    shape = (*first.shape[:axis], total, *first.shape[axis + 1 :])
+    return make(Op.CAT, first.dtype, shape, some, axis, device_of(Op.CAT, some))
+
+
+def _around(x: Node, axis: int) -> tuple[Shape, Shape]:
+    return x.shape[:axis], x.shape[axis + 1 :]
+
+
 Window = tuple[int, int, int, int]  # axis, size, step, dilation
 
 
@@ -340,6 +368,8 @@ def rebuild(node: Node, src: Sequence[Node]) -> Node:
         return flip(src[0], node.arg)
     if op is Op.WINDOW:
         return window(src[0], node.arg)
+    if op is Op.CAT:
+        return cat(src, node.arg)
     if op is Op.CONTIGUOUS:
         return contiguous(src[0])
     return make(op, node.dtype, node.shape, src, node.arg, node.device)

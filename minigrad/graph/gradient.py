@@ -13,6 +13,7 @@ where they are the only way to a target, its gradient is zeros.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import accumulate
 
 from minigrad.dtype import dtypes
 from minigrad.errors import DTypeError, GradientError, ShapeError
@@ -25,9 +26,10 @@ from minigrad.graph.addressed import (
     scatter_prod_base_rule,
     scatter_prod_rule,
 )
-from minigrad.graph.node import Node, Shape, topological
+from minigrad.graph.node import Node, Shape, is_symbolic, topological
 from minigrad.graph.operations import ELEMENTWISE, Op
 from minigrad.graph.scans import cummax_rule, cumprod_rule, cumsum_rule
+from minigrad.graph.shapes import numel
 from minigrad.graph.symbolic import Integer, high
 from minigrad.graph.windows import cropped, overlap_add
 
@@ -124,6 +126,8 @@ def rules_of(node: Node) -> tuple[Rule | None, ...]:
     if node.op is Op.COLLECTIVE:
         sent: int = node.arg.payload
         return (collective.gradient,) * sent
+    if node.op is Op.CAT:
+        return _cat_rules(node)
     return _custom_rules(node) if node.op is Op.CUSTOM else RULES.get(node.op, ())
 
 
@@ -144,10 +148,35 @@ def _custom_rules(node: Node) -> tuple[Rule | None, ...]:
 
 def _sum(parts: Sequence[Node]) -> Node:
     """The contributions of a node's users, added in the order in which they came."""
+    if len(parts) > build.FEW and (joined := _side_by_side(parts)) is not None:
+        return joined
     total = parts[0]
     for part in parts[1:]:
         total = total + part
     return total
+
+
+def _side_by_side(parts: Sequence[Node]) -> Node | None:
+    """The sum of parts that stand beside one another along an axis (those of a split array)."""
+    padded = [[axis for axis, pair in enumerate(x.arg) if pair != (0, 0)] for x in parts
+              if x.op is Op.PAD and not is_symbolic(x.shape)]  # fmt: skip
+    if len(padded) < len(parts) or len(padded[0]) != 1 or padded.count(padded[0]) < len(parts):
+        return None
+    (axis,) = padded[0]
+    pieces: list[Node] = []
+    stop = 0
+    for part in sorted(parts, key=lambda part: part.arg[axis][0]):
+        x, (start, behind) = part.src[0], part.arg[axis]
+        if start < stop:
+            return None
+        pieces += [_zeros(x, axis, start - stop), x]
+        stop = numel((part.shape[axis],)) - behind
+    return build.cat([*pieces, _zeros(parts[0], axis, parts[0].shape[axis] - stop)], axis)
+
+
+def _zeros(like: Node, axis: int, extent: Integer) -> Node:
+    shape = (*like.shape[:axis], extent, *like.shape[axis + 1 :])
+    return build.const(0.0, like.dtype, shape, like.device)
 
 
 def _full(like: Node, value: float) -> Node:
@@ -248,6 +277,19 @@ def _pad(node: Node, g: Node) -> Node:
 def _shrink(node: Node, g: Node) -> Node:
     pairs = zip(node.arg, node.src[0].shape, strict=True)
     return build.pad(g, [(start, extent - stop) for (start, stop), extent in pairs])
+
+
+def _cat_rules(node: Node) -> tuple[Rule | None, ...]:
+    """For each piece the part of the gradient where it stands."""
+
+    def rule_of(start: Integer, stop: Integer) -> Rule:
+        return lambda node, g: cropped(g, [
+            (start, stop) if axis == node.arg else (0, extent)
+            for axis, extent in enumerate(node.shape)
+        ])  # fmt: skip
+
+    stops = list(accumulate(piece.shape[node.arg] for piece in node.src))
+    return tuple(map(rule_of, [0, *stops], stops))
 
 
 def _same(node: Node, g: Node) -> Node:

@@ -302,6 +302,9 @@ class Op(Enum):
     FLIP = "flip"  # (axes)
     WINDOW = "window"  # ((axis, size, step, dilation), …) the axis counts windows, new last ones
 
+    # joining
+    CAT = "cat"  # (axis) its sources one after the other along an axis
+
     # addressed by data
     GATHER = "gather"  # (axis) out[…i…] = x[…index[…i…]…]; an index out of range reads 0
     SCATTER_ADD = "scatter_add"  # (axis) base, index, x; an index out of range writes nothing

@@ -381,6 +381,28 @@ def shrink_of_pad(node: Node) -> Node | None:
     return build.pad(build.shrink(x, cut), amounts) if changed else None
 
 
+def shrink_of_cat(node: Node) -> Node | None:
+    """Only the pieces that it shows."""
+    joined = node.src[0]
+    axis, start = joined.arg, 0
+    if joined.op is not Op.CAT or 0 in node.shape:
+        return None
+    first, last = node.arg[axis]
+    if isinstance(first, Affine) or isinstance(last, Affine):
+        return None
+    parts = []
+    for piece in joined.src:
+        stop = start + piece.shape[axis]
+        inside = (max(first, start) - start, min(last, stop) - start)
+        if inside[0] < inside[1]:
+            ranges = [*node.arg[:axis], inside, *node.arg[axis + 1 :]]
+            parts.append(build.shrink(piece, ranges))
+        start = stop
+    if len(parts) == len(joined.src) and node.shape != parts[0].shape:
+        return None  # less of each, by no less
+    return build.cat(parts, axis)
+
+
 def shrink_of_expand(node: Node) -> Node | None:
     """Repeat only as often as is kept."""
     inner = node.src[0]
@@ -455,6 +477,7 @@ def _table() -> dict[Op, list[Rule]]:
     on(pad_of_pad, Op.PAD)
     on(shrink_of_shrink, Op.SHRINK)
     on(shrink_of_pad, Op.SHRINK)
+    on(shrink_of_cat, Op.SHRINK)
     on(shrink_of_expand, Op.SHRINK)
     on(gather_constant, Op.GATHER)
     on(scatter_nothing, *SCATTERS)

@@ -8,7 +8,7 @@ with nothing but the row passing between them. The question asked of each read i
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable
+from collections.abc import Container, Iterable, Mapping
 
 from minigrad.graph.operations import SCANS, SCATTERS, Op
 from minigrad.graph.shapes import flatten, iterations, numel
@@ -37,8 +37,8 @@ class Cluster:
 
     rows: the numbers of rows into which all of them divide; kind: as of a Kernel; needs: clusters
     whose arrays it reads; depth: how many clusters, about, come before it one after the other.
-    made: its stages by array; arrays: all that they read and make; work: evaluations of all bodies; largest: elements of the largest
-    value. Kept up to date, for clusters may be long. extent and pulled are for "block_rows" (see
+    made: its stages by array; arrays: all that they read and make; work: evaluations of all bodies;
+    largest: elements of the largest value. Kept up to date, for clusters may be long. extent and pulled are for "block_rows" (see
     attention_fusion.py): rows that may share a block, and the arrays of chains of which it has its
     own copies.
     """
@@ -82,9 +82,14 @@ class Cluster:
 
 
 def cluster(
-    chains: Chains, target: Target, fuse: bool, alone: frozenset[Array] = frozenset()
-) -> list[Cluster]:
-    """Distribute stages over kernels; `alone` arrays share none. Chains go where they are read."""
+    chains: Chains, target: Target, fuse: bool, alone: frozenset[Array] = frozenset(),
+    owners: Mapping[Array, Array] | None = None,
+) -> list[Cluster]:  # fmt: skip
+    """Distribute stages over kernels; `alone` arrays share none. Chains go where they are read.
+
+    owners: the arrays of which others are parts; parts of one array share no kernel.
+    """
+    owners = owners or {}
     clusters: dict[Cluster, int] = {}  # with their places
     maker: dict[Array, Cluster] = {}
     readers: dict[Array, list[Cluster]] = {}
@@ -108,6 +113,9 @@ def cluster(
             near = sorted(producers, key=ready.__getitem__, reverse=True)
             for candidate in dict.fromkeys([*near, *siblings]):
                 if candidate.stages[0].array in alone:
+                    continue
+                owner = owners.get(stage.array)
+                if owner is not None and any(owners.get(a) == owner for a in candidate.made):
                     continue
                 if sink is not None:
                     most = len(parts) - (candidate not in producers)  # a sibling must share some
@@ -159,6 +167,8 @@ def _alone(stage: Stage, target: Target) -> Cluster:
         return Cluster(target, frozenset(), "scan")
     if stage.op is Op.COLLECTIVE:
         return Cluster(target, frozenset(), "exchange")
+    if stage.op is Op.CAT:
+        return Cluster(target, frozenset(), "cat")
     if stage.contraction is not None:
         return Cluster(target, frozenset(), "contraction")
     counts: list[Integer] = [1]

@@ -24,7 +24,7 @@ COSTLY = 16  # operations that make it worth while to compute a value where it s
 DEEPEST = 400  # nodes in a chain of one body
 MOST_USES = 8  # different readers of one value that are told apart
 _ALWAYS = REDUCTIONS | SCANS.keys() | SCATTERS.keys() | {
-    Op.DISTRIBUTE, Op.CONTIGUOUS, Op.COLLECTIVE,
+    Op.CAT, Op.DISTRIBUTE, Op.CONTIGUOUS, Op.COLLECTIVE,
 }  # fmt: skip
 _LEAVES = _ALWAYS | {Op.BUFFER}
 

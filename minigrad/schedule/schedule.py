@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from minigrad.graph.canonical import Graph
 from minigrad.graph.collective import exchanges_in_order
@@ -15,6 +15,7 @@ from minigrad.schedule import expr
 from minigrad.schedule.attention_fusion import Chains
 from minigrad.schedule.expr import Array, Expr
 from minigrad.schedule.fuse import Cluster, aligned, cluster, reaches
+from minigrad.schedule.joins import Part, placed, with_parts, with_starts
 from minigrad.schedule.materialize import (
     MEMORY_COST,
     Materialized,
@@ -36,13 +37,15 @@ class Kernel:
     product and elementwise stages on its result), "scatter", "scan", "distribute" or "block_rows"
     (as "rows", but products take part, so that several rows are computed together); "exchange"
     begins a COLLECTIVE and "wait" ends it, and neither is code. rows: the number of rows.
-    stored: the arrays that must reach memory; the others live and die inside the kernel.
+    stored: the arrays that must reach memory; the others live and die inside the kernel. numbers:
+    values of the program's own for symbols (where parts of a CAT begin), by name.
     """
 
     kind: str
     stages: tuple[Stage, ...]
     rows: Integer
     stored: frozenset[Array]
+    numbers: tuple[tuple[str, int], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -64,7 +67,7 @@ def schedule(graph: Graph, roots: Sequence[Node], target: Target, fuse: bool = T
 
     fuse: let stages share kernels. Which ones do depends on the target.
     """
-    roots = _distinct_roots(roots)
+    roots = with_parts(_distinct_roots(roots))
     recomputed: frozenset[Node] = frozenset()
     deferred: frozenset[int] = frozenset()
     stages = Stages()
@@ -130,12 +133,24 @@ class _Plan:
         for node in self.kept.nodes:
             if node not in self.arrays:
                 self.arrays[node] = stages.array(node)
+        self.owners: dict[Array, Array] = {}  # of parts
+        for node in self.kept.nodes:
+            if node.op is Op.CAT:
+                whole = self.arrays[node]
+                for place, piece in enumerate(node.src):
+                    part = replace(whole, name=f"{whole.name}_{place}")
+                    self.arrays[piece], self.owners[part] = part, whole
+                    if whole in self.slots:
+                        self.slots[part] = self.slots[whole]
         nodes = [node for node in self.kept.nodes if numel(node.shape)]
         self.stages = self._needed({node: stages.of(node, self.arrays) for node in nodes})
+        for node, stage in self.stages.items():
+            if isinstance(node.arg, Part):
+                self.stages[node] = placed(stage, node.arg)
         self.late = frozenset(self.arrays[node] for node in late)
         partial = self._cut_to_parts(root for root, _ in targets)
         self.chains = Chains(self.stages.values(), self.slots, fuse and target.has_block_rows)
-        self.clusters = cluster(self.chains, target, fuse, self.late | partial)
+        self.clusters = cluster(self.chains, target, fuse, self.late | partial, self.owners)
         self.readers: dict[Array, list[Cluster]] = {}
         for member in self.clusters:
             for stage in member.stages:
@@ -217,11 +232,16 @@ class _Plan:
         kernels = []
         stored = {member: self._stored(member) for member in self.clusters}
         for member in self._order(stored):
+            if member.kind == "cat":
+                continue
             rows = member.most_rows or 1
-            kernels.append(Kernel(member.kind, tuple(member.stages), rows, stored[member]))
-        kernels = add_waits(kernels, self.slots)
-        arena, size = plan_arena(kernels, self.slots)
-        return Schedule(tuple(kernels), self.slots, arena, size, self.graph.variables)
+            stages, numbers = with_starts(member.stages, self.owners)
+            whole = frozenset(self.owners.get(array, array) for array in stored[member])
+            kernels.append(Kernel(member.kind, stages, rows, whole, numbers))
+        slots = {array: s for array, s in self.slots.items() if array not in self.owners}
+        kernels = add_waits(kernels, slots)
+        arena, size = plan_arena(kernels, slots)
+        return Schedule(tuple(kernels), slots, arena, size, self.graph.variables)
 
     def _stored(self, member: Cluster) -> frozenset[Array]:
         """The arrays of a kernel that must reach memory."""
@@ -238,7 +258,7 @@ class _Plan:
         if exchanges:  # and all else meanwhile
             return in_order([*exchanges, *self.clusters])
         filled = {
-            member: [array for array in arrays if array not in self.slots]
+            member: [a for a in arrays if a not in self.slots and a not in self.owners]
             for member, arrays in stored.items()
         }
         return freeing_early(in_order(self.clusters), filled, self.readers)
@@ -331,7 +351,8 @@ def held_between(kernels: Sequence[Kernel], slots: dict[Array, int]) -> dict[Arr
             if stage.array in kernel.stored or kernel.kind == "wait":
                 touched.append(stage.array)
             if stage.array in kernel.stored:
-                sizes[stage.array] = iterations(stage.shape)
+                size = iterations(stage.shape)  # perhaps of a part of the array
+                sizes[stage.array] = size if high(size) == stage.array.size else stage.array.size
             for array in touched:
                 if array not in slots:
                     first.setdefault(array, step)

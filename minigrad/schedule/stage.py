@@ -43,7 +43,8 @@ class Stage:
     its own op, its updates as `body`, a data-dependent `position` valid under `guard`, and the
     initial value in `initial`, which runs over the kept and the initial axes. A running reduction
     keeps every index of its `reduced` axis. A DISTRIBUTE has its bins as `position`, and the first
-    places of these in `initial`. A COLLECTIVE has no loops: it is an exchange of whole arrays.
+    places of these in `initial`. A COLLECTIVE has no loops: it is an exchange of whole arrays; nor
+    has a CAT, whose `pieces` are written to parts of its array (see joins.py).
     """
 
     array: Array
@@ -58,6 +59,7 @@ class Stage:
     initial_axes: tuple[Axis, ...] = ()
     initial_position: Integer = 0
     exchange: Exchange | None = None
+    pieces: tuple[Array, ...] = ()
 
     @property
     def contraction(self) -> Contraction | None:
@@ -81,7 +83,9 @@ class Stage:
         """All expressions of the stage, those inside the position of a scatter included."""
         initial = () if self.initial is None else (self.initial,)
         inside = [e for x in (self.position, *self.guard) for e in expr.values_in(x)]
-        arrays = () if self.exchange is None else (*self.exchange.sent, *self.exchange.after)
+        arrays = self.pieces
+        if self.exchange is not None:
+            arrays = (*self.exchange.sent, *self.exchange.after)
         return (self.body, *initial, *inside, *(expr.load(array, 0, ()) for array in arrays))
 
     def substitute(self, values: Mapping[Atom, Integer]) -> Stage:
@@ -135,6 +139,10 @@ def build(node: Node, lowering: Lowering) -> Stage:
         return _scan(node, lowering, array)
     if node.op is Op.COLLECTIVE:
         return _exchange(node, lowering, array)
+    if node.op is Op.CAT:
+        pieces = tuple(lowering.arrays[source] for source in node.src)
+        nothing = expr.const(0, node.dtype)
+        return Stage(array, node.shape, (), (), Op.CAT, nothing, 0, pieces=pieces)
     if node.op not in REDUCTIONS:
         axes, index = _axes("i", node.shape)
         body = lowering.value(node, index, inside=True)

@@ -8,7 +8,7 @@ from typing import Any, Self
 from minigrad.dtype import dtypes, promote
 from minigrad.errors import ShapeError
 from minigrad.graph import build
-from minigrad.graph.node import Op
+from minigrad.graph.node import Op, is_symbolic
 from minigrad.graph.symbolic import Affine, Integer, ceildiv
 from minigrad.tensor.broadcasting import axes_of, axis_of, first_of, joined_along, same_device, show
 from minigrad.tensor.methods import Methods
@@ -40,6 +40,8 @@ class Joining(Methods):
                     f"cat along dimension {axis}: shapes {show(self.shape)} and "
                     f"{show(tensor.shape)}; expected equal extents but for that dimension"
                 )
+        if len(tensors) > build.FEW and not any(is_symbolic(tensor.shape) for tensor in tensors):
+            return self._new(build.cat([tensor.node for tensor in tensors], axis))
         total: Integer = 0
         for tensor in tensors:
             total = total + tensor.shape[axis]

@@ -3,17 +3,70 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
+import numpy as np
+
+from minigrad import Tensor, jit
 from minigrad.models.data import package_folder
 from minigrad.models.errors import InputError
 from minigrad.models.pretrained import SMOLLM_INSTALL, load_model, smollm
 from tests.bench.language_models import CONTEXT, one_drawn
 from tests.bench.measure import Row
+from tests.bench.peers import torch_work
 
 
 def rows(threads: int) -> Iterator[Row]:
     """All rows of the family."""
+    for count, shape in ((16, (256, 256)), (64, (64, 256)), (300, (64, 64))):
+        yield join(count, shape, 0, threads)
+    yield join(64, (64, 256), 1, threads)
+    yield join(100, (1000, 64), 1, threads, stack=True)
+    yield join_gradient(100, (64, 256), threads)
     yield from sampling()
+
+
+def join(
+    count: int, shape: tuple[int, int], axis: int, threads: int, stack: bool = False
+) -> Row:  # fmt: skip
+    """Pieces one after the other along an axis, or along a new one."""
+    arrays = np.random.default_rng(0).standard_normal((count, *shape), dtype=np.float32)
+    pieces = [Tensor(array).realize() for array in arrays]
+    method = Tensor.stack if stack else Tensor.cat
+    ours = jit(lambda: method(*pieces, dim=axis).realize())
+
+    def torch_join(*arrays: Any) -> Any:
+        import torch
+
+        return (torch.stack if stack else torch.cat)(arrays, axis)
+
+    name = f"{'stack' if stack else 'cat'} of {count}, each {shape[0]} × {shape[1]}, along {axis}"
+    return Row(name, ours, torch_work(torch_join, *arrays, threads=threads),
+               bytes=8 * arrays.size, goal=0.67)  # fmt: skip
+
+
+def join_gradient(count: int, shape: tuple[int, int], threads: int) -> Row:
+    """A tensor's parts are computed with, stacked along 1 and summed up with weights; gradient."""
+    a = np.random.default_rng(0).standard_normal((count, *shape), dtype=np.float32)
+    w = np.random.default_rng(1).standard_normal((shape[0], count, shape[1]), dtype=np.float32)
+    x, weight = Tensor(a).realize(), Tensor(w).realize()
+
+    def step(x: Tensor, weight: Tensor) -> Tensor:
+        whole = Tensor.stack(*[(x[i] * 2).tanh() for i in range(count)], dim=1)
+        (gradient,) = (whole * weight).sum().gradient(x)
+        return gradient.realize()
+
+    def torch_step(a: Any, w: Any) -> Any:
+        import torch
+
+        leaf = a.detach().requires_grad_()
+        whole = torch.stack([(leaf[i] * 2).tanh() for i in range(count)], 1)
+        return torch.autograd.grad((whole * w).sum(), leaf)[0]
+
+    ours = jit(step)
+    name = f"gradient through {count} parts of {shape[0]} × {shape[1]} and their stack"
+    return Row(name, lambda: ours(x, weight), torch_work(torch_step, a, w, threads=threads),
+               bytes=12 * a.size, goal=0.67)  # fmt: skip
 
 
 def sampling() -> Iterator[Row]:

@@ -224,6 +224,10 @@ BECOMES = {
         build.shrink(build.expand(leaf(0, shape=(1, 3)), (9, 3)), ((2, 4), (1, 3))),
         build.expand(build.shrink(leaf(0, shape=(1, 3)), ((0, 1), (1, 3))), (2, 2)),
     ),
+    "shrink of cat": (
+        build.shrink(build.cat([X, leaf(1, shape=(4,)), leaf(2, shape=(5,))], 0), ((4, 6),)),
+        build.shrink(leaf(1, shape=(4,)), ((1, 3),)),
+    ),
     "gather of one index": (
         build.gather(X, number(2, dtypes.int32, (5,)), 0),
         build.expand(build.shrink(X, ((2, 3),)), (5,)),
@@ -260,6 +264,7 @@ STAYS = {
     "bfloat16 sum of 257": build.reduce(
         Op.SUM, build.expand(leaf(0, dtypes.bfloat16, (1,)), (257,)), (0,)
     ),
+    "shrink of cat across": build.shrink(build.cat([X, X, X], 0), ((1, 8),)),
     "shrink of pad across": build.shrink(build.pad(X, ((1, 2),)), ((0, 2),)),
 }
 
@@ -281,6 +286,8 @@ def test_symbolic_shapes():
     assert one(build.permute(part, (1, 0))) is build.reshape(part, (length, 1))
     repeated = build.reduce(Op.SUM, build.expand(leaf(1, shape=(1,)), (length,)), (0,))
     assert one(repeated) is repeated
+    joined = build.shrink(build.cat([leaf(0, shape=(3,)), leaf(1, shape=(5,))], 0), ((0, length),))
+    assert one(joined) is joined
 
 
 def test_every_rule_is_tried_in_this_file():

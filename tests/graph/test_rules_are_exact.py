@@ -148,7 +148,7 @@ def test_random_graphs_keep_every_bit(dtype, data):
     assert simplify(simple) == simple
 
 
-MOVES = ["permute", "pad", "shrink", "flip", "expand", "reduce", "ones", "window"]
+MOVES = ["permute", "pad", "shrink", "flip", "expand", "reduce", "ones", "window", "cat"]
 
 
 @st.composite
@@ -173,6 +173,9 @@ def movements(draw):
             size, dilation = draw(st.integers(1, 2)), draw(st.integers(1, 2))
             if node.shape[axis] > dilation * (size - 1) and node.ndim < 6:
                 node = build.window(node, ((axis, size, draw(st.integers(1, 2)), dilation),))
+        elif kind == "cat":
+            axis, parts = draw(st.integers(0, node.ndim - 1)), [node, build.flip(node, [0]), node]
+            node = build.cat(parts[draw(st.integers(0, 1)) :], axis)
         elif kind == "expand":
             shape = tuple(draw(st.integers(0, 3)) if e == 1 else e for e in node.shape)
             node = build.expand(node, shape)

@@ -286,7 +286,7 @@ MOVES = [
 def _joined(draw: Any) -> Plan:
     shape = draw(shapes(1, 3))
     axis = axis_of(draw, shape)
-    lengths = [draw(st.integers(0, 9)) for _ in range(3)]
+    lengths = [draw(st.integers(0, 9)) for _ in range(draw(st.integers(2, 6)))]
     place = axis % len(shape)
     parts = [tuple(n if a == place else e for a, e in enumerate(shape)) for n in lengths]
     return Plan(tuple(parts), {"axis": axis})
@@ -298,11 +298,13 @@ JOINS = [
     Operation("cat", lambda *x, axis: x[0].cat(*x[1:], dim=axis),
               lambda *x, axis: np.concatenate(x, axis),
               drawn([Plan(((7,), (0,), (9,)), {"axis": 0}), Plan(((5, 3), (5, 30)), {"axis": -1}),
-                     Plan(((1, 17), (4, 17)), {"axis": 0})], _joined), **_JOIN),
+                     Plan(((5, 3), (5, 1), (5, 9), (5, 0), (5, 2)), {"axis": 1}),
+                     Plan(((1, 17), (4, 17)), {"axis": 0})], _joined),
+              **_JOIN),
     Operation("stack", lambda *x, axis: x[0].stack(*x[1:], dim=axis),
               lambda *x, axis: np.stack(x, axis),
               drawn([Plan(((), ()), {"axis": 0}), Plan(((9,),) * 3, {"axis": 1}),
-                     Plan(((0, 2),) * 2, {"axis": 0})],
+                     Plan(((0, 2),) * 2, {"axis": 0}), Plan(((3, 5),) * 7, {"axis": 1})],
                     lambda draw: Plan((draw(shapes(0, 3)),) * 2, {"axis": 0})), **_JOIN),
     Operation("cat of a list", lambda *x, axis: Tensor.cat(x, axis),
               lambda *x, axis: np.concatenate(x, axis),

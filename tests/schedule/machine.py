@@ -131,15 +131,15 @@ def run_nests(
             _place(slots[slot].bytes, values[slot], _upper(graph, slot))
     arena = Memory(plan.arena_bytes)
     order = random.Random(seed)
-    for nest in nests:
+    for nest, kernel in zip(nests, plan.kernels, strict=True):
         addresses, keep = compiler.compile(render(nest), [nest.name])
         scratch = Memory(nest.scratch_bytes)
         words = [
             slots[plan.slots[a]].address if a in plan.slots else arena.address + plan.arena[a]
             for a in nest.buffers
         ]
-        assert set(nest.symbols) <= {"n"}
-        words += [n] * len(nest.symbols)
+        known = {"n": n, **dict(kernel.numbers)}
+        words += [known[name] for name in nest.symbols]
         arguments = (ctypes.c_int64 * max(len(words), 1))(*words)
         function = _KERNEL(addresses[nest.name])
         total = evaluate(nest.total, {"n": n})

@@ -81,7 +81,9 @@ def _step(random_: random.Random, x: Node, nodes: list[Node]) -> Node | None:
 
 
 def _move(random_: random.Random, x: Node, axis: int) -> Node:
-    kind = random_.choice(["permute", "flatten", "pad", "shrink", "flip"])
+    kind = random_.choice(["permute", "flatten", "pad", "shrink", "flip", "cat"])
+    if kind == "cat":
+        return g.cat([x, g.flip(x, [axis]), mul(x, 0.5), x][random_.randrange(3) :], axis)
     if kind == "permute":
         order = list(range(x.ndim))
         random_.shuffle(order)

@@ -132,8 +132,13 @@ def test_what_needs_the_whole_input_waits_for_it() -> None:
 
 
 def check_order(plan: Schedule) -> None:
-    """Nothing is read before it is made, made twice, or overwritten while it is still needed."""
+    """Nothing is read before it is made, made twice, or overwritten while it is still needed.
+
+    Of an array that is joined each part is made, and nothing is read before all are.
+    """
     made: dict[str, int] = {}
+    read: set[str] = set()
+    parts: dict[str, list[tuple[int, int]]] = {}
     overwritten: dict[int, int] = {}
     inputs = {array: slot for array, slot in plan.slots.items() if array.name.startswith("s")}
     for step, kernel in enumerate(plan.kernels):
@@ -146,7 +151,12 @@ def check_order(plan: Schedule) -> None:
                 else:
                     known = array.name in inside or made.get(array.name, step) < step
                     assert known, f"kernel {step} reads {array} too early"
-            assert stage.array.name not in made and stage.array.name not in inside
+                    read.add(array.name)
+            if kernel.numbers and stage.size < stage.array.size:
+                assert stage.array.name not in read | inside
+                parts.setdefault(stage.array.name, []).append((stage.size, stage.array.size))
+            else:
+                assert stage.array.name not in made and stage.array.name not in inside
             inside.add(stage.array.name)
             if stage.array in plan.slots:
                 overwritten.setdefault(plan.slots[stage.array], step)
@@ -157,6 +167,8 @@ def check_order(plan: Schedule) -> None:
         if array not in inputs:
             assert array.name in made, f"{array} is never written"
     assert {array.name for array in plan.arena} <= set(made)
+    for name, sizes in parts.items():
+        assert sum(size for size, _ in sizes) == sizes[0][1], f"{name} has parts nobody made"
 
 
 @pytest.mark.parametrize("fuse", [True, False])
