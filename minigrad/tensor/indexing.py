@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import compress, count
 from typing import Any, Self
 
 from minigrad.dtype import dtypes
 from minigrad.errors import BoundsError, DTypeError, ShapeError
 from minigrad.graph import build
-from minigrad.graph.node import Node, Op, Shape
+from minigrad.graph.node import Node, Op, Shape, is_symbolic
+from minigrad.graph.selection import selected
+from minigrad.graph.shapes import numel
 from minigrad.graph.symbolic import Affine, Integer, ceildiv, high, low
 from minigrad.tensor import views
 from minigrad.tensor.broadcasting import broadcast_shape, broadcast_to, product, show
@@ -16,6 +19,8 @@ from minigrad.tensor.core import Core
 from minigrad.tensor.elementwise import condition
 from minigrad.tensor.hostdata import unpack
 from minigrad.tensor.methods import Methods
+
+SMALL = 4096  # elements of a mask, up to which the host looks through it
 
 
 class Indexing(Methods):
@@ -28,7 +33,8 @@ class Indexing(Methods):
     def __getitem__(self, key: Any) -> Self:
         """numpy's indexing: ints, slices, None, …, integer and boolean tensors (or lists).
 
-        Ints and offsets of slices may be symbolic. A boolean tensor is read by the host.
+        Ints and offsets of slices may be symbolic. How many elements of a boolean tensor are true,
+        is read by the host.
         BoundsError where an index is out of range; if it is in a tensor, when that is computed.
         """
         return self._indexed(key, "x[…]")
@@ -48,6 +54,9 @@ class Indexing(Methods):
         if isinstance(key, type(self)) and key.dtype.is_bool and _is_one(value):
             self.assign(self._where_mask(key, value))
             return
+        if isinstance(key, type(self)) and key.dtype.is_bool and _is_large(key.shape):
+            self.assign(self._filled(key, value))
+            return
         view, arrays, place = self._basic(key, "x[…] = v")
         view.assign(view._replaced(arrays, place, value) if arrays else value)
 
@@ -57,13 +66,28 @@ class Indexing(Methods):
 
     def _where_mask(self, mask: Self, value: Any) -> Self:
         """self with one value where a mask over its leading dimensions is true."""
+        return self.masked_fill(self._leading(mask), value)
+
+    def _leading(self, mask: Self) -> Self:
+        """A mask over the leading dimensions with a 1 for each of the others."""
         if mask.shape != self.shape[: mask.ndim]:
             raise BoundsError(
                 f"mask of shape {show(mask.shape)} on a tensor of shape {show(self.shape)}; "
                 "expected the shape of its leading dimensions"
             )
-        wide = mask.reshape(mask.shape + (1,) * (self.ndim - mask.ndim))
-        return self.masked_fill(wide, value)
+        return mask.reshape(mask.shape + (1,) * (self.ndim - mask.ndim))
+
+    def _filled(self, mask: Self, value: Any) -> Self:
+        """self with one row of `value` after the other where a mask is true: read by its place."""
+        wide = self._leading(mask)
+        until = mask.detach().flatten().int().cumsum(0).realize()
+        rest = self.shape[mask.ndim :]
+        rows = self._operand(self._data(value)).cast(self.dtype)
+        rows = rows._broadcast_to((int(until[-1].item()), *rest))
+        place = (until - 1).reshape(mask.shape + (1,) * len(rest))._broadcast_to(self.shape)
+        flat = (until.shape[0], *rest)
+        taken = self._new(build.gather(rows.node, place.reshape(flat).node, 0))
+        return wide.where(taken.reshape(self.shape), self)
 
     def __iter__(self) -> Iterator[Self]:
         for place in range(len(self)):
@@ -179,7 +203,10 @@ class Indexing(Methods):
         return item if item.dtype.is_bool else item.detach()
 
     def _places_of(self, mask: Self, axis: int) -> list[Self]:
-        """The positions where a mask is true, one tensor per dimension; read by the host."""
+        """The positions where a mask is true, one tensor per dimension.
+
+        The host reads how many there are, and a small mask itself.
+        """
         shape = mask.shape
         if shape != self.shape[axis : axis + mask.ndim]:
             raise BoundsError(
@@ -188,13 +215,22 @@ class Indexing(Methods):
             )
         if not shape:
             raise BoundsError("a 0-d mask: use where() or masked_fill()")
-        flat = [place for place, byte in enumerate(mask._bytes()) if byte]
+        extents = mask._known_shape()
+        flat = mask._places()
         found: list[Self] = []
-        for extent in reversed(mask._known_shape()):
-            places = [place % extent for place in flat]
-            found.append(type(self)(places, dtype=dtypes.default_int, device=self.device))
-            flat = [place // extent for place in flat]
-        return found[::-1]
+        for extent in extents[:0:-1]:
+            found.append(flat % extent)
+            flat = flat // extent
+        return [flat, *found[::-1]]
+
+    def _places(self) -> Self:
+        """The positions where the flat mask is true, a vector of int32."""
+        if not _is_large(self.shape):  # a program for each size would not pay
+            places = list(compress(count(), self._bytes()))
+            return type(self)(places, dtype=dtypes.default_int, device=self.device)
+        found, number = map(self._new, selected(self.detach().flatten().node))
+        type(self).realize(found, number)
+        return found._part(0, 0, int(number.item()))
 
     # --- integer arrays ---------------------------------------------------------------------------
 
@@ -288,13 +324,16 @@ class Indexing(Methods):
         return self.flatten()._indexed(index, "take")
 
     def masked_select(self, mask: Core) -> Self:
-        """The elements where mask is true, as a vector; the host reads the mask."""
+        """The elements where mask is true, as a vector; the host reads how many there are."""
         shape = broadcast_shape("masked_select", self.shape, mask.shape)
         wide = self._new(broadcast_to(condition("masked_select", mask), shape))
         return self._broadcast_to(shape)[wide]
 
     def nonzero(self) -> Self:
-        """Positions of elements that are not 0, int32 of shape (count, ndim); read by the host."""
+        """Positions of elements that are not 0, int32 of shape (count, ndim).
+
+        The host reads how many there are.
+        """
         mask = self.ne(0)
         if not self.ndim:
             return self.zeros(int(bool(mask)), 0, dtype=dtypes.default_int, device=self.device)
@@ -322,6 +361,10 @@ class Indexing(Methods):
 def _is_advanced(item: Any) -> bool:
     """Whether an item is an array, or an int, which counts as one where arrays are used."""
     return item is not None and item is not Ellipsis and not isinstance(item, slice)
+
+
+def _is_large(mask: Shape) -> bool:
+    return not is_symbolic(mask) and numel(mask) > SMALL
 
 
 def _is_one(value: Any) -> bool:

@@ -23,6 +23,7 @@ def rows(threads: int) -> Iterator[Row]:
     yield join(64, (64, 256), 1, threads)
     yield join(100, (1000, 64), 1, threads, stack=True)
     yield join_gradient(100, (64, 256), threads)
+    yield from masks(1_000_000, threads)
     yield from sampling()
 
 
@@ -67,6 +68,38 @@ def join_gradient(count: int, shape: tuple[int, int], threads: int) -> Row:
     name = f"gradient through {count} parts of {shape[0]} × {shape[1]} and their stack"
     return Row(name, lambda: ours(x, weight), torch_work(torch_step, a, w, threads=threads),
                bytes=12 * a.size, goal=0.67)  # fmt: skip
+
+
+def masks(count: int, threads: int) -> Iterator[Row]:
+    """A mask that is true for half of the elements, in no order; all eager."""
+    a = np.random.default_rng(0).standard_normal(count, dtype=np.float32)
+    x, leaf = Tensor(a).realize(), Tensor(a, requires_grad=True).realize()
+    mask = (x > 0).realize()
+    values = x[mask].realize()
+
+    def write() -> None:
+        x[mask] = values
+        x.realize()
+
+    def torch_write(a: Any, m: Any, v: Any) -> None:
+        a[m] = v
+
+    def torch_gradient(a: Any, m: Any) -> Any:
+        import torch
+
+        leaf = a.detach().requires_grad_()
+        return torch.autograd.grad((leaf[m] * 2).sum(), leaf)
+
+    m, v = a > 0, a[a > 0]
+    yield Row(f"x[mask] of {count:,}", lambda: x[mask].realize(),
+              torch_work(lambda a, m: a[m], a, m, threads=threads), goal=0.5)  # fmt: skip
+    yield Row(f"x[mask] = values, of {count:,}", write,
+              torch_work(torch_write, a.copy(), m, v, threads=threads), goal=0.5)  # fmt: skip
+    yield Row(f"gradient of x[mask], of {count:,}",
+              lambda: (leaf[mask] * 2).sum().gradient(leaf)[0].realize(),
+              torch_work(torch_gradient, a, m, threads=threads), goal=0.5)  # fmt: skip
+    yield Row(f"nonzero of {count:,}", lambda: mask.nonzero().realize(),
+              torch_work(lambda m: m.nonzero(), m, threads=threads), goal=0.5)  # fmt: skip
 
 
 def sampling() -> Iterator[Row]:

@@ -189,6 +189,52 @@ def test_embedding(on_device):
         index.embedding(Tensor([1.0]))
 
 
+@pytest.mark.parametrize("shape", [(5000,), (9000,), (83, 70), (70, 83, 2)])
+@pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
+def test_large_masks(on_device, shape, share):
+    """Places by chunks; reads, writes and gradients, of whole tensors and of rows."""
+    generator = np.random.default_rng(len(shape))
+    a = generator.standard_normal(shape, dtype=np.float32)
+    m = generator.random(shape[:2]) < share
+    x, mask = Tensor(a, requires_grad=True), Tensor(m)
+    np.testing.assert_array_equal(mask.nonzero().numpy(), np.argwhere(m))
+    np.testing.assert_array_equal(x[mask].numpy(), a[m])
+    rows = generator.standard_normal(a[m].shape, dtype=np.float32)
+    (x[mask] * Tensor(rows)).sum().backward()
+    wanted = np.zeros_like(a)
+    wanted[m] = rows
+    np.testing.assert_array_equal(x.grad.numpy(), wanted)
+    y, v = Tensor(a) * 1.0, Tensor(rows, requires_grad=True)
+    y[mask] = v * 2.0
+    wanted = a.copy()
+    wanted[m] = rows * 2
+    np.testing.assert_array_equal(y.numpy(), wanted)
+    (y * Tensor(a)).sum().backward()
+    np.testing.assert_array_equal(v.grad.numpy(), 2 * a[m])
+    y[mask] = Tensor([3.0])
+    assert (y.numpy()[m] == 3).all()
+    with pytest.raises(ShapeError, match="shape"):
+        y[mask] = Tensor.zeros(a[m].shape[0] + 7, *shape[2:])
+    with pytest.raises(BoundsError, match="mask of shape"):
+        y[mask.pad([(0, 1)] + [None] * (mask.ndim - 1)).bool()] = v
+
+
+def test_the_host_reads_one_number_of_a_large_mask(monkeypatch, on_device):
+    x = Tensor(np.arange(6000.0, dtype=np.float32)).realize()
+    read = Tensor._bytes
+
+    def of_one(tensor):
+        assert tensor.numel() == 1
+        return read(tensor)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Tensor, "_bytes", of_one)
+        found, places = x[x % 3 < 1], (x % 3 < 1).nonzero()
+        x[x % 3 < 1] = found * 2
+    assert found.shape == (2000,) and places.shape == (2000, 1)
+    assert x.numpy()[:7].tolist() == [0, 1, 2, 6, 4, 5, 12]
+
+
 def test_masks(on_device):
     x = Tensor(X)
     np.testing.assert_array_equal(x.masked_select(x > 30).numpy(), X[X > 30])
