@@ -13,6 +13,7 @@ from minigrad.graph.operations import ELEMENTWISE, REDUCTIONS, Op
 from minigrad.graph.shapes import numel
 from minigrad.graph.symbolic import high, low
 from minigrad.schedule.expr import Array
+from minigrad.schedule.joins import with_parts
 from minigrad.schedule.lower import Lowering
 from minigrad.schedule.stage import Stages, build, identity
 
@@ -26,11 +27,13 @@ def test_stages_that_are_kept_equal_new_ones(seed: int) -> None:
     """Whatever is kept from one attempt to the next, a stage is what it would be by itself."""
     random_ = random.Random(seed)
     graph, _ = graph_of(random_program(seed, 25))
-    order = topological(graph.roots)
+    roots = with_parts(graph.roots)
+    order = topological(roots)
     free = [node for node in order if node.op in ELEMENTWISE]
     always = {
         node for node in order
-        if node.op in REDUCTIONS or node.op in (Op.SCATTER_ADD, Op.BUFFER) or node in graph.roots
+        if node.op in REDUCTIONS or node in roots
+        or node.op in (Op.SCATTER_ADD, Op.BUFFER, Op.CAT, Op.CONTIGUOUS)
     }  # fmt: skip
     stages = Stages()
     reused = 0
