@@ -36,8 +36,8 @@ from minigrad.schedule.show import label
 from minigrad.settings import flag, report
 from minigrad.target import Target
 
-# Where the value of an argument comes from: ("slot", number), ("symbol", name), ("number", value), or
-# ("held", number) of what is held between kernels: a place in one arena, or under GUARD a block.
+# Where the value of an argument comes from: ("slot", number), ("symbol", name), ("number", value),
+# or ("held", number) of what kernels pass on: a place in one arena, or under GUARD a block.
 Source = tuple[str, Any]
 
 

@@ -28,7 +28,7 @@ from minigrad.errors import MinigradError, ShapeError
 from minigrad.graph import build
 from minigrad.graph.canonical import NUMBERED, Canonical, Cell, Graph
 from minigrad.graph.node import Node, Op, Shape, is_symbolic, make, topological
-from minigrad.graph.operations import MOVEMENT, REDUCTIONS, SCANS, SCATTERS
+from minigrad.graph.operations import MOVEMENT, REDUCTIONS, SCATTERS
 from minigrad.graph.symbolic import Affine, Integer, var
 
 # A general program serves sizes up to this multiple of the largest that it was made from, …
@@ -278,8 +278,6 @@ def _remake(node: Node, src: tuple[Node, ...], arg: Any, cells: Iterator[Cell]) 
         return make(op, node.dtype, shape, src, arg, device)
     if not any(is_symbolic(source.shape) for source in src):
         return make(op, node.dtype, node.shape, src, arg, device)
-    if op in SCANS or op in (Op.SORT, Op.DISTRIBUTE, Op.COLLECTIVE):
-        raise Special(f"{op.value} of a size that differs")
     if op.facts.arity and any(source.shape != src[-1].shape for source in src):
         raise Special(f"{op.value} of shapes {[source.shape for source in src]}")
     if op is Op.GATHER:
@@ -292,6 +290,8 @@ def _remake(node: Node, src: tuple[Node, ...], arg: Any, cells: Iterator[Cell]) 
         return build.rebuild(node, src)
     if op is Op.ASSIGN and src[0].shape != src[1].shape:
         raise Special(f"assign to {src[0].shape}, value {src[1].shape}")
+    if not op.facts.arity and op not in (Op.ASSIGN, Op.CONTIGUOUS):
+        raise Special(f"{op.value} of a size that differs")
     return make(op, node.dtype, src[-1].shape, src, arg, device)
 
 

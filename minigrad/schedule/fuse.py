@@ -38,9 +38,9 @@ class Cluster:
     rows: the numbers of rows into which all of them divide; kind: as of a Kernel; needs: clusters
     whose arrays it reads; depth: how many clusters, about, come before it one after the other.
     made: its stages by array; arrays: all that they read and make; work: evaluations of all bodies;
-    largest: elements of the largest value. Kept up to date, for clusters may be long. extent and pulled are for "block_rows" (see
-    attention_fusion.py): rows that may share a block, and the arrays of chains of which it has its
-    own copies.
+    largest: elements of the largest value. Kept up to date, for clusters may be long. extent and
+    pulled are for "block_rows" (see attention_fusion.py): rows that may share a block, and the
+    arrays of chains of which it has its own copies.
     """
 
     def __init__(
