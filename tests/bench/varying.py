@@ -1,4 +1,4 @@
-"""What is new each time: pieces that are joined, masks, tokens that are drawn, long recurrences."""
+"""What is new each time: numbers and sizes (`varying_numbers`), pieces that are joined, masks, tokens that are drawn, long recurrences."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from minigrad import Tensor, jit
 from minigrad.models.data import package_folder
 from minigrad.models.errors import InputError
 from minigrad.models.pretrained import SMOLLM_INSTALL, load_model, smollm
+from tests.bench import varying_numbers
 from tests.bench.language_models import CONTEXT, one_drawn
 from tests.bench.measure import Row
 from tests.bench.peers import torch_work
@@ -25,6 +26,7 @@ def rows(threads: int) -> Iterator[Row]:
     yield join_gradient(100, (64, 256), threads)
     yield from masks(1_000_000, threads)
     yield from sampling()
+    yield from varying_numbers.rows(threads)
 
 
 def join(

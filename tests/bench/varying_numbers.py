@@ -1,0 +1,202 @@
+"""Rows of `varying`: each call has a number, an offset or a size that none before it had."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from minigrad import Tensor, jit, nn
+from minigrad.models.gpt import GPT, GPTConfig
+from minigrad.program import programs
+from minigrad.runtimes.cpu import CPU
+from tests.bench.measure import Row
+from tests.bench.peers import Work, installed, torch_work
+
+LARGE, SMALL = (784, 256, 128, 10), (4, 64, 2)
+
+
+def rows(threads: int) -> Iterator[Row]:
+    """Numbers, sizes, and what Python takes for them."""
+    yield from numbers(threads)
+    for widths, most in ((LARGE, 200), (SMALL, 60)):
+        yield training(widths, most, threads)
+        yield training(widths, most, threads, captured=True)
+    yield prompts(threads)
+    yield from general_against_special()
+    yield from eager(threads)
+
+
+def numbers(threads: int) -> Iterator[Row]:
+    """An offset or a constant that is new in each call."""
+    a = np.random.default_rng(0).standard_normal((60_000, 64), dtype=np.float32)
+    x = Tensor(a).realize()
+    work: dict[str, Callable[[Any, int], Any]] = {
+        "x[i].sum().item(), each i new": lambda x, i: x[i % 59_000].sum().item(),
+        "x[i : i + 32] * 2, each i new": lambda x, i: x[i % 59_000 : i % 59_000 + 32] * 2,
+        "(x[:64] * f).sum().item(), each f new": lambda x, i: (x[:64] * (i / 7)).sum().item(),
+    }
+    for name, function in work.items():
+        ours, theirs = itertools.count(1), itertools.count(1)
+
+        def run(function: Any = function, count: Any = ours) -> None:
+            result = function(x, next(count))
+            if isinstance(result, Tensor):
+                result.realize()
+
+        peer = torch_work(lambda a, f=function, n=theirs: f(a, next(n)), a, threads=threads)
+        yield Row(name, run, peer)
+
+
+def _sizes(most: int) -> Iterator[int]:
+    """Sizes in no order, none of them twice in `most` calls."""
+    return itertools.cycle(int(n) for n in np.random.default_rng(0).permutation(most) + 2)
+
+
+def training(
+    widths: Sequence[int], most: int, threads: int, captured: bool = False
+) -> Row:
+    """A step of SGD on a batch of another size than before; captured: each size was captured."""
+    rng = np.random.default_rng(0)
+    data = rng.standard_normal((most + 2, widths[0]), dtype=np.float32)
+    labels = rng.integers(0, widths[-1], most + 2)
+    layers = [nn.Linear(a, b) for a, b in itertools.pairwise(widths)]
+    optimizer = nn.optim.SGD(nn.state.get_parameters(layers), lr=0.01)
+
+    def step(x: Tensor, y: Tensor) -> Tensor:
+        for layer in layers[:-1]:
+            x = layer(x).relu()
+        loss = layers[-1](x).cross_entropy(y)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        return loss.realize()
+
+    run, sizes = jit(step) if captured else step, _sizes(8 if captured else most)
+
+    def ours() -> None:
+        size = next(sizes)
+        run(Tensor(data[:size]), Tensor(labels[:size].astype(np.int32))).item()
+
+    for _ in range(16 if captured else 4):
+        ours()
+    name = "-".join(map(str, widths))
+    kind = "captured, 8 sizes in turn" if captured else "each size new"
+    return Row(f"training step of {name}, {kind}", ours,
+               _torch_training(widths, data, labels, 8 if captured else most, threads))  # fmt: skip
+
+
+def _torch_training(
+    widths: Sequence[int], data: np.ndarray, labels: np.ndarray, most: int, threads: int
+) -> dict[str, Work]:
+    if not installed("torch"):
+        return {}
+    import torch
+
+    torch.set_num_threads(threads)
+    pairs = list(itertools.pairwise(widths))
+    parts = [part for a, b in pairs for part in (torch.nn.Linear(a, b), torch.nn.ReLU())]
+    model = torch.nn.Sequential(*parts[:-1])
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    sizes, x, y = _sizes(most), torch.from_numpy(data), torch.from_numpy(labels)
+
+    def step() -> None:
+        size = next(sizes)
+        loss = torch.nn.functional.cross_entropy(model(x[:size]), y[:size])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        loss.item()
+
+    return {"torch": step}
+
+
+def prompts(threads: int) -> Row:
+    """The logits of a prompt of a length that none before it had."""
+    model = GPT(GPTConfig(4, 4, 128, 256, 500))
+    tokens, sizes = np.random.default_rng(0).integers(0, 500, (1, 256)), _sizes(250)
+
+    def ours() -> None:
+        model(Tensor(tokens[:, : next(sizes)].astype(np.int32))).realize()
+
+    return Row("GPT 4 × 128, each length of a prompt new", ours, {})
+
+
+def general_against_special() -> Iterator[Row]:
+    """The general program of varying sizes beside one compiled for the size (the peer)."""
+    rng = np.random.default_rng(0)
+    x, w = (Tensor(rng.standard_normal(s, dtype=np.float32)).realize()
+            for s in ((1024, 512), (512, 1536)))  # fmt: skip
+    images, filters = (Tensor(rng.standard_normal(s, dtype=np.float32)).realize()
+                       for s in ((128, 16, 16, 16), (32, 16, 3, 3)))  # fmt: skip
+    heads = Tensor(rng.standard_normal((128, 4, 64, 32), dtype=np.float32)).realize()
+    work: dict[str, tuple[int, Callable[[int], Tensor]]] = {
+        "(x @ w).relu()": (250, lambda n: (x[:n] @ w).relu()),
+        "xᵀ @ x": (250, lambda n: x[:n].T @ x[:n]),
+        "softmax": (250, lambda n: x[:n].softmax()),
+        "layer norm": (250, lambda n: x[:n].layernorm()),
+        "gelu": (250, lambda n: x[:n].gelu()),
+        "sums of columns": (250, lambda n: x[:n].sum(0)),
+        "3 × 3 convolution": (100, lambda n: images[:n].conv2d(filters, padding=1).relu()),
+        "attention": (100, lambda n: Tensor.scaled_dot_product_attention(
+            heads[:n], heads[:n], heads[:n], is_causal=True)),
+    }  # fmt: skip
+    for name, (size, function) in work.items():
+        programs.forget()
+        for n in (32, 48, 40):
+            function(n).realize()
+        general = programs._families
+        programs._families = {}
+        CPU.generalizes = False
+        try:
+            function(size).realize()
+        finally:
+            CPU.generalizes = True
+        special = programs._families
+
+        def run(families: Any, function: Any = function, size: int = size) -> None:
+            programs._families = families
+            function(size).realize()
+
+        yield Row(f"{name} of {size}: one program for all sizes, beside its own",
+                  lambda run=run, f=general: run(f),
+                  {"special": lambda run=run, f=special: run(f)}, goal=0.95)  # fmt: skip
+    programs.forget()
+
+
+def eager(threads: int) -> Iterator[Row]:
+    """What Python takes: operations that are realized each, and many at once."""
+    a, b = np.random.default_rng(0).standard_normal((2, 64, 64), dtype=np.float32)
+    x, y = Tensor(a).realize(), Tensor(b).realize()
+    yield Row("x * y of 64 × 64, realized", lambda: (x * y).realize(),
+              torch_work(lambda a, b: a * b, a, b, threads=threads))  # fmt: skip
+    waiting: list[Tensor] = []
+
+    def among_others() -> None:
+        if not waiting:
+            waiting.extend(Tensor([float(n)]).realize() + 1 for n in range(5000))
+        (x * y).realize()
+
+    yield Row("the same while 5,000 others are lazy", among_others,
+              torch_work(lambda a, b: a * b, a, b, threads=threads))  # fmt: skip
+    waiting.clear()
+
+    def many(x: Any, y: Any) -> Any:
+        for n in range(500):
+            x = (x + y) * 0.5 if n % 2 else (x - y).tanh()
+        return x
+
+    yield Row("1,000 of them, realized at the end", lambda: many(x, y).realize(),
+              torch_work(many, a, b, threads=threads))  # fmt: skip
+    weights = [Tensor(np.eye(64, dtype=np.float32) * 0.9).realize() for _ in range(10)]
+
+    def layers(x: Any, y: Any, weights: Sequence[Any]) -> Any:
+        for weight in weights:
+            x = (x @ weight + y[0]).relu()
+        return x
+
+    eyes = [np.eye(64, dtype=np.float32) * 0.9] * 10
+    yield Row("10 layers of 64, eager", lambda: layers(x, y, weights).realize(),
+              torch_work(lambda x, y, *w: layers(x, y, w), a, b, *eyes, threads=threads))  # fmt: skip
