@@ -7,6 +7,7 @@ broadcasts and promotes before it calls them and speaks to users in its own word
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from math import gcd
 from typing import Any
 
@@ -104,6 +105,12 @@ def distribute(starts: Node, bin: Node, x: Node) -> Node:
     return make(Op.DISTRIBUTE, x.dtype, shape, src, None, device_of(Op.DISTRIBUTE, src))
 
 
+@lru_cache(maxsize=1 << 12)
+def _same_elements(old: Shape, new: Shape) -> bool:
+    """Whether a reshape leaves every element in its place."""
+    return _segments(old) == _segments(new)
+
+
 def _segments(shape: Shape) -> list[Integer]:
     """Products of the plain dimensions before, between and after the symbolic ones.
 
@@ -124,7 +131,7 @@ def reshape(x: Node, shape: Shape) -> Node:
     shape = tuple(shape)
     if x.shape == shape:
         return x
-    if _segments(x.shape) != _segments(shape):
+    if not _same_elements(x.shape, shape):
         moved = " (symbolic dimensions can move past 1s only)" if is_symbolic(shape) else ""
         raise ShapeError(f"reshape from {x.shape} to {shape}: numbers of elements differ{moved}")
     if x.op is Op.CONST:

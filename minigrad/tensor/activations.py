@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any, Self
 
-from minigrad.dtype import promote
+from minigrad.dtype import dtypes, promote
 from minigrad.errors import DTypeError, ShapeError
 from minigrad.tensor.broadcasting import Scalar, show
 from minigrad.tensor.methods import Methods
@@ -36,7 +36,10 @@ class Activations(Methods):
 
     def relu(self) -> Self:
         """max(x, 0); the derivative at 0 is 0."""
-        return (self <= 0).where(0, self)
+        x = self.node
+        if x.dtype.is_bool:
+            return self.cast(dtypes.int32).relu()
+        return self._new(x.operation("le", 0).where(0, x))
 
     def relu6(self) -> Self:
         """min(max(x, 0), 6); the derivative at 0 and 6 is 0."""

@@ -10,7 +10,7 @@ from typing import Any, Self
 from minigrad.dtype import DType, dtypes, promote
 from minigrad.errors import ShapeError
 from minigrad.graph import build
-from minigrad.graph.node import Node, Shape
+from minigrad.graph.node import Node, Op, Shape
 from minigrad.tensor.broadcasting import (
     Scalar,
     axes_of,
@@ -43,16 +43,24 @@ class Contraction(Methods):
                 "(…, k, n) with equal k"
             )
         same_device("matmul", (self.raw, right.raw))
-        x = self.unsqueeze(0) if self.ndim == 1 else self
-        y = right.unsqueeze(1) if right.ndim == 1 else right
+        x, y = self.node, right.node
         result_dtype = dtype or promote(x.dtype, y.dtype)
         wide = accumulator(result_dtype)
-        left = x.cast(wide).unsqueeze(-2)  # (…, m, 1, k)
-        lines = y.cast(wide).transpose(-1, -2).unsqueeze(-3)  # (…, 1, n, k)
-        result = (left * lines).sum(-1, dtype=wide).cast(result_dtype)
-        if self.ndim == 1:
-            result = result.squeeze(-2)
-        return result.squeeze(-1) if right.ndim == 1 else result
+        x, y = build.cast(x, wide), build.cast(y, wide)
+        rows = x.shape[:-1] if x.ndim > 1 else (1,)
+        left = build.reshape(x, (*rows, 1, x.shape[-1]))  # (…, m, 1, k)
+        if y.ndim > 1:
+            y = build.permute(y, (*range(y.ndim - 2), y.ndim - 1, y.ndim - 2))
+        columns = y.shape[:-1] if y.ndim > 1 else (1,)
+        lines = build.reshape(y, (*columns[:-1], 1, columns[-1], y.shape[-1]))  # (…, 1, n, k)
+        shape = broadcast_shape("matmul", left.shape, lines.shape)
+        terms = build.elementwise(
+            Op.MUL, *(broadcast_to(one, shape, "matmul") for one in (left, lines))
+        )
+        total = build.reduce(Op.SUM, terms, [len(shape) - 1])
+        ones = (-2,) * (self.ndim == 1) + (-1,) * (right.ndim == 1)
+        kept = [n for at, n in enumerate(shape[:-1]) if at - len(shape) + 1 not in ones]
+        return self._new(build.cast(build.reshape(total, tuple(kept)), result_dtype))
 
     def dot(self, other: Any, dtype: DType | None = None) -> Self:
         """As `matmul`."""

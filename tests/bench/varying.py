@@ -1,4 +1,4 @@
-"""What is new each time: numbers and sizes (`varying_numbers`), pieces that are joined, masks, tokens that are drawn, long recurrences."""
+"""What is new in each call: numbers, sizes, pieces to join, masks, tokens that are drawn."""
 
 from __future__ import annotations
 
