@@ -199,4 +199,4 @@ def eager(threads: int) -> Iterator[Row]:
 
     eyes = [np.eye(64, dtype=np.float32) * 0.9] * 10
     yield Row("10 layers of 64, eager", lambda: layers(x, y, weights).realize(),
-              torch_work(lambda x, y, *w: layers(x, y, w), a, b, *eyes, threads=threads))  # fmt: skip
+              torch_work(lambda x, y, *w: layers(x, y, w), a, b, *eyes, threads=threads))
