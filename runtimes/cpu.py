@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import struct
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import cache
 from itertools import accumulate
 from typing import Any
@@ -19,7 +20,7 @@ from minigrad.dtype import DType, dtypes, number_of
 from minigrad.errors import MinigradError
 from minigrad.graph.canonical import Graph
 from minigrad.graph.substitution import variables as symbols
-from minigrad.graph.symbolic import Affine
+from minigrad.graph.symbolic import Affine, high
 from minigrad.graph.variable import evaluate, is_own, most
 from minigrad.locks import new_rlock
 from minigrad.program import GlobalCounters, timeline
@@ -27,7 +28,7 @@ from minigrad.runtimes import cpu_memory, cpu_report
 from minigrad.runtimes.cpu_exchange import Exchanges, watched
 from minigrad.runtimes.cpu_guard import GuardedProgram
 from minigrad.runtimes.cpu_interrupt import runner
-from minigrad.runtimes.cpu_kernels import Kernels, Plan, entry_address
+from minigrad.runtimes.cpu_kernels import KernelCode, Kernels, Plan, entry_address
 from minigrad.runtimes.cpu_pool import Launch, Pool, pool_for
 from minigrad.runtimes.cpu_replay import CpuReplay
 from minigrad.runtimes.host import host, may_use_matrices
@@ -216,21 +217,48 @@ class CpuProgram:
             with self._lock:
                 # Only who has interrupted this very run (a signal's handler) finds it running:
                 # it puts everything back as it was.
-                interrupted = bytes(self._arguments) if self._running else None
+                before = (bytes(self._arguments), self._totals()) if self._running else None
                 self._running = True
                 try:
                     struct.pack_into(self._format, self._arguments, 0, *words)
-                    for number, total in self._varying:
-                        self._table[number].total = evaluate(total, variables)
+                    self._set_totals([evaluate(total, variables) for _, total in self._varying])
                     self._walk()
+                    operations, traffic = self._work()
                 finally:
-                    if interrupted is None:
+                    if before is None:
                         self._running = False
                     else:
-                        ctypes.memmove(self._arguments, interrupted, len(interrupted))
+                        ctypes.memmove(self._arguments, before[0], len(before[0]))
+                        self._set_totals(before[1])
         finally:
             cpu_memory.free(arena, arena_bytes)
-        GlobalCounters.ran(len(self.kernels), self.operations, self.traffic)
+        GlobalCounters.ran(len(self.kernels), operations, traffic)
+
+    def _totals(self) -> list[int]:
+        """The iterations of the kernels where these vary."""
+        return [self._table[number].total for number, _ in self._varying]
+
+    def _set_totals(self, totals: Sequence[int]) -> None:
+        for (number, _), total in zip(self._varying, totals, strict=True):
+            self._table[number].total = total
+
+    def _work(self) -> tuple[int, int]:
+        """Operations and bytes of the call: estimates are of as many iterations as can be."""
+        operations, traffic = self.operations, self.traffic
+        for (number, full), total in zip(self._varying, self._totals(), strict=True):
+            code, missing = self.kernels[number].code, full.high - total
+            operations -= code.operations * missing // full.high
+            traffic -= code.traffic * missing // full.high
+        return operations, traffic
+
+    def _sized(self, number: int) -> KernelCode:
+        """What a kernel's code says of itself, for the call that runs."""
+        code, total = self.kernels[number].code, self._table[number].total
+        most = max(high(code.total), 1)
+        return replace(
+            code, total=total, operations=code.operations * total // most,
+            vectors=code.vectors * total // most, traffic=code.traffic * total // most,
+        )  # fmt: skip
 
     def _walk(self) -> None:
         base = ctypes.addressof(self._table)
@@ -242,7 +270,7 @@ class CpuProgram:
         def run_one(number: int) -> None:
             self._run(base + number * ctypes.sizeof(Launch), 1, self.scratch_bytes)
 
-        codes = [kernel.code for kernel in self.kernels]
+        codes = [self._sized(number) for number in range(len(self.kernels))]
         if timeline.record is not None:
             cpu_report.run_recorded([code.label for code in codes], run_one, timeline.record)
         else:

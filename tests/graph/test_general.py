@@ -166,6 +166,33 @@ def test_other_numbers(compiled: str, what: str) -> None:
             assert GlobalCounters.programs_compiled == before, f"compiled for {n}"
 
 
+# Writes in place to a (64, 6) array for a number, which numpy does as well.
+WRITES = {
+    "a row": lambda x, n: x.__setitem__(n, n / 4),
+    "rows": lambda x, n: x.__setitem__(slice(n, n + 4), x[n + 8 : n + 12] * 2),
+    "added": lambda x, n: x.__setitem__(slice(0, n), x[:n] + 1.5),
+    "from a row": lambda x, n: x.__setitem__(n, x[n] * x[0]),
+    "a column": lambda x, n: x.__setitem__((slice(None), n % 6), x[:, (n + 1) % 6] * n),
+    "overlapping": lambda x, n: x.__setitem__(slice(n, n + 20), x[n % 9 + 3 : n % 9 + 23] * 1),
+}
+
+
+@pytest.mark.parametrize("what", WRITES)
+def test_writes_at_other_places(compiled: str, what: str) -> None:
+    """Also where what is read and what is written overlap, which differs from call to call."""
+    data = np.random.default_rng(3).standard_normal((64, 6)).astype(np.float32)
+    x = Tensor(data.copy(), device=compiled).realize()
+    programs.forget()
+    counts = []
+    for n in (3, 11, 7, 40, 25, 2, 9):
+        WRITES[what](x, n)
+        WRITES[what](data, n)
+        x.realize()
+        counts.append(GlobalCounters.programs_compiled)
+        np.testing.assert_allclose(x.numpy(), data, rtol=1e-5, err_msg=f"{n}")
+    assert counts[1] == counts[-1]
+
+
 @pytest.mark.parametrize("dtype", ["float32", "float64", "float16", "bfloat16"])
 def test_other_constants(compiled: str, reference: str, dtype: str) -> None:
     """A float that differs keeps all of its bits, zeros their signs."""
