@@ -1,0 +1,178 @@
+"""What a lesson says and shows: printed as it goes, and kept as the parts of a page of the site."""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import inspect
+import math
+import re
+import sys
+import textwrap
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NoReturn
+
+from minigrad import Tensor
+from minigrad.models import console
+
+WIDTH = 88  # columns of prose in the terminal
+SAMPLES = 9  # points of a curve that the terminal shows
+PACKED = 64  # numbers: an array of more goes to a page as bytes
+
+
+@dataclass(frozen=True)
+class Part:
+    """kind: "say", "table", "chart", "widget" or "check"; content: what the page makes of it."""
+
+    kind: str
+    content: dict[str, Any]
+
+
+@dataclass
+class Page:
+    """What a lesson is given: it says, shows and checks, and the page keeps all of it.
+
+    quick: smaller models and fewer sizes, for those who only test. talks: print, too.
+    """
+
+    quick: bool = False
+    talks: bool = True
+    parts: list[Part] = field(default_factory=list)
+
+    def pick(self, full: Any, quick: Any) -> Any:
+        """A size: the first, or the second where the page is made quickly."""
+        return quick if self.quick else full
+
+    def say(self, text: str) -> None:
+        """Prose: paragraphs apart by an empty line, **strong**, `code`, lists of lines with "- "."""
+        text = inspect.cleandoc(text)
+        self.parts.append(Part("say", {"text": text}))
+        for paragraph in text.split("\n\n"):
+            if self.talks:
+                print(_wrapped(paragraph) + "\n")
+
+    def table(self, head: Sequence[str], rows: Sequence[Sequence[Any]], title: str = "") -> None:
+        """Rows of words and numbers below a head."""
+        cells = [[shown(cell) for cell in row] for row in rows]
+        self.parts.append(Part("table", {"head": list(head), "rows": cells, "title": title}))
+        if self.talks:
+            self._print_table(head, cells, title)
+
+    def chart(
+        self, title: str, x: str, y: str, lines: Mapping[str, Sequence[tuple[float, float]]],
+        log: str = "", dots: bool = False,
+    ) -> None:  # fmt: skip
+        """Curves: points (x, y) of each, by name; log: which axes are logarithmic, "xy"."""
+        curves = {name: [(float(a), float(b)) for a, b in line] for name, line in lines.items()}
+        self.parts.append(Part("chart", {"title": title, "x": x, "y": y, "lines": curves,
+                                         "log": log, "dots": dots}))  # fmt: skip
+        if self.talks:
+            rows = [
+                [name, shown(a), shown(b)]
+                for name, line in curves.items()
+                for a, b in line[:: max(1, math.ceil(len(line) / SAMPLES))]
+            ]
+            self._print_table(["", x, y], rows, title)
+
+    def widget(
+        self, name: str, task: str, data: Mapping[str, Any],
+        plays: Sequence[tuple[Mapping[str, Any], Any, float]],
+    ) -> None:  # fmt: skip
+        """Something to do on the page: `name` is its function in the lesson's JavaScript.
+
+        plays: what a test does with it, the numbers that it must then show, by minigrad, and how
+        far they may be away, relative to the largest of them.
+        """
+        moves = [{"do": dict(do), "shows": plain(found), "within": within}
+                 for do, found, within in plays]  # fmt: skip
+        content = {"name": name, "task": task, "data": packed(data), "plays": moves}
+        self.parts.append(Part("widget", content))
+        if self.talks:
+            print(_wrapped(f"(On the page: {task})") + "\n")
+
+    def check(self, what: str, holds: bool, found: str) -> None:
+        """Something that the lesson claims; AssertionError where it does not hold."""
+        if not holds:
+            raise AssertionError(f"{what}: found {found}")
+        self.parts.append(Part("check", {"what": what, "found": found}))
+        if self.talks:
+            print(f"  ✓ {what}: {found}\n")
+
+    def _print_table(
+        self, head: Sequence[str], rows: Sequence[Sequence[str]], title: str
+    ) -> None:
+        widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
+        if title:
+            print(f"  {title}")
+        for row in [head, *rows]:
+            cells = [c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in
+                     enumerate(zip(row, widths, strict=True))]  # fmt: skip
+            print("    " + "  ".join(cells).rstrip())
+        print()
+
+
+def _wrapped(paragraph: str) -> str:
+    plain_text = re.sub(r"\*\*(.+?)\*\*", r"\1", paragraph, flags=re.S)
+    if paragraph.startswith("- "):
+        return "\n".join(textwrap.fill(item, WIDTH, subsequent_indent="  ")
+                         for item in re.split(r"\n(?=- )", plain_text))  # fmt: skip
+    return textwrap.fill(plain_text, WIDTH)
+
+
+def shown(value: Any) -> str:
+    """A number as people read it, four digits of it; other things as they are."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return str(value)
+    if isinstance(value, int):
+        return f"{value:,}".replace("-", "−")
+    if not math.isfinite(value):
+        return "∞" if value > 0 else str(value)
+    size = abs(value)
+    if size and not 1e-4 <= size < 1e7:
+        number, exponent = f"{value:.2e}".split("e")
+        return f"{number}·10{_raised(int(exponent))}".replace("-", "−")
+    return f"{value:,.4g}".replace("-", "−") if size < 1000 else f"{value:,.0f}".replace("-", "−")
+
+
+def _raised(number: int) -> str:
+    return str(number).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
+
+
+def plain(value: Any) -> Any:
+    """As JSON holds it: tensors and arrays as lists."""
+    if isinstance(value, Tensor):
+        return value.tolist()
+    if hasattr(value, "tolist"):
+        return value.tolist()
+    if isinstance(value, Mapping):
+        return {key: plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    return value
+
+
+def packed(value: Any) -> Any:
+    """As `plain`, but large arrays of floats as base64 of float32: {"shape": …, "f32": …}."""
+    if isinstance(value, Tensor):
+        value = value.numpy()
+    if hasattr(value, "dtype") and value.size > PACKED and value.dtype.kind == "f":
+        data = base64.b64encode(value.astype("<f4").tobytes()).decode()
+        return {"shape": list(value.shape), "f32": data}
+    if isinstance(value, Mapping):
+        return {key: packed(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [packed(item) for item in value]
+    return plain(value)
+
+
+def alone(lesson: Callable[[Page], None]) -> NoReturn:
+    """Run one lesson in the terminal, as `python models/lessons/01_neuron.py` does."""
+
+    def main(arguments: Sequence[str]) -> None:
+        parser = console.Parser(description=str(inspect.getmodule(lesson).__doc__),
+                                formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+        parser.add_argument("--quick", action="store_true", help="smaller models, fewer sizes")
+        lesson(Page(quick=parser.parse_args(arguments).quick))
+
+    sys.exit(console.run(main))

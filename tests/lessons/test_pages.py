@@ -1,0 +1,94 @@
+"""The site of the lessons in a browser: built quickly once, then every page is opened and played.
+
+MINIGRAD_TEST_LESSONS names the folder of a site that is there already, which is then taken.
+MINIGRAD_TEST_AXE names axe-core's script: then no page may have a serious accessibility fault.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from minigrad.models.lessons.__main__ import build, numbered
+
+from .site import WIDTHS, browser, missing, play, resize, said, scheme, too_wide, visit
+
+ABSENT = missing()
+pytestmark = pytest.mark.skipif(ABSENT is not None, reason=f"no browser: {ABSENT}")
+PAGES = ["index", *(module.__name__.rpartition(".")[2] for module in numbered())]
+MOST_BYTES = 15e6  # of the whole site
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    given = os.environ.get("MINIGRAD_TEST_LESSONS")
+    if given:
+        return Path(given)
+    folder = tmp_path_factory.mktemp("site")
+    build(folder, quick=True)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def driver() -> Iterator[Any]:
+    with browser() as found:
+        yield found
+
+
+def away(found: Any, expected: Any) -> float:
+    """The largest difference, relative to the largest number; infinite where words differ."""
+    if isinstance(expected, str) or (expected and isinstance(expected[0], str)):
+        return 0.0 if found == expected else float("inf")
+    one, other = (np.array(values, np.float64).ravel() for values in (found, expected))
+    if one.shape != other.shape:
+        return float("inf")
+    return float(np.abs(one - other).max(initial=0) / max(np.abs(other).max(initial=0), 1e-30))
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.parametrize("page", PAGES)
+def test_page(page: str, width: str, site: Path, driver: Any) -> None:
+    resize(driver, WIDTHS[width])
+    scheme(driver, "dark" if width == "phone" else "light")
+    assert visit(driver, site / f"{page}.html") == []
+    assert too_wide(driver) == []
+    for widget in play(driver):
+        assert widget["moves"], f"{widget['name']}: nobody plays it"
+        for move in widget["moves"]:
+            assert away(move["found"], move["shows"]) <= move["within"], (
+                f"{widget['name']}, {move['do']}: shows {move['found']}, minigrad {move['shows']}"
+            )
+    assert said(driver) == []
+    assert too_wide(driver) == [], "after it was played with"
+    axe = os.environ.get("MINIGRAD_TEST_AXE")
+    if axe:
+        driver.execute_script(Path(axe).read_text("utf-8"))
+        faults = driver.execute_async_script(
+            "axe.run().then(r => arguments[0](r.violations"
+            ".filter(v => ['serious', 'critical'].includes(v.impact))"
+            ".map(v => `${v.id}: ${v.help}: ${v.nodes[0].html} ${v.nodes[0].failureSummary}`)))"
+        )
+        assert faults == []
+
+
+def test_every_lesson_has_something_to_do(site: Path) -> None:
+    for page in PAGES[1:]:
+        assert "data-widget=" in (site / f"{page}.html").read_text("utf-8"), page
+
+
+def test_links_lead_somewhere_inside(site: Path) -> None:
+    for page in PAGES:
+        text = (site / f"{page}.html").read_text("utf-8")
+        for link in re.findall(r'(?:href|src)="([^"]*)"', text):
+            if not link.startswith(("#", "data:,")):
+                assert (site / link).is_file(), f"{page}: {link}"
+
+
+def test_the_site_is_small(site: Path) -> None:
+    assert sum(path.stat().st_size for path in site.iterdir()) < MOST_BYTES
