@@ -50,7 +50,8 @@ def lesson(page: Page) -> None:
     rows = []
     for strength in (0.0, 0.5, 1.0, 1.5, 2.0):
         value = neuron(signals * strength, weights, THRESHOLD)
-        rows.append([strength, value.item(), *(bend(value).item() for bend in ACTIVATIONS.values())])
+        answers = [bend(value).item() for bend in ACTIVATIONS.values()]
+        rows.append([strength, value.item(), *answers])
     page.table(["signals times", "sum − threshold", *ACTIVATIONS], rows,
                "the same neuron, with weaker and stronger signals")  # fmt: skip
 

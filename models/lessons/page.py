@@ -18,7 +18,7 @@ from minigrad.models import console
 
 WIDTH = 88  # columns of prose in the terminal
 SAMPLES = 9  # points of a curve that the terminal shows
-PACKED = 64  # numbers: an array of more goes to a page as bytes
+PACKED = 64  # numbers: a longer row goes to a page as bytes, as matrices do
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Page:
         return quick if self.quick else full
 
     def say(self, text: str) -> None:
-        """Prose: paragraphs apart by an empty line, **strong**, `code`, lists of lines with "- "."""
+        """Prose: paragraphs with empty lines between, **strong**, `code`, lists with "- "."""
         text = inspect.cleandoc(text)
         self.parts.append(Part("say", {"text": text}))
         for paragraph in text.split("\n\n"):
@@ -153,10 +153,12 @@ def plain(value: Any) -> Any:
 
 
 def packed(value: Any) -> Any:
-    """As `plain`, but large arrays of floats as base64 of float32: {"shape": …, "f32": …}."""
+    """As `plain`, but matrices and long rows as base64 of float32: {"shape": …, "f32": …}."""
     if isinstance(value, Tensor):
         value = value.numpy()
-    if hasattr(value, "dtype") and value.size > PACKED and value.dtype.kind == "f":
+    if hasattr(value, "dtype") and value.dtype.kind == "f" and (
+        value.ndim > 1 or value.size > PACKED
+    ):
         data = base64.b64encode(value.astype("<f4").tobytes()).decode()
         return {"shape": list(value.shape), "f32": data}
     if isinstance(value, Mapping):

@@ -245,9 +245,9 @@ def _wide(head: Sequence[str], rows: Sequence[Sequence[str]], title: str) -> str
         "<tr>" + "".join(_cell(number, cell) for number, cell in enumerate(row)) + "</tr>"
         for row in rows
     )
-    caption = f"<caption>{_inline(title)}</caption>" if title else ""
+    caption = f'<p class="title">{_inline(title)}</p>' if title else ""
     label = html.escape(title or ", ".join(cell for cell in head if cell))
-    return (f'<div class="wide" tabindex="0" role="region" aria-label="{label}"><table>{caption}'
+    return (f'{caption}<div class="wide" tabindex="0" role="region" aria-label="{label}"><table>'
             f"<thead><tr>{top}</tr></thead><tbody>{lines}</tbody></table></div>")  # fmt: skip
 
 

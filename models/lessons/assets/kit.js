@@ -18,6 +18,7 @@ function draw(tag, attributes = {}, ...children) {
 function dress(element, attributes, children) {
   for (const [name, value] of Object.entries(attributes)) {
     if (name.startsWith("on")) element.addEventListener(name.slice(2), value);
+    else if (name.startsWith("aria-")) element.setAttribute(name, String(value));
     else if (value !== false && value !== undefined) element.setAttribute(name, value === true ? "" : value);
   }
   element.append(...children.flat());
@@ -157,9 +158,9 @@ const painters = [];
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => painters.forEach(paint => paint()));
 
 /* A canvas of rows × columns cells; paint(values) colours it: blue above 0, orange below. */
-function picture(rows, columns, width, label) {
+function picture(rows, columns, width, label, height = width * rows / columns) {
   const canvas = make("canvas", {width: columns, height: rows, role: "img", "aria-label": label,
-    style: `width:${width}px;aspect-ratio:${columns}/${rows}`});
+    style: `width:${width}px;aspect-ratio:${width}/${height}`});
   let last = null, lastLimit = 0;
   const parts = text => [1, 3, 5].map(at => parseInt(text.slice(at, at + 2), 16));
   function paint(values, limit) {
@@ -209,6 +210,9 @@ function ticks(low, high, log, about) {
   return found;
 }
 
+/* The width of drawings: as much as there is, at most 640, so that their text stays readable. */
+const room = () => Math.max(280, Math.min(640, document.querySelector("main").clientWidth - (document.querySelector("[data-widget]") ? 54 : 0)));
+
 /* Curves as SVG: {title, x, y, lines: {name: [[x, y], …]}, log, dots, range: [x0, x1, y0, y1]}. */
 function chart(spec) {
   const figure = make("figure", {class: "chart"});
@@ -217,7 +221,7 @@ function chart(spec) {
 }
 
 function fillChart(figure, spec) {
-  const width = 640, height = 300, left = 62, right = 12, top = 10, bottom = 42;
+  const width = room(), height = 300, left = 62, right = 12, top = 10, bottom = 42;
   const logX = (spec.log || "").includes("x"), logY = (spec.log || "").includes("y");
   const fits = point => Number.isFinite(point[0]) && Number.isFinite(point[1]) && (!logX || point[0] > 0) && (!logY || point[1] > 0);
   const names = Object.keys(spec.lines), all = Object.values(spec.lines).flat().filter(fits);

@@ -1,0 +1,65 @@
+"""What several lessons take: SmolLM2 with its tokenizer, and small models that learn the plays."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+from minigrad import Tensor
+from minigrad.models.gpt import GPT
+from minigrad.models.gpt_config import GPTConfig
+from minigrad.models.look_inside import shown
+from minigrad.models.pretrained import load_model, smollm
+from minigrad.models.text import Windows, load_text, split
+from minigrad.models.tokenizer import CharacterTokenizer, Tokenizer
+from minigrad.models.train import TrainingPlan, TrainingRun
+
+CONTEXT = 256  # of SmolLM2 here; it could do with 8,192
+
+
+@lru_cache(maxsize=1)
+def language_model() -> tuple[GPT, Tokenizer]:
+    """SmolLM2-135M-Instruct: 30 layers of 9 heads, 576 dims, 49,152 tokens."""
+    return load_model(smollm(), context=CONTEXT)
+
+
+@lru_cache(maxsize=1)
+def word_table() -> Tensor:
+    """Its embedding, a row for each token: (49152, 576) float32."""
+    table: Any = language_model()[0].wte
+    with Tensor.no_grad():
+        result: Tensor = table.weight.dequantized().contiguous().realize()
+    return result
+
+
+def names(ids: list[int]) -> list[str]:
+    """Tokens of SmolLM2 as they can be read, without quotes; a dot is a space."""
+    tokenizer = language_model()[1]
+    return [shown(tokenizer, number)[1:-1].replace(" ", "·") for number in ids]
+
+
+@dataclass(frozen=True)
+class Plays:
+    """Shakespeare's plays, character by character."""
+
+    tokenizer: CharacterTokenizer
+    training: Windows
+    validation: Windows
+
+
+@lru_cache(maxsize=4)
+def plays(context: int) -> Plays:
+    """In windows of `context` characters."""
+    text = load_text()
+    tokenizer = CharacterTokenizer.of(text)
+    training, validation = split(tokenizer.encode_array(text))
+    return Plays(tokenizer, Windows(training, context), Windows(validation, context))
+
+
+def learn(config: GPTConfig, plan: TrainingPlan, windows: Windows) -> tuple[GPT, list[float]]:
+    """A new GPT, trained; and the loss before each step."""
+    Tensor.manual_seed(plan.seed)
+    model = GPT(config)
+    run = TrainingRun(model, plan)
+    return model, [run.advance(windows)[0] for _ in range(plan.steps)]
