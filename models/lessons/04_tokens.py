@@ -21,8 +21,8 @@ TRIED = (
 
 def tokens_of(tokenizer: BytePairTokenizer, text: str) -> list[str]:
     """What each token of a text stands for; bytes that are no whole character as \\x…"""
-    return [tokenizer.token_bytes(number).decode("utf-8", "backslashreplace").replace(" ", "·")
-            for number in tokenizer.encode(text)]  # fmt: skip
+    parts = [tokenizer.token_bytes(number) for number in tokenizer.encode(text)]
+    return [part.decode("utf-8", "backslashreplace").replace(" ", "·") for part in parts]
 
 
 def lesson(page: Page) -> None:
@@ -62,9 +62,9 @@ def lesson(page: Page) -> None:
     page.table(["text", "characters", "tokens", "which"], rows)
 
     page.say("""
-        Note the spaces, shown as dots: a word usually carries the one before it. Note the languages: tokens were
-        learned from English text, so other writing costs more of them, and whoever pays by the
-        token pays more. And note the digits: a model that adds numbers sees pieces like these.
+        Note the spaces, shown as dots: a word usually carries the one before it. Note the
+        languages: tokens were learned from English text, so other writing costs more of them, and
+        whoever pays by the token pays more. And note the digits: a model that adds numbers sees pieces like these.
     """)
     merges = np.array([[a, b] for a, b, _ in tokenizer.merges], np.float32)
     plays = [({"text": text}, tokenizer.encode(text), 0.0) for text in (*TRIED, *KNOWN)]

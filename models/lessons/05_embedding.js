@@ -4,7 +4,7 @@ widgets.embedding = (box, data) => {
   const {words, kinds, map, vectors} = data, size = vectors.shape[1];
   const vector = i => vectors.subarray(i * size, (i + 1) * size);
   const dot = (a, b) => a.reduce((sum, value, i) => sum + value * b[i], 0);
-  const width = room(), height = Math.round(width * 0.75), reach = [0, 1].map(axis => words.map((_, i) => map[2 * i + axis]));
+  const width = room(), height = Math.round(width * (width < 450 ? 1.2 : 0.75)), reach = [0, 1].map(axis => words.map((_, i) => map[2 * i + axis]));
   const scale = (axis, value, pixels) => 40 + (value - Math.min(...reach[axis])) / (Math.max(...reach[axis]) - Math.min(...reach[axis])) * (pixels - 80);
   const root = draw("svg", {viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": "map of words"});
   const labels = words.map((word, i) => {

@@ -145,9 +145,9 @@ def lesson(page: Page) -> None:
     page.say("""
         A vector says which word it is, not **where** it stands, and “dog bites man” is not “man
         bites dog”. So each place in the text gets a signal of its own. GPT-3 **adds** a vector for
-        the place, which it learned, to the vector of the word. SmolLM2 and most newer models **turn**
-        pairs of numbers, by an angle that grows from place to place, fast for the first pairs and
-        slowly for the last. The picture shows these turns as waves: the rows are places.
+        the place, which it learned, to the vector of the word. SmolLM2 and most newer models
+        **turn** pairs of numbers, by an angle that grows from place to place, fast for the first
+        pairs and slowly for the last. The picture shows these turns as waves: the rows are places.
     """)
     cosine, sine = rotation(model.config, str(table.device))
     signal = cosine[:64, 0].numpy()

@@ -50,7 +50,7 @@ def look(sentence: str) -> Seen:
 
 
 def telling(seen: Seen, weights: np.ndarray) -> tuple[int, int, int]:
-    """(layer, head, token): where one word looks most at another, neither the first nor a neighbour."""
+    """(layer, head, token): where a word looks most at one that is neither first nor next to it."""
     away = weights[:, :, 2:, 1:].copy()
     for place in range(away.shape[2]):
         away[:, :, place, place:] = 0  # the one before, itself, and what it cannot see

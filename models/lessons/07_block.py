@@ -93,7 +93,7 @@ def lesson(page: Page) -> None:
         Because vectors grow, each part first **normalises** what it is given. Layer norm takes the
         mean of the vector's numbers off them, so that their mean is 0, and divides by their
         deviation, so that it is 1. Then come two learned vectors: one multiplies (scale), one is
-        added (shift). (Newer models, SmolLM2 among them, leave out the mean and the shift: RMS norm.)
+        added (shift). (Newer models, as SmolLM2, leave out the mean and the shift: RMS norm.)
     """)
     layer_norm = nn.LayerNorm(model.config.dim)
     states = np.stack(kept)  # (layers, tokens, dim)

@@ -239,14 +239,15 @@ function fillChart(figure, spec) {
   const scale = (value, low, high, log) => log ? Math.log(value / low) / Math.log(high / low) : (value - low) / (high - low);
   const px = x => left + scale(x, x0, x1, logX) * (width - left - right);
   const py = y => height - bottom - scale(y, y0, y1, logY) * (height - top - bottom);
+  const label = (value, log) => log && (value >= 1e5 || value < 1e-3) && Math.abs(Math.log10(value) - Math.round(Math.log10(value))) < 1e-9 ? shown(value).replace("1.00·", "") : shown(Number(value.toPrecision(6)));
   const root = draw("svg", {viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": `${spec.title || spec.y}: ${names.join(", ")}`});
   for (const value of ticks(x0, x1, logX, 6)) {
     root.append(draw("line", {class: "grid", x1: px(value), x2: px(value), y1: top, y2: height - bottom}),
-      draw("text", {class: "soft", x: px(value), y: height - bottom + 16, "text-anchor": "middle"}, shown(Number(value.toPrecision(6)))));
+      draw("text", {class: "soft", x: px(value), y: height - bottom + 16, "text-anchor": "middle"}, label(value, logX)));
   }
   for (const value of ticks(y0, y1, logY, 5)) {
     root.append(draw("line", {class: "grid", x1: left, x2: width - right, y1: py(value), y2: py(value)}),
-      draw("text", {class: "soft", x: left - 6, y: py(value) + 4, "text-anchor": "end"}, shown(Number(value.toPrecision(6)))));
+      draw("text", {class: "soft", x: left - 6, y: py(value) + 4, "text-anchor": "end"}, label(value, logY)));
   }
   root.append(draw("text", {x: (left + width - right) / 2, y: height - 6, "text-anchor": "middle"}, spec.x),
     draw("text", {transform: `translate(13 ${(top + height - bottom) / 2}) rotate(-90)`, "text-anchor": "middle"}, spec.y));
