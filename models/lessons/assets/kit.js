@@ -213,7 +213,7 @@ function ticks(low, high, log, about) {
 /* The width of drawings: as much as there is, at most 640, so that their text stays readable. */
 const room = () => Math.max(280, Math.min(640, document.querySelector("main").clientWidth - (document.querySelector("[data-widget]") ? 54 : 0)));
 
-/* Curves as SVG: {title, x, y, lines: {name: [[x, y], …]}, log, dots, range: [x0, x1, y0, y1]}. */
+/* Curves as SVG: {title, x, y, lines: {name: [[x, y], …]}, log, dots, scatter: a name, range: [x0, x1, y0, y1]}. */
 function chart(spec) {
   const figure = make("figure", {class: "chart"});
   fillChart(figure, spec);
@@ -231,7 +231,7 @@ function fillChart(figure, spec) {
     if (!Number.isFinite(low)) [low, high] = [log ? 1 : 0, log ? 10 : 1];
     if (log) return low === high ? [low / 2, high * 2] : [low, high];
     if (low === high) [low, high] = [low - 1, high + 1];
-    if (place === 1 && low > 0 && low < high / 2) low = 0;
+    if (place === 1 && low > 0 && low < 0.75 * high) low = 0;
     return [low, high];
   };
   const [x0, x1] = span(0, logX, spec.range && spec.range.slice(0, 2));
@@ -253,9 +253,10 @@ function fillChart(figure, spec) {
     draw("text", {transform: `translate(13 ${(top + height - bottom) / 2}) rotate(-90)`, "text-anchor": "middle"}, spec.y));
   names.forEach((name, number) => {
     const paint = `var(--${COLOURS[number % COLOURS.length]})`, points = spec.lines[name].filter(fits);
-    if (!spec.dots) root.append(draw("polyline", {points: points.map(p => `${px(p[0]).toFixed(1)},${py(p[1]).toFixed(1)}`).join(" "),
+    const dots = spec.dots || spec.scatter === name;
+    if (!dots) root.append(draw("polyline", {points: points.map(p => `${px(p[0]).toFixed(1)},${py(p[1]).toFixed(1)}`).join(" "),
       style: `fill:none;stroke:${paint};stroke-width:2;stroke-linejoin:round`, "stroke-dasharray": number % 2 ? "6 3" : false}));
-    if (spec.dots || points.length <= 20) points.forEach(p => root.append(draw("circle", {cx: px(p[0]), cy: py(p[1]), r: 3, style: `fill:${paint}`})));
+    if (dots || points.length <= 20) points.forEach(p => root.append(draw("circle", {cx: px(p[0]), cy: py(p[1]), r: 3, style: `fill:${paint}`})));
   });
   if (spec.mark !== undefined) root.append(draw("line", {class: "axis", x1: px(spec.mark), x2: px(spec.mark), y1: top, y2: height - bottom, "stroke-dasharray": "3 3"}));
   const legend = make("div", {class: "legend"}, names.map((name, number) =>

@@ -1,0 +1,106 @@
+"""The numbers that nobody trains: somebody chooses them, before it begins."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, replace
+from typing import Any
+
+from minigrad import Tensor
+from minigrad.models.gpt import GPT, GPTConfig
+from minigrad.models.lessons.page import Page, alone
+from minigrad.models.lessons.shared import plays
+from minigrad.models.sizing import parameters
+from minigrad.models.train import TrainingPlan, TrainingRun, parameter_count, validate
+
+TITLE = "Hyperparameters"
+SECTIONS = ("Hyperparameters",)
+RATE = 3e-3
+
+
+@dataclass(frozen=True)
+class Run:
+    """What came of a training: loss on new text, parameters, milliseconds of a step."""
+
+    loss: float
+    parameters: int
+    milliseconds: float
+
+
+def train(config: GPTConfig, plan: TrainingPlan) -> Run:
+    """Learn from Shakespeare's plays, and validate on what was held back."""
+    texts = plays(config.context)
+    Tensor.manual_seed(plan.seed)
+    model = GPT(replace(config, vocabulary=len(texts.tokenizer)))
+    run, times = TrainingRun(model, plan), []
+    for _ in range(plan.steps):
+        start = time.perf_counter()
+        run.advance(texts.training)
+        times.append(1e3 * (time.perf_counter() - start))
+    loss = validate(model, texts.validation, 96, 48)
+    return Run(loss, parameter_count(model), sorted(times)[len(times) // 2])
+
+
+def lesson(page: Page) -> None:
+    """The lesson."""
+    page.say("""
+        Weights and biases are found by training. Other numbers must be there before it: how long a
+        vector is, how many layers there are, how large a step is. They are not trained; they are
+        the rules of the game, and so they are called **hyperparameters**.
+
+        There is no formula for them. People start with what worked for others, change one thing
+        at a time, and look. We do the same: a tiny GPT learns to write like Shakespeare, character
+        by character. These are its hyperparameters.
+    """)
+    layers = page.pick(2, 1)
+    start = GPTConfig(layers=layers, heads=2, dim=32, context=32)
+    plan = TrainingPlan(steps=page.pick(300, 30), batch=16, lr=RATE, warmup=10)
+    changed: dict[str, tuple[Any, Any, GPTConfig, TrainingPlan]] = {
+        "length of a word's vector": (32, 64, replace(start, dim=64), plan),
+        "layers": (layers, 2 * layers, replace(start, layers=2 * layers), plan),
+        "neurons inside the FFN": (128, 256, replace(start, feed_forward=256), plan),
+        "heads of attention": (2, 4, replace(start, heads=4), plan),
+        "context": (32, 64, replace(start, context=64), plan),
+        "step size (learning rate)": (RATE, 2 * RATE, start, replace(plan, lr=2 * RATE)),
+        "batch": (16, 32, start, replace(plan, batch=32)),
+        "activation function": ("gelu", "swiglu", replace(start, activation="swiglu"), plan),
+    }
+    page.table(["hyperparameter", "value"],
+               [[name, before] for name, (before, *_) in changed.items()])  # fmt: skip
+
+    page.say(f"""
+        Now each of them is doubled (the activation function is exchanged), one after the other, and
+        the model learns anew, {plan.steps} steps each time. The **loss** is on text that it did not
+        learn from; a difference of some hundredths may be chance.
+    """)
+    base = train(start, plan)
+    runs = {name: train(config, other) for name, (_, _, config, other) in changed.items()}
+    rows = [["as it was", "", base.loss, base.parameters, base.milliseconds]]
+    rows += [[name, f"{before} → {after}", runs[name].loss, runs[name].parameters,
+              runs[name].milliseconds] for name, (before, after, *_) in changed.items()]
+    page.table(["changed", "from → to", "loss", "parameters", "ms a step"], rows)
+    same = [name for name in ("heads of attention", "step size (learning rate)", "batch")
+            if runs[name].parameters == base.parameters]  # fmt: skip
+    page.check("heads, learning rate and batch change no number of parameters", len(same) == 3,
+               f"{base.parameters:,} as before")  # fmt: skip
+    counted = parameters(replace(start, vocabulary=len(plays(32).tokenizer))).total
+    page.check("the formula for the number of parameters counts right", counted == base.parameters,
+               f"{counted:,}")  # fmt: skip
+
+    page.say("""
+        What to learn from it: some changes cost parameters and time, some cost nothing and help or
+        harm. And what helps a model of this size in a few steps is not what helps GPT-3. The search
+        for good hyperparameters is a good part of the work, and of the electricity.
+    """)
+    everything = {"as it was": base, **runs}
+    page.widget("hyper", "Choose what is doubled, and compare.",
+                {"names": list(everything), "loss": [r.loss for r in everything.values()],
+                 "parameters": [r.parameters for r in everything.values()],
+                 "milliseconds": [r.milliseconds for r in everything.values()]},
+                [({"choose": i}, [r.loss / base.loss, r.parameters / base.parameters,
+                                  r.milliseconds / base.milliseconds], 1e-9)
+                 for i, r in enumerate(everything.values())])  # fmt: skip
+
+
+if __name__ == "__main__":
+    alone(lesson)
