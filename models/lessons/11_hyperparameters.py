@@ -65,6 +65,10 @@ def lesson(page: Page) -> None:
         "batch": (16, 32, start, replace(plan, batch=32)),
         "activation function": ("gelu", "swiglu", replace(start, activation="swiglu"), plan),
     }
+    if page.quick:  # those that the checks are about, and one that makes the model larger
+        some = ("length of a word's vector", "heads of attention", "step size (learning rate)",
+                "batch")  # fmt: skip
+        changed = {name: changed[name] for name in some}
     page.table(["hyperparameter", "value"],
                [[name, before] for name, (before, *_) in changed.items()])  # fmt: skip
 

@@ -69,8 +69,8 @@ def _timed(step: Callable[[Tensor], Tensor], loss: Tensor, seconds: float) -> Cu
         value = step(value)
         now = float(value.item())
         spent = curve[-1][0] + (time.perf_counter() - begin if number > 2 else 0.0)
-        curve.append((spent, now))
-        if spent > seconds:
+        curve.append((min(spent, seconds), now))
+        if spent >= seconds:
             break
     return curve
 

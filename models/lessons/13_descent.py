@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from minigrad.models.lessons.page import Page, alone
+from minigrad.models.lessons.page import Page, alone, shown
 from minigrad.models.regression import RATES, TRUTH, best, descend, points
 
 TITLE = "Gradient descent"
@@ -32,8 +32,7 @@ def lesson(page: Page) -> None:
 
         k ← k − learning rate · gradient
 
-        The **learning rate** is a hyperparameter, and all depends on it. From k0 = {START[0]:g},
-        k1 = {START[1]:g}:
+        The **learning rate** is a hyperparameter, and all depends on it. From k0 = k1 = {shown(START[0])}:
     """)
     paths = {name: descend(data, rate, STEPS, START) for name, rate in RATES.items()}
     bottom = descend(data, 0.0, 0, (k0, k1))[0][2]

@@ -221,7 +221,7 @@ function chart(spec) {
 }
 
 function fillChart(figure, spec) {
-  const width = room(), height = 300, left = 62, right = 12, top = 10, bottom = 42;
+  const width = spec.width || room(), height = 300, left = 70, right = 12, top = 10, bottom = 42;
   const logX = (spec.log || "").includes("x"), logY = (spec.log || "").includes("y");
   const fits = point => Number.isFinite(point[0]) && Number.isFinite(point[1]) && (!logX || point[0] > 0) && (!logY || point[1] > 0);
   const names = Object.keys(spec.lines), all = Object.values(spec.lines).flat().filter(fits);
