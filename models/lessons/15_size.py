@@ -14,6 +14,7 @@ from minigrad.models.train import parameter_count
 TITLE = "Size, dead neurons, overfitting"
 SECTIONS = ("Model Size, Quality, and MoE",)
 FEW = 200  # digits that can be learned by heart
+BATCH = 500  # digits: few steps an epoch, as there are many sizes to train
 RATES = (1e-3, 3e-2, 2e-1)
 
 
@@ -21,7 +22,7 @@ def quality(neurons: int, epochs: int, training: Digits, validation: Digits) -> 
     """A network of one hidden layer: its parameters, loss on what it saw, and on new digits."""
     Tensor.manual_seed(1)
     model = MLP((784, neurons, 10))
-    train(model, training, validation, epochs, 32, 2e-3, 1, Metrics(), patience=3, quiet=True)
+    train(model, training, validation, epochs, BATCH, 5e-3, 1, Metrics(), patience=5, quiet=True)
     return [parameter_count(model), evaluate(model, training)[0], evaluate(model, validation)[0]]
 
 
@@ -33,8 +34,8 @@ def lesson(page: Page) -> None:
         neurons, each until new digits are no longer read better.
     """)
     training, validation = load_digits()
-    widths = page.pick((1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 3776), (1, 8, 64, 512))
-    found = [quality(n, page.pick(20, 6), training, validation) for n in widths]
+    widths = page.pick((1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 3776), (1, 16, 256))
+    found = [quality(n, page.pick(60, 20), training, validation) for n in widths]
     sizes = [int(row[0]) for row in found]
     page.chart("loss against size", "parameters", "loss",
                {"new digits": [(row[0], row[2]) for row in found],

@@ -23,7 +23,7 @@ PACKED = 64  # numbers: a longer row goes to a page as bytes, as matrices do
 
 @dataclass(frozen=True)
 class Part:
-    """kind: "say", "table", "chart", "widget" or "check"; content: what the page makes of it."""
+    """kind: "say", "table", "chart", "drawing", "widget" or "check"; content: what the page makes of it."""
 
     kind: str
     content: dict[str, Any]
@@ -90,6 +90,12 @@ class Page:
         self.parts.append(Part("widget", content))
         if self.talks:
             print(_wrapped(f"(On the page: {task})") + "\n")
+
+    def drawing(self, title: str, text: str) -> None:
+        """Lines of characters that stand one below the other."""
+        self.parts.append(Part("drawing", {"title": title, "text": text}))
+        if self.talks:
+            print(f"  {title}\n" + textwrap.indent(text, "    ") + "\n")
 
     def check(self, what: str, holds: bool, found: str) -> None:
         """Something that the lesson claims; AssertionError where it does not hold."""

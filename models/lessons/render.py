@@ -279,11 +279,17 @@ def _json(value: object, number: int) -> str:
     return f'<script type="application/json" id="part-{number}">{text}</script>'
 
 
+def _drawing(part: Part, _: int) -> str:
+    text = html.escape(part.content["text"], quote=False)
+    title = html.escape(part.content["title"], quote=False)
+    return f'<p class="title">{title}</p><pre tabindex="0">{text}</pre>'
+
+
 def _check(part: Part, _: int) -> str:
     return ""  # they stand together, at the end
 
 
-PARTS = {"table": _table, "chart": _chart, "widget": _widget, "check": _check}
+PARTS = {"table": _table, "chart": _chart, "drawing": _drawing, "widget": _widget, "check": _check}
 
 
 def assets() -> Iterator[Path]:

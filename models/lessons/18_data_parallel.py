@@ -1,0 +1,137 @@
+"""Many copies of a model learn from different examples, and stay the same."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from minigrad import Tensor, nn
+from minigrad.models.lessons.page import Page, alone
+from minigrad.models.mlp import MLP
+from minigrad.models.parallel import Rank, all_reduce, run
+from minigrad.models.parallel.ring import spans
+from minigrad.models.parallel.timeline import as_text, read_trace
+from minigrad.models.parallel.training import Replica
+
+TITLE = "Data parallelism and AllReduce"
+SECTIONS = ("Parallelization", "Data Parallelism (DP)")
+SIZES, BATCH, STEPS = (16, 32, 4), 24, 4
+LENGTH = 840  # numbers in a ring: every count of ranks from 2 to 8 divides it
+
+
+def ring(ranks: int) -> tuple[list[float], int, int]:
+    """(first numbers of the sum, bytes that rank 0 sent, messages of rank 0), from a trace."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "trace.json"
+
+        def program(rank: Rank) -> list[float]:
+            x = (Tensor.arange(LENGTH).float() + 1000.0 * rank.number).realize()
+            total = all_reduce(x, rank.world)
+            return [float(value) for value in total.tolist()[:3]]
+
+        sums = run(program, ranks, trace=path)
+        events = read_trace(path)[0][1]
+    sent = [event["about"]["bytes"] for event in events if event["name"] == "send"]
+    assert all(values == sums[0] for values in sums)
+    return sums[0], sum(sent), len(sent)
+
+
+def learn(ranks: int) -> tuple[list[float], list[np.ndarray], str]:
+    """(loss of each step, first weights of each copy, timeline) of the same training."""
+    generator = np.random.default_rng(5)
+    images = generator.normal(size=(STEPS, BATCH, SIZES[0])).astype(np.float32)
+    labels = generator.integers(0, SIZES[-1], (STEPS, BATCH)).astype(np.int32)
+
+    def program(rank: Rank) -> tuple[list[float], Any]:
+        Tensor.manual_seed(1)
+        model = MLP(SIZES)
+        replica = Replica(rank, model)
+        optimizer = nn.optim.SGD(nn.state.get_parameters(model), lr=0.1)
+        losses = []
+        with Tensor.train():
+            for x, y in zip(images, labels, strict=True):
+                mine, answers = replica.part(x, y)
+                optimizer.zero_grad()
+                loss = model.loss(Tensor(mine), Tensor(answers)) * replica.weight
+                loss.backward()
+                loss = replica.share_gradients(loss, optimizer.params)
+                optimizer.step()
+                losses.append(float(loss.item()))
+        return losses, model.layers[0].weight.numpy().copy()
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "trace.json"
+        results = run(program, ranks, trace=path)
+        events = read_trace(path)
+    starts = sorted(event["start"] for event in events[0][1])
+    end = max(event["stop"] for _, some in events for event in some)
+    picture = as_text(events, starts[-len(starts) // STEPS], end, 72)  # the last step
+    return results[0][0], [weights for _, weights in results], picture
+
+
+def lesson(page: Page) -> None:
+    """The lesson."""
+    page.say(f"""
+        **Data parallelism**: “we slice the batch of examples into smaller batches.” Every device
+        has a whole copy of the model and learns from its own slice. Before the update they exchange
+        their gradients, so that each has the **average**; then all take the same step, and the
+        copies stay the same.
+
+        We let {BATCH} examples a step be learned by one device, and by 2 and by 4, which are
+        threads of this machine here.
+    """)
+    found = {ranks: learn(ranks) for ranks in (1, 2, 4)}
+    page.table(["step", *(f"devices: {ranks}" for ranks in found)],
+               [[n + 1, *(losses[n] for losses, _, _ in found.values())] for n in range(STEPS)],
+               "loss of the whole batch")  # fmt: skip
+    apart = max(abs(a - b) for losses, _, _ in found.values()
+                for a, b in zip(losses, found[1][0], strict=True))  # fmt: skip
+    page.check("the losses are those of one device, up to rounding", apart < 1e-5, f"{apart:.0e}")
+    alike = all((weights == copies[0]).all() for _, copies, _ in found.values()
+                for weights in copies)  # fmt: skip
+    page.check("after it all copies have the same weights, bit by bit", alike,
+               "2 of 2 and 4 of 4 copies")  # fmt: skip
+
+    page.say("""
+        The exchange is called **AllReduce**. The plain way, everybody sends everything to one who
+        adds up, makes that one a bottleneck. Better is the **ring**: each device talks only to its
+        neighbour. The numbers are cut into as many parts as there are devices. Each device sends
+        one part to the next, which adds its own and sends it on. After n − 1 steps each device has
+        one part complete; n − 1 steps more carry the complete parts around.
+    """)
+    rows, plays = [], []
+    for ranks in range(2, page.pick(9, 5)):
+        sums, sent, messages = ring(ranks)
+        formula = 2 * (ranks - 1) * (LENGTH // ranks) * 4
+        expected = [ranks * i + 1000.0 * ranks * (ranks - 1) / 2 for i in range(3)]
+        page.check(f"{ranks} devices: sum, messages and bytes are as the formula says",
+                   sums == expected and sent == formula and messages == 2 * (ranks - 1),
+                   f"{messages} messages, {sent:,} bytes")  # fmt: skip
+        rows.append([ranks, messages, sent, sent / (LENGTH * 4)])
+        plays.append(({"ranks": ranks}, [messages, sent / (LENGTH * 4)], 1e-6))
+    assert all(stop - start == LENGTH // 8 for start, stop in spans(LENGTH, 8))
+    page.table(["devices", "messages each", "bytes each", "times its size"], rows,
+               f"AllReduce of {LENGTH * 4:,} bytes, counted in a trace of real exchanges")
+
+    page.say("""
+        See the last column: however many devices there are, each sends less than **twice** the
+        gradients. But the number of messages grows, and each waits for the network: with thousands
+        of devices the **latency** counts. Go through the ring step by step.
+    """)
+    page.widget("ring", "Choose the number of devices, and step through the ring.",
+                {"ranks": 4}, plays)  # fmt: skip
+
+    page.say("""
+        And this is what 2 devices did in the last step above, from left to right: `#` are
+        computations, `~` is waiting for messages, `.` is waiting with nothing else to do. A model
+        so small has little to compute and much to wait for; a large one hides the exchange behind
+        the rest of the backward pass.
+    """)
+    page.drawing("2 devices, the last step", found[2][2])
+
+
+if __name__ == "__main__":
+    alone(lesson)

@@ -1,0 +1,129 @@
+"""How fast must the network be, so that a cluster does not stand idle?"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from minigrad.models.gpt_config import GPTConfig
+from minigrad.models.lessons.page import Page, alone
+from minigrad.models.network import NETWORKS, Network, ring_all_reduce, ring_attention
+from minigrad.models.sizing import duration_text, flops_per_token, parameters
+
+TITLE = "The network"
+SECTIONS = ("Parallelization, and the network",)
+DEVICES, TOKENS = 10, 1_000_000  # the article's: a million tokens, a hundred thousand each
+PEAK, SHARE, ITEM = 989e12, 0.4, 2  # of an H100: flop/s, what is reached; bytes of a number
+PARTS = 40  # of the batch, in a pipeline
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Seconds of a step: at work, idle by the pipeline's own gaps, waiting for the network."""
+
+    compute: float
+    bubble: float
+    network: float
+    messages: int
+
+    @property
+    def idle(self) -> float:
+        """The share of a step in which a device does nothing useful."""
+        return (self.bubble + self.network) / (self.compute + self.bubble + self.network)
+
+
+def costs(network: Network) -> dict[str, Cost]:
+    """A step of GPT-3 on DEVICES devices, a million tokens, cut in four ways; nothing is hidden.
+
+    DP, TP, PP: texts of 2,048 tokens; SP: one text of a million.
+    """
+    c, n = GPTConfig.preset("gpt3"), DEVICES
+    short, long = (flops_per_token(c, context) * TOKENS / (n * PEAK * SHARE)
+                   for context in (c.context, TOKENS))  # fmt: skip
+    state = parameters(c).total * ITEM
+    activations = TOKENS * c.dim * ITEM
+    hop = network.latency + activations / PARTS / network.bandwidth
+    return {
+        "DP": Cost(short, 0, ring_all_reduce(state, n, network), 2 * (n - 1)),
+        "SP": Cost(long, 0, ring_attention(c, TOKENS, n, ITEM, network), 2 * c.layers * (n - 1)),
+        # two sums in each block, forward and backward
+        "TP": Cost(short, 0, 4 * c.layers * ring_all_reduce(activations, n, network),
+                   8 * c.layers * (n - 1)),
+        "PP": Cost(short, short * (n - 1) / PARTS, 2 * (PARTS + n - 1) * hop, 2 * PARTS),
+    }  # fmt: skip
+
+
+def lesson(page: Page) -> None:
+    """The lesson."""
+    page.say(f"""
+        Devices that share a training talk all the time, and who waits for the network computes
+        nothing. How much is lost depends on the network, and on **how** the work is shared: some
+        ways talk once a step, others in every layer.
+
+        The article's example: GPT-3 on {DEVICES} devices, a million tokens in each step, a hundred
+        thousand for each device. For data parallelism these are many short texts, for sequence
+        parallelism one long one. We count what must be sent, and divide by the bandwidth; each
+        message also waits for the latency. Nothing is hidden behind computation here.
+    """)
+    fast, slow = NETWORKS[1], NETWORKS[3]
+    for_fast = costs(fast)
+    names = {"DP": "data parallel", "SP": "sequence parallel", "TP": "tensor parallel",
+             "PP": "pipeline parallel"}  # fmt: skip
+    page.table(["way", "messages a step", "at work", "network", "idle"],
+               [[names[way], cost.messages, duration_text(cost.compute),
+                 duration_text(cost.network), f"{cost.idle:.0%}"]
+                for way, cost in for_fast.items()], fast.name)  # fmt: skip
+
+    page.say("""
+        How sensitive each way is: the share of time that is lost, network by network.
+    """)
+    usable = [network for network in NETWORKS if network.joins(DEVICES)]
+    page.table(["network", *names], [[network.name, *(f"{cost.idle:.0%}" for cost in
+                                                      costs(network).values())]
+                                     for network in usable], "idle share")  # fmt: skip
+    bandwidths = [10 ** (8 + step / 8) for step in range(33)]
+    page.chart("idle share by bandwidth, with 2 µs of latency", "bytes a second", "idle share",
+               {names[way]: [(b, costs(Network("", b, 2e-6))[way].idle) for b in bandwidths]
+                for way in names}, log="x")  # fmt: skip
+    lost = {way: cost.network / cost.compute for way, cost in costs(slow).items()}
+    page.check("sequence parallelism is more sensitive to bandwidth than data parallelism",
+               lost["SP"] > 1.5 * lost["DP"],
+               f"on {slow.name} the network takes {lost['DP']:.1f} times the work for DP, "
+               f"{lost['SP']:.1f} times for SP")  # fmt: skip
+    page.check("it sends far more messages, one round in each layer",
+               for_fast["SP"].messages > 50 * for_fast["DP"].messages,
+               f"{for_fast['SP'].messages:,} a step against {for_fast['DP'].messages:,}")
+    tenfold = {way: costs(Network("", fast.bandwidth, 2e-2))[way].network / cost.network
+               for way, cost in for_fast.items()}  # fmt: skip
+    page.check("and with latencies of the internet it slows down more, too",
+               tenfold["SP"] > tenfold["DP"],
+               f"DP {tenfold['DP']:.2f} times, SP {tenfold['SP']:.2f} times the exchange")
+
+    page.say("""
+        So the article is right: data parallelism has a **medium** sensitivity, sequence parallelism
+        a **high** one. (In practice both hide a part of the exchange behind computation; data
+        parallelism can hide it behind the whole backward pass, sequence parallelism only behind
+        the attention of one chunk, in one layer.) Tensor parallelism is the most sensitive: it
+        stays inside one box, where the network is fastest.
+
+        Set bandwidth and latency yourself.
+    """)
+    plays = []
+    for network in usable:
+        plays.append(({"bandwidth": network.bandwidth, "latency": network.latency},
+                      [cost.idle for cost in costs(network).values()], 1e-6))  # fmt: skip
+    c = GPTConfig.preset("gpt3")
+    page.widget("network", "Move bandwidth and latency, and see who stands idle.",
+                {"names": list(names.values()), "devices": DEVICES, "tokens": TOKENS,
+                 "layers": c.layers, "dim": c.dim, "item": ITEM, "parts": PARTS,
+                 "state": parameters(c).total * ITEM,
+                 "compute": [cost.compute for cost in for_fast.values()]}, plays)  # fmt: skip
+
+    page.say("""
+        This is why clusters for training have networks that cost as much as a good part of the
+        devices: low latency, no losses, hundreds of gigabits a second. A training takes months; if
+        a third of the time is waiting, a third of the cluster was bought for nothing.
+    """)
+
+
+if __name__ == "__main__":
+    alone(lesson)
