@@ -31,6 +31,8 @@ EXTRAS = {
         "mypy>=1.13", "ruff>=0.9", "setuptools>=77", "einops>=0.8", "scikit-learn>=1.6",
         "z3-solver>=4.12", "gguf>=0.17",
     ],
+    # the lessons' pages in a browser, which is Debian's chromium with chromium-driver
+    "browser": ["selenium>=4.25"],
     # what results and speed are compared with
     "compare": ["torch>=2.4"],
 }  # fmt: skip
@@ -61,7 +63,10 @@ setup(
     python_requires=">=3.11",
     package_dir={name: folder for folder, name in FOLDERS.items()},
     packages=PACKAGES,
-    package_data={"minigrad": ["py.typed"]},  # which holds for the packages inside it, too
+    package_data={
+        "minigrad": ["py.typed"],  # which holds for the packages inside it, too
+        "minigrad.models.lessons": ["*.js", "assets/*"],
+    },
     install_requires=["numpy>=1.26", "ml_dtypes>=0.4", "llvmlite>=0.44", "pyopencl>=2024.1"],
     extras_require=EXTRAS,
 )

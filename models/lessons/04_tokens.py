@@ -64,7 +64,8 @@ def lesson(page: Page) -> None:
     page.say("""
         Note the spaces, shown as dots: a word usually carries the one before it. Note the
         languages: tokens were learned from English text, so other writing costs more of them, and
-        whoever pays by the token pays more. And note the digits: a model that adds numbers sees pieces like these.
+        whoever pays by the token pays more. And note the digits: a model that adds numbers sees
+        pieces like these.
     """)
     merges = np.array([[a, b] for a, b, _ in tokenizer.merges], np.float32)
     plays = [({"text": text}, tokenizer.encode(text), 0.0) for text in (*TRIED, *KNOWN)]

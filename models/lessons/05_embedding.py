@@ -127,7 +127,8 @@ def lesson(page: Page) -> None:
         found.append([f"{a} − {b} + {c}", wanted, ", ".join(names(order))])
     page.table(["sum", "hoped for", "nearest of all 49,152 tokens"], found)
     page.check("the game works more often if the words of the sum are forbidden as answers",
-               right >= honest, f"{right} of {len(GAMES)} with that rule, {honest} without")  # fmt: skip
+               right >= honest, f"{right} of {len(GAMES)} with that rule, {honest} without"
+               )  # fmt: skip
 
     page.say("""
         So directions do mean something, but less neatly than is told. Try your own sums among the

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import numpy as np
 
@@ -73,7 +74,7 @@ def lesson(page: Page) -> None:
         table.append([temperature, *spread])
     page.table(["temperature", *PROMPTS], table, "as uncertain as a choice among so many words")
     page.check("the warmer, the more words are in play",
-               all(a < b for one, after in zip(table, table[1:], strict=False)
+               all(a < b for one, after in pairwise(table)
                    for a, b in zip(one[1:], after[1:], strict=True)),
                " < ".join(f"{row[1]:,.1f}" for row in table))  # fmt: skip
 

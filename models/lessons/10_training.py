@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -54,7 +55,7 @@ def iteration(
             param.assign(param - gradient * RATE)
         Tensor.realize(*params)
     clock.append(time.perf_counter())
-    taken = [1e3 * (b - a) for a, b in zip(clock, clock[1:], strict=False)]
+    taken = [1e3 * (b - a) for a, b in pairwise(clock)]
     return logits, value, gradients, taken
 
 

@@ -39,7 +39,7 @@ def by_chance(images: Tensor, labels: Tensor, seconds: float) -> Curve:
             Tensor.realize(loss, *params)
             return loss.minimum(best).realize()
 
-    return _timed(lambda best: tried(best), model.loss(images, labels), seconds)
+    return _timed(tried, model.loss(images, labels), seconds)
 
 
 def by_gradient(images: Tensor, labels: Tensor, seconds: float) -> Curve:
@@ -57,7 +57,7 @@ def by_gradient(images: Tensor, labels: Tensor, seconds: float) -> Curve:
         return loss.detach().realize()
 
     with Tensor.train():
-        return _timed(lambda best: step(best), model.loss(images, labels), seconds)
+        return _timed(step, model.loss(images, labels), seconds)
 
 
 def _timed(step: Callable[[Tensor], Tensor], loss: Tensor, seconds: float) -> Curve:

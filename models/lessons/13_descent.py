@@ -32,7 +32,8 @@ def lesson(page: Page) -> None:
 
         k ← k − learning rate · gradient
 
-        The **learning rate** is a hyperparameter, and all depends on it. From k0 = k1 = {shown(START[0])}:
+        The **learning rate** is a hyperparameter, and all depends on it. From k0 = k1 =
+        {shown(START[0])}:
     """)
     paths = {name: descend(data, rate, STEPS, START) for name, rate in RATES.items()}
     bottom = descend(data, 0.0, 0, (k0, k1))[0][2]

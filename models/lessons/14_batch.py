@@ -19,8 +19,8 @@ def lesson(page: Page) -> None:
     """The lesson."""
     page.say("""
         A step of training needs the gradient of the error over the examples. Over which? All of
-        them would be exact, and unbearably slow; one alone is quick, but says only what **it** would
-        like changed. So one takes a handful, a **batch**, and a new one for each step.
+        them would be exact, and unbearably slow; one alone is quick, but says only what it itself
+        would like changed. So one takes a handful, a **batch**, and a new one for each step.
 
         How wrong is the gradient of a batch? We measure it for the line through a cloud of points,
         where the exact gradient is known: many batches of each size, and how far their gradients

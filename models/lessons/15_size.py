@@ -56,8 +56,8 @@ def lesson(page: Page) -> None:
         and so models and heaps of text grew together.
 
         Large networks have two troubles of their own. The first: **overfitting**. Instead of
-        finding what makes a three a three, the network **memorises** the examples. To see it plainly,
-        a network gets only {FEW} digits, again and again.
+        finding what makes a three a three, the network **memorises** the examples. To see it
+        plainly, a network gets only {FEW} digits, again and again.
     """)
     Tensor.manual_seed(1)
     few, metrics = Digits(training.images[:FEW], training.labels[:FEW]), Metrics()

@@ -10,7 +10,7 @@ from minigrad.models.network import NETWORKS, Network, ring_all_reduce, ring_att
 from minigrad.models.sizing import duration_text, flops_per_token, parameters
 
 TITLE = "The network"
-SECTIONS = ("Parallelization, and the network",)
+SECTIONS = ("Parallelization: what it asks of the network",)
 DEVICES, TOKENS = 10, 1_000_000  # the article's: a million tokens, a hundred thousand each
 PEAK, SHARE, ITEM = 989e12, 0.4, 2  # of an H100: flop/s, what is reached; bytes of a number
 PARTS = 40  # of the batch, in a pipeline

@@ -23,7 +23,7 @@ PACKED = 64  # numbers: a longer row goes to a page as bytes, as matrices do
 
 @dataclass(frozen=True)
 class Part:
-    """kind: "say", "table", "chart", "drawing", "widget" or "check"; content: what the page makes of it."""
+    """kind: "say", "table", "chart", "drawing", "widget" or "check"; content: what is in it."""
 
     kind: str
     content: dict[str, Any]

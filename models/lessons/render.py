@@ -254,7 +254,7 @@ def _wide(head: Sequence[str], rows: Sequence[Sequence[str]], title: str) -> str
 def _cell(place: int, text: str) -> str:
     if place == 0:
         return f'<th scope="row">{_inline(text)}</th>'
-    number = re.match(r"[−\d∞]", text) is not None
+    number = re.fullmatch(r"[−\d∞][\d.,%·⁻⁰¹²³⁴⁵⁶⁷⁸⁹−]*( [A-Za-zµ%]+)?", text) is not None
     return f'<td{" class=number" if number else ""}>{_inline(text)}</td>'
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,6 +22,27 @@ def missing() -> str | None:
     if not any(map(shutil.which, BROWSERS)):
         return "the package chromium is not installed"
     return None if shutil.which("chromedriver") else "the package chromium-driver is not installed"
+
+
+def axe() -> Path | None:
+    """axe-core's script in the package axe-playwright-python, which is read and not imported."""
+    found = importlib.util.find_spec("axe_playwright_python")
+    places = list(found.submodule_search_locations or ()) if found is not None else []
+    return Path(places[0]) / "axe.min.js" if places else None
+
+
+AXE = """
+axe.run().then(found => arguments[0](found.violations
+  .filter(fault => ["serious", "critical"].includes(fault.impact))
+  .flatMap(fault => fault.nodes.map(node => `${fault.id}: ${node.html} ${node.failureSummary}`))));
+"""
+
+
+def faults(driver: Any, script: Path) -> list[str]:
+    """What axe-core finds serious or critical in the page."""
+    driver.execute_script(script.read_text("utf-8"))
+    found: list[str] = driver.execute_async_script(AXE)
+    return found
 
 
 @contextmanager

@@ -25,6 +25,8 @@ function dress(element, attributes, children) {
   return element;
 }
 
+const raised = power => [...String(power)].map(c => "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"["-0123456789".indexOf(c)]).join("");
+
 /* Numbers for people: four digits. */
 function shown(value) {
   if (typeof value !== "number") return String(value);
@@ -33,7 +35,7 @@ function shown(value) {
   if (Number.isInteger(value) && size < 1e15) return value.toLocaleString("en-US").replace("-", "−");
   if (size && (size < 1e-4 || size >= 1e7)) {
     const [number, exponent] = value.toExponential(2).split("e");
-    return `${number}·10${[...exponent.replace("+", "")].map(c => "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"["-0123456789".indexOf(c)]).join("")}`.replace("-", "−");
+    return `${number}·10${raised(Number(exponent))}`.replace("-", "−");
   }
   const text = size >= 1000 ? Math.round(value).toLocaleString("en-US") : Number(value.toPrecision(4)).toString();
   return text.replace("-", "−");
@@ -239,7 +241,7 @@ function fillChart(figure, spec) {
   const scale = (value, low, high, log) => log ? Math.log(value / low) / Math.log(high / low) : (value - low) / (high - low);
   const px = x => left + scale(x, x0, x1, logX) * (width - left - right);
   const py = y => height - bottom - scale(y, y0, y1, logY) * (height - top - bottom);
-  const label = (value, log) => log && (value >= 1e5 || value < 1e-3) && Math.abs(Math.log10(value) - Math.round(Math.log10(value))) < 1e-9 ? shown(value).replace("1.00·", "") : shown(Number(value.toPrecision(6)));
+  const label = (value, log) => log && (value >= 1e5 || value < 1e-3) && Math.abs(Math.log10(value) - Math.round(Math.log10(value))) < 1e-9 ? `10${raised(Math.round(Math.log10(value)))}` : shown(Number(value.toPrecision(6)));
   const root = draw("svg", {viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": `${spec.title || spec.y}: ${names.join(", ")}`});
   for (const value of ticks(x0, x1, logX, 6)) {
     root.append(draw("line", {class: "grid", x1: px(value), x2: px(value), y1: top, y2: height - bottom}),
