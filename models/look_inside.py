@@ -24,6 +24,7 @@ from minigrad.nn.quantized import QuantizedEmbedding
 TEMPERATURES = (0.2, 1.0, 2.0)
 NEIGHBOURS, LIKELIEST = 5, 8
 ALIKE = 10.0  # gradient norms of blocks that differ by less do not keep a model from learning
+DEEP = 40  # layers without norms, in which gradients vanish
 WARM, MOST_ANEW = 3, 8  # calls before a captured step replays; longer ones that are timed
 
 
@@ -165,17 +166,50 @@ def gradient_norms(config: GPTConfig, windows: Windows, plan: TrainingPlan) -> l
     return norms
 
 
+class Deep:
+    """Layers of `width` neurons: linear, tanh; with residual connections each adds to its input.
+
+    Nothing is normalised, so that what a layer does to gradients is not repaired by the next.
+    """
+
+    def __init__(self, depth: int, width: int, residual: bool) -> None:
+        self.residual = residual
+        self.layers = [nn.Linear(width, width) for _ in range(depth)]
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """(batch, width) → the same shape."""
+        for layer in self.layers:
+            x = x + layer(x).tanh() if self.residual else layer(x).tanh()
+        return x
+
+
+def deep_gradient_norms(depth: int, residual: bool, width: int = 64, seed: int = 3) -> list[float]:
+    """2-norm of the gradient of each layer's weights in a new `Deep`, the first layer first."""
+    Tensor.manual_seed(seed)
+    model = Deep(depth, width, residual)
+    x, goal = Tensor.randn(32, width), Tensor.randn(32, width)
+    loss = (model(x) - goal).square().mean()
+    gradients = loss.gradient(*(layer.weight for layer in model.layers))
+    norms = Tensor.stack(*(gradient.square().sum().sqrt() for gradient in gradients))
+    return [float(norm) for norm in norms.tolist()]
+
+
 def show_gradient_norms(config: GPTConfig, windows: Windows, plan: TrainingPlan) -> None:
     """Two columns: with residual connections, and without; and what is to be seen in them."""
     random = Tensor.random_state()
     columns = [gradient_norms(replace(config, residual=residual), windows, plan)
                for residual in (True, False)]  # fmt: skip
+    plain = [deep_gradient_norms(DEEP, residual) for residual in (True, False)]
     Tensor.set_random_state(random)
     print("gradient norms at the start   with residual connections   without")
     for number, norms in enumerate(zip(*columns, strict=True), 1):
         print(f"  block {number:<20} {norms[0]:>27.3g} {norms[1]:>9.3g}")
     for name, column in zip(("with residual connections", "without"), columns, strict=True):
         print(f"{name}: {told_of_norms(column)}")
+    shares = [norms[0] / norms[-1] for norms in plain]
+    print(f"blocks normalise what enters them, which helps gradients, too; of {DEEP} layers that "
+          f"do not, the first gets {shares[0]:.2g} times the last's gradient with residual "
+          f"connections, {shares[1]:.1e} times without")  # fmt: skip
 
 
 def told_of_norms(norms: list[float]) -> str:

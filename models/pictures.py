@@ -82,9 +82,9 @@ def draw_losses(axes: Any, metrics: Metrics) -> None:
     axes.plot(steps, losses, color=LIGHT_BLUE, linewidth=0.6 if reach else 1.2,
               label="training, each batch")  # fmt: skip
     if reach:
-        width = 2 * reach + 1
+        width, whole = 2 * reach + 1, slice(reach, -reach)  # at the ends it would be of fewer
         label = f"mean of {width} batches, centred"
-        axes.plot(steps, centred_mean(losses, width), color=BLUE, label=label)
+        axes.plot(steps[whole], centred_mean(losses, width)[whole], color=BLUE, label=label)
     axes.plot(*metrics.curve("val_loss"), "o-", color=ORANGE, label="validation")
     axes.set_xlabel("step")
     axes.set_ylabel("loss, nats")
@@ -111,7 +111,7 @@ def draw_mlp(model: Perceptron, digits: Digits, metrics: Metrics, path: Path) ->
     pyplot = pyplot_without_window()
     figure = pyplot.figure(figsize=(14, 8), layout="constrained")
     left, right = figure.subfigures(1, 2, width_ratios=(1, 1.3))
-    draw_weights(left, model.layers[0].weight.numpy()[:16])
+    draw_weights(left, model.layers[0].weight.numpy()[:16], silent(model, digits))
     upper, lower = right.subfigures(2, 1)
     draw_way(upper, model, digits)
     draw_losses(lower.subplots(), metrics)
@@ -119,13 +119,20 @@ def draw_mlp(model: Perceptron, digits: Digits, metrics: Metrics, path: Path) ->
     pyplot.close(figure)
 
 
-def draw_weights(figure: Any, weights: Any) -> None:
+def silent(model: Perceptron, digits: Digits) -> list[bool]:
+    """Of each neuron of the first layer, whether no digit lifts its sum above its threshold."""
+    with Tensor.no_grad():
+        highest = model.layers[0](Tensor(digits.images[:1000])).max(0)
+    return [bool(value <= 0) for value in highest.tolist()]
+
+
+def draw_weights(figure: Any, weights: Any, dead: list[bool]) -> None:
     """The weights of each neuron as an image, under the number that it has in the bars, too."""
     figure.suptitle("layer 1: what each neuron looks for (blue: ink counts for it)")
     for number, (axes, row) in enumerate(zip(figure.subplots(4, 4).flat, weights, strict=False)):
         limit = abs(row).max() or 1.0
         axes.imshow(row.reshape(28, 28), cmap="RdBu", vmin=-limit, vmax=limit)
-        axes.set_title(f"neuron {number}", fontsize=9, pad=2)
+        axes.set_title(f"neuron {number}{', dead' * dead[number]}", fontsize=9, pad=2)
     for axes in figure.axes:
         axes.set_axis_off()
 

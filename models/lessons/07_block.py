@@ -10,37 +10,12 @@ from minigrad import Tensor, nn
 from minigrad.models.gpt_config import GPTConfig
 from minigrad.models.lessons.page import Page, alone
 from minigrad.models.lessons.shared import language_model, names
+from minigrad.models.look_inside import DEEP, deep_gradient_norms
 
 TITLE = "Feed-forward, norm, residual"
 SECTIONS = ("FFN and Nonlinear Transformations", "Layer Norm and Residual Connection")
 SENTENCE = "The cat sat on the windowsill"
 LAYERS = (0, 9, 19, 29)
-DEEP, WIDTH = 40, 64  # layers that gradients must get through, neurons of each
-
-
-class Deep:
-    """Layers of Linear, tanh; with residual connections each adds to what it was given."""
-
-    def __init__(self, depth: int, residual: bool) -> None:
-        self.residual = residual
-        self.layers = [nn.Linear(WIDTH, WIDTH) for _ in range(depth)]
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """(batch, WIDTH) → the same shape."""
-        for layer in self.layers:
-            x = x + layer(x).tanh() if self.residual else layer(x).tanh()
-        return x
-
-
-def gradient_norms(depth: int, residual: bool) -> list[float]:
-    """How large the gradient of each layer's weights is, the first layer first."""
-    Tensor.manual_seed(3)
-    model = Deep(depth, residual)
-    x, goal = Tensor.randn(32, WIDTH), Tensor.randn(32, WIDTH)
-    loss = (model(x) - goal).square().mean()
-    gradients = loss.gradient(*(layer.weight for layer in model.layers))
-    norms = Tensor.stack(*(gradient.square().sum().sqrt() for gradient in gradients))
-    return [float(norm) for norm in norms.tolist()]
 
 
 def lesson(page: Page) -> None:
@@ -119,7 +94,7 @@ def lesson(page: Page) -> None:
         changes its size. Without the way around it shrinks each time; after {DEEP} layers nothing
         is left, and the first layers learn nothing: **the gradient vanishes**.
     """)
-    norms = {residual: gradient_norms(DEEP, residual) for residual in (True, False)}
+    norms = {residual: deep_gradient_norms(DEEP, residual) for residual in (True, False)}
     labels = {True: "with residual connections", False: "without"}
     page.chart("how much of the error reaches each layer", "layer", "size of its gradient",
                {labels[r]: list(enumerate(values, 1)) for r, values in norms.items()},
@@ -135,7 +110,7 @@ def lesson(page: Page) -> None:
         residual connection as long as networks had three of them.
     """)
     depths = (2, 5, 10, 20, DEEP)
-    curves = {residual: [gradient_norms(depth, residual) for depth in depths]
+    curves = {residual: [deep_gradient_norms(depth, residual) for depth in depths]
               for residual in (True, False)}  # fmt: skip
     falling = [b[0] / b[-1] < a[0] / a[-1] for a, b in pairwise(curves[False])]
     page.check("the deeper, the less arrives without them", all(falling),

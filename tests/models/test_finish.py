@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import signal
 from collections.abc import Callable
 from dataclasses import replace
@@ -219,7 +220,7 @@ def test_gradient_norms_say_what_is_to_be_seen(
         lambda config, *_: [2.88, 2.4] if config.residual else [7.1, 0.071],
     )
     look_inside.show_gradient_norms(TINY, TEXT, TrainingPlan())
-    _, first, last, residual, without = capsys.readouterr().out.splitlines()
+    _, first, last, residual, without, plain = capsys.readouterr().out.splitlines()
     assert first.split() == ["block", "1", "2.88", "7.1"]
     assert last.split() == ["block", "2", "2.4", "0.071"]
     assert len(first) == len(last)
@@ -229,6 +230,8 @@ def test_gradient_norms_say_what_is_to_be_seen(
     )
     assert without.startswith("without: the first block's is 100 times as large as the last's, ")
     assert without.endswith("would explode")
+    with_them, without_them = map(float, re.findall(r"([\d.e-]+) times", plain))
+    assert 0.1 < with_them < 10 and without_them < 1e-4
 
 
 @pytest.mark.parametrize(

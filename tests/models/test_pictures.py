@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from minigrad import Tensor
 from minigrad.models import pictures
 from minigrad.models.digits import Digits
 from minigrad.models.errors import InputError
@@ -100,9 +101,22 @@ def test_the_mean_is_centred() -> None:
 
 def test_neurons_have_numbers_and_bars_have_names(drawn: list[Any]) -> None:
     axes = figure_of(8, drawn).axes
-    assert [each.get_title() for each in axes[:16]] == [f"neuron {n}" for n in range(16)]
+    titles = [each.get_title().removesuffix(", dead") for each in axes[:16]]
+    assert titles == [f"neuron {n}" for n in range(16)]
     bars = [(each.get_xlabel(), each.get_ylabel()) for each in axes[17:20]]
     assert bars == [("activation", "neuron")] * 2 + [("probability", "digit")]
+
+
+def test_a_neuron_that_no_digit_excites_is_called_dead(drawn: list[Any]) -> None:
+    model, digits = MLP(), Digits(np.ones((2, 784), np.float32), np.zeros(2, np.int32))
+    sums = np.ones(16, np.float32)
+    sums[[2, 9]] = -1
+    with Tensor.no_grad():
+        model.layers[0].weight.assign(Tensor.zeros(16, 784))
+        model.layers[0].bias.assign(Tensor(sums))
+    pictures.draw_mlp(model, digits, record(8, lambda step: 1 / step), Path("none"))
+    titles = [axes.get_title() for axes in drawn[0].axes[:16]]
+    assert [n for n, title in enumerate(titles) if title.endswith(", dead")] == [2, 9]
 
 
 def test_a_neuron(drawn: list[Any], on_device: str) -> None:
