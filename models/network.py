@@ -60,6 +60,9 @@ NETWORKS = (
 )
 
 
+FEW, TOKENS = 10, 1_000_000  # devices and tokens of a step that show how sensitive each way is
+
+
 def ring_all_reduce(size: float, ranks: int, network: Network) -> float:
     """Seconds to sum `size` bytes over `ranks`: 2·(n − 1) messages of size/n."""
     if ranks < 2:
@@ -141,6 +144,63 @@ def step_seconds(
     return Step(compute, data, sequence, max(data - hidden, 0.0) + max(sequence - compute, 0.0))
 
 
+@dataclass(frozen=True)
+class Exposed:
+    """Seconds of a step whose exchanges nothing hides: at work, a pipeline's gaps, the network.
+
+    messages: that each device sends.
+    """
+
+    compute: float
+    gaps: float
+    network: float
+    messages: int
+
+    @property
+    def idle(self) -> float:
+        """The share of the step in which a device does nothing useful."""
+        return (self.gaps + self.network) / (self.compute + self.gaps + self.network)
+
+
+def exposed(
+    config: GPTConfig, tokens: float, devices: int, network: Network, peak: float = 989e12,
+    utilization: float = 0.4, itemsize: int = 2, parts: int = 40,
+) -> dict[str, Exposed]:  # fmt: skip
+    """A step of `tokens` tokens on some devices, cut in four ways: how sensitive is each?
+
+    DP (a copy of the model each), TP (parts of each matrix) and PP (layers each, the batch in
+    `parts`) read texts of the model's context, SP one text of all tokens. TP adds up activations
+    twice in each block, forward and backward.
+    """
+    n = devices
+    short, long = (flops_per_token(config, context) * tokens / (n * peak * utilization)
+                   for context in (config.context, round(tokens)))  # fmt: skip
+    activations = tokens * config.dim * itemsize
+    hop = network.latency + activations / parts / network.bandwidth
+    sums = ring_all_reduce(activations, n, network)
+    gradients = ring_all_reduce(parameters(config).total * itemsize, n, network)
+    ring = ring_attention(config, round(tokens), n, itemsize, network)
+    layers = config.layers
+    return {
+        "DP": Exposed(short, 0.0, gradients, 2 * (n - 1)),
+        "SP": Exposed(long, 0.0, ring, 2 * layers * (n - 1)),
+        "TP": Exposed(short, 0.0, 4 * layers * sums, 8 * layers * (n - 1)),
+        "PP": Exposed(short, short * (n - 1) / parts, 2 * (parts + n - 1) * hop, 2 * parts),
+    }
+
+
+def show_sensitivity(config: GPTConfig, networks: Sequence[Network], itemsize: int) -> None:
+    """A table: which share of a step devices are idle, by network and by how work is shared."""
+    print(f"\nhow sensitive each way is: share of a step that {FEW} devices are idle, with "
+          f"{TOKENS:,} tokens\n(one text for SP) and nothing hidden behind computation"
+          )  # fmt: skip
+    print(f"{'network':<32}{'DP':>7}{'SP':>7}{'TP':>7}{'PP':>7}")
+    for network in networks:
+        if network.joins(FEW):
+            ways = exposed(config, TOKENS, FEW, network, itemsize=itemsize)
+            print(f"{network.name:<32}" + "".join(f"{way.idle:>7.0%}" for way in ways.values()))
+
+
 def parser() -> argparse.ArgumentParser:
     """The flags of the script."""
     result = console.Parser(
@@ -195,6 +255,7 @@ def main(arguments: Sequence[str]) -> None:
         print(f"{network.name:<32}{duration_text(step.data_parallel):>14}"
               f"{duration_text(step.sequence_parallel):>14}{duration_text(step.total):>14}"
               f"{step.efficiency:>7.0%}   {duration_text(step.total * steps)}")  # fmt: skip
+    show_sensitivity(config, networks, itemsize)
 
 
 if __name__ == "__main__":

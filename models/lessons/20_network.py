@@ -2,54 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from minigrad.models.gpt_config import GPTConfig
 from minigrad.models.lessons.page import Page, alone
-from minigrad.models.network import NETWORKS, Network, ring_all_reduce, ring_attention
-from minigrad.models.sizing import duration_text, flops_per_token, parameters
+from minigrad.models.network import FEW, NETWORKS, TOKENS, Exposed, Network, exposed
+from minigrad.models.sizing import duration_text, parameters
 
 TITLE = "The network"
 SECTIONS = ("Parallelization: what it asks of the network",)
-DEVICES, TOKENS = 10, 1_000_000  # the article's: a million tokens, a hundred thousand each
-PEAK, SHARE, ITEM = 989e12, 0.4, 2  # of an H100: flop/s, what is reached; bytes of a number
+ITEM = 2  # bytes of a number
 PARTS = 40  # of the batch, in a pipeline
 
 
-@dataclass(frozen=True)
-class Cost:
-    """Seconds of a step: at work, idle by the pipeline's own gaps, waiting for the network."""
-
-    compute: float
-    bubble: float
-    network: float
-    messages: int
-
-    @property
-    def idle(self) -> float:
-        """The share of a step in which a device does nothing useful."""
-        return (self.bubble + self.network) / (self.compute + self.bubble + self.network)
-
-
-def costs(network: Network) -> dict[str, Cost]:
-    """A step of GPT-3 on DEVICES devices, a million tokens, cut in four ways; nothing is hidden.
-
-    DP, TP, PP: texts of 2,048 tokens; SP: one text of a million.
-    """
-    c, n = GPTConfig.preset("gpt3"), DEVICES
-    short, long = (flops_per_token(c, context) * TOKENS / (n * PEAK * SHARE)
-                   for context in (c.context, TOKENS))  # fmt: skip
-    state = parameters(c).total * ITEM
-    activations = TOKENS * c.dim * ITEM
-    hop = network.latency + activations / PARTS / network.bandwidth
-    return {
-        "DP": Cost(short, 0, ring_all_reduce(state, n, network), 2 * (n - 1)),
-        "SP": Cost(long, 0, ring_attention(c, TOKENS, n, ITEM, network), 2 * c.layers * (n - 1)),
-        # two sums in each block, forward and backward
-        "TP": Cost(short, 0, 4 * c.layers * ring_all_reduce(activations, n, network),
-                   8 * c.layers * (n - 1)),
-        "PP": Cost(short, short * (n - 1) / PARTS, 2 * (PARTS + n - 1) * hop, 2 * PARTS),
-    }  # fmt: skip
+def costs(network: Network) -> dict[str, Exposed]:
+    """A step of GPT-3, cut in four ways."""
+    return exposed(GPTConfig.preset("gpt3"), TOKENS, FEW, network, parts=PARTS)
 
 
 def lesson(page: Page) -> None:
@@ -59,7 +25,7 @@ def lesson(page: Page) -> None:
         nothing. How much is lost depends on the network, and on **how** the work is shared: some
         ways talk once a step, others in every layer.
 
-        The article's example: GPT-3 on {DEVICES} devices, a million tokens in each step, a hundred
+        The article's example: GPT-3 on {FEW} devices, a million tokens in each step, a hundred
         thousand for each device. For data parallelism these are many short texts, for sequence
         parallelism one long one. We count what must be sent, and divide by the bandwidth; each
         message also waits for the latency. Nothing is hidden behind computation here.
@@ -76,7 +42,7 @@ def lesson(page: Page) -> None:
     page.say("""
         How sensitive each way is: the share of time that is lost, network by network.
     """)
-    usable = [network for network in NETWORKS if network.joins(DEVICES)]
+    usable = [network for network in NETWORKS if network.joins(FEW)]
     page.table(["network", *names], [[network.name, *(f"{cost.idle:.0%}" for cost in
                                                       costs(network).values())]
                                      for network in usable], "idle share")  # fmt: skip
@@ -113,7 +79,7 @@ def lesson(page: Page) -> None:
                       [cost.idle for cost in costs(network).values()], 1e-6))  # fmt: skip
     c = GPTConfig.preset("gpt3")
     page.widget("network", "Move bandwidth and latency, and see who stands idle.",
-                {"names": list(names.values()), "devices": DEVICES, "tokens": TOKENS,
+                {"names": list(names.values()), "devices": FEW, "tokens": TOKENS,
                  "layers": c.layers, "dim": c.dim, "item": ITEM, "parts": PARTS,
                  "state": parameters(c).total * ITEM,
                  "compute": [cost.compute for cost in for_fast.values()]}, plays)  # fmt: skip

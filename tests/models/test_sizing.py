@@ -135,6 +135,17 @@ def test_a_ring() -> None:
     assert math.isclose(step.total, step.compute + step.exposed) and 0 < step.efficiency < 1
 
 
+def test_sequence_parallel_is_more_sensitive_than_data_parallel() -> None:
+    wire, config = network.Network("wire", 1e9, 1e-3), GPTConfig(3, 2, 16, 64, 11)
+    ways = network.exposed(config, 64, 4, wire, itemsize=2)
+    assert ways["SP"].network == network.ring_attention(config, 64, 4, 2, wire)
+    size = sizing.parameters(config).total * 2
+    assert ways["DP"].network == network.ring_all_reduce(size, 4, wire)
+    large = network.exposed(GPTConfig.preset("gpt3"), 1e6, 10, network.NETWORKS[1])
+    assert large["DP"].idle < large["SP"].idle < large["TP"].idle
+    assert large["SP"].messages > 50 * large["DP"].messages
+
+
 @pytest.mark.parametrize(("devices", "there"), [(8, True), (9, False), (1024, False)])
 def test_a_box_holds_few_devices(
     devices: int, there: bool, capsys: pytest.CaptureFixture[str]
