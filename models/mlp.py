@@ -140,7 +140,7 @@ def verdict(straight: float, bent: float, count: int) -> str:
     if abs(bent - straight) <= chance:
         return said + (
             f"no more apart than chance makes {count:,} digits ({chance:.1%}); these digits can be "
-            "told apart by a linear map, and only harder tasks show what a bend is for, such as the "
+            "told apart by a linear map, and only harder tasks show what a bend is for: the "
             "two spirals of models/lessons/03_activations.py"
         )
     return said + ("the bend helps" if bent > straight else "here the bend does harm")
