@@ -23,7 +23,8 @@ def routes(model: GPT, ids: np.ndarray) -> np.ndarray:
     """The expert of each token in the first block: ids' shape, integers."""
     with Tensor.no_grad(), recording() as found:
         model.features(Tensor(ids)).realize()
-        return found[0].chosen.numpy()[:, 0].reshape(ids.shape)
+        chosen: np.ndarray = found[0].chosen.numpy()[:, 0]
+    return chosen.reshape(ids.shape)
 
 
 def lesson(page: Page) -> None:
