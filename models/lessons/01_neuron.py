@@ -23,6 +23,7 @@ def lesson(page: Page) -> None:
         simplest whole part is a **neuron**. Signals come in, each a number. Each has a **weight**:
         how much this neuron cares about it, and whether it speaks for or against. The neuron
         multiplies each signal by its weight, adds up, and compares the sum with its **threshold**.
+        The idea is from the 1940s, taken from nerve cells, which pass signals on through synapses.
 
         Say you decide whether to go for a walk. Signals: how sunny it is, how much work is left,
         how much you long for fresh air. Sun counts for it, work against it.

@@ -30,7 +30,9 @@ def lesson(page: Page) -> None:
     page.say("""
         **Inference** is the use of a network that has been trained: you ask, it answers. What a
         language model does then is less than it seems. It is given a text, and finds which word is
-        likely to come next. That word is put behind the text, and the model is asked again.
+        likely to come next. That word is put behind the text, and the model is asked again. One
+        server with some GPUs is enough for that, and the answer is there in seconds; to train the
+        model took thousands of them, and months.
 
         The next lessons follow one text through such a model, step by step. The first step: break
         it into pieces that can be numbered. A piece is called a **token**. The simplest tokens are

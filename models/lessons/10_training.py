@@ -141,8 +141,8 @@ def lesson(page: Page) -> None:
                 {"records": records, "rate": RATE}, plays)  # fmt: skip
 
     page.say("""
-        And again, and again. GPT-3 saw hundreds of billions of tokens in this way; nothing else
-        happens in all these months.
+        And again, and again. GPT-3 saw hundreds of billions of tokens in this way, on a cluster of
+        thousands of GPUs with a network of its own; nothing else happens in all these months.
     """)
     page.chart("the loss falls", "iteration", "loss, all examples",
                {"loss": list(enumerate(losses))})  # fmt: skip

@@ -119,7 +119,8 @@ def lesson(page: Page) -> None:
     page.say("""
         See the last column: however many devices there are, each sends less than **twice** the
         gradients. But the number of messages grows, and each waits for the network: with thousands
-        of devices the **latency** counts. Go through the ring step by step.
+        of devices the **latency** counts, which is why one likes to keep the ring in one rack. Go
+        through it step by step.
     """)
     page.widget("ring", "Choose the number of devices, and step through the ring.",
                 {"ranks": 4}, plays)  # fmt: skip
@@ -128,7 +129,8 @@ def lesson(page: Page) -> None:
         And this is what 2 devices did in the last step above, from left to right: `#` are
         computations, `~` is waiting for messages, `.` is waiting with nothing else to do. A model
         so small has little to compute and much to wait for; a large one hides the exchange behind
-        the rest of the backward pass.
+        the rest of the backward pass. (Some layers ask for more: BatchNorm normalises by the mean
+        of the whole batch, so its statistics are exchanged in the forward pass, too.)
     """)
     page.drawing("2 devices, the last step", found[2][2])
 
