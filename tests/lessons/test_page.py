@@ -119,3 +119,14 @@ def test_lessons_are_numbered_without_gaps() -> None:
     assert [lesson.number for lesson in lessons] == list(range(1, len(lessons) + 1))
     assert all(lesson.sections and lesson.title and lesson.about for lesson in lessons)
     assert "minigrad.models.lessons.01_neuron" in sys.modules
+
+
+def test_the_readme_says_where_each_section_is() -> None:
+    readme = Path(__file__).resolve().parents[2] / "models" / "README.md"
+    rows = [line for line in readme.read_text("utf-8").splitlines() if "](lessons/" in line]
+    lessons = [Lesson.of(module) for module in builder.numbered()]
+    expected = [(section, f"lessons/{lesson.name}.py") for lesson in lessons
+                for section in lesson.sections]  # fmt: skip
+    found = [(row.split(" | ")[0].removeprefix("| "), row.split("](")[1].split(")")[0])
+             for row in rows]  # fmt: skip
+    assert found == expected
