@@ -10,7 +10,7 @@ widgets.neuron = (box, data) => {
   const signals = data.names.map((name, i) => slider(`${name}: signal`, -1, 2, 0.1, data.signals[i], update));
   const weights = data.names.map((name, i) => slider(`${name}: weight`, -3, 3, 0.1, data.weights[i], update));
   const threshold = slider("threshold", -2, 4, 0.1, data.threshold, update);
-  const root = draw("svg", {viewBox: "0 0 440 200", style: "max-width:560px", role: "img", "aria-label": "three signals, lines as thick as their weights, a neuron, its answer"});
+  const root = draw("svg", {class: "scaled", viewBox: "0 0 440 200", style: "max-width:560px", role: "img", "aria-label": "three signals, lines as thick as their weights, a neuron, its answer"});
   const verdict = make("p", {class: "verdict", role: "status"}), answers = bars("what activation functions answer");
   signals.forEach((signal, i) => controls(box, signal, weights[i]));
   controls(box, threshold);

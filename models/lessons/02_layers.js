@@ -25,7 +25,7 @@ widgets.digits = (box, data) => {
     style: "width:min(280px,100%);aspect-ratio:1;border:1px solid var(--grey);touch-action:none;background:#fff;cursor:crosshair"});
   const seen = picture(28, 28, 84, "what the network sees of it"), asked = picture(28, 28, 84, "weights of the neuron that you point at");
   const answers = bars("probability of each digit"), verdict = make("p", {class: "verdict", role: "status"});
-  const root = draw("svg", {viewBox: "0 0 360 330", role: "group", "aria-label": "neurons of the hidden layers and of the output", style: "max-width:520px;margin:auto"});
+  const root = draw("svg", {class: "scaled", viewBox: "0 0 360 330", role: "group", "aria-label": "neurons of the hidden layers and of the output", style: "max-width:520px;margin:auto"});
   const name = make("p", {class: "note"}, "Point at a neuron of the first layer.");
   box.append(make("div", {class: "row"}, make("div", {}, canvas,
     make("div", {class: "controls"}, button("Clear", clear), make("span", {class: "note"}, "or a digit somebody wrote:"),

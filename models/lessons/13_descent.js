@@ -7,7 +7,7 @@ widgets.descent = (box, data) => {
   const rate = steps("learning rate", data.rates, data.rates.indexOf(0.3), update, value => String(value));
   const k0 = slider("start: k0", -3, 5, 0.1, -2, update), k1 = slider("start: k1", -3, 7, 0.1, -2, update);
   const verdict = make("p", {class: "verdict", role: "status"}), SIZE = 360;
-  const root = draw("svg", {viewBox: `-30 0 ${SIZE + 40} ${SIZE + 34}`, role: "img", "aria-label": "map of the loss; click to start there", style: "cursor:crosshair;max-width:460px"});
+  const root = draw("svg", {class: "scaled", viewBox: `-30 0 ${SIZE + 40} ${SIZE + 34}`, role: "img", "aria-label": "map of the loss; click to start there", style: "cursor:crosshair;max-width:460px"});
   const line = chart({title: "points, and the line after each step", x: "x", y: "y", lines: {}, width: 330});
   controls(box, rate, k0, k1);
   box.append(verdict, make("div", {class: "row"}, root, line.element));

@@ -3,7 +3,7 @@
 widgets.noise = (box, data) => {
   const next = random(11), count = data.x.length, size = steps("examples in a batch", data.sizes, 1, redraw);
   const verdict = make("p", {class: "verdict", role: "status"});
-  const root = draw("svg", {viewBox: "-60 -130 300 180", role: "img", "aria-label": "steps of twenty batches, and of all examples", style: "max-width:480px"});
+  const root = draw("svg", {class: "scaled", viewBox: "-60 -130 300 180", role: "img", "aria-label": "steps of twenty batches, and of all examples", style: "max-width:480px"});
   controls(box, size, button("Draw twenty batches", redraw));
   box.append(verdict, root);
   /* The gradient of the mean square error of y = k0 + k1·x, at k0 = k1 = 0. */
