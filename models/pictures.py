@@ -221,14 +221,19 @@ def draw_attention(weights: Any, names: list[str], path: Path, title: str) -> No
     """A PNG: rows are the tokens that look, columns those that are looked at.
 
     The first token can look only at itself: its row says nothing and does not set the scale. Shares
-    of a long text are small; the scale of colours gives them more than their share of it.
+    of a long text are small; the scale of colours gives them more than their share of it. What
+    comes later, and cannot be looked at, is grey and not a share of 0.
     """
+    import numpy as np
+
     pyplot = pyplot_without_window()
     size = min(3 + 0.35 * len(names), 16)
-    figure, axes = pyplot.subplots(figsize=(size, size), layout="constrained")
+    figure, axes = pyplot.subplots(figsize=(size + 1, size), layout="constrained")
     others = weights[1:] if len(weights) > 1 else weights
     scale = require("matplotlib.colors").PowerNorm(0.5, 0, max(float(others.max()), 1e-9))
-    image = axes.imshow(weights, cmap="Blues", norm=scale)
+    later = np.triu(np.ones(weights.shape, bool), 1)
+    axes.set_facecolor("#e8e8e8")
+    image = axes.imshow(np.ma.array(weights, mask=later), cmap="Blues", norm=scale)
     every = ceildiv(len(names), MOST_LABELS)
     places = range(0, len(names), every)
     labels = [readable(names[place]) for place in places]
@@ -238,6 +243,6 @@ def draw_attention(weights: Any, names: list[str], path: Path, title: str) -> No
     axes.set_xlabel(f"what is looked at{note}")
     axes.set_ylabel(f"what looks{note}")
     axes.set_title(title)
-    figure.colorbar(image, ax=axes, shrink=0.7, label="share")
+    figure.colorbar(image, ax=axes, label="share", format=lambda share, _: f"{100 * share:.3g}%")
     save_figure(figure, path)
     pyplot.close(figure)

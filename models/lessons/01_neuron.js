@@ -25,7 +25,7 @@ widgets.neuron = (box, data) => {
       root.append(draw("line", {x1: 100, y1: y, x2: 310, y2: 100, style: `stroke:var(--${paint});stroke-width:${0.5 + 3 * Math.abs(weight)};opacity:.7`}),
         draw("circle", {cx: 85, cy: y, r: 20, style: `fill:${tint(signals[i].value, 2)};stroke:var(--ink)`}),
         draw("text", {x: 60, y: y + 4, "text-anchor": "end"}, data.names[i]),
-        draw("text", {x: 190, y: y + (100 - y) / 2 + 4, "text-anchor": "middle"}, `${fixed(signals[i].value, 1)} × ${fixed(weight, 1)} = ${fixed(part, 2)}`));
+        draw("text", {x: 190, y: y + (100 - y) / 2 + [-10, -8, 20][i], "text-anchor": "middle"}, `${fixed(signals[i].value, 1)} × ${fixed(weight, 1)} = ${fixed(part, 2)}`));
     });
     root.append(draw("circle", {cx: 320, cy: 100, r: 38, style: `fill:${active ? "var(--blue)" : "var(--paper)"};stroke:var(--ink);stroke-width:2`}),
       draw("text", {x: 320, y: 105, class: "bare", "text-anchor": "middle", style: `fill:var(--${active ? "paper" : "ink"});font-size:15px`}, fixed(sum, 2)),

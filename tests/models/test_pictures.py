@@ -64,6 +64,12 @@ def test_the_first_token_does_not_set_the_scale(drawn: list[Any]) -> None:
     assert scale(0.025) == pytest.approx(0.5)
 
 
+def test_what_comes_later_is_no_share_of_0(drawn: list[Any]) -> None:
+    pictures.draw_attention(attention(4), ["a"] * 4, Path("none"), "title")
+    shown = drawn[0].axes[0].images[0].get_array()
+    assert shown.mask.tolist() == np.triu(np.ones((4, 4), bool), 1).tolist()
+
+
 def test_tokens_that_the_font_lacks_are_escaped(drawn: list[Any]) -> None:
     names = ["'你'", "'日本'", "'é'", "'$x$'"]
     pictures.draw_attention(attention(4), names, Path("none"), "title")
