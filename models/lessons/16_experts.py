@@ -77,7 +77,12 @@ def lesson(page: Page) -> None:
                uneven["with balance"] < uneven["without balance"],
                ", ".join(f"{name}: {share:.0%}" for name, share in uneven.items()))  # fmt: skip
 
-    page.say("""
+    even, free = (row[-1] for row in rows)
+    page.say(f"""
+        The loss on new text is {even:.3f} with balance and {free:.3f} without: a model so small has
+        little use for four experts. Balance pays where experts are large and each is on a device of
+        its own, which would stand idle.
+
         And what are they experts of? Rarely of what we would call a subject. Colour the tokens by
         expert and look: line ends, vowels, the letters after a space.
     """)
