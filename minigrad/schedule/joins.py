@@ -84,7 +84,7 @@ def with_starts(
         owner = owners.get(stage.array)
         if owner is not None:
             start = stage.position if isinstance(stage.position, int) else stage.position.constant
-            name, most = f"start{len(values)}", owner.size - stage.size
+            name, most = f"_start{len(values)}", owner.size - stage.size
             values.append((name, start))
             position = var(name, 0, most) + (stage.position - start)
             stage = replace(stage, array=owner, position=position)

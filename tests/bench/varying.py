@@ -1,4 +1,4 @@
-"""What is new in each call: numbers, sizes, pieces to join, masks, tokens that are drawn."""
+"""What is new in each call: numbers, sizes, pieces to join, masks, steps, drawn tokens."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from typing import Any
 
 import numpy as np
 
-from minigrad import Tensor, jit
+from minigrad import Tensor, jit, nn
 from minigrad.models.data import package_folder
 from minigrad.models.errors import InputError
 from minigrad.models.pretrained import SMOLLM_INSTALL, load_model, smollm
 from tests.bench import varying_numbers
 from tests.bench.language_models import CONTEXT, one_drawn
 from tests.bench.measure import Row
-from tests.bench.peers import torch_work
+from tests.bench.peers import Work, installed, torch_work
 
 
 def rows(threads: int) -> Iterator[Row]:
@@ -25,6 +25,7 @@ def rows(threads: int) -> Iterator[Row]:
     yield join(100, (1000, 64), 1, threads, stack=True)
     yield join_gradient(100, (64, 256), threads)
     yield from masks(1_000_000, threads)
+    yield from recurrent(threads)
     yield from sampling()
     yield from varying_numbers.rows(threads)
 
@@ -102,6 +103,55 @@ def masks(count: int, threads: int) -> Iterator[Row]:
               torch_work(torch_gradient, a, m, threads=threads), goal=0.5)  # fmt: skip
     yield Row(f"nonzero of {count:,}", lambda: mask.nonzero().realize(),
               torch_work(lambda m: m.nonzero(), m, threads=threads), goal=0.5)  # fmt: skip
+
+
+STEPS, BATCH, WIDTH, CHARACTERS = 100, 16, 128, 65
+
+
+def recurrent(threads: int) -> Iterator[Row]:
+    """Loss and gradients of a language model with one LSTM over STEPS characters."""
+    Tensor.manual_seed(0)
+    table, cell = nn.Embedding(CHARACTERS, WIDTH), nn.LSTMCell(WIDTH, WIDTH)
+    output = nn.Linear(WIDTH, CHARACTERS)
+    parameters = nn.state.get_parameters([table, cell, output])
+    shape = (2, BATCH, STEPS)
+    given, wanted = np.random.default_rng(0).integers(0, CHARACTERS, shape, np.int32)
+    ids, targets = Tensor(given).realize(), Tensor(wanted).realize()
+
+    def step(ids: Tensor, targets: Tensor) -> Tensor:
+        x, state, hidden = table(ids), None, list[Tensor]()
+        for t in range(STEPS):
+            state = cell(x[:, t], state)
+            hidden.append(state[0])
+        loss = output(Tensor.stack(*hidden, dim=1)).cross_entropy(targets, axis=-1)
+        Tensor.realize(loss, *loss.gradient(*parameters))
+        return loss
+
+    ours = jit(step)
+    peers: dict[str, Work] = {}
+    if installed("torch"):
+        peers["torch"] = torch_recurrent(given, wanted, threads)
+    name = f"LSTM language model, {STEPS} steps, forward and backward"
+    yield Row(name, lambda: ours(ids, targets), peers, goal=1.0)
+    yield Row(f"{name}, eager", lambda: step(ids, targets).item(), peers)
+
+
+def torch_recurrent(given: np.ndarray, wanted: np.ndarray, threads: int) -> Work:
+    """The same with `nn.LSTM`."""
+    import torch
+
+    torch.set_num_threads(threads)
+    table, output = torch.nn.Embedding(CHARACTERS, WIDTH), torch.nn.Linear(WIDTH, CHARACTERS)
+    lstm = torch.nn.LSTM(WIDTH, WIDTH, batch_first=True)
+    parameters = [p for part in (table, lstm, output) for p in part.parameters()]
+    ids, targets = torch.from_numpy(given).long(), torch.from_numpy(wanted).long()
+
+    def step() -> Any:
+        scores = output(lstm(table(ids))[0]).flatten(0, 1)
+        loss = torch.nn.functional.cross_entropy(scores, targets.flatten())
+        return torch.autograd.grad(loss, parameters)
+
+    return step
 
 
 def sampling() -> Iterator[Row]:
