@@ -14,48 +14,7 @@ from minigrad.array_api.dtypes import (
     bool,
     result_type,
 )
-from minigrad.dtype import dtypes
 from minigrad.tensor import Tensor
-
-
-def _atan2(y: Any, x: Any) -> Any:
-    """The angle of the point (x, y), with the signs of zeros as IEEE 754 has them."""
-    ratio = (y.abs() / x.abs()).atan()
-    ratio = (y.eq(0) & x.eq(0)).where(0.0, ratio)
-    ratio = (y.isinf() & x.isinf()).where(0.7853981633974483, ratio)
-    turned = _signbit(x).where(3.141592653589793 - ratio, ratio).copysign(y)
-    return (y.isnan() | x.isnan()).where(float("nan"), turned)
-
-
-def _hypot(x: Any, y: Any) -> Any:
-    """√(x² + y²) without overflow."""
-    large, small = x.abs().maximum(y.abs()), x.abs().minimum(y.abs())
-    length = large * (1 + (small / large.eq(0).where(1, large)).square()).sqrt()
-    return (x.isinf() | y.isinf()).where(float("inf"), length)
-
-
-def _signbit(x: Any) -> Any:
-    return _bits(x) < 0
-
-
-def _bits(x: Any) -> Any:
-    width = {2: dtypes.int16, 4: dtypes.int32, 8: dtypes.int64}[x.dtype.itemsize]
-    return x.bitcast(width)
-
-
-def _nextafter(x: Any, y: Any) -> Any:
-    """The neighbour of x on the way to y: floats of one sign are ordered as their bits are."""
-    bits = _bits(x)
-    away = (y > x).eq(x > 0)
-    moved = away.where(bits + 1, bits - 1).bitcast(x.dtype)
-    result = x.eq(0).where(_smallest(x).copysign(y), moved)
-    result = x.eq(y).where(y, result)
-    return (x.isnan() | y.isnan()).where(float("nan"), result)
-
-
-def _smallest(x: Any) -> Any:
-    one = Tensor.full((), 1, dtype=_bits(x).dtype, device=x.device)
-    return one.bitcast(x.dtype)
 
 
 def _rounded(method: Any) -> Any:
@@ -70,7 +29,7 @@ add = binary("add", NUMERIC, Tensor.add)
 asin = unary("asin", FLOATING, Tensor.asin)
 asinh = unary("asinh", FLOATING, Tensor.asinh)
 atan = unary("atan", FLOATING, Tensor.atan)
-atan2 = binary("atan2", FLOATING, _atan2)
+atan2 = binary("atan2", FLOATING, Tensor.atan2)
 atanh = unary("atanh", FLOATING, Tensor.atanh)
 bitwise_and = binary("bitwise_and", INTEGER_OR_BOOL, Tensor.bitwise_and)
 bitwise_invert = unary("bitwise_invert", INTEGER_OR_BOOL, Tensor.bitwise_not)
@@ -90,7 +49,7 @@ floor = unary("floor", NUMERIC, _rounded(Tensor.floor))
 floor_divide = binary("floor_divide", NUMERIC, lambda x, y: x // y)
 greater = binary("greater", NUMERIC, Tensor.gt)
 greater_equal = binary("greater_equal", NUMERIC, Tensor.ge)
-hypot = binary("hypot", FLOATING, _hypot)
+hypot = binary("hypot", FLOATING, Tensor.hypot)
 isfinite = unary("isfinite", NUMERIC, Tensor.isfinite)
 isinf = unary("isinf", NUMERIC, Tensor.isinf)
 isnan = unary("isnan", NUMERIC, Tensor.isnan)
@@ -109,15 +68,15 @@ maximum = binary("maximum", NUMERIC, Tensor.maximum)
 minimum = binary("minimum", NUMERIC, Tensor.minimum)
 multiply = binary("multiply", NUMERIC, Tensor.mul)
 negative = unary("negative", NUMERIC, Tensor.neg)
-nextafter = binary("nextafter", FLOATING, _nextafter)
+nextafter = binary("nextafter", FLOATING, Tensor.nextafter)
 not_equal = binary("not_equal", ALL, Tensor.ne)
-positive = unary("positive", NUMERIC, lambda x: x)
+positive = unary("positive", NUMERIC, Tensor.positive)
 pow = binary("pow", NUMERIC, Tensor.pow)
 reciprocal = unary("reciprocal", FLOATING, Tensor.reciprocal)
 remainder = binary("remainder", NUMERIC, Tensor.mod)
 round = unary("round", NUMERIC, _rounded(Tensor.round))
 sign = unary("sign", NUMERIC, Tensor.sign)
-signbit = unary("signbit", FLOATING, _signbit)
+signbit = unary("signbit", FLOATING, Tensor.signbit)
 sin = unary("sin", FLOATING, Tensor.sin)
 sinh = unary("sinh", FLOATING, Tensor.sinh)
 sqrt = unary("sqrt", FLOATING, Tensor.sqrt)

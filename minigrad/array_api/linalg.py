@@ -74,48 +74,14 @@ def _matrix(name: str, x: Array, square: Any = False) -> Any:
 matmul = binary("matmul", kinds.NUMERIC, lambda x, y: x.matmul(y))
 
 
-def _outer(x: Any, y: Any) -> Any:
-    if x.ndim != 1 or y.ndim != 1:
-        raise ValueError(f"outer of shapes {x.shape} and {y.shape}: expected two vectors")
-    return x.reshape((-1, 1)) * y.reshape((1, -1))
-
-
-outer = binary("outer", kinds.NUMERIC, _outer)
+outer = binary("outer", kinds.NUMERIC, Tensor.outer)
 
 
 def tensordot(x1: Array, x2: Array, /, *, axes: int | Sequence[Sequence[int]] = 2) -> Array:
     """The sum of products over pairs of axes: the last ones of x1 and the first of x2, or given."""
     _check("tensordot", kinds.NUMERIC, x1, x2)
-    if isinstance(axes, int):
-        if not 0 <= axes <= min(x1.ndim, x2.ndim):
-            raise ValueError(f"tensordot of shapes {x1.shape} and {x2.shape} over {axes} axes")
-        left: tuple[int, ...] = tuple(range(x1.ndim - axes, x1.ndim))
-        right: tuple[int, ...] = tuple(range(axes))
-    else:
-        left = _axes("tensordot", tuple(axes[0]), x1.ndim)
-        right = _axes("tensordot", tuple(axes[1]), x2.ndim)
-    if [x1.shape[a] for a in left] != [x2.shape[a] for a in right]:
-        raise ValueError(f"tensordot of shapes {x1.shape} and {x2.shape} over axes {axes}")
     common = kinds.result_type(x1.dtype, x2.dtype)
-    kept_left = [a for a in range(x1.ndim) if a not in left]
-    kept_right = [a for a in range(x2.ndim) if a not in right]
-    count = 1
-    for axis in left:
-        count *= x1.shape[axis]
-    shape = tuple(x1.shape[a] for a in kept_left) + tuple(x2.shape[a] for a in kept_right)
-    a, b = x1._tensor.cast(common), x2._tensor.cast(common)
-    rows = a.permute(*kept_left, *left) if a.ndim else a
-    columns = b.permute(*right, *kept_right) if b.ndim else b
-    rows = rows.reshape((_count(x1, kept_left), count))
-    columns = columns.reshape((count, _count(x2, kept_right)))
-    return Array._of(rows.matmul(columns, dtype=common).reshape(shape))
-
-
-def _count(x: Array, axes: Sequence[int]) -> int:
-    count = 1
-    for axis in axes:
-        count *= x.shape[axis]
-    return count
+    return Array._of(x1._tensor.cast(common).tensordot(x2._tensor.cast(common), axes))
 
 
 def vecdot(x1: Array, x2: Array, /, *, axis: int = -1) -> Array:
@@ -133,13 +99,8 @@ def cross(x1: Array, x2: Array, /, *, axis: int = -1) -> Array:
     _check("cross", kinds.NUMERIC, x1, x2)
     place = _common_axis("cross", axis, x1, x2)
     one, other = broadcast_arrays(x1, x2)
-    if one.shape[place] != 3:
-        raise ValueError(f"cross along an axis of extent {one.shape[place]}: expected 3")
     common = kinds.result_type(x1.dtype, x2.dtype)
-    a, b = one._tensor.cast(common), other._tensor.cast(common)
-    return Array._of(
-        a.roll(-1, place) * b.roll(-2, place) - a.roll(-2, place) * b.roll(-1, place)
-    )
+    return Array._of(one._tensor.cast(common).cross(other._tensor.cast(common), place))
 
 
 def diagonal(x: Array, /, *, offset: int = 0) -> Array:

@@ -159,10 +159,7 @@ def tile(x: Array, repetitions: tuple[int, ...], /) -> Array:
     """x repeated along each axis."""
     if not all(isinstance(times, int) and times >= 0 for times in repetitions):
         raise ValueError(f"tile({repetitions}): expected whole numbers from 0 on")
-    missing = max(len(repetitions) - x.ndim, 0)
-    tensor = x._tensor.reshape((1,) * missing + x.shape)
-    times = (1,) * (tensor.ndim - len(repetitions)) + tuple(repetitions)
-    return Array._of(tensor.repeat(*times) if times else tensor)
+    return Array._of(x._tensor.tile(repetitions) if repetitions or x.ndim else x._tensor)
 
 
 def repeat(x: Array, repeats: Any, /, *, axis: int | None = None) -> Array:

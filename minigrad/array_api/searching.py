@@ -41,18 +41,10 @@ def searchsorted(
     if sorter is not None:
         _check_integers("searchsorted", sorter)
     common = kinds.result_type(x1.dtype, x2.dtype)
-    line, wanted = x1._tensor.cast(common), x2._tensor.cast(common)
-    if sorter is not None:
-        line = line[sorter._tensor]
-    count = x1.shape[0]
-    place = Tensor.zeros(*x2.shape, dtype=kinds.int32, device=x1.device)
-    step = 1 << max(count.bit_length() - 1, 0)
-    while step and count:
-        probed = place + step
-        value = line[(probed - 1).clip(0, count - 1)]
-        before = value < wanted if side == "left" else value <= wanted
-        place = ((probed <= count) & before).where(probed, place)
-        step >>= 1
+    line = x1._tensor.cast(common)
+    place = (line if sorter is None else line[sorter._tensor]).searchsorted(
+        x2._tensor.cast(common), side=side
+    )
     return Array._of(place.cast(kinds.DEFAULT_INTEGER))
 
 

@@ -166,10 +166,5 @@ def diff(
     if n < 0:
         raise ValueError(f"diff(n={n}): expected a number of differences from 0 on")
     parts = [part for part in (prepend, x, append) if part is not None]
-    tensor = (concat(parts, axis=place) if len(parts) > 1 else x)._tensor
-    for _ in range(n):
-        extent = tensor.shape[place]
-        before = (slice(None),) * place
-        high, low = tensor[(*before, slice(1, extent))], tensor[(*before, slice(0, extent - 1))]
-        tensor = high.ne(low) if x.dtype is kinds.bool else high - low
-    return Array._of(tensor)
+    joined = concat(parts, axis=place) if len(parts) > 1 else x
+    return Array._of(joined._tensor.diff(n, place))

@@ -5,42 +5,21 @@ from __future__ import annotations
 from types import FunctionType
 from typing import TYPE_CHECKING, Self
 
-from minigrad.tensor.activations import Activations
-from minigrad.tensor.backward import Backward
-from minigrad.tensor.casts import Casts
-from minigrad.tensor.contraction import Contraction
-from minigrad.tensor.convolution import Convolution
-from minigrad.tensor.core import Core
-from minigrad.tensor.creation import Creation
-from minigrad.tensor.cumulative import Cumulative
-from minigrad.tensor.dlpack import DLPack
-from minigrad.tensor.elementwise import Elementwise
-from minigrad.tensor.functions import Functions
-from minigrad.tensor.indexing import Indexing
-from minigrad.tensor.joining import Joining
-from minigrad.tensor.loss import Loss
+from minigrad.tensor.addressing import Addressing
+from minigrad.tensor.arithmetic import Arithmetic
+from minigrad.tensor.arranging import Arranging
+from minigrad.tensor.basic import Basic
+from minigrad.tensor.inquiry import Inquiry
 from minigrad.tensor.modes import no_grad
-from minigrad.tensor.movement import Movement
-from minigrad.tensor.ordering import Ordering
-from minigrad.tensor.pooling import Pooling
-from minigrad.tensor.random import Random
-from minigrad.tensor.rearrange import Rearrange
-from minigrad.tensor.reduce import Reduce
-from minigrad.tensor.resize import Resize
-from minigrad.tensor.sampling import Sampling
-from minigrad.tensor.scattering import Scattering
-from minigrad.tensor.values import Values
+from minigrad.tensor.products import Products
+from minigrad.tensor.spellings import Spellings, accept_keywords
+from minigrad.tensor.statistics import Statistics
 
 __all__ = ["Tensor", "no_grad"]
 
 
 class Tensor(
-    Creation, Random, Values, DLPack, Casts, Backward,
-    Elementwise, Functions, Activations,
-    Movement, Joining, Rearrange, Indexing, Scattering,
-    Reduce, Cumulative, Ordering, Sampling,
-    Contraction, Convolution, Pooling, Resize, Loss,
-    Core,
+    Inquiry, Arithmetic, Arranging, Addressing, Statistics, Products, Spellings, Basic
 ):  # fmt: skip
     """An array of one dtype on one device, computed when its values are needed.
 
@@ -66,9 +45,10 @@ class Tensor(
 
 
 # Python's messages name a method as users know it: "Tensor.sum() got an unexpected …".
-for _family in Tensor.__bases__:
+for _family in Tensor.__mro__[:-1]:
     for _method in vars(_family).values():
         _method = getattr(_method, "__func__", _method)  # of a classmethod or staticmethod
         if isinstance(_method, FunctionType):
             _method.__qualname__ = f"Tensor.{_method.__name__}"
             _method.__module__ = __name__  # where pickle looks for that
+accept_keywords(Tensor)

@@ -10,6 +10,7 @@ from minigrad.errors import DTypeError
 from minigrad.graph import build
 from minigrad.graph.node import Node, Op
 from minigrad.tensor.broadcasting import (
+    Scalar,
     broadcast_shape,
     broadcast_to,
     common,
@@ -120,13 +121,13 @@ class Elementwise(Methods):
 
     # --- arithmetic -------------------------------------------------------------------------------
 
-    def add(self, other: Any) -> Self:
-        """self + other (for bool tensors: or)."""
-        return self._binary(Op.ADD, "add", other)
+    def add(self, other: Any, *, alpha: Scalar = 1) -> Self:
+        """self + alpha·other (for bool tensors: or)."""
+        return self._binary(Op.ADD, "add", other if alpha == 1 else self._operand(other) * alpha)
 
-    def sub(self, other: Any) -> Self:
-        """self − other."""
-        return self._binary(Op.SUB, "sub", other)
+    def sub(self, other: Any, *, alpha: Scalar = 1) -> Self:
+        """self − alpha·other."""
+        return self._binary(Op.SUB, "sub", other if alpha == 1 else self._operand(other) * alpha)
 
     def mul(self, other: Any) -> Self:
         """self · other (for bool tensors: and)."""

@@ -118,8 +118,10 @@ class Functions(Methods):
         """The whole part, towards 0."""
         return self._unary(Op.TRUNC) if self.dtype.is_float else self
 
-    def round(self) -> Self:
-        """The nearest whole number, halves to even."""
+    def round(self, *, decimals: int = 0) -> Self:
+        """The nearest whole number, halves to even; or with so many digits after the point."""
+        if decimals and self.dtype.is_float:
+            return (self * 10.0**decimals).round() / 10.0**decimals
         return self._unary(Op.ROUND) if self.dtype.is_float else self
 
     # --- functions that devices know --------------------------------------------------------------

@@ -329,16 +329,33 @@ class Indexing(Methods):
         wide = self._new(broadcast_to(condition("masked_select", mask), shape))
         return self._broadcast_to(shape)[wide]
 
-    def nonzero(self) -> Self:
+    def nonzero(self, *, as_tuple: bool = False, size: int | None = None) -> Any:
         """Positions of elements that are not 0, int32 of shape (count, ndim).
 
-        The host reads how many there are.
+        The host reads how many there are. as_tuple: a vector for each dimension instead. size: so
+        many rows, the last ones zeros if there are fewer elements, and the host reads nothing.
         """
         mask = self.ne(0)
-        if not self.ndim:
+        if size is not None:
+            flat = mask.flatten()
+            order = (~flat).cast("uint8").argsort(0)[:size]  # stable: those that are not 0 first
+            order = flat._at(0, order).where(order, 0).pad([(0, size - order._known_shape()[0])])
+            places = self._unravelled(order)
+        else:
+            places = mask._places_of(mask, 0) if self.ndim else []
+        if as_tuple:
+            return tuple(places)
+        if not places:
             return self.zeros(int(bool(mask)), 0, dtype=dtypes.default_int, device=self.device)
-        places = mask._places_of(mask, 0)
         return places[0].stack(*places[1:], dim=-1)
+
+    def _unravelled(self, flat: Any) -> list[Self]:
+        """Positions in the flat tensor as positions along each dimension."""
+        found: list[Self] = []
+        for extent in reversed(self._known_shape()):
+            found.append(flat % extent)
+            flat = flat // extent
+        return found[::-1]
 
     def embedding(self, weight: Core) -> Self:
         """Rows of weight (classes, width) at the integers in self: shape self.shape + (width,).

@@ -116,20 +116,23 @@ class Reduce(Methods):
         return (x.sum(axis, keepdim) / x._count(axis, x.dtype)).cast(self._float_dtype())
 
     def var(
-        self, axis: Axes = None, *, keepdim: bool = False, correction: Scalar = 1, dim: Axes = None
-    ) -> Self:
+        self, axis: Axes = None, *, keepdim: bool = False, correction: Scalar = 1,
+        dim: Axes = None, unbiased: bool | None = None,
+    ) -> Self:  # fmt: skip
         """Variance: squared distances from the mean over n − correction (PyTorch's default 1).
 
-        What follows the axes has a name, as PyTorch itself takes it in two orders.
+        unbiased=False is correction=0. What follows the axes has a name, as PyTorch itself takes it
+        in two orders.
         """
         axis = dim if axis is None else axis
+        correction = correction if unbiased is None else int(unbiased)
         if isinstance(correction, bool):
             raise TypeError(f"var(correction={correction}): expected a number, 1 or 0")
         axes_of("var", axis, self.ndim)
         x = self._wide()
         count = x._count(axis, x.dtype)
-        unbiased = x._mean_square(axis, keepdim) * (count / (count - correction).maximum(0))
-        return unbiased.cast(self._float_dtype())
+        corrected = x._mean_square(axis, keepdim) * (count / (count - correction).maximum(0))
+        return corrected.cast(self._float_dtype())
 
     def _mean_square(self, axis: Axes, keepdim: bool = False) -> Self:
         """The mean of the squared distances from the mean.
@@ -145,16 +148,20 @@ class Reduce(Methods):
         return squares - added.isfinite().where(added, 0.0).detach()
 
     def std(
-        self, axis: Axes = None, *, keepdim: bool = False, correction: Scalar = 1, dim: Axes = None
-    ) -> Self:
+        self, axis: Axes = None, *, keepdim: bool = False, correction: Scalar = 1,
+        dim: Axes = None, unbiased: bool | None = None,
+    ) -> Self:  # fmt: skip
         """Standard deviation: the root of `var`."""
-        return self.var(axis, keepdim=keepdim, correction=correction, dim=dim)._root()
+        return self.var(
+            axis, keepdim=keepdim, correction=correction, dim=dim, unbiased=unbiased
+        )._root()
 
     def std_mean(
-        self, axis: Axes = None, *, keepdim: bool = False, correction: Scalar = 1, dim: Axes = None
-    ) -> tuple[Self, Self]:
+        self, axis: Axes = None, *, keepdim: bool = False, correction: Scalar = 1,
+        dim: Axes = None, unbiased: bool | None = None,
+    ) -> tuple[Self, Self]:  # fmt: skip
         """Standard deviation and mean."""
-        std = self.std(axis, keepdim=keepdim, correction=correction, dim=dim)
+        std = self.std(axis, keepdim=keepdim, correction=correction, dim=dim, unbiased=unbiased)
         return std, self.mean(axis, keepdim, dim=dim)
 
     # --- positions --------------------------------------------------------------------------------
@@ -254,7 +261,7 @@ class Reduce(Methods):
         x = self._as_float()
         return x / x._norm(p, axis).maximum(eps)
 
-    def _norm(self, p: Scalar, axis: int) -> Self:
+    def _norm(self, p: Scalar, axis: Axes) -> Self:
         if p == 0:
             return self.ne(0).sum(axis, True, dtype=self.dtype)
         if 0 in self.shape or p == 2:

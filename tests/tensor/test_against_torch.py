@@ -1,22 +1,17 @@
 """What PyTorch says where the operation table (tests/property) does not: dtypes that meet, numbers
 in place of tensors, names and forms of arguments, and what losses leave out.
 
-Each line is an expression, evaluated once with minigrad's tensors and once with PyTorch's; where
-the two are written differently, ours stands before "::", after which a line may be broken. The
-expressions follow PyTorch's public documentation. A leading "!" compares values only: gradients
-differ by convention (ties), or the result has none. All of a family's results are realized in one
-program.
+Each line is an expression (see `expressions`), which follows PyTorch's public documentation. All of
+a family's results are realized in one program.
 """
 
 from __future__ import annotations
 
-import re
-
 import numpy as np
 import pytest
+from expressions import NAMES, Comparison, cases
 
 from minigrad import Tensor, dtypes
-from minigrad.errors import GradientError
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed")
 F = torch.nn.functional
@@ -153,9 +148,6 @@ def _inputs():
 
 
 INPUTS = _inputs()
-NAMES = ("float16", "float32", "float64", "int32", "int64")
-
-
 def tensors(make):
     return {
         name: make(value, value.dtype.kind == "f" and name != "z") for name, value in INPUTS.items()
@@ -170,105 +162,24 @@ def ours_tensor(value, wants_gradient):
     return Tensor(value, requires_grad=wants_gradient)
 
 
-def as_list(value):
-    return list(value) if isinstance(value, (tuple, list)) else [value]
-
-
-def cases(text):
-    for line in re.sub(r"::\n\s*", ":: ", text.strip()).splitlines():
-        ours, _, theirs = line.strip().partition(" :: ")
-        yield ours.removeprefix("!"), theirs or ours.removeprefix("!"), line.strip()[0] != "!"
-
-
-def array(tensor):
-    tensor = tensor.detach()
-    return tensor.float().numpy() if str(tensor.dtype) == "torch.bfloat16" else tensor.numpy()
-
-
-def same_dtype(found, wanted):
-    """Positions are int32 here, sums of unsigned integers uint64 (as numpy's); int64 in PyTorch."""
-    wide = {"int64": ("int64", "int32", "uint64")}
-    return found in wide.get(wanted, (wanted,))
-
-
-def difference(name, found, wanted):
-    if found.shape != wanted.shape:
-        return f"{name}: shape {found.shape}, PyTorch's {wanted.shape}"
-    half = wanted.dtype == np.float16
-    tolerance = {"rtol": 4e-3, "atol": 4e-3} if half else {"rtol": 2e-4, "atol": 2e-5}
-    try:
-        np.testing.assert_allclose(
-            found.astype(np.float64), wanted.astype(np.float64), **tolerance
-        )
-    except AssertionError as error:
-        return f"{name}: {str(error).strip()[:400]}"
-    return None
-
-
 @pytest.mark.parametrize("family", FAMILIES)
 def test_family(family, on_device):
-    problems, waiting, checks = [], [], []
     theirs_in = tensors(torch_tensor)
-    theirs_scope = {
+    theirs = {
         "torch": torch, "F": F, "sdpa": F.scaled_dot_product_attention,
         "bce_logits": F.binary_cross_entropy_with_logits,
         "float": float, "tuple": tuple,
         **{name: getattr(torch, name) for name in NAMES}, **theirs_in,
     }  # fmt: skip
-    ours_in = tensors(ours_tensor)
-    ours_scope = {
+    ours = {
         "Tensor": Tensor, "float": float,
-        **{name: getattr(dtypes, name) for name in NAMES}, **ours_in,
+        **{name: getattr(dtypes, name) for name in NAMES}, **tensors(ours_tensor),
     }  # fmt: skip
-    for number, (ours, theirs, differentiable) in enumerate(cases(FAMILIES[family])):
-        wanted = as_list(eval(theirs, theirs_scope))
-        try:
-            found = as_list(eval(ours, ours_scope))
-            if len(found) != len(wanted):
-                problems.append(f"{ours}: {len(found)} results, PyTorch {len(wanted)}")
-                continue
-            for f, w in zip(found, wanted, strict=True):
-                kind = str(w.dtype).removeprefix("torch.")
-                if not same_dtype(f.dtype.name, kind):
-                    problems.append(f"{ours}: {f.dtype.name}, PyTorch {kind}")
-                waiting.append(f)
-                checks.append((ours, f, array(w)))
-            if differentiable and any(w.requires_grad for w in wanted):
-                _gradients(number, ours, found, wanted, ours_in, theirs_in, waiting, checks)
-        except Exception as error:
-            problems.append(f"{ours}: {type(error).__name__}: {error}")
-    Tensor.realize(*waiting)
-    for name, tensor, value in checks:
-        found = tensor.float().numpy() if tensor.dtype is dtypes.bfloat16 else tensor.numpy()
-        problem = difference(name, found, value)
-        if problem:
-            problems.append(problem)
-    assert not problems, "\n".join([f"{len(problems)} differences", *problems])
-
-
-def _gradients(number, name, found, wanted, ours_in, theirs_in, waiting, checks):
-    """Gradients of a weighted sum of all float results, with respect to what it depends on."""
-    generator = np.random.default_rng(number)
-    loss, total = None, None
-    for f, w in zip(found, wanted, strict=True):
-        if not w.requires_grad:
-            continue
-        weights = generator.standard_normal(tuple(w.shape))
-        kind = str(array(w).dtype)
-        mine = (f * Tensor(weights.astype(kind))).sum().double()
-        its = (w * torch.from_numpy(np.asarray(weights.astype(kind)))).sum().double()
-        loss = mine if loss is None else loss + mine
-        total = its if total is None else total + its
-    names = [n for n, tensor in theirs_in.items() if tensor.requires_grad]
-    grads = torch.autograd.grad(total, [theirs_in[n] for n in names], allow_unused=True)
-    used = [(n, g) for n, g in zip(names, grads, strict=True) if g is not None]
-    for n, wanted_grad in used:
-        try:
-            (grad,) = loss.gradient(ours_in[n])
-        except GradientError:  # PyTorch gives zeros where a derivative is 0 everywhere
-            grad = ours_in[n].detach() * 0
-        waiting.append(grad)
-        checks.append((f"d({name})/d{n}", grad, array(wanted_grad)))
+    leaves = [name for name, tensor in theirs_in.items() if tensor.requires_grad]
+    comparison = Comparison(ours, theirs, leaves)
+    for number, case in enumerate(cases(FAMILIES[family])):
+        comparison.add(number, *case)
+    comparison.finish()
 
 
 PROMOTIONS = (

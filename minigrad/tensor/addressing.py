@@ -1,0 +1,183 @@
+"""Writing and reading lines of one dimension, and parts of a copy: PyTorch's index_ functions."""
+
+from __future__ import annotations
+
+from typing import Any, Self
+
+from minigrad.dtype import dtypes
+from minigrad.errors import DTypeError, ShapeError
+from minigrad.graph.symbolic import Integer
+from minigrad.tensor.basic import Composed
+from minigrad.tensor.broadcasting import Scalar, axis_of, show
+from minigrad.tensor.core import Core
+
+
+class Addressing(Composed):
+    """Copies of self with parts replaced; `index` is a vector of integers ≥ 0 along dim.
+
+    BoundsError where an index is out of range.
+    """
+
+    __slots__ = ()
+
+    def _lines(self, name: str, dim: int, index: Core, source: Any) -> tuple[int, Self, Self]:
+        """The axis, the index and the values for `scatter`: as large as what is written."""
+        axis = axis_of(name, dim, self.ndim)
+        if index.ndim > 1:
+            raise ShapeError(f"{name} with an index of {show(index.shape)}: expected a vector")
+        count = index.numel()
+        shape = (*self.shape[:axis], count, *self.shape[axis + 1 :])
+        places = self._new(index.node).reshape((count, *(1 for _ in self.shape[axis + 1 :])))
+        values = self._operand(source)
+        if values.ndim and (values.ndim != self.ndim or values.shape != shape):
+            raise ShapeError(f"{name} of {show(values.shape)}: expected {show(shape)}")
+        return axis, places.expand(shape), values.expand(shape)
+
+    def index_select(self, dim: int, index: Core) -> Self:
+        """The elements of dim that a vector of indices names.
+
+        >>> Tensor([[1, 2], [3, 4]]).index_select(1, Tensor([1])).tolist()
+        [[2], [4]]
+        """
+        axis, places, _ = self._lines("index_select", dim, index, 0)
+        return self._gather("index_select", axis, places)
+
+    def index_add(self, dim: int, index: Core, source: Core, *, alpha: Scalar = 1) -> Self:
+        """self with alpha·source added at index along dim; equal indices add up.
+
+        >>> Tensor([1, 1]).index_add(0, Tensor([1, 1]), Tensor([2, 3])).tolist()
+        [1, 6]
+        """
+        axis, places, values = self._lines("index_add", dim, index, source)
+        return self._scatter("index_add", axis, places, values * alpha, "add")
+
+    def index_copy(self, dim: int, index: Core, source: Core) -> Self:
+        """self with source written at index along dim; of equal indices the last wins.
+
+        >>> Tensor([1, 1]).index_copy(0, Tensor([1]), Tensor([5])).tolist()
+        [1, 5]
+        """
+        return self._scatter("index_copy", *self._lines("index_copy", dim, index, source))
+
+    def index_fill(self, dim: int, index: Core, value: Any) -> Self:
+        """self with one value written at index along dim.
+
+        >>> Tensor([1, 1]).index_fill(0, Tensor([1]), 5).tolist()
+        [1, 5]
+        """
+        return self._scatter("index_fill", *self._lines("index_fill", dim, index, value))
+
+    def index_reduce(
+        self, dim: int, index: Core, source: Core, reduce: str, *, include_self: bool = True
+    ) -> Self:
+        """self with source combined at index along dim; reduce as for `scatter_reduce`.
+
+        >>> Tensor([1, 4]).index_reduce(0, Tensor([1, 1]), Tensor([2, 9]), "amax").tolist()
+        [1, 9]
+        """
+        axis, places, values = self._lines("index_reduce", dim, index, source)
+        return self.scatter_reduce(axis, places, values, reduce, include_self=include_self)
+
+    def index_put(self, indices: Any, values: Any, accumulate: bool = False) -> Self:
+        """A copy x with x[indices] = values; accumulate adds them, equal places add up.
+
+        >>> Tensor([1, 1]).index_put((Tensor([1, 1]),), Tensor([2, 3]), accumulate=True).tolist()
+        [1, 6]
+        """
+        copy = self._new(self.node)
+        if not accumulate:
+            copy[tuple(indices)] = values
+            return copy
+        places = self.arange(self.numel(), device=self.device).reshape(self.shape)[tuple(indices)]
+        added = self._operand(values).expand(places.shape).flatten()
+        flat = self.flatten().scatter_add(0, places.flatten(), added)
+        return flat.reshape(self.shape)
+
+    def put(self, index: Core, source: Core, accumulate: bool = False) -> Self:
+        """A copy with source written (or added) at positions of the flat tensor.
+
+        >>> Tensor([[1, 1]]).put(Tensor([1]), Tensor([5])).tolist()
+        [[1, 5]]
+        """
+        flat = self.flatten().index_put((index,), source, accumulate)
+        return flat.reshape(self.shape)
+
+    def take_along_dim(self, indices: Core, dim: int | None = None) -> Self:
+        """Elements along dim at indices as `argsort` gives them; other dimensions broadcast.
+
+        >>> Tensor([[3, 1]]).take_along_dim(Tensor([[1, 0]]), 1).tolist()
+        [[1, 3]]
+        """
+        if dim is None:
+            places = self._new(indices.node).flatten()
+            return self.flatten()._gather("take_along_dim", 0, places, True)
+        axis = axis_of("take_along_dim", dim, self.ndim)
+        x, places = (
+            value.expand([
+                other if d != axis and extent == 1 else extent
+                for d, (extent, other) in enumerate(zip(value.shape, like.shape, strict=True))
+            ])
+            for value, like in ((self, indices), (self._new(indices.node), self))
+        )  # fmt: skip
+        return x._gather("take_along_dim", axis, places, True)
+
+    def masked_scatter(self, mask: Core, source: Core) -> Self:
+        """self with the elements of source, in order, where mask (bool) is true.
+
+        >>> Tensor([1, 2, 3]).masked_scatter(Tensor([True, False, True]), Tensor([8, 9])).tolist()
+        [8, 2, 9]
+        """
+        if not mask.dtype.is_bool:
+            raise DTypeError(f"masked_scatter with a mask of {mask.dtype.name}: expected bool")
+        wide = self._new(mask.node)._broadcast_to(self.shape)
+        number = wide.flatten().cumsum(0, dtype=dtypes.int32) - 1
+        flat = self._new(source.node).cast(self.dtype).flatten()
+        values = flat._gather("masked_scatter", 0, wide.flatten().where(number, 0))
+        return wide.where(values.reshape(self.shape), self)
+
+    def _with(self, view: Any, value: Any) -> Self:
+        """A copy with the elements that view(copy) shows replaced."""
+        copy = self._new(self.node)
+        view(copy).assign(value)
+        return copy
+
+    def select_scatter(self, src: Any, dim: int, index: int) -> Self:
+        """A copy whose element `index` along dim is src.
+
+        >>> Tensor([1, 2]).select_scatter(Tensor(9), 0, 1).tolist()
+        [1, 9]
+        """
+        return self._with(lambda x: x.select(dim, index), src)
+
+    def slice_scatter(
+        self, src: Any, dim: int = 0, start: Integer | None = None, end: Integer | None = None,
+        step: int = 1,
+    ) -> Self:  # fmt: skip
+        """A copy whose elements start:end:step along dim are src.
+
+        >>> Tensor([1, 2, 3]).slice_scatter(Tensor([8, 9]), start=1).tolist()
+        [1, 8, 9]
+        """
+        key = (slice(None),) * axis_of("slice_scatter", dim, self.ndim) + (slice(start, end, step),)
+        return self._with(lambda x: x[key], src)
+
+    def diagonal_scatter(self, src: Any, offset: int = 0, dim1: int = 0, dim2: int = 1) -> Self:
+        """A copy whose diagonal is src.
+
+        >>> Tensor([[1, 2], [3, 4]]).diagonal_scatter(Tensor([8, 9])).tolist()
+        [[8, 2], [3, 9]]
+        """
+        axes = (axis_of("diagonal_scatter", dim1, self.ndim),
+                axis_of("diagonal_scatter", dim2, self.ndim))  # fmt: skip
+        rest = [d for d in range(self.ndim) if d not in axes]
+        x = self.permute(*rest, *axes)
+        rows, columns = x._known_shape()[-2:]
+        line, wanted = self._operand(src).cast(self.dtype), x.diagonal(offset, -2, -1).shape
+        if line.shape != wanted:
+            raise ShapeError(f"diagonal_scatter of {show(line.shape)}: expected {show(wanted)}")
+        places = self.arange(max(rows, columns), device=self.device)
+        on_it = (places[:rows].unsqueeze(1) + offset).eq(places[:columns])
+        size = rows if offset >= 0 else columns  # the same value in all of a row, of a column
+        line = line.pad([None] * (line.ndim - 1) + [(0, size - line._known_shape()[-1])])
+        written = on_it.where(line.unsqueeze(-1 if offset >= 0 else -2), x)
+        return written.permute(*(([*rest, *axes]).index(d) for d in range(self.ndim)))

@@ -1,0 +1,405 @@
+"""More functions of numbers under PyTorch's names: angles, logic, limits, activations."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, Self
+
+from minigrad.dtype import dtypes
+from minigrad.graph import build
+from minigrad.tensor.basic import Composed
+from minigrad.tensor.broadcasting import Scalar
+from minigrad.tensor.core import Core
+
+_SIGNED = {1: dtypes.int8, 2: dtypes.int16, 4: dtypes.int32, 8: dtypes.int64}
+# The largest finite number: all bits but the exponent's last one.
+_LARGEST = {"float16": 0x7BFF, "bfloat16": 0x7F7F, "float32": 0x7F7FFFFF,
+            "float64": 0x7FEFFFFFFFFFFFFF}  # fmt: skip
+
+
+def _atan2_rule(g: Any, value: Any, y: Any, x: Any) -> Sequence[Any]:
+    square = x * x + y * y
+    return [g * x / square, -g * y / square]
+
+
+def _hypot_rule(g: Any, value: Any, x: Any, y: Any) -> Sequence[Any]:
+    length = value.eq(0).where(1, value)
+    return [g * x / length, g * y / length]
+
+
+class Arithmetic(Composed):
+    """Elementwise; operands broadcast and promote, Python numbers are weakly typed.
+
+    Where a result is a fraction, integers are converted to float32.
+    """
+
+    __slots__ = ()
+
+    def _two(self, name: str, other: Any) -> tuple[Self, Self]:
+        """self and other with one shape and dtype."""
+        x, y = self._pair(name, other, False)
+        return self._new(x), self._new(y)
+
+    def _two_floats(self, name: str, other: Any) -> tuple[Self, Self]:
+        x, y = self._as_float()._two(name, other)
+        return x._as_float(), y._as_float()
+
+    def _bits(self) -> Self:
+        """The bits as signed integers."""
+        return self.bitcast(_SIGNED[self.dtype.itemsize])
+
+    # --- arithmetic -------------------------------------------------------------------------------
+
+    def floor_divide(self, other: Any) -> Self:
+        """self // other, rounded down.
+
+        >>> Tensor([7, -7]).floor_divide(2).tolist()
+        [3, -4]
+        """
+        return self._floordiv(other, False)
+
+    def remainder(self, other: Any) -> Self:
+        """self % other, with the divisor's sign: as `mod`.
+
+        >>> Tensor([7, -7]).remainder(4).tolist()
+        [3, 1]
+        """
+        return self._mod(other, False)
+
+    def positive(self) -> Self:
+        """self, as +x.
+
+        >>> Tensor([1]).positive().tolist()
+        [1]
+        """
+        return self
+
+    def frac(self) -> Self:
+        """What trunc leaves: self − trunc(self).
+
+        >>> Tensor([2.5, -2.5]).frac().tolist()
+        [0.5, -0.5]
+        """
+        return self - self.trunc()
+
+    def float_power(self, other: Any) -> Self:
+        """self ** other in float64.
+
+        >>> Tensor([2]).float_power(0.5).dtype.name
+        'float64'
+        """
+        result: Self = self.cast(dtypes.float64) ** self._operand(other).cast(dtypes.float64)
+        return result
+
+    def ldexp(self, other: Any) -> Self:
+        """self · 2^other, in floats.
+
+        >>> Tensor([3.0]).ldexp(2).tolist()
+        [12.0]
+        """
+        exponent = self._operand(other)
+        return self._as_float() * (exponent if exponent.dtype.is_float else exponent.float()).exp2()
+
+    def addcmul(self, tensor1: Any, tensor2: Any, *, value: Scalar = 1) -> Self:
+        """self + value·tensor1·tensor2.
+
+        >>> Tensor([1.0]).addcmul(Tensor([2.0]), Tensor([3.0]), value=0.5).tolist()
+        [4.0]
+        """
+        product: Self = self._operand(tensor1) * tensor2
+        return self.add(product, alpha=value)
+
+    def addcdiv(self, tensor1: Any, tensor2: Any, *, value: Scalar = 1) -> Self:
+        """self + value·tensor1/tensor2.
+
+        >>> Tensor([1.0]).addcdiv(Tensor([6.0]), Tensor([3.0]), value=0.5).tolist()
+        [2.0]
+        """
+        quotient: Self = self._operand(tensor1) / tensor2
+        return self.add(quotient, alpha=value)
+
+    # --- choices and limits -----------------------------------------------------------------------
+
+    def fmax(self, other: Any) -> Self:
+        """The larger of the two; of a NaN and a number the number.
+
+        >>> Tensor([1.0, float("nan")]).fmax(Tensor([2.0, 0.0])).tolist()
+        [2.0, 0.0]
+        """
+        x, y = self._two("fmax", other)
+        return x._new((y.isnan() | (y <= x)).where(x, y).node)
+
+    def fmin(self, other: Any) -> Self:
+        """The smaller of the two; of a NaN and a number the number.
+
+        >>> Tensor([1.0, float("nan")]).fmin(Tensor([2.0, 0.0])).tolist()
+        [1.0, 0.0]
+        """
+        x, y = self._two("fmin", other)
+        return (y.isnan() | (y >= x)).where(x, y)
+
+    def clamp_min(self, min_: Any) -> Self:
+        """self, at least min_.
+
+        >>> Tensor([1, 5]).clamp_min(3).tolist()
+        [3, 5]
+        """
+        return self.clip(min_)
+
+    def clamp_max(self, max_: Any) -> Self:
+        """self, at most max_.
+
+        >>> Tensor([1, 5]).clamp_max(3).tolist()
+        [1, 3]
+        """
+        return self.clip(None, max_)
+
+    def nan_to_num(
+        self, nan: Scalar = 0.0, posinf: Scalar | None = None, neginf: Scalar | None = None
+    ) -> Self:
+        """Numbers in place of NaN, ∞ and −∞ (by default the largest and smallest of the dtype).
+
+        >>> Tensor([float("nan"), float("inf")]).nan_to_num(posinf=9.0).tolist()
+        [0.0, 9.0]
+        """
+        if not self.dtype.is_float:
+            return self
+        bits = _SIGNED[self.dtype.itemsize]
+        most = self._new(build.const(_LARGEST[self.dtype.name], bits, (), self.device))
+        most = most.bitcast(self.dtype)
+        result = self.isnan().where(nan, self)
+        result = result.eq(math.inf).where(most if posinf is None else posinf, result)
+        return result.eq(-math.inf).where(-most if neginf is None else neginf, result)
+
+    def heaviside(self, values: Any) -> Self:
+        """0 below 0 (and for NaN), 1 above it, and `values` at 0.
+
+        >>> Tensor([-2.0, 0.0, 3.0]).heaviside(Tensor(0.5)).tolist()
+        [0.0, 0.5, 1.0]
+        """
+        x, middle = self._two("heaviside", values)
+        return x.eq(0).where(middle, (x > 0).cast(x.dtype))
+
+    def isneginf(self) -> Self:
+        """True where self is −∞.
+
+        >>> Tensor([float("-inf"), 1.0]).isneginf().tolist()
+        [True, False]
+        """
+        return self.eq(-math.inf) if self.dtype.is_float else self.ne(self)
+
+    def isposinf(self) -> Self:
+        """True where self is ∞.
+
+        >>> Tensor([float("inf"), 1.0]).isposinf().tolist()
+        [True, False]
+        """
+        return self.eq(math.inf) if self.dtype.is_float else self.ne(self)
+
+    def isreal(self) -> Self:
+        """True everywhere: all dtypes are real.
+
+        >>> Tensor([1.0]).isreal().tolist()
+        [True]
+        """
+        return self._new(build.const(True, dtypes.bool, self.shape, self.device))
+
+    def signbit(self) -> Self:
+        """True where the sign is minus, that of −0 included.
+
+        >>> Tensor([-0.0, 1.0]).signbit().tolist()
+        [True, False]
+        """
+        return self._bits() < 0 if self.dtype.is_float else self < 0
+
+    def nextafter(self, other: Any) -> Self:
+        """The neighbour of self on the way to other: floats of one sign are ordered as their bits.
+
+        >>> Tensor([1.0]).nextafter(Tensor([2.0])).tolist()
+        [1.0000001192092896]
+        """
+        x, y = (value.detach() for value in self._two_floats("nextafter", other))
+        bits = x._bits()
+        away = (y > x).eq(x > 0)
+        moved = away.where(bits + 1, bits - 1).bitcast(x.dtype)
+        least = self._new(build.const(1, bits.dtype, (), self.device)).bitcast(x.dtype)
+        result = x.eq(0).where((y._bits() < 0).where(-least, least), moved)
+        result = x.eq(y).where(y, result)
+        return (x.isnan() | y.isnan()).where(math.nan, result)
+
+    # --- logic ------------------------------------------------------------------------------------
+
+    def logical_and(self, other: Any) -> Self:
+        """True where both are not 0.
+
+        >>> Tensor([2, 0]).logical_and(Tensor([1, 1])).tolist()
+        [True, False]
+        """
+        return self.bool() & self._operand(other).bool()
+
+    def logical_or(self, other: Any) -> Self:
+        """True where one of the two is not 0.
+
+        >>> Tensor([2, 0]).logical_or(Tensor([0, 0])).tolist()
+        [True, False]
+        """
+        return self.bool() | self._operand(other).bool()
+
+    def logical_xor(self, other: Any) -> Self:
+        """True where exactly one of the two is not 0.
+
+        >>> Tensor([2, 2]).logical_xor(Tensor([0, 1])).tolist()
+        [True, False]
+        """
+        return self.bool() ^ self._operand(other).bool()
+
+    # --- functions --------------------------------------------------------------------------------
+
+    def atan2(self, other: Any) -> Self:
+        """The angle of the point (other, self) in −π … π; zeros have IEEE 754's signs.
+
+        >>> round(Tensor([1.0]).atan2(Tensor([-1.0])).item(), 4)
+        2.3562
+        """
+        y, x = self._two_floats("atan2", other)
+        ratio = (y.abs() / x.abs()).atan()
+        ratio = (y.eq(0) & x.eq(0)).where(0.0, ratio)
+        ratio = (y.abs().eq(math.inf) & x.abs().eq(math.inf)).where(math.pi / 4, ratio)
+        turned = x.signbit().where(math.pi - ratio, ratio)
+        turned = y.signbit().where(-turned, turned)
+        angle = (y.isnan() | x.isnan()).where(math.nan, turned)
+        return y._with_derivative(angle, _atan2_rule, x)
+
+    def hypot(self, other: Any) -> Self:
+        """√(self² + other²) without overflow.
+
+        >>> Tensor([3.0]).hypot(Tensor([4.0])).tolist()
+        [5.0]
+        """
+        x, y = self._two_floats("hypot", other)
+        large, small = x.abs().maximum(y.abs()), x.abs().minimum(y.abs())
+        length = large * (1 + (small / large.eq(0).where(1, large)).square()).sqrt()
+        infinite = x.abs().eq(math.inf) | y.abs().eq(math.inf)
+        return x._with_derivative(infinite.where(math.inf, length), _hypot_rule, y)
+
+    def deg2rad(self) -> Self:
+        """Degrees as radians.
+
+        >>> round(Tensor([180.0]).deg2rad().item(), 4)
+        3.1416
+        """
+        return self._as_float() * (math.pi / 180)
+
+    def rad2deg(self) -> Self:
+        """Radians as degrees.
+
+        >>> round(Tensor([3.14159265]).rad2deg().item())
+        180
+        """
+        return self._as_float() * (180 / math.pi)
+
+    def sinc(self) -> Self:
+        """sin(πx)/(πx), and 1 at 0.
+
+        >>> Tensor([0.0]).sinc().tolist()
+        [1.0]
+        """
+        x = self._as_float() * math.pi
+        zero = x.eq(0)
+        inside = zero.where(1, x)
+        return zero.where(1, inside.sin() / inside)
+
+    def logit(self, eps: Scalar | None = None) -> Self:
+        """log(x/(1 − x)), the inverse of `sigmoid`; x is kept in eps … 1 − eps if given.
+
+        >>> Tensor([0.5]).logit().tolist()
+        [0.0]
+        """
+        x = self._as_float()
+        x = x if eps is None else x.clip(eps, 1 - eps)
+        return (x / (1 - x)).log()
+
+    def logaddexp2(self, other: Any) -> Self:
+        """log2(2ˣ + 2ʸ) without overflow.
+
+        >>> Tensor([2.0]).logaddexp2(Tensor([2.0])).tolist()
+        [3.0]
+        """
+        x, y = self._two_floats("logaddexp2", other)
+        return (x * math.log(2)).logaddexp(y * math.log(2)) * (1 / math.log(2))
+
+    def xlogy(self, other: Any) -> Self:
+        """x·log(y), and 0 where x is 0 and y no NaN.
+
+        >>> Tensor([0.0]).xlogy(Tensor([0.0])).tolist()
+        [0.0]
+        """
+        x, y = self._two_floats("xlogy", other)
+        nothing = x.eq(0) & (y.eq(math.inf) | (y <= 0))
+        return nothing.where(0, x * nothing.where(1, y).log())
+
+    def mvlgamma(self, p: int) -> Self:
+        """The logarithm of the gamma function of p dimensions, of self > (p − 1)/2.
+
+        >>> Tensor([2.0]).mvlgamma(1).tolist()
+        [0.0]
+        """
+        x = self._as_float().unsqueeze(-1)
+        steps = self.arange(p, device=self.device).cast(x.dtype) * 0.5
+        constant = p * (p - 1) / 4 * math.log(math.pi)
+        return (x - steps).lgamma().sum(-1) + constant
+
+    # --- activations ------------------------------------------------------------------------------
+
+    def glu(self, dim: int = -1) -> Self:
+        """a·sigmoid(b) of the two halves a and b along dim (Dauphin et al. 2017).
+
+        >>> Tensor([2.0, 0.0]).glu().tolist()
+        [1.0]
+        """
+        first, second = self.chunk(2, dim)
+        return first * second.sigmoid()
+
+    def prelu(self, weight: Core) -> Self:
+        """x, and weight·x below 0; weight: one number, or one for each channel (dimension 1).
+
+        >>> Tensor([-2.0, 3.0]).prelu(Tensor([0.5])).tolist()
+        [-1.0, 3.0]
+        """
+        slopes = self._new(weight.node)
+        if weight.numel() != 1:
+            slopes = slopes.reshape((-1, *(1 for _ in self.shape[2:])))
+        return (self > 0).where(self, self * slopes)
+
+    def threshold(self, threshold: Scalar, value: Scalar) -> Self:
+        """x above a threshold, else a value.
+
+        >>> Tensor([1.0, 3.0]).threshold(2.0, 9.0).tolist()
+        [9.0, 3.0]
+        """
+        return (self <= threshold).where(value, self)
+
+    def hardshrink(self, lambd: Scalar = 0.5) -> Self:
+        """x, and 0 in −lambd … lambd.
+
+        >>> Tensor([0.25, 3.0]).hardshrink().tolist()
+        [0.0, 3.0]
+        """
+        return ((self >= -lambd) & (self <= lambd)).where(0, self)
+
+    def softshrink(self, lambd: Scalar = 0.5) -> Self:
+        """x moved by lambd towards 0, and 0 in −lambd … lambd.
+
+        >>> Tensor([0.25, 3.0]).softshrink().tolist()
+        [0.0, 2.5]
+        """
+        return self.hardshrink(lambd) - self.hardshrink(lambd).sign().detach() * lambd
+
+    def tanhshrink(self) -> Self:
+        """x − tanh(x).
+
+        >>> Tensor([0.0]).tanhshrink().tolist()
+        [0.0]
+        """
+        return self - self.tanh()

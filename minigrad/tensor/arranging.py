@@ -1,0 +1,400 @@
+"""Joining, cutting and turning under PyTorch's and numpy's names."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Self
+
+from minigrad.errors import ShapeError
+from minigrad.graph.symbolic import Integer
+from minigrad.tensor.basic import Composed
+from minigrad.tensor.broadcasting import axes_of, axis_of, broadcast_shape, show
+from minigrad.tensor.core import Core
+from minigrad.tensor.movement import sequence
+
+
+class Arranging(Composed):
+    """Views, but for what joins or repeats."""
+
+    __slots__ = ()
+
+    # --- parts ------------------------------------------------------------------------------------
+
+    def select(self, dim: int, index: Integer) -> Self:
+        """Element `index` along dim, which goes: x[:, 2] is x.select(1, 2).
+
+        >>> Tensor([[1, 2], [3, 4]]).select(1, 0).tolist()
+        [1, 3]
+        """
+        return self[(slice(None),) * axis_of("select", dim, self.ndim) + (index,)]
+
+    def narrow(self, dim: int, start: Integer, length: Integer) -> Self:
+        """`length` elements along dim from `start` on.
+
+        >>> Tensor([1, 2, 3, 4]).narrow(0, 1, 2).tolist()
+        [2, 3]
+        """
+        axis = axis_of("narrow", dim, self.ndim)
+        begin = start + self.shape[axis] if isinstance(start, int) and start < 0 else start
+        return self._part(axis, begin, begin + length)
+
+    def unbind(self, dim: int = 0) -> tuple[Self, ...]:
+        """All elements along dim, which goes.
+
+        >>> [row.tolist() for row in Tensor([[1, 2], [3, 4]]).unbind()]
+        [[1, 2], [3, 4]]
+        """
+        axis = axis_of("unbind", dim, self.ndim)
+        return tuple(self.select(axis, place) for place in range(self._known_shape()[axis]))
+
+    def tensor_split(
+        self, indices_or_sections: int | Sequence[int], dim: int = 0
+    ) -> tuple[Self, ...]:
+        """So many parts along dim, the first ones larger by one if need be; or cut before indices.
+
+        >>> [part.tolist() for part in Tensor([1, 2, 3]).tensor_split(2)]
+        [[1, 2], [3]]
+        """
+        axis, given = axis_of("tensor_split", dim, self.ndim), indices_or_sections
+        extent = self._known_shape()[axis]
+        if isinstance(given, int):
+            if given < 1:
+                raise ShapeError(f"tensor_split({given}): expected a number of parts ≥ 1")
+            size, larger = divmod(extent, given)
+            cuts = [part * size + min(part, larger) for part in range(1, given)]
+        else:
+            cuts = [slice(None, int(cut)).indices(extent)[1] for cut in given]
+        ends = [*cuts, extent]
+        starts = [0, *cuts]
+        return tuple(self._part(axis, a, max(a, b)) for a, b in zip(starts, ends, strict=True))
+
+    def hsplit(self, indices_or_sections: int | Sequence[int]) -> tuple[Self, ...]:
+        """Equal parts along the second dimension (of a vector the first), or cut before indices.
+
+        >>> [part.tolist() for part in Tensor([[1, 2], [3, 4]]).hsplit(2)]
+        [[[1], [3]], [[2], [4]]]
+        """
+        return self._split_evenly("hsplit", indices_or_sections, 0 if self.ndim == 1 else 1)
+
+    def vsplit(self, indices_or_sections: int | Sequence[int]) -> tuple[Self, ...]:
+        """Equal parts along the first dimension, or cut before indices.
+
+        >>> [part.tolist() for part in Tensor([[1, 2], [3, 4]]).vsplit(2)]
+        [[[1, 2]], [[3, 4]]]
+        """
+        return self._split_evenly("vsplit", indices_or_sections, 0)
+
+    def dsplit(self, indices_or_sections: int | Sequence[int]) -> tuple[Self, ...]:
+        """Equal parts along the third dimension, or cut before indices.
+
+        >>> [part.tolist() for part in Tensor([[[1, 2]]]).dsplit(2)]
+        [[[[1]]], [[[2]]]]
+        """
+        return self._split_evenly("dsplit", indices_or_sections, 2)
+
+    def _split_evenly(self, name: str, given: int | Sequence[int], axis: int) -> tuple[Self, ...]:
+        extent = self._known_shape()[axis_of(name, axis, self.ndim)]
+        if isinstance(given, int) and (given < 1 or extent % given):
+            raise ShapeError(f"{name}({given}) of {show(self.shape)}: expected a part of {extent}")
+        return self.tensor_split(given, axis)
+
+    # --- order and shape --------------------------------------------------------------------------
+
+    def movedim(self, source: int | Sequence[int], destination: int | Sequence[int]) -> Self:
+        """Dimensions moved to other places; the rest keep their order.
+
+        >>> Tensor.zeros(2, 3, 4).movedim(0, -1).shape
+        (3, 4, 2)
+        """
+        given, wanted = (axes_of("movedim", axes, self.ndim) for axes in (source, destination))
+        if len(given) != len(wanted):
+            raise ShapeError(f"movedim({source}, {destination}): expected as many of both")
+        rest = iter(axis for axis in range(self.ndim) if axis not in given)
+        places = dict(zip(wanted, given, strict=True))
+        return self.permute(*(places[d] if d in places else next(rest) for d in range(self.ndim)))
+
+    def t(self) -> Self:
+        """A matrix transposed; a vector as it is.
+
+        >>> Tensor([[1, 2]]).t().tolist()
+        [[1], [2]]
+        """
+        if self.ndim > 2:
+            raise ShapeError(f"t of {show(self.shape)}: expected a matrix; use .mT or .permute(…)")
+        return self.T
+
+    def rot90(self, k: int = 1, dims: Sequence[int] = (0, 1)) -> Self:
+        """Turned k times by 90°, from the first of dims to the second.
+
+        >>> Tensor([[1, 2], [3, 4]]).rot90().tolist()
+        [[2, 4], [1, 3]]
+        """
+        first, second = axes_of("rot90", dims, self.ndim)
+        turned = self if k % 2 == 0 else self.transpose(first, second)
+        axes = {0: (), 1: (first,), 2: (first, second), 3: (second,)}[k % 4]
+        return turned.flip(*axes) if axes else turned
+
+    def fliplr(self) -> Self:
+        """In reverse order along the second dimension.
+
+        >>> Tensor([[1, 2]]).fliplr().tolist()
+        [[2, 1]]
+        """
+        return self.flip(1)
+
+    def flipud(self) -> Self:
+        """In reverse order along the first dimension.
+
+        >>> Tensor([1, 2]).flipud().tolist()
+        [2, 1]
+        """
+        return self.flip(0)
+
+    def expand_as(self, other: Core) -> Self:
+        """Expanded to the shape of other.
+
+        >>> Tensor([1]).expand_as(Tensor([5, 6])).tolist()
+        [1, 1]
+        """
+        return self.expand(other.shape)
+
+    def view_as(self, other: Core) -> Self:
+        """The same elements in the shape of other.
+
+        >>> Tensor([[1, 2]]).view_as(Tensor([5, 6])).tolist()
+        [1, 2]
+        """
+        return self.reshape(other.shape)
+
+    def broadcast_tensors(self, *others: Core) -> tuple[Any, ...]:
+        """All expanded to their common shape; also of one list of them.
+
+        >>> [x.shape for x in Tensor.broadcast_tensors(Tensor([1, 2]), Tensor([[3]]))]
+        [(1, 2), (1, 2)]
+        """
+        given: tuple[Any, ...] = sequence((self, *others))
+        shape = broadcast_shape("broadcast_tensors", *(x.shape for x in given))
+        return tuple(x.expand(shape) for x in given)
+
+    def atleast_1d(self) -> Self:
+        """A number as a vector; the rest as it is.
+
+        >>> Tensor(5).atleast_1d().tolist()
+        [5]
+        """
+        return self if self.ndim else self.reshape(1)
+
+    def atleast_2d(self) -> Self:
+        """A number or a vector as a matrix of one row; the rest as it is.
+
+        >>> Tensor([5, 6]).atleast_2d().tolist()
+        [[5, 6]]
+        """
+        return self if self.ndim > 1 else self.reshape((1, -1))
+
+    def atleast_3d(self) -> Self:
+        """With new dimensions of extent 1: of a matrix the last, of a vector the first and last.
+
+        >>> Tensor([5, 6]).atleast_3d().shape
+        (1, 2, 1)
+        """
+        return self if self.ndim > 2 else self.atleast_2d().unsqueeze(-1)
+
+    # --- joining ----------------------------------------------------------------------------------
+
+    def hstack(self, *others: Any) -> Self:
+        """Tensors joined along the second dimension (vectors along the first); also of a list.
+
+        >>> Tensor.hstack([Tensor([1]), Tensor([2])]).tolist()
+        [1, 2]
+        """
+        given = [x.atleast_1d() for x in sequence((self, *others))]
+        return given[0].cat(*given[1:], dim=0 if given[0].ndim == 1 else 1)  # type: ignore[no-any-return]
+
+    def vstack(self, *others: Any) -> Self:
+        """Tensors joined along the first dimension, vectors as rows; also of a list.
+
+        >>> Tensor.vstack([Tensor([1]), Tensor([2])]).tolist()
+        [[1], [2]]
+        """
+        given = [x.atleast_2d() for x in sequence((self, *others))]
+        return given[0].cat(*given[1:])  # type: ignore[no-any-return]
+
+    def dstack(self, *others: Any) -> Self:
+        """Tensors joined along the third dimension; also of a list.
+
+        >>> Tensor.dstack([Tensor([1]), Tensor([2])]).tolist()
+        [[[1, 2]]]
+        """
+        given = [x.atleast_3d() for x in sequence((self, *others))]
+        return given[0].cat(*given[1:], dim=2)  # type: ignore[no-any-return]
+
+    def column_stack(self, *others: Any) -> Self:
+        """`hstack`, with vectors as columns; also of a list.
+
+        >>> Tensor.column_stack([Tensor([1, 2]), Tensor([3, 4])]).tolist()
+        [[1, 3], [2, 4]]
+        """
+        given = [x if x.ndim > 1 else x.reshape((-1, 1)) for x in sequence((self, *others))]
+        return given[0].cat(*given[1:], dim=1)  # type: ignore[no-any-return]
+
+    def tile(self, *repeats: Any) -> Self:
+        """The whole tensor repeated along each dimension, the last ones if there are fewer.
+
+        >>> Tensor([[1, 2]]).tile(2).tolist()
+        [[1, 2, 1, 2]]
+        """
+        times = sequence(repeats)
+        return self.repeat(*(1 for _ in range(self.ndim - len(times))), *times)
+
+    # --- diagonals --------------------------------------------------------------------------------
+
+    def diag_embed(self, offset: int = 0, dim1: int = -2, dim2: int = -1) -> Self:
+        """The last dimension as a diagonal of new matrices of zeros, in dimensions dim1, dim2.
+
+        >>> Tensor([1, 2]).diag_embed().tolist()
+        [[1, 0], [0, 2]]
+        """
+        first, second = axes_of("diag_embed", (dim1, dim2), self.ndim + 1)
+        if first > second:
+            first, second, offset = second, first, -offset
+        size = self._known_shape()[-1] + abs(offset)
+        places = self.arange(size, device=self.device)
+        on_it = (places.unsqueeze(1) + offset).eq(places)
+        before = max(offset, 0)
+        wide = self.pad([None] * (self.ndim - 1) + [(before, abs(offset) - before)]).unsqueeze(-2)
+        return wide.masked_fill(~on_it, 0).movedim((-2, -1), (first, second))
+
+    def diagflat(self, offset: int = 0) -> Self:
+        """All elements as a diagonal of a square matrix.
+
+        >>> Tensor([[1], [2]]).diagflat().tolist()
+        [[1, 0], [0, 2]]
+        """
+        return self.flatten().diag_embed(offset)
+
+    def trace(self) -> Self:
+        """The sum of a matrix's diagonal.
+
+        >>> Tensor([[1, 2], [3, 4]]).trace().item()
+        5
+        """
+        if self.ndim != 2:
+            raise ShapeError(f"trace of {show(self.shape)}: expected a matrix")
+        return self.diagonal().sum()
+
+    def block_diag(self, *others: Any) -> Self:
+        """Matrices along the diagonal of one matrix of zeros; also of a list.
+
+        >>> Tensor.block_diag(Tensor([[1]]), Tensor([[2, 3]])).tolist()
+        [[1, 0, 0], [0, 2, 3]]
+        """
+        given = [x.atleast_2d() for x in sequence((self, *others))]
+        width, left, rows = sum(x.shape[1] for x in given), 0, []
+        for x in given:
+            rows.append(x.pad([None, (left, width - left - x.shape[1])]))
+            left += x.shape[1]
+        return rows[0].cat(*rows[1:])  # type: ignore[no-any-return]
+
+    @classmethod
+    def tril_indices(
+        cls, row: int, col: int, offset: int = 0, *, device: str | None = None
+    ) -> Self:
+        """Positions (2, n) int32 of the lower triangle of a row × col matrix, row by row.
+
+        >>> Tensor.tril_indices(2, 2).tolist()
+        [[0, 1, 1], [0, 0, 1]]
+        """
+        places: Self = cls.ones(row, col, device=device).tril(offset).nonzero()
+        return places.T
+
+    @classmethod
+    def triu_indices(
+        cls, row: int, col: int, offset: int = 0, *, device: str | None = None
+    ) -> Self:
+        """Positions (2, n) int32 of the upper triangle of a row × col matrix, row by row.
+
+        >>> Tensor.triu_indices(2, 2).tolist()
+        [[0, 0, 1], [0, 1, 1]]
+        """
+        places: Self = cls.ones(row, col, device=device).triu(offset).nonzero()
+        return places.T
+
+    def cartesian_prod(self, *others: Any) -> Self:
+        """All combinations (n, vectors) of elements of vectors, the last one running fastest.
+
+        >>> Tensor.cartesian_prod(Tensor([1, 2]), Tensor([3, 4])).tolist()
+        [[1, 3], [1, 4], [2, 3], [2, 4]]
+        """
+        if not others:
+            return self
+        grids = [grid.flatten() for grid in self.meshgrid(*others)]
+        return grids[0].stack(*grids[1:], dim=-1)  # type: ignore[no-any-return]
+
+    # --- images -----------------------------------------------------------------------------------
+
+    def pixel_shuffle(self, upscale_factor: int) -> Self:
+        """(…, channels·r², height, width) → (…, channels, height·r, width·r) (Shi et al. 2016).
+
+        >>> Tensor.zeros(1, 4, 2, 2).pixel_shuffle(2).shape
+        (1, 1, 4, 4)
+        """
+        r = upscale_factor
+        self._check_channels("pixel_shuffle", r, 3, r * r)
+        return self.rearrange("... (c p q) h w -> ... c (h p) (w q)", p=r, q=r)
+
+    def pixel_unshuffle(self, downscale_factor: int) -> Self:
+        """(…, channels, height·r, width·r) → (…, channels·r², height, width).
+
+        >>> Tensor.zeros(1, 1, 4, 4).pixel_unshuffle(2).shape
+        (1, 4, 2, 2)
+        """
+        r = downscale_factor
+        return self.rearrange("... c (h p) (w q) -> ... (c p q) h w", p=r, q=r)
+
+    def channel_shuffle(self, groups: int) -> Self:
+        """Channels (dimension 1) of all groups in turn, instead of group by group.
+
+        >>> Tensor.arange(4).reshape(1, 4, 1).channel_shuffle(2).flatten().tolist()
+        [0, 2, 1, 3]
+        """
+        self._check_channels("channel_shuffle", groups, self.ndim - 1, groups)
+        return self.rearrange("n (g c) ... -> n (c g) ...", g=groups)
+
+    def _check_channels(self, name: str, given: int, from_end: int, divisor: int) -> None:
+        if self.ndim < max(from_end, 2) or self.shape[-from_end] % divisor:
+            raise ShapeError(
+                f"{name}({given}) of {show(self.shape)}: expected images (…, channels, height, "
+                f"width) with channels a multiple of {divisor}"
+            )
+
+    # --- tinygrad's -------------------------------------------------------------------------------
+
+    def pad_to(self, *shape: Any) -> Self:
+        """Zeros behind the elements up to a shape; None keeps an extent.
+
+        >>> Tensor([1, 2]).pad_to(3).tolist()
+        [1, 2, 0]
+        """
+        wanted = sequence(shape)
+        pairs = zip(self.shape, wanted, strict=True)
+        return self.pad([None if want is None else (0, want - have) for have, want in pairs])
+
+    def shrink_to(self, *shape: Any) -> Self:
+        """The first elements along each dimension, of a smaller shape; None keeps an extent.
+
+        >>> Tensor([1, 2, 3]).shrink_to(2).tolist()
+        [1, 2]
+        """
+        return self.shrink([None if want is None else (0, want) for want in sequence(shape)])
+
+    def sequential(self, layers: Sequence[Any]) -> Any:
+        """What layers make of self, one after the other.
+
+        >>> Tensor([-1.0]).sequential([Tensor.abs, Tensor.exp2]).tolist()
+        [2.0]
+        """
+        result: Any = self
+        for layer in layers:
+            result = layer(result)
+        return result

@@ -1,0 +1,224 @@
+"""PyTorch's second names, its in-place forms (`x.add_(y)`), and arguments under other names."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any, Concatenate, Self, TypeVar, cast
+
+from minigrad.tensor.activations import Activations
+from minigrad.tensor.addressing import Addressing
+from minigrad.tensor.arithmetic import Arithmetic
+from minigrad.tensor.arranging import Arranging
+from minigrad.tensor.basic import Composed
+from minigrad.tensor.broadcasting import Scalar
+from minigrad.tensor.core import Core
+from minigrad.tensor.creation import Creation
+from minigrad.tensor.cumulative import Cumulative
+from minigrad.tensor.elementwise import Elementwise
+from minigrad.tensor.functions import Functions
+from minigrad.tensor.indexing import Indexing
+from minigrad.tensor.inquiry import Inquiry
+from minigrad.tensor.joining import Joining
+from minigrad.tensor.movement import Movement
+from minigrad.tensor.products import Products
+from minigrad.tensor.scattering import Scattering
+from minigrad.tensor.statistics import Statistics
+
+T = TypeVar("T", bound=Core)
+
+
+def same(*methods: Callable[..., Any]) -> tuple[Callable[Concatenate[T, ...], T], ...]:
+    """Methods, for second names."""
+    return cast(Any, methods)  # type: ignore[no-any-return]
+
+
+def writing(*methods: Callable[..., Any]) -> tuple[Callable[Concatenate[T, ...], T], ...]:
+    """The in-place forms: a method's result written to self, which they give back.
+
+    The result's shape must be self's; it is cast to self's dtype if that is of its kind.
+    """
+    return tuple(_writing(method) for method in methods)
+
+
+def _writing(method: Any) -> Any:
+    name = f"{method.__name__}_"
+
+    def write(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return self._in_place(name, method(self, *args, **kwargs))
+
+    write.__name__, write.__wrapped__ = name, method  # type: ignore[attr-defined]
+    write.__doc__ = f"""`{method.__name__}` in place; gives self.
+
+        A leaf that wants a gradient can be written inside `Tensor.no_grad()` only.
+        """
+    return write
+
+
+_E, _F, _A, _P, _I = Elementwise, Functions, Arithmetic, Products, Addressing
+
+
+class Spellings(Composed):
+    """Names that mean the same as others; what ends in _ writes to self and gives it."""
+
+    __slots__ = ()
+
+    # --- second names -----------------------------------------------------------------------------
+
+    subtract, multiply, negative, divide, true_divide = same(_E.sub, _E.mul, _E.neg, _F.div, _F.div)
+    fix, absolute, sgn, arccos, arcsin = same(_F.trunc, _F.abs, _F.sign, _F.acos, _F.asin)
+    arctan, arccosh, arcsinh, arctanh = same(_F.atan, _F.acosh, _F.asinh, _F.atanh)
+    arctan2, greater, greater_equal, less, less_equal = same(_A.atan2, _E.gt, _E.ge, _E.lt, _E.le)
+    not_equal, bitwise_left_shift, bitwise_right_shift = same(_E.ne, _E.lshift, _E.rshift)
+    moveaxis, ravel, ger = same(Arranging.movedim, Movement.flatten, Products.outer)
+    swapaxes, swapdims, broadcast_to = same(Movement.transpose, Movement.transpose, Movement.expand)
+    reshape_as, row_stack, argwhere = same(Arranging.view_as, Arranging.vstack, Indexing.nonzero)
+    concat, concatenate, multi_dot = same(Joining.cat, Joining.cat, Products.chain_matmul)
+    ndimension, nelement = Inquiry.dim, Core.numel
+
+    # --- in place ---------------------------------------------------------------------------------
+
+    add_, sub_, subtract_, mul_, multiply_ = writing(_E.add, _E.sub, _E.sub, _E.mul, _E.mul)
+    div_, divide_, true_divide_, pow_, fmod_ = writing(_F.div, _F.div, _F.div, _F.pow, _F.fmod)
+    remainder_, floor_divide_, neg_ = writing(_A.remainder, _A.floor_divide, _E.neg)
+    negative_, addcmul_, addcdiv_, lerp_ = writing(_E.neg, _A.addcmul, _A.addcdiv, _F.lerp)
+    addmm_, addmv_, addr_, addbmm_ = writing(_P.addmm, _P.addmv, _P.addr, _P.addbmm)
+    baddbmm_, eq_, ne_, not_equal_, lt_ = writing(_P.baddbmm, _E.eq, _E.ne, _E.ne, _E.lt)
+    less_, le_, less_equal_, gt_, greater_, ge_ = writing(_E.lt, _E.le, _E.le, _E.gt, _E.gt, _E.ge)
+    greater_equal_, bitwise_and_, bitwise_or_ = writing(_E.ge, _E.bitwise_and, _E.bitwise_or)
+    bitwise_xor_, bitwise_not_ = writing(_E.bitwise_xor, _E.bitwise_not)
+    bitwise_left_shift_, bitwise_right_shift_ = writing(_E.lshift, _E.rshift)
+    logical_and_, logical_or_, logical_xor_ = writing(_A.logical_and, _A.logical_or, _A.logical_xor)
+    logical_not_, clamp_, clip_ = writing(_E.logical_not, _E.clamp, _E.clip)
+    clamp_min_, clamp_max_, nan_to_num_ = writing(_A.clamp_min, _A.clamp_max, _A.nan_to_num)
+    masked_fill_, heaviside_, abs_ = writing(_E.masked_fill, _A.heaviside, _F.abs)
+    absolute_, sign_, sgn_, ceil_, floor_ = writing(_F.abs, _F.sign, _F.sign, _F.ceil, _F.floor)
+    round_, trunc_, fix_, frac_, sqrt_ = writing(_F.round, _F.trunc, _F.trunc, _A.frac, _F.sqrt)
+    rsqrt_, square_, reciprocal_, exp_ = writing(_F.rsqrt, _F.square, _F.reciprocal, _F.exp)
+    exp2_, expm1_, log_, log2_, log10_ = writing(_F.exp2, _F.expm1, _F.log, _F.log2, _F.log10)
+    log1p_, erf_, sin_, cos_, tan_ = writing(_F.log1p, _F.erf, _F.sin, _F.cos, _F.tan)
+    sinh_, cosh_, tanh_, asin_, arcsin_ = writing(_F.sinh, _F.cosh, _F.tanh, _F.asin, _F.asin)
+    acos_, arccos_, atan_, arctan_, asinh_ = writing(_F.acos, _F.acos, _F.atan, _F.atan, _F.asinh)
+    arcsinh_, acosh_, arccosh_, atanh_ = writing(_F.asinh, _F.acosh, _F.acosh, _F.atanh)
+    arctanh_, atan2_, arctan2_, hypot_ = writing(_F.atanh, _A.atan2, _A.atan2, _A.hypot)
+    lgamma_, digamma_, mvlgamma_ = writing(_F.lgamma, _F.digamma, _A.mvlgamma)
+    copysign_, nextafter_, ldexp_ = writing(_F.copysign, _A.nextafter, _A.ldexp)
+    deg2rad_, rad2deg_, sinc_, logit_ = writing(_A.deg2rad, _A.rad2deg, _A.sinc, _A.logit)
+    xlogy_, sigmoid_, relu_ = writing(_A.xlogy, Activations.sigmoid, Activations.relu)
+    tril_, triu_, cumsum_ = writing(Creation.tril, Creation.triu, Cumulative.cumsum)
+    cumprod_, renorm_, put_ = writing(Cumulative.cumprod, Statistics.renorm, _I.put)
+    index_put_, index_add_, index_copy_ = writing(_I.index_put, _I.index_add, _I.index_copy)
+    index_fill_, index_reduce_ = writing(_I.index_fill, _I.index_reduce)
+    masked_scatter_, scatter_ = writing(_I.masked_scatter, Scattering.scatter)
+    scatter_add_, scatter_reduce_ = writing(Scattering.scatter_add, Scattering.scatter_reduce)
+
+    def copy_(self, src: Any) -> Self:
+        """Replace its values by those of src, broadcast and cast: as `assign`.
+
+        >>> Tensor([1, 2]).copy_(Tensor([3, 4])).tolist()
+        [3, 4]
+        """
+        return self.assign(src)
+
+    def fill_(self, value: Any) -> Self:
+        """Replace all elements by one.
+
+        >>> Tensor([1, 2]).fill_(7).tolist()
+        [7, 7]
+        """
+        return self.assign(value)
+
+    def zero_(self) -> Self:
+        """Replace all elements by 0.
+
+        >>> Tensor([1, 2]).zero_().tolist()
+        [0, 0]
+        """
+        return self.assign(0)
+
+    def fill_diagonal_(self, fill_value: Scalar, wrap: bool = False) -> Self:
+        """Write one number to the main diagonal of a matrix; wrap: again after each n + 1 rows.
+
+        >>> Tensor([[1, 2], [3, 4]]).fill_diagonal_(0).tolist()
+        [[0, 2], [3, 0]]
+        """
+        rows, columns = (self.arange(extent, device=self.device) for extent in self.shape)
+        rows = rows.unsqueeze(1)
+        on_it = (rows % (self.shape[1] + 1) if wrap else rows).eq(columns)
+        return self.assign(self.masked_fill(on_it, fill_value))
+
+    def uniform_(self, a: Scalar = 0.0, b: Scalar = 1.0) -> Self:
+        """Replace its elements by random ones, uniform in [a, b).
+
+        >>> Tensor([5.0]).uniform_().item() < 1
+        True
+        """
+        return self.assign(self.uniform(self.shape, low=a, high=b, device=self.device))
+
+    def normal_(self, mean: Scalar = 0.0, std: Scalar = 1.0) -> Self:
+        """Replace its elements by random ones, normal with this mean and deviation.
+
+        >>> Tensor([5.0]).normal_(2.0, 0.0).item()
+        2.0
+        """
+        return self.assign(self.normal(self.shape, mean=mean, std=std, device=self.device))
+
+    def exponential_(self, lambd: Scalar = 1.0) -> Self:
+        """Replace its elements by random ones, exponential with rate lambd.
+
+        >>> Tensor([-5.0]).exponential_().item() >= 0
+        True
+        """
+        return self.assign(-(-self.rand(self.shape, device=self.device)).log1p() / lambd)
+
+    def bernoulli_(self, p: Any = 0.5) -> Self:
+        """Replace its elements by 1 with probability p, else by 0.
+
+        >>> Tensor([5.0]).bernoulli_(1.0).item()
+        1.0
+        """
+        return self.assign(self.rand(self.shape, device=self.device) < p)
+
+    def random_(self, low: int, high: int) -> Self:
+        """Replace its elements by random integers in low … high − 1.
+
+        >>> Tensor([5]).random_(3, 4).item()
+        3
+        """
+        return self.assign(self.randint(self.shape, low=low, high=high, device=self.device))
+
+
+# What else an argument may be called: (its name, or * for what stands before others, methods).
+KEYWORDS: dict[str, tuple[str, str]] = {
+    "keepdims": ("keepdim", """sum prod max min mean any all var std std_mean argmax argmin
+                               logsumexp amax amin median nanmedian quantile nanquantile norm"""),
+    "dims": ("*", "permute flip"),
+    "order": ("*", "permute"),
+    "shape": ("*", "reshape view expand broadcast_to"),
+    "size": ("*", "expand"),
+    "repeats": ("*", "repeat"),
+    "dim": ("axis", "normalize layernorm rmsnorm"),
+    "axis": ("dim", """gather scatter scatter_add scatter_reduce squeeze unsqueeze split chunk
+                       unfold unbind index_select select diff amax amin median quantile norm"""),
+}  # fmt: skip
+
+
+def accept_keywords(kind: type) -> None:
+    """Let the methods of a class take arguments under the names in `KEYWORDS`."""
+    for word, (meant, names) in KEYWORDS.items():
+        for name in names.split():
+            setattr(kind, name, _accepting(getattr(kind, name), word, meant))
+
+
+def _accepting(method: Callable[..., Any], word: str, meant: str) -> Callable[..., Any]:
+    @functools.wraps(method)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        if word in kwargs:
+            value = kwargs.pop(word)
+            if meant == "*":
+                args = (*args, value)
+            else:
+                kwargs[meant] = value
+        return method(*args, **kwargs)
+
+    return call

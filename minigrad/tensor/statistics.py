@@ -1,0 +1,473 @@
+"""Statistics: what depends on ranks, counts of equal elements, differences, norms."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Self
+
+from minigrad.dtype import DType, dtypes
+from minigrad.errors import DTypeError, ShapeError
+from minigrad.tensor.basic import Composed
+from minigrad.tensor.broadcasting import Axes, Scalar, axes_of, axis_of, check_flag, show
+from minigrad.tensor.core import Core
+
+
+class Statistics(Composed):
+    """Statistics along `dim`, or of all elements. Positions are int32; NaN is the largest."""
+
+    __slots__ = ()
+
+    # --- extremes ---------------------------------------------------------------------------------
+
+    def amax(self, dim: Axes = None, keepdim: bool = False) -> Self:
+        """The largest elements: as `max`.
+
+        >>> Tensor([[1, 5], [3, 2]]).amax(1).tolist()
+        [5, 3]
+        """
+        return self.max(dim or None if isinstance(dim, (tuple, list)) else dim, keepdim)
+
+    def amin(self, dim: Axes = None, keepdim: bool = False) -> Self:
+        """The smallest elements: as `min`.
+
+        >>> Tensor([[1, 5], [3, 2]]).amin(1).tolist()
+        [1, 2]
+        """
+        return self.min(dim or None if isinstance(dim, (tuple, list)) else dim, keepdim)
+
+    def aminmax(self, *, dim: int | None = None, keepdim: bool = False) -> tuple[Self, Self]:
+        """The smallest and the largest elements.
+
+        >>> [x.item() for x in Tensor([1, 5, 3]).aminmax()]
+        [1, 5]
+        """
+        return self.min(dim, keepdim), self.max(dim, keepdim)
+
+    def max_with_indices(self, dim: int = -1, keepdim: bool = False) -> tuple[Self, Self]:
+        """The largest elements along dim and where the first of them are: PyTorch's max(dim).
+
+        >>> [x.tolist() for x in Tensor([[1, 5], [3, 2]]).max_with_indices(1)]
+        [[5, 3], [1, 0]]
+        """
+        return self._picked("max_with_indices", dim, keepdim, self.argmax(dim, True))
+
+    def min_with_indices(self, dim: int = -1, keepdim: bool = False) -> tuple[Self, Self]:
+        """The smallest elements along dim and where the first of them are: PyTorch's min(dim).
+
+        >>> [x.tolist() for x in Tensor([[1, 5], [3, 2]]).min_with_indices(1)]
+        [[1, 2], [0, 1]]
+        """
+        return self._picked("min_with_indices", dim, keepdim, self.argmin(dim, True))
+
+    def _picked(self, name: str, dim: int, keepdim: bool, places: Self) -> tuple[Self, Self]:
+        """The elements at one place of each line, and the places."""
+        check_flag(name, "keepdim", keepdim)
+        axis = axis_of(name, dim, self.ndim)
+        if not self.ndim:
+            return self, places
+        values = self._at(axis, places)
+        return (values, places) if keepdim else (values.squeeze(axis), places.squeeze(axis))
+
+    # --- ranks ------------------------------------------------------------------------------------
+
+    def kthvalue(self, k: int, dim: int = -1, keepdim: bool = False) -> tuple[Self, Self]:
+        """The k-th smallest elements along dim, k from 1 on, and their positions.
+
+        >>> [x.item() for x in Tensor([3, 1, 2]).kthvalue(2)]
+        [2, 2]
+        """
+        axis = axis_of("kthvalue", dim, self.ndim)
+        extent = self._known_shape()[axis] if self.ndim else 1
+        if not 1 <= k <= extent:
+            raise ShapeError(f"kthvalue({k}) of {show(self.shape)}: expected 1 … {extent}")
+        order = self.argsort(axis)
+        place = order._part(axis, k - 1, k) if self.ndim else order
+        return self._picked("kthvalue", dim, keepdim, place)
+
+    def median(self, dim: int | None = None, keepdim: bool = False) -> Self:
+        """The middle elements, of two the smaller one (PyTorch's values); NaN wins.
+
+        >>> Tensor([3, 1, 2, 4]).median().item()
+        2
+        """
+        return self._median("median", dim, keepdim, False)
+
+    def nanmedian(self, dim: int | None = None, keepdim: bool = False) -> Self:
+        """`median` of what is not NaN.
+
+        >>> Tensor([3.0, 1.0, float("nan")]).nanmedian().item()
+        1.0
+        """
+        return self._median("nanmedian", dim, keepdim, True)
+
+    def _median(self, name: str, dim: int | None, keepdim: bool, skips: bool) -> Self:
+        axis = axis_of(name, 0 if dim is None else dim, 1 if dim is None else self.ndim)
+        x = self.flatten() if dim is None else self
+        if 0 in x.shape or not x.ndim:
+            return x.max(axis, keepdim) if x.ndim else x
+        count = x._counted(axis, True)
+        middle = (count if skips else count * 0 + x.shape[axis]) - 1
+        values = x.sort(axis)[0]
+        value = values._at(axis, (middle // 2).maximum(0))
+        if not skips:
+            value = (count < x.shape[axis]).where(values.max(axis, True), value)
+        if dim is None:
+            return value.reshape((1,) * self.ndim if keepdim else ())
+        return value if keepdim else value.squeeze(axis)
+
+    def _counted(self, axis: Axes, keepdim: bool) -> Self:
+        """How many elements are no NaN."""
+        return (~self.isnan()).sum(axis, keepdim, dtype=dtypes.int32)
+
+    def quantile(
+        self, q: Any, dim: int | None = None, keepdim: bool = False, *,
+        interpolation: str = "linear",
+    ) -> Self:  # fmt: skip
+        """What a share q (0 … 1, a number or a vector of them) of the elements lies below.
+
+        interpolation between the two nearest: linear, lower, higher, midpoint or nearest. For a
+        vector q the result has a first dimension of its length. NaN wins.
+
+        >>> Tensor([1.0, 2.0, 4.0]).quantile(0.75).item()
+        3.0
+        """
+        return self._quantile("quantile", q, dim, keepdim, interpolation, False)
+
+    def nanquantile(
+        self, q: Any, dim: int | None = None, keepdim: bool = False, *,
+        interpolation: str = "linear",
+    ) -> Self:  # fmt: skip
+        """`quantile` of what is not NaN.
+
+        >>> Tensor([1.0, 3.0, float("nan")]).nanquantile(0.5).item()
+        2.0
+        """
+        return self._quantile("nanquantile", q, dim, keepdim, interpolation, True)
+
+    def _quantile(
+        self, name: str, q: Any, dim: int | None, keepdim: bool, interpolation: str, skips: bool
+    ) -> Self:
+        if not self.dtype.is_float:
+            raise DTypeError(f"{name} of a {self.dtype.name} tensor: expected floats; use .float()")
+        if interpolation not in ("linear", "lower", "higher", "midpoint", "nearest"):
+            raise ValueError(f"{name}(interpolation={interpolation!r}): expected 'linear', "
+                             "'lower', 'higher', 'midpoint' or 'nearest'")  # fmt: skip
+        axis = 0 if dim is None else axis_of(name, dim, self.ndim)
+        x = self.flatten() if dim is None or not self.ndim else self
+        rest = [d for d in range(x.ndim) if d != axis]
+        lines = x.permute(*rest, axis).sort(-1)[0]
+        last, extent = x.ndim - 1, x.shape[axis]
+        count = lines._counted(-1, True).cast(self.dtype)
+        share = type(self)(q, device=self.device).cast(self.dtype)
+        rank = ((count if skips else count * 0 + extent) - 1).maximum(0) * share.flatten()
+        if interpolation in ("lower", "higher", "nearest"):
+            name = {"lower": "floor", "higher": "ceil", "nearest": "round"}[interpolation]
+            rank = getattr(rank, name)()
+        low, high = (lines._at(last, place.int()) for place in (rank.floor(), rank.ceil()))
+        part = rank - rank.floor()
+        if interpolation == "midpoint":
+            part = (part > 0).where(0.5, part)
+        step = high - low  # from the nearer one, which may be infinite
+        between = (part < 0.5).where(low + step * part, high - step * (1 - part))
+        value = part.eq(0).where(low, between)
+        if not skips:
+            value = (count < extent).where(math.nan, value)
+        value = value.permute(last, *range(last))  # (q, …)
+        if keepdim:
+            value = value.reshape((-1, *(1 for _ in self.shape))) if dim is None else (
+                value.unsqueeze(axis + 1)
+            )
+        return value if share.ndim else value[0]
+
+    def mode(self, dim: int = -1, keepdim: bool = False) -> tuple[Self, Self]:
+        """The most frequent elements along dim, of several the smallest, and where the last is.
+
+        >>> [x.item() for x in Tensor([3, 1, 3, 2]).mode()]
+        [3, 2]
+        """
+        axis = axis_of("mode", dim, self.ndim)
+        if not self.ndim:
+            return self._picked("mode", 0, keepdim, self.argmax(0))
+        values, order = self.transpose(axis, -1).sort(-1)
+        begins = values[..., 1:].ne(values[..., :-1]).pad([None] * (self.ndim - 1) + [(1, 0)])
+        ramp = self.arange(self.shape[axis], device=self.device)
+        length = ramp - begins.where(ramp, 0).cummax(-1)[0]
+        place = order._at(self.ndim - 1, length.argmax(-1, True))
+        return self._picked("mode", axis, keepdim, place.transpose(axis, -1))
+
+    def msort(self) -> Self:
+        """Sorted along the first dimension.
+
+        >>> Tensor([3, 1, 2]).msort().tolist()
+        [1, 2, 3]
+        """
+        return self.sort(0)[0]
+
+    # --- equal elements ---------------------------------------------------------------------------
+
+    def unique(
+        self, sorted: bool = True, return_inverse: bool = False, return_counts: bool = False,
+    ) -> Any:  # fmt: skip
+        """The distinct elements in order (each NaN is one); the host reads how many.
+
+        return_inverse: also which of them each element is, in self's shape. return_counts: also
+        how many of each there are. sorted=False changes nothing. Several as a tuple.
+
+        >>> [x.tolist() for x in Tensor([3, 1, 3]).unique(return_counts=True)]
+        [[1, 3], [1, 2]]
+        """
+        values, order = self.flatten().sort(0)
+        return values._runs(self, order, return_inverse, return_counts)
+
+    def unique_consecutive(
+        self, return_inverse: bool = False, return_counts: bool = False
+    ) -> Any:
+        """The first of each run of equal elements of the flat tensor; options as for `unique`.
+
+        >>> Tensor([3, 3, 1, 3]).unique_consecutive().tolist()
+        [3, 1, 3]
+        """
+        return self.flatten()._runs(self, None, return_inverse, return_counts)
+
+    def _runs(self, like: Core, order: Any, inverse: bool, counts: bool) -> Any:
+        """The first of each run of self, a vector; order: where its elements are in like's."""
+        extent = self._known_shape()[0]
+        begins = self[1:].ne(self[:-1]).pad([(min(extent, 1), 0)], value=True)
+        starts = begins.nonzero()[:, 0]
+        found = [self[starts]]
+        if inverse:
+            number = begins.cumsum(0, dtype=dtypes.int32) - 1
+            number = number if order is None else number.scatter(0, order, number)
+            found.append(number.reshape(like.shape))
+        if counts:
+            found.append(starts[1:].cat(starts._operand(extent).reshape(1)) - starts if (
+                extent) else starts)  # fmt: skip
+        return tuple(found) if len(found) > 1 else found[0]
+
+    def isin(self, test_elements: Any, *, invert: bool = False) -> Self:
+        """True where an element is one of test_elements.
+
+        >>> Tensor([1, 2, 3]).isin(Tensor([3, 1])).tolist()
+        [True, False, True]
+        """
+        found = self.unsqueeze(-1).eq(self._operand(test_elements).flatten()).any(-1)
+        return ~found if invert else found
+
+    def bincount(self, weights: Core | None = None, minlength: int = 0) -> Self:
+        """How often each of 0, 1, … occurs in a vector of integers ≥ 0, or its summed weights.
+
+        The result is as long as the largest element asks for, which the host reads, and minlength.
+
+        >>> Tensor([0, 2, 2]).bincount().tolist()
+        [1, 0, 2]
+        """
+        if self.ndim != 1 or not self.dtype.is_int:
+            raise DTypeError(f"bincount of {self.dtype.name} {show(self.shape)}: expected a vector "
+                             "of integers")  # fmt: skip
+        length = max(int(self.max().item()) + 1 if self.shape[0] else 0, minlength)
+        dtype = dtypes.int64 if weights is None else weights.dtype
+        given = self.ones_like(dtype=dtype) if weights is None else weights
+        return self.zeros(length, dtype=dtype, device=self.device).scatter_add(0, self, given)
+
+    def histc(self, bins: int = 100, min: Scalar = 0, max: Scalar = 0) -> Self:
+        """How many elements lie in each of equal bins from min to max, in self's dtype.
+
+        Equal bounds mean those of self. What lies outside is not counted.
+
+        >>> Tensor([1.0, 2.0, 1.0]).histc(4, 0, 3).tolist()
+        [0.0, 2.0, 1.0, 0.0]
+        """
+        x = self.flatten().detach()
+        low, high = (x.min(), x.max()) if min == max else (x._operand(min), x._operand(max))
+        place = ((x - low) * bins / (high - low).eq(0).where(1, high - low)).floor().int()
+        inside = (x >= low) & (x <= high)
+        empty = self.zeros(bins, dtype=self.dtype, device=self.device)
+        return empty.scatter_add(0, place.clip(0, bins - 1), inside.cast(self.dtype))
+
+    def searchsorted(
+        self, values: Any, *, right: bool = False, side: str | None = None,
+        sorter: Core | None = None,
+    ) -> Self:  # fmt: skip
+        """Where each of `values` (int32) would be inserted into self, sorted along the last axis.
+
+        self is a vector, or has the leading dimensions of `values`. side="right", or right: behind
+        equal elements rather than before them. sorter: self's order, where it is not sorted.
+
+        >>> Tensor([1, 3, 5]).searchsorted(Tensor([3, 4])).tolist()
+        [1, 2]
+        """
+        if side not in (None, "left", "right"):
+            raise ValueError(f"searchsorted(side={side!r}): expected 'left' or 'right'")
+        wanted = self._operand(values)
+        if not self.ndim or (self.ndim > 1 and self.shape[:-1] != wanted.shape[:-1]):
+            raise ShapeError(
+                f"searchsorted of {show(wanted.shape)} in {show(self.shape)}: expected a sorted "
+                "vector, or equal leading dimensions"
+            )
+        line = self if sorter is None else self.gather(-1, sorter)
+        extent = self._known_shape()[-1]
+        flat = wanted.flatten() if self.ndim == 1 else wanted
+        place = flat.zeros_like(dtype=dtypes.int32)
+        step = 1 << max(extent.bit_length() - 1, 0)
+        while step and extent:  # a binary search: at most 31 turns
+            probed = place + step
+            value = line._at(self.ndim - 1, (probed - 1).clip(0, extent - 1))
+            before = value <= flat if right or side == "right" else value < flat
+            place = ((probed <= extent) & before).where(probed, place)
+            step >>= 1
+        return place.reshape(wanted.shape)
+
+    def bucketize(self, boundaries: Core, *, right: bool = False) -> Self:
+        """Which interval between sorted boundaries (a vector) each element lies in, int32.
+
+        >>> Tensor([0, 3, 9]).bucketize(Tensor([1, 5])).tolist()
+        [0, 1, 2]
+        """
+        return self._new(boundaries.node).searchsorted(self, right=right)
+
+    # --- sums -------------------------------------------------------------------------------------
+
+    def count_nonzero(self, dim: Axes = None) -> Self:
+        """How many elements are not 0, int64.
+
+        >>> Tensor([0, 7, 2]).count_nonzero().item()
+        2
+        """
+        return self.ne(0).sum(dim)
+
+    def nansum(
+        self, dim: Axes = None, keepdim: bool = False, *, dtype: DType | str | None = None
+    ) -> Self:
+        """The sum of what is not NaN.
+
+        >>> Tensor([1.0, float("nan")]).nansum().item()
+        1.0
+        """
+        return self.isnan().where(0, self).sum(dim, keepdim, dtype=dtype)
+
+    def nanmean(self, dim: Axes = None, keepdim: bool = False) -> Self:
+        """The mean of what is not NaN.
+
+        >>> Tensor([1.0, float("nan")]).nanmean().item()
+        1.0
+        """
+        return self.nansum(dim, keepdim) / self._counted(dim, keepdim)
+
+    def var_mean(
+        self, dim: Axes = None, *, keepdim: bool = False, correction: Scalar = 1,
+        unbiased: bool | None = None,
+    ) -> tuple[Self, Self]:  # fmt: skip
+        """Variance and mean.
+
+        >>> [x.item() for x in Tensor([1.0, 3.0]).var_mean()]
+        [2.0, 2.0]
+        """
+        variance = self.var(dim, keepdim=keepdim, correction=correction, unbiased=unbiased)
+        return variance, self.mean(dim, keepdim)
+
+    def cov(self, *, correction: Scalar = 1) -> Self:
+        """The covariances (n, n) of n variables, the rows of self; of a vector its variance.
+
+        >>> Tensor([[1.0, 3.0], [2.0, 6.0]]).cov().tolist()
+        [[2.0, 4.0], [4.0, 8.0]]
+        """
+        rows = self if self.ndim == 2 else self.reshape((1, -1))
+        away = rows - rows.mean(1, True)
+        shares = away.matmul(away.T) / max(rows._known_shape()[1] - correction, 0)
+        return shares if self.ndim == 2 else shares.reshape(())
+
+    def corrcoef(self) -> Self:
+        """The correlations (n, n) of n variables, the rows of self, in −1 … 1.
+
+        >>> Tensor([[1.0, 3.0], [2.0, 6.0]]).corrcoef().round().tolist()
+        [[1.0, 1.0], [1.0, 1.0]]
+        """
+        shares = self.cov()
+        if not shares.ndim:
+            return shares / shares
+        deviations = shares.diagonal().sqrt()
+        return (shares / deviations.unsqueeze(1) / deviations).clip(-1, 1)
+
+    def diff(
+        self, n: int = 1, dim: int = -1, prepend: Self | None = None, append: Self | None = None
+    ) -> Self:
+        """n times the differences of neighbours along dim, of prepend, self and append joined.
+
+        >>> Tensor([1, 4, 9]).diff().tolist()
+        [3, 5]
+        """
+        axis = axis_of("diff", dim, self.ndim)
+        first, *more = [part for part in (prepend, self, append) if part is not None]
+        result = first.cat(*more, dim=axis) if more else first
+        for _ in range(n):
+            extent = max(result._known_shape()[axis], 1)
+            high, low = result._part(axis, 1, extent), result._part(axis, 0, extent - 1)
+            result = high.ne(low) if self.dtype.is_bool else high - low
+        return result
+
+    def trapezoid(self, x: Core | None = None, *, dx: Scalar = 1, dim: int = -1) -> Self:
+        """The integral along dim by the trapezoidal rule, over points x or with steps dx.
+
+        >>> Tensor([1.0, 2.0, 3.0]).trapezoid().item()
+        4.0
+        """
+        return self._trapezoids(x, dx, dim).sum(dim)
+
+    def cumulative_trapezoid(self, x: Core | None = None, *, dx: Scalar = 1, dim: int = -1) -> Self:
+        """The running integrals along dim by the trapezoidal rule.
+
+        >>> Tensor([1.0, 2.0, 3.0]).cumulative_trapezoid().tolist()
+        [1.5, 4.0]
+        """
+        return self._trapezoids(x, dx, dim).cumsum(dim)
+
+    def _trapezoids(self, x: Core | None, dx: Scalar, dim: int) -> Self:
+        axis = axis_of("trapezoid", dim, self.ndim)
+        extent = self.shape[axis]
+        heights = (self._part(axis, 1, extent) + self._part(axis, 0, extent - 1)) * 0.5
+        if x is None:
+            return heights * dx
+        steps = self._new(x.node).diff()
+        if steps.ndim == 1:
+            steps = steps.reshape((-1, *(1 for _ in self.shape[axis + 1 :])))
+        return heights * steps
+
+    # --- norms ------------------------------------------------------------------------------------
+
+    def norm(
+        self, p: Scalar | str | None = 2, dim: Axes = None, keepdim: bool = False, *,
+        dtype: DType | str | None = None,
+    ) -> Self:  # fmt: skip
+        """(Σ |x|^p)^(1/p) over dim; p as for `normalize`, or "fro", which is 2.
+
+        >>> Tensor([3.0, 4.0]).norm().item()
+        5.0
+        """
+        if isinstance(p, str) and p != "fro":
+            raise ValueError(f"norm(p={p!r}): expected a number or 'fro'; linalg.matrix_norm "
+                             "has 'nuc'")  # fmt: skip
+        axes = axes_of("norm", dim, self.ndim)
+        x = self._as_float() if dtype is None else self.cast(dtype)
+        whole = x._norm(2 if p is None or isinstance(p, str) else p, axes)
+        kept = tuple(e for d, e in enumerate(whole.shape) if d not in axes)
+        return whole if keepdim else whole.reshape(kept)
+
+    def dist(self, other: Any, p: Scalar = 2) -> Self:
+        """The p-norm of self − other.
+
+        >>> Tensor([3.0, 4.0]).dist(Tensor([0.0, 0.0])).item()
+        5.0
+        """
+        difference: Self = self - other
+        return difference.norm(p)
+
+    def renorm(self, p: Scalar, dim: int, maxnorm: Scalar) -> Self:
+        """Parts along dim whose p-norm is above maxnorm, scaled down to it.
+
+        >>> Tensor([[3.0, 4.0]]).renorm(2, 0, 1.0).norm().item() < 1.0001
+        True
+        """
+        axis = axis_of("renorm", dim, self.ndim)
+        others = tuple(d for d in range(self.ndim) if d != axis)
+        size = self.norm(p, others, True)
+        return self * (size > maxnorm).where(maxnorm / (size + 1e-7), 1)

@@ -1,0 +1,108 @@
+"""Rows of `table_names`: against PyTorch where it is installed, else each device against REF."""
+
+from __future__ import annotations
+
+import importlib.util
+from typing import Any
+
+import numpy as np
+import pytest
+from devices import REFERENCE
+from expressions import NAMES, Comparison, as_list, cases, difference, ours_array
+
+from minigrad import Context, Tensor, dtypes
+
+from .table_names import DTYPES, FAMILIES
+
+HAS_TORCH = importlib.util.find_spec("torch") is not None
+
+
+def _inputs() -> dict[str, np.ndarray]:
+    g = np.random.default_rng(8)
+
+    def normal(*shape: int) -> np.ndarray:
+        return g.standard_normal(shape).astype(np.float32)
+
+    odd, other = normal(3, 4), normal(3, 4)
+    odd.flat[[0, 3, 5, 6, 8]] = np.nan, np.inf, -np.inf, -0.0, 0.0
+    other.flat[[0, 3, 5, 6, 8, 9]] = 1, np.inf, np.inf, -0.0, 0.0, np.nan
+    return {
+        "x": normal(3, 4), "y": normal(3, 4), "t": normal(2, 3, 4), "v": normal(4),
+        "p": g.uniform(1.1, 3, (3, 4)).astype(np.float32), "s": normal(3, 3),
+        "u": g.uniform(-0.9, 0.9, (3, 4)).astype(np.float32), "s4": normal(4, 4),
+        "d": g.standard_normal((3, 4)), "img": normal(2, 4, 4, 6), "tall": normal(9, 3),
+        "z": odd, "zt": other, "line": np.sort(normal(5)),
+        "q3": np.array([0.0, 0.37, 1.0], np.float32),
+        "i": g.integers(-9, 10, (3, 4)).astype(np.int32),
+        "j": g.integers(1, 6, (3, 4)).astype(np.int32), "k": np.array([2, 0, 1]),
+        "k0": np.array([1, 0, 1]), "k3": g.integers(0, 3, (3, 4)), "k4": np.array([1, 0, 3, 2]),
+        "b": g.integers(0, 2, (3, 4)).astype(bool), "a": np.array([3, 200], np.uint8),
+        "few2": np.array([[1, np.nan, 2, 5], [np.nan, 3, np.nan, 2]], np.float32),
+        "few": g.integers(0, 3, (3, 5)).astype(np.int32),
+    }  # fmt: skip
+
+
+INPUTS = _inputs()
+LEAVES = ("x", "y", "t", "v", "p", "s", "u", "d", "img")
+
+
+def _ours(changes: dict[str, np.ndarray]) -> dict[str, Any]:
+    tensors = {
+        name: Tensor(value, requires_grad=True if name in LEAVES and not changes else None)
+        for name, value in {**INPUTS, **changes}.items()
+    }
+    return {"Tensor": Tensor, "float": float, "tuple": tuple,
+            **{name: getattr(dtypes, name) for name in NAMES}, **tensors}  # fmt: skip
+
+
+def _theirs(changes: dict[str, np.ndarray]) -> dict[str, Any]:
+    import torch
+
+    tensors = {
+        name: torch.from_numpy(np.array(value)).requires_grad_(name in LEAVES and not changes)
+        for name, value in {**INPUTS, **changes}.items()
+    }
+    return {"torch": torch, "F": torch.nn.functional, "float": float, "tuple": tuple,
+            **{name: getattr(torch, name) for name in NAMES}, **tensors}  # fmt: skip
+
+
+def _check(rows: list[tuple[str, str, bool]], changes: dict[str, np.ndarray], device: str) -> None:
+    if HAS_TORCH:
+        comparison = Comparison(_ours(changes), _theirs(changes), list(LEAVES))
+        for number, row in enumerate(rows):
+            comparison.add(number, *row)
+        comparison.finish()
+        return
+    found = []
+    for name in (device, REFERENCE):
+        with Context(DEVICE=name):
+            scope = _ours(changes)
+            results = [as_list(eval(ours, scope)) for ours, _, _ in rows]
+            Tensor.realize(*(r for each in results for r in each if isinstance(r, Tensor)))
+            found.append([[ours_array(r) for r in each] for each in results])
+    half = any(value.dtype == np.float16 for value in changes.values())
+    problems = [
+        difference(row[0], one, other, half)
+        for row, mine, its in zip(rows, *found, strict=True)
+        for one, other in zip(mine, its, strict=True)
+    ]
+    assert not any(problems), "\n".join(filter(None, problems))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_names(family: str, device: str, on_device: None) -> None:
+    """Values, dtypes, arguments and gradients."""
+    _check(list(cases(FAMILIES[family].replace("*x", "x"))), {}, device)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_dtypes(dtype: str, device: str, on_device: None) -> None:
+    """Of rows that take all of them."""
+    lines = "\n".join(
+        "!" + line.strip()[1:]
+        for text in FAMILIES.values() for line in text.splitlines() if line.strip()[:1] == "*"
+    )  # fmt: skip
+    changes = {name: (INPUTS[name] * 4).astype(dtype) for name in ("x", "y")}
+    if dtype in ("uint8", "int8"):
+        changes = {name: (np.abs(INPUTS[name] * 4) + 1).astype(dtype) for name in changes}
+    _check(list(cases(lines)), changes, device)
