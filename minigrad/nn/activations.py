@@ -2,104 +2,114 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
+from minigrad.nn import functional as F
 from minigrad.nn.module import FunctionLayer
 from minigrad.tensor import Tensor
 
 
-@dataclass(eq=False, repr=False)
-class _Activation(FunctionLayer):
-    inplace: bool = False
-
-
-class ReLU(_Activation):
+class ReLU(FunctionLayer, of=Tensor.relu):
     """max(x, 0)."""
 
-    function = Tensor.relu
 
-
-class ReLU6(_Activation):
+class ReLU6(FunctionLayer, of=Tensor.relu6):
     """min(max(x, 0), 6)."""
 
-    function = Tensor.relu6
 
-
-class SiLU(_Activation):
+class SiLU(FunctionLayer, of=Tensor.silu):
     """x·sigmoid(x)."""
 
-    function = Tensor.silu
 
-
-class Mish(_Activation):
+class Mish(FunctionLayer, of=Tensor.mish):
     """x·tanh(softplus(x))."""
 
-    function = Tensor.mish
 
-
-class Hardswish(_Activation):
+class Hardswish(FunctionLayer, of=Tensor.hardswish):
     """x·relu6(x + 3)/6."""
 
-    function = Tensor.hardswish
+
+class Hardsigmoid(FunctionLayer, of=Tensor.hardsigmoid):
+    """x/6 + 1/2, limited to 0 … 1."""
 
 
-class Tanh(FunctionLayer):
+class Hardtanh(FunctionLayer, of=Tensor.hardtanh):
+    """x limited to min_val … max_val."""
+
+
+class Hardshrink(FunctionLayer, of=Tensor.hardshrink):
+    """x, and 0 in −lambd … lambd."""
+
+
+class Softshrink(FunctionLayer, of=Tensor.softshrink):
+    """x moved by lambd towards 0, and 0 in −lambd … lambd."""
+
+
+class Tanhshrink(FunctionLayer, of=Tensor.tanhshrink):
+    """x − tanh(x)."""
+
+
+class Threshold(FunctionLayer, of=Tensor.threshold):
+    """x above a threshold, else a value."""
+
+
+class Tanh(FunctionLayer, of=Tensor.tanh):
     """The hyperbolic tangent."""
 
-    function = Tensor.tanh
 
-
-class Sigmoid(FunctionLayer):
+class Sigmoid(FunctionLayer, of=Tensor.sigmoid):
     """1/(1 + e⁻ˣ)."""
 
-    function = Tensor.sigmoid
+
+class LogSigmoid(FunctionLayer, of=Tensor.logsigmoid):
+    """log(1/(1 + e⁻ˣ))."""
 
 
-@dataclass(eq=False, repr=False)
-class LeakyReLU(FunctionLayer):
+class LeakyReLU(FunctionLayer, of=Tensor.leaky_relu):
     """x, and negative_slope·x below 0."""
 
-    function = Tensor.leaky_relu
-    negative_slope: float = 0.01
-    inplace: bool = False
+
+class RReLU(FunctionLayer, of=F.rrelu):
+    """`LeakyReLU`, in training with random slopes in lower … upper (Xu et al. 2015)."""
 
 
-@dataclass(eq=False, repr=False)
-class ELU(FunctionLayer):
+class ELU(FunctionLayer, of=Tensor.elu):
     """x, and alpha·(eˣ − 1) below 0."""
 
-    function = Tensor.elu
-    alpha: float = 1.0
-    inplace: bool = False
+
+class CELU(FunctionLayer, of=Tensor.celu):
+    """x, and alpha·(exp(x/alpha) − 1) below 0."""
 
 
-@dataclass(eq=False, repr=False)
-class GELU(FunctionLayer):
+class SELU(FunctionLayer, of=Tensor.selu):
+    """Scaled ELU (Klambauer et al. 2017)."""
+
+
+class GELU(FunctionLayer, of=F.gelu):
     """x·Φ(x): exact, unlike `Tensor.gelu`, or approximate="tanh"."""
 
-    function = Tensor.gelu
-    approximate: str = "none"
+
+class GLU(FunctionLayer, of=Tensor.glu):
+    """a·sigmoid(b) of the two halves of a dimension (Dauphin et al. 2017)."""
 
 
-@dataclass(eq=False, repr=False)
-class Softplus(FunctionLayer):
+class Softplus(FunctionLayer, of=Tensor.softplus):
     """log(1 + exp(beta·x))/beta."""
 
-    function = Tensor.softplus
-    beta: float = 1.0
+
+class Softsign(FunctionLayer, of=Tensor.softsign):
+    """x/(1 + |x|)."""
 
 
-@dataclass(eq=False, repr=False)
-class Softmax(FunctionLayer):
+class Softmax(FunctionLayer, of=F.softmax_along):
     """eˣ divided by its sum over a dimension."""
 
-    function = Tensor.softmax
-    dim: int
+
+class Softmax2d(FunctionLayer, of=F.softmax_of_channels):
+    """`Softmax` over the channels of images."""
 
 
-@dataclass(eq=False, repr=False)
-class LogSoftmax(FunctionLayer):
+class Softmin(FunctionLayer, of=F.softmin_along):
+    """`Softmax` of −x."""
+
+
+class LogSoftmax(FunctionLayer, of=F.log_softmax_along):
     """The logarithm of `Softmax`."""
-
-    function = Tensor.log_softmax
-    dim: int

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 from collections.abc import Callable
 
 from minigrad.errors import ShapeError
 from minigrad.nn import functional as F
+from minigrad.nn.containers import ModuleList
 from minigrad.nn.layers import Dropout, Linear, uniform
 from minigrad.nn.module import Layer, Parameter
 from minigrad.nn.normalization import LayerNorm
@@ -162,3 +164,24 @@ class TransformerEncoderLayer(Layer):
             return x + feed(self.norm2(x))
         x = self.norm1(src + attend(src))
         return self.norm2(x + feed(x))
+
+
+class TransformerEncoder(Layer):
+    """Copies of an encoder layer, with the same values at first, in turn; then a norm."""
+
+    def __init__(
+        self, encoder_layer: TransformerEncoderLayer, num_layers: int,
+        norm: Callable[[Tensor], Tensor] | None = None,
+    ) -> None:  # fmt: skip
+        self.layers = ModuleList(copy.deepcopy(encoder_layer) for _ in range(num_layers))
+        self.num_layers, self.norm = num_layers, norm
+
+    def __call__(
+        self, src: Tensor, mask: Tensor | None = None, src_key_padding_mask: Tensor | None = None,
+        is_causal: bool = False,
+    ) -> Tensor:  # fmt: skip
+        """Same shape as src; masks as for `MultiheadAttention`."""
+        x = src
+        for layer in self.layers:
+            x = layer(x, mask, src_key_padding_mask, is_causal)
+        return x if self.norm is None else self.norm(x)

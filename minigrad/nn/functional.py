@@ -6,27 +6,34 @@ where an argument or a default of the method is another than PyTorch's.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from minigrad.errors import ShapeError
+from minigrad.nn.functional_losses import *  # noqa: F403
+from minigrad.nn.functional_windows import *  # noqa: F403
 from minigrad.tensor import Tensor
 
-relu, relu6, leaky_relu, elu, celu = (
-    Tensor.relu, Tensor.relu6, Tensor.leaky_relu, Tensor.elu, Tensor.celu
+relu, relu6, leaky_relu, elu, celu, glu, prelu, threshold = (
+    Tensor.relu, Tensor.relu6, Tensor.leaky_relu, Tensor.elu, Tensor.celu, Tensor.glu,
+    Tensor.prelu, Tensor.threshold,
 )  # fmt: skip
-selu, silu, mish, softplus, softsign = (
-    Tensor.selu, Tensor.silu, Tensor.mish, Tensor.softplus, Tensor.softsign
+selu, silu, mish, softplus, softsign, hardshrink, softshrink, tanhshrink = (
+    Tensor.selu, Tensor.silu, Tensor.mish, Tensor.softplus, Tensor.softsign, Tensor.hardshrink,
+    Tensor.softshrink, Tensor.tanhshrink,
 )  # fmt: skip
 hardtanh, hardswish, hardsigmoid = Tensor.hardtanh, Tensor.hardswish, Tensor.hardsigmoid
 sigmoid, logsigmoid, tanh = Tensor.sigmoid, Tensor.logsigmoid, Tensor.tanh
 softmax, log_softmax, softmin = Tensor.softmax, Tensor.log_softmax, Tensor.softmin
 conv1d = conv2d = conv3d = Tensor.conv2d
 conv_transpose1d = conv_transpose2d = conv_transpose3d = Tensor.conv_transpose2d
-max_pool2d, avg_pool2d, max_unpool2d = Tensor.max_pool2d, Tensor.avg_pool2d, Tensor.max_unpool2d
-interpolate, pad, one_hot, embedding = (
-    Tensor.interpolate, Tensor.pad, Tensor.one_hot, Tensor.embedding
+interpolate = upsample = Tensor.interpolate
+pad, one_hot, embedding, mse_loss = Tensor.pad, Tensor.one_hot, Tensor.embedding, Tensor.mse_loss
+pixel_shuffle, pixel_unshuffle, channel_shuffle = (
+    Tensor.pixel_shuffle, Tensor.pixel_unshuffle, Tensor.channel_shuffle
 )  # fmt: skip
-mse_loss = Tensor.mse_loss
+cosine_similarity, pairwise_distance, pdist = (
+    Tensor.cosine_similarity, Tensor.pairwise_distance, Tensor.pdist
+)  # fmt: skip
 # drops in training only, unlike PyTorch's
 scaled_dot_product_attention = Tensor.scaled_dot_product_attention
 
@@ -47,6 +54,76 @@ def dropout(x: Tensor, p: float = 0.5, training: bool = True) -> Tensor:
         return x.dropout(p)
 
 
+def _dropped(spatial: int) -> Callable[..., Tensor]:
+    def drop(x: Tensor, p: float = 0.5, training: bool = True) -> Tensor:
+        whole = x.new_ones((*x.shape[: x.ndim - spatial], *(1 for _ in range(spatial))))
+        return x * dropout(whole, p, training)
+
+    drop.__name__ = f"dropout{spatial}d"
+    drop.__doc__ = "Whole channels are 0 with probability p, where training."
+    return drop
+
+
+dropout1d, dropout2d, dropout3d = (_dropped(spatial) for spatial in (1, 2, 3))
+
+
+def rrelu(
+    x: Tensor, lower: float = 1 / 8, upper: float = 1 / 3, training: bool | None = None
+) -> Tensor:
+    """x, and s·x below 0: where training, s is drawn from lower … upper, else it is their mean."""
+    if Tensor.training if training is None else training:
+        return (x > 0).where(x, x * x.uniform(x.shape, low=lower, high=upper, device=x.device))
+    return x.leaky_relu((lower + upper) / 2)
+
+
+def gumbel_softmax(
+    logits: Tensor, tau: float = 1.0, hard: bool = False, dim: int = -1
+) -> Tensor:
+    """Shares drawn by Gumbel's noise (Jang et al. 2016); hard: one-hot, with their gradient."""
+    noise = -(-(1 - logits.rand_like()).log()).log()
+    shares: Tensor = ((logits + noise) / tau).softmax(dim)
+    if not hard:
+        return shares
+    chosen = shares.zeros_like().scatter(dim, shares.argmax(dim, True), 1.0)
+    return chosen - shares.detach() + shares
+
+
+def bilinear(x1: Tensor, x2: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Σ x1ᵢ·W[o, i, j]·x2ⱼ + b: (…, in1), (…, in2), (out, in1, in2), (out,) → (…, out)."""
+    result: Tensor = Tensor.einsum("...i,oij,...j->...o", x1, weight, x2)
+    return result if bias is None else result + bias
+
+
+def flatten(x: Tensor, start_dim: int = 1, end_dim: int = -1) -> Tensor:
+    """Dimensions start_dim … end_dim become one."""
+    return x.flatten(start_dim, end_dim)
+
+
+def unflatten(x: Tensor, dim: int, unflattened_size: Sequence[int]) -> Tensor:
+    """A dimension becomes several."""
+    return x.unflatten(dim, unflattened_size)
+
+
+def softmax_along(x: Tensor, dim: int = -1) -> Tensor:
+    """`softmax` along a dimension."""
+    return x.softmax(dim)
+
+
+def softmax_of_channels(x: Tensor) -> Tensor:
+    """`softmax` over the third dimension from the end."""
+    return x.softmax(-3)
+
+
+def softmin_along(x: Tensor, dim: int = -1) -> Tensor:
+    """`softmin` along a dimension."""
+    return x.softmin(dim)
+
+
+def log_softmax_along(x: Tensor, dim: int = -1) -> Tensor:
+    """`log_softmax` along a dimension."""
+    return x.log_softmax(dim)
+
+
 def normalize(x: Tensor, p: float = 2.0, dim: int = 1, eps: float = 1e-12) -> Tensor:
     """x over its p-norm along a dimension, which counts as at least eps."""
     return x.normalize(p, dim, eps)
@@ -61,6 +138,83 @@ def layer_norm(
     if x.shape[x.ndim - len(shape) :] != shape:
         raise ShapeError(f"layer_norm of {x.shape}: expected the last dimensions to be {shape}")
     return x.layernorm(tuple(range(-len(shape), 0)), eps, weight, bias)
+
+
+def rms_norm(
+    x: Tensor, normalized_shape: Sequence[int], weight: Tensor | None = None,
+    eps: float | None = None,
+) -> Tensor:  # fmt: skip
+    """x over the root of its mean square over the last dimensions; then ·weight.
+
+    eps: the distance from 1 to the next number of x's dtype unless given.
+    """
+    digits = {"float16": 10, "bfloat16": 7, "float64": 52}.get(x.dtype.name, 23)
+    axes = tuple(range(-len(tuple(normalized_shape)), 0))
+    return x.rmsnorm(axes, 2.0**-digits if eps is None else eps, weight)
+
+
+def _affine(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+    """x·weight + bias, per channel (dimension 1)."""
+    tail = (1,) * (x.ndim - 2)
+    x = x if weight is None else x * weight.reshape(-1, *tail)
+    return x if bias is None else x + bias.reshape(-1, *tail)
+
+
+def group_norm(
+    x: Tensor, num_groups: int, weight: Tensor | None = None, bias: Tensor | None = None,
+    eps: float = 1e-5,
+) -> Tensor:  # fmt: skip
+    """Normalization over groups of channels and all of space; then ·weight + bias per channel."""
+    if x.ndim < 2 or num_groups < 1 or x.size(1) % num_groups:
+        raise ShapeError(
+            f"group_norm of {x.shape} with {num_groups} groups: expected groups that divide the "
+            "channels, dimension 1"
+        )
+    parts = x.unflatten(1, (num_groups, -1))
+    normal = parts.layernorm(tuple(range(2, parts.ndim)), eps).reshape(x.shape)
+    return _affine(normal, weight, bias)
+
+
+def batch_norm(
+    x: Tensor, running_mean: Tensor | None, running_var: Tensor | None,
+    weight: Tensor | None = None, bias: Tensor | None = None, training: bool = False,
+    momentum: float = 0.1, eps: float = 1e-5,
+) -> Tensor:  # fmt: skip
+    """Normalization of channels (dimension 1): where training, by the batch, else by the running
+    statistics, which training moves by `momentum` (in place).
+    """
+    mean, var = running_mean, running_var
+    if training or mean is None or var is None:
+        axes = (0, *range(2, x.ndim))
+        var, mean = x.var_mean(axes, correction=0)
+        if training and running_mean is not None and running_var is not None:
+            count = x.numel() // x.size(1)
+            with Tensor.no_grad():
+                running_mean.lerp_(mean, momentum)
+                running_var.lerp_(var * (count / (count - 1)), momentum)
+    return x.batchnorm(weight, bias, mean, (var + eps).rsqrt())
+
+
+def instance_norm(
+    x: Tensor, running_mean: Tensor | None = None, running_var: Tensor | None = None,
+    weight: Tensor | None = None, bias: Tensor | None = None, use_input_stats: bool = True,
+    momentum: float = 0.1, eps: float = 1e-5,
+) -> Tensor:  # fmt: skip
+    """Normalization of each channel of each example over space; then ·weight + bias per channel.
+
+    Without use_input_stats by the running statistics, which are not moved.
+    """
+    if not use_input_stats:
+        return batch_norm(x, running_mean, running_var, weight, bias, eps=eps)
+    return group_norm(x, x.size(1), weight, bias, eps)
+
+
+def local_response_norm(
+    x: Tensor, size: int, alpha: float = 1e-4, beta: float = 0.75, k: float = 1.0
+) -> Tensor:
+    """x/(k + alpha·mean of the squares of `size` neighbouring channels)^beta."""
+    around = [None, (size // 2, (size - 1) // 2), *(None for _ in range(x.ndim - 2))]
+    return x / (x.square().pad(around).unfold(1, size, 1).mean(-1) * alpha + k) ** beta
 
 
 def _classes(x: Tensor) -> int:

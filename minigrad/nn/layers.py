@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 from minigrad.errors import ShapeError
+from minigrad.nn import functional as F
 from minigrad.nn.module import FunctionLayer, Layer
 from minigrad.tensor import Tensor
 
@@ -103,17 +103,38 @@ class Embedding(Layer):
         return f"{self.num_embeddings}, {self.embedding_dim}{padding}"
 
 
-@dataclass(eq=False, repr=False)
-class Dropout(FunctionLayer):
+class Dropout(FunctionLayer, of=Tensor.dropout):
     """In training, elements are 0 with probability p and divided by 1 − p otherwise."""
 
-    function = Tensor.dropout
-    p: float = 0.5
-    inplace: bool = False
+    def __init__(self, p: float = 0.5, inplace: bool = False) -> None:
+        super().__init__(p, inplace)
+        self.p = p
+        if not 0 <= p <= 1:
+            raise ValueError(f"{type(self).__name__}({p}): expected a probability in 0 … 1")
 
-    def __post_init__(self) -> None:
-        if not 0 <= self.p <= 1:
-            raise ValueError(f"Dropout({self.p}): expected a probability in 0 … 1")
+
+class Dropout1d(Dropout):
+    """`Dropout` of whole channels, of 1 spatial dimension."""
+
+    def __call__(self, *inputs: Tensor) -> Tensor:
+        """Same shape."""
+        return F.dropout1d(*inputs, self.p, Tensor.training)
+
+
+class Dropout2d(Dropout):
+    """`Dropout` of whole channels, of 2 spatial dimensions."""
+
+    def __call__(self, *inputs: Tensor) -> Tensor:
+        """Same shape."""
+        return F.dropout2d(*inputs, self.p, Tensor.training)
+
+
+class Dropout3d(Dropout):
+    """`Dropout` of whole channels, of 3 spatial dimensions."""
+
+    def __call__(self, *inputs: Tensor) -> Tensor:
+        """Same shape."""
+        return F.dropout3d(*inputs, self.p, Tensor.training)
 
 
 class Identity(Layer):
@@ -127,22 +148,47 @@ class Identity(Layer):
         return x
 
 
-@dataclass(eq=False, repr=False)
-class Flatten(FunctionLayer):
+class Flatten(FunctionLayer, of=F.flatten):
     """Dimensions start_dim … end_dim become one: (batch, …) → (batch, all others)."""
 
-    function = Tensor.flatten
-    start_dim: int = 1
-    end_dim: int = -1
 
-
-@dataclass(eq=False, repr=False)
-class Unflatten(Layer):
+class Unflatten(FunctionLayer, of=F.unflatten):
     """A dimension becomes several; one of their sizes may be −1."""
 
-    dim: int
-    unflattened_size: Sequence[int]
+
+class CosineSimilarity(FunctionLayer, of=Tensor.cosine_similarity, inputs=2):
+    """The cosine of the angle between vectors along dim."""
+
+
+class PairwiseDistance(FunctionLayer, of=Tensor.pairwise_distance, inputs=2):
+    """The p-norms of x1 − x2 + eps along the last dimension."""
+
+
+class PReLU(Layer):
+    """x, and weight·x below 0; weight (num_parameters,): one slope, or one for each channel."""
+
+    def __init__(self, num_parameters: int = 1, init: float = 0.25) -> None:
+        self.num_parameters = num_parameters
+        self.weight = Tensor.full((num_parameters,), init, requires_grad=True)
 
     def __call__(self, x: Tensor) -> Tensor:
-        """(…, n, …) → (…, *unflattened_size, …)."""
-        return x.unflatten(self.dim, self.unflattened_size)
+        """Same shape."""
+        return x.prelu(self.weight)
+
+    def extra_repr(self) -> str:
+        """The number of slopes."""
+        return f"num_parameters={self.num_parameters}"
+
+
+class Bilinear(Layer):
+    """Σ x1ᵢ·W[o, i, j]·x2ⱼ + b. weight (out, in1, in2), bias (out,)."""
+
+    def __init__(
+        self, in1_features: int, in2_features: int, out_features: int, bias: bool = True
+    ) -> None:
+        self.weight = uniform((out_features, in1_features, in2_features), in1_features)
+        self.bias = uniform((out_features,), in1_features) if bias else None
+
+    def __call__(self, x1: Tensor, x2: Tensor) -> Tensor:
+        """(…, in1), (…, in2) → (…, out)."""
+        return F.bilinear(x1, x2, self.weight, self.bias)

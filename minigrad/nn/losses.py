@@ -1,101 +1,92 @@
-"""Losses as classes, which hold the options of the functions in `functional`.
+"""Losses as layers, which hold the options of the functions in `functional`.
 
-They are called with x and the target. reduction: "mean", "sum" or "none".
+They are called with x and the target (or what the function takes first). reduction: "mean", "sum"
+or "none". weight and pos_weight are buffers.
 """
 
 from __future__ import annotations
 
-from dataclasses import KW_ONLY, dataclass
-
 from minigrad.nn import functional as F
 from minigrad.nn.module import FunctionLayer
-from minigrad.tensor import Tensor
 
 
-@dataclass(eq=False, repr=False, kw_only=True)
-class _Loss(FunctionLayer):
-    reduction: str = "mean"
-
-
-@dataclass(eq=False, repr=False)
-class _Weighted(_Loss):
-    """weight: a factor for each class, or for each element; a buffer."""
-
-    weight: Tensor | None = None
-
-    def __post_init__(self) -> None:
-        self.register_buffer("weight", self.weight)
-
-
-class MSELoss(_Loss):
+class MSELoss(FunctionLayer, of=F.mse_loss, inputs=2):
     """(x − target)², of equal shapes."""
 
-    function = F.mse_loss
 
-
-class L1Loss(_Loss):
+class L1Loss(FunctionLayer, of=F.l1_loss, inputs=2):
     """|x − target|, of equal shapes."""
 
-    function = F.l1_loss
+
+class HuberLoss(FunctionLayer, of=F.huber_loss, inputs=2):
+    """d²/2 of differences d up to delta, then delta·(|d| − delta/2) (Huber 1964)."""
 
 
-@dataclass(eq=False, repr=False, kw_only=True)
-class HuberLoss(_Loss):
-    """d²/2 of differences d up to delta, beyond it delta·(|d| − delta/2) (Huber 1964)."""
-
-    function = F.huber_loss
-    delta: float = 1.0
-
-
-@dataclass(eq=False, repr=False, kw_only=True)
-class SmoothL1Loss(_Loss):
+class SmoothL1Loss(FunctionLayer, of=F.smooth_l1_loss, inputs=2):
     """`HuberLoss` of delta=beta, divided by beta; `L1Loss` for beta=0."""
 
-    function = F.smooth_l1_loss
-    beta: float = 1.0
 
-
-@dataclass(eq=False, repr=False)
-class CrossEntropyLoss(_Weighted):
+class CrossEntropyLoss(FunctionLayer, of=F.cross_entropy, inputs=2):
     """−log softmax(x)[target], of (batch, classes, …) and integers (batch, …), or probabilities."""
 
-    function = F.cross_entropy
-    _: KW_ONLY
-    ignore_index: int = -100
-    label_smoothing: float = 0.0
 
-
-@dataclass(eq=False, repr=False)
-class NLLLoss(_Weighted):
+class NLLLoss(FunctionLayer, of=F.nll_loss, inputs=2):
     """−x[target], of log probabilities (batch, classes, …) and integers (batch, …)."""
 
-    function = F.nll_loss
-    _: KW_ONLY
-    ignore_index: int = -100
 
-
-class BCELoss(_Weighted):
+class BCELoss(FunctionLayer, of=F.binary_cross_entropy, inputs=2):
     """−(t·log p + (1 − t)·log(1 − p)) of probabilities p, of equal shapes."""
 
-    function = F.binary_cross_entropy
 
-
-@dataclass(eq=False, repr=False)
-class BCEWithLogitsLoss(_Weighted):
+class BCEWithLogitsLoss(FunctionLayer, of=F.binary_cross_entropy_with_logits, inputs=2):
     """`BCELoss` of sigmoid(x), without overflow; pos_weight: factors of the positive examples."""
 
-    function = F.binary_cross_entropy_with_logits
-    _: KW_ONLY
-    pos_weight: Tensor | None = None
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.register_buffer("pos_weight", self.pos_weight)
-
-
-@dataclass(eq=False, repr=False, kw_only=True)
-class KLDivLoss(_Loss):
+class KLDivLoss(FunctionLayer, of=F.kl_div, inputs=2):
     """target·(log target − x) of log probabilities x, of equal shapes; see `functional.kl_div`."""
 
-    function = F.kl_div
-    log_target: bool = False
+
+class PoissonNLLLoss(FunctionLayer, of=F.poisson_nll_loss, inputs=2):
+    """See `functional.poisson_nll_loss`."""
+
+
+class GaussianNLLLoss(FunctionLayer, of=F.gaussian_nll_loss, inputs=3):
+    """Of x, target and variance; see `functional.gaussian_nll_loss`."""
+
+
+class MarginRankingLoss(FunctionLayer, of=F.margin_ranking_loss, inputs=3):
+    """Of x1, x2 and which shall be larger; see `functional.margin_ranking_loss`."""
+
+
+class HingeEmbeddingLoss(FunctionLayer, of=F.hinge_embedding_loss, inputs=2):
+    """See `functional.hinge_embedding_loss`."""
+
+
+class CosineEmbeddingLoss(FunctionLayer, of=F.cosine_embedding_loss, inputs=3):
+    """Of x1, x2 and target; see `functional.cosine_embedding_loss`."""
+
+
+class SoftMarginLoss(FunctionLayer, of=F.soft_margin_loss, inputs=2):
+    """log(1 + exp(−target·x)) of targets 1 and −1."""
+
+
+class MultiLabelSoftMarginLoss(FunctionLayer, of=F.multilabel_soft_margin_loss, inputs=2):
+    """Means over classes of `BCEWithLogitsLoss`."""
+
+
+class MultiMarginLoss(FunctionLayer, of=F.multi_margin_loss, inputs=2):
+    """See `functional.multi_margin_loss`."""
+
+
+class MultiLabelMarginLoss(FunctionLayer, of=F.multilabel_margin_loss, inputs=2):
+    """See `functional.multilabel_margin_loss`."""
+
+
+class TripletMarginLoss(FunctionLayer, of=F.triplet_margin_loss, inputs=3):
+    """Of anchor, positive and negative; see `functional.triplet_margin_loss`."""
+
+
+class TripletMarginWithDistanceLoss(
+    FunctionLayer, of=F.triplet_margin_with_distance_loss, inputs=3
+):
+    """`TripletMarginLoss` with a distance function of one's own."""

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, fields, is_dataclass
 from typing import Any, ClassVar, Self
 
 from minigrad.device import Device
@@ -272,13 +272,8 @@ class Module:
     # --- looking ----------------------------------------------------------------------------------
 
     def extra_repr(self) -> str:
-        """What the repr says in parentheses: a dataclass's fields, without what is off."""
-        if not is_dataclass(self):
-            return ""
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
-        if not values.get("inplace", True):
-            del values["inplace"]
-        return ", ".join(f"{name}={v!r}" for name, v in values.items() if v is not None)
+        """What the repr says in parentheses."""
+        return ""
 
     def _shown(self) -> Iterator[tuple[str, Any]]:
         """The parts that the repr lists."""
@@ -316,18 +311,53 @@ class Layer(Module):
     _training = None
 
 
-@dataclass(eq=False, repr=False)
 class FunctionLayer(Layer):
-    """A function, with the options that the layer was made with: its fields, by their names.
+    """A function of one or more tensors, with options: `class ReLU(FunctionLayer, of=Tensor.relu)`.
 
-    inplace, where there is one, is accepted as PyTorch's: results are new tensors.
+    Options are the function's other arguments, in their order; they are attributes. inplace is
+    accepted as PyTorch's: results are new tensors. weight and pos_weight are buffers.
     """
 
     function: ClassVar[Callable[..., Any]]
+    __signature__: ClassVar[inspect.Signature]
+
+    def __init_subclass__(
+        cls, of: Callable[..., Any] | None = None, inputs: int = 1, **options: Any
+    ) -> None:
+        """of: the function; inputs: how many of its arguments are given with each call."""
+        super().__init_subclass__(**options)
+        if of is None:
+            return
+        cls.function = of
+        names = list(inspect.signature(of).parameters.values())[inputs:]
+        kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
+        ignored = inspect.Parameter("inplace", kind, default=False)
+        place = sum(name.kind is kind for name in names)
+        cls.__signature__ = inspect.Signature([*names[:place], ignored, *names[place:]])
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        try:
+            bound = type(self).__signature__.bind(*args, **options)
+        except TypeError as error:
+            raise TypeError(f"{type(self).__name__}: {error}") from None
+        bound.apply_defaults()
+        for name, value in bound.arguments.items():
+            if name in ("weight", "pos_weight"):
+                self.register_buffer(name, value)
+            else:
+                setattr(self, name, value)
+
+    def _options(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in type(self).__signature__.parameters}
 
     def __call__(self, *inputs: Tensor) -> Tensor:
         """What the function gives."""
-        names = (field.name for field in fields(self) if field.name != "inplace")
-        options = {name: getattr(self, name) for name in names}
+        options = {name: value for name, value in self._options().items() if name != "inplace"}
         result: Tensor = type(self).function(*inputs, **options)
         return result
+
+    def extra_repr(self) -> str:
+        """The options, without what is off."""
+        shown = {n: v for n, v in self._options().items() if v is not None and n != "inplace"}
+        shown |= {"inplace": True} if vars(self)["inplace"] else {}
+        return ", ".join(f"{name}={value!r}" for name, value in shown.items())

@@ -8,7 +8,8 @@ from typing import Any, ClassVar
 
 from minigrad.dtype import dtypes
 from minigrad.errors import ShapeError
-from minigrad.nn.module import Layer
+from minigrad.nn import functional as F
+from minigrad.nn.module import FunctionLayer, Layer
 from minigrad.tensor import Tensor, realization
 
 
@@ -29,14 +30,6 @@ def _check_channels(name: str, x: Tensor, channels: int) -> None:
 def _one(value: float, shape: int | tuple[int, ...], wanted: bool = True) -> Tensor | None:
     """A parameter filled with a number."""
     return Tensor.full(_shape_of(shape), value, requires_grad=True) if wanted else None
-
-
-def _affine(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
-    """x·weight + bias, per channel (dimension 1)."""
-    tail = (1,) * (x.ndim - 2)
-    if weight is not None:
-        x = x * weight.reshape(-1, *tail)
-    return x if bias is None else x + bias.reshape(-1, *tail)
 
 
 class _Norm(Layer):
@@ -117,9 +110,7 @@ class GroupNorm(_Norm):
     def __call__(self, x: Tensor) -> Tensor:
         """(batch, num_channels, *space); same shape and dtype."""
         _check_channels(type(self).__name__, x, self.num_channels)
-        parts = x.unflatten(1, (self.num_groups, -1))
-        normal = parts.layernorm(tuple(range(2, parts.ndim)), self.eps).reshape(x.shape)
-        return _affine(normal, self.weight, self.bias)
+        return F.group_norm(x, self.num_groups, self.weight, self.bias, self.eps)
 
 
 class InstanceNorm(GroupNorm):
@@ -129,6 +120,10 @@ class InstanceNorm(GroupNorm):
 
     def __init__(self, num_features: int, eps: float = 1e-5, affine: bool = False) -> None:
         super().__init__(num_features, num_features, eps, affine)
+
+
+class LocalResponseNorm(FunctionLayer, of=F.local_response_norm):
+    """Division by what the squares of neighbouring channels add up to (Krizhevsky et al. 2012)."""
 
 
 Statistics = tuple[Tensor, Tensor, Any]  # mean, variance, number of elements (int or tensor)
@@ -204,3 +199,4 @@ class BatchNorm(_Norm):
 
 
 BatchNorm1d = BatchNorm2d = BatchNorm3d = BatchNorm
+InstanceNorm1d = InstanceNorm2d = InstanceNorm3d = InstanceNorm

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from minigrad.errors import ShapeError
-from minigrad.nn.layers import uniform
+from minigrad.nn.layers import blank, uniform
 from minigrad.nn.module import Layer
 from minigrad.tensor import Tensor
+
+PARAMETERS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 
 
 class _Cell(Layer):
@@ -104,3 +106,100 @@ class RNNCell(_Cell):
         by_x, by_state = self._products(x, self._zeros(x) if hidden is None else hidden)
         total = by_x + by_state
         return total.tanh() if self.nonlinearity == "tanh" else total.relu()
+
+
+class _Recurrent(Layer):
+    """Cells over sequences, in num_layers layers, each reading what the one before it gave.
+
+    Parameters are PyTorch's: weight_ih_l0, weight_hh_l0, bias_ih_l0, bias_hh_l0, then those of the
+    other direction (…_l0_reverse) and of layers 1, 2, …. In training, dropout acts on what goes
+    from layer to layer.
+    """
+
+    cell: ClassVar[type[_Cell]]
+
+    def __init__(
+        self, input_size: int, hidden_size: int, num_layers: int = 1, bias: bool = True,
+        batch_first: bool = False, dropout: float = 0.0, bidirectional: bool = False,
+        **options: Any,
+    ) -> None:  # fmt: skip
+        self.input_size, self.hidden_size, self.num_layers = input_size, hidden_size, num_layers
+        self.bias, self.batch_first, self.dropout = bias, batch_first, dropout
+        self.bidirectional, self.options = bidirectional, options
+        for layer in range(num_layers):
+            width = hidden_size * (1 + bidirectional) if layer else input_size
+            for end in self._ends(layer):
+                made = self.cell(width, hidden_size, bias, **options)
+                for name in PARAMETERS:
+                    setattr(self, f"{name}_{end}", getattr(made, name))
+
+    def _ends(self, layer: int) -> list[str]:
+        return [f"l{layer}", f"l{layer}_reverse"][: 1 + self.bidirectional]
+
+    def _cell(self, end: str, width: int) -> _Cell:
+        """The cell of one layer and direction, with this module's parameters."""
+        with blank():
+            made = self.cell(width, self.hidden_size, self.bias, **self.options)
+        for name in PARAMETERS:
+            setattr(made, name, getattr(self, f"{name}_{end}"))
+        return made
+
+    def __call__(self, x: Tensor, state: Any = None) -> tuple[Tensor, Any]:
+        """(length, batch, input_size) → (length, batch, directions·hidden_size), the last state.
+
+        batch_first: (batch, length, …) instead; the batch may be missing. A state is (num_layers
+        ·directions, batch, hidden_size), for an LSTM a pair of these; zeros if not given.
+        """
+        if x.ndim not in (2, 3) or x.shape[-1] != self.input_size:
+            raise ShapeError(
+                f"{type(self).__name__} of {x.shape}: expected (length, batch, {self.input_size}),"
+                f" or (batch, length, {self.input_size}) with batch_first"
+            )
+        time = 1 if self.batch_first and x.ndim == 3 else 0
+        before = () if state is None else state if isinstance(state, tuple) else (state,)
+        steps: list[Tensor] = list(x.unbind(time))
+        last: list[Any] = []
+        for layer in range(self.num_layers):
+            found = []
+            for turn, end in enumerate(self._ends(layer)):
+                cell, number = self._cell(end, steps[0]._known_shape()[-1]), len(last)
+                held: Any = tuple(part[number] for part in before) or None
+                given = steps[::-1] if turn else steps
+                outs = []
+                for step in given:
+                    held = cell(step, held if held is None or cell.gates == 4 else held[0])
+                    held = held if isinstance(held, tuple) else (held,)
+                    outs.append(held[0])
+                found.append(outs[::-1] if turn else outs)
+                last.append(held)
+            steps = [parts[0].cat(*parts[1:], dim=-1) for parts in zip(*found, strict=True)]
+            if layer < self.num_layers - 1:
+                steps = [step.dropout(self.dropout) for step in steps]
+        states = tuple(parts[0].stack(*parts[1:]) for parts in zip(*last, strict=True))
+        whole = steps[0].stack(*steps[1:], dim=time)
+        return whole, states if self.cell.gates == 4 else states[0]
+
+    def extra_repr(self) -> str:
+        """The sizes, and what is not the default."""
+        usual = {"num_layers": 1, "bias": True, "batch_first": False, "dropout": 0.0,
+                 "bidirectional": False}  # fmt: skip
+        shown = [f"{n}={getattr(self, n)}" for n, v in usual.items() if getattr(self, n) != v]
+        return ", ".join([f"{self.input_size}, {self.hidden_size}", *shown])
+
+
+class RNN(_Recurrent):
+    """`RNNCell` over sequences; nonlinearity="tanh" or "relu"."""
+
+    cell = RNNCell
+
+
+class GRU(_Recurrent):
+    """`GRUCell` over sequences."""
+
+    cell = GRUCell
+
+
+class LSTM(_Recurrent):
+    """`LSTMCell` over sequences; the state is a pair: hidden and cell."""
+
+    cell = LSTMCell

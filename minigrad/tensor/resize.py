@@ -117,18 +117,24 @@ class Resize(Methods):
         return self._take_places({axis: inside}, axis, wraps=False)
 
     def _means(self, axis: int, extent: int, count: int) -> Self:
-        """Means of elements ⌊i·extent/count⌋ … ⌈(i + 1)·extent/count⌉ − 1."""
+        """Means of `_adaptive_windows`."""
+        values, inside = self._wide()._adaptive_windows(axis, extent, count)
+        total: Self = inside.where(values, 0).sum(axis + 1)
+        return (total / inside.sum(1, dtype=dtypes.int32)).cast(self._float_dtype())
+
+    def _adaptive_windows(self, axis: int, extent: int, count: int) -> tuple[Self, Self]:
+        """Elements ⌊i·extent/count⌋ … ⌈(i + 1)·extent/count⌉ − 1 in dimension axis + 1.
+
+        All windows are as long as the longest; also which of their elements belong to them.
+        """
         number = self._ramp(count, dtypes.int32)
         start = number * extent // count
         end = ((number + 1) * extent + count - 1) // count
         longest = (extent - 1) // count + 2
         places = start.unsqueeze(1) + self._ramp(longest, dtypes.int32)
-        values = self._taken(axis, places, extent)
         shape = (count, longest, *(1 for _ in range(self.ndim - axis - 1)))
-        counts = (places < end.unsqueeze(1)).reshape(shape)
-        total: Self = counts.where(values, 0).sum(axis + 1)
-        sizes = (end - start).cast(self.dtype)
-        return total / sizes.reshape(-1, *(1 for _ in range(self.ndim - axis - 1)))
+        inside: Self = (places < end.unsqueeze(1)).reshape(shape)
+        return self._taken(axis, places, extent), inside
 
 
 def _cubic(t: Any) -> list[Any]:

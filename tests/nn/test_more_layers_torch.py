@@ -31,6 +31,20 @@ LAYERS = {
     "Sequential(Linear(4, 3), BatchNorm2d(3))": (2, 4),
     "Sequential(ModuleDict({'a': Linear(2, 2)})['a'], ReLU())": (3, 2),
     "TransformerEncoderLayer(8, 2, 16, 0.0)": (5, 3, 8),
+    "TransformerEncoder(TransformerEncoderLayer(8, 2, 16, 0.0), 2, LayerNorm(8))": (5, 3, 8),
+    "Hardsigmoid()": (3, 4), "Hardtanh(-0.5, 0.5)": (3, 4), "Hardshrink(0.3)": (3, 4),
+    "Softshrink()": (3, 4), "Tanhshrink()": (3, 4), "Threshold(0.1, 3.0)": (3, 4),
+    "LogSigmoid()": (3, 4), "RReLU()": (3, 4), "CELU(0.5)": (3, 4), "SELU()": (3, 4),
+    "GLU()": (3, 4), "Softsign()": (3, 4), "Softmax2d()": (2, 3, 4, 2), "Softmin(dim=1)": (3, 4),
+    "PReLU()": (3, 4), "PReLU(3)": (2, 3, 4), "Dropout2d()": (2, 3, 4, 4),
+    "MaxPool1d(2)": (2, 3, 7), "MaxPool3d(2, padding=1)": (2, 3, 4, 5, 4),
+    "AvgPool1d(2, padding=1)": (2, 3, 7),
+    "AvgPool3d(2)": (2, 4, 5, 4), "LPPool2d(2, 3)": (2, 3, 7, 7),
+    "Unfold(2, stride=2)": (2, 3, 4, 6), "Fold((4, 6), 2, stride=2)": (2, 12, 6),
+    "AdaptiveAvgPool1d(3)": (2, 3, 7),
+    "AdaptiveAvgPool3d((2, None, 3))": (2, 3, 4, 5, 6), "AdaptiveMaxPool2d((2, 3))": (2, 3, 5, 6),
+    "PixelUnshuffle(2)": (2, 2, 4, 6), "ChannelShuffle(2)": (2, 4, 3, 2),
+    "LocalResponseNorm(3)": (2, 4, 3, 2), "InstanceNorm2d(3)": (2, 3, 4, 4),
     "TransformerEncoderLayer(8, 4, 16, activation='gelu', batch_first=True, norm_first=True, "
     "bias=False)": (3, 5, 8),
 }  # fmt: skip
@@ -276,3 +290,41 @@ def test_dropout_as_a_function(on_device):
     assert 300 < (F.dropout(Tensor.ones(1000), 0.5).numpy() == 0).sum() < 700
     with Tensor.train():
         assert F.dropout(Tensor.ones(1000), 0.5, training=False).numpy().all()
+
+
+RECURRENT = [
+    "LSTM(3, 4)", "GRU(3, 4, 2)", "RNN(3, 4, 2, bias=False, bidirectional=True)",
+    "RNN(3, 4, nonlinearity='relu')", "LSTM(3, 4, 2, batch_first=True, bidirectional=True)",
+    "GRU(3, 4, dropout=0.5, num_layers=2, batch_first=True)",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("text", "batch"), [*((text, (2,)) for text in RECURRENT), ("GRU(3, 4, batch_first=True)", ())]
+)
+def test_recurrent(text, batch, on_device):
+    """Over sequences: results, states, gradients, names of parameters."""
+    generator = np.random.default_rng(16)
+    ours, theirs = made(text, nn), made(text, tnn)
+    filled(theirs, ours, generator)
+    shape = (*batch, 3, 3) if "batch_first" in text else (3, *batch, 3)
+    x = generator.standard_normal(shape).astype(np.float32)
+    tx, mx = torch.tensor(x, requires_grad=True), Tensor(x, requires_grad=True)
+    (ty, ts), (y, s) = theirs(tx), ours(mx)
+    pairs = [(y, ty), *zip(s, ts, strict=True)] if isinstance(s, tuple) else [(y, ty), (s, ts)]
+    for found, wanted in pairs:
+        close(found, wanted)
+    one, t_one = (v[:, :1] if "batch_first" in text and batch else v[:1] for v in (mx, tx))
+    close(ours(one, s)[0], theirs(t_one, ts)[0])  # goes on from a state
+    weights = generator.standard_normal(tuple(ty.shape)).astype(np.float32)
+    (y * weights).sum().backward()
+    (ty * torch.tensor(weights)).sum().backward()
+    gradients_are_close(ours, theirs)
+    close(mx.grad, tx.grad)
+
+
+def test_layers_that_are_made_wrongly():
+    with pytest.raises(TypeError, match="Softshrink: too many positional"):
+        nn.Softshrink(1, 2, 3)
+    with pytest.raises(ShapeError, match=r"LSTM.*\(length, batch, 3\)"):
+        nn.LSTM(3, 4)(Tensor.zeros(5, 2, 4))

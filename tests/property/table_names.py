@@ -355,6 +355,60 @@ FAMILIES = {
         !(x > 0).float().bernoulli()
         !x.bernoulli(1.0)
     """,
+    "layers": """
+        F.max_pool1d(t, 2)
+        F.max_pool2d(img, (2, 3), 2, 1)
+        F.max_pool3d(img.unsqueeze(0), 2, return_indices=True)
+        F.avg_pool1d(t, 2, 1, 1)
+        F.avg_pool2d(img, 3, 2, 1, ceil_mode=True, count_include_pad=False)
+        F.avg_pool3d(img.unsqueeze(0), 2, 1)
+        F.lp_pool1d(t.abs(), 3, 2)
+        F.lp_pool2d(img.abs(), 2, 2, 1)
+        F.lp_pool3d(img.abs().unsqueeze(0), 2, 2)
+        F.max_unpool1d(*F.max_pool1d(t, 2, return_indices=True), 2)
+        F.max_unpool2d(*F.max_pool2d(img, 2, return_indices=True), 2)
+        F.max_unpool3d(*F.max_pool3d(img.unsqueeze(0), 2, return_indices=True), 2)
+        F.adaptive_avg_pool1d(t, 3)
+        F.adaptive_avg_pool2d(img, (None, 4))
+        F.adaptive_avg_pool3d(img.unsqueeze(0), (3, 2, 5))
+        F.adaptive_max_pool1d(t, 3)
+        F.adaptive_max_pool2d(img, (3, 4))
+        F.adaptive_max_pool3d(img.unsqueeze(0), (3, 2, 5))
+        F.unfold(img, (2, 3), 1, 1, 2)
+        F.unfold(img[0], 2, 2)
+        F.fold(F.unfold(img, (2, 3), 1, 1, 2), (4, 6), (2, 3), 1, 1, 2)
+        F.fold(F.unfold(img[0], 2), (4, 6), 2)
+        F.group_norm(img, 2, v, v)
+        F.instance_norm(img)
+        F.instance_norm(img, v.detach(), v.detach().exp(), use_input_stats=False)
+        F.rms_norm(x, (4,), v)
+        F.rms_norm(t, (3, 4), eps=0.1)
+        F.batch_norm(img, v.detach(), v.detach().exp(), v, v)
+        F.batch_norm(img, None, None, training=True)
+        F.local_response_norm(img, 3, 0.5)
+        F.local_response_norm(img, 2)
+        F.rrelu(x, training=False)
+        F.dropout2d(img, 0.5, training=False)
+        F.bilinear(x, y, s4.expand(3, 4, 4), v[:3])
+    """,
+    "losses": """
+        F.poisson_nll_loss(x, p)
+        F.poisson_nll_loss(p, p, False, True, reduction="none")
+        F.gaussian_nll_loss(x, y, p)
+        F.gaussian_nll_loss(x, y, p[:, 0] - 1.5, full=True, eps=0.1, reduction="sum")
+        F.margin_ranking_loss(x, y, sign, 0.3)
+        F.hinge_embedding_loss(x, sign, 0.5)
+        F.cosine_embedding_loss(x, y, sign[:, 0], 0.1)
+        F.soft_margin_loss(x, sign)
+        F.multilabel_soft_margin_loss(x, (sign + 1) / 2, v)
+        F.multi_margin_loss(x, k)
+        F.multi_margin_loss(x, k, 2, 0.5, v.detach().abs(), reduction="none")
+        F.multilabel_margin_loss(x, named)
+        F.multilabel_margin_loss(x[0], named[0])
+        F.triplet_margin_loss(x, y, p)
+        F.triplet_margin_loss(x, y, p, 2.0, 1, swap=True, reduction="none")
+        F.triplet_margin_with_distance_loss(x, y, p, margin=0.5)
+    """,
 }
 
 # Calls on a copy of x (y, p positive, u in −0.9 … 0.9, i of integers), which they write.
@@ -370,7 +424,8 @@ IN_PLACE = {
         fix_(); frac_(); square_(); reciprocal_(); exp_(); exp2_(); expm1_(); erf_(); sin_();
         cos_(); tan_(); sinh_(); cosh_(); tanh_(); atan_(); arctan_(); asinh_(); arcsinh_();
         atan2_(y); arctan2_(y); hypot_(y); copysign_(y); nextafter_(y); ldexp_(j); deg2rad_();
-        rad2deg_(); sinc_(); logit_(0.1); sigmoid_(); relu_(); tril_(); triu_(); cumsum_(1); cumprod_(1);
+        rad2deg_(); sinc_(); logit_(0.1); sigmoid_(); relu_(); tril_(); triu_(); cumsum_(1);
+        cumprod_(1);
         renorm_(2, 0, 1.0); put_(k, line[:3]); index_put_((k,), y); index_add_(0, k, y);
         index_copy_(0, k, y); index_fill_(0, k, 5); index_reduce_(0, k, y, "amin");
         masked_scatter_(b, y); scatter_(0, k3, y); scatter_add_(0, k3, y);

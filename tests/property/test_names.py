@@ -10,7 +10,7 @@ import pytest
 from devices import REFERENCE
 from expressions import NAMES, Comparison, as_list, cases, difference, ours_array
 
-from minigrad import Context, Tensor, dtypes
+from minigrad import Context, Tensor, dtypes, nn
 
 from .table_names import DTYPES, FAMILIES
 
@@ -37,6 +37,8 @@ def _inputs() -> dict[str, np.ndarray]:
         "j": g.integers(1, 6, (3, 4)).astype(np.int32), "k": np.array([2, 0, 1]),
         "k0": np.array([1, 0, 1]), "k3": g.integers(0, 3, (3, 4)), "k4": np.array([1, 0, 3, 2]),
         "b": g.integers(0, 2, (3, 4)).astype(bool), "a": np.array([3, 200], np.uint8),
+        "named": np.array([[2, 0, -1, 1], [-1, 0, 0, 0], [1, 3, 2, 0]]),
+        "sign": np.sign(normal(3, 4)),
         "few2": np.array([[1, np.nan, 2, 5], [np.nan, 3, np.nan, 2]], np.float32),
         "few": g.integers(0, 3, (3, 5)).astype(np.int32),
     }  # fmt: skip
@@ -51,7 +53,7 @@ def _ours(changes: dict[str, np.ndarray]) -> dict[str, Any]:
         name: Tensor(value, requires_grad=True if name in LEAVES and not changes else None)
         for name, value in {**INPUTS, **changes}.items()
     }
-    return {"Tensor": Tensor, "float": float, "tuple": tuple,
+    return {"Tensor": Tensor, "F": nn.functional, "float": float, "tuple": tuple,
             **{name: getattr(dtypes, name) for name in NAMES}, **tensors}  # fmt: skip
 
 
