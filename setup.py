@@ -64,7 +64,7 @@ setup(
     package_dir={name: folder for folder, name in FOLDERS.items()},
     packages=PACKAGES,
     package_data={
-        "minigrad": ["py.typed"],  # which holds for the packages inside it, too
+        "minigrad": ["py.typed", "hints.md"],  # py.typed holds for all packages inside
         "minigrad.models.lessons": ["*.js", "assets/*"],
     },
     install_requires=["numpy>=1.26", "ml_dtypes>=0.4", "llvmlite>=0.44", "pyopencl>=2024.1"],

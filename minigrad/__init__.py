@@ -1,6 +1,7 @@
 """minigrad: a deep-learning framework with a compiler of its own, written to be read."""
 
 import os
+from typing import TYPE_CHECKING
 
 # In a checkout `runtimes` and `models` lie beside this folder, not in it (see setup.py): let
 # `minigrad.runtimes` be found there too, when Python is started from the checkout itself.
@@ -12,6 +13,7 @@ from minigrad import linalg, nn  # noqa: E402
 from minigrad.device import Device  # noqa: E402
 from minigrad.dtype import dtypes  # noqa: E402
 from minigrad.graph.variable import Variable  # noqa: E402
+from minigrad.hints import names_of  # noqa: E402
 from minigrad.jit import jit  # noqa: E402
 from minigrad.program import GlobalCounters  # noqa: E402
 from minigrad.settings import Context, getenv  # noqa: E402
@@ -26,3 +28,6 @@ __all__ = [
     "Context", "Device", "GlobalCounters", "Tensor", "Variable", "__version__", "dtypes", "getenv",
     "jit", "nn",
 ]  # fmt: skip
+
+if not TYPE_CHECKING:
+    __getattr__ = names_of(__name__, globals())

@@ -20,6 +20,7 @@ from minigrad.dtype import DType
 from minigrad.errors import DeviceError, LostValueError, MinigradError
 from minigrad.graph.canonical import Graph
 from minigrad.graph.node import Node
+from minigrad.hints import hint
 from minigrad.locks import new_rlock
 from minigrad.settings import getenv, put
 
@@ -410,7 +411,10 @@ class _Devices:
         kind, _, number = name.upper().partition(":")
         if kind not in RUNTIMES or (number and not number.isdecimal()):
             known = ", ".join(RUNTIMES)
-            raise DeviceError(f"unknown device {name!r}: expected one of {known}, or e.g. CPU:1")
+            more = "; " + hint('x.to("cuda")') if kind in ("CUDA", "GPU", "MPS") else ""
+            raise DeviceError(
+                f"unknown device {name!r}: expected one of {known}, or e.g. CPU:1{more}"
+            )
         return kind if not number or int(number) == 0 else f"{kind}:{int(number)}"
 
     def __getitem__(self, name: str) -> Runtime:

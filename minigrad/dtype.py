@@ -10,9 +10,10 @@ import struct
 import sys
 from collections.abc import Iterable
 from functools import lru_cache
-from typing import NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from minigrad.errors import DTypeError, RangeError
+from minigrad.hints import hint, missing
 
 
 class DType:
@@ -92,6 +93,11 @@ class _Table(type):
     def __setattr__(cls, name: str, value: object) -> NoReturn:
         raise AttributeError(f"{cls.__name__}.{name} cannot be set: say dtype= where you need one")
 
+    if not TYPE_CHECKING:
+
+        def __getattr__(cls, name: str) -> Any:
+            raise missing(cls.__name__, name, dir(cls))
+
     def __delattr__(cls, name: str) -> NoReturn:
         raise AttributeError(f"{cls.__name__}.{name} cannot be set: say dtype= where you need one")
 
@@ -137,7 +143,8 @@ def named(name: str) -> DType:
     try:
         return _BY_NAME[name]
     except KeyError:
-        raise KeyError(f"unknown dtype {name!r}; known: {', '.join(_BY_NAME)}") from None
+        known = hint('Tensor([1], dtype="float8")')
+        raise KeyError(f"unknown dtype {name!r}: {known}") from None
 
 
 def resolve(given: object) -> DType:

@@ -11,11 +11,15 @@ class MinigradError(Exception):
     """Root of all errors raised by minigrad."""
 
 
-class ShapeError(MinigradError, ValueError):
-    """Shapes or axes do not fit an operation."""
+class ShapeError(MinigradError, ValueError, RuntimeError):
+    """Shapes or axes do not fit an operation; PyTorch raises a RuntimeError then."""
 
 
-class DTypeError(MinigradError, TypeError):
+class AxisError(ShapeError, IndexError):
+    """An axis is none of a tensor's; PyTorch raises an IndexError then."""
+
+
+class DTypeError(MinigradError, TypeError, RuntimeError):
     """A dtype does not fit an operation, or is not supported by a device."""
 
 

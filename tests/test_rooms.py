@@ -24,7 +24,10 @@ FOLDERS = {"minigrad": "minigrad", "runtimes": "minigrad.runtimes", "models": "m
 
 # A module imports only from its own room and from those above it.
 ROOMS: tuple[tuple[str, ...], ...] = (
-    ("minigrad.dtype", "minigrad.errors", "minigrad.locks", "minigrad.settings", "minigrad.target"),
+    (
+        "minigrad.dtype", "minigrad.errors", "minigrad.hints", "minigrad.locks",
+        "minigrad.settings", "minigrad.target",
+    ),
     ("minigrad.graph",),
     ("minigrad.schedule",),
     ("minigrad.loops",),

@@ -2,6 +2,9 @@
 
 # ruff: noqa: F403, F405
 
+from typing import TYPE_CHECKING
+
+from minigrad.hints import names_of
 from minigrad.nn import functional, init, optim, schedule, state, utils
 from minigrad.nn.activations import *
 from minigrad.nn.attention import *
@@ -37,3 +40,6 @@ __all__ = [
     "TripletMarginLoss", "TripletMarginWithDistanceLoss", "Unflatten", "Unfold", "Upsample",
     "blank", "buffer", "functional", "init", "optim", "schedule", "state", "utils",
 ]  # fmt: skip
+
+if not TYPE_CHECKING:
+    __getattr__ = names_of(__name__, globals())

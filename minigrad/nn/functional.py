@@ -7,8 +7,10 @@ where an argument or a default of the method is another than PyTorch's.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 from minigrad.errors import ShapeError
+from minigrad.hints import names_of
 from minigrad.nn.functional_losses import *  # noqa: F403
 from minigrad.nn.functional_windows import *  # noqa: F403
 from minigrad.tensor import Tensor
@@ -328,3 +330,6 @@ def kl_div(
     if reduction == "batchmean":
         return losses.sum() / int(x.size(0))
     return losses._reduced(reduction)
+
+if not TYPE_CHECKING:
+    __getattr__ = names_of(__name__, globals())

@@ -5,11 +5,12 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from minigrad.device import Device
 from minigrad.dtype import DType, dtypes, resolve
 from minigrad.errors import ShapeError
+from minigrad.hints import hint, missing
 from minigrad.jit.outside import note
 from minigrad.nn.tree import (
     Kind,
@@ -52,6 +53,9 @@ def _in_own_mode(function: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(function)
     def call(self: Module, *args: Any, **kwargs: Any) -> Any:
+        if args and isinstance(self, Layer) and type(args[0]).__module__ in ("numpy", "torch"):
+            given = f"a {type(args[0]).__module__}.{type(args[0]).__name__}"
+            raise TypeError(f"{type(self).__name__} of {given}: {hint('model(a)')}")
         note(self, "_training")
         note(self, "_moves")
         mode = self._training
@@ -270,6 +274,13 @@ class Module:
         return self
 
     # --- looking ----------------------------------------------------------------------------------
+
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any:
+            error = missing("Module", name)
+            error.args = (f"{type(self).__name__}: {error}",)
+            raise error
 
     def extra_repr(self) -> str:
         """What the repr says in parentheses."""

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from minigrad.dtype import DType, dtypes
 from minigrad.errors import GradientError, ShapeError
+from minigrad.hints import hint, names_of
 from minigrad.nn import lr_scheduler
 from minigrad.tensor import Tensor
 
@@ -74,13 +75,16 @@ class Optimizer:
 
     def __init__(self, params: Iterable[Tensor], lr: float | Tensor) -> None:
         _check_numbers(self, lr=lr)
+        if not isinstance(params, Iterable):
+            raise TypeError(f"{type(self).__name__}: expected tensors; {hint('optim.Adam(model)')}")
         self.params = list({id(tensor): tensor for tensor in params}.values())
         if not self.params:
             raise ValueError(f"{type(self).__name__}: no parameters were given")
         for tensor in self.params:
             if not isinstance(tensor, Tensor):
                 raise TypeError(
-                    f"{type(self).__name__}: expected tensors, got a {type(tensor).__name__}"
+                    f"{type(self).__name__}: expected tensors, got a {type(tensor).__name__}; "
+                    f"{hint('optim.Adam(model)')}"
                 )
             if tensor.requires_grad is not False:  # frozen
                 tensor.requires_grad = True
@@ -489,3 +493,6 @@ __all__ = [
     "LAMB", "SGD", "Adam", "AdamW", "Muon", "Optimizer", "OptimizerGroup", "ParamGroup",
     "clip_grad_norm", "lr_scheduler",
 ]  # fmt: skip
+
+if not TYPE_CHECKING:
+    __getattr__ = names_of(__name__, globals())

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Self
+from typing import Any, Self
 
 from minigrad.errors import GradientError
 from minigrad.graph import build
 from minigrad.graph.gradient import gradient as node_gradient
 from minigrad.graph.gradient import reached
 from minigrad.graph.node import Node, Op, topological
+from minigrad.hints import hint
 from minigrad.tensor import realization, saved_graphs
 from minigrad.tensor.broadcasting import broadcast_to, show
 from minigrad.tensor.core import Core
@@ -22,12 +23,15 @@ class Backward(Methods):
 
     __slots__ = ()
 
-    def backward(self, gradient: Core | None = None) -> Self:
+    def backward(self, gradient: Core | None = None, **unknown: Any) -> Self:
         """Add d(self)/d(leaf) to the `.grad` of every leaf that wants one.
 
         Those are the tensors with requires_grad=True; where none is reached, every float leaf whose
         requires_grad is not False. self has one element unless its own `gradient` is given.
         """
+        for name in unknown:
+            given = {"create_graph": "True", "inputs": "[x]"}.get(name, "True")
+            raise TypeError(hint(f"loss.backward({name}={given})"))
         seed = self._seed(gradient)
         self._settle_unmarked()
         (output,), back = saved_graphs.expand([self.node])

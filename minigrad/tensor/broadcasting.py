@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 from minigrad.dtype import DType, check_holds, dtype_of, dtypes, promote
-from minigrad.errors import DeviceError, ShapeError
+from minigrad.errors import AxisError, DeviceError, ShapeError
 from minigrad.graph import build
 from minigrad.graph.node import Node, Op, Shape
 from minigrad.graph.symbolic import Affine, Integer
@@ -128,7 +128,7 @@ def axis_of(name: str, axis: int, ndim: int) -> int:
     if not isinstance(axis, int) or isinstance(axis, bool):
         raise TypeError(f"{name}: axis {axis!r} is a {type(axis).__name__}; expected an int")
     if not -max(ndim, 1) <= axis < max(ndim, 1):
-        raise ShapeError(
+        raise AxisError(
             f"{name}: axis {axis} of a tensor of {ndim} dimensions; expected "
             f"{-max(ndim, 1)} … {max(ndim, 1) - 1}"
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from minigrad.device import Buffer, Device, Zeros
 from minigrad.dtype import DType, check_holds, resolve
@@ -13,6 +13,7 @@ from minigrad.graph.node import Node, Op, Shape, form_of, make, own_buffer
 from minigrad.graph.shapes import numel
 from minigrad.graph.symbolic import Affine, Integer
 from minigrad.graph.variable import evaluate
+from minigrad.hints import missing
 from minigrad.tensor import hostdata, realization, views
 from minigrad.tensor.broadcasting import (
     axis_of,
@@ -38,6 +39,11 @@ class _TensorType(type):
     @training.setter
     def training(cls, mode: bool) -> None:
         modes.train(mode)
+
+    if not TYPE_CHECKING:
+
+        def __getattr__(cls, name: str) -> Any:
+            raise missing("Tensor", name, dir(cls))
 
 
 class Core(Holder, metaclass=_TensorType):
@@ -244,6 +250,11 @@ class Core(Holder, metaclass=_TensorType):
         """Number of bytes of its elements."""
         return self.numel() * self.dtype.itemsize
 
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any:
+            raise missing("Tensor", name, dir(type(self)))
+
     def __len__(self) -> int:
         if not self.shape:
             raise TypeError("len() of a 0-d tensor; it has no first dimension")
@@ -275,8 +286,13 @@ class Core(Holder, metaclass=_TensorType):
         result._requires_grad = False
         return result
 
-    def to(self, device: str | None) -> Self:
-        """A copy on another device, or the tensor itself where it is there already."""
+    def to(self, device: str | DType | None) -> Self:
+        """A copy on another device, or the tensor itself where it is there already.
+
+        Of a dtype it is `cast`.
+        """
+        if isinstance(device, DType):
+            return self._new(build.cast(self.node, device))
         name = Device.canonical(device or Device.DEFAULT)
         return self if name == self.device else self._new(build.copy(self.node, name))
 

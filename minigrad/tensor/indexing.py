@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dis
+import sys
 from collections.abc import Iterator
 from itertools import compress, count
 from typing import Any, Self
@@ -13,6 +15,7 @@ from minigrad.graph.node import Node, Op, Shape, is_symbolic
 from minigrad.graph.selection import selected
 from minigrad.graph.shapes import numel
 from minigrad.graph.symbolic import Affine, Integer, ceildiv, high, low
+from minigrad.hints import hint
 from minigrad.tensor import views
 from minigrad.tensor.broadcasting import broadcast_shape, broadcast_to, product, show
 from minigrad.tensor.core import Core
@@ -21,6 +24,7 @@ from minigrad.tensor.hostdata import unpack
 from minigrad.tensor.methods import Methods
 
 SMALL = 4096  # elements of a mask, up to which the host looks through it
+UNPACKS = dis.opmap["UNPACK_SEQUENCE"]  # v, i = x
 
 
 class Indexing(Methods):
@@ -90,8 +94,14 @@ class Indexing(Methods):
         return wide.where(taken.reshape(self.shape), self)
 
     def __iter__(self) -> Iterator[Self]:
-        for place in range(len(self)):
-            yield self[place]
+        frame = sys._getframe(1)
+        code, place = frame.f_code.co_code, frame.f_lasti
+        if code[place] == UNPACKS and code[place + 1] != len(self):
+            raise ValueError(
+                f"{code[place + 1]} names for the {len(self)} parts of a tensor of shape "
+                f"{show(self.shape)}; {hint('v, i, j = x.max(1)')}"
+            )
+        return (self[place] for place in range(len(self)))
 
     def __contains__(self, value: Any) -> bool:
         return bool(self.eq(value).any())
@@ -191,6 +201,8 @@ class Indexing(Methods):
             raise DTypeError("an index of True or False; use a bool tensor, or None for a new axis")
         if isinstance(item, int):
             return item
+        if isinstance(item, str):
+            raise TypeError(f"x[{item!r}]: " + hint('x["a"]'))
         if not isinstance(item, Core):
             if hasattr(item, "__index__") and not hasattr(item, "shape"):
                 return item.__index__()

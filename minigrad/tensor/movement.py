@@ -10,6 +10,7 @@ from minigrad.errors import ShapeError
 from minigrad.graph import build
 from minigrad.graph.node import Shape
 from minigrad.graph.symbolic import Affine, Integer, high, low
+from minigrad.hints import hint
 from minigrad.tensor.broadcasting import (
     axes_of,
     axis_of,
@@ -51,7 +52,8 @@ class Movement(Methods):
     def _completed(self, shape: tuple[Any, ...]) -> Shape:
         """A shape with −1 and None replaced."""
         if not all(e is None or isinstance(e, (int, Affine)) for e in shape):
-            raise TypeError(f"reshape to {show(shape)}: expected ints, None or one −1")
+            text = f"; {hint('x.view(dtypes.int32)')}" if len(shape) == 1 else ""
+            raise TypeError(f"reshape to {show(shape)}: expected ints, None or one −1{text}")
         kept = [self.shape[i] if e is None else e for i, e in enumerate(shape)]
         if kept.count(-1) > 1 or any(isinstance(e, int) and e < -1 for e in kept):
             raise ShapeError(f"reshape to {show(kept)}: expected extents ≥ 0 and at most one −1")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Self
 
 from minigrad.device import Device
 from minigrad.dtype import named
@@ -10,11 +11,34 @@ from minigrad.errors import DeviceError, DTypeError, MinigradError, ShapeError
 from minigrad.graph.node import Op
 from minigrad.graph.shapes import numel
 from minigrad.graph.variable import evaluate
+from minigrad.hints import hint
 from minigrad.program import bytes_of
 from minigrad.tensor import hostdata
 from minigrad.tensor.broadcasting import Scalar, show
 from minigrad.tensor.core import Core, stored
 from minigrad.tensor.methods import Methods
+
+
+class Data:
+    """What `x.data` is: to be called. It says what to type to those who expect PyTorch's tensor."""
+
+    def __init__(self, read: Callable[[], memoryview]) -> None:
+        self.__call = read
+
+    def __call__(self) -> memoryview:
+        """The values."""
+        return self.__call()
+
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any:
+            shapes = name in ("shape", "dtype", "device", "ndim", "size", "numel")
+            raise AttributeError(hint("x.data.shape" if shapes else "x.data.mul_(2)"))
+
+    def _in_place(self, other: Any) -> Self:
+        return self
+
+    __iadd__ = __isub__ = __imul__ = __itruediv__ = _in_place
 
 
 class Values(Methods):
@@ -35,8 +59,20 @@ class Values(Methods):
         """A numpy array that is a copy (bfloat16 through `ml_dtypes`)."""
         return hostdata.to_numpy(self._bytes(), self._known_shape(), self.dtype)
 
-    def data(self) -> memoryview:
-        """A copy of its values as a memoryview of its shape; DTypeError for bfloat16."""
+    @property
+    def data(self) -> Data:
+        """`x.data()` is a copy of its values as a memoryview of its shape; DTypeError for bfloat16.
+
+        PyTorch's `x.data`, a tensor without gradient, is `x.detach()`.
+        """
+        return Data(self._memoryview)
+
+    @data.setter
+    def data(self, value: Any) -> None:
+        stands = isinstance(value, Data)
+        raise AttributeError(hint("x.data -= 1" if stands else "x.data = x"))
+
+    def _memoryview(self) -> memoryview:
         if not self.dtype.code:
             raise DTypeError(f"data() of a {self.dtype.name} tensor: cast it first, e.g. .float()")
         flat = memoryview(self._bytes())

@@ -307,7 +307,7 @@ def test_recurrent(text, batch, on_device):
     generator = np.random.default_rng(16)
     ours, theirs = made(text, nn), made(text, tnn)
     filled(theirs, ours, generator)
-    shape = (*batch, 3, 3) if "batch_first" in text else (3, *batch, 3)
+    shape = (*batch, 2, 3) if "batch_first" in text else (2, *batch, 3)
     x = generator.standard_normal(shape).astype(np.float32)
     tx, mx = torch.tensor(x, requires_grad=True), Tensor(x, requires_grad=True)
     (ty, ts), (y, s) = theirs(tx), ours(mx)

@@ -1,0 +1,54 @@
+"""What users of PyTorch, numpy and tinygrad type that is named otherwise here: `hints.md`.
+
+Errors end in what to type. The file is read when the first one is raised.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Callable, Iterable
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+# What names in the table stand for.
+OWNERS = {"x": "Tensor", "loss": "Tensor", "model": "Module", "F": "functional"}
+_ROW = re.compile(r"^\| `(.+?)` \| (.+) \|$", re.MULTILINE)
+
+
+@lru_cache(maxsize=None)
+def table() -> dict[str, str]:
+    """What is typed → what to type here."""
+    return dict(_ROW.findall(Path(__file__).with_suffix(".md").read_text("utf-8")))
+
+
+def hint(typed: str) -> str:
+    """What to type instead."""
+    return table()[typed]
+
+
+def missing(owner: str, name: str, known: Iterable[str] = ()) -> AttributeError:
+    """The error for a name that is not here: with the table's hint, or with what sounds alike."""
+    if name.startswith("_"):  # whoever asks for protocols asks often
+        return AttributeError(f"{owner} has no {name!r}", name=name)
+    if (owner, name) in _by_name():
+        return AttributeError(f"{owner} has no {name!r} here: {_by_name()[owner, name]}", name=name)
+    alike = difflib.get_close_matches(name, known, 3)
+    more = f"; there is {', '.join(alike)}" if alike else ""
+    return AttributeError(f"{owner} has no {name!r}{more}", name=name)
+
+
+@lru_cache(maxsize=None)
+def _by_name() -> dict[tuple[str, str], str]:
+    found = ((re.match(r"(\w+)\.(\w+)", typed), text) for typed, text in table().items())
+    return {(OWNERS.get(m[1], m[1]), m[2]): text for m, text in found if m}
+
+
+def names_of(module: str, names: dict[str, Any]) -> Callable[[str], Any]:
+    """The `__getattr__` of a module, of whose names `names` are the ones that exist."""
+
+    def __getattr__(name: str) -> Any:
+        raise missing(module.rpartition(".")[2], name, names)
+
+    return __getattr__

@@ -1,0 +1,104 @@
+"""Whoever types what PyTorch, numpy or tinygrad have is told what to type here."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from typing import Any
+
+import numpy as np
+import pytest
+
+import minigrad
+from minigrad import Device, Tensor, dtypes, nn
+from minigrad.errors import AxisError
+from minigrad.hints import hint, table
+
+
+def scope() -> dict[str, Any]:
+    """What the table's lines name."""
+    x = Tensor([1.0, 2.0, 3.0], requires_grad=True)
+    return {
+        "x": x, "loss": x.square().sum(), "a": np.ones((2, 3), np.float32), "Tensor": Tensor,
+        "dtypes": dtypes, "Device": Device, "nn": nn, "F": nn.functional, "optim": nn.optim,
+        "model": nn.Linear(3, 2), "minigrad": minigrad,
+    }  # fmt: skip
+
+
+def test_the_table_is_long() -> None:
+    assert len(table()) >= 120
+
+
+@pytest.mark.parametrize("typed", table())
+def test_hint(typed: str) -> None:
+    """It raises, and says what the table says."""
+    names = scope()
+    if "max(1)" in typed:
+        names["x"] = Tensor.ones(2, 3)
+    with pytest.raises(Exception, match=re.escape(table()[typed])) as caught:
+        exec(typed, names)
+    assert isinstance(caught.value, (AttributeError, TypeError, ValueError, KeyError, RuntimeError))
+
+
+def test_what_sounds_alike() -> None:
+    """A slip of the finger is answered, too; protocols that are asked for are absent as usual."""
+    with pytest.raises(AttributeError, match="softmax"):
+        Tensor([1.0]).sofmax()  # type: ignore[attr-defined]
+    with pytest.raises(AttributeError, match="Linear"):
+        nn.Linar(2, 3)  # type: ignore[attr-defined]
+    assert not hasattr(Tensor([1.0]), "__cuda_array_interface__")
+    assert not hasattr(nn.Linear(2, 3), "nothing")
+
+
+def test_unpacking() -> None:
+    """As many names as parts are fine, whatever they are."""
+    first, second = Tensor([[1, 2], [3, 4]]).max(1)
+    assert (first.item(), second.item()) == (2, 4)
+    start, *rest = Tensor([1, 2, 3])
+    assert len(rest) == 2 and start.item() == 1
+    assert [x.item() for x in Tensor([1, 2])] == [1, 2]
+
+
+def test_data_is_a_memoryview() -> None:
+    assert Tensor([1.0, 2.0]).data().tolist() == [1.0, 2.0]
+
+
+def test_errors_that_pytorch_raises_are_caught() -> None:
+    """An axis is an IndexError, shapes and dtypes that do not fit a RuntimeError."""
+    x, y = Tensor.zeros(2, 3), Tensor.zeros(4, 5)
+    for call in (lambda: x.sum(2), lambda: x.softmax(5), lambda: x.transpose(0, 9)):
+        with pytest.raises(IndexError, match="axis") as caught:
+            call()
+        assert isinstance(caught.value, (AxisError, ValueError))
+    for wrong in (lambda: x @ y, lambda: x + y, lambda: x.mm(y), lambda: x.reshape(5),
+                  lambda: x.bool() - x.bool(), lambda: x & x):  # fmt: skip
+        with pytest.raises(RuntimeError):
+            wrong()
+
+
+def test_no_message_names_a_class_of_ours() -> None:
+    """Python's own messages about arguments name methods as users know them."""
+    families = [family.__name__ for family in Tensor.__mro__[1:-1]]
+    x = Tensor([1.0])
+    for name in dir(Tensor):
+        method = getattr(Tensor, name)
+        if name.startswith("_") or not inspect.isroutine(method) or name == "mro":
+            continue
+        with pytest.raises((TypeError, RuntimeError)) as caught:
+            getattr(x, name)(*[x] * 30, nothing=1)
+        found = re.findall(r"(\w+)\.\w+\(\)", str(caught.value))
+        assert not set(found) & set(families), str(caught.value)
+
+
+def test_hints_of_names_are_of_names_that_are_missing() -> None:
+    """A row of what is here by now is noise."""
+    names = scope()
+    for typed in table():
+        found = re.match(r"(\w+)\.(\w+)", typed)
+        if found and found[1] != "loss" and (found[1], found[2]) not in USED:
+            assert not hasattr(names[found[1]], found[2]), typed
+    assert hint("x.cuda()")
+
+
+# Names that are here, typed in a way that is not.
+USED = {("x", "to"), ("x", "view"), ("x", "data"), ("optim", "Adam")}
