@@ -179,3 +179,11 @@ def to_numpy(data: bytearray, shape: Sequence[int], dtype: DType) -> Any:
     else:
         kind = np.dtype(dtype.name)
     return np.frombuffer(data, kind).reshape(tuple(shape))
+
+
+def text(array: Any, edge: int) -> str:
+    """An array as numpy writes it, with at most `edge` elements at each end of a dimension."""
+    import numpy as np
+
+    found = np.array2string(array, separator=", ", threshold=0, edgeitems=edge)
+    return f"\n{found}" if "\n" in found else f" {found}"

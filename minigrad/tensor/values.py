@@ -12,11 +12,13 @@ from minigrad.graph.node import Op
 from minigrad.graph.shapes import numel
 from minigrad.graph.variable import evaluate
 from minigrad.hints import hint
-from minigrad.program import bytes_of
+from minigrad.program import bytes_of, recording
 from minigrad.tensor import hostdata
 from minigrad.tensor.broadcasting import Scalar, show
 from minigrad.tensor.core import Core, stored
 from minigrad.tensor.methods import Methods
+
+MANY, EDGE = 1000, 3  # elements from which on a repr shows so many at each end; numpy's defaults
 
 
 class Data:
@@ -135,24 +137,29 @@ class Values(Methods):
         return values if dtype is None else values.astype(dtype)
 
     def __repr__(self) -> str:
+        """Shape, dtype, device and values, which are computed, except while a step is captured."""
         text = f"Tensor {show(self.shape)} {self.dtype.name} on {self.device}"
-        grad = ", requires_grad" if self._requires_grad else ""
-        if self.is_realized() and numel(self._known_shape()) <= 64:
-            try:
-                return f"<{text}{grad}: {_rounded(self.tolist())}>"
-            except MinigradError as error:  # a repr must not fail
-                return f"<{text}{grad}: unreadable, {error}>"
-        return f"<{text}{grad}{'' if self.is_realized() else ', lazy'}>"
+        text += ", requires_grad" if self._requires_grad else ""
+        if recording.calls is not None and not self.is_realized():
+            return f"<{text}, lazy>"
+        try:
+            return f"<{text}:{self._shown()}>"
+        except MinigradError as error:  # a repr must not fail
+            return f"<{text}: unreadable, {error}>"
+
+    def _shown(self) -> str:
+        """The values as numpy writes them; of many, the outermost of each dimension."""
+        self.realize()
+        x, many = self.detach(), numel(self._known_shape()) > MANY
+        for axis, extent in enumerate(self._known_shape() if many else ()):
+            if extent > 2 * EDGE + 1:  # one in the middle stands for all that is left out
+                x = x._part(axis, 0, EDGE + 1).cat(x._part(axis, extent - EDGE, extent), dim=axis)
+        wide = x.float() if x.dtype.itemsize == 2 and x.dtype.is_float else x
+        return hostdata.text(wide.numpy(), EDGE if many else MANY)
 
     def __reduce__(self) -> Any:
         state = (bytes(self._bytes()), self._known_shape(), self.dtype.name, self.device)
         return _restore, (type(self), state, self._requires_grad, self.grad)
-
-
-def _rounded(value: Any) -> Any:
-    if isinstance(value, list):
-        return [_rounded(x) for x in value]
-    return float(f"{value:.6g}") if isinstance(value, float) else value
 
 
 def _restore(

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from devices import shares_memory
 
-from minigrad import Context, GlobalCounters, Tensor, Variable, dtypes
+from minigrad import Context, GlobalCounters, Tensor, Variable, dtypes, jit
 from minigrad.device import Zeros
 from minigrad.dtype import ALL
 from minigrad.errors import DTypeError, RangeError, ShapeError
@@ -144,12 +144,43 @@ def test_data_is_a_memoryview(on_device):
 
 
 def test_repr(on_device):
+    """Values, computed if need be; as numpy writes them."""
     lazy = Tensor([1.0, 2.0]) + 1
-    assert "lazy" in repr(lazy)
-    assert lazy.raw.op.name == "ADD", "repr must not compute"
-    lazy.realize()
-    text = repr(lazy)
-    assert "(2,)" in text and "float32" in text and "[2.0, 3.0]" in text and on_device in text
+    assert repr(lazy) == f"<Tensor (2,) float32 on {on_device}: [2., 3.]>"
+    assert lazy.is_realized()
+    matrix = Tensor([[1, 2], [3, 4]])
+    assert str(matrix) == f"<Tensor (2, 2) int32 on {on_device}:\n[[1, 2],\n [3, 4]]>"
+    assert repr(Tensor(2.5, dtype="bfloat16")).endswith("bfloat16 on " + on_device + ": 2.5>")
+    assert repr(Tensor.zeros(0)).endswith(": []>")
+
+
+def test_repr_of_many(on_device):
+    """The outermost elements, of which alone the host gets copies."""
+    x = Tensor.arange(10**6, device=on_device).reshape(1000, 1000)
+    lines = repr(x).splitlines()
+    assert len(lines) == 8 and lines[4].strip() == "...,"
+    wanted = np.array2string(np.arange(10**6).reshape(1000, 1000), separator=", ")
+    assert repr(x).partition("\n")[2].split() == (wanted + ">").split()
+    for shape in ((7, 200), (8, 200), (3, 4, 100)):
+        y = np.arange(np.prod(shape), dtype=np.float32).reshape(shape) / 8
+        wanted = np.array2string(y, separator=", ", threshold=1000, edgeitems=3)
+        assert repr(Tensor(y)).partition("\n")[2] == wanted + ">", shape
+
+
+def test_repr_while_a_step_is_captured(on_device):
+    """Nothing is computed: that would become part of the step."""
+    seen = []
+
+    @jit
+    def step(x):
+        y = x + 1
+        seen.append(repr(y))
+        return y * 2
+
+    for _ in range(4):
+        result = step(Tensor([1.0]).realize())
+    assert result.item() == 4
+    assert seen and all(", lazy>" in text for text in seen)
 
 
 @pytest.mark.parametrize("clone", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))])
