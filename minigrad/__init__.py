@@ -16,8 +16,11 @@ from minigrad.graph.variable import Variable  # noqa: E402
 from minigrad.hints import names_of  # noqa: E402
 from minigrad.jit import jit  # noqa: E402
 from minigrad.program import GlobalCounters  # noqa: E402
-from minigrad.settings import Context, getenv  # noqa: E402
+from minigrad.settings import getenv  # noqa: E402
 from minigrad.tensor import Tensor  # noqa: E402
+from minigrad.tensor.modes import Context  # noqa: E402
+
+TinyJit = jit  # tinygrad's name
 
 # Linear algebra repeats captured steps: it stands above `jit`, which is made of tensors.
 for _method in (linalg.qr, linalg.svd):
@@ -25,8 +28,8 @@ for _method in (linalg.qr, linalg.svd):
 
 __version__ = "0.1.0"
 __all__ = [
-    "Context", "Device", "GlobalCounters", "Tensor", "Variable", "__version__", "dtypes", "getenv",
-    "jit", "nn",
+    "Context", "Device", "GlobalCounters", "Tensor", "TinyJit", "Variable", "__version__", "dtypes",
+    "getenv", "jit", "nn",
 ]  # fmt: skip
 
 if not TYPE_CHECKING:

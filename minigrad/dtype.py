@@ -78,6 +78,16 @@ class DType:
         return False if self.kind == "b" else 0
 
     @property
+    def min(self) -> int | float | bool:
+        """As `minimum`."""
+        return self.minimum
+
+    @property
+    def max(self) -> int | float | bool:
+        """As `maximum`."""
+        return self.maximum
+
+    @property
     def maximum(self) -> int | float | bool:
         """The identity of a minimum: largest value, inf for floats."""
         if self.kind == "f":

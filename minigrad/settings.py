@@ -16,6 +16,7 @@ import sys
 import threading
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
+from typing import Any
 
 DEFAULTS: Mapping[str, int | str] = MappingProxyType({
     "DEBUG": 0,  # 1 summary, 2 kernels with times, 3 schedule, 4 loop nests, 5 IR and assembly
@@ -84,11 +85,17 @@ def state_that(mode: str, unusual: bool) -> None:
     thread.settle()
 
 
-def getenv(name: str) -> int | str:
-    """Current value of a setting in this thread, e.g. `getenv("DEBUG")`."""
+def getenv(name: str, default: Any = None) -> Any:
+    """Current value of a setting in this thread, e.g. `getenv("DEBUG")`.
+
+    With a default (tinygrad's form), a name that is no setting is one of the environment's, of the
+    default's type.
+    """
     try:
         return thread.values[name]
     except KeyError:
+        if default is not None:
+            return type(default)(os.environ.get(name, default))
         known = ", ".join(DEFAULTS)
         raise KeyError(f"unknown setting {name!r}; known settings: {known}") from None
 

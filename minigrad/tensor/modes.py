@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from contextlib import ContextDecorator
 
+from minigrad import settings
 from minigrad.settings import state_that
 
 
@@ -64,3 +65,25 @@ class no_grad(ContextDecorator):
 
     def __exit__(self, *_: object) -> None:
         modes.record(self.saved.pop())
+
+
+class Context(settings.Context):
+    """Settings inside a `with` block: `with Context(DEBUG=2): …`.
+
+    TRAINING=1 (tinygrad's) is `Tensor.train()`, too.
+    """
+
+    def __init__(self, *, TRAINING: int | None = None, **changes: int | str) -> None:
+        super().__init__(**changes)
+        self.mode = None if TRAINING is None else train(bool(TRAINING))
+
+    def __enter__(self) -> Context:
+        super().__enter__()
+        if self.mode is not None:
+            self.mode.__enter__()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self.mode is not None:
+            self.mode.__exit__()
+        super().__exit__(*error)

@@ -6,12 +6,13 @@ import functools
 from collections.abc import Callable
 from typing import Any, Concatenate, Self, TypeVar, cast
 
+from minigrad.errors import ShapeError
 from minigrad.tensor.activations import Activations
 from minigrad.tensor.addressing import Addressing
 from minigrad.tensor.arithmetic import Arithmetic
 from minigrad.tensor.arranging import Arranging
 from minigrad.tensor.basic import Composed
-from minigrad.tensor.broadcasting import Scalar
+from minigrad.tensor.broadcasting import Scalar, show
 from minigrad.tensor.core import Core
 from minigrad.tensor.creation import Creation
 from minigrad.tensor.cumulative import Cumulative
@@ -119,6 +120,17 @@ class Spellings(Composed):
         [3, 4]
         """
         return self.assign(src)
+
+    def replace(self, other: Any) -> Self:
+        """Take the values of other, of the same shape and dtype: as `set_data` of a tensor.
+
+        >>> Tensor([1, 2]).replace(Tensor([3, 4])).tolist()
+        [3, 4]
+        """
+        if other.shape != self.shape or other.dtype is not self.dtype:
+            raise ShapeError(f"replace {self.dtype.name} {show(self.shape)} by {other.dtype.name} "
+                             f"{show(other.shape)}: expected equal shapes and dtypes")  # fmt: skip
+        return self.assign(other)
 
     def fill_(self, value: Any) -> Self:
         """Replace all elements by one.

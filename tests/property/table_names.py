@@ -255,6 +255,7 @@ FAMILIES = {
         img.channel_shuffle(2) :: F.channel_shuffle(img, 2)
         x.pad_to(4, None) :: F.pad(x, (0, 0, 0, 1))
         x.shrink_to(2, 3) :: x[:2, :3]
+        (x + 0).replace(y) :: y + 0
         x.sequential([Tensor.exp, Tensor.tanh]) :: x.exp().tanh()
         x.permute(dims=(1, 0))
         x.permute(order=(1, 0)) :: x.permute(1, 0)

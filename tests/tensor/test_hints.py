@@ -102,3 +102,18 @@ def test_hints_of_names_are_of_names_that_are_missing() -> None:
 
 # Names that are here, typed in a way that is not.
 USED = {("x", "to"), ("x", "view"), ("x", "data"), ("optim", "Adam")}
+
+
+def test_tinygrads_forms(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What tinygrad's programs begin with."""
+    monkeypatch.setenv("STEPS_OF_MINE", "7")
+    assert minigrad.getenv("STEPS_OF_MINE", 3) == 7 and minigrad.getenv("NOTHING", 0.5) == 0.5
+    with pytest.raises(KeyError, match="unknown setting"):
+        minigrad.getenv("NOTHING")
+    with minigrad.Context(TRAINING=1, DEBUG=0):
+        assert Tensor.training
+    assert not Tensor.training
+    assert minigrad.TinyJit is minigrad.jit
+    assert (dtypes.int8.min, dtypes.int8.max) == (-128, 127)
+    with pytest.raises(ValueError, match="equal shapes and dtypes"):
+        Tensor([1]).replace(Tensor([1.0]))
