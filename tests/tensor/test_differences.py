@@ -1,0 +1,40 @@
+"""docs/differences.md says what is so: each expression in it gives what stands behind it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from minigrad import Tensor, nn
+
+PAGE = Path(__file__).parents[2] / "docs" / "differences.md"
+GIVEN = re.findall(r"`([^`|]+)` gives `([^`|]+)`", PAGE.read_text("utf-8"))
+
+
+def raises(call: Callable[[], Any]) -> str:
+    """The kind of error that a call ends in."""
+    try:
+        call()
+    except Exception as error:
+        return type(error).__name__
+    return "nothing"
+
+
+def test_each_line_says_something() -> None:
+    lines = [line for line in PAGE.read_text("utf-8").splitlines() if line.startswith("| ")]
+    rows = [line for line in lines if not line.startswith(("| what", "| ---"))]
+    assert len(rows) >= 30 and all(" gives `" in row for row in rows)
+
+
+@pytest.mark.parametrize(("code", "value"), GIVEN, ids=[code for code, _ in GIVEN])
+def test_difference(code: str, value: str) -> None:
+    scope = {"Tensor": Tensor, "nn": nn, "np": np, "raises": raises}
+    if "torch" in code or "F." in code:
+        torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+        scope |= {"torch": torch, "F": torch.nn.functional}
+    assert repr(eval(code, scope)) == value
