@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
+from pathlib import Path
+
 from function_page import PAGE, PLACES, absent, here, namespaces, otherwise, page
+
+from minigrad import docs
 
 
 def test_the_page_is_as_written() -> None:
@@ -18,6 +23,30 @@ def test_every_name_is_here_or_said_why_not() -> None:
         if not (here(space, name) or otherwise(space, name) or absent(name))
     ]  # fmt: skip
     assert not open_ends
+
+
+def test_the_page_from_docstrings(tmp_path: Path) -> None:
+    """`python -m minigrad.docs` has every public name, with what its docstring says."""
+    made = tmp_path / "api.md"
+    docs.main([str(made)])
+    text = made.read_text("utf-8")
+    for title, place in docs.places().items():
+        for name in docs.names_of(place):
+            value = getattr(place, name)
+            if not inspect.ismodule(value) and not name.startswith("__"):
+                assert f"### `{title}.{name}" in text, name
+                assert (inspect.getdoc(value) or "").split("\n")[0] in text, name
+    assert ">>> Tensor([3.0]).hypot(Tensor([4.0])).tolist()" in text
+
+
+def test_public_names_are_documented() -> None:
+    """help() has something to say about each."""
+    silent = [
+        f"{title}.{name}"
+        for title, place in docs.places().items() for name in docs.names_of(place)
+        if not inspect.getdoc(getattr(place, name)) and not name.startswith("__")
+    ]  # fmt: skip
+    assert set(silent) <= {"Tensor.raw", "Tensor.stopped"}  # the engine's
 
 
 def test_most_of_pytorch_is_here() -> None:

@@ -1,0 +1,77 @@
+"""The API on one page, from docstrings: `python -m minigrad.docs [FILE]`.
+
+FILE is api-VERSION.md unless given; "-" prints the page.
+"""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import minigrad
+from minigrad import Tensor, linalg, nn
+from minigrad.nn import functional, init, optim, schedule, state, utils
+
+
+def places() -> dict[str, Any]:
+    """What has public names, by the names that users import."""
+    return {
+        "minigrad": minigrad, "Tensor": Tensor, "nn": nn, "nn.functional": functional,
+        "nn.optim": optim, "nn.schedule": schedule, "nn.init": init, "nn.state": state,
+        "nn.utils": utils, "linalg": linalg,
+    }  # fmt: skip
+
+
+def names_of(place: Any) -> list[str]:
+    """Its public names: `__all__`, or what is defined there and needs no underscore."""
+    if hasattr(place, "__all__"):
+        return sorted(place.__all__)
+    names = [name for name in dir(place) if not name.startswith("_")]
+    if inspect.isclass(place):
+        return [name for name in names if name != "mro"]
+    return [n for n in names if getattr(getattr(place, n), "__module__", "") == place.__name__]
+
+
+def entry(name: str, value: Any) -> str:
+    """One name: how it is called, and its docstring."""
+    try:
+        signature = str(inspect.signature(value)).replace("'", "") if callable(value) else ""
+    except (TypeError, ValueError):
+        signature = ""
+    text = inspect.getdoc(value) or ""
+    return f"### `{name}{signature}`\n\n{_indented_examples(text)}\n"
+
+
+def _indented_examples(text: str) -> str:
+    """Examples as blocks of code."""
+    head, mark, example = text.partition("\n>>> ")
+    return f"{head}\n```python\n>>> {example}\n```" if mark else text
+
+
+def page() -> Iterator[str]:
+    """The page, part by part."""
+    yield f"# minigrad {minigrad.__version__}\n"
+    for title, place in places().items():
+        yield f"## {title}\n\n{inspect.getdoc(place) or ''}\n"
+        for name in names_of(place):
+            value = inspect.getattr_static(place, name) if place is Tensor else getattr(place, name)
+            value = getattr(value, "__func__", value)
+            if not inspect.ismodule(value):
+                yield entry(f"{title}.{name}", value)
+
+
+def main(arguments: list[str]) -> None:
+    """Write the page."""
+    name = arguments[0] if arguments else f"api-{minigrad.__version__}.md"
+    text = "\n".join(page())
+    if name == "-":
+        sys.stdout.write(text)
+    else:
+        Path(name).write_text(text, "utf-8")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
