@@ -33,8 +33,8 @@ EXTRAS = {
     ],
     # the lessons' pages in a browser, which is Debian's chromium with chromium-driver
     "browser": ["selenium>=4.25"],
-    # what results and speed are compared with
-    "compare": ["torch>=2.4"],
+    # what results and speed are compared with, and a second opinion on types
+    "compare": ["torch>=2.4", "pyright>=1.1"],
 }  # fmt: skip
 
 setup(

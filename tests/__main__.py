@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -43,6 +44,7 @@ def lint(extra: Sequence[str]) -> bool:
 def types(extra: Sequence[str]) -> bool:
     """Check mypy's strict rules on a copy whose folders lie as setup.py installs them.
 
+    On programs of users, too: `user_program.py`, and the front README's.
     mypy follows neither `package_dir` nor an editable install's mapping of folders.
     """
     with tempfile.TemporaryDirectory() as folder:
@@ -51,10 +53,16 @@ def types(extra: Sequence[str]) -> bool:
         shutil.copytree(ROOT / "minigrad", place / "minigrad", ignore=ignored)
         for name in ("runtimes", "models"):
             shutil.copytree(ROOT / name, place / "minigrad" / name, ignore=ignored)
+        shutil.copy(ROOT / "tests" / "user_program.py", place)
+        readme = (ROOT / "README.md").read_text("utf-8")
+        (example,) = re.findall(r"^```python\n(.*?)^```", readme, re.MULTILINE | re.DOTALL)
+        (place / "readme_example.py").write_text(example, "utf-8")
+        programs = ["-m", "user_program", "-m", "readme_example"]
         settings = str(ROOT / "pyproject.toml")
         cache = str(ROOT / ".mypy_cache")
         return call(
-            ["mypy", "--config-file", settings, "--cache-dir", cache, "-p", "minigrad"], place
+            ["mypy", "--config-file", settings, "--cache-dir", cache, "-p", "minigrad", *programs],
+            place,
         )
 
 

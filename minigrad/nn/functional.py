@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from minigrad.errors import ShapeError
+from minigrad.graph.symbolic import Integer
 from minigrad.hints import names_of
 from minigrad.nn.functional_losses import *  # noqa: F403
 from minigrad.nn.functional_windows import *  # noqa: F403
@@ -132,7 +133,7 @@ def normalize(x: Tensor, p: float = 2.0, dim: int = 1, eps: float = 1e-12) -> Te
 
 
 def layer_norm(
-    x: Tensor, normalized_shape: Sequence[int], weight: Tensor | None = None,
+    x: Tensor, normalized_shape: Sequence[Integer], weight: Tensor | None = None,
     bias: Tensor | None = None, eps: float = 1e-5,
 ) -> Tensor:  # fmt: skip
     """Normalization over the last dimensions, which are normalized_shape; then ·weight + bias."""
@@ -143,7 +144,7 @@ def layer_norm(
 
 
 def rms_norm(
-    x: Tensor, normalized_shape: Sequence[int], weight: Tensor | None = None,
+    x: Tensor, normalized_shape: Sequence[Integer], weight: Tensor | None = None,
     eps: float | None = None,
 ) -> Tensor:  # fmt: skip
     """x over the root of its mean square over the last dimensions; then ·weight.

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from types import FunctionType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from minigrad.tensor.addressing import Addressing
 from minigrad.tensor.arithmetic import Arithmetic
@@ -34,6 +35,27 @@ class Tensor(
     """
 
     __slots__ = ()
+
+    if TYPE_CHECKING:  # what takes self alone or first in a list gives a tensor
+
+        def cat(
+            self: Tensor | Sequence[Tensor], *others: Any, dim: int | None = None,
+            axis: int | None = None,
+        ) -> Tensor:  # fmt: skip
+            """See `Joining.cat`."""
+
+        def stack(
+            self: Tensor | Sequence[Tensor], *others: Any, dim: int | None = None,
+            axis: int | None = None,
+        ) -> Tensor:  # fmt: skip
+            """See `Joining.stack`."""
+
+        concat = concatenate = hstack = vstack = dstack = column_stack = cat
+        row_stack = block_diag = chain_matmul = multi_dot = cat
+
+        @staticmethod
+        def einsum(equation: str, *operands: Any) -> Tensor:
+            """See `Contraction.einsum`."""
 
     if TYPE_CHECKING:  # set by minigrad/__init__.py: minigrad/linalg.py stands above `jit`
 

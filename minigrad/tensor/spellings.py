@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any, Concatenate, Self, TypeVar, cast
+from typing import Any, Protocol, Self, TypeVar, cast, overload
 
 from minigrad.errors import ShapeError
 from minigrad.tensor.activations import Activations
@@ -29,12 +29,21 @@ from minigrad.tensor.statistics import Statistics
 T = TypeVar("T", bound=Core)
 
 
-def same(*methods: Callable[..., Any]) -> tuple[Callable[Concatenate[T, ...], T], ...]:
+class Method(Protocol):
+    """A method of a tensor that gives one of its kind, for type checkers."""
+
+    @overload
+    def __get__(self, tensor: None, kind: Any) -> Callable[..., Any]: ...
+    @overload
+    def __get__(self, tensor: T, kind: Any) -> Callable[..., T]: ...
+
+
+def same(*methods: Callable[..., Any]) -> tuple[Method, ...]:
     """Methods, for second names."""
     return cast(Any, methods)  # type: ignore[no-any-return]
 
 
-def writing(*methods: Callable[..., Any]) -> tuple[Callable[Concatenate[T, ...], T], ...]:
+def writing(*methods: Callable[..., Any]) -> tuple[Method, ...]:
     """The in-place forms: a method's result written to self, which they give back.
 
     The result's shape must be self's; it is cast to self's dtype if that is of its kind.
