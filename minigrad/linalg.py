@@ -35,6 +35,9 @@ def qr(x: Tensor, mode: str = "reduced") -> tuple[Tensor, Tensor]:
     (m, n) gives Q (m, k) and R (k, n) with k = min(m, n), or for mode "complete" k = m, where
     for m > n the factors are constants for gradients. Signs are those of LAPACK (and so of
     numpy and PyTorch). By Householder's reflections (Golub and Van Loan, 5.2). Float dtypes.
+
+    >>> [x.shape for x in Tensor.ones(3, 2).qr()]
+    [(3, 2), (2, 2)]
     """
     if mode not in ("reduced", "complete"):
         raise ValueError(f"qr(mode={mode!r}): expected 'reduced' or 'complete'")
@@ -56,6 +59,9 @@ def svd(x: Tensor, full_matrices: bool = True) -> tuple[Tensor, Tensor, Tensor]:
     (m, n) gives U (m, m) and Vh (n, n); without full_matrices (m, k) and (k, n), which are the
     ones that have gradients. After QR by one-sided rotations (Hestenes 1958, Drmač and Veselić
     2008). Float dtypes.
+
+    >>> [x.shape for x in Tensor.ones(3, 2).svd()]
+    [(3, 3), (2,), (2, 2)]
     """
     batch, m, n = _matrices("svd", x)
     wide = x._wide()

@@ -35,57 +35,100 @@ class Activations(Methods):
     # --- activations ------------------------------------------------------------------------------
 
     def relu(self) -> Self:
-        """max(x, 0); the derivative at 0 is 0."""
+        """max(x, 0); the derivative at 0 is 0.
+
+        >>> Tensor([-1.0, 2.0]).relu().tolist()
+        [0.0, 2.0]
+        """
         x = self.node
         if x.dtype.is_bool:
             return self.cast(dtypes.int32).relu()
         return self._new(x.operation("le", 0).where(0, x))
 
     def relu6(self) -> Self:
-        """min(max(x, 0), 6); the derivative at 0 and 6 is 0."""
+        """min(max(x, 0), 6); the derivative at 0 and 6 is 0.
+
+        >>> Tensor([-1.0, 9.0]).relu6().tolist()
+        [0.0, 6.0]
+        """
         return self.hardtanh(0, 6)
 
     def leaky_relu(self, negative_slope: Scalar = 0.01) -> Self:
-        """x, and negative_slope·x below 0."""
+        """x, and negative_slope·x below 0.
+
+        >>> Tensor([-1.0, 2.0]).leaky_relu(0.5).tolist()
+        [-0.5, 2.0]
+        """
         return (self <= 0).where(self * negative_slope, self)
 
     def elu(self, alpha: Scalar = 1.0) -> Self:
-        """x, and alpha·(eˣ − 1) below 0."""
+        """x, and alpha·(eˣ − 1) below 0.
+
+        >>> Tensor([0.0, 2.0]).elu().tolist()
+        [0.0, 2.0]
+        """
         # at 0 the derivative is that of the exponential, as in PyTorch
         return (self > 0).where(self, (self > 0).where(0, self).expm1() * alpha)
 
     def celu(self, alpha: Scalar = 1.0) -> Self:
-        """x, and alpha·(exp(x/alpha) − 1) below 0."""
+        """x, and alpha·(exp(x/alpha) − 1) below 0.
+
+        >>> Tensor([0.0, 2.0]).celu().tolist()
+        [0.0, 2.0]
+        """
         below = (self > 0).where(0, self)
         return (self > 0).where(self, (below / alpha).expm1() * alpha)
 
     def selu(self) -> Self:
-        """Scaled ELU (Klambauer et al. 2017)."""
+        """Scaled ELU (Klambauer et al. 2017).
+
+        >>> Tensor([0.0]).selu().tolist()
+        [0.0]
+        """
         alpha, scale = 1.6732632423543772, 1.0507009873554805
         return self.elu(alpha) * scale
 
     def sigmoid(self) -> Self:
-        """1/(1 + e⁻ˣ), accurate on both sides and with a finite derivative everywhere."""
+        """1/(1 + e⁻ˣ), accurate on both sides and with a finite derivative everywhere.
+
+        >>> Tensor([0.0]).sigmoid().tolist()
+        [0.5]
+        """
         x = self._as_float()
         small = (x < 0).where(x, -x).exp()  # exp(−|x|), whose derivative at 0 is one-sided
         return (x < 0).where(small, 1.0) / (small + 1)
 
     def logsigmoid(self) -> Self:
-        """log(sigmoid(x)) without overflow."""
+        """log(sigmoid(x)) without overflow.
+
+        >>> round(Tensor([0.0]).logsigmoid().item(), 4)
+        -0.6931
+        """
         return -(-self._as_float()).softplus()
 
     def silu(self) -> Self:
-        """x·sigmoid(x)."""
+        """x·sigmoid(x).
+
+        >>> Tensor([0.0]).silu().tolist()
+        [0.0]
+        """
         return self * self.sigmoid()
 
     def swish(self) -> Self:
-        """As `silu`."""
+        """As `silu`.
+
+        >>> Tensor([0.0]).swish().tolist()
+        [0.0]
+        """
         return self.silu()
 
     def gelu(self, approximate: str = "tanh") -> Self:
         """x·Φ(x) (Hendrycks and Gimpel 2016): the tanh approximation, or "none" for the exact one.
 
         Unlike PyTorch's, the default is "tanh".
+
+        >>> round(Tensor([1.0]).gelu().item(), 4)
+        0.8412
         """
         x = self._as_float()
         if approximate == "tanh":
@@ -96,35 +139,63 @@ class Activations(Methods):
         return x._with_derivative(x * 0.5 * ((x * math.sqrt(0.5)).erf() + 1), _erf_gelu_rule)
 
     def quick_gelu(self) -> Self:
-        """x·sigmoid(1.702·x)."""
+        """x·sigmoid(1.702·x).
+
+        >>> Tensor([0.0]).quick_gelu().tolist()
+        [0.0]
+        """
         return self * (self * 1.702).sigmoid()
 
     def softplus(self, beta: Scalar = 1.0) -> Self:
-        """log(1 + exp(beta·x))/beta without overflow."""
+        """log(1 + exp(beta·x))/beta without overflow.
+
+        >>> round(Tensor([0.0]).softplus().item(), 4)
+        0.6931
+        """
         x = self._as_float() * beta
         small = (x < 0).where(x, -x).exp()
         return ((x < 0).where(0.0, x) + small.log1p()) / beta
 
     def softsign(self) -> Self:
-        """x/(1 + |x|)."""
+        """x/(1 + |x|).
+
+        >>> Tensor([1.0]).softsign().tolist()
+        [0.5]
+        """
         x = self._as_float()
         return x / ((x < 0).where(-x, x) + 1)
 
     def mish(self) -> Self:
-        """x·tanh(softplus(x))."""
+        """x·tanh(softplus(x)).
+
+        >>> Tensor([0.0]).mish().tolist()
+        [0.0]
+        """
         return self * self.softplus().tanh()
 
     def hardsigmoid(self) -> Self:
-        """x/6 + 1/2 limited to 0 … 1, where the derivative is 0."""
+        """x/6 + 1/2 limited to 0 … 1, where the derivative is 0.
+
+        >>> Tensor([-9.0, 0.0]).hardsigmoid().tolist()
+        [0.0, 0.5]
+        """
         return (self / 6 + 0.5).hardtanh(0, 1)
 
     def hardswish(self) -> Self:
-        """x·relu6(x + 3)/6."""
+        """x·relu6(x + 3)/6.
+
+        >>> Tensor([-9.0, 3.0]).hardswish().tolist()
+        [-0.0, 3.0]
+        """
         x = self._as_float()
         return x * ((x + 3).relu6() / 6)
 
     def hardtanh(self, min_val: Scalar = -1, max_val: Scalar = 1) -> Self:
-        """x limited to min_val … max_val, where the derivative is 0, unlike that of `clip`."""
+        """x limited to min_val … max_val, where the derivative is 0, unlike that of `clip`.
+
+        >>> Tensor([-9.0, 0.5]).hardtanh().tolist()
+        [-1.0, 0.5]
+        """
         return (self >= max_val).where(max_val, (self <= min_val).where(min_val, self))
 
     # --- in place ---------------------------------------------------------------------------------

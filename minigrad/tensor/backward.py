@@ -28,6 +28,11 @@ class Backward(Methods):
 
         Those are the tensors with requires_grad=True; where none is reached, every float leaf whose
         requires_grad is not False. self has one element unless its own `gradient` is given.
+
+        >>> x = Tensor(3.0)
+        >>> _ = x.square().backward()
+        >>> x.grad.item()
+        6.0
         """
         for name in unknown:
             given = {"create_graph": "True", "inputs": "[x]"}.get(name, "True")
@@ -55,6 +60,9 @@ class Backward(Methods):
 
         A target may be any tensor that self was computed from. Raises GradientError for one that
         self does not depend on.
+
+        >>> (lambda x: x.square().gradient(x)[0].item())(Tensor(3.0))
+        6.0
         """
         if not targets:
             raise TypeError("gradient(): expected the tensors by which to differentiate")

@@ -53,7 +53,11 @@ class Casts(Methods):
     __slots__ = ()
 
     def cast(self, dtype: DType | str) -> Self:
-        """Converted: floats truncate and saturate on their way to integers, NaN gives 0."""
+        """Converted: floats truncate and saturate on their way to integers, NaN gives 0.
+
+        >>> Tensor([1.7]).cast("int32").tolist()
+        [1]
+        """
         wanted = resolve(dtype)
         return self if wanted is self.dtype else self._new(build.cast(self.node, wanted))
 
@@ -62,6 +66,9 @@ class Casts(Methods):
 
         Of another size it splits or joins elements of the last dimension, the lowest bits first
         (PyTorch's view(dtype) on a little-endian machine), and cannot be written.
+
+        >>> Tensor([1.0]).bitcast("int32").tolist()
+        [1065353216]
         """
         wanted = resolve(dtype)
         if wanted is self.dtype:
@@ -75,29 +82,57 @@ class Casts(Methods):
         return self._view(lambda node: _resized(node, wanted))
 
     def half(self) -> Self:
-        """float16."""
+        """float16.
+
+        >>> Tensor([1]).half().dtype.name
+        'float16'
+        """
         return self.cast(dtypes.float16)
 
     def float(self) -> Self:
-        """float32."""
+        """float32.
+
+        >>> Tensor([1]).float().dtype.name
+        'float32'
+        """
         return self.cast(dtypes.float32)
 
     def double(self) -> Self:
-        """float64."""
+        """float64.
+
+        >>> Tensor([1]).double().dtype.name
+        'float64'
+        """
         return self.cast(dtypes.float64)
 
     def bfloat16(self) -> Self:
-        """bfloat16."""
+        """bfloat16.
+
+        >>> Tensor([1]).bfloat16().dtype.name
+        'bfloat16'
+        """
         return self.cast(dtypes.bfloat16)
 
     def int(self) -> Self:
-        """int32."""
+        """int32.
+
+        >>> Tensor([1.7]).int().tolist()
+        [1]
+        """
         return self.cast(dtypes.int32)
 
     def long(self) -> Self:
-        """int64."""
+        """int64.
+
+        >>> Tensor([1]).long().dtype.name
+        'int64'
+        """
         return self.cast(dtypes.int64)
 
     def bool(self) -> Self:
-        """bool: x ≠ 0."""
+        """bool: x ≠ 0.
+
+        >>> Tensor([0, 2]).bool().tolist()
+        [False, True]
+        """
         return self.cast(dtypes.bool)

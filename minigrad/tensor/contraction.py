@@ -35,6 +35,9 @@ class Contraction(Methods):
         """Matrix product with numpy's rules: batch dimensions broadcast, vectors lose their 1.
 
         (…, m, k) · (…, k, n) → (…, m, n) in the promoted dtype, or in `dtype`.
+
+        >>> Tensor([[1, 2]]).matmul(Tensor([[3], [4]])).tolist()
+        [[11]]
         """
         right = other if isinstance(other, type(self)) else type(self)(other, device=self.device)
         if not self.ndim or not right.ndim or self.shape[-1] != right.shape[-min(right.ndim, 2)]:
@@ -63,7 +66,11 @@ class Contraction(Methods):
         return self._new(build.cast(build.reshape(total, tuple(kept)), result_dtype))
 
     def dot(self, other: Any, dtype: DType | None = None) -> Self:
-        """As `matmul`."""
+        """As `matmul`.
+
+        >>> Tensor([1, 2]).dot(Tensor([3, 4])).item()
+        11
+        """
         return self.matmul(other, dtype)
 
     __matmul__ = matmul
@@ -78,6 +85,9 @@ class Contraction(Methods):
         """x·W + b with W of shape (in, out); of shape (in,), x·W elementwise.
 
         nn.Linear keeps PyTorch's weight (out, in), and passes it transposed.
+
+        >>> Tensor([[1.0, 2.0]]).linear(Tensor([[3.0], [4.0]])).tolist()
+        [[11.0]]
         """
         if weight.ndim not in (1, 2) or not self.ndim or self.shape[-1] != weight.shape[0]:
             raise ShapeError(
@@ -93,6 +103,9 @@ class Contraction(Methods):
         """Sum of products by names of dimensions: "bij,bjk->bik"; "…" stands for batch dimensions.
 
         Without "->" the result has the names that occur once, in alphabetical order.
+
+        >>> Tensor.einsum("i,j->ij", Tensor([1, 2]), Tensor([3, 4])).tolist()
+        [[3, 4], [6, 8]]
         """
         tensors = list(operands[0]) if len(operands) == 1 and isinstance(
             operands[0], (list, tuple)
@@ -149,6 +162,10 @@ class Contraction(Methods):
         What a mask excludes (the future, False, −∞) reaches nobody: whatever a query, a key, a
         value or a gradient of the result holds there, a NaN or an infinity too, the result and all
         gradients are those of what takes part. A query that sees no key gives zeros.
+
+        >>> q = Tensor.ones(1, 2)
+        >>> q.scaled_dot_product_attention(Tensor.ones(3, 2), Tensor.ones(3, 1)).shape
+        (1, 1)
         """
         if is_causal and attn_mask is not None:
             raise ValueError("scaled_dot_product_attention: expected is_causal or attn_mask")
@@ -197,6 +214,9 @@ class Contraction(Methods):
         """(x − mean)/√(variance + eps) over `axis` (Ba et al. 2016); then ·weight + bias.
 
         Computed in at least float32.
+
+        >>> Tensor([[1.0, 1.0]]).layernorm().tolist()
+        [[0.0, 0.0]]
         """
         axes_of("layernorm", axis, self.ndim)
         x = self._wide()
@@ -212,7 +232,11 @@ class Contraction(Methods):
     def rmsnorm(
         self, axis: int | Sequence[int] = -1, eps: Scalar = 1e-5, weight: Core | None = None
     ) -> Self:
-        """x/√(mean of x² + eps) over `axis` (Zhang and Sennrich 2019); then ·weight."""
+        """x/√(mean of x² + eps) over `axis` (Zhang and Sennrich 2019); then ·weight.
+
+        >>> Tensor([[2.0, 2.0]]).rmsnorm(eps=0).tolist()
+        [[1.0, 1.0]]
+        """
         x = self._wide()
         result = x * ((x * x).mean(axis, True) + eps).rsqrt()
         return (result if weight is None else result * weight).cast(self._float_dtype())
@@ -221,7 +245,11 @@ class Contraction(Methods):
         self, weight: Core | None, bias: Core | None, mean: Core, invstd: Core,
         axis: int | Sequence[int] = 1,
     ) -> Self:  # fmt: skip
-        """(x − mean)·invstd·weight + bias with statistics per element of `axis`."""
+        """(x − mean)·invstd·weight + bias with statistics per element of `axis`.
+
+        >>> Tensor([[3.0]]).batchnorm(None, None, Tensor([1.0]), Tensor([0.5])).tolist()
+        [[1.0]]
+        """
         axes = axes_of("batchnorm", axis, self.ndim)
         shape = tuple(e if d in axes else 1 for d, e in enumerate(self.shape))
         away = self - self._new(mean.node).reshape(shape)

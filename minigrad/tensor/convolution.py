@@ -40,6 +40,9 @@ class Convolution(Methods):
         a number; one per spatial dimension; PyTorch's flat list (left, right, top, bottom, …); one
         pair per dimension; "valid" (none) or "same" (the result has x's extents; stride 1). Half
         floats are multiplied and added in float32. Result: (b, out, *space′) in the common dtype.
+
+        >>> Tensor.ones(1, 3, 8, 8).conv2d(Tensor.ones(4, 3, 3, 3)).shape
+        (1, 4, 6, 6)
         """
         x, batched = self._batched("conv2d", weight)
         spatial = weight.ndim - 2
@@ -85,6 +88,9 @@ class Convolution(Methods):
         It is the gradient of `conv2d` with the same options. padding: how much is cut off on each
         side, in the forms that conv2d takes ("valid" too); output_padding (one number or one per
         dimension): more at the end of each dimension, less than stride or dilation.
+
+        >>> Tensor.ones(1, 3, 8, 8).conv_transpose2d(Tensor.ones(3, 4, 3, 3)).shape
+        (1, 4, 10, 10)
         """
         name = "conv_transpose2d"
         x, batched = self._batched(name, weight)

@@ -90,7 +90,11 @@ class Core(Holder, metaclass=_TensorType):
         cls, data: bytes | bytearray, shape: Sequence[int], dtype: DType,
         device: str | None = None,
     ) -> Self:  # fmt: skip
-        """A tensor of row-major bytes of the host, which are copied."""
+        """A tensor of row-major bytes of the host, which are copied.
+
+        >>> Tensor.from_bytes(bytes([1, 2]), (2,), Tensor([1], dtype="uint8").dtype).tolist()
+        [1, 2]
+        """
         if len(data) != numel(shape) * dtype.itemsize:
             raise ShapeError(
                 f"from_bytes: {len(data)} bytes for {show(shape)} of {dtype.name}; "
@@ -105,6 +109,9 @@ class Core(Holder, metaclass=_TensorType):
         """Replace its values from the host at once, without a program; keeps shape and dtype.
 
         Lazy tensors made before see the old values, captured programs the new ones.
+
+        >>> Tensor([1, 2]).set_data([3, 4]).tolist()
+        [3, 4]
         """
         raw, shape, found = hostdata.read(data, self.dtype)
         if shape != self.shape or found is not self.dtype:
@@ -168,17 +175,29 @@ class Core(Holder, metaclass=_TensorType):
 
     @property
     def shape(self) -> Shape:
-        """Extents; ints, or symbolic integers where a bound `Variable` was used."""
+        """Extents; ints, or symbolic integers where a bound `Variable` was used.
+
+        >>> Tensor([[1, 2]]).shape
+        (1, 2)
+        """
         return self.raw.shape
 
     @property
     def ndim(self) -> int:
-        """Number of dimensions."""
+        """Number of dimensions.
+
+        >>> Tensor([[1, 2]]).ndim
+        2
+        """
         return len(self.raw.shape)
 
     @property
     def dtype(self) -> DType:
-        """Element type."""
+        """Element type.
+
+        >>> Tensor([1.0]).dtype.name
+        'float32'
+        """
         return self.raw.dtype
 
     @property
@@ -203,7 +222,11 @@ class Core(Holder, metaclass=_TensorType):
         self._requires_grad = wanted
 
     def requires_grad_(self, wanted: bool = True) -> Self:
-        """Set `requires_grad`; gives the tensor itself."""
+        """Set `requires_grad`; gives the tensor itself.
+
+        >>> Tensor([1.0]).requires_grad_().requires_grad
+        True
+        """
         self.requires_grad = wanted
         return self
 
@@ -239,15 +262,27 @@ class Core(Holder, metaclass=_TensorType):
         return self
 
     def numel(self) -> Integer:
-        """Number of elements."""
+        """Number of elements.
+
+        >>> Tensor([[1, 2]]).numel()
+        2
+        """
         return product(self.shape)
 
     def size(self, dim: int | None = None) -> Any:
-        """The shape, or the extent of one dimension."""
+        """The shape, or the extent of one dimension.
+
+        >>> Tensor([[1, 2]]).size(1)
+        2
+        """
         return self.shape if dim is None else self.shape[axis_of("size", dim, self.ndim)]
 
     def nbytes(self) -> Integer:
-        """Number of bytes of its elements."""
+        """Number of bytes of its elements.
+
+        >>> Tensor([[1, 2]]).nbytes()
+        8
+        """
         return self.numel() * self.dtype.itemsize
 
     if not TYPE_CHECKING:
@@ -263,25 +298,45 @@ class Core(Holder, metaclass=_TensorType):
     # --- engine -----------------------------------------------------------------------------------
 
     def realize(self, *others: Core) -> Self:
-        """Compute it, and `others` in the same program; gives the tensor itself."""
+        """Compute it, and `others` in the same program; gives the tensor itself.
+
+        >>> (Tensor([1]) + 1).realize().is_realized()
+        True
+        """
         realization.realize((self, *others))
         return self
 
     def is_realized(self) -> bool:
-        """Whether its value is in memory."""
+        """Whether its value is in memory.
+
+        >>> (Tensor([1]) + 1).is_realized()
+        False
+        """
         return self.raw.op is Op.BUFFER
 
     def contiguous(self) -> Self:
-        """The same values, to be stored in a buffer rather than recomputed where they are read."""
+        """The same values, to be stored in a buffer rather than recomputed where they are read.
+
+        >>> Tensor([[1, 2]]).T.contiguous().tolist()
+        [[1], [2]]
+        """
         return self._new(build.contiguous(self.node))
 
     def clone(self) -> Self:
-        """A copy with memory of its own; gradients flow through it."""
+        """A copy with memory of its own; gradients flow through it.
+
+        >>> Tensor([1, 2]).clone().tolist()
+        [1, 2]
+        """
         node = self.node
         return self._new(make(Op.CONTIGUOUS, node.dtype, node.shape, (node,), None, node.device))
 
     def detach(self) -> Self:
-        """A view as a constant: no gradient flows to where its values came from."""
+        """A view as a constant: no gradient flows to where its values came from.
+
+        >>> Tensor([1.0], requires_grad=True).detach().requires_grad
+        False
+        """
         result = self._view(lambda node: node, stops=True)
         result._requires_grad = False
         return result
@@ -290,6 +345,9 @@ class Core(Holder, metaclass=_TensorType):
         """A copy on another device, or the tensor itself where it is there already.
 
         Of a dtype it is `cast`.
+
+        >>> Tensor([1]).to("CPU").device
+        'CPU'
         """
         if isinstance(device, DType):
             return self._new(build.cast(self.node, device))
@@ -303,6 +361,9 @@ class Core(Holder, metaclass=_TensorType):
         before keeps the old ones. Raises GradientError for a leaf that wants a gradient, outside
         `no_grad`, and ShapeError for a view whose elements are not elements of its base (expand,
         unfold, a bitcast to another size).
+
+        >>> Tensor([1, 2]).assign(5).tolist()
+        [5, 5]
         """
         if self._requires_grad and modes.gradients:
             raise GradientError(

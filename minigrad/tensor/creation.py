@@ -67,7 +67,11 @@ class Creation(Methods):
         dtype: DType | str | None = None, device: str | None = None,
         requires_grad: bool | None = None,
     ) -> Self:  # fmt: skip
-        """Every element is fill_value, whose type chooses the dtype."""
+        """Every element is fill_value, whose type chooses the dtype.
+
+        >>> Tensor.full((2,), 7).tolist()
+        [7, 7]
+        """
         extents = checked_shape("full", (shape,) if isinstance(shape, (int, Affine)) else (*shape,))
         _check_numbers("full", fill_value)
         symbolic = isinstance(fill_value, Affine)
@@ -79,40 +83,68 @@ class Creation(Methods):
 
     @classmethod
     def zeros(cls, *shape: Any, dtype: DType | str | None = None, **options: Any) -> Self:
-        """Zeros, float32 unless dtype is given."""
+        """Zeros, float32 unless dtype is given.
+
+        >>> Tensor.zeros(2).tolist()
+        [0.0, 0.0]
+        """
         wanted = _dtype(dtype, dtypes.default_float)
         return cls.full(checked_shape("zeros", shape), 0, dtype=wanted, **options)
 
     @classmethod
     def ones(cls, *shape: Any, dtype: DType | str | None = None, **options: Any) -> Self:
-        """Ones, float32 unless dtype is given."""
+        """Ones, float32 unless dtype is given.
+
+        >>> Tensor.ones(2).tolist()
+        [1.0, 1.0]
+        """
         wanted = _dtype(dtype, dtypes.default_float)
         return cls.full(checked_shape("ones", shape), 1, dtype=wanted, **options)
 
     @classmethod
     def empty(cls, *shape: Any, dtype: DType | str | None = None, **options: Any) -> Self:
-        """Elements of no particular value (zeros)."""
+        """Elements of no particular value (zeros).
+
+        >>> Tensor.empty(2).shape
+        (2,)
+        """
         return cls.zeros(*shape, dtype=dtype, **options)
 
     def full_like(self, fill_value: Scalar, *, dtype: DType | str | None = None,
                   device: str | None = None,
                   requires_grad: bool | None = None) -> Self:  # fmt: skip
-        """Every element is fill_value; shape, dtype and device of self."""
+        """Every element is fill_value; shape, dtype and device of self.
+
+        >>> Tensor([1, 2]).full_like(7).tolist()
+        [7, 7]
+        """
         return self.full(
             self.shape, fill_value, dtype=_dtype(dtype, self.dtype), device=device or self.device,
             requires_grad=requires_grad,
         )  # fmt: skip
 
     def zeros_like(self, **options: Any) -> Self:
-        """Zeros; shape, dtype and device of self."""
+        """Zeros; shape, dtype and device of self.
+
+        >>> Tensor([1, 2]).zeros_like().tolist()
+        [0, 0]
+        """
         return self.full_like(0, **options)
 
     def ones_like(self, **options: Any) -> Self:
-        """Ones; shape, dtype and device of self."""
+        """Ones; shape, dtype and device of self.
+
+        >>> Tensor([1, 2]).ones_like().tolist()
+        [1, 1]
+        """
         return self.full_like(1, **options)
 
     def empty_like(self, **options: Any) -> Self:
-        """Elements of no particular value; shape, dtype and device of self."""
+        """Elements of no particular value; shape, dtype and device of self.
+
+        >>> Tensor([1, 2]).empty_like().shape
+        (2,)
+        """
         return self.full_like(0, **options)
 
     @classmethod
@@ -123,6 +155,9 @@ class Creation(Methods):
         """start, start + step, … before stop. One argument is the stop.
 
         Of ints int32, or int64 where that does not hold them; else float32.
+
+        >>> Tensor.arange(1, 7, 2).tolist()
+        [1, 3, 5]
         """
         begin, end = (0, start) if stop is None else (start, stop)
         _check_numbers("arange", begin, end, step)
@@ -166,6 +201,9 @@ class Creation(Methods):
         """`steps` numbers from start to stop, both included; float32 unless dtype is given.
 
         Integers are what is left of float64 without its fraction.
+
+        >>> Tensor.linspace(0, 1, 3).tolist()
+        [0.0, 0.5, 1.0]
         """
         if steps < 0:
             raise ValueError(f"linspace(steps={steps}): expected steps ≥ 0")
@@ -180,7 +218,11 @@ class Creation(Methods):
     @classmethod
     def eye(cls, n: int, m: int | None = None, *, dtype: DType | str | None = None,
             device: str | None = None, requires_grad: bool | None = None) -> Self:  # fmt: skip
-        """The identity matrix (n × n, or n × m), float32 unless dtype is given."""
+        """The identity matrix (n × n, or n × m), float32 unless dtype is given.
+
+        >>> Tensor.eye(2).tolist()
+        [[1.0, 0.0], [0.0, 1.0]]
+        """
         checked_shape("eye", (n, n if m is None else m))
         rows = cls.arange(n, device=device)
         columns = cls.arange(n if m is None else m, device=device)
@@ -188,7 +230,11 @@ class Creation(Methods):
         return cls._made(same.cast(_dtype(dtype, dtypes.default_float)).node, requires_grad)
 
     def meshgrid(self, *others: Any, indexing: str = "ij") -> tuple[Any, ...]:
-        """Coordinate matrices of 1-d tensors; indexing "ij" (default) or "xy"."""
+        """Coordinate matrices of 1-d tensors; indexing "ij" (default) or "xy".
+
+        >>> [grid.tolist() for grid in Tensor([1, 2]).meshgrid(Tensor([3, 4]))]
+        [[[1, 1], [2, 2]], [[3, 4], [3, 4]]]
+        """
         vectors = sequence((self, *others))
         if indexing not in ("ij", "xy"):
             raise ValueError(f"meshgrid(indexing={indexing!r}): expected 'ij' or 'xy'")
@@ -214,6 +260,9 @@ class Creation(Methods):
         """int32: 1 at the class of each element, in a new last dimension.
 
         BoundsError where an element is none of 0 … num_classes − 1.
+
+        >>> Tensor([0, 2]).one_hot(3).tolist()
+        [[1, 0, 0], [0, 0, 1]]
         """
         if self.dtype.is_float or not isinstance(num_classes, (int, Affine)) or (
             low(num_classes) < 0
@@ -236,15 +285,27 @@ class Creation(Methods):
         return self.arange(self.shape[-1], device=self.device) <= rows + diagonal
 
     def tril(self, diagonal: int = 0) -> Self:
-        """Zeros above a diagonal of the last two dimensions."""
+        """Zeros above a diagonal of the last two dimensions.
+
+        >>> Tensor.ones(2, 2).tril().tolist()
+        [[1.0, 0.0], [1.0, 1.0]]
+        """
         return self.masked_fill(~self._triangle(diagonal), 0)
 
     def triu(self, diagonal: int = 0) -> Self:
-        """Zeros below a diagonal of the last two dimensions."""
+        """Zeros below a diagonal of the last two dimensions.
+
+        >>> Tensor.ones(2, 2).triu().tolist()
+        [[1.0, 1.0], [0.0, 1.0]]
+        """
         return self.masked_fill(self._triangle(diagonal - 1), 0)
 
     def diag(self, diagonal: int = 0) -> Self:
-        """A vector as a diagonal of a square matrix; of a matrix its diagonal."""
+        """A vector as a diagonal of a square matrix; of a matrix its diagonal.
+
+        >>> Tensor([1, 2]).diag().tolist()
+        [[1, 0], [0, 2]]
+        """
         if self.ndim == 2:
             return self.diagonal(diagonal)
         if self.ndim != 1 or isinstance(self.shape[0], Affine):

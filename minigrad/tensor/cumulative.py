@@ -37,21 +37,37 @@ class Cumulative(Methods):
     def cumsum(
         self, axis: int = 0, *, dim: int | None = None, dtype: DType | str | None = None
     ) -> Self:
-        """Sums of the elements up to each one, in the dtype that `sum` has."""
+        """Sums of the elements up to each one, in the dtype that `sum` has.
+
+        >>> Tensor([1, 2, 3]).cumsum().tolist()
+        [1, 3, 6]
+        """
         return self._running_sum(Op.CUMSUM, "cumsum", axis if dim is None else dim, dtype)
 
     def cumprod(
         self, axis: int = 0, *, dim: int | None = None, dtype: DType | str | None = None
     ) -> Self:
-        """Products of the elements up to each one, in the dtype that `sum` has."""
+        """Products of the elements up to each one, in the dtype that `sum` has.
+
+        >>> Tensor([1, 2, 3]).cumprod().tolist()
+        [1, 2, 6]
+        """
         return self._running_sum(Op.CUMPROD, "cumprod", axis if dim is None else dim, dtype)
 
     def cummax(self, axis: int = 0, *, dim: int | None = None) -> tuple[Self, Self]:
-        """The largest element so far (NaN wins), and where the latest such stands (int32)."""
+        """The largest element so far (NaN wins), and where the latest such stands (int32).
+
+        >>> [x.tolist() for x in Tensor([1, 3, 2]).cummax()]
+        [[1, 3, 3], [0, 1, 1]]
+        """
         return self._extremes("cummax", axis if dim is None else dim)
 
     def cummin(self, axis: int = 0, *, dim: int | None = None) -> tuple[Self, Self]:
-        """The smallest element so far (NaN wins), and where the latest such stands (int32)."""
+        """The smallest element so far (NaN wins), and where the latest such stands (int32).
+
+        >>> [x.tolist() for x in Tensor([2, 1, 3]).cummin()]
+        [[2, 1, 1], [0, 1, 1]]
+        """
         mirrored = self if self.dtype.is_bool else self._mirrored()
         if self.dtype.is_bool:
             mirrored = ~self
@@ -67,7 +83,11 @@ class Cumulative(Methods):
         return values, self._new(scans.latest(self.raw, values.raw, place))
 
     def logcumsumexp(self, axis: int = 0, *, dim: int | None = None) -> Self:
-        """log of the running sum of eˣ, without overflow; half floats in float32."""
+        """log of the running sum of eˣ, without overflow; half floats in float32.
+
+        >>> round(Tensor([0.0, 0.0]).logcumsumexp()[1].item(), 4)
+        0.6931
+        """
         x = self._wide()
         if not self.ndim:
             axis_of("logcumsumexp", axis if dim is None else dim, 0)

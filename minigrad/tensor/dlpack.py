@@ -198,6 +198,9 @@ class DLPack(Methods):
         array is row-major without gaps, aligned to its elements and may be written. Copies
         otherwise; copy=True always copies and copy=False raises BufferError instead of copying.
         DTypeError for complex and other unknown elements.
+
+        >>> Tensor.from_dlpack(Tensor([1, 2]).numpy()).tolist()
+        [1, 2]
         """
         name = Device.canonical(device or Device.DEFAULT)
         foreign = _consume(data)

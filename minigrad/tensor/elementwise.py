@@ -122,15 +122,27 @@ class Elementwise(Methods):
     # --- arithmetic -------------------------------------------------------------------------------
 
     def add(self, other: Any, *, alpha: Scalar = 1) -> Self:
-        """self + alpha·other (for bool tensors: or)."""
+        """self + alpha·other (for bool tensors: or).
+
+        >>> Tensor([1, 2]).add(10).tolist()
+        [11, 12]
+        """
         return self._binary(Op.ADD, "add", other if alpha == 1 else self._operand(other) * alpha)
 
     def sub(self, other: Any, *, alpha: Scalar = 1) -> Self:
-        """self − alpha·other."""
+        """self − alpha·other.
+
+        >>> Tensor([1, 2]).sub(Tensor([1, 1]), alpha=2).tolist()
+        [-1, 0]
+        """
         return self._binary(Op.SUB, "sub", other if alpha == 1 else self._operand(other) * alpha)
 
     def mul(self, other: Any) -> Self:
-        """self · other (for bool tensors: and)."""
+        """self · other (for bool tensors: and).
+
+        >>> Tensor([1, 2]).mul(3).tolist()
+        [3, 6]
+        """
         return self._binary(Op.MUL, "mul", other)
 
     def _div(self, other: Any, reverse: bool) -> Self:
@@ -149,7 +161,11 @@ class Elementwise(Methods):
         return self._new(_floor_quotient(x, y))
 
     def mod(self, other: Any) -> Self:
-        """The remainder with the sign of the divisor (Python's and numpy's `%`)."""
+        """The remainder with the sign of the divisor (Python's and numpy's `%`).
+
+        >>> Tensor([7, -7]).mod(4).tolist()
+        [3, 1]
+        """
         return self._mod(other, False)
 
     def _mod(self, other: Any, reverse: bool) -> Self:
@@ -159,15 +175,27 @@ class Elementwise(Methods):
         return self._new(build.elementwise(Op.MOD, *pair))
 
     def maximum(self, other: Any) -> Self:
-        """The larger of the two; NaN wins."""
+        """The larger of the two; NaN wins.
+
+        >>> Tensor([1, 5]).maximum(3).tolist()
+        [3, 5]
+        """
         return self._binary(Op.MAXIMUM, "maximum", other)
 
     def minimum(self, other: Any) -> Self:
-        """The smaller of the two; NaN wins."""
+        """The smaller of the two; NaN wins.
+
+        >>> Tensor([1, 5]).minimum(3).tolist()
+        [1, 3]
+        """
         return self._binary(Op.MINIMUM, "minimum", other)
 
     def neg(self) -> Self:
-        """−self."""
+        """−self.
+
+        >>> Tensor([1, -2]).neg().tolist()
+        [-1, 2]
+        """
         node = self.node
         if node.dtype.is_bool:
             raise DTypeError("neg of a bool tensor: use ~ for logical not, or cast it first")
@@ -176,71 +204,135 @@ class Elementwise(Methods):
     # --- bits and logic ---------------------------------------------------------------------------
 
     def bitwise_and(self, other: Any) -> Self:
-        """Bitwise (for bool: logical) and."""
+        """Bitwise (for bool: logical) and.
+
+        >>> Tensor([6]).bitwise_and(3).tolist()
+        [2]
+        """
         return self._binary(Op.AND, "bitwise_and", other)
 
     def bitwise_or(self, other: Any) -> Self:
-        """Bitwise (for bool: logical) or."""
+        """Bitwise (for bool: logical) or.
+
+        >>> Tensor([6]).bitwise_or(3).tolist()
+        [7]
+        """
         return self._binary(Op.OR, "bitwise_or", other)
 
     def bitwise_xor(self, other: Any) -> Self:
-        """Bitwise (for bool: logical) exclusive or."""
+        """Bitwise (for bool: logical) exclusive or.
+
+        >>> Tensor([6]).bitwise_xor(3).tolist()
+        [5]
+        """
         return self._binary(Op.XOR, "bitwise_xor", other)
 
     def bitwise_not(self) -> Self:
-        """Bitwise (for bool: logical) not."""
+        """Bitwise (for bool: logical) not.
+
+        >>> Tensor([True, False]).bitwise_not().tolist()
+        [False, True]
+        """
         return self._new(_apply(Op.NOT, "bitwise_not", [self.node]))
 
     def lshift(self, other: Any) -> Self:
-        """Shifted left; a shift by the width or more gives 0."""
+        """Shifted left; a shift by the width or more gives 0.
+
+        >>> Tensor([3]).lshift(2).tolist()
+        [12]
+        """
         return self._binary(Op.SHL, "lshift", other)
 
     def rshift(self, other: Any) -> Self:
-        """Shifted right, keeping the sign; a shift by the width or more gives 0 or −1."""
+        """Shifted right, keeping the sign; a shift by the width or more gives 0 or −1.
+
+        >>> Tensor([12]).rshift(2).tolist()
+        [3]
+        """
         return self._binary(Op.SHR, "rshift", other)
 
     def logical_not(self) -> Self:
-        """True where self is 0."""
+        """True where self is 0.
+
+        >>> Tensor([0, 2]).logical_not().tolist()
+        [True, False]
+        """
         return self.bool().bitwise_not()
 
     # --- comparisons ------------------------------------------------------------------------------
 
     def eq(self, other: Any) -> Self:
-        """self == other."""
+        """self == other.
+
+        >>> Tensor([1, 2]).eq(2).tolist()
+        [False, True]
+        """
         return self._compare(Op.EQ, "eq", other)
 
     def ne(self, other: Any) -> Self:
-        """self != other."""
+        """self != other.
+
+        >>> Tensor([1, 2]).ne(2).tolist()
+        [True, False]
+        """
         return self._compare(Op.NE, "ne", other)
 
     def lt(self, other: Any) -> Self:
-        """self < other."""
+        """self < other.
+
+        >>> Tensor([1, 2]).lt(2).tolist()
+        [True, False]
+        """
         return self._compare(Op.LT, "lt", other)
 
     def le(self, other: Any) -> Self:
-        """self <= other."""
+        """self <= other.
+
+        >>> Tensor([1, 2]).le(2).tolist()
+        [True, True]
+        """
         return self._compare(Op.LE, "le", other)
 
     def gt(self, other: Any) -> Self:
-        """self > other."""
+        """self > other.
+
+        >>> Tensor([1, 2]).gt(1).tolist()
+        [False, True]
+        """
         return self._compare(Op.LT, "gt", other, True)
 
     def ge(self, other: Any) -> Self:
-        """self >= other."""
+        """self >= other.
+
+        >>> Tensor([1, 2]).ge(2).tolist()
+        [False, True]
+        """
         return self._compare(Op.LE, "ge", other, True)
 
     def isnan(self) -> Self:
-        """True where self is NaN."""
+        """True where self is NaN.
+
+        >>> Tensor([1.0, float("nan")]).isnan().tolist()
+        [False, True]
+        """
         return self.ne(self)
 
     def isinf(self) -> Self:
-        """True where self is +∞ or −∞."""
+        """True where self is +∞ or −∞.
+
+        >>> Tensor([1.0, float("inf")]).isinf().tolist()
+        [False, True]
+        """
         if not self.dtype.is_float:
             return self.ne(self)
         return self.eq(float("inf")) | self.eq(float("-inf"))
 
     def isfinite(self) -> Self:
-        """True where self is neither infinite nor NaN."""
+        """True where self is neither infinite nor NaN.
+
+        >>> Tensor([1.0, float("inf")]).isfinite().tolist()
+        [True, False]
+        """
         return ~(self.isnan() | self.isinf())
 
     def _operand(self, other: Any, name: str = "a number") -> Self:
@@ -253,7 +345,11 @@ class Elementwise(Methods):
     # --- choices ----------------------------------------------------------------------------------
 
     def where(self, x: Any, y: Any) -> Self:
-        """x where self (bool) is true, y elsewhere; x and y broadcast and promote."""
+        """x where self (bool) is true, y elsewhere; x and y broadcast and promote.
+
+        >>> Tensor([True, False]).where(Tensor([1, 2]), 0).tolist()
+        [1, 0]
+        """
         chosen = condition("where", self)
         x, y = choices(self, x, y)
         same_device("where", [chosen, x, y])
@@ -262,7 +358,11 @@ class Elementwise(Methods):
         return self._new(build.elementwise(Op.WHERE, *nodes))
 
     def masked_fill(self, mask: Core, value: Any) -> Self:
-        """self with `value` where mask (bool) is true; keeps self's dtype."""
+        """self with `value` where mask (bool) is true; keeps self's dtype.
+
+        >>> Tensor([1, 2]).masked_fill(Tensor([True, False]), 9).tolist()
+        [9, 2]
+        """
         shape = broadcast_shape("masked_fill", self.shape, mask.shape)
         filled = self._operand(value, "masked_fill").cast(self.dtype).node
         nodes = [condition("masked_fill", mask), filled, self.node]
@@ -272,7 +372,11 @@ class Elementwise(Methods):
         )
 
     def clip(self, min_: Any = None, max_: Any = None, **named_bounds: Any) -> Self:
-        """self limited to min … max; None leaves that side open. Keywords: min, max."""
+        """self limited to min … max; None leaves that side open. Keywords: min, max.
+
+        >>> Tensor([1, 5, 9]).clip(3, 7).tolist()
+        [3, 5, 7]
+        """
         low, high = named_bounds.pop("min", min_), named_bounds.pop("max", max_)
         if named_bounds or (low is None and high is None):
             raise TypeError(f"clip({', '.join(named_bounds)}): expected min, max, or both")
@@ -288,7 +392,11 @@ class Elementwise(Methods):
         return result if high is None else (result > high).where(high, result)
 
     def clamp(self, min_: Any = None, max_: Any = None, **named_bounds: Any) -> Self:
-        """As `clip`."""
+        """As `clip`.
+
+        >>> Tensor([1, 5, 9]).clamp(min=3).tolist()
+        [3, 5, 9]
+        """
         return self.clip(min_, max_, **named_bounds)
 
     # --- operators --------------------------------------------------------------------------------

@@ -100,26 +100,46 @@ class Functions(Methods):
     # --- signs and rounding -----------------------------------------------------------------------
 
     def abs(self) -> Self:
-        """|self|; the derivative at 0 is 0. INT_MIN stays."""
+        """|self|; the derivative at 0 is 0. INT_MIN stays.
+
+        >>> Tensor([-1, 2]).abs().tolist()
+        [1, 2]
+        """
         if self.dtype.kind in "bu":
             return self
         size = (self < 0).where(-self, self)
         return self.eq(0).where(0, size) if self.dtype.is_float else size  # |−0| is +0
 
     def floor(self) -> Self:
-        """The largest whole number that is not larger."""
+        """The largest whole number that is not larger.
+
+        >>> Tensor([1.5, -1.5]).floor().tolist()
+        [1.0, -2.0]
+        """
         return self._unary(Op.FLOOR) if self.dtype.is_float else self
 
     def ceil(self) -> Self:
-        """The smallest whole number that is not smaller."""
+        """The smallest whole number that is not smaller.
+
+        >>> Tensor([1.5, -1.5]).ceil().tolist()
+        [2.0, -1.0]
+        """
         return self._unary(Op.CEIL) if self.dtype.is_float else self
 
     def trunc(self) -> Self:
-        """The whole part, towards 0."""
+        """The whole part, towards 0.
+
+        >>> Tensor([1.5, -1.5]).trunc().tolist()
+        [1.0, -1.0]
+        """
         return self._unary(Op.TRUNC) if self.dtype.is_float else self
 
     def round(self, *, decimals: int = 0) -> Self:
-        """The nearest whole number, halves to even; or with so many digits after the point."""
+        """The nearest whole number, halves to even; or with so many digits after the point.
+
+        >>> Tensor([1.5, 2.5]).round().tolist()
+        [2.0, 2.0]
+        """
         if decimals and self.dtype.is_float:
             return (self * 10.0**decimals).round() / 10.0**decimals
         return self._unary(Op.ROUND) if self.dtype.is_float else self
@@ -127,77 +147,149 @@ class Functions(Methods):
     # --- functions that devices know --------------------------------------------------------------
 
     def square(self) -> Self:
-        """self²."""
+        """self².
+
+        >>> Tensor([3.0]).square().tolist()
+        [9.0]
+        """
         return self * self
 
     def sqrt(self) -> Self:
-        """√self; NaN below 0."""
+        """√self; NaN below 0.
+
+        >>> Tensor([9.0]).sqrt().tolist()
+        [3.0]
+        """
         return self._unary(Op.SQRT)
 
     def rsqrt(self) -> Self:
-        """1/√self."""
+        """1/√self.
+
+        >>> Tensor([4.0]).rsqrt().tolist()
+        [0.5]
+        """
         return self.sqrt().reciprocal()
 
     def reciprocal(self) -> Self:
-        """1/self."""
+        """1/self.
+
+        >>> Tensor([4.0]).reciprocal().tolist()
+        [0.25]
+        """
         return self.__rtruediv__(1)
 
     def exp(self) -> Self:
-        """eˣ."""
+        """eˣ.
+
+        >>> Tensor([0.0]).exp().tolist()
+        [1.0]
+        """
         return self._unary(Op.EXP)
 
     def exp2(self) -> Self:
-        """2ˣ."""
+        """2ˣ.
+
+        >>> Tensor([3.0]).exp2().tolist()
+        [8.0]
+        """
         return self._unary(Op.EXP2)
 
     def log(self) -> Self:
-        """Natural logarithm."""
+        """Natural logarithm.
+
+        >>> Tensor([1.0]).log().tolist()
+        [0.0]
+        """
         return self._unary(Op.LOG)
 
     def log2(self) -> Self:
-        """Logarithm to base 2."""
+        """Logarithm to base 2.
+
+        >>> Tensor([8.0]).log2().tolist()
+        [3.0]
+        """
         return self._unary(Op.LOG2)
 
     def sin(self) -> Self:
-        """Sine of radians."""
+        """Sine of radians.
+
+        >>> Tensor([0.0]).sin().tolist()
+        [0.0]
+        """
         return self._unary(Op.SIN)
 
     def cos(self) -> Self:
-        """Cosine of radians."""
+        """Cosine of radians.
+
+        >>> Tensor([0.0]).cos().tolist()
+        [1.0]
+        """
         return self._unary(Op.COS)
 
     def asin(self) -> Self:
-        """Inverse of sin, in −π/2 … π/2; NaN outside −1 … 1."""
+        """Inverse of sin, in −π/2 … π/2; NaN outside −1 … 1.
+
+        >>> Tensor([0.0]).asin().tolist()
+        [0.0]
+        """
         return self._unary(Op.ASIN)
 
     def acos(self) -> Self:
-        """Inverse of cos, in 0 … π; NaN outside −1 … 1."""
+        """Inverse of cos, in 0 … π; NaN outside −1 … 1.
+
+        >>> Tensor([1.0]).acos().tolist()
+        [0.0]
+        """
         return self._unary(Op.ACOS)
 
     def atan(self) -> Self:
-        """Inverse of tan, in −π/2 … π/2."""
+        """Inverse of tan, in −π/2 … π/2.
+
+        >>> Tensor([0.0]).atan().tolist()
+        [0.0]
+        """
         return self._unary(Op.ATAN)
 
     def tanh(self) -> Self:
-        """Hyperbolic tangent."""
+        """Hyperbolic tangent.
+
+        >>> Tensor([0.0]).tanh().tolist()
+        [0.0]
+        """
         return self._unary(Op.TANH)
 
     def erf(self) -> Self:
-        """Error function 2/√π ∫₀ˣ exp(−t²) dt."""
+        """Error function 2/√π ∫₀ˣ exp(−t²) dt.
+
+        >>> Tensor([0.0]).erf().tolist()
+        [0.0]
+        """
         return self._unary(Op.ERF)
 
     def lgamma(self) -> Self:
-        """ln |Γ(self)|: ∞ at 0 and at the negative integers."""
+        """ln |Γ(self)|: ∞ at 0 and at the negative integers.
+
+        >>> round(Tensor([4.0]).lgamma().exp().item())
+        6
+        """
         return self._unary(Op.LGAMMA)
 
     def digamma(self) -> Self:
-        """The derivative of lgamma: ∓∞ at ±0, NaN at the negative integers and at −∞."""
+        """The derivative of lgamma: ∓∞ at ±0, NaN at the negative integers and at −∞.
+
+        >>> round(Tensor([1.0]).digamma().item(), 3)
+        -0.577
+        """
         return self._unary(Op.DIGAMMA)
 
     # --- remainders and powers --------------------------------------------------------------------
 
     def div(self, other: Any, rounding_mode: str | None = None) -> Self:
-        """self / other in floats; rounding_mode "floor" or "trunc" gives whole numbers."""
+        """self / other in floats; rounding_mode "floor" or "trunc" gives whole numbers.
+
+        >>> Tensor([7]).div(2, rounding_mode="floor").tolist()
+        [3]
+        """
         if rounding_mode == "floor":
             return self._floordiv(other, False)
         if rounding_mode == "trunc":
@@ -218,7 +310,11 @@ class Functions(Methods):
         return rounded_down.where(quotient + 1, quotient)
 
     def fmod(self, other: Any) -> Self:
-        """The remainder with the sign of the dividend (C's)."""
+        """The remainder with the sign of the dividend (C's).
+
+        >>> Tensor([-7]).fmod(4).tolist()
+        [-3]
+        """
         x, y = (self._new(node) for node in self._pair("fmod", other, False))
         if not x.dtype.is_float:
             rest = x._mod(y, False)
@@ -233,6 +329,9 @@ class Functions(Methods):
         """self ** other.
 
         Of integers, a tensor's negative exponents truncate (0, or ±1 for ±1); a number raises.
+
+        >>> Tensor([3]).pow(2).tolist()
+        [9]
         """
         if isinstance(other, (bool, int, float)) and not reverse:
             if isinstance(other, int) and other < 0 and not self.dtype.is_float:
@@ -290,18 +389,30 @@ class Functions(Methods):
     def isclose(
         self, other: Any, rtol: Scalar = 1e-5, atol: Scalar = 1e-8, equal_nan: bool = False
     ) -> Self:
-        """|self − other| ≤ atol + rtol·|other|, and equality of infinities."""
+        """|self − other| ≤ atol + rtol·|other|, and equality of infinities.
+
+        >>> Tensor([1.0]).isclose(1.0 + 1e-6).tolist()
+        [True]
+        """
         y = self._operand(other)
         near = (self - y).abs() <= y.abs() * rtol + atol
         close = self.eq(y) | (near & self.isfinite() & y.isfinite())
         return close | (self.isnan() & y.isnan()) if equal_nan else close
 
     def lerp(self, end: Any, weight: Any) -> Self:
-        """self + weight·(end − self)."""
+        """self + weight·(end − self).
+
+        >>> Tensor([1.0]).lerp(Tensor([3.0]), 0.5).tolist()
+        [2.0]
+        """
         return self + (self._operand(end) - self).mul(weight)
 
     def sign(self) -> Self:
-        """−1, 0 or 1; NaN for NaN."""
+        """−1, 0 or 1; NaN for NaN.
+
+        >>> Tensor([-3, 0]).sign().tolist()
+        [-1, 0]
+        """
         if self.dtype.kind in "bu":
             return self.ne(0).cast(self.dtype)
         signs = (self > 0).where(1, (self < 0).where(-1, 0)).cast(self.dtype)
@@ -310,7 +421,11 @@ class Functions(Methods):
         return self._with_derivative(self.isnan().where(self, signs), _flat)
 
     def copysign(self, other: Any) -> Self:
-        """|self| with the sign of other, that of −0 included."""
+        """|self| with the sign of other, that of −0 included.
+
+        >>> Tensor([3.0]).copysign(-1.0).tolist()
+        [-3.0]
+        """
         x, y = (self._new(node) for node in self._pair("copysign", other, False))
         if not x.dtype.is_float:
             x, y = x.float(), y.float()
@@ -320,7 +435,11 @@ class Functions(Methods):
         return x._with_derivative(result, _copysign_rule, y)
 
     def logaddexp(self, other: Any) -> Self:
-        """log(eˣ + eʸ) without overflow."""
+        """log(eˣ + eʸ) without overflow.
+
+        >>> round(Tensor([0.0]).logaddexp(0.0).item(), 4)
+        0.6931
+        """
         x, y = (self._new(node)._as_float() for node in self._pair("logaddexp", other, False))
         top = x.maximum(y).detach()
         top = top.isfinite().where(top, 0.0)
@@ -329,18 +448,29 @@ class Functions(Methods):
     # --- exponentials, logarithms ---------------------------------------------------------
 
     def expm1(self) -> Self:
-        """eˣ − 1, accurate near 0: tanh(x/2)·(eˣ + 1)."""
+        """eˣ − 1, accurate near 0: tanh(x/2)·(eˣ + 1).
+
+        >>> Tensor([0.0]).expm1().tolist()
+        [0.0]
+        """
         x = self._as_float()
         return x._with_derivative((x * 0.5).tanh() * (x.exp() + 1), _EXPM1)
 
     def log10(self) -> Self:
-        """Logarithm to base 10."""
+        """Logarithm to base 10.
+
+        >>> round(Tensor([100.0]).log10().item(), 4)
+        2.0
+        """
         return self.log2() * math.log10(2.0)
 
     def log1p(self) -> Self:
         """log(1 + x), accurate near 0.
 
         With u = 1 + x rounded, log(u)·x/(u − 1) repairs the rounding (W. Kahan).
+
+        >>> Tensor([0.0]).log1p().tolist()
+        [0.0]
         """
         x = self._as_float()
         u = x + 1
@@ -351,11 +481,19 @@ class Functions(Methods):
     # --- trigonometry -----------------------------------------------------------------------------
 
     def tan(self) -> Self:
-        """Tangent of radians."""
+        """Tangent of radians.
+
+        >>> Tensor([0.0]).tan().tolist()
+        [0.0]
+        """
         return self.sin() / self.cos()
 
     def sinh(self) -> Self:
-        """Hyperbolic sine, accurate near 0."""
+        """Hyperbolic sine, accurate near 0.
+
+        >>> Tensor([0.0]).sinh().tolist()
+        [0.0]
+        """
         x = self._as_float()
         size = x.abs()
         t = size.clip(max=1).expm1()
@@ -369,13 +507,21 @@ class Functions(Methods):
         return root * 0.5 * root
 
     def cosh(self) -> Self:
-        """Hyperbolic cosine."""
+        """Hyperbolic cosine.
+
+        >>> Tensor([0.0]).cosh().tolist()
+        [1.0]
+        """
         x = self._as_float()
         large = x.abs()._half_exp()
         return x._with_derivative(large + 0.25 / large, _COSH)
 
     def asinh(self) -> Self:
-        """Inverse of sinh."""
+        """Inverse of sinh.
+
+        >>> Tensor([0.0]).asinh().tolist()
+        [0.0]
+        """
         x = self._as_float()
         size = (x < 0).where(-x, x)
         limit = _LARGE[x.dtype.itemsize]
@@ -385,7 +531,11 @@ class Functions(Methods):
         return x._with_derivative(x._odd(result), _ASINH)
 
     def acosh(self) -> Self:
-        """Inverse of cosh, accurate near 1; NaN below it."""
+        """Inverse of cosh, accurate near 1; NaN below it.
+
+        >>> Tensor([1.0]).acosh().tolist()
+        [0.0]
+        """
         x = self._as_float()
         limit = _LARGE[x.dtype.itemsize]
         above = x.clip(1, limit) - 1
@@ -394,7 +544,11 @@ class Functions(Methods):
         return x._with_derivative((x < 1).where(math.nan, result), _ACOSH)
 
     def atanh(self) -> Self:
-        """Inverse of tanh; NaN outside −1 … 1."""
+        """Inverse of tanh; NaN outside −1 … 1.
+
+        >>> Tensor([0.0]).atanh().tolist()
+        [0.0]
+        """
         x = self._as_float()
         size = (x < 0).where(-x, x)
         result = (size * 2 / (1 - size)).log1p() * 0.5

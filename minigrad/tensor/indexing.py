@@ -332,11 +332,19 @@ class Indexing(Methods):
     # --- what is made of it ----------------------------------------------------------------------
 
     def take(self, index: Core) -> Self:
-        """Elements of the flat tensor; negative indices count from the end, as in `x[…]`."""
+        """Elements of the flat tensor; negative indices count from the end, as in `x[…]`.
+
+        >>> Tensor([[1, 2], [3, 4]]).take(Tensor([3, 0])).tolist()
+        [4, 1]
+        """
         return self.flatten()._indexed(index, "take")
 
     def masked_select(self, mask: Core) -> Self:
-        """The elements where mask is true, as a vector; the host reads how many there are."""
+        """The elements where mask is true, as a vector; the host reads how many there are.
+
+        >>> Tensor([1, 2]).masked_select(Tensor([False, True])).tolist()
+        [2]
+        """
         shape = broadcast_shape("masked_select", self.shape, mask.shape)
         wide = self._new(broadcast_to(condition("masked_select", mask), shape))
         return self._broadcast_to(shape)[wide]
@@ -346,6 +354,9 @@ class Indexing(Methods):
 
         The host reads how many there are. as_tuple: a vector for each dimension instead. size: so
         many rows, the last ones zeros if there are fewer elements, and the host reads nothing.
+
+        >>> Tensor([0, 7]).nonzero().tolist()
+        [[1]]
         """
         mask = self.ne(0)
         if size is not None:
@@ -373,6 +384,9 @@ class Indexing(Methods):
         """Rows of weight (classes, width) at the integers in self: shape self.shape + (width,).
 
         BoundsError where one of them is none of 0 … classes − 1.
+
+        >>> Tensor([1, 0]).embedding(Tensor([[1.0], [2.0]])).tolist()
+        [[2.0], [1.0]]
         """
         return self._rows_of(weight, "embedding")
 

@@ -35,7 +35,11 @@ class Inquiry(Composed):
 
     @property
     def itemsize(self) -> int:
-        """Bytes of one element."""
+        """Bytes of one element.
+
+        >>> Tensor([1.0]).itemsize
+        4
+        """
         return self.dtype.itemsize
 
     def is_floating_point(self) -> bool:

@@ -42,6 +42,9 @@ class Loss(Methods):
         axis: where the classes are; it must be given where the shapes fit both, as (8, 5, 5) with
         integers (8, 5) do. Entries equal to ignore_index do not count; BoundsError where another is
         no class. Computed in at least float32.
+
+        >>> round(Tensor([[0.0, 0.0]]).cross_entropy(Tensor([1])).item(), 4)
+        0.6931
         """
         if not 0 <= label_smoothing <= 1:
             raise ValueError(f"cross_entropy(label_smoothing={label_smoothing}): expected 0 … 1")
@@ -95,7 +98,11 @@ class Loss(Methods):
         self, target: Core, ignore_index: int = -1, label_smoothing: Scalar = 0.0,
         reduction: str = "mean",
     ) -> Self:  # fmt: skip
-        """As `cross_entropy` with integer targets."""
+        """As `cross_entropy` with integer targets.
+
+        >>> round(Tensor([[0.0, 0.0]]).sparse_categorical_crossentropy(Tensor([1])).item(), 4)
+        0.6931
+        """
         if not self.ndim or target.shape != self.shape[:-1]:
             raise ShapeError(
                 f"cross_entropy of logits {show(self.shape)} and targets {show(target.shape)}: "
@@ -134,6 +141,9 @@ class Loss(Methods):
 
         (batch, classes, …) and axis as for `cross_entropy`; entries equal to ignore_index do not
         count, and BoundsError where another is no class.
+
+        >>> Tensor([[-1.0, -2.0]]).nll_loss(Tensor([1])).item()
+        2.0
         """
         moved = self._moved_last(self._class_axis("nll_loss", target, axis))
         if moved is not self:
@@ -165,7 +175,11 @@ class Loss(Methods):
             )
 
     def mse_loss(self, target: Core, reduction: str = "mean") -> Self:
-        """(self − target)², of equal shapes."""
+        """(self − target)², of equal shapes.
+
+        >>> Tensor([1.0]).mse_loss(Tensor([3.0])).item()
+        4.0
+        """
         self._check_same_shape("mse_loss", target)
         return (self - target).square()._reduced(reduction)
 
@@ -173,6 +187,9 @@ class Loss(Methods):
         """−(t·log p + (1 − t)·log(1 − p)) of probabilities p; logarithms are at least −100.
 
         The derivative is (p − t)/max(p·(1 − p), 10⁻¹²), as PyTorch's. Computed in at least float32.
+
+        >>> round(Tensor([0.5]).binary_crossentropy(Tensor([1.0])).item(), 4)
+        0.6931
         """
         self._check_same_shape("binary_crossentropy", target)
         p, wanted = self._wide(), self._new(target.node)._wide()
@@ -184,7 +201,11 @@ class Loss(Methods):
     def binary_crossentropy_logits(
         self, target: Core, reduction: str = "mean", pos_weight: Core | None = None
     ) -> Self:
-        """`binary_crossentropy` of sigmoid(self), without overflow."""
+        """`binary_crossentropy` of sigmoid(self), without overflow.
+
+        >>> round(Tensor([0.0]).binary_crossentropy_logits(Tensor([1.0])).item(), 4)
+        0.6931
+        """
         self._check_same_shape("binary_crossentropy_logits", target)
         wanted = self._new(target.node)
         yes, no = self.logsigmoid(), (-self).logsigmoid()

@@ -39,6 +39,9 @@ class Movement(Methods):
         """The same elements in row-major order under another shape; one extent may be −1.
 
         None keeps the extent of that dimension.
+
+        >>> Tensor([1, 2, 3, 4]).reshape(2, -1).tolist()
+        [[1, 2], [3, 4]]
         """
         wanted = self._completed(sequence(shape))
         try:
@@ -76,11 +79,19 @@ class Movement(Methods):
         return tuple(kept)
 
     def view(self, *shape: Any) -> Self:
-        """As `reshape`."""
+        """As `reshape`.
+
+        >>> Tensor([1, 2]).view(2, 1).tolist()
+        [[1], [2]]
+        """
         return self.reshape(*shape)
 
     def flatten(self, start_dim: int = 0, end_dim: int = -1) -> Self:
-        """Dimensions start_dim … end_dim merged into one."""
+        """Dimensions start_dim … end_dim merged into one.
+
+        >>> Tensor([[1, 2], [3, 4]]).flatten().tolist()
+        [1, 2, 3, 4]
+        """
         if not self.ndim:
             return self.reshape(1)
         start = axis_of("flatten", start_dim, self.ndim)
@@ -89,7 +100,11 @@ class Movement(Methods):
         return self.reshape(self.shape[:start] + (merged,) + self.shape[end + 1 :])
 
     def unflatten(self, dim: int, sizes: Sequence[int]) -> Self:
-        """One dimension split into several; one of `sizes` may be −1."""
+        """One dimension split into several; one of `sizes` may be −1.
+
+        >>> Tensor([1, 2, 3, 4]).unflatten(0, (2, 2)).tolist()
+        [[1, 2], [3, 4]]
+        """
         axis = axis_of("unflatten", dim, self.ndim)
         parts: list[Integer] = list(sizes)
         if parts.count(-1) > 1:
@@ -102,7 +117,11 @@ class Movement(Methods):
         return self.reshape(self.shape[:axis] + tuple(parts) + self.shape[axis + 1 :])
 
     def squeeze(self, dim: int | None = None) -> Self:
-        """Without dimensions of extent 1: all of them, or one if it is 1."""
+        """Without dimensions of extent 1: all of them, or one if it is 1.
+
+        >>> Tensor([[1, 2]]).squeeze().tolist()
+        [1, 2]
+        """
         if dim is None:
             return self.reshape(tuple(e for e in self.shape if e != 1))
         axis = axis_of("squeeze", dim, self.ndim)
@@ -111,12 +130,20 @@ class Movement(Methods):
         return self.reshape(self.shape[:axis] + self.shape[axis + 1 :])
 
     def unsqueeze(self, dim: int) -> Self:
-        """With a new dimension of extent 1 at `dim`."""
+        """With a new dimension of extent 1 at `dim`.
+
+        >>> Tensor([1, 2]).unsqueeze(1).tolist()
+        [[1], [2]]
+        """
         axis = axis_of("unsqueeze", dim, self.ndim + 1)
         return self.reshape(self.shape[:axis] + (1,) + self.shape[axis:])
 
     def expand(self, *shape: Any) -> Self:
-        """Dimensions of extent 1 repeated, new ones at the left; −1 or None keeps an extent."""
+        """Dimensions of extent 1 repeated, new ones at the left; −1 or None keeps an extent.
+
+        >>> Tensor([1, 2]).expand(2, 2).tolist()
+        [[1, 2], [1, 2]]
+        """
         wanted = sequence(shape)
         missing = len(wanted) - self.ndim
         kept = tuple(
@@ -132,7 +159,11 @@ class Movement(Methods):
     # --- order ------------------------------------------------------------------------------------
 
     def permute(self, *order: Any) -> Self:
-        """Dimension i of the result is dimension order[i] of self."""
+        """Dimension i of the result is dimension order[i] of self.
+
+        >>> Tensor.zeros(2, 3, 4).permute(2, 0, 1).shape
+        (4, 2, 3)
+        """
         given = sequence(order)
         axes = axes_of("permute", given, self.ndim)
         if len(axes) != self.ndim:
@@ -143,7 +174,11 @@ class Movement(Methods):
         return self._view(lambda node: build.permute(node, axes))
 
     def transpose(self, dim0: int = 1, dim1: int = 0) -> Self:
-        """Two dimensions exchanged."""
+        """Two dimensions exchanged.
+
+        >>> Tensor([[1, 2]]).transpose().tolist()
+        [[1], [2]]
+        """
         first, second = (axis_of("transpose", axis, self.ndim) for axis in (dim0, dim1))
         order = list(range(self.ndim))
         if order:
@@ -152,16 +187,28 @@ class Movement(Methods):
 
     @property
     def T(self) -> Self:
-        """Dimensions in reverse order."""
+        """Dimensions in reverse order.
+
+        >>> Tensor([[1, 2]]).T.tolist()
+        [[1], [2]]
+        """
         return self.permute(*reversed(range(self.ndim)))
 
     @property
     def mT(self) -> Self:
-        """The last two dimensions exchanged."""
+        """The last two dimensions exchanged.
+
+        >>> Tensor.zeros(2, 3, 4).mT.shape
+        (2, 4, 3)
+        """
         return self.transpose(-1, -2)
 
     def flip(self, *axes: Any) -> Self:
-        """In reverse order along axes."""
+        """In reverse order along axes.
+
+        >>> Tensor([1, 2]).flip(0).tolist()
+        [2, 1]
+        """
         if not axes:
             raise TypeError("flip(): expected axes, e.g. x.flip(0)")
         found = axes_of("flip", sequence(axes), self.ndim)
@@ -170,7 +217,11 @@ class Movement(Methods):
     # --- cutting and padding ----------------------------------------------------------------------
 
     def shrink(self, ranges: Sequence[Pair | None]) -> Self:
-        """start … stop − 1 of each dimension; None keeps all of it."""
+        """start … stop − 1 of each dimension; None keeps all of it.
+
+        >>> Tensor([1, 2, 3]).shrink([(1, 3)]).tolist()
+        [2, 3]
+        """
         pairs = [
             (0, extent) if pair is None else pair
             for pair, extent in zip(ranges, self.shape, strict=True)
@@ -185,6 +236,9 @@ class Movement(Methods):
 
         padding: PyTorch's flat list from the last dimension backwards (left, right, top, bottom, …)
         or one pair or None per dimension. mode: constant, reflect, replicate or circular.
+
+        >>> Tensor([1, 2]).pad((1, 2), value=9).tolist()
+        [9, 1, 2, 9, 9]
         """
         pairs = self._pad_pairs(padding)
         if mode != "constant":
@@ -266,7 +320,11 @@ class Movement(Methods):
     # --- diagonals and windows --------------------------------------------------------------------
 
     def unfold(self, dim: int, size: int, step: int) -> Self:
-        """Windows of `size` along `dim`, `step` apart, in a new last dimension."""
+        """Windows of `size` along `dim`, `step` apart, in a new last dimension.
+
+        >>> Tensor([1, 2, 3]).unfold(0, 2, 1).tolist()
+        [[1, 2], [2, 3]]
+        """
         axis = axis_of("unfold", dim, self.ndim)
         extent = self.shape[axis]
         if isinstance(extent, Affine) or not 0 < size <= extent or step <= 0:
@@ -281,7 +339,11 @@ class Movement(Methods):
         return self._view(lambda node: build.window(node, windows))
 
     def diagonal(self, offset: int = 0, dim1: int = 0, dim2: int = 1) -> Self:
-        """Elements (i, i + offset) of two dimensions, in a new last dimension."""
+        """Elements (i, i + offset) of two dimensions, in a new last dimension.
+
+        >>> Tensor([[1, 2], [3, 4]]).diagonal().tolist()
+        [1, 4]
+        """
         first, second = axes_of("diagonal", (dim1, dim2), self.ndim)
         rest = [d for d in range(self.ndim) if d not in (first, second)]
         x = self.permute(*rest, first, second)

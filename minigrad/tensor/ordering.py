@@ -58,6 +58,9 @@ class Ordering(Methods):
         """Positions (int32) of the elements in sorted order; equal ones keep theirs.
 
         NaN comes last, and first if descending.
+
+        >>> Tensor([3, 1, 2]).argsort().tolist()
+        [1, 2, 0]
         """
         return self._order("argsort", axis if dim is None else dim, descending)[1]
 
@@ -65,7 +68,11 @@ class Ordering(Methods):
         self, axis: int = -1, descending: bool = False, *, dim: int | None = None,
         stable: bool = True,
     ) -> tuple[Self, Self]:  # fmt: skip
-        """The sorted elements, and their positions (int32): see `argsort`."""
+        """The sorted elements, and their positions (int32): see `argsort`.
+
+        >>> [x.tolist() for x in Tensor([3, 1, 2]).sort()]
+        [[1, 2, 3], [1, 2, 0]]
+        """
         place, order = self._order("sort", axis if dim is None else dim, descending)
         return (self._at(place, order) if self.ndim else self), order
 
@@ -77,6 +84,9 @@ class Ordering(Methods):
 
         Of equal elements the earlier ones are taken; NaN counts as the largest. sorted=False
         allows any order, and changes nothing.
+
+        >>> [x.tolist() for x in Tensor([3, 1, 2]).topk(2)]
+        [[3, 2], [0, 2]]
         """
         place = axis_of("topk", axis if dim is None else dim, self.ndim)
         extent = self.shape[place] if self.ndim else 1

@@ -37,6 +37,9 @@ class Pooling(Methods):
 
         padding as for `conv2d`, its zeros count unless count_include_pad is False. ceil_mode: a
         last window that begins inside may reach beyond the end; what it has there never counts.
+
+        >>> Tensor.ones(1, 1, 4, 4).avg_pool2d(2).tolist()
+        [[[[1.0, 1.0], [1.0, 1.0]]]]
         """
         plan = _Plan("avg_pool2d", self, kernel_size, stride, padding, dilation, ceil_mode)
         x = self._wide()
@@ -57,6 +60,9 @@ class Pooling(Methods):
 
         return_indices: also where each maximum, the first of equal ones, is in its flattened plane
         (int32; what max_unpool2d takes). Other options as for `avg_pool2d`.
+
+        >>> Tensor.ones(1, 1, 4, 4).max_pool2d(2).tolist()
+        [[[[1.0, 1.0], [1.0, 1.0]]]]
         """
         plan = _Plan("max_pool2d", self, kernel_size, stride, padding, dilation, ceil_mode)
         for (before, after), k, d in zip(plan.pairs, plan.kernel, plan.gaps, strict=True):
@@ -78,6 +84,9 @@ class Pooling(Methods):
         output_size: the last extents of the result, or its whole shape; otherwise what kernel_size,
         stride and padding make of self's. Of equal indices the last one wins, and each gets the
         whole gradient; BoundsError where one lies outside a plane.
+
+        >>> Tensor([[[5]]]).max_unpool2d(Tensor([[[3]]])).tolist()
+        [[[0, 0], [0, 5]]]
         """
         name = "max_unpool2d"
         spatial = 2 if isinstance(kernel_size, int) else len(kernel_size)

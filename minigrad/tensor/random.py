@@ -192,7 +192,11 @@ class Random(Methods):
         cls, *shape: Any, dtype: DType | str | None = None, device: str | None = None,
         requires_grad: bool | None = None,
     ) -> Self:  # fmt: skip
-        """Uniform in [0, 1); float32 unless dtype is given."""
+        """Uniform in [0, 1); float32 unless dtype is given.
+
+        >>> Tensor.rand(2, 3).shape
+        (2, 3)
+        """
         wanted = _named(dtype, dtypes.default_float)
         return cls._random(_uniform(_draw("rand", shape, device), wanted), requires_grad)
 
@@ -201,7 +205,11 @@ class Random(Methods):
         cls, *shape: Any, dtype: DType | str | None = None, device: str | None = None,
         requires_grad: bool | None = None,
     ) -> Self:  # fmt: skip
-        """Normal with mean 0 and variance 1 (Box and Muller 1958)."""
+        """Normal with mean 0 and variance 1 (Box and Muller 1958).
+
+        >>> Tensor.randn(2, 3).shape
+        (2, 3)
+        """
         wanted = _named(dtype, dtypes.default_float)
         if not wanted.is_float:
             raise DTypeError(f"randn(dtype={wanted.name}): expected a float dtype")
@@ -216,7 +224,11 @@ class Random(Methods):
         cls, *shape: Any, low: int = 0, high: int = 10, dtype: DType | str | None = None,
         device: str | None = None, requires_grad: bool | None = None,
     ) -> Self:  # fmt: skip
-        """Integers in low … high − 1, int32 (or int64, to hold them) unless dtype is given."""
+        """Integers in low … high − 1, int32 (or int64, to hold them) unless dtype is given.
+
+        >>> Tensor.randint(4, low=3, high=4).tolist()
+        [3, 3, 3, 3]
+        """
         if not 0 < high - low <= 2**32:
             raise ValueError(
                 f"randint(low={low}, high={high}): expected 0 < high − low ≤ 2³²"
@@ -235,7 +247,11 @@ class Random(Methods):
         cls, *shape: Any, mean: Scalar = 0.0, std: Scalar = 1.0,
         requires_grad: bool | None = None, **options: Any,
     ) -> Self:  # fmt: skip
-        """Normal with the given mean and standard deviation, which is at least 0."""
+        """Normal with the given mean and standard deviation, which is at least 0.
+
+        >>> Tensor.normal(2, mean=5.0, std=0.0).tolist()
+        [5.0, 5.0]
+        """
         if not std >= 0:
             raise ValueError(f"normal(std={std}): expected a standard deviation ≥ 0")
         return cls._random((cls.randn(*shape, **options) * std + mean).node, requires_grad)
@@ -245,7 +261,11 @@ class Random(Methods):
         cls, *shape: Any, low: Scalar = 0.0, high: Scalar = 1.0, dtype: DType | str | None = None,
         device: str | None = None, requires_grad: bool | None = None,
     ) -> Self:  # fmt: skip
-        """Uniform in [low, high)."""
+        """Uniform in [low, high).
+
+        >>> Tensor.uniform(2, low=1.0, high=1.0).tolist()
+        [1.0, 1.0]
+        """
         if not low <= high:
             raise ValueError(f"uniform(low={low}, high={high}): expected low ≤ high")
         wanted = _named(dtype, dtypes.default_float)
@@ -255,40 +275,68 @@ class Random(Methods):
 
     @classmethod
     def scaled_uniform(cls, *shape: Any, **options: Any) -> Self:
-        """Uniform in ±1/√(number of elements)."""
+        """Uniform in ±1/√(number of elements).
+
+        >>> Tensor.scaled_uniform(2, 3).shape
+        (2, 3)
+        """
         bound = 1 / math.sqrt(max(numel(checked_shape("scaled_uniform", shape)), 1))
         return cls.uniform(*shape, low=-bound, high=bound, **options)
 
     @classmethod
     def glorot_uniform(cls, *shape: Any, **options: Any) -> Self:
-        """Uniform in ±√(6/(shape[0] + inputs)) (Glorot and Bengio 2010)."""
+        """Uniform in ±√(6/(shape[0] + inputs)) (Glorot and Bengio 2010).
+
+        >>> Tensor.glorot_uniform(2, 3).shape
+        (2, 3)
+        """
         extents = checked_shape("glorot_uniform", shape)
         bound = math.sqrt(6 / max(numel(extents[:1]) + numel(extents[1:]), 1))
         return cls.uniform(*shape, low=-bound, high=bound, **options)
 
     @classmethod
     def kaiming_uniform(cls, *shape: Any, a: Scalar = 0.01, **options: Any) -> Self:
-        """Uniform in ±√(6/((1 + a²)·inputs)), for leaky ReLU of slope a (He et al. 2015)."""
+        """Uniform in ±√(6/((1 + a²)·inputs)), for leaky ReLU of slope a (He et al. 2015).
+
+        >>> Tensor.kaiming_uniform(2, 3).shape
+        (2, 3)
+        """
         inputs = max(numel(checked_shape("kaiming_uniform", shape)[1:]), 1)
         bound = math.sqrt(6 / ((1 + a * a) * inputs))
         return cls.uniform(*shape, low=-bound, high=bound, **options)
 
     @classmethod
     def kaiming_normal(cls, *shape: Any, a: Scalar = 0.01, **options: Any) -> Self:
-        """Normal with deviation √(2/((1 + a²)·inputs)), for leaky ReLU of slope a."""
+        """Normal with deviation √(2/((1 + a²)·inputs)), for leaky ReLU of slope a.
+
+        >>> Tensor.kaiming_normal(2, 3).shape
+        (2, 3)
+        """
         inputs = max(numel(checked_shape("kaiming_normal", shape)[1:]), 1)
         return cls.normal(*shape, std=math.sqrt(2 / ((1 + a * a) * inputs)), **options)
 
     def rand_like(self, **options: Any) -> Self:
-        """Uniform in [0, 1); shape, dtype and device of self."""
+        """Uniform in [0, 1); shape, dtype and device of self.
+
+        >>> Tensor([1.0, 2.0]).rand_like().shape
+        (2,)
+        """
         return self.rand(self.shape, **{"dtype": self.dtype, "device": self.device, **options})
 
     def randn_like(self, **options: Any) -> Self:
-        """Normal; shape, dtype and device of self."""
+        """Normal; shape, dtype and device of self.
+
+        >>> Tensor([1.0, 2.0]).randn_like().shape
+        (2,)
+        """
         return self.randn(self.shape, **{"dtype": self.dtype, "device": self.device, **options})
 
     def dropout(self, p: Scalar = 0.5) -> Self:
-        """In training, an element is 0 with probability p, and divided by 1 − p otherwise."""
+        """In training, an element is 0 with probability p, and divided by 1 − p otherwise.
+
+        >>> Tensor([1.0, 2.0]).dropout(0.5).tolist()
+        [1.0, 2.0]
+        """
         if not 0 <= p <= 1:
             raise ValueError(f"dropout(p={p}): expected a probability in 0 … 1")
         if not type(self).training or p == 0:

@@ -24,6 +24,9 @@ class Rearrange(Methods):
         pattern: names of self's dimensions, "->", the same names in the result's order. (a b) is
         one dimension made of two, of which one extent must be given in `sizes` unless it is 1;
         "..." stands for any number of dimensions, 1 and () for one of extent 1.
+
+        >>> Tensor.zeros(2, 6).rearrange("b (h w) -> b w h", h=2).shape
+        (2, 3, 2)
         """
         left, arrow, right = pattern.partition("->")
         if not arrow:

@@ -51,6 +51,9 @@ class Reduce(Methods):
         """Sum, of bool and signed ints in int64, of unsigned ones in uint64, else in self's dtype.
 
         Half floats are added in float32.
+
+        >>> Tensor([[1, 2], [3, 4]]).sum(1).tolist()
+        [3, 7]
         """
         return self._accumulate(Op.SUM, "sum", dim if axis is None else axis, keepdim, dtype)
 
@@ -58,17 +61,29 @@ class Reduce(Methods):
         self, axis: Axes = None, keepdim: bool = False, *, dim: Axes = None,
         dtype: DType | str | None = None,
     ) -> Self:  # fmt: skip
-        """Product, in the dtype that `sum` has."""
+        """Product, in the dtype that `sum` has.
+
+        >>> Tensor([2, 3]).prod().item()
+        6
+        """
         return self._accumulate(Op.PROD, "prod", dim if axis is None else axis, keepdim, dtype)
 
     def max(self, axis: Axes = None, keepdim: bool = False, *, dim: Axes = None) -> Self:
-        """The largest element; NaN wins. Equal ones share the gradient."""
+        """The largest element; NaN wins. Equal ones share the gradient.
+
+        >>> Tensor([[1, 5], [3, 2]]).max(1).tolist()
+        [5, 3]
+        """
         axis = dim if axis is None else axis
         self._check_not_empty("max", axis)
         return self._reduce(Op.MAX, "max", self.node, axis, keepdim)
 
     def min(self, axis: Axes = None, keepdim: bool = False, *, dim: Axes = None) -> Self:
-        """The smallest element; NaN wins. Equal ones share the gradient."""
+        """The smallest element; NaN wins. Equal ones share the gradient.
+
+        >>> Tensor([[1, 5], [3, 2]]).min(1).tolist()
+        [1, 2]
+        """
         axis = dim if axis is None else axis
         self._check_not_empty("min", axis)
         mirrored = self._mirrored()
@@ -85,12 +100,20 @@ class Reduce(Methods):
             )
 
     def any(self, axis: Axes = None, keepdim: bool = False, *, dim: Axes = None) -> Self:
-        """Whether an element is not 0; False over no elements."""
+        """Whether an element is not 0; False over no elements.
+
+        >>> Tensor([0, 2]).any().item()
+        True
+        """
         axis = dim if axis is None else axis
         return self._reduce(Op.MAX, "any", self.bool().node, axis, keepdim)
 
     def all(self, axis: Axes = None, keepdim: bool = False, *, dim: Axes = None) -> Self:
-        """Whether no element is 0; True over no elements."""
+        """Whether no element is 0; True over no elements.
+
+        >>> Tensor([0, 2]).all().item()
+        False
+        """
         axis = dim if axis is None else axis
         return self._reduce(Op.PROD, "all", self.bool().node, axis, keepdim)
 
@@ -109,7 +132,11 @@ class Reduce(Methods):
         return self.dtype if self.dtype.is_float else dtypes.default_float
 
     def mean(self, axis: Axes = None, keepdim: bool = False, *, dim: Axes = None) -> Self:
-        """Mean; of integers in float32."""
+        """Mean; of integers in float32.
+
+        >>> Tensor([1.0, 3.0]).mean().item()
+        2.0
+        """
         axis = dim if axis is None else axis
         axes_of("mean", axis, self.ndim)
         x = self._wide()
@@ -123,6 +150,9 @@ class Reduce(Methods):
 
         unbiased=False is correction=0. What follows the axes has a name, as PyTorch itself takes it
         in two orders.
+
+        >>> Tensor([1.0, 3.0]).var().item()
+        2.0
         """
         axis = dim if axis is None else axis
         correction = correction if unbiased is None else int(unbiased)
@@ -151,7 +181,11 @@ class Reduce(Methods):
         self, axis: Axes = None, *, keepdim: bool = False, correction: Scalar = 1,
         dim: Axes = None, unbiased: bool | None = None,
     ) -> Self:  # fmt: skip
-        """Standard deviation: the root of `var`."""
+        """Standard deviation: the root of `var`.
+
+        >>> Tensor([1.0, 3.0]).std(correction=0).item()
+        1.0
+        """
         return self.var(
             axis, keepdim=keepdim, correction=correction, dim=dim, unbiased=unbiased
         )._root()
@@ -160,7 +194,11 @@ class Reduce(Methods):
         self, axis: Axes = None, *, keepdim: bool = False, correction: Scalar = 1,
         dim: Axes = None, unbiased: bool | None = None,
     ) -> tuple[Self, Self]:  # fmt: skip
-        """Standard deviation and mean."""
+        """Standard deviation and mean.
+
+        >>> [x.item() for x in Tensor([1.0, 3.0]).std_mean(correction=0)]
+        [1.0, 2.0]
+        """
         std = self.std(axis, keepdim=keepdim, correction=correction, dim=dim, unbiased=unbiased)
         return std, self.mean(axis, keepdim, dim=dim)
 
@@ -172,6 +210,9 @@ class Reduce(Methods):
         """Position (int32) of the first largest element, or of the first NaN.
 
         Without an axis: position in the flat tensor.
+
+        >>> Tensor([1, 5, 3]).argmax().item()
+        1
         """
         axis = dim if axis is None else axis
         check_flag("argmax", "keepdim", keepdim)
@@ -194,7 +235,11 @@ class Reduce(Methods):
     def argmin(
         self, axis: int | None = None, keepdim: bool = False, *, dim: int | None = None
     ) -> Self:
-        """Position (int32) of the first smallest element, or of the first NaN."""
+        """Position (int32) of the first smallest element, or of the first NaN.
+
+        >>> Tensor([[1, 5], [3, 2]]).argmin(1).tolist()
+        [0, 1]
+        """
         return self._mirrored().argmax(axis, keepdim, dim=dim)
 
     # --- exponentials -----------------------------------------------------------------------------
@@ -208,7 +253,11 @@ class Reduce(Methods):
         return self._reduce(Op.MAX, "max", self.node, axis, True).detach()
 
     def logsumexp(self, axis: Axes = None, keepdim: bool = False, *, dim: Axes = None) -> Self:
-        """log Σ eˣ without overflow."""
+        """log Σ eˣ without overflow.
+
+        >>> Tensor([0.0]).logsumexp().item()
+        0.0
+        """
         axis = dim if axis is None else axis
         check_flag("logsumexp", "keepdim", keepdim)
         x = self._wide()
@@ -223,7 +272,11 @@ class Reduce(Methods):
     def softmax(
         self, axis: int = -1, dtype: DType | str | None = None, *, dim: int | None = None
     ) -> Self:
-        """eˣ / Σ eˣ along an axis; half floats are computed in float32."""
+        """eˣ / Σ eˣ along an axis; half floats are computed in float32.
+
+        >>> Tensor([0.0, 0.0]).softmax().tolist()
+        [0.5, 0.5]
+        """
         axis = axis if dim is None else dim
         result = self._float_dtype() if dtype is None else resolve(dtype)
         x = (self if dtype is None else self.cast(result))._wide()
@@ -238,7 +291,11 @@ class Reduce(Methods):
     def log_softmax(
         self, axis: int = -1, dtype: DType | str | None = None, *, dim: int | None = None
     ) -> Self:
-        """log of `softmax`, accurate where that underflows."""
+        """log of `softmax`, accurate where that underflows.
+
+        >>> Tensor([3.0]).log_softmax().tolist()
+        [0.0]
+        """
         axis = axis if dim is None else dim
         result = self._float_dtype() if dtype is None else resolve(dtype)
         x = (self if dtype is None else self.cast(result))._wide()
@@ -248,7 +305,11 @@ class Reduce(Methods):
         return (shifted - shifted.exp().sum(axis, True).log()).cast(result)
 
     def softmin(self, axis: int = -1, *, dim: int | None = None) -> Self:
-        """`softmax` of −x."""
+        """`softmax` of −x.
+
+        >>> Tensor([1.0, 1.0]).softmin().tolist()
+        [0.5, 0.5]
+        """
         return (-self._as_float()).softmax(axis, dim=dim)
 
     def normalize(self, p: Scalar = 2.0, axis: int = 1, eps: Scalar = 1e-12) -> Self:
@@ -256,6 +317,9 @@ class Reduce(Methods):
 
         p: ∞ is the largest magnitude, −∞ the smallest, 0 counts what is not 0. The derivative of
         a norm is 0 where that is 0.
+
+        >>> Tensor([[3.0, 4.0]]).normalize(1).sum().item()
+        1.0
         """
         axis_of("normalize", axis, self.ndim)
         x = self._as_float()

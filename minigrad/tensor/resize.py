@@ -31,6 +31,9 @@ class Resize(Methods):
         two and three dimensions), bicubic (Keys 1981, a = −0.75). align_corners: the outermost
         elements' centres stay where they are, rather than the outer edges. As in PyTorch. Integers
         are computed in float32, and rounded.
+
+        >>> Tensor([[[1.0, 2.0]]]).interpolate(4).tolist()
+        [[[1.0, 1.0, 2.0, 2.0]]]
         """
         spatial = self.ndim - 2
         if spatial < 1 or _LINEAR.get(mode, spatial) not in (spatial, 1):

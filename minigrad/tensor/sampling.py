@@ -18,7 +18,11 @@ class Sampling(Methods):
     __slots__ = ()
 
     def randint_like(self, low: int = 0, high: int = 10, **options: Any) -> Self:
-        """Integers in low … high − 1; shape, dtype and device of self."""
+        """Integers in low … high − 1; shape, dtype and device of self.
+
+        >>> Tensor([1, 2]).randint_like(3, 4).tolist()
+        [3, 3]
+        """
         options = {"dtype": self.dtype, "device": self.device, **options}
         return self.randint(self.shape, low=low, high=high, **options)
 
@@ -26,7 +30,11 @@ class Sampling(Methods):
     def randperm(
         cls, n: int, *, dtype: DType | str | None = None, device: str | None = None
     ) -> Self:  # fmt: skip
-        """0 … n − 1 in a random order, each order as likely as any other; int32."""
+        """0 … n − 1 in a random order, each order as likely as any other; int32.
+
+        >>> Tensor.randperm(3).sort()[0].tolist()
+        [0, 1, 2]
+        """
         if not isinstance(n, int) or n < 0:
             raise ShapeError(f"randperm({n}): expected an int ≥ 0")
         first, second = (cls._of(word) for word in _draw("randperm", (n,), device))
@@ -40,6 +48,9 @@ class Sampling(Methods):
         self is (categories,), or (rows, categories) for draws of each row; weights are ≥ 0 and not
         all 0. Without replacement no category is drawn twice, and one of weight 0 only when no
         others are left.
+
+        >>> Tensor([0.0, 1.0]).multinomial().tolist()
+        [1]
         """
         self._check_draws(num_samples, replacement)
         rows = self.detach().cast(dtypes.float64)

@@ -26,6 +26,9 @@ class Scattering(Methods):
 
         index may be smaller than self in other dimensions. BoundsError where it is none of
         0 … self.shape[dim] − 1.
+
+        >>> Tensor([[3, 1]]).gather(1, Tensor([[1, 0]])).tolist()
+        [[1, 3]]
         """
         return self._gather("gather", dim, index)
 
@@ -65,7 +68,11 @@ class Scattering(Methods):
         return axis, self.shrink(ranges), places
 
     def scatter_add(self, dim: int, index: Core, src: Core) -> Self:
-        """self with each element of src added at index along dim (PyTorch's scatter_add)."""
+        """self with each element of src added at index along dim (PyTorch's scatter_add).
+
+        >>> Tensor([1, 1]).scatter_add(0, Tensor([1, 1]), Tensor([2, 3])).tolist()
+        [1, 6]
+        """
         return self._scatter("scatter_add", dim, index, src, "add")
 
     def scatter(self, dim: int, index: Core, src: Any, reduce: str | None = None) -> Self:
@@ -73,6 +80,9 @@ class Scattering(Methods):
 
         reduce="add" adds them, "multiply" multiplies by them. Without reduce, of equal places the
         last along dim wins. BoundsError where an index is none of 0 … self.shape[dim] − 1.
+
+        >>> Tensor([1, 1]).scatter(0, Tensor([1]), Tensor([5])).tolist()
+        [1, 5]
         """
         return self._scatter("scatter", dim, index, src, reduce)
 
@@ -106,6 +116,9 @@ class Scattering(Methods):
         reduce: "sum", "prod", "mean" (of integers rounded down), "amax" or "amin".
         include_self=False leaves out the old value of a place that is written to. Elements that
         are the extreme share the gradient. BoundsError where an index is out of range.
+
+        >>> Tensor([1, 4]).scatter_reduce(0, Tensor([0, 1]), Tensor([9, 2]), "amax").tolist()
+        [9, 4]
         """
         if reduce not in REDUCTIONS:
             raise ValueError(

@@ -58,7 +58,11 @@ class Values(Methods):
         )
 
     def numpy(self) -> Any:
-        """A numpy array that is a copy (bfloat16 through `ml_dtypes`)."""
+        """A numpy array that is a copy (bfloat16 through `ml_dtypes`).
+
+        >>> Tensor([1, 2]).numpy().sum().item()
+        3
+        """
         return hostdata.to_numpy(self._bytes(), self._known_shape(), self.dtype)
 
     @property
@@ -86,11 +90,19 @@ class Values(Methods):
         return view
 
     def tolist(self) -> Any:
-        """Nested lists of Python numbers; a number for a 0-d tensor."""
+        """Nested lists of Python numbers; a number for a 0-d tensor.
+
+        >>> Tensor([[1], [2]]).tolist()
+        [[1], [2]]
+        """
         return hostdata.nest(hostdata.unpack(self._bytes(), self.dtype), self._known_shape())
 
     def item(self) -> Scalar:
-        """The only element as a Python number; ShapeError for more or fewer."""
+        """The only element as a Python number; ShapeError for more or fewer.
+
+        >>> Tensor([7]).item()
+        7
+        """
         node = self.raw
         if node.op is Op.BUFFER and not node.shape:
             only: Scalar = node.arg.first()
