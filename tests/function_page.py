@@ -25,7 +25,7 @@ PLACES: dict[str, list[tuple[str, Any]]] = {
     "torch.Tensor": [("Tensor", Tensor)],
     "torch.nn": [("nn", nn)],
     "torch.nn.functional": [("F", F)],
-    "torch.linalg": [("Tensor", Tensor), ("linalg", linalg)],
+    "torch.linalg": [("linalg", linalg), ("Tensor", Tensor)],
     "tinygrad.Tensor": [("Tensor", Tensor)],
     "tinygrad.nn": [("nn", nn), ("nn.optim", nn.optim), ("nn.state", nn.state)],
 }
@@ -68,14 +68,14 @@ DIFFERENT = {
     "empty_permuted": "`Tensor.empty`", "resize_as_": "`x = x.reshape(y.shape)`",
     "retains_grad": "`loss.gradient(x)`", "is_shared": "`Tensor.from_dlpack` shares memory",
     "register_post_accumulate_grad_hook": "`loss.gradient(x)`", "is_inference": "`x.requires_grad`",
-    "matrix_norm": "`linalg` of `array_api`", "vecdot": "`(x * y).sum(-1)`",
+    "matrix_norm": "`linalg.matrix_norm`", "vecdot": "`(x * y).sum(-1)`",
     "vector_norm": "`x.norm(p, dim)`", "svdvals": "`x.svd(False)[1]`",
-    "slogdet": "`linalg` of `array_api`", "eigh": "`linalg` of `array_api`",
-    "eigvalsh": "`linalg` of `array_api`", "matrix_rank": "`linalg` of `array_api`",
-    "pinv": "`linalg` of `array_api`", "inv": "`linalg` of `array_api`",
-    "solve": "`linalg` of `array_api`", "cholesky": "`linalg` of `array_api`",
-    "det": "`linalg` of `array_api`", "logdet": "`linalg` of `array_api`",
-    "inverse": "`linalg` of `array_api`", "pinverse": "`linalg` of `array_api`",
+    "slogdet": "`linalg.slogdet`", "eigh": "`linalg.eigh`",
+    "eigvalsh": "`linalg.eigvalsh`", "matrix_rank": "`linalg.matrix_rank`",
+    "pinv": "`linalg.pinv`", "inv": "`linalg.inv`",
+    "solve": "`linalg.solve`", "cholesky": "`linalg.cholesky`",
+    "det": "`linalg.det`", "logdet": "`linalg.slogdet`",
+    "inverse": "`linalg.inv`", "pinverse": "`linalg.pinv`",
     "max_pool1d_with_indices": "`F.max_pool1d(…, return_indices=True)`",
     "max_pool2d_with_indices": "`F.max_pool2d(…, return_indices=True)`",
     "max_pool3d_with_indices": "`F.max_pool3d(…, return_indices=True)`",
@@ -107,7 +107,7 @@ only values change in place, not shapes: `x = x.squeeze()`
     resize_ squeeze_ unsqueeze_ t_ transpose_ swapaxes_ swapdims_
 no processor's or formula's function here; scipy has it
     i0_? igammac?_? polygamma_? erfinv_? gcd_? lcm_? cauchy_ geometric_ poisson
-QR and SVD are here (`qr`, `svd`), systems in `array_api.linalg`
+QR and SVD are here (`qr`, `svd`), systems in `linalg`
     cholesky_.* geqrf orgqr ormqr lobpcg lu lu_.* ldl_.* pca_lowrank svd_lowrank eig eigvals
     triangular_solve solve_.* householder_product matrix_exp cond lstsq inv_ex tensorinv
     tensorsolve
@@ -195,7 +195,8 @@ def page() -> str:
         found = [name for name in names if here(space, name)]
         parts.append(f"## {space}: {len(found)} of {len(names)} under the same name\n")
         parts.append(", ".join(f"`{here(space, name)}`" for name in found) + "\n")
-        rows = [f"| `{n}` | {DIFFERENT[n]} |" for n in found if n in DIFFERENT]
+        rows = [f"| `{n}` | {DIFFERENT[n]} |" for n in found
+                 if not DIFFERENT.get(n, "`linalg").startswith("`linalg")]
         rest = [name for name in names if name not in found]
         rows += [f"| `{n}` | {otherwise(space, n)} |" for n in rest if otherwise(space, n)]
         parts.append("\n".join(["| here otherwise | how |", "| --- | --- |", *rows]) + "\n")

@@ -57,7 +57,7 @@ class Tensor(
         def einsum(equation: str, *operands: Any) -> Tensor:
             """See `Contraction.einsum`."""
 
-    if TYPE_CHECKING:  # set by minigrad/__init__.py: minigrad/linalg.py stands above `jit`
+    if TYPE_CHECKING:  # set by minigrad/__init__.py: minigrad/linalg/ stands above `jit`
 
         def qr(self, mode: str = "reduced") -> tuple[Self, Self]:
             """See `minigrad.linalg.qr`."""

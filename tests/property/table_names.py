@@ -325,6 +325,37 @@ FAMILIES = {
         x.pairwise_distance(y) :: F.pairwise_distance(x, y)
         x.pairwise_distance(y, 1, keepdim=True) :: F.pairwise_distance(x, y, 1, keepdim=True)
     """,
+    "linalg": """
+        linalg.inv(s)
+        linalg.inv(t @ t.mT)
+        linalg.solve(s, x)
+        linalg.solve(s, v[:3])
+        linalg.solve(t @ t.mT, x)
+        linalg.det(s)
+        linalg.det(t @ t.mT)
+        linalg.slogdet(s)
+        linalg.cholesky(s @ s.mT)
+        linalg.cholesky(s @ s.mT, upper=True)
+        linalg.eigh(s @ s.mT)[0]
+        linalg.eigvalsh(s @ s.mT)
+        linalg.svdvals(x)
+        linalg.pinv(x)
+        linalg.matrix_rank(x)
+        linalg.matrix_rank(v.outer(v))
+        linalg.cond(x)
+        linalg.lstsq(t[0].t(), v.unsqueeze(1)) :: linalg.lstsq(t[0].t(), v.unsqueeze(1))[0]
+        linalg.vecdot(x, y)
+        linalg.vector_norm(x, 3, 1)
+        linalg.matrix_norm(t)
+        linalg.matrix_norm(x, "nuc")
+        linalg.matrix_norm(x, 2)
+        linalg.matrix_norm(x, float("inf"))
+        linalg.matrix_norm(x, -1, keepdim=True)
+        linalg.matrix_power(s, 3)
+        linalg.matrix_power(s, -2)
+        linalg.cross(x.t(), y.t())
+        linalg.multi_dot([x, y.t(), p])
+    """,
     "facts and kin": """
         x.dim()
         x.ndimension()

@@ -10,7 +10,7 @@ import pytest
 from devices import REFERENCE
 from expressions import NAMES, Comparison, as_list, cases, difference, ours_array
 
-from minigrad import Context, Tensor, dtypes, nn
+from minigrad import Context, Tensor, dtypes, linalg, nn
 
 from .table_names import DTYPES, FAMILIES
 
@@ -53,7 +53,7 @@ def _ours(changes: dict[str, np.ndarray]) -> dict[str, Any]:
         name: Tensor(value, requires_grad=True if name in LEAVES and not changes else None)
         for name, value in {**INPUTS, **changes}.items()
     }
-    return {"Tensor": Tensor, "F": nn.functional, "float": float, "tuple": tuple,
+    return {"Tensor": Tensor, "F": nn.functional, "linalg": linalg, "float": float, "tuple": tuple,
             **{name: getattr(dtypes, name) for name in NAMES}, **tensors}  # fmt: skip
 
 
@@ -64,8 +64,9 @@ def _theirs(changes: dict[str, np.ndarray]) -> dict[str, Any]:
         name: torch.from_numpy(np.array(value)).requires_grad_(name in LEAVES and not changes)
         for name, value in {**INPUTS, **changes}.items()
     }
-    return {"torch": torch, "F": torch.nn.functional, "float": float, "tuple": tuple,
-            **{name: getattr(torch, name) for name in NAMES}, **tensors}  # fmt: skip
+    return {"torch": torch, "F": torch.nn.functional, "linalg": torch.linalg, "float": float,
+            "tuple": tuple, **tensors,
+            **{name: getattr(torch, name) for name in NAMES}}  # fmt: skip
 
 
 def _check(rows: list[tuple[str, str, bool]], changes: dict[str, np.ndarray], device: str) -> None:

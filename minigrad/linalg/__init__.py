@@ -1,0 +1,31 @@
+"""Linear algebra of the matrices in the last two dimensions, under torch.linalg's names."""
+
+from minigrad.linalg.decompositions import qr, svd
+from minigrad.linalg.systems import (
+    cholesky,
+    cond,
+    det,
+    eigh,
+    eigvalsh,
+    inv,
+    lstsq,
+    matrix_norm,
+    matrix_power,
+    matrix_rank,
+    pinv,
+    slogdet,
+    solve,
+    svdvals,
+    vecdot,
+    vector_norm,
+)
+from minigrad.tensor import Tensor
+
+cross, diagonal, matmul, multi_dot = Tensor.cross, Tensor.diagonal, Tensor.matmul, Tensor.multi_dot
+norm, vander = Tensor.norm, Tensor.vander
+
+__all__ = [
+    "cholesky", "cond", "cross", "det", "diagonal", "eigh", "eigvalsh", "inv", "lstsq", "matmul",
+    "matrix_norm", "matrix_power", "matrix_rank", "multi_dot", "norm", "pinv", "qr", "slogdet",
+    "solve", "svd", "svdvals", "vander", "vecdot", "vector_norm",
+]  # fmt: skip
