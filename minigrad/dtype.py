@@ -10,10 +10,10 @@ import struct
 import sys
 from collections.abc import Iterable
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import NoReturn
 
 from minigrad.errors import DTypeError, RangeError
-from minigrad.hints import hint, missing
+from minigrad.hints import hint, put_hints
 
 
 class DType:
@@ -103,11 +103,6 @@ class _Table(type):
     def __setattr__(cls, name: str, value: object) -> NoReturn:
         raise AttributeError(f"{cls.__name__}.{name} cannot be set: say dtype= where you need one")
 
-    if not TYPE_CHECKING:
-
-        def __getattr__(cls, name: str) -> Any:
-            raise missing(cls.__name__, name, dir(cls))
-
     def __delattr__(cls, name: str) -> NoReturn:
         raise AttributeError(f"{cls.__name__}.{name} cannot be set: say dtype= where you need one")
 
@@ -137,6 +132,7 @@ class dtypes(metaclass=_Table):
     default_float = float32
 
 
+put_hints("dtypes", dtypes)
 ALL: tuple[DType, ...] = (
     dtypes.bool,
     dtypes.int8, dtypes.uint8, dtypes.int16, dtypes.uint16,

@@ -10,10 +10,11 @@ import re
 from collections.abc import Callable, Iterable
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 # What names in the table stand for.
 OWNERS = {"x": "Tensor", "loss": "Tensor", "model": "Module", "F": "functional"}
+SPELT = {"to", "view", "data", "backward"}  # are here, and in the table for how they are called
 _ROW = re.compile(r"^\| `(.+?)` \| (.+) \|$", re.MULTILINE)
 
 
@@ -37,6 +38,28 @@ def missing(owner: str, name: str, known: Iterable[str] = ()) -> AttributeError:
     alike = difflib.get_close_matches(name, known, 3)
     more = f"; there is {', '.join(alike)}" if alike else ""
     return AttributeError(f"{owner} has no {name!r}{more}", name=name)
+
+
+class Missing:
+    """An attribute that is not here, and says so: costs nothing where others are looked up."""
+
+    def __init__(self, owner: str, name: str) -> None:
+        self.owner, self.name = owner, name
+
+    def __get__(self, instance: Any, kind: Any) -> NoReturn:
+        raise missing(self.owner, self.name)
+
+
+def put_hints(owner: str, kind: type) -> None:
+    """Let a class answer for the names of others' in the table."""
+    for of, name in _by_name():
+        if of == owner and not hasattr(kind, name):
+            type.__setattr__(kind, name, Missing(owner, name))
+
+
+def present(owner: str, names: Iterable[str]) -> list[str]:
+    """Names without those that only answer what to type."""
+    return [name for name in names if name in SPELT or (owner, name) not in _by_name()]
 
 
 @lru_cache(maxsize=None)

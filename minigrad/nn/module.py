@@ -5,12 +5,12 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import Any, ClassVar, Self
 
 from minigrad.device import Device
 from minigrad.dtype import DType, dtypes, resolve
 from minigrad.errors import ShapeError
-from minigrad.hints import hint, missing
+from minigrad.hints import hint, put_hints
 from minigrad.jit.outside import note
 from minigrad.nn.tree import (
     Kind,
@@ -275,13 +275,6 @@ class Module:
 
     # --- looking ----------------------------------------------------------------------------------
 
-    if not TYPE_CHECKING:
-
-        def __getattr__(self, name: str) -> Any:
-            error = missing("Module", name)
-            error.args = (f"{type(self).__name__}: {error}",)
-            raise error
-
     def extra_repr(self) -> str:
         """What the repr says in parentheses."""
         return ""
@@ -311,6 +304,9 @@ def _move(tensor: Tensor, device: str, dtype: DType | None) -> bool:
     tensor._point(stored(data, wanted, shape, device))
     tensor.grad = None
     return True
+
+
+put_hints("Module", Module)
 
 
 class Layer(Module):

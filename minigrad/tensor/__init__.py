@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from types import FunctionType
 from typing import TYPE_CHECKING, Any, Self
 
+from minigrad.hints import put_hints
 from minigrad.tensor.addressing import Addressing
 from minigrad.tensor.arithmetic import Arithmetic
 from minigrad.tensor.arranging import Arranging
@@ -74,3 +75,4 @@ for _family in Tensor.__mro__[:-1]:
             _method.__qualname__ = f"Tensor.{_method.__name__}"
             _method.__module__ = __name__  # where pickle looks for that
 accept_keywords(Tensor)
+put_hints("Tensor", Tensor)

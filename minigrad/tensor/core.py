@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 from minigrad.device import Buffer, Device, Zeros
 from minigrad.dtype import DType, check_holds, resolve
@@ -13,7 +13,7 @@ from minigrad.graph.node import Node, Op, Shape, form_of, make, own_buffer
 from minigrad.graph.shapes import numel
 from minigrad.graph.symbolic import Affine, Integer
 from minigrad.graph.variable import evaluate
-from minigrad.hints import missing
+from minigrad.hints import present
 from minigrad.tensor import hostdata, realization, views
 from minigrad.tensor.broadcasting import (
     axis_of,
@@ -40,10 +40,8 @@ class _TensorType(type):
     def training(cls, mode: bool) -> None:
         modes.train(mode)
 
-    if not TYPE_CHECKING:
-
-        def __getattr__(cls, name: str) -> Any:
-            raise missing("Tensor", name, dir(cls))
+    def __dir__(cls) -> list[str]:
+        return present("Tensor", super().__dir__())
 
 
 class Core(Holder, metaclass=_TensorType):
@@ -285,10 +283,8 @@ class Core(Holder, metaclass=_TensorType):
         """
         return self.numel() * self.dtype.itemsize
 
-    if not TYPE_CHECKING:
-
-        def __getattr__(self, name: str) -> Any:
-            raise missing("Tensor", name, dir(type(self)))
+    def __dir__(self) -> list[str]:
+        return present("Tensor", super().__dir__())
 
     def __len__(self) -> int:
         if not self.shape:

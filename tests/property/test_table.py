@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from minigrad import Context, Tensor
 from minigrad.graph.node import Op, topological
+from minigrad.hints import Missing
 
 from . import table_names
 from .inputs import ALL, DOMAINS
@@ -23,7 +24,7 @@ NOT_OPERATORS = {
     "__index__", "__array__", "__dlpack__", "__dlpack_device__", "__reduce__", "__reduce_ex__",
     "__deepcopy__", "__copy__", "__getstate__", "__setstate__", "__hash__", "__contains__",
     "__format__", "__str__", "__array_priority__", "__init_subclass__", "__subclasshook__",
-    "__del__",
+    "__del__", "__dir__",
 }  # fmt: skip
 
 
@@ -31,7 +32,8 @@ def _own_attributes() -> set[str]:
     """What Tensor and its families define, `object` left out."""
     names: set[str] = set()
     for family in Tensor.__mro__[:-1]:
-        names.update(name for name, value in vars(family).items() if value is not None)
+        own = {n: v for n, v in vars(family).items() if not isinstance(v, Missing)}
+        names.update(name for name, value in own.items() if value is not None)
     return names
 
 
