@@ -1,24 +1,9 @@
 """Linear algebra of the matrices in the last two dimensions, under torch.linalg's names."""
 
+# ruff: noqa: F403, F405
+
 from minigrad.linalg.decompositions import qr, svd
-from minigrad.linalg.systems import (
-    cholesky,
-    cond,
-    det,
-    eigh,
-    eigvalsh,
-    inv,
-    lstsq,
-    matrix_norm,
-    matrix_power,
-    matrix_rank,
-    pinv,
-    slogdet,
-    solve,
-    svdvals,
-    vecdot,
-    vector_norm,
-)
+from minigrad.linalg.systems import *
 from minigrad.tensor import Tensor
 
 cross, diagonal, matmul, multi_dot = Tensor.cross, Tensor.diagonal, Tensor.matmul, Tensor.multi_dot
