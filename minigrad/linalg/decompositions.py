@@ -104,9 +104,9 @@ def _householder(x: Tensor, count: int) -> tuple[Tensor, Tensor]:
         identity = x.eye(m, count, **options).expand(batch, m, count)
         return identity, x.zeros(batch, count, n, **options)
     vectors = x.zeros(batch, m, k, **options)
-    matrix, vectors = _repeated(_eliminate, (x, vectors), _turns(k))
+    matrix, vectors = _repeated(_eliminate, (x, vectors), turns(k))
     identity = x.eye(m, count, **options).expand(batch, m, count)
-    q, _ = _repeated(_reflect, (identity, vectors), _turns(k, backwards=True))
+    q, _ = _repeated(_reflect, (identity, vectors), turns(k, backwards=True))
     return q, matrix[:, :count].triu().realize()
 
 
@@ -245,7 +245,7 @@ def _svd_for_gradients(
     return first, s, last
 
 
-def _turns(stop: int, backwards: bool = False) -> Iterator[Any]:
+def turns(stop: int, backwards: bool = False) -> Iterator[Any]:
     """0 … stop − 1 as a bound variable: each turn of a loop runs the same compiled program.
 
     Inside a step that is being captured, whose arguments do not carry it, as plain numbers.
@@ -312,7 +312,7 @@ def _inverse_of_triangle(r: Any) -> Any:
     A 0 on the diagonal counts as infinite: its row of the inverse is 0.
     """
     zeros = r.zeros(*r.shape, dtype=r.dtype, device=r.device)
-    return _repeated(_solve, (zeros, r), _turns(int(r.shape[-1]), backwards=True))[0]
+    return _repeated(_solve, (zeros, r), turns(int(r.shape[-1]), backwards=True))[0]
 
 
 def _as_function(

@@ -6,13 +6,12 @@ program; so they are computed at once. All have gradients, of any order. Float d
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from minigrad.errors import DTypeError, ShapeError
 from minigrad.graph.shapes import numel
-from minigrad.graph.variable import Variable
-from minigrad.linalg.decompositions import svd
+from minigrad.linalg.decompositions import svd, turns
 from minigrad.tensor import Tensor
 from minigrad.tensor.broadcasting import Axes, broadcast_shape, show
 from minigrad.tensor.modes import no_grad
@@ -29,15 +28,6 @@ def _checked(name: str, x: Tensor, square: bool = True) -> Tensor:
 
 def _identity(x: Tensor) -> Tensor:
     return Tensor.eye(x._known_shape()[-1], dtype=x.dtype, device=x.device)
-
-
-def _counting(stop: int) -> Iterator[Any]:
-    """0, 1, … as a bound variable, so that each turn of a loop runs the same compiled program."""
-    if stop == 1:
-        yield 0
-        return
-    for number in range(stop):
-        yield Variable("k", 0, stop - 1).bind(number)
 
 
 class _Eliminated(NamedTuple):
@@ -60,7 +50,7 @@ def _eliminate(matrix: Tensor, right: Tensor) -> _Eliminated:
         rows = Tensor.arange(size, device=matrix.device).reshape((1, size, 1))
         pivots = matrix.new_zeros((batch, size)).contiguous()
         sign = matrix.new_ones((batch,)).contiguous()
-        for k in _counting(size):
+        for k in turns(size):
             candidates = (rows >= k).where(state[:, :, k : k + 1].abs(), -1.0)
             chosen = candidates.argmax(1, True)  # (batch, 1, 1)
             is_chosen, is_k = rows.eq(chosen), rows.eq(k)
@@ -167,7 +157,7 @@ def cholesky(x: Tensor, *, upper: bool = False) -> Tensor:
         matrix = _checked("cholesky", x).contiguous().realize()
         rows = Tensor.arange(x.shape[-1], device=x.device)
         factor = matrix.zeros_like().contiguous()
-        for k in _counting(x._known_shape()[-1]):
+        for k in turns(x._known_shape()[-1]):
             row = factor[..., k : k + 1, :]
             column = matrix[..., :, k : k + 1] - (factor * row).sum(-1, True)
             column = column / column[..., k : k + 1, :].sqrt()

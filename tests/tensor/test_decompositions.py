@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from minigrad import GlobalCounters, Tensor, jit
+from minigrad import GlobalCounters, Tensor, jit, linalg
 from minigrad.errors import DTypeError, GradientError, ShapeError
 
 
@@ -109,3 +109,24 @@ def test_inside_a_captured_step(device: str) -> None:
         q, r, s = (t.numpy() for t in step(Tensor(x, device=device)))
         assert abs(q @ r - x).max() < 1e-14
         assert abs(s - np.linalg.svd(x, compute_uv=False)).max() < 1e-14
+
+
+def test_systems_in_a_captured_step(on_device):
+    """Inverses and gradients of determinants, replayed; and second derivatives."""
+
+    @jit
+    def step(a):
+        inverse = linalg.inv(a)
+        (by_a,) = linalg.det(a).gradient(a)
+        return inverse, by_a
+
+    for seed in range(4):
+        a = np.random.default_rng(seed).normal(size=(3, 3)) + 2 * np.eye(3)
+        inverse, by_a = step(Tensor(a).realize())
+        np.testing.assert_allclose(inverse.numpy(), np.linalg.inv(a), rtol=1e-9, atol=1e-12)
+        wanted = np.linalg.det(a) * np.linalg.inv(a).T
+        np.testing.assert_allclose(by_a.numpy(), wanted, rtol=1e-9, atol=1e-12)
+    x = Tensor(np.array([[2.0]]))
+    (first,) = linalg.inv(x).sum().gradient(x)
+    (second,) = first.sum().gradient(x)
+    assert abs(first.item() + 1 / 4) < 1e-12 and abs(second.item() - 2 / 8) < 1e-12
