@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Self
 from minigrad.device import Device
 from minigrad.dtype import DType, dtypes, resolve
 from minigrad.errors import ShapeError
-from minigrad.hints import hint, put_hints
+from minigrad.hints import hint, present, put_hints
 from minigrad.jit.outside import note
 from minigrad.nn.tree import (
     Kind,
@@ -274,6 +274,9 @@ class Module:
         return self
 
     # --- looking ----------------------------------------------------------------------------------
+
+    def __dir__(self) -> list[str]:
+        return present("Module", super().__dir__())
 
     def extra_repr(self) -> str:
         """What the repr says in parentheses."""
