@@ -1,4 +1,4 @@
-"""docs/functions.md: every function that PyTorch and tinygrad document, and where it is here.
+"""minigrad/functions.md: every function that PyTorch and tinygrad document, and where it is here.
 
     python tests/function_page.py     # write the page anew
 
@@ -16,7 +16,7 @@ from minigrad import Tensor, linalg, nn
 from minigrad.hints import OWNERS, table
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGE = ROOT / "docs" / "functions.md"
+PAGE = ROOT / "minigrad" / "functions.md"
 F = nn.functional
 
 # Where a namespace's names are looked for, and how users write what is found.

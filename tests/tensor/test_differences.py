@@ -1,4 +1,4 @@
-"""docs/differences.md says what is so: each expression in it gives what stands behind it."""
+"""minigrad/differences.md says what is so: each expression in it gives what stands behind it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 
 from minigrad import Tensor, nn
 
-PAGE = Path(__file__).parents[2] / "docs" / "differences.md"
+PAGE = Path(__file__).parents[2] / "minigrad" / "differences.md"
 GIVEN = re.findall(r"`([^`|]+)` gives `([^`|]+)`", PAGE.read_text("utf-8"))
 
 
