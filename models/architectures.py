@@ -1,25 +1,28 @@
-"""What files of HuggingFace and llama.cpp call a GPT's parameters, and where they tell its shape.
+"""What files of HuggingFace and llama.cpp call a GPT's parameters, as tables.
 
 A `Part` says of which tensors one of ours is made. Ours has queries, keys and values in one
-matrix, and so gate and up of a SwiGLU; theirs may be apart, transposed, or in another order.
+matrix, and so gate and up of a gated network; theirs may be apart, transposed, or in another order.
+Where files tell a model's shape: `architectures_hub.py` and `architectures_gguf.py`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
 
-from minigrad.models.gpt_config import GPTConfig, llama
+from minigrad.models.gpt_config import GPTConfig
+
+Names = Mapping[str, str]  # of ours: theirs, one or several; {} stands for the number of an expert
 
 
 @dataclass(frozen=True)
 class Part:
     """One parameter: ours, the names in the file that make it up, and how.
 
-    how: "stack" puts them one above the other, "transpose" and "experts" (one matrix of ours from
-    each `group` of theirs) do what they say. paired: names whose rows come as llama.cpp turns them,
-    neighbours in pairs.
+    how: "stack" puts them one above the other; "transpose"; "plus one" adds it; "interleaved" has
+    each head's queries, keys and values together; "experts" is one matrix of ours from each `group`
+    of theirs, "expert stacks" from all theirs, which have all experts. paired: names whose rows
+    come as llama.cpp turns them, neighbours in pairs.
     """
 
     ours: str
@@ -29,179 +32,159 @@ class Part:
     paired: tuple[str, ...] = ()
 
 
-# HuggingFace's GPT-2 has our names, but its matrices are (in, out).
-def hub_gpt2(config: GPTConfig, prefix: str = "", transposed: bool = True) -> Iterator[Part]:
-    """GPT-2; transposed=False for files whose matrices are (out, in), as PyTorch's Linear has."""
-    yield Part("wte.weight", (f"{prefix}wte.weight",))
-    yield Part("wpe.weight", (f"{prefix}wpe.weight",))
+HUB_LLAMA = {
+    "wte": "model.embed_tokens", "ln_f": "model.norm", "lm_head": "lm_head",
+    "layer": "model.layers",
+    "ln_1": "input_layernorm", "ln_2": "post_attention_layernorm",
+    "attn.c_attn": "self_attn.q_proj self_attn.k_proj self_attn.v_proj",
+    "attn.q_norm": "self_attn.q_norm", "attn.k_norm": "self_attn.k_norm",
+    "attn.c_proj": "self_attn.o_proj",
+    "mlp.c_fc": "mlp.gate_proj mlp.up_proj", "mlp.c_proj": "mlp.down_proj",
+}  # fmt: skip
+HUB_QWEN_MOE = {
+    **HUB_LLAMA,
+    "mlp.router": "mlp.gate", "mlp.c_fc": "mlp.experts.{}.gate_proj mlp.experts.{}.up_proj",
+    "mlp.c_proj": "mlp.experts.{}.down_proj",
+    "mlp.shared.c_fc": "mlp.shared_expert.gate_proj mlp.shared_expert.up_proj",
+    "mlp.shared.c_proj": "mlp.shared_expert.down_proj",
+    "mlp.shared_gate": "mlp.shared_expert_gate",
+}  # fmt: skip
+HUB_GEMMA = {
+    **HUB_LLAMA, "after_1": "post_attention_layernorm", "ln_2": "pre_feedforward_layernorm",
+    "after_2": "post_feedforward_layernorm",
+}  # fmt: skip
+_OF_GPT2 = ("ln_1", "attn.c_attn", "attn.c_proj", "ln_2", "mlp.c_fc", "mlp.c_proj")
+# HuggingFace's names by its model_type
+HUB: dict[str, Names] = {
+    # its matrices are (in, out)
+    "gpt2": {name: name for name in ("wte", "wpe", "ln_f", "lm_head", *_OF_GPT2)} | {"layer": "h"},
+    "llama": HUB_LLAMA, "mistral": HUB_LLAMA, "qwen2": HUB_LLAMA, "qwen3": HUB_LLAMA,
+    "smollm3": HUB_LLAMA, "gemma2": HUB_GEMMA, "gemma3_text": HUB_GEMMA,
+    "mixtral": {
+        **HUB_LLAMA, "mlp.router": "block_sparse_moe.gate",
+        "mlp.c_fc": "block_sparse_moe.experts.{}.w1 block_sparse_moe.experts.{}.w3",
+        "mlp.c_proj": "block_sparse_moe.experts.{}.w2",
+    },
+    "qwen2_moe": HUB_QWEN_MOE, "qwen3_moe": HUB_QWEN_MOE,
+    "olmo2": {**HUB_LLAMA, "after_1": "post_attention_layernorm",
+              "after_2": "post_feedforward_layernorm"},
+    "phi3": {**HUB_LLAMA, "attn.c_attn": "self_attn.qkv_proj", "mlp.c_fc": "mlp.gate_up_proj"},
+    "gpt_neox": {
+        "wte": "gpt_neox.embed_in", "ln_f": "gpt_neox.final_layer_norm", "lm_head": "embed_out",
+        "layer": "gpt_neox.layers", "ln_1": "input_layernorm", "ln_2": "post_attention_layernorm",
+        "attn.c_attn": "attention.query_key_value", "attn.c_proj": "attention.dense",
+        "mlp.c_fc": "mlp.dense_h_to_4h", "mlp.c_proj": "mlp.dense_4h_to_h",
+    },
+}  # fmt: skip
+# how some of a family's parameters come, where it is not "stack"
+HUB_HOW: dict[str, dict[str, str]] = {
+    "gpt2": {name: "transpose" for name in _OF_GPT2 if "c_" in name},
+    "gemma2": dict.fromkeys(("ln_1", "ln_2", "after_1", "after_2", "ln_f"), "plus one"),
+    "gpt_neox": {"attn.c_attn": "interleaved"},
+}
+HUB_HOW["gemma3_text"] = HUB_HOW["gemma2"] | dict.fromkeys(("attn.q_norm", "attn.k_norm"),
+                                                           "plus one")  # fmt: skip
+
+LLAMA_CPP = {
+    "wte": "token_embd", "wpe": "position_embd", "ln_f": "output_norm", "lm_head": "output",
+    "layer": "blk", "ln_1": "attn_norm", "after_1": "post_attention_norm", "ln_2": "ffn_norm",
+    "after_2": "post_ffw_norm", "attn.c_attn": "attn_q attn_k attn_v",
+    "attn.q_norm": "attn_q_norm", "attn.k_norm": "attn_k_norm", "attn.c_proj": "attn_output",
+    "mlp.c_fc": "ffn_gate ffn_up", "mlp.c_proj": "ffn_down",
+}  # fmt: skip
+LLAMA_CPP_MOE = {
+    **LLAMA_CPP, "mlp.router": "ffn_gate_inp", "mlp.c_fc": "ffn_gate_exps ffn_up_exps",
+    "mlp.c_proj": "ffn_down_exps", "mlp.shared.c_fc": "ffn_gate_shexp ffn_up_shexp",
+    "mlp.shared.c_proj": "ffn_down_shexp", "mlp.shared_gate": "ffn_gate_inp_shexp",
+}  # fmt: skip
+LLAMA_CPP_JOINED = {**LLAMA_CPP, "attn.c_attn": "attn_qkv", "mlp.c_fc": "ffn_up"}
+# llama.cpp's names by its architecture, where they are not LLAMA_CPP
+GGUF: dict[str, Names] = {
+    "gpt2": LLAMA_CPP_JOINED, "phi3": LLAMA_CPP_JOINED, "gptneox": LLAMA_CPP_JOINED,
+    "qwen2moe": LLAMA_CPP_MOE, "qwen3moe": LLAMA_CPP_MOE,
+}  # fmt: skip
+# llama.cpp's architecture of a model_type of HuggingFace's
+ARCHITECTURES = {
+    "gpt2": "gpt2", "llama": "llama", "mistral": "llama", "mixtral": "llama", "qwen2": "qwen2",
+    "qwen3": "qwen3", "qwen2_moe": "qwen2moe", "qwen3_moe": "qwen3moe", "gemma2": "gemma2",
+    "gemma3_text": "gemma3", "phi3": "phi3", "smollm3": "smollm3", "olmo2": "olmo2",
+    "gpt_neox": "gptneox",
+}  # fmt: skip
+PAIRED = ("llama", "smollm3")  # whose rows of queries and keys are turned as neighbours
+
+
+def parameters(config: GPTConfig) -> Iterator[tuple[str, str]]:
+    """(name in the tables, name of ours without weight or bias) of a model, with "bias" or not.
+
+    The table of tokens is the first.
+    """
+    yield "wte", "wte"
+    if config.positions == "learned":
+        yield "wpe", "wpe"
+    inner = {
+        "ln_1": config.norms != "after", "after_1": config.norms != "before", "attn.c_attn": True,
+        "attn.q_norm": config.query_norm != "none", "attn.k_norm": config.query_norm != "none",
+        "attn.c_proj": True, "ln_2": config.norms != "after", "after_2": config.norms != "before",
+        "mlp.router": bool(config.experts), "mlp.c_fc": True, "mlp.c_proj": True,
+        "mlp.shared.c_fc": bool(config.shared), "mlp.shared.c_proj": bool(config.shared),
+        "mlp.shared_gate": bool(config.shared),
+    }  # fmt: skip
     for layer in range(config.layers):
-        for inner in ("ln_1", "attn.c_attn", "attn.c_proj", "ln_2", "mlp.c_fc", "mlp.c_proj"):
-            name = f"h.{layer}.{inner}"
-            turned = transposed and not inner.startswith("ln")
-            how = "transpose" if turned else "stack"
-            yield Part(f"{name}.weight", (f"{prefix}{name}.weight",), how)
-            if config.bias:
-                yield Part(f"{name}.bias", (f"{prefix}{name}.bias",))
-    yield Part("ln_f.weight", (f"{prefix}ln_f.weight",))
-    if config.bias:
-        yield Part("ln_f.bias", (f"{prefix}ln_f.bias",))
+        for name, there in inner.items():
+            if there:
+                yield name, f"h.{layer}.{name}"
+    yield "ln_f", "ln_f"
     if not config.tied:
-        yield Part("lm_head.weight", ("lm_head.weight",))
+        yield "lm_head", "lm_head"
 
 
-def hub_llama(config: GPTConfig) -> Iterator[Part]:
-    """Llama and Mixtral."""
-    yield Part("wte.weight", ("model.embed_tokens.weight",))
-    for layer in range(config.layers):
-        ours, theirs = f"h.{layer}", f"model.layers.{layer}"
-        attention = f"{theirs}.self_attn"
-        yield Part(f"{ours}.ln_1.weight", (f"{theirs}.input_layernorm.weight",))
-        rows = tuple(f"{attention}.{which}_proj.weight" for which in "qkv")
-        yield Part(f"{ours}.attn.c_attn.weight", rows)
-        yield Part(f"{ours}.attn.c_proj.weight", (f"{attention}.o_proj.weight",))
-        yield Part(f"{ours}.ln_2.weight", (f"{theirs}.post_attention_layernorm.weight",))
-        if config.experts:
-            moe = f"{theirs}.block_sparse_moe"
-            yield Part(f"{ours}.mlp.router.weight", (f"{moe}.gate.weight",))
-            experts = [f"{moe}.experts.{number}" for number in range(config.experts)]
-            fc = tuple(f"{expert}.{which}.weight" for expert in experts for which in ("w1", "w3"))
-            yield Part(f"{ours}.mlp.c_fc.weight", fc, "experts", 2)
-            proj = tuple(f"{expert}.w2.weight" for expert in experts)
-            yield Part(f"{ours}.mlp.c_proj.weight", proj, "experts", 1)
-        else:
-            fc = tuple(f"{theirs}.mlp.{which}_proj.weight" for which in ("gate", "up"))
-            yield Part(f"{ours}.mlp.c_fc.weight", fc)
-            yield Part(f"{ours}.mlp.c_proj.weight", (f"{theirs}.mlp.down_proj.weight",))
-    yield Part("ln_f.weight", ("model.norm.weight",))
-    if not config.tied:
-        yield Part("lm_head.weight", ("lm_head.weight",))
+def has_bias(config: GPTConfig, name: str) -> bool:
+    """Whether the parameter of a name in the tables has a bias beside its weight."""
+    if name in ("wte", "wpe", "lm_head", "attn.q_norm", "attn.k_norm", "mlp.router",
+                "mlp.shared_gate"):  # fmt: skip
+        return False
+    if "c_" not in name:
+        return config.bias and config.norm == "layer"
+    own = {"attn.c_attn": config.query_bias, "attn.c_proj": config.output_bias}
+    return config.bias or own.get(name, config.hidden_bias)
 
 
-def gguf(config: GPTConfig) -> Iterator[Part]:
-    """llama.cpp's names, for its architectures gpt2 and llama."""
-    learned = config.positions == "learned"
-    yield Part("wte.weight", ("token_embd.weight",))
-    if learned:
-        yield Part("wpe.weight", ("position_embd.weight",))
-    kinds = ("weight", "bias") if config.bias else ("weight",)
-    for layer in range(config.layers):
-        ours, theirs = f"h.{layer}", f"blk.{layer}"
-        for kind in kinds:
-            yield Part(f"{ours}.ln_1.{kind}", (f"{theirs}.attn_norm.{kind}",))
-            if learned:
-                yield Part(f"{ours}.attn.c_attn.{kind}", (f"{theirs}.attn_qkv.{kind}",))
-                yield Part(f"{ours}.mlp.c_fc.{kind}", (f"{theirs}.ffn_up.{kind}",))
-            else:
-                rows = tuple(f"{theirs}.attn_{which}.{kind}" for which in "qkv")
-                yield Part(f"{ours}.attn.c_attn.{kind}", rows, paired=rows[:2])
-                fc = (f"{theirs}.ffn_gate.{kind}", f"{theirs}.ffn_up.{kind}")
-                yield Part(f"{ours}.mlp.c_fc.{kind}", fc)
-            yield Part(f"{ours}.attn.c_proj.{kind}", (f"{theirs}.attn_output.{kind}",))
-            yield Part(f"{ours}.ln_2.{kind}", (f"{theirs}.ffn_norm.{kind}",))
-            yield Part(f"{ours}.mlp.c_proj.{kind}", (f"{theirs}.ffn_down.{kind}",))
-    for kind in kinds:
-        yield Part(f"ln_f.{kind}", (f"output_norm.{kind}",))
-    if not config.tied:
-        yield Part("lm_head.weight", ("output.weight",))
+def parts(
+    config: GPTConfig, names: Names, how: Names | None = None, prefix: str = "",
+    paired: bool = False,
+) -> Iterator[Part]:  # fmt: skip
+    """How a model's parameters are made of tensors with the names of a table.
+
+    how: by name in the table, where it is not "stack". prefix: of all names but lm_head's.
+    """
+    for name, ours in parameters(config):
+        words = names[name].split()
+        if ours.startswith("h."):
+            words = [f"{names['layer']}.{ours.split('.')[1]}.{word}" for word in words]
+        if name != "lm_head":
+            words = [prefix + word for word in words]
+        for kind in ("weight", "bias") if has_bias(config, name) else ("weight",):
+            theirs = tuple(f"{word}.{kind}" for word in words)
+            if "{}" in theirs[0]:
+                every = [word.format(e) for e in range(config.experts) for word in theirs]
+                yield Part(f"{ours}.{kind}", tuple(every), "experts", len(theirs))
+                continue
+            way = (how or {}).get(name, "stack")
+            if kind == "bias" and way == "transpose":
+                way = "stack"
+            if config.experts and name in ("mlp.c_fc", "mlp.c_proj"):
+                way = "expert stacks"
+            turned = theirs[:2] if paired and name == "attn.c_attn" else ()
+            yield Part(f"{ours}.{kind}", theirs, way, paired=turned)
 
 
-WORDS = {int: "a whole number", float: "a number", bool: "true or false"}
+def hub(kind: str, config: GPTConfig, prefix: str = "", transposed: bool = True) -> Iterator[Part]:
+    """Of HuggingFace's files; transposed=False for GPT-2's whose matrices are (out, in)."""
+    how = HUB_HOW.get(kind, {}) if transposed else {}
+    return parts(config, HUB[kind], how, prefix)
 
 
-class _Facts:
-    """Values of a config by name; ValueError where one is missing or of another type."""
-
-    def __init__(self, values: Mapping[str, Any], prefix: str = "") -> None:
-        self.values, self.prefix = values, prefix
-
-    def get(self, name: str, kind: type, default: Any = None) -> Any:
-        """A value; `default` where there is none (None: there must be one)."""
-        value = self.values.get(self.prefix + name)
-        if value is None:
-            value = default
-        if kind is float and type(value) is int:
-            value = float(value)
-        if value is None or type(value) is not kind:
-            found = "nothing" if value is None else repr(value)[:40]
-            raise ValueError(f"its {self.prefix}{name} is {found}: expected {WORDS[kind]}")
-        return value
-
-    def expect(self, name: str, *known: Any) -> None:
-        """ValueError where a value is none of the known ones; it may be missing."""
-        value = self.values.get(self.prefix + name)
-        if value is not None and value not in known:
-            raise ValueError(
-                f"its {self.prefix}{name} is {str(value)[:60]!r}, which is not known here "
-                f"(known: {', '.join(map(str, known)) or 'none'})"
-            )
-
-
-def config_of_hub(values: Mapping[str, Any]) -> GPTConfig:
-    """The shape that HuggingFace's config.json tells; ValueError for an architecture not known."""
-    facts = _Facts(values)
-    kind = values.get("model_type")
-    if kind == "gpt2":
-        facts.expect("activation_function", "gelu_new", "gelu_pytorch_tanh")
-        facts.expect("scale_attn_by_inverse_layer_idx", False)
-        return GPTConfig(
-            facts.get("n_layer", int), facts.get("n_head", int), facts.get("n_embd", int),
-            facts.get("n_positions", int), facts.get("vocab_size", int),
-            feed_forward=facts.get("n_inner", int, 0),
-            epsilon=facts.get("layer_norm_epsilon", float, 1e-5),
-            tied=facts.get("tie_word_embeddings", bool, True),
-        )  # fmt: skip
-    if kind not in ("llama", "mistral", "mixtral"):
-        raise ValueError(f"its architecture is {kind!r}; known: gpt2, llama, mistral, mixtral")
-    facts.expect("hidden_act", "silu")
-    facts.expect("rope_scaling")
-    rotary = values.get("rope_parameters") or {}  # where transformers has them since version 5
-    if not isinstance(rotary, Mapping):
-        raise ValueError(f"its rope_parameters are {str(rotary)[:40]!r}: expected names and values")
-    rope = _Facts(rotary)
-    rope.expect("rope_type", "default")
-    rope.expect("partial_rotary_factor", 1.0)
-    facts.expect("sliding_window")
-    for name in ("attention_bias", "mlp_bias"):
-        facts.expect(name, False)
-    heads, dim = facts.get("num_attention_heads", int), facts.get("hidden_size", int)
-    facts.expect("head_dim", dim // max(heads, 1))
-    experts = {}
-    if kind == "mixtral":
-        experts = {"experts": facts.get("num_local_experts", int, 8),
-                   "active": facts.get("num_experts_per_tok", int, 2)}  # fmt: skip
-    return llama(
-        facts.get("num_hidden_layers", int), heads, dim,
-        facts.get("max_position_embeddings", int, 2048), facts.get("vocab_size", int),
-        key_heads=facts.get("num_key_value_heads", int, heads),
-        feed_forward=facts.get("intermediate_size", int),
-        rotary_base=rope.get("rope_theta", float, facts.get("rope_theta", float, 10000.0)),
-        epsilon=facts.get("rms_norm_eps", float, 1e-6),
-        tied=facts.get("tie_word_embeddings", bool, False), **experts,
-    )  # fmt: skip
-
-
-def config_of_gguf(metadata: Mapping[str, Any], tied: bool) -> GPTConfig:
-    """The shape that a GGUF file tells; tied: whether it has no matrix of the output."""
-    kind = metadata.get("general.architecture")
-    if kind not in ("gpt2", "llama"):
-        raise ValueError(f"its architecture is {kind!r}; known: gpt2, llama")
-    facts = _Facts(metadata, f"{kind}.")
-    tokens = metadata.get("tokenizer.ggml.tokens")
-    vocabulary = facts.get("vocab_size", int, len(tokens) if isinstance(tokens, list) else None)
-    heads, dim = facts.get("attention.head_count", int), facts.get("embedding_length", int)
-    shape = (facts.get("block_count", int), heads, dim, facts.get("context_length", int),
-             vocabulary)  # fmt: skip
-    hidden = facts.get("feed_forward_length", int)
-    if kind == "gpt2":
-        epsilon = facts.get("attention.layer_norm_epsilon", float, 1e-5)
-        return GPTConfig(*shape, feed_forward=hidden, epsilon=epsilon, tied=tied)
-    facts.expect("rope.dimension_count", dim // max(heads, 1))
-    facts.expect("attention.key_length", dim // max(heads, 1))
-    facts.expect("expert_count", 0)
-    facts.expect("rope.scaling.type", "none")
-    return llama(
-        *shape, feed_forward=hidden, tied=tied,
-        key_heads=facts.get("attention.head_count_kv", int, heads),
-        rotary_base=facts.get("rope.freq_base", float, 10000.0),
-        epsilon=facts.get("attention.layer_norm_rms_epsilon", float, 1e-5),
-    )  # fmt: skip
+def gguf(architecture: str, config: GPTConfig) -> Iterator[Part]:
+    """Of llama.cpp's files."""
+    names = GGUF.get(architecture, LLAMA_CPP_MOE if config.experts else LLAMA_CPP)
+    return parts(config, names, paired=architecture in PAIRED)

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from minigrad.models.gpt_config import GPTConfig
 
 Prompt = Sequence[int]
+Start = Integer | Tensor  # the first position; of a batch of single tokens, those of all: (batch,)
 POLICIES = ("roll", "error")
 FEW = 4  # new tokens that are read one by one, by the step that is compiled anyway
 
@@ -36,8 +37,9 @@ class KeyValueCache:
         self.keys = Tensor.zeros(batch, heads, context, width).contiguous().realize()
         self.values = Tensor.zeros(batch, heads, context, width).contiguous().realize()
 
-    def extend(self, keys: Tensor, values: Tensor, start: Integer) -> tuple[Tensor, Tensor]:
+    def extend(self, keys: Tensor, values: Tensor, start: Start) -> tuple[Tensor, Tensor]:
         """Keep those of the positions from `start`; gives those of all positions up to the last."""
+        assert not isinstance(start, Tensor)  # see `slots`
         end = start + keys.shape[2]
         self.keys[:, :, start:end] = keys
         self.values[:, :, start:end] = values
@@ -48,10 +50,32 @@ class KeyValueCache:
         return 2 * math.prod(self.keys._known_shape()) * self.keys.dtype.itemsize
 
 
-def seen(x: Tensor, context: int, start: Integer) -> Tensor:
-    """What each of x's positions (batch, length, …) sees from `start` on: (length, keys), bool."""
-    places, end = Tensor.arange(context, device=x.device), start + x.shape[1]
-    return places[:end] <= places[start:end].unsqueeze(1)
+def at(table: Tensor, start: Start, length: Integer) -> Tensor:
+    """The rows of a table (context, …) at `length` positions: (length, …).
+
+    Where `start` is a Tensor, the only position of each row of a batch: (batch, 1, 1, …).
+    """
+    if isinstance(start, Tensor):
+        return table[start].unsqueeze(1).unsqueeze(1)
+    return table[start : start + length]
+
+
+def seen(x: Tensor, keys: Tensor, context: int, start: Start, window: int) -> Tensor | None:
+    """What x (batch, length, …) from `start` on sees of keys (batch, heads, keys, width), bool.
+
+    (length, keys), or (batch, 1, 1, keys) where each row has its `start`; None where a position
+    sees all before it. window: how many positions it sees, itself among them; 0: all.
+    """
+    length, narrow = x.shape[1], 0 < window < context
+    if not isinstance(start, Tensor) and not narrow and (length == 1 or start == 0):
+        return None
+    places, count = Tensor.arange(context, device=x.device), keys.shape[2]
+    if isinstance(start, Tensor):
+        rows = start.reshape(-1, 1, 1, 1)
+    else:
+        rows = places[start : start + length].unsqueeze(1)
+    mask = places[:count] <= rows
+    return mask & (places[:count] > rows - window) if narrow else mask
 
 
 def cache_bytes(config: GPTConfig, batch: int = 1, itemsize: int = 4) -> int:

@@ -1,4 +1,4 @@
-"""GPT-2 and Llama, from the embedding of a token to the logits of the next, and their scripts.
+"""GPT-2, Llama and their kin, from the embedding of a token to the next's logits; their scripts.
 
     python models/gpt.py                                    # train on Shakespeare's plays
     python models/gpt.py train --text my.txt --layers 6     # … on a text of one's own
@@ -8,9 +8,9 @@
     python models/gpt.py quantize model/ m.gguf --type q4_k # weights in few bits
 
 Radford et al., "Language Models are Unsupervised Multitask Learners" (2019); Touvron et al.,
-"LLaMA: Open and Efficient Foundation Language Models" (2023). What tells them apart are switches of
-`GPTConfig`. Parameters have the names of HuggingFace's GPT-2 (wte, wpe, h.0.attn.c_attn, …) in both
-and PyTorch's shapes (out, in); `weights.py` knows the names of others.
+"LLaMA: Open and Efficient Foundation Language Models" (2023). What tells families apart are
+switches of `GPTConfig`. Parameters have the names of HuggingFace's GPT-2 (wte, h.0.attn.c_attn, …)
+and PyTorch's shapes (out, in); `architectures.py` has the names of others.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ import math
 import os
 import sys
 from collections.abc import Callable, Collection, Iterator, Sequence
-from functools import lru_cache
 from typing import Any, cast
 
 from minigrad import Tensor, nn
 from minigrad.device import Device
 from minigrad.dtype import named
-from minigrad.graph.symbolic import Integer, high
+from minigrad.graph.symbolic import high
 from minigrad.models import console, decode, moe, precision
-from minigrad.models.decode import KeyValueCache, Prompt
+from minigrad.models.decode import KeyValueCache, Prompt, Start
 from minigrad.models.gpt_config import PRESETS, GPTConfig
+from minigrad.models.rotary import rotate, rotation
 from minigrad.models.sampling import Sampling
 
 
@@ -52,32 +52,6 @@ def make_norm(config: GPTConfig) -> nn.LayerNorm | nn.RMSNorm:
     return nn.LayerNorm(config.dim, config.epsilon, bias=config.bias)
 
 
-@lru_cache(maxsize=8)
-def rotation(config: GPTConfig, device: str) -> tuple[Tensor, Tensor]:
-    """Cosines and signed sines of the angles position · base^(−2i/width).
-
-    (context, 2, width/2) each; angles are float64, as a float32 has few digits left at the far end.
-    """
-    with Tensor.no_grad():
-        pairs = Tensor.arange(config.width // 2, dtype="float64", device=device)
-        positions = Tensor.arange(config.context, dtype="float64", device=device).reshape(-1, 1)
-        angles = positions * (pairs * (-2 * math.log(config.rotary_base) / config.width)).exp()
-        cosines, sines = angles.cos().float(), angles.sin().float()
-        tables = cosines.stack(cosines, dim=1), (-sines).stack(sines, dim=1)
-        Tensor.realize(*(table.requires_grad_(False) for table in tables))
-    return tables
-
-
-def rotate(x: Tensor, tables: Sequence[Tensor], start: Integer) -> Tensor:
-    """Rotary positions (Su et al., "RoFormer", 2021): dims i and i + width/2 turn as a pair.
-
-    x (batch, heads, length, width), its first position is `start`.
-    """
-    cosines, sines = (table[start : start + x.shape[2]] for table in tables)
-    pairs = x.reshape(*x.shape[:3], 2, x.shape[3] // 2)
-    return (pairs * cosines + pairs.flip(3) * sines).reshape(x.shape)
-
-
 Spans = Sequence[tuple[int, int]]
 
 
@@ -87,19 +61,29 @@ def chosen(table: Tensor, spans: Spans) -> Tensor:
     return parts[0].cat(*parts[1:])
 
 
+def capped(x: Tensor, cap: float) -> Tensor:
+    """cap · tanh(x / cap), which stays within ±cap; as it is where cap is 0."""
+    return (x / cap).tanh() * cap if cap else x
+
+
 class Attention:
     """Causal self-attention; queries, keys and values come from one product."""
 
-    def __init__(self, config: GPTConfig) -> None:
-        self.config = config
-        rows = config.heads + 2 * config.key_value_heads
-        self.c_attn = Linear(config, config.dim, rows * config.width, config.bias)
-        self.c_proj = Linear(config, config.dim, config.dim, config.bias)
+    def __init__(self, config: GPTConfig, layer: int = 0) -> None:
+        self.config, self.kind = config, config.kind(layer)
+        self.window = config.window if self.kind == "s" else 0
+        rows, few = config.heads * config.width, config.key_value_heads * config.width
+        self.c_attn = Linear(config, config.dim, rows + 2 * few, config.bias or config.query_bias)
+        self.c_proj = Linear(config, rows, config.dim, config.bias or config.output_bias)
+        if config.query_norm != "none":
+            whole = config.query_norm == "whole"
+            self.q_norm = nn.RMSNorm(rows if whole else config.width, config.epsilon)
+            self.k_norm = nn.RMSNorm(few if whole else config.width, config.epsilon)
         # where ranks share a sequence: attention across them, and the positions that are here
         self.attend: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None
         self.spans: Spans = ()
 
-    def __call__(self, x: Tensor, cache: KeyValueCache | None = None, start: Integer = 0) -> Tensor:
+    def __call__(self, x: Tensor, cache: KeyValueCache | None = None, start: Start = 0) -> Tensor:
         """(batch, length, dim) → the same shape; a position sees itself and those before it.
 
         With a cache, x are the positions from `start`.
@@ -107,71 +91,109 @@ class Attention:
         q, k, v = self.heads(x, start)
         if cache is not None:
             k, v = cache.extend(k, v, start)
-        single = x.shape[1] == 1  # the last position sees them all
-        seen = None if single or start == 0 else decode.seen(x, self.config.context, start)
         if self.attend is not None:
             y = self.attend(q, k, v)
         else:
-            y = q.scaled_dot_product_attention(
-                k, v, seen, self.config.dropout, is_causal=not single and seen is None,
-                enable_gqa=self.config.key_value_heads < self.config.heads,
-            )  # fmt: skip
-        return self.c_proj(y.transpose(1, 2).reshape(x.shape)).dropout(self.config.dropout)
+            y = self.mix(q, k, v, decode.seen(x, k, self.config.context, start, self.window))
+        merged = y.transpose(1, 2).reshape(*x.shape[:2], -1)
+        return self.c_proj(merged).dropout(self.config.dropout)
 
-    def heads(self, x: Tensor, start: Integer = 0) -> tuple[Tensor, Tensor, Tensor]:
+    def mix(self, q: Tensor, k: Tensor, v: Tensor, seen: Tensor | None) -> Tensor:
+        """What queries take of values; seen: None where each sees itself and all before it."""
+        config, causal = self.config, seen is None and q.shape[2] != 1
+        scale, groups = config.attention_scale or None, config.heads // config.key_value_heads
+        if not config.attention_cap:
+            return q.scaled_dot_product_attention(
+                k, v, seen, config.dropout, causal, scale, enable_gqa=groups > 1
+            )
+        k, v = (x.repeat_interleave(groups, 1) for x in (k, v))
+        scores = q @ k.transpose(2, 3) * (scale or config.width**-0.5)
+        scores = capped(scores, config.attention_cap)
+        if causal:
+            seen = Tensor.ones(q.shape[2], k.shape[2], dtype="bool", device=q.device).tril()
+        scores = scores if seen is None else seen.where(scores, float("-inf"))
+        return scores.softmax(-1).dropout(config.dropout) @ v
+
+    def heads(self, x: Tensor, start: Start = 0) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values, each (batch, heads, length, width), turned if rotary."""
-        config, (batch, length, _) = self.config, x.shape
-        rows = self.c_attn(x).reshape(batch, length, -1, config.width).transpose(1, 2)
-        many, few = config.heads, config.key_value_heads
-        q, k, v = rows[:, :many], rows[:, many : many + few], rows[:, many + few :]
-        if config.positions == "rotary":
-            whole = rotation(config, Device.canonical(x.device))
+        config = self.config
+        many, few = config.heads * config.width, config.key_value_heads * config.width
+        rows = self.c_attn(x)
+        q, k, v = rows[..., :many], rows[..., many : many + few], rows[..., many + few :]
+        if config.query_norm == "whole":
+            q, k = self.q_norm(q), self.k_norm(k)
+        q, k, v = (y.reshape(*x.shape[:2], -1, config.width).transpose(1, 2) for y in (q, k, v))
+        if config.query_norm == "head":
+            q, k = self.q_norm(q), self.k_norm(k)
+        if config.positions == "rotary" and self.kind != "n":
+            local = self.window > 0 and config.local_base > 0
+            whole = rotation(config, Device.canonical(x.device), local)
             tables = [chosen(table, self.spans) for table in whole]
             q, k = rotate(q, tables, start), rotate(k, tables, start)
         return q, k, v
 
 
 class FeedForward:
-    """Widen, bend, narrow: GELU (the tanh form), or SwiGLU (Shazeer 2020): silu(gate) · up."""
+    """Widen, bend, narrow: GELU, or gated (Shazeer 2020): silu(gate) · up, or gelu(gate) · up."""
 
-    def __init__(self, config: GPTConfig) -> None:
+    def __init__(self, config: GPTConfig, hidden: int = 0) -> None:
         self.config = config
-        self.gated = config.activation == "swiglu"  # c_fc is then the gate's rows, and up's
-        outputs = config.hidden * (2 if self.gated else 1)
-        self.c_fc = Linear(config, config.dim, outputs, config.bias)
-        self.c_proj = Linear(config, config.hidden, config.dim, config.bias)
+        self.hidden = hidden or config.hidden
+        bias = config.bias or config.hidden_bias
+        outputs = self.hidden * (2 if config.gated else 1)  # the gate's rows, and up's
+        self.c_fc = Linear(config, config.dim, outputs, bias)
+        self.c_proj = Linear(config, self.hidden, config.dim, bias)
 
     def __call__(self, x: Tensor) -> Tensor:
         """(…, dim) → the same shape."""
-        inner = self.c_fc(x)
-        if self.gated:
-            inner = inner[..., : self.config.hidden].silu() * inner[..., self.config.hidden :]
-        else:
-            inner = inner.gelu()
-        return self.c_proj(inner).dropout(self.config.dropout)
+        inner, kind = self.c_fc(x), self.config.activation
+        gate = inner[..., : self.hidden]
+        form = "none" if kind == "gelu_exact" else "tanh"
+        bent = gate.silu() if kind == "swiglu" else gate.gelu(form)
+        bent = bent * inner[..., self.hidden :] if self.config.gated else bent
+        return self.c_proj(bent).dropout(self.config.dropout)
+
+
+class MixtureOfExperts(moe.MoE):
+    """The config's experts, and the one that is always active, if any: times a gate of its own."""
+
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__(
+            config.dim, config.hidden, config.experts, config.active, config.gated, config.bias,
+            named(config.precision), config.share,
+        )  # fmt: skip
+        if config.shared:
+            self.shared = FeedForward(config, config.shared)
+            self.shared_gate = Linear(config, config.dim, 1, bias=False)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """(…, dim) → the same shape."""
+        y = super().__call__(x)
+        return y + self.shared_gate(x).sigmoid() * self.shared(x) if hasattr(self, "shared") else y
 
 
 class Block:
-    """Two residual branches, each normalised at its entry."""
+    """Two residual branches, each normalised at its entry, its end, or both."""
 
-    def __init__(self, config: GPTConfig) -> None:
-        self.residual = config.residual
-        self.ln_1 = make_norm(config)
-        self.attn = Attention(config)
-        self.ln_2 = make_norm(config)
-        self.mlp: FeedForward | moe.MoE = (
-            moe.MoE(config.dim, config.hidden, config.experts, config.active,
-                gated=config.activation == "swiglu", bias=config.bias,
-                precision=named(config.precision))
-            if config.experts else FeedForward(config)
-        )  # fmt: skip
+    def __init__(self, config: GPTConfig, layer: int = 0) -> None:
+        self.config = config
+        if config.norms != "after":
+            self.ln_1, self.ln_2 = make_norm(config), make_norm(config)
+        if config.norms != "before":
+            self.after_1, self.after_2 = make_norm(config), make_norm(config)
+        self.attn = Attention(config, layer)
+        self.mlp = MixtureOfExperts(config) if config.experts else FeedForward(config)
 
-    def __call__(self, x: Tensor, cache: KeyValueCache | None = None, start: Integer = 0) -> Tensor:
+    def __call__(self, x: Tensor, cache: KeyValueCache | None = None, start: Start = 0) -> Tensor:
         """(batch, length, dim) → the same shape; see `Attention` for the cache."""
-        y = self.attn(self.ln_1(x), cache, start)
-        x = x + y if self.residual else y
-        y = self.mlp(self.ln_2(x))
-        return x + y if self.residual else y
+        before, after = self.config.norms != "after", self.config.norms != "before"
+        y = self.attn(self.ln_1(x) if before else x, cache, start)
+        y = self.after_1(y) if after else y
+        first = x + y if self.config.residual else y
+        x = x if self.config.parallel else first
+        y = self.mlp(self.ln_2(x) if before else x)
+        y = self.after_2(y) if after else y
+        return first + y if self.config.residual else y
 
 
 class GPT:
@@ -186,7 +208,7 @@ class GPT:
             self.wte = nn.Embedding(config.vocabulary, config.dim)
             if config.positions == "learned":
                 self.wpe = nn.Embedding(config.context, config.dim)
-            self.h = [Block(config) for _ in range(config.layers)]
+            self.h = [Block(config, layer) for layer in range(config.layers)]
             self.ln_f = make_norm(config)
             if not config.tied:
                 self.lm_head = Linear(config, config.dim, config.vocabulary, bias=False)
@@ -203,27 +225,28 @@ class GPT:
                 if parameter.ndim >= 2 and not name.endswith("bias"):
                     ends_branch = name.endswith("c_proj.weight")
                     deviation = 0.02 / math.sqrt(2 * self.config.layers if ends_branch else 1)
-                    # One by one: those of one shape are then drawn by one program. Nothing else
-                    # waits meanwhile, for `realize` looks through all that does.
+                    # one by one: those of one shape are then drawn by one program
                     parameter.assign(Tensor.randn(*parameter.shape) * deviation).realize()
             for bias in biases:
                 bias.assign(0.0)
         Tensor.realize(*named.values())
 
-    def embed(self, ids: Tensor, start: Integer = 0) -> Tensor:
+    def embed(self, ids: Tensor, start: Start = 0) -> Tensor:
         """Vectors of tokens, and of their positions if those are learned: (batch, length, dim)."""
         length = ids.shape[1]
-        if high(start + length) > self.config.context:
+        if not isinstance(start, Tensor) and high(start + length) > self.config.context:
             raise ValueError(f"{length} tokens are more than the model's context of "
                              f"{self.config.context}: give it the last ones only")  # fmt: skip
         x = self.wte(ids)
         x = x.float() if x.dtype.itemsize < 4 else x  # a table in half precision stays so
+        x = x if self.config.embedding_scale == 1 else x * self.config.embedding_scale
         if self.config.positions == "learned":
-            x = x + chosen(self.wpe.weight, self.spans)[start : start + length]
+            places = decode.at(chosen(self.wpe.weight, self.spans), start, length)
+            x = x + (places.squeeze(1) if isinstance(start, Tensor) else places)
         return x.dropout(self.config.dropout)
 
     def features(
-        self, ids: Tensor, caches: Sequence[KeyValueCache] = (), start: Integer = 0
+        self, ids: Tensor, caches: Sequence[KeyValueCache] = (), start: Start = 0
     ) -> Tensor:
         """What the last layer knows of each position: (batch, length, dim).
 
@@ -237,12 +260,14 @@ class GPT:
 
     def unembed(self, features: Tensor) -> Tensor:
         """Logits (…, vocabulary): how well each token matches."""
-        if not self.config.tied:
-            return self.lm_head(features)
         table: Any = self.wte  # a quantized one multiplies by itself
-        if isinstance(table, nn.Embedding):
-            return precision.product(features, table.weight, named(self.config.precision))
-        return cast(Tensor, table.weight.product(features))
+        if not self.config.tied:
+            logits = self.lm_head(features)
+        elif isinstance(table, nn.Embedding):
+            logits = precision.product(features, table.weight, named(self.config.precision))
+        else:
+            logits = cast(Tensor, table.weight.product(features))
+        return capped(logits, self.config.logit_cap)
 
     def __call__(self, ids: Tensor) -> Tensor:
         """(batch, length) of integers → logits (batch, length, vocabulary)."""

@@ -75,6 +75,8 @@ def check_layout(flags: argparse.Namespace, config: GPTConfig) -> None:
         raise InputError("--recompute would drop other values than before: leave --dropout at 0")
     if flags.dp * flags.sp == 1:
         return
+    if flags.sp > 1 and (config.window or config.attention_cap or config.attention_scale):
+        raise InputError("--sp knows no attention with windows, caps or scales: give --dp alone")
     if config.experts:
         raise InputError("--experts on several devices: only --dp 1 --sp 1 can balance them yet")
     if flags.accumulate > 1 and flags.batch % (flags.dp * flags.accumulate):

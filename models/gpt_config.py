@@ -9,7 +9,9 @@ from typing import Any
 CHOICES = {
     "positions": ("learned", "rotary"),
     "norm": ("layer", "rms"),
-    "activation": ("gelu", "swiglu"),
+    "norms": ("before", "after", "both"),
+    "query_norm": ("none", "head", "whole"),
+    "activation": ("gelu", "gelu_exact", "swiglu", "geglu"),
     "precision": ("float32", "bfloat16", "float16"),
 }
 
@@ -30,11 +32,30 @@ class GPTConfig:
     rotary_base: float = 10000.0
     norm: str = "layer"  # or "rms"
     epsilon: float = 1e-5  # of the norms
-    activation: str = "gelu"  # or "swiglu"
-    bias: bool = True
+    norms: str = "before"  # where a branch is normalised: "before", "after" it, or "both"
+    query_norm: str = "none"  # of queries and keys: "head" by head, or the "whole" of all heads
+    activation: str = "gelu"  # its tanh form, or "gelu_exact"; gated: "swiglu", "geglu"
+    bias: bool = True  # of everything; without, the next three say which layers have one
+    query_bias: bool = False  # of queries, keys and values
+    output_bias: bool = False  # of attention's output
+    hidden_bias: bool = False  # of the feed-forward network
     tied: bool = True  # whether the output shares the embedding's matrix
+    head_width: int = 0  # dims of a head; 0: dim / heads
+    rotary_share: float = 1.0  # of a head's dims, the first ones, that turn
+    rotary_factors: tuple[float, ...] = ()  # what the angle of each pair is divided by
+    rotary_gain: float = 1.0  # what turned queries and keys are multiplied by
+    layer_kinds: str = ""  # a letter per layer: full, sliding window, or no positions (and full)
+    window: int = 0  # positions that a sliding layer sees, itself among them
+    local_base: float = 0.0  # rotary base of sliding layers, without factors; 0: as the others
+    attention_scale: float = 0.0  # of scores; 0: 1/√width
+    attention_cap: float = 0.0  # scores become cap · tanh(score / cap), and so do logits; 0: as is
+    logit_cap: float = 0.0
+    embedding_scale: float = 1.0
+    parallel: bool = False  # whether both branches of a block read its input
     experts: int = 0  # of each block, 0: one feed-forward network for all tokens
     active: int = 2  # experts per token
+    shared: int = 0  # width of an expert that is always active, behind a gate; 0: there is none
+    share: bool = True  # whether the weights of a token's experts sum to 1
     balance: float = 0.01  # weight of the load-balancing loss in training, see moe.py
     router_z: float = 0.001  # and of the router's z-loss
     residual: bool = True  # without: only to see what residual connections are good for
@@ -44,29 +65,50 @@ class GPTConfig:
         for name in ("layers", "heads", "dim", "context", "vocabulary", "active"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}: expected at least 1")
-        for name in ("key_heads", "feed_forward", "experts"):
+        for name in ("key_heads", "feed_forward", "experts", "head_width", "window", "shared"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} is {getattr(self, name)}: expected at least 0")
         for name, choices in CHOICES.items():
             if getattr(self, name) not in choices:
                 known = " or ".join(choices)
                 raise ValueError(f"{name} is {getattr(self, name)!r}: expected {known}")
-        if self.dim % self.heads:
+        if self.dim % self.heads and not self.head_width:
             raise ValueError(f"{self.dim} dims cannot be shared evenly by {self.heads} heads")
         if self.heads % self.key_value_heads:
             raise ValueError(
                 f"{self.key_heads} heads of keys cannot serve {self.heads} of queries evenly"
             )
-        if self.positions == "rotary" and self.width % 2:
-            raise ValueError(f"heads of {self.width} dims cannot rotate in pairs")
+        if self.positions == "rotary" and not 0 < self.turned <= self.width:
+            raise ValueError(f"rotary_share is {self.rotary_share}: expected 0 … 1, above 0")
+        if self.positions == "rotary" and self.turned % 2:
+            raise ValueError(f"heads of {self.turned} dims cannot rotate in pairs")
+        if self.rotary_factors and len(self.rotary_factors) != self.turned // 2:
+            raise ValueError(
+                f"rotary_factors are {len(self.rotary_factors)}: expected {self.turned // 2}, one "
+                "for each pair"
+            )
+        if self.layer_kinds and (
+            len(self.layer_kinds) != self.layers or set(self.layer_kinds) - set("fsn")
+        ):
+            raise ValueError(
+                f"layer_kinds is {self.layer_kinds!r}: expected {self.layers} letters f, s or n"
+            )
+        if "s" in self.layer_kinds and not self.window:
+            raise ValueError("layer_kinds has sliding layers: expected a window above 0")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout is {self.dropout}: expected 0 or more and less than 1")
-        for name in ("balance", "router_z"):
+        for name in ("balance", "router_z", "local_base", "attention_scale", "attention_cap",
+                     "logit_cap"):  # fmt: skip
             if not (math.isfinite(getattr(self, name)) and getattr(self, name) >= 0):
                 raise ValueError(f"{name} is {getattr(self, name)}: expected 0 or more")
-        for name in ("epsilon", "rotary_base"):
-            if not (math.isfinite(getattr(self, name)) and getattr(self, name) > 0):
-                raise ValueError(f"{name} is {getattr(self, name)}: expected a number above 0")
+        factors = {f"rotary_factors[{i}]": factor for i, factor in enumerate(self.rotary_factors)}
+        for name in ("epsilon", "rotary_base", "rotary_gain", "embedding_scale"):
+            factors[name] = getattr(self, name)
+        for name, factor in factors.items():
+            if not (math.isfinite(factor) and factor > 0):
+                raise ValueError(f"{name} is {factor}: expected a number above 0")
+        if self.experts and self.activation not in ("gelu", "swiglu"):
+            raise ValueError(f"activation is {self.activation!r}: experts have gelu or swiglu")
         if self.experts and self.active > self.experts:
             raise ValueError(f"{self.active} of {self.experts} experts cannot be active")
 
@@ -83,7 +125,21 @@ class GPTConfig:
     @property
     def width(self) -> int:
         """Dims of one head."""
-        return self.dim // self.heads
+        return self.head_width or self.dim // self.heads
+
+    @property
+    def turned(self) -> int:
+        """Dims of a head that rotary positions turn."""
+        return int(self.width * self.rotary_share)
+
+    @property
+    def gated(self) -> bool:
+        """Whether the feed-forward network multiplies by a gate."""
+        return self.activation in ("swiglu", "geglu")
+
+    def kind(self, layer: int) -> str:
+        """The letter of a layer; see layer_kinds."""
+        return self.layer_kinds[layer] if self.layer_kinds else "f"
 
     @classmethod
     def preset(cls, name: str) -> GPTConfig:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from minigrad import Tensor, jit, nn
-from minigrad.models.decode import Decoder
+from minigrad.models.decode import Decoder, seen
 from minigrad.models.errors import InputError
 from minigrad.models.gpt import GPT
 from minigrad.models.gpt_config import GPTConfig
@@ -110,12 +110,12 @@ def attention(model: GPT, ids: list[int], layer: int, head: int) -> Any:
         x = model.embed(Tensor([ids]))
         for block in model.h[:layer]:
             x = block(x).realize()
-        block = model.h[layer]
-        q, k, _ = block.attn.heads(block.ln_1(x))
-        group = model.config.heads // model.config.key_value_heads
-        scores = q[0, head].matmul(k[0, head // group].transpose()) / model.config.width**0.5
-        future = Tensor.ones(len(ids), len(ids)).triu(1).bool()
-        return scores.masked_fill(future, float("-inf")).softmax(1).numpy()
+        block, config = model.h[layer], model.config
+        q, k, _ = block.attn.heads(block.ln_1(x) if config.norms != "after" else x)
+        mask = seen(x, k, config.context, 0, block.attn.window)
+        # what is taken of the rows of an identity matrix are the weights
+        every = Tensor.eye(len(ids)).expand(1, config.key_value_heads, len(ids), len(ids))
+        return block.attn.mix(q, k, every, mask)[0, head].numpy()
 
 
 def latency(model: GPT, ids: list[int], tokens: int) -> tuple[list[float], list[float]]:

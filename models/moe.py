@@ -40,7 +40,7 @@ class Routing:
     """What a router decided for some tokens.
 
     logits, probabilities: (tokens, experts) float32; chosen: (tokens, active) int32; weights: the
-    chosen ones' probabilities, normalised, (tokens, active).
+    chosen ones' probabilities, normalised if the router does so, (tokens, active).
     """
 
     logits: Tensor
@@ -87,10 +87,10 @@ def _one_hot(index: Tensor, classes: int) -> Tensor:
 
 
 class Router:
-    """Which experts a token goes to. weight (experts, dim)."""
+    """Which experts a token goes to. weight (experts, dim). share: their weights sum to 1."""
 
-    def __init__(self, dim: int, experts: int, active: int) -> None:
-        self.active = active
+    def __init__(self, dim: int, experts: int, active: int, share: bool = True) -> None:
+        self.active, self.share = active, share
         self.weight = nn.Linear(dim, experts, bias=False).weight
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -108,7 +108,8 @@ class Router:
             left = _one_hot(best, plain_shape(logits)[1]).bool().where(-1.0, left)
         places = chosen[0].stack(*chosen[1:], dim=1) if chosen[1:] else chosen[0].unsqueeze(1)
         weights = probabilities.gather(1, places)
-        return Routing(logits, probabilities, places, weights / weights.sum(1, keepdim=True))
+        weights = weights / weights.sum(1, keepdim=True) if self.share else weights
+        return Routing(logits, probabilities, places, weights)
 
 
 def block_shape(choices: int, experts: int) -> tuple[int, int]:
@@ -255,18 +256,18 @@ class MoE:
     """A router and `experts` feed-forward networks dim → hidden → dim, `active` of them per token.
 
     gated: SwiGLU, with the rows of gate and up in one matrix (2·hidden, dim); otherwise GELU.
-    precision: of the experts' products; the router's stay in float32.
+    precision: of the experts' products; the router's stay in float32. share: see `Router`.
     """
 
     def __init__(
         self, dim: int, hidden: int, experts: int, active: int = 2, gated: bool = False,
-        bias: bool = True, precision: DType = dtypes.float32,
+        bias: bool = True, precision: DType = dtypes.float32, share: bool = True,
     ) -> None:  # fmt: skip
         if not 1 <= active <= experts:
             raise ValueError(f"active is {active}: expected 1 … {experts}, the number of experts")
         self.dim, self.hidden, self.gated = dim, hidden, gated
         self.experts, self.active = experts, active
-        self.router = Router(dim, experts, active)
+        self.router = Router(dim, experts, active, share)
         self.c_fc = Experts(experts, dim, hidden * (2 if gated else 1), bias, precision)
         self.c_proj = Experts(experts, hidden, dim, bias, precision)
 

@@ -52,21 +52,27 @@ class Parameters:
 def parameters(config: GPTConfig) -> Parameters:
     """Of each part of a model, biases included."""
     c = config
-    bias = int(c.bias)
-    rows = (c.heads + 2 * c.key_value_heads) * c.width
-    attention = rows * (c.dim + bias) + c.dim * (c.dim + bias)
-    wide = c.hidden * (2 if c.activation == "swiglu" else 1)
-    expert = wide * (c.dim + bias) + c.dim * (c.hidden + bias)
+    few = c.key_value_heads * c.width
+    rows = c.heads * c.width + 2 * few
+    attention = rows * (c.dim + (c.bias or c.query_bias))
+    attention += c.dim * (c.heads * c.width + (c.bias or c.output_bias))
+    sides, bias = 2 if c.gated else 1, c.bias or c.hidden_bias
+    expert, shared = (
+        sides * hidden * (c.dim + bias) + c.dim * (hidden + bias) for hidden in (c.hidden, c.shared)
+    )
+    shared = shared + c.dim if c.shared else 0  # with its gate
     experts = max(c.experts, 1)
     idle = (experts - c.active) * expert if c.experts else 0
     norm = c.dim * (2 if c.norm == "layer" and c.bias else 1)
+    of_heads = {"none": 0, "head": 2 * c.width, "whole": rows - few}[c.query_norm]
+    count = 4 if c.norms == "both" else 2
     positions = c.context if c.positions == "learned" else 0
     return Parameters(
         embedding=(c.vocabulary + positions) * c.dim,
         attention=c.layers * attention,
-        feed_forward=c.layers * experts * expert,
+        feed_forward=c.layers * (experts * expert + shared),
         router=c.layers * c.experts * c.dim,
-        norms=(2 * c.layers + 1) * norm,
+        norms=(count * c.layers + 1) * norm + c.layers * of_heads,
         output=0 if c.tied else c.vocabulary * c.dim,
         idle=c.layers * idle,
     )
@@ -76,7 +82,7 @@ def flops_per_token(config: GPTConfig, context: int | None = None, training: boo
     """2 per parameter that multiplies and token forward, twice that backward, and attention.
 
     Attention: 2 products of (context, width) with each query, causal, so half of them on average:
-    2 · layers · context · dim forward.
+    2 · layers · context · heads · width forward.
     """
     c = config
     p = parameters(c)
@@ -84,7 +90,7 @@ def flops_per_token(config: GPTConfig, context: int | None = None, training: boo
     table = p.embedding - positions  # the output multiplies by it, or by one like it
     multiplied = p.active - p.embedding - p.norms + (table if c.tied else 0)
     length = context or c.context
-    forward = 2.0 * multiplied + 2.0 * c.layers * length * c.dim
+    forward = 2.0 * multiplied + 2.0 * c.layers * length * c.heads * c.width
     return forward * (3 if training else 1)
 
 
@@ -113,7 +119,7 @@ def activation_bytes(
     turned = (c.heads + c.key_value_heads) * c.width if c.positions == "rotary" else 0
     rows = (c.heads + 2 * c.key_value_heads) * c.width + turned
     places = math.prod(block_shape(tokens * c.active, c.experts)) if experts else tokens
-    gated = c.activation == "swiglu"
+    gated = c.gated
     wide = c.hidden * (5 if gated else 2) + 2 * c.dim * experts
     block = (tokens * (7 * c.dim + rows) + places * wide) * itemsize
     kept = c.layers * tokens * c.dim * itemsize + block if recompute else c.layers * block

@@ -1,4 +1,4 @@
-"""Weights that others made: HuggingFace's GPT-2, Llama and Mixtral, and GGUF files.
+"""Weights that others made: HuggingFace's (GPT-2, Llama and their kin), and GGUF files.
 
 `load_pretrained` finds out what a file or folder holds, translates names and orientations into
 those of `GPT`, and checks that nothing is missing, left over, or of another shape.
@@ -7,6 +7,7 @@ those of `GPT`, and checks that nothing is missing, left over, or of another sha
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 from collections.abc import Iterable, Mapping
@@ -19,6 +20,8 @@ from minigrad.dtype import DType, dtypes, named
 from minigrad.errors import MinigradError
 from minigrad.models import architectures
 from minigrad.models.architectures import Part
+from minigrad.models.architectures_gguf import config_of_gguf
+from minigrad.models.architectures_hub import config_of_hub
 from minigrad.models.checkpoint import plain_shape
 from minigrad.models.console import require
 from minigrad.models.data import read_text
@@ -38,7 +41,11 @@ if TYPE_CHECKING:
 Weight = Tensor | Quantized
 PACKED = (Quantized, QuantizedStack)
 # What files have beside the weights: the masks of old GPT-2 files, frequencies of old Llama files.
-IGNORED = re.compile(r"(\.attn\.(masked_)?bias|rotary_emb\.inv_freq|^rope_freqs\.weight)$")
+IGNORED = re.compile(
+    r"(\.attn\.(masked_)?bias|\.attention\.(masked_)?bias|rotary_emb\.inv_freq"
+    r"|^rope_freqs\.weight)$"
+)
+FACTORS = "rope_freqs.weight"  # of GGUF: what the angle of each pair is divided by
 PICKLED = (".bin", ".pt", ".pth")
 
 
@@ -61,7 +68,7 @@ def load_pretrained(
 ) -> GPT:
     """The GPT (kind) whose weights are in `path`; InputError says in a sentence what is wrong.
 
-    path: a GGUF file (gpt2 or llama, in the types of `gguf_load`), a safetensors file or a PyTorch
+    path: a GGUF file (in the types of `gguf_load`), a safetensors file or a PyTorch
     state dict (.bin, .pt, .pth) with HuggingFace's config.json beside it unless `config` is given,
     a folder of these (model.safetensors, or shards and their index), or what models/gpt.py saved.
     dtype ("float32") converts all weights, which also dequantizes; otherwise they stay as they are
@@ -185,26 +192,31 @@ def _is_safetensors(path: Path) -> bool:
 def config_of(source: Source) -> GPTConfig:
     """The shape that a file tells; ValueError where it is not known here."""
     if source.kind == "gguf":
-        return architectures.config_of_gguf(
-            source.facts, tied="output.weight" not in source.tensors
-        )
+        config = config_of_gguf(source.facts, source.tensors)
+        factors = source.tensors.get(FACTORS)
+        if isinstance(factors, Tensor) and config.positions == "rotary":
+            told = tuple(float(factor) for factor in factors.reshape(-1).tolist())
+            config = replace(config, rotary_factors=told)
+        return config
     if not source.facts:
         raise InputError(
             "is no checkpoint of models/gpt.py, and has no config.json beside it to tell its shape"
         )
-    return architectures.config_of_hub(source.facts)
+    return config_of_hub(source.facts)
 
 
 def _parts(source: Source, config: GPTConfig) -> Iterable[Part]:
     """How the parameters of a model with this config are made of what was found."""
     if source.kind == "gguf":
-        return architectures.gguf(config)
-    if config.positions == "rotary":
-        return architectures.hub_llama(config)
+        return architectures.gguf(str(source.facts.get("general.architecture")), config)
+    usual = "llama" if config.positions == "rotary" else "gpt2"
+    kind = str(source.facts.get("model_type", usual))
+    if kind != "gpt2":
+        return architectures.hub(kind, config)
     prefix = "transformer." if "transformer.wte.weight" in source.tensors else ""
     first = source.tensors.get(f"{prefix}h.0.attn.c_attn.weight")
     transposed = first is None or tuple(first.shape) != (3 * config.dim, config.dim)
-    return architectures.hub_gpt2(config, prefix, transposed)
+    return architectures.hub(kind, config, prefix, transposed)
 
 
 def _build(
@@ -216,7 +228,7 @@ def _build(
     wanted = {name: plain_shape(t) for name, t in nn.state.get_state_dict(model).items()}
     for part in parts:
         weights = [_oriented(source.tensors.pop(name), name, part, config) for name in part.theirs]
-        weight = _joined(weights, part)
+        weight = _joined(weights, part, config.experts)
         if tuple(weight.shape) != wanted[part.ours]:
             theirs = " and ".join(part.theirs[:3])
             raise InputError(
@@ -238,7 +250,8 @@ def checked_parts(source: Source, config: GPTConfig) -> list[Part]:
     used = {name for part in parts for name in part.theirs}
     rest = [name for name in source.tensors if name not in used and not IGNORED.search(name)]
     if config.tied:
-        rest = [name for name in rest if name not in ("lm_head.weight", "output.weight")]
+        heads = ("lm_head.weight", "embed_out.weight", "output.weight")
+        rest = [name for name in rest if name not in heads]
     if rest:
         raise InputError(f"the tensor {rest[0]} belongs to no part of this architecture")
     _check_table(source, parts[0], config)
@@ -261,14 +274,23 @@ def _oriented(weight: Weight, name: str, part: Part, config: GPTConfig) -> Weigh
         if isinstance(weight, Quantized) or weight.ndim != 2:
             raise InputError(f"{name} has shape {tuple(weight.shape)}: expected a plain matrix")
         return weight.transpose().contiguous()
-    if name not in part.paired:
+    if part.how == "plus one":
+        plain = weight.dequantized() if isinstance(weight, Quantized) else weight
+        return plain.float() + 1
+    if part.how == "interleaved":
+        order = (config.heads, 3, config.width)
+    elif name in part.paired:
+        order = (-1, config.width // 2, 2)
+    else:
         return weight
     rows = plain_rows(weight)
-    if rows % config.width:
+    heads = 3 * config.width if part.how == "interleaved" else config.width
+    if rows % heads or (part.how == "interleaved" and rows != math.prod(order)):
         raise InputError(f"{name} has {rows} rows, no whole heads of {config.width}")
-    order = Tensor.arange(rows).reshape(-1, config.width // 2, 2).transpose(1, 2).reshape(-1)
-    order = order.realize()
-    return weight.select(order) if isinstance(weight, Quantized) else weight[order].contiguous()
+    numbers = Tensor.arange(rows).reshape(order)
+    axes = (0, 1) if part.how == "interleaved" else (1, 2)
+    numbers = numbers.transpose(*axes).reshape(-1).realize()
+    return weight.select(numbers) if isinstance(weight, Quantized) else weight[numbers].contiguous()
 
 
 def plain_rows(weight: Weight) -> int:
@@ -276,19 +298,23 @@ def plain_rows(weight: Weight) -> int:
     return int(weight.shape[0]) if weight.shape else 1  # type: ignore[arg-type]
 
 
-def _joined(weights: list[Weight], part: Part) -> Weight | QuantizedStack:
+def _joined(weights: list[Weight], part: Part, experts: int) -> Weight | QuantizedStack:
     """One weight of several; those that cannot stay packed together are dequantized."""
     if len({weight.shape[1:] for weight in weights}) > 1:
         shapes = " and ".join(str(tuple(weight.shape)) for weight in weights[:3])
         raise InputError(
             f"{' and '.join(part.theirs[:3])} have shapes {shapes}: expected equal rows"
         )
-    if len(weights) == 1 and part.how != "experts":
+    of_experts = part.how in ("experts", "expert stacks")
+    if len(weights) == 1 and not of_experts:
         return weights[0]
     packed = [weight for weight in weights if isinstance(weight, Quantized)]
-    if len(packed) == len(weights) and part.how != "experts":
+    if len(packed) == len(weights) and not of_experts:
         return Quantized.stack(packed)
     plain = [w.dequantized() if isinstance(w, Quantized) else w for w in weights]
+    if part.how == "expert stacks":
+        stacks = [weight.reshape(experts, -1, weight.shape[-1]) for weight in plain]
+        return stacks[0].cat(*stacks[1:], dim=1).contiguous()
     if part.how == "experts":
         groups = [plain[i : i + part.group] for i in range(0, len(plain), part.group)]
         if len({tuple(w.shape for w in group) for group in groups}) > 1:
@@ -304,11 +330,13 @@ def _converted(
     """In the dtype wanted; what is no matrix in float32 at least, as are the norms' sums."""
     if isinstance(weight, PACKED):
         # only what multiplies can stay packed
-        multiplies = not part.ours.endswith(("bias", "wpe.weight", "router.weight"))
+        others = ("bias", "wpe.weight", "router.weight", "shared_gate.weight")
+        multiplies = not part.ours.endswith(others)
         if dtype is None and multiplies and len(weight.shape) == 2:
             return weight
         weight = weight.dequantized()
     small = weight.ndim < 2 or part.ours == "wpe.weight" or ".router." in part.ours
+    small = small or part.ours.endswith("shared_gate.weight")
     if dtype is not None:
         weight = weight.cast(dtype)
     elif not weight.dtype.is_float or (small and weight.dtype.itemsize < 4):

@@ -16,10 +16,19 @@ from typing import Any
 
 from minigrad import Tensor
 from minigrad.models import architectures, bpe, console
+from minigrad.models.architectures_gguf import metadata_of
+from minigrad.models.architectures_hub import rope_type
 from minigrad.models.errors import InputError
 from minigrad.models.gpt_config import GPTConfig
 from minigrad.models.pretrained import hub_tokenizer
-from minigrad.models.weights import Source, Weight, checked_parts, config_of, read_source
+from minigrad.models.weights import (
+    FACTORS,
+    Source,
+    Weight,
+    checked_parts,
+    config_of,
+    read_source,
+)
 from minigrad.nn.gguf import PLAIN, Value
 from minigrad.nn.gguf_blocks import blocks_of
 from minigrad.nn.gguf_quantize import quantize
@@ -61,7 +70,7 @@ def quantize_file(path: Path, target: Path, kind: str, pure: bool = False) -> tu
         config = config_of(source)
         parts = checked_parts(source, config)
         if config.experts:
-            raise InputError("has experts: known are GPT-2 and Llama without")
+            raise InputError("has experts: only models without are known")
         if source.kind == "gguf":
             metadata, tensors = source.typed, source.tensors
         else:
@@ -170,7 +179,8 @@ def hub_tensors(
     source: Source, config: GPTConfig, parts: list[architectures.Part]
 ) -> dict[str, Weight]:
     """Tensors of HuggingFace's files under llama.cpp's names, in its orientations, lazy."""
-    theirs = {part.ours: part for part in architectures.gguf(config)}
+    kind = architecture_of(config, source.facts)
+    theirs = {part.ours: part for part in architectures.gguf(kind, config)}
     found: dict[str, Weight] = {}
     for part in parts:
         other = theirs[part.ours]
@@ -178,34 +188,35 @@ def hub_tensors(
             weight = source.tensors[name]
             assert isinstance(weight, Tensor)
             with Tensor.no_grad():
-                weight = weight.transpose() if part.how == "transpose" else weight
+                if part.how == "interleaved":
+                    heads = weight.unflatten(0, (-1, 3, config.width))
+                    weight = heads.transpose(0, 1).flatten(0, 2)
+                elif part.how == "transpose":
+                    weight = weight.transpose()
+                elif part.how == "plus one":
+                    weight = weight.float() + 1
                 if new in other.paired:  # neighbours turn together
                     rows = int(weight.shape[0])  # type: ignore[arg-type]
                     order = Tensor.arange(rows).reshape(-1, 2, config.width // 2).transpose(1, 2)
                     weight = weight[order.reshape(-1)]
                 # norms and biases are float32 in llama.cpp's files
                 found[new] = weight if is_quantized(new, weight.shape) else weight.float()  # type: ignore[arg-type]
+    if config.rotary_factors and rope_type(source.facts) == "llama3":
+        found[FACTORS] = Tensor(config.rotary_factors)
     return found
+
+
+def architecture_of(config: GPTConfig, facts: Mapping[str, Any]) -> str:
+    """llama.cpp's name of what a config.json tells."""
+    usual = "llama" if config.positions == "rotary" else "gpt2"
+    return architectures.ARCHITECTURES[str(facts.get("model_type", usual))]
 
 
 def hub_metadata(config: GPTConfig, folder: Path, facts: Mapping[str, Any]) -> dict[str, Value]:
     """What a GGUF file tells of a model and its tokenizer, in a folder of HuggingFace's."""
-    rotary = config.positions == "rotary"
-    kind = "llama" if rotary else "gpt2"
-    shape: dict[str, Any] = {
-        "context_length": config.context, "embedding_length": config.dim,
-        "block_count": config.layers, "feed_forward_length": config.hidden,
-        "attention.head_count": config.heads, "vocab_size": config.vocabulary,
-    }  # fmt: skip
-    if rotary:
-        shape |= {"attention.head_count_kv": config.key_value_heads,
-                  "rope.freq_base": config.rotary_base, "rope.dimension_count": config.width,
-                  "attention.layer_norm_rms_epsilon": config.epsilon}  # fmt: skip
-    else:
-        shape["attention.layer_norm_epsilon"] = config.epsilon
+    kind = architecture_of(config, facts)
     plain = {"general.architecture": kind, "general.type": "model",
-             "general.name": folder.resolve().name,
-             **{f"{kind}.{name}": value for name, value in shape.items()},
+             "general.name": folder.resolve().name, **metadata_of(config, kind, facts),
              **tokenizer_metadata(config, folder, facts)}  # fmt: skip
     return {key: value_of(value) for key, value in plain.items()}
 

@@ -316,6 +316,110 @@ def gguf_llama(
     return gguf_bytes({**llama_metadata(facts), **(changes or {})}, tensors), meant
 
 
+def gguf_file_of(tensors: Any, facts: dict[str, Any], path: Path) -> Path:
+    """A model of transformers as llama.cpp's converter writes it, by the package gguf: float32.
+
+    tensors: its state; facts: its config.json.
+    """
+    import gguf
+
+    kind = facts["model_type"]
+    names = {"mistral": "llama", "mixtral": "llama", "gemma3_text": "gemma3", "gpt_neox": "gptneox",
+             "qwen2_moe": "qwen2moe", "qwen3_moe": "qwen3moe"}  # fmt: skip
+    name = names.get(kind, kind)
+    numbers = {text: number for number, text in gguf.MODEL_ARCH_NAMES.items()}
+    layers, heads = facts["num_hidden_layers"], facts["num_attention_heads"]
+    table = gguf.get_tensor_name_map(numbers[name], layers)
+    writer = gguf.GGUFWriter(path, name)
+    few = facts["num_key_value_heads"]
+    rope = facts["rope_parameters"]
+    swa = rope.get("sliding_attention")
+    rope = rope.get("full_attention", rope)
+    width = facts.get("head_dim") or facts["hidden_size"] // heads
+    turned = int(width * rope.get("partial_rotary_factor", 1.0))
+    writer.add_vocab_size(facts["vocab_size"])
+    writer.add_context_length(facts["max_position_embeddings"])
+    writer.add_embedding_length(facts["hidden_size"])
+    writer.add_block_count(layers)
+    writer.add_feed_forward_length(facts["intermediate_size"])
+    writer.add_head_count(heads)
+    writer.add_head_count_kv(heads if kind == "gpt_neox" else few)
+    writer.add_key_length(width)
+    writer.add_value_length(width)
+    writer.add_rope_dimension_count(turned)
+    writer.add_rope_freq_base(rope["rope_theta"])
+    if kind == "gpt_neox":
+        writer.add_layer_norm_eps(facts["layer_norm_eps"])
+        writer.add_parallel_residual(facts["use_parallel_residual"])
+    else:
+        writer.add_layer_norm_rms_eps(facts["rms_norm_eps"])
+    if facts.get("sliding_window"):
+        writer.add_sliding_window(facts["sliding_window"])
+        if "layer_types" in facts:
+            types = facts["layer_types"]
+            writer.add_sliding_window_pattern([one == "sliding_attention" for one in types])
+    if swa:
+        writer.add_rope_freq_base_swa(swa["rope_theta"])
+    if kind.startswith("gemma"):
+        writer.add_attention_scale(facts["query_pre_attn_scalar"] ** -0.5)
+        if kind == "gemma2":
+            writer.add_attn_logit_softcapping(facts["attn_logit_softcapping"])
+            writer.add_final_logit_softcapping(facts["final_logit_softcapping"])
+    if rope["rope_type"] in ("linear", "yarn"):
+        writer.add_rope_scaling_type(gguf.RopeScalingType(rope["rope_type"]))
+        writer.add_rope_scaling_factor(rope["factor"])
+        if rope["rope_type"] == "yarn":
+            writer.add_rope_scaling_orig_ctx_len(rope["original_max_position_embeddings"])
+    experts = facts.get("num_experts", facts.get("num_local_experts"))
+    if experts:
+        writer.add_expert_count(experts)
+        writer.add_expert_used_count(facts["num_experts_per_tok"])
+        if "moe_intermediate_size" in facts:
+            writer.add_expert_feed_forward_length(facts["moe_intermediate_size"])
+        if "shared_expert_intermediate_size" in facts:
+            size = facts["shared_expert_intermediate_size"]
+            writer.add_expert_shared_feed_forward_length(size)
+    if rope["rope_type"] == "llama3":
+        speeds = rope["rope_theta"] ** (-np.arange(0, turned, 2) / turned)
+        length = 2 * np.pi / speeds
+        original, low, high = (rope[key] for key in (
+            "original_max_position_embeddings", "low_freq_factor", "high_freq_factor"))  # fmt: skip
+        smooth = (original / length - low) / (high - low)
+        middle = 1 / ((1 - smooth) / rope["factor"] + smooth)
+        factors = np.where(length < original / high, 1.0,
+                           np.where(length > original / low, rope["factor"], middle))  # fmt: skip
+        writer.add_tensor("rope_freqs.weight", factors.astype(np.float32))
+    for key, tensor in tensors.items():
+        value = tensor.float().numpy()
+        if key == "lm_head.weight" and facts["tie_word_embeddings"]:
+            continue
+        if kind.startswith("gemma") and key.endswith("norm.weight"):
+            value = value + 1
+        if name in ("llama", "smollm3") and ("q_proj" in key or "k_proj" in key):
+            count = heads if "q_proj" in key else few
+            value = value.reshape(count, 2, width // 2, *value.shape[1:])
+            value = value.swapaxes(1, 2).reshape(tensor.shape)
+        if "query_key_value" in key:
+            value = value.reshape(heads, 3, width, *value.shape[1:]).swapaxes(0, 1)
+            value = value.reshape(tensor.shape)
+        parts = {key: value}
+        if "experts.gate_up_proj" in key:  # (experts, 2·hidden, dim), which files had apart
+            half = value.shape[1] // 2
+            parts = {key.replace("gate_up_proj", "gate_proj"): value[:, :half],
+                     key.replace("gate_up_proj", "up_proj"): value[:, half:]}  # fmt: skip
+        for one, part in parts.items():
+            part = part[None] if "shared_expert_gate" in one and part.ndim == 1 else part
+            found = table.get_name(one, (".weight", ".bias"))
+            assert found is not None, one
+            found = found if found.endswith((".weight", ".bias")) else f"{found}.weight"
+            writer.add_tensor(found, np.ascontiguousarray(part))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
 def save_folder(folder: Path, weights: Arrays, facts: dict[str, Any], shards: int = 1) -> None:
     """config.json and model.safetensors, or shards and their index."""
     from safetensors.numpy import save_file

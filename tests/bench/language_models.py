@@ -18,8 +18,9 @@ from minigrad import Tensor, Variable, jit, nn
 from minigrad.models.data import package_folder
 from minigrad.models.decode import Decoder
 from minigrad.models.errors import InputError
-from minigrad.models.gpt import GPT, GPTConfig, rotation
+from minigrad.models.gpt import GPT, GPTConfig
 from minigrad.models.pretrained import SMOLLM_INSTALL, load_model, smollm
+from minigrad.models.rotary import rotation
 from minigrad.models.sizing import flops_per_token
 from minigrad.nn.quantized import Quantized
 from tests.bench.measure import Row

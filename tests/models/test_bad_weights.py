@@ -125,7 +125,7 @@ def changed(**values: Any) -> Callable[[dict[str, Any]], dict[str, Any]]:
 
 
 CONFIGS: list[tuple[dict[str, Any], str]] = [
-    ({"model_type": "bert"}, "its architecture is 'bert'; known: gpt2, llama"),
+    ({"model_type": "bert"}, "its architecture is 'bert'; known: gemma2, gemma3_text, gpt2, "),
     ({"model_type": None}, "its architecture is None"),
     ({"n_head": None}, "its n_head is nothing: expected a whole number"),
     ({"n_head": "2"}, "its n_head is '2'"), ({"n_head": 0}, "heads is 0"),
@@ -151,7 +151,7 @@ def test_configs(values: dict[str, Any], message: str, tmp_path: Path) -> None:
 
 
 METADATA: list[tuple[dict[str, Any], str]] = [
-    ({"general.architecture": "qwen2"}, "its architecture is 'qwen2'; known: gpt2, llama"),
+    ({"general.architecture": "qwen9"}, "its architecture is 'qwen9'; known: gemma2, gemma3, "),
     ({"llama.block_count": 2}, "the tensor blk.1.attn_norm.weight is missing"),
     ({"llama.block_count": "1"}, "its llama.block_count is '1'"),
     ({"llama.attention.head_count": 3}, "cannot be shared evenly"),
@@ -159,7 +159,7 @@ METADATA: list[tuple[dict[str, Any], str]] = [
     ({"llama.vocab_size": 8}, "token_embd.weight has shape (7, 32), but the config says (8, 32)"),
     ({"llama.feed_forward_length": 64}, "make h.0.mlp.c_fc.weight of shape (64, 32)"),
     ({"llama.rope.freq_base": -1.0}, "rotary_base is -1.0"),
-    ({"llama.rope.scaling.type": "yarn"}, "'yarn', which is not known here"),
+    ({"llama.rope.scaling.type": "longrope"}, "'longrope', which is not known here"),
     ({"llama.attention.layer_norm_rms_epsilon": float("nan")}, "epsilon is nan"),
 ]  # fmt: skip
 

@@ -1,0 +1,105 @@
+"""Rotary positions (Su et al., "RoFormer", 2021), also beyond the length of a model's training.
+
+What divides each pair's angle then: linear (Chen et al., "Extending Context Window of Large
+Language Models", 2023), Llama 3.1's, and YaRN (Peng et al., 2023).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+from minigrad import Tensor
+from minigrad.models import decode
+from minigrad.models.checkpoint import plain_shape
+from minigrad.models.decode import Start
+from minigrad.models.gpt_config import GPTConfig
+
+KNOWN = ("default", "linear", "llama3", "yarn")
+
+
+@dataclass(frozen=True)
+class Scaling:
+    """kind: one of KNOWN; factor: of the length; original: positions in training.
+
+    low, high: Llama's factors of frequencies; slow, fast: YaRN's numbers of turns. gain: what
+    queries and keys are multiplied by; 0: YaRN's own.
+    """
+
+    kind: str
+    factor: float = 1.0
+    original: int = 0
+    low: float = 1.0
+    high: float = 4.0
+    slow: float = 1.0
+    fast: float = 32.0
+    truncate: bool = True
+    gain: float = 0.0
+
+
+def scaled(scaling: Scaling, base: float, turned: int) -> tuple[tuple[float, ...], float]:
+    """(what the angle of each of turned/2 pairs is divided by, the gain); () for nothing."""
+    pairs = range(turned // 2)
+    if scaling.kind == "default":
+        return (), 1.0
+    if scaling.kind == "linear":
+        return tuple(scaling.factor for _ in pairs), 1.0
+    if scaling.kind == "llama3":
+        return tuple(_llama3(scaling, base ** (-2 * i / turned)) for i in pairs), 1.0
+    gain = scaling.gain or (1 + 0.1 * math.log(scaling.factor) if scaling.factor > 1 else 1.0)
+    first, last = _place(scaling, scaling.fast, base, turned), _place(
+        scaling, scaling.slow, base, turned
+    )
+    if scaling.truncate:
+        first, last = math.floor(first), math.ceil(last)
+    first, last = max(first, 0), min(last, turned - 1)
+    last = first + 0.001 if first == last else last
+    slow = [min(max((i - first) / (last - first), 0.0), 1.0) for i in pairs]
+    return tuple(1 / (part / scaling.factor + 1 - part) for part in slow), gain
+
+
+def _llama3(scaling: Scaling, speed: float) -> float:
+    """1 for a fast pair, the factor for a slow one, and what lies between."""
+    turns = scaling.original * speed / (2 * math.pi)
+    share = min(max((turns - scaling.low) / (scaling.high - scaling.low), 0.0), 1.0)
+    return 1 / ((1 - share) / scaling.factor + share)
+
+
+def _place(scaling: Scaling, turns: float, base: float, turned: int) -> float:
+    """The pair, as a fraction, that turns so often within the original length."""
+    return turned * math.log(scaling.original / (turns * 2 * math.pi)) / (2 * math.log(base))
+
+
+@lru_cache(maxsize=8)
+def rotation(config: GPTConfig, device: str, local: bool = False) -> tuple[Tensor, Tensor]:
+    """Cosines and signed sines of the angles position · base^(−2i/turned) / factor, times the gain.
+
+    (context, 2, turned/2) each; angles are float64, as a float32 has few digits left at the far
+    end. local: of a layer with the base of sliding ones.
+    """
+    base = config.local_base if local else config.rotary_base
+    with Tensor.no_grad():
+        pairs = Tensor.arange(config.turned // 2, dtype="float64", device=device)
+        positions = Tensor.arange(config.context, dtype="float64", device=device).reshape(-1, 1)
+        speeds = (pairs * (-2 * math.log(base) / config.turned)).exp()
+        if config.rotary_factors and not local:
+            speeds = speeds / Tensor(config.rotary_factors, dtype="float64", device=device)
+        angles, gain = positions * speeds, 1.0 if local else config.rotary_gain
+        cosines, sines = (angles.cos() * gain).float(), (angles.sin() * gain).float()
+        tables = cosines.stack(cosines, dim=1), (-sines).stack(sines, dim=1)
+        Tensor.realize(*(table.requires_grad_(False) for table in tables))
+    return tables
+
+
+def rotate(x: Tensor, tables: Sequence[Tensor], start: Start) -> Tensor:
+    """Rotary positions (Su et al., "RoFormer", 2021): dims i and i + turned/2 turn as a pair.
+
+    x (batch, heads, length, width), its first position is `start`; dims behind `turned` stay.
+    """
+    cosines, sines = (decode.at(table, start, x.shape[2]) for table in tables)
+    half = plain_shape(tables[0])[2]
+    pairs = x[..., : 2 * half].reshape(*x.shape[:3], 2, half)
+    turned = (pairs * cosines + pairs.flip(3) * sines).reshape(*x.shape[:3], 2 * half)
+    return turned if x.shape[3] == 2 * half else turned.cat(x[..., 2 * half :], dim=3)

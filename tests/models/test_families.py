@@ -1,0 +1,136 @@
+"""Every family of HuggingFace's that is read here: logits and greedy text of random tiny models are
+those of transformers, beyond their windows, from sharded float32 and bfloat16 files and from GGUF
+files that the package gguf has written under its own names.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from model_judges import gguf_file_of
+
+from minigrad import Tensor
+from minigrad.models.decode import Decoder
+from minigrad.models.gpt import GPT
+from minigrad.models.weights_quantize import quantize_file
+
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+COUNT, CONTEXT, VOCABULARY, WINDOW = 24, 48, 61, 8
+SHAPE = {
+    "vocab_size": VOCABULARY, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 3,
+    "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": CONTEXT,
+    "pad_token_id": 0, "bos_token_id": None, "eos_token_id": None,
+}  # fmt: skip
+MIXED = ["sliding_attention", "full_attention", "sliding_attention"]
+EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
+LLAMA3 = {"rope_type": "llama3", "rope_theta": 500.0, "factor": 4.0, "low_freq_factor": 1.0,
+          "high_freq_factor": 4.0, "original_max_position_embeddings": 16}  # fmt: skip
+YARN = {"rope_type": "yarn", "rope_theta": 500.0, "factor": 4.0,
+        "original_max_position_embeddings": 12}  # fmt: skip
+FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama": ("Llama", {"rope_parameters": LLAMA3, "attention_bias": True, "mlp_bias": True}),
+    "mistral": ("Mistral", {"sliding_window": WINDOW, "head_dim": 24}),
+    "mixtral": ("Mixtral", {"num_local_experts": 4}),
+    "qwen2": ("Qwen2", {"tie_word_embeddings": True, "use_sliding_window": True,
+                        "sliding_window": WINDOW, "max_window_layers": 1}),
+    "qwen2 yarn": ("Qwen2", {"rope_parameters": YARN}),
+    "qwen3": ("Qwen3", {"head_dim": 24}),
+    "qwen2_moe": ("Qwen2Moe", {**EXPERTS, "shared_expert_intermediate_size": 48}),
+    "qwen3_moe": ("Qwen3Moe", {**EXPERTS, "norm_topk_prob": True, "head_dim": 24}),
+    "gemma2": ("Gemma2", {"head_dim": 24, "sliding_window": WINDOW, "layer_types": MIXED,
+                          "attn_logit_softcapping": 3.0, "final_logit_softcapping": 4.0,
+                          "query_pre_attn_scalar": 16}),
+    "gemma3": ("Gemma3", {
+        "head_dim": 24, "sliding_window": WINDOW, "layer_types": MIXED, "query_pre_attn_scalar": 16,
+        "rope_parameters": {
+            "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1000.0},
+            "sliding_attention": {"rope_type": "default", "rope_theta": 100.0}}}),
+    "phi3": ("Phi3", {"sliding_window": WINDOW, "rope_parameters": {
+        "rope_type": "default", "rope_theta": 100.0, "partial_rotary_factor": 0.5}}),
+    "smollm3": ("SmolLM3", {"num_hidden_layers": 4}),
+    "olmo2": ("Olmo2", {}),
+    "gpt_neox": ("GPTNeoX", {}),
+    "gpt_neox in series": ("GPTNeoX", {"use_parallel_residual": False, "rope_parameters": {
+        "rope_type": "default", "rope_theta": 100.0, "partial_rotary_factor": 0.5}}),
+}  # fmt: skip
+TOKENIZER = {
+    "model": {"type": "BPE", "vocab": {chr(65 + number): number for number in range(32)},
+              "merges": []},
+    "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False},
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def transformers() -> Any:
+    pytest.importorskip("torch", reason="PyTorch is missing: pip install '.[compare]'")
+    pytest.importorskip("gguf", reason="gguf is missing: pip install '.[test]'")
+    return pytest.importorskip(
+        "transformers", reason="transformers is missing: pip install transformers"
+    )
+
+
+def random_model(transformers: Any, name: str) -> Any:
+    """A model whose every parameter matters; its matrices keep the length of what they multiply."""
+    import torch
+
+    kind, more = FAMILIES[name]
+    config = getattr(transformers, "Gemma3TextConfig" if kind == "Gemma3" else f"{kind}Config")
+    model = getattr(transformers, f"{kind}ForCausalLM")(config(**{**SHAPE, **more})).eval()
+    generator = torch.Generator().manual_seed(7)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            noise = torch.randn(parameter.shape, generator=generator)
+            if parameter.ndim == 1:
+                parameter.add_(0.2 * noise)
+            else:
+                parameter.copy_(noise * 1.2 / parameter.shape[-1] ** 0.5)
+    return model
+
+
+def check(model: GPT, wanted: Any, ids: list[int]) -> None:
+    scale = np.abs(wanted).max()
+    assert scale > 0.5
+    assert np.abs(model(Tensor([ids])).numpy()[0] - wanted).max() <= 2e-3 * scale
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_family(name: str, transformers: Any, tmp_path: Path) -> None:
+    import torch
+
+    model = random_model(transformers, name)
+    ids = np.random.default_rng(3).integers(1, VOCABULARY, COUNT).tolist()
+    folder = tmp_path / "float32"
+    model.save_pretrained(folder, max_shard_size="60KB")
+    assert (folder / "model.safetensors.index.json").is_file()
+    with torch.no_grad():
+        wanted = model(torch.tensor([ids])).logits[0].numpy()
+        text = model.generate(
+            torch.tensor([ids]), max_new_tokens=8, do_sample=False, use_cache=False
+        )[0, COUNT:].tolist()
+    ours = GPT.from_pretrained(folder)
+    check(ours, wanted, ids)
+    assert list(ours.generate(ids, 8, temperature=0)) == text
+    decoder = Decoder(ours, [ids[:10]])  # the rest token after token
+    for place in range(10, COUNT):
+        decoder.append([ids[place]])
+    assert np.abs(decoder.logits()[0] - wanted[-1]).max() <= 2e-3 * np.abs(wanted).max()
+    facts = json.loads((folder / "config.json").read_text())
+    path = gguf_file_of(model.state_dict(), facts, tmp_path / "m.gguf")
+    check(GPT.from_pretrained(path), wanted, ids)
+    if "experts" not in str(list(model.state_dict())):
+        (folder / "tokenizer.json").write_text(json.dumps(TOKENIZER))
+        quantize_file(folder, tmp_path / "q8.gguf", "Q8_0")
+        got = GPT.from_pretrained(tmp_path / "q8.gguf")(Tensor([ids])).numpy()[0]
+        assert np.sqrt(((got - wanted) ** 2).mean() / (wanted**2).mean()) <= 0.04
+    # weights of 16 bits mean what they say in 32
+    model.to(torch.bfloat16).save_pretrained(tmp_path / "half")
+    wide = type(model).from_pretrained(tmp_path / "half", dtype=torch.float32).eval()
+    with torch.no_grad():
+        wanted = wide(torch.tensor([ids])).logits[0].numpy()
+    check(GPT.from_pretrained(tmp_path / "half"), wanted, ids)
