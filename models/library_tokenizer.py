@@ -59,12 +59,16 @@ class LibraryTokenizer:
         self.tokenizer.encode_special_tokens = not special
         return list(self.tokenizer.encode(text).ids)
 
+    def encode_bare(self, text: str, special: bool = False) -> list[int]:
+        """`encode` without what is put before each text."""
+        self.tokenizer.encode_special_tokens = not special
+        return list(self.tokenizer.encode(text, add_special_tokens=False).ids)
+
     def encode_array(self, text: str) -> Ids:
         """`encode` for long texts, without anything before: int32."""
         import numpy as np
 
-        self.tokenizer.encode_special_tokens = True
-        return np.array(self.tokenizer.encode(text, add_special_tokens=False).ids, np.int32)
+        return np.array(self.encode_bare(text), np.int32)
 
     def token_bytes(self, number: int) -> bytes:
         """What one id stands for; InputError where there is no such token."""

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from minigrad.models import bpe
+from minigrad.models import bpe, sentencepiece
 from minigrad.models.data import package_folder, read_text
 from minigrad.models.decode import generate
 from minigrad.models.errors import InputError
@@ -43,7 +43,7 @@ def load_model(
     model = model_of(GPT, source, path, dtype=dtype, context=context)
     if source.kind == "gguf":
         try:
-            tokenizer: Tokenizer = bpe.of_gguf(source.facts)
+            tokenizer = gguf_tokenizer(source.facts)
         except InputError as error:
             raise InputError(f"{path}: {error}") from None
     else:
@@ -56,8 +56,68 @@ def load_model(
     return model, tokenizer
 
 
+def gguf_tokenizer(metadata: Mapping[str, Any]) -> Tokenizer:
+    """The tokenizer of a GGUF file, with its chat template and the tokens that end an answer."""
+    prefix = "tokenizer.ggml."
+    kind = metadata.get(prefix + "model")
+    tokenizer: Any = (sentencepiece if kind == "llama" else bpe).of_gguf(metadata)
+    tokens = metadata[prefix + "tokens"]
+    template = metadata.get("tokenizer.chat_template")
+    tokenizer.template = template if isinstance(template, str) else None
+    tokenizer.names, tokenizer.ends = {}, set()
+    for name in ("bos", "eos", "eot"):
+        number = metadata.get(f"{prefix}{name}_token_id")
+        if type(number) is int and 0 <= number < len(tokens):
+            tokenizer.names[f"{name}_token"] = tokens[number]
+            tokenizer.ends |= set() if name == "bos" else {number}
+    found: Tokenizer = tokenizer
+    return found
+
+
 def hub_tokenizer(folder: Path, facts: Any) -> Tokenizer:
-    """Of tokenizer.json, or of vocab.json and merges.txt, or GPT-2's own for a GPT-2."""
+    """Of tokenizer.json, or of vocab.json and merges.txt, or GPT-2's own for a GPT-2.
+
+    With the chat template beside it, and the tokens that end an answer.
+    """
+    tokenizer: Any = _bare_hub_tokenizer(folder, facts)
+    told = _json_beside(folder / "tokenizer_config.json")
+    template: Any = told.get("chat_template")
+    if isinstance(template, list):  # several, by name
+        named = [one for one in template if isinstance(one, dict) and one.get("name") == "default"]
+        template = named[0].get("template") if named else None
+    if (folder / "chat_template.jinja").is_file():
+        template = read_text(folder / "chat_template.jinja")
+    tokenizer.template = template if isinstance(template, str) else None
+    tokenizer.names = {}
+    for name in ("bos_token", "eos_token", "pad_token", "unk_token"):
+        value = told.get(name)
+        value = value.get("content") if isinstance(value, dict) else value
+        if isinstance(value, str):
+            tokenizer.names[name] = value
+    tokenizer.ends = set()
+    for source in (facts, _json_beside(folder / "generation_config.json")):
+        ends = source.get("eos_token_id")
+        tokenizer.ends |= {end for end in (ends if isinstance(ends, list) else [ends])
+                           if type(end) is int}  # fmt: skip
+    special: Any = getattr(tokenizer, "special", {})
+    eos = tokenizer.names.get("eos_token")
+    tokenizer.ends |= {special[eos]} if eos in special else set()
+    found: Tokenizer = tokenizer
+    return found
+
+
+def _json_beside(path: Path) -> dict[str, Any]:
+    """What a JSON file holds; nothing where there is none."""
+    if not path.is_file():
+        return {}
+    try:
+        values: Any = json.loads(read_text(path))
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path} is no JSON: {error}") from None
+    return values if isinstance(values, dict) else {}
+
+
+def _bare_hub_tokenizer(folder: Path, facts: Any) -> Tokenizer:
     whole, vocabulary, merges = (
         folder / name for name in ("tokenizer.json", "vocab.json", "merges.txt")
     )
@@ -81,22 +141,51 @@ def hub_tokenizer(folder: Path, facts: Any) -> Tokenizer:
 def _of_json(stored: Any) -> Tokenizer:
     """tokenizer.json of a BPE over bytes; ValueError for another kind.
 
-    Where words are split as GPT-2 or SmolLM2 does it, nothing else is needed for it.
+    Where words are split in a way that `bpe` knows, nothing else is needed for it.
     """
-    model, before = stored["model"], stored.get("pre_tokenizer") or {}
-    steps = before.get("pretokenizers", [before])
-    kinds = [step.get("type") for step in steps]
-    if model.get("type") != "BPE" or kinds not in (["ByteLevel"], ["Digits", "ByteLevel"]):
+    model, added = stored["model"], stored.get("added_tokens", [])
+    split = _split_of(stored.get("pre_tokenizer") or {})
+    # a text may hold other added tokens than special ones: runs of spaces
+    inside = any(not token.get("special", True) for token in added)
+    other = inside or stored.get("normalizer") or split is None or _puts_first(stored) is None
+    if model.get("type") != "BPE" or other:
         return LibraryTokenizer(stored)
-    ids = dict(model["vocab"])
-    added = {token["content"]: token["id"] for token in stored.get("added_tokens", [])}
-    ids |= added
+    ids = dict(model["vocab"]) | {token["content"]: token["id"] for token in added}
     tokens = sorted(ids, key=ids.__getitem__)
     if [ids[token] for token in tokens] != list(range(len(tokens))):
         raise ValueError("its ids leave some out")
     merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]]
-    split = "gpt2" if kinds == ["ByteLevel"] else "smollm"
-    return bpe.from_shown(tokens, merges, split, added.values())
+    special = [token["id"] for token in added]
+    whole = model.get("ignore_merges") is True
+    tokenizer = bpe.from_shown(tokens, merges, str(split), special, whole)
+    first = _puts_first(stored)
+    tokenizer.first = ids.get(first[0]) if first else None
+    return tokenizer
+
+
+def _puts_first(stored: Any) -> list[str] | None:
+    """The token that a tokenizer.json puts before a text, if any: [] or one name; None for more."""
+    after = stored.get("post_processor") or {}
+    steps = [step for step in after.get("processors", [after]) if step.get("type") != "ByteLevel"]
+    pieces = [piece for step in steps if step for piece in step.get("single", [None])]
+    if not pieces or (len(pieces) == 1 and "Sequence" in (pieces[0] or {})):
+        return []
+    first, *rest = pieces
+    named = (first or {}).get("SpecialToken", {}).get("id")
+    return [named] if named is not None and len(rest) == 1 and "Sequence" in rest[0] else None
+
+
+def _split_of(before: Any) -> str | None:
+    """How what comes before the merges splits words, of `bpe.SPLITS`; None for another way."""
+    steps = before.get("pretokenizers", [before])
+    kinds = [step.get("type") for step in steps]
+    if kinds == ["ByteLevel"]:
+        return None if steps[0].get("add_prefix_space") else "gpt2"
+    if kinds == ["Digits", "ByteLevel"]:
+        return "smollm"
+    if kinds == ["Split", "ByteLevel"] and steps[1].get("use_regex") is False:
+        return bpe.PATTERNS.get(str(dict(steps[0].get("pattern", {})).get("Regex")))
+    return None
 
 
 def write(

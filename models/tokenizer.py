@@ -47,6 +47,7 @@ def tokenizer_of(text: str) -> Tokenizer:
     """The tokenizer that a checkpoint stores; InputError where text is something else."""
     from minigrad.models import bpe
     from minigrad.models.library_tokenizer import LibraryTokenizer
+    from minigrad.models.sentencepiece import SentencePieceTokenizer
 
     try:
         stored: Any = json.loads(text)
@@ -55,6 +56,8 @@ def tokenizer_of(text: str) -> Tokenizer:
             return bpe.GPT2Tokenizer()
         if kind == "bpe":
             return bpe.BytePairTokenizer.from_json(stored)
+        if kind == "sentencepiece":
+            return SentencePieceTokenizer.from_json(stored)
         if kind == "tokenizers":
             return LibraryTokenizer(stored["stored"])
     except (ValueError, TypeError, KeyError, RecursionError) as error:

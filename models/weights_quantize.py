@@ -40,7 +40,8 @@ FILE_TYPES = {"Q8_0": 7, "Q4_0": 2, "Q4_1": 3, "Q5_0": 8, "Q5_1": 9, "Q6_K": 18,
               "Q4_K": 15, "Q3_K": 12, "Q2_K": 10}  # fmt: skip
 # What rows get that are no multiple of 256.
 FALLBACKS = {"Q2_K": "Q4_0", "Q3_K": "Q4_0", "Q4_K": "Q5_0", "Q5_K": "Q5_1", "Q6_K": "Q8_0"}
-PRE_TOKENIZERS = {"gpt2": "gpt-2", "smollm": "smollm"}  # llama.cpp's names of how words are split
+# llama.cpp's names of how words are split
+PRE_TOKENIZERS = {"gpt2": "gpt-2", "smollm": "smollm", "qwen2": "qwen2", "llama3": "llama-bpe"}
 NORMAL, CONTROL, UNUSED = 1, 3, 5  # kinds of tokens
 
 
@@ -257,6 +258,8 @@ def tokenizer_metadata(
             more[prefix + name] = first
     if tokenizer.template is not None:
         more["tokenizer.chat_template"] = tokenizer.template
+    if tokenizer.first is not None:
+        more |= {prefix + "add_bos_token": True, prefix + "bos_token_id": tokenizer.first}
     return {prefix + "model": "gpt2", prefix + "pre": PRE_TOKENIZERS[tokenizer.split],
             prefix + "tokens": tokens, prefix + "token_type": kinds, prefix + "merges": merges,
             **more}  # fmt: skip

@@ -188,7 +188,7 @@ def test_a_damaged_tokenizer(damage: str, message: str) -> None:
 def test_metadata_that_cannot_be(metadata: dict[str, Any]) -> None:
     prefix = "tokenizer.ggml."
     for key, value, message in (
-        ("model", "llama", "its tokenizer is 'llama'"), ("pre", "qwen2", "splits words as 'qwen2'"),
+        ("model", "llama", "its tokenizer is 'llama'"), ("pre", "odd", "splits words as 'odd'"),
         ("merges", ["Ġ t", "x y z"], "needs the missing token"), ("tokens", 3, "no list of tokens"),
         ("merges", None, "no list of tokens and merges"),
     ):  # fmt: skip

@@ -14,7 +14,6 @@ import pytest
 from minigrad import Tensor
 from minigrad.models import chat, console, gpt_commands, look_inside
 from minigrad.models.bpe import BytePairTokenizer
-from minigrad.models.errors import InputError
 from minigrad.models.gpt import GPT
 from minigrad.models.gpt_checkpoint import save_checkpoint
 from minigrad.models.gpt_config import llama
@@ -44,14 +43,6 @@ def test_the_form_of_a_conversation() -> None:
     assert talk.decoder.rows[0] == [*whole, *again]
     # the kept keys and values gave what reading all of it anew gives
     assert list(model.generate(whole, len(again), temperature=0)) == again
-
-
-def test_system_of() -> None:
-    template = "{{ '<|im_start|>system\nYou are X<|im_end|>\n' }}"
-    assert chat.system_of(template) == "You are X"
-    assert chat.system_of(None) == chat.SYSTEM
-    with pytest.raises(InputError, match=r"does not use <\|im_start"):
-        chat.system_of("[INST]")
 
 
 def run(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int, str, str]:

@@ -1,0 +1,140 @@
+"""How a model wants messages put together: its template in Jinja, run in a sandbox.
+
+What looks like a special token in what somebody says stays text.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from minigrad.models.console import require
+from minigrad.models.errors import InputError
+
+Message = Mapping[str, Any]
+# Stands inside of the names of special tokens in messages while the template runs; it is in a
+# private area of Unicode, and taken out of the messages before.
+MARK = "\ue0f0"
+MOST = 4_000_000  # characters that a template may make
+# Tokens that end an answer, beside what a file says.
+ENDS = ("<|im_end|>", "<|eot_id|>", "<|end|>", "<end_of_turn>", "<|endoftext|>", "</s>", "<eos>",
+        "<|end_of_text|>")  # fmt: skip
+CHATML = (
+    "{% for message in messages %}{{ '<|im_start|>' + message.role + '\n' + message.content + "
+    "'<|im_end|>\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}"
+    "{% endif %}"
+)
+
+
+class ChatTemplate:
+    """text: in Jinja; names: what bos_token and eos_token are in it.
+
+    InputError where it is no template, or raises; needs the package jinja2.
+    """
+
+    def __init__(self, text: str, names: Mapping[str, str]) -> None:
+        sandbox: Any = require("jinja2.sandbox")
+        self.failures: Any = require("jinja2").TemplateError
+        environment = sandbox.ImmutableSandboxedEnvironment(
+            trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+        )
+        environment.globals.clear()
+        environment.globals |= {
+            "dict": dict, "range": sandbox.safe_range, "namespace": _namespace(),
+            "raise_exception": _refuse, "strftime_now": _now,
+        }  # fmt: skip
+        environment.filters["tojson"] = _json
+        self.names = dict(names)
+        try:
+            self.template = environment.from_string(text)
+        except self.failures as error:
+            raise InputError(f"its chat template is no Jinja: {error}") from None
+
+    def render(self, messages: Sequence[Message], answer: bool = True, **more: Any) -> str:
+        """The text that a model reads. answer: it ends where the model's answer begins."""
+        pieces, length = [], 0
+        try:
+            for piece in self.template.generate(
+                messages=list(messages), add_generation_prompt=answer, **self.names, **more
+            ):
+                pieces.append(piece)
+                length += len(piece)
+                if length > MOST:
+                    raise InputError(f"the chat template makes more than {MOST:,} characters")
+        except InputError:
+            raise
+        except (self.failures, TypeError, ValueError, LookupError, ArithmeticError,
+                AttributeError, RecursionError) as error:  # fmt: skip
+            raise InputError(f"the chat template fails: {error}") from None
+        return "".join(pieces)
+
+    def encode(self, tokenizer: Any, messages: Sequence[Message], **more: Any) -> list[int]:
+        """The ids of `render`; special tokens are those of the template only."""
+        return tokens_of(tokenizer, self.render(guarded(tokenizer, messages), **more))
+
+
+def guarded(tokenizer: Any, value: Any) -> Any:
+    """Messages, or a text, that name no special token; `tokens_of` gives the names back."""
+    special: Mapping[str, int] = getattr(tokenizer, "special", {})
+    if isinstance(value, str):
+        value = value.replace(MARK, "")
+        for name in special:
+            value = value.replace(name, name[0] + MARK + name[1:])
+        return value
+    if isinstance(value, Mapping):
+        return {key: guarded(tokenizer, inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [guarded(tokenizer, inner) for inner in value]
+    return value
+
+
+def tokens_of(tokenizer: Any, text: str) -> list[int]:
+    """The ids of a text that a template made of guarded messages, without a first token."""
+    special: Mapping[str, int] = getattr(tokenizer, "special", {})
+    if MARK not in text:
+        bare = getattr(tokenizer, "encode_bare", tokenizer.encode)
+        return list(bare(text, special=True) if special else bare(text))
+    names = sorted(map(re.escape, special), key=len, reverse=True)
+    ids: list[int] = []
+    for piece in re.split(f"({'|'.join(names)})", text):
+        if piece in special:
+            ids.append(special[piece])
+        elif piece:
+            ids += tokenizer.encode_array(piece.replace(MARK, "")).tolist()
+    return ids
+
+
+def template_of(tokenizer: Any) -> ChatTemplate:
+    """A tokenizer's; ChatML where it has none but knows its tokens; InputError for neither."""
+    text = getattr(tokenizer, "template", None)
+    special = getattr(tokenizer, "special", {})
+    if text is None and {"<|im_start|>", "<|im_end|>"} <= set(special):
+        text = CHATML
+    if text is None:
+        raise InputError("the model has no chat template: it was not trained to chat; try sample")
+    return ChatTemplate(text, getattr(tokenizer, "names", {}))
+
+
+def ends_of(tokenizer: Any) -> set[int]:
+    """Ids that end an answer: what the file says, and names that mean it."""
+    special = getattr(tokenizer, "special", {})
+    return {special[name] for name in ENDS if name in special} | set(getattr(tokenizer, "ends", ()))
+
+
+def _namespace() -> Any:
+    return require("jinja2.utils").Namespace
+
+
+def _refuse(message: str) -> str:
+    raise InputError(f"the chat template refuses this: {message}")
+
+
+def _now(form: str) -> str:
+    return datetime.datetime.now().strftime(form)
+
+
+def _json(value: Any, indent: int | None = None, **_: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, indent=indent)

@@ -1,0 +1,159 @@
+"""SentencePiece's tokens as GGUF files have them: of Llama 2, Mistral, Gemma, Phi-3.
+
+Kudo and Richardson, "SentencePiece" (2018). A text's characters are merged, always the neighbours
+whose whole has the highest score; what is no token then becomes its bytes.
+"""
+
+from __future__ import annotations
+
+import heapq
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from minigrad.models.errors import InputError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    Ids = np.ndarray[tuple[int], np.dtype[np.int32]]
+
+SPACE = "▁"
+CONTROL, OWN, BYTE = 3, 4, 6  # kinds of tokens in a GGUF file
+
+
+class SentencePieceTokenizer:
+    """tokens, with `▁` for a space; scores and kinds of each. prefix: whether a text begins with a
+    space that is not there. first: the token that is put before each text, or None. special: ids by
+    text that `encode` finds only where it is told to.
+    """
+
+    def __init__(
+        self, tokens: Sequence[str], scores: Sequence[float], kinds: Sequence[int],
+        prefix: bool = True, first: int | None = None,
+    ) -> None:  # fmt: skip
+        self.tokens, self.scores, self.kinds = list(tokens), list(scores), list(kinds)
+        self.prefix, self.first = prefix, first
+        self.special = {
+            token: number for number, token in enumerate(tokens) if kinds[number] in (CONTROL, OWN)
+        }
+        self.template: str | None = None
+        self._ids = {
+            token: number for number, token in enumerate(tokens)
+            if kinds[number] not in (CONTROL, OWN, BYTE)
+        }  # fmt: skip
+        self._bytes = {int(token[3:5], 16): number for number, token in enumerate(tokens)
+                       if kinds[number] == BYTE}  # fmt: skip
+        names = sorted(map(re.escape, self.special), key=len, reverse=True)
+        self._special = re.compile(f"({'|'.join(names)})") if names else None
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def encode(self, text: str, special: bool = False) -> list[int]:
+        """The ids of a text, behind the first token. special: names of special tokens mean them."""
+        return [*([] if self.first is None else [self.first]), *self.encode_bare(text, special)]
+
+    def encode_bare(self, text: str, special: bool = False) -> list[int]:
+        """`encode` without the first token."""
+        pieces = self._special.split(text) if special and self._special else [text]
+        ids: list[int] = []
+        for place, piece in enumerate(pieces):
+            if piece in self.special and special:
+                ids.append(self.special[piece])
+            elif piece:
+                ids += self._ordinary(piece, self.prefix and (place == 0 or pieces[0] == ""))
+        return ids
+
+    def encode_array(self, text: str) -> Ids:
+        """`encode_bare` for long texts: int32."""
+        import numpy as np
+
+        return np.array(self.encode_bare(text), np.int32)
+
+    def _ordinary(self, text: str, prefix: bool) -> list[int]:
+        """Merge from the highest score down; of equals the first."""
+        pieces = list((SPACE if prefix else "") + text.replace(" ", SPACE))
+        after = [*range(1, len(pieces)), -1]
+        before = [-1, *range(len(pieces) - 1)]
+        heap: list[tuple[float, int, int, str]] = []
+
+        def offer(left: int) -> None:
+            right = after[left] if left >= 0 else -1
+            if left >= 0 and right >= 0:
+                whole = pieces[left] + pieces[right]
+                if whole in self._ids:
+                    heapq.heappush(heap, (-self.scores[self._ids[whole]], left, right, whole))
+
+        for place in range(len(pieces)):
+            offer(place)
+        while heap:
+            _, left, right, whole = heapq.heappop(heap)
+            if after[left] != right or pieces[left] + pieces[right] != whole or not pieces[left]:
+                continue  # one of them was merged meanwhile
+            pieces[left], pieces[right] = whole, ""
+            after[left], after[right] = after[right], -1
+            if after[left] >= 0:
+                before[after[left]] = left
+            offer(before[left])
+            offer(left)
+        ids: list[int] = []
+        for piece in pieces:
+            if piece in self._ids:
+                ids.append(self._ids[piece])
+            elif piece:
+                data = piece.encode("utf-8", "surrogatepass")
+                ids += [self._bytes[byte] for byte in data if byte in self._bytes]
+        return ids
+
+    def token_bytes(self, number: int) -> bytes:
+        """What one id stands for; InputError where there is no such token."""
+        if not 0 <= number < len(self):
+            raise InputError(f"token {number} is outside the vocabulary of {len(self)}")
+        token = self.tokens[number]
+        if self.kinds[number] == BYTE:
+            return bytes([int(token[3:5], 16)])
+        return token.replace(SPACE, " ").encode("utf-8", "surrogatepass")
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of some ids; what is no UTF-8 becomes the replacement character."""
+        return b"".join(map(self.token_bytes, ids)).decode("utf-8", "replace")
+
+    def to_json(self) -> str:
+        """What a checkpoint stores."""
+        names = ("tokens", "scores", "kinds", "prefix", "first")
+        values = {name: getattr(self, name) for name in names}
+        return json.dumps({"kind": "sentencepiece", **values})
+
+    @classmethod
+    def from_json(cls, stored: Mapping[str, Any]) -> SentencePieceTokenizer:
+        """Of what `to_json` wrote, already parsed."""
+        if not len(stored["tokens"]) == len(stored["scores"]) == len(stored["kinds"]):
+            raise ValueError("its tokens, scores and kinds differ in number")
+        return cls(stored["tokens"], stored["scores"], stored["kinds"], stored["prefix"],
+                   stored["first"])  # fmt: skip
+
+
+def of_gguf(metadata: Mapping[str, Any]) -> SentencePieceTokenizer:
+    """The tokenizer of the kind "llama" in a GGUF file's metadata; InputError where it is none."""
+    prefix = "tokenizer.ggml."
+    tokens, scores = metadata.get(prefix + "tokens"), metadata.get(prefix + "scores")
+    kinds = metadata.get(prefix + "token_type")
+    for values, kind in ((tokens, str), (scores, float), (kinds, int)):
+        if not isinstance(values, list) or not all(type(value) is kind for value in values):
+            raise InputError("its tokenizer has no lists of tokens, scores and kinds")
+    assert isinstance(tokens, list) and isinstance(scores, list) and isinstance(kinds, list)
+    byte = re.compile("<0x[0-9A-Fa-f]{2}>")
+    fits = len(tokens) == len(scores) == len(kinds) and all(
+        byte.fullmatch(token) for token, kind in zip(tokens, kinds, strict=False) if kind == BYTE
+    )
+    if not fits:
+        raise InputError("its tokenizer's tokens, scores and kinds do not fit one another")
+    first = metadata.get(prefix + "bos_token_id")
+    wanted = metadata.get(prefix + "add_bos_token", True) is not False
+    known = type(first) is int and 0 <= first < len(tokens)
+    return SentencePieceTokenizer(
+        tokens, scores, kinds, metadata.get(prefix + "add_space_prefix", True) is not False,
+        first if wanted and known else None,
+    )  # fmt: skip
