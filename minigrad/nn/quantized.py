@@ -30,6 +30,7 @@ from minigrad.tensor import Tensor
 SUPER = 256  # elements of a row whose scales share a factor, in the kinds that have factors
 TILE = 16  # rows that lie side by side
 FEW_ROWS = 4  # up to so many rows of x, a product reads the packed bytes once for each of them
+MANY_ROWS = 16  # and up to so many, in parts of these: each row is summed as it is alone
 
 
 @dataclass(frozen=True)
@@ -160,8 +161,13 @@ class Quantized:
         width = self.kind.group * self.kind.bits // 8  # bytes of a group
         tiles, groups = self.quants._known_shape()[:2]
         count = math.prod(x._known_shape()) // columns
+        few = 1 if self.kind.bits == 8 else FEW_ROWS
+        if few < count <= MANY_ROWS:
+            flat = x.reshape(count, columns)
+            parts = [self.product(flat[at : at + few]) for at in range(0, count, few)]
+            return parts[0].cat(*parts[1:], dim=0).reshape(*x.shape[:-1], rows)
         pieces = x.float().reshape(count, groups, 8 // self.kind.bits, width)
-        if count <= FEW_ROWS:
+        if count <= few:
             # one sum for a group's bytes, each of which gives an element of each piece
             terms = [
                 pieces[:, :, place].reshape(1, count, groups, width, 1) * part.unsqueeze(1)
