@@ -20,6 +20,8 @@ EXTRAS = {
     "models": ["rich>=13", "matplotlib>=3.8", "safetensors>=0.4", "jinja2>=3.1.6"],
     # GPT-2's tokens, and tokens learned from a text
     "tokens": ["tiktoken>=0.7", "tokenizers>=0.20"],
+    # a server of OpenAI's protocol
+    "serve": ["starlette>=0.40", "uvicorn>=0.30"],
     # PoCL, OpenCL on the CPU, where the system has no OpenCL platform of its own
     "opencl": ["pyopencl[pocl]>=2024.1"],
     # ranks as processes, on one machine or several; mpich brings `mpiexec`

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from minigrad import Tensor, Variable, jit
 from minigrad.errors import BoundsError
@@ -17,13 +17,21 @@ from minigrad.graph.symbolic import Integer
 from minigrad.models.sampling import Sampler, Sampling
 
 if TYPE_CHECKING:
-    from minigrad.models.gpt import GPT
+    from minigrad.models.gpt import GPT, Attention
     from minigrad.models.gpt_config import GPTConfig
 
 Prompt = Sequence[int]
 Start = Integer | Tensor  # the first position; of a batch of single tokens, those of all: (batch,)
 POLICIES = ("roll", "error")
 FEW = 4  # new tokens that are read one by one, by the step that is compiled anyway
+
+
+class Cache(Protocol):
+    """Where a layer's keys and values are kept."""
+
+    def attend(self, attention: Attention, q: Tensor, k: Tensor, v: Tensor, start: Start) -> Tensor:
+        """Keep keys and values from `start` on; gives what the queries take."""
+        ...
 
 
 class ContextFull(BoundsError):
@@ -33,17 +41,23 @@ class ContextFull(BoundsError):
 class KeyValueCache:
     """Keys and values of one layer, each (batch, heads, context, width of a head)."""
 
-    def __init__(self, batch: int, heads: int, context: int, width: int) -> None:
-        self.keys = Tensor.zeros(batch, heads, context, width).contiguous().realize()
-        self.values = Tensor.zeros(batch, heads, context, width).contiguous().realize()
+    def __init__(self, keys: Tensor, values: Tensor) -> None:
+        self.keys, self.values = keys, values
 
-    def extend(self, keys: Tensor, values: Tensor, start: Start) -> tuple[Tensor, Tensor]:
-        """Keep those of the positions from `start`; gives those of all positions up to the last."""
-        assert not isinstance(start, Tensor)  # see `slots`
-        end = start + keys.shape[2]
-        self.keys[:, :, start:end] = keys
-        self.values[:, :, start:end] = values
-        return self.keys[:, :, :end], self.values[:, :, :end]
+    @classmethod
+    def empty(cls, config: GPTConfig, batch: int, context: int) -> KeyValueCache:
+        """Room for `context` positions of each row."""
+        shape = (batch, config.key_value_heads, context, config.width)
+        return cls(*(Tensor.zeros(shape).contiguous().realize() for _ in range(2)))
+
+    def attend(self, attention: Attention, q: Tensor, k: Tensor, v: Tensor, start: Start) -> Tensor:
+        """Keep keys and values of the positions from `start`; what queries take of all so far."""
+        assert not isinstance(start, Tensor)
+        end = start + k.shape[2]
+        self.keys[:, :, start:end] = k
+        self.values[:, :, start:end] = v
+        keys, values = self.keys[:, :, :end], self.values[:, :, :end]
+        return attention.mix(q, keys, values, seen(q, keys, start, attention))
 
     def nbytes(self) -> int:
         """Bytes of memory."""
@@ -60,22 +74,18 @@ def at(table: Tensor, start: Start, length: Integer) -> Tensor:
     return table[start : start + length]
 
 
-def seen(x: Tensor, keys: Tensor, context: int, start: Start, window: int) -> Tensor | None:
-    """What x (batch, length, …) from `start` on sees of keys (batch, heads, keys, width), bool.
+def seen(q: Tensor, keys: Tensor, start: Integer, attention: Attention) -> Tensor | None:
+    """What queries from `start` on see of keys from 0 on: (queries, keys), bool.
 
-    (length, keys), or (batch, 1, 1, keys) where each row has its `start`; None where a position
-    sees all before it. window: how many positions it sees, itself among them; 0: all.
+    None where each sees itself and all before it. With a window it sees so many, itself among them.
     """
-    length, narrow = x.shape[1], 0 < window < context
-    if not isinstance(start, Tensor) and not narrow and (length == 1 or start == 0):
+    context, window, length = attention.config.context, attention.window, q.shape[2]
+    narrow = 0 < window < context
+    if not narrow and (length == 1 or start == 0):
         return None
-    places, count = Tensor.arange(context, device=x.device), keys.shape[2]
-    if isinstance(start, Tensor):
-        rows = start.reshape(-1, 1, 1, 1)
-    else:
-        rows = places[start : start + length].unsqueeze(1)
-    mask = places[:count] <= rows
-    return mask & (places[:count] > rows - window) if narrow else mask
+    places = Tensor.arange(context, device=q.device)
+    rows, columns = places[start : start + length].unsqueeze(1), places[: keys.shape[2]]
+    return (columns <= rows) & (columns > rows - window) if narrow else columns <= rows
 
 
 def cache_bytes(config: GPTConfig, batch: int = 1, itemsize: int = 4) -> int:
@@ -108,8 +118,7 @@ class Decoder:
         self.window = [list(row) for row in rows]  # what is left of them in the context
         self.used = 0  # positions in the caches
         self.caches = [
-            KeyValueCache(len(rows), config.key_value_heads, config.context, config.width)
-            for _ in range(config.layers)
+            KeyValueCache.empty(config, len(rows), config.context) for _ in range(config.layers)
         ]
         self.sampler = sampler
         self._step = jit(self._one)

@@ -6,6 +6,7 @@
     python models/gpt.py chat                               # talk with SmolLM2
     python models/gpt.py inspect "The capital of France is" # look inside
     python models/gpt.py quantize model/ m.gguf --type q4_k # weights in few bits
+    python models/gpt.py serve                              # for programs, and in a browser
 
 Radford et al., "Language Models are Unsupervised Multitask Learners" (2019); Touvron et al.,
 "LLaMA: Open and Efficient Foundation Language Models" (2023). What tells families apart are
@@ -26,7 +27,7 @@ from minigrad.device import Device
 from minigrad.dtype import named
 from minigrad.graph.symbolic import high
 from minigrad.models import console, decode, moe, precision
-from minigrad.models.decode import KeyValueCache, Prompt, Start
+from minigrad.models.decode import Cache, Prompt, Start
 from minigrad.models.gpt_config import PRESETS, GPTConfig
 from minigrad.models.rotary import rotate, rotation
 from minigrad.models.sampling import Sampling
@@ -83,18 +84,18 @@ class Attention:
         self.attend: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None
         self.spans: Spans = ()
 
-    def __call__(self, x: Tensor, cache: KeyValueCache | None = None, start: Start = 0) -> Tensor:
+    def __call__(self, x: Tensor, cache: Cache | None = None, start: Start = 0) -> Tensor:
         """(batch, length, dim) → the same shape; a position sees itself and those before it.
 
-        With a cache, x are the positions from `start`.
+        With a cache, x are the positions from `start`; see `decode.Start`.
         """
         q, k, v = self.heads(x, start)
-        if cache is not None:
-            k, v = cache.extend(k, v, start)
         if self.attend is not None:
             y = self.attend(q, k, v)
+        elif cache is not None:
+            y = cache.attend(self, q, k, v, start)
         else:
-            y = self.mix(q, k, v, decode.seen(x, k, self.config.context, start, self.window))
+            y = self.mix(q, k, v, decode.seen(q, k, 0, self))
         merged = y.transpose(1, 2).reshape(*x.shape[:2], -1)
         return self.c_proj(merged).dropout(self.config.dropout)
 
@@ -184,7 +185,7 @@ class Block:
         self.attn = Attention(config, layer)
         self.mlp = MixtureOfExperts(config) if config.experts else FeedForward(config)
 
-    def __call__(self, x: Tensor, cache: KeyValueCache | None = None, start: Start = 0) -> Tensor:
+    def __call__(self, x: Tensor, cache: Cache | None = None, start: Start = 0) -> Tensor:
         """(batch, length, dim) → the same shape; see `Attention` for the cache."""
         before, after = self.config.norms != "after", self.config.norms != "before"
         y = self.attn(self.ln_1(x) if before else x, cache, start)
@@ -246,7 +247,7 @@ class GPT:
         return x.dropout(self.config.dropout)
 
     def features(
-        self, ids: Tensor, caches: Sequence[KeyValueCache] = (), start: Start = 0
+        self, ids: Tensor, caches: Sequence[Cache] = (), start: Start = 0
     ) -> Tensor:
         """What the last layer knows of each position: (batch, length, dim).
 

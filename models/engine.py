@@ -1,0 +1,220 @@
+"""Requests that share a model: they join and leave between steps, and none waits for another's end.
+
+One thread does all the work: a piece of one prompt, then one token for each request that is past
+its prompt, and so on. What a prompt shares with the beginning of one that a slot still knows is
+copied instead of read.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from minigrad.models.errors import InputError
+from minigrad.models.sampling import Sampling
+from minigrad.models.slots import Slots
+
+if TYPE_CHECKING:
+    from minigrad.models.gpt import GPT
+
+
+class Busy(InputError):
+    """More requests wait than may."""
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A token, the logarithm of its probability before temperature, and the likeliest ones'."""
+
+    token: int
+    logprob: float | None = None
+    top: Sequence[tuple[int, float]] = ()
+
+
+@dataclass(frozen=True)
+class Ended:
+    """Why: "stop" (a token of `ends`, which is not given), "length", "cancelled" or "error"."""
+
+    reason: str
+    message: str = ""
+
+
+@dataclass(eq=False)
+class Request:
+    """What is to be continued, and who is told. `tell` is called in the engine's thread.
+
+    logprobs: how many of the likeliest tokens are told with each; None for no logarithms at all.
+    """
+
+    prompt: Sequence[int]
+    tokens: int  # at most
+    settings: Sampling
+    tell: Callable[[Drawn | Ended], None]
+    seed: int = 0
+    ends: Collection[int] = ()
+    logprobs: int | None = None
+    shared: int = 0  # tokens of the prompt that were known, once it has begun
+    cancelled: bool = False
+    read: int = 0  # tokens of the prompt whose keys are there; the last goes through a step
+    said: list[int] = field(default_factory=list)
+    generator: Any = None
+
+    def cancel(self) -> None:
+        """Nobody waits for it any more."""
+        self.cancelled = True
+
+
+class Engine:
+    """A model with `slots` requests at a time, each of at most `context` − 1 tokens, and a queue.
+
+    The requests' continuations are those that they would have alone, bit by bit: see `slots.py`.
+    """
+
+    def __init__(self, model: GPT, slots: int, context: int, queue: int = 64) -> None:
+        self.slots = Slots(model, slots, context)
+        self.most, self.queue = self.slots.context - 1, queue
+        self.known: list[list[int]] = [[] for _ in range(slots)]  # read in pieces, by slot
+        self.active: dict[int, Request] = {}
+        self.waiting: deque[Request] = deque()
+        self.idle = list(range(slots))  # the longest first
+        self.steps = self.given = 0
+        self._changed, self._closed = threading.Condition(), False
+        self._thread = threading.Thread(target=self._work, name="engine", daemon=True)
+        self.ready = threading.Event()
+        self.failure: BaseException | None = None
+
+    def start(self) -> None:
+        """Compile the programs, and wait for that; raises what went wrong."""
+        self._thread.start()
+        self.ready.wait()
+        if self.failure is not None:
+            raise self.failure
+
+    def close(self) -> None:
+        """End at once; requests that are not done are cancelled."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify()
+        if self._thread.is_alive():
+            self._thread.join()
+
+    def submit(self, request: Request) -> None:
+        """Put it at the end of the queue; Busy where that is full."""
+        with self._changed:
+            if self._closed or self.failure is not None:
+                raise Busy("the server ends: it takes no more requests")
+            if len(self.waiting) >= self.queue + len(self.idle):
+                raise Busy(f"{len(self.waiting)} requests wait already: try again later")
+            self.waiting.append(request)
+            self._changed.notify()
+
+    def _work(self) -> None:
+        try:
+            self.slots.warm()
+            self.ready.set()
+            while self._turn():
+                pass
+        except BaseException as error:  # everybody who waits is told
+            self.failure = error
+            self.ready.set()
+            raise
+        finally:
+            with self._changed:
+                rest = [*self.active.values(), *self.waiting]
+                self.active.clear()
+                self.waiting.clear()
+            for request in rest:
+                reason = "cancelled" if self.failure is None else "error"
+                request.tell(Ended(reason, "the server has ended"))
+
+    def _turn(self) -> bool:
+        """A piece of one prompt and a step of the others; False at the end."""
+        with self._changed:
+            while not (self.active or self.waiting or self._closed):
+                self._changed.wait()
+            if self._closed:
+                return False
+            self._drop_cancelled()
+            while self.idle and self.waiting:
+                self._admit(self.waiting.popleft())
+        reading = [slot for slot, one in self.active.items() if one.read < len(one.prompt) - 1]
+        if reading:
+            self._read_piece(reading[0])
+        going = {
+            slot: ([*one.prompt[-1:], *one.said][-1], len(one.prompt) + len(one.said) - 1)
+            for slot, one in self.active.items() if one.read == len(one.prompt) - 1
+        }  # fmt: skip
+        if going:
+            logits = self.slots.step(going)
+            self.steps += 1
+            for slot in going:
+                self._draw(slot, logits[slot])
+        return True
+
+    def _drop_cancelled(self) -> None:
+        for slot in [slot for slot, one in self.active.items() if one.cancelled]:
+            self._free(slot).tell(Ended("cancelled"))
+        for one in [one for one in self.waiting if one.cancelled]:
+            self.waiting.remove(one)
+            one.tell(Ended("cancelled"))
+
+    def _free(self, slot: int) -> Request:
+        self.idle.append(slot)
+        return self.active.pop(slot)
+
+    def _admit(self, request: Request) -> None:
+        """Give it a slot: the one that knows most of its beginning, or the one idle for longest."""
+        piece, head = self.slots.piece, list(request.prompt[:-1])
+        shared = [_common(known, head) // piece * piece for known in self.known]
+        best = max(range(len(shared)), key=shared.__getitem__)
+        slot = best if shared[best] and best in self.idle else self.idle[0]
+        self.idle.remove(slot)
+        if shared[best] > (shared[slot] if slot == best else 0):
+            self.slots.copy(best, slot, shared[best])
+        request.read = request.shared = shared[best]
+        self.known[slot] = head[: shared[best]]
+        request.generator = np.random.default_rng((request.seed, 0))
+        self.active[slot] = request
+
+    def _read_piece(self, slot: int) -> None:
+        request = self.active[slot]
+        tokens = request.prompt[request.read : len(request.prompt) - 1][: self.slots.piece]
+        self.slots.read(slot, tokens, request.read)
+        request.read += len(tokens)
+        self.known[slot] += tokens
+
+    def _draw(self, slot: int, logits: Any) -> None:
+        request = self.active[slot]
+        seen = [*request.prompt, *request.said]
+        token = request.settings.choose(logits, request.generator, seen)
+        if token in request.ends:
+            self._free(slot).tell(Ended("stop"))
+            return
+        request.said.append(token)
+        self.given += 1
+        request.tell(_drawn(token, logits, request.logprobs))
+        if len(request.said) >= request.tokens or len(seen) + 1 >= self.most:
+            self._free(slot).tell(Ended("length"))
+
+
+def _common(first: Sequence[int], second: Sequence[int]) -> int:
+    """How many tokens two rows begin with alike."""
+    for place, (a, b) in enumerate(zip(first, second, strict=False)):
+        if a != b:
+            return place
+    return min(len(first), len(second))
+
+
+def _drawn(token: int, logits: Any, count: int | None) -> Drawn:
+    if count is None:
+        return Drawn(token)
+    wide = logits.astype(np.float64)
+    wide -= wide.max()
+    wide -= np.log(np.exp(wide).sum())
+    best = np.argsort(-wide, kind="stable")[:count].tolist()
+    return Drawn(token, float(wide[token]), [(number, float(wide[number])) for number in best])

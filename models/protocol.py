@@ -1,0 +1,262 @@
+"""OpenAI's protocol: what a request may say, how it is refused, and what is answered.
+
+https://platform.openai.com/docs/api-reference: completions and chat completions. What a field that
+is not supported would change is refused by its name, never ignored.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from minigrad.models.engine import Drawn
+from minigrad.models.sampling import Sampling
+from minigrad.models.tokenizer import Stream, Tokenizer
+
+
+class Refused(Exception):
+    """An answer other than 200, in the protocol's form."""
+
+    def __init__(
+        self, message: str, param: str | None = None, status: int = 400, code: str | None = None,
+        kind: str = "invalid_request_error",
+    ) -> None:  # fmt: skip
+        super().__init__(message)
+        self.status = status
+        self.body = {"error": {"message": message, "type": kind, "param": param, "code": code}}
+
+
+def _number(low: float, high: float) -> Callable[[str, Any], None]:
+    def check(name: str, value: Any) -> None:
+        if type(value) not in (int, float) or not low <= value <= high:
+            raise Refused(f"{name} is {_short(value)}: expected a number of {low:g} … {high:g}",
+                          name, code="invalid_value")  # fmt: skip
+
+    return check
+
+
+def _whole(low: int, high: int) -> Callable[[str, Any], None]:
+    def check(name: str, value: Any) -> None:
+        if type(value) is not int or not low <= value <= high:
+            raise Refused(f"{name} is {_short(value)}: expected a whole number of {low} … {high}",
+                          name, code="invalid_value")  # fmt: skip
+
+    return check
+
+
+def _flag(name: str, value: Any) -> None:
+    if type(value) is not bool:
+        raise Refused(f"{name} is {_short(value)}: expected true or false", name,
+                      code="invalid_type")  # fmt: skip
+
+
+def _words(name: str, value: Any) -> None:
+    texts = [value] if isinstance(value, str) else value
+    if not isinstance(texts, list) or not all(isinstance(text, str) and text for text in texts):
+        raise Refused(f"{name} is {_short(value)}: expected a text or a list of texts", name,
+                      code="invalid_type")  # fmt: skip
+    if len(texts) > 4 or any(len(text) > 1000 for text in texts):
+        raise Refused(f"{name} has {len(texts)} texts: expected at most 4, of 1,000 characters",
+                      name, code="invalid_value")  # fmt: skip
+
+
+def _options(name: str, value: Any) -> None:
+    if not isinstance(value, dict) or set(value) - {"include_usage"}:
+        raise Refused(f"{name} is {_short(value)}: only include_usage is supported", name,
+                      code="unsupported_value")  # fmt: skip
+    for inner in value.values():
+        _flag(f"{name}.include_usage", inner)
+
+
+def _anything(name: str, value: Any) -> None:
+    """It changes nothing."""
+
+
+def _text(name: str, value: Any) -> None:
+    if not isinstance(value, str):
+        raise Refused(f"{name} is {_short(value)}: expected a text", name, code="invalid_type")
+
+
+LARGEST = 1 << 31
+COMMON: dict[str, Callable[[str, Any], None]] = {
+    "model": _text, "max_tokens": _whole(1, LARGEST), "temperature": _number(0, 2),
+    "top_p": _number(0, 1), "top_k": _whole(1, LARGEST), "seed": _whole(-(1 << 63), (1 << 63) - 1),
+    "stop": _words, "stream": _flag, "stream_options": _options, "user": _anything,
+    "repetition_penalty": _number(0.01, 100),
+}  # fmt: skip
+FIELDS = {
+    "completion": {**COMMON, "prompt": _anything, "logprobs": _whole(0, 20)},
+    "chat": {**COMMON, "messages": _anything, "max_completion_tokens": _whole(1, LARGEST),
+             "logprobs": _flag, "top_logprobs": _whole(0, 20), "metadata": _anything,
+             "chat_template_kwargs": _anything},
+}  # fmt: skip
+# Values that change nothing, of fields that are not supported otherwise.
+NEUTRAL: dict[str, Collection[Any]] = {
+    "n": [1], "best_of": [1], "echo": [False], "suffix": [""], "presence_penalty": [0],
+    "frequency_penalty": [0], "logit_bias": [{}], "tools": [[]], "tool_choice": ["none"],
+    "functions": [[]], "response_format": [{"type": "text"}], "store": [False],
+    "parallel_tool_calls": [True, False], "modalities": [["text"]], "service_tier": ["auto"],
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """A request's fields, checked."""
+
+    settings: Sampling
+    tokens: int | None
+    seed: int
+    stop: Sequence[str]
+    stream: bool
+    usage: bool  # whether a stream ends with it
+    logprobs: int | None
+    body: Mapping[str, Any] = field(default_factory=dict)
+
+
+def read_body(raw: bytes) -> dict[str, Any]:
+    """The object of a request's body; Refused where it is none."""
+    try:
+        body: Any = json.loads(raw)
+    except (ValueError, RecursionError) as error:
+        raise Refused(f"the body is no JSON: {error}") from None
+    if not isinstance(body, dict):
+        raise Refused("the body is no JSON object")
+    return body
+
+
+def wanted(body: Mapping[str, Any], kind: str) -> Wanted:
+    """What a body of "completion" or "chat" asks for; Refused names the field that cannot be."""
+    known = FIELDS[kind]
+    given = {name: value for name, value in body.items() if value is not None}
+    for name, value in given.items():
+        if name in known:
+            known[name](name, value)
+        elif name in NEUTRAL:
+            if not any(value == one and type(value) is type(one) for one in NEUTRAL[name]):
+                raise Refused(f"{name} = {_short(value)} is not supported by this server", name,
+                              code="unsupported_parameter")  # fmt: skip
+        else:
+            raise Refused(f"unknown parameter: {name}", name, code="unknown_parameter")
+    if "stream_options" in given and not given.get("stream"):
+        raise Refused("stream_options needs stream", "stream_options", code="invalid_value")
+    logprobs = given.get("logprobs")
+    if kind == "chat":
+        if "top_logprobs" in given and not logprobs:
+            raise Refused("top_logprobs needs logprobs", "top_logprobs", code="invalid_value")
+        logprobs = given.get("top_logprobs", 0) if logprobs else None
+    stop = given.get("stop", [])
+    top_p = given.get("top_p", 1)
+    return Wanted(
+        Sampling(float(given.get("temperature", 1.0)), given.get("top_k"),
+                 None if top_p == 1 else max(float(top_p), 1e-9),
+                 float(given.get("repetition_penalty", 1.0))),
+        given.get("max_completion_tokens", given.get("max_tokens")),
+        given.get("seed", secrets.randbits(63)) & ((1 << 64) - 1),
+        [stop] if isinstance(stop, str) else stop, given.get("stream", False),
+        given.get("stream_options", {}).get("include_usage", False), logprobs, given,
+    )  # fmt: skip
+
+
+ROLES = ("system", "developer", "user", "assistant")
+
+
+def messages_of(body: Mapping[str, Any]) -> list[dict[str, str]]:
+    """The messages of a chat, each a role and a text; Refused for others."""
+    given = body.get("messages")
+    if not isinstance(given, list) or not given:
+        raise Refused("messages: expected a list of at least one", "messages")
+    found = []
+    for place, message in enumerate(given):
+        where = f"messages[{place}]"
+        if not isinstance(message, dict) or message.get("role") not in ROLES:
+            role = message.get("role") if isinstance(message, dict) else message
+            raise Refused(f"{where}.role is {_short(role)}: expected {', '.join(ROLES)}", where,
+                          code="unsupported_value")  # fmt: skip
+        more = {name for name, value in message.items() if value is not None}
+        for name in sorted(more - {"role", "content", "name"}):
+            raise Refused(f"{where}.{name} is not supported by this server", f"{where}.{name}",
+                          code="unsupported_parameter")  # fmt: skip
+        content = message.get("content")
+        if isinstance(content, list):  # parts, of which texts are known
+            for part in content:
+                if not isinstance(part, dict) or part.get("type") != "text":
+                    raise Refused(f"{where}.content has a part that is no text", f"{where}.content",
+                                  code="unsupported_value")  # fmt: skip
+            content = "".join(str(part.get("text", "")) for part in content)
+        if not isinstance(content, str):
+            raise Refused(f"{where}.content is {_short(content)}: expected a text",
+                          f"{where}.content", code="invalid_type")  # fmt: skip
+        role = "system" if message["role"] == "developer" else message["role"]
+        found.append({"role": role, "content": content})
+    return found
+
+
+def _short(value: Any) -> str:
+    return repr(value)[:60]
+
+
+class Text:
+    """The text of tokens as they come, up to the first of the stop texts.
+
+    What could be the beginning of one is held back.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, stop: Sequence[str]) -> None:
+        self.tokenizer, self.stop = tokenizer, stop
+        self.stream, self.held, self.stopped = Stream(tokenizer), "", False
+
+    def add(self, token: int) -> str:
+        """What can be shown after one more token; `stopped` tells whether that is all."""
+        if token >= len(self.tokenizer):  # a table may have more rows than tokens
+            return ""
+        return self._shown(self.held + self.stream.add(token))
+
+    def end(self) -> str:
+        """What was held back."""
+        rest = self._shown(self.held + self.stream.decoder.decode(b"", final=True))
+        rest, self.held = rest + self.held, ""
+        return rest
+
+    def _shown(self, text: str) -> str:
+        found = [place for word in self.stop if (place := text.find(word)) >= 0]
+        if found:
+            self.stopped, self.held = True, ""
+            return text[: min(found)]
+        keep = max((size for word in self.stop for size in range(1, len(word))
+                    if text.endswith(word[:size])), default=0)  # fmt: skip
+        self.held = text[len(text) - keep :]
+        return text[: len(text) - keep]
+
+
+def shown_token(tokenizer: Tokenizer, token: int) -> str:
+    """A token as text."""
+    return tokenizer.token_bytes(token).decode("utf-8", "replace") if token < len(tokenizer) else ""
+
+
+def chat_logprobs(tokenizer: Tokenizer, drawn: Sequence[Drawn]) -> dict[str, Any]:
+    """Of a chat completion."""
+
+    def one(token: int, logprob: float | None) -> dict[str, Any]:
+        known = token < len(tokenizer)
+        return {"token": shown_token(tokenizer, token), "logprob": logprob,
+                "bytes": list(tokenizer.token_bytes(token)) if known else []}  # fmt: skip
+
+    content = [
+        {**one(each.token, each.logprob), "top_logprobs": [one(*pair) for pair in each.top]}
+        for each in drawn
+    ]
+    return {"content": content, "refusal": None}
+
+
+def completion_logprobs(
+    tokenizer: Tokenizer, drawn: Sequence[Drawn], offset: int
+) -> dict[str, Any]:
+    """Of a completion, whose first token begins at character `offset` of the text."""
+    names = [shown_token(tokenizer, each.token) for each in drawn]
+    offsets = [offset + sum(map(len, names[:place])) for place in range(len(names))]
+    tops = [{shown_token(tokenizer, token): value for token, value in each.top} for each in drawn]
+    return {"tokens": names, "token_logprobs": [each.logprob for each in drawn],
+            "top_logprobs": tops, "text_offset": offsets}  # fmt: skip

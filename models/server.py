@@ -1,0 +1,404 @@
+"""`python models/gpt.py serve`: a model behind OpenAI's protocol, on starlette and uvicorn."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import hmac
+import ipaddress
+import json
+import secrets
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from minigrad.models import console
+from minigrad.models.chat_page import PAGE, POLICY
+from minigrad.models.chat_template import ChatTemplate, ends_of, template_of
+from minigrad.models.console import require
+from minigrad.models.decode import cache_bytes
+from minigrad.models.engine import Busy, Drawn, Ended, Engine, Request
+from minigrad.models.errors import InputError
+from minigrad.models.gpt import GPT
+from minigrad.models.pretrained import load_model, smollm
+from minigrad.models.protocol import (
+    Refused,
+    Text,
+    Wanted,
+    chat_logprobs,
+    completion_logprobs,
+    messages_of,
+    read_body,
+    wanted,
+)
+from minigrad.models.tokenizer import Tokenizer
+
+DEFAULT_TOKENS = 16  # of a completion that does not say how many, as OpenAI's
+
+
+@dataclass(frozen=True)
+class Limits:
+    """body: bytes of a request; tokens: the most that a request may ask for; key: that it must
+    carry, if any.
+    """
+
+    body: int = 1 << 20
+    tokens: int = 4096
+    key: str | None = None
+
+
+class Server:
+    """The application: `app` for an ASGI server. The engine must have been started."""
+
+    def __init__(
+        self, engine: Engine, tokenizer: Tokenizer, name: str, limits: Limits,
+        hosts: Sequence[str] = ("*",),
+    ) -> None:  # fmt: skip
+        applications: Any = require("starlette.applications")
+        routing: Any = require("starlette.routing")
+        middleware: Any = require("starlette.middleware")
+        trusted: Any = require("starlette.middleware.trustedhost")
+        self.responses: Any = require("starlette.responses")
+        self.engine, self.tokenizer, self.name, self.limits = engine, tokenizer, name, limits
+        self.started, self.no_template = int(time.time()), ""
+        self.template: ChatTemplate | None = None
+        try:
+            self.template = template_of(tokenizer)
+        except InputError as error:
+            self.no_template = str(error)
+        self.ends = ends_of(tokenizer)
+
+        @asynccontextmanager
+        async def life(_: Any) -> AsyncIterator[None]:
+            yield
+            await asyncio.to_thread(engine.close)
+
+        def route(path: str, method: str, function: Any) -> Any:
+            async def guarded(request: Any) -> Any:
+                try:
+                    if path.startswith("/v1"):
+                        self._check_key(request)
+                    return await function(request)
+                except Refused as refused:
+                    return self.responses.JSONResponse(refused.body, refused.status)
+
+            return routing.Route(path, guarded, methods=[method])
+
+        self.app: Any = applications.Starlette(
+            routes=[
+                route("/", "GET", self._page), route("/health", "GET", self._health),
+                route("/v1/models", "GET", self._models),
+                route("/v1/models/{name:path}", "GET", self._model),
+                route("/v1/completions", "POST", self._completion),
+                route("/v1/chat/completions", "POST", self._chat),
+            ],
+            middleware=[middleware.Middleware(trusted.TrustedHostMiddleware,
+                                              allowed_hosts=list(hosts))],
+            exception_handlers={404: self._nothing, 405: self._nothing, 500: self._broken},
+            lifespan=life,
+        )  # fmt: skip
+
+    async def _nothing(self, request: Any, error: Any) -> Any:
+        refused = Refused(f"{request.method} {request.url.path} is not served here",
+                          status=error.status_code, code="unknown_url")  # fmt: skip
+        return self.responses.JSONResponse(refused.body, refused.status)
+
+    async def _broken(self, _: Any, error: Exception) -> Any:
+        refused = Refused(f"the server failed: {type(error).__name__}", status=500,
+                          kind="server_error")  # fmt: skip
+        return self.responses.JSONResponse(refused.body, refused.status)
+
+    async def _page(self, _: Any) -> Any:
+        return self.responses.HTMLResponse(PAGE, headers={"Content-Security-Policy": POLICY})
+
+    async def _health(self, _: Any) -> Any:
+        engine = self.engine
+        good = engine.failure is None
+        body = {"status": "ok" if good else "failed", "active": len(engine.active),
+                "waiting": len(engine.waiting), "tokens": engine.given,
+                "steps": engine.steps}  # fmt: skip
+        return self.responses.JSONResponse(body, 200 if good else 503)
+
+    def _about(self) -> dict[str, Any]:
+        return {"id": self.name, "object": "model", "created": self.started, "owned_by": "minigrad"}
+
+    async def _models(self, _: Any) -> Any:
+        return self.responses.JSONResponse({"object": "list", "data": [self._about()]})
+
+    async def _model(self, request: Any) -> Any:
+        self._check_name(request.path_params["name"])
+        return self.responses.JSONResponse(self._about())
+
+    def _check_key(self, request: Any) -> None:
+        given = request.headers.get("authorization", "")
+        expected = f"Bearer {self.limits.key}"
+        if self.limits.key is not None and not hmac.compare_digest(
+            given.encode(), expected.encode()
+        ):
+            raise Refused("the API key is missing or wrong: Authorization: Bearer …", status=401,
+                          code="invalid_api_key")  # fmt: skip
+
+    def _check_name(self, name: Any) -> None:
+        if name != self.name:
+            raise Refused(f"the model {str(name)[:80]!r} is not served here: {self.name} is",
+                          "model", 404, "model_not_found")  # fmt: skip
+
+    async def _body(self, request: Any) -> dict[str, Any]:
+        kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+        if kind != "application/json":
+            raise Refused(f"the content type is {kind!r}: expected application/json", status=415)
+        raw = bytearray()
+        async for part in request.stream():
+            raw += part
+            if len(raw) > self.limits.body:
+                raise Refused(f"the body has more than {self.limits.body} bytes", status=413,
+                              code="request_too_large")  # fmt: skip
+        body = read_body(bytes(raw))
+        if body.get("model") is not None:
+            self._check_name(body["model"])
+        return body
+
+    async def _completion(self, request: Any) -> Any:
+        body = await self._body(request)
+        want = wanted(body, "completion")
+        prompt = body.get("prompt")
+        if isinstance(prompt, list) and len(prompt) == 1 and not isinstance(prompt[0], int):
+            prompt = prompt[0]
+        if isinstance(prompt, str):
+            ids = await asyncio.to_thread(self._encoded, prompt)
+        elif isinstance(prompt, list) and prompt and all(type(one) is int for one in prompt):
+            ids = prompt
+        else:
+            raise Refused("prompt: expected one text, or a list of token ids", "prompt",
+                          code="unsupported_value")  # fmt: skip
+        most = self.engine.slots.model.config.vocabulary
+        if not ids or not 0 <= min(ids) <= max(ids) < most:
+            raise Refused(f"prompt: expected at least one token, each of 0 … {most - 1}", "prompt",
+                          code="invalid_value")  # fmt: skip
+        return await self._answer(request, want, ids, DEFAULT_TOKENS, chat=False)
+
+    async def _chat(self, request: Any) -> Any:
+        body = await self._body(request)
+        want = wanted(body, "chat")
+        messages = messages_of(body)
+        if self.template is None:
+            raise Refused(self.no_template, "messages", code="unsupported_value")
+        more = body.get("chat_template_kwargs") or {}
+        if not isinstance(more, dict) or set(more) & {"messages", "add_generation_prompt"}:
+            raise Refused("chat_template_kwargs: expected an object of the template's names",
+                          "chat_template_kwargs", code="invalid_value")  # fmt: skip
+        try:
+            ids = await asyncio.to_thread(
+                self.template.encode, self.tokenizer, messages, **more
+            )
+        except InputError as error:
+            raise Refused(str(error), "messages", code="invalid_value") from None
+        return await self._answer(request, want, ids, self.limits.tokens, chat=True)
+
+    def _encoded(self, text: str) -> list[int]:
+        try:
+            return self.tokenizer.encode(text)
+        except InputError as error:  # a character that a small vocabulary lacks
+            raise Refused(str(error), "prompt", code="invalid_value") from None
+
+    async def _answer(
+        self, request: Any, want: Wanted, ids: Sequence[int], usual: int, chat: bool
+    ) -> Any:
+        room = self.engine.most - len(ids)
+        if want.tokens is not None and want.tokens > self.limits.tokens:
+            raise Refused(f"max_tokens is {want.tokens}: expected at most {self.limits.tokens}",
+                          "max_tokens", code="invalid_value")  # fmt: skip
+        if room < (want.tokens or 1):
+            raise Refused(
+                f"the prompt has {len(ids)} tokens, and {want.tokens or 1} more are asked for: the "
+                f"context has {self.engine.most}", "messages" if chat else "prompt",
+                code="context_length_exceeded",
+            )  # fmt: skip
+        loop, events = asyncio.get_running_loop(), asyncio.Queue[Drawn | Ended]()
+
+        def tell(event: Drawn | Ended) -> None:
+            loop.call_soon_threadsafe(events.put_nowait, event)
+
+        job = Request(ids, min(want.tokens or usual, room), want.settings, tell, want.seed,
+                      self.ends, want.logprobs)  # fmt: skip
+        try:
+            self.engine.submit(job)
+        except Busy as error:
+            raise Refused(str(error), status=429, code="server_busy", kind="server_error") from None
+        answer = Answer(self, job, want, chat, events)
+        if want.stream:
+            return self.responses.StreamingResponse(
+                answer.stream(), media_type="text/event-stream",
+                headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"},
+            )  # fmt: skip
+        return self.responses.JSONResponse(await answer.whole(request))
+
+
+class Answer:
+    """A request's events as the protocol's answer."""
+
+    def __init__(
+        self, server: Server, job: Request, want: Wanted, chat: bool,
+        events: asyncio.Queue[Drawn | Ended],
+    ) -> None:  # fmt: skip
+        self.server, self.job, self.want, self.chat, self.events = server, job, want, chat, events
+        kind = "chatcmpl" if chat else "cmpl"
+        self.head = {"id": f"{kind}-{secrets.token_hex(12)}", "created": int(time.time()),
+                     "model": server.name}  # fmt: skip
+        self.offset = 0
+
+    async def pieces(self) -> AsyncIterator[tuple[str, list[Drawn], str | None]]:
+        """(text, the tokens that made it, why it ended or None), until it has ended."""
+        text, drawn = Text(self.server.tokenizer, self.want.stop), list[Drawn]()
+        try:
+            while True:
+                event = await self.events.get()
+                if isinstance(event, Ended):
+                    if event.reason in ("error", "cancelled"):
+                        raise Refused(event.message or event.reason, status=503,
+                                      kind="server_error")  # fmt: skip
+                    rest = text.end()
+                    yield rest, drawn, "stop" if text.stopped else event.reason
+                    return
+                drawn.append(event)
+                shown = text.add(event.token)
+                if text.stopped:
+                    yield shown, drawn, "stop"
+                    return
+                if shown:
+                    yield shown, drawn, None
+                    drawn = []
+        finally:  # also where the client has gone
+            self.job.cancel()
+
+    def usage(self) -> dict[str, Any]:
+        """Tokens read and written."""
+        read, said = len(self.job.prompt), len(self.job.said)
+        return {"prompt_tokens": read, "completion_tokens": said, "total_tokens": read + said,
+                "prompt_tokens_details": {"cached_tokens": self.job.shared}}  # fmt: skip
+
+    def logprobs(self, drawn: Sequence[Drawn]) -> Any:
+        """Of some tokens, if they were asked for."""
+        if self.want.logprobs is None:
+            return None
+        if self.chat:
+            return chat_logprobs(self.server.tokenizer, drawn)
+        return completion_logprobs(self.server.tokenizer, drawn, self.offset)
+
+    async def whole(self, request: Any) -> dict[str, Any]:
+        """The answer as one object; Refused (which nobody reads) where the client has gone."""
+        gone = asyncio.create_task(self._gone(request))
+        work = asyncio.create_task(self._collect())
+        try:
+            await asyncio.wait({gone, work}, return_when=asyncio.FIRST_COMPLETED)
+            if not work.done():
+                raise Refused("the client has closed the request", status=499)
+            text, drawn, reason = work.result()
+        finally:
+            for task in (gone, work):
+                task.cancel()
+            self.job.cancel()
+        choice: dict[str, Any] = {"index": 0, "finish_reason": reason,
+                                  "logprobs": self.logprobs(drawn)}  # fmt: skip
+        if self.chat:
+            choice["message"] = {"role": "assistant", "content": text, "refusal": None}
+        else:
+            choice["text"] = text
+        kind = "chat.completion" if self.chat else "text_completion"
+        return {**self.head, "object": kind, "choices": [choice], "usage": self.usage()}
+
+    async def _collect(self) -> tuple[str, list[Drawn], str]:
+        texts, every, why = [], list[Drawn](), ""
+        async for text, drawn, reason in self.pieces():
+            texts.append(text)
+            every += drawn
+            why = reason or why
+        return "".join(texts), every, why
+
+    async def _gone(self, request: Any) -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+
+    async def stream(self) -> AsyncIterator[str]:
+        """Server-sent events: pieces of the answer, and [DONE]."""
+        try:
+            if self.chat:
+                yield self._chunk({"role": "assistant", "content": ""}, None, [])
+            async for text, drawn, reason in self.pieces():
+                if text or (drawn and self.want.logprobs is not None):
+                    yield self._chunk({"content": text} if self.chat else text, None, drawn)
+                    self.offset += len(text)
+                if reason is not None:
+                    yield self._chunk({} if self.chat else "", reason, [])
+            if self.want.usage:
+                yield _event({**self.head, "object": self._kind(), "choices": [],
+                              "usage": self.usage()})  # fmt: skip
+        except Refused as refused:  # the answer has begun: it can say no other status
+            yield _event(refused.body)
+        yield "data: [DONE]\n\n"
+
+    def _kind(self) -> str:
+        return "chat.completion.chunk" if self.chat else "text_completion"
+
+    def _chunk(self, piece: Any, reason: str | None, drawn: Sequence[Drawn]) -> str:
+        choice: dict[str, Any] = {"index": 0, "finish_reason": reason}
+        choice["delta" if self.chat else "text"] = piece
+        choice["logprobs"] = self.logprobs(drawn) if drawn else None
+        more = {"usage": None} if self.want.usage else {}
+        return _event({**self.head, "object": self._kind(), "choices": [choice], **more})
+
+
+def _event(value: Any) -> str:
+    return f"data: {json.dumps(value, ensure_ascii=False)}\n\n"
+
+
+def hosts_of(host: str) -> list[str]:
+    """The names by which a server may be called: of this machine only, where it listens there.
+
+    A page of another site whose name points here (DNS rebinding) is refused so.
+    """
+    try:
+        local = ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        local = host == "localhost"
+    return ["localhost", "127.0.0.1", "[::1]", host] if local else ["*"]
+
+
+def make_engine(model: GPT, flags: argparse.Namespace) -> Engine:
+    """InputError where the slots' caches do not fit in memory."""
+    if flags.slots & (flags.slots - 1) or flags.slots > 64:
+        raise InputError(f"--slots is {flags.slots}: expected a power of two of at most 64")
+    console.check_fits(
+        flags.slots * cache_bytes(model.config), f"keys and values of --slots {flags.slots}",
+        "give fewer, or a smaller --context",
+    )  # fmt: skip
+    return Engine(model, flags.slots, model.config.context, flags.queue)
+
+
+def serve_command(flags: argparse.Namespace) -> None:
+    """`serve`: until SIGTERM or Ctrl-C, which lets begun requests end."""
+    uvicorn: Any = require("uvicorn")
+    require("starlette")
+    path = smollm() if flags.checkpoint is None else Path(flags.checkpoint)
+    model, tokenizer = load_model(path, context=flags.context)
+    engine = make_engine(model, flags)
+    name = flags.name or path.stem
+    print(f"{name}: compiling for {flags.slots} requests at a time …", flush=True)
+    engine.start()
+    limits = Limits(flags.max_body, flags.max_tokens, flags.api_key)
+    server = Server(engine, tokenizer, name, limits, hosts_of(flags.host))
+    config = uvicorn.Config(
+        server.app, host=flags.host, port=flags.port, log_level="warning", access_log=False,
+        timeout_graceful_shutdown=flags.drain, timeout_keep_alive=30, limit_concurrency=1000,
+    )  # fmt: skip
+    try:
+        socket = config.bind_socket()
+    except SystemExit:
+        raise InputError(f"cannot listen at {flags.host}:{flags.port}: is it in use?") from None
+    socket.listen(1024)  # who calls at once waits for the server to begin
+    print(f"serving {name} at http://{flags.host}:{socket.getsockname()[1]}", flush=True)
+    uvicorn.Server(config).run(sockets=[socket])
+    engine.close()

@@ -1,0 +1,442 @@
+"""The server on loopback, with the public client `openai`: protocol, limits, and that requests
+which share steps get what they get alone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import http.client
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from minigrad import Tensor
+from minigrad.models.bpe import BytePairTokenizer
+from minigrad.models.engine import Busy, Drawn, Ended, Engine, Request
+from minigrad.models.gpt import GPT
+from minigrad.models.gpt_checkpoint import save_checkpoint
+from minigrad.models.gpt_config import llama
+from minigrad.models.protocol import Text
+from minigrad.models.sampling import Sampling
+from minigrad.models.slots import Slots
+from minigrad.models.weights_quantize import quantize_file
+
+SPECIAL = {"<|im_start|>": 256, "<|im_end|>": 257}
+CONTEXT, SLOTS, QUEUE, KEY = 256, 4, 3, "secret"
+
+
+def tokenizer() -> BytePairTokenizer:
+    tokens = [bytes([byte]) for byte in range(256)] + [name.encode() for name in SPECIAL]
+    return BytePairTokenizer(tokens, [], special=SPECIAL)
+
+
+def strong_model(**more: Any) -> GPT:
+    """Weights large enough that every position matters."""
+    Tensor.manual_seed(2)
+    config = llama(2, 4, 32, CONTEXT, 258, key_heads=2, feed_forward=64, tied=True, **more)
+    model = GPT(config)
+    with Tensor.no_grad():
+        for block in model.h:
+            for layer in (block.attn.c_attn, block.attn.c_proj, block.mlp.c_fc, block.mlp.c_proj):
+                layer.weight.assign(layer.weight * 8).realize()
+        model.wte.weight.assign(model.wte.weight * 20).realize()
+    return model
+
+
+def random_prompts(count: int, longest: int = 90) -> list[list[int]]:
+    generator = np.random.default_rng(6)
+    print("seed 6")
+    return [generator.integers(32, 96, generator.integers(1, longest)).tolist()
+            for _ in range(count)]  # fmt: skip
+
+
+class Caller:
+    """Waits for what an engine tells."""
+
+    def __init__(self, prompt: list[int], tokens: int = 12, **more: Any) -> None:
+        self.events: list[Drawn | Ended] = []
+        self.done = threading.Event()
+        settings = more.pop("settings", Sampling(0.0))
+        self.request = Request(prompt, tokens, settings, self.tell, **more)
+
+    def tell(self, event: Drawn | Ended) -> None:
+        self.events.append(event)
+        if isinstance(event, Ended):
+            self.done.set()
+
+    def tokens(self) -> list[int]:
+        assert self.done.wait(120)
+        return [event.token for event in self.events if isinstance(event, Drawn)]
+
+
+@pytest.fixture(scope="module")
+def engine() -> Iterator[Engine]:
+    made = Engine(strong_model(), SLOTS, CONTEXT, QUEUE)
+    made.start()
+    yield made
+    made.close()
+
+
+def test_requests_that_share_steps_get_what_they_get_alone(engine: Engine) -> None:
+    prompts = random_prompts(QUEUE + SLOTS)
+    prompts[1] = [*prompts[0][:70], *[65] * 70, 66]  # pieces that are known from others
+    prompts[2] = [*prompts[1][:130], 67]
+    sampled = {"settings": Sampling(0.9, top_k=20), "seed": 5}
+    more = [sampled if number % 3 == 2 else {} for number in range(len(prompts))]
+    alone = []
+    for prompt, each in zip(prompts, more, strict=True):
+        caller = Caller(prompt, **each)
+        engine.submit(caller.request)
+        alone.append(caller.tokens())
+        settings = {"temperature": 0.9, "top_k": 20, "seed": 5} if each else {"temperature": 0}
+        model = engine.slots.model
+        assert list(model.generate(prompt, 12, **settings)) == alone[-1]
+    for order in (range(len(prompts)), range(len(prompts) - 1, -1, -1)):
+        callers = {n: Caller(prompts[n], **more[n]) for n in order}
+        for caller in callers.values():
+            engine.submit(caller.request)
+        for number, caller in callers.items():
+            assert caller.tokens() == alone[number], number
+    assert max(caller.request.shared for caller in callers.values()) >= 64
+
+
+@pytest.mark.parametrize("quantized", [False, True])
+def test_rows_do_not_know_of_their_neighbours(quantized: bool, tmp_path: Path) -> None:
+    model = strong_model()
+    if quantized:
+        model = small_and_quantized(tmp_path)
+    slots, prompt = Slots(model, 4, CONTEXT), random_prompts(1)[0][:30]
+    slots.warm()
+    assert slots.widths
+    for slot, tokens in enumerate((prompt, [70] * 50, prompt, [71] * 9)):
+        slots.read(slot, tokens, 0)
+    place = len(prompt)
+    wanted = slots.step({0: (80, place)})[0]
+    assert np.ptp(wanted) > 0.5
+    full = {3: (4, 9), 1: (5, 50), 2: (80, place), 0: (80, place)}
+    for others in ({2: (80, place)}, {1: (3, 50), 2: (80, place)}, full):
+        assert np.array_equal(slots.step(others)[2], wanted), others
+    slots.copy(2, 1, place)
+    assert np.array_equal(slots.step({3: (1, 10), 1: (80, place)})[1], wanted)
+    slots.widths = [1]  # as where no two widths agree
+    assert set(slots.step({3: (1, 10), 1: (80, place)})) == {1, 3}
+
+
+def small_and_quantized(folder: Path) -> GPT:
+    from model_judges import LLAMA, random_llama, save_folder
+
+    facts = {**LLAMA, "vocab_size": 96, "hidden_size": 64, "max_position_embeddings": CONTEXT}
+    save_folder(folder, random_llama(np.random.default_rng(5), facts), facts)
+    stored = {"model": {"type": "BPE", "vocab": {chr(65 + n): n for n in range(26)}, "merges": []},
+              "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False}}  # fmt: skip
+    (folder / "tokenizer.json").write_text(json.dumps(stored))
+    quantize_file(folder, folder / "m.gguf", "Q4_0", pure=True)
+    return GPT.from_pretrained(folder / "m.gguf")
+
+
+def test_the_queue_is_bounded_and_the_cancelled_leave_it(engine: Engine) -> None:
+    callers = [Caller([65], 200) for _ in range(SLOTS + QUEUE)]
+    for caller in callers:
+        engine.submit(caller.request)
+    with pytest.raises(Busy, match="requests wait already"):
+        for _ in range(SLOTS + 1):
+            late = Caller([65], 1)
+            callers.append(late)
+            engine.submit(late.request)
+    callers.pop()
+    for caller in callers:
+        caller.request.cancel()
+    for caller in callers:
+        caller.tokens()
+        assert caller.events[-1] in (Ended("cancelled"), Ended("length"))
+    after = Caller([65], 3)
+    engine.submit(after.request)
+    assert len(after.tokens()) == 3 and after.events[-1] == Ended("length")
+    full = Caller([65] * (CONTEXT - 3), 50)
+    engine.submit(full.request)
+    assert len(full.tokens()) == 2
+
+
+def test_an_engine_that_fails_tells_everybody() -> None:
+    made = Engine(strong_model(), 1, 16, 2)
+    made.start()
+
+    def broken(*_: Any) -> Any:
+        raise RuntimeError("no")
+
+    threading.excepthook, before = (lambda *_: None), threading.excepthook
+    try:
+        made.slots.step = broken  # type: ignore[method-assign]
+        caller = Caller([65], 3)
+        made.submit(caller.request)
+        assert caller.tokens() == []
+        assert isinstance(caller.events[-1], Ended) and caller.events[-1].reason == "error"
+        with pytest.raises(Busy, match="the server ends"):
+            made.submit(Caller([65], 3).request)
+    finally:
+        threading.excepthook = before
+    made.close()
+
+
+def test_stop_texts() -> None:
+    for pieces, stop, wanted in (
+        ("ab|cd|ef", ["cde"], "ab"), ("ab|cd|xef", ["cde"], "abcdxef"), ("aa|ab", ["aab"], "a"),
+        ("abc", ["c", "bc"], "a"), ("x|y", [], "xy"), ("ab|a", ["abc"], "aba"),
+    ):  # fmt: skip
+        text, shown = Text(tokenizer(), stop), ""
+        for character in pieces.replace("|", ""):
+            shown += text.add(ord(character))
+            if text.stopped:
+                break
+        else:
+            shown += text.end()
+        assert shown == wanted
+    text = Text(tokenizer(), ["€"])
+    assert [text.add(byte) for byte in "a€".encode()] == ["a", "", "", ""] and text.stopped
+
+
+# --- over HTTP ------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def place(engine: Engine) -> Iterator[str]:
+    """http://127.0.0.1:PORT of a server with a key."""
+    pytest.importorskip("starlette", reason="starlette is missing: pip install '.[serve]'")
+    uvicorn: Any = pytest.importorskip("uvicorn", reason="pip install '.[serve]'")
+    from minigrad.models.server import Limits, Server, hosts_of
+
+    engine.close = lambda: None  # type: ignore[method-assign]  # others go on with it
+    app = Server(engine, tokenizer(), "tiny", Limits(20_000, 100, KEY), hosts_of("127.0.0.1")).app
+    config = uvicorn.Config(app, port=0, log_level="warning")
+    listening = config.bind_socket()
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
+    thread.start()
+    yield f"http://127.0.0.1:{listening.getsockname()[1]}"
+    server.should_exit = True
+    thread.join()
+    del engine.close
+
+
+@pytest.fixture
+def client(place: str) -> Any:
+    openai = pytest.importorskip("openai", reason="openai is missing: pip install openai")
+    return openai.OpenAI(base_url=f"{place}/v1", api_key=KEY, max_retries=0)
+
+
+def test_models_and_completions(client: Any, engine: Engine) -> None:
+    assert [model.id for model in client.models.list()] == ["tiny"]
+    assert client.models.retrieve("tiny").owned_by == "minigrad"
+    prompt = "To be, or not"
+    wanted = list(engine.slots.model.generate(list(prompt.encode()), 12, temperature=0))
+    text = bytes(token for token in wanted if token < 256).decode("utf-8", "replace")
+    answer = client.completions.create(model="tiny", prompt=prompt, max_tokens=12, temperature=0)
+    assert answer.choices[0].text == text and answer.choices[0].finish_reason == "length"
+    assert (answer.usage.prompt_tokens, answer.usage.completion_tokens) == (len(prompt), 12)
+    parts = list(client.completions.create(
+        model="tiny", prompt=list(prompt.encode()), max_tokens=12, temperature=0, stream=True,
+        stream_options={"include_usage": True}))  # fmt: skip
+    assert "".join(part.choices[0].text for part in parts[:-1]) == text
+    assert parts[-1].usage.completion_tokens == 12 and parts[-2].choices[0].finish_reason
+    stop = text[3:5]
+    short = client.completions.create(
+        model="tiny", prompt=prompt, max_tokens=12, temperature=0, stop=[stop]
+    )
+    assert short.choices[0].text == text[: text.find(stop)]
+    assert short.choices[0].finish_reason == "stop"
+    seeds = [client.completions.create(model="tiny", prompt=prompt, max_tokens=12, seed=seed,
+                                       temperature=1.5).choices[0].text
+             for seed in (1, 1, 2)]  # fmt: skip
+    assert seeds[0] == seeds[1] != seeds[2]
+
+
+def test_chat_and_logprobs(client: Any, engine: Engine) -> None:
+    messages = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "Hi"}]
+    ids = [256, *b"system\nBe kind.", 257, 10, 256, *b"user\nHi", 257, 10, 256, *b"assistant\n"]
+    wanted = list(engine.slots.model.generate(ids, 8, temperature=0, stop=[257]))
+    shown = [token for token in wanted if token != 257]
+    answer = client.chat.completions.create(
+        model="tiny", messages=messages, max_tokens=8, temperature=0, logprobs=True, top_logprobs=3
+    )
+    choice = answer.choices[0]
+    joined = b"".join(tokenizer().token_bytes(token) for token in shown)
+    assert choice.message.content == joined.decode("utf-8", "replace")
+    assert [bytes(one.bytes) for one in choice.logprobs.content] == [
+        tokenizer().token_bytes(token) for token in shown
+    ]
+    logits = engine.slots.model(Tensor([ids])).numpy()[0, -1].astype(np.float64)
+    best = (logits - logits.max() - np.log(np.exp(logits - logits.max()).sum())).max()
+    assert choice.logprobs.content[0].logprob == pytest.approx(best, abs=1e-4)
+    assert choice.logprobs.content[0].top_logprobs[0].logprob == choice.logprobs.content[0].logprob
+    assert [len(one.top_logprobs) for one in choice.logprobs.content] == [3] * len(shown)
+    parts = list(client.chat.completions.create(
+        model="tiny", messages=messages, max_tokens=8, temperature=0, stream=True, logprobs=True))
+    assert parts[0].choices[0].delta.role == "assistant"
+    assert "".join(part.choices[0].delta.content or "" for part in parts) == choice.message.content
+    told = [one for part in parts if part.choices[0].logprobs
+            for one in part.choices[0].logprobs.content]  # fmt: skip
+    assert [one.logprob for one in told] == [one.logprob for one in choice.logprobs.content]
+    plain = client.completions.create(
+        model="tiny", prompt="ab", max_tokens=3, temperature=0, logprobs=2
+    ).choices[0].logprobs
+    assert len(plain.tokens) == 3 and plain.text_offset[0] == 0
+    assert [len(top) for top in plain.top_logprobs] <= [2, 2, 2]
+
+
+MESSAGES = [{"role": "user", "content": "Hi"}]
+
+
+@pytest.mark.parametrize(("body", "param", "code"), [
+    ({"n": 2}, "n", "unsupported_parameter"), ({"tools": [{}]}, "tools", "unsupported_parameter"),
+    ({"response_format": {"type": "json_object"}}, "response_format", "unsupported_parameter"),
+    ({"logit_bias": {"5": 1}}, "logit_bias", "unsupported_parameter"),
+    ({"presence_penalty": 0.5}, "presence_penalty", "unsupported_parameter"),
+    ({"tempreature": 1}, "tempreature", "unknown_parameter"),
+    ({"temperature": 3}, "temperature", "invalid_value"),
+    ({"temperature": True}, "temperature", "invalid_value"), ({"stop": 5}, "stop", "invalid_type"),
+    ({"max_tokens": 0}, "max_tokens", "invalid_value"),
+    ({"max_tokens": 101}, "max_tokens", "invalid_value"),
+    ({"top_logprobs": 2}, "top_logprobs", "invalid_value"),
+    ({"model": "gpt-9"}, "model", "model_not_found"), ({"messages": []}, "messages", None),
+    ({"messages": [{"role": "tool", "content": ""}]}, "messages[0]", "unsupported_value"),
+    ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages[0].content",
+     "unsupported_value"),
+    ({"messages": [{"role": "user", "content": "x" * 300}]}, "messages", "context_length_exceeded"),
+    ({"stream_options": {"include_usage": True}}, "stream_options", "invalid_value"),
+])  # fmt: skip
+def test_what_is_refused(
+    body: dict[str, Any], param: str, code: str | None, place: str
+) -> None:
+    status, answer = post(place, json.dumps({"messages": MESSAGES, **body}))
+    error = answer["error"]
+    assert status == (404 if code == "model_not_found" else 400)
+    assert (error["param"], error["code"], error["type"]) == (param, code, "invalid_request_error")
+    assert param.split("[")[0] in error["message"] or code == "context_length_exceeded"
+
+
+def post(
+    place: str, raw: str, path: str = "/v1/chat/completions", **headers: str
+) -> tuple[int, Any]:
+    connection = http.client.HTTPConnection(place.removeprefix("http://"), timeout=60)
+    sent = {"Content-Type": "application/json", "Authorization": f"Bearer {KEY}", **headers}
+    connection.request("POST" if raw else "GET", path, raw.encode() or None, sent)
+    response = connection.getresponse()
+    text = response.read().decode()
+    kind = response.getheader("content-type", "")
+    return response.status, json.loads(text) if "json" in kind else text
+
+
+def test_limits_keys_and_paths(place: str) -> None:
+    assert post(place, "{" + " " * 20_000)[0] == 413
+    assert post(place, "{")[1]["error"]["message"].startswith("the body is no JSON")
+    assert post(place, "[]")[0] == 400
+    assert post(place, "[" * 9_000)[0] == 400
+    wrong = {"Authorization": "Bearer no"}
+    status, answer = post(place, "{}", **wrong)
+    assert (status, answer["error"]["code"]) == (401, "invalid_api_key")
+    assert post(place, "", "/v1/models", **wrong)[0] == 401
+    assert post(place, "{}", **{"Content-Type": "text/plain"})[0] == 415
+    assert post(place, "{}", "/v1/embeddings")[1]["error"]["code"] == "unknown_url"
+    assert post(place, "", "/v1/completions")[0] == 405
+    assert post(place, "", "/health")[1]["status"] == "ok"
+    assert post(place, "", "/v1/models", Host="evil.example")[0] == 400
+    status, page = post(place, "", "/")
+    assert status == 200 and "/v1/chat/completions" in page and "//" not in re.sub(
+        r"https?://127|// ", "", page.partition("<script>")[0]
+    )
+    for prompt in ([], "", [300], ["a", "b"], 5, [True]):
+        status, answer = post(place, json.dumps({"prompt": prompt}), "/v1/completions")
+        assert (status, answer["error"]["param"]) == (400, "prompt"), prompt
+
+
+def idle(place: str) -> dict[str, Any]:
+    """/health once nothing is active: within 60 s."""
+    for _ in range(600):
+        health: dict[str, Any] = post(place, "", "/health")[1]
+        if not health["active"] and not health["waiting"]:
+            return health
+        threading.Event().wait(0.1)
+    raise AssertionError(health)
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_client_that_has_gone_costs_nothing(stream: bool, place: str) -> None:
+    before = idle(place)["tokens"]
+    host, port = place.removeprefix("http://").split(":")
+    body = json.dumps({"prompt": "a", "max_tokens": 100, "stream": stream, "temperature": 0})
+    for _ in range(3):
+        with socket.create_connection((host, int(port))) as connection:
+            connection.sendall(
+                f"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {KEY}"
+                f"\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+                f"{body}".encode()
+            )
+            if stream:
+                connection.recv(100)
+    assert idle(place)["tokens"] - before < 300
+
+
+def test_many_at_once_are_not_mixed_up(place: str) -> None:
+    openai = pytest.importorskip("openai", reason="openai is missing: pip install openai")
+    prompts = random_prompts(24, 80)
+
+    async def ask(client: Any, prompt: list[int]) -> str:
+        while True:
+            try:
+                answer = await client.completions.create(
+                    model="tiny", prompt=prompt, max_tokens=6, temperature=0
+                )
+                return str(answer.choices[0].text)
+            except openai.RateLimitError as error:
+                assert error.code == "server_busy"
+                await asyncio.sleep(0.02)
+
+    async def all_of_them(together: bool) -> list[str]:
+        async with openai.AsyncOpenAI(
+            base_url=f"{place}/v1", api_key=KEY, max_retries=0
+        ) as client:
+            if together:
+                return list(await asyncio.gather(*(ask(client, prompt) for prompt in prompts)))
+            return [await ask(client, prompt) for prompt in prompts]
+
+    assert asyncio.run(all_of_them(True)) == asyncio.run(all_of_them(False))
+
+
+def test_sigterm_lets_what_has_begun_end(tmp_path: Path) -> None:
+    pytest.importorskip("uvicorn", reason="pip install '.[serve]'")
+    path = tmp_path / "tiny.safetensors"
+    save_checkpoint(path, strong_model(), tokenizer())
+    process = subprocess.Popen(
+        [sys.executable, "-m", "minigrad.models.gpt", "serve", "--checkpoint", str(path), "--port",
+         "0", "--slots", "2", "--context", "256"],
+        stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONUNBUFFERED": "1"},
+    )  # fmt: skip
+    try:
+        assert process.stdout is not None
+        lines = [process.stdout.readline() for _ in range(2)]
+        found = re.search(r"serving tiny at http://(127\.0\.0\.1:\d+)", lines[1])
+        assert found, lines
+        connection = http.client.HTTPConnection(found[1], timeout=60)
+        body = json.dumps({"prompt": "a", "max_tokens": 200, "stream": True, "temperature": 0})
+        connection.request("POST", "/v1/completions", body, {"Content-Type": "application/json"})
+        response = connection.getresponse()
+        first = response.readline()
+        process.send_signal(signal.SIGTERM)
+        rest = response.read()
+        assert first.startswith(b"data: {") and rest.endswith(b"data: [DONE]\n\n")
+        assert rest.count(b"data: {") > 50
+        assert process.wait(60) in (0, -signal.SIGTERM)
+    finally:
+        process.kill()
+        process.wait()
