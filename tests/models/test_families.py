@@ -15,6 +15,7 @@ import pytest
 from model_judges import gguf_file_of
 
 from minigrad import Tensor
+from minigrad.models.architectures_hub import config_of_hub
 from minigrad.models.decode import Decoder
 from minigrad.models.gpt import GPT
 from minigrad.models.weights_quantize import quantize_file
@@ -134,3 +135,52 @@ def test_a_family(name: str, transformers: Any, tmp_path: Path) -> None:
     with torch.no_grad():
         wanted = wide(torch.tensor([ids])).logits[0].numpy()
     check(GPT.from_pretrained(tmp_path / "half"), wanted, ids)
+
+
+# what config.json of published models says, as versions before transformers 5 wrote it
+COMMON = {"num_hidden_layers": 7, "num_attention_heads": 4, "hidden_size": 64, "vocab_size": 61,
+          "intermediate_size": 96, "max_position_embeddings": 8192}  # fmt: skip
+
+
+@pytest.mark.parametrize(("facts", "wanted"), [
+    ({"model_type": "gpt_neox", "rotary_pct": 0.25, "rotary_emb_base": 5000, "hidden_act": "gelu"},
+     {"turned": 4, "rotary_base": 5000.0, "parallel": True, "norm": "layer", "tied": False}),
+    ({"model_type": "gemma2", "head_dim": 32, "sliding_window": 4096, "query_pre_attn_scalar": 144,
+      "attn_logit_softcapping": 50.0, "hidden_activation": "gelu_pytorch_tanh"},
+     {"layer_kinds": "sfsfsfs", "window": 4096, "attention_scale": 1 / 12, "attention_cap": 50.0,
+      "embedding_scale": 8.0, "tied": True, "width": 32, "activation": "geglu"}),
+    ({"model_type": "gemma3_text", "rope_local_base_freq": 10000, "rope_theta": 1000000,
+      "rope_scaling": None, "sliding_window": 512, "sliding_window_pattern": 6},
+     {"layer_kinds": "sssssfs", "local_base": 10000.0, "rotary_base": 1e6, "query_norm": "head"}),
+    ({"model_type": "llama", "rope_theta": 500000.0, "rope_scaling": {
+        "factor": 32.0, "high_freq_factor": 4.0, "low_freq_factor": 1.0,
+        "original_max_position_embeddings": 8192, "rope_type": "llama3"}},
+     {"rotary_factors": (1.0, 1.0, 1.0, 1.0, 3.292, 32.0, 32.0, 32.0)}),
+    ({"model_type": "qwen2", "use_sliding_window": False, "sliding_window": 32768,
+      "max_window_layers": 3, "rope_scaling": None},
+     {"window": 0, "layer_kinds": "", "query_bias": True, "output_bias": False}),
+    ({"model_type": "mistral"}, {"window": 4096, "layer_kinds": "sssssss"}),
+    ({"model_type": "mistral", "sliding_window": None}, {"window": 0, "layer_kinds": ""}),
+    ({"model_type": "smollm3", "no_rope_layers": [1, 1, 1, 0, 1, 1, 1]},
+     {"layer_kinds": "fffnfff"}),
+])  # fmt: skip
+def test_published_shapes(facts: dict[str, Any], wanted: dict[str, Any]) -> None:
+    config = config_of_hub({**COMMON, **facts})
+    got = {name: getattr(config, name) for name in wanted}
+    for name, value in wanted.items():
+        assert got[name] == (value if isinstance(value, str) else pytest.approx(value, rel=1e-3))
+
+
+@pytest.mark.parametrize(("facts", "message"), [
+    ({"model_type": "phi3", "rope_scaling": {"type": "longrope"}}, "its rope_type is 'longrope'"),
+    ({"model_type": "qwen3_moe", "num_experts": 4, "num_experts_per_tok": 2,
+      "moe_intermediate_size": 8, "mlp_only_layers": [0]}, "its mlp_only_layers is"),
+    ({"model_type": "gemma2", "use_bidirectional_attention": True}, "use_bidirectional_attention"),
+    ({"model_type": "gemma3"}, "its architecture is 'gemma3'"),
+    ({"model_type": "llama", "rope_scaling": {"type": "yarn", "factor": 0.0}}, "make no sense"),
+    ({"model_type": "gpt_neox", "hidden_act": "relu"}, "its hidden_act is 'relu'"),
+    ({"model_type": "mistral", "sliding_window": 8, "layer_types": ["chunked"] * 7}, "'chunked'"),
+])  # fmt: skip
+def test_what_is_refused_by_name(facts: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        config_of_hub({**COMMON, **facts})
