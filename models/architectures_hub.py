@@ -239,7 +239,7 @@ def _rotary(kind: str, facts: Facts, width: int, context: int) -> dict[str, Any]
             rope.get("truncate", bool, True), rope.get("attention_factor", float, 0.0),
         )  # fmt: skip
     try:
-        factors, gain = scaled(scaling, base, int(width * share))
+        factors, gain = scaled(scaling, base, int(round(width * share, 6)))
     except (ArithmeticError, ValueError):
         raise ValueError(f"its rope_parameters make no sense: {str(dict(given))[:120]}") from None
     return {"rotary_base": base, "rotary_share": share, "rotary_factors": factors,

@@ -130,7 +130,7 @@ class GPTConfig:
     @property
     def turned(self) -> int:
         """Dims of a head that rotary positions turn."""
-        return int(self.width * self.rotary_share)
+        return int(round(self.width * self.rotary_share, 6))
 
     @property
     def gated(self) -> bool:

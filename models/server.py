@@ -9,6 +9,7 @@ import ipaddress
 import json
 import secrets
 import time
+import weakref
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -249,6 +250,7 @@ class Answer:
         self.head = {"id": f"{kind}-{secrets.token_hex(12)}", "created": int(time.time()),
                      "model": server.name}  # fmt: skip
         self.offset = 0
+        weakref.finalize(self, job.cancel)  # also where a stream is never begun
 
     async def pieces(self) -> AsyncIterator[tuple[str, list[Drawn], str | None]]:
         """(text, the tokens that made it, why it ended or None), until it has ended."""

@@ -115,7 +115,7 @@ def main() -> None:
             "--port", str(ports[0]), "--slots", str(slots), "--context", str(context)]  # fmt: skip
     theirs = [sys.executable, "-m", "llama_cpp.server", "--model", path, "--port", str(ports[1]),
               "--n_ctx", str(context), "--n_threads", str(os.cpu_count()), "--verbose", "False",
-              ]  # fmt: skip
+              "--interrupt_requests", "False"]  # fmt: skip
     servers = [("minigrad", ours, "serving ", ports[0])]
     if flags.beside:
         servers.append(("llama.cpp", theirs, "Uvicorn running", ports[1]))
