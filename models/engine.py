@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from minigrad import Tensor
 from minigrad.models.errors import InputError
-from minigrad.models.sampling import Sampling
+from minigrad.models.sampling import Sampler, Sampling
 from minigrad.models.slots import Slots
 
 if TYPE_CHECKING:
@@ -62,7 +63,7 @@ class Request:
     cancelled: bool = False
     read: int = 0  # tokens of the prompt whose keys are there; the last goes through a step
     said: list[int] = field(default_factory=list)
-    generator: Any = None
+    sampler: Sampler | None = None  # where the likeliest token is not simply taken
 
     def cancel(self) -> None:
         """Nobody waits for it any more."""
@@ -178,7 +179,10 @@ class Engine:
             self.slots.copy(best, slot, shared[best])
         request.read = request.shared = shared[best]
         self.known[slot] = head[: shared[best]]
-        request.generator = np.random.default_rng((request.seed, 0))
+        if request.settings.steps:
+            vocabulary = self.slots.model.config.vocabulary
+            request.sampler = Sampler([request.settings], vocabulary, request.seed)
+            request.sampler.see([request.prompt])
         self.active[slot] = request
 
     def _read_piece(self, slot: int) -> None:
@@ -190,15 +194,19 @@ class Engine:
 
     def _draw(self, slot: int, logits: Any) -> None:
         request = self.active[slot]
-        seen = [*request.prompt, *request.said]
-        token = request.settings.choose(logits, request.generator, seen)
+        if request.sampler is None:
+            token = int(logits.argmax())
+        else:
+            with Tensor.no_grad():
+                token = int(request.sampler(Tensor(logits[None])).item())
         if token in request.ends:
             self._free(slot).tell(Ended("stop"))
             return
         request.said.append(token)
         self.given += 1
         request.tell(_drawn(token, logits, request.logprobs))
-        if len(request.said) >= request.tokens or len(seen) + 1 >= self.most:
+        full = len(request.prompt) + len(request.said) >= self.most
+        if full or len(request.said) >= request.tokens:
             self._free(slot).tell(Ended("length"))
 
 
