@@ -55,7 +55,8 @@ def end_of(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[in
 
 COMMAND_LINES: list[tuple[list[str], int, str]] = [
     (["--unknown"], 2, "unrecognized arguments: --unknown"),
-    (["walk"], 2, "unknown command 'walk': expected train, sample, chat, inspect, quantize or serve"),
+    (["walk"], 2,
+     "unknown command 'walk': expected train, sample, chat, inspect, quantize or serve"),
     (["--trace", "t.json"], 1, "--trace shows several devices: give --dp or --sp as well"),
     (["sampel", "--tokens", "9"], 2, "unknown command 'sampel': expected train, sample, chat,"),
     (["sample", "--unknown", "3"], 2, "unrecognized arguments: --unknown 3"),
