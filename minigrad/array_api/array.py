@@ -42,7 +42,7 @@ class Array:
     @property
     def device(self) -> str:
         """Name of the device that holds it."""
-        return self._tensor.device
+        return str(self._tensor.raw.device)
 
     @property
     def ndim(self) -> int:

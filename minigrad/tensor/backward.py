@@ -89,7 +89,7 @@ class Backward(Methods):
                     f"backward of a tensor of shape {show(self.shape)}: expected one element; "
                     "reduce it, e.g. with .sum(), or pass gradient= of its shape"
                 )
-            return build.const(1.0, self.dtype, self.shape, self.device)
+            return build.const(1.0, self.dtype, self.shape, self.raw.device)
         return broadcast_to(build.cast(gradient.node, self.dtype), self.shape, "gradient=")
 
     def _settle_unmarked(self) -> None:

@@ -39,7 +39,8 @@ class Contraction(Methods):
         >>> Tensor([[1, 2]]).matmul(Tensor([[3], [4]])).tolist()
         [[11]]
         """
-        right = other if isinstance(other, type(self)) else type(self)(other, device=self.device)
+        where = self.raw.device
+        right = other if isinstance(other, type(self)) else type(self)(other, device=where)
         if not self.ndim or not right.ndim or self.shape[-1] != right.shape[-min(right.ndim, 2)]:
             raise ShapeError(
                 f"matmul of {show(self.shape)} and {show(right.shape)}: expected (…, m, k) and "
@@ -76,7 +77,7 @@ class Contraction(Methods):
     __matmul__ = matmul
 
     def __rmatmul__(self, other: Any) -> Self:
-        return type(self)(other, device=self.device).matmul(self)
+        return type(self)(other, device=self.raw.device).matmul(self)
 
     def __imatmul__(self, other: Any) -> Self:  # type: ignore[misc]
         return self._in_place("@", self.matmul(other))
@@ -198,8 +199,8 @@ class Contraction(Methods):
     def _seen(self, key: Core, attn_mask: Core | None) -> tuple[Self, Self | None]:
         """Which keys a query sees (queries, keys), broadcast; and what is added to their scores."""
         if attn_mask is None:
-            rows = self.arange(self.shape[-2], device=self.device).unsqueeze(1)
-            return self.arange(key.shape[-2], device=self.device) <= rows, None
+            rows = self.arange(self.shape[-2], device=self.raw.device).unsqueeze(1)
+            return self.arange(key.shape[-2], device=self.raw.device) <= rows, None
         mask = self._new(attn_mask.node)
         if mask.dtype.is_bool:
             return mask, None

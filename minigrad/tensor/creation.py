@@ -271,7 +271,7 @@ class Creation(Methods):
                 f"one_hot({num_classes}) of a {self.dtype.name} tensor; expected integers and a "
                 "number of classes ≥ 0"
             )
-        classes = self.arange(num_classes, device=self.device)
+        classes = self.arange(num_classes, device=self.raw.device)
         chosen = self if self.dtype.is_bool else self._checked(num_classes, "one_hot", "classes")
         return chosen.unsqueeze(-1).eq(classes).cast(dtypes.default_int)
 
@@ -281,8 +281,8 @@ class Creation(Methods):
             raise ShapeError(
                 f"tril/triu of shape {show(self.shape)}: expected at least 2 dimensions"
             )
-        rows = self.arange(self.shape[-2], device=self.device).unsqueeze(1)
-        return self.arange(self.shape[-1], device=self.device) <= rows + diagonal
+        rows = self.arange(self.shape[-2], device=self.raw.device).unsqueeze(1)
+        return self.arange(self.shape[-1], device=self.raw.device) <= rows + diagonal
 
     def tril(self, diagonal: int = 0) -> Self:
         """Zeros above a diagonal of the last two dimensions.
@@ -311,7 +311,7 @@ class Creation(Methods):
         if self.ndim != 1 or isinstance(self.shape[0], Affine):
             raise ShapeError(f"diag of shape {show(self.shape)}: expected one or two dimensions")
         size = self.shape[0] + abs(diagonal)
-        places = self.arange(size, device=self.device)
+        places = self.arange(size, device=self.raw.device)
         on_it = (places.unsqueeze(1) + diagonal).eq(places)
         before = diagonal if diagonal > 0 else 0
         padded = self.pad([(before, size - before - self.shape[0])])

@@ -77,7 +77,7 @@ class Cumulative(Methods):
     def _extremes(self, name: str, axis: int) -> tuple[Self, Self]:
         if not self.ndim:
             axis_of(name, axis, 0)
-            return self, self._new(build.const(0, dtypes.int32, (), self.device))
+            return self, self._new(build.const(0, dtypes.int32, (), self.raw.device))
         values = self._scanned(Op.CUMMAX, name, axis)
         place = axis_of(name, axis, self.ndim)
         return values, self._new(scans.latest(self.raw, values.raw, place))

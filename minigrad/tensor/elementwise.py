@@ -47,16 +47,16 @@ def choices(like: Core, x: Any, y: Any) -> list[Node]:
     """The two values of a `where` with one dtype; scalars are weakly typed."""
     if all(isinstance(value, (bool, int, float)) for value in (x, y)):
         dtype = dtype_of("where", (x, y))
-        return [build.const(value, dtype, (), like.device) for value in (x, y)]
+        return [build.const(value, dtype, (), like.raw.device) for value in (x, y)]
     found = []
     for value, other in ((x, y), (y, x)):
         if not isinstance(value, (bool, int, float)):
-            tensor = value if isinstance(value, Core) else type(like)(value, device=like.device)
+            tensor = value if isinstance(value, Core) else type(like)(value, device=like.raw.device)
             found.append(tensor.node)
             continue
         beside = other.dtype if isinstance(other, Core) else dtypes.bool
         dtype = scalar_dtype("where", value, beside)
-        found.append(build.const(value, dtype, (), like.device))
+        found.append(build.const(value, dtype, (), like.raw.device))
     dtype = promote(*(node.dtype for node in found))
     return [build.cast(node, dtype) for node in found]
 
@@ -100,7 +100,7 @@ class Elementwise(Methods):
             dtype = scalar_dtype(name, other, mine.dtype)
             pair = [build.cast(mine, dtype), build.const(other, dtype, mine.shape, mine.device)]
         else:
-            tensor = other if isinstance(other, Core) else type(self)(other, device=self.device)
+            tensor = other if isinstance(other, Core) else type(self)(other, device=self.raw.device)
             pair = common(name, [mine, tensor.node])
         return pair[::-1] if reverse else pair
 
@@ -113,7 +113,7 @@ class Elementwise(Methods):
             self.dtype.minimum <= other <= self.dtype.maximum
         ):
             truth = op is Op.NE or (op in (Op.LT, Op.LE) and (other > 0) is not reverse)
-            return self._new(build.const(truth, dtypes.bool, self.shape, self.device))
+            return self._new(build.const(truth, dtypes.bool, self.shape, self.raw.device))
         return self._binary(op, name, other, reverse)
 
     def _as_float(self) -> Self:
@@ -339,8 +339,8 @@ class Elementwise(Methods):
         """other as a tensor, a scalar with the dtype it would have beside self."""
         if isinstance(other, (bool, int, float)):
             dtype = scalar_dtype(name, other, self.dtype)
-            return self._new(build.const(other, dtype, (), self.device))
-        return other if isinstance(other, type(self)) else type(self)(other, device=self.device)
+            return self._new(build.const(other, dtype, (), self.raw.device))
+        return other if isinstance(other, type(self)) else type(self)(other, device=self.raw.device)
 
     # --- choices ----------------------------------------------------------------------------------
 

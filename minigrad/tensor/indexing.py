@@ -207,7 +207,8 @@ class Indexing(Methods):
             if hasattr(item, "__index__") and not hasattr(item, "shape"):
                 return item.__index__()
             empty = isinstance(item, (list, tuple)) and not item
-            item = type(self)(item, device=self.device, dtype=dtypes.default_int if empty else None)
+            dtype = dtypes.default_int if empty else None
+            item = type(self)(item, device=self.raw.device, dtype=dtype)
         if item.dtype.is_float:
             raise DTypeError(
                 f"an index of dtype {item.dtype.name}: expected integers or bool; use .int()"
@@ -239,7 +240,7 @@ class Indexing(Methods):
         """The positions where the flat mask is true, a vector of int32."""
         if not _is_large(self.shape):  # a program for each size would not pay
             places = list(compress(count(), self._bytes()))
-            return type(self)(places, dtype=dtypes.default_int, device=self.device)
+            return type(self)(places, dtype=dtypes.default_int, device=self.raw.device)
         found, number = map(self._new, selected(self.detach().flatten().node))
         type(self).realize(found, number)
         return found._part(0, 0, int(number.item()))
@@ -325,8 +326,8 @@ class Indexing(Methods):
 
     def _last_writer(self, places: Self) -> Self:
         """For each row the largest i with places[i] == row, or −1."""
-        none = build.const(-1, dtypes.int32, (self.shape[0],), self.device)
-        numbers = self.arange(places.shape[0], device=self.device)
+        none = build.const(-1, dtypes.int32, (self.shape[0],), self.raw.device)
+        numbers = self.arange(places.shape[0], device=self.raw.device)
         return self._new(build.scatter(Op.SCATTER_MAX, none, places.node, numbers.node, 0))
 
     # --- what is made of it ----------------------------------------------------------------------
@@ -369,7 +370,7 @@ class Indexing(Methods):
         if as_tuple:
             return tuple(places)
         if not places:
-            return self.zeros(int(bool(mask)), 0, dtype=dtypes.default_int, device=self.device)
+            return self.zeros(int(bool(mask)), 0, dtype=dtypes.default_int, device=self.raw.device)
         return places[0].stack(*places[1:], dim=-1)
 
     def _unravelled(self, flat: Any) -> list[Self]:

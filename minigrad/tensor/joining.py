@@ -53,7 +53,7 @@ class Joining(Methods):
             if result is None:
                 result = self._new(node)
             else:
-                inside = build.const(True, dtypes.bool, tensor.shape, self.device)
+                inside = build.const(True, dtypes.bool, tensor.shape, self.raw.device)
                 mask = build.pad(inside, amounts)
                 result = self._new(build.elementwise(Op.WHERE, mask, node, result.node))
             start = stop

@@ -117,7 +117,7 @@ class Loss(Methods):
             x.shape[-1], "cross_entropy", "classes", ignored=ignore_index
         )
         # the picked logit as a masked sum: its gradient is elementwise, and fuses with softmax's
-        is_target = classes.unsqueeze(-1).eq(x.arange(x.shape[-1], device=x.device))
+        is_target = classes.unsqueeze(-1).eq(x.arange(x.shape[-1], device=x.raw.device))
         shifted = x._shifted(-1)
         picked = is_target.where(shifted, 0).sum(-1)
         log_total = shifted.exp().sum(-1).log()
@@ -156,7 +156,7 @@ class Loss(Methods):
         classes = self._new(target.node)._checked(
             self.shape[-1], "nll_loss", "classes", ignored=ignore_index
         )
-        is_target = classes.unsqueeze(-1).eq(self.arange(self.shape[-1], device=self.device))
+        is_target = classes.unsqueeze(-1).eq(self.arange(self.shape[-1], device=self.raw.device))
         picked = is_target.where(self, 0).sum(-1)
         if weight is None:
             factor = classes.ne(ignore_index).cast(picked.dtype)

@@ -252,7 +252,7 @@ class Movement(Methods):
         check_holds("pad", self.dtype, value)
         if value == 0 or padded.raw is result.raw:
             return padded
-        inside = build.const(True, dtypes.bool, result.shape, self.device)
+        inside = build.const(True, dtypes.bool, result.shape, self.raw.device)
         outside = ~self._new(build.pad(inside, amounts))
         return padded.masked_fill(outside, value)
 

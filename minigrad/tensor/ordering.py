@@ -39,7 +39,7 @@ class Ordering(Methods):
         return ~keys if descending else keys
 
     def _constant(self, value: int, dtype: DType) -> Self:
-        return self._new(build.const(value, dtype, (), self.device))
+        return self._new(build.const(value, dtype, (), self.raw.device))
 
     def _order(self, name: str, axis: int, descending: bool) -> tuple[int, Self]:
         """The axis, and the positions along it in sorted order."""
@@ -48,7 +48,7 @@ class Ordering(Methods):
         if self.ndim and isinstance(self.shape[place], Affine):
             raise ShapeError(f"{name} along a symbolic dimension of {show(self.shape)}")
         if not self.ndim:
-            return 0, self._new(build.const(0, dtypes.int32, (), self.device))
+            return 0, self._new(build.const(0, dtypes.int32, (), self.raw.device))
         return place, self._new(build.sort(self._keys(descending).node, place))
 
     def argsort(
@@ -120,13 +120,13 @@ class Ordering(Methods):
         short = blocks * length - extent
         padded = self.pad([None] * (self.ndim - 1) + [(0, short)])
         if short:
-            inside = self.arange(blocks * length, device=self.device) < extent
+            inside = self.arange(blocks * length, device=self.raw.device) < extent
             padded = inside.where(padded, most)
         minima = padded.reshape((*self.shape[:-1], blocks, length)).min(-1)
         last = self.ndim - 1
         best = self._new(build.sort(minima.node, last))._part(last, 0, k)
         best = best._at(last, self._new(build.sort(best.cast(dtypes.uint32).node, last)))
-        steps = self.arange(length, device=self.device)
+        steps = self.arange(length, device=self.raw.device)
         places = (best.unsqueeze(-1) * length + steps).reshape((*self.shape[:-1], k * length))
         order = self._new(build.sort(padded._at(last, places).node, last))._part(last, 0, k)
         return places._at(last, order)

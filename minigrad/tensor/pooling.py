@@ -107,7 +107,7 @@ class Pooling(Methods):
         flat = self.reshape(*lead, prod(space))
         places = self._new(indices.node)._checked(prod(out), name, "places of a plane")
         places = places._wide_index().reshape(*lead, prod(space))
-        empty = self.zeros(*lead, prod(out), dtype=self.dtype, device=self.device)
+        empty = self.zeros(*lead, prod(out), dtype=self.dtype, device=self.raw.device)
         written = empty._last_written(len(lead), places, flat)
         if modes.gradients:
             written = self._new(build.custom(written.node, (flat.node, places.node), _unpool_rule))
@@ -174,7 +174,7 @@ class _Plan:
         (before, after), n = self.pairs[axis], self.space[axis]
         inside = n + before + after if count_include_pad else n
         end = self.beyond[axis][1] - (after if count_include_pad else 0)
-        ones = x.ones(inside, dtype=x.dtype, device=x.device)
+        ones = x.ones(inside, dtype=x.dtype, device=x.raw.device)
         padded = ones.pad([(0 if count_include_pad else before, end)])
         window = (0, self.kernel[axis], self.steps[axis], self.gaps[axis])
         return padded._windows([window]).sum(-1)
@@ -186,11 +186,12 @@ class _Plan:
         found = (windows.eq(one) | windows.isnan()) & inside
         whole = prod(self.kernel)
         flat = found.reshape(*best.shape, whole)
-        ramp = x.arange(whole, device=x.device)
+        ramp = x.arange(whole, device=x.raw.device)
         rest = whole - flat.where(whole - ramp, 0).max(-1)
         place, size = 0, 1
         for i in reversed(range(self.spatial)):
-            start = x.arange(self.counts[i], device=x.device) * self.steps[i] - self.beyond[i][0]
+            windows = x.arange(self.counts[i], device=x.raw.device)
+            start = windows * self.steps[i] - self.beyond[i][0]
             start = start.reshape(-1, *(1 for _ in range(self.spatial - 1 - i)))
             place = (start + rest % self.kernel[i] * self.gaps[i]) * size + place
             rest = rest // self.kernel[i]

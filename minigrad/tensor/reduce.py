@@ -122,7 +122,7 @@ class Reduce(Methods):
     def _count(self, axis: Axes, dtype: DType) -> Self:
         """How many elements are reduced, as a 0-d tensor."""
         axes = axes_of("mean", axis, self.ndim)
-        return self._new(count_node(self.shape, axes, dtype, self.device))
+        return self._new(count_node(self.shape, axes, dtype, self.raw.device))
 
     def _wide(self) -> Self:
         """In at least float32, which is what statistics are computed in."""
@@ -223,11 +223,11 @@ class Reduce(Methods):
         x = self.int() if self.dtype.is_bool else self.detach()
         place = axis_of("argmax", axis, self.ndim)
         if not self.ndim:
-            return self._new(build.const(0, dtypes.default_int, (), self.device))
+            return self._new(build.const(0, dtypes.default_int, (), self.raw.device))
         found = x.eq(x.max(place, True)) | x.isnan()
         # the first one is the one with most elements from it to the end
         shape = tuple(e if d == place else 1 for d, e in enumerate(self.shape))
-        ramp = self._new(build.reshape(build.iota(self.shape[place], self.device), shape))
+        ramp = self._new(build.reshape(build.iota(self.shape[place], self.raw.device), shape))
         extent = self._count(place, dtypes.default_int)
         behind = found.where(extent - ramp, 0)
         return extent - behind.max(place, keepdim)

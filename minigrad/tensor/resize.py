@@ -112,7 +112,7 @@ class Resize(Methods):
         return result
 
     def _ramp(self, count: int, dtype: Any) -> Self:
-        return self.arange(count, dtype=dtype, device=self.device)
+        return self.arange(count, dtype=dtype, device=self.raw.device)
 
     def _taken(self, axis: int, places: Self, extent: int) -> Self:
         """Elements along an axis; places beyond its ends mean the outermost ones."""

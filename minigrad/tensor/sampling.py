@@ -23,7 +23,7 @@ class Sampling(Methods):
         >>> Tensor([1, 2]).randint_like(3, 4).tolist()
         [3, 3]
         """
-        options = {"dtype": self.dtype, "device": self.device, **options}
+        options = {"dtype": self.dtype, "device": self.raw.device, **options}
         return self.randint(self.shape, low=low, high=high, **options)
 
     @classmethod
@@ -75,7 +75,7 @@ class Sampling(Methods):
         """The first category whose running sum exceeds a uniform part of the total."""
         until = self.cumsum(1)
         total = until[:, -1:]
-        words = _draw("multinomial", (self.shape[0], count), self.device)
+        words = _draw("multinomial", (self.shape[0], count), self.raw.device)
         shares = (self._unit(*words) * total).unsqueeze(-1)
         place = (until.unsqueeze(1) <= shares).sum(-1, dtype=dtypes.int32)
         # rounding may have made a share the total itself
@@ -83,7 +83,7 @@ class Sampling(Methods):
 
     def _without_replacement(self, count: int) -> Self:
         """Of exponential waiting times of these rates the shortest (Efraimidis, Spirakis 2006)."""
-        words = _draw("multinomial", self.shape, self.device)
+        words = _draw("multinomial", self.shape, self.raw.device)
         waiting = -self._unit(*words).log() / self
         return waiting.topk(count, 1, largest=False)[1]
 

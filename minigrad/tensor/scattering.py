@@ -102,7 +102,7 @@ class Scattering(Methods):
         """self with values at places that are known to be right; of equal ones the last wins."""
         if 0 in places.shape:
             return self
-        none = build.const(-1, dtypes.int32, self.shape, self.device)
+        none = build.const(-1, dtypes.int32, self.shape, self.raw.device)
         numbers = scans.along(places.node, axis)
         last = self._new(build.scatter(Op.SCATTER_MAX, none, places.node, numbers, axis))
         taken = values._at(axis, last.maximum(0))
@@ -125,8 +125,8 @@ class Scattering(Methods):
                 f"scatter_reduce(reduce={reduce!r}): expected one of {', '.join(REDUCTIONS)}"
             )
         axis, part, places, values = self._updates("scatter_reduce", dim, index, src)
-        ones = self._new(build.const(1, dtypes.int32, index.shape, self.device))
-        zeros = self._new(build.const(0, dtypes.int32, part.shape, self.device))
+        ones = self._new(build.const(1, dtypes.int32, index.shape, self.raw.device))
+        zeros = self._new(build.const(0, dtypes.int32, part.shape, self.raw.device))
         count = zeros._scattered(Op.SCATTER_ADD, places, ones, axis)
         mirrored = reduce == "amin"
         op = {"prod": Op.SCATTER_PROD, "amax": Op.SCATTER_MAX, "amin": Op.SCATTER_MAX}.get(
@@ -138,7 +138,7 @@ class Scattering(Methods):
                 self.dtype.maximum if mirrored else self.dtype.minimum if reduce == "amax"
                 else 1 if reduce == "prod" else 0
             )  # fmt: skip
-            base = (count > 0).where(self._new(build.const(empty, self.dtype, (), self.device)),
+            base = (count > 0).where(self._new(build.const(empty, self.dtype, (), self.raw.device)),
                                      part)  # fmt: skip
         if mirrored:
             base, values = base._mirrored(), values._mirrored()
@@ -181,6 +181,6 @@ class Scattering(Methods):
         amounts = [
             (0, have - now) for have, now in zip(self.shape, changed.shape, strict=True)
         ]
-        inside = build.const(True, dtypes.bool, changed.shape, self.device)
+        inside = build.const(True, dtypes.bool, changed.shape, self.raw.device)
         whole = self._new(build.pad(changed.node, amounts))
         return self._new(build.pad(inside, amounts)).where(whole, self)
