@@ -12,9 +12,11 @@ if os.path.exists(os.path.join(_checkout, "setup.py")):
 from minigrad import linalg, nn  # noqa: E402
 from minigrad.device import Device  # noqa: E402
 from minigrad.dtype import dtypes  # noqa: E402
+from minigrad.graph.sharding import Blocks, P  # noqa: E402
 from minigrad.graph.variable import Variable  # noqa: E402
 from minigrad.hints import names_of  # noqa: E402
 from minigrad.jit import jit  # noqa: E402
+from minigrad.mesh import Mesh  # noqa: E402
 from minigrad.program import GlobalCounters  # noqa: E402
 from minigrad.settings import getenv  # noqa: E402
 from minigrad.tensor import Tensor  # noqa: E402
@@ -28,8 +30,8 @@ for _method in (linalg.qr, linalg.svd):
 
 __version__ = "0.1.0"
 __all__ = [
-    "Context", "Device", "GlobalCounters", "Tensor", "TinyJit", "Variable", "__version__", "dtypes",
-    "getenv", "jit", "nn",
+    "Blocks", "Context", "Device", "GlobalCounters", "Mesh", "P", "Tensor", "TinyJit", "Variable",
+    "__version__", "dtypes", "getenv", "jit", "nn",
 ]  # fmt: skip
 
 if not TYPE_CHECKING:

@@ -20,6 +20,7 @@ from minigrad.dtype import DType
 from minigrad.errors import DeviceError, LostValueError, MinigradError
 from minigrad.graph.canonical import Graph
 from minigrad.graph.node import Node
+from minigrad.graph.sharding import meshes
 from minigrad.hints import hint
 from minigrad.locks import new_rlock
 from minigrad.settings import getenv, put
@@ -30,6 +31,8 @@ RUNTIMES = {
     "REF": "minigrad.runtimes.reference",
     "CL": "minigrad.runtimes.opencl",
 }
+# … that has `open_mesh(mesh: Mesh) -> Runtime` for several of them.
+MESHES = "minigrad.models.parallel.mesh_device"
 
 
 class Program(Protocol):
@@ -386,6 +389,7 @@ class _Devices:
 
     def __init__(self) -> None:
         self.opened: dict[str, Runtime] = {}
+        self.meshes: dict[str, Any] = {}  # by name
         self._spelled: dict[str, str] = {}  # as somebody wrote it → as we do
         self._lock = new_rlock()
 
@@ -398,14 +402,31 @@ class _Devices:
     def DEFAULT(self, name: str) -> None:
         put("DEVICE", self.canonical(name))
 
+    def add_mesh(self, mesh: Any) -> None:
+        """Let a mesh be a device, known by its name and by the tuple of its devices."""
+        with self._lock:
+            if mesh.name not in self.opened:
+                runtime = importlib.import_module(MESHES).open_mesh(mesh)
+                self._spelled[mesh.name] = mesh.name
+                self.meshes[mesh.name], meshes[mesh.name] = mesh, mesh.sizes
+                self.opened[mesh.name] = runtime
+
     def canonical(self, name: str) -> str:
-        """One spelling per device: "cpu" and "CPU:0" are "CPU". DeviceError for unknown kinds."""
-        known = self._spelled.get(name)
+        """One spelling per device: "cpu" and "CPU:0" are "CPU". DeviceError for unknown kinds.
+
+        A mesh, and the `.device` of a tensor on one, stand for the mesh's name.
+        """
+        known = self._spelled.get(name) if name.__class__ is str else None
         if known is None:
-            known = self._spelled[name] = self._spell(name)
+            known = self._spell(name)
+            if name.__class__ is str:
+                self._spelled[name] = known
         return known
 
     def _spell(self, name: str) -> str:
+        mesh = getattr(name, "mesh", None) or getattr(name, "name", None)
+        if mesh in self.meshes:
+            return str(mesh)
         if not isinstance(name, str):
             raise TypeError(f"device {name!r} is a {type(name).__name__}; expected a name, as CPU")
         kind, _, number = name.upper().partition(":")

@@ -34,7 +34,7 @@ ROOMS: tuple[tuple[str, ...], ...] = (
     ("minigrad.render",),
     (
         "minigrad.device", "minigrad.program", "minigrad.failure", "minigrad.cache",
-        "minigrad.collective", "minigrad.compile",
+        "minigrad.collective", "minigrad.compile", "minigrad.mesh",
     ),
     ("minigrad.runtimes",),
     ("minigrad.tensor",),

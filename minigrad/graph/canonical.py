@@ -18,6 +18,7 @@ from typing import Any
 
 from minigrad.graph.bounds import Check, any_outside
 from minigrad.graph.node import Node, Op, make, topological
+from minigrad.graph.sharding import Layout, layouts_of, meshes
 from minigrad.graph.symbolic import Affine, Integer
 from minigrad.graph.variable import unbind
 
@@ -35,6 +36,7 @@ class Graph:
     variables: names of the symbolic integers whose values are given per call.
     device: the device whose runtime computes it. Where indices are checked the last root is an
     uint32 scalar: 0 where all of them are in range.
+    layouts: those of the inputs, where the device is a mesh.
     """
 
     roots: tuple[Node, ...]
@@ -42,6 +44,7 @@ class Graph:
     slots: int
     variables: tuple[str, ...]
     device: str
+    layouts: tuple[Layout | None, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -62,6 +65,7 @@ class Canonical:
     targets: tuple[int, ...]
     values: dict[str, int]
     checks: tuple[Node, ...]
+    layouts: tuple[Layout | None, ...] = ()
 
     def graph(self) -> Graph:
         """The graph itself, rewritten onto slots (made only when a program must be compiled)."""
@@ -112,6 +116,7 @@ class Canonical:
             slots=count,
             variables=variables,
             device=self.roots[0].device,
+            layouts=self.layouts,
         )
 
 
@@ -211,8 +216,10 @@ def canonicalize(
             targets.append(new)
             new += 1
     wanted = tuple(number[root] for root in roots)
-    structure = (tuple(rows), wanted, tuple(targets), roots[0].device)
+    device = roots[0].device
+    layouts = layouts_of(list(inputs)) if device in meshes else ()
+    structure = (tuple(rows), wanted, tuple(targets), device, layouts)
     return Canonical(
         structure, tuple(cells), tuple(order), tuple(roots), tuple(inputs), tuple(targets), values,
-        tuple(checks),
+        tuple(checks), layouts,
     )  # fmt: skip

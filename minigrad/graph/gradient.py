@@ -30,6 +30,7 @@ from minigrad.graph.node import Node, Shape, is_symbolic, topological
 from minigrad.graph.operations import ELEMENTWISE, Op
 from minigrad.graph.scans import cummax_rule, cumprod_rule, cumsum_rule
 from minigrad.graph.shapes import numel
+from minigrad.graph.sharding import mark_gradient
 from minigrad.graph.symbolic import Integer, high
 from minigrad.graph.windows import cropped, overlap_add
 
@@ -324,5 +325,6 @@ RULES: dict[Op, tuple[Rule | None, ...]] = {
     Op.SCATTER_MAX: (scatter_max_base_rule, None, scatter_max_rule),
     Op.SCATTER_PROD: (scatter_prod_base_rule, None, scatter_prod_rule),
     Op.CONTIGUOUS: (_same,),
+    Op.MARK: (mark_gradient,),
     Op.COPY: (lambda node, g: build.copy(g, node.src[0].device),),
 }

@@ -319,6 +319,7 @@ class Op(Enum):
     COPY = "copy"  # identity on another device (arg)
     COLLECTIVE = "collective"  # (Collective) an exchange with other ranks: graph/collective.py
     CHECK = "check"  # (Check) identity; a program raises where an element is no index: bounds.py
+    MARK = "mark"  # (Mark) identity that says where it is on a mesh: graph/sharding.py
     CUSTOM = "custom"  # (rule) the first source; `rule` gives the gradients of the others
 
 

@@ -111,7 +111,7 @@ class Optimizer:
         made = []
         for param in self.params:
             zeros = Tensor.zeros(param.shape, dtype=_wide(param.dtype), device=param.device)
-            made.append(zeros._own_memory().requires_grad_(False))
+            made.append(zeros._own_memory().requires_grad_(False).shard_like_(param))
         self.moments[name] = made
         return made
 

@@ -30,6 +30,7 @@ from minigrad.tensor.reduce import Reduce
 from minigrad.tensor.resize import Resize
 from minigrad.tensor.sampling import Sampling
 from minigrad.tensor.scattering import Scattering
+from minigrad.tensor.sharding import Sharding
 from minigrad.tensor.values import Values
 
 
@@ -38,7 +39,7 @@ class Basic(
     Elementwise, Functions, Activations,
     Movement, Joining, Rearrange, Indexing, Scattering,
     Reduce, Cumulative, Ordering, Sampling,
-    Contraction, Convolution, Pooling, Resize, Loss,
+    Contraction, Convolution, Pooling, Resize, Loss, Sharding,
     Core,
 ):  # fmt: skip
     """A tensor with the methods of which `Tensor`'s other families are composed."""

@@ -125,14 +125,14 @@ class Core(Holder, metaclass=_TensorType):
         if views.writable(self) is not None:
             known = [extent for extent in self.shape if isinstance(extent, int)]
             with no_grad():
-                self._write(stored(raw, self.dtype, known, self.device))
+                self._write(stored(raw, self.dtype, known, self.raw.device))
             return
         target = self.raw.src[0] if self.raw.op is Op.ASSIGN else self.raw
         if target.op is Op.BUFFER:
             realization.overwrite(self, target, raw)
         else:
             known = [extent for extent in self.shape if isinstance(extent, int)]
-            self._point(stored(raw, self.dtype, known, self.device))
+            self._point(stored(raw, self.dtype, known, self.raw.device))
         views.written(self)
 
     def _start(self, node: Node, is_new: bool = False, origin: views.Origin | None = None) -> None:
@@ -199,9 +199,10 @@ class Core(Holder, metaclass=_TensorType):
         return self.raw.dtype
 
     @property
-    def device(self) -> str:
-        """Name of the device that holds or will compute it."""
-        return self.raw.device
+    def device(self) -> Any:
+        """Name of the device that holds or will compute it; of a mesh's all, as a tuple."""
+        name = self.raw.device
+        return Device.meshes[name].devices if name in Device.meshes else name
 
     @property
     def requires_grad(self) -> bool | None:
@@ -348,7 +349,7 @@ class Core(Holder, metaclass=_TensorType):
         if isinstance(device, DType):
             return self._new(build.cast(self.node, device))
         name = Device.canonical(device or Device.DEFAULT)
-        return self if name == self.device else self._new(build.copy(self.node, name))
+        return self if name == self.raw.device else self._new(build.copy(self.node, name))
 
     def assign(self, value: Any) -> Self:
         """Replace its values in place; `value` is broadcast and cast.
@@ -387,7 +388,7 @@ class Core(Holder, metaclass=_TensorType):
         """What is written by `assign`: a number, a tensor, or data."""
         check_holds("assign", self.dtype, value)
         if isinstance(value, (bool, int, float)) and self.numel() != 1:
-            return build.const(value, self.dtype, self.shape, self.device)
+            return build.const(value, self.dtype, self.shape, self.raw.device)
         # one number is data, not part of the program: a new learning rate compiles nothing
         tensor = self._data(value)
         same_device("assign", (self.raw, tensor.raw))
@@ -397,7 +398,7 @@ class Core(Holder, metaclass=_TensorType):
         """A tensor, or data in self's dtype, which must hold its ints."""
         if isinstance(value, Core):
             return value
-        return type(self)(value, dtype=self.dtype, device=self.device)
+        return type(self)(value, dtype=self.dtype, device=self.raw.device)
 
 
 def stored(raw: bytes | bytearray, dtype: DType, shape: Sequence[int], device: str) -> Node:

@@ -13,7 +13,7 @@ import math
 import threading
 from typing import Any, Self
 
-from minigrad.device import Device
+from minigrad.device import Device, watching
 from minigrad.dtype import DType, check_holds, dtype_of, dtypes, resolve
 from minigrad.errors import DTypeError, ShapeError
 from minigrad.graph import build
@@ -68,6 +68,7 @@ class _State:
         self.tensor = Core._of(self.buffer)
         self.tensor.requires_grad = False
         self.drawn = 0  # since the buffer was last advanced
+        self.source: _State | None = None  # whose numbers come before the first draw from here
         realization.accompany(self.buffer, self.tensor)
 
     def seed(self, seed: int) -> None:
@@ -81,6 +82,9 @@ class _State:
 
     def draw(self, shape: tuple[int, ...]) -> tuple[Node, Node]:
         """Two random words for each element of an array."""
+        source, self.source = self.source, None
+        if source is not None and watching.watch is None:
+            realization.overwrite(self.tensor, self.buffer, hostdata.pack(source.words(), _WORD))
         if self.tensor.raw is self.buffer:
             self.drawn = 0
         # The state is stored for each draw, so that the kernels that draw are equal: with the draw
@@ -112,6 +116,12 @@ class _States(threading.local):
 _states = _States()
 
 
+def _source_of(device: str) -> _State | None:
+    """A mesh goes on with the random numbers of its first device, where these were begun."""
+    mesh = Device.meshes.get(device)
+    return None if mesh is None else _states.devices.get(mesh.devices[0])
+
+
 def _draw(name: str, shape: tuple[Any, ...], device: str | None) -> tuple[Node, Node]:
     extents = checked_shape(name, shape)
     if not all(isinstance(extent, int) for extent in extents):
@@ -120,6 +130,7 @@ def _draw(name: str, shape: tuple[Any, ...], device: str | None) -> tuple[Node, 
     state = _states.devices.get(where)
     if state is None:
         state = _states.devices[where] = _State(where, _states.seed)
+        state.source = _source_of(where)
     return state.draw(extents)  # type: ignore[arg-type]
 
 
@@ -160,8 +171,9 @@ class Random(Methods):
         if not isinstance(seed, int):
             raise TypeError(f"manual_seed({seed!r}): expected an int")
         _states.seed = seed
-        for state in _states.devices.values():
+        for name, state in _states.devices.items():
             state.seed(seed)
+            state.source = _source_of(name)
 
     @staticmethod
     def random_state() -> tuple[int, dict[str, list[int]]]:
@@ -321,7 +333,7 @@ class Random(Methods):
         >>> Tensor([1.0, 2.0]).rand_like().shape
         (2,)
         """
-        return self.rand(self.shape, **{"dtype": self.dtype, "device": self.device, **options})
+        return self.rand(self.shape, **{"dtype": self.dtype, "device": self.raw.device, **options})
 
     def randn_like(self, **options: Any) -> Self:
         """Normal; shape, dtype and device of self.
@@ -329,7 +341,7 @@ class Random(Methods):
         >>> Tensor([1.0, 2.0]).randn_like().shape
         (2,)
         """
-        return self.randn(self.shape, **{"dtype": self.dtype, "device": self.device, **options})
+        return self.randn(self.shape, **{"dtype": self.dtype, "device": self.raw.device, **options})
 
     def dropout(self, p: Scalar = 0.5) -> Self:
         """In training, an element is 0 with probability p, and divided by 1 − p otherwise.
@@ -343,6 +355,6 @@ class Random(Methods):
             return self
         if p == 1:
             return self * 0
-        word = self._new(_draw("dropout", self.shape, self.device)[0])
+        word = self._new(_draw("dropout", self.shape, self.raw.device)[0])
         kept = word >= min(round(p * 2**32), 2**32 - 1)
         return kept.where(self * (1 / (1 - p)), 0)

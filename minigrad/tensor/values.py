@@ -150,7 +150,10 @@ class Values(Methods):
 
     def __repr__(self) -> str:
         """Shape, dtype, device and values, which are computed, except while a step is captured."""
-        text = f"Tensor {show(self.shape)} {self.dtype.name} on {self.device}"
+        kind = f"{show(self.shape)} {self.dtype.name}"
+        if self.raw.device in Device.meshes:
+            kind = self.sharding
+        text = f"Tensor {kind} on {self.raw.device}"
         text += ", requires_grad" if self._requires_grad else ""
         if recording.calls is not None and not self.is_realized():
             return f"<{text}, lazy>"
@@ -170,7 +173,7 @@ class Values(Methods):
         return hostdata.text(wide.numpy(), EDGE if many else MANY)
 
     def __reduce__(self) -> Any:
-        state = (bytes(self._bytes()), self._known_shape(), self.dtype.name, self.device)
+        state = (bytes(self._bytes()), self._known_shape(), self.dtype.name, self.raw.device)
         return _restore, (type(self), state, self._requires_grad, self.grad)
 
 

@@ -1,0 +1,288 @@
+"""Where the elements of an array are, when the devices of a mesh share it.
+
+A mesh is a grid of devices with named axes ("dp", "tp"), which have sizes. Of an array each device
+has a part, or all of it. `Layout` says which: for each dimension its digits, and the axes over
+which what the devices have is only a term of a sum.
+
+A digit (axis, stride) means: the device at place p of a mesh axis of size n has those indices i of
+the dimension for which (i // stride) % n = p. A dimension of 8 in two blocks is (axis, 4); 3 blocks
+of 8, each divided in two, as queries, keys and values in one matrix, is (axis, 4) in 24. So a digit
+of a dimension is one of the position in memory, too, and stays a digit when a reshape splits or
+joins dimensions.
+
+Where n does not divide the extent, every device has `stride` indices, the last of which lie beyond
+the end: such a dimension is *padded*. What is there is never seen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from math import prod
+from typing import NamedTuple
+
+from minigrad.errors import ShapeError
+from minigrad.graph import build
+from minigrad.graph.node import Node, Op, Shape, make
+from minigrad.graph.symbolic import Integer, ceildiv
+
+Sizes = Mapping[str, int]
+
+
+class Digit(NamedTuple):
+    """See the module."""
+
+    axis: str
+    stride: int
+
+
+Digits = tuple[Digit, ...]
+Dims = tuple[Digits, ...]
+NONE: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True)
+class Layout:
+    """dims: the digits of each dimension, the largest stride first; partial: axes of sums."""
+
+    dims: Dims
+    partial: frozenset[str] = NONE
+
+    @property
+    def axes(self) -> frozenset[str]:
+        """The axes that divide a dimension."""
+        return axes_of(self.dims)
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether every device has all of it."""
+        return not self.partial and not any(self.dims)
+
+
+def whole(ndim: int) -> Layout:
+    """Every device has all of an array."""
+    return Layout(((),) * ndim)
+
+
+def axes_of(dims: Iterable[Digits]) -> frozenset[str]:
+    """The axes that divide some dimension."""
+    return frozenset(digit.axis for digits in dims for digit in digits)
+
+
+def period(digits: Digits, sizes: Sizes) -> int:
+    """After how many indices all digits begin again."""
+    return digits[0].stride * sizes[digits[0].axis] if digits else 1
+
+
+def is_padded(extent: object, digits: Digits, sizes: Sizes) -> bool:
+    """Whether some device has indices beyond the end."""
+    return bool(digits) and isinstance(extent, int) and extent % period(digits, sizes) != 0
+
+
+def are_valid(extent: object, digits: Digits, sizes: Sizes) -> bool:
+    """Whether digits, largest first, can divide an extent together."""
+    if not digits:
+        return True
+    if not isinstance(extent, int) or extent < 1:
+        return False
+    gaps = [
+        (outer.stride, inner.stride * sizes[inner.axis])
+        for outer, inner in pairwise(digits)
+    ]
+    if any(above % below for above, below in gaps):
+        return False
+    if extent % period(digits, sizes) == 0:
+        return True
+    return period(digits, sizes) > extent and all(above == below for above, below in gaps)
+
+
+def joined(extent: object, one: Digits, other: Iterable[Digit], sizes: Sizes) -> Digits:
+    """`one`, and those of the others that can divide an extent beside it."""
+    for digit in other:
+        if digit not in one:
+            more = tuple(sorted((*one, digit), key=lambda each: -each.stride))
+            if are_valid(extent, more, sizes):
+                one = more
+    return one
+
+
+def blocks(extent: int, axes: Sequence[str], sizes: Sizes, count: int = 1) -> Digits:
+    """The digits that divide each of `count` equal blocks by axes, the first axis outermost."""
+    step = ceildiv(extent // count, prod(sizes[axis] for axis in axes))
+    digits: list[Digit] = []
+    for axis in reversed(axes):
+        digits.insert(0, Digit(axis, step))
+        step *= sizes[axis]
+    return tuple(digits)
+
+
+def local_extent(extent: object, digits: Digits, sizes: Sizes) -> int:
+    """How many indices of a dimension each device has."""
+    assert isinstance(extent, int)
+    if is_padded(extent, digits, sizes):
+        return digits[-1].stride
+    return extent // prod(sizes[digit.axis] for digit in digits)
+
+
+def local_shape(shape: Shape, dims: Dims, sizes: Sizes) -> Shape:
+    """The shape of the part that each device has."""
+    return tuple(
+        local_extent(extent, digits, sizes) if digits else extent
+        for extent, digits in zip(shape, dims, strict=True)
+    )
+
+
+def radix(extent: int, digits: Digits, sizes: Sizes) -> list[tuple[int, str]]:
+    """A dimension as numbers between and of digits: (how many values, of which axis or "")."""
+    parts: list[tuple[int, str]] = []
+    above = ceildiv(extent, period(digits, sizes)) * period(digits, sizes)
+    for axis, stride in digits:
+        parts.append((above // (stride * sizes[axis]), ""))
+        parts.append((sizes[axis], axis))
+        above = stride
+    return [*parts, (above, "")]
+
+
+def reshaped(old: Shape, dims: Dims, new: Shape, sizes: Sizes) -> tuple[Dims, bool]:
+    """The digits after a reshape, and whether all of them have a place there."""
+    if not any(dims):
+        return ((),) * len(new), True
+    if any(not isinstance(extent, int) or extent < 1 for extent in (*old, *new)):
+        return ((),) * len(new), False
+    found: list[list[Digit]] = [[] for _ in new]
+    steps, lost = _steps(new), False
+    for extent, digits, step in zip(old, dims, _steps(old), strict=True):
+        if is_padded(extent, digits, sizes):
+            same = [at for at, other in enumerate(steps) if other == step and new[at] == extent]
+            lost = lost or not same
+            if same:
+                found[same[0]] += digits
+            continue
+        for axis, stride in digits:
+            first = stride * step
+            last = first * sizes[axis]
+            for at, other in enumerate(steps):
+                if first % other == 0 and other * _known(new[at]) % last == 0 and last > other:
+                    found[at].append(Digit(axis, first // other))
+                    break
+            else:
+                lost = True
+    return tuple(tuple(sorted(digits, key=lambda d: -d.stride)) for digits in found), not lost
+
+
+def _steps(shape: Shape) -> list[int]:
+    steps = [1]
+    for extent in reversed(shape[1:]):
+        steps.insert(0, steps[0] * _known(extent))
+    return steps if shape else []
+
+
+def _known(extent: Integer) -> int:
+    assert isinstance(extent, int)
+    return extent
+
+
+# --- what a graph says about layouts --------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Mark:
+    """The argument of a MARK: the value has these digits here. open: it may still be a sum."""
+
+    dims: Dims
+    open: bool = False
+
+
+def mark(x: Node, dims: Dims, is_open: bool = False) -> Node:
+    """x, laid out by `dims` on the devices of its mesh."""
+    return make(Op.MARK, x.dtype, x.shape, (x,), Mark(dims, is_open), x.device)
+
+
+def mark_gradient(node: Node, g: Node) -> Node:
+    """Divided like the value itself, while a sum over other axes may wait for its reader."""
+    return mark(g, node.arg.dims, True) if any(node.arg.dims) else g
+
+
+# Name of the device that stands for a mesh → the sizes of its axes.
+meshes: dict[str, Sizes] = {}
+
+
+def layouts_of(memories: Sequence[object]) -> tuple[Layout | None, ...]:
+    """Those of a mesh's buffers; None for one that every device has as a whole."""
+    return tuple(memory.memory.layout for memory in memories)  # type: ignore[attr-defined]
+
+
+class P(tuple[object, ...]):
+    """Which mesh axes divide which dimension: P("dp", None), P(("dp", "tp")), P(Blocks("tp", 3)).
+
+    One entry for each dimension, from the first; those that are missing are None: not divided. With
+    several axes the first one is the outermost.
+    """
+
+    __slots__ = ()
+
+    def __new__(cls, *entries: object) -> P:
+        """See the class."""
+        return super().__new__(cls, entries)
+
+    def __repr__(self) -> str:
+        return f"P({', '.join(map(repr, self))})"
+
+    def dims(self, shape: Shape, sizes: Sizes, mesh: str) -> Dims:
+        """The digits of an array; ShapeError where it cannot be divided so."""
+        if len(self) > len(shape):
+            raise ShapeError(f"{self!r} has {len(self)} entries for {len(shape)} dimensions of "
+                             f"{tuple(shape)}; expected at most as many")  # fmt: skip
+        found: list[Digits] = []
+        used: set[str] = set()
+        for extent, entry in zip(shape, (*self, *(None,) * (len(shape) - len(self))), strict=True):
+            count = entry.blocks if isinstance(entry, Blocks) else 1
+            names = entry.axes if isinstance(entry, Blocks) else entry
+            axes = () if names is None else (names,) if isinstance(names, str) else names
+            assert isinstance(axes, tuple) or axes == ()
+            for axis in axes:
+                if axis not in sizes:
+                    known = ", ".join(map(repr, sizes))
+                    raise ShapeError(f"{self!r}: {mesh} has no axis {axis!r}; expected one of "
+                                     f"{known}, or None")  # fmt: skip
+                if axis in used:
+                    raise ShapeError(f"{self!r} has the axis {axis!r} twice; expected it once")
+                used.add(axis)
+            axes = tuple(axis for axis in axes if sizes[axis] > 1)
+            if axes and not isinstance(extent, int):
+                raise ShapeError(f"{self!r} divides a dimension of {extent}; expected a plain int")
+            ways = prod(sizes[axis] for axis in axes)
+            if axes and (extent == 1 or (count > 1 and _known(extent) % (count * ways))):
+                raise ShapeError(
+                    f"{self!r} divides a dimension of {extent} in {count} × {ways}; expected a "
+                    "multiple of that, or None"
+                )
+            found.append(blocks(_known(extent), axes, sizes, count) if axes else ())
+        return tuple(found)
+
+
+class Blocks(NamedTuple):
+    """An entry of `P`: so many equal blocks one after the other, each divided by the axes.
+
+    So queries, keys and values that come out of one matrix are divided by heads: Blocks("tp", 3).
+    """
+
+    axes: str | tuple[str, ...]
+    blocks: int
+
+
+def show(shape: Shape, layout: Layout | None, dtype: str) -> str:
+    """As text: float32[64@dp, 784], and + Σtp where it is a sum over tp still."""
+    dims: Dims = layout.dims if layout is not None else ((),) * len(shape)
+    words = []
+    for extent, digits in zip(shape, dims, strict=True):
+        names = ",".join(digit.axis for digit in digits)
+        words.append(f"{extent}@{names}" if digits else str(extent))
+    partial = f" + Σ{','.join(sorted(layout.partial))}" if layout and layout.partial else ""
+    return f"{dtype}[{', '.join(words)}]{partial}"
+
+
+def const_like(x: Node, value: float) -> Node:
+    """A constant of x's shape."""
+    return build.const(value, x.dtype, x.shape, x.device)

@@ -1,0 +1,98 @@
+"""Meshes: devices in a grid with named axes, over which tensors are divided.
+
+A mesh is a device to the rest of minigrad: graphs on it are graphs of whole arrays, and its runtime
+divides them (see `graph/partition.py`). So a program is written once, and runs in threads, or under
+`mpiexec`, where each rank runs the same script and has its own part.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import prod
+
+from minigrad.device import Device
+from minigrad.errors import DeviceError
+from minigrad.graph.sharding import Sizes, meshes
+from minigrad.settings import Context
+
+
+class Devices(tuple[str, ...]):
+    """The `.device` of a tensor on a mesh: the names of its devices. mesh: the mesh's own name."""
+
+    mesh: str
+
+    def __new__(cls, names: Sequence[str], mesh: str) -> Devices:
+        """See the class."""
+        made = super().__new__(cls, names)
+        made.mesh = mesh
+        return made
+
+
+class Mesh:
+    """Devices along named axes: Mesh(dp=2, tp=2) has four, of the kind of the default device.
+
+    The last axis runs fastest: CPU and CPU:1 are neighbours along "tp". devices: their names, where
+    they are to be others. Under MPI they are the ranks. `with mesh:` makes it the default device:
+    new tensors are then on all of its devices as a whole.
+    """
+
+    def __init__(self, devices: Sequence[str] | None = None, /, **axes: int) -> None:
+        if not axes:
+            raise DeviceError("Mesh() has no axes: name them with their sizes, as Mesh(dp=2, tp=2)")
+        for axis, size in axes.items():
+            if not isinstance(size, int) or size < 1:
+                raise DeviceError(f"Mesh({axis}={size!r}): expected a whole number of at least 1")
+        self.sizes: Sizes = dict(axes)
+        self.size = prod(axes.values())
+        kind = Device.DEFAULT if devices is None else Device.canonical(devices[0])
+        if kind in meshes:
+            kind = Device.meshes[kind].devices[0]
+        kind = kind.partition(":")[0]
+        usual = [kind if number == 0 else f"{kind}:{number}" for number in range(self.size)]
+        names = usual if devices is None else [Device.canonical(name) for name in devices]
+        words = ", ".join(f"{axis}={size}" for axis, size in axes.items())
+        where = kind if names == usual else ", ".join(names)
+        self.name = f"Mesh({words}) of {where}"
+        if len(set(names)) != self.size or len(names) != self.size:
+            raise DeviceError(
+                f"Mesh({words}) of {', '.join(names)}: expected {self.size} different devices"
+            )
+        self.devices = Devices(names, self.name)
+        self._contexts: list[Context] = []
+        Device.add_mesh(self)
+
+    def __repr__(self) -> str:
+        return self.name
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Mesh) and other.name == self.name
+
+    def __hash__(self) -> int:
+        return hash(self.name)
+
+    def __enter__(self) -> Mesh:
+        self._contexts.append(Context(DEVICE=self.name))
+        self._contexts[-1].__enter__()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._contexts.pop().__exit__(*error)
+
+    def places(self, number: int) -> dict[str, int]:
+        """Where a device is along each axis."""
+        found: dict[str, int] = {}
+        for axis, size in reversed([*self.sizes.items()]):
+            found[axis] = number % size
+            number //= size
+        return {axis: found[axis] for axis in self.sizes}
+
+
+def mesh_of(devices: Mesh | Sequence[str]) -> Mesh:
+    """A mesh itself, or one with a single axis for a tuple of names of devices."""
+    if isinstance(devices, Mesh):
+        return devices
+    if isinstance(devices, Devices):
+        found: Mesh = Device.meshes[devices.mesh]
+        return found
+    names = [Device.canonical(name) for name in devices]
+    return Mesh(names, devices=len(names))

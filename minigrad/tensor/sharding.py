@@ -1,0 +1,121 @@
+"""Tensors that the devices of a mesh share: `shard` and its kin."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Self
+
+from minigrad.device import Device
+from minigrad.errors import DeviceError, ShapeError
+from minigrad.graph import build
+from minigrad.graph.node import Node, Op
+from minigrad.graph.partition import plan_of, without_barriers
+from minigrad.graph.sharding import Dims, Layout, P, mark, meshes, show
+from minigrad.mesh import Mesh, mesh_of
+from minigrad.tensor import realization
+from minigrad.tensor.broadcasting import axis_of
+from minigrad.tensor.methods import Methods
+from minigrad.tensor.modes import no_grad
+
+
+class Sharding(Methods):
+    """Where the parts of a tensor are."""
+
+    __slots__ = ()
+
+    def shard(
+        self, mesh: Mesh | Sequence[str], spec: P | None = None, axis: int | None = None
+    ) -> Self:
+        """The same values, divided among the devices of a mesh; gradients flow through.
+
+        spec: which axes of the mesh divide which dimension, as P("dp", None); without it every
+        device has all of the tensor. With a tuple of devices axis= says which dimension they
+        divide. A dimension may be uneven: the last devices then have fewer elements, or none.
+        """
+        where, dims = self._divided("shard", mesh, spec, axis)
+        node = self.node if self.raw.device == where else build.copy(self.node, where)
+        return self._new(mark(node, dims))
+
+    def shard_(
+        self, mesh: Mesh | Sequence[str], spec: P | None = None, axis: int | None = None
+    ) -> Self:
+        """Divide this tensor itself, now, with its gradient: for parameters. See `shard`."""
+        where, dims = self._divided("shard_", mesh, spec, axis)
+        with no_grad():
+            for tensor in (self, self.grad):
+                if tensor is not None:
+                    old = tensor.raw
+                    moved = old if old.device == where else build.copy(old, where)
+                    made = tensor._new(build.contiguous(mark(moved, dims)))
+                    realization.realize([made])
+                    tensor._point(made.raw)
+        return self
+
+    def shard_like(self, other: Any) -> Self:
+        """The same values, on the devices of another tensor of this shape, and divided like it."""
+        mesh, dims = self._like("shard_like", other)
+        if mesh is None:
+            return self.to(other.device)
+        node = self.node if self.raw.device == mesh.name else build.copy(self.node, mesh.name)
+        return self._new(mark(node, dims))
+
+    def shard_like_(self, other: Any) -> Self:
+        """As `shard_like`, in place, as `shard_`; nothing where the other one is not divided."""
+        mesh, _ = self._like("shard_like_", other)
+        if mesh is not None:
+            with no_grad():
+                made = self._new(build.contiguous(self.shard_like(other).raw))
+                realization.realize([made])
+                self._point(made.raw)
+        return self
+
+    @property
+    def sharding(self) -> str:
+        """Dtype and shape, and what divides it: "float32[64@dp, 784]"."""
+        layout = layout_of(self.raw)
+        return show(self.shape, layout, self.dtype.name)
+
+    def _like(self, name: str, other: Any) -> tuple[Mesh | None, Dims]:
+        if other.shape != self.shape:
+            raise ShapeError(
+                f"{name}: a tensor of {tuple(self.shape)} like one of {tuple(other.shape)}; "
+                "expected equal shapes"
+            )
+        layout = layout_of(other.raw)
+        return Device.meshes.get(other.raw.device), layout.dims if layout is not None else ()
+
+    def _divided(
+        self, name: str, mesh: Mesh | Sequence[str], spec: P | None, axis: int | None
+    ) -> tuple[str, Dims]:
+        """The mesh's name, and the digits of the dimensions."""
+        if isinstance(mesh, str) or not isinstance(mesh, Mesh | Sequence):
+            raise DeviceError(
+                f"{name}({mesh!r}): expected a Mesh, as Mesh(dp=2), or a tuple of devices"
+            )
+        if isinstance(spec, int):  # as in tinygrad, whose second argument is the axis
+            spec, axis = None, spec
+        if spec is not None and not isinstance(spec, P):
+            raise DeviceError(f'{name}(…, {spec!r}): expected P(…), as P("dp", None)')
+        found = mesh_of(mesh)
+        if axis is not None:
+            if spec is not None or len(found.sizes) != 1:
+                raise DeviceError(f"{name}(axis={axis}) on {found}: expected P(…) to name its axes")
+            place = axis_of(name, axis, self.ndim)
+            spec = P(*(next(iter(found.sizes)) if at == place else None for at in range(place + 1)))
+        return found.name, (spec or P()).dims(self.shape, found.sizes, found.name)
+
+
+def layout_of(node: Node) -> Layout | None:
+    """Where a node on a mesh is, or will be; None on a single device."""
+    sizes = meshes.get(node.device)
+    if sizes is None:
+        return None
+    if node.op is Op.BUFFER:
+        found: Layout | None = node.arg.memory.layout
+        return found or Layout(((),) * node.ndim)
+
+    def known(buffer: Any) -> Layout | None:
+        return getattr(buffer.memory, "layout", None)
+
+    (root,) = without_barriers([node])
+    return plan_of([root], sizes, known, [None]).kept[root]

@@ -1,0 +1,490 @@
+"""The runtime of a mesh: each of its devices runs its part of every program, all at once.
+
+Alone, this process has all devices, and a thread for each. Under MPI it is one of the ranks that
+run the same script, and has one device. The devices meet in groups, one for each set of axes.
+"""
+
+from __future__ import annotations
+
+import atexit
+import queue
+import sys
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from itertools import combinations
+from types import TracebackType
+from typing import Any
+
+from minigrad import collective
+from minigrad.device import Buffer, Call, Device, Replay, Runtime, Sequential, Zeros
+from minigrad.dtype import DType, dtypes
+from minigrad.errors import DeviceError, JitError, MinigradError
+from minigrad.graph import build
+from minigrad.graph.canonical import Graph
+from minigrad.graph.conversions import group_name, place_name
+from minigrad.graph.node import Shape
+from minigrad.graph.partition import Partitioned, partition, plan_of, without_barriers
+from minigrad.graph.shapes import numel
+from minigrad.graph.sharding import Layout, local_shape, mark, show, whole
+from minigrad.mesh import Mesh
+from minigrad.models.parallel import mpi
+from minigrad.models.parallel.arrival import waiting_for_all
+from minigrad.models.parallel.faults import Activity, Clock, RankError
+from minigrad.models.parallel.group import Members, Progress, RankGroup
+from minigrad.models.parallel.kernels import Kernels
+from minigrad.models.parallel.local import Exchange, LocalTransport
+from minigrad.models.parallel.timeline import Timeline
+from minigrad.runtimes.host import usable_threads
+from minigrad.settings import Context, flag, put, thread
+
+
+class MeshMemory:
+    """What the devices of this process have of an array.
+
+    layout: None where each has all of it. shape and dtype are those of the whole array, once a
+    program has made it. parts: a buffer for each device of this process.
+    """
+
+    __slots__ = ("layout", "shape", "dtype", "parts")
+
+    def __init__(self) -> None:
+        self.layout: Layout | None = None
+        self.shape: Shape = ()
+        self.dtype = dtypes.uint8
+        self.parts: list[Buffer] = []
+
+
+class MeshDevice:
+    """One of the devices of a mesh that this process has, and its groups."""
+
+    def __init__(
+        self, mesh: Mesh, number: int, device: str, transport: collective.Transport,
+        activity: Activity, threads: int,
+    ) -> None:  # fmt: skip
+        self.number, self.device, self.threads = number, device, threads
+        self.places = {place_name(axis): at for axis, at in mesh.places(number).items()}
+        self.timeline = Timeline()
+
+        def hurry(pressing: bool) -> None:
+            transport.pressing = pressing
+
+        with Context(THREADS=threads, GUARD=0, DEBUG=0):
+            self.progress = Progress(activity, hurry)
+        kernels = Kernels("CPU" + device[device.find(":") :] if ":" in device else "CPU")
+        self.groups = [
+            RankGroup(group_name(mesh.name, axes), Members(transport, ranks, tag, self.timeline),
+                      self.progress, kernels, self.timeline)
+            for tag, (axes, ranks) in enumerate(_groups(mesh, number))
+        ]  # fmt: skip
+        collective.enter(device, self.groups)
+
+    def close(self) -> None:
+        """Leave the groups."""
+        collective.leave(self.device, self.groups)
+        self.progress.close()
+
+    @property
+    def bytes_sent(self) -> int:
+        """In all groups together."""
+        return sum(group.members.bytes_sent for group in self.groups)
+
+
+def _groups(mesh: Mesh, number: int) -> Iterable[tuple[tuple[str, ...], list[int]]]:
+    """The sets of axes, and who differs from a device along these only."""
+    axes = [axis for axis, size in mesh.sizes.items() if size > 1]
+    own = mesh.places(number)
+    for count in range(1, len(axes) + 1):
+        for some in combinations(axes, count):
+            others = set(axes) - set(some)
+            yield some, [
+                rank for rank in range(mesh.size)
+                if all(mesh.places(rank)[axis] == own[axis] for axis in others)
+            ]  # fmt: skip
+
+
+class MeshRuntime:
+    """See `minigrad.device.Runtime`. local: the devices that this process has.
+
+    planned: what all ranks together should have sent so far, by the plans of the programs run.
+    """
+
+    fails_late = False
+
+    def __init__(self, mesh: Mesh) -> None:
+        self.name, self.mesh = mesh.name, mesh
+        self.planned = 0
+        self._converters: dict[Any, MeshProgram] = {}
+        self._lock = threading.Lock()
+        self.local: list[MeshDevice] = []
+        self.exchange: Exchange | None = None
+        self._join()
+        self._team = _Team(len(self.local))
+
+    def _join(self) -> None:
+        """Let the devices meet."""
+        mesh, world = self.mesh, _world()
+        if world is not None:
+            if world.size != mesh.size:
+                raise DeviceError(
+                    f"{mesh}: MPI has started {world.size} ranks; expected mpiexec -n {mesh.size}"
+                )
+            device = Device.DEFAULT if Device.DEFAULT not in Device.meshes else "CPU"
+            transport = mpi.MPITransport(world.library, world.library.COMM_WORLD.Dup())
+            self.local = [
+                MeshDevice(mesh, world.rank, device, transport, world.activity, world.threads)
+            ]
+            return
+        self.exchange = Exchange(mesh.size)
+        threads = max(usable_threads() // mesh.size, 1)
+        self.local = [
+            MeshDevice(mesh, number, device, LocalTransport(number, self.exchange),
+                       Activity(Clock()), threads)
+            for number, device in enumerate(mesh.devices)
+        ]  # fmt: skip
+
+    def each(self, action: Callable[[int], None]) -> None:
+        """Do something on all devices of this process at once; raises what one of them raises."""
+        failed = self._team.run(action, self._fail)
+        if failed is not None:
+            for device in self.local:
+                device.close()
+            self._join()
+            raise failed
+
+    def _fail(self, error: BaseException) -> None:
+        """Let nobody wait for a device that has failed."""
+        if self.exchange is not None:
+            self.exchange.fail(error)
+
+    @property
+    def bytes_sent(self) -> int:
+        """What the devices of this process have sent so far."""
+        return sum(device.bytes_sent for device in self.local)
+
+    # --- memory -----------------------------------------------------------------------------------
+
+    def allocate(self, nbytes: int) -> MeshMemory:
+        """Memory that a program, or `copy_in`, is going to fill."""
+        return MeshMemory()
+
+    def allocate_zeros(self, nbytes: int) -> MeshMemory:
+        """Zeros on every device."""
+        memory = MeshMemory()
+        memory.parts = [Zeros(one.device, dtypes.uint8, nbytes) for one in self.local]
+        return memory
+
+    def free(self, memory: MeshMemory, nbytes: int) -> None:
+        """The parts are buffers, which free themselves."""
+
+    def fill(self, memory: MeshMemory, layout: Layout, shape: Shape, dtype: DType) -> None:
+        """Let memory have room for an array in a layout."""
+        known = None if layout.is_whole else layout
+        if memory.parts and memory.layout == known:
+            memory.shape, memory.dtype = shape, dtype
+            return
+        size = numel(local_shape(shape, layout.dims, self.mesh.sizes))
+        memory.layout, memory.shape, memory.dtype = known, shape, dtype
+        memory.parts = [Buffer(one.device, dtype, size) for one in self.local]
+
+    def copy_in(self, memory: MeshMemory, data: memoryview) -> None:
+        """Give every device its part of the host's bytes."""
+        target = memory
+        if memory.layout is not None:
+            target = MeshMemory()
+            target.shape, target.dtype = memory.shape, memory.dtype
+        if not target.parts:
+            target.parts = [Buffer(one.device, dtypes.uint8, data.nbytes) for one in self.local]
+        for part in target.parts:
+            Device[part.device].copy_in(part.memory, data)
+        if memory.layout is not None:
+            self._convert(target, memory.layout, memory)
+
+    def copy_out(self, memory: MeshMemory, data: memoryview) -> None:
+        """Bring the parts together."""
+        if memory.layout is not None:
+            gathered = MeshMemory()
+            self._convert(memory, whole(len(memory.shape)), gathered)
+            memory = gathered
+        part = memory.parts[0]
+        Device[part.device].copy_out(part.memory, data)
+
+    def _convert(self, memory: MeshMemory, layout: Layout, target: MeshMemory) -> None:
+        """Write what memory holds to target, in a layout."""
+        key = (memory.shape, memory.dtype, memory.layout, layout)
+        program = self._converters.get(key)
+        if program is None:
+            source = build.buffer(0, memory.dtype, memory.shape, self.name)
+            root = mark(source, layout.dims)
+            graph = Graph((root,), (1,), 2, (), self.name, (memory.layout,))
+            program = self._converters[key] = MeshProgram(self, graph)
+        size = numel(memory.shape)
+        given = Buffer(self.name, memory.dtype, size, memory)
+        program.run([given, Buffer(self.name, memory.dtype, size, target)], {})
+
+    def host_address(self, memory: MeshMemory) -> None:
+        """No single place has all of it, as far as others need to know."""
+        return
+
+    def adopt(self, address: int) -> None:
+        """The host's memory is on one machine."""
+        return
+
+    def copy_across(
+        self, memory: MeshMemory, source: Runtime, given: Any, nbytes: int
+    ) -> bool:
+        """Through the host."""
+        return False
+
+    def first(self, memory: MeshMemory, dtype: DType) -> int | float | bool:
+        """The first element: what is asked for has no others."""
+        part = memory.parts[0]
+        return Device[part.device].first(part.memory, dtype)
+
+    def expect_zero(self, memory: MeshMemory, failure: Callable[[], MinigradError]) -> None:
+        """Every device knows what one of them has found."""
+        part = memory.parts[0]
+        Device[part.device].expect_zero(part.memory, failure)
+
+    def follow(self, read: Iterable[Buffer], filled: Iterable[Buffer]) -> None:
+        """Nothing to note: programs end before `run` returns."""
+
+    def synchronize(self) -> None:
+        """Wait for all devices."""
+        for one in self.local:
+            Device[one.device].synchronize()
+
+    # --- programs ---------------------------------------------------------------------------------
+
+    def compile(self, graph: Graph) -> MeshProgram:
+        """Divide a graph, and compile what each device runs."""
+        return MeshProgram(self, graph)
+
+    def compose(self, calls: Sequence[Call], arguments: Sequence[Buffer]) -> Replay:
+        """Recorded calls as one call of each device."""
+        if flag("DEBUG") < 1:
+            return MeshReplay(self, calls, arguments)
+        return Sequential(calls, arguments)
+
+
+class MeshProgram:
+    """A graph of whole arrays, divided."""
+
+    def __init__(self, runtime: MeshRuntime, graph: Graph) -> None:
+        self.runtime, self.inputs, self.outputs = runtime, graph.layouts, graph.outputs
+        wanted: list[Layout | None] = [
+            (graph.layouts[slot] or whole(root.ndim)) if slot < len(graph.layouts) else None
+            for root, slot in zip(graph.roots, graph.outputs, strict=True)
+        ]
+        self.kinds = [(root.shape, root.dtype) for root in graph.roots]
+        roots = without_barriers(graph.roots)
+        plan = plan_of(roots, runtime.mesh.sizes, lambda slot: graph.layouts[slot], wanted)
+        names = sorted({*graph.variables, *runtime.local[0].places})
+        self.programs: list[Any] = []
+        self.divided: Partitioned
+        for number, one in enumerate(runtime.local):
+            with Context(THREADS=one.threads, DEBUG=flag("DEBUG") if not number else 0):
+                self.divided = partition(plan, runtime.name, one.device)
+                local = Graph(
+                    self.divided.roots, graph.outputs, graph.slots, tuple(names), one.device
+                )
+                self.programs.append(Device[one.device].compile(local))
+        self.sent = sum(one.nbytes for one in self.divided.exchanges)
+
+    def run(self, buffers: Sequence[Buffer], variables: dict[str, int]) -> None:
+        """Each device on its parts."""
+        runtime = self.runtime
+        memories = self.prepare(buffers)
+        runtime.planned += self.sent
+
+        def run(number: int) -> None:
+            parts = [memory.parts[number] for memory in memories]
+            self.programs[number].run(parts, {**variables, **runtime.local[number].places})
+
+        runtime.each(run)
+
+    def prepare(self, buffers: Sequence[Buffer]) -> list[MeshMemory]:
+        """The memory of all slots; JitError where an input is divided otherwise."""
+        memories: list[MeshMemory] = [buffer.memory for buffer in buffers]
+        for memory, layout in zip(memories, self.inputs, strict=False):
+            if memory.layout != layout:
+                raise differs(memory, layout)
+        for slot, layout, (shape, dtype) in zip(
+            self.outputs, self.divided.layouts, self.kinds, strict=True
+        ):
+            if slot >= len(self.inputs):
+                self.runtime.fill(memories[slot], layout, shape, dtype)
+        return memories
+
+
+def differs(memory: MeshMemory, layout: Layout | None) -> JitError:
+    """The error where an argument of a captured step is laid out otherwise than its first one."""
+    name = memory.dtype.name
+    return JitError(
+        f"a captured step is given {show(memory.shape, memory.layout, name)} where it was captured "
+        f"with {show(memory.shape, layout, name)}: divide it so, with .shard(mesh, P(…)), or "
+        ".reset() the step"
+    )
+
+
+class MeshReplay:
+    """See `minigrad.device.Replay`: each device has one of its own."""
+
+    def __init__(
+        self, runtime: MeshRuntime, calls: Sequence[Call], arguments: Sequence[Buffer]
+    ) -> None:
+        self.runtime, self.calls = runtime, calls
+        self.sent = sum(call.program.sent for call in calls)  # type: ignore[attr-defined]
+        known = [argument.memory for argument in arguments]
+        self.known = [(memory.layout, memory.shape, memory.dtype) for memory in known]
+        self.replays = []
+        for number, one in enumerate(runtime.local):
+            local = [_part_of(call, number, one) for call in calls]
+            places = [memory.parts[number] for memory in known]
+            with Context(THREADS=one.threads):
+                self.replays.append(Device[one.device].compose(local, places))
+
+    def put(self, *memories: MeshMemory) -> None:
+        """Let `memories` take the arguments' places."""
+        for memory, (layout, shape, dtype) in zip(memories, self.known, strict=True):
+            if not memory.parts:
+                self.runtime.fill(memory, layout or whole(len(shape)), shape, dtype)
+            elif memory.layout != layout:
+                raise differs(memory, layout)
+        for number, replay in enumerate(self.replays):
+            replay.put(*(memory.parts[number].memory for memory in memories))
+
+    def run(self, variables: dict[str, int]) -> None:
+        """Make the calls on every device."""
+        local = self.runtime.local
+        self.runtime.planned += self.sent
+        self.runtime.each(
+            lambda number: self.replays[number].run({**variables, **local[number].places})
+        )
+
+
+def _part_of(call: Call, number: int, one: MeshDevice) -> Call:
+    """What one device does of a call."""
+
+    def parts(buffers: Iterable[Buffer]) -> tuple[Buffer, ...]:
+        return tuple(buffer.memory.parts[number] for buffer in buffers)
+
+    program: Any = call.program
+    return Call(
+        program.programs[number], parts(call.buffers), {**call.variables, **one.places},
+        parts(call.made), parts(call.written), frozenset(parts(call.read)),
+    )  # fmt: skip
+
+
+def open_mesh(mesh: Mesh) -> MeshRuntime:
+    """The runtime of a mesh; under MPI all ranks come here."""
+    return MeshRuntime(mesh)
+
+
+# --- threads --------------------------------------------------------------------------------------
+
+
+class _Team:
+    """A thread for each device but the first one, which is the caller's."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self._tasks: list[queue.SimpleQueue[Any]] = []
+        self._done: queue.SimpleQueue[BaseException | None] = queue.SimpleQueue()
+        self._lock = threading.Lock()
+
+    def run(
+        self, action: Callable[[int], None], fail: Callable[[BaseException], None]
+    ) -> BaseException | None:
+        """Call action(0 … size − 1) at once; gives what one of them raised, first a cause."""
+        if self.size == 1:
+            action(0)
+            return None
+        with self._lock:
+            while len(self._tasks) < self.size - 1:
+                tasks: queue.SimpleQueue[Any] = queue.SimpleQueue()
+                self._tasks.append(tasks)
+                worker = threading.Thread(
+                    target=self._work, args=(len(self._tasks), tasks), daemon=True,
+                    name=f"minigrad device {len(self._tasks)}",
+                )  # fmt: skip
+                worker.start()
+            for tasks in self._tasks:
+                tasks.put((action, fail, thread.values))
+            errors = [_tried(action, 0, fail)]
+            for _ in self._tasks:
+                errors.append(self._done.get())
+        raised = [error for error in errors if error is not None]
+        causes = [error for error in raised if not isinstance(error, RankError)]
+        return next(iter(causes or raised), None)
+
+    def _work(self, number: int, tasks: queue.SimpleQueue[Any]) -> None:
+        known: dict[str, Any] | None = None
+        while True:
+            action, fail, values = tasks.get()
+            if known != values:
+                known = dict(values)
+                for name, value in known.items():
+                    put(name, value)
+            self._done.put(_tried(action, number, fail))
+
+
+def _tried(
+    action: Callable[[int], None], number: int, fail: Callable[[BaseException], None]
+) -> BaseException | None:
+    """What an action raised; the others hear of it, who may wait for it."""
+    try:
+        action(number)
+    except BaseException as error:
+        other = RankError(number, f"device {number} failed: {type(error).__name__}: {error}")
+        fail(error if isinstance(error, RankError) else other)
+        return error
+    return None
+
+
+# --- ranks of MPI ---------------------------------------------------------------------------------
+
+
+class _World:
+    """The ranks that MPI has started, of which this process is one."""
+
+    def __init__(self, library: Any, patience: float) -> None:
+        self.library = library
+        self.rank, self.size = library.COMM_WORLD.rank, library.COMM_WORLD.size
+        self.activity = Activity(Clock())
+        with waiting_for_all(patience):
+            mpi.announce(library)
+            share = max(usable_threads() // mpi.local_ranks(library), 1)
+            self.watch = mpi.Watch(library, self.activity, patience)
+        self.threads = flag("THREADS") or share
+        put("THREADS", self.threads)
+        self._hook, sys.excepthook = sys.excepthook, self._raised
+        atexit.register(self._end)
+
+    def _raised(
+        self, kind: type[BaseException], error: BaseException, trace: TracebackType | None
+    ) -> None:
+        """What nobody has caught ends all ranks."""
+        mpi.abort(self.library, error.with_traceback(trace))
+
+    def _end(self) -> None:
+        """Wait for the others; where one has ended otherwise the watch ends this one."""
+        self.activity.enter("ended")
+        with suppress(Exception):
+            self.library.COMM_WORLD.Barrier()
+        mpi.dismiss_witness()
+        self.watch.close()
+
+
+_worlds: list[_World | None] = []
+
+
+def _world() -> _World | None:
+    """None where this process was not started as one of several."""
+    if not _worlds:
+        patience = float(flag("PATIENCE"))
+        library = mpi.library(patience)
+        _worlds.append(None if library is None else _World(library, patience))
+    return _worlds[0]
+
+
