@@ -45,6 +45,7 @@ LEAVES = frozenset({Op.BUFFER, Op.CONST, Op.IOTA, Op.VARIABLE})
 MADE_ANYWHERE = frozenset({Op.CONST, Op.IOTA, Op.VARIABLE})  # by each device for itself
 # What a conversion is pulled through: it may be smaller before.
 PULLED = frozenset({Op.EXPAND, Op.RESHAPE, Op.PERMUTE, Op.MARK})
+HANDED_ON = frozenset({Op.EXPAND, Op.RESHAPE, Op.PERMUTE, Op.CAST})  # from who stores a value
 CHEAP = ELEMENTWISE | MADE_ANYWHERE | {
     Op.RESHAPE, Op.PERMUTE, Op.EXPAND, Op.PAD, Op.SHRINK, Op.FLIP, Op.WINDOW, Op.MARK, Op.GATHER,
     Op.CONTIGUOUS,
@@ -451,6 +452,7 @@ class Plan:
         self.choices: dict[Node, Choice] = {}
         self.kept: dict[Node, Layout] = {}
         self._weights: dict[Node, int] = {}
+        self._stored: dict[Node, frozenset[str]] = {}
         self._forward({}, frozenset())
         self._forward(*self._backward())
 
@@ -468,15 +470,20 @@ class Plan:
         return found
 
     def join(self, shape: Shape, parts: Sequence[tuple[Node, Dims]]) -> Dims:
-        """The digits that operands have together; where two differ the heavier one's count."""
+        """The digits that operands have together; where two differ the heavier one's count.
+
+        Those that only store an operand come last.
+        """
         found: list[Digits] = [()] * len(shape)
         used: set[str] = set()
-        for _, dims in sorted(parts, key=lambda part: -self.weight(part[0])):
-            for at, digits in enumerate(dims):
-                for digit in digits:
-                    if digit.axis not in used:
-                        found[at] = joined(shape[at], found[at], (digit,), self.sizes)
-                        used.update(axes_of((found[at],)))
+        heavy = sorted(parts, key=lambda part: -self.weight(part[0]))
+        for loose in (False, True):
+            for node, dims in heavy:
+                for at, digits in enumerate(dims):
+                    for digit in digits:
+                        if (digit.axis in self._stored[node]) is loose and digit.axis not in used:
+                            found[at] = joined(shape[at], found[at], (digit,), self.sizes)
+                            used.update(axes_of((found[at],)))
         return tuple(found)
 
     def operands(self, node: Node, dims: Dims) -> list[Layout] | None:
@@ -492,22 +499,28 @@ class Plan:
     def _forward(self, wishes: Mapping[Node, Dims], early: frozenset[Node]) -> None:
         for node in self.order:
             self.weight(node)
+            self._stored[node] = NONE
             if node.op is Op.BUFFER:
-                choice = Choice(self.leaves[node], (), ())
+                choice = Choice(Layout(self.leaves[node].dims), (), ())
+                self._stored[node] = self.leaves[node].stored
             else:
                 rule = rule_of(node)
                 choice = rule.forward(self, node, [self.kept[source] for source in node.src])
+                if node.op in HANDED_ON:
+                    self._stored[node] = self._stored[node.src[0]]
             self.choices[node] = choice
             kept = choice.made
             if node in early:
                 kept = Layout(kept.dims)
             if node in wishes and node.op is not Op.BUFFER:
-                kept = self._granted(node, kept, wishes[node])
+                kept = self._granted(node, kept, wishes[node], kept.partial)
             self.kept[node] = kept
 
-    def _granted(self, node: Node, kept: Layout, wish: Dims) -> Layout:
+    def _granted(
+        self, node: Node, kept: Layout, wish: Dims, refused: frozenset[str] = NONE
+    ) -> Layout:
         """A layout with those digits of a wish that leave the others as they are."""
-        used = axes_of(kept.dims)
+        used = axes_of(kept.dims) | refused
         dims = tuple(
             joined(extent, digits, (d for d in more if d.axis not in used), self.sizes)
             for extent, digits, more in zip(node.shape, kept.dims, wish, strict=True)
@@ -542,10 +555,13 @@ class Plan:
                     early.add(node)
                     after = size
                 cost = min(size, after)
-            needs = self.operands(node, dims) or self.operands(node, made.dims) or ()
-            for source, need in zip(node.src, needs, strict=False):
-                asked.setdefault(source, []).append(need.dims)
-                lost = self.choices[source].made.partial - need.partial
+            choice, rule = self.choices[node], rule_of(node)
+            likes = rule.backward(self, node, dims, choice.inner)
+            if likes is None:  # it will have to be divided when it is there
+                likes = rule.backward(self, node, made.dims, choice.inner)
+            for source, like, sums in zip(node.src, likes or (), choice.partials, strict=False):
+                asked.setdefault(source, []).append(like)
+                lost = self.choices[source].made.partial - sums
                 if lost:
                     strict.add(source)
                 elif self.choices[source].made.partial:

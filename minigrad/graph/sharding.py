@@ -44,10 +44,15 @@ NONE: frozenset[str] = frozenset()
 
 @dataclass(frozen=True)
 class Layout:
-    """dims: the digits of each dimension, the largest stride first; partial: axes of sums."""
+    """dims: the digits of each dimension, the largest stride first; partial: axes of sums.
+
+    stored: those of the axes that only store it: who reads it would rather have it as a whole than
+    be divided likewise, where the two cannot be had together (ZeRO).
+    """
 
     dims: Dims
     partial: frozenset[str] = NONE
+    stored: frozenset[str] = NONE
 
     @property
     def axes(self) -> frozenset[str]:
@@ -115,6 +120,18 @@ def blocks(extent: int, axes: Sequence[str], sizes: Sizes, count: int = 1) -> Di
         digits.insert(0, Digit(axis, step))
         step *= sizes[axis]
     return tuple(digits)
+
+
+def stored(shape: Shape, dims: Dims, axis: str, sizes: Sizes) -> Dims:
+    """`dims`, and the first dimension that an axis can divide evenly, too; none if it cannot."""
+    ways = sizes[axis]
+    for at, (extent, digits) in enumerate(zip(shape, dims, strict=True)):
+        last = digits[-1].stride if digits else extent
+        if ways > 1 and isinstance(last, int) and last % ways == 0 and last > 1:
+            more = (*digits, Digit(axis, last // ways))
+            if are_valid(extent, more, sizes) and not is_padded(extent, more, sizes):
+                return (*dims[:at], more, *dims[at + 1 :])
+    return dims
 
 
 def local_extent(extent: object, digits: Digits, sizes: Sizes) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Self
 
 from minigrad.device import Device
@@ -10,7 +11,8 @@ from minigrad.errors import DeviceError, ShapeError
 from minigrad.graph import build
 from minigrad.graph.node import Node, Op
 from minigrad.graph.partition import plan_of, without_barriers
-from minigrad.graph.sharding import Dims, Layout, P, mark, meshes, show
+from minigrad.graph.sharding import Dims, Layout, P, axes_of, mark, meshes, show
+from minigrad.graph.sharding import stored as stored_dims
 from minigrad.mesh import Mesh, mesh_of
 from minigrad.tensor import realization
 from minigrad.tensor.broadcasting import axis_of
@@ -37,10 +39,23 @@ class Sharding(Methods):
         return self._new(mark(node, dims))
 
     def shard_(
-        self, mesh: Mesh | Sequence[str], spec: P | None = None, axis: int | None = None
-    ) -> Self:
-        """Divide this tensor itself, now, with its gradient: for parameters. See `shard`."""
+        self, mesh: Mesh | Sequence[str], spec: P | None = None, axis: int | None = None,
+        stored: str | None = None,
+    ) -> Self:  # fmt: skip
+        """Divide this tensor itself, now, with its gradient: for parameters. See `shard`.
+
+        stored: one more axis, which divides what is stored. Who computes with it has it gathered,
+        where the axis divides something else there (ZeRO and FSDP: a batch); a dimension that can
+        be divided evenly is found, and if there is none the tensor stays as it is.
+        """
         where, dims = self._divided("shard_", mesh, spec, axis)
+        if stored is not None:
+            sizes = meshes[where]
+            if stored not in sizes or stored in axes_of(dims):
+                raise ShapeError(
+                    f"shard_(stored={stored!r}): expected another axis of {where} than {spec!r} has"
+                )
+            dims = stored_dims(self.shape, dims, stored, sizes)
         with no_grad():
             for tensor in (self, self.grad):
                 if tensor is not None:
@@ -48,6 +63,8 @@ class Sharding(Methods):
                     moved = old if old.device == where else build.copy(old, where)
                     made = tensor._new(build.contiguous(mark(moved, dims)))
                     realization.realize([made])
+                    if stored is not None:
+                        _keep_apart(made.raw, frozenset({stored}) & axes_of(dims))
                     tensor._point(made.raw)
         return self
 
@@ -66,6 +83,9 @@ class Sharding(Methods):
             with no_grad():
                 made = self._new(build.contiguous(self.shard_like(other).raw))
                 realization.realize([made])
+                layout = layout_of(other.raw)
+                if layout is not None and layout.stored:
+                    _keep_apart(made.raw, layout.stored)
                 self._point(made.raw)
         return self
 
@@ -103,6 +123,13 @@ class Sharding(Methods):
             place = axis_of(name, axis, self.ndim)
             spec = P(*(next(iter(found.sizes)) if at == place else None for at in range(place + 1)))
         return found.name, (spec or P()).dims(self.shape, found.sizes, found.name)
+
+
+def _keep_apart(buffer: Node, axes: frozenset[str]) -> None:
+    """Let axes only store what is in memory."""
+    memory = buffer.arg.memory
+    if axes and memory.layout is not None:
+        memory.layout = replace(memory.layout, stored=axes)
 
 
 def layout_of(node: Node) -> Layout | None:
