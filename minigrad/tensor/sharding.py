@@ -145,4 +145,4 @@ def layout_of(node: Node) -> Layout | None:
         return getattr(buffer.memory, "layout", None)
 
     (root,) = without_barriers([node])
-    return plan_of([root], sizes, known, [None]).kept[root]
+    return plan_of([root], sizes, known, [None]).choices[root].made

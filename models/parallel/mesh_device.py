@@ -273,7 +273,8 @@ class MeshProgram:
     def __init__(self, runtime: MeshRuntime, graph: Graph) -> None:
         self.runtime, self.inputs, self.outputs = runtime, graph.layouts, graph.outputs
         wanted: list[Layout | None] = [
-            Layout((graph.layouts[slot] or whole(root.ndim)).dims) if slot < len(graph.layouts) else None
+            Layout((graph.layouts[slot] or whole(root.ndim)).dims)
+            if slot < len(graph.layouts) else None
             for root, slot in zip(graph.roots, graph.outputs, strict=True)
         ]
         self.kinds = [(root.shape, root.dtype) for root in graph.roots]

@@ -53,6 +53,18 @@ def on_ranks(kind: str, case: Callable[..., Any], mesh: int | Mesh, *more: Any) 
     return found
 
 
+def on_mesh(module: str, ranks: int) -> list[Any]:
+    """What a module prints at rank 0 that runs on so many: it makes its meshes itself."""
+    process = start(["-m", module], ranks)
+    try:
+        out, errors = process.communicate(timeout=LIMIT)
+    finally:
+        process.kill()
+    assert process.returncode == 0, out + errors
+    found: list[Any] = pickle.loads(bytes.fromhex(out.splitlines()[-1]))
+    return found
+
+
 def packed(case: Callable[..., Any], mesh: Mesh, *more: Any) -> str:
     """A case as an argument of this module."""
     return pickle.dumps((case.__module__, case.__name__, mesh, more)).hex()

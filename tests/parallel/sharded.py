@@ -1,0 +1,107 @@
+"""A small GPT on meshes: its losses, and the bytes of a step; run by itself, over MPI, too."""
+
+from __future__ import annotations
+
+import pickle
+import sys
+from functools import cache
+from typing import Any
+
+import numpy as np
+
+from minigrad import Device, Mesh, P, Tensor, jit, nn
+from minigrad.models.gpt import GPT, GPTConfig
+from minigrad.models.parallel.layouts import divide
+
+CONFIG = GPTConfig(vocabulary=64, context=16, layers=2, heads=4, dim=32)
+BATCH, STEPS = 8, 20
+LAYOUTS = {
+    "dp": ({"dp": 4}, 0), "zero 1": ({"dp": 4}, 1), "zero 2": ({"dp": 4}, 2),
+    "zero 3": ({"dp": 4}, 3), "tp": ({"tp": 4}, 0), "dp × tp": ({"dp": 2, "tp": 2}, 0),
+    "zero 1 × tp": ({"dp": 2, "tp": 2}, 1), "zero 3 × tp": ({"dp": 2, "tp": 2}, 3),
+}  # fmt: skip
+
+
+def losses(layout: str | None, optimizer: str) -> dict[str, Any]:
+    """The losses of some steps; bytes planned and sent, and those of one step by formula."""
+    Tensor.manual_seed(1)
+    model = GPT(CONFIG)
+    mesh, zero = None, 0
+    if layout is not None:
+        axes, zero = LAYOUTS[layout]
+        mesh = Mesh(**axes)
+        divide(model, mesh, zero)
+    params = nn.state.get_parameters(model)
+    rule = (
+        nn.optim.SGD(params, lr=0.1, momentum=0.9)
+        if optimizer == "sgd"
+        else nn.optim.AdamW(params, lr=1e-3)
+    )
+    if mesh is not None and zero:
+        divide(model, mesh, zero, rule)
+
+    @jit
+    def step(ids: Tensor, targets: Tensor) -> Tensor:
+        rule.zero_grad()
+        loss = model.loss(ids, targets)
+        loss.backward()
+        rule.step(forget=True)
+        return loss.realize()
+
+    batches = np.random.default_rng(0)
+    runtime: Any = None if mesh is None else Device[mesh.name]
+    before = (0, 0) if mesh is None else (runtime.planned, runtime.bytes_sent)
+    found, of_a_step = [], 0
+    with Tensor.train():
+        for _ in range(STEPS):
+            tokens = batches.integers(0, 64, (BATCH, 17)).astype(np.int32)
+            pair = [Tensor(tokens[:, :-1].copy()), Tensor(tokens[:, 1:].copy())]
+            if mesh is not None:
+                spec = P("dp") if "dp" in mesh.sizes else P()
+                pair = [tensor.shard(mesh, spec).realize() for tensor in pair]
+                of_a_step = -runtime.planned
+            loss = step(*pair)
+            if mesh is not None:
+                of_a_step += runtime.planned
+            found.append(loss.item())
+    result = {"losses": found}
+    if mesh is not None:
+        result |= {
+            "planned": runtime.planned - before[0], "sent": runtime.bytes_sent - before[1],
+            "step": of_a_step, "formula": formula(mesh, zero, params),
+        }  # fmt: skip
+    return result
+
+
+def formula(mesh: Mesh, zero: int, params: list[Tensor]) -> float:
+    """Bytes that all ranks together send in a step, without a few scalars."""
+    dp, tp = mesh.sizes.get("dp", 1), mesh.sizes.get("tp", 1)
+    own = sum(
+        int(p.numel()) * 4 // (tp if "tp" in p.sharding else 1) for p in params
+    )  # what a rank has of the weights, were they not stored by dp  # fmt: skip
+    weights = (3 if zero == 3 else 2) * (dp - 1) * own * tp
+    activations = 4 * CONFIG.layers * BATCH * CONFIG.context * CONFIG.dim * 4 // dp
+    return weights + 2 * (tp - 1) * activations * dp
+
+
+@cache
+def over_mpi() -> dict[tuple[str, str], Any]:
+    """All layouts, as one rank sees them; what was sent is that of all."""
+    from mpi4py import MPI
+
+    found = {}
+    for layout in LAYOUTS:
+        part = losses(layout, "adamw")
+        part["sent"] = MPI.COMM_WORLD.allreduce(part["sent"])
+        found[layout, "adamw"] = part
+    return found
+
+
+if __name__ == "__main__":
+    result = over_mpi()
+    from mpi4py import MPI
+
+    gathered = MPI.COMM_WORLD.gather(result)
+    if gathered is not None:
+        print(pickle.dumps(gathered).hex())
+    sys.exit()

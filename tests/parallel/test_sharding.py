@@ -1,0 +1,241 @@
+"""Tensors on a mesh are the tensors of one device: values, gradients, writes, steps, errors."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from devices import devices_of_ranks, exchanges
+
+from minigrad import Blocks, Context, Device, Mesh, P, Tensor, jit, nn
+from minigrad.errors import BoundsError, DeviceError, JitError, ShapeError
+
+from .programs import Program
+from .ranks import on_mesh
+from .sharded import LAYOUTS, losses
+
+Made = Callable[..., Mesh]
+
+
+@pytest.fixture
+def mesh_of(device: str) -> Made:
+    """Makes a mesh of devices of the kind under test."""
+    if not exchanges(device):
+        pytest.skip(f"{device} takes no part in exchanges")
+
+    def make(**axes: int) -> Mesh:
+        devices_of_ranks(device, int(np.prod([*axes.values()])))
+        with Context(DEVICE=device):
+            return Mesh(**axes)
+
+    return make
+
+
+@pytest.fixture
+def pair(mesh_of: Made) -> Mesh:
+    """Two devices."""
+    return mesh_of(dp=2)
+
+
+@pytest.mark.parametrize("first", range(0, 120, 40))
+def test_random_programs(first: int, reference: str) -> None:
+    with Context(DEVICE=reference):
+        mesh = Mesh(a=2, b=2)
+    runtime = Device[mesh.name]
+    for seed in range(first, first + 40):
+        planned, sent = runtime.planned, runtime.bytes_sent
+        program = Program(seed, reference, mesh)
+        one, many = (sum((r[at] * 0.5).sum() for r in program.results) for at in (0, 1))
+        one.backward()
+        many.backward()
+        for alone, divided in program.results:
+            np.testing.assert_allclose(
+                divided.numpy(), alone.numpy(), rtol=1e-4, atol=1e-4, err_msg=f"seed {seed}"
+            )
+        for alone, divided in program.leaves:
+            if alone.grad is not None:
+                np.testing.assert_allclose(
+                    divided.grad.numpy(), alone.grad.numpy(), rtol=1e-4, atol=1e-3,
+                    err_msg=f"seed {seed}",
+                )  # fmt: skip
+        assert runtime.planned - planned == runtime.bytes_sent - sent, f"seed {seed}"
+
+
+def test_the_type_says_where_things_are(mesh_of: Made) -> None:
+    mesh = mesh_of(dp=2, tp=2)
+    x = Tensor.ones(8, 12, device=mesh.devices[0]).shard(mesh, P("dp", None))
+    w = Tensor.ones(6, 12, device=mesh.devices[0]).shard(mesh, P("tp", None))
+    y = (x @ w.T).relu()
+    assert x.sharding == "float32[8@dp, 12]"
+    assert y.sharding == "float32[8@dp, 6@tp]"
+    assert f"float32[8@dp, 6@tp] on {mesh}, lazy" in repr(y)
+    assert (y @ w).sharding == "float32[8@dp, 12] + Σtp"
+    assert y.realize().sharding == "float32[8@dp, 6@tp]"
+    assert x.device == mesh.devices and len(x.device) == 4
+    assert y.sum().item() == 8 * 6 * 12
+
+
+def test_as_in_tinygrad(pair: Mesh) -> None:
+    devices = tuple(pair.devices)
+    data = np.arange(24, dtype=np.float32).reshape(4, 6)
+    x = Tensor(data, device=devices[0])
+    y = x.shard(devices, axis=0)
+    assert y.device == devices
+    z = y.shard(devices, axis=1)
+    np.testing.assert_array_equal((z + y).numpy(), 2 * data)
+    np.testing.assert_array_equal(y.shrink(((0, 2), None)).numpy(), data[:2])
+    np.testing.assert_array_equal(y.to(devices[1]).numpy(), data)
+    assert y.to(devices[1]).device == devices[1]
+    y = Tensor(data, device=devices[0]).shard_(devices, 0).realize()
+    y += 1
+    y[1:3, 2] = 0.0
+    expected = data + 1
+    expected[1:3, 2] = 0
+    np.testing.assert_array_equal(y.numpy(), expected)
+    np.testing.assert_array_equal(y.shard_like(z).numpy(), expected)
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3, 5, 7])
+def test_uneven_extents_are_never_seen(rows: int, mesh_of: Made) -> None:
+    mesh = mesh_of(a=2, b=2)
+    data = np.arange(rows * 5 + 5, dtype=np.float32).reshape(rows + 1, 5) - 7
+    for spec in (P("a"), P(("a", "b")), P("a", "b"), P(None, ("b", "a"))):
+        x = Tensor(data, device=mesh.devices[0]).shard(mesh, spec)
+        for axis in (0, 1):
+            np.testing.assert_allclose((1 / x.exp()).sum(axis).numpy(), np.exp(-data).sum(axis),
+                                       rtol=1e-5)  # fmt: skip
+            np.testing.assert_array_equal((x - 100).max(axis).numpy(), (data - 100).max(axis))
+        x = x.realize()
+        np.testing.assert_array_equal(x.numpy(), data)
+        x.set_data(-data)
+        np.testing.assert_array_equal((x @ x.T).numpy(), data @ data.T)
+
+
+def test_a_captured_step_takes_its_layouts_only(pair: Mesh) -> None:
+    total = Tensor.zeros(2, device=pair.devices[0]).contiguous().shard_(pair, P("dp"))
+
+    @jit
+    def step(x: Tensor) -> tuple[Tensor, Tensor]:
+        total.assign(total + x.sum(1))
+        return x * 2, x.sum().realize()
+
+    for number in range(4):
+        data = np.full((2, 3), number, np.float32)
+        twice, summed = step(Tensor(data, device=pair.devices[0]).shard(pair, P("dp")))
+        np.testing.assert_array_equal(twice.numpy(), 2 * data)
+        assert summed.item() == 6 * number
+    np.testing.assert_array_equal(total.numpy(), [18, 18])
+    with pytest.raises(JitError, match=r"given float32\[2, 3\] where .* float32\[2@dp, 3\]"):
+        step(Tensor.ones(2, 3, device=pair.name))
+
+
+def test_random_numbers_do_not_depend_on_the_layout(pair: Mesh) -> None:
+    def drawn(place: Callable[[Tensor], Tensor]) -> np.ndarray:
+        Tensor.manual_seed(5)
+        first = Tensor.randn(4, 6, device=pair.devices[0])
+        with Tensor.train():
+            return place(first).dropout(0.5).numpy()
+
+    alone = drawn(lambda x: x)
+    assert 0 < (alone == 0).mean() < 1
+    for spec in (P(), P("dp"), P(None, "dp")):
+        np.testing.assert_array_equal(drawn(lambda x, spec=spec: x.shard(pair, spec)), alone)
+    np.testing.assert_array_equal(Tensor.rand(3, 2, device=pair.name).shard(pair, P("dp")).shape,
+                                  (3, 2))  # fmt: skip
+
+
+def test_statistics_of_a_divided_batch_are_those_of_all_of_it(pair: Mesh) -> None:
+    """No wrapper is needed: a mean over the batch is one over the whole batch."""
+    data = np.random.default_rng(0).standard_normal((6, 3, 4, 4)).astype(np.float32)
+    found = []
+    for divided in (False, True):
+        norm = nn.BatchNorm(3)
+        for tensor in nn.state.get_state_dict(norm).values():
+            moved = tensor.to(pair.devices[0])
+            tensor._point(moved.realize().raw)
+            if divided:
+                tensor.shard_(pair)
+        x = Tensor(data, device=pair.devices[0], requires_grad=True)
+        if divided:
+            x.shard_(pair, P("dp"))
+        with Tensor.train():
+            (norm(x) ** 3).sum().backward()
+        found.append([norm.running_mean.numpy(), norm.running_var.numpy(), x.grad.numpy()])
+    for alone, together in zip(*found, strict=True):
+        np.testing.assert_allclose(together, alone, rtol=1e-4, atol=1e-4)
+
+
+def test_a_bad_index_is_named(pair: Mesh) -> None:
+    table = Tensor.ones(6, 2, device=pair.devices[0]).shard(pair, P("dp"))
+    places = Tensor([1, 9], device=pair.devices[0]).shard(pair)
+    with pytest.raises(BoundsError, match="index 9 at position"):
+        table[places].numpy()
+    assert table.sum().item() == 12  # and the mesh goes on
+
+
+def test_wrong_use(mesh_of: Made) -> None:
+    mesh = mesh_of(dp=2, tp=2)
+    x = Tensor.ones(6, 4, device=mesh.devices[0])
+    with pytest.raises(ShapeError, match="has no axis 'sp'; expected one of 'dp', 'tp'"):
+        x.shard(mesh, P("sp"))
+    with pytest.raises(ShapeError, match="has the axis 'dp' twice"):
+        x.shard(mesh, P("dp", "dp"))
+    with pytest.raises(ShapeError, match="3 entries for 2 dimensions"):
+        x.shard(mesh, P(None, None, "dp"))
+    with pytest.raises(ShapeError, match="expected a multiple"):
+        x.shard(mesh, P(Blocks("dp", 2)))
+    with pytest.raises(DeviceError, match=r"expected P\(…\)"):
+        x.shard(mesh, ("dp",))
+    with pytest.raises(DeviceError, match=r"expected a Mesh, as Mesh\(dp=2\)"):
+        x.shard("dp")
+    with pytest.raises(DeviceError, match="to name its axes"):
+        x.shard(mesh, axis=0)
+    with pytest.raises(DeviceError, match="move one with"):
+        x.shard(mesh) + x
+    with pytest.raises(DeviceError, match="no axes"):
+        Mesh()
+    with pytest.raises(DeviceError, match="at least 1"):
+        Mesh(dp=0)
+    with pytest.raises(ShapeError, match="expected another axis"):
+        x.shard_(mesh, P("dp"), stored="dp")
+
+
+def test_pickles_and_copies(pair: Mesh) -> None:
+    x = Tensor([[1.0, 2.0], [3.0, 4.0]], device=pair.devices[0]).shard(pair, P("dp")).realize()
+    np.testing.assert_array_equal(pickle.loads(pickle.dumps(x)).numpy(), x.numpy())
+    with pair:
+        assert Tensor.arange(3).device == pair.devices
+
+
+# --- a GPT on every layout ------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def alone() -> dict[str, Any]:
+    """The losses of one device."""
+    return {name: losses(None, name) for name in ("sgd", "adamw")}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_losses_are_those_of_one_device(
+    layout: str, optimizer: str, alone: dict[str, Any]
+) -> None:
+    """20 steps on threads; planned bytes are those that were sent, and what formulas say."""
+    found = losses(layout, optimizer)
+    rtol = 1e-5 if optimizer == "sgd" else 1e-4
+    np.testing.assert_allclose(found["losses"], alone[optimizer]["losses"], rtol=rtol)
+    assert found["planned"] == found["sent"]
+    np.testing.assert_allclose(found["step"], found["formula"], rtol=0.02)
+
+
+def test_the_same_over_mpi(alone: dict[str, Any]) -> None:
+    """One job of four ranks runs all layouts; every rank finds the same."""
+    for found in on_mesh("parallel.sharded", 4):
+        for layout, optimizer in found:
+            part, expected = found[layout, optimizer], alone[optimizer]
+            np.testing.assert_allclose(part["losses"], expected["losses"], rtol=1e-4)
+            assert part["planned"] == part["sent"], layout
