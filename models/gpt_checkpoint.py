@@ -26,6 +26,7 @@ from minigrad.models.train import TrainingRun
 
 if TYPE_CHECKING:
     from minigrad.models.gpt import GPT
+    from minigrad.models.parallel.layouts import Division
 
 OPTIMIZER, HISTORY = "optimizer.", "history"
 
@@ -53,8 +54,12 @@ def save_checkpoint(
     metrics: Metrics | None = None,
     flags: Mapping[str, Any] | None = None,
     digest: str = "",
+    division: Division | None = None,
 ) -> None:
-    """Write the model, and where `run` is given also what it needs to go on."""
+    """Write the model, and where `run` is given also what it needs to go on.
+
+    division: where the model is divided; its processes all come here, and the first one writes.
+    """
     tensors = nn.state.get_state_dict(model)
     metadata = {"config": json.dumps(asdict(model.config)), "tokenizer": tokenizer.to_json()}
     if run is not None:
@@ -62,6 +67,10 @@ def save_checkpoint(
         tensors[HISTORY] = _pack_history(metrics.history if metrics is not None else [])
         training = {"flags": dict(flags or {}), "digest": digest, "facts": run.facts()}
         metadata["training"] = json.dumps(training)
+    if division is not None:
+        tensors = division.gathered(tensors)
+        if not division.is_first:
+            return
     checkpoint.save(path, tensors, metadata)
 
 

@@ -11,6 +11,7 @@ from minigrad.models import console
 from minigrad.models.errors import InputError
 from minigrad.models.gpt import GPTConfig
 from minigrad.models.gpt_checkpoint import Resumable
+from minigrad.models.parallel import layouts
 from minigrad.models.sizing import ITEMSIZE, peak_bytes
 
 CHECKPOINT = "gpt.safetensors"  # where a model goes, and is looked for, if nobody says
@@ -73,7 +74,13 @@ def check_layout(flags: argparse.Namespace, config: GPTConfig) -> None:
         raise InputError(f"--batch {flags.batch} cannot be cut into {flags.accumulate} equal parts")
     if flags.recompute and config.dropout:
         raise InputError("--recompute would drop other values than before: leave --dropout at 0")
-    if flags.dp * flags.sp == 1:
+    if flags.zero and flags.dp == 1:
+        raise InputError(f"--zero {flags.zero} divides among the devices of --dp: give --dp 2")
+    if flags.tp > 1 or flags.zero:
+        if flags.sp > 1:
+            raise InputError("--sp with --tp or --zero: only --dp goes with these yet")
+        layouts.check(config, {"dp": flags.dp, "tp": flags.tp})
+    if flags.dp * flags.sp * flags.tp == 1:
         return
     if flags.sp > 1 and (config.window or config.attention_cap or config.attention_scale):
         raise InputError("--sp knows no attention with windows, caps or scales: give --dp alone")

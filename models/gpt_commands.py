@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from minigrad import Tensor
+from minigrad import mesh as mesh_of_devices
 from minigrad.errors import MinigradError
 from minigrad.models import bpe, chat, checkpoint, console, look_inside, weights_quantize
 from minigrad.models.errors import InputError
@@ -33,6 +34,7 @@ from minigrad.models.interrupt import EndedAtOnce, Interruption, Stopped
 from minigrad.models.metrics import Metrics, shown
 from minigrad.models.parallel.launch import Mesh, Rank, started_by_mpi
 from minigrad.models.parallel.launch import run as run_ranks
+from minigrad.models.parallel.layouts import Division, ending_all, is_first
 from minigrad.models.parallel.training import Replica
 from minigrad.models.pictures import save_curves
 from minigrad.models.pretrained import load_model, write
@@ -78,14 +80,15 @@ def make_plan(flags: argparse.Namespace) -> TrainingPlan:
 
 
 def train_command(
-    flags: argparse.Namespace, earlier: Earlier | None = None, rank: Rank | None = None
-) -> None:
+    flags: argparse.Namespace, earlier: Earlier | None = None, rank: Rank | None = None,
+    mesh: mesh_of_devices.Mesh | None = None,
+) -> None:  # fmt: skip
     """`train`: ends with validation loss, a sample, the checkpoint and the curves.
 
     `earlier` is what the checkpoint of --resume holds. As a rank among several, rank 0 alone writes
-    files and talks.
+    files and talks. mesh: what the model itself is divided among.
     """
-    speaks = rank is None or rank.is_first
+    speaks = (rank is None or rank.is_first) and (mesh is None or is_first(mesh))
     say = print if speaks else _say_nothing
     text = load_text(flags.text)
     digest = hashlib.sha256(text.encode()).hexdigest()
@@ -123,11 +126,12 @@ def train_command(
     replica = Replica.of_gpt(rank, model, context) if rank is not None else None
     if replica is not None:
         Tensor.manual_seed(replica.seed(flags.seed))
+    division = None if mesh is None else Division(model, mesh, flags.zero)
     if earlier is not None:
-        run = continued(flags, earlier, config, plan, replica)
+        run = continued(flags, earlier, config, plan, replica, division)
         history = earlier[2].history if earlier[2] is not None else []
     else:
-        run = TrainingRun(model, plan, replica)
+        run = TrainingRun(model, plan, replica, division)
     unit = "character" if isinstance(tokenizer, CharacterTokenizer) else "token"
     if unit == "character":
         say(f"{len(text):,} characters, {len(tokenizer)} of them different")
@@ -147,8 +151,8 @@ def train_command(
     with Metrics(record, history) as metrics, Interruption() as interruption:
 
         def save() -> None:
-            if speaks:
-                save_checkpoint(path, model, tokenizer, run, metrics, remembered, digest)
+            if speaks or division is not None:  # whose parts all bring together
+                save_checkpoint(path, model, tokenizer, run, metrics, remembered, digest, division)
 
         try:
             # rank 0 decides when to stop: all others end with it
@@ -161,11 +165,13 @@ def train_command(
             else:
                 end = f"{stopped}; to go on: {resuming(flags)}"
             raise Stopped(stopped.number, end) from None
-        say(utilization(config, context, metrics, flags.dp * flags.sp))
+        say(utilization(config, context, metrics, flags.dp * flags.sp * flags.tp))
         say(f"\nvalidation loss {shown(loss)} nats per {unit}\n", flush=True)
         save()
         if interruption.number is not None and speaks:
             raise Stopped(interruption.number, f"all steps are done, and {path} is saved")
+    if division is not None:
+        division.release()
     if speaks:
         if replica is not None:
             replica.release(model)
@@ -212,6 +218,13 @@ def launch(flags: argparse.Namespace, given: Set[str], earlier: Earlier | None =
     flags.wanted, flags.checkpoint = flags.checkpoint, place_of_checkpoint(flags, given)
     if flags.lr is None:
         flags.lr = NEW_LR if flags.weights is None else FINE_TUNING_LR
+    if flags.tp > 1 or flags.zero:
+        console.refuse_trace(flags.trace, "--dp or --sp alone")
+        console.check_device_of_ranks(flags.dp * flags.tp)
+        with ending_all():
+            whole = mesh_of_devices.Mesh(dp=flags.dp, tp=flags.tp)
+            train_command(flags, earlier, mesh=whole)
+        return
     mesh = Mesh(flags.dp, flags.sp)
     if mesh.size == 1 and not started_by_mpi():
         console.refuse_trace(flags.trace, "--dp or --sp")
@@ -239,13 +252,13 @@ def resuming(flags: argparse.Namespace) -> str:
 
 def continued(
     flags: argparse.Namespace, earlier: Earlier, config: GPTConfig, plan: TrainingPlan,
-    replica: Replica | None = None,
+    replica: Replica | None = None, division: Division | None = None,
 ) -> TrainingRun:  # fmt: skip
     """The run of a checkpoint; InputError where it cannot go on as the flags say."""
     path, (model, _, resumable) = flags.resume, earlier
     assert resumable is not None
     check_model(path, model.config, vars(config), vars(config))
-    run = TrainingRun(model, plan, replica)
+    run = TrainingRun(model, plan, replica, division)
     try:
         run.restore(resumable.optimizer, resumable.facts)
     except (MinigradError, KeyError, TypeError, ValueError) as error:

@@ -28,7 +28,7 @@ REMEMBERED: dict[str, type | tuple[type, ...]] = {
     "context": int, "dropout": float, "steps": int, "batch": int, "lr": float, "seed": int,
     "architecture": str, "key_heads": int, "experts": int, "active": int, "precision": str,
     "accumulate": int, "recompute": bool, "weights": (str, type(None)), "vocabulary": int,
-    "dp": int, "sp": int, "metrics": (str, type(None)),
+    "dp": int, "sp": int, "tp": int, "zero": int, "metrics": (str, type(None)),
 }  # fmt: skip
 
 
@@ -112,6 +112,9 @@ def _train(command: argparse.ArgumentParser) -> None:
     add("--metrics", metavar="FILE", help="JSON lines, one per step; --resume appends to the same")
     add("--dp", type=whole, default=1, help="devices that share each batch")
     add("--sp", type=whole, default=1, help="devices that share each window of text")
+    add("--tp", type=whole, default=1, help="devices that share each block's matrices")
+    add("--zero", type=int, choices=range(4), default=0,
+        help="what --dp devices store together: 1 moments, 2 gradients, too, 3 weights, too")
     add("--trace", metavar="FILE", help="timelines of all devices, for Chrome's trace viewer")
     console.add_common_flags(command)
 

@@ -17,6 +17,7 @@ from minigrad.models.errors import InputError
 from minigrad.models.interrupt import Interruption, Stopped
 from minigrad.models.metrics import Metrics, shown
 from minigrad.models.moe import recording
+from minigrad.models.parallel.layouts import Division
 from minigrad.models.parallel.training import Replica
 from minigrad.models.text import Windows
 
@@ -85,7 +86,7 @@ def make_schedule(plan: TrainingPlan) -> nn.schedule.Rate:
 
 def make_step(
     model: LanguageModel, optimizer: nn.optim.Optimizer, clip: float, accumulate: int = 1,
-    recompute: bool = False, replica: Replica | None = None,
+    recompute: bool = False, replica: Replica | None = None, division: Division | None = None,
 ) -> Callable[[Tensor, Tensor], Tensor]:  # fmt: skip
     """The function of one update: step(ids, targets) → the loss before it, all in one program.
 
@@ -111,6 +112,8 @@ def make_step(
         for first in range(0, rows * accumulate, rows):
             loss = part_of(ids[first : first + rows], targets[first : first + rows])
             total = loss if total is None else total + loss
+            if division is not None:
+                division.divide_gradients(optimizer.params)
             if accumulate > 1:  # now, so that the next part finds this one's memory free
                 Tensor.realize(total, *_gradients(optimizer.params))
         assert total is not None
@@ -181,7 +184,7 @@ def evenly(windows: Windows, most: int, batch: int, least: int = 1) -> tuple[int
 
 def validate(
     model: LanguageModel, windows: Windows, most: int, batch: int, replica: Replica | None = None,
-    stop: Callable[[], bool] = lambda: False,
+    stop: Callable[[], bool] = lambda: False, division: Division | None = None,
 ) -> float:  # fmt: skip
     """Mean loss over windows spread evenly over a text (see `evenly`), in nats per token.
 
@@ -195,9 +198,14 @@ def validate(
                 raise GivenUp
             if replica is not None:
                 ids, targets = replica.part(ids, targets)
-            loss = model.loss(Tensor(ids), Tensor(targets))
+            loss = model.loss(*_placed(division, ids, targets))
             losses.append(float((loss if replica is None else replica.mean(loss)).item()))
     return sum(losses) / len(losses)
+
+
+def _placed(division: Division | None, *arrays: Any) -> list[Tensor]:
+    """numpy arrays of a batch as tensors where the model is."""
+    return [Tensor(array) for array in arrays] if division is None else division.batch(*arrays)
 
 
 class TrainingRun:
@@ -207,14 +215,17 @@ class TrainingRun:
     """
 
     def __init__(
-        self, model: LanguageModel, plan: TrainingPlan, replica: Replica | None = None
-    ) -> None:
-        self.model, self.plan, self.replica = model, plan, replica
+        self, model: LanguageModel, plan: TrainingPlan, replica: Replica | None = None,
+        division: Division | None = None,
+    ) -> None:  # fmt: skip
+        self.model, self.plan, self.replica, self.division = model, plan, replica, division
         self.done, self.elapsed = 0, 0.0
         self.optimizer = MatrixAdamW(nn.state.get_parameters(model), plan)
+        if division is not None:
+            division.take(self.optimizer)
         self.schedule = make_schedule(plan)
         self._step = make_step(
-            model, self.optimizer, plan.clip, plan.accumulate, plan.recompute, replica
+            model, self.optimizer, plan.clip, plan.accumulate, plan.recompute, replica, division
         )
 
     def advance(self, windows: Windows) -> tuple[float, float]:
@@ -225,7 +236,7 @@ class TrainingRun:
         if self.replica is not None:
             ids, targets = self.replica.part(ids, targets)
         with Tensor.train():
-            loss = float(self._step(Tensor(ids), Tensor(targets)).item())
+            loss = float(self._step(*_placed(self.division, ids, targets)).item())
         self.done += 1
         return loss, rate
 
@@ -236,7 +247,8 @@ class TrainingRun:
     def facts(self) -> dict[str, Any]:
         """Everything else, as JSON can hold it: steps, seconds, random numbers drawn."""
         seed, devices = Tensor.random_state()
-        drawn = devices.get(Device.canonical(Device.DEFAULT))
+        mesh = "" if self.division is None else self.division.mesh.name
+        drawn = devices.get(mesh, devices.get(Device.canonical(Device.DEFAULT)))
         return {"step": self.done, "elapsed": self.elapsed, "random": [seed, drawn]}
 
     def restore(self, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
@@ -322,6 +334,7 @@ def finish(
     watch, replica = OverfittingWatch(), run.replica
     watch.recall(metrics.history)
     quiet = replica is not None and not replica.rank.is_first
+    quiet = quiet or (run.division is not None and not run.division.is_first)
 
     def stop() -> bool:
         return interruption is not None and interruption.number is not None
@@ -377,8 +390,9 @@ def _report_start(
     plan = run.plan
     try:
         loss = validate(
-            run.model, validation, plan.first_windows, 4 * plan.batch, run.replica, stop
-        )
+            run.model, validation, plan.first_windows, 4 * plan.batch, run.replica, stop,
+            run.division,
+        )  # fmt: skip
     except GivenUp:
         return  # the first step ends the run
     progress.say(f"before the first step: validation {shown(loss)}")
@@ -392,7 +406,9 @@ def _report(
     plan = run.plan
     most = plan.final_windows if run.done == plan.steps else plan.validation_windows
     try:
-        val_loss = validate(run.model, validation, most, 4 * plan.batch, run.replica, stop)
+        val_loss = validate(
+            run.model, validation, most, 4 * plan.batch, run.replica, stop, run.division
+        )
     except GivenUp:
         return None
     mean, count = recent_mean(losses)

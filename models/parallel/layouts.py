@@ -8,11 +8,15 @@ zero  what AdamW keeps (1), gradients too (2), parameters too (3) are divided ov
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from minigrad import Blocks, Device, Mesh, P, Tensor, nn
 from minigrad.models.errors import InputError
+from minigrad.models.parallel import mpi
+from minigrad.models.parallel.mesh_device import MeshRuntime
+from minigrad.settings import flag
 
 
 def spec_of(name: str, model: Any) -> P:
@@ -66,33 +70,34 @@ def divide(
                 tensor.shard_(mesh, spec, stored=stored if zero else None)
 
 
+def is_first(mesh: Mesh) -> bool:
+    """Whether this process is the one that talks and writes files."""
+    return runtime_of(mesh).local[0].number == 0
+
+
+def runtime_of(mesh: Mesh) -> MeshRuntime:
+    """What runs a mesh's programs."""
+    found: Any = Device[mesh.name]
+    assert isinstance(found, MeshRuntime)
+    return found
+
+
 class Division:
     """A GPT on a mesh, as a training sees it: its batches, its gradients, its way back."""
 
     def __init__(self, model: Any, mesh: Mesh, zero: int) -> None:
         self.model, self.mesh, self.zero = model, mesh, zero
+        self.is_first = is_first(mesh)
+        self._device = runtime_of(mesh).local[0].device
+        self._like: dict[int, Tensor] = {}
         divide(model, mesh, zero)
-
-    @property
-    def is_first(self) -> bool:
-        """Whether this process talks and writes files."""
-        first: bool = Device[self.mesh.name].local[0].number == 0  # type: ignore[attr-defined]
-        return first
 
     def batch(self, *arrays: Any) -> list[Tensor]:
         """numpy arrays (batch, …) as tensors, divided over "dp"."""
-        spec = P("dp") if "dp" in self.mesh.sizes else P()
-        first = self.mesh.devices[0] if Device.DEFAULT in Device.meshes else None
-        return [Tensor(array, device=first).shard(self.mesh, spec).realize() for array in arrays]
-
-    def divide_gradients(self, params: Sequence[Tensor]) -> None:
-        """ZeRO-2: gradients that are kept from one part of a batch to the next are divided."""
-        if self.zero < 2:
-            return
-        for param in params:
-            if param.grad is not None:
-                moment = self._like[id(param)]
-                param.grad = param.grad.shard_like(moment).requires_grad_(False)
+        spec = P("dp") if self.mesh.sizes["dp"] > 1 and len(arrays[0]) > 1 else P()
+        made = [Tensor(array, device=self._device).shard(self.mesh, spec) for array in arrays]
+        Tensor.realize(*made)
+        return made
 
     def take(self, optimizer: nn.optim.Optimizer) -> None:
         """Divide what an optimizer keeps."""
@@ -100,12 +105,31 @@ class Division:
         first = next(iter(optimizer.moments.values()), optimizer.params)
         self._like = {id(p): m for p, m in zip(optimizer.params, first, strict=True)}
 
-    def release(self) -> None:
-        """Give every process the whole model, on one device."""
-        for parameter in nn.state.get_state_dict(self.model).values():
-            with Tensor.no_grad():
-                parameter._point(parameter.to(self._device).realize().raw)
+    def divide_gradients(self, params: Sequence[Tensor]) -> None:
+        """From ZeRO-2 on nobody has all of a gradient, not even between two parts of a batch."""
+        for param in params if self.zero >= 2 else ():
+            if param.grad is not None:
+                like = self._like[id(param)]
+                param.grad = param.grad.shard_like(like).requires_grad_(False)
 
-    @property
-    def _device(self) -> str:
-        return str(Device[self.mesh.name].local[0].device)  # type: ignore[attr-defined]
+    def gathered(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Whole tensors, on one device of each process."""
+        return {name: tensor.to(self._device).realize() for name, tensor in tensors.items()}
+
+    def release(self) -> None:
+        """Let every process have the whole model on one device."""
+        for parameter in nn.state.get_state_dict(self.model).values():
+            parameter._point(parameter.detach().to(self._device).realize().raw)
+
+
+@contextmanager
+def ending_all() -> Iterator[None]:
+    """Under MPI, what ends this process in the block ends all of them, as a sentence."""
+    try:
+        yield
+    except BaseException as error:
+        library = mpi.library(float(flag("PATIENCE")))
+        if library is not None:
+            status = error.code if isinstance(error, SystemExit) else 1
+            mpi.abort(library, error, status if isinstance(status, int) else 1)
+        raise
