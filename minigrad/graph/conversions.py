@@ -66,13 +66,14 @@ def place_name(axis: str) -> str:
 class Converter:
     """Converts local values on one device of a mesh, and keeps count of what is sent.
 
-    reader: the node that wants what is being made.
+    reader: the node that wants what is being made. after: what is computed before it is gathered.
     """
 
     def __init__(self, sizes: Sizes, mesh: str, device: str) -> None:
         self.sizes, self.mesh, self.device = sizes, mesh, device
         self.sent: dict[Node, Sent] = {}
         self.reader: Node
+        self.after: list[Node] = []
 
     def convert(self, x: Node, shape: Shape, given: Layout, want: Layout) -> Node:
         """A local part of an array of a shape, in another layout."""
@@ -192,7 +193,7 @@ class Converter:
         """A COLLECTIVE among the devices along axes."""
         along = tuple(axis for axis in self.sizes if axis in axes)
         size = prod(self.sizes[axis] for axis in along)
-        made = exchange(kind, group_name(self.mesh, along), size, [x], how)
+        made = exchange(kind, group_name(self.mesh, along), size, [x], how, after=self.after)
         large = max(numel(x.shape), numel(made.shape)) * x.dtype.itemsize
         groups = prod(self.sizes.values()) // size
         total = (2 if kind == "all_reduce" else 1) * (size - 1) * large * groups

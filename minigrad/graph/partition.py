@@ -453,6 +453,10 @@ class Plan:
         self.kept: dict[Node, Layout] = {}
         self._weights: dict[Node, int] = {}
         self._stored: dict[Node, frozenset[str]] = {}
+        self.depth: dict[Node, int] = {}
+        for node in self.order:
+            self.depth[node] = 1 + max((self.depth[source] for source in node.src), default=0)
+        self.deepest = max(self.depth.values(), default=0)
         self._forward({}, frozenset())
         self._forward(*self._backward())
 
@@ -485,6 +489,17 @@ class Plan:
                             found[at] = joined(shape[at], found[at], (digit,), self.sizes)
                             used.update(axes_of((found[at],)))
         return tuple(found)
+
+    def stored(self, node: Node) -> frozenset[str]:
+        """The axes that only store a node, which is a leaf or what movements make of one."""
+        return self._stored[node]
+
+    def is_gathered(self, node: Node, want: Layout) -> bool:
+        """Whether who wants a node so has it gathered from where it is stored."""
+        return any(
+            digit.axis in self._stored[node] and digit not in want.dims[at]
+            for at, digits in enumerate(self.kept[node].dims) for digit in digits
+        )  # fmt: skip
 
     def operands(self, node: Node, dims: Dims) -> list[Layout] | None:
         """What a node needs for a result with these digits; None where it cannot be had so."""
@@ -579,8 +594,13 @@ class Plan:
 
 # --- local nodes ----------------------------------------------------------------------------------
 
-Request = tuple[Node, Layout]
-Emission = Generator[Request, Node, Node]
+Wanted = tuple[Node, Layout]
+Request = tuple[Node, Layout, int]  # and which time, for what is stored and gathered
+Emission = Generator[Wanted, Node, Node]
+# A value that is stored apart is gathered anew for a reader that comes later in the graph than the
+# one before by more than this part of it: it is not kept from the forward to the backward pass.
+KEPT_PART = 1 / 16
+AHEAD = 2  # it is gathered so many products before it is read
 
 
 class Emitter(Converter):
@@ -590,10 +610,13 @@ class Emitter(Converter):
         super().__init__(plan.sizes, mesh, device)
         self.plan = plan
         self.made: dict[Request, Node] = {}
+        self._times: dict[Wanted, list[int]] = {}  # depths of the readers for which it was gathered
+        self._fed: set[Node] = set()  # what reads something gathered
+        self._products: list[Node] = []  # of these
 
     def value(self, node: Node, want: Layout) -> Node:
         """A node's local part. (A stack of our own: graphs are deeper than Python's goes.)"""
-        stack: list[tuple[Request, Emission]] = [((node, want), self._emit(node, want))]
+        stack: list[tuple[Request, Emission]] = [((node, want, 0), self._emit(node, want))]
         answer: Node | None = None
         while stack:
             request, work = stack[-1]
@@ -604,11 +627,25 @@ class Emitter(Converter):
                 answer = self.made[request] = end.value
                 stack.pop()
                 continue
-            answer = self.made.get(asked)
+            time = 0
+            if self.plan.is_gathered(*asked):
+                readers = (each[0][0] for each in reversed(stack))
+                time = self._time(asked, next(r for r in readers if not self.plan.stored(r)))
+            answer = self.made.get((*asked, time))
             if answer is None:
-                stack.append((asked, self._emit(*asked)))
+                stack.append(((*asked, time), self._emit(*asked)))
         assert answer is not None
         return answer
+
+    def _time(self, asked: Wanted, reader: Node) -> int:
+        """Which of several times something is gathered: by where its reader is in the graph."""
+        depth, known = self.plan.depth[reader], self._times.setdefault(asked, [])
+        room = self.plan.deepest * KEPT_PART
+        for number, other in enumerate(known):
+            if abs(depth - other) <= room:
+                return number
+        known.append(depth)
+        return len(known) - 1
 
     def _emit(self, node: Node, want: Layout) -> Emission:
         plan, kept, made = self.plan, self.plan.kept[node], self.plan.choices[node].made
@@ -632,14 +669,17 @@ class Emitter(Converter):
         direct = plan.operands(node, want.dims)
         if direct is not None and want.partial <= made.partial:
             if finer and want.partial == made.partial and node.op in CHEAP:
-                if (node, kept) not in self.made:
+                if (node, kept, 0) not in self.made:
                     return (yield from self._compute(node, want.dims))
             elif node.op in PULLED and kept == made:
                 source = node.src[0]
                 value = yield source, Layout(direct[0].dims, want.partial)
                 return rule_of(node).local(self, Place(node, want.dims, ()), [value])
         value = yield node, kept
-        return self.convert(value, node.shape, kept, want)
+        self.after = self._products[-AHEAD:][:1] if plan.stored(node) else []
+        value = self.convert(value, node.shape, kept, want)
+        self.after = []
+        return value
 
     def _compute(self, node: Node, dims: Dims) -> Emission:
         needs = self.plan.operands(node, dims)
@@ -647,7 +687,16 @@ class Emitter(Converter):
         sources = []
         for source, need in zip(node.src, needs, strict=True):
             sources.append((yield source, need))
-        return rule_of(node).local(self, Place(node, dims, self.plan.choices[node].inner), sources)
+        inner = self.plan.choices[node].inner
+        value = rule_of(node).local(self, Place(node, dims, inner), sources)
+        if not self._fed.isdisjoint(node.src) or any(
+            self.plan.is_gathered(*one) for one in zip(node.src, needs, strict=True)
+        ):
+            if node.op in (Op.SUM, Op.GATHER):
+                self._products.append(value)
+            elif not self.plan.stored(node):
+                self._fed.add(node)
+        return value
 
 
 # --- the pass -------------------------------------------------------------------------------------
