@@ -180,7 +180,10 @@ class MeshRuntime:
     def fill(self, memory: MeshMemory, layout: Layout, shape: Shape, dtype: DType) -> None:
         """Let memory have room for an array in a layout."""
         known = None if layout.is_whole else layout
-        if memory.parts and memory.layout == known:
+        same = memory.layout is None if known is None else (
+            memory.layout is not None and memory.layout.dims == known.dims
+        )  # one that only stores stays such a one
+        if memory.parts and same:
             memory.shape, memory.dtype = shape, dtype
             return
         size = numel(local_shape(shape, layout.dims, self.mesh.sizes))

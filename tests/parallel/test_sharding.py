@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,12 +14,15 @@ from devices import devices_of_ranks, exchanges
 
 from minigrad import Blocks, Context, Device, Mesh, P, Tensor, jit, nn
 from minigrad.errors import BoundsError, DeviceError, JitError, ShapeError
+from minigrad.models import gpt_commands
+from minigrad.models.errors import InputError
 
 from .programs import Program
 from .ranks import on_mesh
 from .sharded import LAYOUTS, losses
 
 Made = Callable[..., Mesh]
+SMALL = "--layers 1 --dim 16 --heads 2 --context 8 --batch 4 --seed 3"
 
 
 @pytest.fixture
@@ -239,3 +244,34 @@ def test_the_same_over_mpi(alone: dict[str, Any]) -> None:
             part, expected = found[layout, optimizer], alone[optimizer]
             np.testing.assert_allclose(part["losses"], expected["losses"], rtol=1e-4)
             assert part["planned"] == part["sent"], layout
+
+
+def test_training_goes_on_in_another_layout(tmp_path: Path) -> None:
+    """And each layout's losses are those of one device, validation included."""
+    found = []
+    for first, then in (((), ()), (("--dp", "2", "--zero", "3"), ("--dp", "1", "--tp", "2"))):
+        path, record = tmp_path / f"{len(found)}.safetensors", tmp_path / f"{len(found)}.jsonl"
+        begin = ["train", *SMALL.split(), "--checkpoint", str(path), "--metrics", str(record)]
+        gpt_commands.main([*begin, "--steps", "3", *first])
+        more = ["--zero", "0", *then] if then else []
+        gpt_commands.main(["train", "--resume", str(path), "--steps", "6", *more])
+        lines = [json.loads(line) for line in record.read_text("utf-8").splitlines()]
+        found.append([(line["loss"], line["val_loss"] or 0.0) for line in lines])
+    assert len(found[0]) == 6
+    np.testing.assert_allclose(found[1], found[0], rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("flags", "text"),
+    [
+        ("--zero 1", "give --dp 2"),
+        ("--tp 3", "cannot divide 4 heads"),
+        ("--tp 2 --sp 2", "only --dp goes with"),
+        ("--tp 2 --experts 4", "cannot be divided yet"),
+        ("--tp 2 --trace t.json", "--trace"),
+    ],
+)
+def test_layouts_that_are_refused(flags: str, text: str, tmp_path: Path) -> None:
+    path = str(tmp_path / "gpt.safetensors")
+    with pytest.raises(InputError, match=text):
+        gpt_commands.main(["train", "--steps", "1", "--checkpoint", path, *flags.split()])

@@ -1,0 +1,131 @@
+"""Which exchanges a divided graph makes: the formulas of the literature, by the pass alone."""
+
+from __future__ import annotations
+
+import itertools
+import random
+
+import numpy as np
+import pytest
+
+from minigrad.dtype import dtypes
+from minigrad.graph import build
+from minigrad.graph.node import Node, Op
+from minigrad.graph.partition import Partitioned, partition, plan_of
+from minigrad.graph.sharding import Digit, Dims, Layout, are_valid, local_shape, mark, reshaped
+
+SIZES = {"a": 2, "b": 4}
+MESH = "a mesh"
+A, B = Digit("a", 4), Digit("b", 2)  # of a dimension of 8
+
+
+def leaf(slot: int, *shape: int) -> Node:
+    """A BUFFER of a mesh."""
+    return build.buffer(slot, dtypes.float32, shape, MESH)
+
+
+def product(x: Node, w: Node) -> Node:
+    """x (m, k) · w (k, n)."""
+    (m, k), n = x.shape, w.shape[1]
+    left = build.expand(build.reshape(x, (m, k, 1)), (m, k, n))
+    right = build.expand(build.reshape(w, (1, k, n)), (m, k, n))
+    both = build.elementwise(Op.MUL, left, right)
+    return build.reshape(build.reduce(Op.SUM, both, (1,)), (m, n))
+
+
+def divided(
+    root: Node, layouts: dict[int, Layout], wanted: Layout | None = None
+) -> Partitioned:
+    """The graph of one device."""
+    return partition(plan_of([root], SIZES, layouts.get, [wanted]), MESH, MESH + ":0")
+
+
+def kinds(found: Partitioned) -> list[str]:
+    """What is exchanged."""
+    return [one.kind for one in found.exchanges]
+
+
+def test_columns_then_rows_is_one_sum() -> None:
+    """Megatron: the first matrix by columns, the second by rows, an activation between."""
+    x, up, down = leaf(0, 8, 8), leaf(1, 8, 8), leaf(2, 8, 8)
+    inner = product(x, up)
+    inner = build.elementwise(Op.MUL, inner, inner)
+    found = divided(product(inner, down), {1: Layout(((), (B,))), 2: Layout(((B,), ()))})
+    assert kinds(found) == ["all_reduce"]
+    assert found.exchanges[0].nbytes == 2 * 3 * 8 * 8 * 4 * 2  # of two groups of four
+    assert found.layouts[0].is_whole
+
+
+def test_a_sum_is_scattered_where_its_reader_is_divided() -> None:
+    x, y = leaf(0, 8, 8), leaf(1, 8)
+    total = build.reshape(build.reduce(Op.SUM, x, (0,)), (8,))
+    root = build.elementwise(Op.ADD, total, build.elementwise(Op.MUL, total, total))
+    root = build.elementwise(Op.ADD, root, y)
+    by_rows, part = Layout(((B,), ())), Layout(((B,),))
+    assert kinds(divided(root, {0: by_rows, 1: part}, part)) == ["reduce_scatter"]
+    assert kinds(divided(root, {0: by_rows})) == ["all_reduce"]
+    late = build.elementwise(Op.ADD, total, total)
+    assert kinds(divided(late, {0: by_rows})) == ["all_reduce"]  # one, after the addition
+
+
+def test_from_one_dimension_to_another() -> None:
+    x = leaf(0, 8, 8)
+    root = mark(build.elementwise(Op.MUL, x, x), ((), (B,)))
+    found = divided(root, {0: Layout(((B,), ()))})
+    assert kinds(found) == ["all_to_all"]
+    assert found.roots[0].shape == (8, 2)
+    assert kinds(divided(mark(x, ((), ())), {0: Layout(((B,), ()))})) == ["all_gather"]
+    assert kinds(divided(mark(x, ((A,), (B,))), {})) == []
+
+
+def test_what_is_stored_apart_gives_way() -> None:
+    """ZeRO: a matrix that its axis only stores is gathered, and not the larger batch divided so."""
+    x, w = leaf(0, 8, 8), leaf(1, 8, 64)
+    batch = Layout(((B,), ()))
+    stores = Layout(((B,), ()), stored=frozenset({"b"}))
+    found = divided(product(x, w), {0: batch, 1: stores})
+    assert kinds(found) == ["all_gather"]
+    assert found.layouts[0] == batch
+    assert found.exchanges[0].nbytes == 3 * 8 * 64 * 4 * 2
+
+
+def test_a_reshape_moves_digits_as_it_moves_elements() -> None:
+    """Every digit that survives says of the same elements that they are there."""
+    draw = random.Random(7)
+    shapes = [s for n in range(1, 4) for s in itertools.product((1, 2, 3, 4, 6, 8), repeat=n)]
+    kept = 0
+    for _ in range(3000):
+        old = draw.choice(shapes)
+        new = draw.choice([s for s in shapes if np.prod(s) == np.prod(old)])
+        dims: list[tuple[Digit, ...]] = [()] * len(old)
+        at = draw.randrange(len(old))
+        digit = Digit(draw.choice("ab"), draw.choice([1, 2, 3, 4]))
+        if not are_valid(old[at], (digit,), SIZES):
+            continue
+        dims[at] = (digit,)
+        after, complete = reshaped(old, tuple(dims), new, SIZES)
+        if complete:
+            kept += 1
+            assert np.array_equal(places(old, tuple(dims)).ravel(), places(new, after).ravel())
+            assert np.prod(local_shape(old, tuple(dims), SIZES)) == np.prod(
+                local_shape(new, after, SIZES)
+            )
+    assert kept > 100
+
+
+def places(shape: tuple[int, ...], dims: Dims) -> np.ndarray:
+    """At which place of its axis each element is."""
+    found = np.zeros(shape, int)
+    for at, digits in enumerate(dims):
+        for axis, stride in digits:
+            index = np.arange(shape[at]).reshape([-1 if d == at else 1 for d in range(len(shape))])
+            found = found + index // stride % SIZES[axis]
+    return found
+
+
+@pytest.mark.parametrize("op", [Op.MAX, Op.PROD, Op.CUMSUM])
+def test_what_no_sum_is(op: Op) -> None:
+    x = leaf(0, 8, 8)
+    root = build.scan(op, x, 0) if op is Op.CUMSUM else build.reduce(op, x, (0,))
+    wanted = ["all_reduce"] if op is Op.MAX else ["all_gather"]
+    assert kinds(divided(root, {0: Layout(((B,), ()))})) == wanted
