@@ -10,7 +10,7 @@ import atexit
 import queue
 import sys
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from itertools import combinations
 from types import TracebackType
@@ -109,6 +109,7 @@ class MeshRuntime:
     planned: what all ranks together should have sent so far, by the plans of the programs run.
     """
 
+    generalizes = False  # a layout is of one shape
     fails_late = False
 
     def __init__(self, mesh: Mesh) -> None:
@@ -295,7 +296,7 @@ class MeshProgram:
                 self.programs.append(Device[one.device].compile(local))
         self.sent = sum(one.nbytes for one in self.divided.exchanges)
 
-    def run(self, buffers: Sequence[Buffer], variables: dict[str, int]) -> None:
+    def run(self, buffers: Sequence[Buffer], variables: Mapping[str, int]) -> None:
         """Each device on its parts."""
         runtime = self.runtime
         memories = self.prepare(buffers)
@@ -358,7 +359,7 @@ class MeshReplay:
         for number, replay in enumerate(self.replays):
             replay.put(*(memory.parts[number].memory for memory in memories))
 
-    def run(self, variables: dict[str, int]) -> None:
+    def run(self, variables: Mapping[str, int]) -> None:
         """Make the calls on every device."""
         local = self.runtime.local
         self.runtime.planned += self.sent
