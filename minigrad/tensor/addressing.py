@@ -88,7 +88,8 @@ class Addressing(Composed):
         if not accumulate:
             copy[tuple(indices)] = values
             return copy
-        places = self.arange(self.numel(), device=self.device).reshape(self.shape)[tuple(indices)]
+        every = self.arange(self.numel(), device=self.raw.device).reshape(self.shape)
+        places = every[tuple(indices)]
         added = self._operand(values).expand(places.shape).flatten()
         flat = self.flatten().scatter_add(0, places.flatten(), added)
         return flat.reshape(self.shape)
@@ -175,7 +176,7 @@ class Addressing(Composed):
         line, wanted = self._operand(src).cast(self.dtype), x.diagonal(offset, -2, -1).shape
         if line.shape != wanted:
             raise ShapeError(f"diagonal_scatter of {show(line.shape)}: expected {show(wanted)}")
-        places = self.arange(max(rows, columns), device=self.device)
+        places = self.arange(max(rows, columns), device=self.raw.device)
         on_it = (places[:rows].unsqueeze(1) + offset).eq(places[:columns])
         size = rows if offset >= 0 else columns  # the same value in all of a row, of a column
         line = line.pad([None] * (line.ndim - 1) + [(0, size - line._known_shape()[-1])])

@@ -346,7 +346,7 @@ class Arithmetic(Composed):
         [0.0]
         """
         x = self._as_float().unsqueeze(-1)
-        steps = self.arange(p, device=self.device).cast(x.dtype) * 0.5
+        steps = self.arange(p, device=self.raw.device).cast(x.dtype) * 0.5
         constant = p * (p - 1) / 4 * math.log(math.pi)
         return (x - steps).lgamma().sum(-1) + constant
 

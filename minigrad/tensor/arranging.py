@@ -259,7 +259,7 @@ class Arranging(Composed):
         if first > second:
             first, second, offset = second, first, -offset
         size = self._known_shape()[-1] + abs(offset)
-        places = self.arange(size, device=self.device)
+        places = self.arange(size, device=self.raw.device)
         on_it = (places.unsqueeze(1) + offset).eq(places)
         before = max(offset, 0)
         wide = self.pad([None] * (self.ndim - 1) + [(before, abs(offset) - before)]).unsqueeze(-2)

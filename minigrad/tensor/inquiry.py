@@ -186,7 +186,8 @@ class Inquiry(Composed):
         >>> Tensor([1.5]).new_tensor([2]).tolist()
         [2.0]
         """
-        return type(self)(data, dtype=self.dtype if dtype is None else dtype, device=self.device)
+        kind = self.dtype if dtype is None else dtype
+        return type(self)(data, dtype=kind, device=self.raw.device)
 
     @classmethod
     def logspace(
@@ -206,4 +207,4 @@ class Inquiry(Composed):
         [0.0, 1.0]
         """
         chance = self if p is None else self._operand(p)
-        return (self.rand(self.shape, device=self.device) < chance).cast(self.dtype).detach()
+        return (self.rand(self.shape, device=self.raw.device) < chance).cast(self.dtype).detach()

@@ -137,7 +137,7 @@ class Products(Composed):
         """
         if n < 0 or self.ndim < 2 or self.shape[-1] != self.shape[-2]:
             raise ShapeError(f"matrix_power({n}) of {show(self.shape)}: expected n ≥ 0, squares")
-        one = self.arange(self.shape[-1], device=self.device)
+        one = self.arange(self.shape[-1], device=self.raw.device)
         result, factor = one.unsqueeze(1).eq(one).cast(self.dtype).expand(self.shape), self
         while n:
             result = result.matmul(factor) if n & 1 else result
@@ -150,7 +150,7 @@ class Products(Composed):
         >>> Tensor([2, 3]).vander().tolist()
         [[2, 1], [3, 1]]
         """
-        powers = self.arange(self._known_shape()[0] if N is None else N, device=self.device)
+        powers = self.arange(self._known_shape()[0] if N is None else N, device=self.raw.device)
         return self.unsqueeze(1) ** (powers if increasing else powers.flip(0))
 
     # --- sums of products -------------------------------------------------------------------------
@@ -233,7 +233,7 @@ class Products(Composed):
         [5.0]
         """
         count = self._known_shape()[0]
-        places = self.ones(count, count, device=self.device).triu(1).nonzero()
+        places = self.ones(count, count, device=self.raw.device).triu(1).nonzero()
         away: Any = self[places[:, 0]] - self[places[:, 1]]
         return away.norm(p, -1)  # type: ignore[no-any-return]
 

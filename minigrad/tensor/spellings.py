@@ -163,7 +163,7 @@ class Spellings(Composed):
         >>> Tensor([[1, 2], [3, 4]]).fill_diagonal_(0).tolist()
         [[0, 2], [3, 0]]
         """
-        rows, columns = (self.arange(extent, device=self.device) for extent in self.shape)
+        rows, columns = (self.arange(extent, device=self.raw.device) for extent in self.shape)
         rows = rows.unsqueeze(1)
         on_it = (rows % (self.shape[1] + 1) if wrap else rows).eq(columns)
         return self.assign(self.masked_fill(on_it, fill_value))
@@ -174,7 +174,7 @@ class Spellings(Composed):
         >>> Tensor([5.0]).uniform_().item() < 1
         True
         """
-        return self.assign(self.uniform(self.shape, low=a, high=b, device=self.device))
+        return self.assign(self.uniform(self.shape, low=a, high=b, device=self.raw.device))
 
     def normal_(self, mean: Scalar = 0.0, std: Scalar = 1.0) -> Self:
         """Replace its elements by random ones, normal with this mean and deviation.
@@ -182,7 +182,7 @@ class Spellings(Composed):
         >>> Tensor([5.0]).normal_(2.0, 0.0).item()
         2.0
         """
-        return self.assign(self.normal(self.shape, mean=mean, std=std, device=self.device))
+        return self.assign(self.normal(self.shape, mean=mean, std=std, device=self.raw.device))
 
     def exponential_(self, lambd: Scalar = 1.0) -> Self:
         """Replace its elements by random ones, exponential with rate lambd.
@@ -190,7 +190,7 @@ class Spellings(Composed):
         >>> Tensor([-5.0]).exponential_().item() >= 0
         True
         """
-        return self.assign(-(-self.rand(self.shape, device=self.device)).log1p() / lambd)
+        return self.assign(-(-self.rand(self.shape, device=self.raw.device)).log1p() / lambd)
 
     def bernoulli_(self, p: Any = 0.5) -> Self:
         """Replace its elements by 1 with probability p, else by 0.
@@ -198,7 +198,7 @@ class Spellings(Composed):
         >>> Tensor([5.0]).bernoulli_(1.0).item()
         1.0
         """
-        return self.assign(self.rand(self.shape, device=self.device) < p)
+        return self.assign(self.rand(self.shape, device=self.raw.device) < p)
 
     def random_(self, low: int, high: int) -> Self:
         """Replace its elements by random integers in low … high − 1.
@@ -206,7 +206,7 @@ class Spellings(Composed):
         >>> Tensor([5]).random_(3, 4).item()
         3
         """
-        return self.assign(self.randint(self.shape, low=low, high=high, device=self.device))
+        return self.assign(self.randint(self.shape, low=low, high=high, device=self.raw.device))
 
 
 # What else an argument may be called: (its name, or * for what stands before others, methods).

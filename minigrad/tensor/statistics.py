@@ -158,7 +158,7 @@ class Statistics(Composed):
         lines = x.permute(*rest, axis).sort(-1)[0]
         last, extent = x.ndim - 1, x.shape[axis]
         count = lines._counted(-1, True).cast(self.dtype)
-        share = type(self)(q, device=self.device).cast(self.dtype)
+        share = type(self)(q, device=self.raw.device).cast(self.dtype)
         rank = ((count if skips else count * 0 + extent) - 1).maximum(0) * share.flatten()
         if interpolation in ("lower", "higher", "nearest"):
             name = {"lower": "floor", "higher": "ceil", "nearest": "round"}[interpolation]
@@ -190,7 +190,7 @@ class Statistics(Composed):
             return self._picked("mode", 0, keepdim, self.argmax(0))
         values, order = self.transpose(axis, -1).sort(-1)
         begins = values[..., 1:].ne(values[..., :-1]).pad([None] * (self.ndim - 1) + [(1, 0)])
-        ramp = self.arange(self.shape[axis], device=self.device)
+        ramp = self.arange(self.shape[axis], device=self.raw.device)
         length = ramp - begins.where(ramp, 0).cummax(-1)[0]
         place = order._at(self.ndim - 1, length.argmax(-1, True))
         return self._picked("mode", axis, keepdim, place.transpose(axis, -1))
@@ -267,7 +267,7 @@ class Statistics(Composed):
         length = max(int(self.max().item()) + 1 if self.shape[0] else 0, minlength)
         dtype = dtypes.int64 if weights is None else weights.dtype
         given = self.ones_like(dtype=dtype) if weights is None else weights
-        return self.zeros(length, dtype=dtype, device=self.device).scatter_add(0, self, given)
+        return self.zeros(length, dtype=dtype, device=self.raw.device).scatter_add(0, self, given)
 
     def histc(self, bins: int = 100, min: Scalar = 0, max: Scalar = 0) -> Self:
         """How many elements lie in each of equal bins from min to max, in self's dtype.
@@ -281,7 +281,7 @@ class Statistics(Composed):
         low, high = (x.min(), x.max()) if min == max else (x._operand(min), x._operand(max))
         place = ((x - low) * bins / (high - low).eq(0).where(1, high - low)).floor().int()
         inside = (x >= low) & (x <= high)
-        empty = self.zeros(bins, dtype=self.dtype, device=self.device)
+        empty = self.zeros(bins, dtype=self.dtype, device=self.raw.device)
         return empty.scatter_add(0, place.clip(0, bins - 1), inside.cast(self.dtype))
 
     def searchsorted(
