@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import replace
 
 from minigrad.dtype import dtypes
@@ -146,6 +146,41 @@ def substitute_statement(statement: Statement, values: dict[Atom, Integer]) -> S
         return inner
 
     return map_statement(statement, change)
+
+
+def loops_over(axes: Sequence[Axis], body: Sequence[Statement]) -> tuple[Statement, ...]:
+    """Plain loops over axes, the first outermost."""
+    for axis in reversed(axes):
+        body = (serial_loop(axis, tuple(body)),)
+    return tuple(body)
+
+
+def naive(
+    stages: Sequence[Stage], stored: Container[Array], values: Mapping[Array, Expr]
+) -> list[Statement]:
+    """One element of a stage, or of reductions over as many elements, whose loops are the same.
+
+    values: the registers of what is not stored.
+    """
+    begin: list[Statement] = []
+    steps: list[Statement] = []
+    end: list[Statement] = []
+    axes = stages[0].reduced
+    for stage in stages:
+        at = {a.variable: b.index for a, b in zip(stage.reduced, axes, strict=True)}
+        body = expr.substitute_in(stage.body, at)
+        result = values.get(stage.array)
+        if result is None:
+            result = expr.local(Local(f"total_{stage.array.name}", body.dtype, 1))
+        if stage.op is not None:
+            begin.append(Set(result.local, 0, identity(stage.op, body.dtype)))
+            steps.append(Set(result.local, 0, combine(stage.op, result, body)))
+            body = result
+        if stage.array in stored:
+            end.append(Store(stage.array, stage.position, body))
+        elif stage.op is None:
+            end.append(Set(result.local, 0, body))
+    return [*begin, *(loops_over(axes, steps) if steps else ()), *end]
 
 
 def once(body: tuple[Statement, ...]) -> Loop:

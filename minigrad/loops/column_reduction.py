@@ -7,22 +7,22 @@ third of the speed.)
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
-from minigrad.graph.substitution import substitute
-from minigrad.graph.symbolic import Atom, Integer, ceildiv, high
+from minigrad.graph.symbolic import Integer, ceildiv, high
 from minigrad.loops.assemble import assemble
-from minigrad.loops.axes import fix_rows, merge_stage, row_axis, vector_width
-from minigrad.loops.build import combine, lanes_loop, serial_loop
-from minigrad.loops.nest import Loop, Nest, Statement, Store
-from minigrad.loops.prefetch import later_rows
+from minigrad.loops.axes import fix_rows, merge_stage, vector_width
+from minigrad.loops.build import loops_over, naive
+from minigrad.loops.nest import Loop, Nest, Statement, expressions
+from minigrad.loops.prefetch import Place, later_rows
+from minigrad.loops.transforms import Around, Schedule
 from minigrad.schedule import expr
-from minigrad.schedule.axis import Axis, make_axis
-from minigrad.schedule.expr import Array, Expr
+from minigrad.schedule.axis import make_axis
+from minigrad.schedule.expr import Array, Expr, Leaf, Local
 from minigrad.schedule.fuse import prefix_length
 from minigrad.schedule.schedule import Kernel
-from minigrad.schedule.stage import Stage, identity
+from minigrad.schedule.stage import Stage
 from minigrad.target import Target
 
 # Elements of a column that make it worthwhile: to clear the sums and to store them is a pass each,
@@ -46,54 +46,25 @@ def is_column_reduction(kernel: Kernel, length: int, target: Target) -> bool:
     )
 
 
-@dataclass(frozen=True)
-class _Block:
-    """Some neighbouring columns: `axis` runs over the ones from `start` up to `stops`."""
-
-    axis: Axis
-    start: Integer
-    stops: tuple[Integer, ...]
-    width: int
-
-    def loop(self, *body: Statement) -> Loop:
-        return lanes_loop(self.axis, self.width, body, self.start, self.stops)
-
-    @property
-    def inside(self) -> Integer:
-        """The place of a column in the block."""
-        return self.axis.index - self.start
-
-
 def column_reduction(kernel: Kernel, length: int, target: Target, name: str) -> Nest:
     """The loop nest of sums of columns; `length` neighbouring rows are columns in memory."""
-    bodies = [stage.body for stage in kernel.stages]
-    width = vector_width(target, bodies, length, True)
+    width = vector_width(target, [stage.body for stage in kernel.stages], length, True)
     sums = sum(stage.op is not None for stage in kernel.stages)
     size = _block_size(high(kernel.rows) // length, length, width, target.l1 // 4 // sums)
-    blocks = ceildiv(length, size)
-    parallel = row_axis(kernel.rows // length * blocks)
-    place = parallel.index
-    axis = make_axis("c", 0, length)
-    start = place % blocks * size
-    row = place // blocks * length + axis.index
-    stops = (start + size,) if length % size == 0 else (start + size, length)
-    block = _Block(axis, start, stops, width)
-    stages = _in_block(kernel, row, size, block)
-    body: list[Statement] = []
-    while stages:
-        if stages[0].op is None:
-            body.append(block.loop(_store(stages.pop(0))))
-            continue
-        together, rest, waiting = [stages[0]], [], {stages[0].array}
-        for stage in stages[1:]:
-            if _alike(stage, together[0]) and not _reads(stage, waiting):
-                together.append(stage)
-            else:
-                rest.append(stage)
-            waiting.add(stage.array)
-        stages = rest
-        body.extend(_reduce(together, block, size, target))
-    return assemble(name, kernel, serial_loop(parallel, tuple(body)), target)
+    outer, column = make_axis("p", 0, kernel.rows // length), make_axis("c", 0, length)
+    o, c = outer.variable, column.variable
+
+    def below(loop: Loop, around: Around) -> tuple[Place, ...]:
+        *_, inner = around
+        return () if inner == block else later_rows(expressions(loop), inner, column, size, target)
+
+    s = Schedule(loops_over([outer, column], _naive(kernel, outer.index * length + column.index)))
+    block = s.split(c, size, "b")
+    s.sink(c, space="scratch")
+    s.prefetch(c, below)
+    s.vectorize(c, width)
+    s.parallelize(o, block)
+    return assemble(name, kernel, s.nest, target)
 
 
 def _block_size(outer: int, length: int, width: int, most: int) -> int:
@@ -104,76 +75,44 @@ def _block_size(outer: int, length: int, width: int, most: int) -> int:
     return ceildiv(size, width) * width
 
 
-def _in_block(kernel: Kernel, row: Integer, size: int, block: _Block) -> list[Stage]:
-    """The stages for the columns of a block; what stays inside the kernel is in scratch."""
-    scratch: dict[Array, Array] = {}
+def _naive(kernel: Kernel, row: Integer) -> list[Statement]:
+    """One column: stage after stage, but alike reductions in the same loops."""
+    stages: list[Stage] = []
+    values: dict[Array, Expr] = {}
 
-    def change(e: Expr) -> Expr | None:
-        if e.op is not expr.Leaf.LOAD or e.array not in scratch:
+    def known(e: Expr) -> Expr | None:
+        if e.op is not Leaf.LOAD or e.array not in values:
             return None
-        return expr.load(scratch[e.array], block.inside, e.guard)
+        return expr.guarded(e.guard, values[e.array], expr.const(0, e.dtype))
 
-    stages = []
-    for number, original in enumerate(kernel.stages):
-        stage = fix_rows(original, kernel.rows, row)
-        stage = replace(stage, body=expr.rebuild(stage.body, change))
+    for number, stage in enumerate(kernel.stages):
+        stage = fix_rows(stage, kernel.rows, row)
+        stages.append(merge_stage(replace(stage, body=expr.rebuild(stage.body, known))))
         if stage.array not in kernel.stored:
-            made = Array(f"x{number}", stage.array.dtype, size, "scratch")
-            scratch[stage.array] = made
-            stage = replace(stage, array=made, position=block.inside)
-        stages.append(merge_stage(stage))
-    return stages
+            values[stage.array] = expr.local(Local(f"x{number}", stage.array.dtype, 1))
+    body: list[Statement] = []
+    while stages:
+        together, rest = [stages[0]], list[Stage]()
+        for stage in stages[1:]:
+            if _alike(stage, together[0], kernel) and not _reads(stage, [*together, *rest], values):
+                together.append(stage)
+            else:
+                rest.append(stage)
+        stages = rest
+        body.extend(naive(together, kernel.stored, values))
+    return body
 
 
-def _store(stage: Stage) -> Store:
-    return Store(stage.array, stage.position, stage.body)
-
-
-def _alike(stage: Stage, other: Stage) -> bool:
-    """Whether a reduction whose result stays in scratch memory may share another's loops."""
+def _alike(stage: Stage, other: Stage, kernel: Kernel) -> bool:
+    """Whether a reduction whose result stays inside may share another's loops."""
     extents = [axis.extent for axis in other.reduced]
-    scratch = stage.array.space == "scratch"
-    return stage.op is not None and scratch and [a.extent for a in stage.reduced] == extents
+    inside = stage.op is not None and other.op is not None and stage.array not in kernel.stored
+    return inside and [axis.extent for axis in stage.reduced] == extents
 
 
-def _reads(stage: Stage, arrays: set[Array]) -> bool:
-    return any(load.array in arrays for load in expr.loads(*stage.exprs()))
-
-
-def _rows_below(
-    stages: Sequence[Stage], axes: Sequence[Axis], block: _Block, size: int, target: Target
-) -> tuple[tuple[Array, Integer], ...]:
-    """What the block's columns will read some rows below: memory is asked for it."""
-    found: dict[tuple[Array, Integer], None] = {}
-    for stage in stages:
-        new: dict[Atom, Integer] = {
-            a.variable: b.index for a, b in zip(stage.reduced, axes, strict=True)
-        }
-        for array, place in later_rows(stage, block.axis, size, target):
-            found[array, substitute(place, new)] = None
-    return tuple(found)
-
-
-def _reduce(
-    stages: Sequence[Stage], block: _Block, size: int, target: Target
-) -> list[Statement]:
-    """Several reductions over the same extents: sums cleared, added to, and stored."""
-    axes = stages[0].reduced
-    start: list[Statement] = []
-    steps: list[Store] = []
-    end: list[Statement] = []
-    for number, stage in enumerate(stages):
-        assert stage.op is not None
-        sums, place = stage.array, block.inside
-        if sums.space != "scratch":
-            name = f"sums{number}_{stage.reduced[0].variable.name}_{sums.name}"
-            sums = Array(name, stage.body.dtype, size, "scratch")
-            end.append(block.loop(Store(stage.array, stage.position, expr.load(sums, place))))
-        start.append(block.loop(Store(sums, place, identity(stage.op, stage.body.dtype))))
-        new = {a.variable: b.index for a, b in zip(stage.reduced, axes, strict=True)}
-        total, body = expr.load(sums, place), expr.substitute_in(stage.body, new)
-        steps.append(Store(sums, place, combine(stage.op, total, body)))
-    loop = replace(block.loop(*steps), prefetch=_rows_below(stages, axes, block, size, target))
-    for axis in reversed(axes):
-        loop = serial_loop(axis, (loop,))
-    return [*start, loop, *end]
+def _reads(stage: Stage, others: Sequence[Stage], values: Mapping[Array, Expr]) -> bool:
+    """Whether a stage needs what others make."""
+    made = {values.get(other.array) for other in others}
+    arrays = {other.array for other in others}
+    found = expr.walk(stage.body)
+    return any(e in made or e.op is Leaf.LOAD and e.array in arrays for e in found)

@@ -12,7 +12,7 @@ every barrier: no bound of a loop around one depends on the item.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from minigrad.graph.node import Op
@@ -284,6 +284,14 @@ def show(nest: Nest) -> str:
     for array in nest.local:
         lines.append(f"  local {array.name}: {array.dtype.name}[{array.size}]")
     _show(nest.parallel, "  ", lines, "parallel ")
+    return "\n".join(lines)
+
+
+def show_statements(body: Sequence[Statement]) -> str:
+    """Statements as indented text."""
+    lines: list[str] = []
+    for statement in body:
+        _show(statement, "  ", lines)
     return "\n".join(lines)
 
 

@@ -193,7 +193,7 @@ def pack_left(problem: Problem, block: Block, lanes: int) -> tuple[Statement, Le
 def _rows_ahead(operand: Expr, k: Axis, elements: int) -> tuple[Place, ...]:
     """What a copy of `elements` neighbours at each k reads some steps later."""
     return tuple(
-        next_rows((load.array, load.index), k, elements * load.array.dtype.itemsize)
+        next_rows((load.array, load.index), k.variable, elements * load.array.dtype.itemsize)
         for load in expr.loads(operand)
         if not load.guard and coefficient(load.index, k.variable)
     )

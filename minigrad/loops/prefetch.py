@@ -90,19 +90,20 @@ def further_rows(stages: Sequence[Stage], axis: Axis, target: Target) -> tuple[P
     return tuple(found.items())
 
 
-def next_rows(place: Place, row: Axis, nbytes: int) -> Place:
+def next_rows(place: Place, row: Atom, nbytes: int) -> Place:
     """The same place in a later row, far enough ahead; a row has `nbytes` bytes."""
     array, position = place
     later = row.index - (-AHEAD // max(nbytes, 1))
-    return array, substitute(position, {row.variable: later})
+    return array, substitute(position, {row: later})
 
 
-def later_rows(stage: Stage, axis: Axis, width: int, target: Target) -> tuple[Place, ...]:
-    """What `width` neighbours along an axis will read some steps of the reduced axis later."""
-    below = stage.reduced[-1]
+def later_rows(
+    exprs: Sequence[Expr], below: Atom, axis: Axis, width: int, target: Target
+) -> tuple[Place, ...]:
+    """What `width` neighbours along an axis will read some steps of the loop over `below` later."""
     found: dict[Place, None] = {}
-    for load in expr.loads(stage.body):
+    for load in expr.loads(*exprs):
         array, position = load.array, load.index
-        if below.variable in variables(position) and from_memory(load, axis, target) == 1:
+        if below in variables(position) and from_memory(load, axis, target) == 1:
             found[next_rows((array, position), below, width * array.dtype.itemsize)] = None
     return tuple(found)

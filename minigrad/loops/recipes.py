@@ -163,7 +163,7 @@ def scatter(kernel: Kernel, target: Target, name: str) -> Nest:
         return assemble(name, kernel, flat_loop(free, body), target)
     width = vector_width(target, [stage.body], last.extent, True)
     if len(updates) == 1:
-        later = later_rows(stage, last, width, target)
+        later = later_rows([stage.body], updates[0].variable, last, width, target)
         body = (*start, replace(updates[0], prefetch=later))
     outer = free[:-1]
     if not outer:

@@ -96,7 +96,7 @@ def _prefetches(
         if ahead:
             asked = array, position + ahead // array.dtype.itemsize
         else:
-            asked = next_rows((array, position), row, nbytes)
+            asked = next_rows((array, position), row.variable, nbytes)
             place = max(later or [place], key=lambda n: _operations(passes[n]))
         found.setdefault(place, []).append((*asked, axis))
     return {place: tuple(places) for place, places in found.items()}

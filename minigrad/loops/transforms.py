@@ -1,0 +1,558 @@
+"""Schedules: the naive loops of a kernel, changed by named transformations until they are fast.
+
+    naive loops                          what is to be computed, element by element
+    split, reorder, peel                 loops in pieces, in another order, without their rest
+    sink                                 a loop goes inside of others; what is beside them gets its own
+    vectorize, unroll                    iterations at once
+    stage                                a copy of an operand, in the order in which it is read
+    insert, prefetch                     hints for the memory
+    parallelize                          what threads share
+
+A loop is named by its variable, and stays so: `split` cuts it in pieces, in each of which the
+variable runs on from where the last one ended, so no index changes. What becomes of one loop
+becomes of all loops over that variable. No step looks at what depends on what: a recipe knows its
+kernel, and tests compare the results. MINIGRAD_DEBUG=4 prints the loops after each step, and so
+does `python -m minigrad.loops.explain`.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import wraps
+from typing import ParamSpec, TypeVar
+
+from minigrad.graph.node import Op
+from minigrad.graph.shapes import flatten, numel
+from minigrad.graph.substitution import (
+    coefficient,
+    proven_nonnegative,
+    substitute,
+    variables,
+)
+from minigrad.graph.symbolic import Atom, Integer, ceildiv, high
+from minigrad.loops.build import combine, flat_loop, substitute_statement
+from minigrad.loops.nest import (
+    Loop,
+    Set,
+    Statement,
+    Store,
+    map_statement,
+    show_statements,
+    walk,
+)
+from minigrad.loops.prefetch import Place
+from minigrad.schedule import expr
+from minigrad.schedule.axis import Axis, make_axis
+from minigrad.schedule.expr import Array, Expr, Leaf, Local
+from minigrad.schedule.stage import identity
+from minigrad.settings import report
+
+Statements = tuple[Statement, ...]
+Around = Mapping[Atom, Loop]  # the loops around a statement, by their variables
+P = ParamSpec("P")
+T = TypeVar("T")
+
+watchers: list[Callable[[str, Statements], None]] = []  # who sees each step: see explain.py
+
+
+def _step(method: Callable[P, T]) -> Callable[P, T]:
+    """A method that is one step of a recipe: it is shown."""
+
+    @wraps(method)
+    def shown(*args: P.args, **named: P.kwargs) -> T:
+        result = method(*args, **named)
+        schedule, *others = args
+        assert isinstance(schedule, Schedule)
+        schedule._show(method.__name__, others, named)
+        return result
+
+    return shown
+
+
+class Schedule:
+    """The loops of a kernel. operands: expressions in them that have names.
+
+    Loops are over plain ints or symbolic extents; bounds stay expressions.
+    """
+
+    def __init__(self, body: Sequence[Statement], **operands: Expr) -> None:
+        self.body: Statements = tuple(body)
+        self.operands = operands
+        self._show("naive loops", (), {})
+
+    # ---- loops ----
+
+    @_step
+    def split(self, x: Atom, size: int, prefix: str) -> Atom:
+        """Loops over x in pieces of `size` iterations, and a loop over the pieces around each.
+
+        Gives the new loop's variable, `prefix` and a number. The last piece ends where x does.
+        """
+        loop = self.loop(x)
+        longest = min(high(stop - loop.start) for stop in loop.stops)
+        pieces = make_axis(prefix, 0, ceildiv(max(longest, 1), size))
+
+        def change(loop: Loop, around: Around) -> Statements:
+            if pieces.extent == 1:
+                return (Loop(pieces.variable, 0, (1,), (loop,)),)
+            start = loop.start + pieces.index * size
+            inner = replace(loop, start=start, stops=_least(start + size, *loop.stops))
+            counts = [ceildiv(stop - loop.start, size) for stop in loop.stops]
+            return (Loop(pieces.variable, 0, _least(pieces.count, *counts), (inner,)),)
+
+        self._change(x, change)
+        return pieces.variable
+
+    @_step
+    def reorder(self, *order: Atom) -> None:
+        """Loops directly inside one another, from the outermost to the innermost."""
+
+        def change(loop: Loop, around: Around) -> Statements:
+            found = {loop.variable: loop}
+            while len(found) < len(order) and isinstance(loop.body[0], Loop):
+                if len(loop.body) > 1:
+                    break
+                loop = loop.body[0]
+                found[loop.variable] = loop
+            if set(found) != set(order):
+                raise ValueError(f"{order}: expected loops directly inside one another")
+            body = loop.body
+            for place in range(len(order) - 1, -1, -1):
+                one = found[order[place]]
+                inside = set(order[place:])
+                if any(not inside.isdisjoint(variables(x)) for x in (one.start, *one.stops)):
+                    raise ValueError(f"{order}: the bounds of {one.variable} are known too late")
+                body = (replace(one, body=body),)
+            return body
+
+        loops = (one.variable for one in walk(*self.body) if isinstance(one, Loop))
+        outermost = next(x for x in loops if x in order)
+        self._change(outermost, change)
+
+    @_step
+    def peel(self, outer: Atom, x: Atom) -> None:
+        """Pieces of x of full length, and the last, shorter one in loops of its own.
+
+        `outer` numbers the pieces, which stay as they are where the rest is not known.
+        """
+
+        def change(loop: Loop, around: Around) -> Statements:
+            inner = next((s for s in walk(loop) if isinstance(s, Loop) and s.variable == x), None)
+            if inner is None or len(inner.stops) != 2 or not coefficient(inner.start, outer):
+                return (loop,)
+            size = coefficient(inner.start, outer)
+            stop, end = inner.stops
+            length = end - substitute(inner.start, {outer: 0})
+            assert size is not None and stop == inner.start + size
+            whole, rest = length // size, length % size
+            if not isinstance(rest, int):
+                return (loop,)
+
+            def of(count: int) -> Statements:
+                ends = lambda one, _: (replace(one, stops=(one.start + count,)),)  # noqa: E731
+                return _each(loop.body, x, ends, around)
+
+            ends = [s for s in loop.stops if s != ceildiv(length, size)]
+            stops = _least(*ends, whole)
+            found: list[Statement] = []
+            if high(whole) > 0:
+                found.append(replace(loop, stops=stops, body=of(size)))
+            if rest:
+                stops = _least(whole + 1, *ends)
+                found.append(replace(loop, start=whole, stops=stops, body=of(rest)))
+            return tuple(found)
+
+        self._change(outer, change)
+
+    @_step
+    def sink(
+        self, *xs: Atom, into: Atom | None = None, space: str = "registers", name: str = "sums"
+    ) -> None:
+        """Loops over xs, each directly inside the one before, go inside the loops in their body.
+
+        into: as far as the body of the loop over that variable, instead of innermost. What came
+        before and behind these loops gets loops over xs of its own, and a register that is used in
+        several of them becomes as many as there are iterations: in registers, or in scratch memory,
+        called `name`, where what is summed up inside gets a register again. The bounds of what
+        they go into are taken where xs begin.
+        """
+
+        def change(loop: Loop, around: Around) -> Statements:
+            loops = [loop]
+            for _ in xs[1:]:
+                (inner,) = loops[-1].body
+                assert isinstance(inner, Loop)
+                loops.append(inner)
+            assert tuple(one.variable for one in loops) == xs
+            starts = {one.variable: one.start for one in loops}
+            extents = [_whole_trips(one) for one in loops]
+            at = [one.variable.index - one.start for one in loops]
+            place, size = flatten(at, extents), numel(extents)
+            leaves: list[Statements] = []
+            _leaves(loops[-1].body, into, leaves)
+            crossing: dict[Local, Array | Local] = {}
+            seen: set[Local] = set()
+            for leaf in leaves:
+                own = _locals_of(leaf)
+                for register in sorted(own & seen, key=lambda one: one.name):
+                    if space == "registers":
+                        more: Array | Local = replace(
+                            register, name=f"{register.name}{size}", count=size
+                        )
+                    else:
+                        number = f"_{register.name}" if len(xs) == 1 else ""
+                        more = Array(f"{name}{number}", register.dtype, size, space)
+                    crossing.setdefault(register, more)
+                seen |= own
+
+            def wrapped(leaf: Statements) -> Statements:
+                leaf = _moved(leaf, crossing, place)
+                for one in reversed(loops):
+                    leaf = (replace(one, body=leaf),)
+                return leaf
+
+            return _sunk(loops[-1].body, into, starts, wrapped)
+
+        self._change(xs[0], change)
+
+    @_step
+    def vectorize(self, x: Atom, width: int, lane: Atom | None = None) -> None:
+        """`width` iterations over x at once. What each of them sets before it reads it has lanes.
+
+        lane: the variable of an iteration's number within its vector.
+        """
+        if width == 1:
+            return
+
+        def change(loop: Loop, around: Around) -> Statements:
+            own = {
+                register: replace(register, lanes=x, width=width)
+                for register in _locals_of(loop.body)
+            }
+            body = tuple(_renamed(statement, own) for statement in loop.body)
+            return (replace(loop, kind="lanes", step=width, lane=lane, body=body),)
+
+        self._change(x, change)
+
+    @_step
+    def unroll(self, x: Atom, prefix: str) -> None:
+        """Loops over x, of a known number of iterations, written out; they count from 0."""
+
+        def change(loop: Loop, around: Around) -> Statements:
+            count = _trips(loop)
+            u = make_axis(prefix, 0, count)
+            at = {x: loop.start + u.index}
+            body = tuple(substitute_statement(statement, at) for statement in loop.body)
+            return (Loop(u.variable, 0, (count,), body, "unroll"),)
+
+        self._change(x, change)
+
+    @_step
+    def parallelize(self, *xs: Atom) -> None:
+        """The outermost loops, each directly inside the one before, as one that threads share.
+
+        Those of a symbolic extent stay inside it.
+        """
+        body, axes = self.body, []
+        for x in xs:
+            (loop,) = body
+            assert isinstance(loop, Loop) and loop.variable == x and loop.start == 0
+            axes.append(Axis(x, loop.stops[0]))
+            body = loop.body
+        for axis in axes:
+            if not isinstance(axis.extent, int):
+                body = (Loop(axis.variable, 0, (axis.extent,), body),)
+        self.body = (flat_loop([a for a in axes if isinstance(a.extent, int)], body),)
+
+    # ---- memory ----
+
+    @_step
+    def stage(
+        self, operand: str, at: Atom, loops: Sequence[Atom],
+        layout: Sequence[tuple[Sequence[Atom], int | None]], array: str,
+        wide: Mapping[Atom, int] | None = None, transpose: int = 0,
+        prefetch: tuple[Place, ...] = (),
+    ) -> None:  # fmt: skip
+        """Copy an operand to scratch memory at the beginning of each iteration over `at`.
+
+        The copying has loops over `loops`, outermost first, with the bounds that they have inside
+        of `at`; those in `wide` are vectors of so many. layout: of the copy, row-major: groups of
+        variables, each with how many elements it takes, None being as many as it has. transpose,
+        prefetch: of the innermost loop.
+        """
+        value = self.operands[operand]
+        found: dict[Atom, Loop] = {}
+        copies: list[Expr] = []
+
+        def extent(x: Atom) -> int:
+            return _trips(found[x]) if x in found else 1
+
+        def index(x: Atom) -> Integer:
+            if x not in found:
+                return 0
+            loop = found[x]
+            return x.index - loop.start if loop.lane is None else loop.lane.index
+
+        def change(outer: Loop, around: Around) -> Statements:
+            found.update({at: outer})
+            for one in walk(*outer.body):
+                if isinstance(one, Loop):
+                    found.setdefault(one.variable, one)
+            groups = [[extent(x) for x in xs] for xs, _ in layout]
+            sizes = [
+                padded or numel(own) for (_, padded), own in zip(layout, groups, strict=True)
+            ]
+            places = [
+                flatten([index(x) for x in xs], own)
+                for (xs, _), own in zip(layout, groups, strict=True)
+            ]
+            copy = Array(array, value.dtype, numel(sizes), "scratch")
+            place = flatten(places, sizes)
+            known = {
+                x: loop.start for x, loop in found.items() if x not in loops and x != at
+            }
+            body: Statements = (Store(copy, place, value),)
+            for n, x in enumerate(reversed(loops)):
+                loop = replace(found[x], body=body)
+                loop = replace(loop, start=_settled(loop.start, known),
+                               stops=tuple(_settled(stop, known) for stop in loop.stops))
+                if n == 0:
+                    loop = replace(loop, transpose=transpose, prefetch=prefetch)
+                if wide and x in wide and wide[x] > 1:
+                    loop = replace(loop, kind="lanes", step=wide[x])
+                body = (loop,)
+            copies.append(expr.load(copy, place))
+            new = {value: copies[0]}
+            inner = tuple(_replaced(statement, new) for statement in outer.body)
+            return (replace(outer, body=(*body, *inner)),)
+
+        self._change(at, change)
+        self.operands[operand] = copies[0]
+
+    @_step
+    def insert(self, at: Atom, make: Callable[[Loop, Around], Sequence[Statement]]) -> None:
+        """More statements at the beginning of each iteration over `at`."""
+        self._change(at, lambda loop, around: (
+            replace(loop, body=(*make(loop, around), *loop.body)),
+        ))  # fmt: skip
+
+    @_step
+    def prefetch(
+        self, x: Atom, places: Callable[[Loop, Around], tuple[Place, ...]]
+    ) -> None:
+        """What the loops over x ask the memory for."""
+        self._change(x, lambda loop, around: (replace(loop, prefetch=places(loop, around)),))
+
+    # ---- tools ----
+
+    @property
+    def nest(self) -> Loop:
+        """The parallel loop."""
+        (loop,) = self.body
+        assert isinstance(loop, Loop)
+        return loop
+
+    def loop(self, x: Atom) -> Loop:
+        """The first loop over a variable."""
+        for statement in walk(*self.body):
+            if isinstance(statement, Loop) and statement.variable == x:
+                return statement
+        raise ValueError(f"there is no loop over {x}")
+
+    @contextmanager
+    def inside(self, x: Atom) -> Iterator[None]:
+        """Steps that change only what is inside of the first loop over a variable."""
+        whole, loop = self.body, self.loop(x)
+        self.body = loop.body
+        yield
+        inner = self.body
+        self.body = whole
+        self._change(x, lambda one, _: (replace(one, body=inner) if one is loop else one,))
+
+    def _change(self, x: Atom, change: Callable[[Loop, Around], Statements]) -> None:
+        self.body = _each(self.body, x, change, {})
+
+    def _show(self, name: str, args: Sequence[object], named: Mapping[str, object]) -> None:
+        def text() -> str:
+            words = [_word(arg) for arg in args]
+            words += [f"{key}={_word(arg)}" for key, arg in named.items()]
+            return f"{name}({', '.join(words)})" if words else name
+
+        for watcher in watchers:
+            watcher(text(), self.body)
+        report(4, lambda: f"{text()}\n{show_statements(self.body)}")
+
+
+def _word(x: object) -> str:
+    if isinstance(x, Sequence) and not isinstance(x, str):
+        return "(" + ", ".join(map(_word, x)) + ")"
+    return "…" if callable(x) or isinstance(x, Mapping) else str(x)
+
+
+def _each(
+    body: Statements, x: Atom, change: Callable[[Loop, Around], Statements], around: Around
+) -> Statements:
+    """Statements with the loops over x changed."""
+    found: list[Statement] = []
+    for statement in body:
+        if not isinstance(statement, Loop):
+            found.append(statement)
+        elif statement.variable == x:
+            found.extend(change(statement, around))
+        else:
+            inner = _each(statement.body, x, change, {**around, statement.variable: statement})
+            same = inner is statement.body
+            found.append(statement if same else replace(statement, body=inner))
+    same = len(found) == len(body) and all(map(operator.is_, found, body))
+    return body if same else tuple(found)
+
+
+def _least(*stops: Integer) -> tuple[Integer, ...]:
+    """Stops of a loop without those that are never the first to be reached."""
+    kept: list[Integer] = []
+    for stop in stops:
+        if any(proven_nonnegative(stop - other) for other in kept):
+            continue
+        kept = [other for other in kept if not proven_nonnegative(other - stop)]
+        kept.append(stop)
+    return tuple(kept)
+
+
+def _trips(loop: Loop) -> int:
+    """Iterations of a loop, at most."""
+    return max(min(high(stop - loop.start) for stop in loop.stops), 0)
+
+
+def _whole_trips(loop: Loop) -> int:
+    """The same, in whole vectors."""
+    return ceildiv(_trips(loop), loop.step) * loop.step
+
+
+def _settled(x: Integer, known: Mapping[Atom, Integer]) -> Integer:
+    """An index in which variables have their known values, which may need others."""
+    while not variables(x).isdisjoint(known):
+        x = substitute(x, known)
+    return x
+
+
+def _goes_into(loop: Loop, into: Atom | None) -> bool:
+    if into is None:
+        return loop.kind == "serial"
+    return any(isinstance(one, Loop) and one.variable == into for one in walk(loop))
+
+
+def _parts(body: Statements, into: Atom | None) -> list[Loop | Statements]:
+    """Loops that others go into, and the statements between them."""
+    parts: list[Loop | Statements] = []
+    for statement in body:
+        if isinstance(statement, Loop) and _goes_into(statement, into):
+            parts.append(statement)
+        elif parts and isinstance(parts[-1], tuple):
+            parts[-1] = (*parts[-1], statement)
+        else:
+            parts.append((statement,))
+    return parts
+
+
+def _leaves(body: Statements, into: Atom | None, found: list[Statements]) -> None:
+    """Statements that get loops of their own where loops go into those of a body."""
+    for part in _parts(body, into):
+        if isinstance(part, tuple):
+            found.append(part)
+        elif part.variable == into:
+            found.append(part.body)
+        else:
+            _leaves(part.body, into, found)
+
+
+def _sunk(
+    body: Statements, into: Atom | None, starts: Mapping[Atom, Integer],
+    wrapped: Callable[[Statements], Statements],
+) -> Statements:  # fmt: skip
+    found: list[Statement] = []
+    for part in _parts(body, into):
+        if isinstance(part, tuple):
+            found.extend(wrapped(part))
+            continue
+        inner = (
+            wrapped(part.body) if part.variable == into
+            else _sunk(part.body, into, starts, wrapped)
+        )  # fmt: skip
+        stops = tuple(_settled(stop, starts) for stop in part.stops)
+        found.append(replace(part, start=_settled(part.start, starts), stops=stops, body=inner))
+    return tuple(found)
+
+
+def _locals_of(body: Sequence[Statement]) -> set[Local]:
+    """The registers that statements use."""
+    found: set[Local] = set()
+    for statement in walk(*body):
+        if isinstance(statement, Set):
+            found.add(statement.local)
+        if isinstance(statement, Set | Store):
+            found.update(e.local for e in expr.walk(statement.value) if e.op is Leaf.LOCAL)
+    return found
+
+
+def _moved(
+    leaf: Statements, places: Mapping[Local, Array | Local], at: Integer
+) -> Statements:
+    """Statements whose registers are other ones, or memory, at an index."""
+    own, top = _locals_of(leaf), {one.local for one in leaf if isinstance(one, Set)}
+    inner = {one.local for one in walk(*leaf) if isinstance(one, Set)} - top
+    begin: list[Statement] = []
+    end: list[Statement] = []
+    moved: dict[Local, Array | Local] = {}
+    for register, place in places.items():
+        if register not in own:
+            continue
+        if isinstance(place, Array) and register in inner:  # it is summed up inside
+            begin.append(Set(register, 0, identity(Op.SUM, register.dtype)))
+            more = combine(Op.SUM, expr.load(place, at), expr.local(register))
+            end.append(Store(place, at, more))
+        else:
+            moved[register] = place
+    return (*begin, *(_renamed(statement, moved, at) for statement in leaf), *end)
+
+
+def _renamed(
+    statement: Statement, new: Mapping[Local, Array | Local], at: Integer | None = None
+) -> Statement:
+    """A statement with other registers; at: their slot, or the index of memory instead of them."""
+    if not new:
+        return statement
+
+    def read(leaf: Expr) -> Expr | None:
+        if leaf.op is not Leaf.LOCAL or leaf.local not in new:
+            return None
+        place = new[leaf.local]
+        slot = leaf.slot if at is None else at
+        return expr.load(place, slot) if isinstance(place, Array) else expr.local(place, slot)
+
+    def change(inner: Statement) -> Statement:
+        if isinstance(inner, Set):
+            value = expr.rebuild(inner.value, read)
+            place = new.get(inner.local, inner.local)
+            slot = inner.slot if at is None or inner.local not in new else at
+            if isinstance(place, Array):
+                return Store(place, slot, value)
+            return Set(place, slot, value, inner.everywhere)
+        if isinstance(inner, Store):
+            return replace(inner, value=expr.rebuild(inner.value, read))
+        return inner
+
+    return map_statement(statement, change)
+
+
+def _replaced(statement: Statement, new: Mapping[Expr, Expr]) -> Statement:
+    """A statement with expressions in what it computes replaced."""
+
+    def change(inner: Statement) -> Statement:
+        if isinstance(inner, Set | Store):
+            return replace(inner, value=expr.replace_in(inner.value, new))
+        return inner
+
+    return map_statement(statement, change)
