@@ -263,11 +263,14 @@ def report() -> dict[str, str]:
         with Context(DEBUG=5, FUSE=1, GUARD=0, CACHE=cache):
             Kernels(AVX512, compiler).plan(graph)
     found = re.fullmatch(
-        r"(?P<schedule>schedule: .*?\n)(?P<nest>kernel \w+\(.*?\n)(?P<ir>@.*?\n)(?P<assembly>\t.*)",
+        r"(?P<schedule>schedule: .*?\n)(?P<naive>naive loops\n.*?\n)(?P<steps>\w+\(.*?\n)"
+        r"(?P<nest>kernel \w+\(.*?\n)(?P<ir>@.*?\n)(?P<assembly>\t.*)",
         output.getvalue(), re.DOTALL,
     )  # fmt: skip
     assert found is not None, output.getvalue()
     parts = found.groupdict()
+    steps = re.findall(r"^\w.*\n", parts["steps"], re.MULTILINE)
+    parts["steps"] = "".join(steps)
     parts["graph"] = "".join(f"{node}\n" for node in topological(graph.roots))
     parts["ir"] = excerpt(block_with("fmul", parts["ir"]), "  store")
     if intel:
@@ -304,8 +307,8 @@ def instructions(text: str) -> Counter[str]:
 def test_the_product_is_as_printed() -> None:
     shown = {name: text for _, name, text, _ in MARKED.findall(INSIDE.read_text("utf-8"))}
     printed = report()
-    assert set(shown) == {"graph", "schedule", "nest", "ir", "assembly"}
-    for name in ("graph", "schedule", "nest", "ir"):
+    assert set(shown) == {"graph", "schedule", "naive", "steps", "nest", "ir", "assembly"}
+    for name in ("graph", "schedule", "naive", "steps", "nest", "ir"):
         assert shown[name] == printed[name], "if it is meant: python tests/test_readme.py"
     if "assembly" in printed:  # registers and order are LLVM's own, and change with its version
         loop = instructions(printed["assembly"])

@@ -12,8 +12,8 @@ from minigrad.graph.symbolic import Atom, Integer, high
 from minigrad.loops.block_plan import BlockPlan, Step, column
 from minigrad.loops.build import combine, lanes_loop, serial_loop, unless_finite
 from minigrad.loops.common_subexpressions import Speculation
+from minigrad.loops.cost import choose_nr
 from minigrad.loops.mask_bounds import Bounds
-from minigrad.loops.microkernel import choose_nr
 from minigrad.loops.nest import Loop, Set, Statement, Store, Stores
 from minigrad.schedule import expr
 from minigrad.schedule.axis import Axis, make_axis

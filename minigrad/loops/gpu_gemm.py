@@ -9,7 +9,7 @@
         barrier
       store the results through the epilogue
 
-The copies take any index expression, mask or conversion, as those of packing.py do for a CPU. Edges
+The copies take any index expression, mask or conversion, as those of gemm.py do for a CPU. Edges
 are zeros in local memory, and masks of the last stores.
 """
 
@@ -27,9 +27,8 @@ from minigrad.loops.assemble import assemble
 from minigrad.loops.axes import row_axis
 from minigrad.loops.build import combine, lanes_loop, serial_loop
 from minigrad.loops.cost import flops
-from minigrad.loops.gemm import prepare
-from minigrad.loops.microkernel import Problem, strides
 from minigrad.loops.nest import Barrier, Loop, Nest, Set, Statement, Store, Stores
+from minigrad.loops.product import Problem, prepare, strides
 from minigrad.schedule import expr
 from minigrad.schedule.axis import Axis, make_axis
 from minigrad.schedule.expr import Array, Expr, Leaf, Local

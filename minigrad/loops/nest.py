@@ -12,8 +12,9 @@ every barrier: no bound of a loop around one depends on the item.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from minigrad.graph.node import Op
 from minigrad.graph.symbolic import Affine, Atom, Integer
@@ -151,6 +152,13 @@ class Loop:
         """Its variable as an index."""
         return self.variable.index
 
+    def around(self, body: tuple[Statement, ...]) -> Loop:
+        """The same loop around other statements."""
+        return Loop(
+            self.variable, self.start, self.stops, body, self.kind, self.step, self.lane,
+            self.prefetch, self.transpose,
+        )  # fmt: skip
+
 
 Statement = (
     Loop | Store | Stores | Set | Fold | Barrier | FoldItems | Prefetch | MatrixProduct
@@ -241,8 +249,10 @@ def map_statement(
     The change of a Store is a Store.
     """
     if isinstance(statement, Loop):
-        inner = tuple(map_statement(s, change) for s in statement.body)
-        statement = replace(statement, body=inner)
+        body = statement.body
+        inner = tuple([map_statement(s, change) for s in body])
+        if not all(map(operator.is_, inner, body)):
+            statement = statement.around(inner)
     elif isinstance(statement, Stores):
         items = tuple(map_statement(item, change) for item in statement.items)
         statement = Stores(tuple(item for item in items if isinstance(item, Store)))

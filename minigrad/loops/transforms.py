@@ -2,7 +2,7 @@
 
     naive loops                          what is to be computed, element by element
     split, reorder, peel                 loops in pieces, in another order, without their rest
-    sink                                 a loop goes inside of others; what is beside them gets its own
+    sink                                 a loop goes inside of others; what is beside gets its own
     vectorize, unroll                    iterations at once
     stage                                a copy of an operand, in the order in which it is read
     insert, prefetch                     hints for the memory
@@ -39,6 +39,7 @@ from minigrad.loops.nest import (
     Set,
     Statement,
     Store,
+    locals_set,
     map_statement,
     show_statements,
     walk,
@@ -52,6 +53,7 @@ from minigrad.settings import report
 
 Statements = tuple[Statement, ...]
 Around = Mapping[Atom, Loop]  # the loops around a statement, by their variables
+Change = Callable[[Loop, Around], Statements]
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -63,10 +65,12 @@ def _step(method: Callable[P, T]) -> Callable[P, T]:
 
     @wraps(method)
     def shown(*args: P.args, **named: P.kwargs) -> T:
-        result = method(*args, **named)
         schedule, *others = args
         assert isinstance(schedule, Schedule)
-        schedule._show(method.__name__, others, named)
+        before = schedule.body
+        result = method(*args, **named)
+        if schedule.body is not before:
+            schedule._show(method.__name__, others, named)
         return result
 
     return shown
@@ -86,10 +90,11 @@ class Schedule:
     # ---- loops ----
 
     @_step
-    def split(self, x: Atom, size: int, prefix: str) -> Atom:
+    def split(self, x: Atom, size: int, prefix: str, computing: bool = False) -> Atom:
         """Loops over x in pieces of `size` iterations, and a loop over the pieces around each.
 
         Gives the new loop's variable, `prefix` and a number. The last piece ends where x does.
+        computing: only where registers are set inside, not in the loops of copies.
         """
         loop = self.loop(x)
         longest = min(high(stop - loop.start) for stop in loop.stops)
@@ -103,7 +108,7 @@ class Schedule:
             counts = [ceildiv(stop - loop.start, size) for stop in loop.stops]
             return (Loop(pieces.variable, 0, _least(pieces.count, *counts), (inner,)),)
 
-        self._change(x, change)
+        self._change(x, change, computing)
         return pieces.variable
 
     @_step
@@ -125,7 +130,7 @@ class Schedule:
                 inside = set(order[place:])
                 if any(not inside.isdisjoint(variables(x)) for x in (one.start, *one.stops)):
                     raise ValueError(f"{order}: the bounds of {one.variable} are known too late")
-                body = (replace(one, body=body),)
+                body = (one.around(body),)
             return body
 
         loops = (one.variable for one in walk(*self.body) if isinstance(one, Loop))
@@ -145,22 +150,26 @@ class Schedule:
                 return (loop,)
             size = coefficient(inner.start, outer)
             stop, end = inner.stops
-            length = end - substitute(inner.start, {outer: 0})
-            assert size is not None and stop == inner.start + size
-            whole, rest = length // size, length % size
+            length, span = end - substitute(inner.start, {outer: 0}), stop - inner.start
+            assert size is not None and isinstance(span, int)
+            whole, rest = (length - span) // size + 1, length % size
             if not isinstance(rest, int):
                 return (loop,)
 
-            def of(count: int) -> Statements:
-                ends = lambda one, _: (replace(one, stops=(one.start + count,)),)  # noqa: E731
-                return _each(loop.body, x, ends, around)
+            def of(count: int, *ends: Integer) -> Statements:
+                def fixed(one: Loop, around: Around) -> Statements:
+                    return (replace(one, stops=(one.start + count, *ends)),)
 
-            ends = [s for s in loop.stops if s != ceildiv(length, size)]
-            stops = _least(*ends, whole)
+                return _each(loop.body, x, fixed, around)
+
+            pieces = ceildiv(length, size)
+            ends = [stop for stop in loop.stops if stop != pieces]
             found: list[Statement] = []
             if high(whole) > 0:
-                found.append(replace(loop, stops=stops, body=of(size)))
-            if rest:
+                found.append(replace(loop, stops=_least(*ends, whole), body=of(span)))
+            if span > size:  # the last vectors end where all does
+                found.append(replace(loop, start=whole, body=of(span, end)))
+            elif rest:
                 stops = _least(whole + 1, *ends)
                 found.append(replace(loop, start=whole, stops=stops, body=of(rest)))
             return tuple(found)
@@ -211,7 +220,7 @@ class Schedule:
             def wrapped(leaf: Statements) -> Statements:
                 leaf = _moved(leaf, crossing, place)
                 for one in reversed(loops):
-                    leaf = (replace(one, body=leaf),)
+                    leaf = (one.around(leaf),)
                 return leaf
 
             return _sunk(loops[-1].body, into, starts, wrapped)
@@ -232,16 +241,33 @@ class Schedule:
                 register: replace(register, lanes=x, width=width)
                 for register in _locals_of(loop.body)
             }
-            body = tuple(_renamed(statement, own) for statement in loop.body)
+            body = tuple(_renamed(statement, own, everywhere=True) for statement in loop.body)
             return (replace(loop, kind="lanes", step=width, lane=lane, body=body),)
 
         self._change(x, change)
 
     @_step
-    def unroll(self, x: Atom, prefix: str) -> None:
-        """Loops over x, of a known number of iterations, written out; they count from 0."""
+    def tensorize(self, x: Atom, product: Statement, result: Array) -> None:
+        """What is summed in each iteration over x, by one statement that leaves it in an array."""
 
         def change(loop: Loop, around: Around) -> Statements:
+            (rows,) = loop.body
+            assert isinstance(rows, Loop)
+            (register,) = locals_set(rows)
+            assert register.lanes is not None
+            place = _counted(rows) * register.width + _counted(around[register.lanes])
+            stores = _moved(rows.body[-1:], {register: result}, place)
+            return (loop.around((product, replace(rows, body=stores))),)
+
+        self._change(x, change, computing=True)
+
+    @_step
+    def unroll(self, x: Atom, prefix: str) -> None:
+        """Plain loops over x, of a known number of iterations, written out; they count from 0."""
+
+        def change(loop: Loop, around: Around) -> Statements:
+            if loop.kind != "serial":
+                return (loop,)
             count = _trips(loop)
             u = make_axis(prefix, 0, count)
             at = {x: loop.start + u.index}
@@ -251,12 +277,27 @@ class Schedule:
         self._change(x, change)
 
     @_step
+    def simplify(self) -> None:
+        """Without the loops of `split` whose only piece is all there is."""
+
+        def change(statement: Statement) -> Statements:
+            if not isinstance(statement, Loop):
+                return (statement,)
+            body = tuple(one for inner in statement.body for one in change(inner))
+            once = statement.variable.high == 0 and statement.kind == "serial"
+            if once and statement.start == 0 and statement.stops == (1,):
+                return body
+            return (statement.around(body),)
+
+        self.body = tuple(one for statement in self.body for one in change(statement))
+
+    @_step
     def parallelize(self, *xs: Atom) -> None:
         """The outermost loops, each directly inside the one before, as one that threads share.
 
         Those of a symbolic extent stay inside it.
         """
-        body, axes = self.body, []
+        body, axes = self.body, list[Axis]()
         for x in xs:
             (loop,) = body
             assert isinstance(loop, Loop) and loop.variable == x and loop.start == 0
@@ -271,73 +312,76 @@ class Schedule:
 
     @_step
     def stage(
-        self, operand: str, at: Atom, loops: Sequence[Atom],
+        self, operand: str, at: Atom | None, loops: Sequence[Atom],
         layout: Sequence[tuple[Sequence[Atom], int | None]], array: str,
-        wide: Mapping[Atom, int] | None = None, transpose: int = 0,
+        wide: Mapping[Atom, int] | None = None, beyond: bool = False, transpose: int = 0,
         prefetch: tuple[Place, ...] = (),
-    ) -> None:  # fmt: skip
+    ) -> Array:  # fmt: skip
         """Copy an operand to scratch memory at the beginning of each iteration over `at`.
 
-        The copying has loops over `loops`, outermost first, with the bounds that they have inside
-        of `at`; those in `wide` are vectors of so many. layout: of the copy, row-major: groups of
-        variables, each with how many elements it takes, None being as many as it has. transpose,
-        prefetch: of the innermost loop.
+        at: None for the beginning of all. The copying has loops over `loops`, outermost first, with
+        the bounds that they have inside of `at`, at their least; those in `wide` are vectors of so
+        many, which may go on beyond their piece of the operand, if not beyond its end. layout: of
+        the copy, row-major: groups of variables, each with how many elements it takes, None being
+        as many as it has. transpose, prefetch: of the innermost loop.
         """
         value = self.operands[operand]
-        found: dict[Atom, Loop] = {}
-        copies: list[Expr] = []
-
-        def extent(x: Atom) -> int:
-            return _trips(found[x]) if x in found else 1
-
-        def index(x: Atom) -> Integer:
-            if x not in found:
-                return 0
+        source: Loop | None = None if at is None else self.loop(at)
+        found = {} if source is None else {source.variable: source}
+        for one in walk(*(self.body if source is None else source.body)):
+            if isinstance(one, Loop):
+                found.setdefault(one.variable, one)
+        groups = [[_trips(found[x]) for x in xs] for xs, _ in layout]
+        sizes = [padded or numel(own) for (_, padded), own in zip(layout, groups, strict=True)]
+        places = [
+            flatten([_counted(found[x]) for x in xs], own)
+            for (xs, _), own in zip(layout, groups, strict=True)
+        ]
+        copy = Array(array, value.dtype, numel(sizes), "scratch")
+        place = flatten(places, sizes)
+        known = {x: loop.start for x, loop in found.items() if x != at}
+        copying: list[Loop] = []
+        for x in loops:
             loop = found[x]
-            return x.index - loop.start if loop.lane is None else loop.lane.index
+            stops = _least(*(_settled(stop, known) for stop in loop.stops))
+            loop = replace(loop, start=_settled(loop.start, known), stops=stops)
+            if wide and wide.get(x, 1) > 1:
+                stops = loop.stops if not beyond else (loop.start + wide[x], *loop.stops[1:])
+                loop = replace(loop, kind="lanes", step=wide[x], stops=stops)
+            copying.append(loop)
+            known.pop(x)
+        copying[-1] = replace(copying[-1], transpose=transpose, prefetch=prefetch)
+        body: Statements = (Store(copy, place, value),)
+        for loop in reversed(copying):
+            body = (loop.around(body),)
+        new = {value: expr.load(copy, place)}
+        self.operands[operand] = new[value]
 
-        def change(outer: Loop, around: Around) -> Statements:
-            found.update({at: outer})
-            for one in walk(*outer.body):
-                if isinstance(one, Loop):
-                    found.setdefault(one.variable, one)
-            groups = [[extent(x) for x in xs] for xs, _ in layout]
-            sizes = [
-                padded or numel(own) for (_, padded), own in zip(layout, groups, strict=True)
-            ]
-            places = [
-                flatten([index(x) for x in xs], own)
-                for (xs, _), own in zip(layout, groups, strict=True)
-            ]
-            copy = Array(array, value.dtype, numel(sizes), "scratch")
-            place = flatten(places, sizes)
-            known = {
-                x: loop.start for x, loop in found.items() if x not in loops and x != at
-            }
-            body: Statements = (Store(copy, place, value),)
-            for n, x in enumerate(reversed(loops)):
-                loop = replace(found[x], body=body)
-                loop = replace(loop, start=_settled(loop.start, known),
-                               stops=tuple(_settled(stop, known) for stop in loop.stops))
-                if n == 0:
-                    loop = replace(loop, transpose=transpose, prefetch=prefetch)
-                if wide and x in wide and wide[x] > 1:
-                    loop = replace(loop, kind="lanes", step=wide[x])
-                body = (loop,)
-            copies.append(expr.load(copy, place))
-            new = {value: copies[0]}
-            inner = tuple(_replaced(statement, new) for statement in outer.body)
-            return (replace(outer, body=(*body, *inner)),)
+        def behind(inside: Statements) -> Statements:
+            return (*body, *(_replaced(statement, new) for statement in inside))
 
-        self._change(at, change)
-        self.operands[operand] = copies[0]
+        if at is None:
+            self.body = behind(self.body)
+        else:
+            self._change(at, lambda one, _: (one.around(behind(one.body)),))
+        return copy
 
     @_step
-    def insert(self, at: Atom, make: Callable[[Loop, Around], Sequence[Statement]]) -> None:
-        """More statements at the beginning of each iteration over `at`."""
-        self._change(at, lambda loop, around: (
-            replace(loop, body=(*make(loop, around), *loop.body)),
-        ))  # fmt: skip
+    def insert(
+        self, at: Atom, make: Callable[[Loop, Around], Sequence[Statement]],
+        computing: bool = False, behind: bool = False,
+    ) -> None:  # fmt: skip
+        """More statements at the beginning of each iteration over `at`, or behind its loops.
+
+        computing: only where registers are set inside, not in the loops of copies.
+        """
+
+        def change(loop: Loop, around: Around) -> Statements:
+            if behind:
+                return (loop, *make(loop, around))
+            return (loop.around((*make(loop, around), *loop.body)),)
+
+        self._change(at, change, computing)
 
     @_step
     def prefetch(
@@ -355,6 +399,10 @@ class Schedule:
         assert isinstance(loop, Loop)
         return loop
 
+    def trips(self, x: Atom) -> int:
+        """Iterations of the first loop over a variable, at most."""
+        return _trips(self.loop(x))
+
     def loop(self, x: Atom) -> Loop:
         """The first loop over a variable."""
         for statement in walk(*self.body):
@@ -370,10 +418,14 @@ class Schedule:
         yield
         inner = self.body
         self.body = whole
-        self._change(x, lambda one, _: (replace(one, body=inner) if one is loop else one,))
+        self._change(x, lambda one, _: (one.around(inner) if one is loop else one,))
 
-    def _change(self, x: Atom, change: Callable[[Loop, Around], Statements]) -> None:
-        self.body = _each(self.body, x, change, {})
+    def _change(self, x: Atom, change: Change, computing: bool = False) -> None:
+        def chosen(loop: Loop, around: Around) -> Statements:
+            sets = any(isinstance(one, Set) for one in walk(loop))
+            return change(loop, around) if sets else (loop,)
+
+        self.body = _each(self.body, x, chosen if computing else change, {})
 
     def _show(self, name: str, args: Sequence[object], named: Mapping[str, object]) -> None:
         def text() -> str:
@@ -393,7 +445,7 @@ def _word(x: object) -> str:
 
 
 def _each(
-    body: Statements, x: Atom, change: Callable[[Loop, Around], Statements], around: Around
+    body: Statements, x: Atom, change: Change, around: Around
 ) -> Statements:
     """Statements with the loops over x changed."""
     found: list[Statement] = []
@@ -405,7 +457,7 @@ def _each(
         else:
             inner = _each(statement.body, x, change, {**around, statement.variable: statement})
             same = inner is statement.body
-            found.append(statement if same else replace(statement, body=inner))
+            found.append(statement if same else statement.around(inner))
     same = len(found) == len(body) and all(map(operator.is_, found, body))
     return body if same else tuple(found)
 
@@ -438,10 +490,19 @@ def _settled(x: Integer, known: Mapping[Atom, Integer]) -> Integer:
     return x
 
 
+def _counted(loop: Loop) -> Integer:
+    """The number of a loop's iteration; of a vector's, where a loop is one vector."""
+    if loop.lane is not None:
+        return loop.lane.index
+    return loop.index - loop.start if _trips(loop) > 1 else 0
+
+
+def _holds(loop: Loop, x: Atom | None) -> bool:
+    return any(isinstance(one, Loop) and one.variable == x for one in walk(loop))
+
+
 def _goes_into(loop: Loop, into: Atom | None) -> bool:
-    if into is None:
-        return loop.kind == "serial"
-    return any(isinstance(one, Loop) and one.variable == into for one in walk(loop))
+    return loop.kind == "serial" if into is None else _holds(loop, into)
 
 
 def _parts(body: Statements, into: Atom | None) -> list[Loop | Statements]:
@@ -519,8 +580,9 @@ def _moved(
 
 
 def _renamed(
-    statement: Statement, new: Mapping[Local, Array | Local], at: Integer | None = None
-) -> Statement:
+    statement: Statement, new: Mapping[Local, Array | Local], at: Integer | None = None,
+    everywhere: bool = False,
+) -> Statement:  # fmt: skip
     """A statement with other registers; at: their slot, or the index of memory instead of them."""
     if not new:
         return statement
@@ -539,7 +601,7 @@ def _renamed(
             slot = inner.slot if at is None or inner.local not in new else at
             if isinstance(place, Array):
                 return Store(place, slot, value)
-            return Set(place, slot, value, inner.everywhere)
+            return Set(place, slot, value, everywhere or inner.everywhere)
         if isinstance(inner, Store):
             return replace(inner, value=expr.rebuild(inner.value, read))
         return inner

@@ -1,0 +1,174 @@
+"""A matrix product, ready for a recipe: operands, what becomes of its results, naive loops."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from minigrad.dtype import dtypes
+from minigrad.graph.node import Op
+from minigrad.graph.shapes import flatten, numel
+from minigrad.graph.substitution import coefficient
+from minigrad.graph.symbolic import Atom, Integer, ceildiv
+from minigrad.loops.axes import indices, merge
+from minigrad.loops.build import combine, inline_stages, loops_over, substitute_stores
+from minigrad.loops.nest import Loop, Set, Statement, Store, Stores
+from minigrad.schedule import expr
+from minigrad.schedule.axis import Axis, make_axis
+from minigrad.schedule.contraction import Contraction
+from minigrad.schedule.expr import Expr, Leaf, Local
+from minigrad.schedule.schedule import Kernel
+from minigrad.schedule.stage import Stage, identity
+
+LANE: Atom = make_axis("lane", 0, 1 << 10).variable  # of a vector of columns
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A product with merged axes, ready to be tiled.
+
+    stores: where its results go; in their values `accumulator` stands for the result. ends: where
+    the loop over the first axis of k ends too, for a segment of it (see dynamic_bounds.py). needed:
+    how many rows, the first ones, have results that matter; None for all. terms: what is added for
+    every k where the operands, of which one is masked, give something that is not finite; None
+    where the product of both is all that is meant.
+    """
+
+    stage: Stage
+    parts: Contraction
+    stores: tuple[Store, ...]
+    accumulator: Expr
+    ends: tuple[Integer, ...] = ()
+    needed: Integer | None = None
+    terms: Expr | None = None
+
+    @property
+    def has_dynamic_bounds(self) -> bool:
+        """Whether some loop's bound is loaded."""
+        return bool(self.ends) or self.needed is not None
+
+    @property
+    def outer(self) -> list[Axis]:
+        """The axes of the batch, and those of rows and columns but for the last ones."""
+        return [*self.parts.batch, *self.parts.m[:-1], *self.parts.n[:-1]]
+
+    def naive(self) -> tuple[Statement, ...]:
+        """For each result: total = 0; for all k: total += left · right; the stores."""
+        parts, total = self.parts, self.accumulator
+        row, (first, *others) = parts.m[-1], parts.k
+        stops = (first.extent, *self.ends)
+        if self.needed is not None:  # without any k for a row that is not needed
+            stops = (*stops, (self.needed - row.index) * numel([first.extent]))
+        step = Set(total.local, 0, multiply_add(total, parts.left, parts.right))
+        body = (
+            Set(total.local, 0, identity(Op.SUM, total.dtype)),
+            Loop(first.variable, 0, stops, loops_over(others, [step])),
+            Stores(self.stores),
+        )
+        return loops_over([*self.outer, row, parts.n[-1]], body)
+
+
+def multiply_add(total: Expr, left: Expr, right: Expr) -> Expr:
+    """total + left·right; for pairs, with the sum of both products."""
+    if not left.dtype.is_float:
+        return expr.apply(Leaf.DOT, (left, right, total), total.dtype)
+    product = expr.apply(Op.MUL, (left, right), left.dtype)
+    return combine(Op.SUM, total, expr.apply(Op.CAST, (product,), total.dtype))
+
+
+def prepare(kernel: Kernel) -> Problem:
+    """Inline the epilogue and merge axes."""
+    stage = kernel.stages[0]
+    own = expr.local(Local("tile", stage.body.dtype, 1))
+    marker = replace(stage, op=None, reduced=(), body=own)
+    stores = inline_stages(replace(kernel, stages=(marker, *kernel.stages[1:])), stage.axes)
+    used = indices(
+        [stage.body, *(s.value for s in stores)], [stage.position, *(s.index for s in stores)]
+    )
+    parts = stage.contraction
+    assert parts is not None
+    values: dict[Atom, Integer] = {}
+    axes: list[tuple[Axis, ...]] = []
+    for name in ("batch", "m", "n", "k"):
+        merged = merge(getattr(parts, name), used)
+        for _, known in merged:
+            values.update(known)
+        axes.append(tuple(axis for axis, _ in merged))
+    changed = replace(
+        stage.substitute(values), axes=(*axes[0], *axes[1], *axes[2]), reduced=axes[3]
+    )
+    operands, terms = [parts.left, parts.right], None
+    if parts.mask is not None:
+        terms = changed.body
+        place = 0 if parts.mask.variables <= parts.left.variables else 1
+        zero = expr.const(0.0, operands[place].dtype)
+        masked = (parts.mask, operands[place], zero)
+        operands[place] = expr.apply(Op.WHERE, masked, zero.dtype)
+    left, right = (expr.substitute_in(operand, values) for operand in operands)
+    return Problem(
+        changed, Contraction(left, right, axes[0], axes[1], axes[2], axes[3]),
+        tuple(substitute_stores(stores, values)), own, terms=terms,
+    )  # fmt: skip
+
+
+def strides(operand: Expr, axis: Atom) -> set[int | None]:
+    """How far each of an operand's loads moves along an axis; None where that varies."""
+    return {coefficient(load.index, axis) for load in expr.loads(operand)}
+
+
+def distance(operand: Expr, axis: Atom) -> int:
+    """How far apart in memory neighbours along an axis are; unknown counts as far."""
+    return max((abs(step) if step is not None else 1 << 62 for step in strides(operand, axis)),
+               default=0)  # fmt: skip
+
+
+def depth_of(axes: tuple[Axis, ...]) -> tuple[int, Integer]:
+    """The extent of all summed axes together, and the place of an element along them."""
+    extents = [axis.extent for axis in axes]
+    return numel(extents), flatten([axis.index for axis in axes], extents)
+
+
+def in_pairs(problem: Problem, multiple: int = 1) -> Problem | None:
+    """A product of bfloat16 in pairs along k, for `Leaf.DOT`; None where it is none.
+
+    What is rounded to bfloat16 for the product's sake only is rounded when it is copied. Neighbours
+    along k become one word of 32 bits; a last one without a neighbour gets a zero.
+    There will be a multiple of `multiple` words along the last axis, with zeros at the end.
+    """
+    parts = problem.parts
+    operands = [_narrow(parts.left), _narrow(parts.right)]
+    if None in operands or problem.stage.body.dtype is not dtypes.float32:
+        return None
+    last = parts.k[-1]
+    if not isinstance(last.extent, int):
+        return None
+    two = make_axis("kp", 0, ceildiv(last.extent, 2 * multiple) * multiple)
+    words = []
+    for operand in operands:
+        assert operand is not None
+        low = two.index * 2
+        pair = []
+        for number in (0, 1):
+            at = expr.substitute_in(operand, {last.variable: low + number})
+            pair.append(_where(at, last.extent - 1 - number - low))
+        words.append(expr.apply(Leaf.PAIR, tuple(pair), dtypes.uint32))
+    pairs = replace(parts, left=words[0], right=words[1], k=(*parts.k[:-1], two))
+    return replace(problem, parts=pairs)
+
+
+def _narrow(operand: Expr) -> Expr | None:
+    """The bfloat16 that an operand is: in memory, or a float32 that is rounded to it."""
+    while operand.op is Op.CAST and operand.dtype is not dtypes.bfloat16:
+        operand = operand.args[0]
+    if operand.dtype is not dtypes.bfloat16:
+        return None
+    rounded = operand.op is Op.CAST and operand.args[0].dtype is dtypes.float32
+    memory = operand.args[0] if rounded else operand
+    return operand if memory.op is Leaf.LOAD else None
+
+
+def _where(operand: Expr, condition: Integer) -> Expr:
+    """A load, converted or not, and zero where a condition is negative."""
+    if operand.op is Op.CAST:
+        return expr.apply(Op.CAST, (_where(operand.args[0], condition),), operand.dtype)
+    array, index, guard = operand.array, operand.index, operand.guard
+    return expr.load(array, index, expr.restrict(guard, [condition]))
