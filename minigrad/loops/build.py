@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import replace
 
 from minigrad.dtype import dtypes
@@ -20,7 +20,7 @@ from minigrad.loops.nest import (
     Set,
     Statement,
     Store,
-    map_statement,
+    Stores,
 )
 from minigrad.schedule import expr
 from minigrad.schedule.axis import Axis, make_axis
@@ -64,7 +64,7 @@ def _reads(e: Expr, made: dict[Array, Local]) -> bool:
     return e.op is expr.Leaf.LOAD and e.array in made
 
 
-def substitute_stores(stores: Sequence[Store], values: dict[Atom, Integer]) -> list[Store]:
+def substitute_stores(stores: Sequence[Store], values: Mapping[Atom, Integer]) -> list[Store]:
     """Stores with loop variables replaced."""
     if not values:
         return list(stores)
@@ -108,44 +108,59 @@ def serial_loop(axis: Axis, body: tuple[Statement, ...]) -> Loop:
     return Loop(axis.variable, 0, (axis.extent,), body)
 
 
-def flat_loop(axes: Sequence[Axis], body: tuple[Statement, ...]) -> Loop:
-    """One loop over the product of several axes, of which the first may have a symbolic extent."""
-    if len(axes) == 1:
+Values = Mapping[Atom, Integer]  # what variables stand for
+Inside = Callable[[Loop, Values], Values]  # what they stand for in a loop, by what they do outside
+
+
+def flat_loop(
+    axes: Sequence[Axis], body: tuple[Statement, ...], inside: Inside | None = None
+) -> Loop:
+    """One loop over the product of several axes, of which the first may have a symbolic extent.
+
+    inside: as `substitute_statement` has it.
+    """
+    if len(axes) == 1 and inside is None:
         return serial_loop(axes[0], body)
-    row = row_axis(iterations([axis.extent for axis in axes]))
+    row = axes[0] if len(axes) == 1 else row_axis(iterations([axis.extent for axis in axes]))
     parts = unflatten(row.index, [axis.extent for axis in axes])
     values = {axis.variable: part for axis, part in zip(axes, parts, strict=True)}
-    return serial_loop(row, tuple(substitute_statement(s, values) for s in body))
+    return serial_loop(row, tuple(substitute_statement(s, values, inside) for s in body))
 
 
-def substitute_statement(statement: Statement, values: dict[Atom, Integer]) -> Statement:
-    """A statement with loop variables replaced by indices."""
+def substitute_statement(
+    statement: Statement, values: Values, inside: Inside | None = None
+) -> Statement:
+    """A statement with loop variables replaced by indices.
+
+    inside: gives the values within a loop from those around it.
+    """
 
     def at(x: Integer) -> Integer:
         return substitute(x, values)
 
-    def change(inner: Statement) -> Statement:
-        if isinstance(inner, Store):
-            (store,) = substitute_stores([inner], values)
-            return store
-        if isinstance(inner, Set):
-            value = expr.substitute_in(inner.value, values)
-            return replace(inner, slot=at(inner.slot), value=value)
-        if isinstance(inner, Prefetch):
-            return replace(inner, index=at(inner.index))
-        if isinstance(inner, MatrixProduct):
-            total, left, right = (replace(m, index=at(m.index)) for m in inner.matrices)
-            return replace(inner, total=total, left=left, right=right)
-        if isinstance(inner, Loop):
-            places = [place for _, place in inner.prefetch]
-            if all(isinstance(x, int) for x in (inner.start, *inner.stops, *places)):
-                return inner
-            prefetch = tuple([(array, at(place)) for array, place in inner.prefetch])
-            stops = tuple([at(stop) for stop in inner.stops])
-            return replace(inner, start=at(inner.start), stops=stops, prefetch=prefetch)
-        return inner
-
-    return map_statement(statement, change)
+    if isinstance(statement, Loop):
+        inner = values if inside is None else inside(statement, values)
+        body = tuple([substitute_statement(s, inner, inside) for s in statement.body])
+        return Loop(
+            statement.variable, at(statement.start), tuple([at(x) for x in statement.stops]), body,
+            statement.kind, statement.step, statement.lane,
+            tuple([(array, at(place)) for array, place in statement.prefetch]),
+            statement.transpose,
+        )  # fmt: skip
+    if isinstance(statement, Store):
+        (store,) = substitute_stores([statement], values)
+        return store
+    if isinstance(statement, Stores):
+        return Stores(tuple(substitute_stores(statement.items, values)))
+    if isinstance(statement, Set):
+        value = expr.substitute_in(statement.value, values)
+        return Set(statement.local, at(statement.slot), value, statement.everywhere)
+    if isinstance(statement, Prefetch):
+        return replace(statement, index=at(statement.index))
+    if isinstance(statement, MatrixProduct):
+        total, left, right = (replace(m, index=at(m.index)) for m in statement.matrices)
+        return replace(statement, total=total, left=left, right=right)
+    return statement
 
 
 def loops_over(axes: Sequence[Axis], body: Sequence[Statement]) -> tuple[Statement, ...]:

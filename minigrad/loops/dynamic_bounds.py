@@ -57,7 +57,9 @@ def _segment(problem: Problem, fixed: frozenset[Atom]) -> Problem:
     moved = {axis.variable: first + axis.index}
     left, right = (expr.substitute_in(operand, moved) for operand in operands)
     ends = tuple(_clamped(stop, axis.extent) - first for stop in stops or [axis.extent])
-    return replace(problem, parts=replace(parts, left=left, right=right), ends=ends)
+    # both are masked: nothing outside counts, so nothing is computed again as it is meant
+    parts = replace(parts, left=left, right=right)
+    return replace(problem, parts=parts, ends=ends, terms=None)
 
 
 def _common_mask(left: Expr, right: Expr) -> tuple[tuple[Expr, Expr], tuple[Affine, ...]] | None:
@@ -65,7 +67,14 @@ def _common_mask(left: Expr, right: Expr) -> tuple[tuple[Expr, Expr], tuple[Affi
     (test, x), (same, y) = terms_of(left), terms_of(right)
     if test is None or same is None or conditions_of(test) != conditions_of(same):
         return None
+    if any(_tests(mask) != len(conditions_of(mask)) for mask in (test, same)):
+        return None  # they say more than the conditions that were found
     return (x, y), conditions_of(test)
+
+
+def _tests(mask: Expr) -> int:
+    """How many tests a mask is made of, all of which must hold."""
+    return sum(map(_tests, mask.args)) if mask.op is Op.AND else 1
 
 
 def _rest(condition: Affine, variable: Atom, fixed: frozenset[Atom]) -> Integer | None:

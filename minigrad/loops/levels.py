@@ -12,8 +12,9 @@ The cut depends on the loops only, so results are bitwise the same with any numb
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import count
+from typing import NamedTuple
 
 from minigrad.graph.node import Op
 from minigrad.graph.substitution import variables
@@ -53,7 +54,7 @@ Around = frozenset[Atom]  # the variables of the vector loops around a statement
 
 def in_levels(parallel: Loop, target: Target) -> Loop:
     """The loop of a nest with every long sum in levels."""
-    return replace(parallel, body=_all(parallel.body, _within(parallel, frozenset()), target))
+    return parallel.around(_all(parallel.body, _within(parallel, frozenset()), target, {}))
 
 
 def most_terms(place: Place, target: Target) -> int:
@@ -65,20 +66,26 @@ def most_terms(place: Place, target: Target) -> int:
     return TERMS_OF_TILE if target.group is None else TERMS_OF_GROUP
 
 
-def _all(body: Sequence[Statement], around: Around, target: Target) -> Statements:
-    return tuple(one for statement in body for one in _cut_if_long(statement, around, target))
+def _all(
+    body: Sequence[Statement], around: Around, target: Target, uses: Uses
+) -> Statements:
+    return tuple([
+        one for statement in body for one in _cut_if_long(statement, around, target, uses)
+    ])  # fmt: skip
 
 
 def _within(loop: Loop, around: Around) -> Around:
     return around | {loop.variable} if loop.kind == "lanes" else around
 
 
-def _cut_if_long(statement: Statement, around: Around, target: Target) -> Statements:
+def _cut_if_long(
+    statement: Statement, around: Around, target: Target, uses: Uses
+) -> Statements:
     if not isinstance(statement, Loop):
         return (statement,)
     inside = _within(statement, around)
     if statement.kind in ("serial", "lanes"):
-        sums = _sums(statement)
+        sums = _sums(statement, uses)
         if around:  # where no vector loop over an array may be
             sums = {place: one for place, one in sums.items() if isinstance(place, Local)}
         blocks = {
@@ -86,13 +93,14 @@ def _cut_if_long(statement: Statement, around: Around, target: Target) -> Statem
         }
         long = {place: sums[place] for place, number in blocks.items() if number > 1}
         if long:
-            return _cut(statement, long, max(blocks.values()), around, target)
-    return (replace(statement, body=_all(statement.body, inside, target)),)
+            return _cut(statement, long, max(blocks.values()), around, target, uses)
+    return (statement.around(_all(statement.body, inside, target, uses)),)
 
 
 def _cut(
-    loop: Loop, sums: Mapping[Place, _Sum], blocks: int, around: Around, target: Target
-) -> Statements:
+    loop: Loop, sums: Mapping[Place, _Sum], blocks: int, around: Around, target: Target,
+    uses: Uses,
+) -> Statements:  # fmt: skip
     """The loop with its iterations in about `blocks` blocks, whose sums are added in levels."""
     parts: dict[Place, Place] = {
         place: replace(place, name=f"{place.name}_{loop.variable.name}") for place in sums
@@ -101,12 +109,12 @@ def _cut(
     size = ceildiv(_trips(loop), blocks)
     if size == 1:
         clear, end = _ends(sums, parts, _within(loop, around), target)
-        return _cut_if_long(replace(loop, body=(*clear, *inner.body, *end)), around, target)
+        return _cut_if_long(loop.around((*clear, *inner.body, *end)), around, target, uses)
     clear, end = _ends(sums, parts, around, target)
     block, outer, rest = _in_blocks(inner, size)
     outer = replace(outer, body=(*clear, block, *end))
     last = (*clear, rest, *end) if rest is not None else ()
-    return (*_cut_if_long(outer, around, target), *_all(last, around, target))
+    return (*_cut_if_long(outer, around, target, uses), *_all(last, around, target, uses))
 
 
 def _in_blocks(loop: Loop, size: int) -> tuple[Loop, Loop, Loop | None]:
@@ -172,71 +180,93 @@ def _ends(
 # ---- what is added up ----
 
 
-@dataclass
-class _Sum:
-    """terms: that a loop adds to each element of a place. everywhere: as `Set` has it."""
+class _Sum(NamedTuple):
+    """terms: that are added to each element of a place. everywhere: as `Set` has it.
 
-    terms: int = 0
+    apart: the variables of loops that do not add to it, but number its elements.
+    """
+
+    terms: int = 1
     everywhere: bool = True
+    apart: frozenset[Atom] = frozenset()
 
 
-def _sums(loop: Loop) -> dict[Place, _Sum]:
-    """The places of floats to which a loop does nothing but add."""
-    found: dict[tuple[Place, Integer], _Sum] = {}
-    others: set[Place] = set()
+@dataclass
+class _Use:
+    """What statements add to places, by place and index; the places that they use otherwise."""
 
-    def see(*values: Expr, indices: Iterable[Integer] = ()) -> None:
+    added: dict[tuple[Place, Integer], _Sum] = field(default_factory=dict)
+    others: set[Place] = field(default_factory=set)
+
+    def see(self, *values: Expr, indices: Iterable[Integer] = ()) -> None:
+        """Note what is read."""
         inside = [e for x in indices for e in expr.values_in(x)]
-        for e in expr.walk(*values, *inside):
-            if e.op in (Leaf.LOCAL, Leaf.LOAD):
-                others.add(e.place)
+        if values or inside:
+            for e in expr.walk(*values, *inside):
+                if e.op in (Leaf.LOCAL, Leaf.LOAD):
+                    self.others.add(e.place)
 
-    def added(place: Place, index: Integer, around: tuple[Loop, ...]) -> _Sum:
-        one = found.setdefault((place, index), _Sum())
-        apart, terms = variables(index), 1  # the loops over slots or elements, and all others
-        for each in reversed(around):
-            if each.variable in apart:
-                apart |= variables(each.start)
-            else:
-                terms *= _trips(each)
-        one.terms += terms
-        return one
+    def add(self, key: tuple[Place, Integer], one: _Sum) -> None:
+        """Note what is added."""
+        known = self.added.get(key)
+        if known is not None:
+            everywhere = one.everywhere and known.everywhere
+            one = _Sum(one.terms + known.terms, everywhere, one.apart | known.apart)
+        self.added[key] = one
 
-    def visit(statement: Statement, around: tuple[Loop, ...]) -> None:
-        if isinstance(statement, Loop):
-            see(indices=(statement.start, *statement.stops))
-            around = (*around, statement)
-        elif isinstance(statement, Store):
-            terms = _terms(statement)
-            see(*(terms or (statement.value,)), indices=(statement.index, *statement.guard))
-            if terms:
-                added(statement.array, statement.index, around)
-            else:
-                others.add(statement.array)
-        elif isinstance(statement, Set):
-            terms = _terms(statement)
-            see(*(terms or (statement.value,)))
-            if terms:
-                added(statement.local, statement.slot, around).everywhere &= statement.everywhere
-            else:
-                others.add(statement.local)
-        elif isinstance(statement, Fold):
-            others.update((statement.target, statement.source))
-        elif isinstance(statement, FoldItems):
-            others.update((statement.target, statement.memory))
-        elif isinstance(statement, MatrixProduct):
-            others.update(matrix.array for matrix in statement.matrices)
-        for inner in children(statement):
-            visit(inner, around)
 
-    visit(loop, ())
-    sums: dict[Place, _Sum] = {}
-    for (place, _), one in found.items():
-        if place not in others:
-            known = sums.setdefault(place, _Sum())
-            known.terms = max(known.terms, one.terms)
-            known.everywhere &= one.everywhere
+Uses = dict[int, tuple[Statement, _Use]]  # by identity of statements, which it keeps
+
+
+def _sums(loop: Loop, uses: Uses) -> dict[Place, _Sum]:
+    """The places of floats to which a loop does nothing but add."""
+    use, sums = _use(loop, uses), dict[Place, _Sum]()
+    for (place, _), one in use.added.items():
+        if place not in use.others:
+            known = sums.get(place, one)
+            everywhere = known.everywhere and one.everywhere
+            sums[place] = _Sum(max(known.terms, one.terms), everywhere)
     return sums
+
+
+def _use(statement: Statement, uses: Uses) -> _Use:
+    if id(statement) in uses:
+        return uses[id(statement)][1]
+    use = _Use()
+    if isinstance(statement, Store | Set):
+        added = _terms(statement)
+        use.see(*(added or (statement.value,)))
+        if isinstance(statement, Store):
+            use.see(indices=(statement.index, *statement.guard))
+            place: Place = statement.array
+            index, everywhere = statement.index, True
+        else:
+            place, index, everywhere = statement.local, statement.slot, statement.everywhere
+        if added:
+            use.add((place, index), _Sum(1, everywhere, variables(index)))
+        else:
+            use.others.add(place)
+    elif isinstance(statement, Fold):
+        use.others.update((statement.target, statement.source))
+    elif isinstance(statement, FoldItems):
+        use.others.update((statement.target, statement.memory))
+    elif isinstance(statement, MatrixProduct):
+        use.others.update(matrix.array for matrix in statement.matrices)
+    for inner in children(statement):
+        of_inner = _use(inner, uses)
+        use.others |= of_inner.others
+        for key, one in of_inner.added.items():
+            use.add(key, one)
+    if isinstance(statement, Loop):
+        use.see(indices=(statement.start, *statement.stops))
+        trips, begin = _trips(statement), variables(statement.start)
+        for key, (terms, everywhere, apart) in use.added.items():
+            if statement.variable in apart:
+                use.added[key] = _Sum(terms, everywhere, apart | begin)
+            else:
+                use.added[key] = _Sum(terms * trips, everywhere, apart)
+    uses[id(statement)] = statement, use
+    return use
 
 
 def _terms(statement: Set | Store) -> tuple[Expr, ...]:

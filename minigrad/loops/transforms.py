@@ -33,7 +33,7 @@ from minigrad.graph.substitution import (
     variables,
 )
 from minigrad.graph.symbolic import Atom, Integer, ceildiv, high
-from minigrad.loops.build import combine, flat_loop, substitute_statement
+from minigrad.loops.build import Values, combine, flat_loop
 from minigrad.loops.nest import (
     Loop,
     Set,
@@ -85,6 +85,7 @@ class Schedule:
     def __init__(self, body: Sequence[Statement], **operands: Expr) -> None:
         self.body: Statements = tuple(body)
         self.operands = operands
+        self.written_out: dict[Atom, tuple[Atom, Integer]] = {}  # u → x, which is a start + u
         self._show("naive loops", (), {})
 
     # ---- loops ----
@@ -263,16 +264,18 @@ class Schedule:
 
     @_step
     def unroll(self, x: Atom, prefix: str) -> None:
-        """Plain loops over x, of a known number of iterations, written out; they count from 0."""
+        """Plain loops over x, of a known number of iterations, written out; they count from 0.
+
+        In their bodies x is replaced at the end, with what `parallelize` replaces.
+        """
 
         def change(loop: Loop, around: Around) -> Statements:
             if loop.kind != "serial":
                 return (loop,)
             count = _trips(loop)
             u = make_axis(prefix, 0, count)
-            at = {x: loop.start + u.index}
-            body = tuple(substitute_statement(statement, at) for statement in loop.body)
-            return (Loop(u.variable, 0, (count,), body, "unroll"),)
+            assert self.written_out.setdefault(u.variable, (x, loop.start)) == (x, loop.start)
+            return (Loop(u.variable, 0, (count,), loop.body, "unroll"),)
 
         self._change(x, change)
 
@@ -283,13 +286,18 @@ class Schedule:
         def change(statement: Statement) -> Statements:
             if not isinstance(statement, Loop):
                 return (statement,)
-            body = tuple(one for inner in statement.body for one in change(inner))
+            body = all_of(statement.body)
             once = statement.variable.high == 0 and statement.kind == "serial"
             if once and statement.start == 0 and statement.stops == (1,):
                 return body
-            return (statement.around(body),)
+            return (statement if body is statement.body else statement.around(body),)
 
-        self.body = tuple(one for statement in self.body for one in change(statement))
+        def all_of(body: Statements) -> Statements:
+            found = tuple([one for inner in body for one in change(inner)])
+            same = len(found) == len(body) and all(map(operator.is_, found, body))
+            return body if same else found
+
+        self.body = all_of(self.body)
 
     @_step
     def parallelize(self, *xs: Atom) -> None:
@@ -306,7 +314,16 @@ class Schedule:
         for axis in axes:
             if not isinstance(axis.extent, int):
                 body = (Loop(axis.variable, 0, (axis.extent,), body),)
-        self.body = (flat_loop([a for a in axes if isinstance(a.extent, int)], body),)
+        plain = [axis for axis in axes if isinstance(axis.extent, int)]
+
+        def inside(loop: Loop, values: Values) -> Values:
+            if loop.variable not in self.written_out:
+                return values
+            x, start = self.written_out[loop.variable]
+            return {**values, x: substitute(start, values) + loop.index}
+
+        self.body = (flat_loop(plain, body, inside if self.written_out else None),)
+        self.written_out = {}
 
     # ---- memory ----
 
@@ -405,9 +422,13 @@ class Schedule:
 
     def loop(self, x: Atom) -> Loop:
         """The first loop over a variable."""
-        for statement in walk(*self.body):
-            if isinstance(statement, Loop) and statement.variable == x:
-                return statement
+        pending = list(reversed(self.body))
+        while pending:
+            one = pending.pop()
+            if isinstance(one, Loop):
+                if one.variable == x:
+                    return one
+                pending.extend(reversed(one.body))
         raise ValueError(f"there is no loop over {x}")
 
     @contextmanager
@@ -431,7 +452,9 @@ class Schedule:
         def text() -> str:
             words = [_word(arg) for arg in args]
             words += [f"{key}={_word(arg)}" for key, arg in named.items()]
-            return f"{name}({', '.join(words)})" if words else name
+            what = f"{name}({', '.join(words)})" if words else name
+            meant = [f"{x} = {start + u.index}" for u, (x, start) in self.written_out.items()]
+            return f"{what}  # {', '.join(meant)}" if meant else what
 
         for watcher in watchers:
             watcher(text(), self.body)
