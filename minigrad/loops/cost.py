@@ -15,19 +15,21 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from math import gcd
+from math import gcd, prod
 
+from minigrad.dtype import DType
 from minigrad.graph.operations import SCATTERS, Op
 from minigrad.graph.shapes import numel
-from minigrad.graph.substitution import coefficient
-from minigrad.graph.symbolic import Atom, ceildiv
+from minigrad.graph.substitution import coefficient, variables
+from minigrad.graph.symbolic import Atom, ceildiv, high
+from minigrad.loops.nest import Loop, Set, Statement, Store, Stores
 from minigrad.loops.product import Problem, depth_of, strides
 from minigrad.schedule import expr
 from minigrad.schedule.axis import Axis
 from minigrad.schedule.expr import Array, Expr, Leaf
 from minigrad.schedule.schedule import Kernel
 from minigrad.schedule.stage import Stage
-from minigrad.target import ENOUGH_TASKS, FEW_TASKS, LINE, Target
+from minigrad.target import CHAINS, ENOUGH_TASKS, FEW_TASKS, LINE, Target
 
 # Packing a panel takes 5 to 10 cycles for each of its vectors (measured), of which it has two for
 # each k; a row multiplies them in one. So it costs a tenth or two of the work of LEAST_ROWS, with
@@ -128,6 +130,83 @@ def traffic(kernel: Kernel, arrays: Iterable[Array]) -> int:
         array.dtype.itemsize * (min(read[array], array.size) + min(written[array], array.size))
         for array in arrays
     )
+
+
+# ---- loops ----
+
+PER_CYCLE = 2  # vector instructions that begin in a cycle, and loads; stores are one
+
+
+@dataclass
+class Estimate:
+    """What loops take: vector instructions, loads and stores, and cycles of waiting for sums."""
+
+    arithmetic: float = 0
+    loads: float = 0
+    stores: float = 0
+    waiting: float = 0
+
+    @property
+    def cycles(self) -> float:
+        """All of it goes on at once, so the slowest part decides; memory is taken to be near."""
+        ports = max(self.arithmetic, self.loads) / PER_CYCLE
+        return max(ports, self.stores, self.waiting)
+
+
+def estimate(
+    body: Iterable[Statement], target: Target, around: tuple[Loop, ...] = (),
+    found: Estimate | None = None,
+) -> Estimate:  # fmt: skip
+    """Of statements within loops. What does not depend on inner loops is done outside of them."""
+    found = found or Estimate()
+    for statement in body:
+        if isinstance(statement, Loop):
+            estimate(statement.body, target, (*around, statement), found)
+        elif isinstance(statement, Stores):
+            estimate(statement.items, target, around, found)
+        elif isinstance(statement, Set | Store):
+            _statement(statement, target, around, found)
+    return found
+
+
+def _statement(
+    statement: Set | Store, target: Target, around: tuple[Loop, ...], found: Estimate
+) -> None:
+    def times(inside: frozenset[Atom], dtype: DType, outermost: int) -> float:
+        """Instructions of something that depends on variables: of loops that it is inside of."""
+        varies = [not inside.isdisjoint((loop.variable, loop.lane)) for loop in around]
+        depth = max((n + 1 for n, it_does in enumerate(varies) if it_does), default=0)
+        count = 1.0
+        for loop, it_does in zip(around[: max(depth, outermost)], varies, strict=False):
+            count *= _vectors_of(loop)
+            if loop.kind == "lanes" and it_does:
+                count *= loop.step / min(target.lanes(dtype), loop.step)
+        return count
+
+    value = statement.value
+    order, all_loops = expr.walk(value), len(around)
+    summed = {e for e in order if e.op is Leaf.LOCAL}
+    for e in order:
+        if e.op is Leaf.LOAD:
+            found.loads += times(e.variables, e.dtype, 0)
+        joined = e.op is Op.MUL and value.op is Op.ADD and e in value.args
+        if e.args and not joined:
+            again = all_loops if not summed.isdisjoint(expr.walk(e)) else 0
+            found.arithmetic += expr.cost(e.op) * times(e.variables, e.dtype, again)
+    if isinstance(statement, Store):
+        index = variables(statement.index)
+        found.stores += times(index, statement.array.dtype, all_loops)
+        return
+    own = expr.local(statement.local, statement.slot)
+    if own in summed:
+        apart = variables(statement.slot)
+        waits = [loop for loop in around if loop.variable not in apart]
+        found.waiting += CHAINS * prod(map(_vectors_of, waits))
+
+
+def _vectors_of(loop: Loop) -> int:
+    """Iterations of a loop, at most; of vectors for a vector loop."""
+    return max(ceildiv(min(high(stop - loop.start) for stop in loop.stops), loop.step), 0)
 
 
 # ---- products ----

@@ -123,7 +123,8 @@ def stage_left(
         layout = [((tile,), None), (ks, depth | 1), ((m,), pitch)]
         # whole vectors, unless the last rows are fewer than what one goes beyond its tile
         rows = problem.parts.m[-1].count
-        beyond = rows % plan.mc == 0 or rows % plan.mc >= pitch - plan.mr
+        last = rows % plan.mc or plan.mc
+        beyond = rows if min(last, rows) >= pitch - plan.mr else None
         ahead = _rows_ahead(operand, ks[-1], plan.mc)
         s.stage("left", None, [*ks, tile, m], layout, "left", {m: pitch}, beyond, prefetch=ahead)
         return

@@ -33,7 +33,7 @@ from minigrad.graph.substitution import (
     variables,
 )
 from minigrad.graph.symbolic import Atom, Integer, ceildiv, high
-from minigrad.loops.build import Values, combine, flat_loop
+from minigrad.loops.build import Values, combine, flat_loop, substitute_statement
 from minigrad.loops.nest import (
     Loop,
     Set,
@@ -86,6 +86,7 @@ class Schedule:
         self.body: Statements = tuple(body)
         self.operands = operands
         self.written_out: dict[Atom, tuple[Atom, Integer]] = {}  # u → x, which is a start + u
+        self._outside: list[Callable[[Statements], Statements]] = []  # what `inside` puts back
         self._show("naive loops", (), {})
 
     # ---- loops ----
@@ -315,14 +316,7 @@ class Schedule:
             if not isinstance(axis.extent, int):
                 body = (Loop(axis.variable, 0, (axis.extent,), body),)
         plain = [axis for axis in axes if isinstance(axis.extent, int)]
-
-        def inside(loop: Loop, values: Values) -> Values:
-            if loop.variable not in self.written_out:
-                return values
-            x, start = self.written_out[loop.variable]
-            return {**values, x: substitute(start, values) + loop.index}
-
-        self.body = (flat_loop(plain, body, inside if self.written_out else None),)
+        self.body = (flat_loop(plain, body, self._written_out if self.written_out else None),)
         self.written_out = {}
 
     # ---- memory ----
@@ -331,16 +325,16 @@ class Schedule:
     def stage(
         self, operand: str, at: Atom | None, loops: Sequence[Atom],
         layout: Sequence[tuple[Sequence[Atom], int | None]], array: str,
-        wide: Mapping[Atom, int] | None = None, beyond: bool = False, transpose: int = 0,
+        wide: Mapping[Atom, int] | None = None, beyond: int | None = None, transpose: int = 0,
         prefetch: tuple[Place, ...] = (),
     ) -> Array:  # fmt: skip
         """Copy an operand to scratch memory at the beginning of each iteration over `at`.
 
         at: None for the beginning of all. The copying has loops over `loops`, outermost first, with
         the bounds that they have inside of `at`, at their least; those in `wide` are vectors of so
-        many, which may go on beyond their piece of the operand, if not beyond its end. layout: of
-        the copy, row-major: groups of variables, each with how many elements it takes, None being
-        as many as it has. transpose, prefetch: of the innermost loop.
+        many, which go on beyond their piece of the operand, up to the number `beyond`, if it is
+        given. layout: of the copy, row-major: groups of variables, each with how many elements it
+        takes, None being as many as it has. transpose, prefetch: of the innermost loop.
         """
         value = self.operands[operand]
         source: Loop | None = None if at is None else self.loop(at)
@@ -363,7 +357,7 @@ class Schedule:
             stops = _least(*(_settled(stop, known) for stop in loop.stops))
             loop = replace(loop, start=_settled(loop.start, known), stops=stops)
             if wide and wide.get(x, 1) > 1:
-                stops = loop.stops if not beyond else (loop.start + wide[x], *loop.stops[1:])
+                stops = loop.stops if beyond is None else _least(loop.start + wide[x], beyond)
                 loop = replace(loop, kind="lanes", step=wide[x], stops=stops)
             copying.append(loop)
             known.pop(x)
@@ -435,11 +429,29 @@ class Schedule:
     def inside(self, x: Atom) -> Iterator[None]:
         """Steps that change only what is inside of the first loop over a variable."""
         whole, loop = self.body, self.loop(x)
+
+        def put_back(inner: Statements) -> Statements:
+            return _each(whole, x, lambda one, _: (
+                one.around(inner) if one is loop else one,
+            ), {})  # fmt: skip
+
         self.body = loop.body
+        self._outside.append(put_back)
         yield
-        inner = self.body
-        self.body = whole
-        self._change(x, lambda one, _: (one.around(inner) if one is loop else one,))
+        self.body = self._outside.pop()(self.body)
+
+    def whole(self) -> Statements:
+        """All loops, also those around what steps change now, with indices as they will be."""
+        body = self.body
+        for put_back in reversed(self._outside):
+            body = put_back(body)
+        return tuple(substitute_statement(one, {}, self._written_out) for one in body)
+
+    def _written_out(self, loop: Loop, values: Values) -> Values:
+        if loop.variable not in self.written_out:
+            return values
+        x, start = self.written_out[loop.variable]
+        return {**values, x: substitute(start, values) + loop.index}
 
     def _change(self, x: Atom, change: Change, computing: bool = False) -> None:
         def chosen(loop: Loop, around: Around) -> Statements:
@@ -452,13 +464,11 @@ class Schedule:
         def text() -> str:
             words = [_word(arg) for arg in args]
             words += [f"{key}={_word(arg)}" for key, arg in named.items()]
-            what = f"{name}({', '.join(words)})" if words else name
-            meant = [f"{x} = {start + u.index}" for u, (x, start) in self.written_out.items()]
-            return f"{what}  # {', '.join(meant)}" if meant else what
+            return f"{name}({', '.join(words)})" if words else name
 
         for watcher in watchers:
-            watcher(text(), self.body)
-        report(4, lambda: f"{text()}\n{show_statements(self.body)}")
+            watcher(text(), self.whole())
+        report(4, lambda: f"{text()}\n{show_statements(self.whole())}")
 
 
 def _word(x: object) -> str:

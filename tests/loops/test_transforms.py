@@ -1,0 +1,340 @@
+"""What each transformation makes of a small product, as text; and that recipes can be watched."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+
+import pytest
+
+from minigrad.dtype import dtypes
+from minigrad.graph.symbolic import Atom
+from minigrad.loops.build import loops_over
+from minigrad.loops.nest import Prefetch, Set, Store, show_statements
+from minigrad.loops.transforms import Schedule
+from minigrad.schedule import expr
+from minigrad.schedule.axis import make_axis
+from minigrad.schedule.expr import Array, Local
+
+M, N, K = (make_axis(name, 0, extent) for name, extent in (("m", 6), ("n", 8), ("k", 5)))
+m, n, k = M.variable, N.variable, K.variable
+LANE: Atom = make_axis("lane", 0, 16).variable
+
+
+def product() -> Schedule:
+    """out[6, 8] = left[6, 5] · right[5, 8]."""
+    total = expr.local(Local("total", dtypes.float32, 1))
+    left = expr.load(Array("left", dtypes.float32, 30), M.index * 5 + K.index)
+    right = expr.load(Array("right", dtypes.float32, 40), K.index * 8 + N.index)
+    out = Array("out", dtypes.float32, 48)
+    body = [
+        Set(total.local, 0, expr.const(0.0, dtypes.float32)),
+        *loops_over([K], [Set(total.local, 0, total + left * right)]),
+        Store(out, M.index * 8 + N.index, total),
+    ]
+    return Schedule(loops_over([M, N], body), left=left, right=right)
+
+
+STEPS: dict[str, tuple[Callable[[Schedule], object], str]] = {}
+
+
+def step(change: Callable[[Schedule], object]) -> Callable[[Schedule], object]:
+    """Enter what is done to the product; its docstring is what comes of it."""
+    STEPS[change.__name__] = change, "\n".join(
+        line[4:] for line in (change.__doc__ or "").splitlines()[1:-1]
+    )
+    return change
+
+
+@step
+def naive(s: Schedule) -> None:
+    """
+      for m0 in 0 … 6:
+        for n0 in 0 … 8:
+          total[0] = 0.0
+          for k0 in 0 … 5:
+            total[0] = (total[0] + (left[k0 + 5·m0] * right[8·k0 + n0]))
+          out[8·m0 + n0] = total[0]
+    """
+    assert s.body
+
+
+@step
+def split(s: Schedule) -> None:
+    """
+      for m0 in 0 … 6:
+        for p0 in 0 … 3:
+          for n0 in 3·p0 … min(3·p0 + 3, 8):
+            total[0] = 0.0
+            for k0 in 0 … 5:
+              total[0] = (total[0] + (left[k0 + 5·m0] * right[8·k0 + n0]))
+            out[8·m0 + n0] = total[0]
+    """
+    s.split(n, 3, "p")
+
+
+@step
+def split_whole(s: Schedule) -> None:
+    """
+      for t0 in 0 … 3:
+        for m0 in 2·t0 … 2·t0 + 2:
+          for n0 in 0 … 8:
+            total[0] = 0.0
+            for k0 in 0 … 5:
+              total[0] = (total[0] + (left[k0 + 5·m0] * right[8·k0 + n0]))
+            out[8·m0 + n0] = total[0]
+    """
+    s.split(m, 2, "t")
+
+
+@step
+def reorder(s: Schedule) -> None:
+    """
+      for n0 in 0 … 8:
+        for m0 in 0 … 6:
+          total[0] = 0.0
+          for k0 in 0 … 5:
+            total[0] = (total[0] + (left[k0 + 5·m0] * right[8·k0 + n0]))
+          out[8·m0 + n0] = total[0]
+    """
+    s.reorder(n, m)
+
+
+@step
+def peel(s: Schedule) -> None:
+    """
+      for t0 in 0 … 1:
+        for m0 in 4·t0 … 4·t0 + 4:
+          for n0 in 0 … 8:
+            total[0] = 0.0
+            for k0 in 0 … 5:
+              total[0] = (total[0] + (left[k0 + 5·m0] * right[8·k0 + n0]))
+            out[8·m0 + n0] = total[0]
+      for t0 in 1 … 2:
+        for m0 in 4·t0 … 4·t0 + 2:
+          for n0 in 0 … 8:
+            total[0] = 0.0
+            for k0 in 0 … 5:
+              total[0] = (total[0] + (left[k0 + 5·m0] * right[8·k0 + n0]))
+            out[8·m0 + n0] = total[0]
+    """
+    s.peel(s.split(m, 4, "t"), m)
+
+
+@step
+def sink(s: Schedule) -> None:
+    """
+      for n0 in 0 … 8:
+        for m0 in 0 … 6:
+          total6[m0] = 0.0
+        for k0 in 0 … 5:
+          for m0 in 0 … 6:
+            total6[m0] = (total6[m0] + (left[k0 + 5·m0] * right[8·k0 + n0]))
+        for m0 in 0 … 6:
+          out[8·m0 + n0] = total6[m0]
+    """
+    s.reorder(n, m)
+    s.sink(m)
+
+
+@step
+def sink_into_scratch(s: Schedule) -> None:
+    """
+      for m0 in 0 … 6:
+        for n0 in 0 … 8:
+          sums[8·m0 + n0] = 0.0
+      for kb0 in 0 … 3:
+        for m0 in 0 … 6:
+          for n0 in 0 … 8:
+            total[0] = 0.0
+            for k0 in 2·kb0 … min(2·kb0 + 2, 5):
+              total[0] = (total[0] + (left[k0 + 5·m0] * right[8·k0 + n0]))
+            sums[8·m0 + n0] = (sums[8·m0 + n0] + total[0])
+      for m0 in 0 … 6:
+        for n0 in 0 … 8:
+          out[8·m0 + n0] = sums[8·m0 + n0]
+    """
+    s.split(k, 2, "kb")
+    s.sink(m, n, into=make_axis("kb", 0, 3).variable, space="scratch")
+
+
+@step
+def vectorize(s: Schedule) -> None:
+    """
+      for m0 in 0 … 6:
+        for n0 in 0 … 8 step 4 lanes:
+          total[0] = 0.0
+          for k0 in 0 … 5:
+            total[0] = (total[0] + (left[k0 + 5·m0] * right[8·k0 + n0]))
+          out[8·m0 + n0] = total[0]
+    """
+    s.vectorize(n, 4)
+
+
+@step
+def unroll(s: Schedule) -> None:
+    """
+      for n0 in 0 … 8:
+        for t0 in 0 … 3:
+          for u0 in 0 … 2 unroll:
+            total2[u0] = 0.0
+          for k0 in 0 … 5:
+            for u0 in 0 … 2 unroll:
+              total2[u0] = (total2[u0] + (left[k0 + 10·t0 + 5·u0] * right[8·k0 + n0]))
+          for u0 in 0 … 2 unroll:
+            out[n0 + 16·t0 + 8·u0] = total2[u0]
+    """
+    s.reorder(n, m)
+    tiles = s.split(m, 2, "t")
+    s.sink(m)
+    s.unroll(m, "u")
+    assert tiles
+
+
+@step
+def stage(s: Schedule) -> None:
+    """
+      for n0 in 0 … 8 step 8 lanes:
+        for k0 in 0 … 5:  # 4 at once, transposed
+          panel[8·k0 + lane0] = right[8·k0 + n0]
+        for m0 in 0 … 6:
+          total[0] = 0.0
+          for k0 in 0 … 5:
+            total[0] = (total[0] + (left[k0 + 5·m0] * panel[8·k0 + lane0]))
+          out[8·m0 + n0] = total[0]
+    """
+    s.vectorize(n, 8, LANE)
+    s.reorder(n, m)
+    s.stage("right", n, [k], [([k], None), ([n], 8)], "panel", transpose=4)
+
+
+@step
+def stage_wide(s: Schedule) -> None:
+    """
+      for n0 in 0 … 8:
+        for k0 in 0 … 5:
+          for t0 in 0 … 1:
+            for m0 in 3·t0 … 3·t0 + 4 step 4 lanes:
+              copy[4·k0 + m0 + 25·t0] = left[k0 + 5·m0]
+          for t0 in 1 … 2:
+            for m0 in 3·t0 … min(3·t0 + 4, 6) step 4 lanes:
+              copy[4·k0 + m0 + 25·t0] = left[k0 + 5·m0]
+        for t0 in 0 … 2:
+          for m0 in 3·t0 … 3·t0 + 3:
+            total[0] = 0.0
+            for k0 in 0 … 5:
+              total[0] = (total[0] + (copy[4·k0 + m0 + 25·t0] * right[8·k0 + n0]))
+            out[8·m0 + n0] = total[0]
+    """
+    s.reorder(n, m)
+    tiles = s.split(m, 3, "t")
+    s.stage("left", n, [k, tiles, m], [([tiles], None), ([k], 7), ([m], 4)], "copy", {m: 4}, 6)
+    s.peel(tiles, m)
+
+
+@step
+def insert(s: Schedule) -> None:
+    """
+      for m0 in 0 … 6:
+        for n0 in 0 … 8:
+          total[0] = 0.0
+          for k0 in 0 … 5:
+            prefetch left[k0 + 64]
+            total[0] = (total[0] + (left[k0 + 5·m0] * right[8·k0 + n0]))
+          out[8·m0 + n0] = total[0]
+    """
+    s.insert(k, lambda loop, around: [Prefetch(Array("left", dtypes.float32, 30), loop.index + 64)])
+
+
+@step
+def prefetch(s: Schedule) -> None:
+    """
+      for m0 in 0 … 6:
+        for n0 in 0 … 8:  # prefetch: right[n0 + 64]
+          total[0] = 0.0
+          for k0 in 0 … 5:
+            total[0] = (total[0] + (left[k0 + 5·m0] * right[8·k0 + n0]))
+          out[8·m0 + n0] = total[0]
+    """
+    s.prefetch(n, lambda loop, around: ((Array("right", dtypes.float32, 40), loop.index + 64),))
+
+
+@step
+def simplify(s: Schedule) -> None:
+    """
+      for m0 in 0 … 6:
+        for n0 in 0 … 8:
+          total[0] = 0.0
+          for k0 in 0 … 5:
+            total[0] = (total[0] + (left[k0 + 5·m0] * right[8·k0 + n0]))
+          out[8·m0 + n0] = total[0]
+    """
+    s.split(n, 8, "p")
+    s.simplify()
+
+
+@step
+def inside(s: Schedule) -> None:
+    """
+      for t0 in 0 … 2:
+        for n0 in 0 … 8:
+          for m0 in 3·t0 … 3·t0 + 3:
+            total3[m0 - 3·t0] = 0.0
+          for k0 in 0 … 5:
+            for m0 in 3·t0 … 3·t0 + 3:
+              total3[m0 - 3·t0] = (total3[m0 - 3·t0] + (left[k0 + 5·m0] * right[8·k0 + n0]))
+          for m0 in 3·t0 … 3·t0 + 3:
+            out[8·m0 + n0] = total3[m0 - 3·t0]
+    """
+    tiles = s.split(m, 3, "t")
+    with s.inside(tiles):
+        s.reorder(n, m)
+        s.sink(m)
+
+
+@step
+def parallelize(s: Schedule) -> None:
+    """
+      for r0 in 0 … 48:
+        total[0] = 0.0
+        for k0 in 0 … 5:
+          total[0] = (total[0] + (left[5·(r0 // 8) + k0] * right[(r0 % 8) + 8·k0]))
+        out[r0] = total[0]
+    """
+    s.parallelize(m, n)
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_what_it_makes(name: str) -> None:
+    change, expected = STEPS[name]
+    schedule = product()
+    change(schedule)
+    assert show_statements(schedule.whole()) == expected
+
+
+def test_an_order_that_loops_cannot_have() -> None:
+    schedule = product()
+    tiles = schedule.split(m, 4, "t")
+    with pytest.raises(ValueError, match="the bounds of m0 are known too late"):
+        schedule.reorder(m, tiles)
+    with pytest.raises(ValueError, match="expected loops directly inside one another"):
+        schedule.reorder(k, m)
+
+
+def test_a_loop_that_is_not_there() -> None:
+    with pytest.raises(ValueError, match="there is no loop over lane0"):
+        product().split(LANE, 2, "t")
+
+
+def test_explain_shows_what_steps_bring() -> None:
+    found = subprocess.run(
+        [sys.executable, "-m", "minigrad.loops.explain", "gemm", "52", "48", "64",
+         "--transposed", "right"],
+        capture_output=True, text=True, check=True,
+    ).stdout  # fmt: skip
+    steps = re.findall(r"^(\w[\w ]*).*?^  → ([\d,]+) cycles", found, re.MULTILINE | re.DOTALL)
+    cycles = {name: int(number.replace(",", "")) for name, number in steps}
+    assert cycles["naive loops"] > 9 * cycles["vectorize"] > 27 * cycles["sink"] > 0
+    assert {"split", "reorder", "stage", "unroll", "parallelize", "kernel kernel"} <= set(cycles)
