@@ -39,11 +39,11 @@ from minigrad.loops.cost import (
     shared_rows,
 )
 from minigrad.loops.dynamic_bounds import with_dynamic_bounds
-from minigrad.loops.nest import Loop, Nest, Set, Statement, locals_set, map_statement, walk
+from minigrad.loops.nest import Loop, Nest, Set, Statement, locals_set, map_statement
 from minigrad.loops.prefetch import Place, next_rows
 from minigrad.loops.product import LANE, Problem, distance, in_pairs, prepare, strides
 from minigrad.loops.tile_prefetch import LEAST_FETCHED, TileHints
-from minigrad.loops.transforms import Around, Schedule
+from minigrad.loops.transforms import Around, Schedule, loops_in
 from minigrad.schedule import expr
 from minigrad.schedule.axis import make_axis
 from minigrad.schedule.expr import Expr
@@ -169,7 +169,7 @@ def again(problem: Problem, m: Atom) -> Callable[[Loop, Around], list[Statement]
 
     def make(loop: Loop, around: Around) -> list[Statement]:
         (registers,) = locals_set(loop)
-        rows = next(one for one in walk(loop) if isinstance(one, Loop) and one.variable == m)
+        rows = next(one for one in loops_in(loop.body) if one.variable == m)
         slot = m.index - rows.start
         assert problem.terms is not None
         more = combine(Op.SUM, expr.local(registers, slot), problem.terms)

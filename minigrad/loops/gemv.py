@@ -18,7 +18,7 @@ does a quantized matrix multiply, whose blocks of integers have a scale and a mi
 
 from __future__ import annotations
 
-from collections.abc import Collection, Container, Sequence
+from collections.abc import Callable, Collection, Container, Sequence
 from dataclasses import replace
 
 from minigrad.graph.node import Op
@@ -26,22 +26,23 @@ from minigrad.graph.shapes import flatten, numel
 from minigrad.graph.substitution import coefficient, substitute
 from minigrad.graph.symbolic import Atom, Integer, ceildiv, high
 from minigrad.loops.assemble import assemble
-from minigrad.loops.axes import indices, merge, parallel_axes
+from minigrad.loops.axes import indices, merge, parallel_axes, vector_width
 from minigrad.loops.build import (
     combine,
     flat_loop,
     inline_stages,
     lanes_loop,
-    serial_loop,
+    loops_over,
     substitute_stores,
 )
 from minigrad.loops.cost import flops
 from minigrad.loops.gemv_rows import GemvRows, Sum, with_vectors_at_hand
-from minigrad.loops.nest import Loop, Nest, Set, Statement, Store, Stores
-from minigrad.loops.prefetch import from_memory
+from minigrad.loops.nest import Loop, Nest, Set, Statement, Store, Stores, expressions
+from minigrad.loops.prefetch import Place, from_memory
+from minigrad.loops.transforms import Around, Schedule, loops_in
 from minigrad.schedule import expr
 from minigrad.schedule.axis import Axis, make_axis
-from minigrad.schedule.expr import Array, Expr, Local
+from minigrad.schedule.expr import Array, Expr, Leaf, Local
 from minigrad.schedule.schedule import Kernel
 from minigrad.schedule.stage import Stage, identity
 from minigrad.target import ENOUGH_TASKS, HALF_OF_L1, Target
@@ -63,45 +64,126 @@ def gemv(kernel: Kernel, target: Target, name: str) -> Nest | None:
         return None
     stores, sums, results = _prepared(kernel, sums)
     first = sums[0]
-    lanes = target.lanes(first.stage.body.dtype)
     column = _neighbours(sums, "n")
     axis = column or first.n[-1]
     if not isinstance(axis.extent, int):
         return None
-    count = numel([a.extent for a in first.m])
-    outer = [*first.batch, *(a for a in first.n if a != axis)]
-    tasks = numel([a.extent for a in outer])
     along_k = [] if column else [a for one in sums if (a := _neighbours([one], "k"))]
-    if len(along_k) == len(sums):
-        by_rows = GemvRows(sums, axis, along_k, target)
-        block = by_rows.block(max(ENOUGH_TASKS // tasks, 1))
-    else:
-        by_rows = None
-        block = _columns_of_block(target, first, axis.extent, count, tasks)
-    blocks = make_axis("b", 0, ceildiv(axis.extent, block))
+    recipe = _by_rows if len(along_k) == len(sums) else _by_columns
+    loop = recipe(stores, sums, results, axis, along_k, target)
+    return replace(assemble(name, kernel, loop, target), operations=flops(kernel))
+
+
+def _by_columns(
+    stores: list[Store], sums: list[Sum], results: list[Expr], axis: Axis, along: list[Axis],
+    target: Target,
+) -> Loop:  # fmt: skip
+    """sums[m, block] += vector[m, k] · matrix[k, block], several k at a time."""
+    first, n = sums[0], axis.variable
+    ms, ks = [a.variable for a in first.m], [one.k[-1].variable for one in sums]
+    count = numel([a.extent for a in first.m])
+    lanes = target.lanes(first.stage.body.dtype)
+    wide = 1 if lanes == 1 else lanes * (4 if count == 1 else 2 if count <= 4 else 1)
+    together = max(2, min(8, (24 if target.registers >= 32 else 8) // count))
+    outer = _outer(first, axis)
+    tasks = numel([a.extent for a in outer])
+    s = Schedule(_naive(stores, sums, results, [*outer, *first.m, axis]), **{
+        name: vector for name, (vector, _) in _computed(sums).items()
+    })  # fmt: skip
+    block = s.split(n, _columns_of_block(target, first, axis.count, count, tasks), "b")
+    s.reorder(*(a.variable for a in outer), block, *ms, n)
+    with s.inside(block):
+        for name, (vector, one) in _computed(sums).items():
+            axes = [a for a in (*first.m, *one.k) if a.variable in vector.variables or a in first.m]
+            width = vector_width(target, [vector], axes[-1].extent, False)
+            over = [a.variable for a in axes]
+            s.stage(name, None, over, [(over, None)], name, {over[-1]: width})
+        pieces = [s.split(k, together, "q", computing=True) for k in dict.fromkeys(ks)]
+        s.sink(*ms, n, into=pieces, space="scratch")
+        s.reorder(n, *ms, computing=True)
+        s.prefetch(n, _next_rows(ks, axis, target))
+        s.vectorize(n, wide, computing=True)
+        s.vectorize(n, lanes)
+        for piece, k in zip(pieces, dict.fromkeys(ks), strict=True):
+            s.peel(piece, k)
+        s.sink(*ms)
+        for x in (*dict.fromkeys(ks), *ms):
+            s.repeat(x, computing=True)
+        s.simplify()
+    s.parallelize(*(a.variable for a in outer), block)
+    return s.nest
+
+
+def _naive(
+    stores: Sequence[Store], sums: Sequence[Sum], results: Sequence[Expr], axes: Sequence[Axis]
+) -> tuple[Statement, ...]:
+    """For each result: every sum; the stores."""
+    body: list[Statement] = []
+    for one, result in zip(sums, results, strict=True):
+        body.append(Set(result.local, 0, identity(Op.SUM, result.dtype)))
+        body.extend(loops_over(one.k, [Set(result.local, 0, combine(Op.SUM, result, one.body))]))
+    return loops_over(axes, [*body, Stores(tuple(stores))])
+
+
+def _computed(sums: Sequence[Sum]) -> dict[str, tuple[Expr, Sum]]:
+    """The vectors that are computed, not just loaded, by the name of their copy."""
+    found: dict[Expr, Sum] = {}
+    for one in sums:
+        for vector in one.vectors:
+            if vector.op is not Leaf.LOAD or vector.guard:
+                found.setdefault(vector, one)
+    return {f"vectors{n}": both for n, both in enumerate(found.items())}
+
+
+def _next_rows(
+    ks: Sequence[Atom], axis: Axis, target: Target
+) -> Callable[[Loop, Around], tuple[Place, ...]]:
+    """What columns read of the rows of the next piece of k, if this one is in memory."""
+
+    def places(loop: Loop, around: Around) -> tuple[Place, ...]:
+        inside = [one for one in loops_in(loop.body) if one.variable in ks]
+        reads = expr.loads(*expressions(loop))
+        return tuple(
+            (load.array, substitute(load.index, {k.variable: k.stops[0] + u}))
+            for k in inside for u in range(high(k.stops[0] - k.start))
+            for load in reads if from_memory(load, axis, target)
+        )  # fmt: skip
+
+    return places
+
+
+def _by_rows(
+    stores: list[Store], sums: list[Sum], results: list[Expr], axis: Axis, along: list[Axis],
+    target: Target,
+) -> Loop:  # fmt: skip
+    """Row after row of the matrix (see gemv_rows.py)."""
+    first, outer = sums[0], _outer(sums[0], axis)
+    count, tasks = (numel([a.extent for a in axes]) for axes in (first.m, outer))
+    lanes = target.lanes(first.stage.body.dtype)
+    by_rows = GemvRows(sums, axis, along, target)
+    block = by_rows.block(max(ENOUGH_TASKS // tasks, 1))
+    blocks = make_axis("b", 0, ceildiv(axis.count, block))
     start = blocks.index * block
     stops: tuple[Integer, ...] = (start + block, axis.extent)
-    if axis.extent % block == 0:
+    if axis.count % block == 0:
         stops = stops[:1]
     body: list[Statement] = []
     values: dict[Expr, Expr] = {}
     for number, one in enumerate(sums):
-        packed, one = with_vectors_at_hand(one, number, by_rows is None, target)
+        packed, one = with_vectors_at_hand(one, number, target)
         body.extend(packed)
         made = Array(f"sums{number}", one.stage.body.dtype, count * block, "scratch")
-        at = axis.index - start
-        values[results[number]] = _element(made, one.m, block, at)
-        if by_rows is not None:
-            body.extend(by_rows.loops(one, number, made, block, start, stops))
-        else:
-            body.extend(_by_columns(one, number, made, block, axis, start, stops, lanes, target))
+        row = flatten([a.index for a in one.m], [a.extent for a in one.m])
+        values[results[number]] = expr.load(made, row * block + axis.index - start)
+        body.extend(by_rows.loops(one, number, made, block, start, stops))
     body.append(_epilogue(stores, values, first, axis, start, stops, lanes))
     inner = tuple(body)
     free, within = parallel_axes([*outer, blocks])
-    for a in reversed(within):
-        inner = (serial_loop(a, inner),)
-    nest = assemble(name, kernel, flat_loop(free, inner), target)
-    return replace(nest, operations=flops(kernel))
+    return flat_loop(free, loops_over(within, inner))
+
+
+def _outer(one: Sum, axis: Axis) -> list[Axis]:
+    return [*one.batch, *(a for a in one.n if a != axis)]
 
 
 # ---- what qualifies ----
@@ -259,71 +341,6 @@ def _columns_of_block(target: Target, one: Sum, extent: int, count: int, tasks: 
     least = min(SHORTEST_RUN // size, most)
     step = 4 * max(target.lanes(one.stage.body.dtype), 1)
     return ceildiv(min(max(wanted, least), most), step) * step
-
-
-def _element(made: Array, m: Sequence[Axis], block: int, at: Integer) -> Expr:
-    """The element of the block's sums at column `at` of the block."""
-    row = flatten([axis.index for axis in m], [axis.extent for axis in m])
-    return expr.load(made, row * block + at)
-
-
-def _by_columns(
-    one: Sum, number: int, made: Array, block: int, axis: Axis, start: Integer,
-    stops: tuple[Integer, ...], lanes: int, target: Target,
-) -> list[Statement]:  # fmt: skip
-    """sums[m, block] += vector[m, k] · matrix[k, block], several k at a time."""
-    points = one.points()
-    count = len(points)
-    wide = 1 if lanes == 1 else lanes * (4 if count == 1 else 2 if count <= 4 else 1)
-    at = axis.index - start
-    places = [t * block + at for t in range(count)]
-    registers = [
-        Local(f"part{number}_{t}", made.dtype, 1, axis.variable if wide > 1 else None, wide)
-        for t in range(count)
-    ]
-    together = max(2, min(8, (24 if target.registers >= 32 else 8) // count))
-    inner = one.k[-1]
-    of_memory = [load for load in one.of_matrix() if from_memory(load, axis, target)]
-
-    def some(first: Integer, at_once: int) -> Loop:
-        body: list[Statement] = []
-        for u in range(at_once):
-            step = expr.substitute_in(one.body, {inner.variable: first + u})
-            for register, point in zip(registers, points, strict=True):
-                value = expr.substitute_in(step, point)
-                more = combine(Op.SUM, expr.local(register), value) if u else value
-                body.append(Set(register, 0, more))
-        for r, p in zip(registers, places, strict=True):
-            body.append(Store(made, p, combine(Op.SUM, expr.load(made, p), expr.local(r))))
-        loop = lanes_loop(axis, wide, tuple(body), start, stops)
-        if isinstance(first, int):
-            return loop
-        prefetch = [
-            (array, substitute(position, {inner.variable: first + at_once + u}))
-            for u in range(at_once)
-            for array, position in ((load.array, load.index) for load in of_memory)
-        ]  # the same columns of the rows that come next
-        return replace(loop, prefetch=tuple(prefetch))
-
-    zero = identity(Op.SUM, made.dtype)
-    clear = tuple(Store(made, p, zero) for p in places)
-    statements: list[Statement] = [lanes_loop(axis, wide, clear, start, stops)]
-    whole = inner.extent // together * together
-    steps = []
-    if high(whole) > 0:
-        k = make_axis("q", 0, inner.extent)
-        body = some(k.index, together)
-        steps.append(Loop(k.variable, 0, (whole,), (body,), step=together))
-    if not isinstance(inner.extent, int):
-        k = make_axis("q", 1, inner.extent)
-        body = some(k.index, 1)
-        steps.append(Loop(k.variable, whole, (inner.extent,), (body,)))
-    elif isinstance(whole, int) and whole < inner.extent:
-        steps.append(some(whole, inner.extent - whole))
-    nested = tuple(steps)
-    for outer in reversed(one.k[:-1]):
-        nested = (serial_loop(outer, nested),)
-    return [*statements, *nested]
 
 
 def _epilogue(

@@ -62,18 +62,15 @@ class Sum:
 
 
 def with_vectors_at_hand(
-    one: Sum, number: int, scalars: bool, target: Target
+    one: Sum, number: int, target: Target
 ) -> tuple[list[Statement], Sum]:
-    """The sum with its vectors in scratch, unless they are loaded as needed; and the copying.
-
-    `scalars`: they are read one by one, so their elements need not be neighbours.
-    """
+    """The sum with its vectors in scratch, unless they are loaded as needed; and the copying."""
     copies: list[Statement] = []
     places: dict[Expr, Expr] = {}
     for vector in one.vectors:
         inner = [axis for axis in one.k if axis.variable in vector.variables]
         if vector.op is Leaf.LOAD and not vector.guard:
-            if scalars or not inner or coefficient(vector.index, inner[-1].variable) == 1:
+            if not inner or coefficient(vector.index, inner[-1].variable) == 1:
                 continue
         axes = [*one.m, *inner]
         extents = [high(axis.extent) for axis in axes]

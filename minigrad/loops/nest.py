@@ -237,7 +237,8 @@ def walk(*statements: Statement) -> list[Statement]:
     while stack:
         statement = stack.pop()
         found.append(statement)
-        stack.extend(reversed(children(statement)))
+        if inner := children(statement):
+            stack.extend(reversed(inner))
     return found
 
 

@@ -8,9 +8,9 @@ from dataclasses import replace
 from minigrad.graph.substitution import coefficient, substitute
 from minigrad.graph.symbolic import Atom, Integer, ceildiv
 from minigrad.loops.cost import Plan, stays_near
-from minigrad.loops.nest import Loop, Prefetch, Statement, walk
+from minigrad.loops.nest import Loop, Prefetch, Statement
 from minigrad.loops.product import Problem, strides
-from minigrad.loops.transforms import Around
+from minigrad.loops.transforms import Around, loops_in
 from minigrad.schedule import expr
 from minigrad.schedule.axis import make_axis
 from minigrad.schedule.expr import Expr, Leaf
@@ -106,4 +106,4 @@ def coefficient_of(operand: Expr, x: Atom) -> int | None:
 
 def _rows(loop: Loop, x: Atom) -> Loop:
     """The loop over a variable inside of one."""
-    return next(one for one in walk(loop) if isinstance(one, Loop) and one.variable == x)
+    return next(one for one in loops_in(loop.body) if one.variable == x)

@@ -3,7 +3,7 @@
     naive loops                          what is to be computed, element by element
     split, reorder, peel                 loops in pieces, in another order, without their rest
     sink                                 a loop goes inside of others; what is beside gets its own
-    vectorize, unroll                    iterations at once
+    vectorize, unroll, repeat            iterations at once, or written out
     stage                                a copy of an operand, in the order in which it is read
     insert, prefetch                     hints for the memory
     parallelize                          what threads share
@@ -48,7 +48,6 @@ from minigrad.loops.prefetch import Place
 from minigrad.schedule import expr
 from minigrad.schedule.axis import Axis, make_axis
 from minigrad.schedule.expr import Array, Expr, Leaf, Local
-from minigrad.schedule.stage import identity
 from minigrad.settings import report
 
 Statements = tuple[Statement, ...]
@@ -96,7 +95,7 @@ class Schedule:
         """Loops over x in pieces of `size` iterations, and a loop over the pieces around each.
 
         Gives the new loop's variable, `prefix` and a number. The last piece ends where x does.
-        computing: only where registers are set inside, not in the loops of copies.
+        computing: only where registers are used inside, not in the loops of copies.
         """
         loop = self.loop(x)
         longest = min(high(stop - loop.start) for stop in loop.stops)
@@ -114,7 +113,7 @@ class Schedule:
         return pieces.variable
 
     @_step
-    def reorder(self, *order: Atom) -> None:
+    def reorder(self, *order: Atom, computing: bool = False) -> None:
         """Loops directly inside one another, from the outermost to the innermost."""
 
         def change(loop: Loop, around: Around) -> Statements:
@@ -135,19 +134,21 @@ class Schedule:
                 body = (one.around(body),)
             return body
 
-        loops = (one.variable for one in walk(*self.body) if isinstance(one, Loop))
-        outermost = next(x for x in loops if x in order)
-        self._change(outermost, change)
+        outermost = next(
+            one.variable for one in loops_in(self.body)
+            if one.variable in order and (not computing or _computes(one))
+        )  # fmt: skip
+        self._change(outermost, change, computing)
 
     @_step
     def peel(self, outer: Atom, x: Atom) -> None:
         """Pieces of x of full length, and the last, shorter one in loops of its own.
 
-        `outer` numbers the pieces, which stay as they are where the rest is not known.
+        `outer` numbers the pieces.
         """
 
         def change(loop: Loop, around: Around) -> Statements:
-            inner = next((s for s in walk(loop) if isinstance(s, Loop) and s.variable == x), None)
+            inner = next((one for one in loops_in(loop.body) if one.variable == x), None)
             if inner is None or len(inner.stops) != 2 or not coefficient(inner.start, outer):
                 return (loop,)
             size = coefficient(inner.start, outer)
@@ -155,8 +156,6 @@ class Schedule:
             length, span = end - substitute(inner.start, {outer: 0}), stop - inner.start
             assert size is not None and isinstance(span, int)
             whole, rest = (length - span) // size + 1, length % size
-            if not isinstance(rest, int):
-                return (loop,)
 
             def of(count: int, *ends: Integer) -> Statements:
                 def fixed(one: Loop, around: Around) -> Statements:
@@ -169,7 +168,7 @@ class Schedule:
             found: list[Statement] = []
             if high(whole) > 0:
                 found.append(replace(loop, stops=_least(*ends, whole), body=of(span)))
-            if span > size:  # the last vectors end where all does
+            if span > size or not isinstance(rest, int):  # the last end where all does
                 found.append(replace(loop, start=whole, body=of(span, end)))
             elif rest:
                 stops = _least(whole + 1, *ends)
@@ -180,16 +179,20 @@ class Schedule:
 
     @_step
     def sink(
-        self, *xs: Atom, into: Atom | None = None, space: str = "registers", name: str = "sums"
+        self, *xs: Atom, into: Atom | Sequence[Atom] = (), space: str = "registers",
+        name: str = "sums",
     ) -> None:
         """Loops over xs, each directly inside the one before, go inside the loops in their body.
 
-        into: as far as the body of the loop over that variable, instead of innermost. What came
-        before and behind these loops gets loops over xs of its own, and a register that is used in
-        several of them becomes as many as there are iterations: in registers, or in scratch memory,
-        called `name`, where what is summed up inside gets a register again. The bounds of what
-        they go into are taken where xs begin.
+        Loops of copies stay as they are. into: as far as the bodies of the loops over these
+        variables, instead of innermost. What came before and behind these loops gets loops over xs
+        of its own, and a register that is used in several of them becomes as many as there are
+        iterations: in registers, or in scratch memory, called `name`, where what is summed up
+        inside gets a register again. The bounds of what they go into are taken where xs begin.
         """
+        ends = (into,) if isinstance(into, Atom) else into
+        if not xs:
+            return
 
         def change(loop: Loop, around: Around) -> Statements:
             loops = [loop]
@@ -203,7 +206,7 @@ class Schedule:
             at = [one.variable.index - one.start for one in loops]
             place, size = flatten(at, extents), numel(extents)
             leaves: list[Statements] = []
-            _leaves(loops[-1].body, into, leaves)
+            _leaves(loops[-1].body, ends, leaves)
             crossing: dict[Local, Array | Local] = {}
             seen: set[Local] = set()
             for leaf in leaves:
@@ -214,7 +217,7 @@ class Schedule:
                             register, name=f"{register.name}{size}", count=size
                         )
                     else:
-                        number = f"_{register.name}" if len(xs) == 1 else ""
+                        number = f"{len(crossing)}" if crossing else ""
                         more = Array(f"{name}{number}", register.dtype, size, space)
                     crossing.setdefault(register, more)
                 seen |= own
@@ -225,12 +228,14 @@ class Schedule:
                     leaf = (one.around(leaf),)
                 return leaf
 
-            return _sunk(loops[-1].body, into, starts, wrapped)
+            return _sunk(loops[-1].body, ends, starts, wrapped)
 
-        self._change(xs[0], change)
+        self._change(xs[0], change, computing=True)
 
     @_step
-    def vectorize(self, x: Atom, width: int, lane: Atom | None = None) -> None:
+    def vectorize(
+        self, x: Atom, width: int, lane: Atom | None = None, computing: bool = False
+    ) -> None:
         """`width` iterations over x at once. What each of them sets before it reads it has lanes.
 
         lane: the variable of an iteration's number within its vector.
@@ -239,6 +244,8 @@ class Schedule:
             return
 
         def change(loop: Loop, around: Around) -> Statements:
+            if loop.kind != "serial":
+                return (loop,)
             own = {
                 register: replace(register, lanes=x, width=width)
                 for register in _locals_of(loop.body)
@@ -246,7 +253,7 @@ class Schedule:
             body = tuple(_renamed(statement, own, everywhere=True) for statement in loop.body)
             return (replace(loop, kind="lanes", step=width, lane=lane, body=body),)
 
-        self._change(x, change)
+        self._change(x, change, computing)
 
     @_step
     def tensorize(self, x: Atom, product: Statement, result: Array) -> None:
@@ -264,21 +271,40 @@ class Schedule:
         self._change(x, change, computing=True)
 
     @_step
-    def unroll(self, x: Atom, prefix: str) -> None:
+    def unroll(self, x: Atom, prefix: str, computing: bool = False) -> None:
         """Plain loops over x, of a known number of iterations, written out; they count from 0.
 
         In their bodies x is replaced at the end, with what `parallelize` replaces.
         """
 
         def change(loop: Loop, around: Around) -> Statements:
-            if loop.kind != "serial":
+            count = loop.stops[0] - loop.start
+            if loop.kind != "serial" or len(loop.stops) > 1 or not isinstance(count, int):
                 return (loop,)
-            count = _trips(loop)
             u = make_axis(prefix, 0, count)
             assert self.written_out.setdefault(u.variable, (x, loop.start)) == (x, loop.start)
             return (Loop(u.variable, 0, (count,), loop.body, "unroll"),)
 
-        self._change(x, change)
+        self._change(x, change, computing)
+
+    @_step
+    def repeat(self, x: Atom, computing: bool = False) -> None:
+        """The same, but the statements are repeated here.
+
+        So what depends on x is computed outside of vector loops that it does not depend on, where
+        that is the same for all of their iterations, and stays in registers.
+        """
+
+        def change(loop: Loop, around: Around) -> Statements:
+            count = loop.stops[0] - loop.start
+            if loop.kind != "serial" or len(loop.stops) > 1 or not isinstance(count, int):
+                return (loop,)
+            return tuple(
+                substitute_statement(statement, {x: loop.start + number})
+                for number in range(count) for statement in loop.body
+            )  # fmt: skip
+
+        self._change(x, change, computing)
 
     @_step
     def simplify(self) -> None:
@@ -339,9 +365,8 @@ class Schedule:
         value = self.operands[operand]
         source: Loop | None = None if at is None else self.loop(at)
         found = {} if source is None else {source.variable: source}
-        for one in walk(*(self.body if source is None else source.body)):
-            if isinstance(one, Loop):
-                found.setdefault(one.variable, one)
+        for one in loops_in(self.body if source is None else source.body):
+            found.setdefault(one.variable, one)
         groups = [[_trips(found[x]) for x in xs] for xs, _ in layout]
         sizes = [padded or numel(own) for (_, padded), own in zip(layout, groups, strict=True)]
         places = [
@@ -384,7 +409,7 @@ class Schedule:
     ) -> None:  # fmt: skip
         """More statements at the beginning of each iteration over `at`, or behind its loops.
 
-        computing: only where registers are set inside, not in the loops of copies.
+        computing: only where registers are used inside, not in the loops of copies.
         """
 
         def change(loop: Loop, around: Around) -> Statements:
@@ -416,13 +441,9 @@ class Schedule:
 
     def loop(self, x: Atom) -> Loop:
         """The first loop over a variable."""
-        pending = list(reversed(self.body))
-        while pending:
-            one = pending.pop()
-            if isinstance(one, Loop):
-                if one.variable == x:
-                    return one
-                pending.extend(reversed(one.body))
+        for one in loops_in(self.body):
+            if one.variable == x:
+                return one
         raise ValueError(f"there is no loop over {x}")
 
     @contextmanager
@@ -455,8 +476,7 @@ class Schedule:
 
     def _change(self, x: Atom, change: Change, computing: bool = False) -> None:
         def chosen(loop: Loop, around: Around) -> Statements:
-            sets = any(isinstance(one, Set) for one in walk(loop))
-            return change(loop, around) if sets else (loop,)
+            return change(loop, around) if _computes(loop) else (loop,)
 
         self.body = _each(self.body, x, chosen if computing else change, {})
 
@@ -469,6 +489,14 @@ class Schedule:
         for watcher in watchers:
             watcher(text(), self.whole())
         report(4, lambda: f"{text()}\n{show_statements(self.whole())}")
+
+
+def loops_in(body: Sequence[Statement]) -> Iterator[Loop]:
+    """All loops in statements, each before those inside of it."""
+    for statement in body:
+        if isinstance(statement, Loop):
+            yield statement
+            yield from loops_in(statement.body)
 
 
 def _word(x: object) -> str:
@@ -530,15 +558,15 @@ def _counted(loop: Loop) -> Integer:
     return loop.index - loop.start if _trips(loop) > 1 else 0
 
 
-def _holds(loop: Loop, x: Atom | None) -> bool:
-    return any(isinstance(one, Loop) and one.variable == x for one in walk(loop))
+def _holds(loop: Loop, x: Atom) -> bool:
+    return loop.variable == x or any(one.variable == x for one in loops_in(loop.body))
 
 
-def _goes_into(loop: Loop, into: Atom | None) -> bool:
-    return loop.kind == "serial" if into is None else _holds(loop, into)
+def _goes_into(loop: Loop, into: Sequence[Atom]) -> bool:
+    return any(_holds(loop, x) for x in into) if into else loop.kind == "serial"
 
 
-def _parts(body: Statements, into: Atom | None) -> list[Loop | Statements]:
+def _parts(body: Statements, into: Sequence[Atom]) -> list[Loop | Statements]:
     """Loops that others go into, and the statements between them."""
     parts: list[Loop | Statements] = []
     for statement in body:
@@ -551,19 +579,19 @@ def _parts(body: Statements, into: Atom | None) -> list[Loop | Statements]:
     return parts
 
 
-def _leaves(body: Statements, into: Atom | None, found: list[Statements]) -> None:
+def _leaves(body: Statements, into: Sequence[Atom], found: list[Statements]) -> None:
     """Statements that get loops of their own where loops go into those of a body."""
     for part in _parts(body, into):
         if isinstance(part, tuple):
             found.append(part)
-        elif part.variable == into:
+        elif part.variable in into:
             found.append(part.body)
         else:
             _leaves(part.body, into, found)
 
 
 def _sunk(
-    body: Statements, into: Atom | None, starts: Mapping[Atom, Integer],
+    body: Statements, into: Sequence[Atom], starts: Mapping[Atom, Integer],
     wrapped: Callable[[Statements], Statements],
 ) -> Statements:  # fmt: skip
     found: list[Statement] = []
@@ -572,7 +600,7 @@ def _sunk(
             found.extend(wrapped(part))
             continue
         inner = (
-            wrapped(part.body) if part.variable == into
+            wrapped(part.body) if part.variable in into
             else _sunk(part.body, into, starts, wrapped)
         )  # fmt: skip
         stops = tuple(_settled(stop, starts) for stop in part.stops)
@@ -591,6 +619,15 @@ def _locals_of(body: Sequence[Statement]) -> set[Local]:
     return found
 
 
+def _computes(loop: Loop) -> bool:
+    """Whether registers are used in a loop."""
+    inside = walk(loop)
+    if any(isinstance(one, Set) for one in inside):
+        return True
+    values = [one.value for one in inside if isinstance(one, Store)]
+    return any(e.op is Leaf.LOCAL for e in expr.walk(*values))
+
+
 def _moved(
     leaf: Statements, places: Mapping[Local, Array | Local], at: Integer
 ) -> Statements:
@@ -604,7 +641,8 @@ def _moved(
         if register not in own:
             continue
         if isinstance(place, Array) and register in inner:  # it is summed up inside
-            begin.append(Set(register, 0, identity(Op.SUM, register.dtype)))
+            # −0 + x is x, whatever x is: where loops are written out nothing is added to it
+            begin.append(Set(register, 0, expr.const(-0.0, register.dtype)))
             more = combine(Op.SUM, expr.load(place, at), expr.local(register))
             end.append(Store(place, at, more))
         else:

@@ -148,7 +148,7 @@ def sink_into_scratch(s: Schedule) -> None:
       for kb0 in 0 … 3:
         for m0 in 0 … 6:
           for n0 in 0 … 8:
-            total[0] = 0.0
+            total[0] = -0.0
             for k0 in 2·kb0 … min(2·kb0 + 2, 5):
               total[0] = (total[0] + (left[k0 + 5·m0] * right[8·k0 + n0]))
             sums[8·m0 + n0] = (sums[8·m0 + n0] + total[0])
@@ -191,6 +191,24 @@ def unroll(s: Schedule) -> None:
     s.sink(m)
     s.unroll(m, "u")
     assert tiles
+
+
+@step
+def repeat(s: Schedule) -> None:
+    """
+      for m0 in 0 … 6:
+        for n0 in 0 … 8:
+          total[0] = 0.0
+          for q0 in 0 … 2:
+            total[0] = (total[0] + (left[5·m0 + 2·q0] * right[n0 + 16·q0]))
+            total[0] = (total[0] + (left[5·m0 + 2·q0 + 1] * right[n0 + 16·q0 + 8]))
+          for q0 in 2 … 3:
+            total[0] = (total[0] + (left[5·m0 + 2·q0] * right[n0 + 16·q0]))
+          out[8·m0 + n0] = total[0]
+    """
+    s.split(k, 2, "q")
+    s.peel(make_axis("q", 0, 3).variable, k)
+    s.repeat(k)
 
 
 @step
