@@ -53,6 +53,9 @@ CROWDED = 8  # rows that still find a place there: it has 8 ways, or 12
 STEP_BYTES = PAGE // 8  # a step along k that leaves several to a page
 # Panels over which the copy of a row of `left` pays: written once, it is read once for each.
 LEAST_PANELS = 4
+# Rows of the tiles that do what whole ones leave over, where that is not a number: four rows take
+# a little longer than one, both a third of what 14 take.
+SMALL_TILES = (4, 1)
 SQUARE = 32  # rows and columns of a square: two matrix registers, of 16 rows, in both directions
 
 

@@ -25,11 +25,12 @@ from dataclasses import replace
 from minigrad.graph.node import Op
 from minigrad.graph.shapes import numel
 from minigrad.graph.substitution import coefficient
-from minigrad.graph.symbolic import Atom, ceildiv
+from minigrad.graph.symbolic import Atom, ceildiv, low
 from minigrad.loops.amx import amx
 from minigrad.loops.assemble import assemble
 from minigrad.loops.build import combine, unless_finite
 from minigrad.loops.cost import (
+    SMALL_TILES,
     Plan,
     cut_depth,
     flops,
@@ -97,6 +98,7 @@ def tiled(problem: Problem, target: Target) -> Schedule:
             stage_right(s, problem, plan, around, panel, ks, target)
         s.peel(panel, n)
         s.peel(tile, m)
+        s.tails(m, SMALL_TILES)
         s.sink(m)
         if plan.nr > 1 and isinstance(parts.k[-1].extent, int) and s.trips(ks[-1]) >= LEAST_FETCHED:
             hints = TileHints(problem, plan, s.operands, tile, target)
@@ -122,9 +124,10 @@ def stage_left(
         pitch = ceildiv(plan.mr, lanes) * lanes
         layout = [((tile,), None), (ks, depth | 1), ((m,), pitch)]
         # whole vectors, unless the last rows are fewer than what one goes beyond its tile
-        rows = problem.parts.m[-1].count
-        last = rows % plan.mc or plan.mc
-        beyond = rows if min(last, rows) >= pitch - plan.mr else None
+        rows = problem.parts.m[-1].extent
+        last = rows % plan.mc
+        most = plan.mc if last == 0 else last if isinstance(last, int) else 0
+        beyond = rows if low(rows) >= most >= pitch - plan.mr else None
         ahead = _rows_ahead(operand, ks[-1], plan.mc)
         s.stage("left", None, [*ks, tile, m], layout, "left", {m: pitch}, beyond, prefetch=ahead)
         return

@@ -351,7 +351,7 @@ def _epilogue(
     items = tuple(
         Store(store.array, store.index, expr.rebuild(store.value, values.get)) for store in stores
     )
-    nested: Statement = lanes_loop(axis, lanes, (Stores(items),), start, stops)
-    for outer in reversed(first.m):
-        nested = serial_loop(outer, (nested,))
+    (nested,) = loops_over(
+        first.m, [lanes_loop(axis, lanes, (Stores(items),), start, stops)]
+    )
     return nested

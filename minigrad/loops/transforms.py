@@ -1,7 +1,7 @@
 """Schedules: the naive loops of a kernel, changed by named transformations until they are fast.
 
     naive loops                          what is to be computed, element by element
-    split, reorder, peel                 loops in pieces, in another order, without their rest
+    split, reorder, peel, tails          loops in pieces, in another order, without their rest
     sink                                 a loop goes inside of others; what is beside gets its own
     vectorize, unroll, repeat            iterations at once, or written out
     stage                                a copy of an operand, in the order in which it is read
@@ -33,7 +33,8 @@ from minigrad.graph.substitution import (
     variables,
 )
 from minigrad.graph.symbolic import Atom, Integer, ceildiv, high
-from minigrad.loops.build import Values, combine, flat_loop, substitute_statement
+from minigrad.loops.axes import parallel_axes
+from minigrad.loops.build import Values, combine, flat_loop, loops_over, substitute_statement
 from minigrad.loops.nest import (
     Loop,
     Set,
@@ -97,9 +98,7 @@ class Schedule:
         Gives the new loop's variable, `prefix` and a number. The last piece ends where x does.
         computing: only where registers are used inside, not in the loops of copies.
         """
-        loop = self.loop(x)
-        longest = min(high(stop - loop.start) for stop in loop.stops)
-        pieces = make_axis(prefix, 0, ceildiv(max(longest, 1), size))
+        pieces = make_axis(prefix, 0, ceildiv(max(self.trips(x), 1), size))
 
         def change(loop: Loop, around: Around) -> Statements:
             if pieces.extent == 1:
@@ -176,6 +175,30 @@ class Schedule:
             return tuple(found)
 
         self._change(outer, change)
+
+    @_step
+    def tails(self, x: Atom, sizes: Sequence[int]) -> None:
+        """What is left of x where that is no number: in pieces of so many, then of so many, ….
+
+        The last size is 1.
+        """
+
+        def change(loop: Loop, around: Around) -> Statements:
+            if len(loop.stops) == 1:
+                return (loop,)
+            assert loop.stops[0] - loop.start == _trips(loop)  # the other stop is before it
+            end, begin = loop.stops[1], loop.start
+            found: list[Statement] = []
+            for size in sizes:
+                count = (end - begin) // size
+                piece = make_axis(f"s{size}_", 0, _trips(loop) // size)
+                start = begin + piece.index * size
+                inner = replace(loop, start=start, stops=(start + size,))
+                found.append(Loop(piece.variable, 0, (count,), (inner,)))
+                begin = begin + count * size
+            return tuple(found)
+
+        self._change(x, change, computing=True)
 
     @_step
     def sink(
@@ -330,7 +353,7 @@ class Schedule:
     def parallelize(self, *xs: Atom) -> None:
         """The outermost loops, each directly inside the one before, as one that threads share.
 
-        Those of a symbolic extent stay inside it.
+        One of a symbolic extent comes first; further ones stay inside.
         """
         body, axes = self.body, list[Axis]()
         for x in xs:
@@ -338,11 +361,9 @@ class Schedule:
             assert isinstance(loop, Loop) and loop.variable == x and loop.start == 0
             axes.append(Axis(x, loop.stops[0]))
             body = loop.body
-        for axis in axes:
-            if not isinstance(axis.extent, int):
-                body = (Loop(axis.variable, 0, (axis.extent,), body),)
-        plain = [axis for axis in axes if isinstance(axis.extent, int)]
-        self.body = (flat_loop(plain, body, self._written_out if self.written_out else None),)
+        free, within = parallel_axes(axes)
+        inside = self._written_out if self.written_out else None
+        self.body = (flat_loop(free, loops_over(within, body), inside),)
         self.written_out = {}
 
     # ---- memory ----
@@ -351,7 +372,7 @@ class Schedule:
     def stage(
         self, operand: str, at: Atom | None, loops: Sequence[Atom],
         layout: Sequence[tuple[Sequence[Atom], int | None]], array: str,
-        wide: Mapping[Atom, int] | None = None, beyond: int | None = None, transpose: int = 0,
+        wide: Mapping[Atom, int] | None = None, beyond: Integer | None = None, transpose: int = 0,
         prefetch: tuple[Place, ...] = (),
     ) -> Array:  # fmt: skip
         """Copy an operand to scratch memory at the beginning of each iteration over `at`.
