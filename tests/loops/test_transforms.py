@@ -10,21 +10,22 @@ from collections.abc import Callable
 import pytest
 
 from minigrad.dtype import dtypes
-from minigrad.graph.symbolic import Atom
+from minigrad.graph.symbolic import Atom, Integer, var
 from minigrad.loops.build import loops_over
-from minigrad.loops.nest import Prefetch, Set, Store, show_statements
+from minigrad.loops.nest import Matrix, MatrixProduct, Prefetch, Set, Store, show_statements
 from minigrad.loops.transforms import Schedule
 from minigrad.schedule import expr
 from minigrad.schedule.axis import make_axis
 from minigrad.schedule.expr import Array, Local
 
-M, N, K = (make_axis(name, 0, extent) for name, extent in (("m", 6), ("n", 8), ("k", 5)))
-m, n, k = M.variable, N.variable, K.variable
+N, K = make_axis("n", 0, 8), make_axis("k", 0, 5)
+m, n, k = make_axis("m", 0, 6).variable, N.variable, K.variable
 LANE: Atom = make_axis("lane", 0, 16).variable
 
 
-def product() -> Schedule:
-    """out[6, 8] = left[6, 5] · right[5, 8]."""
+def product(rows: Integer = 6) -> Schedule:
+    """out[rows, 8] = left[rows, 5] · right[5, 8]."""
+    M = make_axis("m", 0, rows)
     total = expr.local(Local("total", dtypes.float32, 1))
     left = expr.load(Array("left", dtypes.float32, 30), M.index * 5 + K.index)
     right = expr.load(Array("right", dtypes.float32, 40), K.index * 8 + N.index)
@@ -330,6 +331,37 @@ def test_what_it_makes(name: str) -> None:
     schedule = product()
     change(schedule)
     assert show_statements(schedule.whole()) == expected
+
+
+def test_tails_of_a_number_that_varies() -> None:
+    rows = var("rows", 1, 24)
+    x = make_axis("m", 0, rows).variable
+    schedule = product(rows)
+    schedule.peel(schedule.split(x, 4, "t"), x)
+    schedule.tails(x, (2, 1))
+    loops = [line for line in show_statements(schedule.whole()).splitlines() if "for" in line]
+    assert [line.strip() for line in loops if "n0" not in line and "k0" not in line] == [
+        "for t0 in 0 … (rows // 4):",
+        "for m0 in 4·t0 … 4·t0 + 4:",
+        "for t0 in (rows // 4) … ((rows + 3) // 4):",
+        "for s2_0 in 0 … (rows // 2) - 2·t0:",
+        "for m0 in 2·s2_0 + 4·t0 … 2·s2_0 + 4·t0 + 2:",
+        "for s1_0 in 0 … (rows % 2):",
+        "for m0 in 2·(rows // 2) + s1_0 … 2·(rows // 2) + s1_0 + 1:",
+    ]
+
+
+def test_tensorize_leaves_the_stores() -> None:
+    schedule = product()
+    schedule.vectorize(n, 8, LANE)
+    schedule.reorder(n, m)
+    tiles = schedule.split(m, 3, "t")
+    square = Array("square", dtypes.float32, 24, "scratch")
+    places = [Matrix(Array(name, dtypes.float32, 30), 0, 5) for name in ("left", "right")]
+    schedule.tensorize(tiles, MatrixProduct(Matrix(square, 0, 8), *places, 3, 8, 5), square)
+    text = show_statements(schedule.whole())
+    assert "square[0 …] = left[0 …] · right[0 …]" in text and "k0" not in text
+    assert "out[8·m0 + n0] = square[lane0 + 8·m0 - 24·t0]" in text
 
 
 def test_an_order_that_loops_cannot_have() -> None:
