@@ -21,10 +21,11 @@ from minigrad.loops.nest import (
     Statement,
     Store,
     Stores,
+    map_statement,
 )
 from minigrad.schedule import expr
 from minigrad.schedule.axis import Axis, make_axis
-from minigrad.schedule.expr import Array, Expr, Local
+from minigrad.schedule.expr import Array, Expr, Leaf, Local
 from minigrad.schedule.schedule import Kernel
 from minigrad.schedule.stage import Stage, identity
 from minigrad.target import Target
@@ -198,6 +199,43 @@ def naive(
     return [*begin, *(loops_over(axes, steps) if steps else ()), *end]
 
 
+Place = Local | Array  # registers, or memory
+Move = Callable[[Place, Integer], tuple[Place, Integer]]
+
+
+def with_places(statement: Statement, move: Move, everywhere: bool = False) -> Statement:
+    """A statement that uses other places; `move` gives them, with the slot or index.
+
+    everywhere: no lanes outside of a mask need to keep what registers had.
+    """
+
+    def read(leaf: Expr) -> Expr | None:
+        if leaf.op not in (Leaf.LOCAL, Leaf.LOAD):
+            return None
+        of_local = leaf.op is Leaf.LOCAL
+        place, at = move(leaf.place, leaf.slot if of_local else leaf.index)
+        if place is leaf.place:
+            return None if of_local else expr.load(leaf.array, at, leaf.guard)
+        if isinstance(place, Local):
+            return expr.local(place, at)
+        return expr.load(place, at, () if of_local else leaf.guard)
+
+    def change(inner: Statement) -> Statement:
+        if isinstance(inner, Set):
+            place, at = move(inner.local, inner.slot)
+            value = expr.rebuild(inner.value, read)
+            if isinstance(place, Array):
+                return Store(place, at, value)
+            return Set(place, at, value, everywhere or inner.everywhere)
+        if isinstance(inner, Store):
+            place, at = move(inner.array, inner.index)
+            assert isinstance(place, Array)
+            return replace(inner, array=place, index=at, value=expr.rebuild(inner.value, read))
+        return inner
+
+    return map_statement(statement, change)
+
+
 def once(body: tuple[Statement, ...]) -> Loop:
     """A parallel loop of one iteration."""
     return serial_loop(row_axis(1), body)
@@ -210,18 +248,6 @@ def combine(op: Op, old: Expr, new: Expr) -> Expr:
     if old.dtype.is_bool:
         return expr.apply(Op.OR if op is Op.SUM else Op.AND, (old, new), old.dtype)
     return expr.apply(Op.ADD if op is Op.SUM else Op.MUL, (old, new), old.dtype)
-
-
-def accumulate(stage: Stage, total: Local, axes: Sequence[Axis]) -> list[Statement]:
-    """total = the stage's reduction over axes, one after the other; then the store."""
-    assert stage.op is not None
-    step: tuple[Statement, ...] = (
-        Set(total, 0, combine(stage.op, expr.local(total), stage.body)),
-    )
-    for axis in reversed(axes):
-        step = (serial_loop(axis, step),)
-    start = Set(total, 0, identity(stage.op, stage.body.dtype))
-    return [start, *step, Store(stage.array, stage.position, expr.local(total))]
 
 
 def streams(array: Array, stages: Sequence[Stage], target: Target) -> bool:

@@ -19,7 +19,7 @@ from typing import NamedTuple
 from minigrad.graph.node import Op
 from minigrad.graph.substitution import variables
 from minigrad.graph.symbolic import Atom, Integer, ceildiv, high
-from minigrad.loops.build import combine, lanes_loop
+from minigrad.loops.build import Place, combine, lanes_loop, with_places
 from minigrad.loops.nest import (
     Fold,
     FoldItems,
@@ -30,7 +30,6 @@ from minigrad.loops.nest import (
     Store,
     children,
     divides,
-    map_statement,
 )
 from minigrad.schedule import expr
 from minigrad.schedule.axis import make_axis
@@ -48,7 +47,6 @@ TERMS_OF_TILE = 256
 TERMS_OF_GROUP = 512  # on a GPU, where a second set of registers for a tile costs work-items
 
 Statements = tuple[Statement, ...]
-Place = Local | Array  # what is added to: registers, or an array in scratch memory
 Around = frozenset[Atom]  # the variables of the vector loops around a statement
 
 
@@ -105,7 +103,9 @@ def _cut(
     parts: dict[Place, Place] = {
         place: replace(place, name=f"{place.name}_{loop.variable.name}") for place in sums
     }
-    inner = replace(loop, body=tuple(_renamed(s, parts) for s in loop.body))
+    inner = loop.around(tuple(
+        with_places(s, lambda place, at: (parts.get(place, place), at)) for s in loop.body
+    ))  # fmt: skip
     size = ceildiv(_trips(loop), blocks)
     if size == 1:
         clear, end = _ends(sums, parts, _within(loop, around), target)
@@ -288,28 +288,3 @@ def _terms(statement: Set | Store) -> tuple[Expr, ...]:
 def _trips(loop: Loop) -> int:
     """Iterations of a loop, at most; of vectors for a vector loop."""
     return max(min(ceildiv(high(stop - loop.start), loop.step) for stop in loop.stops), 0)
-
-
-def _renamed(statement: Statement, new: Mapping[Place, Place]) -> Statement:
-    """A statement that adds to other places."""
-
-    def read(leaf: Expr) -> Expr | None:
-        if leaf.op not in (Leaf.LOCAL, Leaf.LOAD) or leaf.place not in new:
-            return None
-        place = new[leaf.place]
-        if isinstance(place, Local):
-            return expr.local(place, leaf.slot)
-        return expr.load(place, leaf.index)
-
-    def change(inner: Statement) -> Statement:
-        if isinstance(inner, Set) and inner.local in new:
-            local = new[inner.local]
-            assert isinstance(local, Local)
-            return replace(inner, local=local, value=expr.rebuild(inner.value, read))
-        if isinstance(inner, Store) and inner.array in new:
-            array = new[inner.array]
-            assert isinstance(array, Array)
-            return replace(inner, array=array, value=expr.rebuild(inner.value, read))
-        return inner
-
-    return map_statement(statement, change)

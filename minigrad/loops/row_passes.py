@@ -14,7 +14,7 @@ from minigrad.graph.shapes import numel
 from minigrad.graph.substitution import substitute, variables
 from minigrad.graph.symbolic import Integer
 from minigrad.loops.axes import unit_stride_axis, vector_width
-from minigrad.loops.build import accumulate, combine, lanes_loop, serial_loop, streams
+from minigrad.loops.build import combine, lanes_loop, naive, serial_loop, streams
 from minigrad.loops.nest import Fold, Set, Statement, Store, Stores
 from minigrad.loops.prefetch import AHEAD, far_enough, from_memory, next_rows
 from minigrad.loops.software_pipeline import Part
@@ -259,7 +259,8 @@ def _alone(
     elif not reduces:
         lanes = axis.variable if width > 1 else None
         total = Local(f"sum{number}", stage.body.dtype, 1, lanes, width)
-        nested = (lanes_loop(axis, width, tuple(accumulate(stage, total, stage.reduced))),)
+        values = {stage.array: expr.local(total)}
+        nested = (lanes_loop(axis, width, tuple(naive([stage], [stage.array], values))),)
     else:
         nested = tuple(_fold_along(stage, number, axis, width))
     for a in reversed([a for a in stage.axes if a != axis]):

@@ -13,7 +13,7 @@ from minigrad.graph.shapes import numel
 from minigrad.graph.symbolic import Atom, Integer, ceildiv, high
 from minigrad.loops.assemble import assemble
 from minigrad.loops.axes import fix_rows, indices, merge, merge_stage, row_axis, vector_width
-from minigrad.loops.build import accumulate, lanes_loop, serial_loop
+from minigrad.loops.build import lanes_loop, naive, serial_loop
 from minigrad.loops.column_reduction import column_reduction, is_column_reduction
 from minigrad.loops.nest import Loop, Nest, Statement, Store
 from minigrad.loops.prefetch import further_rows
@@ -170,7 +170,7 @@ def _stage_across(stage: Stage, number: int, row: Axis, width: int) -> list[Stat
     else:
         lanes = row.variable if width > 1 else None
         total = Local(f"sum{number}", stage.body.dtype, 1, lanes, width)
-        nested = accumulate(stage, total, stage.reduced)
+        nested = naive([stage], [stage.array], {stage.array: expr.local(total)})
     for axis in reversed(stage.axes):
         nested = [serial_loop(axis, tuple(nested))]
     if numel([axis.extent for axis in (*stage.axes, *stage.reduced)]) <= MOST_WRITTEN_OUT:

@@ -9,24 +9,22 @@ class machine: a softmax of 64 MiB takes 3.2 ms instead of 3.8.)
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from minigrad.graph.symbolic import Atom, Integer, ceildiv
 from minigrad.loops.assemble import MOST_CHUNKS
-from minigrad.loops.build import substitute_statement
+from minigrad.loops.build import Move, Place, substitute_statement, with_places
 from minigrad.loops.nest import (
     Loop,
-    Set,
     Statement,
     Store,
     Stores,
     expressions,
-    map_statement,
 )
 from minigrad.schedule import expr
 from minigrad.schedule.axis import Axis, make_axis
-from minigrad.schedule.expr import Array, Expr
+from minigrad.schedule.expr import Array
 from minigrad.target import Target
 
 # Rows that follow one another; the first, one in 16, has no pass of a row before it to share. There
@@ -72,7 +70,7 @@ def pipelined_rows(parts: Sequence[Part], row: Axis, target: Target) -> Loop | N
     host = max(hosts, key=lambda n: early[n].operations)
     loop = early[host].loop
     assert loop is not None
-    alone = _changed(last.loop, twice)
+    alone = with_places(last.loop, twice)
     assert isinstance(alone, Loop)
     delayed = _at(alone, {
         row.variable: row.index - 1, alone.variable: loop.index
@@ -82,9 +80,9 @@ def pipelined_rows(parts: Sequence[Part], row: Axis, target: Target) -> Loop | N
     shared = replace(loop, body=(*loop.body, *delayed.body), prefetch=prefetch)
     block = make_axis("b", 0, ceildiv(count, size))
     start = block.index * size
-    first = [_at(_changed(s, twice), {row.variable: start}) for p in early for s in p.statements]
+    first = [_at(with_places(s, twice), {row.variable: start}) for p in early for s in p.statements]
     following = [
-        _changed(shared if s is loop else s, twice) for p in early for s in p.statements
+        with_places(shared if s is loop else s, twice) for p in early for s in p.statements
     ]
     stop = start + size
     stops = (stop,) if count % size == 0 else (stop, count)
@@ -123,38 +121,13 @@ def _at(statement: Statement, values: dict[Atom, Integer]) -> Statement:
     return substitute_statement(statement, values)
 
 
-Moved = Callable[[Array, Integer], tuple[Array, Integer]]
-
-
-def _twice(kept: set[Array], row: Axis) -> Moved:
+def _twice(kept: set[Array], row: Axis) -> Move:
     """Where the elements of `kept` are, of which rows of even and of odd number have one each."""
     second = (row.index + 1) % 2
 
-    def moved(array: Array, place: Integer) -> tuple[Array, Integer]:
-        if array not in kept:
-            return array, place
-        both = replace(array, size=2 * array.size)
-        return both, place + second * array.size
+    def moved(place: Place, at: Integer) -> tuple[Place, Integer]:
+        if not isinstance(place, Array) or place not in kept:
+            return place, at
+        return replace(place, size=2 * place.size), at + second * place.size
 
     return moved
-
-
-def _changed(statement: Statement, moved: Moved) -> Statement:
-    """A statement with its accesses to scratch memory moved."""
-
-    def load(e: Expr) -> Expr | None:
-        if e.op is not expr.Leaf.LOAD:
-            return None
-        array, place, guard = e.array, e.index, e.guard
-        return expr.load(*moved(array, place), guard)
-
-    def change(inner: Statement) -> Statement:
-        if isinstance(inner, Store):
-            array, place = moved(inner.array, inner.index)
-            value = expr.rebuild(inner.value, load)
-            return replace(inner, array=array, index=place, value=value)
-        if isinstance(inner, Set):
-            return replace(inner, value=expr.rebuild(inner.value, load))
-        return inner
-
-    return map_statement(statement, change)

@@ -34,7 +34,15 @@ from minigrad.graph.substitution import (
 )
 from minigrad.graph.symbolic import Atom, Integer, ceildiv, high
 from minigrad.loops.axes import parallel_axes
-from minigrad.loops.build import Values, combine, flat_loop, loops_over, substitute_statement
+from minigrad.loops.build import (
+    Place,
+    Values,
+    combine,
+    flat_loop,
+    loops_over,
+    substitute_statement,
+    with_places,
+)
 from minigrad.loops.nest import (
     Loop,
     Set,
@@ -45,7 +53,7 @@ from minigrad.loops.nest import (
     show_statements,
     walk,
 )
-from minigrad.loops.prefetch import Place
+from minigrad.loops.prefetch import Place as Hint
 from minigrad.schedule import expr
 from minigrad.schedule.axis import Axis, make_axis
 from minigrad.schedule.expr import Array, Expr, Leaf, Local
@@ -373,7 +381,7 @@ class Schedule:
         self, operand: str, at: Atom | None, loops: Sequence[Atom],
         layout: Sequence[tuple[Sequence[Atom], int | None]], array: str,
         wide: Mapping[Atom, int] | None = None, beyond: Integer | None = None, transpose: int = 0,
-        prefetch: tuple[Place, ...] = (),
+        prefetch: tuple[Hint, ...] = (),
     ) -> Array:  # fmt: skip
         """Copy an operand to scratch memory at the beginning of each iteration over `at`.
 
@@ -442,7 +450,7 @@ class Schedule:
 
     @_step
     def prefetch(
-        self, x: Atom, places: Callable[[Loop, Around], tuple[Place, ...]]
+        self, x: Atom, places: Callable[[Loop, Around], tuple[Hint, ...]]
     ) -> None:
         """What the loops over x ask the memory for."""
         self._change(x, lambda loop, around: (replace(loop, prefetch=places(loop, around)),))
@@ -676,29 +684,13 @@ def _renamed(
     everywhere: bool = False,
 ) -> Statement:  # fmt: skip
     """A statement with other registers; at: their slot, or the index of memory instead of them."""
-    if not new:
-        return statement
 
-    def read(leaf: Expr) -> Expr | None:
-        if leaf.op is not Leaf.LOCAL or leaf.local not in new:
-            return None
-        place = new[leaf.local]
-        slot = leaf.slot if at is None else at
-        return expr.load(place, slot) if isinstance(place, Array) else expr.local(place, slot)
+    def move(place: Place, slot: Integer) -> tuple[Place, Integer]:
+        if isinstance(place, Array) or place not in new:
+            return place, slot
+        return new[place], slot if at is None else at
 
-    def change(inner: Statement) -> Statement:
-        if isinstance(inner, Set):
-            value = expr.rebuild(inner.value, read)
-            place = new.get(inner.local, inner.local)
-            slot = inner.slot if at is None or inner.local not in new else at
-            if isinstance(place, Array):
-                return Store(place, slot, value)
-            return Set(place, slot, value, everywhere or inner.everywhere)
-        if isinstance(inner, Store):
-            return replace(inner, value=expr.rebuild(inner.value, read))
-        return inner
-
-    return map_statement(statement, change)
+    return with_places(statement, move, everywhere) if new else statement
 
 
 def _replaced(statement: Statement, new: Mapping[Expr, Expr]) -> Statement:
