@@ -237,8 +237,10 @@ def walk(*statements: Statement) -> list[Statement]:
     while stack:
         statement = stack.pop()
         found.append(statement)
-        if inner := children(statement):
-            stack.extend(reversed(inner))
+        if isinstance(statement, Loop):
+            stack.extend(reversed(statement.body))
+        elif isinstance(statement, Stores):
+            stack.extend(reversed(statement.items))
     return found
 
 

@@ -661,7 +661,10 @@ def _moved(
     leaf: Statements, places: Mapping[Local, Array | Local], at: Integer
 ) -> Statements:
     """Statements whose registers are other ones, or memory, at an index."""
-    own, top = _locals_of(leaf), {one.local for one in leaf if isinstance(one, Set)}
+    own = _locals_of(leaf)
+    if own.isdisjoint(places):
+        return leaf
+    top = {one.local for one in leaf if isinstance(one, Set)}
     inner = {one.local for one in walk(*leaf) if isinstance(one, Set)} - top
     begin: list[Statement] = []
     end: list[Statement] = []
