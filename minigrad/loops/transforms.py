@@ -94,6 +94,7 @@ class Schedule:
         self.body: Statements = tuple(body)
         self.operands = operands
         self.written_out: dict[Atom, tuple[Atom, Integer]] = {}  # u → x, which is a start + u
+        self._idle: set[Atom] = set()  # variables of loops with one piece, which nothing uses
         self._outside: list[Callable[[Statements], Statements]] = []  # what `inside` puts back
         self._show("naive loops", (), {})
 
@@ -107,9 +108,13 @@ class Schedule:
         computing: only where registers are used inside, not in the loops of copies.
         """
         pieces = make_axis(prefix, 0, ceildiv(max(self.trips(x), 1), size))
+        loops = (one for one in loops_in(self.body) if one.variable == x)
+        whole = pieces.extent == 1 and all(len(one.stops) == 1 for one in loops)
+        if whole:
+            self._idle.add(pieces.variable)
 
         def change(loop: Loop, around: Around) -> Statements:
-            if pieces.extent == 1:
+            if whole:
                 return (Loop(pieces.variable, 0, (1,), (loop,)),)
             start = loop.start + pieces.index * size
             inner = replace(loop, start=start, stops=_least(start + size, *loop.stops))
@@ -345,8 +350,7 @@ class Schedule:
             if not isinstance(statement, Loop):
                 return (statement,)
             body = all_of(statement.body)
-            once = statement.variable.high == 0 and statement.kind == "serial"
-            if once and statement.start == 0 and statement.stops == (1,):
+            if statement.variable in self._idle:
                 return body
             return (statement if body is statement.body else statement.around(body),)
 

@@ -191,6 +191,12 @@ def symbolic_depth(inputs: Inputs) -> list[Node]:
 
 
 @case
+def varying_rows(inputs: Inputs) -> list[Node]:
+    """Blocks of one tile each, of which the last has rows that are no number."""
+    return [add(product(inputs(LENGTH, 30), inputs(30, 70)), 1.0)]
+
+
+@case
 def left_transposed(inputs: Inputs) -> list[Node]:
     """The left operand's rows are neighbours: they are copied tile by tile."""
     x, y = inputs(33, 230), inputs(33, 150)
@@ -332,8 +338,9 @@ def test_matrices_are_used() -> None:
 
 
 @pytest.mark.parametrize("n", [1, 7, 8, 17, 24])
-def test_symbolic_depths(n: int) -> None:
-    check(symbolic_depth, "avx2", n)
+@pytest.mark.parametrize("build", [symbolic_depth, varying_rows])
+def test_symbolic_extents(build: Build, n: int) -> None:
+    check(build, "avx2", n)
 
 
 def test_scales_and_the_rows_ahead_are_at_hand() -> None:
