@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 from minigrad.graph.node import Op
 from minigrad.graph.substitution import variables
-from minigrad.graph.symbolic import Atom, Integer, ceildiv, high
+from minigrad.graph.symbolic import Atom, Integer, ceildiv, high, low
 from minigrad.loops.build import Place, combine, lanes_loop, with_places
 from minigrad.loops.nest import (
     Fold,
@@ -287,4 +287,7 @@ def _terms(statement: Set | Store) -> tuple[Expr, ...]:
 
 def _trips(loop: Loop) -> int:
     """Iterations of a loop, at most; of vectors for a vector loop."""
-    return max(min(ceildiv(high(stop - loop.start), loop.step) for stop in loop.stops), 0)
+    lengths = [high(stop - loop.start) for stop in loop.stops]
+    # where bounds vary, the variable's own range may say more than their difference
+    reach = loop.variable.high + 1 - low(loop.start)
+    return max(ceildiv(min(*lengths, reach), loop.step), 0)

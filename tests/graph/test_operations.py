@@ -56,14 +56,18 @@ def test_a_table_is_seen() -> None:
 
 @pytest.mark.parametrize("name", ["lgamma", "digamma"])
 def test_a_primitive_touches_four_files(name: str) -> None:
-    """Its row, its formula, its method and its row of the property table: the README's recipe."""
+    """Its row, its formula, its method and its row of the property table: the README's recipe.
+
+    (What is composed of it, and its form in place, came later.)
+    """
     tested = (ROOT / "tests" / "property").glob("table_*.py")
     word = re.compile(rf"\b{name}\b", re.IGNORECASE)
     touched = {
         path.relative_to(ROOT).as_posix()
         for path in [*SOURCES, *tested] if word.search(path.read_text("utf-8"))
     }  # fmt: skip
-    assert touched == {
+    later = {"minigrad/tensor/arithmetic.py", "minigrad/tensor/spellings.py"}
+    assert touched - later == {
         "minigrad/graph/operations.py", "minigrad/graph/formulas/gamma.py",
         "minigrad/tensor/functions.py", "tests/property/table_unary.py",
     }  # fmt: skip

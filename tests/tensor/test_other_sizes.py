@@ -1,0 +1,105 @@
+"""Layers, losses and gradients on batches of one size after another: nothing is compiled anew.
+
+The first size is compiled as it is, the second makes a general program, which the others run.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from minigrad import GlobalCounters, Tensor
+from minigrad.program import programs
+
+SIZES = (32, 48, 5, 100, 13)
+ALIKE = 2e-5  # of the largest element
+
+
+class Maker:
+    """Arrays of one size, the same on every device."""
+
+    def __init__(self, size: int, device: str) -> None:
+        self.size, self.device = size, device
+        self.random = np.random.default_rng(size)
+
+    def floats(self, *shape: int) -> Tensor:
+        """A leaf."""
+        data = self.random.standard_normal(shape).astype(np.float32)
+        return Tensor(data, device=self.device, requires_grad=True)
+
+    def integers(self, most: int) -> Tensor:
+        """One for each of the size."""
+        data = self.random.integers(0, most, self.size).astype(np.int32)
+        return Tensor(data, device=self.device)
+
+
+def network(of: Maker) -> list[Tensor]:
+    x, weights = of.floats(of.size, 16), [of.floats(16, 24), of.floats(24), of.floats(24, 5)]
+    hidden = (x @ weights[0] + weights[1]).relu() @ weights[2]
+    loss = hidden.cross_entropy(of.integers(5))
+    return [loss, *loss.gradient(x, *weights)]
+
+
+def convolution(of: Maker) -> list[Tensor]:
+    x, filters = of.floats(of.size, 3, 12, 12), of.floats(6, 3, 3, 3)
+    y = x.conv2d(filters, padding=1).relu().max_pool2d((2, 2))
+    return [y, *(y * y).mean().gradient(x, filters)]
+
+
+def normalized(of: Maker) -> list[Tensor]:
+    x, scale = of.floats(of.size, 24), of.floats(24)
+    y = (x.layernorm() * scale).gelu()
+    mean = x.mean(0, keepdim=True)
+    z = (x - mean) * ((x - mean).square().mean(0, keepdim=True) + 1e-5).rsqrt()
+    return [y, z, *((y * y).mean() + (z * z * z).sum()).gradient(x, scale)]
+
+
+def rows(of: Maker) -> list[Tensor]:
+    x = of.floats(of.size, 33)
+    y = x.softmax(-1)
+    loss = (y * x).sum() + x.log_softmax(1).logsumexp(1).sum()
+    return [y, x.argmax(1), x.max(1), *loss.gradient(x)]
+
+
+def embedding(of: Maker) -> list[Tensor]:
+    table = of.floats(50, 16)
+    y = table[of.integers(50)]
+    return [y, *(y * y).sum().gradient(table)]
+
+
+def attention(of: Maker) -> list[Tensor]:
+    q, k, v = (of.floats(of.size, 2, 10, 8) for _ in range(3))
+    y = Tensor.scaled_dot_product_attention(q, k, v, is_causal=True)
+    return [y, *(y * y).sum().gradient(q, k, v)]
+
+
+def sequence(of: Maker) -> list[Tensor]:
+    """Self-attention over as many positions."""
+    x, w = of.floats(1, of.size, 16), of.floats(16, 48)
+    heads = (x @ w).reshape(1, of.size, 3, 2, 8).permute(2, 0, 3, 1, 4)
+    y = Tensor.scaled_dot_product_attention(heads[0], heads[1], heads[2], is_causal=True)
+    y = y.permute(0, 2, 1, 3).reshape(1, of.size, 16)
+    return [y, *(y * y).mean().gradient(x, w)]
+
+
+def products(of: Maker) -> list[Tensor]:
+    x, w = of.floats(of.size, 120), of.floats(120, 72)
+    return [(x @ w).tanh(), x.sum(0), x.T @ x, (x @ w).sum(0), x.std(0), x[1:] - x[:-1]]
+
+
+@pytest.mark.parametrize("compute", [
+    network, convolution, normalized, rows, embedding, attention, sequence, products,
+])  # fmt: skip
+def test_other_sizes(compute, compiled: str, reference: str) -> None:
+    def values(size: int, device: str) -> list[np.ndarray]:
+        return [one.numpy().astype(np.float64) for one in compute(Maker(size, device))]
+
+    expected = [values(size, reference) for size in SIZES]
+    programs.forget()
+    counts = []
+    for size, wanted in zip(SIZES, expected, strict=True):
+        for ours, theirs in zip(values(size, compiled), wanted, strict=True):
+            scale = np.abs(theirs).max() + 1e-6
+            np.testing.assert_allclose(ours / scale, theirs / scale, atol=ALIKE, rtol=0)
+        counts.append(GlobalCounters.programs_compiled)
+    assert counts[0] < counts[1] == counts[-1]
