@@ -33,6 +33,9 @@ class Sharding(Methods):
         spec: which axes of the mesh divide which dimension, as P("dp", None); without it every
         device has all of the tensor. With a tuple of devices axis= says which dimension they
         divide. A dimension may be uneven: the last devices then have fewer elements, or none.
+
+        >>> Tensor([[1.0, 2.0], [3.0, 4.0]]).shard(Mesh(("CPU", "CPU:1"), dp=2), P("dp")).sharding
+        'float32[2@dp, 2]'
         """
         where, dims = self._divided("shard", mesh, spec, axis)
         node = self.node if self.raw.device == where else build.copy(self.node, where)
@@ -47,6 +50,9 @@ class Sharding(Methods):
         stored: one more axis, which divides what is stored. Who computes with it has it gathered,
         where the axis divides something else there (ZeRO and FSDP: a batch); a dimension that can
         be divided evenly is found, and if there is none the tensor stays as it is.
+
+        >>> Tensor([1.0, 2.0]).shard_(Mesh(("CPU", "CPU:1"), dp=2), P("dp")).sharding
+        'float32[2@dp]'
         """
         where, dims = self._divided("shard_", mesh, spec, axis)
         if stored is not None:
@@ -69,7 +75,12 @@ class Sharding(Methods):
         return self
 
     def shard_like(self, other: Any) -> Self:
-        """The same values, on the devices of another tensor of this shape, and divided like it."""
+        """The same values, on the devices of another tensor of this shape, and divided like it.
+
+        >>> x = Tensor([1.0, 2.0]).shard(("CPU", "CPU:1"), axis=0)
+        >>> Tensor([3.0, 4.0]).shard_like(x).device
+        ('CPU', 'CPU:1')
+        """
         mesh, dims = self._like("shard_like", other)
         if mesh is None:
             return self.to(other.device)
@@ -77,7 +88,11 @@ class Sharding(Methods):
         return self._new(mark(node, dims))
 
     def shard_like_(self, other: Any) -> Self:
-        """As `shard_like`, in place, as `shard_`; nothing where the other one is not divided."""
+        """As `shard_like`, in place, as `shard_`; nothing where the other one is not divided.
+
+        >>> Tensor([3.0]).shard_like_(Tensor([1.0])).tolist()
+        [3.0]
+        """
         mesh, _ = self._like("shard_like_", other)
         if mesh is not None:
             with no_grad():

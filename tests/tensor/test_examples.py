@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from minigrad import Tensor
+from minigrad import Mesh, P, Tensor
 
 
 def _documented() -> dict[str, str]:
@@ -47,6 +47,7 @@ def test_every_method_has_an_example() -> None:
 
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_example(name: str, on_device: None) -> None:
-    example = doctest.DocTestParser().get_doctest(EXAMPLES[name], {"Tensor": Tensor}, name, None, 0)
+    names = {"Tensor": Tensor, "Mesh": Mesh, "P": P}
+    example = doctest.DocTestParser().get_doctest(EXAMPLES[name], names, name, None, 0)
     report: list[str] = []
     assert doctest.DocTestRunner().run(example, out=report.append).failed == 0, "".join(report)
