@@ -18,6 +18,7 @@ NOT_OPERATIONS = {
     "random_state", "set_random_state", "from_bytes", "set_data",
     "realize", "is_realized", "to", "assign", "backward", "gradient",
     "numpy", "data", "tolist", "item", "from_dlpack", "mro", "exponential_",
+    "shard", "shard_", "shard_like", "shard_like_", "sharding",
 }  # fmt: skip
 NOT_OPERATORS = {
     "__init__", "__new__", "__repr__", "__len__", "__iter__", "__bool__", "__int__", "__float__",
@@ -58,9 +59,10 @@ def test_every_operator_is_covered() -> None:
     assert not missing, f"no row of tests/property tests {', '.join(missing)}"
 
 
-# What no operation of Tensor is made of: exchanges of ranks, what the schedule makes of a SORT, and
-# symbolic extents. tests/parallel, "sort" and tests/tensor/test_symbolic.py test them.
-NOT_PRIMITIVES = {Op.COLLECTIVE, Op.DISTRIBUTE, Op.VARIABLE}
+# What no operation of Tensor on one device is made of: exchanges of ranks, layouts on a mesh, what
+# the schedule makes of a SORT, and symbolic extents. tests/parallel, "sort" and
+# tests/tensor/test_symbolic.py test them.
+NOT_PRIMITIVES = {Op.COLLECTIVE, Op.DISTRIBUTE, Op.MARK, Op.VARIABLE}
 
 
 def _primitives(operation: Operation, device: str) -> set[Op]:
