@@ -68,7 +68,7 @@ def test_an_edited_compiler_finds_nothing(tmp_path):
 
 
 def test_the_compiler_is_made_of_the_files_that_are_looked_at():
-    """What they import beside each other decides nothing: errors, locks, settings, counters."""
+    """What they import besides decides nothing: errors, hints, locks, settings, counters."""
     home = Path(cache.__file__).parent
     looked_at = {path.relative_to(home).as_posix() for path in compiler_files()}
     imported = {
@@ -77,7 +77,7 @@ def test_the_compiler_is_made_of_the_files_that_are_looked_at():
         for name in re.findall(r"^from minigrad\.([\w.]+) import", path.read_text(), re.M)
         if path.name not in ("cache.py", "__init__.py")
     }
-    beside = {"errors.py", "locks.py", "settings.py", "program.py"}
+    beside = {"errors.py", "hints.py", "locks.py", "settings.py", "program.py"}
     modules = {name for name in imported if (home / name).exists()}
     assert "target.py" in modules and modules - looked_at <= beside
 

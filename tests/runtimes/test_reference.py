@@ -53,7 +53,8 @@ def same(found, expected):
 
 
 def test_every_operation_has_a_meaning():
-    assert set(MEANING) | {Op.BUFFER} == set(Op)
+    """But for a MARK, which only a mesh's graph has: none is left when that has been divided."""
+    assert set(MEANING) | {Op.BUFFER, Op.MARK} == set(Op)
 
 
 @pytest.mark.parametrize("dtype", INTS, ids=lambda dtype: dtype.name)
