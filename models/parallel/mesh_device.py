@@ -27,6 +27,7 @@ from minigrad.graph.node import Shape
 from minigrad.graph.partition import Partitioned, partition, plan_of, without_barriers
 from minigrad.graph.shapes import numel
 from minigrad.graph.sharding import Layout, local_shape, mark, show, whole
+from minigrad.locks import new_lock
 from minigrad.mesh import Mesh
 from minigrad.models.parallel import mpi
 from minigrad.models.parallel.arrival import waiting_for_all
@@ -116,7 +117,7 @@ class MeshRuntime:
         self.name, self.mesh = mesh.name, mesh
         self.planned = 0
         self._converters: dict[Any, MeshProgram] = {}
-        self._lock = threading.Lock()
+        self._lock = new_lock()
         self.local: list[MeshDevice] = []
         self.exchange: Exchange | None = None
         self._join()
@@ -396,7 +397,7 @@ class _Team:
         self.size = size
         self._tasks: list[queue.SimpleQueue[Any]] = []
         self._done: queue.SimpleQueue[BaseException | None] = queue.SimpleQueue()
-        self._lock = threading.Lock()
+        self._lock = new_lock()
 
     def run(
         self, action: Callable[[int], None], fail: Callable[[BaseException], None]
