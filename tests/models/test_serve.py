@@ -220,6 +220,7 @@ def place(engine: Engine) -> Iterator[str]:
     app = Server(engine, tokenizer(), "tiny", Limits(20_000, 100, KEY), hosts_of("127.0.0.1")).app
     config = uvicorn.Config(app, port=0, log_level="warning")
     listening = config.bind_socket()
+    listening.listen()  # so that who comes before the server has started waits
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
     thread.start()
