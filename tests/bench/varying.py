@@ -26,8 +26,8 @@ def rows(threads: int) -> Iterator[Row]:
     yield join_gradient(100, (64, 256), threads)
     yield from masks(1_000_000, threads)
     yield from recurrent(threads)
-    yield from sampling()
     yield from varying_numbers.rows(threads)
+    yield from sampling()  # last: it loads a model, whatever rows are asked for
 
 
 def join(

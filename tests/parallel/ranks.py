@@ -43,19 +43,12 @@ def on_ranks(kind: str, case: Callable[..., Any], mesh: int | Mesh, *more: Any) 
     if kind == "local":
         return run(lambda rank: case(rank, *more), mesh)
     places = mesh if isinstance(mesh, Mesh) else Mesh(mesh)
-    process = start(["-m", "parallel.ranks", packed(case, places, *more)], places.size)
-    try:
-        out, errors = process.communicate(timeout=LIMIT)
-    finally:
-        process.kill()
-    assert process.returncode == 0, out + errors
-    found: list[Any] = pickle.loads(bytes.fromhex(out.splitlines()[-1]))
-    return found
+    return on_mesh("parallel.ranks", places.size, packed(case, places, *more))
 
 
-def on_mesh(module: str, ranks: int) -> list[Any]:
+def on_mesh(module: str, ranks: int, *more: str) -> list[Any]:
     """What a module prints at rank 0 that runs on so many: it makes its meshes itself."""
-    process = start(["-m", module], ranks)
+    process = start(["-m", module, *more], ranks)
     try:
         out, errors = process.communicate(timeout=LIMIT)
     finally:
