@@ -47,6 +47,10 @@ class JitError(MinigradError, RuntimeError):
     """Replaying a captured step would silently give another result."""
 
 
+class ScanError(MinigradError, RuntimeError):
+    """A function that `Tensor.scan` cannot repeat, or a value read while it describes a step."""
+
+
 class BoundsError(MinigradError, IndexError):
     """An index lies outside its axis."""
 

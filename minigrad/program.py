@@ -1,142 +1,27 @@
 """Whole programs: from the nodes that somebody wants to buffers that hold their values.
 
 `realize` is the only door between lazy graphs and machines: it splits a graph at copies between
-devices, finds or compiles the program of each part, and runs it.
+devices and at loops, finds or compiles the program of each part, and runs it.
 """
 
 from __future__ import annotations
 
-import itertools
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
-from types import MappingProxyType
-from typing import Any
 
 from minigrad.device import Buffer, Call, Device, Program, refuse, renew, spoiled, undecided
 from minigrad.dtype import dtypes
 from minigrad.errors import BoundsError, DeviceError, MinigradError
 from minigrad.failure import failure_of
 from minigrad.graph.build import buffer, rebuild
-from minigrad.graph.canonical import Canonical, Cell, Graph, canonicalize
-from minigrad.graph.general import MOST_SAMPLES, General, Special, generalize
+from minigrad.graph.canonical import Canonical, Graph, canonicalize
+from minigrad.graph.loop import StepsInMemory
 from minigrad.graph.node import Node, Op, topological
+from minigrad.graph.rewrite import without_rules
 from minigrad.graph.shapes import numel
-from minigrad.locks import new_rlock
-from minigrad.settings import flag, report, state_that
-
-MOST_PROGRAMS = 1024  # that are kept; a program that somebody holds (a capture) lives on
-MOST_SPECIAL = 64  # programs of one structure
-
-
-class Family:
-    """The programs of graphs of one structure.
-
-    special: by all of their numbers. general: those that take some of these as arguments, the last
-    one first. samples: the numbers of which a general one is to be made.
-    """
-
-    def __init__(self) -> None:
-        self.special: dict[tuple[Cell, ...], Program] = {}
-        self.general: list[tuple[General, Program]] = []
-        self.samples: list[tuple[Cell, ...]] = []
-        self.used = 0
-
-    def __len__(self) -> int:
-        return len(self.special) + len(self.general)
-
-    def find(self, cells: tuple[Cell, ...]) -> tuple[Program, Mapping[str, int]] | None:
-        """The program for these numbers, with the values of the variables that it adds."""
-        program = self.special.get(cells)
-        if program is not None:
-            return program, NO_VALUES
-        for general, program in self.general:
-            values = general.match(cells)
-            if values is not None:
-                return program, values
-        return None
-
-    def make(self, call: Canonical, compile: Callable[[Graph], Program]) -> None:
-        """Compile a program that `find` then finds: a general one where this is not the first."""
-        self.samples.append(call.cells)
-        if len(self.samples) > 1 and Device[call.roots[0].device].generalizes:
-            try:
-                general = generalize(call, self.samples)
-            except Special as reason:
-                report(1, lambda text=str(reason): f"special: {text}")  # type: ignore[misc]
-                if len(self.samples) > MOST_SAMPLES:
-                    del self.samples[1:]
-            else:
-                self.general.insert(0, (general, compile(general.graph)))
-                del self.general[MOST_SAMPLES:]
-                return
-        if len(self.special) >= MOST_SPECIAL:
-            del self.special[next(iter(self.special))]
-        self.special[call.cells] = compile(call.graph())
-
-
-NO_VALUES: Mapping[str, int] = MappingProxyType({})
-
-
-class Programs:
-    """The programs of this process: about `most`, without the longest unused families of them."""
-
-    def __init__(self, most: int) -> None:
-        self.most = most
-        self._families: dict[Any, Family] = {}
-        self._clock = itertools.count()
-        self._lock = new_rlock()
-
-    def __len__(self) -> int:
-        return sum(map(len, self._families.values()))
-
-    def find(
-        self, call: Canonical, compile: Callable[[Graph], Program]
-    ) -> tuple[Program, Mapping[str, int]]:
-        """The program of a call, compiled if there is none, and values besides the call's."""
-        # A structure describes a whole graph, so that hashing it is dear: it is looked up once.
-        key = (call.structure, flag("FUSE"), flag("GUARD"))
-        family = self._families.get(key)
-        found = None if family is None else family.find(call.cells)
-        if found is None:
-            with self._lock:
-                family = self._families.get(key)
-                if family is None:
-                    family = self._families[key] = Family()
-                found = family.find(call.cells)
-                if found is None:
-                    self._make_room(family)
-                    family.make(call, compile)
-                    found = family.find(call.cells)
-                    assert found is not None, call
-        assert family is not None
-        family.used = next(self._clock)
-        return found
-
-    @property
-    def generals(self) -> int:
-        """How many of them are general."""
-        return sum(len(one.general) for one in self._families.values())
-
-    def forget(self) -> None:
-        """Begin anew: the next graph of each structure counts as its first."""
-        with self._lock:
-            self._families.clear()
-
-    def _make_room(self, wanted: Family) -> None:
-        """Forget an eighth of the programs at once, so that looking for the oldest stays cheap."""
-        left = len(self)
-        if left >= self.most:
-            oldest = sorted(self._families.items(), key=lambda item: item[1].used)
-            for key, family in oldest:
-                if left <= self.most - max(self.most // 8, 1):
-                    break
-                if family is not wanted:
-                    left -= len(family)
-                    del self._families[key]
-
-
-programs = Programs(MOST_PROGRAMS)
+from minigrad.programs import programs
+from minigrad.settings import flag, state_that
 
 
 class _Recording(threading.local):
@@ -229,8 +114,8 @@ def realize(
     whole: Sequence[Node] | None = order
     if Op.CUSTOM in operations:
         roots, whole = without_rules(roots, order), None
-    if Op.COPY in operations:
-        roots, whole = _run_copies(roots), None
+    if Op.COPY in operations or Op.LOOP in operations:
+        return _in_stages(roots, failures)
     result: dict[Node, Node] = {root: root for root in roots if root.op is Op.BUFFER}
     by_device: dict[str, list[Node]] = {}
     for root in dict.fromkeys(roots):
@@ -258,8 +143,21 @@ def _run(
     range, the error goes to `failures`.
     """
     call = canonicalize(roots, checked, order)
-    if spoiled:
-        refuse(_read_by(call))
+    program, values = _program_of(call)
+    fresh, made = [], []
+    for root, target in zip(roots, call.targets, strict=True):
+        if target >= len(call.inputs):
+            memory = Buffer(root.device, root.dtype, numel(root.shape))
+            fresh.append(memory)
+            made.append(buffer(memory, root.dtype, root.shape, root.device))
+        else:
+            made.append(root.src[0])
+    _launch(call, program, fresh, made, values, failures)
+    return made
+
+
+def _program_of(call: Canonical) -> tuple[Program, Mapping[str, int]]:
+    """The program of a call, compiled if there is none, and the values of its variables."""
 
     def compile(graph: Graph) -> Program:
         program = Device[graph.device].compile(graph)
@@ -267,36 +165,39 @@ def _run(
         return program
 
     program, values = programs.find(call, compile)
-    if call.values:
-        values = {**call.values, **values}
-    buffers: list[Buffer] = list(call.inputs)
-    made = []
-    for root, target in zip(roots, call.targets, strict=True):
-        if target >= len(call.inputs):
-            memory = Buffer(root.device, root.dtype, numel(root.shape))
-            buffers.append(memory)
-            made.append(buffer(memory, root.dtype, root.shape, root.device))
-        else:
-            made.append(root.src[0])
+    return program, {**call.values, **values} if call.values else values
+
+
+def _launch(
+    call: Canonical, program: Program, fresh: Sequence[Buffer], made: Sequence[Node],
+    values: Mapping[str, int], failures: list[MinigradError], first: Set[Buffer] = frozenset(),
+) -> None:  # fmt: skip
+    """Run a program. made: the BUFFER of each root, of which `fresh` have no values yet.
+
+    first: those that it writes a part of, and is the first to do so.
+    """
+    if spoiled:
+        refuse(_read_by(call) - first)
+    buffers: list[Buffer] = [*call.inputs, *fresh]
     if call.checks:
-        buffers.append(Buffer(roots[0].device, dtypes.uint32, 1))
+        buffers.append(Buffer(call.roots[0].device, dtypes.uint32, 1))
     GlobalCounters.program_calls += 1
     program.run(buffers, values)
+    device = call.roots[0].device
     if spoiled:
         renew(node.arg for node in made)
-    if roots[0].device in undecided:
-        Device[roots[0].device].follow(_read_by(call), [node.arg for node in made])
+    if device in undecided:
+        Device[device].follow(_read_by(call), [node.arg for node in made])
     if call.checks:
         failures += _look(call, made, buffers[-1])
     if recording.calls is not None:
-        existing = len(call.inputs)
-        written = tuple(buffers[target] for target in call.targets if target < existing)
-        fresh = tuple(buffers[existing:])
+        existing = buffers[: len(call.inputs)]
+        new = (*(b for b in existing if b in first), *buffers[len(existing) :])
+        written = tuple(node.arg for node in made if node.arg not in new)
         recording.calls.append(Call(
-            program, tuple(buffers), values, fresh, written, _read_by(call), call.checks,
+            program, tuple(buffers), values, new, written, _read_by(call) - first, call.checks,
             _doubtful(call, made),
         ))  # fmt: skip
-    return made
 
 
 def _look(call: Canonical, made: Sequence[Node], count: Buffer) -> list[MinigradError]:
@@ -329,29 +230,115 @@ def _read_by(call: Canonical) -> frozenset[Buffer]:
     return frozenset(one.arg for some in sources for one in some if one.op is Op.BUFFER)
 
 
-def without_rules(roots: Sequence[Node], order: Sequence[Node]) -> list[Node]:
-    """The roots without gradient rules: each CUSTOM replaced by its value. order: topological."""
-    new: dict[Node, Node] = {}
+def _in_stages(roots: Sequence[Node], failures: list[MinigradError] | None) -> list[Node]:
+    """Realize roots that depend on COPYs and LOOPs: one stage computes what these need, they run,
+    and the next stage goes on with what they gave.
+
+    What a later stage still reads is overwritten in the last.
+    """
+    order = topological(roots)
+    stage_of: dict[Node, int] = {}
     for node in order:
-        if node.op is Op.CUSTOM:
-            new[node] = new[node.src[0]]
-        else:
-            new[node] = rebuild(node, [new[source] for source in node.src])
-    return [new[root] for root in roots]
-
-
-def _run_copies(roots: Sequence[Node]) -> list[Node]:
-    """Realize the source of every COPY, copy it, and put the buffer in place."""
+        before = max((stage_of[source] for source in node.src), default=0)
+        stage_of[node] = before + (node.op in (Op.COPY, Op.LOOP))
+    last = max(stage_of[root] for root in roots)
+    wanted: list[dict[Node, None]] = [{} for _ in range(last + 1)]
+    for node in order:
+        if node.op in (Op.COPY, Op.LOOP):
+            wanted[stage_of[node] - 1].update(dict.fromkeys(_read_of(node)))
+    for root in roots:
+        wanted[stage_of[root]].setdefault(root)
+    late = _written_late(wanted)
     new: dict[Node, Node] = {}
-    for node in topological(roots):
-        if node.op is Op.COPY:
-            (source,) = realize([new[node.src[0]]])
-            memory = Buffer(node.device, node.dtype, numel(node.shape))
-            memory.copy_from(source.arg)
-            new[node] = buffer(memory, node.dtype, node.shape, node.device)
-        else:
+    for stage, nodes in enumerate(wanted):
+        here = [node for node in order if stage_of[node] == stage and node not in new]
+        for node in here:
             new[node] = rebuild(node, [new[source] for source in node.src])
+        now = {node: None for node in nodes if stage == last or node not in late}
+        values = realize([new[node] for node in now], failures)
+        new.update(zip(now, values, strict=True))
+        for node in here:  # whoever is computed later reads what is in memory
+            if node not in now:
+                new[node] = rebuild(node, [new[source] for source in node.src])
+        for node in order:
+            if node.op is Op.COPY and stage_of[node] == stage + 1:
+                new[node] = _copied(node, new[node.src[0]])
+            elif node.op is Op.LOOP and stage_of[node] == stage + 1:
+                results = [n for n in order if n.op is Op.RESULT and n.src[0] is node]
+                new[node] = node
+                new.update(_run_loop(node, [new[source] for source in node.src], results, failures))
     return [new[root] for root in roots]
+
+
+def _read_of(node: Node) -> Sequence[Node]:
+    """The sources of a node whose values it needs."""
+    return node.arg.read(node) if node.op is Op.LOOP else node.src
+
+
+def _written_late(wanted: list[dict[Node, None]]) -> set[Node]:
+    """The ASSIGNs whose target is read after their own stage; their values stay wanted in that."""
+    stored: set[Node] = set()
+    readers: dict[Node, int] = {}  # BUFFER → the last stage that reads it
+    for stage, nodes in enumerate(wanted):
+        reached: set[Node] = set()
+        stack = list(nodes)
+        while stack:
+            node = stack.pop()
+            if node in reached or node in stored:
+                continue
+            reached.add(node)
+            for source in node.src[1:] if node.op is Op.ASSIGN else _read_of(node):
+                readers[source] = stage
+                stack.append(source)
+        stored.update(nodes)
+    late: set[Node] = set()
+    for stage, nodes in enumerate(wanted):
+        for node in list(nodes):
+            if node.op is Op.ASSIGN and readers.get(node.src[0], stage) > stage:
+                late.add(node)
+                nodes.setdefault(node.src[1])
+                wanted[-1].setdefault(node)
+    return late
+
+
+def _copied(node: Node, source: Node) -> Node:
+    """A COPY of a BUFFER, made."""
+    memory = Buffer(node.device, node.dtype, numel(node.shape))
+    memory.copy_from(source.arg)
+    return buffer(memory, node.dtype, node.shape, node.device)
+
+
+def _run_loop(
+    node: Node, sources: Sequence[Node], results: Sequence[Node],
+    failures: list[MinigradError] | None,
+) -> dict[Node, Node]:  # fmt: skip
+    """Run a LOOP whose sources are BUFFERs, step by step; gives its RESULTs."""
+    found: list[MinigradError] = []
+    checked = flag("BOUNDS") != 0
+
+    def memory(like: Node, rows: int) -> Node:
+        made = Buffer(like.device, like.dtype, rows * numel(like.shape))
+        return buffer(made, like.dtype, (rows, *like.shape), like.device)
+
+    steps = StepsInMemory(node, sources, results, memory)
+    unwritten = frozenset(one.arg for one in steps.memory)
+    for roots, every in ((steps.begin, [{}]), (steps.step, steps.values())):
+        if not roots:
+            continue
+        roots = without_rules(roots, topological(roots))
+        call = canonicalize(roots, checked)
+        program, values = _program_of(call)
+        made = [root.src[0] for root in roots]
+        first = unwritten & {one.arg for one in made}
+        for number, own in enumerate(every):
+            now = {**values, **own} if own else values
+            _launch(call, program, (), made, now, found, frozenset() if number else first)
+        unwritten -= first
+    if failures is not None:
+        failures += found
+    elif found:
+        raise found.pop()
+    return steps.results
 
 
 def bytes_of(node: Node) -> bytearray:

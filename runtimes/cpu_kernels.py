@@ -207,7 +207,7 @@ class Kernels:
                 for name in kernel.code.symbols
             ]
             kernels.append(kernel)
-            sources.append((*(places[array] for array in used), *symbols))
+            sources.append((*(places[array.whole or array] for array in used), *symbols))
         result = Plan(tuple(kernels), tuple(sources), tuple(held.values()))
         cache = self._cache()
         if cache is not None:

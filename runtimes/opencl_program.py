@@ -98,6 +98,7 @@ class OpenCLProgram:
         ]  # fmt: skip
 
     def _source(self, array: Array) -> tuple[str, Any]:
+        array = array.whole or array
         if array in self.plan.slots:
             return ("slot", self.plan.slots[array])
         return ("arena", self._arena[array])
@@ -244,15 +245,14 @@ def _place_arena(plan: Schedule, kernels: Sequence[Kernel]) -> tuple[dict[Array,
     to start at multiples of what the device wants, which differs from device to device.)
     """
     last: dict[Array, int] = {}
-    for step, kernel in enumerate(kernels):
-        for array in kernel.arrays:
-            if array in plan.arena:
-                last[array] = step
+    arrays = [dict.fromkeys(array.whole or array for array in k.arrays) for k in kernels]
+    for step, used in enumerate(arrays):
+        last.update((array, step) for array in used if array in plan.arena)
     place: dict[Array, int] = {}
     sizes: list[int] = []
     idle: list[int] = []
-    for step, kernel in enumerate(kernels):
-        for array in kernel.arrays:
+    for step, used in enumerate(arrays):
+        for array in used:
             if array in last and array not in place:
                 nbytes = array.size * array.dtype.itemsize
                 if idle:
@@ -262,5 +262,5 @@ def _place_arena(plan: Schedule, kernels: Sequence[Kernel]) -> tuple[dict[Array,
                     place[array] = len(sizes)
                     sizes.append(0)
                 sizes[place[array]] = max(sizes[place[array]], nbytes)
-        idle += [place[a] for a in dict.fromkeys(kernel.arrays) if last.get(a) == step]
+        idle += [place[array] for array in used if last.get(array) == step]
     return place, sizes

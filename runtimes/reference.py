@@ -403,7 +403,12 @@ class ReferenceProgram:
 
         results = _compute(self.order, graph.roots, load, frame)
         for root, slot, result in zip(graph.roots, graph.outputs, results, strict=True):
-            _view(buffers[slot].memory, root.dtype, root.shape, frame)[...] = result
+            if root.op is Op.ASSIGN:  # some rows of its target
+                start = number(root.arg, frame.variables)
+                whole = _view(buffers[slot].memory, root.dtype, root.src[0].shape, frame)
+                whole[start : start + len(result)] = result
+            else:
+                _view(buffers[slot].memory, root.dtype, root.shape, frame)[...] = result
 
 
 class ReferenceRuntime:

@@ -317,17 +317,21 @@ def contiguous(x: Node) -> Node:
     return make(Op.CONTIGUOUS, x.dtype, x.shape, (x,), None, x.device)
 
 
-def assign(target: Node, value: Node) -> Node:
-    """`value`, stored in the memory of the BUFFER `target`."""
+def assign(target: Node, value: Node, row: Integer | None = None) -> Node:
+    """`value`, stored in the memory of the BUFFER `target`.
+
+    row: the first of the rows that are written, of which the program reads none; the others stay.
+    """
     if target.op is not Op.BUFFER:
         raise ValueError(f"assign to {target.op.name}: the target must be a BUFFER")
-    if target.shape != value.shape or target.dtype is not value.dtype:
+    start = 0 if row is None else 1
+    if target.shape[start:] != value.shape[start:] or target.dtype is not value.dtype:
         raise ShapeError(
             f"assign: target {target.shape} {target.dtype.name}, "
             f"value {value.shape} {value.dtype.name}"
         )
     src = (target, value)
-    return make(Op.ASSIGN, value.dtype, value.shape, src, None, device_of(Op.ASSIGN, src))
+    return make(Op.ASSIGN, value.dtype, value.shape, src, row, device_of(Op.ASSIGN, src))
 
 
 def copy(x: Node, device: str) -> Node:

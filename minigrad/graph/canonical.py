@@ -30,7 +30,7 @@ Cell = Integer | bytes
 class Graph:
     """What a program computes.
 
-    roots[i] is the value to be stored in buffer slot outputs[i]. BUFFER nodes hold slots as `arg`;
+    roots[i] is the value to be stored in buffer slot outputs[i]; an ASSIGN goes to some rows of it. BUFFER nodes hold slots as `arg`;
     slots 0 … len(outputs) − 1 are not necessarily outputs: an in-place update reads and writes one
     slot. A program sees every input as it was before the program started.
     variables: names of the symbolic integers whose values are given per call.
@@ -104,7 +104,7 @@ class Canonical:
             value = new[root]
             if value.op is Op.BUFFER:  # a CHECK of one
                 value = make(Op.CONTIGUOUS, value.dtype, value.shape, (value,), None, value.device)
-            roots.append(value.src[1] if value.op is Op.ASSIGN else value)
+            roots.append(value.src[1] if _fills(value) else value)
         outputs = self.targets
         count = max((*outputs, len(self.inputs) - 1)) + 1
         if checked:
@@ -120,11 +120,17 @@ class Canonical:
         )
 
 
+def _fills(root: Node) -> bool:
+    """Whether a root is written to all of its target."""
+    return root.op is Op.ASSIGN and root.arg is None
+
+
 # What makes a node in a graph that is rewritten: of the old one, its new sources, and its arg.
 Remake = Callable[[Node, tuple[Node, ...], Any], Node]
 # The operations that hold numbers which do not follow from their sources.
 NUMBERED = frozenset({
     Op.BUFFER, Op.CONST, Op.IOTA, Op.RESHAPE, Op.EXPAND, Op.SHRINK, Op.PAD, Op.VARIABLE, Op.CHECK,
+    Op.ASSIGN,
 })  # fmt: skip
 
 
@@ -141,6 +147,8 @@ def cells_of(node: Node) -> tuple[Cell, ...]:
         return (node.arg.extent,)
     if op is Op.VARIABLE:
         return (node.arg,)
+    if op is Op.ASSIGN:
+        return () if node.arg is None else (node.arg,)
     if op is Op.CONST and not node.dtype.is_bool:
         value = struct.pack("<d", node.arg) if node.dtype.is_float else int(node.arg)
         return (*node.shape, value)
@@ -151,6 +159,8 @@ def _structure_of(node: Node) -> Any:
     """What a node with cells is besides these, its dtype and its sources."""
     if node.op is Op.CONST and node.dtype.is_bool:
         return (node.ndim, bool(node.arg))
+    if node.op is Op.ASSIGN:
+        return node.arg is None
     return replace(node.arg, extent=0) if node.op is Op.CHECK else node.ndim
 
 

@@ -162,6 +162,8 @@ def _places(call: Canonical) -> list[Place]:
             found += [Place("offset")] * (2 * node.ndim)
         elif node.op is Op.CHECK:
             found += [Place("extent")] * bool(call.checks)
+        elif node.op is Op.ASSIGN:
+            found += [Place("start")] * (node.arg is not None)
         elif node.op in NUMBERED:
             found += [Place("extent")] * len(node.shape)
             if node.op is Op.CONST and not node.dtype.is_bool:
@@ -267,6 +269,8 @@ def _remake(node: Node, src: tuple[Node, ...], arg: Any, cells: Iterator[Cell]) 
         return make(op, node.dtype, src[0].shape, src, replace(arg, extent=next(cells)), device)
     if op is Op.VARIABLE:
         return make(op, node.dtype, (), (), next(cells), device)
+    if op is Op.ASSIGN and arg is not None:
+        return make(op, node.dtype, src[1].shape, src, next(cells), device)
     if op in NUMBERED:
         shape = tuple(_integer(next(cells)) for _ in node.shape)
         if op is Op.CONST:

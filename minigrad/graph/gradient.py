@@ -57,10 +57,18 @@ def gradient(
         if output in active:
             parts.setdefault(output, []).append(seed)
     found: dict[Node, Node] = {}
+    results: dict[Node, dict[Node, Node]] = {}  # LOOP → its RESULTs → their gradients
     for node in reversed(order):
+        if node in results:
+            for source, part in zip(node.src, node.arg.gradient(node, results[node]), strict=True):
+                if part is not None and source in active:
+                    parts.setdefault(source, []).append(part)
         if node not in parts:
             continue
         total = found[node] = _sum(parts.pop(node))
+        if node.op is Op.RESULT:
+            results.setdefault(node.src[0], {})[node] = total
+            continue
         if node.op is Op.ASSIGN and any(source in active for source in node.src):
             raise _write_in_the_way(node)
         rules = rules_of(node)
@@ -129,6 +137,8 @@ def rules_of(node: Node) -> tuple[Rule | None, ...]:
         return (collective.gradient,) * sent
     if node.op is Op.CAT:
         return _cat_rules(node)
+    if node.op in (Op.LOOP, Op.RESULT):  # see `gradient`: all of a LOOP's at once
+        return (_same,) * len(node.src)
     return _custom_rules(node) if node.op is Op.CUSTOM else RULES.get(node.op, ())
 
 

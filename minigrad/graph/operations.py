@@ -315,11 +315,13 @@ class Op(Enum):
 
     # engine
     CONTIGUOUS = "contiguous"  # identity, stored in a buffer
-    ASSIGN = "assign"  # target BUFFER, value: the value, stored in the target's memory
+    ASSIGN = "assign"  # (first row, if it has not all) target BUFFER, value: it, stored there
     COPY = "copy"  # identity on another device (arg)
     COLLECTIVE = "collective"  # (Collective) an exchange with other ranks: graph/collective.py
     CHECK = "check"  # (Check) identity; a program raises where an element is no index: bounds.py
     MARK = "mark"  # (Mark) identity that says where it is on a mesh: graph/sharding.py
+    LOOP = "loop"  # (Loop) steps that run one after the other; its values are its RESULTs: loop.py
+    RESULT = "result"  # (kind, number) a value of a LOOP
     CUSTOM = "custom"  # (rule) the first source; `rule` gives the gradients of the others
 
 

@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from minigrad.errors import CompileError
 from minigrad.graph.build import rebuild
-from minigrad.graph.node import Node, Op
+from minigrad.graph.node import Node, Op, topological
 
 Rule = Callable[[Node], Node | None]
 Rules = Mapping[Op, Sequence[Rule]]
@@ -78,3 +78,25 @@ def _check_progress(needed: Sequence[Node], becomes: Mapping[Node, Node]) -> Non
     for node in needed:
         if node in becomes:
             raise CompileError(f"the rewrite rules never end: {node!r} comes back to itself")
+
+
+def replaced(roots: Sequence[Node], by: Mapping[Node, Node]) -> list[Node]:
+    """The roots with some of the nodes they need replaced; replacements are taken as they are."""
+    if not by:
+        return list(roots)
+    new: dict[Node, Node] = {}
+    for node in topological(roots):
+        known = by.get(node)
+        new[node] = rebuild(node, [new[s] for s in node.src]) if known is None else known
+    return [new[root] for root in roots]
+
+
+def without_rules(roots: Sequence[Node], order: Sequence[Node]) -> list[Node]:
+    """The roots without gradient rules: each CUSTOM replaced by its value. order: topological."""
+    new: dict[Node, Node] = {}
+    for node in order:
+        if node.op is Op.CUSTOM:
+            new[node] = new[node.src[0]]
+        else:
+            new[node] = rebuild(node, [new[source] for source in node.src])
+    return [new[root] for root in roots]

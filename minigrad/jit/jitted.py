@@ -50,15 +50,6 @@ from minigrad.errors import JitError
 from minigrad.graph.node import Node, Op
 from minigrad.jit.capture import HostWatch, Snapshot, refuse_replaced
 from minigrad.jit.outside import Outside, noting
-from minigrad.jit.pytree import (
-    Signature,
-    flatten,
-    objects,
-    rebuild,
-    show,
-    signature,
-    template,
-)
 from minigrad.jit.replay import Capture, OtherExtents, Source
 from minigrad.jit.replay_codegen import Serve, straight
 from minigrad.jit.sorting import copies, leaves, sort, take_gradients
@@ -67,6 +58,15 @@ from minigrad.program import recorded_calls, recording
 from minigrad.settings import thread
 from minigrad.tensor import Tensor, realization, views
 from minigrad.tensor.live_tensors import all_holders
+from minigrad.tensor.pytree import (
+    Signature,
+    flatten,
+    objects,
+    rebuild,
+    show,
+    signature,
+    template,
+)
 
 MOST_OTHERS = 16  # sets of extents that a step keeps captures for, besides the first
 

@@ -15,11 +15,11 @@ from minigrad.graph.node import Form, Node, Op, own_buffer
 from minigrad.graph.symbolic import Integer
 from minigrad.graph.variable import rebind
 from minigrad.jit.outside import Outside
-from minigrad.jit.pytree import Signature, flatten, rebuild, show, signature
 from minigrad.locks import new_lock
 from minigrad.program import GlobalCounters
 from minigrad.tensor import Tensor, no_grad, realization, saved_graphs, views
 from minigrad.tensor.live_tensors import clock, lazy_links, shared
+from minigrad.tensor.pytree import Signature, flatten, rebuild, show, signature
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,6 @@ from typing import TYPE_CHECKING, Any
 from minigrad.device import Device, spoiled, undecided
 from minigrad.failure import CheckedReplay
 from minigrad.graph.node import Node, form_of
-from minigrad.jit.pytree import TENSOR, rebuild
 from minigrad.program import GlobalCounters
 from minigrad.tensor import Tensor, saved_graphs
 from minigrad.tensor.live_tensors import (
@@ -34,6 +33,7 @@ from minigrad.tensor.live_tensors import (
     shared,
     stay_alone,
 )
+from minigrad.tensor.pytree import TENSOR, rebuild
 
 if TYPE_CHECKING:
     from minigrad.jit.replay import Capture

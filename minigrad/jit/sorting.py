@@ -13,7 +13,6 @@ from minigrad.failure import CheckedReplay
 from minigrad.graph.node import Node, Op, form_of
 from minigrad.graph.variable import is_own
 from minigrad.jit.capture import Snapshot
-from minigrad.jit.pytree import signature
 from minigrad.jit.replay import (
     Capture,
     Output,
@@ -25,6 +24,7 @@ from minigrad.jit.replay import (
 from minigrad.tensor import Tensor, realization, saved_graphs
 from minigrad.tensor.live_tensors import Holder, all_holders
 from minigrad.tensor.modes import no_grad
+from minigrad.tensor.pytree import signature
 
 
 def copies(name: str, tensors: Sequence[Tensor]) -> list[Tensor]:

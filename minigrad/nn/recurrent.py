@@ -20,6 +20,7 @@ class _Cell(Layer):
     """
 
     gates: ClassVar[int] = 1
+    kept: ClassVar[tuple[str, ...]] = ("hidden",)  # what goes from step to step
 
     def __init__(self, input_size: int, hidden_size: int, bias: bool = True) -> None:
         self.input_size, self.hidden_size, self.bias = input_size, hidden_size, bias
@@ -45,6 +46,12 @@ class _Cell(Layer):
         by_x = x.linear(self.weight_ih.T, self.bias_ih)
         return by_x, hidden.linear(self.weight_hh.T, self.bias_hh)
 
+    def step(self, state: tuple[Tensor, ...], x: Tensor) -> tuple[tuple[Tensor, ...], Tensor]:
+        """For `Tensor.scan`: the state as a tuple, and the hidden part of it to keep."""
+        new: Any = self(x, state if len(self.kept) > 1 else state[0])  # type: ignore[operator]
+        state = new if isinstance(new, tuple) else (new,)
+        return state, state[0]
+
     def extra_repr(self) -> str:
         """The sizes."""
         return f"{self.input_size}, {self.hidden_size}" + ("" if self.bias else ", bias=False")
@@ -58,6 +65,7 @@ class LSTMCell(_Cell):
     """
 
     gates = 4
+    kept = ("hidden", "cell")
 
     def __call__(
         self, x: Tensor, state: tuple[Tensor, Tensor] | None = None
@@ -156,28 +164,25 @@ class _Recurrent(Layer):
                 f" or (batch, length, {self.input_size}) with batch_first"
             )
         time = 1 if self.batch_first and x.ndim == 3 else 0
-        before = () if state is None else state if isinstance(state, tuple) else (state,)
-        steps: list[Tensor] = list(x.unbind(time))
-        last: list[Any] = []
+        given = None if state is None else state if isinstance(state, tuple) else (state,)
+        whole = x.transpose(0, time)
+        last: list[tuple[Tensor, ...]] = []
         for layer in range(self.num_layers):
             found = []
             for turn, end in enumerate(self._ends(layer)):
-                cell, number = self._cell(end, steps[0]._known_shape()[-1]), len(last)
-                held: Any = tuple(part[number] for part in before) or None
-                given = steps[::-1] if turn else steps
-                outs = []
-                for step in given:
-                    held = cell(step, held if held is None or cell.gates == 4 else held[0])
-                    held = held if isinstance(held, tuple) else (held,)
-                    outs.append(held[0])
-                found.append(outs[::-1] if turn else outs)
+                cell = self._cell(end, whole._known_shape()[-1])
+                zeros = cell._zeros(whole[0])
+                start = (zeros,) * len(cell.kept) if given is None else (
+                    tuple(part[len(last)] for part in given)
+                )  # fmt: skip
+                held, outs = Tensor.scan(cell.step, start, whole, reverse=bool(turn))
+                found.append(outs)
                 last.append(held)
-            steps = [parts[0].cat(*parts[1:], dim=-1) for parts in zip(*found, strict=True)]
+            whole = found[0].cat(*found[1:], dim=-1)
             if layer < self.num_layers - 1:
-                steps = [step.dropout(self.dropout) for step in steps]
+                whole = whole.dropout(self.dropout)
         states = tuple(parts[0].stack(*parts[1:]) for parts in zip(*last, strict=True))
-        whole = steps[0].stack(*steps[1:], dim=time)
-        return whole, states if self.cell.gates == 4 else states[0]
+        return whole.transpose(0, time), states if len(states) > 1 else states[0]
 
     def extra_repr(self) -> str:
         """The sizes, and what is not the default."""

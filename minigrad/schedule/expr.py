@@ -37,7 +37,8 @@ class Array:
     """Memory that stages read and write.
 
     space: "buffer" (a kernel argument), "scratch", or "local" (memory that a work-group shares).
-    of: the array whose memory this one is, seen as another dtype.
+    of: the array whose memory this one is, seen as another dtype. whole: that of which it is a part
+    (joins.py), with all of its memory.
     """
 
     name: str
@@ -45,6 +46,7 @@ class Array:
     size: int
     space: str = "buffer"
     of: Array | None = None
+    whole: Array | None = None
 
     def __repr__(self) -> str:
         return self.name

@@ -29,6 +29,7 @@ SMALL = 1 << 15
 # Arrays of a kernel, beyond which no stage joins it: LLVM takes a second for a thousand, and forty
 # for four thousand.
 MOST_ARRAYS = 256
+MOST_PARTS = 8  # of one array: those of long joins share the code of one kernel instead
 LEAST_PARALLEL = 8  # rows, one for each thread, below which more than SMALL is better left parallel
 
 
@@ -82,14 +83,12 @@ class Cluster:
 
 
 def cluster(
-    chains: Chains, target: Target, fuse: bool, alone: frozenset[Array] = frozenset(),
-    owners: Mapping[Array, Array] | None = None,
-) -> list[Cluster]:  # fmt: skip
+    chains: Chains, target: Target, fuse: bool, alone: frozenset[Array] = frozenset()
+) -> list[Cluster]:
     """Distribute stages over kernels; `alone` arrays share none. Chains go where they are read.
 
-    owners: the arrays of which others are parts; parts of one array share no kernel.
+    Of an array's parts a few share a kernel.
     """
-    owners = owners or {}
     clusters: dict[Cluster, int] = {}  # with their places
     maker: dict[Array, Cluster] = {}
     readers: dict[Array, list[Cluster]] = {}
@@ -114,8 +113,8 @@ def cluster(
             for candidate in dict.fromkeys([*near, *siblings]):
                 if candidate.stages[0].array in alone:
                     continue
-                owner = owners.get(stage.array)
-                if owner is not None and any(owners.get(a) == owner for a in candidate.made):
+                whole = stage.array.whole
+                if whole and sum(a.whole == whole for a in candidate.made) >= MOST_PARTS:
                     continue
                 if sink is not None:
                     most = len(parts) - (candidate not in producers)  # a sibling must share some
@@ -283,7 +282,7 @@ def _same_elements(stages: list[Stage], stage: Stage) -> bool:
         return False
     made = {member.array for member in stages}
     return all(
-        load.index == stage.position and not load.guard
+        load.index + stage.start == stage.position and not load.guard
         for load in expr.loads(stage.body)
         if load.array in made
     )

@@ -1,8 +1,9 @@
-"""CAT: each piece is written where it belongs in the result.
+"""CAT, and rows of a result: each piece is written where it belongs.
 
 A piece becomes a value of its own (a CONTIGUOUS whose `arg` is a `Part`), whose stage stores to
 that part of the CAT's array; the CAT itself is the event that all of them are there, and no code.
-Where in the array a part begins is an argument of its kernel, so pieces of one shape share code.
+Where in the array a part begins is an argument of its kernel, so pieces of one shape share code. An
+ASSIGN to some rows is such a piece, too: of the array that it is assigned to.
 """
 
 from __future__ import annotations
@@ -14,7 +15,6 @@ from minigrad.graph.build import rebuild
 from minigrad.graph.node import Node, Op, Shape, make, topological
 from minigrad.graph.shapes import flatten, numel
 from minigrad.graph.symbolic import Integer, var
-from minigrad.schedule.expr import Array
 from minigrad.schedule.stage import Stage
 
 
@@ -22,20 +22,24 @@ from minigrad.schedule.stage import Stage
 class Part:
     """Where a piece belongs: its place among those of a CAT, and its first index along the axis.
 
-    cat: the number of the CAT in its program; shape: that of the whole.
+    cat: the number of the CAT in its program; shape: that of the whole. Of rows of a result cat is
+    ROWS, and place the slot.
     """
 
     cat: int
     place: int
     shape: Shape
     axis: int
-    start: int
+    start: Integer
+
+
+ROWS = -1  # in the place of a CAT's number: rows of a result, which the program does not read
 
 
 def with_parts(roots: Sequence[Node]) -> list[Node]:
-    """The roots with a Part of its own for each piece of each CAT."""
+    """The roots with a Part of its own for each piece of each CAT, and for rows of a result."""
     order = topological(roots)
-    if not any(node.op is Op.CAT for node in order):
+    if not any(node.op in (Op.CAT, Op.ASSIGN) for node in order):
         return list(roots)
     new: dict[Node, Node] = {}
     for number, node in enumerate(order):
@@ -48,6 +52,10 @@ def with_parts(roots: Sequence[Node]) -> list[Node]:
                                   piece.device)  # fmt: skip
                 start += numel(piece.shape[node.arg : node.arg + 1])
             new[node] = make(Op.CAT, node.dtype, node.shape, tuple(src), node.arg, node.device)
+        elif node.op is Op.ASSIGN and node.arg is not None:
+            target = node.src[0]
+            rows = Part(ROWS, target.arg, target.shape, 0, node.arg)
+            new[node] = make(Op.CONTIGUOUS, node.dtype, node.shape, (src[1],), rows, node.device)
         else:
             new[node] = node if tuple(src) == node.src else _on(node, src)
     return [new[root] for root in roots]
@@ -67,26 +75,23 @@ def placed(stage: Stage, part: Part) -> Stage:
     axes = iter(stage.axes)
     for extent in stage.shape:
         index.append(0 if extent == 1 else next(axes).index)
-    index[part.axis] = index[part.axis] + part.start
-    return replace(stage, position=flatten(index, extents))
+    start = flatten([part.start if axis == part.axis else 0 for axis in range(len(index))], extents)
+    return replace(stage, position=flatten(index, extents) + start, start=start)
 
 
 def with_starts(
-    stages: Sequence[Stage], owners: dict[Array, Array]
+    stages: Sequence[Stage],
 ) -> tuple[tuple[Stage, ...], tuple[tuple[str, int], ...]]:
-    """The stages of a kernel with the CATs' own arrays, and parts beginning at arguments.
-
-    Gives the arguments' names and values, too. owners: the CAT's array for that of each part.
-    """
+    """The stages of a kernel with parts that begin at arguments; their names and values."""
     result: list[Stage] = []
     values: list[tuple[str, int]] = []
     for stage in stages:
-        owner = owners.get(stage.array)
-        if owner is not None:
+        whole = stage.array.whole
+        if whole is not None:
             start = stage.position if isinstance(stage.position, int) else stage.position.constant
-            name, most = f"_start{len(values)}", owner.size - stage.size
+            name, most = f"_start{len(values)}", whole.size - stage.size
             values.append((name, start))
             position = var(name, 0, most) + (stage.position - start)
-            stage = replace(stage, array=owner, position=position)
+            stage = replace(stage, position=position)
         result.append(stage)
     return tuple(result), tuple(values)

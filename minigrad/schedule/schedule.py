@@ -15,7 +15,7 @@ from minigrad.schedule import expr
 from minigrad.schedule.attention_fusion import Chains
 from minigrad.schedule.expr import Array, Expr
 from minigrad.schedule.fuse import Cluster, aligned, cluster, reaches
-from minigrad.schedule.joins import Part, placed, with_parts, with_starts
+from minigrad.schedule.joins import ROWS, Part, placed, with_parts, with_starts
 from minigrad.schedule.materialize import (
     MEMORY_COST,
     Materialized,
@@ -126,20 +126,23 @@ class _Plan:
                 array = Array(f"s{node.arg}", node.dtype, numel(node.shape))
                 self.arrays[node] = array
                 self.slots[array] = node.arg
+        self.rows: set[Array] = set()  # of which only some rows are written, and not read
         for root, slot in targets:
-            array = Array(f"o{slot}", root.dtype, numel(root.shape))
+            some = isinstance(root.arg, Part) and root.arg.cat == ROWS
+            array = Array(f"o{slot}", root.dtype, numel(root.arg.shape if some else root.shape))
             self.arrays[root] = array
+            if some:
+                self.rows.add(array)
             self.slots[array] = slot
         for node in self.kept.nodes:
             if node not in self.arrays:
                 self.arrays[node] = stages.array(node)
-        self.owners: dict[Array, Array] = {}  # of parts
         for node in self.kept.nodes:
             if node.op is Op.CAT:
                 whole = self.arrays[node]
                 for place, piece in enumerate(node.src):
-                    part = replace(whole, name=f"{whole.name}_{place}")
-                    self.arrays[piece], self.owners[part] = part, whole
+                    part = replace(whole, name=f"{whole.name}_{place}", whole=whole)
+                    self.arrays[piece] = part
                     if whole in self.slots:
                         self.slots[part] = self.slots[whole]
         nodes = [node for node in self.kept.nodes if numel(node.shape)]
@@ -150,7 +153,7 @@ class _Plan:
         self.late = frozenset(self.arrays[node] for node in late)
         partial = self._cut_to_parts(root for root, _ in targets)
         self.chains = Chains(self.stages.values(), self.slots, fuse and target.has_block_rows)
-        self.clusters = cluster(self.chains, target, fuse, self.late | partial, self.owners)
+        self.clusters = cluster(self.chains, target, fuse, self.late | partial)
         self.readers: dict[Array, list[Cluster]] = {}
         for member in self.clusters:
             for stage in member.stages:
@@ -210,7 +213,7 @@ class _Plan:
         inputs = {slot: a for a, slot in self.slots.items() if a.name.startswith("s")}
         for array, slot in self.slots.items():
             old = inputs.get(slot)
-            if old is None or array == old or array not in self.maker:
+            if old is None or array == old or array not in self.maker or array in self.rows:
                 continue
             writer = self.maker[array]
             for reader in self.readers.get(old, []):
@@ -235,10 +238,9 @@ class _Plan:
             if member.kind == "cat":
                 continue
             rows = member.most_rows or 1
-            stages, numbers = with_starts(member.stages, self.owners)
-            whole = frozenset(self.owners.get(array, array) for array in stored[member])
-            kernels.append(Kernel(member.kind, stages, rows, whole, numbers))
-        slots = {array: s for array, s in self.slots.items() if array not in self.owners}
+            stages, numbers = with_starts(member.stages)
+            kernels.append(Kernel(member.kind, stages, rows, stored[member], numbers))
+        slots = {array: s for array, s in self.slots.items() if array.whole is None}
         kernels = add_waits(kernels, slots)
         arena, size = plan_arena(kernels, slots)
         return Schedule(tuple(kernels), slots, arena, size, self.graph.variables)
@@ -258,7 +260,7 @@ class _Plan:
         if exchanges:  # and all else meanwhile
             return in_order([*exchanges, *self.clusters])
         filled = {
-            member: [a for a in arrays if a not in self.slots and a not in self.owners]
+            member: [a for a in arrays if a not in self.slots and a.whole is None]
             for member, arrays in stored.items()
         }
         return freeing_early(in_order(self.clusters), filled, self.readers)
@@ -348,11 +350,12 @@ def held_between(kernels: Sequence[Kernel], slots: dict[Array, int]) -> dict[Arr
     for step, kernel in enumerate(kernels):
         for stage in kernel.stages:
             touched = [load.array for load in expr.loads(*stage.exprs())]
+            made = stage.array.whole or stage.array
             if stage.array in kernel.stored or kernel.kind == "wait":
-                touched.append(stage.array)
+                touched.append(made)
             if stage.array in kernel.stored:
                 size = iterations(stage.shape)  # perhaps of a part of the array
-                sizes[stage.array] = size if high(size) == stage.array.size else stage.array.size
+                sizes[made] = size if high(size) == made.size else made.size
             for array in touched:
                 if array not in slots:
                     first.setdefault(array, step)

@@ -44,7 +44,8 @@ class Stage:
     initial value in `initial`, which runs over the kept and the initial axes. A running reduction
     keeps every index of its `reduced` axis. A DISTRIBUTE has its bins as `position`, and the first
     places of these in `initial`. A COLLECTIVE has no loops: it is an exchange of whole arrays; nor
-    has a CAT, whose `pieces` are written to parts of its array (see joins.py).
+    has a CAT, whose `pieces` are written to parts of its array (see joins.py): such a part begins
+    at `start`, which `position` contains.
     """
 
     array: Array
@@ -60,6 +61,7 @@ class Stage:
     initial_position: Integer = 0
     exchange: Exchange | None = None
     pieces: tuple[Array, ...] = ()
+    start: Integer = 0
 
     @property
     def contraction(self) -> Contraction | None:

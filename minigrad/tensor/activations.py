@@ -14,6 +14,16 @@ from minigrad.tensor.methods import Methods
 _KINDS = "buif"  # bool < integers < floats: an in-place result may not rise in this order
 
 
+def _small(x: Any) -> Any:
+    """exp(−|x|), which does not overflow."""
+    return (x < 0).where(x, -x).exp()
+
+
+def _sigmoid_rule(g: Any, value: Any, x: Any) -> Sequence[Any]:
+    small = _small(x)
+    return [g * (small / ((small + 1) * (small + 1)))]
+
+
 def _tanh_gelu_rule(g: Any, value: Any, x: Any) -> Sequence[Any]:
     scale = math.sqrt(2 / math.pi)
     bent = ((x + x * x * x * 0.044715) * scale).tanh()
@@ -95,8 +105,8 @@ class Activations(Methods):
         [0.5]
         """
         x = self._as_float()
-        small = (x < 0).where(x, -x).exp()  # exp(−|x|), whose derivative at 0 is one-sided
-        return (x < 0).where(small, 1.0) / (small + 1)
+        small = _small(x)
+        return x._with_derivative((x < 0).where(small, 1.0) / (small + 1), _sigmoid_rule)
 
     def logsigmoid(self) -> Self:
         """log(sigmoid(x)) without overflow.

@@ -9,6 +9,7 @@ from minigrad.graph import build
 from minigrad.graph.gradient import gradient as node_gradient
 from minigrad.graph.gradient import reached
 from minigrad.graph.node import Node, Op, topological
+from minigrad.graph.rewrite import replaced
 from minigrad.hints import hint
 from minigrad.tensor import realization, saved_graphs
 from minigrad.tensor.broadcasting import broadcast_to, show
@@ -48,7 +49,7 @@ class Backward(Methods):
             )
         found = node_gradient([output], [seed], list(leaves))
         with no_grad():
-            grads = saved_graphs.substitute([g for g in found if g is not None], back)
+            grads = replaced([g for g in found if g is not None], back)
             reached = [leaf for leaf, g in zip(leaves.values(), found, strict=True) if g]
             for tensors, node in zip(reached, grads, strict=True):
                 for tensor in tensors:
@@ -76,7 +77,7 @@ class Backward(Methods):
                     f"target of shape {show(target.shape)} {target.dtype.name}"
                 )
         grads = [node for node in found if node is not None]
-        return [self._new(node) for node in saved_graphs.substitute(grads, back)]
+        return [self._new(node) for node in replaced(grads, back)]
 
     def _seed(self, gradient: Core | None) -> Node:
         if not self.dtype.is_float:

@@ -29,6 +29,7 @@ from minigrad.tensor.rearrange import Rearrange
 from minigrad.tensor.reduce import Reduce
 from minigrad.tensor.resize import Resize
 from minigrad.tensor.sampling import Sampling
+from minigrad.tensor.scan import Scanning
 from minigrad.tensor.scattering import Scattering
 from minigrad.tensor.sharding import Sharding
 from minigrad.tensor.values import Values
@@ -38,7 +39,7 @@ class Basic(
     Creation, Random, Values, DLPack, Casts, Backward,
     Elementwise, Functions, Activations,
     Movement, Joining, Rearrange, Indexing, Scattering,
-    Reduce, Cumulative, Ordering, Sampling,
+    Reduce, Cumulative, Scanning, Ordering, Sampling,
     Contraction, Convolution, Pooling, Resize, Loss, Sharding,
     Core,
 ):  # fmt: skip

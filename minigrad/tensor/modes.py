@@ -10,11 +10,15 @@ from minigrad.settings import state_that
 
 
 class _Modes(threading.local):
-    """training, gradients: to be read at will, and to be changed by the methods."""
+    """training, gradients: to be read at will, and to be changed by the methods.
+
+    describing: whether a function runs to show what a step of `Tensor.scan` is.
+    """
 
     def __init__(self) -> None:
         self.training = False
         self.gradients = True
+        self.describing = False
 
     def train(self, mode: bool) -> None:
         """Behave as in training from now on, or not."""

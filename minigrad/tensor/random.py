@@ -15,7 +15,7 @@ from typing import Any, Self
 
 from minigrad.device import Device, watching
 from minigrad.dtype import DType, check_holds, dtype_of, dtypes, resolve
-from minigrad.errors import DTypeError, ShapeError
+from minigrad.errors import DTypeError, ScanError, ShapeError
 from minigrad.graph import build
 from minigrad.graph.node import Node, Op
 from minigrad.graph.shapes import numel
@@ -25,6 +25,7 @@ from minigrad.tensor.broadcasting import Scalar, show
 from minigrad.tensor.core import Core, stored
 from minigrad.tensor.creation import checked_shape
 from minigrad.tensor.methods import Methods
+from minigrad.tensor.modes import modes
 
 _ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
 _WORD = dtypes.uint32
@@ -123,6 +124,11 @@ def _source_of(device: str) -> _State | None:
 
 
 def _draw(name: str, shape: tuple[Any, ...], device: str | None) -> tuple[Node, Node]:
+    if modes.describing:
+        raise ScanError(
+            f"{name} in the function that Tensor.scan was given: it is called once, and each step "
+            "would have the same numbers; draw them outside, for all steps, and pass them in xs"
+        )
     extents = checked_shape(name, shape)
     if not all(isinstance(extent, int) for extent in extents):
         raise ShapeError(f"{name}{show(extents)}: expected a shape of plain ints")

@@ -21,6 +21,7 @@ from minigrad.device import Buffer, late_failures, spoil, spoiled, steady, watch
 from minigrad.errors import MinigradError
 from minigrad.graph import build
 from minigrad.graph.node import Node, Op, make, topological
+from minigrad.graph.rewrite import replaced
 from minigrad.graph.shapes import numel
 from minigrad.tensor import saved_graphs, views
 from minigrad.tensor.live_tensors import (
@@ -32,7 +33,7 @@ from minigrad.tensor.live_tensors import (
     lock,
     wants_gradient,
 )
-from minigrad.tensor.saved_graphs import see_through, substitute
+from minigrad.tensor.saved_graphs import see_through
 
 # id of a BUFFER node → the newest write to it that waits. A waiting ASSIGN keeps its target alive.
 _waiting: weakref.WeakValueDictionary[int, Node] = weakref.WeakValueDictionary()
@@ -200,7 +201,7 @@ def _dead(node: Node, reason: str) -> Node:
 
 
 def _replace(lazy: Sequence[Holder], old: Node, new: Node) -> None:
-    nodes = substitute([holder.raw for holder in lazy], {old: new})
+    nodes = replaced([holder.raw for holder in lazy], {old: new})
     for holder, node in zip(lazy, nodes, strict=True):
         if node is not holder.raw:
             if _is_waiting(holder.raw):
@@ -375,7 +376,7 @@ class _Plan:
         for target, copied in self.copies.items():
             made[target] = made[copied]
         lazy = lazy_since(min(node.age for node in made)) if made else []
-        nodes = substitute([holder.raw for holder in lazy], made)
+        nodes = replaced([holder.raw for holder in lazy], made)
         for holder, node in zip(lazy, nodes, strict=True):
             if holder.raw is not node:
                 holder._point(node)

@@ -16,6 +16,7 @@ from minigrad.device import Buffer
 from minigrad.errors import GradientError
 from minigrad.graph.build import const, rebuild
 from minigrad.graph.node import Node, Op, topological
+from minigrad.graph.rewrite import replaced
 from minigrad.tensor.broadcasting import show
 from minigrad.tensor.live_tensors import wants_gradient
 
@@ -34,24 +35,6 @@ class _History:
 _histories: weakref.WeakKeyDictionary[Node, _History] = weakref.WeakKeyDictionary()
 # The same, to be asked whether there are any: the length of the above takes a call of Python.
 recorded: dict[Any, _History] = vars(_histories)["data"]
-
-
-def substitute(roots: Sequence[Node], mapping: dict[Node, Node]) -> list[Node]:
-    """The roots with some of the nodes they need replaced; replacements are taken as they are."""
-    if not mapping:
-        return list(roots)
-    new: dict[Node, Node] = {}
-    for node in topological(roots):
-        replacement = mapping.get(node)
-        if replacement is None:
-            src = node.src
-            if src:
-                changed = [new[source] for source in src]
-                replacement = rebuild(node, changed) if tuple(changed) != src else node
-            else:
-                replacement = node
-        new[node] = replacement
-    return [new[root] for root in roots]
 
 
 def see_through(
@@ -98,7 +81,7 @@ def record(buffer: Node, graph: Node, saved: dict[Node, Node]) -> None:
 
     Never raises: a value that depends on one whose history is void has a void history.
     """
-    (node,) = substitute([graph], saved)
+    (node,) = replaced([graph], saved)
     (node,), found = _with_histories([node])
     for _, source in _overwritten(found):
         lose(buffer, source)
@@ -153,4 +136,4 @@ def _with_histories(roots: Sequence[Node]) -> tuple[list[Node], dict[Node, _Hist
         for node in order
         if node.op is Op.BUFFER and (history := _histories.get(node)) is not None
     }
-    return substitute(roots, {node: history.node for node, history in found.items()}), found
+    return replaced(roots, {node: history.node for node, history in found.items()}), found

@@ -10,7 +10,7 @@ import numpy as np
 
 from minigrad import Tensor, jit, nn
 from minigrad.models.gpt import GPT, GPTConfig
-from minigrad.program import programs
+from minigrad.programs import programs
 from minigrad.runtimes.cpu import CPU
 from tests.bench.measure import Row
 from tests.bench.peers import Work, installed, torch_work

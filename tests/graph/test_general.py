@@ -12,7 +12,7 @@ from minigrad.graph.general import General, Special, generalize
 from minigrad.graph.node import Node, Op
 from minigrad.graph.symbolic import Affine, Integer
 from minigrad.graph.variable import as_data, evaluate, of_data
-from minigrad.program import programs
+from minigrad.programs import programs
 
 from minigrad import Context, GlobalCounters, Tensor  # isort: skip
 

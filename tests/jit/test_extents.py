@@ -7,7 +7,7 @@ import pytest
 from jit.arrays import data
 
 from minigrad import GlobalCounters, Tensor, jit, nn
-from minigrad.program import programs
+from minigrad.programs import programs
 
 SIZES = (6, 6, 6, 9, 9, 9, 4, 4, 4, 6, 31, 31, 31, 9)
 

@@ -26,7 +26,7 @@ from minigrad.models.train import (
     train_language_model,
     validate,
 )
-from minigrad.program import programs
+from minigrad.programs import programs
 
 TINY = GPTConfig(layers=2, heads=2, dim=16, context=8, vocabulary=11)
 SCRIPT = Path(__file__).resolve().parents[2] / "models" / "gpt.py"

@@ -18,7 +18,7 @@ from dataclasses import replace
 import numpy as np
 
 from minigrad import GlobalCounters
-from minigrad.program import programs
+from minigrad.programs import programs
 
 from .command import parser_of, run_command
 from .compare import REFERENCE

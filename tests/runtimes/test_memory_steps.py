@@ -11,14 +11,14 @@ import pytest
 from bench.memory_steps import growth_of_graphs, growth_of_steps
 
 from minigrad import Context, Tensor, jit, program
-from minigrad.program import Programs
+from minigrad.programs import MOST_PROGRAMS, Programs
 from minigrad.runtimes.cpu import host_kernels
 
 
 @pytest.fixture(autouse=True)
 def on_cpu(monkeypatch: pytest.MonkeyPatch, cpu: str):
     """Tensors live on the CPU; the programs of other tests are not in the way."""
-    monkeypatch.setattr(program, "programs", Programs(program.MOST_PROGRAMS))
+    monkeypatch.setattr(program, "programs", Programs(MOST_PROGRAMS))
     with Context(DEVICE=cpu):
         yield
 

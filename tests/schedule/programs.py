@@ -16,9 +16,9 @@ from minigrad.graph import build as g
 from minigrad.graph.canonical import Graph
 from minigrad.graph.gradient import gradient
 from minigrad.graph.node import Node, Op, topological
+from minigrad.graph.rewrite import without_rules
 from minigrad.graph.symbolic import Integer, high, var
 from minigrad.graph.variable import evaluate
-from minigrad.program import without_rules
 from minigrad.runtimes.reference import numpy_dtype
 from minigrad.schedule.schedule import Schedule
 from schedule.machine import GOLDEN

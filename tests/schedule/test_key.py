@@ -14,9 +14,9 @@ from minigrad.errors import CompileError
 from minigrad.graph.canonical import Graph, canonicalize
 from minigrad.graph.collective import exchange
 from minigrad.graph.node import Node, Op, topological
+from minigrad.graph.rewrite import without_rules
 from minigrad.graph.symbolic import Affine, Atom
 from minigrad.loops.recipes import lower
-from minigrad.program import without_rules
 from minigrad.render.llvm import render
 from minigrad.schedule import expr
 from minigrad.schedule.axis import Axis

@@ -7,7 +7,7 @@ from minigrad.compile import schedule_of
 from minigrad.graph import build as g
 from minigrad.graph.canonical import canonicalize
 from minigrad.graph.node import Node, Op, topological
-from minigrad.program import without_rules
+from minigrad.graph.rewrite import without_rules
 from minigrad.schedule import expr
 from minigrad.schedule.schedule import Schedule
 

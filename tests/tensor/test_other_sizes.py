@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from minigrad import GlobalCounters, Tensor
-from minigrad.program import programs
+from minigrad.programs import programs
 
 SIZES = (32, 48, 5, 100, 13)
 ALIKE = 2e-5  # of the largest element

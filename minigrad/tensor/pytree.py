@@ -13,7 +13,7 @@ from typing import Any
 from minigrad.dtype import DType
 from minigrad.graph.symbolic import Affine, Integer
 from minigrad.graph.variable import rebind, unbind
-from minigrad.tensor import Tensor
+from minigrad.tensor.core import Core
 
 
 class _Place:
@@ -46,12 +46,12 @@ class Same:
         return f"a {type(self.value).__name__}"
 
 
-def flatten(value: Any, tensors: list[Tensor], values: dict[str, int]) -> Any:
+def flatten(value: Any, tensors: list[Any], values: dict[str, int]) -> Any:
     """The structure of a value; its tensors are appended to `tensors`.
 
     Values of bound variables go to `values`.
     """
-    if isinstance(value, Tensor):
+    if isinstance(value, Core):
         tensors.append(value)
         return TENSOR
     if isinstance(value, list | tuple):
@@ -82,10 +82,10 @@ def objects(structure: Any) -> list[Any]:
 
 
 def rebuild(
-    value: Any, tensors: Callable[[], Tensor], values: Mapping[str, int] | None = None
+    value: Any, tensors: Callable[[], Any], values: Mapping[str, int] | None = None
 ) -> Any:
     """A value like `value`, with tensors taken in order, and variables bound to `values`."""
-    if value is TENSOR or isinstance(value, Tensor):
+    if value is TENSOR or isinstance(value, Core):
         return tensors()
     if isinstance(value, tuple) and hasattr(value, "_fields"):
         return type(value)(*(rebuild(item, tensors, values) for item in value))
@@ -100,7 +100,7 @@ def rebuild(
 
 def template(value: Any) -> Any:
     """A value like `value` with `TENSOR` in the place of its tensors, for `rebuild`."""
-    if isinstance(value, Tensor):
+    if isinstance(value, Core):
         return TENSOR
     if isinstance(value, tuple) and hasattr(value, "_fields"):
         return type(value)(*map(template, value))
@@ -143,7 +143,7 @@ class Signature:
         return f"({shape}) {self.dtype.name} on {self.device}"
 
 
-def signature(tensor: Tensor, values: dict[str, int]) -> Signature:
+def signature(tensor: Core, values: dict[str, int]) -> Signature:
     """The signature of a tensor; values of bound variables go to `values`."""
     shape = tuple(unbind(extent, values) for extent in tensor.shape)
     return Signature(shape, tensor.dtype, tensor.device)

@@ -1,0 +1,135 @@
+"""The same graph for many values at once: every node gets a new first dimension, or stays.
+
+What depends on none of the batched nodes is computed once, as before. (JAX calls this vmap.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from minigrad.dtype import DType
+from minigrad.errors import ScanError
+from minigrad.graph import build
+from minigrad.graph.node import Node, Op, Shape, make, topological
+from minigrad.graph.operations import REDUCTIONS, SCANS, SCATTERS
+from minigrad.graph.symbolic import Integer
+
+
+class Given:
+    """Stands for the memory of a value that is given later: in each step of a loop."""
+
+    __slots__ = ("__weakref__",)
+
+    @property
+    def memory(self) -> Any:
+        """There is none."""
+        raise ScanError(
+            "a value inside the function that Tensor.scan was given is read there, or was kept "
+            "from there: it has no number before the steps run, and another in each; return it "
+            "from the function, and read it outside"
+        )
+
+
+def given(dtype: DType, shape: Shape, device: str) -> Node:
+    """A value that is given later."""
+    return build.buffer(Given(), dtype, shape, device)
+
+
+def batched(roots: Sequence[Node], arrays: Mapping[Node, Node], count: Integer) -> list[Node]:
+    """The roots (count, …) where nodes are, in turn, the rows of arrays (count, …).
+
+    A root that depends on none of these nodes is repeated.
+    """
+    new = dict(arrays)
+    for node in topological(roots):
+        if node not in new and any(source in new for source in node.src):
+            new[node] = _batch(node, [_rows(source, new, count) for source in node.src])
+    return [_rows(root, new, count) for root in roots]
+
+
+def sum_of_rows(x: Node) -> Node:
+    """Σ over the first dimension, which goes: together with sums that x is of, as one sum.
+
+    A sum of many outer products so is one matrix product.
+    """
+    rest = x.shape[1:]
+    if x.op is Op.RESHAPE and x.src[0].shape[:1] == x.shape[:1]:
+        return build.reshape(sum_of_rows(x.src[0]), rest)
+    if x.op is Op.PERMUTE and x.arg[0] == 0:
+        return build.permute(sum_of_rows(x.src[0]), [axis - 1 for axis in x.arg[1:]])
+    if x.op is Op.ADD:
+        return sum_of_rows(x.src[0]) + sum_of_rows(x.src[1])
+    axes, inner = (x.arg, x.src[0]) if x.op is Op.SUM else ((), x)
+    return build.reshape(build.reduce(Op.SUM, inner, (0, *axes)), rest)
+
+
+def _rows(node: Node, new: Mapping[Node, Node], count: Integer) -> Node:
+    """A batched node; one that is the same for all, repeated."""
+    known = new.get(node)
+    if known is not None:
+        return known
+    one = node.src[0] if node.op is Op.EXPAND else node  # one EXPAND, whose gradient is one sum
+    return build.expand(build.reshape(one, (1, *one.shape)), (count, *node.shape))
+
+
+def _batch(node: Node, src: Sequence[Node]) -> Node:
+    """The operation on sources with one more dimension in front."""
+    op, arg = node.op, node.arg
+    (count, *_), full = src[0].shape, (src[0].shape[0], *node.shape)
+    if op is Op.RESHAPE:
+        return build.reshape(src[0], full)
+    if op is Op.EXPAND:
+        return build.expand(src[0], full)
+    if op is Op.PERMUTE:
+        return build.permute(src[0], (0, *_later(arg)))
+    if op is Op.PAD:
+        return build.pad(src[0], ((0, 0), *arg))
+    if op is Op.SHRINK:
+        return build.shrink(src[0], ((0, count), *arg))
+    if op is Op.FLIP:
+        return build.flip(src[0], _later(arg))
+    if op is Op.WINDOW:
+        return build.window(src[0], [(axis + 1, *rest) for axis, *rest in arg])
+    if op in REDUCTIONS:
+        return build.reduce(op, src[0], _later(arg))
+    if op in SCANS:
+        return build.scan(op, src[0], arg + 1)
+    if op is Op.SORT:
+        return build.sort(src[0], arg + 1)
+    if op is Op.CAT:
+        return build.cat(src, arg + 1)
+    if op is Op.GATHER:
+        return build.gather(src[0], src[1], arg + 1)
+    if op in SCATTERS:
+        return build.scatter(op, src[0], src[1], src[2], arg + 1)
+    if op is Op.CHECK:
+        return make(op, node.dtype, full, (src[0],), arg, node.device)
+    if op is Op.CUSTOM:
+        return build.custom(src[0], src[1:], _Rows(node))
+    if op in (Op.CAST, Op.BITCAST, Op.CONTIGUOUS) or op.facts.arity:
+        return build.rebuild(node, src)
+    raise ScanError(f"{op.value} cannot be repeated for many values at once")
+
+
+def _later(axes: Sequence[int]) -> list[int]:
+    return [axis + 1 for axis in axes]
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """The gradient rule of a CUSTOM for many values at once: that of `one`, batched."""
+
+    one: Node
+
+    def __call__(self, node: Node, g: Node) -> list[Node | None]:
+        """One gradient per source after the first."""
+        one = self.one
+        row = given(g.dtype, one.shape, g.device)
+        found = one.arg(one, row)
+        known: dict[Node, Any] = dict(zip(one.src, node.src, strict=True))
+        known[row], known[one] = g, node
+        kept = [part for part in found if part is not None]
+        rows = iter(batched(kept, known, g.shape[0]))
+        return [None if part is None else next(rows) for part in found]

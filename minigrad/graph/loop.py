@@ -1,0 +1,321 @@
+"""A loop as a node: what one step does is described once, and runs for each element of arrays.
+
+    carries[0] = init                                       a LOOP, with
+    for i in range(count):                                    sources  init, arrays, constants
+        carries[i + 1] = next(carries[i], arrays[i])          RESULTs  ("carry", k)  (count + 1, …)
+        outs[i] = out(carries[i], arrays[i])                           ("last", k)   the last row
+                                                                       ("out", k)    (count, …)
+
+Reversed, i runs from count − 1 to 0, carries[count] is init, and carries[i] follows carries[i + 1].
+Rows are always numbered as those of the arrays.
+
+Only what depends on what came before runs step by step: everything else in the body is computed for
+all steps at once, before the loop (`batched`), as one large product instead of many small ones. The
+gradient is a loop the other way, for the carries alone; those of arrays and constants are computed
+for all steps at once, too, from the rows that both loops left. Step by step nothing is kept but
+the carries; the rest is computed again, in large pieces.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from minigrad.dtype import dtypes
+from minigrad.errors import ScanError
+from minigrad.graph import build
+from minigrad.graph.batched import batched, given, sum_of_rows
+from minigrad.graph.gradient import gradient
+from minigrad.graph.node import Node, Op, make, topological
+from minigrad.graph.operations import MOVEMENT, REDUCTIONS
+from minigrad.graph.rewrite import replaced, without_rules
+from minigrad.graph.symbolic import Atom, Integer
+
+MOST_STEPS = (1 << 31) - 1  # so that a row's number fits an int32
+_IMPOSSIBLE = (Op.ASSIGN, Op.COPY, Op.COLLECTIVE, Op.LOOP, Op.MARK)
+
+
+@dataclass(frozen=True, eq=False)
+class Loop:
+    """What a LOOP does: the nodes of one step, of those that stand for its sources.
+
+    carries: before the step; next: after it. elements: rows of the arrays. outs: all that somebody
+    may want of it, which is only then computed or kept; among them are the reductions, so that a
+    gradient need not compute them again.
+    """
+
+    count: int
+    reverse: bool
+    carries: tuple[Node, ...]
+    elements: tuple[Node, ...]
+    constants: tuple[Node, ...]
+    next: tuple[Node, ...]
+    outs: tuple[Node, ...]
+
+    @property
+    def first(self) -> int:
+        """The row of the carries before the first step."""
+        return self.count if self.reverse else 0
+
+    @cached_property
+    def body(self) -> list[Node]:
+        """What is computed in a step: next and outs, without gradient rules."""
+        roots = [*self.next, *self.outs]
+        return without_rules(roots, topological(roots))
+
+    def read(self, node: Node) -> list[Node]:
+        """Those of a LOOP's sources that its steps need (and not only gradients of theirs)."""
+        used = set(topological(self.body))
+        stands = (*self.elements, *self.constants)
+        sources = node.src[len(self.carries) :]
+        needed = [source for one, source in zip(stands, sources, strict=True) if one in used]
+        return [*node.src[: len(self.carries)], *needed]
+
+    def gradient(self, node: Node, given_for: Mapping[Node, Node]) -> list[Node | None]:
+        """The gradients of a LOOP's sources, of those of its RESULTs."""
+        sizes = len(self.carries), len(self.elements)
+        init, arrays, constants = (
+            node.src[: sizes[0]], node.src[sizes[0] : sum(sizes)], node.src[sum(sizes) :],
+        )  # fmt: skip
+        of_rows = [_of_rows(node, number, given_for) for number in range(sizes[0])]
+        seeds: dict[Node, Node] = {}  # what stands for the gradient of a value of one step → its rows
+        outputs: list[Node] = []
+        for number, out in enumerate(self.outs):
+            g = given_for.get(_result(node, "out", number))
+            if g is not None:
+                outputs.append(out)
+                seeds[given(out.dtype, out.shape, out.device)] = g
+        floats = [number for number, carry in enumerate(self.carries) if carry.dtype.is_float]
+        later = [given(c.dtype, c.shape, c.device) for c in self.carries if c.dtype.is_float]
+        targets = [x for x in (*self.elements, *self.constants) if x.dtype.is_float]
+        parts = gradient(
+            [*(self.next[number] for number in floats), *outputs], [*later, *seeds],
+            [*(self.carries[number] for number in floats), *targets],
+        )  # fmt: skip
+        same = dict(zip(self.constants, constants, strict=True))
+        found = iter(replaced([part for part in parts if part is not None], same))
+        parts = [None if part is None else next(found) for part in parts]
+        # backwards, the gradients of the carries alone
+        rows = seeds | dict(zip(self.elements, arrays, strict=True))
+        rows |= {carry: before(node, number) for number, carry in enumerate(self.carries)}
+        outs = enumerate(replaced(self.outs, same))
+        rows |= {out: _result(node, "out", number) for number, out in outs}
+        new: list[Node] = []
+        starts: list[Node] = []
+        for number, part in zip(floats, parts, strict=False):
+            carry, g = self.carries[number], of_rows[number]
+            total = part if part is not None else carry.constant(0.0)
+            start = init[number].constant(0.0)
+            if g is not None:
+                row = given(carry.dtype, carry.shape, carry.device)
+                rows[row] = _rows_from(g, int(self.reverse))
+                total = total + row
+                start = _row(g, self.count - self.first)
+            new.append(total)
+            starts.append(start)
+        back = Looped(
+            Step(tuple(later), tuple(rows), tuple(new)), starts, list(rows.values()), self.count,
+            not self.reverse,
+        )  # fmt: skip
+        # and all at once those of the others
+        rows |= {g: before(back.node, number) for number, g in enumerate(later)}
+        gradients: dict[Node, Node] = {}
+        for target, part in zip(targets, parts[len(floats) :], strict=True):
+            if part is not None:
+                (all_rows,) = batched([part], rows, self.count)
+                varies = target in self.elements
+                gradients[target] = all_rows if varies else sum_of_rows(all_rows)
+        first = dict(zip(floats, back.last, strict=True))
+        return [
+            *(first.get(number) for number in range(sizes[0])),
+            *(gradients.get(x) for x in (*self.elements, *self.constants)),
+        ]
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step: of carries and rows of arrays, which `given` made, to `next` and outs.
+
+    Whatever else its nodes depend on is the same in all steps.
+    """
+
+    carries: tuple[Node, ...]
+    elements: tuple[Node, ...]
+    next: tuple[Node, ...]
+    outs: tuple[Node, ...] = ()
+
+
+class Looped:
+    """A loop and its values, as nodes; count is at least 1."""
+
+    def __init__(
+        self, step: Step, init: Sequence[Node], arrays: Sequence[Node], count: int,
+        reverse: bool = False,
+    ) -> None:  # fmt: skip
+        rows = dict(zip(step.elements, arrays, strict=True))
+        carried = _dependent([*step.next, *step.outs], step.carries)
+        _check(carried)
+        order = topological([*step.next, *step.outs])
+        sums = [x for x in order if x in carried and x.op in REDUCTIONS]
+        held = tuple(o for o in dict.fromkeys([*step.outs, *sums])
+                     if o in carried and o not in step.next)  # fmt: skip
+        roots = (*step.next, *held)
+        bases = _bases(roots, carried)
+        varied = _dependent(list(bases), step.elements)
+        varying, fixed = ([b for b in bases if (b in varied) is kind] for kind in (True, False))
+        stand = {base: given(base.dtype, base.shape, base.device) for base in bases}
+        body = replaced(roots, stand)
+        self.loop = Loop(
+            count, reverse, step.carries, tuple(stand[b] for b in varying),
+            tuple(stand[b] for b in fixed), tuple(body[: len(step.next)]),
+            tuple(body[len(step.next) :]),
+        )  # fmt: skip
+        src = (*init, *batched(varying, rows, count), *fixed)
+        device = src[0].device if src else ""
+        self.node = make(Op.LOOP, dtypes.float32, (), src, self.loop, device)
+        free = [out for out in step.outs if out not in carried]
+        outs = dict(zip(free, batched(free, rows, count), strict=True))
+        outs |= {out: _result(self.node, "out", number) for number, out in enumerate(held)}
+        for number, out in enumerate(step.next):
+            if out not in outs and out in step.outs:
+                outs[out] = after(self.node, number)
+        self.outs = [outs[out] for out in step.outs]
+        self.last = [_result(self.node, "last", number) for number in range(len(init))]
+
+
+def _result(node: Node, kind: str, number: int) -> Node:
+    """A value of a LOOP."""
+    loop: Loop = node.arg
+    one = (loop.outs if kind == "out" else loop.carries)[number]
+    lengths = {"carry": (loop.count + 1,), "out": (loop.count,), "last": ()}
+    shape = (*lengths[kind], *one.shape)
+    return make(Op.RESULT, one.dtype, shape, (node,), (kind, number), one.device)
+
+
+def before(node: Node, number: int) -> Node:
+    """A carry before each step of a LOOP (count, …)."""
+    return _rows_from(_result(node, "carry", number), int(node.arg.reverse))
+
+
+def after(node: Node, number: int) -> Node:
+    """A carry after each step of a LOOP (count, …)."""
+    return _rows_from(_result(node, "carry", number), int(not node.arg.reverse))
+
+
+def _rows_from(x: Node, start: int) -> Node:
+    """One row less than x has, from `start` on."""
+    (rows, *rest) = x.shape
+    return build.shrink(x, [(start, rows - 1 + start), *((0, extent) for extent in rest)])
+
+
+def _dependent(roots: Sequence[Node], on: Sequence[Node]) -> set[Node]:
+    """The nodes below the roots that depend on some, these included."""
+    found = set(on)
+    for node in topological(roots):
+        if any(source in found for source in node.src):
+            found.add(node)
+    return found
+
+
+def _check(carried: set[Node]) -> None:
+    for node in carried:
+        if node.op in _IMPOSSIBLE:
+            what = "writes in place" if node.op is Op.ASSIGN else f"needs {node.op.value!r}"
+            raise ScanError(
+                f"Tensor.scan: a step {what}, which cannot be repeated; return the new value from "
+                "the function, as a part of its carry"
+            )
+
+
+def _bases(roots: Sequence[Node], carried: set[Node]) -> dict[Node, None]:
+    """What a step reads and does not compute: below movements, which cost nothing there."""
+    found: dict[Node, None] = {}
+    users = [node for node in topological(roots) if node in carried]
+    for node in (*(s for user in users for s in user.src), *roots):
+        while node.op in MOVEMENT and node not in carried:
+            node = node.src[0]
+        if node not in carried and node.op not in (Op.CONST, Op.IOTA):
+            found[node] = None
+    return found
+
+
+def _of_rows(node: Node, number: int, given_for: Mapping[Node, Node]) -> Node | None:
+    """The gradient of a carry's rows (count + 1, …)."""
+    total = given_for.get(_result(node, "carry", number))
+    g = given_for.get(_result(node, "last", number))
+    if g is None:
+        return total
+    loop: Loop = node.arg
+    last = loop.count - loop.first
+    around = [(last, loop.first), *((0, 0) for _ in g.shape)]
+    row = build.pad(build.reshape(g, (1, *g.shape)), around)
+    return row if total is None else total + row
+
+
+def _row(x: Node, number: Integer) -> Node:
+    """A row of x."""
+    rest = x.shape[1:]
+    part = build.shrink(x, [(number, number + 1), *((0, extent) for extent in rest)])
+    return build.reshape(part, rest)
+
+
+class StepsInMemory:
+    """The programs of a LOOP whose sources are BUFFERs: one for its start, and one for a step.
+
+    begin, step: their roots, which all write into rows of `memory`. A carry of which only the last
+    is wanted takes turns in two rows. results: each RESULT, as a node of memory.
+    """
+
+    def __init__(
+        self, node: Node, sources: Sequence[Node], results: Sequence[Node],
+        new: Callable[[Node, int], Node],
+    ) -> None:  # fmt: skip
+        loop: Loop = node.arg
+        self.loop = loop
+        wanted = {result.arg for result in results}
+        row, turns = _own("_row"), (_own("_from"), _own("_to"))
+        stand: dict[Node, Node] = {}
+        places: list[tuple[Node, Integer]] = []  # where the carries and outs of a step are written
+        self.begin: list[Node] = []
+        self.memory: list[Node] = []
+        self.results: dict[Node, Node] = {}
+        for number, carry in enumerate(loop.carries):
+            all_rows = ("carry", number) in wanted
+            whole = new(carry, loop.count + 1 if all_rows else 2)
+            read, write = (row + loop.reverse, row + (not loop.reverse)) if all_rows else turns
+            stand[carry] = _row(whole, read)
+            places.append((whole, write))
+            start = build.reshape(sources[number], (1, *carry.shape))
+            self.begin.append(build.assign(whole, start, loop.first if all_rows else 0))
+            end = loop.count - loop.first if all_rows else loop.count % 2
+            known = {("carry", number): whole, ("last", number): _row(whole, end)}
+            self.results |= {r: known[r.arg] for r in results if r.arg in known}
+        values = loop.body[: len(loop.carries)]
+        for number, out in enumerate(loop.outs):
+            if ("out", number) in wanted:
+                whole = new(out, loop.count)
+                places.append((whole, row))
+                values.append(loop.body[len(loop.carries) + number])
+                self.results |= {r: whole for r in results if r.arg == ("out", number)}
+        self.memory = [whole for whole, _ in places]
+        rest = sources[len(loop.carries) :]
+        arrays, constants = rest[: len(loop.elements)], rest[len(loop.elements) :]
+        stand |= {e: _row(x, row) for e, x in zip(loop.elements, arrays, strict=True)}
+        stand |= dict(zip(loop.constants, constants, strict=True))
+        self.step = [
+            build.assign(whole, build.reshape(value, (1, *value.shape)), row)
+            for (whole, row), value in zip(places, replaced(values, stand), strict=True)
+        ]
+
+    def values(self) -> Iterator[dict[str, int]]:
+        """Those of the variables of each step, in order."""
+        count = self.loop.count
+        rows = range(count - 1, -1, -1) if self.loop.reverse else range(count)
+        for number, row in enumerate(rows):
+            yield {"_row": row, "_from": number % 2, "_to": 1 - number % 2}
+
+
+def _own(name: str) -> Integer:
+    """A variable of the program of a step, which serves any number of them."""
+    return Atom("var", name, 0, MOST_STEPS, payload=0).index

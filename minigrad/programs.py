@@ -1,0 +1,127 @@
+"""The programs of this process: special ones and general ones, found by their graph."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Any
+
+from minigrad.device import Device, Program
+from minigrad.graph.canonical import Canonical, Cell, Graph
+from minigrad.graph.general import MOST_SAMPLES, General, Special, generalize
+from minigrad.locks import new_rlock
+from minigrad.settings import flag, report
+
+MOST_PROGRAMS = 1024  # that are kept; a program that somebody holds (a capture) lives on
+MOST_SPECIAL = 64  # programs of one structure
+
+
+class Family:
+    """The programs of graphs of one structure.
+
+    special: by all of their numbers. general: those that take some of these as arguments, the last
+    one first. samples: the numbers of which a general one is to be made.
+    """
+
+    def __init__(self) -> None:
+        self.special: dict[tuple[Cell, ...], Program] = {}
+        self.general: list[tuple[General, Program]] = []
+        self.samples: list[tuple[Cell, ...]] = []
+        self.used = 0
+
+    def __len__(self) -> int:
+        return len(self.special) + len(self.general)
+
+    def find(self, cells: tuple[Cell, ...]) -> tuple[Program, Mapping[str, int]] | None:
+        """The program for these numbers, with the values of the variables that it adds."""
+        program = self.special.get(cells)
+        if program is not None:
+            return program, NO_VALUES
+        for general, program in self.general:
+            values = general.match(cells)
+            if values is not None:
+                return program, values
+        return None
+
+    def make(self, call: Canonical, compile: Callable[[Graph], Program]) -> None:
+        """Compile a program that `find` then finds: a general one where this is not the first."""
+        self.samples.append(call.cells)
+        if len(self.samples) > 1 and Device[call.roots[0].device].generalizes:
+            try:
+                general = generalize(call, self.samples)
+            except Special as reason:
+                report(1, lambda text=str(reason): f"special: {text}")  # type: ignore[misc]
+                if len(self.samples) > MOST_SAMPLES:
+                    del self.samples[1:]
+            else:
+                self.general.insert(0, (general, compile(general.graph)))
+                del self.general[MOST_SAMPLES:]
+                return
+        if len(self.special) >= MOST_SPECIAL:
+            del self.special[next(iter(self.special))]
+        self.special[call.cells] = compile(call.graph())
+
+
+NO_VALUES: Mapping[str, int] = MappingProxyType({})
+
+
+class Programs:
+    """The programs of this process: about `most`, without the longest unused families of them."""
+
+    def __init__(self, most: int) -> None:
+        self.most = most
+        self._families: dict[Any, Family] = {}
+        self._clock = itertools.count()
+        self._lock = new_rlock()
+
+    def __len__(self) -> int:
+        return sum(map(len, self._families.values()))
+
+    def find(
+        self, call: Canonical, compile: Callable[[Graph], Program]
+    ) -> tuple[Program, Mapping[str, int]]:
+        """The program of a call, compiled if there is none, and values besides the call's."""
+        # A structure describes a whole graph, so that hashing it is dear: it is looked up once.
+        key = (call.structure, flag("FUSE"), flag("GUARD"))
+        family = self._families.get(key)
+        found = None if family is None else family.find(call.cells)
+        if found is None:
+            with self._lock:
+                family = self._families.get(key)
+                if family is None:
+                    family = self._families[key] = Family()
+                found = family.find(call.cells)
+                if found is None:
+                    self._make_room(family)
+                    family.make(call, compile)
+                    found = family.find(call.cells)
+                    assert found is not None, call
+        assert family is not None
+        family.used = next(self._clock)
+        return found
+
+    @property
+    def generals(self) -> int:
+        """How many of them are general."""
+        return sum(len(one.general) for one in self._families.values())
+
+    def forget(self) -> None:
+        """Begin anew: the next graph of each structure counts as its first."""
+        with self._lock:
+            self._families.clear()
+
+    def _make_room(self, wanted: Family) -> None:
+        """Forget an eighth of the programs at once, so that looking for the oldest stays cheap."""
+        left = len(self)
+        if left >= self.most:
+            oldest = sorted(self._families.items(), key=lambda item: item[1].used)
+            for key, family in oldest:
+                if left <= self.most - max(self.most // 8, 1):
+                    break
+                if family is not wanted:
+                    left -= len(family)
+                    del self._families[key]
+
+
+programs = Programs(MOST_PROGRAMS)

@@ -1,0 +1,159 @@
+"""`Tensor.scan`: a step that is described once and repeated along the first dimension."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from minigrad.device import Device
+from minigrad.errors import DTypeError, ScanError, ShapeError
+from minigrad.graph import build
+from minigrad.graph.batched import given
+from minigrad.graph.loop import Looped, Step
+from minigrad.graph.node import Node, is_symbolic
+from minigrad.tensor.broadcasting import show
+from minigrad.tensor.core import Core
+from minigrad.tensor.methods import Methods
+from minigrad.tensor.modes import modes
+from minigrad.tensor.pytree import flatten, rebuild
+from minigrad.tensor.pytree import show as show_structure
+
+
+class Scanning(Methods):
+    """Loops as a part of the graph."""
+
+    __slots__ = ()
+
+    @classmethod
+    def scan(
+        cls, f: Callable[[Any, Any], tuple[Any, Any]], init: Any, xs: Any = None,
+        length: int | None = None, reverse: bool = False,
+    ) -> tuple[Any, Any]:  # fmt: skip
+        """`for x in xs: carry, y = f(carry, x)`; gives the last carry and all y, stacked.
+
+        init, x, y: a tensor, or tensors in tuples, lists and dicts. xs: what x is in each step, with
+        one more dimension in front, the same for all; or None, and `length` steps. The carry keeps
+        its shapes and dtypes; y may be None. reverse: from the last x to the first; y stays in the
+        order of xs.
+
+        f is called once, to see what a step is, and its kernels run for each x: compiling takes as
+        long as for one step, whatever the length. What does not depend on the carry is computed for
+        all steps at once. f may use tensors from outside, and gradients flow to these, too; it must
+        not draw random numbers, nor write in place (ScanError): make them outside, and pass them
+        in xs. A scan inside f, or on a mesh, is its steps one after the other. As jax.lax.scan.
+
+        >>> Tensor.scan(lambda c, x: (c + x, c * x), Tensor(0), Tensor([1, 2, 3]))[1].tolist()
+        [0, 2, 9]
+        """
+        starts: list[Any] = []
+        structure = flatten(init, starts, {})
+        arrays: list[Any] = []
+        flatten(xs, arrays, {})
+        count = _count(arrays, length)
+        state = [tensor.node for tensor in starts]
+        devices = {tensor.raw.device for tensor in (*starts, *arrays)}
+        if modes.describing or not devices.isdisjoint(Device.meshes) or count == 0:
+            return _one_by_one(f, init, xs, arrays, count, reverse)
+        _check_known([*state, *(tensor.node for tensor in arrays)])
+        carries = [given(node.dtype, node.shape, node.device) for node in state]
+        elements = [given(a.dtype, a.shape[1:], a.raw.device) for a in arrays]
+        modes.describing = True
+        try:
+            after, out = _called(
+                f, rebuild(init, map(cls._of, carries).__next__),
+                rebuild(xs, map(cls._of, elements).__next__),
+            )  # fmt: skip
+        finally:
+            modes.describing = False
+        new: list[Any] = []
+        if flatten(after, new, {}) != structure:
+            raise ScanError(
+                f"Tensor.scan: the carry is {show_structure(structure)} before a step, and the "
+                f"function returned {show_structure(flatten(after, [], {}))}; expected the same"
+            )
+        for old, tensor in zip(carries, new, strict=True):
+            _check_same(old, tensor)
+        outs: list[Any] = []
+        flatten(out, outs, {})
+        step = Step(
+            tuple(carries), tuple(elements), tuple(tensor.node for tensor in new),
+            tuple(tensor.node for tensor in outs),
+        )  # fmt: skip
+        made = Looped(step, state, [tensor.node for tensor in arrays], count, reverse)
+        return (
+            rebuild(after, map(cls._of, made.last).__next__),
+            rebuild(out, map(cls._of, made.outs).__next__),
+        )
+
+
+def _count(arrays: Sequence[Core], length: int | None) -> int:
+    """How many steps there are."""
+    if not arrays and length is None:
+        raise TypeError("Tensor.scan: without xs, expected length=, the number of steps")
+    for array in arrays:
+        if not array.shape:
+            raise ShapeError("Tensor.scan: xs has a 0-d tensor; expected a dimension of steps")
+    lengths = {array.shape[0] for array in arrays} | ({length} - {None})
+    if len(lengths) != 1:
+        raise ShapeError(
+            f"Tensor.scan: xs of {', '.join(show(a.shape) for a in arrays)}"
+            + (f" and length={length}" if length is not None else "")
+            + "; expected one first extent, the number of steps"
+        )
+    (count,) = lengths
+    if not isinstance(count, int) or count < 0:
+        raise ShapeError(f"Tensor.scan over {count} steps: expected a known number")
+    return count
+
+
+def _check_known(nodes: Sequence[Node]) -> None:
+    for node in nodes:
+        if is_symbolic(node.shape):
+            raise ShapeError(f"Tensor.scan of {show(node.shape)}: expected known extents")
+
+
+def _called(f: Callable[[Any, Any], Any], carry: Any, x: Any) -> tuple[Any, Any]:
+    """What f gives for a step."""
+    result = f(carry, x)
+    if not isinstance(result, tuple) or len(result) != 2:
+        raise ScanError(
+            f"Tensor.scan: the function returned a {type(result).__name__}; expected a pair: the "
+            "carry, and what to keep of this step (or None)"
+        )
+    return result
+
+
+def _check_same(old: Node, tensor: Core) -> None:
+    if tensor.shape != old.shape:
+        raise ShapeError(
+            f"Tensor.scan: a carry of {show(old.shape)} comes out of a step as "
+            f"{show(tensor.shape)}; expected the same shape"
+        )
+    if tensor.dtype is not old.dtype:
+        raise DTypeError(
+            f"Tensor.scan: a carry of {old.dtype.name} comes out of a step as "
+            f"{tensor.dtype.name}; give it to scan as {tensor.dtype.name}, or cast it in the step"
+        )
+
+
+def _one_by_one(
+    f: Callable[[Any, Any], Any], carry: Any, xs: Any, arrays: Sequence[Any], count: int,
+    reverse: bool,
+) -> tuple[Any, Any]:  # fmt: skip
+    """The steps as what they are."""
+    outs: list[list[Any]] = []
+    out: Any = None
+    for number in range(count - 1, -1, -1) if reverse else range(count):
+        carry, out = _called(f, carry, rebuild(xs, (array[number] for array in arrays).__next__))
+        outs.append([])
+        flatten(out, outs[-1], {})
+    if not count:
+        shown = [array._new(given(array.dtype, array.shape[1:], array.raw.device))
+                 for array in arrays]  # fmt: skip
+        _, out = _called(f, carry, rebuild(xs, iter(shown).__next__))
+        empty: list[Any] = []
+        flatten(out, empty, {})
+        nodes = (build.const(0, e.dtype, (0, *e.shape), e.raw.device) for e in empty)
+        return carry, rebuild(out, (e._new(n) for e, n in zip(empty, nodes, strict=True)).__next__)
+    pieces = zip(*(outs[::-1] if reverse else outs), strict=True)
+    return carry, rebuild(out, (one[0].stack(*one[1:]) for one in pieces).__next__)
