@@ -19,7 +19,7 @@ MINIGRAD_DEBUG=3 prints schedules, 4 nests, 5 texts.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
@@ -75,7 +75,7 @@ class Backend(Protocol[Text, Code_co]):
         """The text of a nest, in the device's language."""
         ...
 
-    def build(self, kernels: Mapping[str, Rendered[Text]]) -> Mapping[str, Code_co]:
+    def build(self, kernels: Iterable[tuple[str, Rendered[Text]]]) -> Mapping[str, Code_co]:
         """The code of kernels, by key, which is kept."""
         ...
 
@@ -98,16 +98,19 @@ def code_of(
     keys = [kernel_key(kernel) for kernel in kernels]
     show = flag("DEBUG") >= 4  # what is to be shown must be made
     codes: dict[str, Code] = {}
-    new: dict[str, Rendered[Text]] = {}
+    new: dict[str, tuple[Kernel, tuple[Array, ...]]] = {}
     for kernel, (key, arrays) in zip(kernels, keys, strict=True):
         if key in codes or key in new:
             continue
         known = None if show else backend.find(key)
         if known is None:
-            new[key] = translate(kernel, arrays, backend)
+            new[key] = kernel, arrays
         else:
             codes[key] = known
-    codes.update(backend.build(new))
+    if new:
+        codes.update(backend.build(
+            (key, translate(kernel, arrays, backend)) for key, (kernel, arrays) in new.items()
+        ))  # fmt: skip
     return [(codes[key], arrays) for key, arrays in keys]
 
 

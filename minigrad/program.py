@@ -10,15 +10,14 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 
-from minigrad.device import Buffer, Call, Device, Program, refuse, renew, spoiled, undecided
+from minigrad.device import Buffer, Call, Device, Program, refuse, renew, spoil, spoiled, undecided
 from minigrad.dtype import dtypes
 from minigrad.errors import BoundsError, DeviceError, MinigradError
 from minigrad.failure import failure_of
 from minigrad.graph.build import buffer, rebuild
 from minigrad.graph.canonical import Canonical, Graph, canonicalize
 from minigrad.graph.loop import StepsInMemory
-from minigrad.graph.node import Node, Op, topological
-from minigrad.graph.rewrite import without_rules
+from minigrad.graph.node import Node, Op, needed
 from minigrad.graph.shapes import numel
 from minigrad.programs import programs
 from minigrad.settings import flag, state_that
@@ -109,11 +108,10 @@ def realize(
     given: then the nodes whose value it concerns cannot be read. order: `topological(roots)`.
     """
     if order is None:
-        order = topological(roots)
+        order = needed(roots)
     operations = {node.op for node in order}
-    whole: Sequence[Node] | None = order
     if Op.CUSTOM in operations:
-        roots, whole = without_rules(roots, order), None
+        order = needed(roots)
     if Op.COPY in operations or Op.LOOP in operations:
         return _in_stages(roots, failures)
     result: dict[Node, Node] = {root: root for root in roots if root.op is Op.BUFFER}
@@ -124,7 +122,7 @@ def realize(
     checked = Op.CHECK in operations and flag("BOUNDS") != 0
     found: list[MinigradError] = []
     for group in by_device.values():
-        known = whole if len(group) == len(roots) else None
+        known = order if len(group) == len(roots) else None
         result.update(zip(group, _run(group, checked, found, known), strict=True))
     if failures is not None:
         failures += found
@@ -137,7 +135,7 @@ def _run(
     roots: list[Node], checked: bool, failures: list[MinigradError],
     order: Sequence[Node] | None = None,
 ) -> list[Node]:  # fmt: skip
-    """Compute roots that need one device only. order: `topological(roots)`, if that is known.
+    """Compute roots that need one device only. order: `needed(roots)`, if that is known.
 
     checked: whether the CHECKs count; if so, and if it is known by now that an index is out of
     range, the error goes to `failures`.
@@ -226,7 +224,8 @@ def _doubtful(call: Canonical, made: Sequence[Node]) -> frozenset[Buffer]:
 
 def _read_by(call: Canonical) -> frozenset[Buffer]:
     """The buffers whose values a program uses: not those that it only fills."""
-    sources = (node.src[1:] if node.op is Op.ASSIGN else node.src for node in call.order)
+    skipped = {Op.ASSIGN: slice(1, None), Op.CUSTOM: slice(1)}
+    sources = (node.src[skipped.get(node.op, slice(None))] for node in call.order)
     return frozenset(one.arg for some in sources for one in some if one.op is Op.BUFFER)
 
 
@@ -234,12 +233,13 @@ def _in_stages(roots: Sequence[Node], failures: list[MinigradError] | None) -> l
     """Realize roots that depend on COPYs and LOOPs: one stage computes what these need, they run,
     and the next stage goes on with what they gave.
 
-    What a later stage still reads is overwritten in the last.
+    Writes in place are made in the last stage, so that nothing is written where one before it fails
+    or is interrupted.
     """
-    order = topological(roots)
+    order = needed(roots)
     stage_of: dict[Node, int] = {}
     for node in order:
-        before = max((stage_of[source] for source in node.src), default=0)
+        before = max((stage_of[source] for source in _read_of(node)), default=0)
         stage_of[node] = before + (node.op in (Op.COPY, Op.LOOP))
     last = max(stage_of[root] for root in roots)
     wanted: list[dict[Node, None]] = [{} for _ in range(last + 1)]
@@ -247,58 +247,62 @@ def _in_stages(roots: Sequence[Node], failures: list[MinigradError] | None) -> l
         if node.op in (Op.COPY, Op.LOOP):
             wanted[stage_of[node] - 1].update(dict.fromkeys(_read_of(node)))
     for root in roots:
-        wanted[stage_of[root]].setdefault(root)
-    late = _written_late(wanted)
+        early = root.op is Op.ASSIGN and stage_of[root] < last
+        wanted[stage_of[root]].setdefault(root.src[1] if early else root)
+        wanted[last if early else stage_of[root]].setdefault(root)
     new: dict[Node, Node] = {}
+    found: list[MinigradError] = []
     for stage, nodes in enumerate(wanted):
         here = [node for node in order if stage_of[node] == stage and node not in new]
         for node in here:
-            new[node] = rebuild(node, [new[source] for source in node.src])
-        now = {node: None for node in nodes if stage == last or node not in late}
-        values = realize([new[node] for node in now], failures)
-        new.update(zip(now, values, strict=True))
+            new[node] = _rebuilt(node, new)
+        late = {node for node in nodes if node.op is Op.ASSIGN and stage < last}
+        now = [node for node in nodes if node not in late]
+        new.update(zip(now, realize([new[node] for node in now], found), strict=True))
         for node in here:  # whoever is computed later reads what is in memory
-            if node not in now:
-                new[node] = rebuild(node, [new[source] for source in node.src])
-        for node in order:
+            if node not in nodes or node in late:
+                new[node] = _rebuilt(node, new)
+        for node in order if not found else ():
             if node.op is Op.COPY and stage_of[node] == stage + 1:
                 new[node] = _copied(node, new[node.src[0]])
             elif node.op is Op.LOOP and stage_of[node] == stage + 1:
                 results = [n for n in order if n.op is Op.RESULT and n.src[0] is node]
+                sources = {source: new[source] for source in _read_of(node)}
                 new[node] = node
-                new.update(_run_loop(node, [new[source] for source in node.src], results, failures))
+                new.update(_run_loop(node, sources, results, found))
+        if found:
+            break
+    if found and failures is None:
+        raise found.pop()
+    if found:
+        failures += found  # type: ignore[operator]
+        return [_lost(root, new.get(root), str(found[0])) for root in roots]
     return [new[root] for root in roots]
+
+
+def _lost(root: Node, known: Node | None, reason: str) -> Node:
+    """A BUFFER that nobody can read, in the place of one that was not computed."""
+    if known is not None and known.op is Op.BUFFER:
+        return known
+    target = root.src[0] if root.op is Op.ASSIGN else buffer(
+        Buffer(root.device, root.dtype, numel(root.shape)), root.dtype, root.shape, root.device
+    )  # fmt: skip
+    spoil([target.arg], reason)
+    return target
 
 
 def _read_of(node: Node) -> Sequence[Node]:
     """The sources of a node whose values it needs."""
-    return node.arg.read(node) if node.op is Op.LOOP else node.src
+    if node.op is Op.LOOP:
+        return node.arg.read(node)  # type: ignore[no-any-return]
+    return node.src[:1] if node.op is Op.CUSTOM else node.src
 
 
-def _written_late(wanted: list[dict[Node, None]]) -> set[Node]:
-    """The ASSIGNs whose target is read after their own stage; their values stay wanted in that."""
-    stored: set[Node] = set()
-    readers: dict[Node, int] = {}  # BUFFER → the last stage that reads it
-    for stage, nodes in enumerate(wanted):
-        reached: set[Node] = set()
-        stack = list(nodes)
-        while stack:
-            node = stack.pop()
-            if node in reached or node in stored:
-                continue
-            reached.add(node)
-            for source in node.src[1:] if node.op is Op.ASSIGN else _read_of(node):
-                readers[source] = stage
-                stack.append(source)
-        stored.update(nodes)
-    late: set[Node] = set()
-    for stage, nodes in enumerate(wanted):
-        for node in list(nodes):
-            if node.op is Op.ASSIGN and readers.get(node.src[0], stage) > stage:
-                late.add(node)
-                nodes.setdefault(node.src[1])
-                wanted[-1].setdefault(node)
-    return late
+def _rebuilt(node: Node, new: Mapping[Node, Node]) -> Node:
+    """A node on other sources; a CUSTOM is its value."""
+    if node.op is Op.CUSTOM:
+        return new[node.src[0]]
+    return rebuild(node, [new[source] for source in node.src])
 
 
 def _copied(node: Node, source: Node) -> Node:
@@ -309,35 +313,31 @@ def _copied(node: Node, source: Node) -> Node:
 
 
 def _run_loop(
-    node: Node, sources: Sequence[Node], results: Sequence[Node],
-    failures: list[MinigradError] | None,
+    node: Node, sources: Mapping[Node, Node], results: Sequence[Node],
+    failures: list[MinigradError],
 ) -> dict[Node, Node]:  # fmt: skip
-    """Run a LOOP whose sources are BUFFERs, step by step; gives its RESULTs."""
-    found: list[MinigradError] = []
-    checked = flag("BOUNDS") != 0
+    """Run a LOOP step by step; gives its RESULTs. sources: those that it reads, as BUFFERs."""
 
     def memory(like: Node, rows: int) -> Node:
         made = Buffer(like.device, like.dtype, rows * numel(like.shape))
         return buffer(made, like.dtype, (rows, *like.shape), like.device)
 
     steps = StepsInMemory(node, sources, results, memory)
-    unwritten = frozenset(one.arg for one in steps.memory)
+    unwritten = frozenset(whole.arg for whole in steps.memory)
     for roots, every in ((steps.begin, [{}]), (steps.step, steps.values())):
         if not roots:
             continue
-        roots = without_rules(roots, topological(roots))
-        call = canonicalize(roots, checked)
+        call = canonicalize(roots, flag("BOUNDS") != 0)
         program, values = _program_of(call)
         made = [root.src[0] for root in roots]
         first = unwritten & {one.arg for one in made}
         for number, own in enumerate(every):
             now = {**values, **own} if own else values
-            _launch(call, program, (), made, now, found, frozenset() if number else first)
+            _launch(call, program, (), made, now, failures, frozenset() if number else first)
+            if failures:
+                spoil([whole.arg for whole in steps.memory], str(failures[0]))
+                return steps.results
         unwritten -= first
-    if failures is not None:
-        failures += found
-    elif found:
-        raise found.pop()
     return steps.results
 
 

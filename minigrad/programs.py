@@ -46,21 +46,34 @@ class Family:
 
     def make(self, call: Canonical, compile: Callable[[Graph], Program]) -> None:
         """Compile a program that `find` then finds: a general one where this is not the first."""
-        self.samples.append(call.cells)
-        if len(self.samples) > 1 and Device[call.roots[0].device].generalizes:
-            try:
-                general = generalize(call, self.samples)
-            except Special as reason:
-                report(1, lambda text=str(reason): f"special: {text}")  # type: ignore[misc]
-                if len(self.samples) > MOST_SAMPLES:
-                    del self.samples[1:]
-            else:
-                self.general.insert(0, (general, compile(general.graph)))
-                del self.general[MOST_SAMPLES:]
-                return
+        general = None
+        if self.samples and Device[call.roots[0].device].generalizes:
+            general = self._generalized(call)
+        self.samples = [*self.samples[-MOST_SAMPLES:], call.cells]
+        if general is not None:
+            self.general.insert(0, (general, compile(general.graph)))
+            del self.general[MOST_SAMPLES:]
+            return
         if len(self.special) >= MOST_SPECIAL:
             del self.special[next(iter(self.special))]
         self.special[call.cells] = compile(call.graph())
+
+
+    def _generalized(self, call: Canonical) -> General | None:
+        """What all samples and a call have in common, else what one and it have, the most similar
+        first.
+        """
+
+        def differences(cells: tuple[Cell, ...]) -> int:
+            return sum(a != b for a, b in zip(cells, call.cells, strict=True))
+
+        for some in (self.samples, *([one] for one in sorted(self.samples, key=differences))):
+            try:
+                return generalize(call, [*some, call.cells])
+            except Special as special:
+                reason = str(special)
+        report(1, lambda: f"special: {reason}")
+        return None
 
 
 NO_VALUES: Mapping[str, int] = MappingProxyType({})

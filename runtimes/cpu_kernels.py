@@ -10,7 +10,8 @@ With the first found, nothing is scheduled; with the second, nothing is lowered,
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import Any
 from weakref import WeakValueDictionary
@@ -27,7 +28,7 @@ from minigrad.program import GlobalCounters
 from minigrad.render.llvm import render
 from minigrad.runtimes import jit_compiler
 from minigrad.runtimes.cpu_exchange import ExchangeCode, Exchanges
-from minigrad.runtimes.jit_compiler import Compiler
+from minigrad.runtimes.jit_compiler import MOST_THREADS, Compiler
 from minigrad.schedule.expr import Array
 from minigrad.schedule.key import graph_key
 from minigrad.schedule.schedule import Held, held_between
@@ -237,14 +238,19 @@ class Kernels:
         """LLVM IR."""
         return render(nest)
 
-    def build(self, kernels: Mapping[str, Rendered[str]]) -> dict[str, Kernel]:
-        """Machine code in memory, and on disk for the next process."""
-        made = {}
-        for key, one in kernels.items():
-            report(5, lambda text=one.text: self.compiler.assembly(text))  # type: ignore[misc]
-            GlobalCounters.kernels_compiled += 1
-            data = self.compiler.object_code(one.text)
-            nest, own = one.nest, self._key(key)
+    def build(self, kernels: Iterable[tuple[str, Rendered[str]]]) -> dict[str, Kernel]:
+        """Machine code in memory, and on disk for the next process.
+
+        LLVM works on a kernel while the next is lowered.
+        """
+        made, started = {}, []
+        with ThreadPoolExecutor(MOST_THREADS) as threads:
+            for key, one in kernels:
+                report(5, lambda text=one.text: self.compiler.assembly(text))  # type: ignore[misc]
+                GlobalCounters.kernels_compiled += 1
+                started.append((key, one, threads.submit(self.compiler.object_code, one.text)))
+        for key, one, job in started:
+            data, nest, own = job.result(), one.nest, self._key(key)
             code = KernelCode(
                 nest.name, one.arguments, nest.symbols, nest.scratch_bytes, nest.total, nest.grain,
                 nest.operations, nest.vectors, nest.traffic, nest.label,

@@ -2,14 +2,17 @@
 
 The renderer emits vectors, unrolling and registers itself, so LLVM only promotes stack slots to
 registers (SROA) and generates code. Object code is what is cached on disk: `compile` is nothing
-but `object_code` followed by `load`.
+but `object_code` followed by `load`. Several threads may generate code at once.
 """
 
 from __future__ import annotations
 
+import ctypes
+import os
 import struct
 from collections.abc import Sequence
 from functools import cache
+from queue import SimpleQueue
 from typing import Any
 
 import llvmlite.binding as llvm
@@ -17,7 +20,7 @@ import llvmlite.binding as llvm
 from minigrad.errors import CompileError
 from minigrad.locks import held_over_forks
 from minigrad.runtimes import half_ir
-from minigrad.runtimes.host import host
+from minigrad.runtimes.host import host, processors
 
 # Name → how llvmlite's pass manager adds it.
 PASSES = {
@@ -51,6 +54,13 @@ _SYMBOL_BYTES = 24  # sizeof(Elf64_Sym)
 # collector of garbage calls LLVM too, to give modules back.
 _lock = held_over_forks()
 held_over_forks(llvm.ffi.lib._lock._lock)
+# Generating code takes most of the time, and nothing else looks at the module meanwhile: it is done
+# past llvmlite's lock, by as many threads as there are processors, each with a lock for forks.
+MOST_THREADS = min(len(processors()) or os.cpu_count() or 1, 8)
+_FREE: SimpleQueue[int] = SimpleQueue()
+_busy = [held_over_forks() for _ in range(MOST_THREADS)]
+for _number in range(MOST_THREADS):
+    _FREE.put(_number)
 
 
 @cache
@@ -89,6 +99,7 @@ class Compiler:
         self.cpu, self.features, self.opt, self.passes = cpu, features, opt, tuple(passes)
         self._emitter: Any = None
         self._builder: Any = None
+        self._emitters: dict[int, Any] = {}  # by the number of a place among _busy
 
     @property
     def key(self) -> str:
@@ -104,12 +115,23 @@ class Compiler:
 
     def object_code(self, ir_text: str) -> bytes:
         """The module as a relocatable object file, which `load` takes."""
+        code = self._emit(ir_text)
+        if not half_ir.FUNCTIONS.isdisjoint(undefined_symbols(code)):
+            code = self._emit(ir_text + half_ir.DEFINITIONS)
+        return code
+
+    def _emit(self, ir_text: str) -> bytes:
+        """The object file of a module."""
         with _lock:
-            code = bytes(self._target_machine().emit_object(self._optimized(ir_text)))
-            if not half_ir.FUNCTIONS.isdisjoint(undefined_symbols(code)):
-                module = self._optimized(ir_text + half_ir.DEFINITIONS)
-                code = bytes(self._target_machine().emit_object(module))
-            return code
+            module = self._optimized(ir_text)
+        place = _FREE.get()
+        try:
+            with _busy[place]:
+                if place not in self._emitters:
+                    self._emitters[place] = self._new_target_machine()
+                return _object_of(self._emitters[place], module)
+        finally:
+            _FREE.put(place)
 
     def assembly(self, ir_text: str) -> str:
         """The module as assembly text, for people."""
@@ -191,6 +213,29 @@ class Compiler:
         return target.create_target_machine(
             cpu=self.cpu, features=self.features, opt=self.opt, jit=True, **_CODE_MODEL
         )
+
+
+@cache
+def _unlocked() -> Any:
+    """The function of llvmlite's library that generates code, without its lock around the call."""
+    locked = llvm.ffi.lib.LLVMPY_TargetMachineEmitToMemory
+    function = ctypes.CDLL(llvm.ffi.lib._name).LLVMPY_TargetMachineEmitToMemory
+    function.argtypes, function.restype = locked.argtypes, locked.restype
+    return function
+
+
+def _object_of(machine: Any, module: Any) -> bytes:
+    """A module's object file, as `machine.emit_object(module)` gives it."""
+    library = llvm.ffi.lib
+    with llvm.ffi.OutputString() as error:
+        buffer = _unlocked()(machine, module, 1, error)
+        if not buffer:
+            raise CompileError(f"LLVM generates no code for a kernel: {error}")
+    try:
+        start = library.LLVMPY_GetBufferStart(buffer)
+        return ctypes.string_at(start, library.LLVMPY_GetBufferSize(buffer))
+    finally:
+        library.LLVMPY_DisposeMemoryBuffer(buffer)
 
 
 def undefined_symbols(object_bytes: bytes) -> list[str]:

@@ -8,7 +8,7 @@ order, so nothing else has to be said about what depends on what.
 from __future__ import annotations
 
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -286,12 +286,13 @@ class OpenCL:
         """OpenCL C."""
         return opencl_groups.render(nest, self.fp64, self.label, self.subgroups)
 
-    def build(self, kernels: Mapping[str, Rendered[Source]]) -> dict[str, Kernel]:
+    def build(self, kernels: Iterable[tuple[str, Rendered[Source]]]) -> dict[str, Kernel]:
         """What the driver makes of the sources: several to a program."""
-        sources = [one.text for one in kernels.values()]
+        new = list(kernels)
+        sources = [one.text for _, one in new]
         built = build(self.context, self.device, self.label, sources, self._options)
         made = {}
-        for (key, one), program in zip(kernels.items(), built, strict=True):
+        for (key, one), program in zip(new, built, strict=True):
             size = self._work_size(one.nest, one.text)
             made[key] = Kernel(one.nest, (), one.arguments, one.text, *program, *size)
             self._kernels[digest(key)] = made[key]

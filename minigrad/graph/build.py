@@ -214,13 +214,14 @@ FEW = 3  # pieces that are better joined where they are read, by a WHERE, than i
 
 
 def cat(pieces: Sequence[Node], axis: int) -> Node:
-    """The pieces one after the other along an axis; their extents are known, and equal elsewhere.
+    """The pieces one after the other along an axis; those are known, and others equal.
 
     Pieces of extent 0 along it are left out.
     """
     first = pieces[0]
-    if is_symbolic(tuple(extent for x in pieces for extent in x.shape)):
-        raise ShapeError(f"cat of {[x.shape for x in pieces]}: expected known extents")
+    if is_symbolic(tuple(x.shape[axis] for x in pieces)):
+        raise ShapeError(f"cat along axis {axis} of {[x.shape for x in pieces]}: expected known "
+                         "extents there")  # fmt: skip
     if any(x.dtype is not first.dtype or _around(x, axis) != _around(first, axis) for x in pieces):
         raise ShapeError(
             f"cat along axis {axis} of {[(x.dtype.name, x.shape) for x in pieces]}: expected "

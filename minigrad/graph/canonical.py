@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from minigrad.graph.bounds import Check, any_outside
-from minigrad.graph.node import Node, Op, make, topological
+from minigrad.graph.node import Node, Op, make, needed
 from minigrad.graph.sharding import Layout, layouts_of, meshes
 from minigrad.graph.symbolic import Affine, Integer
 from minigrad.graph.variable import unbind
@@ -30,9 +30,10 @@ Cell = Integer | bytes
 class Graph:
     """What a program computes.
 
-    roots[i] is the value to be stored in buffer slot outputs[i]; an ASSIGN goes to some rows of it. BUFFER nodes hold slots as `arg`;
-    slots 0 … len(outputs) − 1 are not necessarily outputs: an in-place update reads and writes one
-    slot. A program sees every input as it was before the program started.
+    roots[i] is the value to be stored in buffer slot outputs[i]; an ASSIGN goes to some rows of it.
+    BUFFER nodes hold slots as `arg`; slots 0 … len(outputs) − 1 are not necessarily outputs: an
+    in-place update reads and writes one slot. A program sees every input as it was before the
+    program started.
     variables: names of the symbolic integers whose values are given per call.
     device: the device whose runtime computes it. Where indices are checked the last root is an
     uint32 scalar: 0 where all of them are in range.
@@ -88,6 +89,9 @@ class Canonical:
         numbers = exchange_numbers(self.order)
         checked: list[tuple[Node, Check]] = []
         for node in self.order:
+            if node.op is Op.CUSTOM:
+                new[node] = new[node.src[0]]
+                continue
             src = tuple(new[source] for source in node.src)
             if node.op is Op.COLLECTIVE:
                 arg = replace(node.arg, number=numbers[node.arg.number])
@@ -186,11 +190,11 @@ def canonicalize(
 ) -> Canonical:
     """Number the buffers of a graph whose roots are to be stored (ASSIGN roots: in place).
 
-    checked: whether its CHECK nodes count; otherwise they are what they check. order:
-    `topological(roots)`, if that is known.
+    checked: whether its CHECK nodes count; otherwise they are what they check. A CUSTOM is its
+    value. order: `needed(roots)`, if that is known.
     """
     if order is None:
-        order = topological(roots)
+        order = needed(roots)
     number: dict[Node, int] = {}
     inputs: dict[Any, int] = {}
     values: dict[str, int] = {}
@@ -205,6 +209,9 @@ def canonicalize(
                 number[node] = number[node.src[0]]
                 continue
             checks.append(node)
+        elif op is Op.CUSTOM:
+            number[node] = number[node.src[0]]
+            continue
         number[node] = len(rows)
         if op in NUMBERED:
             if op is Op.BUFFER:

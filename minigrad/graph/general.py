@@ -269,8 +269,11 @@ def _remake(node: Node, src: tuple[Node, ...], arg: Any, cells: Iterator[Cell]) 
         return make(op, node.dtype, src[0].shape, src, replace(arg, extent=next(cells)), device)
     if op is Op.VARIABLE:
         return make(op, node.dtype, (), (), next(cells), device)
-    if op is Op.ASSIGN and arg is not None:
-        return make(op, node.dtype, src[1].shape, src, next(cells), device)
+    if op is Op.ASSIGN:
+        if arg is None and src[0].shape != src[1].shape:
+            raise Special(f"assign to {src[0].shape}, value {src[1].shape}")
+        row = None if arg is None else next(cells)
+        return make(op, node.dtype, src[1].shape, src, row, device)
     if op in NUMBERED:
         shape = tuple(_integer(next(cells)) for _ in node.shape)
         if op is Op.CONST:
@@ -290,11 +293,9 @@ def _remake(node: Node, src: tuple[Node, ...], arg: Any, cells: Iterator[Cell]) 
         return build.scatter(op, src[0], src[1], src[2], arg)
     if op in REDUCTIONS:
         return build.reduce(op, src[0], arg)
-    if op in MOVEMENT:
+    if op in MOVEMENT or op is Op.CAT:
         return build.rebuild(node, src)
-    if op is Op.ASSIGN and src[0].shape != src[1].shape:
-        raise Special(f"assign to {src[0].shape}, value {src[1].shape}")
-    if not op.facts.arity and op not in (Op.ASSIGN, Op.CONTIGUOUS):
+    if not op.facts.arity and op is not Op.CONTIGUOUS:
         raise Special(f"{op.value} of a size that differs")
     return make(op, node.dtype, src[-1].shape, src, arg, device)
 

@@ -79,7 +79,7 @@ class Loop:
             node.src[: sizes[0]], node.src[sizes[0] : sum(sizes)], node.src[sum(sizes) :],
         )  # fmt: skip
         of_rows = [_of_rows(node, number, given_for) for number in range(sizes[0])]
-        seeds: dict[Node, Node] = {}  # what stands for the gradient of a value of one step → its rows
+        seeds: dict[Node, Node] = {}  # what stands for the gradient of an out → the rows of that
         outputs: list[Node] = []
         for number, out in enumerate(self.outs):
             g = given_for.get(_result(node, "out", number))
@@ -261,20 +261,20 @@ def _row(x: Node, number: Integer) -> Node:
 
 
 class StepsInMemory:
-    """The programs of a LOOP whose sources are BUFFERs: one for its start, and one for a step.
+    """The programs of a LOOP: one for its start, and one for a step. sources: as BUFFERs.
 
     begin, step: their roots, which all write into rows of `memory`. A carry of which only the last
     is wanted takes turns in two rows. results: each RESULT, as a node of memory.
     """
 
     def __init__(
-        self, node: Node, sources: Sequence[Node], results: Sequence[Node],
+        self, node: Node, sources: Mapping[Node, Node], results: Sequence[Node],
         new: Callable[[Node, int], Node],
     ) -> None:  # fmt: skip
         loop: Loop = node.arg
         self.loop = loop
         wanted = {result.arg for result in results}
-        row, turns = _own("_row"), (_own("_from"), _own("_to"))
+        row, rows, turns = _own("_row"), _owns("_before", "_after"), _owns("_from", "_to")
         stand: dict[Node, Node] = {}
         places: list[tuple[Node, Integer]] = []  # where the carries and outs of a step are written
         self.begin: list[Node] = []
@@ -283,14 +283,14 @@ class StepsInMemory:
         for number, carry in enumerate(loop.carries):
             all_rows = ("carry", number) in wanted
             whole = new(carry, loop.count + 1 if all_rows else 2)
-            read, write = (row + loop.reverse, row + (not loop.reverse)) if all_rows else turns
+            read, write = rows if all_rows else turns
             stand[carry] = _row(whole, read)
             places.append((whole, write))
-            start = build.reshape(sources[number], (1, *carry.shape))
+            start = build.reshape(sources[node.src[number]], (1, *carry.shape))
             self.begin.append(build.assign(whole, start, loop.first if all_rows else 0))
             end = loop.count - loop.first if all_rows else loop.count % 2
-            known = {("carry", number): whole, ("last", number): _row(whole, end)}
-            self.results |= {r: known[r.arg] for r in results if r.arg in known}
+            parts = {("carry", number): whole, ("last", number): _row(whole, end)}
+            self.results |= {r: parts[r.arg] for r in results if r.arg in parts}
         values = loop.body[: len(loop.carries)]
         for number, out in enumerate(loop.outs):
             if ("out", number) in wanted:
@@ -299,10 +299,11 @@ class StepsInMemory:
                 values.append(loop.body[len(loop.carries) + number])
                 self.results |= {r: whole for r in results if r.arg == ("out", number)}
         self.memory = [whole for whole, _ in places]
-        rest = sources[len(loop.carries) :]
-        arrays, constants = rest[: len(loop.elements)], rest[len(loop.elements) :]
-        stand |= {e: _row(x, row) for e, x in zip(loop.elements, arrays, strict=True)}
-        stand |= dict(zip(loop.constants, constants, strict=True))
+        stands = (*loop.elements, *loop.constants)
+        for one, source in zip(stands, node.src[len(loop.carries) :], strict=True):
+            if source in sources:  # others are not read
+                known = sources[source]
+                stand[one] = _row(known, row) if one in loop.elements else known
         self.step = [
             build.assign(whole, build.reshape(value, (1, *value.shape)), row)
             for (whole, row), value in zip(places, replaced(values, stand), strict=True)
@@ -313,9 +314,15 @@ class StepsInMemory:
         count = self.loop.count
         rows = range(count - 1, -1, -1) if self.loop.reverse else range(count)
         for number, row in enumerate(rows):
-            yield {"_row": row, "_from": number % 2, "_to": 1 - number % 2}
+            before, after = row + self.loop.reverse, row + (not self.loop.reverse)
+            yield {"_row": row, "_before": before, "_after": after,
+                   "_from": number % 2, "_to": 1 - number % 2}  # fmt: skip
 
 
 def _own(name: str) -> Integer:
     """A variable of the program of a step, which serves any number of them."""
     return Atom("var", name, 0, MOST_STEPS, payload=0).index
+
+
+def _owns(*names: str) -> list[Integer]:
+    return [_own(name) for name in names]

@@ -48,7 +48,7 @@ class _Cell(Layer):
 
     def step(self, state: tuple[Tensor, ...], x: Tensor) -> tuple[tuple[Tensor, ...], Tensor]:
         """For `Tensor.scan`: the state as a tuple, and the hidden part of it to keep."""
-        new: Any = self(x, state if len(self.kept) > 1 else state[0])  # type: ignore[operator]
+        new: Any = self(x, state if len(self.kept) > 1 else state[0])
         state = new if isinstance(new, tuple) else (new,)
         return state, state[0]
 

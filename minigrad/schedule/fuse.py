@@ -8,7 +8,7 @@ with nothing but the row passing between them. The question asked of each read i
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Mapping
+from collections.abc import Container, Iterable
 
 from minigrad.graph.operations import SCANS, SCATTERS, Op
 from minigrad.graph.shapes import flatten, iterations, numel

@@ -31,10 +31,10 @@ class Scanning(Methods):
     ) -> tuple[Any, Any]:  # fmt: skip
         """`for x in xs: carry, y = f(carry, x)`; gives the last carry and all y, stacked.
 
-        init, x, y: a tensor, or tensors in tuples, lists and dicts. xs: what x is in each step, with
-        one more dimension in front, the same for all; or None, and `length` steps. The carry keeps
-        its shapes and dtypes; y may be None. reverse: from the last x to the first; y stays in the
-        order of xs.
+        init, x, y: a tensor, or tensors in tuples, lists and dicts. xs: what x is in each step,
+        with one more dimension in front, the same for all; or None, and `length` steps. The carry
+        keeps its shapes and dtypes; y may be None. reverse: from the last x to the first; y stays
+        in the order of xs.
 
         f is called once, to see what a step is, and its kernels run for each x: compiling takes as
         long as for one step, whatever the length. What does not depend on the carry is computed for

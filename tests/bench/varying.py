@@ -111,29 +111,37 @@ STEPS, BATCH, WIDTH, CHARACTERS = 100, 16, 128, 65
 def recurrent(threads: int) -> Iterator[Row]:
     """Loss and gradients of a language model with one LSTM over STEPS characters."""
     Tensor.manual_seed(0)
-    table, cell = nn.Embedding(CHARACTERS, WIDTH), nn.LSTMCell(WIDTH, WIDTH)
+    table, lstm = nn.Embedding(CHARACTERS, WIDTH), nn.LSTM(WIDTH, WIDTH, batch_first=True)
     output = nn.Linear(WIDTH, CHARACTERS)
-    parameters = nn.state.get_parameters([table, cell, output])
+    parameters = nn.state.get_parameters([table, lstm, output])
+    cell = lstm._cell("l0", WIDTH)
     shape = (2, BATCH, STEPS)
     given, wanted = np.random.default_rng(0).integers(0, CHARACTERS, shape, np.int32)
     ids, targets = Tensor(given).realize(), Tensor(wanted).realize()
 
+    def end(hidden: Tensor, targets: Tensor) -> Tensor:
+        loss = output(hidden).cross_entropy(targets, axis=-1)
+        Tensor.realize(loss, *loss.gradient(*parameters))
+        return loss
+
     def step(ids: Tensor, targets: Tensor) -> Tensor:
+        return end(lstm(table(ids))[0], targets)
+
+    def cells(ids: Tensor, targets: Tensor) -> Tensor:
         x, state, hidden = table(ids), None, list[Tensor]()
         for t in range(STEPS):
             state = cell(x[:, t], state)
             hidden.append(state[0])
-        loss = output(Tensor.stack(*hidden, dim=1)).cross_entropy(targets, axis=-1)
-        Tensor.realize(loss, *loss.gradient(*parameters))
-        return loss
+        return end(Tensor.stack(*hidden, dim=1), targets)
 
-    ours = jit(step)
+    ours, unrolled = jit(step), jit(cells)
     peers: dict[str, Work] = {}
     if installed("torch"):
         peers["torch"] = torch_recurrent(given, wanted, threads)
     name = f"LSTM language model, {STEPS} steps, forward and backward"
     yield Row(name, lambda: ours(ids, targets), peers, goal=1.0)
     yield Row(f"{name}, eager", lambda: step(ids, targets).item(), peers)
+    yield Row(f"{name}, as a loop of cells", lambda: unrolled(ids, targets), peers)
 
 
 def torch_recurrent(given: np.ndarray, wanted: np.ndarray, threads: int) -> Work:

@@ -1,0 +1,328 @@
+"""`Tensor.scan` against its steps one after the other: values, gradients, captures, errors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from minigrad import GlobalCounters, Tensor, jit, nn
+from minigrad.errors import (
+    BoundsError,
+    DTypeError,
+    ScanError,
+    ShapeError,
+)
+
+COUNT, ROWS, WIDTH = 5, 3, 4
+ALIKE = 5e-5  # of the largest element
+
+Step = Callable[[Any, Any], tuple[Any, Any]]
+
+
+def one_by_one(f: Step, carry: Any, xs: Any, reverse: bool = False) -> tuple[Any, Any]:
+    """What a scan is; x is a tensor, and y a tensor, a tuple of them, or None."""
+    outs = []
+    for number in range(COUNT - 1, -1, -1) if reverse else range(COUNT):
+        carry, out = f(carry, xs[number])
+        outs.append(out)
+    if reverse:
+        outs.reverse()
+    if outs[0] is None:
+        return carry, None
+    if isinstance(outs[0], Tensor):
+        return carry, Tensor.stack(outs)
+    return carry, tuple(Tensor.stack(list(part)) for part in zip(*outs, strict=True))
+
+
+class Weights:
+    """What steps close over: leaves, the same on every device."""
+
+    def __init__(self, device: str) -> None:
+        random = np.random.default_rng(0)
+
+        def floats(*shape: int) -> Tensor:
+            data = random.standard_normal(shape).astype(np.float32) * 0.5
+            return Tensor(data, device=device, requires_grad=True)
+
+        self.xs, self.start = floats(COUNT, ROWS, WIDTH), floats(ROWS, WIDTH)
+        self.square, self.wide = floats(WIDTH, WIDTH), floats(4 * WIDTH, WIDTH)
+        self.table = floats(7, WIDTH)
+
+    def leaves(self) -> list[Tensor]:
+        """All of them."""
+        return [self.xs, self.start, self.square, self.wide, self.table]
+
+
+def plain(w: Weights) -> Step:
+    def step(h: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+        h = (x @ w.square + h @ w.square.T).tanh()
+        return h, h
+
+    return step
+
+
+def gates(w: Weights) -> Step:
+    """As an LSTM's, with outs that are not the carry, and one that does not depend on it."""
+
+    def step(h: Tensor, x: Tensor) -> tuple[Tensor, Any]:
+        a, b, c, d = (x.linear(w.wide.T) + h.linear(w.wide.T)).chunk(4, -1)
+        new = a.sigmoid() * h + b.sigmoid() * c.tanh()
+        return d.sigmoid() * new.tanh(), (new.exp(), x.square().sum(-1), h * x)
+
+    return step
+
+
+def addressed(w: Weights) -> Step:
+    """Rows chosen by the carry and by x, a sort, a running sum, pieces joined, a maximum."""
+
+    def step(h: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+        by_carry = w.table[(h.abs().sum(-1) * 3).int() % 7]
+        by_x = w.table[(x.abs().sum(-1) * 3).int() % 7]
+        ordered = x.sort(-1)[0] if isinstance(x.sort(-1), tuple) else x.sort(-1)
+        joined = Tensor.cat(h, by_carry, by_x, ordered, h.cumsum(-1), dim=-1)
+        return joined.reshape(ROWS, 5, WIDTH).mean(1).softmax(-1), joined.max(-1)
+
+    return step
+
+
+def own_rules(w: Weights) -> Step:
+    """Functions that bring a rule for their gradient, and a windowed mean."""
+
+    def step(h: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+        h = (h.softplus() + x.expm1().sinh()).log1p() * w.start
+        return h, h.gelu() + w.table[:ROWS].logsigmoid()
+
+    return step
+
+
+def nothing_kept(w: Weights) -> Step:
+    return lambda h, x: (h * w.start + x, None)
+
+
+def no_history(w: Weights) -> Step:
+    """The carry does not reach the next one."""
+    return lambda h, x: (x @ w.square, h)
+
+
+STEPS = [plain, gates, addressed, own_rules, nothing_kept, no_history]
+
+
+def close(got: Tensor, wanted: Tensor, what: str) -> None:
+    a, b = got.numpy(), wanted.numpy()
+    assert a.shape == b.shape, what
+    assert np.abs(a - b).max() <= ALIKE * max(np.abs(b).max(), 1e-3), what
+
+
+def results(last: Any, outs: Any) -> list[Tensor]:
+    return [last, *(() if outs is None else outs if isinstance(outs, tuple) else (outs,))]
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("make", STEPS)
+def test_values_and_gradients(make: Callable[[Weights], Step], reverse: bool, device: str) -> None:
+    w = Weights(device)
+
+    def all_of(scan: Callable[..., tuple[Any, Any]]) -> list[Tensor]:
+        found = results(*scan(make(w), w.start, w.xs, reverse=reverse))
+        # weights that differ, so that no part of a gradient is the sum of another
+        loss = sum((y * (n + 1)).square().sum() for n, y in enumerate(found))
+        assert isinstance(loss, Tensor)
+        marked = [x for x in w.leaves() if depends(loss, x)]
+        return [*found, loss, *loss.gradient(*marked)]
+
+    got, wanted = all_of(Tensor.scan), all_of(one_by_one)
+    Tensor.realize(*got)
+    assert len(got) == len(wanted)
+    for number, (a, b) in enumerate(zip(got, wanted, strict=True)):
+        close(a, b, f"{make.__name__}, result {number}")
+
+
+def depends(loss: Tensor, x: Tensor) -> bool:
+    try:
+        loss.gradient(x)
+    except RuntimeError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize("make", [plain, gates])
+def test_second_gradient(make: Callable[[Weights], Step], device: str) -> None:
+    w = Weights(device)
+
+    def second(scan: Callable[..., tuple[Any, Any]]) -> list[Tensor]:
+        last, _ = scan(make(w), w.start, w.xs)
+        first = last.square().sum().gradient(w.xs, w.start)
+        return (first[0].square().sum() + first[1].sum()).gradient(w.xs, w.start)
+
+    for a, b in zip(second(Tensor.scan), second(one_by_one), strict=True):
+        close(a, b, make.__name__)
+
+
+def test_several_kinds(device: str) -> None:
+    """Tensors in tuples, lists and dicts, integers among them; carries that change places."""
+    xs = {"a": Tensor([1, 2, 3, 4], device=device), "b": [Tensor([[0.5]] * 4, device=device)]}
+    init = (Tensor(0, device=device), Tensor([1.0], device=device), Tensor([2.0], device=device))
+
+    def step(carry: Any, x: Any) -> tuple[Any, Any]:
+        total, p, q = carry
+        return (total + x["a"], q, p + x["b"][0]), {"sum": total, "pair": [p, q * 2]}
+
+    (total, p, q), outs = Tensor.scan(step, init, xs)
+    assert total.item() == 10 and (p.tolist(), q.tolist()) == ([2.0], [3.0])
+    assert outs["sum"].tolist() == [0, 1, 3, 6] and outs["sum"].dtype is total.dtype
+    assert outs["pair"][0].tolist() == [[1.0], [2.0], [1.5], [2.5]]
+    assert outs["pair"][1].tolist() == [[4.0], [3.0], [5.0], [4.0]]
+
+
+def test_lengths(device: str) -> None:
+    one = Tensor(1.0, device=device)
+    assert Tensor.scan(lambda c, _: (c * 2, c), one, length=6)[0].item() == 64
+    last, outs = Tensor.scan(lambda c, x: (c + x, c), one, Tensor.zeros(0, device=device))
+    assert last.item() == 1 and outs.shape == (0,)
+    last, outs = Tensor.scan(lambda c, x: (c + x, c), one, Tensor.ones(1, device=device))
+    assert last.item() == 2 and outs.tolist() == [1]
+    _, outs = Tensor.scan(lambda c, x: ((), x * 2), (), Tensor([1, 2], device=device))
+    assert outs.tolist() == [2, 4]
+
+
+def test_inside_another(device: str) -> None:
+    grid = Tensor.arange(12, device=device).reshape(3, 4)
+
+    def row(total: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+        return Tensor.scan(lambda c, y: (c + y, c), total, x)
+
+    last, outs = Tensor.scan(row, Tensor(0, device=device), grid)
+    assert last.item() == 66
+    assert outs.flatten().tolist() == [0, *np.cumsum(np.arange(12))[:-1]]
+
+
+def test_writes_in_between(device: str) -> None:
+    """Two loops around a write in place, all in one realization: each reads what was there."""
+    x = Tensor([1.0, 2.0], device=device).realize()
+    w = Tensor([3.0], device=device).realize()
+
+    def loop() -> Tensor:
+        return Tensor.scan(lambda c, e: (c + e * w, None), Tensor([0.0], device=device), x)[0]
+
+    before, square = loop(), w * w
+    w.assign(w * 2)
+    after = loop() + square
+    Tensor.realize(after, before, w)
+    assert (before.item(), after.item(), w.item()) == (9.0, 18.0 + 9.0, 6.0)
+
+
+def training(device: str, scan: Any, captured: bool) -> list[float]:
+    """Losses of a few steps with dropout and momentum: random states and parameters are written."""
+    Tensor.manual_seed(1)
+    w = Weights(device)
+    optimizer = nn.optim.SGD([w.square, w.start, w.table], lr=0.1, momentum=0.9)
+
+    def step(xs: Tensor) -> Tensor:
+        optimizer.zero_grad()
+        _, outs = scan(plain(w), w.start, xs.dropout(0.3))
+        loss = (outs.dropout(0.5) @ w.table[:4]).square().mean()
+        loss.backward()
+        optimizer.step()
+        return loss.realize()
+
+    run = jit(step) if captured else step
+    with Tensor.train():
+        return [run(w.xs.detach() * (n + 1)).item() for n in range(5)]
+
+
+@pytest.mark.parametrize("captured", [False, True])
+def test_training(captured: bool, device: str) -> None:
+    got = training(device, Tensor.scan, captured)
+    assert np.allclose(got, training(device, one_by_one, False), rtol=1e-4)
+
+
+def test_captured_outs(compiled: str) -> None:
+    """Results of a replay are its own, and what was passed is read anew."""
+    w = Weights(compiled)
+    run = jit(lambda xs: [y.realize() for y in results(*Tensor.scan(gates(w), w.start, xs))])
+    kept = []
+    for number in range(4):
+        xs = (w.xs.detach() * (number - 1)).realize()
+        wanted = results(*one_by_one(gates(w), w.start, xs))
+        kept.append((run(xs), wanted))
+    for got, wanted in kept:
+        for a, b in zip(got, wanted, strict=True):
+            close(a, b, "a replay")
+
+
+def test_lengths_share_programs(compiled: str) -> None:
+    layer = nn.LSTM(6, 8, num_layers=2, bidirectional=True).to(compiled)
+    weights = nn.state.get_parameters(layer)
+    Tensor.realize(*weights)
+
+    def step(length: int) -> None:
+        x = Tensor.ones(length, 3, 6, device=compiled).realize()
+        loss = layer(x)[0].square().mean()
+        Tensor.realize(loss, *loss.gradient(*weights))
+
+    for length in (4, 7):
+        step(length)
+    before = GlobalCounters.kernels_compiled, GlobalCounters.programs_scheduled
+    for length in (9, 5, 20):
+        step(length)
+    assert before == (GlobalCounters.kernels_compiled, GlobalCounters.programs_scheduled)
+
+
+def test_compiled_once_whatever_the_length(compiled: str) -> None:
+    """A step's kernels do not grow in number with the steps."""
+
+    def kernels(count: int) -> int:
+        before = GlobalCounters.kernels_lowered
+        x = Tensor.ones(count, 2, 5, device=compiled).realize()
+        Tensor.scan(lambda c, e: ((c + e).tanh() * 0.5, None), x[0], x)[0].realize()
+        return GlobalCounters.kernels_lowered - before
+
+    kernels(3)
+    assert kernels(50) <= 4
+
+
+def test_index_out_of_range(device: str) -> None:
+    table = Tensor.ones(4, 2, device=device)
+    places = Tensor([1, 3, 7, 0], device=device)
+    with pytest.raises(BoundsError, match=r"index 7 .*out of range for 4"):
+        Tensor.scan(lambda c, i: (c + table[i], None), Tensor.zeros(2, device=device), places)[
+            0
+        ].realize()
+    with pytest.raises(BoundsError, match="out of range for 4"):
+        count = Tensor(2, device=device)
+        Tensor.scan(lambda c, _: (c + 1, table[c]), count, length=3)[1].realize()
+
+
+def test_refusals() -> None:
+    x, zero = Tensor.ones(3, 2), Tensor.zeros(2)
+    kept: list[Tensor] = []
+
+    def keeps(c: Tensor, e: Tensor) -> tuple[Tensor, None]:
+        kept.append(c + e)
+        return c, None
+
+    def writes(c: Tensor, e: Tensor) -> tuple[Tensor, None]:
+        target = Tensor.zeros(2).contiguous().realize()
+        return target.assign(c + e), None
+
+    def refuse(kind: type[Exception], words: str, f: Any, init: Any = zero, xs: Any = x) -> None:
+        with pytest.raises(kind, match=words):
+            Tensor.scan(f, init, xs)
+
+    refuse(TypeError, "expected length=", lambda c, e: (c, None), xs=None)
+    refuse(ShapeError, "one first extent", lambda c, e: (c, None), xs=[x, zero])
+    refuse(ShapeError, "0-d", lambda c, e: (c, None), xs=Tensor(1.0))
+    refuse(ShapeError, "comes out of a step as", lambda c, e: (c.sum(), c))
+    refuse(DTypeError, "cast it in the step", lambda c, e: (c.int(), c))
+    refuse(ScanError, "expected a pair", lambda c, e: c)
+    refuse(ScanError, "expected the same", lambda c, e: ((c, c), c))
+    refuse(ScanError, "draw them outside", lambda c, e: (c + Tensor.rand(2), c))
+    refuse(ScanError, "writes in place", writes)
+    refuse(ScanError, "return it from the function", lambda c, e: (c * c.sum().item(), c))
+    Tensor.scan(keeps, zero, x)
+    with pytest.raises(ScanError, match="kept from there"):
+        kept[0].realize()
+    kept.clear()
