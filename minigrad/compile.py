@@ -14,13 +14,16 @@
 
 A device brings a `Backend`: its figures, its language, its compiler, and what it has kept. A kernel
 that is known by its text (`schedule/key.py`) is neither lowered nor rendered nor built again.
-MINIGRAD_DEBUG=3 prints schedules, 4 nests, 5 texts.
+MINIGRAD_DEBUG=3 prints schedules, 4 nests, 5 texts. MINIGRAD_TUNE=n measures n ways to cut each
+product instead of believing the cost model (`best_translation`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+import math
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Generic, Protocol, TypeVar
 
 from minigrad.graph.canonical import Graph
@@ -37,6 +40,10 @@ from minigrad.schedule.sort import expand_sorts
 from minigrad.schedule.split import split_reductions
 from minigrad.settings import flag, report
 from minigrad.target import Target
+
+# Ways to compute a product are measured in turn, so often and so long: what interrupts is brief.
+# One must be so much better than the model's best: runs of equal code differ by a percent.
+ROUNDS, SECONDS, WORTH = 5, 0.01, 0.98
 
 Text = TypeVar("Text")
 Code = TypeVar("Code")
@@ -79,6 +86,10 @@ class Backend(Protocol[Text, Code_co]):
         """The code of kernels, by key, which is kept."""
         ...
 
+    def seconds(self, ways: Sequence[Rendered[Text]], arrays: tuple[Array, ...]) -> list[float]:
+        """How long several kernels take on arrays of zeros; they are kept no longer than that."""
+        ...
+
 
 def schedule_of(graph: Graph, target: Target, fuse: bool = True) -> Schedule:
     """What runs for a graph: kernels in order, and where each value lives."""
@@ -109,16 +120,59 @@ def code_of(
             codes[key] = known
     if new:
         codes.update(backend.build(
-            (key, translate(kernel, arrays, backend)) for key, (kernel, arrays) in new.items()
+            (key, best_translation(kernel, arrays, backend))
+            for key, (kernel, arrays) in new.items()
         ))  # fmt: skip
     return [(codes[key], arrays) for key, arrays in keys]
 
 
-def translate(
+def best_translation(
     kernel: Kernel, arrays: tuple[Array, ...], backend: Backend[Text, Code]
 ) -> Rendered[Text]:
-    """A kernel's loops and their text."""
-    nest = lower(kernel, backend.target, backend.function_name(kernel))
+    """A kernel's loops and their text: of TUNE ways those that measure best.
+
+    Only products are cut in several ways. Sizes that differ from call to call are not measured.
+    """
+    best = translate(kernel, arrays, backend)
+    if flag("TUNE") < 2 or kernel.kind != "contraction" or best.nest.symbols:
+        return best
+    known = [best]
+    for choice in range(1, flag("TUNE")):
+        other = translate(kernel, arrays, backend, choice)
+        if all(other.text != one.text for one in known):
+            known.append(other)
+    if len(known) == 1:
+        return best
+    times = backend.seconds(known, arrays)
+    number = min(range(len(times)), key=times.__getitem__)
+    if times[number] > WORTH * times[0]:
+        number = 0
+    report(1, lambda: (
+        f"tuned: {best.nest.label}: way {number} of {len(known)} takes {times[number] * 1e3:.3f} "
+        f"ms, the model's best {times[0] * 1e3:.3f}"
+    ))  # fmt: skip
+    return known[number]
+
+
+def best_of_rounds(run: Callable[[int], None], count: int) -> list[float]:
+    """The least seconds that each of `count` things took, which run in turn."""
+    best = [math.inf] * count
+    rounds, begin = 0, time.perf_counter()
+    while rounds < ROUNDS or time.perf_counter() - begin < SECONDS * count:
+        for number in range(count):
+            start = time.perf_counter()
+            run(number)
+            best[number] = min(best[number], time.perf_counter() - start)
+        rounds += 1
+    return best
+
+
+def translate(
+    kernel: Kernel, arrays: tuple[Array, ...], backend: Backend[Text, Code], choice: int = 0
+) -> Rendered[Text]:
+    """A kernel's loops and their text. choice: which of the model's ways to cut a product."""
+    target = replace(backend.target, choice=choice)
+    nest = lower(kernel, target, backend.function_name(kernel))
     report(4, lambda: show_nest(nest))
     GlobalCounters.kernels_lowered += 1
     text = backend.render(nest)

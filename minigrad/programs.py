@@ -96,7 +96,7 @@ class Programs:
     ) -> tuple[Program, Mapping[str, int]]:
         """The program of a call, compiled if there is none, and values besides the call's."""
         # A structure describes a whole graph, so that hashing it is dear: it is looked up once.
-        key = (call.structure, flag("FUSE"), flag("GUARD"))
+        key = (call.structure, flag("FUSE"), flag("GUARD"), flag("TUNE"))
         family = self._families.get(key)
         found = None if family is None else family.find(call.cells)
         if found is None:

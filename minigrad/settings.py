@@ -25,6 +25,7 @@ DEFAULTS: Mapping[str, int | str] = MappingProxyType({
     "CL_SUBDEVICES": 0,  # from 2 on: a CPU of OpenCL counts as so many devices of equal parts
     "THREADS": 0,  # 0: as many as affinity and cgroup quota allow
     "CACHE": "",  # folder of the kernel cache; empty: the user's cache folder
+    "TUNE": 0,  # n: of each product the n best ways by the model are measured, and one is kept
     "FUSE": 1,  # 0: every operation is a kernel of its own
     "PATIENCE": 60,  # seconds until a rank that keeps others waiting counts as hung; 0: never
     "GUARD": 0,  # 1: unreadable pages behind every buffer
@@ -33,7 +34,7 @@ DEFAULTS: Mapping[str, int | str] = MappingProxyType({
 
 # What decides, besides its arguments, which program a function runs. A captured step is only
 # replayed where all of it is as it was: these settings, and the modes that `state_that` is told.
-DECIDING = ("DEBUG", "DEVICE", "FUSE", "GUARD", "BOUNDS")
+DECIDING = ("DEBUG", "DEVICE", "FUSE", "GUARD", "BOUNDS", "TUNE")
 
 
 def _parse(name: str, text: str) -> int | str:

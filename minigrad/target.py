@@ -74,6 +74,7 @@ class Target:
     fold_lanes: one of a product's partial sums. bfloat16_dots: whether an instruction adds the
     products of two pairs of bfloat16 to a float32 (AVX512-BF16). bfloat16_matrices: whether there
     are registers of 16 × 16 words, and an instruction that multiplies them (AMX). group: of OpenCL.
+    choice: which of the cost model's ways to cut a product is taken, the best one being 0.
     """
 
     vector_bytes: int
@@ -87,6 +88,7 @@ class Target:
     bfloat16_dots: bool = False
     bfloat16_matrices: bool = False
     group: Group | None = None
+    choice: int = 0
 
     def lanes(self, dtype: DType) -> int:
         """Elements of a register; values narrower than 4 bytes are computed in 4."""

@@ -10,14 +10,15 @@ With the first found, nothing is scheduled; with the second, nothing is lowered,
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import ctypes
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import Any
 from weakref import WeakValueDictionary
 
 from minigrad.cache import Cache, Entry, digest, open_cache, source_digest
-from minigrad.compile import Rendered, code_of, schedule_of
+from minigrad.compile import Rendered, best_of_rounds, code_of, schedule_of
 from minigrad.errors import CompileError
 from minigrad.graph.canonical import Graph
 from minigrad.graph.symbolic import Integer
@@ -26,8 +27,9 @@ from minigrad.locks import new_rlock
 from minigrad.loops.nest import Nest
 from minigrad.program import GlobalCounters
 from minigrad.render.llvm import render
-from minigrad.runtimes import jit_compiler
+from minigrad.runtimes import cpu_memory, jit_compiler
 from minigrad.runtimes.cpu_exchange import ExchangeCode, Exchanges
+from minigrad.runtimes.cpu_pool import Launch, pool_for
 from minigrad.runtimes.jit_compiler import MOST_THREADS, Compiler
 from minigrad.schedule.expr import Array
 from minigrad.schedule.key import graph_key
@@ -147,7 +149,7 @@ class Kernels:
 
     def plan(self, graph: Graph) -> Plan:
         """The program of a graph, with all of its kernels in memory."""
-        settings = f"FUSE={flag('FUSE')} GUARD={flag('GUARD')}"
+        settings = f"FUSE={flag('FUSE')} GUARD={flag('GUARD')} TUNE={flag('TUNE')}"
         key = digest(self._circumstances, "program", settings, graph_key(graph))
         with self._lock:
             # a schedule that is to be shown must be made
@@ -224,7 +226,8 @@ class Kernels:
 
     def _key(self, key: str) -> str:
         """A kernel's key in memory and on disk."""
-        return digest(self._circumstances, "kernel", f"GUARD={flag('GUARD')}", key)
+        settings = f"GUARD={flag('GUARD')} TUNE={flag('TUNE')}"
+        return digest(self._circumstances, "kernel", settings, key)
 
     def find(self, key: str) -> Kernel | None:
         """The kernel that memory or the disk has."""
@@ -260,6 +263,29 @@ class Kernels:
             if cache is not None:
                 cache.write(own, {**asdict(code), "total": as_data(code.total)}, data)
         return made
+
+    def seconds(self, ways: Sequence[Rendered[str]], arrays: tuple[Array, ...]) -> list[float]:
+        """How long each of several kernels takes on arrays of zeros: the best of rounds."""
+        pool, keep = pool_for("CPU"), []
+        sizes = [array.size * array.dtype.itemsize for array in arrays]
+        memories = [cpu_memory.allocate_zeros(size) for size in sizes]
+        table = (Launch * len(ways))()
+        for entry, one in zip(table, ways, strict=True):
+            nest = one.nest
+            arguments = (ctypes.c_int64 * len(arrays))(*(memories[n] for n in one.arguments))
+            addresses, code = self.compiler.compile(one.text, [nest.name])
+            keep.append((arguments, code))
+            entry.kernel, entry.args = addresses[nest.name], ctypes.addressof(arguments)
+            entry.total, entry.grain = nest.total, nest.grain
+
+        def run(number: int) -> None:
+            place = ctypes.addressof(table) + number * ctypes.sizeof(Launch)
+            pool.run(place, 1, ways[number].nest.scratch_bytes)
+
+        best = best_of_rounds(run, len(ways))
+        for memory, size in zip(memories, sizes, strict=True):
+            cpu_memory.free(memory, size)
+        return best
 
     def _stored_kernel(self, key: str) -> Kernel | None:
         """The kernel that memory or the disk has."""

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from minigrad.cache import digest
-from minigrad.compile import Rendered, code_of, schedule_of
+from minigrad.compile import Rendered, best_of_rounds, code_of, schedule_of
 from minigrad.device import Buffer, Call, Replay, Runtime, Sequential, undecided
 from minigrad.dtype import DType, number_of
 from minigrad.errors import DeviceError, MinigradError
@@ -36,7 +36,9 @@ from minigrad.runtimes.opencl_devices import (
 from minigrad.runtimes.opencl_memory import Pool
 from minigrad.runtimes.opencl_pocl import calm_llvm, check_pocl, kept
 from minigrad.runtimes.opencl_program import Kernel, Launch, OpenCLProgram, OpenCLReplay
+from minigrad.schedule.expr import Array
 from minigrad.schedule.schedule import Kernel as Step
+from minigrad.schedule.schedule import Schedule
 from minigrad.settings import flag
 from minigrad.target import Target
 
@@ -297,6 +299,24 @@ class OpenCL:
             made[key] = Kernel(one.nest, (), one.arguments, one.text, *program, *size)
             self._kernels[digest(key)] = made[key]
         return made
+
+    def seconds(
+        self, ways: Sequence[Rendered[Source]], arrays: tuple[Array, ...]
+    ) -> list[float]:  # fmt: skip
+        """How long each of several kernels takes on arrays of zeros: the best of rounds."""
+        built = self.build((f"way {number}", one) for number, one in enumerate(ways))
+        step = Step("contraction", (), 1, frozenset())
+        plan = Schedule((step,), {array: n for n, array in enumerate(arrays)}, {}, 0, ())
+        programs = [OpenCLProgram(self, plan, [one.with_arrays(arrays)]) for one in built.values()]
+        buffers = [Buffer(self.name, array.dtype, array.size) for array in arrays]
+        for buffer in buffers:
+            buffer.handle = self.allocate_zeros(buffer.nbytes)
+
+        def run(number: int) -> None:
+            programs[number].run(buffers, {})
+            self.synchronize()
+
+        return best_of_rounds(run, len(ways))
 
     def _build_options(self) -> list[str]:
         config = opencl().device_fp_config

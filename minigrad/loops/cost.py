@@ -13,7 +13,7 @@ of "BLIS" (Van Zee, van de Geijn, ACM TOMS 41, 2015):
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from math import gcd, prod
 
@@ -235,10 +235,35 @@ class Plan:
 
 def plan_of(problem: Problem, target: Target, batches: int) -> Plan:
     """Sizes of tiles and tasks; they depend on shapes, layouts and the target only."""
-    plan = _cut_up(problem, target, batches)
+    best = _cut_up(problem, target, batches)
+    plan = best
+    for number, other in enumerate(others(best, problem)):
+        plan = other if number < target.choice else plan
     if isinstance(problem.parts.m[-1].extent, int):
         return plan
     return replace(plan, mc=ceildiv(plan.mc, plan.mr) * plan.mr)
+
+
+def others(best: Plan, problem: Problem) -> Iterator[Plan]:
+    """Plans near the best one, which may be better where its figures mislead: the likely first.
+
+    Half and twice as many columns and rows for a task, one row less for a tile, other depths.
+    """
+    rows, columns = problem.parts.m[-1].typical, problem.parts.n[-1].count
+    step = max(best.panels, 1) * best.nr
+    for factor in (2, 0.5):
+        nc = max(ceildiv(int(best.nc * factor), step) * step, step)
+        if nc != best.nc and (factor < 1 or best.nc < columns):
+            yield replace(best, nc=nc)
+        mc = ceildiv(int(best.mc * factor), best.mr) * best.mr
+        if mc != best.mc and (factor < 1 or best.mc < rows):
+            yield replace(best, mc=min(mc, max(rows, best.mr)))
+    for mr in (best.mr - 1, best.mr - 2):
+        if mr > 0:
+            yield replace(best, mr=mr, mc=min(ceildiv(best.mc, mr) * mr, max(rows, mr)))
+    if best.kc:
+        yield replace(best, kc=best.kc // 2)
+        yield replace(best, kc=3 * best.kc // 2)
 
 
 def _cut_up(problem: Problem, target: Target, batches: int) -> Plan:

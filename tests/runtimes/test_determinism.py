@@ -14,6 +14,7 @@ from minigrad import Context, Device, Tensor, nn, program
 from minigrad.loops import assemble
 from minigrad.models.gpt import GPT, GPTConfig
 from minigrad.models.train import MatrixAdamW, TrainingPlan, make_step
+from minigrad.programs import Programs
 from minigrad.runtimes import cpu, cpu_pool
 from minigrad.runtimes.cpu_kernels import Kernel, Kernels
 
@@ -24,7 +25,7 @@ RUNS = [(threads, seed) for threads in (1, 2, 3, 8) for seed in (0, 1, 2)]
 def kernels(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[list[Kernel]]:
     """The kernels made so far: they are cut so small that all threads share little work."""
     monkeypatch.setattr(assemble, "CHUNK_OPERATIONS", 50)
-    monkeypatch.setattr(program, "programs", program.Programs(1000))
+    monkeypatch.setattr(program, "programs", Programs(1000))
     made = Kernels(cpu.host_target(), cpu.host_compiler())
     monkeypatch.setattr(cpu, "host_kernels", lambda: made)
     with Context(CACHE=str(tmp_path / "cache")):

@@ -53,8 +53,10 @@ def same(found, expected):
 
 
 def test_every_operation_has_a_meaning():
-    """But for a MARK, which only a mesh's graph has: none is left when that has been divided."""
-    assert set(MEANING) | {Op.BUFFER, Op.MARK} == set(Op)
+    """But for a MARK, which only a mesh's graph has: none is left when that has been divided; and
+    for loops, of which a program sees one step at a time.
+    """
+    assert set(MEANING) | {Op.BUFFER, Op.MARK, Op.LOOP, Op.RESULT} == set(Op)
 
 
 @pytest.mark.parametrize("dtype", INTS, ids=lambda dtype: dtype.name)

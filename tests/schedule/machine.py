@@ -136,7 +136,7 @@ def run_nests(
         scratch = Memory(nest.scratch_bytes)
         words = [
             slots[plan.slots[a]].address if a in plan.slots else arena.address + plan.arena[a]
-            for a in nest.buffers
+            for a in (array.whole or array for array in nest.buffers)
         ]
         known = {"n": n, **dict(kernel.numbers)}
         words += [known[name] for name in nest.symbols]

@@ -25,7 +25,7 @@ def lifetimes(kernels: Sequence[Kernel]) -> dict[Array, tuple[int, int]]:
     """First and last step of every array that is stored or read."""
     found: dict[Array, tuple[int, int]] = {}
     for step, kernel in enumerate(kernels):
-        touched = set(kernel.stored)
+        touched = {array.whole or array for array in kernel.stored}
         for stage in kernel.stages:
             touched |= {load.array for load in expr.loads(*stage.exprs())}
         for array in touched:
@@ -43,7 +43,7 @@ def check(
     """Compare every pair; gives the arena's size and the most that is alive at one step."""
     offsets, size = planner(kernels, slots)
     alive = lifetimes(kernels)
-    stored = {array for kernel in kernels for array in kernel.stored}
+    stored = {array.whole or array for kernel in kernels for array in kernel.stored}
     assert set(offsets) == {array for array in stored if array not in slots}
     steps: dict[int, list[tuple[int, int, Array]]] = {}
     for array, offset in offsets.items():

@@ -152,17 +152,17 @@ def check_order(plan: Schedule) -> None:
                     known = array.name in inside or made.get(array.name, step) < step
                     assert known, f"kernel {step} reads {array} too early"
                     read.add(array.name)
-            if kernel.numbers and stage.size < stage.array.size:
-                assert stage.array.name not in read | inside
-                parts.setdefault(stage.array.name, []).append((stage.size, stage.array.size))
+            whole = stage.array.whole
+            if whole is not None:
+                assert whole.name not in read
+                parts.setdefault(whole.name, []).append((stage.size, whole.size))
             else:
                 assert stage.array.name not in made and stage.array.name not in inside
             inside.add(stage.array.name)
-            if stage.array in plan.slots:
-                overwritten.setdefault(plan.slots[stage.array], step)
-        stored = {array.name for array in kernel.stored}
-        assert stored <= inside
-        made.update(dict.fromkeys(stored, step))
+            if (whole or stage.array) in plan.slots:
+                overwritten.setdefault(plan.slots[whole or stage.array], step)
+        assert {array.name for array in kernel.stored} <= inside
+        made.update(((array.whole or array).name, step) for array in kernel.stored)
     for array in plan.slots:
         if array not in inputs:
             assert array.name in made, f"{array} is never written"

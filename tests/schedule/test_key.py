@@ -211,11 +211,13 @@ def test_no_field_is_forgotten():
         "kind", "stages", "rows", "stored", "numbers",  # which are arguments, and no code
     }  # fmt: skip
     assert names[Axis] == {"variable", "extent"}
-    assert names[Array] == {"name", "dtype", "size", "space", "of"}  # `of`: of lowered ones only
+    # `of`: of lowered ones only; `whole`: a part has all of its memory
+    assert names[Array] == {"name", "dtype", "size", "space", "of", "whole"}
     assert names[Stage] == {
         "array", "shape", "axes", "reduced", "op", "body", "position", "guard", "initial",
         "initial_axes", "initial_position",
         "exchange", "pieces",  # which have no key: they are not compiled
+        "start",  # which `position` contains
     }  # fmt: skip
     known = {"op", "dtype", "args", "value", "array", "index", "guard", "local", "slot"}
     assert {n for n in Expr.__slots__ if not n.startswith("_")} == known | {"variables"}
