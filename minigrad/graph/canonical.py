@@ -218,12 +218,13 @@ def canonicalize(
                 arg = (len(node.shape), inputs.setdefault(arg, len(inputs)))
             else:
                 arg = _structure_of(node)
-            for cell in cells_of(node):
-                cells.append(unbind(cell, values) if cell.__class__ is Affine else cell)
+            cells += cells_of(node)
         elif op is Op.COLLECTIVE:
             numbers = numbers or exchange_numbers(order)
             arg = (replace(arg, number=numbers[arg.number]), node.shape)
         rows.append((op, node.dtype, arg, *[number[source] for source in node.src]))
+    if any(cell.__class__ is Affine for cell in cells):
+        cells = [cell if isinstance(cell, bytes) else unbind(cell, values) for cell in cells]
     targets = []
     new = len(inputs)
     for root in roots:

@@ -244,6 +244,7 @@ class _Plan:
         self.roots: dict[Node, None] = dict.fromkeys(holder.raw for holder in wanted)
         self.copies: dict[Node, Node] = {}
         self.order: list[Node] = []
+        self.marked: set[Node] = set()  # leaves, and what else was marked
         self.targets: dict[Node, None] = {}  # in an order that does not depend on addresses
         self.tracked: set[Node] = set()
         self.kept: list[Node] = []
@@ -261,13 +262,14 @@ class _Plan:
     def _extend(self) -> None:
         """Add waiting writes, random states, and parameters that are read, and other readers."""
         self.order = topological(self.roots)
+        self.marked = {node for node in self.order if wants_gradient(node)}
         for node in self.order:
             if node.op is Op.BUFFER:
                 companion = _companions.get(node)
                 owner = companion() if companion is not None else None
                 if owner is not None and owner.raw.op is Op.ASSIGN:
                     self.roots.setdefault(owner.raw)
-            elif node not in self.roots and (_is_waiting(node) or wants_gradient(node)):
+            elif node in self.marked or (node.op is Op.ASSIGN and _is_waiting(node)):
                 self.roots.setdefault(node)
         waiting = [root.src[0] for root in self.roots if _is_waiting(root)]
         self.targets = dict.fromkeys((*self.given_targets, *waiting))
@@ -312,16 +314,19 @@ class _Plan:
         tracked: depends on a marked leaf. stale: depends on memory that is about to be overwritten.
         lost: depends on a marked leaf that is about to be overwritten; no history is possible.
         """
+        self.tracked, self.kept, self.lost = set(), [], []
         leaves = {t for t in self.targets if wants_gradient(_waiting.get(id(t), t))}
+        if not (leaves or self.marked or saved_graphs.recorded):
+            return
         tracked: set[Node] = set()
         stale, lost = set(self.targets), set(leaves)
         for node in self.order:
             if not stale.isdisjoint(node.src):
                 stale.add(node)
             if node.op is Op.BUFFER:
-                if node in leaves or saved_graphs.has_history(node) or wants_gradient(node):
+                if node in leaves or saved_graphs.has_history(node) or node in self.marked:
                     tracked.add(node)
-            elif wants_gradient(node):
+            elif node in self.marked:
                 tracked.add(node)
             elif node.dtype.is_float and node.op is not Op.BITCAST:
                 if not tracked.isdisjoint(node.src):
@@ -334,7 +339,7 @@ class _Plan:
             for root in self.roots
             if root in tracked
             and root.op is not Op.ASSIGN
-            and not wants_gradient(root)
+            and root not in self.marked
             and any(not holder.stopped for holder in holders(root))
         ]
         self.kept = [root for root in flowing if root not in lost]
