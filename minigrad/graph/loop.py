@@ -74,63 +74,63 @@ class Loop:
 
     def gradient(self, node: Node, given_for: Mapping[Node, Node]) -> list[Node | None]:
         """The gradients of a LOOP's sources, of those of its RESULTs."""
-        sizes = len(self.carries), len(self.elements)
-        init, arrays, constants = (
-            node.src[: sizes[0]], node.src[sizes[0] : sum(sizes)], node.src[sum(sizes) :],
-        )  # fmt: skip
-        of_rows = [_of_rows(node, number, given_for) for number in range(sizes[0])]
-        seeds: dict[Node, Node] = {}  # what stands for the gradient of an out → the rows of that
-        outputs: list[Node] = []
-        for number, out in enumerate(self.outs):
-            g = given_for.get(_result(node, "out", number))
-            if g is not None:
-                outputs.append(out)
-                seeds[given(out.dtype, out.shape, out.device)] = g
         floats = [number for number, carry in enumerate(self.carries) if carry.dtype.is_float]
-        later = [given(c.dtype, c.shape, c.device) for c in self.carries if c.dtype.is_float]
+        later = [_stand_in(self.carries[number]) for number in floats]
         targets = [x for x in (*self.elements, *self.constants) if x.dtype.is_float]
-        parts = gradient(
-            [*(self.next[number] for number in floats), *outputs], [*later, *seeds],
-            [*(self.carries[number] for number in floats), *targets],
-        )  # fmt: skip
-        same = dict(zip(self.constants, constants, strict=True))
-        found = iter(replaced([part for part in parts if part is not None], same))
-        parts = [None if part is None else next(found) for part in parts]
+        wanted = [*(self.carries[number] for number in floats), *targets]
+        found, rows = self._of_a_step(node, given_for, floats, later, wanted)
         # backwards, the gradients of the carries alone
-        rows = seeds | dict(zip(self.elements, arrays, strict=True))
-        rows |= {carry: before(node, number) for number, carry in enumerate(self.carries)}
-        outs = enumerate(replaced(self.outs, same))
-        rows |= {out: _result(node, "out", number) for number, out in outs}
         new: list[Node] = []
         starts: list[Node] = []
-        for number, part in zip(floats, parts, strict=False):
-            carry, g = self.carries[number], of_rows[number]
+        for number, part in zip(floats, found, strict=False):
+            carry, g = self.carries[number], _of_rows(node, number, given_for)
             total = part if part is not None else carry.constant(0.0)
-            start = init[number].constant(0.0)
+            start = node.src[number].constant(0.0)
             if g is not None:
-                row = given(carry.dtype, carry.shape, carry.device)
+                row = _stand_in(carry)
                 rows[row] = _rows_from(g, int(self.reverse))
                 total = total + row
                 start = _row(g, self.count - self.first)
             new.append(total)
             starts.append(start)
-        back = Looped(
-            Step(tuple(later), tuple(rows), tuple(new)), starts, list(rows.values()), self.count,
-            not self.reverse,
-        )  # fmt: skip
-        # and all at once those of the others
+        step = Step(tuple(later), tuple(rows), tuple(new))
+        back = Looped(step, starts, list(rows.values()), self.count, not self.reverse)
+        # and those of the others, all at once
         rows |= {g: before(back.node, number) for number, g in enumerate(later)}
-        gradients: dict[Node, Node] = {}
-        for target, part in zip(targets, parts[len(floats) :], strict=True):
+        gradients = dict(zip((self.carries[number] for number in floats), back.last, strict=True))
+        for target, part in zip(targets, found[len(floats) :], strict=True):
             if part is not None:
                 (all_rows,) = batched([part], rows, self.count)
                 varies = target in self.elements
                 gradients[target] = all_rows if varies else sum_of_rows(all_rows)
-        first = dict(zip(floats, back.last, strict=True))
-        return [
-            *(first.get(number) for number in range(sizes[0])),
-            *(gradients.get(x) for x in (*self.elements, *self.constants)),
-        ]
+        return [gradients.get(x) for x in (*self.carries, *self.elements, *self.constants)]
+
+    def _of_a_step(
+        self, node: Node, given_for: Mapping[Node, Node], floats: Sequence[int],
+        later: Sequence[Node], wanted: Sequence[Node],
+    ) -> tuple[list[Node | None], dict[Node, Node]]:  # fmt: skip
+        """The gradients of what is wanted of a step, and whose rows they are computed of.
+
+        later: what stands for the gradients of those carries after the step that are floats.
+        """
+        rows: dict[Node, Node] = {}
+        outputs = [self.next[number] for number in floats]
+        seeds = list(later)
+        for number, out in enumerate(self.outs):
+            g = given_for.get(_result(node, "out", number))
+            if g is not None:
+                outputs.append(out)
+                seeds.append(_stand_in(out))
+                rows[seeds[-1]] = g
+        parts = gradient(outputs, seeds, wanted)
+        arrays = node.src[len(self.carries) :]
+        same = dict(zip(self.constants, arrays[len(self.elements) :], strict=True))
+        found = iter(replaced([part for part in parts if part is not None], same))
+        rows |= dict(zip(self.elements, arrays, strict=False))
+        rows |= {carry: before(node, number) for number, carry in enumerate(self.carries)}
+        outs = enumerate(replaced(self.outs, same))
+        rows |= {out: _result(node, "out", number) for number, out in outs}
+        return [None if part is None else next(found) for part in parts], rows
 
 
 @dataclass(frozen=True)
@@ -164,7 +164,7 @@ class Looped:
         bases = _bases(roots, carried)
         varied = _dependent(list(bases), step.elements)
         varying, fixed = ([b for b in bases if (b in varied) is kind] for kind in (True, False))
-        stand = {base: given(base.dtype, base.shape, base.device) for base in bases}
+        stand = {base: _stand_in(base) for base in bases}
         body = replaced(roots, stand)
         self.loop = Loop(
             count, reverse, step.carries, tuple(stand[b] for b in varying),
@@ -182,6 +182,11 @@ class Looped:
                 outs[out] = after(self.node, number)
         self.outs = [outs[out] for out in step.outs]
         self.last = [_result(self.node, "last", number) for number in range(len(init))]
+
+
+def _stand_in(node: Node) -> Node:
+    """What stands for a value like a node."""
+    return given(node.dtype, node.shape, node.device)
 
 
 def _result(node: Node, kind: str, number: int) -> Node:

@@ -181,26 +181,16 @@ def own_buffer(memory: Any, dtype: DType, shape: Shape, device: str, form: Form)
 
 def topological(roots: Iterable[Node]) -> list[Node]:
     """All nodes that the roots need, sources before users, in an order fixed by the graph."""
-    order: list[Node] = []
-    done: set[Node] = set()
-    for root in roots:
-        stack = [root]
-        while stack:
-            node = stack[-1]
-            if node not in done:
-                waiting = [source for source in node.src if source not in done]
-                if waiting:
-                    waiting.reverse()
-                    stack += waiting
-                    continue
-                done.add(node)
-                order.append(node)
-            stack.pop()
-    return order
+    return _in_order(roots, None)
 
 
 def needed(roots: Iterable[Node]) -> list[Node]:
     """As `topological`, without what only the gradient rules of CUSTOM nodes want."""
+    return _in_order(roots, Op.CUSTOM)
+
+
+def _in_order(roots: Iterable[Node], first_only: Op | None) -> list[Node]:
+    """first_only: an operation that needs its first source alone."""
     order: list[Node] = []
     done: set[Node] = set()
     for root in roots:
@@ -208,7 +198,7 @@ def needed(roots: Iterable[Node]) -> list[Node]:
         while stack:
             node = stack[-1]
             if node not in done:
-                src = node.src if node.op is not Op.CUSTOM else node.src[:1]
+                src = node.src if node.op is not first_only else node.src[:1]
                 waiting = [source for source in src if source not in done]
                 if waiting:
                     waiting.reverse()
