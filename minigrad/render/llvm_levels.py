@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from minigrad.graph.symbolic import Atom
 from minigrad.loops.nest import Loop, Statement
@@ -17,7 +17,8 @@ from minigrad.schedule.expr import Expr
 class Level(levels.Level):
     """An open loop, branch or straight piece; `block` labels where its next line goes.
 
-    mask: of lanes, with `counting` of them, the first ones; "": all lanes count again.
+    mask: of lanes, with `counting` of them, the first ones; "": all lanes count again. addresses:
+    those computed here, by their instruction; a straight piece's are those of its surroundings.
     """
 
     block: str = "entry"
@@ -25,6 +26,7 @@ class Level(levels.Level):
     counting: str = ""
     counter: str = ""
     close: tuple[str, ...] = ()
+    addresses: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -77,12 +79,14 @@ class LevelEmitter(levels.Levels[Level, Value]):
     def builder(self) -> Builder:
         """A builder at the current level."""
         builder = Builder(self.fresh, self.declarations.add)
-        builder.lines = self.levels[self.level].lines
+        level = self.levels[self.level]
+        builder.lines, builder.addresses = level.lines, level.addresses
         return builder
 
     def open(self) -> None:
         """Open a straight piece."""
-        self.levels.append(Level(block=self.levels[-1].block))
+        around = self.levels[-1]
+        self.levels.append(Level(block=around.block, addresses=around.addresses))
 
     def close_straight(
         self, body: Iterable[Statement], emit: Callable[[Statement], None]
