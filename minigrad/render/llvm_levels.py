@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from minigrad.graph.symbolic import Atom
 from minigrad.loops.nest import Loop, Statement
@@ -17,8 +17,7 @@ from minigrad.schedule.expr import Expr
 class Level(levels.Level):
     """An open loop, branch or straight piece; `block` labels where its next line goes.
 
-    mask: of lanes, with `counting` of them, the first ones; "": all lanes count again. addresses:
-    those computed here, by their instruction; a straight piece's are those of its surroundings.
+    mask: of lanes, with `counting` of them, the first ones; "": all lanes count again.
     """
 
     block: str = "entry"
@@ -26,7 +25,6 @@ class Level(levels.Level):
     counting: str = ""
     counter: str = ""
     close: tuple[str, ...] = ()
-    addresses: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -79,14 +77,12 @@ class LevelEmitter(levels.Levels[Level, Value]):
     def builder(self) -> Builder:
         """A builder at the current level."""
         builder = Builder(self.fresh, self.declarations.add)
-        level = self.levels[self.level]
-        builder.lines, builder.addresses = level.lines, level.addresses
+        builder.lines = self.levels[self.level].lines
         return builder
 
     def open(self) -> None:
         """Open a straight piece."""
-        around = self.levels[-1]
-        self.levels.append(Level(block=around.block, addresses=around.addresses))
+        self.levels.append(Level(block=self.levels[-1].block))
 
     def close_straight(
         self, body: Iterable[Statement], emit: Callable[[Statement], None]

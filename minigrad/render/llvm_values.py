@@ -91,20 +91,11 @@ class Builder:
     def __init__(self, fresh: Callable[[], str], declare: Callable[[str], None]) -> None:
         self.lines: list[str] = []
         self.fresh, self.declare = fresh, declare
-        self.addresses: dict[str, str] = {}  # instruction → name
 
     def line(self, text: str) -> str:
-        """One instruction with a result; gives the result's name.
-
-        An address is computed once, which LLVM would find out, too, but takes longer to.
-        """
-        known = self.addresses.get(text)
-        if known is not None:
-            return known
+        """One instruction with a result; gives the result's name."""
         name = self.fresh()
         self.lines.append(f"  {name} = {text}")
-        if text.startswith(("add i64 ", "mul i64 ", "getelementptr ")):
-            self.addresses[text] = name
         return name
 
     def call(self, intrinsic: str, result: str, arguments: list[str], flags: str = "") -> str:
