@@ -9,7 +9,7 @@ from dataclasses import replace
 from minigrad.dtype import dtypes
 from minigrad.graph.node import Op
 from minigrad.graph.shapes import flatten, iterations, unflatten
-from minigrad.graph.substitution import substitute
+from minigrad.graph.substitution import substitute, variables
 from minigrad.graph.symbolic import Atom, Integer
 from minigrad.loops.axes import indices, merge, row_axis
 from minigrad.loops.nest import (
@@ -52,7 +52,13 @@ def inline_stages(kernel: Kernel, axes: Sequence[Axis]) -> list[Store]:
             parts = unflatten(place, [axis.extent for axis in stage.axes])
             values = {a.variable: part for a, part in zip(stage.axes, parts, strict=True)}
             body = expr.substitute_in(body, values)
-            position, guard = place, ()
+            own = flatten([axis.index for axis in stage.axes], [a.extent for a in stage.axes])
+            begin = position - own  # of a part of an array (schedule/joins.py)
+            if variables(begin).isdisjoint(values):
+                position, guard = begin + place, ()
+            else:
+                position = substitute(position, values)
+                guard = tuple(substitute(c, values) for c in guard)
         body = expr.rebuild(body, bodies.get)
         made[stage.array] = Local(stage.array.name, stage.array.dtype, 1)
         bodies[expr.local(made[stage.array])] = body

@@ -73,6 +73,18 @@ def test_equal_pieces_share_code(cpu: str) -> None:
     assert again <= first <= 4 < count
 
 
+def test_products_are_stored_where_their_parts_begin(cpu: str) -> None:
+    """Several products of one matrix, in one kernel, whose results are parts of one array."""
+    random = np.random.default_rng(0)
+    a, w, scale = (random.standard_normal(shape, np.float32) for shape in ((8, 32), (32, 96), 96))
+    x, matrix, factor = (Tensor(array, device=cpu).realize() for array in (a, w, scale))
+    rows = [(x[i] @ matrix) * factor for i in range(8)]
+    np.testing.assert_allclose(Tensor.stack(rows).numpy(), a @ w * scale, rtol=1e-4, atol=1e-4)
+    joined = Tensor.cat(*[row.reshape(6, 16) for row in rows], dim=1).numpy()
+    wanted = np.concatenate([row.reshape(6, 16) for row in a @ w * scale], 1)
+    np.testing.assert_allclose(joined, wanted, rtol=1e-4, atol=1e-4)
+
+
 def test_a_reader_of_a_part_sees_its_piece() -> None:
     x = [Tensor.rand(4, 5).node for _ in range(6)]
     joined = g.cat(x, 0)
