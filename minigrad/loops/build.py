@@ -125,29 +125,38 @@ def flat_loop(
     row = axes[0] if len(axes) == 1 else row_axis(iterations([axis.extent for axis in axes]))
     parts = unflatten(row.index, [axis.extent for axis in axes])
     values = {axis.variable: part for axis, part in zip(axes, parts, strict=True)}
-    return serial_loop(row, tuple(substitute_statement(s, values, inside) for s in body))
+    done: Done = {}
+    return serial_loop(row, tuple(substitute_statement(s, values, inside, done) for s in body))
+
+
+Done = dict[tuple[int, int], tuple[Loop, Values, Loop]]  # by identity of a loop and of values
 
 
 def substitute_statement(
-    statement: Statement, values: Values, inside: Inside | None = None
+    statement: Statement, values: Values, inside: Inside | None = None, done: Done | None = None
 ) -> Statement:
     """A statement with loop variables replaced by indices.
 
-    inside: gives the values within a loop from those around it.
+    inside: gives the values within a loop from those around it. done: what became of loops, which
+    may be in several places.
     """
+    done = {} if done is None else done
 
     def at(x: Integer) -> Integer:
         return substitute(x, values)
 
     if isinstance(statement, Loop):
-        inner = values if inside is None else inside(statement, values)
-        body = tuple([substitute_statement(s, inner, inside) for s in statement.body])
-        return Loop(
-            statement.variable, at(statement.start), tuple([at(x) for x in statement.stops]), body,
-            statement.kind, statement.step, statement.lane,
-            tuple([(array, at(place)) for array, place in statement.prefetch]),
-            statement.transpose,
-        )  # fmt: skip
+        key = id(statement), id(values)
+        if key not in done:
+            inner = values if inside is None else inside(statement, values)
+            body = tuple([substitute_statement(s, inner, inside, done) for s in statement.body])
+            done[key] = statement, values, Loop(
+                statement.variable, at(statement.start), tuple(map(at, statement.stops)), body,
+                statement.kind, statement.step, statement.lane,
+                tuple([(array, at(place)) for array, place in statement.prefetch]),
+                statement.transpose,
+            )  # fmt: skip
+        return done[key][-1]
     if isinstance(statement, Store):
         (store,) = substitute_stores([statement], values)
         return store

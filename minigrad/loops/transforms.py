@@ -48,6 +48,8 @@ from minigrad.loops.nest import (
     Set,
     Statement,
     Store,
+    Stores,
+    children,
     locals_set,
     map_statement,
     show_statements,
@@ -173,7 +175,7 @@ class Schedule:
                 def fixed(one: Loop, around: Around) -> Statements:
                     return (replace(one, stops=(one.start + count, *ends)),)
 
-                return _each(loop.body, x, fixed, around)
+                return _each(loop.body, x, fixed)
 
             pieces = ceildiv(length, size)
             ends = [stop for stop in loop.stops if stop != pieces]
@@ -485,9 +487,7 @@ class Schedule:
         whole, loop = self.body, self.loop(x)
 
         def put_back(inner: Statements) -> Statements:
-            return _each(whole, x, lambda one, _: (
-                one.around(inner) if one is loop else one,
-            ), {})  # fmt: skip
+            return _each(whole, x, lambda one, _: (one.around(inner) if one is loop else one,))
 
         self.body = loop.body
         self._outside.append(put_back)
@@ -511,7 +511,7 @@ class Schedule:
         def chosen(loop: Loop, around: Around) -> Statements:
             return change(loop, around) if _computes(loop) else (loop,)
 
-        self.body = _each(self.body, x, chosen if computing else change, {})
+        self.body = _each(self.body, x, chosen if computing else change)
 
     def _show(self, name: str, args: Sequence[object], named: Mapping[str, object]) -> None:
         def text() -> str:
@@ -539,7 +539,7 @@ def _word(x: object) -> str:
 
 
 def _each(
-    body: Statements, x: Atom, change: Change, around: Around
+    body: Statements, x: Atom, change: Change, around: tuple[Loop, ...] = ()
 ) -> Statements:
     """Statements with the loops over x changed."""
     found: list[Statement] = []
@@ -547,9 +547,9 @@ def _each(
         if not isinstance(statement, Loop):
             found.append(statement)
         elif statement.variable == x:
-            found.extend(change(statement, around))
+            found.extend(change(statement, {one.variable: one for one in around}))
         else:
-            inner = _each(statement.body, x, change, {**around, statement.variable: statement})
+            inner = _each(statement.body, x, change, (*around, statement))
             same = inner is statement.body
             found.append(statement if same else statement.around(inner))
     same = len(found) == len(body) and all(map(operator.is_, found, body))
@@ -652,13 +652,14 @@ def _locals_of(body: Sequence[Statement]) -> set[Local]:
     return found
 
 
-def _computes(loop: Loop) -> bool:
-    """Whether registers are used in a loop."""
-    inside = walk(loop)
-    if any(isinstance(one, Set) for one in inside):
-        return True
-    values = [one.value for one in inside if isinstance(one, Store)]
-    return any(e.op is Leaf.LOCAL for e in expr.walk(*values))
+def _computes(*body: Statement) -> bool:
+    """Whether registers are used in statements."""
+    return any(
+        isinstance(one, Set)
+        or isinstance(one, Loop | Stores) and _computes(*children(one))
+        or isinstance(one, Store) and any(e.op is Leaf.LOCAL for e in expr.walk(one.value))
+        for one in body
+    )
 
 
 def _moved(
