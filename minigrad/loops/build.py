@@ -181,18 +181,20 @@ def loops_over(axes: Sequence[Axis], body: Sequence[Statement]) -> tuple[Stateme
 
 
 def naive(
-    stages: Sequence[Stage], stored: Container[Array], values: Mapping[Array, Expr]
-) -> list[Statement]:
+    stages: Sequence[Stage], stored: Container[Array], values: Mapping[Array, Expr],
+    along: Sequence[Axis] | None = None, also: Sequence[Statement] = (),
+) -> list[Statement]:  # fmt: skip
     """One element of a stage, or of reductions over as many elements, whose loops are the same.
 
-    values: the registers of what is not stored.
+    values: the registers of what is not stored. along: what the loops are over, if not over the
+    first stage's axes; also: statements at their end.
     """
     begin: list[Statement] = []
     steps: list[Statement] = []
     end: list[Statement] = []
-    axes = stages[0].reduced
+    axes = stages[0].reduced if along is None else along
     for stage in stages:
-        at = {a.variable: b.index for a, b in zip(stage.reduced, axes, strict=True)}
+        at = {a.variable: b.index for a, b in zip(stage.reduced, axes, strict=False)}
         body = expr.substitute_in(stage.body, at)
         result = values.get(stage.array)
         if result is None:
@@ -205,6 +207,7 @@ def naive(
             end.append(Store(stage.array, stage.position, body))
         elif stage.op is None:
             end.append(Set(result.local, 0, body))
+    steps.extend(also)
     return [*begin, *(loops_over(axes, steps) if steps else ()), *end]
 
 
@@ -248,6 +251,12 @@ def with_places(statement: Statement, move: Move, everywhere: bool = False) -> S
 def once(body: tuple[Statement, ...]) -> Loop:
     """A parallel loop of one iteration."""
     return serial_loop(row_axis(1), body)
+
+
+# What `combine` makes of a reduction.
+REDUCTIONS = {
+    Op.ADD: Op.SUM, Op.MUL: Op.PROD, Op.MAXIMUM: Op.MAX, Op.OR: Op.SUM, Op.AND: Op.PROD,
+}  # fmt: skip
 
 
 def combine(op: Op, old: Expr, new: Expr) -> Expr:
