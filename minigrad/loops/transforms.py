@@ -298,6 +298,11 @@ class Schedule:
         self._change(x, change, computing)
 
     @_step
+    def transpose(self, x: Atom, lanes: int) -> None:
+        """So many iterations over x may be done at once, inside of a vector loop (see `Loop`)."""
+        self._change(x, lambda loop, around: (replace(loop, transpose=lanes),))
+
+    @_step
     def pipeline(self, row: Atom, host: Atom, size: int, kept: Collection[Array]) -> None:
         """The last loop in each iteration over row becomes part of the next one's loop over host.
 

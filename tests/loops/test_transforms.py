@@ -270,6 +270,21 @@ def stage_wide(s: Schedule) -> None:
 
 
 @step
+def transpose(s: Schedule) -> None:
+    """
+      for n0 in 0 … 8 step 4 lanes:
+        for m0 in 0 … 6:  # 4 at once, transposed
+          total[0] = 0.0
+          for k0 in 0 … 5:
+            total[0] = (total[0] + (left[k0 + 5·m0] * right[8·k0 + n0]))
+          out[8·m0 + n0] = total[0]
+    """
+    s.reorder(n, m)
+    s.vectorize(n, 4)
+    s.transpose(m, 4)
+
+
+@step
 def insert(s: Schedule) -> None:
     """
       for m0 in 0 … 6:
