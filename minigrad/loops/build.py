@@ -194,7 +194,8 @@ def naive(
     end: list[Statement] = []
     axes = stages[0].reduced if along is None else along
     for stage in stages:
-        at = {a.variable: b.index for a, b in zip(stage.reduced, axes, strict=False)}
+        pairs = zip(stage.reduced, axes, strict=False)
+        at = {a.variable: b.index for a, b in pairs if a != b}
         body = expr.substitute_in(stage.body, at)
         result = values.get(stage.array)
         if result is None:
@@ -246,11 +247,6 @@ def with_places(statement: Statement, move: Move, everywhere: bool = False) -> S
         return inner
 
     return map_statement(statement, change)
-
-
-def once(body: tuple[Statement, ...]) -> Loop:
-    """A parallel loop of one iteration."""
-    return serial_loop(row_axis(1), body)
 
 
 # What `combine` makes of a reduction.

@@ -28,7 +28,6 @@ from minigrad.loops.scans import distribute, scan
 from minigrad.schedule.schedule import Kernel
 from minigrad.target import Target
 
-
 def lower(kernel: Kernel, target: Target, name: str = "kernel") -> Nest:
     """The loop nest of a kernel."""
     kernel = kept_as_bits(kernel)
@@ -40,20 +39,13 @@ def lower(kernel: Kernel, target: Target, name: str = "kernel") -> Nest:
         nest = gemv(kernel, target, name)
         if nest is not None:
             return nest
-    if kernel.kind == "contraction":
-        return gemm(kernel, target, name)
-    if kernel.kind == "block_rows":
-        return block_rows(kernel, target, name)
-    if kernel.kind == "scatter":
-        return scatter(kernel, target, name)
-    if kernel.kind == "scan":
-        return scan(kernel, target, name)
-    if kernel.kind == "distribute":
-        return distribute(kernel, target, name)
+    by_kind = {
+        "contraction": gemm, "block_rows": block_rows, "scatter": scatter, "scan": scan,
+        "distribute": distribute,
+    }  # fmt: skip
+    if kernel.kind in by_kind:
+        return by_kind[kernel.kind](kernel, target, name)
     same = all(s.op is None and s.size == high(kernel.rows) for s in kernel.stages)
     plain = all(isinstance(a.extent, int) for s in kernel.stages for a in s.axes[1:])
-    if same and (plain or len(kernel.stages) == 1):
-        return elementwise(kernel, target, name)
-    if len(kernel.stages) == 1 and kernel.stages[0].op is None:
-        return elementwise(kernel, target, name)
-    return rows(kernel, target, name)
+    alone = len(kernel.stages) == 1 and kernel.stages[0].op is None
+    return (elementwise if same and plain or alone else rows)(kernel, target, name)

@@ -14,7 +14,7 @@ from minigrad.graph.substitution import coefficient
 from minigrad.graph.symbolic import Integer, high
 from minigrad.loops.assemble import assemble
 from minigrad.loops.axes import vector_width
-from minigrad.loops.build import combine, flat_loop, loops_over, once, serial_loop
+from minigrad.loops.build import combine, flat_loop, loops_over, serial_loop
 from minigrad.loops.nest import Loop, Nest, Set, Statement, Store
 from minigrad.loops.transforms import Schedule
 from minigrad.schedule import expr
@@ -99,8 +99,7 @@ def distribute(kernel: Kernel, target: Target, name: str) -> Nest:
             Store(next_free, stage.position, combine_one(place)),
         )),
     )  # fmt: skip
-    loop = flat_loop(stage.axes, body) if stage.axes else once(body)
-    return assemble(name, kernel, loop, target)
+    return assemble(name, kernel, flat_loop(stage.axes, body), target)
 
 
 def combine_one(place: Local) -> expr.Expr:

@@ -696,13 +696,13 @@ def _in_parts(body: Statements, x: Atom, width: int) -> Statements:
     """Registers to which loops over x only add, or the like, with lanes, and folded behind them."""
     found: list[Statement] = []
     for statement in body:
-        if not isinstance(statement, Loop):
+        if not isinstance(statement, Loop) or not _holds(statement, x):
             found.append(statement)
             continue
         here = {one.local for one in found if isinstance(one, Set)}
         parts: dict[Local, Array | Local] = {}
         folds: list[Statement] = []
-        for register, op in _combined(statement, x).items():
+        for register, op in _combined(statement, x).items() if here else ():
             if register in here:
                 part = replace(register, name=f"{register.name}_part", lanes=x, width=width)
                 parts[register] = part
@@ -710,9 +710,9 @@ def _in_parts(body: Statements, x: Atom, width: int) -> Statements:
         inner = _in_parts(statement.body, x, width)
         if inner is not statement.body:
             statement = statement.around(inner)
-        found.append(statement)
         if parts:
-            found = [*(_renamed(one, parts) for one in found), *folds]
+            found = [_renamed(one, parts) if isinstance(one, Set) else one for one in found]
+        found += [_renamed(statement, parts), *folds]
     same = len(found) == len(body) and all(map(operator.is_, found, body))
     return body if same else tuple(found)
 
