@@ -28,6 +28,7 @@ from minigrad.loops.scans import distribute, scan
 from minigrad.schedule.schedule import Kernel
 from minigrad.target import Target
 
+
 def lower(kernel: Kernel, target: Target, name: str = "kernel") -> Nest:
     """The loop nest of a kernel."""
     kernel = kept_as_bits(kernel)
