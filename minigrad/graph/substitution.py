@@ -16,7 +16,7 @@ def substitute(
 
     in_loaded: also inside the expressions of loaded values.
     """
-    if isinstance(x, int):
+    if isinstance(x, int) or _variables(x).isdisjoint(values):
         return x
     parts: list[Integer] = [x.constant]
     for atom, factor in x.terms:

@@ -55,7 +55,8 @@ def assemble(
     inside: dict[Array, None] = {}
     symbols: dict[str, None] = {}
     _collect(loop, arrays, inside, symbols)
-    _check(kernel, loop, arrays)
+    computed = expr.walk(*expressions(loop))
+    _check(kernel, loop, computed, arrays)
     places, offset = [], 0
     for array in inside:
         if array.space == "local":
@@ -68,7 +69,7 @@ def assemble(
     if operations is None:
         operations = cost.operations(kernel)
     if vectors is None:
-        vectors = cost.vectors(kernel, target, _products_at_once(loop))
+        vectors = cost.vectors(kernel, target, _products_at_once(loop, computed))
     return Nest(
         name, loop, tuple(arrays), tuple(sorted(symbols)), tuple(places), offset,
         grain_of(loop, total, operations, traffic, target), operations, round(vectors), traffic,
@@ -76,10 +77,12 @@ def assemble(
     )  # fmt: skip
 
 
-def _check(kernel: Kernel, loop: Loop, arrays: Iterable[Array]) -> None:
+def _check(
+    kernel: Kernel, loop: Loop, computed: Iterable[expr.Expr], arrays: Iterable[Array]
+) -> None:
     """CompileError where a recipe forgot a store or a register, which would give wrong values."""
     inner = {stage.array for stage in kernel.stages} - kernel.stored
-    registers = {e.local for e in expr.walk(*expressions(loop)) if e.op is Leaf.LOCAL}
+    registers = {e.local for e in computed if e.op is Leaf.LOCAL}
     for names, problem in (
         (kernel.stored - arrays_written(loop), "do not store {}: expected a Store of each"),
         (inner & set(arrays), "use {} in memory: expected a register, or an Array in \"scratch\""),
@@ -90,14 +93,14 @@ def _check(kernel: Kernel, loop: Loop, arrays: Iterable[Array]) -> None:
             raise CompileError(f"the loops that a recipe made for {label(kernel)!r} {what}")
 
 
-def _products_at_once(loop: Loop) -> int:
+def _products_at_once(loop: Loop, computed: Iterable[expr.Expr]) -> int:
     """Products that a lane of an instruction adds: of pairs of bfloat16 two, of matrices 16.
 
     (A product of matrix registers, of 16 × 16 × 32, takes as long as 32 multiply-adds of vectors.)
     """
     if any(isinstance(statement, MatrixProduct) for statement in walk(loop)):
         return 16
-    return 2 if any(e.op is Leaf.DOT for e in expr.walk(*expressions(loop))) else 1
+    return 2 if any(e.op is Leaf.DOT for e in computed) else 1
 
 
 def grain_of(loop: Loop, total: int, operations: int, traffic: int, target: Target) -> int:

@@ -14,7 +14,7 @@ from minigrad.loops.build import combine, lanes_loop, serial_loop, unless_finite
 from minigrad.loops.common_subexpressions import Speculation
 from minigrad.loops.cost import choose_nr
 from minigrad.loops.mask_bounds import Bounds
-from minigrad.loops.nest import Loop, Set, Statement, Store, Stores
+from minigrad.loops.nest import Loop, Set, Statement, Store, Stores, divides
 from minigrad.schedule import expr
 from minigrad.schedule.axis import Axis, make_axis
 from minigrad.schedule.expr import Array, Expr, Leaf, Local
@@ -175,7 +175,7 @@ class StepCode:
         first, stop = self.bounds[axis.variable]
         cheap = all(self.plan.stages[n].op is not None for n in self.step.all)
         ends = (first, *_stops(stop, axis.extent))
-        count = CHAINS if cheap and all(_is_multiple(x, CHAINS) for x in ends) else 1
+        count = CHAINS if cheap and all(divides(x, CHAINS) for x in ends) else 1
         self._start(count)
         u = make_axis("u", 0, count)
         place = axis.index + _index(u)
@@ -375,9 +375,3 @@ def _repeated(axis: Axis, body: Sequence[Statement]) -> list[Statement]:
 def _last(stage: Stage) -> Integer:
     """The last kept axis of a stage as it is."""
     return stage.axes[-1].index if stage.axes else 0
-
-
-def _is_multiple(x: Integer, of: int) -> bool:
-    if isinstance(x, int):
-        return x % of == 0
-    return x.constant % of == 0 and all(factor % of == 0 for _, factor in x.terms)

@@ -131,29 +131,38 @@ def flat_loop(
     row = axes[0] if len(axes) == 1 else row_axis(iterations([axis.extent for axis in axes]))
     parts = unflatten(row.index, [axis.extent for axis in axes])
     values = {axis.variable: part for axis, part in zip(axes, parts, strict=True)}
-    return serial_loop(row, tuple(substitute_statement(s, values, inside) for s in body))
+    done: Done = {}
+    return serial_loop(row, tuple(substitute_statement(s, values, inside, done) for s in body))
+
+
+Done = dict[tuple[int, int], tuple[Loop, Values, Loop]]  # by identity of a loop and of values
 
 
 def substitute_statement(
-    statement: Statement, values: Values, inside: Inside | None = None
+    statement: Statement, values: Values, inside: Inside | None = None, done: Done | None = None
 ) -> Statement:
     """A statement with loop variables replaced by indices.
 
-    inside: gives the values within a loop from those around it.
+    inside: gives the values within a loop from those around it. done: what became of loops, which
+    may be in several places.
     """
+    done = {} if done is None else done
 
     def at(x: Integer) -> Integer:
         return substitute(x, values)
 
     if isinstance(statement, Loop):
-        inner = values if inside is None else inside(statement, values)
-        body = tuple([substitute_statement(s, inner, inside) for s in statement.body])
-        return Loop(
-            statement.variable, at(statement.start), tuple([at(x) for x in statement.stops]), body,
-            statement.kind, statement.step, statement.lane,
-            tuple([(array, at(place)) for array, place in statement.prefetch]),
-            statement.transpose,
-        )  # fmt: skip
+        key = id(statement), id(values)
+        if key not in done:
+            inner = values if inside is None else inside(statement, values)
+            body = tuple([substitute_statement(s, inner, inside, done) for s in statement.body])
+            done[key] = statement, values, Loop(
+                statement.variable, at(statement.start), tuple(map(at, statement.stops)), body,
+                statement.kind, statement.step, statement.lane,
+                tuple([(array, at(place)) for array, place in statement.prefetch]),
+                statement.transpose,
+            )  # fmt: skip
+        return done[key][-1]
     if isinstance(statement, Store):
         (store,) = substitute_stores([statement], values)
         return store
@@ -178,18 +187,21 @@ def loops_over(axes: Sequence[Axis], body: Sequence[Statement]) -> tuple[Stateme
 
 
 def naive(
-    stages: Sequence[Stage], stored: Container[Array], values: Mapping[Array, Expr]
-) -> list[Statement]:
+    stages: Sequence[Stage], stored: Container[Array], values: Mapping[Array, Expr],
+    along: Sequence[Axis] | None = None, also: Sequence[Statement] = (),
+) -> list[Statement]:  # fmt: skip
     """One element of a stage, or of reductions over as many elements, whose loops are the same.
 
-    values: the registers of what is not stored.
+    values: the registers of what is not stored. along: what the loops are over, if not over the
+    first stage's axes; also: statements at their end.
     """
     begin: list[Statement] = []
     steps: list[Statement] = []
     end: list[Statement] = []
-    axes = stages[0].reduced
+    axes = stages[0].reduced if along is None else along
     for stage in stages:
-        at = {a.variable: b.index for a, b in zip(stage.reduced, axes, strict=True)}
+        pairs = zip(stage.reduced, axes, strict=False)
+        at = {a.variable: b.index for a, b in pairs if a != b}
         body = expr.substitute_in(stage.body, at)
         result = values.get(stage.array)
         if result is None:
@@ -202,6 +214,7 @@ def naive(
             end.append(Store(stage.array, stage.position, body))
         elif stage.op is None:
             end.append(Set(result.local, 0, body))
+    steps.extend(also)
     return [*begin, *(loops_over(axes, steps) if steps else ()), *end]
 
 
@@ -242,9 +255,10 @@ def with_places(statement: Statement, move: Move, everywhere: bool = False) -> S
     return map_statement(statement, change)
 
 
-def once(body: tuple[Statement, ...]) -> Loop:
-    """A parallel loop of one iteration."""
-    return serial_loop(row_axis(1), body)
+# What `combine` makes of a reduction.
+REDUCTIONS = {
+    Op.ADD: Op.SUM, Op.MUL: Op.PROD, Op.MAXIMUM: Op.MAX, Op.OR: Op.SUM, Op.AND: Op.PROD,
+}  # fmt: skip
 
 
 def combine(op: Op, old: Expr, new: Expr) -> Expr:

@@ -23,7 +23,7 @@ from minigrad.graph.shapes import numel
 from minigrad.graph.substitution import coefficient, variables
 from minigrad.graph.symbolic import Atom, ceildiv, high
 from minigrad.loops.nest import Loop, Set, Statement, Store, Stores
-from minigrad.loops.product import Problem, depth_of, strides
+from minigrad.loops.product import Problem, strides
 from minigrad.schedule import expr
 from minigrad.schedule.axis import Axis
 from minigrad.schedule.expr import Array, Expr, Leaf
@@ -275,7 +275,7 @@ def _cut_up(problem: Problem, target: Target, batches: int) -> Plan:
     crowded = not awkward and rows_compete(problem)
     mr = choose_mr(target, rows, nr, problem.stage, CROWDED if crowded else 0)
     panels = ceildiv(column.count, nr)
-    depth, _ = depth_of(problem.parts.k)
+    depth = problem.depth
     size = problem.stage.body.dtype.itemsize
     plain = all(isinstance(axis.extent, int) for axis in problem.parts.k)
     pays = packing_pays(problem, target)
@@ -407,7 +407,7 @@ def cut_for_packed_rows(
 ) -> tuple[int, int]:
     """Blocks of rows, whose copies stay in half of the second cache; blocks of columns."""
     row = problem.parts.m[-1]
-    depth, _ = depth_of(problem.parts.k)
+    depth = problem.depth
     size = problem.parts.left.dtype.itemsize
     most = max(target.l2 // 2 // (depth * max(size, 4)) // mr, 1)
     tiles_of_all = ceildiv(row.typical, mr)
@@ -423,9 +423,8 @@ def cut_for_packed_rows(
 
 def stays_near(problem: Problem, rows: int, target: Target) -> bool:
     """Whether `rows` rows of the left operand stay in half of the second cache."""
-    row, (depth, _) = problem.parts.m[-1], depth_of(problem.parts.k)
-    size = problem.parts.left.dtype.itemsize
-    return min(rows, row.typical) * depth * size <= target.l2 // 2
+    rows = min(rows, problem.parts.m[-1].typical)
+    return rows * problem.depth * problem.parts.left.dtype.itemsize <= target.l2 // 2
 
 
 def left_is_awkward(problem: Problem, target: Target) -> bool:
@@ -441,7 +440,7 @@ def left_is_awkward(problem: Problem, target: Target) -> bool:
     step = coefficient(left.index, problem.parts.k[-1].variable)
     if step == 1:
         return False
-    depth, _ = depth_of(problem.parts.k)
+    depth = problem.depth
     size = left.dtype.itemsize
     near = depth * row.typical * size <= 3 * target.l2 // 4 or (
         step is not None and 0 < step * size <= STEP_BYTES
@@ -462,7 +461,7 @@ def needs_packing(problem: Problem, nr: int, rows: int) -> bool:
         abs(coefficient(right.index, axis.variable) or 1) * numel([axis.extent])
         for axis in problem.parts.k
     ) * right.dtype.itemsize
-    depth, _ = depth_of(problem.parts.k)
+    depth = problem.depth
     return span > FAR_BYTES and rows >= LEAST_ROWS and depth * nr * 4 <= FAR_BYTES
 
 
@@ -518,7 +517,7 @@ def plan_amx(problem: Problem, target: Target, batches: int) -> tuple[int, int] 
     row, column = numel([problem.parts.m[-1].extent]), numel([problem.parts.n[-1].extent])
     if row < SQUARE // 2 or column < LEAST_PANELS * SQUARE:
         return None
-    depth, _ = depth_of(problem.parts.k)
+    depth = problem.depth
     most = target.l2 // 2 // (4 * depth) // SQUARE
     if most == 0:
         return None

@@ -96,7 +96,6 @@ def tiled(problem: Problem, target: Target) -> Schedule:
             stage_left(s, problem, plan, tile, ks, target)
         if plan.packs_right:
             stage_right(s, problem, plan, around, panel, ks, target)
-        s.peel(panel, n)
         s.peel(tile, m)
         s.tails(m, SMALL_TILES)
         s.sink(m)
@@ -108,6 +107,7 @@ def tiled(problem: Problem, target: Target) -> Schedule:
         if problem.terms is not None:
             s.insert(ks[0], again(problem, m), computing=True, behind=True)
         s.unroll(m, "u")
+        s.peel(panel, n)
         s.simplify()
     s.parallelize(*outer, columns, task)
     return s

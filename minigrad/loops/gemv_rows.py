@@ -19,7 +19,7 @@ from minigrad.graph.shapes import flatten, numel
 from minigrad.graph.substitution import coefficient, substitute
 from minigrad.graph.symbolic import Atom, Integer, high
 from minigrad.loops.axes import indices, merge, vector_width
-from minigrad.loops.build import combine, lanes_loop, serial_loop
+from minigrad.loops.build import combine, lanes_loop, loops_over
 from minigrad.loops.nest import Fold, Loop, Set, Statement, Store
 from minigrad.loops.prefetch import AHEAD, Place
 from minigrad.schedule import expr
@@ -202,11 +202,8 @@ class GemvRows:
                 place = t * block + at - start
                 store.append(Store(made, place, expr.local(total)))
         loop = lanes_loop(along, self.width, tuple(step))
-        nested: Statement = replace(loop, prefetch=self._rows_ahead(one, row, rows, along))
-        for outer in reversed([a for a in one.k if a != along]):
-            nested = serial_loop(outer, (nested,))
-        return (*clear, nested, *store)
-
+        loop = replace(loop, prefetch=self._rows_ahead(one, row, rows, along))
+        return (*clear, *loops_over([a for a in one.k if a != along], [loop]), *store)
 
     def _pieces(self, one: Sum, along: Axis) -> list[tuple[Array, Integer, Integer]]:
         """Of matrices whose rows follow one another: where a row begins, and the places in it.

@@ -21,6 +21,7 @@ from minigrad.loops.build import (
     combine,
     elements,
     lanes_loop,
+    loops_over,
     serial_loop,
     substitute_statement,
 )
@@ -125,13 +126,9 @@ def gpu_scatter(kernel: Kernel, target: Target, name: str) -> Nest | None:
     within = expr.restrict(stage.guard, [where - begin, begin + size - 1 - where])
     old = expr.load(stage.array, stage.position, within)
     new = combine(SCATTERS[stage.op], old, stage.body)
-    step: tuple[Statement, ...] = (Store(stage.array, stage.position, new, within),)
-    for axis in reversed(stage.reduced):
-        step = (serial_loop(axis, step),)
+    step = loops_over(stage.reduced, [Store(stage.array, stage.position, new, within)])
     start = Store(stage.array, stage.initial_position, stage.initial)
     fill = Loop(along.variable, begin, (begin + size, along.extent), (start,))
     values = {axis.variable: at for axis, at in zip(fixed, kept, strict=True)}
-    body = tuple(substitute_statement(s, values) for s in (fill, *step))
-    for axis in reversed(moving):
-        body = (serial_loop(axis, body),)
+    body = loops_over(moving, [substitute_statement(s, values) for s in (fill, *step)])
     return assemble(name, kernel, serial_loop(row, body), target)

@@ -25,7 +25,7 @@ from minigrad.graph.substitution import substitute
 from minigrad.graph.symbolic import Atom, Integer, ceildiv
 from minigrad.loops.assemble import assemble
 from minigrad.loops.axes import row_axis
-from minigrad.loops.build import combine, lanes_loop, serial_loop
+from minigrad.loops.build import combine, lanes_loop, loops_over, serial_loop
 from minigrad.loops.cost import flops
 from minigrad.loops.nest import Barrier, Loop, Nest, Set, Statement, Store, Stores
 from minigrad.loops.product import Problem, prepare, strides
@@ -97,9 +97,7 @@ def gpu_gemm(kernel: Kernel, target: Target, name: str) -> Nest | None:
         sides.append(_Side(operand, axes, number * size, size, array))
     item = make_axis("item", 0, tile.items)
     body = _Tile(problem, tile, sides[0], sides[1], values, item.index).statements()
-    for axis in reversed(moving):
-        body = (serial_loop(axis, body),)
-    items = Loop(item.variable, 0, (tile.items,), body, "items")
+    items = Loop(item.variable, 0, (tile.items,), loops_over(moving, body), "items")
     nest = assemble(name, kernel, serial_loop(row, (items,)), target)
     return replace(nest, operations=flops(kernel))
 
@@ -166,13 +164,11 @@ class _Tile:
         stop = piece.extent
         if not isinstance(extent, int):
             stop = (extent + TILE_DEPTH - 1) // TILE_DEPTH
-        loop: Statement = Loop(piece.variable, 0, (stop,), step)
-        for axis in reversed(moving):
-            loop = serial_loop(axis, (loop,))
+        pieces = loops_over(moving, [Loop(piece.variable, 0, (stop,), step)])
         zero = identity(Op.SUM, self.problem.stage.body.dtype)
         return (
             self._each(lambda u, v, slot: (Set(self.registers, slot, zero),)),
-            loop,
+            *pieces,
             self._each(self._stores),
         )
 

@@ -16,9 +16,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from minigrad.graph.shapes import numel, unflatten
-from minigrad.graph.symbolic import Atom, Integer, ceildiv, high
+from minigrad.graph.symbolic import Atom, Integer, ceildiv
 from minigrad.loops.assemble import assemble
-from minigrad.loops.axes import fix_rows, merge_stage, row_axis
+from minigrad.loops.axes import fix_rows, kept_inside, merge_stage, row_axis
 from minigrad.loops.block_plan import products_before_readers
 from minigrad.loops.build import combine, lanes_loop, serial_loop
 from minigrad.loops.common_subexpressions import share_common
@@ -26,7 +26,7 @@ from minigrad.loops.mask_bounds import Bounds, Rows, mask_bounds
 from minigrad.loops.nest import Barrier, FoldItems, Loop, Nest, Set, Statement, Store
 from minigrad.schedule import expr
 from minigrad.schedule.axis import Axis, make_axis
-from minigrad.schedule.expr import Array, Expr, Local
+from minigrad.schedule.expr import Array, Local
 from minigrad.schedule.fuse import prefix_length
 from minigrad.schedule.schedule import Kernel
 from minigrad.schedule.stage import Stage, identity
@@ -58,8 +58,8 @@ def gpu_rows(kernel: Kernel, target: Target, name: str, items: int) -> Nest:
     """A work-group of `items` for each row."""
     row = row_axis(kernel.rows)
     stages = [fix_rows(stage, kernel.rows, row.index) for stage in kernel.stages]
-    layout = _Layout(stages, kernel, row.index, target)
-    stages = [merge_stage(layout.inside(stage)) for stage in stages]
+    stages = kept_inside(stages, kernel, row.index, local=_local_bytes(target))
+    stages = [merge_stage(stage) for stage in stages]
     body = _Items(items).statements(stages, [{} for _ in stages])
     return _nest(kernel, target, name, row, items, body)
 
@@ -86,8 +86,8 @@ def gpu_block_rows(kernel: Kernel, target: Target, name: str) -> Nest:
     stages = [stage for stage, _ in found]
     fixed = frozenset((row.variable,))
     bounds = mask_bounds(stages, Rows(axis.variable, fixed, start, width, 1), kernel.stored)
-    layout = _Layout(stages, kernel, whole, target, lane.variable, width)
-    stages = [layout.inside(stage) for stage in stages]
+    side = lane.index if width > 1 else 0
+    stages = kept_inside(stages, kernel, whole, width, side, _local_bytes(target))
     assert target.group is not None
     items = max(row_items(kernel, target.group, 1), 32)
     lanes = axis.variable if width > 1 else None
@@ -105,54 +105,14 @@ def _nest(
     return assemble(name, kernel, serial_loop(row, (loop,)), target)
 
 
+def _local_bytes(target: Target) -> int:
+    """Local memory for what stays inside a kernel: half of it is left to another group."""
+    assert target.group is not None
+    return target.group.local_bytes // 2
+
+
 def _item(items: int) -> Axis:
     return make_axis("item", 0, items)
-
-
-class _Layout:
-    """Where stages that stay inside the kernel are kept: element after element, rows side by side.
-
-    Small values are the first to get local memory, of which half is left to another group.
-    """
-
-    def __init__(
-        self, stages: Sequence[Stage], kernel: Kernel, row: Integer, target: Target,
-        lane: Atom | None = None, width: int = 1,
-    ) -> None:  # fmt: skip
-        assert target.group is not None
-        self.row, self.lane, self.width = row, lane, width
-        self.arrays: dict[Array, Array] = {}
-        self.sizes: dict[Array, int] = {}
-        left = target.group.local_bytes // 2
-        kept = [stage for stage in stages if stage.array not in kernel.stored]
-        for number, stage in enumerate(sorted(kept, key=lambda stage: stage.size)):
-            self.sizes[stage.array] = stage.size // high(kernel.rows)
-            size = max(self.sizes[stage.array] * width, 1)
-            nbytes = size * max(stage.array.dtype.itemsize, 4)
-            space = "local" if nbytes <= left else "scratch"
-            left -= nbytes if space == "local" else 0
-            self.arrays[stage.array] = Array(f"x{number}", stage.array.dtype, size, space)
-
-    def inside(self, stage: Stage) -> Stage:
-        """The stage with its own and others' values where they are kept."""
-        stage = replace(stage, body=expr.rebuild(stage.body, self._moved))
-        if stage.array not in self.arrays:
-            return stage
-        position = self._place(stage.position, stage.array)
-        return replace(stage, array=self.arrays[stage.array], position=position)
-
-    def _moved(self, e: Expr) -> Expr | None:
-        if e.op is not expr.Leaf.LOAD or e.array not in self.arrays:
-            return None
-        array, position, guard = e.array, e.index, e.guard
-        return expr.load(self.arrays[array], self._place(position, array), guard)
-
-    def _place(self, position: Integer, array: Array) -> Integer:
-        inside = position - self.row * self.sizes[array]
-        if self.width == 1:
-            return inside
-        assert self.lane is not None
-        return inside * self.width + self.lane.index
 
 
 @dataclass(frozen=True)

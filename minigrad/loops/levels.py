@@ -25,6 +25,7 @@ from minigrad.loops.nest import (
     FoldItems,
     Loop,
     MatrixProduct,
+    Prefetch,
     Set,
     Statement,
     Store,
@@ -80,6 +81,8 @@ def _cut_if_long(
     statement: Statement, around: Around, target: Target, uses: Uses
 ) -> Statements:
     if not isinstance(statement, Loop):
+        return (statement,)
+    if not _use(statement, uses).added:
         return (statement,)
     inside = _within(statement, around)
     if statement.kind in ("serial", "lanes"):
@@ -203,7 +206,7 @@ class _Use:
         inside = [e for x in indices for e in expr.values_in(x)]
         if values or inside:
             for e in expr.walk(*values, *inside):
-                if e.op in (Leaf.LOCAL, Leaf.LOAD):
+                if e.op is Leaf.LOCAL or e.op is Leaf.LOAD and e.array.space != "buffer":
                     self.others.add(e.place)
 
     def add(self, key: tuple[Place, Integer], one: _Sum) -> None:
@@ -215,6 +218,7 @@ class _Use:
         self.added[key] = one
 
 
+NO_USE = _Use()
 Uses = dict[int, tuple[Statement, _Use]]  # by identity of statements, which it keeps
 
 
@@ -232,6 +236,8 @@ def _sums(loop: Loop, uses: Uses) -> dict[Place, _Sum]:
 def _use(statement: Statement, uses: Uses) -> _Use:
     if id(statement) in uses:
         return uses[id(statement)][1]
+    if isinstance(statement, Prefetch):
+        return NO_USE
     use = _Use()
     if isinstance(statement, Store | Set):
         added = _terms(statement)

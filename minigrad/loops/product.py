@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 from minigrad.dtype import dtypes
 from minigrad.graph.node import Op
-from minigrad.graph.shapes import flatten, numel
+from minigrad.graph.shapes import numel
 from minigrad.graph.substitution import coefficient
 from minigrad.graph.symbolic import Atom, Integer, ceildiv
 from minigrad.loops.axes import indices, merge
@@ -50,6 +50,11 @@ class Problem:
     def outer(self) -> list[Axis]:
         """The axes of the batch, and those of rows and columns but for the last ones."""
         return [*self.parts.batch, *self.parts.m[:-1], *self.parts.n[:-1]]
+
+    @property
+    def depth(self) -> int:
+        """Terms of a sum."""
+        return numel([axis.extent for axis in self.parts.k])
 
     def naive(self) -> tuple[Statement, ...]:
         """For each result: total = 0; for all k: total += left · right; the stores."""
@@ -119,12 +124,6 @@ def distance(operand: Expr, axis: Atom) -> int:
     """How far apart in memory neighbours along an axis are; unknown counts as far."""
     return max((abs(step) if step is not None else 1 << 62 for step in strides(operand, axis)),
                default=0)  # fmt: skip
-
-
-def depth_of(axes: tuple[Axis, ...]) -> tuple[int, Integer]:
-    """The extent of all summed axes together, and the place of an element along them."""
-    extents = [axis.extent for axis in axes]
-    return numel(extents), flatten([axis.index for axis in axes], extents)
 
 
 def in_pairs(problem: Problem, multiple: int = 1) -> Problem | None:

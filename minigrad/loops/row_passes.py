@@ -14,69 +14,81 @@ from minigrad.graph.shapes import numel
 from minigrad.graph.substitution import substitute, variables
 from minigrad.graph.symbolic import Integer
 from minigrad.loops.axes import unit_stride_axis, vector_width
-from minigrad.loops.build import combine, lanes_loop, naive, serial_loop, streams
-from minigrad.loops.nest import Fold, Set, Statement, Store, Stores
-from minigrad.loops.prefetch import AHEAD, far_enough, from_memory, next_rows
-from minigrad.loops.software_pipeline import Part
+from minigrad.loops.build import loops_over, naive, streams
+from minigrad.loops.nest import Loop, Statement, Store, Stores, walk
+from minigrad.loops.prefetch import AHEAD, Place, far_enough, from_memory, next_rows
 from minigrad.schedule import expr
 from minigrad.schedule.axis import Axis, make_axis
 from minigrad.schedule.expr import Array, Expr, Local
-from minigrad.schedule.stage import Stage, identity
+from minigrad.schedule.stage import Stage
 from minigrad.target import Target
 
 MOST_IN_PASS = 12  # stages, each of which wants a register: of 16 a few are left for operands
 
-AxisPlace = tuple[Array, Integer, Axis]  # a place along an axis of which memory is asked
-
 
 @dataclass
-class _Pass:
-    """A pass over `extent` elements, or (extent None) stages that come one after the other."""
+class Pass:
+    """A pass over `extent` elements, or (extent None) stages that come one after the other.
+
+    body: its loops, as they are before vectors; axes: those of vectors, with how many lanes.
+    """
 
     extent: Integer | None
     stages: list[Stage] = field(default_factory=list)
+    body: list[Statement] = field(default_factory=list)
+    axes: list[tuple[Axis, int]] = field(default_factory=list)
+
+    @property
+    def operations(self) -> int:
+        """Of an element, to tell which pass takes longest."""
+        return sum(expr.operations(stage.body) for stage in self.stages)
+
+    @property
+    def vector(self) -> bool:
+        """Whether it is a loop over vectors."""
+        return self.extent is not None and self.axes[0][1] > 1
+
+    @property
+    def only_streams(self) -> bool:
+        """Whether it does nothing but write what passes by the cache."""
+        return all(
+            isinstance(one, Loop | Stores) or isinstance(one, Store) and one.streaming
+            for one in walk(*self.body)
+        )
 
 
 def row_passes(
-    stages: Sequence[Stage], stored: frozenset[Array], target: Target, row: Axis
-) -> list[Part]:
-    """The work of one row in parts. `stored`: the arrays that are memory; others are scratch.
-
-    row: of the rows' loop: memory is asked for what later rows read.
-    """
+    stages: Sequence[Stage], stored: frozenset[Array], target: Target
+) -> list[Pass]:
+    """The work of one row. `stored`: the arrays that are memory; others are scratch."""
     passes = _passes(stages, stored)
-    prefetch = _prefetches(passes, row, target)
-    parts: list[Part] = []
-    number = 0
     last_read = {
         load.array: place
         for place, one in enumerate(passes)
         for stage in one.stages
         for load in expr.loads(*stage.exprs())
     }
+    number = 0
     for place, one in enumerate(passes):
-        body: list[Statement] = []
         if one.extent is None:
-            for stage in one.stages:
-                body.extend(_alone(stage, number, stored, target))
-                number += 1
+            for n, stage in enumerate(one.stages):
+                _alone(one, stage, number + n, stored, target)
         else:
-            read = {s.array for s in one.stages if last_read.get(s.array, place) > place}
-            body.extend(_pass_loop(one, number, stored, read, target, prefetch.get(place, ())))
-            number += len(one.stages)
-        parts.append(Part(one.extent, _operations(one), tuple(body)))
-    return parts
+            later = {s.array for s in one.stages if last_read.get(s.array, place) > place}
+            _together(one, number, stored, later, target)
+        number += len(one.stages)
+    return passes
 
 
-def _prefetches(
-    passes: Sequence[_Pass], row: Axis, target: Target
-) -> dict[int, tuple[AxisPlace, ...]]:
-    """By pass: what it asks memory for, as places along an axis.
+def prefetches(
+    passes: Sequence[Pass], row: Axis, target: Target
+) -> dict[Axis, tuple[Place, ...]]:
+    """By the axis of a pass: what it asks memory for.
 
     What several passes need of a row comes while the one before it is worked on: the pass that
     computes longest asks for it. What one pass needs it asks for itself, if it is one array.
     """
-    found: dict[int, list[AxisPlace]] = {}
+    found: dict[Axis, list[Place]] = {}
     first: dict[tuple[Array, Integer, Integer], tuple[int, Integer, Axis]] = {}
     for place, one in enumerate(passes):
         for stage in one.stages if one.extent is not None else ():
@@ -97,13 +109,10 @@ def _prefetches(
             asked = array, position + ahead // array.dtype.itemsize
         else:
             asked = next_rows((array, position), row.variable, nbytes)
-            place = max(later or [place], key=lambda n: _operations(passes[n]))
-        found.setdefault(place, []).append((*asked, axis))
-    return {place: tuple(places) for place, places in found.items()}
-
-
-def _operations(one: _Pass) -> int:
-    return sum(expr.operations(stage.body) for stage in one.stages)
+            place = max(later or [place], key=lambda n: passes[n].operations)
+        ((own, _),) = passes[place].axes
+        found.setdefault(own, []).append((array, _moved(asked[1], axis, own)))
+    return {axis: tuple(places) for axis, places in found.items()}
 
 
 def _pass_axis(stage: Stage) -> Axis | None:
@@ -112,8 +121,8 @@ def _pass_axis(stage: Stage) -> Axis | None:
     return axes[0] if len(axes) == 1 and (stage.op is not None) == bool(stage.reduced) else None
 
 
-def _passes(stages: Sequence[Stage], stored: frozenset[Array]) -> list[_Pass]:
-    passes: list[_Pass] = []
+def _passes(stages: Sequence[Stage], stored: frozenset[Array]) -> list[Pass]:
+    passes: list[Pass] = []
     made: dict[Array, tuple[int, Stage]] = {}
     reads = _Reads()
     for stage in stages:
@@ -131,7 +140,7 @@ def _passes(stages: Sequence[Stage], stored: frozenset[Array]) -> list[_Pass]:
                 break
         else:
             place = len(passes)
-            passes.append(_Pass(extent))
+            passes.append(Pass(extent))
         passes[place].stages.append(stage)
         made[stage.array] = (place + (axis is None), stage)
         reads.add(stage, place + (axis is None))
@@ -192,16 +201,16 @@ def _moved(position: Integer, old: Axis, new: Axis) -> Integer:
     return substitute(position, {old.variable: new.index})
 
 
-def _pass_loop(
-    one: _Pass, number: int, stored: frozenset[Array], read: set[Array], target: Target,
-    prefetch: Sequence[AxisPlace],
-) -> list[Statement]:  # fmt: skip
-    """One loop for all stages of a pass; `read`: the arrays that later passes want."""
+def _together(
+    one: Pass, number: int, stored: frozenset[Array], later: set[Array], target: Target
+) -> None:
+    """One loop for all stages of a pass; `later`: the arrays that later passes want."""
     assert one.extent is not None
     axis = make_axis("c", number, one.extent)
     values: dict[tuple[Array, Integer], Expr] = {}
+    sums: list[Stage] = []
+    stores: list[Store] = []  # bodies read what was there before, so no store comes between them
     bodies: list[Expr] = []
-    positions: list[Integer] = []
 
     def known(e: Expr) -> Expr | None:
         return None if e.op is not expr.Leaf.LOAD or e.guard else values.get((e.array, e.index))
@@ -209,78 +218,43 @@ def _pass_loop(
     for stage in one.stages:
         old = _pass_axis(stage)
         assert old is not None
-        body = expr.substitute_in(stage.body, {old.variable: axis.index})
-        body = expr.rebuild(body, known)
-        position = _moved(stage.position, old, axis)
-        if stage.op is None:
-            values[stage.array, position] = body
-        bodies.append(body)
-        positions.append(position)
-    reduces = any(stage.op is not None for stage in one.stages)
-    width = vector_width(target, bodies, axis.extent, reduces, axis.variable)
-    start: list[Statement] = []
-    inside: list[Statement] = []
-    stores: list[Store] = []  # bodies read what was there before, so no store comes between them
-    end: list[Statement] = []
-    for stage, body, position in zip(one.stages, bodies, positions, strict=True):
-        if stage.op is None:
-            if stage.array in stored or stage.array in read:
-                streaming = stage.array in stored and streams(stage.array, one.stages, target)
-                stores.append(Store(stage.array, position, body, streaming=streaming))
-        else:
-            total = Local(f"sum{number}", body.dtype, 1)
-            lanes = axis.variable if width > 1 else None
-            partial = Local(f"part{number}", body.dtype, 1, lanes, width) if lanes else total
-            start.append(Set(partial, 0, identity(stage.op, body.dtype)))
-            inside.append(Set(partial, 0, combine(stage.op, expr.local(partial), body)))
-            if lanes:
-                end.append(Fold(total, stage.op, partial))
-            end.append(Store(stage.array, position, expr.local(total)))
-        number += 1
-    if stores:
-        inside.append(stores[0] if len(stores) == 1 else Stores(tuple(stores)))
-    asked = tuple((array, _moved(place, old, axis)) for array, place, old in prefetch)
-    return [*start, replace(lanes_loop(axis, width, tuple(inside)), prefetch=asked), *end]
+        stage = stage.substitute({old.variable: axis.index})
+        stage = replace(stage, body=expr.rebuild(stage.body, known))
+        bodies.append(stage.body)
+        if stage.op is not None:
+            sums.append(replace(stage, reduced=(axis,)))
+            continue
+        values[stage.array, stage.position] = stage.body
+        if stage.array in stored or stage.array in later:
+            streaming = stage.array in stored and streams(stage.array, one.stages, target)
+            stores.append(Store(stage.array, stage.position, stage.body, streaming=streaming))
+    totals = {
+        stage.array: expr.local(Local(f"sum{number + n}", stage.body.dtype, 1))
+        for n, stage in enumerate(one.stages)
+    }
+    also = [stores[0] if len(stores) == 1 else Stores(tuple(stores))] if stores else []
+    one.body = naive(sums, totals, totals, (axis,), also)
+    one.axes = [(axis, vector_width(target, bodies, axis.extent, bool(sums), axis.variable))]
 
 
 def _alone(
-    stage: Stage, number: int, stored: frozenset[Array], target: Target
-) -> list[Statement]:
+    one: Pass, stage: Stage, number: int, stored: frozenset[Array], target: Target
+) -> None:
     """One stage for one row, with vectors along any of its axes."""
-    axis = unit_stride_axis((*stage.axes, *stage.reduced), [stage.body], [stage.position])
-    if axis is None:
-        return [Store(stage.array, stage.position, stage.body)]
-    reduces = axis in stage.reduced
-    width = vector_width(target, [stage.body], axis.extent, reduces, axis.variable)
-    if stage.op is None:
-        streaming = stage.array in stored and streams(stage.array, [stage], target)
-        store = Store(stage.array, stage.position, stage.body, streaming=streaming)
-        nested: tuple[Statement, ...] = (lanes_loop(axis, width, (store,)),)
-    elif not reduces:
-        lanes = axis.variable if width > 1 else None
-        total = Local(f"sum{number}", stage.body.dtype, 1, lanes, width)
-        values = {stage.array: expr.local(total)}
-        nested = (lanes_loop(axis, width, tuple(naive([stage], [stage.array], values))),)
-    else:
-        nested = tuple(_fold_along(stage, number, axis, width))
-    for a in reversed([a for a in stage.axes if a != axis]):
-        nested = (serial_loop(a, nested),)
-    return list(nested)
-
-
-def _fold_along(stage: Stage, number: int, axis: Axis, width: int) -> list[Statement]:
-    """A reduction whose vectors run along a reduced axis and are folded at the end."""
-    assert stage.op is not None
-    total = Local(f"sum{number}", stage.body.dtype, 1)
-    lanes = axis.variable if width > 1 else None
-    partial = replace(total, name=f"part{number}", lanes=lanes, width=width) if lanes else total
-    step: tuple[Statement, ...] = (
-        lanes_loop(
-            axis, width, (Set(partial, 0, combine(stage.op, expr.local(partial), stage.body)),)
-        ),
-    )
-    for a in reversed([a for a in stage.reduced if a != axis]):
-        step = (serial_loop(a, step),)
-    start = Set(partial, 0, identity(stage.op, stage.body.dtype))
-    fold: list[Statement] = [Fold(total, stage.op, partial)] if lanes else []
-    return [start, *step, *fold, Store(stage.array, stage.position, expr.local(total))]
+    along = unit_stride_axis((*stage.axes, *stage.reduced), [stage.body], [stage.position])
+    reduces = along in stage.reduced
+    if along is not None:
+        axis = make_axis("c", number, along.extent)
+        stage = stage.substitute({along.variable: axis.index})
+        kept, reduced = (
+            tuple(a for a in axes if a != along) for axes in (stage.axes, stage.reduced)
+        )
+        kept, reduced = (kept, (*reduced, axis)) if reduces else ((*kept, axis), reduced)
+        stage = replace(stage, axes=kept, reduced=reduced)
+        width = vector_width(target, [stage.body], axis.extent, reduces, axis.variable)
+        one.axes.append((axis, width))
+    total = expr.local(Local(f"sum{number}", stage.body.dtype, 1))
+    body = naive([stage], [stage.array], {stage.array: total})
+    if stage.op is None and stage.array in stored and streams(stage.array, [stage], target):
+        body = [Store(stage.array, stage.position, stage.body, streaming=along is not None)]
+    one.body.extend(loops_over(stage.axes, body))

@@ -14,8 +14,9 @@ from minigrad.graph.substitution import coefficient
 from minigrad.graph.symbolic import Integer, high
 from minigrad.loops.assemble import assemble
 from minigrad.loops.axes import vector_width
-from minigrad.loops.build import combine, flat_loop, lanes_loop, once, serial_loop
+from minigrad.loops.build import combine, flat_loop, loops_over, serial_loop
 from minigrad.loops.nest import Loop, Nest, Set, Statement, Store
+from minigrad.loops.transforms import Schedule
 from minigrad.schedule import expr
 from minigrad.schedule.axis import Axis, make_axis
 from minigrad.schedule.expr import Array, Local
@@ -33,26 +34,17 @@ def scan(kernel: Kernel, target: Target, name: str) -> Nest:
     (stage,) = kernel.stages
     (along,) = stage.reduced
     assert stage.op is not None
-    reduction, last = SCANS[stage.op], stage.axes[-1] if stage.axes else None
+    total = Local("total", stage.body.dtype, 1)
+    body = _running(stage, along, SCANS[stage.op], total)
+    s, xs = Schedule(loops_over(stage.axes, body)), [axis.variable for axis in stage.axes]
     width = 1
-    if last is not None and coefficient(stage.position, last.variable) == 1:
-        width = vector_width(target, [stage.body], last.extent, True)
-    lanes = last.variable if last is not None and width > 1 else None
-    total = Local("total", stage.body.dtype, 1, lanes, width)
-    body = _running(stage, along, reduction, total)
-    outer = list(stage.axes)
-    if last is not None and width > 1:
-        outer.pop()
-        vector = lanes_loop(last, width, body)
-        if not outer and isinstance(last.extent, int):
-            return assemble(name, kernel, vector, target)
-        body = (vector,)
-    symbolic = [axis for axis in outer if not isinstance(axis.extent, int)]
-    for axis in symbolic:
-        body = (serial_loop(axis, body),)
-    free = [axis for axis in outer if isinstance(axis.extent, int)]
-    loop = flat_loop(free, body) if free else once(body)
-    return assemble(name, kernel, loop, target)
+    if xs and coefficient(stage.position, xs[-1]) == 1:
+        width = vector_width(target, [stage.body], stage.axes[-1].extent, True)
+    if width > 1:
+        s.vectorize(xs.pop(), width)
+    if xs or width == 1:
+        s.parallelize(*xs)
+    return assemble(name, kernel, s.nest, target)
 
 
 def _running(stage: Stage, along: Axis, op: Op, total: Local) -> tuple[Statement, ...]:
@@ -107,8 +99,7 @@ def distribute(kernel: Kernel, target: Target, name: str) -> Nest:
             Store(next_free, stage.position, combine_one(place)),
         )),
     )  # fmt: skip
-    loop = flat_loop(stage.axes, body) if stage.axes else once(body)
-    return assemble(name, kernel, loop, target)
+    return assemble(name, kernel, flat_loop(stage.axes, body), target)
 
 
 def combine_one(place: Local) -> expr.Expr:

@@ -18,7 +18,7 @@ does `python -m minigrad.loops.explain`.
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import wraps
@@ -35,6 +35,7 @@ from minigrad.graph.substitution import (
 from minigrad.graph.symbolic import Atom, Integer, ceildiv, high
 from minigrad.loops.axes import parallel_axes
 from minigrad.loops.build import (
+    REDUCTIONS,
     Place,
     Values,
     combine,
@@ -44,10 +45,13 @@ from minigrad.loops.build import (
     with_places,
 )
 from minigrad.loops.nest import (
+    Fold,
     Loop,
     Set,
     Statement,
     Store,
+    Stores,
+    children,
     locals_set,
     map_statement,
     show_statements,
@@ -173,7 +177,7 @@ class Schedule:
                 def fixed(one: Loop, around: Around) -> Statements:
                     return (replace(one, stops=(one.start + count, *ends)),)
 
-                return _each(loop.body, x, fixed, around)
+                return _each(loop.body, x, fixed)
 
             pieces = ceildiv(length, size)
             ends = [stop for stop in loop.stops if stop != pieces]
@@ -274,22 +278,66 @@ class Schedule:
     ) -> None:
         """`width` iterations over x at once. What each of them sets before it reads it has lanes.
 
-        lane: the variable of an iteration's number within its vector.
+        What they combine gets a part for each lane, and these are folded behind the loops. lane:
+        the variable of an iteration's number within its vector.
         """
         if width == 1:
             return
+        self.body = _in_parts(self.body, x, width)
 
         def change(loop: Loop, around: Around) -> Statements:
             if loop.kind != "serial":
                 return (loop,)
             own = {
                 register: replace(register, lanes=x, width=width)
-                for register in _locals_of(loop.body)
+                for register in _locals_of(loop.body) if register.lanes is None
             }
             body = tuple(_renamed(statement, own, everywhere=True) for statement in loop.body)
             return (replace(loop, kind="lanes", step=width, lane=lane, body=body),)
 
         self._change(x, change, computing)
+
+    @_step
+    def transpose(self, x: Atom, lanes: int) -> None:
+        """So many iterations over x may be done at once, inside of a vector loop (see `Loop`)."""
+        self._change(x, lambda loop, around: (replace(loop, transpose=lanes),))
+
+    @_step
+    def pipeline(self, row: Atom, host: Atom, size: int, kept: Collection[Array]) -> None:
+        """The last loop in each iteration over row becomes part of the next one's loop over host.
+
+        In blocks of `size` iterations, in the first of which it has none to be part of. kept: what
+        the last loop reads and the next iteration writes: there are two of them, for iterations of
+        even and of odd number.
+        """
+        (loop,) = self.body
+        assert isinstance(loop, Loop) and loop.variable == row
+        count, at = loop.stops[0], loop.index
+
+        def twice(place: Place, index: Integer) -> tuple[Place, Integer]:
+            if not isinstance(place, Array) or place not in kept:
+                return place, index
+            return replace(place, size=2 * place.size), index + (at + 1) % 2 * place.size
+
+        *early, last = (with_places(one, twice) for one in loop.body)
+        shared = next(one for one in loops_in(early) if one.variable == host)
+        assert isinstance(last, Loop)
+        late = substitute_statement(last, {row: at - 1, last.variable: shared.index})
+        assert isinstance(late, Loop)
+        both = (*shared.prefetch, *late.prefetch)
+        joined = replace(shared, body=(*shared.body, *late.body), prefetch=both)
+        block = make_axis("b", 0, ceildiv(count, size))
+        start = block.index * size
+        stops = _least(start + size, count)
+        first = [substitute_statement(one, {row: start}) for one in early]
+        others = tuple(joined if one is shared else one for one in early)
+        body = [
+            *first, Loop(row, start + 1, stops, others),
+            Loop(row, start + size - 1, stops, (last,)),
+        ]  # fmt: skip
+        if len(stops) > 1:  # the last block may have fewer iterations
+            body.append(Loop(row, count - 1, (count, start + size - 1), (last,)))
+        self.body = (Loop(block.variable, 0, (block.extent,), tuple(body)),)
 
     @_step
     def tensorize(self, x: Atom, product: Statement, result: Array) -> None:
@@ -454,10 +502,15 @@ class Schedule:
 
     @_step
     def prefetch(
-        self, x: Atom, places: Callable[[Loop, Around], tuple[Hint, ...]]
+        self, x: Atom, places: tuple[Hint, ...] | Callable[[Loop, Around], tuple[Hint, ...]]
     ) -> None:
         """What the loops over x ask the memory for."""
-        self._change(x, lambda loop, around: (replace(loop, prefetch=places(loop, around)),))
+
+        def change(loop: Loop, around: Around) -> Statements:
+            found = places(loop, around) if callable(places) else places
+            return (replace(loop, prefetch=found),)
+
+        self._change(x, change)
 
     # ---- tools ----
 
@@ -485,9 +538,7 @@ class Schedule:
         whole, loop = self.body, self.loop(x)
 
         def put_back(inner: Statements) -> Statements:
-            return _each(whole, x, lambda one, _: (
-                one.around(inner) if one is loop else one,
-            ), {})  # fmt: skip
+            return _each(whole, x, lambda one, _: (one.around(inner) if one is loop else one,))
 
         self.body = loop.body
         self._outside.append(put_back)
@@ -511,7 +562,7 @@ class Schedule:
         def chosen(loop: Loop, around: Around) -> Statements:
             return change(loop, around) if _computes(loop) else (loop,)
 
-        self.body = _each(self.body, x, chosen if computing else change, {})
+        self.body = _each(self.body, x, chosen if computing else change)
 
     def _show(self, name: str, args: Sequence[object], named: Mapping[str, object]) -> None:
         def text() -> str:
@@ -539,7 +590,7 @@ def _word(x: object) -> str:
 
 
 def _each(
-    body: Statements, x: Atom, change: Change, around: Around
+    body: Statements, x: Atom, change: Change, around: tuple[Loop, ...] = ()
 ) -> Statements:
     """Statements with the loops over x changed."""
     found: list[Statement] = []
@@ -547,9 +598,9 @@ def _each(
         if not isinstance(statement, Loop):
             found.append(statement)
         elif statement.variable == x:
-            found.extend(change(statement, around))
+            found.extend(change(statement, {one.variable: one for one in around}))
         else:
-            inner = _each(statement.body, x, change, {**around, statement.variable: statement})
+            inner = _each(statement.body, x, change, (*around, statement))
             same = inner is statement.body
             found.append(statement if same else statement.around(inner))
     same = len(found) == len(body) and all(map(operator.is_, found, body))
@@ -641,6 +692,43 @@ def _sunk(
     return tuple(found)
 
 
+def _in_parts(body: Statements, x: Atom, width: int) -> Statements:
+    """Registers to which loops over x only add, or the like, with lanes, and folded behind them."""
+    found: list[Statement] = []
+    for statement in body:
+        if not isinstance(statement, Loop) or not _holds(statement, x):
+            found.append(statement)
+            continue
+        here = {one.local for one in found if isinstance(one, Set)}
+        parts: dict[Local, Array | Local] = {}
+        folds: list[Statement] = []
+        for register, op in _combined(statement, x).items() if here else ():
+            if register in here:
+                part = replace(register, name=f"{register.name}_part", lanes=x, width=width)
+                parts[register] = part
+                folds.append(Fold(register, op, part))
+        inner = _in_parts(statement.body, x, width)
+        if inner is not statement.body:
+            statement = statement.around(inner)
+        if parts:
+            found = [_renamed(one, parts) if isinstance(one, Set) else one for one in found]
+        found += [_renamed(statement, parts), *folds]
+    same = len(found) == len(body) and all(map(operator.is_, found, body))
+    return body if same else tuple(found)
+
+
+def _combined(loop: Loop, x: Atom) -> dict[Local, Op]:
+    """Registers that loops over x change but do not begin, with what they do to them."""
+    first: dict[Local, Expr] = {}
+    for one in walk(*(inner for inner in loops_in([loop]) if inner.variable == x)):
+        if isinstance(one, Set):
+            first.setdefault(one.local, one.value)
+    return {
+        register: REDUCTIONS[value.op] for register, value in first.items()
+        if value.op in REDUCTIONS and expr.local(register) is value.args[0]
+    }  # fmt: skip
+
+
 def _locals_of(body: Sequence[Statement]) -> set[Local]:
     """The registers that statements use."""
     found: set[Local] = set()
@@ -652,13 +740,14 @@ def _locals_of(body: Sequence[Statement]) -> set[Local]:
     return found
 
 
-def _computes(loop: Loop) -> bool:
-    """Whether registers are used in a loop."""
-    inside = walk(loop)
-    if any(isinstance(one, Set) for one in inside):
-        return True
-    values = [one.value for one in inside if isinstance(one, Store)]
-    return any(e.op is Leaf.LOCAL for e in expr.walk(*values))
+def _computes(*body: Statement) -> bool:
+    """Whether registers are used in statements."""
+    return any(
+        isinstance(one, Set)
+        or isinstance(one, Loop | Stores) and _computes(*children(one))
+        or isinstance(one, Store) and any(e.op is Leaf.LOCAL for e in expr.walk(one.value))
+        for one in body
+    )
 
 
 def _moved(

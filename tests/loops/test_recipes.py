@@ -21,7 +21,7 @@ from minigrad.compile import schedule_of
 from minigrad.errors import CompileError
 from minigrad.loops import recipes
 from minigrad.loops.assemble import assemble
-from minigrad.loops.build import once
+from minigrad.loops.build import flat_loop
 from minigrad.loops.nest import Fold, Loop, Nest, Set, Store
 from minigrad.loops.recipes import lower
 from minigrad.runtimes.reference import evaluate
@@ -130,7 +130,7 @@ def test_a_recipe_that_forgets_something(wrong: Callable[[Loop], Loop], message:
 def test_a_recipe_that_keeps_nothing_at_hand() -> None:
     """What lives and dies inside the kernel has no memory of its own."""
     (kernel,) = schedule_of(graph_of(PROGRAMS["row_softmax"])[0], GOLDEN).kernels
-    loop = once(tuple(Store(stage.array, 0, stage.body) for stage in kernel.stages))
+    loop = flat_loop([], tuple(Store(stage.array, 0, stage.body) for stage in kernel.stages))
     with pytest.raises(CompileError, match="in memory: expected a register"):
         assemble("k", kernel, loop, GOLDEN)
 

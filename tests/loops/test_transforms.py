@@ -12,7 +12,7 @@ import pytest
 from minigrad.dtype import dtypes
 from minigrad.graph.symbolic import Atom, Integer, var
 from minigrad.loops.build import loops_over
-from minigrad.loops.nest import Matrix, MatrixProduct, Prefetch, Set, Store, show_statements
+from minigrad.loops.nest import Matrix, MatrixProduct, Prefetch, Set, Store, show_statements, walk
 from minigrad.loops.transforms import Schedule
 from minigrad.schedule import expr
 from minigrad.schedule.axis import make_axis
@@ -175,6 +175,22 @@ def vectorize(s: Schedule) -> None:
 
 
 @step
+def vectorize_sums(s: Schedule) -> None:
+    """
+      for m0 in 0 … 6:
+        for n0 in 0 … 8:
+          total_part[0] = 0.0
+          for k0 in 0 … 5 step 4 lanes:
+            total_part[0] = (total_part[0] + (left[k0 + 5·m0] * right[8·k0 + n0]))
+          total = sum of total_part
+          out[8·m0 + n0] = total[0]
+    """
+    s.vectorize(k, 4)
+    sets = [one for one in walk(*s.body) if isinstance(one, Set)]
+    assert not any(one.everywhere for one in sets)  # lanes behind the end keep their sums
+
+
+@step
 def unroll(s: Schedule) -> None:
     """
       for n0 in 0 … 8:
@@ -251,6 +267,21 @@ def stage_wide(s: Schedule) -> None:
     tiles = s.split(m, 3, "t")
     s.stage("left", n, [k, tiles, m], [([tiles], None), ([k], 7), ([m], 4)], "copy", {m: 4}, 6)
     s.peel(tiles, m)
+
+
+@step
+def transpose(s: Schedule) -> None:
+    """
+      for n0 in 0 … 8 step 4 lanes:
+        for m0 in 0 … 6:  # 4 at once, transposed
+          total[0] = 0.0
+          for k0 in 0 … 5:
+            total[0] = (total[0] + (left[k0 + 5·m0] * right[8·k0 + n0]))
+          out[8·m0 + n0] = total[0]
+    """
+    s.reorder(n, m)
+    s.vectorize(n, 4)
+    s.transpose(m, 4)
 
 
 @step
@@ -362,6 +393,31 @@ def test_tensorize_leaves_the_stores() -> None:
     text = show_statements(schedule.whole())
     assert "square[0 …] = left[0 …] · right[0 …]" in text and "k0" not in text
     assert "out[8·m0 + n0] = square[lane0 + 8·m0 - 24·t0]" in text
+
+
+def test_a_loop_is_part_of_the_next_rows() -> None:
+    M = make_axis("m", 0, 7)
+    a, b = (Array(name, dtypes.float32, 56) for name in "ab")
+    own = Array("own", dtypes.float32, 8, "scratch")
+    other = make_axis("o", 0, 8)
+    first = loops_over([N], [Store(own, N.index, expr.load(a, M.index * 8 + N.index))])
+    last = loops_over([other], [Store(b, M.index * 8 + other.index, expr.load(own, other.index))])
+    s = Schedule(loops_over([M], [*first, *last]))
+    s.pipeline(M.variable, n, 4, {own})
+    assert show_statements(s.whole()) == """\
+  for b0 in 0 … 2:
+    for n0 in 0 … 8:
+      own[n0 + 8] = a[32·b0 + n0]
+    for m0 in 4·b0 + 1 … min(4·b0 + 4, 7):
+      for n0 in 0 … 8:
+        own[8·((m0 + 1) % 2) + n0] = a[8·m0 + n0]
+        b[8·m0 + n0 - 8] = own[8·(m0 % 2) + n0]
+    for m0 in 4·b0 + 3 … min(4·b0 + 4, 7):
+      for o0 in 0 … 8:
+        b[8·m0 + o0] = own[8·((m0 + 1) % 2) + o0]
+    for m0 in 6 … min(7, 4·b0 + 3):
+      for o0 in 0 … 8:
+        b[8·m0 + o0] = own[8·((m0 + 1) % 2) + o0]"""
 
 
 def test_an_order_that_loops_cannot_have() -> None:

@@ -1,0 +1,115 @@
+"""Recipes of stages that have the same elements, and of additions at places given by data.
+
+Operands may lie across each other, as in x + y.T: a vector along x's rows would gather from as many
+rows of y, and use one element of each cache line that it touches; where the rows are a power of two
+apart, these lines also drive each other out of the cache. So there are tiles, whose loop along y's
+rows is inside of the one over vectors, and whole vectors of y are transposed in registers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from minigrad.graph.operations import SCATTERS
+from minigrad.graph.shapes import numel
+from minigrad.graph.substitution import coefficient, variables
+from minigrad.loops.assemble import assemble
+from minigrad.loops.axes import unit_stride_axis, vector_width
+from minigrad.loops.build import combine, elements, loops_over, streams
+from minigrad.loops.nest import Nest, Store, Stores
+from minigrad.loops.prefetch import further_along, later_rows
+from minigrad.loops.transforms import Schedule
+from minigrad.schedule import expr
+from minigrad.schedule.axis import Axis
+from minigrad.schedule.expr import Expr
+from minigrad.schedule.schedule import Kernel
+from minigrad.target import Target
+
+# Elements of a long vector loop that one parallel iteration takes: 16 KiB of float32, a small part
+# of a chunk (see assemble.py), and enough for the prefetcher of a processor to follow.
+BLOCK_LENGTH = 4096
+FEW = 64  # parallel iterations below which long rows are cut
+# Elements of a tile along the transposed axis, where there are more than TILE: a line of float32,
+# and a vector of 512 bits. Low tiles that lie side by side beat square ones: a·2 + aᵀ of 2048²
+# takes 0.65 ms instead of 1.1 (measured).
+DOWN = 16
+TILE = 64  # elements of a tile along vectors: four lines of float32
+
+
+def elementwise(kernel: Kernel, target: Target, name: str) -> Nest:
+    """All stages at once, element by element, in registers."""
+    axes, stores = elements(kernel)
+    exprs, positions = [s.value for s in stores], [s.index for s in stores]
+    stores = [replace(s, streaming=streams(s.array, kernel.stages, target)) for s in stores]
+    axis = unit_stride_axis(axes, exprs, positions)
+    outer = [a for a in axes if a != axis]
+    xs = [a.variable for a in outer]
+    s = Schedule(loops_over([*outer, axis] if axis else [], (Stores(tuple(stores)),)))
+    if axis is None:
+        s.parallelize()
+        return assemble(name, kernel, s.nest, target)
+    x = axis.variable
+    across = _transposed_axis(outer, axis, exprs) if target.vector_bytes else None
+    if across is not None:
+        # a tile is low, and the next one lies beside it: a cache line of which it stores a part is
+        # still there when the rest comes, however far apart the rows are
+        y, extent = across.variable, numel([across.extent])
+        lanes = min(target.lanes(store.array.dtype) for store in stores)
+        down = s.split(y, extent if extent <= TILE else DOWN, "down")
+        right = s.split(x, max(TILE, lanes), "right")
+        xs = [down, *(one for one in xs if one != y), right]
+        s.reorder(*xs, x, y)
+        s.vectorize(x, lanes)
+        s.transpose(y, lanes)
+        s.parallelize(*xs)
+        return assemble(name, kernel, s.nest, target)
+    last = outer[-1] if outer else None
+    if outer and numel([a.typical for a in outer]) < FEW and isinstance(axis.extent, int):
+        if axis.extent > BLOCK_LENGTH:
+            xs, last = [*xs, s.split(x, BLOCK_LENGTH, "b")], None
+    s.prefetch(x, further_along(axis, last, exprs, target))
+    s.vectorize(x, vector_width(target, exprs, axis.extent, False))
+    if xs:
+        s.parallelize(*xs)
+    return assemble(name, kernel, s.nest, target)
+
+
+def _transposed_axis(outer: Sequence[Axis], axis: Axis, exprs: Sequence[Expr]) -> Axis | None:
+    """The axis along which an operand lies that is not in order along the vectors' axis."""
+    for load in expr.loads(*exprs) if isinstance(axis.extent, int) else ():
+        for other in outer:
+            strides = [coefficient(load.index, a.variable) for a in (axis, other)]
+            if strides[0] not in (None, 0, 1) and strides[1] == 1:
+                if isinstance(other.extent, int) and other.extent >= DOWN:
+                    return other
+    return None
+
+
+def scatter(kernel: Kernel, target: Target, name: str) -> Nest:
+    """base, then one addition after another, in order: deterministic, parallel over the rest."""
+    (stage,) = kernel.stages
+    assert stage.initial is not None and stage.op is not None
+    start = Store(stage.array, stage.initial_position, stage.initial)
+    old = expr.load(stage.array, stage.position, stage.guard)
+    new = combine(SCATTERS[stage.op], old, stage.body)
+    step = Store(stage.array, stage.position, new, stage.guard)
+    body = (*loops_over(stage.initial_axes, [start]), *loops_over(stage.reduced, [step]))
+    s, xs = Schedule(loops_over(stage.axes, body)), [axis.variable for axis in stage.axes]
+    # vectors need neighbouring places and the same updates' order in every lane
+    vector = (
+        xs
+        and all(isinstance(axis.extent, int) for axis in stage.axes)
+        and coefficient(stage.position, xs[-1]) == 1
+        and all(xs[-1] not in variables(c) for c in stage.guard)
+    )
+    if vector:
+        last = stage.axes[-1]
+        width = vector_width(target, [stage.body], last.extent, True)
+        if len(stage.reduced) == 1:
+            below = stage.reduced[0].variable
+            s.prefetch(below, later_rows([stage.body], below, last, width, target))
+        s.vectorize(xs.pop(), width)
+    if xs or not vector:
+        s.parallelize(*xs)
+    return assemble(name, kernel, s.nest, target)
