@@ -511,6 +511,12 @@ def wide_product(inputs: Inputs) -> list[Node]:
 
 
 @program
+def one_tile_of_rows(inputs: Inputs) -> list[Node]:
+    """A single tile, which asks the memory for the next of several packed panels."""
+    return [product(inputs(14, 260), transpose(inputs(1000, 260)))]
+
+
+@program
 def far_rows(inputs: Inputs) -> list[Node]:
     """Rows of the right operand lie so far apart that its panel is packed."""
     x, y = inputs(100, 130), inputs(130, 1100)
