@@ -44,6 +44,7 @@ from minigrad.loops.nest import Loop, Nest, Statement, Store, Stores
 from minigrad.loops.prefetch import further_along, later_rows
 from minigrad.loops.rows import rows
 from minigrad.loops.scans import distribute, scan
+from minigrad.loops.shared_lanes import shared_lanes
 from minigrad.loops.transposed_tiles import transposed_axis, transposed_tiles
 from minigrad.schedule import expr
 from minigrad.schedule.axis import make_axis
@@ -60,6 +61,10 @@ def lower(kernel: Kernel, target: Target, name: str = "kernel") -> Nest:
     kernel = kept_as_bits(kernel)
     if target.group is not None:
         nest = lower_gpu(kernel, target, name)
+        if nest is not None:
+            return nest
+    if kernel.kind == "contraction" and target.vector_bytes:
+        nest = shared_lanes(kernel, target, name)
         if nest is not None:
             return nest
     if kernel.kind in ("contraction", "rows"):

@@ -13,6 +13,7 @@ from minigrad.graph.node import Node, topological
 from minigrad.graph.operations import REDUCTIONS, Op
 from minigrad.graph.shapes import numel
 from minigrad.graph.symbolic import Integer, ceildiv
+from minigrad.schedule.batch_last import batch_arranged
 from minigrad.schedule.materialize import contraction_operands, has_loaded_mask, is_product
 from minigrad.schedule.onehot_to_gather import picked
 from minigrad.target import FEW_ROWS
@@ -32,7 +33,10 @@ def split_reductions(roots: Sequence[Node]) -> list[Node]:
     for node in topological(roots):
         source = graph_build.rebuild(node, [new[s] for s in node.src])
         source = picked(source)
-        new[node] = _split(source) if source.op in REDUCTIONS else source
+        if source.op in REDUCTIONS:
+            source, order = batch_arranged(source)
+            source = graph_build.permute(_split(source), order)
+        new[node] = source
     return [new[root] for root in roots]
 
 

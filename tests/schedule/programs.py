@@ -252,6 +252,40 @@ def convolution(inputs: Inputs) -> list[Node]:
     return [g.reshape(total(mul(factor, columns), 1, 2, 3), (5, 12, 14))]
 
 
+@program
+def depthwise(inputs: Inputs) -> list[Node]:
+    """Windows of each channel times a weight of its own, and what the weight's gradient sums."""
+    x, w, y = inputs(2, 9, 14, 20), inputs(20, 3, 3), inputs(2, 7, 12, 20)
+    windows = g.permute(g.window(x, ((1, 3, 1, 1), (2, 3, 1, 1))), (0, 1, 2, 4, 5, 3))
+    weight = g.reshape(g.permute(w, (1, 2, 0)), (1, 1, 1, 3, 3, 20))
+    change = g.reshape(y, (2, 7, 12, 1, 1, 20))
+    forward = total(mul(windows, weight), 3, 4)
+    return [ew(Op.MAXIMUM, forward, 0.0), total(mul(windows, change), 0, 1, 2)]
+
+
+@program
+def batch_last(inputs: Inputs) -> list[Node]:
+    """Products for each element of a last axis, which fills vectors or does not."""
+    roots = []
+    for rows, columns, depth, batch in ((7, 11, 5, 18), (9, 20, 6, 5)):
+        left = g.reshape(inputs(rows, depth, batch), (rows, 1, depth, batch))
+        right = g.reshape(inputs(columns, depth, batch), (1, columns, depth, batch))
+        shape = (rows, columns, depth, batch)
+        roots.append(total(mul(g.expand(left, shape), g.expand(right, shape)), 2))
+    return roots
+
+
+@program
+def groups(inputs: Inputs) -> list[Node]:
+    """A convolution in groups whose columns are a quarter of a vector."""
+    x, w = inputs(6, 12, 8, 4), inputs(8, 4, 4, 3)
+    windows = g.permute(g.window(x, ((1, 3, 1, 1),)), (0, 1, 4, 2, 3))  # (6, 10, 3, 8, 4)
+    weight = g.reshape(g.permute(w, (3, 0, 2, 1)), (1, 1, 3, 8, 4, 4))
+    shape = (6, 10, 3, 8, 4, 4)
+    windows = g.expand(g.reshape(windows, (6, 10, 3, 8, 4, 1)), shape)
+    return [total(mul(windows, g.expand(weight, shape)), 2, 4)]
+
+
 def attend(q: Node, k: Node, v: Node, first: int | None = None, last: int = 0) -> Node:
     """softmax(q·kᵀ/√d)·v, where a row sees the columns from row + first to row + last."""
     rows, columns = q.shape[-2], k.shape[-2]
