@@ -286,6 +286,17 @@ def groups(inputs: Inputs) -> list[Node]:
     return [total(mul(windows, g.expand(weight, shape)), 2, 4)]
 
 
+@program
+def counts(inputs: Inputs) -> list[Node]:
+    """Sums of one-hot rows: how often each place is named, and of values in rows; some outside."""
+    labels, x = inputs(50, dtype=dtypes.int32, low=-2, high=42), inputs(3, 50)
+    named = ew(Op.EQ, g.expand(g.reshape(labels, (50, 1)), (50, 40)), g.iota(40, DEVICE))
+    label = g.expand(g.reshape(labels, (1, 50, 1)), (3, 50, 40))
+    values = g.expand(g.reshape(x, (3, 50, 1)), (3, 50, 40))
+    weighed = ew(Op.WHERE, ew(Op.EQ, label, g.iota(40, DEVICE)), values, number(0, values))
+    return [total(g.cast(named, dtypes.int32), 0), total(weighed, 1)]
+
+
 def attend(q: Node, k: Node, v: Node, first: int | None = None, last: int = 0) -> Node:
     """softmax(q·kᵀ/√d)·v, where a row sees the columns from row + first to row + last."""
     rows, columns = q.shape[-2], k.shape[-2]

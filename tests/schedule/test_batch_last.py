@@ -29,3 +29,9 @@ def test_a_batch_of_few_comes_first() -> None:
         batches.append((parts.shared, [axis.extent for axis in parts.batch]))
     assert sorted(batches) == [(False, [5]), (True, [18])]
 
+
+def test_counting_adds_at_a_place() -> None:
+    """No pass over all places for every term."""
+    plan = plan_of(PROGRAMS["counts"])
+    most = max(stage.iterations for kernel in plan.kernels for stage in kernel.stages)
+    assert most <= 3 * 50 and {kernel.kind for kernel in plan.kernels} >= {"scatter"}
