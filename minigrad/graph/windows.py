@@ -175,7 +175,7 @@ def _factors(g: Node, ndim: int, windows: Sequence[Window]) -> _Product:
     tail = tuple(body.shape[axis] for axis in axes)
     factors = []
     for operand in body.src:
-        factor = build.permute(_unexpanded(operand), (*kept, *axes))
+        factor = build.permute(unexpanded(operand), (*kept, *axes))
         extents = iter(factor.shape)
         lead = tuple(1 if axis in axes else next(extents) for axis in range(body.ndim))
         factor = build.reshape(factor, lead + tuple(extents))
@@ -205,16 +205,16 @@ def _carried(step: Node, factor: Node) -> Node:
     return build.reshape(factor, shape + factor.shape[lead:])
 
 
-def _unexpanded(node: Node) -> Node:
+def unexpanded(node: Node) -> Node:
     """A factor with extent 1 where it was expanded."""
     if node.op is Op.EXPAND:
         return node.src[0]
     if node.op is Op.PERMUTE:
-        return build.permute(_unexpanded(node.src[0]), node.arg)
+        return build.permute(unexpanded(node.src[0]), node.arg)
     if node.op is Op.CAST:
-        return build.cast(_unexpanded(node.src[0]), node.dtype)
+        return build.cast(unexpanded(node.src[0]), node.dtype)
     if node.op is Op.RESHAPE and _without_ones(node.shape) == _without_ones(node.src[0].shape):
-        inner = _unexpanded(node.src[0])
+        inner = unexpanded(node.src[0])
         return build.reshape(inner, _renamed(node.src[0].shape, node.shape, inner.shape))
     return node
 

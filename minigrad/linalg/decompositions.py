@@ -3,30 +3,36 @@
 First and second derivatives are right where they exist: where R is invertible, and where singular
 values are distinct and positive. What does not exist counts as 0.
 
-Both are loops of a step on the whole matrix. The step is captured: every turn replays the same
-program, for which the column it works on is a bound variable. So the tensor is computed at once,
-not lazily.
+Both are programs of many steps (see panels.py), which are captured for a shape and replayed. So the
+tensor is computed at once, not lazily.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from functools import lru_cache
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from minigrad.errors import DTypeError, ShapeError
 from minigrad.graph.shapes import numel
 from minigrad.graph.symbolic import Affine
-from minigrad.graph.variable import Variable
-from minigrad.jit import jit
+from minigrad.linalg.panels import (
+    at_once,
+    columns_at,
+    cut,
+    firsts,
+    inverse_of_triangle,
+    next_number,
+    numbered,
+    rows_at,
+)
 from minigrad.program import recording
 from minigrad.tensor import Tensor
 from minigrad.tensor.broadcasting import show
 from minigrad.tensor.modes import modes, no_grad
 
 SWEEPS = {4: 9, 8: 12}  # by itemsize: turns over all pairs of rows, each squaring what is left
-
-
+FEW = 16  # turns of a scan's step
+ENOUGH = {4: 2.0**-20, 8: 2.0**-48}  # a cosine of rounding alone
 
 
 def qr(x: Tensor, mode: str = "reduced") -> tuple[Tensor, Tensor]:
@@ -49,7 +55,7 @@ def qr(x: Tensor, mode: str = "reduced") -> tuple[Tensor, Tensor]:
         flat_q, flat_r = _householder(flat, count)
         q, r = flat_q.reshape(*batch, m, count), flat_r.reshape(*batch, count, n)
     if modes.gradients and numel(x.shape) and count <= n:
-        q, r = _qr_for_gradients(wide, q, r)
+        q, r = with_gradients(wide, (q, r), qr, _qr_gradient)
     return q.cast(x.dtype), r.cast(x.dtype)
 
 
@@ -74,7 +80,9 @@ def svd(x: Tensor, full_matrices: bool = True) -> tuple[Tensor, Tensor, Tensor]:
         u, v = u.reshape(*batch, *u.shape[1:]), v.reshape(*batch, *v.shape[1:])
         s = s.reshape(*batch, k)
     if modes.gradients and numel(x.shape):
-        u, s, v = _svd_for_gradients(wide, u, s, v, k)
+        first, s, last = with_gradients(wide, (u[..., :k], s, v[..., :k]), _thin, _svd_gradient)
+        u = first if u.shape[-1] == k else first.cat(u[..., k:], dim=-1)
+        v = last if v.shape[-1] == k else last.cat(v[..., k:], dim=-1)
     return u.cast(x.dtype), s.cast(x.dtype), v.transpose(-2, -1).cast(x.dtype)
 
 
@@ -99,15 +107,43 @@ def _householder(x: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """Q (batch, m, count) and R (batch, count, n) of x (batch, m, n)."""
     batch, m, n = (int(extent) for extent in x.shape)  # type: ignore[arg-type]
     options: dict[str, Any] = {"dtype": x.dtype, "device": x.device}
-    k = min(m, n)
-    if not batch * k:
-        identity = x.eye(m, count, **options).expand(batch, m, count)
-        return identity, x.zeros(batch, count, n, **options)
-    vectors = x.zeros(batch, m, k, **options)
-    matrix, vectors = _repeated(_eliminate, (x, vectors), turns(k))
-    identity = x.eye(m, count, **options).expand(batch, m, count)
-    q, _ = _repeated(_reflect, (identity, vectors), turns(k, backwards=True))
-    return q, matrix[:, :count].triu().realize()
+    q = x.eye(m, count, **options).expand(batch, m, count)
+    if not batch * min(m, n):
+        return q, x.zeros(batch, count, n, **options)
+    width, panels = cut(min(m, n))
+    s = x.pad((0, max(width * panels - n, 0)))
+    q, s = at_once(_reflected_panels, s, q, width=width, count=panels)
+    return q, s[:, :count, :n].triu().realize()
+
+
+def _reflected_panels(s: Tensor, q: Tensor, width: int, count: int) -> tuple[Tensor, Tensor]:
+    """q after all reflections, the last one first; s (batch, m, n) after them, triangular.
+
+    The reflections of a panel together are 1 − U·T·Uᵀ (Schreiber and Van Loan 1989).
+    """
+
+    def step(s: Tensor, first: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        k, panel, vectors = first, columns_at(s, first, width).contiguous(), []
+        for _ in range(width):
+            column = (numbered(s, 1) >= k).where(columns_at(panel, k - first), 0.0)
+            vector = _reflector(column, numbered(s, 1), k).contiguous()
+            panel = (panel - vector * (vector * panel).sum(1, True)).contiguous()
+            vectors.append(vector)
+            k = next_number(k)
+        u = vectors[0].cat(*vectors[1:], dim=2)
+        both = (u.transpose(1, 2) @ u).triu(1) + u.eye(width, dtype=u.dtype, device=u.device)
+        t = inverse_of_triangle(both).contiguous()
+        return _less(s, u, t.transpose(1, 2)), (u, t)
+
+    s, done = Tensor.scan(step, s, firsts(width, count, s.device))
+    q, _ = Tensor.scan(lambda q, ut: (_less(q, *ut), None), q, done, reverse=True)
+    return q, s
+
+
+def _less(x: Tensor, u: Tensor, t: Tensor) -> Tensor:
+    """x − U·T·Uᵀ·x."""
+    inner = (t @ (u.transpose(1, 2) @ x).contiguous()).contiguous()
+    return x - u @ inner
 
 
 def _reflector(x: Tensor, rows: Tensor, k: Any) -> Tensor:
@@ -117,7 +153,7 @@ def _reflector(x: Tensor, rows: Tensor, k: Any) -> Tensor:
     """
     size = x.abs().max(1, True)
     x = x / size.eq(0).where(1.0, size)  # no square overflows
-    top = x[:, k : k + 1]
+    top = rows_at(x, k)
     norm = (x * x).sum(1, True).sqrt()
     v = x - rows.eq(k).where((top < 0).where(norm, -norm), 0.0)
     square = (v * v).sum(1, True)
@@ -126,25 +162,22 @@ def _reflector(x: Tensor, rows: Tensor, k: Any) -> Tensor:
     return idle.where(0.0, scaled)
 
 
-def _qr_for_gradients(x: Tensor, q: Tensor, r: Tensor) -> tuple[Tensor, Tensor]:
-    """The same factors as functions of x."""
-    k, n = q.shape[-1], r.shape[-1]
-    if n > k:  # type: ignore[operator]
-        q, square = _qr_for_gradients(x[..., :k], q, r[..., :k])
-        return q, square.cat(q.transpose(-2, -1) @ x[..., k:], dim=-1)
-    with no_grad():
-        inverse = _inverse_of_triangle(r)
-
-    def change(values: tuple[Any, ...], d: Any) -> tuple[Any, ...]:
-        q, r, inverse = values
-        scaled = d @ inverse
-        inner = q.transpose(-2, -1) @ scaled
-        below = inner.tril(-1)
-        upper = inner - (below - below.transpose(-2, -1))
-        dr = upper @ r
-        return scaled - q @ upper, dr, -(inverse @ dr @ inverse)
-
-    return _as_function(x, (q, r, inverse), change)[:2]
+def _qr_gradient(
+    x: Tensor, factors: Sequence[Tensor], gradients: Sequence[Tensor | None]
+) -> Tensor:
+    (q, r), (by_q, by_r) = factors, gradients
+    k, rest = q._known_shape()[-1], x[..., q._known_shape()[-1] :]
+    by_rest = rest.zeros_like()
+    if by_r is not None and by_rest.shape[-1]:  # the columns beyond are Qᵀ·rest
+        by_rest = q @ by_r[..., k:]
+        more = rest @ by_r[..., k:].mT
+        by_q = more if by_q is None else by_q + more
+    r = r[..., :k]
+    inner = r.zeros_like() if by_r is None else r @ by_r[..., :k].mT
+    inner = inner if by_q is None else inner - by_q.mT @ q
+    by_x = q @ (inner.tril() + inner.tril(-1).mT)
+    by_x = by_x if by_q is None else by_x + by_q
+    return (by_x @ inverse_of_triangle(r).mT).cat(by_rest, dim=-1)
 
 
 # --- SVD ------------------------------------------------------------------------------------------
@@ -160,174 +193,128 @@ def _rotated(x: Tensor, full: bool) -> tuple[Tensor, Tensor, Tensor]:
     size = x.abs().max((1, 2), True)
     size = size.eq(0).where(1.0, size)
     q, r = _householder(x / size, m if full else n)
-    turned, rotation = _orthogonal_rows(r[:, :n])
-    squares = (turned * turned).sum(2)
-    order = squares.argsort(1, descending=True)
-    wide = order.unsqueeze(2).expand(batch, n, n)
-    turned, rotation = turned._at(1, wide), rotation._at(1, wide)
+    r = r[:, :n]
+    turned = orthogonal_rows(r)
     s = (turned * turned).sum(2).sqrt()
+    order = s.argsort(1, descending=True)
+    s, turned = s._at(1, order), turned._at(1, order.unsqueeze(2).expand(batch, n, n))
     # rows of length 0 have no direction, and QR finds one for them
-    v, triangle = _householder(turned.transpose(1, 2).contiguous(), n)
-    signs = (triangle.diagonal(0, 1, 2) < 0).where(-1.0, 1.0).unsqueeze(1)
-    first = q[:, :, :n] @ rotation.transpose(1, 2)
+    v = _directions(turned.transpose(1, 2))
+    inner = _directions(r @ v)
+    first = q[:, :, :n] @ inner
     u = first.cat(q[:, :, n:], dim=2) if full else first
     s = s * size.squeeze(2)
-    v = v * signs
     u.realize(s, v)
     return u, s, v
 
 
-def _orthogonal_rows(x: Tensor) -> tuple[Tensor, Tensor]:
-    """J·x with orthogonal rows, and J, which is orthogonal, for x (batch, n, n).
+def _directions(x: Tensor) -> Tensor:
+    """The columns of x (batch, n, n), which are orthogonal, with length 1."""
+    q, r = _householder(x, int(x.shape[2]))  # type: ignore[arg-type]
+    return q * (r.diagonal(0, 1, 2) < 0).where(-1.0, 1.0).unsqueeze(1)
+
+
+def orthogonal_rows(x: Tensor) -> Tensor:
+    """J·x with orthogonal rows for some orthogonal J and x (batch, n, n).
 
     All pairs of rows are turned, half of them at a time: a tournament in which one stays.
     """
-    batch, n = int(x.shape[0]), int(x.shape[1])  # type: ignore[arg-type]
+    n = int(x.shape[1])  # type: ignore[arg-type]
     even = n + n % 2
-    identity = x.eye(n, even, dtype=x.dtype, device=x.device)
-    both = x.pad([None, None, (0, even - n)]).cat(
-        identity.expand(batch, n, even), dim=2
-    ).pad([None, (0, even - n), None])  # fmt: skip
-    half = even // 2
-    turns = SWEEPS[x.dtype.itemsize] * (even - 1) if n > 1 else 0
-    first, second = _repeated(_turn, (both[:, :half], both[:, half:]), [even] * turns)
+    both = x.pad((0, 0, 0, even - n))
+    first, second = both[:, : even // 2], both[:, even // 2 :]
+    for sweep in range(SWEEPS[x.dtype.itemsize] if n > 1 else 0):
+        left = x.zeros(1, dtype=x.dtype, device=x.device)
+        first, second, left = at_once(_turned, first, second, left, count=even - 1)
+        if sweep and recording.calls is None and left.item() < ENOUGH[x.dtype.itemsize]:
+            break
     # after whole sweeps every row is back in its place
-    whole = first.cat(second, dim=1)[:, :n]
-    return whole[:, :, :n].contiguous(), whole[:, :, even : even + n].contiguous()
+    return first.cat(second, dim=1)[:, :n].contiguous()
 
 
-def _turn(first: Tensor, second: Tensor, width: int) -> tuple[Tensor, Tensor]:
-    """Rows of first and second made orthogonal in pairs, and set beside their next partners.
+def _turned(p: Tensor, q: Tensor, left: Tensor, count: int) -> tuple[Tensor, ...]:
+    """Some turns; left: the largest cosine between two rows that has been met."""
+    state, rest = (p, q, left), count % FEW
 
-    What stands beyond `width` only turns with the rest.
+    def step(state: Any, few: int = FEW) -> Any:
+        p, q, left = state
+        for _ in range(few):
+            p, q, cosine = _turn(p, q)
+            p, q, left = p.contiguous(), q.contiguous(), left.maximum(cosine)
+        return p, q, left
+
+    if count >= FEW:
+        state, _ = Tensor.scan(lambda state, _: (step(state), None), state, length=count // FEW)
+    return step(state, rest)  # type: ignore[no-any-return]
+
+
+def _turn(p: Tensor, q: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Rows of p and q made orthogonal in pairs, and set beside their next partners.
+
+    Also the largest cosine there was, (1,).
     """
-    p, q = first[:, :, :width], second[:, :, :width]
     product = (p * q).sum(2, True)
-    zeta = ((q * q).sum(2, True) - (p * p).sum(2, True)) / (product * 2)
+    squares = (p * p).sum(2, True), (q * q).sum(2, True)
+    size = (squares[0].sqrt() * squares[1].sqrt()).maximum(product.abs())
+    largest = (product.abs() / size.eq(0).where(1.0, size)).max().reshape(1)
+    zeta = (squares[1] - squares[0]) / (product * 2)
     tangent = (zeta < 0).where(-1.0, 1.0) / (zeta.abs() + (zeta * zeta + 1).sqrt())
     tangent = product.eq(0).where(0.0, tangent)
     cosine = (tangent * tangent + 1).rsqrt()
     sine = cosine * tangent
-    above, below = cosine * first - sine * second, sine * first + cosine * second
-    if first.shape[1] == 1:
-        return above, below
+    above, below = cosine * p - sine * q, sine * p + cosine * q
+    if p.shape[1] == 1:
+        return above, below, largest
     return (
         above[:, :1].cat(below[:, :1], above[:, 1:-1], dim=1),
-        below[:, 1:].cat(above[:, -1:], dim=1),
-    )
+        below[:, 1:].cat(above[:, -1:], dim=1), largest,
+    )  # fmt: skip
 
 
-def _svd_for_gradients(
-    x: Tensor, u: Tensor, s: Tensor, v: Tensor, k: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The same factors as functions of x; columns beyond k stay constants."""
-
-    def change(values: tuple[Any, ...], d: Any) -> tuple[Any, ...]:
-        u, s, v = values
-        inner = u.transpose(-2, -1) @ d @ v
-        row, column = s.unsqueeze(-2), s.unsqueeze(-1)
-        gap = (row - column) * (row + column)
-        factor = gap.eq(0).where(0.0, 1.0 / gap.eq(0).where(1.0, gap))
-        inverse = row.eq(0).where(0.0, 1.0 / row.eq(0).where(1.0, row))
-        back = inner.transpose(-2, -1)
-        du = u @ (factor * (inner * row + column * back))
-        dv = v @ (factor * (column * inner + back * row))
-        left, right = d @ v, d.transpose(-2, -1) @ u
-        du = du + (left - u @ (u.transpose(-2, -1) @ left)) * inverse
-        dv = dv + (right - v @ (v.transpose(-2, -1) @ right)) * inverse
-        return du, inner.diagonal(0, -2, -1), dv
-
-    first, s, last = _as_function(x, (u[..., :k], s, v[..., :k]), change)
-    if u.shape[-1] != k:
-        first = first.cat(u[..., k:].detach(), dim=-1)
-    if v.shape[-1] != k:
-        last = last.cat(v[..., k:].detach(), dim=-1)
-    return first, s, last
+def _thin(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    u, s, v = svd(x, False)
+    return u, s, v.mT
 
 
-def turns(stop: int, backwards: bool = False) -> Iterator[Any]:
-    """0 … stop − 1 as a bound variable: each turn of a loop runs the same compiled program.
-
-    Inside a step that is being captured, whose arguments do not carry it, as plain numbers.
-    """
-    bound = stop > 1 and recording.calls is None
-    numbers: Iterable[int] = range(stop)
-    for number in reversed(range(stop)) if backwards else numbers:
-        yield Variable("k", 0, stop - 1).bind(number) if bound else number
-
-
-def _eliminate(matrix: Any, vectors: Any, k: Any) -> tuple[Any, Any]:
-    """Column k of the matrix made 0 below row k; the reflector becomes column k of vectors."""
-    m, columns = int(matrix.shape[1]), int(vectors.shape[2])
-    rows = matrix.arange(m, device=matrix.device).reshape(1, m, 1)
-    u = _reflector((rows >= k).where(matrix[:, :, k : k + 1], 0.0), rows, k)
-    here = matrix.arange(columns, device=matrix.device).eq(k)
-    return matrix - u * (u * matrix).sum(1, True), here.where(u, vectors)
-
-
-def _reflect(q: Any, vectors: Any, k: Any) -> tuple[Any, Any]:
-    u = vectors[:, :, k : k + 1]
-    return q - u * (u * q).sum(1, True), vectors
+def _svd_gradient(
+    x: Tensor, factors: Sequence[Tensor], gradients: Sequence[Tensor | None]
+) -> Tensor:
+    (u, s, v), (by_u, by_s, by_v) = factors, gradients
+    row, column = s.unsqueeze(-2), s.unsqueeze(-1)
+    factor, inverse = reciprocal((row - column) * (row + column)), reciprocal(row)
+    by_x = x.zeros_like()
+    if by_u is not None:
+        along = u.mT @ by_u
+        inside = u @ ((along - along.mT) * factor * row)
+        by_x = by_x + (inside + (by_u - u @ along) * inverse) @ v.mT
+    if by_s is not None:
+        by_x = by_x + (u * by_s.unsqueeze(-2)) @ v.mT
+    if by_v is not None:
+        along = v.mT @ by_v
+        inside = column * ((along - along.mT) * factor) @ v.mT
+        by_x = by_x + u @ (inside + ((by_v - v @ along) * inverse).mT)
+    return by_x
 
 
-def _solve(inverse: Any, r: Any, k: Any) -> tuple[Any, Any]:
-    """Row k of the inverse of r, from the rows below it."""
-    n = int(r.shape[-1])
-    rows = r.arange(n, device=r.device).reshape(n, 1)
-    line = r[..., k : k + 1, :].transpose(-2, -1)  # (…, n, 1)
-    identity = r.eye(n, dtype=r.dtype, device=r.device)
-    rest = identity[k : k + 1] - (line * inverse).sum(-2, True)
-    pivot = r[..., k : k + 1, k : k + 1]
-    row = pivot.eq(0).where(0.0, rest / pivot.eq(0).where(1.0, pivot))
-    return rows.eq(k).where(row, inverse), r
+def reciprocal(x: Tensor) -> Tensor:
+    """1/x, and 0 for 0."""
+    return x.eq(0).where(0.0, 1.0 / x.eq(0).where(1.0, x))
 
 
-Step = Callable[[Any, Any, Any], tuple[Any, Any]]
+def with_gradients(
+    x: Tensor, values: tuple[Tensor, ...], function: Callable[[Tensor], Sequence[Tensor]],
+    gradient: Callable[[Tensor, Sequence[Tensor], Sequence[Tensor | None]], Tensor],
+) -> tuple[Tensor, ...]:  # fmt: skip
+    """Values of x with gradient(x, function(x), one for each value or None) for x's gradient."""
+    known: dict[bool, Sequence[Tensor]] = {}  # function(x), which may be to have gradients itself
 
+    def rule_of(place: int) -> Callable[..., Sequence[Tensor]]:
+        def rule(g: Tensor, value: Tensor, x: Tensor) -> Sequence[Tensor]:
+            if modes.gradients not in known:
+                known[modes.gradients] = function(x)
+            gradients = [g if number == place else None for number in range(len(values))]
+            return [gradient(x, known[modes.gradients], gradients)]
 
-@lru_cache(maxsize=32)
-def _captured(step: Step, *known: Any) -> Callable[..., tuple[Any, Any]]:
-    """The step, captured for two tensors of known shapes, dtype and device."""
-    def realized(first: Any, second: Any, turn: Any) -> tuple[Any, Any]:
-        first, second = step(first, second, turn)
-        first.realize(second)
-        return first, second
+        return rule
 
-    return jit(realized)
-
-
-def _repeated(step: Step, state: tuple[Any, Any], turns: Iterable[Any]) -> tuple[Any, Any]:
-    """What is left of the state after state = step(*state, turn) for each turn."""
-    first, second = (value.detach().contiguous() for value in state)
-    first.realize(second)
-    call = _captured(step, first.shape, second.shape, first.dtype, first.device)
-    for turn in turns:
-        first, second = call(first, second, turn)
-    return first, second
-
-
-def _inverse_of_triangle(r: Any) -> Any:
-    """The inverse of upper triangular matrices (…, n, n), row by row from the last.
-
-    A 0 on the diagonal counts as infinite: its row of the inverse is 0.
-    """
-    zeros = r.zeros(*r.shape, dtype=r.dtype, device=r.device)
-    return _repeated(_solve, (zeros, r), turns(int(r.shape[-1]), backwards=True))[0]
-
-
-def _as_function(
-    x: Any, values: tuple[Any, ...], change: Callable[[tuple[Any, ...], Any], tuple[Any, ...]]
-) -> tuple[Any, ...]:
-    """Values that were computed of x without a gradient, with their first two derivatives.
-
-    change(values, dx) is how they change, to first order. With d = x − x, which is 0, the mean of
-    the changes by the values before and after such a step has the right second order as well.
-    """
-    values = tuple(value.detach() for value in values)
-    d = x - x.detach()
-    first = change(values, d)
-    moved = tuple(value + by for value, by in zip(values, first, strict=True))
-    second = change(moved, d)
-    return tuple(
-        value + (a + b) * 0.5 for value, a, b in zip(values, first, second, strict=True)
-    )
+    return tuple(x._with_derivative(value, rule_of(n)) for n, value in enumerate(values))

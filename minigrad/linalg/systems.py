@@ -1,7 +1,7 @@
 """Systems, inverses, determinants; eigenvalues, ranks and norms by singular values.
 
-Systems, inverses and determinants come from one elimination, whose steps all run the same compiled
-program; so they are computed at once. All have gradients, of any order. Float dtypes.
+Systems, inverses and determinants come from one elimination, in panels of columns (see panels.py);
+so they are computed at once. All have gradients, of any order. Float dtypes.
 """
 
 from __future__ import annotations
@@ -11,7 +11,17 @@ from typing import Any, NamedTuple
 
 from minigrad.errors import DTypeError, ShapeError
 from minigrad.graph.shapes import numel
-from minigrad.linalg.decompositions import svd, turns
+from minigrad.linalg.decompositions import orthogonal_rows, reciprocal, svd, with_gradients
+from minigrad.linalg.panels import (
+    at_once,
+    columns_at,
+    cut,
+    firsts,
+    next_number,
+    numbered,
+    rows_at,
+    with_columns,
+)
 from minigrad.tensor import Tensor
 from minigrad.tensor.broadcasting import Axes, broadcast_shape, show
 from minigrad.tensor.modes import no_grad
@@ -31,12 +41,11 @@ def _identity(x: Tensor) -> Tensor:
 
 
 class _Eliminated(NamedTuple):
-    """solution: y with x·y = right. sign: −1 for an odd number of exchanges; pivots: their values,
-    whose product times the sign is the determinant.
+    """solution: y with x·y = right. pivots: their product is the determinant: those of rows that
+    were exchanged have the other sign.
     """
 
     solution: Tensor
-    sign: Tensor
     pivots: Tensor
 
 
@@ -44,29 +53,64 @@ def _eliminate(matrix: Tensor, right: Tensor) -> _Eliminated:
     """Gauss–Jordan elimination with the largest pivot of each column (Golub and Van Loan, 3.4)."""
     shape = matrix._known_shape()
     size, batch, columns = shape[-1], numel(shape[:-2]), right._known_shape()[-1]
+    if not size * batch:
+        return _Eliminated(matrix.zeros_like()[..., :columns], matrix.new_ones(shape[:-1]))
     with no_grad():
+        width, panels = cut(size)
+        more = width * panels - size  # rows and columns of a larger matrix, of which it is a part
         wide = matrix.cat(right.expand((*shape[:-1], columns)), dim=-1)
-        state = wide.reshape((batch, size, size + columns)).contiguous().realize()
-        rows = Tensor.arange(size, device=matrix.device).reshape((1, size, 1))
-        pivots = matrix.new_zeros((batch, size)).contiguous()
-        sign = matrix.new_ones((batch,)).contiguous()
-        for k in turns(size):
-            candidates = (rows >= k).where(state[:, :, k : k + 1].abs(), -1.0)
-            chosen = candidates.argmax(1, True)  # (batch, 1, 1)
-            is_chosen, is_k = rows.eq(chosen), rows.eq(k)
-            pivot_row = is_chosen.where(state, 0.0).sum(1, True)
-            pivot = pivot_row[:, :, k : k + 1]
-            exchanged = is_chosen.where(state[:, k : k + 1, :], state)
-            scaled = pivot_row / pivot
-            rest = exchanged - exchanged[:, :, k : k + 1] * scaled
-            state = is_k.where(scaled, rest)
-            pivots = is_k.squeeze(2).where(pivot.squeeze(2), pivots)
-            sign = chosen.reshape((batch,)).eq(k).where(sign, -sign)
-            state.realize(pivots, sign)
+        wide = wide.reshape((batch, size, size + columns))
+        if more:
+            corner = Tensor.eye(more, dtype=matrix.dtype, device=matrix.device)
+            left, rest = wide[:, :, :size].pad((0, more, 0, more)), wide[:, :, size:]
+            left = left + corner.pad((size, 0, size, 0))
+            wide = left.cat(rest.pad((0, 0, 0, more)), dim=2)
+        wide, pivots = at_once(_without_panels, wide, width=width, count=panels)
+        solution = wide[:, :size, width * panels :]
         return _Eliminated(
-            state[:, :, size:].reshape((*shape[:-1], columns)), sign.reshape(shape[:-2]),
-            pivots.reshape(shape[:-1]),
-        )  # fmt: skip
+            solution.reshape((*shape[:-1], columns)), pivots[:, :size].reshape(shape[:-1])
+        )
+
+
+def _without_panels(s: Tensor, width: int, count: int) -> tuple[Tensor, Tensor]:
+    """s (batch, n, m) after its first panels are eliminated; the pivots."""
+    batch, n, m = s.shape
+
+    def step(s: Tensor, first: Tensor) -> tuple[Tensor, Tensor]:
+        k, panel, pivots = first, columns_at(s, first, width).contiguous(), []
+        rows = numbered(s, 1)
+        order = rows.expand(batch, n, 1).contiguous()
+        for _ in range(width):
+            panel, order, pivot = _pivoted(panel, order, k, k - first)
+            pivots.append(pivot)
+            k = next_number(k)
+        s = s._at(1, order.expand(batch, n, m)).contiguous()
+        block = rows_at(s, first, width).contiguous()
+        inside = (rows >= first) & (rows < first + width)
+        return inside.where(0.0, s) + panel @ block, pivots[0].cat(*pivots[1:], dim=1)
+
+    s, pivots = Tensor.scan(step, s, firsts(width, count, s.device))
+    return s, pivots.transpose(0, 1).flatten(1)
+
+
+def _pivoted(panel: Tensor, order: Tensor, k: Tensor, j: Tensor) -> tuple[Tensor, ...]:
+    """A panel after the step of its column j, in place of which stands what it does to row k.
+
+    So a whole panel becomes the matrix by which the pivots' rows are multiplied. order: where its
+    rows came from.
+    """
+    batch, n, width = panel.shape
+    rows, here = numbered(panel, 1), numbered(panel, 2).eq(j)
+    candidates = (rows >= k).where(columns_at(panel, j).abs(), -1.0)
+    chosen = candidates.argmax(1, True)  # (batch, 1, 1)
+    source = rows.eq(k).where(chosen, rows.eq(chosen).where(k, rows))
+    panel = panel._at(1, source.expand(batch, n, width))
+    row = rows_at(panel, k)
+    pivot = columns_at(row, j)
+    row = here.where(1.0, row) / pivot
+    rest = here.where(0.0, panel) - columns_at(panel, j) * row
+    signed = chosen.eq(k).where(pivot, -pivot).reshape(batch, 1)
+    return rows.eq(k).where(row, rest).contiguous(), order._at(1, source).contiguous(), signed
 
 
 def inv(x: Tensor) -> Tensor:
@@ -123,7 +167,7 @@ def slogdet(x: Tensor) -> tuple[Tensor, Tensor]:
     [-1.0, 0.0]
     """
     found = _determinant("slogdet", x)
-    sign, size = found.sign * found.pivots.sign().prod(-1), found.pivots.abs().log().sum(-1)
+    sign, size = found.pivots.sign().prod(-1), found.pivots.abs().log().sum(-1)
     return sign, x._with_derivative(size, _slogdet_rule)
 
 
@@ -138,7 +182,7 @@ def det(x: Tensor) -> Tensor:
     8.0
     """
     found = _determinant("det", x)
-    return x._with_derivative(found.sign * found.pivots.prod(-1), _det_rule)
+    return x._with_derivative(found.pivots.prod(-1), _det_rule)
 
 
 def _det_rule(g: Any, value: Any, x: Any) -> Sequence[Any]:
@@ -148,23 +192,43 @@ def _det_rule(g: Any, value: Any, x: Any) -> Sequence[Any]:
 def cholesky(x: Tensor, *, upper: bool = False) -> Tensor:
     """L, lower triangular, with x = L·Lᵀ, or its transpose; NaN where x is not positive definite.
 
-    Column by column, each from those before it.
-
     >>> cholesky(Tensor([[4.0, 2.0], [2.0, 2.0]])).tolist()
     [[2.0, 0.0], [1.0, 1.0]]
     """
     with no_grad():
-        matrix = _checked("cholesky", x).contiguous().realize()
-        rows = Tensor.arange(x.shape[-1], device=x.device)
-        factor = matrix.zeros_like().contiguous()
-        for k in turns(x._known_shape()[-1]):
-            row = factor[..., k : k + 1, :]
-            column = matrix[..., :, k : k + 1] - (factor * row).sum(-1, True)
-            column = column / column[..., k : k + 1, :].sqrt()
-            column = (rows >= k).unsqueeze(-1).where(column, 0.0)
-            factor = rows.eq(k).where(column, factor).realize()
+        factor = _lower(_checked("cholesky", x))
     result = x._with_derivative(factor, _cholesky_rule)
     return result.mT if upper else result
+
+
+def _lower(x: Tensor) -> Tensor:
+    """The factor of `cholesky`."""
+    shape = x._known_shape()
+    size, batch = shape[-1], numel(shape[:-2])
+    if not size * batch:
+        return x
+    width, panels = cut(size)
+    more = width * panels - size
+    s = x.reshape((batch, size, size)).pad((0, more, 0, more))
+    (s,) = at_once(_factored_panels, s, width=width, count=panels)
+    return s[:, :size, :size].tril().reshape(shape)
+
+
+def _factored_panels(s: Tensor, width: int, count: int) -> tuple[Tensor]:
+    """s (batch, n, n) after the columns of its panels are the factor's."""
+
+    def step(s: Tensor, first: Tensor) -> tuple[Tensor, None]:
+        k, panel = first, columns_at(s, first, width).contiguous()
+        for _ in range(width):
+            column = columns_at(panel, k - first)
+            column = column / rows_at(column, k).sqrt()
+            column = (numbered(panel, 1) >= k).where(column, 0.0).contiguous()
+            others = panel - column * rows_at(column, first, width).transpose(1, 2)
+            panel = numbered(panel, 2).eq(k - first).where(column, others).contiguous()
+            k = next_number(k)
+        return with_columns(s - panel @ panel.transpose(1, 2), panel, first), None
+
+    return (Tensor.scan(step, s, firsts(width, count, s.device))[0],)
 
 
 def _cholesky_rule(g: Any, value: Any, x: Any) -> Sequence[Any]:
@@ -178,15 +242,41 @@ def _cholesky_rule(g: Any, value: Any, x: Any) -> Sequence[Any]:
 def eigh(x: Tensor) -> tuple[Tensor, Tensor]:
     """Eigenvalues (rising) and eigenvectors (columns) of symmetric matrices.
 
-    With c ≥ |λ| for all λ, x + c·1 has no negative eigenvalue, so its singular values are its
-    eigenvalues. Errors are those of the SVD: relative to the largest |λ|.
+    With c > |λ| for all λ, x + c·1 is L·Lᵀ, and rotations that make the rows of Lᵀ orthogonal leave
+    them as eigenvectors, times the roots of λ + c. Errors are relative to c, which is at most √n
+    times the largest |λ|, or so.
 
     >>> eigh(Tensor([[2.0, 0.0], [0.0, 1.0]]))[0].round(decimals=4).tolist()
     [1.0, 2.0]
     """
-    bound = _checked("eigh", x).abs().sum(-1, True).max(-2, True).detach()  # Gershgorin's circles
-    u, s, _ = svd(x + bound * _identity(x), False)
-    return (s - bound.squeeze(-1)).flip(-1), u.flip(-1)
+    wide = _checked("eigh", x)._wide()
+    shape = wide._known_shape()
+    size, batch = shape[-1], numel(shape[:-2])
+    with no_grad():
+        flat = wide.reshape((batch, size, size))
+        bound = flat.abs().sum(2, True).max(1, True)  # Gershgorin's circles
+        above = bound.eq(0).where(1.0, bound * 1.01)
+        rows = orthogonal_rows(_lower(flat + above * _identity(flat)).mT) if size * batch else flat
+        lengths = (rows * rows).sum(2)  # λ + c
+        order = lengths.argsort(1)
+        vectors = (rows / lengths.sqrt().unsqueeze(2)).mT
+        vectors = vectors._at(2, order.unsqueeze(1).expand(batch, size, size))
+        found = lengths._at(1, order) - above.squeeze(2)
+        values = found.reshape(shape[:-1]), vectors.reshape(shape)
+    first, last = with_gradients(wide, values, eigh, _eigh_gradient)
+    return first.cast(x.dtype), last.cast(x.dtype)
+
+
+def _eigh_gradient(
+    x: Tensor, factors: Sequence[Tensor], gradients: Sequence[Tensor | None]
+) -> Tensor:
+    (values, vectors), (by_values, by_vectors) = factors, gradients
+    inside = x.zeros_like() if by_values is None else by_values.unsqueeze(-1) * _identity(x)
+    if by_vectors is not None:
+        along = vectors.mT @ by_vectors
+        gaps = reciprocal(values.unsqueeze(-2) - values.unsqueeze(-1))
+        inside = inside + (along - along.mT) * gaps * 0.5
+    return vectors @ inside @ vectors.mT
 
 
 def eigvalsh(x: Tensor) -> Tensor:

@@ -50,6 +50,7 @@ from minigrad.target import ENOUGH_TASKS, HALF_OF_L1, Target
 # Vectors of a product; with more, a tile of `gemm` has rows enough to keep the multiply-adds busy.
 MOST_VECTORS = 8
 LEAST_TERMS = 16  # a shorter sum is one vector of 512 bits
+SHORTEST_LINE = 16  # neighbours in memory, below which vectors are better along the result
 # Bytes of a row of the matrix that are read at once: four pages; half of one where tasks are few.
 LONGEST_RUN, SHORTEST_RUN = 1 << 14, 1 << 11
 
@@ -69,6 +70,9 @@ def gemv(kernel: Kernel, target: Target, name: str) -> Nest | None:
     if not isinstance(axis.extent, int):
         return None
     along_k = [] if column else [a for one in sums if (a := _neighbours([one], "k"))]
+    lines = [column] if column else along_k
+    if kernel.kind == "contraction" and all(a.count < SHORTEST_LINE for a in lines):
+        return None
     recipe = _by_rows if len(along_k) == len(sums) else _by_columns
     loop = recipe(stores, sums, results, axis, along_k, target)
     return replace(assemble(name, kernel, loop, target), operations=flops(kernel))

@@ -49,7 +49,8 @@ class Problem:
     @property
     def outer(self) -> list[Axis]:
         """The axes of the batch, and those of rows and columns but for the last ones."""
-        return [*self.parts.batch, *self.parts.m[:-1], *self.parts.n[:-1]]
+        batch = self.parts.batch[:-1] if self.parts.shared else self.parts.batch
+        return [*batch, *self.parts.m[:-1], *self.parts.n[:-1]]
 
     @property
     def depth(self) -> int:
@@ -60,6 +61,7 @@ class Problem:
         """For each result: total = 0; for all k: total += left · right; the stores."""
         parts, total = self.parts, self.accumulator
         row, (first, *others) = parts.m[-1], parts.k
+        inner = [*parts.n[-1:], *(parts.batch[-1:] if parts.shared else ())]
         stops = (first.extent, *self.ends)
         if self.needed is not None:  # without any k for a row that is not needed
             stops = (*stops, (self.needed - row.index) * numel([first.extent]))
@@ -69,7 +71,7 @@ class Problem:
             Loop(first.variable, 0, stops, loops_over(others, [step])),
             Stores(self.stores),
         )
-        return loops_over([*self.outer, row, parts.n[-1]], body)
+        return loops_over([*self.outer, row, *inner], body)
 
 
 def multiply_add(total: Expr, left: Expr, right: Expr) -> Expr:
@@ -89,7 +91,7 @@ def prepare(kernel: Kernel) -> Problem:
     used = indices(
         [stage.body, *(s.value for s in stores)], [stage.position, *(s.index for s in stores)]
     )
-    parts = stage.contraction
+    parts = stage.product
     assert parts is not None
     values: dict[Atom, Integer] = {}
     axes: list[tuple[Axis, ...]] = []
@@ -110,7 +112,8 @@ def prepare(kernel: Kernel) -> Problem:
         operands[place] = expr.apply(Op.WHERE, masked, zero.dtype)
     left, right = (expr.substitute_in(operand, values) for operand in operands)
     return Problem(
-        changed, Contraction(left, right, axes[0], axes[1], axes[2], axes[3]),
+        changed,
+        Contraction(left, right, axes[0], axes[1], axes[2], axes[3], shared=parts.shared),
         tuple(substitute_stores(stores, values)), own, terms=terms,
     )  # fmt: skip
 

@@ -25,6 +25,7 @@ from minigrad.loops.gpu import lower_gpu
 from minigrad.loops.nest import Nest
 from minigrad.loops.rows import rows
 from minigrad.loops.scans import distribute, scan
+from minigrad.loops.shared_lanes import shared_lanes
 from minigrad.schedule.schedule import Kernel
 from minigrad.target import Target
 
@@ -34,6 +35,10 @@ def lower(kernel: Kernel, target: Target, name: str = "kernel") -> Nest:
     kernel = kept_as_bits(kernel)
     if target.group is not None:
         nest = lower_gpu(kernel, target, name)
+        if nest is not None:
+            return nest
+    if kernel.kind == "contraction" and target.vector_bytes:
+        nest = shared_lanes(kernel, target, name)
         if nest is not None:
             return nest
     if kernel.kind in ("contraction", "rows"):

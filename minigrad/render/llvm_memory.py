@@ -179,6 +179,14 @@ class MemoryEmitter(IndexEmitter):
                 text = self._masked_load(kind, pointer, size, lanes, mask)
         elif mask is None and self._interleaved(array, known := self._with_constants(index)):
             text = self._picked(array, known, lanes)
+        elif mask is None and (found := self._nearby(array, known, lanes)) is not None:
+            first, places = found
+            pointer = self.pointer(array, self.at_base(first))
+            text = self.builder().line(f"load {kind}, ptr {pointer}, align {size}")
+            order = ", ".join(f"i32 {place}" for place in places)
+            text = self.builder().line(
+                f"shufflevector {kind} {text}, {kind} poison, <{lanes} x i32> <{order}>"
+            )
         else:
             text = self._gather(kind, array, index, lanes, size, mask)
         return text
@@ -206,6 +214,21 @@ class MemoryEmitter(IndexEmitter):
             f"call {kind} @{name}(<{lanes} x ptr> {pointers}, i32 {size}, "
             f"<{lanes} x i1> {mask or 'splat (i1 true)'}, {kind} zeroinitializer)"
         )
+
+    def _nearby(
+        self, array: Array, index: Integer, lanes: int
+    ) -> tuple[Integer, list[int]] | None:
+        """Where a vector in memory begins that has all lanes' elements, and their places in it."""
+        ((atom, vector), *others) = self.vectors.items()
+        if others or vector.base != "0":
+            return None
+        first = substitute(index, {atom: 0})
+        # neighbours that are read in turn are so from the same vector
+        first = first - (first if isinstance(first, int) else first.constant) % lanes
+        places = [substitute(index, {atom: lane}) - first for lane in range(lanes)]
+        known = [place for place in places if isinstance(place, int) and 0 <= place < lanes]
+        inside = low(first) >= 0 and high(first) + lanes <= array.size
+        return (first, known) if len(known) == lanes and inside else None
 
     def _with_constants(self, index: Integer) -> Integer:
         """An index with the variables of unrolled loops replaced by their numbers."""

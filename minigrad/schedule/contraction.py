@@ -12,16 +12,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from minigrad.graph.node import Op
+from minigrad.graph.substitution import coefficient
 from minigrad.graph.symbolic import Atom
 from minigrad.schedule.axis import Axis
-from minigrad.schedule.expr import Expr, Leaf
+from minigrad.schedule.expr import Expr, Leaf, loads
 
 
 @dataclass(frozen=True)
 class Contraction:
     """left varies along batch, m and k; right along batch, n and k; the last kept axis is in n.
 
-    mask: which terms take part, of no more variables than one of the two; None: all.
+    mask: which terms take part, of no more variables than one of the two; None: all. shared: the
+    last kept axis is the last of the batch instead, and neighbours along it are so in memory.
     """
 
     left: Expr
@@ -31,6 +33,7 @@ class Contraction:
     n: tuple[Axis, ...]
     k: tuple[Axis, ...]
     mask: Expr | None = None
+    shared: bool = False
 
 
 def terms_of(body: Expr) -> tuple[Expr | None, Expr]:
@@ -43,7 +46,7 @@ def terms_of(body: Expr) -> tuple[Expr | None, Expr]:
 def contraction_of(
     op: Op | None, axes: tuple[Axis, ...], summed: tuple[Axis, ...], body: Expr
 ) -> Contraction | None:
-    """A stage as a contraction, or None if it is none; see `Stage.contraction`."""
+    """A stage as a contraction, or None if it is none; see `Stage.product`."""
     if op is not Op.SUM or not axes or not body.dtype.is_float:
         return None
     mask, product = terms_of(body)
@@ -53,9 +56,10 @@ def contraction_of(
         return None
     left, right = product.args
     last = axes[-1].variable
+    shared = last in left.variables and last in right.variables
     if last in left.variables:
         left, right = right, left
-    if last in left.variables or last not in right.variables:
+    if last not in right.variables:
         return None
     if not (_is_operand(left) and _is_operand(right)):
         return None
@@ -65,13 +69,24 @@ def contraction_of(
     batch = _select(axes, left.variables & right.variables)
     m = _select(axes, left.variables - right.variables)
     n = _select(axes, right.variables - left.variables)
+    if shared and not m:
+        left, right, m, n = right, left, n, m
     if not m or len(batch) + len(m) + len(n) != len(axes):
         return None
     if any(not isinstance(axis.extent, int) for axis in (*m[-1:], *n[-1:]) if axis != axes[0]):
         return None
     if mask is not None and not any(mask.variables <= x.variables for x in (left, right)):
         return None
-    return Contraction(left, right, batch, m, n, summed, mask)
+    if shared and (mask is not None or not _neighbours(last, left, right)):
+        return None
+    if shared and any(not isinstance(a.extent, int) for a in (*m[-2:], *n[-1:], batch[-1])):
+        return None
+    return Contraction(left, right, batch, m, n, summed, mask, shared)
+
+
+def _neighbours(axis: Atom, *operands: Expr) -> bool:
+    """Whether neighbours along an axis are so in memory."""
+    return all(coefficient(load.index, axis) == 1 for load in loads(*operands))
 
 
 def _select(axes: tuple[Axis, ...], names: frozenset[Atom]) -> tuple[Axis, ...]:

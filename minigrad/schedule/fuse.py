@@ -168,7 +168,7 @@ def _alone(stage: Stage, target: Target) -> Cluster:
         return Cluster(target, frozenset(), "exchange")
     if stage.op is Op.CAT:
         return Cluster(target, frozenset(), "cat")
-    if stage.contraction is not None:
+    if stage.contraction is not None or target.vector_bytes and stage.product is not None:
         return Cluster(target, frozenset(), "contraction")
     counts: list[Integer] = [1]
     for axis in stage.axes:

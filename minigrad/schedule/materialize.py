@@ -180,7 +180,7 @@ def _moved(node: Node) -> Node | None:
 def selects_slices(node: Node) -> bool:
     """Whether a GATHER takes large parts as they are, each by a single number."""
     slices = numel(node.shape) // max(numel((node.shape[node.arg],)), 1)
-    others = (uses for axis, uses in enumerate(_depends(node.src[1])) if axis != node.arg)
+    others = (uses for axis, uses in enumerate(varies(node.src[1])) if axis != node.arg)
     return slices >= SLICE and not any(
         uses and extent != 1
         for uses, extent in zip(others, _without(node.shape, node.arg), strict=True)
@@ -304,13 +304,17 @@ def _ends_a_reduction(node: Node) -> bool:
 
 
 def contraction_operands(node: Node) -> tuple[Node, ...]:
-    """The two factors of a SUM that is a matrix product (however batched or permuted), or ()."""
+    """The two factors of a SUM that is a product (however batched or permuted), or ().
+
+    Both have rows of their own, or one has and both have the last axis (see batch_last.py).
+    """
     product = _terms(node)
     if product.op is not Op.MUL:
         return ()
     left, right = product.src
-    uses_left, uses_right = _depends(left), _depends(right)
+    uses_left, uses_right = varies(left), varies(right)
     only_left = only_right = 1
+    shared = False
     for axis, extent in enumerate(product.shape):
         if extent == 1:
             continue
@@ -321,7 +325,10 @@ def contraction_operands(node: Node) -> tuple[Node, ...]:
             only_left *= numel((extent,))
         elif uses_right[axis] and not uses_left[axis]:
             only_right *= numel((extent,))
-    return (left, right) if only_left > 1 and only_right > 1 else ()
+        if axis not in node.arg:
+            shared = uses_left[axis] and uses_right[axis]
+    least, most = sorted((only_left, only_right))
+    return (left, right) if most > 1 and (least > 1 or shared) else ()
 
 
 def _terms(node: Node) -> Node:
@@ -338,10 +345,10 @@ def is_product(node: Node) -> bool:
     if product.op is not Op.MUL:
         return False
     kept = [a for a, extent in enumerate(product.shape) if extent != 1 and a not in node.arg]
-    return any(not uses[a] for uses in map(_depends, product.src) for a in kept)
+    return any(not uses[a] for uses in map(varies, product.src) for a in kept)
 
 
-def _depends(node: Node) -> list[bool]:
+def varies(node: Node) -> list[bool]:
     """For each axis, whether the value changes along it (False where it is expanded)."""
     order = list(range(node.ndim))
     while node.op is Op.PERMUTE or node.op is Op.CAST:

@@ -1,9 +1,12 @@
-"""Sums that pick one element: Σ where(i == label, x[i], 0) over i is x[label].
+"""Sums with one-hot masks: those that pick one element, and those that add at a place.
 
+Σ where(i == label, x[i], 0) over i is x[label].
 So a loss's logit of the right class is one load instead of a pass over all classes, and so is
 every product with a one-hot mask that is written with `where`. What lies at other places is not
 added: the zeros that stand there are, and those change nothing, but perhaps the sign of a zero. An
 index that no i is gives 0, as the sum does.
+
+Σ where(i == label[a], x[a], 0) over a, for each i, adds x[a] at label[a]: counts, if x is 1.
 """
 
 from __future__ import annotations
@@ -12,6 +15,10 @@ from minigrad.graph import build
 from minigrad.graph.node import Node, Op
 from minigrad.graph.shapes import numel
 from minigrad.graph.symbolic import high
+
+FEWEST = 32  # places from which on one addition is faster than vectors of masks for all of them
+LONG = 1 << 14  # additions that are worth a thread's time, in parts of their own
+MOST_PARTS = 16
 
 
 def picked(node: Node) -> Node:
@@ -30,6 +37,57 @@ def picked(node: Node) -> Node:
                 index = build.expand(inner, node.shape)
                 return build.gather(chosen, index, axis)
     return node
+
+
+def added_at(node: Node) -> Node:
+    """A SUM as a SCATTER_ADD where it adds each term at one place of another axis, else itself."""
+    if node.op is not Op.SUM or len(node.arg) != 1:
+        return node
+    (along,), terms = node.arg, node.src[0]
+    test, value = terms, build.const(1, node.dtype, terms.shape, node.device)
+    while test.op is Op.CAST:
+        test = test.src[0]
+    if test.op is Op.WHERE and test is terms and _is_zero(test.src[2]):
+        test, value, _ = test.src
+    if test.op is not Op.EQ:
+        return node
+    for counter, label in (test.src, test.src[::-1]):
+        for axis, extent in enumerate(terms.shape):
+            alike = [_along_others(x, axis) for x in (label, value)]
+            if axis == along or high(extent) < FEWEST or None in alike:
+                continue
+            if label.dtype.is_int and _counts_along(counter, axis):
+                return _scattered(node, axis, *alike)  # type: ignore[arg-type]
+    return node
+
+
+def _along_others(x: Node, axis: int) -> Node | None:
+    """x with extent 1 along an axis, where it is the same along that."""
+    ones = tuple(1 if a == axis else extent for a, extent in enumerate(x.shape))
+    if x.op is Op.CONST:
+        return build.const(x.arg, x.dtype, ones, x.device)
+    if x.op is not Op.EXPAND or x.src[0].shape[axis] != 1:
+        return None
+    return build.expand(x.src[0], ones)
+
+
+def _scattered(node: Node, axis: int, index: Node, x: Node) -> Node:
+    """x added at index along an axis; many of them in parts, whose results are added."""
+    (along,) = node.arg
+    order = list(range(node.ndim))
+    order[along], order[axis] = axis, along
+    index, x = build.permute(index, order), build.permute(x, order)
+    count, places, parts = x.shape[axis], node.shape[axis], 1
+    if isinstance(count, int) and isinstance(places, int) and count >= LONG:
+        most = min(MOST_PARTS, count // (2 * places))
+        parts = next((n for n in range(most, 1, -1) if count % n == 0), 1)
+    lead, behind = node.shape[:axis], node.shape[axis + 1 :]
+    index, x = (
+        build.reshape(one, (*lead, parts, count // parts, *behind)) for one in (index, x)
+    )
+    empty = build.const(0, node.dtype, (*lead, parts, places, *behind), node.device)
+    found = build.scatter_add(empty, index, x, axis + 1)
+    return build.reshape(build.reduce(Op.SUM, found, (axis,)), node.shape)
 
 
 def _is_zero(node: Node) -> bool:

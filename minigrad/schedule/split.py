@@ -13,8 +13,9 @@ from minigrad.graph.node import Node, topological
 from minigrad.graph.operations import REDUCTIONS, Op
 from minigrad.graph.shapes import numel
 from minigrad.graph.symbolic import Integer, ceildiv
+from minigrad.schedule.batch_last import batch_arranged
 from minigrad.schedule.materialize import contraction_operands, has_loaded_mask, is_product
-from minigrad.schedule.onehot_to_gather import picked
+from minigrad.schedule.onehot_to_gather import added_at, picked
 from minigrad.target import FEW_ROWS
 
 LONG = 1 << 15  # terms of each sum that are worth another kernel (SMALL in fuse.py)
@@ -31,8 +32,11 @@ def split_reductions(roots: Sequence[Node]) -> list[Node]:
     new: dict[Node, Node] = {}
     for node in topological(roots):
         source = graph_build.rebuild(node, [new[s] for s in node.src])
-        source = picked(source)
-        new[node] = _split(source) if source.op in REDUCTIONS else source
+        source = added_at(picked(source))
+        if source.op in REDUCTIONS:
+            source, order = batch_arranged(source)
+            source = graph_build.permute(_split(source), order)
+        new[node] = source
     return [new[root] for root in roots]
 
 

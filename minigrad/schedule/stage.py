@@ -64,12 +64,18 @@ class Stage:
     start: Integer = 0
 
     @property
-    def contraction(self) -> Contraction | None:
-        """What it is as a matrix product, if it is one: recognised once, for all that ask."""
+    def product(self) -> Contraction | None:
+        """What it is as a product, if it is one: recognised once, for all that ask."""
         known: dict[str, Contraction | None] = self.__dict__
-        if "_contraction" not in known:
-            known["_contraction"] = contraction_of(self.op, self.axes, self.reduced, self.body)
-        return known["_contraction"]
+        if "_product" not in known:
+            known["_product"] = contraction_of(self.op, self.axes, self.reduced, self.body)
+        return known["_product"]
+
+    @property
+    def contraction(self) -> Contraction | None:
+        """The same for matrix products: those with columns along the last axis."""
+        found = self.product
+        return None if found is None or found.shared else found
 
     @property
     def size(self) -> int:

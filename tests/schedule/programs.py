@@ -252,6 +252,51 @@ def convolution(inputs: Inputs) -> list[Node]:
     return [g.reshape(total(mul(factor, columns), 1, 2, 3), (5, 12, 14))]
 
 
+@program
+def depthwise(inputs: Inputs) -> list[Node]:
+    """Windows of each channel times a weight of its own, and what the weight's gradient sums."""
+    x, w, y = inputs(2, 9, 14, 20), inputs(20, 3, 3), inputs(2, 7, 12, 20)
+    windows = g.permute(g.window(x, ((1, 3, 1, 1), (2, 3, 1, 1))), (0, 1, 2, 4, 5, 3))
+    weight = g.reshape(g.permute(w, (1, 2, 0)), (1, 1, 1, 3, 3, 20))
+    change = g.reshape(y, (2, 7, 12, 1, 1, 20))
+    forward = total(mul(windows, weight), 3, 4)
+    return [ew(Op.MAXIMUM, forward, 0.0), total(mul(windows, change), 0, 1, 2)]
+
+
+@program
+def batch_last(inputs: Inputs) -> list[Node]:
+    """Products for each element of a last axis, which fills vectors or does not."""
+    roots = []
+    for rows, columns, depth, batch in ((7, 11, 5, 18), (9, 20, 6, 5)):
+        left = g.reshape(inputs(rows, depth, batch), (rows, 1, depth, batch))
+        right = g.reshape(inputs(columns, depth, batch), (1, columns, depth, batch))
+        shape = (rows, columns, depth, batch)
+        roots.append(total(mul(g.expand(left, shape), g.expand(right, shape)), 2))
+    return roots
+
+
+@program
+def groups(inputs: Inputs) -> list[Node]:
+    """A convolution in groups whose columns are a quarter of a vector."""
+    x, w = inputs(6, 12, 8, 4), inputs(8, 4, 4, 3)
+    windows = g.permute(g.window(x, ((1, 3, 1, 1),)), (0, 1, 4, 2, 3))  # (6, 10, 3, 8, 4)
+    weight = g.reshape(g.permute(w, (3, 0, 2, 1)), (1, 1, 3, 8, 4, 4))
+    shape = (6, 10, 3, 8, 4, 4)
+    windows = g.expand(g.reshape(windows, (6, 10, 3, 8, 4, 1)), shape)
+    return [total(mul(windows, g.expand(weight, shape)), 2, 4)]
+
+
+@program
+def counts(inputs: Inputs) -> list[Node]:
+    """Sums of one-hot rows: how often each place is named, and of values in rows; some outside."""
+    labels, x = inputs(50, dtype=dtypes.int32, low=-2, high=42), inputs(3, 50)
+    named = ew(Op.EQ, g.expand(g.reshape(labels, (50, 1)), (50, 40)), g.iota(40, DEVICE))
+    label = g.expand(g.reshape(labels, (1, 50, 1)), (3, 50, 40))
+    values = g.expand(g.reshape(x, (3, 50, 1)), (3, 50, 40))
+    weighed = ew(Op.WHERE, ew(Op.EQ, label, g.iota(40, DEVICE)), values, number(0, values))
+    return [total(g.cast(named, dtypes.int32), 0), total(weighed, 1)]
+
+
 def attend(q: Node, k: Node, v: Node, first: int | None = None, last: int = 0) -> Node:
     """softmax(q·kᵀ/√d)·v, where a row sees the columns from row + first to row + last."""
     rows, columns = q.shape[-2], k.shape[-2]
@@ -508,6 +553,12 @@ def wide_product(inputs: Inputs) -> list[Node]:
     """Enough rows and columns for several tasks and tiles of every size."""
     x, y = inputs(205, 31), inputs(31, 130)
     return [add(product(x, y), 1.0)]
+
+
+@program
+def one_tile_of_rows(inputs: Inputs) -> list[Node]:
+    """A single tile, which asks the memory for the next of several packed panels."""
+    return [product(inputs(14, 260), transpose(inputs(1000, 260)))]
 
 
 @program

@@ -180,3 +180,13 @@ def test_a_maximum_of_products_is_none() -> None:
     stage = stage_of(node, inputs)
     assert stage.contraction is not None
     assert replace(stage, op=Op.MAX).contraction is None
+
+
+def test_a_last_axis_of_both_operands() -> None:
+    """It is shared where its elements are neighbours in both; else there is no product."""
+    inputs = Inputs()
+    x, w, other = inputs(5, 7, 20), inputs(7, 20), inputs(20, 7)
+    stage = stage_of(total(mul(x, w), 1), inputs)
+    assert stage.contraction is None and stage.product is not None and stage.product.shared
+    assert extents(stage.product) == {"batch": [20], "m": [5], "n": [], "k": [7]}
+    assert stage_of(total(mul(x, g.permute(other, (1, 0))), 1), inputs).product is None

@@ -48,7 +48,7 @@ def test_factors_of_awkward_matrices(kind: str, device: str) -> None:
     assert (np.diff(s) <= 0).all()
 
 
-def test_every_column_is_the_same_program(compiled: str) -> None:
+def test_every_panel_is_the_same_program(compiled: str) -> None:
     """Fewer programs than columns; and once the steps are captured, other values need none."""
     start = GlobalCounters.programs_compiled
     for _ in range(2):
@@ -130,3 +130,23 @@ def test_systems_in_a_captured_step(on_device):
     (first,) = linalg.inv(x).sum().gradient(x)
     (second,) = first.sum().gradient(x)
     assert abs(first.item() + 1 / 4) < 1e-12 and abs(second.item() - 2 / 8) < 1e-12
+
+
+def test_systems_of_several_panels(device: str) -> None:
+    """More columns than a panel has, a number that it does not divide; rows must be exchanged."""
+    generator = np.random.default_rng(7)
+    a, b = generator.normal(size=(2, 37, 37)), generator.normal(size=(2, 37, 3))
+    definite = a @ np.swapaxes(a, 1, 2) + np.eye(37)
+    x, y, z = (Tensor(array, device=device) for array in (a, b, definite))
+    pairs = [
+        (linalg.solve(x, y), np.linalg.solve(a, b)), (linalg.inv(x), np.linalg.inv(a)),
+        (linalg.det(x), np.linalg.det(a)), (linalg.cholesky(z), np.linalg.cholesky(definite)),
+        (linalg.eigh(z)[0], np.linalg.eigh(definite)[0]),
+    ]  # fmt: skip
+    for found, wanted in pairs:
+        np.testing.assert_allclose(found.numpy(), wanted, rtol=1e-9, atol=1e-10)
+    values, vectors = (t.numpy() for t in linalg.eigh(z))
+    assert _distance_from_identity(vectors) < 1e-12
+    assert abs(vectors * values[:, None] @ np.swapaxes(vectors, 1, 2) - definite).max() < 1e-10
+    a[0, 5] = a[0, 20]  # a matrix without an inverse
+    assert abs(linalg.det(Tensor(a, device=device)).numpy()[0]) < 1e-9 * abs(np.linalg.det(a[1]))

@@ -1,0 +1,150 @@
+"""The recipe of products along an axis that both operands have: vectors run along that.
+
+So are depthwise convolutions, whose channels have no others to be added to, and einsums whose
+batch lies last. Nothing is packed or broadcast: a tile adds vectors of one operand times vectors of
+the other, and where windows overlap, a tile's places along them share what they read.
+
+    parallel over the other axes × vectors of the shared one:
+      for each tile of rows (and columns):
+        tile[row, column] = 0
+        for k:  tile[row, column] += left[row, k, lanes] · right[column, k, lanes]
+        store the tile through the epilogue
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from minigrad.graph.substitution import coefficient
+from minigrad.graph.symbolic import Atom, ceildiv
+from minigrad.loops.assemble import assemble
+from minigrad.loops.build import substitute_stores
+from minigrad.loops.cost import flops
+from minigrad.loops.nest import Nest
+from minigrad.loops.product import Problem, prepare
+from minigrad.loops.transforms import Schedule
+from minigrad.schedule.axis import Axis, make_axis
+from minigrad.schedule.expr import Leaf, loads, substitute_in
+from minigrad.schedule.schedule import Kernel
+from minigrad.target import Target
+
+MOST_WRITTEN_OUT = 8  # places of a window that are written out, so that tiles share their loads
+
+
+def shared_lanes(kernel: Kernel, target: Target, name: str) -> Nest | None:
+    """The loop nest of such a product, and its elementwise epilogue; None where it is none."""
+    product = kernel.stages[0].product
+    assert product is not None
+    lanes = target.lanes(kernel.stages[0].body.dtype)
+    if not product.shared:
+        known = [axis.extent for axis in (*product.batch[-1:], *product.m[-2:], *product.n[-1:])]
+        whole = all(isinstance(extent, int) for extent in known)
+        few = whole and product.n[-1].count < lanes
+        if not few or not product.batch or product.mask is not None:
+            return None
+    found = prepare(kernel)
+    problem = found if product.shared else _several_groups(found, target)
+    if problem is None:
+        return None
+    parts = problem.parts
+    while lanes > 1 and lanes // 2 >= parts.batch[-1].count:
+        lanes //= 2
+    s = Schedule(problem.naive())
+    x = parts.batch[-1].variable
+    s.vectorize(x, lanes)
+    vectors = s.split(x, lanes, "p")
+    tiled = _tile(problem, target)
+    tiles = [s.split(axis.variable, size, f"t{n}_") for n, (axis, size) in enumerate(tiled)]
+    inner = [axis.variable for axis, _ in tiled]
+    outer = [axis.variable for axis in problem.outer]
+    s.reorder(*(a for a in outer if a not in inner), vectors, x, *tiles, *inner)
+    with s.inside(x):
+        for tile, axis in zip(reversed(tiles), reversed(inner), strict=True):
+            s.peel(tile, axis)
+        s.sink(*inner)
+        for number, k in enumerate(_window(problem, inner)):
+            if k.count > MOST_WRITTEN_OUT:
+                s.split(k.variable, _divisor(k), "o", computing=True)
+            s.unroll(k.variable, f"v{number}_", computing=True)
+        for axis, prefix in zip(inner, "uw", strict=False):
+            s.unroll(axis, prefix)
+        s.simplify()
+    s.parallelize(*(a for a in outer if a not in inner), vectors)
+    return replace(assemble(name, kernel, s.nest, target), operations=flops(kernel))
+
+
+def _tile(problem: Problem, target: Target) -> list[tuple[Axis, int]]:
+    """The axes of a tile's registers, and how much of each.
+
+    Of a product with columns as many as there are registers; else a few rows, for what a window
+    reads needs registers, too.
+    """
+    parts, many = problem.parts, target.registers >= 32
+    if parts.n:
+        columns = _even(parts.n[-1].count, 5 if many else 3)
+        rows = _even(parts.m[-1].count, (25 if many else 9) // columns)
+        return [(parts.m[-1], rows), (parts.n[-1], columns)]
+    most = 12 if many else 6
+    found: list[tuple[Axis, int]] = []
+    for axis in reversed(parts.m[-2:]):
+        size = _even(axis.count, most if found else 2 * most // 3)
+        found.insert(0, (axis, size))
+        most //= size
+        if size < axis.count or most < 2:
+            break
+    return found
+
+
+def _even(extent: int, most: int) -> int:
+    """About equal parts of at most `most`."""
+    return ceildiv(extent, ceildiv(extent, most))
+
+
+def _window(problem: Problem, inner: list[Atom]) -> list[Axis]:
+    """The axes of k to be written out: one along which rows of a tile read what others have read,
+    with those inside of it.
+    """
+    axes, place = problem.parts.k, None
+    for number, axis in enumerate(axes):
+        steps = [(coefficient(load.index, axis.variable) or 0, load.index)
+                 for load in loads(problem.parts.left)]  # fmt: skip
+        if isinstance(axis.extent, int) and any(
+            step and (far := coefficient(index, a)) and far % step == 0 and far < step * axis.count
+            for step, index in steps for a in inner[-1:]
+        ):  # fmt: skip
+            place = number
+    return [] if place is None else [a for a in axes[place:] if isinstance(a.extent, int)]
+
+
+def _several_groups(problem: Problem, target: Target) -> Problem | None:
+    """Few columns, and those of the groups beside them, as one axis; None where it cannot be."""
+    parts = problem.parts
+    lanes, group, column = target.lanes(problem.stage.body.dtype), parts.batch[-1], parts.n[-1]
+    width, right = column.count, parts.right
+    if len(parts.n) > 1 or lanes % width or group.count * width % lanes:
+        return None
+    if right.op is not Leaf.LOAD:
+        return None
+    places = [right.index, *(store.index for store in problem.stores)]
+    for place in places:
+        along = coefficient(place, group.variable), coefficient(place, column.variable)
+        if along != (width, 1):
+            return None
+    steps = {coefficient(load.index, group.variable) for load in loads(parts.left)}
+    if not all(step is not None and step * (lanes // width) <= lanes for step in steps):
+        return None
+    vector, lane = make_axis("g", 0, group.count * width // lanes), make_axis("l", 0, lanes)
+    values = {
+        group.variable: vector.index * (lanes // width) + lane.index // width,
+        column.variable: lane.index % width,
+    }
+    left, right = (substitute_in(operand, values) for operand in (parts.left, right))
+    batch = (*parts.batch[:-1], vector, lane)
+    return replace(
+        problem, parts=replace(parts, left=left, right=right, batch=batch, n=(), shared=True),
+        stores=tuple(substitute_stores(problem.stores, values)),
+    )  # fmt: skip
+
+
+def _divisor(axis: Axis) -> int:
+    return max(n for n in range(1, MOST_WRITTEN_OUT + 1) if axis.count % n == 0)

@@ -1,0 +1,125 @@
+"""Products whose last axis both operands have: a batch that lies last.
+
+Vectors run along such an axis (`loops/shared_lanes.py`) where it fills them, and both operands have
+its elements side by side: one that has not is copied, as the weight of a depthwise convolution is.
+Where it is short, and there are rows and columns, the batch comes first: a matrix product for each
+of its elements, whose result is seen permuted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from minigrad.graph import build
+from minigrad.graph.node import Node, Op, Shape
+from minigrad.graph.shapes import numel
+from minigrad.graph.windows import unexpanded
+from minigrad.schedule.materialize import contraction_operands, varies
+from minigrad.target import LINE
+
+FULL = LINE // 4  # float32 of a vector of 512 bits
+OFTEN = 8  # readings of an element that pay for a copy in another order
+
+
+def batch_arranged(node: Node) -> tuple[Node, Sequence[int]]:
+    """A reduction as it is computed, and the order in which its axes are wanted.
+
+    What is no such product stays as it is.
+    """
+    x, as_it_is = node.src[0], (node, range(node.ndim))
+    operands = contraction_operands(node) if node.op is Op.SUM and x.op is Op.MUL else ()
+    if not operands or not node.dtype.is_float:
+        return as_it_is
+    uses = [varies(operand) for operand in operands]
+    kept = [a for a, extent in enumerate(x.shape) if extent != 1 and a not in node.arg]
+    batch = [axis for axis in kept if all(use[axis] for use in uses)]
+    if batch and batch[-1:] == kept[-2:-1] and numel((x.shape[kept[-1]],)) < FULL:
+        return _in_groups(node, [unexpanded(operand) for operand in operands], kept[-2:])
+    if not batch or batch[-1] != kept[-1]:
+        return as_it_is
+    last = kept[-1]
+    factors = [unexpanded(operand) for operand in operands]
+    aside = [is_innermost(factor, last) for factor in factors]
+    if all(any(use[axis] for axis in kept if axis not in batch) for use in uses):
+        if numel((x.shape[last],)) >= FULL and all(aside):
+            return as_it_is
+        return _batch_first(node, factors, aside, [*batch, *(a for a in kept if a not in batch)])
+    if all(aside) or any(
+        OFTEN * numel(factor.shape) > numel(x.shape)
+        for factor, is_so in zip(factors, aside, strict=True) if not is_so
+    ):  # fmt: skip
+        return as_it_is
+    copies = [f if so else _copied(f, [last]) for f, so in zip(factors, aside, strict=True)]
+    return _product(node, copies), range(node.ndim)
+
+
+def _in_groups(
+    node: Node, factors: Sequence[Node], last: Sequence[int]
+) -> tuple[Node, Sequence[int]]:
+    """The SUM with the factor of few columns copied, where it is small: groups beside each other.
+
+    So a vector has the columns of several groups.
+    """
+    copies = [
+        _copied(f, last)
+        if f.shape[last[1]] != 1 and OFTEN * numel(f.shape) <= numel(node.src[0].shape) else f
+        for f in factors
+    ]  # fmt: skip
+    return _product(node, copies), range(node.ndim)
+
+
+def _product(node: Node, factors: Sequence[Node]) -> Node:
+    terms = (build.expand(factor, node.src[0].shape) for factor in factors)
+    return build.reduce(Op.SUM, build.elementwise(Op.MUL, *terms), node.arg)
+
+
+def _batch_first(
+    node: Node, factors: Sequence[Node], aside: Sequence[bool], kept: Sequence[int]
+) -> tuple[Node, Sequence[int]]:
+    """The SUM with its axes in the order `kept`; factors with the batch last are copied so."""
+    x = node.src[0]
+    order = [*kept, *(axis for axis in range(x.ndim) if axis not in kept)]
+    terms = []
+    for factor, is_last in zip(factors, aside, strict=True):
+        moved = build.permute(factor, order)
+        moved = build.contiguous(moved) if is_last else moved
+        terms.append(build.expand(moved, tuple(x.shape[axis] for axis in order)))
+    summed = [order.index(axis) for axis in node.arg]
+    total = build.reduce(Op.SUM, build.elementwise(Op.MUL, *terms), summed)
+    return total, [order.index(axis) for axis in range(x.ndim)]
+
+
+def _copied(x: Node, last: Sequence[int]) -> Node:
+    """The same with the elements along some axes side by side in memory."""
+    order = [*(a for a in range(x.ndim) if a not in last), *last]
+    copy = build.contiguous(build.permute(x, order))
+    return build.permute(copy, [order.index(a) for a in range(x.ndim)])
+
+
+def is_innermost(node: Node, axis: int) -> bool:
+    """Whether neighbours along an axis are neighbours in memory."""
+    while True:
+        if node.op is Op.PERMUTE:
+            axis = node.arg[axis]
+        elif node.op is Op.RESHAPE:
+            mine, its = (_longer(x.shape) for x in (node, node.src[0]))
+            if [node.shape[a] for a in mine] == [node.src[0].shape[a] for a in its]:
+                axis = its[mine.index(axis)]
+            elif axis == mine[-1]:
+                axis = its[-1]
+            else:
+                return False
+        elif node.op is Op.WINDOW:
+            if axis >= node.src[0].ndim or any(axis == w[0] for w in node.arg):
+                return False
+        elif node.op is Op.FLIP:
+            if axis in node.arg:
+                return False
+        elif node.op not in (Op.PAD, Op.SHRINK, Op.CAST):
+            return axis == _longer(node.shape)[-1]
+        node = node.src[0]
+
+
+def _longer(shape: Shape) -> list[int]:
+    """The axes whose extent is not 1."""
+    return [axis for axis, extent in enumerate(shape) if extent != 1]
