@@ -8,6 +8,7 @@
     gemm          a matrix product, in register tiles (see gemm.py)
     gemv          a matrix times a vector, or a few (see gemv.py)
     block_rows    rows in which products take part, several at a time (see block_rows.py)
+    byte_dots     a product with a quantized matrix (see byte_dots.py)
 
 A GPU has recipes of its own for most of these (see gpu.py).
 """
@@ -37,6 +38,7 @@ from minigrad.loops.build import (
     serial_loop,
     streams,
 )
+from minigrad.loops.byte_dots import byte_dots
 from minigrad.loops.gemm import gemm
 from minigrad.loops.gemv import gemv
 from minigrad.loops.gpu import lower_gpu
@@ -66,6 +68,8 @@ def lower(kernel: Kernel, target: Target, name: str = "kernel") -> Nest:
         nest = gemv(kernel, target, name)
         if nest is not None:
             return nest
+    if kernel.kind == "dots" and len(kernel.stages) > 1:
+        return byte_dots(kernel, target, name)
     if kernel.kind == "contraction":
         return gemm(kernel, target, name)
     if kernel.kind == "block_rows":
