@@ -36,7 +36,7 @@ from minigrad.loops.nest import Loop, Nest, Set, Statement, Stores, expressions
 from minigrad.loops.prefetch import AHEAD, Place
 from minigrad.loops.transforms import Around, Schedule
 from minigrad.schedule import expr
-from minigrad.schedule.byte_dots import LANES, in_blocks
+from minigrad.schedule.byte_dots import LANES, in_blocks, in_words
 from minigrad.schedule.expr import Local
 from minigrad.schedule.schedule import Kernel
 from minigrad.schedule.stage import Stage, identity
@@ -47,8 +47,9 @@ ROWS = 12  # whose two sums are in registers, with what a word of the matrix is 
 
 def byte_dots(kernel: Kernel, target: Target, name: str) -> Nest:
     """The loop nest of a product with a quantized matrix."""
-    first, sums, *_ = kernel.stages
-    dots = in_blocks(first, sums)
+    first, *others = kernel.stages
+    sums = others[0] if others and others[0].op is Op.SUM else first
+    dots = in_words(first) if sums is first else in_blocks(first, sums)
     assert dots is not None, "it was when the schedule made this kernel"
     *outer, lane = sums.axes
     m = [axis for axis in outer if axis.variable not in dots.body.args[0].variables]
@@ -61,9 +62,10 @@ def byte_dots(kernel: Kernel, target: Target, name: str) -> Nest:
         block = s.split(rows, ceildiv(axis.typical, ceildiv(axis.typical, ROWS)), "t")
         s.reorder(*tiles, block, lane.variable, rows)
     s.vectorize(lane.variable, LANES)
-    for axis in dots.reduced:
-        s.repeat(axis.variable)
-    s.prefetch(sums.reduced[-1].variable, _blocks_ahead)
+    if sums is not first:
+        for axis in dots.reduced:
+            s.repeat(axis.variable)
+        s.prefetch(sums.reduced[-1].variable, _blocks_ahead)
     if m:
         s.peel(block, rows)
         s.tails(rows, SMALL_TILES)
@@ -83,17 +85,25 @@ def _blocks_ahead(loop: Loop, around: Around) -> tuple[Place, ...]:
 
 
 def _naive(kernel: Kernel, dots: Stage, sums: Stage) -> list[Statement]:
-    """One element: for all blocks, the sum of a block, and what it adds to the total."""
+    """One element: for all blocks, the sum of a block, and what it adds to the total.
+
+    Where `dots` is all there is to sum, its total.
+    """
     part = expr.local(Local("part", dots.body.dtype, 1))
     total = expr.local(Local("total", sums.body.dtype, 1))
-    block: list[Statement] = [
+    body: list[Statement] = [
         Set(part.local, 0, identity(Op.SUM, part.dtype)),
         *loops_over(dots.reduced, [Set(part.local, 0, combine(Op.SUM, part, dots.body))]),
     ]
-    (read,) = (load for load in expr.loads(sums.body) if load.array == dots.array)
-    for term in summands(expr.replace_in(sums.body, {read: part})):
-        block.append(Set(total.local, 0, combine(Op.SUM, total, term)))
+    if sums.array == dots.array:
+        total = part
+    else:
+        (read,) = (load for load in expr.loads(sums.body) if load.array == dots.array)
+        for term in summands(expr.replace_in(sums.body, {read: part})):
+            body.append(Set(total.local, 0, combine(Op.SUM, total, term)))
+        begin = Set(total.local, 0, identity(Op.SUM, total.dtype))
+        body = [begin, *loops_over(sums.reduced, body)]
     marker = replace(sums, op=None, reduced=(), body=total)
-    stores = inline_stages(replace(kernel, stages=(marker, *kernel.stages[2:])), sums.axes)
-    begin = Set(total.local, 0, identity(Op.SUM, total.dtype))
-    return [begin, *loops_over(sums.reduced, block), Stores(tuple(stores))]
+    others = kernel.stages[1 + (total is not part) :]
+    stores = inline_stages(replace(kernel, stages=(marker, *others)), sums.axes)
+    return [*body, Stores(tuple(stores))]

@@ -68,7 +68,7 @@ def lower(kernel: Kernel, target: Target, name: str = "kernel") -> Nest:
         nest = gemv(kernel, target, name)
         if nest is not None:
             return nest
-    if kernel.kind == "dots" and len(kernel.stages) > 1:
+    if kernel.kind == "dots":
         return byte_dots(kernel, target, name)
     if kernel.kind == "contraction":
         return gemm(kernel, target, name)

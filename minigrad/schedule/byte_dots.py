@@ -92,7 +92,7 @@ def added_to(total: Expr, dots: Expr) -> Expr:
 def in_blocks(dots: Stage, sums: Stage) -> Stage | None:
     """`dots` in words, at the place where `sums`, a sum over blocks, reads it: only there.
 
-    None where it is no such sum, and where its last axis is not of the unsigned bytes alone.
+    None where it is no such sum, or has no tiles.
     """
     words = in_words(dots)
     reads = [load for load in expr.loads(sums.body) if load.array == dots.array]
@@ -105,10 +105,16 @@ def in_blocks(dots: Stage, sums: Stage) -> Stage | None:
     places = unflatten(reads[0].index, [axis.extent for axis in dots.axes])
     values |= {axis.variable: place for axis, place in zip(dots.axes, places, strict=True)}
     words = replace(words, body=expr.substitute_in(words.body, values), reduced=tuple(axes))
+    return words if has_tiles(sums, words) else None
+
+
+def has_tiles(sums: Stage, words: Stage | None) -> bool:
+    """Whether the last axis of a sum's results is of the unsigned bytes alone, in whole vectors."""
+    if words is None or len(sums.axes) < 2:
+        return False
     matrix, vectors, _ = words.body.args
     *outer, lane = sums.axes
     m = [axis for axis in outer if axis.variable not in matrix.variables]
     whole = isinstance(lane.extent, int) and lane.extent % LANES == 0
-    if lane.variable in vectors.variables or not whole or len(m) > 1 or len(m) == len(outer):
-        return None
-    return words
+    own = whole and lane.variable not in vectors.variables
+    return own and len(m) < 2 and len(m) < len(outer)
