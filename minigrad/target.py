@@ -73,8 +73,10 @@ class Target:
     of a nest may have, over however many registers; tile_lanes: one of a product's tile;
     fold_lanes: one of a product's partial sums. bfloat16_dots: whether an instruction adds the
     products of two pairs of bfloat16 to a float32 (AVX512-BF16). bfloat16_matrices: whether there
-    are registers of 16 × 16 words, and an instruction that multiplies them (AMX). group: of OpenCL.
-    choice: which of the cost model's ways to cut a product is taken, the best one being 0.
+    are registers of 16 × 16 words, and an instruction that multiplies them (AMX).
+    byte_dots: whether one adds the products of four pairs of bytes to an int32 (AVX512-VNNI).
+    group: of OpenCL. choice: which of the cost model's ways to cut a product is taken, the best one
+    being 0.
     """
 
     vector_bytes: int
@@ -87,6 +89,7 @@ class Target:
     fold_lanes: int = 128
     bfloat16_dots: bool = False
     bfloat16_matrices: bool = False
+    byte_dots: bool = False
     group: Group | None = None
     choice: int = 0
 

@@ -63,6 +63,7 @@ def host_target() -> Target:
         # where there is AMX, a dot takes four times as long as a multiply-add of float32
         bfloat16_dots="avx512bf16" in machine.features and not matrices,
         bfloat16_matrices=matrices and may_use_matrices(),
+        byte_dots="avx512vnni" in machine.features,
     )  # fmt: skip
 
 

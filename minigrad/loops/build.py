@@ -25,6 +25,7 @@ from minigrad.loops.nest import (
 )
 from minigrad.schedule import expr
 from minigrad.schedule.axis import Axis, make_axis
+from minigrad.schedule.byte_dots import added_to
 from minigrad.schedule.expr import Array, Expr, Leaf, Local
 from minigrad.schedule.schedule import Kernel
 from minigrad.schedule.stage import Stage, identity
@@ -263,6 +264,8 @@ REDUCTIONS = {
 
 def combine(op: Op, old: Expr, new: Expr) -> Expr:
     """One step of a reduction."""
+    if new.op is Leaf.DOT:  # which adds to something by itself
+        return added_to(old, new)
     if op is Op.MAX:
         return expr.apply(Op.MAXIMUM, (old, new), old.dtype)
     if old.dtype.is_bool:

@@ -195,7 +195,7 @@ class GemvRows:
                 if self.width > 1:
                     part = Local(f"{name}_{t}_{r}_part", made.dtype, 1, along.variable, self.width)
                 clear.append(Set(part, 0, identity(Op.SUM, made.dtype)))
-                for term in _summands(expr.substitute_in(body, point)):
+                for term in summands(expr.substitute_in(body, point)):
                     step.append(Set(part, 0, combine(Op.SUM, expr.local(part), term)))
                 if self.width > 1:
                     store.append(Fold(total, Op.SUM, part))
@@ -277,8 +277,8 @@ def _scales(one: Sum, row: Axis, along: Axis) -> dict[Expr, list[Axis]]:
     return found
 
 
-def _summands(e: Expr) -> list[Expr]:
+def summands(e: Expr) -> list[Expr]:
     """What is added up, to be added one by one: each of them is then one multiply-add."""
     if e.op is not Op.ADD:
         return [e]
-    return [term for arg in e.args for term in _summands(arg)]
+    return [term for arg in e.args for term in summands(arg)]

@@ -9,6 +9,7 @@
     gemm          a matrix product, in register tiles (see gemm.py)
     gemv          a matrix times a vector, or a few (see gemv.py)
     block_rows    rows in which products take part, several at a time (see block_rows.py)
+    byte_dots     a product with a quantized matrix (see byte_dots.py)
 
 A GPU has recipes of its own for most of these (see gpu.py).
 """
@@ -18,6 +19,7 @@ from __future__ import annotations
 from minigrad.graph.symbolic import high
 from minigrad.loops.bits import kept_as_bits
 from minigrad.loops.block_rows import block_rows
+from minigrad.loops.byte_dots import byte_dots
 from minigrad.loops.elementwise import elementwise, scatter
 from minigrad.loops.gemm import gemm
 from minigrad.loops.gemv import gemv
@@ -47,7 +49,7 @@ def lower(kernel: Kernel, target: Target, name: str = "kernel") -> Nest:
             return nest
     by_kind = {
         "contraction": gemm, "block_rows": block_rows, "scatter": scatter, "scan": scan,
-        "distribute": distribute,
+        "distribute": distribute, "dots": byte_dots,
     }  # fmt: skip
     if kernel.kind in by_kind:
         return by_kind[kernel.kind](kernel, target, name)

@@ -147,22 +147,20 @@ def _pack_q4(parts: Parts) -> Fields:
 
 def _unpack_q5(f: Fields) -> Parts:
     q = spread(f["q"], 4, 16) | spread(f["high"], 1, 1) << 4
-    numbers = [half(f[name]) for name in "dm" if name in f]
-    return [_signed(q, 0 if "m" in f else 16), *numbers]
+    return [q, *(half(f[name]) for name in "dm" if name in f)]
 
 
 def _pack_q5(parts: Parts) -> Fields:
-    q = _unsigned(parts[0], 0 if len(parts) > 2 else 16)
-    high = gathered(q >> 4, 1, 1)
-    return {"q": gathered(q, 4, 16), "high": high, **_numbers(parts[1:])}
+    high = gathered(parts[0] >> 4, 1, 1)
+    return {"q": gathered(parts[0], 4, 16), "high": high, **_numbers(parts[1:])}
 
 
 def _unpack_q8(f: Fields) -> Parts:
-    return [_signed(f["q"]), half(f["d"])]
+    return [f["q"] ^ 128, half(f["d"])]
 
 
 def _pack_q8(parts: Parts) -> Fields:
-    return {"q": _unsigned(parts[0]), **_numbers(parts[1:])}
+    return {"q": parts[0] ^ 128, **_numbers(parts[1:])}
 
 
 def _unpack_q2_k(f: Fields) -> Parts:
@@ -203,21 +201,20 @@ def _pack_q4_k(parts: Parts) -> Fields:
 
 def _unpack_q5_k(f: Fields) -> Parts:
     q = spread(f["q"], 4, 32) | spread(f["high"], 1, 32) << 4
-    return [_signed(q), *_with_minima(f, *_unpack_six_bits(f["scales"]))]
+    return [q, *_with_minima(f, *_unpack_six_bits(f["scales"]))]
 
 
 def _pack_q5_k(parts: Parts) -> Fields:
-    q = _unsigned(parts[0])
-    return {**_pack_q4_k([q, *parts[1:]]), "high": gathered(q >> 4, 1, 32)}
+    return {**_pack_q4_k(parts), "high": gathered(parts[0] >> 4, 1, 32)}
 
 
 def _unpack_q6_k(f: Fields) -> Parts:
     q = spread(f["q"], 4, 64) | spread(f["high"], 2, 32) << 4
-    return [_signed(q, 32), _of_groups(_signed(f["scales"])), half(f["d"])]
+    return [q, _of_groups(_signed(f["scales"])), half(f["d"])]
 
 
 def _pack_q6_k(parts: Parts) -> Fields:
-    q, scales, factors = _unsigned(parts[0], 32), parts[1], parts[2]
+    q, scales, factors = parts
     return {"q": gathered(q, 4, 64), "high": gathered(q >> 4, 2, 32),
             "scales": _of_blocks(_unsigned(scales), 16), "d": two_bytes(factors)}  # fmt: skip
 

@@ -69,10 +69,7 @@ def _parts(kind: Kind, flat: Tensor) -> Parts:
         scale, *minima = [part.reshape(-1, 1).float() for part in stored]
     above = x - minima[0] if minima else x
     integers = (above * _inverse(scale)).round().clip(low, high)
-    if kind.bits < 8:
-        whole = (integers + kind.zero).cast(dtypes.uint8)
-    else:
-        whole = integers.cast(dtypes.int8)
+    whole = (integers + kind.zero).cast(dtypes.uint8)
     return [whole.reshape(1, -1, kind.block), *stored]
 
 

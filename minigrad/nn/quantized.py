@@ -25,10 +25,12 @@ from dataclasses import dataclass
 
 from minigrad.dtype import dtypes
 from minigrad.errors import ShapeError
+from minigrad.settings import flag
 from minigrad.tensor import Tensor
 
 SUPER = 256  # elements of a row whose scales share a factor, in the kinds that have factors
 TILE = 16  # rows that lie side by side
+WORD = 4  # bytes of a row that do, for processors that multiply so many at once
 FEW_ROWS = 4  # up to so many rows of x, a product reads the packed bytes once for each of them
 MANY_ROWS = 16  # and up to so many, in parts of these: each row is summed as it is alone
 
@@ -38,8 +40,8 @@ class Kind:
     """How a group of elements is kept: integers q, a scale d, a minimum m if any.
 
     An element is d · (q − zero) + m. q takes `bits`: with 2 or 4, element i shares a byte with
-    those a quarter or half of the group further on, the first lowest; with 8 it is an int8. d and m
-    are float16, or where `factors` is true, an int8 times a float16 that 256 elements share.
+    those a quarter or half of the group further on, the first lowest. d and m are float16, or where
+    `factors` is true, an int8 times a float16 that 256 elements share.
     """
 
     name: str
@@ -60,14 +62,14 @@ KINDS = {
     for kind in (
         Kind("Q4_0", bits=4, zero=8),
         Kind("Q4_1", bits=4, minimum=True),
-        Kind("Q5_0", bits=8),
+        Kind("Q5_0", bits=8, zero=16),
         Kind("Q5_1", bits=8, minimum=True),
-        Kind("Q8_0", bits=8),
+        Kind("Q8_0", bits=8, zero=128),
         Kind("Q2_K", bits=2, minimum=True, group=16, factors=True),
         Kind("Q3_K", bits=4, zero=4, group=16, factors=True),
         Kind("Q4_K", bits=4, minimum=True, factors=True),
         Kind("Q5_K", bits=8, minimum=True, factors=True),
-        Kind("Q6_K", bits=8, group=16, factors=True),
+        Kind("Q6_K", bits=8, zero=32, group=16, factors=True),
     )
 }
 
@@ -75,11 +77,12 @@ KINDS = {
 class Quantized:
     """A matrix (rows, columns) in groups along its rows, in tiles of 16 rows.
 
-    parts: the tensors that are kept, in this order. The integers: (tiles, groups, n, 16), int8 with
-    n = 32 or 16, or uint8 with a half or a quarter of that. Scales, and minima if any: (tiles,
-    groups, 1, 16), float16 or int8. Factors of the scales, and of the minima: (tiles, columns/256,
-    1 or 2, 16) float16. The last axis is the row in the tile; rows that fill up the last tile are
-    0. None of them is trained.
+    parts: the tensors that are kept, in this order. The integers: (tiles, groups, n/4, 16, 4) uint8
+    with n = 32 or 16, or a half or a quarter of that; (tiles, groups, n, 16, 1) where settings say
+    INT8=0 when they are made. Scales, and minima if any: (tiles, groups, 1, 16, 1), float16 or
+    int8. Factors of the scales, and of the minima: (tiles, columns/256, 1 or 2, 16, 1) float16. The
+    last axis but one is the row in the tile; rows that fill up the last tile are 0. None of them is
+    trained.
     """
 
     def __init__(self, kind: Kind, rows: int, parts: Sequence[Tensor]) -> None:
@@ -95,10 +98,11 @@ class Quantized:
         rows = parts[0]._known_shape()[0]
         more = -rows % TILE
         tiles = []
-        for part in parts:
+        for number, part in enumerate(parts):
             part = part.pad(((0, more), (0, 0), (0, 0))) if more else part
-            shape = part._known_shape()
-            tiled = part.reshape(shape[0] // TILE, TILE, *shape[1:]).permute(0, 2, 3, 1)
+            count, groups, _ = part._known_shape()
+            word = WORD if number == 0 and flag("INT8") else 1
+            tiled = part.reshape(count // TILE, TILE, groups, -1, word).permute(0, 2, 3, 1, 4)
             tiles.append(tiled.contiguous())
         Tensor.realize(*tiles)
         return cls(kind, rows, tiles)
@@ -137,12 +141,13 @@ class Quantized:
     def rows(self, index: Tensor) -> Tensor:
         """The rows at integers (…) → (…, columns) float32; BoundsError where one is no row."""
         flat = index._checked(self.shape[0], "Embedding", "rows").reshape(-1)
-        tile, lane = flat // TILE, (flat % TILE).reshape(-1, 1, 1, 1)
+        tile, lane = flat // TILE, (flat % TILE).reshape(-1, 1, 1, 1, 1)
         parts = []
         for part in self.parts():
             tiles = part._take_places({0: tile}, 0, wraps=False)
-            place = lane.expand(*tiles._known_shape()[:3], 1)
-            parts.append(tiles._at(3, place).squeeze(3))
+            count, groups, words, _, word = tiles._known_shape()
+            place = lane.expand(count, groups, words, 1, word)
+            parts.append(tiles._at(3, place).reshape(count, groups, words * word))
         return self._dequantized(parts).reshape(*index.shape, self.shape[1])
 
     def _dequantized(self, parts: list[Tensor]) -> Tensor:
@@ -158,38 +163,68 @@ class Quantized:
             raise ShapeError(
                 f"product of {x.shape} with a matrix {self.shape}: expected (…, {columns})"
             )
+        count = math.prod(x._known_shape()) // columns
+        product = self._of_bytes if self.quants._known_shape()[-1] == WORD else self._of_floats
+        result = product(x.float().reshape(count, columns))
+        return result[:, :rows].reshape(*x.shape[:-1], rows)
+
+    def _of_bytes(self, x: Tensor) -> Tensor:
+        """x·Wᵀ with each group of x as whole numbers times a scale: (count, rows of all tiles)."""
+        tiles, groups, words, _, _ = self.quants._known_shape()
+        count, pieces = x._known_shape()[0], 8 // self.kind.bits
+        grouped = x.reshape(count, groups, -1)
+        scale = grouped.abs().max(2, keepdim=True) / 127
+        inverse = (scale == 0).where(0, 1 / scale)
+        whole = (grouped * inverse).round().cast(dtypes.int32).cast(dtypes.int8).contiguous()
+        shape = (count, 1, groups, pieces, words, 1, WORD)
+        bytes_ = whole.cast(dtypes.int32).reshape(*shape)
+        terms = [
+            bytes_[:, :, :, place] * part.cast(dtypes.int32)
+            for place, part in enumerate(_pieces(self.quants, self.kind.bits))
+        ]
+        dots = sum(terms[1:], terms[0]).sum((3, 5), dtype=dtypes.int32)
+        sums = whole.sum(2, dtype=dtypes.int32).reshape(count, 1, groups, 1)
+        if self.kind.zero:
+            dots = dots - sums * self.kind.zero
+        scale = scale.reshape(count, 1, groups, 1)
+        scales, *minima = [part.reshape(tiles, groups, TILE) for part in self._scales(self.parts())]
+        total = dots.float() * scale * scales
+        if minima:
+            total = total + sums.float() * scale * minima[0]
+        return total.sum(2).reshape(count, tiles * TILE)
+
+    def _of_floats(self, x: Tensor) -> Tensor:
+        """x·Wᵀ, float32 (count, columns) → (count, rows of all tiles)."""
         width = self.kind.group * self.kind.bits // 8  # bytes of a group
         tiles, groups = self.quants._known_shape()[:2]
-        count = math.prod(x._known_shape()) // columns
+        count = x._known_shape()[0]
         few = 1 if self.kind.bits == 8 else FEW_ROWS
         if few < count <= MANY_ROWS:
-            flat = x.reshape(count, columns)
-            parts = [self.product(flat[at : at + few]) for at in range(0, count, few)]
-            return parts[0].cat(*parts[1:], dim=0).reshape(*x.shape[:-1], rows)
-        pieces = x.float().reshape(count, groups, 8 // self.kind.bits, width)
-        if count <= few:
-            # one sum for a group's bytes, each of which gives an element of each piece
-            terms = [
-                pieces[:, :, place].reshape(1, count, groups, width, 1) * part.unsqueeze(1)
-                for place, part in enumerate(self._integers(self.quants))
-            ]
-            scales, *minima = [
-                part.reshape(tiles, 1, groups, TILE) for part in self._scales(self.parts())
-            ]
-            group = _added(sum(terms[1:], terms[0])) * scales
-            if minima:
-                whole = pieces.sum((2, 3)).reshape(1, count, groups, 1)
-                group = group + whole * minima[0]
-            result = group.sum(2).transpose(0, 1)
-        else:
+            parts = [self._of_floats(x[at : at + few]) for at in range(0, count, few)]
+            return parts[0].cat(*parts[1:], dim=0)
+        stored = [part.squeeze(4) for part in self.parts()]
+        pieces = x.reshape(count, groups, 8 // self.kind.bits, width)
+        if count > few:
             products = [
                 pieces[:, :, place].reshape(count, -1).matmul(
                     part.permute(1, 2, 0, 3).reshape(groups * width, tiles * TILE)
                 )
-                for place, part in enumerate(self._values(self.parts()))
+                for place, part in enumerate(self._values(stored))
             ]  # fmt: skip
-            result = sum(products[1:], products[0])
-        return result.reshape(count, tiles * TILE)[:, :rows].reshape(*x.shape[:-1], rows)
+            return sum(products[1:], products[0])
+        # one sum for a group's bytes, each of which gives an element of each piece
+        terms = [
+            pieces[:, :, place].reshape(1, count, groups, width, 1) * part.unsqueeze(1)
+            for place, part in enumerate(self._integers(stored[0]))
+        ]
+        scales, *minima = [
+            part.reshape(tiles, 1, groups, TILE) for part in self._scales(stored)
+        ]
+        group = _added(sum(terms[1:], terms[0])) * scales
+        if minima:
+            whole = pieces.sum((2, 3)).reshape(1, count, groups, 1)
+            group = group + whole * minima[0]
+        return group.sum(2).transpose(0, 1).reshape(count, tiles * TILE)
 
     def _values(self, parts: list[Tensor]) -> list[Tensor]:
         """The elements, as `_integers` divides them."""
@@ -216,19 +251,22 @@ class Quantized:
     def _integers(self, quants: Tensor) -> list[Tensor]:
         """What is scaled, as float32: the group in as many pieces as a byte has integers."""
         bits = self.kind.bits
-        if bits == 8:
-            return [quants.float()]
-        wide = quants.cast(dtypes.int32)  # once for all
-        mask, last = (1 << bits) - 1, 8 - bits
-        pieces = [(wide >> place if place else wide) & mask for place in range(0, last, bits)]
-        values = [piece.float() for piece in (*pieces, wide >> last)]
+        wide = quants.cast(dtypes.int32) if bits < 8 else quants  # once for all
+        values = [piece.float() for piece in _pieces(wide, bits)]
         return [value - self.kind.zero for value in values] if self.kind.zero else values
 
 
+def _pieces(quants: Tensor, bits: int) -> list[Tensor]:
+    """The integers of bytes: as many parts of a group as a byte has of them."""
+    mask, last = (1 << bits) - 1, 8 - bits
+    parts = [(quants >> place if place else quants) & mask for place in range(0, last, bits)]
+    return [*parts, quants >> last if last else quants]
+
+
 def _by_rows(part: Tensor) -> Tensor:
-    """(tiles, groups, n, 16) → (rows, groups, n)."""
-    _, groups, count, _ = part._known_shape()
-    return part.permute(0, 3, 1, 2).reshape(-1, groups, count)
+    """(tiles, groups, n/word, 16, word) → (rows, groups, n)."""
+    tiles, groups = part._known_shape()[:2]
+    return part.permute(0, 3, 1, 2, 4).reshape(tiles * TILE, groups, -1)
 
 
 class QuantizedStack:

@@ -377,7 +377,7 @@ class _Emitter(MemoryEmitter):
             text = here.call(f"llvm.fma.{values.suffix(kind)}", kind, [a.typed for a in args])
             return Value(text, e.dtype, lanes)
         if e.op is Leaf.DOT:
-            return pairs.dot_of_pairs(here, *args)
+            return pairs.dot(here, *args)
         assert isinstance(e.op, Op)
         return values.operation(here, e.op, args, e.dtype)
 

@@ -12,6 +12,7 @@ from minigrad.render.llvm_values import (
     bfloat_bits,
     join_texts,
     literal,
+    register_type,
     vector_type,
 )
 
@@ -56,15 +57,15 @@ def _part(b: Builder, x: Value, start: int) -> str:
     return b.line(f"shufflevector {x.typed}, {x.type} poison, <16 x i32> <{lanes}>")
 
 
-def dot_of_pairs(b: Builder, x: Value, y: Value, total: Value) -> Value:
-    """total + both products of each lane's pairs of bfloat16."""
+def dot(b: Builder, x: Value, y: Value, total: Value) -> Value:
+    """total + the products of each lane's pairs of bfloat16, or of its four pairs of bytes."""
+    kind, words, name = ("<16 x float>", "<32 x bfloat>", "avx512bf16.dpbf16ps")
+    if total.dtype.is_int:
+        kind, words, name = ("<16 x i32>", "<64 x i8>", "avx512.vpdpbusd")
     sums = []
     for start in range(0, total.lanes, 16):
-        pairs = [
-            b.line(f"bitcast <16 x i32> {_part(b, v, start)} to <32 x bfloat>") for v in (x, y)
-        ]
-        arguments = [f"<16 x float> {_part(b, total, start)}"]
-        arguments += [f"<32 x bfloat> {pair}" for pair in pairs]
-        name = "llvm.x86.avx512bf16.dpbf16ps.512"
-        sums.append(b.call(name, "<16 x float>", arguments))
-    return Value(join_texts(b, sums, "float", 16), total.dtype, total.lanes)
+        parts = [b.line(f"bitcast <16 x i32> {_part(b, v, start)} to {words}") for v in (x, y)]
+        arguments = [f"{kind} {_part(b, total, start)}", *(f"{words} {part}" for part in parts)]
+        sums.append(b.call(f"llvm.x86.{name}.512", kind, arguments))
+    scalar = register_type(total.dtype)
+    return Value(join_texts(b, sums, scalar, 16), total.dtype, total.lanes)

@@ -29,7 +29,9 @@ class Leaf(Enum):
     LOCAL = "local"  # (local, slot) a register of the loop nest
     FMA = "fma"  # not a leaf: args (a, b, c), a·b + c rounded once and never split or merged
     PAIR = "pair"  # no leaf either: args two bfloat16, in memory or CASTs of loads, as one uint32
-    DOT = "dot"  # args (a, b, c): two PAIRs of bfloat16 and a float32, a₀·b₀ + a₁·b₁ + c
+    # args (a, b, c): two PAIRs of bfloat16 and a float32, a₀·b₀ + a₁·b₁ + c; or words of four
+    # bytes, a's unsigned and b's signed, and an int32
+    DOT = "dot"
 
 
 @dataclass(frozen=True)

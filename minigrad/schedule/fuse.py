@@ -17,6 +17,7 @@ from minigrad.graph.symbolic import Integer, ceildiv, high, low
 from minigrad.schedule import expr
 from minigrad.schedule.attention_fusion import Chains, Sink
 from minigrad.schedule.axis import Axis
+from minigrad.schedule.byte_dots import has_tiles, in_blocks, in_words
 from minigrad.schedule.expr import Array
 from minigrad.schedule.layout import Order
 from minigrad.schedule.stage import Stage
@@ -175,7 +176,8 @@ def _alone(stage: Stage, target: Target) -> Cluster:
         if not isinstance(axis.extent, int) and counts[-1] != 1:
             break
         counts.append(axis.extent * counts[-1] if counts[-1] == 1 else counts[-1] * axis.count)
-    return Cluster(target, frozenset(counts), "rows")
+    dots = target.byte_dots and has_tiles(stage, in_words(stage))
+    return Cluster(target, frozenset(counts), "dots" if dots else "rows")
 
 
 def _alone_blocks(sink: Sink, target: Target) -> Cluster:
@@ -198,8 +200,15 @@ def reaches(start: Iterable[Cluster], goal: Cluster) -> bool:
 
 def _shared_rows(home: Cluster, own: Cluster, stage: Stage, produces: bool) -> frozenset[Integer]:
     """The row counts under which `stage` may join `home`; empty where it may not."""
-    if own.kind != "rows" or home.kind not in ("rows", "contraction", "block_rows"):
+    if own.kind != "rows" or home.kind not in (
+        "rows", "contraction", "block_rows", "dots"
+    ):
         return frozenset()
+    if home.kind == "dots":
+        dots, *sums = home.stages
+        fits = stage.op is None and _same_elements(sums or [dots], stage)
+        fits = fits or not sums and in_blocks(dots, stage) is not None
+        return frozenset((stage.size,)) if fits and produces else frozenset()
     if home.kind == "block_rows":
         fits = produces and stage.op is None and _follows_blocks(home, own, stage)
         return home.rows if fits else frozenset()

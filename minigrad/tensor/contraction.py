@@ -23,6 +23,8 @@ from minigrad.tensor.core import Core
 from minigrad.tensor.methods import Methods
 from minigrad.tensor.modes import no_grad
 
+WORTH = 16  # rows and columns of bytes from which it pays to pack them: a register of words
+
 
 class Contraction(Methods):
     """Sums of products. Half floats are multiplied and added in float32."""
@@ -50,6 +52,8 @@ class Contraction(Methods):
         x, y = self.node, right.node
         result_dtype = dtype or promote(x.dtype, y.dtype)
         wide = accumulator(result_dtype)
+        if wide is dtypes.int32 and _are_bytes(x, y):
+            return self._new(build.cast(_product_of_bytes(self, right).node, result_dtype))
         x, y = build.cast(x, wide), build.cast(y, wide)
         rows = x.shape[:-1] if x.ndim > 1 else (1,)
         left = build.reshape(x, (*rows, 1, x.shape[-1]))  # (…, m, 1, k)
@@ -318,6 +322,27 @@ def accumulator(dtype: DType) -> DType:
     if dtype.is_float:
         return dtypes.float32
     return dtypes.uint32 if dtype.kind == "u" else dtypes.int32
+
+
+def _are_bytes(x: Node, y: Node) -> bool:
+    """Whether a product is of matrices of int8, and of a size that pays for packing one of them."""
+    plain = all(one.ndim == 2 and one.dtype is dtypes.int8 for one in (x, y))
+    return plain and all(isinstance(n, int) and n >= WORTH for n in (*x.shape, *y.shape))
+
+
+def _product_of_bytes(x: Any, y: Any) -> Any:
+    """(m, k) · (k, n) of int8 → (m, n) int32, in the order in which processors multiply bytes.
+
+    Their instructions (see `schedule/byte_dots.py`) take unsigned ones on one side: y + 128, of
+    which 16 columns lie side by side in words of 4 rows.
+    """
+    (k, n), more = y.shape, -y.shape[0] % 4
+    unsigned = (y.bitcast(dtypes.uint8) ^ 128).pad(((0, more), (0, -n % 16)))
+    tiles = unsigned.reshape((k + more) // 4, 4, -1, 16).permute(2, 0, 3, 1).contiguous()
+    words = x.pad(((0, 0), (0, more))).reshape(x.shape[0], 1, -1, 1, 4)
+    terms = words.cast(dtypes.int32) * tiles.cast(dtypes.int32)
+    total = terms.sum((2, 4), dtype=dtypes.int32).reshape(x.shape[0], -1)[:, :n]
+    return total - 128 * x.sum(1, keepdim=True, dtype=dtypes.int32)
 
 
 def _ratio(many: Any, few: Any) -> int:

@@ -66,6 +66,9 @@ def smollm_rows(threads: int) -> Iterator[Row]:
         tokens: dict[str, Work] = {peer: them.token for peer, them in known.items()}
         drawn: dict[str, Work] = {peer: them.drawn for peer, them in known.items()}
         yield Row(f"SmolLM2 {name}, token {PLACE}", one_token(ours), tokens, bytes=read, goal=1.2)
+        for count in (4, 8):
+            yield Row(f"SmolLM2 {name}, a token for {count} rows", one_token(ours, count), {},
+                      bytes=read)  # fmt: skip
         yield Row(f"SmolLM2 {name}, a drawn token", one_drawn(ours), drawn, bytes=read)
     prompts: dict[str, Work] = {peer: them.prompt for peer, them in known.items()}
     if installed("torch"):
@@ -92,11 +95,11 @@ def one_drawn(
     return draw
 
 
-def one_token(model: GPT) -> Work:
-    """A step at one position, as decoding takes it."""
-    decoder = Decoder(model, [[1]])
+def one_token(model: GPT, rows: int = 1) -> Work:
+    """A step at one position, as decoding takes it, of so many texts."""
+    decoder = Decoder(model, [[1]] * rows)
     position = Variable("position", 0, model.config.context - 1).bind(PLACE)
-    ids = Tensor([[1]])
+    ids = Tensor([[1]] * rows)
 
     def step() -> object:
         with Tensor.no_grad():

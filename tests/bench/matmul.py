@@ -187,7 +187,7 @@ def batches(threads: int) -> Iterator[Row]:
 
 
 def other_dtypes(threads: int) -> Iterator[Row]:
-    """float64, float16 and bfloat16 (the last two with sums in float32)."""
+    """float64, float16 and bfloat16 (the last two with sums in float32); int8 with exact sums."""
     n = 1024
     a, b = generator.standard_normal((n, n)), generator.standard_normal((n, n))
     double = Row(
@@ -211,3 +211,10 @@ def other_dtypes(threads: int) -> Iterator[Row]:
         yield Row(
             f"{n}³ {name}", lambda step=step, x=x, y=y: step(x, y), peers, 2 * n**3, 0.0, 1.0
         )  # fmt: skip
+    bytes_ = [generator.integers(-128, 128, (n, n)).astype(np.int8) for _ in range(2)]
+    peers = {}
+    if installed("torch"):
+        whole = [torch.from_numpy(z) for z in bytes_]
+        peers["torch"] = lambda: torch._int_mm(*whole)
+    exact = captured(lambda a, b: a.matmul(b, dtype=dtypes.int32), *bytes_)
+    yield Row(f"{n}³ int8", exact, peers, 2 * n**3, 0.0, 1 / 1.2)

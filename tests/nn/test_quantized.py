@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from minigrad import Tensor
+from minigrad import Context, Tensor
 from minigrad.nn.gguf_blocks import LAYOUTS, quantized
 from minigrad.nn.quantized import KINDS, Quantized
 
@@ -31,19 +31,30 @@ def packed(name: str, rows: int, columns: int, seed: int = 0) -> tuple[Quantized
     return quantized(name, Tensor(raw), rows, columns), values.reshape(rows, columns)
 
 
+def in_bytes(x: Any, group: int) -> Any:
+    """x (…, columns) with each group rounded to 255 numbers, as products take it."""
+    grouped = x.reshape(*x.shape[:-1], -1, group)
+    scale = np.abs(grouped).max(-1, keepdims=True) / np.float32(127)
+    inverse = np.divide(1, scale, out=np.zeros_like(scale), where=scale != 0)
+    return (np.round(grouped * inverse) * scale.astype(np.float64)).reshape(x.shape)
+
+
 def bits(values: Any) -> Any:
     return np.asarray(values, np.float32).view(np.uint32)
 
 
+@pytest.mark.parametrize("int8", [0, 1])
 @pytest.mark.parametrize("name", KINDS)
-def test_products_and_rows(name: str, on_device: str) -> None:
-    matrix, values = packed(name, 37, 768)  # rows that do not fill a tile
+def test_products_and_rows(name: str, int8: int, on_device: str) -> None:
+    with Context(INT8=int8):
+        matrix, values = packed(name, 37, 768)  # rows that do not fill a tile
     assert matrix.shape == (37, 768)
     np.testing.assert_array_equal(bits(matrix.dequantized().numpy()), bits(values))
     for count in (1, 3, 9):
         x = np.random.default_rng(count).standard_normal((1, count, 768)).astype(np.float32)
         got = matrix.product(Tensor(x)).numpy()
-        wanted, size = (f(x).astype(np.float64) @ f(values).T for f in (np.asarray, np.abs))
+        x = in_bytes(x, matrix.kind.group) if int8 else x.astype(np.float64)
+        wanted, size = (f(x) @ f(values).T for f in (np.asarray, np.abs))
         # a sum of float32, in any order: each of its terms may be rounded that often
         assert (np.abs(got - wanted) <= (768 + 4) * 2.0**-24 * size).all()
     order = [36, 0, 16, 15, 5]
@@ -52,3 +63,18 @@ def test_products_and_rows(name: str, on_device: str) -> None:
     np.testing.assert_array_equal(bits(some.dequantized().numpy()), bits(values[order]))
     both = Quantized.stack([matrix, some]).dequantized().numpy()
     np.testing.assert_array_equal(bits(both), bits(np.concatenate([values, values[order]])))
+
+
+@pytest.mark.parametrize("name", ["Q4_0", "Q8_0", "Q2_K"])
+def test_a_row_is_the_same_among_others(name: str, on_device: str) -> None:
+    """To the bit: alone, among a few, in a prompt, and in one whose length varies."""
+    matrix, _ = packed(name, 64, 2304)  # more groups than a sum of floats adds in one go
+    x = np.random.default_rng(1).standard_normal((27, 2304)).astype(np.float32)
+    x[3, :64], x[5, 7] = 0, np.nan
+    whole = bits(matrix.product(Tensor(x)).numpy())
+    finite = np.isfinite(whole.view(np.float32)).all(1)
+    assert not finite[5] and finite.sum() == 26
+    for count in (1, 2, 5, 13, 16):
+        for start in (0, 27 - count):
+            some = matrix.product(Tensor(x[start : start + count])).numpy()
+            np.testing.assert_array_equal(bits(some), whole[start : start + count])

@@ -1,0 +1,120 @@
+"""Sums of products of bytes, four of them at a time, as processors add them (AVX-512 VNNI).
+
+Σ over k of u[k]·s[k], u unsigned and s signed bytes, becomes a sum over words of `Leaf.DOT`, where
+neighbours along k are neighbours in memory. What is done to u before, masks and shifts, is done to
+the four bytes of a word at once.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from minigrad.dtype import dtypes
+from minigrad.graph.node import Op
+from minigrad.graph.shapes import unflatten
+from minigrad.graph.substitution import coefficient, substitute
+from minigrad.graph.symbolic import Atom, Integer
+from minigrad.schedule import expr
+from minigrad.schedule.axis import make_axis
+from minigrad.schedule.expr import Expr, Leaf
+from minigrad.schedule.stage import Stage
+
+LANES = 16  # of a register: words, and int32
+
+
+def in_words(stage: Stage) -> Stage | None:
+    """A sum of products of bytes as one of products of words; None where it is none."""
+    if stage.op is not Op.SUM or stage.body.dtype is not dtypes.int32:
+        return None
+    for number, axis in enumerate(stage.reduced):
+        if isinstance(axis.extent, int) and axis.extent % 4 == 0:
+            words = make_axis("w", 0, axis.count // 4)
+            dots = _dots(stage.body, axis.variable, words.index * 4 if words.count > 1 else 0)
+            if dots is not None:
+                others = list(stage.reduced)
+                others[number : number + 1] = [words] if words.count > 1 else []
+                return replace(stage, body=dots, reduced=tuple(others))
+    return None
+
+
+def _dots(body: Expr, k: Atom, first: Integer) -> Expr | None:
+    """A sum of products of bytes along k as one of products of words, which begin at `first`."""
+    if body.op is Op.ADD:
+        left, right = (_dots(arg, k, first) for arg in body.args)
+        return None if left is None or right is None else added_to(left, right)
+    if body.op is not Op.MUL or any(arg.op is not Op.CAST for arg in body.args):
+        return None
+    factors = sorted((arg.args[0] for arg in body.args), key=lambda e: e.dtype is dtypes.int8)
+    if [e.dtype for e in factors] != [dtypes.uint8, dtypes.int8]:
+        return None
+    unsigned, signed = (_word(e, k, first) for e in factors)
+    if unsigned is None or signed is None:
+        return None
+    return expr.apply(Leaf.DOT, (unsigned, signed, expr.const(0, body.dtype)), body.dtype)
+
+
+def _word(e: Expr, k: Atom, first: Integer) -> Expr | None:
+    """Four neighbours along k as a number of 32 bits, the first one lowest."""
+    if e.op is Op.CONST:
+        return _four(int(e.value))
+    if e.op is Leaf.LOAD:
+        array, place = e.array, substitute(e.index, {k: first})
+        if coefficient(e.index, k) != 1 or place % 4 != 0 or e.guard:
+            return None
+        words = replace(array, dtype=dtypes.uint32, size=array.size // 4, of=array.of or array)
+        return expr.load(words, place // 4)
+    if e.op is Op.SHR and e.args[1].op is Op.CONST:
+        word, count = _word(e.args[0], k, first), int(e.args[1].value)
+        if word is None or e.dtype is not dtypes.uint8:
+            return None
+        shifted = expr.apply(Op.SHR, (word, expr.const(count, word.dtype)), word.dtype)
+        return expr.apply(Op.AND, (shifted, _four(255 >> count)), word.dtype)
+    if e.op not in (Op.AND, Op.OR, Op.XOR) or e.dtype.itemsize > 1:
+        return None
+    left, right = (_word(arg, k, first) for arg in e.args)
+    if left is None or right is None:
+        return None
+    return expr.apply(e.op, (left, right), dtypes.uint32)
+
+
+def _four(byte: int) -> Expr:
+    """A word of four equal bytes."""
+    return expr.const((byte & 255) * 0x01010101, dtypes.uint32)
+
+
+def added_to(total: Expr, dots: Expr) -> Expr:
+    """total + DOTs, as DOTs that begin with it."""
+    *words, inner = dots.args
+    begin = added_to(total, inner) if inner.op is Leaf.DOT else total
+    return expr.apply(Leaf.DOT, (*words, begin), dots.dtype)
+
+
+def in_blocks(dots: Stage, sums: Stage) -> Stage | None:
+    """`dots` in words, at the place where `sums`, a sum over blocks, reads it: only there.
+
+    None where it is no such sum, or has no tiles.
+    """
+    words = in_words(dots)
+    reads = [load for load in expr.loads(sums.body) if load.array == dots.array]
+    if words is None or sums.op is not Op.SUM or not sums.body.dtype.is_float or len(reads) != 1:
+        return None
+    axes = [make_axis("d", number, axis.extent) for number, axis in enumerate(words.reduced)]
+    values: dict[Atom, Integer] = {
+        old.variable: new.index for old, new in zip(words.reduced, axes, strict=True)
+    }
+    places = unflatten(reads[0].index, [axis.extent for axis in dots.axes])
+    values |= {axis.variable: place for axis, place in zip(dots.axes, places, strict=True)}
+    words = replace(words, body=expr.substitute_in(words.body, values), reduced=tuple(axes))
+    return words if has_tiles(sums, words) else None
+
+
+def has_tiles(sums: Stage, words: Stage | None) -> bool:
+    """Whether the last axis of a sum's results is of the unsigned bytes alone, in whole vectors."""
+    if words is None or len(sums.axes) < 2:
+        return False
+    matrix, vectors, _ = words.body.args
+    *outer, lane = sums.axes
+    m = [axis for axis in outer if axis.variable not in matrix.variables]
+    whole = isinstance(lane.extent, int) and lane.extent % LANES == 0
+    own = whole and lane.variable not in vectors.variables
+    return own and len(m) < 2 and len(m) < len(outer)

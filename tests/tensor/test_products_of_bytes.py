@@ -1,0 +1,23 @@
+"""Products of int8 matrices are exact, whatever their shapes: they are computed in words."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from minigrad import Tensor, dtypes
+
+
+@pytest.mark.parametrize("shape", [(16, 16, 16), (27, 37, 50), (17, 130, 64), (40, 16, 21)])
+def test_products_of_bytes(shape: tuple[int, int, int], on_device: str) -> None:
+    m, k, n = shape
+    generator = np.random.default_rng(0)
+    a, b = (generator.integers(-128, 128, s).astype(np.int8) for s in ((m, k), (k, n)))
+    a[0], b[:, 0] = -128, -128
+    wanted = a.astype(np.int64) @ b.astype(np.int64)
+    x, y = Tensor(a), Tensor(b)
+    np.testing.assert_array_equal(x.matmul(y, dtype=dtypes.int32).numpy(), wanted)
+    np.testing.assert_array_equal((x @ y).numpy(), wanted.astype(np.int8))
+    # with what follows it in the same kernel
+    more = (x.matmul(y, dtype=dtypes.int32).maximum(-5) * 2).numpy()
+    np.testing.assert_array_equal(more, np.maximum(wanted, -5) * 2)
