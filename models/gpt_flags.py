@@ -116,6 +116,7 @@ def _train(command: argparse.ArgumentParser) -> None:
     add("--zero", type=int, choices=range(4), default=0,
         help="what --dp devices store together: 1 moments, 2 gradients, too, 3 weights, too")
     add("--trace", metavar="FILE", help="timelines of all devices, for Chrome's trace viewer")
+    add("--explain", metavar="F.html", help=console.EXPLAIN)
     console.add_common_flags(command)
 
 

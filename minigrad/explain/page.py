@@ -50,7 +50,7 @@ def write(step: Any, args: Sequence[Any], out: Path, model: Any, rounds: int) ->
     codes = Codes()
     stories = [Story(call, seen.origins, names, codes) for call, _ in seen.calls]
     what = "a tensor" if isinstance(step, Tensor) else type(step).__name__
-    what = getattr(step, "__name__", what)
+    what = getattr(step, "__name__", what).replace("<lambda>", "a function")
     data = Data(what, seen, stories, codes, tree).as_json()
     text = json.dumps(data, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
     style, script = ((HERE / name).read_text("utf-8") for name in ("page.css", "page.js"))

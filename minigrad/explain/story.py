@@ -36,7 +36,7 @@ from minigrad.schedule.split import split_reductions
 from minigrad.schedule.stage import Stage
 from minigrad.settings import flag
 
-MOST_READERS = 3  # kernels that refused a stage, of which a sentence tells
+MOST = 4  # kernels that refused a stage, of which a sentence tells
 NOWHERE = Origin()
 
 
@@ -140,7 +140,7 @@ class Story:
             for stage in kernel.stages
         }
         self.kernels = [self._told(number) for number in range(len(self.plan.kernels))]
-        self.held = []
+        self.held: list[dict[str, Any]] = []
         for array, one in held_between(self.plan.kernels, self.plan.slots).items():
             node = self.nodes[array.name]
             self.held.append({
@@ -190,7 +190,8 @@ class Story:
                 nodes.append((repr(node)[1:-1], origin))
         code = -1 if kernel.kind in ("exchange", "wait") else self.codes.of(kernel)
         return {
-            "label": label(kernel), "kind": kernel.kind, "code": code, "shares": shares,
+            "label": label(kernel) if code < 0 else self.codes.all[code]["label"],
+            "kind": kernel.kind, "code": code, "shares": shares,
             "nodes": nodes, "plan": self._formulas(kernel), "why": self._why(number),
             "writes": [name for s in kernel.stages if s.array in kernel.stored
                        for name in [self._written(s)[0]] if name],
@@ -268,10 +269,16 @@ class Story:
             if not refused:
                 sentences.append("It begins a kernel: nothing that runs before gives it what it "
                                  "reads, but for memory.")  # fmt: skip
-            for array, why in refused[:MOST_READERS]:
-                other = self.home.get(array)
-                if other is not None and other != number:
-                    sentences.append(f"It does not join kernel {other}, for {why}.")
+            reasons: dict[str, list[int]] = {}
+            for array, why in refused:
+                other = self.home.get(array, number)
+                if other != number and other not in reasons.setdefault(why, []):
+                    reasons[why].append(other)
+            for why, others in reasons.items():
+                if others:
+                    numbers = ", ".join(map(str, others[:MOST]))
+                    plural = "s" if len(others) > 1 else ""
+                    sentences.append(f"It does not join kernel{plural} {numbers}: {why}.")
         return sentences
 
 

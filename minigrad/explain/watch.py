@@ -51,6 +51,8 @@ class Timed:
         before = program.timeline.record
 
         def record(label: str, start: float, stop: float) -> None:
+            while rows and rows[-1][1] >= start - current.start:
+                rows.pop()  # an addition that this thread did while it waited for an exchange
             rows.append((label, start - current.start, stop - current.start))
             if before is not None:
                 before(label, start, stop)

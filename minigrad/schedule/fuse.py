@@ -229,7 +229,8 @@ def reaches(start: Iterable[Cluster], goal: Cluster) -> bool:
 def _shared_rows(home: Cluster, own: Cluster, stage: Stage, produces: bool) -> frozenset[Integer]:
     """The row counts under which `stage` may join `home`; empty where it may not."""
     if own.kind != "rows":
-        return _no(home, f"a {own.kind} begins a kernel of its own")
+        kind = "matrix product" if own.kind == "contraction" else own.kind
+        return _no(home, f"a {kind} begins a kernel of its own")
     if home.kind not in ("rows", "contraction", "block_rows"):
         return _no(home, f"nothing joins a {home.kind}")
     if home.kind == "block_rows":
