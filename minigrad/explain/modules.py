@@ -67,7 +67,8 @@ def _read(step: Any, depth: int, seen: set[int]) -> Iterator[tuple[str, Any]]:
 class Tree:
     """The objects of some models that hold tensors, by dotted names.
 
-    names: by `id`; classes: of all of them and their bases; tensors: by buffer, as (name, module).
+    names: by `id`; classes: of all of them and their bases; tensors: by buffer, as (name, module),
+    where an optimizer's have no module.
     """
 
     def __init__(self, models: Mapping[str, Any]) -> None:
@@ -85,7 +86,8 @@ class Tree:
                 if isinstance(value, Tensor):
                     node = value.raw.src[0] if value.raw.op is Op.ASSIGN else value.raw
                     if node.op is Op.BUFFER:
-                        self.tensors.setdefault(node.arg, (name, name.rpartition(".")[0]))
+                        module = "" if optimizer else name.rpartition(".")[0] or "model"
+                        self.tensors.setdefault(node.arg, (name, module))
                 elif hasattr(value, "__dict__") and not optimizer:
                     self._add(name, value, classes)
         self.classes = frozenset(classes)

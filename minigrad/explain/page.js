@@ -332,6 +332,23 @@ function memory() {
       make("tbody", {}, rows.map(([name, size, first]) => make("tr", {}, make("th", {scope: "row"}, name), make("td", {class: "number"}, bytes(size)), make("td", {}, first === null ? "" : make("button", {type: "button", onclick: () => choose("kernel", first)}, `kernel ${first}`))))))));
 }
 
+/* What ranks send: each exchange with the wait that ends it. */
+function exchanged() {
+  const begun = new Map(), pairs = [], key = kernel => `${kernel.program} ${kernel.plan.split(" = ")[0]}`;
+  kernels.forEach((kernel, n) => {
+    if (kernel.kind === "exchange") begun.set(key(kernel), n);
+    if (kernel.kind === "wait") pairs.push([begun.get(key(kernel)), n]);
+  });
+  if (!pairs.length) return [];
+  const sent = pairs.reduce((sum, [first]) => sum + kernels[first].bytes, 0), waited = pairs.reduce((sum, [, last]) => sum + kernels[last].seconds, 0);
+  const largest = [...pairs].sort((a, b) => kernels[b[0]].bytes - kernels[a[0]].bytes).slice(0, 12);
+  const go = number => make("button", {type: "button", onclick: () => choose("kernel", number)}, `kernel ${number}`);
+  return [section("Exchanges", `This rank takes part in ${pairs.length} exchanges of ${bytes(sent)} in all. They go on while kernels run; for ${time(waited)}, ${percent(waited / data.seconds)} of the call, it only waited. The largest:`,
+    make("div", {class: "wide", tabindex: 0, role: "region", "aria-label": "exchanges"}, make("table", {}, make("thead", {}, make("tr", {}, ["what", "size", "begins", "is waited for", "on its way", "waited"].map(t => make("th", {scope: "col"}, t)))),
+      make("tbody", {}, largest.map(([first, last]) => make("tr", {}, make("th", {scope: "row"}, kernels[first].label.replace("exchange: ", "")), make("td", {class: "number"}, bytes(kernels[first].bytes)), make("td", {}, go(first)), make("td", {}, go(last)),
+        make("td", {class: "number"}, time(kernels[last].start + kernels[last].seconds - kernels[first].start)), make("td", {class: "number"}, time(kernels[last].seconds))))))))];
+}
+
 /* ---- the page ---- */
 
 const box = detail();
@@ -340,7 +357,7 @@ document.getElementById("main").append(...overview(), chosenBar(),
   make("div", {class: "columns"},
     make("div", {}, ...kernelList(), moduleTree()),
     make("div", {}, box, sources())),
-  passes(), memory());
+  ...exchanged(), passes(), memory());
 choose("none", null);
 const longest = kernels.reduce((best, kernel, n) => kernel.seconds > kernels[best].seconds ? n : best, 0);
 if (kernels.length) choose("kernel", longest, false);
