@@ -32,8 +32,9 @@ FOLLOWED: dict[CodeType, str] = {
     for function, name in (
         (gradient.gradient, "node"), (rewrite._step, "node"), (sort.expand_sorts, "node"),
         (split.split_reductions, "node"), (joins.with_parts, "node"),
-        (saved_graphs.substitute, "node"), (saved_graphs.see_through, "node"),
-        (program.without_rules, "node"), (canonical.Canonical.rewritten, "node"),
+        (rewrite.replaced, "node"), (saved_graphs.see_through, "node"),
+        (program._in_stages, "node"), (rewrite.without_rules, "node"),
+        (canonical.Canonical.rewritten, "node"),
         (schedule._distinct_roots, "root"), (schedule._Plan.__init__, "root"),
     )
 }  # fmt: skip

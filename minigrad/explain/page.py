@@ -48,7 +48,11 @@ def write(step: Any, args: Sequence[Any], out: Path, model: Any, rounds: int) ->
             'explain it with MINIGRAD_DEVICE=CPU, or tensors .to("CPU")'
         )
     codes = Codes()
-    stories = [Story(call, seen.origins, names, codes) for call, _ in seen.calls]
+    told: dict[int, Story] = {}  # by the id of a call, which a loop makes again
+    for call, _ in seen.calls:
+        if id(call) not in told:
+            told[id(call)] = Story(call, seen.origins, names, codes)
+    stories = [told[id(call)] for call, _ in seen.calls]
     what = "a tensor" if isinstance(step, Tensor) else type(step).__name__
     what = getattr(step, "__name__", what).replace("<lambda>", "a function")
     data = Data(what, seen, stories, codes, tree).as_json()

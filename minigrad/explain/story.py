@@ -135,9 +135,10 @@ class Story:
         self.nodes = {array.name: node for array, node in self.plan.nodes.items()}
         self.kept = frozenset(self.plan.nodes.values())
         self.home = {
-            stage.array: number
+            array: number
             for number, kernel in enumerate(self.plan.kernels)
             for stage in kernel.stages
+            for array in (stage.array, stage.array.whole or stage.array)
         }
         self.kernels = [self._told(number) for number in range(len(self.plan.kernels))]
         self.held: list[dict[str, Any]] = []
@@ -236,7 +237,7 @@ class Story:
 
     def _written(self, stage: Stage) -> tuple[str, str]:
         """The name of the buffer that a stage fills, and the module whose that is."""
-        slot = self.plan.slots.get(stage.array)
+        slot = self.plan.slots.get(stage.array.whole or stage.array)
         if slot is None:
             return "", ""
         if slot >= len(self.call.inputs):

@@ -15,6 +15,7 @@ from minigrad.errors import MinigradError
 from minigrad.explain.origins import Origins
 from minigrad.graph.canonical import Canonical, Graph
 from minigrad.jit.jitted import Jitted, Method
+from minigrad.programs import MOST_PROGRAMS, NO_VALUES, Programs
 from minigrad.settings import flag
 from minigrad.tensor import Tensor
 
@@ -65,14 +66,14 @@ class Timed:
         current.programs.append((self, rows))
 
 
-class Watched(program.Programs):
+class Watched(Programs):
     """The programs of this thread while a step is explained: none of them is general.
 
     found: each call with its program, in order.
     """
 
     def __init__(self) -> None:
-        super().__init__(program.MOST_PROGRAMS)
+        super().__init__(MOST_PROGRAMS)
         self.others, self.thread = program.programs, get_ident()
         self.made: dict[Any, Timed] = {}
         self.found: list[tuple[Canonical, Timed]] = []
@@ -89,7 +90,7 @@ class Watched(program.Programs):
         if known is None:
             known = self.made[key] = Timed(compile(call.graph()), self)
         self.found.append((call, known))
-        return known, program.NO_VALUES
+        return known, NO_VALUES
 
     @contextmanager
     def watching(self) -> Iterator[None]:
@@ -170,7 +171,7 @@ def _afresh(step: Any) -> Callable[..., Any]:
     return step  # type: ignore[no-any-return]
 
 
-def _run(step: Callable[..., Any], args: Sequence[Any], programs: program.Programs) -> float:
+def _run(step: Callable[..., Any], args: Sequence[Any], programs: Programs) -> float:
     """Seconds of the step as it is without us."""
     ours, program.programs = program.programs, programs
     try:
@@ -190,14 +191,23 @@ def _synchronize() -> None:
 def _aligned(
     found: Sequence[tuple[Canonical, Timed]], best: Round
 ) -> list[tuple[Canonical, Timed]]:
-    """The calls of the recorded step that a round made again: it may have prepared others."""
-    rest, result = iter(found), []
+    """The calls of the recorded step that a round made again: it may have prepared others.
+
+    A loop runs a program many times that was looked up once.
+    """
+    place, result = 0, list[tuple[Canonical, Timed]]()
     for timed, _ in best.programs:
-        pair = next((pair for pair in rest if pair[1] is timed), None)
-        if pair is None:
+        ahead = place < len(found) and found[place][1] is timed
+        if not ahead and result and result[-1][1] is timed:
+            result.append(result[-1])
+            continue
+        while place < len(found) and found[place][1] is not timed:
+            place += 1
+        if place == len(found):
             raise MinigradError(
                 "explain: the step ran other programs when it was called again; explain a function "
                 "that computes the same in every call, e.g. one step of the loop"
             )
-        result.append(pair)
+        result.append(found[place])
+        place += 1
     return result

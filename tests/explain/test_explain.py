@@ -23,7 +23,7 @@ from minigrad.graph import node
 from minigrad.models import gpt_commands, moe_commands
 from minigrad.models.errors import InputError
 from minigrad.models.parallel import Mesh, Rank, all_reduce, run
-from minigrad.program import programs
+from minigrad.programs import programs
 
 ABSENT = site.missing()
 LINES = Path(__file__).read_text("utf-8").splitlines()
@@ -150,6 +150,22 @@ def test_a_lazy_tensor_has_no_lines(cpu: str, tmp_path: Path) -> None:
     assert made.is_realized()
     data = data_of(tmp_path / "page.html")
     assert data["kernels"] and not data["files"] and data["what"] == "a tensor"
+
+
+def test_a_loop_runs_a_program_many_times(cpu: str, tmp_path: Path) -> None:
+    xs = Tensor.rand(5, 8, 8, device=cpu).realize()
+    first = Tensor.rand(8, 8, device=cpu).realize()
+
+    def step() -> Tensor:
+        carry, _ = Tensor.scan(lambda one, x: (one @ x, one), first, xs)
+        return carry.realize()
+
+    step()
+    explain(step, out=tmp_path / "page.html", rounds=1)
+    data = data_of(tmp_path / "page.html")
+    products = [kernel for kernel in data["kernels"] if kernel["kind"] == "contraction"]
+    assert len(products) == 5 and len({kernel["code"] for kernel in products}) == 1
+    assert all("lambda one, x" in str(lines_of(data, kernel)) for kernel in products)
 
 
 def test_it_leaves_nothing_behind(cpu: str, tmp_path: Path) -> None:
