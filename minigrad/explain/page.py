@@ -75,13 +75,13 @@ class Data:
     ) -> None:
         self.what, self.seen, self.stories, self.codes, self.tree = what, seen, stories, codes, tree
         self.stacks: dict[tuple[Place, ...], int] = {}
+        self.numbers = {story: place for place, story in enumerate(dict.fromkeys(stories))}
 
     def as_json(self) -> dict[str, Any]:
         """All of it."""
         kernels = [
-            self._kernel(place, number, row)
-            for place, (story, (_, rows)) in
-            enumerate(zip(self.stories, self.seen.round.programs, strict=True))
+            self._kernel(story, number, row)
+            for story, (_, rows) in zip(self.stories, self.seen.round.programs, strict=True)
             for number, row in enumerate(_checked(rows, story))
         ]  # fmt: skip
         files = sorted({place[0] for stack in self.stacks for place in stack})
@@ -91,7 +91,7 @@ class Data:
             "captured": self.seen.captured, "steps": self.seen.steps,
             "seconds": self.seen.round.seconds, "busy": self.seen.round.busy,
             "plain": sorted(self.seen.plain), "kernels": kernels,
-            "programs": [{"passes": story.passes} for story in self.stories],
+            "programs": [{"passes": story.passes} for story in self.numbers],
             "codes": [{name: _packed(code[name]) for name in TEXTS} for code in self.codes.all],
             "modules": self.tree.rows, "memory": _memory(self.stories),
             "stacks": [[[number[f], line, name] for f, line, name in s] for s in self.stacks],
@@ -99,8 +99,10 @@ class Data:
                                      if place[0] == name}) for name in files],
         }  # fmt: skip
 
-    def _kernel(self, place: int, number: int, row: tuple[str, float, float]) -> dict[str, Any]:
-        told = self.stories[place].kernels[number]
+    def _kernel(
+        self, story: Story, number: int, row: tuple[str, float, float]
+    ) -> dict[str, Any]:
+        told = story.kernels[number]
         _, start, stop = row
         seconds = stop - start
         code = self.codes.all[told["code"]] if told["code"] >= 0 else {}
@@ -120,7 +122,7 @@ class Data:
                  for text, origin in told["nodes"]]  # fmt: skip
         same = ("label", "kind", "code", "plan", "why", "writes", "needs")
         return {
-            **{name: told[name] for name in same}, "program": place, "number": number,
+            **{name: told[name] for name in same}, "program": self.numbers[story], "number": number,
             "start": start, "seconds": seconds, "operations": code.get("operations", 0),
             "bytes": code.get("traffic", told["bytes"]),
             "limit": max(computing, moving) / max(seconds, 1e-9),
