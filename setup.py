@@ -67,6 +67,7 @@ setup(
     packages=PACKAGES,
     package_data={
         "minigrad": ["py.typed", "hints.md"],  # py.typed holds for all packages inside
+        "minigrad.explain": ["page.html", "page.css", "page.js"],
         "minigrad.models.lessons": ["*.js", "assets/*"],
     },
     install_requires=["numpy>=1.26", "ml_dtypes>=0.4", "llvmlite>=0.44", "pyopencl>=2024.1"],

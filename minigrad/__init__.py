@@ -12,6 +12,7 @@ if os.path.exists(os.path.join(_checkout, "setup.py")):
 from minigrad import linalg, nn  # noqa: E402
 from minigrad.device import Device  # noqa: E402
 from minigrad.dtype import dtypes  # noqa: E402
+from minigrad.explain import explain  # noqa: E402
 from minigrad.graph.sharding import Blocks, P  # noqa: E402
 from minigrad.graph.variable import Variable  # noqa: E402
 from minigrad.hints import names_of  # noqa: E402
@@ -31,7 +32,7 @@ for _method in (linalg.qr, linalg.svd):
 __version__ = "0.1.0"
 __all__ = [
     "Blocks", "Context", "Device", "GlobalCounters", "Mesh", "P", "Tensor", "TinyJit", "Variable",
-    "__version__", "dtypes", "getenv", "jit", "nn",
+    "__version__", "dtypes", "explain", "getenv", "jit", "nn",
 ]  # fmt: skip
 
 if not TYPE_CHECKING:

@@ -19,7 +19,7 @@ from minigrad.graph.canonical import Canonical, Graph, canonicalize
 from minigrad.graph.loop import StepsInMemory
 from minigrad.graph.node import Node, Op, needed
 from minigrad.graph.shapes import numel
-from minigrad.programs import programs
+from minigrad.programs import programs as programs
 from minigrad.settings import flag, state_that
 
 

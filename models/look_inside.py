@@ -12,7 +12,7 @@ from typing import Any
 from minigrad import Tensor, jit, nn
 from minigrad.models.decode import Decoder, seen
 from minigrad.models.errors import InputError
-from minigrad.models.gpt import GPT
+from minigrad.models.gpt import GPT, Block
 from minigrad.models.gpt_config import GPTConfig
 from minigrad.models.pictures import check_picture, draw_attention
 from minigrad.models.pretrained import load_model, smollm
@@ -40,7 +40,7 @@ def inspect_command(flags: argparse.Namespace) -> None:
     if len(ids) > config.context:
         raise InputError(f"the text has {len(ids)} tokens, the model sees {config.context}")
     for name, most in (("layer", config.layers), ("head", config.heads)):
-        if getattr(flags, name) > most:
+        if (getattr(flags, name) or 0) > most:
             raise InputError(f"--{name} is {getattr(flags, name)}: the model has {most}")
     names = [shown(tokenizer, token) for token in ids]
     print(f"{len(ids)} tokens")
@@ -48,10 +48,13 @@ def inspect_command(flags: argparse.Namespace) -> None:
         words = "  ".join(f"{shown(tokenizer, other)} {cosine:.2f}" for other, cosine in near)
         print(f"  {token:>6} {name:<16} nearest: {words}")
 
-    weights = attention(model, ids, flags.layer - 1, flags.head - 1)
+    layer, head = flags.layer, flags.head
+    if layer is None or head is None:
+        layer, head = telling_head(model, ids, layer, head)
+    weights = attention(model, ids, layer - 1, head - 1)
     picture = Path(flags.picture)
-    draw_attention(weights, names, picture, f"attention of layer {flags.layer}, head {flags.head}")
-    print(f"\nattention of layer {flags.layer}, head {flags.head}: picture {picture}")
+    draw_attention(weights, names, picture, f"attention of layer {layer}, head {head}")
+    print(f"\nattention of layer {layer}, head {head}: picture {picture}")
     strongest = weights[-1].argsort()[::-1][:3]
     looked = ", ".join(f"{names[i]} {weights[-1][i]:.0%}" for i in strongest)
     print(f"  the last token looks at {looked}")
@@ -110,12 +113,39 @@ def attention(model: GPT, ids: list[int], layer: int, head: int) -> Any:
         x = model.embed(Tensor([ids]))
         for block in model.h[:layer]:
             x = block(x).realize()
-        block, config = model.h[layer], model.config
-        q, k, _ = block.attn.heads(block.ln_1(x) if config.norms != "after" else x)
-        mask = seen(q, k, 0, block.attn)
-        # what is taken of the rows of an identity matrix are the weights
-        every = Tensor.eye(len(ids)).expand(1, config.key_value_heads, len(ids), len(ids))
-        return block.attn.mix(q, k, every, mask)[0, head].numpy()
+        return _weights(model.h[layer], x)[head]
+
+
+def _weights(block: Block, x: Tensor) -> Any:
+    """The attention of a block's heads, a numpy array (heads, tokens, tokens); x: what enters."""
+    config, length = block.config, int(x.shape[1])  # type: ignore[arg-type]
+    q, k, _ = block.attn.heads(block.ln_1(x) if config.norms != "after" else x)
+    # what is taken of the rows of an identity matrix are the weights
+    every = Tensor.eye(length).expand(1, config.key_value_heads, length, length)
+    return block.attn.mix(q, k, every, seen(q, k, 0, block.attn))[0].numpy()
+
+
+def telling_head(
+    model: GPT, ids: list[int], layer: int | None = None, head: int | None = None
+) -> tuple[int, int]:
+    """(layer, head), from 1, that looks most at single tokens which are neither the first nor its
+    own: most heads rest on the first one. layer, head: where one of the two is given.
+    """
+    import numpy as np
+
+    best, found = -1.0, (layer or 1, head or 1)
+    others = np.tri(len(ids), k=-1)
+    others[:, 0] = 0
+    with Tensor.no_grad():
+        x = model.embed(Tensor([ids]))
+        for number, block in enumerate(model.h, 1):
+            if layer in (None, number):
+                looks = (_weights(block, x) * others).max(2).mean(1)
+                place = int(looks.argmax()) if head is None else head - 1
+                if looks[place] > best:
+                    best, found = float(looks[place]), (number, place + 1)
+            x = block(x).realize()
+    return found
 
 
 def latency(model: GPT, ids: list[int], tokens: int) -> tuple[list[float], list[float]]:

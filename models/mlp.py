@@ -196,12 +196,23 @@ class Steps:
     def __call__(self, places: np.ndarray[tuple[int, int], np.dtype[np.int32]]) -> list[float]:
         """places (steps, batch): the digits of each step; gives each one's loss before it."""
         run = self.run if len(places) == STEPS_TOGETHER else self.run_rest
-        if self.replica is not None:  # its part of each batch
+        with Tensor.train():
+            losses: list[float] = run(self._own(places)).tolist()
+        return losses
+
+    def explain(self, batch: int, path: str, speaks: bool) -> None:
+        """Write a page that explains one step, on the first digits."""
+        import numpy as np
+
+        places = np.arange(batch, dtype=np.int32)[None]
+        console.explain_step(path, speaks, self.run, self._own(places))
+
+    def _own(self, places: np.ndarray[tuple[int, int], np.dtype[np.int32]]) -> Tensor:
+        """The places, or of a replica its part of each batch."""
+        if self.replica is not None:
             (part,) = self.replica.part(places.T)
             places = part.T.copy()
-        with Tensor.train():
-            losses: list[float] = run(Tensor(places)).tolist()
-        return losses
+        return Tensor(places)
 
     def _run(self, places: Tensor) -> Tensor:
         losses = []
@@ -324,6 +335,7 @@ def parser() -> argparse.ArgumentParser:
     add("--metrics", metavar="F.jsonl", help="JSON lines, one per step")
     add("--dp", type=console.positive_int, default=1, help="copies that share each batch")
     add("--trace", metavar="FILE", help="timelines of all devices, for Chrome's trace viewer")
+    add("--explain", metavar="F.html", help=console.EXPLAIN)
     console.add_common_flags(result)
     return result
 
@@ -366,6 +378,9 @@ def learn(flags: argparse.Namespace, rank: Rank | None = None) -> None:
     if speaks:
         print(f"{len(training):,} digits to learn from, {len(validation):,} to validate")
         print(describe(model))
+    if flags.explain is not None:
+        Steps(model, training, flags.lr, replica).explain(flags.batch, flags.explain, speaks)
+        return
     with Metrics(flags.metrics if speaks else None) as metrics:
         accuracy = train(model, training, validation, flags.epochs, flags.batch, flags.lr,
                          flags.seed, metrics, flags.patience, replica)  # fmt: skip

@@ -18,7 +18,14 @@ from minigrad.models.moe import recording
 from minigrad.models.sizing import parameters, peak_bytes
 from minigrad.models.text import Windows, load_text, split
 from minigrad.models.tokenizer import CharacterTokenizer
-from minigrad.models.train import MatrixAdamW, TrainingPlan, make_schedule, make_step, validate
+from minigrad.models.train import (
+    MatrixAdamW,
+    TrainingPlan,
+    TrainingRun,
+    make_schedule,
+    make_step,
+    validate,
+)
 
 Shares = np.ndarray[tuple[int, ...], np.dtype[np.float32]]
 BARS = "·▁▂▃▄▅▆▇█"  # a blank could not be counted
@@ -58,6 +65,7 @@ def parser() -> argparse.ArgumentParser:
     add("--active", type=whole, default=2, help="how many of the experts each token goes through")
     add("--balance", type=console.natural_float, default=0.01,
         help="weight of the load-balancing loss; 0 shows what happens without")  # fmt: skip
+    add("--explain", metavar="F.html", help=console.EXPLAIN)
     console.add_common_flags(result)
     return result
 
@@ -104,6 +112,9 @@ def main(arguments: Sequence[str]) -> None:
     plan = TrainingPlan(steps=flags.steps, batch=flags.batch, lr=flags.lr, seed=flags.seed)
     Tensor.manual_seed(flags.seed)
     model = GPT(config)
+    if flags.explain is not None:
+        TrainingRun(model, plan).explain(windows, flags.explain)
+        return
     print(f"load of each of {flags.experts} experts, block by block; {BARS[4]} is a fair share, "
           f"{BARS[0]} none")  # fmt: skip
     seconds = train(model, windows, plan, held_out)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from minigrad import Device, Tensor, jit, nn
 from minigrad.graph.symbolic import ceildiv
+from minigrad.models import console
 from minigrad.models.checkpoint import plain_shape
 from minigrad.models.console import Progress
 from minigrad.models.errors import InputError
@@ -232,13 +233,21 @@ class TrainingRun:
         """One step; gives (the loss before it, its learning rate)."""
         rate = self.schedule(self.done)
         self.optimizer.set_lr(rate)
+        with Tensor.train():
+            loss = float(self._step(*self._batch(windows)).item())
+        self.done += 1
+        return loss, rate
+
+    def explain(self, windows: Windows, path: str, speaks: bool = True) -> None:
+        """Write a page that explains the next step, which is done several times for it."""
+        console.explain_step(path, speaks, self._step, *self._batch(windows))
+
+    def _batch(self, windows: Windows) -> list[Tensor]:
+        """The tokens of the next step and what follows each; of a replica its part."""
         ids, targets = windows.batch(self.plan.batch, self.plan.seed, self.done)
         if self.replica is not None:
             ids, targets = self.replica.part(ids, targets)
-        with Tensor.train():
-            loss = float(self._step(*_placed(self.division, ids, targets)).item())
-        self.done += 1
-        return loss, rate
+        return _placed(self.division, ids, targets)
 
     def tensors(self) -> dict[str, Tensor]:
         """The state of the optimizer."""

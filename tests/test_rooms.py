@@ -40,6 +40,7 @@ ROOMS: tuple[tuple[str, ...], ...] = (
     ("minigrad.tensor",),
     ("minigrad.jit",),
     ("minigrad.linalg", "minigrad.nn", "minigrad.array_api", "minigrad.einops"),
+    ("minigrad.explain",),
     ("minigrad", "minigrad.docs"),  # the front door, which names what users import
     ("minigrad.models",),
 )

@@ -9,6 +9,7 @@ with nothing but the row passing between them. The question asked of each read i
 from __future__ import annotations
 
 from collections.abc import Container, Iterable
+from typing import Protocol
 
 from minigrad.graph.operations import SCANS, SCATTERS, Op
 from minigrad.graph.shapes import flatten, iterations, numel
@@ -32,6 +33,28 @@ SMALL = 1 << 15
 MOST_ARRAYS = 256
 MOST_PARTS = 8  # of one array: those of long joins share the code of one kernel instead
 LEAST_PARALLEL = 8  # rows, one for each thread, below which more than SMALL is better left parallel
+
+
+class Watcher(Protocol):
+    """Who sees which stages join which kernels, and why not others: see `minigrad/explain/`."""
+
+    def refused(self, home: Cluster, why: str) -> None:
+        """The stage that is next to settle does not join this kernel."""
+        ...
+
+    def settled(self, stage: Stage, home: Cluster) -> None:
+        """A stage has joined a kernel, which may be its own."""
+        ...
+
+
+watchers: list[Watcher] = []
+
+
+def _no(home: Cluster, why: str) -> frozenset[Integer]:
+    """No rows under which a stage may join a kernel."""
+    for watcher in watchers:
+        watcher.refused(home, why)
+    return frozenset()
 
 
 class Cluster:
@@ -113,9 +136,11 @@ def cluster(
             near = sorted(producers, key=ready.__getitem__, reverse=True)
             for candidate in dict.fromkeys([*near, *siblings]):
                 if candidate.stages[0].array in alone:
+                    _no(candidate, "that one has a kernel of its own: it writes a part in place")
                     continue
                 whole = stage.array.whole
                 if whole and sum(a.whole == whole for a in candidate.made) >= MOST_PARTS:
+                    _no(candidate, f"it has {MOST_PARTS} pieces of that array already")
                     continue
                 if sink is not None:
                     most = len(parts) - (candidate not in producers)  # a sibling must share some
@@ -123,10 +148,15 @@ def cluster(
                 else:
                     shared = _shared_rows(candidate, own, stage, candidate in producers)
                 if candidate not in producers and _delays(candidate, producers, stage):
+                    _no(candidate, "it would wait for more than it needs")
                     continue
                 if shared and not reaches(producers - {candidate}, candidate):
                     home, rows = candidate, shared
                     break
+                if shared:
+                    _no(candidate, "something between the two needs the first, and is needed here")
+        for watcher in watchers:
+            watcher.settled(stage, home)
         clusters.setdefault(home, len(clusters))
         if sink is None:
             home.add(stage, rows)
@@ -200,44 +230,49 @@ def reaches(start: Iterable[Cluster], goal: Cluster) -> bool:
 
 def _shared_rows(home: Cluster, own: Cluster, stage: Stage, produces: bool) -> frozenset[Integer]:
     """The row counts under which `stage` may join `home`; empty where it may not."""
-    if own.kind != "rows" or home.kind not in (
-        "rows", "contraction", "block_rows", "dots"
-    ):
-        return frozenset()
+    if own.kind != "rows":
+        kind = "matrix product" if own.kind in ("contraction", "dots") else own.kind
+        return _no(home, f"a {kind} begins a kernel of its own")
+    if home.kind not in ("rows", "contraction", "block_rows", "dots"):
+        return _no(home, f"nothing joins a {home.kind}")
     if home.kind == "dots":
         dots, *sums = home.stages
         fits = stage.op is None and _same_elements(sums or [dots], stage)
         fits = fits or not sums and in_blocks(dots, stage) is not None
-        return frozenset((stage.size,)) if fits and produces else frozenset()
+        if fits and produces:
+            return frozenset((stage.size,))
+        return _no(home, "it does not take each result of that product just once, at its own place")
     if home.kind == "block_rows":
         fits = produces and stage.op is None and _follows_blocks(home, own, stage)
-        return home.rows if fits else frozenset()
+        return home.rows if fits else _no(home, "it does not go along with those blocks of rows")
     if home.kind == "contraction":
         fits = stage.op is None and _same_elements(home.stages, stage)
-        return frozenset((stage.size,)) if fits and produces else frozenset()
+        if fits and produces:
+            return frozenset((stage.size,))
+        return _no(home, "it does not take each result of that product just once, at its own place")
     if len(home.arrays) >= MOST_ARRAYS:
-        return frozenset()
+        return _no(home, f"that kernel has {MOST_ARRAYS} arrays already")
     rows = home.rows & own.rows
     for array in {load.array for load in expr.loads(stage.body)}:
         if array in home.made:
             rows = frozenset(r for r in rows if aligned(stage, home.made[array], r))
     if not rows:
-        return rows
+        return _no(home, "a row of it needs more than the same row there: all rows must be done")
     best = max(rows, key=high)
     count, most = high(best), (high(home.most_rows), high(own.most_rows))
     work = home.work + stage.iterations
     parallel = count >= min(*most, ENOUGH_ROWS)
     if not produces and count < max(most):
-        return frozenset()
+        return _no(home, "both only read the same, and together they would have fewer rows")
     if not (parallel or work <= TINY):
-        return frozenset()
+        return _no(home, f"together they have {count} rows: too few for all threads")
     for part, done in ((home, work), (own, stage.iterations)):  # what would not be parallel then
         if count < min(high(part.most_rows), LEAST_PARALLEL) and done > SMALL:
-            return frozenset()
+            return _no(home, f"together they have {count} rows: too few for all threads")
     if max(home.largest, stage.size) > home.target.row_values * count:
-        return frozenset()
+        return _no(home, "a row is too large to be passed on in the cache")
     if work > TINY and not _agrees(home, stage, best):
-        return frozenset()
+        return _no(home, "one is fast along the rows, the other across them")
     return rows
 
 
@@ -256,14 +291,14 @@ def _shared_blocks(home: Cluster, chains: Chains, sink: Sink, most: int) -> froz
     """The row count if a reader of chains may join `home` with `most` new stages, else empty."""
     alike = sink.count in home.rows and sink.extent == home.extent
     if home.kind != "block_rows" or not alike:
-        return frozenset()
+        return _no(home, "it has other blocks of rows")
     parts, _ = chains.pull(sink, home.pulled, "")
     if len(parts) > most:
-        return frozenset()
+        return _no(home, "they have nothing in common that is computed once then")
     for part in parts:
         for array in {load.array for load in expr.loads(*part.exprs())}:
             if array in home.made and not aligned(part, home.made[array], sink.count):
-                return frozenset()
+                return _no(home, "a row of it needs more than the same row there")
     return home.rows
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from minigrad.graph.canonical import Graph
 from minigrad.graph.collective import exchanges_in_order
@@ -52,7 +52,8 @@ class Kernel:
 class Schedule:
     """kernels in order; slots: arrays that are buffers of the call; arena: places of the others.
 
-    (Where sizes are symbolic, those that the largest have; `held_between` tells more.)
+    (Where sizes are symbolic, those that the largest have; `held_between` tells more.) nodes: what
+    the arrays hold the values of; a kernel's own copy of another's value is not among them.
     """
 
     kernels: tuple[Kernel, ...]
@@ -60,6 +61,7 @@ class Schedule:
     arena: dict[Array, int]
     arena_bytes: int
     variables: tuple[str, ...]
+    nodes: dict[Array, Node] = field(default_factory=dict)
 
 
 def schedule(graph: Graph, roots: Sequence[Node], target: Target, fuse: bool = True) -> Schedule:
@@ -243,7 +245,8 @@ class _Plan:
         slots = {array: s for array, s in self.slots.items() if array.whole is None}
         kernels = add_waits(kernels, slots)
         arena, size = plan_arena(kernels, slots)
-        return Schedule(tuple(kernels), slots, arena, size, self.graph.variables)
+        nodes = {array: node for node, array in self.arrays.items()}
+        return Schedule(tuple(kernels), slots, arena, size, self.graph.variables, nodes)
 
     def _stored(self, member: Cluster) -> frozenset[Array]:
         """The arrays of a kernel that must reach memory."""

@@ -1,6 +1,7 @@
 """Data of the host: Python numbers, nested lists and arrays in; bytes, lists and arrays out.
 
-Nothing here imports numpy but `to_numpy`; arrays are read through the protocols they offer.
+Only who asks for an array, a text or a picture imports numpy; arrays are read through the protocols
+that they offer.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ _BY_FORMAT = {
     "l": _BY_TYPESTR["i", struct.calcsize("l")], "L": _BY_TYPESTR["u", struct.calcsize("L")],
 }  # fmt: skip
 _NUMBERS = (int, float, bool)  # and nothing derived of them: numpy's numbers have a dtype
+SAMPLED, BINS = 1 << 16, 32  # numbers that a histogram counts, about, and its bars
 HostArray = tuple[bytes, tuple[int, ...], DType]
 
 
@@ -187,3 +189,26 @@ def text(array: Any, edge: int) -> str:
 
     found = np.array2string(array, separator=", ", threshold=0, edgeitems=edge)
     return f"\n{found}" if "\n" in found else f" {found}"
+
+
+def histogram(array: Any) -> str:
+    """How numbers are spread, as a small SVG with a line below; nothing where all are alike."""
+    import numpy as np
+
+    step = max(-(-array.size // SAMPLED), 1)
+    some = array.reshape(-1)[::step]
+    finite = some[np.isfinite(some)].astype(np.float64)
+    if not finite.size or finite.min() == finite.max():
+        return ""
+    said = f"{finite.min():.4g} … {finite.max():.4g}, mean {finite.mean():.4g}"
+    said += f"; {some.size - finite.size} of them not finite" if finite.size < some.size else ""
+    said += f" (of every {step}th)" if step > 1 else ""
+    counts = np.histogram(finite / np.abs(finite).max(), BINS)[0]  # no range is infinite then
+    bars = "".join(
+        f'<rect x="{6 * place}" y="{40 - height}" width="5" height="{height}"/>'
+        for place, height in enumerate((40 * counts / counts.max()).round().astype(int))
+    )
+    return (
+        f'<div><svg width="{6 * BINS}" height="40" fill="currentColor" role="img" '
+        f'aria-label="histogram: {said}">{bars}</svg><br><small>{said}</small></div>'
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from html import escape
 from typing import TYPE_CHECKING, Any, Self
 
 from minigrad.device import Device
@@ -150,17 +151,37 @@ class Values(Methods):
 
     def __repr__(self) -> str:
         """Shape, dtype, device and values, which are computed, except while a step is captured."""
+        return f"<{self._described()}{self._content()[1]}>"
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: that, its sharding, and how the values are spread, as a picture.
+
+        >>> "<svg" in Tensor([1.0, 2.0, 4.0])._repr_html_()
+        True
+        """
+        readable, text = self._content()
+        picture = hostdata.histogram(self.numpy()) if readable else ""
+        return (
+            f"<div><code>{escape(self._described())}</code>{picture}"
+            f"<pre>{escape(text.removeprefix(':').strip())}</pre></div>"
+        )
+
+    def _described(self) -> str:
+        """Shape, dtype, device."""
         kind = f"{show(self.shape)} {self.dtype.name}"
         if self.raw.device in Device.meshes:
             kind = self.sharding
         text = f"Tensor {kind} on {self.raw.device}"
-        text += ", requires_grad" if self._requires_grad else ""
+        return text + (", requires_grad" if self._requires_grad else "")
+
+    def _content(self) -> tuple[bool, str]:
+        """(whether there are values to be read, these or what there is instead)."""
         if recording.calls is not None and not self.is_realized():
-            return f"<{text}, lazy>"
+            return False, ", lazy"
         try:
-            return f"<{text}:{self._shown()}>"
+            return True, f":{self._shown()}"
         except MinigradError as error:  # a repr must not fail
-            return f"<{text}: unreadable, {error}>"
+            return False, f": unreadable, {error}"
 
     def _shown(self) -> str:
         """The values as numpy writes them; of many, the outermost of each dimension."""

@@ -70,9 +70,11 @@ def lesson(page: Page) -> None:
         - the **key**: what a token offers to those who look,
         - the **value**: what it reports to those who look at it.
 
-        A query is multiplied with all keys. A large product means: here is what I was looking for.
-        **Softmax** turns the products into shares that sum to 1; and the answer is the sum of all
-        values, each times its share. That is all.
+        A query is multiplied with all keys, number by number, and the products are added up. A
+        large sum means: here is what I was looking for. (It is divided by the root of how many
+        numbers there are, here √64 = 8, or longer vectors would make all sums large.) **Softmax**
+        turns the results into shares that sum to 1; and the answer is the sum of all values, each
+        times its share. That is all.
     """)
     model, _ = language_model()
     config = model.config

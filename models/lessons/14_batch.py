@@ -72,8 +72,9 @@ def lesson(page: Page) -> None:
     page.say("""
         When every example has been seen once, an **epoch** is over. Then the order is shuffled, and
         it begins again. Large language models see most of their text once: there is so much of it.
-        Good texts are shown several times, and in **fine-tuning**, with few examples, all of them
-        are. What comes of seeing the same too often, the next lesson shows.
+        Good texts are shown several times. So are all examples in **fine-tuning**: a model that has
+        learned from much text goes on with a few examples of one task, in small steps, so that it
+        does not forget. What comes of seeing the same too often, the next lesson shows.
     """)
     order = [np.random.default_rng((1, epoch)).permutation(12) for epoch in range(3)]
     page.table(["epoch", *(f"batch {n}" for n in range(1, 4))],

@@ -78,7 +78,9 @@ def lesson(page: Page) -> None:
 
     page.say("""
         Move through the epochs: where would you have stopped? Whoever trains holds some examples
-        back, as we did, and watches these.
+        back, as we did, and watches these. What helps is to stop in time, more examples, a smaller
+        network, or **dropout**: in each step some neurons, drawn by lot, are left out, so that
+        nobody can rely on one of them.
     """)
     best = int(np.argmin(fresh))
     page.widget("overfit", "Choose an epoch, and a size.",

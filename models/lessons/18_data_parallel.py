@@ -100,7 +100,8 @@ def lesson(page: Page) -> None:
         adds up, makes that one a bottleneck. Better is the **ring**: each device talks only to its
         neighbour. The numbers are cut into as many parts as there are devices. Each device sends
         one part to the next, which adds its own and sends it on. After n − 1 steps each device has
-        one part complete; n − 1 steps more carry the complete parts around.
+        one part complete; n − 1 steps more carry the complete parts around. (The halves have names
+        of their own, ReduceScatter and AllGather, for there are uses for either alone.)
     """)
     rows, plays = [], []
     for ranks in range(2, page.pick(9, 5)):

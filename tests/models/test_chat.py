@@ -110,6 +110,18 @@ def test_inspect(checkpoint: str, capsys: pytest.CaptureFixture[str], tmp_path: 
     assert status == 1 and "the text is empty" in err
 
 
+def test_the_head_that_is_drawn_looks_at_something() -> None:
+    model, _ = talker()
+    ids = [5, 9, 200, 31, 7]
+    seen = {}
+    for head in range(model.config.heads):
+        weights = look_inside.attention(model, ids, 0, head)
+        seen[head] = np.mean([max(weights[row, 1:row], default=0) for row in range(len(ids))])
+    assert look_inside.telling_head(model, ids) == (1, max(seen, key=seen.__getitem__) + 1)
+    assert look_inside.telling_head(model, ids, head=1) == (1, 1)
+    assert look_inside.telling_head(model, ids[:1]) == (1, 1)
+
+
 def test_attention_is_what_the_model_uses() -> None:
     model, _ = talker()
     ids = [5, 9, 200, 31]

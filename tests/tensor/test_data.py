@@ -5,6 +5,7 @@ from __future__ import annotations
 import array
 import copy
 import pickle
+import re
 import subprocess
 import sys
 import threading
@@ -165,6 +166,22 @@ def test_repr_of_many(on_device):
         y = np.arange(np.prod(shape), dtype=np.float32).reshape(shape) / 8
         wanted = np.array2string(y, separator=", ", threshold=1000, edgeitems=3)
         assert repr(Tensor(y)).partition("\n")[2] == wanted + ">", shape
+
+
+def test_repr_in_a_notebook(on_device):
+    """As repr, with a histogram whose bars are as high as there are values."""
+    x = Tensor([0.0] * 10 + [1.0] * 5 + [4.0, float("nan")])
+    shown = x._repr_html_()
+    heights = [int(height) for height in re.findall(r'<rect [^>]*height="(\d+)"', shown)]
+    assert len(heights) == 32 and sum(map(bool, heights)) == 3
+    assert (heights[0], heights[8], heights[-1]) == (40, 20, 4)
+    assert "0 … 4, mean 0.5625; 1 of them not finite" in shown
+    assert f"Tensor (17,) float32 on {on_device}" in shown and "<pre>[ 0.," in shown
+    assert "<svg" not in Tensor([2.0, 2.0])._repr_html_() and "[2., 2.]" in repr(Tensor([2.0, 2.0]))
+    assert "<svg" in Tensor([1, 2], dtype="bfloat16")._repr_html_()
+    assert "of every 4th" in Tensor.arange(1 << 18)._repr_html_()
+    many = Tensor([1e308, -1e308, 0.0], dtype="float64")._repr_html_()
+    assert many.count('height="40"/>') == 3
 
 
 def test_repr_while_a_step_is_captured(on_device):

@@ -1,0 +1,214 @@
+"""The page: what was seen of a step, as one file of HTML with its data."""
+
+from __future__ import annotations
+
+import base64
+import html
+import json
+import os
+import platform
+import re
+import time
+import zlib
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from minigrad.device import Buffer
+from minigrad.errors import DeviceError
+from minigrad.explain import watch
+from minigrad.explain.modules import Tree, models_of
+from minigrad.explain.origins import Origin, Origins, Place
+from minigrad.explain.story import Codes, Story
+from minigrad.graph.node import Op
+from minigrad.runtimes.cpu_limits import limits
+from minigrad.runtimes.host import usable_threads
+from minigrad.tensor import Tensor
+
+HERE = Path(__file__).resolve().parent
+AROUND = 2  # lines of a program that are shown before and after those that made something
+MOST_HELD = 12  # of what is in memory at the peak
+TEXTS = ("steps", "nest", "ir", "assembly")
+
+
+def write(step: Any, args: Sequence[Any], out: Path, model: Any, rounds: int) -> Path:
+    """See `minigrad.explain`."""
+    tree = Tree(models_of(step) if model is None else {"model": model})
+    names = dict(tree.tensors)
+    for number, argument in enumerate(args):
+        if isinstance(argument, Tensor) and argument.realize().raw.op is Op.BUFFER:
+            names.setdefault(argument.raw.arg, (f"argument {number}", ""))
+    seen = watch.run(step, args, Origins(tree.names, tree.classes), rounds)
+    devices = {call.roots[0].device for call, _ in seen.calls}
+    wrong = {name for name in devices if name.partition(":")[0] != "CPU"}
+    if wrong:
+        raise DeviceError(
+            f"explain: the step runs on {', '.join(sorted(wrong))}; expected a CPU device: "
+            'explain it with MINIGRAD_DEVICE=CPU, or tensors .to("CPU")'
+        )
+    codes = Codes()
+    told: dict[int, Story] = {}  # by the id of a call, which a loop makes again
+    for call, _ in seen.calls:
+        if id(call) not in told:
+            told[id(call)] = Story(call, seen.origins, names, codes)
+    stories = [told[id(call)] for call, _ in seen.calls]
+    what = "a tensor" if isinstance(step, Tensor) else type(step).__name__
+    what = getattr(step, "__name__", what).replace("<lambda>", "a function")
+    data = Data(what, seen, stories, codes, tree).as_json()
+    text = json.dumps(data, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    style, script = ((HERE / name).read_text("utf-8") for name in ("page.css", "page.js"))
+    filled = {
+        "title": html.escape(f"{what}, explained"), "style": style, "script": script,
+        "data": text.replace("<", "\\u003c"),  # no end of the script inside it
+    }  # fmt: skip
+    frame = (HERE / "page.html").read_text("utf-8")
+    out.write_text(re.sub(r"\{\{(\w+)\}\}", lambda found: filled[found[1]], frame), "utf-8")
+    return out
+
+
+class Data:
+    """What the page is given."""
+
+    def __init__(
+        self, what: str, seen: watch.Step, stories: Sequence[Story], codes: Codes, tree: Tree
+    ) -> None:
+        self.what, self.seen, self.stories, self.codes, self.tree = what, seen, stories, codes, tree
+        self.stacks: dict[tuple[Place, ...], int] = {}
+        self.numbers = {story: place for place, story in enumerate(dict.fromkeys(stories))}
+
+    def as_json(self) -> dict[str, Any]:
+        """All of it."""
+        kernels = [
+            self._kernel(story, number, row)
+            for story, (_, rows) in zip(self.stories, self.seen.round.programs, strict=True)
+            for number, row in enumerate(_checked(rows, story))
+        ]  # fmt: skip
+        files = sorted({place[0] for stack in self.stacks for place in stack})
+        number = {name: place for place, name in enumerate(files)}
+        return {
+            "what": self.what, "when": time.strftime("%-d %B %Y, %H:%M"), "machine": _machine(),
+            "captured": self.seen.captured, "steps": self.seen.steps,
+            "seconds": self.seen.round.seconds, "busy": self.seen.round.busy,
+            "plain": sorted(self.seen.plain), "kernels": kernels,
+            "programs": [{"passes": story.passes} for story in self.numbers],
+            "codes": [{name: _packed(code[name]) for name in TEXTS} for code in self.codes.all],
+            "modules": self.tree.rows, "memory": _memory(self.stories),
+            "stacks": [[[number[f], line, name] for f, line, name in s] for s in self.stacks],
+            "files": [_source(name, {place[1] for stack in self.stacks for place in stack
+                                     if place[0] == name}) for name in files],
+        }  # fmt: skip
+
+    def _kernel(
+        self, story: Story, number: int, row: tuple[str, float, float]
+    ) -> dict[str, Any]:
+        told = story.kernels[number]
+        _, start, stop = row
+        seconds = stop - start
+        code = self.codes.all[told["code"]] if told["code"] >= 0 else {}
+        best = limits()
+        computing = code.get("vectors", 0) / best.vectors
+        moving = best.moving(code["traffic"]) if code.get("traffic") else 0.0
+        total = sum(told["shares"].values()) or 1
+        modules: Counter[str] = Counter()
+        phases: Counter[str] = Counter()
+        stacks: Counter[int] = Counter()
+        for origin, weight in told["shares"].items():
+            if weight:
+                modules[origin.module] += weight / total
+                phases[origin.phase] += weight / total
+                stacks[self._stack(origin)] += weight / total
+        nodes = [[text, self._stack(origin), origin.module, origin.phase]
+                 for text, origin in told["nodes"]]  # fmt: skip
+        same = ("label", "kind", "code", "plan", "why", "writes", "needs")
+        return {
+            **{name: told[name] for name in same}, "program": self.numbers[story], "number": number,
+            "start": start, "seconds": seconds, "operations": code.get("operations", 0),
+            "bytes": code.get("traffic", told["bytes"]),
+            "limit": max(computing, moving) / max(seconds, 1e-9),
+            "bound": "arithmetic" if computing > moving else "memory",
+            "modules": _shares(modules), "phases": _shares(phases), "stacks": _shares(stacks),
+            "nodes": _packed(json.dumps(nodes, ensure_ascii=False)),
+        }  # fmt: skip
+
+    def _stack(self, origin: Origin) -> int:
+        return self.stacks.setdefault(origin.stack, len(self.stacks))
+
+
+def _shares(found: Mapping[Any, float]) -> list[list[Any]]:
+    return [[key, round(share, 4)] for key, share in Counter(found).most_common()]
+
+
+def _checked(rows: Sequence[tuple[str, float, float]], story: Story) -> Any:
+    """The times of a program's kernels; they must be the kernels that its story tells of."""
+    expected = [kernel["label"] for kernel in story.kernels]
+    assert [row[0] for row in rows] == expected, "the compiler took another way than explain"
+    return rows
+
+
+def _packed(text: str) -> str:
+    """For `inflated` in page.js."""
+    return base64.b64encode(zlib.compress(text.encode(), 9)).decode()
+
+
+def _machine() -> str:
+    found = None
+    path = Path("/proc/cpuinfo")
+    if path.exists():
+        found = re.search(r"^model name\s*: (.*)", path.read_text(), re.MULTILINE)
+    return f"{found[1] if found else platform.machine()}, {usable_threads()} threads"
+
+
+def _source(name: str, wanted: set[int]) -> dict[str, Any]:
+    """A file's lines that made something, with some around them, in pieces: [first, lines]."""
+    try:
+        lines = Path(name).read_text("utf-8").splitlines()
+    except (OSError, UnicodeDecodeError):
+        lines = []
+    shown = sorted({line for w in wanted for line in range(w - AROUND, w + AROUND + 1)
+                    if 1 <= line <= len(lines)})  # fmt: skip
+    pieces: list[tuple[int, list[str]]] = []
+    for line in shown:
+        if not pieces or line != pieces[-1][0] + len(pieces[-1][1]):
+            pieces.append((line, []))
+        pieces[-1][1].append(lines[line - 1])
+    short = os.path.relpath(name)
+    return {"name": name if short.startswith("..") else short, "pieces": pieces}
+
+
+def _memory(stories: Sequence[Story]) -> dict[str, Any]:
+    """Bytes held at each kernel, and by whom at the peak.
+
+    fixed: of buffers that have names; passed: of others, from the first program that uses them to
+    the last; the rest is what kernels of one program pass on.
+    """
+    starts = [0]
+    for story in stories:
+        starts.append(starts[-1] + len(story.kernels))
+    steps = [0] * max(starts[-1], 1)
+    held: list[dict[str, Any]] = []
+    fixed: Counter[str] = Counter()
+    known: dict[Buffer, list[int]] = {}
+    for place, story in enumerate(stories):
+        for one in story.held:
+            held.append({**one, "first": starts[place] + one["first"],
+                         "last": starts[place] + one["last"]})  # fmt: skip
+        for buffer in story.call.inputs:
+            known.setdefault(buffer, [place, place])[1] = place
+    for buffer, (first, last) in known.items():
+        name = stories[0].names.get(buffer)
+        if name is not None:
+            kind = name[0] if name[0].startswith("argument") else "model"
+            fixed[kind if kind != "model" or name[1] else "optimizer"] += buffer.nbytes
+        else:
+            held.append({"bytes": buffer.nbytes, "first": starts[first],
+                         "last": max(starts[last + 1] - 1, starts[first]), "module": "",
+                         "shape": f"{buffer.size} × {buffer.dtype.name}"})  # fmt: skip
+    for one in held:
+        for step in range(one["first"], one["last"] + 1):
+            steps[step] += one["bytes"]
+    peak = max(range(len(steps)), key=steps.__getitem__)
+    there = [one for one in held if one["first"] <= peak <= one["last"]]
+    there.sort(key=lambda one: -one["bytes"])
+    return {"steps": steps, "fixed": dict(fixed), "peak": peak, "held": there[:MOST_HELD],
+            "others": sum(one["bytes"] for one in there[MOST_HELD:])}  # fmt: skip

@@ -1,0 +1,287 @@
+"""A program told from its nodes to its machine code, with where each kernel comes from."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import wraps
+from threading import get_ident
+from typing import Any
+
+from minigrad.device import Buffer
+from minigrad.explain.origins import Origin, Origins
+from minigrad.graph.canonical import Canonical
+from minigrad.graph.node import Node, topological
+from minigrad.graph.operations import MOVEMENT, REDUCTIONS, Op
+from minigrad.graph.rewrite import Rule, rewrite
+from minigrad.graph.shapes import numel
+from minigrad.graph.simplify import RULES
+from minigrad.graph.symbolic import high
+from minigrad.loops import transforms
+from minigrad.loops.nest import Statement, show_statements
+from minigrad.loops.nest import show as show_nest
+from minigrad.loops.recipes import lower
+from minigrad.runtimes.cpu import host_kernels
+from minigrad.schedule import expr, fuse
+from minigrad.schedule.expr import Array
+from minigrad.schedule.fuse import Cluster
+from minigrad.schedule.key import kernel_key
+from minigrad.schedule.schedule import Kernel, Schedule, held_between, schedule
+from minigrad.schedule.show import label, show
+from minigrad.schedule.sort import expand_sorts
+from minigrad.schedule.split import split_reductions
+from minigrad.schedule.stage import Stage
+from minigrad.settings import flag
+
+MOST = 4  # kernels that refused a stage, of which a sentence tells
+NOWHERE = Origin()
+
+
+class Decisions:
+    """Why stages share no kernel: a watcher of `fuse.cluster`. by_array: of each stage's first."""
+
+    def __init__(self) -> None:
+        self.thread = get_ident()
+        self.by_array: dict[Array, list[tuple[Array, str]]] = {}
+        self._refused: list[tuple[Array, str]] = []
+
+    def refused(self, home: Cluster, why: str) -> None:
+        """See `fuse.Watcher`."""
+        if get_ident() == self.thread and home.stages:
+            self._refused.append((home.stages[0].array, why))
+
+    def settled(self, stage: Stage, home: Cluster) -> None:
+        """See `fuse.Watcher`."""
+        if get_ident() == self.thread:
+            self.by_array[stage.array], self._refused = self._refused, []
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Hear all decisions meanwhile."""
+        fuse.watchers.append(self)
+        try:
+            yield
+        finally:
+            fuse.watchers.remove(self)
+
+
+class Codes:
+    """Loops, text and assembly of kernels, one for all that are alike."""
+
+    def __init__(self) -> None:
+        self.kernels = host_kernels()
+        self.all: list[dict[str, str]] = []
+        self._numbers: dict[str, int] = {}
+
+    def of(self, kernel: Kernel) -> int:
+        """The number of a kernel's code, which is made at first."""
+        key = kernel_key(kernel)[0]
+        if key not in self._numbers:
+            self._numbers[key] = len(self.all)
+            self.all.append(self._made(kernel))
+        return self._numbers[key]
+
+    def _made(self, kernel: Kernel) -> dict[str, Any]:
+        thread, steps = get_ident(), list[str]()
+
+        def see(step: str, body: tuple[Statement, ...]) -> None:
+            if get_ident() == thread:
+                steps.append(f"{step}\n{show_statements(body)}")
+
+        transforms.watchers.append(see)
+        try:
+            nest = lower(kernel, self.kernels.target, "kernel")
+        finally:
+            transforms.watchers.remove(see)
+        text = self.kernels.render(nest)
+        return {
+            "label": nest.label, "operations": nest.operations, "traffic": nest.traffic,
+            "vectors": nest.vectors, "steps": "\n\n".join(steps), "nest": show_nest(nest),
+            "ir": text, "assembly": self.kernels.compiler.assembly(text),
+        }  # fmt: skip
+
+
+class Story:
+    """One program of a step: its passes, kernels, and what is held between them.
+
+    names: of buffers, as (name, module); others are "input 0" and so on.
+    """
+
+    def __init__(
+        self, call: Canonical, origins: Origins, names: Mapping[Buffer, tuple[str, str]],
+        codes: Codes,
+    ) -> None:  # fmt: skip
+        self.call, self.names, self.codes = call, names, codes
+        self.origins = Origins(origins.modules, origins.classes, origins)
+        self.passes: list[dict[str, Any]] = []
+        self.decisions = Decisions()
+        target = codes.kernels.target
+        with self.origins.recording():
+            graph = self._pass("canonicalize", call.roots, call.graph)
+            simple, rules = self._simplified(graph.roots)
+            unsorted = self._pass("expand_sorts", simple, lambda: expand_sorts(simple))
+            roots = self._pass("split_reductions", unsorted, lambda: split_reductions(unsorted))
+            with self.decisions.listening():
+                start = time.perf_counter()
+                self.plan = schedule(graph, roots, target, bool(flag("FUSE")))
+        self.passes[1]["rules"] = dict(rules.most_common())
+        self.passes.append({
+            "name": "schedule", "before": len(topological(roots)), "rules": {},
+            "after": len(self.plan.kernels), "seconds": time.perf_counter() - start,
+        })  # fmt: skip
+        self.nodes = {array.name: node for array, node in self.plan.nodes.items()}
+        self.kept = frozenset(self.plan.nodes.values())
+        self.home = {
+            array: number
+            for number, kernel in enumerate(self.plan.kernels)
+            for stage in kernel.stages
+            for array in (stage.array, stage.array.whole or stage.array)
+        }
+        self.kernels = [self._told(number) for number in range(len(self.plan.kernels))]
+        self.held: list[dict[str, Any]] = []
+        for array, one in held_between(self.plan.kernels, self.plan.slots).items():
+            node = self.nodes[array.name]
+            self.held.append({
+                "bytes": high(one.nbytes), "first": one.first, "last": one.last,
+                "module": self._origin(node).module, "shape": _shape(node),
+            })  # fmt: skip
+
+    def _pass(self, name: str, before: Sequence[Node], run: Any) -> Any:
+        start = time.perf_counter()
+        made = run()
+        after = made if isinstance(made, list | tuple) else made.roots
+        self.passes.append({
+            "name": name, "before": len(topological(before)), "after": len(topological(after)),
+            "seconds": time.perf_counter() - start, "rules": {},
+        })  # fmt: skip
+        return made
+
+    def _simplified(self, roots: Sequence[Node]) -> tuple[Sequence[Node], Counter[str]]:
+        """`simplify`, and how often each rule applied."""
+        applied: Counter[str] = Counter()
+
+        def counted(rule: Rule) -> Rule:
+            @wraps(rule)
+            def apply(node: Node) -> Node | None:
+                new = rule(node)
+                applied[rule.__name__] += new is not None and new is not node
+                return new
+
+            return apply
+
+        rules = {op: [counted(rule) for rule in several] for op, several in RULES.items()}
+        return self._pass("simplify", roots, lambda: rewrite(roots, rules)), applied
+
+    # ---- kernels ----
+
+    def _told(self, number: int) -> dict[str, Any]:
+        kernel = self.plan.kernels[number]
+        shares: Counter[Origin] = Counter()
+        nodes = []
+        for stage in kernel.stages:
+            owner = self._written(stage)[1]
+            for node, weight in self._members(stage):
+                origin = self._origin(node)
+                if not origin.module and owner and origin.phase == "update":
+                    origin = replace(origin, module=owner)
+                shares[origin] += weight
+                nodes.append((repr(node)[1:-1], origin))
+        code = -1 if kernel.kind in ("exchange", "wait") else self.codes.of(kernel)
+        return {
+            "label": label(kernel) if code < 0 else self.codes.all[code]["label"],
+            "kind": kernel.kind, "code": code, "shares": shares,
+            "nodes": nodes, "plan": self._formulas(kernel), "why": self._why(number),
+            "writes": [name for s in kernel.stages if s.array in kernel.stored
+                       for name in [self._written(s)[0]] if name],
+            "needs": sorted({self.home[a] for a in self._read(kernel)
+                             if self.home.get(a, number) < number}),
+            "bytes": sum(a.size * a.dtype.itemsize for s in kernel.stages if s.exchange is not None
+                         for a in s.exchange.sent),
+        }  # fmt: skip
+
+    def _read(self, kernel: Kernel) -> list[Array]:
+        return [load.array for stage in kernel.stages for load in expr.loads(*stage.exprs())]
+
+    def _formulas(self, kernel: Kernel) -> str:
+        one = Schedule((kernel,), self.plan.slots, {}, 0, ())
+        return "\n".join(line.removeprefix("  ") for line in show(one).splitlines()[2:])
+
+    def _node(self, array: Array) -> Node | None:
+        """What an array holds; a block's own copy is called like its original, and more."""
+        return self.nodes.get(array.name) or self.nodes.get(array.name.partition("_")[0])
+
+    def _members(self, stage: Stage) -> list[tuple[Node, int]]:
+        """The nodes that a stage computes, with how many numbers each takes."""
+        top = self._node(stage.array)
+        found: dict[Node, int] = {}
+        stack = [top] if top is not None else []
+        while stack:
+            node = stack.pop()
+            if node in found or (node in self.kept and node is not top):
+                continue
+            size = numel(node.shape)
+            if node.op in REDUCTIONS:
+                size = numel(node.src[0].shape)
+            moves = node.op in MOVEMENT or node.op in (Op.BUFFER, Op.CONST)
+            found[node] = 0 if moves else max(size, 1)
+            stack.extend(node.src)
+        if found and not any(found.values()) and top is not None:
+            found[top] = numel(top.shape) or 1  # nothing but a copy
+        return list(found.items())
+
+    def _origin(self, node: Node) -> Origin:
+        return self.origins.of(node) or NOWHERE
+
+    def _written(self, stage: Stage) -> tuple[str, str]:
+        """The name of the buffer that a stage fills, and the module whose that is."""
+        slot = self.plan.slots.get(stage.array.whole or stage.array)
+        if slot is None:
+            return "", ""
+        if slot >= len(self.call.inputs):
+            return f"result {slot - len(self.call.inputs)}", ""
+        return self.names.get(self.call.inputs[slot], (f"input {slot}", ""))
+
+    def _why(self, number: int) -> list[str]:
+        """Why these stages are one kernel, and those before and after are others."""
+        kernel = self.plan.kernels[number]
+        if kernel.kind == "exchange":
+            return ["It begins an exchange with other ranks; who needs the result waits later."]
+        if kernel.kind == "wait":
+            return ["What comes next needs what the other ranks send: it is waited for here."]
+        sentences = []
+        for place, stage in enumerate(kernel.stages):
+            node = self._node(stage.array)
+            what = stage.array.name
+            if node is not None and node.op in REDUCTIONS:
+                reason = f"a {node.op.name} over {_shape(node.src[0])} is computed once, and kept"
+            elif stage.array in self.plan.slots:
+                reason = f"the program gives it to {self._written(stage)[0]}"
+            else:
+                reason = "several read it, and to compute it again for each would take longer"
+            sentences.append(f"{what} is a value of its own: {reason}.")
+            refused = self.decisions.by_array.get(stage.array, [])
+            if place:
+                sentences.append(f"{what} joined this kernel: row by row it needs only what is here"
+                                 " already, which need not go through memory.")  # fmt: skip
+                continue
+            if not refused:
+                sentences.append("It begins a kernel: nothing that runs before gives it what it "
+                                 "reads, but for memory.")  # fmt: skip
+            reasons: dict[str, list[int]] = {}
+            for array, why in refused:
+                other = self.home.get(array, number)
+                if other != number and other not in reasons.setdefault(why, []):
+                    reasons[why].append(other)
+            for why, others in reasons.items():
+                if others:
+                    numbers = ", ".join(map(str, others[:MOST]))
+                    plural = "s" if len(others) > 1 else ""
+                    sentences.append(f"It does not join kernel{plural} {numbers}: {why}.")
+        return sentences
+
+
+def _shape(node: Node) -> str:
+    return "×".join(str(high(extent)) for extent in node.shape) or "one number"

@@ -1,0 +1,315 @@
+"""`explain`: what its page says of a step is what the step does; and the page in a browser."""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+import weakref
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from devices import CPU, REFERENCE
+from lessons import site
+from lessons.site import axe, faults, resize, said, scheme, too_wide, visit
+
+from minigrad import Tensor, explain, jit, nn
+from minigrad.errors import DeviceError, MinigradError
+from minigrad.explain.origins import FOLLOWED
+from minigrad.graph import node
+from minigrad.models import gpt_commands, moe_commands
+from minigrad.models.errors import InputError
+from minigrad.models.parallel import Mesh, Rank, all_reduce, run
+from minigrad.programs import programs
+
+ABSENT = site.missing()
+LINES = Path(__file__).read_text("utf-8").splitlines()
+
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        self.first, self.second = nn.Linear(8, 16), nn.Linear(16, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.first(x).tanh()
+        return self.second(hidden)
+
+
+def training(device: str) -> tuple[Callable[..., Tensor], Net, list[Tensor]]:
+    """A step, its model, and the arguments of a call."""
+    Tensor.manual_seed(1)
+    net = Net().to(device)
+    optimizer = nn.optim.Adam(nn.state.get_parameters(net), lr=0.1)
+
+    def step(x: Tensor, y: Tensor) -> Tensor:
+        optimizer.zero_grad()
+        loss = (net(x) - y).square().mean()
+        loss.backward()
+        optimizer.step()
+        return loss.realize()
+
+    arguments = [Tensor.rand(32, 8, device=device), Tensor.rand(32, 4, device=device)]
+    return step, net, arguments
+
+
+def data_of(path: Path) -> dict[str, Any]:
+    """What a page is given."""
+    found = re.search(r'id="data">(.*?)</script>', path.read_text("utf-8"), re.DOTALL)
+    assert found is not None
+    data: dict[str, Any] = json.loads(found[1])
+    return data
+
+
+def inflated(text: str) -> str:
+    return zlib.decompress(base64.b64decode(text)).decode()
+
+
+def lines_of(data: dict[str, Any], kernel: dict[str, Any]) -> set[str]:
+    """The lines of this file that made a kernel."""
+    numbers = {line for stack, _ in kernel["stacks"] for _, line, _ in data["stacks"][stack]}
+    return {LINES[number - 1].strip() for number in numbers}
+
+
+@pytest.mark.parametrize("captured", [True, False])
+def test_a_kernel_comes_from_its_lines_and_modules(
+    captured: bool, cpu: str, tmp_path: Path
+) -> None:
+    step, _, arguments = training(cpu)
+    out = tmp_path / "page.html"
+    assert explain(jit(step) if captured else step, *arguments, out=out, rounds=2) == out
+    data = data_of(out)
+    names = {row["name"] for row in data["modules"]}
+    assert names == {"model", "first", "second"}
+    assert data["captured"] is captured and len(data["plain"]) == 2
+    kernels = data["kernels"]
+    assert all(lines_of(data, kernel) for kernel in kernels)
+    forward = [k for k in kernels if k["kind"] == "contraction" and k["phases"][0][0] == "forward"]
+    assert [k["modules"][0][0] for k in forward] == ["first", "second"]
+    assert "hidden = self.first(x).tanh()" in lines_of(data, forward[0])
+    assert "return self.second(hidden)" in lines_of(data, forward[1])
+    assert "loss = (net(x) - y).square().mean()" in lines_of(data, forward[1])
+    back = [k for k in kernels if k["kind"] == "contraction" and k["phases"][0][0] == "backward"]
+    assert {k["modules"][0][0] for k in back} == {"first", "second"}
+    written = {name for k in kernels for name in k["writes"]}
+    assert {"first.weight", "first.bias", "second.weight", "second.bias"} <= written
+    for kernel in kernels:
+        for name in kernel["writes"]:
+            if name in ("first.weight", "second.bias"):
+                assert "optimizer.step()" in lines_of(data, kernel)
+                assert name.partition(".")[0] in dict(kernel["modules"])
+
+
+def test_times_are_of_the_step_and_add_up(cpu: str, tmp_path: Path) -> None:
+    step, _, arguments = training(cpu)
+    explain(jit(step), *arguments, out=tmp_path / "page.html")
+    data = data_of(tmp_path / "page.html")
+    ends = [0.0]
+    for kernel in data["kernels"]:
+        assert kernel["start"] >= ends[-1] and kernel["seconds"] > 0
+        ends.append(kernel["start"] + kernel["seconds"])
+    total = sum(kernel["seconds"] for kernel in data["kernels"])
+    assert total == pytest.approx(data["busy"]) and ends[-1] <= data["seconds"]
+    for kernel in data["kernels"]:
+        for shares in ("modules", "phases", "stacks"):
+            assert sum(share for _, share in kernel[shares]) == pytest.approx(1, abs=1e-2)
+
+
+def test_the_way_to_machine_code(cpu: str, tmp_path: Path) -> None:
+    x, w = Tensor.rand(64, 64, device=cpu), Tensor.rand(64, 64, device=cpu)
+    Tensor.realize(x, w)
+    explain(lambda: (x @ w).relu().realize(), out=tmp_path / "page.html")
+    data = data_of(tmp_path / "page.html")
+    (kernel,) = data["kernels"]
+    code = data["codes"][kernel["code"]]
+    steps = inflated(code["steps"])
+    assert steps.startswith("naive loops") and "vectorize(" in steps and "parallelize" in steps
+    assert inflated(code["nest"]).startswith("kernel kernel(")
+    assert "define" in inflated(code["ir"]) and "ret" in inflated(code["assembly"])
+    assert "sum over k0<64" in kernel["plan"] and kernel["operations"] >= 2 * 64**3
+    nodes = [node for node, *_ in json.loads(inflated(kernel["nodes"]))]
+    assert any(text.startswith("SUM") for text in nodes)
+    passes = [one["name"] for one in data["programs"][0]["passes"]]
+    assert passes[0] == "canonicalize" and passes[-1] == "schedule" and "simplify" in passes
+
+
+def test_why_kernels_are_apart(cpu: str, tmp_path: Path) -> None:
+    x = Tensor.rand(256, 256, device=cpu).realize()
+    explain(lambda: (x - x.mean()).exp().sum(0).realize(), out=tmp_path / "page.html")
+    first, *others = data_of(tmp_path / "page.html")["kernels"]
+    assert others and not any("does not join" in sentence for sentence in first["why"])
+    assert any("does not join" in s or "begins a kernel" in s for k in others for s in k["why"])
+
+
+def test_a_lazy_tensor_has_no_lines(cpu: str, tmp_path: Path) -> None:
+    x = Tensor.rand(8, 8, device=cpu).realize()
+    made = (x @ x).softmax(1)
+    explain(made, out=tmp_path / "page.html")
+    assert made.is_realized()
+    data = data_of(tmp_path / "page.html")
+    assert data["kernels"] and not data["files"] and data["what"] == "a tensor"
+
+
+def test_a_loop_runs_a_program_many_times(cpu: str, tmp_path: Path) -> None:
+    xs = Tensor.rand(5, 8, 8, device=cpu).realize()
+    first = Tensor.rand(8, 8, device=cpu).realize()
+
+    def step() -> Tensor:
+        carry, _ = Tensor.scan(lambda one, x: (one @ x, one), first, xs)
+        return carry.realize()
+
+    step()
+    explain(step, out=tmp_path / "page.html", rounds=1)
+    data = data_of(tmp_path / "page.html")
+    products = [kernel for kernel in data["kernels"] if kernel["kind"] == "contraction"]
+    assert len(products) == 5 and len({kernel["code"] for kernel in products}) == 1
+    assert all("lambda one, x" in str(lines_of(data, kernel)) for kernel in products)
+
+
+def test_it_leaves_nothing_behind(cpu: str, tmp_path: Path) -> None:
+    table, known = node._interned, programs
+    step, net, arguments = training(cpu)
+    explain(step, *arguments, out=tmp_path / "page.html", rounds=1)
+    from minigrad import program
+
+    assert node._interned is table and program.programs is known
+    link = weakref.ref(net)
+    del step, net
+    import gc
+
+    gc.collect()
+    assert link() is None
+
+
+def test_followed_functions_have_their_variables() -> None:
+    for code, name in FOLLOWED.items():
+        assert name in code.co_varnames + code.co_cellvars, code.co_qualname
+
+
+def test_wrong_use(cpu: str, tmp_path: Path) -> None:
+    x = Tensor.rand(4, device=REFERENCE)
+    with pytest.raises(DeviceError, match=f"the step runs on {REFERENCE}; expected a CPU"):
+        explain(lambda: x.exp().realize(), out=tmp_path / "page.html")
+    calls: list[int] = []
+    y = Tensor.rand(4, device=cpu).realize()
+
+    def changing() -> None:
+        calls.append(1)
+        (y * len(calls)).realize()
+
+    with pytest.raises(MinigradError, match="other programs when it was called again"):
+        explain(changing, out=tmp_path / "page.html")
+
+
+def test_ranks(cpu: str, tmp_path: Path) -> None:
+    out = tmp_path / "page.html"
+
+    def program(rank: Rank) -> None:
+        x = Tensor.rand(64, 64).realize()
+
+        @jit
+        def step(y: Tensor) -> Tensor:
+            return all_reduce(y @ y, rank.world).exp().realize()
+
+        explain(step, x, out=out if rank.is_first else None, rounds=1)
+
+    run(program, Mesh(dp=2))
+    data = data_of(out)
+    kinds = [kernel["kind"] for kernel in data["kernels"]]
+    assert kinds.index("exchange") < kinds.index("wait")
+    sent = next(kernel for kernel in data["kernels"] if kernel["kind"] == "exchange")
+    assert sent["bytes"] == 64 * 64 * 4
+    assert any("all_reduce" in line for line in lines_of(data, sent))
+
+
+# ---- scripts ----
+
+
+def test_scripts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    small = ["--layers", "1", "--heads", "2", "--dim", "32", "--context", "16", "--batch", "2"]
+    out = tmp_path / "step.html"
+    text = tmp_path / "text.txt"
+    text.write_text("to be or not to be, that is the question " * 50)
+    small += ["--text", str(text)]
+    for main, flags in (
+        (gpt_commands.main, small), (moe_commands.main, [*small, "--experts", "2"]),
+    ):  # fmt: skip
+        out.unlink(missing_ok=True)
+        main([*flags, "--explain", str(out)])
+        assert "explains a step" in capsys.readouterr().out
+        modules = {row["name"] for row in data_of(out)["modules"]}
+        assert {"model", "wte", "h.0.attn.c_attn", "ln_f"} <= modules
+    with pytest.raises(InputError, match="there is no folder"):
+        gpt_commands.main([*small, "--explain", str(tmp_path / "none" / "step.html")])
+
+
+# ---- the page ----
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    step, _, arguments = training(CPU)
+    out = tmp_path_factory.mktemp("explain") / "page.html"
+    explain(jit(step), *arguments, out=out, rounds=1)
+    return out
+
+
+@pytest.fixture(scope="module")
+def driver() -> Iterator[Any]:
+    with site.browser() as found:
+        yield found
+
+
+LIT = """return [...document.querySelectorAll("svg rect[data-kernel]:not(.dim)")]
+    .map(e => Number(e.dataset.kernel))"""
+SHOWN = 'return document.querySelector(".detail").dataset.shown'
+FIRST_LINE = 'return document.querySelector(".line.lit [data-line]").dataset.line'
+PANEL = 'return document.getElementById("panel").textContent'
+
+
+@pytest.mark.skipif(ABSENT is not None, reason=f"no browser: {ABSENT}")
+@pytest.mark.parametrize("width", site.WIDTHS)
+def test_page(width: str, page: Path, driver: Any) -> None:
+    from selenium.webdriver.support.ui import WebDriverWait
+
+    resize(driver, site.WIDTHS[width])
+    scheme(driver, "dark" if width == "phone" else "light")
+    assert visit(driver, page) == []
+    assert too_wide(driver) == []
+    kernels = data_of(page)["kernels"]
+
+    def click(selector: str) -> None:
+        driver.execute_script(  # a rectangle has no click()
+            f"document.querySelector('{selector}').dispatchEvent(new Event('click'))"
+        )
+
+    click('[data-module="second"]')
+    expected = [n for n, k in enumerate(kernels) if dict(k["modules"]).get("second", 0) >= 0.005]
+    assert driver.execute_script(LIT) == expected and 0 < len(expected) < len(kernels)
+    for number in range(len(kernels)):
+        click(f'svg rect[data-kernel="{number}"]')
+        assert driver.execute_script(LIT) == [number]
+        line = driver.execute_script(FIRST_LINE)
+        click(f'[data-line="{line}"]')
+        assert number in driver.execute_script(LIT)
+        click(f'svg rect[data-kernel="{number}"]')
+    for tab in ("nodes", "plan", "steps", "nest", "ir", "assembly"):
+        click(f'[data-tab="{tab}"]')
+        WebDriverWait(driver, 30).until(lambda one, tab=tab: one.execute_script(SHOWN) == tab)
+        assert len(driver.execute_script(PANEL)) > 60
+        assert too_wide(driver) == []
+    assert said(driver) == []
+
+
+@pytest.mark.skipif(ABSENT is not None, reason=f"no browser: {ABSENT}")
+@pytest.mark.parametrize("colours", ["light", "dark"])
+def test_accessibility(colours: str, page: Path, driver: Any) -> None:
+    script = axe()
+    if script is None:
+        pytest.skip("no axe-core: the package axe-playwright-python is not installed")
+    resize(driver, site.WIDTHS["desktop"])
+    scheme(driver, colours)
+    visit(driver, page)
+    assert faults(driver, script) == []
