@@ -10,12 +10,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from copy import copy
+from itertools import pairwise
 from typing import Any
 
 from minigrad import Blocks, Device, Mesh, P, Tensor, nn
 from minigrad.models.errors import InputError
 from minigrad.models.parallel import mpi
 from minigrad.models.parallel.mesh_device import MeshRuntime
+from minigrad.models.parallel.pipeline import Piece, Pipeline
 from minigrad.settings import flag
 
 
@@ -50,16 +53,17 @@ def check(config: Any, sizes: Any) -> None:
 
 
 def divide(
-    model: Any, mesh: Mesh, zero: int = 0, optimizer: nn.optim.Optimizer | None = None
-) -> None:
+    model: Any, mesh: Mesh, zero: int = 0, optimizer: nn.optim.Optimizer | None = None,
+    named: Mapping[str, Tensor] | None = None,
+) -> None:  # fmt: skip
     """Put a GPT on a mesh, and what its optimizer keeps, if that is made already.
 
-    zero: 0 … 3, as above; over the axis "dp".
+    zero: 0 … 3, as above; over the axis "dp". named: some of its parameters instead of all.
     """
     tp = mesh.sizes.get("tp", 1) > 1
     stored = "dp" if mesh.sizes.get("dp", 1) > 1 else None
     specs = {}
-    for name, parameter in nn.state.get_state_dict(model).items():
+    for name, parameter in (named or nn.state.get_state_dict(model)).items():
         specs[id(parameter)] = spec = spec_of(name, model) if tp else P()
         if optimizer is None:
             parameter.shard_(mesh, spec, stored=stored if zero == 3 else None)
@@ -68,6 +72,56 @@ def divide(
             for parameter, tensor in zip(optimizer.params, tensors, strict=True):
                 spec = specs[id(parameter)]
                 tensor.shard_(mesh, spec, stored=stored if zero else None)
+
+
+def pipeline(
+    model: Any, stages: int, axes: Mapping[str, int], schedule: str, micro: int,
+    pieces: int, zero: int = 0,
+) -> Pipeline:  # fmt: skip
+    """A GPT at stages of devices, each of which has so many pieces of it; axes: "dp" and "tp"."""
+    count, layers = stages * pieces, len(model.h)
+    if layers < count:
+        raise InputError(f"{layers} layers cannot be cut into {count} pieces: give more --layers, "
+                         "or fewer --pp or --pieces")  # fmt: skip
+    bounds = [layers * number // count for number in range(count + 1)]
+    named = nn.state.get_state_dict(model)
+    made = [_piece(model, named, *ends) for ends in pairwise(bounds)]
+
+    def place(some: Mapping[str, Tensor], mesh: Mesh, optimizer: Any = None) -> None:
+        divide(model, mesh, zero, optimizer, some)
+
+    try:
+        return Pipeline(named, made, stages, axes, model.config.dim, schedule, micro, place)
+    except ValueError as error:
+        raise InputError(str(error)) from None
+
+
+def _piece(model: Any, named: Mapping[str, Tensor], first: int, stop: int) -> Piece:
+    """The layers first … stop − 1, with the embedding before the first, the loss after the last."""
+    ends = stop == len(model.h)
+    own = tuple(f"h.{number}." for number in range(first, stop))
+    own += (() if first else ("wte.", "wpe.")) + (("ln_f.", "lm_head.") if ends else ())
+    params = {name: tensor for name, tensor in named.items() if name.startswith(own)}
+    shared: frozenset[str] = frozenset()
+    if model.config.tied and (ends or not first):
+        shared = frozenset(("wte.weight",))
+    end = model
+    if model.config.tied and ends:  # with the embedding's matrix, of which it has a copy
+        end = copy(model)
+        end.wte = copy(model.wte)
+        with Tensor.no_grad():
+            end.wte.weight = model.wte.weight.clone().realize().requires_grad_(True)
+        params["wte.weight"] = end.wte.weight
+
+    def forward(x: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        entry = y = x if first else model.embed(x)
+        for block in model.h[first:stop]:
+            y = block(y)
+        if ends:
+            y = end.unembed(end.ln_f(y)).cross_entropy(targets, axis=-1)
+        return entry, y
+
+    return Piece(forward, params, shared)
 
 
 def is_first(mesh: Mesh) -> bool:
