@@ -18,12 +18,14 @@ from minigrad.models.interrupt import Interruption, Stopped
 from minigrad.models.metrics import Metrics, shown
 from minigrad.models.moe import recording
 from minigrad.models.parallel.layouts import Division
+from minigrad.models.parallel.pipeline import Pipeline
 from minigrad.models.parallel.training import Replica
 from minigrad.models.text import Windows
 
 if TYPE_CHECKING:
     from minigrad.models.gpt import GPT
 
+Divided = Division | Pipeline
 RECENT = 50  # batches whose mean loss is called the training loss
 
 
@@ -184,7 +186,7 @@ def evenly(windows: Windows, most: int, batch: int, least: int = 1) -> tuple[int
 
 def validate(
     model: LanguageModel, windows: Windows, most: int, batch: int, replica: Replica | None = None,
-    stop: Callable[[], bool] = lambda: False, division: Division | None = None,
+    stop: Callable[[], bool] = lambda: False, division: Divided | None = None,
 ) -> float:  # fmt: skip
     """Mean loss over windows spread evenly over a text (see `evenly`), in nats per token.
 
@@ -196,16 +198,14 @@ def validate(
         for ids, targets in windows.spread(count, size):
             if stop():
                 raise GivenUp
+            if division is not None:
+                losses.append(division.loss(ids, targets))
+                continue
             if replica is not None:
                 ids, targets = replica.part(ids, targets)
-            loss = model.loss(*_placed(division, ids, targets))
+            loss = model.loss(Tensor(ids), Tensor(targets))
             losses.append(float((loss if replica is None else replica.mean(loss)).item()))
     return sum(losses) / len(losses)
-
-
-def _placed(division: Division | None, *arrays: Any) -> list[Tensor]:
-    """numpy arrays of a batch as tensors where the model is."""
-    return [Tensor(array) for array in arrays] if division is None else division.batch(*arrays)
 
 
 class TrainingRun:
@@ -216,17 +216,25 @@ class TrainingRun:
 
     def __init__(
         self, model: LanguageModel, plan: TrainingPlan, replica: Replica | None = None,
-        division: Division | None = None,
+        division: Divided | None = None,
     ) -> None:  # fmt: skip
         self.model, self.plan, self.replica, self.division = model, plan, replica, division
         self.done, self.elapsed = 0, 0.0
-        self.optimizer = MatrixAdamW(nn.state.get_parameters(model), plan)
-        if division is not None:
-            division.take(self.optimizer)
         self.schedule = make_schedule(plan)
-        self._step = make_step(
-            model, self.optimizer, plan.clip, plan.accumulate, plan.recompute, replica, division
+        self.optimizer: Pipeline | MatrixAdamW
+        self._step: Callable[[Any, Any], float]
+        if isinstance(division, Pipeline):
+            self.optimizer, self._step = division, division.step
+            division.train_with(lambda params: MatrixAdamW(params, plan), plan.clip)
+            return
+        optimizer = self.optimizer = MatrixAdamW(nn.state.get_parameters(model), plan)
+        if division is not None:
+            division.take(optimizer)
+        step = make_step(
+            model, optimizer, plan.clip, plan.accumulate, plan.recompute, replica, division
         )
+        placed = division.batch if division is not None else lambda *arrays: map(Tensor, arrays)
+        self._step = lambda *arrays: float(step(*placed(*arrays)).item())
 
     def advance(self, windows: Windows) -> tuple[float, float]:
         """One step; gives (the loss before it, its learning rate)."""
@@ -236,7 +244,7 @@ class TrainingRun:
         if self.replica is not None:
             ids, targets = self.replica.part(ids, targets)
         with Tensor.train():
-            loss = float(self._step(*_placed(self.division, ids, targets)).item())
+            loss = self._step(ids, targets)
         self.done += 1
         return loss, rate
 

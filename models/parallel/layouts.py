@@ -17,8 +17,9 @@ from typing import Any
 from minigrad import Blocks, Device, Mesh, P, Tensor, nn
 from minigrad.models.errors import InputError
 from minigrad.models.parallel import mpi
-from minigrad.models.parallel.mesh_device import MeshRuntime
+from minigrad.models.parallel.mesh_device import MeshRuntime, world
 from minigrad.models.parallel.pipeline import Piece, Pipeline
+from minigrad.models.parallel.schedules import bubble, picture, simulate
 from minigrad.settings import flag
 
 
@@ -124,9 +125,30 @@ def _piece(model: Any, named: Mapping[str, Tensor], first: int, stop: int) -> Pi
     return Piece(forward, params, shared)
 
 
-def is_first(mesh: Mesh) -> bool:
+def is_divided(flags: Any) -> bool:
+    """Whether a command line wants the model itself divided."""
+    return bool(flags.tp > 1 or flags.zero or flags.pp > 1)
+
+
+def division_of(flags: Any, model: Any) -> Division | Pipeline:
+    """A GPT as --dp, --tp, --zero and --pp say."""
+    axes = {"dp": flags.dp, "tp": flags.tp}
+    if flags.pp == 1:
+        return Division(model, Mesh(**axes), flags.zero)
+    made = pipeline(
+        model, flags.pp, axes, flags.schedule, flags.micro, flags.pieces, flags.zero
+    )
+    if is_first():
+        rows = simulate(made.table)
+        print(f"{flags.schedule}, {flags.micro} micro-batches: {bubble(rows):.1%} of a step idle, "
+              f"if stages are alike\n{picture(rows)}")  # fmt: skip
+    return made
+
+
+def is_first() -> bool:
     """Whether this process is the one that talks and writes files."""
-    return runtime_of(mesh).local[0].number == 0
+    ranks = world()
+    return ranks is None or ranks.rank == 0
 
 
 def runtime_of(mesh: Mesh) -> MeshRuntime:
@@ -141,7 +163,7 @@ class Division:
 
     def __init__(self, model: Any, mesh: Mesh, zero: int) -> None:
         self.model, self.mesh, self.zero = model, mesh, zero
-        self.is_first = is_first(mesh)
+        self.is_first = is_first()
         self._device = runtime_of(mesh).local[0].device
         self._like: dict[int, Tensor] = {}
         divide(model, mesh, zero)
@@ -152,6 +174,10 @@ class Division:
         made = [Tensor(array, device=self._device).shard(self.mesh, spec) for array in arrays]
         Tensor.realize(*made)
         return made
+
+    def loss(self, ids: Any, targets: Any) -> float:
+        """The mean loss of a batch of numpy arrays."""
+        return float(self.model.loss(*self.batch(ids, targets)).item())
 
     def take(self, optimizer: nn.optim.Optimizer) -> None:
         """Divide what an optimizer keeps."""

@@ -20,12 +20,12 @@ from minigrad.device import Buffer, Device
 from minigrad.dtype import dtypes
 from minigrad.graph import build
 from minigrad.graph.sharding import Layout, whole
+from minigrad.models.checkpoint import plain_shape
 from minigrad.models.parallel.cutting import cut
 from minigrad.models.parallel.faults import Activity, Clock, RankError
 from minigrad.models.parallel.group import Job, Progress
 from minigrad.models.parallel.local import Exchange, LocalTransport
 from minigrad.models.parallel.mesh_device import MeshMemory, MeshRuntime, Team, world
-from minigrad.models.parallel.mpi import MPITransport
 from minigrad.models.parallel.schedules import (
     BACKWARD,
     FORWARD,
@@ -107,7 +107,7 @@ class Port:
         """Memory for values that are divided as those of another tensor."""
         layout = tensor.raw.arg.memory.layout
         known = whole(tensor.ndim) if layout is None else Layout(layout.dims)
-        return self._blank(tuple(tensor.shape), known)
+        return self._blank(plain_shape(tensor), known)
 
     def _blank(self, shape: Shape, layout: Layout) -> Tensor:
         memory, name = MeshMemory(), self.runtime.name
@@ -230,7 +230,8 @@ class Stage:
         self.number, self.mesh, self.pieces, self.port = number, mesh, pieces, port
         self.params = {name: tensor for piece in pieces.values()
                        for name, tensor in piece.params.items()}  # fmt: skip
-        self.times: list[Timed] = []
+        self.times: list[Timed] = []  # of the last step
+        self.worked, self.idle = (0.0, 0.0), 0.0  # seconds of tasks, of all; what all stages waited
         self.programs: dict[Shape, dict[int, Programs]] = {}
         self.device = port.runtime.local[0].device
         self.devices = frozenset((mesh.name, *(one.device for one in port.runtime.local)))
@@ -301,11 +302,12 @@ class Stage:
             others = [port.take(each) for each in coming]
             port.flush()
             squares = self._norm(others).item()
-            told = port.tell([loss, squares])
-            norm = sum(one for _, one in told) ** 0.5
+            told = port.tell([loss, squares, *self.worked])
+            norm = sum(one[1] for one in told) ** 0.5
             factor = min(self._clip / (norm + 1e-6), 1.0) if self._clip else 1.0
             self._update(Tensor([factor], device=self.device).shard(self.mesh).realize())
-        return sum(one for one, _ in told)
+        self.idle = 1 - sum(one[2] for one in told) / (max(one[3] for one in told) * len(told))
+        return sum(one[0] for one in told)
 
 
 class Pipeline:
@@ -358,7 +360,7 @@ class Pipeline:
     # --- training ---------------------------------------------------------------------------------
 
     def train_with(self, make: Make, clip: float) -> None:
-        """Let each stage have an optimizer of its own parameters; clip: the norm of all gradients."""
+        """Let each stage have an optimizer of its parameters; clip: the norm of all gradients."""
         for stage in self.here:
             stage.train_with(make, clip, self.place)
 
@@ -372,6 +374,11 @@ class Pipeline:
         ways = next(n for n in range(min(self.micro, rows), 0, -1) if rows % n == 0)
         table = forward_table(self.stages, ways, len(self.pieces))
         return self._on_all(lambda stage: self._evaluate(stage, table, ids, targets, ways))
+
+    @property
+    def idle(self) -> float:
+        """The share of the last step in which stages had nothing to do."""
+        return self.here[0].idle
 
     def _on_all(self, action: Callable[[Stage], float]) -> float:
         """Let the stages of this process do something at once; gives the sum that all know."""
@@ -424,7 +431,7 @@ class Pipeline:
         last, tokens = len(self.pieces) - 1, parts[0][0].shape
         shape = (*tokens, self.width)
         coming: dict[Task, Any] = {}
-        stage.times = []
+        stage.times, begin = [], time.perf_counter()
         for place, task in enumerate(row):
             for soon in row[place : place + 2]:  # the next one's message travels meanwhile
                 source = _source(soon, last)
@@ -455,6 +462,8 @@ class Pipeline:
             if kind in (BACKWARD, WEIGHTS):
                 del values[number, micro]
             stage.times.append(Timed(task, start, time.perf_counter()))
+        busy = sum(one.stop - one.start for one in stage.times)
+        stage.worked = busy, time.perf_counter() - begin
         return losses
 
     def _evaluate(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import sys
+from collections.abc import Iterator
 from functools import cache
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy as np
 
 from minigrad import Device, Mesh, P, Tensor, jit, nn
 from minigrad.models.gpt import GPT, GPTConfig
+from minigrad.models.parallel import layouts
 from minigrad.models.parallel.layouts import divide
 
 CONFIG = GPTConfig(vocabulary=64, context=16, layers=2, heads=4, dim=32)
@@ -22,21 +24,59 @@ LAYOUTS = {
 }  # fmt: skip
 
 
-def losses(layout: str | None, optimizer: str) -> dict[str, Any]:
+DEEP = GPTConfig(vocabulary=64, context=16, layers=4, heads=4, dim=32)
+# name → stages, axes, schedule, micro-batches, pieces at a stage, ZeRO
+PIPELINES: dict[str, tuple[int, dict[str, int], str, int, int, int]] = {
+    "gpipe": (4, {"dp": 1}, "gpipe", 2, 1, 0), "1f1b": (4, {"dp": 1}, "1f1b", 8, 1, 0),
+    "interleaved × dp": (2, {"dp": 2}, "interleaved", 4, 2, 0),
+    "zb × tp": (2, {"dp": 1, "tp": 2}, "zb", 4, 1, 0),
+    "1f1b × zero 3": (2, {"dp": 2}, "1f1b", 2, 1, 3),
+}  # fmt: skip
+
+
+def optimizer_of(name: str, params: Any) -> Any:
+    """The optimizer under test."""
+    if name == "sgd":
+        return nn.optim.SGD(params, lr=0.1, momentum=0.9)
+    return nn.optim.AdamW(params, lr=1e-3)
+
+
+def batches() -> Iterator[list[Any]]:
+    """Tokens, and those that follow them, of each step."""
+    generator = np.random.default_rng(0)
+    for _ in range(STEPS):
+        tokens = generator.integers(0, 64, (BATCH, 17)).astype(np.int32)
+        yield [tokens[:, :-1].copy(), tokens[:, 1:].copy()]
+
+
+def staged(layout: str, optimizer: str) -> dict[str, Any]:
+    """The losses of a pipeline, the last one without learning; bytes between stages, by formula."""
+    Tensor.manual_seed(1)
+    stages, axes, schedule, micro, pieces, zero = PIPELINES[layout]
+    made = layouts.pipeline(GPT(DEEP), stages, axes, schedule, micro, pieces, zero)
+    made.train_with(lambda params: optimizer_of(optimizer, params), 0)
+    found = [made.step(*batch) for batch in batches()]
+    sent = sum(stage.port.bytes_sent for stage in made.here)
+    found.append(made.loss(*next(batches())))
+    tp, dp = axes.get("tp", 1), axes["dp"]
+    tied = 2 * 64 * DEEP.dim * 4 * tp * (1 if zero else dp)  # gradients of both copies
+    inner = 2 * (stages * pieces - 1) * BATCH * 16 * DEEP.dim * 4 * tp
+    return {"losses": found, "sent": sent, "formula": STEPS * (tied + inner)}
+
+
+def losses(
+    layout: str | None, optimizer: str, config: GPTConfig = CONFIG
+) -> dict[str, Any]:
     """The losses of some steps; bytes planned and sent, and those of one step by formula."""
     Tensor.manual_seed(1)
-    model = GPT(CONFIG)
+    model = GPT(config)
     mesh, zero = None, 0
     if layout is not None:
         axes, zero = LAYOUTS[layout]
         mesh = Mesh(**axes)
         divide(model, mesh, zero)
     params = nn.state.get_parameters(model)
-    rule = (
-        nn.optim.SGD(params, lr=0.1, momentum=0.9)
-        if optimizer == "sgd"
-        else nn.optim.AdamW(params, lr=1e-3)
-    )
+    rule = optimizer_of(optimizer, params)
     if mesh is not None and zero:
         divide(model, mesh, zero, rule)
 
@@ -48,14 +88,12 @@ def losses(layout: str | None, optimizer: str) -> dict[str, Any]:
         rule.step(forget=True)
         return loss.realize()
 
-    batches = np.random.default_rng(0)
     runtime: Any = None if mesh is None else Device[mesh.name]
     before = (0, 0) if mesh is None else (runtime.planned, runtime.bytes_sent)
     found, of_a_step = [], 0
     with Tensor.train():
-        for _ in range(STEPS):
-            tokens = batches.integers(0, 64, (BATCH, 17)).astype(np.int32)
-            pair = [Tensor(tokens[:, :-1].copy()), Tensor(tokens[:, 1:].copy())]
+        for batch in batches():
+            pair = [*map(Tensor, batch)]
             if mesh is not None:
                 spec = P("dp") if "dp" in mesh.sizes else P()
                 pair = [tensor.shard(mesh, spec).realize() for tensor in pair]
@@ -64,6 +102,9 @@ def losses(layout: str | None, optimizer: str) -> dict[str, Any]:
             if mesh is not None:
                 of_a_step += runtime.planned
             found.append(loss.item())
+    with Tensor.no_grad():
+        if mesh is None:
+            found.append(model.loss(*map(Tensor, next(batches()))).item())
     result = {"losses": found}
     if mesh is not None:
         result |= {
@@ -92,6 +133,10 @@ def over_mpi() -> dict[tuple[str, str], Any]:
     found = {}
     for layout in LAYOUTS:
         part = losses(layout, "adamw")
+        part["sent"] = MPI.COMM_WORLD.allreduce(part["sent"])
+        found[layout, "adamw"] = part
+    for layout in PIPELINES:
+        part = staged(layout, "adamw")
         part["sent"] = MPI.COMM_WORLD.allreduce(part["sent"])
         found[layout, "adamw"] = part
     return found
