@@ -284,13 +284,15 @@ def test_training_goes_on_in_other_layouts(tmp_path: Path) -> None:
     """With the losses of one device, validation included."""
     layouts = ("--dp 2 --zero 3", "--pp 2 --schedule zb --zero 0 --dp 1", "--pp 1 --tp 2")
     found = []
-    for parts in (("",), layouts):
+    text = tmp_path / "text"
+    text.write_text("To be, or not to be, that is the question. " * 40)
+    for parts in ([""] * 3, layouts):
         path, record = tmp_path / f"{len(found)}.safetensors", tmp_path / f"{len(found)}.jsonl"
-        begin = ["train", *SMALL.split(), "--checkpoint", str(path), "--metrics", str(record)]
+        begin = ["train", *SMALL.split(), "--checkpoint", str(path), "--metrics", str(record),
+                 "--text", str(text)]  # fmt: skip
         for number, flags in enumerate(parts, 1):
             start = begin if number == 1 else ["train", "--resume", str(path)]
-            steps = str(6 * number // len(parts))
-            gpt_commands.main([*start, "--steps", steps, *flags.split()])
+            gpt_commands.main([*start, "--steps", str(2 * number), *flags.split()])
         lines = [json.loads(line) for line in record.read_text("utf-8").splitlines()]
         found.append([*(line["loss"] for line in lines), lines[-1]["val_loss"]])
     assert len(found[0]) == 7
