@@ -77,14 +77,16 @@ def check_layout(flags: argparse.Namespace, config: GPTConfig) -> None:
     if flags.zero and flags.dp == 1:
         raise InputError(f"--zero {flags.zero} divides among the devices of --dp: give --dp 2")
     if layouts.is_divided(flags):
-        if flags.sp > 1:
-            raise InputError("--sp with --tp, --zero or --pp: only --dp goes with it yet")
+        if flags.sp not in (1, flags.tp):
+            raise InputError(f"--sp {flags.sp} with --tp {flags.tp}: there the same devices share "
+                             "the tokens; give both alike, or --dp alone with --sp")  # fmt: skip
         layouts.check(config, {"dp": flags.dp, "tp": flags.tp})
     if flags.pp > 1:
         _check_pipeline(flags, config)
     if flags.dp * flags.sp * flags.tp * flags.pp == 1:
         return
-    if flags.sp > 1 and (config.window or config.attention_cap or config.attention_scale):
+    ring = flags.sp > 1 and flags.tp == 1
+    if ring and (config.window or config.attention_cap or config.attention_scale):
         raise InputError("--sp knows no attention with windows, caps or scales: give --dp alone")
     if config.experts:
         raise InputError("--experts on several devices: only --dp 1 --sp 1 can balance them yet")

@@ -165,7 +165,8 @@ def train_command(
             else:
                 end = f"{stopped}; to go on: {resuming(flags)}"
             raise Stopped(stopped.number, end) from None
-        say(utilization(config, context, metrics, flags.dp * flags.sp * flags.tp * flags.pp))
+        devices = flags.dp * flags.pp * max(flags.sp, flags.tp)
+        say(utilization(config, context, metrics, devices))
         if isinstance(division, Pipeline):
             say(f"stages were idle for {division.idle:.1%} of the last step")
         say(f"\nvalidation loss {shown(loss)} nats per {unit}\n", flush=True)

@@ -113,7 +113,8 @@ def _train(command: argparse.ArgumentParser) -> None:
         help="go on where this checkpoint was saved, with its flags, and save there")  # fmt: skip
     add("--metrics", metavar="FILE", help="JSON lines, one per step; --resume appends to the same")
     add("--dp", type=whole, default=1, help="devices that share each batch")
-    add("--sp", type=whole, default=1, help="devices that share each window of text")
+    add("--sp", type=whole, default=1,
+        help="devices that share each window of text; those of --tp between matrices")
     add("--tp", type=whole, default=1, help="devices that share each block's matrices")
     add("--zero", type=int, choices=range(4), default=0,
         help="what --dp devices store together: 1 moments, 2 gradients, too, 3 weights, too")

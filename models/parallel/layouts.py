@@ -2,6 +2,9 @@
 
 tp    columns of c_attn (by heads) and c_fc, rows of c_proj, so that a block is two sums over "tp"
       forward and two backward (Shoeybi et al., "Megatron-LM", 2019)
+sp    the tokens between these matrices are divided over "tp", too: a sum becomes a reduce_scatter,
+      and an all_gather comes before the next matrix, of as many bytes together (Korthikanti et al.,
+      "Reducing Activation Recomputation in Large Transformer Models", 2022)
 zero  what AdamW keeps (1), gradients too (2), parameters too (3) are divided over "dp" (Rajbhandari
       et al., "ZeRO", 2020)
 """
@@ -15,6 +18,7 @@ from itertools import pairwise
 from typing import Any
 
 from minigrad import Blocks, Device, Mesh, P, Tensor, nn
+from minigrad.graph.sharding import mark
 from minigrad.models.errors import InputError
 from minigrad.models.parallel import mpi
 from minigrad.models.parallel.mesh_device import MeshRuntime, world
@@ -75,24 +79,56 @@ def divide(
                 tensor.shard_(mesh, spec, stored=stored if zero else None)
 
 
+def divide_tokens(model: Any) -> None:
+    """Let the devices of "tp" share the tokens between matrices, as above, once it is on a mesh."""
+    for part in (model, *model.h):
+        part.gather, part.scatter = _gather_tokens, _scatter_tokens
+
+
+def _gather_tokens(x: Tensor) -> Tensor:
+    if x.raw.device not in Device.meshes:
+        return x
+    return x.shard(x.device, _rows(x, "tp")).shard(x.device, _rows(x))
+
+
+def _scatter_tokens(x: Tensor) -> Tensor:
+    """Of a sum that is not taken yet; its gradient is gathered."""
+    mesh = Device.meshes.get(x.raw.device)
+    if mesh is None:
+        return x
+    summed = mark(x.node, _rows(x).dims(x.shape, mesh.sizes, mesh.name), is_open=True)
+    return Tensor._of(summed).shard(mesh, _rows(x, "tp"))
+
+
+def _rows(x: Any, *tokens: str) -> P:
+    """How an array that begins with a batch is divided."""
+    return P("dp" if x.shape[0] != 1 else None, *tokens)
+
+
 def pipeline(
     model: Any, stages: int, axes: Mapping[str, int], schedule: str, micro: int,
-    pieces: int, zero: int = 0,
+    pieces: int, zero: int = 0, tokens: bool = False,
 ) -> Pipeline:  # fmt: skip
-    """A GPT at stages of devices, each of which has so many pieces of it; axes: "dp" and "tp"."""
+    """A GPT at stages of devices, each of which has so many pieces of it; axes: "dp" and "tp".
+
+    tokens: those between matrices are divided, too.
+    """
     count, layers = stages * pieces, len(model.h)
     if layers < count:
         raise InputError(f"{layers} layers cannot be cut into {count} pieces: give more --layers, "
                          "or fewer --pp or --pieces")  # fmt: skip
     bounds = [layers * number // count for number in range(count + 1)]
     named = nn.state.get_state_dict(model)
+    if tokens:
+        divide_tokens(model)
     made = [_piece(model, named, *ends) for ends in pairwise(bounds)]
+    spec = P("dp", "tp") if tokens else P("dp")
 
     def place(some: Mapping[str, Tensor], mesh: Mesh, optimizer: Any = None) -> None:
         divide(model, mesh, zero, optimizer, some)
 
     try:
-        return Pipeline(named, made, stages, axes, model.config.dim, schedule, micro, place)
+        return Pipeline(named, made, stages, axes, model.config.dim, spec, schedule, micro, place)
     except ValueError as error:
         raise InputError(str(error)) from None
 
@@ -134,9 +170,9 @@ def division_of(flags: Any, model: Any) -> Division | Pipeline:
     """A GPT as --dp, --tp, --zero and --pp say."""
     axes = {"dp": flags.dp, "tp": flags.tp}
     if flags.pp == 1:
-        return Division(model, Mesh(**axes), flags.zero)
+        return Division(model, Mesh(**axes), flags.zero, flags.sp > 1)
     made = pipeline(
-        model, flags.pp, axes, flags.schedule, flags.micro, flags.pieces, flags.zero
+        model, flags.pp, axes, flags.schedule, flags.micro, flags.pieces, flags.zero, flags.sp > 1
     )
     if is_first():
         rows = simulate(made.table)
@@ -161,17 +197,19 @@ def runtime_of(mesh: Mesh) -> MeshRuntime:
 class Division:
     """A GPT on a mesh, as a training sees it: its batches, its gradients, its way back."""
 
-    def __init__(self, model: Any, mesh: Mesh, zero: int) -> None:
+    def __init__(self, model: Any, mesh: Mesh, zero: int, tokens: bool = False) -> None:
         self.model, self.mesh, self.zero = model, mesh, zero
         self.is_first = is_first()
         self._device = runtime_of(mesh).local[0].device
         self._like: dict[int, Tensor] = {}
         divide(model, mesh, zero)
+        if tokens:
+            divide_tokens(model)
 
     def batch(self, *arrays: Any) -> list[Tensor]:
         """numpy arrays (batch, …) as tensors, divided over "dp"."""
-        spec = P("dp") if self.mesh.sizes["dp"] > 1 and len(arrays[0]) > 1 else P()
-        made = [Tensor(array, device=self._device).shard(self.mesh, spec) for array in arrays]
+        made = [Tensor(array, device=self._device).shard(self.mesh, _rows(array))
+                for array in arrays]  # fmt: skip
         Tensor.realize(*made)
         return made
 

@@ -68,9 +68,9 @@ class Port:
 
     def __init__(
         self, stage: int, stages: int, runtime: MeshRuntime, transports: Sequence[Any],
-        activity: Activity,
+        activity: Activity, spec: P,
     ) -> None:  # fmt: skip
-        self.stage, self.stages, self.runtime = stage, stages, runtime
+        self.stage, self.stages, self.runtime, self.spec = stage, stages, runtime, spec
         self.ends = list(zip(transports, (one.number for one in runtime.local), strict=True))
         self.places, self.activity = runtime.mesh.size, activity
         self._progress = Progress(activity, lambda _: None)
@@ -99,9 +99,9 @@ class Port:
         self._sent.clear()
 
     def blank(self, shape: Shape) -> Tensor:
-        """Memory for float32 values whose rows are divided."""
+        """Memory for float32 values that one piece hands to the next."""
         sizes, name = self.runtime.mesh.sizes, self.runtime.name
-        return self._blank(shape, Layout(ROWS.dims(shape, sizes, name)))
+        return self._blank(shape, Layout(self.spec.dims(shape, sizes, name)))
 
     def like(self, tensor: Tensor) -> Tensor:
         """Memory for values that are divided as those of another tensor."""
@@ -170,13 +170,13 @@ class Programs:
 
     def __init__(
         self, piece: Piece, given: Sequence[Tensor], slope: Tensor | None,
-        sums: Mapping[str, Tensor], share: float, split: bool, mesh: Mesh,
+        sums: Mapping[str, Tensor], share: float, split: bool, mesh: Mesh, spec: P,
     ) -> None:  # fmt: skip
         entry, output = piece.forward(given[0], given[-1])
-        output = output * share if slope is None else output.shard(mesh, ROWS).contiguous()
+        output = output * share if slope is None else output.shard(mesh, spec).contiguous()
         targets = [entry, *piece.params.values()]
         first, *weights = output.gradient(*targets, gradient=slope)
-        first = first.shard(mesh, ROWS).contiguous()
+        first = first.shard(mesh, spec).contiguous()
         self.inputs = [tensor.node for tensor in (*given, *([] if slope is None else [slope]))]
         self.output, self.gradient = output.node, first.node
         nodes = [weight.node for weight in weights]
@@ -249,7 +249,7 @@ class Stage:
             @jit
             def forward(x: Tensor, targets: Tensor) -> Tensor:
                 _, y = piece.forward(x, targets)
-                return (y.shard(self.mesh, ROWS) if y.ndim else y).contiguous().realize()
+                return (y.shard(self.mesh, self.port.spec) if y.ndim else y).contiguous().realize()
 
             self._forward[number] = forward
         return self._forward[number](x, targets)
@@ -314,13 +314,13 @@ class Pipeline:
     """Pieces of a model at stages, and how they are trained together.
 
     named: all parameters. place: puts some of them, by name, on a mesh, and what their optimizer
-    keeps. width: of what one piece hands to the next, (rows, tokens, width) float32. here: the
-    stages of this process.
+    keeps. width: of what one piece hands to the next, (rows, tokens, width) float32, divided as
+    `spec` says. here: the stages of this process.
     """
 
     def __init__(
         self, named: Mapping[str, Tensor], pieces: Sequence[Piece], stages: int,
-        axes: Mapping[str, int], width: int, schedule: str, micro: int,
+        axes: Mapping[str, int], width: int, spec: P, schedule: str, micro: int,
         place: Callable[..., None],
     ) -> None:  # fmt: skip
         self.named, self.names = named, list(named)
@@ -349,7 +349,7 @@ class Pipeline:
                 if ranks is None else [ranks.transport(range(ranks.size))]
             )  # fmt: skip
             activity = Activity(Clock()) if ranks is None else ranks.activity
-            port = Port(stage, stages, _runtime(mesh), ends, activity)
+            port = Port(stage, stages, _runtime(mesh), ends, activity, spec)
             mine = {n: piece for n, piece in enumerate(pieces) if n % stages == stage}
             self.here.append(Stage(stage, mesh, mine, port))
             place(self.here[-1].params, mesh)
@@ -420,7 +420,7 @@ class Pipeline:
         given.insert(0, stage.port.blank(shape) if number else stage.rows(ids))
         slope = None if is_last else stage.port.blank(shape)
         return Programs(stage.pieces[number], given, slope, stage.sums, 1 / self.micro,
-                        self.is_split, stage.mesh)  # fmt: skip
+                        self.is_split, stage.mesh, stage.port.spec)  # fmt: skip
 
     def _execute(
         self, stage: Stage, row: Sequence[Task], programs: Mapping[int, Programs],

@@ -13,24 +13,29 @@ import numpy as np
 from minigrad import Device, Mesh, P, Tensor, jit, nn
 from minigrad.models.gpt import GPT, GPTConfig
 from minigrad.models.parallel import layouts
-from minigrad.models.parallel.layouts import divide
+from minigrad.models.parallel.layouts import divide, divide_tokens
 
 CONFIG = GPTConfig(vocabulary=64, context=16, layers=2, heads=4, dim=32)
 BATCH, STEPS = 8, 20
+# name → axes, ZeRO, whether "tp" divides the tokens between matrices, too
 LAYOUTS = {
-    "dp": ({"dp": 4}, 0), "zero 1": ({"dp": 4}, 1), "zero 2": ({"dp": 4}, 2),
-    "zero 3": ({"dp": 4}, 3), "tp": ({"tp": 4}, 0), "dp × tp": ({"dp": 2, "tp": 2}, 0),
-    "zero 1 × tp": ({"dp": 2, "tp": 2}, 1), "zero 3 × tp": ({"dp": 2, "tp": 2}, 3),
+    "dp": ({"dp": 4}, 0, False), "zero 1": ({"dp": 4}, 1, False),
+    "zero 2": ({"dp": 4}, 2, False), "zero 3": ({"dp": 4}, 3, False),
+    "tp": ({"dp": 1, "tp": 4}, 0, False), "dp × tp": ({"dp": 2, "tp": 2}, 0, False),
+    "zero 1 × tp": ({"dp": 2, "tp": 2}, 1, False), "sp": ({"dp": 1, "tp": 4}, 0, True),
+    "zero 3 × tp": ({"dp": 2, "tp": 2}, 3, False), "dp × sp": ({"dp": 2, "tp": 2}, 0, True),
 }  # fmt: skip
 
 
 DEEP = GPTConfig(vocabulary=64, context=16, layers=4, heads=4, dim=32)
-# name → stages, axes, schedule, micro-batches, pieces at a stage, ZeRO
-PIPELINES: dict[str, tuple[int, dict[str, int], str, int, int, int]] = {
-    "gpipe": (4, {"dp": 1}, "gpipe", 2, 1, 0), "1f1b": (4, {"dp": 1}, "1f1b", 8, 1, 0),
-    "interleaved × dp": (2, {"dp": 2}, "interleaved", 4, 2, 0),
-    "zb × tp": (2, {"dp": 1, "tp": 2}, "zb", 4, 1, 0),
-    "1f1b × zero 3": (2, {"dp": 2}, "1f1b", 2, 1, 3),
+# name → stages, axes, schedule, micro-batches, pieces at a stage, ZeRO, tokens divided
+PIPELINES: dict[str, tuple[int, dict[str, int], str, int, int, int, bool]] = {
+    "gpipe": (4, {"dp": 1}, "gpipe", 2, 1, 0, False),
+    "1f1b": (4, {"dp": 1}, "1f1b", 8, 1, 0, False),
+    "interleaved × dp": (2, {"dp": 2}, "interleaved", 4, 2, 0, False),
+    "zb × tp": (2, {"dp": 1, "tp": 2}, "zb", 4, 1, 0, False),
+    "1f1b × sp": (2, {"dp": 1, "tp": 2}, "1f1b", 4, 1, 0, True),
+    "1f1b × zero 3": (2, {"dp": 2}, "1f1b", 2, 1, 3, False),
 }  # fmt: skip
 
 
@@ -52,15 +57,15 @@ def batches() -> Iterator[list[Any]]:
 def staged(layout: str, optimizer: str) -> dict[str, Any]:
     """The losses of a pipeline, the last one without learning; bytes between stages, by formula."""
     Tensor.manual_seed(1)
-    stages, axes, schedule, micro, pieces, zero = PIPELINES[layout]
-    made = layouts.pipeline(GPT(DEEP), stages, axes, schedule, micro, pieces, zero)
+    stages, axes, schedule, micro, pieces, zero, tokens = PIPELINES[layout]
+    made = layouts.pipeline(GPT(DEEP), stages, axes, schedule, micro, pieces, zero, tokens)
     made.train_with(lambda params: optimizer_of(optimizer, params), 0)
     found = [made.step(*batch) for batch in batches()]
     sent = sum(stage.port.bytes_sent for stage in made.here)
     found.append(made.loss(*next(batches())))
     tp, dp = axes.get("tp", 1), axes["dp"]
     tied = 2 * 64 * DEEP.dim * 4 * tp * (1 if zero else dp)  # gradients of both copies
-    inner = 2 * (stages * pieces - 1) * BATCH * 16 * DEEP.dim * 4 * tp
+    inner = 2 * (stages * pieces - 1) * BATCH * 16 * DEEP.dim * 4 * (1 if tokens else tp)
     return {"losses": found, "sent": sent, "formula": STEPS * (tied + inner)}
 
 
@@ -70,11 +75,13 @@ def losses(
     """The losses of some steps; bytes planned and sent, and those of one step by formula."""
     Tensor.manual_seed(1)
     model = GPT(config)
-    mesh, zero = None, 0
+    mesh, zero, tokens = None, 0, False
     if layout is not None:
-        axes, zero = LAYOUTS[layout]
+        axes, zero, tokens = LAYOUTS[layout]
         mesh = Mesh(**axes)
         divide(model, mesh, zero)
+        if tokens:
+            divide_tokens(model)
     params = nn.state.get_parameters(model)
     rule = optimizer_of(optimizer, params)
     if mesh is not None and zero:
@@ -109,19 +116,21 @@ def losses(
     if mesh is not None:
         result |= {
             "planned": runtime.planned - before[0], "sent": runtime.bytes_sent - before[1],
-            "step": of_a_step, "formula": formula(mesh, zero, params),
+            "step": of_a_step, "formula": formula(mesh, zero, params, tokens),
         }  # fmt: skip
     return result
 
 
-def formula(mesh: Mesh, zero: int, params: list[Tensor]) -> float:
+def formula(mesh: Mesh, zero: int, params: list[Tensor], tokens: bool) -> float:
     """Bytes that all ranks together send in a step, without a few scalars."""
     dp, tp = mesh.sizes.get("dp", 1), mesh.sizes.get("tp", 1)
     own = sum(
         int(p.numel()) * 4 // (tp if "tp" in p.sharding else 1) for p in params
     )  # what a rank has of the weights, were they not stored by dp  # fmt: skip
     weights = (3 if zero == 3 else 2) * (dp - 1) * own * tp
-    activations = 4 * CONFIG.layers * BATCH * CONFIG.context * CONFIG.dim * 4 // dp
+    # a sum for each, or a reduce_scatter and an all_gather; one of either at both ends
+    passes = 4 * CONFIG.layers + tokens
+    activations = passes * BATCH * CONFIG.context * CONFIG.dim * 4 // dp
     return weights + 2 * (tp - 1) * activations * dp
 
 

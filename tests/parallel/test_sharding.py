@@ -257,7 +257,7 @@ def test_losses_of_pipelines_are_those_of_one_device(
 
 
 def test_what_one_stage_raises_ends_all() -> None:
-    stages, *rest, _ = PIPELINES["1f1b"]
+    stages, *rest = PIPELINES["1f1b"]
     made = pipeline(GPT(DEEP), stages, *rest)
     made.train_with(lambda params: nn.optim.SGD(params), 0)
 
@@ -282,7 +282,7 @@ def test_the_same_over_mpi(alone: dict[str, Any], deep: dict[str, Any]) -> None:
 
 def test_training_goes_on_in_other_layouts(tmp_path: Path) -> None:
     """With the losses of one device, validation included."""
-    layouts = ("--dp 2 --zero 3", "--pp 2 --schedule zb --zero 0 --dp 1", "--pp 1 --tp 2")
+    layouts = ("--dp 2 --zero 3", "--pp 2 --schedule zb --zero 0 --dp 1", "--pp 1 --tp 2 --sp 2")
     found = []
     text = tmp_path / "text"
     text.write_text("To be, or not to be, that is the question. " * 40)
@@ -304,7 +304,7 @@ def test_training_goes_on_in_other_layouts(tmp_path: Path) -> None:
     [
         ("--zero 1", "give --dp 2"),
         ("--tp 3", "cannot divide 4 heads"),
-        ("--tp 2 --sp 2", "only --dp goes with"),
+        ("--tp 2 --sp 4", "give both alike"),
         ("--tp 2 --experts 4", "cannot be divided yet"),
         ("--tp 2 --trace t.json", "--trace"),
         ("--pp 5", "4 layers cannot be cut into 5 pieces"),
