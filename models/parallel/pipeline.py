@@ -19,6 +19,7 @@ from minigrad import Context, Mesh, P, Tensor, jit, nn
 from minigrad.device import Buffer, Device
 from minigrad.dtype import dtypes
 from minigrad.graph import build
+from minigrad.graph.rewrite import replaced
 from minigrad.graph.sharding import Layout, whole
 from minigrad.models.checkpoint import plain_shape
 from minigrad.models.parallel.cutting import cut
@@ -39,7 +40,6 @@ from minigrad.models.parallel.schedules import (
 )
 from minigrad.runtimes.host import usable_threads
 from minigrad.tensor import live_tensors
-from minigrad.tensor.saved_graphs import substitute
 
 NUMBERS, SHARED, DATA = 1, 2, 3  # tags of messages
 ROWS = P("dp")  # how arrays that begin with a batch are divided
@@ -197,7 +197,7 @@ class Programs:
         @jit
         def program(values: list[Tensor]) -> list[Tensor]:
             now = dict(zip(reads, (value.node for value in values), strict=True))
-            nodes = [Tensor._of(node) for node in substitute([*kept, *slopes], now)]
+            nodes = [Tensor._of(node) for node in replaced([*kept, *slopes], now)]
             for total, slope in zip(totals, nodes[len(kept) :], strict=True):
                 total.assign(total + slope)
             made = [node.contiguous() for node in nodes[: len(kept)]]
