@@ -34,13 +34,7 @@ from minigrad.models.interrupt import EndedAtOnce, Interruption, Stopped
 from minigrad.models.metrics import Metrics, shown
 from minigrad.models.parallel.launch import Mesh, Rank, started_by_mpi
 from minigrad.models.parallel.launch import run as run_ranks
-from minigrad.models.parallel.layouts import (
-    division_of,
-    ending_all,
-    is_divided,
-    is_first,
-    tracing,
-)
+from minigrad.models.parallel.layouts import division_of, ending_all, is_divided, is_first
 from minigrad.models.parallel.pipeline import Pipeline
 from minigrad.models.parallel.training import Replica
 from minigrad.models.pictures import save_curves
@@ -154,11 +148,7 @@ def train_command(
     record = flags.metrics if speaks else None
     if record is not None and run.done:
         say(f"metrics go on in {record}")
-    mesh = division.mesh if division is not None else None
-    with (
-        Metrics(record, history) as metrics, Interruption() as interruption,
-        tracing(mesh, flags.trace),
-    ):  # fmt: skip
+    with Metrics(record, history) as metrics, Interruption() as interruption:
 
         def save() -> None:
             if speaks or division is not None:  # whose parts all bring together
@@ -234,8 +224,7 @@ def launch(flags: argparse.Namespace, given: Set[str], earlier: Earlier | None =
     if flags.pp > 1 and not flags.micro:
         flags.micro = micro_batches(flags)
     if is_divided(flags):
-        if flags.pp > 1:
-            console.refuse_trace(flags.trace, "--dp, --sp or --tp")
+        console.refuse_trace(flags.trace, "--dp or --sp alone")
         console.check_device_of_ranks(flags.dp * flags.tp * flags.pp)
         with ending_all():
             train_command(flags, earlier)

@@ -18,14 +18,14 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from minigrad import Mesh, P, Tensor, jit, nn
+from minigrad import Tensor, jit, nn
 from minigrad.models import console, neuron, pictures
 from minigrad.models.checkpoint import plain_shape
 from minigrad.models.digits import Digits, load_digits
 from minigrad.models.errors import InputError
 from minigrad.models.metrics import Metrics
-from minigrad.models.parallel.launch import started_by_mpi
-from minigrad.models.parallel.layouts import ending_all, is_first, tracing
+from minigrad.models.parallel.launch import Mesh, Rank, run, started_by_mpi
+from minigrad.models.parallel.training import Replica
 from minigrad.models.train import parameter_count
 
 if TYPE_CHECKING:
@@ -47,13 +47,10 @@ STEPS_TOGETHER = 25  # in one captured call
 class MLP:
     """Linear layers with an activation between them; sizes are the widths from input to output.
 
-    norm: batch normalization before each activation. ValueError for fewer than two sizes or an
-    unknown activation.
+    ValueError for fewer than two sizes or an unknown activation.
     """
 
-    def __init__(
-        self, sizes: Sequence[int] = SIZES, activation: str = "relu", norm: bool = False
-    ) -> None:
+    def __init__(self, sizes: Sequence[int] = SIZES, activation: str = "relu") -> None:
         if len(sizes) < 2 or min(sizes) < 1:
             raise ValueError(f"sizes are {tuple(sizes)}: expected at least two, each at least 1")
         if activation not in ACTIVATIONS:
@@ -61,14 +58,12 @@ class MLP:
             raise ValueError(f"unknown activation {activation!r}; known: {known}")
         self.activation = activation
         self.layers = [nn.Linear(a, b) for a, b in pairwise(sizes)]
-        self.norms = [nn.BatchNorm(width) for width in sizes[1:-1]] if norm else []
 
     def hidden(self, x: Tensor) -> list[Tensor]:
         """What each hidden layer answers: a list of (batch, width)."""
         answers = []
-        for number, layer in enumerate(self.layers[:-1]):
-            x = layer(x)
-            x = ACTIVATIONS[self.activation](self.norms[number](x) if self.norms else x)
+        for layer in self.layers[:-1]:
+            x = ACTIVATIONS[self.activation](layer(x))
             answers.append(x)
         return answers
 
@@ -92,10 +87,6 @@ def describe(model: MLP) -> str:
             f"layer {number}: {inputs:>4} → {outputs:<4} {inputs} × {outputs} weights + "
             f"{outputs} biases = {count:,}"
         )
-    if model.norms:
-        count = parameter_count(model.norms)
-        total += count
-        lines.append(f"batch normalization: a scale and a shift for each hidden neuron = {count:,}")
     return "\n".join([*lines, f"parameters: {total:,}"])
 
 
@@ -190,13 +181,12 @@ def dead_neurons(model: MLP, digits: Digits) -> list[tuple[int, int]]:
 
 
 class Steps:
-    """Several updates in one captured call: its arguments say which digits each one takes.
+    """Several updates in one captured call: its arguments say which digits each one takes."""
 
-    mesh: the devices of "dp" share each batch; statistics of a batch are those of all of it.
-    """
-
-    def __init__(self, model: MLP, digits: Digits, lr: float, mesh: Mesh | None = None) -> None:
-        self.model, self.mesh = model, mesh
+    def __init__(
+        self, model: MLP, digits: Digits, lr: float, replica: Replica | None = None
+    ) -> None:
+        self.model, self.replica = model, replica
         self.optimizer = nn.optim.Adam(nn.state.get_parameters(model), lr=lr)
         self.images, self.labels = Tensor(digits.images), Tensor(digits.labels)
         Tensor.realize(self.images, self.labels)
@@ -206,11 +196,11 @@ class Steps:
     def __call__(self, places: np.ndarray[tuple[int, int], np.dtype[np.int32]]) -> list[float]:
         """places (steps, batch): the digits of each step; gives each one's loss before it."""
         run = self.run if len(places) == STEPS_TOGETHER else self.run_rest
-        chosen = Tensor(places)
-        if self.mesh is not None:
-            chosen = chosen.shard(self.mesh, P(None, "dp"))
+        if self.replica is not None:  # its part of each batch
+            (part,) = self.replica.part(places.T)
+            places = part.T.copy()
         with Tensor.train():
-            losses: list[float] = run(chosen).tolist()
+            losses: list[float] = run(Tensor(places)).tolist()
         return losses
 
     def _run(self, places: Tensor) -> Tensor:
@@ -219,7 +209,12 @@ class Steps:
             self.optimizer.zero_grad()
             chosen = places[number]
             loss = self.model.loss(self.images[chosen], self.labels[chosen])
-            loss.backward()
+            if self.replica is None:
+                loss.backward()
+            else:
+                loss = loss * self.replica.weight
+                loss.backward()
+                loss = self.replica.share_gradients(loss, self.optimizer.params)
             losses.append(loss.detach())
             self.optimizer.step()
         first, *rest = losses
@@ -236,23 +231,25 @@ def train(
     seed: int,
     metrics: Metrics,
     patience: int | None = None,
-    mesh: Mesh | None = None,
+    replica: Replica | None = None,
     quiet: bool = False,
 ) -> float:
     """Minibatches in a new order each epoch, Adam; gives the share read rightly at the end.
 
     The digits that are left over when an epoch is cut into batches wait for another epoch's order.
     patience: end after so many epochs in a row whose validation loss was not the lowest so far, and
-    go back to the weights of the lowest. mesh: see `Steps`. quiet: nothing is printed.
+    go back to the weights of the lowest. A replica learns from its part of each batch; the loss is
+    that of the whole. quiet: nothing is printed.
     """
     import numpy as np
 
     if len(training) < batch:
         raise InputError(f"--batch is {batch}, but there are only {len(training)} training digits")
-    steps = Steps(model, training, lr, mesh)
+    steps = Steps(model, training, lr, replica)
     per_epoch = len(training) // batch
     start, number, accuracy = time.perf_counter(), 0, 0.0
     best, since, kept = math.inf, 0, dict[str, Tensor]()
+    quiet = quiet or (replica is not None and not replica.rank.is_first)
     with console.Progress(epochs * per_epoch, "digits", quiet) as progress:
         for epoch in range(1, epochs + 1):
             order = np.random.default_rng((seed, epoch)).permutation(len(training))
@@ -319,14 +316,13 @@ def parser() -> argparse.ArgumentParser:
     add("--batch", type=console.positive_int, default=32, help="digits per step")
     add("--lr", type=console.positive_float, default=3e-3, help="learning rate (Adam)")
     add("--activation", choices=list(ACTIVATIONS), default="relu", help="between the layers")
-    add("--norm", action="store_true", help="batch normalization before the activations")
     add("--patience", type=console.positive_int,
         help="end after so many epochs without a lower loss, at the lowest")  # fmt: skip
     add("--neuron", action="store_true", help="show a single neuron at work, and end")
     add("--picture", metavar="F.png",
         help="draw first-layer weights, one digit's way, losses; or the --neuron")  # fmt: skip
     add("--metrics", metavar="F.jsonl", help="JSON lines, one per step")
-    add("--dp", type=console.positive_int, default=1, help="devices that share each batch")
+    add("--dp", type=console.positive_int, default=1, help="copies that share each batch")
     add("--trace", metavar="FILE", help="timelines of all devices, for Chrome's trace viewer")
     console.add_common_flags(result)
     return result
@@ -341,19 +337,12 @@ def main(arguments: Sequence[str]) -> None:
         if idle:
             raise InputError(f"--neuron trains nothing: --{min(idle)} does nothing with it")
         show_neuron(flags.picture)
-        return
-    if flags.norm and flags.activation == "none":
-        raise InputError("--norm with --activation none: leave one of them out")
-    if flags.batch < flags.dp:
-        raise InputError(f"a batch of {flags.batch} cannot be divided among {flags.dp} devices: "
-                         "give a larger --batch")  # fmt: skip
-    if flags.dp == 1 and not started_by_mpi():
+    elif flags.dp == 1 and not started_by_mpi():
         console.refuse_trace(flags.trace, "--dp")
         learn(flags)
     else:
         console.check_device_of_ranks(flags.dp)
-        with ending_all(), Mesh(dp=flags.dp) as mesh:
-            learn(flags, mesh)
+        run(lambda rank: learn(flags, rank), Mesh(flags.dp), trace=flags.trace)
 
 
 def show_neuron(picture: str | None) -> None:
@@ -365,20 +354,21 @@ def show_neuron(picture: str | None) -> None:
         print(f"picture {picture}")
 
 
-def learn(flags: argparse.Namespace, mesh: Mesh | None = None) -> None:
-    """Train as the flags say; of several processes only the first one talks and writes files."""
-    speaks = mesh is None or is_first()
+def learn(flags: argparse.Namespace, rank: Rank | None = None) -> None:
+    """Train as the flags say; as a rank among several, only rank 0 talks and writes files."""
+    speaks = rank is None or rank.is_first
     if speaks:
         pictures.check_picture(flags.picture)
     training, validation = load_digits(flags.data)
     Tensor.manual_seed(flags.seed)
-    model = MLP(SIZES, flags.activation, flags.norm)
+    model = MLP(SIZES, flags.activation)
+    replica = Replica(rank, model) if rank is not None else None
     if speaks:
         print(f"{len(training):,} digits to learn from, {len(validation):,} to validate")
         print(describe(model))
-    with Metrics(flags.metrics if speaks else None) as metrics, tracing(mesh, flags.trace):
+    with Metrics(flags.metrics if speaks else None) as metrics:
         accuracy = train(model, training, validation, flags.epochs, flags.batch, flags.lr,
-                         flags.seed, metrics, flags.patience, mesh, not speaks)  # fmt: skip
+                         flags.seed, metrics, flags.patience, replica)  # fmt: skip
     if not speaks:
         return
     (known, before), (new, _) = evaluate(model, training), evaluate(model, validation)
@@ -388,7 +378,7 @@ def learn(flags: argparse.Namespace, mesh: Mesh | None = None) -> None:
         print(f"dead neurons in hidden layer {number}: {dead} of {count} ({dead / count:.0%})")
     if flags.activation == "none":
         print(describe_collapse(model, validation))
-        if mesh is None:
+        if rank is None:
             print(compare_with_a_bend(flags, training, validation, accuracy))
     if flags.picture is not None:
         pictures.draw_mlp(model, validation, metrics, Path(flags.picture))

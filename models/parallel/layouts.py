@@ -15,7 +15,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import copy
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 from minigrad import Blocks, Device, Mesh, P, Tensor, nn
@@ -25,7 +24,6 @@ from minigrad.models.parallel import mpi
 from minigrad.models.parallel.mesh_device import MeshRuntime, world
 from minigrad.models.parallel.pipeline import Piece, Pipeline
 from minigrad.models.parallel.schedules import bubble, picture, simulate
-from minigrad.models.parallel.timeline import write_trace
 from minigrad.settings import flag
 
 
@@ -240,19 +238,6 @@ class Division:
         """Let every process have the whole model on one device."""
         for parameter in nn.state.get_state_dict(self.model).values():
             parameter._point(parameter.detach().to(self._device).realize().raw)
-
-
-@contextmanager
-def tracing(mesh: Mesh | None, path: str | None) -> Iterator[None]:
-    """Write the timelines of a mesh's devices in the block to a file, if there is one to write."""
-    if mesh is None or path is None:
-        yield
-        return
-    runtime = runtime_of(mesh)
-    runtime.trace(True)
-    yield
-    if traces := runtime.trace(False):
-        write_trace(Path(path), traces)
 
 
 @contextmanager

@@ -12,12 +12,11 @@ import sys
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from functools import partial
 from itertools import combinations
 from types import TracebackType
 from typing import Any
 
-from minigrad import collective, program
+from minigrad import collective
 from minigrad.device import Buffer, Call, Device, Replay, Runtime, Sequential, Zeros
 from minigrad.dtype import DType, dtypes
 from minigrad.errors import DeviceError, JitError, MinigradError
@@ -163,30 +162,6 @@ class MeshRuntime:
                 device.close()
             self._join()
             raise failed
-
-    def trace(self, begin: bool) -> list[tuple[int, list[dict[str, Any]]]]:
-        """Record what devices do from now on, or give what they did: (number, events) of each.
-
-        Under MPI the first rank gets all, and others nothing.
-        """
-        ranks = world()
-        if ranks is not None:
-            ranks.library.COMM_WORLD.Barrier()
-
-        def switch(number: int) -> None:
-            timeline = self.local[number].timeline
-            if begin:
-                timeline.begin()
-            program.timeline.record = partial(timeline.add, kind="kernel") if begin else None
-
-        self.each(switch)
-        found = [] if begin else [(one.number, one.timeline.events) for one in self.local]
-        for one in self.local:
-            one.timeline.zero = one.timeline.zero if begin else None
-        if ranks is None:
-            return found
-        gathered = ranks.library.COMM_WORLD.gather(found)
-        return [each for some in gathered or () for each in some]
 
     def _fail(self, error: BaseException) -> None:
         """Let nobody wait for a device that has failed."""
