@@ -67,6 +67,11 @@ def capped(x: Tensor, cap: float) -> Tensor:
     return (x / cap).tanh() * cap if cap else x
 
 
+def as_it_is(x: Tensor) -> Tensor:
+    """x: what a block does between its matrices where no devices share them."""
+    return x
+
+
 class Attention:
     """Causal self-attention; queries, keys and values come from one product."""
 
@@ -184,15 +189,17 @@ class Block:
             self.after_1, self.after_2 = make_norm(config), make_norm(config)
         self.attn = Attention(config, layer)
         self.mlp = MixtureOfExperts(config) if config.experts else FeedForward(config)
+        # where devices share the tokens between matrices: to all tokens, and back to their own
+        self.gather = self.scatter = as_it_is
 
     def __call__(self, x: Tensor, cache: Cache | None = None, start: Start = 0) -> Tensor:
         """(batch, length, dim) → the same shape; see `Attention` for the cache."""
         before, after = self.config.norms != "after", self.config.norms != "before"
-        y = self.attn(self.ln_1(x) if before else x, cache, start)
+        y = self.scatter(self.attn(self.gather(self.ln_1(x) if before else x), cache, start))
         y = self.after_1(y) if after else y
         first = x + y if self.config.residual else y
         x = x if self.config.parallel else first
-        y = self.mlp(self.ln_2(x) if before else x)
+        y = self.scatter(self.mlp(self.gather(self.ln_2(x) if before else x)))
         y = self.after_2(y) if after else y
         return first + y if self.config.residual else y
 
@@ -214,6 +221,7 @@ class GPT:
             if not config.tied:
                 self.lm_head = Linear(config, config.dim, config.vocabulary, bias=False)
         self.spans: Spans = ()  # the positions that are here, where ranks share a sequence
+        self.gather = self.scatter = as_it_is  # see `Block`
         if initialize:
             self.initialize()
 
@@ -244,7 +252,7 @@ class GPT:
         if self.config.positions == "learned":
             places = decode.at(chosen(self.wpe.weight, self.spans), start, length)
             x = x + (places.squeeze(1) if isinstance(start, Tensor) else places)
-        return x.dropout(self.config.dropout)
+        return self.scatter(x.dropout(self.config.dropout))
 
     def features(
         self, ids: Tensor, caches: Sequence[Cache] = (), start: Start = 0
@@ -261,6 +269,7 @@ class GPT:
 
     def unembed(self, features: Tensor) -> Tensor:
         """Logits (…, vocabulary): how well each token matches."""
+        features = self.gather(features)
         table: Any = self.wte  # a quantized one multiplies by itself
         if not self.config.tied:
             logits = self.lm_head(features)

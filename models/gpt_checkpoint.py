@@ -22,11 +22,10 @@ from minigrad.models.errors import InputError
 from minigrad.models.gpt_config import GPTConfig
 from minigrad.models.metrics import KEYS, Metrics
 from minigrad.models.tokenizer import Tokenizer, tokenizer_of
-from minigrad.models.train import TrainingRun
+from minigrad.models.train import Divided, TrainingRun
 
 if TYPE_CHECKING:
     from minigrad.models.gpt import GPT
-    from minigrad.models.parallel.layouts import Division
 
 OPTIMIZER, HISTORY = "optimizer.", "history"
 
@@ -54,7 +53,7 @@ def save_checkpoint(
     metrics: Metrics | None = None,
     flags: Mapping[str, Any] | None = None,
     digest: str = "",
-    division: Division | None = None,
+    division: Divided | None = None,
 ) -> None:
     """Write the model, and where `run` is given also what it needs to go on.
 

@@ -76,13 +76,17 @@ def check_layout(flags: argparse.Namespace, config: GPTConfig) -> None:
         raise InputError("--recompute would drop other values than before: leave --dropout at 0")
     if flags.zero and flags.dp == 1:
         raise InputError(f"--zero {flags.zero} divides among the devices of --dp: give --dp 2")
-    if flags.tp > 1 or flags.zero:
-        if flags.sp > 1:
-            raise InputError("--sp with --tp or --zero: only --dp goes with these yet")
+    if layouts.is_divided(flags):
+        if flags.sp not in (1, flags.tp):
+            raise InputError(f"--sp {flags.sp} with --tp {flags.tp}: there the same devices share "
+                             "the tokens; give both alike, or --dp alone with --sp")  # fmt: skip
         layouts.check(config, {"dp": flags.dp, "tp": flags.tp})
-    if flags.dp * flags.sp * flags.tp == 1:
+    if flags.pp > 1:
+        _check_pipeline(flags, config)
+    if flags.dp * flags.sp * flags.tp * flags.pp == 1:
         return
-    if flags.sp > 1 and (config.window or config.attention_cap or config.attention_scale):
+    ring = flags.sp > 1 and flags.tp == 1
+    if ring and (config.window or config.attention_cap or config.attention_scale):
         raise InputError("--sp knows no attention with windows, caps or scales: give --dp alone")
     if config.experts:
         raise InputError("--experts on several devices: only --dp 1 --sp 1 can balance them yet")
@@ -93,6 +97,24 @@ def check_layout(flags: argparse.Namespace, config: GPTConfig) -> None:
         )
     if flags.batch < flags.dp:
         raise InputError(f"--batch {flags.batch} cannot be divided among --dp {flags.dp} devices")
+
+
+def _check_pipeline(flags: argparse.Namespace, config: GPTConfig) -> None:
+    rows = flags.dp * flags.micro
+    if flags.batch % rows:
+        raise InputError(f"--batch {flags.batch} cannot be cut into --micro {flags.micro} equal "
+                         f"parts on each of {flags.dp} devices")  # fmt: skip
+    for name in ("recompute", "dropout"):
+        if getattr(flags, name) or getattr(config, name, 0):
+            raise InputError(f"--{name} with --pp: leave one of them out")
+    if flags.accumulate > 1:
+        raise InputError(f"--accumulate {flags.accumulate} with --pp: give --micro instead")
+
+
+def micro_batches(flags: argparse.Namespace) -> int:
+    """How many parts of a batch a pipeline takes where nobody says: at most 4 for each stage."""
+    rows = max(flags.batch // flags.dp, 1)
+    return max(n for n in range(1, 4 * flags.pp + 1) if rows % n == 0)
 
 
 def check_memory(flags: argparse.Namespace, config: GPTConfig) -> None:

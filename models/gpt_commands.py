@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from minigrad import Tensor
-from minigrad import mesh as mesh_of_devices
 from minigrad.errors import MinigradError
 from minigrad.models import bpe, chat, checkpoint, console, look_inside, weights_quantize
 from minigrad.models.errors import InputError
@@ -26,6 +25,7 @@ from minigrad.models.gpt_checks import (
     check_model,
     check_resumable,
     check_unchanged,
+    micro_batches,
     place_of_checkpoint,
 )
 from minigrad.models.gpt_config import llama
@@ -34,14 +34,15 @@ from minigrad.models.interrupt import EndedAtOnce, Interruption, Stopped
 from minigrad.models.metrics import Metrics, shown
 from minigrad.models.parallel.launch import Mesh, Rank, started_by_mpi
 from minigrad.models.parallel.launch import run as run_ranks
-from minigrad.models.parallel.layouts import Division, ending_all, is_first
+from minigrad.models.parallel.layouts import division_of, ending_all, is_divided, is_first
+from minigrad.models.parallel.pipeline import Pipeline
 from minigrad.models.parallel.training import Replica
 from minigrad.models.pictures import save_curves
 from minigrad.models.pretrained import load_model, write
 from minigrad.models.sampling import Sampling
 from minigrad.models.text import Windows, load_text, split
 from minigrad.models.tokenizer import CharacterTokenizer, Tokenizer
-from minigrad.models.train import TrainingPlan, TrainingRun, finish, parameter_count
+from minigrad.models.train import Divided, TrainingPlan, TrainingRun, finish, parameter_count
 from minigrad.models.utilization import utilization
 
 Earlier = tuple[GPT, Tokenizer, Resumable | None]
@@ -80,15 +81,14 @@ def make_plan(flags: argparse.Namespace) -> TrainingPlan:
 
 
 def train_command(
-    flags: argparse.Namespace, earlier: Earlier | None = None, rank: Rank | None = None,
-    mesh: mesh_of_devices.Mesh | None = None,
-) -> None:  # fmt: skip
+    flags: argparse.Namespace, earlier: Earlier | None = None, rank: Rank | None = None
+) -> None:
     """`train`: ends with validation loss, a sample, the checkpoint and the curves.
 
     `earlier` is what the checkpoint of --resume holds. As a rank among several, rank 0 alone writes
-    files and talks. mesh: what the model itself is divided among.
+    files and talks.
     """
-    speaks = (rank is None or rank.is_first) and (mesh is None or is_first(mesh))
+    speaks = is_first() if is_divided(flags) else rank is None or rank.is_first
     say = print if speaks else _say_nothing
     text = load_text(flags.text)
     digest = hashlib.sha256(text.encode()).hexdigest()
@@ -126,7 +126,7 @@ def train_command(
     replica = Replica.of_gpt(rank, model, context) if rank is not None else None
     if replica is not None:
         Tensor.manual_seed(replica.seed(flags.seed))
-    division = None if mesh is None else Division(model, mesh, flags.zero)
+    division = division_of(flags, model) if is_divided(flags) else None
     if earlier is not None:
         run = continued(flags, earlier, config, plan, replica, division)
         history = earlier[2].history if earlier[2] is not None else []
@@ -168,7 +168,10 @@ def train_command(
             else:
                 end = f"{stopped}; to go on: {resuming(flags)}"
             raise Stopped(stopped.number, end) from None
-        say(utilization(config, context, metrics, flags.dp * flags.sp * flags.tp))
+        devices = flags.dp * flags.pp * max(flags.sp, flags.tp)
+        say(utilization(config, context, metrics, devices))
+        if isinstance(division, Pipeline):
+            say(f"stages were idle for {division.idle:.1%} of the last step")
         say(f"\nvalidation loss {shown(loss)} nats per {unit}\n", flush=True)
         save()
         if interruption.number is not None and speaks:
@@ -221,12 +224,13 @@ def launch(flags: argparse.Namespace, given: Set[str], earlier: Earlier | None =
     flags.wanted, flags.checkpoint = flags.checkpoint, place_of_checkpoint(flags, given)
     if flags.lr is None:
         flags.lr = NEW_LR if flags.weights is None else FINE_TUNING_LR
-    if flags.tp > 1 or flags.zero:
+    if flags.pp > 1 and not flags.micro:
+        flags.micro = micro_batches(flags)
+    if is_divided(flags):
         console.refuse_trace(flags.trace, "--dp or --sp alone")
-        console.check_device_of_ranks(flags.dp * flags.tp)
+        console.check_device_of_ranks(flags.dp * flags.tp * flags.pp)
         with ending_all():
-            whole = mesh_of_devices.Mesh(dp=flags.dp, tp=flags.tp)
-            train_command(flags, earlier, mesh=whole)
+            train_command(flags, earlier)
         return
     mesh = Mesh(flags.dp, flags.sp)
     if mesh.size == 1 and not started_by_mpi():
@@ -255,7 +259,7 @@ def resuming(flags: argparse.Namespace) -> str:
 
 def continued(
     flags: argparse.Namespace, earlier: Earlier, config: GPTConfig, plan: TrainingPlan,
-    replica: Replica | None = None, division: Division | None = None,
+    replica: Replica | None = None, division: Divided | None = None,
 ) -> TrainingRun:  # fmt: skip
     """The run of a checkpoint; InputError where it cannot go on as the flags say."""
     path, (model, _, resumable) = flags.resume, earlier

@@ -10,6 +10,7 @@ from minigrad.models import console
 from minigrad.models.decode import POLICIES
 from minigrad.models.gpt_checks import ACTIVE, CHECKPOINT, VOCABULARY
 from minigrad.models.gpt_config import CHOICES
+from minigrad.models.parallel.schedules import SCHEDULES
 from minigrad.nn.quantized import KINDS
 
 COMMANDS = {
@@ -28,7 +29,8 @@ REMEMBERED: dict[str, type | tuple[type, ...]] = {
     "context": int, "dropout": float, "steps": int, "batch": int, "lr": float, "seed": int,
     "architecture": str, "key_heads": int, "experts": int, "active": int, "precision": str,
     "accumulate": int, "recompute": bool, "weights": (str, type(None)), "vocabulary": int,
-    "dp": int, "sp": int, "tp": int, "zero": int, "metrics": (str, type(None)),
+    "dp": int, "sp": int, "tp": int, "zero": int, "pp": int,
+    "micro": int, "schedule": str, "pieces": int, "metrics": (str, type(None)),
 }  # fmt: skip
 
 
@@ -111,10 +113,18 @@ def _train(command: argparse.ArgumentParser) -> None:
         help="go on where this checkpoint was saved, with its flags, and save there")  # fmt: skip
     add("--metrics", metavar="FILE", help="JSON lines, one per step; --resume appends to the same")
     add("--dp", type=whole, default=1, help="devices that share each batch")
-    add("--sp", type=whole, default=1, help="devices that share each window of text")
+    add("--sp", type=whole, default=1,
+        help="devices that share each window of text; those of --tp between matrices")
     add("--tp", type=whole, default=1, help="devices that share each block's matrices")
     add("--zero", type=int, choices=range(4), default=0,
         help="what --dp devices store together: 1 moments, 2 gradients, too, 3 weights, too")
+    add("--pp", type=whole, default=1, help="stages of devices, each with some of the layers")
+    add("--micro", type=console.natural_int, default=0,
+        help="parts of a batch that go through --pp stages; 0: up to 4 for each stage")
+    add("--schedule", choices=SCHEDULES, default="1f1b",
+        help="what a stage does when; zb: gradients of weights fill the gaps")  # fmt: skip
+    add("--pieces", type=whole, default=1,
+        help="of the layers at each stage, for --schedule interleaved")  # fmt: skip
     add("--trace", metavar="FILE", help="timelines of all devices, for Chrome's trace viewer")
     add("--explain", metavar="F.html", help=console.EXPLAIN)
     console.add_common_flags(command)

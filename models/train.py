@@ -19,12 +19,14 @@ from minigrad.models.interrupt import Interruption, Stopped
 from minigrad.models.metrics import Metrics, shown
 from minigrad.models.moe import recording
 from minigrad.models.parallel.layouts import Division
+from minigrad.models.parallel.pipeline import Pipeline
 from minigrad.models.parallel.training import Replica
 from minigrad.models.text import Windows
 
 if TYPE_CHECKING:
     from minigrad.models.gpt import GPT
 
+Divided = Division | Pipeline
 RECENT = 50  # batches whose mean loss is called the training loss
 
 
@@ -185,7 +187,7 @@ def evenly(windows: Windows, most: int, batch: int, least: int = 1) -> tuple[int
 
 def validate(
     model: LanguageModel, windows: Windows, most: int, batch: int, replica: Replica | None = None,
-    stop: Callable[[], bool] = lambda: False, division: Division | None = None,
+    stop: Callable[[], bool] = lambda: False, division: Divided | None = None,
 ) -> float:  # fmt: skip
     """Mean loss over windows spread evenly over a text (see `evenly`), in nats per token.
 
@@ -197,16 +199,14 @@ def validate(
         for ids, targets in windows.spread(count, size):
             if stop():
                 raise GivenUp
+            if division is not None:
+                losses.append(division.loss(ids, targets))
+                continue
             if replica is not None:
                 ids, targets = replica.part(ids, targets)
-            loss = model.loss(*_placed(division, ids, targets))
+            loss = model.loss(Tensor(ids), Tensor(targets))
             losses.append(float((loss if replica is None else replica.mean(loss)).item()))
     return sum(losses) / len(losses)
-
-
-def _placed(division: Division | None, *arrays: Any) -> list[Tensor]:
-    """numpy arrays of a batch as tensors where the model is."""
-    return [Tensor(array) for array in arrays] if division is None else division.batch(*arrays)
 
 
 class TrainingRun:
@@ -217,37 +217,47 @@ class TrainingRun:
 
     def __init__(
         self, model: LanguageModel, plan: TrainingPlan, replica: Replica | None = None,
-        division: Division | None = None,
+        division: Divided | None = None,
     ) -> None:  # fmt: skip
         self.model, self.plan, self.replica, self.division = model, plan, replica, division
         self.done, self.elapsed = 0, 0.0
-        self.optimizer = MatrixAdamW(nn.state.get_parameters(model), plan)
-        if division is not None:
-            division.take(self.optimizer)
         self.schedule = make_schedule(plan)
-        self._step = make_step(
-            model, self.optimizer, plan.clip, plan.accumulate, plan.recompute, replica, division
+        self.optimizer: Pipeline | MatrixAdamW
+        self._step: Callable[[Any, Any], float]
+        if isinstance(division, Pipeline):
+            self.optimizer, self._step = division, division.step
+            division.train_with(lambda params: MatrixAdamW(params, plan), plan.clip)
+            return
+        optimizer = self.optimizer = MatrixAdamW(nn.state.get_parameters(model), plan)
+        if division is not None:
+            division.take(optimizer)
+        step = make_step(
+            model, optimizer, plan.clip, plan.accumulate, plan.recompute, replica, division
         )
+        placed = division.batch if division is not None else lambda *arrays: map(Tensor, arrays)
+        self._captured, self._placed = step, placed
+        self._step = lambda *arrays: float(step(*placed(*arrays)).item())
 
     def advance(self, windows: Windows) -> tuple[float, float]:
         """One step; gives (the loss before it, its learning rate)."""
         rate = self.schedule(self.done)
         self.optimizer.set_lr(rate)
         with Tensor.train():
-            loss = float(self._step(*self._batch(windows)).item())
+            loss = self._step(*self._batch(windows))
         self.done += 1
         return loss, rate
 
     def explain(self, windows: Windows, path: str, speaks: bool = True) -> None:
         """Write a page that explains the next step, which is done several times for it."""
-        console.explain_step(path, speaks, self._step, *self._batch(windows))
+        if isinstance(self.division, Pipeline):
+            raise InputError("--explain with --pp: a pipeline is no one step; explain without --pp")
+        tensors = self._placed(*self._batch(windows))
+        console.explain_step(path, speaks, self._captured, *tensors)
 
-    def _batch(self, windows: Windows) -> list[Tensor]:
+    def _batch(self, windows: Windows) -> tuple[Any, Any]:
         """The tokens of the next step and what follows each; of a replica its part."""
         ids, targets = windows.batch(self.plan.batch, self.plan.seed, self.done)
-        if self.replica is not None:
-            ids, targets = self.replica.part(ids, targets)
-        return _placed(self.division, ids, targets)
+        return (ids, targets) if self.replica is None else self.replica.part(ids, targets)
 
     def tensors(self) -> dict[str, Tensor]:
         """The state of the optimizer."""

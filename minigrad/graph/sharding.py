@@ -217,8 +217,12 @@ def mark(x: Node, dims: Dims, is_open: bool = False) -> Node:
 
 
 def mark_gradient(node: Node, g: Node) -> Node:
-    """Divided like the value itself, while a sum over other axes may wait for its reader."""
-    return mark(g, node.arg.dims, True) if any(node.arg.dims) else g
+    """Divided like the value itself. Open is the gradient of one that is not, and the other way.
+
+    So that of a sum that was still open is had as a whole by all who have a term of it.
+    """
+    said = node.arg
+    return mark(g, said.dims, not said.open) if any(said.dims) or said.open else g
 
 
 # Name of the device that stands for a mesh → the sizes of its axes.

@@ -22,12 +22,16 @@ class _Rank(threading.local):
     """The number that this thread's devices have, where it is one rank of several in a process.
 
     Such a thread knows of the tensors on its own devices only ("CPU:2", "REF:2"): what the other
-    ranks have begun, and what they wait for, is not its business.
+    ranks have begun, and what they wait for, is not its business. devices: the names themselves,
+    where it is a stage of a pipeline.
     """
 
     number: int | None = None
+    devices: frozenset[str] = frozenset()
 
     def knows(self, device: str) -> bool:
+        if self.devices:
+            return device in self.devices
         if self.number is None:
             return True
         return device.partition(":")[2] == (str(self.number) if self.number else "")
@@ -174,7 +178,9 @@ def _alive(links: list[Link]) -> list[Holder]:
 
 def _known(links: list[Link]) -> list[Link]:
     """Those of this rank: not even for a moment may one keep another's lazy tensor alive."""
-    return links if rank.number is None else [link for link in links if rank.knows(link.device)]
+    if rank.number is None and not rank.devices:
+        return links
+    return [link for link in links if rank.knows(link.device)]
 
 
 def holders(node: Node) -> list[Holder]:

@@ -2,6 +2,9 @@
 
 tp    columns of c_attn (by heads) and c_fc, rows of c_proj, so that a block is two sums over "tp"
       forward and two backward (Shoeybi et al., "Megatron-LM", 2019)
+sp    the tokens between these matrices are divided over "tp", too: a sum becomes a reduce_scatter,
+      and an all_gather comes before the next matrix, of as many bytes together (Korthikanti et al.,
+      "Reducing Activation Recomputation in Large Transformer Models", 2022)
 zero  what AdamW keeps (1), gradients too (2), parameters too (3) are divided over "dp" (Rajbhandari
       et al., "ZeRO", 2020)
 """
@@ -10,12 +13,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from copy import copy
+from itertools import pairwise
 from typing import Any
 
 from minigrad import Blocks, Device, Mesh, P, Tensor, nn
+from minigrad.graph.sharding import mark
 from minigrad.models.errors import InputError
 from minigrad.models.parallel import mpi
-from minigrad.models.parallel.mesh_device import MeshRuntime
+from minigrad.models.parallel.mesh_device import MeshRuntime, world
+from minigrad.models.parallel.pipeline import Piece, Pipeline
+from minigrad.models.parallel.schedules import bubble, picture, simulate
 from minigrad.settings import flag
 
 
@@ -50,16 +58,17 @@ def check(config: Any, sizes: Any) -> None:
 
 
 def divide(
-    model: Any, mesh: Mesh, zero: int = 0, optimizer: nn.optim.Optimizer | None = None
-) -> None:
+    model: Any, mesh: Mesh, zero: int = 0, optimizer: nn.optim.Optimizer | None = None,
+    named: Mapping[str, Tensor] | None = None,
+) -> None:  # fmt: skip
     """Put a GPT on a mesh, and what its optimizer keeps, if that is made already.
 
-    zero: 0 … 3, as above; over the axis "dp".
+    zero: 0 … 3, as above; over the axis "dp". named: some of its parameters instead of all.
     """
     tp = mesh.sizes.get("tp", 1) > 1
     stored = "dp" if mesh.sizes.get("dp", 1) > 1 else None
     specs = {}
-    for name, parameter in nn.state.get_state_dict(model).items():
+    for name, parameter in (named or nn.state.get_state_dict(model)).items():
         specs[id(parameter)] = spec = spec_of(name, model) if tp else P()
         if optimizer is None:
             parameter.shard_(mesh, spec, stored=stored if zero == 3 else None)
@@ -70,9 +79,112 @@ def divide(
                 tensor.shard_(mesh, spec, stored=stored if zero else None)
 
 
-def is_first(mesh: Mesh) -> bool:
+def divide_tokens(model: Any) -> None:
+    """Let the devices of "tp" share the tokens between matrices, as above, once it is on a mesh."""
+    for part in (model, *model.h):
+        part.gather, part.scatter = _gather_tokens, _scatter_tokens
+
+
+def _gather_tokens(x: Tensor) -> Tensor:
+    if x.raw.device not in Device.meshes:
+        return x
+    return x.shard(x.device, _rows(x, "tp")).shard(x.device, _rows(x))
+
+
+def _scatter_tokens(x: Tensor) -> Tensor:
+    """Of a sum that is not taken yet; its gradient is gathered."""
+    mesh = Device.meshes.get(x.raw.device)
+    if mesh is None:
+        return x
+    summed = mark(x.node, _rows(x).dims(x.shape, mesh.sizes, mesh.name), is_open=True)
+    return Tensor._of(summed).shard(mesh, _rows(x, "tp"))
+
+
+def _rows(x: Any, *tokens: str) -> P:
+    """How an array that begins with a batch is divided."""
+    return P("dp" if x.shape[0] != 1 else None, *tokens)
+
+
+def pipeline(
+    model: Any, stages: int, axes: Mapping[str, int], schedule: str, micro: int,
+    pieces: int, zero: int = 0, tokens: bool = False,
+) -> Pipeline:  # fmt: skip
+    """A GPT at stages of devices, each of which has so many pieces of it; axes: "dp" and "tp".
+
+    tokens: those between matrices are divided, too.
+    """
+    count, layers = stages * pieces, len(model.h)
+    if layers < count:
+        raise InputError(f"{layers} layers cannot be cut into {count} pieces: give more --layers, "
+                         "or fewer --pp or --pieces")  # fmt: skip
+    bounds = [layers * number // count for number in range(count + 1)]
+    named = nn.state.get_state_dict(model)
+    if tokens:
+        divide_tokens(model)
+    made = [_piece(model, named, *ends) for ends in pairwise(bounds)]
+    spec = P("dp", "tp") if tokens else P("dp")
+
+    def place(some: Mapping[str, Tensor], mesh: Mesh, optimizer: Any = None) -> None:
+        divide(model, mesh, zero, optimizer, some)
+
+    try:
+        return Pipeline(named, made, stages, axes, model.config.dim, spec, schedule, micro, place)
+    except ValueError as error:
+        raise InputError(str(error)) from None
+
+
+def _piece(model: Any, named: Mapping[str, Tensor], first: int, stop: int) -> Piece:
+    """The layers first … stop − 1, with the embedding before the first, the loss after the last."""
+    ends = stop == len(model.h)
+    own = tuple(f"h.{number}." for number in range(first, stop))
+    own += (() if first else ("wte.", "wpe.")) + (("ln_f.", "lm_head.") if ends else ())
+    params = {name: tensor for name, tensor in named.items() if name.startswith(own)}
+    shared: frozenset[str] = frozenset()
+    if model.config.tied and (ends or not first):
+        shared = frozenset(("wte.weight",))
+    end = model
+    if model.config.tied and ends:  # with the embedding's matrix, of which it has a copy
+        end = copy(model)
+        end.wte = copy(model.wte)
+        with Tensor.no_grad():
+            end.wte.weight = model.wte.weight.clone().realize().requires_grad_(True)
+        params["wte.weight"] = end.wte.weight
+
+    def forward(x: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        entry = y = x if first else model.embed(x)
+        for block in model.h[first:stop]:
+            y = block(y)
+        if ends:
+            y = end.unembed(end.ln_f(y)).cross_entropy(targets, axis=-1)
+        return entry, y
+
+    return Piece(forward, params, shared)
+
+
+def is_divided(flags: Any) -> bool:
+    """Whether a command line wants the model itself divided."""
+    return bool(flags.tp > 1 or flags.zero or flags.pp > 1)
+
+
+def division_of(flags: Any, model: Any) -> Division | Pipeline:
+    """A GPT as --dp, --tp, --zero and --pp say."""
+    axes = {"dp": flags.dp, "tp": flags.tp}
+    if flags.pp == 1:
+        return Division(model, Mesh(**axes), flags.zero, flags.sp > 1)
+    made = pipeline(
+        model, flags.pp, axes, flags.schedule, flags.micro, flags.pieces, flags.zero, flags.sp > 1
+    )
+    if is_first():
+        rows = simulate(made.table)
+        print(f"{flags.schedule}, {flags.micro} micro-batches: {bubble(rows):.1%} of a step idle, "
+              f"if stages are alike\n{picture(rows)}")  # fmt: skip
+    return made
+
+
+def is_first() -> bool:
     """Whether this process is the one that talks and writes files."""
-    return runtime_of(mesh).local[0].number == 0
+    ranks = world()
+    return ranks is None or ranks.rank == 0
 
 
 def runtime_of(mesh: Mesh) -> MeshRuntime:
@@ -85,19 +197,25 @@ def runtime_of(mesh: Mesh) -> MeshRuntime:
 class Division:
     """A GPT on a mesh, as a training sees it: its batches, its gradients, its way back."""
 
-    def __init__(self, model: Any, mesh: Mesh, zero: int) -> None:
+    def __init__(self, model: Any, mesh: Mesh, zero: int, tokens: bool = False) -> None:
         self.model, self.mesh, self.zero = model, mesh, zero
-        self.is_first = is_first(mesh)
+        self.is_first = is_first()
         self._device = runtime_of(mesh).local[0].device
         self._like: dict[int, Tensor] = {}
         divide(model, mesh, zero)
+        if tokens:
+            divide_tokens(model)
 
     def batch(self, *arrays: Any) -> list[Tensor]:
         """numpy arrays (batch, …) as tensors, divided over "dp"."""
-        spec = P("dp") if self.mesh.sizes["dp"] > 1 and len(arrays[0]) > 1 else P()
-        made = [Tensor(array, device=self._device).shard(self.mesh, spec) for array in arrays]
+        made = [Tensor(array, device=self._device).shard(self.mesh, _rows(array))
+                for array in arrays]  # fmt: skip
         Tensor.realize(*made)
         return made
+
+    def loss(self, ids: Any, targets: Any) -> float:
+        """The mean loss of a batch of numpy arrays."""
+        return float(self.model.loss(*self.batch(ids, targets)).item())
 
     def take(self, optimizer: nn.optim.Optimizer) -> None:
         """Divide what an optimizer keeps."""

@@ -91,6 +91,13 @@ class MeshDevice:
         return sum(group.members.bytes_sent for group in self.groups)
 
 
+def _members(mesh: Mesh, size: int) -> list[int]:
+    """The ranks of MPI that a mesh consists of: all, or those with the numbers of its devices."""
+    if mesh.size == size:
+        return list(range(size))
+    return [int(name.partition(":")[2] or 0) for name in mesh.devices]
+
+
 def _groups(mesh: Mesh, number: int) -> Iterable[tuple[tuple[str, ...], list[int]]]:
     """The sets of axes, and who differs from a device along these only."""
     axes = [axis for axis, size in mesh.sizes.items() if size > 1]
@@ -121,24 +128,26 @@ class MeshRuntime:
         self.local: list[MeshDevice] = []
         self.exchange: Exchange | None = None
         self._join()
-        self._team = _Team(len(self.local))
+        self._team = Team(len(self.local))
 
     def _join(self) -> None:
         """Let the devices meet."""
-        mesh, world = self.mesh, _world()
-        if world is not None:
-            if world.size != mesh.size:
+        mesh, ranks = self.mesh, world()
+        if ranks is not None:
+            members = _members(mesh, ranks.size)
+            if ranks.rank not in members:
                 raise DeviceError(
-                    f"{mesh}: MPI has started {world.size} ranks; expected mpiexec -n {mesh.size}"
+                    f"{mesh}: MPI has started {ranks.size} ranks; expected mpiexec -n {mesh.size}"
                 )
             device = Device.DEFAULT if Device.DEFAULT not in Device.meshes else "CPU"
-            transport = mpi.MPITransport(world.library, world.library.COMM_WORLD.Dup())
+            number = members.index(ranks.rank)
             self.local = [
-                MeshDevice(mesh, world.rank, device, transport, world.activity, world.threads)
-            ]
+                MeshDevice(mesh, number, device, ranks.transport(members), ranks.activity,
+                           ranks.threads)
+            ]  # fmt: skip
             return
         self.exchange = Exchange(mesh.size)
-        threads = max(usable_threads() // mesh.size, 1)
+        threads = flag("THREADS") or max(usable_threads() // mesh.size, 1)
         self.local = [
             MeshDevice(mesh, number, device, LocalTransport(number, self.exchange),
                        Activity(Clock()), threads)
@@ -390,8 +399,8 @@ def open_mesh(mesh: Mesh) -> MeshRuntime:
 # --- threads --------------------------------------------------------------------------------------
 
 
-class _Team:
-    """A thread for each device but the first one, which is the caller's."""
+class Team:
+    """A thread for each device, or stage, but the first one, which is the caller's."""
 
     def __init__(self, size: int) -> None:
         self.size = size
@@ -451,7 +460,7 @@ def _tried(
 # --- ranks of MPI ---------------------------------------------------------------------------------
 
 
-class _World:
+class World:
     """The ranks that MPI has started, of which this process is one."""
 
     def __init__(self, library: Any, patience: float) -> None:
@@ -466,6 +475,14 @@ class _World:
         put("THREADS", self.threads)
         self._hook, sys.excepthook = sys.excepthook, self._raised
         atexit.register(self._end)
+
+    def transport(self, ranks: Sequence[int]) -> mpi.MPITransport:
+        """Among some of the ranks, all of which call it."""
+        everybody = self.library.COMM_WORLD
+        if len(ranks) == self.size:
+            return mpi.MPITransport(self.library, everybody.Dup())
+        members = everybody.Create_group(everybody.Get_group().Incl(list(ranks)))
+        return mpi.MPITransport(self.library, members)
 
     def _raised(
         self, kind: type[BaseException], error: BaseException, trace: TracebackType | None
@@ -482,15 +499,15 @@ class _World:
         self.watch.close()
 
 
-_worlds: list[_World | None] = []
+_worlds: list[World | None] = []
 
 
-def _world() -> _World | None:
+def world() -> World | None:
     """None where this process was not started as one of several."""
     if not _worlds:
         patience = float(flag("PATIENCE"))
         library = mpi.library(patience)
-        _worlds.append(None if library is None else _World(library, patience))
+        _worlds.append(None if library is None else World(library, patience))
     return _worlds[0]
 
 

@@ -1,14 +1,16 @@
-"""Many devices: `python -m tests.bench.parallel bandwidth --ranks 2`, `… dp`, `… sp`.
+"""Many devices: `python -m tests.bench.parallel bandwidth --ranks 2`, `… dp`, `… sp`, `… pp`.
 
 bandwidth: a ring all-reduce of 4 … 64 MB beside MPI_Allreduce, interleaved in the same processes.
 dp: a training step of the GPT of 6 layers and 384 dims, at one global batch, on one rank and on
-two. sp: the same for one sequence of 8,192 tokens, with each rank's peak of memory. Each rank has
-one thread and one core. Ranks are processes of MPI.
+two. sp: the same for one sequence of 8,192 tokens, with each rank's peak of memory. pp: the step of
+dp with its layers at stages, and which share of it these are idle, by table and measured. Each rank
+has one thread and one core. Ranks are processes of MPI.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import resource
@@ -92,6 +94,34 @@ def training(rank: Any, config: Any, batch: int, rounds: int) -> list[float]:
     return [middle[0], GlobalCounters.mem_peak, peak, middle[1]]
 
 
+def pipelines(ranks: int, config: Any, batch: int, rounds: int) -> list[list[Any]]:
+    """(schedule, micro-batches, idle share by its table, measured, seconds of a step) of each."""
+    import numpy as np
+
+    from minigrad import Tensor
+    from minigrad.models.gpt import GPT
+    from minigrad.models.parallel import layouts, schedules
+    from minigrad.models.train import MatrixAdamW, TrainingPlan
+
+    plan, rows = TrainingPlan(batch=batch), []
+    for schedule, micro in itertools.product(schedules.SCHEDULES, (2, 4, 8)):
+        Tensor.manual_seed(1)
+        pieces = 2 if schedule == "interleaved" else 1
+        made = layouts.pipeline(GPT(config), ranks, {"dp": 1}, schedule, micro, pieces)
+        made.train_with(lambda params: MatrixAdamW(params, plan), 1.0)
+        times, idle = [], []
+        for number in range(rounds + 3):
+            ids = np.random.default_rng(number).integers(0, 65, (batch, config.context), np.int32)
+            start = time.perf_counter()
+            made.step(ids, np.roll(ids, -1, 1))
+            times.append(time.perf_counter() - start)
+            idle.append(made.idle)
+        formula = schedules.bubble(schedules.simulate(made.table))
+        middle = statistics.median(idle[3:]), statistics.median(times[3:])
+        rows.append([schedule, micro, formula, *middle])
+    return rows
+
+
 def child(what: str, ranks: int, rounds: int, layers: int) -> None:
     """One process: rank 0 prints what was measured."""
     os.environ["MINIGRAD_THREADS"] = "1"
@@ -103,6 +133,8 @@ def child(what: str, ranks: int, rounds: int, layers: int) -> None:
 
     if what == "bandwidth":
         found: Any = run(lambda rank: bandwidth(rank, rounds), ranks)[number]
+    elif what == "pp":
+        found = pipelines(ranks, GPTConfig(layers, 6, 384, 256, 65), 8, rounds)
     else:
         context, batch = (256, 8) if what == "dp" else (8192, 1)
         config = GPTConfig(layers, 6, 384, context, 65)
@@ -133,7 +165,7 @@ def measure(what: str, ranks: int, rounds: int, layers: int = 6) -> Any:
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("what", choices=["bandwidth", "dp", "sp"])
+    parser.add_argument("what", choices=["bandwidth", "dp", "sp", "pp"])
     parser.add_argument("--ranks", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--layers", type=int, default=6)
@@ -148,6 +180,15 @@ def main() -> None:
             moved = share * size * (1 << 20) / 1e9
             print(f"{size:>4.0f} {moved / ring:>10.2f} {moved / mpi:>9.2f} {mpi / ring:>6.2f} "
                   f"{other / best:>12.2f}")  # fmt: skip
+    elif flags.what == "pp":
+        one, *_ = measure("dp", 1, flags.rounds, flags.layers)
+        print(f"one rank {1e3 * one:.0f} ms\n{'schedule':12} {'micro':>5} {'table':>6} "
+              f"{'measured':>9} {'step':>8} {'at work':>8}")  # fmt: skip
+        for schedule, micro, table, idle, took in measure(
+            "pp", flags.ranks, flags.rounds, flags.layers
+        ):
+            print(f"{schedule:12} {micro:>5} {table:>6.1%} {idle:>9.1%} {1e3 * took:>5.0f} ms "
+                  f"{one / took / flags.ranks:>8.1%}")  # fmt: skip
     else:
         one, memory, process, work = measure(flags.what, 1, flags.rounds, flags.layers)
         many, less, smaller, part = measure(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import sys
+from collections.abc import Iterator
 from functools import cache
 from typing import Any
 
@@ -11,32 +12,81 @@ import numpy as np
 
 from minigrad import Device, Mesh, P, Tensor, jit, nn
 from minigrad.models.gpt import GPT, GPTConfig
-from minigrad.models.parallel.layouts import divide
+from minigrad.models.parallel import layouts
+from minigrad.models.parallel.layouts import divide, divide_tokens
 
 CONFIG = GPTConfig(vocabulary=64, context=16, layers=2, heads=4, dim=32)
 BATCH, STEPS = 8, 20
+# name → axes, ZeRO, whether "tp" divides the tokens between matrices, too
 LAYOUTS = {
-    "dp": ({"dp": 4}, 0), "zero 1": ({"dp": 4}, 1), "zero 2": ({"dp": 4}, 2),
-    "zero 3": ({"dp": 4}, 3), "tp": ({"tp": 4}, 0), "dp × tp": ({"dp": 2, "tp": 2}, 0),
-    "zero 1 × tp": ({"dp": 2, "tp": 2}, 1), "zero 3 × tp": ({"dp": 2, "tp": 2}, 3),
+    "dp": ({"dp": 4}, 0, False), "zero 1": ({"dp": 4}, 1, False),
+    "zero 2": ({"dp": 4}, 2, False), "zero 3": ({"dp": 4}, 3, False),
+    "tp": ({"dp": 1, "tp": 4}, 0, False), "dp × tp": ({"dp": 2, "tp": 2}, 0, False),
+    "zero 1 × tp": ({"dp": 2, "tp": 2}, 1, False), "sp": ({"dp": 1, "tp": 4}, 0, True),
+    "zero 3 × tp": ({"dp": 2, "tp": 2}, 3, False), "dp × sp": ({"dp": 2, "tp": 2}, 0, True),
 }  # fmt: skip
 
 
-def losses(layout: str | None, optimizer: str) -> dict[str, Any]:
+DEEP = GPTConfig(vocabulary=64, context=16, layers=4, heads=4, dim=32)
+# name → stages, axes, schedule, micro-batches, pieces at a stage, ZeRO, tokens divided
+PIPELINES: dict[str, tuple[int, dict[str, int], str, int, int, int, bool]] = {
+    "gpipe": (4, {"dp": 1}, "gpipe", 2, 1, 0, False),
+    "1f1b": (4, {"dp": 1}, "1f1b", 8, 1, 0, False),
+    "interleaved × dp": (2, {"dp": 2}, "interleaved", 4, 2, 0, False),
+    "zb × tp": (2, {"dp": 1, "tp": 2}, "zb", 4, 1, 0, False),
+    "1f1b × sp": (2, {"dp": 1, "tp": 2}, "1f1b", 4, 1, 0, True),
+    "1f1b × zero 3": (2, {"dp": 2}, "1f1b", 2, 1, 3, False),
+}  # fmt: skip
+
+
+THREADS_ONLY = ("sp", "gpipe", "1f1b", "1f1b × zero 3")  # whose kinds others have over MPI, too
+
+
+def optimizer_of(name: str, params: Any) -> Any:
+    """The optimizer under test."""
+    if name == "sgd":
+        return nn.optim.SGD(params, lr=0.1, momentum=0.9)
+    return nn.optim.AdamW(params, lr=1e-3)
+
+
+def batches() -> Iterator[list[Any]]:
+    """Tokens, and those that follow them, of each step."""
+    generator = np.random.default_rng(0)
+    for _ in range(STEPS):
+        tokens = generator.integers(0, 64, (BATCH, 17)).astype(np.int32)
+        yield [tokens[:, :-1].copy(), tokens[:, 1:].copy()]
+
+
+def staged(layout: str, optimizer: str) -> dict[str, Any]:
+    """The losses of a pipeline, the last one without learning; bytes between stages, by formula."""
+    Tensor.manual_seed(1)
+    stages, axes, schedule, micro, pieces, zero, tokens = PIPELINES[layout]
+    made = layouts.pipeline(GPT(DEEP), stages, axes, schedule, micro, pieces, zero, tokens)
+    made.train_with(lambda params: optimizer_of(optimizer, params), 0)
+    found = [made.step(*batch) for batch in batches()]
+    sent = sum(stage.port.bytes_sent for stage in made.here)
+    found.append(made.loss(*next(batches())))
+    tp, dp = axes.get("tp", 1), axes["dp"]
+    tied = 2 * 64 * DEEP.dim * 4 * tp * (1 if zero else dp)  # gradients of both copies
+    inner = 2 * (stages * pieces - 1) * BATCH * 16 * DEEP.dim * 4 * (1 if tokens else tp)
+    return {"losses": found, "sent": sent, "formula": STEPS * (tied + inner)}
+
+
+def losses(
+    layout: str | None, optimizer: str, config: GPTConfig = CONFIG
+) -> dict[str, Any]:
     """The losses of some steps; bytes planned and sent, and those of one step by formula."""
     Tensor.manual_seed(1)
-    model = GPT(CONFIG)
-    mesh, zero = None, 0
+    model = GPT(config)
+    mesh, zero, tokens = None, 0, False
     if layout is not None:
-        axes, zero = LAYOUTS[layout]
+        axes, zero, tokens = LAYOUTS[layout]
         mesh = Mesh(**axes)
         divide(model, mesh, zero)
+        if tokens:
+            divide_tokens(model)
     params = nn.state.get_parameters(model)
-    rule = (
-        nn.optim.SGD(params, lr=0.1, momentum=0.9)
-        if optimizer == "sgd"
-        else nn.optim.AdamW(params, lr=1e-3)
-    )
+    rule = optimizer_of(optimizer, params)
     if mesh is not None and zero:
         divide(model, mesh, zero, rule)
 
@@ -48,14 +98,12 @@ def losses(layout: str | None, optimizer: str) -> dict[str, Any]:
         rule.step(forget=True)
         return loss.realize()
 
-    batches = np.random.default_rng(0)
     runtime: Any = None if mesh is None else Device[mesh.name]
     before = (0, 0) if mesh is None else (runtime.planned, runtime.bytes_sent)
     found, of_a_step = [], 0
     with Tensor.train():
-        for _ in range(STEPS):
-            tokens = batches.integers(0, 64, (BATCH, 17)).astype(np.int32)
-            pair = [Tensor(tokens[:, :-1].copy()), Tensor(tokens[:, 1:].copy())]
+        for batch in batches():
+            pair = [*map(Tensor, batch)]
             if mesh is not None:
                 spec = P("dp") if "dp" in mesh.sizes else P()
                 pair = [tensor.shard(mesh, spec).realize() for tensor in pair]
@@ -64,34 +112,41 @@ def losses(layout: str | None, optimizer: str) -> dict[str, Any]:
             if mesh is not None:
                 of_a_step += runtime.planned
             found.append(loss.item())
+    with Tensor.no_grad():
+        if mesh is None:
+            found.append(model.loss(*map(Tensor, next(batches()))).item())
     result = {"losses": found}
     if mesh is not None:
         result |= {
             "planned": runtime.planned - before[0], "sent": runtime.bytes_sent - before[1],
-            "step": of_a_step, "formula": formula(mesh, zero, params),
+            "step": of_a_step, "formula": formula(mesh, zero, params, tokens),
         }  # fmt: skip
     return result
 
 
-def formula(mesh: Mesh, zero: int, params: list[Tensor]) -> float:
+def formula(mesh: Mesh, zero: int, params: list[Tensor], tokens: bool) -> float:
     """Bytes that all ranks together send in a step, without a few scalars."""
     dp, tp = mesh.sizes.get("dp", 1), mesh.sizes.get("tp", 1)
     own = sum(
         int(p.numel()) * 4 // (tp if "tp" in p.sharding else 1) for p in params
     )  # what a rank has of the weights, were they not stored by dp  # fmt: skip
     weights = (3 if zero == 3 else 2) * (dp - 1) * own * tp
-    activations = 4 * CONFIG.layers * BATCH * CONFIG.context * CONFIG.dim * 4 // dp
+    # a sum for each, or a reduce_scatter and an all_gather; one of either at both ends
+    passes = 4 * CONFIG.layers + tokens
+    activations = passes * BATCH * CONFIG.context * CONFIG.dim * 4 // dp
     return weights + 2 * (tp - 1) * activations * dp
 
 
 @cache
 def over_mpi() -> dict[tuple[str, str], Any]:
-    """All layouts, as one rank sees them; what was sent is that of all."""
+    """Most layouts, as one rank sees them; what was sent is that of all."""
     from mpi4py import MPI
 
     found = {}
-    for layout in LAYOUTS:
-        part = losses(layout, "adamw")
+    for layout in (*LAYOUTS, *PIPELINES):
+        if layout in THREADS_ONLY:
+            continue
+        part = (staged if layout in PIPELINES else losses)(layout, "adamw")
         part["sent"] = MPI.COMM_WORLD.allreduce(part["sent"])
         found[layout, "adamw"] = part
     return found

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +17,15 @@ from minigrad import Blocks, Context, Device, Mesh, P, Tensor, jit, nn
 from minigrad.errors import BoundsError, DeviceError, JitError, ShapeError
 from minigrad.models import gpt_commands
 from minigrad.models.errors import InputError
+from minigrad.models.gpt import GPT
+from minigrad.models.parallel.layouts import pipeline
 
 from .programs import Program
 from .ranks import on_mesh
-from .sharded import LAYOUTS, losses
+from .sharded import DEEP, LAYOUTS, PIPELINES, batches, losses, staged
 
 Made = Callable[..., Mesh]
-SMALL = "--layers 1 --dim 16 --heads 2 --context 8 --batch 4 --seed 3"
+SMALL = "--layers 2 --dim 16 --heads 2 --context 8 --batch 4 --seed 3"
 
 
 @pytest.fixture
@@ -224,6 +227,12 @@ def alone() -> dict[str, Any]:
     return {name: losses(None, name) for name in ("sgd", "adamw")}
 
 
+@pytest.fixture(scope="module")
+def deep() -> dict[str, Any]:
+    """The same of a model with enough layers for pipelines."""
+    return {name: losses(None, name, DEEP) for name in ("sgd", "adamw")}
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
 def test_losses_are_those_of_one_device(
@@ -232,32 +241,61 @@ def test_losses_are_those_of_one_device(
     """20 steps on threads; planned bytes are those that were sent, and what formulas say."""
     found = losses(layout, optimizer)
     rtol = 1e-5 if optimizer == "sgd" else 1e-4
-    np.testing.assert_allclose(found["losses"], alone[optimizer]["losses"], rtol=rtol)
+    np.testing.assert_allclose(found["losses"], alone[optimizer]["losses"][:-1], rtol=rtol)
     assert found["planned"] == found["sent"]
     np.testing.assert_allclose(found["step"], found["formula"], rtol=0.02)
 
 
-def test_the_same_over_mpi(alone: dict[str, Any]) -> None:
-    """One job of four ranks runs all layouts; every rank finds the same."""
+@pytest.mark.parametrize("layout", PIPELINES)
+def test_losses_of_pipelines_are_those_of_one_device(
+    layout: str, deep: dict[str, Any]
+) -> None:
+    """Bytes between stages: two messages for each micro-batch and boundary, and tied weights."""
+    found = staged(layout, "sgd")
+    np.testing.assert_allclose(found["losses"], deep["sgd"]["losses"], rtol=1e-5)
+    assert found["sent"] == found["formula"]
+
+
+def test_what_one_stage_raises_ends_all() -> None:
+    stages, *rest = PIPELINES["1f1b"]
+    made = pipeline(GPT(DEEP), stages, *rest)
+    made.train_with(lambda params: nn.optim.SGD(params), 0)
+
+    def forward(x: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        raise ShapeError("no such layer")
+
+    pieces = made.here[2].pieces
+    made.here[2].pieces = {2: replace(pieces[2], forward=forward)}
+    with pytest.raises(ShapeError, match="no such layer"):
+        made.step(*next(batches()))
+
+
+def test_the_same_over_mpi(alone: dict[str, Any], deep: dict[str, Any]) -> None:
+    """One job of four ranks runs most layouts; every rank finds the same."""
     for found in on_mesh("parallel.sharded", 4):
-        for layout, optimizer in found:
-            part, expected = found[layout, optimizer], alone[optimizer]
-            np.testing.assert_allclose(part["losses"], expected["losses"], rtol=1e-4)
-            assert part["planned"] == part["sent"], layout
+        for (layout, optimizer), part in found.items():
+            expected = (deep if layout in PIPELINES else alone)[optimizer]["losses"]
+            count = len(part["losses"])
+            np.testing.assert_allclose(part["losses"], expected[:count], rtol=1e-4)
+            assert part.get("planned", part["formula"]) == part["sent"], layout
 
 
-def test_training_goes_on_in_another_layout(tmp_path: Path) -> None:
-    """And each layout's losses are those of one device, validation included."""
+def test_training_goes_on_in_other_layouts(tmp_path: Path) -> None:
+    """With the losses of one device, validation included."""
+    layouts = ("--dp 2 --zero 3", "--pp 2 --schedule zb --zero 0 --dp 1", "--pp 1 --tp 2 --sp 2")
     found = []
-    for first, then in (((), ()), (("--dp", "2", "--zero", "3"), ("--dp", "1", "--tp", "2"))):
+    text = tmp_path / "text"
+    text.write_text("To be, or not to be, that is the question. " * 40)
+    for parts in ([""] * 3, layouts):
         path, record = tmp_path / f"{len(found)}.safetensors", tmp_path / f"{len(found)}.jsonl"
-        begin = ["train", *SMALL.split(), "--checkpoint", str(path), "--metrics", str(record)]
-        gpt_commands.main([*begin, "--steps", "3", *first])
-        more = ["--zero", "0", *then] if then else []
-        gpt_commands.main(["train", "--resume", str(path), "--steps", "6", *more])
+        begin = ["train", *SMALL.split(), "--checkpoint", str(path), "--metrics", str(record),
+                 "--text", str(text)]  # fmt: skip
+        for number, flags in enumerate(parts, 1):
+            start = begin if number == 1 else ["train", "--resume", str(path)]
+            gpt_commands.main([*start, "--steps", str(2 * number), *flags.split()])
         lines = [json.loads(line) for line in record.read_text("utf-8").splitlines()]
-        found.append([(line["loss"], line["val_loss"] or 0.0) for line in lines])
-    assert len(found[0]) == 6
+        found.append([*(line["loss"] for line in lines), lines[-1]["val_loss"]])
+    assert len(found[0]) == 7
     np.testing.assert_allclose(found[1], found[0], rtol=1e-4)
 
 
@@ -266,9 +304,14 @@ def test_training_goes_on_in_another_layout(tmp_path: Path) -> None:
     [
         ("--zero 1", "give --dp 2"),
         ("--tp 3", "cannot divide 4 heads"),
-        ("--tp 2 --sp 2", "only --dp goes with"),
+        ("--tp 2 --sp 4", "give both alike"),
         ("--tp 2 --experts 4", "cannot be divided yet"),
         ("--tp 2 --trace t.json", "--trace"),
+        ("--pp 5", "4 layers cannot be cut into 5 pieces"),
+        ("--pp 2 --dropout 0.1", "--dropout with --pp"),
+        ("--pp 2 --batch 8 --micro 3", "into --micro 3 equal parts"),
+        ("--pp 2 --accumulate 2", "give --micro instead"),
+        ("--pp 2 --pieces 2", "1f1b of 4 pieces at 2 stages"),
     ],
 )
 def test_layouts_that_are_refused(flags: str, text: str, tmp_path: Path) -> None:

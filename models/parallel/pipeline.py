@@ -1,0 +1,567 @@
+"""Pipeline parallel: pieces of a model at stages of devices, and the one executor of any table.
+
+Each stage is a mesh of its own (`dp`, `tp`), a thread of this process or, under MPI, some of its
+ranks. It does what its row of a table says (`schedules.py`); what another stage has made comes as a
+message from the device at the same place there. The programs of a piece are captured steps, cut out
+of one graph (`cutting.py`).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+from minigrad import Context, Mesh, P, Tensor, jit, nn
+from minigrad.device import Buffer, Device
+from minigrad.dtype import dtypes
+from minigrad.graph import build
+from minigrad.graph.rewrite import replaced
+from minigrad.graph.sharding import Layout, whole
+from minigrad.models.checkpoint import plain_shape
+from minigrad.models.parallel.cutting import cut
+from minigrad.models.parallel.faults import Activity, Clock, RankError
+from minigrad.models.parallel.group import Job, Progress
+from minigrad.models.parallel.local import Exchange, LocalTransport
+from minigrad.models.parallel.mesh_device import MeshMemory, MeshRuntime, Team, world
+from minigrad.models.parallel.schedules import (
+    BACKWARD,
+    FORWARD,
+    INPUT,
+    WEIGHTS,
+    Table,
+    Task,
+    Timed,
+    forward_table,
+    make_table,
+)
+from minigrad.runtimes.host import usable_threads
+from minigrad.tensor import live_tensors
+
+NUMBERS, SHARED, DATA = 1, 2, 3  # tags of messages
+ROWS = P("dp")  # how arrays that begin with a batch are divided
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Some layers of a model.
+
+    forward: (its input, targets) → (what its first layer gets, its output); the input is tokens for
+    the first piece; the last one's output is the loss. params: by the names that they have in the
+    whole model; `shared` ones are those that another piece has, too.
+    """
+
+    forward: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+    params: Mapping[str, Tensor]
+    shared: frozenset[str] = frozenset()
+
+
+Shape = tuple[int, ...]
+Make = Callable[[Sequence[Tensor]], nn.optim.Optimizer]
+
+
+class Port:
+    """One stage's end of the messages between stages."""
+
+    def __init__(
+        self, stage: int, stages: int, runtime: MeshRuntime, transports: Sequence[Any],
+        activity: Activity, spec: P,
+    ) -> None:  # fmt: skip
+        self.stage, self.stages, self.runtime, self.spec = stage, stages, runtime, spec
+        self.ends = list(zip(transports, (one.number for one in runtime.local), strict=True))
+        self.places, self.activity = runtime.mesh.size, activity
+        self._progress = Progress(activity, lambda _: None)
+        self._sent: list[tuple[Job, Tensor]] = []
+        self.bytes_sent = 0
+
+    def send(self, tensor: Tensor, to: int, tag: int) -> None:
+        """Begin to send a realized tensor; it stays until `flush`."""
+        parts = tensor.raw.arg.memory.parts
+        self.bytes_sent += sum(part.nbytes for part in parts)
+
+        def action() -> None:
+            begun = [(end, end.isend(to * self.places + place, _address(part), part.nbytes, tag))
+                     for (end, place), part in zip(self.ends, parts, strict=True)]  # fmt: skip
+            for end, request in begun:
+                end.wait([request])
+
+        job = Job(action)
+        self._progress.submit(job)
+        self._sent.append((job, tensor))
+
+    def flush(self) -> None:
+        """Wait until all is sent."""
+        for job, _ in self._sent:
+            self._progress.finish(job)
+        self._sent.clear()
+
+    def blank(self, shape: Shape) -> Tensor:
+        """Memory for float32 values that one piece hands to the next."""
+        sizes, name = self.runtime.mesh.sizes, self.runtime.name
+        return self._blank(shape, Layout(self.spec.dims(shape, sizes, name)))
+
+    def like(self, tensor: Tensor) -> Tensor:
+        """Memory for values that are divided as those of another tensor."""
+        layout = tensor.raw.arg.memory.layout
+        known = whole(tensor.ndim) if layout is None else Layout(layout.dims)
+        return self._blank(plain_shape(tensor), known)
+
+    def _blank(self, shape: Shape, layout: Layout) -> Tensor:
+        memory, name = MeshMemory(), self.runtime.name
+        self.runtime.fill(memory, layout, shape, dtypes.float32)
+        buffer = Buffer(name, dtypes.float32, prod(shape), memory)
+        return Tensor._of(build.buffer(buffer, dtypes.float32, shape, name))
+
+    def expect(self, tensor: Tensor, source: int, tag: int) -> Any:
+        """Begin to receive into a tensor's memory; gives what `take` takes."""
+        return tensor, [
+            (end, end.irecv(source * self.places + place, _address(part), part.nbytes, tag))
+            for (end, place), part in zip(self.ends, tensor.raw.arg.memory.parts, strict=True)
+        ]
+
+    def take(self, expected: Any) -> Tensor:
+        """Wait for what was to be received."""
+        tensor, begun = expected
+        self._wait(begun)
+        return tensor  # type: ignore[no-any-return]
+
+    def tell(self, numbers: Sequence[float]) -> list[list[float]]:
+        """Numbers of every stage, by stage; all stages call it with as many."""
+        size = len(numbers)
+        cells = [(ctypes.c_double * size)(*numbers) for _ in range(self.stages)]
+        (end, place), *_ = self.ends
+        begun = []
+        for other in range(self.stages):
+            if other != self.stage:
+                rank, own = other * self.places + place, cells[self.stage]
+                nbytes = ctypes.sizeof(own)
+                begun.append((end, end.isend(rank, ctypes.addressof(own), nbytes, NUMBERS)))
+                begun.append(
+                    (end, end.irecv(rank, ctypes.addressof(cells[other]), nbytes, NUMBERS))
+                )
+        self._wait(begun)
+        return [list(cell) for cell in cells]
+
+    def _wait(self, begun: Sequence[tuple[Any, Any]]) -> None:
+        self.activity.exchanges += 1
+        self.activity.enter("waiting")
+        try:
+            for end, request in begun:
+                end.pressing = True
+                end.wait([request])
+                end.pressing = False
+        finally:
+            self.activity.enter("computing")
+
+
+def _address(part: Buffer) -> int:
+    address = Device[part.device].host_address(part.memory)
+    if address is None:
+        raise RankError(-1, f"the stages of a pipeline cannot reach what is on {part.device}: "
+                        "run it on CPU")  # fmt: skip
+    return address
+
+
+class Programs:
+    """What is done with a piece, for micro-batches of one shape; gradients are added up."""
+
+    def __init__(
+        self, piece: Piece, given: Sequence[Tensor], slope: Tensor | None,
+        sums: Mapping[str, Tensor], share: float, split: bool, mesh: Mesh, spec: P,
+    ) -> None:  # fmt: skip
+        entry, output = piece.forward(given[0], given[-1])
+        output = output * share if slope is None else output.shard(mesh, spec).contiguous()
+        targets = [entry, *piece.params.values()]
+        first, *weights = output.gradient(*targets, gradient=slope)
+        first = first.shard(mesh, spec).contiguous()
+        self.inputs = [tensor.node for tensor in (*given, *([] if slope is None else [slope]))]
+        self.output, self.gradient = output.node, first.node
+        nodes = [weight.node for weight in weights]
+        self._weights = dict(zip(nodes, (sums[name] for name in piece.params), strict=True))
+        back = [first.node] if split or given[0].dtype.is_float else []
+        programs = (back, nodes) if split else ([*back, *nodes],)
+        self._parts = cut([[output.node], *programs], frozenset(self.inputs))
+        kinds = (FORWARD, INPUT, WEIGHTS) if split else (FORWARD, BACKWARD)
+        self._programs = {kind: (part, self._captured(part))
+                          for kind, part in zip(kinds, self._parts, strict=True)}  # fmt: skip
+
+    def _captured(self, part: Any) -> Callable[..., list[Tensor]]:
+        reads, writes = part
+        into = {node: total for node, total in self._weights.items() if node in writes}
+        kept = tuple(node for node in writes if node not in into)
+        slopes, totals = tuple(into), tuple(into.values())
+
+        @jit
+        def program(values: list[Tensor]) -> list[Tensor]:
+            now = dict(zip(reads, (value.node for value in values), strict=True))
+            nodes = [Tensor._of(node) for node in replaced([*kept, *slopes], now)]
+            for total, slope in zip(totals, nodes[len(kept) :], strict=True):
+                total.assign(total + slope)
+            made = [node.contiguous() for node in nodes[: len(kept)]]
+            Tensor.realize(*made, *totals)
+            return made
+
+        return program
+
+    def run(self, kind: str, values: dict[Any, Tensor]) -> None:
+        """Do a task with the values that are kept of a micro-batch, and keep what it makes."""
+        part, program = self._programs[kind]
+        with Tensor.no_grad():
+            made = program([values[node] for node in part.reads])
+        kept = [node for node in part.writes if node not in self._weights]
+        values.update(zip(kept, made, strict=True))
+        for node in part.reads:  # what nobody behind it reads can go
+            if not any(node in other.reads for other in self._parts[self._parts.index(part) + 1 :]):
+                values.pop(node, None)
+
+
+class Stage:
+    """What one stage has: pieces of the model, sums of their gradients, an optimizer."""
+
+    optimizer: nn.optim.Optimizer
+    sums: Mapping[str, Tensor]
+
+    def __init__(
+        self, number: int, mesh: Mesh, pieces: Mapping[int, Piece], port: Port
+    ) -> None:
+        self.number, self.mesh, self.pieces, self.port = number, mesh, pieces, port
+        self.params = {name: tensor for piece in pieces.values()
+                       for name, tensor in piece.params.items()}  # fmt: skip
+        self.times: list[Timed] = []  # of the last step
+        self.worked, self.idle = (0.0, 0.0), 0.0  # seconds of tasks, of all; what all stages waited
+        self.programs: dict[Shape, dict[int, Programs]] = {}
+        self.device = port.runtime.local[0].device
+        self.devices = frozenset((mesh.name, *(one.device for one in port.runtime.local)))
+        self._forward: dict[int, Callable[..., Tensor]] = {}
+
+    def rows(self, array: Any) -> Tensor:
+        """A numpy array whose rows are divided."""
+        return Tensor(array, device=self.device).shard(self.mesh, ROWS).realize()
+
+    def forward(self, number: int, x: Tensor, targets: Tensor) -> Tensor:
+        """A piece's output alone."""
+        if number not in self._forward:
+            piece = self.pieces[number]
+
+            @jit
+            def forward(x: Tensor, targets: Tensor) -> Tensor:
+                _, y = piece.forward(x, targets)
+                return (y.shard(self.mesh, self.port.spec) if y.ndim else y).contiguous().realize()
+
+            self._forward[number] = forward
+        return self._forward[number](x, targets)
+
+    def train_with(self, make: Make, clip: float, place: Callable[..., None]) -> None:
+        """See `Pipeline.train_with`."""
+        self.optimizer = optimizer = make(list(self.params.values()))
+        place(self.params, self.mesh, optimizer)
+        like = next(iter(optimizer.moments.values()), optimizer.params)
+        with Tensor.no_grad():
+            self.sums = {
+                name: Tensor.zeros(param.shape, device=self.mesh.name)._own_memory()
+                .requires_grad_(False).shard_like_(of)
+                for (name, param), of in zip(self.params.items(), like, strict=True)
+            }  # fmt: skip
+        shared = {name for piece in self.pieces.values() for name in piece.shared}
+        twice = tuple(self.sums[name] for name in sorted(shared))
+        # the norm counts at the first stage what another one has, too
+        counted = [t for name, t in self.sums.items() if name not in shared or not self.number]
+        params, totals = tuple(optimizer.params), tuple(self.sums.values())
+
+        @jit
+        def norm(others: list[Tensor]) -> Tensor:
+            for total, other in zip(twice, others, strict=True):
+                total.assign(total + other)
+            squares = [total.square().sum() for total in counted]
+            first, *rest = squares
+            squared = first.stack(*rest).sum() if rest else first
+            Tensor.realize(squared, *totals)
+            return squared
+
+        @jit
+        def update(factor: Tensor) -> None:
+            for param, total in zip(params, totals, strict=True):
+                param.grad = (total * factor).requires_grad_(False)
+            optimizer.step(forget=True)
+            for total in totals:
+                total.assign(total * 0)
+            Tensor.realize(*totals)
+
+        self._shared, self._norm, self._update, self._clip = twice, norm, update, clip
+
+    def update(self, loss: float) -> float:
+        """Clip the gradients of the whole model, and change the weights; gives all losses' sum."""
+        port, other = self.port, self.port.stages - 1 - self.number
+        with Tensor.no_grad():
+            coming = [port.expect(port.like(total), other, SHARED) for total in self._shared]
+            for total in self._shared:
+                port.send(total, other, SHARED)
+            others = [port.take(each) for each in coming]
+            port.flush()
+            squares = self._norm(others).item()
+            told = port.tell([loss, squares, *self.worked])
+            norm = sum(one[1] for one in told) ** 0.5
+            factor = min(self._clip / (norm + 1e-6), 1.0) if self._clip else 1.0
+            self._update(Tensor([factor], device=self.device).shard(self.mesh).realize())
+        self.idle = 1 - sum(one[2] for one in told) / (max(one[3] for one in told) * len(told))
+        return sum(one[0] for one in told)
+
+
+class Pipeline:
+    """Pieces of a model at stages, and how they are trained together.
+
+    named: all parameters. place: puts some of them, by name, on a mesh, and what their optimizer
+    keeps. width: of what one piece hands to the next, (rows, tokens, width) float32, divided as
+    `spec` says. here: the stages of this process.
+    """
+
+    def __init__(
+        self, named: Mapping[str, Tensor], pieces: Sequence[Piece], stages: int,
+        axes: Mapping[str, int], width: int, spec: P, schedule: str, micro: int,
+        place: Callable[..., None],
+    ) -> None:  # fmt: skip
+        self.named, self.names = named, list(named)
+        self.pieces, self.width, self.place, self.stages = pieces, width, place, stages
+        self.table = make_table(schedule, stages, micro, len(pieces))
+        self.micro, self.is_split = micro, schedule == "zb"
+        ranks, places = world(), prod(axes.values())
+        kind = Device.DEFAULT.partition(":")[0]
+        own = range(stages) if ranks is None else [ranks.rank // places]
+        if ranks is not None and ranks.size != stages * places:
+            raise RankError(-1, f"MPI has started {ranks.size} ranks; expected mpiexec -n "
+                            f"{stages * places}")  # fmt: skip
+        exchange = Exchange(stages * places)
+        self._exchange, self._ranks, self._team = exchange, ranks, Team(len(own))
+        self.here: list[Stage] = []
+        threads = max(usable_threads() // (stages * places), 1)
+        for number, piece in enumerate(pieces):
+            for param in piece.params.values() if number % stages not in own else ():
+                param._point(param.zeros_like().raw)  # another process has it
+        for stage in own:
+            numbers = range(stage * places, (stage + 1) * places)
+            with Context(THREADS=threads if ranks is None else 0):
+                mesh = Mesh([f"{kind}:{n}" if n else kind for n in numbers], **axes)
+            ends: list[Any] = (
+                [LocalTransport(number, exchange) for number in numbers]
+                if ranks is None else [ranks.transport(range(ranks.size))]
+            )  # fmt: skip
+            activity = Activity(Clock()) if ranks is None else ranks.activity
+            port = Port(stage, stages, _runtime(mesh), ends, activity, spec)
+            mine = {n: piece for n, piece in enumerate(pieces) if n % stages == stage}
+            self.here.append(Stage(stage, mesh, mine, port))
+            place(self.here[-1].params, mesh)
+        self.mesh = self.here[0].mesh
+        self.is_first = own[0] == 0 and self.here[0].port.ends[0][1] == 0
+        self.device = _runtime(self.mesh).local[0].device
+
+    # --- training ---------------------------------------------------------------------------------
+
+    def train_with(self, make: Make, clip: float) -> None:
+        """Let each stage have an optimizer of its parameters; clip: the norm of all gradients."""
+        for stage in self.here:
+            stage.train_with(make, clip, self.place)
+
+    def step(self, ids: Any, targets: Any) -> float:
+        """One update with numpy arrays (batch, tokens); gives the loss before it."""
+        return self._on_all(lambda stage: self._step(stage, ids, targets))
+
+    def loss(self, ids: Any, targets: Any) -> float:
+        """The mean loss of a batch; nothing is learned from it."""
+        rows = len(ids)
+        ways = next(n for n in range(min(self.micro, rows), 0, -1) if rows % n == 0)
+        table = forward_table(self.stages, ways, len(self.pieces))
+        return self._on_all(lambda stage: self._evaluate(stage, table, ids, targets, ways))
+
+    @property
+    def idle(self) -> float:
+        """The share of the last step in which stages had nothing to do."""
+        return self.here[0].idle
+
+    def _on_all(self, action: Callable[[Stage], float]) -> float:
+        """Let the stages of this process do something at once; gives the sum that all know."""
+        found = [0.0] * len(self.here)
+
+        def run(number: int) -> None:
+            stage = self.here[number]
+            live_tensors.rank.devices = stage.devices
+            try:
+                found[number] = action(stage)
+            finally:
+                live_tensors.rank.devices = frozenset()
+
+        failed = self._team.run(run, self._exchange.fail)
+        if failed is not None:
+            raise failed
+        return found[0]
+
+    def _step(self, stage: Stage, ids: Any, targets: Any) -> float:
+        rows, tokens = len(ids) // self.micro, ids.shape[1]
+        parts = [_cut_rows(array, rows) for array in (ids, targets)]
+        with Tensor.train():
+            programs = stage.programs.get((rows, tokens))
+            if programs is None:
+                shape = (rows, tokens, self.width)
+                programs = stage.programs[rows, tokens] = {
+                    number: self._programs(stage, number, parts, shape) for number in stage.pieces
+                }
+            losses = self._execute(stage, self.table[stage.number], programs, parts)
+            return stage.update(sum(loss.item() for loss in losses))
+
+    def _programs(
+        self, stage: Stage, number: int, parts: Sequence[Sequence[Any]], shape: Shape
+    ) -> Programs:
+        """Those of a piece, with what stands for its arguments."""
+        (ids, *_), (targets, *_) = parts
+        is_last = number + 1 == len(self.pieces)
+        given = [stage.rows(targets)] if is_last else []
+        given.insert(0, stage.port.blank(shape) if number else stage.rows(ids))
+        slope = None if is_last else stage.port.blank(shape)
+        return Programs(stage.pieces[number], given, slope, stage.sums, 1 / self.micro,
+                        self.is_split, stage.mesh, stage.port.spec)  # fmt: skip
+
+    def _execute(
+        self, stage: Stage, row: Sequence[Task], programs: Mapping[int, Programs],
+        parts: Sequence[Sequence[Any]],
+    ) -> list[Tensor]:  # fmt: skip
+        """Do what a row of a table says; gives the losses, where the last piece is."""
+        port, values, losses = stage.port, dict[Any, dict[Any, Tensor]](), list[Tensor]()
+        last, tokens = len(self.pieces) - 1, parts[0][0].shape
+        shape = (*tokens, self.width)
+        coming: dict[Task, Any] = {}
+        stage.times, begin = [], time.perf_counter()
+        for place, task in enumerate(row):
+            for soon in row[place : place + 2]:  # the next one's message travels meanwhile
+                source = _source(soon, last)
+                if source is not None and soon not in coming:
+                    coming[soon] = port.expect(port.blank(shape), source % self.stages,
+                                               self._tag(soon))  # fmt: skip
+            arrived = port.take(coming[task]) if task in coming else None
+            start = time.perf_counter()
+            kind, number, micro = task
+            own = programs[number]
+            kept = values.setdefault((number, micro), {})
+            if kind == FORWARD:
+                given = [stage.rows(parts[0][micro]) if arrived is None else arrived]
+                if number == last:
+                    given.append(stage.rows(parts[1][micro]))
+                kept.update(zip(own.inputs, given, strict=False))
+            elif arrived is not None:
+                kept[own.inputs[-1]] = arrived
+            own.run(kind, kept)
+            if kind == FORWARD and number == last:
+                losses.append(kept[own.output])
+            elif kind == FORWARD:
+                port.send(kept.pop(own.output), (number + 1) % self.stages,
+                          self._tag(Task(FORWARD, number + 1, micro)))  # fmt: skip
+            elif kind != WEIGHTS and number:
+                port.send(kept[own.gradient], (number - 1) % self.stages,
+                          self._tag(Task(kind, number - 1, micro)))  # fmt: skip
+            if kind in (BACKWARD, WEIGHTS):
+                del values[number, micro]
+            stage.times.append(Timed(task, start, time.perf_counter()))
+        busy = sum(one.stop - one.start for one in stage.times)
+        stage.worked = busy, time.perf_counter() - begin
+        return losses
+
+    def _evaluate(
+        self, stage: Stage, table: Table, ids: Any, targets: Any, ways: int
+    ) -> float:
+        rows = len(ids) // ways
+        parts = [_cut_rows(array, rows) for array in (ids, targets)]
+        total, last = 0.0, len(self.pieces) - 1
+        with Tensor.no_grad():
+            for task in table[stage.number]:
+                if task.piece:
+                    x = stage.port.blank((*parts[0][0].shape, self.width))
+                    source = (task.piece - 1) % self.stages
+                    x = stage.port.take(stage.port.expect(x, source, self._tag(task)))
+                else:
+                    x = stage.rows(parts[0][task.micro])
+                y = stage.forward(task.piece, x, stage.rows(parts[1][task.micro]))
+                if task.piece == last:
+                    total += y.item() / ways
+                else:
+                    after = task._replace(piece=task.piece + 1)
+                    stage.port.send(y, after.piece % self.stages, self._tag(after))
+            stage.port.flush()
+            return sum(one for (one,) in stage.port.tell([total]))
+
+    def _tag(self, task: Task) -> int:
+        """Of the message that a task waits for."""
+        number = task.micro * len(self.pieces) + task.piece
+        return DATA + 2 * number + (task.kind != FORWARD)
+
+    # --- checkpoints ------------------------------------------------------------------------------
+
+    def set_lr(self, lr: float) -> None:
+        """The learning rate of the steps to come."""
+        for stage in self.here:
+            stage.optimizer.set_lr(lr)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """As `Optimizer.state_dict`, of all parameters; zeros for what other processes have."""
+        optimizer = self.here[0].optimizer
+        state = {"lr": optimizer.lr, "step": optimizer.t}
+        for moment in optimizer.moments:
+            for place, param in enumerate(self.named.values()):
+                state[f"{moment}.{place}"] = Tensor.zeros(param.shape, device=self.device)
+        for stage in reversed(self.here):
+            for moment, tensors in stage.optimizer.moments.items():
+                for name, tensor in zip(stage.params, tensors, strict=True):
+                    state[f"{moment}.{self.names.index(name)}"] = tensor
+        return state
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Go on from what `state_dict` gave."""
+        for stage in self.here:
+            own = {name: state[name] for name in ("lr", "step")}
+            for moment in stage.optimizer.moments:
+                for place, name in enumerate(stage.params):
+                    own[f"{moment}.{place}"] = state[f"{moment}.{self.names.index(name)}"]
+            stage.optimizer.load_state_dict(own)
+
+    def gathered(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Whole tensors at the first process; others have their own only."""
+        mesh, speaks = self.mesh.name, self.here[0].port.ends[0][1] == 0
+        whole = {name: tensor.to(self.device).realize() for name, tensor in tensors.items()
+                 if self.is_first or tensor.raw.device == mesh}  # fmt: skip
+        if self._ranks is None:
+            return whole
+        ranks, activity = self._ranks.library.COMM_WORLD, self._ranks.activity
+        own = [name for name in whole if speaks and tensors[name].raw.device == mesh]
+        activity.enter("waiting")
+        for rank, names in enumerate(ranks.allgather(own)):
+            for name in names if rank else ():
+                if ranks.rank == rank:
+                    ranks.send(bytes(whole[name]._bytes()), 0)
+                elif not ranks.rank and name not in own:
+                    whole[name]._fill(ranks.recv(source=rank))
+                elif not ranks.rank:
+                    ranks.recv(source=rank)
+        activity.enter("computing")
+        return whole
+
+    def release(self) -> None:
+        """Let the first process have the whole model on one device."""
+        for name, tensor in self.gathered(self.named).items():
+            self.named[name]._point(tensor.raw)
+
+
+def _runtime(mesh: Mesh) -> MeshRuntime:
+    found: Any = Device[mesh.name]
+    assert isinstance(found, MeshRuntime)
+    return found
+
+
+def _cut_rows(array: Any, rows: int) -> list[Any]:
+    return [array[first : first + rows] for first in range(0, len(array), rows)]
+
+
+def _source(task: Task, last: int) -> int | None:
+    """The piece whose message a task waits for."""
+    if task.kind == FORWARD:
+        return task.piece - 1 if task.piece else None
+    return task.piece + 1 if task.kind != WEIGHTS and task.piece < last else None

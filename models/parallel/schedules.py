@@ -1,0 +1,185 @@
+"""When each stage of a pipeline does what: tables, made as data, and shown as pictures.
+
+A model is cut into pieces of layers, in order, and a batch into micro-batches; piece k is at stage
+k mod p. A table has for each stage what it does, in order. What waits for what follows from that:
+piece k of a micro-batch for piece k − 1, its gradient for that of piece k + 1.
+
+gpipe        all forward, then all backward (Huang et al., "GPipe", 2019)
+1f1b         one forward, one backward, so that stage s keeps p − s micro-batches at most
+             (Narayanan et al., "PipeDream", 2019; the flush after each batch as in Megatron-LM)
+interleaved  1f1b with v pieces at each stage, whose gaps are v times shorter (Narayanan et al.,
+             "Efficient Large-Scale Language Model Training on GPU Clusters", 2021)
+zb           1f1b whose gradients of weights, for which nobody waits, fill the gaps (ZB-H1: Qi et
+             al., "Zero Bubble Pipeline Parallelism", 2023)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import cycle
+from typing import NamedTuple
+
+# What can be done with a piece and a micro-batch, and how long it takes in units of a forward pass.
+# backward: both gradients, that of the piece's input and those of its weights.
+FORWARD, BACKWARD, INPUT, WEIGHTS = "forward", "backward", "input", "weights"
+COSTS: Mapping[str, float] = {FORWARD: 1, BACKWARD: 2, INPUT: 1, WEIGHTS: 1}
+LETTERS = {FORWARD: "F", BACKWARD: "B", INPUT: "b", WEIGHTS: "w"}
+SCHEDULES = ("gpipe", "1f1b", "interleaved", "zb")
+
+
+class Task(NamedTuple):
+    """An entry of a table."""
+
+    kind: str
+    piece: int
+    micro: int
+
+
+class Timed(NamedTuple):
+    """A task, and when it was done."""
+
+    task: Task
+    start: float
+    stop: float
+
+
+Table = list[list[Task]]
+
+
+def make_table(schedule: str, stages: int, micro: int, pieces: int) -> Table:
+    """What each stage does, in order, with so many micro-batches and pieces of the model.
+
+    ValueError where there is no such table.
+    """
+    if schedule not in SCHEDULES:
+        raise ValueError(f"schedule {schedule!r}: expected one of {', '.join(SCHEDULES)}")
+    if stages < 1 or micro < 1:
+        raise ValueError(f"{stages} stages, {micro} micro-batches: expected at least 1 of each")
+    if pieces % stages or (pieces != stages and schedule != "interleaved"):
+        raise ValueError(f"{schedule} of {pieces} pieces at {stages} stages: expected "
+                         f"{'a multiple' if schedule == 'interleaved' else 'as many'}")  # fmt: skip
+    if schedule == "interleaved" and micro % stages:
+        raise ValueError(f"interleaved with {micro} micro-batches at {stages} stages: expected a "
+                         "multiple")  # fmt: skip
+    if schedule == "zb":
+        return [_zero_bubble(stage, stages, micro) for stage in range(stages)]
+    table = []
+    for stage in range(stages):
+        forward = [Task(FORWARD, piece, number)
+                   for piece, number in _order(stage, stages, micro, pieces)]  # fmt: skip
+        backward = [Task(BACKWARD, pieces - stages + 2 * stage - piece, number)
+                    for _, piece, number in forward]  # fmt: skip
+        if schedule == "gpipe":
+            before = micro
+        elif schedule == "1f1b":
+            before = stages - 1 - stage
+        else:
+            before = 2 * (stages - 1 - stage) + pieces - stages
+        before = min(before, len(forward))
+        row = forward[:before]
+        for pair in zip(forward[before:], backward, strict=False):
+            row += pair
+        table.append([*row, *backward[len(forward) - before :]])
+    return table
+
+
+def _order(stage: int, stages: int, micro: int, pieces: int) -> list[tuple[int, int]]:
+    """(piece, micro-batch) of a stage: `stages` micro-batches with each piece in turn."""
+    if pieces == stages:
+        return [(stage, number) for number in range(micro)]
+    return [
+        (piece, first + number)
+        for first in range(0, micro, stages)
+        for piece in range(stage, pieces, stages)
+        for number in range(stages)
+    ]
+
+
+def forward_table(stages: int, micro: int, pieces: int) -> Table:
+    """Forward only."""
+    return [
+        [Task(FORWARD, piece, number) for number in range(micro)
+         for piece in range(stage, pieces, stages)]
+        for stage in range(stages)
+    ]  # fmt: skip
+
+
+def _zero_bubble(stage: int, stages: int, micro: int) -> list[Task]:
+    """Later stages are later with gradients of weights: all keep as much as stage 0 of 1f1b."""
+    tasks = {kind: [Task(kind, stage, number) for number in range(micro)]
+             for kind in (FORWARD, INPUT, WEIGHTS)}  # fmt: skip
+    before = min(stages - 1 - stage, micro)
+    row = tasks[FORWARD][:before]
+    for number, task in enumerate(tasks[INPUT]):
+        row += [*tasks[FORWARD][before + number :][:1], task]
+        row += tasks[WEIGHTS][number - stage : number - stage + 1] if number >= stage else []
+    return [*row, *tasks[WEIGHTS][max(micro - stage, 0) :]]
+
+
+def needs(task: Task, pieces: int) -> list[Task]:
+    """What must be done before a task."""
+    kind, piece, number = task
+    if kind == FORWARD:
+        return [Task(FORWARD, piece - 1, number)] if piece else []
+    if kind == WEIGHTS:
+        return [Task(INPUT, piece, number)]
+    above = [] if piece + 1 == pieces else [Task(kind, piece + 1, number)]
+    return [Task(FORWARD, piece, number), *above]
+
+
+def simulate(table: Table, costs: Mapping[str, float] = COSTS) -> list[list[Timed]]:
+    """When each task is done where all stages are equally fast, and what is sent takes no time.
+
+    ValueError for a table in which stages wait for one another for ever.
+    """
+    pieces = 1 + max(task.piece for row in table for task in row)
+    done: dict[Task, float] = {}
+    result: list[list[Timed]] = [[] for _ in table]
+    while any(len(times) < len(row) for times, row in zip(result, table, strict=True)):
+        before = len(done)
+        for times, row in zip(result, table, strict=True):
+            while len(times) < len(row):
+                task = row[len(times)]
+                waits = needs(task, pieces)
+                if any(other not in done for other in waits):
+                    break
+                free = times[-1].stop if times else 0.0
+                start = max([free, *(done[other] for other in waits)])
+                done[task] = start + costs[task.kind]
+                times.append(Timed(task, start, done[task]))
+        if len(done) == before:
+            stuck = [row[len(times)] for times, row in zip(result, table, strict=True)
+                     if len(times) < len(row)]  # fmt: skip
+            raise ValueError(f"a table whose stages wait for ever, for {stuck}")
+    return result
+
+
+def bubble(rows: Sequence[Sequence[Timed]]) -> float:
+    """The share of a step in which stages have nothing to do."""
+    start = min(row[0].start for row in rows)
+    length = max(row[-1].stop for row in rows) - start
+    busy = sum(one.stop - one.start for row in rows for one in row)
+    return 1 - busy / (len(rows) * length)
+
+
+def picture(rows: Sequence[Sequence[Timed]], width: int = 96) -> str:
+    """A line for each stage, time from left to right: F1 is forward with micro-batch 1.
+
+    B is backward; b and w are the gradients of inputs and of weights. Behind F, B, b and w capitals
+    and small letters count on after 9.
+    """
+    numerals = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
+    start = min(row[0].start for row in rows)
+    scale = width / (max(row[-1].stop for row in rows) - start)
+    lines = []
+    for number, row in enumerate(rows):
+        line = [" "] * width
+        for one in row:
+            first, last = (round((time - start) * scale) for time in (one.start, one.stop))
+            word = LETTERS[one.task.kind] + numerals[one.task.micro % len(numerals)]
+            filler = cycle("-" if one.task.kind != FORWARD else "=")
+            for place, letter in zip(range(first, last - 1), [*word, *[next(filler)] * width],
+                                     strict=False):  # fmt: skip
+                line[place] = letter
+        lines.append(f"stage {number} |{''.join(line)}|")
+    return "\n".join(lines)

@@ -1,0 +1,89 @@
+"""Tables of pipelines: nobody waits for ever, gaps are those of the papers, memory is bounded."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from minigrad import Tensor
+from minigrad.models.parallel.cutting import cut
+from minigrad.models.parallel.schedules import (
+    BACKWARD,
+    FORWARD,
+    INPUT,
+    SCHEDULES,
+    WEIGHTS,
+    Task,
+    bubble,
+    make_table,
+    picture,
+    simulate,
+)
+
+
+@pytest.mark.parametrize("stages", [1, 2, 3, 4, 8])
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_gaps_are_those_of_the_formula(schedule: str, stages: int) -> None:
+    for micro in (stages, 2 * stages, 24):
+        pieces = stages * (3 if schedule == "interleaved" else 1)
+        table = make_table(schedule, stages, micro, pieces)
+        kinds = (FORWARD, INPUT, WEIGHTS) if schedule == "zb" else (FORWARD, BACKWARD)
+        for stage, row in enumerate(table):
+            assert sorted(row) == sorted(
+                Task(kind, piece, number) for kind in kinds
+                for piece in range(stage, pieces, stages) for number in range(micro)
+            )  # fmt: skip
+        work = {"interleaved": 3 * micro, "zb": 3 * micro}.get(schedule, micro)
+        expected = (stages - 1) / (work + stages - 1)
+        assert bubble(simulate(table)) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(("schedule", "most"), [("gpipe", 12), ("1f1b", 4), ("zb", 4)])
+def test_how_many_micro_batches_are_kept(schedule: str, most: int) -> None:
+    last = WEIGHTS if schedule == "zb" else BACKWARD
+    for stage, row in enumerate(make_table(schedule, 4, 12, 4)):
+        kept = np.cumsum([(task.kind == FORWARD) - (task.kind == last) for task in row])
+        assert max(kept) == (most - stage if schedule == "1f1b" else most)
+
+
+def test_a_table_that_cannot_end() -> None:
+    table = make_table("1f1b", 2, 2, 2)
+    table[1].reverse()
+    with pytest.raises(ValueError, match="wait for ever"):
+        simulate(table)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (("fifo", 2, 2, 2), "expected one of gpipe, 1f1b"),
+        (("gpipe", 2, 0, 2), "at least 1 of each"),
+        (("1f1b", 2, 4, 4), "expected as many"),
+        (("interleaved", 2, 4, 3), "expected a multiple"),
+        (("interleaved", 2, 3, 4), "3 micro-batches at 2 stages"),
+    ],
+)
+def test_tables_that_there_are_not(arguments: tuple[str, int, int, int], text: str) -> None:
+    with pytest.raises(ValueError, match=text):
+        make_table(*arguments)
+
+
+def test_the_picture() -> None:
+    assert picture(simulate(make_table("1f1b", 2, 2, 2)), 54).splitlines() == [
+        "stage 0 |F0=== F1===             B0---------       B1--------- |",
+        "stage 1 |      F0=== B0--------- F1=== B1---------             |",
+    ]
+
+
+def test_what_a_program_keeps_for_the_next() -> None:
+    """Sums and what was given; scores, larger than their factors, are computed again."""
+    q, k, w = (Tensor.zeros(*shape).contiguous().realize() for shape in ((40, 8), (40, 8), (8, 8)))
+    scores = (q @ w).relu() @ k.T
+    y = scores.exp().sum(1)
+    (slope,) = y.sum().gradient(w)
+    forward, backward = cut([[y.node], [slope.node]], [q.node, k.node])
+    assert not {node.shape for node in backward.reads} & {(40, 40), (40, 1, 40)}
+    assert {q.node, k.node} <= {*backward.reads}
+    assert [node for node in backward.reads if node not in (q.node, k.node)] == [
+        node for node in forward.writes if node is not y.node
+    ]
