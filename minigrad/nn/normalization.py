@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 from minigrad.dtype import dtypes
 from minigrad.errors import ShapeError
 from minigrad.nn import functional as F
-from minigrad.nn.module import FunctionLayer, Layer
+from minigrad.nn.module import Layer
 from minigrad.tensor import Tensor, realization
 
 
@@ -120,10 +120,6 @@ class InstanceNorm(GroupNorm):
 
     def __init__(self, num_features: int, eps: float = 1e-5, affine: bool = False) -> None:
         super().__init__(num_features, num_features, eps, affine)
-
-
-class LocalResponseNorm(FunctionLayer, of=F.local_response_norm):
-    """Division by what the squares of neighbouring channels add up to (Krizhevsky et al. 2012)."""
 
 
 Statistics = tuple[Tensor, Tensor, Any]  # mean, variance, number of elements (int or tensor)

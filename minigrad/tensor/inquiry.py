@@ -33,14 +33,7 @@ class Inquiry(Composed):
         """
         return self.dtype.itemsize
 
-    @property
-    def itemsize(self) -> int:
-        """Bytes of one element.
-
-        >>> Tensor([1.0]).itemsize
-        4
-        """
-        return self.dtype.itemsize
+    itemsize = property(element_size)
 
     def is_floating_point(self) -> bool:
         """Whether elements are floats.
@@ -65,22 +58,6 @@ class Inquiry(Composed):
         False
         """
         return False
-
-    def is_nonzero(self) -> bool:
-        """Whether the only element is not 0: as bool(x).
-
-        >>> Tensor([2]).is_nonzero()
-        True
-        """
-        return bool(self)
-
-    def is_same_size(self, other: Core) -> bool:
-        """Whether the shapes are equal.
-
-        >>> Tensor([1]).is_same_size(Tensor([1, 2]))
-        False
-        """
-        return self.shape == other.shape
 
     def equal(self, other: Core) -> bool:
         """Whether shapes and all elements are equal; read by the host.
@@ -125,14 +102,6 @@ class Inquiry(Composed):
         'uint8'
         """
         return self.cast(dtypes.uint8)
-
-    def type(self, dtype: DType | str) -> Self:
-        """As `cast`.
-
-        >>> Tensor([1]).type("float32").dtype.name
-        'float32'
-        """
-        return self.cast(dtype)
 
     def type_as(self, other: Core) -> Self:
         """In the dtype of other.

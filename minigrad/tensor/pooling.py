@@ -11,6 +11,7 @@ from minigrad.errors import DTypeError, ShapeError
 from minigrad.graph import build
 from minigrad.graph.node import Node
 from minigrad.graph.symbolic import ceildiv
+from minigrad.tensor.basic import Composed
 from minigrad.tensor.broadcasting import show
 from minigrad.tensor.convolution import (
     Numbers,
@@ -20,11 +21,10 @@ from minigrad.tensor.convolution import (
     per_dimension,
 )
 from minigrad.tensor.core import Core
-from minigrad.tensor.methods import Methods
 from minigrad.tensor.modes import modes
 
 
-class Pooling(Methods):
+class Pooling(Composed):
     """Windows over the last dimensions: as many as kernel_size has numbers (two, if it is one)."""
 
     __slots__ = ()
