@@ -32,6 +32,8 @@ class TileHints:
     ) -> None:
         self.left, self.right = operands["left"], operands["right"]
         self.plan, self.tile, self.source = plan, tile, problem.parts.right
+        # of one tile: its loop goes (`Schedule.simplify`), and so does its variable
+        self.number: Integer = tile.index if tile.high else 0
         parts = problem.parts
         self.m, self.n, self.k = parts.m[-1].variable, parts.n[-1].variable, parts.k[-1].variable
         self.line = LINE // max(self.left.dtype.itemsize, 4)
@@ -59,7 +61,7 @@ class TileHints:
         if self.left.op is Leaf.LOAD and coefficient_of(self.left, self.m) != 1:
             lines = self._lines(self.left, {self.k: k + 2 * self.line})[:1]
             hints.append(replace(rows, body=lines))
-            if self.far and tiles.start == 0:
+            if self.far and tiles.start == 0 and self.tile.high:
                 at = {self.k: k, self.m: self.m.index + self.plan.mr}
                 lines = tuple(replace(one, later=True) for one in self._lines(self.left, at)[:1])
                 this, next_one = self.tile.index, make_axis("next", 0, self.tile.high + 2)
@@ -82,7 +84,7 @@ class TileHints:
 
     def _next_panel(self, loop: Loop) -> Loop:
         """Hints at what a tile fetches of the next panel at a line of k."""
-        tile, piece, nr = self.tile.index, loop.index, self.plan.nr
+        tile, piece, nr = self.number, loop.index, self.plan.nr
         tiles, depth = max(self.plan.mc // self.plan.mr, 1), self.k.high + 1
         one = make_axis("f", 0, nr * max(depth, self.line))
         if 1 in strides(self.source, self.k):  # its columns lie along k
