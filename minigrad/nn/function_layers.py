@@ -116,9 +116,6 @@ MarginRankingLoss, CosineEmbeddingLoss, TripletMarginLoss = _layers(
 MaxPool1d, MaxPool2d, MaxPool3d, AvgPool1d, AvgPool2d, AvgPool3d = _layers(
     "MaxPool1d MaxPool2d MaxPool3d AvgPool1d AvgPool2d AvgPool3d", *F.max_pools, *F.avg_pools
 )
-MaxUnpool1d, MaxUnpool2d, MaxUnpool3d = _layers(
-    "MaxUnpool1d MaxUnpool2d MaxUnpool3d", *F.max_unpools, inputs=2
-)
 AdaptiveAvgPool1d, AdaptiveAvgPool2d, AdaptiveAvgPool3d = _layers(
     "AdaptiveAvgPool1d AdaptiveAvgPool2d AdaptiveAvgPool3d", *F.adaptive_avg_pools
 )

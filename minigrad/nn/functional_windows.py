@@ -77,14 +77,9 @@ avg_pools = [
     _pool(n, Tensor.avg_pool2d, "self kernel_size stride padding ceil_mode count_include_pad")
     for n in DIMENSIONS
 ]
-max_unpools = [
-    _pool(n, Tensor.max_unpool2d, "self indices kernel_size stride padding output_size")
-    for n in DIMENSIONS
-]
 adaptive_avg_pools = [_adaptive(n, "avg", _means) for n in DIMENSIONS]
 adaptive_max_pools = [_adaptive(n, "max", _maxima) for n in DIMENSIONS]
 max_pool1d, max_pool2d, max_pool3d = max_pools
 avg_pool1d, avg_pool2d, avg_pool3d = avg_pools
-max_unpool1d, max_unpool2d, max_unpool3d = max_unpools
 adaptive_avg_pool1d, adaptive_avg_pool2d, adaptive_avg_pool3d = adaptive_avg_pools
 adaptive_max_pool1d, adaptive_max_pool2d, adaptive_max_pool3d = adaptive_max_pools

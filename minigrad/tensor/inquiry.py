@@ -5,7 +5,7 @@ from __future__ import annotations
 import builtins
 from typing import Any, Self
 
-from minigrad.dtype import DType, dtypes, resolve
+from minigrad.dtype import DType, resolve
 from minigrad.tensor.basic import Composed
 from minigrad.tensor.broadcasting import Scalar
 from minigrad.tensor.core import Core
@@ -78,30 +78,6 @@ class Inquiry(Composed):
         return bool(self.isclose(other, rtol, atol, equal_nan).all())
 
     # --- conversions ------------------------------------------------------------------------------
-
-    def char(self) -> Self:
-        """int8.
-
-        >>> Tensor([1]).char().dtype.name
-        'int8'
-        """
-        return self.cast(dtypes.int8)
-
-    def short(self) -> Self:
-        """int16.
-
-        >>> Tensor([1]).short().dtype.name
-        'int16'
-        """
-        return self.cast(dtypes.int16)
-
-    def byte(self) -> Self:
-        """uint8.
-
-        >>> Tensor([1]).byte().dtype.name
-        'uint8'
-        """
-        return self.cast(dtypes.uint8)
 
     def type_as(self, other: Core) -> Self:
         """In the dtype of other.

@@ -9,11 +9,24 @@ has `Core` and what is declared here. A method that only its own family calls is
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, overload
+
+T = TypeVar("T")
+
+
+class Method(Protocol):
+    """A method of a tensor that gives one of its kind, for type checkers."""
+
+    @overload
+    def __get__(self, tensor: None, kind: Any) -> Callable[..., Any]: ...
+    @overload
+    def __get__(self, tensor: T, kind: Any) -> Callable[..., T]: ...
+
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from typing import Any, Self
+    from typing import Self
 
     from minigrad.dtype import DType
     from minigrad.graph.node import Node, Shape

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any, Protocol, Self, TypeVar, cast, overload
+from typing import Any, Self, cast
 
 from minigrad.errors import ShapeError
 from minigrad.tensor.activations import Activations
@@ -21,20 +21,10 @@ from minigrad.tensor.functions import Functions
 from minigrad.tensor.indexing import Indexing
 from minigrad.tensor.inquiry import Inquiry
 from minigrad.tensor.joining import Joining
+from minigrad.tensor.methods import Method
 from minigrad.tensor.movement import Movement
 from minigrad.tensor.products import Products
 from minigrad.tensor.scattering import Scattering
-
-T = TypeVar("T", bound=Core)
-
-
-class Method(Protocol):
-    """A method of a tensor that gives one of its kind, for type checkers."""
-
-    @overload
-    def __get__(self, tensor: None, kind: Any) -> Callable[..., Any]: ...
-    @overload
-    def __get__(self, tensor: T, kind: Any) -> Callable[..., T]: ...
 
 
 def same(*methods: Callable[..., Any]) -> tuple[Method, ...]:

@@ -32,7 +32,7 @@ class Program:
 def _names(place: Path) -> None:
     """Words for makemore."""
     draw = random.Random(2)
-    syllables = "ka lo mi ra ne su to an el is or ya".split()
+    syllables = ["ka", "lo", "mi", "ra", "ne", "su", "to", "an", "el", "is", "or", "ya"]
     words = {"".join(draw.choices(syllables, k=draw.randint(1, 4))) for _ in range(600)}
     (place / "names.txt").write_text("\n".join(sorted(words)), "utf-8")
 
