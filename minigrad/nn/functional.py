@@ -80,10 +80,15 @@ def layer_norm(
     bias: Tensor | None = None, eps: float = 1e-5,
 ) -> Tensor:  # fmt: skip
     """Normalization over the last dimensions, which are normalized_shape; then ·weight + bias."""
+    return x.layernorm(_last("layer_norm", x, normalized_shape), eps, weight, bias)
+
+
+def _last(name: str, x: Tensor, normalized_shape: Sequence[Integer]) -> tuple[int, ...]:
+    """The axes of the last dimensions, which must have this shape."""
     shape = tuple(normalized_shape)
-    if x.shape[x.ndim - len(shape) :] != shape:
-        raise ShapeError(f"layer_norm of {x.shape}: expected the last dimensions to be {shape}")
-    return x.layernorm(tuple(range(-len(shape), 0)), eps, weight, bias)
+    if x.ndim < len(shape) or x.shape[x.ndim - len(shape) :] != shape:
+        raise ShapeError(f"{name} of {x.shape}: expected the last dimensions to be {shape}")
+    return tuple(range(-len(shape), 0))
 
 
 def rms_norm(
@@ -95,7 +100,7 @@ def rms_norm(
     eps: the distance from 1 to the next number of x's dtype unless given.
     """
     digits = {"float16": 10, "bfloat16": 7, "float64": 52}.get(x.dtype.name, 23)
-    axes = tuple(range(-len(tuple(normalized_shape)), 0))
+    axes = _last("rms_norm", x, normalized_shape)
     return x.rmsnorm(axes, 2.0**-digits if eps is None else eps, weight)
 
 

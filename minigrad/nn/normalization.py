@@ -17,11 +17,6 @@ def _shape_of(normalized_shape: int | Sequence[int]) -> tuple[int, ...]:
     return (normalized_shape,) if isinstance(normalized_shape, int) else tuple(normalized_shape)
 
 
-def _check_tail(name: str, x: Tensor, shape: tuple[int, ...]) -> None:
-    if x.shape[x.ndim - len(shape) :] != shape or x.ndim < len(shape):
-        raise ShapeError(f"{name} of {x.shape}: expected the last dimensions to be {shape}")
-
-
 def _check_channels(name: str, x: Tensor, channels: int) -> None:
     if x.ndim < 2 or x.shape[1] != channels:
         raise ShapeError(f"{name} of {x.shape}: expected (batch, {channels}, …)")
@@ -58,9 +53,7 @@ class LayerNorm(_Norm):
 
     def __call__(self, x: Tensor) -> Tensor:
         """Same shape and dtype as x."""
-        _check_tail("LayerNorm", x, self.normalized_shape)
-        axes = tuple(range(-len(self.normalized_shape), 0))
-        return x.layernorm(axes, self.eps, self.weight, self.bias)
+        return F.layer_norm(x, self.normalized_shape, self.weight, self.bias, self.eps)
 
 
 class LayerNorm2d(LayerNorm):
@@ -85,8 +78,7 @@ class RMSNorm(_Norm):
 
     def __call__(self, x: Tensor) -> Tensor:
         """Same shape and dtype as x."""
-        _check_tail("RMSNorm", x, self.normalized_shape)
-        return x.rmsnorm(tuple(range(-len(self.normalized_shape), 0)), self.eps, self.weight)
+        return F.rms_norm(x, self.normalized_shape, self.weight, self.eps)
 
 
 class GroupNorm(_Norm):
