@@ -33,7 +33,10 @@ def _pool(spatial: int, method: Any, order: str) -> Pool:
     signature = inspect.Signature(options)
 
     def pool(*args: Any, **given: Any) -> Any:
-        bound = signature.bind(*args, **given).arguments
+        try:
+            bound = signature.bind(*args, **given).arguments
+        except TypeError as error:
+            raise TypeError(f"{name}: {error}") from None
         size = bound.get("kernel_size", 2)
         bound["kernel_size"] = per_dimension(name, "kernel_size", size, spatial)
         return method(bound.pop("self"), **bound)

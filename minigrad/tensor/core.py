@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from minigrad.device import Buffer, Device, Zeros
 from minigrad.dtype import DType, check_holds, resolve
@@ -13,7 +13,7 @@ from minigrad.graph.node import Node, Op, Shape, form_of, make, own_buffer
 from minigrad.graph.shapes import numel
 from minigrad.graph.symbolic import Affine, Integer
 from minigrad.graph.variable import evaluate
-from minigrad.hints import present
+from minigrad.hints import missing, present
 from minigrad.tensor import hostdata, realization, views
 from minigrad.tensor.broadcasting import (
     axis_of,
@@ -286,6 +286,13 @@ class Core(Holder, metaclass=_TensorType):
 
     def __dir__(self) -> list[str]:
         return present("Tensor", super().__dir__())
+
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any:
+            error = missing("Tensor", name, [name[:-1]] if hasattr(type(self), name[:-1]) else [])
+            error.obj = self  # Python then says what sounds alike
+            raise error
 
     def __len__(self) -> int:
         if not self.shape:
