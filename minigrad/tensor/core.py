@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, Self
 
 from minigrad.device import Buffer, Device, Zeros
@@ -382,7 +383,9 @@ class Core(Holder, metaclass=_TensorType):
         base = views.writable(self)
         if base is not None:
             assert isinstance(base, Core)
-            base.assign(base._new(write_through(base.node, self._origin.steps(), node)))
+            # what was detached of a leaf may be written, beside the gradients
+            with no_grad() if self._origin.stops else nullcontext():
+                base.assign(base._new(write_through(base.node, self._origin.steps(), node)))
             return
         realization.write(self, node)
         if self._requires_grad and self._shares_node():

@@ -85,7 +85,8 @@ PROGRAMS = {
         r"^        optimizer\.step\(\)$",
     ),
     "word_language_model": Program(
-        "examples/word_language_model", "word_language_model", "main.py", "--data . --lr 5",
+        "examples/word_language_model", "word_language_model", "main.py",
+        "--data . --lr 5 --emsize 100 --nhid 100",
         r"^criterion = ", r"^        total_loss \+= loss\.item\(\)$",
         others=("data.py", "model.py"), data=_text,
     ),
