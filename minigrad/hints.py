@@ -35,6 +35,9 @@ def missing(owner: str, name: str, known: Iterable[str] = ()) -> AttributeError:
         return AttributeError(f"{owner} has no {name!r}", name=name)
     if (owner, name) in _by_name():
         return AttributeError(f"{owner} has no {name!r} here: {_by_name()[owner, name]}", name=name)
+    if name.endswith("_") and name[:-1] in known:
+        how = f"x.copy_(x.{name[:-1]}(…)) writes it to x"
+        return AttributeError(f"{owner} has no {name!r} here: {how}", name=name)
     alike = difflib.get_close_matches(name, known, 3)
     more = f"; there is {', '.join(alike)}" if alike else ""
     return AttributeError(f"{owner} has no {name!r}{more}", name=name)

@@ -34,13 +34,14 @@ PLACES: dict[str, list[tuple[str, Any]]] = {
 DIFFERENT = {
     "max": "of a dim: values alone; `max_with_indices` gives both",
     "min": "of a dim: values alone; `min_with_indices` gives both",
-    "median": "of a dim: values alone", "nanmedian": "of a dim: values alone",
+    "median": "of a dim: values alone",
     "randint": "`Tensor.randint(*shape, low=0, high=10)`",
     "normal": "`Tensor.normal(*shape, mean=0, std=1)`",
     "data": "`x.detach()`; `x.data()` is a memoryview",
     "numpy": "a copy", "to": "a device or a dtype", "size": "a tuple",
-    "unique": "without `dim`", "unique_consecutive": "without `dim`",
-    "frexp": "`x.abs().log2().floor()` is the exponent", "trapz": "`Tensor.trapezoid`",
+    "unique": "without `dim`",
+    "frexp": "`x.abs().log2().floor()` is the exponent",
+    "trapz": "`((x[1:] + x[:-1]) * dx / 2).sum()`",
     "tensor": "`Tensor(data)`", "as_tensor": "`Tensor(data)`", "asarray": "`Tensor(data)`",
     "from_numpy": "`Tensor(array)`, or `Tensor.from_dlpack`", "from_file": "`nn.state.safe_load`",
     "frombuffer": "`Tensor.from_bytes`", "to_dlpack": "`x.__dlpack__()`",
@@ -124,7 +125,7 @@ rarely used: nobody has asked for it
     histogramdd segment_reduce conv_tbc CrossMapLRN2d FractionalMaxPool.* fractional_.*
     AdaptiveLogSoftmaxWithLoss LinearCrossEntropy.* linear_cross_entropy grouped_mm scaled_.*mm
     .*with_indices affine_grid grid_sample F?e?a?t?u?r?e?AlphaDropout .*alpha_dropout
-activations of `F` write nothing: `x.copy_(F.elu(x))`
+rarely written in place: `x.copy_(x.erf())`
     .*_
 layers are made with their sizes
     Lazy.*

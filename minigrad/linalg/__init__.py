@@ -7,10 +7,10 @@ from minigrad.linalg.systems import *
 from minigrad.tensor import Tensor
 
 cross, diagonal, matmul, multi_dot = Tensor.cross, Tensor.diagonal, Tensor.matmul, Tensor.multi_dot
-norm, vander = Tensor.norm, Tensor.vander
+norm = Tensor.norm
 
 __all__ = [
     "cholesky", "cond", "cross", "det", "diagonal", "eigh", "eigvalsh", "inv", "lstsq", "matmul",
     "matrix_norm", "matrix_power", "matrix_rank", "multi_dot", "norm", "pinv", "qr", "slogdet",
-    "solve", "svd", "svdvals", "vander", "vecdot", "vector_norm",
+    "solve", "svd", "svdvals", "vecdot", "vector_norm",
 ]  # fmt: skip

@@ -32,7 +32,8 @@ class TileHints:
     ) -> None:
         self.left, self.right = operands["left"], operands["right"]
         self.plan, self.tile, self.source = plan, tile, problem.parts.right
-        self.number = tile.index if tile.high else 0  # a single one has no loop in the end
+        # of one tile: its loop goes (`Schedule.simplify`), and so does its variable
+        self.number: Integer = tile.index if tile.high else 0
         parts = problem.parts
         self.m, self.n, self.k = parts.m[-1].variable, parts.n[-1].variable, parts.k[-1].variable
         self.line = LINE // max(self.left.dtype.itemsize, 4)
@@ -60,7 +61,7 @@ class TileHints:
         if self.left.op is Leaf.LOAD and coefficient_of(self.left, self.m) != 1:
             lines = self._lines(self.left, {self.k: k + 2 * self.line})[:1]
             hints.append(replace(rows, body=lines))
-            if self.far and tiles.start == 0:
+            if self.far and tiles.start == 0 and self.tile.high:
                 at = {self.k: k, self.m: self.m.index + self.plan.mr}
                 lines = tuple(replace(one, later=True) for one in self._lines(self.left, at)[:1])
                 this, next_one = self.number, make_axis("next", 0, self.tile.high + 2)

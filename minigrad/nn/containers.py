@@ -10,21 +10,21 @@ from minigrad.nn.tree import Member, members
 from minigrad.tensor import Tensor
 
 Function = Callable[[Tensor], Tensor]
-T = TypeVar("T")
+_T = TypeVar("_T")
 
 
-class _List(Layer, MutableSequence[T]):
+class _List(Layer, MutableSequence[_T]):
     """A list whose items have their places as names."""
 
-    def __init__(self, items: Iterable[T] = ()) -> None:
-        self.layers: list[T] = []
+    def __init__(self, items: Iterable[_T] = ()) -> None:
+        self.layers: list[_T] = []
         self.extend(items)
 
     @overload
-    def __getitem__(self, place: int) -> T: ...
+    def __getitem__(self, place: int) -> _T: ...
     @overload
     def __getitem__(self, place: slice) -> Self: ...
-    def __getitem__(self, place: int | slice) -> T | Self:
+    def __getitem__(self, place: int | slice) -> _T | Self:
         if isinstance(place, slice):
             return type(self)(self.layers[place])
         return self.layers[place]
@@ -40,12 +40,12 @@ class _List(Layer, MutableSequence[T]):
     def __len__(self) -> int:
         return len(self.layers)
 
-    def insert(self, index: int, item: T) -> None:
+    def insert(self, index: int, item: _T) -> None:
         """Put an item before a place."""
         self._adopt(item)
         self.layers.insert(index, item)
 
-    def append(self, item: T) -> Self:  # type: ignore[override]
+    def append(self, item: _T) -> Self:  # type: ignore[override]
         """Put an item at the end; gives the list, as PyTorch's."""
         self.insert(len(self), item)
         return self

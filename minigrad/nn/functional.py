@@ -6,13 +6,13 @@ where an argument or a default of the method is another than PyTorch's.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from minigrad.errors import ShapeError
 from minigrad.graph.symbolic import Integer
 from minigrad.hints import names_of
-from minigrad.nn.functional_losses import *  # noqa: F403
 from minigrad.nn.functional_windows import *  # noqa: F403
 from minigrad.tensor import Tensor
 
@@ -31,12 +31,8 @@ conv1d = conv2d = conv3d = Tensor.conv2d
 conv_transpose1d = conv_transpose2d = conv_transpose3d = Tensor.conv_transpose2d
 interpolate = upsample = Tensor.interpolate
 pad, one_hot, embedding, mse_loss = Tensor.pad, Tensor.one_hot, Tensor.embedding, Tensor.mse_loss
-pixel_shuffle, pixel_unshuffle, channel_shuffle = (
-    Tensor.pixel_shuffle, Tensor.pixel_unshuffle, Tensor.channel_shuffle
-)  # fmt: skip
-cosine_similarity, pairwise_distance, pdist = (
-    Tensor.cosine_similarity, Tensor.pairwise_distance, Tensor.pdist
-)  # fmt: skip
+pixel_shuffle, pixel_unshuffle = Tensor.pixel_shuffle, Tensor.pixel_unshuffle
+cosine_similarity, pairwise_distance = Tensor.cosine_similarity, Tensor.pairwise_distance
 # drops in training only, unlike PyTorch's
 scaled_dot_product_attention = Tensor.scaled_dot_product_attention
 
@@ -57,26 +53,9 @@ def dropout(x: Tensor, p: float = 0.5, training: bool = True) -> Tensor:
         return x.dropout(p)
 
 
-def _dropped(spatial: int) -> Callable[..., Tensor]:
-    def drop(x: Tensor, p: float = 0.5, training: bool = True) -> Tensor:
-        whole = x.new_ones((*x.shape[: x.ndim - spatial], *(1 for _ in range(spatial))))
-        return x * dropout(whole, p, training)
-
-    drop.__name__ = f"dropout{spatial}d"
-    drop.__doc__ = "Whole channels are 0 with probability p, where training."
-    return drop
-
-
-dropout1d, dropout2d, dropout3d = (_dropped(spatial) for spatial in (1, 2, 3))
-
-
-def rrelu(
-    x: Tensor, lower: float = 1 / 8, upper: float = 1 / 3, training: bool | None = None
-) -> Tensor:
-    """x, and s·x below 0: where training, s is drawn from lower … upper, else it is their mean."""
-    if Tensor.training if training is None else training:
-        return (x > 0).where(x, x * x.uniform(x.shape, low=lower, high=upper, device=x.device))
-    return x.leaky_relu((lower + upper) / 2)
+def dropout2d(x: Tensor, p: float = 0.5, training: bool = True) -> Tensor:
+    """Whole channels (…, channels, height, width) are 0 with probability p, where training."""
+    return x * dropout(x.new_ones((*x.shape[:-2], 1, 1)), p, training)
 
 
 def gumbel_softmax(
@@ -91,42 +70,6 @@ def gumbel_softmax(
     return chosen - shares.detach() + shares
 
 
-def bilinear(x1: Tensor, x2: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Σ x1ᵢ·W[o, i, j]·x2ⱼ + b: (…, in1), (…, in2), (out, in1, in2), (out,) → (…, out)."""
-    result: Tensor = Tensor.einsum("...i,oij,...j->...o", x1, weight, x2)
-    return result if bias is None else result + bias
-
-
-def flatten(x: Tensor, start_dim: int = 1, end_dim: int = -1) -> Tensor:
-    """Dimensions start_dim … end_dim become one."""
-    return x.flatten(start_dim, end_dim)
-
-
-def unflatten(x: Tensor, dim: int, unflattened_size: Sequence[int]) -> Tensor:
-    """A dimension becomes several."""
-    return x.unflatten(dim, unflattened_size)
-
-
-def softmax_along(x: Tensor, dim: int = -1) -> Tensor:
-    """`softmax` along a dimension."""
-    return x.softmax(dim)
-
-
-def softmax_of_channels(x: Tensor) -> Tensor:
-    """`softmax` over the third dimension from the end."""
-    return x.softmax(-3)
-
-
-def softmin_along(x: Tensor, dim: int = -1) -> Tensor:
-    """`softmin` along a dimension."""
-    return x.softmin(dim)
-
-
-def log_softmax_along(x: Tensor, dim: int = -1) -> Tensor:
-    """`log_softmax` along a dimension."""
-    return x.log_softmax(dim)
-
-
 def normalize(x: Tensor, p: float = 2.0, dim: int = 1, eps: float = 1e-12) -> Tensor:
     """x over its p-norm along a dimension, which counts as at least eps."""
     return x.normalize(p, dim, eps)
@@ -137,10 +80,15 @@ def layer_norm(
     bias: Tensor | None = None, eps: float = 1e-5,
 ) -> Tensor:  # fmt: skip
     """Normalization over the last dimensions, which are normalized_shape; then ·weight + bias."""
+    return x.layernorm(_last("layer_norm", x, normalized_shape), eps, weight, bias)
+
+
+def _last(name: str, x: Tensor, normalized_shape: Sequence[Integer]) -> tuple[int, ...]:
+    """The axes of the last dimensions, which must have this shape."""
     shape = tuple(normalized_shape)
-    if x.shape[x.ndim - len(shape) :] != shape:
-        raise ShapeError(f"layer_norm of {x.shape}: expected the last dimensions to be {shape}")
-    return x.layernorm(tuple(range(-len(shape), 0)), eps, weight, bias)
+    if x.ndim < len(shape) or x.shape[x.ndim - len(shape) :] != shape:
+        raise ShapeError(f"{name} of {x.shape}: expected the last dimensions to be {shape}")
+    return tuple(range(-len(shape), 0))
 
 
 def rms_norm(
@@ -152,7 +100,7 @@ def rms_norm(
     eps: the distance from 1 to the next number of x's dtype unless given.
     """
     digits = {"float16": 10, "bfloat16": 7, "float64": 52}.get(x.dtype.name, 23)
-    axes = tuple(range(-len(tuple(normalized_shape)), 0))
+    axes = _last("rms_norm", x, normalized_shape)
     return x.rmsnorm(axes, 2.0**-digits if eps is None else eps, weight)
 
 
@@ -210,14 +158,6 @@ def instance_norm(
     if not use_input_stats:
         return batch_norm(x, running_mean, running_var, weight, bias, eps=eps)
     return group_norm(x, x.size(1), weight, bias, eps)
-
-
-def local_response_norm(
-    x: Tensor, size: int, alpha: float = 1e-4, beta: float = 0.75, k: float = 1.0
-) -> Tensor:
-    """x/(k + alpha·mean of the squares of `size` neighbouring channels)^beta."""
-    around = [None, (size // 2, (size - 1) // 2), *(None for _ in range(x.ndim - 2))]
-    return x / (x.square().pad(around).unfold(1, size, 1).mean(-1) * alpha + k) ** beta
 
 
 def _classes(x: Tensor) -> int:
@@ -331,6 +271,53 @@ def kl_div(
     if reduction == "batchmean":
         return losses.sum() / int(x.size(0))
     return losses._reduced(reduction)
+
+
+def poisson_nll_loss(
+    x: Tensor, target: Tensor, log_input: bool = True, full: bool = False, *, eps: float = 1e-8,
+    reduction: str = "mean",
+) -> Tensor:  # fmt: skip
+    """exp(x) − target·x, or x − target·log(x + eps) without log_input.
+
+    full: with Stirling's approximation of log target!, where target > 1.
+    """
+    losses = x.exp() - target * x if log_input else x - target * (x + eps).log()
+    if full:
+        many = target > 1
+        t = many.where(target, 1)
+        losses = losses + many.where(t * t.log() - t + (t * (2 * math.pi)).log() * 0.5, 0)
+    return losses._reduced(reduction)
+
+
+def margin_ranking_loss(
+    x1: Tensor, x2: Tensor, target: Tensor, margin: float = 0.0, *, reduction: str = "mean"
+) -> Tensor:
+    """max(0, margin − target·(x1 − x2)): target 1 where x1 shall be larger, −1 where x2."""
+    return (-target * (x1 - x2) + margin).relu()._reduced(reduction)
+
+
+def cosine_embedding_loss(
+    x1: Tensor, x2: Tensor, target: Tensor, margin: float = 0.0, *, reduction: str = "mean"
+) -> Tensor:
+    """1 − cosine where target (batch,) is 1, max(0, cosine − margin) where it is −1."""
+    cosine = x1.cosine_similarity(x2, -1)
+    return target.eq(1).where(1 - cosine, (cosine - margin).relu())._reduced(reduction)
+
+
+def triplet_margin_loss(
+    anchor: Tensor, positive: Tensor, negative: Tensor, margin: float = 1.0, p: float = 2,
+    eps: float = 1e-6, swap: bool = False, *, reduction: str = "mean",
+) -> Tensor:  # fmt: skip
+    """max(0, |anchor − positive| − |anchor − negative| + margin) (Balntas et al. 2016).
+
+    In p-norms over the last dimension; swap: the smaller distance of the two to the negative.
+    """
+    away = anchor.pairwise_distance(negative, p, eps)
+    if swap:
+        away = away.minimum(positive.pairwise_distance(negative, p, eps))
+    near = anchor.pairwise_distance(positive, p, eps)
+    return (near - away + margin).relu()._reduced(reduction)
+
 
 if not TYPE_CHECKING:
     __getattr__ = names_of(__name__, globals())

@@ -10,7 +10,7 @@ from typing import Any
 
 from minigrad.errors import ShapeError
 from minigrad.nn import functional as F
-from minigrad.nn.module import FunctionLayer, Layer
+from minigrad.nn.module import Layer
 from minigrad.tensor import Tensor
 
 
@@ -103,38 +103,29 @@ class Embedding(Layer):
         return f"{self.num_embeddings}, {self.embedding_dim}{padding}"
 
 
-class Dropout(FunctionLayer, of=Tensor.dropout):
+class Dropout(Layer):
     """In training, elements are 0 with probability p and divided by 1 − p otherwise."""
 
     def __init__(self, p: float = 0.5, inplace: bool = False) -> None:
-        super().__init__(p, inplace)
         self.p = p
         if not 0 <= p <= 1:
             raise ValueError(f"{type(self).__name__}({p}): expected a probability in 0 … 1")
 
-
-class Dropout1d(Dropout):
-    """`Dropout` of whole channels, of 1 spatial dimension."""
-
-    def __call__(self, *inputs: Tensor) -> Tensor:
+    def __call__(self, x: Tensor) -> Tensor:
         """Same shape."""
-        return F.dropout1d(*inputs, self.p, Tensor.training)
+        return x.dropout(self.p)
+
+    def extra_repr(self) -> str:
+        """The probability."""
+        return f"p={self.p}"
 
 
 class Dropout2d(Dropout):
-    """`Dropout` of whole channels, of 2 spatial dimensions."""
+    """`Dropout` of whole channels of images (…, channels, height, width)."""
 
-    def __call__(self, *inputs: Tensor) -> Tensor:
+    def __call__(self, x: Tensor) -> Tensor:
         """Same shape."""
-        return F.dropout2d(*inputs, self.p, Tensor.training)
-
-
-class Dropout3d(Dropout):
-    """`Dropout` of whole channels, of 3 spatial dimensions."""
-
-    def __call__(self, *inputs: Tensor) -> Tensor:
-        """Same shape."""
-        return F.dropout3d(*inputs, self.p, Tensor.training)
+        return F.dropout2d(x, self.p, Tensor.training)
 
 
 class Identity(Layer):
@@ -146,22 +137,6 @@ class Identity(Layer):
     def __call__(self, x: Tensor) -> Tensor:
         """x."""
         return x
-
-
-class Flatten(FunctionLayer, of=F.flatten):
-    """Dimensions start_dim … end_dim become one: (batch, …) → (batch, all others)."""
-
-
-class Unflatten(FunctionLayer, of=F.unflatten):
-    """A dimension becomes several; one of their sizes may be −1."""
-
-
-class CosineSimilarity(FunctionLayer, of=Tensor.cosine_similarity, inputs=2):
-    """The cosine of the angle between vectors along dim."""
-
-
-class PairwiseDistance(FunctionLayer, of=Tensor.pairwise_distance, inputs=2):
-    """The p-norms of x1 − x2 + eps along the last dimension."""
 
 
 class PReLU(Layer):
@@ -178,17 +153,3 @@ class PReLU(Layer):
     def extra_repr(self) -> str:
         """The number of slopes."""
         return f"num_parameters={self.num_parameters}"
-
-
-class Bilinear(Layer):
-    """Σ x1ᵢ·W[o, i, j]·x2ⱼ + b. weight (out, in1, in2), bias (out,)."""
-
-    def __init__(
-        self, in1_features: int, in2_features: int, out_features: int, bias: bool = True
-    ) -> None:
-        self.weight = uniform((out_features, in1_features, in2_features), in1_features)
-        self.bias = uniform((out_features,), in1_features) if bias else None
-
-    def __call__(self, x1: Tensor, x2: Tensor) -> Tensor:
-        """(…, in1), (…, in2) → (…, out)."""
-        return F.bilinear(x1, x2, self.weight, self.bias)

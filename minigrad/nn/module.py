@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import functools
-import inspect
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, ClassVar, Self
+from typing import Any, Self
 
 from minigrad.device import Device
 from minigrad.dtype import DType, dtypes, resolve
@@ -319,55 +318,3 @@ class Layer(Module):
     """
 
     _training = None
-
-
-class FunctionLayer(Layer):
-    """A function of one or more tensors, with options: `class ReLU(FunctionLayer, of=Tensor.relu)`.
-
-    Options are the function's other arguments, in their order; they are attributes. inplace is
-    accepted as PyTorch's: results are new tensors. weight and pos_weight are buffers.
-    """
-
-    function: ClassVar[Callable[..., Any]]
-    __signature__: ClassVar[inspect.Signature]
-
-    def __init_subclass__(
-        cls, of: Callable[..., Any] | None = None, inputs: int = 1, **options: Any
-    ) -> None:
-        """of: the function; inputs: how many of its arguments are given with each call."""
-        super().__init_subclass__(**options)
-        if of is None:
-            return
-        cls.function = of
-        names = list(inspect.signature(of).parameters.values())[inputs:]
-        kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
-        ignored = inspect.Parameter("inplace", kind, default=False)
-        place = sum(name.kind is kind for name in names)
-        cls.__signature__ = inspect.Signature([*names[:place], ignored, *names[place:]])
-
-    def __init__(self, *args: Any, **options: Any) -> None:
-        try:
-            bound = type(self).__signature__.bind(*args, **options)
-        except TypeError as error:
-            raise TypeError(f"{type(self).__name__}: {error}") from None
-        bound.apply_defaults()
-        for name, value in bound.arguments.items():
-            if name in ("weight", "pos_weight"):
-                self.register_buffer(name, value)
-            else:
-                setattr(self, name, value)
-
-    def _options(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in type(self).__signature__.parameters}
-
-    def __call__(self, *inputs: Tensor) -> Tensor:
-        """What the function gives."""
-        options = {name: value for name, value in self._options().items() if name != "inplace"}
-        result: Tensor = type(self).function(*inputs, **options)
-        return result
-
-    def extra_repr(self) -> str:
-        """The options, without what is off."""
-        shown = {n: v for n, v in self._options().items() if v is not None and n != "inplace"}
-        shown |= {"inplace": True} if vars(self)["inplace"] else {}
-        return ", ".join(f"{name}={value!r}" for name, value in shown.items())

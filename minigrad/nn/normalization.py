@@ -9,17 +9,12 @@ from typing import Any, ClassVar
 from minigrad.dtype import dtypes
 from minigrad.errors import ShapeError
 from minigrad.nn import functional as F
-from minigrad.nn.module import FunctionLayer, Layer
+from minigrad.nn.module import Layer
 from minigrad.tensor import Tensor, realization
 
 
 def _shape_of(normalized_shape: int | Sequence[int]) -> tuple[int, ...]:
     return (normalized_shape,) if isinstance(normalized_shape, int) else tuple(normalized_shape)
-
-
-def _check_tail(name: str, x: Tensor, shape: tuple[int, ...]) -> None:
-    if x.shape[x.ndim - len(shape) :] != shape or x.ndim < len(shape):
-        raise ShapeError(f"{name} of {x.shape}: expected the last dimensions to be {shape}")
 
 
 def _check_channels(name: str, x: Tensor, channels: int) -> None:
@@ -58,9 +53,7 @@ class LayerNorm(_Norm):
 
     def __call__(self, x: Tensor) -> Tensor:
         """Same shape and dtype as x."""
-        _check_tail("LayerNorm", x, self.normalized_shape)
-        axes = tuple(range(-len(self.normalized_shape), 0))
-        return x.layernorm(axes, self.eps, self.weight, self.bias)
+        return F.layer_norm(x, self.normalized_shape, self.weight, self.bias, self.eps)
 
 
 class LayerNorm2d(LayerNorm):
@@ -85,8 +78,7 @@ class RMSNorm(_Norm):
 
     def __call__(self, x: Tensor) -> Tensor:
         """Same shape and dtype as x."""
-        _check_tail("RMSNorm", x, self.normalized_shape)
-        return x.rmsnorm(tuple(range(-len(self.normalized_shape), 0)), self.eps, self.weight)
+        return F.rms_norm(x, self.normalized_shape, self.weight, self.eps)
 
 
 class GroupNorm(_Norm):
@@ -120,10 +112,6 @@ class InstanceNorm(GroupNorm):
 
     def __init__(self, num_features: int, eps: float = 1e-5, affine: bool = False) -> None:
         super().__init__(num_features, num_features, eps, affine)
-
-
-class LocalResponseNorm(FunctionLayer, of=F.local_response_norm):
-    """Division by what the squares of neighbouring channels add up to (Krizhevsky et al. 2012)."""
 
 
 Statistics = tuple[Tensor, Tensor, Any]  # mean, variance, number of elements (int or tensor)

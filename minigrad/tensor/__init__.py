@@ -10,10 +10,17 @@ from minigrad.hints import put_hints
 from minigrad.tensor.addressing import Addressing
 from minigrad.tensor.arithmetic import Arithmetic
 from minigrad.tensor.arranging import Arranging
+from minigrad.tensor.backward import Backward
 from minigrad.tensor.basic import Basic
+from minigrad.tensor.convolution import Convolution
+from minigrad.tensor.dlpack import DLPack
 from minigrad.tensor.inquiry import Inquiry
+from minigrad.tensor.loss import Loss
 from minigrad.tensor.modes import no_grad
+from minigrad.tensor.pooling import Pooling
 from minigrad.tensor.products import Products
+from minigrad.tensor.resize import Resize
+from minigrad.tensor.sampling import Sampling
 from minigrad.tensor.spellings import Spellings, accept_keywords
 from minigrad.tensor.statistics import Statistics
 
@@ -21,7 +28,8 @@ __all__ = ["Tensor", "no_grad"]
 
 
 class Tensor(
-    Inquiry, Arithmetic, Arranging, Addressing, Statistics, Products, Spellings, Basic
+    Inquiry, Arithmetic, Arranging, Addressing, Statistics, Products, Spellings, Sampling,
+    Convolution, Pooling, Resize, Loss, Backward, DLPack, Basic,
 ):  # fmt: skip
     """An array of one dtype on one device, computed when its values are needed.
 
@@ -51,7 +59,7 @@ class Tensor(
         ) -> Tensor:  # fmt: skip
             """See `Joining.stack`."""
 
-        concat = concatenate = hstack = vstack = dstack = column_stack = cat
+        concat = concatenate = hstack = vstack = column_stack = cat
         row_stack = block_diag = chain_matmul = multi_dot = cat
 
         @staticmethod

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Sequence
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from minigrad.dtype import dtypes, promote
 from minigrad.errors import DTypeError, ShapeError
@@ -35,6 +36,18 @@ def _erf_gelu_rule(g: Any, value: Any, x: Any) -> Sequence[Any]:
     below = ((x * math.sqrt(0.5)).erf() + 1) * 0.5
     density = (x * x * -0.5).exp() * math.sqrt(0.5 / math.pi)
     return [g * (below + x * density)]
+
+
+_OPERATORS = {"+": operator.add, "-": operator.sub, "*": operator.mul, "/": operator.truediv,
+              "//": operator.floordiv, "%": operator.mod, "**": operator.pow, "&": operator.and_,
+              "|": operator.or_, "^": operator.xor, "<<": operator.lshift,
+              ">>": operator.rshift}  # fmt: skip
+
+
+def _written(sign: str) -> Any:
+    """An operator that writes in place."""
+    function = _OPERATORS[sign]
+    return lambda self, other: self._in_place(sign, function(self, other))
 
 
 class Activations(Methods):
@@ -123,14 +136,6 @@ class Activations(Methods):
         [0.0]
         """
         return self * self.sigmoid()
-
-    def swish(self) -> Self:
-        """As `silu`.
-
-        >>> Tensor([0.0]).swish().tolist()
-        [0.0]
-        """
-        return self.silu()
 
     def gelu(self, approximate: str = "tanh") -> Self:
         """x·Φ(x) (Hendrycks and Gimpel 2016): the tanh approximation, or "none" for the exact one.
@@ -226,38 +231,6 @@ class Activations(Methods):
             )
         return self.assign(result)
 
-    def __iadd__(self, other: Any) -> Self:
-        return self._in_place("+", self + other)
-
-    def __isub__(self, other: Any) -> Self:
-        return self._in_place("-", self - other)
-
-    def __imul__(self, other: Any) -> Self:
-        return self._in_place("*", self * other)
-
-    def __itruediv__(self, other: Any) -> Self:
-        return self._in_place("/", self / other)
-
-    def __ifloordiv__(self, other: Any) -> Self:
-        return self._in_place("//", self // other)
-
-    def __imod__(self, other: Any) -> Self:
-        return self._in_place("%", self % other)
-
-    def __ipow__(self, other: Any) -> Self:
-        return self._in_place("**", self**other)
-
-    def __iand__(self, other: Any) -> Self:
-        return self._in_place("&", self & other)
-
-    def __ior__(self, other: Any) -> Self:
-        return self._in_place("|", self | other)
-
-    def __ixor__(self, other: Any) -> Self:
-        return self._in_place("^", self ^ other)
-
-    def __ilshift__(self, other: Any) -> Self:
-        return self._in_place("<<", self << other)
-
-    def __irshift__(self, other: Any) -> Self:
-        return self._in_place(">>", self >> other)
+    if not TYPE_CHECKING:  # to type checkers x += y is x = x + y
+        (__iadd__, __isub__, __imul__, __itruediv__, __ifloordiv__, __imod__, __ipow__, __iand__,
+         __ior__, __ixor__, __ilshift__, __irshift__) = map(_written, _OPERATORS)  # fmt: skip

@@ -6,7 +6,6 @@ from typing import Any, Self
 
 from minigrad.dtype import dtypes
 from minigrad.errors import DTypeError, ShapeError
-from minigrad.graph.symbolic import Integer
 from minigrad.tensor.basic import Composed
 from minigrad.tensor.broadcasting import Scalar, axis_of, show
 from minigrad.tensor.core import Core
@@ -67,17 +66,6 @@ class Addressing(Composed):
         """
         return self._scatter("index_fill", *self._lines("index_fill", dim, index, value))
 
-    def index_reduce(
-        self, dim: int, index: Core, source: Core, reduce: str, *, include_self: bool = True
-    ) -> Self:
-        """self with source combined at index along dim; reduce as for `scatter_reduce`.
-
-        >>> Tensor([1, 4]).index_reduce(0, Tensor([1, 1]), Tensor([2, 9]), "amax").tolist()
-        [1, 9]
-        """
-        axis, places, values = self._lines("index_reduce", dim, index, source)
-        return self.scatter_reduce(axis, places, values, reduce, include_self=include_self)
-
     def index_put(self, indices: Any, values: Any, accumulate: bool = False) -> Self:
         """A copy x with x[indices] = values; accumulate adds them, equal places add up.
 
@@ -92,15 +80,6 @@ class Addressing(Composed):
         places = every[tuple(indices)]
         added = self._operand(values).expand(places.shape).flatten()
         flat = self.flatten().scatter_add(0, places.flatten(), added)
-        return flat.reshape(self.shape)
-
-    def put(self, index: Core, source: Core, accumulate: bool = False) -> Self:
-        """A copy with source written (or added) at positions of the flat tensor.
-
-        >>> Tensor([[1, 1]]).put(Tensor([1]), Tensor([5])).tolist()
-        [[1, 5]]
-        """
-        flat = self.flatten().index_put((index,), source, accumulate)
         return flat.reshape(self.shape)
 
     def take_along_dim(self, indices: Core, dim: int | None = None) -> Self:
@@ -135,50 +114,3 @@ class Addressing(Composed):
         flat = self._new(source.node).cast(self.dtype).flatten()
         values = flat._gather("masked_scatter", 0, wide.flatten().where(number, 0))
         return wide.where(values.reshape(self.shape), self)
-
-    def _with(self, view: Any, value: Any) -> Self:
-        """A copy with the elements that view(copy) shows replaced."""
-        copy = self._new(self.node)
-        view(copy).assign(value)
-        return copy
-
-    def select_scatter(self, src: Any, dim: int, index: int) -> Self:
-        """A copy whose element `index` along dim is src.
-
-        >>> Tensor([1, 2]).select_scatter(Tensor(9), 0, 1).tolist()
-        [1, 9]
-        """
-        return self._with(lambda x: x.select(dim, index), src)
-
-    def slice_scatter(
-        self, src: Any, dim: int = 0, start: Integer | None = None, end: Integer | None = None,
-        step: int = 1,
-    ) -> Self:  # fmt: skip
-        """A copy whose elements start:end:step along dim are src.
-
-        >>> Tensor([1, 2, 3]).slice_scatter(Tensor([8, 9]), start=1).tolist()
-        [1, 8, 9]
-        """
-        key = (slice(None),) * axis_of("slice_scatter", dim, self.ndim) + (slice(start, end, step),)
-        return self._with(lambda x: x[key], src)
-
-    def diagonal_scatter(self, src: Any, offset: int = 0, dim1: int = 0, dim2: int = 1) -> Self:
-        """A copy whose diagonal is src.
-
-        >>> Tensor([[1, 2], [3, 4]]).diagonal_scatter(Tensor([8, 9])).tolist()
-        [[8, 2], [3, 9]]
-        """
-        axes = (axis_of("diagonal_scatter", dim1, self.ndim),
-                axis_of("diagonal_scatter", dim2, self.ndim))  # fmt: skip
-        rest = [d for d in range(self.ndim) if d not in axes]
-        x = self.permute(*rest, *axes)
-        rows, columns = x._known_shape()[-2:]
-        line, wanted = self._operand(src).cast(self.dtype), x.diagonal(offset, -2, -1).shape
-        if line.shape != wanted:
-            raise ShapeError(f"diagonal_scatter of {show(line.shape)}: expected {show(wanted)}")
-        places = self.arange(max(rows, columns), device=self.raw.device)
-        on_it = (places[:rows].unsqueeze(1) + offset).eq(places[:columns])
-        size = rows if offset >= 0 else columns  # the same value in all of a row, of a column
-        line = line.pad([None] * (line.ndim - 1) + [(0, size - line._known_shape()[-1])])
-        written = on_it.where(line.unsqueeze(-1 if offset >= 0 else -2), x)
-        return written.permute(*(([*rest, *axes]).index(d) for d in range(self.ndim)))

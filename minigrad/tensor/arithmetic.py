@@ -51,30 +51,6 @@ class Arithmetic(Composed):
 
     # --- arithmetic -------------------------------------------------------------------------------
 
-    def floor_divide(self, other: Any) -> Self:
-        """self // other, rounded down.
-
-        >>> Tensor([7, -7]).floor_divide(2).tolist()
-        [3, -4]
-        """
-        return self._floordiv(other, False)
-
-    def remainder(self, other: Any) -> Self:
-        """self % other, with the divisor's sign: as `mod`.
-
-        >>> Tensor([7, -7]).remainder(4).tolist()
-        [3, 1]
-        """
-        return self._mod(other, False)
-
-    def positive(self) -> Self:
-        """self, as +x.
-
-        >>> Tensor([1]).positive().tolist()
-        [1]
-        """
-        return self
-
     def frac(self) -> Self:
         """What trunc leaves: self − trunc(self).
 
@@ -82,24 +58,6 @@ class Arithmetic(Composed):
         [0.5, -0.5]
         """
         return self - self.trunc()
-
-    def float_power(self, other: Any) -> Self:
-        """self ** other in float64.
-
-        >>> Tensor([2]).float_power(0.5).dtype.name
-        'float64'
-        """
-        result: Self = self.cast(dtypes.float64) ** self._operand(other).cast(dtypes.float64)
-        return result
-
-    def ldexp(self, other: Any) -> Self:
-        """self · 2^other, in floats.
-
-        >>> Tensor([3.0]).ldexp(2).tolist()
-        [12.0]
-        """
-        exponent = self._operand(other)
-        return self._as_float() * (exponent if exponent.dtype.is_float else exponent.float()).exp2()
 
     def addcmul(self, tensor1: Any, tensor2: Any, *, value: Scalar = 1) -> Self:
         """self + value·tensor1·tensor2.
@@ -197,14 +155,6 @@ class Arithmetic(Composed):
         """
         return self.eq(math.inf) if self.dtype.is_float else self.ne(self)
 
-    def isreal(self) -> Self:
-        """True everywhere: all dtypes are real.
-
-        >>> Tensor([1.0]).isreal().tolist()
-        [True]
-        """
-        return self._new(build.const(True, dtypes.bool, self.shape, self.device))
-
     def signbit(self) -> Self:
         """True where the sign is minus, that of −0 included.
 
@@ -299,17 +249,6 @@ class Arithmetic(Composed):
         """
         return self._as_float() * (180 / math.pi)
 
-    def sinc(self) -> Self:
-        """sin(πx)/(πx), and 1 at 0.
-
-        >>> Tensor([0.0]).sinc().tolist()
-        [1.0]
-        """
-        x = self._as_float() * math.pi
-        zero = x.eq(0)
-        inside = zero.where(1, x)
-        return zero.where(1, inside.sin() / inside)
-
     def logit(self, eps: Scalar | None = None) -> Self:
         """log(x/(1 − x)), the inverse of `sigmoid`; x is kept in eps … 1 − eps if given.
 
@@ -320,15 +259,6 @@ class Arithmetic(Composed):
         x = x if eps is None else x.clip(eps, 1 - eps)
         return (x / (1 - x)).log()
 
-    def logaddexp2(self, other: Any) -> Self:
-        """log2(2ˣ + 2ʸ) without overflow.
-
-        >>> Tensor([2.0]).logaddexp2(Tensor([2.0])).tolist()
-        [3.0]
-        """
-        x, y = self._two_floats("logaddexp2", other)
-        return (x * math.log(2)).logaddexp(y * math.log(2)) * (1 / math.log(2))
-
     def xlogy(self, other: Any) -> Self:
         """x·log(y), and 0 where x is 0 and y no NaN.
 
@@ -338,17 +268,6 @@ class Arithmetic(Composed):
         x, y = self._two_floats("xlogy", other)
         nothing = x.eq(0) & (y.eq(math.inf) | (y <= 0))
         return nothing.where(0, x * nothing.where(1, y).log())
-
-    def mvlgamma(self, p: int) -> Self:
-        """The logarithm of the gamma function of p dimensions, of self > (p − 1)/2.
-
-        >>> Tensor([2.0]).mvlgamma(1).tolist()
-        [0.0]
-        """
-        x = self._as_float().unsqueeze(-1)
-        steps = self.arange(p, device=self.raw.device).cast(x.dtype) * 0.5
-        constant = p * (p - 1) / 4 * math.log(math.pi)
-        return (x - steps).lgamma().sum(-1) + constant
 
     # --- activations ------------------------------------------------------------------------------
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any, Self
 
 from minigrad.errors import ShapeError
-from minigrad.graph.symbolic import Integer
+from minigrad.graph.symbolic import Affine, Integer
 from minigrad.tensor.basic import Composed
 from minigrad.tensor.broadcasting import axes_of, axis_of, broadcast_shape, show
 from minigrad.tensor.core import Core
@@ -83,14 +83,6 @@ class Arranging(Composed):
         [[[1, 2]], [[3, 4]]]
         """
         return self._split_evenly("vsplit", indices_or_sections, 0)
-
-    def dsplit(self, indices_or_sections: int | Sequence[int]) -> tuple[Self, ...]:
-        """Equal parts along the third dimension, or cut before indices.
-
-        >>> [part.tolist() for part in Tensor([[[1, 2]]]).dsplit(2)]
-        [[[[1]]], [[[2]]]]
-        """
-        return self._split_evenly("dsplit", indices_or_sections, 2)
 
     def _split_evenly(self, name: str, given: int | Sequence[int], axis: int) -> tuple[Self, ...]:
         extent = self._known_shape()[axis_of(name, axis, self.ndim)]
@@ -192,14 +184,6 @@ class Arranging(Composed):
         """
         return self if self.ndim > 1 else self.reshape((1, -1))
 
-    def atleast_3d(self) -> Self:
-        """With new dimensions of extent 1: of a matrix the last, of a vector the first and last.
-
-        >>> Tensor([5, 6]).atleast_3d().shape
-        (1, 2, 1)
-        """
-        return self if self.ndim > 2 else self.atleast_2d().unsqueeze(-1)
-
     # --- joining ----------------------------------------------------------------------------------
 
     def hstack(self, *others: Any) -> Self:
@@ -219,15 +203,6 @@ class Arranging(Composed):
         """
         given = [x.atleast_2d() for x in sequence((self, *others))]
         return given[0].cat(*given[1:])  # type: ignore[no-any-return]
-
-    def dstack(self, *others: Any) -> Self:
-        """Tensors joined along the third dimension; also of a list.
-
-        >>> Tensor.dstack([Tensor([1]), Tensor([2])]).tolist()
-        [[[1, 2]]]
-        """
-        given = [x.atleast_3d() for x in sequence((self, *others))]
-        return given[0].cat(*given[1:], dim=2)  # type: ignore[no-any-return]
 
     def column_stack(self, *others: Any) -> Self:
         """`hstack`, with vectors as columns; also of a list.
@@ -265,13 +240,17 @@ class Arranging(Composed):
         wide = self.pad([None] * (self.ndim - 1) + [(before, abs(offset) - before)]).unsqueeze(-2)
         return wide.masked_fill(~on_it, 0).movedim((-2, -1), (first, second))
 
-    def diagflat(self, offset: int = 0) -> Self:
-        """All elements as a diagonal of a square matrix.
+    def diag(self, diagonal: int = 0) -> Self:
+        """A vector as a diagonal of a square matrix; of a matrix its diagonal.
 
-        >>> Tensor([[1], [2]]).diagflat().tolist()
+        >>> Tensor([1, 2]).diag().tolist()
         [[1, 0], [0, 2]]
         """
-        return self.flatten().diag_embed(offset)
+        if self.ndim == 2:
+            return self.diagonal(diagonal)
+        if self.ndim != 1 or isinstance(self.shape[0], Affine):
+            raise ShapeError(f"diag of shape {show(self.shape)}: expected one or two dimensions")
+        return self.diag_embed(diagonal)
 
     def trace(self) -> Self:
         """The sum of a matrix's diagonal.
@@ -320,17 +299,6 @@ class Arranging(Composed):
         places: Self = cls.ones(row, col, device=device).triu(offset).nonzero()
         return places.T
 
-    def cartesian_prod(self, *others: Any) -> Self:
-        """All combinations (n, vectors) of elements of vectors, the last one running fastest.
-
-        >>> Tensor.cartesian_prod(Tensor([1, 2]), Tensor([3, 4])).tolist()
-        [[1, 3], [1, 4], [2, 3], [2, 4]]
-        """
-        if not others:
-            return self
-        grids = [grid.flatten() for grid in self.meshgrid(*others)]
-        return grids[0].stack(*grids[1:], dim=-1)  # type: ignore[no-any-return]
-
     # --- images -----------------------------------------------------------------------------------
 
     def pixel_shuffle(self, upscale_factor: int) -> Self:
@@ -351,15 +319,6 @@ class Arranging(Composed):
         """
         r = downscale_factor
         return self.rearrange("... c (h p) (w q) -> ... (c p q) h w", p=r, q=r)
-
-    def channel_shuffle(self, groups: int) -> Self:
-        """Channels (dimension 1) of all groups in turn, instead of group by group.
-
-        >>> Tensor.arange(4).reshape(1, 4, 1).channel_shuffle(2).flatten().tolist()
-        [0, 2, 1, 3]
-        """
-        self._check_channels("channel_shuffle", groups, self.ndim - 1, groups)
-        return self.rearrange("n (g c) ... -> n (c g) ...", g=groups)
 
     def _check_channels(self, name: str, given: int, from_end: int, divisor: int) -> None:
         if self.ndim < max(from_end, 2) or self.shape[-from_end] % divisor:

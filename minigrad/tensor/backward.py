@@ -12,14 +12,14 @@ from minigrad.graph.node import Node, Op, topological
 from minigrad.graph.rewrite import replaced
 from minigrad.hints import hint
 from minigrad.tensor import realization, saved_graphs
+from minigrad.tensor.basic import Composed
 from minigrad.tensor.broadcasting import broadcast_to, show
 from minigrad.tensor.core import Core
 from minigrad.tensor.live_tensors import holders
-from minigrad.tensor.methods import Methods
 from minigrad.tensor.modes import no_grad
 
 
-class Backward(Methods):
+class Backward(Composed):
     """`backward` and `gradient`."""
 
     __slots__ = ()

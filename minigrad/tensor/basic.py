@@ -8,27 +8,20 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from minigrad.tensor.activations import Activations
-from minigrad.tensor.backward import Backward
 from minigrad.tensor.casts import Casts
 from minigrad.tensor.contraction import Contraction
-from minigrad.tensor.convolution import Convolution
 from minigrad.tensor.core import Core
 from minigrad.tensor.creation import Creation
 from minigrad.tensor.cumulative import Cumulative
-from minigrad.tensor.dlpack import DLPack
 from minigrad.tensor.elementwise import Elementwise
 from minigrad.tensor.functions import Functions
 from minigrad.tensor.indexing import Indexing
 from minigrad.tensor.joining import Joining
-from minigrad.tensor.loss import Loss
 from minigrad.tensor.movement import Movement
 from minigrad.tensor.ordering import Ordering
-from minigrad.tensor.pooling import Pooling
 from minigrad.tensor.random import Random
 from minigrad.tensor.rearrange import Rearrange
 from minigrad.tensor.reduce import Reduce
-from minigrad.tensor.resize import Resize
-from minigrad.tensor.sampling import Sampling
 from minigrad.tensor.scan import Scanning
 from minigrad.tensor.scattering import Scattering
 from minigrad.tensor.sharding import Sharding
@@ -36,12 +29,9 @@ from minigrad.tensor.values import Values
 
 
 class Basic(
-    Creation, Random, Values, DLPack, Casts, Backward,
-    Elementwise, Functions, Activations,
-    Movement, Joining, Rearrange, Indexing, Scattering,
-    Reduce, Cumulative, Scanning, Ordering, Sampling,
-    Contraction, Convolution, Pooling, Resize, Loss, Sharding,
-    Core,
+    Creation, Random, Values, Casts, Elementwise, Functions, Activations, Movement, Joining,
+    Rearrange, Indexing, Scattering, Reduce, Cumulative, Scanning, Ordering, Contraction,
+    Sharding, Core,
 ):  # fmt: skip
     """A tensor with the methods of which `Tensor`'s other families are composed."""
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Self
+from typing import Any, Self
 
 from minigrad.dtype import DType, dtypes, resolve
 from minigrad.errors import DTypeError, ShapeError
 from minigrad.graph import build
 from minigrad.graph.node import Node, Op
 from minigrad.tensor.broadcasting import show
-from minigrad.tensor.methods import Methods
+from minigrad.tensor.methods import Method, Methods
 
 _UNSIGNED = {1: dtypes.uint8, 2: dtypes.uint16, 4: dtypes.uint32, 8: dtypes.uint64}
 
@@ -43,6 +43,21 @@ def _resized(node: Node, wanted: DType) -> Node:
         return build.bitcast(build.reshape(parts, (*outer, last * count)), wanted)
     whole = build.reduce(Op.SUM, build.elementwise(Op.SHL, bits, by), (len(shape) - 1,))
     return build.bitcast(build.reshape(whole, shape[:-1]), wanted)
+
+
+def _to(name: str, dtype: DType) -> Method:
+    """The method that casts to a dtype."""
+
+    def cast(self: Any) -> Any:
+        return self.cast(dtype)
+
+    cast.__name__ = name
+    cast.__doc__ = f"""{dtype.name}, as `cast`.
+
+        >>> Tensor([1]).{name}().dtype.name
+        '{dtype.name}'
+        """
+    return cast
 
 
 class Casts(Methods):
@@ -81,58 +96,12 @@ class Casts(Methods):
             return self._view(lambda node: build.bitcast(node, wanted))
         return self._view(lambda node: _resized(node, wanted))
 
-    def half(self) -> Self:
-        """float16.
-
-        >>> Tensor([1]).half().dtype.name
-        'float16'
-        """
-        return self.cast(dtypes.float16)
-
-    def float(self) -> Self:
-        """float32.
-
-        >>> Tensor([1]).float().dtype.name
-        'float32'
-        """
-        return self.cast(dtypes.float32)
-
-    def double(self) -> Self:
-        """float64.
-
-        >>> Tensor([1]).double().dtype.name
-        'float64'
-        """
-        return self.cast(dtypes.float64)
-
-    def bfloat16(self) -> Self:
-        """bfloat16.
-
-        >>> Tensor([1]).bfloat16().dtype.name
-        'bfloat16'
-        """
-        return self.cast(dtypes.bfloat16)
-
-    def int(self) -> Self:
-        """int32.
-
-        >>> Tensor([1.7]).int().tolist()
-        [1]
-        """
-        return self.cast(dtypes.int32)
-
-    def long(self) -> Self:
-        """int64.
-
-        >>> Tensor([1]).long().dtype.name
-        'int64'
-        """
-        return self.cast(dtypes.int64)
-
-    def bool(self) -> Self:
-        """bool: x ≠ 0.
-
-        >>> Tensor([0, 2]).bool().tolist()
-        [False, True]
-        """
-        return self.cast(dtypes.bool)
+    half, float, double, bfloat16, long = map(
+        _to, ("half", "float", "double", "bfloat16", "long"), (
+            dtypes.float16, dtypes.float32, dtypes.float64, dtypes.bfloat16, dtypes.int64
+        )
+    )  # fmt: skip
+    int, bool, char, short, byte = map(
+        _to, ("int", "bool", "char", "short", "byte"),
+        (dtypes.int32, dtypes.bool, dtypes.int8, dtypes.int16, dtypes.uint8),
+    )  # fmt: skip

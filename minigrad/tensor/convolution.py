@@ -15,17 +15,17 @@ from minigrad.errors import ShapeError
 from minigrad.graph.node import Shape
 from minigrad.graph.symbolic import Integer
 from minigrad.graph.windows import overlap_add
+from minigrad.tensor.basic import Composed
 from minigrad.tensor.broadcasting import same_device, show
 from minigrad.tensor.contraction import accumulator
 from minigrad.tensor.core import Core
-from minigrad.tensor.methods import Methods
 
 Numbers = int | Sequence[int]
 Padding = int | str | Sequence[Any]
 Pairs = list[tuple[int, int]]
 
 
-class Convolution(Methods):
+class Convolution(Composed):
     """Convolutions: x (batch, channels, *space), or (channels, *space) without a batch."""
 
     __slots__ = ()

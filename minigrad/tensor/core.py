@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Self
+from contextlib import nullcontext
+from typing import TYPE_CHECKING, Any, Self
 
 from minigrad.device import Buffer, Device, Zeros
 from minigrad.dtype import DType, check_holds, resolve
@@ -13,7 +14,7 @@ from minigrad.graph.node import Node, Op, Shape, form_of, make, own_buffer
 from minigrad.graph.shapes import numel
 from minigrad.graph.symbolic import Affine, Integer
 from minigrad.graph.variable import evaluate
-from minigrad.hints import present
+from minigrad.hints import missing, present
 from minigrad.tensor import hostdata, realization, views
 from minigrad.tensor.broadcasting import (
     axis_of,
@@ -287,6 +288,13 @@ class Core(Holder, metaclass=_TensorType):
     def __dir__(self) -> list[str]:
         return present("Tensor", super().__dir__())
 
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any:
+            error = missing("Tensor", name, [name[:-1]] if hasattr(type(self), name[:-1]) else [])
+            error.obj = self  # Python then says what sounds alike
+            raise error
+
     def __len__(self) -> int:
         if not self.shape:
             raise TypeError("len() of a 0-d tensor; it has no first dimension")
@@ -375,7 +383,9 @@ class Core(Holder, metaclass=_TensorType):
         base = views.writable(self)
         if base is not None:
             assert isinstance(base, Core)
-            base.assign(base._new(write_through(base.node, self._origin.steps(), node)))
+            # what was detached of a leaf may be written, beside the gradients
+            with no_grad() if self._origin.stops else nullcontext():
+                base.assign(base._new(write_through(base.node, self._origin.steps(), node)))
             return
         realization.write(self, node)
         if self._requires_grad and self._shares_node():

@@ -299,20 +299,3 @@ class Creation(Methods):
         [[1.0, 1.0], [0.0, 1.0]]
         """
         return self.masked_fill(self._triangle(diagonal - 1), 0)
-
-    def diag(self, diagonal: int = 0) -> Self:
-        """A vector as a diagonal of a square matrix; of a matrix its diagonal.
-
-        >>> Tensor([1, 2]).diag().tolist()
-        [[1, 0], [0, 2]]
-        """
-        if self.ndim == 2:
-            return self.diagonal(diagonal)
-        if self.ndim != 1 or isinstance(self.shape[0], Affine):
-            raise ShapeError(f"diag of shape {show(self.shape)}: expected one or two dimensions")
-        size = self.shape[0] + abs(diagonal)
-        places = self.arange(size, device=self.raw.device)
-        on_it = (places.unsqueeze(1) + diagonal).eq(places)
-        before = diagonal if diagonal > 0 else 0
-        padded = self.pad([(before, size - before - self.shape[0])])
-        return padded.masked_fill(~on_it, 0)

@@ -18,8 +18,8 @@ from minigrad.dtype import ALL, DType, dtypes
 from minigrad.errors import DeviceError, DTypeError
 from minigrad.graph import build
 from minigrad.graph.shapes import numel
+from minigrad.tensor.basic import Composed
 from minigrad.tensor.broadcasting import show
-from minigrad.tensor.methods import Methods
 
 CPU_MEMORY = 1  # kDLCPU
 HOST_MEMORY = (CPU_MEMORY, 3, 11)  # … and memory pinned by CUDA or ROCm, which the CPU reads too
@@ -130,7 +130,7 @@ class _Owner:
             _Deleter(self.deleter)(self.address)
 
 
-class DLPack(Methods):
+class DLPack(Composed):
     """`__dlpack__`, `__dlpack_device__` and `from_dlpack`."""
 
     __slots__ = ()

@@ -160,6 +160,22 @@ class Elementwise(Methods):
             return self._new(build.elementwise(Op.IDIV, x, y))
         return self._new(_floor_quotient(x, y))
 
+    def floor_divide(self, other: Any) -> Self:
+        """self // other, rounded down.
+
+        >>> Tensor([7, -7]).floor_divide(2).tolist()
+        [3, -4]
+        """
+        return self._floordiv(other, False)
+
+    def positive(self) -> Self:
+        """self, as +x.
+
+        >>> Tensor([1]).positive().tolist()
+        [1]
+        """
+        return self
+
     def mod(self, other: Any) -> Self:
         """The remainder with the sign of the divisor (Python's and numpy's `%`).
 
@@ -391,20 +407,14 @@ class Elementwise(Methods):
             result = (result < low).where(low, result)
         return result if high is None else (result > high).where(high, result)
 
-    def clamp(self, min_: Any = None, max_: Any = None, **named_bounds: Any) -> Self:
-        """As `clip`.
-
-        >>> Tensor([1, 5, 9]).clamp(min=3).tolist()
-        [3, 5, 9]
-        """
-        return self.clip(min_, max_, **named_bounds)
-
     # --- operators --------------------------------------------------------------------------------
 
     __add__ = add
     __sub__ = sub
     __mul__ = mul
+    __floordiv__ = floor_divide
     __mod__ = mod
+    __pos__ = positive
     __and__ = bitwise_and
     __or__ = bitwise_or
     __xor__ = bitwise_xor
@@ -420,14 +430,8 @@ class Elementwise(Methods):
     __ne__ = ne  # type: ignore[assignment]
     __hash__ = object.__hash__
 
-    def __pos__(self) -> Self:
-        return self
-
     def __truediv__(self, other: Any) -> Self:
         return self._div(other, False)
-
-    def __floordiv__(self, other: Any) -> Self:
-        return self._floordiv(other, False)
 
     def __radd__(self, other: Any) -> Self:
         return self._binary(Op.ADD, "add", other, True)

@@ -378,13 +378,10 @@ class Functions(Methods):
         unit = self.eq(1).where(1, self.eq(-1).where(odd.where(-1, 1), 0)).cast(self.dtype)
         return (exponent < 0).where(unit, result)
 
-    __pow__ = pow
+    __pow__, __abs__ = pow, abs
 
     def __rpow__(self, other: Any) -> Self:
         return self.pow(other, True)
-
-    def __abs__(self) -> Self:
-        return self.abs()
 
     def isclose(
         self, other: Any, rtol: Scalar = 1e-5, atol: Scalar = 1e-8, equal_nan: bool = False

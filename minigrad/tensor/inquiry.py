@@ -5,7 +5,7 @@ from __future__ import annotations
 import builtins
 from typing import Any, Self
 
-from minigrad.dtype import DType, dtypes, resolve
+from minigrad.dtype import DType, resolve
 from minigrad.tensor.basic import Composed
 from minigrad.tensor.broadcasting import Scalar
 from minigrad.tensor.core import Core
@@ -33,14 +33,7 @@ class Inquiry(Composed):
         """
         return self.dtype.itemsize
 
-    @property
-    def itemsize(self) -> int:
-        """Bytes of one element.
-
-        >>> Tensor([1.0]).itemsize
-        4
-        """
-        return self.dtype.itemsize
+    itemsize = property(element_size)
 
     def is_floating_point(self) -> bool:
         """Whether elements are floats.
@@ -66,22 +59,6 @@ class Inquiry(Composed):
         """
         return False
 
-    def is_nonzero(self) -> bool:
-        """Whether the only element is not 0: as bool(x).
-
-        >>> Tensor([2]).is_nonzero()
-        True
-        """
-        return bool(self)
-
-    def is_same_size(self, other: Core) -> bool:
-        """Whether the shapes are equal.
-
-        >>> Tensor([1]).is_same_size(Tensor([1, 2]))
-        False
-        """
-        return self.shape == other.shape
-
     def equal(self, other: Core) -> bool:
         """Whether shapes and all elements are equal; read by the host.
 
@@ -101,38 +78,6 @@ class Inquiry(Composed):
         return bool(self.isclose(other, rtol, atol, equal_nan).all())
 
     # --- conversions ------------------------------------------------------------------------------
-
-    def char(self) -> Self:
-        """int8.
-
-        >>> Tensor([1]).char().dtype.name
-        'int8'
-        """
-        return self.cast(dtypes.int8)
-
-    def short(self) -> Self:
-        """int16.
-
-        >>> Tensor([1]).short().dtype.name
-        'int16'
-        """
-        return self.cast(dtypes.int16)
-
-    def byte(self) -> Self:
-        """uint8.
-
-        >>> Tensor([1]).byte().dtype.name
-        'uint8'
-        """
-        return self.cast(dtypes.uint8)
-
-    def type(self, dtype: DType | str) -> Self:
-        """As `cast`.
-
-        >>> Tensor([1]).type("float32").dtype.name
-        'float32'
-        """
-        return self.cast(dtype)
 
     def type_as(self, other: Core) -> Self:
         """In the dtype of other.

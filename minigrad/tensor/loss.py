@@ -7,9 +7,9 @@ from typing import Any, Self
 
 from minigrad.dtype import dtypes, promote
 from minigrad.errors import DTypeError, ShapeError
+from minigrad.tensor.basic import Composed
 from minigrad.tensor.broadcasting import Scalar, axis_of, show
 from minigrad.tensor.core import Core
-from minigrad.tensor.methods import Methods
 
 
 def _binary_rule(g: Any, value: Any, p: Any, t: Any) -> Sequence[Any]:
@@ -18,7 +18,7 @@ def _binary_rule(g: Any, value: Any, p: Any, t: Any) -> Sequence[Any]:
     return [by_p.cast(p.dtype), by_t.cast(t.dtype)]
 
 
-class Loss(Methods):
+class Loss(Composed):
     """Losses; reduction is "mean", "sum" or "none"."""
 
     __slots__ = ()

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from math import prod
 from typing import Any, Self
 
 from minigrad.dtype import dtypes
 from minigrad.errors import DTypeError, ShapeError
-from minigrad.graph import build
-from minigrad.graph.node import Node
 from minigrad.graph.symbolic import ceildiv
+from minigrad.tensor.basic import Composed
 from minigrad.tensor.broadcasting import show
 from minigrad.tensor.convolution import (
     Numbers,
@@ -20,11 +18,9 @@ from minigrad.tensor.convolution import (
     per_dimension,
 )
 from minigrad.tensor.core import Core
-from minigrad.tensor.methods import Methods
-from minigrad.tensor.modes import modes
 
 
-class Pooling(Methods):
+class Pooling(Composed):
     """Windows over the last dimensions: as many as kernel_size has numbers (two, if it is one)."""
 
     __slots__ = ()
@@ -59,7 +55,7 @@ class Pooling(Methods):
         """Maxima of windows; NaN wins, padding never. Equal ones share the gradient.
 
         return_indices: also where each maximum, the first of equal ones, is in its flattened plane
-        (int32; what max_unpool2d takes). Other options as for `avg_pool2d`.
+        (int32). Other options as for `avg_pool2d`.
 
         >>> Tensor.ones(1, 1, 4, 4).max_pool2d(2).tolist()
         [[[[1.0, 1.0], [1.0, 1.0]]]]
@@ -74,50 +70,6 @@ class Pooling(Methods):
         windows = plan.windows(self, self.dtype.minimum)
         best = windows.max(tuple(range(-plan.spatial, 0)))
         return (best, plan.places(self, windows, best)) if return_indices else best
-
-    def max_unpool2d(
-        self, indices: Core, kernel_size: Numbers = 2, stride: Numbers | None = None, *,
-        padding: Numbers = 0, output_size: Sequence[int] | None = None,
-    ) -> Self:  # fmt: skip
-        """Zeros, with self's elements at `indices` in each flattened plane (see `max_pool2d`).
-
-        output_size: the last extents of the result, or its whole shape; otherwise what kernel_size,
-        stride and padding make of self's. Of equal indices the last one wins, and each gets the
-        whole gradient; BoundsError where one lies outside a plane.
-
-        >>> Tensor([[[5]]]).max_unpool2d(Tensor([[[3]]])).tolist()
-        [[[0, 0], [0, 5]]]
-        """
-        name = "max_unpool2d"
-        spatial = 2 if isinstance(kernel_size, int) else len(kernel_size)
-        kernel = per_dimension(name, "kernel_size", kernel_size, spatial)
-        steps = kernel if stride is None else per_dimension(name, "stride", stride, spatial)
-        cut = per_dimension(name, "padding", padding, spatial, least=0)
-        if indices.shape != self.shape or not indices.dtype.is_int or self.ndim < spatial:
-            raise ShapeError(
-                f"{name} of {show(self.shape)} with {indices.dtype.name} indices "
-                f"{show(indices.shape)}: expected integers of the same shape"
-            )
-        lead, space = self.shape[:-spatial], _extents(name, self, spatial)
-        if output_size is None:
-            sizes = zip(space, steps, kernel, cut, strict=True)
-            out = [(n - 1) * s + k - 2 * p for n, s, k, p in sizes]
-        else:
-            out = list(output_size)[-spatial:]
-        flat = self.reshape(*lead, prod(space))
-        places = self._new(indices.node)._checked(prod(out), name, "places of a plane")
-        places = places._wide_index().reshape(*lead, prod(space))
-        empty = self.zeros(*lead, prod(out), dtype=self.dtype, device=self.raw.device)
-        written = empty._last_written(len(lead), places, flat)
-        if modes.gradients:
-            written = self._new(build.custom(written.node, (flat.node, places.node), _unpool_rule))
-        return written.reshape(*lead, *out)
-
-
-def _unpool_rule(node: Node, g: Node) -> list[Node | None]:
-    """To each element what its place gets, to those that were overwritten too (as in PyTorch)."""
-    _, flat, places = node.src
-    return [build.gather(g, places, flat.ndim - 1), None]
 
 
 class _Plan:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import operator
 from collections.abc import Sequence
 from typing import Any, Self
 
@@ -9,6 +11,7 @@ from minigrad.errors import ShapeError
 from minigrad.tensor.basic import Composed
 from minigrad.tensor.broadcasting import Scalar, axes_of, axis_of, product, show
 from minigrad.tensor.core import Core
+from minigrad.tensor.movement import sequence
 
 
 class Products(Composed):
@@ -49,14 +52,6 @@ class Products(Composed):
         [11]
         """
         return self._times("mv", vec, 2, 1)  # type: ignore[no-any-return]
-
-    def vdot(self, other: Core) -> Self:
-        """(k,) · (k,) → ().
-
-        >>> Tensor([1, 2]).vdot(Tensor([3, 4])).item()
-        11
-        """
-        return self._times("vdot", other, 1, 1)  # type: ignore[no-any-return]
 
     def outer(self, vec2: Core) -> Self:
         """(m,) · (n,) → (m, n): all products of two elements.
@@ -144,15 +139,6 @@ class Products(Composed):
             factor, n = factor.matmul(factor) if n > 1 else factor, n >> 1
         return result
 
-    def vander(self, N: int | None = None, increasing: bool = False) -> Self:
-        """Powers N − 1 … 0 of a vector's elements as the columns of a matrix.
-
-        >>> Tensor([2, 3]).vander().tolist()
-        [[2, 1], [3, 1]]
-        """
-        powers = self.arange(self._known_shape()[0] if N is None else N, device=self.raw.device)
-        return self.unsqueeze(1) ** (powers if increasing else powers.flip(0))
-
     # --- sums of products -------------------------------------------------------------------------
 
     def _added(self, total: Any, beta: Scalar, alpha: Scalar) -> Self:
@@ -168,22 +154,6 @@ class Products(Composed):
         """
         return self._added(mat1._times("addmm", mat2, 2, 2), beta, alpha)
 
-    def addmv(self, mat: Any, vec: Core, *, beta: Scalar = 1, alpha: Scalar = 1) -> Self:
-        """beta·self + alpha·mat·vec.
-
-        >>> Tensor([1]).addmv(Tensor([[2]]), Tensor([3])).tolist()
-        [7]
-        """
-        return self._added(mat._times("addmv", vec, 2, 1), beta, alpha)
-
-    def addr(self, vec1: Any, vec2: Core, *, beta: Scalar = 1, alpha: Scalar = 1) -> Self:
-        """beta·self + alpha·outer(vec1, vec2).
-
-        >>> Tensor([[1]]).addr(Tensor([2]), Tensor([3])).tolist()
-        [[7]]
-        """
-        return self._added(vec1.outer(vec2), beta, alpha)
-
     def baddbmm(self, batch1: Any, batch2: Core, *, beta: Scalar = 1, alpha: Scalar = 1) -> Self:
         """beta·self + alpha·batch1·batch2, of batches of matrices.
 
@@ -192,25 +162,14 @@ class Products(Composed):
         """
         return self._added(batch1._times("baddbmm", batch2, 3, 3), beta, alpha)
 
-    def addbmm(self, batch1: Any, batch2: Core, *, beta: Scalar = 1, alpha: Scalar = 1) -> Self:
-        """beta·self + alpha·(the sum of the batch's products).
-
-        >>> Tensor.ones(3, 5).addbmm(Tensor.ones(2, 3, 4), Tensor.ones(2, 4, 5)).shape
-        (3, 5)
-        """
-        return self._added(batch1._times("addbmm", batch2, 3, 3).sum(0), beta, alpha)
-
     def chain_matmul(self, *matrices: Core) -> Self:
         """The product of several matrices, in the order of the list; also of one list.
 
         >>> Tensor.chain_matmul(Tensor([[2]]), Tensor([[3]]), Tensor([[4]])).tolist()
         [[24]]
         """
-        given: Any = self if isinstance(self, (list, tuple)) else (self, *matrices)
-        result = given[0]
-        for factor in given[1:]:
-            result = result.matmul(factor)
-        return result  # type: ignore[no-any-return]
+        product: Self = functools.reduce(operator.matmul, sequence((self, *matrices)))
+        return product
 
     # --- distances --------------------------------------------------------------------------------
 
@@ -224,17 +183,6 @@ class Products(Composed):
             raise ShapeError(f"cdist of {show(self.shape)} and {show(x2.shape)}: expected "
                              "(…, m, d) and (…, n, d)")  # fmt: skip
         away: Any = self.unsqueeze(-2) - x2.unsqueeze(-3)
-        return away.norm(p, -1)  # type: ignore[no-any-return]
-
-    def pdist(self, p: Scalar = 2) -> Self:
-        """(n, d) → (n·(n − 1)/2,): p-norms of the differences of all pairs of rows.
-
-        >>> Tensor([[0.0, 0.0], [3.0, 4.0]]).pdist().tolist()
-        [5.0]
-        """
-        count = self._known_shape()[0]
-        places = self.ones(count, count, device=self.raw.device).triu(1).nonzero()
-        away: Any = self[places[:, 0]] - self[places[:, 1]]
         return away.norm(p, -1)  # type: ignore[no-any-return]
 
     def cosine_similarity(self, x2: Any, dim: int = 1, eps: Scalar = 1e-8) -> Self:

@@ -7,15 +7,15 @@ from typing import Any, Self
 
 from minigrad.dtype import dtypes
 from minigrad.errors import ShapeError
+from minigrad.tensor.basic import Composed
 from minigrad.tensor.broadcasting import show
-from minigrad.tensor.methods import Methods
 
 _LINEAR = {"linear": 1, "bilinear": 2, "trilinear": 3, "bicubic": 2}
 MODES = ("nearest", "nearest-exact", "area", *_LINEAR)
 SHARPNESS = -0.75  # Keys' a, as in PyTorch and OpenCV
 
 
-class Resize(Methods):
+class Resize(Composed):
     """Resampling."""
 
     __slots__ = ()

@@ -7,12 +7,12 @@ from typing import Any, Self
 from minigrad.dtype import DType, dtypes
 from minigrad.errors import DTypeError, ShapeError
 from minigrad.graph.symbolic import Affine
+from minigrad.tensor.basic import Composed
 from minigrad.tensor.broadcasting import show
-from minigrad.tensor.methods import Methods
 from minigrad.tensor.random import _draw
 
 
-class Sampling(Methods):
+class Sampling(Composed):
     """Random choices: lazy, and drawn anew by each call as in `Random`."""
 
     __slots__ = ()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any, Protocol, Self, TypeVar, cast, overload
+from typing import Any, Self, cast
 
 from minigrad.errors import ShapeError
 from minigrad.tensor.activations import Activations
@@ -13,29 +13,18 @@ from minigrad.tensor.arithmetic import Arithmetic
 from minigrad.tensor.arranging import Arranging
 from minigrad.tensor.basic import Composed
 from minigrad.tensor.broadcasting import Scalar, show
+from minigrad.tensor.casts import Casts
 from minigrad.tensor.core import Core
 from minigrad.tensor.creation import Creation
-from minigrad.tensor.cumulative import Cumulative
 from minigrad.tensor.elementwise import Elementwise
 from minigrad.tensor.functions import Functions
 from minigrad.tensor.indexing import Indexing
 from minigrad.tensor.inquiry import Inquiry
 from minigrad.tensor.joining import Joining
+from minigrad.tensor.methods import Method
 from minigrad.tensor.movement import Movement
 from minigrad.tensor.products import Products
 from minigrad.tensor.scattering import Scattering
-from minigrad.tensor.statistics import Statistics
-
-T = TypeVar("T", bound=Core)
-
-
-class Method(Protocol):
-    """A method of a tensor that gives one of its kind, for type checkers."""
-
-    @overload
-    def __get__(self, tensor: None, kind: Any) -> Callable[..., Any]: ...
-    @overload
-    def __get__(self, tensor: T, kind: Any) -> Callable[..., T]: ...
 
 
 def same(*methods: Callable[..., Any]) -> tuple[Method, ...]:
@@ -65,7 +54,8 @@ def _writing(method: Any) -> Any:
     return write
 
 
-_E, _F, _A, _P, _I = Elementwise, Functions, Arithmetic, Products, Addressing
+_E, _F, _X, _A = Elementwise, Functions, Activations, Arithmetic
+_P, _I = Products, Addressing
 
 
 class Spellings(Composed):
@@ -83,52 +73,25 @@ class Spellings(Composed):
     moveaxis, ravel, ger = same(Arranging.movedim, Movement.flatten, Products.outer)
     swapaxes, swapdims, broadcast_to = same(Movement.transpose, Movement.transpose, Movement.expand)
     reshape_as, row_stack, argwhere = same(Arranging.view_as, Arranging.vstack, Indexing.nonzero)
-    concat, concatenate, multi_dot = same(Joining.cat, Joining.cat, Products.chain_matmul)
-    ndimension, nelement = Inquiry.dim, Core.numel
+    remainder, type, swish = same(_E.mod, Casts.cast, _X.silu)
+    concat, concatenate, copy_, clamp = same(Joining.cat, Joining.cat, Core.assign, _E.clip)
+    ndimension, nelement, multi_dot = Inquiry.dim, Core.numel, Products.chain_matmul
 
     # --- in place ---------------------------------------------------------------------------------
 
-    add_, sub_, subtract_, mul_, multiply_ = writing(_E.add, _E.sub, _E.sub, _E.mul, _E.mul)
-    div_, divide_, true_divide_, pow_, fmod_ = writing(_F.div, _F.div, _F.div, _F.pow, _F.fmod)
-    remainder_, floor_divide_, neg_ = writing(_A.remainder, _A.floor_divide, _E.neg)
-    negative_, addcmul_, addcdiv_, lerp_ = writing(_E.neg, _A.addcmul, _A.addcdiv, _F.lerp)
-    addmm_, addmv_, addr_, addbmm_ = writing(_P.addmm, _P.addmv, _P.addr, _P.addbmm)
-    baddbmm_, eq_, ne_, not_equal_, lt_ = writing(_P.baddbmm, _E.eq, _E.ne, _E.ne, _E.lt)
-    less_, le_, less_equal_, gt_, greater_, ge_ = writing(_E.lt, _E.le, _E.le, _E.gt, _E.gt, _E.ge)
-    greater_equal_, bitwise_and_, bitwise_or_ = writing(_E.ge, _E.bitwise_and, _E.bitwise_or)
-    bitwise_xor_, bitwise_not_ = writing(_E.bitwise_xor, _E.bitwise_not)
-    bitwise_left_shift_, bitwise_right_shift_ = writing(_E.lshift, _E.rshift)
-    logical_and_, logical_or_, logical_xor_ = writing(_A.logical_and, _A.logical_or, _A.logical_xor)
-    logical_not_, clamp_, clip_ = writing(_E.logical_not, _E.clamp, _E.clip)
-    clamp_min_, clamp_max_, nan_to_num_ = writing(_A.clamp_min, _A.clamp_max, _A.nan_to_num)
-    masked_fill_, heaviside_, abs_ = writing(_E.masked_fill, _A.heaviside, _F.abs)
-    absolute_, sign_, sgn_, ceil_, floor_ = writing(_F.abs, _F.sign, _F.sign, _F.ceil, _F.floor)
-    round_, trunc_, fix_, frac_, sqrt_ = writing(_F.round, _F.trunc, _F.trunc, _A.frac, _F.sqrt)
-    rsqrt_, square_, reciprocal_, exp_ = writing(_F.rsqrt, _F.square, _F.reciprocal, _F.exp)
-    exp2_, expm1_, log_, log2_, log10_ = writing(_F.exp2, _F.expm1, _F.log, _F.log2, _F.log10)
-    log1p_, erf_, sin_, cos_, tan_ = writing(_F.log1p, _F.erf, _F.sin, _F.cos, _F.tan)
-    sinh_, cosh_, tanh_, asin_, arcsin_ = writing(_F.sinh, _F.cosh, _F.tanh, _F.asin, _F.asin)
-    acos_, arccos_, atan_, arctan_, asinh_ = writing(_F.acos, _F.acos, _F.atan, _F.atan, _F.asinh)
-    arcsinh_, acosh_, arccosh_, atanh_ = writing(_F.asinh, _F.acosh, _F.acosh, _F.atanh)
-    arctanh_, atan2_, arctan2_, hypot_ = writing(_F.atanh, _A.atan2, _A.atan2, _A.hypot)
-    lgamma_, digamma_, mvlgamma_ = writing(_F.lgamma, _F.digamma, _A.mvlgamma)
-    copysign_, nextafter_, ldexp_ = writing(_F.copysign, _A.nextafter, _A.ldexp)
-    deg2rad_, rad2deg_, sinc_, logit_ = writing(_A.deg2rad, _A.rad2deg, _A.sinc, _A.logit)
-    xlogy_, sigmoid_, relu_ = writing(_A.xlogy, Activations.sigmoid, Activations.relu)
-    tril_, triu_, cumsum_ = writing(Creation.tril, Creation.triu, Cumulative.cumsum)
-    cumprod_, renorm_, put_ = writing(Cumulative.cumprod, Statistics.renorm, _I.put)
-    index_put_, index_add_, index_copy_ = writing(_I.index_put, _I.index_add, _I.index_copy)
-    index_fill_, index_reduce_ = writing(_I.index_fill, _I.index_reduce)
-    masked_scatter_, scatter_ = writing(_I.masked_scatter, Scattering.scatter)
-    scatter_add_, scatter_reduce_ = writing(Scattering.scatter_add, Scattering.scatter_reduce)
-
-    def copy_(self, src: Any) -> Self:
-        """Replace its values by those of src, broadcast and cast: as `assign`.
-
-        >>> Tensor([1, 2]).copy_(Tensor([3, 4])).tolist()
-        [3, 4]
-        """
-        return self.assign(src)
+    add_, sub_, mul_, div_, pow_, neg_ = writing(_E.add, _E.sub, _E.mul, _F.div, _F.pow, _E.neg)
+    remainder_, floor_divide_, lerp_ = writing(_E.mod, _E.floor_divide, _F.lerp)
+    addcmul_, addcdiv_, addmm_, baddbmm_ = writing(_A.addcmul, _A.addcdiv, _P.addmm, _P.baddbmm)
+    clamp_, clip_, clamp_min_ = writing(_E.clip, _E.clip, _A.clamp_min)
+    clamp_max_, nan_to_num_, masked_fill_ = writing(_A.clamp_max, _A.nan_to_num, _E.masked_fill)
+    abs_, sign_, ceil_, floor_, round_ = writing(_F.abs, _F.sign, _F.ceil, _F.floor, _F.round)
+    trunc_, sqrt_, rsqrt_, square_ = writing(_F.trunc, _F.sqrt, _F.rsqrt, _F.square)
+    reciprocal_, exp_, log_, sin_, cos_ = writing(_F.reciprocal, _F.exp, _F.log, _F.sin, _F.cos)
+    tanh_, sigmoid_, relu_, tril_ = writing(_F.tanh, _X.sigmoid, _X.relu, Creation.tril)
+    triu_, index_put_, index_add_ = writing(Creation.triu, _I.index_put, _I.index_add)
+    index_copy_, index_fill_, scatter_ = writing(_I.index_copy, _I.index_fill, Scattering.scatter)
+    masked_scatter_, scatter_add_ = writing(_I.masked_scatter, Scattering.scatter_add)
+    (scatter_reduce_,) = writing(Scattering.scatter_reduce)
 
     def replace(self, other: Any) -> Self:
         """Take the values of other, of the same shape and dtype: as `set_data` of a tensor.
@@ -212,7 +175,7 @@ class Spellings(Composed):
 # What else an argument may be called: (its name, or * for what stands before others, methods).
 KEYWORDS: dict[str, tuple[str, str]] = {
     "keepdims": ("keepdim", """sum prod max min mean any all var std std_mean argmax argmin
-                               logsumexp amax amin median nanmedian quantile nanquantile norm"""),
+                               logsumexp amax amin median quantile norm"""),
     "dims": ("*", "permute flip"),
     "order": ("*", "permute"),
     "shape": ("*", "reshape view expand broadcast_to"),

@@ -90,27 +90,14 @@ class Statistics(Composed):
         >>> Tensor([3, 1, 2, 4]).median().item()
         2
         """
-        return self._median("median", dim, keepdim, False)
-
-    def nanmedian(self, dim: int | None = None, keepdim: bool = False) -> Self:
-        """`median` of what is not NaN.
-
-        >>> Tensor([3.0, 1.0, float("nan")]).nanmedian().item()
-        1.0
-        """
-        return self._median("nanmedian", dim, keepdim, True)
-
-    def _median(self, name: str, dim: int | None, keepdim: bool, skips: bool) -> Self:
-        axis = axis_of(name, 0 if dim is None else dim, 1 if dim is None else self.ndim)
+        axis = axis_of("median", 0 if dim is None else dim, 1 if dim is None else self.ndim)
         x = self.flatten() if dim is None else self
         if 0 in x.shape or not x.ndim:
             return x.max(axis, keepdim) if x.ndim else x
-        count = x._counted(axis, True)
-        middle = (count if skips else count * 0 + x.shape[axis]) - 1
-        values = x.sort(axis)[0]
-        value = values._at(axis, (middle // 2).maximum(0))
-        if not skips:
-            value = (count < x.shape[axis]).where(values.max(axis, True), value)
+        values, middle = x.sort(axis)[0], (x._known_shape()[axis] - 1) // 2
+        value = x.isnan().any(axis, True).where(
+            values.max(axis, True), values._part(axis, middle, middle + 1)
+        )
         if dim is None:
             return value.reshape((1,) * self.ndim if keepdim else ())
         return value if keepdim else value.squeeze(axis)
@@ -131,47 +118,29 @@ class Statistics(Composed):
         >>> Tensor([1.0, 2.0, 4.0]).quantile(0.75).item()
         3.0
         """
-        return self._quantile("quantile", q, dim, keepdim, interpolation, False)
-
-    def nanquantile(
-        self, q: Any, dim: int | None = None, keepdim: bool = False, *,
-        interpolation: str = "linear",
-    ) -> Self:  # fmt: skip
-        """`quantile` of what is not NaN.
-
-        >>> Tensor([1.0, 3.0, float("nan")]).nanquantile(0.5).item()
-        2.0
-        """
-        return self._quantile("nanquantile", q, dim, keepdim, interpolation, True)
-
-    def _quantile(
-        self, name: str, q: Any, dim: int | None, keepdim: bool, interpolation: str, skips: bool
-    ) -> Self:
         if not self.dtype.is_float:
-            raise DTypeError(f"{name} of a {self.dtype.name} tensor: expected floats; use .float()")
+            raise DTypeError(f"quantile of {self.dtype.name}: expected floats; use .float()")
         if interpolation not in ("linear", "lower", "higher", "midpoint", "nearest"):
-            raise ValueError(f"{name}(interpolation={interpolation!r}): expected 'linear', "
+            raise ValueError(f"quantile(interpolation={interpolation!r}): expected 'linear', "
                              "'lower', 'higher', 'midpoint' or 'nearest'")  # fmt: skip
-        axis = 0 if dim is None else axis_of(name, dim, self.ndim)
+        axis = 0 if dim is None else axis_of("quantile", dim, self.ndim)
         x = self.flatten() if dim is None or not self.ndim else self
         rest = [d for d in range(x.ndim) if d != axis]
         lines = x.permute(*rest, axis).sort(-1)[0]
-        last, extent = x.ndim - 1, x.shape[axis]
-        count = lines._counted(-1, True).cast(self.dtype)
+        last = x.ndim - 1
         share = type(self)(q, device=self.raw.device).cast(self.dtype)
-        rank = ((count if skips else count * 0 + extent) - 1).maximum(0) * share.flatten()
+        rank = share.flatten() * max(x._known_shape()[axis] - 1, 0)
         if interpolation in ("lower", "higher", "nearest"):
-            name = {"lower": "floor", "higher": "ceil", "nearest": "round"}[interpolation]
-            rank = getattr(rank, name)()
-        low, high = (lines._at(last, place.int()) for place in (rank.floor(), rank.ceil()))
+            turn = {"lower": "floor", "higher": "ceil", "nearest": "round"}[interpolation]
+            rank = getattr(rank, turn)()
+        low, high = (lines[..., place.int()] for place in (rank.floor(), rank.ceil()))
         part = rank - rank.floor()
         if interpolation == "midpoint":
             part = (part > 0).where(0.5, part)
         step = high - low  # from the nearer one, which may be infinite
         between = (part < 0.5).where(low + step * part, high - step * (1 - part))
         value = part.eq(0).where(low, between)
-        if not skips:
-            value = (count < extent).where(math.nan, value)
+        value = lines.isnan().any(-1, True).where(math.nan, value)
         value = value.permute(last, *range(last))  # (q, …)
         if keepdim:
             value = value.reshape((-1, *(1 for _ in self.shape))) if dim is None else (
@@ -195,14 +164,6 @@ class Statistics(Composed):
         place = order._at(self.ndim - 1, length.argmax(-1, True))
         return self._picked("mode", axis, keepdim, place.transpose(axis, -1))
 
-    def msort(self) -> Self:
-        """Sorted along the first dimension.
-
-        >>> Tensor([3, 1, 2]).msort().tolist()
-        [1, 2, 3]
-        """
-        return self.sort(0)[0]
-
     # --- equal elements ---------------------------------------------------------------------------
 
     def unique(
@@ -217,31 +178,15 @@ class Statistics(Composed):
         [[1, 3], [1, 2]]
         """
         values, order = self.flatten().sort(0)
-        return values._runs(self, order, return_inverse, return_counts)
-
-    def unique_consecutive(
-        self, return_inverse: bool = False, return_counts: bool = False
-    ) -> Any:
-        """The first of each run of equal elements of the flat tensor; options as for `unique`.
-
-        >>> Tensor([3, 3, 1, 3]).unique_consecutive().tolist()
-        [3, 1, 3]
-        """
-        return self.flatten()._runs(self, None, return_inverse, return_counts)
-
-    def _runs(self, like: Core, order: Any, inverse: bool, counts: bool) -> Any:
-        """The first of each run of self, a vector; order: where its elements are in like's."""
-        extent = self._known_shape()[0]
-        begins = self[1:].ne(self[:-1]).pad([(min(extent, 1), 0)], value=True)
+        extent = values._known_shape()[0]
+        begins = values[1:].ne(values[:-1]).pad([(min(extent, 1), 0)], value=True)
         starts = begins.nonzero()[:, 0]
-        found = [self[starts]]
-        if inverse:
+        found = [values[starts]]
+        if return_inverse:
             number = begins.cumsum(0, dtype=dtypes.int32) - 1
-            number = number if order is None else number.scatter(0, order, number)
-            found.append(number.reshape(like.shape))
-        if counts:
-            found.append(starts[1:].cat(starts._operand(extent).reshape(1)) - starts if (
-                extent) else starts)  # fmt: skip
+            found.append(number.scatter(0, order, number).reshape(self.shape))
+        if return_counts:
+            found.append(starts.diff(append=starts._operand(extent).reshape(1)))
         return tuple(found) if len(found) > 1 else found[0]
 
     def isin(self, test_elements: Any, *, invert: bool = False) -> Self:
@@ -376,18 +321,6 @@ class Statistics(Composed):
         shares = away.matmul(away.T) / max(rows._known_shape()[1] - correction, 0)
         return shares if self.ndim == 2 else shares.reshape(())
 
-    def corrcoef(self) -> Self:
-        """The correlations (n, n) of n variables, the rows of self, in −1 … 1.
-
-        >>> Tensor([[1.0, 3.0], [2.0, 6.0]]).corrcoef().round().tolist()
-        [[1.0, 1.0], [1.0, 1.0]]
-        """
-        shares = self.cov()
-        if not shares.ndim:
-            return shares / shares
-        deviations = shares.diagonal().sqrt()
-        return (shares / deviations.unsqueeze(1) / deviations).clip(-1, 1)
-
     def diff(
         self, n: int = 1, dim: int = -1, prepend: Self | None = None, append: Self | None = None
     ) -> Self:
@@ -404,33 +337,6 @@ class Statistics(Composed):
             high, low = result._part(axis, 1, extent), result._part(axis, 0, extent - 1)
             result = high.ne(low) if self.dtype.is_bool else high - low
         return result
-
-    def trapezoid(self, x: Core | None = None, *, dx: Scalar = 1, dim: int = -1) -> Self:
-        """The integral along dim by the trapezoidal rule, over points x or with steps dx.
-
-        >>> Tensor([1.0, 2.0, 3.0]).trapezoid().item()
-        4.0
-        """
-        return self._trapezoids(x, dx, dim).sum(dim)
-
-    def cumulative_trapezoid(self, x: Core | None = None, *, dx: Scalar = 1, dim: int = -1) -> Self:
-        """The running integrals along dim by the trapezoidal rule.
-
-        >>> Tensor([1.0, 2.0, 3.0]).cumulative_trapezoid().tolist()
-        [1.5, 4.0]
-        """
-        return self._trapezoids(x, dx, dim).cumsum(dim)
-
-    def _trapezoids(self, x: Core | None, dx: Scalar, dim: int) -> Self:
-        axis = axis_of("trapezoid", dim, self.ndim)
-        extent = self.shape[axis]
-        heights = (self._part(axis, 1, extent) + self._part(axis, 0, extent - 1)) * 0.5
-        if x is None:
-            return heights * dx
-        steps = self._new(x.node).diff()
-        if steps.ndim == 1:
-            steps = steps.reshape((-1, *(1 for _ in self.shape[axis + 1 :])))
-        return heights * steps
 
     # --- norms ------------------------------------------------------------------------------------
 
@@ -451,23 +357,3 @@ class Statistics(Composed):
         whole = x._norm(2 if p is None or isinstance(p, str) else p, axes)
         kept = tuple(e for d, e in enumerate(whole.shape) if d not in axes)
         return whole if keepdim else whole.reshape(kept)
-
-    def dist(self, other: Any, p: Scalar = 2) -> Self:
-        """The p-norm of self − other.
-
-        >>> Tensor([3.0, 4.0]).dist(Tensor([0.0, 0.0])).item()
-        5.0
-        """
-        difference: Self = self - other
-        return difference.norm(p)
-
-    def renorm(self, p: Scalar, dim: int, maxnorm: Scalar) -> Self:
-        """Parts along dim whose p-norm is above maxnorm, scaled down to it.
-
-        >>> Tensor([[3.0, 4.0]]).renorm(2, 0, 1.0).norm().item() < 1.0001
-        True
-        """
-        axis = axis_of("renorm", dim, self.ndim)
-        others = tuple(d for d in range(self.ndim) if d != axis)
-        size = self.norm(p, others, True)
-        return self * (size > maxnorm).where(maxnorm / (size + 1e-7), 1)

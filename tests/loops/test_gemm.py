@@ -105,6 +105,14 @@ def few_strided(inputs: Inputs) -> list[Node]:
 
 
 @case
+def batches_of_one_tile(inputs: Inputs) -> list[Node]:
+    """All rows of a batch are one tile, which asks for the next panel."""
+    x, w, more = inputs(32, 9, 256), inputs(64, 256), inputs(9, 64)
+    right = g.expand(g.reshape(transpose(w), (1, 256, 64)), (32, 256, 64))
+    return [add(product(x, right), g.expand(g.reshape(more, (1, 9, 64)), (32, 9, 64)))]
+
+
+@case
 def batches_of_vectors(inputs: Inputs) -> list[Node]:
     x, w = inputs(5, 1, 33), inputs(5, 33, 70)
     keys = inputs(5, 70, 33)

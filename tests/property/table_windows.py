@@ -171,12 +171,6 @@ def _avg_pool(x: Any, kernel_size: Any = 2, stride: Any = None, padding: Any = 0
     return total.sum(axes) / size.sum(axes)
 
 
-def _unpooled(x: Any, places: Any, size: Shape) -> Any:
-    result = np.zeros((*x.shape[:2], int(np.prod(size))), x.dtype)
-    np.put_along_axis(result, places.reshape(*x.shape[:2], -1), x.reshape(*x.shape[:2], -1), -1)
-    return result.reshape(*x.shape[:2], *size)
-
-
 def _resampled(x: Any, size: Any, mode: str, align_corners: bool = False) -> Any:
     """A matrix of weights per dimension."""
     for axis, count in enumerate(size, 2):
@@ -266,9 +260,6 @@ WINDOWS = [
                                            "count_include_pad": False})),
               dtypes=(*FLOATS, "int32"), result=floating, tolerance=SUMMED, differentiable=True,
               special=False),
-    Operation("max_unpool2d", lambda x, i, size: x.max_unpool2d(i, output_size=size), _unpooled,
-              fixed(Plan(((2, 3, 1, 2), (2, 3, 1, 2)), {"size": (2, 4)}, ("any", "index:8"))),
-              dtypes=FLOATS),
     *(_resample_row(mode) for mode in ("nearest", "nearest-exact", "area", "linear", "bicubic")),
     *(_resample_row(mode, align_corners=True) for mode in ("linear", "bicubic")),
 ]  # fmt: skip

@@ -37,9 +37,7 @@ def _inputs() -> dict[str, np.ndarray]:
         "j": g.integers(1, 6, (3, 4)).astype(np.int32), "k": np.array([2, 0, 1]),
         "k0": np.array([1, 0, 1]), "k3": g.integers(0, 3, (3, 4)), "k4": np.array([1, 0, 3, 2]),
         "b": g.integers(0, 2, (3, 4)).astype(bool), "a": np.array([3, 200], np.uint8),
-        "named": np.array([[2, 0, -1, 1], [-1, 0, 0, 0], [1, 3, 2, 0]]),
         "sign": np.sign(normal(3, 4)),
-        "few2": np.array([[1, np.nan, 2, 5], [np.nan, 3, np.nan, 2]], np.float32),
         "few": g.integers(0, 3, (3, 5)).astype(np.int32),
     }  # fmt: skip
 

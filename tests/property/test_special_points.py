@@ -210,16 +210,6 @@ def test_the_deviation_of_equal_numbers(device: str) -> None:
     np.testing.assert_allclose(x.grad.numpy(), [[0.5, 0.5], [0.5 - 0.5**0.5, 0.5 + 0.5**0.5]])
 
 
-def test_unpooled_twice(device: str) -> None:
-    """Of equal indices the last element stays, and each takes the whole gradient, as PyTorch's."""
-    x = Tensor([[[[1.0, 2.0], [3.0, 4.0]]]], device=device, requires_grad=True)
-    places = Tensor([[[[0, 0], [5, 5]]]], device=device)
-    result = x.max_unpool2d(places, 2)
-    assert result.flatten().tolist()[:6] == [2, 0, 0, 0, 0, 4]
-    (result * (Tensor.arange(16, device=device).reshape(1, 1, 4, 4) + 1)).sum().backward()
-    assert x.grad.flatten().tolist() == [1, 1, 6, 6]
-
-
 def test_over_no_elements(device: str) -> None:
     """Empty results of empty rows, and identities where a row gives one number."""
     x = Tensor.zeros(3, 0, device=device)

@@ -87,7 +87,6 @@ FAMILIES = {
         img.conv2d(w, padding=(1, 2, 3, 0)) :: F.conv2d(F.pad(img, (1, 2, 3, 0)), w)
         img[0].conv2d(w, c4) :: F.conv2d(img[0], w, c4)
         img.max_pool2d(3, 2, return_indices=True) :: F.max_pool2d(img, 3, 2, return_indices=True)
-        img[..., :6].max_unpool2d(places, 2) :: F.max_unpool2d(img[..., :6], places.long(), 2)
         img.interpolate(scale_factor=2) :: F.interpolate(img, scale_factor=2)
         img.interpolate(scale_factor=(1.5, 0.7)) :: F.interpolate(img, scale_factor=(1.5, 0.7))
         img.interpolate(scale_factor=1.7, mode="bilinear") ::
@@ -142,8 +141,6 @@ def _inputs():
         "a": g.integers(0, 200, (3, 4)).astype(np.uint8), "tri": np.tri(3, dtype=bool),
         "img": normal(2, 3, 6, 7), "w": normal(4, 3, 3, 3), "c4": normal(4),
         "lab": g.integers(0, 3, (2, 6, 7)), "ign": np.array([2, -100, 1]),
-        "places": g.permuted(np.tile(np.arange(144), (2, 3, 1)), axis=-1)[..., :36]
-        .reshape(2, 3, 6, 6).astype(np.int32),
     }  # fmt: skip
 
 

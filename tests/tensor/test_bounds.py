@@ -66,9 +66,6 @@ METHODS: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], bool, Any]] = {
     "one_hot": (lambda x, i: i.one_hot(ROWS) * x.sum(), False, [0] * 5),
     "cross_entropy": (lambda x, i: x.T.cat(x.T[:1]).cross_entropy(i), False, None),
     "nll_loss": (lambda x, i: x.T.cat(x.T[:1]).log_softmax(-1).nll_loss(i), False, None),
-    "max_unpool2d": (
-        lambda x, i: x[:3, :1].max_unpool2d(i.unsqueeze(1), (1, 1), output_size=(5, 1)), False, None
-    ),
 }  # fmt: skip
 BEYOND = (ROWS, -ROWS - 1, 2**31 - 1, -(2**31))
 
@@ -80,7 +77,7 @@ def _wrong(bad: int) -> Tensor:
 def _expected(name: str, bad: int) -> str:
     number = f"index {bad} at position (1,) "
     if name in ("gather", "scatter", "scatter ", "scatter_add", "scatter_reduce",
-                "take_along_axis", "max_unpool2d"):  # fmt: skip
+                "take_along_axis"):  # fmt: skip
         number = f"index {bad} at position (1, 0) "
     return re.escape(f"{name.strip()}: {number}is out of range for 5 ") + r".*test_bounds\.py:\d+"
 

@@ -125,7 +125,6 @@ MISTAKES = {
     "pool": (lambda: IMAGE.max_pool2d(9), ShapeError, "smaller than the kernel"),
     "pool padding": (lambda: IMAGE.max_pool2d(2, padding=2), ShapeError, "half the kernel"),
     "pool dimensions": (lambda: A.avg_pool2d((1, 1, 1)), ShapeError, "as many"),
-    "unpool": (lambda: IMAGE.max_unpool2d(A), ShapeError, "same shape"),
     "interpolate": (lambda: IMAGE.interpolate(), ValueError, "size or scale_factor"),
     "interpolate mode": (lambda: IMAGE.interpolate(4, mode="cubic"), ValueError, "bicubic"),
     "interpolate sizes": (lambda: IMAGE.interpolate((1, 2, 3)), ShapeError, "2 of them"),

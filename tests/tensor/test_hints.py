@@ -44,6 +44,8 @@ def test_what_sounds_alike() -> None:
     """A slip of the finger is answered, too; protocols that are asked for are absent as usual."""
     with pytest.raises(AttributeError, match="Linear"):
         nn.Linar(2, 3)  # type: ignore[attr-defined]
+    with pytest.raises(AttributeError, match=r"x\.copy_\(x\.erf\(…\)\)"):
+        Tensor([1.0]).erf_()  # type: ignore[attr-defined]
     assert not hasattr(Tensor([1.0]), "__cuda_array_interface__")
     assert not hasattr(nn.Linear(2, 3), "nothing") and not hasattr(Tensor, "cuda")
     assert "cuda" not in dir(nn.Linear(2, 3)) and "forward" in dir(nn.Linear(2, 3))

@@ -262,6 +262,8 @@ def test_leaves(on_device):
     assert w.grad.tolist() == [0, 8, 12]
     with pytest.raises(GradientError):
         detached.sum().backward()
+    detached.mul_(2)[0].add_(w.grad[1], alpha=-1)  # PyTorch's p.data
+    assert w.tolist() == detached.tolist() == [-6, 8, 12] and w.requires_grad
     w.grad[1:] = 1.0
     w.grad.reshape(3)[0] = -1
     assert w.grad.tolist() == [-1, 1, 1]

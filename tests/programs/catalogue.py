@@ -1,0 +1,104 @@
+"""Which programs, with which arguments and data; where in them a run looks."""
+
+from __future__ import annotations
+
+import pickle
+import random
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Program:
+    """One that is run. folder: below the folder of all; script: `NAME.sed`, after the program."""
+
+    folder: str
+    script: str
+    main: str
+    arguments: str
+    model: str  # after the line that this matches its weights are taken, or handed over
+    step: str  # after the line that this matches a step is over
+    given: str = "model"
+    loss: str = "loss"
+    others: tuple[str, ...] = ()  # files that main imports
+    sizes: tuple[tuple[str, str], ...] = ()  # replaced in both, to be done in seconds
+    data: Callable[[Path], None] = field(default=lambda place: None)
+    sets: bool = True  # whether a step draws as often as the one before
+
+
+def _names(place: Path) -> None:
+    """Words for makemore."""
+    draw = random.Random(2)
+    syllables = ["ka", "lo", "mi", "ra", "ne", "su", "to", "an", "el", "is", "or", "ya"]
+    words = {"".join(draw.choices(syllables, k=draw.randint(1, 4))) for _ in range(600)}
+    (place / "names.txt").write_text("\n".join(sorted(words)), "utf-8")
+
+
+def _tokens(place: Path) -> None:
+    """What nanoGPT's prepare.py writes."""
+    folder = place / "data" / "made"
+    folder.mkdir(parents=True)
+    for name in ("train", "val"):
+        tokens = np.random.default_rng(3).integers(0, 65, 20_000).astype(np.uint16)
+        tokens[1::2] = (tokens[::2] * 7 + 1) % 65
+        tokens.tofile(folder / f"{name}.bin")
+    (folder / "meta.pkl").write_bytes(pickle.dumps({"vocab_size": 65}))
+
+
+def _text(place: Path) -> None:
+    """A corpus of made-up words."""
+    draw = random.Random(4)
+    words = [f"word{i}" for i in range(300)]
+    for name in ("train", "valid", "test"):
+        lines = [" ".join(draw.choices(words, range(300, 0, -1), k=12)) for _ in range(1500)]
+        (place / f"{name}.txt").write_text("\n".join(lines) + "\n", "utf-8")
+
+
+PROGRAMS = {
+    **{
+        f"makemore {kind}": Program(
+            "makemore", "makemore", "makemore.py", f"--type {kind} --num-workers 0",
+            r"^    model\.to\(args\.device\)$", r"^        optimizer\.step\(\)$", data=_names,
+        )
+        for kind in ("bigram", "mlp", "bow", "rnn", "gru", "transformer")
+    },
+    "nanoGPT": Program(
+        "nanoGPT", "nanoGPT", "train.py",
+        "--dataset=made --device=cpu --compile=False --eval_iters=2 --block_size=64 --n_layer=4 "
+        "--n_head=4 --n_embd=128 --batch_size=12 --gradient_accumulation_steps=2 "
+        "--warmup_iters=10 --max_iters=30 --dropout=0.1",
+        r"^model\.to\(device\)$", r"^    optimizer\.zero_grad\(set_to_none=True\)$",
+        others=("model.py", "configurator.py"), data=_tokens,
+    ),
+    "minGPT": Program(
+        "minGPT", "minGPT", "projects/adder/adder.py",
+        "--trainer.num_workers=0 --trainer.device=cpu --data.ndigit=1",
+        r"^    model = GPT\(config\.model\)$", r"^            self\.optimizer\.step\(\)$",
+        loss="self.loss",
+        others=("mingpt/__init__.py", "mingpt/model.py", "mingpt/trainer.py", "mingpt/utils.py"),
+    ),
+    "vae": Program(
+        "examples/vae", "vae", "main.py", "--no-accel", r"^model = VAE\(\)\.to\(device\)$",
+        r"^        optimizer\.step\(\)$",
+    ),
+    "word_language_model": Program(
+        "examples/word_language_model", "word_language_model", "main.py",
+        "--data . --lr 5 --emsize 100 --nhid 100",
+        r"^criterion = ", r"^        total_loss \+= loss\.item\(\)$",
+        others=("data.py", "model.py"), data=_text,
+    ),
+    "reinforce": Program(
+        "examples/reinforcement_learning", "reinforce", "reinforce.py", "",
+        r"^policy = Policy\(\)$", r"^    optimizer\.step\(\)$",
+        given="policy", loss="policy_loss", sets=False,
+    ),
+    "diffusion U-Net": Program(
+        "Conditional_Diffusion_MNIST", "diffusion_unet", "script.py", "",
+        r"^    ddpm\.to\(device\)$", r"^            optim\.step\(\)$", given="ddpm",
+        sizes=(("batch_size = 256", "batch_size = 16"), ("n_feat = 128", "n_feat = 32"),
+               ("num_workers=5", "num_workers=0"), ('"cuda:0"', '"cpu"')),
+    ),
+}  # fmt: skip

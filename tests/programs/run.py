@@ -1,0 +1,291 @@
+"""Run programs of others with PyTorch, and after a sed with minigrad: losses, weights, times.
+
+    python -m tests.programs.run FOLDER [NAME …]
+
+FOLDER has the programs' sources (README.md says whose). The original's run is on a tape: its first
+weights, and every random number that it drew. The port takes both from there.
+"""
+
+from __future__ import annotations
+
+import builtins
+import contextlib
+import io
+import os
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import types
+from collections import defaultdict, deque
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import torch
+import torch._dynamo  # looks for what has stand-ins below
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from minigrad import Tensor
+
+from .catalogue import PROGRAMS, Program
+
+HERE = Path(__file__).resolve().parent
+STEPS = 20
+DRAWS = {"bernoulli", "bernoulli_", "multinomial", "normal_", "rand", "randint", "randn",
+         "randn_like", "random_", "randperm", "uniform_"}  # fmt: skip
+
+
+class Over(BaseException):
+    """Enough steps were run."""
+
+
+class Tape:
+    """What the original drew, by kind and shape, in turn; and its weights."""
+
+    def __init__(self) -> None:
+        self.drawn: dict[tuple[str, tuple[int, ...]], deque[np.ndarray]] = defaultdict(deque)
+        self.weights: dict[str, np.ndarray] = {}
+
+    def next(self, kind: str, shape: tuple[int, ...]) -> np.ndarray:
+        """The next one of a kind."""
+        if not self.drawn[kind, shape]:
+            raise AssertionError(f"the original drew no more {kind} of shape {shape}")
+        return self.drawn[kind, shape].popleft()
+
+
+class Recording(TorchDispatchMode):
+    """Every random number that PyTorch draws goes on the tape."""
+
+    def __init__(self, tape: Tape) -> None:
+        super().__init__()
+        self.tape = tape
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        name = func.overloadpacket.__name__
+        if name in DRAWS:
+            self.tape.drawn[name, tuple(out.shape)].append(out.detach().clone().numpy())
+        return out
+
+
+class Replaying(Recording):
+    """What a port still draws with PyTorch, for its data, comes from the tape."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.overloadpacket.__name__
+        if name not in DRAWS:
+            return func(*args, **(kwargs or {}))
+        out = func(*args, **(kwargs or {}))
+        with torch.no_grad():
+            out.copy_(torch.from_numpy(self.tape.next(name, tuple(out.shape))))
+        return out
+
+
+class Hands:
+    """The random methods of Tensor, which take from the tape.
+
+    A captured step reads them from the same tensors each time; so these are filled before it.
+    """
+
+    def __init__(self, tape: Tape, sets: bool) -> None:
+        self.tape, self.sets = tape, sets
+        self.held: list[tuple[str, tuple[int, ...], Tensor]] = []
+        self.place = 0
+
+    def take(self, kind: str, shape: tuple[Any, ...]) -> Tensor:
+        if not self.sets:
+            return Tensor(self.tape.next(kind, shape))
+        if self.place == len(self.held):
+            self.held.append((kind, shape, Tensor(self.tape.next(kind, shape))))
+        name, extents, tensor = self.held[self.place]
+        assert (name, extents) == (kind, shape), f"drew {kind} {shape}, before {name} {extents}"
+        self.place += 1
+        return tensor
+
+    def turn(self) -> None:
+        """A step is over; those of the next one are laid out."""
+        self.place = 0
+        for kind, shape, tensor in self.held:
+            tensor.set_data(self.tape.next(kind, shape))
+
+    @contextlib.contextmanager
+    def on(self) -> Iterator[None]:
+        def dropout(x: Tensor, p: float = 0.5) -> Tensor:
+            if not Tensor.training or p == 0:
+                return x
+            return x * (self.take("bernoulli_", x.shape) / (1 - p))
+
+        drawing = {
+            "dropout": dropout,
+            "randn_like": lambda x: self.take("randn_like", x.shape),
+            "randint": lambda *shape, low=0, high=10: self.take("randint", shape),
+            "bernoulli": lambda x: self.take("bernoulli", x.shape),
+            "multinomial": lambda x, n=1, replacement=False: self.take(
+                "multinomial", (*x.shape[:-1], n)),
+        }  # fmt: skip
+        with mock.patch.multiple(Tensor, **drawing):
+            yield
+
+
+class Images(torch.utils.data.Dataset):  # type: ignore[type-arg]
+    """In the place of MNIST: as many images as 20 steps need."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        draw = np.random.default_rng(5)
+        self.images = torch.from_numpy(draw.random((128 * (STEPS + 2), 1, 28, 28), np.float32))
+        self.labels = draw.integers(0, 10, len(self.images)).tolist()
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, place: int) -> Any:
+        return self.images[place], self.labels[place]
+
+
+def stand_ins() -> dict[str, Any]:
+    """What programs import besides, where it is not installed: logs, plots, pictures."""
+    nothing = mock.MagicMock()
+    vision = types.ModuleType("torchvision")
+    vision.datasets = types.SimpleNamespace(MNIST=Images)  # type: ignore[attr-defined]
+    vision.transforms = vision.utils = vision.models = nothing  # type: ignore[attr-defined]
+    tqdm = types.SimpleNamespace(tqdm=lambda items: Bar(items))
+    return {
+        "torchvision": vision, "torchvision.datasets": vision.datasets, "tqdm": tqdm,
+        "torchvision.utils": nothing, "torch.utils.tensorboard": nothing, "matplotlib": nothing,
+        "matplotlib.pyplot": nothing, "matplotlib.animation": nothing,
+    }  # fmt: skip
+
+
+class Bar(list[Any]):
+    """In the place of tqdm's."""
+
+    def __init__(self, items: Any) -> None:
+        self.items = items
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.items)
+
+    def set_description(self, text: str) -> None:
+        """Nothing is shown."""
+
+
+def sources(program: Program, folder: Path, ported: bool) -> dict[str, str]:
+    """The program's files; the main one with marks where a run looks; if `ported` after the sed."""
+    found = {}
+    for name in (program.main, *program.others):
+        path = folder / program.folder / name
+        text = path.read_text("utf-8") if path.exists() else ""
+        for old, new in program.sizes:
+            text = text.replace(old, new)
+        for pattern, call in ((program.model, f"given({program.given})"),
+                              (program.step, f"seen({program.loss})")):
+            text = re.sub(rf"{pattern}.*" if pattern[-1] != "$" else pattern, lambda m, c=call: (
+                f"{m[0]}\n{' ' * (len(m[0]) - len(m[0].lstrip()))}{c}"), text, flags=re.M)
+        if ported:
+            scripts = [f"--file={HERE / name}.sed" for name in (program.script, "torch")]
+            command = ["sed", "--regexp-extended", *scripts]
+            text = subprocess.run(command, input=text, text=True, check=True,
+                                  capture_output=True).stdout  # fmt: skip
+        found[name] = text
+    return found
+
+
+class Run:
+    """One run of a program: its losses, the seconds between them, its last weights."""
+
+    def __init__(self, program: Program, folder: Path, tape: Tape | None, ported: bool) -> None:
+        self.program, self.tape, self.ported = program, tape, ported
+        self.losses: list[float] = []
+        self.times: list[float] = []
+        self.model: Any = None
+        self.hands = Hands(tape or Tape(), program.sets)
+        with tempfile.TemporaryDirectory() as place:
+            self._run(sources(program, folder, ported), Path(place))
+
+    def given(self, model: Any) -> None:
+        """The model has its first weights."""
+        self.model = model
+        if self.ported:
+            assert self.tape is not None
+            model.load_state_dict(self.tape.weights)
+        elif self.tape is not None:
+            state = {name: value.clone().numpy() for name, value in model.state_dict().items()}
+            self.tape.weights = state
+
+    def seen(self, loss: Any) -> None:
+        """A step is over."""
+        self.losses.append(float(loss.item()))
+        self.times.append(time.perf_counter())
+        if len(self.losses) == STEPS:
+            raise Over
+        if self.ported and self.program.sets:
+            self.hands.turn()
+
+    def state(self) -> dict[str, np.ndarray]:
+        """The model's weights."""
+        return {name: value.detach().numpy() for name, value in self.model.state_dict().items()}
+
+    def milliseconds(self) -> float:
+        """Of a step, without the first ones."""
+        spans = [b - a for a, b in zip(self.times[4:], self.times[5:], strict=False)]
+        return 1000 * statistics.median(spans)
+
+    def _run(self, files: dict[str, str], place: Path) -> None:
+        for name, text in files.items():
+            path = place / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text, "utf-8")
+        self.program.data(place)
+        main = place / self.program.main
+        scope = {"__name__": "__main__", "__file__": str(main)}
+        before = os.getcwd()
+        mode: Any = contextlib.nullcontext()
+        if self.tape is not None:
+            mode = (Replaying if self.ported else Recording)(self.tape)
+        others = stand_ins()
+        modules = set(sys.modules)
+        try:
+            os.chdir(place)
+            sys.modules.update(others)
+            with (
+                self.hands.on(), mode,
+                mock.patch.object(sys, "argv", [str(main), *self.program.arguments.split()]),
+                mock.patch.object(sys, "path", [str(main.parent), str(place), *sys.path]),
+                mock.patch.object(builtins, "given", self.given, create=True),
+                mock.patch.object(builtins, "seen", self.seen, create=True),
+                contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(Over),
+            ):  # fmt: skip
+                exec(compile(main.read_text("utf-8"), str(main), "exec"), scope)
+        finally:
+            os.chdir(before)
+            for name in set(sys.modules) - modules:
+                if name in others or str(place) in str(getattr(sys.modules[name], "__file__", "")):
+                    del sys.modules[name]
+
+
+def pair(program: Program, folder: Path) -> tuple[Run, Run]:
+    """The original's run and the port's."""
+    tape = Tape()
+    original = Run(program, folder, tape, False)
+    return original, Run(program, folder, tape, True)
+
+
+def main(arguments: list[str]) -> None:
+    """Print a table."""
+    folder, names = Path(arguments[0]), arguments[1:] or list(PROGRAMS)
+    print("| program | losses differ by | PyTorch ms | minigrad ms |\n| --- | --- | --- | --- |")
+    for name in names:
+        original, port = pair(PROGRAMS[name], folder)
+        apart = np.abs(np.array(port.losses) / np.array(original.losses) - 1).max()
+        plain = Run(PROGRAMS[name], folder, None, False)  # without the tape
+        print(f"| {name} | {apart:.1e} | {plain.milliseconds():.2f} | {port.milliseconds():.2f} |",
+              flush=True)  # fmt: skip
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
