@@ -257,7 +257,9 @@ class TrainingRun:
     def _batch(self, windows: Windows) -> tuple[Any, Any]:
         """The tokens of the next step and what follows each; of a replica its part."""
         ids, targets = windows.batch(self.plan.batch, self.plan.seed, self.done)
-        return (ids, targets) if self.replica is None else self.replica.part(ids, targets)
+        if self.replica is not None:
+            ids, targets = self.replica.part(ids, targets)
+        return ids, targets
 
     def tensors(self) -> dict[str, Tensor]:
         """The state of the optimizer."""

@@ -59,7 +59,7 @@ def inline_stages(kernel: Kernel, axes: Sequence[Axis]) -> list[Store]:
                 position, guard = begin + place, ()
             else:
                 position = substitute(position, values)
-                guard = tuple(substitute(c, values) for c in guard)
+                guard = expr.restrict((), [substitute(c, values) for c in guard])
         body = expr.rebuild(body, bodies.get)
         made[stage.array] = Local(stage.array.name, stage.array.dtype, 1)
         bodies[expr.local(made[stage.array])] = body

@@ -19,6 +19,7 @@ NOT_OPERATIONS = {
     "realize", "is_realized", "to", "assign", "backward", "gradient",
     "numpy", "data", "tolist", "item", "from_dlpack", "mro", "exponential_",
     "shard", "shard_", "shard_like", "shard_like_", "sharding",
+    "scan",  # tests/tensor/test_scan.py: what it takes is a function
 }  # fmt: skip
 NOT_OPERATORS = {
     "__init__", "__new__", "__repr__", "__len__", "__iter__", "__bool__", "__int__", "__float__",
@@ -60,9 +61,11 @@ def test_every_operator_is_covered() -> None:
 
 
 # What no operation of Tensor on one device is made of: exchanges of ranks, layouts on a mesh, what
-# the schedule makes of a SORT, and symbolic extents. tests/parallel, "sort" and
-# tests/tensor/test_symbolic.py test them.
-NOT_PRIMITIVES = {Op.COLLECTIVE, Op.DISTRIBUTE, Op.MARK, Op.VARIABLE}
+# the schedule makes of a SORT, symbolic extents, and loops. tests/parallel, "sort",
+# tests/tensor/test_symbolic.py and test_scan.py test them.
+NOT_PRIMITIVES = {
+    Op.COLLECTIVE, Op.DISTRIBUTE, Op.MARK, Op.VARIABLE, Op.LOOP, Op.RESULT,
+}  # fmt: skip
 
 
 def _primitives(operation: Operation, device: str) -> set[Op]:
