@@ -53,9 +53,18 @@ class KeyValueCache:
     def attend(self, attention: Attention, q: Tensor, k: Tensor, v: Tensor, start: Start) -> Tensor:
         """Keep keys and values of the positions from `start`; what queries take of all so far."""
         assert not isinstance(start, Tensor)
+        self.keep(k, v, start)
+        return self.look(attention, q, start)
+
+    def keep(self, k: Tensor, v: Tensor, start: Integer) -> None:
+        """Keys and values of the positions from `start`, each (batch, heads, length, width)."""
         end = start + k.shape[2]
         self.keys[:, :, start:end] = k
         self.values[:, :, start:end] = v
+
+    def look(self, attention: Attention, q: Tensor, start: Integer) -> Tensor:
+        """What queries of the positions from `start` take of all up to themselves."""
+        end = start + q.shape[2]
         keys, values = self.keys[:, :, :end], self.values[:, :, :end]
         return attention.mix(q, keys, values, seen(q, keys, start, attention))
 

@@ -2,14 +2,15 @@
 
 One thread does all the work: a piece of one prompt, then one token for each request that is past
 its prompt, and so on. What a prompt shares with the beginning of one that a slot still knows is
-copied instead of read.
+copied instead of read. Where that pays, the next tokens of a greedy request are guessed
+(`guesses.py`), and one step checks them all.
 """
 
 from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ import numpy as np
 
 from minigrad import Tensor
 from minigrad.models.errors import InputError
+from minigrad.models.guesses import Guesses
 from minigrad.models.sampling import Sampler, Sampling
 from minigrad.models.slots import Slots
 
@@ -64,6 +66,9 @@ class Request:
     read: int = 0  # tokens of the prompt whose keys are there; the last goes through a step
     said: list[int] = field(default_factory=list)
     sampler: Sampler | None = None  # where the likeliest token is not simply taken
+    guesses: Guesses | None = None  # where it is
+    guessed: int = 0  # tokens that were checked
+    accepted: int = 0  # and saved a step
 
     def cancel(self) -> None:
         """Nobody waits for it any more."""
@@ -74,16 +79,19 @@ class Engine:
     """A model with `slots` requests at a time, each of at most `context` − 1 tokens, and a queue.
 
     The requests' continuations are those that they would have alone, bit by bit: see `slots.py`.
+    guesses: the most tokens of a greedy request that are guessed at once.
     """
 
-    def __init__(self, model: GPT, slots: int, context: int, queue: int = 64) -> None:
-        self.slots = Slots(model, slots, context)
+    def __init__(
+        self, model: GPT, slots: int, context: int, queue: int = 64, guesses: int = 0
+    ) -> None:
+        self.slots = Slots(model, slots, context, guesses)
         self.most, self.queue = self.slots.context - 1, queue
         self.known: list[list[int]] = [[] for _ in range(slots)]  # read in pieces, by slot
         self.active: dict[int, Request] = {}
         self.waiting: deque[Request] = deque()
         self.idle = list(range(slots))  # the longest first
-        self.steps = self.given = 0
+        self.steps = self.given = self.guessed = self.accepted = 0
         self._changed, self._closed = threading.Condition(), False
         self._thread = threading.Thread(target=self._work, name="engine", daemon=True)
         self.ready = threading.Event()
@@ -151,11 +159,41 @@ class Engine:
             for slot, one in self.active.items() if one.read == len(one.prompt) - 1
         }  # fmt: skip
         if going:
-            logits = self.slots.step(going)
+            guesses = self._guesses(going)
             self.steps += 1
-            for slot in going:
-                self._draw(slot, logits[slot])
+            if guesses is not None:
+                rows = self.slots.check({slot: ([token, *guesses.get(slot, ())], place)
+                                         for slot, (token, place) in going.items()})  # fmt: skip
+                for slot in going:
+                    self._draw_guessed(slot, rows[slot], guesses.get(slot, ()))
+            else:
+                logits = self.slots.step(going)
+                for slot in going:
+                    self._draw(slot, logits[slot])
         return True
+
+    def _guesses(self, going: Mapping[int, tuple[int, int]]) -> dict[int, Sequence[int]] | None:
+        """By slot the tokens to check; None where steps would probably be faster."""
+        if not self.slots.can_check([place for _, place in going.values()]):
+            return None
+        able = {slot: one.guesses for slot in going if (one := self.active[slot]).guesses}
+        found: dict[int, Sequence[int]] = {
+            slot: guess for slot, one in able.items() if (guess := one.next())
+        }
+        gain = sum(able[slot].luck for slot in found)
+        # a check has no rows of slots that wait: it may be faster than a step, without any guess
+        return found if gain > (self.slots.checks[len(going)] - 1) * len(going) else None
+
+    def _draw_guessed(self, slot: int, rows: Any, guess: Sequence[int]) -> None:
+        """The token after each row, as far as the tokens of the rows were guessed right."""
+        request = self.active[slot]
+        request.guessed += len(guess)
+        self.guessed += len(guess)
+        for logits, guessed in zip(rows, [*guess, None], strict=True):
+            if self._draw(slot, logits) != guessed or slot not in self.active:
+                return
+            request.accepted += 1
+            self.accepted += 1
 
     def _drop_cancelled(self) -> None:
         for slot in [slot for slot, one in self.active.items() if one.cancelled]:
@@ -183,6 +221,8 @@ class Engine:
             vocabulary = self.slots.model.config.vocabulary
             request.sampler = Sampler([request.settings], vocabulary, request.seed)
             request.sampler.see([request.prompt])
+        elif self.slots.checks:
+            request.guesses = Guesses(request.prompt, self.slots.guesses)
         self.active[slot] = request
 
     def _read_piece(self, slot: int) -> None:
@@ -192,7 +232,8 @@ class Engine:
         request.read += len(tokens)
         self.known[slot] += tokens
 
-    def _draw(self, slot: int, logits: Any) -> None:
+    def _draw(self, slot: int, logits: Any) -> int | None:
+        """Tell one more token of the slot's request; None where it has ended before."""
         request = self.active[slot]
         if request.sampler is None:
             token = int(logits.argmax())
@@ -201,13 +242,16 @@ class Engine:
                 token = int(request.sampler(Tensor(logits[None])).item())
         if token in request.ends:
             self._free(slot).tell(Ended("stop"))
-            return
+            return None
         request.said.append(token)
         self.given += 1
+        if request.guesses is not None:
+            request.guesses.add(token)
         request.tell(_drawn(token, logits, request.logprobs))
         full = len(request.prompt) + len(request.said) >= self.most
         if full or len(request.said) >= request.tokens:
             self._free(slot).tell(Ended("length"))
+        return token
 
 
 def _common(first: Sequence[int], second: Sequence[int]) -> int:

@@ -200,6 +200,9 @@ def _serve(command: argparse.ArgumentParser) -> None:
     add("--port", type=console.natural_int, default=8000, help="0: any that is free")
     add("--name", help="what the model is called; its file's name if not given")
     add("--slots", type=whole, default=8, help="requests at a time, a power of two")
+    add("--speculate", type=console.natural_int, default=3,
+        help="tokens of a greedy request that are guessed from its text and checked in one step, "
+        "where that is measured to be faster; 0: none")  # fmt: skip
     add("--queue", type=console.natural_int, default=64, help="more that may wait")
     add("--context", type=whole, default=2048, help="tokens of a request and its answer, at most")
     add("--max-tokens", type=whole, default=4096, help="of an answer, at most")

@@ -120,7 +120,8 @@ class Server:
         good = engine.failure is None
         body = {"status": "ok" if good else "failed", "active": len(engine.active),
                 "waiting": len(engine.waiting), "tokens": engine.given,
-                "steps": engine.steps}  # fmt: skip
+                "steps": engine.steps, "guessed": engine.guessed,
+                "accepted": engine.accepted}  # fmt: skip
         return self.responses.JSONResponse(body, 200 if good else 503)
 
     def _about(self) -> dict[str, Any]:
@@ -279,8 +280,12 @@ class Answer:
     def usage(self) -> dict[str, Any]:
         """Tokens read and written."""
         read, said = len(self.job.prompt), len(self.job.said)
+        right = self.job.accepted
         return {"prompt_tokens": read, "completion_tokens": said, "total_tokens": read + said,
-                "prompt_tokens_details": {"cached_tokens": self.job.shared}}  # fmt: skip
+                "prompt_tokens_details": {"cached_tokens": self.job.shared},
+                "completion_tokens_details": {
+                    "accepted_prediction_tokens": right,
+                    "rejected_prediction_tokens": self.job.guessed - right}}  # fmt: skip
 
     def logprobs(self, drawn: Sequence[Drawn]) -> Any:
         """Of some tokens, if they were asked for."""
@@ -373,11 +378,13 @@ def make_engine(model: GPT, flags: argparse.Namespace) -> Engine:
     """InputError where the slots' caches do not fit in memory."""
     if flags.slots & (flags.slots - 1) or flags.slots > 64:
         raise InputError(f"--slots is {flags.slots}: expected a power of two of at most 64")
+    if flags.speculate > 15:
+        raise InputError(f"--speculate is {flags.speculate}: expected at most 15")
     console.check_fits(
         flags.slots * cache_bytes(model.config), f"keys and values of --slots {flags.slots}",
         "give fewer, or a smaller --context",
     )  # fmt: skip
-    return Engine(model, flags.slots, model.config.context, flags.queue)
+    return Engine(model, flags.slots, model.config.context, flags.queue, flags.speculate)
 
 
 def serve_command(flags: argparse.Namespace) -> None:

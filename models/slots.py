@@ -1,13 +1,14 @@
-"""Several requests in one compiled step: each has caches, a slot, and a position of its own.
+"""Several requests in one compiled step: each has caches, a slot, and positions of its own.
 
 A prompt is read in pieces that begin at multiples of their length, in the slot where it will go on;
-then every slot that goes on gets one more token by each step. All arithmetic is row by row, and
-programs with other sums than the others are left out: what a slot computes depends on its own
-tokens only, bit by bit.
+then every slot that goes on gets one more token by each step, or, where its next tokens have been
+guessed, several that are checked at once. All arithmetic is row by row, and programs with other
+sums than the others are left out: what a slot computes depends on its own tokens only, bit by bit.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -20,20 +21,28 @@ if TYPE_CHECKING:
 
 PIECE = 64  # tokens of a prompt that are read at once: others wait for no more than these
 WARM = 3  # calls until a program is captured and compiled
+TIMED = 5  # steps of which the fastest says what one costs
 
 
 class RowCaches:
-    """One layer's caches of several slots: row i of a step's batch is at position places[i]."""
+    """One layer's caches of several slots: row i of a step's batch is at position places[i].
 
-    def __init__(self, caches: Sequence[KeyValueCache], places: Sequence[Integer]) -> None:
-        self.caches, self.places = caches, places
+    As many rows for each slot, one after the other, are at positions that follow starts[slot].
+    """
+
+    def __init__(
+        self, caches: Sequence[KeyValueCache], places: Sequence[Integer], starts: Sequence[Integer]
+    ) -> None:
+        self.caches, self.places, self.starts = caches, places, starts
 
     def attend(self, attention: Attention, q: Tensor, k: Tensor, v: Tensor, start: Start) -> Tensor:
         """Row by row, so that each costs its own positions."""
-        rows = []
-        for row, (cache, place) in enumerate(zip(self.caches, self.places, strict=True)):
-            one = slice(row, row + 1)
-            rows.append(cache.attend(attention, q[one], k[one], v[one], place))
+        rows, each = [], len(self.places) // len(self.caches)
+        for number, cache in enumerate(self.caches):
+            own = slice(number * each, (number + 1) * each)
+            cache.keep(k[own].transpose(0, 2), v[own].transpose(0, 2), self.starts[number])
+            for row in range(own.start, own.stop):
+                rows.append(cache.look(attention, q[row : row + 1], self.places[row]))
         # kept apart: a product that had it inside would be another kernel, with other sums
         return rows[0].cat(*rows[1:], dim=0).contiguous()
 
@@ -42,10 +51,10 @@ class Slots:
     """The caches of `count` slots, a power of two, and the programs that fill and use them.
 
     context: positions of each, rounded down to whole pieces; the last is where slots write that
-    wait.
+    wait. guesses: how many guessed tokens of a slot are checked at once, if any.
     """
 
-    def __init__(self, model: GPT, count: int, context: int) -> None:
+    def __init__(self, model: GPT, count: int, context: int, guesses: int = 0) -> None:
         config = model.config
         self.piece = PIECE if context >= 4 * PIECE else max(context // 4, 1)
         self.context = context = context // self.piece * self.piece
@@ -60,7 +69,11 @@ class Slots:
         # how many rows a step may have; `warm` leaves out some
         self.widths = [1 << n for n in range(count.bit_length())]
         self._piece, self._copy = jit(self._read), jit(self._move)
-        self._steps = {width: jit(self._advance) for width in self.widths}
+        self.guesses = min(guesses, self.piece - 1)
+        # how many slots a check may have, and how many times as long as a step it takes
+        self.checks: dict[int, float] = {}
+        self._each: dict[int, int] = {}  # rows of each of so many slots in a check
+        self._steps: dict[tuple[int, int], Any] = {}  # by slots, and rows of each
 
     def warm(self) -> None:
         """Compile and capture all programs, in the thread that will call them.
@@ -77,11 +90,45 @@ class Slots:
         wanted, kept = None, []
         for width in reversed(self.widths):
             for _ in range(WARM):
-                rows = self._rows(dict.fromkeys(range(width), (tokens[-1], self.piece)), width)
+                rows = self._rows(_alike(width, tokens[-1:], self.piece), width)
             wanted = rows[0] if wanted is None else wanted
             if all(bool((row == wanted).all()) for row in rows):
                 kept.append(width)
         self.widths = kept[::-1] or [1]  # one by one is right always
+        for width in (1 << n for n in range(self.count.bit_length() if self.guesses else 0)):
+            self._warm_check(width, tokens[-1:])
+
+    def _warm_check(self, width: int, token: Sequence[int]) -> None:
+        """Where one of so many slots has a step's sums: with as few rows of each as can be."""
+        least = 1 << self.guesses.bit_length()
+        wanted = list[Any]()
+        for each in (1 << n for n in range(self.piece.bit_length())):
+            # more rows than all slots have are worth it for a single one
+            known = width * each in self.widths or (width == 1 and self.count < each == least)
+            if each < least or not known:
+                continue
+            for place in range(self.piece + len(wanted), self.piece + each):
+                wanted.append(self.step({0: (token[0], place)})[0])
+            same = _alike(width, [*token] * each, self.piece)
+            for _ in range(WARM):
+                rows = self._rows(same, width, each)
+            if bool((rows.reshape(width, each, -1) == wanted).all()):
+                self._each[width] = each
+                self.checks[width] = self._cost(same)
+                return
+
+    def _cost(self, tokens: Mapping[int, tuple[Sequence[int], int]]) -> float:
+        """How many times as long as a step of some slots a check of them takes."""
+        single = {slot: (some[0], place) for slot, (some, place) in tokens.items()}
+        steps, checks = list[float](), list[float]()
+        for _ in range(TIMED):
+            begun = time.perf_counter()
+            self.step(single)
+            between = time.perf_counter()
+            self.check(tokens)
+            steps.append(between - begun)
+            checks.append(time.perf_counter() - between)
+        return min(checks) / min(steps)
 
     def nbytes(self) -> int:
         """Bytes of the caches."""
@@ -104,20 +151,48 @@ class Slots:
         for first in range(0, len(slots), most):
             some = {slot: tokens[slot] for slot in slots[first : first + most]}
             width = next(width for width in self.widths if width >= len(some))
-            found |= dict(zip(some, self._rows(some, width), strict=False))
+            rows = self._rows({slot: ([token], at) for slot, (token, at) in some.items()}, width)
+            found |= dict(zip(some, rows, strict=False))
         return found
 
-    def _rows(self, tokens: Mapping[int, tuple[int, int]], width: int) -> Any:
-        """Logits of the given slots, then of some that wait: a numpy array (width, vocabulary)."""
+    def can_check(self, places: Sequence[int]) -> bool:
+        """Whether `check` takes so many slots, at these positions."""
+        count = len(places)
+        return count in self.checks and max(places) + self._each[count] <= self.context
+
+    def check(self, tokens: Mapping[int, tuple[Sequence[int], int]]) -> dict[int, Any]:
+        """At most `guesses` + 1 more tokens of each of some slots, where `can_check`.
+
+        (tokens, position of the first) by slot → logits (tokens, vocabulary) by slot, each row what
+        `step` would give.
+        """
+        each = self._each[len(tokens)]
+        rows = self._rows(tokens, len(tokens), each).reshape(len(tokens), each, -1)
+        return {slot: row[: len(tokens[slot][0])] for slot, row in zip(tokens, rows, strict=True)}
+
+    def _rows(
+        self, tokens: Mapping[int, tuple[Sequence[int], int]], width: int, each: int = 1
+    ) -> Any:
+        """Logits of the given slots, then of some that wait: a numpy array (rows, vocabulary).
+
+        A slot has `each` rows; what follows its tokens there is overwritten before it is seen.
+        """
         waiting = [slot for slot in range(self.count) if slot not in tokens]
         slots = [*tokens, *waiting[: width - len(tokens)]]
-        rows = [tokens.get(slot, (0, self.context - 1)) for slot in slots]
+        rows, places = [], list[int]()
+        for slot in slots:
+            some, start = tokens.get(slot, ([0], self.context - 1))
+            rows += [[token] for token in (*some, *[0] * (each - len(some)))]
+            places += range(start, start + each)
         with Tensor.no_grad():
-            logits: Tensor = self._steps[width](
-                Tensor([[token] for token, _ in rows], dtype="int32"),
-                Tensor([position for _, position in rows], dtype="int32"),
-                [Variable(f"place{row}", 0, self.context - 1).bind(position)
-                 for row, (_, position) in enumerate(rows)],
+            if (width, each) not in self._steps:
+                self._steps[width, each] = jit(self._advance)
+            logits: Tensor = self._steps[width, each](
+                Tensor(rows, dtype="int32"), Tensor(places, dtype="int32"),
+                [Variable(f"place{row}", 0, self.context - 1).bind(place)
+                 for row, place in enumerate(places)],
+                [Variable(f"start{row}", 0, self.context - each).bind(place)
+                 for row, place in enumerate(places[::each])],
                 [self.kept[slot] for slot in slots],
             )  # fmt: skip
             return logits.numpy()
@@ -133,10 +208,11 @@ class Slots:
         Tensor.realize(*kept)
 
     def _advance(
-        self, ids: Tensor, positions: Tensor, places: list[Integer], kept: list[list[Tensor]]
-    ) -> Tensor:
+        self, ids: Tensor, positions: Tensor, places: list[Integer], starts: list[Integer],
+        kept: list[list[Tensor]],
+    ) -> Tensor:  # fmt: skip
         layers = zip(*map(_caches, kept), strict=True)
-        caches = [RowCaches(rows, places) for rows in layers]
+        caches = [RowCaches(rows, places, starts) for rows in layers]
         features = self.model.features(ids, caches, positions)
         logits = self.model.unembed(features.squeeze(1))
         Tensor.realize(logits, *(tensor for row in kept for tensor in row))
@@ -151,3 +227,10 @@ class Slots:
 def _caches(kept: Sequence[Tensor]) -> list[KeyValueCache]:
     """Of each layer, from keys and values in turn."""
     return [KeyValueCache(*pair) for pair in zip(kept[::2], kept[1::2], strict=True)]
+
+
+def _alike(
+    count: int, tokens: Sequence[int], place: int
+) -> dict[int, tuple[Sequence[int], int]]:
+    """The same tokens at the same position for each of the first slots."""
+    return dict.fromkeys(range(count), (tokens, place))

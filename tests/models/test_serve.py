@@ -4,6 +4,7 @@ which share steps get what they get alone.
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import http.client
 import json
@@ -20,38 +21,21 @@ from typing import Any
 
 import numpy as np
 import pytest
+from served import CONTEXT, serving, strong_model, tokenizer
 
 from minigrad import Tensor
-from minigrad.models.bpe import BytePairTokenizer
 from minigrad.models.engine import Busy, Drawn, Ended, Engine, Request
+from minigrad.models.errors import InputError
 from minigrad.models.gpt import GPT
 from minigrad.models.gpt_checkpoint import save_checkpoint
-from minigrad.models.gpt_config import llama
+from minigrad.models.guesses import Guesses
 from minigrad.models.protocol import Text
 from minigrad.models.sampling import Sampling
+from minigrad.models.server import make_engine
 from minigrad.models.slots import Slots
 from minigrad.models.weights_quantize import quantize_file
 
-SPECIAL = {"<|im_start|>": 256, "<|im_end|>": 257}
-CONTEXT, SLOTS, QUEUE, KEY = 256, 4, 3, "secret"
-
-
-def tokenizer() -> BytePairTokenizer:
-    tokens = [bytes([byte]) for byte in range(256)] + [name.encode() for name in SPECIAL]
-    return BytePairTokenizer(tokens, [], special=SPECIAL)
-
-
-def strong_model(**more: Any) -> GPT:
-    """Weights large enough that every position matters."""
-    Tensor.manual_seed(2)
-    config = llama(2, 4, 32, CONTEXT, 258, key_heads=2, feed_forward=64, tied=True, **more)
-    model = GPT(config)
-    with Tensor.no_grad():
-        for block in model.h:
-            for layer in (block.attn.c_attn, block.attn.c_proj, block.mlp.c_fc, block.mlp.c_proj):
-                layer.weight.assign(layer.weight * 8).realize()
-        model.wte.weight.assign(model.wte.weight * 20).realize()
-    return model
+SLOTS, QUEUE, KEY = 4, 3, "secret"
 
 
 def random_prompts(count: int, longest: int = 90) -> list[list[int]]:
@@ -82,8 +66,9 @@ class Caller:
 
 @pytest.fixture(scope="module")
 def engine() -> Iterator[Engine]:
-    made = Engine(strong_model(), SLOTS, CONTEXT, QUEUE)
+    made = Engine(strong_model(), SLOTS, CONTEXT, QUEUE, guesses=3)
     made.start()
+    made.slots.checks = {1: 1.0}  # as where a check costs no more than a step
     yield made
     made.close()
 
@@ -116,9 +101,9 @@ def test_rows_do_not_know_of_their_neighbours(quantized: bool, tmp_path: Path) -
     model = strong_model()
     if quantized:
         model = small_and_quantized(tmp_path)
-    slots, prompt = Slots(model, 4, CONTEXT), random_prompts(1)[0][:30]
+    slots, prompt = Slots(model, 4, CONTEXT, guesses=1), random_prompts(1)[0][:30]
     slots.warm()
-    assert slots.widths
+    assert slots.widths and set(slots.checks) == {1, 2}
     for slot, tokens in enumerate((prompt, [70] * 50, prompt, [71] * 9)):
         slots.read(slot, tokens, 0)
     place = len(prompt)
@@ -129,6 +114,11 @@ def test_rows_do_not_know_of_their_neighbours(quantized: bool, tmp_path: Path) -
         assert np.array_equal(slots.step(others)[2], wanted), others
     slots.copy(2, 1, place)
     assert np.array_equal(slots.step({3: (1, 10), 1: (80, place)})[1], wanted)
+    one_by_one = [slots.step({0: (token, place + n)})[0] for n, token in enumerate((80, 81))]
+    for others in ({}, {3: ([4, 5], 9)}, {3: ([4], 9)}):  # and where others were guessed before
+        assert slots.check({**others, 2: ([80, 9], place)})[2].shape[0] == 2
+        checked = slots.check({2: ([80, 81], place), **others})[2]
+        assert np.array_equal(checked, one_by_one), others
     slots.widths = [1]  # as where no two widths agree
     assert set(slots.step({3: (1, 10), 1: (80, place)})) == {1, 3}
 
@@ -166,6 +156,70 @@ def test_the_queue_is_bounded_and_the_cancelled_leave_it(engine: Engine) -> None
     full = Caller([65] * (CONTEXT - 3), 50)
     engine.submit(full.request)
     assert len(full.tokens()) == 2
+
+
+def test_guesses() -> None:
+    guesses = Guesses([1, 2, 3, 4, 5, 6, 9, 2, 3, 4, 7], most=3)
+    assert guesses.next() == []
+    for token in (2, 3):
+        guesses.add(token)
+        assert guesses.next() == []
+    guesses.add(4)
+    assert guesses.next() == [7, 2, 3]  # the latest
+    guesses.add(5)
+    assert guesses.next() == [6, 9, 2] and guesses.luck == 2.25  # nothing of 7, 2, 3 was right
+    for token in (6, 9, 2):
+        guesses.add(token)
+    assert guesses.luck == 2.4375
+    longest = Guesses([8, 1, 2, 3, 4, 0, 1, 2, 3, 5, 8, 1, 2, 3], most=2)
+    assert longest.next() == [4, 0]
+
+
+def test_guesses_change_nothing_but_the_number_of_steps(engine: Engine) -> None:
+    """Greedy ones, which are told the same logarithms, to the end of the context."""
+    repeated = [65, 66, 67, 68] * 9
+    cases: list[tuple[list[int], int, dict[str, Any]]] = [
+        (prompt, CONTEXT, {}) for prompt in (*random_prompts(3), repeated)
+    ]
+    cases += [(repeated, tokens, {}) for tokens in range(40, 44)]
+    said = engine.slots.model.generate(repeated, 60, temperature=0)
+    cases += [(repeated, CONTEXT, {"ends": [token]}) for token in {*said}]
+    found: list[list[list[Drawn | Ended]]] = []
+    steps, accepted = [], engine.accepted
+    costs = engine.slots.checks
+    for checks in ({}, costs):
+        engine.slots.checks = checks
+        begun, callers = engine.steps, []
+        for prompt, tokens, more in cases:
+            callers.append(Caller(prompt, tokens, logprobs=2, **more))
+            engine.submit(callers[-1].request)
+            callers[-1].tokens()
+        found.append([caller.events for caller in callers])
+        steps.append(engine.steps - begun)
+    assert found[0] == found[1]
+    right = sum(caller.request.accepted for caller in callers)
+    assert engine.accepted - accepted == right == steps[0] - steps[1] > 50
+    assert all(caller.request.guessed >= caller.request.accepted for caller in callers)
+    sampled = Caller(repeated, 9, settings=Sampling(1.0))
+    engine.submit(sampled.request)
+    assert len(sampled.tokens()) == 9 and not sampled.request.guessed
+
+
+def test_guesses_must_pay(engine: Engine) -> None:
+    costs, engine.slots.checks = engine.slots.checks, {1: 4.0}  # 3 right ones save as much
+    caller = Caller([65, 66, 67, 68] * 9, 60)
+    engine.submit(caller.request)
+    assert len(caller.tokens()) == 60 and not caller.request.guessed
+    engine.slots.checks = costs
+
+
+@pytest.mark.parametrize(("slots", "speculate", "said"), [
+    (3, 3, "--slots is 3: expected a power of two"), (2, 16, "--speculate is 16: expected at most")
+])  # fmt: skip
+def test_wrong_flags(slots: int, speculate: int, said: str, engine: Engine) -> None:
+    flags = argparse.Namespace(slots=slots, speculate=speculate, queue=1)
+    with pytest.raises(InputError, match=said):
+        make_engine(engine.slots.model, flags)
 
 
 def test_an_engine_that_fails_tells_everybody() -> None:
@@ -212,22 +266,8 @@ def test_stop_texts() -> None:
 @pytest.fixture(scope="module")
 def place(engine: Engine) -> Iterator[str]:
     """http://127.0.0.1:PORT of a server with a key."""
-    pytest.importorskip("starlette", reason="starlette is missing: pip install '.[serve]'")
-    uvicorn: Any = pytest.importorskip("uvicorn", reason="pip install '.[serve]'")
-    from minigrad.models.server import Limits, Server, hosts_of
-
-    engine.close = lambda: None  # type: ignore[method-assign]  # others go on with it
-    app = Server(engine, tokenizer(), "tiny", Limits(20_000, 100, KEY), hosts_of("127.0.0.1")).app
-    config = uvicorn.Config(app, port=0, log_level="warning")
-    listening = config.bind_socket()
-    listening.listen()  # so that who comes before the server has started waits
-    server = uvicorn.Server(config)
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
-    thread.start()
-    yield f"http://127.0.0.1:{listening.getsockname()[1]}"
-    server.should_exit = True
-    thread.join()
-    del engine.close
+    with serving(engine, KEY) as found:
+        yield found
 
 
 @pytest.fixture
@@ -245,6 +285,7 @@ def test_models_and_completions(client: Any, engine: Engine) -> None:
     answer = client.completions.create(model="tiny", prompt=prompt, max_tokens=12, temperature=0)
     assert answer.choices[0].text == text and answer.choices[0].finish_reason == "length"
     assert (answer.usage.prompt_tokens, answer.usage.completion_tokens) == (len(prompt), 12)
+    assert answer.usage.completion_tokens_details.rejected_prediction_tokens >= 0
     parts = list(client.completions.create(
         model="tiny", prompt=list(prompt.encode()), max_tokens=12, temperature=0, stream=True,
         stream_options={"include_usage": True}))  # fmt: skip
