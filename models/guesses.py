@@ -21,7 +21,7 @@ class Guesses:
 
     def __init__(self, text: Iterable[int], most: int) -> None:
         self.text, self.most = list[int](), most
-        self.luck = float(most)  # the first guess is tried
+        self.luck = most / 2  # checks that cost much wait for guesses to come true
         self._after: dict[tuple[int, ...], list[int]] = {}  # places after so many tokens
         self._open: list[int] = []  # a guess that is compared with what comes
         self._right = 0

@@ -167,10 +167,10 @@ def test_guesses() -> None:
     guesses.add(4)
     assert guesses.next() == [7, 2, 3]  # the latest
     guesses.add(5)
-    assert guesses.next() == [6, 9, 2] and guesses.luck == 2.25  # nothing of 7, 2, 3 was right
+    assert guesses.next() == [6, 9, 2] and guesses.luck == 1.125  # nothing of 7, 2, 3 was right
     for token in (6, 9, 2):
         guesses.add(token)
-    assert guesses.luck == 2.4375
+    assert guesses.luck == 1.59375
     longest = Guesses([8, 1, 2, 3, 4, 0, 1, 2, 3, 5, 8, 1, 2, 3], most=2)
     assert longest.next() == [4, 0]
 
