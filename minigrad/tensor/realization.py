@@ -186,7 +186,7 @@ def _lose_indices(failure: MinigradError) -> None:
     checks: Sequence[Node] = getattr(failure, "checks", ())
     with lock:
         for node in checks:
-            _replace(lazy_holders(), node, _dead(node, str(failure)))
+            _replace(lazy_holders(), {node: _dead(node, str(failure))})
     vars(failure).pop("checks", None)
 
 
@@ -200,8 +200,9 @@ def _dead(node: Node, reason: str) -> Node:
     return build.buffer(gone, node.dtype, node.shape, node.device)
 
 
-def _replace(lazy: Sequence[Holder], old: Node, new: Node) -> None:
-    nodes = replaced([holder.raw for holder in lazy], {old: new})
+def _replace(lazy: Sequence[Holder], by: dict[Node, Node]) -> None:
+    """Let lazy tensors depend on other nodes; a write that waits goes on waiting."""
+    nodes = replaced([holder.raw for holder in lazy], by)
     for holder, node in zip(lazy, nodes, strict=True):
         if node is not holder.raw:
             if _is_waiting(holder.raw):
@@ -216,7 +217,7 @@ def _lose_readers(target: Node, owner: Holder) -> None:
     """
     dead = _dead(target, spoiled[id(target.arg)][1])
     with lock:
-        _replace([holder for holder in lazy_holders() if holder is not owner], target, dead)
+        _replace([holder for holder in lazy_holders() if holder is not owner], {target: dead})
         for holder in holders(target):
             if holder is not owner:
                 holder._point(dead)
@@ -380,11 +381,7 @@ class _Plan:
                     holder.stopped = False
         for target, copied in self.copies.items():
             made[target] = made[copied]
-        lazy = lazy_since(min(node.age for node in made)) if made else []
-        nodes = replaced([holder.raw for holder in lazy], made)
-        for holder, node in zip(lazy, nodes, strict=True):
-            if holder.raw is not node:
-                holder._point(node)
+        _replace(lazy_since(min(node.age for node in made)) if made else [], made)
 
     def _record(self, made: dict[Node, Node]) -> None:
         """Keep the graphs of the roots that were chosen for it."""

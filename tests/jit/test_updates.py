@@ -202,3 +202,32 @@ def test_a_step_and_its_memory_are_gone_at_once(on_device) -> None:
         assert GlobalCounters.mem_used == before
     finally:
         gc.enable()
+
+
+def test_a_write_of_a_value_that_the_step_realizes(device: str) -> None:
+    """The gradient is kept, so it is realized with the loss; the write that reads it still waits."""
+    weight = Tensor([1.0, 2.0], device=device, requires_grad=True)
+
+    def step(x: Tensor) -> Tensor:
+        weight.grad = None
+        loss = (weight * x).sum()
+        loss.backward()
+        with Tensor.no_grad():
+            weight.assign(weight - weight.grad * 0.5)
+        return loss
+
+    run = jit(step)
+    losses = [run(Tensor([1.0, 1.0], device=device)).item() for _ in range(5)]
+    assert losses == [3.0, 2.0, 1.0, 0.0, -1.0]
+    assert weight.tolist() == [-1.5, -0.5]
+
+
+def test_a_write_goes_on_waiting_when_its_value_is_computed(device: str) -> None:
+    """Not captured: the memory is written, which a view sees, after whoever reads what it held."""
+    target = Tensor([1.0, 2.0], device=device).realize()
+    memory, view = target.raw.arg, target[1:]
+    before, value = target * 10, Tensor([5.0, 6.0], device=device) + 1
+    target.assign(value * 2)
+    value.realize()
+    assert target.tolist() == [12.0, 14.0] and view.tolist() == [14.0]
+    assert before.tolist() == [10.0, 20.0] and target.raw.arg is memory
