@@ -205,7 +205,7 @@ def test_a_step_and_its_memory_are_gone_at_once(on_device) -> None:
 
 
 def test_a_write_of_a_value_that_the_step_realizes(device: str) -> None:
-    """The gradient is kept, so it is realized with the loss; the write that reads it still waits."""
+    """The gradient is kept, so it is realized with the loss; the write that reads it waits on."""
     weight = Tensor([1.0, 2.0], device=device, requires_grad=True)
 
     def step(x: Tensor) -> Tensor:
