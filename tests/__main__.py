@@ -67,7 +67,7 @@ def types(extra: Sequence[str]) -> bool:
 
 
 # What one of two processes tests, so that both cores have work; it takes about half of the time.
-HALF = ("tests/property", "tests/opencl", "tests/parallel")
+HALF = ("tests/property", "tests/opencl", "tests/parallel", "tests/schedule", "tests/nn")
 
 
 def tests(extra: Sequence[str]) -> bool:

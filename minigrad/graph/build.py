@@ -210,7 +210,7 @@ def flip(x: Node, axes: Sequence[int]) -> Node:
     return make(Op.FLIP, x.dtype, x.shape, (x,), axes, x.device)
 
 
-FEW = 2  # pieces that are better joined where they are read, by a WHERE, than in memory
+FEW = 3  # pieces that are better joined where they are read, by a WHERE, than in memory
 
 
 def cat(pieces: Sequence[Node], axis: int) -> Node:

@@ -20,7 +20,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 
 from minigrad.dtype import dtypes
 from minigrad.errors import ScanError
@@ -58,11 +57,14 @@ class Loop:
         """The row of the carries before the first step."""
         return self.count if self.reverse else 0
 
-    @cached_property
+    @property
     def body(self) -> list[Node]:
         """What is computed in a step: next and outs, without gradient rules."""
-        roots = [*self.next, *self.outs]
-        return without_rules(roots, topological(roots))
+        known: dict[str, list[Node]] = self.__dict__
+        if "_body" not in known:
+            roots = [*self.next, *self.outs]
+            known["_body"] = without_rules(roots, topological(roots))
+        return known["_body"]
 
     def read(self, node: Node) -> list[Node]:
         """Those of a LOOP's sources that its steps need (and not only gradients of theirs)."""

@@ -256,12 +256,6 @@ def with_places(statement: Statement, move: Move, everywhere: bool = False) -> S
     return map_statement(statement, change)
 
 
-# What `combine` makes of a reduction.
-REDUCTIONS = {
-    Op.ADD: Op.SUM, Op.MUL: Op.PROD, Op.MAXIMUM: Op.MAX, Op.OR: Op.SUM, Op.AND: Op.PROD,
-}  # fmt: skip
-
-
 def combine(op: Op, old: Expr, new: Expr) -> Expr:
     """One step of a reduction."""
     if new.op is Leaf.DOT:  # which adds to something by itself

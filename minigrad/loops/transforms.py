@@ -25,6 +25,7 @@ from functools import wraps
 from typing import ParamSpec, TypeVar
 
 from minigrad.graph.node import Op
+from minigrad.graph.operations import REPEATED
 from minigrad.graph.shapes import flatten, numel
 from minigrad.graph.substitution import (
     coefficient,
@@ -35,7 +36,6 @@ from minigrad.graph.substitution import (
 from minigrad.graph.symbolic import Atom, Integer, ceildiv, high
 from minigrad.loops.axes import parallel_axes
 from minigrad.loops.build import (
-    REDUCTIONS,
     Place,
     Values,
     combine,
@@ -724,8 +724,8 @@ def _combined(loop: Loop, x: Atom) -> dict[Local, Op]:
         if isinstance(one, Set):
             first.setdefault(one.local, one.value)
     return {
-        register: REDUCTIONS[value.op] for register, value in first.items()
-        if value.op in REDUCTIONS and expr.local(register) is value.args[0]
+        register: REPEATED[value.op] for register, value in first.items()
+        if value.op in REPEATED and expr.local(register) is value.args[0]
     }  # fmt: skip
 
 

@@ -230,18 +230,18 @@ def reaches(start: Iterable[Cluster], goal: Cluster) -> bool:
 
 def _shared_rows(home: Cluster, own: Cluster, stage: Stage, produces: bool) -> frozenset[Integer]:
     """The row counts under which `stage` may join `home`; empty where it may not."""
-    if own.kind != "rows":
-        kind = "matrix product" if own.kind in ("contraction", "dots") else own.kind
-        return _no(home, f"a {kind} begins a kernel of its own")
-    if home.kind not in ("rows", "contraction", "block_rows", "dots"):
-        return _no(home, f"nothing joins a {home.kind}")
-    if home.kind == "dots":
+    if home.kind == "dots" and own.kind in ("rows", "contraction"):
         dots, *sums = home.stages
         fits = stage.op is None and _same_elements(sums or [dots], stage)
         fits = fits or not sums and in_blocks(dots, stage) is not None
         if fits and produces:
             return frozenset((stage.size,))
         return _no(home, "it does not take each result of that product just once, at its own place")
+    if own.kind != "rows":
+        kind = "matrix product" if own.kind in ("contraction", "dots") else own.kind
+        return _no(home, f"a {kind} begins a kernel of its own")
+    if home.kind not in ("rows", "contraction", "block_rows"):
+        return _no(home, f"nothing joins a {home.kind}")
     if home.kind == "block_rows":
         fits = produces and stage.op is None and _follows_blocks(home, own, stage)
         return home.rows if fits else _no(home, "it does not go along with those blocks of rows")

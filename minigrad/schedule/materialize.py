@@ -111,6 +111,9 @@ def _operands_in_memory(
 ) -> Iterator[Node]:  # fmt: skip
     """What a matrix product reads over and over, and which is therefore kept."""
     for operand in contraction_operands(node):
+        used = zip(varies(operand), operand.shape, strict=True)
+        if all(uses or extent == 1 for uses, extent in used):
+            continue  # it is read once: a factor of a product along a shared last axis
         base = _below_movement(operand, seen_through)
         if base.op in ELEMENTWISE or base.op is Op.GATHER:
             yield base if base in kept else _as_all_read_it(operand, base, readers)

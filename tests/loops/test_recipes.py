@@ -68,7 +68,7 @@ def test_symbolic_lengths(name: str, n: int) -> None:
 
 
 # Recipes of kernels that no program here has: property/ and opencl/ run them.
-ELSEWHERE = {"scan", "distribute", "lower_gpu"}
+ELSEWHERE = {"scan", "distribute", "lower_gpu", "byte_dots"}
 
 
 def test_the_programs_use_every_recipe(monkeypatch: pytest.MonkeyPatch) -> None:
