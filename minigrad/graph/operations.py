@@ -335,7 +335,6 @@ SCATTERS = {Op.SCATTER_ADD: Op.SUM, Op.SCATTER_MAX: Op.MAX, Op.SCATTER_PROD: Op.
 MOVEMENT = frozenset({
     Op.RESHAPE, Op.PERMUTE, Op.EXPAND, Op.PAD, Op.SHRINK, Op.FLIP, Op.WINDOW,
 })  # fmt: skip
+_STEPS = {Op.SUM: (Op.ADD, Op.OR), Op.PROD: (Op.MUL, Op.AND), Op.MAX: (Op.MAXIMUM,)}
 # The reduction of which an operation of two is a step.
-REPEATED = {
-    Op.ADD: Op.SUM, Op.MUL: Op.PROD, Op.MAXIMUM: Op.MAX, Op.OR: Op.SUM, Op.AND: Op.PROD,
-}  # fmt: skip
+REPEATED = {step: reduction for reduction, steps in _STEPS.items() for step in steps}

@@ -146,4 +146,4 @@ class Signature:
 def signature(tensor: Core, values: dict[str, int]) -> Signature:
     """The signature of a tensor; values of bound variables go to `values`."""
     shape = tuple(unbind(extent, values) for extent in tensor.shape)
-    return Signature(shape, tensor.dtype, tensor.device)
+    return Signature(shape, tensor.dtype, tensor.raw.device)
