@@ -11,14 +11,18 @@ from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 
 from minigrad.device import Buffer, Call, Device, Program, refuse, renew, spoil, spoiled, undecided
-from minigrad.dtype import dtypes
+from minigrad.dtype import dtypes, number_bytes
 from minigrad.errors import BoundsError, DeviceError, MinigradError
 from minigrad.failure import failure_of
 from minigrad.graph.build import buffer, rebuild
 from minigrad.graph.canonical import Canonical, Graph, canonicalize
+from minigrad.graph.copies import MANY, MOST_BYTES, nbytes
 from minigrad.graph.loop import StepsInMemory
-from minigrad.graph.node import Node, Op, needed
+from minigrad.graph.node import Node, Op, is_symbolic, needed
+from minigrad.graph.rewrite import replaced
+from minigrad.graph.rolled import without_copies
 from minigrad.graph.shapes import numel
+from minigrad.graph.sharding import meshes
 from minigrad.programs import programs as programs
 from minigrad.settings import flag, state_that
 
@@ -109,6 +113,8 @@ def realize(
     """
     if order is None:
         order = needed(roots)
+    if len(order) > 2 * MANY and recording.calls is None:
+        roots, order = _fewer(roots, order)
     operations = {node.op for node in order}
     if Op.CUSTOM in operations:
         order = needed(roots)
@@ -129,6 +135,49 @@ def realize(
     elif found:
         raise found.pop()  # nor may this frame keep it, which it keeps
     return [result[root] for root in roots]
+
+
+def _fewer(roots: Sequence[Node], order: Sequence[Node]) -> tuple[list[Node], list[Node]]:
+    """Roots, and what they need, with copies of one computation computed together.
+
+    Many small arrays that are joined are copied here: a program would be another for each number.
+    """
+    before = list(roots)
+    made = without_copies(before, order)
+    order = list(order) if made == before else needed(made)
+    joined: dict[Node, Node] = {}
+    for node in order:
+        if node.op is Op.CAT and len(node.src) > MANY and node.device not in meshes:
+            memory = _joined(node, joined)
+            if memory is not None:
+                joined[node] = buffer(memory, node.dtype, node.shape, node.device)
+    if joined:
+        made = replaced(made, joined)
+        order = needed(made)
+    return made, order
+
+
+def _joined(node: Node, known: Mapping[Node, Node]) -> Buffer | None:
+    """Memory that a CAT is copied to, if its pieces are small, and all in memory or all numbers.
+
+    known: other CATs, which are in memory by now.
+    """
+    pieces = []
+    for x in node.src:
+        while x.op is Op.RESHAPE:
+            x = x.src[0]
+        pieces.append(known.get(x, x))
+    apart = any(extent != 1 for extent in node.shape[: node.arg])
+    if apart or is_symbolic(node.shape) or any(nbytes(x) > MOST_BYTES for x in pieces):
+        return None
+    memory = Buffer(node.device, node.dtype, numel(node.shape))
+    if all(x.op is Op.BUFFER for x in pieces):
+        memory.join([x.arg for x in pieces])
+    elif all(x.op is Op.CONST for x in pieces):
+        memory.copy_in(b"".join(number_bytes(x.arg, x.dtype) * numel(x.shape) for x in pieces))
+    else:
+        return None
+    return memory
 
 
 def _run(
