@@ -25,6 +25,7 @@ from minigrad.graph.copies import (
 from minigrad.graph.loop import Looped, Step
 from minigrad.graph.node import Node, Op, topological
 from minigrad.graph.rewrite import replaced
+from minigrad.graph.sharding import meshes
 
 LEAST_NODES = 256  # of a loop: fewer are quicker as they are, in one program
 MOST_NODES = 1024  # of a step
@@ -37,7 +38,10 @@ def without_copies(
     """The roots with copies of one computation together, or as a LOOP.
 
     order: `topological(roots)`. kept: nodes of which something else depends, which stay apart.
+    On a mesh, where each node has its layout, nothing is changed.
     """
+    if any(root.device in meshes for root in roots):
+        return list(roots)
     made = together(roots, order, kept)
     if len(order) < LEAST_NODES:
         return made
