@@ -20,7 +20,6 @@ from minigrad.graph.copies import MANY, MOST_BYTES, nbytes
 from minigrad.graph.loop import StepsInMemory
 from minigrad.graph.node import Node, Op, is_symbolic, needed
 from minigrad.graph.rewrite import replaced
-from minigrad.graph.rolled import without_copies
 from minigrad.graph.shapes import numel
 from minigrad.graph.sharding import meshes
 from minigrad.programs import programs as programs
@@ -113,10 +112,10 @@ def realize(
     """
     if order is None:
         order = needed(roots)
-    if len(order) > 2 * MANY and recording.calls is None:
-        roots, order = _fewer(roots, order)
     operations = {node.op for node in order}
-    if Op.CUSTOM in operations:
+    if Op.CAT in operations and recording.calls is None:
+        roots = _with_joins(roots, order)
+    if Op.CUSTOM in operations or Op.CAT in operations:
         order = needed(roots)
     if Op.COPY in operations or Op.LOOP in operations:
         return _in_stages(roots, failures)
@@ -137,24 +136,18 @@ def realize(
     return [result[root] for root in roots]
 
 
-def _fewer(roots: Sequence[Node], order: Sequence[Node]) -> tuple[list[Node], list[Node]]:
-    """Roots, and what they need, with copies of one computation computed together.
+def _with_joins(roots: Sequence[Node], order: Sequence[Node]) -> list[Node]:
+    """Roots with joins of many small arrays in memory: a program would be another for each number.
 
-    Many small arrays that are joined are copied here: a program would be another for each number.
+    order: what they need.
     """
-    before = list(roots)
-    made = without_copies(before, order)
-    order = list(order) if made == before else needed(made)
     joined: dict[Node, Node] = {}
     for node in order:
         if node.op is Op.CAT and len(node.src) > MANY and node.device not in meshes:
             memory = _joined(node, joined)
             if memory is not None:
                 joined[node] = buffer(memory, node.dtype, node.shape, node.device)
-    if joined:
-        made = replaced(made, joined)
-        order = needed(made)
-    return made, order
+    return replaced(roots, joined)
 
 
 def _joined(node: Node, known: Mapping[Node, Node]) -> Buffer | None:

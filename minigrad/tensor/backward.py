@@ -12,7 +12,6 @@ from minigrad.graph.node import Node, Op, topological
 from minigrad.graph.rewrite import replaced
 from minigrad.graph.rolled import without_copies
 from minigrad.hints import hint
-from minigrad.program import recording
 from minigrad.tensor import realization, saved_graphs
 from minigrad.tensor.basic import Composed
 from minigrad.tensor.broadcasting import broadcast_to, show
@@ -49,8 +48,7 @@ class Backward(Composed):
                 f"backward of a tensor of shape {show(self.shape)}: it depends on no float leaf "
                 "that takes a gradient (was it detached, or computed inside no_grad?)"
             )
-        if recording.calls is None:
-            (output,) = without_copies([output], topological([output]), leaves)
+        (output,) = without_copies([output], topological([output]), leaves)
         found = node_gradient([output], [seed], list(leaves))
         with no_grad():
             grads = replaced([g for g in found if g is not None], back)

@@ -270,12 +270,15 @@ class _Plan:
             if size == len(self.roots):
                 self._save_for_backward()
         writes = {n for n in self.order if n.op is Op.ASSIGN and not _is_waiting(n)}
-        values = dict(zip(self.roots, see_through(list(self.roots), writes), strict=True))
-        self.parts = self._parts(values)
-        self.alone = [root for root in self.roots if root not in self.parts]
+        values = see_through(list(self.roots), writes)
+        self.parts: dict[Node, Node] = {}  # readers → as parts of what is computed in their place
+        if len(self.order) > 2 * MANY:
+            values = self._without_copies(values)
+        pairs = zip(self.roots, values, strict=True)
+        self.alone = {root: value for root, value in pairs if root not in self.parts}
         self.wholes = list(dict.fromkeys(map(_whole, self.parts.values())))
-        self.values = [*(values[root] for root in self.alone), *self.wholes]
-        self.same = not writes and not self.parts  # as the roots, whose order is known
+        self.values = [*self.alone.values(), *self.wholes]
+        self.same = self.values == list(self.roots)  # whose order is known
 
     def _extend(self) -> None:
         """Add waiting writes, random states, and parameters that are read, and other readers."""
@@ -327,24 +330,25 @@ class _Plan:
             self.copies[target] = copied
             self.roots.setdefault(copied)
 
-    def _parts(self, values: dict[Node, Node]) -> dict[Node, Node]:
-        """Readers that a loop has left, as parts of arrays which are computed in their place.
+    def _without_copies(self, values: list[Node]) -> list[Node]:
+        """The values of the roots, with what loops in Python have left computed together.
 
-        There may be a list of them, perhaps for nobody, of another length each time. values: of the
-        roots, which are changed where they share something with those.
+        That may be a list of readers, too, perhaps for nobody: they become parts of arrays.
         """
-        if len(self.readers) <= MANY or recording.calls is not None:
-            return {}
         kept = {*self.kept, *self.marked}
-        some = [r for r in self.roots if r in self.readers and r not in kept]
         parts: dict[Node, Node] = {}
-        for copies in alike([values[root] for root in some if root.op is not Op.ASSIGN]):
+        many = len(self.readers) > MANY and recording.calls is None
+        readers = {root for root in self.readers if root not in kept} if many else set()
+        for copies in alike([value for value in values if value in readers]):
             parts |= zip(copies, unstacked(stacked(copies)), strict=True)
-        values |= {root: parts[value] for root, value in values.items() if value in parts}
-        made = without_copies(list(values.values()), topological(values.values()))
-        values |= zip(values, made, strict=True)
-        found = {root: values[root] for root in some}
-        return {r: value for r, value in found.items() if _whole(value) is not value}
+        values = [parts.get(value, value) for value in values]
+        known = values == list(self.roots)
+        order = self.order if known else topological(values)
+        values = without_copies(values, order, self.marked)
+        for root, value in zip(self.roots, values, strict=True):
+            if root in readers and _whole(value) is not value:
+                self.parts[root] = value
+        return values
 
     # -- histories ---------------------------------------------------------------------------------
 
