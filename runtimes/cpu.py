@@ -20,7 +20,7 @@ from minigrad.dtype import DType, dtypes, number_of
 from minigrad.errors import MinigradError
 from minigrad.graph.canonical import Graph
 from minigrad.graph.substitution import variables as symbols
-from minigrad.graph.symbolic import Affine, high
+from minigrad.graph.symbolic import Affine, ceildiv, high
 from minigrad.graph.variable import evaluate, is_own, most
 from minigrad.locks import new_rlock
 from minigrad.program import GlobalCounters, timeline
@@ -238,6 +238,15 @@ class CpuProgram:
         finally:
             cpu_memory.free(arena, arena_bytes)
         GlobalCounters.ran(len(self.kernels), operations, traffic)
+
+    def threads_of(self, number: int) -> int:
+        """How many threads a kernel has work for."""
+        _, total, grain, _ = self.launches[number]
+        return min(max(ceildiv(high(total), max(grain, 1)), 1), self.pool.threads)
+
+    def address(self, source: tuple[str, int | str]) -> int:
+        """Where the call that runs, by this thread, has what a source of arguments names."""
+        return int(self._arguments[self.sources.index(source)])
 
     def _totals(self) -> list[int]:
         """The iterations of the kernels where these vary."""

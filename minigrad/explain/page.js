@@ -136,6 +136,7 @@ function overview() {
     make("p", {class: "note"}, (plain === null ? "" : `Nobody looking, a call took ${time(plain)} (the middle one of ${data.plain.length}). `) +
       `Looked at kernel by kernel it took ${time(data.seconds)}: ${time(total)} in kernels` +
       (rest > 0 ? `, ${time(rest)} (${percent(rest / data.seconds)}) between them, in Python.` : ".") +
+      (plain === null ? "" : ` So the times below add up to ${percent(1 + data.apart)} of a call.`) +
       ` The limit is what this machine does at best, arithmetic or memory, whichever a kernel would take longer for. ${data.machine}; ${data.when}; ${data.steps} calls in all.`),
   ];
 }
@@ -221,6 +222,119 @@ function strip() {
   return root;
 }
 
+function lineText([file, line]) {
+  const piece = data.files[file].pieces.find(([first, lines]) => line >= first && line < first + lines.length);
+  return piece ? piece[1][line - piece[0]].trim() : "";
+}
+
+/* What each rank and thread did when, by the clock; an exchange from its begin until it was waited for. */
+const BEGINS = "exchange: ", WAITS = "wait: ";
+const ROW = 15, GAP = 6;
+
+function lane(rows, y, label, mark) {
+  return [draw("text", {x: 0, y: y + 11}, label), ...rows.map(row => mark(row, y))];
+}
+
+function timeline() {
+  const ranks = data.ranks.length ? data.ranks : [{same: true, kernels: kernels.map(k => [k.start, k.seconds])}];
+  const several = data.ranks.length > 1, threads = Math.max(...kernels.map(k => k.threads || 1), 1);
+  const rows = ranks.map(rank => rank.kernels.map(([start, seconds, label], number) => ({start, seconds, number, same: rank.same, label: label || kernels[number].label})));
+  const end = Math.max(...rows.flat().map(row => row.start + row.seconds), 1e-9), left = 92, width = 1000 - left;
+  const x = at => (left + at / end * width).toFixed(2), marks = [];
+  const phase = row => row.label.startsWith(BEGINS) || row.label.startsWith(WAITS) ? "exchange" : row.same ? mainPhase(kernels[row.number]) : "other";
+  const bar = (row, y, high = ROW) => {
+    const known = row.same ? {"data-kernel": row.number, onclick: () => choose("kernel", row.number)} : {};
+    const mark = draw("rect", {x: x(row.start), y, width: Math.max(row.seconds / end * width, 0.4).toFixed(2), height: high, class: phase(row), ...known},
+      draw("title", {}, `${row.label.slice(0, 80)}: ${time(row.seconds)} from ${time(row.start)} on`));
+    if (row.same) marks.push([mark, row.number]);
+    return mark;
+  };
+  const parts = [];
+  let y = 0;
+  rows.forEach((all, rank) => {
+    const name = several ? `rank ${rank}` : "", own = all.filter(row => phase(row) !== "exchange");
+    for (let thread = 0; thread < threads; thread++) {
+      parts.push(...lane(own.filter(row => !row.same || (kernels[row.number].threads || 1) > thread), y, `${name}${name && threads > 1 ? ", " : ""}${threads > 1 ? `thread ${thread}` : name ? "" : "kernels"}`, bar));
+      y += ROW + 2;
+    }
+    const pairs = exchangePairs(all.map(row => row.label), all[0]?.same);
+    if (pairs.length) {
+      parts.push(...lane(pairs, y, "exchanges", ([first, last], top) => draw("rect", {x: x(all[first].start), y: top + 4, height: 6, class: "exchange faint", width: Math.max((all[last].start + all[last].seconds - all[first].start) / end * width, 0.4).toFixed(2)})),
+        ...all.filter(row => phase(row) === "exchange").map(row => bar(row, y)));
+      y += ROW + 2;
+    }
+    y += GAP;
+  });
+  parts.push(draw("text", {x: left, y: y + 8}, "0"), draw("text", {x: 1000, y: y + 8, "text-anchor": "end"}, time(end)));
+  const root = draw("svg", {viewBox: `0 0 1000 ${y + 14}`, role: "img", "aria-label": "what each thread and rank did when"}, parts);
+  painters.push((what, lit) => marks.forEach(([mark, n]) => mark.classList.toggle("dim", !lit.has(n))));
+  return section("Timeline", `One call by the clock. A kernel is drawn for as many threads as it has work for${threads > 1 ? "; where the second row is empty one thread works alone" : ""}; what is white between kernels is Python${several ? ", or another rank's turn" : ""}.` +
+    (several ? " Purple: a thin bar is an exchange on its way, a thick one is a rank that begins it or waits for it." : ""),
+    make("div", {class: "wide", tabindex: 0, role: "region", "aria-label": "timeline"}, make("div", {class: "clock"}, root)));
+}
+
+/* Of one rank [number of the kernel that begins an exchange, of the one that waits for it]: those of one array, or of one label. */
+function exchangePairs(labels, same) {
+  const begun = new Map(), pairs = [];
+  const key = (n, start) => same ? `${kernels[n].program} ${kernels[n].plan.split(" = ")[0]}` : labels[n].slice(start.length);
+  labels.forEach((label, n) => {
+    if (label.startsWith(BEGINS)) begun.set(key(n, BEGINS), [...(begun.get(key(n, BEGINS)) || []), n]);
+    if (label.startsWith(WAITS)) pairs.push([(begun.get(key(n, WAITS)) || [n]).shift() ?? n, n]);
+  });
+  return pairs;
+}
+
+/* ---- values, where they were asked for ---- */
+
+const small = value => value === 0 ? "0" : Math.abs(value) >= 1e-3 && Math.abs(value) < 1e5 ? three(value) : value.toExponential(2).replace("e+", "e");
+const FAULTS = {NaN: "NaN (not a number)", infinite: "an infinite number"};
+
+function spread(row) {
+  const {bars} = row;
+  if (!bars) return "none of them is finite";
+  return draw("svg", {viewBox: `0 0 ${bars.length * 6} 44`, class: "bars", role: "img", "aria-label": `histogram from ${small(row.low)} to ${small(row.high)}`},
+    bars.map((height, n) => draw("rect", {x: n * 6, y: 42 - 0.4 * height, width: 5, height: Math.max(0.4 * height, height ? 1 : 0), class: "forward"})));
+}
+
+function valueTable(rows) {
+  const cell = row => make("tr", {}, make("th", {scope: "row"}, row.name, make("div", {class: "kind"}, `${row.shape.join("×") || "one number"} ${row.dtype}`)),
+    make("td", {class: "number"}, row.bars ? `${small(row.low)} … ${small(row.high)}` : ""), make("td", {class: "number"}, row.bars ? `${small(row.mean)} ± ${small(row.spread)}` : ""),
+    make("td", {class: "number"}, percent(row.zeros / Math.max(row.shape.reduce((a, b) => a * b, 1), 1))),
+    make("td", {class: "number" + (row.nan || row.inf ? " wrong" : "")}, row.nan || row.inf ? [row.nan ? `${row.nan} NaN` : "", row.inf ? `${row.inf} infinite` : ""].filter(Boolean).join(", ") : "none"),
+    make("td", {}, spread(row)), make("td", {class: "code"}, row.first.join(", ")));
+  return make("div", {class: "wide", tabindex: 0, role: "region", "aria-label": "values"}, make("table", {}, make("thead", {}, make("tr", {}, ["what it wrote", "range", "mean ± spread", "zeros", "not finite", "how they are spread", "the first"].map(t => make("th", {scope: "col"}, t)))),
+    make("tbody", {}, rows.map(cell))));
+}
+
+function firstSentence(first) {
+  const goes = first.kernel < 0 ? null : make("button", {type: "button", "data-first": first.kernel, onclick: () => choose("kernel", first.kernel)}, `kernel ${first.kernel}`);
+  const what = FAULTS[first.fault];
+  if (first.how === "given") return make("li", {}, `${what} was there before the step: in ${first.what}.`);
+  if (first.how === "received") return make("li", {}, `${what} came first from another rank: `, goes, ` received it, in ${first.what}.`);
+  const lines = first.stacks.filter(stack => data.stacks[stack].length).slice(0, 4).map(stack => data.stacks[stack][0]);
+  return make("li", {}, `${what} was first made by `, goes, `, in ${first.what}`, first.node ? [": by the node ", make("span", {class: "code"}, first.node)] : ", which read none", lines.length ? ", of the line " : ".",
+    lines.map((one, at) => [at ? " or " : "", make("button", {type: "button", class: "code", onclick: () => choose("line", place(one))}, lineText(one) || `${one[2]}:${one[1]}`)]).flat());
+}
+
+/* Of each kernel how large the numbers are that it wrote, from left to right as they run. */
+function valuesOfAll() {
+  if (!data.looked) return [];
+  const width = 1000, height = 120, magnitude = row => Math.log10(Math.max(Math.abs(row.low), Math.abs(row.high)));
+  const tall = kernels.map((kernel, n) => [n, Math.max(...kernel.values.filter(row => row.bars && (row.low || row.high)).map(magnitude)), kernel.values.some(row => row.nan || row.inf)]);
+  const finite = tall.filter(([, value]) => Number.isFinite(value)), low = Math.floor(Math.min(...finite.map(one => one[1]), 0)), high = Math.ceil(Math.max(...finite.map(one => one[1]), 0)) || 1;
+  const y = value => 8 + (high - value) / (high - low) * (height - 16), marks = [];
+  const dots = tall.flatMap(([n, value, wrong]) => {
+    if (!Number.isFinite(value) && !wrong) return [];
+    const mark = draw("rect", {x: (60 + n / kernels.length * (width - 64)).toFixed(1), y: y(Number.isFinite(value) ? value : high).toFixed(1), width: Math.max((width - 64) / kernels.length - 0.5, 1.2).toFixed(1), height: 5, class: wrong ? "wrong" : mainPhase(kernels[n]), "data-kernel": n, onclick: () => choose("kernel", n)}, draw("title", {}, `kernel ${n}`));
+    marks.push([mark, n]);
+    return [mark];
+  });
+  painters.push((what, lit) => marks.forEach(([mark, n]) => mark.classList.toggle("dim", !lit.has(n))));
+  const firsts = data.firsts.length ? make("ul", {id: "firsts"}, data.firsts.map(firstSentence)) : make("p", {id: "firsts"}, "Every number that a kernel wrote is finite: there is no NaN, and nothing is infinite.");
+  return [section("Values", `What kernels wrote in one more call${data.ranks.length > 1 ? ", on rank 0" : ""}. The picture shows the largest number of each, by its power of ten (top 10^${high}, bottom 10^${low}); a kernel's own values are in its tab “Values”.`, firsts,
+    draw("svg", {viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": `the largest number that each kernel wrote, from 10^${low} to 10^${high}`}, draw("text", {x: 0, y: 14}, `10^${high}`), draw("text", {x: 0, y: height - 4}, `10^${low}`), dots))];
+}
+
 function kernelList() {
   const list = make("ul", {class: "rows"}), more = make("button", {type: "button"}, "");
   const order = make("select", {id: "order", onchange: () => fill()}, make("option", {}, "longest first"), make("option", {}, "in order"));
@@ -254,7 +368,7 @@ const KINDS = {
   scan: "It keeps a running total along an axis.", distribute: "It is one pass of a sort.",
   exchange: "It begins to send and receive.", wait: "It waits until an exchange is done.",
 };
-const TABS = [["why", "Why one kernel"], ["nodes", "Nodes"], ["plan", "Formulas"], ["steps", "Loops, step by step"], ["nest", "Loops at the end"], ["ir", "LLVM IR"], ["assembly", "Assembly"]];
+const TABS = [["why", "Why one kernel"], ["values", "Values"], ["nodes", "Nodes"], ["plan", "Formulas"], ["steps", "Loops, step by step"], ["nest", "Loops at the end"], ["ir", "LLVM IR"], ["assembly", "Assembly"]];
 const ABOUT = {
   nodes: "Operations on whole arrays, after the passes. SHRINK, EXPAND, PERMUTE and RESHAPE cost nothing: they become indices.",
   plan: "What is computed for each index. s: what the program is given, o: what it gives, t: what kernels, or parts of one, pass on.",
@@ -267,17 +381,17 @@ function detail() {
   painters.push(what => { if (what.kind === "kernel") fill(what.value); });
   function fill(number) {
     const kernel = kernels[number], code = data.codes[kernel.code], panel = make("div", {role: "tabpanel", id: "panel", "aria-label": "the kernel's text"});
-    const lineText = ([file, line]) => { const piece = data.files[file].pieces.find(([first, lines]) => line >= first && line < first + lines.length); return piece ? piece[1][line - piece[0]].trim() : ""; };
     const stacks = kernel.stacks.filter(([stack, share]) => share >= 0.005 && data.stacks[stack].length).slice(0, 8);
     const lines = stacks.map(([stack, share]) => make("li", {}, `${percent(share)} `, data.stacks[stack].slice(0, 4).map((one, at) => [at ? " ← " : "",
       make("button", {type: "button", onclick: () => choose("line", place(one)), title: `${data.files[one[0]].name}, line ${one[1]}, in ${one[2]}`}, at ? `${one[2]}:${one[1]}` : lineText(one) || `${one[2]}:${one[1]}`)]).flat()));
-    const tabs = TABS.filter(([name]) => name in ABOUT ? name === "nodes" || name === "plan" || code : true).map(([name, title]) =>
+    const tabs = TABS.filter(([name]) => name === "values" ? kernel.values && kernel.values.length : name in ABOUT ? name === "nodes" || name === "plan" || code : true).map(([name, title]) =>
       make("button", {type: "button", role: "tab", "data-tab": name, "aria-controls": "panel", "aria-selected": "false", onclick: () => show(name)}, title));
     async function show(name) {
       for (const tab of tabs) tab.setAttribute("aria-selected", tab.dataset.tab === name);
       const about = ABOUT[name] ? make("p", {class: "note"}, ABOUT[name]) : null;
-      const text = name === "why" ? null : name === "plan" ? kernel.plan : await inflated(name === "nodes" ? kernel.nodes : code[name]);
+      const text = name === "why" || name === "values" ? null : name === "plan" ? kernel.plan : await inflated(name === "nodes" ? kernel.nodes : code[name]);
       if (name === "why") panel.replaceChildren(make("ul", {}, kernel.why.map(sentence => make("li", {}, sentence))));
+      else if (name === "values") panel.replaceChildren(valueTable(kernel.values));
       else if (name === "nodes") {
         const cell = ([node, stack, module, phase]) => make("tr", {}, make("td", {class: "code"}, node), make("td", {}, `${module} ${phase === "forward" ? "" : phase}`), make("td", {class: "code"}, data.stacks[stack].length ? lineText(data.stacks[stack][0]) : ""));
         panel.replaceChildren(about, make("div", {class: "wide", tabindex: 0, role: "region", "aria-label": "nodes"}, make("table", {}, make("thead", {}, make("tr", {}, ["node", "module", "line"].map(t => make("th", {scope: "col"}, t)))), make("tbody", {}, JSON.parse(text).map(cell)))));
@@ -334,11 +448,7 @@ function memory() {
 
 /* What ranks send: each exchange with the wait that ends it. */
 function exchanged() {
-  const begun = new Map(), pairs = [], key = kernel => `${kernel.program} ${kernel.plan.split(" = ")[0]}`;
-  kernels.forEach((kernel, n) => {
-    if (kernel.kind === "exchange") begun.set(key(kernel), n);
-    if (kernel.kind === "wait") pairs.push([begun.get(key(kernel)), n]);
-  });
+  const pairs = exchangePairs(kernels.map(kernel => kernel.label), true);
   if (!pairs.length) return [];
   const sent = pairs.reduce((sum, [first]) => sum + kernels[first].bytes, 0), waited = pairs.reduce((sum, [, last]) => sum + kernels[last].seconds, 0);
   const largest = [...pairs].sort((a, b) => kernels[b[0]].bytes - kernels[a[0]].bytes).slice(0, 12);
@@ -357,7 +467,7 @@ document.getElementById("main").append(...overview(), chosenBar(),
   make("div", {class: "columns"},
     make("div", {}, ...kernelList(), moduleTree()),
     make("div", {}, box, sources())),
-  ...exchanged(), passes(), memory());
+  timeline(), ...exchanged(), ...valuesOfAll(), passes(), memory());
 choose("none", null);
 const longest = kernels.reduce((best, kernel, n) => kernel.seconds > kernels[best].seconds ? n : best, 0);
 if (kernels.length) choose("kernel", longest, false);

@@ -15,15 +15,19 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from minigrad.device import Buffer
-from minigrad.errors import DeviceError
+from minigrad.device import Buffer, Device
+from minigrad.errors import DeviceError, MinigradError
 from minigrad.explain import watch
 from minigrad.explain.modules import Tree, models_of
 from minigrad.explain.origins import Origin, Origins, Place
+from minigrad.explain.ranks import Ranks
 from minigrad.explain.story import Codes, Story
+from minigrad.explain.values import First, Values
+from minigrad.graph.canonical import Canonical
 from minigrad.graph.node import Op
 from minigrad.runtimes.cpu_limits import limits
 from minigrad.runtimes.host import usable_threads
+from minigrad.settings import flag, say
 from minigrad.tensor import Tensor
 
 HERE = Path(__file__).resolve().parent
@@ -32,30 +36,39 @@ MOST_HELD = 12  # of what is in memory at the peak
 TEXTS = ("steps", "nest", "ir", "assembly")
 
 
-def write(step: Any, args: Sequence[Any], out: Path, model: Any, rounds: int) -> Path:
+def write(
+    step: Any, args: Sequence[Any], out: Path | None, model: Any, rounds: int, values: bool,
+    ranks: Ranks | None,
+) -> Path | None:  # fmt: skip
     """See `minigrad.explain`."""
+    if flag("GUARD"):
+        raise MinigradError("explain: MINIGRAD_GUARD=1 lays guards around each kernel's memory, and "
+                            "its times are no step's: explain without it")  # fmt: skip
     tree = Tree(models_of(step) if model is None else {"model": model})
     names = dict(tree.tensors)
     for number, argument in enumerate(args):
         if isinstance(argument, Tensor) and argument.realize().raw.op is Op.BUFFER:
             names.setdefault(argument.raw.arg, (f"argument {number}", ""))
-    seen = watch.run(step, args, Origins(tree.names, tree.classes), rounds)
-    devices = {call.roots[0].device for call, _ in seen.calls}
-    wrong = {name for name in devices if name.partition(":")[0] != "CPU"}
-    if wrong:
-        raise DeviceError(
-            f"explain: the step runs on {', '.join(sorted(wrong))}; expected a CPU device: "
-            'explain it with MINIGRAD_DEVICE=CPU, or tensors .to("CPU")'
-        )
-    codes = Codes()
-    told: dict[int, Story] = {}  # by the id of a call, which a loop makes again
-    for call, _ in seen.calls:
+    origins = Origins(tree.names, tree.classes)
+    codes, told = Codes(), dict[int, Story]()  # by the id of a call, which a loop makes again
+
+    def tell(call: Canonical) -> Story:
         if id(call) not in told:
-            told[id(call)] = Story(call, seen.origins, names, codes)
-    stories = [told[id(call)] for call, _ in seen.calls]
+            _check_device(call.roots[0].device)
+            told[id(call)] = Story(call, origins, names, codes)
+        return told[id(call)]
+
+    look = Values(tell) if values else None
+    seen = watch.run(step, args, origins, rounds, ranks, look, speaks=out is not None)
+    stories = [tell(call) for call, _ in seen.calls] if out is not None else []
+    if out is None:
+        return None
+    if abs(seen.apart) > watch.APART:
+        say(f"explain: the page's times add up to {1 + seen.apart:.0%} of what the step takes when "
+            "nobody looks: kernels ran one by one, or the machine had other work")  # fmt: skip
     what = "a tensor" if isinstance(step, Tensor) else type(step).__name__
     what = getattr(step, "__name__", what).replace("<lambda>", "a function")
-    data = Data(what, seen, stories, codes, tree).as_json()
+    data = Data(what, seen, stories, codes, tree, look).as_json()
     text = json.dumps(data, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
     style, script = ((HERE / name).read_text("utf-8") for name in ("page.css", "page.js"))
     filled = {
@@ -67,30 +80,48 @@ def write(step: Any, args: Sequence[Any], out: Path, model: Any, rounds: int) ->
     return out
 
 
+def _check_device(name: str) -> None:
+    """DeviceError where a device is no CPU, nor a mesh of CPUs."""
+    mesh = Device.meshes.get(name)
+    for one in mesh.devices if mesh is not None else (name,):
+        if one.partition(":")[0] != "CPU":
+            raise DeviceError(
+                f"explain: the step runs on {name}; expected a CPU device: "
+                'explain it with MINIGRAD_DEVICE=CPU, or tensors .to("CPU")'
+            )
+
+
 class Data:
     """What the page is given."""
 
     def __init__(
-        self, what: str, seen: watch.Step, stories: Sequence[Story], codes: Codes, tree: Tree
-    ) -> None:
+        self, what: str, seen: watch.Step, stories: Sequence[Story], codes: Codes, tree: Tree,
+        look: Values | None,
+    ) -> None:  # fmt: skip
         self.what, self.seen, self.stories, self.codes, self.tree = what, seen, stories, codes, tree
+        self.look = look
         self.stacks: dict[tuple[Place, ...], int] = {}
         self.numbers = {story: place for place, story in enumerate(dict.fromkeys(stories))}
 
     def as_json(self) -> dict[str, Any]:
         """All of it."""
         kernels = [
-            self._kernel(story, number, row)
-            for story, (_, rows) in zip(self.stories, self.seen.round.programs, strict=True)
-            for number, row in enumerate(_checked(rows, story))
+            self._kernel(story, timed.parts[0], number, row)
+            for story, (timed, rows) in zip(self.stories, self.seen.round.programs, strict=True)
+            for number, row in enumerate(_checked(rows[0], story))
         ]  # fmt: skip
+        firsts = [self._first(first) for first in self.look.firsts.values()] if self.look else []
+        if self.look:
+            for kernel, summaries in zip(kernels, self.look.kernels, strict=True):
+                kernel["values"] = summaries
         files = sorted({place[0] for stack in self.stacks for place in stack})
         number = {name: place for place, name in enumerate(files)}
         return {
             "what": self.what, "when": time.strftime("%-d %B %Y, %H:%M"), "machine": _machine(),
             "captured": self.seen.captured, "steps": self.seen.steps,
             "seconds": self.seen.round.seconds, "busy": self.seen.round.busy,
-            "plain": sorted(self.seen.plain), "kernels": kernels,
+            "plain": sorted(self.seen.plain), "apart": self.seen.apart, "kernels": kernels,
+            "looked": self.look is not None, "firsts": firsts, "ranks": self._ranks(),
             "programs": [{"passes": story.passes} for story in self.numbers],
             "codes": [{name: _packed(code[name]) for name in TEXTS} for code in self.codes.all],
             "modules": self.tree.rows, "memory": _memory(self.stories),
@@ -99,15 +130,37 @@ class Data:
                                      if place[0] == name}) for name in files],
         }  # fmt: skip
 
+    def _ranks(self) -> list[dict[str, Any]]:
+        """The kernels of each rank, where there are several: start, seconds, and the label where
+        that is not that of this rank's kernel of the number.
+        """
+        if len(self.seen.ranks) < 2:
+            return []
+        own = [row[0] for row in self.seen.round.by_device()[0]]
+        rows = []
+        for rank in self.seen.ranks:
+            same = [label for label, *_ in rank] == own
+            rows.append({"same": same, "kernels": [
+                [round(start, 7), round(stop - start, 7), *([] if same else [label])]
+                for label, start, stop in rank
+            ]})  # fmt: skip
+        return rows
+
+    def _first(self, first: First) -> dict[str, Any]:
+        stacks = [self._stack(origin) for origin in first.origins]
+        told = {"fault": first.fault, "kernel": first.kernel, "what": first.what}
+        return {**told, "how": first.how, "node": first.node, "stacks": list(dict.fromkeys(stacks))}
+
     def _kernel(
-        self, story: Story, number: int, row: tuple[str, float, float]
+        self, story: Story, program: Any, number: int, row: tuple[str, float, float]
     ) -> dict[str, Any]:
         told = story.kernels[number]
         _, start, stop = row
         seconds = stop - start
         code = self.codes.all[told["code"]] if told["code"] >= 0 else {}
         best = limits()
-        computing = code.get("vectors", 0) / best.vectors
+        share = program.pool.threads / usable_threads() if code else 1.0  # of the machine
+        computing = code.get("vectors", 0) / (best.vectors * min(share, 1.0))
         moving = best.moving(code["traffic"]) if code.get("traffic") else 0.0
         total = sum(told["shares"].values()) or 1
         modules: Counter[str] = Counter()
@@ -123,7 +176,7 @@ class Data:
         same = ("label", "kind", "code", "plan", "why", "writes", "needs")
         return {
             **{name: told[name] for name in same}, "program": self.numbers[story], "number": number,
-            "start": start, "seconds": seconds, "operations": code.get("operations", 0),
+            "start": start, "seconds": seconds, "threads": program.threads_of(number), "operations": code.get("operations", 0),
             "bytes": code.get("traffic", told["bytes"]),
             "limit": max(computing, moving) / max(seconds, 1e-9),
             "bound": "arithmetic" if computing > moving else "memory",
@@ -176,6 +229,11 @@ def _source(name: str, wanted: set[int]) -> dict[str, Any]:
     return {"name": name if short.startswith("..") else short, "pieces": pieces}
 
 
+def _bytes(buffer: Buffer) -> int:
+    """What one device has of it."""
+    return buffer.memory.parts[0].nbytes if buffer.device in Device.meshes else buffer.nbytes  # type: ignore[no-any-return]
+
+
 def _memory(stories: Sequence[Story]) -> dict[str, Any]:
     """Bytes held at each kernel, and by whom at the peak.
 
@@ -199,9 +257,9 @@ def _memory(stories: Sequence[Story]) -> dict[str, Any]:
         name = stories[0].names.get(buffer)
         if name is not None:
             kind = name[0] if name[0].startswith("argument") else "model"
-            fixed[kind if kind != "model" or name[1] else "optimizer"] += buffer.nbytes
+            fixed[kind if kind != "model" or name[1] else "optimizer"] += _bytes(buffer)
         else:
-            held.append({"bytes": buffer.nbytes, "first": starts[first],
+            held.append({"bytes": _bytes(buffer), "first": starts[first],
                          "last": max(starts[last + 1] - 1, starts[first]), "module": "",
                          "shape": f"{buffer.size} × {buffer.dtype.name}"})  # fmt: skip
     for one in held:

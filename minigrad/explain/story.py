@@ -11,9 +11,9 @@ from functools import wraps
 from threading import get_ident
 from typing import Any
 
-from minigrad.device import Buffer
+from minigrad.device import Buffer, Device
 from minigrad.explain.origins import Origin, Origins
-from minigrad.graph.canonical import Canonical
+from minigrad.graph.canonical import Canonical, Graph
 from minigrad.graph.node import Node, topological
 from minigrad.graph.operations import MOVEMENT, REDUCTIONS, Op
 from minigrad.graph.rewrite import Rule, rewrite
@@ -34,7 +34,7 @@ from minigrad.schedule.show import label, show
 from minigrad.schedule.sort import expand_sorts
 from minigrad.schedule.split import split_reductions
 from minigrad.schedule.stage import Stage
-from minigrad.settings import flag
+from minigrad.settings import Context, flag
 
 MOST = 4  # kernels that refused a stage, of which a sentence tells
 NOWHERE = Origin()
@@ -120,14 +120,14 @@ class Story:
         self.decisions = Decisions()
         target = codes.kernels.target
         with self.origins.recording():
-            graph = self._pass("canonicalize", call.roots, call.graph)
+            graph = self._divided(self._pass("canonicalize", call.roots, call.graph))
             simple, rules = self._simplified(graph.roots)
             unsorted = self._pass("expand_sorts", simple, lambda: expand_sorts(simple))
             roots = self._pass("split_reductions", unsorted, lambda: split_reductions(unsorted))
             with self.decisions.listening():
                 start = time.perf_counter()
                 self.plan = schedule(graph, roots, target, bool(flag("FUSE")))
-        self.passes[1]["rules"] = dict(rules.most_common())
+        next(one for one in self.passes if one["name"] == "simplify")["rules"] = dict(rules.most_common())
         self.passes.append({
             "name": "schedule", "before": len(topological(roots)), "rules": {},
             "after": len(self.plan.kernels), "seconds": time.perf_counter() - start,
@@ -142,12 +142,24 @@ class Story:
         }
         self.kernels = [self._told(number) for number in range(len(self.plan.kernels))]
         self.held: list[dict[str, Any]] = []
-        for array, one in held_between(self.plan.kernels, self.plan.slots).items():
+        held = held_between(self.plan.kernels, self.plan.slots)
+        self.places = {array: ("held", number) for number, array in enumerate(held)}
+        for array, one in held.items():
             node = self.nodes[array.name]
             self.held.append({
                 "bytes": high(one.nbytes), "first": one.first, "last": one.last,
-                "module": self._origin(node).module, "shape": _shape(node),
+                "module": self.origin(node).module, "shape": _shape(node),
             })  # fmt: skip
+
+    def _divided(self, graph: Graph) -> Graph:
+        """What the first device of this process runs, where there are several."""
+        if graph.device not in Device.meshes:
+            return graph
+        runtime: Any = Device[graph.device]
+        with Context(THREADS=runtime.local[0].threads):
+            return self._pass(
+                "partition", graph.roots, lambda: runtime.divider(graph)(runtime.local[0])[1]
+            )  # type: ignore[no-any-return]
 
     def _pass(self, name: str, before: Sequence[Node], run: Any) -> Any:
         start = time.perf_counter()
@@ -182,9 +194,9 @@ class Story:
         shares: Counter[Origin] = Counter()
         nodes = []
         for stage in kernel.stages:
-            owner = self._written(stage)[1]
-            for node, weight in self._members(stage):
-                origin = self._origin(node)
+            owner = self.written(stage)[1]
+            for node, weight in self.members(stage):
+                origin = self.origin(node)
                 if not origin.module and owner and origin.phase == "update":
                     origin = replace(origin, module=owner)
                 shares[origin] += weight
@@ -195,27 +207,31 @@ class Story:
             "kind": kernel.kind, "code": code, "shares": shares,
             "nodes": nodes, "plan": self._formulas(kernel), "why": self._why(number),
             "writes": [name for s in kernel.stages if s.array in kernel.stored
-                       for name in [self._written(s)[0]] if name],
-            "needs": sorted({self.home[a] for a in self._read(kernel)
+                       for name in [self.written(s)[0]] if name],
+            "needs": sorted({self.home[a] for a in self.read(number)
                              if self.home.get(a, number) < number}),
             "bytes": sum(a.size * a.dtype.itemsize for s in kernel.stages if s.exchange is not None
                          for a in s.exchange.sent),
         }  # fmt: skip
 
-    def _read(self, kernel: Kernel) -> list[Array]:
-        return [load.array for stage in kernel.stages for load in expr.loads(*stage.exprs())]
+    def read(self, number: int) -> list[Array]:
+        """The arrays that a kernel reads, or sends."""
+        kernel = self.plan.kernels[number]
+        loads = [load.array for stage in kernel.stages for load in expr.loads(*stage.exprs())]
+        exchanges = [stage.exchange for stage in kernel.stages if stage.exchange is not None]
+        return loads + [array for exchange in exchanges for array in exchange.sent]
 
     def _formulas(self, kernel: Kernel) -> str:
         one = Schedule((kernel,), self.plan.slots, {}, 0, ())
         return "\n".join(line.removeprefix("  ") for line in show(one).splitlines()[2:])
 
-    def _node(self, array: Array) -> Node | None:
+    def node(self, array: Array) -> Node | None:
         """What an array holds; a block's own copy is called like its original, and more."""
         return self.nodes.get(array.name) or self.nodes.get(array.name.partition("_")[0])
 
-    def _members(self, stage: Stage) -> list[tuple[Node, int]]:
+    def members(self, stage: Stage) -> list[tuple[Node, int]]:
         """The nodes that a stage computes, with how many numbers each takes."""
-        top = self._node(stage.array)
+        top = self.node(stage.array)
         found: dict[Node, int] = {}
         stack = [top] if top is not None else []
         while stack:
@@ -232,10 +248,10 @@ class Story:
             found[top] = numel(top.shape) or 1  # nothing but a copy
         return list(found.items())
 
-    def _origin(self, node: Node) -> Origin:
+    def origin(self, node: Node) -> Origin:
         return self.origins.of(node) or NOWHERE
 
-    def _written(self, stage: Stage) -> tuple[str, str]:
+    def written(self, stage: Stage) -> tuple[str, str]:
         """The name of the buffer that a stage fills, and the module whose that is."""
         slot = self.plan.slots.get(stage.array.whole or stage.array)
         if slot is None:
@@ -253,12 +269,12 @@ class Story:
             return ["What comes next needs what the other ranks send: it is waited for here."]
         sentences = []
         for place, stage in enumerate(kernel.stages):
-            node = self._node(stage.array)
+            node = self.node(stage.array)
             what = stage.array.name
             if node is not None and node.op in REDUCTIONS:
                 reason = f"a {node.op.name} over {_shape(node.src[0])} is computed once, and kept"
             elif stage.array in self.plan.slots:
-                reason = f"the program gives it to {self._written(stage)[0]}"
+                reason = f"the program gives it to {self.written(stage)[0]}"
             else:
                 reason = "several read it, and to compute it again for each would take longer"
             sentences.append(f"{what} is a value of its own: {reason}.")

@@ -2,68 +2,144 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
-from threading import get_ident
-from typing import Any
+from statistics import median
+from typing import Any, Protocol
 
 from minigrad import program
 from minigrad.device import Buffer, Device, Program
 from minigrad.errors import MinigradError
 from minigrad.explain.origins import Origins
+from minigrad.explain.ranks import Ranks
 from minigrad.graph.canonical import Canonical, Graph
 from minigrad.jit.jitted import Jitted, Method
+from minigrad.locks import new_lock
 from minigrad.programs import MOST_PROGRAMS, NO_VALUES, Programs
 from minigrad.settings import flag
 from minigrad.tensor import Tensor
 
 ROUNDS = 3  # steps that are timed as they are, and so many kernel by kernel
+APART = 0.05  # of a step's time: where all kernels' differs by more there are more rounds
+MOST_ROUNDS = 3  # times as many, then
+
+Row = tuple[str, float, float]  # a kernel's label, its start and stop
+
+
+class Look(Protocol):
+    """Who looks at what kernels write (see `values.py`)."""
+
+    def begins(self, timed: Timed, buffers: Sequence[Buffer]) -> None:
+        """A program is about to run on buffers."""
+        ...
+
+    def ran(
+        self, timed: Timed, number: int, label: str, buffers: Sequence[Buffer],
+        variables: Mapping[str, int],
+    ) -> None:  # fmt: skip
+        """A kernel of it has run; or another, if the label says so, while it waited."""
+        ...
 
 
 @dataclass
 class Round:
-    """One step, kernel by kernel: start and stop of each, of each program; seconds from start."""
+    """One step, kernel by kernel: of each program the rows of each device of this process, in
+    seconds from the start. look: looks on, so that the times count for nothing.
+    """
 
     start: float
-    programs: list[tuple[Timed, list[tuple[str, float, float]]]] = field(default_factory=list)
+    look: Look | None = None
+    programs: list[tuple[Timed, list[list[Row]]]] = field(default_factory=list)
     seconds: float = 0.0
 
     @property
     def busy(self) -> float:
-        """Seconds in kernels."""
-        return sum(stop - start for _, rows in self.programs for _, start, stop in rows)
+        """Seconds in kernels of the first device."""
+        return sum(stop - start for _, rows in self.programs for _, start, stop in rows[0])
+
+    def by_device(self) -> list[list[Row]]:
+        """The rows of each device, all programs together."""
+        devices = max((len(rows) for _, rows in self.programs), default=1)
+        return [[row for _, rows in self.programs for row in rows[number]]
+                for number in range(devices)]  # fmt: skip
 
 
 class Timed:
-    """A program that is run kernel by kernel while a `Round` is on."""
+    """A program that is run kernel by kernel while a `Round` is on, on each of its devices.
 
-    def __init__(self, made: Program, watched: Watched) -> None:
-        self.made, self.watched = made, watched
+    call: the first that it was made for.
+    """
+
+    def __init__(self, made: Any, watched: Watched, call: Canonical) -> None:
+        self.made, self.watched, self.call = made, watched, call
+        self.parts, self._whole = [made], _Part(self, 0)
+        if call.roots[0].device in Device.meshes:  # whose devices are threads
+            self.parts, self._whole = made.programs, made
+            made.programs = [_Part(self, number) for number in range(len(self.parts))]
+        self.rows: list[list[Row]] = []
 
     def run(self, buffers: Sequence[Buffer], variables: Mapping[str, int]) -> None:
         """See `minigrad.device.Program`."""
         current = self.watched.round
+        self.rows = [[] for _ in self.parts]
+        self._whole.run(buffers, variables)
+        if current is not None:
+            current.programs.append((self, self.rows))
+
+
+class _Part:
+    """What one device does of a program."""
+
+    def __init__(self, timed: Timed, number: int) -> None:
+        self.timed, self.number = timed, number
+
+    def run(self, buffers: Sequence[Buffer], variables: Mapping[str, int]) -> None:
+        """See `minigrad.device.Program`."""
+        timed, made = self.timed, self.timed.parts[self.number]
+        current = timed.watched.round
         if current is None:
-            self.made.run(buffers, variables)
+            made.run(buffers, variables)
             return
-        rows: list[tuple[str, float, float]] = []
-        before = program.timeline.record
+        rows, before = timed.rows[self.number], program.timeline.record
+        look = None if self.number else current.look
+        if look is not None:
+            look.begins(timed, buffers)
 
         def record(label: str, start: float, stop: float) -> None:
             while rows and rows[-1][1] >= start - current.start:
                 rows.pop()  # an addition that this thread did while it waited for an exchange
             rows.append((label, start - current.start, stop - current.start))
+            if look is not None:
+                look.ran(timed, len(rows) - 1, label, buffers, variables)
             if before is not None:
                 before(label, start, stop)
 
         program.timeline.record = record
         try:
-            self.made.run(buffers, variables)
+            made.run(buffers, variables)
         finally:
             program.timeline.record = before
-        current.programs.append((self, rows))
+
+
+class _Desk(Programs):
+    """Stands for the programs of the process while some of its threads (ranks) explain steps."""
+
+    def __init__(self, others: Programs) -> None:
+        super().__init__(MOST_PROGRAMS)
+        self.others, self.count, self.mine = others, 0, threading.local()
+
+    def find(
+        self, call: Canonical, compile: Callable[[Graph], Program]
+    ) -> tuple[Program, Mapping[str, int]]:
+        """See `Programs`."""
+        asked: Programs = getattr(self.mine, "programs", self.others)
+        return asked.find(call, compile)
+
+
+_desk_lock = new_lock()
 
 
 class Watched(Programs):
@@ -74,39 +150,75 @@ class Watched(Programs):
 
     def __init__(self) -> None:
         super().__init__(MOST_PROGRAMS)
-        self.others, self.thread = program.programs, get_ident()
         self.made: dict[Any, Timed] = {}
         self.found: list[tuple[Canonical, Timed]] = []
         self.round: Round | None = None
+        self.desk: _Desk
 
     def find(
         self, call: Canonical, compile: Callable[[Graph], Program]
     ) -> tuple[Program, Mapping[str, int]]:
         """See `Programs`."""
-        if get_ident() != self.thread:
-            return self.others.find(call, compile)
         key = (call.structure, call.cells, flag("FUSE"), flag("GUARD"))
         known = self.made.get(key)
         if known is None:
-            known = self.made[key] = Timed(compile(call.graph()), self)
+            known = self.made[key] = Timed(compile(call.graph()), self, call)
         self.found.append((call, known))
         return known, NO_VALUES
 
     @contextmanager
     def watching(self) -> Iterator[None]:
         """Be this thread's programs."""
-        program.programs = self
+        with _desk_lock:
+            if not isinstance(program.programs, _Desk):
+                program.programs = _Desk(program.programs)
+            self.desk = program.programs
+            self.desk.count += 1
+        self.desk.mine.programs = self
         try:
             yield
         finally:
-            program.programs = self.others
+            del self.desk.mine.programs
+            with _desk_lock:
+                self.desk.count -= 1
+                if not self.desk.count:
+                    program.programs = self.desk.others
+
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """Let this thread run what it would run without us."""
+        self.desk.mine.programs = self.desk.others
+        try:
+            yield
+        finally:
+            self.desk.mine.programs = self
+
+    def closely(self, step: Callable[[], Any], look: Look | None = None) -> Round:
+        """A step, kernel by kernel."""
+        self.round = current = Round(time.perf_counter(), look)
+        try:
+            step()
+            _synchronize()
+        finally:
+            self.round = None
+        current.seconds = time.perf_counter() - current.start
+        return current
+
+    def plainly(self, step: Callable[[], Any]) -> float:
+        """Seconds of a step as it is without us."""
+        with self.aside():
+            start = time.perf_counter()
+            step()
+            _synchronize()
+            return time.perf_counter() - start
 
 
 @dataclass
 class Step:
     """A step that was run. calls: its programs, in order; plain: seconds of the steps that nobody
     looked at; round: the one of middle length that was taken kernel by kernel. origins: where the
-    nodes come from. steps: how often it was run in all.
+    nodes come from. steps: how often it was run in all. ranks: the kernels of each rank, where
+    there are several.
     """
 
     calls: list[tuple[Canonical, Timed]]
@@ -115,52 +227,80 @@ class Step:
     origins: Origins
     steps: int
     captured: bool
+    ranks: list[list[Row]] = field(default_factory=list)
+
+    @property
+    def apart(self) -> float:
+        """By how much the kernels' times, and Python's between them where the step is not
+        captured, differ together from the time of a step that nobody looked at: a share of it.
+        """
+        return _apart(self.round, self.plain, self.captured) if self.plain else 0.0
 
 
-def run(step: Any, args: Sequence[Any], origins: Origins, rounds: int = ROUNDS) -> Step:
-    """Run a step, captured or not, several times; or realize a lazy tensor, once."""
+def run(
+    step: Any, args: Sequence[Any], origins: Origins, rounds: int = ROUNDS,
+    ranks: Ranks | None = None, look: Look | None = None, speaks: bool = True,
+) -> Step:  # fmt: skip
+    """Run a step, captured or not, several times; or realize a lazy tensor, once.
+
+    speaks: whether this rank asks where nodes come from.
+    """
     watched = Watched()
     with watched.watching():
         if isinstance(step, Tensor):
-            return _realize(step, watched, origins)
-        again, captured = _afresh(step), isinstance(step, Jitted | Method)
-        count = steps(step, rounds)
-        for _ in range(first_calls(step)):
-            _run(step, args, watched.others)
-        again(*args)
+            return _realize(step, watched, origins, look)
+        fresh, captured = _afresh(step), isinstance(step, Jitted | Method)
+
+        def plain() -> Any:
+            return step(*args)
+
+        def again() -> Any:
+            return fresh(*args)
+
+        first = 2 if captured and not step.captured else 1
+        for _ in range(first):
+            watched.plainly(plain)
+        watched.closely(again)
         watched.found.clear()
-        with origins.recording():
-            again(*args)
+        with origins.recording() if speaks else nullcontext():
+            watched.closely(again)
         found = watched.found[:]
-        plain, seen = list[float](), list[Round]()
-        for _ in range(rounds):
-            plain.append(_run(step, args, watched.others))
-            watched.round = Round(time.perf_counter())
-            again(*args)
-            _synchronize()
-            watched.round.seconds = time.perf_counter() - watched.round.start
-            seen.append(watched.round)
-            watched.round = None
-    best = sorted(seen, key=lambda one: one.seconds)[len(seen) // 2]
-    return Step(_aligned(found, best), plain, best, origins, count, captured)
+        ranks = ranks or Ranks.of(found[0][0].roots[0].device if found else "")
+        seconds, seen = list[float](), list[Round]()
+        most = rounds if ranks.several else MOST_ROUNDS * rounds
+        while len(seen) < rounds or (
+            len(seen) < most and abs(_apart(_middle(seen), seconds, captured)) > APART
+        ):
+            with watched.aside():
+                ranks.meet()
+            seconds.append(watched.plainly(plain))
+            with watched.aside():
+                ranks.meet()
+            seen.append(watched.closely(again))
+        if look is not None:
+            watched.closely(again, look)
+        with watched.aside():
+            best = _middle(seen, ranks.gathered([one.seconds for one in seen]))
+            rows = [row for rank in ranks.gathered(best.by_device()) for row in rank]
+    count = first + 2 + 2 * len(seen) + (look is not None)
+    return Step(_aligned(found, best), seconds, best, origins, count, captured, rows)
 
 
-def first_calls(step: Any) -> int:
-    """How often a step is called before it is timed: until it is captured, if it will be."""
-    return 2 if isinstance(step, Jitted | Method) and not step.captured else 1
+def _middle(seen: Sequence[Round], seconds: Sequence[Sequence[float]] = ()) -> Round:
+    """The round of middle length, or the one that all ranks take for it. seconds: of each rank."""
+    lengths = [max(some) for some in zip(*seconds, strict=True)] or [one.seconds for one in seen]
+    order = sorted(range(len(seen)), key=lengths.__getitem__)
+    return seen[order[len(order) // 2]]
 
 
-def steps(step: Any, rounds: int) -> int:
-    """How often `run` runs a step that has not been run: other ranks must do as much."""
-    return first_calls(step) + 2 + 2 * rounds
+def _apart(one: Round, plain: Sequence[float], captured: bool) -> float:
+    return (one.busy if captured else one.seconds) / median(plain) - 1
 
 
-def _realize(tensor: Tensor, watched: Watched, origins: Origins) -> Step:
-    watched.round = Round(time.perf_counter())
-    tensor.realize()
-    _synchronize()
-    watched.round.seconds = watched.round.busy  # what compiling took is no part of it
-    return Step(watched.found, [], watched.round, origins, 1, False)
+def _realize(tensor: Tensor, watched: Watched, origins: Origins, look: Look | None) -> Step:
+    current = watched.closely(tensor.realize, look)
+    current.seconds = current.busy  # what compiling took is no part of it
+    return Step(watched.found, [], current, origins, 1, False)
 
 
 def _afresh(step: Any) -> Callable[..., Any]:
@@ -169,18 +309,6 @@ def _afresh(step: Any) -> Callable[..., Any]:
     if isinstance(inner, Jitted):
         return Jitted(inner.function, inner.instance)
     return step  # type: ignore[no-any-return]
-
-
-def _run(step: Callable[..., Any], args: Sequence[Any], programs: Programs) -> float:
-    """Seconds of the step as it is without us."""
-    ours, program.programs = program.programs, programs
-    try:
-        start = time.perf_counter()
-        step(*args)
-        _synchronize()
-        return time.perf_counter() - start
-    finally:
-        program.programs = ours
 
 
 def _synchronize() -> None:

@@ -278,9 +278,27 @@ class MeshRuntime:
         """Divide a graph, and compile what each device runs."""
         return MeshProgram(self, graph)
 
+    def divider(self, graph: Graph) -> Callable[[MeshDevice], tuple[Partitioned, Graph]]:
+        """Plans how to divide a graph; what it gives tells what a device runs."""
+        wanted: list[Layout | None] = [
+            Layout((graph.layouts[slot] or whole(root.ndim)).dims)
+            if slot < len(graph.layouts) else None
+            for root, slot in zip(graph.roots, graph.outputs, strict=True)
+        ]
+        roots = without_barriers(graph.roots)
+        plan = plan_of(roots, self.mesh.sizes, lambda slot: graph.layouts[slot], wanted)
+        names = tuple(sorted({*graph.variables, *self.local[0].places}))
+
+        def of(one: MeshDevice) -> tuple[Partitioned, Graph]:
+            divided = partition(plan, self.name, one.device)
+            local = Graph(divided.roots, graph.outputs, graph.slots, names, one.device)
+            return divided, local
+
+        return of
+
     def compose(self, calls: Sequence[Call], arguments: Sequence[Buffer]) -> Replay:
         """Recorded calls as one call of each device."""
-        if flag("DEBUG") < 1:
+        if flag("DEBUG") < 1 and all(isinstance(call.program, MeshProgram) for call in calls):
             return MeshReplay(self, calls, arguments)
         return Sequential(calls, arguments)
 
@@ -290,23 +308,13 @@ class MeshProgram:
 
     def __init__(self, runtime: MeshRuntime, graph: Graph) -> None:
         self.runtime, self.inputs, self.outputs = runtime, graph.layouts, graph.outputs
-        wanted: list[Layout | None] = [
-            Layout((graph.layouts[slot] or whole(root.ndim)).dims)
-            if slot < len(graph.layouts) else None
-            for root, slot in zip(graph.roots, graph.outputs, strict=True)
-        ]
         self.kinds = [(root.shape, root.dtype) for root in graph.roots]
-        roots = without_barriers(graph.roots)
-        plan = plan_of(roots, runtime.mesh.sizes, lambda slot: graph.layouts[slot], wanted)
-        names = sorted({*graph.variables, *runtime.local[0].places})
+        divide = runtime.divider(graph)
         self.programs: list[Any] = []
         self.divided: Partitioned
         for number, one in enumerate(runtime.local):
             with Context(THREADS=one.threads, DEBUG=flag("DEBUG") if not number else 0):
-                self.divided = partition(plan, runtime.name, one.device)
-                local = Graph(
-                    self.divided.roots, graph.outputs, graph.slots, tuple(names), one.device
-                )
+                self.divided, local = divide(one)
                 self.programs.append(Device[one.device].compile(local))
         self.sent = sum(one.nbytes for one in self.divided.exchanges)
 

@@ -1,0 +1,246 @@
+"""What the kernels of a step wrote: ranges, histograms, and where what is not finite began."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+from weakref import WeakKeyDictionary
+
+from minigrad.device import Buffer
+from minigrad.dtype import DType
+from minigrad.explain.origins import Origin
+from minigrad.explain.story import Story
+from minigrad.explain.watch import Timed
+from minigrad.graph.canonical import Canonical
+from minigrad.graph.node import Node, Op, topological
+from minigrad.graph.shapes import numel
+from minigrad.graph.symbolic import high
+from minigrad.graph.variable import evaluate, most
+from minigrad.schedule.expr import Array
+from minigrad.schedule.stage import Stage
+from minigrad.tensor import hostdata
+
+SAMPLED, BINS, SHOWN = 1 << 17, 32, 6  # numbers that a histogram counts; its bars; numbers shown
+MOST_AGAIN = 1 << 22  # elements of a node that is computed again to see whether it is finite
+NAN, INF = "NaN", "infinite"
+Faults = frozenset[str]
+CLEAN: Faults = frozenset()
+
+
+@dataclass(frozen=True)
+class First:
+    """Where a fault was first: `kernel` counts through the step, −1 before it. how: "made" from
+    what had no such fault, "received" from another rank, or "given". node: the one that made it,
+    where that is known; of it, or of all that the kernel computes, origins.
+    """
+
+    fault: str
+    kernel: int
+    what: str
+    how: str
+    node: str = ""
+    origins: tuple[Origin, ...] = ()
+
+
+class Values:
+    """Looks at each kernel's results (see `watch.Look`).
+
+    kernels: of each kernel of the step, in order, a summary of each array. firsts: by fault.
+    """
+
+    def __init__(self, tell: Callable[[Canonical], Story]) -> None:
+        self.tell = tell
+        self.kernels: list[list[dict[str, Any]]] = []
+        self.firsts: dict[str, First] = {}
+        self._known: WeakKeyDictionary[Buffer, Faults] = WeakKeyDictionary()
+        self._held: dict[Array, Faults] = {}
+
+    def begins(self, timed: Timed, buffers: Sequence[Buffer]) -> None:
+        """A program is about to run: what it reads may have faults already."""
+        story, self._held = self.tell(timed.call), {}
+        for array in {a for n in range(len(story.kernels)) for a in story.read(n)}:
+            slot = story.plan.slots.get(array.whole or array, len(buffers))
+            if slot < len(timed.call.inputs) and buffers[slot] not in self._known:
+                buffer = buffers[slot]
+                found = _faults(_numbers(buffer.memory, buffer.dtype, buffer.size))
+                self._known[buffer] = found
+                name = story.names.get(timed.call.inputs[slot], (f"input {slot}", ""))[0]
+                for fault in found:
+                    self.firsts.setdefault(fault, First(fault, -1, name, "given"))
+
+    def ran(
+        self, timed: Timed, number: int, label: str, buffers: Sequence[Buffer],
+        variables: Mapping[str, int],
+    ) -> None:  # fmt: skip
+        """A kernel has run."""
+        story = self.tell(timed.call)
+        if label != story.kernels[number]["label"]:
+            return  # an addition of an exchange
+        kernel = story.plan.kernels[number]
+        memory = _Memory(story, timed.parts[0], buffers, variables)
+        before: Faults = CLEAN.union(*(self._faults_of(memory, a) for a in story.read(number)))
+        rows = []
+        for stage in kernel.stages:
+            array = stage.array
+            if kernel.kind == "exchange" or (array not in kernel.stored and kernel.kind != "wait"):
+                continue
+            values = memory.of(array, stage)
+            node = story.node(array)
+            rows.append(summary(values, story.written(stage)[0] or array.name,
+                                node.shape if node is not None else (array.size,)))  # fmt: skip
+            found = _faults(values)
+            for fault in found - before - set(self.firsts):
+                first = self._first(fault, number, stage, memory)
+                self.firsts[fault] = first
+            self._note(memory, array, found)
+        self.kernels.append(rows)
+
+    def _faults_of(self, memory: _Memory, array: Array) -> Faults:
+        buffer = memory.buffer(array)
+        if buffer is not None:
+            return self._known.get(buffer, CLEAN)
+        return self._held.get(array.whole or array, CLEAN)
+
+    def _note(self, memory: _Memory, array: Array, found: Faults) -> None:
+        """Of an array in parts any part counts."""
+        whole, buffer = array.whole, memory.buffer(array)
+        found = found | self._faults_of(memory, array) if whole is not None else found
+        if buffer is not None:
+            self._known[buffer] = found
+        else:
+            self._held[whole or array] = found
+
+    def _first(self, fault: str, number: int, stage: Stage, memory: _Memory) -> First:
+        """A fault that a kernel has made, or a wait has brought."""
+        story, place = memory.story, len(self.kernels)
+        what = story.written(stage)[0] or stage.array.name
+        kernel = story.plan.kernels[number]
+        if kernel.kind == "wait":
+            return First(fault, place, what, "received")
+        stored = {memory.story.plan.slots.get(array) for array in kernel.stored} - {None}
+        overwritten = any(story.plan.slots.get(a, -1) in stored for a in story.read(number))
+        node = None if overwritten else first_node(fault, stage, memory)
+        if node is None:
+            shares = sorted(story.kernels[number]["shares"].items(), key=lambda item: -item[1])
+            return First(fault, place, what, "made", "", tuple(origin for origin, _ in shares))
+        return First(fault, place, what, "made", repr(node)[1:-1], (story.origin(node),))
+
+
+class _Memory:
+    """Where the arrays of a program are while it runs."""
+
+    def __init__(
+        self, story: Story, program: Any, buffers: Sequence[Buffer], variables: Mapping[str, int]
+    ) -> None:
+        self.story, self.program = story, program
+        self.buffers, self.variables = buffers, variables
+        self.arrays = {node: array for array, node in story.plan.nodes.items()}
+
+    def buffer(self, array: Array) -> Buffer | None:
+        """The one that an array is, or a part of."""
+        slot = self.story.plan.slots.get(array.whole or array)
+        return None if slot is None else self.buffers[slot]
+
+    def has(self, array: Array) -> bool:
+        """Whether an array is in memory."""
+        return self.buffer(array) is not None or (array.whole or array) in self.story.places
+
+    def of_node(self, node: Node) -> Any:
+        """The values of a node that is in memory; None of others."""
+        if node.op is Op.BUFFER:
+            buffer = self.buffers[node.arg]
+            return _numbers(buffer.memory, node.dtype, numel(node.shape)).reshape(node.shape)
+        array = self.arrays.get(node)
+        if array is None or not self.has(array):
+            return None
+        return self.of(array)[: high(numel(node.shape))].reshape(node.shape)
+
+    def of(self, array: Array, stage: Stage | None = None) -> Any:
+        """The numbers of an array, flat. stage: which fills it, if it is a part of another."""
+        buffer = self.buffer(array)
+        if buffer is not None:
+            address = buffer.memory
+        else:
+            address = self.program.address(self.story.places[array.whole or array])
+        if stage is not None and array.whole is not None:
+            address += evaluate(stage.start, self.variables) * array.dtype.itemsize
+        size = array.size
+        if stage is not None:
+            size = min(size, most(numel(stage.shape), self.variables))
+        return _numbers(address, array.dtype, size)
+
+
+def first_node(fault: str, stage: Stage, memory: _Memory) -> Node | None:
+    """The first node of a stage with a fault that none of its sources has, computed again by the
+    reference device; None where they are too large for that, or none is found.
+    """
+    import numpy as np
+
+    from minigrad.runtimes.reference import MEANING, Frame
+
+    top = memory.story.node(stage.array)
+    loaded: dict[Node, Any] = {}
+    inside: set[Node] = set()
+    stack = [top] if top is not None else []
+    while stack:
+        node = stack.pop()
+        found = None if node is top else memory.of_node(node)
+        if found is not None:
+            loaded[node] = found
+        elif node not in inside:
+            inside.add(node)
+            stack.extend(node.src)
+    order = [node for node in topological([top]) if node in inside] if top is not None else []
+    if any(high(numel(node.shape)) > MOST_AGAIN for node in order):
+        return None
+    frame, values = Frame(memory.variables, wide=False), loaded
+    for node in order:
+        sources = [values[source] for source in node.src]
+        with np.errstate(all="ignore"):
+            values[node] = MEANING[node.op](node, sources, frame)
+        clean = not any(fault in _faults(source) for source in sources)
+        if clean and fault in _faults(values[node]):
+            return node
+    return None
+
+
+def _numbers(address: int, dtype: DType, size: Any) -> Any:
+    """A flat array of numpy on memory of the host, which is not copied."""
+    count = high(size)
+    memory = memoryview((ctypes.c_ubyte * (count * dtype.itemsize)).from_address(address))
+    return hostdata.to_numpy(memory, (count,), dtype)  # type: ignore[arg-type]
+
+
+def _faults(x: Any) -> Faults:
+    import numpy as np
+
+    if not x.size or x.dtype.kind in "biu" or np.isfinite(x).all():
+        return CLEAN
+    return frozenset([NAN] * bool(np.isnan(x).any()) + [INF] * bool(np.isinf(x).any()))
+
+
+def summary(x: Any, name: str, shape: Sequence[Any]) -> dict[str, Any]:
+    """A flat array in a few numbers, exact but for the histogram, which is of every nth number."""
+    import numpy as np
+
+    kind = x.dtype.name
+    x = x.astype(np.float32) if x.dtype.itemsize < 4 else x
+    finite = x if x.dtype.kind in "biu" or np.isfinite(x).all() else x[np.isfinite(x)]
+    some = finite[:: max(-(-finite.size // SAMPLED), 1)].astype(np.float64)
+    row: dict[str, Any] = {
+        "name": name, "shape": [high(extent) for extent in shape], "dtype": kind,
+        "nan": int(np.isnan(x).sum()) if finite is not x else 0, "zeros": 0,
+        "first": [f"{value:.4g}" for value in x[:SHOWN].tolist()],
+    }  # fmt: skip
+    row["inf"] = int(x.size - finite.size - row["nan"])
+    if finite.size:
+        counts = np.histogram(some, BINS)[0]
+        row |= {
+            "low": float(finite.min()), "high": float(finite.max()),
+            "mean": float(finite.mean(dtype=np.float64)), "spread": float(some.std()),
+            "zeros": int(finite.size - np.count_nonzero(finite)),
+            "bars": (100 * counts / counts.max()).round().astype(int).tolist(),
+        }  # fmt: skip
+    return row
