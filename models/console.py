@@ -16,6 +16,7 @@ from types import ModuleType
 from typing import Any, NoReturn
 
 from minigrad import Device, Tensor, explain
+from minigrad.collective import Group
 from minigrad.errors import MinigradError
 from minigrad.models.errors import InputError
 from minigrad.models.interrupt import Stopped
@@ -237,14 +238,32 @@ def refuse_trace(path: str | None, flags: str) -> None:
 EXPLAIN = "a page that explains a step, from its lines to machine code; nothing is trained then"
 
 
-def explain_step(path: str, speaks: bool, step: Any, *args: Any) -> None:
+EXPLAIN_VALUES = "with --explain: what each kernel wrote, too, and where a NaN first came from"
+
+
+def add_explain(add: Callable[..., Any]) -> None:
+    """The flags of `explain_step`."""
+    add("--explain", metavar="F.html", help=EXPLAIN)
+    add("--explain-values", action="store_true", help=EXPLAIN_VALUES)
+
+
+def check_explain(flags: argparse.Namespace) -> None:
+    """InputError where values are wanted, but no page."""
+    if flags.explain_values and flags.explain is None:
+        raise InputError("--explain-values goes with --explain F.html: which file shall it be?")
+
+
+def explain_step(
+    path: str, step: Any, *args: Any, speaks: bool = True, values: bool = False,
+    ranks: Group | None = None,
+) -> None:  # fmt: skip
     """Write the page of a training step; as another rank than the first, only take part."""
     folder = Path(path).resolve().parent
     if not folder.is_dir():
         raise InputError(f"cannot write {path}: there is no folder {folder}")
     try:
         with Tensor.train():
-            explain(step, *args, out=path if speaks else None)
+            explain(step, *args, out=path if speaks else None, values=values, ranks=ranks)
     except OSError as error:
         raise InputError(f"cannot write {path}: {error.strerror or error}") from None
     if speaks:

@@ -10,7 +10,7 @@ import io
 import math
 import struct
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,12 +30,26 @@ SPARE = 64 << 20  # … and bytes beyond
 MOST_DIMENSIONS = 8  # of an IDX file
 
 
+DIGITS = tuple("0123456789")
+NAMES = "names.txt"  # beside IDX files: what each label is, a line for each
+# Zalando's clothes in MNIST's format: H. Xiao, K. Rasul, R. Vollgraf, "Fashion-MNIST", 2017. Its
+# files have MNIST's names, so it is known by the labels that its two parts begin with.
+FASHION = (
+    "T-shirt", "trousers", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag",
+    "ankle boot",
+)  # fmt: skip
+FASHION_BEGINS = (9, 0, 0, 3, 0, 2, 7, 2, 5, 5), (9, 2, 1, 1, 6, 1, 4, 6, 5, 7)
+
+
 @dataclass(frozen=True)
 class Digits:
-    """images: (count, 784) float32 in 0 … 1, row by row; labels: (count,) int32 in 0 … 9."""
+    """images: (count, 784) float32 in 0 … 1, row by row; labels: (count,) int32 in 0 … 9; names:
+    what each label is.
+    """
 
     images: Images
     labels: Labels
+    names: tuple[str, ...] = DIGITS
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -133,9 +147,29 @@ def _idx_pair(folder: Path, part: str) -> Digits:
 def idx_digits(folder: str) -> tuple[Digits, Digits]:
     """(training, validation) of the four IDX files of MNIST, Fashion-MNIST and their kin.
 
-    Looks for train-images-idx3-ubyte, train-labels-idx1-ubyte, and t10k-…, also with .gz.
+    Looks for train-images-idx3-ubyte, train-labels-idx1-ubyte, and t10k-…, also with .gz; and for
+    names.txt, ten lines, where labels are other things than digits (and not Fashion-MNIST's).
     """
-    return _idx_pair(Path(folder), "train"), _idx_pair(Path(folder), "t10k")
+    place = Path(folder)
+    parts = _idx_pair(place, "train"), _idx_pair(place, "t10k")
+    names = _names(place, parts)
+    return replace(parts[0], names=names), replace(parts[1], names=names)
+
+
+def _names(folder: Path, parts: tuple[Digits, Digits]) -> tuple[str, ...]:
+    """What the labels of IDX files are."""
+    file = folder / NAMES
+    if file.is_file():
+        try:
+            lines = read_bytes(file).decode().split("\n")
+        except UnicodeDecodeError as error:
+            raise InputError(f"{file} is no text in UTF-8: {error}") from None
+        found = tuple(line.strip() for line in lines if line.strip())
+        if len(found) != len(DIGITS):
+            raise InputError(f"{file} has {len(found)} names: expected ten lines, of labels 0 … 9")
+        return found
+    begins = tuple(tuple(part.labels[:10].tolist()) for part in parts)
+    return FASHION if begins == FASHION_BEGINS else DIGITS
 
 
 def load_digits(folder: str | None = None) -> tuple[Digits, Digits]:

@@ -143,7 +143,7 @@ def train_command(
     if flags.gradient_norms and speaks:
         look_inside.show_gradient_norms(config, windows[0], plan)
     if flags.explain is not None:
-        run.explain(windows[0], flags.explain, speaks)
+        run.explain(windows[0], flags.explain, speaks, flags.explain_values)
         return
     if run.done:
         say(f"going on after step {run.done} of {plan.steps}")
@@ -218,6 +218,7 @@ def launch(flags: argparse.Namespace, given: Set[str], earlier: Earlier | None =
     given: the flags that the command line has; the others are defaults, or remembered.
     """
     check_given(flags, given)
+    console.check_explain(flags)
     flags.given = given
     if earlier is not None and earlier[2] is not None:
         check_unchanged(flags, earlier[2], given)

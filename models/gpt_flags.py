@@ -126,7 +126,7 @@ def _train(command: argparse.ArgumentParser) -> None:
     add("--pieces", type=whole, default=1,
         help="of the layers at each stage, for --schedule interleaved")  # fmt: skip
     add("--trace", metavar="FILE", help="timelines of all devices, for Chrome's trace viewer")
-    add("--explain", metavar="F.html", help=console.EXPLAIN)
+    console.add_explain(add)
     console.add_common_flags(command)
 
 

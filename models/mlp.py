@@ -200,12 +200,15 @@ class Steps:
             losses: list[float] = run(self._own(places)).tolist()
         return losses
 
-    def explain(self, batch: int, path: str, speaks: bool) -> None:
+    def explain(self, batch: int, path: str, speaks: bool, values: bool) -> None:
         """Write a page that explains one step, on the first digits."""
         import numpy as np
 
         places = np.arange(batch, dtype=np.int32)[None]
-        console.explain_step(path, speaks, self.run, self._own(places))
+        group = self.replica.rank.world if self.replica is not None else None
+        console.explain_step(
+            path, self.run, self._own(places), speaks=speaks, values=values, ranks=group
+        )
 
     def _own(self, places: np.ndarray[tuple[int, int], np.dtype[np.int32]]) -> Tensor:
         """The places, or of a replica its part of each batch."""
@@ -335,7 +338,7 @@ def parser() -> argparse.ArgumentParser:
     add("--metrics", metavar="F.jsonl", help="JSON lines, one per step")
     add("--dp", type=console.positive_int, default=1, help="copies that share each batch")
     add("--trace", metavar="FILE", help="timelines of all devices, for Chrome's trace viewer")
-    add("--explain", metavar="F.html", help=console.EXPLAIN)
+    console.add_explain(add)
     console.add_common_flags(result)
     return result
 
@@ -344,6 +347,7 @@ def main(arguments: Sequence[str]) -> None:
     """Train and report."""
     flags = parser().parse_args(arguments)
     console.apply_common_flags(flags)
+    console.check_explain(flags)
     if flags.neuron:
         idle = console.given_flags(parser(), arguments) - OF_A_NEURON
         if idle:
@@ -379,7 +383,8 @@ def learn(flags: argparse.Namespace, rank: Rank | None = None) -> None:
         print(f"{len(training):,} digits to learn from, {len(validation):,} to validate")
         print(describe(model))
     if flags.explain is not None:
-        Steps(model, training, flags.lr, replica).explain(flags.batch, flags.explain, speaks)
+        steps = Steps(model, training, flags.lr, replica)
+        steps.explain(flags.batch, flags.explain, speaks, flags.explain_values)
         return
     with Metrics(flags.metrics if speaks else None) as metrics:
         accuracy = train(model, training, validation, flags.epochs, flags.batch, flags.lr,

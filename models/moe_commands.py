@@ -65,7 +65,7 @@ def parser() -> argparse.ArgumentParser:
     add("--active", type=whole, default=2, help="how many of the experts each token goes through")
     add("--balance", type=console.natural_float, default=0.01,
         help="weight of the load-balancing loss; 0 shows what happens without")  # fmt: skip
-    add("--explain", metavar="F.html", help=console.EXPLAIN)
+    console.add_explain(add)
     console.add_common_flags(result)
     return result
 
@@ -92,6 +92,7 @@ def main(arguments: Sequence[str]) -> None:
     """Train, print, compare."""
     flags = parser().parse_args(arguments)
     console.apply_common_flags(flags)
+    console.check_explain(flags)
     text = load_text(flags.text)
     tokenizer = CharacterTokenizer.of(text)
     training, validation = split(tokenizer.encode_array(text))
@@ -113,7 +114,7 @@ def main(arguments: Sequence[str]) -> None:
     Tensor.manual_seed(flags.seed)
     model = GPT(config)
     if flags.explain is not None:
-        TrainingRun(model, plan).explain(windows, flags.explain)
+        TrainingRun(model, plan).explain(windows, flags.explain, values=flags.explain_values)
         return
     print(f"load of each of {flags.experts} experts, block by block; {BARS[4]} is a fair share, "
           f"{BARS[0]} none")  # fmt: skip

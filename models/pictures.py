@@ -10,7 +10,7 @@ from minigrad.graph.symbolic import ceildiv
 from minigrad.models import neuron
 from minigrad.models.checkpoint import check_writable
 from minigrad.models.console import require
-from minigrad.models.digits import Digits
+from minigrad.models.digits import DIGITS, Digits
 from minigrad.models.errors import InputError
 from minigrad.models.metrics import Metrics
 
@@ -145,16 +145,16 @@ def draw_way(figure: Any, model: Perceptron, digits: Digits) -> None:
         answers.append(model(image).softmax(1).numpy()[0])
     panels = figure.subplots(1, len(answers) + 1)
     panels[0].imshow(digits.images[0].reshape(28, 28), cmap="gray_r")
-    panels[0].set_title(f"a {digits.labels[0]}")
+    panels[0].set_title(digits.names[digits.labels[0]])
     panels[0].set_axis_off()
     for number, (axes, answer) in enumerate(zip(panels[1:], answers, strict=True), 1):
         last = number == len(answers)
         axes.barh(range(len(answer)), answer, color=ORANGE if last else BLUE)
-        axes.set_yticks(range(len(answer)))
+        axes.set_yticks(range(len(answer)), digits.names if last else None)
         axes.invert_yaxis()
         axes.set_title("output" if last else f"layer {number}")
         axes.set_xlabel("probability" if last else "activation")
-        axes.set_ylabel("digit" if last else "neuron")
+        axes.set_ylabel(("digit" if digits.names == DIGITS else "") if last else "neuron")
 
 
 def draw_neuron(path: Path) -> None:

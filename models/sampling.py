@@ -79,6 +79,8 @@ class Sampler:
         rows = len(settings)
         self.vocabulary = vocabulary
         self.steps = frozenset(steps).union(*(each.steps for each in settings))
+        if "draw" in self.steps and any(each.temperature == 0 for each in settings):
+            self.steps |= {"top_k"}  # a greedy row beside others draws from the likeliest alone
         self._settings = Tensor([[0.0] * 4] * rows).realize()
         self._counters = Tensor([[0] * 4] * rows, dtype="uint32").realize()
         self._seen = Tensor.zeros(
@@ -92,12 +94,13 @@ class Sampler:
 
         ValueError for settings that need what the program does not compute.
         """
-        if not settings.steps <= self.steps:
+        greedy = settings.temperature == 0  # the likeliest one, of equals the first
+        needed = settings.steps | ({"top_k"} if greedy and "draw" in self.steps else set())
+        if not needed <= self.steps:
             raise ValueError(
-                f"row {row} gets {settings}, which needs {', '.join(sorted(settings.steps))}; the "
+                f"row {row} gets {settings}, which needs {', '.join(sorted(needed))}; the "
                 f"sampler has {', '.join(sorted(self.steps)) or 'none'}: give it steps=EVERYTHING"
             )
-        greedy = settings.temperature == 0  # the likeliest one, of equals the first
         # float32 has room for the ids of 16 million tokens
         _set_row(self._settings, row, [
             1.0 if greedy else max(settings.temperature, NEVER),

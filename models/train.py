@@ -247,12 +247,17 @@ class TrainingRun:
         self.done += 1
         return loss, rate
 
-    def explain(self, windows: Windows, path: str, speaks: bool = True) -> None:
+    def explain(
+        self, windows: Windows, path: str, speaks: bool = True, values: bool = False
+    ) -> None:
         """Write a page that explains the next step, which is done several times for it."""
         if isinstance(self.division, Pipeline):
             raise InputError("--explain with --pp: a pipeline is no one step; explain without --pp")
         tensors = self._placed(*self._batch(windows))
-        console.explain_step(path, speaks, self._captured, *tensors)
+        group = self.replica.rank.world if self.replica is not None else None
+        console.explain_step(
+            path, self._captured, *tensors, speaks=speaks, values=values, ranks=group
+        )
 
     def _batch(self, windows: Windows) -> tuple[Any, Any]:
         """The tokens of the next step and what follows each; of a replica its part."""

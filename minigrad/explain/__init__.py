@@ -19,8 +19,8 @@ def explain(
     step: a function, captured (`@jit`) or not, called as step(*args), which does the same in every
     call; or a lazy Tensor, of whose nodes no lines are known. It is run 2·rounds + 3 times, or
     a few more (up to three times the rounds, as long as kernels' times add up to 5 % more or less
-    than the step takes when nobody looks): a training goes on by so many steps. model: what the page calls modules, any object that holds tensors; those
-    that the function reads, if not given.
+    than the step takes when nobody looks): a training goes on by so many steps. model: what the
+    page calls modules, any object that holds tensors; those that the function reads, if not given.
 
     values: show what each kernel wrote, too (range, histogram, first numbers), and where a NaN or
     an infinite number first came from: one more step, which takes longer.

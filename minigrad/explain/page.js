@@ -287,6 +287,7 @@ function exchangePairs(labels, same) {
 /* ---- values, where they were asked for ---- */
 
 const small = value => value === 0 ? "0" : Math.abs(value) >= 1e-3 && Math.abs(value) < 1e5 ? three(value) : value.toExponential(2).replace("e+", "e");
+const power = n => `10${[...String(n)].map(c => "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"["-0123456789".indexOf(c)]).join("")}`;
 const FAULTS = {NaN: "NaN (not a number)", infinite: "an infinite number"};
 
 function spread(row) {
@@ -331,8 +332,9 @@ function valuesOfAll() {
   });
   painters.push((what, lit) => marks.forEach(([mark, n]) => mark.classList.toggle("dim", !lit.has(n))));
   const firsts = data.firsts.length ? make("ul", {id: "firsts"}, data.firsts.map(firstSentence)) : make("p", {id: "firsts"}, "Every number that a kernel wrote is finite: there is no NaN, and nothing is infinite.");
-  return [section("Values", `What kernels wrote in one more call${data.ranks.length > 1 ? ", on rank 0" : ""}. The picture shows the largest number of each, by its power of ten (top 10^${high}, bottom 10^${low}); a kernel's own values are in its tab “Values”.`, firsts,
-    draw("svg", {viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": `the largest number that each kernel wrote, from 10^${low} to 10^${high}`}, draw("text", {x: 0, y: 14}, `10^${high}`), draw("text", {x: 0, y: height - 4}, `10^${low}`), dots))];
+  return [section("Values", `What kernels wrote in one more call${data.ranks.length > 1 ? ", on rank 0" : ""}. The picture shows the largest number of each, by its power of ten (at the top ${power(high)}, at the bottom ${power(low)}); a kernel's own values are in its tab “Values”.`, firsts,
+    make("div", {class: "wide", tabindex: 0, role: "region", "aria-label": "values of all kernels"}, make("div", {class: "clock"},
+      draw("svg", {viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": `the largest number that each kernel wrote, from 10 to the power of ${low} to that of ${high}`}, draw("text", {x: 0, y: 14}, power(high)), draw("text", {x: 0, y: height - 4}, power(low)), dots))))];
 }
 
 function kernelList() {

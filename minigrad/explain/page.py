@@ -42,7 +42,7 @@ def write(
 ) -> Path | None:  # fmt: skip
     """See `minigrad.explain`."""
     if flag("GUARD"):
-        raise MinigradError("explain: MINIGRAD_GUARD=1 lays guards around each kernel's memory, and "
+        raise MinigradError("explain: MINIGRAD_GUARD=1 lays guards around each kernel's memory, so "
                             "its times are no step's: explain without it")  # fmt: skip
     tree = Tree(models_of(step) if model is None else {"model": model})
     names = dict(tree.tensors)
@@ -176,8 +176,8 @@ class Data:
         same = ("label", "kind", "code", "plan", "why", "writes", "needs")
         return {
             **{name: told[name] for name in same}, "program": self.numbers[story], "number": number,
-            "start": start, "seconds": seconds, "threads": program.threads_of(number), "operations": code.get("operations", 0),
-            "bytes": code.get("traffic", told["bytes"]),
+            "start": start, "seconds": seconds, "threads": program.threads_of(number),
+            "operations": code.get("operations", 0), "bytes": code.get("traffic", told["bytes"]),
             "limit": max(computing, moving) / max(seconds, 1e-9),
             "bound": "arithmetic" if computing > moving else "memory",
             "modules": _shares(modules), "phases": _shares(phases), "stacks": _shares(stacks),

@@ -127,7 +127,8 @@ class Story:
             with self.decisions.listening():
                 start = time.perf_counter()
                 self.plan = schedule(graph, roots, target, bool(flag("FUSE")))
-        next(one for one in self.passes if one["name"] == "simplify")["rules"] = dict(rules.most_common())
+        (simplified,) = (one for one in self.passes if one["name"] == "simplify")
+        simplified["rules"] = dict(rules.most_common())
         self.passes.append({
             "name": "schedule", "before": len(topological(roots)), "rules": {},
             "after": len(self.plan.kernels), "seconds": time.perf_counter() - start,
@@ -249,6 +250,7 @@ class Story:
         return list(found.items())
 
     def origin(self, node: Node) -> Origin:
+        """Where a node comes from, as far as that is known."""
         return self.origins.of(node) or NOWHERE
 
     def written(self, stage: Stage) -> tuple[str, str]:

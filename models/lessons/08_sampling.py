@@ -94,6 +94,10 @@ def lesson(page: Page) -> None:
     decoder = Decoder(model, [row for row in rows for _ in TEMPERATURES], sampler=sampler)
     for _ in range(length):
         decoder.append(decoder.draw())
+    taken = [row[len(start)] for row, start in zip(decoder.rows[:: len(TEMPERATURES)], rows,
+                                                   strict=True)]  # fmt: skip
+    page.check("at temperature 0 the likeliest word is taken",
+               taken == [order[0] for order in likeliest], ", ".join(names(taken)))  # fmt: skip
     texts = [tokenizer.decode(row[len(rows[0]) :]) for row in decoder.rows]
     continued = [texts[first : first + len(TEMPERATURES)]
                  for first in range(0, len(texts), len(TEMPERATURES))]  # fmt: skip

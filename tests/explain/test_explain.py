@@ -23,8 +23,8 @@ from minigrad.explain.origins import FOLLOWED
 from minigrad.graph import node
 from minigrad.models import gpt_commands, moe_commands
 from minigrad.models.errors import InputError
-from minigrad.models.parallel import Rank, all_reduce, run
 from minigrad.models.parallel import Mesh as RankMesh
+from minigrad.models.parallel import Rank, all_reduce, run
 from minigrad.programs import programs
 
 ABSENT = site.missing()
@@ -282,8 +282,8 @@ def test_where_what_is_not_finite_began(cpu: str, tmp_path: Path) -> None:
     data = data_of(tmp_path / "page.html")
     (first,) = data["firsts"]
     assert first["fault"] == "NaN" and first["how"] == "made" and first["node"].startswith("SQRT")
-    assert [LINES[line - 1].strip() for stack in first["stacks"]
-            for _, line, _ in data["stacks"][stack]][0].startswith("roots =")  # fmt: skip
+    lines = (LINES[line - 1].strip() for s in first["stacks"] for _, line, _ in data["stacks"][s])
+    assert next(lines).startswith("roots =")
     written = [value["nan"] > 0 for k in data["kernels"] for value in k["values"]]
     assert written.index(True) == [n for n, k in enumerate(data["kernels"])
                                    if k["values"]].index(first["kernel"])  # fmt: skip
@@ -364,11 +364,29 @@ def test_scripts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 # ---- the page ----
 
 
-@pytest.fixture(scope="module")
-def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    step, _, arguments = training(CPU)
+@pytest.fixture(scope="module", params=["one device", "two ranks"])
+def page(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("explain") / "page.html"
-    explain(jit(step), *arguments, out=out, rounds=1)
+    if request.param == "one device":
+        step, _, arguments = training(CPU)
+        explain(jit(step), *arguments, out=out, rounds=1, values=True)
+        return out
+
+    def program(rank: Rank) -> None:
+        net = Net()
+        x, weights = Tensor.rand(16, 8).realize(), nn.state.get_parameters(net)
+
+        @jit
+        def step() -> Tensor:
+            loss = net(x).square().mean()
+            gradients = loss.gradient(*weights)
+            summed = [all_reduce(gradient, rank.world, "mean") for gradient in gradients]
+            return Tensor.realize(loss, *summed) or loss
+
+        path = out if rank.is_first else None
+        explain(step, out=path, model=net, rounds=1, values=True, ranks=rank.world)
+
+    run(program, 2)
     return out
 
 
@@ -378,8 +396,9 @@ def driver() -> Iterator[Any]:
         yield found
 
 
-LIT = """return [...document.querySelectorAll("svg rect[data-kernel]:not(.dim)")]
-    .map(e => Number(e.dataset.kernel))"""
+LIT = """return [...new Set([...document.querySelectorAll("svg rect[data-kernel]:not(.dim)")]
+    .map(e => Number(e.dataset.kernel)))].sort((a, b) => a - b)"""
+ROWS = 'return [...document.querySelectorAll(".clock svg text")].map(e => e.textContent)'
 SHOWN = 'return document.querySelector(".detail").dataset.shown'
 FIRST_LINE = 'return document.querySelector(".line.lit [data-line]").dataset.line'
 PANEL = 'return document.getElementById("panel").textContent'
@@ -411,6 +430,17 @@ def test_page(width: str, page: Path, driver: Any) -> None:
         click(f'[data-line="{line}"]')
         assert number in driver.execute_script(LIT)
         click(f'svg rect[data-kernel="{number}"]')
+    longest = next(n for n, kernel in enumerate(kernels) if kernel["values"] and kernel["code"] >= 0)
+    click(f'svg rect[data-kernel="{longest}"]')
+    rows = driver.execute_script(ROWS)
+    assert [name in rows for name in ("rank 0", "rank 1", "exchanges")] == [
+        bool(data_of(page)["ranks"])] * 3 or any(row.startswith("rank 1, ") for row in rows)  # fmt: skip
+    assert "finite" in driver.execute_script('return document.getElementById("firsts").textContent')
+    click('[data-tab="values"]')
+    shown = driver.execute_script(PANEL)
+    for value in kernels[longest]["values"]:
+        assert value["name"] in shown and ", ".join(value["first"]) in shown
+    assert too_wide(driver) == []
     for tab in ("nodes", "plan", "steps", "nest", "ir", "assembly"):
         click(f'[data-tab="{tab}"]')
         WebDriverWait(driver, 30).until(lambda one, tab=tab: one.execute_script(SHOWN) == tab)

@@ -69,6 +69,26 @@ def test_idx_files(tmp_path: Path, end: str) -> None:
         assert np.allclose(digits_.images * 255, images.reshape(len(labels), 784))
 
 
+def test_what_labels_are(tmp_path: Path) -> None:
+    write_folder(tmp_path)
+    assert [part.names for part in idx_digits(str(tmp_path))] == [digits.DIGITS] * 2
+    for part, count, begin in zip(("train", "t10k"), (30, 12), digits.FASHION_BEGINS, strict=True):
+        labels = np.array([*begin, *[0] * (count - len(begin))], np.uint8)
+        write_idx(tmp_path / f"{part}-images-idx3-ubyte", np.zeros((count, 28, 28), np.uint8))
+        write_idx(tmp_path / f"{part}-labels-idx1-ubyte", labels)
+    training, validation = idx_digits(str(tmp_path))
+    assert training.names == validation.names == digits.FASHION
+    assert training.names[training.labels[0]] == "ankle boot"  # both parts begin with one
+    (tmp_path / "names.txt").write_text("\n".join("abcdefghij") + "\n")
+    assert idx_digits(str(tmp_path))[0].names == tuple("abcdefghij")
+    (tmp_path / "names.txt").write_text("one\ntwo\n")
+    with pytest.raises(InputError, match=r"names.txt has 2 names: expected ten lines"):
+        idx_digits(str(tmp_path))
+    (tmp_path / "names.txt").write_bytes(b"\xff\xfe")
+    with pytest.raises(InputError, match="is no text in UTF-8"):
+        idx_digits(str(tmp_path))
+
+
 def test_a_folder_without_them(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="has no train-images-idx3-ubyte"):
         load_digits(str(tmp_path))

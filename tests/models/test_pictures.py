@@ -12,7 +12,7 @@ import pytest
 
 from minigrad import Tensor
 from minigrad.models import pictures
-from minigrad.models.digits import Digits
+from minigrad.models.digits import FASHION, Digits
 from minigrad.models.errors import InputError
 from minigrad.models.metrics import Metrics
 from minigrad.models.mlp import MLP
@@ -111,6 +111,14 @@ def test_neurons_have_numbers_and_bars_have_names(drawn: list[Any]) -> None:
     assert titles == [f"neuron {n}" for n in range(16)]
     bars = [(each.get_xlabel(), each.get_ylabel()) for each in axes[17:20]]
     assert bars == [("activation", "neuron")] * 2 + [("probability", "digit")]
+
+
+def test_classes_have_their_names(drawn: list[Any]) -> None:
+    clothes = Digits(np.ones((1, 784), np.float32), np.full(1, 9, np.int32), FASHION)
+    pictures.draw_mlp(MLP(), clothes, record(8, lambda step: 1 / step), Path("none"))
+    image, *_, output, _ = drawn[0].axes[16:]
+    assert image.get_title() == "ankle boot" and output.get_ylabel() == ""
+    assert [text.get_text() for text in output.get_yticklabels()] == list(FASHION)
 
 
 def test_a_neuron_that_no_digit_excites_is_called_dead(drawn: list[Any]) -> None:

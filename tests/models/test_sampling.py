@@ -158,6 +158,15 @@ def test_settings_that_make_no_sense(
         Sampling(*settings)
 
 
+def test_a_greedy_row_beside_rows_that_draw() -> None:
+    logits = Tensor([[1.0, 1.1, 1.0, 0.9]] * 3)
+    sampler = Sampler([Sampling(0.0), Sampling(1.0), Sampling(2.0)], 4, seed=3)
+    assert {sampler(logits).tolist()[0] for _ in range(30)} == {1}
+    drawing = Sampler([Sampling(1.0)], 4)
+    with pytest.raises(ValueError, match="needs top_k; the sampler has draw"):
+        drawing.start(0, Sampling(0.0))
+
+
 def test_repetition_is_penalized() -> None:
     logits = Tensor([[2.0, -2.0, 1.0, 4.0]])
     sampler = Sampler([Sampling(0.0, repetition_penalty=8.0)], 4)

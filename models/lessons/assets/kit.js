@@ -243,7 +243,7 @@ function fillChart(figure, spec) {
   const py = y => height - bottom - scale(y, y0, y1, logY) * (height - top - bottom);
   const label = (value, log) => log && (value >= 1e5 || value < 1e-3) && Math.abs(Math.log10(value) - Math.round(Math.log10(value))) < 1e-9 ? `10${raised(Math.round(Math.log10(value)))}` : shown(Number(value.toPrecision(6)));
   const root = draw("svg", {viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": `${spec.title || spec.y}: ${names.join(", ")}`});
-  for (const value of ticks(x0, x1, logX, 6)) {
+  for (const value of ticks(x0, x1, logX, width < 420 ? 3 : 6)) {
     root.append(draw("line", {class: "grid", x1: px(value), x2: px(value), y1: top, y2: height - bottom}),
       draw("text", {class: "soft", x: px(value), y: height - bottom + 16, "text-anchor": "middle"}, label(value, logX)));
   }
