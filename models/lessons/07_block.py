@@ -93,6 +93,10 @@ def lesson(page: Page) -> None:
         message about the error travels from the last layer to the first, and each layer it passes
         changes its size. Without the way around it shrinks each time; after {DEEP} layers nothing
         is left, and the first layers learn nothing: **the gradient vanishes**.
+
+        Attention and a feed-forward network, each with its norm before it and a way around it, are
+        one **block** (or layer). A language model is a stack of blocks that are built alike and
+        have numbers of their own: 30 of them in SmolLM2, 96 in GPT-3.
     """)
     norms = {residual: deep_gradient_norms(DEEP, residual) for residual in (True, False)}
     labels = {True: "with residual connections", False: "without"}

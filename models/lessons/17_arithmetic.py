@@ -27,7 +27,9 @@ def lesson(page: Page) -> None:
     """The lesson."""
     page.say("""
         A parameter is a number, and a number takes 2 bytes (with 16 bits, as usual today). From
-        here on it is all multiplication. GPT-3 has 96 blocks on vectors of 12,288 numbers:
+        here on it is all multiplication. A **GPU** is a chip that does thousands of multiplications
+        at once; NVIDIA's H100 has 80 GB of memory, the newer B300 has 288. GPT-3 has 96 blocks on
+        vectors of 12,288 numbers:
     """)
     gpt3 = GPTConfig.preset("gpt3")
     p = parameters(gpt3)

@@ -167,6 +167,31 @@ def page(lesson: Lesson, made: Page, lessons: Sequence[Lesson], seconds: float) 
     )  # fmt: skip
 
 
+# What somebody may ask who has read the article, and the lesson that answers it.
+QUESTIONS = (
+    ("What does a neuron do with its signals, and what is a bias?", 1),
+    ("Where do 13,002 parameters come from?", 2),
+    ("Why does a network without activation functions need only one layer?", 3),
+    ("Why does the same text cost more tokens in some languages?", 4),
+    ("How can a list of numbers mean a word?", 5),
+    ("What are query, key and value, and who looks at whom?", 6),
+    ("What is in a block, and why can a hundred of them be stacked?", 7),
+    ("Does a model plan its sentence, and what changes with the temperature?", 8),
+    ("Why does a chat forget how it began, and what does remembering cost?", 9),
+    ("What are the four stages of training, and how long does each take?", 10),
+    ("Which numbers does training not find?", 11),
+    ("Why not change parameters at random and keep what helps?", 12),
+    ("What happens if the steps are too large?", 13),
+    ("Why are examples shown in batches, and how often is each shown?", 14),
+    ("Is a larger model always better?", 15),
+    ("How can a model have more parameters and no more work?", 16),
+    ("How many GPUs hold GPT-3, how many train it, and for how long?", 17),
+    ("How do copies of a model stay the same?", 18),
+    ("What if not even one text fits into a GPU?", 19),
+    ("Why is the network of a cluster so expensive?", 20),
+)
+
+
 def contents(lessons: Sequence[Lesson], quick: bool) -> str:
     """The first page: what lessons there are, and which section of the article each covers."""
     items = "".join(
@@ -179,6 +204,11 @@ def contents(lessons: Sequence[Lesson], quick: bool) -> str:
         f"{lesson.number} · {html.escape(lesson.title)}</a></td></tr>"
         for lesson in lessons for section in lesson.sections
     )  # fmt: skip
+    by_number = {lesson.number: lesson for lesson in lessons}
+    asked = "".join(
+        f'<li>{html.escape(question)} <a href="{by_number[number].file}">Lesson {number}</a></li>'
+        for question, number in QUESTIONS if number in by_number
+    )
     body = f"""
 <p class="about">From one neuron to a cluster that trains a language model, in {len(lessons)}
 lessons. Every number on these pages was computed by minigrad, a deep-learning framework small
@@ -188,6 +218,8 @@ the end of each. Where you want to know how a number came about, open “the cod
 what made the page, and runs alone in a terminal.</p>
 <h2>Lessons</h2>
 <ol class="contents">{items}</ol>
+<h2>Questions, and where they are answered</h2>
+<ul class="questions">{asked}</ul>
 <h2>Where the sections of the article are</h2>
 <div class="wide" tabindex="0" role="region" aria-label="sections"><table>
 <thead><tr><th scope="col">section</th><th scope="col">lesson</th></tr></thead>

@@ -116,6 +116,7 @@ def test_one_lesson_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
 
 def test_lessons_are_numbered_without_gaps() -> None:
     lessons = [Lesson.of(module) for module in builder.numbered()]
+    assert [number for _, number in render.QUESTIONS] == [lesson.number for lesson in lessons]
     assert [lesson.number for lesson in lessons] == list(range(1, len(lessons) + 1))
     assert all(lesson.sections and lesson.title and lesson.about for lesson in lessons)
     assert "minigrad.models.lessons.01_neuron" in sys.modules
