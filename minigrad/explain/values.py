@@ -71,13 +71,10 @@ class Values:
                     self.firsts.setdefault(fault, First(fault, -1, name, "given"))
 
     def ran(
-        self, timed: Timed, number: int, label: str, buffers: Sequence[Buffer],
-        variables: Mapping[str, int],
-    ) -> None:  # fmt: skip
+        self, timed: Timed, number: int, buffers: Sequence[Buffer], variables: Mapping[str, int]
+    ) -> None:
         """A kernel has run."""
         story = self.tell(timed.call)
-        if label != story.kernels[number]["label"]:
-            return  # an addition of an exchange
         kernel = story.plan.kernels[number]
         memory = _Memory(story, timed.parts[0], buffers, variables)
         before: Faults = CLEAN.union(*(self._faults_of(memory, a) for a in story.read(number)))

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 from minigrad import program
 from minigrad.device import Buffer, Device, Program
-from minigrad.errors import MinigradError
+from minigrad.errors import DeviceError, MinigradError
 from minigrad.explain.origins import Origins
 from minigrad.explain.ranks import Ranks
 from minigrad.graph.canonical import Canonical, Graph
@@ -37,10 +37,9 @@ class Look(Protocol):
         ...
 
     def ran(
-        self, timed: Timed, number: int, label: str, buffers: Sequence[Buffer],
-        variables: Mapping[str, int],
-    ) -> None:  # fmt: skip
-        """A kernel of it has run; or another, if the label says so, while it waited."""
+        self, timed: Timed, number: int, buffers: Sequence[Buffer], variables: Mapping[str, int]
+    ) -> None:
+        """A kernel of it has run."""
         ...
 
 
@@ -105,23 +104,35 @@ class _Part:
             return
         rows, before = timed.rows[self.number], program.timeline.record
         look = None if self.number else current.look
+        labels = [kernel.code.label for kernel in made.kernels]
         if look is not None:
             look.begins(timed, buffers)
 
         def record(label: str, start: float, stop: float) -> None:
-            while rows and rows[-1][1] >= start - current.start:
-                rows.pop()  # an addition that this thread did while it waited for an exchange
-            rows.append((label, start - current.start, stop - current.start))
-            if look is not None:
-                look.ran(timed, len(rows) - 1, label, buffers, variables)
             if before is not None:
                 before(label, start, stop)
+            if label != labels[len(rows)]:
+                return  # an addition that this thread did while it waited for an exchange
+            rows.append((label, start - current.start, stop - current.start))
+            if look is not None:
+                look.ran(timed, len(rows) - 1, buffers, variables)
 
         program.timeline.record = record
         try:
             made.run(buffers, variables)
         finally:
             program.timeline.record = before
+
+
+def _check_device(name: str) -> None:
+    """DeviceError where a device is no CPU, nor a mesh of CPUs."""
+    mesh = Device.meshes.get(name)
+    for one in mesh.devices if mesh is not None else (name,):
+        if one.partition(":")[0] != "CPU":
+            raise DeviceError(
+                f"explain: the step runs on {name}; expected a CPU device: "
+                'explain it with MINIGRAD_DEVICE=CPU, or tensors .to("CPU")'
+            )
 
 
 class _Desk(Programs):
@@ -162,6 +173,7 @@ class Watched(Programs):
         key = (call.structure, call.cells, flag("FUSE"), flag("GUARD"))
         known = self.made.get(key)
         if known is None:
+            _check_device(call.roots[0].device)
             known = self.made[key] = Timed(compile(call.graph()), self, call)
         self.found.append((call, known))
         return known, NO_VALUES
