@@ -268,7 +268,7 @@ function timeline() {
   parts.push(draw("text", {x: left, y: y + 8}, "0"), draw("text", {x: 1000, y: y + 8, "text-anchor": "end"}, time(end)));
   const root = draw("svg", {viewBox: `0 0 1000 ${y + 14}`, role: "img", "aria-label": "what each thread and rank did when"}, parts);
   painters.push((what, lit) => marks.forEach(([mark, n]) => mark.classList.toggle("dim", !lit.has(n))));
-  return section("Timeline", `One call by the clock. A kernel is drawn for as many threads as it has work for${threads > 1 ? "; where the second row is empty one thread works alone" : ""}; what is white between kernels is Python${several ? ", or another rank's turn" : ""}.` +
+  return section("Timeline", `One call by the clock. A kernel is drawn for as many threads as it has work for${threads > 1 ? "; where the second row is empty one thread works alone" : ""}; a gap between kernels is Python${several ? ", or another rank's turn" : ""}.` +
     (several ? " Purple: a thin bar is an exchange on its way, a thick one is a rank that begins it or waits for it." : ""),
     make("div", {class: "wide", tabindex: 0, role: "region", "aria-label": "timeline"}, make("div", {class: "clock"}, root)));
 }
@@ -419,6 +419,7 @@ const other = (number, inside) => number - kernels[number].number + inside;
 
 const PASSES = {
   canonicalize: "Buffers get numbers, so that the next step finds the same program.",
+  partition: "Of whole arrays becomes what one device of the mesh does with its parts; exchanges appear where it needs others'.",
   simplify: "Algebra that is exact: each rule gives the same values by less work.",
   expand_sorts: "A sort becomes passes of counting and moving.",
   split_reductions: "Long sums become two, so that threads can share the first.",

@@ -219,7 +219,7 @@ def _source(name: str, wanted: set[int]) -> dict[str, Any]:
 
 def _bytes(buffer: Buffer) -> int:
     """What one device has of it."""
-    return buffer.memory.parts[0].nbytes if buffer.device in Device.meshes else buffer.nbytes  # type: ignore[no-any-return]
+    return buffer.memory.parts[0].nbytes if buffer.device in Device.meshes else buffer.nbytes
 
 
 def _memory(stories: Sequence[Story]) -> dict[str, Any]:

@@ -158,9 +158,10 @@ class Story:
             return graph
         runtime: Any = Device[graph.device]
         with Context(THREADS=runtime.local[0].threads):
-            return self._pass(
+            local: Graph = self._pass(
                 "partition", graph.roots, lambda: runtime.divider(graph)(runtime.local[0])[1]
-            )  # type: ignore[no-any-return]
+            )
+        return local
 
     def _pass(self, name: str, before: Sequence[Node], run: Any) -> Any:
         start = time.perf_counter()
