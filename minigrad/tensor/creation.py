@@ -236,6 +236,9 @@ class Creation(Methods):
         [[[1, 1], [2, 2]], [[3, 4], [3, 4]]]
         """
         vectors = sequence((self, *others))
+        if any(vector.ndim > 1 for vector in vectors):
+            shapes = " and ".join(show(vector.shape) for vector in vectors)
+            raise ShapeError(f"meshgrid of {shapes}: expected vectors")
         if indexing not in ("ij", "xy"):
             raise ValueError(f"meshgrid(indexing={indexing!r}): expected 'ij' or 'xy'")
         order = list(range(len(vectors)))

@@ -177,17 +177,20 @@ class Statistics(Composed):
         >>> [x.tolist() for x in Tensor([3, 1, 3]).unique(return_counts=True)]
         [[1, 3], [1, 2]]
         """
+        values, _, inverse, counts = self._distinct()
+        found = [values, *[inverse] * return_inverse, *[counts] * return_counts]
+        return tuple(found) if len(found) > 1 else values
+
+    def _distinct(self) -> tuple[Self, Self, Self, Self]:
+        """Distinct elements in order; where each is first, which each one is, how many they are."""
         values, order = self.flatten().sort(0)
         extent = values._known_shape()[0]
         begins = values[1:].ne(values[:-1]).pad([(min(extent, 1), 0)], value=True)
         starts = begins.nonzero()[:, 0]
-        found = [values[starts]]
-        if return_inverse:
-            number = begins.cumsum(0, dtype=dtypes.int32) - 1
-            found.append(number.scatter(0, order, number).reshape(self.shape))
-        if return_counts:
-            found.append(starts.diff(append=starts._operand(extent).reshape(1)))
-        return tuple(found) if len(found) > 1 else found[0]
+        number = begins.cumsum(0, dtype=dtypes.int32) - 1
+        inverse = number.scatter(0, order, number).reshape(self.shape)
+        counts = starts.diff(append=starts._operand(extent).reshape(1))
+        return values[starts], order[starts], inverse, counts
 
     def isin(self, test_elements: Any, *, invert: bool = False) -> Self:
         """True where an element is one of test_elements.
