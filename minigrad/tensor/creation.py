@@ -17,13 +17,13 @@ from minigrad.tensor.methods import Methods
 from minigrad.tensor.movement import sequence
 
 
-def _dtype(given: DType | str | None, default: DType) -> DType:
+def dtype_or(given: DType | str | None, default: DType) -> DType:
     return default if given is None else resolve(given)
 
 
 def _numeric(name: str, given: DType | str | None, default: DType) -> DType:
     """The dtype of a ramp."""
-    dtype = _dtype(given, default)
+    dtype = dtype_or(given, default)
     if dtype.is_bool:
         raise DTypeError(f"{name}(dtype=bool): expected a number dtype; use .bool()")
     return dtype
@@ -55,8 +55,9 @@ class Creation(Methods):
     __slots__ = ()
 
     @classmethod
-    def _made(cls, node: Node, requires_grad: bool | None) -> Self:
+    def _made(cls, node: Node, requires_grad: bool | None, drawn: bool = False) -> Self:
         result = cls._of(node)
+        result.made = drawn
         if requires_grad is not None:
             result.requires_grad = requires_grad
         return result
@@ -76,7 +77,7 @@ class Creation(Methods):
         _check_numbers("full", fill_value)
         symbolic = isinstance(fill_value, Affine)
         default = dtypes.default_int if symbolic else dtype_of("full", [fill_value])
-        wanted = _dtype(dtype, default)
+        wanted = dtype_or(dtype, default)
         check_holds("full", wanted, fill_value)
         where = Device.canonical(device or Device.DEFAULT)
         return cls._made(build.const(fill_value, wanted, extents, where), requires_grad)
@@ -88,7 +89,7 @@ class Creation(Methods):
         >>> Tensor.zeros(2).tolist()
         [0.0, 0.0]
         """
-        wanted = _dtype(dtype, dtypes.default_float)
+        wanted = dtype_or(dtype, dtypes.default_float)
         return cls.full(checked_shape("zeros", shape), 0, dtype=wanted, **options)
 
     @classmethod
@@ -98,7 +99,7 @@ class Creation(Methods):
         >>> Tensor.ones(2).tolist()
         [1.0, 1.0]
         """
-        wanted = _dtype(dtype, dtypes.default_float)
+        wanted = dtype_or(dtype, dtypes.default_float)
         return cls.full(checked_shape("ones", shape), 1, dtype=wanted, **options)
 
     @classmethod
@@ -119,7 +120,7 @@ class Creation(Methods):
         [7, 7]
         """
         return self.full(
-            self.shape, fill_value, dtype=_dtype(dtype, self.dtype), device=device or self.device,
+            self.shape, fill_value, dtype=dtype_or(dtype, self.dtype), device=device or self.device,
             requires_grad=requires_grad,
         )  # fmt: skip
 
@@ -176,7 +177,7 @@ class Creation(Methods):
                 node = build.elementwise(
                     Op.ADD, node, build.expand(build.reshape(first, (1,)), node.shape)
                 )
-            return cls._made(build.cast(node, _dtype(dtype, dtypes.default_int)), requires_grad)
+            return cls._made(build.cast(node, dtype_or(dtype, dtypes.default_int)), requires_grad)
         count = max(math.ceil((end - begin) / step), 0)
         ends = [begin, begin + max(count - 1, 0) * step]
         floats = any(isinstance(x, float) for x in (begin, end, step))
@@ -227,7 +228,7 @@ class Creation(Methods):
         rows = cls.arange(n, device=device)
         columns = cls.arange(n if m is None else m, device=device)
         same = rows.unsqueeze(1).eq(columns)
-        return cls._made(same.cast(_dtype(dtype, dtypes.default_float)).node, requires_grad)
+        return cls._made(same.cast(dtype_or(dtype, dtypes.default_float)).node, requires_grad)
 
     def meshgrid(self, *others: Any, indexing: str = "ij") -> tuple[Any, ...]:
         """Coordinate matrices of 1-d tensors; indexing "ij" (default) or "xy".

@@ -91,13 +91,7 @@ class Functions(Methods):
 
     def _unary(self, op: Op) -> Self:
         """A function of floats; integers are converted to float32."""
-        return self._new(build.elementwise(op, self._float_node()))
-
-    def _float_node(self) -> Node:
-        node = self.node
-        return node if node.dtype.is_float else build.cast(node, dtypes.default_float)
-
-    # --- signs and rounding -----------------------------------------------------------------------
+        return self._new(build.elementwise(op, self._as_float().node))
 
     def abs(self) -> Self:
         """|self|; the derivative at 0 is 0. INT_MIN stays.

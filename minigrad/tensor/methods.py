@@ -42,12 +42,11 @@ if TYPE_CHECKING:
         """Names only; the families say what each method takes."""
 
         def _operator(self, other: Any) -> Self: ...
-        def _sign(self) -> Self: ...
 
         __add__ = __sub__ = __rsub__ = __mul__ = __truediv__ = __rtruediv__ = __pow__ = _operator
         __floordiv__ = __mod__ = __and__ = __or__ = __xor__ = __lshift__ = __rshift__ = _operator
         __lt__ = __le__ = __gt__ = __ge__ = __getitem__ = _operator
-        __neg__ = __invert__ = _sign
+        __neg__ = __invert__ = _Declared._any
 
         # values.py, casts.py
         def _bytes(self) -> bytearray: ...
@@ -78,6 +77,8 @@ if TYPE_CHECKING:
         cumsum = argsort = _Declared._any
 
         # creation.py, random.py, indexing.py, scattering.py
+        @classmethod
+        def _made(cls, *given: Any, **options: Any) -> Self: ...
         @classmethod
         def zeros(cls, *shape: Any, **options: Any) -> Self: ...
         @classmethod
