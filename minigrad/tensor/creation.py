@@ -10,7 +10,7 @@ from minigrad.device import Device
 from minigrad.dtype import DType, check_holds, dtype_of, dtypes, resolve
 from minigrad.errors import DTypeError, ShapeError
 from minigrad.graph import bounds, build
-from minigrad.graph.node import Node, Op, Shape
+from minigrad.graph.node import Node, Shape
 from minigrad.graph.symbolic import Affine, Integer, low
 from minigrad.tensor.broadcasting import Scalar, show
 from minigrad.tensor.methods import Methods
@@ -18,6 +18,7 @@ from minigrad.tensor.movement import sequence
 
 
 def dtype_or(given: DType | str | None, default: DType) -> DType:
+    """A dtype, a name of one, or a default for None."""
     return default if given is None else resolve(given)
 
 
@@ -174,9 +175,7 @@ class Creation(Methods):
                     build.variable(begin, where) if isinstance(begin, Affine)
                     else build.const(begin, dtypes.int32, (), where)
                 )  # fmt: skip
-                node = build.elementwise(
-                    Op.ADD, node, build.expand(build.reshape(first, (1,)), node.shape)
-                )
+                node = node + build.expand(build.reshape(first, (1,)), node.shape)
             return cls._made(build.cast(node, dtype_or(dtype, dtypes.default_int)), requires_grad)
         count = max(math.ceil((end - begin) / step), 0)
         ends = [begin, begin + max(count - 1, 0) * step]

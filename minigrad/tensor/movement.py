@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, Self
 
@@ -110,9 +111,7 @@ class Movement(Methods):
         if parts.count(-1) > 1:
             raise ShapeError(f"unflatten({dim}, {parts}): expected at most one −1")
         if -1 in sizes:
-            known = 1
-            for extent in sizes:
-                known *= 1 if extent == -1 else extent
+            known = math.prod(extent for extent in sizes if extent != -1)
             parts[sizes.index(-1)] = self.shape[axis] // max(known, 1)
         return self.reshape(self.shape[:axis] + tuple(parts) + self.shape[axis + 1 :])
 
