@@ -42,7 +42,7 @@ class Cumulative(Methods):
         >>> Tensor([1, 2, 3]).cumsum().tolist()
         [1, 3, 6]
         """
-        return self._running_sum(Op.CUMSUM, "cumsum", axis if dim is None else dim, dtype)
+        return self._running_sum(Op.CUMSUM, "cumsum", axis, dtype)
 
     def cumprod(
         self, axis: int = 0, *, dim: int | None = None, dtype: DType | str | None = None
@@ -52,7 +52,7 @@ class Cumulative(Methods):
         >>> Tensor([1, 2, 3]).cumprod().tolist()
         [1, 2, 6]
         """
-        return self._running_sum(Op.CUMPROD, "cumprod", axis if dim is None else dim, dtype)
+        return self._running_sum(Op.CUMPROD, "cumprod", axis, dtype)
 
     def cummax(self, axis: int = 0, *, dim: int | None = None) -> tuple[Self, Self]:
         """The largest element so far (NaN wins), and where the latest such stands (int32).
@@ -60,7 +60,7 @@ class Cumulative(Methods):
         >>> [x.tolist() for x in Tensor([1, 3, 2]).cummax()]
         [[1, 3, 3], [0, 1, 1]]
         """
-        return self._extremes("cummax", axis if dim is None else dim)
+        return self._extremes("cummax", axis)
 
     def cummin(self, axis: int = 0, *, dim: int | None = None) -> tuple[Self, Self]:
         """The smallest element so far (NaN wins), and where the latest such stands (int32).
@@ -71,7 +71,7 @@ class Cumulative(Methods):
         mirrored = self if self.dtype.is_bool else self._mirrored()
         if self.dtype.is_bool:
             mirrored = ~self
-        values, places = mirrored._extremes("cummin", axis if dim is None else dim)
+        values, places = mirrored._extremes("cummin", axis)
         return values._mirrored(), places
 
     def _extremes(self, name: str, axis: int) -> tuple[Self, Self]:
@@ -90,9 +90,9 @@ class Cumulative(Methods):
         """
         x = self._wide()
         if not self.ndim:
-            axis_of("logcumsumexp", axis if dim is None else dim, 0)
+            axis_of("logcumsumexp", axis, 0)
             return self._as_float()
-        place = self._known_axis("logcumsumexp", axis if dim is None else dim)
+        place = self._known_axis("logcumsumexp", axis)
 
         def combine(first: tuple[Node, ...], second: tuple[Node, ...]) -> tuple[Node, ...]:
             return (self._new(first[0]).logaddexp(self._new(second[0])).node,)

@@ -62,7 +62,7 @@ class Ordering(Methods):
         >>> Tensor([3, 1, 2]).argsort().tolist()
         [1, 2, 0]
         """
-        return self._order("argsort", axis if dim is None else dim, descending)[1]
+        return self._order("argsort", axis, descending)[1]
 
     def sort(
         self, axis: int = -1, descending: bool = False, *, dim: int | None = None,
@@ -73,7 +73,7 @@ class Ordering(Methods):
         >>> [x.tolist() for x in Tensor([3, 1, 2]).sort()]
         [[1, 2, 3], [1, 2, 0]]
         """
-        place, order = self._order("sort", axis if dim is None else dim, descending)
+        place, order = self._order("sort", axis, descending)
         return (self._at(place, order) if self.ndim else self), order
 
     def topk(
@@ -88,7 +88,7 @@ class Ordering(Methods):
         >>> [x.tolist() for x in Tensor([3, 1, 2]).topk(2)]
         [[3, 2], [0, 2]]
         """
-        place = axis_of("topk", axis if dim is None else dim, self.ndim)
+        place = axis_of("topk", axis, self.ndim)
         extent = self.shape[place] if self.ndim else 1
         if isinstance(extent, Affine) or not isinstance(k, int) or not 0 <= k <= extent:
             raise ShapeError(

@@ -181,7 +181,9 @@ KEYWORDS: dict[str, tuple[str, str]] = {
     "shape": ("*", "reshape view expand broadcast_to"),
     "size": ("*", "expand"),
     "repeats": ("*", "repeat"),
-    "dim": ("axis", "normalize layernorm rmsnorm"),
+    "dim": ("axis", """sum prod max min mean any all var std std_mean argmax argmin logsumexp
+                       softmax log_softmax softmin cumsum cumprod cummax cummin logcumsumexp
+                       sort argsort topk normalize layernorm rmsnorm"""),
     "axis": ("dim", """gather scatter scatter_add scatter_reduce squeeze unsqueeze split chunk
                        unfold unbind index_select select diff amax amin median quantile norm"""),
 }  # fmt: skip
@@ -189,19 +191,27 @@ KEYWORDS: dict[str, tuple[str, str]] = {
 
 def accept_keywords(kind: type) -> None:
     """Let the methods of a class take arguments under the names in `KEYWORDS`."""
+    by_method: dict[str, dict[str, str]] = {}
     for word, (meant, names) in KEYWORDS.items():
         for name in names.split():
-            setattr(kind, name, _accepting(getattr(kind, name), word, meant))
+            by_method.setdefault(name, {})[word] = meant
+    for name, words in by_method.items():
+        setattr(kind, name, _accepting(getattr(kind, name), words))
 
 
-def _accepting(method: Callable[..., Any], word: str, meant: str) -> Callable[..., Any]:
+def _accepting(method: Callable[..., Any], words: dict[str, str]) -> Callable[..., Any]:
     @functools.wraps(method)
     def call(*args: Any, **kwargs: Any) -> Any:
-        if word in kwargs:
-            value = kwargs.pop(word)
+        for word in kwargs.keys() & words.keys() if kwargs else ():
+            value, meant = kwargs.pop(word), words[word]
+            if kwargs.get(meant) is not None:
+                raise TypeError(
+                    f"{method.__qualname__}({meant}={kwargs[meant]}, {word}={value}): the two are "
+                    "one argument; expected one of them"
+                )
             if meant == "*":
                 args = (*args, value)
-            else:
+            elif value is not None:
                 kwargs[meant] = value
         return method(*args, **kwargs)
 
