@@ -134,8 +134,6 @@ def diff(
 ) -> Array:  # fmt: skip
     """The n-th differences of neighbours along an axis."""
     place = _axis("diff", axis, x.ndim)
-    if n < 0:
-        raise ValueError(f"diff(n={n}): expected a number of differences from 0 on")
     parts = [part for part in (prepend, x, append) if part is not None]
     joined = concat(parts, axis=place) if len(parts) > 1 else x
     return Array._of(joined._tensor.diff(n, place))

@@ -87,6 +87,12 @@ class Sequential(_List[Function]):
             else:
                 self.append(layer)  # type: ignore[arg-type]
 
+    def insert(self, index: int, item: Function) -> None:
+        """Put a layer in before another."""
+        if not callable(item):
+            raise TypeError(f"Sequential of {item!r}: expected layers or functions of a tensor")
+        super().insert(index, item)
+
     def __call__(self, x: Tensor) -> Tensor:
         """The last layer's result."""
         for layer in self.layers:

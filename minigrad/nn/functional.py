@@ -55,6 +55,8 @@ def dropout(x: Tensor, p: float = 0.5, training: bool = True) -> Tensor:
 
 def dropout2d(x: Tensor, p: float = 0.5, training: bool = True) -> Tensor:
     """Whole channels (…, channels, height, width) are 0 with probability p, where training."""
+    if x.ndim < 3:
+        raise ShapeError(f"dropout2d of {x.shape}: expected (…, channels, height, width)")
     return x * dropout(x.new_ones((*x.shape[:-2], 1, 1)), p, training)
 
 
@@ -157,6 +159,8 @@ def instance_norm(
     """
     if not use_input_stats:
         return batch_norm(x, running_mean, running_var, weight, bias, eps=eps)
+    if math.prod(x._known_shape()[2:]) < 2:
+        raise ShapeError(f"instance_norm of {x.shape}: expected more than one element in space")
     return group_norm(x, x.size(1), weight, bias, eps)
 
 

@@ -21,6 +21,7 @@ from minigrad.nn.tree import (
     warn_of_unmarked,
 )
 from minigrad.tensor import Tensor, views
+from minigrad.tensor.broadcasting import check_flag
 from minigrad.tensor.core import stored
 
 _OWN = ("_kinds", "_training", "_moves")
@@ -222,6 +223,7 @@ class Module:
 
     def train(self, mode: bool = True) -> Self:
         """Put it and all modules below it into training mode, or into evaluation mode."""
+        check_flag("train", "mode", mode)
         for module in self.modules():
             module.training = mode
         return self

@@ -97,6 +97,11 @@ class Movement(Methods):
             return self.reshape(1)
         start = axis_of("flatten", start_dim, self.ndim)
         end = axis_of("flatten", end_dim, self.ndim)
+        if start > end:
+            raise ShapeError(
+                f"flatten({start_dim}, {end_dim}) of {show(self.shape)}: expected the first "
+                "dimension before the last"
+            )
         merged = product(self.shape[start : end + 1])
         return self.reshape(self.shape[:start] + (merged,) + self.shape[end + 1 :])
 

@@ -304,6 +304,17 @@ class Random(Methods):
         """
         return self.randn(self.shape, **{"dtype": self.dtype, "device": self.raw.device, **options})
 
+    def bernoulli(self, p: Any = None) -> Self:
+        """1 with the probabilities in self (or with p), else 0; in self's dtype.
+
+        >>> Tensor([0.0, 1.0]).bernoulli().tolist()
+        [0.0, 1.0]
+        """
+        if isinstance(p, (int, float)) and not 0 <= p <= 1:
+            raise ValueError(f"bernoulli({p}): expected a probability in 0 … 1")
+        chance = self if p is None else self._operand(p)
+        return (self.rand(self.shape, device=self.raw.device) < chance).cast(self.dtype).detach()
+
     def dropout(self, p: Scalar = 0.5) -> Self:
         """In training, an element is 0 with probability p, and divided by 1 − p otherwise.
 

@@ -161,7 +161,7 @@ class Spellings(Composed):
         >>> Tensor([5.0]).bernoulli_(1.0).item()
         1.0
         """
-        return self.assign(self.rand(self.shape, device=self.raw.device) < p)
+        return self.assign(self.bernoulli(p))
 
     def random_(self, low: int, high: int) -> Self:
         """Replace its elements by random integers in low … high − 1.

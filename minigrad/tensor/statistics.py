@@ -123,6 +123,9 @@ class Statistics(Composed):
         if interpolation not in ("linear", "lower", "higher", "midpoint", "nearest"):
             raise ValueError(f"quantile(interpolation={interpolation!r}): expected 'linear', "
                              "'lower', 'higher', 'midpoint' or 'nearest'")  # fmt: skip
+        for share in q if isinstance(q, (list, tuple)) else [q]:
+            if isinstance(share, (int, float)) and not 0 <= share <= 1:
+                raise ValueError(f"quantile({share}): expected shares in 0 … 1")
         axis = 0 if dim is None else axis_of("quantile", dim, self.ndim)
         x = self.flatten() if dim is None or not self.ndim else self
         rest = [d for d in range(x.ndim) if d != axis]
@@ -225,6 +228,8 @@ class Statistics(Composed):
         >>> Tensor([1.0, 2.0, 1.0]).histc(4, 0, 3).tolist()
         [0.0, 2.0, 1.0, 0.0]
         """
+        if bins < 1 or min > max:
+            raise ValueError(f"histc({bins}, {min}, {max}): expected bins ≥ 1 and min ≤ max")
         x = self.flatten().detach()
         low, high = (x.min(), x.max()) if min == max else (x._operand(min), x._operand(max))
         place = ((x - low) * bins / (high - low).eq(0).where(1, high - low)).floor().int()
@@ -333,6 +338,8 @@ class Statistics(Composed):
         [3, 5]
         """
         axis = axis_of("diff", dim, self.ndim)
+        if n < 0:
+            raise ValueError(f"diff(n={n}): expected a number of differences from 0 on")
         first, *more = [part for part in (prepend, self, append) if part is not None]
         result = first.cat(*more, dim=axis) if more else first
         for _ in range(n):
