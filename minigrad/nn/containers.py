@@ -16,6 +16,8 @@ _T = TypeVar("_T")
 class _List(Layer, MutableSequence[_T]):
     """A list whose items have their places as names."""
 
+    _refused = ()
+
     def __init__(self, items: Iterable[_T] = ()) -> None:
         self.layers: list[_T] = []
         self.extend(items)

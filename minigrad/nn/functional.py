@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from types import FunctionType
 from typing import TYPE_CHECKING
 
 from minigrad.errors import ShapeError
@@ -15,6 +16,9 @@ from minigrad.graph.symbolic import Integer
 from minigrad.hints import names_of
 from minigrad.nn.functional_windows import *  # noqa: F403
 from minigrad.tensor import Tensor
+from minigrad.tensor.spellings import expect_tensors
+
+_WINDOWS = f"{__name__}_windows"
 
 relu, relu6, leaky_relu, elu, celu, glu, prelu, threshold = (
     Tensor.relu, Tensor.relu6, Tensor.leaky_relu, Tensor.elu, Tensor.celu, Tensor.glu,
@@ -85,9 +89,9 @@ def layer_norm(
     return x.layernorm(_last("layer_norm", x, normalized_shape), eps, weight, bias)
 
 
-def _last(name: str, x: Tensor, normalized_shape: Sequence[Integer]) -> tuple[int, ...]:
+def _last(name: str, x: Tensor, normalized_shape: int | Sequence[Integer]) -> tuple[int, ...]:
     """The axes of the last dimensions, which must have this shape."""
-    shape = tuple(normalized_shape)
+    shape = (normalized_shape,) if isinstance(normalized_shape, int) else tuple(normalized_shape)
     if x.ndim < len(shape) or x.shape[x.ndim - len(shape) :] != shape:
         raise ShapeError(f"{name} of {x.shape}: expected the last dimensions to be {shape}")
     return tuple(range(-len(shape), 0))
@@ -137,6 +141,8 @@ def batch_norm(
     statistics, which training moves by `momentum` (in place).
     """
     mean, var = running_mean, running_var
+    if not training and (mean is None or var is None):
+        raise ValueError("batch_norm without running statistics: expected training=True")
     if training or mean is None or var is None:
         axes = (0, *range(2, x.ndim))
         var, mean = x.var_mean(axes, correction=0)
@@ -322,6 +328,12 @@ def triplet_margin_loss(
     near = anchor.pairwise_distance(positive, p, eps)
     return (near - away + margin).relu()._reduced(reduction)
 
+
+for _name, _function in list(globals().items()):
+    _home = getattr(_function, "__module__", None)
+    if isinstance(_function, FunctionType) and not _name.startswith("_"):
+        if _home in ("minigrad.tensor", __name__, _WINDOWS):
+            globals()[_name] = expect_tensors(_function, first=True)
 
 if not TYPE_CHECKING:
     __getattr__ = names_of(__name__, globals())

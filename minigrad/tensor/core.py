@@ -19,6 +19,7 @@ from minigrad.tensor import hostdata, realization, views
 from minigrad.tensor.broadcasting import (
     axis_of,
     broadcast_to,
+    check_flag,
     product,
     same_device,
     show,
@@ -212,6 +213,8 @@ class Core(Holder, metaclass=_TensorType):
 
     @requires_grad.setter
     def requires_grad(self, wanted: bool | None) -> None:
+        if wanted is not None:
+            check_flag("requires_grad", "wanted", wanted)
         if wanted and not self.dtype.is_float:
             raise GradientError(
                 f"requires_grad of a {self.dtype.name} tensor: only floats have gradients; "

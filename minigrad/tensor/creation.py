@@ -205,8 +205,9 @@ class Creation(Methods):
         >>> Tensor.linspace(0, 1, 3).tolist()
         [0.0, 0.5, 1.0]
         """
-        if steps < 0:
-            raise ValueError(f"linspace(steps={steps}): expected steps ≥ 0")
+        _check_numbers("linspace", start, stop)
+        if not isinstance(steps, int) or steps < 0:
+            raise ValueError(f"linspace(steps={steps!r}): expected steps ≥ 0")
         wanted = _numeric("linspace", dtype, dtypes.default_float)
         check_holds("linspace", wanted, start, stop)
         wide = dtypes.float64 if wanted.is_int or wanted is dtypes.float64 else dtypes.float32

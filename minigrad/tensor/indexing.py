@@ -446,7 +446,9 @@ def _slice(item: slice, extent: Integer) -> tuple[Integer, Integer, int]:
 
 
 def _int(x: Any) -> int | None:
-    return None if x is None else int(x.__index__())
+    if x is None or hasattr(x, "__index__"):
+        return None if x is None else int(x.__index__())
+    raise TypeError(f"a slice to or from {x!r}: expected an int")
 
 
 def _bound(given: Any, default: Integer, extent: Integer) -> Integer:
@@ -454,7 +456,7 @@ def _bound(given: Any, default: Integer, extent: Integer) -> Integer:
         return default
     if isinstance(given, Affine):
         return given
-    value = int(given.__index__())
+    value = _int(given) or 0
     return value + extent if value < 0 else value
 
 

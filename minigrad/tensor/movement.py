@@ -177,13 +177,15 @@ class Movement(Methods):
             )
         return self._view(lambda node: build.permute(node, axes))
 
-    def transpose(self, dim0: int = 1, dim1: int = 0) -> Self:
+    def transpose(self, dim0: int = 1, dim1: int | None = None) -> Self:
         """Two dimensions exchanged.
 
         >>> Tensor([[1, 2]]).transpose().tolist()
         [[1], [2]]
         """
-        first, second = (axis_of("transpose", axis, self.ndim) for axis in (dim0, dim1))
+        if dim1 is None and dim0 == 0:
+            raise TypeError("transpose(0): expected two dimensions, e.g. x.transpose(0, 1)")
+        first, second = (axis_of("transpose", axis, self.ndim) for axis in (dim0, dim1 or 0))
         order = list(range(self.ndim))
         if order:
             order[first], order[second] = second, first
@@ -261,7 +263,7 @@ class Movement(Methods):
         return padded.masked_fill(outside, value)
 
     def _pad_pairs(self, padding: Sequence[Any]) -> list[Pair]:
-        given = list(padding)
+        given: list[Any] = list(padding) if isinstance(padding, (list, tuple)) else [padding]
         if all(pair is None or isinstance(pair, (tuple, list)) for pair in given):
             pairs: list[Pair] = [(0, 0) if pair is None else (pair[0], pair[1]) for pair in given]
             if len(pairs) == self.ndim:

@@ -216,3 +216,32 @@ def _accepting(method: Callable[..., Any], words: dict[str, str]) -> Callable[..
         return method(*args, **kwargs)
 
     return call
+
+
+def expect_tensors(function: Callable[..., Any], first: bool = False) -> Callable[..., Any]:
+    """The function, which says so where it is given something else for a parameter of tensors.
+
+    These are annotated as such; with `first` what stands first counts, too (of a method that is
+    called on a tensor it is one).
+    """
+    code, annotations = function.__code__, function.__annotations__
+    names = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount] or ("input",)
+    wanted = [
+        (place, name) for place, name in enumerate(names)
+        if annotations.get(name) in ("Core", "Tensor") or (first and not place)
+    ]  # fmt: skip
+
+    @functools.wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        for place, name in wanted:
+            value = args[place] if place < len(args) else kwargs.get(name, call)
+            if not isinstance(value, Core) and value is not call:
+                kind = type(value)
+                home = "" if kind.__module__ == "builtins" else f"{kind.__module__}."
+                raise TypeError(
+                    f"{function.__name__}: the {'input' if name == 'self' else name} is a "
+                    f"{home}{kind.__name__}, expected a tensor; Tensor(…) makes one"
+                )
+        return function(*args, **kwargs)
+
+    return call if wanted else function

@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 
 from minigrad import Tensor, nn
@@ -85,6 +86,26 @@ MISTAKES: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "LinearLR from 0": (lambda: scheduler.LinearLR(_sgd(), 0.0), ValueError, "above 0"),
     "LinearLR to −1": (lambda: scheduler.LinearLR(_sgd(), 0.5, -1.0), ValueError, "factor"),
     "MultiStepLR of 3": (lambda: scheduler.MultiStepLR(_sgd(), 3), TypeError, "list of steps"),  # type: ignore[arg-type]
+    "F.relu of a list": (lambda: F.relu([1.0]), TypeError, "relu: the input is a list"),  # type: ignore[arg-type]
+    "F.softmax of an array": (lambda: F.softmax(np.ones(3)), TypeError, "a numpy.ndarray"),  # type: ignore[arg-type]
+    "targets in a list": (lambda: X.cross_entropy([0, 1]), TypeError, "the target is a list"),  # type: ignore[arg-type]
+    "a number as targets": (lambda: F.mse_loss(X, 1.0), TypeError, "target is a float"),  # type: ignore[arg-type]
+    "targets by keyword": (lambda: F.l1_loss(X, target=1.0), TypeError, "target is a float"),  # type: ignore[arg-type]
+    "embedding of a number": (lambda: F.embedding(1, X), TypeError, "the input is a int"),  # type: ignore[arg-type]
+    "init of a list": (lambda: nn.init.zeros_([1.0]), TypeError, "tensor is a list"),  # type: ignore[arg-type]
+    "a layer of a list": (lambda: nn.Linear(3, 2)([1.0]), TypeError, "Linear of a list"),  # type: ignore[arg-type]
+    "an embedding of 1": (lambda: nn.Embedding(3, 2)(1), TypeError, "Embedding of a int"),  # type: ignore[arg-type]
+    "Conv2d without a kernel": (lambda: nn.Conv2d(3, 4), TypeError, "Convolution.__init__"),  # type: ignore[call-arg]
+    "LSTM of one size": (lambda: nn.LSTM(3), TypeError, "Recurrent.__init__"),  # type: ignore[call-arg]
+    "to(3)": (lambda: nn.Linear(3, 2).to(3), TypeError, "device 3"),  # type: ignore[arg-type]
+    "batch_norm of nothing": (lambda: F.batch_norm(X, None, None), ValueError, "training=True"),
+    "requires_grad_('no')": (lambda: _zeros(2).requires_grad_("no"), TypeError, "True or False"),  # type: ignore[arg-type]
+    "linspace in 2.5 steps": (lambda: Tensor.linspace(0, 1, 2.5), ValueError, "steps=2.5"),  # type: ignore[arg-type]
+    "linspace from 'a'": (lambda: Tensor.linspace("a", 1, 2), TypeError, "Python number"),  # type: ignore[arg-type]
+    "transpose(0)": (lambda: X.transpose(0), TypeError, "expected two dimensions"),
+    "pad(1)": (lambda: X.pad(1), ShapeError, "flat list"),  # type: ignore[arg-type]
+    "a slice to 1.5": (lambda: X[0:1.5], TypeError, "1.5: expected an int"),  # type: ignore[misc]
+    "einsum's order": (lambda: Tensor.einsum(X, "ij->"), TypeError, "equation first"),  # type: ignore[arg-type]
 }  # fmt: skip
 
 
@@ -104,4 +125,6 @@ def test_what_is_near_goes_on_working() -> None:
     assert optim.SGD([Tensor.ones(2) * 0.5], lr=0.1).params  # tinygrad's way to make a weight
     out, state = nn.GRU(3, 4, batch_first=True)(_zeros(2, 5, 3), _zeros(1, 2, 4))
     assert out.shape == (2, 5, 4) and state.shape == (1, 2, 4)
+    assert nn.Sequential(len)([1, 2]) == 2 and nn.Identity()(5) == 5  # type: ignore[arg-type,list-item,comparison-overlap]
+    assert F.layer_norm(X, 3).shape == X.shape and X.transpose(1).shape == (3, 2)  # type: ignore[arg-type]
     assert nn.RNN(3, 4)(_zeros(5, 3), _zeros(1, 4))[0].shape == (5, 4)
