@@ -10,6 +10,7 @@ from minigrad.graph import build, scans
 from minigrad.graph.node import Node, Op
 from minigrad.tensor.broadcasting import axis_of, show
 from minigrad.tensor.methods import Methods
+from minigrad.tensor.ordering import Found
 
 
 class Cumulative(Methods):
@@ -54,7 +55,7 @@ class Cumulative(Methods):
         """
         return self._running_sum(Op.CUMPROD, "cumprod", axis, dtype)
 
-    def cummax(self, axis: int = 0, *, dim: int | None = None) -> tuple[Self, Self]:
+    def cummax(self, axis: int = 0, *, dim: int | None = None) -> Found[Self]:
         """The largest element so far (NaN wins), and where the latest such stands (int32).
 
         >>> [x.tolist() for x in Tensor([1, 3, 2]).cummax()]
@@ -62,7 +63,7 @@ class Cumulative(Methods):
         """
         return self._extremes("cummax", axis)
 
-    def cummin(self, axis: int = 0, *, dim: int | None = None) -> tuple[Self, Self]:
+    def cummin(self, axis: int = 0, *, dim: int | None = None) -> Found[Self]:
         """The smallest element so far (NaN wins), and where the latest such stands (int32).
 
         >>> [x.tolist() for x in Tensor([2, 1, 3]).cummin()]
@@ -72,15 +73,15 @@ class Cumulative(Methods):
         if self.dtype.is_bool:
             mirrored = ~self
         values, places = mirrored._extremes("cummin", axis)
-        return values._mirrored(), places
+        return Found(values._mirrored(), places)
 
-    def _extremes(self, name: str, axis: int) -> tuple[Self, Self]:
+    def _extremes(self, name: str, axis: int) -> Found[Self]:
         if not self.ndim:
             axis_of(name, axis, 0)
-            return self, self._new(build.const(0, dtypes.int32, (), self.raw.device))
+            return Found(self, self._new(build.const(0, dtypes.int32, (), self.raw.device)))
         values = self._scanned(Op.CUMMAX, name, axis)
         place = axis_of(name, axis, self.ndim)
-        return values, self._new(scans.latest(self.raw, values.raw, place))
+        return Found(values, self._new(scans.latest(self.raw, values.raw, place)))
 
     def logcumsumexp(self, axis: int = 0, *, dim: int | None = None) -> Self:
         """log of the running sum of eˣ, without overflow; half floats in float32.

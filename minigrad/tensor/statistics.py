@@ -10,6 +10,7 @@ from minigrad.errors import DTypeError, ShapeError
 from minigrad.tensor.basic import Composed
 from minigrad.tensor.broadcasting import Axes, Scalar, axes_of, axis_of, check_flag, show
 from minigrad.tensor.core import Core
+from minigrad.tensor.ordering import Found
 
 
 class Statistics(Composed):
@@ -43,7 +44,7 @@ class Statistics(Composed):
         """
         return self.min(dim, keepdim), self.max(dim, keepdim)
 
-    def max_with_indices(self, dim: int = -1, keepdim: bool = False) -> tuple[Self, Self]:
+    def max_with_indices(self, dim: int = -1, keepdim: bool = False) -> Found[Self]:
         """The largest elements along dim and where the first of them are: PyTorch's max(dim).
 
         >>> [x.tolist() for x in Tensor([[1, 5], [3, 2]]).max_with_indices(1)]
@@ -51,7 +52,7 @@ class Statistics(Composed):
         """
         return self._picked("max_with_indices", dim, keepdim, self.argmax(dim, True))
 
-    def min_with_indices(self, dim: int = -1, keepdim: bool = False) -> tuple[Self, Self]:
+    def min_with_indices(self, dim: int = -1, keepdim: bool = False) -> Found[Self]:
         """The smallest elements along dim and where the first of them are: PyTorch's min(dim).
 
         >>> [x.tolist() for x in Tensor([[1, 5], [3, 2]]).min_with_indices(1)]
@@ -59,18 +60,19 @@ class Statistics(Composed):
         """
         return self._picked("min_with_indices", dim, keepdim, self.argmin(dim, True))
 
-    def _picked(self, name: str, dim: int, keepdim: bool, places: Self) -> tuple[Self, Self]:
+    def _picked(self, name: str, dim: int, keepdim: bool, places: Self) -> Found[Self]:
         """The elements at one place of each line, and the places."""
         check_flag(name, "keepdim", keepdim)
         axis = axis_of(name, dim, self.ndim)
         if not self.ndim:
-            return self, places
+            return Found(self, places)
         values = self._at(axis, places)
-        return (values, places) if keepdim else (values.squeeze(axis), places.squeeze(axis))
+        found = Found(values, places)
+        return found if keepdim else Found(values.squeeze(axis), places.squeeze(axis))
 
     # --- ranks ------------------------------------------------------------------------------------
 
-    def kthvalue(self, k: int, dim: int = -1, keepdim: bool = False) -> tuple[Self, Self]:
+    def kthvalue(self, k: int, dim: int = -1, keepdim: bool = False) -> Found[Self]:
         """The k-th smallest elements along dim, k from 1 on, and their positions.
 
         >>> [x.item() for x in Tensor([3, 1, 2]).kthvalue(2)]
@@ -151,7 +153,7 @@ class Statistics(Composed):
             )
         return value if share.ndim else value[0]
 
-    def mode(self, dim: int = -1, keepdim: bool = False) -> tuple[Self, Self]:
+    def mode(self, dim: int = -1, keepdim: bool = False) -> Found[Self]:
         """The most frequent elements along dim, of several the smallest, and where the last is.
 
         >>> [x.item() for x in Tensor([3, 1, 3, 2]).mode()]

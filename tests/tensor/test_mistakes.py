@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from minigrad import Tensor, nn
+from minigrad import Tensor, jit, nn
 from minigrad.errors import GradientError, ShapeError
 from minigrad.nn import functional as F
 from minigrad.nn import optim
@@ -128,3 +128,19 @@ def test_what_is_near_goes_on_working() -> None:
     assert nn.Sequential(len)([1, 2]) == 2 and nn.Identity()(5) == 5  # type: ignore[arg-type,list-item,comparison-overlap]
     assert F.layer_norm(X, 3).shape == X.shape and X.transpose(1).shape == (3, 2)  # type: ignore[arg-type]
     assert nn.RNN(3, 4)(_zeros(5, 3), _zeros(1, 4))[0].shape == (5, 4)
+
+
+def test_found_elements_have_names() -> None:
+    """values and indices, as PyTorch's; a pair all the same, in captured steps too."""
+    x = Tensor([[3.0, 1.0, 2.0]])
+    pairs = (x.sort(1), x.topk(2), x.cummax(1), x.cummin(1), x.kthvalue(1), x.mode(),
+             x.max_with_indices(1))  # fmt: skip
+    for found in pairs:
+        values, indices = found
+        assert found.values is values and found.indices is indices
+    step = jit(lambda x: x.topk(1))
+    for number in (1.0, 5.0, 9.0):
+        best = step(Tensor([2.0, number]))
+        assert best.values.tolist() == [max(2.0, number)] and best.indices.tolist() == [
+            int(number > 2.0)
+        ]
