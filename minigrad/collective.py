@@ -30,15 +30,12 @@ class Transport(Protocol):
 
     def isend(self, to: int, address: int, nbytes: int, tag: int) -> Any:
         """Begin to send bytes; gives what `wait` takes."""
-        ...
 
     def irecv(self, source: int, address: int, nbytes: int, tag: int) -> Any:
         """Begin to receive exactly nbytes."""
-        ...
 
     def wait(self, requests: Sequence[Any]) -> None:
         """Return when all are done; DeviceError where a rank is lost."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -58,11 +55,9 @@ class Group(Protocol):
 
     def start(self, what: Collective, dtype: DType, sent: Sequence[Piece], result: Piece) -> Any:
         """Begin an exchange, which goes on by itself; gives what `finish` takes."""
-        ...
 
     def finish(self, begun: Any) -> None:
         """Wait until an exchange is done; raises what went wrong in it."""
-        ...
 
 
 _groups: dict[tuple[str, str], Group] = {}

@@ -68,27 +68,21 @@ class Backend(Protocol[Text, Code_co]):
     @property
     def target(self) -> Target:
         """Its figures."""
-        ...
 
     def find(self, key: str) -> Code_co | None:
         """The code of a kernel that was built before."""
-        ...
 
     def function_name(self, kernel: Kernel) -> str:
         """What a kernel's function is called."""
-        ...
 
     def render(self, nest: Nest) -> Text:
         """The text of a nest, in the device's language."""
-        ...
 
     def build(self, kernels: Iterable[tuple[str, Rendered[Text]]]) -> Mapping[str, Code_co]:
         """The code of kernels, by key, which is kept."""
-        ...
 
     def seconds(self, ways: Sequence[Rendered[Text]], arrays: tuple[Array, ...]) -> list[float]:
         """How long several kernels take on arrays of zeros; they are kept no longer than that."""
-        ...
 
 
 def schedule_of(graph: Graph, target: Target, fuse: bool = True) -> Schedule:

@@ -44,7 +44,6 @@ class Program(Protocol):
         `buffers` has one allocated buffer per slot; `variables` one value per symbolic integer.
         May return before the work is done where the device is asynchronous.
         """
-        ...
 
 
 @dataclass(frozen=True)
@@ -75,11 +74,9 @@ class Replay(Protocol):
     @property
     def put(self) -> Callable[..., None]:
         """Takes one runtime handle per argument, which then stand in the arguments' places."""
-        ...
 
     def run(self, variables: Mapping[str, int]) -> None:
         """Make the calls."""
-        ...
 
 
 class Sequential:
@@ -118,38 +115,30 @@ class Runtime(Protocol):
 
     def allocate(self, nbytes: int) -> Any:
         """Uninitialised memory of at least nbytes (which may be 0)."""
-        ...
 
     def allocate_zeros(self, nbytes: int) -> Any:
         """Like `allocate`, but the first nbytes are 0; the device knows best how that is cheap."""
-        ...
 
     def free(self, memory: Any, nbytes: int) -> None:
         """Give memory back (it may be kept for a later `allocate`)."""
-        ...
 
     def copy_in(self, memory: Any, data: memoryview) -> None:
         """Fill the first len(data) bytes of memory; `data` is a flat view of bytes."""
-        ...
 
     def copy_out(self, memory: Any, data: memoryview) -> None:
         """Read the first len(data) bytes into the writable flat view `data`, when work is done."""
-        ...
 
     def host_address(self, memory: Any) -> int | None:
         """Where the host finds memory in its own address space, None where it cannot read it."""
-        ...
 
     def adopt(self, address: int) -> Any:
         """Memory of the host as memory of this device, None where the device cannot reach it."""
-        ...
 
     def copy_across(self, memory: Any, source: Runtime, given: Any, nbytes: int) -> bool:
         """Fill memory from `given` of another runtime without the host, which need not wait.
 
         False where the two devices know no such way.
         """
-        ...
 
     def copy_part(self, memory: Any, start: int, given: Any, nbytes: int) -> None:
         """Fill bytes of memory, from the one numbered `start` on, from other memory of its own."""
@@ -157,7 +146,6 @@ class Runtime(Protocol):
 
     def first(self, memory: Any, dtype: DType) -> int | float | bool:
         """The first element of memory that holds some of `dtype`, when work is done."""
-        ...
 
     def expect_zero(self, memory: Any, failure: Callable[[], MinigradError]) -> None:
         """Raise what `failure` gives unless the first four bytes of memory are 0.
@@ -165,15 +153,12 @@ class Runtime(Protocol):
         That is when all work is done: a device that works on its own raises it later, where the
         host reads something or waits for the device.
         """
-        ...
 
     def follow(self, read: Iterable[Buffer], filled: Iterable[Buffer]) -> None:
         """Note what a program reads and fills while the device's name is in `undecided`."""
-        ...
 
     def compile(self, graph: Graph) -> Program:
         """Turn a canonical graph into a program."""
-        ...
 
     def compose(self, calls: Sequence[Call], arguments: Sequence[Buffer]) -> Replay:
         """One replayable call that makes all of `calls`, which were recorded, in order.
@@ -181,11 +166,9 @@ class Runtime(Protocol):
         arguments: the buffers of the recording that are given anew at each replay; all others stay
         as they are. Variables are given anew too.
         """
-        ...
 
     def synchronize(self) -> None:
         """Wait for all work that was started."""
-        ...
 
 
 class Watch(Protocol):
@@ -193,19 +176,15 @@ class Watch(Protocol):
 
     def reads(self, buffer: Buffer) -> None:
         """The host is about to read a buffer."""
-        ...
 
     def writes(self, buffer: Buffer) -> None:
         """The host is about to write a buffer."""
-        ...
 
     def makes(self, buffer: Buffer) -> None:
         """The host has made a buffer that has values already."""
-        ...
 
     def replaces(self, holder: Any) -> None:
         """A tensor without memory is about to get another value."""
-        ...
 
 
 class _Watching(threading.local):

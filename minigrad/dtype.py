@@ -78,16 +78,6 @@ class DType:
         return False if self.kind == "b" else 0
 
     @property
-    def min(self) -> int | float | bool:
-        """As `minimum`."""
-        return self.minimum
-
-    @property
-    def max(self) -> int | float | bool:
-        """As `maximum`."""
-        return self.maximum
-
-    @property
     def maximum(self) -> int | float | bool:
         """The identity of a minimum: largest value, inf for floats."""
         if self.kind == "f":
@@ -95,6 +85,8 @@ class DType:
         if self.kind == "b":
             return True
         return (1 << (self.bits - (self.kind == "i"))) - 1
+
+    min, max = minimum, maximum  # tinygrad's names
 
 
 class _Table(type):

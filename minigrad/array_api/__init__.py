@@ -4,188 +4,35 @@ Code that is written for the standard, such as parts of scikit-learn and SciPy, 
 Dtypes are real; complex ones raise. Arrays are lazy like the Tensors in them.
 """
 
+# ruff: noqa: F403
+
 import math
 import sys
 
-from minigrad.array_api import linalg
+from minigrad.array_api import (
+    creation,
+    dtypes,
+    elementwise,
+    linalg,
+    manipulation,
+    searching,
+    statistics,
+)
 from minigrad.array_api.array import VERSION, Array
-from minigrad.array_api.creation import (
-    arange,
-    asarray,
-    astype,
-    empty,
-    empty_like,
-    eye,
-    from_dlpack,
-    full,
-    full_like,
-    linspace,
-    meshgrid,
-    ones,
-    ones_like,
-    tril,
-    triu,
-    zeros,
-    zeros_like,
-)  # fmt: skip
-from minigrad.array_api.dtypes import (
-    bool,
-    can_cast,
-    finfo,
-    float32,
-    float64,
-    iinfo,
-    int8,
-    int16,
-    int32,
-    int64,
-    isdtype,
-    result_type,
-    uint8,
-    uint16,
-    uint32,
-    uint64,
-)  # fmt: skip
-from minigrad.array_api.elementwise import (
-    abs,
-    acos,
-    acosh,
-    add,
-    asin,
-    asinh,
-    atan,
-    atan2,
-    atanh,
-    bitwise_and,
-    bitwise_invert,
-    bitwise_left_shift,
-    bitwise_or,
-    bitwise_right_shift,
-    bitwise_xor,
-    ceil,
-    clip,
-    conj,
-    copysign,
-    cos,
-    cosh,
-    divide,
-    equal,
-    exp,
-    expm1,
-    floor,
-    floor_divide,
-    greater,
-    greater_equal,
-    hypot,
-    imag,
-    isfinite,
-    isinf,
-    isnan,
-    less,
-    less_equal,
-    log,
-    log1p,
-    log2,
-    log10,
-    logaddexp,
-    logical_and,
-    logical_not,
-    logical_or,
-    logical_xor,
-    maximum,
-    minimum,
-    multiply,
-    negative,
-    nextafter,
-    not_equal,
-    positive,
-    pow,
-    real,
-    reciprocal,
-    remainder,
-    round,
-    sign,
-    signbit,
-    sin,
-    sinh,
-    sqrt,
-    square,
-    subtract,
-    tan,
-    tanh,
-    trunc,
-    where,
-)  # fmt: skip
+from minigrad.array_api.creation import *
+from minigrad.array_api.dtypes import *
+from minigrad.array_api.elementwise import *
 from minigrad.array_api.info import __array_namespace_info__
 from minigrad.array_api.linalg import matmul, matrix_transpose, tensordot, vecdot
-from minigrad.array_api.manipulation import (
-    broadcast_arrays,
-    broadcast_to,
-    concat,
-    expand_dims,
-    flip,
-    moveaxis,
-    permute_dims,
-    repeat,
-    reshape,
-    roll,
-    squeeze,
-    stack,
-    take,
-    take_along_axis,
-    tile,
-    unstack,
-)  # fmt: skip
-from minigrad.array_api.searching import (
-    argsort,
-    nonzero,
-    searchsorted,
-    sort,
-    unique_all,
-    unique_counts,
-    unique_inverse,
-    unique_values,
-)  # fmt: skip
-from minigrad.array_api.statistics import (
-    all,
-    any,
-    argmax,
-    argmin,
-    count_nonzero,
-    cumulative_prod,
-    cumulative_sum,
-    diff,
-    max,
-    mean,
-    min,
-    prod,
-    std,
-    sum,
-    var,
-)  # fmt: skip
+from minigrad.array_api.manipulation import *
+from minigrad.array_api.searching import *
+from minigrad.array_api.statistics import *
 
 Array._namespace = sys.modules[__name__]
 __array_api_version__ = VERSION
 e, inf, nan, newaxis, pi = math.e, math.inf, math.nan, None, math.pi
 
-__all__ = [
-    "Array", "__array_api_version__", "__array_namespace_info__", "abs", "acos", "acosh", "add",
-    "all", "any", "arange", "argmax", "argmin", "argsort", "asarray", "asin", "asinh", "astype",
-    "atan", "atan2", "atanh", "bitwise_and", "bitwise_invert", "bitwise_left_shift", "bitwise_or",
-    "bitwise_right_shift", "bitwise_xor", "bool", "broadcast_arrays", "broadcast_to", "can_cast",
-    "ceil", "clip", "concat", "conj", "copysign", "cos", "cosh", "count_nonzero",
-    "cumulative_prod", "cumulative_sum", "diff", "divide", "e", "empty", "empty_like", "equal",
-    "exp", "expand_dims", "expm1", "eye", "finfo", "flip", "float32", "float64", "floor",
-    "floor_divide", "from_dlpack", "full", "full_like", "greater", "greater_equal", "hypot",
-    "iinfo", "imag", "inf", "int16", "int32", "int64", "int8", "isdtype", "isfinite", "isinf",
-    "isnan", "less", "less_equal", "linalg", "linspace", "log", "log10", "log1p", "log2",
-    "logaddexp", "logical_and", "logical_not", "logical_or", "logical_xor", "matmul",
-    "matrix_transpose", "max", "maximum", "mean", "meshgrid", "min", "minimum", "moveaxis",
-    "multiply", "nan", "negative", "newaxis", "nextafter", "nonzero", "not_equal", "ones",
-    "ones_like", "permute_dims", "pi", "positive", "pow", "prod", "real", "reciprocal",
-    "remainder", "repeat", "reshape", "result_type", "roll", "round", "searchsorted", "sign",
-    "signbit", "sin", "sinh", "sort", "sqrt", "square", "squeeze", "stack", "std", "subtract",
-    "sum", "take", "take_along_axis", "tan", "tanh", "tensordot", "tile", "tril", "triu", "trunc",
-    "uint16", "uint32", "uint64", "uint8", "unique_all", "unique_counts", "unique_inverse",
-    "unique_values", "unstack", "var", "vecdot", "where", "zeros", "zeros_like",
-]  # fmt: skip
+__all__ = ["Array", "__array_api_version__", "__array_namespace_info__", "e", "inf", "linalg"]
+__all__ += ["matmul", "matrix_transpose", "nan", "newaxis", "pi", "tensordot", "vecdot"]
+__all__ += creation.__all__ + dtypes.__all__ + elementwise.__all__
+__all__ += manipulation.__all__ + searching.__all__ + statistics.__all__

@@ -267,23 +267,24 @@ def binary(name: str, allowed: Kinds, apply: Operation) -> Callable[[Any, Any], 
     return function
 
 
-def _accepts(other: Any) -> bool:
-    return isinstance(other, (Array, bool, int, float))
-
-
 def _operators(symbol: str, name: str, allowed: Kinds, apply: Operation) -> None:
     """x ∘ y, the same with a number on the left, and x ∘= y."""
+    accepted = Array if symbol == "@" else (Array, bool, int, float)
 
     def forward(self: Array, other: Any, /) -> Any:
-        return _binary(symbol, allowed, self, other, apply) if _accepts(other) else NotImplemented
+        if not isinstance(other, accepted):
+            return NotImplemented
+        return _binary(symbol, allowed, self, other, apply)
 
     def reflected(self: Array, other: Any, /) -> Any:
-        return _binary(symbol, allowed, other, self, apply) if _accepts(other) else NotImplemented
+        if not isinstance(other, accepted):
+            return NotImplemented
+        return _binary(symbol, allowed, other, self, apply)
 
     def in_place(self: Array, other: Any, /) -> Any:
-        if not _accepts(other):
-            return NotImplemented
-        result = _binary(symbol, allowed, self, other, apply)
+        result = forward(self, other)
+        if result is NotImplemented:
+            return result
         if result.dtype is not self.dtype or result.shape != self.shape:
             raise TypeError(
                 f"{symbol}= would make {result.dtype.name} {result.shape} of an array of "
@@ -313,30 +314,6 @@ for _symbol, _name, _allowed, _apply in (
     ("==", "eq", kinds.ALL, Tensor.eq), ("!=", "ne", kinds.ALL, Tensor.ne),
     ("<", "lt", kinds.NUMERIC, Tensor.lt), ("<=", "le", kinds.NUMERIC, Tensor.le),
     (">", "gt", kinds.NUMERIC, Tensor.gt), (">=", "ge", kinds.NUMERIC, Tensor.ge),
+    ("@", "matmul", kinds.NUMERIC, Tensor.matmul),
 ):  # fmt: skip
     _operators(_symbol, _name, _allowed, _apply)
-
-
-def _matmul(self: Array, other: Any, /) -> Any:
-    if not isinstance(other, Array):
-        return NotImplemented
-    return _binary("@", kinds.NUMERIC, self, other, lambda x, y: x.matmul(y))
-
-
-def _reflected_matmul(self: Array, other: Any, /) -> Any:
-    return _matmul(other, self) if isinstance(other, Array) else NotImplemented
-
-
-def _in_place_matmul(self: Array, other: Any, /) -> Any:
-    result = _matmul(self, other)
-    if result is not NotImplemented:
-        if result.shape != self.shape:
-            raise ValueError(f"@= would change the shape {self.shape} into {result.shape}")
-        self._tensor.assign(result._tensor)
-        return self
-    return result
-
-
-setattr(Array, "__matmul__", _matmul)  # noqa: B010 - mypy knows no operators added later
-setattr(Array, "__rmatmul__", _reflected_matmul)  # noqa: B010
-setattr(Array, "__imatmul__", _in_place_matmul)  # noqa: B010

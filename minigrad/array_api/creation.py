@@ -6,15 +6,15 @@ from typing import Any
 
 from minigrad.array_api import dtypes as kinds
 from minigrad.array_api.array import Array
-from minigrad.device import Device
 from minigrad.dtype import DType
 from minigrad.tensor import Tensor
 
+__all__ = [
+    "arange", "asarray", "astype", "empty", "empty_like", "eye", "from_dlpack", "full", "full_like",
+    "linspace", "meshgrid", "ones", "ones_like", "tril", "triu", "zeros", "zeros_like",
+]  # fmt: skip
+
 Shape = int | tuple[int, ...]
-
-
-def _shape(shape: Shape) -> tuple[int, ...]:
-    return (shape,) if isinstance(shape, int) else tuple(shape)
 
 
 def asarray(
@@ -89,10 +89,8 @@ def linspace(
     wanted = dtype or kinds.DEFAULT_FLOAT
     if num < 0:
         raise ValueError(f"linspace(num={num}): expected a number of elements from 0 on")
-    if endpoint:
-        return Array._of(Tensor.linspace(start, stop, num, dtype=wanted, device=device))
-    tensor = Tensor.linspace(start, stop, num + 1, dtype=wanted, device=device)
-    return Array._of(tensor[:num])
+    steps = num if endpoint else num + 1
+    return Array._of(Tensor.linspace(start, stop, steps, dtype=wanted, device=device)[:num])
 
 
 def full(
@@ -100,8 +98,7 @@ def full(
 ) -> Array:
     """An array of one value."""
     wanted = dtype or _default(fill_value)
-    where = Device.canonical(device or Device.DEFAULT)
-    return Array._of(Tensor.full(_shape(shape), fill_value, dtype=wanted, device=where))
+    return Array._of(Tensor.full(shape, fill_value, dtype=wanted, device=device))
 
 
 def zeros(shape: Shape, *, dtype: DType | None = None, device: str | None = None) -> Array:
@@ -157,9 +154,6 @@ def meshgrid(*arrays: Array, indexing: str = "xy") -> list[Array]:
     """Coordinate arrays of vectors."""
     if not arrays:
         return []
-    if any(array.ndim > 1 for array in arrays):
-        shapes = ", ".join(str(array.shape) for array in arrays)
-        raise ValueError(f"meshgrid of shapes {shapes}: expected vectors")
     tensors = [array._tensor for array in arrays]
     return [Array._of(t) for t in tensors[0].meshgrid(*tensors[1:], indexing=indexing)]
 

@@ -8,6 +8,11 @@ from typing import Any
 from minigrad.dtype import DType
 from minigrad.dtype import dtypes as all_dtypes
 
+__all__ = [
+    "bool", "can_cast", "finfo", "float32", "float64", "iinfo", "int8", "int16", "int32", "int64",
+    "isdtype", "result_type", "uint8", "uint16", "uint32", "uint64",
+]  # fmt: skip
+
 VERSIONS = ("2022.12", "2023.12", "2024.12")
 
 bool = all_dtypes.bool

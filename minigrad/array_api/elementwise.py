@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from minigrad.array_api.array import Array, binary, scalar, unary
+from minigrad.array_api.array import Array, _binary, binary, scalar, unary
 from minigrad.array_api.dtypes import (
     ALL,
     FLOATING,
@@ -12,9 +12,19 @@ from minigrad.array_api.dtypes import (
     INTEGER_OR_BOOL,
     NUMERIC,
     bool,
-    result_type,
 )
 from minigrad.tensor import Tensor
+
+__all__ = [
+    "abs", "acos", "acosh", "add", "asin", "asinh", "atan", "atan2", "atanh", "bitwise_and",
+    "bitwise_invert", "bitwise_left_shift", "bitwise_or", "bitwise_right_shift", "bitwise_xor",
+    "ceil", "clip", "conj", "copysign", "cos", "cosh", "divide", "equal", "exp", "expm1", "floor",
+    "floor_divide", "greater", "greater_equal", "hypot", "imag", "isfinite", "isinf", "isnan",
+    "less", "less_equal", "log", "log1p", "log2", "log10", "logaddexp", "logical_and",
+    "logical_not", "logical_or", "logical_xor", "maximum", "minimum", "multiply", "negative",
+    "nextafter", "not_equal", "positive", "pow", "real", "reciprocal", "remainder", "round", "sign",
+    "signbit", "sin", "sinh", "sqrt", "square", "subtract", "tan", "tanh", "trunc", "where",
+]  # fmt: skip
 
 
 def _rounded(method: Any) -> Any:
@@ -109,11 +119,4 @@ def where(condition: Array, x1: Any, x2: Any, /) -> Array:
     """x1 where the condition holds, x2 elsewhere."""
     if condition.dtype is not bool:
         raise TypeError(f"where: the condition is {condition.dtype.name}, expected bool")
-    if not isinstance(x1, Array) and not isinstance(x2, Array):
-        raise TypeError("where between two Python numbers: expected at least one array")
-    if not isinstance(x1, Array):
-        x1 = scalar(x1, x2)
-    elif not isinstance(x2, Array):
-        x2 = scalar(x2, x1)
-    common = result_type(x1.dtype, x2.dtype)
-    return Array._of(condition._tensor.where(x1._tensor.cast(common), x2._tensor.cast(common)))
+    return _binary("where", ALL, x1, x2, condition._tensor.where)

@@ -10,11 +10,10 @@ from typing import Any, NamedTuple
 
 from minigrad import linalg
 from minigrad.array_api import dtypes as kinds
-from minigrad.array_api.array import Array, _check, binary
+from minigrad.array_api.array import Array, _binary, _check, binary
 from minigrad.array_api.manipulation import (
     _axes,
     _common_axis,
-    broadcast_arrays,
     matrix_transpose,
 )
 from minigrad.dtype import DType
@@ -56,17 +55,6 @@ class SVDResult(NamedTuple):
     Vh: Array
 
 
-def _matrix(name: str, x: Array, square: Any = False) -> Any:
-    if x.dtype not in kinds.FLOATING:
-        raise TypeError(f"{name} of an array of {x.dtype.name}: expected a floating dtype")
-    if x.ndim < 2 or (square and x.shape[-1] != x.shape[-2]):
-        what = "square matrices" if square else "matrices"
-        raise ValueError(f"{name} of shape {x.shape}: expected {what} in the last two dimensions")
-    return x._tensor
-
-
-# --- products -------------------------------------------------------------------------------------
-
 matmul = binary("matmul", kinds.NUMERIC, lambda x, y: x.matmul(y))
 
 
@@ -75,28 +63,21 @@ outer = binary("outer", kinds.NUMERIC, Tensor.outer)
 
 def tensordot(x1: Array, x2: Array, /, *, axes: int | Sequence[Sequence[int]] = 2) -> Array:
     """The sum of products over pairs of axes: the last ones of x1 and the first of x2, or given."""
-    _check("tensordot", kinds.NUMERIC, x1, x2)
-    common = kinds.result_type(x1.dtype, x2.dtype)
-    return Array._of(x1._tensor.cast(common).tensordot(x2._tensor.cast(common), axes))
+    return _binary("tensordot", kinds.NUMERIC, x1, x2, lambda x, y: x.tensordot(y, axes))
 
 
 def vecdot(x1: Array, x2: Array, /, *, axis: int = -1) -> Array:
     """Products of vectors along an axis."""
-    _check("vecdot", kinds.NUMERIC, x1, x2)
     place = _common_axis("vecdot", axis, x1, x2)
-    one, other = broadcast_arrays(x1, x2)
-    common = kinds.result_type(one.dtype, other.dtype)
-    product = one._tensor.cast(common) * other._tensor.cast(common)
-    return Array._of(product.sum(place, dtype=common))
+    return _binary(
+        "vecdot", kinds.NUMERIC, x1, x2, lambda x, y: (x * y).sum(place, dtype=x.dtype)
+    )
 
 
 def cross(x1: Array, x2: Array, /, *, axis: int = -1) -> Array:
     """The vector product of vectors of three elements along an axis."""
-    _check("cross", kinds.NUMERIC, x1, x2)
     place = _common_axis("cross", axis, x1, x2)
-    one, other = broadcast_arrays(x1, x2)
-    common = kinds.result_type(x1.dtype, x2.dtype)
-    return Array._of(one._tensor.cast(common).cross(other._tensor.cast(common), place))
+    return _binary("cross", kinds.NUMERIC, x1, x2, lambda x, y: x.cross(y, place))
 
 
 def diagonal(x: Array, /, *, offset: int = 0) -> Array:
@@ -116,37 +97,18 @@ def vector_norm(
     ord: float = 2,
 ) -> Array:  # fmt: skip
     """(Σ |x|^ord)^(1/ord); the largest |x| for inf, the smallest for -inf, a count for 0."""
-    if x.dtype not in kinds.FLOATING:
-        raise TypeError(f"vector_norm of {x.dtype.name}: expected a floating dtype")
-    axes = _axes("vector_norm", axis, x.ndim)
-    size = x._tensor.abs()
-    if not axes:
-        return Array._of(size.ne(0).cast(x.dtype) if ord == 0 else size)
-    return Array._of(_norm(size, axes, keepdims, ord))
-
-
-def _norm(size: Any, axes: tuple[int, ...], keepdims: Any, order: float) -> Any:
-    if order == float("inf"):
-        return size.max(axes, keepdims)
-    if order == float("-inf"):
-        return size.min(axes, keepdims)
-    if order == 0:
-        return size.ne(0).cast(size.dtype).sum(axes, keepdims)
-    if order == 1:
-        return size.sum(axes, keepdims)
-    if order == 2:
-        return size.square().sum(axes, keepdims).sqrt()
-    return size.pow(order).sum(axes, keepdims).pow(1 / order)
+    _check("vector_norm", kinds.FLOATING, x)
+    return Array._of(x._tensor.norm(ord, _axes("vector_norm", axis, x.ndim), keepdims))
 
 
 def matrix_norm(x: Array, /, *, keepdims: Any = False, ord: Any = "fro") -> Array:
     """Frobenius, nuclear ("nuc"), 1, 2, inf and their negatives."""
-    return Array._of(linalg.matrix_norm(_matrix("matrix_norm", x), ord, keepdim=bool(keepdims)))
+    return Array._of(linalg.matrix_norm(x._tensor, ord, keepdim=bool(keepdims)))
 
 
 def matrix_power(x: Array, n: int, /) -> Array:
     """The n-th power of each matrix, by squaring; of its inverse for negative n."""
-    return Array._of(linalg.matrix_power(_matrix("matrix_power", x, True), n))
+    return Array._of(linalg.matrix_power(x._tensor, n))
 
 
 # --- decompositions -------------------------------------------------------------------------------
@@ -156,13 +118,13 @@ def qr(x: Array, /, *, mode: str = "reduced") -> QRResult:
     """x = Q·R with orthonormal columns in Q and R upper triangular."""
     if mode not in ("reduced", "complete"):
         raise ValueError(f"qr(mode={mode!r}): expected 'reduced' or 'complete'")
-    q, r = _matrix("qr", x).qr(mode)
+    q, r = x._tensor.qr(mode)
     return QRResult(Array._of(q), Array._of(r))
 
 
 def svd(x: Array, /, *, full_matrices: Any = True) -> SVDResult:
     """x = U·diag(S)·Vh with S falling."""
-    u, s, v = _matrix("svd", x).svd(full_matrices=bool(full_matrices))
+    u, s, v = x._tensor.svd(full_matrices=bool(full_matrices))
     return SVDResult(Array._of(u), Array._of(s), Array._of(v))
 
 
@@ -173,7 +135,7 @@ def svdvals(x: Array, /) -> Array:
 
 def eigh(x: Array, /) -> EighResult:
     """Eigenvalues (rising) and eigenvectors (columns) of symmetric matrices."""
-    values, vectors = linalg.eigh(_matrix("eigh", x, True))
+    values, vectors = linalg.eigh(x._tensor)
     return EighResult(Array._of(values), Array._of(vectors))
 
 
@@ -184,23 +146,22 @@ def eigvalsh(x: Array, /) -> Array:
 
 def cholesky(x: Array, /, *, upper: Any = False) -> Array:
     """L with x = L·Lᵀ, or its transpose; NaN where x is not positive definite."""
-    return Array._of(linalg.cholesky(_matrix("cholesky", x, True), upper=bool(upper)))
+    return Array._of(linalg.cholesky(x._tensor, upper=bool(upper)))
 
 
 def solve(x1: Array, x2: Array, /) -> Array:
     """y with x1·y = x2 for square x1; x2 holds columns, or is one vector."""
-    matrix, common = _matrix("solve", x1, True), kinds.result_type(x1.dtype, x2.dtype)
-    return Array._of(linalg.solve(matrix.cast(common), x2._tensor.cast(common)))
+    return _binary("solve", kinds.FLOATING, x1, x2, linalg.solve)
 
 
 def inv(x: Array, /) -> Array:
     """The inverse of each matrix."""
-    return Array._of(linalg.inv(_matrix("inv", x, True)))
+    return Array._of(linalg.inv(x._tensor))
 
 
 def pinv(x: Array, /, *, rtol: Any = None) -> Array:
     """The Moore–Penrose inverse; singular values below rtol · the largest count as zero."""
-    return Array._of(linalg.pinv(_matrix("pinv", x), rtol=_plain(rtol)))
+    return Array._of(linalg.pinv(x._tensor, rtol=_plain(rtol)))
 
 
 def _plain(rtol: Any) -> Any:
@@ -209,15 +170,15 @@ def _plain(rtol: Any) -> Any:
 
 def matrix_rank(x: Array, /, *, rtol: Any = None) -> Array:
     """How many singular values are above rtol · the largest."""
-    rank = linalg.matrix_rank(_matrix("matrix_rank", x), rtol=_plain(rtol))
+    rank = linalg.matrix_rank(x._tensor, rtol=_plain(rtol))
     return Array._of(rank.cast(kinds.DEFAULT_INTEGER))
 
 
 def slogdet(x: Array, /) -> SlogdetResult:
     """The sign of each determinant, and the logarithm of its absolute value."""
-    return SlogdetResult(*map(Array._of, linalg.slogdet(_matrix("slogdet", x, True))))
+    return SlogdetResult(*map(Array._of, linalg.slogdet(x._tensor)))
 
 
 def det(x: Array, /) -> Array:
     """The determinant of each matrix."""
-    return Array._of(linalg.det(_matrix("det", x, True)))
+    return Array._of(linalg.det(x._tensor))

@@ -9,6 +9,11 @@ from minigrad.array_api.array import Array
 from minigrad.array_api.dtypes import result_type
 from minigrad.tensor import Tensor
 
+__all__ = [
+    "broadcast_arrays", "broadcast_to", "concat", "expand_dims", "flip", "moveaxis", "permute_dims",
+    "repeat", "reshape", "roll", "squeeze", "stack", "take", "take_along_axis", "tile", "unstack",
+]  # fmt: skip
+
 
 def _axis(name: str, axis: int, ndim: int) -> int:
     if not -ndim <= axis < ndim:
@@ -49,20 +54,8 @@ def _check_integers(name: str, x: Array) -> None:
 
 def broadcast_arrays(*arrays: Array) -> list[Array]:
     """All arrays in the shape that they have together."""
-    shape = broadcast_shapes(*(array.shape for array in arrays))
-    return [broadcast_to(array, shape) for array in arrays]
-
-
-def broadcast_shapes(*shapes: tuple[int, ...]) -> tuple[int, ...]:
-    """The shape that arrays of these shapes have together."""
-    ndim = max((len(shape) for shape in shapes), default=0)
-    result = [1] * ndim
-    for shape in shapes:
-        for place, extent in enumerate(shape, ndim - len(shape)):
-            if extent != 1 and result[place] not in (1, extent):
-                raise ValueError(f"shapes {', '.join(map(str, shapes))} do not broadcast")
-            result[place] = extent if extent != 1 else result[place]
-    return tuple(result)
+    tensors = [array._tensor for array in arrays]
+    return [Array._of(wide) for wide in Tensor.broadcast_tensors(*tensors)] if arrays else []
 
 
 def broadcast_to(x: Array, /, shape: tuple[int, ...]) -> Array:
@@ -77,16 +70,20 @@ def broadcast_to(x: Array, /, shape: tuple[int, ...]) -> Array:
 
 def concat(arrays: Sequence[Array], /, *, axis: int | None = 0) -> Array:
     """Arrays one after the other along an axis; flattened with axis=None."""
-    dtype = result_type(*arrays)
-    tensors = [array._tensor.cast(dtype) for array in arrays]
+    tensors = _promoted(arrays)
     if axis is None:
         tensors, axis = [tensor.flatten() for tensor in tensors], 0
     return Array._of(tensors[0].cat(*tensors[1:], dim=axis))
 
 
+def _promoted(arrays: Sequence[Array]) -> list[Tensor]:
+    dtype = result_type(*arrays)
+    return [array._tensor.cast(dtype) for array in arrays]
+
+
 def expand_dims(x: Array, /, axis: int = 0) -> Array:
     """x with a new axis of extent 1. The standard names the axis; numpy's users do not."""
-    return Array._of(x._tensor.unsqueeze(_axis("expand_dims", axis, x.ndim + 1)))
+    return Array._of(x._tensor.unsqueeze(axis))
 
 
 def squeeze(x: Array, /, axis: int | tuple[int, ...]) -> Array:
@@ -101,15 +98,12 @@ def squeeze(x: Array, /, axis: int | tuple[int, ...]) -> Array:
 
 def flip(x: Array, /, *, axis: int | tuple[int, ...] | None = None) -> Array:
     """x with the order of elements reversed along axes (all by default)."""
-    axes = _axes("flip", axis, x.ndim)
-    return Array._of(x._tensor.flip(axes)) if axes else x
+    return Array._of(x._tensor.flip(_axes("flip", axis, x.ndim)))
 
 
 def permute_dims(x: Array, /, axes: tuple[int, ...]) -> Array:
     """x with its axes in another order."""
-    if len(axes) != x.ndim:
-        raise ValueError(f"permute_dims of shape {x.shape}: expected {x.ndim} axes, got {axes}")
-    return Array._of(x._tensor.permute(*axes)) if axes else x
+    return Array._of(x._tensor.permute(*axes))
 
 
 def matrix_transpose(x: Array, /) -> Array:
@@ -119,13 +113,7 @@ def matrix_transpose(x: Array, /) -> Array:
 
 def moveaxis(x: Array, source: Any, destination: Any, /) -> Array:
     """x with axes moved to new places, the others in their order."""
-    start, stop = _axes("moveaxis", source, x.ndim), _axes("moveaxis", destination, x.ndim)
-    if len(start) != len(stop):
-        raise ValueError(f"moveaxis: {len(start)} axes to {len(stop)} places")
-    order = [axis for axis in range(x.ndim) if axis not in start]
-    for place, axis in sorted(zip(stop, start, strict=True)):
-        order.insert(place, axis)
-    return permute_dims(x, tuple(order))
+    return Array._of(x._tensor.movedim(source, destination))
 
 
 def reshape(x: Array, /, shape: tuple[int, ...], *, copy: bool | None = None) -> Array:
@@ -136,23 +124,19 @@ def reshape(x: Array, /, shape: tuple[int, ...], *, copy: bool | None = None) ->
 
 def roll(x: Array, /, shift: Any, *, axis: Any = None) -> Array:
     """Elements moved along axes, those that fall out coming in at the other end."""
-    if axis is None:
-        return Array._of(x._tensor.flatten().roll(shift, 0).reshape(x.shape))
     return Array._of(x._tensor.roll(shift, axis))
 
 
 def stack(arrays: Sequence[Array], /, *, axis: int = 0) -> Array:
     """Arrays of one shape along a new axis."""
-    dtype = result_type(*arrays)
-    tensors = [array._tensor.cast(dtype) for array in arrays]
+    tensors = _promoted(arrays)
     place = _axis("stack", axis, arrays[0].ndim + 1)
     return Array._of(tensors[0].stack(*tensors[1:], dim=place))
 
 
 def unstack(x: Array, /, *, axis: int = 0) -> tuple[Array, ...]:
     """The parts of x along an axis."""
-    moved = moveaxis(x, axis, 0)
-    return tuple(Array._of(moved._tensor[place]) for place in range(moved.shape[0]))
+    return tuple(map(Array._of, x._tensor.unbind(axis)))
 
 
 def tile(x: Array, repetitions: tuple[int, ...], /) -> Array:
@@ -216,10 +200,4 @@ def take_along_axis(x: Array, indices: Array, /, *, axis: int = -1) -> Array:
             f"take_along_axis of shape {x.shape} by indices of shape {indices.shape}: expected as "
             "many dimensions"
         )
-    around = [shape[:place] + (1,) + shape[place + 1 :] for shape in (x.shape, indices.shape)]
-    common = broadcast_shapes(*around)
-    wide, where = (
-        broadcast_to(a, common[:place] + (a.shape[place],) + common[place + 1 :])
-        for a in (x, indices)
-    )
-    return Array._of(wide._tensor._gather("take_along_axis", place, where._tensor, wraps=True))
+    return Array._of(x._tensor.take_along_dim(indices._tensor, place))

@@ -7,7 +7,11 @@ from typing import Any, NamedTuple
 from minigrad.array_api import dtypes as kinds
 from minigrad.array_api.array import Array
 from minigrad.array_api.manipulation import _axis, _check_integers
-from minigrad.tensor import Tensor
+
+__all__ = [
+    "argsort", "nonzero", "searchsorted", "sort", "unique_all", "unique_counts", "unique_inverse",
+    "unique_values",
+]  # fmt: skip
 
 
 def sort(x: Array, /, *, axis: int = -1, descending: Any = False, stable: Any = True) -> Array:
@@ -73,26 +77,9 @@ class UniqueInverse(NamedTuple):
 
 def unique_all(x: Array, /) -> UniqueAll:
     """The distinct elements in order, where each is first, which one each element is, how many."""
-    flat = x._tensor.flatten()
-    count = x.size
-    if not count:
-        none = Array._of(Tensor.zeros(0, dtype=kinds.DEFAULT_INTEGER, device=x.device))
-        inverse = Tensor.zeros(*x.shape, dtype=kinds.DEFAULT_INTEGER, device=x.device)
-        return UniqueAll(Array._of(flat), none, Array._of(inverse), none)
-    key = flat.cast(kinds.uint8) if x.dtype is kinds.bool else flat
-    values, order = key.sort(0)
-    values = values.cast(x.dtype).realize(order)
-    first = values[1:].ne(values[:-1])  # where a run of equal elements begins (each NaN is one)
-    first = Tensor.ones(1, dtype=kinds.bool, device=x.device).cat(first)
-    starts = first.nonzero()[:, 0].realize()
-    ends = starts[1:].cat(Tensor([count], dtype=starts.dtype, device=x.device))
-    number = first.cumsum(0, dtype=kinds.int32) - 1
-    inverse = Tensor.zeros(count, dtype=kinds.int32, device=x.device).scatter(0, order, number)
+    values, *places = x._tensor._distinct()
     return UniqueAll(
-        Array._of(values[starts]),
-        Array._of(order[starts].cast(kinds.DEFAULT_INTEGER)),
-        Array._of(inverse.reshape(x.shape).cast(kinds.DEFAULT_INTEGER)),
-        Array._of((ends - starts).cast(kinds.DEFAULT_INTEGER)),
+        Array._of(values), *(Array._of(place.cast(kinds.DEFAULT_INTEGER)) for place in places)
     )
 
 

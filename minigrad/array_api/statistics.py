@@ -2,86 +2,65 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 from minigrad.array_api import dtypes as kinds
-from minigrad.array_api.array import Array
+from minigrad.array_api.array import Array, _check
 from minigrad.array_api.manipulation import _axes, _axis, concat
 from minigrad.dtype import DType
 from minigrad.tensor import Tensor
 
+__all__ = [
+    "all", "any", "argmax", "argmin", "count_nonzero", "cumulative_prod", "cumulative_sum", "diff",
+    "max", "mean", "min", "prod", "std", "sum", "var",
+]  # fmt: skip
+
 Axis = int | tuple[int, ...] | None
 
 
-def _checked(name: str, x: Array, allowed: tuple[DType, ...]) -> Any:
-    if x.dtype not in allowed:
-        raise TypeError(
-            f"{name} of an array of {x.dtype.name}: expected one of "
-            f"{', '.join(dtype.name for dtype in allowed)}"
-        )
-    return x._tensor
-
-
-def _reduced(x: Array, axis: Axis, name: str, keepdims: Any, reduce: Callable[..., Any]) -> Array:
-    axes = _axes(name, axis, x.ndim)
-    return Array._of(reduce(x._tensor, axes, keepdims) if axes else x._tensor)
-
-
-def _wide(dtype: DType) -> DType:
-    """Where sums of this dtype are kept: integers in 64 bits."""
-    if dtype in kinds.FLOATING:
-        return dtype
-    return kinds.uint64 if dtype in kinds.UNSIGNED else kinds.int64
+def _reduced(
+    name: str, allowed: tuple[DType, ...], x: Array, axis: Axis, keepdims: Any, **options: Any
+) -> Array:
+    _check(name, allowed, x)
+    reduce = getattr(Tensor, name)
+    return Array._of(reduce(x._tensor, _axes(name, axis, x.ndim), keepdims, **options))
 
 
 def sum(x: Array, /, *, axis: Axis = None, dtype: DType | None = None,
         keepdims: Any = False) -> Array:  # fmt: skip
     """The sum over axes; integers are added in 64 bits."""
-    to = dtype or _wide(x.dtype)
-    wide = Array._of(_checked("sum", x, kinds.NUMERIC).cast(to))
-    return _reduced(wide, axis, "sum", keepdims, lambda t, a, k: t.sum(a, k, dtype=to))
+    return _reduced("sum", kinds.NUMERIC, x, axis, keepdims, dtype=dtype)
 
 
 def prod(x: Array, /, *, axis: Axis = None, dtype: DType | None = None,
          keepdims: Any = False) -> Array:  # fmt: skip
     """The product over axes; integers are multiplied in 64 bits."""
-    to = dtype or _wide(x.dtype)
-    wide = Array._of(_checked("prod", x, kinds.NUMERIC).cast(to))
-    return _reduced(wide, axis, "prod", keepdims, lambda t, a, k: t.prod(a, k, dtype=to))
+    return _reduced("prod", kinds.NUMERIC, x, axis, keepdims, dtype=dtype)
 
 
 def max(x: Array, /, *, axis: Axis = None, keepdims: Any = False) -> Array:
     """The largest element; NaN wins."""
-    _checked("max", x, kinds.NUMERIC)
-    return _reduced(x, axis, "max", keepdims, Tensor.max)
+    return _reduced("max", kinds.NUMERIC, x, axis, keepdims)
 
 
 def min(x: Array, /, *, axis: Axis = None, keepdims: Any = False) -> Array:
     """The smallest element; NaN wins."""
-    _checked("min", x, kinds.NUMERIC)
-    return _reduced(x, axis, "min", keepdims, Tensor.min)
+    return _reduced("min", kinds.NUMERIC, x, axis, keepdims)
 
 
 def mean(x: Array, /, *, axis: Axis = None, keepdims: Any = False) -> Array:
     """The arithmetic mean."""
-    _checked("mean", x, kinds.FLOATING)
-    return _reduced(x, axis, "mean", keepdims, Tensor.mean)
+    return _reduced("mean", kinds.FLOATING, x, axis, keepdims)
 
 
 def var(x: Array, /, *, axis: Axis = None, correction: float = 0.0,
         keepdims: Any = False) -> Array:  # fmt: skip
     """The mean square distance from the mean, over N − correction."""
-    tensor = _checked("var", x, kinds.FLOATING)
+    _check("var", kinds.FLOATING, x)
     axes = _axes("var", axis, x.ndim)
-    count = 1
-    for one in axes:
-        count *= x.shape[one]
     if not axes:
-        return Array._of(tensor * 0)
-    distances = (tensor - tensor.mean(axes, True)).square().sum(axes, keepdims)
-    left = count - correction
-    return Array._of(distances / left if left > 0 else distances * float("inf"))
+        return Array._of(x._tensor * 0)
+    return Array._of(x._tensor.var(axes, correction=correction, keepdim=keepdims))
 
 
 def std(x: Array, /, *, axis: Axis = None, correction: float = 0.0,
@@ -92,14 +71,12 @@ def std(x: Array, /, *, axis: Axis = None, correction: float = 0.0,
 
 def any(x: Array, /, *, axis: Axis = None, keepdims: Any = False) -> Array:
     """Whether some element is not zero."""
-    true = Array._of(x._tensor.ne(0) if x.dtype is not kinds.bool else x._tensor)
-    return _reduced(true, axis, "any", keepdims, Tensor.any)
+    return _reduced("any", kinds.ALL, x, axis, keepdims)
 
 
 def all(x: Array, /, *, axis: Axis = None, keepdims: Any = False) -> Array:
     """Whether no element is zero."""
-    true = Array._of(x._tensor.ne(0) if x.dtype is not kinds.bool else x._tensor)
-    return _reduced(true, axis, "all", keepdims, Tensor.all)
+    return _reduced("all", kinds.ALL, x, axis, keepdims)
 
 
 def count_nonzero(x: Array, /, *, axis: Axis = None, keepdims: Any = False) -> Array:
@@ -109,35 +86,29 @@ def count_nonzero(x: Array, /, *, axis: Axis = None, keepdims: Any = False) -> A
 
 def argmax(x: Array, /, *, axis: int | None = None, keepdims: Any = False) -> Array:
     """Where the largest element is, the first of equals; of the flat array with axis=None."""
-    return _place(x, axis, keepdims, "argmax", Tensor.argmax)
+    return _place("argmax", x, axis, keepdims)
 
 
 def argmin(x: Array, /, *, axis: int | None = None, keepdims: Any = False) -> Array:
     """Where the smallest element is, the first of equals; of the flat array with axis=None."""
-    return _place(x, axis, keepdims, "argmin", Tensor.argmin)
+    return _place("argmin", x, axis, keepdims)
 
 
-def _place(x: Array, axis: int | None, keepdims: Any, name: str, find: Any) -> Array:
-    tensor = _checked(name, x, kinds.NUMERIC)
-    if axis is None:
-        flat = find(tensor.flatten(), 0)
-        found = flat.reshape((1,) * x.ndim) if keepdims else flat
-    else:
-        found = find(tensor, _axis(name, axis, x.ndim), keepdims)
-    return Array._of(found.cast(kinds.DEFAULT_INTEGER))
+def _place(name: str, x: Array, axis: int | None, keepdims: Any) -> Array:
+    _check(name, kinds.NUMERIC, x)
+    place = None if axis is None else _axis(name, axis, x.ndim)
+    return Array._of(getattr(Tensor, name)(x._tensor, place, keepdims).cast(kinds.DEFAULT_INTEGER))
 
 
 def _cumulative(
     name: str, x: Array, axis: int | None, dtype: DType | None, initial: Any, start: int
 ) -> Array:
-    tensor = _checked(name, x, kinds.NUMERIC)
-    if axis is None:
-        if x.ndim != 1:
-            raise ValueError(f"{name} of shape {x.shape}: expected an axis")
-        axis = 0
-    place = _axis(name, axis, x.ndim)
-    wide = tensor.cast(dtype or _wide(x.dtype))
-    result = Array._of(wide.cumsum(place) if start == 0 else wide.cumprod(place))
+    _check(name, kinds.NUMERIC, x)
+    if axis is None and x.ndim != 1:
+        raise ValueError(f"{name} of shape {x.shape}: expected an axis")
+    place = _axis(name, axis or 0, x.ndim)
+    run = x._tensor.cumsum if start == 0 else x._tensor.cumprod
+    result = Array._of(run(place, dtype=dtype))
     if not initial:
         return result
     shape = (*x.shape[:place], 1, *x.shape[place + 1 :])
@@ -163,8 +134,6 @@ def diff(
 ) -> Array:  # fmt: skip
     """The n-th differences of neighbours along an axis."""
     place = _axis("diff", axis, x.ndim)
-    if n < 0:
-        raise ValueError(f"diff(n={n}): expected a number of differences from 0 on")
     parts = [part for part in (prepend, x, append) if part is not None]
     joined = concat(parts, axis=place) if len(parts) > 1 else x
     return Array._of(joined._tensor.diff(n, place))

@@ -13,8 +13,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from minigrad.errors import DTypeError, ShapeError
+from minigrad.graph.node import is_symbolic
 from minigrad.graph.shapes import numel
-from minigrad.graph.symbolic import Affine
 from minigrad.linalg.panels import (
     at_once,
     columns_at,
@@ -47,7 +47,7 @@ def qr(x: Tensor, mode: str = "reduced") -> tuple[Tensor, Tensor]:
     """
     if mode not in ("reduced", "complete"):
         raise ValueError(f"qr(mode={mode!r}): expected 'reduced' or 'complete'")
-    batch, m, n = _matrices("qr", x)
+    *batch, m, n = checked("qr", x)
     wide = x._wide()
     count = m if mode == "complete" else min(m, n)
     with no_grad():
@@ -69,7 +69,7 @@ def svd(x: Tensor, full_matrices: bool = True) -> tuple[Tensor, Tensor, Tensor]:
     >>> [x.shape for x in Tensor.ones(3, 2).svd()]
     [(3, 3), (2,), (2, 2)]
     """
-    batch, m, n = _matrices("svd", x)
+    *batch, m, n = checked("svd", x)
     wide = x._wide()
     k = min(m, n)
     with no_grad():
@@ -86,21 +86,14 @@ def svd(x: Tensor, full_matrices: bool = True) -> tuple[Tensor, Tensor, Tensor]:
     return u.cast(x.dtype), s.cast(x.dtype), v.transpose(-2, -1).cast(x.dtype)
 
 
-def _matrices(name: str, x: Tensor) -> tuple[tuple[int, ...], int, int]:
-    """The batch dimensions, and the extents of the matrices."""
+def checked(name: str, x: Tensor, square: bool = False) -> tuple[int, ...]:
+    """The shape of float matrices."""
     if not x.dtype.is_float:
-        raise DTypeError(
-            f"{name} of a {x.dtype.name} tensor: expected a float dtype; use .float()"
-        )
-    known = [extent for extent in x.shape if not isinstance(extent, Affine)]
-    if x.ndim < 2 or len(known) < x.ndim:
-        raise ShapeError(
-            f"{name} of shape {show(x.shape)}; expected (…, rows, columns) of known extents"
-        )
-    return tuple(known[:-2]), known[-2], known[-1]
-
-
-# --- QR -------------------------------------------------------------------------------------------
+        raise DTypeError(f"{name} of a {x.dtype.name} tensor: expected a float dtype; use .float()")
+    if x.ndim < 2 or is_symbolic(x.shape) or (square and x.shape[-1] != x.shape[-2]):
+        what = "square matrices (…, n, n)" if square else "matrices (…, rows, columns)"
+        raise ShapeError(f"{name} of {show(x.shape)}: expected {what} of known extents")
+    return x._known_shape()
 
 
 def _householder(x: Tensor, count: int) -> tuple[Tensor, Tensor]:

@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from minigrad.errors import DTypeError, ShapeError
+from minigrad.errors import ShapeError
 from minigrad.graph.shapes import numel
-from minigrad.linalg.decompositions import orthogonal_rows, reciprocal, svd, with_gradients
+from minigrad.linalg.decompositions import checked, orthogonal_rows, reciprocal, svd, with_gradients
 from minigrad.linalg.panels import (
     at_once,
     columns_at,
@@ -25,15 +25,6 @@ from minigrad.linalg.panels import (
 from minigrad.tensor import Tensor
 from minigrad.tensor.broadcasting import Axes, broadcast_shape, show
 from minigrad.tensor.modes import no_grad
-
-
-def _checked(name: str, x: Tensor, square: bool = True) -> Tensor:
-    if not x.dtype.is_float:
-        raise DTypeError(f"{name} of a {x.dtype.name} tensor: expected a float dtype; use .float()")
-    if x.ndim < 2 or (square and x.shape[-1] != x.shape[-2]):
-        what = "square matrices" if square else "matrices"
-        raise ShapeError(f"{name} of {show(x.shape)}: expected {what} in the last two dimensions")
-    return x
 
 
 def _identity(x: Tensor) -> Tensor:
@@ -119,7 +110,8 @@ def inv(x: Tensor) -> Tensor:
     >>> inv(Tensor([[2.0, 0.0], [0.0, 4.0]])).tolist()
     [[0.5, 0.0], [0.0, 0.25]]
     """
-    value = _eliminate(_checked("inv", x), _identity(x)).solution
+    checked("inv", x, True)
+    value = _eliminate(x, _identity(x)).solution
     return x._with_derivative(value, _inv_rule)
 
 
@@ -134,7 +126,7 @@ def solve(A: Tensor, B: Tensor) -> Tensor:
     [1.0, 0.5]
     """
     right = B.unsqueeze(-1) if B.ndim == 1 else B
-    if right.shape[-2] != _checked("solve", A).shape[-1]:
+    if right.shape[-2] != checked("solve", A, True)[-1]:
         raise ShapeError(f"solve of {show(A.shape)} and {show(B.shape)}: expected as many rows")
     shape = broadcast_shape("solve", A.shape[:-2], right.shape[:-2])
     left = A.expand((*shape, *A.shape[-2:]))
@@ -153,7 +145,8 @@ def _determinant(name: str, x: Tensor) -> _Eliminated:
 
     The elimination goes on with NaN then, so that pivots after a zero are set to one.
     """
-    found = _eliminate(_checked(name, x), x[..., :1].detach())
+    checked(name, x, True)
+    found = _eliminate(x, x[..., :1].detach())
     with no_grad():
         zero = found.pivots.eq(0)
         after = zero.cumsum(-1) - zero > 0
@@ -195,8 +188,9 @@ def cholesky(x: Tensor, *, upper: bool = False) -> Tensor:
     >>> cholesky(Tensor([[4.0, 2.0], [2.0, 2.0]])).tolist()
     [[2.0, 0.0], [1.0, 1.0]]
     """
+    checked("cholesky", x, True)
     with no_grad():
-        factor = _lower(_checked("cholesky", x))
+        factor = _lower(x)
     result = x._with_derivative(factor, _cholesky_rule)
     return result.mT if upper else result
 
@@ -249,8 +243,7 @@ def eigh(x: Tensor) -> tuple[Tensor, Tensor]:
     >>> eigh(Tensor([[2.0, 0.0], [0.0, 1.0]]))[0].round(decimals=4).tolist()
     [1.0, 2.0]
     """
-    wide = _checked("eigh", x)._wide()
-    shape = wide._known_shape()
+    shape, wide = checked("eigh", x, True), x._wide()
     size, batch = shape[-1], numel(shape[:-2])
     with no_grad():
         flat = wide.reshape((batch, size, size))
@@ -286,7 +279,8 @@ def eigvalsh(x: Tensor) -> Tensor:
 
 def svdvals(x: Tensor) -> Tensor:
     """Singular values, falling."""
-    return svd(_checked("svdvals", x, False), False)[1]
+    checked("svdvals", x)
+    return svd(x, False)[1]
 
 
 def _least(x: Tensor, values: Tensor, rtol: Any) -> Tensor:
@@ -298,7 +292,8 @@ def _least(x: Tensor, values: Tensor, rtol: Any) -> Tensor:
 
 def pinv(x: Tensor, *, rtol: Any = None) -> Tensor:
     """The Moore–Penrose inverse; singular values below rtol · the largest count as zero."""
-    u, values, v = svd(_checked("pinv", x, False), False)
+    checked("pinv", x)
+    u, values, v = svd(x, False)
     kept = values > _least(x, values, rtol)
     inverse = kept.where(1 / kept.where(values, 1.0), 0.0)
     return (v.mT * inverse.unsqueeze(-2)).matmul(u.mT)
@@ -335,7 +330,7 @@ def vector_norm(
 
 def matrix_norm(x: Tensor, ord: Any = "fro", *, keepdim: bool = False) -> Tensor:
     """Frobenius, nuclear ("nuc"), 1, 2, inf and their negatives."""
-    _checked("matrix_norm", x, False)
+    checked("matrix_norm", x)
     if ord == "fro":
         return x.norm(2, (-2, -1), keepdim)
     if ord in ("nuc", 2, -2):

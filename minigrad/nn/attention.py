@@ -76,6 +76,11 @@ class MultiheadAttention(Layer):
                     f"MultiheadAttention of {x.shape}: expected three dimensions, or two without a "
                     f"batch, the last {self.embed_dim}"
                 )
+        if not q.shape[0] == k.shape[0] == v.shape[0]:
+            raise ShapeError(
+                f"MultiheadAttention of batches of {q.shape[0]}, {k.shape[0]} and {v.shape[0]}: "
+                f"expected equal ones; batch_first is {self.batch_first}"
+            )
         weights, bias = self.in_proj_weight.chunk(3), self.in_proj_bias
         biases = (None, None, None) if bias is None else bias.chunk(3)
         return [F.linear(*each) for each in zip((q, k, v), weights, biases, strict=True)]

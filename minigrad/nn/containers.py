@@ -16,6 +16,8 @@ _T = TypeVar("_T")
 class _List(Layer, MutableSequence[_T]):
     """A list whose items have their places as names."""
 
+    _refused = ()
+
     def __init__(self, items: Iterable[_T] = ()) -> None:
         self.layers: list[_T] = []
         self.extend(items)
@@ -86,6 +88,12 @@ class Sequential(_List[Function]):
                 self.extend(layer)
             else:
                 self.append(layer)  # type: ignore[arg-type]
+
+    def insert(self, index: int, item: Function) -> None:
+        """Put a layer in before another."""
+        if not callable(item):
+            raise TypeError(f"Sequential of {item!r}: expected layers or functions of a tensor")
+        super().insert(index, item)
 
     def __call__(self, x: Tensor) -> Tensor:
         """The last layer's result."""

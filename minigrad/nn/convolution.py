@@ -20,7 +20,7 @@ from minigrad.tensor.convolution import (
 )
 
 
-class _Convolution(Layer):
+class _Kernel(Layer):
     """What all convolutions have: kernel, weight, bias."""
 
     spatial: ClassVar[int]
@@ -66,7 +66,7 @@ class _Convolution(Layer):
         return ", ".join([sizes, *(f"{name}={value}" for name, value in shown.items())])
 
 
-class _Plain(_Convolution):
+class _Convolution(_Kernel):
     def __init__(
         self, in_channels: int, out_channels: int, kernel_size: Numbers, stride: Numbers = 1,
         padding: Padding = 0, dilation: Numbers = 1, groups: int = 1, bias: bool = True,
@@ -101,25 +101,25 @@ class _Plain(_Convolution):
         )  # fmt: skip
 
 
-class Conv1d(_Plain):
+class Conv1d(_Convolution):
     """Convolution over (batch, channels, length). weight (out, in/groups, kernel), bias (out,)."""
 
     spatial = 1
 
 
-class Conv2d(_Plain):
+class Conv2d(_Convolution):
     """Convolution over images. weight (out, in/groups, kernel, kernel), bias (out,)."""
 
     spatial = 2
 
 
-class Conv3d(_Plain):
+class Conv3d(_Convolution):
     """Convolution over volumes. weight (out, in/groups, *kernel), bias (out,)."""
 
     spatial = 3
 
 
-class _Transposed(_Convolution):
+class _TransposedConvolution(_Kernel):
     transposed = True
 
     def __init__(
@@ -169,19 +169,19 @@ class _Transposed(_Convolution):
         return more
 
 
-class ConvTranspose1d(_Transposed):
+class ConvTranspose1d(_TransposedConvolution):
     """Transposed convolution of (batch, channels, length). weight (in, out/groups, kernel)."""
 
     spatial = 1
 
 
-class ConvTranspose2d(_Transposed):
+class ConvTranspose2d(_TransposedConvolution):
     """Transposed convolution of images. weight (in, out/groups, kernel, kernel), bias (out,)."""
 
     spatial = 2
 
 
-class ConvTranspose3d(_Transposed):
+class ConvTranspose3d(_TransposedConvolution):
     """Transposed convolution of volumes. weight (in, out/groups, *kernel), bias (out,)."""
 
     spatial = 3

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from types import FunctionType
 from typing import TYPE_CHECKING
 
 from minigrad.errors import ShapeError
@@ -15,6 +16,9 @@ from minigrad.graph.symbolic import Integer
 from minigrad.hints import names_of
 from minigrad.nn.functional_windows import *  # noqa: F403
 from minigrad.tensor import Tensor
+from minigrad.tensor.spellings import expect_tensors
+
+_WINDOWS = f"{__name__}_windows"
 
 relu, relu6, leaky_relu, elu, celu, glu, prelu, threshold = (
     Tensor.relu, Tensor.relu6, Tensor.leaky_relu, Tensor.elu, Tensor.celu, Tensor.glu,
@@ -55,6 +59,8 @@ def dropout(x: Tensor, p: float = 0.5, training: bool = True) -> Tensor:
 
 def dropout2d(x: Tensor, p: float = 0.5, training: bool = True) -> Tensor:
     """Whole channels (…, channels, height, width) are 0 with probability p, where training."""
+    if x.ndim < 3:
+        raise ShapeError(f"dropout2d of {x.shape}: expected (…, channels, height, width)")
     return x * dropout(x.new_ones((*x.shape[:-2], 1, 1)), p, training)
 
 
@@ -83,9 +89,9 @@ def layer_norm(
     return x.layernorm(_last("layer_norm", x, normalized_shape), eps, weight, bias)
 
 
-def _last(name: str, x: Tensor, normalized_shape: Sequence[Integer]) -> tuple[int, ...]:
+def _last(name: str, x: Tensor, normalized_shape: int | Sequence[Integer]) -> tuple[int, ...]:
     """The axes of the last dimensions, which must have this shape."""
-    shape = tuple(normalized_shape)
+    shape = (normalized_shape,) if isinstance(normalized_shape, int) else tuple(normalized_shape)
     if x.ndim < len(shape) or x.shape[x.ndim - len(shape) :] != shape:
         raise ShapeError(f"{name} of {x.shape}: expected the last dimensions to be {shape}")
     return tuple(range(-len(shape), 0))
@@ -135,6 +141,8 @@ def batch_norm(
     statistics, which training moves by `momentum` (in place).
     """
     mean, var = running_mean, running_var
+    if not training and (mean is None or var is None):
+        raise ValueError("batch_norm without running statistics: expected training=True")
     if training or mean is None or var is None:
         axes = (0, *range(2, x.ndim))
         var, mean = x.var_mean(axes, correction=0)
@@ -157,6 +165,8 @@ def instance_norm(
     """
     if not use_input_stats:
         return batch_norm(x, running_mean, running_var, weight, bias, eps=eps)
+    if math.prod(x._known_shape()[2:]) < 2:
+        raise ShapeError(f"instance_norm of {x.shape}: expected more than one element in space")
     return group_norm(x, x.size(1), weight, bias, eps)
 
 
@@ -318,6 +328,12 @@ def triplet_margin_loss(
     near = anchor.pairwise_distance(positive, p, eps)
     return (near - away + margin).relu()._reduced(reduction)
 
+
+for _name, _function in list(globals().items()):
+    _home = getattr(_function, "__module__", None)
+    if isinstance(_function, FunctionType) and not _name.startswith("_"):
+        if _home in ("minigrad.tensor", __name__, _WINDOWS):
+            globals()[_name] = expect_tensors(_function, first=True)
 
 if not TYPE_CHECKING:
     __getattr__ = names_of(__name__, globals())

@@ -53,6 +53,11 @@ def _adaptive(spatial: int, kind: str, along: Callable[[Tensor, int, int], Tenso
             )
         one = isinstance(output_size, int) or output_size is None
         sizes = [output_size] * spatial if one else list(output_size)  # type: ignore[arg-type]
+        if len(sizes) != spatial or any(isinstance(size, int) and size < 1 for size in sizes):
+            raise ShapeError(
+                f"adaptive_{kind}_pool{spatial}d({output_size}): expected {spatial} numbers ≥ 1 or "
+                "None, or one for all"
+            )
         for axis, size in zip(range(x.ndim - spatial, x.ndim), sizes, strict=True):
             x = x if size is None else along(x, axis, size)  # type: ignore[arg-type]
         return x

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from minigrad.dtype import DType, dtypes
+from minigrad.dtype import dtypes
 from minigrad.errors import MinigradError, ShapeError
 from minigrad.graph.symbolic import ceildiv
 from minigrad.nn.gguf_blocks import LAYOUTS, quantized
@@ -219,25 +219,28 @@ def _entry(reader: _Reader) -> tuple[str, tuple[int, ...], int, int]:
     return name, tuple(reversed(extents)), kind, offset
 
 
+def size_of(kind: int, elements: int) -> int:
+    """Bytes of so many elements of a known type."""
+    packed = _PACKED.get(kind)
+    if packed is None:
+        return elements * PLAIN[kind].itemsize
+    return elements // KINDS[packed].block * LAYOUTS[packed].bytes
+
+
 def _tensor(
     reader: _Reader, name: str, shape: tuple[int, ...], kind: int, place: int, device: str | None
 ) -> Tensor | Quantized:
     elements = math.prod(shape)
-    dtype: DType | None = PLAIN.get(kind)
-    packed = _PACKED.get(kind)
-    if packed is not None:
-        block = KINDS[packed].block
-        if len(shape) < 1 or shape[-1] % block or not elements:
-            raise GGUFError(
-                f"the tensor {name!r} of shape {shape} is no matrix of whole blocks of {block}, "
-                f"which {packed} has"
-            )
-        size = elements // block * LAYOUTS[packed].bytes
-    elif dtype is not None:
-        size = elements * dtype.itemsize
-    else:
+    dtype, packed = PLAIN.get(kind), _PACKED.get(kind)
+    if packed is None and dtype is None:
         known = ", ".join(["F32", "F16", "BF16", *KINDS])
         raise GGUFError(f"the tensor {name!r} is of type {_OTHERS.get(kind, kind)}; known: {known}")
+    if packed is not None and (not shape or shape[-1] % KINDS[packed].block or not elements):
+        raise GGUFError(
+            f"the tensor {name!r} of shape {shape} is no matrix of whole blocks of "
+            f"{KINDS[packed].block}, which {packed} has"
+        )
+    size = size_of(kind, elements)
     if size > reader.size - place:
         raise GGUFError(
             f"the tensor {name!r} of {size} bytes should begin at byte {place}, but the file has "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import struct
 from collections.abc import Callable, Mapping, Sequence
@@ -9,13 +10,11 @@ from dataclasses import dataclass
 from typing import IO, Any
 
 from minigrad.graph.symbolic import ceildiv
-from minigrad.nn.gguf import ARRAY, PLAIN, SCALARS, STRING, GGUFError, Value
+from minigrad.nn.gguf import ARRAY, SCALARS, STRING, GGUFError, Value, size_of
 from minigrad.nn.gguf_blocks import LAYOUTS
-from minigrad.nn.quantized import KINDS
 from minigrad.nn.state import write_atomically
 
 ALIGNMENT = 32
-TYPES = {layout.number: name for name, layout in LAYOUTS.items()}
 NUMBERS = {"F32": 0, "F16": 1} | {name: layout.number for name, layout in LAYOUTS.items()}
 BOOL, UINT32, INT32, FLOAT32 = 7, 4, 5, 6
 
@@ -32,13 +31,7 @@ class Entry:
     @property
     def size(self) -> int:
         """Bytes."""
-        elements = 1
-        for extent in self.shape:
-            elements *= extent
-        name = TYPES.get(self.kind)
-        if name is None:
-            return elements * PLAIN[self.kind].itemsize
-        return elements // KINDS[name].block * LAYOUTS[name].bytes
+        return size_of(self.kind, math.prod(self.shape))
 
 
 def value_of(plain: Any) -> Value:

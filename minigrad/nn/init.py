@@ -6,10 +6,12 @@ They draw from minigrad's generator (`Tensor.manual_seed`). Outside a captured s
 from __future__ import annotations
 
 import math
+from types import FunctionType
 from typing import Any
 
 from minigrad.errors import ShapeError
 from minigrad.tensor import Tensor
+from minigrad.tensor.spellings import expect_tensors
 
 _GAINS = {"tanh": 5 / 3, "relu": math.sqrt(2), "selu": 3 / 4}
 _LINEAR = ("linear", "sigmoid", *(f"conv{kind}{n}d" for n in "123" for kind in ("", "_transpose")))
@@ -151,3 +153,8 @@ def orthogonal_(tensor: Tensor, gain: float = 1.0) -> Tensor:
         q = q * (r.diagonal() < 0).where(-1.0, 1.0)  # uniform over all of them
         whole = (q if rows >= columns else q.transpose()) * gain
         return _filled(tensor, whole.reshape(tensor.shape))
+
+
+for _name, _function in list(globals().items()):
+    if isinstance(_function, FunctionType) and _function.__module__ == __name__:
+        globals()[_name] = expect_tensors(_function)

@@ -131,6 +131,8 @@ class Dropout2d(Dropout):
 class Identity(Layer):
     """What it is given; arguments are accepted and not used."""
 
+    _refused = ()
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         pass
 

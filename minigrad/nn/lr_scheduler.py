@@ -22,6 +22,10 @@ class LambdaLR:
         self, optimizer: Any,
         lr_lambda: Callable[[int], float] | Sequence[Callable[[int], float]], last_epoch: int = -1,
     ) -> None:  # fmt: skip
+        if not hasattr(optimizer, "param_groups"):
+            raise TypeError(
+                f"{type(self).__name__} of a {type(optimizer).__name__}: expected an optimizer"
+            )
         self.optimizer = optimizer
         groups = optimizer.param_groups
         several = lr_lambda if isinstance(lr_lambda, Sequence) else [lr_lambda] * len(groups)
@@ -68,6 +72,12 @@ class LinearLR(LambdaLR):
         self, optimizer: Any, start_factor: float = 1 / 3, end_factor: float = 1.0,
         total_iters: int = 5,
     ) -> None:  # fmt: skip
+        if not (0 < start_factor <= 1 and 0 <= end_factor <= 1 and total_iters >= 1):
+            raise ValueError(
+                f"LinearLR({start_factor}, {end_factor}, {total_iters}): expected a first factor "
+                "above 0, both up to 1, and total_iters ≥ 1"
+            )
+
         def factor(step: int) -> float:
             share = min(step / total_iters, 1.0)
             return start_factor + (end_factor - start_factor) * share
@@ -79,6 +89,8 @@ class StepLR(LambdaLR):
     """gamma more every step_size steps."""
 
     def __init__(self, optimizer: Any, step_size: int, gamma: float = 0.1) -> None:
+        if step_size < 1:
+            raise ValueError(f"StepLR(step_size={step_size}): expected steps ≥ 1")
         super().__init__(optimizer, lambda step: gamma ** (step // step_size))
 
 
@@ -88,6 +100,8 @@ class MultiStepLR(LambdaLR):
     def __init__(
         self, optimizer: Any, milestones: Sequence[int], gamma: float = 0.1
     ) -> None:
+        if not isinstance(milestones, Sequence):
+            raise TypeError(f"MultiStepLR(milestones={milestones!r}): expected a list of steps")
         at = sorted(milestones)
         super().__init__(optimizer, lambda step: gamma ** bisect_right(at, step))
 
@@ -105,6 +119,8 @@ class CosineAnnealingLR(LambdaLR):
     def __init__(
         self, optimizer: Any, T_max: int, eta_min: float = 0.0
     ) -> None:
+        if T_max < 1:
+            raise ValueError(f"CosineAnnealingLR(T_max={T_max}): expected steps ≥ 1")
         self.eta_min = eta_min
         super().__init__(optimizer, lambda step: 0.5 * (1 + math.cos(math.pi * step / T_max)))
 

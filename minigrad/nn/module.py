@@ -21,6 +21,7 @@ from minigrad.nn.tree import (
     warn_of_unmarked,
 )
 from minigrad.tensor import Tensor, views
+from minigrad.tensor.broadcasting import check_flag
 from minigrad.tensor.core import stored
 
 _OWN = ("_kinds", "_training", "_moves")
@@ -52,9 +53,12 @@ def _in_own_mode(function: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(function)
     def call(self: Module, *args: Any, **kwargs: Any) -> Any:
-        if args and isinstance(self, Layer) and type(args[0]).__module__ in ("numpy", "torch"):
-            given = f"a {type(args[0]).__module__}.{type(args[0]).__name__}"
-            raise TypeError(f"{type(self).__name__} of {given}: {hint('model(a)')}")
+        if args and isinstance(self, Layer):
+            kind = type(args[0])
+            if kind in self._refused or kind.__module__ in ("numpy", "torch"):
+                home = "" if kind in self._refused else f"{kind.__module__}."
+                given = f"{type(self).__name__} of a {home}{kind.__name__}"
+                raise TypeError(f"{given}: {hint('model(a)')}")
         note(self, "_training")
         note(self, "_moves")
         mode = self._training
@@ -84,6 +88,8 @@ class Module:
         """`forward` and `__call__` are one function; called as the module it has its mode."""
         super().__init_subclass__(**options)
         own: dict[str, Any] = dict(vars(cls))
+        if "__init__" in own and cls.__name__.startswith("_"):  # Python's messages name it
+            own["__init__"].__qualname__ = f"{cls.__name__[1:]}.__init__"
         function = own.get("__call__", own.get("forward"))
         if function is not None:
             cls.forward = own.get("forward", function)  # type: ignore[method-assign]
@@ -222,6 +228,7 @@ class Module:
 
     def train(self, mode: bool = True) -> Self:
         """Put it and all modules below it into training mode, or into evaluation mode."""
+        check_flag("train", "mode", mode)
         for module in self.modules():
             module.training = mode
         return self
@@ -256,7 +263,7 @@ class Module:
         are forgotten, and steps captured before raise JitError.
         """
         for each in where:
-            if isinstance(each, DType) or hasattr(dtypes, each):
+            if isinstance(each, DType) or (isinstance(each, str) and hasattr(dtypes, each)):
                 dtype = each
             else:
                 device = each
@@ -318,3 +325,4 @@ class Layer(Module):
     """
 
     _training = None
+    _refused: tuple[type, ...] = (int, float, bool, list, str)  # what it is called with by mistake

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping
+from numbers import Real
 from typing import TYPE_CHECKING, Any
 
 from minigrad.dtype import DType, dtypes
@@ -86,6 +87,12 @@ class Optimizer:
                     f"{type(self).__name__}: expected tensors, got a {type(tensor).__name__}; "
                     f"{hint('optim.Adam(model)')}"
                 )
+            if tensor.requires_grad is None and tensor._descends_from_leaves():
+                raise GradientError(
+                    f"{type(self).__name__}: a tensor of shape {tensor.shape} was computed from "
+                    "tensors that want a gradient; give those, or x.detach() to train it instead"
+                )
+        for tensor in self.params:
             if tensor.requires_grad is not False:  # frozen
                 tensor.requires_grad = True
         # in one program, and now: the first step is then the same program as all others
@@ -431,8 +438,8 @@ class OptimizerGroup:
 def _check_numbers(optimizer: Optimizer, **given: float | Tensor) -> None:
     """ValueError for a number below 0 or NaN; tensors are read by the steps only."""
     for name, value in given.items():
-        if not isinstance(value, Tensor) and not value >= 0:
-            raise ValueError(f"{type(optimizer).__name__}({name}={value}): expected a number ≥ 0")
+        if not isinstance(value, Tensor) and not (isinstance(value, Real) and value >= 0):
+            raise ValueError(f"{type(optimizer).__name__}({name}={value!r}): expected a number ≥ 0")
 
 
 def _checked(b1: float, b2: float, betas: tuple[float, float] | None) -> tuple[float, float]:

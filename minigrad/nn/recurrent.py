@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 from minigrad.errors import ShapeError
+from minigrad.graph.node import Shape
 from minigrad.nn.layers import blank, uniform
 from minigrad.nn.module import Layer
 from minigrad.tensor import Tensor
@@ -34,15 +35,15 @@ class _Cell(Layer):
         """The state before the first step."""
         return Tensor.zeros(*x.shape[:-1], self.hidden_size, dtype=x.dtype, device=x.device)
 
-    def _products(self, x: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
+    def _products(self, x: Tensor, hidden: Tensor, *more: Tensor) -> tuple[Tensor, Tensor]:
         """Of all gates (…, gates·hidden): what comes from x, and what from the hidden state."""
         name = type(self).__name__
         if x.shape[-1:] != (self.input_size,):
             raise ShapeError(f"{name} of {x.shape}: expected (…, {self.input_size})")
-        if hidden.shape[-1:] != (self.hidden_size,):
-            raise ShapeError(
-                f"{name} with a state of {hidden.shape}: expected (…, {self.hidden_size})"
-            )
+        wanted = (*x.shape[:-1], self.hidden_size)
+        for part in (hidden, *more):
+            if part.shape != wanted:
+                raise ShapeError(f"{name} with a state of {part.shape}: expected {wanted}")
         by_x = x.linear(self.weight_ih.T, self.bias_ih)
         return by_x, hidden.linear(self.weight_hh.T, self.bias_hh)
 
@@ -75,7 +76,7 @@ class LSTMCell(_Cell):
         Without a state it is zeros.
         """
         hidden, cell = state or (self._zeros(x), self._zeros(x))
-        by_x, by_state = self._products(x, hidden)
+        by_x, by_state = self._products(x, hidden, cell)
         enter, forget, new, leave = (by_x + by_state).chunk(4, -1)
         cell = forget.sigmoid() * cell + enter.sigmoid() * new.tanh()
         return leave.sigmoid() * cell.tanh(), cell
@@ -134,6 +135,11 @@ class _Recurrent(Layer):
         self.input_size, self.hidden_size, self.num_layers = input_size, hidden_size, num_layers
         self.bias, self.batch_first, self.dropout = bias, batch_first, dropout
         self.bidirectional, self.options = bidirectional, options
+        if min(input_size, hidden_size, num_layers) < 1 or not 0 <= dropout <= 1:
+            raise ValueError(
+                f"{type(self).__name__}({input_size}, {hidden_size}, num_layers={num_layers}, "
+                f"dropout={dropout}): expected sizes and layers ≥ 1, dropout in 0 … 1"
+            )
         for layer in range(num_layers):
             width = hidden_size * (1 + bidirectional) if layer else input_size
             for end in self._ends(layer):
@@ -152,6 +158,14 @@ class _Recurrent(Layer):
             setattr(made, name, getattr(self, f"{name}_{end}"))
         return made
 
+    def _check_state(self, state: tuple[Tensor, ...], batch: Shape) -> None:
+        wanted = (self.num_layers * (1 + self.bidirectional), *batch, self.hidden_size)
+        if len(state) != len(self.cell.kept) or any(part.shape != wanted for part in state):
+            raise ShapeError(
+                f"{type(self).__name__} with a state of {', '.join(str(p.shape) for p in state)}: "
+                f"expected {' and '.join(self.cell.kept)} of {wanted}"
+            )
+
     def __call__(self, x: Tensor, state: Any = None) -> tuple[Tensor, Any]:
         """(length, batch, input_size) → (length, batch, directions·hidden_size), the last state.
 
@@ -165,6 +179,8 @@ class _Recurrent(Layer):
             )
         time = 1 if self.batch_first and x.ndim == 3 else 0
         given = None if state is None else state if isinstance(state, tuple) else (state,)
+        if given is not None:
+            self._check_state(given, x.shape[1 - time : 2 - time] if x.ndim == 3 else ())
         whole = x.transpose(0, time)
         last: list[tuple[Tensor, ...]] = []
         for layer in range(self.num_layers):

@@ -17,10 +17,11 @@ from math import prod
 from typing import IO, Any
 
 from minigrad.device import Device
-from minigrad.dtype import DType, dtypes
+from minigrad.dtype import ALL, DType, dtypes
 from minigrad.errors import MinigradError
 from minigrad.nn.plain_pickle import Name, PlainReader, pairs
 from minigrad.tensor import Tensor
+from minigrad.tensor.hostdata import is_row_major
 
 _STORAGES = {
     "FloatStorage": dtypes.float32, "DoubleStorage": dtypes.float64, "HalfStorage": dtypes.float16,
@@ -28,12 +29,7 @@ _STORAGES = {
     "ShortStorage": dtypes.int16, "CharStorage": dtypes.int8, "ByteStorage": dtypes.uint8,
     "BoolStorage": dtypes.bool,
 }  # fmt: skip
-_DTYPES = {
-    "float32": dtypes.float32, "float64": dtypes.float64, "float16": dtypes.float16,
-    "bfloat16": dtypes.bfloat16, "int64": dtypes.int64, "int32": dtypes.int32,
-    "int16": dtypes.int16, "int8": dtypes.int8, "uint8": dtypes.uint8, "uint16": dtypes.uint16,
-    "uint32": dtypes.uint32, "uint64": dtypes.uint64, "bool": dtypes.bool,
-}  # fmt: skip
+_DTYPES = {dtype.name: dtype for dtype in ALL}
 
 
 class TorchFileError(MinigradError, ValueError):
@@ -151,12 +147,7 @@ class _Reader(PlainReader):
                 f"a tensor of shape {shape} with strides {strides}, of a storage of {available} "
                 "elements: with it the tensors are more than twice as large as the file"
             )
-        expected = 1
-        contiguous = True
-        for extent, stride in reversed(steps):
-            contiguous = contiguous and (extent == 1 or stride == expected)
-            expected *= extent
-        if contiguous or not size:
+        if is_row_major(shape, strides) or not size:
             start = offset * dtype.itemsize if size else 0
             part = data[start : start + size * dtype.itemsize]
             return Tensor.from_bytes(part, shape, dtype, self.device)

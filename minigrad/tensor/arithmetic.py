@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from typing import Any, Self
 
 from minigrad.dtype import dtypes
+from minigrad.errors import ShapeError
 from minigrad.graph import build
 from minigrad.tensor.basic import Composed
-from minigrad.tensor.broadcasting import Scalar
+from minigrad.tensor.broadcasting import Scalar, show
 from minigrad.tensor.core import Core
 
 _SIGNED = {1: dtypes.int8, 2: dtypes.int16, 4: dtypes.int32, 8: dtypes.int64}
@@ -277,6 +278,8 @@ class Arithmetic(Composed):
         >>> Tensor([2.0, 0.0]).glu().tolist()
         [1.0]
         """
+        if self.size(dim) % 2:
+            raise ShapeError(f"glu along {dim} of {show(self.shape)}: expected an even extent")
         first, second = self.chunk(2, dim)
         return first * second.sigmoid()
 

@@ -106,6 +106,15 @@ class Backward(Composed):
             if waiting:
                 realization.realize(waiting)
 
+    def _descends_from_leaves(self) -> bool:
+        """Whether it was computed from tensors that want a gradient."""
+        try:
+            roots, _ = saved_graphs.expand([self.node])
+        except GradientError:  # they have been overwritten since
+            return True
+        nodes = reached(roots)
+        return any(holder._requires_grad for node in nodes for holder in holders(node))
+
     def _find_leaves(self, output: Node, back: dict[Node, Node]) -> dict[Node, list[Core]]:
         """Node of each leaf → the tensors that stand for it."""
         marked: dict[Node, list[Core]] = {}

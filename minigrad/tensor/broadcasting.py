@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+import math
+import operator
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
@@ -31,25 +34,18 @@ def stop(node: Node) -> Node:
 
 def product(shape: Sequence[Integer]) -> Integer:
     """Number of elements; at most one dimension may be symbolic."""
-    count: Integer = 1
-    for extent in shape:
-        count = count * extent
-    return count
+    return functools.reduce(operator.mul, shape, 1)
 
 
 def count_node(shape: Sequence[Integer], axes: Sequence[int], dtype: DType, device: str) -> Node:
     """The number of elements along axes as a 0-d array; symbolic extents are read at run time."""
-    known = 1
-    result: Node | None = None
-    for axis in axes:
-        extent = shape[axis]
-        if isinstance(extent, int):
-            known *= extent
-        else:
-            part = build.cast(build.variable(extent, device), dtype)
-            result = part if result is None else build.elementwise(Op.MUL, result, part)
-    constant = build.const(known, dtype, (), device)
-    return constant if result is None else build.elementwise(Op.MUL, result, constant)
+    extents = [shape[axis] for axis in axes]
+    known = [extent for extent in extents if isinstance(extent, int)]
+    count = build.const(math.prod(known), dtype, (), device)
+    for extent in extents:
+        if isinstance(extent, Affine):
+            count = build.cast(build.variable(extent, device), dtype) * count
+    return count
 
 
 def broadcast_shape(name: str, *shapes: Shape) -> Shape:

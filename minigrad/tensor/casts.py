@@ -25,23 +25,19 @@ def _resized(node: Node, wanted: DType) -> Node:
             f"bitcast from {node.dtype.name} to {wanted.name} of shape {show(node.shape)}: "
             f"expected a last dimension{f' divisible by {count}' if new is wide else ''}"
         )
-    bits = build.bitcast(node, old)
-    outer = node.shape[:-1]
-    steps = build.cast(build.iota(count, node.device), wide)
+    bits, outer = build.bitcast(node, old), node.shape[:-1]
+    by = build.iota(count, node.device).cast(wide) * narrow.bits
     if new is narrow:
         shape = (*outer, last, count)
         bits = build.expand(build.reshape(bits, (*outer, last, 1)), shape)
     else:
         shape = (*outer, last // count, count)
-        bits = build.cast(build.reshape(bits, shape), wide)
-    by = build.elementwise(
-        Op.MUL, steps, build.const(narrow.bits, wide, steps.shape, node.device)
-    )
-    by = build.expand(build.reshape(by, (1,) * len(shape[:-1]) + (count,)), shape)
+        bits = build.reshape(bits, shape).cast(wide)
+    by = build.expand(build.reshape(by, (1,) * (len(shape) - 1) + (count,)), shape)
     if new is narrow:
-        parts = build.cast(build.elementwise(Op.SHR, bits, by), narrow)
+        parts = bits.operation("shr", by).cast(narrow)
         return build.bitcast(build.reshape(parts, (*outer, last * count)), wanted)
-    whole = build.reduce(Op.SUM, build.elementwise(Op.SHL, bits, by), (len(shape) - 1,))
+    whole = build.reduce(Op.SUM, bits.operation("shl", by), (len(shape) - 1,))
     return build.bitcast(build.reshape(whole, shape[:-1]), wanted)
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from minigrad.device import Buffer, Device, Zeros
 from minigrad.dtype import DType, check_holds, resolve
-from minigrad.errors import GradientError, ShapeError
+from minigrad.errors import AxisError, GradientError, ShapeError
 from minigrad.graph import build
 from minigrad.graph.node import Node, Op, Shape, form_of, make, own_buffer
 from minigrad.graph.shapes import numel
@@ -19,6 +19,7 @@ from minigrad.tensor import hostdata, realization, views
 from minigrad.tensor.broadcasting import (
     axis_of,
     broadcast_to,
+    check_flag,
     product,
     same_device,
     show,
@@ -212,6 +213,8 @@ class Core(Holder, metaclass=_TensorType):
 
     @requires_grad.setter
     def requires_grad(self, wanted: bool | None) -> None:
+        if wanted is not None:
+            check_flag("requires_grad", "wanted", wanted)
         if wanted and not self.dtype.is_float:
             raise GradientError(
                 f"requires_grad of a {self.dtype.name} tensor: only floats have gradients; "
@@ -275,7 +278,11 @@ class Core(Holder, metaclass=_TensorType):
         >>> Tensor([[1, 2]]).size(1)
         2
         """
-        return self.shape if dim is None else self.shape[axis_of("size", dim, self.ndim)]
+        if dim is None:
+            return self.shape
+        if not self.ndim:
+            raise AxisError(f"size({dim}) of a tensor without dimensions; use .numel()")
+        return self.shape[axis_of("size", dim, self.ndim)]
 
     def nbytes(self) -> Integer:
         """Number of bytes of its elements.

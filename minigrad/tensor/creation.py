@@ -10,20 +10,21 @@ from minigrad.device import Device
 from minigrad.dtype import DType, check_holds, dtype_of, dtypes, resolve
 from minigrad.errors import DTypeError, ShapeError
 from minigrad.graph import bounds, build
-from minigrad.graph.node import Node, Op, Shape
+from minigrad.graph.node import Node, Shape
 from minigrad.graph.symbolic import Affine, Integer, low
 from minigrad.tensor.broadcasting import Scalar, show
 from minigrad.tensor.methods import Methods
 from minigrad.tensor.movement import sequence
 
 
-def _dtype(given: DType | str | None, default: DType) -> DType:
+def dtype_or(given: DType | str | None, default: DType) -> DType:
+    """A dtype, a name of one, or a default for None."""
     return default if given is None else resolve(given)
 
 
 def _numeric(name: str, given: DType | str | None, default: DType) -> DType:
     """The dtype of a ramp."""
-    dtype = _dtype(given, default)
+    dtype = dtype_or(given, default)
     if dtype.is_bool:
         raise DTypeError(f"{name}(dtype=bool): expected a number dtype; use .bool()")
     return dtype
@@ -55,8 +56,9 @@ class Creation(Methods):
     __slots__ = ()
 
     @classmethod
-    def _made(cls, node: Node, requires_grad: bool | None) -> Self:
+    def _made(cls, node: Node, requires_grad: bool | None, drawn: bool = False) -> Self:
         result = cls._of(node)
+        result.made = drawn
         if requires_grad is not None:
             result.requires_grad = requires_grad
         return result
@@ -76,7 +78,7 @@ class Creation(Methods):
         _check_numbers("full", fill_value)
         symbolic = isinstance(fill_value, Affine)
         default = dtypes.default_int if symbolic else dtype_of("full", [fill_value])
-        wanted = _dtype(dtype, default)
+        wanted = dtype_or(dtype, default)
         check_holds("full", wanted, fill_value)
         where = Device.canonical(device or Device.DEFAULT)
         return cls._made(build.const(fill_value, wanted, extents, where), requires_grad)
@@ -88,7 +90,7 @@ class Creation(Methods):
         >>> Tensor.zeros(2).tolist()
         [0.0, 0.0]
         """
-        wanted = _dtype(dtype, dtypes.default_float)
+        wanted = dtype_or(dtype, dtypes.default_float)
         return cls.full(checked_shape("zeros", shape), 0, dtype=wanted, **options)
 
     @classmethod
@@ -98,7 +100,7 @@ class Creation(Methods):
         >>> Tensor.ones(2).tolist()
         [1.0, 1.0]
         """
-        wanted = _dtype(dtype, dtypes.default_float)
+        wanted = dtype_or(dtype, dtypes.default_float)
         return cls.full(checked_shape("ones", shape), 1, dtype=wanted, **options)
 
     @classmethod
@@ -119,7 +121,7 @@ class Creation(Methods):
         [7, 7]
         """
         return self.full(
-            self.shape, fill_value, dtype=_dtype(dtype, self.dtype), device=device or self.device,
+            self.shape, fill_value, dtype=dtype_or(dtype, self.dtype), device=device or self.device,
             requires_grad=requires_grad,
         )  # fmt: skip
 
@@ -173,10 +175,8 @@ class Creation(Methods):
                     build.variable(begin, where) if isinstance(begin, Affine)
                     else build.const(begin, dtypes.int32, (), where)
                 )  # fmt: skip
-                node = build.elementwise(
-                    Op.ADD, node, build.expand(build.reshape(first, (1,)), node.shape)
-                )
-            return cls._made(build.cast(node, _dtype(dtype, dtypes.default_int)), requires_grad)
+                node = node + build.expand(build.reshape(first, (1,)), node.shape)
+            return cls._made(build.cast(node, dtype_or(dtype, dtypes.default_int)), requires_grad)
         count = max(math.ceil((end - begin) / step), 0)
         ends = [begin, begin + max(count - 1, 0) * step]
         floats = any(isinstance(x, float) for x in (begin, end, step))
@@ -205,8 +205,9 @@ class Creation(Methods):
         >>> Tensor.linspace(0, 1, 3).tolist()
         [0.0, 0.5, 1.0]
         """
-        if steps < 0:
-            raise ValueError(f"linspace(steps={steps}): expected steps ≥ 0")
+        _check_numbers("linspace", start, stop)
+        if not isinstance(steps, int) or steps < 0:
+            raise ValueError(f"linspace(steps={steps!r}): expected steps ≥ 0")
         wanted = _numeric("linspace", dtype, dtypes.default_float)
         check_holds("linspace", wanted, start, stop)
         wide = dtypes.float64 if wanted.is_int or wanted is dtypes.float64 else dtypes.float32
@@ -227,7 +228,7 @@ class Creation(Methods):
         rows = cls.arange(n, device=device)
         columns = cls.arange(n if m is None else m, device=device)
         same = rows.unsqueeze(1).eq(columns)
-        return cls._made(same.cast(_dtype(dtype, dtypes.default_float)).node, requires_grad)
+        return cls._made(same.cast(dtype_or(dtype, dtypes.default_float)).node, requires_grad)
 
     def meshgrid(self, *others: Any, indexing: str = "ij") -> tuple[Any, ...]:
         """Coordinate matrices of 1-d tensors; indexing "ij" (default) or "xy".
@@ -236,6 +237,9 @@ class Creation(Methods):
         [[[1, 1], [2, 2]], [[3, 4], [3, 4]]]
         """
         vectors = sequence((self, *others))
+        if any(vector.ndim > 1 for vector in vectors):
+            shapes = " and ".join(show(vector.shape) for vector in vectors)
+            raise ShapeError(f"meshgrid of {shapes}: expected vectors")
         if indexing not in ("ij", "xy"):
             raise ValueError(f"meshgrid(indexing={indexing!r}): expected 'ij' or 'xy'")
         order = list(range(len(vectors)))

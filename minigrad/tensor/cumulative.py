@@ -10,6 +10,7 @@ from minigrad.graph import build, scans
 from minigrad.graph.node import Node, Op
 from minigrad.tensor.broadcasting import axis_of, show
 from minigrad.tensor.methods import Methods
+from minigrad.tensor.ordering import Found
 
 
 class Cumulative(Methods):
@@ -42,7 +43,7 @@ class Cumulative(Methods):
         >>> Tensor([1, 2, 3]).cumsum().tolist()
         [1, 3, 6]
         """
-        return self._running_sum(Op.CUMSUM, "cumsum", axis if dim is None else dim, dtype)
+        return self._running_sum(Op.CUMSUM, "cumsum", axis, dtype)
 
     def cumprod(
         self, axis: int = 0, *, dim: int | None = None, dtype: DType | str | None = None
@@ -52,17 +53,17 @@ class Cumulative(Methods):
         >>> Tensor([1, 2, 3]).cumprod().tolist()
         [1, 2, 6]
         """
-        return self._running_sum(Op.CUMPROD, "cumprod", axis if dim is None else dim, dtype)
+        return self._running_sum(Op.CUMPROD, "cumprod", axis, dtype)
 
-    def cummax(self, axis: int = 0, *, dim: int | None = None) -> tuple[Self, Self]:
+    def cummax(self, axis: int = 0, *, dim: int | None = None) -> Found[Self]:
         """The largest element so far (NaN wins), and where the latest such stands (int32).
 
         >>> [x.tolist() for x in Tensor([1, 3, 2]).cummax()]
         [[1, 3, 3], [0, 1, 1]]
         """
-        return self._extremes("cummax", axis if dim is None else dim)
+        return self._extremes("cummax", axis)
 
-    def cummin(self, axis: int = 0, *, dim: int | None = None) -> tuple[Self, Self]:
+    def cummin(self, axis: int = 0, *, dim: int | None = None) -> Found[Self]:
         """The smallest element so far (NaN wins), and where the latest such stands (int32).
 
         >>> [x.tolist() for x in Tensor([2, 1, 3]).cummin()]
@@ -71,16 +72,16 @@ class Cumulative(Methods):
         mirrored = self if self.dtype.is_bool else self._mirrored()
         if self.dtype.is_bool:
             mirrored = ~self
-        values, places = mirrored._extremes("cummin", axis if dim is None else dim)
-        return values._mirrored(), places
+        values, places = mirrored._extremes("cummin", axis)
+        return Found(values._mirrored(), places)
 
-    def _extremes(self, name: str, axis: int) -> tuple[Self, Self]:
+    def _extremes(self, name: str, axis: int) -> Found[Self]:
         if not self.ndim:
             axis_of(name, axis, 0)
-            return self, self._new(build.const(0, dtypes.int32, (), self.raw.device))
+            return Found(self, self._new(build.const(0, dtypes.int32, (), self.raw.device)))
         values = self._scanned(Op.CUMMAX, name, axis)
         place = axis_of(name, axis, self.ndim)
-        return values, self._new(scans.latest(self.raw, values.raw, place))
+        return Found(values, self._new(scans.latest(self.raw, values.raw, place)))
 
     def logcumsumexp(self, axis: int = 0, *, dim: int | None = None) -> Self:
         """log of the running sum of eˣ, without overflow; half floats in float32.
@@ -90,9 +91,9 @@ class Cumulative(Methods):
         """
         x = self._wide()
         if not self.ndim:
-            axis_of("logcumsumexp", axis if dim is None else dim, 0)
+            axis_of("logcumsumexp", axis, 0)
             return self._as_float()
-        place = self._known_axis("logcumsumexp", axis if dim is None else dim)
+        place = self._known_axis("logcumsumexp", axis)
 
         def combine(first: tuple[Node, ...], second: tuple[Node, ...]) -> tuple[Node, ...]:
             return (self._new(first[0]).logaddexp(self._new(second[0])).node,)

@@ -17,9 +17,10 @@ from minigrad.device import Buffer, Device, refuse, watching
 from minigrad.dtype import ALL, DType, dtypes
 from minigrad.errors import DeviceError, DTypeError
 from minigrad.graph import build
-from minigrad.graph.shapes import numel
+from minigrad.graph.shapes import numel, strides_of
 from minigrad.tensor.basic import Composed
 from minigrad.tensor.broadcasting import show
+from minigrad.tensor.hostdata import is_row_major
 
 CPU_MEMORY = 1  # kDLCPU
 HOST_MEMORY = (CPU_MEMORY, 3, 11)  # … and memory pinned by CUDA or ROCm, which the CPU reads too
@@ -107,16 +108,6 @@ class _Foreign:
     dtype: DType
     read_only: bool
     owner: Any
-
-    @property
-    def is_row_major(self) -> bool:
-        """Whether its elements lie without gaps, the last axis innermost."""
-        step = 1
-        for extent, stride in zip(reversed(self.shape), reversed(self.strides), strict=True):
-            if extent > 1 and stride != step:
-                return False
-            step *= extent
-        return True
 
 
 class _Owner:
@@ -208,7 +199,8 @@ class DLPack(Composed):
             return cls.from_bytes(b"", foreign.shape, foreign.dtype, name)
         runtime = Device[name]
         aligned = foreign.address % foreign.dtype.itemsize == 0
-        if foreign.is_row_major and aligned and not foreign.read_only and not copy:
+        plain = is_row_major(foreign.shape, foreign.strides) and aligned
+        if plain and not foreign.read_only and not copy:
             memory = runtime.adopt(foreign.address)
             if memory is not None:
                 buffer = Buffer(name, foreign.dtype, numel(foreign.shape))
@@ -227,11 +219,7 @@ class DLPack(Composed):
 def _lend(memory: Buffer, shape: Sequence[int], dtype: DType, versioned: bool, flags: int) -> Any:
     """A capsule over a buffer, which stays alive until the consumer calls the deleter."""
     extents = (ctypes.c_int64 * max(len(shape), 1))(*shape)
-    strides = (ctypes.c_int64 * max(len(shape), 1))()
-    step = 1
-    for axis in reversed(range(len(shape))):
-        strides[axis] = step
-        step *= max(shape[axis], 1)
+    strides = (ctypes.c_int64 * max(len(shape), 1))(*strides_of(shape))
     code = _BFLOAT if dtype is dtypes.bfloat16 else _CODES[dtype.kind]
     address = Device[memory.device].host_address(memory.memory) if memory.size else None
     tensor = _Description(
@@ -277,7 +265,7 @@ def _consume(data: Any) -> _Foreign:
     if tensor.strides:
         strides = tuple(tensor.strides[axis] for axis in range(tensor.ndim))
     else:
-        strides = tuple(numel(shape[axis + 1 :]) for axis in range(tensor.ndim))
+        strides = strides_of(shape)
     return _Foreign(
         (tensor.data or 0) + tensor.byte_offset, shape, strides, dtype,
         bool(versioned and managed.flags & _READ_ONLY), _Owner(address, managed.deleter),

@@ -63,27 +63,16 @@ def choices(like: Core, x: Any, y: Any) -> list[Node]:
 
 def _floor_quotient(x: Node, y: Node) -> Node:
     """floor(x / y) of floats as numpy rounds it: by the exact remainder, not by the quotient."""
-
-    def op(name: Op, *src: Node) -> Node:
-        return build.elementwise(name, *src)
-
-    def number(value: float) -> Node:
-        return build.const(value, x.dtype, x.shape, x.device)
-
-    zero = number(0.0)
-    negative = op(Op.LT, x, zero)
-    size = op(Op.WHERE, negative, op(Op.NEG, x), x)
-    divisor = op(Op.WHERE, op(Op.LT, y, zero), op(Op.NEG, y), y)
-    rest = op(Op.MOD, size, divisor)
-    rest = op(Op.WHERE, negative, op(Op.NEG, rest), rest)  # C's fmod
-    whole = op(Op.ROUND, op(Op.DIV, op(Op.SUB, x, rest), y))
-    apart = op(Op.XOR, op(Op.LT, rest, zero), op(Op.LT, y, zero))
-    below = op(Op.AND, op(Op.NE, rest, zero), apart)
-    whole = op(Op.WHERE, below, op(Op.SUB, whole, number(1.0)), whole)
-    quotient = op(Op.DIV, x, y)
-    signed_zero = op(Op.MUL, quotient, zero)
-    whole = op(Op.WHERE, op(Op.EQ, whole, zero), signed_zero, whole)
-    return op(Op.WHERE, op(Op.EQ, y, zero), quotient, whole)
+    negative = x.less(0.0)
+    size, divisor = negative.where(-x, x), y.less(0.0).where(-y, y)
+    rest = size.operation("mod", divisor)
+    rest = negative.where(-rest, rest)  # C's fmod
+    whole = ((x - rest) / y).operation("round")
+    below = rest.differs(0.0) & (rest.less(0.0) ^ y.less(0.0))
+    whole = below.where(whole - 1.0, whole)
+    quotient = x / y
+    whole = whole.equals(0.0).where(quotient * 0.0, whole)  # with the quotient's sign
+    return y.equals(0.0).where(quotient, whole)
 
 
 class Elementwise(Methods):

@@ -91,13 +91,7 @@ class Functions(Methods):
 
     def _unary(self, op: Op) -> Self:
         """A function of floats; integers are converted to float32."""
-        return self._new(build.elementwise(op, self._float_node()))
-
-    def _float_node(self) -> Node:
-        node = self.node
-        return node if node.dtype.is_float else build.cast(node, dtypes.default_float)
-
-    # --- signs and rounding -----------------------------------------------------------------------
+        return self._new(build.elementwise(op, self._as_float().node))
 
     def abs(self) -> Self:
         """|self|; the derivative at 0 is 0. INT_MIN stays.
@@ -140,6 +134,8 @@ class Functions(Methods):
         >>> Tensor([1.5, 2.5]).round().tolist()
         [2.0, 2.0]
         """
+        if not isinstance(decimals, int):
+            raise TypeError(f"round(decimals={decimals!r}): expected an int")
         if decimals and self.dtype.is_float:
             return (self * 10.0**decimals).round() / 10.0**decimals
         return self._unary(Op.ROUND) if self.dtype.is_float else self

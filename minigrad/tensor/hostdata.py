@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import array
 import itertools
+import math
 import struct
 from collections.abc import Sequence
 from typing import Any
 
 from minigrad.dtype import ALL, DType, check_holds, convert, dtype_of, dtypes
 from minigrad.errors import DTypeError, ShapeError
+from minigrad.graph.shapes import strides_of
 from minigrad.graph.symbolic import Integer, high
 
 _BY_TYPESTR = {(dtype.kind, dtype.itemsize): dtype for dtype in ALL if dtype is not dtypes.bfloat16}
@@ -144,10 +146,7 @@ def nest(values: list[Any], shape: Sequence[int]) -> Any:
     if not shape:
         return values[0]
     for axis in range(len(shape) - 1, 0, -1):
-        extent = shape[axis]
-        count = 1
-        for length in shape[:axis]:
-            count *= length
+        extent, count = shape[axis], math.prod(shape[:axis])
         values = [values[i * extent : (i + 1) * extent] for i in range(count)]
     return values
 
@@ -159,15 +158,19 @@ def crop(
     upper = [high(extent) for extent in reserved]
     if list(shape) == upper:
         return data
-    strides = [itemsize] * len(upper)
-    for axis in range(len(upper) - 2, -1, -1):
-        strides[axis] = strides[axis + 1] * upper[axis + 1]
+    strides = strides_of(upper)
     run = shape[-1] * itemsize
     result = bytearray()
     for index in itertools.product(*(range(extent) for extent in shape[:-1])):
-        start = sum(i * stride for i, stride in zip(index, strides, strict=False))
+        start = sum(i * stride for i, stride in zip(index, strides, strict=False)) * itemsize
         result += data[start : start + run]
     return result
+
+
+def is_row_major(shape: Sequence[int], strides: Sequence[int]) -> bool:
+    """Whether elements with these strides (in elements) lie one after the other, row by row."""
+    steps = zip(shape, strides, strides_of(shape), strict=True)
+    return all(extent == 1 or stride == wanted for extent, stride, wanted in steps)
 
 
 def to_numpy(data: bytearray, shape: Sequence[int], dtype: DType) -> Any:

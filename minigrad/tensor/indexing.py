@@ -56,7 +56,7 @@ class Indexing(Methods):
         if isinstance(value, Core) and value._origin is not None and self._wrote(value, key):
             return  # x[key] += y: the view has written it
         if isinstance(key, type(self)) and key.dtype.is_bool and _is_one(value):
-            self.assign(self._where_mask(key, value))
+            self.assign(self.masked_fill(self._leading(key), value))
             return
         if isinstance(key, type(self)) and key.dtype.is_bool and _is_large(key.shape):
             self.assign(self._filled(key, value))
@@ -67,10 +67,6 @@ class Indexing(Methods):
     def _wrote(self, value: Core, key: Any) -> bool:
         view, arrays, _ = self._basic(key, "x[…] = v")
         return not arrays and views.same(view, value)
-
-    def _where_mask(self, mask: Self, value: Any) -> Self:
-        """self with one value where a mask over its leading dimensions is true."""
-        return self.masked_fill(self._leading(mask), value)
 
     def _leading(self, mask: Self) -> Self:
         """A mask over the leading dimensions with a 1 for each of the others."""
@@ -228,13 +224,7 @@ class Indexing(Methods):
             )
         if not shape:
             raise BoundsError("a 0-d mask: use where() or masked_fill()")
-        extents = mask._known_shape()
-        flat = mask._places()
-        found: list[Self] = []
-        for extent in extents[:0:-1]:
-            found.append(flat % extent)
-            flat = flat // extent
-        return [flat, *found[::-1]]
+        return mask._unravelled(mask._places())
 
     def _places(self) -> Self:
         """The positions where the flat mask is true, a vector of int32."""
@@ -376,10 +366,10 @@ class Indexing(Methods):
     def _unravelled(self, flat: Any) -> list[Self]:
         """Positions in the flat tensor as positions along each dimension."""
         found: list[Self] = []
-        for extent in reversed(self._known_shape()):
+        for extent in self._known_shape()[:0:-1]:
             found.append(flat % extent)
             flat = flat // extent
-        return found[::-1]
+        return [flat, *found[::-1]] if self.ndim else []
 
     def embedding(self, weight: Core) -> Self:
         """Rows of weight (classes, width) at the integers in self: shape self.shape + (width,).
@@ -456,7 +446,9 @@ def _slice(item: slice, extent: Integer) -> tuple[Integer, Integer, int]:
 
 
 def _int(x: Any) -> int | None:
-    return None if x is None else int(x.__index__())
+    if x is None or hasattr(x, "__index__"):
+        return None if x is None else int(x.__index__())
+    raise TypeError(f"a slice to or from {x!r}: expected an int")
 
 
 def _bound(given: Any, default: Integer, extent: Integer) -> Integer:
@@ -464,7 +456,7 @@ def _bound(given: Any, default: Integer, extent: Integer) -> Integer:
         return default
     if isinstance(given, Affine):
         return given
-    value = int(given.__index__())
+    value = _int(given) or 0
     return value + extent if value < 0 else value
 
 

@@ -144,12 +144,3 @@ class Inquiry(Composed):
         [1.0, 2.0, 4.0]
         """
         return cls.linspace(start, stop, steps, **options).__rpow__(base)
-
-    def bernoulli(self, p: Any = None) -> Self:
-        """1 with the probabilities in self (or with p), else 0; in self's dtype.
-
-        >>> Tensor([0.0, 1.0]).bernoulli().tolist()
-        [0.0, 1.0]
-        """
-        chance = self if p is None else self._operand(p)
-        return (self.rand(self.shape, device=self.raw.device) < chance).cast(self.dtype).detach()

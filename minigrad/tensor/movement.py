@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, Self
 
@@ -96,6 +97,11 @@ class Movement(Methods):
             return self.reshape(1)
         start = axis_of("flatten", start_dim, self.ndim)
         end = axis_of("flatten", end_dim, self.ndim)
+        if start > end:
+            raise ShapeError(
+                f"flatten({start_dim}, {end_dim}) of {show(self.shape)}: expected the first "
+                "dimension before the last"
+            )
         merged = product(self.shape[start : end + 1])
         return self.reshape(self.shape[:start] + (merged,) + self.shape[end + 1 :])
 
@@ -110,9 +116,7 @@ class Movement(Methods):
         if parts.count(-1) > 1:
             raise ShapeError(f"unflatten({dim}, {parts}): expected at most one −1")
         if -1 in sizes:
-            known = 1
-            for extent in sizes:
-                known *= 1 if extent == -1 else extent
+            known = math.prod(extent for extent in sizes if extent != -1)
             parts[sizes.index(-1)] = self.shape[axis] // max(known, 1)
         return self.reshape(self.shape[:axis] + tuple(parts) + self.shape[axis + 1 :])
 
@@ -173,13 +177,15 @@ class Movement(Methods):
             )
         return self._view(lambda node: build.permute(node, axes))
 
-    def transpose(self, dim0: int = 1, dim1: int = 0) -> Self:
+    def transpose(self, dim0: int = 1, dim1: int | None = None) -> Self:
         """Two dimensions exchanged.
 
         >>> Tensor([[1, 2]]).transpose().tolist()
         [[1], [2]]
         """
-        first, second = (axis_of("transpose", axis, self.ndim) for axis in (dim0, dim1))
+        if dim1 is None and dim0 == 0:
+            raise TypeError("transpose(0): expected two dimensions, e.g. x.transpose(0, 1)")
+        first, second = (axis_of("transpose", axis, self.ndim) for axis in (dim0, dim1 or 0))
         order = list(range(self.ndim))
         if order:
             order[first], order[second] = second, first
@@ -257,7 +263,7 @@ class Movement(Methods):
         return padded.masked_fill(outside, value)
 
     def _pad_pairs(self, padding: Sequence[Any]) -> list[Pair]:
-        given = list(padding)
+        given: list[Any] = list(padding) if isinstance(padding, (list, tuple)) else [padding]
         if all(pair is None or isinstance(pair, (tuple, list)) for pair in given):
             pairs: list[Pair] = [(0, 0) if pair is None else (pair[0], pair[1]) for pair in given]
             if len(pairs) == self.ndim:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Self
+from typing import Generic, NamedTuple, Self, TypeVar
 
 from minigrad.dtype import DType, dtypes
 from minigrad.errors import ShapeError
@@ -14,6 +14,15 @@ from minigrad.tensor.methods import Methods
 
 _UNSIGNED = {1: dtypes.uint8, 2: dtypes.uint16, 4: dtypes.uint32, 8: dtypes.uint64}
 SELECTION = 4096  # keys of a row from which on `topk` looks at the largest of blocks first
+
+T = TypeVar("T")
+
+
+class Found(NamedTuple, Generic[T]):
+    """Elements, and their places along a dimension."""
+
+    values: T
+    indices: T
 
 
 class Ordering(Methods):
@@ -62,24 +71,24 @@ class Ordering(Methods):
         >>> Tensor([3, 1, 2]).argsort().tolist()
         [1, 2, 0]
         """
-        return self._order("argsort", axis if dim is None else dim, descending)[1]
+        return self._order("argsort", axis, descending)[1]
 
     def sort(
         self, axis: int = -1, descending: bool = False, *, dim: int | None = None,
         stable: bool = True,
-    ) -> tuple[Self, Self]:  # fmt: skip
+    ) -> Found[Self]:  # fmt: skip
         """The sorted elements, and their positions (int32): see `argsort`.
 
         >>> [x.tolist() for x in Tensor([3, 1, 2]).sort()]
         [[1, 2, 3], [1, 2, 0]]
         """
-        place, order = self._order("sort", axis if dim is None else dim, descending)
-        return (self._at(place, order) if self.ndim else self), order
+        place, order = self._order("sort", axis, descending)
+        return Found(self._at(place, order) if self.ndim else self, order)
 
     def topk(
         self, k: int, axis: int = -1, largest: bool = True, sorted: bool = True, *,
         dim: int | None = None,
-    ) -> tuple[Self, Self]:  # fmt: skip
+    ) -> Found[Self]:  # fmt: skip
         """The k largest (or smallest) elements and their positions (int32), best first.
 
         Of equal elements the earlier ones are taken; NaN counts as the largest. sorted=False
@@ -88,7 +97,7 @@ class Ordering(Methods):
         >>> [x.tolist() for x in Tensor([3, 1, 2]).topk(2)]
         [[3, 2], [0, 2]]
         """
-        place = axis_of("topk", axis if dim is None else dim, self.ndim)
+        place = axis_of("topk", axis, self.ndim)
         extent = self.shape[place] if self.ndim else 1
         if isinstance(extent, Affine) or not isinstance(k, int) or not 0 <= k <= extent:
             raise ShapeError(
@@ -96,15 +105,14 @@ class Ordering(Methods):
                 f"int of 0 … {extent}"
             )
         if not self.ndim:
-            return (self, self._order("topk", 0, largest)[1]) if k else (
-                self.reshape(1)[:0], self._order("topk", 0, largest)[1].reshape(1)[:0]
-            )  # fmt: skip
+            found = Found(self, self._order("topk", 0, largest)[1])
+            return found if k else Found(*(part.reshape(1)[:0] for part in found))
         keys = self._keys(largest)
         if any(isinstance(e, Affine) for e in self.shape) or not _selects(k, extent):
             order = self._new(build.sort(keys.node, place))._part(place, 0, k)
         else:
             order = keys.transpose(place, -1)._smallest(k).transpose(place, -1)
-        return self._at(place, order), order
+        return Found(self._at(place, order), order)
 
     def _smallest(self, k: int) -> Self:
         """Positions of the k smallest keys of each row, in order.

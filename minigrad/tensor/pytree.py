@@ -100,15 +100,7 @@ def rebuild(
 
 def template(value: Any) -> Any:
     """A value like `value` with `TENSOR` in the place of its tensors, for `rebuild`."""
-    if isinstance(value, Core):
-        return TENSOR
-    if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return type(value)(*map(template, value))
-    if isinstance(value, list | tuple):
-        return type(value)(map(template, value))
-    if isinstance(value, dict):
-        return {key: template(item) for key, item in value.items()}
-    return value
+    return rebuild(value, lambda: TENSOR)
 
 
 def show(structure: Any) -> str:

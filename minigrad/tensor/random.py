@@ -13,7 +13,7 @@ import threading
 from typing import Any, Self
 
 from minigrad.device import Device, watching
-from minigrad.dtype import DType, check_holds, dtype_of, dtypes, resolve
+from minigrad.dtype import DType, check_holds, dtype_of, dtypes
 from minigrad.errors import DTypeError, ScanError, ShapeError
 from minigrad.graph import build
 from minigrad.graph.node import Node, Op
@@ -22,7 +22,7 @@ from minigrad.program import bytes_of
 from minigrad.tensor import hostdata, realization
 from minigrad.tensor.broadcasting import Scalar, show
 from minigrad.tensor.core import Core, stored
-from minigrad.tensor.creation import checked_shape
+from minigrad.tensor.creation import checked_shape, dtype_or
 from minigrad.tensor.methods import Methods
 from minigrad.tensor.modes import modes
 
@@ -127,10 +127,6 @@ def _uniform(words: tuple[Node, Node], dtype: DType) -> Node:
     return (whole.cast(dtypes.float32) * 2.0**-bits).cast(dtype)
 
 
-def _named(dtype: DType | str | None, default: DType) -> DType:
-    return default if dtype is None else resolve(dtype)
-
-
 class Random(Methods):
     """Random constructors. Results are lazy; each call draws numbers of its own."""
 
@@ -163,14 +159,6 @@ class Random(Methods):
             realization.overwrite(own.tensor, own.buffer, hostdata.pack(words, _WORD))
 
     @classmethod
-    def _random(cls, node: Node, requires_grad: bool | None) -> Self:
-        result = cls._of(node)
-        result.made = True
-        if requires_grad is not None:
-            result.requires_grad = requires_grad
-        return result
-
-    @classmethod
     def rand(
         cls, *shape: Any, dtype: DType | str | None = None, device: str | None = None,
         requires_grad: bool | None = None,
@@ -180,8 +168,8 @@ class Random(Methods):
         >>> Tensor.rand(2, 3).shape
         (2, 3)
         """
-        wanted = _named(dtype, dtypes.default_float)
-        return cls._random(_uniform(_draw("rand", shape, device), wanted), requires_grad)
+        wanted = dtype_or(dtype, dtypes.default_float)
+        return cls._made(_uniform(_draw("rand", shape, device), wanted), requires_grad, drawn=True)
 
     @classmethod
     def randn(
@@ -193,14 +181,15 @@ class Random(Methods):
         >>> Tensor.randn(2, 3).shape
         (2, 3)
         """
-        wanted = _named(dtype, dtypes.default_float)
+        wanted = dtype_or(dtype, dtypes.default_float)
         if not wanted.is_float:
             raise DTypeError(f"randn(dtype={wanted.name}): expected a float dtype")
         wide = wanted if wanted is dtypes.float64 else dtypes.float32
         first, second = _draw("randn", shape, device)
         radius = (cls._of(_uniform((first, second), wide)) * -1 + 1).log() * -2
         angle = cls._of(_uniform((second, first), wide)) * (2 * math.pi)
-        return cls._random((radius.sqrt() * angle.cos()).cast(wanted).node, requires_grad)
+        drawn = (radius.sqrt() * angle.cos()).cast(wanted)
+        return cls._made(drawn.node, requires_grad, drawn=True)
 
     @classmethod
     def randint(
@@ -216,14 +205,14 @@ class Random(Methods):
             raise ValueError(
                 f"randint(low={low}, high={high}): expected 0 < high − low ≤ 2³²"
             )
-        wanted = _named(dtype, dtype_of("randint", (low, high - 1)))
+        wanted = dtype_or(dtype, dtype_of("randint", (low, high - 1)))
         if not wanted.is_int:
             raise DTypeError(f"randint(dtype={wanted.name}): expected an integer dtype")
         check_holds("randint", wanted, low, high - 1)
         word = cls._of(_draw("randint", shape, device)[0]).cast(dtypes.uint64)
         below = (word * (high - low)) >> 32  # a product's upper half: as good as a division
         first = cls._of(build.const(low, wanted, (), below.device))
-        return cls._random((below.cast(wanted) + first).node, requires_grad)
+        return cls._made((below.cast(wanted) + first).node, requires_grad, drawn=True)
 
     @classmethod
     def normal(
@@ -237,7 +226,8 @@ class Random(Methods):
         """
         if not std >= 0:
             raise ValueError(f"normal(std={std}): expected a standard deviation ≥ 0")
-        return cls._random((cls.randn(*shape, **options) * std + mean).node, requires_grad)
+        drawn = cls.randn(*shape, **options) * std + mean
+        return cls._made(drawn.node, requires_grad, drawn=True)
 
     @classmethod
     def uniform(
@@ -251,10 +241,10 @@ class Random(Methods):
         """
         if not low <= high:
             raise ValueError(f"uniform(low={low}, high={high}): expected low ≤ high")
-        wanted = _named(dtype, dtypes.default_float)
+        wanted = dtype_or(dtype, dtypes.default_float)
         wide = wanted if wanted is dtypes.float64 else dtypes.float32
         unit = cls.rand(*shape, dtype=wide, device=device)
-        return cls._random((unit * (high - low) + low).cast(wanted).node, requires_grad)
+        return cls._made((unit * (high - low) + low).cast(wanted).node, requires_grad, drawn=True)
 
     @classmethod
     def scaled_uniform(cls, *shape: Any, **options: Any) -> Self:
@@ -313,6 +303,17 @@ class Random(Methods):
         (2,)
         """
         return self.randn(self.shape, **{"dtype": self.dtype, "device": self.raw.device, **options})
+
+    def bernoulli(self, p: Any = None) -> Self:
+        """1 with the probabilities in self (or with p), else 0; in self's dtype.
+
+        >>> Tensor([0.0, 1.0]).bernoulli().tolist()
+        [0.0, 1.0]
+        """
+        if isinstance(p, (int, float)) and not 0 <= p <= 1:
+            raise ValueError(f"bernoulli({p}): expected a probability in 0 … 1")
+        chance = self if p is None else self._operand(p)
+        return (self.rand(self.shape, device=self.raw.device) < chance).cast(self.dtype).detach()
 
     def dropout(self, p: Scalar = 0.5) -> Self:
         """In training, an element is 0 with probability p, and divided by 1 − p otherwise.

@@ -6,7 +6,7 @@ import re
 from typing import Any, Self
 
 from minigrad.errors import ShapeError
-from minigrad.tensor.broadcasting import show
+from minigrad.tensor.broadcasting import product, show
 from minigrad.tensor.methods import Methods
 
 Groups = list[list[str]]
@@ -50,13 +50,7 @@ class Rearrange(Methods):
             self._measure(pattern, group, extent, extents)
         split = self.reshape(tuple(extents[name] for name in names))
         moved = split.permute(*(names.index(name) for name in wanted))
-        whole = []
-        for group in after:
-            size: Any = 1
-            for name in group:
-                size = size * extents[name]
-            whole.append(size)
-        return moved.reshape(tuple(whole))
+        return moved.reshape(tuple(product([extents[n] for n in group]) for group in after))
 
     def _dots(self, pattern: str, before: Groups, after: Groups) -> tuple[Groups, Groups]:
         """Both sides with names of their own in the place of "..."."""
@@ -86,9 +80,7 @@ class Rearrange(Methods):
             extents[group[0]] = extent
             return
         open_ = [name for name in group if name not in extents]
-        known = 1
-        for name in group:
-            known *= extents.get(name, 1)
+        known: Any = product([extents[name] for name in group if name in extents])
         if len(open_) == 1 and isinstance(extent, int) and known and extent % known == 0:
             extents[open_[0]] = extent // known
         elif open_ or known != extent:

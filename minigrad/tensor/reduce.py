@@ -55,7 +55,7 @@ class Reduce(Methods):
         >>> Tensor([[1, 2], [3, 4]]).sum(1).tolist()
         [3, 7]
         """
-        return self._accumulate(Op.SUM, "sum", dim if axis is None else axis, keepdim, dtype)
+        return self._accumulate(Op.SUM, "sum", axis, keepdim, dtype)
 
     def prod(
         self, axis: Axes = None, keepdim: bool = False, *, dim: Axes = None,
@@ -66,7 +66,7 @@ class Reduce(Methods):
         >>> Tensor([2, 3]).prod().item()
         6
         """
-        return self._accumulate(Op.PROD, "prod", dim if axis is None else axis, keepdim, dtype)
+        return self._accumulate(Op.PROD, "prod", axis, keepdim, dtype)
 
     def max(self, axis: Axes = None, keepdim: bool = False, *, dim: Axes = None) -> Self:
         """The largest element; NaN wins. Equal ones share the gradient.
@@ -74,7 +74,6 @@ class Reduce(Methods):
         >>> Tensor([[1, 5], [3, 2]]).max(1).tolist()
         [5, 3]
         """
-        axis = dim if axis is None else axis
         self._check_not_empty("max", axis)
         return self._reduce(Op.MAX, "max", self.node, axis, keepdim)
 
@@ -84,7 +83,6 @@ class Reduce(Methods):
         >>> Tensor([[1, 5], [3, 2]]).min(1).tolist()
         [1, 2]
         """
-        axis = dim if axis is None else axis
         self._check_not_empty("min", axis)
         mirrored = self._mirrored()
         return mirrored._reduce(Op.MAX, "min", mirrored.node, axis, keepdim)._mirrored()
@@ -105,7 +103,6 @@ class Reduce(Methods):
         >>> Tensor([0, 2]).any().item()
         True
         """
-        axis = dim if axis is None else axis
         return self._reduce(Op.MAX, "any", self.bool().node, axis, keepdim)
 
     def all(self, axis: Axes = None, keepdim: bool = False, *, dim: Axes = None) -> Self:
@@ -114,7 +111,6 @@ class Reduce(Methods):
         >>> Tensor([0, 2]).all().item()
         False
         """
-        axis = dim if axis is None else axis
         return self._reduce(Op.PROD, "all", self.bool().node, axis, keepdim)
 
     # --- statistics -------------------------------------------------------------------------------
@@ -137,7 +133,6 @@ class Reduce(Methods):
         >>> Tensor([1.0, 3.0]).mean().item()
         2.0
         """
-        axis = dim if axis is None else axis
         axes_of("mean", axis, self.ndim)
         x = self._wide()
         return (x.sum(axis, keepdim) / x._count(axis, x.dtype)).cast(self._float_dtype())
@@ -154,7 +149,6 @@ class Reduce(Methods):
         >>> Tensor([1.0, 3.0]).var().item()
         2.0
         """
-        axis = dim if axis is None else axis
         correction = correction if unbiased is None else int(unbiased)
         if isinstance(correction, bool):
             raise TypeError(f"var(correction={correction}): expected a number, 1 or 0")
@@ -187,7 +181,7 @@ class Reduce(Methods):
         1.0
         """
         return self.var(
-            axis, keepdim=keepdim, correction=correction, dim=dim, unbiased=unbiased
+            axis, keepdim=keepdim, correction=correction, unbiased=unbiased
         )._root()
 
     def std_mean(
@@ -199,8 +193,8 @@ class Reduce(Methods):
         >>> [x.item() for x in Tensor([1.0, 3.0]).std_mean(correction=0)]
         [1.0, 2.0]
         """
-        std = self.std(axis, keepdim=keepdim, correction=correction, dim=dim, unbiased=unbiased)
-        return std, self.mean(axis, keepdim, dim=dim)
+        std = self.std(axis, keepdim=keepdim, correction=correction, unbiased=unbiased)
+        return std, self.mean(axis, keepdim)
 
     # --- positions --------------------------------------------------------------------------------
 
@@ -214,7 +208,6 @@ class Reduce(Methods):
         >>> Tensor([1, 5, 3]).argmax().item()
         1
         """
-        axis = dim if axis is None else axis
         check_flag("argmax", "keepdim", keepdim)
         if axis is None:
             flat = self.flatten().argmax(0)
@@ -240,7 +233,7 @@ class Reduce(Methods):
         >>> Tensor([[1, 5], [3, 2]]).argmin(1).tolist()
         [0, 1]
         """
-        return self._mirrored().argmax(axis, keepdim, dim=dim)
+        return self._mirrored().argmax(axis, keepdim)
 
     # --- exponentials -----------------------------------------------------------------------------
 
@@ -258,7 +251,6 @@ class Reduce(Methods):
         >>> Tensor([0.0]).logsumexp().item()
         0.0
         """
-        axis = dim if axis is None else axis
         check_flag("logsumexp", "keepdim", keepdim)
         x = self._wide()
         top = x._top(axis)
@@ -277,7 +269,6 @@ class Reduce(Methods):
         >>> Tensor([0.0, 0.0]).softmax().tolist()
         [0.5, 0.5]
         """
-        axis = axis if dim is None else dim
         result = self._float_dtype() if dtype is None else resolve(dtype)
         x = (self if dtype is None else self.cast(result))._wide()
         if not self.ndim:
@@ -296,7 +287,6 @@ class Reduce(Methods):
         >>> Tensor([3.0]).log_softmax().tolist()
         [0.0]
         """
-        axis = axis if dim is None else dim
         result = self._float_dtype() if dtype is None else resolve(dtype)
         x = (self if dtype is None else self.cast(result))._wide()
         if not self.ndim:
@@ -310,7 +300,7 @@ class Reduce(Methods):
         >>> Tensor([1.0, 1.0]).softmin().tolist()
         [0.5, 0.5]
         """
-        return (-self._as_float()).softmax(axis, dim=dim)
+        return (-self._as_float()).softmax(axis)
 
     def normalize(self, p: Scalar = 2.0, axis: int = 1, eps: Scalar = 1e-12) -> Self:
         """self over its p-norm along an axis, which counts as at least eps.

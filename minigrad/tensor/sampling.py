@@ -40,7 +40,7 @@ class Sampling(Composed):
         first, second = (cls._of(word) for word in _draw("randperm", (n,), device))
         keys = (first.cast(dtypes.uint64) << 32) | second.cast(dtypes.uint64)
         order = keys.argsort(0)  # int32
-        return cls._random((order if dtype is None else order.cast(dtype)).node, None)
+        return cls._made((order if dtype is None else order.cast(dtype)).node, None, drawn=True)
 
     def multinomial(self, num_samples: int = 1, replacement: bool = False) -> Self:
         """Positions (int32) drawn with probabilities in proportion to the weights in self.
@@ -57,7 +57,7 @@ class Sampling(Composed):
         rows = rows.unsqueeze(0) if self.ndim == 1 else rows
         draw = rows._with_replacement if replacement else rows._without_replacement
         drawn = draw(num_samples)
-        return self._random((drawn.squeeze(0) if self.ndim == 1 else drawn).node, None)
+        return self._made((drawn.squeeze(0) if self.ndim == 1 else drawn).node, None, drawn=True)
 
     def _check_draws(self, count: int, replacement: bool) -> None:
         if self.ndim not in (1, 2) or any(isinstance(e, Affine) or not e for e in self.shape):

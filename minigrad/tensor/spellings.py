@@ -161,7 +161,7 @@ class Spellings(Composed):
         >>> Tensor([5.0]).bernoulli_(1.0).item()
         1.0
         """
-        return self.assign(self.rand(self.shape, device=self.raw.device) < p)
+        return self.assign(self.bernoulli(p))
 
     def random_(self, low: int, high: int) -> Self:
         """Replace its elements by random integers in low … high − 1.
@@ -181,7 +181,9 @@ KEYWORDS: dict[str, tuple[str, str]] = {
     "shape": ("*", "reshape view expand broadcast_to"),
     "size": ("*", "expand"),
     "repeats": ("*", "repeat"),
-    "dim": ("axis", "normalize layernorm rmsnorm"),
+    "dim": ("axis", """sum prod max min mean any all var std std_mean argmax argmin logsumexp
+                       softmax log_softmax softmin cumsum cumprod cummax cummin logcumsumexp
+                       sort argsort topk normalize layernorm rmsnorm"""),
     "axis": ("dim", """gather scatter scatter_add scatter_reduce squeeze unsqueeze split chunk
                        unfold unbind index_select select diff amax amin median quantile norm"""),
 }  # fmt: skip
@@ -189,20 +191,57 @@ KEYWORDS: dict[str, tuple[str, str]] = {
 
 def accept_keywords(kind: type) -> None:
     """Let the methods of a class take arguments under the names in `KEYWORDS`."""
+    by_method: dict[str, dict[str, str]] = {}
     for word, (meant, names) in KEYWORDS.items():
         for name in names.split():
-            setattr(kind, name, _accepting(getattr(kind, name), word, meant))
+            by_method.setdefault(name, {})[word] = meant
+    for name, words in by_method.items():
+        setattr(kind, name, _accepting(getattr(kind, name), words))
 
 
-def _accepting(method: Callable[..., Any], word: str, meant: str) -> Callable[..., Any]:
+def _accepting(method: Callable[..., Any], words: dict[str, str]) -> Callable[..., Any]:
     @functools.wraps(method)
     def call(*args: Any, **kwargs: Any) -> Any:
-        if word in kwargs:
-            value = kwargs.pop(word)
+        for word in kwargs.keys() & words.keys() if kwargs else ():
+            value, meant = kwargs.pop(word), words[word]
+            if kwargs.get(meant) is not None:
+                raise TypeError(
+                    f"{method.__qualname__}({meant}={kwargs[meant]}, {word}={value}): the two are "
+                    "one argument; expected one of them"
+                )
             if meant == "*":
                 args = (*args, value)
-            else:
+            elif value is not None:
                 kwargs[meant] = value
         return method(*args, **kwargs)
 
     return call
+
+
+def expect_tensors(function: Callable[..., Any], first: bool = False) -> Callable[..., Any]:
+    """The function, which says so where it is given something else for a parameter of tensors.
+
+    These are annotated as such; with `first` what stands first counts, too (of a method that is
+    called on a tensor it is one).
+    """
+    code, annotations = function.__code__, function.__annotations__
+    names = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount] or ("input",)
+    wanted = [
+        (place, name) for place, name in enumerate(names)
+        if annotations.get(name) in ("Core", "Tensor") or (first and not place)
+    ]  # fmt: skip
+
+    @functools.wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        for place, name in wanted:
+            value = args[place] if place < len(args) else kwargs.get(name, call)
+            if not isinstance(value, Core) and value is not call:
+                kind = type(value)
+                home = "" if kind.__module__ == "builtins" else f"{kind.__module__}."
+                raise TypeError(
+                    f"{function.__name__}: the {'input' if name == 'self' else name} is a "
+                    f"{home}{kind.__name__}, expected a tensor; Tensor(…) makes one"
+                )
+        return function(*args, **kwargs)
+
+    return call if wanted else function

@@ -10,6 +10,7 @@ from minigrad.errors import DTypeError, ShapeError
 from minigrad.tensor.basic import Composed
 from minigrad.tensor.broadcasting import Axes, Scalar, axes_of, axis_of, check_flag, show
 from minigrad.tensor.core import Core
+from minigrad.tensor.ordering import Found
 
 
 class Statistics(Composed):
@@ -43,7 +44,7 @@ class Statistics(Composed):
         """
         return self.min(dim, keepdim), self.max(dim, keepdim)
 
-    def max_with_indices(self, dim: int = -1, keepdim: bool = False) -> tuple[Self, Self]:
+    def max_with_indices(self, dim: int = -1, keepdim: bool = False) -> Found[Self]:
         """The largest elements along dim and where the first of them are: PyTorch's max(dim).
 
         >>> [x.tolist() for x in Tensor([[1, 5], [3, 2]]).max_with_indices(1)]
@@ -51,7 +52,7 @@ class Statistics(Composed):
         """
         return self._picked("max_with_indices", dim, keepdim, self.argmax(dim, True))
 
-    def min_with_indices(self, dim: int = -1, keepdim: bool = False) -> tuple[Self, Self]:
+    def min_with_indices(self, dim: int = -1, keepdim: bool = False) -> Found[Self]:
         """The smallest elements along dim and where the first of them are: PyTorch's min(dim).
 
         >>> [x.tolist() for x in Tensor([[1, 5], [3, 2]]).min_with_indices(1)]
@@ -59,18 +60,19 @@ class Statistics(Composed):
         """
         return self._picked("min_with_indices", dim, keepdim, self.argmin(dim, True))
 
-    def _picked(self, name: str, dim: int, keepdim: bool, places: Self) -> tuple[Self, Self]:
+    def _picked(self, name: str, dim: int, keepdim: bool, places: Self) -> Found[Self]:
         """The elements at one place of each line, and the places."""
         check_flag(name, "keepdim", keepdim)
         axis = axis_of(name, dim, self.ndim)
         if not self.ndim:
-            return self, places
+            return Found(self, places)
         values = self._at(axis, places)
-        return (values, places) if keepdim else (values.squeeze(axis), places.squeeze(axis))
+        found = Found(values, places)
+        return found if keepdim else Found(values.squeeze(axis), places.squeeze(axis))
 
     # --- ranks ------------------------------------------------------------------------------------
 
-    def kthvalue(self, k: int, dim: int = -1, keepdim: bool = False) -> tuple[Self, Self]:
+    def kthvalue(self, k: int, dim: int = -1, keepdim: bool = False) -> Found[Self]:
         """The k-th smallest elements along dim, k from 1 on, and their positions.
 
         >>> [x.item() for x in Tensor([3, 1, 2]).kthvalue(2)]
@@ -123,6 +125,9 @@ class Statistics(Composed):
         if interpolation not in ("linear", "lower", "higher", "midpoint", "nearest"):
             raise ValueError(f"quantile(interpolation={interpolation!r}): expected 'linear', "
                              "'lower', 'higher', 'midpoint' or 'nearest'")  # fmt: skip
+        for share in q if isinstance(q, (list, tuple)) else [q]:
+            if isinstance(share, (int, float)) and not 0 <= share <= 1:
+                raise ValueError(f"quantile({share}): expected shares in 0 … 1")
         axis = 0 if dim is None else axis_of("quantile", dim, self.ndim)
         x = self.flatten() if dim is None or not self.ndim else self
         rest = [d for d in range(x.ndim) if d != axis]
@@ -148,7 +153,7 @@ class Statistics(Composed):
             )
         return value if share.ndim else value[0]
 
-    def mode(self, dim: int = -1, keepdim: bool = False) -> tuple[Self, Self]:
+    def mode(self, dim: int = -1, keepdim: bool = False) -> Found[Self]:
         """The most frequent elements along dim, of several the smallest, and where the last is.
 
         >>> [x.item() for x in Tensor([3, 1, 3, 2]).mode()]
@@ -177,17 +182,20 @@ class Statistics(Composed):
         >>> [x.tolist() for x in Tensor([3, 1, 3]).unique(return_counts=True)]
         [[1, 3], [1, 2]]
         """
+        values, _, inverse, counts = self._distinct()
+        found = [values, *[inverse] * return_inverse, *[counts] * return_counts]
+        return tuple(found) if len(found) > 1 else values
+
+    def _distinct(self) -> tuple[Self, Self, Self, Self]:
+        """Distinct elements in order; where each is first, which each one is, how many they are."""
         values, order = self.flatten().sort(0)
         extent = values._known_shape()[0]
         begins = values[1:].ne(values[:-1]).pad([(min(extent, 1), 0)], value=True)
         starts = begins.nonzero()[:, 0]
-        found = [values[starts]]
-        if return_inverse:
-            number = begins.cumsum(0, dtype=dtypes.int32) - 1
-            found.append(number.scatter(0, order, number).reshape(self.shape))
-        if return_counts:
-            found.append(starts.diff(append=starts._operand(extent).reshape(1)))
-        return tuple(found) if len(found) > 1 else found[0]
+        number = begins.cumsum(0, dtype=dtypes.int32) - 1
+        inverse = number.scatter(0, order, number).reshape(self.shape)
+        counts = starts.diff(append=starts._operand(extent).reshape(1))
+        return values[starts], order[starts], inverse, counts
 
     def isin(self, test_elements: Any, *, invert: bool = False) -> Self:
         """True where an element is one of test_elements.
@@ -222,6 +230,8 @@ class Statistics(Composed):
         >>> Tensor([1.0, 2.0, 1.0]).histc(4, 0, 3).tolist()
         [0.0, 2.0, 1.0, 0.0]
         """
+        if bins < 1 or min > max:
+            raise ValueError(f"histc({bins}, {min}, {max}): expected bins ≥ 1 and min ≤ max")
         x = self.flatten().detach()
         low, high = (x.min(), x.max()) if min == max else (x._operand(min), x._operand(max))
         place = ((x - low) * bins / (high - low).eq(0).where(1, high - low)).floor().int()
@@ -330,6 +340,8 @@ class Statistics(Composed):
         [3, 5]
         """
         axis = axis_of("diff", dim, self.ndim)
+        if n < 0:
+            raise ValueError(f"diff(n={n}): expected a number of differences from 0 on")
         first, *more = [part for part in (prepend, self, append) if part is not None]
         result = first.cat(*more, dim=axis) if more else first
         for _ in range(n):
