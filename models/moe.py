@@ -120,11 +120,14 @@ def block_shape(choices: int, experts: int) -> tuple[int, int]:
 
 
 def picked(table: Tensor, index: Tensor) -> Tensor:
-    """table (*lead, count, …), index (*lead, many) → the entries named: (*lead, many, …)."""
+    """table (*lead, count, …), index (*lead, many) → the entries named: (*lead, many, …).
+
+    Unchecked: where an index is out of range there is 0.
+    """
     rest = plain_shape(table)[index.ndim :]
     shape = plain_shape(index)
     places = index.reshape(*shape, *(1 for _ in rest)).expand(*shape, *rest)
-    return table.gather(index.ndim - 1, places)
+    return table._at(index.ndim - 1, places)
 
 
 def counted(which: Tensor, classes: int) -> tuple[Tensor, Tensor]:
@@ -240,15 +243,15 @@ class Blocks(Order):
         if missing:  # they stand in the first row, and add nothing there
             there = which >= 0
             number = there.where(number, 0)
-            slot = there.where(first.gather(-1, which.maximum(0)) + before, 0).contiguous()
+            slot = there.where(picked(first, which) + before, 0).contiguous()
         else:
-            slot = (first.gather(-1, which) + before).contiguous()
+            slot = (picked(first, which) + before).contiguous()
         choice = cls._table(slot, number, blocks * rows)
         place = Tensor.arange(blocks, device=which.device)
         behind = (place.unsqueeze(1) >= ends.unsqueeze(-2)).sum(-1, dtype="int32")
         expert = behind.minimum(experts - 1).contiguous()
         stop = (first + count).contiguous()
-        used = (stop.gather(-1, expert) - place * rows).maximum(0).minimum(rows).contiguous()
+        used = (picked(stop, expert) - place * rows).maximum(0).minimum(rows).contiguous()
         return cls(slot, choice, rows, expert, used, first, stop)
 
     def mask(self) -> Tensor:
