@@ -18,10 +18,11 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import FrameType
+from typing import IO
 
 from minigrad.models import console
 from minigrad.models.errors import InputError
@@ -50,50 +51,50 @@ def kinds(ranks: int, micro: int) -> dict[str, Layout]:
     return found
 
 
+@dataclass(frozen=True)
 class Job:
-    """A training on all nodes of a link, which waits for orders; a context manager."""
+    """A training on all nodes of a link, which waits for orders."""
 
-    def __init__(self, link: Link, layout: Layout, config: GPTConfig, batch: int) -> None:
-        given = json.dumps([asdict(config), batch, asdict(layout)])
-        program = [sys.executable, "-m", "mpi4py", "-m", "minigrad.models.network_measure", given]
-        words = [mpiexec(), "-launcher", "fork"]
-        for number in range(layout.devices):
-            words += [*([":"] if number else []), "-n", "1", *link.command(number), *program]
-        self._open = ExitStack()
-        self._errors = self._open.enter_context(tempfile.TemporaryFile("w+"))
-        self._process = subprocess.Popen(
-            words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors, text=True,
-            start_new_session=True,
-            # or MPICH takes shared memory, for all are on one machine
-            env={**os.environ, "MPIR_CVAR_NOLOCAL": "1", "UCX_TLS": "tcp,self",
-                 "MINIGRAD_THREADS": "1"},
-        )  # fmt: skip
-
-    def __enter__(self) -> Job:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        with suppress(ProcessLookupError):  # its ranks are in its process group, the relay is not
-            os.killpg(self._process.pid, signal.SIGTERM)
-        with suppress(subprocess.TimeoutExpired):
-            self._process.wait(2.0)
-        with suppress(ProcessLookupError):
-            os.killpg(self._process.pid, signal.SIGKILL)
-        self._process.wait()
-        self._open.close()
+    process: subprocess.Popen[str]
+    errors: IO[str]
 
     def steps(self, count: int) -> float:
         """The median seconds of so many steps, after one that is not counted."""
-        assert self._process.stdin is not None and self._process.stdout is not None
+        assert self.process.stdin is not None and self.process.stdout is not None
         with suppress(BrokenPipeError):
-            self._process.stdin.write(f"{count}\n")
-            self._process.stdin.flush()
-        for line in self._process.stdout:
+            self.process.stdin.write(f"{count}\n")
+            self.process.stdin.flush()
+        for line in self.process.stdout:
             if line.startswith("["):
                 return statistics.median(json.loads(line)[1:])
-        self._errors.seek(0)
-        said = self._errors.read().strip().splitlines()
+        self.errors.seek(0)
+        said = self.errors.read().strip().splitlines()
         raise InputError("the training has ended: " + "\n".join(said[-5:]))
+
+
+@contextmanager
+def started(link: Link, layout: Layout, config: GPTConfig, batch: int) -> Iterator[Job]:
+    """A job, for the time of a `with` block."""
+    given = json.dumps([asdict(config), batch, asdict(layout)])
+    program = [sys.executable, "-m", "mpi4py", "-m", "minigrad.models.network_measure", given]
+    words = [mpiexec(), "-launcher", "fork"]
+    for number in range(layout.devices):
+        words += [*([":"] if number else []), "-n", "1", *link.command(number), *program]
+    # or MPICH takes shared memory, for all are on one machine
+    variables = {"MPIR_CVAR_NOLOCAL": "1", "UCX_TLS": "tcp,self", "MINIGRAD_THREADS": "1"}
+    with tempfile.TemporaryFile("w+") as errors:
+        process = subprocess.Popen(
+            words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True,
+            start_new_session=True, env={**os.environ, **variables},
+        )  # fmt: skip
+        try:
+            yield Job(process, errors)
+        finally:
+            for number, patience in ((signal.SIGTERM, 2.0), (signal.SIGKILL, None)):
+                with suppress(ProcessLookupError):  # its ranks are in its process group
+                    os.killpg(process.pid, number)
+                with suppress(subprocess.TimeoutExpired):
+                    process.wait(patience)
 
 
 def mpiexec() -> str:
@@ -148,7 +149,7 @@ def rows_of(
 ) -> Iterator[Row]:  # fmt: skip
     """Measure one kind over each of some networks; the first row is the unshaped link."""
     work = Work(batch * config.context, config.context, 4)
-    with Job(link, layout, config, batch) as job:
+    with started(link, layout, config, batch) as job:
         link.shape(None)
         base = job.steps(count)
         yield Row(kind, FAST, base, base)

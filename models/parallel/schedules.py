@@ -16,7 +16,6 @@ zb           1f1b whose gradients of weights, for which nobody waits, fill the g
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from itertools import cycle
 from typing import NamedTuple
 
 # What can be done with a piece and a micro-batch, and how long it takes in units of a forward pass.
@@ -190,18 +189,21 @@ def picture(rows: Sequence[Sequence[Timed]], width: int = 96) -> str:
     B is backward; b and w are the gradients of inputs and of weights. Behind F, B, b and w capitals
     and small letters count on after 9.
     """
+    start, scale = min(row[0].start for row in rows), width / length(rows)
+    return "\n".join(
+        f"stage {number} |{line_of(row, start, scale, width)}|" for number, row in enumerate(rows)
+    )
+
+
+def line_of(row: Sequence[Timed], start: float, scale: float, width: int) -> str:
+    """What was done from `start` on, in `width` letters, `scale` for each unit of time."""
     numerals = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
-    start = min(row[0].start for row in rows)
-    scale = width / (max(row[-1].stop for row in rows) - start)
-    lines = []
-    for number, row in enumerate(rows):
-        line = [" "] * width
-        for one in row:
-            first, last = (round((time - start) * scale) for time in (one.start, one.stop))
-            word = LETTERS[one.task.kind] + numerals[one.task.micro % len(numerals)]
-            filler = cycle("-" if one.task.kind != FORWARD else "=")
-            for place, letter in zip(range(first, last - 1), [*word, *[next(filler)] * width],
-                                     strict=False):  # fmt: skip
+    line = [" "] * width
+    for one in row:
+        first, last = (round((time - start) * scale) for time in (one.start, one.stop))
+        word = LETTERS[one.task.kind] + numerals[one.task.micro % len(numerals)]
+        filler = "=" if one.task.kind == FORWARD else "-"
+        for place, letter in enumerate(word.ljust(last - 1 - first, filler), first):
+            if 0 <= place < min(last - 1, width):
                 line[place] = letter
-        lines.append(f"stage {number} |{''.join(line)}|")
-    return "\n".join(lines)
+    return "".join(line)
