@@ -36,6 +36,7 @@ from minigrad.models.parallel.launch import Mesh, Rank, started_by_mpi
 from minigrad.models.parallel.launch import run as run_ranks
 from minigrad.models.parallel.layouts import division_of, ending_all, is_divided, is_first
 from minigrad.models.parallel.pipeline import Pipeline
+from minigrad.models.parallel.tracing import traced
 from minigrad.models.parallel.training import Replica
 from minigrad.models.pictures import save_curves
 from minigrad.models.pretrained import load_model, write
@@ -227,14 +228,13 @@ def launch(flags: argparse.Namespace, given: Set[str], earlier: Earlier | None =
     if flags.pp > 1 and not flags.micro:
         flags.micro = micro_batches(flags)
     if is_divided(flags):
-        console.refuse_trace(flags.trace, "--dp or --sp alone")
         console.check_device_of_ranks(flags.dp * flags.ep * flags.tp * flags.pp)
-        with ending_all():
+        with ending_all(), traced(flags.trace):
             train_command(flags, earlier)
         return
     mesh = Mesh(flags.dp, flags.sp)
     if mesh.size == 1 and not started_by_mpi():
-        console.refuse_trace(flags.trace, "--dp or --sp")
+        console.refuse_trace(flags.trace, "--dp, --sp, --tp or --pp")
         train_command(flags, earlier)
         return
 

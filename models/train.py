@@ -18,6 +18,7 @@ from minigrad.models.errors import InputError
 from minigrad.models.interrupt import Interruption, Stopped
 from minigrad.models.metrics import Metrics, shown
 from minigrad.models.moe import recording
+from minigrad.models.parallel import timeline
 from minigrad.models.parallel.layouts import Division
 from minigrad.models.parallel.pipeline import Pipeline
 from minigrad.models.parallel.training import Replica
@@ -242,7 +243,7 @@ class TrainingRun:
         """One step; gives (the loss before it, its learning rate)."""
         rate = self.schedule(self.done)
         self.optimizer.set_lr(rate)
-        with Tensor.train():
+        with Tensor.train(), timeline.step():
             loss = self._step(*self._batch(windows))
         self.done += 1
         return loss, rate

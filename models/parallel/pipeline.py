@@ -462,6 +462,8 @@ class Pipeline:
             if kind in (BACKWARD, WEIGHTS):
                 del values[number, micro]
             stage.times.append(Timed(task, start, time.perf_counter()))
+            for device in port.runtime.local:
+                device.timeline.task(stage.times[-1])
         busy = sum(one.stop - one.start for one in stage.times)
         stage.worked = busy, time.perf_counter() - begin
         return losses

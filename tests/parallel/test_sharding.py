@@ -306,7 +306,6 @@ def test_training_goes_on_in_other_layouts(tmp_path: Path) -> None:
         ("--tp 3", "cannot divide 4 heads"),
         ("--tp 2 --sp 4", "give both alike"),
         ("--tp 2 --experts 4", "cannot be divided yet"),
-        ("--tp 2 --trace t.json", "--trace"),
         ("--pp 5", "4 layers cannot be cut into 5 pieces"),
         ("--pp 2 --dropout 0.1", "--dropout with --pp"),
         ("--pp 2 --batch 8 --micro 3", "into --micro 3 equal parts"),

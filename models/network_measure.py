@@ -1,0 +1,259 @@
+"""Formulas beside real trainings: `python models/network.py measure`.
+
+Makes two to four namespaces on this machine (`network_link.py`; that needs root), trains a small
+GPT over MPI between them, in each way to share its work, and sets bandwidth and latency of the link
+while that runs. Computation is what a step takes over the link unshaped; all else is predicted
+(`network_model.py`) for the bandwidth that was set.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import FrameType
+from typing import IO
+
+from minigrad.models import console
+from minigrad.models.errors import InputError
+from minigrad.models.gpt_config import GPTConfig
+from minigrad.models.interrupt import SIGNALS, Stopped
+from minigrad.models.network_link import Link, NoLink
+from minigrad.models.network_model import Cluster, Layout, Network, Work, predict
+from minigrad.models.network_trial import Trial, with_trial
+from minigrad.models.parallel.schedules import SCHEDULES
+
+FAST = Network("unshaped", 1e18, 0.0)
+TRIPS = 3  # of a large message: MPI says that it comes, hears that it may, and sends it
+
+
+def kinds(ranks: int, micro: int) -> dict[str, Layout]:
+    """What can be measured, by the name that --kinds has for it."""
+    found = {
+        "dp": Layout(dp=ranks), "zero3": Layout(dp=ranks, zero=3), "sp": Layout(sp=ranks),
+        "tp": Layout(tp=ranks), "tp+sp": Layout(tp=ranks, tokens=True),
+    }  # fmt: skip
+    for schedule in SCHEDULES:
+        pieces = 2 if schedule == "interleaved" else 1
+        found[schedule] = Layout(pp=ranks, schedule=schedule, micro=micro, pieces=pieces)
+    if ranks == 4:
+        found["dp×tp"] = Layout(dp=2, tp=2)
+    return found
+
+
+@dataclass(frozen=True)
+class Job:
+    """A training on all nodes of a link, which waits for orders."""
+
+    process: subprocess.Popen[str]
+    errors: IO[str]
+
+    def steps(self, count: int) -> float:
+        """The median seconds of so many steps, after one that is not counted."""
+        assert self.process.stdin is not None and self.process.stdout is not None
+        with suppress(BrokenPipeError):
+            self.process.stdin.write(f"{count}\n")
+            self.process.stdin.flush()
+        for line in self.process.stdout:
+            if line.startswith("["):
+                return statistics.median(json.loads(line)[1:])
+        self.errors.seek(0)
+        said = self.errors.read().strip().splitlines()
+        raise InputError("the training has ended: " + "\n".join(said[-5:]))
+
+
+@contextmanager
+def started(link: Link, layout: Layout, config: GPTConfig, batch: int) -> Iterator[Job]:
+    """A job, for the time of a `with` block."""
+    given = json.dumps([asdict(config), batch, asdict(layout)])
+    program = [sys.executable, "-m", "mpi4py", "-m", "minigrad.models.network_measure", given]
+    words = [mpiexec(), "-launcher", "fork"]
+    for number in range(layout.devices):
+        words += [*([":"] if number else []), "-n", "1", *link.command(number), *program]
+    # or MPICH takes shared memory, for all are on one machine
+    variables = {"MPIR_CVAR_NOLOCAL": "1", "UCX_TLS": "tcp,self", "MINIGRAD_THREADS": "1"}
+    with tempfile.TemporaryFile("w+") as errors:
+        process = subprocess.Popen(
+            words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True,
+            start_new_session=True, env={**os.environ, **variables},
+        )  # fmt: skip
+        try:
+            yield Job(process, errors)
+        finally:
+            for number, patience in ((signal.SIGTERM, 2.0), (signal.SIGKILL, None)):
+                with suppress(ProcessLookupError):  # its ranks are in its process group
+                    os.killpg(process.pid, number)
+                with suppress(subprocess.TimeoutExpired):
+                    process.wait(patience)
+
+
+def mpiexec() -> str:
+    """The launcher of this environment's MPI; InputError where there is none."""
+    own = Path(sys.executable).parent / "mpiexec"
+    found = str(own) if own.exists() else shutil.which("mpiexec")
+    if found is None:
+        raise InputError("mpiexec is missing: pip install '.[mpi]'")
+    return found
+
+
+def child(given: str) -> None:
+    """One rank: does as many steps as a line of rank 0's standard input says, until it ends."""
+    facts, batch, layout = json.loads(given)
+    cores = sorted(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, {cores[int(os.environ["PMI_RANK"]) % len(cores)]})
+
+    def obey(trial: Trial) -> bool:
+        from mpi4py import MPI  # which the trial has begun
+
+        world = MPI.COMM_WORLD
+        while True:
+            order = sys.stdin.readline() if world.rank == 0 else ""
+            count = world.bcast(int(order or 0))
+            if not count:
+                return True
+            times = [trial.step() for _ in range(count + 1)]
+            if world.rank == 0:
+                print(json.dumps(times), flush=True)
+
+    with_trial(GPTConfig(**facts), batch, Layout(**layout), obey)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One kind over one link: seconds of a step, predicted and measured."""
+
+    kind: str
+    network: Network
+    predicted: float
+    measured: float
+
+    @property
+    def error(self) -> float:
+        """By how much the prediction is too high, as a share."""
+        return self.predicted / self.measured - 1
+
+
+def rows_of(
+    kind: str, layout: Layout, config: GPTConfig, batch: int, link: Link,
+    networks: Sequence[Network], count: int,
+) -> Iterator[Row]:  # fmt: skip
+    """Measure one kind over each of some networks; the first row is the unshaped link."""
+    work = Work(batch * config.context, config.context, 4)
+    with started(link, layout, config, batch) as job:
+        link.shape(None)
+        base = job.steps(count)
+        yield Row(kind, FAST, base, base)
+        compute = base / predict(config, work, layout, Cluster(1.0, FAST), 1.0).total
+        for network in networks:
+            link.shape(network.bandwidth)
+            if link.relayed:
+                link.delay(network.latency)
+            measured = job.steps(count)
+            seen = Network(network.name, network.bandwidth, TRIPS * network.latency)
+            step = predict(config, work, layout, Cluster(1.0, seen), compute)
+            yield Row(kind, network, step.total, measured)
+        link.shape(None)
+        if link.relayed:
+            link.delay(0.0)
+
+
+@contextmanager
+def ended_by_signals() -> Iterator[None]:
+    """Ctrl-C and SIGTERM raise Stopped in the block, once: what cleans up is left alone."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        for one in SIGNALS:
+            signal.signal(one, signal.SIG_IGN)
+        raise Stopped(number, "stopped; processes and namespaces are removed")
+
+    before = {number: signal.signal(number, stop) for number in SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def parser() -> argparse.ArgumentParser:
+    """The flags of `measure`."""
+    result = console.Parser(prog="network.py measure", description=__doc__,
+                            formatter_class=console.Help)  # fmt: skip
+    add, whole = result.add_argument, console.positive_int
+    add("--ranks", type=int, choices=(2, 3, 4), default=2, help="namespaces, with a rank each")
+    add("--kinds", nargs="+", metavar="KIND", help="some of dp zero3 sp tp tp+sp gpipe 1f1b "
+        "interleaved zb (and dp×tp of 4 ranks); dp sp tp 1f1b zb if not given")  # fmt: skip
+    add("--bandwidth", nargs="*", type=console.amount("B/s", 1e5), default=[100e6, 50e6, 25e6],
+        help="of the link, such as 100MB/s")  # fmt: skip
+    add("--latency", nargs="*", type=console.natural_float, default=[],
+        help="in seconds, such as 0.005, at the first bandwidth: a relay then delays packets")
+    add("--steps", type=whole, default=5, help="of which the median counts")
+    add("--batch", type=whole, default=8, help="windows of all ranks together")
+    for name, number in (("layers", 4), ("heads", 4), ("dim", 256), ("context", 64),
+                         ("micro", 4)):  # fmt: skip
+        add(f"--{name}", type=whole, default=number,
+            help="micro-batches of pipelines" if name == "micro" else f"of the model: its {name}")
+    return result
+
+
+def measured(flags: argparse.Namespace) -> Iterator[Row]:
+    """All rows that the flags ask for; NoLink where this machine gives no link."""
+    known = kinds(flags.ranks, flags.micro)
+    chosen = flags.kinds or ["dp", "sp", "tp", "1f1b", "zb"]
+    for kind in chosen:
+        if kind not in known:
+            raise InputError(f"--kinds {kind}: expected some of {' '.join(known)}")
+        try:
+            config = GPTConfig(flags.layers, flags.heads, flags.dim, flags.context, 65)
+            known[kind].check(config)
+        except ValueError as error:
+            raise InputError(f"--kinds {kind}: {error}") from None
+    shaped = [Network("", bandwidth, 0.0) for bandwidth in flags.bandwidth]
+    late = [Network("", flags.bandwidth[0] if flags.bandwidth else 1e9, latency)
+            for latency in flags.latency]  # fmt: skip
+    for relayed, networks in ((False, shaped), (True, late)):
+        if not networks:
+            continue
+        with Link(flags.ranks, relayed) as link:
+            for kind in chosen:
+                yield from rows_of(kind, known[kind], config, flags.batch, link, networks,
+                                   flags.steps)  # fmt: skip
+
+
+def show(row: Row) -> str:
+    """A line of the table."""
+    network = row.network
+    link = "unshaped" if network is FAST else f"{network.bandwidth / 1e6:g} MB/s"
+    late = f"{1e3 * network.latency:g} ms" if network.latency else ""
+    first = f"{row.kind:<12}{link:>12}{late:>9}"
+    if network is FAST:
+        return f"{first}{'':>12}{1e3 * row.measured:>9.1f} ms"
+    return f"{first}{1e3 * row.predicted:>9.1f} ms{1e3 * row.measured:>9.1f} ms{row.error:>+9.0%}"
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Measure, and print each line as it comes; status 2 where there can be no link."""
+    flags = parser().parse_args(arguments)
+    print(f"{'kind':<12}{'link':>12}{'late':>9}{'predicted':>12}{'measured':>12}{'error':>9}")
+    try:
+        with ended_by_signals():
+            for row in measured(flags):
+                print(show(row), flush=True)
+    except NoLink as error:
+        print(f"cannot make a link between namespaces here: {error}\n"
+              "that takes root's rights (CAP_SYS_ADMIN and CAP_NET_ADMIN): try sudo",
+              file=sys.stderr)  # fmt: skip
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    child(sys.argv[1])
