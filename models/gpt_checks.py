@@ -93,7 +93,7 @@ def check_layout(flags: argparse.Namespace, config: GPTConfig) -> None:
         raise InputError("--experts with --sp alone or --pp: no routing is balanced over these; "
                          "give --dp, --ep and --tp")  # fmt: skip
     if config.experts and not layouts.is_divided(flags):
-        raise InputError(f"--dp {flags.dp} with a mixture of experts: give --ep 2, too, or --zero 1")
+        raise InputError(f"--dp {flags.dp} with a mixture of experts: give --ep 2 or --zero 1, too")
     cut = flags.accumulate > 1 or config.experts
     if cut and flags.batch % (ways * flags.accumulate):
         raise InputError(

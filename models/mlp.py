@@ -61,7 +61,11 @@ class MLP:
             known = ", ".join(ACTIVATIONS)
             raise ValueError(f"unknown activation {activation!r}; known: {known}")
         self.activation = activation
-        self.layers = [nn.Linear(a, b) for a, b in pairwise(sizes)]
+        # what is normalized has no bias: its mean is taken away, so the gradient of one is rounding
+        # errors alone, which Adam would make into steps as large as any
+        last = len(sizes) - 1
+        self.layers = [nn.Linear(a, b, bias=not norm or place == last)
+                       for place, (a, b) in enumerate(pairwise(sizes), 1)]  # fmt: skip
         self.norms = [nn.BatchNorm(width) for width in sizes[1:-1]] if norm else []
 
     def hidden(self, x: Tensor) -> list[Tensor]:
@@ -89,10 +93,9 @@ def describe(model: MLP) -> str:
         outputs, inputs = plain_shape(layer.weight)
         count = parameter_count(layer)
         total += count
-        lines.append(
-            f"layer {number}: {inputs:>4} → {outputs:<4} {inputs} × {outputs} weights + "
-            f"{outputs} biases = {count:,}"
-        )
+        biases = "" if layer.bias is None else f" + {outputs} biases"
+        lines.append(f"layer {number}: {inputs:>4} → {outputs:<4} {inputs} × {outputs} weights"
+                     f"{biases} = {count:,}")  # fmt: skip
     if model.norms:
         count = parameter_count(model.norms)
         total += count

@@ -156,7 +156,7 @@ class Order:
     def by_place(cls, chosen: Tensor, experts: int, places: int) -> tuple[Order, Tensor]:
         """Choices by the place of their experts, of which each has as many, the first ones first.
 
-        chosen: (*lead, choices). Every place has room for all choices: rows (*lead, places·choices).
+        chosen: (*lead, choices). A place has room for all choices: rows (*lead, places·choices).
         Gives for each row, too, which of the place's experts is meant, −1 where nothing stands.
         """
         *lead, choices = plain_shape(chosen)

@@ -23,6 +23,7 @@ from typing import Any
 from minigrad import Blocks, Device, Mesh, P, Tensor, nn
 from minigrad.graph.sharding import mark
 from minigrad.models.errors import InputError
+from minigrad.models.interrupt import Stopped
 from minigrad.models.parallel import mpi
 from minigrad.models.parallel.mesh_device import MeshRuntime, world
 from minigrad.models.parallel.pipeline import Piece, Pipeline
@@ -214,6 +215,17 @@ def is_first() -> bool:
     return ranks is None or ranks.rank == 0
 
 
+def agreed(wish: bool) -> bool:
+    """What the first process wishes; all come here."""
+    ranks = world()
+    if ranks is None:
+        return wish
+    ranks.activity.enter("waiting")
+    found = bool(ranks.library.COMM_WORLD.bcast(wish))
+    ranks.activity.enter("computing")
+    return found
+
+
 def runtime_of(mesh: Mesh) -> MeshRuntime:
     """What runs a mesh's programs."""
     found: Any = Device[mesh.name]
@@ -276,6 +288,8 @@ def ending_all() -> Iterator[None]:
         yield
     except BaseException as error:
         library = mpi.library(float(flag("PATIENCE")))
+        if isinstance(error, Stopped) and not is_first():
+            return  # the first process tells, and ends all
         if library is not None:
             status = error.code if isinstance(error, SystemExit) else 1
             mpi.abort(library, error, status if isinstance(status, int) else 1)
