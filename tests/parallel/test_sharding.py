@@ -15,13 +15,13 @@ from devices import devices_of_ranks, exchanges
 
 from minigrad import Blocks, Context, Device, Mesh, P, Tensor, jit, nn
 from minigrad.errors import BoundsError, DeviceError, JitError, ShapeError
-from minigrad.models import gpt_commands
+from minigrad.models import checkpoint, gpt_commands
 from minigrad.models.errors import InputError
 from minigrad.models.gpt import GPT
 from minigrad.models.parallel.layouts import pipeline
 
 from .programs import Program
-from .ranks import on_mesh
+from .ranks import LIMIT, on_mesh, start
 from .sharded import (
     DEEP,
     LAYOUTS,
@@ -302,19 +302,36 @@ def test_the_same_over_mpi(
             assert part.get("planned", part["formula"]) == part["sent"], layout
 
 
-def test_training_goes_on_in_other_layouts(tmp_path: Path) -> None:
-    """With the losses of one device, validation included."""
-    layouts = ("--dp 2 --zero 3", "--pp 2 --schedule zb --zero 0 --dp 1", "--pp 1 --tp 2 --sp 2")
+@pytest.mark.parametrize(
+    ("model", "layouts"),
+    [
+        ("", ("--dp 2 --tp 2 --zero 3", "--pp 2 --schedule zb --zero 0 --dp 1 --tp 1",
+              "--pp 1 --tp 2 --sp 2")),
+        ("--experts 4", ("--ep 2 --dp 2 --zero 1", "--ep 2 --dp 1 --zero 0", "--ep 1 --tp 2")),
+    ],
+)  # fmt: skip
+def test_training_goes_on_in_other_layouts(
+    model: str, layouts: tuple[str, ...], tmp_path: Path
+) -> None:
+    """With the losses of one device, validation included; four processes begin, and save parts."""
     found = []
     text = tmp_path / "text"
     text.write_text("To be, or not to be, that is the question. " * 40)
     for parts in ([""] * 3, layouts):
         path, record = tmp_path / f"{len(found)}.safetensors", tmp_path / f"{len(found)}.jsonl"
         begin = ["train", *SMALL.split(), "--checkpoint", str(path), "--metrics", str(record),
-                 "--text", str(text)]  # fmt: skip
+                 "--text", str(text), *model.split()]  # fmt: skip
         for number, flags in enumerate(parts, 1):
-            start = begin if number == 1 else ["train", "--resume", str(path)]
-            gpt_commands.main([*start, "--steps", str(2 * number), *flags.split()])
+            words = [*(begin if number == 1 else ["train", "--resume", str(path)]),
+                     "--steps", str(2 * number), *flags.split()]  # fmt: skip
+            if found and number == 1:
+                process = start(["-m", "minigrad.models.gpt", *words], 4)
+                out, errors = process.communicate(timeout=LIMIT)
+                assert process.returncode == 0, out + errors
+                assert len(list(checkpoint.folder_of_parts(path).iterdir())) == 4
+            else:
+                gpt_commands.main(words)
+        assert not checkpoint.folder_of_parts(path).exists()  # one process writes one file
         lines = [json.loads(line) for line in record.read_text("utf-8").splitlines()]
         found.append([*(line["loss"] for line in lines), lines[-1]["val_loss"]])
     assert len(found[0]) == 7
