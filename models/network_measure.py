@@ -31,6 +31,7 @@ from minigrad.models.interrupt import SIGNALS, Stopped
 from minigrad.models.network_link import Link, NoLink
 from minigrad.models.network_model import Cluster, Layout, Network, Work, predict
 from minigrad.models.network_trial import Trial, with_trial
+from minigrad.models.parallel.data_parallel import BUCKET
 from minigrad.models.parallel.schedules import SCHEDULES
 
 FAST = Network("unshaped", 1e18, 0.0)
@@ -160,7 +161,7 @@ def rows_of(
                 link.delay(network.latency)
             measured = job.steps(count)
             seen = Network(network.name, network.bandwidth, TRIPS * network.latency)
-            step = predict(config, work, layout, Cluster(1.0, seen), compute)
+            step = predict(config, work, layout, Cluster(1.0, seen, bucket=BUCKET), compute)
             yield Row(kind, network, step.total, measured)
         link.shape(None)
         if link.relayed:

@@ -122,7 +122,8 @@ class Cluster:
     """Devices of `peak` flop/s, in boxes of some whose own network is `inner`.
 
     overlap: the share of what could hide behind computation that does; 0: nothing, a pipeline's
-    messages neither.
+    messages neither. bucket: bytes of gradients that travel together: the first ones wait for each
+    other.
     """
 
     peak: float
@@ -131,6 +132,7 @@ class Cluster:
     box: int = 1
     inner: Network | None = None
     overlap: float = 1.0
+    bucket: float = 0.0
 
     def between(self, span: int) -> Network:
         """What joins a group that stretches over so many neighbours."""
@@ -210,7 +212,10 @@ def predict(
     for one in exchanges:
         seconds[one.axis] += one.seconds
     turns = layout.micro if layout.pp > 1 else 1
-    behind = compute * (1 if layout.zero == 3 else BACKWARD_SHARE) / turns
+    behind = compute / turns
+    if layout.zero < 3:
+        size = parameters(config).total * work.itemsize / (layout.tp * layout.pp)
+        behind *= BACKWARD_SHARE * max(1 - cluster.bucket / size, 0)
     waits = max(seconds["dp"] - behind * cluster.overlap, 0)
     room = compute * attention * (layout.sp - 1) / layout.sp * cluster.overlap
     inside = seconds["tp"] + seconds["ep"] + max(seconds["sp"] - room, 0)
@@ -238,8 +243,8 @@ def _exchanges(
         network = cluster.between(layout.span("sp"))
         width = config.key_value_heads * config.width / layout.tp
         block = 2 * tokens / turns * width * work.itemsize
-        # backward they go around again, together with their gradients
-        yield Exchange("sp", layers * turns * (n - 1), block, network)
+        # backward they go around again, together with their gradients, which then go home
+        yield Exchange("sp", layers * turns * n, block, network)
         yield Exchange("sp", layers * turns * (n - 1), 2 * block, network)
     n = layout.ep
     if n > 1:
@@ -271,7 +276,8 @@ def _of_weights(
             passes, layers = 2 * turns + 1, config.layers / layout.pp
             yield Exchange("dp", passes * layers * (n - 1), size / layers / n, network)
         else:
-            yield Exchange("dp", 2 * (n - 1), size / n, network)
+            buckets = math.ceil(size / cluster.bucket) if cluster.bucket else 1
+            yield Exchange("dp", 2 * (n - 1) * buckets, size / n / buckets, network)
 
 
 def _pipeline(

@@ -23,7 +23,10 @@ WARM = 3  # steps that compile and capture
 
 
 class Trial:
-    """A training of random tokens; ranks come together to it where there are some."""
+    """A training of random tokens; ranks come together to it where there are some.
+
+    layout: a pipeline's micro-batches are parts of a batch on one device, too.
+    """
 
     def __init__(
         self, config: GPTConfig, batch: int, layout: Layout, rank: Rank | None = None
@@ -31,7 +34,8 @@ class Trial:
         Tensor.manual_seed(1)
         ids = np.random.default_rng(1).integers(0, config.vocabulary, 64 * config.context + 1)
         self.windows = Windows(ids.astype(np.int32), config.context, "random tokens")
-        model, plan = GPT(config), TrainingPlan(batch=batch)
+        parts = layout.micro if layout.pp == 1 else 1  # one after the other
+        model, plan = GPT(config), TrainingPlan(batch=batch, accumulate=parts)
         replica = None if rank is None else Replica.of_gpt(rank, model, config.context)
         flags = _flags(layout)
         division = division_of(flags, model) if is_divided(flags) else None
