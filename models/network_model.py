@@ -6,7 +6,8 @@ from how they share its work, the axes of a `Layout`; each message takes latency
 dp, zero  gradients: a ring all-reduce, 2·(n − 1) messages of 1/n of them (Patarasuk and Yuan,
           "Bandwidth optimal all-reduce algorithms", 2009); with ZeRO-3 weights, too, which makes
           3·(n − 1) (Rajbhandari et al., "ZeRO", 2020). Hides behind the backward pass, which is two
-          thirds of the computation; ZeRO-3 behind all of it
+          thirds of the computation, ZeRO-3 behind all of it; behind nothing where what others
+          wait for goes over the same network
 tp        a block's results, four all-reduces a layer, for which everybody waits (Shoeybi et al.,
           "Megatron-LM", 2019); with `tokens` as many bytes (Korthikanti et al., 2022)
 sp        keys and values, once around a ring in each layer, backward with their gradients (Liu et
@@ -213,6 +214,9 @@ def predict(
         seconds[one.axis] += one.seconds
     turns = layout.micro if layout.pp > 1 else 1
     behind = compute / turns
+    others = {one.network for one in exchanges if one.axis in ("tp", "ep", "sp")}
+    if any(one.axis == "dp" and one.network in others for one in exchanges):
+        behind = 0.0  # a device's exchanges follow each other, and for those everybody waits
     if layout.zero < 3:
         size = parameters(config).total * work.itemsize / (layout.tp * layout.pp)
         behind *= BACKWARD_SHARE * max(1 - cluster.bucket / size, 0)
