@@ -9,20 +9,12 @@ while that runs. Computation is what a step takes over the link unshaped; all el
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import shutil
 import signal
-import statistics
-import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from contextlib import contextmanager
+from dataclasses import dataclass
 from types import FrameType
-from typing import IO
 
 from minigrad.models import console
 from minigrad.models.errors import InputError
@@ -30,7 +22,7 @@ from minigrad.models.gpt_config import GPTConfig
 from minigrad.models.interrupt import SIGNALS, Stopped
 from minigrad.models.network_link import Link, NoLink
 from minigrad.models.network_model import Cluster, Layout, Network, Work, predict
-from minigrad.models.network_trial import Trial, with_trial
+from minigrad.models.network_trial import started
 from minigrad.models.parallel.data_parallel import BUCKET
 from minigrad.models.parallel.schedules import SCHEDULES
 
@@ -50,83 +42,6 @@ def kinds(ranks: int, micro: int) -> dict[str, Layout]:
     if ranks == 4:
         found["dp×tp"] = Layout(dp=2, tp=2)
     return found
-
-
-@dataclass(frozen=True)
-class Job:
-    """A training on all nodes of a link, which waits for orders."""
-
-    process: subprocess.Popen[str]
-    errors: IO[str]
-
-    def steps(self, count: int) -> float:
-        """The median seconds of so many steps, after one that is not counted."""
-        assert self.process.stdin is not None and self.process.stdout is not None
-        with suppress(BrokenPipeError):
-            self.process.stdin.write(f"{count}\n")
-            self.process.stdin.flush()
-        for line in self.process.stdout:
-            if line.startswith("["):
-                return statistics.median(json.loads(line)[1:])
-        self.errors.seek(0)
-        said = self.errors.read().strip().splitlines()
-        raise InputError("the training has ended: " + "\n".join(said[-5:]))
-
-
-@contextmanager
-def started(link: Link, layout: Layout, config: GPTConfig, batch: int) -> Iterator[Job]:
-    """A job, for the time of a `with` block."""
-    given = json.dumps([asdict(config), batch, asdict(layout)])
-    program = [sys.executable, "-m", "mpi4py", "-m", "minigrad.models.network_measure", given]
-    words = [mpiexec(), "-launcher", "fork"]
-    for number in range(layout.devices):
-        words += [*([":"] if number else []), "-n", "1", *link.command(number), *program]
-    # or MPICH takes shared memory, for all are on one machine
-    variables = {"MPIR_CVAR_NOLOCAL": "1", "UCX_TLS": "tcp,self", "MINIGRAD_THREADS": "1"}
-    with tempfile.TemporaryFile("w+") as errors:
-        process = subprocess.Popen(
-            words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True,
-            start_new_session=True, env={**os.environ, **variables},
-        )  # fmt: skip
-        try:
-            yield Job(process, errors)
-        finally:
-            for number, patience in ((signal.SIGTERM, 2.0), (signal.SIGKILL, None)):
-                with suppress(ProcessLookupError):  # its ranks are in its process group
-                    os.killpg(process.pid, number)
-                with suppress(subprocess.TimeoutExpired):
-                    process.wait(patience)
-
-
-def mpiexec() -> str:
-    """The launcher of this environment's MPI; InputError where there is none."""
-    own = Path(sys.executable).parent / "mpiexec"
-    found = str(own) if own.exists() else shutil.which("mpiexec")
-    if found is None:
-        raise InputError("mpiexec is missing: pip install '.[mpi]'")
-    return found
-
-
-def child(given: str) -> None:
-    """One rank: does as many steps as a line of rank 0's standard input says, until it ends."""
-    facts, batch, layout = json.loads(given)
-    cores = sorted(os.sched_getaffinity(0))
-    os.sched_setaffinity(0, {cores[int(os.environ["PMI_RANK"]) % len(cores)]})
-
-    def obey(trial: Trial) -> bool:
-        from mpi4py import MPI  # which the trial has begun
-
-        world = MPI.COMM_WORLD
-        while True:
-            order = sys.stdin.readline() if world.rank == 0 else ""
-            count = world.bcast(int(order or 0))
-            if not count:
-                return True
-            times = [trial.step() for _ in range(count + 1)]
-            if world.rank == 0:
-                print(json.dumps(times), flush=True)
-
-    with_trial(GPTConfig(**facts), batch, Layout(**layout), obey)
 
 
 @dataclass(frozen=True)
@@ -150,16 +65,17 @@ def rows_of(
 ) -> Iterator[Row]:  # fmt: skip
     """Measure one kind over each of some networks; the first row is the unshaped link."""
     work = Work(batch * config.context, config.context, 4)
-    with started(link, layout, config, batch) as job:
+    hosts = [link.command(number) for number in range(layout.devices)]
+    with started(layout, config, batch, hosts) as job:
         link.shape(None)
-        base = job.steps(count)
+        base = job.steps(count).seconds
         yield Row(kind, FAST, base, base)
         compute = base / predict(config, work, layout, Cluster(1.0, FAST), 1.0).total
         for network in networks:
             link.shape(network.bandwidth)
             if link.relayed:
                 link.delay(network.latency)
-            measured = job.steps(count)
+            measured = job.steps(count).seconds
             seen = Network(network.name, network.bandwidth, TRIPS * network.latency)
             step = predict(config, work, layout, Cluster(1.0, seen, bucket=BUCKET), compute)
             yield Row(kind, network, step.total, measured)
@@ -255,6 +171,3 @@ def main(arguments: Sequence[str]) -> None:
               file=sys.stderr)  # fmt: skip
         sys.exit(2)
 
-
-if __name__ == "__main__":
-    child(sys.argv[1])

@@ -1,11 +1,11 @@
 """Many devices: `python -m tests.bench parallel`, or some rows: `… parallel --only dp`.
 
-Efficiency: how long a training step takes on one rank beside N times as long on N, each with one
-thread and one core, processes of MPI: GPT of 6 layers, 384 dims, a batch of 8 × 256 (sp: 2 layers,
-one text of 8,192 tokens). Pipelines are compared with one rank that takes as many micro-batches one
-after the other; their limit is 1 − the idle share of their table, and beside it stands the share
-that stages were idle. Rings: all-reduces of 64 kB … 64 MB beside MPI_Allreduce, interleaved in the
-same processes.
+Efficiency: how long a training step takes on one rank, beside twice as long as on two, each with
+one thread and one core, processes of MPI that do steps in turn: GPT of 6 layers, 384 dims, a batch
+of 8 × 256 (sp: 2 layers, one text of 8,192 tokens). Pipelines are compared with one rank that takes
+as many micro-batches one after the other; their limit is 1 − the idle share of their table, and
+beside it stands the share that stages were idle. Rings: all-reduces of 64 KiB … 64 MiB beside
+MPI_Allreduce, interleaved in the same processes.
 """
 
 from __future__ import annotations
@@ -13,21 +13,18 @@ from __future__ import annotations
 import json
 import os
 import re
-import resource
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from minigrad.models.gpt_config import GPTConfig
 from minigrad.models.network_model import Layout
-from minigrad.models.network_trial import Trial, with_trial
+from minigrad.models.network_trial import Report, mpiexec, started
 from minigrad.models.parallel import schedules
-from tests.parallel.ranks import mpiexec
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 SIZES = (1 << 16, 1 << 18, 1 << 20, 4 << 20, 16 << 20, 64 << 20)  # bytes
@@ -74,58 +71,44 @@ def rings(rank: Any, rounds: int) -> list[list[float]]:
     return rows
 
 
-def steps(config: GPTConfig, batch: int, layout: Layout, rounds: int) -> dict[str, float]:
-    """Medians of a training's steps: seconds, idle share of stages; peak bytes of the devices."""
-    from minigrad import GlobalCounters
-
-    def measure(trial: Trial) -> dict[str, float]:
-        GlobalCounters.reset()
-        took, idle = [], []
-        for _ in range(rounds):
-            took.append(trial.step())
-            idle.append(getattr(trial.run.division, "idle", 0.0))
-        return {
-            "seconds": statistics.median(took), "idle": statistics.median(idle),
-            "memory": GlobalCounters.mem_peak,
-            "process": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
-        }  # fmt: skip
-
-    return with_trial(config, batch, layout, measure)  # type: ignore[no-any-return]
-
-
 def child(given: str) -> None:
-    """One process: rank 0 prints what was measured."""
+    """One process of rings: rank 0 prints what was measured."""
+    from minigrad.models.parallel import run
+
     os.environ["MINIGRAD_THREADS"] = "1"
     number = int(os.environ.get("PMI_RANK", "0"))
     cores = sorted(os.sched_getaffinity(0))
     os.sched_setaffinity(0, {cores[number % len(cores)]})
-    ranks, facts, batch, layout, rounds = json.loads(given)
-    found: Any
-    if facts is None:
-        from minigrad.models.parallel import run
-
-        found = run(lambda rank: rings(rank, rounds), ranks)[number]
-    else:
-        found = steps(GPTConfig(**facts), batch, Layout(**layout), rounds)
+    ranks, rounds = json.loads(given)
+    found = run(lambda rank: rings(rank, rounds), ranks)[number]
     if number == 0:
         print(json.dumps(found))
 
 
-def measured(
-    ranks: int, rounds: int, config: GPTConfig | None = None, batch: int = 0,
-    layout: Layout | None = None,
-) -> Any:  # fmt: skip
-    """What rank 0 of so many processes measures; rings where no model is given."""
-    facts = None if config is None else asdict(config)
-    given = json.dumps([ranks, facts, batch, asdict(layout or Layout()), rounds])
-    command = [sys.executable, "-m", "tests.bench.parallel", given]
-    if ranks > 1:
-        command[1:1] = ["-m", "mpi4py"]
-        command = [mpiexec(), "-n", str(ranks), *command]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    if done.returncode:
-        sys.exit(done.stdout + done.stderr)
-    return json.loads(done.stdout.splitlines()[-1])
+def ring_lines(ranks: int, rounds: int) -> Iterator[str]:
+    """Lines of the table of rings."""
+    command = [mpiexec(), "-n", str(ranks), sys.executable, "-m", "mpi4py", "-m",
+               "tests.bench.parallel", json.dumps([ranks, rounds])]  # fmt: skip
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    share = 2 * (ranks - 1) / ranks / 1e9
+    for size, ring, other in json.loads(done.stdout.splitlines()[-1]):
+        goal = GOALS[ranks].get(size)
+        missed = goal is not None and other / ring < goal
+        yield (f"| {size / (1 << 20):g} MiB | {share * size / ring:.2f} GB/s | "
+               f"{share * size / other:.2f} GB/s | {other / ring:.2f}"
+               f"{', **missed**' if missed else ''} | {goal or '–'} |")  # fmt: skip
+
+
+def compared(layout: Layout, config: GPTConfig, batch: int, rounds: int) -> list[Report]:
+    """Steps on one rank and on two, in turn: the median round of each."""
+    alone = Layout(micro=layout.micro)
+    with (
+        started(alone, config, batch) as one,
+        started(layout, config, batch) as two,
+    ):
+        found = [(one.steps(1), two.steps(1)) for _ in range(rounds)]
+    return [sorted(some, key=lambda report: report.seconds)[rounds // 2]
+            for some in zip(*found, strict=True)]  # fmt: skip
 
 
 def table(rounds: int, only: str = "") -> Iterator[str]:
@@ -139,33 +122,22 @@ def table(rounds: int, only: str = "") -> Iterator[str]:
             kinds[f"pp {schedule}, {micro} parts"] = layout, 1 - schedules.bubble(rows), micro
     yield "| layout | one rank | two ranks | efficiency | goal, limit | stages idle | memory |"
     yield "| --- | --- | --- | --- | --- | --- | --- |"
-    base: dict[tuple[bool, int], dict[str, float]] = {}
     for name, (layout, limit, parts) in kinds.items():
         if not re.search(only, name):
             continue
         config, batch = (LONG, 1) if layout.sp > 1 else (CONFIG, BATCH)
-        key = config is LONG, parts
-        if key not in base:
-            base[key] = measured(1, rounds, config, batch, Layout(micro=parts))
-        one, two = base[key], measured(2, rounds, config, batch, layout)
-        share = one["seconds"] / two["seconds"] / 2
+        one, two = compared(layout, config, batch, rounds)
+        share = one.seconds / two.seconds / 2
         wanted = f"{limit:.3f} ± 0.05" if parts > 1 else f"{limit:.3f}"
         good = abs(share - limit) <= 0.05 if parts > 1 else share >= limit
-        yield (f"| {name} | {1e3 * one['seconds']:.0f} ms | {1e3 * two['seconds']:.0f} ms | "
-               f"{share:.3f}{'' if good else ', **missed**'} | {wanted} | {two['idle']:.1%} | "
-               f"{two['memory'] / one['memory']:.2f}× |")  # fmt: skip
-    for ranks, goals in GOALS.items():
-        if not re.search(only, f"ring {ranks}"):
-            continue
-        yield f"\n| ring of {ranks} beside MPI_Allreduce | ring | MPI | ratio | goal |"
-        yield "| --- | --- | --- | --- | --- |"
-        share = 2 * (ranks - 1) / ranks / 1e9
-        for size, ring, other in measured(ranks, 5 * rounds):
-            goal = goals.get(size)
-            missed = goal is not None and other / ring < goal
-            yield (f"| {size / (1 << 20):g} MiB | {share * size / ring:.2f} GB/s | "
-                   f"{share * size / other:.2f} GB/s | {other / ring:.2f}"
-                   f"{', **missed**' if missed else ''} | {goal or '–'} |")  # fmt: skip
+        yield (f"| {name} | {1e3 * one.seconds:.0f} ms | {1e3 * two.seconds:.0f} ms | "
+               f"{share:.3f}{'' if good else ', **missed**'} | {wanted} | {two.idle:.1%} | "
+               f"{two.memory / one.memory:.2f}× |")  # fmt: skip
+    for ranks in GOALS:
+        if re.search(only, f"ring {ranks}"):
+            yield f"\n| ring of {ranks} beside MPI_Allreduce | ring | MPI | ratio | goal |"
+            yield "| --- | --- | --- | --- | --- |"
+            yield from ring_lines(ranks, 5 * rounds)
 
 
 if __name__ == "__main__":
