@@ -169,7 +169,7 @@ def train_command(
             else:
                 end = f"{stopped}; to go on: {resuming(flags)}"
             raise Stopped(stopped.number, end) from None
-        devices = flags.dp * flags.pp * max(flags.sp, flags.tp)
+        devices = flags.dp * flags.ep * flags.pp * max(flags.sp, flags.tp)
         say(utilization(config, context, metrics, devices))
         if isinstance(division, Pipeline):
             say(f"stages were idle for {division.idle:.1%} of the last step")
@@ -228,7 +228,7 @@ def launch(flags: argparse.Namespace, given: Set[str], earlier: Earlier | None =
     if flags.pp > 1 and not flags.micro:
         flags.micro = micro_batches(flags)
     if is_divided(flags):
-        console.check_device_of_ranks(flags.dp * flags.tp * flags.pp)
+        console.check_device_of_ranks(flags.dp * flags.ep * flags.tp * flags.pp)
         with ending_all(), traced(flags.trace):
             train_command(flags, earlier)
         return
