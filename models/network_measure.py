@@ -13,7 +13,7 @@ import signal
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import FrameType
 
 from minigrad.models import console
@@ -39,6 +39,7 @@ def kinds(ranks: int, micro: int) -> dict[str, Layout]:
     for schedule in SCHEDULES:
         pieces = 2 if schedule == "interleaved" else 1
         found[schedule] = Layout(pp=ranks, schedule=schedule, micro=micro, pieces=pieces)
+    found["ep"] = Layout(ep=ranks)
     if ranks == 4:
         found["dp×tp"] = Layout(dp=2, tp=2)
     return found
@@ -108,7 +109,7 @@ def parser() -> argparse.ArgumentParser:
     add, whole = result.add_argument, console.positive_int
     add("--ranks", type=int, choices=(2, 3, 4), default=2, help="namespaces, with a rank each")
     add("--kinds", nargs="+", metavar="KIND", help="some of dp zero3 sp tp tp+sp gpipe 1f1b "
-        "interleaved zb (and dp×tp of 4 ranks); dp sp tp 1f1b zb if not given")  # fmt: skip
+        "interleaved zb ep (and dp×tp of 4 ranks); dp sp tp 1f1b zb if not given")  # fmt: skip
     add("--bandwidth", nargs="*", type=console.amount("B/s", 1e5), default=[100e6, 50e6, 25e6],
         help="of the link, such as 100MB/s")  # fmt: skip
     add("--latency", nargs="*", type=console.natural_float, default=[],
@@ -126,12 +127,15 @@ def measured(flags: argparse.Namespace) -> Iterator[Row]:
     """All rows that the flags ask for; NoLink where this machine gives no link."""
     known = kinds(flags.ranks, flags.micro)
     chosen = flags.kinds or ["dp", "sp", "tp", "1f1b", "zb"]
+    configs: dict[str, GPTConfig] = {}
     for kind in chosen:
         if kind not in known:
             raise InputError(f"--kinds {kind}: expected some of {' '.join(known)}")
         try:
             config = GPTConfig(flags.layers, flags.heads, flags.dim, flags.context, 65)
-            known[kind].check(config)
+            routed = replace(config, experts=2 * flags.ranks)
+            configs[kind] = routed if kind == "ep" else config
+            known[kind].check(configs[kind])
         except ValueError as error:
             raise InputError(f"--kinds {kind}: {error}") from None
     shaped = [Network("", bandwidth, 0.0) for bandwidth in flags.bandwidth]
@@ -142,7 +146,7 @@ def measured(flags: argparse.Namespace) -> Iterator[Row]:
             continue
         with Link(flags.ranks, relayed) as link:
             for kind in chosen:
-                yield from rows_of(kind, known[kind], config, flags.batch, link, networks,
+                yield from rows_of(kind, known[kind], configs[kind], flags.batch, link, networks,
                                    flags.steps)  # fmt: skip
 
 

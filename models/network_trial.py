@@ -50,7 +50,7 @@ class Trial:
         parts = layout.micro if layout.pp == 1 else 1  # one after the other
         model, plan = GPT(config), TrainingPlan(batch=batch, accumulate=parts)
         replica = None if rank is None else Replica.of_gpt(rank, model, config.context)
-        flags = _flags(layout)
+        flags = _flags(layout, config)
         division = division_of(flags, model) if is_divided(flags) else None
         self.run = TrainingRun(model, plan, replica, division)
 
@@ -61,10 +61,11 @@ class Trial:
         return time.perf_counter() - start
 
 
-def _flags(layout: Layout) -> Namespace:
+def _flags(layout: Layout, config: GPTConfig) -> Namespace:
     """A layout as the flags of `gpt.py`."""
     return Namespace(
-        dp=layout.dp, tp=layout.tp, pp=layout.pp, zero=layout.zero,
+        dp=layout.dp, tp=layout.tp, pp=layout.pp, ep=layout.ep, zero=layout.zero,
+        experts=config.experts,
         sp=layout.tp if layout.tokens else layout.sp, micro=layout.micro,
         schedule=layout.schedule, pieces=layout.pieces,
     )  # fmt: skip
@@ -81,7 +82,7 @@ def with_trial(
             trial.step()
         return use(trial)
 
-    if is_divided(_flags(layout)) or layout.devices == 1:
+    if is_divided(_flags(layout, config)) or layout.devices == 1:
         return begin()
     found = run(begin, Ranks(layout.dp, layout.sp))
     return next((one for one in found if one is not None), None)

@@ -2,10 +2,10 @@
 
 Efficiency: how long a training step takes on one rank, beside twice as long as on two, each with
 one thread and one core, processes of MPI that do steps in turn: GPT of 6 layers, 384 dims, a batch
-of 8 × 256 (sp: 2 layers, one text of 8,192 tokens). Pipelines are compared with one rank that takes
-as many micro-batches one after the other; their limit is 1 − the idle share of their table, and
-beside it stands the share that stages were idle. Rings: all-reduces of 64 KiB … 64 MiB beside
-MPI_Allreduce, interleaved in the same processes.
+of 8 × 256 (sp: 2 layers, one text of 8,192 tokens; ep: 8 experts). Pipelines are compared with one
+rank that takes as many micro-batches one after the other; their limit is 1 − the idle share of
+their table, and beside it stands the share that stages were idle. Rings: all-reduces of 64 KiB …
+64 MiB beside MPI_Allreduce, interleaved in the same processes.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ LONG = GPTConfig(2, 6, 384, 8192, 65)
 KINDS: dict[str, tuple[Layout, float]] = {
     "dp": (Layout(dp=2), 0.95), "zero 3": (Layout(dp=2, zero=3), 0.9 * 0.95),
     "tp": (Layout(tp=2), 0.85), "tp, tokens": (Layout(tp=2, tokens=True), 0.85),
-    "sp": (Layout(sp=2), 0.85),
+    "sp": (Layout(sp=2), 0.85), "ep": (Layout(ep=2), 0.85),
 }  # fmt: skip
 GOALS = {2: dict.fromkeys(SIZES, 1.0), 4: {4 << 20: 0.8}}  # of a ring, by ranks and size
 
@@ -126,6 +127,8 @@ def table(rounds: int, only: str = "") -> Iterator[str]:
         if not re.search(only, name):
             continue
         config, batch = (LONG, 1) if layout.sp > 1 else (CONFIG, BATCH)
+        if layout.ep > 1:
+            config = replace(config, experts=8)
         one, two = compared(layout, config, batch, rounds)
         share = one.seconds / two.seconds / 2
         wanted = f"{limit:.3f} ± 0.05" if parts > 1 else f"{limit:.3f}"
