@@ -27,7 +27,7 @@ PREFIX = "minigrad"
 PLACE = Path("/run/netns")
 DEVICE = "net0"  # the name of the one device of each namespace
 SEGMENT = 9000  # bytes of a packet, on a cable
-BURST, QUEUE = "64kb", "8mb"  # what may go at once; what may wait
+BURST, QUEUE = "16kb", "8mb"  # what may go at once; what may wait
 TOOLS = {"ip": "iproute2", "tc": "iproute2", "unshare": "util-linux"}  # packages of Debian
 
 

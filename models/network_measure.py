@@ -64,25 +64,26 @@ def rows_of(
     kind: str, layout: Layout, config: GPTConfig, batch: int, link: Link,
     networks: Sequence[Network], count: int,
 ) -> Iterator[Row]:  # fmt: skip
-    """Measure one kind over each of some networks; the first row is the unshaped link."""
+    """Measure one kind over each of some networks; the first row is the unshaped link.
+
+    That before and after the others: a machine has its moods.
+    """
     work = Work(batch * config.context, config.context, 4)
     hosts = [link.command(number) for number in range(layout.devices)]
     with started(layout, config, batch, hosts) as job:
-        link.shape(None)
-        base = job.steps(count).seconds
-        yield Row(kind, FAST, base, base)
-        compute = base / predict(config, work, layout, Cluster(1.0, FAST), 1.0).total
-        for network in networks:
-            link.shape(network.bandwidth)
+        found = []
+        for network in (FAST, *networks, FAST):
+            link.shape(None if network is FAST else network.bandwidth)
             if link.relayed:
                 link.delay(network.latency)
-            measured = job.steps(count).seconds
-            seen = Network(network.name, network.bandwidth, TRIPS * network.latency)
-            step = predict(config, work, layout, Cluster(1.0, seen, bucket=BUCKET), compute)
-            yield Row(kind, network, step.total, measured)
-        link.shape(None)
-        if link.relayed:
-            link.delay(0.0)
+            found.append(job.steps(count).seconds)
+    base = (found[0] + found[-1]) / 2
+    yield Row(kind, FAST, base, base)
+    compute = base / predict(config, work, layout, Cluster(1.0, FAST), 1.0).total
+    for network, measured in zip(networks, found[1:], strict=False):
+        seen = Network(network.name, network.bandwidth, TRIPS * network.latency)
+        step = predict(config, work, layout, Cluster(1.0, seen, bucket=BUCKET), compute)
+        yield Row(kind, network, step.total, measured)
 
 
 @contextmanager
