@@ -114,7 +114,7 @@ def parser() -> argparse.ArgumentParser:
     add("--bandwidth", nargs="*", type=console.amount("B/s", 1e5), default=[100e6, 50e6, 25e6],
         help="of the link, such as 100MB/s")  # fmt: skip
     add("--latency", nargs="*", type=console.natural_float, default=[],
-        help="in seconds, such as 0.005, at the first bandwidth: a relay then delays packets")
+        help="in seconds, such as 0.005, at the first bandwidth (100MB/s): a relay then delays packets")
     add("--steps", type=whole, default=5, help="of which the median counts")
     add("--batch", type=whole, default=8, help="windows of all ranks together")
     for name, number in (("layers", 4), ("heads", 4), ("dim", 256), ("context", 64),
@@ -140,7 +140,7 @@ def measured(flags: argparse.Namespace) -> Iterator[Row]:
         except ValueError as error:
             raise InputError(f"--kinds {kind}: {error}") from None
     shaped = [Network("", bandwidth, 0.0) for bandwidth in flags.bandwidth]
-    late = [Network("", flags.bandwidth[0] if flags.bandwidth else 1e9, latency)
+    late = [Network("", flags.bandwidth[0] if flags.bandwidth else 100e6, latency)
             for latency in flags.latency]  # fmt: skip
     for relayed, networks in ((False, shaped), (True, late)):
         if not networks:

@@ -9,8 +9,8 @@ dp, zero  gradients: a ring all-reduce, 2·(n − 1) messages of 1/n of them (Pa
           thirds of the computation, ZeRO-3 behind all of it; behind nothing where what others
           wait for goes over the same network
 tp        a block's results, four all-reduces a layer, for which everybody waits (Shoeybi et al.,
-          "Megatron-LM", 2019); with `tokens` as many bytes (Korthikanti et al., 2022). What gradients
-          of weights hide backward is not counted
+          "Megatron-LM", 2019); with `tokens` as many bytes (Korthikanti et al., 2022). What hides
+          behind gradients of weights is not counted
 sp        keys and values, once around a ring in each layer, backward with their gradients (Liu et
           al., "Ring Attention", 2023). Hides behind attention to the part that was there before
 ep        tokens to their experts and back, in each layer, forward and backward: four all-to-alls
