@@ -26,8 +26,8 @@ from types import TracebackType
 PREFIX = "minigrad"
 PLACE = Path("/run/netns")
 DEVICE = "net0"  # the name of the one device of each namespace
-SEGMENT = 9000  # bytes of a packet, on a cable
-BURST, QUEUE = "64kb", "8mb"  # what may go at once; what may wait
+CABLE, RELAY = 9000, 65000  # bytes of a packet; a relay is to have few
+QUEUE = "8mb"  # what may wait
 TOOLS = {"ip": "iproute2", "tc": "iproute2", "unshare": "util-linux"}  # packages of Debian
 
 
@@ -95,7 +95,7 @@ class Link:
     def _plug_in(self) -> None:
         run("ip", "-n", self.hub, "link", "add", "bridge", "type", "bridge")
         for number, name in enumerate(self.nodes):
-            size = ("mtu", str(SEGMENT))
+            size = ("mtu", str(CABLE))
             run("ip", "-n", self.hub, "link", "add", f"port{number}", *size, "type", "veth",
                 "peer", "name", DEVICE, *size, "netns", name)  # fmt: skip
             run("ip", "-n", self.hub, "link", "set", f"port{number}", "master", "bridge", "up")
@@ -127,8 +127,9 @@ class Link:
         for name in self.nodes:
             place = ("dev", DEVICE, "root")
             if bandwidth is not None:
+                burst = 2 * (RELAY if self.relayed else CABLE)  # what may go at once
                 run("tc", "-n", name, "qdisc", "replace", *place, "tbf", "rate",
-                    f"{8 * bandwidth:.0f}bit", "burst", BURST, "limit", QUEUE)  # fmt: skip
+                    f"{8 * bandwidth:.0f}bit", "burst", str(burst), "limit", QUEUE)  # fmt: skip
             else:
                 with suppress(NoLink):  # there is none
                     run("tc", "-n", name, "qdisc", "del", *place)
@@ -149,7 +150,6 @@ class Link:
 # --- the relay, a program of its own --------------------------------------------------------------
 
 TUN, NO_HEADER, SET_NAME = 0x0001, 0x1000, 0x400454CA  # linux/if_tun.h
-LARGE = 65000  # bytes of a packet, so that they are few
 
 
 def open_tun(namespace: str) -> int:
@@ -162,7 +162,7 @@ def open_tun(namespace: str) -> int:
             raise OSError(ctypes.get_errno(), f"cannot enter {namespace}")
     found = os.open("/dev/net/tun", os.O_RDWR | os.O_NONBLOCK)
     fcntl.ioctl(found, SET_NAME, struct.pack("16sH22x", DEVICE.encode(), TUN | NO_HEADER))
-    run("ip", "link", "set", DEVICE, "mtu", str(LARGE), "txqueuelen", "1000")
+    run("ip", "link", "set", DEVICE, "mtu", str(RELAY), "txqueuelen", "1000")
     return found
 
 
@@ -185,7 +185,7 @@ def relay(nodes: Sequence[int], orders: int) -> None:
             if node not in ready:
                 continue
             with suppress(BlockingIOError):
-                packet = os.read(node, LARGE + 100)
+                packet = os.read(node, RELAY + 100)
                 to = packet[19] - 1  # the last byte of an IPv4 header's address
                 if packet[0] >> 4 == 4 and to < len(nodes):
                     waiting.append((now + delay, nodes[to], packet))

@@ -9,20 +9,12 @@ while that runs. Computation is what a step takes over the link unshaped; all el
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import shutil
 import signal
-import statistics
-import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from types import FrameType
-from typing import IO
 
 from minigrad.models import console
 from minigrad.models.errors import InputError
@@ -30,7 +22,8 @@ from minigrad.models.gpt_config import GPTConfig
 from minigrad.models.interrupt import SIGNALS, Stopped
 from minigrad.models.network_link import Link, NoLink
 from minigrad.models.network_model import Cluster, Layout, Network, Work, predict
-from minigrad.models.network_trial import Trial, with_trial
+from minigrad.models.network_trial import started
+from minigrad.models.parallel.data_parallel import BUCKET
 from minigrad.models.parallel.schedules import SCHEDULES
 
 FAST = Network("unshaped", 1e18, 0.0)
@@ -46,86 +39,10 @@ def kinds(ranks: int, micro: int) -> dict[str, Layout]:
     for schedule in SCHEDULES:
         pieces = 2 if schedule == "interleaved" else 1
         found[schedule] = Layout(pp=ranks, schedule=schedule, micro=micro, pieces=pieces)
+    found["ep"] = Layout(ep=ranks)
     if ranks == 4:
         found["dp×tp"] = Layout(dp=2, tp=2)
     return found
-
-
-@dataclass(frozen=True)
-class Job:
-    """A training on all nodes of a link, which waits for orders."""
-
-    process: subprocess.Popen[str]
-    errors: IO[str]
-
-    def steps(self, count: int) -> float:
-        """The median seconds of so many steps, after one that is not counted."""
-        assert self.process.stdin is not None and self.process.stdout is not None
-        with suppress(BrokenPipeError):
-            self.process.stdin.write(f"{count}\n")
-            self.process.stdin.flush()
-        for line in self.process.stdout:
-            if line.startswith("["):
-                return statistics.median(json.loads(line)[1:])
-        self.errors.seek(0)
-        said = self.errors.read().strip().splitlines()
-        raise InputError("the training has ended: " + "\n".join(said[-5:]))
-
-
-@contextmanager
-def started(link: Link, layout: Layout, config: GPTConfig, batch: int) -> Iterator[Job]:
-    """A job, for the time of a `with` block."""
-    given = json.dumps([asdict(config), batch, asdict(layout)])
-    program = [sys.executable, "-m", "mpi4py", "-m", "minigrad.models.network_measure", given]
-    words = [mpiexec(), "-launcher", "fork"]
-    for number in range(layout.devices):
-        words += [*([":"] if number else []), "-n", "1", *link.command(number), *program]
-    # or MPICH takes shared memory, for all are on one machine
-    variables = {"MPIR_CVAR_NOLOCAL": "1", "UCX_TLS": "tcp,self", "MINIGRAD_THREADS": "1"}
-    with tempfile.TemporaryFile("w+") as errors:
-        process = subprocess.Popen(
-            words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True,
-            start_new_session=True, env={**os.environ, **variables},
-        )  # fmt: skip
-        try:
-            yield Job(process, errors)
-        finally:
-            for number, patience in ((signal.SIGTERM, 2.0), (signal.SIGKILL, None)):
-                with suppress(ProcessLookupError):  # its ranks are in its process group
-                    os.killpg(process.pid, number)
-                with suppress(subprocess.TimeoutExpired):
-                    process.wait(patience)
-
-
-def mpiexec() -> str:
-    """The launcher of this environment's MPI; InputError where there is none."""
-    own = Path(sys.executable).parent / "mpiexec"
-    found = str(own) if own.exists() else shutil.which("mpiexec")
-    if found is None:
-        raise InputError("mpiexec is missing: pip install '.[mpi]'")
-    return found
-
-
-def child(given: str) -> None:
-    """One rank: does as many steps as a line of rank 0's standard input says, until it ends."""
-    facts, batch, layout = json.loads(given)
-    cores = sorted(os.sched_getaffinity(0))
-    os.sched_setaffinity(0, {cores[int(os.environ["PMI_RANK"]) % len(cores)]})
-
-    def obey(trial: Trial) -> bool:
-        from mpi4py import MPI  # which the trial has begun
-
-        world = MPI.COMM_WORLD
-        while True:
-            order = sys.stdin.readline() if world.rank == 0 else ""
-            count = world.bcast(int(order or 0))
-            if not count:
-                return True
-            times = [trial.step() for _ in range(count + 1)]
-            if world.rank == 0:
-                print(json.dumps(times), flush=True)
-
-    with_trial(GPTConfig(**facts), batch, Layout(**layout), obey)
 
 
 @dataclass(frozen=True)
@@ -147,24 +64,26 @@ def rows_of(
     kind: str, layout: Layout, config: GPTConfig, batch: int, link: Link,
     networks: Sequence[Network], count: int,
 ) -> Iterator[Row]:  # fmt: skip
-    """Measure one kind over each of some networks; the first row is the unshaped link."""
+    """Measure one kind over each of some networks; the first row is the unshaped link.
+
+    That before and after the others: a machine has its moods.
+    """
     work = Work(batch * config.context, config.context, 4)
-    with started(link, layout, config, batch) as job:
-        link.shape(None)
-        base = job.steps(count)
-        yield Row(kind, FAST, base, base)
-        compute = base / predict(config, work, layout, Cluster(1.0, FAST), 1.0).total
-        for network in networks:
-            link.shape(network.bandwidth)
+    hosts = [link.command(number) for number in range(layout.devices)]
+    with started(layout, config, batch, hosts) as job:
+        found = []
+        for network in (FAST, *networks, FAST):
+            link.shape(None if network is FAST else network.bandwidth)
             if link.relayed:
                 link.delay(network.latency)
-            measured = job.steps(count)
-            seen = Network(network.name, network.bandwidth, TRIPS * network.latency)
-            step = predict(config, work, layout, Cluster(1.0, seen), compute)
-            yield Row(kind, network, step.total, measured)
-        link.shape(None)
-        if link.relayed:
-            link.delay(0.0)
+            found.append(job.steps(count).seconds)
+    base = (found[0] + found[-1]) / 2
+    yield Row(kind, FAST, base, base)
+    compute = base / predict(config, work, layout, Cluster(1.0, FAST), 1.0).total
+    for network, measured in zip(networks, found[1:], strict=False):
+        seen = Network(network.name, network.bandwidth, TRIPS * network.latency)
+        step = predict(config, work, layout, Cluster(1.0, seen, bucket=BUCKET), compute)
+        yield Row(kind, network, step.total, measured)
 
 
 @contextmanager
@@ -191,11 +110,11 @@ def parser() -> argparse.ArgumentParser:
     add, whole = result.add_argument, console.positive_int
     add("--ranks", type=int, choices=(2, 3, 4), default=2, help="namespaces, with a rank each")
     add("--kinds", nargs="+", metavar="KIND", help="some of dp zero3 sp tp tp+sp gpipe 1f1b "
-        "interleaved zb (and dp×tp of 4 ranks); dp sp tp 1f1b zb if not given")  # fmt: skip
+        "interleaved zb ep (and dp×tp of 4 ranks); dp sp tp 1f1b zb if not given")  # fmt: skip
     add("--bandwidth", nargs="*", type=console.amount("B/s", 1e5), default=[100e6, 50e6, 25e6],
         help="of the link, such as 100MB/s")  # fmt: skip
     add("--latency", nargs="*", type=console.natural_float, default=[],
-        help="in seconds, such as 0.005, at the first bandwidth: a relay then delays packets")
+        help="in seconds, such as 0.005, at the first bandwidth (100MB/s): a relay then delays packets")
     add("--steps", type=whole, default=5, help="of which the median counts")
     add("--batch", type=whole, default=8, help="windows of all ranks together")
     for name, number in (("layers", 4), ("heads", 4), ("dim", 256), ("context", 64),
@@ -209,23 +128,26 @@ def measured(flags: argparse.Namespace) -> Iterator[Row]:
     """All rows that the flags ask for; NoLink where this machine gives no link."""
     known = kinds(flags.ranks, flags.micro)
     chosen = flags.kinds or ["dp", "sp", "tp", "1f1b", "zb"]
+    configs: dict[str, GPTConfig] = {}
     for kind in chosen:
         if kind not in known:
             raise InputError(f"--kinds {kind}: expected some of {' '.join(known)}")
         try:
             config = GPTConfig(flags.layers, flags.heads, flags.dim, flags.context, 65)
-            known[kind].check(config)
+            routed = replace(config, experts=2 * flags.ranks)
+            configs[kind] = routed if kind == "ep" else config
+            known[kind].check(configs[kind])
         except ValueError as error:
             raise InputError(f"--kinds {kind}: {error}") from None
     shaped = [Network("", bandwidth, 0.0) for bandwidth in flags.bandwidth]
-    late = [Network("", flags.bandwidth[0] if flags.bandwidth else 1e9, latency)
+    late = [Network("", flags.bandwidth[0] if flags.bandwidth else 100e6, latency)
             for latency in flags.latency]  # fmt: skip
     for relayed, networks in ((False, shaped), (True, late)):
         if not networks:
             continue
         with Link(flags.ranks, relayed) as link:
             for kind in chosen:
-                yield from rows_of(kind, known[kind], config, flags.batch, link, networks,
+                yield from rows_of(kind, known[kind], configs[kind], flags.batch, link, networks,
                                    flags.steps)  # fmt: skip
 
 
@@ -254,6 +176,3 @@ def main(arguments: Sequence[str]) -> None:
               file=sys.stderr)  # fmt: skip
         sys.exit(2)
 
-
-if __name__ == "__main__":
-    child(sys.argv[1])

@@ -6,9 +6,11 @@ from how they share its work, the axes of a `Layout`; each message takes latency
 dp, zero  gradients: a ring all-reduce, 2·(n − 1) messages of 1/n of them (Patarasuk and Yuan,
           "Bandwidth optimal all-reduce algorithms", 2009); with ZeRO-3 weights, too, which makes
           3·(n − 1) (Rajbhandari et al., "ZeRO", 2020). Hides behind the backward pass, which is two
-          thirds of the computation; ZeRO-3 behind all of it
+          thirds of the computation, ZeRO-3 behind all of it; behind nothing where what others
+          wait for goes over the same network
 tp        a block's results, four all-reduces a layer, for which everybody waits (Shoeybi et al.,
-          "Megatron-LM", 2019); with `tokens` as many bytes (Korthikanti et al., 2022)
+          "Megatron-LM", 2019); with `tokens` as many bytes (Korthikanti et al., 2022). What hides
+          behind gradients of weights is not counted
 sp        keys and values, once around a ring in each layer, backward with their gradients (Liu et
           al., "Ring Attention", 2023). Hides behind attention to the part that was there before
 ep        tokens to their experts and back, in each layer, forward and backward: four all-to-alls
@@ -122,7 +124,8 @@ class Cluster:
     """Devices of `peak` flop/s, in boxes of some whose own network is `inner`.
 
     overlap: the share of what could hide behind computation that does; 0: nothing, a pipeline's
-    messages neither.
+    messages neither. bucket: bytes of gradients that travel together: the first ones wait for each
+    other.
     """
 
     peak: float
@@ -131,6 +134,7 @@ class Cluster:
     box: int = 1
     inner: Network | None = None
     overlap: float = 1.0
+    bucket: float = 0.0
 
     def between(self, span: int) -> Network:
         """What joins a group that stretches over so many neighbours."""
@@ -210,7 +214,13 @@ def predict(
     for one in exchanges:
         seconds[one.axis] += one.seconds
     turns = layout.micro if layout.pp > 1 else 1
-    behind = compute * (1 if layout.zero == 3 else BACKWARD_SHARE) / turns
+    behind = compute / turns
+    others = {one.network for one in exchanges if one.axis in ("tp", "ep", "sp")}
+    if any(one.axis == "dp" and one.network in others for one in exchanges):
+        behind = 0.0  # a device's exchanges follow each other, and for those everybody waits
+    if layout.zero < 3:
+        size = parameters(config).total * work.itemsize / (layout.tp * layout.pp)
+        behind *= BACKWARD_SHARE * max(1 - cluster.bucket / size, 0)
     waits = max(seconds["dp"] - behind * cluster.overlap, 0)
     room = compute * attention * (layout.sp - 1) / layout.sp * cluster.overlap
     inside = seconds["tp"] + seconds["ep"] + max(seconds["sp"] - room, 0)
@@ -238,8 +248,8 @@ def _exchanges(
         network = cluster.between(layout.span("sp"))
         width = config.key_value_heads * config.width / layout.tp
         block = 2 * tokens / turns * width * work.itemsize
-        # backward they go around again, together with their gradients
-        yield Exchange("sp", layers * turns * (n - 1), block, network)
+        # backward they go around again, together with their gradients, which then go home
+        yield Exchange("sp", layers * turns * n, block, network)
         yield Exchange("sp", layers * turns * (n - 1), 2 * block, network)
     n = layout.ep
     if n > 1:
@@ -271,7 +281,8 @@ def _of_weights(
             passes, layers = 2 * turns + 1, config.layers / layout.pp
             yield Exchange("dp", passes * layers * (n - 1), size / layers / n, network)
         else:
-            yield Exchange("dp", 2 * (n - 1), size / n, network)
+            buckets = math.ceil(size / cluster.bucket) if cluster.bucket else 1
+            yield Exchange("dp", 2 * (n - 1) * buckets, size / n / buckets, network)
 
 
 def _pipeline(

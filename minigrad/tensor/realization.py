@@ -20,7 +20,7 @@ from minigrad import program
 from minigrad.device import Buffer, late_failures, spoil, spoiled, steady, watching
 from minigrad.errors import MinigradError
 from minigrad.graph import build
-from minigrad.graph.node import Node, Op, make, topological
+from minigrad.graph.node import Node, Op, ages, make, topological
 from minigrad.graph.rewrite import replaced
 from minigrad.graph.shapes import numel
 from minigrad.tensor import saved_graphs, views
@@ -39,6 +39,8 @@ from minigrad.tensor.saved_graphs import see_through
 _waiting: weakref.WeakValueDictionary[int, Node] = weakref.WeakValueDictionary()
 # BUFFER node → the tensor whose waiting write goes along with whoever reads it (random states).
 _companions: weakref.WeakKeyDictionary[Node, weakref.ref[Holder]] = weakref.WeakKeyDictionary()
+# The same BUFFER → an age: lazy tensors from before it read copies of what was there then.
+_copied_until: weakref.WeakKeyDictionary[Node, int] = weakref.WeakKeyDictionary()
 
 
 def write(holder: Holder, value: Node) -> None:
@@ -279,19 +281,20 @@ class _Plan:
 
     def _add_readers(self) -> None:
         """Live tensors that read a target other than through a root, or stand for one."""
-        lazy = [h.raw for h in _readable(lazy_holders()) if h is not self.owner]
         states = [target for target in self.targets if target in _companions]
-        for node in self._readers(lazy, self.targets.keys() - set(states)):
+        others = self.targets.keys() - set(states)
+        for node in self._readers(lazy_holders(), others) if others else ():
             self.roots.setdefault(node)
         for state in states:
-            if self._readers(lazy, {state}):
+            if self._readers(lazy_since(_copied_until.get(state, 0)), {state}):
                 self._copy(state)
         for target in self.targets:
             if any(holder is not self.owner for holder in holders(target)):
                 self._copy(target)
 
-    def _readers(self, lazy: Sequence[Node], targets: Set[Node]) -> list[Node]:
-        """Those of `lazy` that read a target other than through a root."""
+    def _readers(self, tensors: Sequence[Holder], targets: Set[Node]) -> list[Node]:
+        """The nodes of those tensors that read a target other than through a root."""
+        lazy = [holder.raw for holder in _readable(tensors) if holder is not self.owner]
         reads: set[Node] = set()
         for node in topological(lazy):
             if node in targets:
@@ -381,7 +384,11 @@ class _Plan:
                     holder.stopped = False
         for target, copied in self.copies.items():
             made[target] = made[copied]
-        _replace(lazy_since(min(node.age for node in made)) if made else [], made)
+        since = min((_copied_until.get(node, node.age) for node in made), default=0)
+        _replace(lazy_since(since) if made else [], made)
+        for target in self.targets:
+            if target in _companions:
+                _copied_until[target] = next(ages)
 
     def _record(self, made: dict[Node, Node]) -> None:
         """Keep the graphs of the roots that were chosen for it."""

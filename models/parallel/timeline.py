@@ -81,13 +81,13 @@ class Timeline:
             self.add(name, start, time.perf_counter(), what=what, bytes=nbytes)
 
 
-class _Here(threading.local):
+class _Own(threading.local):
     """The timelines of the devices whose program this thread is."""
 
     timelines: Sequence[Timeline] = ()
 
 
-here = _Here()
+own = _Own()
 _known: WeakSet[Timeline] = WeakSet()  # of the devices of meshes
 _zero: float | None = None  # since when they are collected
 
@@ -125,7 +125,8 @@ def step() -> Iterator[None]:
     """A step of a training, in the timelines of this thread's devices."""
     start = time.perf_counter()
     yield
-    for one in here.timelines or _known:
+    busy = {one.rank: one for one in _known if one.events}.values()
+    for one in own.timelines or busy:
         one.add("step", start, time.perf_counter())
 
 

@@ -29,6 +29,7 @@ from minigrad.models.network_model import (
     bandwidth_for,
     predict,
 )
+from minigrad.models.network_trial import Trial, with_trial
 from minigrad.models.parallel import schedules
 
 WIRE = Network("wire", 1e9, 1e-3)
@@ -57,13 +58,29 @@ def test_what_each_way_sends() -> None:
     by_layer = messages(9 * 4, TOTAL * 2 / 4 / 4)
     assert step(Layout(dp=4, zero=3)).network == pytest.approx(by_layer)
     block = 2 * 64 * 16 * 2  # keys and values of a quarter of the tokens
-    ring = messages(4 * 3, block) + messages(4 * 3, 2 * block)
+    ring = messages(4 * 4, block) + messages(4 * 3, 2 * block)  # gradients end where they belong
     assert step(Layout(sp=4)).network == pytest.approx(ring + gradients)
     sums = messages(4 * 4 * 6, 256 * 16 * 2 / 4)
     for layout in (Layout(tp=4), Layout(tp=4, tokens=True)):
         assert step(layout).network == pytest.approx(sums)
     half = messages(4 * 4 * 2, 128 * 16 * 2 / 2) + messages(2, TOTAL / 2 * 2 / 2)
     assert step(Layout(dp=2, tp=2)).network == pytest.approx(half)
+
+
+@pytest.mark.parametrize("layout", [Layout(dp=2), Layout(sp=2), Layout(dp=2, sp=2)])
+def test_a_training_sends_what_the_formula_says(layout: Layout) -> None:
+    """Beside some scalars: losses and norms."""
+    config, batch = GPTConfig(2, 2, 32, 16, 65), 4
+
+    def sent(trial: Trial) -> int:
+        rank = trial.run.replica.rank  # type: ignore[union-attr]
+        groups = [group.members for group in (rank.world, rank.sp, rank.dp)]
+        before = sum(members.bytes_sent for members in groups)
+        trial.step()
+        return sum(members.bytes_sent for members in groups) - before
+
+    formula = predict(config, Work(64.0, 16, 4), layout, Cluster(1.0, WIRE), 1.0).nbytes
+    assert 0 <= with_trial(config, batch, layout, sent) - formula < 64
 
 
 def test_experts_meet_those_that_have_the_same() -> None:
@@ -82,10 +99,15 @@ def test_what_hides_behind_computation() -> None:
         found = predict(CONFIG, WORK, layout, Cluster(1.0, slow), 1.0)
         assert found.exposed == pytest.approx(found.network - room)
         assert step(layout, 1.0).exposed == 0 and step(layout).exposed == step(layout).network
+    waited = predict(CONFIG, WORK, Layout(dp=4), Cluster(1.0, slow, bucket=TOTAL / 2), 1.0)
+    assert waited.exposed == pytest.approx(waited.network - 2 / 3 * 3 / 4)
+    (one,) = waited.exchanges
+    assert (one.messages, one.nbytes) == (6 * 4, TOTAL * 2 / 4 / 4)
     flops = sizing.flops_per_token(CONFIG)
     attention = 6 * CONFIG.layers * 64 * 16 / flops
-    ring = messages(12, 4096) + messages(12, 8192)
-    assert step(Layout(sp=4), 1.0).exposed == pytest.approx(max(ring - attention * 3 / 4, 0))
+    ring = messages(16, 4096) + messages(12, 8192)
+    alone = max(ring - attention * 3 / 4, 0)
+    assert step(Layout(sp=4), 1.0).exposed == pytest.approx(alone + step(Layout(dp=4)).network)
     assert step(Layout(tp=4), 1.0).exposed == step(Layout(tp=4)).network  # nothing hides it
     found = step(Layout(dp=4))
     assert found.total == pytest.approx(1 + found.network)

@@ -9,6 +9,8 @@ import pytest
 
 from minigrad import Context, GlobalCounters, Tensor, dtypes
 from minigrad.errors import DTypeError, ShapeError
+from minigrad.graph.node import topological
+from minigrad.tensor import realization
 from minigrad.tensor.random import threefry
 
 
@@ -299,3 +301,23 @@ def test_dropout_keeps_the_mean(on_device):
         kept = Tensor.ones(20000).dropout(0.25).numpy()
     assert set(np.unique(kept)) <= {0.0, np.float32(1 / 0.75)}
     assert abs(kept.mean() - 1) < 0.02
+
+
+def test_a_draw_looks_at_nothing_that_is_older_than_the_draw_before(on_device, monkeypatch):
+    """However many lazy tensors wait, each with numbers that were drawn for it."""
+    looked_at = []
+
+    def counting(roots):
+        order = topological(roots)
+        looked_at[-1] += len(order)
+        return order
+
+    monkeypatch.setattr(realization, "topological", counting)
+    waiting = []
+    for _ in range(40):
+        looked_at.append(0)
+        drawn = Tensor.rand(4)
+        waiting.append((drawn * 2.0, Tensor.rand(4) + drawn))
+        Tensor.rand(2).realize()
+    assert looked_at[39] == looked_at[9] > 0
+    assert len({tuple(both.tolist()) for _, both in waiting}) == 40
