@@ -32,7 +32,8 @@ def save(
     A tensor that is on no mesh is the first rank's, where no other one has a part of it.
     """
     everybody, folder = ranks.library.COMM_WORLD, checkpoint.folder_of_parts(path)
-    Tensor.realize(*tensors.values())
+    if tensors:
+        Tensor.realize(*tensors.values())
     ranks.activity.enter("waiting")
     name = f"{everybody.bcast(uuid4().hex)}.{ranks.rank}-of-{ranks.size}"
     own, entries = dict[str, Tensor](), dict[str, Entry]()

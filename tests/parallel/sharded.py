@@ -7,14 +7,16 @@ import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from minigrad import Device, Mesh, Tensor, jit, nn
 from minigrad.models.gpt import GPT, GPTConfig
-from minigrad.models.parallel import layouts
+from minigrad.models.parallel import layouts, parts
 from minigrad.models.parallel.layouts import Division
+from minigrad.models.parallel.mesh_device import world
 
 CONFIG = GPTConfig(vocabulary=64, context=16, layers=2, heads=4, dim=32)
 MIXED = replace(CONFIG, experts=4, active=2)
@@ -146,6 +148,26 @@ def formula(division: Division, params: list[Tensor], tokens: bool) -> float | N
     return weights + 2 * (tp - 1) * activations * dp
 
 
+def save_in_parts(folder: Path) -> None:
+    """Models as their ranks have them, each twice: in parts, under the names of their layouts."""
+    ranks = world()
+    assert ranks is not None
+    named = {}
+    for name, config, axes, zero in (
+        ("mixture", MIXED, {"dp": 1, "ep": 2, "tp": 2}, 0), ("zero", CONFIG, {"dp": 2, "tp": 2}, 3),
+    ):  # fmt: skip
+        Tensor.manual_seed(1)
+        model = GPT(config)
+        Division(model, Mesh(**axes), zero)
+        named[name] = nn.state.get_state_dict(model)
+    Tensor.manual_seed(1)
+    stages, axes, *rest = PIPELINES["zb × tp"]
+    named["stages"] = dict(layouts.pipeline(GPT(DEEP), stages, axes, *rest).named)
+    for name, tensors in named.items():
+        for _ in range(2):
+            parts.save(folder / name, tensors, {"name": name}, ranks)
+
+
 @cache
 def over_mpi() -> dict[tuple[str, str], Any]:
     """Most layouts, as one rank sees them; what was sent is that of all."""
@@ -162,6 +184,7 @@ def over_mpi() -> dict[tuple[str, str], Any]:
 
 
 if __name__ == "__main__":
+    save_in_parts(Path(sys.argv[1]))
     result = over_mpi()
     from mpi4py import MPI
 

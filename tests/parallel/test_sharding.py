@@ -21,8 +21,9 @@ from minigrad.models.gpt import GPT
 from minigrad.models.parallel.layouts import pipeline
 
 from .programs import Program
-from .ranks import LIMIT, on_mesh, start
+from .ranks import on_mesh
 from .sharded import (
+    CONFIG,
     DEEP,
     LAYOUTS,
     MIXED,
@@ -290,48 +291,59 @@ def test_what_one_stage_raises_ends_all() -> None:
 
 
 def test_the_same_over_mpi(
-    alone: dict[str, Any], deep: dict[str, Any], mixed: dict[str, Any]
+    alone: dict[str, Any], deep: dict[str, Any], mixed: dict[str, Any], tmp_path: Path
 ) -> None:
-    """One job of four ranks runs most layouts; every rank finds the same."""
-    for found in on_mesh("parallel.sharded", 4):
+    """One job of four ranks runs most layouts; every rank finds the same.
+
+    It saves models in parts, too, which one process loads.
+    """
+    for found in on_mesh("parallel.sharded", 4, str(tmp_path)):
         for (layout, optimizer), part in found.items():
             whole = deep if layout in PIPELINES else mixed if layout in MIXTURES else alone
             expected = whole[optimizer]["losses"]
             count = len(part["losses"])
             np.testing.assert_allclose(part["losses"], expected[:count], rtol=1e-4)
             assert part.get("planned", part["formula"]) == part["sent"], layout
+    for name, config in (("mixture", MIXED), ("zero", CONFIG), ("stages", DEEP)):
+        tensors, metadata = checkpoint.load(tmp_path / name)
+        Tensor.manual_seed(1)
+        expected = nn.state.get_state_dict(GPT(config))
+        assert metadata == {"name": name} and tensors.keys() == expected.keys()
+        for key, tensor in tensors.items():
+            assert np.array_equal(tensor.numpy(), expected[key].numpy()), (name, key)
+        written = sorted(checkpoint.folder_of_parts(tmp_path / name).iterdir())
+        assert len(written) == 4  # not those of the first time
+        checkpoint.save(tmp_path / name, {}, {})
+        assert not checkpoint.folder_of_parts(tmp_path / name).exists()
 
 
-@pytest.mark.parametrize(
-    ("model", "layouts"),
-    [
-        ("", ("--dp 2 --tp 2 --zero 3", "--pp 2 --schedule zb --zero 0 --dp 1 --tp 1",
-              "--pp 1 --tp 2 --sp 2")),
-        ("--experts 4", ("--ep 2 --dp 2 --zero 1", "--ep 2 --dp 1 --zero 0", "--ep 1 --tp 2")),
-    ],
-)  # fmt: skip
-def test_training_goes_on_in_other_layouts(
-    model: str, layouts: tuple[str, ...], tmp_path: Path
-) -> None:
-    """With the losses of one device, validation included; four processes begin, and save parts."""
+@pytest.mark.parametrize("digits", ["[]", "[[2, 4, 0]]", "[[2, 4, 0], [2, 4, 7]]"])
+def test_parts_that_do_not_make_a_whole_are_refused(digits: str, tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    checkpoint.folder_of_parts(path).mkdir()
+    checkpoint.save(checkpoint.folder_of_parts(path) / "0", {"x": Tensor.ones(4)}, {})
+    index = f'{{"x": {{"dtype": "float32", "shape": [8], "parts": [["0", [{digits}]]]}}}}'
+    checkpoint.save(path, {}, {"parts": index})
+    with pytest.raises(InputError, match="does not fit its parts"):
+        checkpoint.load(path)
+    next(checkpoint.folder_of_parts(path).iterdir()).unlink()
+    with pytest.raises(InputError, match=r"cannot read .*No such file"):
+        checkpoint.load(path)
+
+
+def test_training_goes_on_in_other_layouts(tmp_path: Path) -> None:
+    """With the losses of one device, validation included."""
+    layouts = ("--dp 2 --zero 3", "--pp 2 --schedule zb --zero 0 --dp 1", "--pp 1 --tp 2 --sp 2")
     found = []
     text = tmp_path / "text"
     text.write_text("To be, or not to be, that is the question. " * 40)
     for parts in ([""] * 3, layouts):
         path, record = tmp_path / f"{len(found)}.safetensors", tmp_path / f"{len(found)}.jsonl"
         begin = ["train", *SMALL.split(), "--checkpoint", str(path), "--metrics", str(record),
-                 "--text", str(text), *model.split()]  # fmt: skip
+                 "--text", str(text)]  # fmt: skip
         for number, flags in enumerate(parts, 1):
-            words = [*(begin if number == 1 else ["train", "--resume", str(path)]),
-                     "--steps", str(2 * number), *flags.split()]  # fmt: skip
-            if found and number == 1:
-                process = start(["-m", "minigrad.models.gpt", *words], 4)
-                out, errors = process.communicate(timeout=LIMIT)
-                assert process.returncode == 0, out + errors
-                assert len(list(checkpoint.folder_of_parts(path).iterdir())) == 4
-            else:
-                gpt_commands.main(words)
-        assert not checkpoint.folder_of_parts(path).exists()  # one process writes one file
+            start = begin if number == 1 else ["train", "--resume", str(path)]
+            gpt_commands.main([*start, "--steps", str(2 * number), *flags.split()])
         lines = [json.loads(line) for line in record.read_text("utf-8").splitlines()]
         found.append([*(line["loss"] for line in lines), lines[-1]["val_loss"]])
     assert len(found[0]) == 7
