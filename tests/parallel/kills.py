@@ -29,7 +29,13 @@ from minigrad.models.parallel.faults import Clock
 from parallel.ranks import start
 from parallel.test_faults import processes_with, still_there
 
-GPT = str(Path(__file__).resolve().parent.parent.parent / "models" / "gpt.py")
+SAVED_EVERY = 100  # steps; usually 500
+# models/gpt.py, but that it saves more often
+JOB = f"""import sys; from dataclasses import replace; from minigrad.models import gpt_commands
+make_plan = gpt_commands.make_plan
+gpt_commands.make_plan = lambda flags: replace(
+    make_plan(flags), validate_every={SAVED_EVERY}, validation_windows=8)
+gpt_commands.main(sys.argv[1:])"""
 FLAGS = "--steps 100000 --layers 2 --dim 16 --heads 2 --context 8 --batch 8 --text text"
 # four ranks → how fewer go on, and how many
 LAYOUTS = {
@@ -54,8 +60,8 @@ def prepared(folder: Path) -> list[str]:
     """The command of a job in a folder, which gets its text; without a layout."""
     (folder / "text").write_text("To be, or not to be, that is the question. " * 40, "utf-8")
     words = FLAGS.replace("text text", f"text {folder / 'text'}").split()
-    return [GPT, "train", *words, "--checkpoint", str(folder / "gpt.safetensors"), "--overwrite",
-            "--metrics", str(folder / "killed.jsonl")]  # fmt: skip
+    return ["-c", JOB, "train", *words, "--overwrite", "--checkpoint",
+            str(folder / "gpt.safetensors"), "--metrics", str(folder / "killed.jsonl")]  # fmt: skip
 
 
 def going_on(layout: str, folder: Path) -> tuple[int, float]:
@@ -65,7 +71,7 @@ def going_on(layout: str, folder: Path) -> tuple[int, float]:
     smaller, ranks = LAYOUTS[layout]
     path, mark = str(folder / "gpt.safetensors"), uuid4().hex
     process = start(
-        [GPT, "train", "--resume", path, "--metrics", str(record), *smaller.split()], ranks,
+        ["-c", JOB, "train", "--resume", path, "--metrics", str(record), *smaller.split()], ranks,
         {"MINIGRAD_TEST_MARK": mark},
     )  # fmt: skip
     try:
@@ -130,7 +136,8 @@ def one(way: str, layout: str, rank: int, wait: float | None, folder: Path) -> s
 def _is_beyond(folder: Path) -> bool:
     """Whether a job has saved, and done some steps since."""
     done = losses(folder / "killed.jsonl")
-    return (folder / "gpt.safetensors").exists() and max(done, default=0) % 500 >= STEPS
+    saved = (folder / "gpt.safetensors").exists()
+    return saved and max(done, default=0) % SAVED_EVERY in range(STEPS, SAVED_EVERY // 2)
 
 
 def main() -> None:

@@ -243,7 +243,8 @@ def test_fewer_ranks_go_on_after_a_loss(tmp_path: Path) -> None:
     said = kills.one("killed", "--experts 4 --dp 2 --ep 2", 2, None, tmp_path)
     steps = re.search(r"whole, (\d+) steps again", said)
     assert steps is not None and int(steps[1]) >= 5, said
-    assert len(list((tmp_path / "gpt.safetensors.parts").iterdir())) == 4
+    files = list((tmp_path / "gpt.safetensors.parts").iterdir())
+    assert len(files) in (2, 4)  # those that go on may have saved, too
 
 
 def test_meshes_of_another_size() -> None:
