@@ -239,6 +239,28 @@ class Steps:
         return (first.stack(*rest) if rest else first.reshape(1)).realize()
 
 
+class Patience:
+    """Ends a training after so many epochs in a row without a lower validation loss; None: never.
+
+    Keeps the weights of the lowest one.
+    """
+
+    def __init__(self, epochs: int | None) -> None:
+        self.epochs, self.best, self.since = epochs, math.inf, 0
+        self.kept: dict[str, Tensor] = {}
+
+    def ends(self, model: MLP, loss: float) -> bool:
+        """Whether the training is to end with this epoch."""
+        if self.epochs is None:
+            return False
+        self.since += 1
+        if loss < self.best:
+            self.best, self.since = loss, 0
+            named = nn.state.get_state_dict(model)
+            self.kept = {name: tensor.clone().realize() for name, tensor in named.items()}
+        return self.since == self.epochs
+
+
 def train(
     model: MLP,
     training: Digits,
@@ -265,7 +287,7 @@ def train(
     steps = Steps(model, training, lr, mesh)
     per_epoch = len(training) // batch
     start, number, accuracy = time.perf_counter(), 0, 0.0
-    best, since, kept = math.inf, 0, dict[str, Tensor]()
+    waiting = Patience(patience)
     with console.Progress(epochs * per_epoch, "digits", quiet) as progress:
         for epoch in range(1, epochs + 1):
             order = np.random.default_rng((seed, epoch)).permutation(len(training))
@@ -298,20 +320,12 @@ def train(
                 f"{total / per_epoch:.4f}, validation loss {val_loss:.4f}, accuracy "
                 f"{accuracy:.1%}, {time.perf_counter() - begin:.1f} s"
             )
-            if patience is None:
-                continue
-            if val_loss < best:
-                best, since = val_loss, 0
-                kept = {k: t.clone().realize() for k, t in nn.state.get_state_dict(model).items()}
-            else:
-                since += 1
-            if since == patience:
-                progress.say(
-                    f"stopped: the lowest validation loss was {best:.4f}, {since} epochs ago"
-                )
+            if waiting.ends(model, val_loss):
+                progress.say(f"stopped: the lowest validation loss was {waiting.best:.4f}, "
+                             f"{waiting.since} epochs ago")  # fmt: skip
                 break
-    if kept and since:
-        nn.state.load_state_dict(model, kept)
+    if waiting.kept and waiting.since:
+        nn.state.load_state_dict(model, waiting.kept)
         accuracy = evaluate(model, validation)[1]
     return accuracy
 

@@ -26,7 +26,8 @@ from minigrad.models.errors import InputError
 from minigrad.models.interrupt import Stopped
 from minigrad.models.parallel import mpi
 from minigrad.models.parallel.mesh_device import MeshRuntime, world
-from minigrad.models.parallel.pipeline import Piece, Pipeline
+from minigrad.models.parallel.pieces import Piece
+from minigrad.models.parallel.pipeline import Pipeline
 from minigrad.models.parallel.schedules import bubble, picture, simulate
 from minigrad.settings import flag
 
