@@ -151,6 +151,10 @@ class Runtime(Protocol):
         """
         ...
 
+    def copy_part(self, memory: Any, start: int, given: Any, nbytes: int) -> None:
+        """Fill bytes of memory, from the one numbered `start` on, from other memory of its own."""
+        ...
+
     def first(self, memory: Any, dtype: DType) -> int | float | bool:
         """The first element of memory that holds some of `dtype`, when work is done."""
         ...
@@ -342,6 +346,21 @@ class Buffer:
         there.copy_out(source.memory, data)
         if address is None:
             here.copy_in(self.memory, data)
+
+    def join(self, parts: Sequence[Buffer]) -> None:
+        """Fill it with the bytes of buffers on its device, one after the other."""
+        if watching.watch is not None:
+            for part in parts:
+                watching.watch.reads(part)
+            watching.watch.makes(self)
+        if spoiled:
+            refuse(parts)
+        runtime, start = Device[self.device], 0
+        for part in parts:
+            runtime.copy_part(self.memory, start, part.memory, part.nbytes)
+            start += part.nbytes
+        if self.device in undecided:
+            runtime.follow(parts, (self,))
 
     def first(self) -> int | float | bool:
         """Its first element as a Python number."""

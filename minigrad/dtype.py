@@ -271,8 +271,9 @@ def convert(value: int | float | bool, dtype: DType) -> int | float | bool:
     return wrapped
 
 
-# How to read one number: bfloat16 has no code.
+# How to read and write one number: bfloat16 has no code.
 _READ = {dtype: struct.Struct(dtype.code).unpack for dtype in ALL if dtype.code}
+_WRITE = {dtype: struct.Struct(dtype.code).pack for dtype in ALL if dtype.code}
 
 
 def number_of(data: bytes | bytearray, dtype: DType) -> int | float | bool:
@@ -284,3 +285,12 @@ def number_of(data: bytes | bytearray, dtype: DType) -> int | float | bool:
         (value,) = read(data)
     found: int | float | bool = value
     return found
+
+
+def number_bytes(value: int | float | bool, dtype: DType) -> bytes:
+    """The bytes of one number that the dtype holds."""
+    write = _WRITE.get(dtype)
+    if write is not None:
+        return write(value)
+    (bits,) = struct.unpack("I", struct.pack("f", value))
+    return struct.pack("H", bits >> 16)

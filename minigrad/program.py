@@ -11,14 +11,17 @@ from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 
 from minigrad.device import Buffer, Call, Device, Program, refuse, renew, spoil, spoiled, undecided
-from minigrad.dtype import dtypes
+from minigrad.dtype import dtypes, number_bytes
 from minigrad.errors import BoundsError, DeviceError, MinigradError
 from minigrad.failure import failure_of
 from minigrad.graph.build import buffer, rebuild
 from minigrad.graph.canonical import Canonical, Graph, canonicalize
+from minigrad.graph.copies import MANY, MOST_BYTES, nbytes
 from minigrad.graph.loop import StepsInMemory
-from minigrad.graph.node import Node, Op, needed
+from minigrad.graph.node import Node, Op, is_symbolic, needed
+from minigrad.graph.rewrite import replaced
 from minigrad.graph.shapes import numel
+from minigrad.graph.sharding import meshes
 from minigrad.programs import programs as programs
 from minigrad.settings import flag, state_that
 
@@ -110,7 +113,9 @@ def realize(
     if order is None:
         order = needed(roots)
     operations = {node.op for node in order}
-    if Op.CUSTOM in operations:
+    if Op.CAT in operations and recording.calls is None:
+        roots = _with_joins(roots, order)
+    if Op.CUSTOM in operations or Op.CAT in operations:
         order = needed(roots)
     if Op.COPY in operations or Op.LOOP in operations:
         return _in_stages(roots, failures)
@@ -129,6 +134,43 @@ def realize(
     elif found:
         raise found.pop()  # nor may this frame keep it, which it keeps
     return [result[root] for root in roots]
+
+
+def _with_joins(roots: Sequence[Node], order: Sequence[Node]) -> list[Node]:
+    """Roots with joins of many small arrays in memory: a program would be another for each number.
+
+    order: what they need.
+    """
+    joined: dict[Node, Node] = {}
+    for node in order:
+        if node.op is Op.CAT and len(node.src) > MANY and node.device not in meshes:
+            memory = _joined(node, joined)
+            if memory is not None:
+                joined[node] = buffer(memory, node.dtype, node.shape, node.device)
+    return replaced(roots, joined)
+
+
+def _joined(node: Node, known: Mapping[Node, Node]) -> Buffer | None:
+    """Memory that a CAT is copied to, if its pieces are small, and all in memory or all numbers.
+
+    known: other CATs, which are in memory by now.
+    """
+    pieces = []
+    for x in node.src:
+        while x.op is Op.RESHAPE:
+            x = x.src[0]
+        pieces.append(known.get(x, x))
+    apart = any(extent != 1 for extent in node.shape[: node.arg])
+    if apart or is_symbolic(node.shape) or any(nbytes(x) > MOST_BYTES for x in pieces):
+        return None
+    memory = Buffer(node.device, node.dtype, numel(node.shape))
+    if all(x.op is Op.BUFFER for x in pieces):
+        memory.join([x.arg for x in pieces])
+    elif all(x.op is Op.CONST for x in pieces):
+        memory.copy_in(b"".join(number_bytes(x.arg, x.dtype) * numel(x.shape) for x in pieces))
+    else:
+        return None
+    return memory
 
 
 def _run(

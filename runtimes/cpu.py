@@ -108,6 +108,10 @@ class CPU:
         """Copies go through the host, which is this device."""
         return False
 
+    def copy_part(self, memory: int, start: int, given: int, nbytes: int) -> None:
+        """Fill bytes of memory from other memory."""
+        ctypes.memmove(memory + start, given, nbytes)
+
     def host_address(self, memory: int) -> int:
         """Memory is an address of the host."""
         return memory

@@ -161,6 +161,13 @@ class OpenCL:
             source.queue.flush()
         return True
 
+    def copy_part(self, memory: Any, start: int, given: Any, nbytes: int) -> None:
+        """Copy between buffers, in the order of the queue."""
+        with self.doing("copying"):
+            opencl().enqueue_copy(
+                self.queue, memory, given, byte_count=nbytes, dst_offset=start
+            )
+
     def first(self, memory: Any, dtype: DType) -> int | float | bool:
         """The first element of a buffer, when all work before is done."""
         data = bytearray(dtype.itemsize)

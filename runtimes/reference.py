@@ -115,6 +115,8 @@ _FUNCTIONS: dict[str, Callable[..., Any]] = {
 def _function_of(op: Op) -> Callable[..., Any]:
     """What computes an elementwise operation on arrays."""
     facts = op.facts
+    if facts.formula and "u" in facts.kinds:  # whole numbers, which are exact
+        return facts.formula
     if facts.numpy:
         function = _FUNCTIONS.get(facts.numpy) or getattr(np, facts.numpy)
     else:
@@ -460,6 +462,10 @@ class ReferenceRuntime:
     def copy_across(self, memory: Array, source: Runtime, given: object, nbytes: int) -> bool:
         """Copies go through the host."""
         return False
+
+    def copy_part(self, memory: Array, start: int, given: Array, nbytes: int) -> None:
+        """Fill bytes of memory from other memory."""
+        memory[start : start + nbytes] = given[:nbytes]
 
     def host_address(self, memory: object) -> None:
         """The host reads copies only."""

@@ -45,8 +45,8 @@ def batched(roots: Sequence[Node], arrays: Mapping[Node, Node], count: Integer) 
     new = dict(arrays)
     for node in topological(roots):
         if node not in new and any(source in new for source in node.src):
-            new[node] = _batch(node, [_rows(source, new, count) for source in node.src])
-    return [_rows(root, new, count) for root in roots]
+            new[node] = batch(node, [rows(source, new, count) for source in node.src])
+    return [rows(root, new, count) for root in roots]
 
 
 def sum_of_rows(x: Node) -> Node:
@@ -65,7 +65,7 @@ def sum_of_rows(x: Node) -> Node:
     return build.reshape(build.reduce(Op.SUM, inner, (0, *axes)), rest)
 
 
-def _rows(node: Node, new: Mapping[Node, Node], count: Integer) -> Node:
+def rows(node: Node, new: Mapping[Node, Node], count: Integer) -> Node:
     """A batched node; one that is the same for all, repeated."""
     known = new.get(node)
     if known is not None:
@@ -74,7 +74,7 @@ def _rows(node: Node, new: Mapping[Node, Node], count: Integer) -> Node:
     return build.expand(build.reshape(one, (1, *one.shape)), (count, *node.shape))
 
 
-def _batch(node: Node, src: Sequence[Node]) -> Node:
+def batch(node: Node, src: Sequence[Node]) -> Node:
     """The operation on sources with one more dimension in front."""
     op, arg = node.op, node.arg
     (count, *_), full = src[0].shape, (src[0].shape[0], *node.shape)
@@ -131,5 +131,5 @@ class _Rows:
         known: dict[Node, Any] = dict(zip(one.src, node.src, strict=True))
         known[row], known[one] = g, node
         kept = [part for part in found if part is not None]
-        rows = iter(batched(kept, known, g.shape[0]))
-        return [None if part is None else next(rows) for part in found]
+        made = iter(batched(kept, known, g.shape[0]))
+        return [None if part is None else next(made) for part in found]

@@ -21,13 +21,14 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import reduce
 from typing import Any
 
 from minigrad.dtype import dtypes
 from minigrad.errors import MinigradError, ShapeError
 from minigrad.graph import build
 from minigrad.graph.canonical import NUMBERED, Canonical, Cell, Graph
-from minigrad.graph.node import Node, Op, Shape, is_symbolic, make, topological
+from minigrad.graph.node import INDEX, Node, Op, Shape, is_symbolic, make, topological
 from minigrad.graph.operations import MOVEMENT, REDUCTIONS, SCATTERS
 from minigrad.graph.symbolic import Affine, Integer, var
 
@@ -223,7 +224,7 @@ def _line(base: tuple[Any, ...], column: tuple[Any, ...]) -> tuple[int, int] | N
     (x, y), (other, value) = pairs[0], next(pair for pair in pairs if pair[0] != pairs[0][0])
     factor, rest = divmod(value - y, other - x)
     constant = y - factor * x
-    if rest or not factor or (constant and abs(factor) > 1):
+    if rest or not factor or constant % factor:  # factor · (it + a constant)
         return None
     return (factor, constant) if all(factor * a + constant == b for a, b in pairs) else None
 
@@ -293,11 +294,29 @@ def _remake(node: Node, src: tuple[Node, ...], arg: Any, cells: Iterator[Cell]) 
         return build.scatter(op, src[0], src[1], src[2], arg)
     if op in REDUCTIONS:
         return build.reduce(op, src[0], arg)
+    if op is Op.CAT and any(is_symbolic(source.shape[arg : arg + 1]) for source in src):
+        return reduce(lambda before, piece: _joined(before, piece, arg), src)
     if op in MOVEMENT or op is Op.CAT:
         return build.rebuild(node, src)
     if not op.facts.arity and op is not Op.CONTIGUOUS:
         raise Special(f"{op.value} of a size that differs")
     return make(op, node.dtype, src[-1].shape, src, arg, device)
+
+
+def _joined(x: Node, y: Node, axis: int) -> Node:
+    """x and then y along an axis, of which at least one length is a variable."""
+    before, after = x.shape[axis], y.shape[axis]
+    ends: list[tuple[Integer, Integer]] = [(0, 0)] * x.ndim
+    begins = list(ends)
+    ends[axis], begins[axis] = (0, after), (before, 0)
+    x, y = build.pad(x, ends), build.pad(y, begins)
+    count = build.const(before, INDEX, (), x.device) if isinstance(before, int) else (
+        build.variable(before, x.device)
+    )  # fmt: skip
+    index = build.iota(before + after, x.device, INDEX)
+    mask = index.operation("lt", build.expand(build.reshape(count, (1,)), index.shape))
+    along = tuple(x.shape[axis] if a == axis else 1 for a in range(x.ndim))
+    return build.expand(build.reshape(mask, along), x.shape).operation("where", x, y)
 
 
 def _integer(cell: Cell) -> Integer:

@@ -179,34 +179,35 @@ def own_buffer(memory: Any, dtype: DType, shape: Shape, device: str, form: Form)
     return node
 
 
-def topological(roots: Iterable[Node]) -> list[Node]:
-    """All nodes that the roots need, sources before users, in an order fixed by the graph."""
-    return _in_order(roots, None)
+def topological(roots: Iterable[Node], known: Iterable[Node] = ()) -> list[Node]:
+    """All nodes that the roots need, sources before users, in an order fixed by the graph.
+
+    Without those that are known, and what is needed for these alone.
+    """
+    return _in_order(roots, None, set(known))
 
 
 def needed(roots: Iterable[Node]) -> list[Node]:
     """As `topological`, without what only the gradient rules of CUSTOM nodes want."""
-    return _in_order(roots, Op.CUSTOM)
+    return _in_order(roots, Op.CUSTOM, set())
 
 
-def _in_order(roots: Iterable[Node], first_only: Op | None) -> list[Node]:
-    """first_only: an operation that needs its first source alone."""
+def _in_order(roots: Iterable[Node], first_only: Op | None, done: set[Node]) -> list[Node]:
+    """first_only: an operation that needs its first source alone. done: nodes to be left out."""
     order: list[Node] = []
-    done: set[Node] = set()
     for root in roots:
         stack = [root]
         while stack:
-            node = stack[-1]
-            if node not in done:
-                src = node.src if node.op is not first_only else node.src[:1]
-                waiting = [source for source in src if source not in done]
-                if waiting:
-                    waiting.reverse()
-                    stack += waiting
-                    continue
+            node = stack.pop()
+            if node in done:
+                continue
+            src = node.src if node.op is not first_only else node.src[:1]
+            if done.issuperset(src):
                 done.add(node)
                 order.append(node)
-            stack.pop()
+            else:
+                stack.append(node)
+                stack += [source for source in src[::-1] if source not in done]
     return order
 
 

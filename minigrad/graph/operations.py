@@ -16,7 +16,14 @@ from typing import Any, NamedTuple
 
 from minigrad.dtype import DType
 from minigrad.graph import scalars
-from minigrad.graph.formulas import exponential, gamma, inverse_circular, power, trigonometry
+from minigrad.graph.formulas import (
+    exponential,
+    gamma,
+    inverse_circular,
+    power,
+    threefry,
+    trigonometry,
+)
 from minigrad.graph.numeric import Numeric
 
 # (gradient of the result, the result, operands …) → the gradient of one operand
@@ -59,7 +66,8 @@ class Elementwise:
     symbol: between two operands, in Python and C. llvm: an instruction, a comparison's condition,
     or an intrinsic of one float. opencl: an operator or a function, where `symbol` does not say it.
     What takes several instructions is written in `render/llvm_values.py`, `opencl_values.py`.
-    formula: the operation written with others, on float32 and float64, where languages have none.
+    formula: the operation written with others, on float32, float64 or uint32, where languages have
+    none.
     """
 
     arity: int
@@ -87,6 +95,11 @@ def _function(
     return Elementwise(
         1, "f", scalar=scalar, numpy=numpy, gradient=(gradient,), cost=cost, formula=formula
     )
+
+
+def _words_of_a_hash(formula: Callable[..., Numeric]) -> Elementwise:
+    """Left to devices, constants too."""
+    return Elementwise(4, "u", scalar=lambda *words: None, cost=110, formula=formula)
 
 
 def _rounding(scalar: Callable[[float], int], numpy: str, llvm: str, opencl: str) -> Elementwise:
@@ -272,7 +285,6 @@ class Op(Enum):
         2, "iu", scalar=scalars.shift_right, numpy="right_shift", symbol=">>",
         opencl=Words(int="shift_right"),
     )
-
     # elementwise, three sources
     WHERE = "where", Elementwise(  # bool, then, else
         3, scalar=lambda condition, x, y: x if condition else y, numpy="where",
@@ -282,6 +294,10 @@ class Op(Enum):
             lambda g, z, condition, x, y: condition.where(0.0, g),
         ),
     )
+
+    # elementwise, four sources: random words of two of a key and two of a counter, all uint32
+    THREEFRY_LOW = "threefry_low", _words_of_a_hash(threefry.low)
+    THREEFRY_HIGH = "threefry_high", _words_of_a_hash(threefry.high)
 
     # reductions over arg = axes; the reduced dimensions stay as 1
     SUM = "sum"
@@ -327,7 +343,7 @@ class Op(Enum):
 
 NAMED = {op.value: op for op in Op}
 UNARY, BINARY = (frozenset(op for op in Op if op.facts.arity == arity) for arity in (1, 2))
-ELEMENTWISE = UNARY | BINARY | {Op.WHERE}
+ELEMENTWISE = frozenset(op for op in Op if op.facts.arity)
 COMPARISONS = frozenset(op for op in Op if op.facts.compares)
 REDUCTIONS = frozenset({Op.SUM, Op.MAX, Op.PROD})
 SCANS = {Op.CUMSUM: Op.SUM, Op.CUMPROD: Op.PROD, Op.CUMMAX: Op.MAX}  # and what each combines by

@@ -84,10 +84,9 @@ def replaced(roots: Sequence[Node], by: Mapping[Node, Node]) -> list[Node]:
     """The roots with some of the nodes they need replaced; replacements are taken as they are."""
     if not by:
         return list(roots)
-    new: dict[Node, Node] = {}
-    for node in topological(roots):
-        known = by.get(node)
-        new[node] = rebuild(node, [new[s] for s in node.src]) if known is None else known
+    new = dict(by)
+    for node in topological(roots, by):
+        new[node] = rebuild(node, [new[source] for source in node.src])
     return [new[root] for root in roots]
 
 

@@ -1,4 +1,4 @@
-"""Transcendental functions written in the operations that every renderer has.
+"""Functions written in the operations that every renderer has.
 
 `expand` rewrites each operation that has a formula (`graph/operations.py`) into arithmetic,
 comparisons, WHERE and operations on bits, once for LLVM IR and for OpenCL C. There are
@@ -35,10 +35,13 @@ def formula_of(op: Op | Leaf) -> Callable[..., Any] | None:
 def _rewritten(
     op: Op | Leaf, formula: Callable[..., Any], args: tuple[Expr, ...], dtype: DType
 ) -> Expr:
-    """One transcendental operation in primitive ones."""
-    if dtype not in (dtypes.float16, dtypes.bfloat16, dtypes.float32, dtypes.float64):
-        raise DTypeError(f"{op.value} of {dtype.name}: expected a float dtype; cast the operand")
-    computed = dtypes.float64 if dtype is dtypes.float64 else dtypes.float32
+    """One operation that has a formula in primitive ones."""
+    integers = isinstance(op, Op) and "f" not in op.facts.kinds
+    if not (dtype is dtypes.uint32 if integers else dtype.is_float):
+        expected = "uint32" if integers else "a float dtype"
+        raise DTypeError(f"{op.value} of {dtype.name}: expected {expected}; cast the operand")
+    narrow = dtype in (dtypes.float16, dtypes.bfloat16)
+    computed = dtypes.float32 if narrow else dtype
     result: Expr = formula(*(arg.cast(computed) for arg in args))
     return result.cast(dtype)
 
@@ -56,10 +59,10 @@ def _tanh_plus_one(order: list[Expr]) -> frozenset[Expr]:
 
 
 def expand(root: Expr) -> Expr:
-    """root with every transcendental operation rewritten (also those inside indices).
+    """root with every operation that has a formula rewritten (also those inside indices).
 
-    Raises DTypeError where one of them has a dtype that is not a float. An expression that holds
-    none comes back as it is.
+    Raises DTypeError where one of them is not defined for its dtype. An expression that holds none
+    comes back as it is.
     """
     order = walk(root)
     if not any(formula_of(expr.op) for expr in order):

@@ -10,6 +10,7 @@ from minigrad.graph.gradient import gradient as node_gradient
 from minigrad.graph.gradient import reached
 from minigrad.graph.node import Node, Op, topological
 from minigrad.graph.rewrite import replaced
+from minigrad.graph.rolled import without_copies
 from minigrad.hints import hint
 from minigrad.tensor import realization, saved_graphs
 from minigrad.tensor.basic import Composed
@@ -47,6 +48,7 @@ class Backward(Composed):
                 f"backward of a tensor of shape {show(self.shape)}: it depends on no float leaf "
                 "that takes a gradient (was it detached, or computed inside no_grad?)"
             )
+        (output,) = without_copies([output], topological([output]), leaves)
         found = node_gradient([output], [seed], list(leaves))
         with no_grad():
             grads = replaced([g for g in found if g is not None], back)

@@ -1,10 +1,9 @@
 """Random numbers: a counter on the device, hashed by Threefry.
 
-Threefry-2x32 with 20 rounds (Salmon, Moraes, Dror and Shaw, "Parallel random numbers: as easy as 1,
-2, 3", 2011) turns a key and a counter into 64 random bits, by additions, rotations and exclusive
-ors of 32-bit integers only, so that all devices draw the same numbers. The counter of element i of
-draw number c is (i, c). The key and c live in a buffer on the device; each draw advances c within
-the program that draws, so that a replayed program draws anew.
+Threefry (`graph/formulas/threefry.py`) turns a key and a counter into 64 random bits, the same on
+all devices. The counter of element i of draw number c is (i, c). The key and c live in a buffer on
+the device; each draw advances c within the program that draws, so that a replayed program draws
+anew.
 """
 
 from __future__ import annotations
@@ -27,38 +26,13 @@ from minigrad.tensor.creation import checked_shape
 from minigrad.tensor.methods import Methods
 from minigrad.tensor.modes import modes
 
-_ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
 _WORD = dtypes.uint32
-
-
-def _word(value: int, like: Node) -> Node:
-    return build.const(value, _WORD, like.shape, like.device)
-
-
-def _add(x: Node, y: Node) -> Node:
-    return build.elementwise(Op.ADD, x, y)
-
-
-def _xor(x: Node, y: Node) -> Node:
-    return build.elementwise(Op.XOR, x, y)
-
-
-def _rotate(x: Node, by: int) -> Node:
-    left = build.elementwise(Op.SHL, x, _word(by, x))
-    return build.elementwise(Op.OR, left, build.elementwise(Op.SHR, x, _word(32 - by, x)))
 
 
 def threefry(key: tuple[Node, Node], counter: tuple[Node, Node]) -> tuple[Node, Node]:
     """Two random words of each pair of counter words; all are uint32 of one shape."""
-    keys = (*key, _xor(_xor(*key), _word(0x1BD11BDA, key[0])))
-    x, y = _add(counter[0], keys[0]), _add(counter[1], keys[1])
-    for group in range(5):
-        for by in _ROTATIONS[group % 2]:
-            x = _add(x, y)
-            y = _xor(_rotate(y, by), x)
-        x = _add(x, keys[(group + 1) % 3])
-        y = _add(_add(y, keys[(group + 2) % 3]), _word(group + 1, y))
-    return x, y
+    words = (*key, *counter)
+    return build.elementwise(Op.THREEFRY_LOW, *words), build.elementwise(Op.THREEFRY_HIGH, *words)
 
 
 class _State:
@@ -101,7 +75,7 @@ class _State:
     def _advanced(self) -> Node:
         """The state after the draws since the buffer was last advanced."""
         step = build.pad(build.const(self.drawn, _WORD, (1,), self.buffer.device), [(2, 0)])
-        return _add(self.buffer, step)
+        return self.buffer + step
 
 
 def _state_bytes(seed: int) -> bytes:
@@ -143,23 +117,14 @@ def _draw(name: str, shape: tuple[Any, ...], device: str | None) -> tuple[Node, 
 def _uniform(words: tuple[Node, Node], dtype: DType) -> Node:
     """Floats in [0, 1): as many leading bits as the significand holds."""
     if dtype is dtypes.float64:
-        high = build.cast(_shifted(words[0], 5), dtype)  # 27 bits
-        low = build.cast(_shifted(words[1], 6), dtype)  # 26 bits
-        scaled = _times(high, 2.0**26)
-        return _times(build.elementwise(Op.ADD, scaled, low), 2.0**-53)
+        high = (words[0] >> 5).cast(dtype)  # 27 bits
+        low = (words[1] >> 6).cast(dtype)  # 26 bits
+        return (high * 2.0**26 + low) * 2.0**-53
     bits = {"float32": 24, "float16": 11, "bfloat16": 8}.get(dtype.name)
     if bits is None:
         raise DTypeError(f"random {dtype.name} numbers in 0 … 1: expected a float dtype")
-    whole = build.cast(_shifted(words[0], 32 - bits), dtypes.int32)
-    return build.cast(_times(build.cast(whole, dtypes.float32), 2.0**-bits), dtype)
-
-
-def _shifted(x: Node, by: int) -> Node:
-    return build.elementwise(Op.SHR, x, _word(by, x))
-
-
-def _times(x: Node, factor: float) -> Node:
-    return build.elementwise(Op.MUL, x, build.const(factor, x.dtype, x.shape, x.device))
+    whole = (words[0] >> 32 - bits).cast(dtypes.int32)
+    return (whole.cast(dtypes.float32) * 2.0**-bits).cast(dtype)
 
 
 def _named(dtype: DType | str | None, default: DType) -> DType:

@@ -20,9 +20,12 @@ from minigrad import program
 from minigrad.device import Buffer, late_failures, spoil, spoiled, steady, watching
 from minigrad.errors import MinigradError
 from minigrad.graph import build
+from minigrad.graph.copies import MANY, alike, stacked, unstacked
 from minigrad.graph.node import Node, Op, ages, make, topological
 from minigrad.graph.rewrite import replaced
+from minigrad.graph.rolled import without_copies
 from minigrad.graph.shapes import numel
+from minigrad.program import recording
 from minigrad.tensor import saved_graphs, views
 from minigrad.tensor.live_tensors import (
     Holder,
@@ -229,6 +232,13 @@ def _is_waiting(node: Node) -> bool:
     return node.op is Op.ASSIGN and _waiting.get(id(node.src[0])) is node
 
 
+def _whole(node: Node) -> Node:
+    """What a node is a part of."""
+    while node.op in (Op.RESHAPE, Op.SHRINK):
+        node = node.src[0]
+    return node
+
+
 class _Plan:
     """The roots of one program.
 
@@ -249,6 +259,7 @@ class _Plan:
         self.order: list[Node] = []
         self.marked: set[Node] = set()  # leaves, and what else was marked
         self.targets: dict[Node, None] = {}  # in an order that does not depend on addresses
+        self.readers: set[Node] = set()  # roots only because they read a target
         self.tracked: set[Node] = set()
         self.kept: list[Node] = []
         self.lost: list[tuple[Node, Node]] = []  # root, a leaf that its gradient would need
@@ -259,8 +270,15 @@ class _Plan:
             if size == len(self.roots):
                 self._save_for_backward()
         writes = {n for n in self.order if n.op is Op.ASSIGN and not _is_waiting(n)}
-        self.values = see_through(list(self.roots), writes)
-        self.same = not writes  # as the roots, whose order is known
+        values = see_through(list(self.roots), writes)
+        self.parts: dict[Node, Node] = {}  # readers → as parts of what is computed in their place
+        if len(self.order) > 2 * MANY:
+            values = self._without_copies(values)
+        pairs = zip(self.roots, values, strict=True)
+        self.alone = {root: value for root, value in pairs if root not in self.parts}
+        self.wholes = list(dict.fromkeys(map(_whole, self.parts.values())))
+        self.values = [*self.alone.values(), *self.wholes]
+        self.same = self.values == list(self.roots)  # whose order is known
 
     def _extend(self) -> None:
         """Add waiting writes, random states, and parameters that are read, and other readers."""
@@ -284,7 +302,9 @@ class _Plan:
         states = [target for target in self.targets if target in _companions]
         others = self.targets.keys() - set(states)
         for node in self._readers(lazy_holders(), others) if others else ():
-            self.roots.setdefault(node)
+            if node not in self.roots:
+                self.roots[node] = None
+                self.readers.add(node)
         for state in states:
             if self._readers(lazy_since(_copied_until.get(state, 0)), {state}):
                 self._copy(state)
@@ -309,6 +329,26 @@ class _Plan:
             copied = make(Op.CONTIGUOUS, target.dtype, target.shape, (target,), None, target.device)
             self.copies[target] = copied
             self.roots.setdefault(copied)
+
+    def _without_copies(self, values: list[Node]) -> list[Node]:
+        """The values of the roots, with what loops in Python have left computed together.
+
+        That may be a list of readers, too, perhaps for nobody: they become parts of arrays.
+        """
+        kept = {*self.kept, *self.marked}
+        parts: dict[Node, Node] = {}
+        many = len(self.readers) > MANY and recording.calls is None
+        readers = {root for root in self.readers if root not in kept} if many else set()
+        for copies in alike([value for value in values if value in readers]):
+            parts |= zip(copies, unstacked(stacked(copies)), strict=True)
+        values = [parts.get(value, value) for value in values]
+        known = values == list(self.roots)
+        order = self.order if known else topological(values)
+        values = without_copies(values, order, self.marked)
+        for root, value in zip(self.roots, values, strict=True):
+            if root in readers and _whole(value) is not value:
+                self.parts[root] = value
+        return values
 
     # -- histories ---------------------------------------------------------------------------------
 
@@ -360,7 +400,9 @@ class _Plan:
 
     def settle(self, buffers: Sequence[Node]) -> None:
         """Point tensors to what was computed."""
-        made = dict(zip(self.roots, buffers, strict=True))
+        made = dict(zip(self.alone, buffers, strict=False))
+        wholes = dict(zip(self.wholes, buffers[len(self.alone) :], strict=True))
+        made |= zip(self.parts, replaced(list(self.parts.values()), wholes), strict=True)
         for target, copied in self.copies.items():
             for holder in holders(target):
                 if holder is not self.owner:
@@ -398,4 +440,5 @@ class _Plan:
         for root in self.kept:
             saved_graphs.record(made[root], root, saved)
         for root, leaf in self.lost:
-            saved_graphs.lose(made[root], leaf)
+            memory, *_ = topological([made[root]])  # which it is, or a row of
+            saved_graphs.lose(memory, leaf)

@@ -85,6 +85,8 @@ class Sampling(Composed):
         """Of exponential waiting times of these rates the shortest (Efraimidis, Spirakis 2006)."""
         words = _draw("multinomial", self.shape, self.raw.device)
         waiting = -self._unit(*words).log() / self
+        if count == 1:
+            return waiting.argmin(1, keepdim=True)
         return waiting.topk(count, 1, largest=False)[1]
 
     def _unit(self, first: Any, second: Any) -> Self:

@@ -255,6 +255,10 @@ class MeshRuntime:
         """Through the host."""
         return False
 
+    def copy_part(self, memory: MeshMemory, start: int, given: MeshMemory, nbytes: int) -> None:
+        """Never asked for: what is joined on a mesh is joined by a program, which knows layouts."""
+        raise NotImplementedError
+
     def first(self, memory: MeshMemory, dtype: DType) -> int | float | bool:
         """The first element: what is asked for has no others."""
         part = memory.parts[0]

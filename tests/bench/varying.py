@@ -11,7 +11,7 @@ from minigrad import Tensor, jit, nn
 from minigrad.models.data import package_folder
 from minigrad.models.errors import InputError
 from minigrad.models.pretrained import SMOLLM_INSTALL, load_model, smollm
-from tests.bench import varying_numbers
+from tests.bench import varying_loops, varying_numbers
 from tests.bench.language_models import CONTEXT, one_drawn
 from tests.bench.measure import Row
 from tests.bench.peers import Work, installed, torch_work
@@ -26,6 +26,7 @@ def rows(threads: int) -> Iterator[Row]:
     yield join_gradient(100, (64, 256), threads)
     yield from masks(1_000_000, threads)
     yield from recurrent(threads)
+    yield from varying_loops.rows(threads)
     yield from varying_numbers.rows(threads)
     yield from sampling()  # last: it loads a model, whatever rows are asked for
 

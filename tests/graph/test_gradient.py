@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from devices import CPU, REFERENCE
-from primitives import FLAT, OF_FLOATS, PRIMITIVES, arity
+from primitives import FLAT, HASHES, OF_FLOATS, PRIMITIVES, arity
 from property.operations import BY_NAME
 
 from minigrad.dtype import dtypes
@@ -354,7 +354,7 @@ def test_every_operation_is_decided():
     """Every op has a rule or is known to pass nothing on."""
     nothing = {
         Op.CONST, Op.BUFFER, Op.IOTA, Op.VARIABLE, Op.ASSIGN, Op.BITCAST, Op.SORT, Op.DISTRIBUTE,
-        Op.CHECK, *FLAT, *COMPARISONS, *set(PRIMITIVES) - set(OF_FLOATS),
+        Op.CHECK, *FLAT, *COMPARISONS, *set(PRIMITIVES) - set(OF_FLOATS), *HASHES,
     }  # fmt: skip
     # each of these nodes has its own: see `rules_of` and `gradient`
     own = {Op.CUSTOM, Op.COLLECTIVE, Op.CAT, Op.LOOP, Op.RESULT}

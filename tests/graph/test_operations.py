@@ -27,7 +27,7 @@ def test_the_facts_of_an_operation_are_whole(op: Op) -> None:
     silent = facts.flat or facts.compares or op is Op.BITCAST
     assert bool(facts.gradient) != silent or "f" not in facts.kinds
     if facts.formula:  # languages have no word for it
-        assert facts.kinds == "f" and not any((*facts.llvm, *facts.opencl, facts.symbol))
+        assert facts.kinds in ("f", "u") and not any((*facts.llvm, *facts.opencl, facts.symbol))
 
 
 def tables(source: str) -> list[int]:

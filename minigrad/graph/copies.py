@@ -1,0 +1,281 @@
+"""Copies of one computation, as loops in Python make them, are computed together.
+
+    f(x₀, w) + f(x₁, w) + …       →   Σ over the rows of f(join(x₀, x₁, …), w)
+    cat(f(x₀, w), f(x₁, w), …)    →   f(join(x₀, x₁, …), w)
+
+T small computations become one large one, whose graph is the same for each T. (Neubig, Goldberg and
+Dyer, "On-the-fly operation batching in dynamic computation graphs", 2017.) What is joined are
+small arrays that nobody wants a gradient of; the order in which a sum adds changes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Container, Iterator, Sequence
+from itertools import groupby
+from operator import itemgetter
+from typing import Any
+
+from minigrad.errors import ScanError
+from minigrad.graph import build
+from minigrad.graph.batched import batch, rows, sum_of_rows
+from minigrad.graph.node import INDEX, Node, Op, Shape, topological
+from minigrad.graph.operations import REDUCTIONS
+from minigrad.graph.rewrite import replaced
+from minigrad.graph.shapes import numel
+from minigrad.graph.symbolic import Integer
+
+MANY = 8  # so many copies share a kernel as they are: more are computed together
+# Of an array that each copy is computed of, and of each reduction of its own: what is larger takes
+# longer than all that is saved, and would need the memory of all copies at once.
+MOST_BYTES = 1 << 16
+LEAVES = (Op.BUFFER, Op.CONST)
+# What has no form for many values at once, or must be done as often as somebody wrote it.
+SINGLE = (Op.ASSIGN, Op.COPY, Op.COLLECTIVE, Op.LOOP, Op.RESULT, Op.MARK, Op.VARIABLE)
+
+
+def together(
+    roots: Sequence[Node], order: Sequence[Node], kept: Container[Node] = ()
+) -> list[Node]:
+    """The roots with sums and joins of many copies computed as one.
+
+    order: `topological(roots)`. kept: nodes of which something else depends, which are not joined.
+    """
+    new: dict[Node, Node] = {}
+    below: set[Node] = set()  # what is computed together
+    kinds = _Kinds(kept)
+    heads = sorted(_heads(roots, order), key=lambda pair: -pair[0].age)
+    for head, terms in heads:
+        made = _of_parts(head, terms, kinds, kept) if head not in below else None
+        if made is not None:
+            new[head] = made
+            if len(heads) > 1:
+                below.update(topological(terms, below))
+    if not new:
+        return list(roots)
+    less = replaced(roots, new)
+    return together(less, topological(less), kept)  # copies inside of copies
+
+
+def alike(nodes: Sequence[Node]) -> list[list[Node]]:
+    """Those of them of which there are many copies, in groups of one kind."""
+    return [some for some in _Kinds(()).groups(nodes) if len(some) > MANY]
+
+
+def stacked(nodes: Sequence[Node]) -> Node:
+    """Nodes of one shape as the rows of an array (len, …)."""
+    return build.cat([build.reshape(node, (1, *node.shape)) for node in nodes], 0)
+
+
+def unstacked(whole: Node) -> list[Node]:
+    """The rows of an array."""
+    (count, *shape) = whole.shape
+    ends = [(0, extent) for extent in shape]
+    assert isinstance(count, int)
+    each = (build.shrink(whole, [(row, row + 1), *ends]) for row in range(count))
+    return [build.reshape(one, tuple(shape)) for one in each]
+
+
+def rows_of(nodes: Sequence[Node]) -> Node | None:
+    """Nodes of one shape that are there, or are copies, as rows (len, …); None where they are not.
+
+    What is there must be small.
+    """
+    if all(map(is_leaf, nodes)):
+        return None if _is_large(nodes[0]) else stacked(nodes)
+    return _rows(nodes, ())
+
+
+def nbytes(node: Node) -> int:
+    """The size of an array."""
+    return numel(node.shape) * node.dtype.itemsize
+
+
+def _of_parts(
+    head: Node, parts: Sequence[Node], kinds: _Kinds, kept: Container[Node]
+) -> Node | None:
+    """A sum or a join of parts, those that are copies as one; None where there are none."""
+    if head.op is Op.ADD:
+        return _sum(parts, kinds, kept)
+    axis = head.arg
+    order = [*range(1, axis + 1), 0, *range(axis + 1, head.ndim + 1)]
+    pieces: list[Node] = []
+    for some in kinds.runs(parts):
+        made = _rows(some, kept) if len(some) > MANY else None
+        if made is None:
+            pieces += some
+        else:
+            extent = numel(some[0].shape[axis : axis + 1]) * len(some)
+            shape = (*head.shape[:axis], extent, *head.shape[axis + 1 :])
+            pieces.append(build.reshape(build.permute(made, order), shape))
+    return None if len(pieces) == len(parts) else build.cat(pieces, axis)
+
+
+def _heads(roots: Sequence[Node], order: Sequence[Node]) -> Iterator[tuple[Node, list[Node]]]:
+    """Sums and joins of many, none of them inside of another sum, with what they are of."""
+    depth: dict[Node, int] = {}
+    for node in order:
+        if node.op is Op.ADD:
+            depth[node] = 1 + max(depth.get(source, 0) for source in node.src)
+        elif node.op is Op.CAT and len(node.src) > MANY and not is_leaf(node):
+            yield node, list(node.src)
+    if max(depth.values(), default=0) < MANY:
+        return
+    uses = dict.fromkeys(order, 0)
+    for used in (*roots, *(source for node in order for source in node.src)):
+        uses[used] += 1
+    inner = {s for node in depth for s in node.src if s in depth and uses[s] == 1}
+    for head in depth:
+        if head not in inner and depth[head] >= MANY:
+            terms: list[Node] = []
+            total = head
+            while total is head or total in inner:  # of what was added last, the longer sum is more
+                total, term = sorted(total.src, key=lambda node: -depth.get(node, 0))
+                terms.append(term)
+            if len(terms) >= MANY:
+                yield head, [total, *terms[::-1]]
+
+
+def is_leaf(node: Node) -> bool:
+    """Whether nothing is computed: memory, a number, or a join of such."""
+    return node.op in LEAVES or (node.op in (Op.RESHAPE, Op.CAT) and all(map(is_leaf, node.src)))
+
+
+def _is_large(node: Node) -> bool:
+    stored = node.op in REDUCTIONS or node.op in LEAVES or node.op is Op.RESHAPE
+    return stored and nbytes(node) > MOST_BYTES
+
+
+class _Kinds:
+    """Numbers of nodes, equal for those that may be copies: but for the numbers in them."""
+
+    def __init__(self, kept: Container[Node]) -> None:
+        self.kept = kept
+        self.of: dict[Node, int] = {}
+        self._numbers: dict[Any, int] = {}
+
+    def groups(self, roots: Sequence[Node]) -> list[list[Node]]:
+        """The roots by kind, in the order of the first of each."""
+        found: dict[int, list[Node]] = {}
+        for root, kind in zip(roots, self._of(roots), strict=True):
+            found.setdefault(kind, []).append(root)
+        return list(found.values())
+
+    def runs(self, roots: Sequence[Node]) -> list[list[Node]]:
+        """The roots in order: neighbours of one kind together."""
+        kinds = zip(self._of(roots), roots, strict=True)
+        return [[root for _, root in run] for _, run in groupby(kinds, key=itemgetter(0))]
+
+    def _of(self, roots: Sequence[Node]) -> list[int]:
+        of, numbers = self.of, self._numbers
+        for node in topological(roots, of):
+            arg = None if node.op in LEAVES or node.op is Op.SHRINK else node.arg
+            own = node if node in self.kept else None
+            key = (node.op, node.dtype, node.shape, arg, own, *[of[source] for source in node.src])
+            of[node] = numbers.setdefault(key, len(numbers))
+        return [of[root] for root in roots]
+
+
+def _sum(terms: Sequence[Node], kinds: _Kinds, kept: Container[Node]) -> Node | None:
+    """The sum of terms, …"""
+    parts: list[Node] = []
+    for some in kinds.groups(terms):
+        made = _rows(some, kept) if len(some) > MANY else None
+        parts += some if made is None else [sum_of_rows(made)]
+    if len(parts) == len(terms):
+        return None
+    total = parts[0]
+    for part in parts[1:]:
+        total = total + part
+    return total
+
+
+def _rows(copies: Sequence[Node], kept: Container[Node]) -> Node | None:
+    """Nodes of one kind, computed together (len, …); None where they are no copies."""
+    count, first = len(copies), copies[0]
+    new: dict[Node, Node] = {}  # of those that the first one is computed of
+    same: set[Node] = set()
+    known: dict[Node, tuple[Node, ...]] = {}
+    stack = [tuple(copies)]
+    while stack:
+        nodes = stack.pop()
+        one = nodes[0]
+        if one in known:
+            if known[one] != nodes:
+                return None
+            continue
+        known[one] = nodes
+        if nodes.count(one) == count:
+            same.add(one)
+        elif one in kept or one.op in SINGLE or _is_large(one):
+            return None
+        elif is_leaf(one):
+            if not all(map(is_leaf, nodes)):
+                return None
+            new[one] = stacked(nodes)
+        elif not one.src or (one.op is not Op.SHRINK and any(n.arg != one.arg for n in nodes)):
+            return None
+        else:
+            stack += zip(*(node.src for node in nodes), strict=True)
+    if is_leaf(first) or first in same:
+        return None
+    try:
+        for node in topological([first], same | new.keys()):
+            if node.op is Op.SHRINK:
+                (source,) = node.src
+                ranges = [one.arg for one in known[node]]
+                new[node] = parts(new.get(source, source), source in new, node.shape, ranges)
+            else:
+                new[node] = batch(node, [rows(source, new, count) for source in node.src])
+    except ScanError:  # one of the operations has no form for many values
+        return None
+    return new[first]
+
+
+def parts(x: Node, varies: bool, shape: Shape, ranges: Sequence[Any]) -> Node:
+    """Parts of one shape, (len, *shape), between starts and stops along each axis.
+
+    varies: whether each is of its own row of x; otherwise all are of x itself.
+    """
+    ends = list(ranges[0])
+    for axis, end in enumerate(ends):
+        if any(one[axis] != end for one in ranges):
+            starts = [one[axis][0] for one in ranges]
+            x = (_of_rows if varies else _of_one)(x, axis + varies, starts, shape[axis])
+            varies, ends[axis] = True, (0, shape[axis])
+    return build.shrink(x, [(0, len(ranges)), *ends])
+
+
+def _of_one(x: Node, axis: int, starts: Sequence[int], length: Integer) -> Node:
+    """So many elements along an axis, from each of several starts on, one after the other."""
+    count, first = len(starts), starts[0]
+    if list(starts) == [first + length * n for n in range(count)]:
+        ends: list[Any] = [(0, extent) for extent in x.shape]
+        ends[axis] = (first, first + length * count)
+        whole = build.shrink(x, ends)
+    else:
+        index = build.reshape(_index(starts, length, x), _along(axis, x.ndim, (count * length,)))
+        shape = (*x.shape[:axis], count * length, *x.shape[axis + 1 :])
+        whole = build.gather(x, build.expand(index, shape), axis)
+    split = build.reshape(whole, (*x.shape[:axis], count, length, *x.shape[axis + 1 :]))
+    return build.permute(split, (axis, *range(axis), *range(axis + 1, split.ndim)))
+
+
+def _of_rows(x: Node, axis: int, starts: Sequence[int], length: Integer) -> Node:
+    """So many elements along an axis, from another start on in each row of x."""
+    index = _index(starts, length, x)
+    index = build.reshape(index, (len(starts), *_along(axis, x.ndim, (length,))[1:]))
+    shape = (*x.shape[:axis], length, *x.shape[axis + 1 :])
+    return build.gather(x, build.expand(index, shape), axis)
+
+
+def _index(starts: Sequence[int], length: Integer, like: Node) -> Node:
+    """Numbers of so many elements from each start on: (len, length)."""
+    shape = (len(starts), length)
+    firsts = stacked([build.const(start, INDEX, (1,), like.device) for start in starts])
+    steps = build.reshape(build.iota(length, like.device, INDEX), (1, length))
+    return build.expand(firsts, shape) + build.expand(steps, shape)
+
+
+def _along(axis: int, ndim: int, extents: Shape) -> Shape:
+    """A shape of ones but for an axis."""
+    return (*(1 for _ in range(axis)), *extents, *(1 for _ in range(ndim - axis - 1)))

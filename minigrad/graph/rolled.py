@@ -1,0 +1,226 @@
+"""Loops in Python whose steps follow from one another become LOOPs: `h = cell(x, h)`, many times.
+
+What such a loop leaves is a chain of copies: nodes that were made in the same order, step by step.
+One of them is described once (`graph/loop.py`), so that a loop of any length has one program. What
+somebody wants of each step becomes rows of an array.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Container, Iterator, Sequence
+from typing import Any
+
+from minigrad.errors import ScanError
+from minigrad.graph.batched import given
+from minigrad.graph.copies import (
+    LEAVES,
+    MANY,
+    SINGLE,
+    nbytes,
+    parts,
+    rows_of,
+    together,
+    unstacked,
+)
+from minigrad.graph.loop import Looped, Step
+from minigrad.graph.node import Node, Op, topological
+from minigrad.graph.rewrite import replaced
+from minigrad.graph.sharding import meshes
+
+LEAST_NODES = 256  # of a loop: fewer are quicker as they are, in one program
+MOST_NODES = 1024  # of a step
+MOST_BYTES = (1 << 14) - 1  # of an array that is another in each step: larger are layers' weights
+
+
+def without_copies(
+    roots: Sequence[Node], order: Sequence[Node], kept: Container[Node] = ()
+) -> list[Node]:
+    """The roots with copies of one computation together, or as a LOOP.
+
+    order: `topological(roots)`. kept: nodes of which something else depends, which stay apart.
+    On a mesh, where each node has its layout, nothing is changed.
+    """
+    if any(root.device in meshes for root in roots):
+        return list(roots)
+    made = together(roots, order, kept)
+    if len(order) < LEAST_NODES:
+        return made
+    loops = rolled(made, topological(made), kept)
+    return made if loops == made else together(loops, topological(loops), kept)
+
+
+def rolled(roots: Sequence[Node], order: Sequence[Node], kept: Container[Node] = ()) -> list[Node]:
+    """The roots with the longest loop, if there is one, as a LOOP.
+
+    order: `topological(roots)`. kept: nodes of which something else depends, which stay apart.
+    """
+    nodes = [node for node in order if node.op not in LEAVES]
+    if len(nodes) < LEAST_NODES:
+        return list(roots)
+    nodes.sort(key=lambda node: node.age)
+    for start, period, length in _periods(_signatures(nodes)):
+        chain = _Chain(nodes, start, period, length)
+        try:
+            by = chain.as_loop(roots, order, kept)
+        except (_Unlike, ScanError):
+            continue
+        return replaced(roots, by)
+    return list(roots)
+
+
+class _Unlike(Exception):
+    """Steps do not follow from one another in the same way."""
+
+
+def _signatures(nodes: Sequence[Node]) -> list[int]:
+    """Numbers of nodes, equal where they do the same with values of equal shapes."""
+    numbers: dict[Any, int] = {}
+    keys = ((n.op, n.dtype, n.shape, None if n.op is Op.SHRINK else n.arg) for n in nodes)
+    return [numbers.setdefault(key, len(numbers)) for key in keys]
+
+
+def _periods(signs: Sequence[int]) -> Iterator[tuple[int, int, int]]:
+    """Where a sequence begins to repeat itself, after how many each time, and for how many.
+
+    That is most of it, and so has the middle in it.
+    """
+    middle = len(signs) // 2
+    for period in range(2, min(len(signs) // MANY, MOST_NODES)):
+        if signs[middle] == signs[middle - period]:
+            first = last = middle
+            while first > period and signs[first - 1] == signs[first - 1 - period]:
+                first -= 1
+            while last < len(signs) and signs[last] == signs[last - period]:
+                last += 1
+            length = last - first + period
+            if length > MANY * period and length >= max(LEAST_NODES, len(signs) // 2):
+                yield first - period, period, length
+
+
+class _Chain:
+    """Steps of as many nodes each, one after the other. `at[t][p]`: a node, by step and place."""
+
+    def __init__(self, nodes: Sequence[Node], start: int, period: int, length: int) -> None:
+        number = {node: place for place, node in enumerate(nodes)}
+        phase = _phase(nodes, number, start, period)
+        start, count = start + phase, (length - phase) // period
+        steps = range(start, start + count * period, period)
+        self.at = [nodes[first : first + period] for first in steps]
+        self.inside = {node: divmod(number[node] - start, period)
+                       for step in self.at for node in step}  # fmt: skip
+        self.carried: dict[int, Node] = {}  # place → what the first step has of none before it
+        self.elements: dict[Node, Node] = {}  # what varies in the second step → all rows
+        self.same: set[Node] = set()
+
+    def as_loop(
+        self, roots: Sequence[Node], order: Sequence[Node], kept: Container[Node]
+    ) -> dict[Node, Node]:
+        """What takes the place of each node that others need; raises _Unlike if it is no loop."""
+        if any(node in kept or node.op in SINGLE for node in self.inside):
+            raise _Unlike
+        for place, nodes in enumerate(zip(*self.at, strict=True)):
+            self._look(place, nodes, kept)
+        if not self.carried:
+            raise _Unlike
+        second = self.at[1]
+        stand = {self.at[0][place]: _like(second[place]) for place in self.carried}
+        stand |= {one: _like(one) for one in self.elements}
+        by = {**stand, **{one: one for one in self.same}}
+        wanted = self._wanted(roots, order)
+        places = [*self.carried, *wanted]
+        made = replaced([second[place] for place in places], by)
+        here = list(stand.values())
+        step = Step(
+            tuple(here[: len(self.carried)]), tuple(here[len(self.carried) :]),
+            tuple(made[: len(self.carried)]), tuple(made[len(self.carried) :]),
+        )  # fmt: skip
+        count = len(self.at)
+        looped = Looped(step, list(self.carried.values()), list(self.elements.values()), count)
+        found: dict[Node, Node] = {}
+        for place, whole in zip(wanted, looped.outs, strict=True):
+            rows = unstacked(whole)
+            found |= {self.at[number][place]: rows[number] for number in wanted[place]}
+        for place, last in zip(self.carried, looped.last, strict=True):
+            found.setdefault(self.at[-1][place], last)
+        return found
+
+    def _look(self, place: int, nodes: tuple[Node, ...], kept: Container[Node]) -> None:
+        """Sort the sources of the nodes at one place of all steps."""
+        one = nodes[1]
+        if one.op is Op.SHRINK and any(node.arg != one.arg for node in nodes):
+            (source,) = nodes[0].src
+            if source in self.inside or any(node.src[0] is not source for node in nodes):
+                raise _Unlike
+            self.elements[one] = parts(source, False, one.shape, [node.arg for node in nodes])
+            return
+        if any(len(node.src) != len(one.src) for node in nodes):
+            raise _Unlike
+        for sources in zip(*(node.src for node in nodes), strict=True):
+            self._sort(sources, kept)
+
+    def _sort(self, sources: tuple[Node, ...], kept: Container[Node]) -> None:
+        """Is it of the same step, of the one before, the same for all, or another each time?"""
+        whence = [self.inside.get(source) for source in sources]
+        if whence[1] is None:
+            if any(whence):
+                raise _Unlike
+            self._take(sources, kept)
+            return
+        step, place = whence[1]
+        if whence[1:] != [(number + step - 1, place) for number in range(1, len(sources))]:
+            raise _Unlike
+        if step == 1:
+            if whence[0] != (0, place):
+                raise _Unlike
+            return
+        first, like = sources[0], sources[1]
+        if whence[0] is not None or (first.shape, first.dtype) != (like.shape, like.dtype):
+            raise _Unlike
+        if self.carried.setdefault(place, first) is not first:
+            raise _Unlike
+
+    def _take(self, sources: tuple[Node, ...], kept: Container[Node]) -> None:
+        """Take in what is not of the loop."""
+        one = sources[1]
+        if sources.count(one) == len(sources):
+            self.same.add(one)
+            return
+        if one.op is Op.BUFFER and (
+            one in kept or nbytes(one) > MOST_BYTES or len(set(sources)) < len(sources)
+        ):  # weights of layers
+            raise _Unlike
+        rows = rows_of(sources)
+        if rows is None or self.elements.setdefault(one, rows) is not rows:
+            raise _Unlike
+
+    def _wanted(self, roots: Sequence[Node], order: Sequence[Node]) -> dict[int, set[int]]:
+        """Which places others than the loop need, and of which steps."""
+        found: dict[int, set[int]] = {}
+        outer = (source for node in order if node not in self.inside for source in node.src)
+        for node in (*roots, *outer):
+            known = self.inside.get(node)
+            if known is not None:
+                number, place = known
+                found.setdefault(place, set()).add(number)
+        last = {len(self.at) - 1}  # of what is carried it is there anyway
+        return {p: some for p, some in found.items() if some != last or p not in self.carried}
+
+
+def _phase(nodes: Sequence[Node], number: dict[Node, int], start: int, period: int) -> int:
+    """With which node a step begins, so that the fewest values go from one to the next."""
+    edges = [
+        (user, number[source] - start)
+        for user in range(period, 2 * period)
+        for source in nodes[start + user].src
+        if number.get(source, -1) >= start
+    ]
+
+    def carried(phase: int) -> int:
+        over = {j % period for i, j in edges if (i - phase) // period != (j - phase) // period}
+        return len(over)
+
+    return min(range(period), key=carried)
+
+
+def _like(node: Node) -> Node:
+    return given(node.dtype, node.shape, node.device)

@@ -1,0 +1,167 @@
+"""Rows of `varying`: loops in Python of a length that none before them had."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from minigrad import Tensor, nn
+from tests.bench.measure import Row
+from tests.bench.peers import Work, installed
+
+ACTIONS, SEEN, HIDDEN = 2, 4, 128  # of a policy, as in PyTorch's example of REINFORCE
+CHARACTERS, WIDTH, BATCH = 65, 128, 16
+MOST = 100
+
+
+def rows(threads: int) -> Iterator[Row]:
+    """Acting and the end of an episode; a recurrent network as a loop of cells."""
+    seen = np.random.default_rng(0).standard_normal((MOST + 2, 1, SEEN), dtype=np.float32)
+    yield Row("REINFORCE: a step of acting, its log-probability kept", Policy(seen).act,
+              peers(TorchPolicy, "act", seen, threads))  # fmt: skip
+    ours, theirs = Policy(seen), peers(TorchPolicy, "episode", seen, threads)
+    for _ in range(4):
+        ours.episode()
+    yield Row("REINFORCE: an episode of 50 … 100 steps, each length new", ours.episode, theirs)
+    ids = np.random.default_rng(1).integers(0, CHARACTERS, (MOST + 3, BATCH), np.int32)
+    network, other = Cells(ids), peers(TorchCells, "step", ids, threads)
+    for _ in range(4):
+        network.step()
+    yield Row("LSTM as a loop of 50 … 100 cells, a step of SGD, each length new", network.step,
+              other)  # fmt: skip
+
+
+def lengths() -> Iterator[int]:
+    """50 … 100 in no order."""
+    return itertools.cycle(int(n) for n in np.random.default_rng(0).permutation(51) + 50)
+
+
+def peers(kind: Any, method: str, data: np.ndarray, threads: int) -> dict[str, Work]:
+    """The same by PyTorch."""
+    if not installed("torch"):
+        return {}
+    import torch
+
+    torch.set_num_threads(threads)
+    return {"torch": getattr(kind(data), method)}
+
+
+class Policy:
+    """Two layers, an action drawn by their softmax."""
+
+    def __init__(self, seen: np.ndarray) -> None:
+        self.first, self.second = nn.Linear(SEEN, HIDDEN), nn.Linear(HIDDEN, ACTIONS)
+        self.optimizer = nn.optim.SGD(nn.state.get_parameters([self.first, self.second]), lr=0.01)
+        self.seen, self.lengths, self.kept = seen, lengths(), list[Tensor]()
+
+    def act(self, number: int = 0) -> None:
+        """Draw an action; keep the logarithm of its probability, of the last 100."""
+        chances = self.second(self.first(Tensor(self.seen[number])).relu()).softmax(1)
+        action = chances.multinomial(1)
+        self.kept = [*self.kept[-MOST + 1 :], chances.log().gather(1, action)]
+        action.item()
+
+    def episode(self) -> None:
+        """Act as often as the next length says; then a step of SGD for all of it."""
+        self.kept = []
+        for number in range(next(self.lengths)):
+            self.act(number)
+        loss = Tensor.cat(*[-one * float(n % 7) for n, one in enumerate(self.kept)]).sum()
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
+        loss.item()
+
+
+class TorchPolicy:
+    """The same with PyTorch."""
+
+    def __init__(self, seen: np.ndarray) -> None:
+        import torch
+
+        self.model = torch.nn.Sequential(
+            torch.nn.Linear(SEEN, HIDDEN), torch.nn.ReLU(), torch.nn.Linear(HIDDEN, ACTIONS)
+        )
+        self.optimizer = torch.optim.SGD(self.model.parameters(), lr=0.01)
+        self.seen, self.lengths, self.kept = seen, lengths(), list[Any]()
+
+    def act(self, number: int = 0) -> None:
+        """Draw an action; keep the logarithm of its probability, of the last 100."""
+        import torch
+
+        chances = self.model(torch.from_numpy(self.seen[number])).softmax(1)
+        action = chances.multinomial(1)
+        self.kept = [*self.kept[-MOST + 1 :], chances.log().gather(1, action)]
+        action.item()
+
+    def episode(self) -> None:
+        """Act as often as the next length says; then a step of SGD for all of it."""
+        import torch
+
+        self.kept = []
+        for number in range(next(self.lengths)):
+            self.act(number)
+        loss = torch.cat([-one * float(n % 7) for n, one in enumerate(self.kept)]).sum()
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
+        loss.item()
+
+
+class Cells:
+    """Characters, a cell for each of them, and what comes next."""
+
+    def __init__(self, ids: np.ndarray) -> None:
+        self.table, self.cell = nn.Embedding(CHARACTERS, WIDTH), nn.LSTMCell(WIDTH, WIDTH)
+        self.output = nn.Linear(WIDTH, CHARACTERS)
+        parameters = nn.state.get_parameters([self.table, self.cell, self.output])
+        self.optimizer = nn.optim.SGD(parameters, lr=0.01)
+        self.ids, self.lengths = ids, lengths()
+
+    def step(self) -> None:
+        """A step of SGD on as many characters as the next length says."""
+        count = next(self.lengths)
+        ids = Tensor(self.ids[: count + 1])
+        x, state, hidden = self.table(ids[:-1]), None, list[Tensor]()
+        for t in range(count):
+            state = self.cell(x[t], state)
+            hidden.append(state[0])
+        loss = self.output(Tensor.stack(hidden)).cross_entropy(ids[1:], axis=-1)
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
+        loss.item()
+
+
+class TorchCells:
+    """The same with PyTorch."""
+
+    def __init__(self, ids: np.ndarray) -> None:
+        import torch
+
+        self.table = torch.nn.Embedding(CHARACTERS, WIDTH)
+        self.cell = torch.nn.LSTMCell(WIDTH, WIDTH)
+        self.output = torch.nn.Linear(WIDTH, CHARACTERS)
+        parts = (self.table, self.cell, self.output)
+        self.optimizer = torch.optim.SGD([p for part in parts for p in part.parameters()], lr=0.01)
+        self.ids, self.lengths = torch.from_numpy(ids).long(), lengths()
+
+    def step(self) -> None:
+        """A step of SGD on as many characters as the next length says."""
+        import torch
+
+        count = next(self.lengths)
+        ids = self.ids[: count + 1]
+        x, state, hidden = self.table(ids[:-1]), None, list[Any]()
+        for t in range(count):
+            state = self.cell(x[t], state)
+            hidden.append(state[0])
+        scores = self.output(torch.stack(hidden)).flatten(0, 1)
+        loss = torch.nn.functional.cross_entropy(scores, ids[1:].flatten())
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
+        loss.item()

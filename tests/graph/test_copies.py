@@ -1,0 +1,183 @@
+"""Copies that a loop in Python makes are computed together, with the values of each alone."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from minigrad import GlobalCounters, Tensor, nn
+from minigrad.errors import BoundsError, GradientError
+from minigrad.graph.copies import MANY, is_leaf, together
+from minigrad.graph.node import Node, topological
+from minigrad.programs import programs
+
+
+def merged(root: Tensor, *kept: Tensor) -> Node:
+    (node,) = together([root.node], topological([root.node]), {one.node for one in kept})
+    return node
+
+
+def size(node: Node) -> int:
+    """Nodes, but for joins of what is there already."""
+    return sum(not is_leaf(one) for one in topological([node]))
+
+
+def rows(count: int, *shape: int, seed: int = 0) -> list[Tensor]:
+    drawn = np.random.default_rng(seed).standard_normal((count, *shape)).astype(np.float32)
+    return [Tensor(one) for one in drawn]
+
+
+def test_a_sum_is_one_graph_for_each_length(on_device):
+    w = Tensor(np.eye(3, dtype=np.float32) * 2)
+
+    def loss(count: int) -> Tensor:
+        return sum((x @ w).tanh().sum() * float(n) for n, x in enumerate(rows(count, 2, 3)))
+
+    assert len({size(merged(loss(count))) for count in (10, 25, 40)}) == 1
+    assert size(merged(loss(MANY))) == size(loss(MANY).node)  # so few share a kernel as they are
+    for count in (10, 25, 40):
+        expected = sum(n * np.tanh(2 * x.numpy()).sum() for n, x in enumerate(rows(count, 2, 3)))
+        np.testing.assert_allclose(loss(count).item(), expected, rtol=1e-5)
+
+
+def test_from_the_third_length_on_nothing_is_compiled(compiled):
+    programs.forget()
+    with Tensor.train():
+        layer = nn.Linear(3, 2)
+        optimizer = nn.optim.SGD([layer.weight, layer.bias], lr=0.1)
+        made = []
+        for count in (11, 15, 21, 30, 14):
+            before = GlobalCounters.programs_compiled
+            xs = enumerate(rows(count, 1, 3))
+            chosen = [(layer(x).log_softmax()[0, n % 2], n) for n, x in xs]
+            optimizer.zero_grad()
+            Tensor.stack([-p * float(n) for p, n in chosen]).sum().backward()
+            optimizer.step()
+            made.append(GlobalCounters.programs_compiled - before)
+    assert made[0] > 0 and made[1] > 0 and made[2:] == [0, 0, 0]
+
+
+@pytest.mark.parametrize("join", [Tensor.stack, Tensor.cat, sum])
+def test_gradients(on_device, join):
+    count, data = 12, np.random.default_rng(1).standard_normal((12, 2, 3)).astype(np.float32)
+    w = Tensor(np.arange(6, dtype=np.float32).reshape(3, 2) / 6, requires_grad=True)
+    parts = [(Tensor(data[n]) @ w).sigmoid() * (n + 1.0) for n in range(count)]
+    total = join(parts) if join is sum else join(*parts) if join is Tensor.cat else join(parts)
+    total.sum().backward()
+    s = 1 / (1 + np.exp(-(data @ w.numpy())))
+    d = s * (1 - s) * np.arange(1, count + 1)[:, None, None]
+    np.testing.assert_allclose(w.grad.numpy(), np.einsum("nij,nik->jk", data, d), rtol=1e-5)
+
+
+def test_who_wants_a_gradient_stays_apart(on_device):
+    xs = [Tensor([float(n), 1.0], requires_grad=True) for n in range(10)]
+    total = sum(x.square().sum() for x in xs)
+    assert merged(total, *xs) is total.node
+    total.backward()
+    assert [x.grad.tolist() for x in xs] == [[2.0 * n, 2.0] for n in range(10)]
+    xs = [Tensor([float(n), 1.0]) for n in range(10)]  # and where nobody is marked, all are
+    sum(x.square().sum() for x in xs).backward()
+    assert [x.grad.tolist() for x in xs] == [[2.0 * n, 2.0] for n in range(10)]
+
+
+def test_one_of_them_may_be_in_all(on_device):
+    """x₀ is what varies in the first copy, and the same in all of them."""
+    xs = rows(10, 3)
+    shared = (xs[0] * 2).exp()
+    values = np.stack([x.numpy() for x in xs])
+    for total, each in (
+        (sum((x.exp() * shared).sum() for x in xs), np.exp(values) * np.exp(2 * values[0])),
+        (sum((x.exp() * xs[0]).sum() for x in xs), np.exp(values) * values[0]),
+    ):
+        np.testing.assert_allclose(total.item(), each.sum(), rtol=1e-5)
+
+
+def test_rows_of_one_array(on_device):
+    table = Tensor(np.arange(60, dtype=np.float32).reshape(20, 3))
+    total = sum((table[n] * float(n)).minimum(3.0).exp2().sum() for n in range(4, 16))
+    expected = sum(np.exp2(np.minimum(table.numpy()[n] * n, 3.0)).sum() for n in range(4, 16))
+    np.testing.assert_allclose(total.item(), expected, rtol=1e-5)
+    crossed = Tensor.stack([(table[n] + table[19 - n]).exp2() for n in range(12)])
+    plain = table.numpy()
+    expected = np.stack([np.exp2(plain[n] + plain[19 - n]) for n in range(12)])
+    np.testing.assert_allclose(crossed.numpy(), expected, rtol=1e-5)
+
+
+def test_loops_in_loops(on_device):
+    w = Tensor([0.5, -1.0, 2.0])
+    xs = rows(120, 3)
+    total = sum(sum((x * w).tanh().sum() for x in xs[n : n + 10]).exp() for n in range(0, 120, 10))
+    plain = np.tanh(np.stack([x.numpy() for x in xs]) * w.numpy()).sum(1).reshape(12, 10).sum(1)
+    np.testing.assert_allclose(total.item(), np.exp(plain).sum(), rtol=1e-4)
+    assert size(merged(total)) < 60
+
+
+def test_a_join_along_an_inner_axis(on_device):
+    xs = rows(9, 2, 3, 4)
+    joined = Tensor.cat(*[x.exp() for x in xs], dim=1)
+    expected = np.concatenate([np.exp(x.numpy()) for x in xs], 1)
+    np.testing.assert_allclose(joined.numpy(), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "int8", "bool", "float64", "uint16"])
+def test_numbers_of_each_dtype(on_device, dtype):
+    values = [n % 2 for n in range(12)] if dtype == "bool" else [1.5 * n for n in range(12)]
+    joined = Tensor.stack([Tensor(v).cast(dtype) for v in values])
+    assert joined.tolist() == [Tensor(v).cast(dtype).item() for v in values]
+    small = [Tensor([v]).cast(dtype).realize() for v in values]
+    assert Tensor.cat(*small).tolist() == [one.item() for one in small]
+
+
+def test_wrong_indices_are_found(on_device):
+    table = Tensor([1.0, 2.0, 3.0])
+    with pytest.raises(BoundsError, match="out of range"):
+        sum(table[Tensor([n])].exp().sum() for n in range(12)).item()
+
+
+def test_who_is_overwritten_leaves_what_it_was(on_device):
+    w = Tensor([2.0, 3.0], requires_grad=True)
+    waiting = [(w * float(n)).exp2().sum() for n in range(12)]
+    with Tensor.no_grad():
+        w.assign(Tensor([0.0, 0.0])).realize()
+    assert [one.item() for one in waiting] == [4.0**n + 8.0**n for n in range(12)]
+    with pytest.raises(GradientError, match="overwritten in place"):
+        waiting[3].backward()
+
+
+def test_random_copies(on_device):
+    """Random functions of one array and one number that vary, and two that do not."""
+    for seed in range(20):
+        random = np.random.default_rng(seed)
+        count = int(random.integers(MANY + 1, 2 * MANY + 3))
+        same = [Tensor(random.standard_normal((2, 3)).astype(np.float32)) for _ in range(2)]
+        steps = [tuple(random.integers(0, 9, 3)) for _ in range(6)]
+
+        def f(x: Tensor, number: float, same=same, steps=steps) -> Tensor:
+            values = [x, *same, x * number]
+            for op, a, b in steps:
+                one, other = values[a % len(values)], values[b % len(values)]
+                values.append([
+                    lambda p, q: p + q, lambda p, q: p * q, lambda p, q: p.maximum(q),
+                    lambda p, q: p @ q.T @ q, lambda p, q: p.softmax(-1) - q,
+                    lambda p, q: p.sum(0, keepdim=True) + q, lambda p, q: p.flip(1) * 0.5 + q,
+                    lambda p, q: (p < q).where(p, q * number),
+                    lambda p, q: Tensor.cat(p, q, dim=1)[:, 1:4],
+                ][op](one, other))  # fmt: skip
+            return values[-1]
+
+        xs = rows(count, 2, 3, seed=seed)
+        alone = np.stack([f(x, float(n)).numpy() for n, x in enumerate(xs)])
+        scale = np.abs(alone).sum() / alone.size + 1
+        stacked = Tensor.stack([f(x, float(n)) for n, x in enumerate(xs)]).numpy()
+        np.testing.assert_allclose(stacked, alone, rtol=1e-4, atol=1e-5 * scale, err_msg=str(seed))
+        total = sum(f(x, float(n)) for n, x in enumerate(xs)).numpy()
+        np.testing.assert_allclose(
+            total, alone.sum(0), rtol=1e-4, atol=1e-4 * scale, err_msg=str(seed)
+        )
+
+
+def test_what_is_large_stays_apart(on_device):
+    w = Tensor(np.ones((4, 400), np.float32))
+    small, large = (sum((x @ w).tanh().sum() for x in rows(10, n, 4)) for n in (2, 100))
+    assert size(merged(small)) < size(small.node)
+    assert merged(large) is large.node  # 10 arrays of 100 × 400 at once

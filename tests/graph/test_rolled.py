@@ -1,0 +1,176 @@
+"""Loops in Python whose steps follow from one another are LOOPs, with the values of each step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from minigrad import GlobalCounters, Tensor, nn
+from minigrad.graph.node import Node, Op, topological
+from minigrad.graph.rolled import LEAST_NODES, rolled, without_copies
+from minigrad.programs import programs
+
+
+def loops(*roots: Tensor) -> int:
+    """How many LOOPs there are instead of copies."""
+    nodes = [root.node for root in roots]
+    made = without_copies(nodes, topological(nodes))
+    return sum(node.op is Op.LOOP for node in topological(made))
+
+
+def array(*shape: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+
+
+def cell_of(kind: str) -> Callable[..., tuple[Tensor, ...]]:
+    cell = {"rnn": nn.RNNCell, "gru": nn.GRUCell, "lstm": nn.LSTMCell}[kind](3, 4)
+    for number, parameter in enumerate(cell.parameters()):
+        parameter.set_data(array(*parameter.shape, seed=number) * 0.3)
+    cell.step = lambda x, state: cell(x, state) if kind == "lstm" else (cell(x, state[0]),)
+    return cell
+
+
+def states(cell, x: Tensor, count: int) -> list[tuple[Tensor, ...]]:
+    state = (Tensor.zeros(2, 4), Tensor.zeros(2, 4))
+    found = []
+    for step in range(count):
+        state = cell.step(x[step], state)
+        found.append(state)
+    return found
+
+
+@pytest.mark.parametrize("kind", ["rnn", "gru", "lstm"])
+def test_cells(on_device, kind):
+    cell, count = cell_of(kind), 40
+    x = Tensor(array(count, 2, 3))
+    found = states(cell, x, count)
+    stacked = Tensor.stack([state[0] for state in found])
+    assert loops(stacked) == loops(found[-1][-1]) == 1
+    loss = (stacked * Tensor(array(count, 2, 4, seed=1))).sum() + found[-1][-1].square().sum()
+    loss.backward()
+    grads = [parameter.grad.numpy() for parameter in cell.parameters()]
+    alone = []  # the same, each step in memory before the next
+    state = (Tensor.zeros(2, 4), Tensor.zeros(2, 4))
+    for step in range(count):
+        state = tuple(part.detach().realize() for part in cell.step(x[step], state))
+        alone.append(state[0].numpy())
+    np.testing.assert_allclose(stacked.numpy(), np.stack(alone), rtol=1e-5, atol=1e-6)
+    layer = {"rnn": nn.RNN, "gru": nn.GRU, "lstm": nn.LSTM}[kind](3, 4)
+    for mine, its in zip(layer.parameters(), cell.parameters(), strict=True):
+        mine.set_data(its.numpy())
+    out, last = layer(x)
+    other = last[1] if kind == "lstm" else last
+    ((out * Tensor(array(count, 2, 4, seed=1))).sum() + other.square().sum()).backward()
+    for grad, parameter in zip(grads, layer.parameters(), strict=True):
+        np.testing.assert_allclose(grad, parameter.grad.numpy(), rtol=1e-4, atol=1e-5)
+
+
+def test_from_the_third_length_on_nothing_is_compiled(compiled):
+    programs.forget()
+    cell = cell_of("lstm")
+    optimizer = nn.optim.SGD(cell.parameters(), lr=0.01)
+    made = []
+    for count in (30, 41, 23, 52):
+        before = GlobalCounters.programs_compiled
+        kept = states(cell, Tensor(array(count, 2, 3)), count)  # lazy until the weights change
+        optimizer.zero_grad()
+        Tensor.stack([state[0] for state in kept]).square().sum().backward()
+        optimizer.step()
+        assert np.isfinite(kept[count // 2][1].numpy()).all()
+        made.append(GlobalCounters.programs_compiled - before)
+    assert made[0] > 0 and made[2:] == [0, 0]
+
+
+def test_who_looks_at_what_a_loop_left_sees_the_old_values(on_device):
+    cell, count = cell_of("gru"), 30
+    x = Tensor(array(count, 2, 3))
+    expected = [state[0].numpy() for state in states(cell, x, count)]
+    kept = states(cell, x, count)
+    with Tensor.no_grad():
+        for parameter in cell.parameters():
+            parameter.assign(Tensor.zeros(*parameter.shape))
+        Tensor.realize(*cell.parameters())
+    for (state,), value in zip(kept, expected, strict=True):
+        np.testing.assert_allclose(state.numpy(), value, rtol=1e-5, atol=1e-6)
+
+
+def test_layers_are_no_steps(on_device):
+    """Each has weights of its own, which a LOOP would have to join."""
+    layers = [nn.Linear(64, 64) for _ in range(20)]
+    for layer in layers:
+        layer.weight.realize()
+        layer.bias.realize()
+    x = Tensor(array(2, 64))
+    for layer in layers:
+        x = (x + layer(x).relu()).layernorm()
+    assert len(topological([x.node])) > LEAST_NODES and loops(x) == 0
+
+
+def test_what_reaches_back_two_steps_is_computed(on_device):
+    w = Tensor(array(3, 3) * 0.3)
+    a, b = Tensor(array(2, 3)), Tensor(array(2, 3, seed=1))
+    x, y = a.numpy(), b.numpy()
+    for _ in range(40):
+        a, b = b, ((a @ w).tanh() + (b * 0.5).sin() - a.exp().log() * 0.1).maximum(-1)
+        x, y = y, np.maximum(np.tanh(x @ w.numpy()) + np.sin(y * 0.5) - x * 0.1, -1)
+    np.testing.assert_allclose(b.numpy(), y, rtol=1e-3, atol=1e-4)
+
+
+def test_random_loops(on_device):
+    """Random steps of one to three carries, with rows, numbers and arrays that stay the same."""
+    rolled_up = 0
+    for seed in range(12):
+        random = np.random.default_rng(seed)
+        carries, count = int(random.integers(1, 4)), int(random.integers(24, 40))
+        rows = array(count, 2, 3, seed=seed)
+        same = Tensor(array(2, 3, seed=seed + 1))
+        steps = [tuple(random.integers(0, 9, 3)) for _ in range(9)]
+        wanted = random.integers(0, 2, carries + 1)
+
+        def step(state, row, number, steps=steps, same=same, carries=carries):
+            values = [*state, row, same, row * number]
+            for op, a, b in steps:
+                p, q = values[-1 - a % len(values)], values[-1 - b % len(values)]
+                values.append([
+                    lambda p, q: (p + q) * 0.5, lambda p, q: p * q, lambda p, q: p.maximum(q),
+                    lambda p, q: p @ q.T @ q, lambda p, q: p.softmax(-1) - q,
+                    lambda p, q: p.sum(0, keepdim=True) + q, lambda p, q: p.flip(1) * 0.5 + q,
+                    lambda p, q: (p < q).where(p, q * number),
+                    lambda p, q: Tensor.cat(p, q, dim=1)[:, 1:4],
+                ][op](p, q))  # fmt: skip
+            return [(value + 0 * state[0]).tanh() for value in values[-carries:]], values[-1]
+
+        begin = [Tensor(array(2, 3, seed=seed + 9 + n)) for n in range(carries)]
+        table = Tensor(rows) if seed % 2 else [Tensor(row) for row in rows]
+        state, kept, total = begin, [], Tensor.zeros(2, 3)
+        for n in range(count):
+            state, out = step(state, table[n], n * 0.01)
+            kept.append(out.tanh())
+            total = total + out.sigmoid()
+        roots = [Tensor.stack(kept), total, *state] if wanted[0] else [total, state[-1]]
+        rolled_up += loops(*roots)
+        Tensor.realize(*roots)
+        state, alone, sums = begin, [], np.zeros((2, 3), np.float32)
+        for n in range(count):
+            state, out = step(state, Tensor(rows[n]), n * 0.01)
+            out, *state = (part.realize() for part in (out, *state))
+            alone.append(np.tanh(out.numpy()))
+            sums = sums + out.sigmoid().numpy()
+        expected = [np.stack(alone), sums, *(part.numpy() for part in state)]
+        expected = expected if wanted[0] else [sums, expected[-1]]
+        for root, value in zip(roots, expected, strict=True):
+            np.testing.assert_allclose(
+                root.numpy(), value, rtol=2e-3, atol=2e-3, err_msg=f"seed {seed}"
+            )
+    assert rolled_up > 6
+
+
+def test_few_nodes_stay(on_device):
+    x = Tensor([1.0, 2.0])
+    for _ in range(20):
+        x = x * 0.5 + 1
+    nodes: list[Node] = [x.node]
+    assert rolled(nodes, topological(nodes)) == nodes
+    assert x.tolist() == [2 - 0.5**20, 2.0]
