@@ -1,26 +1,34 @@
-"""Checkpoints: named tensors and a little text in one safetensors file, with plain errors."""
+"""Checkpoints: named tensors and a little text in safetensors files, with plain errors.
+
+One file holds all, or an index of parts: each in a file of the folder beside it, as several ranks
+have written them (`parallel/parts.py`). `load` reads either, whatever it is loaded for.
+"""
 
 from __future__ import annotations
 
+import json
 import operator
 import os
 import zlib
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from minigrad import Tensor, nn
+from minigrad.dtype import named
 from minigrad.errors import MinigradError
 from minigrad.models.console import require
 from minigrad.models.errors import InputError
 
-CHECKSUM = "crc32"
+CHECKSUM, PARTS = "crc32", "parts"  # in the metadata
 
 
 def checksum(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
     """CRC-32 of all names, shapes, dtypes, values and texts: the format itself has no such sum."""
     total = zlib.crc32(repr(sorted(metadata.items())).encode())
-    Tensor.realize(*tensors.values())
+    if tensors:
+        Tensor.realize(*tensors.values())
     for name, tensor in sorted(tensors.items()):
         what = f"{name} {tensor.dtype.name} {plain_shape(tensor)}"
         total = zlib.crc32(tensor._bytes(), zlib.crc32(what.encode(), total))
@@ -45,13 +53,29 @@ def check_writable(path: Path) -> None:
 
 
 def save(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    """Write whole or not at all; an earlier file stays as it was where writing fails."""
+    """Write whole or not at all; an earlier file stays as it was where writing fails.
+
+    Parts of an earlier one go, once nothing names them any more.
+    """
     require("safetensors")
     try:
         with_sum = {**metadata, CHECKSUM: checksum(tensors, metadata)}
         nn.state.safe_save(dict(tensors), path, with_sum)
     except OSError as error:
         raise InputError(f"cannot write {path}: {error.strerror or error}") from None
+    kept = metadata.get(PARTS, "")
+    folder = folder_of_parts(path)
+    with suppress(OSError):
+        for old in folder.iterdir():
+            if f'"{old.name}"' not in kept:
+                old.unlink(missing_ok=True)
+        if not kept:
+            folder.rmdir()
+
+
+def folder_of_parts(path: Path) -> Path:
+    """Where the parts of a checkpoint are."""
+    return path.with_name(f"{path.name}.parts")
 
 
 def load(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -70,4 +94,41 @@ def load(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     stored = metadata.pop(CHECKSUM, None)  # files of other programs have none
     if stored is not None and stored != checksum(tensors, metadata):
         raise InputError(f"{path} is damaged: what it holds does not fit its checksum")
+    if stored is not None and PARTS in metadata:
+        try:
+            tensors |= _joined(path, json.loads(metadata.pop(PARTS)))
+        except (KeyError, TypeError, ValueError) as error:
+            raise InputError(f"{path} does not fit its parts: {error}") from None
     return tensors, metadata
+
+
+def _joined(path: Path, index: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The tensors of an index: for each its dtype, its shape, and (file, digits) of each part.
+
+    Digits (ways, stride, place) of a dimension: the part has those of its indices i for which
+    (i // stride) % ways == place; see `minigrad.graph.sharding`.
+    """
+    import numpy as np
+
+    files: dict[str, dict[str, Tensor]] = {}
+    found = {}
+    for name, entry in index.items():
+        dtype, shape = named(entry["dtype"]), tuple(entry["shape"])
+        array = np.empty(shape, f"u{dtype.itemsize}")
+        missing = array.size
+        for file, dims in entry["parts"]:
+            if file not in files:
+                files[file], _ = load(folder_of_parts(path) / file)
+            part = files[file].pop(name)
+            own = [np.arange(extent) for extent in shape]
+            for at, digits in enumerate(dims):
+                for ways, stride, place in digits:
+                    own[at] = own[at][own[at] // stride % ways == place]
+            values = np.frombuffer(part._bytes(), array.dtype).reshape(plain_shape(part))
+            values = values[tuple(slice(len(places)) for places in own)]
+            array[np.ix_(*own)] = values
+            missing -= values.size
+        if missing:
+            raise ValueError(f"{missing} elements of {name} are in none of them")
+        found[name] = Tensor.from_bytes(array.tobytes(), shape, dtype)
+    return found

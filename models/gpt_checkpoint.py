@@ -21,6 +21,8 @@ from minigrad.models.checkpoint import plain_shape
 from minigrad.models.errors import InputError
 from minigrad.models.gpt_config import GPTConfig
 from minigrad.models.metrics import KEYS, Metrics
+from minigrad.models.parallel import parts
+from minigrad.models.parallel.mesh_device import world
 from minigrad.models.tokenizer import Tokenizer, tokenizer_of
 from minigrad.models.train import Divided, TrainingRun
 
@@ -57,7 +59,8 @@ def save_checkpoint(
 ) -> None:
     """Write the model, and where `run` is given also what it needs to go on.
 
-    division: where the model is divided; its processes all come here, and the first one writes.
+    division: where the model is divided; its processes all come here, and under MPI each writes
+    what it has.
     """
     tensors = nn.state.get_state_dict(model)
     metadata = {"config": json.dumps(asdict(model.config)), "tokenizer": tokenizer.to_json()}
@@ -66,11 +69,11 @@ def save_checkpoint(
         tensors[HISTORY] = _pack_history(metrics.history if metrics is not None else [])
         training = {"flags": dict(flags or {}), "digest": digest, "facts": run.facts()}
         metadata["training"] = json.dumps(training)
-    if division is not None:
-        tensors = division.gathered(tensors)
-        if not division.is_first:
-            return
-    checkpoint.save(path, tensors, metadata)
+    ranks = None if division is None else world()
+    if ranks is not None:
+        parts.save(path, tensors, metadata, ranks)
+        return
+    checkpoint.save(path, tensors if division is None else division.gathered(tensors), metadata)
 
 
 def load_checkpoint(kind: type[GPT], path: Path) -> tuple[GPT, Tokenizer]:

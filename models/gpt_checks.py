@@ -80,20 +80,25 @@ def check_layout(flags: argparse.Namespace, config: GPTConfig) -> None:
         if flags.sp not in (1, flags.tp):
             raise InputError(f"--sp {flags.sp} with --tp {flags.tp}: there the same devices share "
                              "the tokens; give both alike, or --dp alone with --sp")  # fmt: skip
-        layouts.check(config, {"dp": flags.dp, "tp": flags.tp})
+        layouts.check(config, {"dp": flags.dp, "ep": flags.ep, "tp": flags.tp})
     if flags.pp > 1:
         _check_pipeline(flags, config)
-    if flags.dp * flags.sp * flags.tp * flags.pp == 1:
+    if flags.dp * flags.ep * flags.sp * flags.tp * flags.pp == 1:
         return
     ring = flags.sp > 1 and flags.tp == 1
     if ring and (config.window or config.attention_cap or config.attention_scale):
         raise InputError("--sp knows no attention with windows, caps or scales: give --dp alone")
-    if config.experts:
-        raise InputError("--experts on several devices: only --dp 1 --sp 1 can balance them yet")
-    if flags.accumulate > 1 and flags.batch % (flags.dp * flags.accumulate):
+    ways = flags.dp * flags.ep
+    if config.experts and (ring or flags.pp > 1):
+        raise InputError("--experts with --sp alone or --pp: no routing is balanced over these; "
+                         "give --dp, --ep and --tp")  # fmt: skip
+    if config.experts and not layouts.is_divided(flags):
+        raise InputError(f"--dp {flags.dp} with a mixture of experts: give --ep 2 or --zero 1, too")
+    cut = flags.accumulate > 1 or config.experts
+    if cut and flags.batch % (ways * flags.accumulate):
         raise InputError(
             f"--batch {flags.batch} cannot be cut into {flags.accumulate} equal parts on each of "
-            f"{flags.dp} devices"
+            f"{ways} devices"
         )
     if flags.batch < flags.dp:
         raise InputError(f"--batch {flags.batch} cannot be divided among --dp {flags.dp} devices")

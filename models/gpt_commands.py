@@ -6,8 +6,8 @@ import argparse
 import hashlib
 import shlex
 import sys
-from collections.abc import Sequence, Set
-from dataclasses import replace
+from collections.abc import Callable, Sequence, Set
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,13 +36,14 @@ from minigrad.models.parallel.launch import Mesh, Rank, started_by_mpi
 from minigrad.models.parallel.launch import run as run_ranks
 from minigrad.models.parallel.layouts import division_of, ending_all, is_divided, is_first
 from minigrad.models.parallel.pipeline import Pipeline
+from minigrad.models.parallel.tracing import traced
 from minigrad.models.parallel.training import Replica
 from minigrad.models.pictures import save_curves
 from minigrad.models.pretrained import load_model, write
 from minigrad.models.sampling import Sampling
 from minigrad.models.text import Windows, load_text, split
 from minigrad.models.tokenizer import CharacterTokenizer, Tokenizer
-from minigrad.models.train import Divided, TrainingPlan, TrainingRun, finish, parameter_count
+from minigrad.models.train import TrainingPlan, TrainingRun, finish, parameter_count
 from minigrad.models.utilization import utilization
 
 Earlier = tuple[GPT, Tokenizer, Resumable | None]
@@ -80,16 +81,38 @@ def make_plan(flags: argparse.Namespace) -> TrainingPlan:
     return replace(plan, warmup=min(plan.warmup, max(flags.steps // 10, 1)), first_windows=24)
 
 
-def train_command(
-    flags: argparse.Namespace, earlier: Earlier | None = None, rank: Rank | None = None
-) -> None:
-    """`train`: ends with validation loss, a sample, the checkpoint and the curves.
+@dataclass(frozen=True)
+class Begun:
+    """A training that can start. history: of its steps so far, as `Metrics` keeps it."""
 
-    `earlier` is what the checkpoint of --resume holds. As a rank among several, rank 0 alone writes
-    files and talks.
-    """
-    speaks = is_first() if is_divided(flags) else rank is None or rank.is_first
-    say = print if speaks else _say_nothing
+    text: str
+    digest: str
+    tokens: int
+    tokenizer: Tokenizer
+    windows: tuple[Windows, Windows]
+    run: TrainingRun
+    history: list[dict[str, Any]]
+
+    @property
+    def model(self) -> GPT:
+        """The model."""
+        return self.run.model  # type: ignore[return-value]
+
+    @property
+    def unit(self) -> str:
+        """What a loss is about."""
+        return "character" if isinstance(self.tokenizer, CharacterTokenizer) else "token"
+
+    @property
+    def context(self) -> int:
+        """Tokens that a step sees in a row."""
+        return self.windows[0].context
+
+
+def begin(
+    flags: argparse.Namespace, earlier: Earlier | None, rank: Rank | None, speaks: bool
+) -> Begun:
+    """Read the text, make or take the model, put it on its devices."""
     text = load_text(flags.text)
     digest = hashlib.sha256(text.encode()).hexdigest()
     Tensor.manual_seed(flags.seed)
@@ -114,78 +137,103 @@ def train_command(
         Windows(training, context, "the training part"),
         Windows(validation, context, "the validation part (its last tenth)"),
     )
-    path = Path(flags.checkpoint)
     if speaks:
         check_files(flags)
     check_layout(flags, config)
     check_memory(flags, replace(config, context=context))
-    plan = make_plan(flags)
-    history: list[dict[str, Any]] = []
-    if model is None:
-        model = GPT(config)
+    model = model or GPT(config)
     replica = Replica.of_gpt(rank, model, context) if rank is not None else None
     if replica is not None:
         Tensor.manual_seed(replica.seed(flags.seed))
     division = division_of(flags, model) if is_divided(flags) else None
-    if earlier is not None:
-        run = continued(flags, earlier, config, plan, replica, division)
-        history = earlier[2].history if earlier[2] is not None else []
+    run, history = TrainingRun(model, make_plan(flags), replica, division), []
+    if earlier is not None and earlier[2] is not None:
+        go_on(flags, run, earlier[2], config)
+        history = earlier[2].history
+    return Begun(text, digest, len(text_ids), tokenizer, windows, run, history)
+
+
+def describe(flags: argparse.Namespace, begun: Begun, say: Callable[..., None]) -> None:
+    """What is going to be done."""
+    if begun.unit == "character":
+        say(f"{len(begun.text):,} characters, {len(begun.tokenizer)} of them different")
     else:
-        run = TrainingRun(model, plan, replica, division)
-    unit = "character" if isinstance(tokenizer, CharacterTokenizer) else "token"
-    if unit == "character":
-        say(f"{len(text):,} characters, {len(tokenizer)} of them different")
-    else:
-        say(f"{len(text):,} characters are {len(text_ids):,} tokens of {len(tokenizer):,}")
-    say(f"{parameter_count(model):,} parameters")
+        say(f"{len(begun.text):,} characters are {begun.tokens:,} tokens of "
+            f"{len(begun.tokenizer):,}")  # fmt: skip
+    say(f"{parameter_count(begun.model):,} parameters")
     if flags.checkpoint != flags.wanted:
         say(f"{flags.wanted} is there already: this model goes to {flags.checkpoint}")
+
+
+def train_command(
+    flags: argparse.Namespace, earlier: Earlier | None = None, rank: Rank | None = None
+) -> None:
+    """`train`: ends with validation loss, a sample, the checkpoint and the curves.
+
+    `earlier` is what the checkpoint of --resume holds. As a rank among several, rank 0 alone writes
+    metrics and pictures, and talks.
+    """
+    speaks = is_first() if is_divided(flags) else rank is None or rank.is_first
+    say = print if speaks else _say_nothing
+    begun = begin(flags, earlier, rank, speaks)
+    model, run = begun.model, begun.run
+    describe(flags, begun, say)
     if flags.gradient_norms and speaks:
-        look_inside.show_gradient_norms(config, windows[0], plan)
+        look_inside.show_gradient_norms(model.config, begun.windows[0], run.plan)
     if flags.explain is not None:
-        run.explain(windows[0], flags.explain, speaks, flags.explain_values)
+        run.explain(begun.windows[0], flags.explain, speaks, flags.explain_values)
         return
     if run.done:
-        say(f"going on after step {run.done} of {plan.steps}")
-    remembered = what_is_remembered(flags)
+        say(f"going on after step {run.done} of {run.plan.steps}")
     record = flags.metrics if speaks else None
     if record is not None and run.done:
         say(f"metrics go on in {record}")
-    with Metrics(record, history) as metrics, Interruption() as interruption:
+    with Metrics(record, begun.history) as metrics:
+        learn(flags, begun, metrics, speaks)
+    if run.division is not None:
+        run.division.release()
+    if speaks:
+        if run.replica is not None:
+            run.replica.release(model)
+        path, config = Path(flags.checkpoint), model.config
+        picture = path.with_suffix(".png")
+        save_curves(metrics, picture, f"GPT: {config.layers} layers, {config.dim} dims")
+        prompt = "\n" if "\n" in begun.text else begun.text[0]
+        tokens = begun.tokenizer.encode(prompt)
+        write(model, begun.tokenizer, tokens, 500, Sampling(0.8), flags.seed)
+        print(f"\ncheckpoint {path}\nloss curves {picture}")
+
+
+def learn(flags: argparse.Namespace, begun: Begun, metrics: Metrics, speaks: bool) -> None:
+    """Do all steps and save; Stopped where a signal ends them, and how to go on."""
+    say, run, path = print if speaks else _say_nothing, begun.run, Path(flags.checkpoint)
+    division, remembered = run.division, what_is_remembered(flags)
+    with Interruption() as interruption:
 
         def save() -> None:
-            if speaks or division is not None:  # whose parts all bring together
-                save_checkpoint(path, model, tokenizer, run, metrics, remembered, digest, division)
+            if speaks or division is not None:  # of which each has a part
+                save_checkpoint(path, begun.model, begun.tokenizer, run, metrics, remembered,
+                                begun.digest, division)  # fmt: skip
 
         try:
             # rank 0 decides when to stop: all others end with it
-            loss = finish(run, *windows, metrics, save, interruption if speaks else None)
+            loss = finish(run, *begun.windows, metrics, save, interruption if speaks else None)
         except EndedAtOnce:
             raise
         except Stopped as stopped:
-            if run.done == plan.steps:
+            if run.done == run.plan.steps:
                 end = f"all steps are done, and {path} is saved; the last validation was given up"
             else:
                 end = f"{stopped}; to go on: {resuming(flags)}"
             raise Stopped(stopped.number, end) from None
-        devices = flags.dp * flags.pp * max(flags.sp, flags.tp)
-        say(utilization(config, context, metrics, devices))
+        devices = flags.dp * flags.ep * flags.pp * max(flags.sp, flags.tp)
+        say(utilization(begun.model.config, begun.context, metrics, devices))
         if isinstance(division, Pipeline):
             say(f"stages were idle for {division.idle:.1%} of the last step")
-        say(f"\nvalidation loss {shown(loss)} nats per {unit}\n", flush=True)
+        say(f"\nvalidation loss {shown(loss)} nats per {begun.unit}\n", flush=True)
         save()
         if interruption.number is not None and speaks:
             raise Stopped(interruption.number, f"all steps are done, and {path} is saved")
-    if division is not None:
-        division.release()
-    if speaks:
-        if replica is not None:
-            replica.release(model)
-        picture = path.with_suffix(".png")
-        save_curves(metrics, picture, f"GPT: {config.layers} layers, {config.dim} dims")
-        prompt = "\n" if "\n" in text else text[0]
-        write(model, tokenizer, tokenizer.encode(prompt), 500, Sampling(0.8), flags.seed)
-        print(f"\ncheckpoint {path}\nloss curves {picture}")
 
 
 def what_is_remembered(flags: argparse.Namespace) -> dict[str, Any]:
@@ -228,14 +276,13 @@ def launch(flags: argparse.Namespace, given: Set[str], earlier: Earlier | None =
     if flags.pp > 1 and not flags.micro:
         flags.micro = micro_batches(flags)
     if is_divided(flags):
-        console.refuse_trace(flags.trace, "--dp or --sp alone")
-        console.check_device_of_ranks(flags.dp * flags.tp * flags.pp)
-        with ending_all():
+        console.check_device_of_ranks(flags.dp * flags.ep * flags.tp * flags.pp)
+        with ending_all(), traced(flags.trace):
             train_command(flags, earlier)
         return
     mesh = Mesh(flags.dp, flags.sp)
     if mesh.size == 1 and not started_by_mpi():
-        console.refuse_trace(flags.trace, "--dp or --sp")
+        console.refuse_trace(flags.trace, "--dp, --sp, --tp or --pp")
         train_command(flags, earlier)
         return
 
@@ -258,24 +305,20 @@ def resuming(flags: argparse.Namespace) -> str:
     return shlex.join(words)
 
 
-def continued(
-    flags: argparse.Namespace, earlier: Earlier, config: GPTConfig, plan: TrainingPlan,
-    replica: Replica | None = None, division: Divided | None = None,
-) -> TrainingRun:  # fmt: skip
-    """The run of a checkpoint; InputError where it cannot go on as the flags say."""
-    path, (model, _, resumable) = flags.resume, earlier
-    assert resumable is not None
-    check_model(path, model.config, vars(config), vars(config))
-    run = TrainingRun(model, plan, replica, division)
+def go_on(
+    flags: argparse.Namespace, run: TrainingRun, resumable: Resumable, config: GPTConfig
+) -> None:
+    """Put a run where a checkpoint left it; InputError where it cannot go on as the flags say."""
+    path, has = flags.resume, run.model.config  # type: ignore[attr-defined]
+    check_model(path, has, vars(config), vars(config))
     try:
         run.restore(resumable.optimizer, resumable.facts)
     except (MinigradError, KeyError, TypeError, ValueError) as error:
         raise InputError(f"{path} is damaged: {error}") from None
-    if run.done >= plan.steps:
+    if run.done >= run.plan.steps:
         raise InputError(
             f"{path} has done all its {run.done} steps: give more with --steps, or `sample` from it"
         )
-    return run
 
 
 def main(arguments: Sequence[str]) -> None:

@@ -29,7 +29,7 @@ REMEMBERED: dict[str, type | tuple[type, ...]] = {
     "context": int, "dropout": float, "steps": int, "batch": int, "lr": float, "seed": int,
     "architecture": str, "key_heads": int, "experts": int, "active": int, "precision": str,
     "accumulate": int, "recompute": bool, "weights": (str, type(None)), "vocabulary": int,
-    "dp": int, "sp": int, "tp": int, "zero": int, "pp": int,
+    "dp": int, "sp": int, "tp": int, "ep": int, "zero": int, "pp": int,
     "micro": int, "schedule": str, "pieces": int, "metrics": (str, type(None)),
 }  # fmt: skip
 
@@ -116,6 +116,8 @@ def _train(command: argparse.ArgumentParser) -> None:
     add("--sp", type=whole, default=1,
         help="devices that share each window of text; those of --tp between matrices")
     add("--tp", type=whole, default=1, help="devices that share each block's matrices")
+    add("--ep", type=whole, default=1,
+        help="devices that share the experts of a mixture, and each batch")  # fmt: skip
     add("--zero", type=int, choices=range(4), default=0,
         help="what --dp devices store together: 1 moments, 2 gradients, too, 3 weights, too")
     add("--pp", type=whole, default=1, help="stages of devices, each with some of the layers")

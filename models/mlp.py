@@ -18,14 +18,15 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from minigrad import Tensor, jit, nn
+from minigrad import Mesh, P, Tensor, jit, nn
 from minigrad.models import console, neuron, pictures
 from minigrad.models.checkpoint import plain_shape
 from minigrad.models.digits import Digits, load_digits
 from minigrad.models.errors import InputError
 from minigrad.models.metrics import Metrics
-from minigrad.models.parallel.launch import Mesh, Rank, run, started_by_mpi
-from minigrad.models.parallel.training import Replica
+from minigrad.models.parallel.launch import started_by_mpi
+from minigrad.models.parallel.layouts import ending_all, is_first
+from minigrad.models.parallel.tracing import traced
 from minigrad.models.train import parameter_count
 
 if TYPE_CHECKING:
@@ -47,23 +48,32 @@ STEPS_TOGETHER = 25  # in one captured call
 class MLP:
     """Linear layers with an activation between them; sizes are the widths from input to output.
 
-    ValueError for fewer than two sizes or an unknown activation.
+    norm: batch normalization before each activation. ValueError for fewer than two sizes or an
+    unknown activation.
     """
 
-    def __init__(self, sizes: Sequence[int] = SIZES, activation: str = "relu") -> None:
+    def __init__(
+        self, sizes: Sequence[int] = SIZES, activation: str = "relu", norm: bool = False
+    ) -> None:
         if len(sizes) < 2 or min(sizes) < 1:
             raise ValueError(f"sizes are {tuple(sizes)}: expected at least two, each at least 1")
         if activation not in ACTIVATIONS:
             known = ", ".join(ACTIVATIONS)
             raise ValueError(f"unknown activation {activation!r}; known: {known}")
         self.activation = activation
-        self.layers = [nn.Linear(a, b) for a, b in pairwise(sizes)]
+        # what is normalized has no bias: its mean is taken away, so the gradient of one is rounding
+        # errors alone, which Adam would make into steps as large as any
+        last = len(sizes) - 1
+        self.layers = [nn.Linear(a, b, bias=not norm or place == last)
+                       for place, (a, b) in enumerate(pairwise(sizes), 1)]  # fmt: skip
+        self.norms = [nn.BatchNorm(width) for width in sizes[1:-1]] if norm else []
 
     def hidden(self, x: Tensor) -> list[Tensor]:
         """What each hidden layer answers: a list of (batch, width)."""
         answers = []
-        for layer in self.layers[:-1]:
-            x = ACTIVATIONS[self.activation](layer(x))
+        for number, layer in enumerate(self.layers[:-1]):
+            x = layer(x)
+            x = ACTIVATIONS[self.activation](self.norms[number](x) if self.norms else x)
             answers.append(x)
         return answers
 
@@ -83,10 +93,13 @@ def describe(model: MLP) -> str:
         outputs, inputs = plain_shape(layer.weight)
         count = parameter_count(layer)
         total += count
-        lines.append(
-            f"layer {number}: {inputs:>4} → {outputs:<4} {inputs} × {outputs} weights + "
-            f"{outputs} biases = {count:,}"
-        )
+        biases = "" if layer.bias is None else f" + {outputs} biases"
+        lines.append(f"layer {number}: {inputs:>4} → {outputs:<4} {inputs} × {outputs} weights"
+                     f"{biases} = {count:,}")  # fmt: skip
+    if model.norms:
+        count = parameter_count(model.norms)
+        total += count
+        lines.append(f"batch normalization: a scale and a shift for each hidden neuron = {count:,}")
     return "\n".join([*lines, f"parameters: {total:,}"])
 
 
@@ -181,12 +194,13 @@ def dead_neurons(model: MLP, digits: Digits) -> list[tuple[int, int]]:
 
 
 class Steps:
-    """Several updates in one captured call: its arguments say which digits each one takes."""
+    """Several updates in one captured call: its arguments say which digits each one takes.
 
-    def __init__(
-        self, model: MLP, digits: Digits, lr: float, replica: Replica | None = None
-    ) -> None:
-        self.model, self.replica = model, replica
+    mesh: the devices of "dp" share each batch; statistics of a batch are those of all of it.
+    """
+
+    def __init__(self, model: MLP, digits: Digits, lr: float, mesh: Mesh | None = None) -> None:
+        self.model, self.mesh = model, mesh
         self.optimizer = nn.optim.Adam(nn.state.get_parameters(model), lr=lr)
         self.images, self.labels = Tensor(digits.images), Tensor(digits.labels)
         Tensor.realize(self.images, self.labels)
@@ -205,17 +219,12 @@ class Steps:
         import numpy as np
 
         places = np.arange(batch, dtype=np.int32)[None]
-        group = self.replica.rank.world if self.replica is not None else None
-        console.explain_step(
-            path, self.run, self._own(places), speaks=speaks, values=values, ranks=group
-        )
+        console.explain_step(path, self.run, self._own(places), speaks=speaks, values=values)
 
     def _own(self, places: np.ndarray[tuple[int, int], np.dtype[np.int32]]) -> Tensor:
-        """The places, or of a replica its part of each batch."""
-        if self.replica is not None:
-            (part,) = self.replica.part(places.T)
-            places = part.T.copy()
-        return Tensor(places)
+        """The places; of each batch every device has its part."""
+        made = Tensor(places)
+        return made if self.mesh is None else made.shard(self.mesh, P(None, "dp"))
 
     def _run(self, places: Tensor) -> Tensor:
         losses = []
@@ -223,16 +232,33 @@ class Steps:
             self.optimizer.zero_grad()
             chosen = places[number]
             loss = self.model.loss(self.images[chosen], self.labels[chosen])
-            if self.replica is None:
-                loss.backward()
-            else:
-                loss = loss * self.replica.weight
-                loss.backward()
-                loss = self.replica.share_gradients(loss, self.optimizer.params)
+            loss.backward()
             losses.append(loss.detach())
             self.optimizer.step()
         first, *rest = losses
         return (first.stack(*rest) if rest else first.reshape(1)).realize()
+
+
+class Patience:
+    """Ends a training after so many epochs in a row without a lower validation loss; None: never.
+
+    Keeps the weights of the lowest one.
+    """
+
+    def __init__(self, epochs: int | None) -> None:
+        self.epochs, self.best, self.since = epochs, math.inf, 0
+        self.kept: dict[str, Tensor] = {}
+
+    def ends(self, model: MLP, loss: float) -> bool:
+        """Whether the training is to end with this epoch."""
+        if self.epochs is None:
+            return False
+        self.since += 1
+        if loss < self.best:
+            self.best, self.since = loss, 0
+            named = nn.state.get_state_dict(model)
+            self.kept = {name: tensor.clone().realize() for name, tensor in named.items()}
+        return self.since == self.epochs
 
 
 def train(
@@ -245,25 +271,23 @@ def train(
     seed: int,
     metrics: Metrics,
     patience: int | None = None,
-    replica: Replica | None = None,
+    mesh: Mesh | None = None,
     quiet: bool = False,
 ) -> float:
     """Minibatches in a new order each epoch, Adam; gives the share read rightly at the end.
 
     The digits that are left over when an epoch is cut into batches wait for another epoch's order.
     patience: end after so many epochs in a row whose validation loss was not the lowest so far, and
-    go back to the weights of the lowest. A replica learns from its part of each batch; the loss is
-    that of the whole. quiet: nothing is printed.
+    go back to the weights of the lowest. mesh: see `Steps`. quiet: nothing is printed.
     """
     import numpy as np
 
     if len(training) < batch:
         raise InputError(f"--batch is {batch}, but there are only {len(training)} training digits")
-    steps = Steps(model, training, lr, replica)
+    steps = Steps(model, training, lr, mesh)
     per_epoch = len(training) // batch
     start, number, accuracy = time.perf_counter(), 0, 0.0
-    best, since, kept = math.inf, 0, dict[str, Tensor]()
-    quiet = quiet or (replica is not None and not replica.rank.is_first)
+    waiting = Patience(patience)
     with console.Progress(epochs * per_epoch, "digits", quiet) as progress:
         for epoch in range(1, epochs + 1):
             order = np.random.default_rng((seed, epoch)).permutation(len(training))
@@ -296,20 +320,12 @@ def train(
                 f"{total / per_epoch:.4f}, validation loss {val_loss:.4f}, accuracy "
                 f"{accuracy:.1%}, {time.perf_counter() - begin:.1f} s"
             )
-            if patience is None:
-                continue
-            if val_loss < best:
-                best, since = val_loss, 0
-                kept = {k: t.clone().realize() for k, t in nn.state.get_state_dict(model).items()}
-            else:
-                since += 1
-            if since == patience:
-                progress.say(
-                    f"stopped: the lowest validation loss was {best:.4f}, {since} epochs ago"
-                )
+            if waiting.ends(model, val_loss):
+                progress.say(f"stopped: the lowest validation loss was {waiting.best:.4f}, "
+                             f"{waiting.since} epochs ago")  # fmt: skip
                 break
-    if kept and since:
-        nn.state.load_state_dict(model, kept)
+    if waiting.kept and waiting.since:
+        nn.state.load_state_dict(model, waiting.kept)
         accuracy = evaluate(model, validation)[1]
     return accuracy
 
@@ -330,13 +346,14 @@ def parser() -> argparse.ArgumentParser:
     add("--batch", type=console.positive_int, default=32, help="digits per step")
     add("--lr", type=console.positive_float, default=3e-3, help="learning rate (Adam)")
     add("--activation", choices=list(ACTIVATIONS), default="relu", help="between the layers")
+    add("--norm", action="store_true", help="batch normalization before the activations")
     add("--patience", type=console.positive_int,
         help="end after so many epochs without a lower loss, at the lowest")  # fmt: skip
     add("--neuron", action="store_true", help="show a single neuron at work, and end")
     add("--picture", metavar="F.png",
         help="draw first-layer weights, one digit's way, losses; or the --neuron")  # fmt: skip
     add("--metrics", metavar="F.jsonl", help="JSON lines, one per step")
-    add("--dp", type=console.positive_int, default=1, help="copies that share each batch")
+    add("--dp", type=console.positive_int, default=1, help="devices that share each batch")
     add("--trace", metavar="FILE", help="timelines of all devices, for Chrome's trace viewer")
     console.add_explain(add)
     console.add_common_flags(result)
@@ -353,12 +370,19 @@ def main(arguments: Sequence[str]) -> None:
         if idle:
             raise InputError(f"--neuron trains nothing: --{min(idle)} does nothing with it")
         show_neuron(flags.picture)
-    elif flags.dp == 1 and not started_by_mpi():
+        return
+    if flags.norm and flags.activation == "none":
+        raise InputError("--norm with --activation none: leave one of them out")
+    if flags.batch < flags.dp:
+        raise InputError(f"a batch of {flags.batch} cannot be divided among {flags.dp} devices: "
+                         "give a larger --batch")  # fmt: skip
+    if flags.dp == 1 and not started_by_mpi():
         console.refuse_trace(flags.trace, "--dp")
         learn(flags)
     else:
         console.check_device_of_ranks(flags.dp)
-        run(lambda rank: learn(flags, rank), Mesh(flags.dp), trace=flags.trace)
+        with ending_all(), traced(flags.trace), Mesh(dp=flags.dp) as mesh:
+            learn(flags, mesh)
 
 
 def show_neuron(picture: str | None) -> None:
@@ -370,25 +394,24 @@ def show_neuron(picture: str | None) -> None:
         print(f"picture {picture}")
 
 
-def learn(flags: argparse.Namespace, rank: Rank | None = None) -> None:
-    """Train as the flags say; as a rank among several, only rank 0 talks and writes files."""
-    speaks = rank is None or rank.is_first
+def learn(flags: argparse.Namespace, mesh: Mesh | None = None) -> None:
+    """Train as the flags say; of several processes only the first one talks and writes files."""
+    speaks = mesh is None or is_first()
     if speaks:
         pictures.check_picture(flags.picture)
     training, validation = load_digits(flags.data)
     Tensor.manual_seed(flags.seed)
-    model = MLP(SIZES, flags.activation)
-    replica = Replica(rank, model) if rank is not None else None
+    model = MLP(SIZES, flags.activation, flags.norm)
     if speaks:
         print(f"{len(training):,} digits to learn from, {len(validation):,} to validate")
         print(describe(model))
     if flags.explain is not None:
-        steps = Steps(model, training, flags.lr, replica)
+        steps = Steps(model, training, flags.lr, mesh)
         steps.explain(flags.batch, flags.explain, speaks, flags.explain_values)
         return
     with Metrics(flags.metrics if speaks else None) as metrics:
         accuracy = train(model, training, validation, flags.epochs, flags.batch, flags.lr,
-                         flags.seed, metrics, flags.patience, replica)  # fmt: skip
+                         flags.seed, metrics, flags.patience, mesh, not speaks)  # fmt: skip
     if not speaks:
         return
     (known, before), (new, _) = evaluate(model, training), evaluate(model, validation)
@@ -398,7 +421,7 @@ def learn(flags: argparse.Namespace, rank: Rank | None = None) -> None:
         print(f"dead neurons in hidden layer {number}: {dead} of {count} ({dead / count:.0%})")
     if flags.activation == "none":
         print(describe_collapse(model, validation))
-        if rank is None:
+        if mesh is None:
             print(compare_with_a_bend(flags, training, validation, accuracy))
     if flags.picture is not None:
         pictures.draw_mlp(model, validation, metrics, Path(flags.picture))

@@ -81,9 +81,9 @@ def recording() -> Iterator[list[Routing]]:
 
 
 def _one_hot(index: Tensor, classes: int) -> Tensor:
-    """(count,) integers → (count, classes) int32 of 0 and 1."""
+    """(…, count) integers → (…, count, classes) int32 of 0 and 1."""
     places = Tensor.arange(classes, device=index.device)
-    return index.unsqueeze(1).eq(places).int()
+    return index.unsqueeze(-1).eq(places).int()
 
 
 class Router:
@@ -119,113 +119,185 @@ def block_shape(choices: int, experts: int) -> tuple[int, int]:
     return min(choices, (choices - experts) // rows + experts), rows
 
 
-@dataclass(frozen=True)
-class Blocks:
-    """Where choices are when those of one expert stand side by side, in blocks of `rows` rows.
+def picked(table: Tensor, index: Tensor) -> Tensor:
+    """table (*lead, count, …), index (*lead, many) → the entries named: (*lead, many, …).
 
-    A choice is (token, place among its experts), numbered token by token. slot (choices,): the row
-    of each. choice (blocks·rows,): the other way round; 0 where nothing stands. expert, used
-    (blocks,): whose rows a block has, and how many, the first ones. first, stop (experts,): where
-    an expert's rows begin, and end. All int32.
+    Unchecked: where an index is out of range there is 0.
+    """
+    rest = plain_shape(table)[index.ndim :]
+    shape = plain_shape(index)
+    places = index.reshape(*shape, *(1 for _ in rest)).expand(*shape, *rest)
+    return table._at(index.ndim - 1, places)
+
+
+def counted(which: Tensor, classes: int) -> tuple[Tensor, Tensor]:
+    """(*lead, count) classes → (earlier ones of the same class, *lead, classes: how many of each).
+
+    What is −1 is of none.
+    """
+    hot = _one_hot(which, classes)
+    before = ((hot.cumsum(-2, dtype="int32") - hot) * hot).sum(-1, dtype="int32")
+    return before, hot.sum(-2, dtype="int32")
+
+
+@dataclass(frozen=True)
+class Order:
+    """Where choices are when those of one class stand side by side, in rows of a table.
+
+    A choice is (token, place among its experts), numbered token by token. slot (*lead, choices):
+    the row of each. choice (*lead, rows): the other way round; 0 where nothing stands. All int32.
+    lead: () or the shape of a grid of tables, each with choices of its own.
+    """
+
+    slot: Tensor
+    choice: Tensor
+
+    @classmethod
+    def by_place(cls, chosen: Tensor, experts: int, places: int) -> tuple[Order, Tensor]:
+        """Choices by the place of their experts, of which each has as many, the first ones first.
+
+        chosen: (*lead, choices). A place has room for all choices: rows (*lead, places·choices).
+        Gives for each row, too, which of the place's experts is meant, −1 where nothing stands.
+        """
+        *lead, choices = plain_shape(chosen)
+        here = experts // places
+        to = chosen // here
+        before, _ = counted(to, places)
+        slot = (to * choices + before).contiguous()
+        wanted = cls._table(slot, chosen - to * here + 1, places * choices) - 1
+        number = Tensor.arange(choices, device=chosen.device).expand(*lead, choices)
+        return cls(slot, cls._table(slot, number, places * choices)), wanted.contiguous()
+
+    @staticmethod
+    def _table(slot: Tensor, values: Tensor, rows: int) -> Tensor:
+        """(*lead, rows) with values (*lead, choices) at slots, 0 elsewhere."""
+        lead = plain_shape(slot)[:-1]
+        empty = Tensor.zeros(*lead, rows, dtype=dtypes.int32, device=slot.device)
+        return empty.scatter(-1, slot, values, reduce="add").contiguous()
+
+    def fill(self, x: Tensor, active: int) -> Tensor:
+        """(*lead, tokens, dim) → (*lead, rows, dim): each choice's token; others are anything."""
+        *lead, tokens, dim = plain_shape(x)
+        value = picked(x, self.choice // active)
+
+        def rule(order: Order, g: Tensor, _: Tensor) -> list[Tensor]:
+            return [picked(g, order.slot).reshape(*lead, tokens, active, dim).sum(-2)]
+
+        return self._with_gradient(value, [x], rule)
+
+    def empty(self, x: Tensor) -> Tensor:
+        """(*lead, rows, dim) → (*lead, choices, dim): the row of each choice.
+
+        The gradient of other rows is anything.
+        """
+
+        def rule(order: Order, g: Tensor, _: Tensor) -> list[Tensor]:
+            return [picked(g, order.choice)]
+
+        return self._with_gradient(picked(x, self.slot), [x], rule)
+
+    def _with_gradient(
+        self, value: Tensor, sources: Sequence[Tensor], rule: Callable[..., Sequence[Tensor]]
+    ) -> Tensor:
+        """`value` with rule(self, gradient, *sources) for the gradients of its sources."""
+        tensors = {name: each for name, each in vars(self).items() if isinstance(each, Tensor)}
+        count, others = len(sources), (None,) * len(tensors)
+        kind, numbers = type(self), {k: v for k, v in vars(self).items() if k not in tensors}
+
+        def of_nodes(node: Node, g: Node) -> Sequence[Node | None]:
+            # it takes all tensors from its node: one that it kept would live on, and be computed
+            with Tensor.no_grad():
+                given = [Tensor._of(source) for source in node.src[1:]]
+                own = kind(**numbers, **dict(zip(tensors, given[count:], strict=True)))
+                parts = rule(own, Tensor._of(g), *given[:count])
+                return [*(part.node for part in parts), *others]
+
+        nodes = [tensor.node for tensor in (*sources, *tensors.values())]
+        return Tensor._of(build.custom(value.detach().node, nodes, of_nodes))
+
+
+@dataclass(frozen=True)
+class Blocks(Order):
+    """The order by experts, in blocks of `rows` rows, each of which belongs to one expert.
+
+    expert, used (*lead, blocks): whose rows a block has, and how many, the first ones. first, stop
+    (*lead, experts): where an expert's rows begin, and end. All int32.
     """
 
     rows: int
-    slot: Tensor
-    choice: Tensor
     expert: Tensor
     used: Tensor
     first: Tensor
     stop: Tensor
 
     @classmethod
-    def of(cls, chosen: Tensor, experts: int) -> Blocks:
-        """For (tokens, active) choices."""
-        choices = math.prod(plain_shape(chosen))
+    def of(cls, which: Tensor, experts: int, missing: bool = False) -> Blocks:
+        """For choices (*lead, choices) of experts; missing: −1 among them is no choice."""
+        *lead, choices = plain_shape(which)
         blocks, rows = block_shape(choices, experts)
-        which = chosen.reshape(-1)
-        hot = _one_hot(which, experts)
-        # earlier choices of the same expert
-        before = ((hot.cumsum(0, dtype="int32") - hot) * hot).sum(1, dtype="int32")
-        count = hot.sum(0, dtype="int32")
+        before, count = counted(which, experts)
         filled = (count + (rows - 1)) // rows
-        ends = filled.cumsum(0, dtype="int32").contiguous()
+        ends = filled.cumsum(-1, dtype="int32").contiguous()
         first = ((ends - filled) * rows).contiguous()
-        slot = (first.gather(0, which) + before).contiguous()
-        empty = Tensor.zeros(blocks * rows, dtype=dtypes.int32, device=chosen.device)
-        number = Tensor.arange(choices, device=chosen.device)
-        choice = empty.scatter(0, slot, number, reduce="add").contiguous()
-        place = Tensor.arange(blocks, device=chosen.device)
-        behind = (place.unsqueeze(1) >= ends).sum(1, dtype="int32")
+        number = Tensor.arange(choices, device=which.device).expand(*lead, choices)
+        if missing:  # they stand in the first row, and add nothing there
+            there = which >= 0
+            number = there.where(number, 0)
+            slot = there.where(picked(first, which) + before, 0).contiguous()
+        else:
+            slot = (picked(first, which) + before).contiguous()
+        choice = cls._table(slot, number, blocks * rows)
+        place = Tensor.arange(blocks, device=which.device)
+        behind = (place.unsqueeze(1) >= ends.unsqueeze(-2)).sum(-1, dtype="int32")
         expert = behind.minimum(experts - 1).contiguous()
         stop = (first + count).contiguous()
-        used = (stop.gather(0, expert) - place * rows).maximum(0).minimum(rows).contiguous()
-        return cls(rows, slot, choice, expert, used, first, stop)
+        used = (picked(stop, expert) - place * rows).maximum(0).minimum(rows).contiguous()
+        return cls(slot, choice, rows, expert, used, first, stop)
 
     def mask(self) -> Tensor:
-        """(blocks, rows, 1): where a choice stands."""
-        row = Tensor.arange(self.rows, device=self.used.device).reshape(1, self.rows, 1)
-        return row < self.used.reshape(-1, 1, 1)
+        """(*lead, blocks, rows, 1): where a choice stands."""
+        row = Tensor.arange(self.rows, device=self.used.device).reshape(self.rows, 1)
+        return row < self.used.unsqueeze(-1).unsqueeze(-1)
 
-    def fill(self, x: Tensor, active: int) -> Tensor:
-        """(tokens, dim) → (blocks, rows, dim): each choice's token; other rows are anything."""
-        tokens, dim = plain_shape(x)
-        value = x[self.choice // active].reshape(-1, self.rows, dim)
+    def cut(self, x: Tensor) -> Tensor:
+        """(*lead, blocks·rows, dim) → (*lead, blocks, rows, dim)."""
+        *lead, _, dim = plain_shape(x)
+        return x.reshape(*lead, -1, self.rows, dim)
 
-        def rule(blocks: Blocks, g: Tensor, _: Tensor) -> list[Tensor]:
-            return [g.reshape(-1, dim)[blocks.slot].reshape(tokens, active, dim).sum(1)]
+    def of_all(self, x: Tensor) -> Tensor:
+        """What all experts have (experts, …), as each table has it: (*lead, its experts, …).
 
-        return self._with_gradient(value, [x], rule)
-
-    def empty(self, x: Tensor) -> Tensor:
-        """(blocks, rows, dim) → (choices, dim): the row of each choice.
-
-        The gradient of other rows is anything.
+        lead is () or (copies of all experts, places that share them).
         """
-        shape = plain_shape(x)
-        value = x.reshape(-1, shape[2])[self.slot]
-
-        def rule(blocks: Blocks, g: Tensor, _: Tensor) -> list[Tensor]:
-            return [g[blocks.choice].reshape(shape)]
-
-        return self._with_gradient(value, [x], rule)
+        if self.used.ndim == 1:
+            return x
+        copies, places = plain_shape(self.used)[:2]
+        _, *rest = plain_shape(x)
+        parts = x.reshape(1, places, -1, *rest)
+        return parts.expand(copies, *plain_shape(parts)[1:])
 
     def product(self, x: Tensor, weight: Tensor, precision: DType) -> Tensor:
-        """Each block times its expert's matrix: x (blocks, rows, in), weight (experts, out, in).
+        """Each block times its expert's matrix: x (*lead, blocks, rows, in), weight (…, out, in).
 
-        → (blocks, rows, out), 0 in rows where no choice stands, whatever x and its gradient have
-        there. Operands are rounded first: see `precision.product`.
+        → (*lead, blocks, rows, out), 0 in rows where no choice stands, whatever x and its gradient
+        have there. weight: as `of_all` gives it. Operands are rounded first: see
+        `precision.product`.
         """
-        count = math.prod(plain_shape(x)[:2])
-        value = self.mask().where(product(x, weight[self.expert], precision), 0.0)
+        *lead, blocks, rows, _ = plain_shape(x)
+        count = blocks * rows
+        value = self.mask().where(product(x, picked(weight, self.expert), precision), 0.0)
 
         def rule(blocks: Blocks, g: Tensor, x: Tensor, weight: Tensor) -> list[Tensor]:
-            x, theirs = x.cast(precision), weight[blocks.expert].cast(precision)
+            x, theirs = x.cast(precision), picked(weight, blocks.expert).cast(precision)
             g = of_gradient(g, precision)
             by_x = blocks.mask().where(g.matmul(theirs, g.dtype), 0.0).contiguous()
-            row = Tensor.arange(count, device=g.device).reshape(1, count, 1)
-            first, stop = blocks.first.reshape(-1, 1, 1), blocks.stop.reshape(-1, 1, 1)
+            row = Tensor.arange(count, device=g.device).reshape(count, 1)
+            first, stop = (end.unsqueeze(-1).unsqueeze(-1) for end in (blocks.first, blocks.stop))
             inside = (first <= row) & (row < stop)  # both are masked: 0·∞ would be NaN
-            g, x = (inside.where(part.reshape(1, count, -1), 0.0) for part in (g, x))
-            return [by_x, g.transpose(1, 2).matmul(x, g.dtype)]
+            g, x = (inside.where(part.reshape(*lead, 1, count, -1), 0.0) for part in (g, x))
+            return [by_x, g.transpose(-2, -1).matmul(x, g.dtype)]
 
         return self._with_gradient(value, [x, weight], rule)
-
-    def _with_gradient(
-        self, value: Tensor, sources: Sequence[Tensor], rule: Callable[..., Sequence[Tensor]]
-    ) -> Tensor:
-        """`value` with rule(blocks, gradient, *sources) for the gradients of its sources."""
-        tensors = (self.slot, self.choice, self.expert, self.used, self.first, self.stop)
-        rows, count, others = self.rows, len(sources), (None,) * len(tensors)
-
-        def of_nodes(node: Node, g: Node) -> Sequence[Node | None]:
-            # it takes all tensors from its node: one that it kept would live on, and be computed
-            with Tensor.no_grad():
-                given = [Tensor._of(source) for source in node.src[1:]]
-                parts = rule(Blocks(rows, *given[count:]), Tensor._of(g), *given[:count])
-                return [*(part.node for part in parts), *others]
-
-        nodes = [tensor.node for tensor in (*sources, *tensors)]
-        return Tensor._of(build.custom(value.detach().node, nodes, of_nodes))
 
 
 class Experts:
@@ -242,12 +314,13 @@ class Experts:
         self.bias = uniform((experts, outputs), inputs) if bias else None
 
     def __call__(self, x: Tensor, which: Tensor | Blocks) -> Tensor:
-        """Blocks (blocks, rows, in), each for the expert which[block] → (blocks, rows, out)."""
+        """Blocks (…, rows, in), each for the expert which[block] → (…, rows, out)."""
         if isinstance(which, Blocks):
-            y = which.product(x, self.weight, self.precision)
+            y = which.product(x, which.of_all(self.weight), self.precision)
             if self.bias is None:
                 return y
-            return y + which.mask().where(self.bias[which.expert].unsqueeze(1), 0.0)
+            own = picked(which.of_all(self.bias), which.expert)
+            return y + which.mask().where(own.unsqueeze(-2), 0.0)
         y = product(x, self.weight[which], self.precision)
         return y if self.bias is None else y + self.bias[which].unsqueeze(1)
 
@@ -270,6 +343,10 @@ class MoE:
         self.router = Router(dim, experts, active, share)
         self.c_fc = Experts(experts, dim, hidden * (2 if gated else 1), bias, precision)
         self.c_proj = Experts(experts, hidden, dim, bias, precision)
+        # where devices share tokens and experts: (groups that have all experts, places in each),
+        # and what divides an array that begins with these two so
+        self.lead: tuple[int, ...] = ()
+        self.place: Callable[[Tensor], Tensor] = lambda x: x
 
     def __call__(self, x: Tensor) -> Tensor:
         """(…, dim) → the same shape."""
@@ -314,9 +391,31 @@ class MoE:
 
     def _grouped(self, flat: Tensor, chosen: Tensor) -> Tensor:
         """Choices of one expert side by side → answers (tokens, active, dim)."""
-        blocks = Blocks.of(chosen, self.experts)
-        answers = self.network(blocks.fill(flat, self.active), blocks)
-        return blocks.empty(answers).reshape(*chosen.shape, self.dim)
+        shape = (*plain_shape(chosen), self.dim)
+        lead = self.lead if shape[0] % math.prod(self.lead) == 0 else ()
+        x, which = flat.reshape(*lead, -1, self.dim), chosen.reshape(*lead, -1)
+        if not lead or lead[1] == 1:
+            return self._in_blocks(x, which, self.active).reshape(shape)
+        order, wanted = Order.by_place(which, self.experts, lead[1])
+        sent = self._exchanged(order.fill(x, self.active), lead)
+        answers = self._in_blocks(sent, self._exchanged(wanted, lead), 1)
+        return order.empty(self._exchanged(answers, lead)).reshape(shape)
+
+    def _in_blocks(self, x: Tensor, which: Tensor, active: int) -> Tensor:
+        """x (*lead, tokens, dim), choices (*lead, tokens·active) → the answer to each choice."""
+        places = self.lead[1] if which.ndim > 1 else 1
+        blocks = Blocks.of(which, self.experts // places, missing=places > 1)
+        answers = self.network(blocks.cut(blocks.fill(x, active)), blocks)
+        return blocks.empty(answers.flatten(-3, -2))
+
+    def _exchanged(self, x: Tensor, lead: tuple[int, ...]) -> Tensor:
+        """(groups, places, rows for each place, …) → the same, what each place had for this one.
+
+        Where places are devices, that is an all_to_all.
+        """
+        groups, places = lead
+        apart = x.reshape(groups, places, places, -1, *plain_shape(x)[3:])
+        return self.place(self.place(apart).transpose(1, 2)).reshape(x.shape)
 
 
 def auxiliary_loss(routes: Sequence[Routing], balance: float, z: float) -> Tensor:

@@ -6,15 +6,17 @@ import argparse
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
-from minigrad import Tensor, nn
+from minigrad import Mesh, Tensor, nn
 from minigrad.models import console
 from minigrad.models.errors import InputError
 from minigrad.models.gpt import GPT, GPTConfig
 from minigrad.models.gpt_flags import add_basics
 from minigrad.models.moe import recording
+from minigrad.models.parallel.layouts import Division, check, ending_all, is_first
 from minigrad.models.sizing import parameters, peak_bytes
 from minigrad.models.text import Windows, load_text, split
 from minigrad.models.tokenizer import CharacterTokenizer
@@ -31,11 +33,18 @@ Shares = np.ndarray[tuple[int, ...], np.dtype[np.float32]]
 BARS = "·▁▂▃▄▅▆▇█"  # a blank could not be counted
 
 
-def loads(model: GPT, windows: Windows, count: int) -> Shares:
+def placed(arrays: Sequence[Any], division: Division | None) -> list[Tensor]:
+    """numpy arrays (batch, …) as tensors, where a model wants them."""
+    return [*map(Tensor, arrays)] if division is None else division.batch(*arrays)
+
+
+def loads(
+    model: GPT, windows: Windows, count: int, division: Division | None = None
+) -> Shares:
     """The share of choices of each expert of each block on some windows: (blocks, experts)."""
     ids, _ = next(windows.spread(count, count))
     with Tensor.no_grad(), recording() as routes:
-        model.features(Tensor(ids)).realize()
+        model.features(*placed([ids], division)).realize()
         return np.stack([route.load().numpy() for route in routes])
 
 
@@ -65,27 +74,38 @@ def parser() -> argparse.ArgumentParser:
     add("--active", type=whole, default=2, help="how many of the experts each token goes through")
     add("--balance", type=console.natural_float, default=0.01,
         help="weight of the load-balancing loss; 0 shows what happens without")  # fmt: skip
+    add("--ep", type=whole, default=1, help="devices that share the experts, and each batch")
     console.add_explain(add)
     console.add_common_flags(result)
     return result
 
 
-def train(model: GPT, windows: Windows, plan: TrainingPlan, watch: Windows | None) -> float:
+def train(
+    model: GPT, windows: Windows, plan: TrainingPlan, watch: Windows | None,
+    division: Division | None = None,
+) -> float:  # fmt: skip
     """All steps; prints losses and loads now and then. Gives the median seconds of a step."""
     optimizer, rate = MatrixAdamW(nn.state.get_parameters(model), plan), make_schedule(plan)
+    if division is not None:
+        division.take(optimizer)
     step, times = make_step(model, optimizer, plan.clip), []
     for number in range(plan.steps):
         optimizer.set_lr(rate(number))
-        ids, targets = windows.batch(plan.batch, plan.seed, number)
+        batch = windows.batch(plan.batch, plan.seed, number)
         start = time.perf_counter()
         with Tensor.train():
-            loss = float(step(Tensor(ids), Tensor(targets)).item())
+            loss = float(step(*placed(batch, division)).item())
         times.append(time.perf_counter() - start)
         if watch is not None and (number == 0 or (number + 1) % max(plan.steps // 8, 1) == 0):
-            bars = show_loads(loads(model, watch, 16))
-            print(f"step {number + 1:>5}  loss {loss:.4f}  load {bars}", flush=True)
+            bars = show_loads(loads(model, watch, 16, division))
+            if is_first():
+                print(f"step {number + 1:>5}  loss {loss:.4f}  load {bars}", flush=True)
     times = sorted(times[3:] or times)
     return times[len(times) // 2]
+
+
+def _say_nothing(*_: object) -> None:
+    """What other ranks than the first have to say."""
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -93,35 +113,57 @@ def main(arguments: Sequence[str]) -> None:
     flags = parser().parse_args(arguments)
     console.apply_common_flags(flags)
     console.check_explain(flags)
-    text = load_text(flags.text)
-    tokenizer = CharacterTokenizer.of(text)
-    training, validation = split(tokenizer.encode_array(text))
-    windows, held_out = (Windows(ids, flags.context) for ids in (training, validation))
+    if flags.ep > 1:
+        console.check_device_of_ranks(flags.ep)
+    with ending_all():
+        compare(flags)
+
+
+def plan_of(flags: argparse.Namespace, vocabulary: int) -> tuple[GPTConfig, TrainingPlan]:
+    """The model and its training; InputError where they do not fit one another."""
     try:
         config = GPTConfig(
-            flags.layers, flags.heads, flags.dim, flags.context, len(tokenizer),
+            flags.layers, flags.heads, flags.dim, flags.context, vocabulary,
             experts=flags.experts, active=flags.active, balance=flags.balance,
         )  # fmt: skip
     except ValueError as error:
         raise InputError(str(error)) from None
+    check(config, {"ep": flags.ep})
+    if flags.batch % flags.ep:
+        raise InputError(f"--batch {flags.batch} cannot be cut into {flags.ep} equal parts")
     console.check_fits(
         peak_bytes(config, flags.batch, 4), f"a step of --batch {flags.batch}",
         "give a smaller --batch or model",
     )  # fmt: skip
+    return config, TrainingPlan(steps=flags.steps, batch=flags.batch, lr=flags.lr, seed=flags.seed)
+
+
+def compare(flags: argparse.Namespace) -> None:
+    """Train a mixture of experts, and a dense model for comparison."""
+    say = print if is_first() else _say_nothing
+    text = load_text(flags.text)
+    tokenizer = CharacterTokenizer.of(text)
+    training, validation = split(tokenizer.encode_array(text))
+    windows, held_out = (Windows(ids, flags.context) for ids in (training, validation))
+    config, plan = plan_of(flags, len(tokenizer))
     sizes = parameters(config)
-    print(f"{sizes.total:,} parameters, {sizes.active:,} of them active for a token")
-    plan = TrainingPlan(steps=flags.steps, batch=flags.batch, lr=flags.lr, seed=flags.seed)
+    say(f"{sizes.total:,} parameters, {sizes.active:,} of them active for a token")
     Tensor.manual_seed(flags.seed)
     model = GPT(config)
+    division = Division(model, Mesh(dp=1, ep=flags.ep), 0) if flags.ep > 1 else None
     if flags.explain is not None:
-        TrainingRun(model, plan).explain(windows, flags.explain, values=flags.explain_values)
+        run = TrainingRun(model, plan, division=division)
+        run.explain(windows, flags.explain, is_first(), flags.explain_values)
         return
-    print(f"load of each of {flags.experts} experts, block by block; {BARS[4]} is a fair share, "
+    say(f"load of each of {flags.experts} experts, block by block; {BARS[4]} is a fair share, "
           f"{BARS[0]} none")  # fmt: skip
-    seconds = train(model, windows, plan, held_out)
-    print(f"validation loss {validate(model, held_out, 480, 48):.4f} nats per character")
-    for number, row in enumerate(loads(model, held_out, 64), 1):
-        print(f"block {number}: " + "  ".join(f"{share:.1%}" for share in row))
+    seconds = train(model, windows, plan, held_out, division)
+    loss = validate(model, held_out, 480, 48, division=division)
+    say(f"validation loss {loss:.4f} nats per character")
+    for number, row in enumerate(loads(model, held_out, 64, division), 1):
+        say(f"block {number}: " + "  ".join(f"{share:.1%}" for share in row))
+    if not is_first():
+        return
     dense = replace(config, experts=0, feed_forward=config.hidden * config.active)
     Tensor.manual_seed(flags.seed)
     plain = train(GPT(dense), windows, replace(plan, steps=12), None)

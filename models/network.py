@@ -1,14 +1,13 @@
-"""How long data-parallel training takes over which network, and what that leaves of the devices.
+"""How long training takes on many devices over which network, and what that leaves of the devices.
 
-    python models/network.py                     # GPT-3 on 1,024 H100s, network by network
+    python models/network.py                         # GPT-3 on 1,024 H100s, network by network
+    python models/network.py --tp 8 --pp 8 --micro 32 --schedule zb
     python models/network.py small --devices 8 --peak 1Tflop/s
+    python models/network.py --picture sensitivity.png
+    python models/network.py measure                 # the formulas beside real trainings: --help
 
-A step computes for flops / (devices · peak · utilization) seconds, and averages its gradients by a
-ring all-reduce: each device sends 2·(n − 1)/n of their bytes, in 2·(n − 1) messages, each of which
-waits for the latency (Patarasuk and Yuan, "Bandwidth optimal all-reduce algorithms", 2009). A share
-of that hides behind the backward pass, which is two thirds of the computation. Sequence parallelism
-passes the keys and values of a sequence around a ring once per layer, forward, and twice backward
-(Liu et al., "Ring Attention", 2023).
+The formulas are those of `network_model.py`. Lines marked * are predicted only, from what TCP makes
+of lost packets (Mathis et al., 1997): no lossy network was ever measured here.
 """
 
 from __future__ import annotations
@@ -16,11 +15,23 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import replace
+from pathlib import Path
 
 from minigrad.models import console
 from minigrad.models.errors import InputError
 from minigrad.models.gpt_config import GPTConfig
+from minigrad.models.network_model import (
+    Cluster,
+    Layout,
+    Network,
+    Step,
+    Work,
+    bandwidth_for,
+    predict,
+)
+from minigrad.models.parallel.schedules import SCHEDULES
+from minigrad.models.pictures import check_picture, pyplot_without_window, save_figure
 from minigrad.models.sizing import (
     ITEMSIZE,
     add_machine_flags,
@@ -28,29 +39,12 @@ from minigrad.models.sizing import (
     duration_text,
     flops_per_token,
     parameters,
-    seconds_of_training,
+    state_bytes_of_device,
 )
 
-
-@dataclass(frozen=True)
-class Network:
-    """bandwidth: bytes per second of each device in one direction; latency: seconds a message.
-
-    most: how many devices it can join, where that is limited.
-    """
-
-    name: str
-    bandwidth: float
-    latency: float
-    most: int | None = None
-
-    def joins(self, devices: int) -> bool:
-        """Whether there is such a network for so many devices."""
-        return self.most is None or devices <= self.most
-
-
+NVLINK = Network("NVLink 4 in one box of 8", 450e9, 2e-6, 8)
 NETWORKS = (
-    Network("NVLink 4 in one box of 8", 450e9, 2e-6, 8),
+    NVLINK,
     Network("InfiniBand NDR 400 Gbit/s", 50e9, 2e-6),
     Network("Ethernet 400 Gbit/s, lossless", 50e9, 6e-6),
     Network("Ethernet 100 Gbit/s", 12.5e9, 10e-6),
@@ -58,179 +52,271 @@ NETWORKS = (
     Network("Ethernet 1 Gbit/s", 0.125e9, 50e-6),
     Network("internet 100 Mbit/s", 12.5e6, 20e-3),
 )
+LOSSES = (1e-4, 1e-3)  # shares of packets, for the lines below the lossless one
+PORT = 50e9  # bytes a second: the fastest that a device commonly has to other boxes
+SPEED = 0.4 * 989e12  # flop/s that an H100 reaches
+FEW, TOKENS, PARTS = 10, 1_000_000, 40  # devices, tokens and micro-batches that show sensitivity
 
 
-FEW, TOKENS = 10, 1_000_000  # devices and tokens of a step that show how sensitive each way is
+def brief(seconds: float) -> str:
+    """A time in few letters; a dash for none."""
+    if not seconds:
+        return "–"
+    for unit, factor in (("s", 1.0), ("ms", 1e3), ("µs", 1e6)):
+        if 1 <= seconds * factor < (120 if unit == "s" else 1000):
+            return f"{seconds * factor:.3g} {unit}"
+    return duration_text(seconds) if seconds > 1 else f"{seconds:.1g} s"
 
 
-def ring_all_reduce(size: float, ranks: int, network: Network) -> float:
-    """Seconds to sum `size` bytes over `ranks`: 2·(n − 1) messages of size/n."""
-    if ranks < 2:
-        return 0.0
-    return 2 * (ranks - 1) * (network.latency + size / ranks / network.bandwidth)
+def with_lossy(networks: Sequence[Network]) -> list[Network]:
+    """Networks, and below one that is called lossless what it is where it does lose packets."""
+    found = []
+    for network in networks:
+        found.append(network)
+        if network.name.endswith("lossless"):
+            found += [network.lossy(loss) for loss in LOSSES]
+    return found
 
 
-def ring_attention(
-    config: GPTConfig, tokens: int, ranks: int, itemsize: int, network: Network
-) -> float:
-    """Seconds to pass keys and values of a sequence around, in all layers, forward and backward.
-
-    Each of n − 1 messages has the keys and values of tokens/n positions; backward they go around
-    again, together with their gradients.
-    """
-    if ranks < 2:
-        return 0.0
-    block = 2 * tokens / ranks * config.key_value_heads * config.width * itemsize
-    forward = (ranks - 1) * (network.latency + block / network.bandwidth)
-    backward = (ranks - 1) * (network.latency + 2 * block / network.bandwidth)
-    return config.layers * (forward + backward)
+# --- how sensitive each way is --------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Step:
-    """Seconds of one training step, by where they go."""
-
-    compute: float
-    data_parallel: float  # of the network, averaging gradients
-    sequence_parallel: float  # of the network, keys and values
-    exposed: float  # of both, what computation does not hide
-
-    @property
-    def total(self) -> float:
-        """Seconds."""
-        return self.compute + self.exposed
-
-    @property
-    def efficiency(self) -> float:
-        """The share of the time in which devices compute."""
-        return self.compute / self.total
-
-
-@dataclass(frozen=True)
-class Cluster:
-    """devices in groups of `sequence`, which share sequences; the groups share the batch."""
-
-    devices: int
-    peak: float
-    utilization: float = 0.4
-    sequence: int = 1
-    overlap: float = 1.0  # share of the backward pass behind which the network can hide
-
-    def __post_init__(self) -> None:
-        if self.devices % self.sequence:
-            raise ValueError(
-                f"{self.devices} devices cannot be cut into groups of {self.sequence} that share "
-                "a sequence"
-            )
-
-
-def step_seconds(
-    config: GPTConfig, batch_tokens: float, cluster: Cluster, network: Network, itemsize: int = 2
-) -> Step:
-    """A step of `batch_tokens` tokens on all devices; gradients in `itemsize` bytes.
-
-    Devices that share a sequence hold the same weights too, so that gradients are averaged over all
-    of them.
-    """
-    compute = seconds_of_training(
-        config, batch_tokens, cluster.devices, cluster.peak, cluster.utilization
-    )
-    size = parameters(config).total * itemsize
-    data = ring_all_reduce(size, cluster.devices, network)
-    sequences = batch_tokens / config.context / (cluster.devices / cluster.sequence)
-    turns = ring_attention(config, config.context, cluster.sequence, itemsize, network)
-    sequence = turns * sequences
-    hidden = compute * 2 / 3 * cluster.overlap
-    return Step(compute, data, sequence, max(data - hidden, 0.0) + max(sequence - compute, 0.0))
-
-
-@dataclass(frozen=True)
-class Exposed:
-    """Seconds of a step whose exchanges nothing hides: at work, a pipeline's gaps, the network.
-
-    messages: that each device sends.
-    """
-
-    compute: float
-    gaps: float
-    network: float
-    messages: int
-
-    @property
-    def idle(self) -> float:
-        """The share of the step in which a device does nothing useful."""
-        return (self.gaps + self.network) / (self.compute + self.gaps + self.network)
-
-
-def exposed(
-    config: GPTConfig, tokens: float, devices: int, network: Network, peak: float = 989e12,
-    utilization: float = 0.4, itemsize: int = 2, parts: int = 40,
-) -> dict[str, Exposed]:  # fmt: skip
-    """A step of `tokens` tokens on some devices, cut in four ways: how sensitive is each?
-
-    DP (a copy of the model each), TP (parts of each matrix) and PP (layers each, the batch in
-    `parts`) read texts of the model's context, SP one text of all tokens. TP adds up activations
-    twice in each block, forward and backward.
-    """
-    n = devices
-    short, long = (flops_per_token(config, context) * tokens / (n * peak * utilization)
-                   for context in (config.context, round(tokens)))  # fmt: skip
-    activations = tokens * config.dim * itemsize
-    hop = network.latency + activations / parts / network.bandwidth
-    sums = ring_all_reduce(activations, n, network)
-    gradients = ring_all_reduce(parameters(config).total * itemsize, n, network)
-    ring = ring_attention(config, round(tokens), n, itemsize, network)
-    layers = config.layers
+def ways(devices: int, micro: int = PARTS) -> dict[str, Layout]:
+    """Each way to share a step's work, alone."""
     return {
-        "DP": Exposed(short, 0.0, gradients, 2 * (n - 1)),
-        "SP": Exposed(long, 0.0, ring, 2 * layers * (n - 1)),
-        "TP": Exposed(short, 0.0, 4 * layers * sums, 8 * layers * (n - 1)),
-        "PP": Exposed(short, short * (n - 1) / parts, 2 * (parts + n - 1) * hop, 2 * parts),
+        "DP": Layout(dp=devices),
+        "SP": Layout(sp=devices),
+        "TP": Layout(tp=devices),
+        "PP": Layout(pp=devices, micro=micro),
     }
 
 
-def show_sensitivity(config: GPTConfig, networks: Sequence[Network], itemsize: int) -> None:
-    """A table: which share of a step devices are idle, by network and by how work is shared."""
-    print(f"\nhow sensitive each way is: share of a step that {FEW} devices are idle, with "
-          f"{TOKENS:,} tokens\n(one text for SP) and nothing hidden behind computation"
-          )  # fmt: skip
-    print(f"{'network':<32}{'DP':>7}{'SP':>7}{'TP':>7}{'PP':>7}")
-    for network in networks:
+def unhidden(
+    config: GPTConfig, layout: Layout, network: Network, tokens: float = TOKENS, itemsize: int = 2,
+    speed: float = SPEED,
+) -> Step:  # fmt: skip
+    """A step of some tokens in which nothing hides behind computation.
+
+    In texts of the model's context, or for devices that share texts in a single one. speed: flop/s
+    that a device reaches.
+    """
+    context = round(tokens) if layout.sp > 1 else config.context
+    work = Work(tokens, context, itemsize)
+    return predict(config, work, layout, Cluster(speed, network, 1.0, overlap=0.0))
+
+
+def sensitivity(bandwidth: float) -> str:
+    """Low, medium or high, by the bandwidth that a device needs to wait for a tenth of a step."""
+    if bandwidth < PORT / 4:
+        return "low"
+    return "medium" if bandwidth <= PORT else "high"
+
+
+def cases(config: GPTConfig) -> dict[str, tuple[GPTConfig, Layout]]:
+    """The ways of the table of sensitivity; experts for the model with a feed-forward for each."""
+    found = {name: (config, layout) for name, layout in ways(FEW).items()}
+    found["ZeRO-3"] = config, Layout(dp=FEW, zero=3)
+    if not config.experts:
+        config = replace(config, experts=FEW, active=2)
+    if config.experts % FEW == 0:
+        found["EP"] = config, Layout(ep=FEW)
+    return {name: found[name] for name in ("DP", "ZeRO-3", "SP", "TP", "EP", "PP") if name in found}
+
+
+def show_sensitivity(
+    config: GPTConfig, networks: Sequence[Network], itemsize: int, speed: float
+) -> None:
+    """Tables: what a worse network costs each way; which share of a step devices are idle."""
+    base = next(network for network in networks if network.joins(FEW))
+    slow = replace(base, bandwidth=base.bandwidth / 2)
+    late = replace(base, latency=base.latency * 2)
+    known = cases(config)
+
+    def step_of(name: str, network: Network) -> Step:
+        model, layout = known[name]
+        return unhidden(model, layout, network, itemsize=itemsize, speed=speed)
+
+    print(f"\nhow sensitive each way is: {FEW} devices, {TOKENS:,} tokens (one text for SP), "
+          f"nothing hidden,\nover {base.name}; needs: the bandwidth of a device that waits a tenth "
+          "of a step (EP: 2 of 10 experts)\n"
+          f"{'':<8}{'sends':>9}{'messages':>10}{'idle':>7}{'half bandwidth':>16}"
+          f"{'double latency':>16}{'needs':>13}  sensitivity")  # fmt: skip
+    for name in known:
+        step, slower, later = (step_of(name, network) for network in (base, slow, late))
+        needs = bandwidth_for(step)
+        print(f"{name:<8}{bytes_text(step.nbytes):>9}{step.messages:>10,.0f}{step.idle:>7.0%}"
+              f"{slower.total / step.total - 1:>+16.1%}{later.total / step.total - 1:>+16.3%}"
+              f"{bytes_text(needs) + '/s':>13}  {sensitivity(needs)}")  # fmt: skip
+    print(f"\nshare of a step that devices are idle, by network\n{'over':<46}"
+          + "".join(f"{name:>8}" for name in known))  # fmt: skip
+    for network in with_lossy(networks):
         if network.joins(FEW):
-            ways = exposed(config, TOKENS, FEW, network, itemsize=itemsize)
-            print(f"{network.name:<32}" + "".join(f"{way.idle:>7.0%}" for way in ways.values()))
+            print(f"{network.name:<46}"
+                  + "".join(f"{step_of(name, network).idle:>8.0%}" for name in known))  # fmt: skip
+
+
+def draw_sensitivity(config: GPTConfig, itemsize: int, speed: float, path: Path) -> None:
+    """A picture: the idle share of each way by bandwidth and by latency."""
+    pyplot = pyplot_without_window()
+    figure, axes = pyplot.subplots(1, 2, figsize=(11, 4), sharey=True)
+    base = NETWORKS[1]
+    bandwidths = [10 ** (8 + step / 8) for step in range(33)]
+    latencies = [10 ** (-6 + step / 8) for step in range(33)]
+    for name, (model, layout) in cases(config).items():
+        for axis, values, changed in ((axes[0], bandwidths, "bandwidth"),
+                                      (axes[1], latencies, "latency")):  # fmt: skip
+            idle = []
+            for value in values:
+                network = replace(base, **{changed: value})
+                idle.append(unhidden(model, layout, network, itemsize=itemsize, speed=speed).idle)
+            axis.semilogx(values, idle, label=name)
+    for network in NETWORKS[1:-1]:
+        axes[0].axvline(network.bandwidth, color="0.8", zorder=0)
+    axes[0].set_xlabel("bytes a second of each device (grey: the networks of the table)")
+    axes[1].set_xlabel("seconds a message is late")
+    axes[0].set_ylabel("idle share of a step")
+    axes[0].legend()
+    figure.suptitle(f"{FEW} devices, {TOKENS:,} tokens a step, nothing hidden; {base.name}")
+    figure.tight_layout()
+    save_figure(figure, path)
+    pyplot.close(figure)
+    print(f"\npicture {path}")
+
+
+# --- a cluster ------------------------------------------------------------------------------------
+
+
+def layouts(devices: int, config: GPTConfig, micro: int, batch: float) -> list[Layout]:
+    """Ways to share the work of a step among so many devices, where they go with the model.
+
+    batch: texts of a step, of which every copy needs one for each micro-batch.
+    """
+    box = min(8, devices)
+    few = min(8, devices // box)
+    found = [Layout(dp=devices, zero=zero) for zero in range(4)]
+    found += [Layout(dp=devices // 8, sp=8), Layout(dp=devices // box, tp=box)]
+    found += [Layout(dp=devices // box, tp=box, tokens=True, zero=1)]
+    found += [Layout(dp=devices // box, ep=box)]
+    if few > 1:
+        for schedule in SCHEDULES:
+            pieces = 2 if schedule == "interleaved" else 1
+            found.append(Layout(dp=devices // (box * few), tp=box, pp=few, schedule=schedule,
+                                micro=micro, pieces=pieces))  # fmt: skip
+        found.append(replace(found[-1], tokens=True, zero=1))
+    return [one for one in found if one.devices == devices and _goes(one, config, batch)]
+
+
+def _goes(layout: Layout, config: GPTConfig, batch: float) -> bool:
+    """Whether a model and a batch can be shared so."""
+    try:
+        layout.check(config)
+    except ValueError:
+        return False
+    return layout.batch * (layout.micro if layout.pp > 1 else 1) <= max(batch, 1)
+
+
+def show_layouts(
+    config: GPTConfig, work: Work, cluster: Cluster, devices: int, micro: int
+) -> None:
+    """A table: a step of each layout over one network."""
+    count = parameters(config)
+    inner = "" if cluster.inner is None else f", {cluster.inner.name}"
+    print(f"\na step by layout, over {cluster.network.name}{inner}\n{'layout':<52}"
+          f"{'state':>9}{'compute':>13}{'gaps':>13}{'network':>13}{'exposed':>13}{'at work':>9}"
+          )  # fmt: skip
+    for layout in layouts(devices, config, micro, work.tokens / work.context):
+        step = predict(config, work, layout, cluster)
+        experts = count.feed_forward if config.experts else 0
+        own = (count.total - experts + experts / layout.ep) / (layout.tp * layout.pp)
+        state = state_bytes_of_device(own, layout.dp, layout.zero, work.itemsize)
+        times = (step.compute, step.gaps, step.network, step.exposed)
+        print(f"{layout!s:<52}{bytes_text(state):>9}"
+              + "".join(f"{brief(time):>13}" for time in times)
+              + f"{1 - step.idle:>9.0%}")  # fmt: skip
+
+
+def show_networks(
+    config: GPTConfig, work: Work, layout: Layout, cluster: Cluster,
+    networks: Sequence[Network], steps: float,
+) -> None:  # fmt: skip
+    """A table: a step of one layout, network by network."""
+    print(f"{'over':<46}{'network':>13}{'exposed':>13}{'gaps':>13}{'a step':>13}{'at work':>9}"
+          f"   {steps:,.0f} steps")  # fmt: skip
+    for network in with_lossy(networks):
+        if not network.joins(layout.devices):
+            print(f"{network.name:<46}joins at most {network.most} devices")
+            continue
+        step = predict(config, work, layout, replace(cluster, network=network))
+        times = (step.network, step.exposed, step.gaps, step.total)
+        print(f"{network.name:<46}" + "".join(f"{brief(time):>13}" for time in times)
+              + f"{1 - step.idle:>9.0%}   {duration_text(step.total * steps)}")  # fmt: skip
+    print("* predicted only, from the formula of Mathis et al. (1997)")
 
 
 def parser() -> argparse.ArgumentParser:
     """The flags of the script."""
     result = console.Parser(
-        description="How long data-parallel training takes over which network.",
+        description="How long training takes on many devices over which network.",
         formatter_class=console.Help,
     )
     add, number, whole = result.add_argument, console.positive_float, console.positive_int
     add_machine_flags(result)
-    add("--devices", type=whole, default=1024, help="how many devices train together")
-    add("--sequence", type=whole, default=1, help="devices that share a sequence")
+    add("--devices", type=whole,
+        help="how many devices train together; 1024, or what the layout has, if not given")
+    add("--dp", type=whole, help="copies of the model; as many as the other axes leave")
+    add("--tp", type=whole, default=1, help="devices that share each matrix")
+    add("--sp", type=whole, default=1,
+        help="devices that share a text; with --tp as many: the tokens between matrices")
+    add("--pp", type=whole, default=1, help="stages of layers")
+    add("--ep", type=whole, default=1, help="devices that share the experts")
+    add("--zero", type=int, choices=range(4), default=0, help="what copies store together")
+    add("--micro", type=whole, default=32, help="parts of a batch that go through --pp stages")
+    add("--schedule", choices=SCHEDULES, default="1f1b", help="what a stage does when")
+    add("--pieces", type=whole, default=1, help="of the layers at a stage, for interleaved")
+    add("--box", type=whole, default=8, help="devices that NVLink joins")
     add("--batch-tokens", type=number, default=3.2e6, help="tokens of a step, on all devices")
     add("--overlap", type=console.natural_float, default=1.0,
-        help="share of the backward pass behind which the network can hide")  # fmt: skip
+        help="share of what can hide behind computation that does")  # fmt: skip
     add("--bandwidth", type=console.amount("B/s", 1e3),
         help="of one more network, such as 50GB/s; with --latency")  # fmt: skip
     add("--latency", type=number, help="seconds a message of that one; 1e-5 if not given")
+    add("--picture", metavar="F.png", help="how sensitive each way is, as a picture")
     return result
 
 
+def layout_of(flags: argparse.Namespace) -> Layout:
+    """What the flags say; InputError where they do not fit together."""
+    tokens = flags.sp > 1 and flags.tp > 1
+    if tokens and flags.sp != flags.tp:
+        raise InputError(f"--sp {flags.sp} with --tp {flags.tp}: between matrices the same devices "
+                         "share the tokens; give both the same number")  # fmt: skip
+    others = flags.tp * (1 if tokens else flags.sp) * flags.pp * flags.ep
+    devices = flags.devices or (flags.dp * others if flags.dp else max(1024 // others, 1) * others)
+    if devices % others or flags.dp not in (None, devices // others):
+        raise InputError(f"--devices {devices} cannot be {flags.dp or 'copies'} × {others}: the "
+                         "product of --dp, --tp, --sp, --pp and --ep is --devices")  # fmt: skip
+    return Layout(
+        devices // others, flags.tp, 1 if tokens else flags.sp, flags.pp, flags.ep, flags.zero,
+        tokens, flags.schedule, flags.micro, flags.pieces,
+    )  # fmt: skip
+
+
 def main(arguments: Sequence[str]) -> None:
-    """Print a table, a line per network."""
+    """Print the tables, or measure."""
+    if arguments and arguments[0] == "measure":
+        from minigrad.models import network_measure  # which needs what the tables do not
+
+        network_measure.main(arguments[1:])
+        return
     flags = parser().parse_args(arguments)
     for name in ("utilization", "overlap"):
         if getattr(flags, name) > 1:
             raise InputError(f"--{name} is {getattr(flags, name)}: expected at most 1")
+    check_picture(flags.picture)
+    layout = layout_of(flags)
     try:
         config = GPTConfig.preset(flags.model)
-        cluster = Cluster(
-            flags.devices, flags.peak, flags.utilization, flags.sequence, flags.overlap
-        )
+        layout.check(config)
     except ValueError as error:
         raise InputError(str(error)) from None
     networks = list(NETWORKS)
@@ -239,23 +325,20 @@ def main(arguments: Sequence[str]) -> None:
     elif flags.latency is not None:
         raise InputError("--latency is that of one more network: give its --bandwidth as well")
     itemsize, steps = ITEMSIZE[flags.dtype], flags.tokens / flags.batch_tokens
-    size = parameters(config).total * itemsize
-    compute = step_seconds(config, flags.batch_tokens, cluster, networks[0], itemsize).compute
-    print(f"{flags.model}: {parameters(config).total:,} parameters, {bytes_text(size)} of "
-          f"gradients a step; {flags.devices:,} devices\n"
-          f"a step of {flags.batch_tokens:,.0f} tokens: {flops_per_token(config):.3g} flops each, "
-          f"{duration_text(compute)} of computation\n")  # fmt: skip
-    print(f"{'network':<32}{'all-reduce':>14}{'ring of keys':>14}{'a step':>14}{'busy':>7}"
-          f"   {steps:,.0f} steps")  # fmt: skip
-    for network in networks:
-        if not network.joins(flags.devices):
-            print(f"{network.name:<32}joins at most {network.most} devices")
-            continue
-        step = step_seconds(config, flags.batch_tokens, cluster, network, itemsize)
-        print(f"{network.name:<32}{duration_text(step.data_parallel):>14}"
-              f"{duration_text(step.sequence_parallel):>14}{duration_text(step.total):>14}"
-              f"{step.efficiency:>7.0%}   {duration_text(step.total * steps)}")  # fmt: skip
-    show_sensitivity(config, networks, itemsize)
+    work = Work(flags.batch_tokens, config.context, itemsize)
+    inner = NVLINK if flags.box > 1 else None
+    cluster = Cluster(flags.peak, networks[1], flags.utilization, flags.box, inner, flags.overlap)
+    step = predict(config, work, layout, cluster)
+    print(f"{flags.model}: {parameters(config).total:,} parameters; {layout.devices:,} devices: "
+          f"{layout}\na step of {flags.batch_tokens:,.0f} tokens: {flops_per_token(config):.3g} "
+          f"flops each, {duration_text(step.compute)} of computation; a device sends "
+          f"{bytes_text(step.nbytes)} in {step.messages:,.0f} messages\n")  # fmt: skip
+    show_networks(config, work, layout, cluster, networks, steps)
+    show_layouts(config, work, cluster, layout.devices, flags.micro)
+    speed = flags.peak * flags.utilization
+    show_sensitivity(config, networks[1:], itemsize, speed)
+    if flags.picture is not None:
+        draw_sensitivity(config, itemsize, speed, Path(flags.picture))
 
 
 if __name__ == "__main__":

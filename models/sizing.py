@@ -154,6 +154,18 @@ def state_bytes(config: GPTConfig, itemsize: int = 2) -> int:
     return parameters(config).total * Training(itemsize).per_parameter
 
 
+def state_bytes_of_device(
+    count: float, copies: int = 1, zero: int = 0, itemsize: int = 2
+) -> float:
+    """The same of `count` parameters on one of some copies, which store it together from ZeRO on.
+
+    zero: 1 what AdamW keeps, 2 gradients, too, 3 weights, too.
+    """
+    rest = Training(itemsize).per_parameter - 2 * itemsize
+    parts = ((itemsize, 3), (itemsize, 2), (rest, 1))
+    return count * sum(size / (copies if zero >= stage else 1) for size, stage in parts)
+
+
 def peak_bytes(
     config: GPTConfig, batch: int, itemsize: int = 2, recompute: bool = False
 ) -> int:

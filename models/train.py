@@ -18,7 +18,8 @@ from minigrad.models.errors import InputError
 from minigrad.models.interrupt import Interruption, Stopped
 from minigrad.models.metrics import Metrics, shown
 from minigrad.models.moe import recording
-from minigrad.models.parallel.layouts import Division
+from minigrad.models.parallel import timeline
+from minigrad.models.parallel.layouts import Division, agreed
 from minigrad.models.parallel.pipeline import Pipeline
 from minigrad.models.parallel.training import Replica
 from minigrad.models.text import Windows
@@ -242,7 +243,7 @@ class TrainingRun:
         """One step; gives (the loss before it, its learning rate)."""
         rate = self.schedule(self.done)
         self.optimizer.set_lr(rate)
-        with Tensor.train():
+        with Tensor.train(), timeline.step():
             loss = self._step(*self._batch(windows))
         self.done += 1
         return loss, rate
@@ -363,7 +364,8 @@ def finish(
     quiet = quiet or (run.division is not None and not run.division.is_first)
 
     def stop() -> bool:
-        return interruption is not None and interruption.number is not None
+        asked = interruption is not None and interruption.number is not None
+        return asked if run.division is None else agreed(asked)
 
     with Progress(plan.steps, "tokens", quiet) as progress:
         if plan.first_windows and not run.done:
@@ -394,9 +396,10 @@ def finish(
                 elapsed_s=run.elapsed,
             )
             complete = last and val_loss is not None  # then a signal has nothing left to end
-            if interruption is not None and interruption.number is not None and not complete:
+            if not complete and stop():
                 save()
-                raise Stopped(interruption.number, f"stopped after step {run.done} of {plan.steps}")
+                number = None if interruption is None else interruption.number
+                raise Stopped(number or 0, f"stopped after step {run.done} of {plan.steps}")
             if validated and not last:
                 _save_if_possible(save, progress)
     return math.nan if val_loss is None else val_loss

@@ -138,23 +138,14 @@ def cluster(
                 if candidate.stages[0].array in alone:
                     _no(candidate, "that one has a kernel of its own: it writes a part in place")
                     continue
-                whole = stage.array.whole
-                if whole and sum(a.whole == whole for a in candidate.made) >= MOST_PARTS:
-                    _no(candidate, f"it has {MOST_PARTS} pieces of that array already")
-                    continue
                 if sink is not None:
                     most = len(parts) - (candidate not in producers)  # a sibling must share some
                     shared = _shared_blocks(candidate, chains, sink, most)
                 else:
                     shared = _shared_rows(candidate, own, stage, candidate in producers)
-                if candidate not in producers and _delays(candidate, producers, stage):
-                    _no(candidate, "it would wait for more than it needs")
-                    continue
-                if shared and not reaches(producers - {candidate}, candidate):
+                if _may_join(candidate, stage, producers, bool(shared)):
                     home, rows = candidate, shared
                     break
-                if shared:
-                    _no(candidate, "something between the two needs the first, and is needed here")
         for watcher in watchers:
             watcher.settled(stage, home)
         clusters.setdefault(home, len(clusters))
@@ -175,6 +166,22 @@ def cluster(
             if home not in (known := readers.setdefault(array, [])):
                 known.append(home)
     return list(clusters)
+
+
+def _may_join(
+    candidate: Cluster, stage: Stage, producers: set[Cluster], shares: bool
+) -> bool:
+    """Whether a stage, which shares rows with a cluster or not, can be in its kernel."""
+    whole = stage.array.whole
+    if whole and sum(a.whole == whole for a in candidate.made) >= MOST_PARTS:
+        _no(candidate, f"it has {MOST_PARTS} pieces of that array already")
+    elif candidate not in producers and _delays(candidate, producers, stage):
+        _no(candidate, "it would wait for more than it needs")
+    elif shares and reaches(producers - {candidate}, candidate):
+        _no(candidate, "something between the two needs the first, and is needed here")
+    else:
+        return shares
+    return False
 
 
 def _delays(sibling: Cluster, producers: set[Cluster], stage: Stage) -> bool:

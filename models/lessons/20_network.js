@@ -14,7 +14,7 @@ widgets.network = (box, data) => {
     const activations = data.tokens * data.dim * data.item, chunk = 2 * activations / n, hop = wait + activations / data.parts / speed;
     const network = [
       allReduce(data.state),
-      L * (n - 1) * (wait + chunk / speed + wait + 2 * chunk / speed),
+      L * (n * (wait + chunk / speed) + (n - 1) * (wait + 2 * chunk / speed)) + allReduce(data.state),
       4 * L * allReduce(activations),
       2 * (data.parts + n - 1) * hop,
     ];

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from minigrad.models.gpt_config import GPTConfig
 from minigrad.models.lessons.page import Page, alone
-from minigrad.models.network import FEW, NETWORKS, TOKENS, Exposed, Network, exposed
+from minigrad.models.network import FEW, NETWORKS, PARTS, TOKENS, unhidden, ways
+from minigrad.models.network_model import Network, Step
 from minigrad.models.sizing import duration_text, parameters
 
 TITLE = "The network"
 SECTIONS = ("Parallelization: what it asks of the network",)
 ITEM = 2  # bytes of a number
-PARTS = 40  # of the batch, in a pipeline
 
 
-def costs(network: Network) -> dict[str, Exposed]:
+def costs(network: Network) -> dict[str, Step]:
     """A step of GPT-3, cut in four ways."""
-    return exposed(GPTConfig.preset("gpt3"), TOKENS, FEW, network, parts=PARTS)
+    config = GPTConfig.preset("gpt3")
+    return {name: unhidden(config, layout, network) for name, layout in ways(FEW).items()}
 
 
 def lesson(page: Page) -> None:
@@ -35,7 +36,7 @@ def lesson(page: Page) -> None:
     names = {"DP": "data parallel", "SP": "sequence parallel", "TP": "tensor parallel",
              "PP": "pipeline parallel"}  # fmt: skip
     page.table(["way", "messages a step", "at work", "network", "idle"],
-               [[names[way], cost.messages, duration_text(cost.compute),
+               [[names[way], round(cost.messages), duration_text(cost.compute),
                  duration_text(cost.network), f"{cost.idle:.0%}"]
                 for way, cost in for_fast.items()], fast.name)  # fmt: skip
 

@@ -1,4 +1,8 @@
-"""A timeline as text: `python -m minigrad.models.parallel F.json`, or `… F.json 250 900` in ms."""
+"""A timeline as text: the last step, or what lies between two times in ms.
+
+python -m minigrad.models.parallel F.json
+python -m minigrad.models.parallel F.json 250 900
+"""
 
 from __future__ import annotations
 
@@ -8,15 +12,15 @@ from pathlib import Path
 
 from minigrad.models import console
 from minigrad.models.errors import InputError
-from minigrad.models.parallel.timeline import as_text, read_trace
+from minigrad.models.parallel.timeline import as_text, last_step, read_trace
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Print what the file shows between two times, all of it if none are given."""
+    """Print what the file shows."""
     command = console.Parser(prog="python -m minigrad.models.parallel", description=__doc__)
     command.add_argument("file", type=Path, help="what --trace wrote")
     command.add_argument("first", type=float, nargs="?", help="where to begin, in milliseconds")
-    command.add_argument("last", type=float, nargs="?", help="where to end, in milliseconds")
+    command.add_argument("last", type=float, nargs="?", help="where to end; neither: the last step")
     flags = command.parse_args(arguments)
     try:
         ranks = read_trace(flags.file)
@@ -27,8 +31,9 @@ def main(arguments: Sequence[str]) -> None:
         raise InputError(f"{flags.file} has no events")
     least = min(event["start"] for event in events)
     most = max(event["stop"] for event in events)
-    first = least if flags.first is None else flags.first / 1e3
-    last = most if flags.last is None else flags.last / 1e3
+    first, last = last_step(ranks) or (least, most)
+    if flags.first is not None:
+        first, last = flags.first / 1e3, most if flags.last is None else flags.last / 1e3
     if not first < last or first > most or last < least:
         raise InputError(
             f"nothing happened from {1e3 * first:g} to {1e3 * last:g} ms: {flags.file} is about "

@@ -21,7 +21,7 @@ from minigrad.models.parallel.faults import Activity, Clock, RankError, culprit,
 from minigrad.models.parallel.group import Members, Progress, RankGroup
 from minigrad.models.parallel.kernels import Kernels
 from minigrad.models.parallel.local import Exchange, LocalTransport, Network
-from minigrad.models.parallel.timeline import Timeline, write_trace
+from minigrad.models.parallel.timeline import Timeline, own, write_trace
 from minigrad.runtimes.host import usable_threads
 from minigrad.settings import DEFAULTS, flag, getenv, put
 from minigrad.tensor import live_tensors
@@ -144,7 +144,7 @@ def _seat(
     try:
         yield Rank(number, mesh, device, **groups, timeline=timeline)
     finally:
-        program.timeline.record = None
+        program.timeline.record, own.timelines = None, ()
         _leave(evictions)  # if this rank has hung, it was evicted before it woke
         live_tensors.rank.number = known
         for name, value in before.items():
@@ -180,11 +180,8 @@ def _begin_trace(rank: Rank) -> None:
     """Record from now on; all ranks come here before any goes on."""
     rank.world.barrier()
     rank.timeline.begin()
-
-    def record(label: str, start: float, stop: float) -> None:
-        rank.timeline.add(label, start, stop, kind="kernel")
-
-    program.timeline.record = record
+    own.timelines = (rank.timeline,)
+    program.timeline.record = rank.timeline.kernel
 
 
 # --- ranks that are threads ----------------------------------------------------------------------

@@ -5,6 +5,9 @@ tp    columns of c_attn (by heads) and c_fc, rows of c_proj, so that a block is 
 sp    the tokens between these matrices are divided over "tp", too: a sum becomes a reduce_scatter,
       and an all_gather comes before the next matrix, of as many bytes together (Korthikanti et al.,
       "Reducing Activation Recomputation in Large Transformer Models", 2022)
+ep    experts of a mixture; of a batch, too, each device has a part, and each choice of an expert
+      goes to the device that has it, by all_to_all, and its answer back (Lepikhin et al., "GShard",
+      2020); no token is dropped
 zero  what AdamW keeps (1), gradients too (2), parameters too (3) are divided over "dp" (Rajbhandari
       et al., "ZeRO", 2020)
 """
@@ -20,32 +23,38 @@ from typing import Any
 from minigrad import Blocks, Device, Mesh, P, Tensor, nn
 from minigrad.graph.sharding import mark
 from minigrad.models.errors import InputError
+from minigrad.models.interrupt import Stopped
 from minigrad.models.parallel import mpi
 from minigrad.models.parallel.mesh_device import MeshRuntime, world
-from minigrad.models.parallel.pipeline import Piece, Pipeline
+from minigrad.models.parallel.pieces import Piece
+from minigrad.models.parallel.pipeline import Pipeline
 from minigrad.models.parallel.schedules import bubble, picture, simulate
 from minigrad.settings import flag
 
 
-def spec_of(name: str, model: Any) -> P:
-    """Which axes divide a parameter, by its name."""
-    config = model.config
+def spec_of(name: str, config: Any, sizes: Mapping[str, int]) -> P:
+    """Which axes of a mesh divide a parameter, by its name."""
+    tp, ep = (axis if sizes.get(axis, 1) > 1 else None for axis in ("tp", "ep"))
+    experts = (ep,) if config.experts and ".mlp.c_" in name else ()
+    if tp is None:
+        return P(*experts)
     if ".c_attn." in name:
-        return P(Blocks("tp", 3))
+        return P(Blocks(tp, 3))
     if ".mlp.c_fc." in name:
-        return P(Blocks("tp", 2 if config.activation == "swiglu" else 1))
+        return P(*experts, Blocks(tp, 2 if config.gated else 1))
     if name.endswith("c_proj.weight"):
-        return P(None, "tp")
-    return P()
+        return P(*experts, None, tp)
+    return P(*experts)
 
 
 def check(config: Any, sizes: Any) -> None:
     """InputError where a model cannot be divided so."""
-    tp = sizes.get("tp", 1)
+    tp, ep = sizes.get("tp", 1), sizes.get("ep", 1)
+    if ep > 1 and (not config.experts or config.experts % ep):
+        raise InputError(f"--ep {ep} cannot divide {config.experts} experts: give --experts, a "
+                         f"multiple of {ep}")  # fmt: skip
     if tp == 1:
         return
-    if config.experts:
-        raise InputError("--experts with --tp: the experts of a mixture cannot be divided yet")
     if config.key_value_heads != config.heads:
         raise InputError(
             f"--key-heads {config.key_value_heads} with --tp: heads of queries and keys cannot be "
@@ -65,11 +74,10 @@ def divide(
 
     zero: 0 … 3, as above; over the axis "dp". named: some of its parameters instead of all.
     """
-    tp = mesh.sizes.get("tp", 1) > 1
     stored = "dp" if mesh.sizes.get("dp", 1) > 1 else None
     specs = {}
     for name, parameter in (named or nn.state.get_state_dict(model)).items():
-        specs[id(parameter)] = spec = spec_of(name, model) if tp else P()
+        specs[id(parameter)] = spec = spec_of(name, model.config, mesh.sizes)
         if optimizer is None:
             parameter.shard_(mesh, spec, stored=stored if zero == 3 else None)
     if optimizer is not None:
@@ -85,10 +93,27 @@ def divide_tokens(model: Any) -> None:
         part.gather, part.scatter = _gather_tokens, _scatter_tokens
 
 
-def _gather_tokens(x: Tensor) -> Tensor:
-    if x.raw.device not in Device.meshes:
+def divide_experts(model: Any, mesh: Mesh | None) -> None:
+    """Let devices share tokens, and those of "ep" experts, once it is on a mesh; None: not."""
+    for block in model.h if model.config.experts else ():
+        names = () if mesh is None else ("dp", "ep")
+        block.mlp.lead = tuple(mesh.sizes.get(name, 1) for name in names) if mesh else ()
+        block.mlp.place = _by_place
+
+
+def _by_place(x: Tensor) -> Tensor:
+    """An array (groups, places, …): where it belongs."""
+    mesh = Device.meshes.get(x.raw.device)
+    if mesh is None:
         return x
-    return x.shard(x.device, _rows(x, "tp")).shard(x.device, _rows(x))
+    return x.shard(mesh, P(*(axis if axis in mesh.sizes else None for axis in ("dp", "ep"))))
+
+
+def _gather_tokens(x: Tensor) -> Tensor:
+    mesh = Device.meshes.get(x.raw.device)
+    if mesh is None:
+        return x
+    return x.shard(mesh, _rows(x, mesh, "tp")).shard(mesh, _rows(x, mesh))
 
 
 def _scatter_tokens(x: Tensor) -> Tensor:
@@ -96,13 +121,14 @@ def _scatter_tokens(x: Tensor) -> Tensor:
     mesh = Device.meshes.get(x.raw.device)
     if mesh is None:
         return x
-    summed = mark(x.node, _rows(x).dims(x.shape, mesh.sizes, mesh.name), is_open=True)
-    return Tensor._of(summed).shard(mesh, _rows(x, "tp"))
+    rows = _rows(x, mesh).dims(x.shape, mesh.sizes, mesh.name)
+    return Tensor._of(mark(x.node, rows, is_open=True)).shard(mesh, _rows(x, mesh, "tp"))
 
 
-def _rows(x: Any, *tokens: str) -> P:
+def _rows(x: Any, mesh: Mesh, *tokens: str) -> P:
     """How an array that begins with a batch is divided."""
-    return P("dp" if x.shape[0] != 1 else None, *tokens)
+    shared = tuple(axis for axis in ("dp", "ep") if axis in mesh.sizes)
+    return P(shared if x.shape[0] != 1 else None, *tokens)
 
 
 def pipeline(
@@ -163,12 +189,15 @@ def _piece(model: Any, named: Mapping[str, Tensor], first: int, stop: int) -> Pi
 
 def is_divided(flags: Any) -> bool:
     """Whether a command line wants the model itself divided."""
-    return bool(flags.tp > 1 or flags.zero or flags.pp > 1)
+    routed = flags.experts and flags.dp > 1  # their balance is that of the whole batch
+    return bool(flags.tp > 1 or flags.ep > 1 or flags.zero or flags.pp > 1 or routed)
 
 
 def division_of(flags: Any, model: Any) -> Division | Pipeline:
-    """A GPT as --dp, --tp, --zero and --pp say."""
-    axes = {"dp": flags.dp, "tp": flags.tp}
+    """A GPT as --dp, --ep, --tp, --zero and --pp say."""
+    axes = {"dp": flags.dp, "ep": flags.ep, "tp": flags.tp}
+    if flags.ep == 1:
+        del axes["ep"]
     if flags.pp == 1:
         return Division(model, Mesh(**axes), flags.zero, flags.sp > 1)
     made = pipeline(
@@ -185,6 +214,17 @@ def is_first() -> bool:
     """Whether this process is the one that talks and writes files."""
     ranks = world()
     return ranks is None or ranks.rank == 0
+
+
+def agreed(wish: bool) -> bool:
+    """What the first process wishes; all come here."""
+    ranks = world()
+    if ranks is None:
+        return wish
+    ranks.activity.enter("waiting")
+    found = bool(ranks.library.COMM_WORLD.bcast(wish))
+    ranks.activity.enter("computing")
+    return found
 
 
 def runtime_of(mesh: Mesh) -> MeshRuntime:
@@ -205,10 +245,11 @@ class Division:
         divide(model, mesh, zero)
         if tokens:
             divide_tokens(model)
+        divide_experts(model, mesh)
 
     def batch(self, *arrays: Any) -> list[Tensor]:
-        """numpy arrays (batch, …) as tensors, divided over "dp"."""
-        made = [Tensor(array, device=self._device).shard(self.mesh, _rows(array))
+        """numpy arrays (batch, …) as tensors, divided over "dp" and "ep"."""
+        made = [Tensor(array, device=self._device).shard(self.mesh, _rows(array, self.mesh))
                 for array in arrays]  # fmt: skip
         Tensor.realize(*made)
         return made
@@ -238,6 +279,7 @@ class Division:
         """Let every process have the whole model on one device."""
         for parameter in nn.state.get_state_dict(self.model).values():
             parameter._point(parameter.detach().to(self._device).realize().raw)
+        divide_experts(self.model, None)
 
 
 @contextmanager
@@ -247,6 +289,8 @@ def ending_all() -> Iterator[None]:
         yield
     except BaseException as error:
         library = mpi.library(float(flag("PATIENCE")))
+        if isinstance(error, Stopped) and not is_first():
+            return  # the first process tells, and ends all
         if library is not None:
             status = error.code if isinstance(error, SystemExit) else 1
             mpi.abort(library, error, status if isinstance(status, int) else 1)

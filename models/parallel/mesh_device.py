@@ -35,7 +35,7 @@ from minigrad.models.parallel.faults import Activity, Clock, RankError
 from minigrad.models.parallel.group import Members, Progress, RankGroup
 from minigrad.models.parallel.kernels import Kernels
 from minigrad.models.parallel.local import Exchange, LocalTransport
-from minigrad.models.parallel.timeline import Timeline
+from minigrad.models.parallel.timeline import of_rank
 from minigrad.runtimes.host import usable_threads
 from minigrad.settings import Context, flag, put, thread
 
@@ -65,7 +65,7 @@ class MeshDevice:
     ) -> None:  # fmt: skip
         self.number, self.device, self.threads = number, device, threads
         self.places = {place_name(axis): at for axis, at in mesh.places(number).items()}
-        self.timeline = Timeline()
+        self.timeline = of_rank(int(mesh.devices[number].partition(":")[2] or 0))
 
         def hurry(pressing: bool) -> None:
             transport.pressing = pressing
@@ -156,7 +156,12 @@ class MeshRuntime:
 
     def each(self, action: Callable[[int], None]) -> None:
         """Do something on all devices of this process at once; raises what one of them raises."""
-        failed = self._team.run(action, self._fail)
+
+        def run(number: int) -> None:
+            with self.local[number].timeline.kernels():
+                action(number)
+
+        failed = self._team.run(run, self._fail)
         if failed is not None:
             for device in self.local:
                 device.close()

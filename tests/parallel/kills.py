@@ -1,13 +1,15 @@
 """Random faults in a row: `python tests/parallel/kills.py --count 20`.
 
-Each job trains a small GPT on four processes (dp 2, sp 2) and is ended at a random moment in a
-random way: a rank is killed, or stopped, or told twice to end. Reported are what was said, how long
-the job took to end, whether a process is left, and whether its checkpoint, if any, is whole.
+Each job trains a small GPT on four processes, in one of several layouts, and is ended at a random
+moment in a random way: a rank is killed, or stopped, or told twice to end. Reported are what was
+said, how long the job took to end, whether a process is left, whether its checkpoint, if any, is
+whole, and how far losses on fewer ranks, which go on from there, are from those it still had.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import random
 import re
@@ -27,22 +29,81 @@ from minigrad.models.parallel.faults import Clock
 from parallel.ranks import start
 from parallel.test_faults import processes_with, still_there
 
-GPT = str(Path(__file__).resolve().parent.parent.parent / "models" / "gpt.py")
-FLAGS = "--steps 100000 --layers 1 --dim 16 --heads 2 --context 8 --batch 4 --dp 2 --sp 2"
+SAVED_EVERY = 100  # steps; usually 500
+# models/gpt.py, but that it saves more often
+JOB = f"""import sys; from dataclasses import replace; from minigrad.models import gpt_commands
+make_plan = gpt_commands.make_plan
+gpt_commands.make_plan = lambda flags: replace(
+    make_plan(flags), validate_every={SAVED_EVERY}, validation_windows=8)
+gpt_commands.main(sys.argv[1:])"""
+FLAGS = "--steps 100000 --layers 2 --dim 16 --heads 2 --context 8 --batch 8 --text text"
+# four ranks → how fewer go on, and how many
+LAYOUTS = {
+    "--dp 2 --sp 2": ("--dp 1", 2), "--dp 2 --tp 2 --zero 3": ("--dp 1 --zero 0", 2),
+    "--experts 4 --dp 2 --ep 2": ("--dp 1", 2), "--tp 2 --pp 2 --micro 2": ("--pp 1", 2),
+    "--experts 4 --ep 4": ("--ep 2", 2), "--dp 4 --zero 1": ("--dp 1 --zero 0", 1),
+}  # fmt: skip
+STEPS = 8  # after which enough is known of those that go on
 WAYS = {
     "killed": [signal.SIGKILL], "stopped": [signal.SIGSTOP], "told to end": [signal.SIGTERM] * 2,
 }  # fmt: skip
 
 
-def one(way: str, rank: int, wait: float, folder: Path) -> str:
-    """One job and its end, in a line."""
+def losses(record: Path) -> dict[int, float]:
+    """By step, as far as lines are complete."""
+    lines = record.read_text("utf-8").splitlines(keepends=True) if record.exists() else []
+    found = [json.loads(line) for line in lines if line.endswith("\n")]
+    return {line["step"]: line["loss"] for line in found}
+
+
+def prepared(folder: Path) -> list[str]:
+    """The command of a job in a folder, which gets its text; without a layout."""
+    (folder / "text").write_text("To be, or not to be, that is the question. " * 40, "utf-8")
+    words = FLAGS.replace("text text", f"text {folder / 'text'}").split()
+    return ["-c", JOB, "train", *words, "--overwrite", "--checkpoint",
+            str(folder / "gpt.safetensors"), "--metrics", str(folder / "killed.jsonl")]  # fmt: skip
+
+
+def going_on(layout: str, folder: Path) -> tuple[int, float]:
+    """Fewer ranks go on by one command: (steps that both did, the worst difference of losses)."""
+    before, record = losses(folder / "killed.jsonl"), folder / "resumed.jsonl"
+    record.unlink(missing_ok=True)
+    smaller, ranks = LAYOUTS[layout]
+    path, mark = str(folder / "gpt.safetensors"), uuid4().hex
+    process = start(
+        ["-c", JOB, "train", "--resume", path, "--metrics", str(record), *smaller.split()], ranks,
+        {"MINIGRAD_TEST_MARK": mark},
+    )  # fmt: skip
+    try:
+        while process.poll() is None and len(losses(record)) < STEPS:
+            time.sleep(0.1)
+        assert process.poll() is None, process.communicate()
+    finally:
+        for number in processes_with(mark):
+            with suppress(ProcessLookupError):
+                os.kill(number, signal.SIGKILL)
+        process.communicate()
+    after = losses(record)
+    both = sorted(after.keys() & before.keys())
+    return len(both), max((abs(after[n] / before[n] - 1) for n in both), default=0.0)
+
+
+def one(way: str, layout: str, rank: int, wait: float | None, folder: Path) -> str:
+    """One job and its end, in a line; wait: seconds, None: until there is a checkpoint, and more.
+
+    AssertionError where something is left of it that should not be.
+    """
     mark, path = uuid4().hex, folder / "gpt.safetensors"
     extra = {"MINIGRAD_TEST_MARK": mark, "MINIGRAD_PATIENCE": "5"}
-    process = start([GPT, *FLAGS.split(), "--checkpoint", str(path), "--overwrite"], 4, extra)
+    process = start([*prepared(folder), *layout.split()], 4, extra)
     assert process.stderr is not None
     said = process.stderr.readline()
     numbers = dict(re.findall(r"(\d+) is process (\d+)", said))
-    time.sleep(wait)
+    begun = time.monotonic()
+    while wait is None and process.poll() is None and not _is_beyond(folder):
+        time.sleep(0.05)
+    time.sleep(wait or 0.0)
+    waited = time.monotonic() - begun
     clock = Clock()  # a pause of this whole machine does not count
     for number in WAYS[way]:
         with suppress(ProcessLookupError):  # the first may have been enough
@@ -59,14 +120,24 @@ def one(way: str, rank: int, wait: float, folder: Path) -> str:
     left = still_there(processes_with(mark))
     for number in left:
         os.kill(number, signal.SIGKILL)
+    assert not left, f"{len(left)} processes are left"
     whole = "no checkpoint yet"
     if path.exists():
         checkpoint.load(path)
-        whole = "checkpoint whole"
+        steps, worst = going_on(layout, folder)
+        whole = f"checkpoint whole, {steps} steps again, losses within {worst:.0e}"
+        assert worst < 1e-4, whole
     lines = [line for line in (errors + out).splitlines()
              if "rank " in line or "PID" in line]  # fmt: skip
-    return (f"rank {rank} {way} after {wait:4.1f} s: ended in {took:4.1f} s, status {status}, "
-            f"{len(left)} left, {whole}; {lines[0].strip() if lines else '?'}")  # fmt: skip
+    return (f"{layout}: rank {rank} {way} after {waited:4.1f} s: ended in {took:4.1f} s, status "
+            f"{status}, none left, {whole}; {lines[0].strip() if lines else '?'}")  # fmt: skip
+
+
+def _is_beyond(folder: Path) -> bool:
+    """Whether a job has saved, and done some steps since."""
+    done = losses(folder / "killed.jsonl")
+    saved = (folder / "gpt.safetensors").exists()
+    return saved and max(done, default=0) % SAVED_EVERY in range(STEPS, SAVED_EVERY // 2)
 
 
 def main() -> None:
@@ -77,10 +148,11 @@ def main() -> None:
     flags = parser.parse_args()
     print(f"seed {flags.seed}")
     generator = random.Random(flags.seed)
-    with tempfile.TemporaryDirectory() as folder:
-        for _ in range(flags.count):
-            way, rank = generator.choice(sorted(WAYS)), generator.randrange(4)
-            print(one(way, rank, generator.uniform(1.0, 12.0), Path(folder)), flush=True)
+    for _ in range(flags.count):
+        way, rank = generator.choice(sorted(WAYS)), generator.randrange(4)
+        layout, wait = generator.choice(sorted(LAYOUTS)), generator.uniform(4.0, 16.0)
+        with tempfile.TemporaryDirectory() as folder:
+            print(one(way, layout, rank, wait, Path(folder)), flush=True)
 
 
 if __name__ == "__main__":

@@ -1,30 +1,37 @@
-"""A small GPT on meshes: its losses, and the bytes of a step; run by itself, over MPI, too."""
+"""Small GPTs on meshes: their losses, and the bytes of a step; run by itself, over MPI, too."""
 
 from __future__ import annotations
 
 import pickle
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from minigrad import Device, Mesh, P, Tensor, jit, nn
+from minigrad import Device, Mesh, Tensor, jit, nn
 from minigrad.models.gpt import GPT, GPTConfig
-from minigrad.models.parallel import layouts
-from minigrad.models.parallel.layouts import divide, divide_tokens
+from minigrad.models.parallel import layouts, parts
+from minigrad.models.parallel.layouts import Division
+from minigrad.models.parallel.mesh_device import world
 
 CONFIG = GPTConfig(vocabulary=64, context=16, layers=2, heads=4, dim=32)
+MIXED = replace(CONFIG, experts=4, active=2)
 BATCH, STEPS = 8, 20
 # name → axes, ZeRO, whether "tp" divides the tokens between matrices, too
 LAYOUTS = {
     "dp": ({"dp": 4}, 0, False), "zero 1": ({"dp": 4}, 1, False),
     "zero 2": ({"dp": 4}, 2, False), "zero 3": ({"dp": 4}, 3, False),
     "tp": ({"dp": 1, "tp": 4}, 0, False), "dp × tp": ({"dp": 2, "tp": 2}, 0, False),
-    "zero 1 × tp": ({"dp": 2, "tp": 2}, 1, False), "sp": ({"dp": 1, "tp": 4}, 0, True),
-    "zero 3 × tp": ({"dp": 2, "tp": 2}, 3, False), "dp × sp": ({"dp": 2, "tp": 2}, 0, True),
+    "zero 3 × tp": ({"dp": 2, "tp": 2}, 3, False), "sp": ({"dp": 1, "tp": 4}, 0, True),
+    "dp × sp": ({"dp": 2, "tp": 2}, 0, True), "ep": ({"dp": 1, "ep": 4}, 0, False),
+    "dp × ep": ({"dp": 2, "ep": 2}, 0, False), "zero 3 × ep": ({"dp": 2, "ep": 2}, 3, False),
+    "ep × tp": ({"dp": 1, "ep": 2, "tp": 2}, 0, False),
 }  # fmt: skip
+MIXTURES = tuple(name for name in LAYOUTS if "ep" in name.split())
 
 
 DEEP = GPTConfig(vocabulary=64, context=16, layers=4, heads=4, dim=32)
@@ -39,7 +46,8 @@ PIPELINES: dict[str, tuple[int, dict[str, int], str, int, int, int, bool]] = {
 }  # fmt: skip
 
 
-THREADS_ONLY = ("sp", "gpipe", "1f1b", "1f1b × zero 3")  # whose kinds others have over MPI, too
+# Their kinds others have over MPI, too. There AdamW trains, and on threads SGD all others.
+THREADS_ONLY = ("zero 1", "sp", "ep", "gpipe", "1f1b", "1f1b × zero 3")
 
 
 def optimizer_of(name: str, params: Any) -> Any:
@@ -77,18 +85,15 @@ def losses(
 ) -> dict[str, Any]:
     """The losses of some steps; bytes planned and sent, and those of one step by formula."""
     Tensor.manual_seed(1)
-    model = GPT(config)
-    mesh, zero, tokens = None, 0, False
+    model = GPT(MIXED if layout in MIXTURES else config)
+    division = None
     if layout is not None:
         axes, zero, tokens = LAYOUTS[layout]
-        mesh = Mesh(**axes)
-        divide(model, mesh, zero)
-        if tokens:
-            divide_tokens(model)
+        division = Division(model, Mesh(**axes), zero, tokens)
     params = nn.state.get_parameters(model)
     rule = optimizer_of(optimizer, params)
-    if mesh is not None and zero:
-        divide(model, mesh, zero, rule)
+    if division is not None:
+        division.take(rule)
 
     @jit
     def step(ids: Tensor, targets: Tensor) -> Tensor:
@@ -98,35 +103,41 @@ def losses(
         rule.step(forget=True)
         return loss.realize()
 
-    runtime: Any = None if mesh is None else Device[mesh.name]
-    before = (0, 0) if mesh is None else (runtime.planned, runtime.bytes_sent)
+    runtime: Any = None if division is None else Device[division.mesh.name]
+    before = (0, 0) if runtime is None else (runtime.planned, runtime.bytes_sent)
     found, of_a_step = [], 0
     with Tensor.train():
         for batch in batches():
-            pair = [*map(Tensor, batch)]
-            if mesh is not None:
-                spec = P("dp") if "dp" in mesh.sizes else P()
-                pair = [tensor.shard(mesh, spec).realize() for tensor in pair]
-                of_a_step = -runtime.planned
+            pair = [*map(Tensor, batch)] if division is None else division.batch(*batch)
+            planned = 0 if runtime is None else runtime.planned
             loss = step(*pair)
-            if mesh is not None:
-                of_a_step += runtime.planned
+            of_a_step = 0 if runtime is None else runtime.planned - planned
             found.append(loss.item())
     with Tensor.no_grad():
-        if mesh is None:
+        if division is None:
             found.append(model.loss(*map(Tensor, next(batches()))).item())
     result = {"losses": found}
-    if mesh is not None:
+    if division is not None:
         result |= {
             "planned": runtime.planned - before[0], "sent": runtime.bytes_sent - before[1],
-            "step": of_a_step, "formula": formula(mesh, zero, params, tokens),
+            "step": of_a_step, "formula": formula(division, params, tokens),
         }  # fmt: skip
     return result
 
 
-def formula(mesh: Mesh, zero: int, params: list[Tensor], tokens: bool) -> float:
+def formula(division: Division, params: list[Tensor], tokens: bool) -> float | None:
     """Bytes that all ranks together send in a step, without a few scalars."""
-    dp, tp = mesh.sizes.get("dp", 1), mesh.sizes.get("tp", 1)
+    sizes, zero = division.mesh.sizes, division.zero
+    dp, tp, ep = (sizes.get(axis, 1) for axis in ("dp", "tp", "ep"))
+    if ep > 1 and (tp > 1 or zero):
+        return None
+    if ep > 1:
+        ranks, choices = dp * ep, BATCH * CONFIG.context * MIXED.active
+        # there and back, forward and backward; and which expert is meant. Room is for all choices
+        rows = CONFIG.layers * (4 * CONFIG.dim + 1) * choices * (ep - 1) * 4
+        alike = [p for p in params if "ep" not in p.sharding]
+        own, whole = (sum(4 * int(p.numel()) for p in some) for some in (params, alike))
+        return rows + 2 * (ranks - 1) * whole + 2 * (dp - 1) * (own - whole)
     own = sum(
         int(p.numel()) * 4 // (tp if "tp" in p.sharding else 1) for p in params
     )  # what a rank has of the weights, were they not stored by dp  # fmt: skip
@@ -135,6 +146,26 @@ def formula(mesh: Mesh, zero: int, params: list[Tensor], tokens: bool) -> float:
     passes = 4 * CONFIG.layers + tokens
     activations = passes * BATCH * CONFIG.context * CONFIG.dim * 4 // dp
     return weights + 2 * (tp - 1) * activations * dp
+
+
+def save_in_parts(folder: Path) -> None:
+    """Models as their ranks have them, each twice: in parts, under the names of their layouts."""
+    ranks = world()
+    assert ranks is not None
+    named = {}
+    for name, config, axes, zero in (
+        ("mixture", MIXED, {"dp": 1, "ep": 2, "tp": 2}, 0), ("zero", CONFIG, {"dp": 2, "tp": 2}, 3),
+    ):  # fmt: skip
+        Tensor.manual_seed(1)
+        model = GPT(config)
+        Division(model, Mesh(**axes), zero)
+        named[name] = nn.state.get_state_dict(model)
+    Tensor.manual_seed(1)
+    stages, axes, *rest = PIPELINES["zb × tp"]
+    named["stages"] = dict(layouts.pipeline(GPT(DEEP), stages, axes, *rest).named)
+    for name, tensors in named.items():
+        for _ in range(2):
+            parts.save(folder / name, tensors, {"name": name}, ranks)
 
 
 @cache
@@ -153,6 +184,7 @@ def over_mpi() -> dict[tuple[str, str], Any]:
 
 
 if __name__ == "__main__":
+    save_in_parts(Path(sys.argv[1]))
     result = over_mpi()
     from mpi4py import MPI
 

@@ -236,6 +236,17 @@ def test_a_process_that_is_stopped_before_mpi_joins_it_ends_all(faulty: int) -> 
     assert re.search(rf"rank {faulty} hangs: its process was stopped before it had begun", said)
 
 
+def test_fewer_ranks_go_on_after_a_loss(tmp_path: Path) -> None:
+    """From the parts that each rank wrote, with the losses that all had after they were written."""
+    from . import kills  # which needs this module
+
+    said = kills.one("killed", "--experts 4 --dp 2 --ep 2", 2, None, tmp_path)
+    steps = re.search(r"whole, (\d+) steps again", said)
+    assert steps is not None and int(steps[1]) >= 5, said
+    files = list((tmp_path / "gpt.safetensors.parts").iterdir())
+    assert len(files) in (2, 4)  # those that go on may have saved, too
+
+
 def test_meshes_of_another_size() -> None:
     assert run(lambda rank: (rank.dp.rank, rank.sp.rank), Mesh(2, 2)) == [
         (0, 0), (0, 1), (1, 0), (1, 1),

@@ -15,14 +15,25 @@ from devices import devices_of_ranks, exchanges
 
 from minigrad import Blocks, Context, Device, Mesh, P, Tensor, jit, nn
 from minigrad.errors import BoundsError, DeviceError, JitError, ShapeError
-from minigrad.models import gpt_commands
+from minigrad.models import checkpoint, gpt_commands
 from minigrad.models.errors import InputError
 from minigrad.models.gpt import GPT
 from minigrad.models.parallel.layouts import pipeline
 
 from .programs import Program
 from .ranks import on_mesh
-from .sharded import DEEP, LAYOUTS, PIPELINES, batches, losses, staged
+from .sharded import (
+    CONFIG,
+    DEEP,
+    LAYOUTS,
+    MIXED,
+    MIXTURES,
+    PIPELINES,
+    THREADS_ONLY,
+    batches,
+    losses,
+    staged,
+)
 
 Made = Callable[..., Mesh]
 SMALL = "--layers 2 --dim 16 --heads 2 --context 8 --batch 4 --seed 3"
@@ -233,17 +244,26 @@ def deep() -> dict[str, Any]:
     return {name: losses(None, name, DEEP) for name in ("sgd", "adamw")}
 
 
+@pytest.fixture(scope="module")
+def mixed() -> dict[str, Any]:
+    """The same of a mixture of experts."""
+    return {name: losses(None, name, MIXED) for name in ("sgd", "adamw")}
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
 def test_losses_are_those_of_one_device(
-    layout: str, optimizer: str, alone: dict[str, Any]
+    layout: str, alone: dict[str, Any], mixed: dict[str, Any]
 ) -> None:
     """20 steps on threads; planned bytes are those that were sent, and what formulas say."""
-    found = losses(layout, optimizer)
-    rtol = 1e-5 if optimizer == "sgd" else 1e-4
-    np.testing.assert_allclose(found["losses"], alone[optimizer]["losses"][:-1], rtol=rtol)
-    assert found["planned"] == found["sent"]
-    np.testing.assert_allclose(found["step"], found["formula"], rtol=0.02)
+    expected = mixed if layout in MIXTURES else alone
+    for optimizer, rtol in (("sgd", 1e-5), ("adamw", 1e-4)):
+        if optimizer == "adamw" and layout not in THREADS_ONLY:
+            continue  # over MPI, below
+        found = losses(layout, optimizer)
+        np.testing.assert_allclose(found["losses"], expected[optimizer]["losses"][:-1], rtol=rtol)
+        assert found["planned"] == found["sent"]
+        if found["formula"] is not None:
+            np.testing.assert_allclose(found["step"], found["formula"], rtol=0.02)
 
 
 @pytest.mark.parametrize("layout", PIPELINES)
@@ -270,14 +290,45 @@ def test_what_one_stage_raises_ends_all() -> None:
         made.step(*next(batches()))
 
 
-def test_the_same_over_mpi(alone: dict[str, Any], deep: dict[str, Any]) -> None:
-    """One job of four ranks runs most layouts; every rank finds the same."""
-    for found in on_mesh("parallel.sharded", 4):
+def test_the_same_over_mpi(
+    alone: dict[str, Any], deep: dict[str, Any], mixed: dict[str, Any], tmp_path: Path
+) -> None:
+    """One job of four ranks runs most layouts; every rank finds the same.
+
+    It saves models in parts, too, which one process loads.
+    """
+    for found in on_mesh("parallel.sharded", 4, str(tmp_path)):
         for (layout, optimizer), part in found.items():
-            expected = (deep if layout in PIPELINES else alone)[optimizer]["losses"]
+            whole = deep if layout in PIPELINES else mixed if layout in MIXTURES else alone
+            expected = whole[optimizer]["losses"]
             count = len(part["losses"])
             np.testing.assert_allclose(part["losses"], expected[:count], rtol=1e-4)
             assert part.get("planned", part["formula"]) == part["sent"], layout
+    for name, config in (("mixture", MIXED), ("zero", CONFIG), ("stages", DEEP)):
+        tensors, metadata = checkpoint.load(tmp_path / name)
+        Tensor.manual_seed(1)
+        expected = nn.state.get_state_dict(GPT(config))
+        assert metadata == {"name": name} and tensors.keys() == expected.keys()
+        for key, tensor in tensors.items():
+            assert np.array_equal(tensor.numpy(), expected[key].numpy()), (name, key)
+        written = sorted(checkpoint.folder_of_parts(tmp_path / name).iterdir())
+        assert len(written) == 4  # not those of the first time
+        checkpoint.save(tmp_path / name, {}, {})
+        assert not checkpoint.folder_of_parts(tmp_path / name).exists()
+
+
+@pytest.mark.parametrize("digits", ["[]", "[[2, 4, 0]]", "[[2, 4, 0], [2, 4, 7]]"])
+def test_parts_that_do_not_make_a_whole_are_refused(digits: str, tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    checkpoint.folder_of_parts(path).mkdir()
+    checkpoint.save(checkpoint.folder_of_parts(path) / "0", {"x": Tensor.ones(4)}, {})
+    index = f'{{"x": {{"dtype": "float32", "shape": [8], "parts": [["0", [{digits}]]]}}}}'
+    checkpoint.save(path, {}, {"parts": index})
+    with pytest.raises(InputError, match="does not fit its parts"):
+        checkpoint.load(path)
+    next(checkpoint.folder_of_parts(path).iterdir()).unlink()
+    with pytest.raises(InputError, match=r"cannot read .*No such file"):
+        checkpoint.load(path)
 
 
 def test_training_goes_on_in_other_layouts(tmp_path: Path) -> None:
@@ -305,8 +356,10 @@ def test_training_goes_on_in_other_layouts(tmp_path: Path) -> None:
         ("--zero 1", "give --dp 2"),
         ("--tp 3", "cannot divide 4 heads"),
         ("--tp 2 --sp 4", "give both alike"),
-        ("--tp 2 --experts 4", "cannot be divided yet"),
-        ("--tp 2 --trace t.json", "--trace"),
+        ("--ep 2", "cannot divide 0 experts: give --experts"),
+        ("--ep 3 --experts 4", "cannot divide 4 experts"),
+        ("--ep 2 --experts 4 --batch 3", "on each of 2 devices"),
+        ("--pp 2 --experts 4", "no routing is balanced"),
         ("--pp 5", "4 layers cannot be cut into 5 pieces"),
         ("--pp 2 --dropout 0.1", "--dropout with --pp"),
         ("--pp 2 --batch 8 --micro 3", "into --micro 3 equal parts"),

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from minigrad import program
+from minigrad.models import gpt_commands
 from minigrad.models.parallel import Rank, run, timeline
 
 from . import cases
@@ -58,6 +59,72 @@ def test_every_rank_has_sends_additions_and_kernels(kind: str, tmp_path: Path) -
         assert sum(e["args"]["bytes"] for e in own if e["name"] == "send") == 5 * (12 + 12)
         assert all(e["ts"] >= 0 and e.get("dur", 1) > 0 for e in own)
         assert {e["ph"] for e in own} == {"X", "i"}
+
+
+TRAINING = ("train --layers 2 --heads 2 --dim 16 --context 8 --batch 4 --steps 3 --seed 1 "
+            "--overwrite --checkpoint g.st --text text.txt --trace trace.json")  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("kind", "flags"),
+    [("local", "--tp 2 --dp 2"), ("mpi", "--tp 2"), ("local", "--pp 2 --schedule zb --micro 2"),
+     ("mpi", "--pp 2 --schedule zb --micro 2")],
+)  # fmt: skip
+def test_meshes_and_pipelines_are_traced(
+    kind: str, flags: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("text.txt").write_text("To be, or not to be, that is the question. " * 20, "utf-8")
+    words = [*TRAINING.split(), *flags.split()]
+    size = 4 if "--dp" in flags else 2
+    if kind == "local":
+        gpt_commands.main(words)
+        assert timeline.of_rank(0).zero is None  # what comes later records nothing
+    else:
+        process = start(["-m", "minigrad.models.gpt", *words], size)
+        out, errors = process.communicate(timeout=LIMIT)
+        assert process.returncode == 0, out + errors
+    ranks = timeline.read_trace(Path("trace.json"))
+    assert [rank for rank, _ in ranks] == list(range(size))
+    first, last = timeline.last_step(ranks) or (0.0, 0.0)
+    for _, events in ranks:
+        steps = [event for event in events if event["name"] == "step"]
+        assert len(steps) == 3 and steps[-1]["stop"] <= last
+        kinds = {event["about"].get("kind", event["name"]) for event in events
+                 if first <= event["start"] < last}  # fmt: skip
+        assert kinds >= ({"kernel", "blocked", "all_reduce", "wait"} if "--tp" in flags
+                         else {"kernel", "task"})  # fmt: skip
+        tasks = [event["name"] for event in events
+                 if "task" in event["about"] and steps[-1]["start"] <= event["start"] < last]
+        if "--pp" in flags:
+            assert sorted(tasks) == ["F0", "F1", "b0", "b1", "w0", "w1"]
+    done = subprocess.run(
+        [sys.executable, "-m", "minigrad.models.parallel", "trace.json"],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    shown, *lines = done.stdout.splitlines()
+    assert shown.strip().startswith(f"{1e3 * first:.1f} … {1e3 * last:.1f} ms")
+    assert len(lines) == (2 * size if "--tp" in flags else size)
+
+
+def test_a_pipeline_as_text() -> None:
+    """The last step that all have done, its tasks; what is cut off leaves its rest."""
+    def event(name: str, start: float, stop: float, *task: Any) -> dict[str, Any]:
+        about = {"kind": "task", "task": task} if task else {}
+        return {"name": name, "row": "program", "start": start, "stop": stop, "about": about}
+
+    ranks = [
+        (0, [event("step", 0.0, 1.0), event("step", 1.0, 2.0), event("step", 2.0, 3.0),
+             event("F0", 0.0, 0.5, "forward", 0, 0), event("F0", 0.9, 1.5, "forward", 0, 0),
+             event("b1", 1.5, 2.0, "input", 0, 1)]),
+        (1, [event("step", 0.0, 1.0), event("step", 1.1, 2.1),
+             event("w11", 1.6, 2.1, "weights", 1, 11)]),
+    ]  # fmt: skip
+    assert timeline.last_step(ranks) == (1.0, 2.1)
+    assert timeline.last_step([*ranks, (2, [])]) is None
+    _, first, second = timeline.as_text(ranks, 1.0, 2.1, 22).splitlines()
+    assert first == "rank 0  ========= b1-------   "
+    assert second == "rank 1  " + " " * 12 + "wB------- "
 
 
 def test_nothing_is_recorded_unless_asked() -> None:

@@ -1,0 +1,178 @@
+"""Formulas beside real trainings: `python models/network.py measure`.
+
+Makes two to four namespaces on this machine (`network_link.py`; that needs root), trains a small
+GPT over MPI between them, in each way to share its work, and sets bandwidth and latency of the link
+while that runs. Computation is what a step takes over the link unshaped; all else is predicted
+(`network_model.py`) for the bandwidth that was set.
+"""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from types import FrameType
+
+from minigrad.models import console
+from minigrad.models.errors import InputError
+from minigrad.models.gpt_config import GPTConfig
+from minigrad.models.interrupt import SIGNALS, Stopped
+from minigrad.models.network_link import Link, NoLink
+from minigrad.models.network_model import Cluster, Layout, Network, Work, predict
+from minigrad.models.network_trial import started
+from minigrad.models.parallel.data_parallel import BUCKET
+from minigrad.models.parallel.schedules import SCHEDULES
+
+FAST = Network("unshaped", 1e18, 0.0)
+TRIPS = 3  # of a large message: MPI says that it comes, hears that it may, and sends it
+
+
+def kinds(ranks: int, micro: int) -> dict[str, Layout]:
+    """What can be measured, by the name that --kinds has for it."""
+    found = {
+        "dp": Layout(dp=ranks), "zero3": Layout(dp=ranks, zero=3), "sp": Layout(sp=ranks),
+        "tp": Layout(tp=ranks), "tp+sp": Layout(tp=ranks, tokens=True),
+    }  # fmt: skip
+    for schedule in SCHEDULES:
+        pieces = 2 if schedule == "interleaved" else 1
+        found[schedule] = Layout(pp=ranks, schedule=schedule, micro=micro, pieces=pieces)
+    found["ep"] = Layout(ep=ranks)
+    if ranks == 4:
+        found["dp×tp"] = Layout(dp=2, tp=2)
+    return found
+
+
+@dataclass(frozen=True)
+class Row:
+    """One kind over one link: seconds of a step, predicted and measured."""
+
+    kind: str
+    network: Network
+    predicted: float
+    measured: float
+
+    @property
+    def error(self) -> float:
+        """By how much the prediction is too high, as a share."""
+        return self.predicted / self.measured - 1
+
+
+def rows_of(
+    kind: str, layout: Layout, config: GPTConfig, batch: int, link: Link,
+    networks: Sequence[Network], count: int,
+) -> Iterator[Row]:  # fmt: skip
+    """Measure one kind over each of some networks; the first row is the unshaped link.
+
+    That before and after the others: a machine has its moods.
+    """
+    work = Work(batch * config.context, config.context, 4)
+    hosts = [link.command(number) for number in range(layout.devices)]
+    with started(layout, config, batch, hosts) as job:
+        found = []
+        for network in (FAST, *networks, FAST):
+            link.shape(None if network is FAST else network.bandwidth)
+            if link.relayed:
+                link.delay(network.latency)
+            found.append(job.steps(count).seconds)
+    base = (found[0] + found[-1]) / 2
+    yield Row(kind, FAST, base, base)
+    compute = base / predict(config, work, layout, Cluster(1.0, FAST), 1.0).total
+    for network, measured in zip(networks, found[1:], strict=False):
+        seen = Network(network.name, network.bandwidth, TRIPS * network.latency)
+        step = predict(config, work, layout, Cluster(1.0, seen, bucket=BUCKET), compute)
+        yield Row(kind, network, step.total, measured)
+
+
+@contextmanager
+def ended_by_signals() -> Iterator[None]:
+    """Ctrl-C and SIGTERM raise Stopped in the block, once: what cleans up is left alone."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        for one in SIGNALS:
+            signal.signal(one, signal.SIG_IGN)
+        raise Stopped(number, "stopped; processes and namespaces are removed")
+
+    before = {number: signal.signal(number, stop) for number in SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def parser() -> argparse.ArgumentParser:
+    """The flags of `measure`."""
+    result = console.Parser(prog="network.py measure", description=__doc__,
+                            formatter_class=console.Help)  # fmt: skip
+    add, whole = result.add_argument, console.positive_int
+    add("--ranks", type=int, choices=(2, 3, 4), default=2, help="namespaces, with a rank each")
+    add("--kinds", nargs="+", metavar="KIND", help="some of dp zero3 sp tp tp+sp gpipe 1f1b "
+        "interleaved zb ep (and dp×tp of 4 ranks); dp sp tp 1f1b zb if not given")  # fmt: skip
+    add("--bandwidth", nargs="*", type=console.amount("B/s", 1e5), default=[100e6, 50e6, 25e6],
+        help="of the link, such as 100MB/s")  # fmt: skip
+    add("--latency", nargs="*", type=console.natural_float, default=[],
+        help="in seconds, such as 0.005, at the first bandwidth (100MB/s): a relay delays packets")
+    add("--steps", type=whole, default=5, help="of which the median counts")
+    add("--batch", type=whole, default=8, help="windows of all ranks together")
+    for name, number in (("layers", 4), ("heads", 4), ("dim", 256), ("context", 64),
+                         ("micro", 4)):  # fmt: skip
+        add(f"--{name}", type=whole, default=number,
+            help="micro-batches of pipelines" if name == "micro" else f"of the model: its {name}")
+    return result
+
+
+def measured(flags: argparse.Namespace) -> Iterator[Row]:
+    """All rows that the flags ask for; NoLink where this machine gives no link."""
+    known = kinds(flags.ranks, flags.micro)
+    chosen = flags.kinds or ["dp", "sp", "tp", "1f1b", "zb"]
+    configs: dict[str, GPTConfig] = {}
+    for kind in chosen:
+        if kind not in known:
+            raise InputError(f"--kinds {kind}: expected some of {' '.join(known)}")
+        try:
+            config = GPTConfig(flags.layers, flags.heads, flags.dim, flags.context, 65)
+            routed = replace(config, experts=2 * flags.ranks)
+            configs[kind] = routed if kind == "ep" else config
+            known[kind].check(configs[kind])
+        except ValueError as error:
+            raise InputError(f"--kinds {kind}: {error}") from None
+    shaped = [Network("", bandwidth, 0.0) for bandwidth in flags.bandwidth]
+    late = [Network("", flags.bandwidth[0] if flags.bandwidth else 100e6, latency)
+            for latency in flags.latency]  # fmt: skip
+    for relayed, networks in ((False, shaped), (True, late)):
+        if not networks:
+            continue
+        with Link(flags.ranks, relayed) as link:
+            for kind in chosen:
+                yield from rows_of(kind, known[kind], configs[kind], flags.batch, link, networks,
+                                   flags.steps)  # fmt: skip
+
+
+def show(row: Row) -> str:
+    """A line of the table."""
+    network = row.network
+    link = "unshaped" if network is FAST else f"{network.bandwidth / 1e6:g} MB/s"
+    late = f"{1e3 * network.latency:g} ms" if network.latency else ""
+    first = f"{row.kind:<12}{link:>12}{late:>9}"
+    if network is FAST:
+        return f"{first}{'':>12}{1e3 * row.measured:>9.1f} ms"
+    return f"{first}{1e3 * row.predicted:>9.1f} ms{1e3 * row.measured:>9.1f} ms{row.error:>+9.0%}"
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Measure, and print each line as it comes; status 2 where there can be no link."""
+    flags = parser().parse_args(arguments)
+    print(f"{'kind':<12}{'link':>12}{'late':>9}{'predicted':>12}{'measured':>12}{'error':>9}")
+    try:
+        with ended_by_signals():
+            for row in measured(flags):
+                print(show(row), flush=True)
+    except NoLink as error:
+        print(f"cannot make a link between namespaces here: {error}\n"
+              "that takes root's rights (CAP_SYS_ADMIN and CAP_NET_ADMIN): try sudo",
+              file=sys.stderr)  # fmt: skip
+        sys.exit(2)
+

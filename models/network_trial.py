@@ -1,0 +1,203 @@
+"""A small training of any layout, as `gpt.py` does it, in processes that do steps when told to."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import shutil
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from argparse import Namespace
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+from minigrad import GlobalCounters, Tensor
+from minigrad.models.errors import InputError
+from minigrad.models.gpt import GPT, GPTConfig
+from minigrad.models.network_model import Layout
+from minigrad.models.parallel import Mesh as Ranks
+from minigrad.models.parallel import Rank, run
+from minigrad.models.parallel.layouts import division_of, is_divided
+from minigrad.models.parallel.training import Replica
+from minigrad.models.text import Windows
+from minigrad.models.train import TrainingPlan, TrainingRun
+
+WARM = 3  # steps that compile and capture
+
+
+class Trial:
+    """A training of random tokens; ranks come together to it where there are some.
+
+    layout: a pipeline's micro-batches are parts of a batch on one device, too.
+    """
+
+    def __init__(
+        self, config: GPTConfig, batch: int, layout: Layout, rank: Rank | None = None
+    ) -> None:
+        Tensor.manual_seed(1)
+        ids = np.random.default_rng(1).integers(0, config.vocabulary, 64 * config.context + 1)
+        self.windows = Windows(ids.astype(np.int32), config.context, "random tokens")
+        parts = layout.micro if layout.pp == 1 else 1  # one after the other
+        model, plan = GPT(config), TrainingPlan(batch=batch, accumulate=parts)
+        replica = None if rank is None else Replica.of_gpt(rank, model, config.context)
+        flags = _flags(layout, config)
+        division = division_of(flags, model) if is_divided(flags) else None
+        self.run = TrainingRun(model, plan, replica, division)
+
+    def step(self) -> float:
+        """Do one; gives its seconds."""
+        start = time.perf_counter()
+        self.run.advance(self.windows)
+        return time.perf_counter() - start
+
+
+def _flags(layout: Layout, config: GPTConfig) -> Namespace:
+    """A layout as the flags of `gpt.py`."""
+    return Namespace(
+        dp=layout.dp, tp=layout.tp, pp=layout.pp, ep=layout.ep, zero=layout.zero,
+        experts=config.experts,
+        sp=layout.tp if layout.tokens else layout.sp, micro=layout.micro,
+        schedule=layout.schedule, pieces=layout.pieces,
+    )  # fmt: skip
+
+
+def with_trial(
+    config: GPTConfig, batch: int, layout: Layout, use: Callable[[Trial], Any]
+) -> Any:
+    """What use(trial) gives, in this process's rank, after the first steps."""
+
+    def begin(rank: Rank | None = None) -> Any:
+        trial = Trial(config, batch, layout, rank)
+        for _ in range(WARM):
+            trial.step()
+        return use(trial)
+
+    if is_divided(_flags(layout, config)) or layout.devices == 1:
+        return begin()
+    found = run(begin, Ranks(layout.dp, layout.sp))
+    return next((one for one in found if one is not None), None)
+
+
+# --- processes of such a training -----------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Report:
+    """Of some steps, at rank 0: their median seconds, idle share of stages, most bytes held."""
+
+    seconds: float
+    idle: float
+    memory: int
+
+
+@dataclass(frozen=True)
+class Job:
+    """A training that waits for orders."""
+
+    process: subprocess.Popen[str]
+    errors: IO[str]
+
+    def steps(self, count: int) -> Report:
+        """Do so many, after one that is not counted; InputError where the training has ended."""
+        assert self.process.stdin is not None and self.process.stdout is not None
+        with suppress(BrokenPipeError):
+            self.process.stdin.write(f"{count}\n")
+            self.process.stdin.flush()
+        for line in self.process.stdout:
+            if line.startswith("{"):
+                return Report(**json.loads(line))
+        self.errors.seek(0)
+        said = self.errors.read().strip().splitlines()
+        raise InputError("the training has ended: " + "\n".join(said[-5:]))
+
+
+@contextmanager
+def started(
+    layout: Layout, config: GPTConfig, batch: int, hosts: Sequence[Sequence[str]] = ()
+) -> Iterator[Job]:
+    """A training of so many ranks, each with a core of its own, for the time of a `with` block.
+
+    hosts: for each rank the words after which a program's words run on its host. These are joined
+    by a network only; without them ranks are neighbours.
+    """
+    given = json.dumps([asdict(config), batch, asdict(layout)])
+    module = ["-m", "minigrad.models.network_trial", given]
+    words, variables = [sys.executable, *module], {"MINIGRAD_THREADS": "1"}
+    if layout.devices > 1:
+        words = [mpiexec(), "-launcher", "fork"]
+        for number in range(layout.devices):
+            host = hosts[number] if hosts else []
+            words += [":", "-n", "1", *host, sys.executable, "-m", "mpi4py", *module]
+        del words[words.index(":")]
+    if hosts:  # or MPICH takes shared memory, for all are on one machine
+        variables |= {"MPIR_CVAR_NOLOCAL": "1", "UCX_TLS": "tcp,self"}
+    with tempfile.TemporaryFile("w+") as errors:
+        process = subprocess.Popen(
+            words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True,
+            start_new_session=True, env={**os.environ, **variables},
+        )  # fmt: skip
+        try:
+            yield Job(process, errors)
+        finally:
+            for number, patience in ((signal.SIGTERM, 2.0), (signal.SIGKILL, None)):
+                with suppress(ProcessLookupError):  # its ranks are in its process group
+                    os.killpg(process.pid, number)
+                with suppress(subprocess.TimeoutExpired):
+                    process.wait(patience)
+
+
+def mpiexec() -> str:
+    """The launcher of this environment's MPI; InputError where there is none."""
+    own = Path(sys.executable).parent / "mpiexec"
+    found = str(own) if own.exists() else shutil.which("mpiexec")
+    if found is None:
+        raise InputError("mpiexec is missing: pip install '.[mpi]'")
+    return found
+
+
+def _told(world: Any) -> int:
+    """What the next line of rank 0's input says; 0 at its end. Ranks sleep until then."""
+    first = world is None or world.rank == 0
+    cell = ctypes.c_int(int(sys.stdin.readline() or 0) if first else 0)
+    if world is not None:
+        request = world.Ibcast(memoryview(cell).cast("B"))
+        while not request.Test():
+            time.sleep(1e-3)
+    return cell.value
+
+
+def _obey(trial: Trial) -> None:
+    world = None
+    if "PMI_RANK" in os.environ:
+        from mpi4py import MPI  # which the trial has begun
+
+        world = MPI.COMM_WORLD
+    while count := _told(world):
+        trial.step()
+        GlobalCounters.reset()
+        took, idle = [], []
+        for _ in range(count):
+            took.append(trial.step())
+            idle.append(getattr(trial.run.division, "idle", 0.0))
+        if world is None or world.rank == 0:
+            report = Report(
+                statistics.median(took), statistics.median(idle), GlobalCounters.mem_peak
+            )
+            print(json.dumps(asdict(report)), flush=True)
+
+
+if __name__ == "__main__":
+    facts, batch, layout = json.loads(sys.argv[1])
+    cores = sorted(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, {cores[int(os.environ.get("PMI_RANK", "0")) % len(cores)]})
+    with_trial(GPTConfig(**facts), batch, Layout(**layout), _obey)

@@ -1,0 +1,116 @@
+"""A checkpoint that ranks of MPI write together: each what it has, and the first one an index.
+
+The files of one checkpoint have a name of their own. The index, which is the checkpoint's file, is
+replaced when all of them are on the disk, and only then are those of the one before removed: so
+whatever is killed, and when, a whole checkpoint is left. See `minigrad.models.checkpoint.load`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+from minigrad import Device, Tensor
+from minigrad.graph.shapes import numel
+from minigrad.graph.sharding import Layout, local_shape, whole
+from minigrad.models import checkpoint
+from minigrad.models.checkpoint import plain_shape
+from minigrad.models.errors import InputError
+from minigrad.models.parallel.mesh_device import MeshMemory, World
+
+Entry = dict[str, Any]
+
+
+def save(
+    path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str], ranks: World
+) -> None:
+    """Write a checkpoint; all ranks come here, and all raise the InputError of one of them.
+
+    A tensor that is on no mesh is the first rank's, where no other one has a part of it.
+    """
+    everybody, folder = ranks.library.COMM_WORLD, checkpoint.folder_of_parts(path)
+    if tensors:
+        Tensor.realize(*tensors.values())
+    ranks.activity.enter("waiting")
+    name = f"{everybody.bcast(uuid4().hex)}.{ranks.rank}-of-{ranks.size}"
+    own, entries = dict[str, Tensor](), dict[str, Entry]()
+    for key, tensor in tensors.items():
+        entry = _entry(tensor, name)
+        if entry is not None:
+            entries[key], own[key] = entry, _part(tensor)
+    failure = None
+    try:
+        folder.mkdir(exist_ok=True)
+        checkpoint.save(folder / name, own, {})
+    except OSError as error:
+        failure = f"cannot write {folder}: {error.strerror or error}"
+    except InputError as error:
+        failure = str(error)
+    gathered = everybody.gather((name, entries, failure))
+    if gathered is not None:
+        failure = _write_index(path, tensors, metadata, gathered)
+    failure = everybody.bcast(failure)
+    ranks.activity.enter("computing")
+    if failure is not None:
+        raise InputError(failure)
+
+
+def _write_index(
+    path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str],
+    gathered: list[tuple[str, dict[str, Entry], str | None]],
+) -> str | None:  # fmt: skip
+    """The first rank's part; gives what went wrong anywhere."""
+    folder, index = checkpoint.folder_of_parts(path), dict[str, Entry]()
+    for name, entries, failure in gathered:
+        if failure is not None:
+            return failure
+        if not (folder / name).exists():
+            return (f"a rank has written {folder / name}, which is not here: give a --checkpoint "
+                    "in a folder that all machines share")  # fmt: skip
+        for key, entry in entries.items():
+            index.setdefault(key, {**entry, "parts": []})["parts"] += entry["parts"]
+    rest = {key: tensor for key, tensor in tensors.items() if key not in index}
+    try:
+        checkpoint.save(path, rest, {**metadata, checkpoint.PARTS: json.dumps(index)})
+    except InputError as error:
+        return str(error)
+    return None
+
+
+def _entry(tensor: Tensor, name: str) -> Entry | None:
+    """What the index says of a rank's part; None where it has none to write.
+
+    Of those that have the same part, the first one along each axis writes it.
+    """
+    mesh = Device.meshes.get(tensor.raw.device)
+    if mesh is None:
+        return None
+    places, layout = mesh.places(Device[mesh.name].local[0].number), _layout(tensor)
+    if any(place for axis, place in places.items() if axis not in layout.axes):
+        return None
+    digits = [[[mesh.sizes[axis], stride, places[axis]] for axis, stride in dim]
+              for dim in layout.dims]  # fmt: skip
+    return {"dtype": tensor.dtype.name, "shape": list(plain_shape(tensor)),
+            "parts": [[name, digits]]}  # fmt: skip
+
+
+def _part(tensor: Tensor) -> Tensor:
+    """What this process has of a tensor on a mesh."""
+    mesh, part = Device.meshes[tensor.raw.device], _memory(tensor).parts[0]
+    shape = local_shape(plain_shape(tensor), _layout(tensor).dims, mesh.sizes)
+    data = bytearray(numel(shape) * tensor.dtype.itemsize)
+    if data:
+        Device[part.device].copy_out(part.memory, memoryview(data))
+    return Tensor.from_bytes(data, [*map(int, shape)], tensor.dtype, part.device)
+
+
+def _layout(tensor: Tensor) -> Layout:
+    return _memory(tensor).layout or whole(tensor.ndim)
+
+
+def _memory(tensor: Tensor) -> MeshMemory:
+    found: MeshMemory = tensor.raw.arg.memory
+    return found
