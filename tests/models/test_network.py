@@ -83,6 +83,13 @@ def test_a_training_sends_what_the_formula_says(layout: Layout) -> None:
     assert 0 <= with_trial(config, batch, layout, sent) - formula < 64
 
 
+def test_long_messages_are_asked_for() -> None:
+    wire = replace(WIRE, at_once=256 * 16 * 2 / 4 - 1)
+    found = predict(CONFIG, WORK, Layout(tp=4), Cluster(1.0, wire), 1.0)
+    assert found.network == pytest.approx(step(Layout(tp=4)).network + 4 * 4 * 6 * 2e-3)
+    assert wire.late(wire.at_once) == 1e-3
+
+
 def test_experts_meet_those_that_have_the_same() -> None:
     config = replace(CONFIG, experts=4, active=2)
     found = predict(config, WORK, Layout(dp=2, ep=2), Cluster(1.0, WIRE, overlap=0.0), 1.0)
