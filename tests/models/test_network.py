@@ -248,16 +248,17 @@ def leftovers() -> list[str]:
     return found
 
 
-def can_make_links() -> bool:
-    """Whether this machine lets us."""
+@pytest.fixture(scope="module")
+def namespaces() -> None:
+    """Skips where this machine lets us make none."""
     try:
         with network_link.Link(2):
-            return True
-    except network_link.NoLink:
-        return False
+            pass
+    except network_link.NoLink as error:
+        pytest.skip(f"no network namespaces here: {error}")
 
 
-needs_root = pytest.mark.skipif(not can_make_links(), reason="namespaces need root's rights")
+needs_root = pytest.mark.usefixtures("namespaces")
 SMALL = ["--layers", "2", "--dim", "32", "--context", "16", "--steps", "1", "--batch", "4",
          "--micro", "2"]  # fmt: skip
 
