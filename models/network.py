@@ -160,15 +160,15 @@ def draw_sensitivity(config: GPTConfig, itemsize: int, speed: float, path: Path)
     pyplot = pyplot_without_window()
     figure, axes = pyplot.subplots(1, 2, figsize=(11, 4), sharey=True)
     base = NETWORKS[1]
-    bandwidths = [10 ** (8 + step / 8) for step in range(33)]
-    latencies = [10 ** (-6 + step / 8) for step in range(33)]
+    faster = [replace(base, bandwidth=10 ** (8 + step / 8)) for step in range(33)]
+    later = [replace(base, latency=10 ** (-6 + step / 8)) for step in range(33)]
     for name, (model, layout) in cases(config).items():
-        for axis, values, changed in ((axes[0], bandwidths, "bandwidth"),
-                                      (axes[1], latencies, "latency")):  # fmt: skip
-            idle = []
-            for value in values:
-                network = replace(base, **{changed: value})
-                idle.append(unhidden(model, layout, network, itemsize=itemsize, speed=speed).idle)
+        for axis, networks, values in (
+            (axes[0], faster, [network.bandwidth for network in faster]),
+            (axes[1], later, [network.latency for network in later]),
+        ):
+            idle = [unhidden(model, layout, network, itemsize=itemsize, speed=speed).idle
+                    for network in networks]  # fmt: skip
             axis.semilogx(values, idle, label=name)
     for network in NETWORKS[1:-1]:
         axes[0].axvline(network.bandwidth, color="0.8", zorder=0)

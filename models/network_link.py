@@ -70,7 +70,7 @@ class Link:
     def __init__(self, nodes: int, relayed: bool = False) -> None:
         self.nodes = [f"{PREFIX}-{os.getpid()}-{number}" for number in range(nodes)]
         self.hub = f"{PREFIX}-{os.getpid()}-hub"
-        self.relayed, self._relay = relayed, None
+        self.relayed = relayed
         self._relay: subprocess.Popen[str] | None = None
 
     def __enter__(self) -> Link:

@@ -27,7 +27,7 @@ from minigrad.models.parallel.data_parallel import BUCKET
 from minigrad.models.parallel.schedules import SCHEDULES
 
 FAST = Network("unshaped", 1e18, 0.0)
-TRIPS = 3  # of a large message: MPI says that it comes, hears that it may, and sends it
+AT_ONCE = 1 << 17  # bytes of a message that MPICH sends without asking
 
 
 def kinds(ranks: int, micro: int) -> dict[str, Layout]:
@@ -81,7 +81,7 @@ def rows_of(
     yield Row(kind, FAST, base, base)
     compute = base / predict(config, work, layout, Cluster(1.0, FAST), 1.0).total
     for network, measured in zip(networks, found[1:], strict=False):
-        seen = Network(network.name, network.bandwidth, TRIPS * network.latency)
+        seen = replace(network, at_once=AT_ONCE)
         step = predict(config, work, layout, Cluster(1.0, seen, bucket=BUCKET), compute)
         yield Row(kind, network, step.total, measured)
 
@@ -114,7 +114,7 @@ def parser() -> argparse.ArgumentParser:
     add("--bandwidth", nargs="*", type=console.amount("B/s", 1e5), default=[100e6, 50e6, 25e6],
         help="of the link, such as 100MB/s")  # fmt: skip
     add("--latency", nargs="*", type=console.natural_float, default=[],
-        help="in seconds, such as 0.005, at the first bandwidth (100MB/s): a relay delays packets")
+        help="in seconds, such as 0.005, at the first bandwidth: a relay then delays packets")
     add("--steps", type=whole, default=5, help="of which the median counts")
     add("--batch", type=whole, default=8, help="windows of all ranks together")
     for name, number in (("layers", 4), ("heads", 4), ("dim", 256), ("context", 64),

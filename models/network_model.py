@@ -36,13 +36,19 @@ BACKWARD_SHARE = 2 / 3  # of the computation
 class Network:
     """bandwidth: bytes per second of each device in one direction; latency: seconds a message.
 
-    most: how many devices it can join, where that is limited.
+    most: how many devices it can join, where that is limited. at_once: bytes of a message that just
+    goes; of a longer one the other side hears first, and asks for it: three trips.
     """
 
     name: str
     bandwidth: float
     latency: float
     most: int | None = None
+    at_once: float = math.inf
+
+    def late(self, nbytes: float) -> float:
+        """Seconds that a message of so many bytes waits."""
+        return self.latency * (1 if nbytes <= self.at_once else 3)
 
     def joins(self, devices: int) -> bool:
         """Whether there is such a network for so many devices."""
@@ -162,7 +168,8 @@ class Exchange:
     @property
     def seconds(self) -> float:
         """All of them."""
-        return self.messages * (self.network.latency + self.nbytes / self.network.bandwidth)
+        late = self.network.late(self.nbytes)
+        return self.messages * (late + self.nbytes / self.network.bandwidth)
 
 
 @dataclass(frozen=True)
@@ -300,7 +307,7 @@ def _pipeline(
     gaps = alone - compute - inside
     if not cluster.overlap:
         return gaps, hop.seconds
-    wire = Wire(hop.nbytes / hop.network.bandwidth, hop.network.latency)
+    wire = Wire(hop.nbytes / hop.network.bandwidth, hop.network.late(hop.nbytes))
     return gaps, length(simulate(table, costs, wire)) - alone
 
 
@@ -310,5 +317,5 @@ def bandwidth_for(step: Step, waiting: float = 0.1) -> float:
     Of exchanges that hide behind nothing, all over one network; inf where latency alone is more.
     """
     room = (step.compute + step.gaps) * waiting / (1 - waiting)
-    room -= sum(one.messages * one.network.latency for one in step.exchanges)
+    room -= sum(one.messages * one.network.late(one.nbytes) for one in step.exchanges)
     return step.nbytes / room if room > 0 else math.inf

@@ -21,6 +21,7 @@ HARDWARE = (
     "an x86 matter", "names of x86 ",
     "there is only one processor for us",
     "the OpenCL device cannot be divided",
+    "no network namespaces here: ",
     "programs of others are not at hand",  # programs/README.md
 )  # fmt: skip
 

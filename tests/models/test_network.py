@@ -83,6 +83,13 @@ def test_a_training_sends_what_the_formula_says(layout: Layout) -> None:
     assert 0 <= with_trial(config, batch, layout, sent) - formula < 64
 
 
+def test_long_messages_are_asked_for() -> None:
+    wire = replace(WIRE, at_once=256 * 16 * 2 / 4 - 1)
+    found = predict(CONFIG, WORK, Layout(tp=4), Cluster(1.0, wire), 1.0)
+    assert found.network == pytest.approx(step(Layout(tp=4)).network + 4 * 4 * 6 * 2e-3)
+    assert wire.late(wire.at_once) == 1e-3
+
+
 def test_experts_meet_those_that_have_the_same() -> None:
     config = replace(CONFIG, experts=4, active=2)
     found = predict(config, WORK, Layout(dp=2, ep=2), Cluster(1.0, WIRE, overlap=0.0), 1.0)
@@ -241,16 +248,17 @@ def leftovers() -> list[str]:
     return found
 
 
-def can_make_links() -> bool:
-    """Whether this machine lets us."""
+@pytest.fixture(scope="module")
+def namespaces() -> None:
+    """Skips where this machine lets us make none."""
     try:
         with network_link.Link(2):
-            return True
-    except network_link.NoLink:
-        return False
+            pass
+    except network_link.NoLink as error:
+        pytest.skip(f"no network namespaces here: {error}")
 
 
-needs_root = pytest.mark.skipif(not can_make_links(), reason="namespaces need root's rights")
+needs_root = pytest.mark.usefixtures("namespaces")
 SMALL = ["--layers", "2", "--dim", "32", "--context", "16", "--steps", "1", "--batch", "4",
          "--micro", "2"]  # fmt: skip
 
