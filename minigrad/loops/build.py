@@ -172,6 +172,8 @@ def substitute_statement(
     if isinstance(statement, Set):
         value = expr.substitute_in(statement.value, values)
         return Set(statement.local, at(statement.slot), value, statement.everywhere)
+    if isinstance(statement, Fold):
+        return replace(statement, slot=at(statement.slot))
     if isinstance(statement, Prefetch):
         return replace(statement, index=at(statement.index))
     if isinstance(statement, MatrixProduct):
@@ -251,6 +253,10 @@ def with_places(statement: Statement, move: Move, everywhere: bool = False) -> S
             place, at = move(inner.array, inner.index)
             assert isinstance(place, Array)
             return replace(inner, array=place, index=at, value=expr.rebuild(inner.value, read))
+        if isinstance(inner, Fold):
+            place, at = move(inner.source, inner.slot)
+            assert isinstance(place, Local)
+            return replace(inner, source=place, slot=at)
         return inner
 
     return map_statement(statement, change)
@@ -265,6 +271,13 @@ def combine(op: Op, old: Expr, new: Expr) -> Expr:
     if old.dtype.is_bool:
         return expr.apply(Op.OR if op is Op.SUM else Op.AND, (old, new), old.dtype)
     return expr.apply(Op.ADD if op is Op.SUM else Op.MUL, (old, new), old.dtype)
+
+
+def summands(e: Expr) -> list[Expr]:
+    """What is added up, to be added one by one: each of them is then one multiply-add."""
+    if e.op is not Op.ADD:
+        return [e]
+    return [term for arg in e.args for term in summands(arg)]
 
 
 def streams(array: Array, stages: Sequence[Stage], target: Target) -> bool:

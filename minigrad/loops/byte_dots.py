@@ -28,9 +28,8 @@ from minigrad.graph.node import Op
 from minigrad.graph.substitution import substitute
 from minigrad.graph.symbolic import ceildiv
 from minigrad.loops.assemble import assemble
-from minigrad.loops.build import combine, inline_stages, loops_over
+from minigrad.loops.build import combine, inline_stages, loops_over, summands
 from minigrad.loops.cost import SMALL_TILES
-from minigrad.loops.gemv_rows import summands
 from minigrad.loops.levels import in_levels
 from minigrad.loops.nest import Loop, Nest, Set, Statement, Stores, expressions
 from minigrad.loops.prefetch import AHEAD, Place

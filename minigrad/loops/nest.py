@@ -57,11 +57,12 @@ class Set:
 
 @dataclass(frozen=True)
 class Fold:
-    """target[0] = the combination by `op` of all lanes of source[0]."""
+    """target[0] = the combination by `op` of all lanes of source[slot]."""
 
     target: Local
     op: Op
     source: Local
+    slot: Integer = 0
 
 
 @dataclass(frozen=True)
@@ -343,5 +344,5 @@ def _show(statement: Statement, indent: str, lines: list[str], prefix: str = "")
         name = statement.target.name
         lines.append(f"{indent}{name} = {statement.op.value} of {name} of all items")
     else:
-        name = statement.target.name
-        lines.append(f"{indent}{name} = {statement.op.value} of {statement.source}")
+        source, slot = statement.source, f"[{statement.slot}]" if statement.source.count > 1 else ""
+        lines.append(f"{indent}{statement.target} = {statement.op.value} of {source}{slot}")

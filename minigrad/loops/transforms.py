@@ -235,40 +235,33 @@ class Schedule:
             return
 
         def change(loop: Loop, around: Around) -> Statements:
-            loops = [loop]
-            for _ in xs[1:]:
-                (inner,) = loops[-1].body
-                assert isinstance(inner, Loop)
-                loops.append(inner)
-            assert tuple(one.variable for one in loops) == xs
+            loops = _nested(loop, xs)
             starts = {one.variable: one.start for one in loops}
-            extents = [_whole_trips(one) for one in loops]
-            at = [one.variable.index - one.start for one in loops]
-            place, size = flatten(at, extents), numel(extents)
             leaves: list[Statements] = []
             _leaves(loops[-1].body, ends, leaves)
-            crossing: dict[Local, Array | Local] = {}
-            seen: set[Local] = set()
-            for leaf in leaves:
-                own = _locals_of(leaf)
-                for register in sorted(own & seen, key=lambda one: one.name):
-                    if space == "registers":
-                        more: Array | Local = replace(
-                            register, name=f"{register.name}{size}", count=size
-                        )
-                    else:
-                        number = f"{len(crossing)}" if crossing else ""
-                        more = Array(f"{name}{number}", register.dtype, size, space)
-                    crossing.setdefault(register, more)
-                seen |= own
-
-            def wrapped(leaf: Statements) -> Statements:
-                leaf = _moved(leaf, crossing, place)
-                for one in reversed(loops):
-                    leaf = (one.around(leaf),)
-                return leaf
-
+            wrapped = _loops_of_their_own(loops, leaves, space, name)
             return _sunk(loops[-1].body, ends, starts, wrapped)
+
+        self._change(xs[0], change, computing=True)
+
+    @_step
+    def distribute(self, *xs: Atom, name: str = "sums") -> None:
+        """Loops over xs, each directly inside the one before, one time for each loop inside.
+
+        Each takes along what comes before it, and a last time is for what comes behind them all.
+        A register that is used in several of them becomes scratch memory, called `name`.
+        """
+
+        def change(loop: Loop, around: Around) -> Statements:
+            loops = _nested(loop, xs)
+            groups: list[Statements] = [()]
+            for statement in loops[-1].body:
+                groups[-1] = (*groups[-1], statement)
+                if isinstance(statement, Loop):
+                    groups.append(())
+            groups = [group for group in groups if group]
+            wrapped = _loops_of_their_own(loops, groups, "scratch", name)
+            return tuple(one for group in groups for one in wrapped(group))
 
         self._change(xs[0], change, computing=True)
 
@@ -692,6 +685,46 @@ def _sunk(
     return tuple(found)
 
 
+def _nested(loop: Loop, xs: Sequence[Atom]) -> list[Loop]:
+    """Loops over xs, each directly inside the one before."""
+    loops = [loop]
+    for _ in xs[1:]:
+        (inner,) = loops[-1].body
+        assert isinstance(inner, Loop)
+        loops.append(inner)
+    assert [one.variable for one in loops] == list(xs)
+    return loops
+
+
+def _loops_of_their_own(
+    loops: Sequence[Loop], leaves: Sequence[Statements], space: str, name: str
+) -> Callable[[Statements], Statements]:
+    """What puts loops around each of several leaves, which pass registers on: see `sink`."""
+    extents = [_whole_trips(one) for one in loops]
+    at = [one.variable.index - one.start for one in loops]
+    place, size = flatten(at, extents), numel(extents)
+    crossing: dict[Local, Array | Local] = {}
+    seen: set[Local] = set()
+    for leaf in leaves:
+        own = _locals_of(leaf)
+        for register in sorted(own & seen, key=lambda one: one.name):
+            if space == "registers":
+                more: Array | Local = replace(register, name=f"{register.name}{size}", count=size)
+            else:
+                number = f"{len(crossing)}" if crossing else ""
+                more = Array(f"{name}{number}", register.dtype, size, space)
+            crossing.setdefault(register, more)
+        seen |= own
+
+    def wrapped(leaf: Statements) -> Statements:
+        leaf = _moved(leaf, crossing, place)
+        for one in reversed(loops):
+            leaf = (one.around(leaf),)
+        return leaf
+
+    return wrapped
+
+
 def _in_parts(body: Statements, x: Atom, width: int) -> Statements:
     """Registers to which loops over x only add, or the like, with lanes, and folded behind them."""
     found: list[Statement] = []
@@ -737,6 +770,8 @@ def _locals_of(body: Sequence[Statement]) -> set[Local]:
             found.add(statement.local)
         if isinstance(statement, Set | Store):
             found.update(e.local for e in expr.walk(statement.value) if e.op is Leaf.LOCAL)
+        elif isinstance(statement, Fold):
+            found.update((statement.target, statement.source))
     return found
 
 
@@ -758,20 +793,24 @@ def _moved(
     if own.isdisjoint(places):
         return leaf
     top = {one.local for one in leaf if isinstance(one, Set)}
-    inner = {one.local for one in walk(*leaf) if isinstance(one, Set)} - top
+    inner = {
+        one.local for one in walk(*(s for s in leaf if isinstance(s, Loop))) if isinstance(one, Set)
+    }
     begin: list[Statement] = []
     end: list[Statement] = []
     moved: dict[Local, Array | Local] = {}
     for register, place in places.items():
         if register not in own:
             continue
-        if isinstance(place, Array) and register in inner:  # it is summed up inside
+        if not isinstance(place, Array) or register not in inner:
+            moved[register] = place
+            continue
+        more = expr.local(register)  # it is summed up inside
+        if register not in top:
             # −0 + x is x, whatever x is: where loops are written out nothing is added to it
             begin.append(Set(register, 0, expr.const(-0.0, register.dtype)))
-            more = combine(Op.SUM, expr.load(place, at), expr.local(register))
-            end.append(Store(place, at, more))
-        else:
-            moved[register] = place
+            more = combine(Op.SUM, expr.load(place, at), more)
+        end.append(Store(place, at, more))
     return (*begin, *(_renamed(statement, moved, at) for statement in leaf), *end)
 
 
