@@ -62,8 +62,7 @@ def byte_dots(kernel: Kernel, target: Target, name: str) -> Nest:
         s.reorder(*tiles, block, lane.variable, rows)
     s.vectorize(lane.variable, LANES)
     if sums is not first:
-        for axis in dots.reduced:
-            s.repeat(axis.variable)
+        s.repeat(*(axis.variable for axis in dots.reduced))
         s.prefetch(sums.reduced[-1].variable, _blocks_ahead)
     if m:
         s.peel(block, rows)

@@ -28,9 +28,9 @@ from minigrad.loops.assemble import assemble
 from minigrad.loops.axes import indices, merge, vector_width
 from minigrad.loops.build import combine, inline_stages, lanes_loop, loops_over, substitute_stores
 from minigrad.loops.cost import flops
-from minigrad.loops.nest import Loop, Nest, Set, Statement, Store, Stores, expressions
+from minigrad.loops.nest import Loop, Nest, Set, Statement, Store, Stores, expressions, loops_in
 from minigrad.loops.prefetch import AHEAD, Place, from_memory
-from minigrad.loops.transforms import Around, Schedule, loops_in
+from minigrad.loops.transforms import Around, Schedule
 from minigrad.schedule import expr
 from minigrad.schedule.axis import Axis, make_axis
 from minigrad.schedule.expr import Array, Expr, Leaf, Local
@@ -180,8 +180,7 @@ def _by_columns(s: Schedule, block: Atom, sums: Sequence[Sum], axis: Axis, targe
         for piece, k in zip(pieces, ks, strict=True):
             s.peel(piece, k)
         s.sink(*ms)
-        for x in (*ks, *ms):
-            s.repeat(x, computing=True)
+        s.repeat(*ks, *ms)
         s.simplify()
 
 
@@ -248,8 +247,7 @@ def _by_rows(s: Schedule, block: Atom, sums: Sequence[Sum], axis: Axis, target: 
             s.prefetch(k, ahead.next)
             s.vectorize(k, width, computing=True)
         s.sink(n, *ms, into=ks)
-        for x in (n, *ms):
-            s.repeat(x, computing=True)
+        s.repeat(n, *ms)
         s.vectorize(n, target.lanes(sums[0].body.dtype))
         s.simplify()
 
