@@ -93,9 +93,8 @@ def elements(kernel: Kernel) -> tuple[list[Axis], list[Store]]:
     main = max(kernel.stages, key=lambda stage: len(stage.axes))
     stores = inline_stages(kernel, main.axes)
     used = indices([s.value for s in stores], [x for s in stores for x in (s.index, *s.guard)])
-    merged = merge(main.axes, used)
-    values = {atom: value for _, known in merged for atom, value in known.items()}
-    return [axis for axis, _ in merged], substitute_stores(stores, values)
+    axes, values = merge(main.axes, used)
+    return list(axes), substitute_stores(stores, values)
 
 
 def lanes_loop(
@@ -260,6 +259,12 @@ def with_places(statement: Statement, move: Move, everywhere: bool = False) -> S
         return inner
 
     return map_statement(statement, change)
+
+
+def reduction(op: Op, result: Expr, axes: Sequence[Axis], terms: Sequence[Expr]) -> list[Statement]:
+    """A register cleared, and loops over axes that combine it with terms, one by one."""
+    steps = [Set(result.local, 0, combine(op, result, term)) for term in terms]
+    return [Set(result.local, 0, identity(op, result.dtype)), *loops_over(axes, steps)]
 
 
 def combine(op: Op, old: Expr, new: Expr) -> Expr:

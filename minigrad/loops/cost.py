@@ -61,7 +61,7 @@ SQUARE = 32  # rows and columns of a square: two matrix registers, of 16 rows, i
 
 
 def operations(kernel: Kernel) -> int:
-    """Evaluations of all bodies times what one costs."""
+    """Evaluations of all bodies times what one costs, loads included."""
     return sum(
         stage.iterations * (expr.operations(stage.body) + (stage.op is not None))
         for stage in kernel.stages

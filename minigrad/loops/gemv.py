@@ -26,16 +26,16 @@ from minigrad.graph.substitution import coefficient, substitute
 from minigrad.graph.symbolic import Atom, Integer, ceildiv, high
 from minigrad.loops.assemble import assemble
 from minigrad.loops.axes import indices, merge, vector_width
-from minigrad.loops.build import combine, inline_stages, lanes_loop, loops_over, substitute_stores
+from minigrad.loops.build import inline_stages, lanes_loop, loops_over, reduction, substitute_stores
 from minigrad.loops.cost import flops
-from minigrad.loops.nest import Loop, Nest, Set, Statement, Store, Stores, expressions, loops_in
+from minigrad.loops.nest import Loop, Nest, Statement, Store, Stores, expressions, loops_in
 from minigrad.loops.prefetch import AHEAD, Place, from_memory
 from minigrad.loops.transforms import Around, Schedule
 from minigrad.schedule import expr
 from minigrad.schedule.axis import Axis, make_axis
 from minigrad.schedule.expr import Array, Expr, Leaf, Local
 from minigrad.schedule.schedule import Kernel
-from minigrad.schedule.stage import Stage, identity
+from minigrad.schedule.stage import Stage
 from minigrad.target import CHAINS, ENOUGH_TASKS, HALF_OF_L1, LINE, Target
 
 # Vectors of a product; with more, a tile of `gemm` has rows enough to keep the multiply-adds busy.
@@ -105,11 +105,17 @@ def gemv(kernel: Kernel, target: Target, name: str) -> Nest | None:
     outer = [*sums[0].batch, *(a for a in sums[0].n if a != axis)]
     tasks = numel([a.extent for a in outer])
     naive = _naive(stores, sums, results, [*outer, *ms, axis])
-    s = Schedule(naive, **{name: vector for name, (vector, _) in _computed(sums).items()})
+    vectors, scales = _computed(sums), _scales(sums, axis) if by_rows else {}
+    s = Schedule(naive, **{name: value for name, (value, _) in (vectors | scales).items()})
     size = (_rows_of_block if by_rows else _columns_of_block)(sums, axis, tasks, target)
     block = s.split(axis.variable, size, "b")
     xs = [*(a.variable for a in outer), block]
     s.reorder(*xs, *(a.variable for a in ms), axis.variable)
+    with s.inside(block):
+        for name, (value, axes) in (vectors | scales).items():
+            width = vector_width(target, [value], axes[-1].extent, False)
+            over = [a.variable for a in axes]
+            s.stage(name, None, over, [(over, None)], name, {over[-1]: width})
     (_by_rows if by_rows else _by_columns)(s, block, sums, axis, target)
     s.parallelize(*xs)
     return replace(assemble(name, kernel, s.nest, target), operations=flops(kernel))
@@ -121,30 +127,45 @@ def _naive(
     """For each result: every sum; the stores."""
     body: list[Statement] = []
     for one, result in zip(sums, results, strict=True):
-        body.append(Set(result.local, 0, identity(Op.SUM, result.dtype)))
-        body.extend(loops_over(one.k, [Set(result.local, 0, combine(Op.SUM, result, one.body))]))
+        body.extend(reduction(Op.SUM, result, one.k, [one.body]))
     return loops_over(axes, [*body, Stores(tuple(stores))])
 
 
-def _computed(sums: Sequence[Sum]) -> dict[str, tuple[Expr, Sum]]:
-    """The vectors that are not just loaded, one element after the other, by names of copies."""
-    found: dict[Expr, Sum] = {}
+Copies = dict[str, tuple[Expr, list[Axis]]]  # what is copied and along which axes, by names
+
+
+def _computed(sums: Sequence[Sum]) -> Copies:
+    """The vectors that are not just loaded, one element after the other."""
+    found: dict[Expr, list[Axis]] = {}
     for one in sums:
         for vector in one.vectors:
-            ks = [a.variable for a in one.k if a.variable in vector.variables]
+            ks = [a for a in one.k if a.variable in vector.variables]
             loaded = vector.op is Leaf.LOAD and not vector.guard
-            if ks and not (loaded and coefficient(vector.index, ks[-1]) == 1):
-                found.setdefault(vector, one)
+            if ks and not (loaded and coefficient(vector.index, ks[-1].variable) == 1):
+                found.setdefault(vector, [*one.m, *ks])
     return {f"vectors{n}": both for n, both in enumerate(found.items())}
 
 
-def _copy_vectors(s: Schedule, sums: Sequence[Sum], target: Target) -> None:
-    """Computed vectors at the beginning of a block."""
-    for name, (vector, one) in _computed(sums).items():
-        axes = [*one.m, *(a for a in one.k if a.variable in vector.variables)]
-        width = vector_width(target, [vector], axes[-1].extent, False)
-        over = [a.variable for a in axes]
-        s.stage(name, None, over, [(over, None)], name, {over[-1]: width})
+def _scales(sums: Sequence[Sum], row: Axis) -> Copies:
+    """What is computed from the matrix and the same for many neighbours along its rows.
+
+    What an element of the matrix costs decides how fast a product is, for it is used once. The
+    scales of quantized ones are made numbers before, many at a time, and are then one operand of a
+    multiply-add.
+    """
+    found: dict[Expr, list[Axis]] = {}
+    for one in sums:
+        varies = {a.variable for a in (*one.m, one.k[-1])}
+        pending = [one.body]
+        while pending:
+            e = pending.pop()
+            if row.variable not in e.variables or not e.args:
+                continue
+            if varies.isdisjoint(e.variables):
+                found[e] = [row, *(a for a in one.k if a.variable in e.variables)]
+            else:
+                pending.extend(e.args)
+    return {f"scales{n}": both for n, both in enumerate(found.items())}
 
 
 # ---- by columns ----
@@ -170,7 +191,6 @@ def _by_columns(s: Schedule, block: Atom, sums: Sequence[Sum], axis: Axis, targe
     wide = 1 if lanes == 1 else lanes * (4 if count == 1 else 2 if count <= 4 else 1)
     together = max(2, min(8, (24 if target.registers >= 32 else 8) // count))
     with s.inside(block):
-        _copy_vectors(s, sums, target)
         pieces = [s.split(k, together, "q", computing=True) for k in ks]
         s.sink(*ms, n, into=pieces, space="scratch")
         s.reorder(n, *ms, computing=True)
@@ -207,7 +227,12 @@ def _next_rows(
 def _rows_of_block(sums: Sequence[Sum], axis: Axis, tasks: int, target: Target) -> int:
     """Rows of one parallel iteration."""
     rows, _ = _rows_at_once(sums, target)
-    return rows * min(max(axis.count // max(ENOUGH_TASKS // tasks, 1) // rows, 1), MOST_STEPS)
+    steps = min(max(axis.count // max(ENOUGH_TASKS // tasks, 1) // rows, 1), MOST_STEPS)
+    nbytes = sum(
+        numel([high(a.extent) for a in axes]) * scale.dtype.itemsize
+        for scale, (_, *axes) in _scales(sums, axis).values()
+    )
+    return rows * max(min(steps, HALF_OF_L1 // max(nbytes * rows, 1)), 1)
 
 
 def _rows_at_once(sums: Sequence[Sum], target: Target) -> tuple[int, int]:
@@ -238,7 +263,6 @@ def _by_rows(s: Schedule, block: Atom, sums: Sequence[Sum], axis: Axis, target: 
     ahead = _RowsAhead(sums, axis, (rows, width), target)
     s.insert(block, ahead.first)
     with s.inside(block):
-        _copy_vectors(s, sums, target)
         s.distribute(*ms, n)
         some = s.split(n, rows, "w", computing=True)
         s.reorder(some, n, *ms, computing=True)
@@ -406,21 +430,15 @@ def _prepared(kernel: Kernel, sums: list[Sum]) -> tuple[list[Store], list[Sum], 
         [*(one.stage.body for one in sums), *(s.value for s in stores)],
         [s.index for s in stores],
     )
-    values: dict[Atom, Integer] = {}
-    axes = []
-    for part in (sums[0].batch, sums[0].m, sums[0].n):
-        merged = merge(part, used)
-        axes.append(tuple(axis for axis, _ in merged))
-        for _, known in merged:
-            values.update(known)
+    merged = [merge(axes, used) for axes in (sums[0].batch, sums[0].m, sums[0].n)]
+    (batch, m, n), values = (axes for axes, _ in merged), dict[Atom, Integer]()
+    for _, known in merged:
+        values.update(known)
     changed = []
     for one in sums:
-        merged = merge(one.k, used)
-        own = values | {a: x for _, known in merged for a, x in known.items()}
-        vectors = tuple(expr.substitute_in(e, own) for e in one.vectors)
-        k = tuple(axis for axis, _ in merged)
-        body = expr.substitute_in(one.body, own)
-        changed.append(Sum(one.stage, body, vectors, axes[0], axes[1], axes[2], k))
+        k, known = merge(one.k, used)
+        body, *vectors = (expr.substitute_in(e, values | known) for e in (one.body, *one.vectors))
+        changed.append(Sum(one.stage, body, tuple(vectors), batch, m, n, k))
     return substitute_stores(stores, values), changed, results
 
 

@@ -287,7 +287,7 @@ class Schedule:
         self.body = in_parts(self.body, x, width)
 
         def change(loop: Loop, around: Around) -> Statements:
-            if loop.kind != "serial":
+            if loop.kind != "serial" or any(one.kind == "lanes" for one in loops_in(loop.body)):
                 return (loop,)
             own = {
                 register: replace(register, lanes=x, width=width)
