@@ -20,6 +20,7 @@ from minigrad.loops.nest import (
     Stores,
     children,
     loops_in,
+    map_statement,
     unless_same,
     walk,
 )
@@ -145,6 +146,17 @@ def renamed(
         return new[place], slot if at is None else at
 
     return with_places(statement, move, everywhere) if new else statement
+
+
+def replaced(statement: Statement, new: Mapping[Expr, Expr]) -> Statement:
+    """A statement with expressions in what it computes replaced."""
+
+    def change(inner: Statement) -> Statement:
+        if isinstance(inner, Set | Store):
+            return replace(inner, value=expr.replace_in(inner.value, new))
+        return inner
+
+    return map_statement(statement, change)
 
 
 def in_parts(body: Statements, x: Atom, width: int) -> Statements:

@@ -42,12 +42,10 @@ from minigrad.loops.build import (
 )
 from minigrad.loops.nest import (
     Loop,
-    Set,
     Statement,
     Store,
     locals_set,
     loops_in,
-    map_statement,
     show_statements,
     unless_same,
 )
@@ -59,6 +57,7 @@ from minigrad.loops.registers import (
     loops_of_their_own,
     moved,
     renamed,
+    replaced,
     settled,
     sunk,
 )
@@ -481,7 +480,7 @@ class Schedule:
         self.operands[operand] = new[value]
 
         def behind(inside: Statements) -> Statements:
-            return (*body, *(_replaced(statement, new) for statement in inside))
+            return (*body, *(replaced(statement, new) for statement in inside))
 
         if at is None:
             self.body = behind(self.body)
@@ -637,14 +636,3 @@ def _nested(loop: Loop, xs: Sequence[Atom]) -> list[Loop]:
         loops.append(inner)
     assert [one.variable for one in loops] == list(xs)
     return loops
-
-
-def _replaced(statement: Statement, new: Mapping[Expr, Expr]) -> Statement:
-    """A statement with expressions in what it computes replaced."""
-
-    def change(inner: Statement) -> Statement:
-        if isinstance(inner, Set | Store):
-            return replace(inner, value=expr.replace_in(inner.value, new))
-        return inner
-
-    return map_statement(statement, change)
