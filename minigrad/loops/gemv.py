@@ -409,7 +409,7 @@ def _sum(stage: Stage) -> Sum | None:
     )  # fmt: skip
 
 
-def _factors(e: Expr, of_matrix: frozenset[Atom]) -> list[Expr]:
+def _factors(e: Expr, of_matrix: set[Atom]) -> list[Expr]:
     """What sums of products are made of: those of the matrix vary with all its kept variables."""
     inner = e.args[0] if e.op is Op.CAST else e
     if inner.op not in (Op.ADD, Op.SUB, Op.MUL) or not of_matrix <= e.variables:
