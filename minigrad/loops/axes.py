@@ -91,32 +91,32 @@ def indices(exprs: Sequence[Expr], positions: Sequence[Integer]) -> list[Integer
 
 def merge(
     axes: tuple[Axis, ...], used: Sequence[Integer]
-) -> list[tuple[Axis, dict[Atom, Integer]]]:
+) -> tuple[tuple[Axis, ...], dict[Atom, Integer]]:
     """Join neighbouring axes that every index walks through as if they were one.
 
-    Gives the new axes, each with the values of the old variables in terms of the new one.
+    Gives the new axes, and the values of old variables in terms of the new ones.
     """
-    merged: list[tuple[Axis, dict[Atom, Integer]]] = []
+    merged: list[Axis] = []
+    values: dict[Atom, Integer] = {}
     rest = list(axes)
     while rest:
         run = [rest.pop()]
         while rest and _joins(rest[-1], run[0], used):
             run.insert(0, rest.pop())
         if len(run) == 1:
-            merged.insert(0, (run[0], {}))
+            merged.insert(0, run[0])
             continue
         whole = make_axis(
             run[0].variable.name + "_", 0, iterations([axis.extent for axis in run])
         )
-        values: dict[Atom, Integer] = {}
         position: Integer = whole.index
         for axis in reversed(run):
             first = axis is run[0]
             values[axis.variable] = position if first else position % axis.count
             if not first:
                 position = position // axis.count
-        merged.insert(0, (whole, values))
-    return merged
+        merged.insert(0, whole)
+    return tuple(merged), values
 
 
 def _joins(outer: Axis, inner: Axis, used: Sequence[Integer]) -> bool:
@@ -134,15 +134,10 @@ def _joins(outer: Axis, inner: Axis, used: Sequence[Integer]) -> bool:
 def merge_stage(stage: Stage) -> Stage:
     """The stage with its kept and its reduced axes merged where possible."""
     used = indices(stage.exprs(), [stage.position, *stage.guard])
-    kept = merge(stage.axes, used)
-    reduced = merge(stage.reduced, used)
-    values = {atom: value for _, known in kept + reduced for atom, value in known.items()}
-    if not values:
-        return stage
-    changed = stage.substitute(values)
-    return replace(
-        changed, axes=tuple(a for a, _ in kept), reduced=tuple(a for a, _ in reduced)
-    )
+    kept, values = merge(stage.axes, used)
+    reduced, more = merge(stage.reduced, used)
+    values.update(more)
+    return replace(stage.substitute(values), axes=kept, reduced=reduced) if values else stage
 
 
 def unit_stride_axis(

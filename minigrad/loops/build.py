@@ -93,9 +93,8 @@ def elements(kernel: Kernel) -> tuple[list[Axis], list[Store]]:
     main = max(kernel.stages, key=lambda stage: len(stage.axes))
     stores = inline_stages(kernel, main.axes)
     used = indices([s.value for s in stores], [x for s in stores for x in (s.index, *s.guard)])
-    merged = merge(main.axes, used)
-    values = {atom: value for _, known in merged for atom, value in known.items()}
-    return [axis for axis, _ in merged], substitute_stores(stores, values)
+    axes, values = merge(main.axes, used)
+    return list(axes), substitute_stores(stores, values)
 
 
 def lanes_loop(
@@ -172,6 +171,8 @@ def substitute_statement(
     if isinstance(statement, Set):
         value = expr.substitute_in(statement.value, values)
         return Set(statement.local, at(statement.slot), value, statement.everywhere)
+    if isinstance(statement, Fold):
+        return replace(statement, slot=at(statement.slot))
     if isinstance(statement, Prefetch):
         return replace(statement, index=at(statement.index))
     if isinstance(statement, MatrixProduct):
@@ -251,9 +252,19 @@ def with_places(statement: Statement, move: Move, everywhere: bool = False) -> S
             place, at = move(inner.array, inner.index)
             assert isinstance(place, Array)
             return replace(inner, array=place, index=at, value=expr.rebuild(inner.value, read))
+        if isinstance(inner, Fold):
+            place, at = move(inner.source, inner.slot)
+            assert isinstance(place, Local)
+            return replace(inner, source=place, slot=at)
         return inner
 
     return map_statement(statement, change)
+
+
+def reduction(op: Op, result: Expr, axes: Sequence[Axis], terms: Sequence[Expr]) -> list[Statement]:
+    """A register cleared, and loops over axes that combine it with terms, one by one."""
+    steps = [Set(result.local, 0, combine(op, result, term)) for term in terms]
+    return [Set(result.local, 0, identity(op, result.dtype)), *loops_over(axes, steps)]
 
 
 def combine(op: Op, old: Expr, new: Expr) -> Expr:
@@ -265,6 +276,13 @@ def combine(op: Op, old: Expr, new: Expr) -> Expr:
     if old.dtype.is_bool:
         return expr.apply(Op.OR if op is Op.SUM else Op.AND, (old, new), old.dtype)
     return expr.apply(Op.ADD if op is Op.SUM else Op.MUL, (old, new), old.dtype)
+
+
+def summands(e: Expr) -> list[Expr]:
+    """What is added up, to be added one by one: each of them is then one multiply-add."""
+    if e.op is not Op.ADD:
+        return [e]
+    return [term for arg in e.args for term in summands(arg)]
 
 
 def streams(array: Array, stages: Sequence[Stage], target: Target) -> bool:

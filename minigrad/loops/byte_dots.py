@@ -28,18 +28,17 @@ from minigrad.graph.node import Op
 from minigrad.graph.substitution import substitute
 from minigrad.graph.symbolic import ceildiv
 from minigrad.loops.assemble import assemble
-from minigrad.loops.build import combine, inline_stages, loops_over
+from minigrad.loops.build import inline_stages, loops_over, reduction, summands
 from minigrad.loops.cost import SMALL_TILES
-from minigrad.loops.gemv_rows import summands
 from minigrad.loops.levels import in_levels
-from minigrad.loops.nest import Loop, Nest, Set, Statement, Stores, expressions
+from minigrad.loops.nest import Loop, Nest, Statement, Stores, expressions
 from minigrad.loops.prefetch import AHEAD, Place
 from minigrad.loops.transforms import Around, Schedule
 from minigrad.schedule import expr
 from minigrad.schedule.byte_dots import LANES, in_blocks, in_words
 from minigrad.schedule.expr import Local
 from minigrad.schedule.schedule import Kernel
-from minigrad.schedule.stage import Stage, identity
+from minigrad.schedule.stage import Stage
 from minigrad.target import Target
 
 ROWS = 12  # whose two sums are in registers, with what a word of the matrix is unpacked to
@@ -63,8 +62,7 @@ def byte_dots(kernel: Kernel, target: Target, name: str) -> Nest:
         s.reorder(*tiles, block, lane.variable, rows)
     s.vectorize(lane.variable, LANES)
     if sums is not first:
-        for axis in dots.reduced:
-            s.repeat(axis.variable)
+        s.repeat(*(axis.variable for axis in dots.reduced))
         s.prefetch(sums.reduced[-1].variable, _blocks_ahead)
     if m:
         s.peel(block, rows)
@@ -91,18 +89,14 @@ def _naive(kernel: Kernel, dots: Stage, sums: Stage) -> list[Statement]:
     """
     part = expr.local(Local("part", dots.body.dtype, 1))
     total = expr.local(Local("total", sums.body.dtype, 1))
-    body: list[Statement] = [
-        Set(part.local, 0, identity(Op.SUM, part.dtype)),
-        *loops_over(dots.reduced, [Set(part.local, 0, combine(Op.SUM, part, dots.body))]),
-    ]
+    body = reduction(Op.SUM, part, dots.reduced, [dots.body])
     if sums.array == dots.array:
         total = part
     else:
         (read,) = (load for load in expr.loads(sums.body) if load.array == dots.array)
-        for term in summands(expr.replace_in(sums.body, {read: part})):
-            body.append(Set(total.local, 0, combine(Op.SUM, total, term)))
-        begin = Set(total.local, 0, identity(Op.SUM, total.dtype))
-        body = [begin, *loops_over(sums.reduced, body)]
+        terms = summands(expr.replace_in(sums.body, {read: part}))
+        begin, *more = reduction(Op.SUM, total, (), terms)
+        body = [begin, *loops_over(sums.reduced, [*body, *more])]
     marker = replace(sums, op=None, reduced=(), body=total)
     others = kernel.stages[1 + (total is not part) :]
     stores = inline_stages(replace(kernel, stages=(marker, *others)), sums.axes)

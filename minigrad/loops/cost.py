@@ -21,7 +21,7 @@ from minigrad.dtype import DType
 from minigrad.graph.operations import SCATTERS, Op
 from minigrad.graph.shapes import numel
 from minigrad.graph.substitution import coefficient, variables
-from minigrad.graph.symbolic import Atom, ceildiv, high
+from minigrad.graph.symbolic import Atom, ceildiv
 from minigrad.loops.nest import Loop, Set, Statement, Store, Stores
 from minigrad.loops.product import Problem, strides
 from minigrad.schedule import expr
@@ -61,7 +61,7 @@ SQUARE = 32  # rows and columns of a square: two matrix registers, of 16 rows, i
 
 
 def operations(kernel: Kernel) -> int:
-    """Evaluations of all bodies times what one costs."""
+    """Evaluations of all bodies times what one costs, loads included."""
     return sum(
         stage.iterations * (expr.operations(stage.body) + (stage.op is not None))
         for stage in kernel.stages
@@ -181,7 +181,7 @@ def _statement(
         depth = max((n + 1 for n, it_does in enumerate(varies) if it_does), default=0)
         count = 1.0
         for loop, it_does in zip(around[: max(depth, outermost)], varies, strict=False):
-            count *= _vectors_of(loop)
+            count *= loop.vectors
             if loop.kind == "lanes" and it_does:
                 count *= loop.step / min(target.lanes(dtype), loop.step)
         return count
@@ -204,12 +204,7 @@ def _statement(
     if own in summed:
         apart = variables(statement.slot)
         waits = [loop for loop in around if loop.variable not in apart]
-        found.waiting += CHAINS * prod(map(_vectors_of, waits))
-
-
-def _vectors_of(loop: Loop) -> int:
-    """Iterations of a loop, at most; of vectors for a vector loop."""
-    return max(ceildiv(min(high(stop - loop.start) for stop in loop.stops), loop.step), 0)
+        found.waiting += CHAINS * prod(loop.vectors for loop in waits)
 
 
 # ---- products ----

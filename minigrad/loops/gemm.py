@@ -40,11 +40,11 @@ from minigrad.loops.cost import (
     shared_rows,
 )
 from minigrad.loops.dynamic_bounds import with_dynamic_bounds
-from minigrad.loops.nest import Loop, Nest, Set, Statement, locals_set, map_statement
+from minigrad.loops.nest import Loop, Nest, Set, Statement, locals_set, loops_in, map_statement
 from minigrad.loops.prefetch import Place, next_rows
 from minigrad.loops.product import LANE, Problem, distance, in_pairs, prepare, strides
 from minigrad.loops.tile_prefetch import LEAST_FETCHED, TileHints
-from minigrad.loops.transforms import Around, Schedule, loops_in
+from minigrad.loops.transforms import Around, Schedule
 from minigrad.schedule import expr
 from minigrad.schedule.axis import make_axis
 from minigrad.schedule.expr import Expr
@@ -103,9 +103,9 @@ def tiled(problem: Problem, target: Target) -> Schedule:
             hints = TileHints(problem, plan, s.operands, tile, target)
             lines = s.split(ks[-1], hints.line, "ko", computing=True)
             s.insert(lines, hints.seldom)
-            s.insert(ks[-1], hints.often, computing=True)
+            s.insert(ks[-1], hints.often)
         if problem.terms is not None:
-            s.insert(ks[0], again(problem, m), computing=True, behind=True)
+            s.insert(ks[0], again(problem, m), behind=True)
         s.unroll(m, "u")
         s.peel(panel, n)
         s.simplify()

@@ -5,10 +5,9 @@ Such a product is as fast as its matrix can be read, so the loops follow the mat
     by columns   neighbours along the result (n): sums of a block of columns stay in the first-level
                  cache, and a few k of the matrix at a time are added, each read from end to end
     by rows      neighbours along k: row after row of the matrix, with vectors of partial sums for
-                 every one of the vectors (see gemv_rows.py)
+                 every one of the vectors
 
-A sum of several such products counts too, and each may be scaled by something of the matrix: so
-does a quantized matrix multiply, whose blocks of integers have a scale and a minimum each.
+Several sums with the same vectors' axes may share a kernel.
 
     parallel over batch × blocks of the result:
       vectors' = vectors                (scratch; where they are computed, not just loaded)
@@ -18,34 +17,26 @@ does a quantized matrix multiply, whose blocks of integers have a scale and a mi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Container, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Container, Sequence
+from dataclasses import dataclass, replace
 
 from minigrad.graph.node import Op
 from minigrad.graph.shapes import flatten, numel
 from minigrad.graph.substitution import coefficient, substitute
 from minigrad.graph.symbolic import Atom, Integer, ceildiv, high
 from minigrad.loops.assemble import assemble
-from minigrad.loops.axes import indices, merge, parallel_axes, vector_width
-from minigrad.loops.build import (
-    combine,
-    flat_loop,
-    inline_stages,
-    lanes_loop,
-    loops_over,
-    substitute_stores,
-)
+from minigrad.loops.axes import indices, merge, vector_width
+from minigrad.loops.build import inline_stages, lanes_loop, loops_over, reduction, substitute_stores
 from minigrad.loops.cost import flops
-from minigrad.loops.gemv_rows import GemvRows, Sum, with_vectors_at_hand
-from minigrad.loops.nest import Loop, Nest, Set, Statement, Store, Stores, expressions
-from minigrad.loops.prefetch import Place, from_memory
-from minigrad.loops.transforms import Around, Schedule, loops_in
+from minigrad.loops.nest import Loop, Nest, Statement, Store, Stores, expressions, loops_in
+from minigrad.loops.prefetch import AHEAD, Place, from_memory
+from minigrad.loops.transforms import Around, Schedule
 from minigrad.schedule import expr
 from minigrad.schedule.axis import Axis, make_axis
 from minigrad.schedule.expr import Array, Expr, Leaf, Local
 from minigrad.schedule.schedule import Kernel
-from minigrad.schedule.stage import Stage, identity
-from minigrad.target import ENOUGH_TASKS, HALF_OF_L1, Target
+from minigrad.schedule.stage import Stage
+from minigrad.target import CHAINS, ENOUGH_TASKS, HALF_OF_L1, LINE, Target
 
 # Vectors of a product; with more, a tile of `gemm` has rows enough to keep the multiply-adds busy.
 MOST_VECTORS = 8
@@ -53,6 +44,38 @@ LEAST_TERMS = 16  # a shorter sum is one vector of 512 bits
 SHORTEST_LINE = 16  # neighbours in memory, below which vectors are better along the result
 # Bytes of a row of the matrix that are read at once: four pages; half of one where tasks are few.
 LONGEST_RUN, SHORTEST_RUN = 1 << 14, 1 << 11
+MOST_STEPS = 32  # iterations, over one or some rows each, of one parallel iteration
+NEAR_BYTES = 1 << 12  # a page: rows that lie within it are one place to read from
+
+
+@dataclass(frozen=True)
+class Sum:
+    """Σ over k of body, one of a kernel's stages: of products of vectors and a matrix.
+
+    vectors: what the products take of them. m: axes that number the vectors; n: axes of the matrix,
+    and of the result; batch: axes of both.
+    """
+
+    stage: Stage
+    body: Expr
+    vectors: tuple[Expr, ...]
+    batch: tuple[Axis, ...]
+    m: tuple[Axis, ...]
+    n: tuple[Axis, ...]
+    k: tuple[Axis, ...]
+
+    def of_matrix(self) -> list[Expr]:
+        """The loads of the matrix."""
+        n = {axis.variable for axis in self.n}
+        return [load for load in expr.loads(self.body) if not n.isdisjoint(load.variables)]
+
+    def row_bytes(self) -> int:
+        """Bytes of a row of the matrix, in all of its arrays."""
+        return sum(
+            load.dtype.itemsize
+            * numel([high(axis.extent) for axis in self.k if axis.variable in load.variables])
+            for load in self.of_matrix()
+        )
 
 
 def gemv(kernel: Kernel, target: Target, name: str) -> Nest | None:
@@ -64,58 +87,38 @@ def gemv(kernel: Kernel, target: Target, name: str) -> Nest | None:
     if sums is None:
         return None
     stores, sums, results = _prepared(kernel, sums)
-    first = sums[0]
     column = _neighbours(sums, "n")
-    axis = column or first.n[-1]
+    axis = column or sums[0].n[-1]
     if not isinstance(axis.extent, int):
         return None
-    along_k = [] if column else [a for one in sums if (a := _neighbours([one], "k"))]
-    lines = [column] if column else along_k
+    along = [] if column else [a for one in sums if (a := _neighbours([one], "k"))]
+    lines = [column] if column else along
     if kernel.kind == "contraction" and all(a.count < SHORTEST_LINE for a in lines):
         return None
-    recipe = _by_rows if len(along_k) == len(sums) else _by_columns
-    loop = recipe(stores, sums, results, axis, along_k, target)
-    return replace(assemble(name, kernel, loop, target), operations=flops(kernel))
-
-
-def _by_columns(
-    stores: list[Store], sums: list[Sum], results: list[Expr], axis: Axis, along: list[Axis],
-    target: Target,
-) -> Loop:  # fmt: skip
-    """sums[m, block] += vector[m, k] · matrix[k, block], several k at a time."""
-    first, n = sums[0], axis.variable
-    ms, ks = [a.variable for a in first.m], [one.k[-1].variable for one in sums]
-    count = numel([a.extent for a in first.m])
-    lanes = target.lanes(first.stage.body.dtype)
-    wide = 1 if lanes == 1 else lanes * (4 if count == 1 else 2 if count <= 4 else 1)
-    together = max(2, min(8, (24 if target.registers >= 32 else 8) // count))
-    outer = _outer(first, axis)
+    by_rows = len(along) == len(sums)
+    if by_rows:
+        sums = [
+            replace(one, k=(*(k for k in one.k if k != last), last))
+            for one, last in zip(sums, along, strict=True)
+        ]
+    ms = sums[0].m
+    outer = [*sums[0].batch, *(a for a in sums[0].n if a != axis)]
     tasks = numel([a.extent for a in outer])
-    s = Schedule(_naive(stores, sums, results, [*outer, *first.m, axis]), **{
-        name: vector for name, (vector, _) in _computed(sums).items()
-    })  # fmt: skip
-    block = s.split(n, _columns_of_block(target, first, axis.count, count, tasks), "b")
-    s.reorder(*(a.variable for a in outer), block, *ms, n)
+    naive = _naive(stores, sums, results, [*outer, *ms, axis])
+    vectors, scales = _computed(sums), _scales(sums, axis) if by_rows else {}
+    s = Schedule(naive, **{name: value for name, (value, _) in (vectors | scales).items()})
+    size = (_rows_of_block if by_rows else _columns_of_block)(sums, axis, tasks, target)
+    block = s.split(axis.variable, size, "b")
+    xs = [*(a.variable for a in outer), block]
+    s.reorder(*xs, *(a.variable for a in ms), axis.variable)
     with s.inside(block):
-        for name, (vector, one) in _computed(sums).items():
-            axes = [a for a in (*first.m, *one.k) if a.variable in vector.variables or a in first.m]
-            width = vector_width(target, [vector], axes[-1].extent, False)
+        for name, (value, axes) in (vectors | scales).items():
+            width = vector_width(target, [value], axes[-1].extent, False)
             over = [a.variable for a in axes]
             s.stage(name, None, over, [(over, None)], name, {over[-1]: width})
-        pieces = [s.split(k, together, "q", computing=True) for k in dict.fromkeys(ks)]
-        s.sink(*ms, n, into=pieces, space="scratch")
-        s.reorder(n, *ms, computing=True)
-        s.prefetch(n, _next_rows(ks, axis, target))
-        s.vectorize(n, wide, computing=True)
-        s.vectorize(n, lanes)
-        for piece, k in zip(pieces, dict.fromkeys(ks), strict=True):
-            s.peel(piece, k)
-        s.sink(*ms)
-        for x in (*dict.fromkeys(ks), *ms):
-            s.repeat(x, computing=True)
-        s.simplify()
-    s.parallelize(*(a.variable for a in outer), block)
-    return s.nest
+    (_by_rows if by_rows else _by_columns)(s, block, sums, axis, target)
+    s.parallelize(*xs)
+    return replace(assemble(name, kernel, s.nest, target), operations=flops(kernel))
 
 
 def _naive(
@@ -124,19 +127,81 @@ def _naive(
     """For each result: every sum; the stores."""
     body: list[Statement] = []
     for one, result in zip(sums, results, strict=True):
-        body.append(Set(result.local, 0, identity(Op.SUM, result.dtype)))
-        body.extend(loops_over(one.k, [Set(result.local, 0, combine(Op.SUM, result, one.body))]))
+        body.extend(reduction(Op.SUM, result, one.k, [one.body]))
     return loops_over(axes, [*body, Stores(tuple(stores))])
 
 
-def _computed(sums: Sequence[Sum]) -> dict[str, tuple[Expr, Sum]]:
-    """The vectors that are computed, not just loaded, by the name of their copy."""
-    found: dict[Expr, Sum] = {}
+Copies = dict[str, tuple[Expr, list[Axis]]]  # what is copied and along which axes, by names
+
+
+def _computed(sums: Sequence[Sum]) -> Copies:
+    """The vectors that are not just loaded, one element after the other."""
+    found: dict[Expr, list[Axis]] = {}
     for one in sums:
         for vector in one.vectors:
-            if vector.op is not Leaf.LOAD or vector.guard:
-                found.setdefault(vector, one)
+            ks = [a for a in one.k if a.variable in vector.variables]
+            loaded = vector.op is Leaf.LOAD and not vector.guard
+            if ks and not (loaded and coefficient(vector.index, ks[-1].variable) == 1):
+                found.setdefault(vector, [*one.m, *ks])
     return {f"vectors{n}": both for n, both in enumerate(found.items())}
+
+
+def _scales(sums: Sequence[Sum], row: Axis) -> Copies:
+    """What is computed from the matrix and the same for many neighbours along its rows.
+
+    What an element of the matrix costs decides how fast a product is, for it is used once. The
+    scales of quantized ones are made numbers before, many at a time, and are then one operand of a
+    multiply-add.
+    """
+    found: dict[Expr, list[Axis]] = {}
+    for one in sums:
+        varies = {a.variable for a in (*one.m, one.k[-1])}
+        pending = [one.body]
+        while pending:
+            e = pending.pop()
+            if row.variable not in e.variables or not e.args:
+                continue
+            if varies.isdisjoint(e.variables):
+                found[e] = [row, *(a for a in one.k if a.variable in e.variables)]
+            else:
+                pending.extend(e.args)
+    return {f"scales{n}": both for n, both in enumerate(found.items())}
+
+
+# ---- by columns ----
+
+
+def _columns_of_block(sums: Sequence[Sum], axis: Axis, tasks: int, target: Target) -> int:
+    """Columns of a block: long runs of each row, but enough blocks to share."""
+    one, count = sums[0], numel([a.extent for a in sums[0].m])
+    size = max((load.array.dtype.itemsize for load in one.of_matrix()), default=4)
+    wanted = ceildiv(axis.count, max(ENOUGH_TASKS // tasks, 1))
+    most = min(LONGEST_RUN // size, HALF_OF_L1 // (count * one.body.dtype.itemsize))
+    least = min(SHORTEST_RUN // size, most)
+    step = 4 * max(target.lanes(one.body.dtype), 1)
+    return ceildiv(min(max(wanted, least), most), step) * step
+
+
+def _by_columns(s: Schedule, block: Atom, sums: Sequence[Sum], axis: Axis, target: Target) -> None:
+    """sums[m, block] += vector[m, k] · matrix[k, block], several k at a time."""
+    n, ms = axis.variable, [a.variable for a in sums[0].m]
+    ks = list(dict.fromkeys(one.k[-1].variable for one in sums))
+    count = numel([a.extent for a in sums[0].m])
+    lanes = target.lanes(sums[0].body.dtype)
+    wide = 1 if lanes == 1 else lanes * (4 if count == 1 else 2 if count <= 4 else 1)
+    together = max(2, min(8, (24 if target.registers >= 32 else 8) // count))
+    with s.inside(block):
+        pieces = [s.split(k, together, "q", computing=True) for k in ks]
+        s.sink(*ms, n, into=pieces, space="scratch")
+        s.reorder(n, *ms, computing=True)
+        s.prefetch(n, _next_rows(ks, axis, target))
+        s.vectorize(n, wide, computing=True)
+        s.vectorize(n, lanes)
+        for piece, k in zip(pieces, ks, strict=True):
+            s.peel(piece, k)
+        s.sink(*ms)
+        s.repeat(*ks, *ms)
+        s.simplify()
 
 
 def _next_rows(
@@ -156,38 +221,120 @@ def _next_rows(
     return places
 
 
-def _by_rows(
-    stores: list[Store], sums: list[Sum], results: list[Expr], axis: Axis, along: list[Axis],
-    target: Target,
-) -> Loop:  # fmt: skip
-    """Row after row of the matrix (see gemv_rows.py)."""
-    first, outer = sums[0], _outer(sums[0], axis)
-    count, tasks = (numel([a.extent for a in axes]) for axes in (first.m, outer))
-    lanes = target.lanes(first.stage.body.dtype)
-    by_rows = GemvRows(sums, axis, along, target)
-    block = by_rows.block(max(ENOUGH_TASKS // tasks, 1))
-    blocks = make_axis("b", 0, ceildiv(axis.count, block))
-    start = blocks.index * block
-    stops: tuple[Integer, ...] = (start + block, axis.extent)
-    if axis.count % block == 0:
-        stops = stops[:1]
-    body: list[Statement] = []
-    values: dict[Expr, Expr] = {}
-    for number, one in enumerate(sums):
-        packed, one = with_vectors_at_hand(one, number, target)
-        body.extend(packed)
-        made = Array(f"sums{number}", one.stage.body.dtype, count * block, "scratch")
-        row = flatten([a.index for a in one.m], [a.extent for a in one.m])
-        values[results[number]] = expr.load(made, row * block + axis.index - start)
-        body.extend(by_rows.loops(one, number, made, block, start, stops))
-    body.append(_epilogue(stores, values, first, axis, start, stops, lanes))
-    inner = tuple(body)
-    free, within = parallel_axes([*outer, blocks])
-    return flat_loop(free, loops_over(within, inner))
+# ---- by rows ----
 
 
-def _outer(one: Sum, axis: Axis) -> list[Axis]:
-    return [*one.batch, *(a for a in one.n if a != axis)]
+def _rows_of_block(sums: Sequence[Sum], axis: Axis, tasks: int, target: Target) -> int:
+    """Rows of one parallel iteration."""
+    rows, _ = _rows_at_once(sums, target)
+    steps = min(max(axis.count // max(ENOUGH_TASKS // tasks, 1) // rows, 1), MOST_STEPS)
+    nbytes = sum(
+        numel([high(a.extent) for a in axes]) * scale.dtype.itemsize
+        for scale, (_, *axes) in _scales(sums, axis).values()
+    )
+    return rows * max(min(steps, HALF_OF_L1 // max(nbytes * rows, 1)), 1)
+
+
+def _rows_at_once(sums: Sequence[Sum], target: Target) -> tuple[int, int]:
+    """How many rows share what is loaded of the vectors; elements of a row that are added at once.
+
+    A matrix in memory is read fastest from end to end, one row after the other; short rows, and
+    those of a matrix that lies in a cache, are taken several at a time.
+    """
+    count = numel([a.extent for a in sums[0].m])
+    most, lanes = 16 if target.registers >= 32 else 8, target.lanes(sums[0].body.dtype)
+    matrices = {load.array for one in sums for load in one.of_matrix()}
+    cached = sum(a.size * a.dtype.itemsize for a in matrices) <= 16 * target.l2
+    rows = 1
+    if count > 1 and cached or CHAINS * max(one.row_bytes() for one in sums) <= NEAR_BYTES:
+        rows = max(min(most // (2 * count), CHAINS), 1)
+    depth = min(max(high(one.k[-1].extent), 1) for one in sums)
+    vectors = max(min(most // (rows * count), 8), 1)
+    while vectors > 1 and vectors * lanes > min(depth, target.fold_lanes):
+        vectors //= 2
+    return rows, lanes * (1 << (vectors.bit_length() - 1)) if lanes > 1 else 1
+
+
+def _by_rows(s: Schedule, block: Atom, sums: Sequence[Sum], axis: Axis, target: Target) -> None:
+    """Row after row of the matrix: vectors of partial sums along each, for every vector."""
+    n, ms = axis.variable, [a.variable for a in sums[0].m]
+    ks = list(dict.fromkeys(one.k[-1].variable for one in sums))
+    rows, width = _rows_at_once(sums, target)
+    ahead = _RowsAhead(sums, axis, (rows, width), target)
+    s.insert(block, ahead.first)
+    with s.inside(block):
+        s.distribute(*ms, n)
+        some = s.split(n, rows, "w", computing=True)
+        s.reorder(some, n, *ms, computing=True)
+        s.peel(some, n)
+        for k in ks:
+            s.prefetch(k, ahead.next)
+            s.vectorize(k, width, computing=True)
+        s.sink(n, *ms, into=ks)
+        s.repeat(n, *ms)
+        s.vectorize(n, target.lanes(sums[0].body.dtype))
+        s.simplify()
+
+
+class _RowsAhead:
+    """Hints at rows of matrices that follow one another in memory and are read from end to end.
+
+    What is computed with a row takes so long that a processor's own prefetching waits in between.
+    (Measured with two cores of a Sapphire Rapids class machine: a token of SmolLM2 takes 8.5 ms
+    without, 5.0 with it.)
+    """
+
+    def __init__(
+        self, sums: Sequence[Sum], axis: Axis, at_once: tuple[int, int], target: Target
+    ) -> None:
+        self.row, self.most_lanes = axis.variable, target.most_lanes
+        self.rows, self.width = at_once
+        self.loads: dict[Expr, Sum] = {}
+        for one in sums:
+            extents = [a.extent for a in one.k]
+            inside = flatten([a.index for a in one.k], extents)
+            for load in one.of_matrix():
+                begin = substitute(load.index, {a.variable: 0 for a in one.k})
+                follow = coefficient(load.index, self.row) == numel(extents)
+                if follow and load.index - begin == inside:
+                    self.loads[load] = one
+
+    def first(self, loop: Loop, around: Around) -> list[Statement]:
+        """Loops that ask for the rows that a block begins with, all at once."""
+        start = next(one.start for one in loops_in(loop.body) if one.variable == self.row)
+        loops: list[Statement] = []
+        for load, one in self.loads.items():
+            count = self._ahead(one) * numel([high(a.extent) for a in one.k])
+            place = make_axis("p", len(loops), count)
+            at = substitute(load.index, {self.row: start} | {a.variable: 0 for a in one.k})
+            line = min(LINE // load.dtype.itemsize, self.most_lanes)
+            prefetch = ((load.array, at + place.index),)
+            loops.append(replace(lanes_loop(place, line, ()), prefetch=prefetch))
+        return loops
+
+    def next(self, loop: Loop, around: Around) -> tuple[Place, ...]:
+        """What a step that takes a vector of each of some rows asks for.
+
+        The rows ahead are one piece of memory: each step asks for its share of the lines of it.
+        """
+        if self.row not in around:  # a copy of a vector
+            return ()
+        rows = around[self.row]
+        count = high(rows.stops[0] - rows.start)
+        places: list[Place] = []
+        for load in expr.loads(*expressions(loop)):
+            if load in self.loads:
+                one = self.loads[load]
+                at = {self.row: rows.start + self._ahead(one)}
+                share = {a.variable: a.index * count for a in one.k}
+                step = max(self.width, LINE // load.dtype.itemsize)
+                begin = substitute(load.index, at | share)
+                places.extend((load.array, begin + u) for u in range(0, count * self.width, step))
+        return tuple(places)
+
+    def _ahead(self, one: Sum) -> int:
+        """How many rows ahead of their use rows are fetched."""
+        return max(AHEAD // (self.rows * one.row_bytes()), 1) * self.rows
 
 
 # ---- what qualifies ----
@@ -221,9 +368,7 @@ def _sums(kernel: Kernel) -> list[Sum] | None:
 def _reads_its_own(stage: Stage, made: Container[Array]) -> bool:
     """Whether a stage reads of others its own element only; within a row it may read any."""
     own = flatten([a.index for a in stage.axes], [a.extent for a in stage.axes])
-    return all(
-        load.index == own for load in expr.loads(stage.body) if load.array in made
-    )
+    return all(load.index == own for load in expr.loads(stage.body) if load.array in made)
 
 
 def _sum(stage: Stage) -> Sum | None:
@@ -242,20 +387,21 @@ def _sum(stage: Stage) -> Sum | None:
     if largest is None:
         return None
     of_matrix = kept & largest.variables
-    terms = _terms(body, of_matrix, kept - of_matrix)
-    if terms is None:
-        return None
-    vector_variables = frozenset().union(*(vector.variables for vector, _ in terms))
-    matrix_variables = frozenset().union(*(matrix.variables for _, matrix in terms))
-    if not (reduced <= vector_variables and reduced <= matrix_variables):
+    factors = _factors(body, of_matrix)
+    vectors = tuple(dict.fromkeys(e for e in factors if not of_matrix <= e.variables))
+    vector_variables = frozenset().union(*(e.variables for e in vectors))
+    matrix_variables = frozenset().union(*(e.variables for e in factors if e not in vectors))
+    if not reduced <= vector_variables & matrix_variables:
         return None
     m = frozenset(kept - of_matrix)
     n = frozenset(of_matrix - vector_variables)
     count, length = extent(m), extent(n)
     if not n or count > MOST_VECTORS or length < 4 * count or length < LEAST_TERMS:
         return None
+    if not m.isdisjoint(matrix_variables):
+        return None
     return Sum(
-        stage, body, tuple(dict.fromkeys(vector for vector, _ in terms)),
+        stage, body, vectors,
         tuple(a for a in stage.axes if a.variable not in m | n),
         tuple(a for a in stage.axes if a.variable in m),
         tuple(a for a in stage.axes if a.variable in n),
@@ -263,31 +409,12 @@ def _sum(stage: Stage) -> Sum | None:
     )  # fmt: skip
 
 
-def _terms(
-    body: Expr, of_matrix: Collection[Atom], m: Collection[Atom]
-) -> list[tuple[Expr, Expr]] | None:
-    """The vector's and the matrix's part of every product in a sum of them, which may be scaled.
-
-    of_matrix: the kept variables of the matrix's elements; m: the other kept ones, which nothing
-    of the matrix may depend on. None for what is no such sum.
-    """
-    if body.op is Op.CAST:
-        return _terms(body.args[0], of_matrix, m)
-    if body.op not in (Op.ADD, Op.SUB, Op.MUL):
-        return None
-    left, right = body.args
-    if body.op is not Op.MUL:
-        first, second = _terms(left, of_matrix, m), _terms(right, of_matrix, m)
-        return None if first is None or second is None else first + second
-    for inner, matrix in ((left, right), (right, left)):
-        if not matrix.variables.issuperset(of_matrix) or not matrix.variables.isdisjoint(m):
-            continue
-        if not inner.variables.issuperset(of_matrix):
-            return [(inner, matrix)]
-        terms = _terms(inner, of_matrix, m)
-        if terms is not None:
-            return [(vector, expr.apply(Op.MUL, (one, matrix), one.dtype)) for vector, one in terms]
-    return None
+def _factors(e: Expr, of_matrix: set[Atom]) -> list[Expr]:
+    """What sums of products are made of: those of the matrix vary with all its kept variables."""
+    inner = e.args[0] if e.op is Op.CAST else e
+    if inner.op not in (Op.ADD, Op.SUB, Op.MUL) or not of_matrix <= e.variables:
+        return [e]
+    return [factor for arg in inner.args for factor in _factors(arg, of_matrix)]
 
 
 def _prepared(kernel: Kernel, sums: list[Sum]) -> tuple[list[Store], list[Sum], list[Expr]]:
@@ -303,21 +430,15 @@ def _prepared(kernel: Kernel, sums: list[Sum]) -> tuple[list[Store], list[Sum], 
         [*(one.stage.body for one in sums), *(s.value for s in stores)],
         [s.index for s in stores],
     )
-    values: dict[Atom, Integer] = {}
-    axes = []
-    for part in (sums[0].batch, sums[0].m, sums[0].n):
-        merged = merge(part, used)
-        axes.append(tuple(axis for axis, _ in merged))
-        for _, known in merged:
-            values.update(known)
+    merged = [merge(axes, used) for axes in (sums[0].batch, sums[0].m, sums[0].n)]
+    (batch, m, n), values = (axes for axes, _ in merged), dict[Atom, Integer]()
+    for _, known in merged:
+        values.update(known)
     changed = []
     for one in sums:
-        merged = merge(one.k, used)
-        own = values | {a: x for _, known in merged for a, x in known.items()}
-        vectors = tuple(expr.substitute_in(e, own) for e in one.vectors)
-        k = tuple(axis for axis, _ in merged)
-        body = expr.substitute_in(one.body, own)
-        changed.append(Sum(one.stage, body, vectors, axes[0], axes[1], axes[2], k))
+        k, known = merge(one.k, used)
+        body, *vectors = (expr.substitute_in(e, values | known) for e in (one.body, *one.vectors))
+        changed.append(Sum(one.stage, body, tuple(vectors), batch, m, n, k))
     return substitute_stores(stores, values), changed, results
 
 
@@ -325,37 +446,8 @@ def _neighbours(sums: Sequence[Sum], name: str) -> Axis | None:
     """The axis of n or k along which the elements of every matrix are neighbours in memory."""
     for axis in reversed(getattr(sums[0], name)):
         strides = [
-            coefficient(load.index, axis.variable)
-            for one in sums
-            for load in one.of_matrix()
+            coefficient(load.index, axis.variable) for one in sums for load in one.of_matrix()
         ]
         if 1 in strides and all(stride in (0, 1) for stride in strides):
             return axis  # type: ignore[no-any-return]
     return None
-
-
-# ---- pieces ----
-
-
-def _columns_of_block(target: Target, one: Sum, extent: int, count: int, tasks: int) -> int:
-    """Columns of a block: long runs of each row, but enough blocks to share."""
-    size = max((load.array.dtype.itemsize for load in one.of_matrix()), default=4)
-    wanted = ceildiv(extent, max(ENOUGH_TASKS // tasks, 1))
-    most = min(LONGEST_RUN // size, HALF_OF_L1 // (count * one.stage.body.dtype.itemsize))
-    least = min(SHORTEST_RUN // size, most)
-    step = 4 * max(target.lanes(one.stage.body.dtype), 1)
-    return ceildiv(min(max(wanted, least), most), step) * step
-
-
-def _epilogue(
-    stores: Sequence[Store], values: dict[Expr, Expr], first: Sum, axis: Axis, start: Integer,
-    stops: tuple[Integer, ...], lanes: int,
-) -> Statement:  # fmt: skip
-    """What follows on the sums, for all elements of the block."""
-    items = tuple(
-        Store(store.array, store.index, expr.rebuild(store.value, values.get)) for store in stores
-    )
-    (nested,) = loops_over(
-        first.m, [lanes_loop(axis, lanes, (Stores(items),), start, stops)]
-    )
-    return nested

@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 from minigrad.graph.node import Op
 from minigrad.graph.substitution import variables
-from minigrad.graph.symbolic import Atom, Integer, ceildiv, high, low
+from minigrad.graph.symbolic import Atom, Integer, ceildiv
 from minigrad.loops.build import Place, combine, lanes_loop, with_places
 from minigrad.loops.nest import (
     Fold,
@@ -109,7 +109,7 @@ def _cut(
     inner = loop.around(tuple(
         with_places(s, lambda place, at: (parts.get(place, place), at)) for s in loop.body
     ))  # fmt: skip
-    size = ceildiv(_trips(loop), blocks)
+    size = ceildiv(loop.vectors, blocks)
     if size == 1:
         clear, end = _ends(sums, parts, _within(loop, around), target)
         return _cut_if_long(loop.around((*clear, *inner.body, *end)), around, target, uses)
@@ -130,7 +130,7 @@ def _in_blocks(loop: Loop, size: int) -> tuple[Loop, Loop, Loop | None]:
     outside = {atom.name for x in (loop.start, *loop.stops) for atom in variables(x)}
     prefix = f"{loop.variable.name}b"
     free = next(n for n in count() if f"{prefix}{n}" not in outside)
-    number = make_axis(prefix, free, max(ceildiv(_trips(loop), size), 1))
+    number = make_axis(prefix, free, max(ceildiv(loop.vectors, size), 1))
     first = loop.start + number.index * span
     lengths = [stop - loop.start for stop in loop.stops]
     even = len(lengths) == 1 and divides(lengths[0], span)
@@ -265,7 +265,7 @@ def _use(statement: Statement, uses: Uses) -> _Use:
             use.add(key, one)
     if isinstance(statement, Loop):
         use.see(indices=(statement.start, *statement.stops))
-        trips, begin = _trips(statement), variables(statement.start)
+        trips, begin = statement.vectors, variables(statement.start)
         for key, (terms, everywhere, apart) in use.added.items():
             if statement.variable in apart:
                 use.added[key] = _Sum(terms, everywhere, apart | begin)
@@ -289,11 +289,3 @@ def _terms(statement: Set | Store) -> tuple[Expr, ...]:
     if value.op is Op.ADD and value.args[0] is own:
         return value.args[1:]
     return value.args[:2] if value.op is Leaf.DOT and value.args[2] is own else ()
-
-
-def _trips(loop: Loop) -> int:
-    """Iterations of a loop, at most; of vectors for a vector loop."""
-    lengths = [high(stop - loop.start) for stop in loop.stops]
-    # where bounds vary, the variable's own range may say more than their difference
-    reach = loop.variable.high + 1 - low(loop.start)
-    return max(ceildiv(min(*lengths, reach), loop.step), 0)

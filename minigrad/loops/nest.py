@@ -13,11 +13,11 @@ every barrier: no bound of a loop around one depends on the item.
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from minigrad.graph.node import Op
-from minigrad.graph.symbolic import Affine, Atom, Integer
+from minigrad.graph.symbolic import Affine, Atom, Integer, ceildiv, high, low
 from minigrad.schedule.expr import Array, Expr, Guard, Local
 
 
@@ -57,11 +57,12 @@ class Set:
 
 @dataclass(frozen=True)
 class Fold:
-    """target[0] = the combination by `op` of all lanes of source[0]."""
+    """target[0] = the combination by `op` of all lanes of source[slot]."""
 
     target: Local
     op: Op
     source: Local
+    slot: Integer = 0
 
 
 @dataclass(frozen=True)
@@ -151,6 +152,22 @@ class Loop:
     def index(self) -> Affine:
         """Its variable as an index."""
         return self.variable.index
+
+    @property
+    def trips(self) -> int:
+        """Iterations, at most."""
+        # where bounds vary, the variable's own range may say more than their difference
+        reach = self.variable.high + 1 - low(self.start)
+        return max(min(*(high(stop - self.start) for stop in self.stops), reach), 0)
+
+    @property
+    def vectors(self) -> int:
+        """Vectors of iterations, at most."""
+        return ceildiv(self.trips, self.step)
+
+    def holds(self, x: Atom) -> bool:
+        """Whether it or one inside of it is over a variable."""
+        return any(one.variable == x for one in loops_in((self,)))
 
     def around(self, body: tuple[Statement, ...]) -> Loop:
         """The same loop around other statements."""
@@ -244,6 +261,20 @@ def walk(*statements: Statement) -> list[Statement]:
     return found
 
 
+def loops_in(body: Sequence[Statement]) -> Iterator[Loop]:
+    """All loops in statements, each before those inside of it."""
+    for statement in body:
+        if isinstance(statement, Loop):
+            yield statement
+            yield from loops_in(statement.body)
+
+
+def unless_same(body: tuple[Statement, ...], found: Sequence[Statement]) -> tuple[Statement, ...]:
+    """What became of statements: themselves, where nothing has changed."""
+    same = len(found) == len(body) and all(map(operator.is_, found, body))
+    return body if same else tuple(found)
+
+
 def map_statement(
     statement: Statement, change: Callable[[Statement], Statement]
 ) -> Statement:
@@ -252,9 +283,8 @@ def map_statement(
     The change of a Store is a Store.
     """
     if isinstance(statement, Loop):
-        body = statement.body
-        inner = tuple([map_statement(s, change) for s in body])
-        if not all(map(operator.is_, inner, body)):
+        inner = unless_same(statement.body, [map_statement(s, change) for s in statement.body])
+        if inner is not statement.body:
             statement = statement.around(inner)
     elif isinstance(statement, Stores):
         items = tuple(map_statement(item, change) for item in statement.items)
@@ -343,5 +373,5 @@ def _show(statement: Statement, indent: str, lines: list[str], prefix: str = "")
         name = statement.target.name
         lines.append(f"{indent}{name} = {statement.op.value} of {name} of all items")
     else:
-        name = statement.target.name
-        lines.append(f"{indent}{name} = {statement.op.value} of {statement.source}")
+        source, slot = statement.source, f"[{statement.slot}]" if statement.source.count > 1 else ""
+        lines.append(f"{indent}{statement.target} = {statement.op.value} of {source}{slot}")

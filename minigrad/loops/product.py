@@ -93,16 +93,11 @@ def prepare(kernel: Kernel) -> Problem:
     )
     parts = stage.product
     assert parts is not None
-    values: dict[Atom, Integer] = {}
-    axes: list[tuple[Axis, ...]] = []
-    for name in ("batch", "m", "n", "k"):
-        merged = merge(getattr(parts, name), used)
-        for _, known in merged:
-            values.update(known)
-        axes.append(tuple(axis for axis, _ in merged))
-    changed = replace(
-        stage.substitute(values), axes=(*axes[0], *axes[1], *axes[2]), reduced=axes[3]
-    )
+    merged = [merge(axes, used) for axes in (parts.batch, parts.m, parts.n, parts.k)]
+    (batch, m, n, k), values = (axes for axes, _ in merged), dict[Atom, Integer]()
+    for _, known in merged:
+        values.update(known)
+    changed = replace(stage.substitute(values), axes=(*batch, *m, *n), reduced=k)
     operands, terms = [parts.left, parts.right], None
     if parts.mask is not None:
         terms = changed.body
@@ -113,7 +108,7 @@ def prepare(kernel: Kernel) -> Problem:
     left, right = (expr.substitute_in(operand, values) for operand in operands)
     return Problem(
         changed,
-        Contraction(left, right, axes[0], axes[1], axes[2], axes[3], shared=parts.shared),
+        Contraction(left, right, batch, m, n, k, shared=parts.shared),
         tuple(substitute_stores(stores, values)), own, terms=terms,
     )  # fmt: skip
 

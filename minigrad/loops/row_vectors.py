@@ -88,7 +88,7 @@ def _neighbours(kernel: Kernel) -> int | None:
     for stage in kernel.stages:
         leading = stage.axes[: prefix_length(stage, kernel.rows)]
         used = indices(stage.exprs(), [stage.position, *stage.guard])
-        lengths.append(merge(leading, used)[-1][0].extent)
+        lengths.append(merge(leading, used)[0][-1].extent)
     if not isinstance(kernel.rows, int) and all(length == kernel.rows for length in lengths):
         return None
     return gcd(*(x if isinstance(x, int) else gcd(*(c for _, c in x.terms)) for x in lengths))

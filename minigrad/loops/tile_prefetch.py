@@ -8,9 +8,9 @@ from dataclasses import replace
 from minigrad.graph.substitution import coefficient, substitute
 from minigrad.graph.symbolic import Atom, Integer, ceildiv
 from minigrad.loops.cost import Plan, stays_near
-from minigrad.loops.nest import Loop, Prefetch, Statement
+from minigrad.loops.nest import Loop, Prefetch, Statement, loops_in
 from minigrad.loops.product import Problem, strides
-from minigrad.loops.transforms import Around, loops_in
+from minigrad.loops.transforms import Around
 from minigrad.schedule import expr
 from minigrad.schedule.axis import make_axis
 from minigrad.schedule.expr import Expr, Leaf

@@ -17,15 +17,12 @@ does `python -m minigrad.loops.explain`.
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import wraps
 from typing import ParamSpec, TypeVar
 
-from minigrad.graph.node import Op
-from minigrad.graph.operations import REPEATED
 from minigrad.graph.shapes import flatten, numel
 from minigrad.graph.substitution import (
     coefficient,
@@ -38,29 +35,35 @@ from minigrad.loops.axes import parallel_axes
 from minigrad.loops.build import (
     Place,
     Values,
-    combine,
     flat_loop,
     loops_over,
     substitute_statement,
     with_places,
 )
 from minigrad.loops.nest import (
-    Fold,
     Loop,
-    Set,
     Statement,
     Store,
-    Stores,
-    children,
     locals_set,
-    map_statement,
+    loops_in,
     show_statements,
-    walk,
+    unless_same,
 )
 from minigrad.loops.prefetch import Place as Hint
+from minigrad.loops.registers import (
+    computes,
+    in_parts,
+    locals_of,
+    loops_of_their_own,
+    moved,
+    renamed,
+    replaced,
+    settled,
+    sunk,
+)
 from minigrad.schedule import expr
 from minigrad.schedule.axis import Axis, make_axis
-from minigrad.schedule.expr import Array, Expr, Leaf, Local
+from minigrad.schedule.expr import Array, Expr
 from minigrad.settings import report
 
 Statements = tuple[Statement, ...]
@@ -152,7 +155,7 @@ class Schedule:
 
         outermost = next(
             one.variable for one in loops_in(self.body)
-            if one.variable in order and (not computing or _computes(one))
+            if one.variable in order and (not computing or computes(one))
         )  # fmt: skip
         self._change(outermost, change, computing)
 
@@ -203,12 +206,12 @@ class Schedule:
         def change(loop: Loop, around: Around) -> Statements:
             if len(loop.stops) == 1:
                 return (loop,)
-            assert loop.stops[0] - loop.start == _trips(loop)  # the other stop is before it
+            assert loop.stops[0] - loop.start == loop.trips  # the other stop is before it
             end, begin = loop.stops[1], loop.start
             found: list[Statement] = []
             for size in sizes:
                 count = (end - begin) // size
-                piece = make_axis(f"s{size}_", 0, _trips(loop) // size)
+                piece = make_axis(f"s{size}_", 0, loop.trips // size)
                 start = begin + piece.index * size
                 inner = replace(loop, start=start, stops=(start + size,))
                 found.append(Loop(piece.variable, 0, (count,), (inner,)))
@@ -235,40 +238,37 @@ class Schedule:
             return
 
         def change(loop: Loop, around: Around) -> Statements:
-            loops = [loop]
-            for _ in xs[1:]:
-                (inner,) = loops[-1].body
-                assert isinstance(inner, Loop)
-                loops.append(inner)
-            assert tuple(one.variable for one in loops) == xs
+            loops = _nested(loop, xs)
             starts = {one.variable: one.start for one in loops}
-            extents = [_whole_trips(one) for one in loops]
-            at = [one.variable.index - one.start for one in loops]
-            place, size = flatten(at, extents), numel(extents)
-            leaves: list[Statements] = []
-            _leaves(loops[-1].body, ends, leaves)
-            crossing: dict[Local, Array | Local] = {}
-            seen: set[Local] = set()
-            for leaf in leaves:
-                own = _locals_of(leaf)
-                for register in sorted(own & seen, key=lambda one: one.name):
-                    if space == "registers":
-                        more: Array | Local = replace(
-                            register, name=f"{register.name}{size}", count=size
-                        )
-                    else:
-                        number = f"{len(crossing)}" if crossing else ""
-                        more = Array(f"{name}{number}", register.dtype, size, space)
-                    crossing.setdefault(register, more)
-                seen |= own
+            body, leaves = loops[-1].body, list[Statements]()
 
-            def wrapped(leaf: Statements) -> Statements:
-                leaf = _moved(leaf, crossing, place)
-                for one in reversed(loops):
-                    leaf = (one.around(leaf),)
+            def seen(leaf: Statements) -> Statements:
+                leaves.append(leaf)
                 return leaf
 
-            return _sunk(loops[-1].body, ends, starts, wrapped)
+            sunk(body, ends, {}, seen)
+            return sunk(body, ends, starts, loops_of_their_own(loops, leaves, space, name))
+
+        self._change(xs[0], change, computing=True)
+
+    @_step
+    def distribute(self, *xs: Atom, name: str = "sums") -> None:
+        """Loops over xs, each directly inside the one before, one time for each loop inside.
+
+        Each takes along what comes before it, and a last time is for what comes behind them all.
+        A register that is used in several of them becomes scratch memory, called `name`.
+        """
+
+        def change(loop: Loop, around: Around) -> Statements:
+            loops = _nested(loop, xs)
+            groups: list[Statements] = [()]
+            for statement in loops[-1].body:
+                groups[-1] = (*groups[-1], statement)
+                if isinstance(statement, Loop):
+                    groups.append(())
+            groups = [group for group in groups if group]
+            wrapped = loops_of_their_own(loops, groups, "scratch", name)
+            return tuple(one for group in groups for one in wrapped(group))
 
         self._change(xs[0], change, computing=True)
 
@@ -283,16 +283,16 @@ class Schedule:
         """
         if width == 1:
             return
-        self.body = _in_parts(self.body, x, width)
+        self.body = in_parts(self.body, x, width)
 
         def change(loop: Loop, around: Around) -> Statements:
-            if loop.kind != "serial":
+            if loop.kind != "serial" or any(one.kind == "lanes" for one in loops_in(loop.body)):
                 return (loop,)
             own = {
                 register: replace(register, lanes=x, width=width)
-                for register in _locals_of(loop.body) if register.lanes is None
+                for register in locals_of(loop.body) if register.lanes is None
             }
-            body = tuple(_renamed(statement, own, everywhere=True) for statement in loop.body)
+            body = tuple(renamed(statement, own, everywhere=True) for statement in loop.body)
             return (replace(loop, kind="lanes", step=width, lane=lane, body=body),)
 
         self._change(x, change, computing)
@@ -349,7 +349,7 @@ class Schedule:
             (register,) = locals_set(rows)
             assert register.lanes is not None
             place = _counted(rows) * register.width + _counted(around[register.lanes])
-            stores = _moved(rows.body[-1:], {register: result}, place)
+            stores = moved(rows.body[-1:], {register: result}, place)
             return (loop.around((product, replace(rows, body=stores))),)
 
         self._change(x, change, computing=True)
@@ -362,8 +362,8 @@ class Schedule:
         """
 
         def change(loop: Loop, around: Around) -> Statements:
-            count = loop.stops[0] - loop.start
-            if loop.kind != "serial" or len(loop.stops) > 1 or not isinstance(count, int):
+            count = _plain_count(loop)
+            if count is None:
                 return (loop,)
             u = make_axis(prefix, 0, count)
             assert self.written_out.setdefault(u.variable, (x, loop.start)) == (x, loop.start)
@@ -372,42 +372,47 @@ class Schedule:
         self._change(x, change, computing)
 
     @_step
-    def repeat(self, x: Atom, computing: bool = False) -> None:
-        """The same, but the statements are repeated here.
+    def repeat(self, *xs: Atom) -> None:
+        """The same for loops over xs, but the statements are repeated here, and none of copies.
 
         So what depends on x is computed outside of vector loops that it does not depend on, where
         that is the same for all of their iterations, and stays in registers.
         """
 
-        def change(loop: Loop, around: Around) -> Statements:
-            count = loop.stops[0] - loop.start
-            if loop.kind != "serial" or len(loop.stops) > 1 or not isinstance(count, int):
-                return (loop,)
-            return tuple(
-                substitute_statement(statement, {x: loop.start + number})
-                for number in range(count) for statement in loop.body
-            )  # fmt: skip
+        def written(body: Statements, values: Values) -> Statements:
+            found: list[Statement] = []
+            for one in body:
+                count = _plain_count(one) if isinstance(one, Loop) and one.variable in xs else None
+                if isinstance(one, Loop) and count is not None and (values or computes(one)):
+                    start = substitute(one.start, values)
+                    for number in range(count):
+                        found.extend(written(one.body, {**values, one.variable: start + number}))
+                    continue
+                if isinstance(one, Loop):
+                    inner = written(one.body, {})
+                    one = one if inner is one.body else one.around(inner)
+                found.append(substitute_statement(one, values) if values else one)
+            return unless_same(body, found)
 
-        self._change(x, change, computing)
+        self.body = written(self.body, {})
 
     @_step
     def simplify(self) -> None:
         """Without the loops of `split` whose only piece is all there is."""
 
-        def change(statement: Statement) -> Statements:
-            if not isinstance(statement, Loop):
-                return (statement,)
-            body = all_of(statement.body)
-            if statement.variable in self._idle:
-                return body
-            return (statement if body is statement.body else statement.around(body),)
+        def without(body: Statements) -> Statements:
+            found: list[Statement] = []
+            for one in body:
+                if not isinstance(one, Loop):
+                    found.append(one)
+                    continue
+                inner = without(one.body)
+                same = inner is one.body
+                idle = one.variable in self._idle
+                found.extend(inner if idle else (one if same else one.around(inner),))
+            return unless_same(body, found)
 
-        def all_of(body: Statements) -> Statements:
-            found = tuple([one for inner in body for one in change(inner)])
-            same = len(found) == len(body) and all(map(operator.is_, found, body))
-            return body if same else found
-
-        self.body = all_of(self.body)
+        self.body = without(self.body)
 
     @_step
     def parallelize(self, *xs: Atom) -> None:
@@ -448,7 +453,7 @@ class Schedule:
         found = {} if source is None else {source.variable: source}
         for one in loops_in(self.body if source is None else source.body):
             found.setdefault(one.variable, one)
-        groups = [[_trips(found[x]) for x in xs] for xs, _ in layout]
+        groups = [[found[x].trips for x in xs] for xs, _ in layout]
         sizes = [padded or numel(own) for (_, padded), own in zip(layout, groups, strict=True)]
         places = [
             flatten([_counted(found[x]) for x in xs], own)
@@ -460,8 +465,8 @@ class Schedule:
         copying: list[Loop] = []
         for x in loops:
             loop = found[x]
-            stops = _least(*(_settled(stop, known) for stop in loop.stops))
-            loop = replace(loop, start=_settled(loop.start, known), stops=stops)
+            stops = _least(*(settled(stop, known) for stop in loop.stops))
+            loop = replace(loop, start=settled(loop.start, known), stops=stops)
             if wide and wide.get(x, 1) > 1:
                 stops = loop.stops if beyond is None else _least(loop.start + wide[x], beyond)
                 loop = replace(loop, kind="lanes", step=wide[x], stops=stops)
@@ -475,7 +480,7 @@ class Schedule:
         self.operands[operand] = new[value]
 
         def behind(inside: Statements) -> Statements:
-            return (*body, *(_replaced(statement, new) for statement in inside))
+            return (*body, *(replaced(statement, new) for statement in inside))
 
         if at is None:
             self.body = behind(self.body)
@@ -485,12 +490,11 @@ class Schedule:
 
     @_step
     def insert(
-        self, at: Atom, make: Callable[[Loop, Around], Sequence[Statement]],
-        computing: bool = False, behind: bool = False,
-    ) -> None:  # fmt: skip
+        self, at: Atom, make: Callable[[Loop, Around], Sequence[Statement]], behind: bool = False
+    ) -> None:
         """More statements at the beginning of each iteration over `at`, or behind its loops.
 
-        computing: only where registers are used inside, not in the loops of copies.
+        Only where registers are used inside, not in the loops of copies.
         """
 
         def change(loop: Loop, around: Around) -> Statements:
@@ -498,7 +502,7 @@ class Schedule:
                 return (loop, *make(loop, around))
             return (loop.around((*make(loop, around), *loop.body)),)
 
-        self._change(at, change, computing)
+        self._change(at, change, computing=True)
 
     @_step
     def prefetch(
@@ -523,7 +527,7 @@ class Schedule:
 
     def trips(self, x: Atom) -> int:
         """Iterations of the first loop over a variable, at most."""
-        return _trips(self.loop(x))
+        return self.loop(x).trips
 
     def loop(self, x: Atom) -> Loop:
         """The first loop over a variable."""
@@ -560,7 +564,7 @@ class Schedule:
 
     def _change(self, x: Atom, change: Change, computing: bool = False) -> None:
         def chosen(loop: Loop, around: Around) -> Statements:
-            return change(loop, around) if _computes(loop) else (loop,)
+            return change(loop, around) if computes(loop) else (loop,)
 
         self.body = _each(self.body, x, chosen if computing else change)
 
@@ -573,14 +577,6 @@ class Schedule:
         for watcher in watchers:
             watcher(text(), self.whole())
         report(4, lambda: f"{text()}\n{show_statements(self.whole())}")
-
-
-def loops_in(body: Sequence[Statement]) -> Iterator[Loop]:
-    """All loops in statements, each before those inside of it."""
-    for statement in body:
-        if isinstance(statement, Loop):
-            yield statement
-            yield from loops_in(statement.body)
 
 
 def _word(x: object) -> str:
@@ -603,8 +599,14 @@ def _each(
             inner = _each(statement.body, x, change, (*around, statement))
             same = inner is statement.body
             found.append(statement if same else statement.around(inner))
-    same = len(found) == len(body) and all(map(operator.is_, found, body))
-    return body if same else tuple(found)
+    return unless_same(body, found)
+
+
+def _plain_count(loop: Loop) -> int | None:
+    """Iterations of a plain loop, if their number is known."""
+    count = loop.stops[0] - loop.start
+    plain = loop.kind == "serial" and len(loop.stops) == 1
+    return count if plain and isinstance(count, int) else None
 
 
 def _least(*stops: Integer) -> tuple[Integer, ...]:
@@ -618,183 +620,19 @@ def _least(*stops: Integer) -> tuple[Integer, ...]:
     return tuple(kept)
 
 
-def _trips(loop: Loop) -> int:
-    """Iterations of a loop, at most."""
-    return max(min(high(stop - loop.start) for stop in loop.stops), 0)
-
-
-def _whole_trips(loop: Loop) -> int:
-    """The same, in whole vectors."""
-    return ceildiv(_trips(loop), loop.step) * loop.step
-
-
-def _settled(x: Integer, known: Mapping[Atom, Integer]) -> Integer:
-    """An index in which variables have their known values, which may need others."""
-    while not variables(x).isdisjoint(known):
-        x = substitute(x, known)
-    return x
-
-
 def _counted(loop: Loop) -> Integer:
     """The number of a loop's iteration; of a vector's, where a loop is one vector."""
     if loop.lane is not None:
         return loop.lane.index
-    return loop.index - loop.start if _trips(loop) > 1 else 0
+    return loop.index - loop.start if loop.trips > 1 else 0
 
 
-def _holds(loop: Loop, x: Atom) -> bool:
-    return loop.variable == x or any(one.variable == x for one in loops_in(loop.body))
-
-
-def _goes_into(loop: Loop, into: Sequence[Atom]) -> bool:
-    return any(_holds(loop, x) for x in into) if into else loop.kind == "serial"
-
-
-def _parts(body: Statements, into: Sequence[Atom]) -> list[Loop | Statements]:
-    """Loops that others go into, and the statements between them."""
-    parts: list[Loop | Statements] = []
-    for statement in body:
-        if isinstance(statement, Loop) and _goes_into(statement, into):
-            parts.append(statement)
-        elif parts and isinstance(parts[-1], tuple):
-            parts[-1] = (*parts[-1], statement)
-        else:
-            parts.append((statement,))
-    return parts
-
-
-def _leaves(body: Statements, into: Sequence[Atom], found: list[Statements]) -> None:
-    """Statements that get loops of their own where loops go into those of a body."""
-    for part in _parts(body, into):
-        if isinstance(part, tuple):
-            found.append(part)
-        elif part.variable in into:
-            found.append(part.body)
-        else:
-            _leaves(part.body, into, found)
-
-
-def _sunk(
-    body: Statements, into: Sequence[Atom], starts: Mapping[Atom, Integer],
-    wrapped: Callable[[Statements], Statements],
-) -> Statements:  # fmt: skip
-    found: list[Statement] = []
-    for part in _parts(body, into):
-        if isinstance(part, tuple):
-            found.extend(wrapped(part))
-            continue
-        inner = (
-            wrapped(part.body) if part.variable in into
-            else _sunk(part.body, into, starts, wrapped)
-        )  # fmt: skip
-        stops = tuple(_settled(stop, starts) for stop in part.stops)
-        found.append(replace(part, start=_settled(part.start, starts), stops=stops, body=inner))
-    return tuple(found)
-
-
-def _in_parts(body: Statements, x: Atom, width: int) -> Statements:
-    """Registers to which loops over x only add, or the like, with lanes, and folded behind them."""
-    found: list[Statement] = []
-    for statement in body:
-        if not isinstance(statement, Loop) or not _holds(statement, x):
-            found.append(statement)
-            continue
-        here = {one.local for one in found if isinstance(one, Set)}
-        parts: dict[Local, Array | Local] = {}
-        folds: list[Statement] = []
-        for register, op in _combined(statement, x).items() if here else ():
-            if register in here:
-                part = replace(register, name=f"{register.name}_part", lanes=x, width=width)
-                parts[register] = part
-                folds.append(Fold(register, op, part))
-        inner = _in_parts(statement.body, x, width)
-        if inner is not statement.body:
-            statement = statement.around(inner)
-        if parts:
-            found = [_renamed(one, parts) if isinstance(one, Set) else one for one in found]
-        found += [_renamed(statement, parts), *folds]
-    same = len(found) == len(body) and all(map(operator.is_, found, body))
-    return body if same else tuple(found)
-
-
-def _combined(loop: Loop, x: Atom) -> dict[Local, Op]:
-    """Registers that loops over x change but do not begin, with what they do to them."""
-    first: dict[Local, Expr] = {}
-    for one in walk(*(inner for inner in loops_in([loop]) if inner.variable == x)):
-        if isinstance(one, Set):
-            first.setdefault(one.local, one.value)
-    return {
-        register: REPEATED[value.op] for register, value in first.items()
-        if value.op in REPEATED and expr.local(register) is value.args[0]
-    }  # fmt: skip
-
-
-def _locals_of(body: Sequence[Statement]) -> set[Local]:
-    """The registers that statements use."""
-    found: set[Local] = set()
-    for statement in walk(*body):
-        if isinstance(statement, Set):
-            found.add(statement.local)
-        if isinstance(statement, Set | Store):
-            found.update(e.local for e in expr.walk(statement.value) if e.op is Leaf.LOCAL)
-    return found
-
-
-def _computes(*body: Statement) -> bool:
-    """Whether registers are used in statements."""
-    return any(
-        isinstance(one, Set)
-        or isinstance(one, Loop | Stores) and _computes(*children(one))
-        or isinstance(one, Store) and any(e.op is Leaf.LOCAL for e in expr.walk(one.value))
-        for one in body
-    )
-
-
-def _moved(
-    leaf: Statements, places: Mapping[Local, Array | Local], at: Integer
-) -> Statements:
-    """Statements whose registers are other ones, or memory, at an index."""
-    own = _locals_of(leaf)
-    if own.isdisjoint(places):
-        return leaf
-    top = {one.local for one in leaf if isinstance(one, Set)}
-    inner = {one.local for one in walk(*leaf) if isinstance(one, Set)} - top
-    begin: list[Statement] = []
-    end: list[Statement] = []
-    moved: dict[Local, Array | Local] = {}
-    for register, place in places.items():
-        if register not in own:
-            continue
-        if isinstance(place, Array) and register in inner:  # it is summed up inside
-            # −0 + x is x, whatever x is: where loops are written out nothing is added to it
-            begin.append(Set(register, 0, expr.const(-0.0, register.dtype)))
-            more = combine(Op.SUM, expr.load(place, at), expr.local(register))
-            end.append(Store(place, at, more))
-        else:
-            moved[register] = place
-    return (*begin, *(_renamed(statement, moved, at) for statement in leaf), *end)
-
-
-def _renamed(
-    statement: Statement, new: Mapping[Local, Array | Local], at: Integer | None = None,
-    everywhere: bool = False,
-) -> Statement:  # fmt: skip
-    """A statement with other registers; at: their slot, or the index of memory instead of them."""
-
-    def move(place: Place, slot: Integer) -> tuple[Place, Integer]:
-        if isinstance(place, Array) or place not in new:
-            return place, slot
-        return new[place], slot if at is None else at
-
-    return with_places(statement, move, everywhere) if new else statement
-
-
-def _replaced(statement: Statement, new: Mapping[Expr, Expr]) -> Statement:
-    """A statement with expressions in what it computes replaced."""
-
-    def change(inner: Statement) -> Statement:
-        if isinstance(inner, Set | Store):
-            return replace(inner, value=expr.replace_in(inner.value, new))
-        return inner
-
-    return map_statement(statement, change)
+def _nested(loop: Loop, xs: Sequence[Atom]) -> list[Loop]:
+    """Loops over xs, each directly inside the one before."""
+    loops = [loop]
+    for _ in xs[1:]:
+        (inner,) = loops[-1].body
+        assert isinstance(inner, Loop)
+        loops.append(inner)
+    assert [one.variable for one in loops] == list(xs)
+    return loops

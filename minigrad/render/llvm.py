@@ -294,7 +294,7 @@ class _Emitter(MemoryEmitter):
         return self.slots[key]
 
     def _fold(self, statement: Fold) -> None:
-        source, lanes = self._slot(statement.source, 0)
+        source, lanes = self._slot(statement.source, int(self.scalar(statement.slot)))
         target, _ = self._slot(statement.target, 0)
         here = self.builder()
         kind = vector_type(values.register_type(statement.source.dtype), lanes)

@@ -7,7 +7,7 @@ an index into a value, or test a condition. Expressions are interned, so equal o
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any
@@ -257,22 +257,20 @@ def walk(*roots: Expr) -> list[Expr]:
     """All distinct expressions below roots, operands first (loads inside indices included)."""
     order: list[Expr] = []
     seen: set[Expr] = set()
-    stack: list[tuple[Expr, Iterator[Expr]]] = []
-    for root in roots:
-        if root in seen:
-            continue
-        seen.add(root)
-        stack.append((root, iter(_operands(root))))
-        while stack:
-            expr, rest = stack[-1]
-            for arg in rest:
-                if arg not in seen:
-                    seen.add(arg)
-                    stack.append((arg, iter(_operands(arg))))
-                    break
+    stack: list[Expr | None] = [*reversed(roots)]
+    while stack:
+        expr = stack.pop()
+        if expr is None:  # what follows has had all its operands
+            done = stack.pop()
+            assert done is not None
+            order.append(done)
+        elif expr not in seen:
+            seen.add(expr)
+            operands = expr.args or _operands(expr)
+            if operands:
+                stack += (expr, None, *reversed(operands))
             else:
                 order.append(expr)
-                stack.pop()
     return order
 
 

@@ -32,9 +32,9 @@ def axes_of(*extents: Integer) -> tuple[Axis, ...]:
     return tuple(make_axis("i", number, extent) for number, extent in enumerate(extents))
 
 
-def extents(merged: Sequence[tuple[Axis, Mapping[Atom, Integer]]]) -> list[Integer]:
+def extents(merged: tuple[Sequence[Axis], Mapping[Atom, Integer]]) -> list[Integer]:
     """The lengths of merged axes."""
-    return [axis.extent for axis, _ in merged]
+    return [axis.extent for axis in merged[0]]
 
 
 def values_of(axes: Sequence[Axis], point: Sequence[int]) -> dict[Atom, Integer]:
@@ -53,7 +53,7 @@ def points(axes: Sequence[Axis]) -> list[tuple[int, ...]]:
 def test_contiguous_axes_become_one() -> None:
     axes = axes_of(3, 4, 5)
     index = flatten([a.index for a in axes], [3, 4, 5])
-    (whole, values), = merge(axes, [index])
+    (whole,), values = merge(axes, [index])
     assert whole.extent == 60
     assert substitute(index, values) == whole.index
 
@@ -108,9 +108,7 @@ def test_merging_visits_the_same_elements(seed: int) -> None:
         if random_.random() < 0.3:
             x = random_.choice([x % 5, x // 4, x * 3])
         used.append(x)
-    merged = merge(axes, used)
-    new_axes = [axis for axis, _ in merged]
-    values = {atom: value for _, known in merged for atom, value in known.items()}
+    new_axes, values = merge(axes, used)
     old_points, new_points = points(axes), points(new_axes)
     assert len(old_points) == len(new_points)
     for x in used:

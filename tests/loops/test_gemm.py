@@ -358,8 +358,8 @@ def test_scales_and_the_rows_ahead_are_at_hand() -> None:
     nest = lower(kernel, target_of("avx512"))
     assert render(nest).count("call void @llvm.prefetch") >= 3
     loops = show(nest)
-    inner = loops[loops.index("dot0_4_0_0_part[0] = (") :].partition("= sum of")[0]
-    assert "float16" not in inner and "scale0_0[" in inner and "scale0_1[" in inner
+    inner = loops[loops.index("sum0_part4[0] = (") :].partition("= sum of")[0]
+    assert "float16" not in inner and "scales0[" in inner and "scales1[" in inner
     assert loops.count("lanes:  # prefetch: s1[") == 3  # where blocks begin, by 4 rows, by the rest
 
 

@@ -162,6 +162,39 @@ def sink_into_scratch(s: Schedule) -> None:
 
 
 @step
+def distribute(s: Schedule) -> None:
+    """
+      for m0 in 0 … 6:
+        for n0 in 0 … 8:
+          total[0] = 0.0
+          for k0 in 0 … 5:
+            total[0] = (total[0] + (left[k0 + 5·m0] * right[8·k0 + n0]))
+          sums[8·m0 + n0] = total[0]
+      for m0 in 0 … 6:
+        for n0 in 0 … 8:
+          out[8·m0 + n0] = sums[8·m0 + n0]
+    """
+    s.distribute(m, n)
+
+
+@step
+def sink_vectors_of_sums(s: Schedule) -> None:
+    """
+      for m0 in 0 … 6:
+        for n0 in 0 … 8:
+          total_part8[n0] = 0.0
+        for k0 in 0 … 5 step 4 lanes:
+          for n0 in 0 … 8:
+            total_part8[n0] = (total_part8[n0] + (left[k0 + 5·m0] * right[8·k0 + n0]))
+        for n0 in 0 … 8:
+          total = sum of total_part8[n0]
+          out[8·m0 + n0] = total[0]
+    """
+    s.vectorize(k, 4)
+    s.sink(n, into=k)
+
+
+@step
 def vectorize(s: Schedule) -> None:
     """
       for m0 in 0 … 6:

@@ -1,0 +1,218 @@
+"""Loops that go inside of others, and what registers become then: several, vectors, or memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+
+from minigrad.graph.node import Op
+from minigrad.graph.operations import REPEATED
+from minigrad.graph.shapes import flatten, numel
+from minigrad.graph.substitution import substitute, variables
+from minigrad.graph.symbolic import Atom, Integer
+from minigrad.loops.build import Place, combine, with_places
+from minigrad.loops.nest import (
+    Fold,
+    Loop,
+    Set,
+    Statement,
+    Store,
+    Stores,
+    children,
+    loops_in,
+    map_statement,
+    unless_same,
+    walk,
+)
+from minigrad.schedule import expr
+from minigrad.schedule.expr import Array, Expr, Leaf, Local
+
+Statements = tuple[Statement, ...]
+
+
+def sunk(
+    body: Statements, into: Sequence[Atom], starts: Mapping[Atom, Integer],
+    wrapped: Callable[[Statements], Statements],
+) -> Statements:  # fmt: skip
+    """A body of which `wrapped` gives what stands in or between the loops that others go into.
+
+    starts: what variables are in the bounds of those loops.
+    """
+    found: list[Statement] = []
+    for part in _parts(body, into):
+        if isinstance(part, tuple):
+            found.extend(wrapped(part))
+            continue
+        inner = (
+            wrapped(part.body) if part.variable in into
+            else sunk(part.body, into, starts, wrapped)
+        )  # fmt: skip
+        stops = tuple(settled(stop, starts) for stop in part.stops)
+        found.append(replace(part, start=settled(part.start, starts), stops=stops, body=inner))
+    return tuple(found)
+
+
+def _parts(body: Statements, into: Sequence[Atom]) -> list[Loop | Statements]:
+    """Loops that others go into, and the statements between them."""
+    parts: list[Loop | Statements] = []
+    for statement in body:
+        if isinstance(statement, Loop) and _goes_into(statement, into):
+            parts.append(statement)
+        elif parts and isinstance(parts[-1], tuple):
+            parts[-1] = (*parts[-1], statement)
+        else:
+            parts.append((statement,))
+    return parts
+
+
+def _goes_into(loop: Loop, into: Sequence[Atom]) -> bool:
+    return any(loop.holds(x) for x in into) if into else loop.kind == "serial"
+
+
+def settled(x: Integer, known: Mapping[Atom, Integer]) -> Integer:
+    """An index in which variables have their known values, which may need others."""
+    while not variables(x).isdisjoint(known):
+        x = substitute(x, known)
+    return x
+
+
+def loops_of_their_own(
+    loops: Sequence[Loop], leaves: Sequence[Statements], space: str, name: str
+) -> Callable[[Statements], Statements]:
+    """What puts loops around each of several leaves, which pass registers on: see `sink`."""
+    extents = [one.vectors * one.step for one in loops]
+    at = [one.variable.index - one.start for one in loops]
+    place, size = flatten(at, extents), numel(extents)
+    crossing: dict[Local, Array | Local] = {}
+    seen: set[Local] = set()
+    for leaf in leaves:
+        own = locals_of(leaf)
+        for register in sorted(own & seen, key=lambda one: one.name):
+            if space == "registers":
+                more: Array | Local = replace(register, name=f"{register.name}{size}", count=size)
+            else:
+                number = f"{len(crossing)}" if crossing else ""
+                more = Array(f"{name}{number}", register.dtype, size, space)
+            crossing.setdefault(register, more)
+        seen |= own
+
+    def wrapped(leaf: Statements) -> Statements:
+        leaf = moved(leaf, crossing, place)
+        for one in reversed(loops):
+            leaf = (one.around(leaf),)
+        return leaf
+
+    return wrapped
+
+
+def moved(
+    leaf: Statements, places: Mapping[Local, Array | Local], at: Integer
+) -> Statements:
+    """Statements whose registers are other ones, or memory, at an index."""
+    own = locals_of(leaf)
+    if own.isdisjoint(places):
+        return leaf
+    top = {one.local for one in leaf if isinstance(one, Set)}
+    inner = {
+        one.local for one in walk(*(s for s in leaf if isinstance(s, Loop))) if isinstance(one, Set)
+    }
+    begin: list[Statement] = []
+    end: list[Statement] = []
+    places_of: dict[Local, Array | Local] = {}
+    for register, place in places.items():
+        if register not in own:
+            continue
+        if not isinstance(place, Array) or register not in inner:
+            places_of[register] = place
+            continue
+        more = expr.local(register)  # it is summed up inside
+        if register not in top:
+            # −0 + x is x, whatever x is: where loops are written out nothing is added to it
+            begin.append(Set(register, 0, expr.const(-0.0, register.dtype)))
+            more = combine(Op.SUM, expr.load(place, at), more)
+        end.append(Store(place, at, more))
+    return (*begin, *(renamed(statement, places_of, at) for statement in leaf), *end)
+
+
+def renamed(
+    statement: Statement, new: Mapping[Local, Array | Local], at: Integer | None = None,
+    everywhere: bool = False,
+) -> Statement:  # fmt: skip
+    """A statement with other registers; at: their slot, or the index of memory instead of them."""
+
+    def move(place: Place, slot: Integer) -> tuple[Place, Integer]:
+        if isinstance(place, Array) or place not in new:
+            return place, slot
+        return new[place], slot if at is None else at
+
+    return with_places(statement, move, everywhere) if new else statement
+
+
+def replaced(statement: Statement, new: Mapping[Expr, Expr]) -> Statement:
+    """A statement with expressions in what it computes replaced."""
+
+    def change(inner: Statement) -> Statement:
+        if isinstance(inner, Set | Store):
+            return replace(inner, value=expr.replace_in(inner.value, new))
+        return inner
+
+    return map_statement(statement, change)
+
+
+def in_parts(body: Statements, x: Atom, width: int) -> Statements:
+    """Registers to which loops over x only add, or the like, with lanes, and folded behind them."""
+    found: list[Statement] = []
+    for statement in body:
+        if not isinstance(statement, Loop) or not statement.holds(x):
+            found.append(statement)
+            continue
+        here = {one.local for one in found if isinstance(one, Set)}
+        parts: dict[Local, Array | Local] = {}
+        folds: list[Statement] = []
+        for register, op in _combined(statement, x).items() if here else ():
+            if register in here:
+                part = replace(register, name=f"{register.name}_part", lanes=x, width=width)
+                parts[register] = part
+                folds.append(Fold(register, op, part))
+        inner = in_parts(statement.body, x, width)
+        if inner is not statement.body:
+            statement = statement.around(inner)
+        if parts:
+            found = [renamed(one, parts) if isinstance(one, Set) else one for one in found]
+        found += [renamed(statement, parts), *folds]
+    return unless_same(body, found)
+
+
+def _combined(loop: Loop, x: Atom) -> dict[Local, Op]:
+    """Registers that loops over x change but do not begin, with what they do to them."""
+    first: dict[Local, Expr] = {}
+    for one in walk(*(inner for inner in loops_in([loop]) if inner.variable == x)):
+        if isinstance(one, Set):
+            first.setdefault(one.local, one.value)
+    return {
+        register: REPEATED[value.op] for register, value in first.items()
+        if value.op in REPEATED and expr.local(register) is value.args[0]
+    }  # fmt: skip
+
+
+def locals_of(body: Sequence[Statement]) -> set[Local]:
+    """The registers that statements use."""
+    found: set[Local] = set()
+    for statement in walk(*body):
+        if isinstance(statement, Set):
+            found.add(statement.local)
+        if isinstance(statement, Set | Store):
+            found.update(e.local for e in expr.walk(statement.value) if e.op is Leaf.LOCAL)
+        elif isinstance(statement, Fold):
+            found.update((statement.target, statement.source))
+    return found
+
+
+def computes(*body: Statement) -> bool:
+    """Whether registers are used in statements."""
+    return any(
+        isinstance(one, Set)
+        or isinstance(one, Loop | Stores) and computes(*children(one))
+        or isinstance(one, Store) and any(e.op is Leaf.LOCAL for e in expr.walk(one.value))
+        for one in body
+    )
