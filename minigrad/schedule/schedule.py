@@ -373,9 +373,8 @@ def held_between(kernels: Sequence[Kernel], slots: dict[Array, int]) -> list[Hel
     for array in first:  # in the order in which they are needed
         if array not in sizes:
             continue
-        begin, one = first[array], Held(
-            sizes[array] * array.dtype.itemsize, first[array], last[array], (array,)
-        )
+        begin = first[array]
+        one = Held(sizes[array] * array.dtype.itemsize, begin, last[array], (array,))
         alike = [old for old in ending.get(begin, ()) if held[old].nbytes == one.nbytes]
         old = _written_over(kernels[begin], array, alike) if alike else None
         if old is not None:  # whose memory goes on to be needed

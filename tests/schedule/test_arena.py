@@ -165,6 +165,13 @@ def test_memory_is_used_again() -> None:
     assert plan.arena_bytes == ceildiv(4000, LINE) * LINE
 
 
+def test_a_product_is_written_over_what_it_is_added_to() -> None:
+    """Of the two gradients of a table that is used twice there is one."""
+    plan = plan_of(PROGRAMS["tied_embedding_gradient"])
+    check(plan.kernels, plan.slots)
+    assert 1 <= plan.arena_bytes / (130 * 48 * 4) < 1.1
+
+
 def test_a_transpose_is_not_written_over_what_it_reads() -> None:
     def turned(inputs: Inputs) -> list[Node]:
         x = ew(Op.TANH, inputs(30, 30))
