@@ -117,7 +117,8 @@ class Values:
         if kernel.kind == "wait":
             return First(fault, place, what, "received")
         stored = {memory.place(array) for array in kernel.stored}
-        overwritten = any(memory.place(array) in stored for array in story.read(number))
+        own = {made.array for made in kernel.stages}
+        overwritten = any(memory.place(a) in stored for a in story.read(number) if a not in own)
         node = None if overwritten else first_node(fault, stage, memory)
         if node is None:
             shares = sorted(story.kernels[number]["shares"].items(), key=lambda item: -item[1])
