@@ -194,7 +194,9 @@ class Kernels:
         made = schedule_of(graph, self.target, bool(flag("FUSE")))
         codes = iter(code_of([step for step in made.kernels if not is_exchange(step)], self))
         held = held_between(made.kernels, made.slots)
-        places: dict[Array, Source] = {array: ("held", n) for n, array in enumerate(held)}
+        places: dict[Array, Source] = {
+            array: ("held", n) for n, one in enumerate(held) for array in one.arrays
+        }
         places.update((array, ("slot", slot)) for array, slot in made.slots.items())
         kernels, sources = [], []
         for step in made.kernels:
@@ -211,7 +213,7 @@ class Kernels:
             ]
             kernels.append(kernel)
             sources.append((*(places[array.whole or array] for array in used), *symbols))
-        result = Plan(tuple(kernels), tuple(sources), tuple(held.values()))
+        result = Plan(tuple(kernels), tuple(sources), tuple(held))
         cache = self._cache()
         if cache is not None:
             about = {

@@ -144,9 +144,11 @@ class Story:
         self.kernels = [self._told(number) for number in range(len(self.plan.kernels))]
         self.held: list[dict[str, Any]] = []
         held = held_between(self.plan.kernels, self.plan.slots)
-        self.places = {array: ("held", number) for number, array in enumerate(held)}
-        for array, one in held.items():
-            node = self.nodes[array.name]
+        self.places = {
+            array: ("held", number) for number, one in enumerate(held) for array in one.arrays
+        }
+        for one in held:
+            node = self.nodes[one.arrays[0].name]
             self.held.append({
                 "bytes": high(one.nbytes), "first": one.first, "last": one.last,
                 "module": self.origin(node).module, "shape": _shape(node),

@@ -116,8 +116,9 @@ class Values:
         kernel = story.plan.kernels[number]
         if kernel.kind == "wait":
             return First(fault, place, what, "received")
-        stored = {memory.story.plan.slots.get(array) for array in kernel.stored} - {None}
-        overwritten = any(story.plan.slots.get(a, -1) in stored for a in story.read(number))
+        stored = {memory.place(array) for array in kernel.stored}
+        own = {made.array for made in kernel.stages}
+        overwritten = any(memory.place(a) in stored for a in story.read(number) if a not in own)
         node = None if overwritten else first_node(fault, stage, memory)
         if node is None:
             shares = sorted(story.kernels[number]["shares"].items(), key=lambda item: -item[1])
@@ -139,6 +140,12 @@ class _Memory:
         """The one that an array is, or a part of."""
         slot = self.story.plan.slots.get(array.whole or array)
         return None if slot is None else self.buffers[slot]
+
+    def place(self, array: Array) -> tuple[str, int]:
+        """Which memory it has, perhaps that of an array before it; array: in memory."""
+        whole = array.whole or array
+        slot = self.story.plan.slots.get(whole)
+        return self.story.places[whole] if slot is None else ("slot", slot)
 
     def has(self, array: Array) -> bool:
         """Whether an array is in memory."""

@@ -221,9 +221,9 @@ class _Plan:
             for reader in self.readers.get(old, []):
                 if reader is writer:
                     if writer not in loads:
-                        loads[writer] = _loads_by_array(writer)
+                        loads[writer] = _loads_by_array(writer.stages)
                     if array not in self.late and not _safe_in_place(
-                        writer, array, old, loads[writer].get(old, ())
+                        writer, writer.most_rows, array, old, loads[writer].get(old, ())
                     ):
                         unsafe.add(slot)
                 elif reaches([reader], writer):
@@ -269,21 +269,22 @@ class _Plan:
         return freeing_early(in_order(self.clusters), filled, self.readers)
 
 
-def _loads_by_array(cluster: Cluster) -> _Loads:
-    """Array → the loads of it, each with the place of its stage in the cluster."""
+def _loads_by_array(stages: Sequence[Stage]) -> _Loads:
+    """Array → the loads of it, each with the place of its stage."""
     found: _Loads = {}
-    for place, stage in enumerate(cluster.stages):
+    for place, stage in enumerate(stages):
         for load in expr.loads(*stage.exprs()):
             found.setdefault(load.array, []).append((place, load))
     return found
 
 
 def _safe_in_place(
-    writer: Cluster, array: Array, old: Array, loads: Sequence[tuple[int, Expr]]
-) -> bool:
+    writer: Cluster | Kernel, rows: Integer, array: Array, old: Array,
+    loads: Sequence[tuple[int, Expr]],
+) -> bool:  # fmt: skip
     """Whether the kernel that overwrites `old` reads it only at, or before, its own place.
 
-    loads: those of `old`, each with the place of its stage.
+    rows: the most into which it divides; loads: those of `old`, each with the place of its stage.
     """
     place = next(i for i, stage in enumerate(writer.stages) if stage.array == array)
     target = writer.stages[place]
@@ -294,12 +295,12 @@ def _safe_in_place(
     for position, load in loads:
         stage = writer.stages[position]
         same = load.index == stage.position and stage.op is None
-        if writer.kind == "contraction" or high(writer.most_rows) == target.size:
+        if writer.kind == "contraction" or high(rows) == target.size:
             if not (same and stage.size == target.size):
                 return False
         elif position > place or (position == place and not same):
             return False
-        elif not same and not aligned(stage, target, writer.most_rows, old):
+        elif not same and not aligned(stage, target, rows, old):
             return False
     return True
 
@@ -329,11 +330,15 @@ def add_waits(kernels: Sequence[Kernel], slots: dict[Array, int]) -> list[Kernel
 
 @dataclass(frozen=True)
 class Held:
-    """Memory between kernels: its bytes, and the first and the last step that need it."""
+    """Memory between kernels: its bytes, and the first and the last step that need it.
+
+    arrays: whose it is, one after the other, where a kernel may write over what it reads.
+    """
 
     nbytes: Integer
     first: int
     last: int
+    arrays: tuple[Array, ...] = ()
 
 
 def plan_arena(
@@ -341,12 +346,12 @@ def plan_arena(
 ) -> tuple[dict[Array, int], int]:
     """Offsets in bytes for the stored arrays that are no slots, and the bytes of all of them."""
     held = held_between(kernels, slots)
-    offsets, size = place([(high(one.nbytes), one.first, one.last) for one in held.values()])
-    return dict(zip(held, offsets, strict=True)), size
+    offsets, size = place([(high(one.nbytes), one.first, one.last) for one in held])
+    return {a: at for one, at in zip(held, offsets, strict=True) for a in one.arrays}, size
 
 
-def held_between(kernels: Sequence[Kernel], slots: dict[Array, int]) -> dict[Array, Held]:
-    """The stored arrays that are no slots, the largest first."""
+def held_between(kernels: Sequence[Kernel], slots: dict[Array, int]) -> list[Held]:
+    """The memory of stored arrays that are no slots, the largest first."""
     first: dict[Array, int] = {}
     last: dict[Array, int] = {}
     sizes: dict[Array, Integer] = {}
@@ -363,9 +368,35 @@ def held_between(kernels: Sequence[Kernel], slots: dict[Array, int]) -> dict[Arr
                 if array not in slots:
                     first.setdefault(array, step)
                     last[array] = step
-    needed = [array for array in first if array in sizes]
-    needed.sort(key=lambda a: -a.size * a.dtype.itemsize)
-    return {a: Held(sizes[a] * a.dtype.itemsize, first[a], last[a]) for a in needed}
+    held: dict[Array, Held] = {}  # by the last of its arrays
+    ending: dict[int, list[Array]] = {}
+    for array in first:  # in the order in which they are needed
+        if array not in sizes:
+            continue
+        begin = first[array]
+        one = Held(sizes[array] * array.dtype.itemsize, begin, last[array], (array,))
+        alike = [old for old in ending.get(begin, ()) if held[old].nbytes == one.nbytes]
+        old = _written_over(kernels[begin], array, alike) if alike else None
+        if old is not None:  # whose memory goes on to be needed
+            ending[begin].remove(old)
+            before = held.pop(old)
+            one = replace(one, first=before.first, arrays=(*before.arrays, array))
+        held[array] = one
+        ending.setdefault(one.last, []).append(array)
+    return sorted(held.values(), key=lambda one: -one.arrays[0].size * one.arrays[0].dtype.itemsize)
+
+
+def _written_over(kernel: Kernel, array: Array, dying: Sequence[Array]) -> Array | None:
+    """Of arrays that nobody needs after a kernel, one that a result may be written over."""
+    own = {stage.array for stage in kernel.stages}
+    if array not in own or kernel.kind in ("exchange", "wait"):
+        return None
+    loads = _loads_by_array(kernel.stages)
+    for old in dying:
+        fits = old in loads and old not in own and old.size == array.size
+        if fits and _safe_in_place(kernel, kernel.rows, array, old, loads[old]):
+            return old
+    return None
 
 
 def place(held: Iterable[tuple[int, int, int]]) -> tuple[tuple[int, ...], int]:

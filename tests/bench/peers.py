@@ -117,9 +117,13 @@ def numpy_work(function: Callable[..., Any], *arrays: np.ndarray) -> dict[str, W
 
 
 def torch_work(
-    function: Callable[..., Any], *arrays: np.ndarray, threads: int, compiled: bool = False
-) -> dict[str, Work]:
-    """`function` of PyTorch tensors; with `compiled`, under torch.compile too."""
+    function: Callable[..., Any], *arrays: np.ndarray, threads: int, compiled: bool = False,
+    channels_last: bool = False,
+) -> dict[str, Work]:  # fmt: skip
+    """`function` of PyTorch tensors; with `compiled`, under torch.compile too.
+
+    channels_last: also of images that lie so in memory, which saves oneDNN to arrange them.
+    """
     if not installed("torch"):
         return {}
     import torch
@@ -127,6 +131,9 @@ def torch_work(
     torch.set_num_threads(threads)
     tensors = [torch.from_numpy(array) for array in arrays]
     works: dict[str, Work] = {"torch": lambda: function(*tensors)}
+    if channels_last:
+        images = [tensor.to(memory_format=torch.channels_last) for tensor in tensors]
+        works["torch channels last"] = lambda: function(*images)
     if compiled and compiles():
         torch._dynamo.reset()  # what one row compiled counts as variants of the next otherwise
         fast = torch.compile(function, dynamic=False)

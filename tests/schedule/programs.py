@@ -427,6 +427,18 @@ def embedding(inputs: Inputs) -> list[Node]:
 
 
 @program
+def tied_embedding_gradient(inputs: Inputs) -> list[Node]:
+    """The gradient of a table that is read from and multiplied with, scaled by its norm."""
+    index, x = inputs(20, dtype=dtypes.int32, low=0, high=130), inputs(20, 48)
+    logits, hidden = inputs(130, 20), inputs(20, 48)
+    zeros = g.const(0.0, F32, (130, 48), DEVICE)
+    spread = g.expand(g.reshape(index, (20, 1)), (20, 48))
+    total = add(product(logits, hidden), g.scatter_add(zeros, spread, x, 0))
+    norm = g.reduce(Op.SUM, mul(total, total), [0, 1])
+    return [mul(total, g.expand(norm, total.shape))]
+
+
+@program
 def padded(inputs: Inputs) -> list[Node]:
     """Zeros around a value that is not zero by itself."""
     return [g.pad(add(inputs(21, 30), 1.0), [(2, 1), (3, 0)])]
