@@ -44,7 +44,8 @@ def loads(
     """The share of choices of each expert of each block on some windows: (blocks, experts)."""
     ids, _ = next(windows.spread(count, count))
     with Tensor.no_grad(), recording() as routes:
-        model.features(*placed([ids], division)).realize()
+        (tokens,) = placed([ids], division)
+        model.features(tokens).realize()
         return np.stack([route.load().numpy() for route in routes])
 
 

@@ -88,7 +88,8 @@ def _entry(tensor: Tensor, name: str) -> Entry | None:
     mesh = Device.meshes.get(tensor.raw.device)
     if mesh is None:
         return None
-    places, layout = mesh.places(Device[mesh.name].local[0].number), _layout(tensor)
+    runtime: Any = Device[mesh.name]  # a MeshRuntime
+    places, layout = mesh.places(runtime.local[0].number), _layout(tensor)
     if any(place for axis, place in places.items() if axis not in layout.axes):
         return None
     digits = [[[mesh.sizes[axis], stride, places[axis]] for axis, stride in dim]
@@ -104,7 +105,8 @@ def _part(tensor: Tensor) -> Tensor:
     data = bytearray(numel(shape) * tensor.dtype.itemsize)
     if data:
         Device[part.device].copy_out(part.memory, memoryview(data))
-    return Tensor.from_bytes(data, [*map(int, shape)], tensor.dtype, part.device)
+    known = [extent for extent in shape if isinstance(extent, int)]
+    return Tensor.from_bytes(data, known, tensor.dtype, part.device)
 
 
 def _layout(tensor: Tensor) -> Layout:
