@@ -16,6 +16,7 @@ from minigrad.loops.cost import choose_nr
 from minigrad.loops.mask_bounds import Bounds
 from minigrad.loops.nest import Loop, Set, Statement, Store, Stores, divides
 from minigrad.loops.prefetch import Place as Hint
+from minigrad.loops.product import multiply_add
 from minigrad.schedule import expr
 from minigrad.schedule.axis import Axis, make_axis
 from minigrad.schedule.expr import Array, Expr, Leaf, Local
@@ -194,12 +195,8 @@ class StepCode:
         else:
             self._start(1)
             nested = self._element(_last(stage), 0, None, {})
-            for axis in reversed(stage.reduced):
-                nested = [_bounded(axis, self.bounds[axis.variable], nested)]
-            nested = self._with_statistics(nested, 1)
-        for axis in reversed(stage.axes):
-            nested = [_bounded(axis, self.bounds[axis.variable], nested)]
-        return nested
+            nested = self._with_statistics(self._within(stage.reduced, nested), 1)
+        return self._within(stage.axes, nested)
 
     # ---- products ----
 
@@ -255,7 +252,8 @@ class StepCode:
             return self._tile(registers, u, at[axis.variable], at, {}, mine, other, ks)
 
         first, stop = self.bounds[axis.variable]
-        loops = self._outer(_tiles(axis, first, stop, self.block.height, tile))
+        tiles = _tiles(axis, first, stop, self.block.height, tile)
+        loops = self._within(self.head.axes[:-1], tiles)
         return self._with_statistics(loops, CHAINS)
 
     def along(self) -> list[Statement]:
@@ -276,7 +274,7 @@ class StepCode:
 
         stop, height = block.start + block.width, min(block.height, block.width)
         tiles = _tiles(block.row, block.start, stop, height, tile)
-        return self._outer([lanes_loop(axis, width, tuple(tiles))])
+        return self._within(self.head.axes[:-1], [lanes_loop(axis, width, tuple(tiles))])
 
     def _hints(self, operand: Expr, at: Mapping[Atom, Integer]) -> list[Hint]:
         """What an operand is read from later, at these places."""
@@ -305,8 +303,9 @@ class StepCode:
         loops = [_bounded(axis, bounds[axis.variable], ()) for axis in self.head.reduced]
         return [*loops[:-1], replace(loops[-1], prefetch=tuple(hints))]
 
-    def _outer(self, inner: list[Statement]) -> list[Statement]:
-        for axis in reversed(self.head.axes[:-1]):
+    def _within(self, axes: Sequence[Axis], inner: list[Statement]) -> list[Statement]:
+        """Statements in plain loops over axes, the first outermost."""
+        for axis in reversed(axes):
             inner = [_bounded(axis, self.bounds[axis.variable], inner)]
         return inner
 
@@ -346,45 +345,30 @@ class StepCode:
         return [self.block.rows_loop([loop])]
 
     def _tile(
-        self,
-        registers: Local,
-        u: Axis,
-        place: Integer,
-        at: dict[Atom, Integer],
-        rows_at: dict[Atom, Integer],
-        mine: Expr,
-        other: Expr,
-        ks: Sequence[Loop],
-    ) -> list[Statement]:
+        self, registers: Local, u: Axis, place: Integer, at: dict[Atom, Integer],
+        rows_at: dict[Atom, Integer], mine: Expr, other: Expr, ks: Sequence[Loop],
+    ) -> list[Statement]:  # fmt: skip
         """Clear the registers, multiply and add in loops over k, pass the results on.
 
         at: what register u stands for; place: its column; rows_at: its row, where that is not a
         lane.
         """
-        slot, dtype = u.index, self.head.body.dtype
-        factors = (expr.substitute_in(mine, at), expr.substitute_in(other, at))
-        product = expr.apply(Op.CAST, (expr.apply(Op.MUL, factors, mine.dtype),), dtype)
-        old = expr.local(registers, slot)
-        done = self._element(place, slot, old, rows_at)
+        total = expr.local(registers, u.index)
+        left, right = (expr.substitute_in(factor, at) for factor in (mine, other))
         return [
-            *self._summed(registers, u, product, ks),
+            *self._summed(registers, u, multiply_add(total, left, right), ks),
             *self._checked(registers, u, at, ks),
-            Loop(u.variable, 0, (registers.count,), tuple(done), "unroll"),
+            _unrolled(u, self._element(place, u.index, total, rows_at)),
         ]
 
     def _summed(
-        self, registers: Local, u: Axis, terms: Expr, ks: Sequence[Loop]
+        self, registers: Local, u: Axis, more: Expr, ks: Sequence[Loop]
     ) -> list[Statement]:
-        """Clear the registers, add the terms in loops over k."""
-        slot = u.index
-        more = combine(Op.SUM, expr.local(registers, slot), terms)
-        step: Statement = Loop(
-            u.variable, 0, (registers.count,), (Set(registers, slot, more),), "unroll"
-        )
+        """Clear the registers, set them to `more` in loops over k."""
+        step = _unrolled(u, [Set(registers, u.index, more)])
         for loop in reversed(ks):
             step = loop.around((step,))
-        clear = Set(registers, slot, identity(Op.SUM, registers.dtype))
-        return [Loop(u.variable, 0, (registers.count,), (clear,), "unroll"), step]
+        return [_unrolled(u, [Set(registers, u.index, identity(Op.SUM, registers.dtype))]), step]
 
     def _checked(
         self, registers: Local, u: Axis, at: dict[Atom, Integer], ks: Sequence[Loop]
@@ -397,9 +381,9 @@ class StepCode:
         scale = None
         if speculation.scale is not None:
             scale = expr.substitute_in(self.plan.reading(speculation.scale), at)
-        again = self._summed(
-            registers, u, expr.substitute_in(self.bodies[self.step.product], at), ks
-        )
+        terms = expr.substitute_in(self.bodies[self.step.product], at)
+        more = combine(Op.SUM, expr.local(registers, u.index), terms)
+        again = self._summed(registers, u, more, ks)
         name = f"wrong{self.step.product}x{registers.count}"
         return unless_finite(name, registers, u, scale, again)
 
@@ -413,7 +397,11 @@ def _repeated(axis: Axis, body: Sequence[Statement]) -> list[Statement]:
     """The body for each number of an axis."""
     if axis.count == 1:
         return list(body)
-    return [Loop(axis.variable, 0, (axis.count,), tuple(body), "unroll")]
+    return [_unrolled(axis, body)]
+
+
+def _unrolled(axis: Axis, body: Sequence[Statement]) -> Loop:
+    return Loop(axis.variable, 0, (axis.count,), tuple(body), "unroll")
 
 
 def _last(stage: Stage) -> Integer:
