@@ -30,8 +30,8 @@ LANE: Atom = make_axis("lane", 0, 1 << 10).variable
 class RowLanes:
     """The rows that are computed together: `row` is start … start + width − 1, one a lane.
 
-    height: the side of a register tile that is not `width`; target: the machine. later: what
-    variables are where it is that operands are read soon; empty where nothing is asked for.
+    height: the side of a register tile that is not `width`; target: the machine. later: variables
+    and what they are at the place for which memory is asked in time; empty: it is not asked.
     """
 
     row: Axis
@@ -277,7 +277,7 @@ class StepCode:
         return self._within(self.head.axes[:-1], [lanes_loop(axis, width, tuple(tiles))])
 
     def _hints(self, operand: Expr, at: Mapping[Atom, Integer]) -> list[Hint]:
-        """What an operand is read from later, at these places."""
+        """The places at which memory is asked for an operand; at: what variables are there."""
         later = self.block.later
         return [
             (load.array, substitute(substitute(load.index, at), later))
