@@ -20,6 +20,7 @@ from minigrad.schedule.schedule import Schedule
 
 from .machine import GOLDEN, run
 from .programs import (
+    LENGTH,
     PROGRAMS,
     Build,
     Inputs,
@@ -233,6 +234,12 @@ def test_the_next_head_is_asked_for_unless_it_is_large() -> None:
     for nest in attention_nests(128):
         assert {array.name for array in asked(nest)} == {"s0", "s1", "s2", "s3"}
     assert not any(map(asked, attention_nests(2048)))
+
+
+def test_any_number_of_heads() -> None:
+    plan = plan_of(lambda inputs: [attend(*(inputs(LENGTH, ROWS, 16) for _ in range(3)))])
+    assert kinds(plan) == ["block_rows"]
+    assert not isinstance(lower(plan.kernels[0], GOLDEN).total, int)
 
 
 def test_work_is_counted_for_an_average_block() -> None:
