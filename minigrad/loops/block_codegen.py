@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from minigrad.graph.node import Op
 from minigrad.graph.shapes import flatten, numel
 from minigrad.graph.substitution import coefficient, substitute
-from minigrad.graph.symbolic import Atom, Integer, high
+from minigrad.graph.symbolic import Affine, Atom, Integer, high
 from minigrad.loops.block_plan import BlockPlan, Step, column
 from minigrad.loops.build import combine, lanes_loop, serial_loop, unless_finite
 from minigrad.loops.common_subexpressions import Speculation
 from minigrad.loops.cost import choose_nr
 from minigrad.loops.mask_bounds import Bounds
 from minigrad.loops.nest import Loop, Set, Statement, Store, Stores, divides
+from minigrad.loops.prefetch import Place as Hint
+from minigrad.loops.product import multiply_add
 from minigrad.schedule import expr
 from minigrad.schedule.axis import Axis, make_axis
 from minigrad.schedule.expr import Array, Expr, Leaf, Local
@@ -28,7 +30,8 @@ LANE: Atom = make_axis("lane", 0, 1 << 10).variable
 class RowLanes:
     """The rows that are computed together: `row` is start … start + width − 1, one a lane.
 
-    height: the side of a register tile that is not `width`; target: the machine.
+    height: the side of a register tile that is not `width`; target: the machine. later: variables
+    and what they are at the place for which memory is asked in time; empty: it is not asked.
     """
 
     row: Axis
@@ -36,6 +39,7 @@ class RowLanes:
     width: int
     height: int
     target: Target
+    later: Mapping[Atom, Integer]
 
     @property
     def lane(self) -> Integer:
@@ -191,12 +195,8 @@ class StepCode:
         else:
             self._start(1)
             nested = self._element(_last(stage), 0, None, {})
-            for axis in reversed(stage.reduced):
-                nested = [_bounded(axis, self.bounds[axis.variable], nested)]
-            nested = self._with_statistics(nested, 1)
-        for axis in reversed(stage.axes):
-            nested = [_bounded(axis, self.bounds[axis.variable], nested)]
-        return nested
+            nested = self._with_statistics(self._within(stage.reduced, nested), 1)
+        return self._within(stage.axes, nested)
 
     # ---- products ----
 
@@ -230,20 +230,30 @@ class StepCode:
 
     def _product_across(self) -> list[Statement]:
         """Tiles of columns by all rows of the block."""
-        mine, other = self.factors()
+        own, other = self.factors()
+        mine = own
         if self.packed:
             mine = expr.load(self.panel, self._packed_place(self.block.lane))
-        axis = self.head.axes[-1]
+        axis, k = self.head.axes[-1], self.head.reduced[-1]
         self._start(CHAINS)
 
         def tile(first: Integer, height: int) -> list[Statement]:
             registers = self._registers(height, self.row, self.block.width)
             u = make_axis("u", 0, height)
             at: dict[Atom, Integer] = {axis.variable: first + u.index}
-            return self._tile(registers, u, at[axis.variable], at, {}, mine, other)
+            number = k.index * height  # of an element: a tile of columns is asked for in order
+            place = first + number // k.count
+            there = {
+                axis.variable: place, k.variable: number % k.count,
+                self.block.row.variable: self.block.start + place,
+            }  # fmt: skip
+            hints = [*self._hints(other, there), *self._hints(own, there)]
+            ks = self._loops_over_k(self.bounds, hints)
+            return self._tile(registers, u, at[axis.variable], at, {}, mine, other, ks)
 
         first, stop = self.bounds[axis.variable]
-        loops = self._outer(_tiles(axis, first, stop, self.block.height, tile))
+        tiles = _tiles(axis, first, stop, self.block.height, tile)
+        loops = self._within(self.head.axes[:-1], tiles)
         return self._with_statistics(loops, CHAINS)
 
     def along(self) -> list[Statement]:
@@ -258,14 +268,44 @@ class StepCode:
             u = make_axis("u", 0, height)
             row = first + u.index
             at: dict[Atom, Integer] = {block.row.variable: row, LANE: row - block.start}
-            return self._tile(registers, u, axis.index, at, at, mine, other)
+            bounds = self._bounds_of_rows(first, first + height)
+            ks = self._loops_over_k(bounds, self._hints(other, {}))
+            return self._tile(registers, u, axis.index, at, at, mine, other, ks)
 
         stop, height = block.start + block.width, min(block.height, block.width)
         tiles = _tiles(block.row, block.start, stop, height, tile)
-        return self._outer([lanes_loop(axis, width, tuple(tiles))])
+        return self._within(self.head.axes[:-1], [lanes_loop(axis, width, tuple(tiles))])
 
-    def _outer(self, inner: list[Statement]) -> list[Statement]:
-        for axis in reversed(self.head.axes[:-1]):
+    def _hints(self, operand: Expr, at: Mapping[Atom, Integer]) -> list[Hint]:
+        """The places at which memory is asked for an operand; at: what variables are there."""
+        later = self.block.later
+        return [
+            (load.array, substitute(substitute(load.index, at), later))
+            for load in expr.loads(operand)
+            if later and load.array.space == "buffer" and not load.guard
+            and not expr.values_in(load.index)
+        ]  # fmt: skip
+
+    def _bounds_of_rows(self, begin: Integer, end: Integer) -> dict[Atom, Bounds]:
+        """The bounds of k for some of the block's rows: where they move with the rows."""
+        start, stop = self.block.start, self.block.start + self.block.width
+        found = dict(self.bounds)
+        for axis in self.head.reduced if isinstance(start, Affine) else ():
+            first, last = found[axis.variable]
+            found[axis.variable] = (
+                first - start + begin if isinstance(first - start, int) else first,
+                last - stop + end if isinstance(last - stop, int) else last,
+            )
+        return found
+
+    def _loops_over_k(self, bounds: Mapping[Atom, Bounds], hints: Sequence[Hint]) -> list[Loop]:
+        """Loops, the outermost first, without what is done in them; the last asks for hints."""
+        loops = [_bounded(axis, bounds[axis.variable], ()) for axis in self.head.reduced]
+        return [*loops[:-1], replace(loops[-1], prefetch=tuple(hints))]
+
+    def _within(self, axes: Sequence[Axis], inner: list[Statement]) -> list[Statement]:
+        """Statements in plain loops over axes, the first outermost."""
+        for axis in reversed(axes):
             inner = [_bounded(axis, self.bounds[axis.variable], inner)]
         return inner
 
@@ -305,45 +345,33 @@ class StepCode:
         return [self.block.rows_loop([loop])]
 
     def _tile(
-        self,
-        registers: Local,
-        u: Axis,
-        place: Integer,
-        at: dict[Atom, Integer],
-        rows_at: dict[Atom, Integer],
-        mine: Expr,
-        other: Expr,
-    ) -> list[Statement]:
-        """Clear the registers, multiply and add along k, pass the results on.
+        self, registers: Local, u: Axis, place: Integer, at: dict[Atom, Integer],
+        rows_at: dict[Atom, Integer], mine: Expr, other: Expr, ks: Sequence[Loop],
+    ) -> list[Statement]:  # fmt: skip
+        """Clear the registers, multiply and add in loops over k, pass the results on.
 
         at: what register u stands for; place: its column; rows_at: its row, where that is not a
         lane.
         """
-        slot, dtype = u.index, self.head.body.dtype
-        factors = (expr.substitute_in(mine, at), expr.substitute_in(other, at))
-        product = expr.apply(Op.CAST, (expr.apply(Op.MUL, factors, mine.dtype),), dtype)
-        old = expr.local(registers, slot)
-        done = self._element(place, slot, old, rows_at)
+        total = expr.local(registers, u.index)
+        left, right = (expr.substitute_in(factor, at) for factor in (mine, other))
         return [
-            *self._summed(registers, u, product),
-            *self._checked(registers, u, at),
-            Loop(u.variable, 0, (registers.count,), tuple(done), "unroll"),
+            *self._summed(registers, u, multiply_add(total, left, right), ks),
+            *self._checked(registers, u, at, ks),
+            _unrolled(u, self._element(place, u.index, total, rows_at)),
         ]
 
-    def _summed(self, registers: Local, u: Axis, terms: Expr) -> list[Statement]:
-        """Clear the registers, add the terms along k."""
-        slot = u.index
-        more = combine(Op.SUM, expr.local(registers, slot), terms)
-        step: Statement = Loop(
-            u.variable, 0, (registers.count,), (Set(registers, slot, more),), "unroll"
-        )
-        for axis in reversed(self.head.reduced):
-            step = _bounded(axis, self.bounds[axis.variable], [step])
-        clear = Set(registers, slot, identity(Op.SUM, registers.dtype))
-        return [Loop(u.variable, 0, (registers.count,), (clear,), "unroll"), step]
+    def _summed(
+        self, registers: Local, u: Axis, more: Expr, ks: Sequence[Loop]
+    ) -> list[Statement]:
+        """Clear the registers, set them to `more` in loops over k."""
+        step = _unrolled(u, [Set(registers, u.index, more)])
+        for loop in reversed(ks):
+            step = loop.around((step,))
+        return [_unrolled(u, [Set(registers, u.index, identity(Op.SUM, registers.dtype))]), step]
 
     def _checked(
-        self, registers: Local, u: Axis, at: dict[Atom, Integer]
+        self, registers: Local, u: Axis, at: dict[Atom, Integer], ks: Sequence[Loop]
     ) -> list[Statement]:
         """Scale what was summed on a guess; where that is not the product, sum the product."""
         speculation = self.speculation
@@ -353,9 +381,9 @@ class StepCode:
         scale = None
         if speculation.scale is not None:
             scale = expr.substitute_in(self.plan.reading(speculation.scale), at)
-        again = self._summed(
-            registers, u, expr.substitute_in(self.bodies[self.step.product], at)
-        )
+        terms = expr.substitute_in(self.bodies[self.step.product], at)
+        more = combine(Op.SUM, expr.local(registers, u.index), terms)
+        again = self._summed(registers, u, more, ks)
         name = f"wrong{self.step.product}x{registers.count}"
         return unless_finite(name, registers, u, scale, again)
 
@@ -369,7 +397,11 @@ def _repeated(axis: Axis, body: Sequence[Statement]) -> list[Statement]:
     """The body for each number of an axis."""
     if axis.count == 1:
         return list(body)
-    return [Loop(axis.variable, 0, (axis.count,), tuple(body), "unroll")]
+    return [_unrolled(axis, body)]
+
+
+def _unrolled(axis: Axis, body: Sequence[Statement]) -> Loop:
+    return Loop(axis.variable, 0, (axis.count,), tuple(body), "unroll")
 
 
 def _last(stage: Stage) -> Integer:

@@ -53,9 +53,7 @@ def products_before_readers(kernel: Kernel) -> Kernel:
             held[stage.array] = stage
         else:
             release(stage)
-    for stage in list(held.values()):
-        stages.append(stage)
-    return replace(kernel, stages=tuple(stages))
+    return replace(kernel, stages=(*stages, *held.values()))
 
 
 def _is_short(body: Expr) -> bool:
@@ -77,14 +75,9 @@ class BlockPlan:
     """
 
     def __init__(
-        self,
-        stages: Sequence[Stage],
-        products: frozenset[int],
-        ranges: Sequence[object],
-        stored: frozenset[Array],
-        width: int,
-        lane: Integer,
-    ) -> None:
+        self, stages: Sequence[Stage], products: frozenset[int], ranges: Sequence[object],
+        stored: frozenset[Array], width: int, lane: Integer,
+    ) -> None:  # fmt: skip
         self.stages, self.products, self.ranges, self.stored = stages, products, ranges, stored
         self.width, self.lane = width, lane
         self.maker = {stage.array: stage for stage in stages}

@@ -30,11 +30,13 @@ from minigrad.loops.cost import vectors_each
 from minigrad.loops.mask_bounds import Bounds, Rows, mask_bounds
 from minigrad.loops.nest import Nest, Statement
 from minigrad.schedule import expr
-from minigrad.schedule.axis import make_axis
+from minigrad.schedule.axis import Axis, make_axis
 from minigrad.schedule.fuse import prefix_length
 from minigrad.schedule.schedule import Kernel
 from minigrad.schedule.stage import Stage
 from minigrad.target import Target
+
+MOST_ROWS = 16  # of a block
 
 
 def block_rows(kernel: Kernel, target: Target, name: str) -> Nest:
@@ -49,7 +51,8 @@ def block_rows(kernel: Kernel, target: Target, name: str) -> Nest:
     row = make_axis("b", 0, extent)
     start = number.index * width
     height = 1 << (target.tile_rows.bit_length() - 1)
-    block = RowLanes(row, start, width, height, target)
+    later = _later(kernel, outer, target)
+    block = RowLanes(row, start, width, height, target, later)
     whole = outer.index * extent + row.index
     found = [
         (fix_rows(stage, kernel.rows, whole), stage.contraction is not None)
@@ -81,10 +84,11 @@ def block_rows(kernel: Kernel, target: Target, name: str) -> Nest:
             together.extend(loop.across())
     if together:
         body.append(block.rows_loop(together))
-    middle: dict[Atom, Integer] = {number.variable: number.variable.high // 2}
+    ends = (0, number.variable.high)
     work, vectors = 0, 0.0
     for n, stage in enumerate(stages):
-        count = high(kernel.rows) * _elements(stage, bounds[n], middle)
+        both = sum(_elements(stage, bounds[n], {number.variable: end}) for end in ends)
+        count = high(kernel.rows) * both // 2
         work += count * (2 if n in products else expr.operations(stage.body))
         alone = 1 / target.lanes(stage.body.dtype)
         vectors += count * (alone if n in products else vectors_each(stage, target))
@@ -92,22 +96,39 @@ def block_rows(kernel: Kernel, target: Target, name: str) -> Nest:
     return assemble(name, kernel, nested, target, work, vectors)
 
 
-def _elements(stage: Stage, bounds: dict[Atom, Bounds], middle: dict[Atom, Integer]) -> int:
-    """Elements that a row in the middle has, within the bounds of its loops."""
+def _later(kernel: Kernel, outer: Axis, target: Target) -> dict[Atom, Integer]:
+    """Where operands lie that are asked for: at the next number of the outer axis.
+
+    Where a training step left them, heads' rows are short and far apart, and no processor guesses
+    them. Nothing is asked for where it would push out of the second cache what is needed first.
+    """
+    products = [stage for stage in kernel.stages if stage.contraction is not None]
+    made = {stage.array for stage in kernel.stages}
+    read = {load.array for stage in products for load in expr.loads(stage.body)} - made
+    each = sum(array.size * array.dtype.itemsize for array in read) // high(outer.extent)
+    fits = high(outer.extent) > 1 and 4 * each <= target.l2
+    return {outer.variable: outer.index + 1} if fits else {}
+
+
+def _elements(stage: Stage, bounds: dict[Atom, Bounds], block: dict[Atom, Integer]) -> int:
+    """Elements that a row of a block has, within the bounds of its loops."""
     count = 1
     for axis in (*stage.axes, *stage.reduced):
-        first, stop = (substitute(x, middle) for x in bounds[axis.variable])
+        first, stop = (substitute(x, block) for x in bounds[axis.variable])
         count *= max(min(high(stop), high(axis.extent)) - low(first), 1)
     return count
 
 
 def _block_width(kernel: Kernel, target: Target, rows: int) -> int:
-    """Rows of a block: two registers of the widest product, or one where there are few rows."""
+    """Rows of a block: two registers of the widest product, one where there are few rows.
+
+    Half of what a block computes on a causal mask's diagonal is in vain: so it has no more than 16.
+    """
     if not target.vector_bytes:
         return 1
     lanes = min(target.lanes(s.body.dtype) for s in kernel.stages if s.contraction is not None)
     if rows > lanes:
-        return min(2 * lanes, target.most_lanes)
+        return min(2 * lanes, MOST_ROWS)
     while lanes > 1 and lanes // 2 >= rows:
         lanes //= 2
     return lanes

@@ -146,15 +146,12 @@ def conditions_of(e: Expr) -> tuple[Affine, ...]:
         return (e.index,)
     if e.op is Op.AND:
         return conditions_of(e.args[0]) + conditions_of(e.args[1])
-    if e.op in (Op.LE, Op.LT):
-        left, right = _as_index(e.args[0]), _as_index(e.args[1])
-        if left is not None and right is not None:
-            difference = right - left - (1 if e.op is Op.LT else 0)
-            return (difference,) if isinstance(difference, Affine) else ()
-    if e.op is Op.NOT and e.args[0].op in (Op.LE, Op.LT):
-        left, right = (_as_index(arg) for arg in e.args[0].args)
-        if left is not None and right is not None:
-            difference = left - right - (1 if e.args[0].op is Op.LE else 0)
+    negated = e.op is Op.NOT
+    test = e.args[0] if negated else e
+    if test.op in (Op.LE, Op.LT):
+        less, more = (_as_index(arg) for arg in (reversed(test.args) if negated else test.args))
+        if less is not None and more is not None:
+            difference = more - less - int((test.op is Op.LT) != negated)
             return (difference,) if isinstance(difference, Affine) else ()
     return ()
 

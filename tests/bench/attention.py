@@ -1,4 +1,5 @@
-"""Causal attention: 12 heads of 64, forward and with all gradients, and its memory.
+"""Causal attention, forward and with all gradients: 12 heads of 64, and those of a small GPT's
+step; and its memory.
 
 Compared with PyTorch's flash kernel (`F.scaled_dot_product_attention`). The limit counts the
 multiply-adds of the lower triangle: 2 products forward, 5 more backward.
@@ -16,20 +17,22 @@ from tests.bench.measure import Row
 from tests.bench.peers import jax_work, torch_work
 
 HEADS, DEPTH = 12, 64
+SHAPES = ((12, 4, 64, 32), (1, HEADS, 256, DEPTH), (1, HEADS, 2048, DEPTH))  # (B, H, T, D)
 
 
 def rows(threads: int) -> Iterator[Row]:
-    """Two lengths, forward, and forward with the gradients of queries, keys and values."""
-    for length in (256, 2048):
+    """Some shapes, forward, and forward with the gradients of queries, keys and values."""
+    for shape in SHAPES:
+        batch, heads, length, depth = shape
+        name = f"causal attention, {batch * heads} heads, d {depth}, T {length}"
         generator = np.random.default_rng(0)
-        shape = (1, HEADS, length, DEPTH)
         arrays = [generator.standard_normal(shape, dtype=np.float32) for _ in range(4)]
         tensors = [Tensor(array).realize() for array in arrays]
         swapped = [np.ascontiguousarray(array.swapaxes(1, 2)) for array in arrays]  # as JAX has it
-        product = 2 * HEADS * DEPTH * length * (length + 1) / 2
+        product = 2 * batch * heads * depth * length * (length + 1) / 2
         forward = jit(_forward)
         yield Row(
-            f"causal attention, 12 heads, d 64, T {length}", partial(forward, *tensors[:3]),
+            name, partial(forward, *tensors[:3]),
             {**torch_work(_torch_forward, *arrays[:3], threads=threads),
              **jax_work(_jax_forward, *swapped[:3])},
             flops=2 * product, goal=1.5,

@@ -11,13 +11,16 @@ from property.compare import Tolerance, difference
 from minigrad.graph import build as g
 from minigrad.graph.gradient import gradient
 from minigrad.graph.node import Node, Op
-from minigrad.loops.nest import Loop, Statement
+from minigrad.graph.substitution import variables
+from minigrad.loops.nest import Loop, Nest, Statement
 from minigrad.loops.recipes import lower
 from minigrad.runtimes.reference import evaluate
+from minigrad.schedule.expr import Array
 from minigrad.schedule.schedule import Schedule
 
 from .machine import GOLDEN, run
 from .programs import (
+    LENGTH,
     PROGRAMS,
     Build,
     Inputs,
@@ -173,6 +176,83 @@ def test_half_of_a_causal_block_is_not_computed() -> None:
     nest = lower(kernel, GOLDEN)
     loops = [loop for loop in loops_in(nest.parallel) if loop.kind == "serial" and loop.step != 1]
     assert any(len(loop.stops) == 2 and not isinstance(loop.stops[0], int) for loop in loops)
+
+
+def test_tiles_of_rows_stop_where_their_own_rows_do() -> None:
+    """Not where the block's last row does: that is a quarter of a product with 64 positions."""
+    (kernel,) = plan_of(PROGRAMS["causal_attention"]).kernels
+    tiles = [loop for loop in loops_in(lower(kernel, GOLDEN).parallel) if loop.step == 8]
+    assert any(
+        tile.variable in variables(loop.stops[0]) for tile in tiles for loop in loops_in(tile)
+    )
+
+
+@pytest.mark.parametrize("first", [None, -21, -3])
+@pytest.mark.parametrize("last", [-18, -9, -5, 0, 3, 12, 40])
+def test_wherever_a_row_stops_to_see(first: int | None, last: int) -> None:
+    """Diagonals at any distance, of which some rows see nothing; with all gradients."""
+
+    def build(inputs: Inputs) -> list[Node]:
+        q, k, v, seed = heads(inputs, 4)
+        scores = product(q, transpose(k))
+        row, column = (
+            g.expand(g.reshape(g.iota(ROWS, scores.device), shape), scores.shape)
+            for shape in ((1, ROWS, 1), (1, 1, ROWS))
+        )
+        seen = g.elementwise(Op.LE, column, ew(Op.ADD, row, last))
+        if first is not None:
+            seen = ew(Op.AND, seen, g.elementwise(Op.LE, ew(Op.ADD, row, first), column))
+        low = ew(Op.WHERE, seen, mul(scores, 0.1), number(-1e4, scores))
+        weights = softmax(low, 2)
+        zero = number(0.0, weights)
+        result = product(g.elementwise(Op.WHERE, seen, weights, zero), v)
+        found = gradient([result], [seed], [q, k, v])
+        return [result, *(x for x in found if x is not None)]
+
+    check(build)
+
+
+def attention_nests(length: int) -> list[Nest]:
+    """Attention and its gradients, two heads of 16, for the golden target."""
+
+    def build(inputs: Inputs) -> list[Node]:
+        q, k, v, seed = (inputs(2, length, 16) for _ in range(4))
+        result = attend(q, k, v)
+        return [result, *filter(None, gradient([result], [seed], [q, k, v]))]
+
+    kernels = plan_of(build).kernels
+    assert {kernel.kind for kernel in kernels} == {"block_rows"}
+    return [lower(kernel, GOLDEN) for kernel in kernels]
+
+
+def test_the_next_head_is_asked_for_unless_it_is_large() -> None:
+    """Every operand that a product reads of memory; without pushing out what is read now."""
+
+    def asked(nest: Nest) -> set[Array]:
+        return {array for loop in loops_in(nest.parallel) for array, _ in loop.prefetch}
+
+    for nest in attention_nests(128):
+        assert {array.name for array in asked(nest)} == {"s0", "s1", "s2", "s3"}
+    assert not any(map(asked, attention_nests(2048)))
+
+
+def test_any_number_of_heads() -> None:
+    plan = plan_of(lambda inputs: [attend(*(inputs(LENGTH, ROWS, 16) for _ in range(3)))])
+    assert kinds(plan) == ["block_rows"]
+    assert not isinstance(lower(plan.kernels[0], GOLDEN).total, int)
+
+
+def test_work_is_counted_for_an_average_block() -> None:
+    """Of n causal blocks, n + 1 halves of all pairs are computed; two blocks have no middle."""
+    for blocks in (10, 11):
+        rows = 16 * blocks
+        causal, full = (
+            plan_of(lambda inputs, last=last, rows=rows: [
+                attend(*(inputs(3, rows, 16) for _ in range(3)), last=last)
+            ]).kernels for last in (0, rows)
+        )  # fmt: skip
+        work = [sum(lower(kernel, GOLDEN).operations for kernel in one) for one in (causal, full)]
+        assert work[0] / work[1] == pytest.approx((blocks + 1) / (2 * blocks), rel=0.02)
 
 
 def loops_in(statement: Statement) -> list[Loop]:
