@@ -51,7 +51,8 @@ def byte_dots(kernel: Kernel, target: Target, name: str) -> Nest:
     first, *others = kernel.stages
     sums = others[0] if others and others[0].op is Op.SUM else first
     alone = in_words(first)
-    words = in_blocks(first, sums) if sums is not first else alone and {alone.body: alone}
+    words = None if alone is None else {alone.body: alone}
+    words = words if sums is first else in_blocks(first, sums)
     assert words is not None, "it was when the schedule made this kernel"
     dots = next(iter(words.values()))
     *outer, lane = sums.axes

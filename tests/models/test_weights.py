@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from model_judges import (
     save_folder,
 )  # fmt: skip
 
-from minigrad import Tensor
+from minigrad import Context, Tensor
 from minigrad.models import gpt_commands
 from minigrad.models.architectures_hub import config_of_hub
 from minigrad.models.decode import Decoder
@@ -97,8 +98,17 @@ def test_llama_and_mixtral(
     agree(GPT.from_pretrained(tmp_path), wanted, ids)
 
 
+@pytest.fixture
+def float_products() -> Iterator[None]:
+    """What files hold is told by products that round nothing."""
+    with Context(INT8=0):
+        yield
+
+
 @pytest.mark.parametrize("kind", ["F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1"])
-def test_gguf(kind: str, torch: Any, tmp_path: Path, on_device: str) -> None:
+def test_gguf(
+    kind: str, torch: Any, tmp_path: Path, on_device: str, float_products: None
+) -> None:
     weights = random_llama(np.random.default_rng(3), LLAMA)
     raw, meant = gguf_llama(weights, LLAMA, kind)
     path = tmp_path / "model.gguf"
@@ -164,7 +174,7 @@ def test_the_capital_of_france(smollm2: tuple[GPT, Tokenizer]) -> None:
     assert tokenizer.decode(new).startswith(" Paris")
 
 
-def test_logits_of_smollm2(torch: Any) -> None:
+def test_logits_of_smollm2(torch: Any, float_products: None) -> None:
     model, tokenizer = load_model(smollm())
     ids = tokenizer.encode("Three things are certain: death, taxes, and 42 more.")
     metadata, tensors = gguf_load(smollm())
@@ -223,7 +233,9 @@ def wide(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
 
 
 @pytest.mark.parametrize("kind", FILE_TYPES)
-def test_quantized_files(kind: str, wide: tuple[Path, Any], tmp_path: Path) -> None:
+def test_quantized_files(
+    kind: str, wide: tuple[Path, Any], tmp_path: Path, float_products: None
+) -> None:
     folder, wanted = wide
     ids, path = random_ids(37), tmp_path / "m.gguf"
     said, _ = quantize_file(folder, path, kind, pure=True)
@@ -326,7 +338,9 @@ def test_the_command(
 
 
 @pytest.mark.parametrize("kind", ["Q4_K", "Q5_K", "Q6_K"])
-def test_smollm2_in_fewer_bits(kind: str, smollm2: tuple[GPT, Tokenizer], tmp_path: Path) -> None:
+def test_smollm2_in_fewer_bits(
+    kind: str, smollm2: tuple[GPT, Tokenizer], tmp_path: Path
+) -> None:
     path = tmp_path / "m.gguf"
     said, _ = quantize_file(smollm(), path, kind)
     assert any(line.startswith("rows of 576 are no multiple of 256") for line in said)
