@@ -100,7 +100,7 @@ def test_numbers_of_two_bytes_are_as_good_as_float32(on_device: str) -> None:
 def test_vectors_are_bytes_where_these_are_fast(monkeypatch: pytest.MonkeyPatch) -> None:
     """Unless a setting says otherwise; one that makes no sense is refused."""
     for fast, setting, digits in ((True, -1, 2), (False, -1, 0), (True, 0, 0), (False, 1, 1)):
-        monkeypatch.setattr(Device["CPU"], "byte_dots", fast)
+        monkeypatch.setattr(Device[Tensor(0).device], "byte_dots", fast)
         with Context(INT8=setting):
             assert packed("Q8_0", 16, 64)[0].digits == digits
     with Context(INT8=3), pytest.raises(ValueError, match="MINIGRAD_INT8=3: expected 0, 1 or 2"):
