@@ -29,7 +29,7 @@ DEFAULTS: Mapping[str, int | str] = MappingProxyType({
     "FUSE": 1,  # 0: every operation is a kernel of its own
     "PATIENCE": 60,  # seconds until a rank that keeps others waiting counts as hung; 0: never
     "GUARD": 0,  # 1: unreadable pages behind every buffer
-    "INT8": 0,  # 1: products with quantized matrices round vectors to int8, in groups
+    "INT8": -1,  # bytes of vectors' numbers in products with quantized matrices; 0: float32
     "BOUNDS": 1,  # 0: an index out of range reads 0 or writes nothing, and nobody says so
 })  # fmt: skip
 

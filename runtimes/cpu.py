@@ -80,7 +80,7 @@ class CPU:
     fails_late = False
 
     def __init__(self, name: str) -> None:
-        self.name = name
+        self.name, self.byte_dots = name, host_target().byte_dots
 
     def allocate(self, nbytes: int) -> int:
         """The address of memory: 64-byte aligned, or under GUARD right before a guard."""

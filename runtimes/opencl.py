@@ -68,6 +68,7 @@ class OpenCL:
     """One device with its context, its in-order queue and its pool of buffers."""
 
     generalizes = True
+    byte_dots = False
     fails_late = True
 
     def __init__(self, name: str, device: Any) -> None:

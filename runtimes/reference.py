@@ -417,6 +417,7 @@ class ReferenceRuntime:
     """Memory is an array of bytes; everything is done when a call returns."""
 
     generalizes = False
+    byte_dots = False
     fails_late = False
 
     def __init__(self, name: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import weakref
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -192,12 +193,13 @@ class Capture:
 
     def _check_effects(self, tensors: Sequence[Tensor]) -> None:
         """JitError where an input is written by other ways too, or a gradient would be added to."""
-        for number, tensor in enumerate(tensors):
-            if memory_of(tensor) in self.written:
+        memories = [memory_of(tensor) for tensor in tensors]
+        for number, memory in enumerate(memories):
+            if memory in self.written:
                 raise written_both_ways(self.name, number)
+        times = Counter(memories) if self.written_inputs else {}
         for number in self.written_inputs:
-            memory = memory_of(tensors[number])
-            if sum(memory_of(tensor) is memory for tensor in tensors) > 1:
+            if times[memories[number]] > 1:
                 raise written_twice(self.name, number)
         had = any(of.grad is not None for of, _, others in self.gradients if not others)
         if had or any(tensors[number].grad is not None for number, _ in self.input_gradients):

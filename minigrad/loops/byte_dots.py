@@ -22,6 +22,7 @@ Each row is summed in the same order, however many there are.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 from minigrad.graph.node import Op
@@ -36,30 +37,34 @@ from minigrad.loops.prefetch import AHEAD, Place
 from minigrad.loops.transforms import Around, Schedule
 from minigrad.schedule import expr
 from minigrad.schedule.byte_dots import LANES, in_blocks, in_words
-from minigrad.schedule.expr import Local
+from minigrad.schedule.expr import Expr, Local
 from minigrad.schedule.schedule import Kernel
 from minigrad.schedule.stage import Stage
 from minigrad.target import Target
 
-ROWS = 12  # whose two sums are in registers, with what a word of the matrix is unpacked to
+SUMS = 24  # of some rows, that are in registers with what a word of the matrix is unpacked to
 
 
 def byte_dots(kernel: Kernel, target: Target, name: str) -> Nest:
     """The loop nest of a product with a quantized matrix."""
     first, *others = kernel.stages
     sums = others[0] if others and others[0].op is Op.SUM else first
-    dots = in_words(first) if sums is first else in_blocks(first, sums)
-    assert dots is not None, "it was when the schedule made this kernel"
+    alone = in_words(first)
+    words = None if alone is None else {alone.body: alone}
+    words = words if sums is first else in_blocks(first, sums)
+    assert words is not None, "it was when the schedule made this kernel"
+    dots = next(iter(words.values()))
     *outer, lane = sums.axes
     m = [axis for axis in outer if axis.variable not in dots.body.args[0].variables]
     n = [axis for axis in outer if axis not in m]
     tiles = [axis.variable for axis in n]
-    naive = loops_over([*n, *m, lane], _naive(kernel, dots, sums))
+    naive = loops_over([*n, *m, lane], _naive(kernel, words, sums))
     s = Schedule([in_levels(loop, target) for loop in naive if isinstance(loop, Loop)])
-    for axis in m:
-        rows = axis.variable
-        block = s.split(rows, ceildiv(axis.typical, ceildiv(axis.typical, ROWS)), "t")
-        s.reorder(*tiles, block, lane.variable, rows)
+    if m:
+        *more, rows = (axis.variable for axis in m)
+        count, most = m[-1].typical, SUMS // (len(words) + 1)
+        block = s.split(rows, ceildiv(count, ceildiv(count, most)), "t")
+        s.reorder(*tiles, *more, block, lane.variable, rows)
     s.vectorize(lane.variable, LANES)
     if sums is not first:
         s.repeat(*(axis.variable for axis in dots.reduced))
@@ -82,22 +87,24 @@ def _blocks_ahead(loop: Loop, around: Around) -> tuple[Place, ...]:
     return tuple((e.array, substitute(e.index, later)) for e in loads)
 
 
-def _naive(kernel: Kernel, dots: Stage, sums: Stage) -> list[Statement]:
-    """One element: for all blocks, the sum of a block, and what it adds to the total.
+def _naive(kernel: Kernel, words: Mapping[Expr, Stage], sums: Stage) -> list[Statement]:
+    """One element: for all blocks, the sums of a block, and what they add to the total.
 
-    Where `dots` is all there is to sum, its total.
+    Where these sums are all there is, there is one, and it is the total.
     """
-    part = expr.local(Local("part", dots.body.dtype, 1))
-    total = expr.local(Local("total", sums.body.dtype, 1))
-    body = reduction(Op.SUM, part, dots.reduced, [dots.body])
-    if sums.array == dots.array:
-        total = part
-    else:
-        (read,) = (load for load in expr.loads(sums.body) if load.array == dots.array)
-        terms = summands(expr.replace_in(sums.body, {read: part}))
+    clear, add, parts = list[Statement](), list[Statement](), dict[Expr, Expr]()
+    for number, (read, dots) in enumerate(words.items()):
+        parts[read] = total = expr.local(Local(f"part{number}", dots.body.dtype, 1))
+        begin, *more = reduction(Op.SUM, total, (), [dots.body])
+        clear.append(begin)
+        add += more
+    body = [*clear, *loops_over(dots.reduced, add)]
+    if sums.array != dots.array:
+        total = expr.local(Local("total", sums.body.dtype, 1))
+        terms = summands(expr.replace_in(sums.body, parts))
         begin, *more = reduction(Op.SUM, total, (), terms)
         body = [begin, *loops_over(sums.reduced, [*body, *more])]
     marker = replace(sums, op=None, reduced=(), body=total)
-    others = kernel.stages[1 + (total is not part) :]
+    others = kernel.stages[1 + (sums.array != dots.array) :]
     stores = inline_stages(replace(kernel, stages=(marker, *others)), sums.axes)
     return [*body, Stores(tuple(stores))]

@@ -8,6 +8,12 @@ vectors of a product with a vector then run across rows. Each lane adds up its o
 scale is multiplied with that sum and not with every element, and no vector is summed up at the end:
 7 vector instructions for 32 elements of Q4_1 instead of 10.
 
+Processors that multiply four bytes at a time (see `schedule/byte_dots.py`) do so here: vectors are
+whole numbers, too, times a scale for each group, and neighbouring bytes of a row lie in words. A
+whole number has two bytes: SmolLM2's logits are off by 4e-4 of the largest, a next token's
+distribution by 7e-8 nats. One byte, as in llama.cpp, is off by 0.003, which turns near ties.
+`MINIGRAD_INT8` chooses otherwise.
+
 An integer takes 2, 4 or 8 bits of memory: of 3, 5 and 6 bits in a file it takes the next of these,
 as bits of one number that lie apart would cost a product more than their bytes do. Bits per
 element, in a file and in memory:
@@ -23,6 +29,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from minigrad.device import Device
 from minigrad.dtype import dtypes
 from minigrad.errors import ShapeError
 from minigrad.settings import flag
@@ -30,6 +37,8 @@ from minigrad.tensor import Tensor
 
 SUPER = 256  # elements of a row whose scales share a factor, in the kinds that have factors
 TILE = 16  # rows that lie side by side
+BYTE = 256
+SMALLEST = 2.0**-126  # a normal float32, whose inverse is one
 WORD = 4  # bytes of a row that do, for processors that multiply so many at once
 FEW_ROWS = 4  # up to so many rows of x, a product reads the packed bytes once for each of them
 MANY_ROWS = 16  # and up to so many, in parts of these: each row is summed as it is alone
@@ -78,15 +87,17 @@ class Quantized:
     """A matrix (rows, columns) in groups along its rows, in tiles of 16 rows.
 
     parts: the tensors that are kept, in this order. The integers: (tiles, groups, n/4, 16, 4) uint8
-    with n = 32 or 16, or a half or a quarter of that; (tiles, groups, n, 16, 1) where settings say
-    INT8=0 when they are made. Scales, and minima if any: (tiles, groups, 1, 16, 1), float16 or
+    with n = 32 or 16, or a half or a quarter of that; (tiles, groups, n, 16, 1) where vectors are
+    not taken as bytes. Scales, and minima if any: (tiles, groups, 1, 16, 1), float16 or
     int8. Factors of the scales, and of the minima: (tiles, columns/256, 1 or 2, 16, 1) float16. The
     last axis but one is the row in the tile; rows that fill up the last tile are 0. None of them is
     trained.
+
+    digits: how many bytes a number of a vector has; 0: it stays float32.
     """
 
-    def __init__(self, kind: Kind, rows: int, parts: Sequence[Tensor]) -> None:
-        self.kind = kind
+    def __init__(self, kind: Kind, rows: int, parts: Sequence[Tensor], digits: int = 0) -> None:
+        self.kind, self.digits = kind, digits
         self.quants, *self.scales = parts
         for tensor in parts:
             tensor.requires_grad = False
@@ -95,17 +106,17 @@ class Quantized:
     @classmethod
     def of_rows(cls, kind: Kind, parts: Sequence[Tensor]) -> Quantized:
         """From the same parts row by row, each (rows, groups, n) or (rows, columns/256, n)."""
-        rows = parts[0]._known_shape()[0]
+        rows, digits = parts[0]._known_shape()[0], _digits_on(parts[0].device)
         more = -rows % TILE
         tiles = []
         for number, part in enumerate(parts):
             part = part.pad(((0, more), (0, 0), (0, 0))) if more else part
             count, groups, _ = part._known_shape()
-            word = WORD if number == 0 and flag("INT8") else 1
+            word = WORD if number == 0 and digits else 1
             tiled = part.reshape(count // TILE, TILE, groups, -1, word).permute(0, 2, 3, 1, 4)
             tiles.append(tiled.contiguous())
         Tensor.realize(*tiles)
-        return cls(kind, rows, tiles)
+        return cls(kind, rows, tiles, digits)
 
     def parts(self) -> list[Tensor]:
         """The tensors that are kept."""
@@ -164,7 +175,7 @@ class Quantized:
                 f"product of {x.shape} with a matrix {self.shape}: expected (…, {columns})"
             )
         count = math.prod(x._known_shape()) // columns
-        product = self._of_bytes if self.quants._known_shape()[-1] == WORD else self._of_floats
+        product = self._of_bytes if self.digits else self._of_floats
         result = product(x.float().reshape(count, columns))
         return result[:, :rows].reshape(*x.shape[:-1], rows)
 
@@ -172,25 +183,23 @@ class Quantized:
         """x·Wᵀ with each group of x as whole numbers times a scale: (count, rows of all tiles)."""
         tiles, groups, words, _, _ = self.quants._known_shape()
         count, pieces = x._known_shape()[0], 8 // self.kind.bits
-        grouped = x.reshape(count, groups, -1)
-        scale = grouped.abs().max(2, keepdim=True) / 127
-        inverse = (scale == 0).where(0, 1 / scale)
-        whole = (grouped * inverse).round().cast(dtypes.int32).cast(dtypes.int8).contiguous()
-        shape = (count, 1, groups, pieces, words, 1, WORD)
-        bytes_ = whole.cast(dtypes.int32).reshape(*shape)
+        whole, scale = _whole(x.reshape(count, groups, -1), self.digits)
+        sums = whole.sum(2, dtype=dtypes.int32).reshape(count, 1, groups, 1)
+        scale = scale.reshape(count, 1, groups, 1)
+        digits = _bytes(whole, self.digits)
+        rows = digits.cast(dtypes.int32).reshape(count, 1, groups, -1, pieces, words, 1, WORD)
         terms = [
-            bytes_[:, :, :, place] * part.cast(dtypes.int32)
+            rows[:, :, :, :, place] * part.unsqueeze(2).cast(dtypes.int32)
             for place, part in enumerate(_pieces(self.quants, self.kind.bits))
         ]
-        dots = sum(terms[1:], terms[0]).sum((3, 5), dtype=dtypes.int32)
-        sums = whole.sum(2, dtype=dtypes.int32).reshape(count, 1, groups, 1)
+        first, *others = sum(terms[1:], terms[0]).sum((4, 6), dtype=dtypes.int32).unbind(3)
+        dots = first * BYTE + others[0] if others else first
         if self.kind.zero:
-            dots = dots - sums * self.kind.zero
-        scale = scale.reshape(count, 1, groups, 1)
+            dots = dots - (sums * self.kind.zero).contiguous()
         scales, *minima = [part.reshape(tiles, groups, TILE) for part in self._scales(self.parts())]
         total = dots.float() * scale * scales
         if minima:
-            total = total + sums.float() * scale * minima[0]
+            total = total + (sums.float() * scale).contiguous() * minima[0]
         return total.sum(2).reshape(count, tiles * TILE)
 
     def _of_floats(self, x: Tensor) -> Tensor:
@@ -261,6 +270,31 @@ def _pieces(quants: Tensor, bits: int) -> list[Tensor]:
     mask, last = (1 << bits) - 1, 8 - bits
     parts = [(quants >> place if place else quants) & mask for place in range(0, last, bits)]
     return [*parts, quants >> last if last else quants]
+
+
+def _digits_on(device: str) -> int:
+    """Bytes that a number of a vector gets there; ValueError where the setting makes no sense."""
+    digits = flag("INT8")
+    if not -1 <= digits <= 2:
+        raise ValueError(f"MINIGRAD_INT8={digits}: expected 0, 1 or 2, or -1 for the fastest exact")
+    return digits if digits >= 0 else 2 if Device[device].byte_dots else 0
+
+
+def _whole(groups: Tensor, digits: int) -> tuple[Tensor, Tensor]:
+    """Numbers (rows, groups, n) as int32 of so many digits, times scales (rows, groups, 1)."""
+    scale = groups.abs().max(-1, keepdim=True) / (127 * BYTE ** (digits - 1))
+    inverse = (scale < SMALLEST).where(0, 1 / scale)
+    return (groups * inverse).round().cast(dtypes.int32), scale
+
+
+def _bytes(whole: Tensor, digits: int) -> Tensor:
+    """int32 (rows, groups, n) as int8 (rows, groups, digits, n), the higher ones first."""
+    found = whole.unsqueeze(2)
+    if digits > 1:
+        high = (found + BYTE // 2) >> 8
+        lower = Tensor.arange(digits, device=whole.device).reshape(-1, 1) > 0
+        found = lower.where(found - (high << 8), high)
+    return found.cast(dtypes.int8).contiguous()
 
 
 def _by_rows(part: Tensor) -> Tensor:

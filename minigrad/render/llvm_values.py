@@ -263,15 +263,31 @@ def cast(b: Builder, x: Value, to: DType) -> Value:
             text = b.line(f"{name} {x.typed} to {kind}")
         return round_half(b, Value(text, to, lanes), source)
     if source.is_float:
-        name = "fptosi" if to.kind == "i" else "fptoui"
-        intrinsic = f"llvm.{name}.sat.{suffix(kind)}.{suffix(x.type)}"
-        return Value(b.call(intrinsic, kind, [x.typed]), to, lanes)
+        return Value(_whole(b, x, to, kind), to, lanes)
     if source.bits == to.bits and not source.is_bool:
         return Value(x.text, to, lanes)
     if to.bits < source.bits and not source.is_bool:
         return Value(b.line(f"trunc {x.typed} to {kind}"), to, lanes)
     name = "sext" if source.kind == "i" else "zext"
     return Value(b.line(f"{name} {x.typed} to {kind}"), to, lanes)
+
+
+def _whole(b: Builder, x: Value, to: DType, kind: str) -> str:
+    """Truncated and saturated, NaN 0. LLVM has a function for it, of one lane after the other."""
+    scalar, mask = register_type(x.dtype), mask_type(x)
+    least, above = (literal(y, scalar, x.lanes) for y in (to.minimum, to.maximum + 1))
+    low = b.line(f"fcmp olt {x.typed}, {least}")
+    high = b.line(f"fcmp oge {x.typed}, {above}")
+    outside = b.line(f"or {mask} {low}, {b.line(f'fcmp uno {x.typed}, {least}')}")
+    outside = b.line(f"or {mask} {outside}, {high}")
+    zero = literal(0.0, scalar, x.lanes)
+    inside = b.line(f"select {mask} {outside}, {x.type} {zero}, {x.typed}")
+    name = "fptosi" if to.kind == "i" else "fptoui"
+    whole = b.line(f"{name} {x.type} {inside} to {kind}")
+    for beyond, bound in ((low, to.minimum), (high, to.maximum)):
+        text = literal(bound, register_type(to), x.lanes)
+        whole = b.line(f"select {mask} {beyond}, {kind} {text}, {kind} {whole}")
+    return whole
 
 
 def _resize_float(b: Builder, x: Value, to: DType, kind: str) -> str:

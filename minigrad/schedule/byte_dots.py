@@ -89,23 +89,28 @@ def added_to(total: Expr, dots: Expr) -> Expr:
     return expr.apply(Leaf.DOT, (*words, begin), dots.dtype)
 
 
-def in_blocks(dots: Stage, sums: Stage) -> Stage | None:
-    """`dots` in words, at the place where `sums`, a sum over blocks, reads it: only there.
+def in_blocks(dots: Stage, sums: Stage) -> dict[Expr, Stage] | None:
+    """`dots` in words at each place where `sums`, a sum over blocks, reads it: only there.
 
     None where it is no such sum, or has no tiles.
     """
     words = in_words(dots)
     reads = [load for load in expr.loads(sums.body) if load.array == dots.array]
-    if words is None or sums.op is not Op.SUM or not sums.body.dtype.is_float or len(reads) != 1:
+    if words is None or sums.op is not Op.SUM or not sums.body.dtype.is_float or not reads:
         return None
     axes = [make_axis("d", number, axis.extent) for number, axis in enumerate(words.reduced)]
-    values: dict[Atom, Integer] = {
+    inner: dict[Atom, Integer] = {
         old.variable: new.index for old, new in zip(words.reduced, axes, strict=True)
     }
-    places = unflatten(reads[0].index, [axis.extent for axis in dots.axes])
-    values |= {axis.variable: place for axis, place in zip(dots.axes, places, strict=True)}
-    words = replace(words, body=expr.substitute_in(words.body, values), reduced=tuple(axes))
-    return words if has_tiles(sums, words) else None
+    found = {}
+    for read in reads:
+        places = unflatten(read.index, [axis.extent for axis in dots.axes])
+        outer = {axis.variable: place for axis, place in zip(dots.axes, places, strict=True)}
+        body = expr.substitute_in(words.body, inner | outer)
+        found[read] = replace(words, body=body, reduced=tuple(axes))
+        if not has_tiles(sums, found[read]):
+            return None
+    return found if len({one.body.args[0] for one in found.values()}) == 1 else None
 
 
 def has_tiles(sums: Stage, words: Stage | None) -> bool:
@@ -117,4 +122,4 @@ def has_tiles(sums: Stage, words: Stage | None) -> bool:
     m = [axis for axis in outer if axis.variable not in matrix.variables]
     whole = isinstance(lane.extent, int) and lane.extent % LANES == 0
     own = whole and lane.variable not in vectors.variables
-    return own and len(m) < 2 and len(m) < len(outer)
+    return own and len(m) < len(outer)

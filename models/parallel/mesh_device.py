@@ -118,6 +118,7 @@ class MeshRuntime:
     """
 
     generalizes = False  # a layout is of one shape
+    byte_dots = False
     fails_late = False
 
     def __init__(self, mesh: Mesh) -> None:

@@ -6,9 +6,11 @@ import gc
 from types import SimpleNamespace
 
 import numpy as np
+import pytest
 from jit.arrays import data, same
 
 from minigrad import GlobalCounters, Tensor, jit, nn
+from minigrad.jit import replay
 
 # ---- memory that the step updates ----------------------------------------------------------------
 
@@ -231,3 +233,30 @@ def test_a_write_goes_on_waiting_when_its_value_is_computed(device: str) -> None
     value.realize()
     assert target.tolist() == [12.0, 14.0] and view.tolist() == [14.0]
     assert before.tolist() == [10.0, 20.0] and target.raw.arg is memory
+
+
+def test_what_a_replay_looks_at_does_not_grow_with_the_square(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A server's step gives it the caches of all layers and requests: hundreds, all written."""
+
+    def step(caches: list[Tensor], x: Tensor) -> None:
+        for cache in caches:
+            cache[1:3] = x
+        Tensor.realize(*caches)
+
+    looks, known = list[Tensor](), replay.memory_of
+
+    def look(tensor: Tensor) -> object:
+        looks.append(tensor)
+        return known(tensor)
+
+    caches = [Tensor.zeros(4).contiguous().realize() for _ in range(40)]
+    captured = jit(step)
+    for number in range(3):
+        captured(caches, Tensor([number, -number]).float())
+    monkeypatch.setattr(replay, "memory_of", look)
+    captured(caches, Tensor([3.0, -3.0]))
+    assert 0 < len(looks) <= 2 * (len(caches) + 1), "each input is looked at once or twice"
+    for cache in caches:
+        assert cache.tolist() == [0, 3, -3, 0]

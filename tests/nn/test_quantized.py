@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from minigrad import Context, Tensor
+from minigrad.device import Device
 from minigrad.nn.gguf_blocks import LAYOUTS, quantized
 from minigrad.nn.quantized import KINDS, Quantized
 
@@ -31,10 +32,10 @@ def packed(name: str, rows: int, columns: int, seed: int = 0) -> tuple[Quantized
     return quantized(name, Tensor(raw), rows, columns), values.reshape(rows, columns)
 
 
-def in_bytes(x: Any, group: int) -> Any:
-    """x (…, columns) with each group rounded to 255 numbers, as products take it."""
+def in_bytes(x: Any, group: int, digits: int) -> Any:
+    """x (…, columns) with each group rounded to so many bytes a number, as products take it."""
     grouped = x.reshape(*x.shape[:-1], -1, group)
-    scale = np.abs(grouped).max(-1, keepdims=True) / np.float32(127)
+    scale = np.abs(grouped).max(-1, keepdims=True) / np.float32(127 * 256 ** (digits - 1))
     inverse = np.divide(1, scale, out=np.zeros_like(scale), where=scale != 0)
     return (np.round(grouped * inverse) * scale.astype(np.float64)).reshape(x.shape)
 
@@ -43,7 +44,7 @@ def bits(values: Any) -> Any:
     return np.asarray(values, np.float32).view(np.uint32)
 
 
-@pytest.mark.parametrize("int8", [0, 1])
+@pytest.mark.parametrize("int8", [0, 1, 2])
 @pytest.mark.parametrize("name", KINDS)
 def test_products_and_rows(name: str, int8: int, on_device: str) -> None:
     with Context(INT8=int8):
@@ -53,7 +54,7 @@ def test_products_and_rows(name: str, int8: int, on_device: str) -> None:
     for count in (1, 3, 9):
         x = np.random.default_rng(count).standard_normal((1, count, 768)).astype(np.float32)
         got = matrix.product(Tensor(x)).numpy()
-        x = in_bytes(x, matrix.kind.group) if int8 else x.astype(np.float64)
+        x = in_bytes(x, matrix.kind.group, int8) if int8 else x.astype(np.float64)
         wanted, size = (f(x) @ f(values).T for f in (np.asarray, np.abs))
         # a sum of float32, in any order: each of its terms may be rounded that often
         assert (np.abs(got - wanted) <= (768 + 4) * 2.0**-24 * size).all()
@@ -65,10 +66,11 @@ def test_products_and_rows(name: str, int8: int, on_device: str) -> None:
     np.testing.assert_array_equal(bits(both), bits(np.concatenate([values, values[order]])))
 
 
+@pytest.mark.parametrize("int8", [1, 2])
 @pytest.mark.parametrize("name", ["Q4_0", "Q8_0", "Q2_K"])
-def test_a_row_is_the_same_among_others(name: str, on_device: str) -> None:
+def test_a_row_is_the_same_among_others(name: str, int8: int, on_device: str) -> None:
     """To the bit: alone, among a few, in a prompt, and in one whose length varies."""
-    with Context(INT8=1):
+    with Context(INT8=int8):
         matrix, _ = packed(name, 64, 2304)  # more groups than a sum of floats adds in one go
     x = np.random.default_rng(1).standard_normal((27, 2304)).astype(np.float32)
     x[3, :64], x[5, 7] = 0, np.nan
@@ -79,3 +81,27 @@ def test_a_row_is_the_same_among_others(name: str, on_device: str) -> None:
         for start in (0, 27 - count):
             some = matrix.product(Tensor(x[start : start + count])).numpy()
             np.testing.assert_array_equal(bits(some), whole[start : start + count])
+
+
+def test_numbers_of_two_bytes_are_as_good_as_float32(on_device: str) -> None:
+    """Also where one of a group is a million times as large, or where all are next to nothing."""
+    with Context(INT8=2):
+        matrix, values = packed("Q4_1", 32, 128)
+    x = np.random.default_rng(4).standard_normal((5, 128)).astype(np.float32)
+    x[1, 40] = 1e6
+    x[2] *= 1e-36
+    x[3] = 0
+    got = matrix.product(Tensor(x)).numpy()
+    largest = np.abs(x.reshape(5, 4, 32)).max(2).repeat(32, 1)
+    off = (largest / 65024 + np.abs(x) * 2.0**-20) @ np.abs(values).T.astype(np.float64)
+    assert (np.abs(got - x.astype(np.float64) @ values.T) <= off + 1e-30).all()
+
+
+def test_vectors_are_bytes_where_these_are_fast(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Unless a setting says otherwise; one that makes no sense is refused."""
+    for fast, setting, digits in ((True, -1, 2), (False, -1, 0), (True, 0, 0), (False, 1, 1)):
+        monkeypatch.setattr(Device[Tensor(0).device], "byte_dots", fast)
+        with Context(INT8=setting):
+            assert packed("Q8_0", 16, 64)[0].digits == digits
+    with Context(INT8=3), pytest.raises(ValueError, match="MINIGRAD_INT8=3: expected 0, 1 or 2"):
+        packed("Q8_0", 16, 64)
