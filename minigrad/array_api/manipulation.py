@@ -200,4 +200,4 @@ def take_along_axis(x: Array, indices: Array, /, *, axis: int = -1) -> Array:
             f"take_along_axis of shape {x.shape} by indices of shape {indices.shape}: expected as "
             "many dimensions"
         )
-    return Array._of(x._tensor.take_along_dim(indices._tensor, place))
+    return Array._of(x._tensor._take_along("take_along_axis", indices._tensor, place))

@@ -292,11 +292,13 @@ def _safe_in_place(
         return False
     if writer.kind == "block_rows":
         return False
+    summed = writer.kind != "contraction" and any(stage.op is not None for stage in writer.stages)
     for position, load in loads:
         stage = writer.stages[position]
         same = load.index == stage.position and stage.op is None
         if writer.kind == "contraction" or high(rows) == target.size:
-            if not (same and stage.size == target.size):
+            # Stores come last, but where rows are summed: there each stage has its own.
+            if not (same and stage.size == target.size) or (summed and position > place):
                 return False
         elif position > place or (position == place and not same):
             return False

@@ -92,6 +92,10 @@ class Addressing(Composed):
             places = self._new(indices.node).flatten()
             return self.flatten()._gather("take_along_dim", 0, places, True)
         axis = axis_of("take_along_dim", dim, self.ndim)
+        return self._take_along("take_along_dim", indices, axis)
+
+    def _take_along(self, name: str, indices: Core, axis: int) -> Self:
+        """`take_along_dim`, under another name in messages."""
         x, places = (
             value.expand([
                 other if d != axis and extent == 1 else extent
@@ -99,7 +103,7 @@ class Addressing(Composed):
             ])
             for value, like in ((self, indices), (self._new(indices.node), self))
         )  # fmt: skip
-        return x._gather("take_along_dim", axis, places, True)
+        return x._gather(name, axis, places, True)
 
     def masked_scatter(self, mask: Core, source: Core) -> Self:
         """self with the elements of source, in order, where mask (bool) is true.

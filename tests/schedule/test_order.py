@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import random
 
+import numpy as np
 import pytest
 
+from minigrad import Tensor
 from minigrad.dtype import dtypes
 from minigrad.graph import build as g
 from minigrad.graph.gradient import gradient
@@ -98,3 +100,22 @@ def test_what_a_layer_keeps_is_free_when_its_gradient_is_taken(layers: int) -> N
     layer, weight = rows * width * 4, width * width * 4
     arena = plan_of(build).arena_bytes
     assert arena <= (layers + 2) * layer + layers * weight
+
+
+def test_an_old_value_is_read_before_it_is_written_over(on_device: str) -> None:
+    """Where a kernel sums rows each of its stages stores, and what comes later finds that."""
+    x, before = np.random.default_rng(0).random((2, 30, 8), dtype=np.float32)
+    sums, softmax = np.exp(x).sum(1), np.exp(x) / np.exp(x).sum(1, keepdims=True)
+    data = Tensor(x).realize()
+    for value, expected, old in (
+        (data.exp().sum(1), sums, before[:, 0]),
+        (data[:, 0] * 2, x[:, 0] * 2, before[:, 0]),
+        (data.softmax(1), softmax, before),
+        (data @ data.T @ data, x @ x.T @ x, before),
+    ):
+        target = Tensor(old).realize()
+        later = target * 2 + value.log()
+        target.assign(value)
+        Tensor.realize(target, later)
+        np.testing.assert_allclose(target.numpy(), expected, rtol=1e-4)
+        np.testing.assert_allclose(later.numpy(), old * 2 + np.log(expected), rtol=1e-4)
