@@ -300,7 +300,10 @@ class Core(Holder, metaclass=_TensorType):
         def __getattr__(self, name: str) -> Any:
             error = missing("Tensor", name, [name[:-1]] if hasattr(type(self), name[:-1]) else [])
             error.obj = self  # Python then says what sounds alike
-            raise error
+            try:
+                raise error
+            finally:
+                del error  # which has this frame, too: a circle, that would keep the caller's
 
     def __len__(self) -> int:
         if not self.shape:

@@ -6,6 +6,8 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
+from inspect import cleandoc
+from textwrap import dedent
 
 import pytest
 
@@ -43,9 +45,7 @@ STEPS: dict[str, tuple[Callable[[Schedule], object], str]] = {}
 
 def step(change: Callable[[Schedule], object]) -> Callable[[Schedule], object]:
     """Enter what is done to the product; its docstring is what comes of it."""
-    STEPS[change.__name__] = change, "\n".join(
-        line[4:] for line in (change.__doc__ or "").splitlines()[1:-1]
-    )
+    STEPS[change.__name__] = change, cleandoc(change.__doc__ or "")
     return change
 
 
@@ -394,7 +394,7 @@ def test_what_it_makes(name: str) -> None:
     change, expected = STEPS[name]
     schedule = product()
     change(schedule)
-    assert show_statements(schedule.whole()) == expected
+    assert dedent(show_statements(schedule.whole())) == expected
 
 
 def test_tails_of_a_number_that_varies() -> None:
