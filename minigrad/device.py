@@ -143,7 +143,6 @@ class Runtime(Protocol):
 
     def copy_part(self, memory: Any, start: int, given: Any, nbytes: int) -> None:
         """Fill bytes of memory, from the one numbered `start` on, from other memory of its own."""
-        ...
 
     def first(self, memory: Any, dtype: DType) -> int | float | bool:
         """The first element of memory that holds some of `dtype`, when work is done."""

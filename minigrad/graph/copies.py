@@ -75,14 +75,15 @@ def unstacked(whole: Node) -> list[Node]:
     return [build.reshape(one, tuple(shape)) for one in each]
 
 
-def rows_of(nodes: Sequence[Node]) -> Node | None:
+def rows_of(nodes: Sequence[Node], kept: Container[Node]) -> Node | None:
     """Nodes of one shape that are there, or are copies, as rows (len, …); None where they are not.
 
     What is there must be small.
     """
     if all(map(is_leaf, nodes)):
-        return None if _is_large(nodes[0]) else stacked(nodes)
-    return _rows(nodes, ())
+        alike = all(_form(node) == _form(nodes[0]) for node in nodes)
+        return stacked(nodes) if alike and not _is_large(nodes[0]) else None
+    return _rows(nodes, kept)
 
 
 def nbytes(node: Node) -> int:
@@ -140,6 +141,11 @@ def is_leaf(node: Node) -> bool:
     return node.op in LEAVES or (node.op in (Op.RESHAPE, Op.CAT) and all(map(is_leaf, node.src)))
 
 
+def _form(node: Node) -> Any:
+    """What copies have in common but for their arguments."""
+    return node.op, node.dtype, node.shape, len(node.src)
+
+
 def _is_large(node: Node) -> bool:
     stored = node.op in REDUCTIONS or node.op in LEAVES or node.op is Op.RESHAPE
     return stored and nbytes(node) > MOST_BYTES
@@ -176,7 +182,7 @@ class _Kinds:
 
 
 def _sum(terms: Sequence[Node], kinds: _Kinds, kept: Container[Node]) -> Node | None:
-    """The sum of terms, …"""
+    """The sum of terms, copies as the sum of one array's rows; None where there are no copies."""
     parts: list[Node] = []
     for some in kinds.groups(terms):
         made = _rows(some, kept) if len(some) > MANY else None
@@ -206,7 +212,9 @@ def _rows(copies: Sequence[Node], kept: Container[Node]) -> Node | None:
         known[one] = nodes
         if nodes.count(one) == count:
             same.add(one)
-        elif one in kept or one.op in SINGLE or _is_large(one):
+        elif any(node in kept for node in nodes) or one.op in SINGLE or _is_large(one):
+            return None
+        elif any(_form(node) != _form(one) for node in nodes):
             return None
         elif is_leaf(one):
             if not all(map(is_leaf, nodes)):

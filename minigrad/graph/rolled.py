@@ -189,7 +189,7 @@ class _Chain:
             one in kept or nbytes(one) > MOST_BYTES or len(set(sources)) < len(sources)
         ):  # weights of layers
             raise _Unlike
-        rows = rows_of(sources)
+        rows = rows_of(sources, kept)
         if rows is None or self.elements.setdefault(one, rows) is not rows:
             raise _Unlike
 

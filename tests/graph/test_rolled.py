@@ -174,3 +174,24 @@ def test_few_nodes_stay(on_device):
     nodes: list[Node] = [x.node]
     assert rolled(nodes, topological(nodes)) == nodes
     assert x.tolist() == [2 - 0.5**20, 2.0]
+
+
+def test_what_goes_into_the_steps_must_be_copies(on_device):
+    """Values of one shape may be computed otherwise in some steps."""
+    begin, count = array(2, 3), 40
+    given = [Tensor(array(2, 3, seed=n)) for n in range(count)]
+    leaf = Tensor.full((2, 3), 0.5, requires_grad=True) * 1
+    for kind in ("otherwise", "leaf"):
+        inputs = [x.exp() if n % 3 else x.tanh() for n, x in enumerate(given)]
+        if kind == "leaf":
+            inputs = [x.exp() for x in given]
+            inputs[7] = leaf.exp()
+        state, plain = Tensor(begin), begin
+        for x in inputs:
+            state = (state * 0.5 + x).tanh().sin() + x.minimum(0.25) * 0.5 - state.exp() * 0.1
+        found = state.numpy()  # before its inputs are in memory
+        for x in inputs:
+            one = x.detach().numpy()
+            inner = np.sin(np.tanh(plain * 0.5 + one))
+            plain = inner + np.minimum(one, 0.25) * 0.5 - np.exp(plain) * 0.1
+        np.testing.assert_allclose(found, plain, rtol=1e-4, atol=1e-5)
