@@ -8,19 +8,16 @@ from minigrad.errors import CompileError
 from minigrad.graph.substitution import variables
 from minigrad.graph.symbolic import Affine, Atom, Integer, ceildiv, high
 from minigrad.loops import cost
+from minigrad.loops.axes import indices
 from minigrad.loops.levels import in_levels
 from minigrad.loops.nest import (
-    FoldItems,
     Loop,
     MatrixProduct,
     Nest,
-    Prefetch,
-    Set,
-    Store,
-    Stores,
     arrays_written,
     expressions,
     locals_set,
+    parts,
     walk,
 )
 from minigrad.schedule import expr
@@ -51,19 +48,16 @@ def assemble(
     """
     if kernel.kind != "block_rows":  # whose sums are as long as a block of keys
         loop = in_levels(loop, target)
-    arrays: dict[Array, None] = {}
-    inside: dict[Array, None] = {}
-    symbols: dict[str, None] = {}
-    _collect(loop, arrays, inside, symbols)
+    found, symbols = _used(loop)
+    arrays = [array for array in found if array.space == "buffer"]
     computed = expr.walk(*expressions(loop))
     _check(kernel, loop, computed, arrays)
     places, offset = [], 0
-    for array in inside:
-        if array.space == "local":
-            continue
-        places.append((array, offset))
-        size = array.size * max(array.dtype.itemsize, 4 if array.dtype.is_float else 1)
-        offset += ceildiv(size, LINE) * LINE
+    for array in found:
+        if array.space == "scratch":
+            places.append((array, offset))
+            size = array.size * max(array.dtype.itemsize, 4 if array.dtype.is_float else 1)
+            offset += ceildiv(size, LINE) * LINE
     total = high(loop.stops[0])
     traffic = cost.traffic(kernel, arrays)
     if operations is None:
@@ -71,9 +65,9 @@ def assemble(
     if vectors is None:
         vectors = cost.vectors(kernel, target, _products_at_once(loop, computed))
     return Nest(
-        name, loop, tuple(arrays), tuple(sorted(symbols)), tuple(places), offset,
+        name, loop, tuple(arrays), tuple(symbols), tuple(places), offset,
         grain_of(loop, total, operations, traffic, target), operations, round(vectors), traffic,
-        label(kernel), tuple(array for array in inside if array.space == "local"),
+        label(kernel), tuple(array for array in found if array.space == "local"),
     )  # fmt: skip
 
 
@@ -119,63 +113,34 @@ def grain_of(loop: Loop, total: int, operations: int, traffic: int, target: Targ
     return max(ceildiv(grain, step) * step, 1)
 
 
-def _collect(
-    loop: Loop,
-    arrays: dict[Array, None],
-    inside: dict[Array, None],
-    symbols: dict[str, None],
-) -> None:
-    """All arrays and symbols of a loop, in order of appearance."""
-    bound: set[Atom] = set()
+def _used(loop: Loop) -> tuple[list[Array], list[str]]:
+    """All arrays of a loop, in order of appearance, and the symbols of its indices."""
+    arrays: dict[Array, None] = {}
+    used: dict[Integer, None] = {}
     seen: set[expr.Expr] = set()
+    bound: set[Atom | None] = set()
 
-    def see_array(array: Array) -> None:
-        (arrays if array.space == "buffer" else inside)[array] = None
-
-    def see_index(x: Integer) -> None:
-        for atom in variables(x):
-            if isinstance(atom.payload, Affine):
-                see_index(atom.payload)
-            if atom not in bound and atom.name != "never":
-                symbols[atom.name] = None
-
-    def see_values(roots: Iterable[expr.Expr]) -> None:
-        new = [e for e in roots if e not in seen]
+    def see(exprs: Iterable[expr.Expr]) -> None:
+        new = [e for e in exprs if e not in seen]
         seen.update(new)
-        for e in expr.walk(*new):
-            if e.op is Leaf.LOAD:
-                see_array(e.array)
-                see_index(e.index)
-                for c in e.guard:
-                    see_index(c)
-            elif e.op in (Leaf.INDEX, Leaf.CONDITION):
-                see_index(e.index)
+        arrays.update((load.array, None) for load in expr.loads(*new))
+        used.update((x, None) for x in indices(new, ()))
 
-    def see_indices(*indices: Integer) -> None:
-        for x in indices:
-            see_index(x)
-            see_values(expr.values_in(x))
+    def symbols(x: Integer) -> set[str]:
+        found = set[str]()
+        for atom in variables(x):
+            if isinstance(atom.payload, Affine):  # the bound of a variable
+                found |= symbols(atom.payload)
+            if atom not in bound and atom.name != "never":
+                found.add(atom.name)
+        return found
 
     for statement in walk(loop):
         if isinstance(statement, Loop):
-            bound.add(statement.variable)
-            if statement.lane is not None:
-                bound.add(statement.lane)
-            see_indices(statement.start, *statement.stops)
-        elif isinstance(statement, Stores):  # all values come before the arrays that they go to
-            see_values([item.value for item in statement.items])
-        elif isinstance(statement, Set):
-            see_values([statement.value])
-        elif isinstance(statement, Store):
-            see_values([statement.value])
-            see_array(statement.array)
-            see_indices(statement.index, *statement.guard)
-        elif isinstance(statement, Prefetch):
-            see_array(statement.array)
-            see_index(statement.index)
-        elif isinstance(statement, MatrixProduct):
-            for matrix in statement.matrices:
-                see_array(matrix.array)
-                see_index(matrix.index)
-        elif isinstance(statement, FoldItems):
-            see_array(statement.memory)
+            bound.update((statement.variable, statement.lane))
+        values, places, reads, writes = parts(statement)
+        see(values)
+        arrays.update((place, None) for place in (*reads, *writes) if isinstance(place, Array))
+        see(e for x in places for e in expr.values_in(x))
+        used.update((x, None) for x in places)
+    return list(arrays), sorted(set().union(*map(symbols, used)))

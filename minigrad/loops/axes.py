@@ -131,12 +131,19 @@ def _joins(outer: Axis, inner: Axis, used: Sequence[Integer]) -> bool:
     return True
 
 
+def merge_groups(
+    groups: Sequence[tuple[Axis, ...]], used: Sequence[Integer]
+) -> tuple[list[tuple[Axis, ...]], dict[Atom, Integer]]:
+    """The same for several groups of axes."""
+    found = [merge(axes, used) for axes in groups]
+    values = {x: place for _, known in found for x, place in known.items()}
+    return [axes for axes, _ in found], values
+
+
 def merge_stage(stage: Stage) -> Stage:
     """The stage with its kept and its reduced axes merged where possible."""
     used = indices(stage.exprs(), [stage.position, *stage.guard])
-    kept, values = merge(stage.axes, used)
-    reduced, more = merge(stage.reduced, used)
-    values.update(more)
+    (kept, reduced), values = merge_groups((stage.axes, stage.reduced), used)
     return replace(stage.substitute(values), axes=kept, reduced=reduced) if values else stage
 
 

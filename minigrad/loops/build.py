@@ -16,6 +16,7 @@ from minigrad.loops.nest import (
     Fold,
     Loop,
     MatrixProduct,
+    Place,
     Prefetch,
     Set,
     Statement,
@@ -26,7 +27,7 @@ from minigrad.loops.nest import (
 from minigrad.schedule import expr
 from minigrad.schedule.axis import Axis, make_axis
 from minigrad.schedule.byte_dots import added_to
-from minigrad.schedule.expr import Array, Expr, Leaf, Local
+from minigrad.schedule.expr import Array, Expr, Guard, Leaf, Local
 from minigrad.schedule.schedule import Kernel
 from minigrad.schedule.stage import Stage, identity
 from minigrad.target import Target
@@ -72,20 +73,21 @@ def _reads(e: Expr, made: dict[Array, Local]) -> bool:
     return e.op is expr.Leaf.LOAD and e.array in made
 
 
+def epilogue(
+    kernel: Kernel, stages: Sequence[Stage], results: Mapping[Array, Expr], axes: Sequence[Axis]
+) -> list[Store]:
+    """The stores of stages, in which results stand for those that are sums."""
+    made = [
+        replace(stage, op=None, reduced=(), body=results[stage.array])
+        if stage.array in results else stage for stage in stages
+    ]  # fmt: skip
+    return inline_stages(replace(kernel, stages=tuple(made)), axes)
+
+
 def substitute_stores(stores: Sequence[Store], values: Mapping[Atom, Integer]) -> list[Store]:
     """Stores with loop variables replaced."""
-    if not values:
-        return list(stores)
-    return [
-        Store(
-            s.array,
-            substitute(s.index, values),
-            expr.substitute_in(s.value, values),
-            expr.restrict((), [substitute(c, values) for c in s.guard]),
-            s.streaming,
-        )
-        for s in stores
-    ]
+    found = [substitute_statement(store, values) if values else store for store in stores]
+    return [store for store in found if isinstance(store, Store)]
 
 
 def elements(kernel: Kernel) -> tuple[list[Axis], list[Store]]:
@@ -163,22 +165,39 @@ def substitute_statement(
                 statement.transpose,
             )  # fmt: skip
         return done[key][-1]
-    if isinstance(statement, Store):
-        (store,) = substitute_stores([statement], values)
-        return store
     if isinstance(statement, Stores):
         return Stores(tuple(substitute_stores(statement.items, values)))
-    if isinstance(statement, Set):
-        value = expr.substitute_in(statement.value, values)
-        return Set(statement.local, at(statement.slot), value, statement.everywhere)
-    if isinstance(statement, Fold):
-        return replace(statement, slot=at(statement.slot))
-    if isinstance(statement, Prefetch):
-        return replace(statement, index=at(statement.index))
-    if isinstance(statement, MatrixProduct):
-        total, left, right = (replace(m, index=at(m.index)) for m in statement.matrices)
-        return replace(statement, total=total, left=left, right=right)
-    return statement
+    return changed(statement, lambda e: expr.substitute_in(e, values), at)
+
+
+def changed(
+    one: Statement, value: Callable[[Expr], Expr], at: Callable[[Integer], Integer] | None = None,
+    move: Move | None = None, everywhere: bool = False,
+) -> Statement:  # fmt: skip
+    """A statement, but no loop, with other values, indices and places.
+
+    move: gives a place and an index for those of a statement; everywhere: as `with_places` has it.
+    """
+    at = at or (lambda x: x)
+    move = move or (lambda place, index: (place, index))
+    if isinstance(one, Store):
+        place, index = move(one.array, at(one.index))
+        guard = expr.restrict((), map(at, one.guard))
+        assert isinstance(place, Array)
+        return Store(place, index, value(one.value), guard, one.streaming)
+    if isinstance(one, Set):
+        place, index = move(one.local, at(one.slot))
+        return put(place, index, value(one.value), everywhere or one.everywhere)
+    if isinstance(one, Fold):
+        place, index = move(one.source, at(one.slot))
+        assert isinstance(place, Local)
+        return replace(one, source=place, slot=index)
+    if isinstance(one, Prefetch):
+        return replace(one, index=at(one.index))
+    if isinstance(one, MatrixProduct):
+        total, left, right = (replace(m, index=at(m.index)) for m in one.matrices)
+        return replace(one, total=total, left=left, right=right)
+    return one
 
 
 def loops_over(axes: Sequence[Axis], body: Sequence[Statement]) -> tuple[Statement, ...]:
@@ -220,8 +239,19 @@ def naive(
     return [*begin, *(loops_over(axes, steps) if steps else ()), *end]
 
 
-Place = Local | Array  # registers, or memory
 Move = Callable[[Place, Integer], tuple[Place, Integer]]
+
+
+def get(place: Place, at: Integer, guard: Guard = ()) -> Expr:
+    """What is in a register, or in memory."""
+    return expr.local(place, at) if isinstance(place, Local) else expr.load(place, at, guard)
+
+
+def put(place: Place, at: Integer, value: Expr, everywhere: bool = False) -> Set | Store:
+    """What sets a register, or stores to memory; everywhere: as `Set` has it."""
+    if isinstance(place, Local):
+        return Set(place, at, value, everywhere)
+    return Store(place, at, value)
 
 
 def with_places(statement: Statement, move: Move, everywhere: bool = False) -> Statement:
@@ -231,34 +261,14 @@ def with_places(statement: Statement, move: Move, everywhere: bool = False) -> S
     """
 
     def read(leaf: Expr) -> Expr | None:
-        if leaf.op not in (Leaf.LOCAL, Leaf.LOAD):
-            return None
-        of_local = leaf.op is Leaf.LOCAL
-        place, at = move(leaf.place, leaf.slot if of_local else leaf.index)
-        if place is leaf.place:
-            return None if of_local else expr.load(leaf.array, at, leaf.guard)
-        if isinstance(place, Local):
-            return expr.local(place, at)
-        return expr.load(place, at, () if of_local else leaf.guard)
+        if leaf.op is Leaf.LOCAL:
+            place, at = move(leaf.local, leaf.slot)
+            return None if place is leaf.local else get(place, at)
+        return get(*move(leaf.array, leaf.index), leaf.guard) if leaf.op is Leaf.LOAD else None
 
-    def change(inner: Statement) -> Statement:
-        if isinstance(inner, Set):
-            place, at = move(inner.local, inner.slot)
-            value = expr.rebuild(inner.value, read)
-            if isinstance(place, Array):
-                return Store(place, at, value)
-            return Set(place, at, value, everywhere or inner.everywhere)
-        if isinstance(inner, Store):
-            place, at = move(inner.array, inner.index)
-            assert isinstance(place, Array)
-            return replace(inner, array=place, index=at, value=expr.rebuild(inner.value, read))
-        if isinstance(inner, Fold):
-            place, at = move(inner.source, inner.slot)
-            assert isinstance(place, Local)
-            return replace(inner, source=place, slot=at)
-        return inner
-
-    return map_statement(statement, change)
+    return map_statement(statement, lambda one: changed(
+        one, lambda e: expr.rebuild(e, read), None, move, everywhere
+    ))  # fmt: skip
 
 
 def reduction(op: Op, result: Expr, axes: Sequence[Axis], terms: Sequence[Expr]) -> list[Statement]:

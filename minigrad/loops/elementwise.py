@@ -14,17 +14,18 @@ from dataclasses import replace
 from minigrad.graph.operations import SCATTERS
 from minigrad.graph.shapes import numel
 from minigrad.graph.substitution import coefficient, variables
+from minigrad.graph.symbolic import high
 from minigrad.loops.assemble import assemble
 from minigrad.loops.axes import unit_stride_axis, vector_width
 from minigrad.loops.build import combine, elements, loops_over, streams
-from minigrad.loops.nest import Nest, Store, Stores
+from minigrad.loops.nest import Nest, Store, Stores, divides
 from minigrad.loops.prefetch import further_along, later_rows
 from minigrad.loops.transforms import Schedule
 from minigrad.schedule import expr
 from minigrad.schedule.axis import Axis
 from minigrad.schedule.expr import Expr
 from minigrad.schedule.schedule import Kernel
-from minigrad.target import Target
+from minigrad.target import FILL, ITEM_LANES, Target
 
 # Elements of a long vector loop that one parallel iteration takes: 16 KiB of float32, a small part
 # of a chunk (see assemble.py), and enough for the prefetcher of a processor to follow.
@@ -40,7 +41,7 @@ TILE = 64  # elements of a tile along vectors: four lines of float32
 def elementwise(kernel: Kernel, target: Target, name: str) -> Nest:
     """All stages at once, element by element, in registers."""
     axes, stores = elements(kernel)
-    exprs, positions = [s.value for s in stores], [s.index for s in stores]
+    exprs, positions, group = [s.value for s in stores], [s.index for s in stores], target.group
     stores = [replace(s, streaming=streams(s.array, kernel.stages, target)) for s in stores]
     axis = unit_stride_axis(axes, exprs, positions)
     outer = [a for a in axes if a != axis]
@@ -50,6 +51,15 @@ def elementwise(kernel: Kernel, target: Target, name: str) -> Nest:
         s.parallelize()
         return assemble(name, kernel, s.nest, target)
     x = axis.variable
+    if group is not None:  # an iteration is one work-item's, of as many elements as it can load
+        enough = ITEM_LANES * group.items * group.units * FILL
+        narrow = all(load.dtype.itemsize <= 4 for load in expr.loads(*exprs))
+        if narrow and numel([a.extent for a in axes]) >= enough and divides(axis.extent, ITEM_LANES):
+            vectors = s.split(x, ITEM_LANES, "v")
+            s.vectorize(x, ITEM_LANES)
+            x = vectors
+        s.parallelize(*xs, x)
+        return assemble(name, kernel, s.nest, target)
     across = _transposed_axis(outer, axis, exprs) if target.vector_bytes else None
     if across is not None:
         # a tile is low, and the next one lies beside it: a cache line of which it stores a part is
@@ -73,6 +83,14 @@ def elementwise(kernel: Kernel, target: Target, name: str) -> Nest:
     if xs:
         s.parallelize(*xs)
     return assemble(name, kernel, s.nest, target)
+
+
+def same_elements(kernel: Kernel) -> bool:
+    """Whether all stages of a kernel of rows have the same elements, so that there are no rows."""
+    if len(kernel.stages) == 1:
+        return kernel.stages[0].op is None
+    same = all(s.op is None and s.size == high(kernel.rows) for s in kernel.stages)
+    return same and all(isinstance(a.extent, int) for s in kernel.stages for a in s.axes[1:])
 
 
 def _transposed_axis(outer: Sequence[Axis], axis: Axis, exprs: Sequence[Expr]) -> Axis | None:

@@ -23,10 +23,10 @@ from dataclasses import dataclass, replace
 from minigrad.graph.node import Op
 from minigrad.graph.shapes import flatten, numel
 from minigrad.graph.substitution import coefficient, substitute
-from minigrad.graph.symbolic import Atom, Integer, ceildiv, high
+from minigrad.graph.symbolic import Atom, ceildiv, high
 from minigrad.loops.assemble import assemble
-from minigrad.loops.axes import indices, merge, vector_width
-from minigrad.loops.build import inline_stages, lanes_loop, loops_over, reduction, substitute_stores
+from minigrad.loops.axes import indices, merge_groups, vector_width
+from minigrad.loops.build import epilogue, lanes_loop, loops_over, reduction, substitute_stores
 from minigrad.loops.cost import flops
 from minigrad.loops.nest import Loop, Nest, Statement, Store, Stores, expressions, loops_in
 from minigrad.loops.prefetch import AHEAD, Place, from_memory
@@ -419,27 +419,22 @@ def _factors(e: Expr, of_matrix: set[Atom]) -> list[Expr]:
 
 def _prepared(kernel: Kernel, sums: list[Sum]) -> tuple[list[Store], list[Sum], list[Expr]]:
     """Stores in terms of merged axes, the sums in them, and what stands in stores for each sum."""
-    markers, results = {}, []
-    for number, one in enumerate(sums):
-        result = expr.local(Local(f"sum{number}", one.stage.body.dtype, 1))
-        markers[one.stage.array] = replace(one.stage, op=None, reduced=(), body=result)
-        results.append(result)
-    stages = tuple(markers.get(stage.array, stage) for stage in kernel.stages)
-    stores = inline_stages(replace(kernel, stages=stages), sums[0].stage.axes)
+    results = {
+        one.stage.array: expr.local(Local(f"sum{number}", one.stage.body.dtype, 1))
+        for number, one in enumerate(sums)
+    }
+    stores = epilogue(kernel, kernel.stages, results, sums[0].stage.axes)
     used = indices(
         [*(one.stage.body for one in sums), *(s.value for s in stores)],
         [s.index for s in stores],
     )
-    merged = [merge(axes, used) for axes in (sums[0].batch, sums[0].m, sums[0].n)]
-    (batch, m, n), values = (axes for axes, _ in merged), dict[Atom, Integer]()
-    for _, known in merged:
-        values.update(known)
-    changed = []
+    first, changed = sums[0], []
     for one in sums:
-        k, known = merge(one.k, used)
-        body, *vectors = (expr.substitute_in(e, values | known) for e in (one.body, *one.vectors))
+        groups = first.batch, first.m, first.n, one.k
+        (batch, m, n, k), values = merge_groups(groups, used)
+        body, *vectors = (expr.substitute_in(e, values) for e in (one.body, *one.vectors))
         changed.append(Sum(one.stage, body, tuple(vectors), batch, m, n, k))
-    return substitute_stores(stores, values), changed, results
+    return substitute_stores(stores, values), changed, list(results.values())
 
 
 def _neighbours(sums: Sequence[Sum], name: str) -> Axis | None:

@@ -11,30 +11,29 @@ The cut depends on the loops only, so results are bitwise the same with any numb
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import count
-from typing import NamedTuple
 
 from minigrad.graph.node import Op
 from minigrad.graph.substitution import variables
 from minigrad.graph.symbolic import Atom, Integer, ceildiv
-from minigrad.loops.build import Place, combine, lanes_loop, with_places
+from minigrad.loops.build import combine, get, lanes_loop, put, with_places
 from minigrad.loops.nest import (
-    Fold,
-    FoldItems,
     Loop,
-    MatrixProduct,
+    Place,
     Prefetch,
     Set,
     Statement,
     Store,
-    children,
     divides,
+    parts,
+    walk,
 )
 from minigrad.schedule import expr
 from minigrad.schedule.axis import make_axis
-from minigrad.schedule.expr import Array, Expr, Leaf, Local
+from minigrad.schedule.expr import Array, Expr, Leaf
 from minigrad.schedule.stage import identity
 from minigrad.target import Target
 
@@ -53,7 +52,7 @@ Around = frozenset[Atom]  # the variables of the vector loops around a statement
 
 def in_levels(parallel: Loop, target: Target) -> Loop:
     """The loop of a nest with every long sum in levels."""
-    return parallel.around(_all(parallel.body, _within(parallel, frozenset()), target, {}))
+    return parallel.around(_all(parallel.body, _within(parallel, frozenset()), target))
 
 
 def most_terms(place: Place, target: Target) -> int:
@@ -65,59 +64,41 @@ def most_terms(place: Place, target: Target) -> int:
     return TERMS_OF_TILE if target.group is None else TERMS_OF_GROUP
 
 
-def _all(
-    body: Sequence[Statement], around: Around, target: Target, uses: Uses
-) -> Statements:
-    return tuple([
-        one for statement in body for one in _cut_if_long(statement, around, target, uses)
-    ])  # fmt: skip
+def _all(body: Sequence[Statement], around: Around, target: Target) -> Statements:
+    return tuple([one for inner in body for one in _cut_if_long(inner, around, target)])
 
 
 def _within(loop: Loop, around: Around) -> Around:
     return around | {loop.variable} if loop.kind == "lanes" else around
 
 
-def _cut_if_long(
-    statement: Statement, around: Around, target: Target, uses: Uses
-) -> Statements:
+def _cut_if_long(statement: Statement, around: Around, target: Target) -> Statements:
     if not isinstance(statement, Loop):
         return (statement,)
-    if not _use(statement, uses).added:
-        return (statement,)
-    inside = _within(statement, around)
     if statement.kind in ("serial", "lanes"):
-        sums = _sums(statement, uses)
-        if around:  # where no vector loop over an array may be
-            sums = {place: one for place, one in sums.items() if isinstance(place, Local)}
-        blocks = {
-            place: ceildiv(one.terms, most_terms(place, target)) for place, one in sums.items()
-        }
-        long = {place: sums[place] for place, number in blocks.items() if number > 1}
+        long = _long_sums(statement, around, target)
         if long:
-            return _cut(statement, long, max(blocks.values()), around, target, uses)
-    return (statement.around(_all(statement.body, inside, target, uses)),)
+            return _cut(statement, long, around, target)
+    return (statement.around(_all(statement.body, _within(statement, around), target)),)
 
 
-def _cut(
-    loop: Loop, sums: Mapping[Place, _Sum], blocks: int, around: Around, target: Target,
-    uses: Uses,
-) -> Statements:  # fmt: skip
-    """The loop with its iterations in about `blocks` blocks, whose sums are added in levels."""
-    parts: dict[Place, Place] = {
+def _cut(loop: Loop, sums: Mapping[Place, int], around: Around, target: Target) -> Statements:
+    """The loop with its iterations in blocks, whose sums are added in levels."""
+    own: dict[Place, Place] = {
         place: replace(place, name=f"{place.name}_{loop.variable.name}") for place in sums
     }
     inner = loop.around(tuple(
-        with_places(s, lambda place, at: (parts.get(place, place), at)) for s in loop.body
+        with_places(s, lambda place, at: (own.get(place, place), at)) for s in loop.body
     ))  # fmt: skip
-    size = ceildiv(loop.vectors, blocks)
+    size = ceildiv(loop.vectors, max(sums.values()))
     if size == 1:
-        clear, end = _ends(sums, parts, _within(loop, around), target)
-        return _cut_if_long(loop.around((*clear, *inner.body, *end)), around, target, uses)
-    clear, end = _ends(sums, parts, around, target)
+        clear, end = _ends(inner, own, _within(loop, around), target)
+        return _cut_if_long(loop.around((*clear, *inner.body, *end)), around, target)
+    clear, end = _ends(inner, own, around, target)
     block, outer, rest = _in_blocks(inner, size)
     outer = replace(outer, body=(*clear, block, *end))
     last = (*clear, rest, *end) if rest is not None else ()
-    return (*_cut_if_long(outer, around, target, uses), *_all(last, around, target, uses))
+    return (*_cut_if_long(outer, around, target), *_all(last, around, target))
 
 
 def _in_blocks(loop: Loop, size: int) -> tuple[Loop, Loop, Loop | None]:
@@ -146,144 +127,103 @@ def _in_blocks(loop: Loop, size: int) -> tuple[Loop, Loop, Loop | None]:
 
 
 def _ends(
-    sums: Mapping[Place, _Sum], parts: Mapping[Place, Place], around: Around, target: Target
+    loop: Loop, own: Mapping[Place, Place], around: Around, target: Target
 ) -> tuple[list[Statement], list[Statement]]:
     """What clears the places of a block, and what adds them to those of the sums."""
     clear: list[Statement] = []
     end: list[Statement] = []
-    for place, one in sums.items():
-        part, zero = parts[place], identity(Op.SUM, place.dtype)
-        if isinstance(place, Array):
-            assert isinstance(part, Array)
-            each = make_axis("e", 0, place.size)
-            at: Integer = each.index
-            more = combine(Op.SUM, expr.load(place, at), expr.load(part, at))
-            width = max(min(target.most_lanes, 4 * target.lanes(place.dtype)), 1)
-            clear.append(lanes_loop(each, width, (Store(part, at, zero),)))
-            end.append(lanes_loop(each, width, (Store(place, at, more),)))
-            continue
-        assert isinstance(part, Local)
-        slot = make_axis("u", 0, place.count)
-        at = slot.index if place.count > 1 else 0
-        more = combine(Op.SUM, expr.local(place, at), expr.local(part, at))
+    for place, part in own.items():
+        everywhere = all(
+            one.everywhere for one in walk(loop) if isinstance(one, Set) and one.local == part
+        )
+        memory = isinstance(place, Array)
+        each = make_axis("e" if memory else "u", 0, place.size if memory else place.count)
+        at = each.index if memory or each.count > 1 else 0
+        more = combine(Op.SUM, get(place, at), get(part, at))
         for found, made in (
-            (clear, Set(part, at, zero, one.everywhere)),
-            (end, Set(place, at, more, one.everywhere)),
+            (clear, put(part, at, identity(Op.SUM, part.dtype), everywhere)),
+            (end, put(place, at, more, everywhere)),
         ):
-            every: Statement = made
-            if place.count > 1:
-                every = Loop(slot.variable, 0, (place.count,), (every,), "unroll")
+            if memory:
+                width = max(min(target.most_lanes, 4 * target.lanes(place.dtype)), 1)
+                made = lanes_loop(each, width, (made,))
+            elif each.count > 1:
+                made = Loop(each.variable, 0, (each.extent,), (made,), "unroll")
             # what is cleared outside of vector loops is known to outlive one of their iterations
-            if place.lanes is not None and place.lanes not in around and found is end:
-                every = Loop(place.lanes, 0, (place.width,), (every,), "lanes", place.width)
-            found.append(every)
+            if not memory and place.lanes not in (None, *around) and found is end:
+                made = Loop(place.lanes, 0, (place.width,), (made,), "lanes", place.width)
+            found.append(made)
     return clear, end
 
 
 # ---- what is added up ----
 
 
-class _Sum(NamedTuple):
-    """terms: that are added to each element of a place. everywhere: as `Set` has it.
+def _long_sums(loop: Loop, around: Around, target: Target) -> dict[Place, int]:
+    """The places of floats to which a loop does nothing but add, and that too often.
 
-    apart: the variables of loops that do not add to it, but number its elements.
+    With the number of blocks to make of it. Within a vector loop none is in memory, where no other
+    vector loop may be.
     """
-
-    terms: int = 1
-    everywhere: bool = True
-    apart: frozenset[Atom] = frozenset()
-
-
-@dataclass
-class _Use:
-    """What statements add to places, by place and index; the places that they use otherwise."""
-
-    added: dict[tuple[Place, Integer], _Sum] = field(default_factory=dict)
-    others: set[Place] = field(default_factory=set)
-
-    def see(self, *values: Expr, indices: Iterable[Integer] = ()) -> None:
-        """Note what is read."""
-        inside = [e for x in indices for e in expr.values_in(x)]
-        if values or inside:
-            for e in expr.walk(*values, *inside):
-                if e.op is Leaf.LOCAL or e.op is Leaf.LOAD and e.array.space != "buffer":
-                    self.others.add(e.place)
-
-    def add(self, key: tuple[Place, Integer], one: _Sum) -> None:
-        """Note what is added."""
-        known = self.added.get(key)
-        if known is not None:
-            everywhere = one.everywhere and known.everywhere
-            one = _Sum(one.terms + known.terms, everywhere, one.apart | known.apart)
-        self.added[key] = one
+    terms: Counter[tuple[Place, Integer]] = Counter()
+    others: set[Place] = set()
+    for statement, loops in _inside(loop, ()):
+        writes = parts(statement).writes
+        if _added(statement):
+            assert isinstance(statement, Set | Store)
+            index = statement.slot if isinstance(statement, Set) else statement.index
+            numbers, count = set(variables(index)), 1
+            for one in reversed(loops):
+                if one.variable in numbers:  # it does not add to an element, but numbers them
+                    numbers |= variables(one.start)
+                else:
+                    count *= one.vectors
+            terms[*writes, index] += count
+        else:
+            others.update(writes)
+    blocks: dict[Place, int] = {}
+    for (place, _), count in terms.items():
+        number = ceildiv(count, most_terms(place, target))
+        if number > 1 and place not in others and not (around and isinstance(place, Array)):
+            blocks[place] = max(number, blocks.get(place, 0))
+    for statement, _ in _inside(loop, ()) if blocks else ():
+        for place in _reads(statement):
+            blocks.pop(place, None)
+    return blocks
 
 
-NO_USE = _Use()
-Uses = dict[int, tuple[Statement, _Use]]  # by identity of statements, which it keeps
+def _inside(loop: Loop, around: tuple[Loop, ...]) -> Iterator[tuple[Statement, tuple[Loop, ...]]]:
+    """A loop and what is inside of it, each with the loops around it."""
+    yield loop, around
+    around = (*around, loop)
+    for one in loop.body:
+        if isinstance(one, Loop):
+            yield from _inside(one, around)
+        else:
+            yield from ((inner, around) for inner in walk(one))
 
 
-def _sums(loop: Loop, uses: Uses) -> dict[Place, _Sum]:
-    """The places of floats to which a loop does nothing but add."""
-    use, sums = _use(loop, uses), dict[Place, _Sum]()
-    for (place, _), one in use.added.items():
-        if place not in use.others:
-            known = sums.get(place, one)
-            everywhere = known.everywhere and one.everywhere
-            sums[place] = _Sum(max(known.terms, one.terms), everywhere)
-    return sums
-
-
-def _use(statement: Statement, uses: Uses) -> _Use:
-    if id(statement) in uses:
-        return uses[id(statement)][1]
+def _reads(statement: Statement) -> Iterator[Place]:
+    """The registers and scratch memory that a statement reads, but for what it adds to."""
     if isinstance(statement, Prefetch):
-        return NO_USE
-    use = _Use()
-    if isinstance(statement, Store | Set):
-        added = _terms(statement)
-        use.see(*(added or (statement.value,)))
-        if isinstance(statement, Store):
-            use.see(indices=(statement.index, *statement.guard))
-            place: Place = statement.array
-            index, everywhere = statement.index, True
-        else:
-            place, index, everywhere = statement.local, statement.slot, statement.everywhere
-        if added:
-            use.add((place, index), _Sum(1, everywhere, variables(index)))
-        else:
-            use.others.add(place)
-    elif isinstance(statement, Fold):
-        use.others.update((statement.target, statement.source))
-    elif isinstance(statement, FoldItems):
-        use.others.update((statement.target, statement.memory))
-    elif isinstance(statement, MatrixProduct):
-        use.others.update(matrix.array for matrix in statement.matrices)
-    for inner in children(statement):
-        of_inner = _use(inner, uses)
-        use.others |= of_inner.others
-        for key, one in of_inner.added.items():
-            use.add(key, one)
-    if isinstance(statement, Loop):
-        use.see(indices=(statement.start, *statement.stops))
-        trips, begin = statement.vectors, variables(statement.start)
-        for key, (terms, everywhere, apart) in use.added.items():
-            if statement.variable in apart:
-                use.added[key] = _Sum(terms, everywhere, apart | begin)
-            else:
-                use.added[key] = _Sum(terms * trips, everywhere, apart)
-    uses[id(statement)] = statement, use
-    return use
+        return
+    values, indices, reads, _ = parts(statement)
+    yield from reads
+    inside = (value for x in indices for value in expr.values_in(x))
+    for e in expr.walk(*(_added(statement) or values), *inside):
+        if e.op is Leaf.LOCAL or e.op is Leaf.LOAD and e.array.space != "buffer":
+            yield e.place
 
 
-def _terms(statement: Set | Store) -> tuple[Expr, ...]:
+def _added(one: Statement) -> tuple[Expr, ...]:
     """What a statement adds to a register or to scratch memory; nothing where it does else."""
-    if isinstance(statement, Set):
-        own = expr.local(statement.local, statement.slot)
-    elif statement.array.space == "scratch" and not statement.guard:
-        own = expr.load(statement.array, statement.index)
+    if isinstance(one, Set):
+        own = expr.local(one.local, one.slot)
+    elif isinstance(one, Store) and one.array.space == "scratch" and not one.guard:
+        own = expr.load(one.array, one.index)
     else:
         return ()
-    value = statement.value
+    value = one.value
     if not value.dtype.is_float:
         return ()
     if value.op is Op.ADD and value.args[0] is own:

@@ -15,10 +15,13 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from minigrad.graph.node import Op
 from minigrad.graph.symbolic import Affine, Atom, Integer, ceildiv, high, low
 from minigrad.schedule.expr import Array, Expr, Guard, Local
+
+Place = Local | Array  # registers, or memory
 
 
 @dataclass(frozen=True)
@@ -240,6 +243,41 @@ def divides(x: Integer, width: int) -> bool:
     return x.constant % width == 0 and all(c % width == 0 for _, c in x.terms)
 
 
+class Parts(NamedTuple):
+    """What a statement is made of, without those inside of it.
+
+    values: that are stored, or set; indices: places in memory, slots and bounds; reads, writes:
+    memory and registers, those in values and indices apart.
+    """
+
+    values: tuple[Expr, ...] = ()
+    indices: tuple[Integer, ...] = ()
+    reads: tuple[Place, ...] = ()
+    writes: tuple[Place, ...] = ()
+
+
+def parts(one: Statement) -> Parts:
+    """What a statement is made of."""
+    if isinstance(one, Store):
+        return Parts((one.value,), (one.index, *one.guard), (), (one.array,))
+    if isinstance(one, Set):
+        return Parts((one.value,), (one.slot,), (), (one.local,))
+    if isinstance(one, Loop):
+        return Parts((), (one.start, *one.stops))
+    if isinstance(one, Stores):  # all values are computed first
+        return Parts(tuple(item.value for item in one.items))
+    if isinstance(one, Fold):
+        return Parts((), (one.slot,), (one.source,), (one.target,))
+    if isinstance(one, FoldItems):
+        return Parts((), (), (), (one.target, one.memory))
+    if isinstance(one, Prefetch):
+        return Parts((), (one.index,), (one.array,))
+    if isinstance(one, MatrixProduct):
+        places = tuple(matrix.index for matrix in one.matrices)
+        return Parts((), places, (one.left.array, one.right.array), (one.total.array,))
+    return Parts()
+
+
 def children(statement: Statement) -> tuple[Statement, ...]:
     """The statements directly inside of one."""
     if isinstance(statement, Loop):
@@ -254,10 +292,7 @@ def walk(*statements: Statement) -> list[Statement]:
     while stack:
         statement = stack.pop()
         found.append(statement)
-        if isinstance(statement, Loop):
-            stack.extend(reversed(statement.body))
-        elif isinstance(statement, Stores):
-            stack.extend(reversed(statement.items))
+        stack.extend(reversed(children(statement)))
     return found
 
 
@@ -292,24 +327,19 @@ def map_statement(
     return change(statement)
 
 
+def written(*statements: Statement) -> frozenset[Place]:
+    """All arrays that statements store to, and all registers that they change."""
+    return frozenset(place for one in walk(*statements) for place in parts(one).writes)
+
+
 def arrays_written(statement: Statement) -> frozenset[Array]:
     """All arrays that a statement stores to."""
-    if isinstance(statement, Store):
-        return frozenset((statement.array,))
-    if isinstance(statement, MatrixProduct):
-        return frozenset((statement.total.array,))
-    if isinstance(statement, FoldItems):
-        return frozenset((statement.memory,))
-    return frozenset().union(*map(arrays_written, children(statement)))
+    return frozenset(place for place in written(statement) if isinstance(place, Array))
 
 
 def locals_set(statement: Statement) -> frozenset[Local]:
     """All registers that a statement changes."""
-    if isinstance(statement, Set):
-        return frozenset((statement.local,))
-    if isinstance(statement, Fold | FoldItems):
-        return frozenset((statement.target,))
-    return frozenset().union(*map(locals_set, children(statement)))
+    return frozenset(place for place in written(statement) if isinstance(place, Local))
 
 
 def expressions(statement: Statement) -> list[Expr]:

@@ -9,8 +9,8 @@ from minigrad.graph.node import Op
 from minigrad.graph.shapes import numel
 from minigrad.graph.substitution import coefficient
 from minigrad.graph.symbolic import Atom, Integer, ceildiv
-from minigrad.loops.axes import indices, merge
-from minigrad.loops.build import combine, inline_stages, loops_over, substitute_stores
+from minigrad.loops.axes import indices, merge_groups
+from minigrad.loops.build import combine, epilogue, loops_over, substitute_stores
 from minigrad.loops.nest import Loop, Set, Statement, Store, Stores
 from minigrad.schedule import expr
 from minigrad.schedule.axis import Axis, make_axis
@@ -86,17 +86,13 @@ def prepare(kernel: Kernel) -> Problem:
     """Inline the epilogue and merge axes."""
     stage = kernel.stages[0]
     own = expr.local(Local("tile", stage.body.dtype, 1))
-    marker = replace(stage, op=None, reduced=(), body=own)
-    stores = inline_stages(replace(kernel, stages=(marker, *kernel.stages[1:])), stage.axes)
+    stores = epilogue(kernel, kernel.stages, {stage.array: own}, stage.axes)
     used = indices(
         [stage.body, *(s.value for s in stores)], [stage.position, *(s.index for s in stores)]
     )
     parts = stage.product
     assert parts is not None
-    merged = [merge(axes, used) for axes in (parts.batch, parts.m, parts.n, parts.k)]
-    (batch, m, n, k), values = (axes for axes, _ in merged), dict[Atom, Integer]()
-    for _, known in merged:
-        values.update(known)
+    (batch, m, n, k), values = merge_groups((parts.batch, parts.m, parts.n, parts.k), used)
     changed = replace(stage.substitute(values), axes=(*batch, *m, *n), reduced=k)
     operands, terms = [parts.left, parts.right], None
     if parts.mask is not None:

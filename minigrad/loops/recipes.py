@@ -16,11 +16,10 @@ A GPU has recipes of its own for most of these (see gpu.py).
 
 from __future__ import annotations
 
-from minigrad.graph.symbolic import high
 from minigrad.loops.bits import kept_as_bits
 from minigrad.loops.block_rows import block_rows
 from minigrad.loops.byte_dots import byte_dots
-from minigrad.loops.elementwise import elementwise, scatter
+from minigrad.loops.elementwise import elementwise, same_elements, scatter
 from minigrad.loops.gemm import gemm
 from minigrad.loops.gemv import gemv
 from minigrad.loops.gpu import lower_gpu
@@ -53,7 +52,4 @@ def lower(kernel: Kernel, target: Target, name: str = "kernel") -> Nest:
     }  # fmt: skip
     if kernel.kind in by_kind:
         return by_kind[kernel.kind](kernel, target, name)
-    same = all(s.op is None and s.size == high(kernel.rows) for s in kernel.stages)
-    plain = all(isinstance(a.extent, int) for s in kernel.stages for a in s.axes[1:])
-    alone = len(kernel.stages) == 1 and kernel.stages[0].op is None
-    return (elementwise if same and plain or alone else rows)(kernel, target, name)
+    return (elementwise if same_elements(kernel) else rows)(kernel, target, name)

@@ -10,10 +10,11 @@ from minigrad.graph.operations import REPEATED
 from minigrad.graph.shapes import flatten, numel
 from minigrad.graph.substitution import substitute, variables
 from minigrad.graph.symbolic import Atom, Integer
-from minigrad.loops.build import Place, combine, with_places
+from minigrad.loops.build import changed, combine, with_places
 from minigrad.loops.nest import (
     Fold,
     Loop,
+    Place,
     Set,
     Statement,
     Store,
@@ -21,6 +22,7 @@ from minigrad.loops.nest import (
     children,
     loops_in,
     map_statement,
+    parts,
     unless_same,
     walk,
 )
@@ -150,13 +152,9 @@ def renamed(
 
 def replaced(statement: Statement, new: Mapping[Expr, Expr]) -> Statement:
     """A statement with expressions in what it computes replaced."""
-
-    def change(inner: Statement) -> Statement:
-        if isinstance(inner, Set | Store):
-            return replace(inner, value=expr.replace_in(inner.value, new))
-        return inner
-
-    return map_statement(statement, change)
+    return map_statement(
+        statement, lambda one: changed(one, lambda value: expr.replace_in(value, new))
+    )
 
 
 def in_parts(body: Statements, x: Atom, width: int) -> Statements:
@@ -198,13 +196,9 @@ def _combined(loop: Loop, x: Atom) -> dict[Local, Op]:
 def locals_of(body: Sequence[Statement]) -> set[Local]:
     """The registers that statements use."""
     found: set[Local] = set()
-    for statement in walk(*body):
-        if isinstance(statement, Set):
-            found.add(statement.local)
-        if isinstance(statement, Set | Store):
-            found.update(e.local for e in expr.walk(statement.value) if e.op is Leaf.LOCAL)
-        elif isinstance(statement, Fold):
-            found.update((statement.target, statement.source))
+    for values, _, reads, writes in map(parts, walk(*body)):
+        found.update(place for place in (*reads, *writes) if isinstance(place, Local))
+        found.update(e.local for e in expr.walk(*values) if e.op is Leaf.LOCAL)
     return found
 
 
