@@ -33,11 +33,15 @@ def parallel_axes(axes: Sequence[Axis]) -> tuple[list[Axis], list[Axis]]:
     return [*symbolic[:1], *plain], symbolic[1:]
 
 
+def places_along(axes: Sequence[Axis], place: Integer) -> dict[Atom, Integer]:
+    """The variables of axes, which are counted as one, at a place along that."""
+    found = unflatten(place, [axis.extent for axis in axes])
+    return {axis.variable: part for axis, part in zip(axes, found, strict=True)}
+
+
 def fix_rows(stage: Stage, rows: Integer, row: Integer) -> Stage:
     """The stage with its leading axes computed from the row."""
-    leading = stage.axes[: prefix_length(stage, rows)]
-    parts = unflatten(row, [axis.extent for axis in leading])
-    return stage.substitute({a.variable: p for a, p in zip(leading, parts, strict=True)})
+    return stage.substitute(places_along(stage.axes[: prefix_length(stage, rows)], row))
 
 
 def kept_inside(

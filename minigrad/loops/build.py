@@ -8,10 +8,10 @@ from dataclasses import replace
 
 from minigrad.dtype import dtypes
 from minigrad.graph.node import Op
-from minigrad.graph.shapes import flatten, iterations, unflatten
+from minigrad.graph.shapes import flatten, iterations
 from minigrad.graph.substitution import substitute, variables
 from minigrad.graph.symbolic import Atom, Integer
-from minigrad.loops.axes import indices, merge, row_axis
+from minigrad.loops.axes import indices, merge, places_along, row_axis
 from minigrad.loops.nest import (
     Fold,
     Loop,
@@ -51,8 +51,7 @@ def inline_stages(kernel: Kernel, axes: Sequence[Axis]) -> list[Store]:
         body = expr.rebuild(stage.body, own_element)
         position, guard = stage.position, stage.guard
         if tuple(stage.axes) != tuple(axes):
-            parts = unflatten(place, [axis.extent for axis in stage.axes])
-            values = {a.variable: part for a, part in zip(stage.axes, parts, strict=True)}
+            values = places_along(stage.axes, place)
             body = expr.substitute_in(body, values)
             own = flatten([axis.index for axis in stage.axes], [a.extent for a in stage.axes])
             begin = position - own  # of a part of an array (schedule/joins.py)
@@ -131,9 +130,7 @@ def flat_loop(
     if len(axes) == 1 and inside is None:
         return serial_loop(axes[0], body)
     row = axes[0] if len(axes) == 1 else row_axis(iterations([axis.extent for axis in axes]))
-    parts = unflatten(row.index, [axis.extent for axis in axes])
-    values = {axis.variable: part for axis, part in zip(axes, parts, strict=True)}
-    done: Done = {}
+    values, done = places_along(axes, row.index), Done()
     return serial_loop(row, tuple(substitute_statement(s, values, inside, done) for s in body))
 
 

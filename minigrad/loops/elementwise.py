@@ -18,7 +18,7 @@ from minigrad.graph.symbolic import high
 from minigrad.loops.assemble import assemble
 from minigrad.loops.axes import unit_stride_axis, vector_width
 from minigrad.loops.build import combine, elements, loops_over, streams
-from minigrad.loops.nest import Nest, Store, Stores, divides
+from minigrad.loops.nest import Nest, Store, Stores
 from minigrad.loops.prefetch import further_along, later_rows
 from minigrad.loops.transforms import Schedule
 from minigrad.schedule import expr
@@ -52,13 +52,16 @@ def elementwise(kernel: Kernel, target: Target, name: str) -> Nest:
         return assemble(name, kernel, s.nest, target)
     x = axis.variable
     if group is not None:  # an iteration is one work-item's, of as many elements as it can load
-        enough = ITEM_LANES * group.items * group.units * FILL
+        vectors = numel([a.extent for a in axes]) // ITEM_LANES
+        enough = vectors >= group.items * group.units * FILL
         narrow = all(load.dtype.itemsize <= 4 for load in expr.loads(*exprs))
-        if narrow and numel([a.extent for a in axes]) >= enough and divides(axis.extent, ITEM_LANES):
-            vectors = s.split(x, ITEM_LANES, "v")
+        whole = isinstance(axis.extent, int) and axis.extent % ITEM_LANES == 0
+        if enough and narrow and whole:
+            xs.append(s.split(x, ITEM_LANES, "v"))
             s.vectorize(x, ITEM_LANES)
-            x = vectors
-        s.parallelize(*xs, x)
+        else:
+            xs.append(x)
+        s.parallelize(*xs)
         return assemble(name, kernel, s.nest, target)
     across = _transposed_axis(outer, axis, exprs) if target.vector_bytes else None
     if across is not None:

@@ -15,17 +15,23 @@ are zeros in local memory, and masks of the last stores.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from minigrad.dtype import DType
 from minigrad.graph.node import Op
-from minigrad.graph.shapes import numel, unflatten
-from minigrad.graph.substitution import substitute
-from minigrad.graph.symbolic import Atom, Integer, ceildiv
+from minigrad.graph.shapes import numel
+from minigrad.graph.symbolic import Integer, ceildiv
 from minigrad.loops.assemble import assemble
-from minigrad.loops.axes import row_axis
-from minigrad.loops.build import combine, lanes_loop, loops_over, serial_loop
+from minigrad.loops.axes import places_along
+from minigrad.loops.build import (
+    combine,
+    flat_loop,
+    lanes_loop,
+    loops_over,
+    serial_loop,
+    substitute_stores,
+)
 from minigrad.loops.cost import flops
 from minigrad.loops.nest import Barrier, Loop, Nest, Set, Statement, Store, Stores
 from minigrad.loops.product import Problem, prepare, strides
@@ -36,6 +42,7 @@ from minigrad.schedule.schedule import Kernel
 from minigrad.schedule.stage import identity
 from minigrad.target import ITEM_LANES, TILE_DEPTH, Group, Target, Tile
 
+LANE = make_axis("x", 0, ITEM_LANES)  # of a vector of columns
 UNROLLED = 32  # copies of a work-item that are written out, at most
 PAD = 4  # elements between the rows of a local array, so that they begin in different banks
 
@@ -47,11 +54,11 @@ class _Side:
     axes: of its rows (or columns), which are counted as one; start: the tile's first of them.
     """
 
+    name: str
     operand: Expr
     axes: tuple[Axis, ...]
     start: Integer
     size: int
-    array: Array
 
     @property
     def extent(self) -> int:
@@ -63,9 +70,10 @@ class _Side:
         """Elements of local memory from one k to the next."""
         return self.size + PAD
 
-    def at(self, place: Integer) -> dict[Atom, Integer]:
-        """The variables of the axes at a row (or column)."""
-        return _places(self.axes, place)
+    @property
+    def array(self) -> Array:
+        """Its copy in local memory."""
+        return Array(self.name, self.operand.dtype, TILE_DEPTH * self.pitch, "local")
 
 
 def gpu_gemm(kernel: Kernel, target: Target, name: str) -> Nest | None:
@@ -76,29 +84,20 @@ def gpu_gemm(kernel: Kernel, target: Target, name: str) -> Nest | None:
     problem = prepare(kernel)
     parts, group = problem.parts, target.group
     assert group is not None
-    rows, columns = _fixed(parts.m), _fixed(parts.n)
+    rows, columns, batch = _fixed(parts.m), _fixed(parts.n), _fixed(parts.batch)
     if not rows or not columns:
         return None
-    batch = _fixed(parts.batch)
     moving = [a for a in (*parts.batch, *parts.m, *parts.n) if not isinstance(a.extent, int)]
     m, n, batches = (numel([a.extent for a in axes]) for axes in (rows, columns, batch))
     tile = choose_tile(m, n, batches, group, problem.stage.body.dtype)
-    extents = [*(a.extent for a in batch), ceildiv(m, tile.rows), ceildiv(n, tile.columns)]
-    row = row_axis(numel(extents))
-    *outer, tile_row, tile_column = unflatten(row.index, extents)
-    values = {axis.variable: place for axis, place in zip(batch, outer, strict=True)}
-    sides = []
-    for text, operand, axes, number, size in (
-        ("left", parts.left, rows, tile_row, tile.rows),
-        ("right", parts.right, columns, tile_column, tile.columns),
-    ):
-        array = Array(text, operand.dtype, TILE_DEPTH * (size + PAD), "local")
-        operand = expr.substitute_in(operand, values)
-        sides.append(_Side(operand, axes, number * size, size, array))
+    down = make_axis("c", 0, ceildiv(m, tile.rows))
+    across = make_axis("p", 0, ceildiv(n, tile.columns))
+    left = _Side("left", parts.left, rows, down.index * tile.rows, tile.rows)
+    right = _Side("right", parts.right, columns, across.index * tile.columns, tile.columns)
     item = make_axis("item", 0, tile.items)
-    body = _Tile(problem, tile, sides[0], sides[1], values, item.index).statements()
-    items = Loop(item.variable, 0, (tile.items,), loops_over(moving, body), "items")
-    nest = assemble(name, kernel, serial_loop(row, (items,)), target)
+    body = loops_over(moving, _Tile(problem, tile, left, right, item.index).statements())
+    items = Loop(item.variable, 0, (tile.items,), body, "items")
+    nest = assemble(name, kernel, flat_loop([*batch, down, across], (items,)), target)
     return replace(nest, operations=flops(kernel))
 
 
@@ -134,11 +133,6 @@ def _fixed(axes: Sequence[Axis]) -> tuple[Axis, ...]:
     return tuple(axis for axis in axes if isinstance(axis.extent, int))
 
 
-def _places(axes: Sequence[Axis], place: Integer) -> dict[Atom, Integer]:
-    parts = unflatten(place, [axis.extent for axis in axes])
-    return {axis.variable: part for axis, part in zip(axes, parts, strict=True)}
-
-
 @dataclass(frozen=True)
 class _Tile:
     """What a work-item does for its group's tile."""
@@ -147,7 +141,6 @@ class _Tile:
     tile: Tile
     left: _Side
     right: _Side
-    values: Mapping[Atom, Integer]
     item: Integer
 
     def statements(self) -> tuple[Statement, ...]:
@@ -173,11 +166,6 @@ class _Tile:
         )
 
     @property
-    def lane(self) -> Axis:
-        """The lanes of a vector of columns."""
-        return make_axis("x", 0, ITEM_LANES)
-
-    @property
     def vectors(self) -> int:
         """Vectors of columns of a work-item."""
         return self.tile.item_columns // ITEM_LANES
@@ -187,7 +175,7 @@ class _Tile:
         """The results of a work-item, a vector each."""
         count = self.tile.item_rows * self.vectors
         dtype = self.problem.stage.body.dtype
-        return Local("tile", dtype, count, self.lane.variable, ITEM_LANES)
+        return Local("tile", dtype, count, LANE.variable, ITEM_LANES)
 
     def _each(
         self, make: Callable[[Integer, Integer, Integer], tuple[Statement, ...]]
@@ -198,7 +186,7 @@ class _Tile:
         body = make(u.index, v.index, slot)
         inner = Loop(v.variable, 0, (self.vectors,), body, "unroll")
         outer = Loop(u.variable, 0, (self.tile.item_rows,), (inner,), "unroll")
-        return lanes_loop(self.lane, ITEM_LANES, (outer,))
+        return lanes_loop(LANE, ITEM_LANES, (outer,))
 
     def _row(self, u: Integer) -> Integer:
         """The tile's row that is a work-item's row u."""
@@ -213,13 +201,12 @@ class _Tile:
     def _multiply(self) -> Statement:
         """One piece of k: registers += left · right."""
         k = make_axis("k", 99, TILE_DEPTH)
-        lane = self.lane.index
 
         def step(u: Integer, v: Integer, slot: Integer) -> tuple[Statement, ...]:
             place = k.index * self.left.pitch
             left = expr.load(self.left.array, place + self._row(u))
             place = k.index * self.right.pitch
-            right = expr.load(self.right.array, place + self._column(v) + lane)
+            right = expr.load(self.right.array, place + self._column(v) + LANE.index)
             product = expr.apply(Op.MUL, (left, right), left.dtype)
             total = expr.local(self.registers, slot)
             more = combine(Op.SUM, total, expr.apply(Op.CAST, (product,), total.dtype))
@@ -257,7 +244,7 @@ class _Tile:
             piece = piece + shift
         else:
             place = place + shift
-        values = {**side.at(side.start + place), **_places(k, start + piece)}
+        values = places_along(side.axes, side.start + place) | places_along(k, start + piece)
         value = masked(expr.substitute_in(side.operand, values), conditions)
         beyond = count - width - number * width  # a small tile may have idle work-items
         target = piece * side.pitch + place
@@ -272,21 +259,20 @@ class _Tile:
         """The epilogue of one vector."""
         row = self.left.start + self._row(u)
         first = self.right.start + self._column(v)
-        column = first + self.lane.index
+        column = first + LANE.index
         whole = self.right.extent % ITEM_LANES == 0  # then a vector is within, or without
         ends = self.right.extent - (ITEM_LANES if whole else 1)
         last = ends - (first if whole else column)
         conditions = [self.left.extent - 1 - row, last]
-        at = {**self.values, **self.left.at(row), **self.right.at(column)}
+        at = places_along(self.left.axes, row) | places_along(self.right.axes, column)
         known = {self.problem.accumulator: expr.local(self.registers, slot)}
-        items = []
-        for store in self.problem.stores:
-            value = expr.substitute_in(store.value, at)
-            value = guard_loads(value, conditions)
-            value = expr.rebuild(value, known.get)
-            guard = [*(substitute(c, at) for c in store.guard), *conditions]
-            index = substitute(store.index, at)
-            items.append(Store(store.array, index, value, expr.restrict((), guard)))
+        items = [
+            replace(
+                store, guard=expr.restrict(store.guard, conditions),
+                value=expr.rebuild(guard_loads(store.value, conditions), known.get),
+            )
+            for store in substitute_stores(self.problem.stores, at)
+        ]  # fmt: skip
         return (Stores(tuple(items)),)
 
 

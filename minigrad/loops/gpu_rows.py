@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from minigrad.graph.shapes import numel, unflatten
 from minigrad.graph.symbolic import Atom, Integer, ceildiv
 from minigrad.loops.assemble import assemble
-from minigrad.loops.axes import fix_rows, kept_inside, merge_stage, row_axis
+from minigrad.loops.axes import fix_rows, kept_inside, merge_stage, places_along, row_axis
 from minigrad.loops.block_plan import products_before_readers
 from minigrad.loops.build import combine, lanes_loop, serial_loop
 from minigrad.loops.common_subexpressions import share_common
@@ -190,8 +190,7 @@ class _Items:
         )
         if plain and len(axes) != 1:
             whole = make_axis("e", 0, numel([axis.extent for axis in axes]))
-            parts = unflatten(whole.index, [axis.extent for axis in axes])
-            values = {a.variable: part for a, part in zip(axes, parts, strict=True)}
+            values = places_along(axes, whole.index)
             stage = stage.substitute(values)
             stage = replace(
                 stage, reduced=tuple(a for a in stage.reduced if a.variable not in values)
