@@ -100,26 +100,21 @@ def merge(
 
     Gives the new axes, and the values of old variables in terms of the new ones.
     """
+    runs: list[list[Axis]] = []
+    for axis in reversed(axes):
+        if runs and _joins(axis, runs[0][0], used):
+            runs[0].insert(0, axis)
+        else:
+            runs.insert(0, [axis])
     merged: list[Axis] = []
     values: dict[Atom, Integer] = {}
-    rest = list(axes)
-    while rest:
-        run = [rest.pop()]
-        while rest and _joins(rest[-1], run[0], used):
-            run.insert(0, rest.pop())
-        if len(run) == 1:
-            merged.insert(0, run[0])
-            continue
-        whole = make_axis(
-            run[0].variable.name + "_", 0, iterations([axis.extent for axis in run])
-        )
-        position: Integer = whole.index
-        for axis in reversed(run):
-            first = axis is run[0]
-            values[axis.variable] = position if first else position % axis.count
-            if not first:
-                position = position // axis.count
-        merged.insert(0, whole)
+    for run in runs:
+        whole = run[0]
+        if len(run) > 1:
+            count = iterations([axis.extent for axis in run])
+            whole = make_axis(f"{whole.variable.name}_", 0, count)
+            values |= places_along(run, whole.index)
+        merged.append(whole)
     return tuple(merged), values
 
 
@@ -127,8 +122,6 @@ def _joins(outer: Axis, inner: Axis, used: Sequence[Integer]) -> bool:
     if not isinstance(inner.extent, int):
         return False
     for x in used:
-        if isinstance(x, int):
-            continue
         of_outer, of_inner = coefficient(x, outer.variable), coefficient(x, inner.variable)
         if of_outer is None or of_inner is None or of_outer != inner.extent * of_inner:
             return False

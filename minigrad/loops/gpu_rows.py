@@ -12,7 +12,7 @@ bounds of loops, as for a CPU (see mask_bounds.py).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from minigrad.graph.shapes import numel, unflatten
@@ -20,10 +20,10 @@ from minigrad.graph.symbolic import Atom, Integer, ceildiv
 from minigrad.loops.assemble import assemble
 from minigrad.loops.axes import fix_rows, kept_inside, merge_stage, places_along, row_axis
 from minigrad.loops.block_plan import products_before_readers
-from minigrad.loops.build import combine, lanes_loop, serial_loop
+from minigrad.loops.build import combine, lanes_loop, serial_loop, substitute_statement
 from minigrad.loops.common_subexpressions import share_common
 from minigrad.loops.mask_bounds import Bounds, Rows, mask_bounds
-from minigrad.loops.nest import Barrier, FoldItems, Loop, Nest, Set, Statement, Store
+from minigrad.loops.nest import Barrier, FoldItems, Loop, Nest, Set, Statement, Statements, Store
 from minigrad.schedule import expr
 from minigrad.schedule.axis import Axis, make_axis
 from minigrad.schedule.expr import Array, Local
@@ -130,7 +130,7 @@ class _Items:
 
     def statements(
         self, stages: Sequence[Stage], bounds: Sequence[Mapping[Atom, Bounds]]
-    ) -> tuple[Statement, ...]:
+    ) -> Statements:
         """Stage after stage, with barriers between."""
         body: list[Statement] = []
         for number, (stage, limits) in enumerate(zip(stages, bounds, strict=True)):
@@ -139,38 +139,26 @@ class _Items:
             body.extend(self._stage(stage, number, limits))
         return tuple(body)
 
-    def _stage(self, stage: Stage, number: int, bounds: Mapping[Atom, Bounds]) -> list[Statement]:
+    def _stage(self, stage: Stage, number: int, bounds: Mapping[Atom, Bounds]) -> Statements:
+        store = Store(stage.array, stage.position, stage.body)
         if stage.op is None:
-            return self._shared(stage, stage.axes, bounds, lambda one: (
-                Store(one.array, one.position, one.body),
-            ))  # fmt: skip
+            return self._shared(stage.axes, bounds, (store,))
         total = Local(f"sum{number}", stage.body.dtype, 1, self.lanes, self.width)
-        start = Set(total, 0, identity(stage.op, stage.body.dtype))
-        op = stage.op
-
-        def step(one: Stage) -> tuple[Statement, ...]:
-            return (Set(total, 0, combine(op, expr.local(total), one.body)),)
-
-        def alone(one: Stage) -> tuple[Statement, ...]:
-            inner = step(one)
-            for axis in reversed(one.reduced):
-                inner = (_loop(axis, bounds, inner),)
-            return (start, *inner, Store(one.array, one.position, expr.local(total)))
-
+        result = expr.local(total)
+        clear = Set(total, 0, identity(stage.op, total.dtype))
+        step = Set(total, 0, combine(stage.op, result, stage.body))
+        store = replace(store, value=result)
         if not self._folds(stage):
-            return self._shared(stage, stage.axes, bounds, alone)
-        memory = Array(
-            f"fold_{total.dtype.name}", total.dtype, self.items * self.width, "local"
-        )
+            return self._shared(
+                stage.axes, bounds, (clear, *_loops(stage.reduced, bounds, (step,)), store)
+            )
+        memory = Array(f"fold_{total.dtype.name}", total.dtype, self.items * self.width, "local")
         first = expr.restrict((), [-self.item])  # one item stores what all of them have
-        body: tuple[Statement, ...] = (
-            start, *self._shared(stage, stage.reduced, bounds, step),
-            FoldItems(total, op, memory),
-            Store(stage.array, stage.position, expr.local(total), first),
+        body = (
+            clear, *self._shared(stage.reduced, bounds, (step,)),
+            FoldItems(total, stage.op, memory), replace(store, guard=first),
         )  # fmt: skip
-        for axis in reversed(stage.axes):
-            body = (_loop(axis, bounds, body),)
-        return list(body)
+        return _loops(stage.axes, bounds, body)
 
     def _folds(self, stage: Stage) -> bool:
         """Whether all items together reduce one element after another."""
@@ -180,35 +168,29 @@ class _Items:
         return size * fold < ceildiv(size, self.items) * depth
 
     def _shared(
-        self, stage: Stage, axes: Sequence[Axis], bounds: Mapping[Atom, Bounds],
-        make: Callable[[Stage], tuple[Statement, ...]],
-    ) -> list[Statement]:  # fmt: skip
-        """Loops over axes of a stage, of which every item takes its share."""
-        plain = all(
-            isinstance(a.extent, int) and bounds.get(a.variable, (0, a.extent)) == (0, a.extent)
-            for a in axes
-        )
-        if plain and len(axes) != 1:
-            whole = make_axis("e", 0, numel([axis.extent for axis in axes]))
-            values = places_along(axes, whole.index)
-            stage = stage.substitute(values)
-            stage = replace(
-                stage, reduced=tuple(a for a in stage.reduced if a.variable not in values)
-            )
-            return [Loop(whole.variable, self.item, (whole.extent,), make(stage), step=self.items)]
-        *outer, last = axes
-        first, stop = bounds.get(last.variable, (0, last.extent))
-        stops = (last.extent,) if stop == last.extent else (stop, last.extent)
-        body: Statement = Loop(
-            last.variable, first + self.item, stops, make(stage), step=self.items
-        )
-        for axis in reversed(outer):
-            body = _loop(axis, bounds, (body,))
-        return [body]
+        self, axes: Sequence[Axis], bounds: Mapping[Atom, Bounds], body: Statements
+    ) -> Statements:
+        """Loops over axes, of which every item takes its share."""
+        whole = all(isinstance(a.extent, int) and _bounds(a, bounds) == (0, a.extent) for a in axes)
+        if whole and len(axes) != 1:
+            one = make_axis("e", 0, numel([axis.extent for axis in axes]))
+            values = places_along(axes, one.index)
+            body = tuple(substitute_statement(statement, values) for statement in body)
+            axes = [one]
+        (loop,) = _loops(axes[-1:], bounds, body)
+        assert isinstance(loop, Loop)
+        loop = replace(loop, start=loop.start + self.item, step=self.items)
+        return _loops(axes[:-1], bounds, (loop,))
 
 
-def _loop(axis: Axis, bounds: Mapping[Atom, Bounds], body: tuple[Statement, ...]) -> Statement:
-    """A loop over an axis within its bounds."""
-    first, stop = bounds.get(axis.variable, (0, axis.extent))
-    stops = (axis.extent,) if stop == axis.extent else (stop, axis.extent)
-    return Loop(axis.variable, first, stops, body)
+def _bounds(axis: Axis, bounds: Mapping[Atom, Bounds]) -> Bounds:
+    return bounds.get(axis.variable, (0, axis.extent))
+
+
+def _loops(axes: Sequence[Axis], bounds: Mapping[Atom, Bounds], body: Statements) -> Statements:
+    """Plain loops over axes within their bounds, the first outermost."""
+    for axis in reversed(axes):
+        first, stop = _bounds(axis, bounds)
+        stops = (stop,) if stop == axis.extent else (stop, axis.extent)
+        body = (Loop(axis.variable, first, stops, body),)
+    return body

@@ -26,6 +26,7 @@ from minigrad.loops.nest import (
     Prefetch,
     Set,
     Statement,
+    Statements,
     Store,
     divides,
     parts,
@@ -46,7 +47,6 @@ TERMS_OF_ARRAY = 128  # in memory, which is read and written once more when a bl
 TERMS_OF_TILE = 256
 TERMS_OF_GROUP = 512  # on a GPU, where a second set of registers for a tile costs work-items
 
-Statements = tuple[Statement, ...]
 Around = frozenset[Atom]  # the variables of the vector loops around a statement
 
 

@@ -144,7 +144,7 @@ class Loop:
     variable: Atom
     start: Integer
     stops: tuple[Integer, ...]
-    body: tuple[Statement, ...]
+    body: Statements
     kind: str = "serial"
     step: int = 1
     lane: Atom | None = None
@@ -172,7 +172,7 @@ class Loop:
         """Whether it or one inside of it is over a variable."""
         return any(one.variable == x for one in loops_in((self,)))
 
-    def around(self, body: tuple[Statement, ...]) -> Loop:
+    def around(self, body: Statements) -> Loop:
         """The same loop around other statements."""
         return Loop(
             self.variable, self.start, self.stops, body, self.kind, self.step, self.lane,
@@ -183,6 +183,7 @@ class Loop:
 Statement = (
     Loop | Store | Stores | Set | Fold | Barrier | FoldItems | Prefetch | MatrixProduct
 )
+Statements = tuple[Statement, ...]
 
 
 @dataclass(frozen=True)
@@ -278,7 +279,7 @@ def parts(one: Statement) -> Parts:
     return Parts()
 
 
-def children(statement: Statement) -> tuple[Statement, ...]:
+def children(statement: Statement) -> Statements:
     """The statements directly inside of one."""
     if isinstance(statement, Loop):
         return statement.body
@@ -304,7 +305,7 @@ def loops_in(body: Sequence[Statement]) -> Iterator[Loop]:
             yield from loops_in(statement.body)
 
 
-def unless_same(body: tuple[Statement, ...], found: Sequence[Statement]) -> tuple[Statement, ...]:
+def unless_same(body: Statements, found: Sequence[Statement]) -> Statements:
     """What became of statements: themselves, where nothing has changed."""
     same = len(found) == len(body) and all(map(operator.is_, found, body))
     return body if same else tuple(found)

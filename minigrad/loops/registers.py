@@ -17,6 +17,7 @@ from minigrad.loops.nest import (
     Place,
     Set,
     Statement,
+    Statements,
     Store,
     Stores,
     children,
@@ -28,8 +29,6 @@ from minigrad.loops.nest import (
 )
 from minigrad.schedule import expr
 from minigrad.schedule.expr import Array, Expr, Leaf, Local
-
-Statements = tuple[Statement, ...]
 
 
 def sunk(

@@ -43,6 +43,7 @@ from minigrad.loops.build import (
 from minigrad.loops.nest import (
     Loop,
     Statement,
+    Statements,
     Store,
     locals_set,
     loops_in,
@@ -66,7 +67,6 @@ from minigrad.schedule.axis import Axis, make_axis
 from minigrad.schedule.expr import Array, Expr
 from minigrad.settings import report
 
-Statements = tuple[Statement, ...]
 Around = Mapping[Atom, Loop]  # the loops around a statement, by their variables
 Change = Callable[[Loop, Around], Statements]
 P = ParamSpec("P")
