@@ -31,6 +31,7 @@ from minigrad.loops.nest import (
     divides,
     parts,
     walk,
+    walk_with_loops,
 )
 from minigrad.schedule import expr
 from minigrad.schedule.axis import make_axis
@@ -167,7 +168,7 @@ def _long_sums(loop: Loop, around: Around, target: Target) -> dict[Place, int]:
     """
     terms: Counter[tuple[Place, Integer]] = Counter()
     others: set[Place] = set()
-    for statement, loops in _inside(loop, ()):
+    for statement, loops in walk_with_loops([loop]):
         writes = parts(statement).writes
         if _added(statement):
             assert isinstance(statement, Set | Store)
@@ -186,21 +187,10 @@ def _long_sums(loop: Loop, around: Around, target: Target) -> dict[Place, int]:
         number = ceildiv(count, most_terms(place, target))
         if number > 1 and place not in others and not (around and isinstance(place, Array)):
             blocks[place] = max(number, blocks.get(place, 0))
-    for statement, _ in _inside(loop, ()) if blocks else ():
+    for statement in walk(loop) if blocks else ():
         for place in _reads(statement):
             blocks.pop(place, None)
     return blocks
-
-
-def _inside(loop: Loop, around: tuple[Loop, ...]) -> Iterator[tuple[Statement, tuple[Loop, ...]]]:
-    """A loop and what is inside of it, each with the loops around it."""
-    yield loop, around
-    around = (*around, loop)
-    for one in loop.body:
-        if isinstance(one, Loop):
-            yield from _inside(one, around)
-        else:
-            yield from ((inner, around) for inner in walk(one))
 
 
 def _reads(statement: Statement) -> Iterator[Place]:

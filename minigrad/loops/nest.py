@@ -297,6 +297,15 @@ def walk(*statements: Statement) -> list[Statement]:
     return found
 
 
+def walk_with_loops(
+    body: Sequence[Statement], around: tuple[Loop, ...] = ()
+) -> Iterator[tuple[Statement, tuple[Loop, ...]]]:
+    """Statements and all that is inside of them, each with the loops around it."""
+    for one in body:
+        yield one, around
+        yield from walk_with_loops(children(one), (*around, one) if isinstance(one, Loop) else around)
+
+
 def loops_in(body: Sequence[Statement]) -> Iterator[Loop]:
     """All loops in statements, each before those inside of it."""
     for statement in body:

@@ -136,15 +136,8 @@ class Schedule:
         """Loops directly inside one another, from the outermost to the innermost."""
 
         def change(loop: Loop, around: Around) -> Statements:
-            found = {loop.variable: loop}
-            while len(found) < len(order) and isinstance(loop.body[0], Loop):
-                if len(loop.body) > 1:
-                    break
-                loop = loop.body[0]
-                found[loop.variable] = loop
-            if set(found) != set(order):
-                raise ValueError(f"{order}: expected loops directly inside one another")
-            body = loop.body
+            loops = _nested(loop, order)
+            found, body = {one.variable: one for one in loops}, loops[-1].body
             for place in range(len(order) - 1, -1, -1):
                 one = found[order[place]]
                 inside = set(order[place:])
@@ -628,11 +621,11 @@ def _counted(loop: Loop) -> Integer:
 
 
 def _nested(loop: Loop, xs: Sequence[Atom]) -> list[Loop]:
-    """Loops over xs, each directly inside the one before."""
+    """The loops over xs, in any order, each directly inside the one before."""
     loops = [loop]
-    for _ in xs[1:]:
-        (inner,) = loops[-1].body
-        assert isinstance(inner, Loop)
-        loops.append(inner)
-    assert [one.variable for one in loops] == list(xs)
+    while len(loops) < len(xs) and len(loop.body) == 1 and isinstance(loop.body[0], Loop):
+        loop = loop.body[0]
+        loops.append(loop)
+    if {one.variable for one in loops} != set(xs):
+        raise ValueError(f"{xs}: expected loops directly inside one another")
     return loops
