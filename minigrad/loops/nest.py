@@ -303,7 +303,8 @@ def walk_with_loops(
     """Statements and all that is inside of them, each with the loops around it."""
     for one in body:
         yield one, around
-        yield from walk_with_loops(children(one), (*around, one) if isinstance(one, Loop) else around)
+        inner = (*around, one) if isinstance(one, Loop) else around
+        yield from walk_with_loops(children(one), inner)
 
 
 def loops_in(body: Sequence[Statement]) -> Iterator[Loop]:
