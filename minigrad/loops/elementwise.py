@@ -83,8 +83,7 @@ def elementwise(kernel: Kernel, target: Target, name: str) -> Nest:
             xs, last = [*xs, s.split(x, BLOCK_LENGTH, "b")], None
     s.prefetch(x, further_along(axis, last, exprs, target))
     s.vectorize(x, vector_width(target, exprs, axis.extent, False))
-    if xs:
-        s.parallelize(*xs)
+    s.parallelize(*xs)
     return assemble(name, kernel, s.nest, target)
 
 
@@ -131,6 +130,5 @@ def scatter(kernel: Kernel, target: Target, name: str) -> Nest:
             below = stage.reduced[0].variable
             s.prefetch(below, later_rows([stage.body], below, last, width, target))
         s.vectorize(xs.pop(), width)
-    if xs or not vector:
-        s.parallelize(*xs)
+    s.parallelize(*xs)
     return assemble(name, kernel, s.nest, target)

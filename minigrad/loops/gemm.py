@@ -40,7 +40,7 @@ from minigrad.loops.cost import (
     shared_rows,
 )
 from minigrad.loops.dynamic_bounds import with_dynamic_bounds
-from minigrad.loops.nest import Loop, Nest, Set, Statement, locals_set, loops_in, map_statement
+from minigrad.loops.nest import Loop, Nest, Set, Statement, locals_set, loop_over, map_statement
 from minigrad.loops.prefetch import Place, next_rows
 from minigrad.loops.product import LANE, Problem, distance, in_pairs, prepare, strides
 from minigrad.loops.tile_prefetch import LEAST_FETCHED, TileHints
@@ -172,7 +172,7 @@ def again(problem: Problem, m: Atom) -> Callable[[Loop, Around], list[Statement]
 
     def make(loop: Loop, around: Around) -> list[Statement]:
         (registers,) = locals_set(loop)
-        rows = next(one for one in loops_in(loop.body) if one.variable == m)
+        rows = loop_over(m, loop.body)
         slot = m.index - rows.start
         assert problem.terms is not None
         more = combine(Op.SUM, expr.local(registers, slot), problem.terms)

@@ -28,7 +28,16 @@ from minigrad.loops.assemble import assemble
 from minigrad.loops.axes import indices, merge_groups, vector_width
 from minigrad.loops.build import epilogue, lanes_loop, loops_over, reduction, substitute_stores
 from minigrad.loops.cost import flops
-from minigrad.loops.nest import Loop, Nest, Statement, Store, Stores, expressions, loops_in
+from minigrad.loops.nest import (
+    Loop,
+    Nest,
+    Statement,
+    Store,
+    Stores,
+    expressions,
+    loop_over,
+    loops_in,
+)
 from minigrad.loops.prefetch import AHEAD, Place, from_memory
 from minigrad.loops.transforms import Around, Schedule
 from minigrad.schedule import expr
@@ -301,7 +310,7 @@ class _RowsAhead:
 
     def first(self, loop: Loop, around: Around) -> list[Statement]:
         """Loops that ask for the rows that a block begins with, all at once."""
-        start = next(one.start for one in loops_in(loop.body) if one.variable == self.row)
+        start = loop_over(self.row, loop.body).start
         loops: list[Statement] = []
         for load, one in self.loads.items():
             count = self._ahead(one) * numel([high(a.extent) for a in one.k])

@@ -315,6 +315,14 @@ def loops_in(body: Sequence[Statement]) -> Iterator[Loop]:
             yield from loops_in(statement.body)
 
 
+def loop_over(x: Atom, body: Sequence[Statement]) -> Loop:
+    """The first loop over a variable."""
+    for one in loops_in(body):
+        if one.variable == x:
+            return one
+    raise ValueError(f"there is no loop over {x}")
+
+
 def unless_same(body: Statements, found: Sequence[Statement]) -> Statements:
     """What became of statements: themselves, where nothing has changed."""
     same = len(found) == len(body) and all(map(operator.is_, found, body))

@@ -46,6 +46,7 @@ from minigrad.loops.nest import (
     Statements,
     Store,
     locals_set,
+    loop_over,
     loops_in,
     show_statements,
     unless_same,
@@ -313,7 +314,7 @@ class Schedule:
             return replace(place, size=2 * place.size), index + (at + 1) % 2 * place.size
 
         *early, last = (with_places(one, twice) for one in loop.body)
-        shared = next(one for one in loops_in(early) if one.variable == host)
+        shared = loop_over(host, early)
         assert isinstance(last, Loop)
         late = substitute_statement(last, {row: at - 1, last.variable: shared.index})
         assert isinstance(late, Loop)
@@ -411,9 +412,12 @@ class Schedule:
     def parallelize(self, *xs: Atom) -> None:
         """The outermost loops, each directly inside the one before, as one that threads share.
 
-        One of a symbolic extent comes first; further ones stay inside.
+        One of a symbolic extent comes first; further ones stay inside. Without any, the only loop
+        that there is stays the outermost one.
         """
         body, axes = self.body, list[Axis]()
+        if not xs and len(body) == 1 and isinstance(body[0], Loop):
+            return
         for x in xs:
             (loop,) = body
             assert isinstance(loop, Loop) and loop.variable == x and loop.start == 0
@@ -442,7 +446,7 @@ class Schedule:
         takes, None being as many as it has. transpose, prefetch: of the innermost loop.
         """
         value = self.operands[operand]
-        source: Loop | None = None if at is None else self.loop(at)
+        source: Loop | None = None if at is None else loop_over(at, self.body)
         found = {} if source is None else {source.variable: source}
         for one in loops_in(self.body if source is None else source.body):
             found.setdefault(one.variable, one)
@@ -520,19 +524,12 @@ class Schedule:
 
     def trips(self, x: Atom) -> int:
         """Iterations of the first loop over a variable, at most."""
-        return self.loop(x).trips
-
-    def loop(self, x: Atom) -> Loop:
-        """The first loop over a variable."""
-        for one in loops_in(self.body):
-            if one.variable == x:
-                return one
-        raise ValueError(f"there is no loop over {x}")
+        return loop_over(x, self.body).trips
 
     @contextmanager
     def inside(self, x: Atom) -> Iterator[None]:
         """Steps that change only what is inside of the first loop over a variable."""
-        whole, loop = self.body, self.loop(x)
+        whole, loop = self.body, loop_over(x, self.body)
 
         def put_back(inner: Statements) -> Statements:
             return _each(whole, x, lambda one, _: (one.around(inner) if one is loop else one,))
