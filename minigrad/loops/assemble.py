@@ -35,13 +35,9 @@ MOST_CHUNKS = 64  # eight for each of eight threads, of which one may be late
 
 
 def assemble(
-    name: str,
-    kernel: Kernel,
-    loop: Loop,
-    target: Target,
-    operations: int | None = None,
+    name: str, kernel: Kernel, loop: Loop, target: Target, operations: int | None = None,
     vectors: float | None = None,
-) -> Nest:
+) -> Nest:  # fmt: skip
     """Wrap a parallel loop into a Nest, with long sums in levels.
 
     operations, vectors (instructions): of the whole kernel, where these are known.

@@ -163,12 +163,9 @@ def unit_stride_axis(
 
 
 def vector_width(
-    target: Target,
-    exprs: Sequence[Expr],
-    extent: Integer,
-    reduces: bool,
+    target: Target, exprs: Sequence[Expr], extent: Integer, reduces: bool,
     variable: Atom | None = None,
-) -> int:
+) -> int:  # fmt: skip
     """Lanes of a loop: one register, or several where the body is short and the loop long.
 
     Where `variable` is given, what does not depend on it is computed before the loop.

@@ -20,6 +20,7 @@ from minigrad.loops.nest import (
     Prefetch,
     Set,
     Statement,
+    Statements,
     Store,
     Stores,
     map_statement,
@@ -99,19 +100,15 @@ def elements(kernel: Kernel) -> tuple[list[Axis], list[Store]]:
 
 
 def lanes_loop(
-    axis: Axis,
-    width: int,
-    body: tuple[Statement, ...],
-    start: Integer = 0,
-    stops: tuple[Integer, ...] = (),
+    axis: Axis, width: int, body: Statements, start: Integer = 0, stops: tuple[Integer, ...] = (),
     lane: Atom | None = None,
-) -> Loop:
+) -> Loop:  # fmt: skip
     """A vector loop over an axis (serial where the target has no vectors)."""
     kind = "lanes" if width > 1 else "serial"
     return Loop(axis.variable, start, stops or (axis.extent,), body, kind, width, lane)
 
 
-def serial_loop(axis: Axis, body: tuple[Statement, ...]) -> Loop:
+def serial_loop(axis: Axis, body: Statements) -> Loop:
     """A plain loop over an axis."""
     return Loop(axis.variable, 0, (axis.extent,), body)
 
@@ -121,7 +118,7 @@ Inside = Callable[[Loop, Values], Values]  # what they stand for in a loop, by w
 
 
 def flat_loop(
-    axes: Sequence[Axis], body: tuple[Statement, ...], inside: Inside | None = None
+    axes: Sequence[Axis], body: Statements, inside: Inside | None = None
 ) -> Loop:
     """One loop over the product of several axes, of which the first may have a symbolic extent.
 
@@ -197,7 +194,7 @@ def changed(
     return one
 
 
-def loops_over(axes: Sequence[Axis], body: Sequence[Statement]) -> tuple[Statement, ...]:
+def loops_over(axes: Sequence[Axis], body: Sequence[Statement]) -> Statements:
     """Plain loops over axes, the first outermost."""
     for axis in reversed(axes):
         body = (serial_loop(axis, tuple(body)),)

@@ -60,18 +60,15 @@ class Problem:
     def naive(self) -> tuple[Statement, ...]:
         """For each result: total = 0; for all k: total += left · right; the stores."""
         parts, total = self.parts, self.accumulator
-        row, (first, *others) = parts.m[-1], parts.k
+        row, first = parts.m[-1], parts.k[0]
         inner = [*parts.n[-1:], *(parts.batch[-1:] if parts.shared else ())]
         stops = (first.extent, *self.ends)
         if self.needed is not None:  # without any k for a row that is not needed
             stops = (*stops, (self.needed - row.index) * numel([first.extent]))
         step = Set(total.local, 0, multiply_add(total, parts.left, parts.right))
-        body = (
-            Set(total.local, 0, identity(Op.SUM, total.dtype)),
-            Loop(first.variable, 0, stops, loops_over(others, [step])),
-            Stores(self.stores),
-        )
-        return loops_over([*self.outer, row, *inner], body)
+        clear = Set(total.local, 0, identity(Op.SUM, total.dtype))
+        sums = Loop(first.variable, 0, stops, loops_over(parts.k[1:], [step]))
+        return loops_over([*self.outer, row, *inner], [clear, sums, Stores(self.stores)])
 
 
 def multiply_add(total: Expr, left: Expr, right: Expr) -> Expr:
