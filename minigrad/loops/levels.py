@@ -12,16 +12,17 @@ The cut depends on the loops only, so results are bitwise the same with any numb
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from itertools import count
 
 from minigrad.graph.node import Op
 from minigrad.graph.substitution import variables
-from minigrad.graph.symbolic import Atom, Integer, ceildiv
+from minigrad.graph.symbolic import Integer, ceildiv
 from minigrad.loops.build import combine, get, lanes_loop, put, with_places
 from minigrad.loops.nest import (
     Loop,
+    Loops,
     Place,
     Prefetch,
     Set,
@@ -29,6 +30,7 @@ from minigrad.loops.nest import (
     Statements,
     Store,
     divides,
+    map_loops,
     parts,
     walk,
     walk_with_loops,
@@ -48,12 +50,15 @@ TERMS_OF_ARRAY = 128  # in memory, which is read and written once more when a bl
 TERMS_OF_TILE = 256
 TERMS_OF_GROUP = 512  # on a GPU, where a second set of registers for a tile costs work-items
 
-Around = frozenset[Atom]  # the variables of the vector loops around a statement
-
 
 def in_levels(parallel: Loop, target: Target) -> Loop:
     """The loop of a nest with every long sum in levels."""
-    return parallel.around(_all(parallel.body, _within(parallel, frozenset()), target))
+
+    def change(loop: Loop, around: Loops) -> Statements | None:
+        long = _long_sums(loop, around, target) if loop.kind in ("serial", "lanes") else {}
+        return map_loops(_cut(loop, long, around, target), change, around) if long else None
+
+    return parallel.around(map_loops(parallel.body, change, (parallel,)))
 
 
 def most_terms(place: Place, target: Target) -> int:
@@ -65,25 +70,7 @@ def most_terms(place: Place, target: Target) -> int:
     return TERMS_OF_TILE if target.group is None else TERMS_OF_GROUP
 
 
-def _all(body: Sequence[Statement], around: Around, target: Target) -> Statements:
-    return tuple([one for inner in body for one in _cut_if_long(inner, around, target)])
-
-
-def _within(loop: Loop, around: Around) -> Around:
-    return around | {loop.variable} if loop.kind == "lanes" else around
-
-
-def _cut_if_long(statement: Statement, around: Around, target: Target) -> Statements:
-    if not isinstance(statement, Loop):
-        return (statement,)
-    if statement.kind in ("serial", "lanes"):
-        long = _long_sums(statement, around, target)
-        if long:
-            return _cut(statement, long, around, target)
-    return (statement.around(_all(statement.body, _within(statement, around), target)),)
-
-
-def _cut(loop: Loop, sums: Mapping[Place, int], around: Around, target: Target) -> Statements:
+def _cut(loop: Loop, sums: Mapping[Place, int], around: Loops, target: Target) -> Statements:
     """The loop with its iterations in blocks, whose sums are added in levels."""
     own: dict[Place, Place] = {
         place: replace(place, name=f"{place.name}_{loop.variable.name}") for place in sums
@@ -93,13 +80,12 @@ def _cut(loop: Loop, sums: Mapping[Place, int], around: Around, target: Target) 
     ))  # fmt: skip
     size = ceildiv(loop.vectors, max(sums.values()))
     if size == 1:
-        clear, end = _ends(inner, own, _within(loop, around), target)
-        return _cut_if_long(loop.around((*clear, *inner.body, *end)), around, target)
+        clear, end = _ends(inner, own, (*around, loop), target)
+        return (loop.around((*clear, *inner.body, *end)),)
     clear, end = _ends(inner, own, around, target)
     block, outer, rest = _in_blocks(inner, size)
     outer = replace(outer, body=(*clear, block, *end))
-    last = (*clear, rest, *end) if rest is not None else ()
-    return (*_cut_if_long(outer, around, target), *_all(last, around, target))
+    return (outer, *clear, rest, *end) if rest is not None else (outer,)
 
 
 def _in_blocks(loop: Loop, size: int) -> tuple[Loop, Loop, Loop | None]:
@@ -128,11 +114,12 @@ def _in_blocks(loop: Loop, size: int) -> tuple[Loop, Loop, Loop | None]:
 
 
 def _ends(
-    loop: Loop, own: Mapping[Place, Place], around: Around, target: Target
+    loop: Loop, own: Mapping[Place, Place], around: Loops, target: Target
 ) -> tuple[list[Statement], list[Statement]]:
     """What clears the places of a block, and what adds them to those of the sums."""
     clear: list[Statement] = []
     end: list[Statement] = []
+    lanes = [one.variable for one in around if one.kind == "lanes"]
     for place, part in own.items():
         everywhere = all(
             one.everywhere for one in walk(loop) if isinstance(one, Set) and one.local == part
@@ -151,7 +138,7 @@ def _ends(
             elif each.count > 1:
                 made = Loop(each.variable, 0, (each.extent,), (made,), "unroll")
             # what is cleared outside of vector loops is known to outlive one of their iterations
-            if not memory and place.lanes not in (None, *around) and found is end:
+            if not memory and place.lanes not in (None, *lanes) and found is end:
                 made = Loop(place.lanes, 0, (place.width,), (made,), "lanes", place.width)
             found.append(made)
     return clear, end
@@ -160,7 +147,7 @@ def _ends(
 # ---- what is added up ----
 
 
-def _long_sums(loop: Loop, around: Around, target: Target) -> dict[Place, int]:
+def _long_sums(loop: Loop, around: Loops, target: Target) -> dict[Place, int]:
     """The places of floats to which a loop does nothing but add, and that too often.
 
     With the number of blocks to make of it. Within a vector loop none is in memory, where no other
@@ -183,9 +170,10 @@ def _long_sums(loop: Loop, around: Around, target: Target) -> dict[Place, int]:
         else:
             others.update(writes)
     blocks: dict[Place, int] = {}
+    vector = any(one.kind == "lanes" for one in around)
     for (place, _), count in terms.items():
         number = ceildiv(count, most_terms(place, target))
-        if number > 1 and place not in others and not (around and isinstance(place, Array)):
+        if number > 1 and place not in others and not (vector and isinstance(place, Array)):
             blocks[place] = max(number, blocks.get(place, 0))
     for statement in walk(loop) if blocks else ():
         for place in _reads(statement):

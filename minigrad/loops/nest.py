@@ -184,6 +184,7 @@ Statement = (
     Loop | Store | Stores | Set | Fold | Barrier | FoldItems | Prefetch | MatrixProduct
 )
 Statements = tuple[Statement, ...]
+Loops = tuple[Loop, ...]
 
 
 @dataclass(frozen=True)
@@ -298,8 +299,8 @@ def walk(*statements: Statement) -> list[Statement]:
 
 
 def walk_with_loops(
-    body: Sequence[Statement], around: tuple[Loop, ...] = ()
-) -> Iterator[tuple[Statement, tuple[Loop, ...]]]:
+    body: Sequence[Statement], around: Loops = ()
+) -> Iterator[tuple[Statement, Loops]]:
     """Statements and all that is inside of them, each with the loops around it."""
     for one in body:
         yield one, around
@@ -327,6 +328,25 @@ def unless_same(body: Statements, found: Sequence[Statement]) -> Statements:
     """What became of statements: themselves, where nothing has changed."""
     same = len(found) == len(body) and all(map(operator.is_, found, body))
     return body if same else tuple(found)
+
+
+def map_loops(
+    body: Statements, change: Callable[[Loop, Loops], Statements | None], around: Loops = ()
+) -> Statements:
+    """Statements in which what `change` makes of a loop, and of those around it, has its place.
+
+    Where that is None the loop stays, and what is inside of it is changed.
+    """
+    found: list[Statement] = []
+    for one in body:
+        new: Statements | None = (one,)
+        if isinstance(one, Loop):
+            new = change(one, around)
+            if new is None:
+                inner = map_loops(one.body, change, (*around, one))
+                new = (one if inner is one.body else one.around(inner),)
+        found.extend(new)
+    return unless_same(body, found)
 
 
 def map_statement(

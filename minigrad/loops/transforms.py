@@ -42,14 +42,15 @@ from minigrad.loops.build import (
 )
 from minigrad.loops.nest import (
     Loop,
+    Loops,
     Statement,
     Statements,
     Store,
     locals_set,
     loop_over,
     loops_in,
+    map_loops,
     show_statements,
-    unless_same,
 )
 from minigrad.loops.prefetch import Place as Hint
 from minigrad.loops.registers import (
@@ -373,40 +374,24 @@ class Schedule:
         that is the same for all of their iterations, and stays in registers.
         """
 
-        def written(body: Statements, values: Values) -> Statements:
-            found: list[Statement] = []
-            for one in body:
-                count = _plain_count(one) if isinstance(one, Loop) and one.variable in xs else None
-                if isinstance(one, Loop) and count is not None and (values or computes(one)):
-                    start = substitute(one.start, values)
-                    for number in range(count):
-                        found.extend(written(one.body, {**values, one.variable: start + number}))
-                    continue
-                if isinstance(one, Loop):
-                    inner = written(one.body, {})
-                    one = one if inner is one.body else one.around(inner)
-                found.append(substitute_statement(one, values) if values else one)
-            return unless_same(body, found)
+        def written(loop: Loop, around: Loops) -> Statements | None:
+            count = _plain_count(loop) if loop.variable in xs else None
+            if count is None or not computes(loop):
+                return None
+            body = map_loops(loop.body, written)
+            places = ({loop.variable: loop.start + number} for number in range(count))
+            return tuple(substitute_statement(one, at) for at in places for one in body)
 
-        self.body = written(self.body, {})
+        self.body = map_loops(self.body, written)
 
     @_step
     def simplify(self) -> None:
         """Without the loops of `split` whose only piece is all there is."""
 
-        def without(body: Statements) -> Statements:
-            found: list[Statement] = []
-            for one in body:
-                if not isinstance(one, Loop):
-                    found.append(one)
-                    continue
-                inner = without(one.body)
-                same = inner is one.body
-                idle = one.variable in self._idle
-                found.extend(inner if idle else (one if same else one.around(inner),))
-            return unless_same(body, found)
+        def without(loop: Loop, around: Loops) -> Statements | None:
+            return map_loops(loop.body, without) if loop.variable in self._idle else None
 
-        self.body = without(self.body)
+        self.body = map_loops(self.body, without)
 
     @_step
     def parallelize(self, *xs: Atom) -> None:
@@ -575,21 +560,15 @@ def _word(x: object) -> str:
     return "…" if callable(x) or isinstance(x, Mapping) else str(x)
 
 
-def _each(
-    body: Statements, x: Atom, change: Change, around: tuple[Loop, ...] = ()
-) -> Statements:
+def _each(body: Statements, x: Atom, change: Change) -> Statements:
     """Statements with the loops over x changed."""
-    found: list[Statement] = []
-    for statement in body:
-        if not isinstance(statement, Loop):
-            found.append(statement)
-        elif statement.variable == x:
-            found.extend(change(statement, {one.variable: one for one in around}))
-        else:
-            inner = _each(statement.body, x, change, (*around, statement))
-            same = inner is statement.body
-            found.append(statement if same else statement.around(inner))
-    return unless_same(body, found)
+
+    def chosen(loop: Loop, around: Loops) -> Statements | None:
+        if loop.variable != x:
+            return None
+        return change(loop, {one.variable: one for one in around})
+
+    return map_loops(body, chosen)
 
 
 def _plain_count(loop: Loop) -> int | None:
