@@ -395,52 +395,43 @@ def show(nest: Nest) -> str:
         lines.append(f"  scratch {array.name}: {array.dtype.name}[{array.size}] at {offset}")
     for array in nest.local:
         lines.append(f"  local {array.name}: {array.dtype.name}[{array.size}]")
-    _show(nest.parallel, "  ", lines, "parallel ")
-    return "\n".join(lines)
+    loop, *inside = show_statements((nest.parallel,)).split("\n")
+    return "\n".join([*lines, f"  parallel {loop.strip()}", *inside])
 
 
 def show_statements(body: Sequence[Statement]) -> str:
     """Statements as indented text."""
-    lines: list[str] = []
-    for statement in body:
-        _show(statement, "  ", lines)
-    return "\n".join(lines)
+    found = (
+        (one, around) for one, around in walk_with_loops(body) if not isinstance(one, Stores)
+    )
+    return "\n".join(f"{'  ' * (len(around) + 1)}{_line(one)}" for one, around in found)
 
 
-def _show(statement: Statement, indent: str, lines: list[str], prefix: str = "") -> None:
-    if isinstance(statement, Loop):
-        stop = ", ".join(str(s) for s in statement.stops)
-        stop = f"min({stop})" if len(statement.stops) > 1 else stop
-        step = f" step {statement.step}" if statement.step > 1 else ""
-        kind = "" if statement.kind == "serial" else f" {statement.kind}"
-        prefetch = ", ".join(f"{array.name}[{place}]" for array, place in statement.prefetch)
+def _line(one: Statement) -> str:
+    if isinstance(one, Loop):
+        stop = ", ".join(str(s) for s in one.stops)
+        stop = f"min({stop})" if len(one.stops) > 1 else stop
+        step = f" step {one.step}" if one.step > 1 else ""
+        kind = "" if one.kind == "serial" else f" {one.kind}"
+        prefetch = ", ".join(f"{array.name}[{place}]" for array, place in one.prefetch)
         prefetch = f"  # prefetch: {prefetch}" if prefetch else ""
-        prefetch += f"  # {statement.transpose} at once, transposed" if statement.transpose else ""
-        variable = f"{statement.variable!r} in {statement.start} … {stop}"
-        lines.append(f"{indent}{prefix}for {variable}{step}{kind}:{prefetch}")
-        for inner in statement.body:
-            _show(inner, indent + "  ", lines)
-    elif isinstance(statement, Store):
-        test = "".join(f" if {c!r} >= 0" for c in statement.guard)
-        place = f"{statement.array.name}[{statement.index}]"
-        how = "  # streaming" if statement.streaming else ""
-        lines.append(f"{indent}{place} = {statement.value!r}{test}{how}")
-    elif isinstance(statement, Stores):
-        for item in statement.items:
-            _show(item, indent, lines)
-    elif isinstance(statement, Set):
-        lines.append(f"{indent}{statement.local.name}[{statement.slot}] = {statement.value!r}")
-    elif isinstance(statement, Prefetch):
-        when = "  # for later" if statement.later else ""
-        lines.append(f"{indent}prefetch {statement.array.name}[{statement.index}]{when}")
-    elif isinstance(statement, MatrixProduct):
-        total, left, right = (f"{m.array.name}[{m.index} …]" for m in statement.matrices)
-        lines.append(f"{indent}{total} = {left} · {right}")
-    elif isinstance(statement, Barrier):
-        lines.append(f"{indent}barrier")
-    elif isinstance(statement, FoldItems):
-        name = statement.target.name
-        lines.append(f"{indent}{name} = {statement.op.value} of {name} of all items")
-    else:
-        source, slot = statement.source, f"[{statement.slot}]" if statement.source.count > 1 else ""
-        lines.append(f"{indent}{statement.target} = {statement.op.value} of {source}{slot}")
+        prefetch += f"  # {one.transpose} at once, transposed" if one.transpose else ""
+        return f"for {one.variable!r} in {one.start} … {stop}{step}{kind}:{prefetch}"
+    if isinstance(one, Store):
+        test = "".join(f" if {c!r} >= 0" for c in one.guard)
+        how = "  # streaming" if one.streaming else ""
+        return f"{one.array.name}[{one.index}] = {one.value!r}{test}{how}"
+    if isinstance(one, Set):
+        return f"{one.local.name}[{one.slot}] = {one.value!r}"
+    if isinstance(one, Prefetch):
+        when = "  # for later" if one.later else ""
+        return f"prefetch {one.array.name}[{one.index}]{when}"
+    if isinstance(one, MatrixProduct):
+        total, left, right = (f"{m.array.name}[{m.index} …]" for m in one.matrices)
+        return f"{total} = {left} · {right}"
+    if isinstance(one, FoldItems):
+        return f"{one.target.name} = {one.op.value} of {one.target.name} of all items"
+    if isinstance(one, Fold):
+        slot = f"[{one.slot}]" if one.source.count > 1 else ""
+        return f"{one.target} = {one.op.value} of {one.source}{slot}"
+    return "barrier"
