@@ -13,14 +13,20 @@ bounds of loops, as for a CPU (see mask_bounds.py).
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
-from minigrad.graph.shapes import numel, unflatten
-from minigrad.graph.symbolic import Atom, Integer, ceildiv
+from minigrad.graph.shapes import numel
+from minigrad.graph.symbolic import Atom, ceildiv
 from minigrad.loops.assemble import assemble
 from minigrad.loops.axes import fix_rows, kept_inside, merge_stage, places_along, row_axis
 from minigrad.loops.block_plan import products_before_readers
-from minigrad.loops.build import combine, lanes_loop, serial_loop, substitute_statement
+from minigrad.loops.build import (
+    combine,
+    flat_loop,
+    lanes_loop,
+    serial_loop,
+    substitute_statement,
+)
 from minigrad.loops.common_subexpressions import share_common
 from minigrad.loops.mask_bounds import Bounds, Rows, mask_bounds
 from minigrad.loops.nest import Barrier, FoldItems, Loop, Nest, Set, Statement, Statements, Store
@@ -60,8 +66,8 @@ def gpu_rows(kernel: Kernel, target: Target, name: str, items: int) -> Nest:
     stages = [fix_rows(stage, kernel.rows, row.index) for stage in kernel.stages]
     stages = kept_inside(stages, kernel, row.index, local=_local_bytes(target))
     stages = [merge_stage(stage) for stage in stages]
-    body = _Items(items).statements(stages, [{} for _ in stages])
-    return _nest(kernel, target, name, row, items, body)
+    body = _Items(items).loop(stages, [{} for _ in stages])
+    return assemble(name, kernel, serial_loop(row, (body,)), target)
 
 
 def gpu_block_rows(kernel: Kernel, target: Target, name: str) -> Nest:
@@ -72,37 +78,26 @@ def gpu_block_rows(kernel: Kernel, target: Target, name: str) -> Nest:
     assert isinstance(extent, int)
     widest = max(e.dtype.itemsize for e in expr.walk(*(s.body for s in kernel.stages)))
     width = next(w for w in (8, 4, 2, 1) if extent % w == 0 and w * widest <= VECTOR_BYTES)
-    count = extent // width
-    row = row_axis(kernel.rows // width)
-    outer, number = unflatten(row.index, [kernel.rows // extent, count])
+    outer = make_axis("o", 0, kernel.rows // extent)
+    number = make_axis("g", 0, extent // width)
     axis, lane = make_axis("b", 0, extent), make_axis("lane", 0, width)
-    start = number * width
-    whole = outer * extent + axis.index
+    start = number.index * width
+    whole = outer.index * extent + axis.index
     found = [
         (fix_rows(stage, kernel.rows, whole), stage.contraction is not None)
         for stage in kernel.stages
     ]
     found = share_common(found, kernel.stored)
     stages = [stage for stage, _ in found]
-    fixed = frozenset((row.variable,))
+    fixed = frozenset((outer.variable, number.variable))
     bounds = mask_bounds(stages, Rows(axis.variable, fixed, start, width, 1), kernel.stored)
     side = lane.index if width > 1 else 0
     stages = kept_inside(stages, kernel, whole, width, side, _local_bytes(target))
     assert target.group is not None
     items = max(row_items(kernel, target.group, 1), 32)
-    lanes = axis.variable if width > 1 else None
-    body = _Items(items, lanes, width).statements(stages, bounds)
-    stops = (start + width,)
-    body = (lanes_loop(axis, width, body, start, stops, lane.variable),)
-    return _nest(kernel, target, name, row, items, body)
-
-
-def _nest(
-    kernel: Kernel, target: Target, name: str, row: Axis, items: int, body: tuple[Statement, ...]
-) -> Nest:
-    item = _item(items)
-    loop = Loop(item.variable, 0, (items,), body, "items")
-    return assemble(name, kernel, serial_loop(row, (loop,)), target)
+    rows = lanes_loop(axis, width, (), start, (start + width,), lane.variable)
+    body = _Items(items, rows).loop(stages, bounds)
+    return assemble(name, kernel, flat_loop([outer, number], (body,)), target)
 
 
 def _local_bytes(target: Target) -> int:
@@ -111,39 +106,31 @@ def _local_bytes(target: Target) -> int:
     return target.group.local_bytes // 2
 
 
-def _item(items: int) -> Axis:
-    return make_axis("item", 0, items)
-
-
-@dataclass(frozen=True)
 class _Items:
-    """How `items` work-items share what is to be done for a row, or `width` rows in `lanes`."""
+    """How work-items share what is to be done for a row, or for each of some rows at once."""
 
-    items: int
-    lanes: Atom | None = None
-    width: int = 1
+    def __init__(self, items: int, rows: Loop | None = None) -> None:
+        self.items, self.rows = items, rows
+        self.axis = make_axis("item", 0, items)
+        self.item = self.axis.index
 
-    @property
-    def item(self) -> Integer:
-        """The number of the work-item."""
-        return _item(self.items).index
-
-    def statements(
-        self, stages: Sequence[Stage], bounds: Sequence[Mapping[Atom, Bounds]]
-    ) -> Statements:
+    def loop(self, stages: Sequence[Stage], bounds: Sequence[Mapping[Atom, Bounds]]) -> Loop:
         """Stage after stage, with barriers between."""
         body: list[Statement] = []
         for number, (stage, limits) in enumerate(zip(stages, bounds, strict=True)):
             if body:
                 body.append(Barrier())
             body.extend(self._stage(stage, number, limits))
-        return tuple(body)
+        inside = tuple(body) if self.rows is None else (self.rows.around(tuple(body)),)
+        return Loop(self.axis.variable, 0, (self.items,), inside, "items")
 
     def _stage(self, stage: Stage, number: int, bounds: Mapping[Atom, Bounds]) -> Statements:
         store = Store(stage.array, stage.position, stage.body)
         if stage.op is None:
             return self._shared(stage.axes, bounds, (store,))
-        total = Local(f"sum{number}", stage.body.dtype, 1, self.lanes, self.width)
+        total = Local(f"sum{number}", stage.body.dtype, 1)
+        if self.rows is not None and self.rows.step > 1:
+            total = replace(total, lanes=self.rows.variable, width=self.rows.step)
         result = expr.local(total)
         clear = Set(total, 0, identity(stage.op, total.dtype))
         step = Set(total, 0, combine(stage.op, result, stage.body))
@@ -152,7 +139,7 @@ class _Items:
             return self._shared(
                 stage.axes, bounds, (clear, *_loops(stage.reduced, bounds, (step,)), store)
             )
-        memory = Array(f"fold_{total.dtype.name}", total.dtype, self.items * self.width, "local")
+        memory = Array(f"fold_{total.dtype.name}", total.dtype, self.items * total.width, "local")
         first = expr.restrict((), [-self.item])  # one item stores what all of them have
         body = (
             clear, *self._shared(stage.reduced, bounds, (step,)),
