@@ -84,17 +84,14 @@ def loops_of_their_own(
     extents = [one.vectors * one.step for one in loops]
     at = [one.variable.index - one.start for one in loops]
     place, size = flatten(at, extents), numel(extents)
-    crossing: dict[Local, Array | Local] = {}
+    crossing: dict[Local, Place] = {}
     seen: set[Local] = set()
     for leaf in leaves:
         own = locals_of(leaf)
-        for register in sorted(own & seen, key=lambda one: one.name):
-            if space == "registers":
-                more: Array | Local = replace(register, name=f"{register.name}{size}", count=size)
-            else:
-                number = f"{len(crossing)}" if crossing else ""
-                more = Array(f"{name}{number}", register.dtype, size, space)
-            crossing.setdefault(register, more)
+        for register in sorted((own & seen).difference(crossing), key=lambda one: one.name):
+            several = replace(register, name=f"{register.name}{size}", count=size)
+            memory = Array(f"{name}{len(crossing) or ''}", register.dtype, size, space)
+            crossing[register] = several if space == "registers" else memory
         seen |= own
 
     def wrapped(leaf: Statements) -> Statements:
@@ -107,7 +104,7 @@ def loops_of_their_own(
 
 
 def moved(
-    leaf: Statements, places: Mapping[Local, Array | Local], at: Integer
+    leaf: Statements, places: Mapping[Local, Place], at: Integer
 ) -> Statements:
     """Statements whose registers are other ones, or memory, at an index."""
     own = locals_of(leaf)
@@ -119,7 +116,7 @@ def moved(
     }
     begin: list[Statement] = []
     end: list[Statement] = []
-    places_of: dict[Local, Array | Local] = {}
+    places_of: dict[Local, Place] = {}
     for register, place in places.items():
         if register not in own:
             continue
@@ -136,7 +133,7 @@ def moved(
 
 
 def renamed(
-    statement: Statement, new: Mapping[Local, Array | Local], at: Integer | None = None,
+    statement: Statement, new: Mapping[Local, Place], at: Integer | None = None,
     everywhere: bool = False,
 ) -> Statement:  # fmt: skip
     """A statement with other registers; at: their slot, or the index of memory instead of them."""
@@ -164,7 +161,7 @@ def in_parts(body: Statements, x: Atom, width: int) -> Statements:
             found.append(statement)
             continue
         here = {one.local for one in found if isinstance(one, Set)}
-        parts: dict[Local, Array | Local] = {}
+        parts: dict[Local, Place] = {}
         folds: list[Statement] = []
         for register, op in _combined(statement, x).items() if here else ():
             if register in here:
