@@ -14,15 +14,15 @@ from dataclasses import replace
 from minigrad.graph.operations import SCATTERS
 from minigrad.graph.shapes import numel
 from minigrad.graph.substitution import coefficient, variables
-from minigrad.graph.symbolic import high
+from minigrad.graph.symbolic import ceildiv, high
 from minigrad.loops.assemble import assemble
 from minigrad.loops.axes import unit_stride_axis, vector_width
 from minigrad.loops.build import combine, elements, loops_over, streams
-from minigrad.loops.nest import Nest, Store, Stores
+from minigrad.loops.nest import Loop, Nest, Store, Stores
 from minigrad.loops.prefetch import further_along, later_rows
 from minigrad.loops.transforms import Schedule
 from minigrad.schedule import expr
-from minigrad.schedule.axis import Axis
+from minigrad.schedule.axis import Axis, make_axis
 from minigrad.schedule.expr import Expr
 from minigrad.schedule.schedule import Kernel
 from minigrad.target import FILL, ITEM_LANES, Target
@@ -35,11 +35,14 @@ FEW = 64  # parallel iterations below which long rows are cut
 # and a vector of 512 bits. Low tiles that lie side by side beat square ones: a·2 + aᵀ of 2048²
 # takes 0.65 ms instead of 1.1 (measured).
 DOWN = 16
+LEAST_PART = 64  # places of a part of what a scatter adds to, all of whose updates each part reads
 TILE = 64  # elements of a tile along vectors: four lines of float32
 
 
-def elementwise(kernel: Kernel, target: Target, name: str) -> Nest:
-    """All stages at once, element by element, in registers."""
+def elementwise(kernel: Kernel, target: Target, name: str) -> Nest | None:
+    """All stages at once, element by element, in registers; None where they are not alike."""
+    if not _same_elements(kernel):
+        return None
     axes, stores = elements(kernel)
     exprs, positions, group = [s.value for s in stores], [s.index for s in stores], target.group
     stores = [replace(s, streaming=streams(s.array, kernel.stages, target)) for s in stores]
@@ -87,7 +90,7 @@ def elementwise(kernel: Kernel, target: Target, name: str) -> Nest:
     return assemble(name, kernel, s.nest, target)
 
 
-def same_elements(kernel: Kernel) -> bool:
+def _same_elements(kernel: Kernel) -> bool:
     """Whether all stages of a kernel of rows have the same elements, so that there are no rows."""
     if len(kernel.stages) == 1:
         return kernel.stages[0].op is None
@@ -131,4 +134,40 @@ def scatter(kernel: Kernel, target: Target, name: str) -> Nest:
             s.prefetch(below, later_rows([stage.body], below, last, width, target))
         s.vectorize(xs.pop(), width)
     s.parallelize(*xs)
+    return assemble(name, kernel, s.nest, target)
+
+
+def gpu_scatter(kernel: Kernel, target: Target, name: str) -> Nest | None:
+    """The same on a GPU: all in order, by every work-item for its part of the places only.
+
+    All updates are looked at for each part, so the parts are no more than keep the device busy.
+    """
+    group = target.group
+    (stage,) = kernel.stages
+    if group is None:
+        return None
+    assert stage.initial is not None and stage.op is not None
+    fixed = [axis for axis in stage.axes if isinstance(axis.extent, int)]
+    moving = [axis for axis in stage.axes if axis not in fixed]
+    found = [atom for atom in getattr(stage.position, "terms", ()) if atom[0].kind == "value"]
+    if len(stage.initial_axes) != 1 or len(found) != 1:
+        return None
+    (along,), ((place, _),) = stage.initial_axes, found
+    if not isinstance(along.extent, int) or coefficient(stage.position, place) is None:
+        return None
+    count = numel([axis.extent for axis in fixed])
+    parts = min(FILL * group.items * group.units // count, along.extent // LEAST_PART)
+    if parts < 2:
+        return None
+    size = ceildiv(along.extent, parts)
+    part = make_axis("p", 0, ceildiv(along.extent, size))
+    begin, where = part.index * size, place.index
+    within = expr.restrict(stage.guard, [where - begin, begin + size - 1 - where])
+    old = expr.load(stage.array, stage.position, within)
+    new = combine(SCATTERS[stage.op], old, stage.body)
+    step = loops_over(stage.reduced, [Store(stage.array, stage.position, new, within)])
+    start = Store(stage.array, stage.initial_position, stage.initial)
+    fill = Loop(along.variable, begin, (begin + size, along.extent), (start,))
+    s = Schedule(loops_over([part, *fixed, *moving], [fill, *step]))
+    s.parallelize(part.variable, *(axis.variable for axis in fixed))
     return assemble(name, kernel, s.nest, target)

@@ -77,11 +77,14 @@ class _Side:
 def gpu_gemm(kernel: Kernel, target: Target, name: str) -> Nest | None:
     """The loop nest of a product and its elementwise epilogue, for work-groups.
 
-    None where there is nothing to make tiles of: all rows or columns are a varying number.
+    None where there is nothing to make tiles of: all rows or columns are a varying number; and
+    where it may have to be computed twice.
     """
+    whole, group = kernel.stages[0].contraction, target.group
+    if group is None or whole is not None and whole.mask is not None:
+        return None
     problem = prepare(kernel)
-    parts, group = problem.parts, target.group
-    assert group is not None
+    parts = problem.parts
     rows, columns, batch = _fixed(parts.m), _fixed(parts.n), _fixed(parts.batch)
     if not rows or not columns:
         return None

@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from minigrad.graph.shapes import numel
-from minigrad.graph.symbolic import Atom, ceildiv
+from minigrad.graph.symbolic import Atom, ceildiv, high
 from minigrad.loops.assemble import assemble
 from minigrad.loops.axes import fix_rows, kept_inside, merge_stage, places_along, row_axis
 from minigrad.loops.block_plan import products_before_readers
@@ -33,7 +33,7 @@ from minigrad.loops.nest import Barrier, FoldItems, Loop, Nest, Set, Statement, 
 from minigrad.schedule import expr
 from minigrad.schedule.axis import Axis, make_axis
 from minigrad.schedule.expr import Array, Local
-from minigrad.schedule.fuse import prefix_length
+from minigrad.schedule.fuse import prefix_length, runs_along_rows
 from minigrad.schedule.schedule import Kernel
 from minigrad.schedule.stage import Stage, identity
 from minigrad.target import Group, Target
@@ -42,6 +42,7 @@ SHORT_ROW = 32  # elements of a row below which one work-item does it alone: one
 SHARE = 4  # elements of a row for each work-item, at least
 # What a step of the fold of all items costs, in steps of a loop: it writes, waits, reads and adds.
 FOLD = 4
+KEPT = 2  # part of the local memory for what stays inside a kernel: half is for another group
 VECTOR_BYTES = 32  # of a vector whose lanes are rows of a block, at most: two accesses of 16
 
 
@@ -60,18 +61,30 @@ def row_items(kernel: Kernel, group: Group, share: int = SHARE) -> int:
     return min(items, 1 << (group.items.bit_length() - 1))
 
 
-def gpu_rows(kernel: Kernel, target: Target, name: str, items: int) -> Nest:
-    """A work-group of `items` for each row."""
+def gpu_rows(kernel: Kernel, target: Target, name: str) -> Nest | None:
+    """A work-group for each row.
+
+    None where a work-item does one: where rows are short, or neighbours and enough of them.
+    """
+    group, count = target.group, high(kernel.rows)
+    if group is None:
+        return None
+    items = row_items(kernel, group)
+    beside = count > 1 and runs_along_rows(kernel.stages, kernel.rows, target)
+    if items == 1 or beside and count >= group.items * group.units:
+        return None
     row = row_axis(kernel.rows)
     stages = [fix_rows(stage, kernel.rows, row.index) for stage in kernel.stages]
-    stages = kept_inside(stages, kernel, row.index, local=_local_bytes(target))
+    stages = kept_inside(stages, kernel, row.index, local=group.local_bytes // KEPT)
     stages = [merge_stage(stage) for stage in stages]
     body = _Items(items).loop(stages, [{} for _ in stages])
     return assemble(name, kernel, serial_loop(row, (body,)), target)
 
 
-def gpu_block_rows(kernel: Kernel, target: Target, name: str) -> Nest:
+def gpu_block_rows(kernel: Kernel, target: Target, name: str) -> Nest | None:
     """A work-group for each block of rows in which products take part."""
+    if target.group is None:
+        return None
     kernel = products_before_readers(kernel)
     first = kernel.stages[0]
     extent = first.axes[prefix_length(first, kernel.rows) - 1].extent
@@ -92,18 +105,11 @@ def gpu_block_rows(kernel: Kernel, target: Target, name: str) -> Nest:
     fixed = frozenset((outer.variable, number.variable))
     bounds = mask_bounds(stages, Rows(axis.variable, fixed, start, width, 1), kernel.stored)
     side = lane.index if width > 1 else 0
-    stages = kept_inside(stages, kernel, whole, width, side, _local_bytes(target))
-    assert target.group is not None
+    stages = kept_inside(stages, kernel, whole, width, side, target.group.local_bytes // KEPT)
     items = max(row_items(kernel, target.group, 1), 32)
     rows = lanes_loop(axis, width, (), start, (start + width,), lane.variable)
     body = _Items(items, rows).loop(stages, bounds)
     return assemble(name, kernel, flat_loop([outer, number], (body,)), target)
-
-
-def _local_bytes(target: Target) -> int:
-    """Local memory for what stays inside a kernel: half of it is left to another group."""
-    assert target.group is not None
-    return target.group.local_bytes // 2
 
 
 class _Items:

@@ -34,7 +34,8 @@ MOST_WRITTEN_OUT = 8  # places of a window that are written out, so that tiles s
 def shared_lanes(kernel: Kernel, target: Target, name: str) -> Nest | None:
     """The loop nest of such a product, and its elementwise epilogue; None where it is none."""
     product = kernel.stages[0].product
-    assert product is not None
+    if product is None or not target.vector_bytes:
+        return None
     lanes = target.lanes(kernel.stages[0].body.dtype)
     if not product.shared:
         known = [axis.extent for axis in (*product.batch[-1:], *product.m[-2:], *product.n[-1:])]
