@@ -181,10 +181,14 @@ def vector_width(
         copies //= 2
     while lanes * copies > target.most_lanes:
         copies //= 2
-    if isinstance(extent, int) and extent < lanes:
-        while lanes > 1 and lanes // 2 >= extent:
-            lanes //= 2
+    if isinstance(extent, int):
+        lanes = enough_lanes(lanes, extent)
     return lanes * copies
+
+
+def enough_lanes(lanes: int, count: int) -> int:
+    """So many lanes, or fewer, a power of two, where fewer hold `count` elements."""
+    return min(lanes, 1 << max(count - 1, 0).bit_length())
 
 
 def _register_bytes(dtype: DType) -> int:

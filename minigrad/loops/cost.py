@@ -22,6 +22,7 @@ from minigrad.graph.operations import SCATTERS, Op
 from minigrad.graph.shapes import numel
 from minigrad.graph.substitution import coefficient, variables
 from minigrad.graph.symbolic import Atom, ceildiv
+from minigrad.loops.axes import enough_lanes
 from minigrad.loops.nest import Loop, Set, Statement, Store, walk_with_loops
 from minigrad.loops.product import Problem, strides
 from minigrad.schedule import expr
@@ -460,9 +461,7 @@ def choose_nr(target: Target, stage: Stage, columns: int) -> int:
         return 1
     if columns > lanes:
         return min(2 * lanes, target.tile_lanes)
-    while lanes > 1 and lanes // 2 >= columns:
-        lanes //= 2
-    return lanes
+    return enough_lanes(lanes, columns)
 
 
 def choose_mr(target: Target, rows: int, nr: int, stage: Stage, bound: int = 0) -> int:

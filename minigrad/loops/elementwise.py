@@ -23,8 +23,9 @@ from minigrad.loops.prefetch import further_along, later_rows
 from minigrad.loops.transforms import Schedule
 from minigrad.schedule import expr
 from minigrad.schedule.axis import Axis, make_axis
-from minigrad.schedule.expr import Expr
+from minigrad.schedule.expr import Expr, Guard
 from minigrad.schedule.schedule import Kernel
+from minigrad.schedule.stage import Stage
 from minigrad.target import FILL, ITEM_LANES, Target
 
 # Elements of a long vector loop that one parallel iteration takes: 16 KiB of float32, a small part
@@ -112,11 +113,7 @@ def _transposed_axis(outer: Sequence[Axis], axis: Axis, exprs: Sequence[Expr]) -
 def scatter(kernel: Kernel, target: Target, name: str) -> Nest:
     """base, then one addition after another, in order: deterministic, parallel over the rest."""
     (stage,) = kernel.stages
-    assert stage.initial is not None and stage.op is not None
-    start = Store(stage.array, stage.initial_position, stage.initial)
-    old = expr.load(stage.array, stage.position, stage.guard)
-    new = combine(SCATTERS[stage.op], old, stage.body)
-    step = Store(stage.array, stage.position, new, stage.guard)
+    start, step = _addition(stage, stage.guard)
     body = (*loops_over(stage.initial_axes, [start]), *loops_over(stage.reduced, [step]))
     s, xs = Schedule(loops_over(stage.axes, body)), [axis.variable for axis in stage.axes]
     # vectors need neighbouring places and the same updates' order in every lane
@@ -137,6 +134,15 @@ def scatter(kernel: Kernel, target: Target, name: str) -> Nest:
     return assemble(name, kernel, s.nest, target)
 
 
+def _addition(stage: Stage, guard: Guard) -> tuple[Store, Store]:
+    """What an element begins with, and what is then added to it."""
+    assert stage.initial is not None and stage.op is not None
+    old = expr.load(stage.array, stage.position, guard)
+    new = combine(SCATTERS[stage.op], old, stage.body)
+    start = Store(stage.array, stage.initial_position, stage.initial)
+    return start, Store(stage.array, stage.position, new, guard)
+
+
 def gpu_scatter(kernel: Kernel, target: Target, name: str) -> Nest | None:
     """The same on a GPU: all in order, by every work-item for its part of the places only.
 
@@ -146,7 +152,6 @@ def gpu_scatter(kernel: Kernel, target: Target, name: str) -> Nest | None:
     (stage,) = kernel.stages
     if group is None:
         return None
-    assert stage.initial is not None and stage.op is not None
     fixed = [axis for axis in stage.axes if isinstance(axis.extent, int)]
     moving = [axis for axis in stage.axes if axis not in fixed]
     found = [atom for atom in getattr(stage.position, "terms", ()) if atom[0].kind == "value"]
@@ -163,11 +168,8 @@ def gpu_scatter(kernel: Kernel, target: Target, name: str) -> Nest | None:
     part = make_axis("p", 0, ceildiv(along.extent, size))
     begin, where = part.index * size, place.index
     within = expr.restrict(stage.guard, [where - begin, begin + size - 1 - where])
-    old = expr.load(stage.array, stage.position, within)
-    new = combine(SCATTERS[stage.op], old, stage.body)
-    step = loops_over(stage.reduced, [Store(stage.array, stage.position, new, within)])
-    start = Store(stage.array, stage.initial_position, stage.initial)
+    start, step = _addition(stage, within)
     fill = Loop(along.variable, begin, (begin + size, along.extent), (start,))
-    s = Schedule(loops_over([part, *fixed, *moving], [fill, *step]))
+    s = Schedule(loops_over([part, *fixed, *moving], [fill, *loops_over(stage.reduced, [step])]))
     s.parallelize(part.variable, *(axis.variable for axis in fixed))
     return assemble(name, kernel, s.nest, target)

@@ -18,6 +18,7 @@ from dataclasses import replace
 from minigrad.graph.substitution import coefficient
 from minigrad.graph.symbolic import Atom, ceildiv
 from minigrad.loops.assemble import assemble
+from minigrad.loops.axes import enough_lanes
 from minigrad.loops.build import substitute_stores
 from minigrad.loops.cost import flops
 from minigrad.loops.nest import Nest
@@ -48,8 +49,7 @@ def shared_lanes(kernel: Kernel, target: Target, name: str) -> Nest | None:
     if problem is None:
         return None
     parts = problem.parts
-    while lanes > 1 and lanes // 2 >= parts.batch[-1].count:
-        lanes //= 2
+    lanes = enough_lanes(lanes, parts.batch[-1].count)
     s = Schedule(problem.naive())
     x = parts.batch[-1].variable
     s.vectorize(x, lanes)
