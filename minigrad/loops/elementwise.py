@@ -18,7 +18,7 @@ from minigrad.graph.symbolic import ceildiv, high
 from minigrad.loops.assemble import assemble
 from minigrad.loops.axes import unit_stride_axis, vector_width
 from minigrad.loops.build import combine, elements, loops_over, streams
-from minigrad.loops.nest import Loop, Nest, Store, Stores
+from minigrad.loops.nest import Loop, Nest, Statements, Store, Stores
 from minigrad.loops.prefetch import further_along, later_rows
 from minigrad.loops.transforms import Schedule
 from minigrad.schedule import expr
@@ -26,7 +26,7 @@ from minigrad.schedule.axis import Axis, make_axis
 from minigrad.schedule.expr import Expr, Guard
 from minigrad.schedule.schedule import Kernel
 from minigrad.schedule.stage import Stage
-from minigrad.target import FILL, ITEM_LANES, Target
+from minigrad.target import FILL, ITEM_LANES, Group, Target
 
 # Elements of a long vector loop that one parallel iteration takes: 16 KiB of float32, a small part
 # of a chunk (see assemble.py), and enough for the prefetcher of a processor to follow.
@@ -45,7 +45,7 @@ def elementwise(kernel: Kernel, target: Target, name: str) -> Nest | None:
     if not _same_elements(kernel):
         return None
     axes, stores = elements(kernel)
-    exprs, positions, group = [s.value for s in stores], [s.index for s in stores], target.group
+    exprs, positions = [s.value for s in stores], [s.index for s in stores]
     stores = [replace(s, streaming=streams(s.array, kernel.stages, target)) for s in stores]
     axis = unit_stride_axis(axes, exprs, positions)
     outer = [a for a in axes if a != axis]
@@ -55,17 +55,8 @@ def elementwise(kernel: Kernel, target: Target, name: str) -> Nest | None:
         s.parallelize()
         return assemble(name, kernel, s.nest, target)
     x = axis.variable
-    if group is not None:  # an iteration is one work-item's, of as many elements as it can load
-        vectors = numel([a.extent for a in axes]) // ITEM_LANES
-        enough = vectors >= group.items * group.units * FILL
-        narrow = all(load.dtype.itemsize <= 4 for load in expr.loads(*exprs))
-        whole = isinstance(axis.extent, int) and axis.extent % ITEM_LANES == 0
-        if enough and narrow and whole:
-            xs.append(s.split(x, ITEM_LANES, "v"))
-            s.vectorize(x, ITEM_LANES)
-        else:
-            xs.append(x)
-        s.parallelize(*xs)
+    if target.group is not None:
+        s = _by_items([*outer, axis], stores, target.group)
         return assemble(name, kernel, s.nest, target)
     across = _transposed_axis(outer, axis, exprs) if target.vector_bytes else None
     if across is not None:
@@ -89,6 +80,31 @@ def elementwise(kernel: Kernel, target: Target, name: str) -> Nest | None:
     s.vectorize(x, vector_width(target, exprs, axis.extent, False))
     s.parallelize(*xs)
     return assemble(name, kernel, s.nest, target)
+
+
+def _by_items(axes: Sequence[Axis], stores: Sequence[Store], group: Group) -> Schedule:
+    """Neighbours in memory by neighbouring work-items, of as many elements as one can load.
+
+    An axis inside that varies is counted to its bound, so that the order stays.
+    """
+    body: Statements = (Stores(tuple(stores)),)
+    order: list[Axis] = []
+    for axis in axes:
+        if order and not isinstance(axis.extent, int):
+            most = make_axis("w", len(order), high(axis.extent))
+            body = (Loop(axis.variable, most.index, (most.index + 1, axis.extent), body),)
+            axis = most
+        order.append(axis)
+    s, (*xs, x) = Schedule(loops_over(order, body)), (a.variable for a in order)
+    enough = numel([a.extent for a in axes]) >= ITEM_LANES * group.items * group.units * FILL
+    narrow = all(load.dtype.itemsize <= 4 for load in expr.loads(*(one.value for one in stores)))
+    if enough and narrow and isinstance(axis.extent, int) and axis.extent % ITEM_LANES == 0:
+        xs.append(s.split(x, ITEM_LANES, "v"))
+        s.vectorize(x, ITEM_LANES)
+    else:
+        xs.append(x)
+    s.parallelize(*xs)
+    return s
 
 
 def _same_elements(kernel: Kernel) -> bool:
