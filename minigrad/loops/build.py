@@ -276,10 +276,10 @@ def combine(op: Op, old: Expr, new: Expr) -> Expr:
     if new.op is Leaf.DOT:  # which adds to something by itself
         return added_to(old, new)
     if op is Op.MAX:
-        return expr.apply(Op.MAXIMUM, (old, new), old.dtype)
+        return old.operation("maximum", new)
     if old.dtype.is_bool:
-        return expr.apply(Op.OR if op is Op.SUM else Op.AND, (old, new), old.dtype)
-    return expr.apply(Op.ADD if op is Op.SUM else Op.MUL, (old, new), old.dtype)
+        return old | new if op is Op.SUM else old & new
+    return old + new if op is Op.SUM else old * new
 
 
 def summands(e: Expr) -> list[Expr]:
@@ -306,30 +306,20 @@ def unless_finite(
     """
     dtype, slot = registers.dtype, u.index
     wrong = Local(name, dtype, 1, registers.lanes, registers.width)
-    alone = Local(f"{name}_any", dtype, 1)
-    zero, one, nan = (expr.const(x, dtype) for x in (0.0, 1.0, math.nan))
-    value = expr.local(registers, slot)
-    found = expr.apply(Op.ADD, (expr.local(wrong), expr.apply(Op.MUL, (value, zero), dtype)), dtype)
-    each: list[Statement] = [Set(wrong, 0, found)]
+    value, found = expr.local(registers, slot), expr.local(wrong)
+    each: list[Statement] = [Set(wrong, 0, found + value * 0.0)]
     if scale is not None:
-        small = [
-            expr.apply(Op.LE, pair, dtypes.bool)
-            for pair in ((scale, one), (expr.const(-1.0, dtype), scale))
-        ]
         if scale.op is not Op.CONST:
-            fits = expr.apply(Op.AND, (small[0], small[1]), dtypes.bool)
-            more = expr.apply(Op.WHERE, (fits, expr.local(wrong), nan), dtype)
-            each.append(Set(wrong, 0, more))
-        each.append(Set(registers, slot, expr.apply(Op.MUL, (value, scale), dtype)))
+            fits = scale.operation("le", 1.0) & scale.constant(-1.0).operation("le", scale)
+            each.append(Set(wrong, 0, fits.where(found, math.nan)))
+        each.append(Set(registers, slot, value * scale))
     result: list[Statement] = [
-        Set(wrong, 0, zero, everywhere=True),
+        Set(wrong, 0, found.constant(0.0), everywhere=True),
         Loop(u.variable, 0, (registers.count,), tuple(each), "unroll"),
     ]
     if registers.lanes is not None:
-        result.append(Fold(alone, Op.SUM, wrong))
-    else:
-        alone = wrong
-    test = expr.apply(Op.NE, (expr.local(alone), expr.local(alone)), dtypes.bool)
-    times = expr.value_of(expr.apply(Op.CAST, (test,), dtypes.int32))
+        found = expr.local(Local(f"{name}_any", dtype, 1))
+        result.append(Fold(found.local, Op.SUM, wrong))
+    times = expr.value_of(found.differs(found).cast(dtypes.int32))
     once = make_axis("again", 0, 2)
     return [*result, Loop(once.variable, 0, (times,), tuple(again))]

@@ -75,8 +75,7 @@ def multiply_add(total: Expr, left: Expr, right: Expr) -> Expr:
     """total + left·right; for pairs, with the sum of both products."""
     if not left.dtype.is_float:
         return expr.apply(Leaf.DOT, (left, right, total), total.dtype)
-    product = expr.apply(Op.MUL, (left, right), left.dtype)
-    return combine(Op.SUM, total, expr.apply(Op.CAST, (product,), total.dtype))
+    return combine(Op.SUM, total, (left * right).cast(total.dtype))
 
 
 def prepare(kernel: Kernel) -> Problem:
@@ -95,9 +94,7 @@ def prepare(kernel: Kernel) -> Problem:
     if parts.mask is not None:
         terms = changed.body
         place = 0 if parts.mask.variables <= parts.left.variables else 1
-        zero = expr.const(0.0, operands[place].dtype)
-        masked = (parts.mask, operands[place], zero)
-        operands[place] = expr.apply(Op.WHERE, masked, zero.dtype)
+        operands[place] = parts.mask.where(operands[place], 0.0)
     left, right = (expr.substitute_in(operand, values) for operand in operands)
     return Problem(
         changed,
@@ -159,6 +156,6 @@ def _narrow(operand: Expr) -> Expr | None:
 def _where(operand: Expr, condition: Integer) -> Expr:
     """A load, converted or not, and zero where a condition is negative."""
     if operand.op is Op.CAST:
-        return expr.apply(Op.CAST, (_where(operand.args[0], condition),), operand.dtype)
+        return _where(operand.args[0], condition).cast(operand.dtype)
     array, index, guard = operand.array, operand.index, operand.guard
     return expr.load(array, index, expr.restrict(guard, [condition]))

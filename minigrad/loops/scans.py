@@ -94,13 +94,8 @@ def distribute(kernel: Kernel, target: Target, name: str) -> Nest:
         serial_loop(along, (
             Set(place, 0, expr.load(next_free, stage.position)),
             Store(stage.array, where, stage.body, inside),
-            Store(next_free, stage.position, combine_one(place)),
+            Store(next_free, stage.position, expr.local(place) + 1),
         )),
     )  # fmt: skip
     return assemble(name, kernel, flat_loop(stage.axes, body), target)
 
-
-def combine_one(place: Local) -> expr.Expr:
-    """The place after this one."""
-    one = expr.const(1, place.dtype)
-    return expr.apply(Op.ADD, (expr.local(place), one), place.dtype)
