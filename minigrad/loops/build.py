@@ -46,7 +46,8 @@ def inline_stages(kernel: Kernel, axes: Sequence[Axis]) -> list[Store]:
     stores = []
 
     def own_element(e: Expr) -> Expr | None:
-        return expr.local(made[e.array]) if _reads(e, made) else None
+        read = e.op is Leaf.LOAD and e.array in made
+        return expr.local(made[e.array]) if read else None
 
     for stage in kernel.stages:
         body = expr.rebuild(stage.body, own_element)
@@ -67,10 +68,6 @@ def inline_stages(kernel: Kernel, axes: Sequence[Axis]) -> list[Store]:
         if stage.array in kernel.stored:
             stores.append(Store(stage.array, position, body, guard))
     return stores
-
-
-def _reads(e: Expr, made: dict[Array, Local]) -> bool:
-    return e.op is expr.Leaf.LOAD and e.array in made
 
 
 def epilogue(

@@ -200,22 +200,19 @@ def _together(
     assert one.extent is not None
     axis = make_axis("c", number, one.extent)
     here = {_common_axis(one.extent).variable: axis.index}
-    values: dict[tuple[Array, Integer], Expr] = {}
+    values: dict[Expr, Expr] = {}
     sums: list[Stage] = []
     stores: list[Store] = []  # bodies read what was there before, so no store comes between them
     bodies: list[Expr] = []
 
-    def known(e: Expr) -> Expr | None:
-        return None if e.op is not expr.Leaf.LOAD or e.guard else values.get((e.array, e.index))
-
     for stage in one.stages:
         stage = stage.substitute(here)
-        stage = replace(stage, body=expr.rebuild(stage.body, known))
+        stage = replace(stage, body=expr.rebuild(stage.body, values.get))
         bodies.append(stage.body)
         if stage.op is not None:
             sums.append(replace(stage, reduced=(axis,)))
             continue
-        values[stage.array, stage.position] = stage.body
+        values[expr.load(stage.array, stage.position)] = stage.body
         if stage.array in stored or stage.array in later:
             streaming = stage.array in stored and streams(stage.array, one.stages, target)
             stores.append(Store(stage.array, stage.position, stage.body, streaming=streaming))
