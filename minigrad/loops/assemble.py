@@ -14,14 +14,14 @@ from minigrad.loops.nest import (
     Loop,
     MatrixProduct,
     Nest,
+    Stores,
     arrays_written,
     expressions,
     locals_set,
-    parts,
     walk,
 )
 from minigrad.schedule import expr
-from minigrad.schedule.expr import Array, Leaf
+from minigrad.schedule.expr import Array, Leaf, Local
 from minigrad.schedule.schedule import Kernel
 from minigrad.schedule.show import label
 from minigrad.target import LINE, Target
@@ -111,32 +111,34 @@ def grain_of(loop: Loop, total: int, operations: int, traffic: int, target: Targ
 
 def _used(loop: Loop) -> tuple[list[Array], list[str]]:
     """All arrays of a loop, in order of appearance, and the symbols of its indices."""
-    arrays: dict[Array, None] = {}
-    used: dict[Integer, None] = {}
-    seen: set[expr.Expr] = set()
+    found: list[expr.Expr | Array | Local] = []
+    places: list[Integer] = []
     bound: set[Atom | None] = set()
-
-    def see(exprs: Iterable[expr.Expr]) -> None:
-        new = [e for e in exprs if e not in seen]
-        seen.update(new)
-        arrays.update((load.array, None) for load in expr.loads(*new))
-        used.update((x, None) for x in indices(new, ()))
-
-    def symbols(x: Integer) -> set[str]:
-        found = set[str]()
-        for atom in variables(x):
-            if isinstance(atom.payload, Affine):  # the bound of a variable
-                found |= symbols(atom.payload)
-            if atom not in bound and atom.name != "never":
-                found.add(atom.name)
-        return found
-
     for statement in walk(loop):
+        values, own, reads, writes = statement.parts()
         if isinstance(statement, Loop):
             bound.update((statement.variable, statement.lane))
-        values, places, reads, writes = parts(statement)
-        see(values)
-        arrays.update((place, None) for place in (*reads, *writes) if isinstance(place, Array))
-        see(e for x in places for e in expr.values_in(x))
-        used.update((x, None) for x in places)
+        elif isinstance(statement, Stores):  # all values come before the arrays that they go to
+            values = tuple([item.value for item in statement.items])
+        found += (*values, *reads, *writes)
+        places += own
+        for x in own:
+            found += expr.values_in(x)
+    arrays: dict[Array, None] = {}
+    exprs: dict[expr.Expr, None] = {}
+    for one in found:
+        if isinstance(one, Array):
+            arrays[one] = None
+        elif isinstance(one, expr.Expr) and one not in exprs:
+            exprs[one] = None
+            arrays.update([(load.array, None) for load in expr.loads(one)])
+
+    def symbols(x: Integer) -> set[str]:
+        names = {atom.name for atom in variables(x) if atom not in bound} - {"never"}
+        for atom in variables(x):
+            if isinstance(atom.payload, Affine):  # the bound of a variable
+                names |= symbols(atom.payload)
+        return names
+
+    used = dict.fromkeys(indices([*exprs], places))
     return list(arrays), sorted(set().union(*map(symbols, used)))

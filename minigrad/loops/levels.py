@@ -11,14 +11,13 @@ The cut depends on the loops only, so results are bitwise the same with any numb
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from itertools import count
 
 from minigrad.graph.node import Op
 from minigrad.graph.substitution import variables
-from minigrad.graph.symbolic import Integer, ceildiv
+from minigrad.graph.symbolic import Atom, Integer, ceildiv
 from minigrad.loops.build import combine, get, lanes_loop, put, with_places
 from minigrad.loops.nest import (
     Loop,
@@ -31,13 +30,11 @@ from minigrad.loops.nest import (
     Store,
     divides,
     map_loops,
-    parts,
     walk,
-    walk_with_loops,
 )
 from minigrad.schedule import expr
 from minigrad.schedule.axis import make_axis
-from minigrad.schedule.expr import Array, Expr, Leaf
+from minigrad.schedule.expr import Array, Expr, Leaf, Local
 from minigrad.schedule.stage import identity
 from minigrad.target import Target
 
@@ -53,9 +50,10 @@ TERMS_OF_GROUP = 512  # on a GPU, where a second set of registers for a tile cos
 
 def in_levels(parallel: Loop, target: Target) -> Loop:
     """The loop of a nest with every long sum in levels."""
+    known: Uses = {}
 
     def change(loop: Loop, around: Loops) -> Statements | None:
-        long = _long_sums(loop, around, target) if loop.kind in ("serial", "lanes") else {}
+        long = _long_sums(loop, around, target, known) if loop.kind in ("serial", "lanes") else {}
         return map_loops(_cut(loop, long, around, target), change, around) if long else None
 
     return parallel.around(map_loops(parallel.body, change, (parallel,)))
@@ -124,21 +122,25 @@ def _ends(
         everywhere = all(
             one.everywhere for one in walk(loop) if isinstance(one, Set) and one.local == part
         )
-        memory = isinstance(place, Array)
-        each = make_axis("e" if memory else "u", 0, place.size if memory else place.count)
-        at = each.index if memory or each.count > 1 else 0
+        each = (
+            make_axis("e", 0, place.size) if isinstance(place, Array)
+            else make_axis("u", 0, place.count)
+        )  # fmt: skip
+        at = each.index if isinstance(place, Array) or each.count > 1 else 0
         more = combine(Op.SUM, get(place, at), get(part, at))
-        for found, made in (
+        both: tuple[tuple[list[Statement], Statement], ...] = (
             (clear, put(part, at, identity(Op.SUM, part.dtype), everywhere)),
             (end, put(place, at, more, everywhere)),
-        ):
-            if memory:
+        )
+        for found, made in both:
+            if isinstance(place, Array):
                 width = max(min(target.most_lanes, 4 * target.lanes(place.dtype)), 1)
-                made = lanes_loop(each, width, (made,))
-            elif each.count > 1:
+                found.append(lanes_loop(each, width, (made,)))
+                continue
+            if each.count > 1:
                 made = Loop(each.variable, 0, (each.extent,), (made,), "unroll")
             # what is cleared outside of vector loops is known to outlive one of their iterations
-            if not memory and place.lanes not in (None, *lanes) and found is end:
+            if place.lanes is not None and place.lanes not in lanes and found is end:
                 made = Loop(place.lanes, 0, (place.width,), (made,), "lanes", place.width)
             found.append(made)
     return clear, end
@@ -147,50 +149,59 @@ def _ends(
 # ---- what is added up ----
 
 
-def _long_sums(loop: Loop, around: Loops, target: Target) -> dict[Place, int]:
+Added = dict[tuple[Place, Integer], tuple[int, frozenset[Atom]]]
+Uses = dict[int, tuple[Statement, Added, set[Place]]]  # by identity of statements, which it keeps
+
+
+def _long_sums(loop: Loop, around: Loops, target: Target, known: Uses) -> dict[Place, int]:
     """The places of floats to which a loop does nothing but add, and that too often.
 
     With the number of blocks to make of it. Within a vector loop none is in memory, where no other
     vector loop may be.
     """
-    terms: Counter[tuple[Place, Integer]] = Counter()
-    others: set[Place] = set()
-    for statement, loops in walk_with_loops([loop]):
-        writes = parts(statement).writes
-        if _added(statement):
-            assert isinstance(statement, Set | Store)
-            index = statement.slot if isinstance(statement, Set) else statement.index
-            numbers, count = set(variables(index)), 1
-            for one in reversed(loops):
-                if one.variable in numbers:  # it does not add to an element, but numbers them
-                    numbers |= variables(one.start)
-                else:
-                    count *= one.vectors
-            terms[*writes, index] += count
-        else:
-            others.update(writes)
     blocks: dict[Place, int] = {}
-    vector = any(one.kind == "lanes" for one in around)
-    for (place, _), count in terms.items():
-        number = ceildiv(count, most_terms(place, target))
-        if number > 1 and place not in others and not (vector and isinstance(place, Array)):
+    added, others = _use(loop, known)
+    for (place, _), (terms, _) in added.items():
+        number = ceildiv(terms, most_terms(place, target))
+        if number > 1 and place not in others:
             blocks[place] = max(number, blocks.get(place, 0))
-    for statement in walk(loop) if blocks else ():
-        for place in _reads(statement):
-            blocks.pop(place, None)
+    if blocks and any(one.kind == "lanes" for one in around):
+        blocks = {place: number for place, number in blocks.items() if isinstance(place, Local)}
     return blocks
 
 
-def _reads(statement: Statement) -> Iterator[Place]:
-    """The registers and scratch memory that a statement reads, but for what it adds to."""
+def _use(statement: Statement, known: Uses) -> tuple[Added, set[Place]]:
+    """What a statement adds to, by place and index, and the places that it uses otherwise.
+
+    Of the former how many terms to an element, and the variables of loops that number elements.
+    """
+    if id(statement) in known:
+        return known[id(statement)][1:]
     if isinstance(statement, Prefetch):
-        return
-    values, indices, reads, _ = parts(statement)
-    yield from reads
-    inside = (value for x in indices for value in expr.values_in(x))
-    for e in expr.walk(*(_added(statement) or values), *inside):
+        return {}, set()
+    values, indices, reads, writes = statement.parts()
+    added, others, terms = Added(), set(reads), _added(statement)
+    inside = [value for x in indices for value in expr.values_in(x)]
+    for e in expr.walk(*(terms or values), *inside) if values or inside else ():
         if e.op is Leaf.LOCAL or e.op is Leaf.LOAD and e.array.space != "buffer":
-            yield e.place
+            others.add(e.place)
+    if terms:
+        added[writes[0], indices[0]] = 1, variables(indices[0])
+    else:
+        others.update(writes)
+    for inner in statement.inside:
+        more, used = _use(inner, known)
+        others |= used
+        for key, (more_terms, numbers) in more.items():
+            before, with_them = added.get(key, (0, numbers))
+            added[key] = before + more_terms, with_them | numbers
+    if isinstance(statement, Loop) and added:
+        times, begin = statement.vectors, variables(statement.start)
+        for key, (each, numbers) in added.items():
+            own = statement.variable in numbers
+            added[key] = (each, numbers | begin) if own else (each * times, numbers)
+    known[id(statement)] = statement, added, others
+    return added, others
 
 
 def _added(one: Statement) -> tuple[Expr, ...]:

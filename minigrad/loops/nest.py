@@ -15,17 +15,31 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import ClassVar
 
 from minigrad.graph.node import Op
 from minigrad.graph.symbolic import Affine, Atom, Integer, ceildiv, high, low
 from minigrad.schedule.expr import Array, Expr, Guard, Local
 
 Place = Local | Array  # registers, or memory
+Parts = tuple[tuple[Expr, ...], tuple[Integer, ...], tuple[Place, ...], tuple[Place, ...]]
+
+
+class Made:
+    """What is made of values, indices and places, and perhaps of statements inside of it."""
+
+    inside: ClassVar[Statements] = ()
+
+    def parts(self) -> Parts:
+        """Values that are stored or set; indices, slots, bounds; places read; places written to.
+
+        Without those of the statements inside, and without what values and indices read.
+        """
+        return (), (), (), ()
 
 
 @dataclass(frozen=True)
-class Store:
+class Store(Made):
     """array[index] = value where the guard holds.
 
     streaming: it should bypass the cache, because nothing reads it soon.
@@ -37,16 +51,25 @@ class Store:
     guard: Guard = ()
     streaming: bool = False
 
+    def parts(self) -> Parts:
+        """See `Made`."""
+        return (self.value,), (self.index, *self.guard), (), (self.array,)
+
 
 @dataclass(frozen=True)
-class Stores:
+class Stores(Made):
     """Several stores: all values are computed before the first is written."""
 
     items: tuple[Store, ...]
 
+    @property
+    def inside(self) -> Statements:  # type: ignore[override]
+        """The stores."""
+        return self.items
+
 
 @dataclass(frozen=True)
-class Set:
+class Set(Made):
     """local[slot] = value (lanes outside a mask keep their old value).
 
     everywhere: lanes outside a mask may get any value, because nothing reads them.
@@ -57,9 +80,13 @@ class Set:
     value: Expr
     everywhere: bool = False
 
+    def parts(self) -> Parts:
+        """See `Made`."""
+        return (self.value,), (self.slot,), (), (self.local,)
+
 
 @dataclass(frozen=True)
-class Fold:
+class Fold(Made):
     """target[0] = the combination by `op` of all lanes of source[slot]."""
 
     target: Local
@@ -67,9 +94,13 @@ class Fold:
     source: Local
     slot: Integer = 0
 
+    def parts(self) -> Parts:
+        """See `Made`."""
+        return (), (self.slot,), (self.source,), (self.target,)
+
 
 @dataclass(frozen=True)
-class Prefetch:
+class Prefetch(Made):
     """A hint that array[index] is read soon, which changes nothing; any index will do.
 
     later: it is read only after much else, and comes as near as the second cache.
@@ -78,6 +109,10 @@ class Prefetch:
     array: Array
     index: Integer
     later: bool = False
+
+    def parts(self) -> Parts:
+        """See `Made`."""
+        return (), (self.index,), (self.array,), ()
 
 
 @dataclass(frozen=True)
@@ -90,7 +125,7 @@ class Matrix:
 
 
 @dataclass(frozen=True)
-class MatrixProduct:
+class MatrixProduct(Made):
     """total = left · right, in the matrix registers of a processor that has them (AMX).
 
     Elements of left and right are words of two bfloat16, neighbours along k; those of total are
@@ -109,14 +144,19 @@ class MatrixProduct:
         """All three."""
         return self.total, self.left, self.right
 
+    def parts(self) -> Parts:
+        """See `Made`."""
+        places = tuple(matrix.index for matrix in self.matrices)
+        return (), places, (self.left.array, self.right.array), (self.total.array,)
+
 
 @dataclass(frozen=True)
-class Barrier:
+class Barrier(Made):
     """Every work-item of the group has come here, and sees what the others have written."""
 
 
 @dataclass(frozen=True)
-class FoldItems:
+class FoldItems(Made):
     """target[0] of every work-item = the combination by `op` of all items' target[0], in one order.
 
     memory: in local memory, one element (or vector) for each item. Barriers are included.
@@ -126,9 +166,13 @@ class FoldItems:
     op: Op
     memory: Array
 
+    def parts(self) -> Parts:
+        """See `Made`."""
+        return (), (), (), (self.target, self.memory)
+
 
 @dataclass(frozen=True)
-class Loop:
+class Loop(Made):
     """for variable in start, start + step, … while it is below every one of `stops`.
 
     kind: "serial"; "unroll" (start and stop are ints); "lanes" (`step` consecutive iterations at
@@ -150,6 +194,15 @@ class Loop:
     lane: Atom | None = None
     prefetch: tuple[tuple[Array, Integer], ...] = ()
     transpose: int = 0
+
+    def parts(self) -> Parts:
+        """See `Made`."""
+        return (), (self.start, *self.stops), (), ()
+
+    @property
+    def inside(self) -> Statements:  # type: ignore[override]
+        """Its body."""
+        return self.body
 
     @property
     def index(self) -> Affine:
@@ -245,48 +298,6 @@ def divides(x: Integer, width: int) -> bool:
     return x.constant % width == 0 and all(c % width == 0 for _, c in x.terms)
 
 
-class Parts(NamedTuple):
-    """What a statement is made of, without those inside of it.
-
-    values: that are stored, or set; indices: places in memory, slots and bounds; reads, writes:
-    memory and registers, those in values and indices apart.
-    """
-
-    values: tuple[Expr, ...] = ()
-    indices: tuple[Integer, ...] = ()
-    reads: tuple[Place, ...] = ()
-    writes: tuple[Place, ...] = ()
-
-
-def parts(one: Statement) -> Parts:
-    """What a statement is made of."""
-    if isinstance(one, Store):
-        return Parts((one.value,), (one.index, *one.guard), (), (one.array,))
-    if isinstance(one, Set):
-        return Parts((one.value,), (one.slot,), (), (one.local,))
-    if isinstance(one, Loop):
-        return Parts((), (one.start, *one.stops))
-    if isinstance(one, Stores):  # all values are computed first
-        return Parts(tuple(item.value for item in one.items))
-    if isinstance(one, Fold):
-        return Parts((), (one.slot,), (one.source,), (one.target,))
-    if isinstance(one, FoldItems):
-        return Parts((), (), (), (one.target, one.memory))
-    if isinstance(one, Prefetch):
-        return Parts((), (one.index,), (one.array,))
-    if isinstance(one, MatrixProduct):
-        places = tuple(matrix.index for matrix in one.matrices)
-        return Parts((), places, (one.left.array, one.right.array), (one.total.array,))
-    return Parts()
-
-
-def children(statement: Statement) -> Statements:
-    """The statements directly inside of one."""
-    if isinstance(statement, Loop):
-        return statement.body
-    return statement.items if isinstance(statement, Stores) else ()
-
-
 def walk(*statements: Statement) -> list[Statement]:
     """Statements and all that is inside of them, each before what it holds, in order."""
     found: list[Statement] = []
@@ -294,18 +305,22 @@ def walk(*statements: Statement) -> list[Statement]:
     while stack:
         statement = stack.pop()
         found.append(statement)
-        stack.extend(reversed(children(statement)))
+        if statement.inside:
+            stack.extend(reversed(statement.inside))
     return found
 
 
 def walk_with_loops(
     body: Sequence[Statement], around: Loops = ()
-) -> Iterator[tuple[Statement, Loops]]:
-    """Statements and all that is inside of them, each with the loops around it."""
+) -> list[tuple[Statement, Loops]]:
+    """The same, each with the loops around it."""
+    found: list[tuple[Statement, Loops]] = []
     for one in body:
-        yield one, around
+        found.append((one, around))
         inner = (*around, one) if isinstance(one, Loop) else around
-        yield from walk_with_loops(children(one), inner)
+        if one.inside:
+            found += walk_with_loops(one.inside, inner)
+    return found
 
 
 def loops_in(body: Sequence[Statement]) -> Iterator[Loop]:
@@ -339,13 +354,12 @@ def map_loops(
     """
     found: list[Statement] = []
     for one in body:
-        new: Statements | None = (one,)
-        if isinstance(one, Loop):
-            new = change(one, around)
-            if new is None:
-                inner = map_loops(one.body, change, (*around, one))
-                new = (one if inner is one.body else one.around(inner),)
-        found.extend(new)
+        new = change(one, around) if isinstance(one, Loop) else (one,)
+        if new is not None:
+            found.extend(new)
+        elif isinstance(one, Loop):
+            inner = map_loops(one.body, change, (*around, one))
+            found.append(one if inner is one.body else one.around(inner))
     return unless_same(body, found)
 
 
@@ -366,9 +380,12 @@ def map_statement(
     return change(statement)
 
 
-def written(*statements: Statement) -> frozenset[Place]:
+def written(*statements: Statement) -> set[Place]:
     """All arrays that statements store to, and all registers that they change."""
-    return frozenset(place for one in walk(*statements) for place in parts(one).writes)
+    found: set[Place] = set()
+    for one in walk(*statements):
+        found.update(one.parts()[-1])
+    return found
 
 
 def arrays_written(statement: Statement) -> frozenset[Array]:

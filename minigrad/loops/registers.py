@@ -20,10 +20,8 @@ from minigrad.loops.nest import (
     Statements,
     Store,
     Stores,
-    children,
     loops_in,
     map_statement,
-    parts,
     unless_same,
     walk,
 )
@@ -192,7 +190,7 @@ def _combined(loop: Loop, x: Atom) -> dict[Local, Op]:
 def locals_of(body: Sequence[Statement]) -> set[Local]:
     """The registers that statements use."""
     found: set[Local] = set()
-    for values, _, reads, writes in map(parts, walk(*body)):
+    for values, _, reads, writes in (one.parts() for one in walk(*body)):
         found.update(place for place in (*reads, *writes) if isinstance(place, Local))
         found.update(e.local for e in expr.walk(*values) if e.op is Leaf.LOCAL)
     return found
@@ -202,7 +200,7 @@ def computes(*body: Statement) -> bool:
     """Whether registers are used in statements."""
     return any(
         isinstance(one, Set)
-        or isinstance(one, Loop | Stores) and computes(*children(one))
+        or isinstance(one, Loop | Stores) and computes(*one.inside)
         or isinstance(one, Store) and any(e.op is Leaf.LOCAL for e in expr.walk(one.value))
         for one in body
     )

@@ -7,12 +7,12 @@ value of the own element at once), and takes such values from registers.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from minigrad.graph.shapes import numel
 from minigrad.graph.substitution import substitute
-from minigrad.graph.symbolic import Integer
+from minigrad.graph.symbolic import Atom, Integer
 from minigrad.loops.axes import unit_stride_axis, vector_width
 from minigrad.loops.build import loops_over, naive, streams
 from minigrad.loops.nest import Loop, Statement, Store, Stores, walk
@@ -91,13 +91,16 @@ def prefetches(
     found: dict[Axis, list[Place]] = {}
     first: dict[Place, int] = {}  # the pass
     for place, one in enumerate(passes):
+        if one.extent is None:
+            continue
+        axis = _common_axis(one.extent)
         for stage in one.stages:
-            axis = _pass_axis(stage)
-            for load in expr.loads(stage.body) if axis is not None else ():
+            for load in expr.loads(stage.body):
                 if from_memory(load, axis, target) == 1 and row.variable in load.variables:
                     first.setdefault((load.array, load.index), place)
     for (array, position), place in first.items():
         extent = passes[place].extent
+        assert extent is not None
         nbytes = numel([extent]) * array.dtype.itemsize
         later = [n for n in range(place + 1, len(passes)) if passes[n].extent == extent]
         if not later and list(first.values()).count(place) > 1:
@@ -125,8 +128,14 @@ def _with_common_axis(stage: Stage) -> Stage:
     if old is None:
         return stage
     axis = _common_axis(old.extent)
-    stage = stage.substitute({old.variable: axis.index})
-    return replace(stage, reduced=(axis,)) if stage.op else replace(stage, axes=(axis,))
+    return _over(axis, stage, {old.variable: axis.index})
+
+
+def _over(axis: Axis, stage: Stage, at: Mapping[Atom, Integer]) -> Stage:
+    """A stage over another axis; at: what its own is there."""
+    axes, reduced = ((axis,), ()) if stage.op is None else ((), (axis,))
+    body, position = expr.substitute_in(stage.body, at), substitute(stage.position, at)
+    return replace(stage, axes=axes, reduced=reduced, body=body, position=position)
 
 
 def _pass_axis(stage: Stage) -> Axis | None:
@@ -206,11 +215,12 @@ def _together(
     bodies: list[Expr] = []
 
     for stage in one.stages:
-        stage = stage.substitute(here)
-        stage = replace(stage, body=expr.rebuild(stage.body, values.get))
+        stage = _over(axis, stage, here)
+        if values:
+            stage = replace(stage, body=expr.rebuild(stage.body, values.get))
         bodies.append(stage.body)
         if stage.op is not None:
-            sums.append(replace(stage, reduced=(axis,)))
+            sums.append(stage)
             continue
         values[expr.load(stage.array, stage.position)] = stage.body
         if stage.array in stored or stage.array in later:

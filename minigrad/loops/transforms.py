@@ -33,7 +33,6 @@ from minigrad.graph.substitution import (
 from minigrad.graph.symbolic import Atom, Integer, ceildiv, high
 from minigrad.loops.axes import parallel_axes
 from minigrad.loops.build import (
-    Place,
     Values,
     flat_loop,
     loops_over,
@@ -43,6 +42,7 @@ from minigrad.loops.build import (
 from minigrad.loops.nest import (
     Loop,
     Loops,
+    Place,
     Statement,
     Statements,
     Store,
