@@ -431,9 +431,8 @@ class Schedule:
         takes, None being as many as it has. transpose, prefetch: of the innermost loop.
         """
         value = self.operands[operand]
-        source: Loop | None = None if at is None else loop_over(at, self.body)
-        found = {} if source is None else {source.variable: source}
-        for one in loops_in(self.body if source is None else source.body):
+        found: dict[Atom, Loop] = {}
+        for one in loops_in(self.body if at is None else (loop_over(at, self.body),)):
             found.setdefault(one.variable, one)
         groups = [[found[x].trips for x in xs] for xs, _ in layout]
         sizes = [padded or numel(own) for (_, padded), own in zip(layout, groups, strict=True)]
