@@ -25,8 +25,8 @@ Place = Local | Array  # registers, or memory
 Parts = tuple[tuple[Expr, ...], tuple[Integer, ...], tuple[Place, ...], tuple[Place, ...]]
 
 
-class Made:
-    """What is made of values, indices and places, and perhaps of statements inside of it."""
+class Base:
+    """What any statement can tell; those inside of it tell for themselves."""
 
     inside: ClassVar[Statements] = ()
 
@@ -39,7 +39,7 @@ class Made:
 
 
 @dataclass(frozen=True)
-class Store(Made):
+class Store(Base):
     """array[index] = value where the guard holds.
 
     streaming: it should bypass the cache, because nothing reads it soon.
@@ -52,12 +52,12 @@ class Store(Made):
     streaming: bool = False
 
     def parts(self) -> Parts:
-        """See `Made`."""
+        """See `Base`."""
         return (self.value,), (self.index, *self.guard), (), (self.array,)
 
 
 @dataclass(frozen=True)
-class Stores(Made):
+class Stores(Base):
     """Several stores: all values are computed before the first is written."""
 
     items: tuple[Store, ...]
@@ -69,7 +69,7 @@ class Stores(Made):
 
 
 @dataclass(frozen=True)
-class Set(Made):
+class Set(Base):
     """local[slot] = value (lanes outside a mask keep their old value).
 
     everywhere: lanes outside a mask may get any value, because nothing reads them.
@@ -81,12 +81,12 @@ class Set(Made):
     everywhere: bool = False
 
     def parts(self) -> Parts:
-        """See `Made`."""
+        """See `Base`."""
         return (self.value,), (self.slot,), (), (self.local,)
 
 
 @dataclass(frozen=True)
-class Fold(Made):
+class Fold(Base):
     """target[0] = the combination by `op` of all lanes of source[slot]."""
 
     target: Local
@@ -95,12 +95,12 @@ class Fold(Made):
     slot: Integer = 0
 
     def parts(self) -> Parts:
-        """See `Made`."""
+        """See `Base`."""
         return (), (self.slot,), (self.source,), (self.target,)
 
 
 @dataclass(frozen=True)
-class Prefetch(Made):
+class Prefetch(Base):
     """A hint that array[index] is read soon, which changes nothing; any index will do.
 
     later: it is read only after much else, and comes as near as the second cache.
@@ -111,7 +111,7 @@ class Prefetch(Made):
     later: bool = False
 
     def parts(self) -> Parts:
-        """See `Made`."""
+        """See `Base`."""
         return (), (self.index,), (self.array,), ()
 
 
@@ -125,7 +125,7 @@ class Matrix:
 
 
 @dataclass(frozen=True)
-class MatrixProduct(Made):
+class MatrixProduct(Base):
     """total = left · right, in the matrix registers of a processor that has them (AMX).
 
     Elements of left and right are words of two bfloat16, neighbours along k; those of total are
@@ -145,18 +145,18 @@ class MatrixProduct(Made):
         return self.total, self.left, self.right
 
     def parts(self) -> Parts:
-        """See `Made`."""
+        """See `Base`."""
         places = tuple(matrix.index for matrix in self.matrices)
         return (), places, (self.left.array, self.right.array), (self.total.array,)
 
 
 @dataclass(frozen=True)
-class Barrier(Made):
+class Barrier(Base):
     """Every work-item of the group has come here, and sees what the others have written."""
 
 
 @dataclass(frozen=True)
-class FoldItems(Made):
+class FoldItems(Base):
     """target[0] of every work-item = the combination by `op` of all items' target[0], in one order.
 
     memory: in local memory, one element (or vector) for each item. Barriers are included.
@@ -167,12 +167,12 @@ class FoldItems(Made):
     memory: Array
 
     def parts(self) -> Parts:
-        """See `Made`."""
+        """See `Base`."""
         return (), (), (), (self.target, self.memory)
 
 
 @dataclass(frozen=True)
-class Loop(Made):
+class Loop(Base):
     """for variable in start, start + step, … while it is below every one of `stops`.
 
     kind: "serial"; "unroll" (start and stop are ints); "lanes" (`step` consecutive iterations at
@@ -196,7 +196,7 @@ class Loop(Made):
     transpose: int = 0
 
     def parts(self) -> Parts:
-        """See `Made`."""
+        """See `Base`."""
         return (), (self.start, *self.stops), (), ()
 
     @property
