@@ -19,6 +19,7 @@ from minigrad.graph.canonical import Canonical, Graph
 from minigrad.jit.jitted import Jitted, Method
 from minigrad.locks import new_lock
 from minigrad.programs import MOST_PROGRAMS, NO_VALUES, Programs
+from minigrad.runtimes import cpu_memory
 from minigrad.settings import flag
 from minigrad.tensor import Tensor
 
@@ -258,7 +259,7 @@ def run(
     speaks: whether this rank asks where nodes come from.
     """
     watched = Watched()
-    with watched.watching():
+    with watched.watching(), cpu_memory.keeping():
         if isinstance(step, Tensor):
             return _realize(step, watched, origins, look)
         fresh, captured = _afresh(step), isinstance(step, Jitted | Method)
