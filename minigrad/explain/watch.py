@@ -144,11 +144,11 @@ class _Desk(Programs):
         self.others, self.count, self.mine = others, 0, threading.local()
 
     def find(
-        self, call: Canonical, compile: Callable[[Graph], Program]
+        self, call: Canonical, compile: Callable[[Graph], Program], may_pad: bool = True
     ) -> tuple[Program, Mapping[str, int]]:
         """See `Programs`."""
         asked: Programs = getattr(self.mine, "programs", self.others)
-        return asked.find(call, compile)
+        return asked.find(call, compile, may_pad)
 
 
 _desk_lock = new_lock()
@@ -168,7 +168,7 @@ class Watched(Programs):
         self.desk: _Desk
 
     def find(
-        self, call: Canonical, compile: Callable[[Graph], Program]
+        self, call: Canonical, compile: Callable[[Graph], Program], may_pad: bool = True
     ) -> tuple[Program, Mapping[str, int]]:
         """See `Programs`."""
         key = (call.structure, call.cells, flag("FUSE"), flag("GUARD"))
