@@ -8,6 +8,7 @@ from types import MappingProxyType
 from typing import Any
 
 from minigrad.device import Device, Program
+from minigrad.errors import CompileError
 from minigrad.graph.canonical import Canonical, Cell, Graph
 from minigrad.graph.general import MOST_SAMPLES, General, Special, generalize
 from minigrad.locks import new_rlock
@@ -32,6 +33,7 @@ class Family:
         self.special: dict[tuple[Cell, ...], Program] = {}
         self.general: list[tuple[General, Program]] = []
         self.samples: list[tuple[Cell, ...]] = []
+        self.generalizes = True
         self.often: dict[tuple[Cell, ...], int] = {}  # how often a padded program served which
         self.used = 0
 
@@ -64,19 +66,29 @@ class Family:
         """Compile a program that `find` then finds: a general one where this is not the first."""
         general = None
         frequent = self.often.pop(call.cells, 0) > FREQUENT
-        if self.samples and not frequent and Device[call.roots[0].device].generalizes:
+        some = self.generalizes and self.samples and not frequent
+        if some and Device[call.roots[0].device].generalizes:
             general = self._generalized(call, may_pad)
         self.samples = [*self.samples[-MOST_SAMPLES:], call.cells]
-        if general is not None:
-            program = compile(general.graph)
-            if general.padded:
-                program = Padded(program, general.reads, general.writes)
-            self.general.insert(0, (general, program))
-            del self.general[MOST_SAMPLES:]
+        if general is not None and self._add(general, compile):
             return
         if len(self.special) >= MOST_SPECIAL:
             del self.special[next(iter(self.special))]
         self.special[call.cells] = compile(call.graph())
+
+    def _add(self, general: General, compile: Callable[[Graph], Program]) -> bool:
+        """Compile a general program, unless there is no recipe for it: there never will be."""
+        try:
+            program = compile(general.graph)
+        except CompileError as error:
+            self.generalizes, reason = False, str(error)
+            report(1, lambda: f"special: {reason}")
+            return False
+        if general.padded:
+            program = Padded(program, general.reads, general.writes)
+        self.general.insert(0, (general, program))
+        del self.general[MOST_SAMPLES:]
+        return True
 
     def _generalized(self, call: Canonical, may_pad: bool) -> General | None:
         """What all samples and a call have in common, else what one and it have, the most similar

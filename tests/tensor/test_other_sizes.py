@@ -116,9 +116,19 @@ def squares(of: Maker) -> list[Tensor]:
     return [scores, scores.softmax(-1), *(scores * scores).sum().gradient(x)]
 
 
+def means(of: Maker) -> list[Tensor]:
+    """Sums over what varies, of products with few columns and with columns that vary."""
+    table, w = of.floats(50, 3), of.floats(3, 7)
+    x, y = of.floats(of.size, 33, 2), of.floats(of.size, 33, 8)
+    means = (table[of.integers(50, 3)] @ w).relu().mean(1)
+    outer, rows = Tensor.einsum("nlh,nlk->hk", x, y), Tensor.einsum("nlh,nmh->nlm", x, y[:, :, :2])
+    found = (means * means).sum() + (outer * outer).sum() + (rows * rows).mean()
+    return [means, outer, rows, *found.gradient(table, w, x, y)]
+
+
 @pytest.mark.parametrize("compute", [
     network, convolution, normalized, rows, embedding, attention, sequence, products, texts, lines,
-    squares,
+    squares, means,
 ])  # fmt: skip
 def test_other_sizes(compute, compiled: str, reference: str) -> None:
     def values(size: int, device: str) -> list[np.ndarray]:
