@@ -108,9 +108,9 @@ class CPU:
         """Copies go through the host, which is this device."""
         return False
 
-    def copy_part(self, memory: int, start: int, given: int, nbytes: int) -> None:
+    def copy_part(self, memory: int, start: int, given: int, begin: int, nbytes: int) -> None:
         """Fill bytes of memory from other memory."""
-        ctypes.memmove(memory + start, given, nbytes)
+        ctypes.memmove(memory + start, given + begin, nbytes)
 
     def host_address(self, memory: int) -> int:
         """Memory is an address of the host."""

@@ -31,6 +31,7 @@ from minigrad.loops.nest import (
     divides,
     map_loops,
     walk,
+    written,
 )
 from minigrad.schedule import expr
 from minigrad.schedule.axis import make_axis
@@ -70,9 +71,13 @@ def most_terms(place: Place, target: Target) -> int:
 
 def _cut(loop: Loop, sums: Mapping[Place, int], around: Loops, target: Target) -> Statements:
     """The loop with its iterations in blocks, whose sums are added in levels."""
-    own: dict[Place, Place] = {
-        place: replace(place, name=f"{place.name}_{loop.variable.name}") for place in sums
-    }
+    taken = {place.name for place in written(loop)}
+    own: dict[Place, Place] = {}
+    for place in sums:
+        name = f"{place.name}_{loop.variable.name}"
+        while name in taken:  # the loop was cut before
+            name += "_"
+        own[place] = replace(place, name=name)
     inner = loop.around(tuple(
         with_places(s, lambda place, at: (own.get(place, place), at)) for s in loop.body
     ))  # fmt: skip

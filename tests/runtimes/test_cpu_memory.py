@@ -126,6 +126,22 @@ def test_idle_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     cpu_memory.trim()
 
 
+def test_who_looks_at_a_clock_keeps_all_idle_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu_memory.trim()
+    monkeypatch.setattr(cpu_memory, "_KEEP", 16 * MIB)
+    monkeypatch.setattr(cpu_memory._blocks, "held_peak", 0)
+    with cpu_memory.keeping():
+        for address in [cpu_memory.allocate(4 * MIB) for _ in range(20)]:
+            cpu_memory.free(address, 4 * MIB)
+        held = cpu_memory.held_bytes()
+        again = [cpu_memory.allocate(4 * MIB) for _ in range(20)]
+        assert cpu_memory.held_bytes() == held
+    for address in again:
+        cpu_memory.free(address, 4 * MIB)
+    assert cpu_memory.held_bytes() < held
+    cpu_memory.trim()
+
+
 def test_out_of_memory_is_a_plain_error() -> None:
     with pytest.raises(MemoryError, match=r"1,125,899,906,842,624 bytes.*held"):
         cpu_memory.allocate(1 << 50)
