@@ -7,19 +7,10 @@ from collections.abc import Iterable
 from minigrad.errors import CompileError
 from minigrad.graph.substitution import variables
 from minigrad.graph.symbolic import Affine, Atom, Integer, ceildiv, high
-from minigrad.loops import cost
+from minigrad.loops import cost, nest
 from minigrad.loops.axes import indices
 from minigrad.loops.levels import in_levels
-from minigrad.loops.nest import (
-    Loop,
-    MatrixProduct,
-    Nest,
-    Stores,
-    arrays_written,
-    expressions,
-    locals_set,
-    walk,
-)
+from minigrad.loops.nest import Loop, MatrixProduct, Nest, Stores
 from minigrad.schedule import expr
 from minigrad.schedule.expr import Array, Leaf, Local
 from minigrad.schedule.schedule import Kernel
@@ -46,7 +37,7 @@ def assemble(
         loop = in_levels(loop, target)
     found, symbols = _used(loop)
     arrays = [array for array in found if array.space == "buffer"]
-    computed = expr.walk(*expressions(loop))
+    computed = expr.walk(*nest.expressions(loop))
     _check(kernel, loop, computed, arrays)
     places, offset = [], 0
     for array in found:
@@ -74,9 +65,9 @@ def _check(
     inner = {stage.array for stage in kernel.stages} - kernel.stored
     registers = {e.local for e in computed if e.op is Leaf.LOCAL}
     for names, problem in (
-        (kernel.stored - arrays_written(loop), "do not store {}: expected a Store of each"),
+        (kernel.stored - nest.arrays_written(loop), "do not store {}: expected a Store of each"),
         (inner & set(arrays), "use {} in memory: expected a register, or an Array in \"scratch\""),
-        (registers - locals_set(loop), "read {} before a Set or a Fold gives it a value"),
+        (registers - nest.locals_set(loop), "read {} before a Set or a Fold gives it a value"),
     ):
         if names:
             what = problem.format(", ".join(sorted(place.name for place in names)))
@@ -88,7 +79,7 @@ def _products_at_once(loop: Loop, computed: Iterable[expr.Expr]) -> int:
 
     (A product of matrix registers, of 16 × 16 × 32, takes as long as 32 multiply-adds of vectors.)
     """
-    if any(isinstance(statement, MatrixProduct) for statement in walk(loop)):
+    if any(isinstance(statement, MatrixProduct) for statement in nest.walk(loop)):
         return 16
     return 2 if any(e.op is Leaf.DOT for e in computed) else 1
 
@@ -114,7 +105,7 @@ def _used(loop: Loop) -> tuple[list[Array], list[str]]:
     found: list[expr.Expr | Array | Local] = []
     places: list[Integer] = []
     bound: set[Atom | None] = set()
-    for statement in walk(loop):
+    for statement in nest.walk(loop):
         values, own, reads, writes = statement.parts()
         if isinstance(statement, Loop):
             bound.update((statement.variable, statement.lane))

@@ -24,20 +24,12 @@ from minigrad.graph.node import Op
 from minigrad.graph.shapes import flatten, numel
 from minigrad.graph.substitution import coefficient, substitute
 from minigrad.graph.symbolic import Atom, ceildiv, high
+from minigrad.loops import nest
 from minigrad.loops.assemble import assemble
 from minigrad.loops.axes import indices, merge_groups, vector_width
 from minigrad.loops.build import epilogue, lanes_loop, loops_over, reduction, substitute_stores
 from minigrad.loops.cost import flops
-from minigrad.loops.nest import (
-    Loop,
-    Nest,
-    Statement,
-    Store,
-    Stores,
-    expressions,
-    loop_over,
-    loops_in,
-)
+from minigrad.loops.nest import Loop, Nest, Statement, Store, Stores
 from minigrad.loops.prefetch import AHEAD, Place, from_memory
 from minigrad.loops.transforms import Around, Schedule
 from minigrad.schedule import expr
@@ -215,8 +207,8 @@ class _Columns(_Product):
 
     def next_rows(self, loop: Loop, around: Around) -> tuple[Place, ...]:
         """What columns read of the rows of the next piece of k, if this one is in memory."""
-        inside = [one for one in loops_in(loop.body) if one.variable in self.ks]
-        reads = expr.loads(*expressions(loop))
+        inside = [one for one in nest.loops_in(loop.body) if one.variable in self.ks]
+        reads = expr.loads(*nest.expressions(loop))
         return tuple(
             (load.array, substitute(load.index, {k.variable: k.stops[0] + u}))
             for k in inside for u in range(high(k.stops[0] - k.start))
@@ -291,7 +283,7 @@ class _Rows(_Product):
 
     def first(self, loop: Loop, around: Around) -> list[Statement]:
         """Loops that ask for the rows that a block begins with, all at once."""
-        start = loop_over(self.n, loop.body).start
+        start = nest.loop_over(self.n, loop.body).start
         loops: list[Statement] = []
         for load, one in self.ahead.items():
             count = self._rows_ahead(one) * numel([high(a.extent) for a in one.k])
@@ -312,7 +304,7 @@ class _Rows(_Product):
         rows = around[self.n]
         count = high(rows.stops[0] - rows.start)
         places: list[Place] = []
-        for load in expr.loads(*expressions(loop)):
+        for load in expr.loads(*nest.expressions(loop)):
             if load in self.ahead:
                 one = self.ahead[load]
                 at = {self.n: rows.start + self._rows_ahead(one)}

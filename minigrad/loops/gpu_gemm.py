@@ -24,12 +24,7 @@ from minigrad.graph.shapes import numel
 from minigrad.graph.symbolic import Integer, ceildiv
 from minigrad.loops.assemble import assemble
 from minigrad.loops.axes import places_along
-from minigrad.loops.build import (
-    flat_loop,
-    lanes_loop,
-    loops_over,
-    substitute_stores,
-)
+from minigrad.loops.build import flat_loop, lanes_loop, loops_over, substitute_stores
 from minigrad.loops.cost import flops
 from minigrad.loops.nest import Barrier, Loop, Nest, Set, Statement, Statements, Store, Stores
 from minigrad.loops.product import Problem, multiply_add, prepare, strides

@@ -20,13 +20,7 @@ from minigrad.graph.symbolic import Atom, ceildiv, high
 from minigrad.loops.assemble import assemble
 from minigrad.loops.axes import fix_rows, kept_inside, merge_stage, places_along, row_axis
 from minigrad.loops.block_plan import products_before_readers
-from minigrad.loops.build import (
-    combine,
-    flat_loop,
-    lanes_loop,
-    serial_loop,
-    substitute_statement,
-)
+from minigrad.loops.build import combine, flat_loop, lanes_loop, serial_loop, substitute_statement
 from minigrad.loops.common_subexpressions import share_common
 from minigrad.loops.mask_bounds import Bounds, Rows, mask_bounds
 from minigrad.loops.nest import Barrier, FoldItems, Loop, Nest, Set, Statement, Statements, Store

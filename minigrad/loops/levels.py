@@ -18,21 +18,9 @@ from itertools import count
 from minigrad.graph.node import Op
 from minigrad.graph.substitution import variables
 from minigrad.graph.symbolic import Atom, Integer, ceildiv
+from minigrad.loops import nest
 from minigrad.loops.build import combine, get, lanes_loop, put, with_places
-from minigrad.loops.nest import (
-    Loop,
-    Loops,
-    Place,
-    Prefetch,
-    Set,
-    Statement,
-    Statements,
-    Store,
-    divides,
-    map_loops,
-    walk,
-    written,
-)
+from minigrad.loops.nest import Loop, Loops, Place, Prefetch, Set, Statement, Statements, Store
 from minigrad.schedule import expr
 from minigrad.schedule.axis import make_axis
 from minigrad.schedule.expr import Array, Expr, Leaf, Local
@@ -55,9 +43,9 @@ def in_levels(parallel: Loop, target: Target) -> Loop:
 
     def change(loop: Loop, around: Loops) -> Statements | None:
         long = _long_sums(loop, around, target, known) if loop.kind in ("serial", "lanes") else {}
-        return map_loops(_cut(loop, long, around, target), change, around) if long else None
+        return nest.map_loops(_cut(loop, long, around, target), change, around) if long else None
 
-    return parallel.around(map_loops(parallel.body, change, (parallel,)))
+    return parallel.around(nest.map_loops(parallel.body, change, (parallel,)))
 
 
 def most_terms(place: Place, target: Target) -> int:
@@ -71,7 +59,7 @@ def most_terms(place: Place, target: Target) -> int:
 
 def _cut(loop: Loop, sums: Mapping[Place, int], around: Loops, target: Target) -> Statements:
     """The loop with its iterations in blocks, whose sums are added in levels."""
-    taken = {place.name for place in written(loop)}
+    taken = {place.name for place in nest.written(loop)}
     own: dict[Place, Place] = {}
     for place in sums:
         name = f"{place.name}_{loop.variable.name}"
@@ -104,7 +92,7 @@ def _in_blocks(loop: Loop, size: int) -> tuple[Loop, Loop, Loop | None]:
     number = make_axis(prefix, free, max(ceildiv(loop.vectors, size), 1))
     first = loop.start + number.index * span
     lengths = [stop - loop.start for stop in loop.stops]
-    even = len(lengths) == 1 and divides(lengths[0], span)
+    even = len(lengths) == 1 and nest.divides(lengths[0], span)
     whole = even or loop.kind == "lanes" and len(lengths) == 1
     stops = (first + span,) if whole else (first + span, *loop.stops)
     up = 0 if whole else span - 1
@@ -125,7 +113,7 @@ def _ends(
     lanes = [one.variable for one in around if one.kind == "lanes"]
     for place, part in own.items():
         everywhere = all(
-            one.everywhere for one in walk(loop) if isinstance(one, Set) and one.local == part
+            one.everywhere for one in nest.walk(loop) if isinstance(one, Set) and one.local == part
         )
         each = (
             make_axis("e", 0, place.size) if isinstance(place, Array)

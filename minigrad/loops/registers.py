@@ -10,21 +10,9 @@ from minigrad.graph.operations import REPEATED
 from minigrad.graph.shapes import flatten, numel
 from minigrad.graph.substitution import substitute, variables
 from minigrad.graph.symbolic import Atom, Integer
+from minigrad.loops import nest
 from minigrad.loops.build import changed, combine, with_places
-from minigrad.loops.nest import (
-    Fold,
-    Loop,
-    Place,
-    Set,
-    Statement,
-    Statements,
-    Store,
-    Stores,
-    loops_in,
-    map_statement,
-    unless_same,
-    walk,
-)
+from minigrad.loops.nest import Fold, Loop, Place, Set, Statement, Statements, Store, Stores
 from minigrad.schedule import expr
 from minigrad.schedule.expr import Array, Expr, Leaf, Local
 
@@ -109,9 +97,8 @@ def moved(
     if own.isdisjoint(places):
         return leaf
     top = {one.local for one in leaf if isinstance(one, Set)}
-    inner = {
-        one.local for one in walk(*(s for s in leaf if isinstance(s, Loop))) if isinstance(one, Set)
-    }
+    loops = [one for one in leaf if isinstance(one, Loop)]
+    inner = {one.local for one in nest.walk(*loops) if isinstance(one, Set)}
     begin: list[Statement] = []
     end: list[Statement] = []
     places_of: dict[Local, Place] = {}
@@ -146,7 +133,7 @@ def renamed(
 
 def replaced(statement: Statement, new: Mapping[Expr, Expr]) -> Statement:
     """A statement with expressions in what it computes replaced."""
-    return map_statement(
+    return nest.map_statement(
         statement, lambda one: changed(one, lambda value: expr.replace_in(value, new))
     )
 
@@ -172,13 +159,13 @@ def in_parts(body: Statements, x: Atom, width: int) -> Statements:
         if parts:
             found = [renamed(one, parts) if isinstance(one, Set) else one for one in found]
         found += [renamed(statement, parts), *folds]
-    return unless_same(body, found)
+    return nest.unless_same(body, found)
 
 
 def _combined(loop: Loop, x: Atom) -> dict[Local, Op]:
     """Registers that loops over x change but do not begin, with what they do to them."""
     first: dict[Local, Expr] = {}
-    for one in walk(*(inner for inner in loops_in([loop]) if inner.variable == x)):
+    for one in nest.walk(*(inner for inner in nest.loops_in([loop]) if inner.variable == x)):
         if isinstance(one, Set):
             first.setdefault(one.local, one.value)
     return {
@@ -190,7 +177,7 @@ def _combined(loop: Loop, x: Atom) -> dict[Local, Op]:
 def locals_of(body: Sequence[Statement]) -> set[Local]:
     """The registers that statements use."""
     found: set[Local] = set()
-    for values, _, reads, writes in (one.parts() for one in walk(*body)):
+    for values, _, reads, writes in (one.parts() for one in nest.walk(*body)):
         found.update(place for place in (*reads, *writes) if isinstance(place, Local))
         found.update(e.local for e in expr.walk(*values) if e.op is Leaf.LOCAL)
     return found

@@ -24,46 +24,13 @@ from functools import wraps
 from typing import ParamSpec, TypeVar
 
 from minigrad.graph.shapes import flatten, numel
-from minigrad.graph.substitution import (
-    coefficient,
-    proven_nonnegative,
-    substitute,
-    variables,
-)
+from minigrad.graph.substitution import coefficient, proven_nonnegative, substitute, variables
 from minigrad.graph.symbolic import Atom, Integer, ceildiv, high
+from minigrad.loops import nest, registers
 from minigrad.loops.axes import parallel_axes
-from minigrad.loops.build import (
-    Values,
-    flat_loop,
-    loops_over,
-    substitute_statement,
-    with_places,
-)
-from minigrad.loops.nest import (
-    Loop,
-    Loops,
-    Place,
-    Statement,
-    Statements,
-    Store,
-    locals_set,
-    loop_over,
-    loops_in,
-    map_loops,
-    show_statements,
-)
+from minigrad.loops.build import Values, flat_loop, loops_over, substitute_statement, with_places
+from minigrad.loops.nest import Loop, Loops, Place, Statement, Statements, Store
 from minigrad.loops.prefetch import Place as Hint
-from minigrad.loops.registers import (
-    computes,
-    in_parts,
-    locals_of,
-    loops_of_their_own,
-    moved,
-    renamed,
-    replaced,
-    settled,
-    sunk,
-)
 from minigrad.schedule import expr
 from minigrad.schedule.axis import Axis, make_axis
 from minigrad.schedule.expr import Array, Expr
@@ -117,7 +84,7 @@ class Schedule:
         computing: only where registers are used inside, not in the loops of copies.
         """
         pieces = make_axis(prefix, 0, ceildiv(max(self.trips(x), 1), size))
-        loops = (one for one in loops_in(self.body) if one.variable == x)
+        loops = (one for one in nest.loops_in(self.body) if one.variable == x)
         whole = pieces.extent == 1 and all(len(one.stops) == 1 for one in loops)
         if whole:
             self._idle.add(pieces.variable)
@@ -149,8 +116,8 @@ class Schedule:
             return body
 
         outermost = next(
-            one.variable for one in loops_in(self.body)
-            if one.variable in order and (not computing or computes(one))
+            one.variable for one in nest.loops_in(self.body)
+            if one.variable in order and (not computing or registers.computes(one))
         )  # fmt: skip
         self._change(outermost, change, computing)
 
@@ -162,7 +129,7 @@ class Schedule:
         """
 
         def change(loop: Loop, around: Around) -> Statements:
-            inner = next((one for one in loops_in(loop.body) if one.variable == x), None)
+            inner = next((one for one in nest.loops_in(loop.body) if one.variable == x), None)
             if inner is None or len(inner.stops) != 2 or not coefficient(inner.start, outer):
                 return (loop,)
             size = coefficient(inner.start, outer)
@@ -241,8 +208,9 @@ class Schedule:
                 leaves.append(leaf)
                 return leaf
 
-            sunk(body, ends, {}, seen)
-            return sunk(body, ends, starts, loops_of_their_own(loops, leaves, space, name))
+            registers.sunk(body, ends, {}, seen)
+            wrapped = registers.loops_of_their_own(loops, leaves, space, name)
+            return registers.sunk(body, ends, starts, wrapped)
 
         self._change(xs[0], change, computing=True)
 
@@ -262,7 +230,7 @@ class Schedule:
                 if isinstance(statement, Loop):
                     groups.append(())
             groups = [group for group in groups if group]
-            wrapped = loops_of_their_own(loops, groups, "scratch", name)
+            wrapped = registers.loops_of_their_own(loops, groups, "scratch", name)
             return tuple(one for group in groups for one in wrapped(group))
 
         self._change(xs[0], change, computing=True)
@@ -278,16 +246,17 @@ class Schedule:
         """
         if width == 1:
             return
-        self.body = in_parts(self.body, x, width)
+        self.body = registers.in_parts(self.body, x, width)
 
         def change(loop: Loop, around: Around) -> Statements:
-            if loop.kind != "serial" or any(one.kind == "lanes" for one in loops_in(loop.body)):
+            inside = nest.loops_in(loop.body)
+            if loop.kind != "serial" or any(one.kind == "lanes" for one in inside):
                 return (loop,)
             own = {
                 register: replace(register, lanes=x, width=width)
-                for register in locals_of(loop.body) if register.lanes is None
+                for register in registers.locals_of(loop.body) if register.lanes is None
             }
-            body = tuple(renamed(statement, own, everywhere=True) for statement in loop.body)
+            body = tuple(registers.renamed(one, own, everywhere=True) for one in loop.body)
             return (replace(loop, kind="lanes", step=width, lane=lane, body=body),)
 
         self._change(x, change, computing)
@@ -315,7 +284,7 @@ class Schedule:
             return replace(place, size=2 * place.size), index + (at + 1) % 2 * place.size
 
         *early, last = (with_places(one, twice) for one in loop.body)
-        shared = loop_over(host, early)
+        shared = nest.loop_over(host, early)
         assert isinstance(last, Loop)
         late = substitute_statement(last, {row: at - 1, last.variable: shared.index})
         assert isinstance(late, Loop)
@@ -341,10 +310,10 @@ class Schedule:
         def change(loop: Loop, around: Around) -> Statements:
             (rows,) = loop.body
             assert isinstance(rows, Loop)
-            (register,) = locals_set(rows)
+            (register,) = nest.locals_set(rows)
             assert register.lanes is not None
             place = _counted(rows) * register.width + _counted(around[register.lanes])
-            stores = moved(rows.body[-1:], {register: result}, place)
+            stores = registers.moved(rows.body[-1:], {register: result}, place)
             return (loop.around((product, replace(rows, body=stores))),)
 
         self._change(x, change, computing=True)
@@ -376,22 +345,22 @@ class Schedule:
 
         def written(loop: Loop, around: Loops) -> Statements | None:
             count = _plain_count(loop) if loop.variable in xs else None
-            if count is None or not computes(loop):
+            if count is None or not registers.computes(loop):
                 return None
-            body = map_loops(loop.body, written)
+            body = nest.map_loops(loop.body, written)
             places = ({loop.variable: loop.start + number} for number in range(count))
             return tuple(substitute_statement(one, at) for at in places for one in body)
 
-        self.body = map_loops(self.body, written)
+        self.body = nest.map_loops(self.body, written)
 
     @_step
     def simplify(self) -> None:
         """Without the loops of `split` whose only piece is all there is."""
 
         def without(loop: Loop, around: Loops) -> Statements | None:
-            return map_loops(loop.body, without) if loop.variable in self._idle else None
+            return nest.map_loops(loop.body, without) if loop.variable in self._idle else None
 
-        self.body = map_loops(self.body, without)
+        self.body = nest.map_loops(self.body, without)
 
     @_step
     def parallelize(self, *xs: Atom) -> None:
@@ -432,7 +401,7 @@ class Schedule:
         """
         value = self.operands[operand]
         found: dict[Atom, Loop] = {}
-        for one in loops_in(self.body if at is None else (loop_over(at, self.body),)):
+        for one in nest.loops_in(self.body if at is None else (nest.loop_over(at, self.body),)):
             found.setdefault(one.variable, one)
         groups = [[found[x].trips for x in xs] for xs, _ in layout]
         sizes = [padded or numel(own) for (_, padded), own in zip(layout, groups, strict=True)]
@@ -446,8 +415,8 @@ class Schedule:
         copying: list[Loop] = []
         for x in loops:
             loop = found[x]
-            stops = _least(*(settled(stop, known) for stop in loop.stops))
-            loop = replace(loop, start=settled(loop.start, known), stops=stops)
+            stops = _least(*(registers.settled(stop, known) for stop in loop.stops))
+            loop = replace(loop, start=registers.settled(loop.start, known), stops=stops)
             if wide and wide.get(x, 1) > 1:
                 stops = loop.stops if beyond is None else _least(loop.start + wide[x], beyond)
                 loop = replace(loop, kind="lanes", step=wide[x], stops=stops)
@@ -461,7 +430,7 @@ class Schedule:
         self.operands[operand] = new[value]
 
         def behind(inside: Statements) -> Statements:
-            return (*body, *(replaced(statement, new) for statement in inside))
+            return (*body, *(registers.replaced(statement, new) for statement in inside))
 
         if at is None:
             self.body = behind(self.body)
@@ -508,12 +477,12 @@ class Schedule:
 
     def trips(self, x: Atom) -> int:
         """Iterations of the first loop over a variable, at most."""
-        return loop_over(x, self.body).trips
+        return nest.loop_over(x, self.body).trips
 
     @contextmanager
     def inside(self, x: Atom) -> Iterator[None]:
         """Steps that change only what is inside of the first loop over a variable."""
-        whole, loop = self.body, loop_over(x, self.body)
+        whole, loop = self.body, nest.loop_over(x, self.body)
 
         def put_back(inner: Statements) -> Statements:
             return _each(whole, x, lambda one, _: (one.around(inner) if one is loop else one,))
@@ -538,7 +507,7 @@ class Schedule:
 
     def _change(self, x: Atom, change: Change, computing: bool = False) -> None:
         def chosen(loop: Loop, around: Around) -> Statements:
-            return change(loop, around) if computes(loop) else (loop,)
+            return change(loop, around) if registers.computes(loop) else (loop,)
 
         self.body = _each(self.body, x, chosen if computing else change)
 
@@ -550,7 +519,7 @@ class Schedule:
 
         for watcher in watchers:
             watcher(text(), self.whole())
-        report(4, lambda: f"{text()}\n{show_statements(self.whole())}")
+        report(4, lambda: f"{text()}\n{nest.show_statements(self.whole())}")
 
 
 def _word(x: object) -> str:
@@ -567,7 +536,7 @@ def _each(body: Statements, x: Atom, change: Change) -> Statements:
             return None
         return change(loop, {one.variable: one for one in around})
 
-    return map_loops(body, chosen)
+    return nest.map_loops(body, chosen)
 
 
 def _plain_count(loop: Loop) -> int | None:
