@@ -110,34 +110,24 @@ def serial_loop(axis: Axis, body: Statements) -> Loop:
     return Loop(axis.variable, 0, (axis.extent,), body)
 
 
-Values = Mapping[Atom, Integer]  # what variables stand for
-Inside = Callable[[Loop, Values], Values]  # what they stand for in a loop, by what they do outside
+Done = dict[int, tuple[Loop, Loop]]  # what became of loops, by their identity
 
 
-def flat_loop(
-    axes: Sequence[Axis], body: Statements, inside: Inside | None = None
-) -> Loop:
-    """One loop over the product of several axes, of which the first may have a symbolic extent.
-
-    inside: as `substitute_statement` has it.
-    """
-    if len(axes) == 1 and inside is None:
+def flat_loop(axes: Sequence[Axis], body: Statements) -> Loop:
+    """One loop over the product of several axes, of which the first may have a symbolic extent."""
+    if len(axes) == 1:
         return serial_loop(axes[0], body)
-    row = axes[0] if len(axes) == 1 else row_axis(iterations([axis.extent for axis in axes]))
+    row = row_axis(iterations([axis.extent for axis in axes]))
     values, done = places_along(axes, row.index), Done()
-    return serial_loop(row, tuple(substitute_statement(s, values, inside, done) for s in body))
-
-
-Done = dict[tuple[int, int], tuple[Loop, Values, Loop]]  # by identity of a loop and of values
+    return serial_loop(row, tuple(substitute_statement(one, values, done) for one in body))
 
 
 def substitute_statement(
-    statement: Statement, values: Values, inside: Inside | None = None, done: Done | None = None
+    statement: Statement, values: Mapping[Atom, Integer], done: Done | None = None
 ) -> Statement:
     """A statement with loop variables replaced by indices.
 
-    inside: gives the values within a loop from those around it. done: what became of loops, which
-    may be in several places.
+    done: what became of loops, which may be in several places.
     """
     done = {} if done is None else done
 
@@ -145,17 +135,15 @@ def substitute_statement(
         return substitute(x, values)
 
     if isinstance(statement, Loop):
-        key = id(statement), id(values)
-        if key not in done:
-            inner = values if inside is None else inside(statement, values)
-            body = tuple([substitute_statement(s, inner, inside, done) for s in statement.body])
-            done[key] = statement, values, Loop(
+        if id(statement) not in done:
+            body = tuple([substitute_statement(one, values, done) for one in statement.body])
+            done[id(statement)] = statement, Loop(
                 statement.variable, at(statement.start), tuple(map(at, statement.stops)), body,
                 statement.kind, statement.step, statement.lane,
                 tuple([(array, at(place)) for array, place in statement.prefetch]),
                 statement.transpose,
             )  # fmt: skip
-        return done[key][-1]
+        return done[id(statement)][-1]
     if isinstance(statement, Stores):
         return Stores(tuple(substitute_stores(statement.items, values)))
     return changed(statement, lambda e: expr.substitute_in(e, values), at)

@@ -28,7 +28,7 @@ from minigrad.graph.substitution import coefficient, proven_nonnegative, substit
 from minigrad.graph.symbolic import Atom, Integer, ceildiv, high
 from minigrad.loops import nest, registers
 from minigrad.loops.axes import parallel_axes
-from minigrad.loops.build import Values, flat_loop, loops_over, substitute_statement, with_places
+from minigrad.loops.build import flat_loop, loops_over, substitute_statement, with_places
 from minigrad.loops.nest import Loop, Loops, Place, Statement, Statements, Store
 from minigrad.loops.prefetch import Place as Hint
 from minigrad.schedule import expr
@@ -69,7 +69,6 @@ class Schedule:
     def __init__(self, body: Sequence[Statement], **operands: Expr) -> None:
         self.body: Statements = tuple(body)
         self.operands = operands
-        self.written_out: dict[Atom, tuple[Atom, Integer]] = {}  # u → x, which is a start + u
         self._idle: set[Atom] = set()  # variables of loops with one piece, which nothing uses
         self._outside: list[Callable[[Statements], Statements]] = []  # what `inside` puts back
         self._show("naive loops", (), {})
@@ -320,18 +319,16 @@ class Schedule:
 
     @_step
     def unroll(self, x: Atom, prefix: str, computing: bool = False) -> None:
-        """Plain loops over x, of a known number of iterations, written out; they count from 0.
-
-        In their bodies x is replaced at the end, with what `parallelize` replaces.
-        """
+        """Plain loops over x, of a known number of iterations, written out; they count from 0."""
 
         def change(loop: Loop, around: Around) -> Statements:
             count = _plain_count(loop)
             if count is None:
                 return (loop,)
             u = make_axis(prefix, 0, count)
-            assert self.written_out.setdefault(u.variable, (x, loop.start)) == (x, loop.start)
-            return (Loop(u.variable, 0, (count,), loop.body, "unroll"),)
+            at = {x: loop.start + u.index}
+            body = tuple(substitute_statement(one, at) for one in loop.body)
+            return (Loop(u.variable, 0, (count,), body, "unroll"),)
 
         self._change(x, change, computing)
 
@@ -378,9 +375,7 @@ class Schedule:
             axes.append(Axis(x, loop.stops[0]))
             body = loop.body
         free, within = parallel_axes(axes)
-        inside = self._written_out if self.written_out else None
-        self.body = (flat_loop(free, loops_over(within, body), inside),)
-        self.written_out = {}
+        self.body = (flat_loop(free, loops_over(within, body)),)
 
     # ---- memory ----
 
@@ -493,17 +488,11 @@ class Schedule:
         self.body = self._outside.pop()(self.body)
 
     def whole(self) -> Statements:
-        """All loops, also those around what steps change now, with indices as they will be."""
+        """All loops, also those around what steps change now."""
         body = self.body
         for put_back in reversed(self._outside):
             body = put_back(body)
-        return tuple(substitute_statement(one, {}, self._written_out) for one in body)
-
-    def _written_out(self, loop: Loop, values: Values) -> Values:
-        if loop.variable not in self.written_out:
-            return values
-        x, start = self.written_out[loop.variable]
-        return {**values, x: substitute(start, values) + loop.index}
+        return body
 
     def _change(self, x: Atom, change: Change, computing: bool = False) -> None:
         def chosen(loop: Loop, around: Around) -> Statements:
