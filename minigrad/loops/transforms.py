@@ -70,7 +70,7 @@ class Schedule:
         self.body: Statements = tuple(body)
         self.operands = operands
         self._idle: set[Atom] = set()  # variables of loops with one piece, which nothing uses
-        self._outside: list[Callable[[Statements], Statements]] = []  # what `inside` puts back
+        self._outside: Callable[[Statements], Statements] = tuple  # puts around what `inside` took
         self._show("naive loops", (), {})
 
     # ---- loops ----
@@ -482,17 +482,14 @@ class Schedule:
         def put_back(inner: Statements) -> Statements:
             return _each(whole, x, lambda one, _: (one.around(inner) if one is loop else one,))
 
-        self.body = loop.body
-        self._outside.append(put_back)
+        around = self._outside
+        self.body, self._outside = loop.body, lambda inner: around(put_back(inner))
         yield
-        self.body = self._outside.pop()(self.body)
+        self.body, self._outside = put_back(self.body), around
 
     def whole(self) -> Statements:
         """All loops, also those around what steps change now."""
-        body = self.body
-        for put_back in reversed(self._outside):
-            body = put_back(body)
-        return body
+        return self._outside(self.body)
 
     def _change(self, x: Atom, change: Change, computing: bool = False) -> None:
         def chosen(loop: Loop, around: Around) -> Statements:
