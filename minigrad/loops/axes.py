@@ -23,16 +23,6 @@ def row_axis(rows: Integer) -> Axis:
     return make_axis("r", 0, rows)
 
 
-def parallel_axes(axes: Sequence[Axis]) -> tuple[list[Axis], list[Axis]]:
-    """Those that one parallel loop runs over, the symbolic one first, and those inside of it.
-
-    (Of positions in an array only the first dimension may be symbolic.)
-    """
-    symbolic = [axis for axis in axes if not isinstance(axis.extent, int)]
-    plain = [axis for axis in axes if isinstance(axis.extent, int)]
-    return [*symbolic[:1], *plain], symbolic[1:]
-
-
 def places_along(axes: Sequence[Axis], place: Integer) -> dict[Atom, Integer]:
     """The variables of axes, which are counted as one, at a place along that."""
     found = unflatten(place, [axis.extent for axis in axes])

@@ -27,7 +27,6 @@ from minigrad.graph.shapes import flatten, numel
 from minigrad.graph.substitution import coefficient, proven_nonnegative, substitute, variables
 from minigrad.graph.symbolic import Atom, Integer, ceildiv, high
 from minigrad.loops import nest, registers
-from minigrad.loops.axes import parallel_axes
 from minigrad.loops.build import flat_loop, loops_over, substitute_statement, with_places
 from minigrad.loops.nest import Loop, Loops, Place, Statement, Statements, Store
 from minigrad.loops.prefetch import Place as Hint
@@ -374,8 +373,10 @@ class Schedule:
             assert isinstance(loop, Loop) and loop.variable == x and loop.start == 0
             axes.append(Axis(x, loop.stops[0]))
             body = loop.body
-        free, within = parallel_axes(axes)
-        self.body = (flat_loop(free, loops_over(within, body)),)
+        # of positions in an array only the first dimension may be symbolic
+        symbolic = [axis for axis in axes if not isinstance(axis.extent, int)]
+        plain = [axis for axis in axes if isinstance(axis.extent, int)]
+        self.body = (flat_loop([*symbolic[:1], *plain], loops_over(symbolic[1:], body)),)
 
     # ---- memory ----
 
