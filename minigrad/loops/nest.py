@@ -268,11 +268,7 @@ class Nest:
     def items(self) -> int:
         """Work-items of a group; 0 where an iteration is one work-item's."""
         loop = self.parallel.body[0]
-        if not isinstance(loop, Loop) or loop.kind != "items":
-            return 0
-        (stop,) = loop.stops
-        assert isinstance(stop, int)
-        return stop
+        return loop.trips if isinstance(loop, Loop) and loop.kind == "items" else 0
 
     @property
     def buffers(self) -> tuple[Array, ...]:
