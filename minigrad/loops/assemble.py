@@ -64,10 +64,11 @@ def _check(
     """CompileError where a recipe forgot a store or a register, which would give wrong values."""
     inner = {stage.array for stage in kernel.stages} - kernel.stored
     registers = {e.local for e in computed if e.op is Leaf.LOCAL}
+    changed = nest.written(loop)
     for names, problem in (
-        (kernel.stored - nest.arrays_written(loop), "do not store {}: expected a Store of each"),
+        (kernel.stored.difference(changed), "do not store {}: expected a Store of each"),
         (inner & set(arrays), "use {} in memory: expected a register, or an Array in \"scratch\""),
-        (registers - nest.locals_set(loop), "read {} before a Set or a Fold gives it a value"),
+        (registers.difference(changed), "read {} before a Set or a Fold gives it a value"),
     ):
         if names:
             what = problem.format(", ".join(sorted(place.name for place in names)))
