@@ -228,7 +228,8 @@ class CpuProgram:
                 self._running = True
                 try:
                     struct.pack_into(self._format, self._arguments, 0, *words)
-                    self._set_totals([evaluate(total, variables) for _, total in self._varying])
+                    if self._varying:
+                        self._set_totals([evaluate(total, variables) for _, total in self._varying])
                     self._walk()
                     operations, traffic = self._work()
                 finally:
