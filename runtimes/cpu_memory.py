@@ -233,8 +233,9 @@ _blocks = _Blocks()
 # Idle blocks of small results by the bytes asked for: taken and given without the lock, since
 # `deque.append` and `pop` are atomic. A few of each are enough for the results of a step.
 _ready: dict[int, deque[int]] = {}
-_READY_BYTES = 4096
+_READY_BYTES = 1 << 16
 _READY_BLOCKS = 8
+_READY_ALIKE = 1 << 17  # bytes of one size
 _READY_SIZES = 256
 # Guarded blocks: address → (first byte of the mapping, its length, bytes asked for).
 _guarded: dict[int, tuple[int, int, int]] = {}
@@ -332,7 +333,7 @@ def free(address: int, nbytes: int) -> None:
         ready = _ready.get(nbytes)
         if ready is None and len(_ready) < _READY_SIZES:
             ready = _ready.setdefault(nbytes, deque())
-        if ready is not None and len(ready) < _READY_BLOCKS:
+        if ready is not None and len(ready) < min(_READY_BLOCKS, _READY_ALIKE // (nbytes or 1)):
             GlobalCounters.mem_used -= nbytes
             ready.append(address)
             return

@@ -22,7 +22,9 @@ from minigrad.graph.node import Node, Op, Shape, is_symbolic, make, topological
 from minigrad.graph.operations import REDUCTIONS, SCATTERS
 from minigrad.graph.symbolic import Affine, Integer
 
-MOST_PIECES = 1 << 12  # of an array, which are copied one by one
+# Of an array, which are copied one by one: batches have fewer. Where columns of matrices vary, and
+# with them the best way to compute, there are more: those are compiled for their sizes.
+MOST_PIECES = 64
 
 
 def unmerged(graph: Graph) -> Graph:

@@ -74,7 +74,8 @@ class Backward(Composed):
             raise TypeError("gradient(): expected the tensors by which to differentiate")
         seed = self._seed(gradient)
         nodes, back = saved_graphs.expand([self.node, *(target.node for target in targets)])
-        found = node_gradient(nodes[:1], [seed], nodes[1:])
+        output = without_copies(nodes[:1], topological(nodes[:1]), set(nodes[1:]))
+        found = node_gradient(output, [seed], nodes[1:])
         for target, node in zip(targets, found, strict=True):
             if node is None:
                 raise GradientError(

@@ -66,7 +66,7 @@ COMPOSITIONS: dict[str, tuple[Callable[[], Tensor], float]] = {
     "turned product": (
         lambda: full(N // 16, 40).transpose(0, 1) @ full(N // 16, 40), N // 16 * VALUE**2,
     ),
-    "large product": (lambda: full(300, 1 << 13) @ full(1 << 13, 900), (1 << 13) * VALUE**2),
+    "large product": (lambda: full(130, 1 << 13) @ full(1 << 13, 260), (1 << 13) * VALUE**2),
     "einsum": (lambda: Tensor.einsum("ki,kj->ij", full(N // 16, 9), full(N // 16, 5)),
                N // 16 * VALUE**2),
     "cross entropy": (

@@ -110,10 +110,10 @@ def lines(of: Maker) -> list[Tensor]:
 
 
 def squares(of: Maker) -> list[Tensor]:
-    """Both dimensions vary."""
+    """Within a program both dimensions of a matrix vary."""
     x = of.floats(2, of.size, 5)
     scores = x @ x.transpose(1, 2)
-    return [scores, scores.softmax(-1), *(scores * scores).sum().gradient(x)]
+    return [scores.softmax(-1) @ x, *(scores * scores).sum().gradient(x)]
 
 
 def means(of: Maker) -> list[Tensor]:
