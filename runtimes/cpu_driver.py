@@ -24,15 +24,15 @@ from __future__ import annotations
 
 import sys
 from functools import cache
-from string import Template
 
-from minigrad.runtimes.cpu_driver_ir import DRIVER
 from minigrad.runtimes.host import architecture_name
 from minigrad.runtimes.jit_compiler import host_compiler
+from minigrad.runtimes.native import translate
 
 # One launch of a table: five 64-bit integers.
 LAUNCH_BYTES = 40
 LAUNCH_FIELDS = ("kernel", "args", "total", "grain", "flags")
+KERNEL, ARGS, TOTAL, GRAIN, FLAGS = range(0, LAUNCH_BYTES, 8)  # their places
 FLAG_ALONE = 1  # run on the calling thread: too short to share
 
 # Byte offsets in a pool. What different threads write lies 128 bytes apart, because processors
@@ -49,134 +49,203 @@ THREADS = 392  # i64: threads that take part, the caller included
 SHUFFLE = 400  # i64: not 0: seed of a random order of chunks (to look for races)
 NUMBER = 408  # i64: number of the last launch
 HOME = 416  # i64: 1 + the processor that the workers were last told to keep off; 0: none yet
-CURRENT = 512  # the launch: kernel, args, total, grain, first chunk of this ticket, seed
+CURRENT = 512  # the launch as in its table, but for its flags; first chunk of this ticket, seed
+FIRST, SEED = CURRENT + 32, CURRENT + 40
 MASK = 640  # a bit for each processor on which our threads may run; 0: they are not told anything
 SCRATCH = 768  # for each thread, the caller first: address of its scratch area, its system's number
-_LAYOUT = ("TICKET", "DONE", "CALLER_SLEEPS", "WAKE", "SLEEPERS", "STOP", "BUSY", "INTERRUPT",
-           "THREADS", "SHUFFLE", "NUMBER", "HOME", "CURRENT", "MASK", "SCRATCH")  # fmt: skip
-
 MASK_BYTES = SCRATCH - MASK
+MASK_BITS = 8 * MASK_BYTES
 THREAD_BYTES = 16  # of a thread's entry at SCRATCH
 
 FUNCTIONS = ("run_table", "worker", "stop_workers", "acquire", "release")
 
 SPINS = 2000  # pauses before a thread goes to sleep: roughly 50 to 100 µs
 INDEX_BITS = 24
+INDEX_MASK = (1 << INDEX_BITS) - 1
+LAUNCH_BITS = 2 * INDEX_BITS
 # Chunks that are published at once. Indices beyond it are handed out too: one per thread and
 # launch, to tell it that nothing is left, and they must not overflow into the next field.
 MOST_CHUNKS = (1 << INDEX_BITS) - (1 << 16)
 
 # Numbers of system calls: futex, sched_setaffinity.
 _CALLS = {"x86_64": (202, 203), "aarch64": (98, 122)}
+_PAUSES = {"x86_64": "pause", "aarch64": "yield"}
 
+# In the language of native.py. `_wait` and `_wake` (a futex, if there is one) and `_keep_apart` are
+# added below.
+_DRIVER = """
+def run_table(table, count, pool, scratch):
+    end, owner, interrupted = table + count * LAUNCH_BYTES, 0, 0
+    while table != end:
+        if peek32(pool + INTERRUPT):
+            poke32(pool + INTERRUPT, 0)
+            interrupted = 1
+            break
+        total = load(table + TOTAL)
+        if total > 0:
+            chunks = (total - 1) // max(load(table + GRAIN), 1) + 1
+            alone = load(table + FLAGS) & FLAG_ALONE
+            # Whoever has the pool keeps it to the end of its table; others may get it later.
+            if not alone and chunks > 1 and load(pool + THREADS) > 1 and (owner or acquire(pool)):
+                owner = 1
+                _run_shared(pool, table, chunks, scratch)
+            else:
+                _run_alone(table, chunks, load(pool + SHUFFLE), scratch)
+        table += LAUNCH_BYTES
+    if owner:
+        release(pool)
+    return interrupted
 
-_PAUSE = {
-    "x86_64": """
-declare void @llvm.x86.sse2.pause()
-define internal void @pause() nounwind {
-  call void @llvm.x86.sse2.pause()
-  ret void
-}
-""",
-    "aarch64": """
-declare void @llvm.aarch64.hint(i32)
-define internal void @pause() nounwind {
-  call void @llvm.aarch64.hint(i32 1)
-  ret void
-}
-""",
-}
-_NO_PAUSE = """
-define internal void @pause() nounwind {
-  ret void
-}
+# All chunks on this thread, one call each: where chunks end must not depend on threads.
+def _run_alone(launch, chunks, seed, scratch):
+    i = 0
+    while i < chunks:
+        _run_chunk(launch, _permute(i, chunks, seed), scratch)
+        i += 1
+
+def _run_chunk(launch, number, scratch):
+    grain = max(load(launch + GRAIN), 1)
+    begin = number * grain
+    end = begin + min(grain, load(launch + TOTAL) - begin)
+    call(load(launch + KERNEL), begin, end, load(launch + ARGS), scratch)
+
+# A permutation of 0 ... n-1, chosen by seed (0: the identity). Odd multiples, additions and
+# shifted xors are bijections of the numbers below a power of two; walk until one is below n.
+def _permute(i, n, seed):
+    if seed:
+        zeros = leading_zeros(n - 1 | 1)
+        mask, shift = -1 >> zeros, (64 - zeros) // 2 + 1
+        while 1:
+            i = i * (seed | 1) + (seed >> 17) & mask
+            i = (i ^ i >> shift) * 2862933555777941757 & mask
+            if i < n:
+                break
+    return i
+
+def _run_shared(pool, launch, chunks, scratch):
+    first = 0
+    store(pool + SCRATCH, scratch)
+    _keep_apart(pool)
+    while first < chunks:
+        n, number = min(chunks - first, MOST_CHUNKS), load(pool + NUMBER) + 1
+        store(pool + NUMBER, number)
+        store(pool + CURRENT + KERNEL, load(launch + KERNEL))
+        store(pool + CURRENT + ARGS, load(launch + ARGS))
+        store(pool + CURRENT + TOTAL, load(launch + TOTAL))
+        store(pool + CURRENT + GRAIN, load(launch + GRAIN))
+        store(pool + FIRST, first)
+        store(pool + SEED, load(pool + SHUFFLE))
+        store32(pool + DONE, 0)
+        swap(pool + TICKET, number << LAUNCH_BITS | n << INDEX_BITS)
+        if peek32(pool + SLEEPERS):
+            add32(pool + WAKE, 1)
+            _wake(pool + WAKE, n - 1)
+        _work(pool, pool + SCRATCH)
+        _await(pool, n)
+        first += n
+
+# Wait until n chunks are done.
+def _await(pool, n):
+    spins = 0
+    while peek32(pool + DONE) != n:
+        if spins < SPINS:
+            spins += 1
+            pause()
+        else:
+            poke32(pool + CALLER_SLEEPS, 1)
+            while 1:
+                done = peek32(pool + DONE)
+                if done == n:
+                    break
+                _wait(pool + DONE, done)
+            poke32(pool + CALLER_SLEEPS, 0)
+
+# Take chunks until a launch has no more, report them, and return the number of that launch.
+# Chunks that were not yet reported keep their launch from ending, so all are of one launch.
+# Scratch areas are replaced between launches: the address at `area` holds while we have a chunk.
+def _work(pool, area):
+    mine = 0
+    while 1:
+        ticket = add(pool + TICKET, 1)
+        index, n = ticket & INDEX_MASK, ticket >> INDEX_BITS & INDEX_MASK
+        if index >= n:
+            break
+        chunk = load(pool + FIRST) + _permute(index, n, load(pool + SEED))
+        _run_chunk(pool + CURRENT, chunk, load(area))
+        mine += 1
+    if mine and add32(pool + DONE, mine) + mine == n and peek32(pool + CALLER_SLEEPS):
+        _wake(pool + DONE, 1)
+    return ticket >> LAUNCH_BITS
+
+def worker(pool, number):
+    area, seen, spins = pool + SCRATCH + number * THREAD_BYTES, -1, 0
+    while not peek32(pool + STOP):
+        ticket = peek(pool + TICKET)
+        if ticket >> LAUNCH_BITS != seen:
+            seen, spins = ticket >> LAUNCH_BITS, 0
+            if ticket & INDEX_MASK < ticket >> INDEX_BITS & INDEX_MASK:
+                seen = _work(pool, area)
+        elif spins < SPINS:
+            spins += 1
+            pause()
+        else:
+            spins = 0
+            add32(pool + SLEEPERS, 1)
+            wakes = peek32(pool + WAKE)
+            if peek(pool + TICKET) >> LAUNCH_BITS == seen and not peek32(pool + STOP):
+                _wait(pool + WAKE, wakes)
+            add32(pool + SLEEPERS, -1)
+
+# Keep everybody from sharing launches, to change what belongs to the pool: 1 if it worked.
+def acquire(pool):
+    return 1 - swap32(pool + BUSY, 1)
+
+def release(pool):
+    poke32(pool + BUSY, 0)
+
+def stop_workers(pool):
+    poke32(pool + STOP, 1)
+    add32(pool + WAKE, 1)
+    _wake(pool + WAKE, 0x7fffffff)
 """
 
 # 128 and 129: FUTEX_WAIT and FUTEX_WAKE of one process (FUTEX_PRIVATE_FLAG).
-_FUTEX = """
-declare i64 @syscall(i64, ...)
-define internal void @wait(ptr %at, i32 %value) nounwind {
-  %unused = call i64 (i64, ...) @syscall(i64 $CALL, ptr %at, i64 128, i32 %value,
-    ptr null, ptr null, i64 0)
-  ret void
-}
-define internal void @wake(ptr %at, i32 %count) nounwind {
-  %unused = call i64 (i64, ...) @syscall(i64 $CALL, ptr %at, i64 129, i32 %count,
-    ptr null, ptr null, i64 0)
-  ret void
-}
-"""
+_LINUX = """
+def _wait(at, value):
+    syscall(FUTEX, at, 128, value, 0, 0, 0)
 
-_APART = """
-declare i32 @sched_getcpu()
-define internal void @keep_apart(ptr %pool) nounwind {
-entry:
-  %cpu.short = call i32 @sched_getcpu()
-  %cpu = sext i32 %cpu.short to i64
-  %here = add i64 %cpu, 1
-  %home = getelementptr i8, ptr %pool, i64 $HOME
-  %before = load i64, ptr %home, align 8
-  %is.same = icmp eq i64 %here, %before
-  br i1 %is.same, label %out, label %moved
-moved:
-  store i64 %here, ptr %home, align 8
-  call void @tell_workers(ptr %pool, i64 %cpu)
-  br label %out
-out:
-  ret void
-}
-define internal void @tell_workers(ptr %pool, i64 %cpu) noinline nounwind {
-entry:
-  %mask = alloca [$MASK_BYTES x i8], align 8
-  %is.known = icmp ult i64 %cpu, $MASK_BITS
-  br i1 %is.known, label %clear, label %out
-clear:
-  %all = getelementptr i8, ptr %pool, i64 $MASK
-  call void @llvm.memcpy.p0.p0.i64(ptr %mask, ptr %all, i64 $MASK_BYTES, i1 false)
-  %word = lshr i64 %cpu, 6
-  %word.at = getelementptr i64, ptr %mask, i64 %word
-  %place = and i64 %cpu, 63
-  %bit = shl i64 1, %place
-  %bits = load i64, ptr %word.at, align 8
-  %others = xor i64 %bits, %bit
-  store i64 %others, ptr %word.at, align 8
-  %ours = and i64 %bits, %bit
-  %is.ours = icmp ne i64 %ours, 0
-  %threads.at = getelementptr i8, ptr %pool, i64 $THREADS
-  %threads = load i64, ptr %threads.at, align 8
-  br i1 %is.ours, label %more, label %out
-more:
-  %i = phi i64 [ 1, %clear ], [ %i.next, %tell ]
-  %is.more = icmp slt i64 %i, %threads
-  br i1 %is.more, label %tell, label %out
-tell:
-  %entries = getelementptr i8, ptr %pool, i64 $SCRATCH
-  %number.at = getelementptr [2 x i64], ptr %entries, i64 %i, i64 1
-  %number = load i64, ptr %number.at, align 8
-  %unused = call i64 (i64, ...) @syscall(i64 $CALL, i64 %number, i64 $MASK_BYTES, ptr %mask)
-  %i.next = add i64 %i, 1
-  br label %more
-out:
-  ret void
-}
-declare void @llvm.memcpy.p0.p0.i64(ptr, ptr, i64, i1)
-"""
-_NOT_APART = """
-define internal void @keep_apart(ptr %pool) nounwind {
-  ret void
-}
+def _wake(at, count):
+    syscall(FUTEX, at, 129, count, 0, 0, 0)
+
+def _keep_apart(pool):
+    here = sched_getcpu()
+    if here + 1 != load(pool + HOME):
+        store(pool + HOME, here + 1)
+        if here >= 0 and here < MASK_BITS:
+            _tell_workers(pool, pool + MASK + here // 64 * 8, 1 << here % 64)
+
+# Whoever has the pool takes the processor out of the mask while it tells them.
+def _tell_workers(pool, word, bit):
+    i = 1
+    if load(word) & bit:
+        store(word, load(word) ^ bit)
+        while i < load(pool + THREADS):
+            number = load(pool + SCRATCH + i * THREAD_BYTES + 8)
+            syscall(SET_AFFINITY, number, MASK_BYTES, pool + MASK)
+            i += 1
+        store(word, load(word) ^ bit)
 """
 
 # Where there is no futex, sleeping is giving the processor to others for a moment.
-_YIELD = """
-declare i32 @sched_yield()
-define internal void @wait(ptr %at, i32 %value) nounwind {
-  %unused = call i32 @sched_yield()
-  ret void
-}
-define internal void @wake(ptr %at, i32 %count) nounwind {
-  ret void
-}
+_ELSEWHERE = """
+def _wait(at, value):
+    sched_yield()
+
+def _wake(at, count):
+    return 0
+
+def _keep_apart(pool):
+    return 0
 """
 
 
@@ -200,15 +269,10 @@ def driver(spins: int = SPINS, most_chunks: int = MOST_CHUNKS) -> tuple[dict[str
 
 def driver_text(architecture: str, system: str, spins: int, most_chunks: int) -> str:
     """LLVM IR of the driver for a processor and an operating system (as sys.platform)."""
-    names = {name: globals()[name] for name in _LAYOUT}
-    names |= {"SPINS": spins, "MOST_CHUNKS": most_chunks, "INDEX_BITS": INDEX_BITS,
-              "INDEX_MASK": (1 << INDEX_BITS) - 1, "LAUNCH_BITS": 2 * INDEX_BITS}  # fmt: skip
-    names |= {"MASK_BYTES": MASK_BYTES, "MASK_BITS": 8 * MASK_BYTES}
+    constants = {name: value for name, value in globals().items() if isinstance(value, int)}
+    constants |= {"SPINS": spins, "MOST_CHUNKS": most_chunks}
     calls = _CALLS.get(architecture) if system == "linux" else None
-    if calls is None:
-        parts = [DRIVER, _YIELD, _NOT_APART]
-    else:
-        futex, affinity = (str(number) for number in calls)
-        parts = [DRIVER, _FUTEX.replace("$CALL", futex), _APART.replace("$CALL", affinity)]
-    parts.append(_PAUSE.get(architecture, _NO_PAUSE))
-    return Template("".join(parts)).substitute(names)
+    if calls is not None:
+        constants["FUTEX"], constants["SET_AFFINITY"] = calls
+    text = _DRIVER + (_ELSEWHERE if calls is None else _LINUX)
+    return translate(text, constants, _PAUSES.get(architecture, ""))

@@ -26,55 +26,23 @@ from minigrad.runtimes.cpu_exchange import watched
 from minigrad.runtimes.cpu_interrupt import LONG, run_interruptibly, runner
 from minigrad.runtimes.cpu_pool import FLAG_ALONE, Area, Launch, Pool, pool_for
 from minigrad.runtimes.jit_compiler import host_compiler
+from minigrad.runtimes.native import translate
 
-# for (i64 i = begin; i < end; i++) words[places[i]] = values[sources[i]];
 # args: words, places, sources, values
 _PATCH = """
-define void @patch(i64 %begin, i64 %end, ptr %args, ptr %scratch) {
-entry:
-  %words = load ptr, ptr %args
-  %places.p = getelementptr i64, ptr %args, i64 1
-  %places = load ptr, ptr %places.p
-  %sources.p = getelementptr i64, ptr %args, i64 2
-  %sources = load ptr, ptr %sources.p
-  %values.p = getelementptr i64, ptr %args, i64 3
-  %values = load ptr, ptr %values.p
-  %some = icmp slt i64 %begin, %end
-  br i1 %some, label %loop, label %done
-loop:
-  %i = phi i64 [%begin, %entry], [%next, %loop]
-  %place.p = getelementptr i64, ptr %places, i64 %i
-  %place = load i64, ptr %place.p
-  %source.p = getelementptr i64, ptr %sources, i64 %i
-  %source = load i64, ptr %source.p
-  %value.p = getelementptr i64, ptr %values, i64 %source
-  %value = load i64, ptr %value.p
-  %word.p = getelementptr i64, ptr %words, i64 %place
-  store i64 %value, ptr %word.p
-  %next = add i64 %i, 1
-  %more = icmp slt i64 %next, %end
-  br i1 %more, label %loop, label %done
-done:
-  ret void
-}
+def patch(i, end, args, scratch):
+    words, places, sources, values = load(args), load(args + 8), load(args + 16), load(args + 24)
+    while i < end:
+        store(words + 8 * load(places + 8 * i), load(values + 8 * load(sources + 8 * i)))
+        i += 1
 """
-
-
-# run_table(table, count, pool, scratch), all of them known.
-_GO = """
-define i64 @go() {{
-  %result = call i64 inttoptr (i64 {run_table} to ptr)(
-    ptr inttoptr (i64 {table} to ptr), i64 {count}, ptr inttoptr (i64 {pool} to ptr),
-    ptr inttoptr (i64 {scratch} to ptr))
-  ret i64 %result
-}}
-"""
+_GO = "def go():\n    return call({run_table}, {table}, {count}, {pool}, {scratch})"
 _Go = ctypes.CFUNCTYPE(ctypes.c_int64)
 
 
 @cache
 def _patch() -> tuple[int, object]:
-    addresses, keep = host_compiler().compile(_PATCH, ["patch"])
+    addresses, keep = host_compiler().compile(translate(_PATCH, {}), ["patch"])
     return addresses["patch"], keep
 
 
@@ -169,11 +137,11 @@ class CpuReplay:
         if self.operations + self.traffic >= LONG:
             self.native = partial(run_interruptibly, pool, table, self._count, scratch.nbytes)
             return
-        text = _GO.format(
+        call = _GO.format(
             run_table=ctypes.cast(pool.run_table, ctypes.c_void_p).value, table=table,
             count=self._count, pool=pool.address, scratch=scratch.address,
         )  # fmt: skip
-        addresses, self._code = host_compiler().compile(text, ["go"])
+        addresses, self._code = host_compiler().compile(translate(call, {}), ["go"])
         self.native = _Go(addresses["go"])
 
     def _run_with_exchanges(self) -> None:

@@ -1,4 +1,4 @@
-"""What both renderers know while they emit a kernel: open levels, and what was computed in which.
+"""What both renderers do while they emit a kernel, and know: what was computed in which open level.
 
 Every open loop, branch or straight piece is a level. A value goes to the outermost level at which
 all that it depends on is known; it is remembered there until the level is closed, or until an array
@@ -8,12 +8,23 @@ or register that it depends on changes.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
 from minigrad.graph.symbolic import Atom
-from minigrad.loops.nest import Statement, arrays_written, locals_set
-from minigrad.schedule.expr import Array, Local
+from minigrad.loops.nest import (
+    Loop,
+    Nest,
+    Set,
+    Statement,
+    Store,
+    Stores,
+    arrays_written,
+    locals_set,
+)
+from minigrad.render.vector_math import expand
+from minigrad.schedule.expr import Array, Expr, Leaf, Local, operands
 
 L = TypeVar("L", bound="Level")
 V = TypeVar("V")
@@ -33,9 +44,13 @@ class Levels(Generic[L, V]):
     """The stack of open levels, of type L, and the values remembered in them, of type V.
 
     where: the level that binds each loop variable. constants: variables that are numbers now.
+    writable: the arrays that the nest changes.
     """
 
-    def __init__(self, outermost: L) -> None:
+    def __init__(self, outermost: L, nest: Nest) -> None:
+        self.nest, self.writable = nest, arrays_written(nest.parallel)
+        self._expanded: dict[Expr, Expr] = {}
+        self._changing: dict[Expr, frozenset[Array | Local]] = {}
         self.levels: list[L] = [outermost]
         self.memo: dict[object, tuple[V, int]] = {}
         self.dependents: dict[Array | Local, list[object]] = {}
@@ -87,6 +102,93 @@ class Levels(Generic[L, V]):
         for item in changed:
             for key in self.dependents.pop(item, ()):
                 self.memo.pop(key, None)
+
+    # ---- statements ----
+
+    def statement(self, statement: Statement) -> None:
+        """Emit one statement at the current level."""
+        if isinstance(statement, Loop):
+            self.loop(statement)
+            self.forget(arrays_written(statement) | locals_set(statement))
+        elif isinstance(statement, Store):
+            self.store(statement, self.value(statement.value))
+        elif isinstance(statement, Stores):
+            self.stores(statement)
+        elif isinstance(statement, Set):
+            self.set(statement)
+            self.forget((statement.local,))
+        else:
+            self.special(statement)
+
+    def body(self, loop: Loop) -> None:
+        """Emit the statements in a loop."""
+        for statement in loop.body:
+            self.statement(statement)
+
+    def unrolled(self, loop: Loop) -> None:
+        """Emit a loop of known iterations, one after the other."""
+        assert isinstance(loop.start, int) and isinstance(loop.stops[0], int)
+        for number in range(loop.start, loop.stops[0], loop.step):
+            self.once(loop, number)
+
+    def once(self, loop: Loop, number: int) -> None:
+        """Emit one iteration, without a loop."""
+        with self.straight(loop.body):
+            self.bind_constant(loop.variable, number)
+            self.body(loop)
+
+    # ---- expressions ----
+
+    def expand(self, root: Expr) -> Expr:
+        """An expression in the operations that renderers have."""
+        if root not in self._expanded:
+            self._expanded[root] = expand(root)
+        return self._expanded[root]
+
+    def changing(self, e: Expr) -> frozenset[Array | Local]:
+        """The arrays and registers below an expression that this kernel changes."""
+        found = self._changing.get(e)
+        if found is None:
+            own = e.op is Leaf.LOCAL or e.op is Leaf.LOAD and e.array in self.writable
+            found = frozenset((e.place,) if own else ()).union(*map(self.changing, operands(e)))
+            self._changing[e] = found
+        return found
+
+    def level_known(self, e: Expr) -> int:
+        """The outermost level at which a value is known, if its operands are."""
+        if e.op is Leaf.LOCAL:
+            return len(self.levels) - 1
+        return max([self.level_of(e.variables), *map(self.pinned, self.changing(e))])
+
+    # ---- to be given by a renderer ----
+
+    def straight(self, body: Iterable[Statement] = ()) -> AbstractContextManager[None]:
+        """What is emitted inside is a level of its own, whose statements are `body`."""
+        raise NotImplementedError
+
+    def value(self, root: Expr) -> V:
+        """The value of an expression, each part at the outermost level where it is known."""
+        raise NotImplementedError
+
+    def loop(self, loop: Loop) -> None:
+        """Emit a loop of any kind."""
+        raise NotImplementedError
+
+    def store(self, statement: Store, value: V) -> None:
+        """Write a value."""
+        raise NotImplementedError
+
+    def stores(self, statement: Stores) -> None:
+        """Compute all values, then write them."""
+        raise NotImplementedError
+
+    def set(self, statement: Set) -> None:
+        """Let a register have a value."""
+        raise NotImplementedError
+
+    def special(self, statement: Statement) -> None:
+        """Emit a statement that only some machines have."""
+        raise NotImplementedError
 
 
 def changes(body: Iterable[Statement]) -> frozenset[Array | Local]:

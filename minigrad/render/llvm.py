@@ -12,6 +12,8 @@ loop's lines are put into its parent only when it is closed, what was moved out 
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
+
 from minigrad.dtype import DType, dtypes
 from minigrad.errors import CompileError
 from minigrad.graph.node import Op
@@ -27,19 +29,17 @@ from minigrad.loops.nest import (
     Statement,
     Store,
     Stores,
-    arrays_written,
-    locals_set,
     whole_vectors,
 )
 from minigrad.render import llvm_pairs as pairs
 from minigrad.render import llvm_values as values
+from minigrad.render.llvm_index import is_number
 from minigrad.render.llvm_matrices import BEGIN, CONFIGURATION, END, emit_matrix_product
 from minigrad.render.llvm_memory import CACHE_LINE, MemoryEmitter, alignment
 from minigrad.render.llvm_transpose import emit_transposed, loads_across
 from minigrad.render.llvm_values import Value, constant, vector_type
-from minigrad.render.vector_math import expand
 from minigrad.schedule import expr
-from minigrad.schedule.expr import Array, Expr, Leaf, Local
+from minigrad.schedule.expr import Expr, Leaf, Local
 
 
 def render(nest: Nest) -> str:
@@ -51,13 +51,8 @@ class _Emitter(MemoryEmitter):
     """Emits statements and expressions. Memory accesses are in the base class."""
 
     def __init__(self, nest: Nest) -> None:
-        super().__init__()
-        self.nest = nest
+        super().__init__(nest)
         self.slots: dict[tuple[Local, int], tuple[str, int]] = {}
-        self.bases: dict[Array, str] = {}
-        self.writable = arrays_written(nest.parallel)
-        self.expanded: dict[Expr, Expr] = {}
-        self.changing: dict[Expr, frozenset[Array | Local]] = {}
         self.streams = False
         self.matrices = False
 
@@ -95,20 +90,15 @@ class _Emitter(MemoryEmitter):
 
     # ---- statements ----
 
-    def statement(self, statement: Statement) -> None:
-        """Emit one statement at the current level."""
-        if isinstance(statement, Loop):
-            self.loop(statement)
-            self.forget(arrays_written(statement) | locals_set(statement))
-        elif isinstance(statement, Store):
-            self.store(statement, self.value(statement.value))
-        elif isinstance(statement, Stores):
-            computed = [self.value(item.value) for item in statement.items]
-            for item, value in zip(statement.items, computed, strict=True):
-                self.store(item, value)
-        elif isinstance(statement, Set):
-            self._set(statement)
-        elif isinstance(statement, Prefetch):
+    def stores(self, statement: Stores) -> None:
+        """Compute all values, then write them."""
+        computed = [self.value(item.value) for item in statement.items]
+        for item, value in zip(statement.items, computed, strict=True):
+            self.store(item, value)
+
+    def special(self, statement: Statement) -> None:
+        """Emit a hint, a sum over lanes or a product of matrices."""
+        if isinstance(statement, Prefetch):
             pointer = self.pointer(statement.array, self.at_base(statement.index))
             self.hint(pointer, statement.later)
         elif isinstance(statement, MatrixProduct):
@@ -122,138 +112,102 @@ class _Emitter(MemoryEmitter):
     def loop(self, loop: Loop, parallel: bool = False) -> None:
         """Emit a loop of any kind."""
         if loop.kind == "unroll":
-            assert isinstance(loop.start, int) and isinstance(loop.stops[0], int)
-            for number in range(loop.start, loop.stops[0], loop.step):
-                self.open()
-                self.bind_constant(loop.variable, number)
-                self.close_straight(loop.body, self.statement)
-        elif loop.kind == "lanes":
-            self._lanes(loop, parallel)
+            self.unrolled(loop)
+            return
+        start, stop = "%begin", "%end"
+        if not parallel:
+            start, stop = self.scalar(loop.start), self.scalar(loop.stops[0])
+            for other in loop.stops[1:]:
+                stop = self.minimum(stop, self.scalar(other))
+        if is_number(start) and is_number(stop) and int(start) >= int(stop):
+            return
+        if loop.kind == "lanes":
+            self._lanes(loop, start, stop)
+        elif across := loads_across(self, loop):
+            emit_transposed(self, loop, across, start, stop)
         else:
-            start, stop = self._range(loop, parallel)
-            across = loads_across(self, loop)
-            if across:
-                emit_transposed(self, loop, across, start, stop, self.statement)
-            else:
-                self._serial(loop, start, stop)
-
-    def _range(self, loop: Loop, parallel: bool) -> tuple[str, str]:
-        if parallel:
-            return "%begin", "%end"
-        start = self.scalar(loop.start)
-        stop = self.scalar(loop.stops[0])
-        for other in loop.stops[1:]:
-            stop = self.minimum(stop, self.scalar(other))
-        return start, stop
+            self._serial(loop, start, stop)
 
     def _serial(self, loop: Loop, start: str, stop: str) -> None:
-        constant_range = _is_number(start) and _is_number(stop)
-        if constant_range and int(start) >= int(stop):
-            return
+        constant_range = is_number(start) and is_number(stop)
         if constant_range and int(start) + loop.step >= int(stop):
-            self.open()
-            self.bind_constant(loop.variable, int(start))
-            self.close_straight(loop.body, self.statement)
+            self.once(loop, int(start))
             return
-        self.open_loop(loop.variable, start, stop, loop.step, not constant_range)
-        self.levels[-1].changes = arrays_written(loop) | locals_set(loop)
-        self._ask(loop)
-        for inner in loop.body:
-            self.statement(inner)
-        self.close_loop()
+        check = not constant_range
+        with self.iterations(start, stop, loop.step, check, loop.body) as counter:
+            self.scalars[loop.variable] = counter
+            self.bound(loop.variable)
+            self._ask(loop)
+            self.body(loop)
 
-    def _lanes(self, loop: Loop, parallel: bool) -> None:
+    def _lanes(self, loop: Loop, start: str, stop: str) -> None:
         """Whole vectors in a loop, then the rest under a mask."""
-        width = loop.step
-        start, stop = self._range(loop, parallel)
-        streamed = _streamed(loop)
-        if streamed is not None:
-            start = self._lanes_before(loop, streamed, start, stop)
+        self.streamed = _streamed(loop)
+        if self.streamed is not None:
+            start = self._lanes_before(loop, self.streamed, start, stop)
             self.streams = True
-        elif _is_number(start) and _is_number(stop):
-            self._constant_lanes(loop, int(start), int(stop))
+        elif [one - loop.start for one in loop.stops] == [loop.step] and start != "%begin":
+            self._whole_vectors(loop, start, stop, alone=True)
             return
-        elif not parallel and [one - loop.start for one in loop.stops] == [width]:
-            self._one_vector(loop, start)
-            return
-        exact = streamed is None and whole_vectors(loop)
+        exact = self.streamed is None and whole_vectors(loop)
         whole = stop
         if not exact:
-            here = self.builder()
-            length = here.line(f"sub i64 {stop}, {start}")
-            rest = here.line(f"srem i64 {length}, {width}")
-            positive = self.maximum(rest, "0")
-            whole = here.line(f"sub i64 {stop}, {positive}")
-        self.open_loop(None, start, whole, width, True)
-        self.bind_lanes(loop, self.counter(), width)
-        self.streamed = streamed
-        self._ask(loop)
-        for inner in loop.body:
-            self.statement(inner)
+            length = self.minus(stop, start)
+            rest = (
+                str(max(int(length), 0) % loop.step) if is_number(length)
+                else self.maximum(self.builder().line(f"srem i64 {length}, {loop.step}"), "0")
+            )  # fmt: skip
+            whole = self.minus(stop, rest)
+        self._whole_vectors(loop, start, whole)
         self.streamed = None
-        self.close_loop()
-        if exact:
+        if not exact:
+            self._part_of_vector(loop, whole, self.minus(stop, whole))
+
+    def _whole_vectors(self, loop: Loop, start: str, stop: str, alone: bool = False) -> None:
+        """A loop over whole vectors, or the one that there is."""
+        piece: AbstractContextManager[str | None]
+        known = is_number(start) and is_number(stop)
+        vectors = (int(stop) - int(start)) // loop.step if known else 1 if alone else 2
+        if vectors > 1:
+            piece = self.iterations(start, stop, loop.step, not known, loop.body)
+        elif vectors == 1:
+            piece = self.straight(loop.body)
+        else:
             return
-        here = self.builder()
-        self._part_of_vector(loop, whole, here.line(f"sub i64 {stop}, {whole}"))
+        with piece as counter:
+            self.bind_lanes(loop, counter or start)
+            self._ask(loop)
+            self.body(loop)
 
     def _part_of_vector(self, loop: Loop, start: str, count: str) -> None:
         """`count` iterations from `start` on, fewer than a vector and perhaps none."""
-        width = loop.step
-        self.open_branch(self.builder().line(f"icmp sgt i64 {count}, 0"))
-        here = self.builder()
-        self.bind_lanes(loop, start, width)
-        numbers = values.broadcast(here, Value(count, dtypes.int64, 1), width)
-        steps = _iota("i64", width)
-        mask = here.line(f"icmp slt <{width} x i64> {steps}, {numbers.text}")
-        self.levels[-1].mask, self.levels[-1].counting = mask, count
-        for inner in loop.body:
-            self.statement(inner)
-        self.close_branch()
+        piece: AbstractContextManager[None]
+        if count == "0":
+            return
+        if is_number(count):
+            piece = self.straight(loop.body)
+        else:
+            piece = self.branch(self.builder().line(f"icmp sgt i64 {count}, 0"), loop.body)
+        with piece:
+            mask = self.first_lanes(count, loop.step)
+            self.bind_lanes(loop, start)
+            self.levels[-1].mask, self.levels[-1].counting = mask, count
+            self.body(loop)
 
     def _lanes_before(self, loop: Loop, streamed: Store, start: str, stop: str) -> str:
         """Do the iterations before the first aligned place of a streamed array; gives the next."""
         size, width = streamed.array.dtype.itemsize, loop.step
-        self.open()
-        self.bind_lanes(loop, start, width)
-        pointer = self.pointer(streamed.array, self.at_base(streamed.index))
-        here = self.builder()
-        address = here.line(f"ptrtoint ptr {pointer} to i64")
-        beyond = here.line(f"sub i64 0, {address}")
-        missing = here.line(f"and i64 {beyond}, {alignment(streamed, width) - 1}")
-        count = here.line(f"udiv i64 {missing}, {size}")
-        self.close_straight((), self.statement)
-        here = self.builder()
-        count = self.minimum(count, here.line(f"sub i64 {stop}, {start}"))
+        with self.straight(loop.body):
+            self.bind_lanes(loop, start)
+            pointer = self.pointer(streamed.array, self.at_base(streamed.index))
+            here = self.builder()
+            address = here.line(f"ptrtoint ptr {pointer} to i64")
+            beyond = here.line(f"sub i64 0, {address}")
+            missing = here.line(f"and i64 {beyond}, {alignment(streamed, width) - 1}")
+            count = here.line(f"udiv i64 {missing}, {size}")
+        count = self.minimum(count, self.minus(stop, start))
         self._part_of_vector(loop, start, count)
         return self.builder().line(f"add i64 {start}, {self.maximum(count, '0')}")
-
-    def _constant_lanes(self, loop: Loop, start: int, stop: int) -> None:
-        width = loop.step
-        whole = max(stop - start, 0) // width
-        if whole > 1:
-            self.open_loop(None, str(start), str(start + whole * width), width, False)
-            self.bind_lanes(loop, self.counter(), width)
-            self._ask(loop)
-            for inner in loop.body:
-                self.statement(inner)
-            self.close_loop()
-        elif whole == 1:
-            self._one_vector(loop, str(start))
-        rest = stop - start - whole * width
-        if rest > 0:
-            self.open()
-            self.bind_lanes(loop, str(start + whole * width), width)
-            bits = ", ".join(f"i1 {'true' if i < rest else 'false'}" for i in range(width))
-            self.levels[-1].mask, self.levels[-1].counting = f"<{bits}>", str(rest)
-            self.close_straight(loop.body, self.statement)
-
-    def _one_vector(self, loop: Loop, start: str) -> None:
-        """The only iterations of a loop, which are a whole vector."""
-        self.open()
-        self.bind_lanes(loop, start, loop.step)
-        self._ask(loop)
-        self.close_straight(loop.body, self.statement)
 
     def _ask(self, loop: Loop) -> None:
         """Ask the memory for what will be read soon: each cache line that a vector covers."""
@@ -266,7 +220,8 @@ class _Emitter(MemoryEmitter):
                 at = self.builder().line(f"getelementptr i8, ptr {pointer}, i64 {offset}")
                 self.hint(at)
 
-    def _set(self, statement: Set) -> None:
+    def set(self, statement: Set) -> None:
+        """Let a register have a value; lanes outside a mask keep theirs."""
         value = self.value(statement.value)
         slot = self.scalar(statement.slot)
         name, lanes = self._slot(statement.local, int(slot))
@@ -280,7 +235,6 @@ class _Emitter(MemoryEmitter):
             )
             value = Value(text, value.dtype, lanes)
         here.lines.append(f"  store {value.typed}, ptr {name}")
-        self.forget((statement.local,))
 
     def _slot(self, local: Local, slot: int) -> tuple[str, int]:
         """The stack place of a register, promoted to a register by SROA; and its lanes."""
@@ -307,7 +261,7 @@ class _Emitter(MemoryEmitter):
 
     def value(self, root: Expr) -> Value:
         """The value of an expression, each part at the outermost level where it is known."""
-        root = self._expand(root)
+        root = self.expand(root)
         if root.op is Leaf.PAIR:
             return self.memo[root][0] if root in self.memo else self.pair(root)
         for e in expr.walk(root):
@@ -315,23 +269,8 @@ class _Emitter(MemoryEmitter):
                 self._emit(e)
         return self.memo[root][0]
 
-    def _root(self, e: Expr) -> Expr:
-        return self._expand(e)
-
-    def _expand(self, root: Expr) -> Expr:
-        if root not in self.expanded:
-            self.expanded[root] = expand(root)
-        return self.expanded[root]
-
     def _emit(self, e: Expr) -> None:
-        level = self.level_of(e.variables)
-        depends = self._changing(e)
-        for item in depends:
-            level = max(level, self.pinned(item))
-        if e.op is Leaf.LOCAL:
-            level = len(self.levels) - 1
-        for arg in e.args:
-            level = max(level, self.memo[arg][1])
+        level = max([self.level_known(e), *(self.memo[arg][1] for arg in e.args)])
         lanes = self.lanes_of(e)
         with self.at(level):
             if e.op is Op.CONST:
@@ -346,28 +285,7 @@ class _Emitter(MemoryEmitter):
                 value = self._read_local(e)
             else:
                 value = self._operation(e, lanes)
-        self.remember(e, value, level, depends)
-
-    def _changing(self, e: Expr) -> frozenset[Array | Local]:
-        """The arrays and registers below an expression that this kernel changes."""
-        found = self.changing.get(e)
-        if found is None:
-            found = frozenset()
-            if e.op is Leaf.LOAD:
-                if e.array in self.writable:
-                    found |= {e.array}
-                for x in (e.index, *e.guard):
-                    for inner in expr.values_in(x):
-                        found |= self._changing(inner)
-            elif e.op is Leaf.LOCAL:
-                found |= {e.local}
-            elif e.op in (Leaf.INDEX, Leaf.CONDITION):
-                for inner in expr.values_in(e.index):
-                    found |= self._changing(inner)
-            for arg in e.args:
-                found |= self._changing(arg)
-            self.changing[e] = found
-        return found
+        self.remember(e, value, level, self.changing(e))
 
     def _operation(self, e: Expr, lanes: int) -> Value:
         here = self.builder()
@@ -393,14 +311,6 @@ class _Emitter(MemoryEmitter):
             return values.cast(here, Value(self.scalar(x), dtypes.int64, 1), dtype)
         return values.cast(here, self.vector(x, lanes), dtype)
 
-
-
-def _is_number(text: str) -> bool:
-    return text.lstrip("-").isdecimal()
-
-
-def _iota(scalar: str, lanes: int) -> str:
-    return "<" + ", ".join(f"{scalar} {i}" for i in range(lanes)) + ">"
 
 
 def _streamed(loop: Loop) -> Store | None:

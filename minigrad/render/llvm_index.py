@@ -5,24 +5,20 @@ from __future__ import annotations
 from minigrad.dtype import DType, dtypes
 from minigrad.graph.substitution import coefficient, substitute, variables
 from minigrad.graph.symbolic import Affine, Atom, Integer
+from minigrad.loops.nest import Nest
 from minigrad.render import llvm_values as values
 from minigrad.render.llvm_levels import LevelEmitter
 from minigrad.render.llvm_values import Value, memory_type
 from minigrad.schedule import expr
-from minigrad.schedule.expr import Array, Expr, Guard
+from minigrad.schedule.expr import Array, Guard
 
 
 class IndexEmitter(LevelEmitter):
     """What memory accesses and expressions are emitted with."""
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, nest: Nest) -> None:
+        super().__init__(nest)
         self.bases: dict[Array, str] = {}
-
-    # to be given by the subclass
-    def value(self, root: Expr) -> Value:
-        """The value of an expression."""
-        raise NotImplementedError
 
     def scalar(self, x: Integer) -> str:
         """A sum without vector variables, as i64 text."""
@@ -42,12 +38,8 @@ class IndexEmitter(LevelEmitter):
         level = self.level_of(variables(x))
         for e in expr.values_in(x):
             self.value(e)
-            level = max(level, self.memo[self._root(e)][1])
+            level = max(level, self.memo[self.expand(e)][1])
         return level
-
-    def _root(self, e: Expr) -> Expr:
-        """The key under which an expression's value is remembered."""
-        raise NotImplementedError
 
     def _parts(self, x: Integer) -> tuple[str | None, int, int]:
         """(text of the part that is not constant, constant part, level of the former)."""
@@ -60,7 +52,7 @@ class IndexEmitter(LevelEmitter):
                 offset += factor * self.constants[atom]
                 continue
             text, level = self._atom(atom)
-            if text.lstrip("-").isdecimal():
+            if is_number(text):
                 offset += factor * int(text)
             else:
                 terms.append((level, text, factor))
@@ -90,11 +82,27 @@ class IndexEmitter(LevelEmitter):
         return self._choose("sgt", a, b)
 
     def _choose(self, test: str, a: str, b: str) -> str:
-        if a.lstrip("-").isdecimal() and b.lstrip("-").isdecimal():
+        if is_number(a) and is_number(b):
             return str(min(int(a), int(b)) if test == "slt" else max(int(a), int(b)))
         here = self.builder()
         first = here.line(f"icmp {test} i64 {a}, {b}")
         return here.line(f"select i1 {first}, i64 {a}, i64 {b}")
+
+    def minus(self, a: str, b: str) -> str:
+        """The difference of two i64."""
+        if is_number(a) and is_number(b):
+            return str(int(a) - int(b))
+        return self.builder().line(f"sub i64 {a}, {b}")
+
+    def first_lanes(self, count: str, width: int) -> str:
+        """The mask of as many lanes as an i64 says."""
+        if is_number(count):
+            bits = ", ".join(f"i1 {'true' if i < int(count) else 'false'}" for i in range(width))
+            return f"<{bits}>"
+        here = self.builder()
+        numbers = values.broadcast(here, Value(count, dtypes.int64, 1), width)
+        steps = ", ".join(f"i64 {i}" for i in range(width))
+        return here.line(f"icmp slt <{width} x i64> <{steps}>, {numbers.text}")
 
     def _atom(self, atom: Atom) -> tuple[str, int]:
         """An atom's value as i64 text, and its level."""
@@ -106,7 +114,7 @@ class IndexEmitter(LevelEmitter):
             return f"%sym.{atom.name}", 0
         if atom.kind == "value":
             value = self.value(atom.payload)
-            level = self.memo[self._root(atom.payload)][1]
+            level = self.memo[self.expand(atom.payload)][1]
             with self.at(level):
                 key = ("wide", value.text)
                 if key not in self.memo:
@@ -116,7 +124,7 @@ class IndexEmitter(LevelEmitter):
         assert atom.inner is not None
         inner = self.scalar(atom.inner)
         level = self._level_of_integer(atom.inner)
-        if inner.lstrip("-").isdecimal():
+        if is_number(inner):
             number = int(inner)
             result = number // atom.divisor if atom.kind == "div" else number % atom.divisor
             return str(result), level
@@ -266,7 +274,7 @@ class IndexEmitter(LevelEmitter):
         here = self.builder()
         if self.vectors.keys().isdisjoint(variables(x)):
             text = self.scalar(x)
-            if text.lstrip("-").isdecimal():
+            if is_number(text):
                 return values.constant(int(text) >= 0, dtypes.bool)
             return Value(here.line(f"icmp sge i64 {text}, 0"), dtypes.bool, 1)
         width = next(iter(self.vectors.values())).width
@@ -298,6 +306,11 @@ class IndexEmitter(LevelEmitter):
         if mask is None:
             return full.text
         return here.line(f"and <{width} x i1> {mask}, {full.text}")
+
+
+def is_number(text: str) -> bool:
+    """Whether an operand is a constant."""
+    return text.lstrip("-").isdecimal()
 
 
 def _fits(x: Integer) -> bool:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 from minigrad.graph.symbolic import Atom
-from minigrad.loops.nest import Loop, Statement
+from minigrad.loops.nest import Loop, Nest, Statement
 from minigrad.render import levels
 from minigrad.render.llvm_values import Builder, Value
 from minigrad.schedule.expr import Expr
@@ -23,8 +23,6 @@ class Level(levels.Level):
     block: str = "entry"
     mask: str | None = None
     counting: str = ""
-    counter: str = ""
-    close: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -38,8 +36,8 @@ class Lanes:
 class LevelEmitter(levels.Levels[Level, Value]):
     """Opens and closes levels; knows which variable is a vector's, and which of its lanes count."""
 
-    def __init__(self) -> None:
-        super().__init__(Level())
+    def __init__(self, nest: Nest) -> None:
+        super().__init__(Level(), nest)
         self.allocas: list[str] = []
         self.declarations: set[str] = set()
         self.scalars: dict[Atom, str] = {}
@@ -80,92 +78,65 @@ class LevelEmitter(levels.Levels[Level, Value]):
         builder.lines = self.levels[self.level].lines
         return builder
 
-    def open(self) -> None:
-        """Open a straight piece."""
-        self.levels.append(Level(block=self.levels[-1].block))
+    def _close(self) -> tuple[Level, Level]:
+        """The innermost level, which is taken off, and its parent."""
+        return self.pop(self.scalars, self.vectors), self.levels[-1]
 
-    def close_straight(
-        self, body: Iterable[Statement], emit: Callable[[Statement], None]
-    ) -> None:
-        """Emit the body of a straight piece and put it behind its parent's lines."""
-        body = tuple(body)
-        self.levels[-1].changes = levels.changes(body)
-        for statement in body:
-            emit(statement)
-        done = self.pop(self.scalars, self.vectors)
-        self.levels[-1].lines.extend(done.lines)
-        self.levels[-1].block = done.block
+    @contextmanager
+    def straight(self, body: Iterable[Statement] = ()) -> Iterator[None]:
+        """A straight piece, whose statements are `body`."""
+        self.levels.append(Level(block=self.levels[-1].block, changes=levels.changes(body)))
+        yield
+        done, parent = self._close()
+        parent.lines += done.lines
+        parent.block = done.block
 
-    def open_loop(
-        self, variable: Atom | None, start: str, stop: str, step: int, check: bool
-    ) -> None:
-        """Open a loop from start to stop; `check`: it may have no iterations."""
-        body, after, counter = self.label(), self.label(), self.fresh()
-        level = Level(block=body, counter=counter)
-        level.close = (start, stop, str(step), body, after, "check" if check else "")
-        self.levels.append(level)
-        if variable is not None:
-            self.scalars[variable] = counter
-            self.bound(variable)
+    @contextmanager
+    def branch(self, test: str, body: Iterable[Statement] = ()) -> Iterator[None]:
+        """A piece that runs where an i1 is true."""
+        inside, after = self.label(), self.label()
+        self.levels.append(Level(block=inside, changes=levels.changes(body)))
+        yield
+        done, parent = self._close()
+        parent.lines += [f"  br i1 {test}, label %{inside}, label %{after}", f"{inside}:"]
+        parent.lines += [*done.lines, f"  br label %{after}", f"{after}:"]
+        parent.block = after
 
-    def counter(self) -> str:
-        """The counter of the innermost loop."""
-        return self.levels[-1].counter
-
-    def close_loop(self) -> None:
-        """Close a loop: header, body and latch go behind the parent's lines."""
-        done = self.pop(self.scalars, self.vectors)
-        start, stop, step, body, after, check = done.close
-        parent = self.levels[-1]
-        following = self.fresh()
-        again = self.fresh()
+    @contextmanager
+    def iterations(
+        self, start: str, stop: str, step: int, check: bool, body: Iterable[Statement] = ()
+    ) -> Iterator[str]:
+        """A loop from start to stop; gives its counter. check: it may have no iterations."""
+        inside, after, counter = self.label(), self.label(), self.fresh()
+        self.levels.append(Level(block=inside, changes=levels.changes(body)))
+        yield counter
+        done, parent = self._close()
+        following, again = self.fresh(), self.fresh()
         if check:
             enter = self.fresh()
             parent.lines.append(f"  {enter} = icmp slt i64 {start}, {stop}")
-            parent.lines.append(f"  br i1 {enter}, label %{body}, label %{after}")
+            parent.lines.append(f"  br i1 {enter}, label %{inside}, label %{after}")
         else:
-            parent.lines.append(f"  br label %{body}")
-        parent.lines.append(f"{body}:")
-        parent.lines.append(
-            f"  {done.counter} = phi i64 [{start}, %{parent.block}], "
-            f"[{following}, %{done.block}]"
-        )
-        parent.lines.extend(done.lines)
-        parent.lines.append(f"  {following} = add i64 {done.counter}, {step}")
-        parent.lines.append(f"  {again} = icmp slt i64 {following}, {stop}")
-        parent.lines.append(f"  br i1 {again}, label %{body}, label %{after}")
-        parent.lines.append(f"{after}:")
-        parent.block = after
-
-    def open_branch(self, test: str) -> None:
-        """Open a piece that runs where an i1 is true."""
-        body, after = self.label(), self.label()
-        level = Level(block=body)
-        level.close = (test, body, after)
-        self.levels.append(level)
-
-    def close_branch(self) -> None:
-        """Close a branch."""
-        done = self.pop(self.scalars, self.vectors)
-        test, body, after = done.close
-        parent = self.levels[-1]
-        parent.lines.append(f"  br i1 {test}, label %{body}, label %{after}")
-        parent.lines.append(f"{body}:")
-        parent.lines.extend(done.lines)
-        parent.lines.append(f"  br label %{after}")
-        parent.lines.append(f"{after}:")
+            parent.lines.append(f"  br label %{inside}")
+        parent.lines += [
+            f"{inside}:",
+            f"  {counter} = phi i64 [{start}, %{parent.block}], [{following}, %{done.block}]",
+            *done.lines,
+            f"  {following} = add i64 {counter}, {step}",
+            f"  {again} = icmp slt i64 {following}, {stop}",
+            f"  br i1 {again}, label %{inside}, label %{after}",
+            f"{after}:",
+        ]
         parent.block = after
 
     # ---- variables ----
 
-    def bind_lanes(self, loop: Loop, base: str, width: int) -> None:
-        """Let a lanes loop's variable be base + 0 … width − 1 in the innermost level."""
-        self.vectors[loop.variable] = Lanes(base, width)
-        self.bound(loop.variable)
-        if loop.lane is not None:
-            self.vectors[loop.lane] = Lanes("0", width)
-            self.bound(loop.lane)
-        self.levels[-1].changes = levels.changes(loop.body)
+    def bind_lanes(self, loop: Loop, base: str) -> None:
+        """Let a lanes loop's variable be base + 0 … step − 1 in the innermost level."""
+        for atom, first in ((loop.variable, base), (loop.lane, "0")):
+            if atom is not None:
+                self.vectors[atom] = Lanes(first, loop.step)
+                self.bound(atom)
 
     def lanes_atom(self) -> Atom | None:
         """The vector variable in scope."""
@@ -182,16 +153,16 @@ class LevelEmitter(levels.Levels[Level, Value]):
                 return lanes.width
         return 1
 
+    def _masking(self) -> Level | None:
+        """The innermost level that has a say in which lanes count."""
+        return next((level for level in reversed(self.levels) if level.mask is not None), None)
+
     def mask(self) -> str | None:
         """The mask in force."""
-        for level in reversed(self.levels):
-            if level.mask is not None:
-                return level.mask or None
-        return None
+        level = self._masking()
+        return level.mask or None if level is not None else None
 
     def counting(self) -> str | None:
         """How many lanes the mask in force lets count; None without one."""
-        for level in reversed(self.levels):
-            if level.mask is not None:
-                return level.counting or None
-        return None
+        level = self._masking()
+        return level.counting or None if level is not None else None

@@ -51,17 +51,15 @@ def emit_matrix_product(emitter: IndexEmitter, product: MatrixProduct) -> None:
     quarters = [(2 * r + c, r, c) for r in rows for c in columns]
     for number, _, _ in quarters:
         line(f"tilezero(i8 {number})")
-    emitter.open_loop(None, "0", str(product.depth), SIDE, False)
-    k = emitter.counter()
-    for c in columns:
-        place = address(product.right, right, k, str(c * SIDE))
-        line(f"tileloadd64(i8 {_RIGHT + c}, ptr {place}, i64 {_WORD * product.right.pitch})")
-    for r in rows:
-        place = address(product.left, left, str(r * SIDE), k)
-        line(f"tileloadd64(i8 {_LEFT + r}, ptr {place}, i64 {_WORD * product.left.pitch})")
-    for number, r, c in quarters:
-        line(f"tdpbf16ps(i8 {number}, i8 {_LEFT + r}, i8 {_RIGHT + c})")
-    emitter.close_loop()
+    with emitter.iterations("0", str(product.depth), SIDE, False) as k:
+        for c in columns:
+            place = address(product.right, right, k, str(c * SIDE))
+            line(f"tileloadd64(i8 {_RIGHT + c}, ptr {place}, i64 {_WORD * product.right.pitch})")
+        for r in rows:
+            place = address(product.left, left, str(r * SIDE), k)
+            line(f"tileloadd64(i8 {_LEFT + r}, ptr {place}, i64 {_WORD * product.left.pitch})")
+        for number, r, c in quarters:
+            line(f"tdpbf16ps(i8 {number}, i8 {_LEFT + r}, i8 {_RIGHT + c})")
     for number, r, c in quarters:
         place = address(product.total, total, str(r * SIDE), str(c * SIDE))
         line(f"tilestored64(i8 {number}, ptr {place}, i64 {_WORD * product.total.pitch})")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from minigrad.graph.node import Op
 from minigrad.graph.substitution import substitute, variables
 from minigrad.graph.symbolic import Integer, high, low
-from minigrad.loops.nest import Store
+from minigrad.loops.nest import Nest, Store
 from minigrad.render import llvm_pairs as pairs
 from minigrad.render import llvm_values as values
 from minigrad.render.llvm_index import IndexEmitter
@@ -19,8 +19,8 @@ MOST_INTERLEAVED = 7  # elements from lane to lane that shuffles are faster with
 class MemoryEmitter(IndexEmitter):
     """What reads and writes memory. Indices are in the base class."""
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, nest: Nest) -> None:
+        super().__init__(nest)
         self.streamed: Store | None = None  # whose vectors are aligned now
 
     def hint(self, pointer: str, later: bool = False) -> None:
@@ -92,15 +92,12 @@ class MemoryEmitter(IndexEmitter):
         )
 
     def _store_scalar(self, statement: Store, value: Value, guard: str | None) -> None:
-        if guard is not None:
-            self.open_branch(guard)
-        here = self.builder()
-        pointer = self.pointer(statement.array, statement.index)
-        text = values.to_memory(here, value)
-        kind = memory_type(statement.array.dtype)
-        here.lines.append(f"  store {kind} {text}, ptr {pointer}")
-        if guard is not None:
-            self.close_branch()
+        with self.straight() if guard is None else self.branch(guard):
+            here = self.builder()
+            pointer = self.pointer(statement.array, statement.index)
+            text = values.to_memory(here, value)
+            kind = memory_type(statement.array.dtype)
+            here.lines.append(f"  store {kind} {text}, ptr {pointer}")
 
     def pair(self, e: Expr) -> Value:
         """Two bfloat16 as one word, the first low; those of a whole vector at once if possible."""

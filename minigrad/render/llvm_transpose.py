@@ -10,12 +10,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from minigrad.dtype import dtypes
 from minigrad.graph.node import Op
 from minigrad.graph.substitution import coefficient
 from minigrad.graph.symbolic import Atom, Integer
-from minigrad.loops.nest import Loop, Statement, Store, Stores, arrays_written, expressions
-from minigrad.render.llvm_index import IndexEmitter
+from minigrad.loops.nest import Loop, Store, Stores, arrays_written, expressions
+from minigrad.render.llvm_index import IndexEmitter, is_number
 from minigrad.render.llvm_levels import Lanes
 from minigrad.render.llvm_values import Builder, Value, broadcast, join
 from minigrad.schedule import expr
@@ -67,82 +66,60 @@ def _first_of(e: Expr) -> Expr | None:
 
 
 def emit_transposed(
-    emitter: IndexEmitter, loop: Loop, loads: list[Expr], start: str, stop: str,
-    emit: Callable[[Statement], None],
-) -> None:  # fmt: skip
+    emitter: IndexEmitter, loop: Loop, loads: list[Expr], start: str, stop: str
+) -> None:
     """Emit a serial loop block by block; of the last one only some iterations may count."""
     atom = emitter.lanes_atom()
     assert atom is not None
     length = min(loop.transpose, emitter.width_of(atom))
-    if start.lstrip("-").isdecimal() and stop.isdecimal():
-        rest = max(int(stop) - int(start), 0) % length
-        count, whole = str(rest), str(max(int(stop), int(start)) - rest)
-    else:
-        here = emitter.builder()
-        most = emitter.maximum(here.line(f"sub i64 {stop}, {start}"), "0")
-        count = here.line(f"and i64 {most}, {length - 1}")
-        whole = here.line(f"sub i64 {stop}, {count}")
+    most = emitter.maximum(emitter.minus(stop, start), "0")
+    count = (
+        str(int(most) % length) if is_number(most)
+        else emitter.builder().line(f"and i64 {most}, {length - 1}")
+    )  # fmt: skip
+    whole = emitter.minus(stop, count)
     if start != whole:
-        emitter.open_loop(None, start, whole, length, not whole.isdecimal())
-        emitter.levels[-1].changes = arrays_written(loop)
-        _block(emitter, loop, loads, emitter.counter(), str(length), length, emit)
-        emitter.close_loop()
-    if not count.isdecimal():
-        emitter.open_branch(emitter.builder().line(f"icmp sgt i64 {count}, 0"))
-        emitter.levels[-1].changes = arrays_written(loop)
-        _block(emitter, loop, loads, whole, count, length, emit)
-        emitter.close_branch()
+        check = not is_number(whole)
+        with emitter.iterations(start, whole, length, check, loop.body) as first:
+            _block(emitter, loop, loads, first, str(length), length)
+    if not is_number(count):
+        test = emitter.builder().line(f"icmp sgt i64 {count}, 0")
+        with emitter.branch(test, loop.body):
+            _block(emitter, loop, loads, whole, count, length)
     elif int(count) > 0:
         short = LEAST_ROWS
         while short < int(count):
             short *= 2
-        emitter.open()
-        emitter.levels[-1].changes = arrays_written(loop)
-        _block(emitter, loop, loads, whole, count, short, emit)
-        emitter.close_straight((), emit)
+        with emitter.straight(loop.body):
+            _block(emitter, loop, loads, whole, count, short)
 
 
 def _block(
-    emitter: IndexEmitter, loop: Loop, loads: list[Expr], first: str, count: str, length: int,
-    emit: Callable[[Statement], None],
-) -> None:  # fmt: skip
+    emitter: IndexEmitter, loop: Loop, loads: list[Expr], first: str, count: str, length: int
+) -> None:
     """`count` iterations from `first` on; vectors of `length` of them are loaded."""
-    known = count.isdecimal()
-    if known:
-        bits = ", ".join(f"i1 {'true' if i < int(count) else 'false'}" for i in range(length))
-        mask = f"<{bits}>" if int(count) < length else ""
-    else:
-        here = emitter.builder()
-        numbers = broadcast(here, Value(count, dtypes.int64, 1), length)
-        steps = ", ".join(f"i64 {i}" for i in range(length))
-        mask = here.line(f"icmp slt <{length} x i64> <{steps}>, {numbers.text}")
+    known = is_number(count)
+    mask = "" if count == str(length) else emitter.first_lanes(count, length)
     along = Lanes(first, length)
-    columns = [_transposed(emitter, loop.variable, load, along, mask, emit) for load in loads]
+    columns = [_transposed(emitter, loop.variable, load, along, mask) for load in loads]
     for number in range(int(count) if known else length - 1):
-        if known:
-            emitter.open()
-        else:
-            emitter.open_branch(emitter.builder().line(f"icmp sgt i64 {count}, {number}"))
-        here = emitter.builder()
-        emitter.scalars[loop.variable] = (
-            str(int(first) + number) if first.isdecimal()
-            else here.line(f"add i64 {first}, {number}")
-        )  # fmt: skip
-        emitter.bound(loop.variable)
-        for load, values in zip(loads, columns, strict=True):
-            emitter.remember(load, values[number], len(emitter.levels) - 1)
-        for statement in loop.body:
-            emit(statement)
-        if known:
-            emitter.close_straight((), emit)
-        else:
-            emitter.close_branch()
+        with (
+            emitter.straight() if known
+            else emitter.branch(emitter.builder().line(f"icmp sgt i64 {count}, {number}"))
+        ):  # fmt: skip
+            emitter.scalars[loop.variable] = (
+                str(int(first) + number) if first.isdecimal()
+                else emitter.builder().line(f"add i64 {first}, {number}")
+            )  # fmt: skip
+            emitter.bound(loop.variable)
+            for load, values in zip(loads, columns, strict=True):
+                emitter.remember(load, values[number], len(emitter.levels) - 1)
+            emitter.body(loop)
 
 
 def _transposed(
-    emitter: IndexEmitter, variable: Atom, load: Expr, block: Lanes, mask: str,
-    emit: Callable[[Statement], None],
-) -> list[Value]:  # fmt: skip
+    emitter: IndexEmitter, variable: Atom, load: Expr, block: Lanes, mask: str
+) -> list[Value]:
     """What a load gives in each of a block's iterations: vectors along the lanes in scope.
 
     mask: of the iterations that count; empty if all do.
@@ -152,16 +129,15 @@ def _transposed(
     along = Atom("var", variable.name + ".along", variable.low, variable.high)
     rows = []
     for lane in range(width):
-        emitter.open()
-        number = _lane_that_counts(emitter, lane)
-        known = {atom: emitter.at_base(atom.index) + number for atom in vectors}
-        emitter.vectors = {along: block}
-        emitter.bound(along)
-        emitter.levels[-1].mask = mask
-        changed = expr.substitute_in(load, {**known, variable: along.index})
-        rows.append(broadcast(emitter.builder(), emitter.value(changed), length))
-        emitter.vectors = vectors
-        emitter.close_straight((), emit)
+        with emitter.straight():
+            number = _lane_that_counts(emitter, lane)
+            known = {atom: emitter.at_base(atom.index) + number for atom in vectors}
+            emitter.vectors = {along: block}
+            emitter.bound(along)
+            emitter.levels[-1].mask = mask
+            changed = expr.substitute_in(load, {**known, variable: along.index})
+            rows.append(broadcast(emitter.builder(), emitter.value(changed), length))
+            emitter.vectors = vectors
     here = emitter.builder()
     size = max(load.dtype.itemsize, 4) if load.dtype.is_float else load.dtype.itemsize
     groups = [transpose(here, rows[i : i + length], size) for i in range(0, width, length)]

@@ -21,8 +21,6 @@ from minigrad.loops.nest import (
     Statement,
     Store,
     Stores,
-    arrays_written,
-    locals_set,
 )
 from minigrad.render.opencl_index import (
     IndexEmitter,
@@ -31,9 +29,7 @@ from minigrad.render.opencl_index import (
     parse,
 )
 from minigrad.render.opencl_values import Language, bare, literal
-from minigrad.render.vector_math import expand
-from minigrad.schedule import expr
-from minigrad.schedule.expr import Array, Expr, Leaf, Local
+from minigrad.schedule.expr import Array, Expr, Leaf, Local, operands
 
 LONGEST = 160  # letters of an expression that is not given a name for its length
 
@@ -73,20 +69,12 @@ class Emitter(IndexEmitter):
     """Emits statements, expressions and memory accesses. Indices are in the base class."""
 
     def __init__(self, nest: Nest, language: Language) -> None:
-        super().__init__(language)
-        self.nest = nest
+        super().__init__(nest, language)
         self.pointers: dict[Array, str] = {}
         self.registers: dict[tuple[Local, int], str] = {}
         self.declared: list[str] = []
-        self.writable = arrays_written(nest.parallel)
-        self.expanded: dict[Expr, Expr] = {}
-        self.changing: dict[Expr, frozenset[Array | Local]] = {}
 
     # ---- statements ----
-
-    def _body(self, loop: Loop) -> None:
-        for inner in loop.body:
-            self._statement(inner)
 
     def _unexpected(self, what: str) -> CompileError:
         return CompileError(
@@ -94,33 +82,27 @@ class Emitter(IndexEmitter):
             "vector_bytes 0"
         )
 
-    def _statement(self, statement: Statement) -> None:
-        if isinstance(statement, Loop):
-            self._loop(statement)
-            self.forget(arrays_written(statement) | locals_set(statement))
-        elif isinstance(statement, Store):
-            self._store(statement, self.value(statement.value))
-        elif isinstance(statement, Stores):
-            self._stores(statement)
-        elif isinstance(statement, Set):
-            name = self._register(statement.local, statement.slot)
-            self.line(f"{name} = {bare(self.value(statement.value))};")
-            self.forget((statement.local,))
-        elif isinstance(statement, Prefetch):
-            pass  # only a hint
-        else:
+    def set(self, statement: Set) -> None:
+        """Let a register have a value."""
+        name = self._register(statement.local, statement.slot)
+        self.line(f"{name} = {bare(self.value(statement.value))};")
+
+    def special(self, statement: Statement) -> None:
+        """Leave a hint out."""
+        if not isinstance(statement, Prefetch):
             raise self._unexpected(f"a {type(statement).__name__}")
 
-    def _stores(self, statement: Stores) -> None:
+    def stores(self, statement: Stores) -> None:
         """All values are computed before the first is written."""
         values = [
             self.value(item.value) if len(statement.items) == 1 else self.named(item.value)[0]
             for item in statement.items
         ]
         for item, value in zip(statement.items, values, strict=True):
-            self._store(item, value)
+            self.store(item, value)
 
-    def _store(self, statement: Store, value: str) -> None:
+    def store(self, statement: Store, value: str) -> None:
+        """Write a value."""
         array = statement.array
         guard = self.guard(statement.guard)
         if guard != "false":
@@ -129,22 +111,14 @@ class Emitter(IndexEmitter):
             self.line(f"if ({bare(guard)}) {text}" if guard else text)
         self.forget((array,))
 
-    def _loop(self, loop: Loop) -> None:
+    def loop(self, loop: Loop) -> None:
+        """Emit a loop of any kind."""
         if loop.kind == "unroll":
-            assert isinstance(loop.start, int) and isinstance(loop.stops[0], int)
-            for number in range(loop.start, loop.stops[0], loop.step):
-                self._once(loop, number)
+            self.unrolled(loop)
         elif loop.kind == "serial":
             self._serial(loop)
         else:
             raise self._unexpected(f"a loop of kind {loop.kind!r} and step {loop.step}")
-
-    def _once(self, loop: Loop, number: int) -> None:
-        """One iteration, without a loop."""
-        self.open(body=loop.body)
-        self.bind_constant(loop.variable, number)
-        self._body(loop)
-        self.close()
 
     def _serial(self, loop: Loop) -> None:
         kind = kind_of_range(loop.start, loop.stops, loop.step)
@@ -156,7 +130,7 @@ class Emitter(IndexEmitter):
         first, last = parse(start), parse(stop)
         if first is not None and last is not None and first + loop.step >= last:
             if first < last:
-                self._once(loop, first)
+                self.once(loop, first)
             return
         if not stop.replace("_", "").isalnum():
             name = self.number("stop")
@@ -164,10 +138,10 @@ class Emitter(IndexEmitter):
             stop = name
         name = self.fresh(loop.variable.name)
         step = f"{name}++" if loop.step == 1 else f"{name} += {loop.step}"
-        self.open(f"for ({kind} {name} = {start}; {name} < {stop}; {step})", loop.body)
-        self.bind(loop.variable, Variable(name, kind))
-        self._body(loop)
-        self.close()
+        header = f"for ({kind} {name} = {start}; {name} < {stop}; {step})"
+        with self.straight(loop.body, header):
+            self.bind(loop.variable, Variable(name, kind))
+            self.body(loop)
 
     def _at_most_once(self, loop: Loop, kind: str) -> None:
         """A loop that ends after its first iteration, if there is one at all."""
@@ -176,10 +150,9 @@ class Emitter(IndexEmitter):
         if guard == "false":
             return
         start = self.index(loop.start, kind)  # in parentheses where it is a sum
-        self.open(f"if ({bare(guard)})" if guard else "", loop.body)
-        self.bind(loop.variable, Variable(start, kind))
-        self._body(loop)
-        self.close()
+        with self.straight(loop.body, f"if ({bare(guard)})" if guard else ""):
+            self.bind(loop.variable, Variable(start, kind))
+            self.body(loop)
 
     def _least(self, texts: list[str], kind: str) -> str:
         numbers = [n for n in (parse(text) for text in texts) if n is not None]
@@ -212,7 +185,7 @@ class Emitter(IndexEmitter):
 
     def named(self, root: Expr) -> tuple[str, int]:
         """The name of a constant that holds an expression's value, and its level."""
-        root = self._expand(root)
+        root = self.expand(root)
         if root.op is Op.CONST:
             return literal(root.value, root.dtype), 0
         if root not in self.memo:
@@ -226,7 +199,7 @@ class Emitter(IndexEmitter):
 
         declare: give the whole a name too.
         """
-        root = self._expand(root)
+        root = self.expand(root)
         if root in self.memo:
             return self.memo[root][0]
         order = list(self._unknown_below(root))
@@ -237,11 +210,11 @@ class Emitter(IndexEmitter):
         apart: set[Expr] = set()
         for e in order:
             levels[e] = self._level(e, levels)
-            for operand in _operands(e):
+            for operand in operands(e):
                 uses[operand] = uses.get(operand, 0) + 1
                 user[operand] = max(user.get(operand, 0), levels[e])
             if not e.args:
-                indices.update(_operands(e))
+                indices.update(operands(e))
             if e.op is Op.SUB and e.dtype.is_float:
                 # C may merge a product with the rest of its statement; x·y − max(x·y) would be
                 # above 0 where the maximum was rounded before
@@ -260,27 +233,22 @@ class Emitter(IndexEmitter):
         """Give a value a name at a level, and remember it."""
         name = self.number("v")
         self.levels[level].lines.append(f"const {self._type_of(e)} {name} = {bare(text)};")
-        self.remember(e, name, level, self._changing(e))
+        self.remember(e, name, level, self.changing(e))
         return name
 
     def _type_of(self, e: Expr) -> str:
         return self.language.type_of(e.dtype)
 
-    def _expand(self, root: Expr) -> Expr:
-        if root not in self.expanded:
-            self.expanded[root] = expand(root)
-        return self.expanded[root]
-
     def _unknown_below(self, root: Expr) -> Iterator[Expr]:
         """The expressions below root that have no name yet, operands first."""
         seen = {root}
-        stack = [(root, iter(_operands(root)))]
+        stack = [(root, iter(operands(root)))]
         while stack:
             e, rest = stack[-1]
             for operand in rest:
                 if operand not in seen and operand not in self.memo:
                     seen.add(operand)
-                    stack.append((operand, iter(_operands(operand))))
+                    stack.append((operand, iter(operands(operand))))
                     break
             else:
                 yield e
@@ -288,31 +256,8 @@ class Emitter(IndexEmitter):
 
     def _level(self, e: Expr, levels: dict[Expr, int]) -> int:
         """The outermost level at which a value is known."""
-        level = self.level_of(e.variables)
-        for item in self._changing(e):
-            level = max(level, self.pinned(item))
-        if e.op is Leaf.LOCAL:
-            level = len(self.levels) - 1
-        for operand in _operands(e):
-            known = levels.get(operand)
-            level = max(level, self.memo[operand][1] if known is None else known)
-        return level
-
-    def _changing(self, e: Expr) -> frozenset[Array | Local]:
-        """The arrays and registers below an expression that this kernel changes."""
-        waiting = [e]
-        while waiting:
-            top = waiting[-1]
-            unknown = [o for o in _operands(top) if o not in self.changing]
-            if unknown and top not in self.changing:
-                waiting += unknown
-                continue
-            waiting.pop()
-            found: frozenset[Array | Local] = frozenset()
-            if top.op is Leaf.LOCAL or top.op is Leaf.LOAD and top.array in self.writable:
-                found = frozenset((top.place,))
-            self.changing[top] = found.union(*(self.changing[o] for o in _operands(top)))
-        return self.changing[e]
+        inside = [levels[o] if o in levels else self.memo[o][1] for o in operands(e)]
+        return max([self.level_known(e), *inside])
 
     def _text(self, e: Expr, texts: dict[Expr, str], levels: dict[Expr, int]) -> str:
         if e.op is Op.CONST:
@@ -343,14 +288,3 @@ class Emitter(IndexEmitter):
         chosen = f"({guard} ? {text} : {zero})"
         return f"({kind}){chosen}" if array.dtype.is_int and array.dtype.itemsize < 4 else chosen
 
-
-def _operands(e: Expr) -> tuple[Expr, ...]:
-    """What a value is computed from: arguments, or the values inside a leaf's indices."""
-    if e.op is Leaf.LOAD:
-        inside = expr.values_in(e.index)
-        for c in e.guard:
-            inside += expr.values_in(c)
-        return inside
-    if e.op in (Leaf.INDEX, Leaf.CONDITION):
-        return expr.values_in(e.index)
-    return e.args

@@ -108,29 +108,28 @@ class GroupsEmitter(LanesEmitter):
         kind = kind_of_range(0, [2 * high(total) * max(items, 1)], 1 << 20)
         stop = bare(self.index(total, kind))
         name = self.fresh(loop.variable.name)
-        body = loop.body
         if items:
             (inner,) = loop.body
             assert isinstance(inner, Loop)
-            self.open(body=inner.body)
-            self.line(f"const {kind} {name} = get_global_id(0) / {items};")
-            if not isinstance(total, int):  # as many groups are launched as there may be rows
-                self.line(f"if ({name} >= {stop}) return;")
-            item = self.fresh(inner.variable.name)
-            self.line(f"const int {item} = get_local_id(0);")
-            self.bind(inner.variable, Variable(item, "int"))
-            body = inner.body
+            with self.straight(inner.body):
+                self.line(f"const {kind} {name} = get_global_id(0) / {items};")
+                if not isinstance(total, int):  # as many groups are launched as there may be rows
+                    self.line(f"if ({name} >= {stop}) return;")
+                item = self.fresh(inner.variable.name)
+                self.line(f"const int {item} = get_local_id(0);")
+                self.bind(inner.variable, Variable(item, "int"))
+                self.bind(loop.variable, Variable(name, kind))
+                self.body(inner)
         else:
             header = f"for ({kind} {name} = get_global_id(0); {name} < {stop}; "
-            self.open(f"{header}{name} += get_global_size(0))", body)
-        self.bind(loop.variable, Variable(name, kind))
-        for statement in body:
-            self._statement(statement)
-        self.close()
+            with self.straight(loop.body, f"{header}{name} += get_global_size(0))"):
+                self.bind(loop.variable, Variable(name, kind))
+                self.body(loop)
 
     # ---- statements ----
 
-    def _statement(self, statement: Statement) -> None:
+    def special(self, statement: Statement) -> None:
+        """Emit what the items of a group do together."""
         if isinstance(statement, Barrier):
             fence = " | CLK_GLOBAL_MEM_FENCE" if self.passes_globally else ""
             self.line(f"barrier(CLK_LOCAL_MEM_FENCE{fence});")
@@ -139,7 +138,7 @@ class GroupsEmitter(LanesEmitter):
             self._fold(statement)
             self.forget((statement.target, statement.memory))
         else:
-            super()._statement(statement)
+            super().special(statement)
 
     def _fold(self, statement: FoldItems) -> None:
         """Combine all items' values: by sub-groups where there are any, else in halves."""

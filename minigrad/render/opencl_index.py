@@ -6,24 +6,19 @@ An index is computed in `int` where nothing in it can leave 32 bits, else in `lo
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from minigrad.graph.substitution import variables
 from minigrad.graph.symbolic import Affine, Atom, Integer, high, low
-from minigrad.loops.nest import Statement
+from minigrad.loops.nest import Nest, Statement
 from minigrad.render import levels
+from minigrad.render.levels import Level
 from minigrad.render.opencl_values import Language, bare
 from minigrad.schedule import expr
 from minigrad.schedule.expr import Expr
 
 INDENT = "    "
-
-
-@dataclass
-class Level(levels.Level):
-    """An open loop or straight piece."""
-
-    header: str = ""  # "for (…)" or "if (…)"; empty for a straight piece
 
 
 @dataclass(frozen=True)
@@ -37,8 +32,8 @@ class Variable:
 class IndexEmitter(levels.Levels[Level, str]):
     """What statements and expressions are emitted with."""
 
-    def __init__(self, language: Language) -> None:
-        super().__init__(Level())
+    def __init__(self, nest: Nest, language: Language) -> None:
+        super().__init__(Level(), nest)
         self.language = language
         self.variables: dict[Atom, Variable] = {}
         self.symbols: dict[str, Variable] = {}
@@ -71,20 +66,16 @@ class IndexEmitter(levels.Levels[Level, str]):
         """Add a line to the innermost level."""
         self.levels[-1].lines.append(text)
 
-    def open(self, header: str = "", body: Iterable[Statement] = ()) -> None:
-        """Open a loop or, without a header, a straight piece, whose statements are `body`."""
-        self.levels.append(Level(header=header, changes=levels.changes(body)))
-
-    def close(self) -> None:
-        """Close the innermost level: its lines go behind its parent's."""
-        done = self.pop(self.variables)
-        parent = self.levels[-1].lines
-        if not done.header:
-            parent.extend(done.lines)
+    @contextmanager
+    def straight(self, body: Iterable[Statement] = (), header: str = "") -> Iterator[None]:
+        """A straight piece, or that of a loop or branch, whose statements are `body`."""
+        self.levels.append(Level(changes=levels.changes(body)))
+        yield
+        done, parent = self.pop(self.variables), self.levels[-1].lines
+        if not header:
+            parent += done.lines
         elif done.lines:
-            parent.append(f"{done.header} {{")
-            parent.extend(INDENT + line for line in done.lines)
-            parent.append("}")
+            parent += [f"{header} {{", *(INDENT + line for line in done.lines), "}"]
 
     def bind(self, atom: Atom, variable: Variable) -> None:
         """Let a loop's variable have a name in the innermost level."""

@@ -93,15 +93,16 @@ class LanesEmitter(Emitter):
 
     # ---- loops ----
 
-    def _loop(self, loop: Loop) -> None:
+    def loop(self, loop: Loop) -> None:
+        """Emit a loop of any kind."""
         if loop.kind != "lanes":
-            super()._loop(loop)
+            super().loop(loop)
             return
         (stop, *others) = loop.stops
         if others or stop - loop.start != loop.step:
             if loop.lane is not None:
                 raise self._unexpected("a lanes loop of more than one vector")
-            super()._loop(replace(loop, kind="serial", step=1))
+            super().loop(replace(loop, kind="serial", step=1))
             return
         vector = _Vector(
             loop.variable, loop.lane, VectorLanguage(self.language, loop.step), loop.start
@@ -120,41 +121,41 @@ class LanesEmitter(Emitter):
     def _iteration(self, loop: Loop, lane: int) -> None:
         """The body in one lane, or from the first one on."""
         kind = kind_of_range(loop.start, loop.stops, loop.step)
-        self.open(body=loop.body)
-        place = self.fresh(loop.variable.name)
-        self.line(f"const {kind} {place} = {bare(self.index(loop.start + lane, kind))};")
-        self.bind(loop.variable, Variable(place, kind))
-        if loop.lane is not None:
-            self.bind_constant(loop.lane, lane)
-        self._body(loop)
-        self.close()
+        with self.straight(loop.body):
+            place = self.fresh(loop.variable.name)
+            self.line(f"const {kind} {place} = {bare(self.index(loop.start + lane, kind))};")
+            self.bind(loop.variable, Variable(place, kind))
+            if loop.lane is not None:
+                self.bind_constant(loop.lane, lane)
+            self.body(loop)
 
     # ---- statements ----
 
-    def _statement(self, statement: Statement) -> None:
-        if not isinstance(statement, Set) or statement.local.width == 1:
-            super()._statement(statement)
+    def set(self, statement: Set) -> None:
+        """Let a register have a value, or this lane of it."""
+        if statement.local.width == 1:
+            super().set(statement)
             return
         local = statement.local
         text, register = self.value(statement.value), self._vector_of(local, statement.slot)
         if self.lane is not None:
             text = f"{text} ? -1 : 0" if local.dtype.is_bool else text
             register = f"{register}.s{self.lane}"
-        elif not self._varies(self._expand(statement.value)):
+        elif not self._varies(self.expand(statement.value)):
             text = VectorLanguage(self.language, local.width).broadcast(text, local.dtype)
         self.line(f"{register} = {bare(text)};")
-        self.forget((local,))
 
     def _is_vector(self, local: Local) -> bool:
         """Whether a register is a vector here, not one of its lanes."""
         return local.width > 1 and self.lane is None
 
-    def _store(self, statement: Store, value: str) -> None:
+    def store(self, statement: Store, value: str) -> None:
+        """Write a value, of all lanes at once where they are neighbours."""
         vector, array = self.vector, statement.array
-        wide = self._varies(self._expand(statement.value))
+        wide = self._varies(self.expand(statement.value))
         places = (statement.index, *statement.guard)
         if vector is None or not (wide or any(map(vector.varies, places))):
-            super()._store(statement, value)
+            super().store(statement, value)
             return
         guarded = any(vector.varies(c) for c in statement.guard)
         stride = vector.stride(statement.index)

@@ -266,15 +266,16 @@ def walk(*roots: Expr) -> list[Expr]:
             order.append(done)
         elif expr not in seen:
             seen.add(expr)
-            operands = expr.args or _operands(expr)
-            if operands:
-                stack += (expr, None, *reversed(operands))
+            below = expr.args or operands(expr)
+            if below:
+                stack += (expr, None, *reversed(below))
             else:
                 order.append(expr)
     return order
 
 
-def _operands(expr: Expr) -> tuple[Expr, ...]:
+def operands(expr: Expr) -> tuple[Expr, ...]:
+    """What a value is computed from: arguments, or the values inside a leaf's indices."""
     if expr.op is Leaf.LOAD:
         inside = values_in(expr.index)
         for c in expr.guard:
@@ -348,7 +349,7 @@ def replace_in(root: Expr, values: Mapping[Expr, Expr]) -> Expr:
 
 def with_new_indices(leaf: Expr, new: Mapping[Expr, Expr]) -> Expr:
     """A leaf whose indices take the new values of the expressions inside them."""
-    if all(new[inside] is inside for inside in _operands(leaf)):
+    if all(new[inside] is inside for inside in operands(leaf)):
         return leaf
 
     def moved(x: Integer) -> Integer:
