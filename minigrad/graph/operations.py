@@ -65,7 +65,7 @@ class Elementwise:
 
     symbol: between two operands, in Python and C. llvm: an instruction, a comparison's condition,
     or an intrinsic of one float. opencl: an operator or a function, where `symbol` does not say it.
-    What takes several instructions is written in `render/llvm_values.py`, `opencl_values.py`.
+    What takes several instructions is written in `render/arithmetic.py`, `llvm_values.py`.
     formula: the operation written with others, on float32, float64 or uint32, where languages have
     none.
     """
@@ -253,12 +253,10 @@ class Op(Enum):
     )
     IDIV = "idiv", Elementwise(  # integers, floor; x // 0 = 0
         2, "iu", scalar=scalars.floor_divide, numpy="floor_divide", cost=12, symbol="//",
-        opencl=Words(int="floor_div"),
     )
     MOD = "mod", Elementwise(  # sign of the divisor; integers: x % 0 = 0
         2, "fiu", scalar=scalars.remainder, numpy="remainder", cost=12, symbol="%",
         gradient=(_same, lambda g, z, x, y: -(g * (x / y).operation("floor"))),
-        opencl=Words("real_mod", "floor_mod"),
     )
     POW = "pow", Elementwise(  # floats only
         2, "f", scalar=math.pow, numpy="power", cost=76,
@@ -279,11 +277,9 @@ class Op(Enum):
     XOR = "xor", _bitwise(operator.xor, "bitwise_xor", "^", "xor")
     SHL = "shl", Elementwise(  # integers; a shift by the width or more gives 0
         2, "iu", scalar=scalars.shift_left, numpy="left_shift", symbol="<<",
-        opencl=Words(int="shift_left"),
     )
     SHR = "shr", Elementwise(  # signed: arithmetic; by the width or more it gives 0 or the sign
         2, "iu", scalar=scalars.shift_right, numpy="right_shift", symbol=">>",
-        opencl=Words(int="shift_right"),
     )
     # elementwise, three sources
     WHERE = "where", Elementwise(  # bool, then, else
@@ -351,6 +347,7 @@ SCATTERS = {Op.SCATTER_ADD: Op.SUM, Op.SCATTER_MAX: Op.MAX, Op.SCATTER_PROD: Op.
 MOVEMENT = frozenset({
     Op.RESHAPE, Op.PERMUTE, Op.EXPAND, Op.PAD, Op.SHRINK, Op.FLIP, Op.WINDOW,
 })  # fmt: skip
-_STEPS = {Op.SUM: (Op.ADD, Op.OR), Op.PROD: (Op.MUL, Op.AND), Op.MAX: (Op.MAXIMUM,)}
+# The operations of two that make up a reduction; on bools the last.
+STEPS = {Op.SUM: (Op.ADD, Op.OR), Op.PROD: (Op.MUL, Op.AND), Op.MAX: (Op.MAXIMUM,)}
 # The reduction of which an operation of two is a step.
-REPEATED = {step: reduction for reduction, steps in _STEPS.items() for step in steps}
+REPEATED = {step: reduction for reduction, steps in STEPS.items() for step in steps}

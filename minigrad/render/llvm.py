@@ -296,7 +296,6 @@ class _Emitter(MemoryEmitter):
             return Value(text, e.dtype, lanes)
         if e.op is Leaf.DOT:
             return pairs.dot(here, *args)
-        assert isinstance(e.op, Op)
         return values.operation(here, e.op, args, e.dtype)
 
     def _read_local(self, e: Expr) -> Value:

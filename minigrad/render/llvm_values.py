@@ -13,6 +13,7 @@ from typing import NamedTuple
 from minigrad.dtype import DType
 from minigrad.errors import CompileError
 from minigrad.graph.operations import Op
+from minigrad.schedule.expr import Leaf
 
 
 class Value(NamedTuple):
@@ -111,10 +112,21 @@ def _type_of(argument: str) -> str:
     return argument.split(" ", 1)[0]
 
 
-def operation(b: Builder, op: Op, args: list[Value], dtype: DType) -> Value:
+def operation(b: Builder, op: Op | Leaf, args: list[Value], dtype: DType) -> Value:
     """The instructions of one elementwise operation; all args have equal lanes."""
     lanes = args[0].lanes
     source = args[0].dtype
+    signed = source.kind == "i"
+    if op is Leaf.WHOLE:
+        name = "fptosi" if dtype.kind == "i" else "fptoui"
+        kind = vector_type(register_type(dtype), lanes)
+        return Value(b.line(f"{name} {args[0].typed} to {kind}"), dtype, lanes)
+    if isinstance(op, Leaf) or op in (Op.SHL, Op.SHR):
+        name = {
+            Leaf.QUOTIENT: "sdiv" if signed else "udiv", Leaf.REMAINDER: "frem",
+            Op.SHL: "shl", Op.SHR: "ashr" if signed else "lshr",
+        }[op]  # fmt: skip
+        return Value(b.line(f"{name} {args[0].typed}, {args[1].text}"), dtype, lanes)
     if op is Op.CAST:
         return cast(b, args[0], dtype)
     if op is Op.BITCAST:
@@ -144,10 +156,6 @@ def operation(b: Builder, op: Op, args: list[Value], dtype: DType) -> Value:
         text = b.line(f"{word}{flag} {args[0].typed}, {args[1].text}")
     elif op in (Op.MAXIMUM, Op.MINIMUM):
         text = _extremum(b, op, *args)
-    elif op in (Op.SHL, Op.SHR):
-        text = _shift(b, op, *args)
-    elif op in (Op.IDIV, Op.MOD):
-        text = _float_mod(b, *args) if source.is_float else _divide(b, op, *args)
     else:
         raise CompileError(f"LLVM renderer: {op} of {source.name} is not a primitive operation")
     return Value(text, dtype, lanes)
@@ -178,75 +186,8 @@ def mask_type(value: Value) -> str:
     return vector_type("i1", value.lanes)
 
 
-def _shift(b: Builder, op: Op, x: Value, count: Value) -> str:
-    """A shift whose count may reach the width: then 0, or the sign of a signed x."""
-    bits, signed = x.dtype.bits, x.dtype.kind == "i"
-    name = "shl" if op is Op.SHL else "ashr" if signed else "lshr"
-    digits = count.text.removeprefix(f"splat (i{bits} ").rstrip(")")
-    if digits.isdecimal() and int(digits) < bits:
-        return b.line(f"{name} {x.typed}, {count.text}")
-    scalar = register_type(x.dtype)
-    top, zero = literal(bits - 1, scalar, x.lanes), literal(0, scalar, x.lanes)
-    fits = b.line(f"icmp ule {count.typed}, {top}")
-    safe = b.line(f"select {mask_type(x)} {fits}, {count.typed}, {x.type} {top}")
-    shifted = b.line(f"{name} {x.typed}, {safe}")
-    if name == "ashr":
-        return shifted
-    return b.line(f"select {mask_type(x)} {fits}, {x.type} {shifted}, {x.type} {zero}")
-
-
-def _divide(b: Builder, op: Op, x: Value, y: Value) -> str:
-    """Floor division and remainder; by zero they give 0, and INT_MIN // −1 wraps."""
-    scalar, kind = register_type(x.dtype), x.type
-    zero, one = literal(0, scalar, x.lanes), literal(1, scalar, x.lanes)
-    mask = mask_type(x)
-    by_zero = b.line(f"icmp eq {y.typed}, {zero}")
-    if x.dtype.kind == "u":
-        safe = b.line(f"select {mask} {by_zero}, {kind} {one}, {y.typed}")
-        name = "udiv" if op is Op.IDIV else "urem"
-        result = b.line(f"{name} {x.typed}, {safe}")
-        return b.line(f"select {mask} {by_zero}, {kind} {zero}, {kind} {result}")
-    minus = literal(-1, scalar, x.lanes)
-    negates = b.line(f"icmp eq {y.typed}, {minus}")
-    unsafe = b.line(f"or {mask} {by_zero}, {negates}")
-    safe = b.line(f"select {mask} {unsafe}, {kind} {one}, {y.typed}")
-    quotient = b.line(f"sdiv {x.typed}, {safe}")
-    back = b.line(f"mul {kind} {quotient}, {safe}")
-    rest = b.line(f"sub {x.typed}, {back}")
-    inexact = b.line(f"icmp ne {kind} {rest}, {zero}")
-    mixed = b.line(f"xor {kind} {rest}, {safe}")
-    opposite = b.line(f"icmp slt {kind} {mixed}, {zero}")
-    adjust = b.line(f"and {mask} {inexact}, {opposite}")
-    if op is Op.MOD:
-        moved = b.line(f"add {kind} {rest}, {safe}")
-        result = b.line(f"select {mask} {adjust}, {kind} {moved}, {kind} {rest}")
-        return b.line(f"select {mask} {unsafe}, {kind} {zero}, {kind} {result}")
-    lower = b.line(f"sub {kind} {quotient}, {one}")
-    result = b.line(f"select {mask} {adjust}, {kind} {lower}, {kind} {quotient}")
-    negative = b.line(f"sub {kind} {zero}, {x.text}")
-    result = b.line(f"select {mask} {negates}, {kind} {negative}, {kind} {result}")
-    return b.line(f"select {mask} {by_zero}, {kind} {zero}, {kind} {result}")
-
-
-def _float_mod(b: Builder, x: Value, y: Value) -> str:
-    """x − y·floor(x / y), exact: the C remainder, moved to the divisor's sign."""
-    kind, mask = x.type, mask_type(x)
-    zero = literal(0.0, register_type(x.dtype), x.lanes)
-    rest = b.line(f"frem {x.typed}, {y.text}")
-    nonzero = b.line(f"fcmp une {kind} {rest}, {zero}")
-    negative = b.line(f"fcmp olt {kind} {rest}, {zero}")
-    below = b.line(f"fcmp olt {y.typed}, {zero}")
-    differ = b.line(f"xor {mask} {negative}, {below}")
-    adjust = b.line(f"and {mask} {nonzero}, {differ}")
-    moved = b.line(f"fadd {kind} {rest}, {y.text}")
-    result = b.line(f"select {mask} {adjust}, {kind} {moved}, {kind} {rest}")
-    # a remainder of zero has the divisor's sign
-    signed = b.call(f"llvm.copysign.{suffix(kind)}", kind, [f"{kind} {zero}", y.typed])
-    return b.line(f"select {mask} {nonzero}, {kind} {result}, {kind} {signed}")
-
-
 def cast(b: Builder, x: Value, to: DType) -> Value:
-    """A conversion with the meaning of CAST: truncating and saturating from float to integer."""
+    """A conversion with the meaning of CAST, but for those of floats to integers."""
     source, lanes = x.dtype, x.lanes
     kind = vector_type(register_type(to), lanes)
     if source is to:
@@ -262,32 +203,12 @@ def cast(b: Builder, x: Value, to: DType) -> Value:
             name = "sitofp" if source.kind == "i" else "uitofp"
             text = b.line(f"{name} {x.typed} to {kind}")
         return round_half(b, Value(text, to, lanes), source)
-    if source.is_float:
-        return Value(_whole(b, x, to, kind), to, lanes)
     if source.bits == to.bits and not source.is_bool:
         return Value(x.text, to, lanes)
     if to.bits < source.bits and not source.is_bool:
         return Value(b.line(f"trunc {x.typed} to {kind}"), to, lanes)
     name = "sext" if source.kind == "i" else "zext"
     return Value(b.line(f"{name} {x.typed} to {kind}"), to, lanes)
-
-
-def _whole(b: Builder, x: Value, to: DType, kind: str) -> str:
-    """Truncated and saturated, NaN 0. LLVM has a function for it, of one lane after the other."""
-    scalar, mask = register_type(x.dtype), mask_type(x)
-    least, above = (literal(y, scalar, x.lanes) for y in (to.minimum, to.maximum + 1))
-    low = b.line(f"fcmp olt {x.typed}, {least}")
-    high = b.line(f"fcmp oge {x.typed}, {above}")
-    outside = b.line(f"or {mask} {low}, {b.line(f'fcmp uno {x.typed}, {least}')}")
-    outside = b.line(f"or {mask} {outside}, {high}")
-    zero = literal(0.0, scalar, x.lanes)
-    inside = b.line(f"select {mask} {outside}, {x.type} {zero}, {x.typed}")
-    name = "fptosi" if to.kind == "i" else "fptoui"
-    whole = b.line(f"{name} {x.type} {inside} to {kind}")
-    for beyond, bound in ((low, to.minimum), (high, to.maximum)):
-        text = literal(bound, register_type(to), x.lanes)
-        whole = b.line(f"select {mask} {beyond}, {kind} {text}, {kind} {whole}")
-    return whole
 
 
 def _resize_float(b: Builder, x: Value, to: DType, kind: str) -> str:

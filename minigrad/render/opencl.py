@@ -28,7 +28,7 @@ from minigrad.render.opencl_index import (
     kind_of_range,
     parse,
 )
-from minigrad.render.opencl_values import Language, bare, literal
+from minigrad.render.opencl_values import Language, Words, bare, literal
 from minigrad.schedule.expr import Array, Expr, Leaf, Local, operands
 
 LONGEST = 160  # letters of an expression that is not given a name for its length
@@ -70,6 +70,7 @@ class Emitter(IndexEmitter):
 
     def __init__(self, nest: Nest, language: Language) -> None:
         super().__init__(nest, language)
+        self.words = Words(language)
         self.pointers: dict[Array, str] = {}
         self.registers: dict[tuple[Local, int], str] = {}
         self.declared: list[str] = []
@@ -107,7 +108,7 @@ class Emitter(IndexEmitter):
         guard = self.guard(statement.guard)
         if guard != "false":
             place = bare(self.index(statement.index))
-            text = self.language.stored(array.dtype, self.pointers[array], place, value)
+            text = self.words.stored(array.dtype, self.pointers[array], place, value)
             self.line(f"if ({bare(guard)}) {text}" if guard else text)
         self.forget((array,))
 
@@ -272,7 +273,13 @@ class Emitter(IndexEmitter):
         if e.op is Leaf.LOCAL:
             return self._register(e.local, e.slot)
         args = [texts[arg] if arg in texts else self.memo[arg][0] for arg in e.args]
-        return self.language.operation(e, args)
+        return self._said(e, args)
+
+    def _said(self, e: Expr, args: list[str]) -> str:
+        """An operation on scalars."""
+        text = self.words.operation(e.op, e.args[0].dtype, e.dtype, args)
+        assert text is not None
+        return text
 
     def _load(self, e: Expr) -> str:
         array, index, conditions = e.array, e.index, e.guard
@@ -281,7 +288,7 @@ class Emitter(IndexEmitter):
         if guard == "false":
             return zero
         place = bare(self.index(index))
-        text = self.language.loaded(array.dtype, self.pointers[array], place)
+        text = self.words.loaded(array.dtype, self.pointers[array], place)
         if not guard:
             return text
         kind = self.language.type_of(array.dtype)

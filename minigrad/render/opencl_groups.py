@@ -11,7 +11,7 @@ provably begin at a multiple of their length are read and written as one word.
 from __future__ import annotations
 
 from minigrad.dtype import DType, dtypes
-from minigrad.graph.node import Op
+from minigrad.graph.operations import STEPS, Op
 from minigrad.graph.symbolic import Integer, high
 from minigrad.loops.nest import (
     Barrier,
@@ -25,8 +25,7 @@ from minigrad.loops.nest import (
 from minigrad.render.opencl import Source
 from minigrad.render.opencl_index import INDENT, Variable, kind_of_range
 from minigrad.render.opencl_lanes import LanesEmitter
-from minigrad.render.opencl_values import Language, bare, memory_type, register_type
-from minigrad.render.opencl_vectors import VectorLanguage
+from minigrad.render.opencl_values import Language, Words, bare, memory_type, register_type
 from minigrad.schedule import expr
 from minigrad.schedule.expr import Array, Leaf
 
@@ -145,7 +144,7 @@ class GroupsEmitter(LanesEmitter):
         target, items = statement.target, self.nest.items
         memory, dtype = self.pointers[statement.memory], target.dtype
         register = self._register(target, 0)
-        words = VectorLanguage(self.language, target.width)
+        words = Words(self.language, target.width)
         wide = self._is_vector(target)
         width = target.width if wide else 1
         parts = [words.lane(register, dtype, n) if wide else register for n in range(width)]
@@ -153,7 +152,7 @@ class GroupsEmitter(LanesEmitter):
         inside = self._by_subgroups if self._has_fold(statement.op, dtype) else self._by_halves
         for line in inside(statement.op, dtype, memory, parts, items):
             self.line(INDENT + line)
-        lanes = [self.language.loaded(dtype, memory, str(n * items)) for n in range(width)]
+        lanes = [self.words.loaded(dtype, memory, str(n * items)) for n in range(width)]
         text = words.gathered(lanes, dtype) if wide else lanes[0]
         self.line(f"{INDENT}{register} = {bare(text)};")
         self.line(f"{INDENT}barrier(CLK_LOCAL_MEM_FENCE);")
@@ -162,8 +161,7 @@ class GroupsEmitter(LanesEmitter):
     def _by_halves(
         self, op: Op, dtype: DType, memory: str, parts: list[str], items: int
     ) -> list[str]:
-        language = self.language
-        words = VectorLanguage(language, len(parts))
+        language = self.words
         lines = ["const int own = get_local_id(0);"]
         for number, part in enumerate(parts):
             lines.append(language.stored(dtype, memory, f"own + {number * items}", part))
@@ -175,7 +173,7 @@ class GroupsEmitter(LanesEmitter):
             pair = [
                 language.loaded(dtype, memory, at) for at in (place, f"{place} + half_way")
             ]
-            value = words.pair(op, dtype, register_type(dtype), *pair)
+            value = language.operation(STEPS[op][0], dtype, dtype, pair)
             lines.append(f"{INDENT * 2}{language.stored(dtype, memory, place, value)}")
         return [*lines, f"{INDENT}}}", f"{INDENT}barrier(CLK_LOCAL_MEM_FENCE);", "}"]
 
@@ -189,13 +187,13 @@ class GroupsEmitter(LanesEmitter):
         for number, part in enumerate(parts):
             lines.append(f"const {kind} ours{number} = sub_group_reduce_add({part});")
             place = f"get_sub_group_id() + {number * items}"
-            store = self.language.stored(dtype, memory, place, f"ours{number}")
+            store = self.words.stored(dtype, memory, place, f"ours{number}")
             lines.append(f"if (get_sub_group_local_id() == 0) {store}")
             first = str(number * items)
             value = " + ".join(
-                self.language.loaded(dtype, memory, at) for at in (first, f"{first} + other")
+                self.words.loaded(dtype, memory, at) for at in (first, f"{first} + other")
             )
-            together.append(self.language.stored(dtype, memory, first, value))
+            together.append(self.words.stored(dtype, memory, first, value))
         lines += ["barrier(CLK_LOCAL_MEM_FENCE);", "if (get_local_id(0) == 0) {"]
         lines.append(f"{INDENT}for (uint other = 1; other < get_num_sub_groups(); other++) {{")
         lines += [INDENT * 2 + line for line in together]
@@ -207,20 +205,20 @@ class GroupsEmitter(LanesEmitter):
 
     # ---- memory ----
 
-    def _whole_load(self, array: Array, index: Integer, words: VectorLanguage) -> str:
+    def _whole_load(self, array: Array, index: Integer, words: Words) -> str:
         if not self._is_aligned(array, index, words.width):
             return super()._whole_load(array, index, words)
         return f"(*{self._as_vector(array, index, words, 'const ')})"
 
     def _whole_store(
-        self, array: Array, index: Integer, value: str, words: VectorLanguage
+        self, array: Array, index: Integer, value: str, words: Words
     ) -> str | None:
         if not self._is_aligned(array, index, words.width):
             return super()._whole_store(array, index, value, words)
         return f"*{self._as_vector(array, index, words)} = {bare(value)};"
 
     def _as_vector(
-        self, array: Array, index: Integer, words: VectorLanguage, const: str = ""
+        self, array: Array, index: Integer, words: Words, const: str = ""
     ) -> str:
         kind = words.type_of(array.dtype)
         place = f"{self.pointers[array]} + {bare(self.index(index))}"

@@ -157,10 +157,12 @@ class IndexEmitter(levels.Levels[Level, str]):
         """Floor division or remainder by a positive constant."""
         sign = "/" if atom.kind == "div" else "%"
         divisor = _number(atom.divisor, kind)
+        divided = f"({inner} {sign} {divisor})"
         if low(atom.inner or 0) >= 0:
-            return f"({inner} {sign} {divisor})"
-        name = self.language.function("floor_div" if sign == "/" else "floor_mod", kind)
-        return f"{name}({bare(inner)}, {divisor})"
+            return divided
+        if sign == "%":
+            return f"(({divided} + {divisor}) % {divisor})"
+        return f"({divided} - ({inner} % {divisor} < 0))"
 
     def _level_of_integer(self, x: Integer) -> int:
         level = self.level_of(variables(x))

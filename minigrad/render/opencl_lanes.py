@@ -21,8 +21,7 @@ from minigrad.loops.nest import (
 )
 from minigrad.render.opencl import Emitter
 from minigrad.render.opencl_index import Variable, kind_of, kind_of_range, parse
-from minigrad.render.opencl_values import Language, bare, literal
-from minigrad.render.opencl_vectors import WIDTHS, VectorLanguage
+from minigrad.render.opencl_values import WIDTHS, Language, Words, bare, literal
 from minigrad.schedule import expr
 from minigrad.schedule.expr import Array, Expr, Leaf, Local
 
@@ -33,7 +32,7 @@ class _Vector:
 
     variable: Atom
     lane: Atom | None
-    words: VectorLanguage
+    words: Words
     start: Integer
 
     @property
@@ -105,7 +104,7 @@ class LanesEmitter(Emitter):
             super().loop(replace(loop, kind="serial", step=1))
             return
         vector = _Vector(
-            loop.variable, loop.lane, VectorLanguage(self.language, loop.step), loop.start
+            loop.variable, loop.lane, Words(self.language, loop.step), loop.start
         )
         if loop.step in WIDTHS and all(vector.takes(inner) for inner in loop.body):
             self.vector = vector
@@ -142,7 +141,7 @@ class LanesEmitter(Emitter):
             text = f"{text} ? -1 : 0" if local.dtype.is_bool else text
             register = f"{register}.s{self.lane}"
         elif not self._varies(self.expand(statement.value)):
-            text = VectorLanguage(self.language, local.width).broadcast(text, local.dtype)
+            text = Words(self.language, local.width).broadcast(text, local.dtype)
         self.line(f"{register} = {bare(text)};")
 
     def _is_vector(self, local: Local) -> bool:
@@ -178,7 +177,7 @@ class LanesEmitter(Emitter):
                 continue
             place = bare(self.index(vector.at(statement.index, lane)))
             element = vector.words.lane(name, array.dtype, lane)
-            text = self.language.stored(array.dtype, self.pointers[array], place, element)
+            text = self.words.stored(array.dtype, self.pointers[array], place, element)
             self.line(f"if ({bare(guard)}) {text}" if guard else text)
         self.forget((array,))
 
@@ -188,7 +187,7 @@ class LanesEmitter(Emitter):
         name = self._vector_of(local, slot)
         if self.lane is None:
             return name
-        return VectorLanguage(self.language, local.width).lane(name, local.dtype, self.lane)
+        return Words(self.language, local.width).lane(name, local.dtype, self.lane)
 
     def _vector_of(self, local: Local, slot: Integer) -> str:
         """The variable of a register of several lanes."""
@@ -200,7 +199,7 @@ class LanesEmitter(Emitter):
         if key not in self.registers:
             stem = local.name if local.count == 1 else f"{local.name}_{number}"
             name = self.registers[key] = self.fresh(stem)
-            words = VectorLanguage(self.language, local.width)
+            words = Words(self.language, local.width)
             self.declared.append(f"{words.type_of(local.dtype)} {name};")
         return self.registers[key]
 
@@ -231,7 +230,7 @@ class LanesEmitter(Emitter):
             given[arg] if self._varies(arg) else words.broadcast(given[arg], arg.dtype)
             for arg in e.args
         ]
-        text = words.operation(e, args)
+        text = words.operation(e.op, e.args[0].dtype, e.dtype, args)
         if text is not None:
             return text
         lanes = []
@@ -244,7 +243,7 @@ class LanesEmitter(Emitter):
                 if not given[arg].isidentifier():
                     given[arg] = texts[arg] = self._declare(arg, given[arg], levels[arg])
                 parts.append(words.lane(given[arg], arg.dtype, number))
-            lanes.append(self.language.operation(e, parts))
+            lanes.append(self._said(e, parts))
         return words.gathered(lanes, e.dtype)
 
     def _vector_index(self, e: Expr, vector: _Vector) -> str:
@@ -290,12 +289,12 @@ class LanesEmitter(Emitter):
                 text = f"({inside} ? {whole} : {text})" if inside else whole
         return f"({guard} ? {text} : {zero})" if guard else text
 
-    def _whole_load(self, array: Array, index: Integer, words: VectorLanguage) -> str:
+    def _whole_load(self, array: Array, index: Integer, words: Words) -> str:
         """Neighbouring elements from an index on."""
         return words.loaded(array.dtype, self.pointers[array], self.index(index))
 
     def _whole_store(
-        self, array: Array, index: Integer, value: str, words: VectorLanguage
+        self, array: Array, index: Integer, value: str, words: Words
     ) -> str | None:
         """The statement that writes them; None where there are no words for them."""
         return words.stored(array.dtype, self.pointers[array], self.index(index), value)
@@ -308,5 +307,5 @@ class LanesEmitter(Emitter):
         if guard == "false":
             return zero
         place = bare(self.index(vector.at(index, lane)))
-        text = self.language.loaded(array.dtype, self.pointers[array], place)
+        text = self.words.loaded(array.dtype, self.pointers[array], place)
         return f"({guard} ? {text} : {zero})" if guard else text

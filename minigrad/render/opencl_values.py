@@ -1,9 +1,10 @@
-"""OpenCL C's words for scalar values: types, literals, and one expression for each operation.
+"""OpenCL C's words for values, scalars or vectors: types, literals, one text for each operation.
 
 In registers float16 and bfloat16 are floats that already have the precision of what was loaded;
 they are rounded when stored and where a program casts to them, so no device needs half arithmetic.
-A bool is an int of 0 or 1 (stored as a uchar). An operation that C leaves undefined in some case,
-or defines otherwise than the reference device does, is a call of a small function of `FUNCTIONS`.
+A bool is an int of 0 or 1 (stored as a uchar), a vector of them one of int masks, 0 or −1. What C
+has no operator for is a call of a small function of `FUNCTIONS`; what it has none for on vectors is
+done lane by lane with the scalar words.
 
 Every text made here can be an operand as it stands: it is a name, a call, a cast or in parentheses.
 """
@@ -12,11 +13,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from string import Template
 
 from minigrad.dtype import DType, dtypes
 from minigrad.errors import CompileError, DTypeError
-from minigrad.graph.operations import Op
-from minigrad.schedule.expr import Expr, Leaf
+from minigrad.graph.operations import COMPARISONS, Op
+from minigrad.schedule.expr import Leaf
 
 _INTEGERS = {1: "char", 2: "short", 4: "int", 8: "long"}
 NAMES = {dtypes.float16: "half", dtypes.bfloat16: "bfloat"}  # in memory they are ushort
@@ -79,63 +81,33 @@ def bare(text: str) -> str:
     return text
 
 
-# Functions that kernels call, by name; T is replaced by the type of the values, U by its unsigned
-# counterpart, BITS by its width, and N by the lanes of a vector, or by nothing. (PoCL 6 loads a
-# vector of halves as if it lay at a multiple of its length: here it does.)
+WIDTHS = (2, 4, 8)  # of at most 32 bytes: PoCL 3 loses kernels that call functions on longer ones
+
+# Functions that kernels call, by name; $T is the type of the values, $N the lanes of a vector, or
+# nothing. (PoCL 6 loads a vector of halves as if it lay at a multiple of its length: here it does.)
 FUNCTIONS = {
-    "floor_div": """
-T floor_div_T(T a, T b) {  // rounds down; by 0 it is 0, and the least number by -1 is itself
-    if (b == 0) return 0;
-    if (b == (T)-1 && b < 0) return (T)((U)0 - (U)a);
-    T quotient = a / b;
-    return a % b != 0 && (a < 0) != (b < 0) ? quotient - 1 : quotient;
-}""",
-    "floor_mod": """
-T floor_mod_T(T a, T b) {  // has the sign of b; by 0 it is 0
-    if (b == 0 || (b == (T)-1 && b < 0)) return 0;
-    T rest = a % b;
-    return rest != 0 && (rest < 0) != (b < 0) ? rest + b : rest;
-}""",
-    "real_mod": """
-T real_mod_T(T a, T b) {  // has the sign of b, also where it is zero
-    T rest = fmod(a, b);
-    if (rest == 0) return copysign((T)0, b);
-    return (rest < 0) != (b < 0) ? rest + b : rest;
-}""",
-    "shift_left": """
-T shift_left_T(T x, T count) {
-    return (U)count < BITS ? (T)((U)x << count) : (T)0;
-}""",
-    "shift_right": """
-T shift_right_T(T x, T count) {
-    return (U)count < BITS ? (T)(x >> count) : (T)(x < 0 ? -1 : 0);
-}""",
     "larger": """
-T larger_T(T a, T b) {  // NaN wins
-    return b > a || b != b ? b : a;
+$T larger_$T($T a, $T b) {  // NaN wins
+    return ((b > a) | (b != b)) ? b : a;
 }""",
     "smaller": """
-T smaller_T(T a, T b) {  // NaN wins
-    return b < a || b != b ? b : a;
+$T smaller_$T($T a, $T b) {  // NaN wins
+    return ((b < a) | (b != b)) ? b : a;
 }""",
     "half_bits": """
-ushortN half_bitsN(floatN x) {
-    ushortN bits;
-    vstore_halfN_rte(x, 0, (half *)&bits);
+ushort$N half_bits$N(float$N x) {
+    ushort$N bits;
+    vstore_half${N}_rte(x, 0, (half *)&bits);
     return bits;
 }""",
     "half_value": """
-floatN half_valueN(ushortN bits) {
-    return vload_halfN(0, (half *)&bits);
+float$N half_value$N(ushort$N bits) {
+    return vload_half$N(0, (half *)&bits);
 }""",
     "bfloat_bits": """
 ushort bfloat_bits(float x) {  // to nearest, ties to even
     uint bits = as_uint(x);
     return x != x ? (bits | 0x400000u) >> 16 : (bits + 0x7fffu + (bits >> 16 & 1u)) >> 16;
-}""",
-    "bfloat_value": """
-float bfloat_value(ushort bits) {
-    return as_float((uint)bits << 16);
 }""",
     "round_to_odd": """
 float round_to_odd(double x) {  // a second rounding, to half, is then as if it were the only one
@@ -171,20 +143,12 @@ class Language:
             self.doubles = True
         return register_type(dtype)
 
-    def function(self, name: str, kind: str = "", lanes: int = 1) -> str:
+    def function(self, name: str, kind: str = "", lanes: str = "") -> str:
         """The name of one of FUNCTIONS for a C type or lanes; its text goes before the kernel."""
-        number = str(lanes) if lanes > 1 else ""
-        full = f"{name}_{kind}" if kind else name + number
+        full = f"{name}_{kind}" if kind else name + lanes
         if full not in self.functions:
-            text = FUNCTIONS[name].lstrip("\n")
-            if name.startswith("half_"):
-                text = text.replace("N", number)
-            if kind:
-                unsigned = kind if kind.startswith("u") else "u" + kind
-                bits = {"char": "8", "short": "16", "int": "32", "long": "64"}
-                text = text.replace("BITS", bits.get(unsigned[1:], ""))
-                text = _replace_word(_replace_word(text, "T", kind), "U", unsigned)
-            self.functions[full] = text
+            text = Template(FUNCTIONS[name].lstrip("\n"))
+            self.functions[full] = text.substitute(T=kind, N=lanes)
         return full
 
     def prelude(self) -> tuple[str, ...]:
@@ -192,147 +156,191 @@ class Language:
         doubles = ("#pragma OPENCL EXTENSION cl_khr_fp64 : enable",) if self.doubles else ()
         return (*doubles, *self.functions.values())
 
-    # ---- memory ----
 
-    def loaded(self, dtype: DType, pointer: str, place: str) -> str:
-        """The value of an element."""
-        element = f"{pointer}[{place}]"
-        if dtype in NAMES:
-            return f"{self.function(f'{NAMES[dtype]}_value')}({element})"
-        self.type_of(dtype)
-        return f"({element} != 0)" if dtype.is_bool else element
-
-    def stored(self, dtype: DType, pointer: str, place: str, value: str) -> str:
-        """The statement that writes an element."""
-        value = bare(value)
-        if dtype in NAMES:
-            value = f"{self.function(f'{NAMES[dtype]}_bits')}({value})"
-        self.type_of(dtype)
-        return f"{pointer}[{place}] = {value};"
-
-    # ---- operations ----
-
-    def operation(self, e: Expr, args: list[str]) -> str:
-        """The text of one elementwise operation on operands that have the texts `args`."""
-        self.type_of(e.dtype)
-        if e.op is Leaf.FMA:
-            return f"fma({', '.join(args)})"
-        source, word = e.args[0].dtype, word_of(e)
-        if e.op is Op.WHERE:
-            chosen = f"({args[0]} ? {args[1]} : {args[2]})"
-            return self._narrow(chosen, e.dtype)
-        if e.op is Op.CAST:
-            return self.cast(args[0], source, e.dtype)
-        if e.op is Op.BITCAST:
-            return self._bitcast(args[0], source, e.dtype)
-        if e.op is Op.NOT:
-            return f"(!{args[0]})" if source.is_bool else self._narrow(f"(~{args[0]})", e.dtype)
-        if e.op is Op.NEG and source.is_float:
-            return f"(-{args[0]})"
-        if source.is_int and e.dtype.is_int:
-            return self._on_integers(e, word, args)
-        return self._said(e, word, args)
-
-    def _said(self, e: Expr, word: str, args: list[str]) -> str:
-        """A word between its operands, or called with them."""
-        if not word:
-            name = e.args[0].dtype.name
-            raise CompileError(f"OpenCL renderer: {e.op} of {name} is not a primitive operation")
-        if not word.isidentifier():
-            return f"({args[0]} {word} {args[1]})"
-        name = self.function(word, register_type(e.dtype)) if word in FUNCTIONS else word
-        return f"{name}({', '.join(bare(arg) for arg in args)})"
-
-    def _narrow(self, text: str, dtype: DType) -> str:
-        """C computes in int what is narrower: back to the type that it has."""
-        narrow = dtype.is_int and dtype.itemsize < 4
-        return f"({register_type(dtype)}){text}" if narrow else text
-
-    def _on_integers(self, e: Expr, word: str, args: list[str]) -> str:
-        kind = register_type(e.dtype)
-        # signed overflow is undefined in C and wraps here, so sums and products are unsigned
-        wide = "ulong" if e.dtype.itemsize == 8 else "uint"
-        if e.op in (Op.ADD, Op.SUB, Op.MUL):
-            left, right = args if kind == wide else (f"({wide}){arg}" for arg in args)
-            result = f"({left} {word} {right})"
-            return result if kind == wide else f"({kind}){result}"
-        if e.op is Op.NEG:
-            result = f"({literal(0, e.dtype)} - ({wide}){args[0]})"
-            return f"({kind}){result}"
-        if e.op in (Op.SHL, Op.SHR):
-            return self._shift(e, word, args)
-        said = self._said(e, word, args)
-        return said if word.isidentifier() else self._narrow(said, e.dtype)
-
-    def _shift(self, e: Expr, word: str, args: list[str]) -> str:
-        """A shift; one by the width or more gives 0, or the sign of a signed number."""
-        kind, count = register_type(e.dtype), e.args[1]
-        if count.op is Op.CONST and 0 <= count.value < e.dtype.bits:
-            if e.op is Op.SHR:
-                return self._narrow(f"({args[0]} >> {count.value})", e.dtype)
-            wide = "ulong" if e.dtype.itemsize == 8 else "uint"
-            return f"({kind})(({wide}){args[0]} << {count.value})"
-        return self._said(e, word, args)
-
-    def cast(self, x: str, source: DType, to: DType) -> str:
-        """A conversion: floats round to even, integers wrap, a float to an integer saturates."""
-        kind = self.type_of(to)
-        if to.is_bool:
-            return f"({x} != 0)"
-        if source.is_float and to.is_int:
-            return self._saturated(x, source, to)
-        if to is dtypes.float16 and source is dtypes.float64:
-            x = f"{self.function('round_to_odd')}({bare(x)})"
-        elif register_type(source) != kind:
-            x = f"({kind}){x}"
-        if source is not to and to.is_float and to.itemsize == 2:
-            return self._rounded(x, to)
-        return x
-
-    def _rounded(self, x: str, to: DType) -> str:
-        """A float with no more precision than float16 or bfloat16 have."""
-        inner = f"{self.function(f'{NAMES[to]}_bits')}({bare(x)})"
-        return f"{self.function(f'{NAMES[to]}_value')}({inner})"
-
-    def _saturated(self, x: str, source: DType, to: DType) -> str:
-        """The function that converts a float to an integer: NaN gives 0."""
-        kind, real = register_type(to), register_type(source)
-        name = f"{kind}_of_{real}"
-        if name not in self.functions:
-            float_dtype = dtypes.float64 if real == "double" else dtypes.float32
-            low = literal(float(to.minimum), float_dtype)
-            high = literal(float(int(to.maximum) + 1), float_dtype)
-            self.functions[name] = (
-                f"{kind} {name}({real} x) {{  // towards zero; saturates, NaN gives 0\n"
-                f"    if (x != x) return 0;\n"
-                f"    if (x <= {low}) return {literal(to.minimum, to)};\n"
-                f"    return x >= {high} ? {literal(to.maximum, to)} : ({kind})x;\n"
-                f"}}"
-            )
-        return f"{name}({bare(x)})"
-
-    def _bitcast(self, x: str, source: DType, to: DType) -> str:
-        if source in NAMES:
-            x = f"{self.function(f'{NAMES[source]}_bits')}({bare(x)})"
-        if to in NAMES:
-            return f"{self.function(f'{NAMES[to]}_value')}(as_ushort({bare(x)}))"
-        return f"as_{self.type_of(to)}({bare(x)})"
-
-
-def word_of(e: Expr) -> str:
+def word_of(op: Op | Leaf, source: DType) -> str:
     """The operator or function that says an elementwise operation; "" where none does."""
-    assert isinstance(e.op, Op)
-    facts, source = e.op.facts, e.args[0].dtype
+    if isinstance(op, Leaf):
+        return {Leaf.QUOTIENT: "/", Leaf.REMAINDER: "fmod", Leaf.FMA: "fma"}.get(op, "")
+    facts = op.facts
     known = source.kind in facts.kinds and not facts.formula
     return facts.opencl.of(source) or facts.symbol if known else ""
 
 
-def _replace_word(text: str, word: str, by: str) -> str:
-    """text with a one-letter type name replaced, alone or behind an underscore."""
-    result, before = [], " "
-    for place, letter in enumerate(text):
-        after = text[place + 1] if place + 1 < len(text) else " "
-        alone = not before.isalnum() and not (after.isalnum() or after == "_")
-        result.append(by if letter == word and alone else letter)
-        before = letter
-    return "".join(result)
+class Words:
+    """Texts of operations on values of `width` lanes (1: scalars).
+
+    Operands are names or bracketed texts. A method that may give None has no words for vectors.
+    """
+
+    def __init__(self, language: Language, width: int = 1) -> None:
+        self.language, self.width = language, width
+        self.number = str(width) if width > 1 else ""
+
+    def type_of(self, dtype: DType) -> str:
+        """The type of a value in registers."""
+        if dtype.is_bool and self.number:
+            return f"int{self.number}"
+        return self.language.type_of(dtype) + self.number
+
+    # ---- between scalars and vectors ----
+
+    def broadcast(self, text: str, dtype: DType) -> str:
+        """A scalar in every lane."""
+        text = f"{text} ? -1 : 0" if dtype.is_bool else bare(text)
+        return f"({self.type_of(dtype)})({text})"
+
+    def gathered(self, texts: list[str], dtype: DType) -> str:
+        """A vector of scalars, one text for each lane."""
+        if dtype.is_bool:
+            texts = [f"{text} ? -1 : 0" for text in texts]
+        return f"({self.type_of(dtype)})({', '.join(bare(text) for text in texts)})"
+
+    def lane(self, name: str, dtype: DType, number: int) -> str:
+        """One lane of a vector's name as a scalar."""
+        text = f"{name}.s{number}"
+        return f"({text} != 0)" if dtype.is_bool else text
+
+    def iota(self, base: str, factor: int, kind: str) -> str:
+        """base, base + factor, … as a vector of ints or longs."""
+        suffix = "L" if kind == "long" else ""
+        steps = ", ".join(f"{factor * lane}{suffix}" for lane in range(self.width))
+        return f"(({kind}{self.width})({bare(base)}) + ({kind}{self.width})({steps}))"
+
+    # ---- memory ----
+
+    def loaded(self, dtype: DType, pointer: str, place: str) -> str:
+        """The neighbouring elements from `place` on."""
+        number = self.number
+        text = f"vload{number}(0, {pointer} + {place})" if number else f"{pointer}[{bare(place)}]"
+        return self._of_memory(text, dtype)
+
+    def _of_memory(self, text: str, dtype: DType) -> str:
+        """A value, given what memory holds."""
+        if dtype is dtypes.float16:
+            return f"{self.language.function('half_value', lanes=self.number)}({text})"
+        if dtype is dtypes.bfloat16:
+            return f"as_float{self.number}({self._converted(text, 'uint')} << 16)"
+        self.language.type_of(dtype)
+        return self._differs(text, dtypes.uint8) if dtype.is_bool else text
+
+    def stored(self, dtype: DType, pointer: str, place: str, value: str) -> str | None:
+        """The statement that writes neighbouring elements."""
+        number, value = self.number, bare(value)
+        self.language.type_of(dtype)
+        if dtype in NAMES:
+            if number and dtype is dtypes.bfloat16:
+                return None
+            value = f"{self.language.function(f'{NAMES[dtype]}_bits', lanes=number)}({value})"
+        if not number:
+            return f"{pointer}[{bare(place)}] = {value};"
+        if dtype.is_bool:
+            value = f"convert_uchar{number}({value} & 1)"
+        return f"vstore{number}({value}, 0, {pointer} + {place});"
+
+    # ---- operations ----
+
+    def operation(
+        self, op: Op | Leaf, source: DType, dtype: DType, args: list[str]
+    ) -> str | None:
+        """The text of one elementwise operation on operands of dtype `source`, and its result's."""
+        kind = self.type_of(dtype)
+        word = word_of(op, source)
+        if op is Op.WHERE:
+            return self._chosen(args, dtype)
+        if op in (Op.CAST, Leaf.WHOLE):
+            return self.cast(args[0], source, dtype)
+        if op is Op.BITCAST:
+            return self._bitcast(args[0], source, dtype)
+        if op is Op.NOT:
+            sign = "!" if source.is_bool and not self.number else "~"
+            return self._narrow(f"({sign}{args[0]})", dtype)
+        if op in COMPARISONS:
+            # true is −1 in vectors, less than false
+            left, right = args[::-1] if source.is_bool and self.number else args
+            return self._truth(f"({left} {word} {right})", source)
+        if source.is_int and op in (Op.ADD, Op.SUB, Op.MUL, Op.NEG, Op.SHL):
+            return self._wrapped(word or "-", dtype, args)
+        if op is Op.NEG:
+            return f"(-{args[0]})"
+        if op is Op.SHR:
+            word = ">>"
+        if not word:
+            raise CompileError(f"OpenCL renderer: {op} of {source.name} is not primitive")
+        if not word.isidentifier():
+            return self._narrow(f"({args[0]} {word} {args[1]})", dtype)
+        name = self.language.function(word, kind) if word in FUNCTIONS else word
+        return f"{name}({', '.join(bare(arg) for arg in args)})"
+
+    def _as(self, kind: str, text: str) -> str:
+        """An integer read as signed, or as unsigned."""
+        return f"as_{kind}{self.number}({bare(text)})" if self.number else f"({kind}){text}"
+
+    def _wrapped(self, word: str, dtype: DType, args: list[str]) -> str:
+        """Signed overflow is undefined in C and wraps here: sums, products, shifts are unsigned."""
+        kind = register_type(dtype)
+        wide = "u" + kind.removeprefix("u")
+        if not self.number:  # C computes scalars of less than 32 bits in int
+            wide = "ulong" if dtype.itemsize == 8 else "uint"
+        if kind != wide:
+            args = [self._as(wide, arg) for arg in args]
+        if len(args) == 1:
+            args.insert(0, f"({wide}{self.number})(0)")
+        result = f"({args[0]} {word} {args[1]})"
+        return result if kind == wide else self._as(kind, result)
+
+    def _narrow(self, text: str, dtype: DType) -> str:
+        """C computes in int what is narrower: back to the type that it has."""
+        narrow = dtype.is_int and dtype.itemsize < 4 and not self.number
+        return f"({register_type(dtype)}){text}" if narrow else text
+
+    def _converted(self, text: str, kind: str) -> str:
+        return f"convert_{kind}{self.number}({bare(text)})" if self.number else f"({kind}){text}"
+
+    def _truth(self, text: str, dtype: DType) -> str:
+        """A comparison's result as a bool; of vectors it is as wide as what was compared."""
+        same = dtype.is_bool or register_type(dtype) in ("int", "uint", "float")
+        return text if same or not self.number else self._converted(text, "int")
+
+    def _differs(self, text: str, dtype: DType) -> str:
+        """Whether numbers are not 0."""
+        zero = f"({register_type(dtype)}{self.number})(0)" if self.number else "0"
+        return self._truth(f"({text} != {zero})", dtype)
+
+    def _chosen(self, args: list[str], dtype: DType) -> str:
+        """One of two operands."""
+        test, then, other = args
+        if not self.number:
+            return self._narrow(f"({test} ? {then} : {other})", dtype)
+        wide = {"double": "long"}.get(kind := register_type(dtype), kind.removeprefix("u"))
+        if wide in ("long", "short", "char"):
+            test = self._converted(test, wide)
+        return f"select({bare(other)}, {bare(then)}, {bare(test)})"
+
+    def cast(self, x: str, source: DType, to: DType) -> str | None:
+        """A conversion: floats round to even, integers wrap; of floats in range to integers."""
+        kind, before = self.language.type_of(to), register_type(source)
+        if to.is_bool:
+            return x if source.is_bool else self._differs(x, source)
+        if source.is_bool and self.number:
+            return self._converted(f"({x} & 1)", kind)
+        rounds = to in NAMES and source is not to
+        if rounds and self.number:
+            return None
+        if to is dtypes.float16 and source is dtypes.float64:
+            x = f"{self.language.function('round_to_odd')}({bare(x)})"
+        elif before != kind:
+            x = self._converted(x, kind)
+        return self._of_memory(self._bits(x, to), to) if rounds else x
+
+    def _bits(self, x: str, dtype: DType) -> str:
+        """What memory holds of a scalar."""
+        name = NAMES.get(dtype)
+        return f"{self.language.function(f'{name}_bits')}({bare(x)})" if name else x
+
+    def _bitcast(self, x: str, source: DType, to: DType) -> str | None:
+        if self.number and (source in NAMES or to in NAMES or to.is_bool):
+            return None
+        x = bare(self._bits(x, source))
+        if to in NAMES:
+            return self._of_memory(f"as_ushort({x})", to)
+        return f"as_{self.type_of(to)}({x})"

@@ -24,6 +24,7 @@ from minigrad.dtype import DType, dtypes
 from minigrad.errors import DTypeError
 from minigrad.graph.formulas.exponential import tanh_plus_one
 from minigrad.graph.operations import Op
+from minigrad.render.arithmetic import rewriting
 from minigrad.schedule.expr import Expr, Leaf, apply, walk, with_new_indices
 
 
@@ -59,13 +60,14 @@ def _tanh_plus_one(order: list[Expr]) -> frozenset[Expr]:
 
 
 def expand(root: Expr) -> Expr:
-    """root with every operation that has a formula rewritten (also those inside indices).
+    """root with every operation that has a formula rewritten (also those inside indices), and all
+    that processors define otherwise (arithmetic.py).
 
-    Raises DTypeError where one of them is not defined for its dtype. An expression that holds none
-    comes back as it is.
+    Raises DTypeError where a formula is not defined for its dtype. An expression that holds nothing
+    of that comes back as it is.
     """
     order = walk(root)
-    if not any(formula_of(expr.op) for expr in order):
+    if not any(formula_of(expr.op) or rewriting(expr) for expr in order):
         return root
     sums = _tanh_plus_one(order)
     alone = {total.args[0] for total in sums}
@@ -81,6 +83,8 @@ def expand(root: Expr) -> Expr:
         args = tuple(new[arg] for arg in expr.args)
         if formula := formula_of(expr.op):
             new[expr] = _rewritten(expr.op, formula, args, expr.dtype)
+        elif change := rewriting(expr):
+            new[expr] = change(*args, expr.dtype)
         elif args:
             new[expr] = expr if args == expr.args else apply(expr.op, args, expr.dtype)
         else:

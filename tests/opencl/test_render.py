@@ -54,7 +54,7 @@ def centred(rows, length, dtype=dtypes.float32):
 
 ROWS = """\
 float larger_float(float a, float b) {  // NaN wins
-    return b > a || b != b ? b : a;
+    return ((b > a) | (b != b)) ? b : a;
 }
 __kernel void rows(__global const float *a0, __global float *a1) {
     float x0[1];

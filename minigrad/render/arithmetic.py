@@ -1,0 +1,93 @@
+"""Division, remainders, shifts and casts to integers, written in what processors have.
+
+Their instructions and C's operators leave some cases undefined, or define them otherwise than
+the reference. What they have is `Leaf.QUOTIENT`, `REMAINDER` and `WHOLE`, and shifts by counts that
+are seen to be below the width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+from minigrad.dtype import DType, dtypes
+from minigrad.graph.operations import Op
+from minigrad.schedule.expr import Expr, Leaf, apply
+
+
+def rewriting(e: Expr) -> Callable[..., Expr] | None:
+    """What makes an operation's value of its arguments and dtype; None where a renderer does."""
+    if not e.args:
+        return None
+    from_float = e.args[0].dtype.is_float
+    if e.op is Op.CAST:
+        return _whole if from_float and e.dtype.is_int else None
+    if e.op is Op.IDIV:
+        return _quotient
+    if e.op is Op.MOD:
+        return _float_remainder if from_float else _remainder
+    if e.op in (Op.SHL, Op.SHR) and not _has_short_count(e):
+        return partial(_shifted, op=e.op)
+    return None
+
+
+def _has_short_count(e: Expr) -> bool:
+    """Whether the count of a shift is seen to be below the width."""
+    count = e.args[1].args[1] if e.args[1].op is Op.AND else e.args[1]
+    return count.op is Op.CONST and 0 <= count.value < e.dtype.bits
+
+
+def _divided(x: Expr, y: Expr) -> tuple[Expr, Expr, Expr, Expr, Expr]:
+    """Whether y is 0, or 0 or −1; y, or 1 instead of these; quotient and rest, rounded to zero."""
+    by_zero = y.equals(0)
+    special = by_zero | y.equals(-1) if y.dtype.kind == "i" else by_zero
+    safe = special.where(1, y)
+    quotient = apply(Leaf.QUOTIENT, (x, safe), x.dtype)
+    return by_zero, special, safe, quotient, x - quotient * safe
+
+
+def _quotient(x: Expr, y: Expr, dtype: DType) -> Expr:
+    """Floor division; by 0 it is 0, and the least number by −1 is itself."""
+    by_zero, special, safe, quotient, rest = _divided(x, y)
+    if dtype.kind == "i":
+        below = rest.differs(0) & (rest ^ safe).less(0)
+        quotient = special.where(-x, below.where(quotient - 1, quotient))
+    return by_zero.where(0, quotient)
+
+
+def _remainder(x: Expr, y: Expr, dtype: DType) -> Expr:
+    """It has the sign of y; by 0 it is 0."""
+    _, special, safe, _, rest = _divided(x, y)
+    if dtype.kind == "i":
+        rest = (rest.differs(0) & (rest ^ safe).less(0)).where(rest + safe, rest)
+    return special.where(0, rest)
+
+
+def _float_remainder(x: Expr, y: Expr, dtype: DType) -> Expr:
+    """x − y·floor(x / y), exact: C's remainder, moved to the sign of y, which a zero has too."""
+    wide = dtypes.float64 if dtype is dtypes.float64 else dtypes.float32
+    bits = dtypes.uint64 if wide is dtypes.float64 else dtypes.uint32
+    x, y = x.cast(wide), y.cast(wide)
+    rest = apply(Leaf.REMAINDER, (x, y), wide)
+    moved = (rest.less(0.0) ^ y.less(0.0)).where(rest + y, rest)
+    zero = (y.bits_as(bits) & (1 << (bits.bits - 1))).bits_as(wide)
+    return rest.differs(0.0).where(moved, zero).cast(dtype)
+
+
+def _shifted(x: Expr, count: Expr, dtype: DType, op: Op) -> Expr:
+    """A count may reach the width, or be negative: then 0, or the sign of a signed x."""
+    kinds = (dtypes.uint8, dtypes.uint16, dtypes.uint32, dtypes.uint64)
+    (unsigned,) = (kind for kind in kinds if kind.bits == dtype.bits)
+    fits = apply(Op.BITCAST, (count,), unsigned).less(dtype.bits)
+    beyond = x.less(0).where(x.constant(-1), 0) if op is Op.SHR and dtype.kind == "i" else 0
+    return fits.where(apply(op, (x, count & (dtype.bits - 1)), dtype), beyond)
+
+
+def _whole(x: Expr, dtype: DType) -> Expr:
+    """Truncated and saturated, NaN 0."""
+    x = x if x.dtype is dtypes.float64 else x.cast(dtypes.float32)
+    low = x.less(float(dtype.minimum))
+    high = x.constant(float(int(dtype.maximum) + 1)).operation("le", x)
+    inside = (low | x.differs(x) | high).where(0.0, x)
+    whole = apply(Leaf.WHOLE, (inside,), dtype)
+    return high.where(dtype.maximum, low.where(dtype.minimum, whole))
