@@ -1,4 +1,4 @@
-"""Division, remainders, shifts and casts to integers, written in what processors have.
+"""Division, remainders, shifts and some casts, written in what processors have.
 
 Their instructions and C's operators leave some cases undefined, or define them otherwise than
 the reference. What they have is `Leaf.QUOTIENT`, `REMAINDER` and `WHOLE`, and shifts by counts that
@@ -20,6 +20,8 @@ def rewriting(e: Expr) -> Callable[..., Expr] | None:
     if not e.args:
         return None
     from_float = e.args[0].dtype.is_float
+    if e.op is Op.CAST and e.dtype is dtypes.float16 and e.args[0].dtype is dtypes.float64:
+        return _half_of_double
     if e.op is Op.CAST:
         return _whole if from_float and e.dtype.is_int else None
     if e.op is Op.IDIV:
@@ -91,3 +93,15 @@ def _whole(x: Expr, dtype: DType) -> Expr:
     inside = (low | x.differs(x) | high).where(0.0, x)
     whole = apply(Leaf.WHOLE, (inside,), dtype)
     return high.where(dtype.maximum, low.where(dtype.minimum, whole))
+
+
+def _half_of_double(x: Expr, dtype: DType) -> Expr:
+    """Rounded once: to float32 first, to odd where that is inexact, and then as good as from x
+    (Boldo and Melquiond, "Emulation of FMA and correctly rounded sums", 2008).
+    """
+    near = x.cast(dtypes.float32)
+    wide, bits = near.cast(dtypes.float64), near.bits_as(dtypes.uint32)
+    above = x.less(0.0).where(wide.less(x), x.less(wide))
+    exact = wide.equals(x) | x.differs(x)
+    odd = exact.where(bits, above.where(bits - 1, bits) | 1)
+    return odd.bits_as(dtypes.float32).cast(dtype)

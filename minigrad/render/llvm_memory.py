@@ -27,10 +27,8 @@ class MemoryEmitter(IndexEmitter):
         """Ask for the cache line there: to read it (0), into all caches (3) or all but the first
         (2), as data (1).
         """
-        self.declarations.add("declare void @llvm.prefetch.p0(ptr, i32, i32, i32)")
-        self.builder().lines.append(
-            f"  call void @llvm.prefetch.p0(ptr {pointer}, i32 0, i32 {2 if later else 3}, i32 1)"
-        )
+        where = f"i32 {2 if later else 3}"
+        self.builder().do("llvm.prefetch.p0", f"ptr {pointer}", "i32 0", where, "i32 1")
 
     def store(self, statement: Store, value: Value) -> None:
         """Write a value, or the lanes of one that are not masked."""
@@ -62,14 +60,11 @@ class MemoryEmitter(IndexEmitter):
                 text = values.to_memory(here, value)
                 pointers = self.pointers(array, statement.index, width)
                 mask = mask or "splat (i1 true)"
-                name = f"llvm.masked.scatter.{values.suffix(kind)}.v{width}p0"
-                self.declarations.add(
-                    f"declare void @{name}({kind}, <{width} x ptr>, i32, <{width} x i1>)"
-                )
-                here.lines.append(
-                    f"  call void @{name}({kind} {text}, <{width} x ptr> {pointers}, "
-                    f"i32 {array.dtype.itemsize}, <{width} x i1> {mask})"
-                )
+                here.do(
+                    f"llvm.masked.scatter.{values.suffix(kind)}.v{width}p0", f"{kind} {text}",
+                    f"<{width} x ptr> {pointers}", f"i32 {array.dtype.itemsize}",
+                    f"<{width} x i1> {mask}",
+                )  # fmt: skip
         self.forget((array,))
 
     def _masked_store(
@@ -84,12 +79,10 @@ class MemoryEmitter(IndexEmitter):
             at = here.line(f"getelementptr {scalar}, ptr {pointer}, i64 {lane}")
             here.lines.append(f"  store {scalar} {single}, ptr {at}, align {size}")
             return
-        name = f"llvm.masked.store.{values.suffix(kind)}.p0"
-        self.declarations.add(f"declare void @{name}({kind}, ptr, i32, <{width} x i1>)")
-        here.lines.append(
-            f"  call void @{name}({kind} {text}, ptr {pointer}, i32 {size}, "
-            f"<{width} x i1> {mask})"
-        )
+        here.do(
+            f"llvm.masked.store.{values.suffix(kind)}.p0", f"{kind} {text}", f"ptr {pointer}",
+            f"i32 {size}", f"<{width} x i1> {mask}",
+        )  # fmt: skip
 
     def _store_scalar(self, statement: Store, value: Value, guard: str | None) -> None:
         with self.straight() if guard is None else self.branch(guard):
@@ -144,10 +137,9 @@ class MemoryEmitter(IndexEmitter):
         pointer, here = self.pointer(array, self.at_base(index)), self.builder()
         if masks == [None, None]:
             return here.line(f"load {kind}, ptr {pointer}, align {size}")
-        of_lanes = f"<{lanes} x i1>"
-        low, high = (f"{of_lanes} {mask or 'splat (i1 true)'}" for mask in masks)
-        in_turn = ", ".join(f"i32 {n // 2 + n % 2 * lanes}" for n in range(2 * lanes))
-        mask = here.line(f"shufflevector {low}, {high}, <{2 * lanes} x i32> <{in_turn}>")
+        low, high = (mask or "splat (i1 true)" for mask in masks)
+        in_turn = [n // 2 + n % 2 * lanes for n in range(2 * lanes)]
+        mask = here.shuffle(f"<{lanes} x i1>", low, in_turn, high)
         return self._masked_load(kind, pointer, size, 2 * lanes, mask)
 
     def load(self, e: Expr, lanes: int) -> Value:
@@ -180,22 +172,16 @@ class MemoryEmitter(IndexEmitter):
             first, places = found
             pointer = self.pointer(array, self.at_base(first))
             text = self.builder().line(f"load {kind}, ptr {pointer}, align {size}")
-            order = ", ".join(f"i32 {place}" for place in places)
-            text = self.builder().line(
-                f"shufflevector {kind} {text}, {kind} poison, <{lanes} x i32> <{order}>"
-            )
+            text = self.builder().shuffle(kind, text, places)
         else:
             text = self._gather(kind, array, index, lanes, size, mask)
         return text
 
     def _masked_load(self, kind: str, pointer: str, size: int, lanes: int, mask: str) -> str:
         """Neighbours in memory, and zero where a mask says so."""
-        name = f"llvm.masked.load.{values.suffix(kind)}.p0"
-        self.declarations.add(f"declare {kind} @{name}(ptr, i32, <{lanes} x i1>, {kind})")
-        return self.builder().line(
-            f"call {kind} @{name}(ptr {pointer}, i32 {size}, <{lanes} x i1> {mask}, "
-            f"{kind} zeroinitializer)"
-        )
+        return self.builder().call(f"llvm.masked.load.{values.suffix(kind)}.p0", kind, [
+            f"ptr {pointer}", f"i32 {size}", f"<{lanes} x i1> {mask}", f"{kind} zeroinitializer",
+        ])  # fmt: skip
 
     def _gather(
         self, kind: str, array: Array, index: Integer, lanes: int, size: int,
@@ -203,14 +189,10 @@ class MemoryEmitter(IndexEmitter):
     ) -> str:  # fmt: skip
         """Elements that lie anywhere, `size` bytes aligned; zero in lanes outside a mask."""
         pointers = self.pointers(array, index, lanes)
-        name = f"llvm.masked.gather.{values.suffix(kind)}.v{lanes}p0"
-        self.declarations.add(
-            f"declare {kind} @{name}(<{lanes} x ptr>, i32, <{lanes} x i1>, {kind})"
-        )
-        return self.builder().line(
-            f"call {kind} @{name}(<{lanes} x ptr> {pointers}, i32 {size}, "
-            f"<{lanes} x i1> {mask or 'splat (i1 true)'}, {kind} zeroinitializer)"
-        )
+        return self.builder().call(f"llvm.masked.gather.{values.suffix(kind)}.v{lanes}p0", kind, [
+            f"<{lanes} x ptr> {pointers}", f"i32 {size}",
+            f"<{lanes} x i1> {mask or 'splat (i1 true)'}", f"{kind} zeroinitializer",
+        ])  # fmt: skip
 
     def _nearby(
         self, array: Array, index: Integer, lanes: int
@@ -260,15 +242,12 @@ class MemoryEmitter(IndexEmitter):
                 at = f"getelementptr {scalar}, ptr {pointer}, i64 {piece + number * width}"
                 loaded = here.line(f"load {kind}, ptr {here.line(at)}, align {size}")
                 places = [divmod(lane * stride + first, width) for lane in range(width)]
-                order = ", ".join(
-                    f"i32 {width + place}" if vector == number
-                    else f"i32 {place if number == 1 else lane}" if vector < number
-                    else "i32 poison"
+                order = (
+                    width + place if vector == number
+                    else "poison" if vector > number else place if number == 1 else lane
                     for lane, (vector, place) in enumerate(places)
                 )  # fmt: skip
-                text = loaded if number == 0 else here.line(
-                    f"shufflevector {kind} {text}, {kind} {loaded}, <{width} x i32> <{order}>"
-                )  # fmt: skip
+                text = here.shuffle(kind, text, order, loaded) if number else loaded
             pieces.append(text)
         return values.join_texts(self.builder(), pieces, scalar, width)
 

@@ -35,10 +35,10 @@ def words_of(b: Builder, low: Value, high: Value) -> Value:
         above = b.line(f"and {kind} {bits[1]}, {literal(-65536, 'i32', low.lanes)}")
         return Value(b.line(f"or {kind} {below}, {above}"), dtypes.uint32, low.lanes)
     words = []
-    in_turn = ", ".join(f"i32 {n // 2 + n % 2 * 16}" for n in range(32))
+    in_turn = [n // 2 + n % 2 * 16 for n in range(32)]
     for start in range(0, low.lanes, 16):
-        both = f"<32 x bfloat> {_rounded(b, _part(b, low, start), _part(b, high, start))}"
-        turned = b.line(f"shufflevector {both}, <32 x bfloat> poison, <32 x i32> <{in_turn}>")
+        both = _rounded(b, _part(b, low, start), _part(b, high, start))
+        turned = b.shuffle("<32 x bfloat>", both, in_turn)
         words.append(b.line(f"bitcast <32 x bfloat> {turned} to <16 x i32>"))
     return Value(join_texts(b, words, "i32", 16), dtypes.uint32, low.lanes)
 
@@ -53,8 +53,7 @@ def _part(b: Builder, x: Value, start: int) -> str:
     """The 16 lanes from `start` on."""
     if x.lanes == 16:
         return x.text
-    lanes = ", ".join(f"i32 {i}" for i in range(start, start + 16))
-    return b.line(f"shufflevector {x.typed}, {x.type} poison, <16 x i32> <{lanes}>")
+    return b.shuffle(x.type, x.text, range(start, start + 16))
 
 
 def dot(b: Builder, x: Value, y: Value, total: Value) -> Value:

@@ -8,7 +8,7 @@ some hundred cycles more.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
 
 from minigrad.graph.node import Op
 from minigrad.graph.substitution import coefficient
@@ -19,8 +19,6 @@ from minigrad.render.llvm_levels import Lanes
 from minigrad.render.llvm_values import Builder, Value, broadcast, join
 from minigrad.schedule import expr
 from minigrad.schedule.expr import Expr, Leaf
-
-Shuffle = Callable[[Value, Value], Value]  # of the elements of two vectors
 
 SEGMENT = 16  # bytes inside of which a processor interleaves two vectors in one instruction
 LEAST_ROWS = 4  # iterations of a block
@@ -164,31 +162,25 @@ def transpose(here: Builder, rows: list[Value], size: int) -> list[Value]:
 
     size: bytes of an element in registers.
     """
-
-    def shuffle(order: list[int]) -> Shuffle:
-        text = ", ".join(f"i32 {place}" for place in order)
-
-        def shuffled(a: Value, b: Value) -> Value:
-            line = f"shufflevector {a.typed}, {b.typed}, <{len(order)} x i32> <{text}>"
-            return Value(here.line(line), a.dtype, a.lanes)
-
-        return shuffled
-
     count = len(rows)
     segment = min(SEGMENT // size, count)
     # Inside of segments: two vectors' elements in turn, then their pairs in turn.
     run = 1
     while run < segment:
-        low = _in_turn(count, segment, run, 0)
-        high = _in_turn(count, segment, run, segment // 2)
-        rows = _exchanged(rows, run, shuffle(low), shuffle(high))
+        orders = [_in_turn(count, segment, run, first) for first in (0, segment // 2)]
+        rows = [
+            _shuffled(here, rows[start + i], rows[start + run + i], order)
+            for start in range(0, count, 2 * run) for i in range(run) for order in orders
+        ]  # fmt: skip
         run *= 2
-    columns: list[Value] = [rows[0]] * count
+    columns = list(rows)
     for place in range(segment):
-        found = _spread(rows[place::segment], segment, shuffle)
-        for number, value in enumerate(found):
-            columns[number * segment + place] = value
+        columns[place::segment] = _spread(here, rows[place::segment], segment)
     return columns
+
+
+def _shuffled(here: Builder, a: Value, b: Value, order: Sequence[int]) -> Value:
+    return Value(here.shuffle(a.type, a.text, order, b.text), a.dtype, a.lanes)
 
 
 def _in_turn(count: int, segment: int, run: int, first: int) -> list[int]:
@@ -200,34 +192,13 @@ def _in_turn(count: int, segment: int, run: int, first: int) -> list[int]:
     return order
 
 
-def _exchanged(
-    rows: list[Value], run: int, low: Shuffle, high: Shuffle
-) -> list[Value]:
-    """Rows in groups of 2·run, in each of which row i and row i + run become two."""
-    done = list(rows)
-    for start in range(0, len(rows), 2 * run):
-        for i in range(run):
-            first, second = rows[start + i], rows[start + run + i]
-            done[start + 2 * i], done[start + 2 * i + 1] = low(first, second), high(first, second)
-    return done
-
-
-def _spread(
-    rows: list[Value], segment: int, shuffle: Callable[[list[int]], Shuffle]
-) -> list[Value]:
+def _spread(here: Builder, rows: list[Value], segment: int) -> list[Value]:
     """Segment s of row r becomes segment r of row s: first the even ones, then the odd ones."""
     if len(rows) == 1:
         return rows
-    count = rows[0].lanes
     halves = []
     for odd in (0, 1):
-        order = [
-            source + place
-            for source in (0, count)
-            for start in range(odd * segment, count, 2 * segment)
-            for place in range(start, start + segment)
-        ]
-        join = shuffle(order)
+        order = [place for place in range(2 * rows[0].lanes) if place // segment % 2 == odd]
         pairs = zip(rows[::2], rows[1::2], strict=True)
-        halves.append(_spread([join(a, b) for a, b in pairs], segment, shuffle))
+        halves.append(_spread(here, [_shuffled(here, *pair, order) for pair in pairs], segment))
     return [value for both in zip(*halves, strict=True) for value in both]

@@ -7,7 +7,7 @@ they are rounded when stored and where a program casts to them. A bool is an i1,
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 from minigrad.dtype import DType
@@ -105,6 +105,20 @@ class Builder:
         self.declare(f"declare {result} @{intrinsic}({types})")
         return self.line(f"call {flags}{result} @{intrinsic}({', '.join(arguments)})")
 
+    def do(self, intrinsic: str, *arguments: str) -> None:
+        """A call of an intrinsic that has no result."""
+        types = ", ".join(_type_of(argument) for argument in arguments)
+        self.declare(f"declare void @{intrinsic}({types})")
+        self.lines.append(f"  call void @{intrinsic}({', '.join(arguments)})")
+
+    def shuffle(
+        self, kind: str, x: str, order: Iterable[int | str], y: str = "poison"
+    ) -> str:
+        """Elements of two vectors of a type; numbers of the second's follow the first's."""
+        numbers = [f"i32 {number}" for number in order]
+        mask = f"<{len(numbers)} x i32> <{', '.join(numbers)}>"
+        return self.line(f"shufflevector {kind} {x}, {kind} {y}, {mask}")
+
 
 def _type_of(argument: str) -> str:
     if argument.startswith("<"):
@@ -197,11 +211,10 @@ def cast(b: Builder, x: Value, to: DType) -> Value:
         name = "fcmp une" if source.is_float else "icmp ne"
         return Value(b.line(f"{name} {x.typed}, {zero}"), to, lanes)
     if to.is_float:
+        name = "sitofp" if source.kind == "i" else "uitofp"
         if source.is_float:
-            text = _resize_float(b, x, to, kind)
-        else:
-            name = "sitofp" if source.kind == "i" else "uitofp"
-            text = b.line(f"{name} {x.typed} to {kind}")
+            name = "fpext" if to.itemsize == 8 else "fptrunc"
+        text = x.text if x.type == kind else b.line(f"{name} {x.typed} to {kind}")
         return round_half(b, Value(text, to, lanes), source)
     if source.bits == to.bits and not source.is_bool:
         return Value(x.text, to, lanes)
@@ -209,39 +222,6 @@ def cast(b: Builder, x: Value, to: DType) -> Value:
         return Value(b.line(f"trunc {x.typed} to {kind}"), to, lanes)
     name = "sext" if source.kind == "i" else "zext"
     return Value(b.line(f"{name} {x.typed} to {kind}"), to, lanes)
-
-
-def _resize_float(b: Builder, x: Value, to: DType, kind: str) -> str:
-    before, after = x.dtype.itemsize == 8, to.itemsize == 8
-    if before == after:
-        return x.text
-    if after:
-        return b.line(f"fpext {x.typed} to {kind}")
-    if to.name == "float16":  # one rounding, not two
-        return _round_to_odd(b, x)
-    return b.line(f"fptrunc {x.typed} to {kind}")
-
-
-def _round_to_odd(b: Builder, x: Value) -> str:
-    """double → float, rounded to odd where inexact, so that a second rounding is as good as one
-    (Boldo and Melquiond, "Emulation of FMA and correctly rounded sums", 2008).
-    """
-    narrow = b.line(f"fptrunc {x.typed} to {vector_type('float', x.lanes)}")
-    kind = vector_type("float", x.lanes)
-    wide = b.line(f"fpext {kind} {narrow} to {x.type}")
-    exact = b.line(f"fcmp ueq {x.type} {wide}, {x.text}")
-    int_kind = vector_type("i32", x.lanes)
-    bits = b.line(f"bitcast {kind} {narrow} to {int_kind}")
-    magnitude = b.call(f"llvm.fabs.{suffix(x.type)}", x.type, [x.typed])
-    wide_magnitude = b.call(f"llvm.fabs.{suffix(x.type)}", x.type, [f"{x.type} {wide}"])
-    above = b.line(f"fcmp ogt {x.type} {wide_magnitude}, {magnitude}")
-    one = literal(1, "i32", x.lanes)
-    down = b.line(f"sub {int_kind} {bits}, {one}")
-    mask = mask_type(x)
-    toward_zero = b.line(f"select {mask} {above}, {int_kind} {down}, {int_kind} {bits}")
-    odd = b.line(f"or {int_kind} {toward_zero}, {one}")
-    chosen = b.line(f"select {mask} {exact}, {int_kind} {bits}, {int_kind} {odd}")
-    return b.line(f"bitcast {int_kind} {chosen} to {kind}")
 
 
 def round_half(b: Builder, x: Value, source: DType | None = None) -> Value:
@@ -321,22 +301,10 @@ def fold(b: Builder, op: Op, x: Value) -> Value:
     if op is Op.MAX and x.dtype.is_float:
         while x.lanes > 1:
             half = x.lanes // 2
-            order = [", ".join(f"i32 {i}" for i in range(s, s + half)) for s in (0, half)]
-            low, high = (
-                Value(
-                    b.line(
-                        f"shufflevector {x.typed}, {x.type} poison, <{half} x i32> <{lanes}>"
-                    ),
-                    x.dtype,
-                    half,
-                )
-                for lanes in order
-            )
+            parts = [b.shuffle(x.type, x.text, range(at, at + half)) for at in (0, half)]
             if half == 1:
-                low, high = (
-                    Value(b.line(f"extractelement <1 x {scalar}> {v.text}, i64 0"), x.dtype, 1)
-                    for v in (low, high)
-                )
+                parts = [b.line(f"extractelement <1 x {scalar}> {part}, i64 0") for part in parts]
+            low, high = (Value(part, x.dtype, half) for part in parts)
             x = Value(_extremum(b, Op.MAXIMUM, low, high), x.dtype, half)
         return x
     if x.dtype.is_bool:
@@ -380,9 +348,6 @@ def join_texts(b: Builder, parts: list[str], scalar: str, lanes: int) -> str:
     while len(parts) > 1:
         kind = vector_type(scalar, lanes)
         lanes *= 2
-        order = ", ".join(f"i32 {i}" for i in range(lanes))
-        parts = [
-            b.line(f"shufflevector {kind} {x}, {kind} {y}, <{lanes} x i32> <{order}>")
-            for x, y in zip(parts[::2], parts[1::2], strict=True)
-        ]
+        pairs = zip(parts[::2], parts[1::2], strict=True)
+        parts = [b.shuffle(kind, x, range(lanes), y) for x, y in pairs]
     return parts[0]

@@ -109,14 +109,6 @@ ushort bfloat_bits(float x) {  // to nearest, ties to even
     uint bits = as_uint(x);
     return x != x ? (bits | 0x400000u) >> 16 : (bits + 0x7fffu + (bits >> 16 & 1u)) >> 16;
 }""",
-    "round_to_odd": """
-float round_to_odd(double x) {  // a second rounding, to half, is then as if it were the only one
-    float near = (float)x;
-    if ((double)near == x || x != x) return near;
-    uint bits = as_uint(near);
-    if (fabs((double)near) > fabs(x)) bits -= 1;
-    return as_float(bits | 1u);
-}""",
 }
 
 
@@ -326,9 +318,7 @@ class Words:
         rounds = to in NAMES and source is not to
         if rounds and self.number:
             return None
-        if to is dtypes.float16 and source is dtypes.float64:
-            x = f"{self.language.function('round_to_odd')}({bare(x)})"
-        elif before != kind:
+        if before != kind:
             x = self._converted(x, kind)
         return self._of_memory(self._bits(x, to), to) if rounds else x
 
