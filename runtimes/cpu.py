@@ -174,16 +174,15 @@ class CpuProgram:
         ]
         self._arguments = (ctypes.c_int64 * max(len(self.sources), 1))()
         self._format = f"={len(self.sources)}q"
-        self._table: Any = (Launch * max(len(self.kernels), 1))()
         base = ctypes.addressof(self._arguments)
-        self._varying: list[tuple[int, Affine]] = []
-        for number, (address, total, grain, start) in enumerate(self.launches):
-            entry = self._table[number]
-            entry.kernel, entry.args, entry.grain = address, base + 8 * start, grain
-            if isinstance(total, Affine):
-                self._varying.append((number, total))
-            else:
-                entry.total = total
+        self._table: Any = (Launch * max(len(self.kernels), 1))(*(
+            (address, base + 8 * start, total if isinstance(total, int) else 0, grain)
+            for address, total, grain, start in self.launches
+        ))  # fmt: skip
+        self._varying = [
+            (number, total) for number, (_, total, _, _) in enumerate(self.launches)
+            if isinstance(total, Affine)
+        ]  # fmt: skip
         codes = [kernel.code for kernel in self.kernels]
         self.operations = sum(code.operations for code in codes)
         self.traffic = sum(code.traffic for code in codes)

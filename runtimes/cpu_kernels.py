@@ -271,14 +271,15 @@ class Kernels:
         pool, keep = pool_for("CPU"), []
         sizes = [array.size * array.dtype.itemsize for array in arrays]
         memories = [cpu_memory.allocate_zeros(size) for size in sizes]
-        table = (Launch * len(ways))()
-        for entry, one in zip(table, ways, strict=True):
+        rows = []
+        for one in ways:
             nest = one.nest
             arguments = (ctypes.c_int64 * len(arrays))(*(memories[n] for n in one.arguments))
             addresses, code = self.compiler.compile(one.text, [nest.name])
             keep.append((arguments, code))
-            entry.kernel, entry.args = addresses[nest.name], ctypes.addressof(arguments)
-            entry.total, entry.grain = nest.total, nest.grain
+            place = ctypes.addressof(arguments)
+            rows.append((addresses[nest.name], place, nest.total, nest.grain))
+        table = (Launch * len(ways))(*rows)
 
         def run(number: int) -> None:
             place = ctypes.addressof(table) + number * ctypes.sizeof(Launch)

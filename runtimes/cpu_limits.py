@@ -103,9 +103,8 @@ def measured_limits() -> Limits:
 def _best_time(pool: Pool, kernel: int, memory: int, chunks: int, half: int = 0) -> float:
     """Seconds of the fastest run of a kernel, one chunk per iteration."""
     arguments = (ctypes.c_int64 * 2)(memory, memory + half)
-    table = (Launch * 1)()
-    table[0].kernel, table[0].args = kernel, ctypes.addressof(arguments)
-    table[0].total, table[0].grain = chunks, max(chunks // (16 * pool.threads), 1)
+    grain = max(chunks // (16 * pool.threads), 1)
+    table = (Launch * 1)((kernel, ctypes.addressof(arguments), chunks, grain))
     times: list[float] = []
     while len(times) < LEAST_RUNS or sum(times) < MEASURING_SECONDS:
         start = time.perf_counter()

@@ -104,8 +104,12 @@ class CpuReplay:
         parts = (self._words, self._places, self._sources, self._values)
         self._patched = (ctypes.c_int64 * 4)(*map(ctypes.addressof, parts))
         self._count = len(launches) + 1
-        self._table = (Launch * self._count)()
-        self._fill(launches, len(places))
+        base, (patch, _) = ctypes.addressof(self._words), _patch()
+        patched = ctypes.addressof(self._patched)
+        self._table = (Launch * self._count)(
+            (patch, patched, len(places), max(len(places), 1), FLAG_ALONE),
+            *((address, base + 8 * start, total, n) for address, total, n, start in launches),
+        )
         self.kernels = sum(len(p.launches) for p in programs)
         self.operations = sum(p.operations for p in programs)
         self.traffic = sum(p.traffic for p in programs)
@@ -113,15 +117,6 @@ class CpuReplay:
         self._exchanges = [p.exchanges for p in programs if p.exchanges]
         self.labels = ["arguments", *(k.code.label for p in programs for k in p.kernels)]
         self._prepare()
-
-    def _fill(self, launches: Sequence[tuple[int, int, int, int]], places: int) -> None:
-        first = self._table[0]
-        first.kernel, first.args = _patch()[0], ctypes.addressof(self._patched)
-        first.total, first.grain, first.flags = places, max(places, 1), FLAG_ALONE
-        base = ctypes.addressof(self._words)
-        for entry, (address, total, grain, start) in zip(self._table[1:], launches, strict=True):
-            entry.kernel, entry.args = address, base + 8 * start
-            entry.total, entry.grain = total, grain
 
     def _prepare(self) -> None:
         """Make the native call for the pool as it is now."""

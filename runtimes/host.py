@@ -176,19 +176,32 @@ def cpu_quota(root: Path, membership: str) -> int:
     Without a quota the answer is sys.maxsize.
     """
     limit = float(sys.maxsize)
+    for folder in _control_groups(root, membership, "cpu"):
+        quota, _, period = _read(folder / "cpu.max").partition(" ")
+        limit = min(limit, _share(quota, period))
+        quota = _read(folder / "cpu.cfs_quota_us")
+        limit = min(limit, _share(quota, _read(folder / "cpu.cfs_period_us")))
+    return math.ceil(limit) if limit < sys.maxsize else sys.maxsize
+
+
+def _control_groups(root: Path, membership: str, controller: str) -> list[Path]:
+    """The folders of the groups in `membership` that a controller may have, and their parents'.
+
+    A container may see a path of its host that does not exist here: the mount itself always counts.
+    """
+    found = []
     for line in membership.splitlines():
         number, _, rest = line.partition(":")
         controllers, _, path = rest.partition(":")
-        if number == "0" and not controllers:
-            for folder in _upwards(root, path) + _upwards(root / "unified", path):
-                quota, _, period = _read(folder / "cpu.max").partition(" ")
-                limit = min(limit, _share(quota, period))
-        elif "cpu" in controllers.split(","):
-            for mount in ("cpu", "cpu,cpuacct"):
-                for folder in _upwards(root / mount, path):
-                    quota = _read(folder / "cpu.cfs_quota_us")
-                    limit = min(limit, _share(quota, _read(folder / "cpu.cfs_period_us")))
-    return math.ceil(limit) if limit < sys.maxsize else sys.maxsize
+        mounts = ["", "unified"] if number == "0" and not controllers else []
+        if controller in controllers.split(","):
+            mounts = [controller, controllers]
+        names = [name for name in path.split("/") if name and name != ".."]
+        found += [
+            root.joinpath(mount, *names[:depth])
+            for mount in mounts for depth in range(len(names), -1, -1)
+        ]  # fmt: skip
+    return found
 
 
 def _share(quota: str, period: str) -> float:
@@ -196,15 +209,6 @@ def _share(quota: str, period: str) -> float:
     if quota.isdecimal() and period.isdecimal() and int(quota) and int(period):
         return int(quota) / int(period)
     return float("inf")
-
-
-def _upwards(root: Path, path: str) -> list[Path]:
-    """The folder `path` below root, and all its parents up to root.
-
-    A container may see a path of its host that does not exist here: root itself always counts.
-    """
-    names = [name for name in path.split("/") if name and name != ".."]
-    return [root.joinpath(*names[:depth]) for depth in range(len(names), -1, -1)]
 
 
 def _read(path: Path) -> str:
@@ -224,17 +228,9 @@ def memory_bytes() -> int:
 
 def memory_limit(root: Path, membership: str, total: int) -> int:
     """The smallest of `total` and the limits of the control groups in `membership`, in bytes."""
-    for line in membership.splitlines():
-        number, _, rest = line.partition(":")
-        controllers, _, path = rest.partition(":")
-        if number == "0" and not controllers:
-            files = [folder / "memory.max" for folder in _upwards(root, path)]
-        elif "memory" in controllers.split(","):
-            files = [f / "memory.limit_in_bytes" for f in _upwards(root / "memory", path)]
-        else:
-            files = []
-        for file in files:
-            limit = _read(file)
+    for folder in _control_groups(root, membership, "memory"):
+        for name in ("memory.max", "memory.limit_in_bytes"):
+            limit = _read(folder / name)
             if limit.isdecimal() and int(limit):
                 total = min(total, int(limit))
     return total

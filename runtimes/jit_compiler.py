@@ -22,19 +22,6 @@ from minigrad.locks import held_over_forks
 from minigrad.runtimes import half_ir
 from minigrad.runtimes.host import host, processors
 
-# Name → how llvmlite's pass manager adds it.
-PASSES = {
-    "sroa": "add_sroa_pass",
-    "simplifycfg": "add_simplify_cfg_pass",
-    "instcombine": "add_instruction_combine_pass",
-    "gvn": "add_new_gvn_pass",
-    "dce": "add_dead_code_elimination_pass",
-    "dse": "add_dead_store_elimination_pass",
-    "sinking": "add_sinking_pass",
-    "reassociate": "add_reassociate_pass",
-}
-DEFAULT_PASSES = ("sroa",)
-
 # Code reaches its constants relative to the instruction: no address is loaded first. That bears
 # only 2 GiB of distance, so code and data of an object must come to lie in one piece of memory.
 _CODE_MODEL: dict[str, Any] = {"reloc": "pic", "codemodel": "small"}
@@ -81,22 +68,13 @@ class Compiler:
     """Compiles LLVM IR for one kind of processor.
 
     cpu and features are LLVM's names; the host's if both are empty. `opt` is the effort of the
-    code generator (0 to 3), `passes` what runs before it (names in PASSES).
+    code generator (0 to 3).
     """
 
-    def __init__(
-        self,
-        cpu: str = "",
-        features: str = "",
-        opt: int = 2,
-        passes: Sequence[str] = DEFAULT_PASSES,
-    ) -> None:
-        unknown = [name for name in passes if name not in PASSES]
-        if unknown:
-            raise CompileError(f"unknown passes {unknown}; known: {', '.join(PASSES)}")
+    def __init__(self, cpu: str = "", features: str = "", opt: int = 2) -> None:
         if not cpu and not features:
             cpu, features = host().name, llvm.get_host_cpu_features().flatten()
-        self.cpu, self.features, self.opt, self.passes = cpu, features, opt, tuple(passes)
+        self.cpu, self.features, self.opt = cpu, features, opt
         self._emitter: Any = None
         self._builder: Any = None
         self._emitters: dict[int, Any] = {}  # by the number of a place among _busy
@@ -104,7 +82,7 @@ class Compiler:
     @property
     def key(self) -> str:
         """What the object code depends on besides the IR, as text."""
-        return f"LLVM {llvm_version()} {self.cpu} {self.features} O{self.opt} {self.passes}"
+        return f"LLVM {llvm_version()} {self.cpu} {self.features} O{self.opt}"
 
     def compile(self, ir_text: str, names: Sequence[str]) -> tuple[dict[str, int], object]:
         """Machine code for a module: addresses of the functions `names`, and a keep-alive object.
@@ -193,8 +171,7 @@ class Compiler:
         module.triple = machine.triple
         module.data_layout = str(machine.target_data)
         manager = llvm.create_new_module_pass_manager()
-        for name in self.passes:
-            getattr(manager, PASSES[name])()
+        manager.add_sroa_pass()
         manager.run(module, self._builder)
         return module
 

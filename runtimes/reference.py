@@ -173,28 +173,30 @@ def _reduce(node: Node, src: Sequence[Array], frame: Frame) -> Array:
     # the reduced elements lie side by side, so that numpy sums them pairwise
     rows = np.ascontiguousarray(x.transpose(*kept, *node.arg))
     rows = rows.reshape(*(x.shape[axis] for axis in kept), count)
-    if node.dtype.is_bool:
-        function = np.logical_and if node.op is Op.PROD else np.logical_or
-        result = function.reduce(rows, axis=-1)
-    elif node.op is Op.SUM:
-        result = np.add.reduce(rows, axis=-1, dtype=rows.dtype)
-    elif node.op is Op.PROD:
-        result = np.multiply.reduce(rows, axis=-1, dtype=rows.dtype)
-    else:
-        result = np.maximum.reduce(rows, axis=-1, initial=node.dtype.minimum)
+    how: dict[str, Any] = {} if rows.dtype == np.bool_ else {"dtype": rows.dtype}
+    if node.op is Op.MAX and how:
+        how["initial"] = node.dtype.minimum
+    result = _combining(node.op, node.dtype).reduce(rows, axis=-1, **how)
     return np.asarray(result).astype(frame.dtype(node.dtype)).reshape(frame.shape(node.shape))
+
+
+_COMBINING = {Op.SUM: np.add, Op.PROD: np.multiply, Op.MAX: np.maximum}
+
+
+def _combining(op: Op, dtype: DType) -> np.ufunc:
+    """What one step of a reduction computes."""
+    if dtype.is_bool:
+        return np.logical_and if op is Op.PROD else np.logical_or
+    return _COMBINING[op]
 
 
 def _scan(node: Node, src: Sequence[Array], frame: Frame) -> Array:
     """A running reduction; what accumulates in which dtype is as for `_reduce`."""
     x = _widened(src[0])
-    if node.dtype.is_bool:
-        ufunc: np.ufunc = np.logical_and if node.op is Op.CUMPROD else np.logical_or
-    else:
-        ufunc = {Op.CUMSUM: np.add, Op.CUMPROD: np.multiply, Op.CUMMAX: np.maximum}[node.op]
     if node.op is Op.CUMSUM and _is_float(x):
         return _running_sum(x, node.arg).astype(frame.dtype(node.dtype))
-    return np.asarray(ufunc.accumulate(x, axis=node.arg)).astype(frame.dtype(node.dtype))
+    running = _combining(SCANS[node.op], node.dtype).accumulate(x, axis=node.arg)
+    return np.asarray(running).astype(frame.dtype(node.dtype))
 
 
 def _running_sum(x: Array, axis: int) -> Array:
@@ -217,18 +219,6 @@ def _running_sum(x: Array, axis: int) -> Array:
 # --- movement ------------------------------------------------------------------------------------
 
 
-def _reshape(node: Node, src: Sequence[Array], frame: Frame) -> Array:
-    return src[0].reshape(frame.shape(node.shape))
-
-
-def _permute(node: Node, src: Sequence[Array], frame: Frame) -> Array:
-    return src[0].transpose(node.arg)
-
-
-def _expand(node: Node, src: Sequence[Array], frame: Frame) -> Array:
-    return np.broadcast_to(src[0], frame.shape(node.shape))
-
-
 def _pad(node: Node, src: Sequence[Array], frame: Frame) -> Array:
     result = np.zeros(frame.shape(node.shape), src[0].dtype)
     starts = (number(before, frame.variables) for before, _ in node.arg)
@@ -240,10 +230,6 @@ def _pad(node: Node, src: Sequence[Array], frame: Frame) -> Array:
 def _shrink(node: Node, src: Sequence[Array], frame: Frame) -> Array:
     pairs = (frame.shape(pair) for pair in node.arg)
     return src[0][tuple(slice(start, stop) for start, stop in pairs)]
-
-
-def _flip(node: Node, src: Sequence[Array], frame: Frame) -> Array:
-    return np.flip(src[0], node.arg)
 
 
 # --- addressed by data ---------------------------------------------------------------------------
@@ -282,13 +268,8 @@ def _scatter(node: Node, src: Sequence[Array], frame: Frame) -> Array:
     valid, places = _places(index, node.arg, base.shape[node.arg])
     result = _widened(base).copy()
     if places[0].size:
-        ufunc = {Op.SCATTER_ADD: np.add, Op.SCATTER_MAX: np.maximum, Op.SCATTER_PROD: np.multiply}
-        ufunc[node.op].at(result, places, _widened(x)[valid])
+        _COMBINING[SCATTERS[node.op]].at(result, places, _widened(x)[valid])
     return result.astype(frame.dtype(node.dtype), copy=False)
-
-
-def _sort(node: Node, src: Sequence[Array], frame: Frame) -> Array:
-    return np.argsort(src[0], axis=node.arg, kind="stable").astype(np.int32)
 
 
 def _distribute(node: Node, src: Sequence[Array], frame: Frame) -> Array:
@@ -332,26 +313,24 @@ def _collective(node: Node, src: Sequence[Array], frame: Frame) -> Array:
     return result.astype(frame.dtype(node.dtype), copy=False)
 
 
-def _identity(node: Node, src: Sequence[Array], frame: Frame) -> Array:
-    return src[-1]
-
-
-def _cat(node: Node, src: Sequence[Array], frame: Frame) -> Array:
-    return np.concatenate(src, axis=node.arg)
-
-
 Meaning = Callable[[Node, Sequence[Array], Frame], Array]
 
 MEANING: dict[Op, Meaning] = {
     **dict.fromkeys(ELEMENTWISE, _elementwise), Op.CAST: _cast, Op.BITCAST: _bitcast,
     **dict.fromkeys(REDUCTIONS, _reduce), **dict.fromkeys(SCANS, _scan),
-    Op.RESHAPE: _reshape, Op.PERMUTE: _permute, Op.EXPAND: _expand, Op.PAD: _pad,
-    Op.SHRINK: _shrink, Op.FLIP: _flip, Op.WINDOW: _window, Op.CAT: _cat, Op.GATHER: _gather,
-    **dict.fromkeys(SCATTERS, _scatter), Op.SORT: _sort, Op.DISTRIBUTE: _distribute,
-    Op.CONST: _const, Op.IOTA: _iota, Op.VARIABLE: _variable,
-    Op.CONTIGUOUS: _identity, Op.ASSIGN: _identity, Op.COPY: _identity,
-    Op.COLLECTIVE: _collective, Op.CUSTOM: lambda node, src, frame: src[0],
-    Op.CHECK: lambda node, src, frame: src[0],
+    Op.RESHAPE: lambda node, src, frame: src[0].reshape(frame.shape(node.shape)),
+    Op.PERMUTE: lambda node, src, frame: src[0].transpose(node.arg),
+    Op.EXPAND: lambda node, src, frame: np.broadcast_to(src[0], frame.shape(node.shape)),
+    Op.FLIP: lambda node, src, frame: np.flip(src[0], node.arg),
+    Op.CAT: lambda node, src, frame: np.concatenate(src, axis=node.arg),
+    Op.PAD: _pad, Op.SHRINK: _shrink, Op.WINDOW: _window, Op.GATHER: _gather,
+    Op.SORT: lambda node, src, frame: (
+        np.argsort(src[0], axis=node.arg, kind="stable").astype(np.int32)
+    ),
+    **dict.fromkeys(SCATTERS, _scatter), Op.DISTRIBUTE: _distribute,
+    Op.CONST: _const, Op.IOTA: _iota, Op.VARIABLE: _variable, Op.COLLECTIVE: _collective,
+    **dict.fromkeys((Op.CONTIGUOUS, Op.ASSIGN, Op.COPY), lambda node, src, frame: src[-1]),
+    **dict.fromkeys((Op.CUSTOM, Op.CHECK), lambda node, src, frame: src[0]),
 }  # fmt: skip
 
 

@@ -28,7 +28,7 @@ from minigrad.render.opencl_index import (
     kind_of_range,
     parse,
 )
-from minigrad.render.opencl_values import Language, Words, bare, literal
+from minigrad.render.opencl_values import WIDTHS, Language, Words, bare, literal
 from minigrad.schedule.expr import Array, Expr, Leaf, Local, operands
 
 LONGEST = 160  # letters of an expression that is not given a name for its length
@@ -167,7 +167,7 @@ class Emitter(IndexEmitter):
 
     def _register(self, local: Local, slot: Integer) -> str:
         """The variable of a register; the slot is a number here, since its loop is unrolled."""
-        if local.width > 1:
+        if local.width not in (1, *WIDTHS):
             raise self._unexpected(f"a register {local.name} of {local.width} lanes")
         number = parse(self.index(slot))
         if number is None:
@@ -179,7 +179,8 @@ class Emitter(IndexEmitter):
         if key not in self.registers:
             stem = local.name if local.count == 1 else f"{local.name}_{number}"
             name = self.registers[key] = self.fresh(stem)
-            self.declared.append(f"{self.language.type_of(local.dtype)} {name};")
+            kind = Words(self.language, local.width).type_of(local.dtype)
+            self.declared.append(f"{kind} {name};")
         return self.registers[key]
 
     # ---- expressions ----

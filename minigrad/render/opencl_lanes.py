@@ -20,7 +20,7 @@ from minigrad.loops.nest import (
     expressions,
 )
 from minigrad.render.opencl import Emitter
-from minigrad.render.opencl_index import Variable, kind_of, kind_of_range, parse
+from minigrad.render.opencl_index import Variable, kind_of, kind_of_range
 from minigrad.render.opencl_values import WIDTHS, Language, Words, bare, literal
 from minigrad.schedule import expr
 from minigrad.schedule.expr import Array, Expr, Leaf, Local
@@ -136,7 +136,7 @@ class LanesEmitter(Emitter):
             super().set(statement)
             return
         local = statement.local
-        text, register = self.value(statement.value), self._vector_of(local, statement.slot)
+        text, register = self.value(statement.value), super()._register(local, statement.slot)
         if self.lane is not None:
             text = f"{text} ? -1 : 0" if local.dtype.is_bool else text
             register = f"{register}.s{self.lane}"
@@ -182,26 +182,10 @@ class LanesEmitter(Emitter):
         self.forget((array,))
 
     def _register(self, local: Local, slot: Integer) -> str:
-        if local.width == 1:
-            return super()._register(local, slot)
-        name = self._vector_of(local, slot)
-        if self.lane is None:
+        name = super()._register(local, slot)
+        if local.width == 1 or self.lane is None:
             return name
         return Words(self.language, local.width).lane(name, local.dtype, self.lane)
-
-    def _vector_of(self, local: Local, slot: Integer) -> str:
-        """The variable of a register of several lanes."""
-        if local.width not in WIDTHS:
-            raise self._unexpected(f"a register {local.name} of {local.width} lanes")
-        number = parse(self.index(slot))
-        assert number is not None
-        key = (local, number)
-        if key not in self.registers:
-            stem = local.name if local.count == 1 else f"{local.name}_{number}"
-            name = self.registers[key] = self.fresh(stem)
-            words = Words(self.language, local.width)
-            self.declared.append(f"{words.type_of(local.dtype)} {name};")
-        return self.registers[key]
 
     # ---- expressions ----
 
