@@ -14,7 +14,7 @@ import ctypes
 import struct
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from functools import cache, partial
+from functools import partial
 from typing import Any
 
 from minigrad.device import Buffer, Call
@@ -22,28 +22,15 @@ from minigrad.graph.symbolic import Affine
 from minigrad.graph.variable import evaluate, is_own, rest_of
 from minigrad.program import GlobalCounters, timeline
 from minigrad.runtimes import cpu_memory, cpu_report
+from minigrad.runtimes.cpu_driver import FLAG_ALONE, driver
 from minigrad.runtimes.cpu_exchange import watched
 from minigrad.runtimes.cpu_interrupt import LONG, run_interruptibly, runner
-from minigrad.runtimes.cpu_pool import FLAG_ALONE, Area, Launch, Pool, pool_for
+from minigrad.runtimes.cpu_pool import Area, Launch, Pool, pool_for
 from minigrad.runtimes.jit_compiler import host_compiler
 from minigrad.runtimes.native import translate
 
-# args: words, places, sources, values
-_PATCH = """
-def patch(i, end, args, scratch):
-    words, places, sources, values = load(args), load(args + 8), load(args + 16), load(args + 24)
-    while i < end:
-        store(words + 8 * load(places + 8 * i), load(values + 8 * load(sources + 8 * i)))
-        i += 1
-"""
 _GO = "def go():\n    return call({run_table}, {table}, {count}, {pool}, {scratch})"
 _Go = ctypes.CFUNCTYPE(ctypes.c_int64)
-
-
-@cache
-def _patch() -> tuple[int, object]:
-    addresses, keep = host_compiler().compile(translate(_PATCH, {}), ["patch"])
-    return addresses["patch"], keep
 
 
 class CpuReplay:
@@ -51,7 +38,7 @@ class CpuReplay:
 
     def __init__(self, device: str, calls: Sequence[Call], arguments: Sequence[Buffer]) -> None:
         self.pool: Pool = pool_for(device)
-        self.keep = (tuple(calls), _patch())  # machine code and the buffers that stay
+        self.keep = tuple(calls)  # machine code and the buffers that stay
         programs: list[Any] = [call.program for call in calls]
         placed = [
             program.placed(call.variables) for program, call in zip(programs, calls, strict=True)
@@ -104,10 +91,9 @@ class CpuReplay:
         parts = (self._words, self._places, self._sources, self._values)
         self._patched = (ctypes.c_int64 * 4)(*map(ctypes.addressof, parts))
         self._count = len(launches) + 1
-        base, (patch, _) = ctypes.addressof(self._words), _patch()
-        patched = ctypes.addressof(self._patched)
+        base, patched = ctypes.addressof(self._words), ctypes.addressof(self._patched)
         self._table = (Launch * self._count)(
-            (patch, patched, len(places), max(len(places), 1), FLAG_ALONE),
+            (driver()[0]["patch"], patched, len(places), max(len(places), 1), FLAG_ALONE),
             *((address, base + 8 * start, total, n) for address, total, n, start in launches),
         )
         self.kernels = sum(len(p.launches) for p in programs)

@@ -8,6 +8,7 @@ import random
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from bench.pool_stress import stress
@@ -411,3 +412,13 @@ def test_the_driver_that_yields_works_too(
     compiled = Compiler().compile(text, list(cpu_driver.FUNCTIONS))
     monkeypatch.setattr(cpu_driver, "driver", lambda spins, most_chunks: compiled)
     stress(20_000, 3, seed=1)
+
+
+def test_the_driver_is_compiled_once_for_all_processes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Context(CACHE=str(tmp_path / "kept")):
+        new = cpu_driver.driver.__wrapped__(spins=7)[0]
+        monkeypatch.setattr(Compiler, "object_code", lambda self, text: pytest.fail("compiled"))
+        again = cpu_driver.driver.__wrapped__(spins=7)[0]
+    assert new.keys() == again.keys() and all(again.values())

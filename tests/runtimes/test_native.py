@@ -1,0 +1,86 @@
+"""A little of Python as machine code means what it says."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable
+
+import pytest
+
+from minigrad.runtimes.jit_compiler import host_compiler
+from minigrad.runtimes.native import translate
+
+
+def function(text: str, **constants: int) -> Callable[..., int]:
+    """The last function of a text."""
+    name = text.rpartition("def ")[2].partition("(")[0]
+    count = text.rpartition("def ")[2].partition(")")[0].count(",") + 1
+    addresses, code = host_compiler().compile(translate(text, constants), [name])
+    made = ctypes.CFUNCTYPE(ctypes.c_int64, *[ctypes.c_int64] * count)(addresses[name])
+    made.keep = code  # type: ignore[attr-defined]
+    return made
+
+
+@pytest.mark.parametrize("x, y", [(0, 1), (7, 3), (3, 7), (5, 5), (1 << 40, 12345), (-3, 5)])
+def test_arithmetic(x: int, y: int) -> None:
+    for text in ("x + y * 3 - 2", "x & y | 8 ^ x", "x << 3", "min(x, y) - max(x, -y)"):
+        assert function(f"def f(x, y):\n    return {text}")(x, y) == eval(text), text
+    if x >= 0:
+        for text in ("x // y", "x % y", "x >> 2"):
+            assert function(f"def f(x, y):\n    return {text}")(x, y) == eval(text), text
+    assert function("def f(x, y):\n    return x >> 60")(-1, y) == 15, "shifts are unsigned"
+    assert function("def f(x):\n    return leading_zeros(x)")(5) == 61
+
+
+@pytest.mark.parametrize("test", [
+    "x < y", "x <= y and y < 9", "x == 3 or not y > 5", "not (x != y or x)", "x",
+    "not x and y >= 0", "(x or y) and not (x and y)",
+])  # fmt: skip
+def test_conditions(test: str) -> None:
+    made = function(f"def f(x, y):\n    if {test}:\n        return 1\n    else:\n        return 0")
+    for x in (-2, 0, 3, 5):
+        for y in (-2, 0, 3, 9):
+            assert made(x, y) == bool(eval(test)), (x, y)
+
+
+def test_loops_swap_variables_and_end_where_they_are_told() -> None:
+    fibonacci = function("""
+def _next(a, b):
+    return a + b
+
+def f(n):
+    a, b = 0, 1
+    while 1:
+        if not n:
+            break
+        a, b = b, _next(a, b)
+        n -= 1
+    return a
+""")
+    assert [fibonacci(n) for n in (0, 1, 2, 10, 50)] == [0, 1, 1, 55, 12586269025]
+    assert function("def f(x):\n    x += STEP", STEP=3)(4) == 0, "without return it is 0"
+
+
+def test_memory_of_64_and_of_32_bits() -> None:
+    words = (ctypes.c_int32 * 4)(1, -2, 3, -4)
+    text = """
+def f(at):
+    store32(at, load32(at + 4) - 1)
+    old = add32(at + 8, 5) + 100 * swap32(at + 12, 7)
+    poke(at, peek(at))
+    return old
+"""
+    assert function(text)(ctypes.addressof(words)) == 3 - 400
+    assert list(words) == [-3, -2, 8, 7]
+
+
+def test_calls_by_address() -> None:
+    twice = ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_int64)(lambda x: 2 * x)
+    address = ctypes.cast(twice, ctypes.c_void_p).value
+    assert function("def f(x):\n    return call(TWICE, x + 1)", TWICE=address)(20) == 42
+
+
+@pytest.mark.parametrize("text", ["for i in x:\n        f(i)", "x.y = 1", "return x < 1", "x = ''"])
+def test_what_it_does_not_know_is_refused(text: str) -> None:
+    with pytest.raises(SyntaxError, match="native code has no"):
+        translate(f"def f(x):\n    {text}", {})
