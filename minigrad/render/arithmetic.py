@@ -43,6 +43,8 @@ def _divided(x: Expr, y: Expr) -> tuple[Expr, Expr, Expr, Expr, Expr]:
     """Whether y is 0, or 0 or −1; y, or 1 instead of these; quotient and rest, rounded to zero."""
     by_zero = y.equals(0)
     special = by_zero | y.equals(-1) if y.dtype.kind == "i" else by_zero
+    if y.known() not in (None, 0, -1):
+        by_zero = special = x.constant(False, dtypes.bool)
     safe = special.where(1, y)
     quotient = apply(Leaf.QUOTIENT, (x, safe), x.dtype)
     return by_zero, special, safe, quotient, x - quotient * safe

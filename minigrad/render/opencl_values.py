@@ -274,7 +274,7 @@ class Words:
         if not self.number:  # C computes scalars of less than 32 bits in int
             wide = "ulong" if dtype.itemsize == 8 else "uint"
         if kind != wide:
-            args = [self._as(wide, arg) for arg in args]
+            args = [arg if arg.isdecimal() else self._as(wide, arg) for arg in args]
         if len(args) == 1:
             args.insert(0, f"({wide}{self.number})(0)")
         result = f"({args[0]} {word} {args[1]})"
