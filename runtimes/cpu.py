@@ -16,7 +16,7 @@ from itertools import accumulate
 from typing import Any
 
 from minigrad.device import Buffer, Call, Replay, Runtime, Sequential
-from minigrad.dtype import DType, dtypes, number_of
+from minigrad.dtype import DType, number_of
 from minigrad.errors import MinigradError
 from minigrad.graph.canonical import Graph
 from minigrad.graph.substitution import variables as symbols
@@ -36,15 +36,6 @@ from minigrad.runtimes.jit_compiler import host_compiler
 from minigrad.schedule.schedule import place
 from minigrad.settings import flag
 from minigrad.target import Target
-
-# dtype → ctypes' name for it; there is none for the floats of two bytes.
-_KINDS: dict[DType, Any] = {
-    dtypes.bool: ctypes.c_bool, dtypes.int8: ctypes.c_int8, dtypes.uint8: ctypes.c_uint8,
-    dtypes.int16: ctypes.c_int16, dtypes.uint16: ctypes.c_uint16, dtypes.int32: ctypes.c_int32,
-    dtypes.uint32: ctypes.c_uint32, dtypes.int64: ctypes.c_int64, dtypes.uint64: ctypes.c_uint64,
-    dtypes.float32: ctypes.c_float, dtypes.float64: ctypes.c_double,
-}  # fmt: skip
-
 
 MOST_PLACES = 64  # arenas that a program keeps planned, one for each of its sizes
 
@@ -122,11 +113,7 @@ class CPU:
 
     def first(self, memory: int, dtype: DType) -> int | float | bool:
         """The first element of memory."""
-        kind = _KINDS.get(dtype)
-        if kind is None:
-            return number_of(ctypes.string_at(memory, dtype.itemsize), dtype)
-        found: int | float | bool = kind.from_address(memory).value
-        return found
+        return number_of(ctypes.string_at(memory, dtype.itemsize), dtype)
 
     def expect_zero(self, memory: int, failure: Callable[[], MinigradError]) -> None:
         """Raise `failure()` where the first four bytes of memory are not 0."""

@@ -9,7 +9,7 @@ only.
 What may be called besides: `load(at)`, `store(at, x)`; of other threads' memory `peek(at)` and
 `poke(at, x)`, and, giving what was there before, `add(at, x)` and `swap(at, x)`, all sequentially
 consistent; each of them as `load32` … for 32 bits, which are signed. `call(function, …)` calls an
-address. `min`, `max`, `leading_zeros`, `pause`; functions in `C`.
+address. `pause`; and those of `_FUNCTIONS`.
 """
 
 from __future__ import annotations
@@ -30,9 +30,15 @@ _MEMORY = {
     "add": "atomicrmw add ptr {at}, {kind} {x} seq_cst",
     "swap": "atomicrmw xchg ptr {at}, {kind} {x} seq_cst",
 }
-_INTRINSICS = {"min": "llvm.smin.i64", "max": "llvm.smax.i64", "leading_zeros": "llvm.ctlz.i64"}
-# result and arguments
-C = {"syscall": ("i64", "i64, ..."), "sched_getcpu": ("i32", ""), "sched_yield": ("i32", "")}
+# What C or LLVM calls it; result and arguments.
+_FUNCTIONS = {
+    "min": ("llvm.smin.i64", "i64", "i64, i64"),
+    "max": ("llvm.smax.i64", "i64", "i64, i64"),
+    "leading_zeros": ("llvm.ctlz.i64", "i64", "i64, i1"),
+    "syscall": ("syscall", "i64", "i64, ..."),
+    "sched_getcpu": ("sched_getcpu", "i32", ""),
+    "sched_yield": ("sched_yield", "i32", ""),
+}
 
 
 def translate(text: str, constants: Mapping[str, int], pause: str = "") -> str:
@@ -185,15 +191,11 @@ class _Function:
         elif name == "call":
             function = self.line(f"inttoptr i64 {args[0]} to ptr")
             return self.line(f"call i64 {function}({given.partition(', ')[2]})")
-        elif name in _INTRINSICS:
-            more = ["i1 true"] if name == "leading_zeros" else []
-            kinds = ", ".join(["i64"] * len(args) + ["i1"] * len(more))
-            self.declared.add(f"declare i64 @{_INTRINSICS[name]}({kinds})")
-            return self.line(f"call i64 @{_INTRINSICS[name]}({', '.join([given, *more])})")
-        elif name in C:
-            result, kinds = C[name]
-            self.declared.add(f"declare {result} @{name}({kinds})")
-            found = self.line(f"call {result} ({kinds}) @{name}({given})")
+        elif name in _FUNCTIONS:
+            symbol, result, kinds = _FUNCTIONS[name]
+            self.declared.add(f"declare {result} @{symbol}({kinds})")
+            given += ", i1 true" if name == "leading_zeros" else ""
+            found = self.line(f"call {result} ({kinds}) @{symbol}({given})")
             return found if result == "i64" else self.line(f"sext {result} {found} to i64")
         else:
             return self.line(f"call i64 @{name}({given})")

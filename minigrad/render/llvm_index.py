@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import reduce
+
 from minigrad.dtype import DType, dtypes
 from minigrad.graph.substitution import coefficient, substitute, variables
 from minigrad.graph.symbolic import Affine, Atom, Integer
@@ -168,43 +170,26 @@ class IndexEmitter(LevelEmitter):
         here = self.builder()
         if isinstance(x, int):
             return values.constant(x, dtype, width)
-        plain: list[tuple[Atom, int]] = []
-        total: Value | None = None
+        same, step = Affine(x.constant, ()), 0  # what all lanes have in common; from lane to lane
+        parts: list[Value] = []
         for atom, factor in x.terms:
-            if atom in self.vectors:
-                lanes = self.vectors[atom]
-                steps = ", ".join(f"{kind} {i * factor}" for i in range(width))
-                part = Value(f"<{steps}>", dtype, width)
-                if lanes.base != "0":
-                    base = lanes.base
-                    if base.isdecimal():
-                        plain.append((atom, factor))
-                    else:
-                        scaled = base if factor == 1 else here.line(f"mul i64 {base}, {factor}")
-                        wide = values.cast(here, Value(scaled, dtypes.int64, 1), dtype)
-                        part = self._add(part, values.broadcast(here, wide, width))
-            elif self.vectors.keys().isdisjoint(variables(atom.index)):
-                plain.append((atom, factor))
+            if atom in self.vectors or self.vectors.keys().isdisjoint(variables(atom.index)):
+                same += factor * atom.index
+                step += factor if atom in self.vectors else 0
                 continue
-            else:
-                part = self._vector_atom(atom, width, dtype)
-                if factor != 1:
-                    by = values.literal(factor, kind, width)
-                    part = Value(here.line(f"mul {part.typed}, {by}"), dtype, width)
-            total = part if total is None else self._add(total, part)
-        rest = x.constant
-        terms = []
-        for atom, factor in plain:
-            if atom in self.vectors:
-                rest += factor * int(self.vectors[atom].base)
-            else:
-                terms.append((atom, factor))
-        text = self.scalar(Affine(rest, tuple(terms)) if terms else rest)
-        if text != "0" or total is None:
+            part = self._vector_atom(atom, width, dtype)
+            if factor != 1:
+                by = values.literal(factor, kind, width)
+                part = Value(here.line(f"mul {part.typed}, {by}"), dtype, width)
+            parts.append(part)
+        if step:
+            steps = ", ".join(f"{kind} {lane * step}" for lane in range(width))
+            parts.append(Value(f"<{steps}>", dtype, width))
+        text = self.scalar(self.at_base(same))
+        if text != "0" or not parts:
             scalar = values.cast(here, Value(text, dtypes.int64, 1), dtype)
-            spread = values.broadcast(here, scalar, width)
-            total = spread if total is None else self._add(total, spread)
-        return total
+            parts.append(values.broadcast(here, scalar, width))
+        return reduce(self._add, parts)
 
     def _add(self, a: Value, b: Value) -> Value:
         text = self.builder().line(f"add {a.typed}, {b.text}")
@@ -282,30 +267,23 @@ class IndexEmitter(LevelEmitter):
         zero = values.literal(0, values.register_type(number.dtype), width)
         return Value(here.line(f"icmp sge {number.typed}, {zero}"), dtypes.bool, width)
 
-    def guard(self, conditions: Guard) -> str | None:
-        """All conditions at once: text of an i1, or of a mask where a vector takes part."""
-        total: Value | None = None
-        for c in conditions:
-            one = self.condition(c)
-            if total is None:
-                total = one
-            else:
-                here = self.builder()
-                width = max(one.lanes, total.lanes)
-                left, right = (values.broadcast(here, v, width) for v in (total, one))
-                total = Value(here.line(f"and {left.typed}, {right.text}"), dtypes.bool, width)
-        self._guard_lanes = total.lanes if total is not None else 1
-        return None if total is None else total.text
+    def guard(self, conditions: Guard) -> Value | None:
+        """All conditions at once: an i1, or a mask where a vector takes part; None without any."""
+        found = [self.condition(c) for c in conditions]
+        return reduce(self._and, found) if found else None
 
-    def both(self, mask: str | None, guard: str | None, width: int) -> str | None:
-        """A mask and the guard computed last, as one mask."""
+    def _and(self, a: Value, b: Value) -> Value:
+        here, width = self.builder(), max(a.lanes, b.lanes)
+        a, b = (values.broadcast(here, x, width) for x in (a, b))
+        return Value(here.line(f"and {a.typed}, {b.text}"), dtypes.bool, width)
+
+    def both(self, mask: str | None, guard: Value | None, width: int) -> str | None:
+        """A mask and a guard, as one mask."""
         if guard is None:
             return mask
-        here = self.builder()
-        full = values.broadcast(here, Value(guard, dtypes.bool, self._guard_lanes), width)
-        if mask is None:
-            return full.text
-        return here.line(f"and <{width} x i1> {mask}, {full.text}")
+        if mask is not None:
+            return self._and(Value(mask, dtypes.bool, width), guard).text
+        return values.broadcast(self.builder(), guard, width).text
 
 
 def is_number(text: str) -> bool:

@@ -84,8 +84,8 @@ class MemoryEmitter(IndexEmitter):
             f"i32 {size}", f"<{width} x i1> {mask}",
         )  # fmt: skip
 
-    def _store_scalar(self, statement: Store, value: Value, guard: str | None) -> None:
-        with self.straight() if guard is None else self.branch(guard):
+    def _store_scalar(self, statement: Store, value: Value, guard: Value | None) -> None:
+        with self.straight() if guard is None else self.branch(guard.text):
             here = self.builder()
             pointer = self.pointer(statement.array, statement.index)
             text = values.to_memory(here, value)
@@ -157,7 +157,7 @@ class MemoryEmitter(IndexEmitter):
         if lanes == 1:
             pointer = self.pointer(array, index)
             if guard is not None:
-                pointer = here.line(f"select i1 {guard}, ptr {pointer}, ptr @zeros")
+                pointer = here.line(f"select i1 {guard.text}, ptr {pointer}, ptr @zeros")
             return here.line(f"load {kind}, ptr {pointer}, align {size}")
         mask = self.both(self.mask(), guard, lanes)
         if self.lane_stride(index) == 1:

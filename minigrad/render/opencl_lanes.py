@@ -235,20 +235,17 @@ class LanesEmitter(Emitter):
         words, x = vector.words, e.index
         step = vector.stride(x)
         kind = kind_of(vector.at(x, words.width - 1))
-        text = None
         if step is not None and kind == "int":
             numbers = words.iota(self.index(x, kind), step, kind)
             if e.op is Leaf.CONDITION:
                 return f"({numbers} >= (int{words.width})(0))"
-            text = words.cast(numbers, dtypes.int32, e.dtype)
-        if text is None and e.op is Leaf.CONDITION:
-            texts = [self.condition(vector.at(x, lane)) for lane in range(words.width)]
-            return words.gathered(texts, dtypes.bool)
-        if text is None:
-            kind = self.language.type_of(e.dtype)
-            texts = [f"({kind}){self.index(vector.at(x, lane))}" for lane in range(words.width)]
-            text = words.gathered(texts, e.dtype)
-        return text
+            if text := words.cast(numbers, dtypes.int32, e.dtype):
+                return text
+        places = [vector.at(x, lane) for lane in range(words.width)]
+        if e.op is Leaf.CONDITION:
+            return words.gathered([self.condition(place) for place in places], dtypes.bool)
+        kind = self.language.type_of(e.dtype)
+        return words.gathered([f"({kind}){self.index(place)}" for place in places], e.dtype)
 
     def _vector_load(self, e: Expr, vector: _Vector) -> str:
         array, index, conditions = e.array, e.index, e.guard
