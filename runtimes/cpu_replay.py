@@ -57,24 +57,20 @@ class CpuReplay:
             start = len(words)
             for kind, where in program.sources:
                 source = call.buffers[where] if kind == "slot" else where
-                if kind == "held":
-                    words.append(self._arena + held[where])
-                    continue
-                if kind == "number":
-                    words.append(where)
-                    continue
-                if kind == "symbol" and is_own(where):
-                    words.append(call.variables[where])
-                    continue
-                if kind == "slot" and source not in changing:
-                    words.append(source.memory)
-                    continue
-                if source not in changing:
-                    self._names.append((len(changing), source))
-                    changing[source] = len(changing)
-                places.append(len(words))
-                sources.append(changing[source])
-                words.append(0)
+                known = (
+                    self._arena + held[where] if kind == "held"
+                    else where if kind == "number"
+                    else call.variables[where] if kind == "symbol" and is_own(where)
+                    else source.memory if kind == "slot" and source not in changing
+                    else None
+                )  # fmt: skip
+                if known is None:
+                    if source not in changing:
+                        self._names.append((len(changing), source))
+                        changing[source] = len(changing)
+                    places.append(len(words))
+                    sources.append(changing[source])
+                words.append(known or 0)
             for address, total, grain, first in program.launches:
                 total = rest_of(total, call.variables)
                 if isinstance(total, Affine):

@@ -297,10 +297,6 @@ def _iota(node: Node, src: Sequence[Array], frame: Frame) -> Array:
     return np.arange(length, dtype=np.int64).astype(frame.dtype(node.dtype))
 
 
-def _variable(node: Node, src: Sequence[Array], frame: Frame) -> Array:
-    return np.array(number(node.arg, frame.variables), frame.dtype(node.dtype))
-
-
 def _collective(node: Node, src: Sequence[Array], frame: Frame) -> Array:
     """What is sent lies in one flat array; the group knows only addresses."""
     what: Collective = node.arg
@@ -328,7 +324,10 @@ MEANING: dict[Op, Meaning] = {
         np.argsort(src[0], axis=node.arg, kind="stable").astype(np.int32)
     ),
     **dict.fromkeys(SCATTERS, _scatter), Op.DISTRIBUTE: _distribute,
-    Op.CONST: _const, Op.IOTA: _iota, Op.VARIABLE: _variable, Op.COLLECTIVE: _collective,
+    Op.CONST: _const, Op.IOTA: _iota, Op.COLLECTIVE: _collective,
+    Op.VARIABLE: lambda node, src, frame: (
+        np.array(number(node.arg, frame.variables), frame.dtype(node.dtype))
+    ),
     **dict.fromkeys((Op.CONTIGUOUS, Op.ASSIGN, Op.COPY), lambda node, src, frame: src[-1]),
     **dict.fromkeys((Op.CUSTOM, Op.CHECK), lambda node, src, frame: src[0]),
 }  # fmt: skip

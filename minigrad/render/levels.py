@@ -7,12 +7,13 @@ or register that it depends on changes.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
-from minigrad.graph.symbolic import Atom
+from minigrad.graph.substitution import coefficient
+from minigrad.graph.symbolic import Affine, Atom, Integer
 from minigrad.loops.nest import (
     Loop,
     Nest,
@@ -113,7 +114,10 @@ class Levels(Generic[L, V]):
         elif isinstance(statement, Store):
             self.store(statement, self.value(statement.value))
         elif isinstance(statement, Stores):
-            self.stores(statement)
+            kept = self.kept if len(statement.items) > 1 else self.value
+            values = [kept(item.value) for item in statement.items]
+            for item, value in zip(statement.items, values, strict=True):
+                self.store(item, value)
         elif isinstance(statement, Set):
             self.set(statement)
             self.forget((statement.local,))
@@ -170,16 +174,16 @@ class Levels(Generic[L, V]):
         """The value of an expression, each part at the outermost level where it is known."""
         raise NotImplementedError
 
+    def kept(self, root: Expr) -> V:
+        """A value that a store does not change."""
+        return self.value(root)
+
     def loop(self, loop: Loop) -> None:
         """Emit a loop of any kind."""
         raise NotImplementedError
 
     def store(self, statement: Store, value: V) -> None:
         """Write a value."""
-        raise NotImplementedError
-
-    def stores(self, statement: Stores) -> None:
-        """Compute all values, then write them."""
         raise NotImplementedError
 
     def set(self, statement: Set) -> None:
@@ -197,3 +201,34 @@ def changes(body: Iterable[Statement]) -> frozenset[Array | Local]:
     for statement in body:
         found |= arrays_written(statement) | locals_set(statement)
     return found
+
+
+def stride(x: Integer, lanes: Iterable[Atom]) -> int | None:
+    """How much an index grows from lane to lane; None where that is not constant."""
+    steps = [coefficient(x, atom) for atom in lanes]
+    return None if None in steps else sum(step for step in steps if step)
+
+
+def fits_32_bits(root: Integer) -> bool:
+    """Whether nothing that is computed for an index can leave 32 bits."""
+    for x in _nested(root):
+        if isinstance(x, int):
+            if abs(x) >= 1 << 31:
+                return False
+            continue
+        size = abs(x.constant)
+        for atom, factor in x.terms:
+            size += abs(factor) * max(abs(atom.low), abs(atom.high), atom.divisor)
+        if size >= 1 << 31:
+            return False
+    return True
+
+
+def _nested(root: Integer) -> Iterator[Integer]:
+    """An index and what stands in its quotients and remainders."""
+    waiting = [root]
+    while waiting:
+        x = waiting.pop()
+        yield x
+        if isinstance(x, Affine):
+            waiting += [atom.inner for atom, _ in x.terms if atom.inner is not None]

@@ -90,12 +90,6 @@ class _Emitter(MemoryEmitter):
 
     # ---- statements ----
 
-    def stores(self, statement: Stores) -> None:
-        """Compute all values, then write them."""
-        computed = [self.value(item.value) for item in statement.items]
-        for item, value in zip(statement.items, computed, strict=True):
-            self.store(item, value)
-
     def special(self, statement: Statement) -> None:
         """Emit a hint, a sum over lanes or a product of matrices."""
         if isinstance(statement, Prefetch):
@@ -211,11 +205,9 @@ class _Emitter(MemoryEmitter):
 
     def _ask(self, loop: Loop) -> None:
         """Ask the memory for what will be read soon: each cache line that a vector covers."""
-        atom = self.lanes_atom()
-        lanes = 1 if atom is None else self.width_of(atom)
         for array, place in loop.prefetch:
             pointer = self.pointer(array, self.at_base(place))
-            span = lanes * max(self.lane_stride(place) or 1, 1) * array.dtype.itemsize
+            span = self.width() * max(self.lane_stride(place) or 1, 1) * array.dtype.itemsize
             for offset in range(0, span, CACHE_LINE):
                 at = self.builder().line(f"getelementptr i8, ptr {pointer}, i64 {offset}")
                 self.hint(at)

@@ -5,10 +5,11 @@ from __future__ import annotations
 from functools import reduce
 
 from minigrad.dtype import DType, dtypes
-from minigrad.graph.substitution import coefficient, substitute, variables
+from minigrad.graph.substitution import substitute, variables
 from minigrad.graph.symbolic import Affine, Atom, Integer
 from minigrad.loops.nest import Nest
 from minigrad.render import llvm_values as values
+from minigrad.render.levels import fits_32_bits, stride
 from minigrad.render.llvm_levels import LevelEmitter
 from minigrad.render.llvm_values import Value, memory_type
 from minigrad.schedule import expr
@@ -162,7 +163,7 @@ class IndexEmitter(LevelEmitter):
 
     def vector(self, x: Integer, width: int) -> Value:
         """A sum with vector variables, one value a lane: i32 where all its parts fit, else i64."""
-        dtype = dtypes.int32 if _fits(x) else dtypes.int64
+        dtype = dtypes.int32 if fits_32_bits(x) else dtypes.int64
         return self._vector(x, width, dtype)
 
     def _vector(self, x: Integer, width: int, dtype: DType) -> Value:
@@ -205,13 +206,7 @@ class IndexEmitter(LevelEmitter):
 
     def lane_stride(self, x: Integer) -> int | None:
         """The stride of an index along the vector in scope; None where it has no constant one."""
-        total = 0
-        for atom in self.vectors:
-            stride = coefficient(x, atom)
-            if stride is None:
-                return None
-            total += stride
-        return total
+        return stride(x, self.vectors)
 
     def at_base(self, x: Integer) -> Integer:
         """An index at lane 0 of the vector in scope, in terms of names that `scalar` knows."""
@@ -262,7 +257,7 @@ class IndexEmitter(LevelEmitter):
             if is_number(text):
                 return values.constant(int(text) >= 0, dtypes.bool)
             return Value(here.line(f"icmp sge i64 {text}, 0"), dtypes.bool, 1)
-        width = next(iter(self.vectors.values())).width
+        width = self.width()
         number = self.vector(x, width)
         zero = values.literal(0, values.register_type(number.dtype), width)
         return Value(here.line(f"icmp sge {number.typed}, {zero}"), dtypes.bool, width)
@@ -289,17 +284,3 @@ class IndexEmitter(LevelEmitter):
 def is_number(text: str) -> bool:
     """Whether an operand is a constant."""
     return text.lstrip("-").isdecimal()
-
-
-def _fits(x: Integer) -> bool:
-    """Whether an index and everything inside it fits into 32 bits."""
-    if isinstance(x, int):
-        return abs(x) < 1 << 31
-    if x.low < -(1 << 31) or x.high >= 1 << 31:
-        return False
-    size = abs(x.constant)
-    for atom, factor in x.terms:
-        size += abs(factor) * max(abs(atom.low), abs(atom.high))
-        if atom.inner is not None and not _fits(atom.inner):
-            return False
-    return size < 1 << 31

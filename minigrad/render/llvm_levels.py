@@ -138,20 +138,13 @@ class LevelEmitter(levels.Levels[Level, Value]):
                 self.vectors[atom] = Lanes(first, loop.step)
                 self.bound(atom)
 
-    def lanes_atom(self) -> Atom | None:
-        """The vector variable in scope."""
-        return next(iter(self.vectors), None)
-
-    def width_of(self, atom: Atom) -> int:
-        """Lanes of a vector variable."""
-        return self.vectors[atom].width
+    def width(self) -> int:
+        """Lanes of the vector variable in scope, 1 without one."""
+        return next((lanes.width for lanes in self.vectors.values()), 1)
 
     def lanes_of(self, e: Expr) -> int:
         """Lanes of an expression's value."""
-        for atom, lanes in self.vectors.items():
-            if atom in e.variables:
-                return lanes.width
-        return 1
+        return 1 if self.vectors.keys().isdisjoint(e.variables) else self.width()
 
     def _masking(self) -> Level | None:
         """The innermost level that has a say in which lanes count."""

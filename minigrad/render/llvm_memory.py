@@ -32,30 +32,25 @@ class MemoryEmitter(IndexEmitter):
 
     def store(self, statement: Store, value: Value) -> None:
         """Write a value, or the lanes of one that are not masked."""
-        array, lanes_atom = statement.array, self.lanes_atom()
+        array, width = statement.array, self.width()
         stride = self.lane_stride(statement.index)
         here = self.builder()
         guard = self.guard(statement.guard)
-        if lanes_atom is None or stride == 0:
+        if width == 1 or stride == 0:
             self._store_scalar(statement, value, guard)
         else:
-            width = self.width_of(lanes_atom)
             value = values.broadcast(here, value, width)
             mask = self.both(self.mask(), guard, width)
             kind = vector_type(memory_type(array.dtype), width)
             if stride == 1:
                 pointer = self.pointer(array, self.at_base(statement.index))
-                text = values.to_memory(here, value)
-                size = array.dtype.itemsize
-                if mask is None and statement is self.streamed:
-                    size = alignment(statement, width)
-                    here.lines.append(
-                        f"  store {kind} {text}, ptr {pointer}, align {size}, !nontemporal !0"
-                    )
-                elif mask is None:
-                    here.lines.append(f"  store {kind} {text}, ptr {pointer}, align {size}")
-                else:
+                text, size, how = values.to_memory(here, value), array.dtype.itemsize, ""
+                if mask is not None:
                     self._masked_store(kind, text, pointer, mask, width, size)
+                else:
+                    if statement is self.streamed:
+                        size, how = alignment(statement, width), ", !nontemporal !0"
+                    here.lines.append(f"  store {kind} {text}, ptr {pointer}, align {size}{how}")
             else:
                 text = values.to_memory(here, value)
                 pointers = self.pointers(array, statement.index, width)

@@ -31,8 +31,7 @@ def loads_across(emitter: IndexEmitter, loop: Loop) -> list[Expr]:
     """
     if not loop.transpose or not all(isinstance(s, Store | Stores) for s in loop.body):
         return []
-    atom = emitter.lanes_atom()
-    if atom is None or emitter.width_of(atom) < LEAST_ROWS:
+    if emitter.width() < LEAST_ROWS:
         return []
     written = arrays_written(loop)
     found = []
@@ -67,9 +66,7 @@ def emit_transposed(
     emitter: IndexEmitter, loop: Loop, loads: list[Expr], start: str, stop: str
 ) -> None:
     """Emit a serial loop block by block; of the last one only some iterations may count."""
-    atom = emitter.lanes_atom()
-    assert atom is not None
-    length = min(loop.transpose, emitter.width_of(atom))
+    length = min(loop.transpose, emitter.width())
     most = emitter.maximum(emitter.minus(stop, start), "0")
     count = (
         str(int(most) % length) if is_number(most)
@@ -123,7 +120,7 @@ def _transposed(
     mask: of the iterations that count; empty if all do.
     """
     vectors, length = emitter.vectors, block.width
-    width = next(iter(vectors.values())).width
+    width = emitter.width()
     along = Atom("var", variable.name + ".along", variable.low, variable.high)
     rows = []
     for lane in range(width):

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from minigrad.dtype import DType
 from minigrad.errors import CompileError
-from minigrad.graph.operations import Op
+from minigrad.graph.operations import STEPS, Op
 from minigrad.schedule.expr import Leaf
 
 
@@ -307,13 +307,7 @@ def fold(b: Builder, op: Op, x: Value) -> Value:
             low, high = (Value(part, x.dtype, half) for part in parts)
             x = Value(_extremum(b, Op.MAXIMUM, low, high), x.dtype, half)
         return x
-    if x.dtype.is_bool:
-        name = "and" if op is Op.PROD else "or"
-    elif x.dtype.is_float:
-        name = "fadd" if op is Op.SUM else "fmul"
-    else:
-        sign = "s" if x.dtype.kind == "i" else "u"
-        name = {Op.SUM: "add", Op.PROD: "mul", Op.MAX: f"{sign}max"}[op]
+    name = STEPS[op][0].facts.llvm.of(x.dtype) or ("smax" if x.dtype.kind == "i" else "umax")
     arguments = [x.typed]
     if name in ("fadd", "fmul"):
         arguments.insert(0, f"{scalar} {literal(-0.0 if name == 'fadd' else 1.0, scalar)}")

@@ -20,7 +20,6 @@ from minigrad.loops.nest import (
     Set,
     Statement,
     Store,
-    Stores,
 )
 from minigrad.render.opencl_index import (
     IndexEmitter,
@@ -93,14 +92,9 @@ class Emitter(IndexEmitter):
         if not isinstance(statement, Prefetch):
             raise self._unexpected(f"a {type(statement).__name__}")
 
-    def stores(self, statement: Stores) -> None:
-        """All values are computed before the first is written."""
-        values = [
-            self.value(item.value) if len(statement.items) == 1 else self.named(item.value)[0]
-            for item in statement.items
-        ]
-        for item, value in zip(statement.items, values, strict=True):
-            self.store(item, value)
+    def kept(self, root: Expr) -> str:
+        """A value that a store does not change: it has a name."""
+        return self.named(root)[0]
 
     def store(self, statement: Store, value: str) -> None:
         """Write a value."""

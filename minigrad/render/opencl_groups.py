@@ -30,6 +30,7 @@ from minigrad.schedule import expr
 from minigrad.schedule.expr import Array, Leaf
 
 SUBGROUPS = "#pragma OPENCL EXTENSION cl_khr_subgroups : enable"
+BARRIER = "barrier(CLK_LOCAL_MEM_FENCE);"
 PRIVATE_BYTES = 2048  # scratch memory that still goes to private memory
 WORDS = (dtypes.float32, dtypes.float64, dtypes.int32, dtypes.uint32, dtypes.int64, dtypes.uint64)
 
@@ -148,56 +149,54 @@ class GroupsEmitter(LanesEmitter):
         wide = self._is_vector(target)
         width = target.width if wide else 1
         parts = [words.lane(register, dtype, n) if wide else register for n in range(width)]
-        self.line("{")
-        inside = self._by_subgroups if self._has_fold(statement.op, dtype) else self._by_halves
-        for line in inside(statement.op, dtype, memory, parts, items):
-            self.line(INDENT + line)
+        if self._has_fold(statement.op, dtype):
+            self._by_subgroups(dtype, memory, parts, items)
+        else:
+            self._by_halves(statement.op, dtype, memory, parts, items)
         lanes = [self.words.loaded(dtype, memory, str(n * items)) for n in range(width)]
         text = words.gathered(lanes, dtype) if wide else lanes[0]
-        self.line(f"{INDENT}{register} = {bare(text)};")
-        self.line(f"{INDENT}barrier(CLK_LOCAL_MEM_FENCE);")
-        self.line("}")
+        self.line(f"{register} = {bare(text)};")
+        self.line(BARRIER)
+
+    def _keep(self, dtype: DType, memory: str, place: str, value: str) -> None:
+        self.line(self.words.stored(dtype, memory, place, value) or "")
 
     def _by_halves(
         self, op: Op, dtype: DType, memory: str, parts: list[str], items: int
-    ) -> list[str]:
-        language = self.words
-        lines = ["const int own = get_local_id(0);"]
-        for number, part in enumerate(parts):
-            lines.append(language.stored(dtype, memory, f"own + {number * items}", part))
-        lines.append("barrier(CLK_LOCAL_MEM_FENCE);")
-        lines.append(f"for (int half_way = {items // 2}; half_way > 0; half_way /= 2) {{")
-        lines.append(f"{INDENT}if (own < half_way) {{")
-        for number in range(len(parts)):
-            place = f"own + {number * items}"
-            pair = [
-                language.loaded(dtype, memory, at) for at in (place, f"{place} + half_way")
-            ]
-            value = language.operation(STEPS[op][0], dtype, dtype, pair)
-            lines.append(f"{INDENT * 2}{language.stored(dtype, memory, place, value)}")
-        return [*lines, f"{INDENT}}}", f"{INDENT}barrier(CLK_LOCAL_MEM_FENCE);", "}"]
+    ) -> None:
+        own, places = self.number("own"), range(0, len(parts) * items, items)
+        self.line(f"const int {own} = get_local_id(0);")
+        for start, part in zip(places, parts, strict=True):
+            self._keep(dtype, memory, f"{own} + {start}", part)
+        self.line(BARRIER)
+        header = f"for (int half_way = {items // 2}; half_way > 0; half_way /= 2)"
+        with self.straight(header=header):
+            with self.straight(header=f"if ({own} < half_way)"):
+                for start in places:
+                    at = (f"{own} + {start}", f"{own} + {start} + half_way")
+                    pair = [self.words.loaded(dtype, memory, place) for place in at]
+                    both = self.words.operation(STEPS[op][0], dtype, dtype, pair)
+                    self._keep(dtype, memory, at[0], both or "")
+            self.line(BARRIER)
 
-    def _by_subgroups(
-        self, op: Op, dtype: DType, memory: str, parts: list[str], items: int
-    ) -> list[str]:
+    def _by_subgroups(self, dtype: DType, memory: str, parts: list[str], items: int) -> None:
         """Each sub-group sums its own in registers; the first item adds the sub-groups' sums."""
         self.uses_subgroups = True
-        kind = register_type(dtype)
-        lines, together = [], []
-        for number, part in enumerate(parts):
-            lines.append(f"const {kind} ours{number} = sub_group_reduce_add({part});")
-            place = f"get_sub_group_id() + {number * items}"
-            store = self.words.stored(dtype, memory, place, f"ours{number}")
-            lines.append(f"if (get_sub_group_local_id() == 0) {store}")
-            first = str(number * items)
-            value = " + ".join(
-                self.words.loaded(dtype, memory, at) for at in (first, f"{first} + other")
-            )
-            together.append(self.words.stored(dtype, memory, first, value))
-        lines += ["barrier(CLK_LOCAL_MEM_FENCE);", "if (get_local_id(0) == 0) {"]
-        lines.append(f"{INDENT}for (uint other = 1; other < get_num_sub_groups(); other++) {{")
-        lines += [INDENT * 2 + line for line in together]
-        return [*lines, f"{INDENT}}}", "}", "barrier(CLK_LOCAL_MEM_FENCE);"]
+        places = range(0, len(parts) * items, items)
+        for start, part in zip(places, parts, strict=True):
+            ours = self.number("ours")
+            self.line(f"const {register_type(dtype)} {ours} = sub_group_reduce_add({part});")
+            with self.straight(header="if (get_sub_group_local_id() == 0)"):
+                self._keep(dtype, memory, f"get_sub_group_id() + {start}", ours)
+        self.line(BARRIER)
+        with self.straight(header="if (get_local_id(0) == 0)"):
+            header = "for (uint other = 1; other < get_num_sub_groups(); other++)"
+            with self.straight(header=header):
+                for start in places:
+                    at = (str(start), f"{start} + other")
+                    pair = [self.words.loaded(dtype, memory, place) for place in at]
+                    self._keep(dtype, memory, at[0], " + ".join(pair))
+        self.line(BARRIER)
 
     def _has_fold(self, op: Op, dtype: DType) -> bool:
         """Whether sub-groups have a sum for it. (Their maximum says nothing of NaN.)"""

@@ -10,10 +10,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from minigrad.graph.substitution import variables
-from minigrad.graph.symbolic import Affine, Atom, Integer, high, low
+from minigrad.graph.symbolic import Atom, Integer, high, low
 from minigrad.loops.nest import Nest, Statement
 from minigrad.render import levels
-from minigrad.render.levels import Level
+from minigrad.render.levels import Level, fits_32_bits
 from minigrad.render.opencl_values import Language, bare
 from minigrad.schedule import expr
 from minigrad.schedule.expr import Expr
@@ -186,32 +186,7 @@ class IndexEmitter(levels.Levels[Level, str]):
 
 def kind_of(x: Integer) -> str:
     """The C type in which an index is computed."""
-    return "int" if _fits(x) else "long"
-
-
-def _fits(root: Integer) -> bool:
-    """Whether nothing that is computed for an index can leave 32 bits."""
-    for x in _nested(root):
-        if isinstance(x, int):
-            if abs(x) >= 1 << 31:
-                return False
-            continue
-        size = abs(x.constant)
-        for atom, factor in x.terms:
-            size += abs(factor) * max(abs(atom.low), abs(atom.high), atom.divisor)
-        if size >= 1 << 31:
-            return False
-    return True
-
-
-def _nested(root: Integer) -> Iterator[Integer]:
-    """An index and what stands in its quotients and remainders."""
-    waiting = [root]
-    while waiting:
-        x = waiting.pop()
-        yield x
-        if isinstance(x, Affine):
-            waiting += [atom.inner for atom, _ in x.terms if atom.inner is not None]
+    return "int" if fits_32_bits(x) else "long"
 
 
 def kind_of_range(least: Integer, stops: Iterable[Integer], step: int) -> str:

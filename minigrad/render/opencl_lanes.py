@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from minigrad.dtype import dtypes
-from minigrad.graph.substitution import coefficient, substitute, variables
+from minigrad.graph.substitution import substitute, variables
 from minigrad.graph.symbolic import Affine, Atom, Integer
 from minigrad.loops.nest import (
     Loop,
@@ -19,6 +19,7 @@ from minigrad.loops.nest import (
     Store,
     expressions,
 )
+from minigrad.render.levels import stride
 from minigrad.render.opencl import Emitter
 from minigrad.render.opencl_index import Variable, kind_of, kind_of_range
 from minigrad.render.opencl_values import WIDTHS, Language, Words, bare, literal
@@ -42,13 +43,7 @@ class _Vector:
 
     def stride(self, x: Integer) -> int | None:
         """How much an index grows from lane to lane; None where that is not constant."""
-        total = 0
-        for atom in self.atoms:
-            step = coefficient(x, atom)
-            if step is None:
-                return None
-            total += step
-        return total
+        return stride(x, self.atoms)
 
     def at(self, x: Integer, lane: int) -> Integer:
         """An index in one lane, in terms of the loop's variable at lane 0."""
