@@ -154,15 +154,20 @@ class Levels(Generic[L, V]):
         found = self._changing.get(e)
         if found is None:
             own = e.op is Leaf.LOCAL or e.op is Leaf.LOAD and e.array in self.writable
-            found = frozenset((e.place,) if own else ()).union(*map(self.changing, operands(e)))
+            found = frozenset((e.place,)) if own else frozenset()
+            for operand in e.args or operands(e):
+                found |= self.changing(operand)
             self._changing[e] = found
         return found
 
-    def level_known(self, e: Expr) -> int:
+    def level_known(self, e: Expr, changing: Iterable[Array | Local]) -> int:
         """The outermost level at which a value is known, if its operands are."""
         if e.op is Leaf.LOCAL:
             return len(self.levels) - 1
-        return max([self.level_of(e.variables), *map(self.pinned, self.changing(e))])
+        level = self.level_of(e.variables)
+        for item in changing:
+            level = max(level, self.pinned(item))
+        return level
 
     # ---- to be given by a renderer ----
 

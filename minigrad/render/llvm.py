@@ -262,7 +262,10 @@ class _Emitter(MemoryEmitter):
         return self.memo[root][0]
 
     def _emit(self, e: Expr) -> None:
-        level = max([self.level_known(e), *(self.memo[arg][1] for arg in e.args)])
+        depends = self.changing(e)
+        level = self.level_known(e, depends)
+        for arg in e.args:
+            level = max(level, self.memo[arg][1])
         lanes = self.lanes_of(e)
         with self.at(level):
             if e.op is Op.CONST:
@@ -277,7 +280,7 @@ class _Emitter(MemoryEmitter):
                 value = self._read_local(e)
             else:
                 value = self._operation(e, lanes)
-        self.remember(e, value, level, self.changing(e))
+        self.remember(e, value, level, depends)
 
     def _operation(self, e: Expr, lanes: int) -> Value:
         here = self.builder()

@@ -140,11 +140,16 @@ class LevelEmitter(levels.Levels[Level, Value]):
 
     def width(self) -> int:
         """Lanes of the vector variable in scope, 1 without one."""
-        return next((lanes.width for lanes in self.vectors.values()), 1)
+        for lanes in self.vectors.values():
+            return lanes.width
+        return 1
 
     def lanes_of(self, e: Expr) -> int:
         """Lanes of an expression's value."""
-        return 1 if self.vectors.keys().isdisjoint(e.variables) else self.width()
+        for atom, lanes in self.vectors.items():
+            if atom in e.variables:
+                return lanes.width
+        return 1
 
     def _masking(self) -> Level | None:
         """The innermost level that has a say in which lanes count."""

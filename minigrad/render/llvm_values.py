@@ -128,51 +128,53 @@ def _type_of(argument: str) -> str:
 
 def operation(b: Builder, op: Op | Leaf, args: list[Value], dtype: DType) -> Value:
     """The instructions of one elementwise operation; all args have equal lanes."""
-    lanes = args[0].lanes
-    source = args[0].dtype
-    signed = source.kind == "i"
-    if op is Leaf.WHOLE:
-        name = "fptosi" if dtype.kind == "i" else "fptoui"
-        kind = vector_type(register_type(dtype), lanes)
-        return Value(b.line(f"{name} {args[0].typed} to {kind}"), dtype, lanes)
-    if isinstance(op, Leaf) or op in (Op.SHL, Op.SHR):
-        name = {
-            Leaf.QUOTIENT: "sdiv" if signed else "udiv", Leaf.REMAINDER: "frem",
-            Op.SHL: "shl", Op.SHR: "ashr" if signed else "lshr",
-        }[op]  # fmt: skip
-        return Value(b.line(f"{name} {args[0].typed}, {args[1].text}"), dtype, lanes)
-    if op is Op.CAST:
-        return cast(b, args[0], dtype)
-    if op is Op.BITCAST:
-        return _bitcast(b, args[0], dtype)
-    word = op.facts.llvm.of(source)
-    if op is Op.WHERE:
-        test, then, other = args
-        text = b.line(f"select {test.typed}, {then.typed}, {other.typed}")
-    elif op is Op.NEG:
-        zero = literal(0, register_type(source), lanes)
-        text = b.line(
-            f"fneg {args[0].typed}"
-            if source.is_float
-            else f"sub {args[0].type} {zero}, {args[0].text}"
-        )
-    elif op is Op.NOT:
-        ones = literal(True if source.is_bool else -1, register_type(source), lanes)
-        text = b.line(f"xor {args[0].typed}, {ones}")
-    elif op.facts.compares:
+    if isinstance(op, Leaf):
+        return _as_the_processor(b, op, args, dtype)
+    x, facts = args[0], op.facts
+    source = x.dtype
+    word = facts.llvm.of(source)
+    if facts.compares:
         text = _compare(b, word, *args)
-    elif word and len(args) == 1:
-        text = b.call(f"llvm.{word}.{suffix(args[0].type)}", args[0].type, [args[0].typed])
-    elif word:
+    elif word and len(args) == 2:
         # A product may become part of a sum, but not of a difference: x·y − max(x·y) would be above
         # 0 where the maximum was rounded before.
         flag = " contract" if source.is_float and op is not Op.SUB else ""
-        text = b.line(f"{word}{flag} {args[0].typed}, {args[1].text}")
+        text = b.line(f"{word}{flag} {x.typed}, {args[1].text}")
+    elif word:
+        text = b.call(f"llvm.{word}.{suffix(x.type)}", x.type, [x.typed])
+    elif op is Op.WHERE:
+        test, then, other = args
+        text = b.line(f"select {test.typed}, {then.typed}, {other.typed}")
+    elif op is Op.CAST:
+        return cast(b, x, dtype)
+    elif op is Op.BITCAST:
+        return _bitcast(b, x, dtype)
     elif op in (Op.MAXIMUM, Op.MINIMUM):
         text = _extremum(b, op, *args)
+    elif op is Op.NEG:
+        zero = literal(0, register_type(source), x.lanes)
+        text = b.line(f"fneg {x.typed}" if source.is_float else f"sub {x.type} {zero}, {x.text}")
+    elif op is Op.NOT:
+        ones = literal(True if source.is_bool else -1, register_type(source), x.lanes)
+        text = b.line(f"xor {x.typed}, {ones}")
+    elif op in (Op.SHL, Op.SHR):
+        return _as_the_processor(b, op, args, dtype)
     else:
         raise CompileError(f"LLVM renderer: {op} of {source.name} is not a primitive operation")
-    return Value(text, dtype, lanes)
+    return Value(text, dtype, x.lanes)
+
+
+def _as_the_processor(b: Builder, op: Op | Leaf, args: list[Value], dtype: DType) -> Value:
+    """What is defined for some operands only: see arithmetic.py."""
+    x, signed = args[0], dtype.kind == "i"
+    if op is Leaf.WHOLE:
+        kind = vector_type(register_type(dtype), x.lanes)
+        return Value(b.line(f"fpto{'s' if signed else 'u'}i {x.typed} to {kind}"), dtype, x.lanes)
+    name = {
+        Leaf.QUOTIENT: "sdiv" if signed else "udiv", Leaf.REMAINDER: "frem",
+        Op.SHL: "shl", Op.SHR: "ashr" if signed else "lshr",
+    }[op]  # fmt: skip
+    return Value(b.line(f"{name} {x.typed}, {args[1].text}"), dtype, x.lanes)
 
 
 def _compare(b: Builder, word: str, left: Value, right: Value) -> str:

@@ -253,7 +253,7 @@ class Emitter(IndexEmitter):
     def _level(self, e: Expr, levels: dict[Expr, int]) -> int:
         """The outermost level at which a value is known."""
         inside = [levels[o] if o in levels else self.memo[o][1] for o in operands(e)]
-        return max([self.level_known(e), *inside])
+        return max([self.level_known(e, self.changing(e)), *inside])
 
     def _text(self, e: Expr, texts: dict[Expr, str], levels: dict[Expr, int]) -> str:
         if e.op is Op.CONST:
