@@ -154,8 +154,8 @@ class _Function:
             case _:
                 name, sides = "ne", [test, ast.Constant(0)]
                 if isinstance(test, ast.Compare):
-                    (operator,), sides = test.ops, [test.left, *test.comparators]
-                    name = _TESTS[type(operator).__name__]
+                    (comparison,), sides = test.ops, [test.left, *test.comparators]
+                    name = _TESTS[type(comparison).__name__]
                 left, right = map(self.value, sides)
                 answer = self.line(f"icmp {name} i64 {left}, {right}")
                 self.lines.append(f"  br i1 {answer}, label %{then}, label %{other}")
