@@ -90,9 +90,9 @@ def _shifted(x: Expr, count: Expr, dtype: DType, op: Op) -> Expr:
 def _whole(x: Expr, dtype: DType) -> Expr:
     """Truncated and saturated, NaN 0."""
     x = x if x.dtype is dtypes.float64 else x.cast(dtypes.float32)
-    low = x.less(float(dtype.minimum))
+    low, not_low = x.less(float(dtype.minimum)), x.constant(dtype.minimum).operation("le", x)
     high = x.constant(float(int(dtype.maximum) + 1)).operation("le", x)
-    inside = (low | x.differs(x) | high).where(0.0, x)
+    inside = (~not_low | high).where(0.0, x)
     whole = apply(Leaf.WHOLE, (inside,), dtype)
     return high.where(dtype.maximum, low.where(dtype.minimum, whole))
 
