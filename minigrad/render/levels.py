@@ -7,13 +7,13 @@ or register that it depends on changes.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
 from minigrad.graph.substitution import coefficient
-from minigrad.graph.symbolic import Affine, Atom, Integer
+from minigrad.graph.symbolic import Atom, Integer
 from minigrad.loops.nest import (
     Loop,
     Nest,
@@ -214,26 +214,12 @@ def stride(x: Integer, lanes: Iterable[Atom]) -> int | None:
     return None if None in steps else sum(step for step in steps if step)
 
 
-def fits_32_bits(root: Integer) -> bool:
+def fits_32_bits(x: Integer) -> bool:
     """Whether nothing that is computed for an index can leave 32 bits."""
-    for x in _nested(root):
-        if isinstance(x, int):
-            if abs(x) >= 1 << 31:
-                return False
-            continue
-        size = abs(x.constant)
-        for atom, factor in x.terms:
-            size += abs(factor) * max(abs(atom.low), abs(atom.high), atom.divisor)
-        if size >= 1 << 31:
-            return False
-    return True
-
-
-def _nested(root: Integer) -> Iterator[Integer]:
-    """An index and what stands in its quotients and remainders."""
-    waiting = [root]
-    while waiting:
-        x = waiting.pop()
-        yield x
-        if isinstance(x, Affine):
-            waiting += [atom.inner for atom, _ in x.terms if atom.inner is not None]
+    if isinstance(x, int):
+        return abs(x) < 1 << 31
+    size = abs(x.constant)
+    for atom, factor in x.terms:
+        size += abs(factor) * max(abs(atom.low), abs(atom.high), atom.divisor)
+    inside = (atom.inner for atom, _ in x.terms if atom.inner is not None)
+    return size < 1 << 31 and all(map(fits_32_bits, inside))

@@ -151,15 +151,12 @@ class IndexEmitter(LevelEmitter):
         rest = here.line(f"srem {x.typed}, {divisor}")
         negative = here.line(f"icmp slt {x.type} {rest}, {zero}")
         mask = values.mask_type(x)
-        if atom.kind == "mod":
-            moved = here.line(f"add {x.type} {rest}, {divisor}")
-            text = here.line(f"select {mask} {negative}, {x.type} {moved}, {x.type} {rest}")
-        else:
-            one = values.literal(1, scalar, x.lanes)
-            quotient = here.line(f"sdiv {x.typed}, {divisor}")
-            lower = here.line(f"sub {x.type} {quotient}, {one}")
-            text = here.line(f"select {mask} {negative}, {x.type} {lower}, {x.type} {quotient}")
-        return Value(text, x.dtype, x.lanes)
+        found, change = rest, f"add {x.type} {rest}, {divisor}"
+        if atom.kind == "div":
+            found = here.line(f"sdiv {x.typed}, {divisor}")
+            change = f"sub {x.type} {found}, {values.literal(1, scalar, x.lanes)}"
+        text = f"select {mask} {negative}, {x.type} {here.line(change)}, {x.type} {found}"
+        return Value(here.line(text), x.dtype, x.lanes)
 
     def vector(self, x: Integer, width: int) -> Value:
         """A sum with vector variables, one value a lane: i32 where all its parts fit, else i64."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from minigrad.graph.node import Op
-from minigrad.graph.substitution import substitute, variables
+from minigrad.graph.substitution import substitute
 from minigrad.graph.symbolic import Integer, high, low
 from minigrad.loops.nest import Nest, Store
 from minigrad.render import llvm_pairs as pairs
@@ -161,7 +161,7 @@ class MemoryEmitter(IndexEmitter):
                 text = here.line(f"load {kind}, ptr {pointer}, align {size}")
             else:
                 text = self._masked_load(kind, pointer, size, lanes, mask)
-        elif mask is None and self._interleaved(array, known := self._with_constants(index)):
+        elif mask is None and self._interleaved(array, known := substitute(index, self.constants)):
             text = self._picked(array, known, lanes)
         elif mask is None and (found := self._nearby(array, known, lanes)) is not None:
             first, places = found
@@ -203,11 +203,6 @@ class MemoryEmitter(IndexEmitter):
         known = [place for place in places if isinstance(place, int) and 0 <= place < lanes]
         inside = low(first) >= 0 and high(first) + lanes <= array.size
         return (first, known) if len(known) == lanes and inside else None
-
-    def _with_constants(self, index: Integer) -> Integer:
-        """An index with the variables of unrolled loops replaced by their numbers."""
-        known = self.constants
-        return substitute(index, {atom: known[atom] for atom in variables(index) if atom in known})
 
     def _interleaved(self, array: Array, index: Integer) -> bool:
         """Whether lanes are a few elements apart, and all that lies between is in the array."""

@@ -146,7 +146,7 @@ class GroupsEmitter(LanesEmitter):
         memory, dtype = self.pointers[statement.memory], target.dtype
         register = self._register(target, 0)
         words = Words(self.language, target.width)
-        wide = self._is_vector(target)
+        wide = target.width > 1 and self.lane is None
         width = target.width if wide else 1
         parts = [words.lane(register, dtype, n) if wide else register for n in range(width)]
         if self._has_fold(statement.op, dtype):

@@ -139,10 +139,6 @@ class LanesEmitter(Emitter):
             text = Words(self.language, local.width).broadcast(text, local.dtype)
         self.line(f"{register} = {bare(text)};")
 
-    def _is_vector(self, local: Local) -> bool:
-        """Whether a register is a vector here, not one of its lanes."""
-        return local.width > 1 and self.lane is None
-
     def store(self, statement: Store, value: str) -> None:
         """Write a value, of all lanes at once where they are neighbours."""
         vector, array = self.vector, statement.array
