@@ -163,7 +163,7 @@ class CpuProgram:
         self._format = f"={len(self.sources)}q"
         base = ctypes.addressof(self._arguments)
         self._table: Any = (Launch * max(len(self.kernels), 1))(*(
-            (address, base + 8 * start, total if isinstance(total, int) else 0, grain)
+            Launch(address, base + 8 * start, total if isinstance(total, int) else 0, grain)
             for address, total, grain, start in self.launches
         ))  # fmt: skip
         self._varying = [

@@ -60,5 +60,5 @@ class GuardedProgram:
         """A table of one launch, with scratch areas of this kernel's size."""
         arguments = struct.pack(f"={len(words)}q", *words)
         memory = ctypes.create_string_buffer(arguments, max(len(arguments), 8))
-        table = (Launch * 1)((address, ctypes.addressof(memory), total, kernel.code.grain))
+        table = (Launch * 1)(Launch(address, ctypes.addressof(memory), total, kernel.code.grain))
         self._run(ctypes.addressof(table), 1, kernel.code.scratch_bytes)

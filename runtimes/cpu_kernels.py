@@ -278,7 +278,7 @@ class Kernels:
             addresses, code = self.compiler.compile(one.text, [nest.name])
             keep.append((arguments, code))
             place = ctypes.addressof(arguments)
-            rows.append((addresses[nest.name], place, nest.total, nest.grain))
+            rows.append(Launch(addresses[nest.name], place, nest.total, nest.grain))
         table = (Launch * len(ways))(*rows)
 
         def run(number: int) -> None:

@@ -104,7 +104,7 @@ def _best_time(pool: Pool, kernel: int, memory: int, chunks: int, half: int = 0)
     """Seconds of the fastest run of a kernel, one chunk per iteration."""
     arguments = (ctypes.c_int64 * 2)(memory, memory + half)
     grain = max(chunks // (16 * pool.threads), 1)
-    table = (Launch * 1)((kernel, ctypes.addressof(arguments), chunks, grain))
+    table = (Launch * 1)(Launch(kernel, ctypes.addressof(arguments), chunks, grain))
     times: list[float] = []
     while len(times) < LEAST_RUNS or sum(times) < MEASURING_SECONDS:
         start = time.perf_counter()

@@ -89,8 +89,8 @@ class CpuReplay:
         self._count = len(launches) + 1
         base, patched = ctypes.addressof(self._words), ctypes.addressof(self._patched)
         self._table = (Launch * self._count)(
-            (driver()[0]["patch"], patched, len(places), max(len(places), 1), FLAG_ALONE),
-            *((address, base + 8 * start, total, n) for address, total, n, start in launches),
+            Launch(driver()[0]["patch"], patched, len(places), max(len(places), 1), FLAG_ALONE),
+            *(Launch(where, base + 8 * start, total, n) for where, total, n, start in launches),
         )
         self.kernels = sum(len(p.launches) for p in programs)
         self.operations = sum(p.operations for p in programs)

@@ -6,7 +6,7 @@ from functools import reduce
 
 from minigrad.dtype import DType, dtypes
 from minigrad.graph.substitution import substitute, variables
-from minigrad.graph.symbolic import Affine, Atom, Integer
+from minigrad.graph.symbolic import Atom, Integer
 from minigrad.loops.nest import Nest
 from minigrad.render import llvm_values as values
 from minigrad.render.levels import fits_32_bits, stride
@@ -168,7 +168,8 @@ class IndexEmitter(LevelEmitter):
         here = self.builder()
         if isinstance(x, int):
             return values.constant(x, dtype, width)
-        same, step = Affine(x.constant, ()), 0  # what all lanes have in common; from lane to lane
+        same: Integer = x.constant  # what all lanes have in common
+        step = 0  # from lane to lane
         parts: list[Value] = []
         for atom, factor in x.terms:
             if atom in self.vectors or self.vectors.keys().isdisjoint(variables(atom.index)):

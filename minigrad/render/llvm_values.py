@@ -111,9 +111,7 @@ class Builder:
         self.declare(f"declare void @{intrinsic}({types})")
         self.lines.append(f"  call void @{intrinsic}({', '.join(arguments)})")
 
-    def shuffle(
-        self, kind: str, x: str, order: Iterable[int | str], y: str = "poison"
-    ) -> str:
+    def shuffle(self, kind: str, x: str, order: Iterable[int | str], y: str = "poison") -> str:
         """Elements of two vectors of a type; numbers of the second's follow the first's."""
         numbers = [f"i32 {number}" for number in order]
         mask = f"<{len(numbers)} x i32> <{', '.join(numbers)}>"

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from minigrad.dtype import DType
 from minigrad.errors import CompileError
 from minigrad.graph.node import Op
 from minigrad.graph.substitution import proven_nonnegative
@@ -102,9 +103,15 @@ class Emitter(IndexEmitter):
         guard = self.guard(statement.guard)
         if guard != "false":
             place = bare(self.index(statement.index))
-            text = self.words.stored(array.dtype, self.pointers[array], place, value)
+            text = self._stored(array.dtype, self.pointers[array], place, value)
             self.line(f"if ({bare(guard)}) {text}" if guard else text)
         self.forget((array,))
+
+    def _stored(self, dtype: DType, pointer: str, place: str, value: str) -> str:
+        """The statement that writes an element."""
+        text = self.words.stored(dtype, pointer, place, value)
+        assert text is not None
+        return text
 
     def loop(self, loop: Loop) -> None:
         """Emit a loop of any kind."""

@@ -158,16 +158,11 @@ class GroupsEmitter(LanesEmitter):
         self.line(f"{register} = {bare(text)};")
         self.line(BARRIER)
 
-    def _keep(self, dtype: DType, memory: str, place: str, value: str) -> None:
-        self.line(self.words.stored(dtype, memory, place, value) or "")
-
-    def _by_halves(
-        self, op: Op, dtype: DType, memory: str, parts: list[str], items: int
-    ) -> None:
+    def _by_halves(self, op: Op, dtype: DType, memory: str, parts: list[str], items: int) -> None:
         own, places = self.number("own"), range(0, len(parts) * items, items)
         self.line(f"const int {own} = get_local_id(0);")
         for start, part in zip(places, parts, strict=True):
-            self._keep(dtype, memory, f"{own} + {start}", part)
+            self.line(self._stored(dtype, memory, f"{own} + {start}", part))
         self.line(BARRIER)
         header = f"for (int half_way = {items // 2}; half_way > 0; half_way /= 2)"
         with self.straight(header=header):
@@ -176,7 +171,8 @@ class GroupsEmitter(LanesEmitter):
                     at = (f"{own} + {start}", f"{own} + {start} + half_way")
                     pair = [self.words.loaded(dtype, memory, place) for place in at]
                     both = self.words.operation(STEPS[op][0], dtype, dtype, pair)
-                    self._keep(dtype, memory, at[0], both or "")
+                    assert both is not None
+                    self.line(self._stored(dtype, memory, at[0], both))
             self.line(BARRIER)
 
     def _by_subgroups(self, dtype: DType, memory: str, parts: list[str], items: int) -> None:
@@ -187,7 +183,7 @@ class GroupsEmitter(LanesEmitter):
             ours = self.number("ours")
             self.line(f"const {register_type(dtype)} {ours} = sub_group_reduce_add({part});")
             with self.straight(header="if (get_sub_group_local_id() == 0)"):
-                self._keep(dtype, memory, f"get_sub_group_id() + {start}", ours)
+                self.line(self._stored(dtype, memory, f"get_sub_group_id() + {start}", ours))
         self.line(BARRIER)
         with self.straight(header="if (get_local_id(0) == 0)"):
             header = "for (uint other = 1; other < get_num_sub_groups(); other++)"
@@ -195,7 +191,7 @@ class GroupsEmitter(LanesEmitter):
                 for start in places:
                     at = (str(start), f"{start} + other")
                     pair = [self.words.loaded(dtype, memory, place) for place in at]
-                    self._keep(dtype, memory, at[0], " + ".join(pair))
+                    self.line(self._stored(dtype, memory, at[0], " + ".join(pair)))
         self.line(BARRIER)
 
     def _has_fold(self, op: Op, dtype: DType) -> bool:
@@ -209,16 +205,12 @@ class GroupsEmitter(LanesEmitter):
             return super()._whole_load(array, index, words)
         return f"(*{self._as_vector(array, index, words, 'const ')})"
 
-    def _whole_store(
-        self, array: Array, index: Integer, value: str, words: Words
-    ) -> str | None:
+    def _whole_store(self, array: Array, index: Integer, value: str, words: Words) -> str | None:
         if not self._is_aligned(array, index, words.width):
             return super()._whole_store(array, index, value, words)
         return f"*{self._as_vector(array, index, words)} = {bare(value)};"
 
-    def _as_vector(
-        self, array: Array, index: Integer, words: Words, const: str = ""
-    ) -> str:
+    def _as_vector(self, array: Array, index: Integer, words: Words, const: str = "") -> str:
         kind = words.type_of(array.dtype)
         place = f"{self.pointers[array]} + {bare(self.index(index))}"
         return f"({self._space(array)}{const}{kind} *)({place})"
@@ -247,9 +239,7 @@ class GroupsEmitter(LanesEmitter):
         return index.constant % width == 0 and all(c % width == 0 for _, c in rest)
 
 
-def render(
-    nest: Nest, fp64: bool = True, device: str = "CL", subgroups: bool = False
-) -> Source:
+def render(nest: Nest, fp64: bool = True, device: str = "CL", subgroups: bool = False) -> Source:
     """The source of a nest made for a target with work-groups.
 
     Raises DTypeError where it computes in float64 and the device cannot (`fp64` False).

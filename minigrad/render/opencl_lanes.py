@@ -168,7 +168,7 @@ class LanesEmitter(Emitter):
                 continue
             place = bare(self.index(vector.at(statement.index, lane)))
             element = vector.words.lane(name, array.dtype, lane)
-            text = self.words.stored(array.dtype, self.pointers[array], place, element)
+            text = self._stored(array.dtype, self.pointers[array], place, element)
             self.line(f"if ({bare(guard)}) {text}" if guard else text)
         self.forget((array,))
 
@@ -265,9 +265,7 @@ class LanesEmitter(Emitter):
         """Neighbouring elements from an index on."""
         return words.loaded(array.dtype, self.pointers[array], self.index(index))
 
-    def _whole_store(
-        self, array: Array, index: Integer, value: str, words: Words
-    ) -> str | None:
+    def _whole_store(self, array: Array, index: Integer, value: str, words: Words) -> str | None:
         """The statement that writes them; None where there are no words for them."""
         return words.stored(array.dtype, self.pointers[array], self.index(index), value)
 

@@ -231,9 +231,7 @@ class Words:
 
     # ---- operations ----
 
-    def operation(
-        self, op: Op | Leaf, source: DType, dtype: DType, args: list[str]
-    ) -> str | None:
+    def operation(self, op: Op | Leaf, source: DType, dtype: DType, args: list[str]) -> str | None:
         """The text of one elementwise operation on operands of dtype `source`, and its result's."""
         kind = self.type_of(dtype)
         word = word_of(op, source)
