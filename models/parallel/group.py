@@ -207,13 +207,18 @@ class RankGroup:
                 _join(sent, joined, size)
                 ring.permute(members, joined, target, nbytes, what.place)
         elif kind == "all_gather":
-            own = sent[0].count * size
-            ctypes.memmove(target + members.rank * own, sent[0].address, own)
-            ring.ring_all_gather(members, target, result.count, dtype, self)
+            place = target
+            for piece in sent:
+                _join([piece], place + members.rank * piece.count * size, size)
+                place += members.size * piece.count * size
+            counts = [members.size * piece.count for piece in sent]
+            ring.ring_all_gather(members, target, counts, dtype, self)
         elif kind == "reduce_scatter":
-            count = sent[0].count
+            count = result.count * members.size
+            parts = [_part(piece, rank, members.size, size)
+                     for rank in range(members.size) for piece in sent]  # fmt: skip
             with _Scratch(count * size) as copy:
-                ctypes.memmove(copy, sent[0].address, count * size)
+                _join(parts, copy, size)
                 start, _ = ring.ring_reduce_scatter(members, copy, count, dtype, what.how, self)
                 ctypes.memmove(target, copy + start * size, nbytes)
         else:
@@ -242,6 +247,12 @@ class _Scratch:
 
     def __exit__(self, *_: object) -> None:
         cpu_memory.free(self.address, self.nbytes)
+
+
+def _part(piece: Piece, rank: int, ranks: int, itemsize: int) -> Piece:
+    """The part of an array that is a rank's."""
+    count = piece.count // ranks
+    return Piece(piece.address + rank * count * itemsize, count)
 
 
 def _join(sent: Sequence[Piece], target: int, itemsize: int) -> None:
