@@ -1,16 +1,15 @@
 """The exchanges of one device's program in their order, small ones joined.
 
 Each exchange has a price beside its bytes: ranks must agree upon it, and wait for each other. Those
-of one kind and group go together while nobody needs the first one's result before the last one's
-sources are there. What comes first is told by depths: how many nodes are made before, one after the
+of one kind and group go together where nothing that is made next waits for the first of them. What
+comes first, and what can wait, is told by depths: how many nodes are made before, one after the
 other. So gradients go while the backward pass still makes others, whatever the order of the roots.
 """
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 from minigrad.graph.collective import SEVERAL, Collective, together
 from minigrad.graph.conversions import Sent
@@ -19,16 +18,21 @@ from minigrad.graph.operations import MOVEMENT
 from minigrad.graph.shapes import numel
 
 BUCKET = 4 << 20  # bytes that go together: more than that takes longer than what is saved
+COPIED = BUCKET >> 6  # bytes of a result that may go together with others though it is copied then
 
 
-@dataclass
+@dataclass(eq=False)
 class _Bucket:
-    """Exchanges that go together, when `ready` nodes, one after the other, are made."""
+    """Exchanges that go together, when `ready` nodes, one after the other, are made.
 
-    ready: int
-    due: int
-    nbytes: int
+    due: how many there are at most when somebody waits for it; needs: buckets that come before.
+    """
+
+    ready: int = 0
+    due: int = 0
+    nbytes: int = 0
     members: list[Node] = field(default_factory=list)
+    needs: dict[_Bucket, None] = field(default_factory=dict)  # (an ordered set)
 
 
 def in_buckets(
@@ -70,42 +74,80 @@ def _told(sent: Sequence[Sent]) -> Sent:
 
 
 def _buckets(roots: Sequence[Node], order: Sequence[Node]) -> list[_Bucket]:
-    """The exchanges of a graph in the order of their readiness."""
-    depth: dict[Node, int] = {}
-    for node in order:
-        depth[node] = 1 + max((depth[source] for source in node.src), default=0)
-    due = _due(roots, order, depth)
+    """The exchanges of a graph, in an order in which they can be made."""
+    depth, due = _depths(order)
+    copied = _results(roots)
     found = sorted((n for n in order if n.op is Op.COLLECTIVE), key=depth.__getitem__)
-    buckets: list[_Bucket] = []
+    home: dict[Node, _Bucket] = {}
     last: dict[Hashable, _Bucket] = {}
+    before = _exchanges_before(order)
     for node in found:
         arg: Collective = node.arg
-        ready = depth[node] - 1
-        key: Any = arg.kind, arg.group, arg.how, arg.place, node.dtype
+        key = arg.kind, arg.group, arg.how, arg.place, node.dtype
         nbytes = max(numel(one.shape) for one in (node, node.src[0])) * node.dtype.itemsize
+        ready, needs = depth[node] - 1, dict.fromkeys(home[other] for other in before[node])
         bucket = last.get(key)
+        alone = arg.kind not in SEVERAL or (node in copied and nbytes > COPIED)
         if (
-            bucket is None or arg.kind not in SEVERAL
-            or bucket.nbytes + nbytes > BUCKET or bucket.due <= ready
+            alone or bucket is None or bucket.nbytes + nbytes > BUCKET or bucket.due <= ready
+            or bucket in _in_order(needs)
         ):  # fmt: skip
-            bucket = last[key] = _Bucket(ready, due[node], 0)
-            buckets.append(bucket)
+            bucket = _Bucket(due=due[node])
+        if not alone:
+            last[key] = bucket
         bucket.ready, bucket.due = ready, min(bucket.due, due[node])
         bucket.nbytes += nbytes
         bucket.members.append(node)
-    return sorted(buckets, key=lambda bucket: bucket.ready)
+        bucket.needs |= needs
+        home[node] = bucket
+    return _in_order(sorted(dict.fromkeys(home.values()), key=lambda bucket: bucket.ready))
 
 
-def _due(
-    roots: Sequence[Node], order: Sequence[Node], depth: Mapping[Node, int]
-) -> dict[Node, int]:
-    """How deep the first is that reads a node, under whatever shape; a root at once."""
-    due = dict.fromkeys(order, len(order) + 1) | dict.fromkeys(roots, 0)
-    for node in reversed(order):
-        if node.op in MOVEMENT:
-            first = due[node]
+def _in_order(buckets: Iterable[_Bucket]) -> list[_Bucket]:
+    """These, and all that they need, which comes first."""
+    result: dict[_Bucket, None] = {}
+    stack = [*buckets][::-1]
+    while stack:
+        missing = [other for other in stack[-1].needs if other not in result]
+        if missing:
+            stack += missing[::-1]
         else:
-            first = depth[node] - (node.op is Op.COLLECTIVE)
+            result.setdefault(stack.pop())
+    return list(result)
+
+
+def _depths(order: Sequence[Node]) -> tuple[dict[Node, int], dict[Node, int]]:
+    """The depth of each node, and the largest that it could have with no node deeper than now."""
+    depth: dict[Node, int] = {}
+    for node in order:
+        depth[node] = 1 + max((depth[source] for source in node.src), default=0)
+    due = dict.fromkeys(order, max(depth.values(), default=0))
+    for node in reversed(order):
         for source in node.src:
-            due[source] = min(due[source], first)
-    return due
+            due[source] = min(due[source], due[node] - 1)
+    return depth, due
+
+
+def _exchanges_before(order: Sequence[Node]) -> dict[Node, dict[Node, None]]:
+    """The exchanges that each exchange needs directly, with no other one between."""
+    nearest: dict[Node, dict[Node, None]] = {}
+    found: dict[Node, dict[Node, None]] = {}
+    for node in order:
+        near: dict[Node, None] = {}
+        for source in node.src:
+            near |= nearest[source]
+        if node.op is Op.COLLECTIVE:
+            found[node], near = near, {node: None}
+        nearest[node] = near
+    return found
+
+
+def _results(roots: Sequence[Node]) -> set[Node]:
+    """The roots, and what they are under another shape."""
+    found = set[Node]()
+    for root in roots:
+        node = root
+        while node.op in MOVEMENT:
+            node = node.src[0]
+        found.add(node)
+    return found

@@ -187,7 +187,7 @@ class Plan:
                     dims = granted.dims
             cost = 0
             if made.partial:
-                size = numel(node.shape)
+                size = numel(local_shape(node.shape, made.dims, self.sizes))
                 after = late.get(node, 0)
                 if node in strict or size < after:
                     early.add(node)
@@ -299,6 +299,10 @@ class Emitter(Converter):
                     return self.convert(value, node.shape, Layout(dims, made.partial), kept)
             value = yield from self._compute(node, made.dims)
             return self.convert(value, node.shape, made, kept)
+        if not want.partial <= kept.partial:  # of a whole one device's term is all of it
+            there = Layout(want.dims, want.partial & kept.partial)
+            value = yield node, there
+            return self.convert(value, node.shape, there, want)
         finer = want.partial == kept.partial and all(
             set(one) <= set(other) for one, other in zip(kept.dims, want.dims, strict=True)
         )
