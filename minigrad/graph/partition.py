@@ -322,14 +322,13 @@ class Emitter(Converter):
         return value
 
     def _gate(self, node: Node) -> list[Node]:
-        """What is computed before something stored is gathered: the first that reads the last run.
+        """What is computed before something stored is gathered: all that comes before the last run.
 
-        (Its memory is then the more that is held.)
+        So while that is read, this one travels, and no more than the two are held.
         """
         nbytes = numel(node.shape) * node.dtype.itemsize
         if nbytes > self._room:
-            first = self._products[self._begun : self._begun + 1]
-            self._gates = first or self._products[-1:]
+            self._gates = self._products[: self._begun][-1:]
             self._begun, self._room = len(self._products), self._most
         self._room -= nbytes
         return self._gates
