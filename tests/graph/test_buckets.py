@@ -11,7 +11,6 @@ from minigrad.graph.collective import exchange
 from minigrad.graph.conversions import Sent
 from minigrad.graph.node import Node, Op, topological
 
-
 DEVICE = "a device"
 
 
