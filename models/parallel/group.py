@@ -214,9 +214,9 @@ class RankGroup:
             counts = [members.size * piece.count for piece in sent]
             ring.ring_all_gather(members, target, counts, dtype, self)
         elif kind == "reduce_scatter":
-            count = result.count * members.size
-            parts = [_part(piece, rank, members.size, size)
-                     for rank in range(members.size) for piece in sent]  # fmt: skip
+            ranks, count = members.size, result.count * members.size
+            parts = [Piece(one.address + one.count // ranks * rank * size, one.count // ranks)
+                     for rank in range(ranks) for one in sent]  # fmt: skip
             with _Scratch(count * size) as copy:
                 _join(parts, copy, size)
                 start, _ = ring.ring_reduce_scatter(members, copy, count, dtype, what.how, self)
@@ -247,12 +247,6 @@ class _Scratch:
 
     def __exit__(self, *_: object) -> None:
         cpu_memory.free(self.address, self.nbytes)
-
-
-def _part(piece: Piece, rank: int, ranks: int, itemsize: int) -> Piece:
-    """The part of an array that is a rank's."""
-    count = piece.count // ranks
-    return Piece(piece.address + rank * count * itemsize, count)
 
 
 def _join(sent: Sequence[Piece], target: int, itemsize: int) -> None:
