@@ -405,7 +405,8 @@ class MoE:
         """x (*lead, tokens, dim), choices (*lead, tokens·active) → the answer to each choice."""
         places = self.lead[1] if which.ndim > 1 else 1
         blocks = Blocks.of(which, self.experts // places, missing=places > 1)
-        answers = self.network(blocks.cut(blocks.fill(x, active)), blocks)
+        # in memory: where its reader masked it, all rows of its last product would be computed
+        answers = self.network(blocks.cut(blocks.fill(x, active)), blocks).contiguous()
         return blocks.empty(answers.flatten(-3, -2))
 
     def _exchanged(self, x: Tensor, lead: tuple[int, ...]) -> Tensor:

@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from types import FrameType
 
+from minigrad.graph.buckets import BUCKET
 from minigrad.models import console
 from minigrad.models.errors import InputError
 from minigrad.models.gpt_config import GPTConfig
@@ -23,7 +24,6 @@ from minigrad.models.interrupt import SIGNALS, Stopped
 from minigrad.models.network_link import Link, NoLink
 from minigrad.models.network_model import Cluster, Layout, Network, Work, predict
 from minigrad.models.network_trial import started
-from minigrad.models.parallel.data_parallel import BUCKET
 from minigrad.models.parallel.schedules import SCHEDULES
 
 FAST = Network("unshaped", 1e18, 0.0)

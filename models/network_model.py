@@ -24,6 +24,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
+from minigrad.graph.partition import GATHERED_PART
 from minigrad.models.gpt_config import GPTConfig
 from minigrad.models.parallel.schedules import COSTS, Wire, length, make_table, simulate
 from minigrad.models.sizing import flops_per_token, parameters
@@ -130,8 +131,8 @@ class Cluster:
     """Devices of `peak` flop/s, in boxes of some whose own network is `inner`.
 
     overlap: the share of what could hide behind computation that does; 0: nothing, a pipeline's
-    messages neither. bucket: bytes of gradients that travel together: the first ones wait for each
-    other.
+    messages neither. bucket: bytes of gradients (and weights) that travel together: the first ones
+    wait for each other; 0: all gradients hide, and weights go layer by layer.
     """
 
     peak: float
@@ -225,10 +226,18 @@ def predict(
     others = {one.network for one in exchanges if one.axis in ("tp", "ep", "sp")}
     if any(one.axis == "dp" and one.network in others for one in exchanges):
         behind = 0.0  # a device's exchanges follow each other, and for those everybody waits
+    size = parameters(config).total * work.itemsize / (layout.tp * layout.pp)
+    least = 0.0
     if layout.zero < 3:
-        size = parameters(config).total * work.itemsize / (layout.tp * layout.pp)
         behind *= BACKWARD_SHARE * max(1 - cluster.bucket / size, 0)
-    waits = max(seconds["dp"] - behind * cluster.overlap, 0)
+    elif cluster.bucket:
+        # the first weights come, and the last gradients go, while nothing is computed; while those
+        # are, nothing goes
+        runs = _runs(size, cluster.bucket)
+        behind *= 1 - 1 / runs
+        share = 1 / runs + 1 / math.ceil(size / cluster.bucket)
+        least = seconds["dp"] * share / (2 * turns + 1)
+    waits = max(seconds["dp"] - behind * cluster.overlap, least)
     room = compute * attention * (layout.sp - 1) / layout.sp * cluster.overlap
     inside = seconds["tp"] + seconds["ep"] + max(seconds["sp"] - room, 0)
     if layout.pp == 1:
@@ -284,12 +293,20 @@ def _of_weights(
         if n == 1 or not count:
             continue
         network = cluster.between(layout.span(*(a for a in axes if getattr(layout, a) > 1)))
-        if layout.zero == 3:  # layer by layer, for each pass over them
-            passes, layers = 2 * turns + 1, config.layers / layout.pp
-            yield Exchange("dp", passes * layers * (n - 1), size / layers / n, network)
+        if layout.zero == 3:  # layer by layer, or in runs; for each pass over them
+            layers = config.layers / layout.pp
+            runs = _runs(size, cluster.bucket) if cluster.bucket else layers
+            yield Exchange("dp", 2 * turns * runs * (n - 1), size / runs / n, network)
+            runs = math.ceil(size / cluster.bucket) if cluster.bucket else layers
+            yield Exchange("dp", runs * (n - 1), size / runs / n, network)
         else:
             buckets = math.ceil(size / cluster.bucket) if cluster.bucket else 1
             yield Exchange("dp", 2 * (n - 1) * buckets, size / n / buckets, network)
+
+
+def _runs(size: float, bucket: float) -> int:
+    """In how many runs weights are gathered that AdamW learns, which stores three times as much."""
+    return math.ceil(size / min(bucket, 3 * size * GATHERED_PART))
 
 
 def _pipeline(

@@ -18,7 +18,7 @@ from types import CodeType, FrameType
 from typing import Any
 
 from minigrad import program
-from minigrad.graph import canonical, gradient, node, partition, rewrite
+from minigrad.graph import buckets, canonical, gradient, node, partition, rewrite
 from minigrad.graph.interned import Interned
 from minigrad.graph.node import Node
 from minigrad.nn import optim
@@ -36,7 +36,7 @@ FOLLOWED: dict[CodeType, str] = {
         (program._in_stages, "node"), (rewrite.without_rules, "node"),
         (canonical.Canonical.rewritten, "node"),
         (partition.Emitter.value, "node"), (partition.without_barriers, "node"),
-        (partition.partition, "root"), (partition._in_order, "node"),
+        (partition.partition, "root"), (buckets.in_buckets, "node"),
         (schedule._distinct_roots, "root"), (schedule._Plan.__init__, "root"),
     )
 }  # fmt: skip

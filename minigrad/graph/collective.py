@@ -30,7 +30,8 @@ from minigrad.graph.node import Node, Op, Shape, make
 from minigrad.graph.shapes import numel
 
 SHARED = frozenset({"all_reduce", "permute", "broadcast", "reduce"})  # result is like the source
-KINDS = SHARED | {"reduce_scatter", "all_gather", "all_to_all"}
+SEVERAL = SHARED | {"reduce_scatter", "all_gather"}  # an exchange may join several arrays
+KINDS = SEVERAL | {"all_to_all"}
 REDUCTIONS = frozenset({"sum", "mean", "max"})
 
 
@@ -74,11 +75,12 @@ _numbers = _Numbers()
 
 def exchange(
     kind: str, group: str, size: int, sources: Sequence[Node],
-    how: str = "-", place: int = 0, after: Sequence[Node] = (),
+    how: str = "-", place: int = 0, after: Sequence[Node] = (), number: int | None = None,
 ) -> Node:  # fmt: skip
-    """A COLLECTIVE of sources of one dtype; several become one flat array, and so does the result.
+    """A COLLECTIVE of sources of one dtype; of several the results are one flat array.
 
-    after: nodes that are computed before it begins, though it does not read them.
+    after: nodes that are computed before it begins, though it does not read them. number: which
+    exchange of its program it is; the next one if not given.
     """
     first = sources[0]
     if kind not in KINDS:
@@ -90,9 +92,13 @@ def exchange(
     if any(source.dtype is not first.dtype for source in sources):
         names = ", ".join(source.dtype.name for source in sources)
         raise DTypeError(f"{kind}: one exchange of {names}: expected one dtype")
-    shape = _result_shape(kind, size, sources)
+    shapes = [_result_shape(kind, size, source.shape) for source in sources]
+    if len(sources) > 1 and kind not in SEVERAL:
+        raise ShapeError(f"{kind} takes one array, got {len(sources)}")
+    shape = shapes[0] if len(sources) == 1 else (sum(map(numel, shapes)),)
     sent = _listed([f"{node.dtype.name}{list(node.shape)}" for node in sources])
-    arg = Collective(kind, group, size, how, place, next(_numbers.next), len(sources), sent)
+    number = next(_numbers.next) if number is None else number
+    arg = Collective(kind, group, size, how, place, number, len(sources), sent)
     return make(Op.COLLECTIVE, first.dtype, shape, (*sources, *after), arg, first.device)
 
 
@@ -102,15 +108,26 @@ def _listed(words: Sequence[str]) -> str:
     return ", ".join(word if count == 1 else f"{count} × {word}" for word, count in rows)
 
 
-def _result_shape(kind: str, size: int, sources: Sequence[Node]) -> Shape:
-    shapes = [source.shape for source in sources]
-    if any(not isinstance(extent, int) for shape in shapes for extent in shape):
-        raise ShapeError(f"{kind}: shapes {shapes}; expected plain ints, the same on every rank")
-    if len(sources) > 1:
-        if kind not in SHARED:
-            raise ShapeError(f"{kind} takes one array, got {len(sources)}")
-        return (sum(numel(shape) for shape in shapes),)
-    (shape,) = shapes
+def together(
+    kind: str, group: str, size: int, sources: Sequence[Node],
+    how: str = "-", place: int = 0, after: Sequence[Node] = (), number: int | None = None,
+) -> list[Node]:  # fmt: skip
+    """One exchange of several sources: what becomes of each, in its own shape. See `exchange`."""
+    joined = exchange(kind, group, size, sources, how, place, after, number)
+    if len(sources) == 1:
+        return [joined]
+    result, start = [], 0
+    for source in sources:
+        shape = _result_shape(kind, size, source.shape)
+        stop = start + numel(shape)
+        result.append(build.reshape(build.shrink(joined, [(start, stop)]), shape))
+        start = stop
+    return result
+
+
+def _result_shape(kind: str, size: int, shape: Shape) -> Shape:
+    if any(not isinstance(extent, int) for extent in shape):
+        raise ShapeError(f"{kind}: shape {shape}; expected plain ints, the same on every rank")
     if kind in SHARED:
         return shape
     length: Any = shape[0] if shape else 1

@@ -1,6 +1,6 @@
 """Values on a mesh in another layout: what is a part of what is there, and what is exchanged.
 
-    whole → divided                a part: costs nothing
+    whole → divided, partial       a part, or all of it at one device: costs nothing
     partial → whole, divided       all_reduce, reduce_scatter
     divided → whole, other digits  all_gather, all_to_all
 
@@ -98,7 +98,19 @@ class Converter:
             for digit in reversed(digits):
                 if digit not in want.dims[at]:
                     x = self._gather(x, shape, have, at, digit)
-        return self._divide_all(x, shape, have, want, NONE)
+        x = self._divide_all(x, shape, have, want, NONE)
+        for axis in sorted(want.partial - given.partial):
+            x = self._term(x, axis)
+        return x
+
+    def _term(self, x: Node, axis: str) -> Node:
+        """What all devices have as a sum over an axis: the first one's, and nothing of others."""
+        place = var(place_name(axis), 0, self.sizes[axis] - 1)
+        assert isinstance(place, Affine)
+        number = build.variable(place, self.device)
+        is_first = build.elementwise(Op.EQ, number, const_like(number, 0))
+        mask = build.expand(build.reshape(is_first, (1,) * x.ndim), x.shape)
+        return build.elementwise(Op.WHERE, mask, x, const_like(x, 0))
 
     def _fits(self, shape: Shape, have: Sequence[Digits], at: int, digit: Digit) -> bool:
         return digit in joined(shape[at], have[at], (digit,), self.sizes)

@@ -14,10 +14,11 @@ elsewhere than it is (`graph/conversions.py`). All devices get the same graph.
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from minigrad.graph import build
+from minigrad.graph.buckets import BUCKET, in_buckets
 from minigrad.graph.conversions import Converter, Sent
 from minigrad.graph.node import Node, Op, Shape, make, topological
 from minigrad.graph.operations import ELEMENTWISE
@@ -168,6 +169,7 @@ class Plan:
         asked: dict[Node, list[Dims]] = {}
         late: dict[Node, int] = {}  # elements exchanged if the readers of a partial sum see to it
         strict: set[Node] = set()
+        met: set[Node] = set()  # partial sums to which others are added before they are exchanged
         for root, wanted in zip(self.roots, self.wanted, strict=True):
             strict.add(root)
             if wanted is not None:
@@ -185,7 +187,7 @@ class Plan:
                     dims = granted.dims
             cost = 0
             if made.partial:
-                size = numel(node.shape)
+                size = numel(local_shape(node.shape, made.dims, self.sizes))
                 after = late.get(node, 0)
                 if node in strict or size < after:
                     early.add(node)
@@ -195,13 +197,18 @@ class Plan:
             likes = rule.backward(self, node, dims, choice.inner)
             if likes is None:  # it will have to be divided when it is there
                 likes = rule.backward(self, node, made.dims, choice.inner)
-            for source, like, sums in zip(node.src, likes or (), choice.partials, strict=False):
+            given = [self.choices[source].made.partial for source in node.src]
+            several = sum(1 for one in given if one) > 1 or (node in met and node not in early)
+            alone = not several and any(n > g for g, n in zip(given, choice.partials, strict=True))
+            for source, like in zip(node.src, likes or (), strict=False):
                 asked.setdefault(source, []).append(like)
-                lost = self.choices[source].made.partial - sums
-                if lost:
+            for source, one, sums in zip(node.src, given, choice.partials, strict=True):
+                if one - sums or (one and alone):
                     strict.add(source)
-                elif self.choices[source].made.partial:
+                elif one:
                     late[source] = late.get(source, 0) + cost
+                    if several:
+                        met.add(source)
         return wishes, frozenset(early)
 
     def _common(self, asked: Sequence[Dims]) -> Dims:
@@ -221,7 +228,9 @@ Emission = Generator[Wanted, Node, Node]
 # A value that is stored apart is gathered anew for a reader that comes later in the graph than the
 # one before by more than this part of it: it is not kept from the forward to the backward pass.
 KEPT_PART = 1 / 16
-AHEAD = 2  # it is gathered so many products before it is read
+# What is stored is gathered in runs of up to this part of all, and up to a bucket's bytes: while
+# one is read, the next is gathered.
+GATHERED_PART = 1 / 16
 
 
 class Emitter(Converter):
@@ -234,6 +243,12 @@ class Emitter(Converter):
         self._times: dict[Wanted, list[int]] = {}  # depths of the readers for which it was gathered
         self._fed: set[Node] = set()  # what reads something gathered
         self._products: list[Node] = []  # of these
+        stored = (node for node, layout in plan.leaves.items() if layout.stored)
+        nbytes = sum(numel(node.shape) * node.dtype.itemsize for node in stored)
+        self._most = min(int(nbytes * GATHERED_PART), BUCKET)
+        self._room = 0  # bytes that may still be gathered together
+        self._begun = 0  # how many products there were when that run began
+        self._gates: list[Node] = []
 
     def value(self, node: Node, want: Layout) -> Node:
         """A node's local part. (A stack of our own: graphs are deeper than Python's goes.)"""
@@ -284,6 +299,10 @@ class Emitter(Converter):
                     return self.convert(value, node.shape, Layout(dims, made.partial), kept)
             value = yield from self._compute(node, made.dims)
             return self.convert(value, node.shape, made, kept)
+        if not want.partial <= kept.partial:  # of a whole one device's term is all of it
+            there = Layout(want.dims, want.partial & kept.partial)
+            value = yield node, there
+            return self.convert(value, node.shape, there, want)
         finer = want.partial == kept.partial and all(
             set(one) <= set(other) for one, other in zip(kept.dims, want.dims, strict=True)
         )
@@ -297,10 +316,22 @@ class Emitter(Converter):
                 value = yield source, Layout(direct[0].dims, want.partial)
                 return rule_of(node).local(self, Place(node, want.dims, ()), [value])
         value = yield node, kept
-        self.after = self._products[-AHEAD:][:1] if plan.stored(node) else []
+        self.after = self._gate(node) if plan.is_gathered(node, want) else []
         value = self.convert(value, node.shape, kept, want)
         self.after = []
         return value
+
+    def _gate(self, node: Node) -> list[Node]:
+        """What is computed before something stored is gathered: all that comes before the last run.
+
+        So while that is read, this one travels, and no more than the two are held.
+        """
+        nbytes = numel(node.shape) * node.dtype.itemsize
+        if nbytes > self._room:
+            self._gates = self._products[: self._begun][-1:]
+            self._begun, self._room = len(self._products), self._most
+        self._room -= nbytes
+        return self._gates
 
     def _compute(self, node: Node, dims: Dims) -> Emission:
         needs = self.plan.operands(node, dims)
@@ -346,31 +377,11 @@ def partition(plan: Plan, mesh: str, device: str) -> Partitioned:
             value = make(Op.CONTIGUOUS, value.dtype, value.shape, (value,), None, value.device)
         roots.append(value)
         layouts.append(layout)
-    order, new = _in_order(roots)
-    sent = tuple(emitter.sent[node] for node in order)
+    new, sent = in_buckets(roots, emitter.sent)
     if flag("DEBUG") >= 3:
         for number, one in enumerate(sent):
             say(f"exchange {number} on {device}: {one}")
-    return Partitioned(tuple(new), tuple(layouts), sent)
-
-
-def _in_order(roots: Sequence[Node]) -> tuple[list[Node], list[Node]]:
-    """The exchanges that are needed, numbered by how much is computed before them at least.
-
-    So gradients are exchanged as the backward pass comes to them, whatever the order of the roots.
-    """
-    order = topological(roots)
-    depth: dict[Node, int] = {}
-    for node in order:
-        depth[node] = 1 + max((depth[source] for source in node.src), default=0)
-    found = sorted((n for n in order if n.op is Op.COLLECTIVE), key=depth.__getitem__)
-    number = {node: place for place, node in enumerate(found)}
-    new: dict[Node, Node] = {}
-    for node in order:
-        src = tuple(new[source] for source in node.src)
-        arg = replace(node.arg, number=number[node]) if node in number else node.arg
-        new[node] = make(node.op, node.dtype, node.shape, src, arg, node.device)
-    return found, [new[root] for root in roots]
+    return Partitioned(tuple(new), tuple(layouts), tuple(sent))
 
 
 def without_barriers(roots: Sequence[Node]) -> list[Node]:

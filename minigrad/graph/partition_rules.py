@@ -121,8 +121,8 @@ class Elementwise(Rule):
             return nothing
         if op is Op.NEG or (op is Op.CAST and kind == "f" == node.src[0].dtype.kind):
             return sums[0], sums
-        if op in (Op.ADD, Op.SUB):
-            both = sums[0] & sums[1]
+        if op in (Op.ADD, Op.SUB):  # a whole is a sum, too, of which one device has all
+            both = sums[0] | sums[1]
             return both, [both, both]
         if op is Op.MUL:
             left, right = sums[0] - sums[1], sums[1] - sums[0]

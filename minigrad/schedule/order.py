@@ -39,8 +39,9 @@ def freeing_early(
 
     Of several the one that fills least comes first, and makes room for the others. So the gradient
     of a layer's weights is taken when that of its results is at hand, not after those of all
-    layers, and what the layer kept for it is free. filled: the arrays that each cluster puts into
-    the program's memory; readers: the clusters that read them.
+    layers, and what the layer kept for it is free. In a program with exchanges such a kernel is
+    held until the next one has begun: it then runs while that is under way. filled: the arrays that
+    each cluster puts into the program's memory; readers: the clusters that read them.
     """
     left = {a: {*readers.get(a, ())} for arrays in filled.values() for a in arrays}
     reads: dict[Cluster, list[Array]] = {member: [] for member in order}
@@ -58,6 +59,7 @@ def freeing_early(
         return _bytes(array for array in reads[member] if len(left[array]) == 1)
 
     result: dict[Cluster, None] = {}
+    exchanges, held = any(member.kind == "exchange" for member in order), list[Cluster]()
     for first in order:
         early = [first]
         while early:
@@ -73,10 +75,12 @@ def freeing_early(
                     changed = [*changed, *left[array]]
             for other in followers[member]:
                 missing[other] -= 1
-            early += [
+            held += [
                 other for other in dict.fromkeys(changed)
                 if not missing[other] and other not in result and frees(other) > fills[other]
             ]  # fmt: skip
+            if member.kind == "exchange" or not exchanges:
+                early, held = early + held, []
     return list(result)
 
 

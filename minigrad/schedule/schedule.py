@@ -258,15 +258,13 @@ class _Plan:
         )
 
     def _order(self, stored: dict[Cluster, frozenset[Array]]) -> list[Cluster]:
-        """The kernels in order: what others wait for comes first; without others, what frees."""
+        """The kernels in order: what others wait for comes first, then what frees memory."""
         exchanges = [member for member in self.clusters if member.kind == "exchange"]
-        if exchanges:  # and all else meanwhile
-            return in_order([*exchanges, *self.clusters])
         filled = {
             member: [a for a in arrays if a not in self.slots and a.whole is None]
             for member, arrays in stored.items()
         }
-        return freeing_early(in_order(self.clusters), filled, self.readers)
+        return freeing_early(in_order([*exchanges, *self.clusters]), filled, self.readers)
 
 
 def _loads_by_array(stages: Sequence[Stage]) -> _Loads:

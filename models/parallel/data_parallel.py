@@ -17,12 +17,11 @@ from typing import Any
 
 from minigrad import Tensor, nn
 from minigrad.dtype import DType
+from minigrad.graph.buckets import BUCKET
 from minigrad.models.checkpoint import plain_shape
 from minigrad.models.errors import InputError
 from minigrad.models.parallel.group import RankGroup
 from minigrad.models.parallel.operations import all_reduce, together
-
-BUCKET = 4 << 20  # bytes of gradients that are exchanged together
 
 
 class DataParallel:

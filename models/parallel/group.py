@@ -207,13 +207,18 @@ class RankGroup:
                 _join(sent, joined, size)
                 ring.permute(members, joined, target, nbytes, what.place)
         elif kind == "all_gather":
-            own = sent[0].count * size
-            ctypes.memmove(target + members.rank * own, sent[0].address, own)
-            ring.ring_all_gather(members, target, result.count, dtype, self)
+            place = target
+            for piece in sent:
+                _join([piece], place + members.rank * piece.count * size, size)
+                place += members.size * piece.count * size
+            counts = [members.size * piece.count for piece in sent]
+            ring.ring_all_gather(members, target, counts, dtype, self)
         elif kind == "reduce_scatter":
-            count = sent[0].count
+            ranks, count = members.size, result.count * members.size
+            parts = [Piece(one.address + one.count // ranks * rank * size, one.count // ranks)
+                     for rank in range(ranks) for one in sent]  # fmt: skip
             with _Scratch(count * size) as copy:
-                ctypes.memmove(copy, sent[0].address, count * size)
+                _join(parts, copy, size)
                 start, _ = ring.ring_reduce_scatter(members, copy, count, dtype, what.how, self)
                 ctypes.memmove(target, copy + start * size, nbytes)
         else:

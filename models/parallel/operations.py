@@ -9,9 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from minigrad import Tensor
-from minigrad.graph import build
+from minigrad.graph import collective
 from minigrad.graph.collective import exchange
-from minigrad.graph.shapes import numel
 from minigrad.models.parallel.group import RankGroup
 
 
@@ -55,13 +54,5 @@ def together(
     kind: "all_reduce", "permute" or "broadcast". after: tensors computed before it begins.
     """
     nodes, waiting = [tensor.node for tensor in tensors], [tensor.node for tensor in after]
-    joined = exchange(kind, group.name, group.size, nodes, how, place, waiting)
-    if len(nodes) == 1:
-        return [Tensor._of(joined)]
-    result, start = [], 0
-    for node in nodes:
-        stop = start + numel(node.shape)
-        part = build.reshape(build.shrink(joined, [(start, stop)]), node.shape)
-        result.append(Tensor._of(part))
-        start = stop
-    return result
+    made = collective.together(kind, group.name, group.size, nodes, how, place, waiting)
+    return [Tensor._of(node) for node in made]

@@ -16,6 +16,7 @@ from __future__ import annotations
 import ctypes
 from collections import deque
 from collections.abc import Iterator, Sequence
+from itertools import accumulate
 from typing import Any, Protocol
 
 from minigrad.collective import Transport
@@ -44,11 +45,14 @@ def spans(count: int, parts: int) -> list[tuple[int, int]]:
     return [(count * i // parts, count * (i + 1) // parts) for i in range(parts)]
 
 
-def _pieces(span: tuple[int, int], itemsize: int) -> list[tuple[int, int]]:
+Chunk = Sequence[tuple[int, int]]  # (start, stop) of its parts in an array
+
+
+def _pieces(chunk: Chunk, itemsize: int) -> list[tuple[int, int]]:
     """(offset in bytes, elements) of the pieces of a chunk."""
     most = max(PIECE // itemsize, 1)
-    start, stop = span
-    return [(i * itemsize, min(most, stop - i)) for i in range(start, stop, most)]
+    return [(i * itemsize, min(most, stop - i))
+            for start, stop in chunk for i in range(start, stop, most)]  # fmt: skip
 
 
 class Ring:
@@ -63,13 +67,13 @@ class Ring:
         self.before = (transport.rank - 1) % transport.size
 
     def walk(
-        self, first: tuple[int, int], reduced: Sequence[tuple[int, int]],
-        gathered: Sequence[tuple[int, int]], arithmetic: Arithmetic, how: str,
+        self, first: Chunk, reduced: Sequence[Chunk], gathered: Sequence[Chunk],
+        arithmetic: Arithmetic, how: str,
     ) -> None:  # fmt: skip
         """Send the chunk `first`; receive and add `reduced`, receive and keep `gathered`."""
         transport, itemsize, size = self.transport, self.dtype.itemsize, self.transport.size
-        incoming = [(k, p) for k, span in enumerate((*reduced, *gathered))
-                    for p in _pieces(span, itemsize)]  # fmt: skip
+        incoming = [(k, p) for k, chunk in enumerate((*reduced, *gathered))
+                    for p in _pieces(chunk, itemsize)]  # fmt: skip
         last_step, adding = len(reduced) + len(gathered) - 1, len(reduced)
         scratch = cpu_memory.allocate(AHEAD * PIECE) if reduced else 0
         # A complete chunk may come while its unfinished form seems to be on its way still: but it
@@ -118,7 +122,7 @@ def ring_all_reduce(
     """Replace an array by the sum, mean or maximum of all ranks' arrays."""
     rank, size = transport.rank, transport.size
     if size > 1:
-        chunks = spans(count, size)
+        chunks = [[span] for span in spans(count, size)]
         reduced = [chunks[(rank - 2 - k) % size] for k in range(size - 1)]
         gathered = [chunks[(rank - 1 - k) % size] for k in range(size - 1)]
         first = chunks[(rank - 1) % size]
@@ -130,21 +134,24 @@ def ring_reduce_scatter(
 ) -> tuple[int, int]:
     """Reduce this rank's chunk of an array in place; gives the chunk. The others are spoiled."""
     rank, size = transport.rank, transport.size
-    chunks = spans(count, size)
+    chunks = [[span] for span in spans(count, size)]
     if size > 1:
         reduced = [chunks[(rank - 2 - k) % size] for k in range(size - 1)]
         first = chunks[(rank - 1) % size]
         Ring(transport, address, dtype).walk(first, reduced, (), arithmetic, how)
-    return chunks[rank]
+    return chunks[rank][0]
 
 
 def ring_all_gather(
-    transport: Transport, address: int, count: int, dtype: DType, arithmetic: Arithmetic
+    transport: Transport, address: int, counts: Sequence[int], dtype: DType, arithmetic: Arithmetic
 ) -> None:
-    """Give every rank all chunks of an array, of which each rank has its own."""
+    """Give every rank all of some arrays, one after the other; each rank has its part of each."""
     rank, size = transport.rank, transport.size
     if size > 1:
-        chunks = spans(count, size)
+        chunks: list[list[tuple[int, int]]] = [[] for _ in range(size)]
+        for start, count in zip(accumulate(counts, initial=0), counts, strict=False):
+            for chunk, span in zip(chunks, spans(count, size), strict=True):
+                chunk.append((start + span[0], start + span[1]))
         gathered = [chunks[(rank - 1 - k) % size] for k in range(size - 1)]
         Ring(transport, address, dtype).walk(chunks[rank], (), gathered, arithmetic, "-")
 

@@ -10,7 +10,7 @@ import pytest
 
 from minigrad.dtype import dtypes
 from minigrad.graph import build
-from minigrad.graph.node import Node, Op
+from minigrad.graph.node import Node, Op, topological
 from minigrad.graph.partition import Partitioned, partition, plan_of
 from minigrad.graph.sharding import Digit, Dims, Layout, are_valid, local_shape, mark, reshaped
 
@@ -66,6 +66,70 @@ def test_a_sum_is_scattered_where_its_reader_is_divided() -> None:
     assert kinds(divided(root, {0: by_rows})) == ["all_reduce"]
     late = build.elementwise(Op.ADD, total, total)
     assert kinds(divided(late, {0: by_rows})) == ["all_reduce"]  # one, after the addition
+
+
+def squares(x: Node) -> Node:
+    """The sum of an array's squares, a number."""
+    return build.reshape(build.reduce(Op.SUM, build.elementwise(Op.MUL, x, x), (0, 1)), ())
+
+
+def added(*terms: Node) -> Node:
+    """Their sum, one after the other."""
+    first, *rest = terms
+    for term in rest:
+        first = build.elementwise(Op.ADD, first, term)
+    return first
+
+
+def test_sums_are_added_before_they_are_exchanged() -> None:
+    """A norm: some arrays are divided, others, of which all devices have the whole, lie between."""
+    arrays = [squares(leaf(slot, 8, 8)) for slot in range(6)]
+    by_rows = {slot: Layout(((B,), ())) for slot in (0, 2, 3, 5)}
+    found = divided(build.elementwise(Op.SQRT, added(*arrays)), by_rows)
+    assert kinds(found) == ["all_reduce"]
+    assert found.exchanges[0].nbytes == 2 * 3 * 4 * 2
+
+
+def test_a_whole_alone_is_added_after_the_exchange() -> None:
+    """To one sum; but a block with two branches adds them, and what went in, before."""
+    x, y = leaf(0, 8, 8), leaf(1, 8, 8)
+    sums = [product(y, leaf(slot, 8, 8)) for slot in (2, 3)]
+    by_rows = {slot: Layout(((B,), ())) for slot in (2, 3)}
+    for terms in ((x, sums[0]), (x, *sums), (sums[0], x, sums[1])):
+        found = divided(build.elementwise(Op.EXP, added(*terms)), by_rows)
+        assert kinds(found) == ["all_reduce"]
+        assert found.exchanges[0].nbytes == 2 * 3 * 8 * 8 * 4 * 2
+        masks = [node for node in topological(found.roots) if node.op is Op.WHERE]
+        assert len(masks) == (len(terms) > 2)  # at all but one device it is 0
+
+
+def test_a_row_that_is_added_to_sums_comes_as_it_is_stored() -> None:
+    """Its part travels, not what it is repeated to; and before anything is added."""
+    x, y, row = leaf(0, 8, 8), leaf(1, 8, 8), leaf(4, 8)
+    sums = [product(y, leaf(slot, 8, 8)) for slot in (2, 3)]
+    wide = build.expand(build.reshape(row, (1, 8)), (8, 8))
+    layouts = {0: Layout(((A,), ())), 1: Layout(((A,), ())), 2: Layout(((B,), ())),
+               3: Layout(((B,), ())), 4: Layout(((A,),), stored=frozenset({"a"}))}  # fmt: skip
+    found = divided(build.elementwise(Op.EXP, added(sums[0], wide, x, sums[1])), layouts)
+    assert kinds(found) == ["all_gather", "all_reduce"]
+    assert found.exchanges[0].nbytes == 8 * 4 * 4
+
+
+def test_what_is_stored_apart_comes_in_runs() -> None:
+    """48 matrices: three at once, while the three before them are read; at first six."""
+    x, layouts = leaf(99, 8, 64), {99: Layout(((A,), ()))}
+    for slot in range(48):
+        x = build.elementwise(Op.EXP, product(x, leaf(slot, 64, 64)))
+        layouts[slot] = Layout(((Digit("a", 32),), ()), stored=frozenset({"a"}))
+    found = divided(x, layouts)
+    assert kinds(found) == ["all_gather"] * 15
+    gathers = [node for node in topological(found.roots) if node.op is Op.COLLECTIVE]
+    for node in gathers:
+        before = {n for n in topological(node.src) if n.op is Op.COLLECTIVE}
+        number = node.arg.number
+        assert node.arg.payload == (3 if number else 6)
+        known = number if number < 2 else number - 1
+        assert {n.arg.number for n in before} == set(range(known)), number
 
 
 def test_from_one_dimension_to_another() -> None:

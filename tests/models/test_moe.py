@@ -9,12 +9,17 @@ import numpy as np
 import pytest
 
 from minigrad import Tensor, nn
+from minigrad.compile import schedule_of
 from minigrad.dtype import named
+from minigrad.graph.canonical import canonicalize
+from minigrad.graph.node import topological
+from minigrad.graph.rewrite import without_rules
 from minigrad.models.decode import Decoder
 from minigrad.models.gpt import GPT, GPTConfig
 from minigrad.models.moe import MoE, auxiliary_loss, recording
 from minigrad.models.moe_commands import main, show_loads
 from minigrad.models.sizing import parameters
+from minigrad.target import Target
 
 # tokens, dim, hidden, experts, active, gated; two with blocks of one row each, and one whose
 # matrices are so large that products read them where they are
@@ -102,6 +107,21 @@ def test_no_token_is_dropped() -> None:
     load = routes[0].load().numpy()
     assert load[3] == load[5] == 0.5
     assert routes[0].balance_loss().item() > 3  # of at most 4: two of eight do everything
+
+
+def test_products_do_the_rows_of_a_block_that_are_there() -> None:
+    """Each masks what it makes, so that the mask bounds its loop; forward and backward."""
+    model, rows = MoE(16, 24, 4), 128
+    x = Tensor.randn(200, 16, requires_grad=True).realize()
+    y = model(x)
+    slopes = y.square().sum().gradient(x, *nn.state.get_parameters(model))
+    roots = [each.raw for each in (y, *slopes)]
+    graph = canonicalize(without_rules(roots, topological(roots))).graph()
+    plan = schedule_of(graph, Target(32, 16, 32 << 10, 512 << 10))
+    found = [kernel.stages for kernel in plan.kernels
+             if kernel.kind == "contraction" and rows in kernel.stages[0].shape]  # fmt: skip
+    assert len(found) == 4
+    assert all(len(stages) > 1 for stages in found), found
 
 
 def test_the_losses_of_a_router() -> None:

@@ -110,6 +110,14 @@ def test_what_hides_behind_computation() -> None:
     assert waited.exposed == pytest.approx(waited.network - 2 / 3 * 3 / 4)
     (one,) = waited.exchanges
     assert (one.messages, one.nbytes) == (6 * 4, TOTAL * 2 / 4 / 4)
+    # weights come in six runs, of 3/16 of all, gradients go in two; one run of each hides never
+    runs = predict(CONFIG, WORK, Layout(dp=4, zero=3), Cluster(1.0, slow, bucket=TOTAL), 1.0)
+    assert [(one.messages, round(one.nbytes * one.messages)) for one in runs.exchanges] == [
+        (2 * 6 * 3, round(2 * 3 * TOTAL * 2 / 4)), (2 * 3, round(3 * TOTAL * 2 / 4))
+    ]  # fmt: skip
+    assert runs.exposed == pytest.approx(runs.network - 5 / 6)
+    fast = predict(CONFIG, WORK, Layout(dp=4, zero=3), Cluster(1.0, WIRE, bucket=TOTAL), 1.0)
+    assert fast.exposed == pytest.approx(fast.network / 3 * (1 / 6 + 1 / 2))
     flops = sizing.flops_per_token(CONFIG)
     attention = 6 * CONFIG.layers * 64 * 16 / flops
     ring = messages(16, 4096) + messages(12, 8192)

@@ -145,6 +145,10 @@ def formula(division: Division, params: list[Tensor], tokens: bool) -> float | N
     # a sum for each, or a reduce_scatter and an all_gather; one of either at both ends
     passes = 4 * CONFIG.layers + tokens
     activations = passes * BATCH * CONFIG.context * CONFIG.dim * 4 // dp
+    if not tokens:  # the last one is taken of gradients of both tables, if these are smaller
+        count = BATCH * CONFIG.context // dp
+        tables = (CONFIG.vocabulary + CONFIG.context + 2) * CONFIG.dim + 2 * count  # and a norm's
+        activations -= 4 * max(count * CONFIG.dim - tables, 0)
     return weights + 2 * (tp - 1) * activations * dp
 
 

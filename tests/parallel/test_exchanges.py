@@ -89,6 +89,16 @@ def check_operations(results: list[dict[str, list[np.ndarray]]]) -> None:
                 np.testing.assert_allclose(mine, other, rtol=1e-6, err_msg=name)
 
 
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_several_arrays_in_one_exchange(size: int) -> None:
+    for found in on_ranks("local", cases.together_, size):
+        assert len(found) == 4 and all(found.values()), found
+
+
+def test_several_arrays_in_one_exchange_over_mpi() -> None:
+    assert all(all(found.values()) for found in on_ranks("mpi", cases.together_, 3))
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_captured_step_exchanges(kind: str) -> None:
     for rank, values in enumerate(on_ranks(kind, cases.captured, 3)):

@@ -10,6 +10,7 @@ import pytest
 from minigrad import Tensor
 from minigrad.dtype import dtypes
 from minigrad.graph import build as g
+from minigrad.graph.collective import exchange
 from minigrad.graph.gradient import gradient
 from minigrad.graph.node import Node, Op
 from minigrad.schedule.expr import Array
@@ -100,6 +101,22 @@ def test_what_a_layer_keeps_is_free_when_its_gradient_is_taken(layers: int) -> N
     layer, weight = rows * width * 4, width * width * 4
     arena = plan_of(build).arena_bytes
     assert arena <= (layers + 2) * layer + layers * weight
+
+
+def test_what_frees_memory_runs_while_an_exchange_is_under_way() -> None:
+    """Tensor parallel, backward: a layer's gradient is under way while its weight's is taken."""
+
+    def build(inputs: Inputs) -> list[Node]:
+        weight = inputs(64, 64)
+        x = ew(Op.EXP, inputs(256, 64))
+        slope = ew(Op.EXP, product(x, weight))
+        total = exchange("all_reduce", "g", 2, [product(slope, weight)], "sum")
+        of_weight = product(g.permute(x, (1, 0)), slope)
+        return [ew(Op.EXP, total), of_weight]
+
+    order = [kernel.kind for kernel in plan_of(build).kernels]
+    begin, end = order.index("exchange"), order.index("wait")
+    assert order[begin:end] == ["exchange", "contraction"], order
 
 
 def test_an_old_value_is_read_before_it_is_written_over(on_device: str) -> None:
