@@ -18,17 +18,19 @@ queries, one for blocks of keys.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from minigrad.graph.substitution import substitute
 from minigrad.graph.symbolic import Atom, Integer, ceildiv, high, low
 from minigrad.loops.assemble import assemble
 from minigrad.loops.axes import fix_rows
 from minigrad.loops.block_codegen import RowLanes, StepCode
 from minigrad.loops.block_plan import BlockPlan, products_before_readers
-from minigrad.loops.build import flat_loop
+from minigrad.loops.build import flat_loop, lanes_loop, loops_over, serial_loop
 from minigrad.loops.common_subexpressions import share_common, speculative_products
-from minigrad.loops.cost import vectors_each
+from minigrad.loops.cost import choose_nr, vectors_each
 from minigrad.loops.mask_bounds import Bounds, Rows, mask_bounds
-from minigrad.loops.nest import Nest, Statement
+from minigrad.loops.nest import Nest, Statement, Store
 from minigrad.schedule import expr
 from minigrad.schedule.axis import Axis, make_axis
 from minigrad.schedule.fuse import prefix_length
@@ -53,9 +55,8 @@ def block_rows(kernel: Kernel, target: Target, name: str) -> Nest:
     height = 1 << (target.tile_rows.bit_length() - 1)
     later = _later(kernel, outer, target)
     block = RowLanes(row, start, width, height, target, later)
-    whole = outer.index * extent + row.index
     found = [
-        (fix_rows(stage, kernel.rows, whole), stage.contraction is not None)
+        (_fixed(stage, kernel, outer, row), stage.contraction is not None)
         for stage in kernel.stages
     ]
     found, speculation = speculative_products(share_common(found, kernel.stored), kernel.stored)
@@ -92,8 +93,31 @@ def block_rows(kernel: Kernel, target: Target, name: str) -> Nest:
         work += count * (2 if n in products else expr.operations(stage.body))
         alone = 1 / target.lanes(stage.body.dtype)
         vectors += count * (alone if n in products else vectors_each(stage, target))
-    nested = flat_loop([outer, number], tuple(body))
+    if kernel.sums:
+        body = [_cleared(stage, target) for stage in stages if stage.array in kernel.sums] + [
+            serial_loop(number, tuple(body))
+        ]
+    nested = flat_loop([outer] if kernel.sums else [outer, number], tuple(body))
     return assemble(name, kernel, nested, target, work, vectors)
+
+
+def _fixed(stage: Stage, kernel: Kernel, outer: Axis, row: Axis) -> Stage:
+    """A stage for one row; of a sum over rows what one adds, with the row as what is reduced."""
+    if stage.array not in kernel.sums:
+        return fix_rows(stage, kernel.rows, outer.index * row.count + row.index)
+    (reduced,) = stage.reduced
+    stage = fix_rows(stage, outer.extent, outer.index)
+    body = expr.substitute_in(stage.body, {reduced.variable: row.index})
+    return replace(stage, reduced=(row,), body=body)
+
+
+def _cleared(stage: Stage, target: Target) -> Statement:
+    """Zeros, to which blocks add."""
+    *outer, axis = stage.axes
+    zero = Store(stage.array, stage.position, expr.const(0, stage.array.dtype))
+    width = choose_nr(target, stage, axis.count)
+    (loop,) = loops_over(outer, [lanes_loop(axis, width, (zero,))])
+    return loop
 
 
 def _later(kernel: Kernel, outer: Axis, target: Target) -> dict[Atom, Integer]:
@@ -114,6 +138,8 @@ def _elements(stage: Stage, bounds: dict[Atom, Bounds], block: dict[Atom, Intege
     """Elements that a row of a block has, within the bounds of its loops."""
     count = 1
     for axis in (*stage.axes, *stage.reduced):
+        if axis.variable not in bounds:  # the row, of a sum over rows
+            continue
         first, stop = (substitute(x, block) for x in bounds[axis.variable])
         count *= max(min(high(stop), high(axis.extent)) - low(first), 1)
     return count

@@ -23,7 +23,7 @@ from minigrad.schedule.axis import Axis
 from minigrad.schedule.contraction import Contraction
 from minigrad.schedule.expr import Array, Expr
 from minigrad.schedule.layout import Order, order_of, reading, relayout
-from minigrad.schedule.stage import Stage
+from minigrad.schedule.stage import Stage, before_readers
 
 # Multiply-adds an element up to which a product is computed where it is read: in one kernel (the
 # widest heads of attention that are in use have 256); in several, where what follows it must wait
@@ -45,7 +45,7 @@ class Sink:
     """A stage that reads chains. `rows` leading axes make up its `count` rows, `extent` the last.
 
     order: how the stage's axes were rearranged so that rows come first. reads: for each array of a
-    chain, in which order its axes are needed.
+    chain, in which order its axes are needed. sums: the rows are those that the stage reduces.
     """
 
     stage: Stage
@@ -54,6 +54,7 @@ class Sink:
     count: Integer
     extent: int
     reads: tuple[tuple[Array, Order], ...]
+    sums: bool = False
 
 
 def _exchanged(stages: Iterable[Stage]) -> frozenset[Array]:
@@ -216,6 +217,23 @@ class Chains:
         count = iterations([axis.extent for axis in outer])
         return Sink(stage, tuple(order), len(outer), count, last, tuple(found.items()))
 
+    def summed(self, sink: Sink) -> Sink | None:
+        """The sink as a sum over the rows of other sinks, block by block; None if it is not one.
+
+        The gradients of keys and values are such sums over queries.
+        """
+        stage, place = sink.stage, sink.rows - 1
+        if stage.contraction is None or len(stage.reduced) != 1 or stage.array.dtype.itemsize < 4:
+            return None
+        outer, (row,) = stage.axes[:place], stage.reduced
+        reads = tuple((a, (*order[:place], *reversed(order[place:]))) for a, order in sink.reads)
+        if row.count < LEAST or not all(
+            self._can_have(self.members[array], order, sink.rows) for array, order in reads
+        ):
+            return None
+        count = iterations([axis.extent for axis in (*outer, row)])
+        return replace(sink, count=count, extent=row.count, reads=reads, sums=True)
+
     def _wanted(self, load: Expr, variables: Sequence[Atom], rows: int) -> Order | None:
         """The order of axes in which the reader of a member needs it, if all below can have it."""
         member = self.members[load.array]
@@ -255,6 +273,9 @@ class Chains:
                 self.sinks[stage.array] = replace(sink, stage=stage)
             elif stage.array in self.members:
                 self.members[stage.array] = stage
+        # what can be a sum over rows comes when it is known which kernel has those rows
+        late = {array for array, sink in self.sinks.items() if self.summed(sink) is not None}
+        self.stages = before_readers(self.stages, late)
 
     def pull(
         self, sink: Sink, pulled: Mapping[tuple[Array, Order], Array], mark: str

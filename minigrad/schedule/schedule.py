@@ -38,7 +38,8 @@ class Kernel:
     (as "rows", but products take part, so that several rows are computed together); "exchange"
     begins a COLLECTIVE and "wait" ends it, and neither is code. rows: the number of rows.
     stored: the arrays that must reach memory; the others live and die inside the kernel. numbers:
-    values of the program's own for symbols (where parts of a CAT begin), by name.
+    values of the program's own for symbols (where parts of a CAT begin), by name. sums: of
+    "block_rows", the arrays that its blocks add to, the one after the other.
     """
 
     kind: str
@@ -46,6 +47,7 @@ class Kernel:
     rows: Integer
     stored: frozenset[Array]
     numbers: tuple[tuple[str, int], ...] = ()
+    sums: frozenset[Array] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -241,7 +243,8 @@ class _Plan:
                 continue
             rows = member.most_rows or 1
             stages, numbers = with_starts(member.stages)
-            kernels.append(Kernel(member.kind, stages, rows, stored[member], numbers))
+            sums = frozenset(member.sums)
+            kernels.append(Kernel(member.kind, stages, rows, stored[member], numbers, sums))
         slots = {array: s for array, s in self.slots.items() if array.whole is None}
         kernels = add_waits(kernels, slots)
         arena, size = plan_arena(kernels, slots)
