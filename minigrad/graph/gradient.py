@@ -159,7 +159,7 @@ def _custom_rules(node: Node) -> tuple[Rule | None, ...]:
 
 def _sum(parts: Sequence[Node]) -> Node:
     """The contributions of a node's users, added in the order in which they came."""
-    if len(parts) > build.FEW and (joined := _side_by_side(parts)) is not None:
+    if len(parts) > 1 and (joined := _side_by_side(parts)) is not None:
         return joined
     total = parts[0]
     for part in parts[1:]:

@@ -18,19 +18,18 @@ queries, one for blocks of keys.
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from minigrad.graph.substitution import substitute
 from minigrad.graph.symbolic import Atom, Integer, ceildiv, high, low
 from minigrad.loops.assemble import assemble
 from minigrad.loops.axes import fix_rows
 from minigrad.loops.block_codegen import RowLanes, StepCode
 from minigrad.loops.block_plan import BlockPlan, products_before_readers
-from minigrad.loops.build import flat_loop, lanes_loop, loops_over, serial_loop
+from minigrad.loops.block_sums import BlockSums
+from minigrad.loops.build import flat_loop, serial_loop
 from minigrad.loops.common_subexpressions import share_common, speculative_products
-from minigrad.loops.cost import choose_nr, vectors_each
+from minigrad.loops.cost import vectors_each
 from minigrad.loops.mask_bounds import Bounds, Rows, mask_bounds
-from minigrad.loops.nest import Nest, Statement, Store
+from minigrad.loops.nest import Nest, Statement
 from minigrad.schedule import expr
 from minigrad.schedule.axis import Axis, make_axis
 from minigrad.schedule.fuse import prefix_length
@@ -55,21 +54,24 @@ def block_rows(kernel: Kernel, target: Target, name: str) -> Nest:
     height = 1 << (target.tile_rows.bit_length() - 1)
     later = _later(kernel, outer, target)
     block = RowLanes(row, start, width, height, target, later)
+    sums = BlockSums(kernel, outer, row, target)
+    whole = outer.index * extent + row.index
     found = [
-        (_fixed(stage, kernel, outer, row), stage.contraction is not None)
-        for stage in kernel.stages
-    ]
-    found, speculation = speculative_products(share_common(found, kernel.stored), kernel.stored)
+        (sums.stages.get(stage.array) or fix_rows(stage, kernel.rows, whole),
+         stage.contraction is not None)
+        for stage in kernel.stages if stage.op is not None or stage.array not in kernel.sums
+    ]  # fmt: skip
+    found, speculation = speculative_products(share_common(found, sums.stored), sums.stored)
     stages = [stage for stage, _ in found]
     rows = Rows(row.variable, frozenset((outer.variable, number.variable)), start, width, height)
-    bounds = mask_bounds(stages, rows, kernel.stored)
+    bounds = mask_bounds(stages, rows, sums.stored)
     products = [n for n, (_, is_product) in enumerate(found) if is_product]
     ranges = [
         bounds[n][stage.axes[-1].variable] if stage.axes
         else bounds[n][stage.reduced[-1].variable] if stage.reduced else None
         for n, stage in enumerate(stages)
     ]  # fmt: skip
-    plan = BlockPlan(stages, frozenset(products), ranges, kernel.stored, width, block.lane)
+    plan = BlockPlan(stages, frozenset(products), ranges, sums.stored, width, block.lane)
     body: list[Statement] = []
     together: list[Statement] = []  # what one loop over the rows can do
     for step in plan.steps:
@@ -94,30 +96,9 @@ def block_rows(kernel: Kernel, target: Target, name: str) -> Nest:
         alone = 1 / target.lanes(stage.body.dtype)
         vectors += count * (alone if n in products else vectors_each(stage, target))
     if kernel.sums:
-        body = [_cleared(stage, target) for stage in stages if stage.array in kernel.sums] + [
-            serial_loop(number, tuple(body))
-        ]
+        body = [*sums.clear(), serial_loop(number, tuple(body)), *sums.finish()]
     nested = flat_loop([outer] if kernel.sums else [outer, number], tuple(body))
     return assemble(name, kernel, nested, target, work, vectors)
-
-
-def _fixed(stage: Stage, kernel: Kernel, outer: Axis, row: Axis) -> Stage:
-    """A stage for one row; of a sum over rows what one adds, with the row as what is reduced."""
-    if stage.array not in kernel.sums:
-        return fix_rows(stage, kernel.rows, outer.index * row.count + row.index)
-    (reduced,) = stage.reduced
-    stage = fix_rows(stage, outer.extent, outer.index)
-    body = expr.substitute_in(stage.body, {reduced.variable: row.index})
-    return replace(stage, reduced=(row,), body=body)
-
-
-def _cleared(stage: Stage, target: Target) -> Statement:
-    """Zeros, to which blocks add."""
-    *outer, axis = stage.axes
-    zero = Store(stage.array, stage.position, expr.const(0, stage.array.dtype))
-    width = choose_nr(target, stage, axis.count)
-    (loop,) = loops_over(outer, [lanes_loop(axis, width, (zero,))])
-    return loop
 
 
 def _later(kernel: Kernel, outer: Axis, target: Target) -> dict[Atom, Integer]:

@@ -154,6 +154,8 @@ def cluster(
         clusters.setdefault(home, len(clusters))
         if sink is None:
             home.add(stage, rows)
+            if not home.sums.isdisjoint(read):
+                home.sums.add(stage.array)
         else:
             parts, home.pulled = chains.pull(sink, home.pulled, str(clusters[home]))
             for part in parts:
@@ -339,8 +341,9 @@ def _follows_blocks(home: Cluster, own: Cluster, stage: Stage) -> bool:
     large = [home.made[a] for a in read if a in home.made and home.made[a].size != high(rows)]
     if any(made.array in home.pulled.values() or made.reduced == () for made in large):
         return False
-    if not read.isdisjoint(home.sums):
-        return False
+    if not read.isdisjoint(home.sums):  # it is computed at the end
+        made = home.made.keys() & read
+        return len(made) == 1 and stage.axes == large[0].axes and _same_elements(large, stage)
     if large and not (len(large) == 1 and _same_elements(large, stage)):
         return False
     if not large and stage.size != high(rows):
@@ -357,8 +360,9 @@ def _same_elements(stages: list[Stage], stage: Stage) -> bool:
     if any(not isinstance(a.extent, int) for s in (stage, stages[0]) for a in s.axes[1:]):
         return False
     made = {member.array for member in stages}
+    own = flatten([axis.index for axis in stage.axes], [axis.extent for axis in stage.axes])
     return all(
-        load.index + stage.start == stage.position and not load.guard
+        load.index == own and not load.guard
         for load in expr.loads(stage.body)
         if load.array in made
     )

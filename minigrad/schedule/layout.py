@@ -6,9 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from minigrad.graph.shapes import flatten, unflatten
-from minigrad.graph.symbolic import Affine, Atom
+from minigrad.graph.substitution import coefficient, substitute
+from minigrad.graph.symbolic import Affine, Atom, Integer, high
 from minigrad.schedule import expr
-from minigrad.schedule.axis import make_axis
+from minigrad.schedule.axis import Axis, make_axis
 from minigrad.schedule.expr import Array, Expr, Leaf
 from minigrad.schedule.stage import Stage
 
@@ -66,3 +67,51 @@ def order_of(load: Expr, variables: Sequence[Atom], member: Stage) -> Order | No
     if len(set(ranks)) != len(ranks):
         return None
     return tuple(sorted(range(len(ranks)), key=ranks.__getitem__))
+
+
+def in_order_of(stage: Stage, product: Stage) -> Stage:
+    """An elementwise stage with the axes of a product, each of whose results it reads once.
+
+    Its array lies as it did. It stays as it is where it reads otherwise, or where neighbours in the
+    product would not be so in its array.
+    """
+    reads = [load for load in expr.loads(stage.body) if load.array == product.array]
+    if len(reads) != 1 or reads[0].guard or stage.guard:
+        return stage
+    digits: dict[Atom, list[tuple[int, Axis]]] = {}
+    parts = unflatten(reads[0].index, [axis.extent for axis in product.axes])
+    for part, axis in zip(parts, product.axes, strict=True):
+        digit = _digit(part)
+        if digit is None or high(part) + 1 != high(axis.extent):
+            return stage
+        digits.setdefault(digit[0], []).append((digit[1], axis))
+    values: dict[Atom, Integer] = {}
+    for own in stage.axes:
+        value, size = 0, 1
+        for weight, axis in sorted(digits.pop(own.variable, ()), key=lambda digit: digit[0]):
+            if weight != size:
+                return stage
+            value, size = value + axis.index * weight, size * axis.extent
+        if size != own.extent:
+            return stage
+        values[own.variable] = value
+    position = substitute(stage.position, values)
+    if digits or coefficient(position, product.axes[-1].variable) != 1:
+        return stage
+    body = expr.substitute_in(stage.body, values)
+    return replace(stage, axes=product.axes, body=body, position=position)
+
+
+def _digit(part: Integer) -> tuple[Atom, int] | None:
+    """(v, weight) of a part that is v // weight, or a remainder of that."""
+    if not isinstance(part, Affine) or part.constant or len(part.terms) != 1:
+        return None
+    ((atom, factor),) = part.terms
+    if factor != 1:
+        return None
+    if atom.kind == "mod" and atom.inner is not None:
+        return _digit(atom.inner)
+    if atom.kind == "div" and atom.inner is not None:
+        below = _digit(atom.inner)
+        return below and (below[0], below[1] * atom.divisor)
+    return (atom, 1) if atom.kind == "var" else None

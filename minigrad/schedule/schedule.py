@@ -16,6 +16,7 @@ from minigrad.schedule.attention_fusion import Chains
 from minigrad.schedule.expr import Array, Expr
 from minigrad.schedule.fuse import Cluster, aligned, cluster, reaches
 from minigrad.schedule.joins import ROWS, Part, placed, with_parts, with_starts
+from minigrad.schedule.layout import in_order_of
 from minigrad.schedule.materialize import (
     MEMORY_COST,
     Materialized,
@@ -39,7 +40,7 @@ class Kernel:
     begins a COLLECTIVE and "wait" ends it, and neither is code. rows: the number of rows.
     stored: the arrays that must reach memory; the others live and die inside the kernel. numbers:
     values of the program's own for symbols (where parts of a CAT begin), by name. sums: of
-    "block_rows", the arrays that its blocks add to, the one after the other.
+    "block_rows", the arrays that its blocks add to, the one after the other, and what ends these.
     """
 
     kind: str
@@ -156,6 +157,7 @@ class _Plan:
                 self.stages[node] = placed(stage, node.arg)
         self.late = frozenset(self.arrays[node] for node in late)
         partial = self._cut_to_parts(root for root, _ in targets)
+        self._order_results()
         self.chains = Chains(self.stages.values(), self.slots, fuse and target.has_block_rows)
         self.clusters = cluster(self.chains, target, fuse, self.late | partial)
         self.readers: dict[Array, list[Cluster]] = {}
@@ -190,6 +192,18 @@ class _Plan:
                     self.stages[root] = part
                     found.add(array)
         return frozenset(found)
+
+    def _order_results(self) -> None:
+        """Compute what nobody reads, but who reads all of a result, as the product it ends."""
+        found = self.stages.values()
+        read = {load.array for stage in found for load in expr.loads(*stage.exprs())}
+        products = {stage.array: stage for stage in found if stage.contraction is not None}
+        for node, stage in self.stages.items():
+            if stage.op is None and (stage.array not in read or stage.array.whole is not None):
+                for load in expr.loads(stage.body):
+                    if load.array in products:
+                        stage = in_order_of(stage, products[load.array])
+                self.stages[node] = stage
 
     def better_recomputed(self) -> frozenset[Node]:
         """Values kept to save operations that turned out to need a round trip to memory."""
