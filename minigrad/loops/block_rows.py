@@ -12,8 +12,16 @@ Values with a row's worth of columns live in scratch memory, column after column
 by side: that is what the first kind of product makes, what row statistics read without folding, and
 what the second kind reads as scalars. A product is tried without its mask and scale, and computed
 once more as it is written where that is not finite (see common_subexpressions.py). Only the rows'
-own operand must be packed. Attention becomes one such kernel, its gradient two: one for blocks of
-queries, one for blocks of keys.
+own operand must be packed. Attention becomes one such kernel, its gradient another.
+
+What is summed over the rows of all blocks (the gradients of keys and values) grows block by block:
+
+    parallel over the heads:
+      all[column] = 0
+      for blocks of W rows:
+        as above, and: for tiles of columns, for panels of the other operand's columns (lanes):
+                           for rows: tile[column] += x[column, row] · other[row, lanes]
+                           all[column] += tile[column]
 """
 
 from __future__ import annotations

@@ -5,9 +5,10 @@ queries times keys, while each costs only a short product to compute. Such value
 product of little depth at the start, elementwise stages behind it. A chain is never kept: each of
 its readers ("sinks": row statistics, and products that consume it) pulls what it needs into its own
 kernel, where it is computed for a few rows at a time. Readers of the other direction (the gradients
-of keys and values) pull the same stages with their axes exchanged. So nothing of that size is
-stored, at the price of computing it once per kernel; the statistics of the rows are stored.
-After "FlashAttention" (Dao et al. 2022), with whole rows instead of the online softmax.
+of keys and values) are sums over the rows of another reader's kernel, or pull the same stages with
+their axes exchanged. So nothing of that size is stored, at the price of computing it once per
+kernel; the statistics of the rows are stored. After "FlashAttention" (Dao et al. 2022), with whole
+rows instead of the online softmax.
 """
 
 from __future__ import annotations
