@@ -23,7 +23,7 @@ from minigrad.schedule import expr
 from minigrad.schedule.axis import Axis
 from minigrad.schedule.contraction import Contraction
 from minigrad.schedule.expr import Array, Expr
-from minigrad.schedule.layout import Order, order_of, reading, relayout
+from minigrad.schedule.layout import Order, order_of, reading, relayout, row_major
 from minigrad.schedule.stage import Stage, before_readers
 
 # Multiply-adds an element up to which a product is computed where it is read: in one kernel (the
@@ -197,7 +197,7 @@ class Chains:
         if not outer or not _plain(stage):
             return None
         if order != sorted(order):
-            if fixed:
+            if fixed or not row_major(stage):
                 return None
             stage = relayout(stage, tuple(order), stage.array)
             outer = list(stage.axes[: len(outer)])
@@ -276,6 +276,9 @@ class Chains:
                 self.members[stage.array] = stage
         # what can be a sum over rows comes when it is known which kernel has those rows
         late = {array for array, sink in self.sinks.items() if self.summed(sink) is not None}
+        for stage in self.stages:
+            if stage.op is None and any(e.array in late for e in expr.loads(*stage.exprs())):
+                late.add(stage.array)
         self.stages = before_readers(self.stages, late)
 
     def pull(
@@ -329,7 +332,7 @@ class Chains:
 
 def _may_belong(stage: Stage, members: Mapping[Array, Stage]) -> bool:
     """Whether a stage can start a chain or go on with one, as far as it alone can tell."""
-    if not _plain(stage) or len(stage.axes) < 2 or stage.size < SMALLEST:
+    if not _plain(stage) or len(stage.axes) < 2 or stage.size < SMALLEST or not row_major(stage):
         return False
     if stage.op is None:
         same = [e for e in expr.loads(stage.body) if e.array in members]

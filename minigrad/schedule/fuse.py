@@ -20,7 +20,7 @@ from minigrad.schedule.attention_fusion import Chains, Sink
 from minigrad.schedule.axis import Axis
 from minigrad.schedule.byte_dots import has_tiles, in_blocks, in_words
 from minigrad.schedule.expr import Array
-from minigrad.schedule.layout import Order
+from minigrad.schedule.layout import Order, row_major
 from minigrad.schedule.stage import Stage
 from minigrad.target import FEW_TASKS, Target
 
@@ -377,6 +377,8 @@ def aligned(consumer: Stage, producer: Stage, rows: Integer, array: Array | None
     reads = [load for load in expr.loads(consumer.body) if load.array == source]
     if not reads:
         return True
+    if array is None and not row_major(producer):
+        return False
     prefix = prefix_length(consumer, rows)
     leading = consumer.axes[:prefix]
     row = flatten([axis.index for axis in leading], [a.extent for a in leading])

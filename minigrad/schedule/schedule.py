@@ -9,14 +9,14 @@ from minigrad.graph.canonical import Graph
 from minigrad.graph.collective import exchanges_in_order
 from minigrad.graph.node import Node, make, topological
 from minigrad.graph.operations import ELEMENTWISE, SCANS, SCATTERS, Op
-from minigrad.graph.shapes import iterations, numel
+from minigrad.graph.shapes import flatten, iterations, numel
 from minigrad.graph.symbolic import Integer, ceildiv, high
 from minigrad.schedule import expr
 from minigrad.schedule.attention_fusion import Chains
 from minigrad.schedule.expr import Array, Expr
 from minigrad.schedule.fuse import Cluster, aligned, cluster, reaches
 from minigrad.schedule.joins import ROWS, Part, placed, with_parts, with_starts
-from minigrad.schedule.layout import in_order_of
+from minigrad.schedule.layout import as_read, in_order_of, reading
 from minigrad.schedule.materialize import (
     MEMORY_COST,
     Materialized,
@@ -194,16 +194,29 @@ class _Plan:
         return frozenset(found)
 
     def _order_results(self) -> None:
-        """Compute what nobody reads, but who reads all of a result, as the product it ends."""
-        found = self.stages.values()
-        read = {load.array for stage in found for load in expr.loads(*stage.exprs())}
-        products = {stage.array: stage for stage in found if stage.contraction is not None}
+        """Let products be computed and lie in the order in which their results are needed.
+
+        What nobody reads, but who reads all of a result, is computed as the product it ends.
+        """
+        readers: dict[Array, list[Node]] = {}
         for node, stage in self.stages.items():
-            if stage.op is None and (stage.array not in read or stage.array.whole is not None):
-                for load in expr.loads(stage.body):
-                    if load.array in products:
-                        stage = in_order_of(stage, products[load.array])
-                self.stages[node] = stage
+            for array in {load.array for load in expr.loads(*stage.exprs())}:
+                readers.setdefault(array, []).append(node)
+        for product in [stage for stage in self.stages.values() if stage.contraction is not None]:
+            array, nodes = product.array, readers.get(product.array, ())
+            found = [self.stages[node] for node in nodes]
+            for node, stage in zip(nodes, found, strict=True):
+                ends = stage.op is None and (stage.array not in readers or stage.array.whole)
+                self.stages[node] = in_order_of(stage, product) if ends else stage
+            products = all(stage.contraction is not None for stage in found)
+            order = as_read(product, found) if products and array not in self.slots else None
+            if order is not None and order != tuple(range(len(order))):
+                for node, stage in zip(nodes, found, strict=True):
+                    self.stages[node] = reading(stage, {array: (product, order)})
+                own = next(node for node, stage in self.stages.items() if stage.array == array)
+                axes = [product.axes[n] for n in order]
+                place = flatten([axis.index for axis in axes], [axis.extent for axis in axes])
+                self.stages[own] = replace(self.stages[own], position=place)
 
     def better_recomputed(self) -> frozenset[Node]:
         """Values kept to save operations that turned out to need a round trip to memory."""
