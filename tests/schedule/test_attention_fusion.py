@@ -255,7 +255,7 @@ def test_sums_over_blocks_are_read_when_they_are_complete() -> None:
         dq, dk, dv = gradient([result], [seed], [q, k, v])
         assert dq is not None and dk is not None and dv is not None
         rows = total(dk, 2)
-        both = product(dk, transpose(dv))  # chains again, of sums
+        both = product(dk, transpose(more))  # a row of it needs a row of a sum, and no more
         moved = g.reshape(g.permute(ew(Op.MUL, dv, more), (1, 0, 2)), (ROWS, FEW_TASKS * 16))
         return [dq, rows, product(softmax(both, 2), v), moved, add(dk, more)]
 
