@@ -141,8 +141,10 @@ class Runtime(Protocol):
         False where the two devices know no such way.
         """
 
-    def copy_part(self, memory: Any, start: int, given: Any, nbytes: int) -> None:
-        """Fill bytes of memory, from the one numbered `start` on, from other memory of its own."""
+    def copy_part(self, memory: Any, start: int, given: Any, begin: int, nbytes: int) -> None:
+        """Fill bytes of memory, from the one numbered `start` on, from other memory of its own,
+        from the one numbered `begin` on.
+        """
 
     def first(self, memory: Any, dtype: DType) -> int | float | bool:
         """The first element of memory that holds some of `dtype`, when work is done."""
@@ -336,7 +338,7 @@ class Buffer:
             refuse(parts)
         runtime, start = Device[self.device], 0
         for part in parts:
-            runtime.copy_part(self.memory, start, part.memory, part.nbytes)
+            runtime.copy_part(self.memory, start, part.memory, 0, part.nbytes)
             start += part.nbytes
         if self.device in undecided:
             runtime.follow(parts, (self,))

@@ -204,7 +204,7 @@ def _program_of(call: Canonical) -> tuple[Program, Mapping[str, int]]:
         GlobalCounters.programs_compiled += 1
         return program
 
-    program, values = programs.find(call, compile)
+    program, values = programs.find(call, compile, recording.calls is None)
     return program, {**call.values, **values} if call.values else values
 
 

@@ -8,13 +8,18 @@ from types import MappingProxyType
 from typing import Any
 
 from minigrad.device import Device, Program
+from minigrad.errors import CompileError
 from minigrad.graph.canonical import Canonical, Cell, Graph
 from minigrad.graph.general import MOST_SAMPLES, General, Special, generalize
 from minigrad.locks import new_rlock
+from minigrad.padded import Padded
 from minigrad.settings import flag, report
 
 MOST_PROGRAMS = 1024  # that are kept; a program that somebody holds (a capture) lives on
 MOST_SPECIAL = 64  # programs of one structure
+# Uses of a padded program with the same numbers: one of their own is up to twice as fast, and takes
+# as long to compile as some hundred uses.
+FREQUENT = 32
 
 
 class Family:
@@ -28,38 +33,64 @@ class Family:
         self.special: dict[tuple[Cell, ...], Program] = {}
         self.general: list[tuple[General, Program]] = []
         self.samples: list[tuple[Cell, ...]] = []
+        self.generalizes = True
+        self.often: dict[tuple[Cell, ...], int] = {}  # how often a padded program served which
         self.used = 0
 
     def __len__(self) -> int:
         return len(self.special) + len(self.general)
 
-    def find(self, cells: tuple[Cell, ...]) -> tuple[Program, Mapping[str, int]] | None:
+    def find(
+        self, cells: tuple[Cell, ...], may_pad: bool
+    ) -> tuple[Program, Mapping[str, int]] | None:
         """The program for these numbers, with the values of the variables that it adds."""
         program = self.special.get(cells)
         if program is not None:
             return program, NO_VALUES
         for general, program in self.general:
             values = general.match(cells)
-            if values is not None:
+            if values is not None and not (general.padded and not may_pad):
+                if general.padded and self._is_frequent(cells):
+                    return None
                 return program, values
         return None
 
-    def make(self, call: Canonical, compile: Callable[[Graph], Program]) -> None:
+    def _is_frequent(self, cells: tuple[Cell, ...]) -> bool:
+        """Whether numbers came so often that they are worth a program of their own."""
+        if len(self.often) > MOST_PROGRAMS:
+            self.often.clear()
+        self.often[cells] = self.often.get(cells, 0) + 1
+        return self.often[cells] > FREQUENT
+
+    def make(self, call: Canonical, compile: Callable[[Graph], Program], may_pad: bool) -> None:
         """Compile a program that `find` then finds: a general one where this is not the first."""
         general = None
-        if self.samples and Device[call.roots[0].device].generalizes:
-            general = self._generalized(call)
+        frequent = self.often.pop(call.cells, 0) > FREQUENT
+        some = self.generalizes and self.samples and not frequent
+        if some and Device[call.roots[0].device].generalizes:
+            general = self._generalized(call, may_pad)
         self.samples = [*self.samples[-MOST_SAMPLES:], call.cells]
-        if general is not None:
-            self.general.insert(0, (general, compile(general.graph)))
-            del self.general[MOST_SAMPLES:]
+        if general is not None and self._add(general, compile):
             return
         if len(self.special) >= MOST_SPECIAL:
             del self.special[next(iter(self.special))]
         self.special[call.cells] = compile(call.graph())
 
+    def _add(self, general: General, compile: Callable[[Graph], Program]) -> bool:
+        """Compile a general program, unless there is no recipe for it: there never will be."""
+        try:
+            program = compile(general.graph)
+        except CompileError as error:
+            self.generalizes, reason = False, str(error)
+            report(1, lambda: f"special: {reason}")
+            return False
+        if general.padded:
+            program = Padded(program, general.reads, general.writes)
+        self.general.insert(0, (general, program))
+        del self.general[MOST_SAMPLES:]
+        return True
 
-    def _generalized(self, call: Canonical) -> General | None:
+    def _generalized(self, call: Canonical, may_pad: bool) -> General | None:
         """What all samples and a call have in common, else what one and it have, the most similar
         first.
         """
@@ -69,7 +100,7 @@ class Family:
 
         for some in (self.samples, *([one] for one in sorted(self.samples, key=differences))):
             try:
-                return generalize(call, [*some, call.cells])
+                return generalize(call, [*some, call.cells], may_pad)
             except Special as special:
                 reason = str(special)
         report(1, lambda: f"special: {reason}")
@@ -92,23 +123,26 @@ class Programs:
         return sum(map(len, self._families.values()))
 
     def find(
-        self, call: Canonical, compile: Callable[[Graph], Program]
+        self, call: Canonical, compile: Callable[[Graph], Program], may_pad: bool = True
     ) -> tuple[Program, Mapping[str, int]]:
-        """The program of a call, compiled if there is none, and values besides the call's."""
+        """The program of a call, compiled if there is none, and values besides the call's.
+
+        may_pad: whether it may copy the call's arrays to others (a step that is captured has none).
+        """
         # A structure describes a whole graph, so that hashing it is dear: it is looked up once.
         key = (call.structure, flag("FUSE"), flag("GUARD"), flag("TUNE"))
         family = self._families.get(key)
-        found = None if family is None else family.find(call.cells)
+        found = None if family is None else family.find(call.cells, may_pad)
         if found is None:
             with self._lock:
                 family = self._families.get(key)
                 if family is None:
                     family = self._families[key] = Family()
-                found = family.find(call.cells)
+                found = family.find(call.cells, may_pad)
                 if found is None:
                     self._make_room(family)
-                    family.make(call, compile)
-                    found = family.find(call.cells)
+                    family.make(call, compile, may_pad)
+                    found = family.find(call.cells, may_pad)
                     assert found is not None, call
         assert family is not None
         family.used = next(self._clock)

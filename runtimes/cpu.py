@@ -108,9 +108,9 @@ class CPU:
         """Copies go through the host, which is this device."""
         return False
 
-    def copy_part(self, memory: int, start: int, given: int, nbytes: int) -> None:
+    def copy_part(self, memory: int, start: int, given: int, begin: int, nbytes: int) -> None:
         """Fill bytes of memory from other memory."""
-        ctypes.memmove(memory + start, given, nbytes)
+        ctypes.memmove(memory + start, given + begin, nbytes)
 
     def host_address(self, memory: int) -> int:
         """Memory is an address of the host."""
@@ -199,6 +199,8 @@ class CpuProgram:
             known = place(
                 [(most(one.nbytes, variables), one.first, one.last) for one in self._held]
             )
+            if values:  # sizes that vary share a block: new pages would take longer than to compute
+                known = known[0], 1 << max(known[1] - 1, 0).bit_length()
             if len(self._places) >= MOST_PLACES:
                 self._places.clear()
             self._places[values] = known
@@ -226,7 +228,8 @@ class CpuProgram:
                 self._running = True
                 try:
                     struct.pack_into(self._format, self._arguments, 0, *words)
-                    self._set_totals([evaluate(total, variables) for _, total in self._varying])
+                    if self._varying:
+                        self._set_totals([evaluate(total, variables) for _, total in self._varying])
                     self._walk()
                     operations, traffic = self._work()
                 finally:

@@ -19,6 +19,8 @@ import mmap
 import os
 import sys
 from collections import OrderedDict, deque
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from minigrad.errors import BoundsError
 from minigrad.locks import held_over_forks
@@ -91,6 +93,7 @@ class _Blocks:
         self.idle_large_bytes = 0
         self.held = 0  # bytes that the system has given us
         self.held_peak = 0
+        self.keepers = 0  # see `keeping`
         self.slab = self.slab_end = 0
         self.shared = self.shared_end = 0  # addresses that `more_pages` has not given yet
 
@@ -164,7 +167,7 @@ class _Blocks:
             if size > LARGEST_SMALL:
                 self.idle_large[address] = size
                 self.idle_large_bytes += size
-        if self.idle_large_bytes > _KEEP // 8:
+        if self.idle_large_bytes > _KEEP // 8 and not self.keepers:
             self.trim(max(min(_KEEP, memory_bytes() // 8), self.held_peak // 4))
 
     def trim(self, limit: int) -> None:
@@ -230,8 +233,9 @@ _blocks = _Blocks()
 # Idle blocks of small results by the bytes asked for: taken and given without the lock, since
 # `deque.append` and `pop` are atomic. A few of each are enough for the results of a step.
 _ready: dict[int, deque[int]] = {}
-_READY_BYTES = 4096
+_READY_BYTES = 1 << 16
 _READY_BLOCKS = 8
+_READY_ALIKE = 1 << 17  # bytes of one size
 _READY_SIZES = 256
 # Guarded blocks: address → (first byte of the mapping, its length, bytes asked for).
 _guarded: dict[int, tuple[int, int, int]] = {}
@@ -329,7 +333,7 @@ def free(address: int, nbytes: int) -> None:
         ready = _ready.get(nbytes)
         if ready is None and len(_ready) < _READY_SIZES:
             ready = _ready.setdefault(nbytes, deque())
-        if ready is not None and len(ready) < _READY_BLOCKS:
+        if ready is not None and len(ready) < min(_READY_BLOCKS, _READY_ALIKE // (nbytes or 1)):
             GlobalCounters.mem_used -= nbytes
             ready.append(address)
             return
@@ -412,3 +416,18 @@ def held_bytes() -> int:
 def trim(limit: int = 0) -> None:
     """Give idle large blocks back to the system until at most `limit` bytes of them are left."""
     _blocks.shrink(limit)
+
+
+@contextmanager
+def keeping() -> Iterator[None]:
+    """Keep all idle memory meanwhile, for who takes the same again and again and looks at a clock.
+
+    A step beyond what is kept otherwise would spend its time on new pages.
+    """
+    with _blocks.lock:
+        _blocks.keepers += 1
+    try:
+        yield
+    finally:
+        with _blocks.lock:
+            _blocks.keepers -= 1

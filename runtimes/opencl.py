@@ -162,11 +162,11 @@ class OpenCL:
             source.queue.flush()
         return True
 
-    def copy_part(self, memory: Any, start: int, given: Any, nbytes: int) -> None:
+    def copy_part(self, memory: Any, start: int, given: Any, begin: int, nbytes: int) -> None:
         """Copy between buffers, in the order of the queue."""
         with self.doing("copying"):
             opencl().enqueue_copy(
-                self.queue, memory, given, byte_count=nbytes, dst_offset=start
+                self.queue, memory, given, byte_count=nbytes, src_offset=begin, dst_offset=start
             )
 
     def first(self, memory: Any, dtype: DType) -> int | float | bool:

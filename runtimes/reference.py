@@ -464,9 +464,9 @@ class ReferenceRuntime:
         """Copies go through the host."""
         return False
 
-    def copy_part(self, memory: Array, start: int, given: Array, nbytes: int) -> None:
+    def copy_part(self, memory: Array, start: int, given: Array, begin: int, nbytes: int) -> None:
         """Fill bytes of memory from other memory."""
-        memory[start : start + nbytes] = given[:nbytes]
+        memory[start : start + nbytes] = given[begin : begin + nbytes]
 
     def host_address(self, memory: object) -> None:
         """The host reads copies only."""

@@ -33,8 +33,9 @@ ROOMS: tuple[tuple[str, ...], ...] = (
     ("minigrad.loops",),
     ("minigrad.render",),
     (
-        "minigrad.device", "minigrad.program", "minigrad.programs", "minigrad.failure",
-        "minigrad.cache", "minigrad.collective", "minigrad.compile", "minigrad.mesh",
+        "minigrad.device", "minigrad.program", "minigrad.programs", "minigrad.padded",
+        "minigrad.failure", "minigrad.cache", "minigrad.collective", "minigrad.compile",
+        "minigrad.mesh",
     ),
     ("minigrad.runtimes",),
     ("minigrad.tensor",),

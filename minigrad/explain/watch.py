@@ -19,6 +19,7 @@ from minigrad.graph.canonical import Canonical, Graph
 from minigrad.jit.jitted import Jitted, Method
 from minigrad.locks import new_lock
 from minigrad.programs import MOST_PROGRAMS, NO_VALUES, Programs
+from minigrad.runtimes import cpu_memory
 from minigrad.settings import flag
 from minigrad.tensor import Tensor
 
@@ -143,11 +144,11 @@ class _Desk(Programs):
         self.others, self.count, self.mine = others, 0, threading.local()
 
     def find(
-        self, call: Canonical, compile: Callable[[Graph], Program]
+        self, call: Canonical, compile: Callable[[Graph], Program], may_pad: bool = True
     ) -> tuple[Program, Mapping[str, int]]:
         """See `Programs`."""
         asked: Programs = getattr(self.mine, "programs", self.others)
-        return asked.find(call, compile)
+        return asked.find(call, compile, may_pad)
 
 
 _desk_lock = new_lock()
@@ -167,7 +168,7 @@ class Watched(Programs):
         self.desk: _Desk
 
     def find(
-        self, call: Canonical, compile: Callable[[Graph], Program]
+        self, call: Canonical, compile: Callable[[Graph], Program], may_pad: bool = True
     ) -> tuple[Program, Mapping[str, int]]:
         """See `Programs`."""
         key = (call.structure, call.cells, flag("FUSE"), flag("GUARD"))
@@ -258,7 +259,7 @@ def run(
     speaks: whether this rank asks where nodes come from.
     """
     watched = Watched()
-    with watched.watching():
+    with watched.watching(), cpu_memory.keeping():
         if isinstance(step, Tensor):
             return _realize(step, watched, origins, look)
         fresh, captured = _afresh(step), isinstance(step, Jitted | Method)

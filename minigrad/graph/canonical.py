@@ -14,7 +14,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from minigrad.graph.bounds import Check, any_outside
 from minigrad.graph.node import Node, Op, make, needed
@@ -48,8 +48,7 @@ class Graph:
     layouts: tuple[Layout | None, ...] = ()
 
 
-@dataclass(frozen=True)
-class Canonical:
+class Canonical(NamedTuple):  # which is made in a third of a frozen dataclass's time
     """A graph's key together with one call's arguments.
 
     structure, cells: hashable; where both are equal, so are the programs. inputs: the memory of

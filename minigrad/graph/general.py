@@ -19,10 +19,10 @@ this sense stays special.
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import reduce
-from typing import Any
+from typing import Any, NamedTuple
 
 from minigrad.dtype import dtypes
 from minigrad.errors import MinigradError, ShapeError
@@ -30,12 +30,22 @@ from minigrad.graph import build
 from minigrad.graph.canonical import NUMBERED, Canonical, Cell, Graph
 from minigrad.graph.node import INDEX, Node, Op, Shape, is_symbolic, make, topological
 from minigrad.graph.operations import MOVEMENT, REDUCTIONS, SCATTERS
+from minigrad.graph.shapes import numel
 from minigrad.graph.symbolic import Affine, Integer, var
+from minigrad.graph.unmerged import MOST_PIECES, inner, innermost, unmerged
 
-# A general program serves sizes up to this multiple of the largest that it was made from, …
-GROWTH = 8
-# … but at least this: a power of two beyond most batches.
-LEAST_BOUND = 1024
+
+class Reach(NamedTuple):
+    """A general program serves sizes up to `growth` times the largest that it was made from, but at
+    least up to `least`.
+    """
+
+    growth: int
+    least: int
+
+
+FAR = Reach(8, 1024)  # a power of two beyond most batches
+NEAR = Reach(4, 128)  # where arrays are laid out at the bound: memory that is not used lies between
 MOST_SAMPLES = 4  # of which a general graph is made; kinds beyond that stay special
 _INT64, _INT32 = (-(1 << 63), (1 << 63) - 1), (-(1 << 31), (1 << 31) - 1)
 
@@ -101,6 +111,14 @@ class General:
     holes: tuple[Hole, ...]
     followers: tuple[Follower, ...]
     cells: tuple[Cell, ...]  # of one sample
+    # slot → shape, of what is laid out at its bound (`minigrad/padded.py`)
+    reads: Mapping[int, Shape] = field(default_factory=dict)
+    writes: Mapping[int, Shape] = field(default_factory=dict)
+
+    @property
+    def padded(self) -> bool:
+        """Whether arrays of a caller are laid out otherwise inside."""
+        return bool(self.reads or self.writes)
 
     def match(self, cells: tuple[Cell, ...]) -> dict[str, int] | None:
         """The variables' values for a call with these cells; None where it is of another kind."""
@@ -131,12 +149,37 @@ def _bits(cell: bytes, kind: str) -> int:
     return int(struct.unpack("<i", struct.pack("<f", *struct.unpack("<d", cell)))[0])
 
 
-def generalize(call: Canonical, samples: Sequence[tuple[Cell, ...]]) -> General:
+def generalize(
+    call: Canonical, samples: Sequence[tuple[Cell, ...]], may_pad: bool = True
+) -> General:
     """The general graph of calls of one structure, of which `call` is one.
 
-    Raises Special where there is none.
+    may_pad: whether callers' arrays may be laid out otherwise inside of the program. Raises Special
+    where there is no general graph.
     """
-    holes, followers = unify(samples, _places(call))
+    try:
+        found = _general(call, samples, FAR)
+        if not any(_laid_out(found.graph)):
+            return found
+        special = Special("an inner dimension of an input or a result")
+    except Special as reason:
+        special = reason
+    if not may_pad:
+        raise special
+    found = _general(call, samples, NEAR, merges=True)
+    try:
+        graph = unmerged(found.graph)
+    except ShapeError as error:
+        raise Special(str(error)) from None
+    reads, writes = _laid_out(graph)
+    return replace(found, graph=graph, reads=reads, writes=writes)
+
+
+def _general(
+    call: Canonical, samples: Sequence[tuple[Cell, ...]], reach: Reach, merges: bool = False
+) -> General:
+    """merges: whether reshapes are taken as they come: they are to be undone."""
+    holes, followers = unify(samples, _places(call), reach)
     new: list[Cell] = list(samples[-1])
     by_place = {hole.place: hole for hole in holes}
     for hole in holes:
@@ -146,10 +189,9 @@ def generalize(call: Canonical, samples: Sequence[tuple[Cell, ...]]) -> General:
     cells = iter(new)
     names = tuple(sorted((*call.values, *(hole.name for hole in holes))))
     try:
-        graph = call.rewritten(lambda node, src, arg: _remake(node, src, arg, cells), names)
+        graph = call.rewritten(lambda node, src, arg: _remake(node, src, arg, cells, merges), names)
     except ShapeError as error:
         raise Special(str(error)) from None
-    _refuse_inner(graph)
     return General(graph, holes, followers, samples[-1])
 
 
@@ -175,7 +217,7 @@ def _places(call: Canonical) -> list[Place]:
 
 
 def unify(
-    samples: Sequence[tuple[Cell, ...]], places: Sequence[Place]
+    samples: Sequence[tuple[Cell, ...]], places: Sequence[Place], reach: Reach
 ) -> tuple[tuple[Hole, ...], tuple[Follower, ...]]:
     """The least general variables that give all samples: one for what differs in one way.
 
@@ -203,7 +245,7 @@ def unify(
         else:
             bases.append((column, [Follower(place, found[0]) for place in found]))
     holes = [
-        _hole(f"_{number}", samples, followers, places)
+        _hole(f"_{number}", samples, followers, places, reach)
         for number, (_, followers) in enumerate(bases)
     ]
     return tuple(holes), tuple(one for _, some in bases for one in some[1:])
@@ -231,7 +273,7 @@ def _line(base: tuple[Any, ...], column: tuple[Any, ...]) -> tuple[int, int] | N
 
 def _hole(
     name: str, samples: Sequence[tuple[Cell, ...]], followers: Sequence[Follower],
-    places: Sequence[Place],
+    places: Sequence[Place], reach: Reach,
 ) -> Hole:  # fmt: skip
     """The variable that some cells are, with what it may be so that none leaves its own range."""
     place = followers[0].place
@@ -248,13 +290,15 @@ def _hole(
         low = max(low, -(-ends[0] // abs(one.factor)))
         high = min(high, ends[1] // abs(one.factor))
     if any(places[one.place].kind in ("extent", "offset") for one in followers):
-        high = min(high, max(GROWTH * max(values), LEAST_BOUND))
+        high = min(high, max(reach.growth * max(values), reach.least))
     if not all(low <= value <= high for value in values):
         raise Special("an extent of 0 or 1, or an offset below 0, differs")
     return Hole(name, place, kind, low, high)
 
 
-def _remake(node: Node, src: tuple[Node, ...], arg: Any, cells: Iterator[Cell]) -> Node:
+def _remake(
+    node: Node, src: tuple[Node, ...], arg: Any, cells: Iterator[Cell], merges: bool
+) -> Node:
     """A node with new sources and cells, by the constructors that check shapes."""
     op, device = node.op, node.device
     if op is Op.SHRINK or op is Op.PAD:
@@ -279,7 +323,7 @@ def _remake(node: Node, src: tuple[Node, ...], arg: Any, cells: Iterator[Cell]) 
         shape = tuple(_integer(next(cells)) for _ in node.shape)
         if op is Op.CONST:
             return _constant(node, shape, cells)
-        if op is Op.RESHAPE:
+        if op is Op.RESHAPE and not merges:
             return build.reshape(src[0], shape)
         if op is Op.EXPAND:
             return build.expand(src[0], shape)
@@ -341,13 +385,23 @@ def _constant(node: Node, shape: Shape, cells: Iterator[Cell]) -> Node:
     return build.expand(build.reshape(number, (1,) * len(shape)), shape)
 
 
-def _refuse_inner(graph: Graph) -> None:
-    """Inputs and results are dense: only their first dimension may be a variable.
+def _laid_out(graph: Graph) -> tuple[dict[int, Shape], dict[int, Shape]]:
+    """The slots of which an inner dimension varies: those that are read, and those written.
 
-    (Within a program an inner dimension is laid out at its bound.)
+    Special where one is taken for arrays of several shapes, or would be copied in many pieces.
     """
+    reads: dict[int, Shape] = {}
     for node in topological(graph.roots):
-        if node.op is Op.BUFFER or node in graph.roots:
-            wide = [extent for extent in node.shape if extent != 1]
-            if is_symbolic(tuple(wide[1:])):
-                raise Special(f"an inner dimension of an input or a result: {node.shape}")
+        if node.op is Op.BUFFER and reads.setdefault(node.arg, node.shape) != node.shape:
+            if inner(node.shape) or inner(reads[node.arg]):
+                raise Special(f"an array is read as {node.shape} and as {reads[node.arg]}")
+    reads = {slot: shape for slot, shape in reads.items() if inner(shape)}
+    pairs = zip(graph.roots, graph.outputs, strict=True)
+    writes = {slot: root.shape for root, slot in pairs if inner(root.shape)}
+    for root, slot in zip(graph.roots, graph.outputs, strict=True):
+        if slot in reads and (root.op is Op.ASSIGN or root.shape != reads[slot]):
+            raise Special(f"an array that is read as {reads[slot]} is written as {root.shape}")
+    for shape in (*reads.values(), *writes.values()):
+        if numel(shape[: innermost(shape)]) > MOST_PIECES:
+            raise Special(f"{shape} has too many pieces")
+    return reads, writes

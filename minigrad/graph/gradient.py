@@ -78,16 +78,18 @@ def gradient(
                 parts.setdefault(source, []).append(part)
     if all(target in found for target in targets):
         return [found[target] for target in targets]
-    flat = set(reached(outputs))
+    flat = set(reached(outputs, order))
     return [
         found[target] if target in found else _full(target, 0.0) if target in flat else None
         for target in targets
     ]
 
 
-def reached(outputs: Sequence[Node]) -> list[Node]:
-    """The nodes to which gradients of the outputs flow, be they zeros; sources before users."""
-    order = topological(outputs)
+def reached(outputs: Sequence[Node], order: Sequence[Node]) -> list[Node]:
+    """The nodes to which gradients of the outputs flow, be they zeros; sources before users.
+
+    order: `topological(outputs)`.
+    """
     found = set(outputs)
     for node in reversed(order):
         if node in found:

@@ -193,21 +193,27 @@ def needed(roots: Iterable[Node]) -> list[Node]:
 
 
 def _in_order(roots: Iterable[Node], first_only: Op | None, done: set[Node]) -> list[Node]:
-    """first_only: an operation that needs its first source alone. done: nodes to be left out."""
+    """first_only: an operation that needs its first source alone. done: nodes to be left out.
+
+    A None on the stack says that all the sources of the node below it have had their turn.
+    """
     order: list[Node] = []
-    for root in roots:
-        stack = [root]
-        while stack:
-            node = stack.pop()
-            if node in done:
-                continue
+    stack: list[Any] = [*roots][::-1]
+    push, pop, append = stack.append, stack.pop, order.append
+    add, has_all = done.add, done.issuperset
+    while stack:
+        node = pop()
+        if node is None:
+            append(pop())
+        elif node not in done:
+            add(node)
             src = node.src if node.op is not first_only else node.src[:1]
-            if done.issuperset(src):
-                done.add(node)
-                order.append(node)
+            if has_all(src):
+                append(node)
             else:
-                stack.append(node)
-                stack += [source for source in src[::-1] if source not in done]
+                push(node)
+                push(None)
+                stack.extend(src[::-1])
     return order
 
 

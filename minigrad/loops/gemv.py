@@ -89,10 +89,10 @@ def gemv(kernel: Kernel, target: Target, name: str) -> Nest | None:
     stores, sums, results = _prepared(kernel, sums)
     column = _neighbours(sums, "n")
     axis = column or sums[0].n[-1]
-    if not isinstance(axis.extent, int):
-        return None
     along = [] if column else [a for one in sums if (a := _neighbours([one], "k"))]
     lines = [column] if column else along
+    if any(not isinstance(a.extent, int) for a in (axis, *lines)):
+        return None
     if kernel.kind == "contraction" and all(a.count < SHORTEST_LINE for a in lines):
         return None
     by_rows = len(along) == len(sums)

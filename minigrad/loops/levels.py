@@ -103,9 +103,14 @@ def _cut(
     uses: Uses,
 ) -> Statements:  # fmt: skip
     """The loop with its iterations in about `blocks` blocks, whose sums are added in levels."""
-    parts: dict[Place, Place] = {
-        place: replace(place, name=f"{place.name}_{loop.variable.name}") for place in sums
-    }
+    use = _use(loop, uses)
+    taken = {place.name for place in (*use.others, *(place for place, _ in use.added))}
+    parts: dict[Place, Place] = {}
+    for place in sums:
+        name = f"{place.name}_{loop.variable.name}"
+        while name in taken:  # the loop was cut before
+            name += "_"
+        parts[place] = replace(place, name=name)
     inner = loop.around(tuple(
         with_places(s, lambda place, at: (parts.get(place, place), at)) for s in loop.body
     ))  # fmt: skip

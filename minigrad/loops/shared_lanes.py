@@ -43,6 +43,9 @@ def shared_lanes(kernel: Kernel, target: Target, name: str) -> Nest | None:
         if not few or not product.batch or product.mask is not None:
             return None
     found = prepare(kernel)
+    merged = (*found.parts.batch[-1:], *found.parts.m[-2:], *found.parts.n[-1:])
+    if any(not isinstance(axis.extent, int) for axis in merged):
+        return None
     problem = found if product.shared else _several_groups(found, target)
     if problem is None:
         return None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from minigrad.errors import CompileError
 from minigrad.graph.substitution import only_atom
 from minigrad.graph.symbolic import Affine, Atom, Integer, high, var
 
@@ -25,9 +26,10 @@ class Axis:
 
     @property
     def count(self) -> int:
-        """The extent of an axis whose extent is a number."""
-        assert isinstance(self.extent, int), self
-        return self.extent
+        """The extent of an axis whose extent is a number; CompileError where it varies."""
+        if isinstance(self.extent, int):
+            return self.extent
+        raise CompileError(f"{self.variable!r} is one of {self.extent}, expected a known number")
 
     @property
     def typical(self) -> int:

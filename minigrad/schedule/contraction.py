@@ -73,7 +73,8 @@ def contraction_of(
         left, right, m, n = right, left, n, m
     if not m or len(batch) + len(m) + len(n) != len(axes):
         return None
-    if any(not isinstance(axis.extent, int) for axis in (*m[-1:], *n[-1:]) if axis != axes[0]):
+    rows = [axis for axis in m[-1:] if axis != axes[0]]
+    if any(not isinstance(axis.extent, int) for axis in (*rows, *n)):
         return None
     if mask is not None and not any(mask.variables <= x.variables for x in (left, right)):
         return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Self
 
 from minigrad.errors import GradientError
@@ -40,15 +41,17 @@ class Backward(Composed):
             given = {"create_graph": "True", "inputs": "[x]"}.get(name, "True")
             raise TypeError(hint(f"loss.backward({name}={given})"))
         seed = self._seed(gradient)
-        self._settle_unmarked()
-        (output,), back = saved_graphs.expand([self.node])
-        leaves = self._find_leaves(output, back)
+        order = self._settle_unmarked()
+        (output,), back = saved_graphs.expand([self.node], order)
+        if output is not self.node:
+            order = topological([output])
+        leaves = self._find_leaves(output, order, back)
         if not leaves:
             raise GradientError(
                 f"backward of a tensor of shape {show(self.shape)}: it depends on no float leaf "
                 "that takes a gradient (was it detached, or computed inside no_grad?)"
             )
-        (output,) = without_copies([output], topological([output]), leaves)
+        (output,) = without_copies([output], order, leaves)
         found = node_gradient([output], [seed], list(leaves))
         with no_grad():
             grads = replaced([g for g in found if g is not None], back)
@@ -71,7 +74,8 @@ class Backward(Composed):
             raise TypeError("gradient(): expected the tensors by which to differentiate")
         seed = self._seed(gradient)
         nodes, back = saved_graphs.expand([self.node, *(target.node for target in targets)])
-        found = node_gradient(nodes[:1], [seed], nodes[1:])
+        output = without_copies(nodes[:1], topological(nodes[:1]), set(nodes[1:]))
+        found = node_gradient(output, [seed], nodes[1:])
         for target, node in zip(targets, found, strict=True):
             if node is None:
                 raise GradientError(
@@ -95,9 +99,12 @@ class Backward(Composed):
             return build.const(1.0, self.dtype, self.shape, self.raw.device)
         return broadcast_to(build.cast(gradient.node, self.dtype), self.shape, "gradient=")
 
-    def _settle_unmarked(self) -> None:
-        """Carry out waiting writes to tensors that nobody marked, so that these are leaves."""
-        order = topological([self.raw])
+    def _settle_unmarked(self) -> Sequence[Node]:
+        """Carry out waiting writes to tensors that nobody marked, so that these are leaves.
+
+        Gives `topological([self.node])`, as it is afterwards.
+        """
+        order = topological([self.node])
         tensors = [holder for node in order for holder in holders(node)]
         if not any(t._requires_grad for t in tensors) and not any(
             saved_graphs.has_history(node) for node in order
@@ -105,6 +112,8 @@ class Backward(Composed):
             waiting = [t for t in tensors if t.raw.op is Op.ASSIGN and t is not self]
             if waiting:
                 realization.realize(waiting)
+                return topological([self.node])
+        return order
 
     def _descends_from_leaves(self) -> bool:
         """Whether it was computed from tensors that want a gradient."""
@@ -112,14 +121,16 @@ class Backward(Composed):
             roots, _ = saved_graphs.expand([self.node])
         except GradientError:  # they have been overwritten since
             return True
-        nodes = reached(roots)
+        nodes = reached(roots, topological(roots))
         return any(holder._requires_grad for node in nodes for holder in holders(node))
 
-    def _find_leaves(self, output: Node, back: dict[Node, Node]) -> dict[Node, list[Core]]:
-        """Node of each leaf → the tensors that stand for it."""
+    def _find_leaves(
+        self, output: Node, order: Sequence[Node], back: dict[Node, Node]
+    ) -> dict[Node, list[Core]]:
+        """Node of each leaf → the tensors that stand for it. order: `topological([output])`."""
         marked: dict[Node, list[Core]] = {}
         others: dict[Node, list[Core]] = {}
-        for node in reached([output]):
+        for node in reached([output], order):
             for holder in holders(node) + (holders(back[node]) if node in back else []):
                 assert isinstance(holder, Core)
                 if holder._requires_grad:

@@ -201,7 +201,11 @@ def wants_gradient(node: Node) -> bool:
         link = alone.get(number)
         holder = None if link is None else link()
         return holder is not None and bool(holder._requires_grad)
-    return any(holder._requires_grad for holder in _alive(list(links.values())))
+    for link in list(links.values()):
+        holder = link()
+        if holder is not None and holder._requires_grad:
+            return True
+    return False
 
 
 def lazy_holders() -> list[Holder]:

@@ -20,7 +20,7 @@ from minigrad import program
 from minigrad.device import Buffer, late_failures, spoil, spoiled, steady, watching
 from minigrad.errors import MinigradError
 from minigrad.graph import build
-from minigrad.graph.copies import MANY, alike, stacked, unstacked
+from minigrad.graph.copies import MANY, alike, rows_of, stacked, unstacked
 from minigrad.graph.node import Node, Op, ages, make, topological
 from minigrad.graph.rewrite import replaced
 from minigrad.graph.rolled import without_copies
@@ -282,9 +282,10 @@ class _Plan:
 
     def _extend(self) -> None:
         """Add waiting writes, random states, and parameters that are read, and other readers."""
-        self.order = topological(self.roots)
-        self.marked = {node for node in self.order if wants_gradient(node)}
-        for node in self.order:
+        new = topological(self.roots, self.order)
+        self.order += new
+        self.marked.update(node for node in new if wants_gradient(node))
+        for node in new:
             if node.op is Op.BUFFER:
                 companion = _companions.get(node)
                 owner = companion() if companion is not None else None
@@ -293,8 +294,9 @@ class _Plan:
             elif node in self.marked or (node.op is Op.ASSIGN and _is_waiting(node)):
                 self.roots.setdefault(node)
         waiting = [root.src[0] for root in self.roots if _is_waiting(root)]
-        self.targets = dict.fromkeys((*self.given_targets, *waiting))
-        if self.targets:
+        targets = dict.fromkeys((*self.given_targets, *waiting))
+        if targets != self.targets:
+            self.targets = targets
             self._add_readers()
 
     def _add_readers(self) -> None:
@@ -340,7 +342,8 @@ class _Plan:
         many = len(self.readers) > MANY and recording.calls is None
         readers = {root for root in self.readers if root not in kept} if many else set()
         for copies in alike([value for value in values if value in readers]):
-            parts |= zip(copies, unstacked(stacked(copies)), strict=True)
+            whole = rows_of(copies, kept) or stacked(copies)
+            parts |= zip(copies, unstacked(whole), strict=True)
         values = [parts.get(value, value) for value in values]
         known = values == list(self.roots)
         order = self.order if known else topological(values)

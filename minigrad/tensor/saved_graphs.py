@@ -100,13 +100,17 @@ def lose(buffer: Node, source: Node) -> None:
     _histories[buffer] = _History(nothing, ((source, _NEVER),))
 
 
-def expand(roots: Sequence[Node]) -> tuple[list[Node], dict[Node, Node]]:
+def expand(
+    roots: Sequence[Node], order: Sequence[Node] | None = None
+) -> tuple[list[Node], dict[Node, Node]]:
     """The roots with each BUFFER that has a history replaced by it, and the way back.
+
+    order: `topological(roots)`, if that is known.
 
     A write to a tensor that is no leaf is what it writes: gradients flow through it. Raises
     GradientError where a history needs values that were overwritten since.
     """
-    expanded, found = _with_histories(roots)
+    expanded, found = _with_histories(roots, order)
     for node, source in _overwritten(found):
         raise GradientError(
             f"the gradient of a realized tensor of shape {show(node.shape)} needs a tensor of "
@@ -124,9 +128,12 @@ def _overwritten(found: dict[Node, _History]) -> Iterator[tuple[Node, Node]]:
                 yield node, source
 
 
-def _with_histories(roots: Sequence[Node]) -> tuple[list[Node], dict[Node, _History]]:
+def _with_histories(
+    roots: Sequence[Node], order: Sequence[Node] | None = None
+) -> tuple[list[Node], dict[Node, _History]]:
     """The roots with each BUFFER that has a history replaced by it, and those histories."""
-    order = topological(roots)
+    if order is None:
+        order = topological(roots)
     writes = {node for node in order if node.op is Op.ASSIGN and not wants_gradient(node)}
     if writes:  # a leaf stays the node that it is, also where it waits to be written itself
         roots = see_through(roots, writes, {node for node in order if wants_gradient(node)})

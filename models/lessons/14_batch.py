@@ -63,7 +63,8 @@ def lesson(page: Page) -> None:
     gpt3 = GPTConfig.preset("gpt3")
     windows = round(BATCH / gpt3.context)
     page.table(["batch", "tokens", "kept for the backward pass"],
-               [[f"{n:,} texts", n * gpt3.context, bytes_text(activation_bytes(gpt3, n))]
+               [[f"{n:,} text" + "s" * (n > 1), n * gpt3.context,
+                 bytes_text(activation_bytes(gpt3, n))]
                 for n in (1, 16, windows)], "GPT-3, texts of 2,048 tokens")  # fmt: skip
     page.check("GPT-3's whole training was fewer than 100,000 steps", TOKENS / BATCH < 100_000,
                f"{TOKENS / 1e9:.0f} billion tokens / {BATCH / 1e6:g} million = "

@@ -256,7 +256,9 @@ class MeshRuntime:
         """Through the host."""
         return False
 
-    def copy_part(self, memory: MeshMemory, start: int, given: MeshMemory, nbytes: int) -> None:
+    def copy_part(
+        self, memory: MeshMemory, start: int, given: MeshMemory, begin: int, nbytes: int
+    ) -> None:
         """Never asked for: what is joined on a mesh is joined by a program, which knows layouts."""
         raise NotImplementedError
 

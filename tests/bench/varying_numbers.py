@@ -12,6 +12,7 @@ from minigrad import Tensor, jit, nn
 from minigrad.models.gpt import GPT, GPTConfig
 from minigrad.programs import programs
 from minigrad.runtimes.cpu import CPU
+from tests.bench.gpt_step import torch_step
 from tests.bench.measure import Row
 from tests.bench.peers import Work, installed, torch_work
 
@@ -25,6 +26,7 @@ def rows(threads: int) -> Iterator[Row]:
         yield training(widths, most, threads)
         yield training(widths, most, threads, captured=True)
     yield prompts(threads)
+    yield texts(threads)
     yield from general_against_special()
     yield from eager(threads)
 
@@ -122,6 +124,36 @@ def prompts(threads: int) -> Row:
         model(Tensor(tokens[:, : next(sizes)].astype(np.int32))).realize()
 
     return Row("GPT 4 × 128, each length of a prompt new", ours, {})
+
+
+def texts(threads: int) -> Row:
+    """A training step on eight texts of a length that none before them had."""
+    config, sizes = GPTConfig(4, 4, 128, 256, 65), _sizes(250)
+    model, tokens = GPT(config), np.random.default_rng(0).integers(0, 65, (8, 256), dtype=np.int32)
+    optimizer = nn.optim.AdamW(nn.state.get_parameters(model), lr=1e-4)
+
+    def ours() -> None:
+        length = next(sizes)
+        logits = model(Tensor(tokens[:, :length]))
+        targets = Tensor(tokens[:, 1 : length + 1])
+        loss = logits.reshape(-1, 65).cross_entropy(targets.reshape(-1))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        loss.item()
+
+    peer: dict[str, Work] = {}
+    if installed("torch"):
+        step, others = torch_step(config, threads), _sizes(250)
+
+        def theirs() -> None:
+            length = next(others)
+            step(tokens[:, :length], tokens[:, 1 : length + 1])
+
+        peer["torch"] = theirs
+    for _ in range(4):
+        ours()
+    return Row("training step of GPT 4 × 128 on 8 texts, each length new", ours, peer)
 
 
 def general_against_special() -> Iterator[Row]:

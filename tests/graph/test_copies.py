@@ -67,6 +67,9 @@ def test_gradients(on_device, join):
     s = 1 / (1 + np.exp(-(data @ w.numpy())))
     d = s * (1 - s) * np.arange(1, count + 1)[:, None, None]
     np.testing.assert_allclose(w.grad.numpy(), np.einsum("nij,nik->jk", data, d), rtol=1e-5)
+    found, of_one = total.sum().gradient(w, parts[5])
+    np.testing.assert_allclose(found.numpy(), w.grad.numpy(), rtol=1e-5)
+    np.testing.assert_array_equal(of_one.numpy(), np.ones_like(d[5]))
 
 
 def test_who_wants_a_gradient_stays_apart(on_device):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 
@@ -10,9 +12,10 @@ from minigrad.graph import build
 from minigrad.graph.canonical import Canonical, canonicalize
 from minigrad.graph.general import General, Special, generalize
 from minigrad.graph.node import Node, Op
-from minigrad.graph.symbolic import Affine, Integer
+from minigrad.graph.symbolic import Affine, Integer, var
 from minigrad.graph.variable import as_data, evaluate, of_data
-from minigrad.programs import programs
+from minigrad.padded import pieces
+from minigrad.programs import FREQUENT, programs
 
 from minigrad import Context, GlobalCounters, Tensor  # isort: skip
 
@@ -94,14 +97,41 @@ def every(step: int) -> Node:
     return build.reduce(Op.SUM, build.reshape(part(x, 0, count * step), (count, step)), [0])
 
 
+def merged(n: int) -> Node:
+    """Rows of n times 2, of which one dimension is made: the n are not its last."""
+    return build.contiguous(build.reshape(array(3, n, 2), (3, 2 * n)))
+
+
+def split(n: int) -> Node:
+    """Rows of n, from a flat array."""
+    return build.contiguous(build.reshape(array(3 * n), (3, n)))
+
+
+@pytest.mark.parametrize(
+    ("make", "reads", "writes"),
+    [(turned, (3, 20), (20, 3)), (split, (3, 20), (3, 20))],
+)  # fmt: skip
+def test_dimensions_inside_of_others(
+    make: Callable[[int], Node], reads: tuple[int, ...], writes: tuple[int, ...]
+) -> None:
+    """They are laid out at a bound, where that is allowed."""
+    found = general(make(4), make(5))
+    values = found.match(call(make(20)).cells)
+    assert values is not None
+    for shapes, wanted in ((found.reads, reads), (found.writes, writes)):
+        now = [tuple(evaluate(e, values) for e in shape) for shape in shapes.values()]
+        assert now == ([wanted] if wanted[0] == 3 else [])
+    calls = [call(make(4)), call(make(5))]
+    with pytest.raises(Special):
+        generalize(calls[1], [one.cells for one in calls], may_pad=False)
+
+
 @pytest.mark.parametrize(
     ("first", "second", "reason"),
     [
         (build.scan(Op.CUMSUM, array(4), 0), build.scan(Op.CUMSUM, array(5), 0), "cumsum"),
-        (turned(4), turned(5), "inner dimension"),
-        (build.contiguous(build.reshape(array(12), (3, 4))),
-         build.contiguous(build.reshape(array(15), (3, 5))), "reshape from"),
         (every(5), every(7), ""),
+        (merged(4), merged(5), "reshape from"),
     ],
 )  # fmt: skip
 def test_what_stays_special(first: Node, second: Node, reason: str) -> None:
@@ -216,3 +246,30 @@ def test_a_reason_is_told(compiled: str, capsys: pytest.CaptureFixture[str]) -> 
         for n in (5, 8):
             Tensor([[1.0] * n] * 3, device=compiled).cumsum(1).realize()
     assert "special: " in capsys.readouterr().err
+
+
+def test_numbers_that_come_often_get_a_program_of_their_own(compiled: str) -> None:
+    """What is laid out at a bound takes longer: it is for numbers that come seldom."""
+
+    def computed(n: int) -> None:
+        x = np.arange(3 * n * 4, dtype=np.float32).reshape(3, n, 4)
+        y = (Tensor(x, device=compiled) * 2.0).transpose(1, 2).contiguous().numpy()
+        np.testing.assert_array_equal(y, 2 * x.transpose(0, 2, 1))
+
+    programs.forget()
+    for n in (5, 6):
+        computed(n)
+    before = GlobalCounters.programs_compiled
+    for n in range(2, 40):
+        computed(n)
+    assert GlobalCounters.programs_compiled == before
+    for _ in range(2 * FREQUENT):
+        computed(7)
+    assert GlobalCounters.programs_compiled == before + 1
+
+
+def test_pieces_of_both_layouts() -> None:
+    """A dense array (2, n, m ≤ 4, 3) beside one at its bounds; n = 2, m = 3."""
+    n, m = var("n", 2, 8), var("m", 2, 4)
+    found = list(pieces((2, n, m, 3), {"n": 2, "m": 3}))
+    assert found == [(0, 0, 9), (9, 12, 9), (18, 96, 9), (27, 108, 9)]

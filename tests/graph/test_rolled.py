@@ -41,6 +41,19 @@ def states(cell, x: Tensor, count: int) -> list[tuple[Tensor, ...]]:
     return found
 
 
+def test_gradients_by_name_are_of_copies_and_loops(compiled):
+    """`gradient` compiles as little as `backward` does."""
+    programs.forget()
+    cell, made = cell_of("rnn"), []
+    for count in (30, 41, 23, 52):
+        before = GlobalCounters.programs_compiled
+        found = states(cell, Tensor(array(count, 2, 3)), count)
+        loss = Tensor.stack([state[0] for state in found]).square().sum()
+        Tensor.realize(*loss.gradient(*cell.parameters()))
+        made.append(GlobalCounters.programs_compiled - before)
+    assert made[0] > 0 and made[2:] == [0, 0]
+
+
 @pytest.mark.parametrize("kind", ["rnn", "gru", "lstm"])
 def test_cells(on_device, kind):
     cell, count = cell_of(kind), 40

@@ -126,6 +126,22 @@ def test_idle_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     cpu_memory.trim()
 
 
+def test_who_looks_at_a_clock_keeps_all_idle_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu_memory.trim()
+    monkeypatch.setattr(cpu_memory, "_KEEP", 16 * MIB)
+    monkeypatch.setattr(cpu_memory._blocks, "held_peak", 0)
+    with cpu_memory.keeping():
+        for address in [cpu_memory.allocate(4 * MIB) for _ in range(20)]:
+            cpu_memory.free(address, 4 * MIB)
+        held = cpu_memory.held_bytes()
+        again = [cpu_memory.allocate(4 * MIB) for _ in range(20)]
+        assert cpu_memory.held_bytes() == held
+    for address in again:
+        cpu_memory.free(address, 4 * MIB)
+    assert cpu_memory.held_bytes() < held
+    cpu_memory.trim()
+
+
 def test_out_of_memory_is_a_plain_error() -> None:
     with pytest.raises(MemoryError, match=r"1,125,899,906,842,624 bytes.*held"):
         cpu_memory.allocate(1 << 50)
@@ -291,11 +307,11 @@ class _Owner:
     """A block that frees itself, like a Buffer; only the cycle collector finds it."""
 
     def __init__(self) -> None:
-        self.address = cpu_memory.allocate(10_000)
+        self.address = cpu_memory.allocate(100_000)
         self.cycle = self
 
     def __del__(self) -> None:
-        cpu_memory.free(self.address, 10_000)
+        cpu_memory.free(self.address, 100_000)
 
 
 def test_the_garbage_collector_may_free_inside_allocate() -> None:
@@ -310,14 +326,14 @@ def test_the_garbage_collector_may_free_inside_allocate() -> None:
     finally:
         cpu_memory._blocks.changing = False
         gc.enable()
-    assert GlobalCounters.mem_used == used + 10_000, "nobody could put it away meanwhile"
-    address = cpu_memory.allocate(10_000)
-    assert GlobalCounters.mem_used == used + 10_000
-    cpu_memory.free(address, 10_000)
+    assert GlobalCounters.mem_used == used + 100_000, "nobody could put it away meanwhile"
+    address = cpu_memory.allocate(100_000)
+    assert GlobalCounters.mem_used == used + 100_000
+    cpu_memory.free(address, 100_000)
     assert GlobalCounters.mem_used == used
 
 
-@pytest.mark.parametrize("size", [64, 10_000, 3 * MIB])
+@pytest.mark.parametrize("size", [64, 100_000, 3 * MIB])
 def test_whoever_interrupts_allocate_may_allocate(size: int) -> None:
     """At each line of `allocate`, as the handler of a signal may: no block is given out twice."""
     inner: list[int] = []

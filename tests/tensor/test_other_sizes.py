@@ -27,9 +27,9 @@ class Maker:
         data = self.random.standard_normal(shape).astype(np.float32)
         return Tensor(data, device=self.device, requires_grad=True)
 
-    def integers(self, most: int) -> Tensor:
+    def integers(self, most: int, *batch: int) -> Tensor:
         """One for each of the size."""
-        data = self.random.integers(0, most, self.size).astype(np.int32)
+        data = self.random.integers(0, most, (*batch, self.size)).astype(np.int32)
         return Tensor(data, device=self.device)
 
 
@@ -87,8 +87,48 @@ def products(of: Maker) -> list[Tensor]:
     return [(x @ w).tanh(), x.sum(0), x.T @ x, (x @ w).sum(0), x.std(0), x[1:] - x[:-1]]
 
 
+def texts(of: Maker) -> list[Tensor]:
+    """A language model with a batch of texts of as many tokens."""
+    table, places = of.floats(50, 16), of.floats(300, 16)
+    weights = [of.floats(16, 48), of.floats(16, 40), of.floats(40, 50)]
+    x = table[of.integers(50, 3)] + places[: of.size]
+    heads = (x.layernorm() @ weights[0]).reshape(3, of.size, 3, 2, 8).permute(2, 0, 3, 1, 4)
+    y = Tensor.scaled_dot_product_attention(heads[0], heads[1], heads[2], is_causal=True)
+    x = x + y.permute(0, 2, 1, 3).reshape(3, of.size, 16)
+    logits = (x.reshape(-1, 16) @ weights[1]).gelu() @ weights[2]
+    loss = logits.cross_entropy(of.integers(50, 3).reshape(-1))
+    return [loss, logits.reshape(3, of.size, 50), *loss.gradient(table, places, *weights)]
+
+
+def lines(of: Maker) -> list[Tensor]:
+    """Elements, sums and rows of what varies inside."""
+    x, w = of.floats(4, of.size, 6), of.floats(6, 10)
+    y = (x @ w).relu().sum(1) + x.max(1).sum(1, keepdim=True)
+    z = x.softmax(2) * x.mean(1, keepdim=True)
+    found = x.gradient(x, gradient=z)
+    return [y, z, x.transpose(1, 2), x.sum((0, 1)), *found, *(y * y).sum().gradient(x, w)]
+
+
+def squares(of: Maker) -> list[Tensor]:
+    """Within a program both dimensions of a matrix vary."""
+    x = of.floats(2, of.size, 5)
+    scores = x @ x.transpose(1, 2)
+    return [scores.softmax(-1) @ x, *(scores * scores).sum().gradient(x)]
+
+
+def means(of: Maker) -> list[Tensor]:
+    """Sums over what varies, of products with few columns and with columns that vary."""
+    table, w = of.floats(50, 3), of.floats(3, 7)
+    x, y = of.floats(of.size, 33, 2), of.floats(of.size, 33, 8)
+    means = (table[of.integers(50, 3)] @ w).relu().mean(1)
+    outer, rows = Tensor.einsum("nlh,nlk->hk", x, y), Tensor.einsum("nlh,nmh->nlm", x, y[:, :, :2])
+    found = (means * means).sum() + (outer * outer).sum() + (rows * rows).mean()
+    return [means, outer, rows, *found.gradient(table, w, x, y)]
+
+
 @pytest.mark.parametrize("compute", [
-    network, convolution, normalized, rows, embedding, attention, sequence, products,
+    network, convolution, normalized, rows, embedding, attention, sequence, products, texts, lines,
+    squares, means,
 ])  # fmt: skip
 def test_other_sizes(compute, compiled: str, reference: str) -> None:
     def values(size: int, device: str) -> list[np.ndarray]:

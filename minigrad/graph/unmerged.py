@@ -1,0 +1,232 @@
+"""Dimensions that vary inside of others: a general graph in which they come first.
+
+Rows of a batch first, (4, n, 64), are often taken for (4·n, 64), and back. Where n varies row r
+of these is (r // n, r % n), and neither is a sum; nor is the place of (i, j), i·n + j. So c·n
+elements become c times n everywhere, and what is computed has n before all others:
+
+    (4, n, 64) → (4·n, 64), times (64, 8)   →   (n, 4, 64) times (64, 8), which are 4·n rows again
+
+What is handed over is laid out at n's bound: see minigrad/padded.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from math import gcd
+
+from minigrad.errors import ShapeError
+from minigrad.graph import build
+from minigrad.graph.canonical import Graph
+from minigrad.graph.node import Node, Op, Shape, is_symbolic, make, topological
+from minigrad.graph.operations import REDUCTIONS, SCATTERS
+from minigrad.graph.symbolic import Affine, Integer
+
+# Of an array, which are copied one by one: batches have fewer. Where columns of matrices vary, and
+# with them the best way to compute, there are more: those are compiled for their sizes.
+MOST_PIECES = 64
+
+
+def unmerged(graph: Graph) -> Graph:
+    """The graph with dimensions (c, n) for each of c·n; those that vary are first inside of it.
+
+    ShapeError where something else is done along such a dimension than to merge and to split it.
+    """
+    new: dict[Node, Node] = {}  # with what varies in front
+    for node in topological(graph.roots):
+        new[node] = _remade(node, [new[source] for source in node.src])
+    roots = []
+    for root in graph.roots:
+        made, order = new[root], _order(_split(root.shape))
+        if order and made.op is not Op.ASSIGN:
+            made = _permuted(build.contiguous(made), _inverse(order))
+        roots.append(made)
+    return replace(graph, roots=tuple(roots))
+
+
+def _order(shape: Shape) -> Sequence[int]:
+    """The dimensions with the one that varies in front; () where they stay as they are."""
+    varying = [axis for axis, extent in enumerate(shape) if not isinstance(extent, int)]
+    if len(varying) != 1 or all(extent == 1 for extent in shape[: varying[0]]):
+        return ()
+    return (*varying, *(axis for axis in range(len(shape)) if axis not in varying))
+
+
+def _inverse(order: Sequence[int]) -> list[int]:
+    return sorted(range(len(order)), key=order.__getitem__)
+
+
+def _fronted(x: Node) -> Node:
+    """With the dimension that varies in front."""
+    order = _order(x.shape)
+    return _permuted(x, order) if order else x
+
+
+def _stored(x: Node) -> Node:
+    """Fronted in memory, too: rows of a product are then neighbours."""
+    return build.contiguous(_fronted(x)) if _order(x.shape) else x
+
+
+def _permuted(x: Node, order: Sequence[int]) -> Node:
+    """As `build.permute`; what is turned back is as it was."""
+    if x.op is Op.PERMUTE:
+        x, order = x.src[0], [x.arg[axis] for axis in order]
+    return build.permute(x, order)
+
+
+def _parts(extent: Integer) -> Shape:
+    """What c·n is made of: c and n."""
+    if not isinstance(extent, Affine):
+        return (extent,)
+    factor = gcd(extent.constant, *(c for _, c in extent.terms))
+    return (factor, extent // factor) if factor > 1 else (extent,)
+
+
+def _split(shape: Shape) -> Shape:
+    return tuple(part for extent in shape for part in _parts(extent))
+
+
+def _places(shape: Shape) -> list[tuple[int, ...]]:
+    """Where each dimension is after `_split`: one place or two."""
+    found: list[tuple[int, ...]] = []
+    count = 0
+    for extent in shape:
+        parts = len(_parts(extent))
+        found.append(tuple(range(count, count + parts)))
+        count += parts
+    return found
+
+
+def _one_place(node: Node, shape: Shape, axis: int) -> int:
+    """The place of a dimension that must be one."""
+    places = _places(shape)[axis]
+    if len(places) > 1:
+        raise ShapeError(f"{node.op.value} along {shape[axis]} elements of {shape}")
+    return places[0]
+
+
+def _remade(node: Node, given: list[Node]) -> Node:
+    """A node, fronted, on sources that are."""
+    op, shape = node.op, _split(node.shape)
+    same = shape == node.shape and not _order(shape) and tuple(given) == node.src
+    if same and op is not Op.RESHAPE:  # of which nobody has looked at the shapes
+        return node
+    if op is Op.BUFFER:
+        return _stored(make(op, node.dtype, shape, (), node.arg, node.device))
+    if op is Op.CONST or op is Op.CONTIGUOUS or op.facts.arity:
+        order = _order(shape)
+        shape = tuple(shape[axis] for axis in order) if order else shape
+        return make(op, node.dtype, shape, tuple(given), node.arg, node.device)
+    orders = [_order(_split(source.shape)) for source in node.src]
+    src = [_permuted(x, _inverse(order)) if order else x
+           for x, order in zip(given, orders, strict=True)]  # fmt: skip
+    places = _places(node.src[0].shape) if src else []
+    if op in REDUCTIONS:
+        order = orders[0] or range(src[0].ndim)
+        axes = [order.index(place) for axis in node.arg for place in places[axis]]
+        reduced = _permuted(build.reduce(op, given[0], axes), _inverse(order))
+        made = build.reshape(reduced, shape)
+        return _fronted(made) if orders[0] or shape[-1] == 1 else _stored(made)
+    if op is Op.RESHAPE:
+        return _reshaped(src[0], shape)
+    if op is Op.EXPAND:
+        pairs = zip(node.src[0].shape, node.shape, strict=True)
+        ones = [(1,) * len(_parts(new)) if old == 1 else _parts(new) for old, new in pairs]
+        x, order = _reshaped(src[0], sum(ones, ())), _order(shape)
+        if order and order == orders[0]:
+            return build.expand(x, tuple(shape[axis] for axis in order))
+        return _fronted(build.expand(_natural(x, sum(ones, ())), shape))
+    return _fronted(_moved(node, src, shape, places))
+
+
+def _natural(x: Node, shape: Shape) -> Node:
+    """What is fronted, in the order of a shape."""
+    order = _order(shape)
+    return _permuted(x, _inverse(order)) if order else x
+
+
+def _reshaped(x: Node, shape: Shape) -> Node:
+    """`build.reshape`, fronted; what is before the one dimension that varies stays before it."""
+    made, order = build.reshape(x, shape), _order(shape)
+    if order and _order(x.shape):
+        return build.reshape(_fronted(x), tuple(shape[axis] for axis in order))
+    return _fronted(made)
+
+
+def _moved(node: Node, src: list[Node], shape: Shape, places: list[tuple[int, ...]]) -> Node:
+    """A node of a split shape on sources of such."""
+    op = node.op
+    if op is Op.SHRINK or op is Op.PAD:
+        return _with_pairs(node, src[0])
+    if op in SCATTERS:
+        return _scatter(node, *src)
+    if op is Op.GATHER:
+        return _gather(node, *src)
+    if op is Op.PERMUTE:
+        return _permuted(src[0], [place for axis in node.arg for place in places[axis]])
+    if op is Op.CAT:
+        return build.cat(src, _one_place(node, node.shape, node.arg))
+    if op is Op.WINDOW:
+        return build.window(src[0], [
+            (_one_place(node, node.src[0].shape, axis), *how) for axis, *how in node.arg
+        ])
+    if op is Op.ASSIGN and not is_symbolic(node.src[0].shape):
+        return make(op, node.dtype, shape, tuple(src), node.arg, node.device)
+    raise ShapeError(f"{op.value} of {node.shape}, of which an inner dimension varies")
+
+
+def _with_pairs(node: Node, x: Node) -> Node:
+    """SHRINK and PAD: of two dimensions both are whole, as was the one."""
+    pairs: list[tuple[Integer, Integer]] = []
+    old = node.src[0].shape
+    for pair, extent, new in zip(node.arg, old, node.shape, strict=True):
+        whole = pair == ((0, 0) if node.op is Op.PAD else (0, extent))
+        if not whole and len(_parts(extent)) + len(_parts(new)) > 2:
+            raise ShapeError(f"{node.op.value} {pair} of {extent} elements of {old}")
+        parts: Sequence[Integer] = _parts(extent)
+        if len(parts) == 1:
+            pairs.append(pair)
+        else:
+            pairs += [(0, 0 if node.op is Op.PAD else part) for part in parts]
+    shape, order = _split(node.shape), _order(_split(node.shape))
+    if order and order == _order(x.shape):
+        fronted = tuple(shape[axis] for axis in order), tuple(pairs[axis] for axis in order)
+        made = make(node.op, node.dtype, fronted[0], (_fronted(x),), fronted[1], node.device)
+        return _permuted(made, _inverse(order))
+    return make(node.op, node.dtype, shape, (x,), tuple(pairs), node.device)
+
+
+def _gather(node: Node, x: Node, index: Node) -> Node:
+    """What is chosen by c·n indices is the same for all of the n."""
+    axis = _one_place(node, node.src[0].shape, node.arg)
+    parts = _parts(node.src[1].shape[node.arg])
+    if len(parts) > 1:
+        shape = (*x.shape[: axis + 1], 1, *x.shape[axis + 1 :])
+        wide = (*x.shape[: axis + 1], parts[1], *x.shape[axis + 1 :])
+        x = build.expand(build.reshape(x, shape), wide)
+    order = _order(index.shape)
+    if order and order == _order(x.shape):
+        made = build.gather(_fronted(x), _fronted(index), order.index(axis))
+        return _permuted(made, _inverse(order))
+    return build.gather(x, index, axis)
+
+
+def _scatter(node: Node, base: Node, index: Node, x: Node) -> Node:
+    """c·n values are added as n·c, which is one dimension: in another order."""
+    axis = _one_place(node, node.src[0].shape, node.arg)
+    if len(_parts(node.src[1].shape[node.arg])) > 1:
+        order = [*range(axis), axis + 1, axis, *range(axis + 2, index.ndim)]
+        extent = node.src[1].shape[node.arg]
+        shape = (*index.shape[:axis], extent, *index.shape[axis + 2 :])
+        index, x = (build.reshape(build.permute(one, order), shape) for one in (index, x))
+    return build.scatter(node.op, base, index, x, axis)
+
+
+def inner(shape: Shape) -> bool:
+    """Whether a dimension varies that is not the first: such an array is laid out at its bound."""
+    return is_symbolic(tuple(extent for extent in shape if extent != 1)[1:])
+
+
+def innermost(shape: Shape) -> int:
+    """The last dimension that varies."""
+    return max(axis for axis, extent in enumerate(shape) if not isinstance(extent, int))
