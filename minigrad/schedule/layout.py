@@ -74,7 +74,7 @@ Digits = dict[Atom, list[tuple[int, int]]]  # by the reader's variable: weights,
 
 def _digits(load: Expr, product: Stage) -> Digits | None:
     """Which axes of a product a reader's variables are made of; None where it is not so simple."""
-    if load.guard:
+    if load.guard or any(not isinstance(axis.extent, int) for axis in product.axes[1:]):
         return None
     found: Digits = {}
     parts = unflatten(load.index, [axis.extent for axis in product.axes])
